@@ -1,0 +1,276 @@
+"""Every pytree and function signature that crosses a folder.
+
+Shapes, everywhere in the code: P prompts, K samples per prompt, B = P*K rows,
+T tokens, L prompt length, V vocabulary, D width, H heads.
+"""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple, Protocol
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+Array = jax.Array
+Params = Any  # A nested dict of arrays.
+Metrics = dict[str, 'WeightedMean']
+
+# Why a sample ended (`Rollouts.stop_reason`).
+TRUNCATED = 0  # It reached the length limit; no stop token was invented.
+STOPPED = 1  # It chose a stop token, which is part of the action.
+
+
+def _pytree(cls):
+  """A frozen dataclass whose fields are pytree children with their names as keys."""
+  return jax.tree_util.register_dataclass(dataclasses.dataclass(frozen=True)(cls))
+
+
+@_pytree
+class TrainState:
+  """What a train step consumes and returns: donated, sharded, saved, restored.
+
+  Frozen networks (reference, reward) are explicit arguments of the step and
+  never part of the state.
+
+  Attributes:
+    step: int32 []; optimizer steps taken.
+    params: parameters by role, {'policy': ...} or {'policy': ..., 'value': ...}.
+    opt_state: the optax state of `params`.
+    key: the base key of the run. It is folded (`jax.random.fold_in`), never split.
+    aux: the algorithm's own pytree (running statistics and the like); {} if none.
+  """
+
+  step: Array
+  params: dict[str, Params]
+  opt_state: Any
+  key: Array
+  aux: Any
+
+
+@_pytree
+class Rollouts:
+  """Prompts and what a policy said after them, K samples a prompt.
+
+  Attributes:
+    prompts: int32 [P, L], left-padded.
+    prompt_lengths: int32 [P].
+    tokens: int32 [P, K, T]; everything after the prompt.
+    lengths: int32 [P, K]; beyond it is padding.
+    mask: float32 [P, K, T]; 1 where the policy chose the token, its stop token
+      included.
+    log_probs: float32 [P, K, T], nats, under the policy that sampled; 0 where
+      `mask` is 0.
+    stop_reason: int8 [P, K]; `STOPPED` or `TRUNCATED`.
+  """
+
+  prompts: Array
+  prompt_lengths: Array
+  tokens: Array
+  lengths: Array
+  mask: Array
+  log_probs: Array
+  stop_reason: Array
+
+
+@_pytree
+class Batch:
+  """One step's training data.
+
+  Attributes:
+    rollouts: the samples.
+    rewards: float32 [P, K] (or [P, K, T] per token).
+    reference_log_probs: float32 [P, K, T] under the frozen reference, or None.
+    aux: the algorithm's own arrays, each with a leading axis P (V*(x) for A*-PO).
+    weight: float32 [P]; 0 marks the rows that fill up a last partial batch.
+  """
+
+  rollouts: Rollouts
+  rewards: Array
+  reference_log_probs: Array | None
+  aux: dict[str, Array]
+  weight: Array
+
+
+@_pytree
+class WeightedMean:
+  """A mean that is kept as total and weight; merged by adding, divided last."""
+
+  total: Array
+  weight: Array
+
+  def __add__(self, other: 'WeightedMean') -> 'WeightedMean':
+    return WeightedMean(self.total + other.total, self.weight + other.weight)
+
+  def value(self) -> Array:
+    """total / weight, and 0 for an empty mean."""
+    return jnp.where(self.weight > 0, self.total / jnp.where(self.weight > 0, self.weight, 1.0), 0.0)
+
+
+@_pytree
+class Head:
+  """The map from hidden states to logits, handed out so that it can be chunked.
+
+  logits = hidden @ kernel.T + bias.
+
+  Attributes:
+    kernel: [V, D]; the embedding itself when the two are tied.
+    bias: [V] or None.
+  """
+
+  kernel: Array
+  bias: Array | None
+
+
+@_pytree
+class ModelOutput:
+  """What a trunk returns.
+
+  Attributes:
+    hidden: [B, T, D] after the last norm.
+    head: the output head (V rows for a policy, one for a scalar value, ...).
+    cache: the updated KV cache, or None where none was given.
+  """
+
+  hidden: Array
+  head: Head
+  cache: Any
+
+
+class ApplyFn(Protocol):
+
+  def __call__(
+      self,
+      params: Params,
+      tokens: Array,
+      *,
+      positions: Array,
+      valid: Array,
+      cache: Any = None,
+      cache_index: Array | None = None,
+  ) -> ModelOutput:
+    """Runs the network.
+
+    Args:
+      params: the parameters.
+      tokens: int32 [B, T].
+      positions: int32 [B, T]; 0 at the first real token of a row.
+      valid: bool; which keys may be attended to. [B, T] without a cache, and
+        [B, S] with one (S the cache's slots), where it must already hold True
+        for the slots that this call writes.
+      cache: None, or a KV cache from `init_cache`.
+      cache_index: int32 []; the slot at which the T new keys are written. Query
+        t attends to slots up to cache_index + t.
+    """
+
+
+class ModelFns(NamedTuple):
+  """A network as three pure functions.
+
+  Attributes:
+    init: key -> params.
+    apply: see `ApplyFn`.
+    init_cache: (batch, slots) -> an empty KV cache.
+  """
+
+  init: Callable[[Array], Params]
+  apply: ApplyFn
+  init_cache: Callable[[int, int], Any]
+
+
+class Algorithm(NamedTuple):
+  """Two pure functions, like optax's GradientTransformation.
+
+  Attributes:
+    init: (key, params by role) -> TrainState.
+    train_step: (state, batch) -> (state, metrics).
+  """
+
+  init: Callable[..., TrainState]
+  train_step: Callable[..., tuple[TrainState, Metrics]]
+
+
+class Tokenizer(Protocol):
+  """Text to ids and back, whatever library does it.
+
+  Attributes:
+    vocab_size: rows that an embedding must have; every id is below it.
+    pad_id: the id that fills unused slots. It may equal a stop id: no mask in
+      this project is made by comparing with it.
+    stop_ids: the ids that end a response.
+    fingerprint: a short hash of everything that decides the ids; saved with
+      checkpoints and compared on load.
+  """
+
+  vocab_size: int
+  pad_id: int
+  stop_ids: tuple[int, ...]
+  fingerprint: str
+
+  def encode(self, text: str) -> list[int]:
+    """Ids of `text`, without any start or stop token."""
+
+  def decode(self, ids: Sequence[int]) -> str:
+    """The text of `ids`; special ids (stop, pad) are dropped."""
+
+
+# One problem: {'id': int, 'prompt': str, 'answer': str, ...}; a demonstration has
+# 'response': str besides (without its stop token).
+Example = dict[str, Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class Task:
+  """Everything that an experiment needs to know about a set of problems.
+
+  Attributes:
+    name: as in results.json.
+    tokenizer: its tokenizer.
+    demonstrations: prompts with responses, for supervised fine-tuning.
+    train: the prompts of stage 1 and stage 2; ids are unique and non-negative.
+    evaluation: held-out prompts, disjoint from `demonstrations` and `train`.
+    reward_fn: the reward of training and evaluation.
+    lenient_reward_fn: a more forgiving reward, where the released code of a paper
+      used one; otherwise the same function.
+    max_prompt_tokens: no prompt is longer.
+    max_response_tokens: the sampler's limit, stop token included.
+  """
+
+  name: str
+  tokenizer: Tokenizer
+  demonstrations: list[Example]
+  train: list[Example]
+  evaluation: list[Example]
+  reward_fn: 'RewardFn'
+  lenient_reward_fn: 'RewardFn'
+  max_prompt_tokens: int
+  max_response_tokens: int
+
+
+class SampleFn(Protocol):
+
+  def __call__(
+      self,
+      params: Params,
+      prompts: Array,
+      prompt_lengths: Array,
+      example_ids: Array,
+      key: Array,
+  ) -> Rollouts:
+    """Samples K responses for each of [P, L] left-padded prompts.
+
+    `example_ids` int32 [P] enter the noise, so that a sample does not depend on
+    which batch it was drawn in.
+    """
+
+
+class RewardFn(Protocol):
+
+  def __call__(
+      self,
+      prompts: list[str],
+      responses: list[str],
+      truncated: np.ndarray,
+      examples: list[dict[str, Any]],
+  ) -> np.ndarray:
+    """Scores n responses on the host; returns float32 [n]."""

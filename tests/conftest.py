@@ -1,0 +1,25 @@
+"""Settings shared by all tests: eight fake devices, and where the real data lies."""
+
+import os
+import pathlib
+
+# Must stand before jax is imported: meshes are tested on eight fake CPU devices.
+os.environ.setdefault('JAX_PLATFORMS', 'cpu')
+if 'xla_force_host_platform_device_count' not in os.environ.get('XLA_FLAGS', ''):
+  os.environ['XLA_FLAGS'] = (
+      os.environ.get('XLA_FLAGS', '') + ' --xla_force_host_platform_device_count=8'
+  ).strip()
+
+import pytest  # noqa: E402
+
+REPOSITORY = pathlib.Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(scope='session')
+def data_dir() -> pathlib.Path:
+  """The folder of real data: JAXRL_LLM_DATA, by default ../shared/data."""
+  default = REPOSITORY.parent / 'shared' / 'data'
+  path = pathlib.Path(os.environ.get('JAXRL_LLM_DATA', default))
+  if not path.is_dir():
+    pytest.skip(f'real data not found at {path} (set JAXRL_LLM_DATA)')
+  return path
