@@ -170,7 +170,8 @@ class ModelFns(NamedTuple):
   Attributes:
     init: key -> params.
     apply: see `ApplyFn`.
-    init_cache: (batch, slots) -> an empty KV cache.
+    init_cache: (batch, slots) -> an empty KV cache, a pytree of arrays
+      [..., batch, slots, heads, head_dim].
   """
 
   init: Callable[[Array], Params]

@@ -1,0 +1,168 @@
+"""A*-PO: policy optimisation by regression on an offline estimate of the optimal advantage.
+
+Brantley, Chen, Gao, Lee, Sun, Zhan and Zhang, 2025, "Accelerating RL for LLM reasoning
+with optimal advantage regression", arXiv 2505.20686; code: ZhaolinGao/A-PO.
+
+The objective is max_π E[r(x, y)] − β KL(π ‖ π_ref) with a verifiable reward in {0, 1}.
+Its solution satisfies β log π*(y|x) / π_ref(y|x) = r(x, y) − V*(x) for every y, with
+V*(x) = β log E_{y∼π_ref} exp(r(x, y) / β). A*-PO makes an equation to be fitted of it:
+
+  stage 1, offline, once: N samples a prompt from π_ref,
+    V̂*(x) = β₁ log (1/N) Σ_i exp(r(x, y_i) / β₁);                            (`estimate_values`)
+  stage 2, online: one sample y ∼ π_θ(·|x) a prompt,
+    L(θ) = mean (β₂ log π_θ(y|x) / π_ref(y|x) − (r(x, y) − V̂*(x)))²,         (`make`)
+    log π the sum over the tokens of the response, stop token included.
+
+There is no critic, no group, no ratio to an old policy and no clipping. The gradient is
+not taken through the sampling. Since β₁ ≠ β₂ as published (0.5 and 1e-3), the loss does
+not fall to zero at the optimum: its floor is the mean of (V_β₁ − V_β₂)².
+
+Departures from the released code, and why:
+- β₁ = 0 means the mean of the rewards there, and β₁ < 0 means V = 0, where the limit
+  β₁ → 0 is their maximum: here `value_mode` names what is meant.
+- An entropy bonus of 1e-3 is active there in both scripts, and is not part of the
+  objective: off here, `entropy_coefficient=1e-3` is theirs.
+- Stage 1 is scored there with a more lenient reward than stage 2: identical here,
+  `stage1_reward='lenient'` is theirs.
+- Two optimizer steps are taken there from each batch of rollouts, the second slightly
+  off-policy: `num_minibatches` (1 here, 2 there).
+
+Tables: experiments/configs/a_star_po_{arithmetic,ablation,countdown,gsm8k}.py.
+"""
+
+import dataclasses
+
+import chex
+import jax.numpy as jnp
+import optax
+
+from jaxrl_llm.rl import masking, regression_losses, scoring, soft_values
+from jaxrl_llm.training import step as step_lib
+from jaxrl_llm.types import Algorithm, Array, Batch, ModelFns, TrainState, WeightedMean
+
+
+@dataclasses.dataclass
+class Config:
+  """Settings of A*-PO; the defaults are those of the released scripts where they agree
+  with the paper (addresses in experiments/configs/a_star_po_gsm8k.py).
+
+  Attributes:
+    beta1: β₁ > 0 of stage 1; between the maximum (→ 0) and the mean (→ ∞) of the rewards.
+    beta2: β₂ > 0 of stage 2, the weight of the KL divergence.
+    samples_per_prompt: N ≥ 1, of stage 1.
+    value_mode: 'softmax' (the paper's estimator), its limits 'max' and 'mean', or 'zero'.
+    filter_all_wrong: leave out of stage 2 the prompts whose N samples all failed.
+    stage1_reward: 'identical' (to stage 2's) or 'lenient' (the task's lenient reward).
+    entropy_coefficient: weight of a bonus on the mean entropy of a token, nats.
+    temperature: of sampling and of all log-probs.
+    num_minibatches: optimizer steps per batch of rollouts; all but the first are
+      slightly off-policy.
+    num_micro_batches: parts that a minibatch is computed in.
+    head_chunk: positions per chunk of the head; 0 takes all at once.
+  """
+
+  beta1: float = 0.5
+  beta2: float = 1e-3
+  samples_per_prompt: int = 8
+  value_mode: str = 'softmax'
+  filter_all_wrong: bool = False
+  stage1_reward: str = 'identical'
+  entropy_coefficient: float = 0.0
+  temperature: float = 1.0
+  num_minibatches: int = 1
+  num_micro_batches: int = 1
+  head_chunk: int = 128
+
+  def validate(self) -> None:
+    """Raises ValueError with one line for the first field that is out of range."""
+    for name in ('beta1', 'beta2', 'temperature'):
+      if not 0 < getattr(self, name) < float('inf'):
+        raise ValueError(f'{name} must be positive and finite, got {getattr(self, name)}')
+    for name in ('samples_per_prompt', 'num_minibatches', 'num_micro_batches'):
+      if getattr(self, name) < 1:
+        raise ValueError(f'{name} must be at least 1, got {getattr(self, name)}')
+    for name, allowed in (
+        ('value_mode', ('softmax', 'mean', 'max', 'zero')),
+        ('stage1_reward', ('identical', 'lenient')),
+    ):
+      if getattr(self, name) not in allowed:
+        raise ValueError(f'{name} must be one of {allowed}, got {getattr(self, name)!r}')
+    for name in ('entropy_coefficient', 'head_chunk'):
+      if getattr(self, name) < 0:
+        raise ValueError(f'{name} must not be negative, got {getattr(self, name)}')
+
+
+def estimate_values(config: Config, rewards: Array) -> Array:
+  """Stage 1: V̂*(x) of each prompt from the rewards of its reference samples.
+
+  Args:
+    config: `value_mode` and `beta1` are used.
+    rewards: float32 [P, N].
+
+  Returns:
+    float32 [P].
+  """
+  return soft_values.v_star(rewards, beta=config.beta1, mode=config.value_mode)
+
+
+def make(
+    config: Config, policy: ModelFns, optimizer: optax.GradientTransformation
+) -> Algorithm:
+  """Stage 2 as two pure functions.
+
+  Args:
+    config: settings.
+    policy: the network of params['policy'].
+    optimizer: an optax transformation.
+
+  Returns:
+    Algorithm(init, train_step). `train_step` takes a `types.Batch` of one sample a
+    prompt, with `reference_log_probs` under the frozen π_ref and aux['values'] = V̂* [P].
+
+  Raises:
+    ValueError: a setting is out of range.
+  """
+  config.validate()
+
+  def init(key, params) -> TrainState:
+    return TrainState(jnp.int32(0), params, optimizer.init(params), key, aux={})
+
+  def loss_fn(params, batch: Batch):
+    mask = batch.rollouts.mask
+    log_probs, entropy = scoring.score(
+        policy, params['policy'], batch.rollouts,
+        temperature=config.temperature, chunk_size=config.head_chunk,
+    )
+    log_ratio = masking.masked_sum(log_probs - batch.reference_log_probs, mask, axis=-1)[:, 0]
+    losses = regression_losses.a_star_po_loss(
+        log_ratio, batch.rewards[:, 0], batch.aux['values'], beta=config.beta2
+    )
+    sequence_entropy = masking.masked_sum(entropy, mask, axis=-1)[:, 0]
+    # The bonus is a mean over tokens and the loss one over prompts: the factor
+    # prompts / tokens of the whole batch puts both under one denominator.
+    bonus = config.entropy_coefficient * batch.aux['prompts_per_token'] * sequence_entropy
+    prompts, tokens = jnp.sum(batch.weight), jnp.sum(mask * batch.weight[:, None, None])
+    weighted = lambda x: jnp.sum(jnp.where(batch.weight > 0, batch.weight * x, 0.0))
+    gap = masking.masked_sum(jnp.abs(log_probs - batch.rollouts.log_probs), mask, axis=-1)[:, 0]
+    metrics = {
+        'train/squared_error': WeightedMean(weighted(losses), prompts),
+        'train/log_ratio': WeightedMean(weighted(log_ratio), prompts),
+        'train/entropy': WeightedMean(weighted(sequence_entropy), tokens),
+        'train/sampler_gap': WeightedMean(weighted(gap), tokens),
+    }
+    return WeightedMean(weighted(losses - bonus), prompts), metrics
+
+  def train_step(state, batch: Batch):
+    chex.assert_shape(batch.rewards, (None, 1))
+    tokens = jnp.sum(batch.rollouts.mask * batch.weight[:, None, None])
+    per_token = jnp.sum(batch.weight) / jnp.maximum(tokens, 1.0)
+    aux = {**batch.aux, 'prompts_per_token': jnp.full(batch.weight.shape, per_token)}
+    loss, gradients, metrics = step_lib.accumulate_gradients(
+        loss_fn, state.params, dataclasses.replace(batch, aux=aux),
+        num_micro_batches=config.num_micro_batches,
+    )
+    state, step_metrics = step_lib.apply_gradients(optimizer, state, gradients)
+    loss = WeightedMean(loss, jnp.ones_like(loss))
+    return state, {'train/loss': loss, **metrics, **step_metrics}
+
+  return Algorithm(init, train_step)

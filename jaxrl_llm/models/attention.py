@@ -1,0 +1,146 @@
+"""Causal attention with grouped queries. Everything goes through `attend`.
+
+A kernel for one platform belongs behind `attend`, so that models never choose.
+"""
+
+import functools
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from jaxrl_llm.models import configs, layers
+
+# Finite, so that a row that may attend to nothing (left padding) stays finite.
+MASKED = -1e30
+
+
+@jax.custom_vjp
+def _core(query, key, value, bias):
+  """softmax(query keyᵀ + bias) value, for [N, Q, h], [N, S, h], [N, S, h], [N', Q', S]."""
+  return _core_forward(query, key, value, bias)[0]
+
+
+def _core_forward(query, key, value, bias):
+  scores = jnp.einsum('nqh,nsh->nqs', query, key, preferred_element_type=jnp.float32)
+  # The bias stands once a sequence; the scores stand once a sequence and key head,
+  # with the group of query heads folded into the query length.
+  b, t, s = bias.shape
+  shape = scores.shape
+  scores = scores.reshape(b, -1, t, s) + bias[:, None]
+  scores = jnp.exp(scores - jax.lax.stop_gradient(jnp.max(scores, axis=-1, keepdims=True)))
+  weights = (scores / jnp.sum(scores, axis=-1, keepdims=True)).reshape(shape).astype(value.dtype)
+  out = jnp.einsum('nqs,nsh->nqh', weights, value)
+  return out, (query, key, value, weights, out, bias)
+
+
+def _core_backward(residuals, gradient):
+  query, key, value, weights, out, bias = residuals
+  value_gradient = jnp.einsum('nqs,nqh->nsh', weights, gradient)
+  weight_gradient = jnp.einsum('nqh,nsh->nqs', gradient, value, preferred_element_type=jnp.float32)
+  # Σ_s weights · weight_gradient = gradient · out: one short sum instead of a long one.
+  inner = jnp.sum((gradient * out).astype(jnp.float32), axis=-1, keepdims=True)
+  score_gradient = (weights * (weight_gradient - inner)).astype(query.dtype)
+  query_gradient = jnp.einsum('nqs,nsh->nqh', score_gradient, key)
+  key_gradient = jnp.einsum('nqs,nqh->nsh', score_gradient, query)
+  return query_gradient, key_gradient, value_gradient, jnp.zeros_like(bias)
+
+
+_core.defvjp(_core_forward, _core_backward)
+
+
+def attend(
+    query: jax.Array,
+    key: jax.Array,
+    value: jax.Array,
+    query_slots: jax.Array,
+    valid: jax.Array,
+    *,
+    block: int,
+) -> jax.Array:
+  """Causal attention: softmax(q kᵀ / √h + mask) v, with grouped queries.
+
+  Query t sees slot s if s ≤ query_slots[t] and valid[s]. The mask is no function
+  of the inputs that are trained, so its gradient is zero.
+
+  Args:
+    query: [B, T, H, h].
+    key: [B, S, KV, h]; KV divides H.
+    value: [B, S, KV, h].
+    query_slots: int32 [T]; the slot in which each query's own key stands.
+    valid: bool [B, S]; which slots may be attended to.
+    block: queries per block; with more than one block, each is rematerialised in
+      the backward pass and the peak is that of one block.
+
+  Returns:
+    [B, T, H, h].
+  """
+  b, t, num_heads, head_dim = query.shape
+  s, num_kv_heads = key.shape[1:3]
+  group = num_heads // num_kv_heads
+  fold = lambda x: x.transpose(0, 2, 1, 3).reshape(b * num_kv_heads, -1, head_dim)
+  key, value = fold(key), fold(value)
+  slots = jnp.arange(s)
+
+  def one_block(query, query_slots):
+    q = query.shape[1]
+    visible = (slots[None, :] <= query_slots[:, None])[None] & valid[:, None, :]
+    bias = jnp.where(visible, 0.0, MASKED)  # [B, q, S]
+    query = query.reshape(b, q, num_kv_heads, group, head_dim) * head_dim**-0.5
+    query = query.transpose(0, 2, 3, 1, 4).reshape(b * num_kv_heads, group * q, head_dim)
+    out = _core(query, key, value, bias)
+    out = out.reshape(b, num_kv_heads, group, q, head_dim).transpose(0, 3, 1, 2, 4)
+    return out.reshape(b, q, num_heads, head_dim)
+
+  if t <= block:
+    return one_block(query, query_slots)
+  blocks = -(-t // block)
+  padding = blocks * block - t
+  query = jnp.pad(query, ((0, 0), (0, padding), (0, 0), (0, 0)))
+  query_slots = jnp.pad(query_slots, (0, padding), constant_values=s - 1)
+  query = query.reshape(b, blocks, block, num_heads, head_dim).swapaxes(0, 1)
+  out = jax.lax.map(
+      lambda pair: jax.checkpoint(one_block)(*pair), (query, query_slots.reshape(blocks, block))
+  )
+  return out.swapaxes(0, 1).reshape(b, blocks * block, num_heads, head_dim)[:, :t]
+
+
+class Attention(nn.Module):
+  """Self-attention over a sequence, or over a KV cache."""
+
+  config: configs.TransformerConfig
+
+  @nn.compact
+  def __call__(self, x, *, shape, rotary, valid, write):
+    """Attends.
+
+    Args:
+      x: [B*T, D].
+      shape: (B, T).
+      rotary: tables from `layers.rotary_tables`, or None.
+      valid: bool [B, S].
+      write: (key, value) [B, T, KV, h] -> (key, value) [B, S, KV, h] to attend to
+        and int32 [T] query slots; it stores them in the cache, if there is one.
+
+    Returns:
+      [B*T, D].
+    """
+    config = self.config
+    project = functools.partial(layers.dense, config, bias=config.attention_bias)
+    heads = lambda y, n: layers.constrain(
+        y.reshape(*shape, n, config.head_dim), layers.ROWS, None, 'tensor', None
+    )
+    query = heads(project(config.num_heads * config.head_dim, name='query')(x), config.num_heads)
+    key = heads(project(config.num_kv_heads * config.head_dim, name='key')(x), config.num_kv_heads)
+    value = heads(
+        project(config.num_kv_heads * config.head_dim, name='value')(x), config.num_kv_heads
+    )
+    if rotary is not None:
+      query, key = layers.rotate(query, rotary), layers.rotate(key, rotary)
+    key, value, query_slots = write(key, value)
+    out = attend(query, key, value, query_slots, valid, block=config.attention_block)
+    out = out.reshape(-1, config.num_heads * config.head_dim)
+    scale = (2 * config.num_layers) ** -0.5
+    return layers.dense(
+        config, config.width, bias=config.output_bias, name='output', scale=scale
+    )(out)

@@ -1,0 +1,41 @@
+"""A policy: the trunk with a head over the vocabulary."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+
+from jaxrl_llm.models import configs, layers, transformer
+from jaxrl_llm.types import Head, ModelFns
+
+
+def make(config: configs.TransformerConfig) -> ModelFns:
+  """The policy as pure functions; `apply` hands out the head for chunked use.
+
+  Args:
+    config: a model whose `vocab_size` is set.
+
+  Returns:
+    ModelFns whose `apply` gives hidden [B, T, D] and a head with V rows.
+
+  Raises:
+    ValueError: a field is out of range.
+  """
+  config = transformer.frozen_copy(config)
+
+  def init(key):
+    params = transformer.init(config, key)
+    if not config.tie_embeddings:
+      draw = jax.nn.initializers.normal(config.width**-0.5)
+      kernel = draw(transformer.head_key(key), (config.vocab_size, config.width))
+      bias = {'bias': jnp.zeros(config.vocab_size)} if config.head_bias else {}
+      params['head'] = {'kernel': kernel, **bias}
+    return params
+
+  def head(params):
+    if config.tie_embeddings:
+      return Head(kernel=params['embedder']['embedding'], bias=None)
+    return Head(kernel=params['head']['kernel'], bias=params['head'].get('bias'))
+
+  apply = functools.partial(transformer.apply_with_head, config, head)
+  return ModelFns(init, apply, functools.partial(transformer.init_cache, config))

@@ -1,0 +1,56 @@
+"""A Q-function: the trunk with one output for each next token."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+
+from jaxrl_llm.models import configs, transformer
+from jaxrl_llm.types import Head, ModelFns, ModelOutput
+
+
+def make(config: configs.TransformerConfig) -> ModelFns:
+  """Q(x, ·) as pure functions: `apply` gives a head with V rows, zero at first.
+
+  Args:
+    config: a model whose `vocab_size` is set.
+
+  Returns:
+    ModelFns whose `apply` gives hidden [B, T, D] and a head with V rows.
+
+  Raises:
+    ValueError: a field is out of range.
+  """
+  config = transformer.frozen_copy(config)
+
+  def init(key):
+    params = transformer.init(config, key)
+    params['q_head'] = {
+        'kernel': jnp.zeros((config.vocab_size, config.width)),
+        'bias': jnp.zeros(config.vocab_size),
+    }
+    return params
+
+  head = lambda params: Head(**params['q_head'])
+  apply = functools.partial(transformer.apply_with_head, config, head)
+  return ModelFns(init, apply, functools.partial(transformer.init_cache, config))
+
+
+def all_q_values(output: ModelOutput) -> jax.Array:
+  """Q of every next token, float32 [B, T, V]; for decoding, one position at a time."""
+  hidden = output.hidden.astype(jnp.float32)
+  return jnp.einsum('btd,vd->btv', hidden, output.head.kernel) + output.head.bias
+
+
+def q_values(output: ModelOutput, tokens: jax.Array) -> jax.Array:
+  """Q of the tokens that were taken, without an array of V columns.
+
+  Args:
+    output: of a model from `make`, hidden [B, T, D].
+    tokens: int32 [B, T]; tokens[:, t] was chosen in the state of hidden[:, t].
+
+  Returns:
+    float32 [B, T].
+  """
+  kernel, bias = output.head.kernel[tokens], output.head.bias[tokens]
+  return jnp.einsum('btd,btd->bt', output.hidden.astype(jnp.float32), kernel) + bias

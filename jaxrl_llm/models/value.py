@@ -1,0 +1,52 @@
+"""A value function: the trunk with a small linear head at every position."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+
+from jaxrl_llm.models import configs, transformer
+from jaxrl_llm.types import Head, ModelFns, ModelOutput
+
+
+def make(config: configs.TransformerConfig, *, num_outputs: int = 1) -> ModelFns:
+  """The value function as pure functions.
+
+  The head starts at zero: before any training every state is worth 0, rather than
+  a random number that the first advantages would inherit.
+
+  Args:
+    config: a model whose `vocab_size` is set.
+    num_outputs: rows of the head: 1 for a scalar, more for classes or atoms.
+
+  Returns:
+    ModelFns whose `apply` gives hidden [B, T, D] and a head with num_outputs rows.
+
+  Raises:
+    ValueError: a field is out of range.
+  """
+  config = transformer.frozen_copy(config)
+  if num_outputs < 1:
+    raise ValueError(f'num_outputs must be at least 1, got {num_outputs}')
+
+  def init(key):
+    params = transformer.init(config, key)
+    params['value_head'] = {
+        'kernel': jnp.zeros((num_outputs, config.width)), 'bias': jnp.zeros(num_outputs),
+    }
+    return params
+
+  head = lambda params: Head(**params['value_head'])
+  apply = functools.partial(transformer.apply_with_head, config, head)
+  return ModelFns(init, apply, functools.partial(transformer.init_cache, config))
+
+
+def outputs(output: ModelOutput) -> jax.Array:
+  """All outputs of the head at each position, float32 [B, T, num_outputs]."""
+  hidden = output.hidden.astype(jnp.float32)
+  return jnp.einsum('btd,od->bto', hidden, output.head.kernel) + output.head.bias
+
+
+def values(output: ModelOutput) -> jax.Array:
+  """The scalar value of the state after each token, float32 [B, T]."""
+  return outputs(output)[..., 0]

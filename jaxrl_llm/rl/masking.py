@@ -1,0 +1,280 @@
+"""Which slots of a response count, and sums and means that other slots cannot reach.
+
+A response ends at the *position* of its first stop id. Nothing here compares a
+token with a padding id, so that padding may share its id with a stop token.
+"""
+
+import math
+from typing import Literal, NamedTuple
+
+import chex
+import jax
+import jax.numpy as jnp
+
+from jaxrl_llm import types
+from jaxrl_llm.types import Array
+
+
+class ResponseMask(NamedTuple):
+  """Where responses end.
+
+  Attributes:
+    mask: float32 [..., T]; 1 up to and including the first stop id.
+    lengths: int32 [...]; the number of ones.
+    stop_reason: int8 [...]; `types.STOPPED` or `types.TRUNCATED`.
+  """
+
+  mask: Array
+  lengths: Array
+  stop_reason: Array
+
+
+class Sequences(NamedTuple):
+  """Prompts and responses joined for a network.
+
+  Attributes:
+    tokens: int32 [B, L + T].
+    positions: int32 [B, L + T]; 0 at the first real token of a row.
+    valid: bool [B, L + T]; False on padding, which nothing may attend to.
+  """
+
+  tokens: Array
+  positions: Array
+  valid: Array
+
+
+def response_mask(tokens: Array, stop_ids: tuple[int, ...]) -> ResponseMask:
+  """Finds the end of each response by the position of its first stop id.
+
+    n = 1 + min{t : y_t ∈ stop ids}, or T where there is none;    mask_t = 1[t < n]
+
+  The stop token is part of the action, and so of the mask. What stands behind it
+  does not matter, more stop ids included.
+
+  Args:
+    tokens: integer [..., T].
+    stop_ids: the ids that end a response; with none, every response is truncated.
+
+  Returns:
+    A `ResponseMask`.
+  """
+  chex.assert_type(tokens, int)
+  slots = tokens.shape[-1]
+  positions = jnp.arange(slots, dtype=jnp.int32)
+  is_stop = jnp.zeros(tokens.shape, bool)
+  for stop_id in stop_ids:
+    is_stop |= tokens == stop_id
+  # The first stop, counted from 1; `slots` where there is none.
+  lengths = jnp.min(jnp.where(is_stop, positions + 1, slots), axis=-1, initial=slots)
+  stop_reason = jnp.where(jnp.any(is_stop, axis=-1), types.STOPPED, types.TRUNCATED)
+  mask = positions < lengths[..., None]
+  return ResponseMask(mask.astype(jnp.float32), lengths.astype(jnp.int32),
+                      stop_reason.astype(jnp.int8))
+
+
+def truncate_after_stop(tokens: Array, *, stop_ids: tuple[int, ...], pad_id: int) -> Array:
+  """Overwrites everything behind the first stop id with `pad_id`; the stop id stays.
+
+  Args:
+    tokens: integer [..., T].
+    stop_ids: the ids that end a response.
+    pad_id: the id to write; it may be one of `stop_ids`.
+
+  Returns:
+    integer [..., T].
+
+  References:
+    Gao et al. (2024), REBEL, released code `src/tldr/rebel.py`, arXiv 2404.16767.
+  """
+  chex.assert_type(tokens, int)
+  mask = response_mask(tokens, stop_ids).mask
+  return jnp.where(mask > 0, tokens, jnp.asarray(pad_id, tokens.dtype))
+
+
+def replace_scores_without_stop(
+    scores: Array,
+    lengths: Array,
+    stop_reason: Array,
+    *,
+    penalty: float,
+    slots: int,
+    eos_check: Literal['eos', 'pad'] = 'eos',
+) -> Array:
+  """Replaces the score of a response that did not stop by a constant.
+
+  Replaced, not decreased: an unfinished response gets `penalty` whatever its score.
+
+  The two rules differ on a stop token at the very last slot. `'eos'` asks whether a
+  stop token was chosen. `'pad'` is the rule of the released code: it asks whether a
+  padding slot is left over, and so also punishes a response that stopped in time.
+
+  Args:
+    scores: [...] raw scores.
+    lengths: int32 [...] from `response_mask`.
+    stop_reason: int8 [...] from `response_mask`.
+    penalty: the constant (-1 for TL;DR in the released code).
+    slots: T, the number of slots that a response could have used.
+    eos_check: `'eos'` or `'pad'`.
+
+  Returns:
+    [...] scores.
+
+  Raises:
+    ValueError: on another `eos_check`.
+
+  References:
+    Gao et al. (2024), REBEL, released code `src/tldr/rebel.py`, arXiv 2404.16767.
+  """
+  chex.assert_equal_shape([scores, lengths, stop_reason])
+  chex.assert_type([scores, lengths, stop_reason], [float, int, int])
+  if eos_check == 'eos':
+    finished = stop_reason == types.STOPPED
+  elif eos_check == 'pad':
+    finished = lengths < slots
+  else:
+    raise ValueError(f"eos_check must be 'eos' or 'pad', got {eos_check!r}")
+  return jnp.where(finished, scores, jnp.asarray(penalty, scores.dtype))
+
+
+def shape_rewards(
+    scores: Array,
+    log_probs: Array,
+    reference_log_probs: Array,
+    *,
+    kl_coefficient: float,
+) -> Array:
+  """Subtracts the sequence-level KL term from the score.
+
+    r = s − c · (ln π_t(y|x) − ln π_ref(y|x))
+
+  A constant with respect to the parameters: the log-probs are those of the policy
+  that sampled, and no gradient passes.
+
+  Args:
+    scores: [...] scores, after any missing-stop penalty.
+    log_probs: [...] summed over the response, nats, under the sampling policy.
+    reference_log_probs: [...] the same under the reference.
+    kl_coefficient: c.
+
+  Returns:
+    [...] rewards.
+
+  References:
+    Gao et al. (2024), REBEL, released code `src/tldr/rebel.py`, arXiv 2404.16767.
+  """
+  chex.assert_equal_shape([scores, log_probs, reference_log_probs])
+  chex.assert_type([scores, log_probs, reference_log_probs], float)
+  return jax.lax.stop_gradient(scores - kl_coefficient * (log_probs - reference_log_probs))
+
+
+def masked_sum(
+    values: Array, mask: Array, *, axis: int | tuple[int, ...] | None = None
+) -> Array:
+  """Sum of `mask * values`, in which a masked value has no part whatever it is.
+
+  NaN and infinity under a zero of the mask change neither the sum nor its gradient:
+  they are taken out before anything is computed with them.
+
+  Args:
+    values: float [...].
+    mask: [...] of the same shape: bool, 0/1, or non-negative weights.
+    axis: what to sum over; everything by default.
+
+  Returns:
+    At least float32; `values` reduced over `axis`.
+  """
+  chex.assert_equal_shape([values, mask])
+  chex.assert_type(values, float)
+  values = values.astype(jnp.promote_types(values.dtype, jnp.float32))
+  kept = jnp.where(mask > 0, values, 0.0)
+  return jnp.sum(kept * mask.astype(values.dtype), axis=axis)
+
+
+def masked_mean(
+    values: Array, mask: Array, *, axis: int | tuple[int, ...] | None = None
+) -> types.WeightedMean:
+  """Mean of `values` where `mask` counts, not divided yet.
+
+  Means of micro-batches or devices are added, then divided once by the whole weight:
+  the only order that gives the mean over the whole batch.
+
+  Args:
+    values: float [...].
+    mask: [...] of the same shape: bool, 0/1, or non-negative weights.
+    axis: what to average over; everything by default.
+
+  Returns:
+    A `types.WeightedMean` with total Σ mask·values and weight Σ mask.
+  """
+  chex.assert_equal_shape([values, mask])
+  total = masked_sum(values, mask, axis=axis)
+  return types.WeightedMean(total, jnp.sum(mask.astype(total.dtype), axis=axis))
+
+
+def left_pad_positions(lengths: Array, slots: int) -> tuple[Array, Array]:
+  """Positions and validity of left-padded rows.
+
+    positions_t = max(0, t − (L − n)),    valid_t = t ≥ L − n
+
+  The first real token has position 0, so that padding does not shift a prompt.
+
+  Args:
+    lengths: int32 [...]; n, the number of real tokens, at the right end.
+    slots: L.
+
+  Returns:
+    (positions int32 [..., L], valid bool [..., L]).
+  """
+  chex.assert_type(lengths, int)
+  offsets = jnp.arange(slots, dtype=jnp.int32) - (slots - lengths[..., None])
+  return jnp.maximum(offsets, 0).astype(jnp.int32), offsets >= 0
+
+
+def concatenate_prompt_response(rollouts: types.Rollouts) -> Sequences:
+  """Joins every prompt with each of its K responses into rows of L + T slots.
+
+  Row p·K + k holds prompt p and response k. Validity follows `lengths`, not `mask`:
+  a user's turn inside a response is not the policy's choice, but it is read.
+
+  Args:
+    rollouts: the samples.
+
+  Returns:
+    `Sequences` with B = P·K rows.
+  """
+  chex.assert_rank([rollouts.prompts, rollouts.tokens], [2, 3])
+  chex.assert_type([rollouts.prompts, rollouts.tokens, rollouts.lengths], int)
+  chex.assert_equal_shape_prefix([rollouts.prompts, rollouts.tokens], 1)
+  chex.assert_shape(rollouts.lengths, rollouts.tokens.shape[:2])
+  num_prompts, prompt_slots = rollouts.prompts.shape
+  _, num_samples, slots = rollouts.tokens.shape
+  rows = num_prompts * num_samples
+  positions, valid = left_pad_positions(rollouts.prompt_lengths, prompt_slots)
+  steps = jnp.arange(slots, dtype=jnp.int32)
+  starts = jnp.repeat(rollouts.prompt_lengths.astype(jnp.int32), num_samples)
+  response_valid = steps < rollouts.lengths.reshape(rows, 1)
+
+  def join(prompt_part, response_part):
+    return jnp.concatenate([jnp.repeat(prompt_part, num_samples, axis=0), response_part], axis=1)
+
+  return Sequences(
+      tokens=join(rollouts.prompts, rollouts.tokens.reshape(rows, slots)),
+      positions=join(positions, starts[:, None] + steps),
+      valid=join(valid, response_valid),
+  )
+
+
+def check_positive(name: str, value: float | Array) -> None:
+  """Raises unless `value` is positive and finite; a traced value is let through.
+
+  Args:
+    name: what to call it in the message.
+    value: a number, or an array under tracing.
+
+  Raises:
+    ValueError: with the rule and the value.
+  """
+  if isinstance(value, jax.core.Tracer):
+    return
+  if not (float(value) > 0 and math.isfinite(float(value))):
+    raise ValueError(f'{name} must be positive and finite, got {value}')

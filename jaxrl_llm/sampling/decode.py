@@ -1,0 +1,178 @@
+"""Sampling with a KV cache: one prefill a prompt, shared by its K samples."""
+
+from typing import Any, NamedTuple
+
+import chex
+import jax
+import jax.numpy as jnp
+
+from jaxrl_llm.rl import log_probs as log_probs_lib
+from jaxrl_llm.rl import masking
+from jaxrl_llm.sampling import processors
+from jaxrl_llm.types import Array, ModelFns, Rollouts, SampleFn
+
+
+class _Decoding(NamedTuple):
+  """The loop's carry. `step` tokens of each row have been chosen."""
+
+  step: Array
+  tokens: Array
+  log_probs: Array
+  done: Array
+  cache: Any
+
+
+def make_sampler(
+    model: ModelFns,
+    *,
+    num_samples: int,
+    max_tokens: int,
+    stop_ids: tuple[int, ...],
+    pad_id: int,
+    temperature: float = 1.0,
+    top_k: int = 0,
+    top_p: float = 1.0,
+) -> SampleFn:
+  """Builds a pure sampling function, to be jitted by the caller.
+
+  y_t ~ softmax(logits_t / temperature), cut to its top-k and nucleus where asked.
+  Recorded are the log-probs at that temperature over the whole vocabulary, which
+  is what the trainer computes. With top_k or top_p in force these are not those of
+  the truncated distribution, so training on such samples is off-policy.
+
+  The noise of a token is a function of (key, example id, sample, position) alone:
+  it does not depend on the batch that the prompt came in. Decoding ends as soon
+  as every row has stopped.
+
+  Args:
+    model: the policy. Its cache leaves are [..., B, S, heads, head_dim].
+    num_samples: K, samples a prompt.
+    max_tokens: T, the longest response, stop token included.
+    stop_ids: ids that end a response.
+    pad_id: written after a response's end.
+    temperature: > 0, or 0 for greedy decoding (then the log-probs are those at
+      temperature 1).
+    top_k: keep only the k most probable tokens; 0 keeps all.
+    top_p: keep the smallest nucleus of this probability; 1 keeps all.
+
+  Returns:
+    A `types.SampleFn`.
+
+  Raises:
+    ValueError: an option is out of range.
+  """
+  if num_samples < 1:
+    raise ValueError(f'num_samples must be at least 1, got {num_samples}')
+  if max_tokens < 1:
+    raise ValueError(f'max_tokens must be at least 1, got {max_tokens}')
+  if not stop_ids:
+    raise ValueError('stop_ids must name at least one token, got none')
+  if temperature < 0:
+    raise ValueError(f'temperature must not be negative, got {temperature}')
+
+  def choose(logits, keys):
+    if temperature == 0:
+      return jnp.argmax(logits, axis=-1).astype(jnp.int32)
+    logits = processors.temper(logits, temperature=temperature)
+    logits = processors.top_p(processors.top_k(logits, k=top_k), p=top_p)
+    return processors.choose(logits, keys)
+
+  def record(decoding: _Decoding, logits: Array, row_keys: Array) -> _Decoding:
+    """Chooses the next token of every row that is not done."""
+    t = decoding.step
+    chosen = choose(logits, jax.vmap(jax.random.fold_in, (0, None))(row_keys, t))
+    chosen_log_probs = log_probs_lib.log_probs_from_logits(
+        logits, chosen, temperature=temperature or 1.0
+    )
+    chosen = jnp.where(decoding.done, pad_id, chosen)
+    chosen_log_probs = jnp.where(decoding.done, 0.0, chosen_log_probs)
+    stops = jnp.isin(chosen, jnp.asarray(stop_ids, jnp.int32))
+    return _Decoding(
+        step=t + 1,
+        tokens=jax.lax.dynamic_update_slice(decoding.tokens, chosen[:, None], (0, t)),
+        log_probs=jax.lax.dynamic_update_slice(
+            decoding.log_probs, chosen_log_probs[:, None], (0, t)
+        ),
+        done=decoding.done | stops,
+        cache=decoding.cache,
+    )
+
+  def sample(params, prompts, prompt_lengths, example_ids, key) -> Rollouts:
+    chex.assert_rank([prompts, prompt_lengths, example_ids], [2, 1, 1])
+    num_prompts, length = prompts.shape
+    rows = num_prompts * num_samples
+    row_keys = _row_keys(key, example_ids, num_samples)
+    logits, cache = _prefill(model, params, prompts, prompt_lengths, num_samples, max_tokens)
+
+    spread = lambda x: jnp.repeat(x, num_samples, axis=0)
+    prompt_valid = jnp.arange(length) >= length - spread(prompt_lengths)[:, None]
+    valid = jnp.concatenate([prompt_valid, jnp.ones((rows, max_tokens - 1), bool)], axis=1)
+
+    start = _Decoding(
+        step=jnp.int32(0),
+        tokens=jnp.full((rows, max_tokens), pad_id, jnp.int32),
+        log_probs=jnp.zeros((rows, max_tokens), jnp.float32),
+        done=jnp.zeros(rows, bool),
+        cache=cache,
+    )
+
+    def advance(decoding: _Decoding) -> _Decoding:
+      last = jax.lax.dynamic_slice_in_dim(decoding.tokens, decoding.step - 1, 1, axis=1)
+      output = model.apply(
+          params,
+          last,
+          positions=(spread(prompt_lengths) + decoding.step - 1)[:, None],
+          valid=valid,
+          cache=decoding.cache,
+          cache_index=length + decoding.step - 1,
+      )
+      logits = log_probs_lib.head_logits(output.hidden[:, 0], output.head)
+      return record(decoding._replace(cache=output.cache), logits, row_keys)
+
+    decoded = jax.lax.while_loop(
+        lambda d: (d.step < max_tokens) & ~jnp.all(d.done), advance, record(start, logits, row_keys)
+    )
+    tokens = decoded.tokens.reshape(num_prompts, num_samples, max_tokens)
+    mask, lengths, stop_reason = masking.response_mask(tokens, stop_ids)
+    return Rollouts(
+        prompts=prompts,
+        prompt_lengths=prompt_lengths,
+        tokens=tokens,
+        lengths=lengths,
+        mask=mask,
+        log_probs=decoded.log_probs.reshape(tokens.shape),
+        stop_reason=stop_reason,
+    )
+
+  return sample
+
+
+def _row_keys(key: Array, example_ids: Array, num_samples: int) -> Array:
+  """One key for each (example, sample): [P * K]."""
+  fold = jax.random.fold_in
+  of_example = jax.vmap(fold, (None, 0))(key, example_ids)
+  of_sample = jax.vmap(lambda k: jax.vmap(fold, (None, 0))(k, jnp.arange(num_samples)))(of_example)
+  return of_sample.reshape(-1)
+
+
+def _prefill(model, params, prompts, prompt_lengths, num_samples, max_tokens):
+  """Reads each prompt once; returns next-token logits [B, V] and the cache of B rows."""
+  num_prompts, length = prompts.shape
+  positions, valid = masking.left_pad_positions(prompt_lengths, length)
+  output = model.apply(
+      params,
+      prompts,
+      positions=positions,
+      valid=valid,
+      cache=model.init_cache(num_prompts, length),
+      cache_index=jnp.int32(0),
+  )
+  logits = log_probs_lib.head_logits(output.hidden[:, -1], output.head)
+
+  def spread(leaf):  # [..., P, L, heads, head_dim] -> [..., P * K, L + T - 1, heads, head_dim]
+    leaf = jnp.repeat(leaf, num_samples, axis=leaf.ndim - 4)
+    room = [(0, 0)] * leaf.ndim
+    room[-3] = (0, max_tokens - 1)
+    return jnp.pad(leaf, room)
+
+  return jnp.repeat(logits, num_samples, axis=0), jax.tree.map(spread, output.cache)

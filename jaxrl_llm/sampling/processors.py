@@ -1,0 +1,98 @@
+"""Temperature, top-k and top-p on logits [..., V]."""
+
+import chex
+import jax
+import jax.numpy as jnp
+
+# Finite: an excluded token must never be chosen, and never make a NaN.
+EXCLUDED = -1e30
+
+
+def temper(logits: jax.Array, *, temperature: float) -> jax.Array:
+  """logits / temperature, float32.
+
+  Args:
+    logits: [..., V].
+    temperature: > 0. Greedy decoding is an argmax, not a small temperature.
+
+  Returns:
+    float32 [..., V].
+
+  Raises:
+    ValueError: temperature is not positive.
+  """
+  if temperature <= 0:
+    raise ValueError(f'temperature must be positive, got {temperature}')
+  return logits.astype(jnp.float32) / temperature
+
+
+def top_k(logits: jax.Array, *, k: int) -> jax.Array:
+  """Keeps the k largest logits; k = 0 keeps all.
+
+  Ties at the k-th place are broken by the lower token id, so that exactly k stay.
+
+  Args:
+    logits: [..., V].
+    k: how many to keep; 0 or at least V keeps all.
+
+  Returns:
+    [..., V], the others at `EXCLUDED`.
+
+  Raises:
+    ValueError: k is negative.
+  """
+  if k < 0:
+    raise ValueError(f'top_k must be 0 (off) or positive, got {k}')
+  if k == 0 or k >= logits.shape[-1]:
+    return logits
+  _, kept = jax.lax.top_k(logits, k)
+  keep = jnp.put_along_axis(
+      jnp.zeros(logits.shape, bool), kept, True, axis=-1, inplace=False
+  )
+  return jnp.where(keep, logits, EXCLUDED)
+
+
+def top_p(logits: jax.Array, *, p: float) -> jax.Array:
+  """Nucleus: the fewest most probable tokens whose probabilities reach p.
+
+  The token that crosses p is kept, so at least one always is.
+
+  Args:
+    logits: [..., V], after the temperature.
+    p: in (0, 1]; 1 keeps all.
+
+  Returns:
+    [..., V], the others at `EXCLUDED`.
+
+  Raises:
+    ValueError: p is outside (0, 1].
+
+  References:
+    Holtzman et al., 2020, section 3.1, arXiv 1904.09751.
+  """
+  if not 0 < p <= 1:
+    raise ValueError(f'top_p must be in (0, 1], got {p}')
+  if p == 1:
+    return logits
+  order = jnp.argsort(-logits, axis=-1, stable=True)
+  probabilities = jax.nn.softmax(jnp.take_along_axis(logits, order, axis=-1), axis=-1)
+  before = jnp.cumsum(probabilities, axis=-1) - probabilities
+  keep = jnp.put_along_axis(
+      jnp.zeros(logits.shape, bool), order, before < p, axis=-1, inplace=False
+  )
+  return jnp.where(keep, logits, EXCLUDED)
+
+
+def choose(logits: jax.Array, keys: jax.Array) -> jax.Array:
+  """Draws one token a row by the Gumbel maximum: argmax(logits + noise).
+
+  Args:
+    logits: float32 [B, V].
+    keys: [B] keys, one a row, so that a row's noise does not depend on the others.
+
+  Returns:
+    int32 [B].
+  """
+  chex.assert_rank(logits, 2)
+  noise = jax.vmap(lambda key: jax.random.gumbel(key, logits.shape[-1:]))(keys)
+  return jnp.argmax(logits + noise, axis=-1).astype(jnp.int32)

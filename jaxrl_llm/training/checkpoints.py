@@ -1,0 +1,415 @@
+"""Checkpoints: the only file that knows Orbax.
+
+A checkpoint is an array tree plus a JSON document, written asynchronously into a temporary folder
+that is renamed when it is complete. Before the rename a list of checksums is added to it: Orbax
+itself reads a flipped bit without complaint. On restore the newest checkpoint that passes is
+taken; those that fail are moved aside, never deleted.
+
+Trees are stored flat, by the path of each leaf ('params.policy.embedder.embedding'), so that
+what is on the disk does not depend on Python classes, and a mismatch can name the parameter.
+"""
+
+import contextlib
+import errno
+import json
+import logging
+import os
+import pathlib
+import shutil
+import zlib
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import orbax.checkpoint as ocp
+from absl import logging as absl_logging
+
+from jaxrl_llm.training import metrics
+
+_CHECKSUMS = 'checksums.json'
+_TEMPORARY = '.orbax-checkpoint-tmp'
+
+
+class CheckpointError(ValueError):
+  """A checkpoint that cannot be used; one line for the user."""
+
+
+class Restored(NamedTuple):
+  """What `Checkpoints.restore_latest` returns.
+
+  Attributes:
+    step: the step at which it was saved.
+    state: shaped and sharded as the abstract state.
+    metadata: the JSON object given to `save`.
+    warnings: one line for every newer checkpoint that was passed over.
+  """
+
+  step: int
+  state: Any
+  metadata: dict[str, Any]
+  warnings: list[str]
+
+
+class Checkpoints:
+  """The checkpoints of one run: saves asynchronously, keeps the newest few, restores."""
+
+  def __init__(self, directory: str | os.PathLike, *, keep: int = 2):
+    """Opens the folder; what a killed save left half-written is removed.
+
+    Args:
+      directory: the folder; made if missing.
+      keep: how many of the newest checkpoints stay; at least 2, so that one is left when the
+        newest turns out to be corrupt.
+
+    Raises:
+      ValueError: if `keep` is below 2.
+    """
+    if keep < 2:
+      raise ValueError(f'checkpoints kept must be at least 2, got {keep} (config.keep)')
+    _quiet_libraries()
+    self._directory = pathlib.Path(directory).absolute()
+    self._saving: int | None = None
+    with _one_line_errors(self._directory):
+      self._directory.mkdir(parents=True, exist_ok=True)
+      self._remove_temporary()
+      self._manager = ocp.CheckpointManager(
+          self._directory,
+          options=ocp.CheckpointManagerOptions(
+              max_to_keep=keep,
+              save_root_metadata=False,
+              async_options=ocp.AsyncOptions(post_finalization_callback=self._add_checksums),
+          ),
+      )
+
+  def steps(self) -> list[int]:
+    """Steps of the complete checkpoints, oldest first."""
+    return sorted(self._manager.all_steps(read=True))
+
+  def save(self, step: int, state: Any, metadata: Mapping[str, Any]) -> None:
+    """Starts to save; returns when the arrays have been copied, before they are on the disk.
+
+    Args:
+      step: optimizer steps taken. A step that is saved already is left as it is.
+      state: a pytree of arrays; typed PRNG keys are allowed.
+      metadata: a JSON object (offsets, fingerprints, data position).
+
+    Raises:
+      OSError: if the disk is full, now or in the save before; complete checkpoints stay usable.
+    """
+    arrays, tree = _flatten(state)
+    document = {'metadata': metrics.plain(metadata), 'tree': tree}
+    with _one_line_errors(self._directory, on_failure=self._remove_temporary):
+      self._manager.wait_until_finished()
+      if step in self._manager.all_steps():
+        return
+      self._saving = step
+      self._manager.save(
+          step,
+          args=ocp.args.Composite(
+              state=ocp.args.StandardSave(arrays), document=ocp.args.JsonSave(document)
+          ),
+          force=True,
+      )
+
+  def wait(self) -> None:
+    """Waits until the save under way is complete; raises as `save` does."""
+    with _one_line_errors(self._directory, on_failure=self._remove_temporary):
+      self._manager.wait_until_finished()
+
+  def close(self) -> None:
+    """Waits, then releases the threads. Call it once, last."""
+    try:
+      self.wait()
+    finally:
+      with contextlib.suppress(Exception):  # A failure was raised by wait().
+        self._manager.close()
+
+  def restore_latest(self, abstract_state: Any) -> Restored | None:
+    """Restores the newest checkpoint that is sound.
+
+    Args:
+      abstract_state: the tree to restore into: `jax.ShapeDtypeStruct`s with shardings, or arrays.
+        The shardings may differ from those at the time of saving (another mesh). A leaf without
+        one goes to the first device.
+
+    Returns:
+      The checkpoint, or None if there is none at all.
+
+    Raises:
+      CheckpointError: if all are corrupt, or the newest sound one has other parameters (the
+        line names the first that differs).
+    """
+    self.wait()
+    steps = self.steps()
+    problems: dict[int, str] = {}
+    for step in reversed(steps):
+      folder = self._directory / str(step)
+      problem = _find_damage(folder)
+      if problem is None:
+        try:
+          state, metadata = _read(folder, abstract_state)
+        except CheckpointError:
+          raise
+        except Exception as error:  # Orbax raises whatever its readers raise.
+          if (folder / _CHECKSUMS).exists():
+            raise  # Every byte is as written: this is not damage.
+          problem = f'{type(error).__name__}: {_first_line(error)}'
+      if problem is None:
+        return Restored(step, state, metadata, self._set_aside(problems, step))
+      problems[step] = problem
+    if problems:
+      newest = max(problems)
+      raise CheckpointError(
+          f'every checkpoint in {self._directory} is corrupt (steps '
+          f'{", ".join(str(step) for step in sorted(problems))}; {newest}: {problems[newest]}); '
+          'remove the folder to start over'
+      )
+    return None
+
+  def _set_aside(self, problems: dict[int, str], good_step: int) -> list[str]:
+    warnings = []
+    for step, problem in problems.items():
+      target = self._directory.with_name(self._directory.name + '.corrupt') / str(step)
+      if jax.process_index() == 0:
+        target.parent.mkdir(exist_ok=True)
+        while target.exists():
+          target = target.with_name(target.name + '_')
+        os.rename(self._directory / str(step), target)
+      warnings.append(
+          f'checkpoint {step} is corrupt ({problem}); moved to {target}, continuing from step '
+          f'{good_step}'
+      )
+    if problems:
+      self._manager.reload()
+    return warnings
+
+  def _add_checksums(self) -> None:
+    """Called by Orbax when all files of a checkpoint stand, before the rename."""
+    if jax.process_index() == 0:
+      folder = self._directory / f'{self._saving}{_TEMPORARY}'
+      _write_checksums(folder if folder.exists() else self._directory / str(self._saving))
+
+  def _remove_temporary(self) -> None:
+    if jax.process_index() == 0:
+      for path in self._directory.glob(f'*{_TEMPORARY}*'):
+        shutil.rmtree(path, ignore_errors=True)
+
+
+def save_params(directory: str | os.PathLike, params: Any, metadata: Mapping[str, Any]) -> None:
+  """Writes parameters alone, for runs that start from them (`policy_init_from`).
+
+  Args:
+    directory: the folder; replaced if it exists, when the new one is complete.
+    params: a pytree of arrays.
+    metadata: what a reader must agree with: 'tokenizer' (its fingerprint), 'model' (its config).
+
+  Raises:
+    OSError: if the disk is full.
+  """
+  _quiet_libraries()
+  directory = pathlib.Path(directory).absolute()
+  temporary = directory.with_name(f'.{directory.name}.{os.getpid()}.tmp')
+  arrays, tree = _flatten(params)
+  document = {'metadata': metrics.plain(metadata), 'tree': tree}
+  with _one_line_errors(directory, on_failure=lambda: shutil.rmtree(temporary, True)):
+    directory.parent.mkdir(parents=True, exist_ok=True)
+    with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as checkpointer:
+      checkpointer.save(
+          temporary,
+          args=ocp.args.Composite(
+              state=ocp.args.StandardSave(arrays), document=ocp.args.JsonSave(document)
+          ),
+          force=True,
+      )
+    _write_checksums(temporary)
+    if directory.exists():
+      old = temporary.with_suffix('.old')
+      os.rename(directory, old)
+      os.rename(temporary, directory)
+      shutil.rmtree(old, ignore_errors=True)
+    else:
+      os.rename(temporary, directory)
+
+
+def load_params(
+    directory: str | os.PathLike,
+    abstract_params: Any,
+    *,
+    expected: Mapping[str, Any] | None = None,
+) -> tuple[Any, dict[str, Any]]:
+  """Reads what `save_params` wrote.
+
+  Args:
+    directory: the folder.
+    abstract_params: shapes, dtypes and shardings to restore into.
+    expected: metadata that must agree, such as {'tokenizer': fingerprint, 'model': {...}}.
+
+  Returns:
+    The parameters and the metadata.
+
+  Raises:
+    FileNotFoundError: if there is no such folder.
+    CheckpointError: if it is damaged, or made for another tokenizer or model; the line names
+      what differs, with both values.
+  """
+  _quiet_libraries()
+  directory = pathlib.Path(directory).absolute()
+  if not directory.is_dir():
+    raise FileNotFoundError(f'no parameters at {directory} (config.policy_init_from)')
+  problem = _find_damage(directory)
+  if problem is None and not (directory / 'document').is_dir():
+    problem = 'it was not written by save_params'
+  if problem is not None:
+    raise CheckpointError(f'the parameters at {directory} cannot be read: {problem}')
+  found = _read_document(directory)['metadata']
+  for name, ours, theirs in _differences(metrics.plain(expected or {}), found):
+    raise CheckpointError(
+        f'{name} of the parameters at {directory} is {theirs!r}, this run has {ours!r}'
+    )
+  return _read(directory, abstract_params)
+
+
+def _flatten(tree: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+  """Arrays by path with keys as plain data, and a description of them."""
+  arrays, description = {}, {}
+  for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+    name = jax.tree_util.keystr(path, simple=True, separator='.')
+    if name in arrays:
+      raise ValueError(f'two leaves of the state have the same path {name}')
+    description[name] = {'shape': list(leaf.shape), 'dtype': str(leaf.dtype)}
+    if _is_key(leaf):
+      description[name]['implementation'] = str(jax.random.key_impl(leaf))
+      leaf = jax.random.key_data(leaf)
+    arrays[name] = leaf
+  return arrays, description
+
+
+def _read(folder: pathlib.Path, abstract_tree: Any) -> tuple[Any, dict[str, Any]]:
+  document = _read_document(folder)
+  saved = document['tree']
+  leaves, treedef = jax.tree_util.tree_flatten_with_path(abstract_tree)
+  wanted = {
+      jax.tree_util.keystr(path, simple=True, separator='.'): leaf for path, leaf in leaves
+  }
+  _check_tree(folder, saved, wanted)
+  abstract = {name: _abstract_data(leaf) for name, leaf in wanted.items()}
+  with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as checkpointer:
+    arrays = checkpointer.restore(
+        folder, args=ocp.args.Composite(state=ocp.args.StandardRestore(abstract))
+    ).state
+  restored = []
+  for name, leaf in wanted.items():
+    array = arrays[name]
+    if _is_key(leaf):
+      array = jax.random.wrap_key_data(array, impl=saved[name]['implementation'])
+      array = jax.device_put(array, _sharding(leaf))
+    restored.append(array)
+  return jax.tree_util.tree_unflatten(treedef, restored), document['metadata']
+
+
+def _read_document(folder: pathlib.Path) -> dict[str, Any]:
+  with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as checkpointer:
+    return checkpointer.restore(
+        folder, args=ocp.args.Composite(document=ocp.args.JsonRestore())
+    ).document
+
+
+def _check_tree(folder: pathlib.Path, saved: dict[str, Any], wanted: dict[str, Any]) -> None:
+  for name in sorted(saved.keys() | wanted.keys()):
+    shown = name.replace('.', '/')
+    if name not in wanted:
+      raise CheckpointError(f'{folder} holds {shown}, which this run does not have')
+    if name not in saved:
+      raise CheckpointError(f'{folder} does not hold {shown}, which this run has')
+    there = saved[name]['dtype'], tuple(saved[name]['shape'])
+    here = str(wanted[name].dtype), tuple(wanted[name].shape)
+    if there != here:
+      raise CheckpointError(
+          f'{shown} is {there[0]}{list(there[1])} in {folder} and {here[0]}{list(here[1])} in '
+          'this run'
+      )
+
+
+def _abstract_data(leaf: Any) -> jax.ShapeDtypeStruct:
+  data = jax.eval_shape(jax.random.key_data, leaf) if _is_key(leaf) else leaf
+  return jax.ShapeDtypeStruct(data.shape, data.dtype, sharding=_sharding(leaf))
+
+
+def _sharding(leaf: Any) -> jax.sharding.Sharding:
+  sharding = getattr(leaf, 'sharding', None)
+  return sharding or jax.sharding.SingleDeviceSharding(jax.devices()[0])
+
+
+def _is_key(leaf: Any) -> bool:
+  return jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+
+
+def _write_checksums(folder: pathlib.Path) -> None:
+  # Only what is restored from: Orbax rewrites the files at the top after this.
+  checksums = {
+      path.relative_to(folder).as_posix(): _checksum(path)
+      for path in sorted(folder.glob('*/**/*'))
+      if path.is_file()
+  }
+  metrics.write_json_atomic(folder / _CHECKSUMS, checksums)
+
+
+def _find_damage(folder: pathlib.Path) -> str | None:
+  """What is wrong with a checkpoint's files; None if nothing, or if it has no checksums."""
+  path = folder / _CHECKSUMS
+  if not path.exists():
+    return None
+  try:
+    checksums = json.loads(path.read_bytes())
+    for name, checksum in checksums.items():
+      if not (folder / name).is_file():
+        return f'{name} is missing'
+      if _checksum(folder / name) != checksum:
+        return f'{name} does not have the bytes that were written'
+  except (OSError, ValueError, AttributeError) as error:
+    return f'{_CHECKSUMS} cannot be read: {_first_line(error)}'
+  return None
+
+
+def _checksum(path: pathlib.Path) -> str:
+  value, size = 0, 0
+  with open(path, 'rb') as file:
+    while block := file.read(1 << 22):
+      value = zlib.crc32(block, value)
+      size += len(block)
+  return f'{size}:{value:08x}'
+
+
+def _differences(ours: Any, theirs: Any, name: str = '') -> Iterator[tuple[str, Any, Any]]:
+  if isinstance(ours, dict) and isinstance(theirs, dict):
+    for key in ours:
+      yield from _differences(ours[key], theirs.get(key), f'{name}.{key}' if name else key)
+  elif ours != theirs:
+    yield name, ours, theirs
+
+
+@contextlib.contextmanager
+def _one_line_errors(directory: pathlib.Path, on_failure=None) -> Iterator[None]:
+  try:
+    yield
+  except Exception as error:  # TensorStore reports a full disk as a ValueError.
+    if on_failure is not None:
+      on_failure()
+    text = str(error)
+    if getattr(error, 'errno', None) == errno.ENOSPC or 'No space left on device' in text:
+      raise OSError(
+          errno.ENOSPC, 'the disk is full; the last complete checkpoint is kept', str(directory)
+      ) from error
+    raise
+
+
+def _first_line(error: BaseException) -> str:
+  return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+
+
+def _quiet_libraries() -> None:
+  """Keeps Orbax's own log off the user's terminal; what matters is raised or returned."""
+  absl_logging.set_verbosity(absl_logging.FATAL)
+  logging.getLogger('asyncio').setLevel(logging.CRITICAL)
+
+

@@ -1,0 +1,298 @@
+"""What a run writes while it works: JSONL files that can be cut back, TensorBoard, W&B.
+
+Every file that a user may read is either replaced atomically (`write_*_atomic`) or append-only
+with one JSON object a line (`JsonlFile`). The byte offset of an append-only file goes into the
+checkpoint; on resume the file is cut back to it, so that no step stands twice and a line that a
+kill left half-written vanishes.
+
+This module does not import JAX at the top: the launcher uses it before flags are parsed.
+"""
+
+import csv
+import io
+import json
+import math
+import numbers
+import os
+import pathlib
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+
+def write_text_atomic(path: str | os.PathLike, text: str) -> None:
+  """Writes a text file: all of it or nothing.
+
+  Args:
+    path: the file; its folder exists.
+    text: its whole content.
+
+  Raises:
+    OSError: if it cannot be written; what stood at `path` is then untouched.
+  """
+  path = pathlib.Path(path)
+  temporary = path.with_name(f'.{path.name}.{os.getpid()}.tmp')
+  try:
+    with open(temporary, 'w', encoding='utf-8', newline='') as file:
+      file.write(text)
+      file.flush()
+      os.fsync(file.fileno())
+    os.replace(temporary, path)
+  except BaseException:
+    temporary.unlink(missing_ok=True)
+    raise
+
+
+def write_json_atomic(path: str | os.PathLike, value: Any) -> None:
+  """Writes `value` as indented JSON, atomically; non-finite numbers become strings."""
+  write_text_atomic(path, json.dumps(plain(value), indent=2, allow_nan=False) + '\n')
+
+
+def write_csv_atomic(
+    path: str | os.PathLike, header: Sequence[str], rows: Iterable[Sequence[Any]]
+) -> None:
+  """Writes a CSV file with a header line, atomically."""
+  buffer = io.StringIO()
+  writer = csv.writer(buffer, lineterminator='\n')
+  writer.writerow(header)
+  writer.writerows(rows)
+  write_text_atomic(path, buffer.getvalue())
+
+
+def plain(value: Any) -> Any:
+  """`value` in JSON's own types.
+
+  Arrays and NumPy scalars become lists and numbers; NaN and the infinities, for which JSON has
+  no numbers, become the strings 'nan', 'inf' and '-inf'.
+
+  Args:
+    value: nested mappings, sequences, arrays, numbers, strings, booleans, paths and None.
+
+  Returns:
+    The same in dict, list, int, float, str, bool and None.
+
+  Raises:
+    ValueError: on anything else.
+  """
+  if value is None or isinstance(value, (bool, str)):
+    return value
+  if isinstance(value, np.bool_):
+    return bool(value)
+  if isinstance(value, numbers.Integral):
+    return int(value)
+  if isinstance(value, numbers.Real):
+    value = float(value)
+    return value if math.isfinite(value) else str(value)
+  if isinstance(value, Mapping):
+    return {str(key): plain(item) for key, item in value.items()}
+  if isinstance(value, (list, tuple)):
+    return [plain(item) for item in value]
+  if isinstance(value, os.PathLike):
+    return os.fspath(value)
+  if hasattr(value, '__array__'):
+    return plain(np.asarray(value).tolist())
+  raise ValueError(f'cannot write a {type(value).__name__} as JSON, got {value!r}')
+
+
+def read_jsonl(path: str | os.PathLike) -> list[dict[str, Any]]:
+  """Reads a JSONL file; a last line that was cut off by a kill is left out.
+
+  Args:
+    path: the file.
+
+  Returns:
+    One dict a line.
+
+  Raises:
+    FileNotFoundError: if there is none.
+    ValueError: if a line other than a half-written last one is not JSON.
+  """
+  records = []
+  text = pathlib.Path(path).read_bytes()
+  lines = text.split(b'\n')
+  for number, line in enumerate(lines[:-1], 1):  # What follows the last newline is incomplete.
+    try:
+      records.append(json.loads(line))
+    except ValueError as error:
+      raise ValueError(f'{path}, line {number}, is not JSON: {line[:60]!r}') from error
+  return records
+
+
+class JsonlFile:
+  """An append-only file of JSON objects, one a line, that can be cut back to an offset."""
+
+  def __init__(self, path: str | os.PathLike):
+    """Opens (or creates) the file for appending.
+
+    Args:
+      path: the file; its folder exists.
+    """
+    self.path = pathlib.Path(path)
+    self._file = open(self.path, 'ab')  # noqa: SIM115 - open as long as the run.
+
+  def write(self, record: Mapping[str, Any]) -> None:
+    """Appends one line and hands it to the operating system."""
+    line = json.dumps(plain(record), allow_nan=False)
+    self._file.write(line.encode() + b'\n')
+    self._file.flush()
+
+  def offset(self) -> int:
+    """Bytes written so far, all of them on the disk: what a checkpoint keeps."""
+    self._file.flush()
+    os.fsync(self._file.fileno())
+    return os.fstat(self._file.fileno()).st_size
+
+  def truncate(self, offset: int) -> None:
+    """Cuts the file back to `offset` bytes.
+
+    Args:
+      offset: as `offset` returned it, or 0 for an empty file.
+
+    Raises:
+      ValueError: if the file is shorter: lines that the checkpoint counts on are gone.
+    """
+    size = self.offset()
+    if offset > size:
+      raise ValueError(
+          f'{self.path} must hold at least the {offset} bytes of the last checkpoint, got {size}: '
+          'it was cut or replaced since'
+      )
+    self._file.truncate(offset)
+    self._file.seek(0, os.SEEK_END)
+    os.fsync(self._file.fileno())
+
+  def close(self) -> None:
+    """Flushes and closes."""
+    self._file.close()
+
+
+def to_floats(metrics: Mapping[str, Any]) -> dict[str, float]:
+  """Metrics of a step as Python numbers, with one transfer from the device.
+
+  Args:
+    metrics: numbers, scalar arrays or `WeightedMean`s by flat name (`train/loss`).
+
+  Returns:
+    Floats by the same names; an empty mean is 0.
+  """
+  import jax
+
+  from jaxrl_llm import types
+
+  def number(value):
+    if isinstance(value, types.WeightedMean):
+      return float(value.total) / float(value.weight) if value.weight > 0 else 0.0
+    return float(value)
+
+  return {name: number(value) for name, value in jax.device_get(dict(metrics)).items()}
+
+
+class MetricsWriter:
+  """Writes metrics to metrics.jsonl, TensorBoard event files and, if asked, W&B.
+
+  Only metrics.jsonl is exact over a resume. TensorBoard hides what a new event file purges.
+  """
+
+  def __init__(
+      self,
+      workdir: str | os.PathLike,
+      *,
+      tensorboard: bool = True,
+      wandb_project: str = '',
+      config: Mapping[str, Any] | None = None,
+  ):
+    """Opens the writers; nothing is cut until `truncate`.
+
+    Args:
+      workdir: an existing folder.
+      tensorboard: whether event files are written, under workdir/tensorboard.
+      wandb_project: the W&B project; '' is off. Runs are offline unless WANDB_MODE says other.
+      config: shown by W&B.
+
+    Raises:
+      ValueError: if W&B is asked for and not installed.
+    """
+    self._workdir = pathlib.Path(workdir)
+    self._jsonl = JsonlFile(self._workdir / 'metrics.jsonl')
+    self._tensorboard_enabled = tensorboard
+    self._tensorboard = None
+    self._purge_step = None
+    self._wandb = _start_wandb(self._workdir, wandb_project, config) if wandb_project else None
+
+  @property
+  def path(self) -> pathlib.Path:
+    """Where metrics.jsonl lies."""
+    return self._jsonl.path
+
+  def write(self, step: int, metrics: Mapping[str, Any]) -> dict[str, float]:
+    """Writes one object: {'step': step, name: value, ...}.
+
+    Args:
+      step: optimizer steps taken.
+      metrics: numbers, scalar arrays or `WeightedMean`s by flat name.
+
+    Returns:
+      What was written, as floats.
+    """
+    values = to_floats(metrics)
+    self._jsonl.write({'step': step, **values})
+    if self._tensorboard_enabled:
+      if self._tensorboard is None:
+        self._tensorboard = self._open_tensorboard()
+      for name, value in values.items():
+        self._tensorboard.add_scalar(name, value, step)
+    if self._wandb is not None:
+      self._wandb.log(values, step=step)
+    return values
+
+  def offset(self) -> int:
+    """Bytes of metrics.jsonl, on the disk: what a checkpoint keeps."""
+    return self._jsonl.offset()
+
+  def truncate(self, offset: int, *, step: int = 0) -> None:
+    """Cuts metrics.jsonl back to a checkpoint's offset and hides later TensorBoard events.
+
+    Args:
+      offset: from the checkpoint; 0 to start over.
+      step: the checkpoint's step; events of later steps are hidden.
+    """
+    self._jsonl.truncate(offset)
+    self._purge_step = step + 1 if offset else 0
+
+  def flush(self) -> None:
+    """Hands everything to the operating system."""
+    if self._tensorboard is not None:
+      self._tensorboard.flush()
+
+  def close(self) -> None:
+    """Closes all writers."""
+    self._jsonl.close()
+    if self._tensorboard is not None:
+      self._tensorboard.close()
+    if self._wandb is not None:
+      self._wandb.finish(quiet=True)
+
+  def _open_tensorboard(self):
+    import tensorboardX
+
+    return tensorboardX.SummaryWriter(
+        logdir=str(self._workdir / 'tensorboard'), purge_step=self._purge_step
+    )
+
+
+def _start_wandb(workdir: pathlib.Path, project: str, config: Mapping[str, Any] | None):
+  try:
+    import wandb
+  except ImportError as error:
+    raise ValueError(
+        f'wandb_project={project!r} needs the package wandb: pip install wandb, or leave it empty'
+    ) from error
+  return wandb.init(
+      project=project,
+      name=workdir.name,
+      dir=str(workdir),
+      mode=os.environ.get('WANDB_MODE', 'offline'),
+      config=plain(config or {}),
+      settings=wandb.Settings(silent=True, console='off'),
+  )

@@ -1,0 +1,169 @@
+"""Optimizers and learning-rate schedules, from one typed config."""
+
+import dataclasses
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+NAMES = ('adamw', 'adam')
+SCHEDULES = ('constant', 'linear', 'cosine')
+
+
+@dataclasses.dataclass
+class OptimizerConfig:
+  """An Adam-type optimizer with its schedule. Every field has an effect or is rejected.
+
+  Attributes:
+    name: 'adamw' (decoupled weight decay) or 'adam' (none).
+    learning_rate: at its highest.
+    schedule: 'constant', 'linear' or 'cosine'; what follows the warm-up.
+    warmup_steps: the first optimizer steps, over which the rate rises linearly: step s (from 0)
+      has (s + 1) / warmup_steps of it, so that no step is wasted on a rate of 0.
+    total_steps: where a decaying schedule ends; 0 stands for the run's length (`for_run`), and
+      is the only value for 'constant'.
+    final_fraction: what is left of the rate at the end of a decaying schedule, in [0, 1].
+    b1: decay of the first moment, in [0, 1).
+    b2: decay of the second moment, in [0, 1).
+    eps: added to the root of the second moment. It must stay far below the gradient's entries,
+      which some losses scale down by a thousand.
+    weight_decay: per unit of learning rate, on every parameter; 0 for 'adam'.
+    max_grad_norm: the global norm to which gradients are clipped; 0 is off.
+  """
+
+  name: str = 'adamw'
+  learning_rate: float = 1e-3
+  schedule: str = 'constant'
+  warmup_steps: int = 0
+  total_steps: int = 0
+  final_fraction: float = 0.0
+  b1: float = 0.9
+  b2: float = 0.999
+  eps: float = 1e-8
+  weight_decay: float = 0.0
+  max_grad_norm: float = 1.0
+
+  def validate(self, prefix: str = 'config.optimizer') -> None:
+    """Raises ValueError with one line if a field is out of range or would be ignored.
+
+    Args:
+      prefix: where this config stands, for the message.
+    """
+    def require(condition: bool, field: str, rule: str) -> None:
+      if not condition:
+        value = getattr(self, field)
+        raise ValueError(f'{field} must be {rule}, got {value!r} ({prefix}.{field})')
+
+    require(self.name in NAMES, 'name', f'one of {", ".join(NAMES)}')
+    require(self.schedule in SCHEDULES, 'schedule', f'one of {", ".join(SCHEDULES)}')
+    require(0 < self.learning_rate < math.inf, 'learning_rate', 'positive and finite')
+    require(self.warmup_steps >= 0, 'warmup_steps', 'at least 0')
+    require(0 <= self.b1 < 1, 'b1', 'in [0, 1)')
+    require(0 <= self.b2 < 1, 'b2', 'in [0, 1)')
+    require(0 < self.eps < math.inf, 'eps', 'positive and finite')
+    require(0 <= self.weight_decay < math.inf, 'weight_decay', 'at least 0 and finite')
+    require(0 <= self.max_grad_norm < math.inf, 'max_grad_norm', 'at least 0 (0 is off)')
+    require(0 <= self.final_fraction <= 1, 'final_fraction', 'in [0, 1]')
+    if self.name == 'adam':
+      require(self.weight_decay == 0, 'weight_decay', "0 with name='adam' (adamw has it)")
+    if self.schedule == 'constant':
+      require(self.total_steps == 0, 'total_steps', "0 with schedule='constant'")
+      require(self.final_fraction == 0, 'final_fraction', "0 with schedule='constant'")
+    else:
+      require(self.total_steps >= 0, 'total_steps', 'at least 0 (0: the length of the run)')
+      if self.total_steps:
+        require(self.total_steps > self.warmup_steps, 'total_steps',
+                f'more than warmup_steps ({self.warmup_steps})')
+
+
+def for_run(config: OptimizerConfig, num_steps: int) -> OptimizerConfig:
+  """The config with `total_steps` filled in, where it was left at the length of the run.
+
+  Args:
+    config: as the user gave it.
+    num_steps: optimizer steps of the run.
+
+  Returns:
+    A copy (the very values for a constant schedule).
+  """
+  if config.schedule == 'constant' or config.total_steps:
+    return dataclasses.replace(config)
+  return dataclasses.replace(config, total_steps=num_steps)
+
+
+def learning_rate_at(config: OptimizerConfig, step: Any) -> Any:
+  """The learning rate of the update that takes `step` steps to `step` + 1.
+
+  With w = warmup_steps, n = total_steps, f = final_fraction and u = (s - w) / (n - w) in [0, 1]:
+
+    s < w: η (s + 1) / w;  constant: η;  linear: η (f + (1 - f)(1 - u));
+    cosine: η (f + (1 - f)(1 + cos πu) / 2).
+
+  Beyond n the rate stays at η f.
+
+  Args:
+    config: valid, with `total_steps` filled in if the schedule decays.
+    step: optimizer steps already taken; a Python or NumPy integer, or a JAX scalar.
+
+  Returns:
+    A float for a host integer, a float32 scalar for a JAX one.
+
+  Raises:
+    ValueError: if a decaying schedule has no end.
+  """
+  on_device = isinstance(step, jax.Array)
+  xp = jnp if on_device else np
+  if config.schedule == 'constant':
+    decay = 1.0
+  else:
+    if config.total_steps <= config.warmup_steps:
+      raise ValueError(
+          f'total_steps must be more than warmup_steps ({config.warmup_steps}) for a '
+          f'{config.schedule} schedule, got {config.total_steps} (config.optimizer.total_steps)'
+      )
+    span = config.total_steps - config.warmup_steps
+    progress = xp.clip((step - config.warmup_steps) / span, 0.0, 1.0)
+    shape = 1 - progress if config.schedule == 'linear' else (1 + xp.cos(xp.pi * progress)) / 2
+    decay = config.final_fraction + (1 - config.final_fraction) * shape
+  if config.warmup_steps:
+    rising = (step + 1) / config.warmup_steps
+    decay = xp.where(step < config.warmup_steps, rising, decay)
+  rate = config.learning_rate * decay
+  return jnp.asarray(rate, jnp.float32) if on_device else float(rate)
+
+
+def make_optimizer(config: OptimizerConfig) -> optax.GradientTransformation:
+  """Clipping by global norm, then Adam or AdamW on the config's schedule.
+
+  m ← β₁m + (1-β₁)g,  v ← β₂v + (1-β₂)g²,  θ ← θ - η (m̂ / (√v̂ + ε) + λθ).
+
+  Args:
+    config: what to make; validated here.
+
+  Returns:
+    The transformation. Its state counts the steps that enter the schedule.
+
+  Raises:
+    ValueError: if the config is not valid, or a decaying schedule has no end.
+
+  References:
+    Kingma and Ba 2015, algorithm 1 (arXiv 1412.6980); Loshchilov and Hutter 2019, algorithm 2
+    (arXiv 1711.05101).
+  """
+  config = dataclasses.replace(config)  # The caller's is mutable.
+  config.validate()
+  learning_rate_at(config, 0)  # Raises here rather than in the first traced step.
+  schedule = lambda count: learning_rate_at(config, count)
+  transformations = []
+  if config.max_grad_norm:
+    transformations.append(optax.clip_by_global_norm(config.max_grad_norm))
+  if config.name == 'adamw':
+    transformations.append(
+        optax.adamw(schedule, b1=config.b1, b2=config.b2, eps=config.eps,
+                    weight_decay=config.weight_decay))
+  else:
+    transformations.append(optax.adam(schedule, b1=config.b1, b2=config.b2, eps=config.eps))
+  return optax.chain(*transformations)

@@ -1,0 +1,219 @@
+"""One optimizer step: gradients over micro-batches, the update, and its compilation.
+
+Normalisation is global. A loss is handed back as total and weight, totals and their gradients
+are added over micro-batches, and the division comes once, at the end: the gradient of 8 micro-
+batches is the gradient of the whole batch, however unevenly the weight is spread over them.
+"""
+
+import collections
+import contextlib
+import dataclasses
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from jaxrl_llm.types import Array, Metrics, Params, TrainState, WeightedMean
+
+LossFn = Callable[[Params, Any], tuple[WeightedMean, Metrics]]
+
+_BACKEND_COMPILE_EVENT = '/jax/core/compile/backend_compile_duration'
+
+
+def accumulate_gradients(
+    loss_fn: LossFn,
+    params: Params,
+    batch: Any,
+    *,
+    num_micro_batches: int = 1,
+) -> tuple[Array, Params, Metrics]:
+  """Loss, gradient and metrics of a batch, micro-batch by micro-batch.
+
+  L = (Σ_m total_m) / (Σ_m weight_m),  ∇L = (Σ_m ∇total_m) / (Σ_m weight_m).
+
+  The weight must not depend on the parameters (it counts tokens or rows). Row i goes to
+  micro-batch i mod M: under a batch sharded over devices each device then holds an equal part
+  of every micro-batch, and nothing moves. Sums run in float32; gradients come back in the dtype
+  of their parameter. A batch of weight 0 has loss 0 and gradient 0.
+
+  Args:
+    loss_fn: (params, micro_batch) -> (loss, metrics), both as `WeightedMean`s.
+    params: what is differentiated; None leaves are left alone.
+    batch: a pytree whose array leaves all share the leading axis P.
+    num_micro_batches: M; divides P. With 1 there is no scan.
+
+  Returns:
+    The loss, float32 []; the gradients, shaped as `params`; the merged metrics.
+
+  Raises:
+    ValueError: if M is below 1 or does not divide P, or a leaf has no axis P.
+  """
+  rows = _leading_axis(batch)
+  if num_micro_batches < 1 or rows % num_micro_batches:
+    raise ValueError(
+        f'num_micro_batches must divide the batch of {rows}, got {num_micro_batches} '
+        '(config.num_micro_batches)'
+    )
+
+  def micro_step(micro_batch):
+    def total_fn(params):
+      loss, metrics = loss_fn(params, micro_batch)
+      return loss.total.astype(jnp.float32), (loss, metrics)
+
+    gradients, (loss, metrics) = jax.grad(total_fn, has_aux=True)(params)
+    return _to_float32((loss, gradients, metrics))
+
+  if num_micro_batches == 1:
+    loss, gradients, metrics = micro_step(batch)
+  else:
+    micro_batches = jax.tree.map(
+        lambda leaf: jnp.swapaxes(
+            jnp.reshape(leaf, (rows // num_micro_batches, num_micro_batches) + leaf.shape[1:]),
+            0, 1),
+        batch,
+    )
+    first = jax.tree.map(lambda leaf: leaf[0], micro_batches)
+    zeros = jax.tree.map(
+        lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), jax.eval_shape(micro_step, first)
+    )
+    (loss, gradients, metrics), _ = jax.lax.scan(
+        lambda carry, micro: (jax.tree.map(jnp.add, carry, micro_step(micro)), None),
+        zeros,
+        micro_batches,
+    )
+  gradients = jax.tree.map(
+      lambda gradient, param: WeightedMean(gradient, loss.weight).value().astype(param.dtype),
+      gradients,
+      params,
+  )
+  return loss.value(), gradients, metrics
+
+
+def apply_gradients(
+    optimizer: optax.GradientTransformation, state: TrainState, gradients: Params
+) -> tuple[TrainState, Metrics]:
+  """One optimizer step on the state.
+
+  Args:
+    optimizer: the transformation that made `state.opt_state`.
+    state: before the step.
+    gradients: shaped as `state.params`.
+
+  Returns:
+    The state with new parameters, optimizer state and step + 1 (key and aux unchanged), and
+    `train/grad_norm`, the global norm before any clipping.
+  """
+  updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
+  state = dataclasses.replace(
+      state,
+      step=state.step + 1,
+      params=optax.apply_updates(state.params, updates),
+      opt_state=opt_state,
+  )
+  norm = optax.tree.norm(_to_float32(gradients))
+  return state, {'train/grad_norm': WeightedMean(norm, jnp.float32(1.0))}
+
+
+class CountedJit:
+  """A jitted function that knows how often it was traced.
+
+  Attributes:
+    num_traces: traces so far; 1 after any number of calls with equal shapes, dtypes and
+      structure. (A change of sharding alone compiles again without a trace: see
+      `count_compilations`.)
+  """
+
+  def __init__(self, fn: Callable[..., Any], **jit_options: Any):
+    self.num_traces = 0
+
+    def traced(*args, **kwargs):
+      self.num_traces += 1
+      return fn(*args, **kwargs)
+
+    traced.__name__ = getattr(fn, '__name__', 'function')
+    self._jitted = jax.jit(traced, **jit_options)
+
+  def __call__(self, *args, **kwargs):
+    """Runs the compiled function."""
+    return self._jitted(*args, **kwargs)
+
+  def lower(self, *args, **kwargs):
+    """As `jax.jit(...).lower`."""
+    return self._jitted.lower(*args, **kwargs)
+
+
+def jit_train_step(
+    train_step: Callable[..., tuple[TrainState, Metrics]],
+    *,
+    state_shardings: Any = None,
+    batch_shardings: Any = None,
+    frozen_shardings: tuple[Any, ...] = (),
+    donate_state: bool = True,
+) -> CountedJit:
+  """Compiles (state, batch, *frozen) -> (state, metrics).
+
+  The state goes in and comes out with the same shardings, so that the second call does not
+  compile again, and is donated: the caller must not touch the old state.
+
+  Args:
+    train_step: the algorithm's step; frozen networks, if any, are further arguments.
+    state_shardings: shardings shaped as the state (`sharding.rules.shardings`), or None on one
+      device.
+    batch_shardings: one sharding or a tree of them, for every batch; needed where
+      `state_shardings` is given.
+    frozen_shardings: one entry per frozen argument.
+    donate_state: whether the old state's buffers are reused.
+
+  Returns:
+    The compiled step.
+  """
+  options: dict[str, Any] = {'donate_argnums': (0,) if donate_state else ()}
+  if state_shardings is not None:
+    options['in_shardings'] = (state_shardings, batch_shardings, *frozen_shardings)
+    options['out_shardings'] = (state_shardings, None)
+  return CountedJit(train_step, **options)
+
+
+@contextlib.contextmanager
+def count_compilations() -> Iterator[collections.Counter]:
+  """Counts what XLA compiles inside the block, by name of the jitted function.
+
+  Yields:
+    A counter that fills up as functions are compiled: {'jit_train_step': 1, ...}.
+  """
+  counts: collections.Counter = collections.Counter()
+
+  def listen(event: str, duration: float, **details):
+    del duration
+    if event == _BACKEND_COMPILE_EVENT:
+      counts[str(details.get('fun_name', 'unknown'))] += 1
+
+  jax.monitoring.register_event_duration_secs_listener(listen)
+  try:
+    yield counts
+  finally:
+    jax.monitoring.unregister_event_duration_listener(listen)
+
+
+def _leading_axis(batch: Any) -> int:
+  leaves = jax.tree_util.tree_leaves_with_path(batch)
+  if not leaves:
+    raise ValueError('batch must hold at least one array, got none')
+  rows = None
+  for path, leaf in leaves:
+    name = jax.tree_util.keystr(path, simple=True, separator='/')
+    if jnp.ndim(leaf) == 0:
+      raise ValueError(f'every array of a batch needs a leading axis, got a scalar ({name})')
+    rows = leaf.shape[0] if rows is None else rows
+    if leaf.shape[0] != rows:
+      raise ValueError(
+          f'arrays of a batch must share their leading axis, got {leaf.shape[0]} ({name}) '
+          f'beside {rows}'
+      )
+  return rows
+
+
+def _to_float32(tree: Any) -> Any:
+  return jax.tree.map(lambda leaf: jnp.asarray(leaf).astype(jnp.float32), tree)

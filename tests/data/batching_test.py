@@ -1,0 +1,181 @@
+"""Batching: epochs without gaps, padding without cuts, masks by hand."""
+
+import hypothesis
+import numpy as np
+import pytest
+from hypothesis import strategies
+
+from jaxrl_llm.data import batching, tokenizers
+from jaxrl_llm.tasks import arithmetic
+
+_SIZES = strategies.integers(1, 40)
+
+
+@hypothesis.settings(max_examples=60, deadline=None)
+@hypothesis.given(_SIZES, _SIZES, strategies.integers(0, 5), strategies.integers(1, 4))
+def test_each_epoch_visits_each_example_once(num_examples, batch_size, seed, epochs):
+  num_steps = -(-epochs * num_examples // batch_size)
+  stream = np.concatenate([
+      batching.batch_indices(num_examples, batch_size, seed=seed, step=step)
+      for step in range(num_steps)
+  ])
+  assert len(stream) == num_steps * batch_size
+  for epoch in range(epochs):
+    visited = stream[epoch * num_examples : (epoch + 1) * num_examples]
+    np.testing.assert_array_equal(np.sort(visited), np.arange(num_examples))
+
+
+@hypothesis.settings(max_examples=30, deadline=None)
+@hypothesis.given(_SIZES, _SIZES, strategies.integers(0, 10**12))
+def test_a_step_needs_no_step_before_it(num_examples, batch_size, step):
+  first = batching.batch_indices(num_examples, batch_size, seed=1, step=step)
+  batching.epoch_permutation.cache_clear()
+  again = batching.batch_indices(num_examples, batch_size, seed=1, step=step)
+  np.testing.assert_array_equal(first, again)
+  assert first.shape == (batch_size,) and first.min() >= 0 and first.max() < num_examples
+
+
+def test_the_batch_size_does_not_change_the_order():
+  by_three = [batching.batch_indices(10, 3, seed=0, step=step) for step in range(10)]
+  by_five = [batching.batch_indices(10, 5, seed=0, step=step) for step in range(6)]
+  np.testing.assert_array_equal(np.concatenate(by_three), np.concatenate(by_five))
+
+
+def test_epochs_and_seeds_are_shuffled_differently():
+  orders = [
+      tuple(batching.epoch_permutation(50, seed=seed, epoch=epoch))
+      for seed in range(3) for epoch in range(3)
+  ]
+  assert len(set(orders)) == 9
+  assert tuple(range(50)) not in orders
+
+
+def test_shuffles_are_uniform():
+  # Each of the 6 orders of 3 examples in 1,200 epochs: mean 200, deviation sqrt(1200 * 5/36) = 13.
+  orders = [tuple(batching.epoch_permutation(3, seed=7, epoch=epoch)) for epoch in range(1200)]
+  counts = np.unique(orders, axis=0, return_counts=True)[1]
+  assert len(counts) == 6 and np.all(np.abs(counts - 200) < 65)
+
+
+@pytest.mark.parametrize(
+    'arguments, message',
+    [
+        ((0, 1, 0, 0), 'num_examples must be at least 1, got 0'),
+        ((1, 0, 0, 0), 'batch_size must be at least 1, got 0'),
+        ((1, 1, -1, 0), 'seed must be at least 0, got -1'),
+        ((1, 1, 0, -1), 'step must be at least 0, got -1'),
+    ],
+)
+def test_bad_arguments(arguments, message):
+  num_examples, batch_size, seed, step = arguments
+  with pytest.raises(ValueError, match=message):
+    batching.batch_indices(num_examples, batch_size, seed=seed, step=step)
+
+
+def test_sequential_chunks_cover_once_and_mark_the_fill():
+  chunks = list(batching.sequential_chunks(5, 2))
+  np.testing.assert_array_equal([chunk.indices for chunk in chunks], [[0, 1], [2, 3], [4, 4]])
+  np.testing.assert_array_equal([chunk.weight for chunk in chunks], [[1, 1], [1, 1], [1, 0]])
+  assert not list(batching.sequential_chunks(0, 2))
+
+
+def test_padding_by_hand():
+  left, lengths = batching.left_pad([[5, 6], [], [7, 8, 9]], 3, 0)
+  np.testing.assert_array_equal(left, [[0, 5, 6], [0, 0, 0], [7, 8, 9]])
+  np.testing.assert_array_equal(lengths, [2, 0, 3])
+  right, _ = batching.right_pad([[5, 6], [], [7, 8, 9]], 4, 1)
+  np.testing.assert_array_equal(right, [[5, 6, 1, 1], [1, 1, 1, 1], [7, 8, 9, 1]])
+  assert left.dtype == lengths.dtype == np.int32
+  assert batching.left_pad([], 3, 0)[0].shape == (0, 3)
+  with pytest.raises(ValueError, match='sequence 1 has 3 tokens, the limit is 2'):
+    batching.left_pad([[1], [1, 2, 3]], 2, 0)
+
+
+@hypothesis.settings(max_examples=50, deadline=None)
+@hypothesis.given(
+    strategies.lists(strategies.lists(strategies.integers(0, 9), max_size=6), max_size=5),
+    strategies.integers(6, 9),
+)
+def test_padding_against_a_loop(sequences, length):
+  left, lengths = batching.left_pad(sequences, length, 77)
+  right, _ = batching.right_pad(sequences, length, 77)
+  for row, sequence in enumerate(sequences):
+    fill = [77] * (length - len(sequence))
+    assert list(left[row]) == fill + sequence
+    assert list(right[row]) == sequence + fill
+    assert lengths[row] == len(sequence)
+
+
+def _encoded(**overrides):
+  # Ids: a=2, b=3, c=4; 0 fills, 1 stops.
+  tokenizer = tokenizers.CharacterTokenizer('abc')
+  examples = [
+      {'id': 4, 'prompt': 'ab', 'response': 'c'},
+      {'id': 9, 'prompt': 'c', 'response': 'ab'},
+  ]
+  settings = {'max_prompt_tokens': 3, 'max_response_tokens': 3} | overrides
+  return batching.encode_examples(examples, tokenizer, **settings)
+
+
+def test_sft_batch_by_hand():
+  batch = batching.sft_batch(_encoded(), np.array([0, 1]))
+  # Rows 'a b c stop' and 'c a b stop'; inputs without the last, targets without the first.
+  np.testing.assert_array_equal(batch.tokens[:, :3], [[2, 3, 4], [4, 2, 3]])
+  np.testing.assert_array_equal(batch.targets[:, :3], [[3, 4, 1], [2, 3, 1]])
+  np.testing.assert_array_equal(batch.loss_mask, [[0, 1, 1, 0, 0], [1, 1, 1, 0, 0]])
+  np.testing.assert_array_equal(batch.valid, [[1, 1, 1, 0, 0], [1, 1, 1, 0, 0]])
+  np.testing.assert_array_equal(batch.positions, [[0, 1, 2, 3, 4]] * 2)
+  np.testing.assert_array_equal(batch.weight, [1, 1])
+  assert batch.tokens.dtype == batch.targets.dtype == batch.positions.dtype == np.int32
+  assert batch.valid.dtype == bool
+  assert batch.loss_mask.dtype == batch.weight.dtype == np.float32
+
+
+def test_sft_batch_against_a_loop():
+  task = arithmetic.make_task(seed=0, num_demonstrations=50, num_train=0, num_evaluation=0,
+                              padding='none')
+  encoded = batching.encode_demonstrations(task)
+  indices = batching.batch_indices(50, 20, seed=0, step=3)
+  batch = batching.sft_batch(encoded, indices)
+  for row, index in enumerate(indices):
+    example = task.demonstrations[index]
+    prompt = task.tokenizer.encode(example['prompt'])
+    tokens = prompt + task.tokenizer.encode(example['response']) + [1]
+    count = len(tokens) - 1
+    assert list(batch.tokens[row, :count]) == tokens[:-1]
+    assert list(batch.targets[row, :count]) == tokens[1:]
+    mask = [float(t + 1 >= len(prompt)) for t in range(count)]
+    assert list(batch.loss_mask[row]) == mask + [0.0] * (batch.tokens.shape[1] - count)
+    assert batch.valid[row].sum() == count and batch.valid[row, :count].all()
+
+
+def test_prompt_batch_by_hand():
+  batch = batching.prompt_batch(_encoded(), np.array([1, 0, 1]))
+  np.testing.assert_array_equal(batch.prompts, [[0, 0, 4], [0, 2, 3], [0, 0, 4]])
+  np.testing.assert_array_equal(batch.prompt_lengths, [1, 2, 1])
+  np.testing.assert_array_equal(batch.example_ids, [9, 4, 9])
+  assert [example['id'] for example in batch.examples] == [9, 4, 9]
+
+
+def test_too_long_is_an_error_or_counted_never_cut():
+  with pytest.raises(ValueError, match='the prompt of example 4 has 2 tokens, the limit is 1'):
+    _encoded(max_prompt_tokens=1)
+  with pytest.raises(ValueError, match='response of example 9 has 3 tokens with its stop token'):
+    _encoded(max_response_tokens=2)
+  kept = _encoded(max_prompt_tokens=1, overlong='filter')
+  assert kept.num_filtered == 1 and list(kept.ids) == [9] and len(kept) == 1
+  with pytest.raises(ValueError, match='all 2 examples are too long'):
+    _encoded(max_prompt_tokens=0, overlong='filter')
+  with pytest.raises(ValueError, match="overlong must be 'error' or 'filter', got 'cut'"):
+    _encoded(overlong='cut')
+
+
+def test_ids_are_checked():
+  tokenizer = tokenizers.CharacterTokenizer('abc')
+  for ids, message in (((1, 1), '1 appears twice'), ((0, 2**31), 'fit a non-negative int32')):
+    examples = [{'id': i, 'prompt': 'a'} for i in ids]
+    with pytest.raises(ValueError, match=message):
+      batching.encode_examples(examples, tokenizer, max_prompt_tokens=1)
+  with pytest.raises(ValueError, match='without responses'):
+    encoded = batching.encode_examples([{'id': 1, 'prompt': 'a'}], tokenizer, max_prompt_tokens=1)
+    batching.sft_batch(encoded, np.array([0]))
