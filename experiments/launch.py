@@ -8,18 +8,16 @@ A binary is a module with a docstring, a `main(run)` and
 Flags: --config=FILE.py[:setting] (a file with `get_config()`, which returns a plain typed mutable
 dataclass), --config.field=value (overrides, nested by dots), --workdir=DIR, --debug (tracebacks
 instead of one line). Exit status: 0 done, or done before; 2 bad input, with one line on stderr;
-130 interrupted, after a save where the binary could make one.
+130 interrupted.
 
 Nothing here imports JAX before the flags have been parsed and the workdir has been checked.
 """
 
 import contextlib
 import dataclasses
-import errno
 import fcntl
 import importlib.metadata
 import json
-import math
 import numbers
 import os
 import pathlib
@@ -29,21 +27,322 @@ import subprocess
 import sys
 import time
 import traceback
-from collections.abc import Callable, Iterator, Mapping
+import typing
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from absl import flags
 
-from experiments import overrides
+from experiments import command_line
+from experiments.command_line import UsageError
 from jaxrl_llm.training import metrics
 
-REPOSITORY = pathlib.Path(__file__).resolve().parents[1]
+REPOSITORY = command_line.REPOSITORY
 
 # Config fields that say where something lies or how it is shown, never what is computed: a run
 # may be resumed with another value.
 RELOCATABLE_FIELDS = frozenset({'data_dir', 'wandb_project'})
 
-_VERSIONS = {
+_PACKAGES = {
     'jax': 'jax', 'jaxlib': 'jaxlib', 'flax': 'flax', 'optax': 'optax',
     'orbax': 'orbax-checkpoint', 'numpy': 'numpy',
 }
+_ABSENT = '(absent)'
+
+
+@dataclasses.dataclass
+class Run:
+  """What a binary's `main` is handed.
+
+  Attributes:
+    config: the config with its overrides, validated.
+    workdir: an existing folder, locked by this process.
+    experiment: the binary's name.
+    setting: the config file's name without the experiment's, and the setting after the colon.
+    config_file: as given, `FILE.py[:setting]`.
+    commit: of the source, with '-dirty' if tracked files differ, or 'unknown'.
+  """
+
+  config: Any
+  workdir: pathlib.Path
+  experiment: str
+  setting: str
+  config_file: str
+  commit: str = dataclasses.field(default_factory=lambda: current_commit())
+
+  def __post_init__(self):
+    self._started = time.monotonic()
+    self._earlier_seconds, self.marks = 0.0, {}
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+      clock = json.loads(self._clock_path.read_text())
+      self._earlier_seconds, self.marks = float(clock['wall_seconds']), dict(clock['marks'])
+
+  @property
+  def seed(self) -> int:
+    """`config.seed`, or 0 where a config has none."""
+    return getattr(self.config, 'seed', 0)
+
+  @property
+  def results_path(self) -> pathlib.Path:
+    """Where `write_results` writes; the file's presence means that the run is complete."""
+    return self.workdir / 'results.json'
+
+  @property
+  def table_path(self) -> pathlib.Path:
+    """Where a binary puts its closing table (Markdown); shown again for a complete run."""
+    return self.workdir / 'table.md'
+
+  @property
+  def _clock_path(self) -> pathlib.Path:
+    return self.workdir / 'wall_seconds.json'
+
+  def wall_seconds(self) -> float:
+    """Seconds spent on this run, earlier processes included up to their last `save_clock`."""
+    return self._earlier_seconds + time.monotonic() - self._started
+
+  def save_clock(self) -> None:
+    """Keeps `wall_seconds` for the process that resumes; call it with each checkpoint."""
+    metrics.write_json_atomic(
+        self._clock_path, {'wall_seconds': self.wall_seconds(), 'marks': self.marks})
+
+  def mark(self, phase: str) -> None:
+    """Notes when a phase was first complete (`marks`, wall seconds by phase)."""
+    self.marks.setdefault(phase, self.wall_seconds())
+    self.save_clock()
+
+
+def run(
+    main: Callable[[Run], Any],
+    *,
+    default_config: str,
+    experiment: str | None = None,
+    argv: Sequence[str] | None = None,
+) -> typing.NoReturn:
+  """Parses the command line, prepares the workdir and calls `main`; never returns.
+
+  Args:
+    main: the binary; what it returns is ignored.
+    default_config: `FILE.py[:setting]`, relative to the current folder or the repository.
+    experiment: the name in results.json; by default that of the module that is run.
+    argv: the command line, by default `sys.argv`.
+  """
+  argv = list(sys.argv if argv is None else argv)
+  experiment = experiment or _main_name()
+
+  def start() -> None:
+    if command_line.wants_help(argv):
+      print(command_line.help_text(experiment, argv, default_config))
+      return
+    config, spec, values = command_line.parse(argv, default_config)
+    config_name, _, setting = spec.partition(':')
+    config_name = pathlib.Path(config_name).stem
+    workdir = values['workdir'].value or _default_workdir(config_name, setting, config)
+    workdir = pathlib.Path(workdir)
+    setting = '_'.join(filter(None, [config_name.removeprefix(experiment).strip('_'), setting]))
+    _refuse_foreign(workdir)
+    with _locked(workdir):
+      if _prepare_workdir(workdir, config, experiment, spec):
+        try:
+          main(Run(config, workdir, experiment, setting or 'default', spec))
+        except (ValueError, OSError):
+          _discard_if_unused(workdir)
+          raise
+
+  _exit_with_one_line(start, name=experiment, debug='--debug' in argv)
+
+
+def run_tool(
+    main: Callable[[], Any], *, name: str | None = None, argv: Sequence[str] | None = None
+) -> typing.NoReturn:
+  """Runs a binary without config and workdir: absl flags in, one-line errors out.
+
+  Args:
+    main: reads its values from its own flags.
+    name: stands before the error line; by default the name of the module that is run.
+    argv: the command line, by default `sys.argv`.
+  """
+  argv = list(sys.argv if argv is None else argv)
+  name = name or _main_name()
+
+  def start() -> None:
+    if command_line.wants_help(argv):
+      print(command_line.docstring() + '\n\n' + flags.FLAGS.main_module_help())
+      return
+    command_line.parse_flags(flags.FLAGS, [arg for arg in argv if arg != '--debug'])
+    main()
+
+  _exit_with_one_line(start, name=name, debug='--debug' in argv)
+
+
+def write_results(run: Run, numbers_: Mapping[str, Any]) -> pathlib.Path:
+  """Writes results.json: last, atomically, and flat.
+
+  Args:
+    run: the run.
+    numbers_: the headline numbers and strings by flat name. `sampled_tokens` is added as the sum
+      of the entries `sampled_tokens/...` where it is missing.
+
+  Returns:
+    The path written.
+
+  Raises:
+    ValueError: if a value is neither a number nor a string.
+  """
+  results: dict[str, Any] = {
+      'experiment': run.experiment,
+      'setting': run.setting,
+      'seed': run.seed,
+      'commit': run.commit,
+      **numbers_,
+  }
+  tokens = [value for name, value in numbers_.items() if name.startswith('sampled_tokens/')]
+  results.setdefault('sampled_tokens', sum(tokens))
+  results['versions/python'] = platform.python_version()
+  for name, package in _PACKAGES.items():
+    try:
+      results[f'versions/{name}'] = importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+      results[f'versions/{name}'] = 'not installed'
+  results['device'] = _device()
+  run.save_clock()
+  results['wall_seconds'] = round(run.wall_seconds(), 3)
+  results = metrics.plain(results)
+  for name, value in results.items():
+    if isinstance(value, bool) or not isinstance(value, (numbers.Real, str)):
+      raise ValueError(f'results must be numbers and strings, got {value!r} ({name})')
+  metrics.write_json_atomic(run.results_path, results)
+  return run.results_path
+
+
+def current_commit() -> str:
+  """The commit of this source, '-dirty' added if tracked files differ; 'unknown' outside git."""
+  def git(*arguments: str) -> str:
+    return subprocess.run(
+        ['git', '-C', str(REPOSITORY), *arguments],
+        capture_output=True, text=True, check=True, timeout=30,
+    ).stdout.strip()
+
+  try:
+    if pathlib.Path(git('rev-parse', '--show-toplevel')).resolve() != REPOSITORY:
+      return 'unknown'  # An installed copy inside somebody else's repository.
+    dirty = git('status', '--porcelain', '--untracked-files=no')
+    return git('rev-parse', 'HEAD') + ('-dirty' if dirty else '')
+  except (OSError, subprocess.SubprocessError):
+    return 'unknown'
+
+
+def _default_workdir(config_name: str, setting: str, config: Any) -> str:
+  name = '_'.join(filter(None, [config_name, re.sub(r'[^\w.-]', '_', setting)]))
+  seed = getattr(config, 'seed', 0)
+  return os.path.join('runs', name if seed == 0 else f'{name}_seed{seed}')
+
+
+@contextlib.contextmanager
+def _locked(workdir: pathlib.Path) -> Iterator[None]:
+  workdir.mkdir(parents=True, exist_ok=True)
+  with open(workdir / '.lock', 'a') as file:
+    try:
+      fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+      raise UsageError(f'another process is running in {workdir} (--workdir)') from error
+    yield
+
+
+def _prepare_workdir(workdir: pathlib.Path, config: Any, experiment: str, spec: str) -> bool:
+  """Checks or writes config.json; False if the run is complete."""
+  _refuse_foreign(workdir)
+  path = workdir / 'config.json'
+  mine = metrics.plain({
+      'experiment': experiment, 'config_file': spec, 'config': dataclasses.asdict(config)
+  })
+  if not path.exists():
+    metrics.write_json_atomic(path, mine)
+    return True
+  try:
+    theirs = json.loads(path.read_text())
+    differences = list(_differences(theirs['config'], mine['config'], 'config'))
+    if theirs['experiment'] != experiment:
+      differences.insert(0, ('experiment', theirs['experiment'], experiment))
+  except (ValueError, KeyError, TypeError) as error:
+    problem = command_line.one_line(error)
+    raise UsageError(f'{path} is not a config of a run: {problem}') from error
+  if differences:
+    listed = '; '.join(f'{name}: {old!r} there, {new!r} given' for name, old, new in differences)
+    raise UsageError(f'{workdir} belongs to another config ({listed}); give another --workdir')
+  if (workdir / 'results.json').exists():
+    print(f'This run is complete: {workdir / "results.json"}')
+    if (workdir / 'table.md').exists():
+      print(f'Its table, {workdir / "table.md"}:\n\n{(workdir / "table.md").read_text()}')
+    return False
+  return True
+
+
+def _refuse_foreign(workdir: pathlib.Path) -> None:
+  """Raises if the workdir is there and is not one of ours; writes nothing into it."""
+  if workdir.exists() and not workdir.is_dir():
+    raise UsageError(f'workdir must be a folder, got the file {workdir} (--workdir)')
+  if workdir.exists() and not (workdir / 'config.json').exists():
+    others = sorted(p.name for p in workdir.iterdir() if not p.name.startswith('.'))
+    if others:
+      raise UsageError(
+          f'{workdir} is not a run (it holds {others[0]} and no config.json); give an empty or a '
+          'new folder (--workdir)')
+
+
+def _discard_if_unused(workdir: pathlib.Path) -> None:
+  """Frees a workdir in which nothing was made, so that a corrected command may have it."""
+  own = {'config.json', 'wall_seconds.json', '.lock'}
+  paths = list(workdir.iterdir())
+  if all(p.name in own or (p.is_file() and not p.stat().st_size) or
+         (p.is_dir() and not any(p.iterdir())) for p in paths):
+    for path in paths:
+      path.rmdir() if path.is_dir() else path.unlink()
+    with contextlib.suppress(OSError):
+      workdir.rmdir()
+
+
+def _differences(theirs: Any, mine: Any, name: str) -> Iterator[tuple[str, Any, Any]]:
+  if isinstance(theirs, dict) and isinstance(mine, dict):
+    for key in [*theirs, *(key for key in mine if key not in theirs)]:
+      if key not in RELOCATABLE_FIELDS:
+        yield from _differences(
+            theirs.get(key, _ABSENT), mine.get(key, _ABSENT), f'{name}.{key}')
+  elif theirs != mine:
+    yield name, theirs, mine
+
+
+def _exit_with_one_line(start: Callable[[], None], *, name: str, debug: bool) -> typing.NoReturn:
+  try:
+    start()
+  except KeyboardInterrupt:
+    print(f'{name}: interrupted; run the same command again to resume', file=sys.stderr)
+    sys.exit(130)
+  except (ValueError, OSError) as error:
+    if debug:
+      traceback.print_exc()
+    elif isinstance(error, BrokenPipeError):
+      raise
+    hint = '' if debug or _is_ours(error) else ' (--debug shows the traceback)'
+    print(f'{name}: error: {command_line.one_line(error)}{hint}', file=sys.stderr)
+    sys.exit(2)
+  sys.exit(0)
+
+
+def _is_ours(error: BaseException) -> bool:
+  """Whether the error was raised by this project's own checks, not inside a library."""
+  frames = traceback.extract_tb(error.__traceback__)
+  return isinstance(error, OSError) or (
+      bool(frames) and 'site-packages' not in frames[-1].filename)
+
+
+def _main_name() -> str:
+  spec = getattr(sys.modules['__main__'], '__spec__', None)
+  return spec.name.rpartition('.')[2] if spec else pathlib.Path(sys.argv[0]).stem
+
+
+def _device() -> str:
+  import jax
+
+  devices = jax.devices()
+  cores = f' ({os.cpu_count()} cores)' if devices[0].platform == 'cpu' else ''
+  return f'{len(devices)} x {devices[0].device_kind}{cores}'

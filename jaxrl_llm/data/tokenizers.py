@@ -240,7 +240,7 @@ def _from_tokenizer_json(
   content = _read_bytes(path)
   try:
     backend = tokenizers.Tokenizer.from_str(content.decode())
-  except Exception as error:  # noqa: BLE001 - the library raises plain Exception.
+  except Exception as error:
     raise ValueError(f'{path} is not a complete tokenizer.json: {_one_line(error)}') from None
   config: dict[str, Any] = {}
   if (path.parent / 'tokenizer_config.json').exists():
@@ -285,7 +285,7 @@ def _from_byte_level_files(
     )
   try:
     backend = tokenizers.Tokenizer(models.BPE(vocab=vocabulary, merges=merges))
-  except Exception as error:  # noqa: BLE001 - the library raises plain Exception.
+  except Exception as error:
     raise ValueError(f'{merges_path} does not fit {vocabulary_path}: {_one_line(error)}') from None
   if is_gpt2:
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)

@@ -1,0 +1,1 @@
+"""Decoders and their heads as pure functions; the only folder that imports flax."""

@@ -4,6 +4,7 @@ Every field is consumed by the model or rejected by `validate`.
 """
 
 import dataclasses
+import math
 
 
 @dataclasses.dataclass
@@ -20,12 +21,13 @@ class TransformerConfig:
     num_kv_heads: key and value heads; divides `num_heads` (grouped queries).
     head_dim: width of a head; need not be D / H.
     mlp_width: F, of the feed-forward layer.
-    max_length: most positions; rows of the learned position table, and the limit
-      that the sampler checks.
+    max_length: most slots of a sequence or of a KV cache, padding included; rows of
+      the learned position table. A longer input is an error when it is traced.
     norm: 'rms' or 'layer'.
     norm_epsilon: added to the variance.
     positions: 'rope' or 'learned'.
-    rope_theta: base of the rotary frequencies.
+    rope_theta: base of the rotary frequencies; has to keep its default where
+      positions are learned.
     activation: 'swiglu' (gated SiLU) or 'gelu' (tanh form, not gated).
     tie_embeddings: the head is the embedding.
     attention_bias: biases on the query, key and value projections.
@@ -86,12 +88,19 @@ class TransformerConfig:
       )
     if self.positions == 'rope' and self.head_dim % 2:
       raise ValueError(f'head_dim must be even for rotary positions, got {self.head_dim}')
-    if self.positions == 'rope' and self.rope_theta <= 0:
-      raise ValueError(f'rope_theta must be positive, got {self.rope_theta}')
-    if self.norm_epsilon <= 0:
-      raise ValueError(f'norm_epsilon must be positive, got {self.norm_epsilon}')
+    for name in ('rope_theta', 'norm_epsilon'):
+      if not 0 < getattr(self, name) < math.inf:
+        raise ValueError(f'{name} must be positive and finite, got {getattr(self, name)}')
+    default_theta = TransformerConfig.rope_theta
+    if self.positions == 'learned' and self.rope_theta != default_theta:
+      raise ValueError(
+          f"rope_theta has no effect with positions='learned': leave it at {default_theta}, "
+          f'got {self.rope_theta}'
+      )
     if self.tie_embeddings and self.head_bias:
-      raise ValueError('head_bias needs an untied head (tie_embeddings=False), got True with a tied one')
+      raise ValueError(
+          'head_bias needs an untied head (tie_embeddings=False), got True with a tied one'
+      )
     if self.scan_unroll < 0 or self.num_layers % (self.scan_unroll or self.num_layers):
       raise ValueError(
           f'scan_unroll must be 0 or divide num_layers ({self.num_layers}), got {self.scan_unroll}'

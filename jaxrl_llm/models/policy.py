@@ -5,7 +5,7 @@ import functools
 import jax
 import jax.numpy as jnp
 
-from jaxrl_llm.models import configs, layers, transformer
+from jaxrl_llm.models import configs, transformer
 from jaxrl_llm.types import Head, ModelFns
 
 

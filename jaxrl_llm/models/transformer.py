@@ -102,8 +102,18 @@ def apply(
 
   Returns:
     (hidden [B, T, D] after the last norm, the updated cache or None).
+
+  Raises:
+    ValueError: the sequence, or the cache, is longer than the model's `max_length`.
   """
   b, t = tokens.shape
+  slots = valid.shape[-1]  # Those of the cache, where there is one.
+  if slots > config.max_length:
+    # A learned position beyond the table would silently be read as its last row.
+    raise ValueError(
+        f'max_length must be at least the {slots} slots of the sequence or cache, got '
+        f'{config.max_length}'
+    )
   block = Block(config)
   x = params['embedder']['embedding'][tokens]
   if config.positions == 'learned':
@@ -135,8 +145,10 @@ def apply(
       layer_params = jax.tree.map(lambda p: p[i], params['layers'])  # noqa: B023
 
       def write(key, value, layer_cache=layer_cache):
-        store = lambda old, new: jax.lax.dynamic_update_slice_in_dim(old, new, cache_index, axis=1)
-        updated = {'key': store(layer_cache['key'], key), 'value': store(layer_cache['value'], value)}
+        store = lambda name, new: jax.lax.dynamic_update_slice_in_dim(
+            layer_cache[name], new, cache_index, axis=1
+        )
+        updated = {'key': store('key', key), 'value': store('value', value)}
         new_cache.append(updated)
         return updated['key'], updated['value'], query_slots
 

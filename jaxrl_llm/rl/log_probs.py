@@ -58,7 +58,9 @@ def scan_chunks(
   """
   if chunk_size < 0:
     raise ValueError(f'chunk_size must be 0 (one chunk) or positive, got {chunk_size}')
-  rows, steps = jax.tree.leaves(arrays)[0].shape[:2]
+  leaves = jax.tree.leaves(arrays)
+  chex.assert_equal_shape_prefix(leaves, 2)
+  rows, steps = leaves[0].shape[:2]
   if chunk_size == 0 or chunk_size >= steps:
     return function(carry, arrays)
   num_chunks = -(-steps // chunk_size)

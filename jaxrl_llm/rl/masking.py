@@ -173,7 +173,9 @@ def masked_sum(
   """Sum of `mask * values`, in which a masked value has no part whatever it is.
 
   NaN and infinity under a zero of the mask change neither the sum nor its gradient:
-  they are taken out before anything is computed with them.
+  they are taken out before anything is computed with them. What is computed before this
+  function still meets them in its gradient, as 0 · NaN: mask the inputs of a square, an
+  exponential or a logarithm too.
 
   Args:
     values: float [...].

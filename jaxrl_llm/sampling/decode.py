@@ -1,5 +1,6 @@
 """Sampling with a KV cache: one prefill a prompt, shared by its K samples."""
 
+import math
 from typing import Any, NamedTuple
 
 import chex
@@ -67,8 +68,9 @@ def make_sampler(
     raise ValueError(f'max_tokens must be at least 1, got {max_tokens}')
   if not stop_ids:
     raise ValueError('stop_ids must name at least one token, got none')
-  if temperature < 0:
-    raise ValueError(f'temperature must not be negative, got {temperature}')
+  if not 0 <= temperature < math.inf:
+    raise ValueError(f'temperature must be 0 (greedy) or positive and finite, got {temperature}')
+  processors.check_truncation(k=top_k, p=top_p)
 
   def choose(logits, keys):
     if temperature == 0:

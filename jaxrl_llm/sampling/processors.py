@@ -1,5 +1,7 @@
 """Temperature, top-k and top-p on logits [..., V]."""
 
+import math
+
 import chex
 import jax
 import jax.numpy as jnp
@@ -8,8 +10,16 @@ import jax.numpy as jnp
 EXCLUDED = -1e30
 
 
+def check_truncation(*, k: int = 0, p: float = 1.0) -> None:
+  """Raises ValueError unless k is at least 0 (off) and p in (0, 1]."""
+  if k < 0:
+    raise ValueError(f'top_k must be 0 (off) or positive, got {k}')
+  if not 0 < p <= 1:
+    raise ValueError(f'top_p must be in (0, 1], got {p}')
+
+
 def temper(logits: jax.Array, *, temperature: float) -> jax.Array:
-  """logits / temperature, float32.
+  """Divides logits by the temperature, in float32.
 
   Args:
     logits: [..., V].
@@ -19,10 +29,10 @@ def temper(logits: jax.Array, *, temperature: float) -> jax.Array:
     float32 [..., V].
 
   Raises:
-    ValueError: temperature is not positive.
+    ValueError: temperature is not positive and finite.
   """
-  if temperature <= 0:
-    raise ValueError(f'temperature must be positive, got {temperature}')
+  if not 0 < temperature < math.inf:
+    raise ValueError(f'temperature must be positive and finite, got {temperature}')
   return logits.astype(jnp.float32) / temperature
 
 
@@ -41,8 +51,7 @@ def top_k(logits: jax.Array, *, k: int) -> jax.Array:
   Raises:
     ValueError: k is negative.
   """
-  if k < 0:
-    raise ValueError(f'top_k must be 0 (off) or positive, got {k}')
+  check_truncation(k=k)
   if k == 0 or k >= logits.shape[-1]:
     return logits
   _, kept = jax.lax.top_k(logits, k)
@@ -70,8 +79,7 @@ def top_p(logits: jax.Array, *, p: float) -> jax.Array:
   References:
     Holtzman et al., 2020, section 3.1, arXiv 1904.09751.
   """
-  if not 0 < p <= 1:
-    raise ValueError(f'top_p must be in (0, 1], got {p}')
+  check_truncation(p=p)
   if p == 1:
     return logits
   order = jnp.argsort(-logits, axis=-1, stable=True)

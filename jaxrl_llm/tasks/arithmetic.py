@@ -124,17 +124,16 @@ def make_task(
   _check(digits, carry_drop_rate, carry_free_fraction, answer_format, padding)
   sizes = (num_evaluation, num_demonstrations, num_train)
   evaluation, demonstrations, train = _draw_problems(seed, digits, sizes, carry_free_fraction)
-  drops = np.random.default_rng([seed, 1]).random(num_demonstrations) < carry_drop_rate
+  rng = np.random.default_rng([seed, 1])
 
   def build(ids: np.ndarray) -> list[Example]:
     return [_example(int(index), digits, answer_format, padding) for index in ids]
 
   with_responses = build(demonstrations)
-  for example, drop in zip(with_responses, drops):
+  for example, drop in zip(with_responses, rng.random(num_demonstrations) < carry_drop_rate):
     wrong = int(drop_carries(example['a'], example['b']))
-    example['response'] = (
-        _write_answer(wrong, digits, answer_format, padding) if drop else example['answer']
-    )
+    written = _write_answer(wrong, digits, answer_format, padding)
+    example['response'] = written if drop else example['answer']
   return Task(
       name=f'arithmetic_{digits}_digits',
       tokenizer=tokenizers.CharacterTokenizer(ALPHABET),

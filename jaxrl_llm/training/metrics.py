@@ -191,7 +191,8 @@ def to_floats(metrics: Mapping[str, Any]) -> dict[str, float]:
 class MetricsWriter:
   """Writes metrics to metrics.jsonl, TensorBoard event files and, if asked, W&B.
 
-  Only metrics.jsonl is exact over a resume. TensorBoard hides what a new event file purges.
+  metrics.jsonl is the source: on resume it is cut back and the event files follow it. What was
+  sent to W&B cannot be taken back; there a repeated step is ignored.
   """
 
   def __init__(
@@ -217,7 +218,6 @@ class MetricsWriter:
     self._jsonl = JsonlFile(self._workdir / 'metrics.jsonl')
     self._tensorboard_enabled = tensorboard
     self._tensorboard = None
-    self._purge_step = None
     self._wandb = _start_wandb(self._workdir, wandb_project, config) if wandb_project else None
 
   @property
@@ -238,10 +238,7 @@ class MetricsWriter:
     values = to_floats(metrics)
     self._jsonl.write({'step': step, **values})
     if self._tensorboard_enabled:
-      if self._tensorboard is None:
-        self._tensorboard = self._open_tensorboard()
-      for name, value in values.items():
-        self._tensorboard.add_scalar(name, value, step)
+      self._write_tensorboard(step, values)
     if self._wandb is not None:
       self._wandb.log(values, step=step)
     return values
@@ -250,15 +247,25 @@ class MetricsWriter:
     """Bytes of metrics.jsonl, on the disk: what a checkpoint keeps."""
     return self._jsonl.offset()
 
-  def truncate(self, offset: int, *, step: int = 0) -> None:
-    """Cuts metrics.jsonl back to a checkpoint's offset and hides later TensorBoard events.
+  def truncate(self, offset: int) -> None:
+    """Cuts metrics.jsonl back to a checkpoint's offset, and makes the event files anew from it.
 
     Args:
       offset: from the checkpoint; 0 to start over.
-      step: the checkpoint's step; events of later steps are hidden.
+
+    Raises:
+      ValueError: if metrics.jsonl is shorter than that.
     """
     self._jsonl.truncate(offset)
-    self._purge_step = step + 1 if offset else 0
+    if not self._tensorboard_enabled:
+      return
+    if self._tensorboard is not None:
+      self._tensorboard.close()
+      self._tensorboard = None
+    for path in (self._workdir / 'tensorboard').glob('events.out.tfevents.*'):
+      path.unlink()
+    for record in read_jsonl(self._jsonl.path):
+      self._write_tensorboard(record.pop('step'), record)
 
   def flush(self) -> None:
     """Hands everything to the operating system."""
@@ -273,12 +280,13 @@ class MetricsWriter:
     if self._wandb is not None:
       self._wandb.finish(quiet=True)
 
-  def _open_tensorboard(self):
-    import tensorboardX
+  def _write_tensorboard(self, step: int, values: Mapping[str, Any]) -> None:
+    if self._tensorboard is None:
+      import tensorboardX
 
-    return tensorboardX.SummaryWriter(
-        logdir=str(self._workdir / 'tensorboard'), purge_step=self._purge_step
-    )
+      self._tensorboard = tensorboardX.SummaryWriter(logdir=str(self._workdir / 'tensorboard'))
+    for name, value in values.items():
+      self._tensorboard.add_scalar(name, float(value), step)
 
 
 def _start_wandb(workdir: pathlib.Path, project: str, config: Mapping[str, Any] | None):

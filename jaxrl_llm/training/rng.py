@@ -24,6 +24,7 @@ class Stream(enum.IntEnum):
   DROPOUT = 5
   SFT_DATA = 6
   SAMPLE_CONTROL = 7
+  SAMPLE_DIAGNOSTIC = 8
 
 
 INIT = Stream.INIT
@@ -34,6 +35,7 @@ SAMPLE_EVAL = Stream.SAMPLE_EVAL
 DROPOUT = Stream.DROPOUT
 SFT_DATA = Stream.SFT_DATA
 SAMPLE_CONTROL = Stream.SAMPLE_CONTROL
+SAMPLE_DIAGNOSTIC = Stream.SAMPLE_DIAGNOSTIC
 
 
 def base_key(seed: int) -> jax.Array:

@@ -116,6 +116,27 @@ def apply_gradients(
   return state, {'train/grad_norm': WeightedMean(norm, jnp.float32(1.0))}
 
 
+def minibatches(batch: Any, parts: int) -> Iterator[Any]:
+  """Cuts every array of a batch into `parts` equal pieces along axis 0, for one update each.
+
+  Args:
+    batch: a pytree whose array leaves all share the leading axis P.
+    parts: how many; divides P.
+
+  Yields:
+    Batches of P / parts rows, in order.
+
+  Raises:
+    ValueError: if `parts` does not divide P.
+  """
+  rows = _leading_axis(batch)
+  if parts < 1 or rows % parts:
+    raise ValueError(f'num_minibatches must divide the batch of {rows}, got {parts}')
+  size = rows // parts
+  for start in range(0, rows, size):
+    yield batch if parts == 1 else jax.tree.map(lambda x: x[start : start + size], batch)  # noqa: B023
+
+
 class CountedJit:
   """A jitted function that knows how often it was traced.
 

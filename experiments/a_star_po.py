@@ -1,0 +1,130 @@
+"""A*-PO, end to end: reference, V* from its samples, regression on the advantage, evaluation.
+
+The reference comes from supervised fine-tuning on the task's demonstrations, or from
+--config.policy_init_from=DIR. Running the same command again resumes where it stopped.
+"""
+
+import contextlib
+import dataclasses
+
+import jax
+import numpy as np
+
+from experiments import a_star_po_report, components, launch, reference_values, sft
+from jaxrl_llm.algorithms import a_star_po
+from jaxrl_llm.data import batching
+from jaxrl_llm.rewards import rollout_rewards
+from jaxrl_llm.rl import scoring
+from jaxrl_llm.training import checkpoints, loop, metrics, optim, rng
+from jaxrl_llm.training import step as step_lib
+from jaxrl_llm.types import Batch
+
+
+def train(run, parts, writer, samples, reference, stage1) -> dict:
+  """Stage 2: one sample a prompt, least squares on the advantage.
+
+  Args:
+    run: the run.
+    parts: what `components.build` made of its config.
+    writer: metrics of batch i are written as step (steps of fine-tuning) + i.
+    samples: the JSONL file of shown responses.
+    reference: a `reference_values.Reference`.
+    stage1: the `reference_values.ReferenceValues`.
+
+  Returns:
+    {'evaluation': of the trained policy, 'tokens': sampled here, 'params': the policy}.
+  """
+  config, options = run.config, run.config.algorithm
+  encoded = parts.encode(stage1.kept(parts.task.train, options))
+  optimizer = optim.for_run(config.optimizer, config.steps * options.num_minibatches)
+  algorithm = a_star_po.make(options, parts.policy, optim.make_optimizer(optimizer))
+  state, shardings = parts.init_state(algorithm, reference.params)
+  train_step = step_lib.jit_train_step(
+      algorithm.train_step, state_shardings=shardings, batch_shardings=parts.batch_sharding
+  )
+  sample = parts.sampler(num_samples=1, temperature=options.temperature)
+  score = jax.jit(lambda params, rollouts: scoring.score(
+      parts.policy, params, rollouts, temperature=options.temperature,
+      chunk_size=options.head_chunk,
+  )[0])
+  evaluate = a_star_po_report.Evaluation(parts, reference, samples)
+
+  saved = checkpoints.Checkpoints(run.workdir / 'checkpoints' / 'a_star_po')
+  keeper = loop.Keeper(
+      saved, files={'metrics': writer, 'samples': samples}, total=config.steps,
+      save_every=config.save_every, stopper=parts.stopper, on_save=run.save_clock,
+      base_offsets={'metrics': reference.metrics_offset},
+  )
+  done, tokens = 0, 0
+  if restored := keeper.restore(state):
+    reference.check(restored.metadata['reference'])
+    done, state, tokens = restored.step, restored.state, restored.metadata['tokens']
+  timers = loop.Timers()
+  with loop.progress(config.steps, 'stage 2: A*-PO', done) as bar:
+    for step in range(done, config.steps):
+      if 0 < config.token_budget <= stage1.tokens + tokens:
+        break
+      values = {}
+      if loop.should(config.evaluation.every, step):
+        values = evaluate(state.params['policy'], step, stage1.tokens + tokens)
+      indices = batching.batch_indices(len(encoded), config.batch_size, seed=run.seed, step=step)
+      prompts = batching.prompt_batch(encoded, indices)
+      with timers('sample'):
+        arrays = parts.put((prompts.prompts, prompts.prompt_lengths, prompts.example_ids))
+        key = rng.stream_key(parts.key, rng.Stream.SAMPLE_TRAIN, step)
+        rollouts = jax.block_until_ready(sample(state.params['policy'], *arrays, key))
+      with timers('reward'):
+        scored = rollout_rewards.score_rollouts(
+            rollouts, prompts.examples, tokenizer=parts.task.tokenizer,
+            reward_fn=parts.task.reward_fn,
+        )
+      with timers('train'):
+        batch = Batch(
+            rollouts, scored.rewards, score(reference.params, rollouts),
+            {'values': stage1.of(prompts.example_ids)}, np.ones(len(indices), np.float32),
+        )
+        updates = []
+        for minibatch in step_lib.minibatches(batch, options.num_minibatches):
+          state, update = train_step(state, parts.put(minibatch))
+          updates.append(jax.device_get(update))
+      tokens += int(scored.lengths.sum())
+      values = writer.write(reference.steps + step, {
+          **values, **jax.tree.map(lambda *x: sum(x), *updates), **timers.pop(),
+          # Later minibatches are off-policy: only the first compares like with like.
+          'train/sampler_gap': updates[0]['train/sampler_gap'],
+          'train/learning_rate': optim.learning_rate_at(optimizer, int(state.step) - 1),
+          'rollout/reward': scored.rewards.mean(), 'rollout/length': scored.lengths.mean(),
+          'rollout/truncated': scored.truncated.mean(), 'rollout/sampled_tokens': tokens,
+      })
+      loop.check_finite(step, values, last_saved=keeper.last_saved)
+      bar.update(1, reward=values['rollout/reward'])
+      done = step + 1
+      keeper.after_step(done, state, {'tokens': tokens, 'reference': reference.fingerprint})
+  saved.close()
+  final = evaluate(state.params['policy'], done, stage1.tokens + tokens)
+  writer.write(reference.steps + done, final)
+  return {'evaluation': evaluate.last, 'tokens': tokens, 'params': state.params['policy']}
+
+
+def main(run: launch.Run) -> None:
+  """Runs both stages, evaluates, and writes the table, the figures and results.json."""
+  config = run.config
+  with components.build(run) as parts, contextlib.closing(metrics.MetricsWriter(
+      run.workdir, wandb_project=config.wandb_project, config=dataclasses.asdict(config)
+  )) as writer, contextlib.closing(
+      metrics.JsonlFile(run.workdir / 'samples.jsonl')
+  ) as samples:
+    print(f'{run.experiment}: {parts.describe()}; writing to {run.workdir}', flush=True)
+    reference = reference_values.make_reference(
+        run, parts, lambda: sft.finetune(run, parts, writer)
+    )
+    run.mark('reference')
+    stage1 = reference_values.estimate(run, parts, reference)
+    run.mark('stage1')
+    trained = train(run, parts, writer, samples, reference, stage1)
+    run.mark('stage2')
+    a_star_po_report.write(run, parts, reference, stage1, trained)
+
+
+if __name__ == '__main__':
+  launch.run(main, default_config='experiments/configs/a_star_po_arithmetic.py')

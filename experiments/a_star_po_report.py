@@ -1,0 +1,143 @@
+"""Evaluation during A*-PO, and what stands at its end: table, figures, results.json."""
+
+from typing import Any
+
+import jax
+import numpy as np
+
+from experiments import components, launch, reference_values, report
+from jaxrl_llm.evaluation import evaluator
+from jaxrl_llm.rl import soft_values
+from jaxrl_llm.training import metrics
+from jaxrl_llm.types import Params
+
+
+class Evaluation:
+  """Evaluates the policy and shows the same few problems each time.
+
+  Attributes:
+    last: the newest `evaluator.Evaluation`.
+  """
+
+  def __init__(
+      self,
+      parts: components.Components,
+      reference: reference_values.Reference,
+      samples: metrics.JsonlFile,
+  ):
+    self._parts, self._reference, self._samples = parts, reference, samples
+    self._evaluate = parts.evaluator()
+    self.last: evaluator.Evaluation | None = None
+
+  def __call__(self, params: Params, step: int, tokens: int) -> dict[str, float]:
+    """Evaluates, appends to samples.jsonl, and returns `eval/...` metrics.
+
+    Args:
+      params: the policy's parameters.
+      step: batches of stage 2 so far.
+      tokens: sampled tokens of both stages so far.
+    """
+    self.last = self._evaluate(params, self._reference.params)
+    shown = self._parts.task.evaluation[: self._parts.config.evaluation.num_shown]
+    for kind, scored in (('sampled', self.last.sampled), ('greedy', self.last.greedy)):
+      for i, example in enumerate(shown[: len(scored.responses)]):
+        self._samples.write({
+            'step': step, 'kind': kind, 'id': example['id'], 'prompt': example['prompt'],
+            'answer': example['answer'], 'response': scored.responses[i][0],
+            'reward': float(scored.rewards[i, 0]),
+            'stop_reason': 'truncated' if scored.truncated[i, 0] else 'stopped',
+        })
+    return {
+        **{f'eval/{name}': value for name, value in self.last.numbers.items()},
+        'eval/sampled_tokens': tokens,
+    }
+
+
+def write(
+    run: launch.Run,
+    parts: components.Components,
+    reference: reference_values.Reference,
+    stage1: reference_values.ReferenceValues,
+    trained: dict[str, Any],
+) -> None:
+  """Evaluates the reference and its control; writes table.md, figures and results.json."""
+  options, algorithm = run.config.evaluation, run.config.algorithm
+  evaluate = parts.evaluator()
+  before = evaluate(reference.params, reference.params).numbers
+  after = trained['evaluation'].numbers
+  control = evaluate.sampled_only(
+      reference.params,
+      parts.sampler(num_samples=options.num_samples, temperature=options.control_temperature),
+  )
+  curve = [r for r in metrics.read_jsonl(run.workdir / 'metrics.jsonl') if 'eval/pass@1' in r]
+  _figures(run, parts, reference, stage1, curve)
+
+  seconds = _seconds(run)
+  kl = f'{after["kl_to_reference"]:.3f} ± {after["kl_to_reference_se"]:.3f}'
+  tokens = (f'{stage1.tokens:,}', f'{trained["tokens"]:,}')
+  table = report.markdown_table(
+      ['policy', 'pass@1 (%)', 'greedy (%)', 'KL to reference (nats)', 'tokens, stage 1',
+       'tokens, stage 2', 'seconds'],
+      [
+          ['reference', report.percent(before, 'pass@1'),
+           report.percent(before, 'greedy_accuracy'), '0', '-', '-',
+           f'{seconds["time/reference_seconds"]:.0f}'],
+          [f'reference at temperature {options.control_temperature:g}',
+           report.percent(control, 'pass@1'), report.percent(before, 'greedy_accuracy'), '-',
+           '-', '-', '-'],
+          ['trained (A*-PO)', report.percent(after, 'pass@1'),
+           report.percent(after, 'greedy_accuracy'), kl, *tokens,
+           f'{seconds["time/stage1_seconds"] + seconds["time/stage2_seconds"]:.0f}'],
+      ],
+  )
+  caption = (
+      f'{parts.describe()}; seed {run.seed}; {options.num_samples} samples a '
+      f'problem; V* from N = {algorithm.samples_per_prompt} samples at beta1 = '
+      f'{algorithm.beta1:g} ({algorithm.value_mode}), beta2 = {algorithm.beta2:g}.'
+  )
+  metrics.write_text_atomic(run.table_path, f'{table}\n\n{caption}\n')
+  launch.write_results(run, {
+      **{f'eval/reference/{name}': value for name, value in before.items()},
+      **{f'eval/control/{name}': value for name, value in control.items()},
+      **{f'eval/trained/{name}': value for name, value in after.items()},
+      'eval/problems': len(trained['evaluation'].sampled.responses),
+      **stage1.summary(), 'fingerprint/reference': reference.fingerprint,
+      'sampled_tokens/stage1': stage1.tokens, 'sampled_tokens/stage2': trained['tokens'],
+      **seconds,
+  })
+  print(f'\n{table}\n\n{caption}\n\nwritten to {run.workdir}: results.json, table.md, '
+        'metrics.jsonl, samples.jsonl, v_star.json, figures/', flush=True)
+
+
+def _seconds(run: launch.Run) -> dict[str, float]:
+  """Seconds of each phase, the processes that were killed included."""
+  ends = [0.0, *(run.marks[phase] for phase in ('reference', 'stage1', 'stage2'))]
+  names = ('time/reference_seconds', 'time/stage1_seconds', 'time/stage2_seconds')
+  return {name: end - start for name, start, end in zip(names, ends, ends[1:])}
+
+
+def _figures(run, parts, reference, stage1, curve) -> None:
+  report.learning_curve(
+      run.workdir / 'figures' / 'learning_curve.png',
+      [record['eval/sampled_tokens'] for record in curve],
+      {
+          'pass@1, sampled': [record['eval/pass@1'] for record in curve],
+          'accuracy, greedy': [record['eval/greedy_accuracy'] for record in curve],
+      },
+      title=f'A*-PO on {parts.task.name}, seed {run.seed}',
+      stage1_tokens=stage1.tokens,
+  )
+  measured = reference_values.measure_success(run, parts, reference, stage1)
+  algorithm = run.config.algorithm
+  if measured is None or algorithm.value_mode == 'zero':
+    return
+  rates = np.linspace(0, 1, 201).astype(np.float32)
+  exact = {
+      'softmax': lambda p: soft_values.binary_v_star(p, beta=algorithm.beta1),
+      'mean': lambda p: p, 'max': lambda p: (p > 0).astype(np.float32),
+  }[algorithm.value_mode](rates)
+  report.value_figure(
+      run.workdir / 'figures' / 'v_star.png', *measured, (rates, np.asarray(jax.device_get(exact))),
+      title=f'V* of {parts.task.name}, beta1 = {algorithm.beta1:g}, seed {run.seed}',
+      samples=(algorithm.samples_per_prompt, run.config.evaluation.diagnosed_samples),
+  )

@@ -1,0 +1,260 @@
+"""The command line of a binary: the config file, its overrides, help, and one-line errors.
+
+`ml_collections.config_flags` does the overriding. Its own errors are tracebacks, and it accepts a
+missing file as long as nothing reads the config; both become one line here: what is wrong, the
+value given, what is allowed.
+"""
+
+import dataclasses
+import difflib
+import importlib.util
+import os
+import pathlib
+import re
+import sys
+import types
+import typing
+from collections.abc import Sequence
+from typing import Any
+
+from absl import flags
+from ml_collections import config_flags
+
+REPOSITORY = pathlib.Path(__file__).resolve().parents[1]
+
+_OVERRIDE = re.compile(r'--?(no)?config\.([^=]+)(=.*)?$', re.DOTALL)
+_PARSERS = {
+    int: ('an integer', flags.IntegerParser()),
+    float: ('a number', flags.FloatParser()),
+    bool: ('true or false', flags.BooleanParser()),
+}
+
+
+class UsageError(ValueError):
+  """Bad input; its text is the one line that the user sees."""
+
+
+def load_config(spec: str) -> Any:
+  """Calls `get_config` of a config file.
+
+  Args:
+    spec: `FILE.py[:setting]`.
+
+  Returns:
+    A fresh config.
+
+  Raises:
+    UsageError: one line that says what is wrong with the file or the setting.
+  """
+  name, colon, setting = spec.partition(':')
+  path = pathlib.Path(name)
+  if not path.is_file():
+    nearby = sorted(str(p) for p in path.parent.glob('*.py') if p.name != '__init__.py')
+    close = difflib.get_close_matches(name, nearby, 1)
+    raise UsageError(
+        f'config file {name!r} does not exist (--config)'
+        + (f'; did you mean {close[0]!r}?' if close else '')
+    )
+  try:
+    module_spec = importlib.util.spec_from_file_location(f'config_{path.stem}', path)
+    if module_spec is None or module_spec.loader is None:
+      raise ValueError('not a Python file')
+    module = importlib.util.module_from_spec(module_spec)
+    module_spec.loader.exec_module(module)
+  except Exception as error:
+    raise UsageError(
+        f'config file {name!r} cannot be loaded: {type(error).__name__}: {one_line(error)}'
+    ) from error
+  get_config = getattr(module, 'get_config', None)
+  if get_config is None:
+    raise UsageError(f'config file {name!r} has no get_config()')
+  try:
+    config = get_config(setting) if colon else get_config()
+  except ValueError as error:
+    raise UsageError(f'{one_line(error)} (--config={spec})') from error
+  except (KeyError, TypeError) as error:
+    raise UsageError(f'config file {name!r} has no setting {setting!r} (--config={spec})'
+                     ) from error
+  if not dataclasses.is_dataclass(config):
+    raise UsageError(f'get_config() of {name!r} must return a dataclass, got {type(config)}')
+  return config
+
+
+def parse(argv: list[str], default_config: str) -> tuple[Any, str, flags.FlagValues]:
+  """Parses the command line of a binary that has a config.
+
+  Args:
+    argv: the program's name and its arguments.
+    default_config: `FILE.py[:setting]` where --config is not given.
+
+  Returns:
+    The config with its overrides, validated; `FILE.py[:setting]`; the flags.
+
+  Raises:
+    UsageError: with one line, and ValueError from the config's own `validate`.
+  """
+  spec, arguments = split_config(argv[1:])
+  spec = spec or in_repository(default_config)
+  _check_overrides(load_config(spec), arguments)
+  # config_flags wants the file before its overrides; the order is nothing to users.
+  argv = [argv[0], f'--config={spec}', *arguments]
+  values = flags.FlagValues()
+  values.append_flag_values(flags.FLAGS)
+  flags.DEFINE_string('workdir', None, 'where the run writes; resumed if it exists.', values)
+  flags.DEFINE_bool('debug', False, 'show tracebacks instead of one line.', values)
+  config_flags.DEFINE_config_file(
+      'config', None, 'FILE.py[:setting]', flag_values=values, sys_argv=argv)
+  parse_flags(values, argv)
+  flags.FLAGS.mark_as_parsed()
+  config = values['config'].value
+  _check_types(config, 'config')
+  if hasattr(config, 'validate'):
+    config.validate()
+  return config, _relative(spec), values
+
+
+def _relative(spec: str) -> str:
+  return spec.removeprefix(f'{REPOSITORY}{os.sep}')
+
+
+def parse_flags(values: flags.FlagValues, argv: list[str]) -> None:
+  """Parses `argv` into `values`; raises UsageError with one line."""
+  try:
+    rest = values(argv)
+  except flags.UnrecognizedFlagError as error:
+    close = difflib.get_close_matches(error.flagname, list(values), 1)
+    raise UsageError(
+        f'unknown flag --{error.flagname}'
+        + (f'; did you mean --{close[0]}?' if close else ' (--help lists them)')
+    ) from error
+  except flags.Error as error:
+    raise UsageError(one_line(error)) from error
+  if len(rest) > 1:
+    raise UsageError(f'unexpected argument {rest[1]!r}; flags look like --name=value')
+
+
+def _check_overrides(config: Any, arguments: list[str]) -> None:
+  for position, argument in enumerate(arguments):
+    match = _OVERRIDE.match(argument)
+    if not match:
+      continue
+    negated, path, value = match.groups()
+    holder, prefix, kind = config, 'config', None
+    for name in path.split('.'):
+      names = _field_names(holder)
+      if name not in names:
+        close = difflib.get_close_matches(name, names, 1)
+        hint = f'did you mean {close[0]}? ' if close else ''
+        allowed = f'allowed are {", ".join(names)}' if names else f'{prefix} is a single value'
+        raise UsageError(f'unknown field {prefix}.{name}: {hint}{allowed}')
+      kind = typing.get_type_hints(type(holder))[name]
+      holder, prefix = getattr(holder, name), f'{prefix}.{name}'
+    if _field_names(holder):
+      fields = ', '.join(f'--{prefix}.{name}' for name in _field_names(holder))
+      raise UsageError(f'{prefix} is a group; set one of its fields: {fields}')
+    if value is None and kind is not bool and position + 1 < len(arguments):
+      value = '=' + arguments[position + 1]
+    if value is not None and not negated:
+      _check_text(path, kind, value[1:])
+
+
+def _field_names(holder: Any) -> list[str]:
+  return [f.name for f in dataclasses.fields(holder)] if dataclasses.is_dataclass(holder) else []
+
+
+def _check_text(path: str, kind: Any, text: str) -> None:
+  if kind in _PARSERS:
+    wanted, parser = _PARSERS[kind]
+    try:
+      parser.parse(text)
+    except (ValueError, TypeError) as error:
+      raise UsageError(f'config.{path} must be {wanted}, got {text!r}') from error
+
+
+def _check_types(holder: Any, prefix: str) -> None:
+  for name, kind in typing.get_type_hints(type(holder)).items():
+    value, path = getattr(holder, name), f'{prefix}.{name}'
+    if dataclasses.is_dataclass(value):
+      _check_types(value, path)
+    elif not _has_type(value, kind):
+      wanted = kind.__name__ if isinstance(kind, type) else kind
+      raise UsageError(f'{path} must be {wanted}, got {value!r}')
+
+
+def _has_type(value: Any, kind: Any) -> bool:
+  origin, arguments = typing.get_origin(kind), typing.get_args(kind)
+  if origin in (typing.Union, types.UnionType):
+    return any(_has_type(value, argument) for argument in arguments)
+  if origin is tuple:
+    if not isinstance(value, tuple):
+      return False
+    kinds = [arguments[0]] * len(value) if arguments[-1] is Ellipsis else arguments
+    return len(kinds) == len(value) and all(map(_has_type, value, kinds))
+  if kind in (int, float):
+    return isinstance(value, (int, kind)) and not isinstance(value, bool)
+  return kind is Any or not isinstance(kind, type) or isinstance(value, kind)
+
+
+def split_config(arguments: Sequence[str]) -> tuple[str | None, list[str]]:
+  """The last value of --config, and the other arguments."""
+  spec, rest, wanted = None, [], False
+  for argument in arguments:
+    name, equals, value = argument.partition('=')
+    if wanted:
+      spec, wanted = argument, False
+    elif name in ('--config', '-config'):
+      spec, wanted = (value, False) if equals else (spec, True)
+    else:
+      rest.append(argument)
+  return spec, rest
+
+
+def in_repository(spec: str) -> str:
+  """A default config where it stands: below the current folder, else in the repository."""
+  exists = pathlib.Path(spec.partition(':')[0]).exists()
+  return spec if exists else str(REPOSITORY / spec)
+
+
+def one_line(error: BaseException) -> str:
+  """An error's text in one line, without the type and the number of an OSError."""
+  if isinstance(error, OSError) and error.strerror:
+    where = f': {error.filename}' if error.filename else ''
+    return f'{error.strerror}{where}'
+  return ' '.join(str(error).split()) or type(error).__name__
+
+
+def wants_help(argv: list[str]) -> bool:
+  """Whether the command line asks for help."""
+  return any(re.fullmatch(r'--?(help|h|helpfull|helpshort)', arg) for arg in argv[1:])
+
+
+def help_text(experiment: str, argv: list[str], default_config: str) -> str:
+  """What --help prints: the binary's docstring, the flags, every config field with its value."""
+  spec = split_config(argv[1:])[0] or in_repository(default_config)
+  config = load_config(spec)
+  lines = [
+      docstring(), '',
+      f'usage: python -m experiments.{experiment} [--config=FILE.py[:setting]] [--workdir=DIR] '
+      '[--config.field=value ...] [--debug]', '',
+      f'  --config   the setting; now {spec}',
+      '  --workdir  where the run writes, resumed if it exists (default: runs/<config>, with '
+      '_seed<N> for other seeds than 0)',
+      '  --debug    show tracebacks instead of one line', '',
+      f'fields of {spec}:',
+  ]
+
+  def show(holder: Any, prefix: str) -> None:
+    for field in dataclasses.fields(holder):
+      value = getattr(holder, field.name)
+      if dataclasses.is_dataclass(value):
+        show(value, f'{prefix}.{field.name}')
+      else:
+        lines.append(f'  --{prefix}.{field.name}={value!r}')
+
+  show(config, 'config')
+  return '\n'.join(lines)
+
+
+def docstring() -> str:
+  """The docstring of the module that is run."""
+  return (sys.modules['__main__'].__doc__ or '').strip()

@@ -1,0 +1,162 @@
+"""From a config to what a run works with: task, policy, mesh, samplers, evaluator."""
+
+import contextlib
+import dataclasses
+import math
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+
+from experiments import launch
+from jaxrl_llm.data import batching
+from jaxrl_llm.evaluation import evaluator
+from jaxrl_llm.models import configs
+from jaxrl_llm.models import policy as policy_lib
+from jaxrl_llm.sampling import decode
+from jaxrl_llm.sharding import mesh as mesh_lib
+from jaxrl_llm.sharding import rules
+from jaxrl_llm.training import checkpoints, loop, rng
+from jaxrl_llm.types import Algorithm, ModelFns, Params, SampleFn, Task, TrainState
+
+
+@dataclasses.dataclass
+class Components:
+  """A run's parts.
+
+  Attributes:
+    config: the experiment's config.
+    task: the problems.
+    model: the policy's shape, its vocabulary filled in.
+    policy: the network.
+    mesh: the device mesh, set while the run lasts.
+    key: the base key of the run.
+    stopper: whether Ctrl-C was pressed.
+    abstract_params: the policy's parameters as shapes with shardings.
+  """
+
+  config: Any
+  task: Task
+  model: configs.TransformerConfig
+  policy: ModelFns
+  mesh: jax.sharding.Mesh
+  key: jax.Array
+  stopper: loop.Stopper
+  abstract_params: Params
+
+  def describe(self) -> str:
+    """One line for the terminal: task, model and devices."""
+    count = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(self.abstract_params))
+    origin = self.config.policy_init_from or 'from scratch'
+    return (
+        f'{self.task.name}, {len(self.task.train)} training and {len(self.task.evaluation)} '
+        f'held-out problems; policy of {count / 1e6:.2f}M parameters, {origin}; '
+        f'{self.mesh.size} device(s)'
+    )
+
+  @property
+  def batch_sharding(self) -> jax.sharding.NamedSharding:
+    """Of every array whose leading axis counts prompts."""
+    return mesh_lib.batch_sharding(self.mesh)
+
+  def put(self, batch: Any) -> Any:
+    """A batch on the devices, split over its prompts."""
+    return jax.device_put(batch, self.batch_sharding)
+
+  def identity(self) -> dict[str, Any]:
+    """What parameters and tokens of this run mean; kept with them and compared on load."""
+    return {
+        'tokenizer': self.task.tokenizer.fingerprint, 'model': dataclasses.asdict(self.model)
+    }
+
+  def initial_params(self) -> Params:
+    """The parameters of `policy_init_from`, or freshly drawn ones, placed on the mesh."""
+    if self.config.policy_init_from:
+      return checkpoints.load_params(
+          self.config.policy_init_from, self.abstract_params, expected=self.identity()
+      )[0]
+    shardings = jax.tree.map(lambda leaf: leaf.sharding, self.abstract_params)
+    draw = jax.jit(self.policy.init, out_shardings=shardings)
+    return draw(rng.stream_key(self.key, rng.Stream.INIT))
+
+  def init_state(self, algorithm: Algorithm, params: Params) -> tuple[TrainState, Any]:
+    """A train state around a copy of `params` (a step donates its state), and its shardings."""
+    init = lambda params: algorithm.init(rng.base_key(self.config.seed), {'policy': params})
+    shardings = rules.shardings(self.mesh, jax.eval_shape(init, params))
+    return jax.jit(init, out_shardings=shardings)(params), shardings
+
+  def sampler(self, *, num_samples: int, temperature: float = 1.0) -> SampleFn:
+    """A jitted sampler for this task."""
+    return jax.jit(decode.make_sampler(
+        self.policy, num_samples=num_samples, max_tokens=self.task.max_response_tokens,
+        stop_ids=self.task.tokenizer.stop_ids, pad_id=self.task.tokenizer.pad_id,
+        temperature=temperature,
+    ))
+
+  def encode(self, examples: list) -> batching.EncodedExamples:
+    """Prompts as arrays; those that are too long are left out and counted."""
+    return batching.encode_examples(
+        examples, self.task.tokenizer, max_prompt_tokens=self.task.max_prompt_tokens,
+        overlong='filter',
+    )
+
+  def prompt_batches(
+      self, encoded: batching.EncodedExamples, size: int
+  ) -> list[batching.PromptBatch]:
+    """All prompts in order; the last batch is filled up, and names its real examples only."""
+    batches = []
+    for chunk in batching.sequential_chunks(len(encoded), size):
+      batch = batching.prompt_batch(encoded, chunk.indices)
+      arrays = self.put((batch.prompts, batch.prompt_lengths, batch.example_ids))
+      batches.append(batching.PromptBatch(*arrays, batch.examples[: int(chunk.weight.sum())]))
+    return batches
+
+  def evaluator(self) -> evaluator.Evaluator:
+    """Evaluates on the held-out problems."""
+    options = self.config.evaluation
+    return evaluator.Evaluator(
+        self.policy, self.task,
+        self.prompt_batches(self.encode(self.task.evaluation), options.batch_size),
+        rng.stream_key(self.key, rng.Stream.SAMPLE_EVAL),
+        sample=self.sampler(num_samples=options.num_samples),
+        greedy=self.sampler(num_samples=1, temperature=0.0),
+        chunk_size=self.config.sft.algorithm.head_chunk,
+    )
+
+
+@contextlib.contextmanager
+def build(run: launch.Run) -> Iterator[Components]:
+  """Builds the parts of a run; its mesh is set, and Ctrl-C is graceful, inside the block.
+
+  Raises:
+    ValueError: the model cannot hold the task's sequences or vocabulary, a batch does
+      not fit the mesh, or the task's data is missing or malformed.
+  """
+  config = run.config
+  task = config.task.make(config.seed, config.data_dir)
+  model = dataclasses.replace(
+      config.model, vocab_size=config.model.vocab_size or task.tokenizer.vocab_size
+  )
+  if model.vocab_size < task.tokenizer.vocab_size:
+    raise ValueError(
+        f'the tokenizer has {task.tokenizer.vocab_size} ids and the embedding only '
+        f'{model.vocab_size} rows (config.model.vocab_size)'
+    )
+  longest = task.max_prompt_tokens + task.max_response_tokens
+  if model.max_length < longest:
+    raise ValueError(
+        f'config.model.max_length must be at least {longest} (prompt and response of {task.name}), '
+        f'got {model.max_length}'
+    )
+  policy = policy_lib.make(model)
+  mesh = mesh_lib.from_config(config.mesh)
+  for name, (size, micro_batches) in config.batch_sizes().items():
+    try:
+      mesh_lib.check_batch(mesh, size, num_micro_batches=micro_batches)
+    except ValueError as error:
+      raise ValueError(f'{error} (config.{name})') from error
+  key = rng.base_key(config.seed)
+  abstract = jax.eval_shape(policy.init, key)
+  abstract = rules.abstract(abstract, rules.shardings(mesh, abstract))
+  with jax.set_mesh(mesh), loop.Stopper() as stopper:
+    yield Components(config, task, model, policy, mesh, key, stopper, abstract)

@@ -1,0 +1,221 @@
+"""Stage 1 of A*-PO: the reference, N rewards a prompt from it, and V* by example id.
+
+What was sampled is appended to WORKDIR/stage1.jsonl batch by batch, so that a run
+that is killed goes on where it was. The finished table stands in WORKDIR/v_star.json
+with its provenance; samples of another reference are refused.
+"""
+
+import contextlib
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from experiments import components, launch
+from jaxrl_llm.algorithms import a_star_po
+from jaxrl_llm.rewards import rollout_rewards
+from jaxrl_llm.rl import soft_values
+from jaxrl_llm.training import fingerprint, loop, metrics, rng
+from jaxrl_llm.types import Example, Params
+
+
+class Reference(NamedTuple):
+  """π_ref, frozen.
+
+  Attributes:
+    params: its parameters on the mesh.
+    fingerprint: of their bytes.
+    metrics_offset: bytes of metrics.jsonl that making it has written.
+    steps: optimizer steps that made it; stage 2 counts on from here.
+    seconds: of making it.
+  """
+
+  params: Params
+  fingerprint: str
+  metrics_offset: int
+  steps: int
+  seconds: float
+
+  def check(self, other: str) -> None:
+    """Raises ValueError unless a checkpoint's reference is this one."""
+    if other != self.fingerprint:
+      raise ValueError(
+          f'the checkpoint was trained against the reference {other}, this run has '
+          f'{self.fingerprint}; give another --workdir'
+      )
+
+
+class ReferenceValues(NamedTuple):
+  """The outcome of stage 1.
+
+  Attributes:
+    ids: int64 [P], example ids.
+    rewards: float32 [P, N].
+    values: float32 [P], V*.
+    tokens: sampled tokens.
+  """
+
+  ids: np.ndarray
+  rewards: np.ndarray
+  values: np.ndarray
+  tokens: int
+
+  def of(self, example_ids: np.ndarray) -> np.ndarray:
+    """V* of the given examples, by id; ValueError names an id without one."""
+    order = np.argsort(self.ids)
+    places = np.searchsorted(self.ids, example_ids, sorter=order)
+    places = order[np.minimum(places, len(order) - 1)]
+    missing = self.ids[places] != example_ids
+    if np.any(missing):
+      raise ValueError(f'no V* was estimated for example {np.asarray(example_ids)[missing][0]}')
+    return self.values[places]
+
+  def kept(self, examples: Sequence[Example], config: a_star_po.Config) -> list[Example]:
+    """The examples of stage 2: those of stage 1, without hopeless ones if so configured."""
+    keep = set(self.ids.tolist())
+    if config.filter_all_wrong:
+      keep = set(self.ids[np.asarray(soft_values.any_success(self.rewards))].tolist())
+    if not keep:
+      raise ValueError(
+          'filter_all_wrong left no prompt: the reference solved none of them (use a better '
+          'reference or config.algorithm.filter_all_wrong=False)'
+      )
+    return [example for example in examples if example['id'] in keep]
+
+  def summary(self) -> dict[str, float]:
+    """Headline numbers of stage 1 for results.json."""
+    return {
+        'stage1/prompts': len(self.ids),
+        'stage1/success_rate': float(self.rewards.mean()),
+        'stage1/all_wrong_fraction': float((self.rewards.max(axis=1) <= 0).mean()),
+        'stage1/all_right_fraction': float((self.rewards.min(axis=1) >= 1).mean()),
+        'stage1/mean_value': float(self.values.mean()),
+    }
+
+
+def make_reference(
+    run: launch.Run,
+    parts: components.Components,
+    finetune: Callable[[], tuple[Params, dict[str, Any]]],
+) -> Reference:
+  """π_ref: the parameters of `policy_init_from`, or fine-tuned ones."""
+  if run.config.policy_init_from:
+    params = parts.initial_params()
+    return Reference(params, fingerprint.of_params(params), 0, 0, 0.0)
+  params, about = finetune()
+  return Reference(
+      params, about['fingerprint'], about['metrics_offset'], run.config.sft.steps, about['seconds']
+  )
+
+
+def estimate(
+    run: launch.Run, parts: components.Components, reference: Reference
+) -> ReferenceValues:
+  """Samples what is missing, then estimates V* of every training prompt.
+
+  Args:
+    run: gives the workdir and the settings.
+    parts: task, samplers and mesh.
+    reference: π_ref.
+
+  Returns:
+    The rewards and values.
+
+  Raises:
+    ValueError: the workdir holds samples of something else.
+    SystemExit: Ctrl-C was pressed; what was sampled is kept.
+  """
+  config: a_star_po.Config = run.config.algorithm
+  encoded = parts.encode(parts.task.train)
+  if encoded.num_filtered:
+    print(f'{encoded.num_filtered} training prompts are too long and were left out', flush=True)
+  # What the samples depend on. beta1 and value_mode are not: they only read the rewards.
+  provenance = metrics.plain({
+      'task': parts.task.name, 'tokenizer': parts.task.tokenizer.fingerprint,
+      'reference': reference.fingerprint, 'seed': run.seed, 'prompts': len(encoded),
+      'samples_per_prompt': config.samples_per_prompt, 'temperature': config.temperature,
+      'reward': config.stage1_reward, 'batch_size': run.config.stage1_batch_size,
+  })
+  records = _sample_missing(run, parts, reference, encoded, provenance)
+  ids = np.concatenate([record['ids'] for record in records]).astype(np.int64)
+  rewards = np.concatenate([np.asarray(record['rewards'], np.float32) for record in records])
+  values = np.asarray(a_star_po.estimate_values(config, rewards))
+  tokens = sum(record['tokens'] for record in records)
+  metrics.write_json_atomic(run.workdir / 'v_star.json', {
+      **provenance, 'commit': run.commit, 'beta1': config.beta1,
+      'value_mode': config.value_mode, 'sampled_tokens': tokens,
+      'values': {str(i): float(value) for i, value in zip(ids, values)},
+  })
+  return ReferenceValues(ids, rewards, values, tokens)
+
+
+def _sample_missing(run, parts, reference, encoded, provenance) -> list[dict[str, Any]]:
+  """One record {'ids', 'rewards', 'tokens'} a batch, from the file or freshly sampled."""
+  config, task = run.config.algorithm, parts.task
+  path = run.workdir / 'stage1.jsonl'
+  records = metrics.read_jsonl(path) if path.exists() else []
+  if records and records[0] != provenance:
+    raise ValueError(f'{path} holds samples of {records[0]}, this run needs {provenance}; remove it')
+  with contextlib.closing(metrics.JsonlFile(path)) as file:
+    # What a kill left half-written goes; the first line says where the samples come from.
+    whole = path.read_bytes().splitlines(keepends=True)[: len(records)]
+    file.truncate(sum(map(len, whole)))
+    if not records:
+      file.write(provenance)
+    records = records[1:]
+    lenient = config.stage1_reward == 'lenient'
+    reward_fn = task.lenient_reward_fn if lenient else task.reward_fn
+    sample = parts.sampler(num_samples=config.samples_per_prompt, temperature=config.temperature)
+    key = rng.stream_key(parts.key, rng.Stream.SAMPLE_STAGE1)
+    batches = parts.prompt_batches(encoded, run.config.stage1_batch_size)
+    with loop.progress(len(batches), 'stage 1: V*', len(records)) as bar:
+      for prompts in batches[len(records) :]:
+        rollouts = sample(reference.params, *prompts[:3], key)
+        real = jax.tree.map(lambda x, n=len(prompts.examples): x[:n], jax.device_get(rollouts))
+        scored = rollout_rewards.score_rollouts(
+            real, prompts.examples, tokenizer=task.tokenizer, reward_fn=reward_fn
+        )
+        records.append({
+            'ids': [example['id'] for example in prompts.examples],
+            'rewards': scored.rewards.tolist(), 'tokens': int(scored.lengths.sum()),
+        })
+        file.write(records[-1])
+        bar.update(1, success=float(scored.rewards.mean()))
+        parts.stopper.check('stopped in stage 1; what was sampled is kept')
+  return records
+
+
+def measure_success(
+    run: launch.Run, parts: components.Components, reference: Reference, stage1: ReferenceValues
+) -> tuple[np.ndarray, np.ndarray] | None:
+  """Success rates of the reference from fresh samples, beside stage 1's V*.
+
+  Args:
+    run: gives the settings (`evaluation.diagnosed_prompts` and `diagnosed_samples`).
+    parts: task, samplers and mesh.
+    reference: π_ref.
+    stage1: its V*.
+
+  Returns:
+    (success rates [M], V* [M]) of the first M training prompts, or None for M = 0.
+  """
+  options = run.config.evaluation
+  examples = [parts.task.train[i] for i in range(min(options.diagnosed_prompts, len(parts.task.train)))]
+  if not examples:
+    return None
+  encoded = parts.encode(examples)
+  sample = parts.sampler(
+      num_samples=options.diagnosed_samples, temperature=run.config.algorithm.temperature
+  )
+  key = rng.stream_key(parts.key, rng.Stream.SAMPLE_DIAGNOSTIC)
+  rates, ids = [], []
+  for prompts in parts.prompt_batches(encoded, run.config.stage1_batch_size):
+    rollouts = jax.device_get(sample(reference.params, *prompts[:3], key))
+    real = jax.tree.map(lambda x, n=len(prompts.examples): x[:n], rollouts)
+    scored = rollout_rewards.score_rollouts(
+        real, prompts.examples, tokenizer=parts.task.tokenizer, reward_fn=parts.task.reward_fn
+    )
+    rates.append(scored.rewards.mean(axis=1))
+    ids += [example['id'] for example in prompts.examples]
+  return np.concatenate(rates), stage1.of(np.asarray(ids))

@@ -1,0 +1,117 @@
+"""What a run shows at its end: a table and figures, each figure with its data as CSV."""
+
+import os
+import pathlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from jaxrl_llm.training import metrics
+
+# Dark on white, told apart by shape as well as by colour.
+_COLOURS = ('#1b6ca8', '#d1495b', '#2e8b57', '#8d6a9f')
+
+
+def markdown_table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
+  """A Markdown table whose columns are padded, so that it reads well in a terminal."""
+  cells = [[str(cell) for cell in row] for row in (header, *rows)]
+  widths = [max(len(row[i]) for row in cells) for i in range(len(header))]
+  line = lambda row: '| ' + ' | '.join(c.ljust(w) for c, w in zip(row, widths)) + ' |'
+  rule = '|' + '|'.join('-' * (width + 2) for width in widths) + '|'
+  return '\n'.join([line(cells[0]), rule, *map(line, cells[1:])])
+
+
+def percent(numbers: Mapping[str, float], name: str) -> str:
+  """A fraction with its standard error, where there is one, in percent."""
+  error = numbers.get(f'{name}_se')
+  text = f'{100 * numbers[name]:.1f}'
+  return f'{text} ± {100 * error:.1f}' if error is not None else text
+
+
+def _axes(title: str, x: str, y: str):
+  import matplotlib
+
+  matplotlib.use('Agg')
+  import matplotlib.pyplot as plt
+
+  figure, axes = plt.subplots(figsize=(6.4, 4.2), layout='constrained')
+  axes.set(title=title, xlabel=x, ylabel=y)
+  axes.grid(alpha=0.25)
+  axes.spines[['top', 'right']].set_visible(False)
+  return figure, axes
+
+
+def _save(figure, path: pathlib.Path) -> None:
+  import matplotlib.pyplot as plt
+
+  path.parent.mkdir(parents=True, exist_ok=True)
+  temporary = path.with_name(f'.{path.name}.tmp')
+  figure.savefig(temporary, dpi=150, format='png')
+  os.replace(temporary, path)
+  plt.close(figure)
+
+
+def learning_curve(
+    path: pathlib.Path,
+    tokens: Sequence[float],
+    series: Mapping[str, Sequence[float]],
+    *,
+    title: str,
+    stage1_tokens: float,
+) -> None:
+  """Scores against sampled tokens, stage 1 counted; writes path and path.csv.
+
+  Args:
+    path: of the PNG.
+    tokens: sampled tokens at each evaluation, those of stage 1 included.
+    series: scores in [0, 1] by name, each as long as `tokens`.
+    title: of the figure.
+    stage1_tokens: where stage 1 ends; what lies to the left of it is shaded.
+  """
+  figure, axes = _axes(title, 'sampled tokens (thousands, stage 1 included)', 'score')
+  axes.axvspan(0, stage1_tokens / 1e3, color='0.92', label='stage 1 (reference samples)')
+  for (name, values), colour, marker in zip(series.items(), _COLOURS, 'os^D'):
+    axes.plot(np.asarray(tokens) / 1e3, values, color=colour, marker=marker, ms=4, label=name)
+  axes.set_ylim(0, 1.02)
+  axes.set_xlim(left=0)
+  axes.legend(frameon=False, loc='lower right')
+  _save(figure, path)
+  rows = zip(tokens, *series.values())
+  metrics.write_csv_atomic(path.with_suffix('.csv'), ['sampled_tokens', *series], rows)
+
+
+def value_figure(
+    path: pathlib.Path,
+    success_rates: np.ndarray,
+    values: np.ndarray,
+    curve: tuple[np.ndarray, np.ndarray],
+    *,
+    title: str,
+    samples: tuple[int, int],
+) -> None:
+  """Estimated V* against the success rate measured with fresh samples; writes a CSV too.
+
+  Args:
+    path: of the PNG.
+    success_rates: [M], measured.
+    values: [M], stage 1's estimates for the same prompts.
+    curve: (success rates, exact V*) of the closed form.
+    title: of the figure.
+    samples: (N of stage 1, fresh samples a prompt).
+  """
+  figure, axes = _axes(
+      title, f'success rate of the reference ({samples[1]} fresh samples)',
+      f'V* estimated from {samples[0]} samples',
+  )
+  # A little sideways noise: many prompts share a rate, and dots would hide each other.
+  jitter = np.random.default_rng(0).uniform(-0.006, 0.006, len(values))
+  axes.plot(success_rates + jitter, values, 'o', ms=4, alpha=0.35, color=_COLOURS[0],
+            markeredgewidth=0, label='training prompts')
+  axes.plot(*curve, color=_COLOURS[1], label='β₁ ln(1 − p + p exp(1/β₁))')
+  axes.plot([0, 1], [0, 1], color='0.6', ls=':', label='mean reward (β₁ → ∞)')
+  axes.legend(frameon=False, loc='lower right')
+  _save(figure, path)
+  metrics.write_csv_atomic(
+      path.with_suffix('.csv'), ['success_rate', 'estimated_value'], zip(success_rates, values)
+  )

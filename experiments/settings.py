@@ -1,0 +1,200 @@
+"""What a config file can set: plain, typed, mutable dataclasses shared by the binaries.
+
+A config file fills them in (`get_config`), flags override them
+(`--config.optimizer.learning_rate=1e-3`), and `validate` checks them once.
+"""
+
+import dataclasses
+import pathlib
+from typing import Any
+
+from jaxrl_llm.algorithms import a_star_po, sft
+from jaxrl_llm.models import configs
+from jaxrl_llm.sharding import mesh as mesh_lib
+from jaxrl_llm.training import optim
+
+
+@dataclasses.dataclass
+class ArithmeticTask:
+  """Addition with forgotten carries; fields as in `tasks.arithmetic.make_task`."""
+
+  digits: int = 3
+  num_demonstrations: int = 20_000
+  num_train: int = 2_000
+  num_evaluation: int = 1_000
+  carry_drop_rate: float = 0.55
+  carry_free_fraction: float = 0.1
+  answer_format: str = 'reversed'
+  padding: str = 'zeros'
+
+  def make(self, seed: int, data_dir: str):
+    """Builds the task; `data_dir` is not needed."""
+    from jaxrl_llm.tasks import arithmetic
+
+    if data_dir:
+      raise ValueError(f'the arithmetic task is generated, got config.data_dir={data_dir!r}')
+    return arithmetic.make_task(seed=seed, **dataclasses.asdict(self))
+
+
+@dataclasses.dataclass
+class SftSettings:
+  """Supervised fine-tuning before RL (or alone, in experiments/sft.py).
+
+  Attributes:
+    steps: optimizer steps; 0 leaves the model as it was initialised.
+    batch_size: demonstrations a step.
+    save_every: steps between checkpoints.
+    log_every: steps between lines in metrics.jsonl.
+    algorithm: settings of the loss.
+    optimizer: settings of the optimizer.
+  """
+
+  steps: int = 1_000
+  batch_size: int = 128
+  save_every: int = 250
+  log_every: int = 10
+  algorithm: sft.Config = dataclasses.field(default_factory=sft.Config)
+  optimizer: optim.OptimizerConfig = dataclasses.field(default_factory=optim.OptimizerConfig)
+
+  def validate(self, prefix: str) -> None:
+    """Raises ValueError with one line for the first field that is out of range."""
+    at_least(self, prefix, steps=0, batch_size=1, save_every=1, log_every=1)
+    self.algorithm.validate()
+    self.optimizer.validate(f'{prefix}.optimizer')
+
+
+@dataclasses.dataclass
+class EvaluationSettings:
+  """How policies are evaluated on the held-out problems.
+
+  Attributes:
+    num_samples: K samples a problem at temperature 1.
+    batch_size: problems a batch.
+    every: optimizer batches between evaluations during training; one stands before
+      the first step and one after the last, in any case.
+    control_temperature: the reference is also scored at this temperature, so that
+      what sharpening alone would give is seen.
+    num_shown: fixed problems whose responses go to samples.jsonl each time.
+    diagnosed_prompts: training prompts on which the true success rate of the
+      reference is measured, for the figure of V* (0: no such figure).
+    diagnosed_samples: fresh samples for each of them.
+  """
+
+  num_samples: int = 4
+  batch_size: int = 250
+  every: int = 20
+  control_temperature: float = 0.5
+  num_shown: int = 8
+  diagnosed_prompts: int = 256
+  diagnosed_samples: int = 64
+
+  def validate(self, prefix: str) -> None:
+    """Raises ValueError with one line for the first field that is out of range."""
+    at_least(
+        self, prefix, num_samples=1, batch_size=1, every=1, num_shown=0, diagnosed_prompts=0,
+        diagnosed_samples=1,
+    )
+    if not 0 < self.control_temperature < float('inf'):
+      raise ValueError(
+          f'{prefix}.control_temperature must be positive, got {self.control_temperature}'
+      )
+
+
+@dataclasses.dataclass
+class Experiment:
+  """What every training run has.
+
+  Attributes:
+    seed: of everything that is drawn.
+    data_dir: folder of the task's real data; '' where it needs none.
+    task: a task's settings, with `make(seed, data_dir)`.
+    model: the policy's shape; a `vocab_size` of 0 is filled in from the tokenizer.
+    policy_init_from: a folder of parameters to start from (experiments/sft.py writes
+      one: WORKDIR/params); '' draws them.
+    sft: supervised fine-tuning.
+    evaluation: how and when it is evaluated.
+    mesh: sizes of the device mesh.
+    wandb_project: a Weights & Biases project; '' is off.
+  """
+
+  seed: int = 0
+  data_dir: str = ''
+  task: Any = dataclasses.field(default_factory=ArithmeticTask)
+  model: configs.TransformerConfig = dataclasses.field(default_factory=configs.TransformerConfig)
+  policy_init_from: str = ''
+  sft: SftSettings = dataclasses.field(default_factory=SftSettings)
+  evaluation: EvaluationSettings = dataclasses.field(default_factory=EvaluationSettings)
+  mesh: mesh_lib.MeshConfig = dataclasses.field(default_factory=mesh_lib.MeshConfig)
+  wandb_project: str = ''
+
+  def validate(self) -> None:
+    """Raises ValueError with one line for the first field that is out of range."""
+    at_least(self, 'config', seed=0)
+    dataclasses.replace(self.model, vocab_size=self.model.vocab_size or 1).validate()
+    self.sft.validate('config.sft')
+    self.evaluation.validate('config.evaluation')
+    self.mesh.validate()
+    if self.policy_init_from and not pathlib.Path(self.policy_init_from).is_dir():
+      raise ValueError(f'config.policy_init_from is no folder: {self.policy_init_from!r}')
+
+  def batch_sizes(self) -> dict[str, tuple[int, int]]:
+    """Rows and micro-batches of each batch by field, to be checked against the mesh."""
+    return {
+        'sft.batch_size': (self.sft.batch_size, self.sft.algorithm.num_micro_batches),
+        'evaluation.batch_size': (self.evaluation.batch_size, 1),
+    }
+
+
+@dataclasses.dataclass
+class AStarPo(Experiment):
+  """One run of experiments/a_star_po.py.
+
+  Attributes:
+    algorithm: settings of A*-PO.
+    optimizer: of stage 2.
+    steps: batches of rollouts in stage 2.
+    batch_size: prompts a batch.
+    stage1_batch_size: prompts a batch in stage 1.
+    token_budget: where positive, stage 2 ends with the batch after which both stages
+      together have sampled this many tokens (`steps` is then an upper bound).
+    save_every: batches between checkpoints.
+  """
+
+  algorithm: a_star_po.Config = dataclasses.field(default_factory=a_star_po.Config)
+  optimizer: optim.OptimizerConfig = dataclasses.field(default_factory=optim.OptimizerConfig)
+  steps: int = 100
+  batch_size: int = 128
+  stage1_batch_size: int = 250
+  token_budget: int = 0
+  save_every: int = 20
+
+  def validate(self) -> None:
+    """Raises ValueError with one line for the first field that is out of range."""
+    super().validate()
+    at_least(
+        self, 'config', steps=0, batch_size=1, stage1_batch_size=1, token_budget=0, save_every=1
+    )
+    self.algorithm.validate()
+    self.optimizer.validate('config.optimizer')
+    parts = self.algorithm.num_minibatches * self.algorithm.num_micro_batches
+    if self.batch_size % parts:
+      raise ValueError(
+          f'config.batch_size must be divided by num_minibatches x num_micro_batches ({parts}), '
+          f'got {self.batch_size}'
+      )
+
+  def batch_sizes(self) -> dict[str, tuple[int, int]]:
+    """As in `Experiment`."""
+    parts = self.algorithm.num_minibatches * self.algorithm.num_micro_batches
+    return {
+        **super().batch_sizes(),
+        'batch_size': (self.batch_size, parts),
+        'stage1_batch_size': (self.stage1_batch_size, 1),
+    }
+
+
+def at_least(holder: Any, prefix: str, **minimum: int) -> None:
+  """Raises ValueError for the first named field of `holder` below its minimum."""
+  for name, least in minimum.items():
+    if getattr(holder, name) < least:
+      raise ValueError(f'{prefix}.{name} must be at least {least}, got {getattr(holder, name)}')

@@ -1,0 +1,96 @@
+"""Supervised fine-tuning of a policy on a task's demonstrations.
+
+Alone it writes WORKDIR/params, from which other runs may start (policy_init_from);
+experiments/a_star_po.py uses `finetune` to make its reference.
+"""
+
+import contextlib
+import dataclasses
+from typing import Any
+
+from experiments import components, launch, report
+from jaxrl_llm.algorithms import sft
+from jaxrl_llm.data import batching
+from jaxrl_llm.training import checkpoints, fingerprint, loop, metrics, optim
+from jaxrl_llm.training import step as step_lib
+from jaxrl_llm.types import Params
+
+
+def finetune(
+    run: launch.Run, parts: components.Components, writer: metrics.MetricsWriter
+) -> tuple[Params, dict[str, Any]]:
+  """Trains by maximum likelihood, or goes on with it; keeps the outcome in WORKDIR/params.
+
+  Args:
+    run: the run.
+    parts: what `components.build` made of its config.
+    writer: the metrics of the update that follows s updates are written as step s.
+
+  Returns:
+    The policy's parameters on the mesh, and what was kept with them: 'fingerprint',
+    'metrics_offset', 'seconds'.
+  """
+  config = run.config.sft
+  path = run.workdir / 'params'
+  if path.exists():
+    return checkpoints.load_params(path, parts.abstract_params, expected=parts.identity())
+  encoded = batching.encode_demonstrations(parts.task, overlong='filter')
+  optimizer_config = optim.for_run(config.optimizer, config.steps)
+  algorithm = sft.make(config.algorithm, parts.policy, optim.make_optimizer(optimizer_config))
+  state, shardings = parts.init_state(algorithm, parts.initial_params())
+  train_step = step_lib.jit_train_step(
+      algorithm.train_step, state_shardings=shardings, batch_shardings=parts.batch_sharding
+  )
+
+  saved = checkpoints.Checkpoints(run.workdir / 'checkpoints' / 'sft')
+  keeper = loop.Keeper(
+      saved, files={'metrics': writer}, total=config.steps, save_every=config.save_every,
+      stopper=parts.stopper, on_save=run.save_clock,
+  )
+  restored = keeper.restore(state)
+  shown = {}
+  start, state = (restored.step, restored.state) if restored else (0, state)
+  with loop.progress(config.steps, 'supervised fine-tuning', start) as bar:
+    for step in range(start, config.steps):
+      indices = batching.batch_indices(len(encoded), config.batch_size, seed=run.seed, step=step)
+      state, step_metrics = train_step(state, parts.put(batching.sft_batch(encoded, indices)))
+      if loop.should(config.log_every, step) or step == config.steps - 1:
+        learning_rate = optim.learning_rate_at(optimizer_config, step)
+        values = writer.write(step, {**step_metrics, 'train/learning_rate': learning_rate})
+        loop.check_finite(step, values, last_saved=keeper.last_saved)
+        shown = {'loss': values['train/loss']}
+      bar.update(1, **shown)
+      keeper.after_step(step + 1, state)
+  saved.close()
+  params = state.params['policy']
+  about = {
+      'metrics_offset': writer.offset(), 'seconds': run.wall_seconds(),
+      'fingerprint': fingerprint.of_params(params),
+  }
+  checkpoints.save_params(path, params, {**parts.identity(), **about})
+  return params, about
+
+
+def main(run: launch.Run) -> None:
+  """Fine-tunes, evaluates on the held-out problems, and writes results.json."""
+  with components.build(run) as parts, contextlib.closing(metrics.MetricsWriter(
+      run.workdir, wandb_project=run.config.wandb_project, config=dataclasses.asdict(run.config)
+  )) as writer:
+    params, about = finetune(run, parts, writer)
+    evaluation = parts.evaluator()(params, params)
+  rows = [[
+      'fine-tuned', report.percent(evaluation.numbers, 'pass@1'),
+      report.percent(evaluation.numbers, 'greedy_accuracy'), f'{about["seconds"]:.0f}',
+  ]]
+  table = report.markdown_table(['policy', 'pass@1 (%)', 'greedy (%)', 'seconds'], rows)
+  metrics.write_text_atomic(run.table_path, table + '\n')
+  numbers: dict[str, Any] = {f'eval/trained/{k}': v for k, v in evaluation.numbers.items()}
+  launch.write_results(run, {
+      **numbers, 'fingerprint': about['fingerprint'],
+      'sampled_tokens': int(evaluation.sampled.lengths.sum() + evaluation.greedy.lengths.sum()),
+  })
+  print(f'\n{table}\n\nparameters: {run.workdir / "params"}')
+
+
+if __name__ == '__main__':
+  launch.run(main, default_config='experiments/configs/sft_arithmetic.py')

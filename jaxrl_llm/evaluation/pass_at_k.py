@@ -1,0 +1,50 @@
+"""pass@k, without bias, from n samples a problem."""
+
+import numpy as np
+
+
+def pass_at_k(num_samples: int, num_correct: np.ndarray, *, k: int) -> np.ndarray:
+  """The probability that at least one of k samples is right.
+
+    pass@k = 1 - C(n - c, k) / C(n, k) = 1 - Π_{i=n-c+1}^{n} (1 - k / i)
+
+  1 - (1 - c/n)^k would be biased low. The product avoids large binomials.
+
+  Args:
+    num_samples: n, samples a problem.
+    num_correct: integer [P]; c, how many of them are right.
+    k: 1 ≤ k ≤ n.
+
+  Returns:
+    float64 [P].
+
+  Raises:
+    ValueError: k or a count is out of range.
+
+  References:
+    Chen et al., 2021, eq. 1, arXiv 2107.03374.
+  """
+  num_correct = np.asarray(num_correct)
+  if not 1 <= k <= num_samples:
+    raise ValueError(f'k must lie in 1 to {num_samples} (the samples a problem), got {k}')
+  if np.any(num_correct < 0) or np.any(num_correct > num_samples):
+    raise ValueError(f'num_correct must lie in 0 to {num_samples}, got {num_correct}')
+  i = np.arange(1, num_samples + 1)
+  # Factors of 0 arise exactly where c > n - k: then no k samples are all wrong.
+  factors = np.where(i > num_samples - num_correct[..., None], 1.0 - k / i, 1.0)
+  return 1.0 - np.clip(factors, 0.0, None).prod(axis=-1)
+
+
+def mean_and_standard_error(values: np.ndarray) -> tuple[float, float]:
+  """The mean over problems and its standard error (0 for a single problem).
+
+  Args:
+    values: float [P]; one value a problem (average a problem's samples first:
+      samples of one problem are not independent).
+
+  Returns:
+    (mean, standard deviation / √P), the deviation with P - 1 in the denominator.
+  """
+  values = np.asarray(values, np.float64)
+  error = values.std(ddof=1) / np.sqrt(values.size) if values.size > 1 else 0.0
+  return float(values.mean()), float(error)

@@ -1,0 +1,189 @@
+"""Countdown: reach a target with each of the given numbers exactly once.
+
+An expression is read by a parser of our own (numbers, + - * / and parentheses,
+nothing else) and computed exactly in fractions. What it costs is bounded by the
+length of the text: a few hundred characters hold at most that many operations on
+numbers of at most that many digits.
+"""
+
+import re
+from fractions import Fraction
+from typing import Any
+
+import numpy as np
+
+MAX_LENGTH = 256  # Characters of an expression; longer ones score 0.
+MAX_DEPTH = 16  # Nested parentheses and signs.
+_MAX_DIGITS = 9  # Digits of one number.
+_TOKEN = re.compile(r'[ \t]*([0-9]+|[-+*/()])', re.ASCII)
+_TAGS = ('<answer>', '</answer>')
+
+
+def countdown(
+    prompts: list[str],
+    responses: list[str],
+    truncated: np.ndarray,
+    examples: list[dict[str, Any]],
+) -> np.ndarray:
+  """Scores responses by whether they solve their problem (a `types.RewardFn`).
+
+  r_i = 1 where the response ended by itself, its expression uses each of the
+  problem's numbers exactly once and no other, and its value is the target; else 0.
+  A response is an expression, which `= target` may follow, alone or in
+  <answer></answer> (the last pair counts, text outside it is then free).
+
+  Args:
+    prompts: n prompts; unused.
+    responses: n decoded responses.
+    truncated: bool [n]; True where the length limit ended the response.
+    examples: n examples with the keys 'numbers' (list of int) and 'target' (int).
+
+  Returns:
+    float32 [n] of zeros and ones.
+  """
+  del prompts
+  if not len(responses) == len(truncated) == len(examples):
+    raise ValueError(
+        'countdown needs as many responses, flags and examples, got '
+        f'{len(responses)}, {len(truncated)} and {len(examples)}'
+    )
+  scores = [
+      not cut and is_solution(response, example['numbers'], example['target'])
+      for response, cut, example in zip(responses, truncated, examples)
+  ]
+  return np.array(scores, np.float32)
+
+
+def is_solution(response: str, numbers: list[int], target: int) -> bool:
+  """Whether `response` reaches `target` with each of `numbers` exactly once."""
+  text = extract_expression(response)
+  if text is None:
+    return False
+  sides = text.split('=')
+  if len(sides) > 2 or (len(sides) == 2 and not _is_number(sides[1], target)):
+    return False
+  try:
+    value, used = evaluate(sides[0])
+  except ValueError:
+    return False
+  return value == target and sorted(used) == sorted(numbers)
+
+
+def extract_expression(response: str) -> str | None:
+  """The part of `response` that holds the answer, or None if none fits the limits."""
+  start, end = response.rfind(_TAGS[0]), response.rfind(_TAGS[1])
+  if start >= 0 or end >= 0:
+    start = response.rfind(_TAGS[0], 0, max(end, 0))
+    if start < 0:
+      return None
+    response = response[start + len(_TAGS[0]) : end]
+  if len(response) > MAX_LENGTH:
+    return None
+  return response.strip(' \t\r\n')
+
+
+def _is_number(text: str, target: int) -> bool:
+  """Whether `text` is `target`, written as an integer."""
+  text = text.strip(' \t')
+  return re.fullmatch(r'-?[0-9]{1,9}', text, re.ASCII) is not None and int(text) == target
+
+
+def evaluate(expression: str) -> tuple[Fraction, list[int]]:
+  """The exact value of an arithmetic expression, and the numbers in it.
+
+  Products and quotients bind more strongly than sums and differences, equals from
+  left to right; a sign may stand before an operand.
+
+  Args:
+    expression: at most `MAX_LENGTH` characters.
+
+  Returns:
+    (its value, the integers in the order in which they stand).
+
+  Raises:
+    ValueError: no expression, too long, too deep, a number of more than nine
+      digits, or a division by zero.
+  """
+  if len(expression) > MAX_LENGTH:
+    raise ValueError(
+        f'an expression has at most {MAX_LENGTH} characters, got {len(expression)}'
+    )
+  parser = _Parser(_tokenize(expression))
+  value = parser.sum(0)
+  if parser.peek() is not None:
+    raise ValueError(f'unexpected {parser.peek()!r} after the expression')
+  return value, parser.used
+
+
+def _tokenize(expression: str) -> list[str]:
+  """Numbers and signs of `expression`."""
+  tokens, place = [], 0
+  expression = expression.rstrip(' \t')
+  while place < len(expression):
+    match = _TOKEN.match(expression, place)
+    if match is None:
+      raise ValueError(f'unexpected character {expression[place:].lstrip()[0]!r}')
+    tokens.append(match.group(1))
+    place = match.end()
+  return tokens
+
+
+class _Parser:
+  """Recursive descent over tokens, computing on the way."""
+
+  def __init__(self, tokens: list[str]):
+    self.tokens = tokens
+    self.place = 0
+    self.used: list[int] = []
+
+  def peek(self) -> str | None:
+    """The next token, or None at the end."""
+    return self.tokens[self.place] if self.place < len(self.tokens) else None
+
+  def take(self) -> str:
+    """Consumes the next token."""
+    token = self.peek()
+    if token is None:
+      raise ValueError('the expression ends early')
+    self.place += 1
+    return token
+
+  def sum(self, depth: int) -> Fraction:
+    """Products, added and subtracted."""
+    value = self.product(depth)
+    while self.peek() in ('+', '-'):
+      sign = self.take()
+      other = self.product(depth)
+      value = value + other if sign == '+' else value - other
+    return value
+
+  def product(self, depth: int) -> Fraction:
+    """Operands, multiplied and divided."""
+    value = self.operand(depth)
+    while self.peek() in ('*', '/'):
+      sign = self.take()
+      other = self.operand(depth)
+      if sign == '/' and other == 0:
+        raise ValueError('division by zero')
+      value = value * other if sign == '*' else value / other
+    return value
+
+  def operand(self, depth: int) -> Fraction:
+    """A number, a sign with an operand, or a sum in parentheses."""
+    if depth > MAX_DEPTH:
+      raise ValueError(f'nested deeper than {MAX_DEPTH}')
+    token = self.take()
+    if token in ('+', '-'):
+      value = self.operand(depth + 1)
+      return value if token == '+' else -value
+    if token == '(':
+      value = self.sum(depth + 1)
+      if self.take() != ')':
+        raise ValueError('a parenthesis is not closed')
+      return value
+    if not token.isdigit():
+      raise ValueError(f'unexpected {token!r}')
+    if len(token) > _MAX_DIGITS:
+      raise ValueError(f'a number has at most {_MAX_DIGITS} digits, got {len(token)}')
+    self.used.append(int(token))
+    return Fraction(int(token))

@@ -1,0 +1,146 @@
+r"""Grades a response against the bare ground truth of a mathematical problem.
+
+`grade` extracts the final answer (answer_extraction) and compares it with the truth
+(equivalence): texts, numbers and structure are decided here in microseconds, and only what
+needs symbolic mathematics goes to a worker process (worker_pool) that runs math-verify
+under a memory limit and a deadline. Nothing in a response is ever evaluated.
+
+Score the response alone, never prompt and response together: the instruction itself contains
+the markers ('in \boxed{}', 'after ####'), and released scorers that decode both can match it.
+
+References:
+  Cobbe et al., Training Verifiers to Solve Math Word Problems (2021), arXiv:2110.14168.
+  Hendrycks et al., Measuring Mathematical Problem Solving With the MATH Dataset (2021),
+    arXiv:2103.03874.
+"""
+
+import concurrent.futures
+import functools
+from collections.abc import Callable, Sequence
+
+from jaxrl_llm.rewards import answer_extraction
+from jaxrl_llm.rewards import equivalence
+from jaxrl_llm.rewards import worker_pool
+
+# What counts as an answer:
+#   'lenient': a marked answer, else the fallbacks down to the last number;
+#   'strict':  a marked answer only;
+#   'gsm8k':   only the number right behind the last `####`.
+MODES: dict[str, Callable[[str], str | None]] = {
+    'lenient': answer_extraction.extract,
+    'strict': answer_extraction.extract_marked,
+    'gsm8k': answer_extraction.extract_gsm8k,
+}
+
+
+def extract(response: str, *, mode: str = 'lenient') -> str | None:
+  """The final answer of a response as text, or None if it has none.
+
+  Args:
+    response: what the model said, without the prompt.
+    mode: one of `MODES`.
+
+  Raises:
+    ValueError: the mode is unknown.
+  """
+  if mode not in MODES:
+    raise ValueError(f'mode must be one of {", ".join(MODES)}, got {mode!r}')
+  return MODES[mode](response)
+
+
+def _fast(candidate: str, answer: str) -> bool | None:
+  """The verdict where no symbolic mathematics is needed, else None."""
+  try:
+    return equivalence.compare(candidate, answer)
+  except equivalence.Undecided:
+    return None
+
+
+@functools.lru_cache(maxsize=4096)
+def _slow(candidate: str, answer: str) -> bool:
+  """The verdict of a worker; samples of one prompt repeat themselves, so it is kept."""
+  return worker_pool.shared().ask(candidate, answer).verdict
+
+
+def _bare(answer: str) -> str:
+  r"""The ground truth, out of its box or from behind its `####` if it came with one."""
+  if '\\boxed' in answer or '\\fbox' in answer or '####' in answer:
+    return answer_extraction.extract_marked(answer) or answer
+  return answer
+
+
+def equal(candidate: str, answer: str) -> bool:
+  """Whether two bare answers say the same; see `equivalence` for the conventions."""
+  verdict = _fast(candidate, answer)
+  return _slow(candidate, answer) if verdict is None else verdict
+
+
+def grade(response: str, answer: str, *, mode: str = 'lenient') -> bool:
+  r"""Whether a response ends in the right answer.
+
+  Never raises for what a response contains, never evaluates it, and takes at most about
+  a second and 512 MB even for an answer made to take for ever; such an answer is False.
+
+  Args:
+    response: what the model said, without the prompt. Of more than a million characters
+      only the last million is read.
+    answer: the bare ground truth: '18', '\\frac{1}{2}', '[0,1)', '(B)'.
+    mode: 'lenient' (a marked answer, else down to the last number), 'strict' (a marked
+      answer only) or 'gsm8k' (the number behind `####` only).
+
+  Returns:
+    the verdict.
+
+  Raises:
+    ValueError: the mode is unknown.
+    worker_pool.WorkerError: an expression had to be compared and no worker can start.
+  """
+  candidate = extract(response, mode=mode)
+  return candidate is not None and equal(candidate, _bare(answer))
+
+
+def grade_gsm8k_strict(response: str, answer: str) -> bool:
+  """GSM8K's own rule: only the number right behind the last `####` counts."""
+  return grade(response, answer, mode='gsm8k')
+
+
+def grade_batch(
+    responses: Sequence[str], answers: Sequence[str], *, mode: str = 'lenient'
+) -> list[bool]:
+  """Grades many responses, the expensive ones in several workers at once.
+
+  Args:
+    responses: n responses.
+    answers: n ground truths.
+    mode: as in `grade`.
+
+  Returns:
+    n verdicts, each what `grade` returns.
+  """
+  if len(responses) != len(answers):
+    raise ValueError(
+        f'grade_batch needs an answer for each response, got {len(responses)} and {len(answers)}')
+  verdicts: list[bool] = [False] * len(responses)
+  open_questions: dict[tuple[str, str], list[int]] = {}
+  for index, (response, answer) in enumerate(zip(responses, answers)):
+    candidate = extract(response, mode=mode)
+    if candidate is None:
+      continue
+    truth = _bare(answer)
+    verdict = _fast(candidate, truth)
+    if verdict is None:
+      open_questions.setdefault((candidate, truth), []).append(index)
+    else:
+      verdicts[index] = verdict
+  if open_questions:
+    with concurrent.futures.ThreadPoolExecutor(worker_pool.shared().size) as threads:
+      for indices, verdict in zip(
+          open_questions.values(), threads.map(lambda pair: _slow(*pair), open_questions)):
+        for index in indices:
+          verdicts[index] = verdict
+  return verdicts
+
+
+def warm_up() -> None:
+  """Starts a worker and waits until it is ready (about a second), before timings matter."""
+  worker_pool.shared().start()

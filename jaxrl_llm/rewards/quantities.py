@@ -1,0 +1,153 @@
+r"""Quantities: a number or an expression, perhaps with a unit, a currency or a percent sign."""
+
+import dataclasses
+import fractions
+import re
+
+from jaxrl_llm.rewards import answer_text
+from jaxrl_llm.rewards import arithmetic
+from jaxrl_llm.rewards import number_words
+from jaxrl_llm.rewards import units
+
+
+@dataclasses.dataclass(frozen=True)
+class Quantity:
+  """A number or an expression.
+
+  Attributes:
+    text: its text, without unit and percent sign.
+    rational: its exact value, where the text is rational arithmetic.
+    decimals: digits behind the decimal point where the text is one decimal number.
+    percent: whether a percent sign stood behind it.
+    unit: what stood behind or before it, or None.
+    too_large: the text is arithmetic whose value cannot be written down.
+  """
+
+  text: str
+  rational: fractions.Fraction | None = None
+  decimals: int | None = None
+  percent: bool = False
+  unit: units.Unit | None = None
+  too_large: bool = False
+
+
+_DECIMAL = re.compile(r'^[-+]? ?[0-9,]*\.([0-9]*)$')
+_SPACED_GROUPS = re.compile(r'^-?[0-9]{1,3}(?: [0-9]{3}){1,10}(?:\.[0-9]+)?$')
+_CURRENCY = re.compile(rf'^([-+]?) ?(?:US|USD)? ?([{units.CURRENCY}]|Rs\.?(?= ?[0-9])) ?(.*)$')
+_ORDINAL = re.compile(r'^([0-9]{1,15}) ?\^? ?\{? ?(?:st|nd|rd|th)(?![a-zA-Z]) ?\}?(.*)$')
+_BASED = re.compile(r'^([0-9a-zA-Z]{1,200}) ?_ ?(?:\{ ?([0-9]{1,2}) ?\}|([0-9]{1,2}))$')
+_PLAIN_LETTER = re.compile(rf'(?<![\\a-zA-Z])[a-zA-Z{units.CURRENCY}]')
+_COMMAND = re.compile(r'\\[a-zA-Z]+')
+# Attached to its number, a single letter is a variable (5x) unless it is one of these.
+_ATTACHED = re.compile(r'^[mgL](?:\^ ?\{? ?[23] ?\}?)?$')
+_LETTER_UNITS = frozenset('m g s h l L N J V W A K C F'.split())
+
+
+def rational(text: str) -> fractions.Fraction | None:
+  """The exact value of cleaned text, or None if it is no rational arithmetic."""
+  try:
+    return arithmetic.evaluate(text)
+  except ValueError:
+    return None
+
+
+def expression(text: str) -> Quantity:
+  """A quantity about which nothing is known but its text."""
+  return Quantity(text)
+
+
+def _number(text: str) -> Quantity | None:
+  """A number without anything: its exact value, or that it is too large to have one."""
+  if _SPACED_GROUPS.match(text):
+    text = text.replace(' ', '')
+  try:
+    value = arithmetic.evaluate(text)
+  except arithmetic.TooLarge:
+    return Quantity(text, too_large=True)
+  except arithmetic.NotArithmetic:
+    return None
+  match = _DECIMAL.match(text)
+  return Quantity(text, rational=value, decimals=len(match[1]) if match else None)
+
+
+def _based(text: str) -> Quantity | None:
+  """'1011_2': digits with the base as their index."""
+  match = _BASED.match(text)
+  if match is None or not 2 <= int(match[2] or match[3]) <= 36 or match[1].isalpha():
+    return None
+  try:
+    return Quantity(text, rational=fractions.Fraction(int(match[1], int(match[2] or match[3]))))
+  except ValueError:
+    return None
+
+
+def _first_letter(text: str) -> int | None:
+  """Where the first letter stands that belongs to no LaTeX command."""
+  blanked = _COMMAND.sub(lambda match: '\\' * len(match[0]), text)
+  match = _PLAIN_LETTER.search(blanked)
+  return match.start() if match else None
+
+
+def _acceptable_unit(phrase: str, attached: bool) -> units.Unit | None:
+  unit = units.parse(phrase)
+  if unit is None:
+    return None
+  first = re.match(r'[a-zA-Z]*', phrase)[0]
+  if len(first) == 1:
+    allowed = _ATTACHED.match(phrase) if attached else first in _LETTER_UNITS
+    return unit if allowed else None
+  if unit.readings:
+    return unit
+  return unit if len(first) > (3 if attached else 2) else None
+
+
+def _with_unit(text: str) -> Quantity | None:
+  start = _first_letter(text)
+  if not start:
+    return None
+  value, phrase = text[:start], text[start:]
+  if value.count('{') != value.count('}') or value.count('(') != value.count(')'):
+    return None
+  unit = _acceptable_unit(phrase, attached=not value.endswith(' '))
+  if unit is None or not value.strip():
+    return None
+  inner = _percent(value.strip())
+  if inner is None and unit.readings and not re.search(r'[=<>,;]|\\(?:le|ge|ne|in|pm|cup)\b', value):
+    inner = Quantity(value.strip())  # 36\pi cm^2
+  return None if inner is None else dataclasses.replace(inner, unit=unit)
+
+
+def _percent(text: str) -> Quantity | None:
+  if not text.endswith('%'):
+    return _number(text)
+  inner = _number(text[:-1].strip())
+  return None if inner is None else dataclasses.replace(inner, percent=True)
+
+
+def parse(text: str) -> Quantity | None:
+  r"""Reads '18', '$1,234.00', '12 cm^2', '33\frac{1}{3}%', '1011_2', 'twelve', '36\pi cm^2'.
+
+  Args:
+    text: cleaned text.
+
+  Returns:
+    the quantity, or None if the text is no number and has no unit.
+  """
+  if match := _CURRENCY.match(text):
+    inner = parse(match[1] + match[3])
+    if inner is None:
+      return None
+    symbol = 'rupee' if match[2].startswith('Rs') else match[2]
+    return dataclasses.replace(inner, unit=units.parse(symbol))
+  if (quantity := _percent(text) or _based(text)) is not None:
+    return quantity
+  if (match := _ORDINAL.match(text)) and (not match[2] or match[2].startswith(' ')):
+    return _number(match[1])
+  if (scaled := number_words.leading(text)) is not None:
+    value, rest = scaled
+    if not rest:
+      return Quantity(str(value), rational=value)
+    if (unit := units.parse(rest)) is not None:
+      return Quantity(str(value), rational=value, unit=unit)
+    return None
+  return _with_unit(text)

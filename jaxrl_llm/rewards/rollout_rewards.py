@@ -1,0 +1,79 @@
+"""From token ids to rewards: decodes what was sampled and scores it on the host."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from jaxrl_llm.types import TRUNCATED, Example, RewardFn, Rollouts, Tokenizer
+
+
+class Scored(NamedTuple):
+  """Host-side results of P prompts with K responses each.
+
+  Attributes:
+    rewards: float32 [P, K].
+    lengths: int32 [P, K], tokens, stop token included.
+    truncated: bool [P, K].
+    responses: P lists of K texts.
+  """
+
+  rewards: np.ndarray
+  lengths: np.ndarray
+  truncated: np.ndarray
+  responses: list[list[str]]
+
+
+def score_rollouts(
+    rollouts: Rollouts,
+    examples: Sequence[Example],
+    *,
+    tokenizer: Tokenizer,
+    reward_fn: RewardFn,
+) -> Scored:
+  """Decodes responses up to their end and scores each.
+
+  Only the response is shown to the verifier as such: a prompt's own answer template
+  must never be what is found. Ids go to text here for the verifier alone; what is
+  trained on stays the ids.
+
+  Args:
+    rollouts: P prompts, K samples each, on the device or the host.
+    examples: the P examples.
+    tokenizer: the one that encoded the prompts.
+    reward_fn: scores n responses.
+
+  Returns:
+    A `Scored`.
+
+  Raises:
+    ValueError: the numbers of rollouts and examples differ, or the reward function
+      returned another shape or a value that is not finite.
+  """
+  tokens, lengths = np.asarray(rollouts.tokens), np.asarray(rollouts.lengths)
+  truncated = np.asarray(rollouts.stop_reason) == TRUNCATED
+  num_prompts, num_samples = lengths.shape
+  if num_prompts != len(examples):
+    raise ValueError(f'rollouts of {num_prompts} prompts cannot be scored by {len(examples)} examples')
+  rows = zip(tokens.reshape(-1, tokens.shape[-1]), lengths.reshape(-1))
+  responses = [tokenizer.decode(row[:length].tolist()) for row, length in rows]
+  repeated = [example for example in examples for _ in range(num_samples)]
+  rewards = reward_fn(
+      [example['prompt'] for example in repeated], responses, truncated.reshape(-1), repeated
+  )
+  rewards = np.asarray(rewards, np.float32)
+  if rewards.shape != (len(responses),) or not np.all(np.isfinite(rewards)):
+    raise ValueError(
+        f'the reward function must return {len(responses)} finite numbers, got shape '
+        f'{rewards.shape} with {np.sum(~np.isfinite(rewards))} not finite'
+    )
+  grouped = [responses[i : i + num_samples] for i in range(0, len(responses), num_samples)]
+  return Scored(rewards.reshape(lengths.shape), lengths, truncated, grouped)
+
+
+def join(parts: Sequence[Scored]) -> Scored:
+  """One `Scored` of several, in order."""
+  return Scored(
+      *(np.concatenate([getattr(part, name) for part in parts]) for name in Scored._fields[:3]),
+      [texts for part in parts for texts in part.responses],
+  )

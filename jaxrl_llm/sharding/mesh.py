@@ -1,0 +1,98 @@
+"""The device mesh: always three axes, data, fsdp and tensor, of any size from 1.
+
+Batches are split over data and fsdp together, parameters over fsdp and tensor (`rules`).
+"""
+
+import dataclasses
+import math
+from typing import Any
+
+import jax
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+AXES = ('data', 'fsdp', 'tensor')
+
+
+@dataclasses.dataclass
+class MeshConfig:
+  """How many devices each axis takes; their product is the number of devices.
+
+  Attributes:
+    data: copies of the parameters; -1 is whatever the others leave.
+    fsdp: parts that parameters and optimizer state are cut into, gathered when used; -1 as above.
+    tensor: parts that a matrix product is cut into; -1 as above.
+  """
+
+  data: int = -1
+  fsdp: int = 1
+  tensor: int = 1
+
+  def validate(self, prefix: str = 'config.mesh') -> None:
+    """Raises ValueError with one line unless sizes are positive, at most one of them -1."""
+    for axis in AXES:
+      size = getattr(self, axis)
+      if size < 1 and size != -1:
+        raise ValueError(f'{axis} must be at least 1, or -1 for the rest, got {size} '
+                         f'({prefix}.{axis})')
+    if (self.data, self.fsdp, self.tensor).count(-1) > 1:
+      raise ValueError(
+          f'at most one axis may be -1, got data={self.data}, fsdp={self.fsdp}, '
+          f'tensor={self.tensor} ({prefix})')
+
+
+def make_mesh(data: int = -1, fsdp: int = 1, tensor: int = 1, *, devices: Any = None) -> Mesh:
+  """A mesh over all devices.
+
+  Args:
+    data: size of the data axis; one of the three may be -1, the rest of the devices.
+    fsdp: size of the fsdp axis.
+    tensor: size of the tensor axis.
+    devices: by default `jax.devices()`.
+
+  Returns:
+    A mesh with the axes `AXES`, of type Auto: the compiler propagates shardings.
+
+  Raises:
+    ValueError: if the sizes are not valid, or their product is not the number of devices.
+  """
+  MeshConfig(data, fsdp, tensor).validate()
+  devices = jax.devices() if devices is None else list(devices)
+  sizes = [data, fsdp, tensor]
+  if -1 in sizes:
+    given = math.prod(size for size in sizes if size != -1)
+    sizes[sizes.index(-1)] = max(len(devices) // given, 1)
+  if math.prod(sizes) != len(devices):
+    shape = 'x'.join(map(str, (data, fsdp, tensor)))
+    raise ValueError(
+        f'a mesh (data x fsdp x tensor) must use all {len(devices)} devices, got {shape} '
+        '(config.mesh)')
+  return jax.make_mesh(tuple(sizes), AXES, axis_types=(AxisType.Auto,) * 3, devices=devices)
+
+
+def from_config(config: MeshConfig) -> Mesh:
+  """The mesh of a config; arguments and errors as for `make_mesh`."""
+  return make_mesh(config.data, config.fsdp, config.tensor)
+
+
+def batch_sharding(mesh: Mesh) -> NamedSharding:
+  """The leading axis (prompts) over data and fsdp together; a group of samples is never split."""
+  return NamedSharding(mesh, PartitionSpec(('data', 'fsdp')))
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+  """The whole array on every device."""
+  return NamedSharding(mesh, PartitionSpec())
+
+
+def check_batch(mesh: Mesh, rows: int, *, num_micro_batches: int = 1) -> None:
+  """Raises ValueError unless every device gets the same number of rows of each micro-batch.
+
+  Args:
+    mesh: the mesh.
+    rows: P, the prompts of a batch.
+    num_micro_batches: into how many parts a batch is cut first.
+  """
+  parts = mesh.shape['data'] * mesh.shape['fsdp'] * num_micro_batches
+  if rows % parts:
+    raise ValueError(
+        f'a batch must be a multiple of data x fsdp x micro-batches = {parts}, got {rows} prompts')

@@ -1,0 +1,105 @@
+"""Which parameter lies where: one ordered table of (path pattern, PartitionSpec).
+
+The table is applied to the whole abstract `TrainState`. A pattern is matched against the last
+names of a leaf's path (whole names), so that Adam's moments, whose paths end as their parameter's do, follow it. The
+first match counts. There is no catch-all: a leaf that no rule covers is an error that names it.
+
+Stacked layers come first, [N, ...], and are never cut. A kernel that widens (D to heads or F) is
+cut as (fsdp, tensor), one that narrows as (tensor, fsdp): between the two an activation is cut
+over tensor alone, and one reduction a block is left.
+"""
+
+import math
+import re
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+P = PartitionSpec
+Rules = Sequence[tuple[str, PartitionSpec]]
+
+# Trees of `models/`: decoder, policy, value, Q and reward modules.
+DECODER_RULES: Rules = (
+    (r'embedder/embedding', P('tensor', 'fsdp')),  # [V, D]
+    (r'embedder/position_embedding', P(None, 'fsdp')),  # [S, D]
+    (r'layers/attention/(query|key|value)/kernel', P(None, 'fsdp', 'tensor')),  # [N, D, H*h]
+    (r'layers/attention/(query|key|value)/bias', P(None, 'tensor')),  # [N, H*h]
+    (r'layers/attention/output/kernel', P(None, 'tensor', 'fsdp')),  # [N, H*h, D]
+    (r'layers/attention/output/bias', P(None, None)),  # [N, D]
+    (r'layers/mlp/(gate|up)/kernel', P(None, 'fsdp', 'tensor')),  # [N, D, F]
+    (r'layers/mlp/(gate|up)/bias', P(None, 'tensor')),  # [N, F]
+    (r'layers/mlp/down/kernel', P(None, 'tensor', 'fsdp')),  # [N, F, D]
+    (r'layers/mlp/down/bias', P(None, None)),  # [N, D]
+    (r'layers/(attention_norm|mlp_norm)/(scale|bias)', P(None, None)),  # [N, D]
+    (r'final_norm/(scale|bias)', P(None)),  # [D]
+    (r'head/kernel', P('tensor', 'fsdp')),  # [V, D]
+    (r'head/bias', P('tensor')),  # [V]
+    (r'value_head/kernel', P()),  # [M, D]; M, often 1, is too small to be cut.
+    (r'value_head/bias', P()),  # [M]
+)
+
+# The scalars of a TrainState and of optax: step and base key, and the optimizer's counts.
+STATE_RULES: Rules = (
+    (r'^step', P()),
+    (r'^key', P()),
+    (r'^opt_state/(.*/)?count', P()),
+)
+
+
+def shardings(mesh: Mesh, abstract_tree: Any, *, rules: Rules = (*STATE_RULES, *DECODER_RULES)):
+  """The sharding of every leaf.
+
+  Args:
+    mesh: with the axes of `mesh.AXES`.
+    abstract_tree: a `TrainState` or parameters; arrays or `jax.ShapeDtypeStruct`s.
+    rules: the table. An algorithm with arrays of its own in `aux` puts its rules before these.
+
+  Returns:
+    A tree of `NamedSharding`s, shaped as `abstract_tree`.
+
+  Raises:
+    ValueError: naming the leaf, if no rule matches it, its rank does not fit the rule's, or a
+      dimension is not a multiple of the devices that it is cut over.
+  """
+  compiled = [(re.compile(rf'(?:^|.*/)(?:{pattern})$'), spec) for pattern, spec in rules]
+
+  def place(path: Any, leaf: Any) -> NamedSharding:
+    name = jax.tree_util.keystr(path, simple=True, separator='/')
+    for pattern, spec in compiled:
+      if pattern.match(name):
+        _check(mesh, name, leaf.shape, spec)
+        return NamedSharding(mesh, spec)
+    raise ValueError(f'no sharding rule matches {name}, shape {list(leaf.shape)}')
+
+  return jax.tree_util.tree_map_with_path(place, abstract_tree)
+
+
+def abstract(tree: Any, tree_shardings: Any) -> Any:
+  """Shapes, dtypes and shardings of a tree: what a checkpoint is restored into.
+
+  Args:
+    tree: arrays or `jax.ShapeDtypeStruct`s (`jax.eval_shape` of an init function).
+    tree_shardings: shaped as `tree`.
+
+  Returns:
+    `jax.ShapeDtypeStruct`s.
+  """
+  return jax.tree.map(
+      lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
+      tree,
+      tree_shardings,
+  )
+
+
+def _check(mesh: Mesh, name: str, shape: tuple[int, ...], spec: PartitionSpec) -> None:
+  if len(spec) > len(shape):
+    raise ValueError(f'{name} has shape {list(shape)}, too few axes for its rule {spec}')
+  for size, axes in zip(shape, spec):
+    axes = () if axes is None else (axes if isinstance(axes, tuple) else (axes,))
+    parts = math.prod(mesh.shape[axis] for axis in axes)
+    if size % parts:
+      raise ValueError(
+          f'{name}, shape {list(shape)}, cannot be cut: {size} is not a multiple of mesh axis '
+          f'{"x".join(axes)} = {parts} (config.mesh)')

@@ -1,0 +1,111 @@
+"""Published numbers, each with its address: where in which paper or repository it stands.
+
+Only what was read in the authors' own paper, code or figures is here; nothing second-hand.
+"""
+
+import dataclasses
+
+
+@dataclasses.dataclass(frozen=True)
+class Published:
+  """One cell of a published table.
+
+  Attributes:
+    experiment: the binary that reproduces it.
+    row: the row of the published table, such as 'Qwen2.5-1.5B, A*-PO'.
+    column: its column.
+    value: as printed there.
+    unit: of the value.
+    address: paper or repository, table or file, row, column.
+    setting: our setting that measures the same at the same scale; '' if there is none.
+    key: the name of that measurement in results.json; '' if there is none.
+    factor: what our number is multiplied by to be in `unit`.
+  """
+
+  experiment: str
+  row: str
+  column: str
+  value: float
+  unit: str
+  address: str
+  setting: str = ''
+  key: str = ''
+  factor: float = 1.0
+
+
+_A_STAR_PO_FILE = 'A*-PO (arXiv 2505.20686), repository ZhaolinGao/A-PO, assets/evaluations.png'
+
+# Columns of that figure, with their units. KL's normalisation is not stated there.
+_A_STAR_PO_COLUMNS = (
+    ('time', 'hours'),
+    ('peak memory', '% of GPU memory'),
+    ('KL', 'nats (normalisation not stated)'),
+    ('MATH500', '%'),
+    ('Minerva', '%'),
+    ('Olympiad', '%'),
+    ('AMC23 avg@32', '%'),
+)
+
+_A_STAR_PO_ROWS = (
+    ('1.5B', 'base', None, None, None, 45.8, 16.91, 17.66, 20.55),
+    ('1.5B', 'PPO', 10.84, 42.64, 0.151, 57.0, 21.69, 20.92, 29.84),
+    ('1.5B', 'GRPO', 15.01, 42.19, 0.091, 58.0, 22.79, 21.07, 32.19),
+    ('1.5B', 'REBEL', 10.33, 63.34, 0.098, 57.8, 20.22, 23.15, 31.67),
+    ('1.5B', 'A*-PO', 6.92, 41.59, 0.069, 57.8, 22.43, 22.26, 31.88),
+    ('3B', 'base', None, None, None, 50.8, 23.16, 23.74, 29.77),
+    ('3B', 'PPO', 13.59, 54.95, 0.111, 65.8, 23.90, 26.71, 34.68),
+    ('3B', 'GRPO', 18.26, 49.75, 0.102, 66.0, 25.00, 28.93, 34.61),
+    ('3B', 'REBEL', 12.88, 74.32, 0.099, 67.0, 27.57, 28.19, 36.33),
+    ('3B', 'A*-PO', 8.78, 49.28, 0.082, 66.2, 25.74, 28.04, 35.47),
+    ('7B', 'base', None, None, None, 62.8, 22.43, 30.56, 39.61),
+    ('7B', 'PPO', 20.53, 92.81, 0.133, 74.4, 30.88, 33.98, 55.47),
+    ('7B', 'GRPO', 20.15, 77.82, 0.172, 73.2, 33.46, 33.98, 55.86),
+    ('7B', 'REBEL', 14.67, 98.77, 0.124, 74.6, 34.56, 34.72, 56.88),
+    ('7B', 'A*-PO', 11.01, 76.57, 0.078, 76.2, 34.56, 34.27, 56.25),
+)
+
+# Which of our numbers is the same quantity, for a run on MATH from the same base model.
+_A_STAR_PO_KEYS = {
+    ('base', 'MATH500'): 'eval/reference/greedy_accuracy',
+    ('A*-PO', 'MATH500'): 'eval/trained/greedy_accuracy',
+}
+
+
+def _a_star_po() -> list[Published]:
+  cells = []
+  for size, method, *values in _A_STAR_PO_ROWS:
+    row = f'Qwen2.5-{size}, {method}'
+    for (column, unit), value in zip(_A_STAR_PO_COLUMNS, values, strict=True):
+      if value is not None:
+        key = _A_STAR_PO_KEYS.get((method, column), '')
+        cells.append(Published(
+            experiment='a_star_po', row=row, column=column, value=value, unit=unit,
+            address=f'{_A_STAR_PO_FILE}, row {row}, column {column}',
+            setting=f'math_qwen2.5_{size.lower()}' if key else '', key=key, factor=100.0,
+        ))
+  return cells
+
+
+PUBLISHED: tuple[Published, ...] = tuple(_a_star_po())
+
+# Said under every table of ours that has settings without a published counterpart.
+SCALE_NOTES = {
+    'a_star_po': (
+        'Scale differs: our settings train small decoders from scratch on problems of their own; '
+        'the published rows are Qwen2.5 bases of 1.5B to 7B parameters trained on MATH with four '
+        'H100 GPUs. The two tables show the same method, not the same measurement.'
+    ),
+}
+
+
+def published(experiment: str) -> list[Published]:
+  """All cells for one experiment, in the order of the published table."""
+  return [cell for cell in PUBLISHED if cell.experiment == experiment]
+
+
+def counterpart(experiment: str, setting: str, key: str) -> Published | None:
+  """The published cell that measures what `key` does at the scale of `setting`, if there is one."""
+  for cell in PUBLISHED:
+    if (cell.experiment, cell.setting, cell.key) == (experiment, setting, key):
+      return cell
+  return None

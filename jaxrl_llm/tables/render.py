@@ -1,0 +1,259 @@
+"""From results.json files to tables: mean and standard error over seeds, beside what was published.
+
+Standard library only: tables can be made where nothing else is installed.
+"""
+
+import csv
+import io
+import json
+import math
+import pathlib
+import re
+import statistics
+from collections.abc import Iterable, Sequence
+from typing import Any, NamedTuple
+
+from jaxrl_llm.tables import reference
+
+REQUIRED = ('experiment', 'setting', 'seed', 'commit', 'device', 'wall_seconds', 'sampled_tokens')
+
+# Columns of the Markdown table, where a run has them; the CSV holds everything.
+HEADLINES = (
+    'eval/reference/pass@1', 'eval/trained/pass@1',
+    'eval/reference/greedy_accuracy', 'eval/trained/greedy_accuracy',
+    'eval/trained/kl_to_reference',
+    'sampled_tokens/stage1', 'sampled_tokens/stage2', 'sampled_tokens', 'wall_seconds',
+)
+
+_NOT_MEASURED = ('seed',)
+
+
+class Summary(NamedTuple):
+  """One number over the seeds of a setting.
+
+  Attributes:
+    mean: over the seeds that have it.
+    standard_error: sample standard deviation / √seeds; None for one seed.
+    count: how many seeds have it.
+  """
+
+  mean: float
+  standard_error: float | None
+  count: int
+
+
+class Setting(NamedTuple):
+  """All runs of one setting.
+
+  Attributes:
+    experiment: the binary.
+    name: the setting.
+    runs: contents of results.json by seed, in order.
+  """
+
+  experiment: str
+  name: str
+  runs: dict[int, dict[str, Any]]
+
+  def quantities(self) -> list[str]:
+    """Names of the numbers in any run, in the order of first appearance."""
+    names = dict.fromkeys(name for run in self.runs.values() for name in run)
+    return [
+        name for name in names
+        if name not in _NOT_MEASURED
+        and all(_number(run[name]) is not None for run in self.runs.values() if name in run)
+    ]
+
+  def summary(self, key: str) -> Summary | None:
+    """Mean and standard error of a number; None if no run has it."""
+    values = [_number(run[key]) for run in self.runs.values() if key in run]
+    values = [value for value in values if value is not None]
+    if not values:
+      return None
+    error = None
+    if len(values) > 1 and all(map(math.isfinite, values)):
+      error = statistics.stdev(values) / math.sqrt(len(values))
+    return Summary(statistics.fmean(values), error, len(values))
+
+  def distinct(self, key: str) -> str:
+    """The values of a string over the runs, without repetition."""
+    return ', '.join(dict.fromkeys(str(run.get(key, '?')) for run in self.runs.values()))
+
+
+def read_results(folder: str | pathlib.Path) -> list[Setting]:
+  """Reads every results.json below a folder.
+
+  Args:
+    folder: `results`, laid out as <experiment>/<setting>/seed<N>/results.json, or a folder of
+      workdirs. What a run is stands in its file; a folder named seed<N> must agree with it.
+
+  Returns:
+    Settings in the order of their names, seeds in order.
+
+  Raises:
+    FileNotFoundError: if there is no such folder or no results.json in it.
+    ValueError: one line, if a file is malformed, or two hold the same experiment, setting and
+      seed.
+  """
+  folder = pathlib.Path(folder)
+  if not folder.is_dir():
+    raise FileNotFoundError(f'no folder {folder} (--runs)')
+  paths: dict[tuple[str, str, int], pathlib.Path] = {}
+  settings: dict[tuple[str, str], Setting] = {}
+  for path in sorted(folder.rglob('results.json')):
+    run = _read_one(path)
+    identity = run['experiment'], run['setting'], run['seed']
+    if identity in paths:
+      name = ' / '.join(map(str, identity))
+      raise ValueError(f'{path} and {paths[identity]} hold the same run, {name}')
+    paths[identity] = path
+    settings.setdefault(identity[:2], Setting(*identity[:2], {})).runs[run['seed']] = run
+  if not settings:
+    raise FileNotFoundError(f'no results.json below {folder} (--runs)')
+  return [
+      setting._replace(runs=dict(sorted(setting.runs.items())))
+      for _, setting in sorted(settings.items())
+  ]
+
+
+def markdown(experiment: str, settings: Sequence[Setting]) -> str:
+  """The tables of one experiment: measured, provenance, published.
+
+  Args:
+    experiment: the binary's name.
+    settings: of that experiment.
+
+  Returns:
+    Markdown, ending in a newline.
+  """
+  keys = [key for key in HEADLINES if any(key in setting.quantities() for setting in settings)]
+  keys = keys or list(dict.fromkeys(key for setting in settings for key in setting.quantities()))
+  rows = []
+  for setting in settings:
+    cells = [_cell(setting, key) for key in keys]
+    rows.append([setting.name, str(len(setting.runs)), *cells])
+  lines = [f'# {experiment}', '', '## Measured', '',
+           'Mean ± standard error over seeds; one seed has no error.', '',
+           *_table(['setting', 'seeds', *keys], rows)]
+  lines += ['', '## Where the numbers come from', '', *_table(
+      ['setting', 'seeds', 'commit', 'jax', 'device'],
+      [[setting.name, ', '.join(map(str, setting.runs)), setting.distinct('commit'),
+        setting.distinct('versions/jax'), setting.distinct('device')] for setting in settings])]
+  cells = reference.published(experiment)
+  if cells:
+    lines += ['', '## Published', '', *_published_table(cells), '']
+    lines += [f'Source: {source}.' for source in _sources(cells)]
+    if experiment in reference.SCALE_NOTES:
+      lines += ['', reference.SCALE_NOTES[experiment]]
+  return '\n'.join(lines) + '\n'
+
+
+def csv_text(settings: Iterable[Setting]) -> str:
+  """Every number of every setting, one a line, with its published counterpart where there is one.
+
+  Args:
+    settings: of one experiment or several.
+
+  Returns:
+    CSV with a header line.
+  """
+  buffer = io.StringIO()
+  writer = csv.writer(buffer, lineterminator='\n')
+  writer.writerow(['experiment', 'setting', 'quantity', 'mean', 'standard_error', 'seeds',
+                   'published', 'published_unit', 'address', 'note'])
+  for setting in settings:
+    for key in setting.quantities():
+      mean, error, count = setting.summary(key)
+      cell = reference.counterpart(setting.experiment, setting.name, key)
+      note = '' if cell else reference.SCALE_NOTES.get(setting.experiment, '')
+      writer.writerow([
+          setting.experiment, setting.name, key, repr(mean), '' if error is None else repr(error),
+          count, cell.value if cell else '', cell.unit if cell else '',
+          cell.address if cell else '', note])
+  return buffer.getvalue()
+
+
+def _read_one(path: pathlib.Path) -> dict[str, Any]:
+  try:
+    run = json.loads(path.read_bytes())
+  except ValueError as error:
+    raise ValueError(f'{path} is not JSON: {error}') from error
+  if not isinstance(run, dict):
+    raise ValueError(f'{path} must hold one flat object, got a {type(run).__name__}')
+  for name in REQUIRED:
+    if name not in run:
+      raise ValueError(f'{path} must have {name}, got {", ".join(run) or "nothing"}')
+  for name, value in run.items():
+    if isinstance(value, bool) or not isinstance(value, (int, float, str)):
+      raise ValueError(f'{path}: {name} must be a number or a string, got {value!r}')
+  if not isinstance(run['seed'], int):
+    raise ValueError(f'{path}: seed must be an integer, got {run["seed"]!r}')
+  named = re.fullmatch(r'seed(\d+)', path.parent.name)
+  if named and int(named[1]) != run['seed']:
+    raise ValueError(f'{path}: seed must be {named[1]}, as its folder says, got {run["seed"]}')
+  return run
+
+
+def _number(value: Any) -> float | None:
+  if isinstance(value, str):  # JSON has no non-finite numbers; they are written as strings.
+    return float(value) if value in ('nan', 'inf', '-inf') else None
+  return float(value)
+
+
+def _cell(setting: Setting, key: str) -> str:
+  summary = setting.summary(key)
+  if summary is None:
+    return '–'
+  text = format_number(summary.mean, summary.standard_error)
+  if summary.count < len(setting.runs):
+    text += f' ({summary.count} seeds)'
+  cell = reference.counterpart(setting.experiment, setting.name, key)
+  if cell:
+    text += f' [published: {cell.value / cell.factor:g}]'
+  return text
+
+
+def format_number(mean: float, standard_error: float | None = None) -> str:
+  """A number for people: large ones whole, with commas; others with four digits.
+
+  Args:
+    mean: the number.
+    standard_error: shown behind ±, if there is one.
+
+  Returns:
+    Text such as '0.9531 ± 0.0042' or '1,204,000'.
+  """
+  if not math.isfinite(mean):
+    return str(mean)
+  if abs(mean) >= 1000:
+    text = f'{mean:,.0f}'
+    return text if standard_error is None else f'{text} ± {standard_error:,.0f}'
+  text = f'{mean:.4f}' if abs(mean) < 10 else f'{mean:.1f}'
+  if mean == int(mean) and not standard_error:
+    text = str(int(mean))
+  if standard_error is None:
+    return text
+  return f'{text} ± {standard_error:.{len(text.partition(".")[2])}f}'
+
+
+def _table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
+  lines = ['| ' + ' | '.join(header) + ' |', '|' + '---|' * len(header)]
+  return lines + [
+      '| ' + ' | '.join(cell.replace('|', '\\|') for cell in row) + ' |' for row in rows
+  ]
+
+
+def _published_table(cells: Sequence[reference.Published]) -> list[str]:
+  columns = dict.fromkeys((cell.column, cell.unit) for cell in cells)
+  by_place = {(cell.row, cell.column): cell for cell in cells}
+  rows = [
+      [row, *(f'{by_place[row, column].value:g}' if (row, column) in by_place else '–'
+              for column, _ in columns)]
+      for row in dict.fromkeys(cell.row for cell in cells)
+  ]
+  return _table(['row', *(f'{column} ({unit})' for column, unit in columns)], rows)
+
+
+def _sources(cells: Sequence[reference.Published]) -> list[str]:
+  return list(dict.fromkeys(
+      cell.address.removesuffix(f', row {cell.row}, column {cell.column}') for cell in cells))

@@ -1,0 +1,196 @@
+"""Countdown with three numbers: generated training problems, the published test file.
+
+A problem reads `30,100,93=23:` and `93-(100-30)` solves it. The file of 256 problems
+(countdown_cd3_test.jsonl) is consistent with this generator, which makes ours: three
+numbers uniform in 1 to 100; of all ways to combine them two by two with + - * /
+through non-negative whole numbers, one of those that end in 1 to 100, uniformly. Its
+chi-square statistics against the file are about 4.6 for the numbers (11 degrees of
+freedom) and 10.8 for the targets (10); 223 of the 256 need only + and -, where 217
+are expected.
+"""
+
+import pathlib
+from collections.abc import Iterator
+
+import numpy as np
+
+from jaxrl_llm.data import jsonl, tokenizers
+from jaxrl_llm.rewards import countdown
+from jaxrl_llm.types import Example, Task
+
+ALPHABET = '0123456789+-*/(),=:'
+TEST_FILE = 'countdown_cd3_test.jsonl'
+_LARGEST = 100  # Of numbers and targets, in the published file too.
+_MAX_ATTEMPTS = 50  # Draws for each problem asked for, before giving up.
+
+Problem = tuple[tuple[int, ...], int]  # Numbers and target.
+
+
+def make_task(
+    *,
+    data_dir: str | pathlib.Path,
+    seed: int,
+    num_demonstrations: int,
+    num_train: int,
+    wrong_rate: float = 0.3,
+) -> Task:
+  """Makes the task; a pure function of its arguments and the test file.
+
+  No two of all problems agree in target and numbers, these in whatever order. Ids
+  are 0, 1, ... over evaluation, demonstrations and training problems.
+
+  Args:
+    data_dir: the folder of countdown_cd3_test.jsonl.
+    seed: decides the problems and which demonstrations are wrong.
+    num_demonstrations: problems with a response, for supervised fine-tuning.
+    num_train: problems of stage 1 and stage 2.
+    wrong_rate: the probability that a demonstration is an expression of the right
+      numbers with another value, so that a model of them is imperfect.
+
+  Returns:
+    The task. Examples have besides 'numbers' and 'target', and a solution as 'answer'.
+
+  Raises:
+    ValueError: the file is missing or damaged, or a setting is out of its range.
+  """
+  for name, size in (('num_demonstrations', num_demonstrations), ('num_train', num_train)):
+    if size < 0:
+      raise ValueError(f'{name} must be at least 0, got {size}')
+  if not 0.0 <= wrong_rate <= 1.0:
+    raise ValueError(f'wrong_rate must lie in [0, 1], got {wrong_rate}')
+  published = read_problems(pathlib.Path(data_dir) / TEST_FILE)
+  taken = {(tuple(sorted(numbers)), target) for numbers, target in published}
+  rng = np.random.default_rng([seed, 0])
+  generated = _generate(rng, num_demonstrations + num_train, taken)
+  answers = [solutions(numbers)[target][0] for numbers, target in published]
+  examples = [
+      _example(index, problem, answer)
+      for index, (problem, answer) in enumerate([*zip(published, answers), *generated])
+  ]
+  count = len(published)
+  demonstrations = examples[count : count + num_demonstrations]
+  rng = np.random.default_rng([seed, 1])
+  for example, wrong in zip(demonstrations, rng.random(num_demonstrations) < wrong_rate):
+    example['response'] = _wrong_response(rng, example) if wrong else example['answer']
+  return Task(
+      name='countdown_3_numbers',
+      tokenizer=tokenizers.CharacterTokenizer(ALPHABET),
+      demonstrations=demonstrations,
+      train=examples[count + num_demonstrations :],
+      evaluation=examples[:count],
+      reward_fn=countdown.countdown,
+      lenient_reward_fn=countdown.countdown,
+      max_prompt_tokens=len('100,100,100=100:'),
+      max_response_tokens=len('(100+100)+100=100') + 1,
+  )
+
+
+def read_problems(path: pathlib.Path) -> list[Problem]:
+  """Reads problems such as {"input": "30,100,93", "output": "23"}, one a line.
+
+  Args:
+    path: the file.
+
+  Returns:
+    (numbers, target) of each line.
+
+  Raises:
+    ValueError: the file is missing or damaged, a line does not hold three numbers of
+      1 to 100 and a target, or a problem has no solution; one line that names it.
+  """
+  problems = []
+  for number, row in enumerate(jsonl.read_jsonl(path, required={'input': str, 'output': str}), 1):
+    fields = [*row['input'].split(','), row['output']]
+    if len(fields) != 4 or not all(f.isascii() and f.isdigit() and len(f) <= 3 for f in fields):
+      raise ValueError(
+          f'{path}, line {number}: expected three numbers and a target, got {row["input"]!r} '
+          f'and {row["output"]!r}'
+      )
+    *numbers, target = map(int, fields)
+    if not all(1 <= value <= _LARGEST for value in (*numbers, target)):
+      raise ValueError(f'{path}, line {number}: all values must lie in 1 to {_LARGEST}')
+    if target not in solutions(tuple(numbers)):
+      raise ValueError(f'{path}, line {number}: {target} cannot be reached from {row["input"]}')
+    problems.append((tuple(numbers), target))
+  return problems
+
+
+def _combine(a: tuple[str, int], b: tuple[str, int]) -> Iterator[tuple[str, int]]:
+  """All ways to combine two written values into a non-negative whole number."""
+  (first, x), (second, y) = a, b
+  yield f'{first}+{second}', x + y
+  yield f'{first}*{second}', x * y
+  for (left, u), (right, v) in ((a, b), (b, a)):
+    if u >= v:
+      yield f'{left}-{right}', u - v
+    if v > 0 and u % v == 0:
+      yield f'{left}/{right}', u // v
+
+
+def solutions(numbers: tuple[int, ...]) -> dict[int, list[str]]:
+  """Every target in 1 to 100 that three numbers reach, with its expressions.
+
+  Args:
+    numbers: three positive numbers.
+
+  Returns:
+    {target: expressions, each using every number once}; intermediate values are
+    non-negative whole numbers.
+  """
+  found: dict[int, list[str]] = {}
+  written = [(str(number), number) for number in numbers]
+  for last in (2, 1, 0):
+    first, second = (written[index] for index in range(3) if index != last)
+    for text, value in _combine(first, second):
+      for expression, target in _combine((f'({text})', value), written[last]):
+        if 1 <= target <= _LARGEST:
+          found.setdefault(target, []).append(expression)
+  return found
+
+
+def _generate(
+    rng: np.random.Generator, count: int, taken: set[Problem]
+) -> list[tuple[Problem, str]]:
+  """`count` problems with a solution each, none of them in `taken`."""
+  generated: list[tuple[Problem, str]] = []
+  seen = set(taken)
+  for _ in range(_MAX_ATTEMPTS * count):
+    if len(generated) == count:
+      break
+    numbers = tuple(map(int, rng.integers(1, _LARGEST + 1, size=3)))
+    ways = [(target, text) for target, texts in solutions(numbers).items() for text in texts]
+    if not ways:
+      continue
+    target, text = ways[rng.integers(len(ways))]
+    key = (tuple(sorted(numbers)), target)
+    if key not in seen:
+      seen.add(key)
+      generated.append(((numbers, target), text))
+  if len(generated) < count:
+    raise ValueError(f'found only {len(generated)} distinct problems of the {count} asked for')
+  return generated
+
+
+def _wrong_response(rng: np.random.Generator, example: Example) -> str:
+  """An expression of the example's numbers whose value is another than its target."""
+  ways = [
+      text
+      for target, texts in solutions(tuple(example['numbers'])).items()
+      for text in texts
+      if target != example['target']
+  ]
+  # Where only one target can be reached it is not the sum: with a sum of at most 100
+  # the largest two numbers less the smallest are a second target.
+  return ways[rng.integers(len(ways))] if ways else '+'.join(map(str, example['numbers']))
+
+
+def _example(index: int, problem: Problem, answer: str) -> Example:
+  """The example of a problem."""
+  numbers, target = problem
+  return {
+      'id': index,
+      'prompt': f'{",".join(map(str, numbers))}={target}:',
+      'answer': answer,
+      'numbers': list(numbers),
+      'target': target,
+  }

@@ -1,0 +1,52 @@
+"""JSON lines: what is read, and one clear line for everything that cannot be."""
+
+import pytest
+
+from jaxrl_llm.data import jsonl
+
+
+def test_round_trip_with_line_separators_inside_strings(tmp_path):
+  rows = [{'a': 'x\u2028y\x85z', 'b': [1, None]}, {'a': '"\\\n'}, {}]
+  path = tmp_path / 'x.jsonl'
+  jsonl.write_jsonl(path, rows)
+  assert jsonl.read_jsonl(path) == rows
+  assert [file.name for file in tmp_path.iterdir()] == ['x.jsonl']
+
+
+def test_a_failed_write_leaves_the_old_file(tmp_path):
+  path = tmp_path / 'x.jsonl'
+  jsonl.write_jsonl(path, [{'a': 1}])
+  with pytest.raises(TypeError):
+    jsonl.write_jsonl(path, [{'a': 2}, {'a': object()}])
+  assert jsonl.read_jsonl(path) == [{'a': 1}]
+  assert [file.name for file in tmp_path.iterdir()] == ['x.jsonl']
+
+
+@pytest.mark.parametrize(
+    'content, message',
+    [
+        (b'', 'is empty'),
+        (b'\n\n', 'is empty'),
+        (b'{"a": "1"}\n{"a": "2', 'line 2: not a complete JSON object'),
+        (b'{"a": "1"}\n\n{"a": "2"}', 'line 2: not a complete JSON object'),
+        (b'{"a": "1"}\n[1]', 'line 2: expected a JSON object, got list'),
+        (b'{"b": "1"}', "line 1: the key 'a' is missing"),
+        (b'{"a": 1}', "line 1: 'a' must be str, got int"),
+        (b'{"a": "\xff"}', 'not UTF-8 at byte 7'),
+        (b'{"a": ' + b'[' * 100_000 + b'}', 'line 1: (nested too deeply|not a complete)'),
+        (b'{"a": ' + b'9' * 10_000 + b'}', 'line 1: '),
+    ],
+)
+def test_damage_is_one_clear_line_with_file_and_line(tmp_path, content, message):
+  path = tmp_path / 'bad.jsonl'
+  path.write_bytes(content)
+  with pytest.raises(ValueError, match=message) as error:
+    jsonl.read_jsonl(path, required={'a': str})
+  assert 'bad.jsonl' in str(error.value) and '\n' not in str(error.value)
+
+
+def test_missing_file_and_folder(tmp_path):
+  with pytest.raises(ValueError, match='cannot read .*none.jsonl: No such file'):
+    jsonl.read_jsonl(tmp_path / 'none.jsonl')
+  with pytest.raises(ValueError, match='Is a directory'):
+    jsonl.read_jsonl(tmp_path)

@@ -1,0 +1,199 @@
+"""Tokenizers: round trips on real text, ids known from elsewhere, damage in one line."""
+
+import json
+import shutil
+
+import hypothesis
+import numpy as np
+import pytest
+from hypothesis import strategies
+
+from jaxrl_llm.data import gsm8k, tokenizers
+
+_HARD = 'Ünseen — 東京 \U0001f600\u200d\x00\tqwrtz Supercalifragilistic\r\n\n  1,234.5%  '
+_TEXT = strategies.text(strategies.characters(exclude_categories=['Cs']), max_size=40)
+
+
+@pytest.fixture(scope='module')
+def gsm8k_texts(data_dir):
+  return [p.question + '\n' + p.answer for p in gsm8k.load_split(data_dir / 'gsm8k', 'train')]
+
+
+@pytest.fixture(scope='module')
+def qwen2(data_dir):
+  return tokenizers.load_tokenizer(data_dir / 'tokenizers' / 'qwen2')
+
+
+@pytest.fixture(scope='module')
+def gpt2(data_dir):
+  return tokenizers.load_tokenizer(data_dir / 'tokenizers' / 'gpt2')
+
+
+@pytest.fixture(scope='module')
+def compact(qwen2, gsm8k_texts):
+  return tokenizers.compact(qwen2, gsm8k_texts[:300], max_size=1000)
+
+
+def test_characters_by_hand():
+  tokenizer = tokenizers.CharacterTokenizer('ab+')
+  assert tokenizer.encode('b+a') == [3, 4, 2]
+  assert tokenizer.decode([0, 3, 4, 2, 1, 0]) == 'b+a'
+  assert (tokenizer.vocab_size, tokenizer.pad_id, tokenizer.stop_ids) == (5, 0, (1,))
+  assert tokenizer.decode(np.array([2, 1])) == 'a'
+  with pytest.raises(ValueError, match="character 'c' is not in the alphabet 'ab\\+'"):
+    tokenizer.encode('abc')
+  with pytest.raises(ValueError, match=r'ids must lie in \[0, 5\), got 5'):
+    tokenizer.decode([2, 5])
+  for alphabet in ('', 'aa'):
+    with pytest.raises(ValueError, match='alphabet must hold distinct characters'):
+      tokenizers.CharacterTokenizer(alphabet)
+
+
+@hypothesis.given(strategies.text('0123456789+='))
+def test_characters_round_trip(text):
+  tokenizer = tokenizers.CharacterTokenizer('0123456789+=')
+  assert tokenizer.decode(tokenizer.encode(text)) == text
+
+
+def test_fingerprints_tell_tokenizers_apart(qwen2, gpt2, compact, gsm8k_texts, data_dir):
+  folder = data_dir / 'tokenizers'
+  others = [
+      tokenizers.CharacterTokenizer('ab'),
+      tokenizers.CharacterTokenizer('ba'),
+      tokenizers.load_tokenizer(folder / 'qwen2', stop_tokens=['<|im_end|>']),
+      tokenizers.load_tokenizer(folder / 'qwen2', pad_token='<|im_start|>'),
+      tokenizers.load_tokenizer(folder / 'sentencepiece'),
+      tokenizers.compact(gpt2, gsm8k_texts[:5]),
+      tokenizers.compact(gpt2, gsm8k_texts[:6]),
+  ]
+  prints = [tokenizer.fingerprint for tokenizer in [qwen2, gpt2, compact, *others]]
+  assert len(set(prints)) == len(prints)
+  assert tokenizers.CharacterTokenizer('ab').fingerprint == others[0].fingerprint
+  assert tokenizers.load_tokenizer(folder / 'gpt2').fingerprint == gpt2.fingerprint
+
+
+def test_qwen2_ids(qwen2):
+  # Ids that Qwen2's own tokenizer gives: whole words, digits one by one, special tokens.
+  assert qwen2.encode('Hello world 123') == [9707, 1879, 220, 16, 17, 18]
+  chat = '<|im_start|>user\nHi<|im_end|>\n'
+  assert qwen2.encode(chat) == [151644, 872, 198, 13048, 151645, 198]
+  assert qwen2.vocab_size == 151_646
+  assert qwen2.pad_id == 151_643 and qwen2.stop_ids == (151_643, 151_645)
+  # The normaliser composes e and its accent, as Qwen2's does.
+  assert qwen2.encode('e\u0301') == qwen2.encode('\u00e9')
+
+
+def test_gpt2_ids(gpt2):
+  assert gpt2.encode('Hello world 123') == [15496, 995, 17031]
+  assert gpt2.vocab_size == 50_257 and gpt2.pad_id == 50_256 and gpt2.stop_ids == (50_256,)
+
+
+@pytest.mark.parametrize('name', ['qwen2', 'gpt2'])
+def test_round_trip_of_gsm8k(name, gsm8k_texts, request):
+  tokenizer = request.getfixturevalue(name)
+  for text in gsm8k_texts:
+    ids = tokenizer.encode(text)
+    assert tokenizer.decode(ids) == text
+  assert max(ids) < tokenizer.vocab_size
+
+
+@hypothesis.settings(max_examples=100, deadline=None,
+                     suppress_health_check=[hypothesis.HealthCheck.function_scoped_fixture])
+@hypothesis.given(text=_TEXT)
+def test_gpt2_round_trip_of_any_text(gpt2, text):
+  assert gpt2.decode(gpt2.encode(text)) == text
+
+
+def test_decode_drops_special_ids_and_marks_unknown_ones(qwen2):
+  hello, world = qwen2.encode('Hello world')
+  assert qwen2.decode([151643, hello, 151644, world, 151645]) == 'Hello world'
+  # A model may have more rows than ids: such an id must not make '4<unknown>2' read '42'.
+  assert qwen2.decode([hello, 151_900, world]) == 'Hello\ufffd world'
+  assert qwen2.decode([]) == ''
+
+
+def test_compact_keeps_every_text(compact, qwen2, gsm8k_texts):
+  assert compact.vocab_size == 1000
+  for text in [_HARD, *gsm8k_texts[300:600]]:
+    ids = compact.encode(text)
+    assert compact.decode(ids) == qwen2.decode(qwen2.encode(text)) == text
+    assert min(ids) >= 0 and max(ids) < 1000
+    assert not {compact.pad_id, *compact.stop_ids} & set(ids)
+  assert compact.decode([compact.stop_ids[0], *compact.encode('ok'), compact.pad_id]) == 'ok'
+  # A text of kept tokens only keeps its cut.
+  assert [compact.kept[i] for i in compact.encode(' the')] == qwen2.encode(' the')
+  with pytest.raises(ValueError, match=r'ids must lie in \[0, 1000\), got 1000'):
+    compact.decode([1000])
+
+
+@hypothesis.settings(max_examples=100, deadline=None,
+                     suppress_health_check=[hypothesis.HealthCheck.function_scoped_fixture])
+@hypothesis.given(text=_TEXT)
+def test_compact_round_trip_of_any_text(compact, qwen2, text):
+  assert compact.decode(compact.encode(text)) == qwen2.decode(qwen2.encode(text))
+
+
+def test_compact_without_a_limit_changes_no_cut(qwen2, gsm8k_texts):
+  tokenizer = tokenizers.compact(qwen2, gsm8k_texts[:50])
+  for text in gsm8k_texts[:50]:
+    assert [tokenizer.kept[token] for token in tokenizer.encode(text)] == qwen2.encode(text)
+  # All 256 bytes and the three special tokens are always there.
+  assert tokenizers.compact(qwen2, []).vocab_size == 259
+  with pytest.raises(ValueError, match='max_size must be at least 259 .* got 258'):
+    tokenizers.compact(qwen2, [], max_size=258)
+
+
+def test_sentencepiece(data_dir):
+  tokenizer = tokenizers.load_tokenizer(data_dir / 'tokenizers' / 'sentencepiece')
+  text = 'Hello, world: 12 apples.'
+  ids = tokenizer.encode(text)
+  assert tokenizer.decode(ids) == text
+  assert tokenizer.decode([*ids, tokenizer.stop_ids[0], tokenizer.pad_id]) == text
+  assert tokenizer.vocab_size == 1000 and tokenizer.stop_ids == (2,) and tokenizer.pad_id == 2
+  assert tokenizer.decode([ids[0], 5000]).endswith('\ufffd')
+
+
+def test_tokenizer_json_with_its_configuration(gpt2, tmp_path):
+  path = tmp_path / 'tokenizer.json'
+  gpt2.backend.save(str(path))
+  with pytest.raises(ValueError, match='names no eos_token: pass stop_tokens'):
+    tokenizers.load_tokenizer(tmp_path)
+  config = {'eos_token': {'content': '<|endoftext|>'}, 'pad_token': '!'}
+  (tmp_path / 'tokenizer_config.json').write_text(json.dumps(config))
+  for place in (tmp_path, path):
+    tokenizer = tokenizers.load_tokenizer(place)
+    assert tokenizer.encode(_HARD) == gpt2.encode(_HARD)
+    assert tokenizer.stop_ids == (50_256,) and tokenizer.pad_id == gpt2.encode('!')[0]
+  with pytest.raises(ValueError, match="token '<none>' is not in the vocabulary"):
+    tokenizers.load_tokenizer(path, stop_tokens=['<none>'])
+  path.write_text(path.read_text()[:-100])
+  with pytest.raises(ValueError, match='is not a complete tokenizer.json') as error:
+    tokenizers.load_tokenizer(path)
+  assert '\n' not in str(error.value)
+
+
+@pytest.mark.parametrize('name', ['qwen2/vocab.json', 'qwen2/merges.txt', 'gpt2/encoder.json',
+                                  'gpt2/vocab.bpe', 'sentencepiece/test_model.model'])
+@pytest.mark.parametrize('damage', ['missing', 'cut', 'cut at a line'])
+def test_missing_and_truncated_files_are_one_line(name, damage, data_dir, tmp_path):
+  source = data_dir / 'tokenizers' / name
+  folder = tmp_path / 'tokenizer'
+  shutil.copytree(source.parent, folder)
+  folder.chmod(0o755)
+  broken = folder / source.name
+  broken.unlink()
+  content = source.read_bytes()
+  half = content[: len(content) // 2]
+  if damage == 'cut':
+    broken.write_bytes(half)
+  elif damage == 'cut at a line':
+    broken.write_bytes(half[: half.rfind(b'\n') + 1])
+  place = broken if name.endswith('.model') else folder
+  with pytest.raises(ValueError) as error:
+    tokenizers.load_tokenizer(place)
+  assert source.stem in str(error.value) and '\n' not in str(error.value)
+
+
+def test_an_empty_folder(tmp_path):
+  with pytest.raises(ValueError, match='no tokenizer in .*: it must hold tokenizer.json'):
+    tokenizers.load_tokenizer(tmp_path)

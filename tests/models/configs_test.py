@@ -1,0 +1,210 @@
+"""Every field of TransformerConfig has an effect or an error; published sizes are right."""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxrl_llm.models import configs, policy
+from tests.models import witness
+
+# Untied, so that a head bias is possible; unrolled, so that the cache is a tuple.
+BASE = configs.TransformerConfig(
+    vocab_size=13, num_layers=2, width=16, num_heads=4, num_kv_heads=2, head_dim=4,
+    mlp_width=24, max_length=8, tie_embeddings=False, scan_unroll=0, attention_block=8,
+)
+LENGTH = 6
+
+# field -> (another value, what has to change):
+#   params   the shapes of the parameters, and so the function;
+#   logits   the logits at the same parameters;
+#   program  what is computed in which order, or kept, for the same logits.
+PERTURBATIONS = {
+    'vocab_size': (14, 'params'),
+    'num_layers': (3, 'params'),
+    'width': (20, 'params'),
+    'num_heads': (2, 'params'),
+    'num_kv_heads': (4, 'params'),
+    'head_dim': (6, 'params'),
+    'mlp_width': (28, 'params'),
+    'norm': ('layer', 'params'),
+    'norm_epsilon': (0.1, 'logits'),
+    'positions': ('learned', 'params'),
+    'rope_theta': (30.0, 'logits'),
+    'activation': ('gelu', 'params'),
+    'tie_embeddings': (True, 'params'),
+    'attention_bias': (True, 'params'),
+    'output_bias': (True, 'params'),
+    'head_bias': (True, 'params'),
+    'compute_dtype': ('bfloat16', 'logits'),
+    'remat': ('full', 'program'),
+    'scan_unroll': (1, 'program'),
+    'attention_block': (3, 'program'),
+    'max_length': (LENGTH - 1, 'error'),
+}
+
+
+@functools.lru_cache
+def _inputs():
+  tokens = np.random.default_rng(0).integers(0, 13, (2, LENGTH)).astype(np.int32)
+  positions = np.broadcast_to(np.arange(LENGTH, dtype=np.int32), tokens.shape)
+  return tokens, positions, np.ones(tokens.shape, bool)
+
+
+def _logits_fn(config):
+  model = policy.make(config)
+  tokens, positions, valid = _inputs()
+
+  def logits(params):
+    output = model.apply(params, tokens, positions=positions, valid=valid)
+    out = jnp.einsum('btd,vd->btv', output.hidden.astype(jnp.float32), output.head.kernel)
+    return out if output.head.bias is None else out + output.head.bias
+
+  return model, logits
+
+
+def _shapes(config):
+  params = jax.eval_shape(policy.make(config).init, jax.random.key(0))
+  return {jax.tree_util.keystr(path): leaf.shape
+          for path, leaf in jax.tree_util.tree_leaves_with_path(params)}
+
+
+def _program(config):
+  model, logits = _logits_fn(config)
+  params = jax.eval_shape(model.init, jax.random.key(0))
+  return str(jax.make_jaxpr(jax.grad(lambda p: logits(p).sum()))(params))
+
+
+@functools.lru_cache
+def _base():
+  model, logits = _logits_fn(BASE)
+  params = witness.draw_params(model)
+  return params, np.asarray(jax.jit(logits)(params)), _shapes(BASE), _program(BASE)
+
+
+def test_every_field_is_perturbed():
+  assert set(PERTURBATIONS) == {field.name for field in dataclasses.fields(BASE)}
+
+
+@pytest.mark.parametrize('name', PERTURBATIONS)
+def test_every_field_has_an_effect_or_an_error(name):
+  other, effect = PERTURBATIONS[name]
+  assert getattr(BASE, name) != other
+  config = dataclasses.replace(BASE, **{name: other})
+  params, expected, shapes, program = _base()
+  if effect == 'error':
+    with pytest.raises(ValueError, match=name):
+      jax.eval_shape(_logits_fn(config)[1], params)
+    return
+  assert (_shapes(config) == shapes) == (effect != 'params')
+  if effect == 'params':
+    # What the parameters are, they are used for: the witness gives the same logits.
+    model, logits = _logits_fn(config)
+    drawn = witness.draw_params(model)
+    by_hand = np.stack([witness.forward(config, drawn, row)[1] for row in _inputs()[0]])
+    np.testing.assert_allclose(
+        jax.jit(logits)(drawn), by_hand, atol=2e-5 * np.abs(by_hand).max())
+    return
+  changed = np.abs(np.asarray(jax.jit(_logits_fn(config)[1])(params)) - expected).max()
+  if effect == 'logits':
+    assert changed > 1e-3
+  else:
+    assert changed < 1e-4
+    assert _program(config) != program
+
+
+def test_max_length_is_the_number_of_learned_positions_and_bounds_the_cache():
+  config = dataclasses.replace(BASE, positions='learned')
+  assert _shapes(config)["['embedder']['position_embedding']"] == (8, 16)
+  model = policy.make(BASE)
+  params = jax.eval_shape(model.init, jax.random.key(0))
+
+  def decode(params, slots):
+    return model.apply(
+        params, jnp.zeros((1, 1), jnp.int32), positions=jnp.zeros((1, 1), jnp.int32),
+        valid=jnp.ones((1, slots), bool), cache=model.init_cache(1, slots),
+        cache_index=jnp.int32(0))
+
+  jax.eval_shape(functools.partial(decode, slots=8), params)
+  with pytest.raises(ValueError, match='max_length must be at least the 9 slots.*got 8'):
+    jax.eval_shape(functools.partial(decode, slots=9), params)
+
+
+@pytest.mark.parametrize('changes, message', [
+    ({'vocab_size': 0}, 'vocab_size must be at least 1, got 0'),
+    ({'num_layers': 0}, 'num_layers must be at least 1'),
+    ({'attention_block': -1}, 'attention_block must be at least 1, got -1'),
+    ({'norm': 'batch'}, "norm must be one of .*got 'batch'"),
+    ({'positions': 'alibi'}, "positions must be one of .*got 'alibi'"),
+    ({'activation': 'relu'}, "activation must be one of .*got 'relu'"),
+    ({'compute_dtype': 'float16'}, "compute_dtype must be one of .*got 'float16'"),
+    ({'remat': 'some'}, "remat must be one of .*got 'some'"),
+    ({'num_kv_heads': 3}, r'num_kv_heads must divide num_heads \(4\), got 3'),
+    ({'head_dim': 5}, 'head_dim must be even'),
+    ({'rope_theta': 0.0}, 'rope_theta must be positive and finite, got 0.0'),
+    ({'rope_theta': float('nan')}, 'rope_theta must be positive and finite, got nan'),
+    ({'positions': 'learned', 'rope_theta': 5e5}, 'rope_theta has no effect.*got 500000.0'),
+    ({'norm_epsilon': float('inf')}, 'norm_epsilon must be positive and finite, got inf'),
+    ({'tie_embeddings': True, 'head_bias': True}, 'head_bias needs an untied head'),
+    ({'scan_unroll': -1}, 'scan_unroll must be 0 or divide num_layers'),
+    ({'num_layers': 4, 'scan_unroll': 3}, r'divide num_layers \(4\), got 3'),
+])
+def test_bad_fields_are_named_in_one_line(changes, message):
+  with pytest.raises(ValueError, match=message) as error:
+    policy.make(dataclasses.replace(BASE, **changes))
+  assert '\n' not in str(error.value)
+
+
+def test_a_model_keeps_its_own_copy_of_the_config():
+  config = dataclasses.replace(BASE)
+  model = policy.make(config)
+  before = jax.eval_shape(model.init, jax.random.key(0))
+  config.width, config.num_layers, config.head_bias = 48, 5, True
+  after = jax.eval_shape(model.init, jax.random.key(0))
+  assert jax.tree.map(jnp.shape, after) == jax.tree.map(jnp.shape, before)
+
+
+def _count(config):
+  params = jax.eval_shape(policy.make(config).init, jax.random.key(0))
+  return sum(np.prod(leaf.shape, dtype=np.int64) for leaf in jax.tree.leaves(params))
+
+
+def _by_arithmetic(*, vocab, layers, width, heads, kv_heads, head_dim, mlp, tied, bias):
+  """Parameters of a Llama or Qwen2 decoder, from the sizes alone."""
+  queries, keys = heads * head_dim, kv_heads * head_dim
+  block = width * (queries + 2 * keys) + bias * (queries + 2 * keys) + queries * width
+  block += 3 * width * mlp + 2 * width
+  return vocab * width * (1 if tied else 2) + layers * block + width
+
+
+@pytest.mark.parametrize('config, sizes, published', [
+    # Qwen2.5 technical report, arXiv 2412.15115, table 1; the totals are those of the
+    # released checkpoints (1.54B, 3.09B, 7.61B on their model cards).
+    (configs.qwen2_5_1_5b(),
+     dict(vocab=151_936, layers=28, width=1536, heads=12, kv_heads=2, mlp=8960, tied=True,
+          head_dim=128, bias=True), 1_543_714_304),
+    (configs.qwen2_5_3b(),
+     dict(vocab=151_936, layers=36, width=2048, heads=16, kv_heads=2, mlp=11_008, tied=True,
+          head_dim=128, bias=True), 3_085_938_688),
+    (configs.qwen2_5_7b(),
+     dict(vocab=152_064, layers=28, width=3584, heads=28, kv_heads=4, mlp=18_944, tied=False,
+          head_dim=128, bias=True), 7_615_616_512),
+    # 2048·256 + 8·(256·(256 + 2·128) + 256·256 + 3·256·768 + 2·256) + 256.
+    (configs.reference_workload(),
+     dict(vocab=2048, layers=8, width=256, heads=8, kv_heads=4, mlp=768, tied=True,
+          head_dim=32, bias=False), 6_820_096),
+])
+def test_published_sizes(config, sizes, published):
+  assert _by_arithmetic(**sizes) == published
+  assert _count(config) == published
+
+
+def test_published_settings_beyond_the_sizes():
+  for config in (configs.qwen2_5_1_5b(), configs.qwen2_5_3b(), configs.qwen2_5_7b()):
+    assert config.rope_theta == 1e6 and config.norm == 'rms' and config.norm_epsilon == 1e-6
+    assert config.activation == 'swiglu' and not config.output_bias
+    # Written for accelerators: one block compiled, nothing kept inside it.
+    assert (config.compute_dtype, config.remat, config.scan_unroll) == ('bfloat16', 'full', 1)

@@ -1,0 +1,263 @@
+"""The trunk: against NumPy, under padding, with a cache, unrolled, rematerialised, sharded."""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxrl_llm.models import configs, policy, transformer
+from tests.models import witness
+
+LLAMA = configs.TransformerConfig(
+    vocab_size=13, num_layers=2, width=16, num_heads=4, num_kv_heads=2, head_dim=4,
+    mlp_width=24, max_length=16,
+)
+GPT = dataclasses.replace(
+    LLAMA, norm='layer', positions='learned', activation='gelu', num_kv_heads=4,
+    attention_bias=True, output_bias=True,
+)
+UNTIED = dataclasses.replace(
+    LLAMA, tie_embeddings=False, head_bias=True, attention_bias=True, rope_theta=50.0,
+    norm_epsilon=0.01, head_dim=6,
+)
+
+
+@functools.lru_cache
+def _model(name):
+  """(config, model, params, jitted apply) of one of the three families."""
+  config = {'llama': LLAMA, 'gpt': GPT, 'untied': UNTIED}[name]
+  model = policy.make(config)
+  params = witness.draw_params(model)
+  return config, model, params, jax.jit(model.apply)
+
+
+def _rows(seed=0):
+  """Three rows of 7, 4 and 1 tokens."""
+  rng = np.random.default_rng(seed)
+  return [rng.integers(0, 13, n) for n in (7, 4, 1)]
+
+
+def _padded(rows, side, filler):
+  """tokens, positions, valid [3, 9] with padding left, right, or left and in between."""
+  columns = {
+      'left': lambda n: np.arange(9 - n, 9),
+      'right': lambda n: np.arange(n),
+      'between': lambda n: np.sort(np.random.default_rng(n).choice(np.arange(1, 9), n, False)),
+  }[side]
+  tokens = np.array(filler, np.int32).repeat(27).reshape(3, 9) if np.isscalar(filler) else filler
+  tokens = np.array(tokens, np.int32)
+  valid = np.zeros((3, 9), bool)
+  for i, row in enumerate(rows):
+    where = columns(len(row))
+    tokens[i, where], valid[i, where] = row, True
+  positions = np.maximum(np.cumsum(valid, axis=1) - 1, 0)
+  return tokens, positions.astype(np.int32), valid
+
+
+def _logits(output):
+  logits = jnp.einsum('btd,vd->btv', output.hidden, output.head.kernel)
+  return np.asarray(logits + (0.0 if output.head.bias is None else output.head.bias))
+
+
+@pytest.mark.parametrize('name', ['llama', 'gpt', 'untied'])
+def test_forward_equals_the_witness_whatever_the_padding(name):
+  config, _, params, apply = _model(name)
+  rows = _rows()
+  expected = [witness.forward(config, params, row)[1] for row in rows]
+  random_filler = np.random.default_rng(5).integers(0, 13, (3, 9))
+  for side in ('left', 'right', 'between'):
+    for filler in (0, 12, random_filler):
+      tokens, positions, valid = _padded(rows, side, filler)
+      logits = _logits(apply(params, tokens, positions=positions, valid=valid))
+      assert np.isfinite(logits).all()
+      for i in range(len(rows)):
+        scale = np.abs(expected[i]).max()
+        np.testing.assert_allclose(logits[i][valid[i]], expected[i], atol=1e-5 * scale)
+
+
+def test_the_gradient_does_not_see_padding():
+  _, _, params, apply = _model('llama')
+  rows = _rows()
+
+  @jax.jit
+  @jax.grad
+  def gradient(params, tokens, positions, valid, weights):
+    output = apply(params, tokens, positions=positions, valid=valid)
+    return jnp.sum(jnp.where(valid[..., None], weights * jnp.square(output.hidden), 0.0))
+
+  def of(side, filler):
+    tokens, positions, valid = _padded(rows, side, filler)
+    # Each real token keeps its weight wherever it stands.
+    weights = np.zeros((3, 9, 1), np.float32)
+    for i, row in enumerate(rows):
+      weights[i, valid[i], 0] = np.arange(1, len(row) + 1)
+    return gradient(params, tokens, positions, valid, weights)
+
+  expected = of('left', 0)
+  largest = max(np.abs(x).max() for x in jax.tree.leaves(expected))
+  for other in (of('left', 7), of('right', 3)):
+    for a, b in zip(jax.tree.leaves(other), jax.tree.leaves(expected)):
+      np.testing.assert_allclose(a, b, atol=1e-5 * largest)
+
+
+@pytest.mark.parametrize('name, scan_unroll, stacked', [
+    ('llama', 0, False), ('llama', 1, True), ('gpt', 2, False), ('gpt', 1, True)])
+def test_cached_decode_equals_the_full_forward(name, scan_unroll, stacked):
+  config, _, params, apply = _model(name)
+  model = policy.make(dataclasses.replace(config, scan_unroll=scan_unroll))
+  tokens, positions, valid = _padded(_rows(), 'left', 5)
+  more = np.random.default_rng(1).integers(0, 13, (3, 4)).astype(np.int32)
+  tokens = np.concatenate([tokens, more], axis=1)
+  positions = np.concatenate([positions, positions[:, -1:] + np.arange(1, 5)], axis=1)
+  valid = np.concatenate([valid, np.ones((3, 4), bool)], axis=1)
+  full = apply(params, tokens, positions=positions, valid=valid).hidden
+
+  cache = model.init_cache(3, 13)
+  assert isinstance(cache, dict) == stacked
+  step = jax.jit(model.apply)
+  # The slots that are written later may already be marked: nothing looks ahead.
+  hidden = []
+  for start, stop in ((0, 5), (5, 9), (9, 10), (10, 11), (11, 12), (12, 13)):
+    output = step(
+        params, tokens[:, start:stop], positions=positions[:, start:stop], valid=valid,
+        cache=cache, cache_index=jnp.int32(start))
+    cache = output.cache
+    hidden.append(output.hidden)
+  scale = np.abs(full).max()
+  np.testing.assert_allclose(
+      np.concatenate(hidden, axis=1)[valid], np.asarray(full)[valid], atol=1e-4 * scale)
+
+
+DEEP = dataclasses.replace(LLAMA, num_layers=4, attention_block=4)
+
+
+def _loss_and_gradients(config, params):
+  tokens, positions, valid = _padded(_rows(), 'left', 0)
+
+  @jax.jit
+  @jax.value_and_grad
+  def loss(params):
+    hidden, _ = transformer.apply(config, params, tokens, positions=positions, valid=valid)
+    return jnp.sum(jnp.where(valid[..., None], jnp.square(hidden), 0.0)[:, :, 0])
+
+  return loss(params)
+
+
+@functools.lru_cache
+def _deep_baseline():
+  params = witness.draw_params(policy.make(DEEP))
+  return params, _loss_and_gradients(DEEP, params)
+
+
+@pytest.mark.parametrize('remat, scan_unroll', [
+    ('none', 1), ('none', 2), ('dots', 0), ('full', 1)])
+def test_unrolling_and_rematerialisation_change_neither_loss_nor_gradients(remat, scan_unroll):
+  params, (expected_loss, expected) = _deep_baseline()
+  config = dataclasses.replace(DEEP, remat=remat, scan_unroll=scan_unroll)
+  loss, gradients = _loss_and_gradients(config, params)
+  np.testing.assert_allclose(loss, expected_loss, rtol=1e-5)
+  largest = max(np.abs(x).max() for x in jax.tree.leaves(expected))
+  for a, b in zip(jax.tree.leaves(gradients), jax.tree.leaves(expected)):
+    np.testing.assert_allclose(a, b, atol=1e-5 * largest)
+
+
+def _kept_for_backward(remat):
+  """How many numbers the backward pass is handed."""
+  config = dataclasses.replace(LLAMA, remat=remat, scan_unroll=1)
+  params = jax.eval_shape(functools.partial(transformer.init, config), jax.random.key(0))
+  tokens, positions, valid = _padded(_rows(), 'left', 0)
+  forward = lambda p: transformer.apply(config, p, tokens, positions=positions, valid=valid)[0]
+  backward = jax.eval_shape(lambda p: jax.vjp(forward, p)[1], params)
+  return sum(np.prod(leaf.shape, dtype=int) for leaf in jax.tree.leaves(backward))
+
+
+def test_rematerialisation_keeps_less():
+  assert _kept_for_backward('full') < _kept_for_backward('dots') < _kept_for_backward('none')
+
+
+@pytest.mark.parametrize('scan_unroll, grows', [(1, False), (0, True)])
+def test_with_unroll_one_the_program_does_not_grow_with_the_depth(scan_unroll, grows):
+  def sizes(num_layers):
+    config = dataclasses.replace(LLAMA, num_layers=num_layers, scan_unroll=scan_unroll)
+    model = policy.make(config)
+    params = jax.eval_shape(model.init, jax.random.key(0))
+    tokens, positions, valid = _padded(_rows(), 'left', 0)
+
+    def loss(params):
+      return jnp.sum(model.apply(params, tokens, positions=positions, valid=valid).hidden)
+
+    def step(params, cache):
+      return model.apply(params, tokens[:, :1], positions=positions[:, :1], valid=valid,
+                         cache=cache, cache_index=jnp.int32(0))
+
+    cache = jax.eval_shape(lambda: model.init_cache(3, 9))
+    return [len(jax.jit(jax.grad(loss)).lower(params).as_text()),
+            len(jax.jit(step).lower(params, cache).as_text()),
+            len(jax.jit(model.init).lower(jax.random.key(0)).as_text())]
+
+  ratios = np.array(sizes(8)) / np.array(sizes(4))
+  assert (ratios[2] < 1.03) and (ratios[:2] > 1.3 if grows else ratios[:2] < 1.03).all(), ratios
+
+
+@pytest.mark.parametrize('changes', [{}, {'num_kv_heads': 1, 'scan_unroll': 1}])
+def test_a_mesh_changes_nothing(changes):
+  # 4 kv heads split over 2 'tensor' devices; one kv head cannot be, and is left whole.
+  config = dataclasses.replace(LLAMA, vocab_size=16, **changes)
+  model = policy.make(config)
+  params = witness.draw_params(model)
+  tokens = np.random.default_rng(0).integers(0, 16, (8, 6)).astype(np.int32)
+  positions = np.broadcast_to(np.arange(6, dtype=np.int32), (8, 6))
+  valid = np.ones((8, 6), bool)
+
+  def loss(params):
+    output = model.apply(params, tokens, positions=positions, valid=valid)
+    return jnp.sum(jnp.square(output.hidden[:, :, 0])), output.hidden
+
+  step = lambda: jax.jit(jax.value_and_grad(loss, has_aux=True))
+  (expected_loss, expected), expected_gradients = step()(params)
+  mesh = jax.make_mesh(
+      (2, 2, 2), ('data', 'fsdp', 'tensor'), axis_types=(jax.sharding.AxisType.Auto,) * 3)
+  with jax.set_mesh(mesh):
+    lowered = step().lower(params).as_text()
+    (loss_value, hidden), gradients = step()(params)
+  assert 'sharding_constraint' in lowered
+  assert len(hidden.sharding.device_set) == 8
+  np.testing.assert_allclose(loss_value, expected_loss, rtol=1e-5)
+  np.testing.assert_allclose(hidden, expected, atol=1e-5 * np.abs(expected).max())
+  largest = max(np.abs(x).max() for x in jax.tree.leaves(expected_gradients))
+  for a, b in zip(jax.tree.leaves(gradients), jax.tree.leaves(expected_gradients)):
+    np.testing.assert_allclose(a, b, atol=1e-5 * largest)
+
+
+def test_bfloat16_is_near_float32_and_the_parameters_stay_float32():
+  config, _, params, apply = _model('llama')
+  low = policy.make(dataclasses.replace(config, compute_dtype='bfloat16'))
+  drawn = jax.eval_shape(low.init, jax.random.key(0))
+  assert {leaf.dtype for leaf in jax.tree.leaves(drawn)} == {jnp.dtype('float32')}
+  assert jax.tree.leaves(low.init_cache(1, 2))[0].dtype == jnp.bfloat16
+  tokens, positions, valid = _padded(_rows(), 'left', 0)
+  exact = apply(params, tokens, positions=positions, valid=valid).hidden
+  rounded = jax.jit(low.apply)(params, tokens, positions=positions, valid=valid).hidden
+  assert rounded.dtype == jnp.bfloat16
+  error = np.asarray(rounded.astype(np.float32) - exact)[valid]
+  assert 0 < np.square(error).mean() ** 0.5 < 0.1 * np.square(exact).mean() ** 0.5
+
+
+def test_initial_blocks_differ_and_logits_have_unit_scale():
+  config = dataclasses.replace(LLAMA, width=64, head_dim=16, mlp_width=128, vocab_size=200)
+  model = policy.make(config)
+  init = jax.jit(model.init)
+  params = init(jax.random.key(3))
+  for path, leaf in jax.tree_util.tree_leaves_with_path(params['layers']):
+    if path[-1].key == 'kernel':
+      assert np.abs(leaf[0] - leaf[1]).max() > 0.01, path
+  tokens = np.arange(200, dtype=np.int32).reshape(20, 10)
+  positions = np.broadcast_to(np.arange(10, dtype=np.int32), (20, 10))
+  output = jax.jit(model.apply)(
+      params, tokens, positions=positions, valid=np.ones((20, 10), bool))
+  assert 0.7 < _logits(output).std() < 1.4
+  other = init(jax.random.key(4))
+  assert np.abs(params['embedder']['embedding'] - other['embedder']['embedding']).max() > 0.01

@@ -1,0 +1,190 @@
+"""Countdown's verifier: values by hand, Python's own arithmetic as a witness, hostile text."""
+
+import ast
+import time
+from fractions import Fraction
+
+import hypothesis
+import numpy as np
+import pytest
+from hypothesis import strategies
+
+from jaxrl_llm.rewards import countdown
+
+_NUMBERS = [30, 100, 93]  # 93 - (100 - 30) = 23.
+
+
+@pytest.mark.parametrize(
+    'response',
+    [
+        '93-(100-30)',
+        '93 - (100 - 30)',
+        '(93-100)+30',
+        '-(100-93)+30',
+        '((((30))+93))-100',
+        '93-(100-30)=23',
+        ' 93-(100-30) = 23 \n',
+        '<answer>93-(100-30)</answer>',
+        'I think so. <answer> 93-(100-30)=23 </answer> Done = 5',
+        '<answer>1</answer> no: <answer>30+93-100</answer>',
+    ],
+)
+def test_right_solutions(response):
+  assert countdown.is_solution(response, _NUMBERS, 23)
+
+
+@pytest.mark.parametrize(
+    'response',
+    [
+        '',
+        '23',
+        '93-(100-30)=24',  # Claims another value.
+        '93-100-30',  # Another value.
+        '93-(100-30)+0',  # A number that was not given.
+        '93-70',
+        '93-(100-30)*93/93',  # A number used more than once.
+        '30+93-100 30',
+        '3 0+93-100',
+        '93-(100-30',
+        '93-(100-30))',
+        '93-(100-30)=23=23',
+        '93-(100-30)=',
+        '=23',
+        'so 93-(100-30)',
+        '93-(100-30) is right',
+        '<answer>93-(100-30)',
+        '93-(100-30)</answer>',
+        '</answer>93-(100-30)<answer>',
+        '93-(100-30.0)',
+        '93-(1e2-30)',
+        '٩٣-(100-30)',  # Digits, but not ASCII.
+        '93−(100−30)',  # Typographic minus signs.
+        '30**1+93-100',
+        '30//1+93-100',
+        '93-(100-30)\n93-(100-30)',
+        '93-(100-30)+1/0',
+    ],
+)
+def test_wrong_or_ill_formed_solutions(response):
+  assert not countdown.is_solution(response, _NUMBERS, 23)
+
+
+def test_repeated_numbers_are_each_used():
+  assert countdown.is_solution('92/(1+1)', [92, 1, 1], 46)
+  assert not countdown.is_solution('(92/(1+1))', [92, 1], 46)
+  assert not countdown.is_solution('92-1', [92, 1, 1], 91)
+
+
+@pytest.mark.parametrize(
+    'expression, value',
+    [
+        ('8/3/2', Fraction(4, 3)),  # From left to right.
+        ('8-3-2', 3),
+        ('2+3*4', 14),
+        ('(2+3)*4', 20),
+        ('1/3*3', 1),  # Exact, where floats need luck.
+        ('--2', 2),
+        ('2*-3', -6),
+        ('-2*3+1', -5),
+    ],
+)
+def test_values_by_hand(expression, value):
+  assert countdown.evaluate(expression)[0] == value
+
+
+def test_numbers_are_returned_in_order():
+  assert countdown.evaluate('3*(10-7)/3')[1] == [3, 10, 7, 3]
+
+
+@strategies.composite
+def _expressions(draw, depth=3):
+  if depth == 0 or draw(strategies.booleans()):
+    return str(draw(strategies.integers(0, 20)))
+  left, right = draw(_expressions(depth=depth - 1)), draw(_expressions(depth=depth - 1))
+  sign = draw(strategies.sampled_from('+-*/'))
+  return draw(strategies.sampled_from(['{}{}{}', '({}{}{})', '-({} {} {})'])).format(
+      left, sign, right
+  )
+
+
+def _witness(node):
+  """Python's own parser, then exact fractions."""
+  match node:
+    case ast.Constant(value):
+      return Fraction(value)
+    case ast.UnaryOp(ast.USub(), operand):
+      return -_witness(operand)
+    case ast.BinOp(left, sign, right):
+      a, b = _witness(left), _witness(right)
+      match sign:
+        case ast.Add():
+          return a + b
+        case ast.Sub():
+          return a - b
+        case ast.Mult():
+          return a * b
+        case ast.Div():
+          return a / b
+  raise AssertionError(node)
+
+
+@hypothesis.settings(max_examples=200, deadline=None)
+@hypothesis.given(_expressions())
+def test_against_pythons_own_grammar(expression):
+  try:
+    expected = _witness(ast.parse(expression, mode='eval').body)
+  except ZeroDivisionError:
+    with pytest.raises(ValueError, match='division by zero'):
+      countdown.evaluate(expression)
+    return
+  assert countdown.evaluate(expression)[0] == expected
+
+
+def _hostile():
+  return [
+      '9**9**9', '(' * 10**6, '-' * 10**6, '1' * 10**6, '<answer>' * 10**5, '</answer>' * 10**5,
+      '<answer>' + '(' * 200 + ')' * 200 + '</answer>', '=' * 10**6, ' ' * 10**6 + '1',
+      '999999999*' * 25 + '1', '1/' * 127 + '1', '(' * 100 + '1' + ')' * 100, '\x00\ud800\u202e',
+      "__import__('os').system('true')", '1' + '-' * 254 + '1', '9' * 255, '1+' * 127,
+      '\t' * 255, '((1)' * 60,
+  ]  # fmt: skip
+
+
+@pytest.mark.parametrize('index', range(len(_hostile())))
+def test_hostile_responses_score_zero_at_once(index):
+  start = time.monotonic()
+  assert not countdown.is_solution(_hostile()[index], _NUMBERS, 23)
+  assert time.monotonic() - start < 2.0  # Milliseconds; the machine may be busy.
+
+
+@hypothesis.settings(max_examples=300, deadline=None)
+@hypothesis.given(strategies.text('0123456789+-*/()= <answer>/', max_size=300))
+def test_any_text_is_scored_or_refused(text):
+  assert countdown.is_solution(text, _NUMBERS, 23) in (False, True)
+
+
+def test_limits_say_what_is_wrong():
+  for expression, message in (
+      ('1' * 300, 'at most 256 characters, got 300'),
+      ('(' * 30 + '1' + ')' * 30, 'nested deeper than 16'),
+      ('1234567890', 'at most 9 digits, got 10'),
+      ('1+', 'ends early'),
+      ('1 2', "unexpected '2' after"),
+      ('1+a', "unexpected character 'a'"),
+      ('*1', r"unexpected '\*'"),
+      ('(1+2', 'ends early'),
+      ('(1 2)', 'not closed'),
+  ):
+    with pytest.raises(ValueError, match=message):
+      countdown.evaluate(expression)
+
+
+def test_reward_function():
+  example = {'numbers': _NUMBERS, 'target': 23}
+  scores = countdown.countdown(
+      [''] * 3, ['93-(100-30)'] * 2 + ['1'], np.array([False, True, False]), [example] * 3
+  )
+  np.testing.assert_array_equal(scores, [1, 0, 0])
+  assert scores.dtype == np.float32
+  with pytest.raises(ValueError, match='got 1, 1 and 0'):
+    countdown.countdown([''], [''], np.array([False]), [])

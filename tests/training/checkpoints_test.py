@@ -1,0 +1,345 @@
+"""Checkpoints: bit for bit, onto other meshes, after kills, corruption and a full disk."""
+
+import errno
+import os
+import pathlib
+import random
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from jaxrl_llm.sharding import mesh as mesh_lib
+from jaxrl_llm.sharding import rules
+from jaxrl_llm.training import checkpoints, rng
+from jaxrl_llm.types import TrainState
+
+REPOSITORY = pathlib.Path(__file__).resolve().parents[2]
+OPTIMIZER = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(1e-3))
+
+
+def _state(seed=0):
+  random_state = np.random.default_rng(seed)
+  params = {'policy': {
+      'embedder': {'embedding': jnp.asarray(random_state.normal(size=(16, 8)), jnp.float32)},
+      'layers': {'mlp': {'up': {'kernel': jnp.asarray(
+          random_state.normal(size=(2, 8, 16)), jnp.bfloat16)}}},
+      'final_norm': {'scale': jnp.asarray([np.nan, np.inf, -0.0, 1e-42, 1, 2, 3, 4], jnp.float32)},
+  }}
+  return TrainState(
+      step=jnp.int32(seed), params=params, opt_state=OPTIMIZER.init(params),
+      key=rng.base_key(seed), aux={'none': None, 'empty': {}, 'count': jnp.int32(3)})
+
+
+def _leaves(tree):
+  is_key = lambda leaf: jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+  return [
+      np.asarray(jax.random.key_data(leaf) if is_key(leaf) else leaf)
+      for leaf in jax.tree.leaves(tree)
+  ]
+
+
+def _assert_identical(actual, expected):
+  assert jax.tree.structure(actual) == jax.tree.structure(expected)
+  for a, b in zip(_leaves(actual), _leaves(expected), strict=True):
+    assert a.dtype == b.dtype and a.shape == b.shape and a.tobytes() == b.tobytes()
+
+
+@pytest.fixture
+def opened():
+  """Opens checkpoint folders and closes them after the test."""
+  everything = []
+
+  def open_checkpoints(path, **options):
+    everything.append(checkpoints.Checkpoints(path, **options))
+    return everything[-1]
+
+  yield open_checkpoints
+  for one in everything:
+    one.close()
+
+
+def test_restore_is_bit_identical(tmp_path, opened):
+  state = _state(3)
+  first = opened(tmp_path / 'c')
+  assert first.restore_latest(state) is None
+  first.save(7, state, {'offsets': {'metrics': 12}, 'name': 'a'})
+  first.wait()
+  restored = opened(tmp_path / 'c').restore_latest(jax.eval_shape(lambda: state))
+  assert (restored.step, restored.warnings) == (7, [])
+  assert restored.metadata == {'offsets': {'metrics': 12}, 'name': 'a'}
+  _assert_identical(restored.state, state)
+  # The key is a key again, and draws the same numbers.
+  draws = [jax.random.normal(rng.stream_key(s.key, rng.DATA, 1)) for s in (restored.state, state)]
+  assert float(draws[0]) == float(draws[1])
+
+
+def test_saving_is_safe_under_donation(tmp_path, opened):
+  """What is on the disk is the state as it was, though its buffers were reused at once."""
+  folder = opened(tmp_path / 'c')
+  advance = jax.jit(lambda tree: jax.tree.map(lambda x: x + 1, tree), donate_argnums=0)
+  tree = {'x': jnp.zeros((1000, 1000)), 'y': jnp.zeros(3)}
+  for step in range(6):
+    folder.save(step, tree, {})
+    for _ in range(3):
+      tree = advance(tree)
+    restored = folder.restore_latest(tree)
+    assert restored.step == step
+    assert all(np.all(leaf == 3 * step) for leaf in _leaves(restored.state))
+
+
+@pytest.mark.parametrize('shapes', [((8, 1, 1), (2, 2, 2)), ((1, 8, 1), (1, 1, 8)),
+                                    ((2, 2, 2), (8, 1, 1))])
+def test_restore_onto_another_mesh(tmp_path, opened, shapes):
+  table = (*rules.STATE_RULES, ('aux/count', rules.P()), *rules.DECODER_RULES)
+  state = _state(1)
+  there, here = (
+      rules.shardings(mesh_lib.make_mesh(*shape), state, rules=table) for shape in shapes)
+  folder = opened(tmp_path / 'c')
+  folder.save(1, jax.device_put(state, there), {})
+  abstract = rules.abstract(jax.eval_shape(lambda: state), here)
+  restored = folder.restore_latest(abstract).state
+  _assert_identical(restored, state)
+  for leaf, sharding in zip(jax.tree.leaves(restored), jax.tree.leaves(here), strict=True):
+    assert leaf.sharding.is_equivalent_to(sharding, leaf.ndim)
+
+
+def test_keeps_the_newest(tmp_path, opened):
+  folder = opened(tmp_path / 'c', keep=2)
+  for step in (1, 2, 3, 3):  # Saving a step twice changes nothing.
+    folder.save(step, _state(step), {})
+  folder.wait()
+  assert folder.steps() == [2, 3]
+
+
+def test_keep_must_leave_one_to_fall_back_on(tmp_path):
+  with pytest.raises(ValueError, match='at least 2, got 1'):
+    checkpoints.Checkpoints(tmp_path, keep=1)
+
+
+def _flip_a_bit(path):
+  data = bytearray(path.read_bytes())
+  data[len(data) // 2] ^= 0x10
+  path.write_bytes(data)
+
+
+def _biggest(folder):
+  return max((p for p in folder.rglob('*') if p.is_file()), key=lambda p: p.stat().st_size)
+
+
+DAMAGES = {
+    'flipped bit': lambda folder: _flip_a_bit(_biggest(folder / 'state')),
+    'truncated': lambda folder: os.truncate(_biggest(folder / 'state'), 10),
+    'missing file': lambda folder: _biggest(folder / 'state').unlink(),
+    'empty document': lambda folder: os.truncate(_biggest(folder / 'document'), 0),
+    'broken checksums': lambda folder: (folder / 'checksums.json').write_text('{'),
+}
+
+
+@pytest.mark.parametrize('damage', DAMAGES)
+def test_corrupt_newest_falls_back_and_says_so(tmp_path, opened, damage):
+  folder = opened(tmp_path / 'c')
+  for step in (1, 2):
+    folder.save(step, _state(step), {'at': step})
+  folder.wait()
+  DAMAGES[damage](tmp_path / 'c' / '2')
+  resumed = opened(tmp_path / 'c')
+  restored = resumed.restore_latest(_state())
+  assert (restored.step, restored.metadata) == (1, {'at': 1})
+  _assert_identical(restored.state, _state(1))
+  assert len(restored.warnings) == 1 and '\n' not in restored.warnings[0]
+  assert restored.warnings[0].startswith('checkpoint 2 is corrupt (')
+  assert (tmp_path / 'c.corrupt' / '2').is_dir()  # Moved, not deleted.
+  # The run goes on and saves the step anew.
+  resumed.save(2, _state(2), {'at': 2})
+  _assert_identical(resumed.restore_latest(_state()).state, _state(2))
+
+
+def test_all_corrupt_is_one_line(tmp_path, opened):
+  folder = opened(tmp_path / 'c')
+  for step in (1, 2):
+    folder.save(step, _state(step), {})
+  folder.wait()
+  for step in (1, 2):
+    DAMAGES['truncated'](tmp_path / 'c' / str(step))
+  with pytest.raises(checkpoints.CheckpointError, match=r'is corrupt \(steps 1, 2; 2: ') as error:
+    opened(tmp_path / 'c').restore_latest(_state())
+  assert '\n' not in str(error.value)
+  assert (tmp_path / 'c' / '1').is_dir() and (tmp_path / 'c' / '2').is_dir()
+
+
+def test_mismatch_names_the_parameter(tmp_path, opened):
+  folder = opened(tmp_path / 'c')
+  folder.save(1, {'params': {'a': jnp.zeros((2, 3)), 'b': jnp.zeros(1)}}, {})
+  folder.wait()
+  cases = {
+      r'params/a is float32\[2, 3\] in .* and float32\[2, 4\] in this run':
+          {'a': jnp.zeros((2, 4)), 'b': jnp.zeros(1)},
+      r'params/a is float32\[2, 3\] in .* and bfloat16\[2, 3\]':
+          {'a': jnp.zeros((2, 3), jnp.bfloat16), 'b': jnp.zeros(1)},
+      r'holds params/b, which this run does not have': {'a': jnp.zeros((2, 3))},
+      r'does not hold params/c, which this run has':
+          {'a': jnp.zeros((2, 3)), 'b': jnp.zeros(1), 'c': jnp.zeros(1)},
+  }
+  for message, params in cases.items():
+    with pytest.raises(checkpoints.CheckpointError, match=message):
+      folder.restore_latest({'params': params})
+  assert folder.steps() == [1]  # A mismatch is not damage: nothing was moved.
+
+
+# A file system of 800 kB of the process's own; the test's other processes do not see it.
+SMALL_DISK = ['unshare', '--map-root-user', '--mount', 'sh', '-c',
+              'mount -t tmpfs -o size=800k tmpfs "$1" && shift && exec "$@"', 'sh']
+
+
+FULL_DISK = textwrap.dedent("""
+    import errno, sys
+    import numpy as np
+    import jax.numpy as jnp
+    from jaxrl_llm.training import checkpoints
+    folder = checkpoints.Checkpoints(sys.argv[1], keep=3)
+    tree = {'x': jnp.asarray(np.random.default_rng(0).normal(size=60_000))}
+    try:
+      for step in range(1, 9):
+        folder.save(step, tree, {})
+        folder.wait()
+      print('never full')
+    except OSError as error:
+      assert error.errno == errno.ENOSPC, error
+      print('full at', step, error.strerror)
+    folder.close()
+    folder = checkpoints.Checkpoints(sys.argv[1], keep=3)
+    print('restored', folder.restore_latest(tree).step)
+    folder.close()
+""")
+
+
+def test_full_disk_keeps_the_last_complete_checkpoint(tmp_path):
+  probe = [*SMALL_DISK, str(tmp_path), 'true']
+  if not shutil.which('unshare') or subprocess.run(probe, capture_output=True).returncode:
+    pytest.skip('this machine lets no process mount a small disk; see the next test')
+  done = subprocess.run(
+      [*SMALL_DISK, str(tmp_path), sys.executable, '-c', FULL_DISK, str(tmp_path / 'c')],
+      cwd=REPOSITORY, capture_output=True, text=True, timeout=60)
+  assert done.returncode == 0, done.stderr
+  assert done.stderr == ''  # One line is the caller's to print; the libraries stay quiet.
+  full, restored = done.stdout.splitlines()
+  match = re.fullmatch(r'full at (\d) the disk is full; the last complete checkpoint is kept', full)
+  assert int(match[1]) >= 3  # About 250 kB a checkpoint.
+  assert restored == f'restored {int(match[1]) - 1}'
+
+
+def test_full_disk_as_tensorstore_reports_it(tmp_path, monkeypatch, opened):
+  folder = opened(tmp_path / 'c')
+  folder.save(1, _state(1), {})
+  folder.wait()
+
+  def fail():
+    raise ValueError('RESOURCE_EXHAUSTED: Failed writing: "x" [No space left on device]')
+
+  with monkeypatch.context() as patch:
+    patch.setattr(folder._manager, 'wait_until_finished', fail)
+    with pytest.raises(OSError, match='the disk is full') as error:
+      folder.save(2, _state(2), {})
+  assert error.value.errno == errno.ENOSPC
+  assert folder.restore_latest(_state()).step == 1
+
+
+SAVE_FOREVER = textwrap.dedent("""
+    import sys
+    import jax.numpy as jnp
+    from jaxrl_llm.training import checkpoints, rng
+    folder = checkpoints.Checkpoints(sys.argv[1])
+    tree = lambda step: {'x': jnp.full((400, 400), float(step)), 'key': rng.base_key(step)}
+    restored = folder.restore_latest(tree(0))
+    step = restored.step if restored else 0
+    while True:
+      step += 1
+      folder.save(step, tree(step), {'step': step})
+      folder.wait()
+      print(step, flush=True)
+""")
+
+
+def test_kill_while_saving_leaves_a_usable_checkpoint(tmp_path, opened):
+  delays = random.Random(0)
+  expected = lambda step: {'x': jnp.full((400, 400), float(step)), 'key': rng.base_key(step)}
+  complete = 0
+  for _ in range(4):
+    process = subprocess.Popen(
+        [sys.executable, '-c', SAVE_FOREVER, str(tmp_path / 'c')], cwd=REPOSITORY,
+        stdout=subprocess.PIPE, text=True)
+    complete = max(complete, int(process.stdout.readline()))
+    time.sleep(delays.uniform(0.05, 0.3))
+    process.send_signal(signal.SIGKILL)
+    rest = process.communicate()[0].split('\n')[:-1]  # A cut-off last line does not count.
+    complete = max([complete, *map(int, rest)])
+    restored = opened(tmp_path / 'c').restore_latest(expected(0))
+    assert restored.step in (complete, complete + 1)  # + 1: renamed, and killed before the print.
+    assert restored.warnings == [] and restored.metadata == {'step': restored.step}
+    _assert_identical(restored.state, expected(restored.step))
+    complete = restored.step
+  assert complete > 4
+
+
+def test_half_written_folders_are_removed(tmp_path, opened):
+  folder = opened(tmp_path / 'c')
+  folder.save(1, _state(1), {})
+  folder.wait()
+  leftover = tmp_path / 'c' / '2.orbax-checkpoint-tmp' / 'state'
+  leftover.mkdir(parents=True)
+  resumed = opened(tmp_path / 'c')
+  assert resumed.steps() == [1] and not leftover.exists()
+  resumed.save(2, _state(2), {})
+  resumed.wait()
+  assert resumed.steps() == [1, 2]
+
+
+def test_params_round_trip_and_replace(tmp_path):
+  params = _state(1).params['policy']
+  metadata = {'tokenizer': 'abc', 'model': {'width': 8, 'layers': [1, 2]}}
+  checkpoints.save_params(tmp_path / 'p', _state(2).params['policy'], metadata)
+  checkpoints.save_params(tmp_path / 'p', params, metadata)
+  assert sorted(p.name for p in tmp_path.iterdir()) == ['p']
+  loaded, found = checkpoints.load_params(
+      tmp_path / 'p', jax.eval_shape(lambda: params),
+      expected={'tokenizer': 'abc', 'model': {'width': 8, 'layers': (1, 2)}})
+  _assert_identical(loaded, params)
+  assert found == metadata
+
+
+def test_params_of_something_else_are_one_line(tmp_path):
+  params = _state().params['policy']
+  checkpoints.save_params(tmp_path / 'p', params, {'tokenizer': 'abc', 'model': {'width': 8}})
+  cases = [
+      ({'tokenizer': 'xyz'}, params, r"tokenizer of .* is 'abc', this run has 'xyz'"),
+      ({'model': {'width': 9}}, params, r'model.width of .* is 8, this run has 9'),
+      ({'model': {'depth': 9}}, params, r'model.depth of .* is None, this run has 9'),
+      ({}, {'head': jnp.zeros(2)}, r'holds embedder/embedding, which this run does not have'),
+  ]
+  for expected, abstract, message in cases:
+    with pytest.raises(checkpoints.CheckpointError, match=message) as error:
+      checkpoints.load_params(tmp_path / 'p', abstract, expected=expected)
+    assert '\n' not in str(error.value)
+
+
+def test_missing_or_damaged_params(tmp_path):
+  with pytest.raises(FileNotFoundError, match=r'no parameters at .*/p \(config.policy_init_from\)'):
+    checkpoints.load_params(tmp_path / 'p', {})
+  (tmp_path / 'empty').mkdir()
+  with pytest.raises(checkpoints.CheckpointError, match='was not written by save_params'):
+    checkpoints.load_params(tmp_path / 'empty', {})
+  params = _state().params['policy']
+  checkpoints.save_params(tmp_path / 'p', params, {})
+  _flip_a_bit(_biggest(tmp_path / 'p' / 'state'))
+  with pytest.raises(checkpoints.CheckpointError, match='does not have the bytes'):
+    checkpoints.load_params(tmp_path / 'p', params)

@@ -1,0 +1,200 @@
+"""Gradient accumulation, the update, and how often it compiles."""
+
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from jaxrl_llm.sharding import mesh as mesh_lib
+from jaxrl_llm.sharding import rules
+from jaxrl_llm.training import rng, step
+from jaxrl_llm.types import TrainState, WeightedMean
+
+ROWS, WIDTH = 16, 5
+
+
+def _loss(params, batch):
+  """Weighted squared error, with a None leaf and an integer array on the way."""
+  hidden = jnp.tanh(batch['x'] @ params['a']) + params['b'][batch['kind']]
+  error = jnp.sum(jnp.square(hidden - batch['y']), axis=1)
+  weight = batch['weight']
+  loss = WeightedMean(jnp.sum(weight * error), jnp.sum(weight))
+  return loss, {'train/error': loss, 'train/rows': WeightedMean(jnp.sum(weight), jnp.float32(1.0))}
+
+
+def _problem(seed=0):
+  random = np.random.default_rng(seed)
+  params = {
+      'a': jnp.asarray(random.normal(size=(WIDTH, WIDTH)), jnp.float32),
+      'b': jnp.asarray(random.normal(size=(3, WIDTH)), jnp.float32),
+      'frozen': None,
+  }
+  batch = {
+      'x': jnp.asarray(random.normal(size=(ROWS, WIDTH)), jnp.float32),
+      'y': jnp.asarray(random.normal(size=(ROWS, WIDTH)), jnp.float32),
+      'kind': jnp.asarray(random.integers(0, 3, ROWS), jnp.int32),
+      # Uneven, with whole micro-batches of weight 0.
+      'weight': jnp.asarray(random.uniform(0, 5, ROWS) * (np.arange(ROWS) % 4 > 0), jnp.float32),
+      'reference': None,
+  }
+  return params, batch
+
+
+def _assert_close(actual, expected, tolerance=1e-6):
+  for a, b in zip(jax.tree.leaves(actual), jax.tree.leaves(expected), strict=True):
+    np.testing.assert_allclose(a, b, rtol=0, atol=tolerance * float(np.max(np.abs(b))))
+
+
+@pytest.mark.parametrize('num_micro_batches', [2, 4, 8, 16])
+def test_micro_batches_agree_with_one_batch(num_micro_batches):
+  params, batch = _problem()
+  whole = step.accumulate_gradients(_loss, params, batch)
+  parts = step.accumulate_gradients(_loss, params, batch, num_micro_batches=num_micro_batches)
+  assert parts[1]['frozen'] is None
+  _assert_close(parts[:2], whole[:2])
+  for name in whole[2]:
+    _assert_close(parts[2][name].total, whole[2][name].total)
+
+
+def test_gradient_is_that_of_the_weighted_mean():
+  params, batch = _problem(1)
+  loss, gradients, metrics = step.accumulate_gradients(_loss, params, batch, num_micro_batches=4)
+  expected, by_hand = jax.value_and_grad(lambda p: _loss(p, batch)[0].value())(params)
+  _assert_close((loss, gradients), (expected, by_hand))
+  assert float(metrics['train/error'].value()) == pytest.approx(float(loss), rel=1e-6)
+
+
+def test_a_mean_of_micro_batch_means_would_be_caught():
+  params, batch = _problem()
+  halves = [jax.tree.map(lambda leaf, start=start: leaf[start::2], batch) for start in (0, 1)]
+  wrong = np.mean([float(_loss(params, half)[0].value()) for half in halves])
+  right = float(step.accumulate_gradients(_loss, params, batch, num_micro_batches=2)[0])
+  assert abs(wrong - right) > 1e-3 * abs(right)
+
+
+def test_empty_batch_has_zero_loss_and_gradient():
+  params, batch = _problem()
+  batch['weight'] = jnp.zeros(ROWS)
+  loss, gradients, _ = step.accumulate_gradients(_loss, params, batch, num_micro_batches=2)
+  assert float(loss) == 0
+  assert all(not np.any(leaf) for leaf in jax.tree.leaves(gradients))
+
+
+def test_gradients_have_the_dtype_of_their_parameter():
+  params, batch = _problem()
+  params['a'] = params['a'].astype(jnp.bfloat16)
+  for parts in (1, 4):
+    _, gradients, _ = step.accumulate_gradients(_loss, params, batch, num_micro_batches=parts)
+    assert gradients['a'].dtype == jnp.bfloat16 and gradients['b'].dtype == jnp.float32
+
+
+@pytest.mark.parametrize('num_micro_batches', [0, -1, 3, 32])
+def test_number_of_micro_batches_must_divide(num_micro_batches):
+  params, batch = _problem()
+  with pytest.raises(ValueError, match=f'must divide the batch of 16, got {num_micro_batches}'):
+    step.accumulate_gradients(_loss, params, batch, num_micro_batches=num_micro_batches)
+
+
+def test_leaves_must_share_the_leading_axis():
+  params, batch = _problem()
+  with pytest.raises(ValueError, match=r'share their leading axis, got 3 \(z\) beside 16'):
+    step.accumulate_gradients(_loss, params, batch | {'z': jnp.zeros(3)})
+  with pytest.raises(ValueError, match=r'got a scalar \(z\)'):
+    step.accumulate_gradients(_loss, params, batch | {'z': jnp.zeros(())})
+
+
+def test_one_micro_batch_has_no_scan():
+  params, batch = _problem()
+  jaxpr = jax.make_jaxpr(lambda p: step.accumulate_gradients(_loss, p, batch)[1])(params)
+  assert 'scan' not in str(jaxpr)
+
+
+def _state(params, optimizer):
+  return TrainState(jnp.int32(0), params, optimizer.init(params), rng.base_key(0), {})
+
+
+def test_apply_gradients_by_hand():
+  # SGD with η = 0.1: θ = (3, 4) - 0.1 (6, 8) = (2.4, 3.2); the norm of (6, 8) is 10.
+  optimizer = optax.sgd(0.1)
+  state = _state({'policy': {'w': jnp.array([3.0, 4.0])}}, optimizer)
+  state, metrics = step.apply_gradients(optimizer, state, {'policy': {'w': jnp.array([6.0, 8.0])}})
+  np.testing.assert_allclose(state.params['policy']['w'], [2.4, 3.2], rtol=1e-6)
+  assert int(state.step) == 1
+  assert float(metrics['train/grad_norm'].value()) == pytest.approx(10.0)
+
+
+def _train_step(optimizer, num_micro_batches):
+  def train_step(state, batch):
+    loss, gradients, metrics = step.accumulate_gradients(
+        _loss, state.params, batch, num_micro_batches=num_micro_batches)
+    state, more = step.apply_gradients(optimizer, state, gradients)
+    return state, metrics | more | {'train/loss': WeightedMean(loss, jnp.float32(1))}
+  return train_step
+
+
+def test_one_compilation_over_five_steps_of_different_content():
+  optimizer = optax.adam(1e-2)
+  params, _ = _problem()
+  state = _state(params, optimizer)
+  train_step = step.jit_train_step(_train_step(optimizer, 4))
+  batches = [_problem(seed)[1] for seed in range(5)]
+  jax.block_until_ready((state, batches))
+  with step.count_compilations() as compilations:
+    for batch in batches:
+      state, _ = train_step(state, batch)
+  assert train_step.num_traces == 1
+  assert compilations == {'jit(train_step)': 1}
+  assert int(state.step) == 5
+
+
+def test_counter_sees_a_second_compilation():
+  square = step.CountedJit(lambda x: x * x)
+  with step.count_compilations() as compilations:
+    square(np.ones(3, np.float32))
+    square(np.ones(4, np.float32))
+  assert square.num_traces == 2
+  assert sum(compilations.values()) == 2
+
+
+@pytest.mark.parametrize('shape', [(8, 1, 1), (2, 2, 2), (1, 8, 1)])
+def test_sharded_step_agrees_with_one_device(shape):
+  optimizer = optax.sgd(1.0)  # So that the update is the gradient, unamplified.
+  params, batch = _problem()
+  # Eight columns, so that every axis can be cut.
+  params = {'a': jnp.tile(params['a'], (1, 2))[:, :8], 'b': jnp.tile(params['b'], (1, 2))[:, :8]}
+  batch['y'] = jnp.tile(batch['y'], (1, 2))[:, :8]
+  expected, expected_metrics = jax.jit(_train_step(optimizer, 2))(_state(params, optimizer), batch)
+
+  mesh = mesh_lib.make_mesh(*shape)
+  table = (
+      *rules.STATE_RULES,
+      ('a', rules.P(None, ('fsdp', 'tensor'))),
+      ('b', rules.P(None, 'tensor')),
+  )
+  state = _state(params, optimizer)
+  shardings = rules.shardings(mesh, state, rules=table)
+  train_step = step.jit_train_step(
+      _train_step(optimizer, 2), state_shardings=shardings,
+      batch_shardings=mesh_lib.batch_sharding(mesh))
+  state = jax.device_put(state, shardings)
+  state, metrics = train_step(state, batch)
+  _assert_close(state.params, expected.params, 1e-5)
+  _assert_close(
+      metrics['train/loss'].total, expected_metrics['train/loss'].total, 1e-5)
+  assert state.params['a'].sharding.is_equivalent_to(shardings.params['a'], 2)
+  with step.count_compilations() as compilations:
+    train_step(state, batch)
+  assert not compilations
+
+
+def test_state_is_donated():
+  optimizer = optax.sgd(0.1)
+  params, batch = _problem()
+  state = _state(params, optimizer)
+  train_step = step.jit_train_step(_train_step(optimizer, 1))
+  train_step(state, batch)
+  assert state.params['a'].is_deleted()
+
+
