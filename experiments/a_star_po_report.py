@@ -26,7 +26,7 @@ class Evaluation:
       samples: metrics.JsonlFile,
   ):
     self._parts, self._reference, self._samples = parts, reference, samples
-    self._evaluate = parts.evaluator()
+    self._evaluate = parts.evaluator
     self.last: evaluator.Evaluation | None = None
 
   def __call__(self, params: Params, step: int, tokens: int) -> dict[str, float]:
@@ -38,9 +38,10 @@ class Evaluation:
       tokens: sampled tokens of both stages so far.
     """
     self.last = self._evaluate(params, self._reference.params)
-    shown = self._parts.task.evaluation[: self._parts.config.evaluation.num_shown]
+    # Not the task's own list: problems that are too long were left out of it.
+    shown = self._evaluate.examples[: self._parts.config.evaluation.num_shown]
     for kind, scored in (('sampled', self.last.sampled), ('greedy', self.last.greedy)):
-      for i, example in enumerate(shown[: len(scored.responses)]):
+      for i, example in enumerate(shown):
         self._samples.write({
             'step': step, 'kind': kind, 'id': example['id'], 'prompt': example['prompt'],
             'answer': example['answer'], 'response': scored.responses[i][0],
@@ -62,7 +63,7 @@ def write(
 ) -> None:
   """Evaluates the reference and its control; writes table.md, figures and results.json."""
   options, algorithm = run.config.evaluation, run.config.algorithm
-  evaluate = parts.evaluator()
+  evaluate = parts.evaluator
   before = evaluate(reference.params, reference.params).numbers
   after = trained['evaluation'].numbers
   control = evaluate.sampled_only(

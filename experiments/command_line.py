@@ -206,6 +206,8 @@ def split_config(arguments: Sequence[str]) -> tuple[str | None, list[str]]:
       spec, wanted = (value, False) if equals else (spec, True)
     else:
       rest.append(argument)
+  if wanted or spec == '':
+    raise UsageError('Missing value for flag --config')
   return spec, rest
 
 

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import functools
 import math
 from collections.abc import Iterator
 from typing import Any
@@ -33,6 +34,7 @@ class Components:
     key: the base key of the run.
     stopper: whether Ctrl-C was pressed.
     abstract_params: the policy's parameters as shapes with shardings.
+    samplers: those made so far; each is compiled once a run.
   """
 
   config: Any
@@ -43,6 +45,7 @@ class Components:
   key: jax.Array
   stopper: loop.Stopper
   abstract_params: Params
+  samplers: dict[tuple[int, float], SampleFn] = dataclasses.field(default_factory=dict)
 
   def describe(self) -> str:
     """One line for the terminal: task, model and devices."""
@@ -51,7 +54,7 @@ class Components:
     return (
         f'{self.task.name}, {len(self.task.train)} training and {len(self.task.evaluation)} '
         f'held-out problems; policy of {count / 1e6:.2f}M parameters, {origin}; '
-        f'{self.mesh.size} device(s)'
+        f'{self.mesh.size} device(s)' + (f'. {self.config.note}' if self.config.note else '')
     )
 
   @property
@@ -86,12 +89,14 @@ class Components:
     return jax.jit(init, out_shardings=shardings)(params), shardings
 
   def sampler(self, *, num_samples: int, temperature: float = 1.0) -> SampleFn:
-    """A jitted sampler for this task."""
-    return jax.jit(decode.make_sampler(
-        self.policy, num_samples=num_samples, max_tokens=self.task.max_response_tokens,
-        stop_ids=self.task.tokenizer.stop_ids, pad_id=self.task.tokenizer.pad_id,
-        temperature=temperature,
-    ))
+    """A jitted sampler for this task; the same one for the same arguments."""
+    if (num_samples, temperature) not in self.samplers:
+      self.samplers[num_samples, temperature] = jax.jit(decode.make_sampler(
+          self.policy, num_samples=num_samples, max_tokens=self.task.max_response_tokens,
+          stop_ids=self.task.tokenizer.stop_ids, pad_id=self.task.tokenizer.pad_id,
+          temperature=temperature,
+      ))
+    return self.samplers[num_samples, temperature]
 
   def encode(self, examples: list) -> batching.EncodedExamples:
     """Prompts as arrays; those that are too long are left out and counted."""
@@ -111,12 +116,14 @@ class Components:
       batches.append(batching.PromptBatch(*arrays, batch.examples[: int(chunk.weight.sum())]))
     return batches
 
+  @functools.cached_property
   def evaluator(self) -> evaluator.Evaluator:
     """Evaluates on the held-out problems."""
-    options = self.config.evaluation
+    options, encoded = self.config.evaluation, self.encode(self.task.evaluation)
+    if encoded.num_filtered:
+      print(f'{encoded.num_filtered} held-out prompts are too long and were left out', flush=True)
     return evaluator.Evaluator(
-        self.policy, self.task,
-        self.prompt_batches(self.encode(self.task.evaluation), options.batch_size),
+        self.policy, self.task, self.prompt_batches(encoded, options.batch_size),
         rng.stream_key(self.key, rng.Stream.SAMPLE_EVAL),
         sample=self.sampler(num_samples=options.num_samples),
         greedy=self.sampler(num_samples=1, temperature=0.0),
@@ -134,6 +141,8 @@ def build(run: launch.Run) -> Iterator[Components]:
   """
   config = run.config
   task = config.task.make(config.seed, config.data_dir)
+  if not task.evaluation:
+    raise ValueError(f'{task.name} has no held-out problems (config.task.num_evaluation)')
   model = dataclasses.replace(
       config.model, vocab_size=config.model.vocab_size or task.tokenizer.vocab_size
   )

@@ -23,6 +23,7 @@ import os
 import pathlib
 import platform
 import re
+import signal
 import subprocess
 import sys
 import time
@@ -41,7 +42,7 @@ REPOSITORY = command_line.REPOSITORY
 
 # Config fields that say where something lies or how it is shown, never what is computed: a run
 # may be resumed with another value.
-RELOCATABLE_FIELDS = frozenset({'data_dir', 'wandb_project'})
+RELOCATABLE_FIELDS = frozenset({'data_dir', 'wandb_project', 'note'})
 
 _PACKAGES = {
     'jax': 'jax', 'jaxlib': 'jaxlib', 'flax': 'flax', 'optax': 'optax',
@@ -131,6 +132,7 @@ def run(
 
   def start() -> None:
     if command_line.wants_help(argv):
+      signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # `--help | head` ends quietly.
       print(command_line.help_text(experiment, argv, default_config))
       return
     config, spec, values = command_line.parse(argv, default_config)
@@ -318,10 +320,10 @@ def _exit_with_one_line(start: Callable[[], None], *, name: str, debug: bool) ->
     print(f'{name}: interrupted; run the same command again to resume', file=sys.stderr)
     sys.exit(130)
   except (ValueError, OSError) as error:
+    if isinstance(error, BrokenPipeError):
+      raise
     if debug:
       traceback.print_exc()
-    elif isinstance(error, BrokenPipeError):
-      raise
     hint = '' if debug or _is_ours(error) else ' (--debug shows the traceback)'
     print(f'{name}: error: {command_line.one_line(error)}{hint}', file=sys.stderr)
     sys.exit(2)

@@ -37,6 +37,50 @@ class ArithmeticTask:
 
 
 @dataclasses.dataclass
+class CountdownTask:
+  """Countdown with three numbers; fields as in `tasks.countdown.make_task`."""
+
+  num_demonstrations: int = 20_000
+  num_train: int = 2_000
+  wrong_rate: float = 0.3
+
+  def make(self, seed: int, data_dir: str):
+    """Builds the task; `data_dir` holds the published test file."""
+    from jaxrl_llm.tasks import countdown
+
+    _need_data_dir(data_dir, 'countdown', countdown.TEST_FILE)
+    return countdown.make_task(data_dir=data_dir, seed=seed, **dataclasses.asdict(self))
+
+
+@dataclasses.dataclass
+class Gsm8kTask:
+  """GSM8K; fields as in `tasks.gsm8k.make_task`, where 0 stands for all (or no limit)."""
+
+  tokenizer_dir: str = ''
+  num_demonstrations: int = 0
+  num_train: int = 0
+  num_evaluation: int = 0
+  max_prompt_tokens: int = 256
+  max_response_tokens: int = 512
+  vocabulary: str = 'full'
+  max_vocabulary: int = 0
+  annotations: str = 'strip'
+
+  def make(self, seed: int, data_dir: str):
+    """Builds the task; `data_dir` holds train.jsonl and test.jsonl."""
+    from jaxrl_llm.tasks import gsm8k
+
+    _need_data_dir(data_dir, 'gsm8k', 'train.jsonl and test.jsonl')
+    options = {name: value or None for name, value in dataclasses.asdict(self).items()}
+    return gsm8k.make_task(data_dir=data_dir, seed=seed, **options)
+
+
+def _need_data_dir(data_dir: str, task: str, files: str) -> None:
+  if not data_dir:
+    raise ValueError(f'the {task} task needs the folder of {files}: --config.data_dir=DIR')
+
+
+@dataclasses.dataclass
 class SftSettings:
   """Supervised fine-tuning before RL (or alone, in experiments/sft.py).
 
@@ -115,6 +159,8 @@ class Experiment:
     evaluation: how and when it is evaluated.
     mesh: sizes of the device mesh.
     wandb_project: a Weights & Biases project; '' is off.
+    note: what a reader must know about the setting (what was scaled); printed with
+      its results.
   """
 
   seed: int = 0
@@ -126,6 +172,7 @@ class Experiment:
   evaluation: EvaluationSettings = dataclasses.field(default_factory=EvaluationSettings)
   mesh: mesh_lib.MeshConfig = dataclasses.field(default_factory=mesh_lib.MeshConfig)
   wandb_project: str = ''
+  note: str = ''
 
   def validate(self) -> None:
     """Raises ValueError with one line for the first field that is out of range."""
@@ -134,6 +181,11 @@ class Experiment:
     self.sft.validate('config.sft')
     self.evaluation.validate('config.evaluation')
     self.mesh.validate()
+    if self.sft.steps == 0 and not self.policy_init_from:
+      raise ValueError(
+          'a policy that is neither loaded nor fine-tuned can only sample noise: give '
+          '--config.policy_init_from=DIR or config.sft.steps of at least 1, got 0'
+      )
     if self.policy_init_from and not pathlib.Path(self.policy_init_from).is_dir():
       raise ValueError(f'config.policy_init_from is no folder: {self.policy_init_from!r}')
 

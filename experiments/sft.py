@@ -77,7 +77,7 @@ def main(run: launch.Run) -> None:
       run.workdir, wandb_project=run.config.wandb_project, config=dataclasses.asdict(run.config)
   )) as writer:
     params, about = finetune(run, parts, writer)
-    evaluation = parts.evaluator()(params, params)
+    evaluation = parts.evaluator(params, params)
   rows = [[
       'fine-tuned', report.percent(evaluation.numbers, 'pass@1'),
       report.percent(evaluation.numbers, 'greedy_accuracy'), f'{about["seconds"]:.0f}',

@@ -113,7 +113,11 @@ def response_kl(
 
 
 class Evaluator:
-  """Evaluates parameters on fixed held-out problems with fixed noise."""
+  """Evaluates parameters on fixed held-out problems with fixed noise.
+
+  Attributes:
+    examples: the problems, in the order of every result.
+  """
 
   def __init__(
       self,
@@ -138,6 +142,7 @@ class Evaluator:
       chunk_size: positions per chunk of the head in the divergence.
     """
     self._batches, self._key = batches, key
+    self.examples = [example for batch in batches for example in batch.examples]
     self._sample, self._greedy = sample, greedy
     self._score = lambda rollouts, examples: rollout_rewards.score_rollouts(
         rollouts, examples, tokenizer=task.tokenizer, reward_fn=task.reward_fn

@@ -3,9 +3,9 @@ r"""Finds the final answer in a response.
 Markers, in the order in which they are believed; of several of one kind the last counts:
 
 1. `\boxed{...}` and `\fbox{...}` (boxes joined by nothing but 'and', 'or' or a comma are one
-   list), and GSM8K's `#### 72`. If a response has both, the later one counts.
-2. 'the (final) answer is ...', 'answer: ...', a line `A: 18`, 'the solutions are ...', up to
-   the end of the sentence.
+   list), GSM8K's `#### 72`, and `<answer>72</answer>`. The one that stands last counts.
+2. 'the (final) answer is ...', 'answer: ...', a line `A: 18`, 'the solutions are ...',
+   'the correct option is ...', up to the end of the sentence.
 3. Bold text in the last line: '... there are **18** eggs.'
 
 Without a marker, `extract` falls back, in this order, to: a response that as a whole is an
@@ -23,7 +23,7 @@ import re
 
 from jaxrl_llm.rewards import answer_text
 from jaxrl_llm.rewards import answer_values
-from jaxrl_llm.rewards import quantities
+from jaxrl_llm.rewards import number_words
 from jaxrl_llm.rewards import units
 
 # Of a longer response the end counts: that is where the answer stands.
@@ -38,9 +38,9 @@ _BOX = re.compile(r'\\f?box(?:ed)?(?![a-zA-Z])\s{0,3}')
 _JOIN = re.compile(r'^[\s$]*(?:,|;|and|or|,\s?and|,\s?or|\\text\{ ?(?:and|or) ?\})?[\s$]*$')
 _HASHES = re.compile(r'####[ \t]*([^\n#]{1,2000})')
 _HASH_ANSWER = re.compile(rf'^[-+$.\\(\[{{0-9{units.CURRENCY}]|^\S+$')
-_GSM8K = re.compile(r'####[ \t]*(-?[ \t]*\$?[ \t]*-?(?:[0-9][0-9,]*(?:\.[0-9]+)?|\.[0-9]+))')
+_GSM8K = re.compile(r'####[ \t]{0,5}(-?[ \t]?\$?[ \t]?-?(?:[0-9][0-9,]*(?:\.[0-9]+)?|\.[0-9]+))')
 
-_KEYWORD = re.compile(r'\b(?:answers?|ans|solutions?|results?)\b|(?<=\n)[ \t*]*A(?=:)|^[ \t*]*A(?=:)',
+_KEYWORD = re.compile(r'\b(?:answers?|ans|solutions?|results?|options?|choices?)\b|(?<=\n)[ \t*]*A(?=:)|^[ \t*]*A(?=:)',
                       re.IGNORECASE)
 _VERB = (r'(?:is|are|was|be|becomes|equals|must be|should be|will be|would be|comes out to(?: be)?)'
          r'(?: (?:therefore|thus|then|simply|just|equal to|given by|exactly))?')
@@ -53,8 +53,8 @@ _BEHIND_SOLUTION = re.compile(rf'(?: (?:to|for|of|set)\b[^.\n:=]{{0,100}}?)? {_V
                               re.IGNORECASE)
 _SENTENCE_END = re.compile(r'(?<![ap]\.m)(?<!\b[ap])[.!?](?=[\s*"\')]|$)|\n')
 _CLAUSE = re.compile(
-    r',?\s+(?:because|since|which|so|where|but|therefore|thus|hence|i hope|given that|as (?:the|we|it)'
-    r'|when|if|after|due to)\b|,\s+(?:as|not|i|we|the|it|this|that|with)\b|;\s', re.IGNORECASE)
+    r',?\s{1,9}(?:because|since|which|so|where|but|therefore|thus|hence|i hope|given that|as (?:the|we|it)'
+    r'|when|if|after|due to)\b|,\s{1,9}(?:as|not|i|we|the|it|this|that|with)\b|;\s', re.IGNORECASE)
 _BOLD = re.compile(r'\*\*([^*\n]{1,200})\*\*')
 _LAST_NUMBER = re.compile(
     rf'(?:(?<![\w)}}\]])-[ \t]?)?[{units.CURRENCY}$]?(?<![0-9.])(?:[0-9]{{1,3}}(?:,[0-9]{{3}})+(?![0-9])|[0-9]+'
@@ -128,6 +128,13 @@ def _hashes(text: str) -> tuple[int, str] | None:
   return None
 
 
+def _tagged(text: str) -> tuple[int, str] | None:
+  end = text.rfind('</answer>')
+  start = text.rfind('<answer>', 0, max(end, 0))
+  content = text[start + 8 : end].strip() if start >= 0 and end - start < _MAX_BOX else ''
+  return (start, content) if content else None
+
+
 def is_answer(text: str) -> bool:
   """Whether the text as a whole reads as an answer, as opposed to a sentence."""
   if not text.strip() or len(text) > _MAX_WHOLE:
@@ -180,7 +187,7 @@ def _announced(text: str) -> str | None:
   text = text[-100_000:]
   for wanted in (_BEHIND_ANSWER, _BEHIND_SOLUTION):
     for keyword in reversed(keywords):
-      is_solution = keyword[0].lower().startswith(('solution', 'result'))
+      is_solution = keyword[0].lower().startswith(('sol', 'res', 'opt', 'cho'))
       if is_solution != (wanted is _BEHIND_SOLUTION):
         continue
       match = wanted.match(text, keyword.end(), keyword.end() + 260)
@@ -210,7 +217,7 @@ def _bold(text: str) -> str | None:
 def extract_marked(response: str) -> str | None:
   """The answer that the response marks as its answer, or None; see the module's rules."""
   text = response[-MAX_RESPONSE:]
-  marked = [found for found in (_boxed(text), _hashes(text)) if found]
+  marked = [found for found in (_boxed(text), _hashes(text), _tagged(text)) if found]
   if marked:
     return max(marked)[1]
   return _announced(text) or _bold(text)
@@ -244,12 +251,11 @@ def extract(response: str) -> str | None:
   text = response[-MAX_RESPONSE:].strip()
   if is_answer(text):
     return text
-  line = re.sub(r'(?<=\D)[.!]$', '', _last_line(text))
-  tails = [line[match.end() :] for match in _TAIL.finditer(line[-600:])]
-  line = line[-600:]
+  line = re.sub(r'[.!]$', '', _last_line(text))[-600:]
   tails = [line[match.end() :] for match in _TAIL.finditer(line)]
   for tail in reversed(tails[-4:]):
-    if _HAS_MATHEMATICS.search(tail) and is_answer(tail):
+    in_words = number_words.leading(tail)
+    if is_answer(tail) and (_HAS_MATHEMATICS.search(tail) or (in_words and not in_words[1])):
       return tail
   spans = [first or second for first, second in _MATH_SPAN.findall(line)]
   if spans and answer_values.is_expression(answer_text.clean(spans[-1])):

@@ -171,7 +171,7 @@ def is_expression(text: str) -> bool:
   runs = [run for run in re.findall('[a-zA-Z]+', letters) if run not in _FUNCTIONS]
   if any(len(run) > 3 or run.lower() in _WORD_LIKE for run in runs):
     return False
-  if re.search(r'[a-zA-Z]{2,} +[a-zA-Z]{2,}|[0-9] +[0-9]', letters):
+  if re.search(r'[a-zA-Z]{2,} +[a-zA-Z]{2,}|(?<!_)[0-9] +[0-9]', letters):
     return False
   return bool(re.search(r'[0-9+*/^\\=-]', text)) or all(len(run) < 3 for run in runs)
 
@@ -328,9 +328,11 @@ def parse(text: str) -> Value:
     return _NEGATIVE_INFINITY
   if answer_text.squeezed(text) in (r'\emptyset', r'\{\}', r'\{\emptyset\}'):
     return Text('no solution')
+  if re.fullmatch(r'\\mathbb ?\{? ?R ?\}?|[Aa]ll reals?(?: numbers)?', text):
+    return Bracket('(', ')', (_NEGATIVE_INFINITY, _INFINITY))
   if choice := _CHOICE.match(text):
     if not _comma_of(text).search(choice[3][:1]) and not re.match(r'[-+*/^(=]', choice[3]):
-      return Either((Text(choice[1] or choice[2]), parse(choice[3])))
+      return Either((quantities.expression(choice[1] or choice[2]), _structure(choice[3])))
   sides = split(text, _ABOUT)
   if len(sides) > 1 and all(sides):
     return Either(tuple(parse(side) for side in sides[:4]))

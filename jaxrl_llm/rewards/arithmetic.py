@@ -185,6 +185,15 @@ class _Parser:
 _SHORT_FRACTION = re.compile(r'\\frac ?(?:([0-9]) ?([0-9])(?![0-9])|([0-9]) ?(\{)|(\{[^{}]*\}) ?([0-9]))')
 
 
+_REPEATING = re.compile(r'([0-9]{0,20})\.([0-9]{0,20}) ?\\overline ?\{ ?([0-9]{1,20}) ?\}')
+
+
+def _repeating(match: re.Match) -> str:
+  whole, start, period = match[1] or '0', match[2], match[3]
+  over = int(whole + start + period) - int(whole + start)
+  return f'({over}/{(10 ** len(period) - 1) * 10 ** len(start)})'
+
+
 def _expand_short(match: re.Match) -> str:
   if match[1]:
     return rf'\frac{{{match[1]}}}{{{match[2]}}}'
@@ -194,7 +203,9 @@ def _expand_short(match: re.Match) -> str:
 
 
 def spell_out(text: str) -> str:
-  r"""Writes `\frac12` as `\frac{1}{2}` and a mixed number `1\frac{1}{2}` as a sum."""
+  r"""Spells out `\frac12`, a mixed number `1\frac{1}{2}` (a sum) and `0.\overline{3}`."""
+  text = _REPEATING.sub(_repeating, text)
+
   def add(match: re.Match) -> str:
     whole, over, under = match[1], match[2] or match[4] or match[6], match[3] or match[5] or match[7]
     return rf'({whole}+\frac{{{over}}}{{{under}}})'

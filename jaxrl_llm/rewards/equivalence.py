@@ -37,8 +37,7 @@ _SYNONYMS = {
     'solutiondoesnotexist': 'no solution', 'nosolutionexists': 'no solution',
     'thereisnosolution': 'no solution', 'therearenosolutions': 'no solution',
     'doesnotexist': 'dne', 'infinite': 'infinitely many', 'infinitelymany': 'infinitely many',
-    'infinitelymanysolutions': 'infinitely many', 't': 't', 'allreals': 'all real numbers',
-    'allrealnumbers': 'all real numbers', 'r': 'r', 'mathbbr': 'all real numbers',
+    'infinitelymanysolutions': 'infinitely many', 
 }  # fmt: skip
 _NOT_WORDS = re.compile(r'[^a-z0-9+\-=<>/^.]+')
 _LEADING_WORDS = re.compile(r'^(?:the|a|an|option|choice|answer|letter|it is|it\'s|is) +')
@@ -165,6 +164,9 @@ class Comparison:
     if isinstance(one, answer_values.Text) and kind is Quantity:
       number = number_in_prose(one.text)
       return number is not None and self._ordered(number, other, swapped)
+    if isinstance(one, answer_values.Ratio) and kind is answer_values.Text:
+      hour, minute = (*one.parts, None)[:2]
+      return minute is not None and other.text[:-2] == f'{hour}:{str(minute):0>2}'
     if isinstance(one, answer_values.Ratio) and kind is Quantity:
       return (len(one.parts) == 2 and one.parts[1] != 0 and other.rational is not None
               and other.unit is None and one.parts[0] / one.parts[1] == other.rational)

@@ -54,6 +54,8 @@ def _fast(candidate: str, answer: str) -> bool | None:
     return equivalence.compare(candidate, answer)
   except equivalence.Undecided:
     return None
+  except RecursionError:  # Nesting is bounded, but the caller's own stack is not.
+    return False
 
 
 @functools.lru_cache(maxsize=4096)

@@ -134,11 +134,15 @@ def parse(text: str) -> Quantity | None:
     the quantity, or None if the text is no number and has no unit.
   """
   if match := _CURRENCY.match(text):
-    inner = parse(match[1] + match[3])
+    inner = _without_currency(match[1] + match[3])
     if inner is None:
       return None
     symbol = 'rupee' if match[2].startswith('Rs') else match[2]
     return dataclasses.replace(inner, unit=units.parse(symbol))
+  return _without_currency(text)
+
+
+def _without_currency(text: str) -> Quantity | None:
   if (quantity := _percent(text) or _based(text)) is not None:
     return quantity
   if (match := _ORDINAL.match(text)) and (not match[2] or match[2].startswith(' ')):

@@ -12,6 +12,7 @@ One JSON object a line, both ways: {"candidate", "answer", "seconds"} in, {"verd
 Imports nothing heavy: no jax, no numpy.
 """
 
+import gc
 import json
 import logging
 import os
@@ -117,6 +118,8 @@ def main() -> None:
   logging.disable(logging.CRITICAL)
   symbolic.warm_up()
   os.dup2(null, 2)
+  gc.collect()
+  gc.freeze()  # So that a child's collector does not touch, and copy, every inherited page.
 
   def reply(message: dict) -> None:
     replies.write(json.dumps(message) + '\n')

@@ -1,8 +1,9 @@
 """Which parameter lies where: one ordered table of (path pattern, PartitionSpec).
 
 The table is applied to the whole abstract `TrainState`. A pattern is matched against the last
-names of a leaf's path (whole names), so that Adam's moments, whose paths end as their parameter's do, follow it. The
-first match counts. There is no catch-all: a leaf that no rule covers is an error that names it.
+names of a leaf's path (whole names), so that Adam's moments, whose paths end as their parameter's
+do, follow it. The first match counts. There is no catch-all: a leaf that no rule covers is an error
+that names it.
 
 Stacked layers come first, [N, ...], and are never cut. A kernel that widens (D to heads or F) is
 cut as (fsdp, tensor), one that narrows as (tensor, fsdp): between the two an activation is cut
@@ -34,8 +35,8 @@ DECODER_RULES: Rules = (
     (r'layers/mlp/down/bias', P(None, None)),  # [N, D]
     (r'layers/(attention_norm|mlp_norm)/(scale|bias)', P(None, None)),  # [N, D]
     (r'final_norm/(scale|bias)', P(None)),  # [D]
-    (r'head/kernel', P('tensor', 'fsdp')),  # [V, D]
-    (r'head/bias', P('tensor')),  # [V]
+    (r'(q_)?head/kernel', P('tensor', 'fsdp')),  # [V, D]
+    (r'(q_)?head/bias', P('tensor')),  # [V]
     (r'value_head/kernel', P()),  # [M, D]; M, often 1, is too small to be cut.
     (r'value_head/bias', P()),  # [M]
 )

@@ -14,7 +14,8 @@ class Published:
     experiment: the binary that reproduces it.
     row: the row of the published table, such as 'Qwen2.5-1.5B, A*-PO'.
     column: its column.
-    value: as printed there.
+    value: the number.
+    decimals: how many are printed there.
     unit: of the value.
     address: paper or repository, table or file, row, column.
     setting: our setting that measures the same at the same scale; '' if there is none.
@@ -26,6 +27,7 @@ class Published:
   row: str
   column: str
   value: float
+  decimals: int
   unit: str
   address: str
   setting: str = ''
@@ -35,15 +37,15 @@ class Published:
 
 _A_STAR_PO_FILE = 'A*-PO (arXiv 2505.20686), repository ZhaolinGao/A-PO, assets/evaluations.png'
 
-# Columns of that figure, with their units. KL's normalisation is not stated there.
+# Columns of that figure: name, decimals, unit.
 _A_STAR_PO_COLUMNS = (
-    ('time', 'hours'),
-    ('peak memory', '% of GPU memory'),
-    ('KL', 'nats (normalisation not stated)'),
-    ('MATH500', '%'),
-    ('Minerva', '%'),
-    ('Olympiad', '%'),
-    ('AMC23 avg@32', '%'),
+    ('time', 2, 'hours'),
+    ('peak memory', 2, '% of GPU memory'),
+    ('KL', 3, 'to the reference; unit not stated'),
+    ('MATH500', 1, '%'),
+    ('Minerva', 2, '%'),
+    ('Olympiad', 2, '%'),
+    ('AMC23 avg@32', 2, '%'),
 )
 
 _A_STAR_PO_ROWS = (
@@ -75,11 +77,12 @@ def _a_star_po() -> list[Published]:
   cells = []
   for size, method, *values in _A_STAR_PO_ROWS:
     row = f'Qwen2.5-{size}, {method}'
-    for (column, unit), value in zip(_A_STAR_PO_COLUMNS, values, strict=True):
+    for (column, decimals, unit), value in zip(_A_STAR_PO_COLUMNS, values, strict=True):
       if value is not None:
         key = _A_STAR_PO_KEYS.get((method, column), '')
         cells.append(Published(
-            experiment='a_star_po', row=row, column=column, value=value, unit=unit,
+            experiment='a_star_po', row=row, column=column, value=value,
+            decimals=decimals, unit=unit,
             address=f'{_A_STAR_PO_FILE}, row {row}, column {column}',
             setting=f'math_qwen2.5_{size.lower()}' if key else '', key=key, factor=100.0,
         ))

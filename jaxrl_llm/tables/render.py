@@ -244,14 +244,19 @@ def _table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
 
 
 def _published_table(cells: Sequence[reference.Published]) -> list[str]:
-  columns = dict.fromkeys((cell.column, cell.unit) for cell in cells)
-  by_place = {(cell.row, cell.column): cell for cell in cells}
-  rows = [
-      [row, *(f'{by_place[row, column].value:g}' if (row, column) in by_place else '–'
-              for column, _ in columns)]
-      for row in dict.fromkeys(cell.row for cell in cells)
-  ]
-  return _table(['row', *(f'{column} ({unit})' for column, unit in columns)], rows)
+  rows: dict[str, dict[str, reference.Published]] = {}
+  for cell in cells:
+    rows.setdefault(cell.row, {})[cell.column] = cell
+  # The fullest row has the columns in their published order; a row may lack some.
+  fullest = max(rows.values(), key=len)
+  units = {cell.column: cell.unit for cell in (*fullest.values(), *cells)}
+  return _table(
+      ['row', *(f'{column} ({unit})' for column, unit in units.items())],
+      [[name, *(_printed(row.get(column)) for column in units)] for name, row in rows.items()])
+
+
+def _printed(cell: reference.Published | None) -> str:
+  return '–' if cell is None else f'{cell.value:.{cell.decimals}f}'
 
 
 def _sources(cells: Sequence[reference.Published]) -> list[str]:

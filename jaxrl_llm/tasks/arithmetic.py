@@ -103,17 +103,15 @@ def make_task(
 
   Args:
     seed: decides the problems, their order and which demonstrations are wrong.
-    num_demonstrations: problems with a response, for supervised fine-tuning.
+    num_demonstrations: problems with a response.
     num_train: problems of stage 1 and stage 2.
-    num_evaluation: held-out problems; drawn first, so they depend on nothing but
-      `seed`, `num_evaluation`, `digits` and `carry_free_fraction`.
+    num_evaluation: held-out problems; drawn first, whatever the other two numbers.
     digits: digits of an operand, 1 to 4 (ids must fit an int32).
     carry_drop_rate: the probability that a demonstration forgets its carries.
     carry_free_fraction: the fraction of each split in which nothing carries.
-    answer_format: 'reversed' writes the answer's least significant digit first,
-      in which order a small model learns it much faster; 'plain' as usual.
-    padding: 'zeros' writes operands with `digits` digits and answers with one
-      more; 'none' writes numbers without leading zeros.
+    answer_format: 'plain', or 'reversed': least significant digit first, which a
+      small model learns much faster.
+    padding: 'zeros' (operands have `digits` digits, answers one more) or 'none'.
 
   Returns:
     The task. Examples have besides the usual keys 'a' and 'b'.
@@ -122,22 +120,21 @@ def make_task(
     ValueError: a value out of its range, or more problems than there are.
   """
   _check(digits, carry_drop_rate, carry_free_fraction, answer_format, padding)
-  sizes = (num_evaluation, num_demonstrations, num_train)
-  evaluation, demonstrations, train = _draw_problems(seed, digits, sizes, carry_free_fraction)
-  rng = np.random.default_rng([seed, 1])
+  evaluation, demonstrations, train = _draw_problems(
+      seed, digits, (num_evaluation, num_demonstrations, num_train), carry_free_fraction
+  )
 
   def build(ids: np.ndarray) -> list[Example]:
     return [_example(int(index), digits, answer_format, padding) for index in ids]
 
-  with_responses = build(demonstrations)
-  for example, drop in zip(with_responses, rng.random(num_demonstrations) < carry_drop_rate):
-    wrong = int(drop_carries(example['a'], example['b']))
-    written = _write_answer(wrong, digits, answer_format, padding)
-    example['response'] = written if drop else example['answer']
+  drops = np.random.default_rng([seed, 1]).random(num_demonstrations) < carry_drop_rate
   return Task(
       name=f'arithmetic_{digits}_digits',
       tokenizer=tokenizers.CharacterTokenizer(ALPHABET),
-      demonstrations=with_responses,
+      demonstrations=[
+          example | {'response': _respond(example, drop, digits, answer_format, padding)}
+          for example, drop in zip(build(demonstrations), drops)
+      ],
       train=build(train),
       evaluation=build(evaluation),
       reward_fn=exact_match.exact_match,
@@ -216,6 +213,14 @@ def _example(index: int, digits: int, answer_format: str, padding: str) -> Examp
       'a': a,
       'b': b,
   }
+
+
+def _respond(example: Example, drop: bool, digits: int, answer_format: str, padding: str) -> str:
+  """A demonstration's response: the answer, or the sum without carries."""
+  if not drop:
+    return example['answer']
+  wrong = int(drop_carries(example['a'], example['b']))
+  return _write_answer(wrong, digits, answer_format, padding)
 
 
 def _write_answer(value: int, digits: int, answer_format: str, padding: str) -> str:

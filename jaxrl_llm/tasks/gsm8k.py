@@ -55,9 +55,8 @@ def make_task(
 ) -> Gsm8kTask:
   """Makes the task from the published files.
 
-  Demonstrations and training prompts are the same problems (the worked solutions of
-  the training file); evaluation problems are those of the test file. Problems that are
-  too long are left out and counted, never cut.
+  Demonstrations and training prompts are the training file's problems, evaluation the
+  test file's. Problems that are too long are left out and counted, never cut.
 
   Args:
     data_dir: the folder of train.jsonl and test.jsonl.
@@ -68,30 +67,25 @@ def make_task(
     num_evaluation: how many; None for all.
     max_prompt_tokens: longer prompts are left out.
     max_response_tokens: the sampler's limit; longer demonstrations are left out.
-    vocabulary: 'full', or 'compact' for small models: only what the demonstrations
-      need (see `tokenizers.compact`).
+    vocabulary: 'full', or 'compact': what the demonstrations need (`tokenizers.compact`).
     max_vocabulary: the limit of a compact vocabulary; None for no limit.
     annotations: 'strip' or 'keep' the calculator annotations of demonstrations.
 
   Returns:
-    The task.
+    The task, with what it left out.
 
   Raises:
     ValueError: a file is missing or damaged, or a setting is out of its range.
   """
   _check(vocabulary, max_vocabulary, annotations)
-  train, test = (
-      [_example(problem, first_id, annotations) for problem in gsm8k.load_split(data_dir, split)]
-      for split, first_id in (('train', 0), ('test', FIRST_TEST_ID))
-  )
+  train = _examples(data_dir, 'train', annotations)
+  test = _examples(data_dir, 'test', annotations)
   folder = tokenizer_dir or pathlib.Path(data_dir).parent / 'tokenizers' / 'qwen2'
-  tokenizer = tokenizers.load_tokenizer(folder)
-  if vocabulary == 'compact':
-    texts = [text for example in train for text in (example['prompt'], example['response'])]
-    tokenizer = tokenizers.compact(tokenizer, texts, max_size=max_vocabulary)
+  tokenizer = _tokenizer(folder, train, vocabulary, max_vocabulary)
   short = _within(train, 'prompt', tokenizer, max_prompt_tokens)
   complete = _within(short, 'response', tokenizer, max_response_tokens - 1)
   evaluation = _within(test, 'prompt', tokenizer, max_prompt_tokens)
+  left_out = len(train) - len(complete), len(train) - len(short), len(test) - len(evaluation)
   return Gsm8kTask(
       name='gsm8k',
       tokenizer=tokenizer,
@@ -102,12 +96,19 @@ def make_task(
       lenient_reward_fn=lenient_reward,
       max_prompt_tokens=max_prompt_tokens,
       max_response_tokens=max_response_tokens,
-      num_filtered={
-          'demonstrations': len(train) - len(complete),
-          'train': len(train) - len(short),
-          'evaluation': len(test) - len(evaluation),
-      },
+      num_filtered=dict(zip(('demonstrations', 'train', 'evaluation'), left_out)),
   )
+
+
+def _tokenizer(
+    folder: str | pathlib.Path, train: list[Example], vocabulary: str, max_vocabulary: int | None
+) -> Tokenizer:
+  """The tokenizer in `folder`, reduced to what the demonstrations need if so asked."""
+  tokenizer = tokenizers.load_tokenizer(folder)
+  if vocabulary == 'full':
+    return tokenizer
+  texts = [text for example in train for text in (example['prompt'], example['response'])]
+  return tokenizers.compact(tokenizer, texts, max_size=max_vocabulary)
 
 
 def _check(vocabulary: str, max_vocabulary: int | None, annotations: str) -> None:
@@ -120,16 +121,19 @@ def _check(vocabulary: str, max_vocabulary: int | None, annotations: str) -> Non
     raise ValueError(f"max_vocabulary needs vocabulary 'compact', got {max_vocabulary}")
 
 
-def _example(problem: gsm8k.Problem, first_id: int, annotations: str) -> Example:
-  """The example of a problem; its demonstration begins on a new line."""
-  answer = problem.answer
-  solution = gsm8k.strip_annotations(answer) if annotations == 'strip' else answer
-  return {
-      'id': first_id + problem.index,
-      'prompt': f'{problem.question} {INSTRUCTION}',
-      'answer': gsm8k.final_answer(answer),
-      'response': '\n' + solution,
-  }
+def _examples(data_dir: str | pathlib.Path, split: str, annotations: str) -> list[Example]:
+  """The examples of a file; a demonstration begins on a new line."""
+  first_id = FIRST_TEST_ID if split == 'test' else 0
+  examples = []
+  for index, question, answer in gsm8k.load_split(data_dir, split):
+    solution = gsm8k.strip_annotations(answer) if annotations == 'strip' else answer
+    examples.append({
+        'id': first_id + index,
+        'prompt': f'{question} {INSTRUCTION}',
+        'answer': gsm8k.final_answer(answer),
+        'response': '\n' + solution,
+    })
+  return examples
 
 
 def _within(examples: list[Example], key: str, tokenizer: Tokenizer, limit: int) -> list[Example]:

@@ -192,7 +192,7 @@ class MetricsWriter:
   """Writes metrics to metrics.jsonl, TensorBoard event files and, if asked, W&B.
 
   metrics.jsonl is the source: on resume it is cut back and the event files follow it. What was
-  sent to W&B cannot be taken back; there a repeated step is ignored.
+  sent to W&B cannot be taken back: there every process is a run of its own.
   """
 
   def __init__(
@@ -278,7 +278,7 @@ class MetricsWriter:
     if self._tensorboard is not None:
       self._tensorboard.close()
     if self._wandb is not None:
-      self._wandb.finish(quiet=True)
+      self._wandb.finish()
 
   def _write_tensorboard(self, step: int, values: Mapping[str, Any]) -> None:
     if self._tensorboard is None:

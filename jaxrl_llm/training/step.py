@@ -68,21 +68,7 @@ def accumulate_gradients(
   if num_micro_batches == 1:
     loss, gradients, metrics = micro_step(batch)
   else:
-    micro_batches = jax.tree.map(
-        lambda leaf: jnp.swapaxes(
-            jnp.reshape(leaf, (rows // num_micro_batches, num_micro_batches) + leaf.shape[1:]),
-            0, 1),
-        batch,
-    )
-    first = jax.tree.map(lambda leaf: leaf[0], micro_batches)
-    zeros = jax.tree.map(
-        lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), jax.eval_shape(micro_step, first)
-    )
-    (loss, gradients, metrics), _ = jax.lax.scan(
-        lambda carry, micro: (jax.tree.map(jnp.add, carry, micro_step(micro)), None),
-        zeros,
-        micro_batches,
-    )
+    loss, gradients, metrics = _sum_over_micro_batches(micro_step, batch, num_micro_batches)
   gradients = jax.tree.map(
       lambda gradient, param: WeightedMean(gradient, loss.weight).value().astype(param.dtype),
       gradients,
@@ -216,6 +202,18 @@ def count_compilations() -> Iterator[collections.Counter]:
     yield counts
   finally:
     jax.monitoring.unregister_event_duration_listener(listen)
+
+
+def _sum_over_micro_batches(micro_step: Callable[[Any], Any], batch: Any, parts: int) -> Any:
+  micro_batches = jax.tree.map(
+      lambda leaf: jnp.swapaxes(jnp.reshape(leaf, (-1, parts) + leaf.shape[1:]), 0, 1), batch
+  )
+  first = jax.tree.map(lambda leaf: leaf[0], micro_batches)
+  zeros = jax.tree.map(
+      lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), jax.eval_shape(micro_step, first)
+  )
+  add = lambda carry, micro: (jax.tree.map(jnp.add, carry, micro_step(micro)), None)
+  return jax.lax.scan(add, zeros, micro_batches)[0]
 
 
 def _leading_axis(batch: Any) -> int:

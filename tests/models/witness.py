@@ -4,6 +4,7 @@ One row, no padding, no cache, one head at a time. Slow and obvious on purpose.
 """
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 
@@ -106,6 +107,6 @@ def randomise(params, seed=0):
     name = path[-1].key
     spread = {'scale': 0.3, 'bias': 0.3}.get(name, 2.0 / np.sqrt(leaf.shape[-1]))
     centre = 1.0 if name == 'scale' else 0.0
-    return (centre + spread * rng.standard_normal(leaf.shape)).astype(np.float32)
+    return jnp.asarray(centre + spread * rng.standard_normal(leaf.shape), jnp.float32)
 
   return jax.tree_util.tree_map_with_path(draw, params)

@@ -198,3 +198,17 @@ def test_state_is_donated():
   assert state.params['a'].is_deleted()
 
 
+def test_frozen_networks_are_arguments_and_stay_as_they_are():
+  mesh = mesh_lib.make_mesh(8, 1, 1)
+  whole = mesh_lib.replicated(mesh)
+
+  def train_step(state, batch, frozen):
+    return {'a': state['a'] + frozen['w'] * jnp.sum(batch)}, {}
+
+  compiled = step.jit_train_step(
+      train_step, state_shardings={'a': whole}, batch_shardings=mesh_lib.batch_sharding(mesh),
+      frozen_shardings=({'w': whole},))
+  frozen = jax.device_put({'w': jnp.arange(3.0)}, whole)
+  state, _ = compiled({'a': jnp.zeros(3)}, np.ones(8, np.float32), frozen)
+  np.testing.assert_array_equal(state['a'], [0, 8, 16])
+  np.testing.assert_array_equal(frozen['w'], [0, 1, 2])

@@ -1,0 +1,103 @@
+"""A*-PO on GSM8K: the paper's settings by name, and a CPU-size default.
+
+  python -m experiments.a_star_po --config=experiments/configs/a_star_po_gsm8k.py \\
+      --config.data_dir=DIR_OF_TRAIN_AND_TEST_JSONL
+
+runs everything on the real problems with the real Qwen2 tokenizer (from
+DATA_DIR/../tokenizers/qwen2), with a decoder of about a million parameters that
+starts from scratch, within ten minutes on two CPU cores. Such a model learns the form
+of a solution and almost nothing of arithmetic: its score is not comparable with any
+published one. Settings `:qwen2.5_1.5b`, `:qwen2.5_3b` and `:qwen2.5_7b` are the
+paper's (Brantley et al., 2025, arXiv 2505.20686), and need
+--config.policy_init_from=DIR and an accelerator.
+"""
+
+from experiments import settings
+from jaxrl_llm.algorithms import a_star_po, sft
+from jaxrl_llm.models import configs
+from jaxrl_llm.training import optim
+
+_PUBLISHED = {
+    'qwen2.5_1.5b': configs.qwen2_5_1_5b,
+    'qwen2.5_3b': configs.qwen2_5_3b,
+    'qwen2.5_7b': configs.qwen2_5_7b,
+}
+_EPOCHS, _BATCH_SIZE, _TRAIN_PROBLEMS = 25, 256, 7_473
+
+
+def get_config(setting: str = '') -> settings.AStarPo:
+  if not setting:
+    return _cpu_size()
+  if setting not in _PUBLISHED:
+    raise ValueError(f'setting must be one of {", ".join(_PUBLISHED)} or none, got {setting!r}')
+  return _published(setting)
+
+
+def _published(setting: str) -> settings.AStarPo:
+  # Addresses: S = scripts/apo_gsm8k.sh, Y = config/apo_trainer.yaml and L = the loader
+  # verl/utils/dataset/rl_dataset.py, all of the repository ZhaolinGao/A-PO.
+  return settings.AStarPo(
+      task=settings.Gsm8kTask(
+          max_prompt_tokens=256,  # S: longer prompts are filtered.
+          max_response_tokens=1_024,  # S.
+      ),
+      model=_PUBLISHED[setting](),  # Qwen2.5 bases: paper, experiments on GSM8K; S.
+      sft=settings.SftSettings(steps=0),  # S: starts from the base model.
+      algorithm=a_star_po.Config(
+          samples_per_prompt=8,  # L: columns eval_0 to eval_7.
+          beta1=0.5,  # S.
+          beta2=1e-3,  # S.
+          filter_all_wrong=False,  # Y and S: filter_incorrect is off.
+          stage1_reward='identical',  # Paper: one r. Their stage 1 scored leniently: 'lenient'.
+          entropy_coefficient=0.0,  # Paper: none. Y leaves 1e-3 active.
+          temperature=1.0,  # S: top_p 1, top_k off.
+          num_minibatches=2,  # S: 256 prompts in mini-batches of 128.
+          num_micro_batches=16,  # Ours: memory only, no effect on the update.
+      ),
+      optimizer=optim.OptimizerConfig(
+          name='adamw', learning_rate=1e-6, schedule='constant',  # S and Y.
+          b1=0.9, b2=0.999, weight_decay=1e-2, max_grad_norm=1.0,  # Y.
+      ),
+      steps=_EPOCHS * (_TRAIN_PROBLEMS // _BATCH_SIZE),  # S: 25 epochs, last batches dropped.
+      batch_size=_BATCH_SIZE,  # S.
+      stage1_batch_size=64,
+      evaluation=settings.EvaluationSettings(
+          every=50, num_samples=1, batch_size=64, diagnosed_prompts=0,  # S: greedy, every 50.
+      ),
+      save_every=50,
+      note='The published setting of arXiv 2505.20686 on GSM8K.',
+  )
+
+
+def _cpu_size() -> settings.AStarPo:
+  return settings.AStarPo(
+      task=settings.Gsm8kTask(
+          num_train=256, num_evaluation=128, max_prompt_tokens=160, max_response_tokens=160,
+          vocabulary='compact', max_vocabulary=2_048,
+      ),
+      model=configs.TransformerConfig(
+          num_layers=4, width=128, num_heads=4, num_kv_heads=2, head_dim=32, mlp_width=384,
+          max_length=320,
+      ),
+      sft=settings.SftSettings(
+          steps=300, batch_size=16, save_every=100, algorithm=sft.Config(head_chunk=0),
+          optimizer=optim.OptimizerConfig(
+              learning_rate=3e-3, schedule='cosine', warmup_steps=30, weight_decay=0.01
+          ),
+      ),
+      algorithm=a_star_po.Config(samples_per_prompt=4, head_chunk=0),
+      optimizer=optim.OptimizerConfig(name='adam', learning_rate=1e-4),
+      steps=20,
+      batch_size=32,
+      stage1_batch_size=32,
+      save_every=5,
+      evaluation=settings.EvaluationSettings(
+          every=10, num_samples=2, batch_size=64, diagnosed_prompts=32, diagnosed_samples=8
+      ),
+      note=(
+          'Scaled for a CPU: a decoder of about 1M parameters from scratch (published: Qwen2.5 of '
+          '1.5B to 7B), 256 of 7,473 training and 128 of 1,319 test problems, 2,048 of the '
+          'tokenizer\'s ids, responses of at most 160 tokens (published: 1,024), N = 4 (8), '
+          'batches of 32 (256), 20 of them (725), learning rate 1e-4 (1e-6)'
+      ),
+  )

@@ -1,0 +1,342 @@
+"""The command line of every binary: bad input, workdirs, locks, results.json."""
+
+import dataclasses
+import importlib.metadata
+import json
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import textwrap
+
+import pytest
+
+from experiments import launch
+
+REPOSITORY = pathlib.Path(__file__).resolve().parents[2]
+
+# A binary and its config, without JAX: each start takes about a tenth of a second.
+BINARY = textwrap.dedent('''
+    """Adds numbers."""
+    import errno, pathlib, sys, time
+    from experiments import launch
+
+    def main(run):
+      config = run.config
+      print('main', config.optimizer.learning_rate, run.workdir, run.setting, run.seed, flush=True)
+      if config.fail == 'value':
+        raise ValueError('beta1 must be positive,\\n  got -1 (config.beta1)')
+      if config.fail == 'missing':
+        open('absent/train.jsonl')
+      if config.fail == 'full':
+        (run.workdir / 'metrics.jsonl').write_text('{}')
+        raise OSError(errno.ENOSPC, 'No space left on device', 'metrics.jsonl')
+      if config.fail == 'bug':
+        raise RuntimeError('a bug')
+      if config.fail == 'late':
+        (run.workdir / 'metrics.jsonl').write_text('{}')
+        raise ValueError('train/loss must be finite, got nan at step 3')
+      if config.fail == 'wait':
+        time.sleep(60)
+      run.table_path.write_text('| a | table |\\n')
+      run.results_path.write_text('{}')
+      assert 'jax' not in sys.modules
+
+    if __name__ == '__main__':
+      launch.run(main, default_config='adding_small.py')
+''')
+
+CONFIG = textwrap.dedent('''
+    import dataclasses
+
+    @dataclasses.dataclass
+    class Optimizer:
+      learning_rate: float = 1e-3
+      warmup: int = 0
+
+    @dataclasses.dataclass
+    class Config:
+      seed: int = 0
+      data_dir: str = ''
+      fail: str = ''
+      fast: bool = False
+      sizes: tuple[int, ...] = (1, 2)
+      limit: int | None = None
+      optimizer: Optimizer = dataclasses.field(default_factory=Optimizer)
+
+      def validate(self):
+        if self.optimizer.learning_rate <= 0:
+          raise ValueError(f'learning_rate must be positive, got {self.optimizer.learning_rate} '
+                           '(config.optimizer.learning_rate)')
+
+    def get_config(setting='small'):
+      if setting not in ('small', 'big'):
+        raise ValueError(f'setting must be small or big, got {setting!r}')
+      return Config()
+''')
+
+
+@pytest.fixture
+def binary(tmp_path):
+  """Runs `adding.py` in a folder of its own; arguments in, finished process out."""
+  (tmp_path / 'adding.py').write_text(BINARY)
+  (tmp_path / 'adding_small.py').write_text(CONFIG)
+
+  def start(*arguments, process=subprocess.run, **options):
+    return process(
+        [sys.executable, 'adding.py', *arguments], cwd=tmp_path, text=True,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        env=os.environ | {'PYTHONPATH': str(REPOSITORY)}, **options)
+
+  return start
+
+
+def _assert_one_line(done, *words):
+  assert done.returncode == 2, done
+  assert done.stderr.startswith('adding: error: ') and done.stderr.count('\n') == 1, done.stderr
+  for word in words:
+    assert word in done.stderr
+
+
+def test_defaults_alone_are_enough(binary, tmp_path):
+  done = binary()
+  assert done.returncode == 0, done.stderr
+  assert done.stdout == 'main 0.001 runs/adding_small small 0\n' and done.stderr == ''
+  config = json.loads((tmp_path / 'runs/adding_small/config.json').read_text())
+  assert config['experiment'] == 'adding' and config['config_file'] == 'adding_small.py'
+  assert config['config']['optimizer'] == {'learning_rate': 0.001, 'warmup': 0}
+  assert config['config']['sizes'] == [1, 2]
+
+
+@pytest.mark.parametrize('arguments,line', [
+    (['--config.seed=3'], 'main 0.001 runs/adding_small_seed3 small 3'),
+    (['--config.optimizer.learning_rate=2e-2'], 'main 0.02 runs/adding_small small 0'),
+    (['--config.seed', '4', '--config', 'adding_small.py:big'],
+     'main 0.001 runs/adding_small_big_seed4 small_big 4'),
+    (['--workdir=a/b', '--config.fast', '--config.sizes=(3,4)', '--config.limit=5'],
+     'main 0.001 a/b small 0'),
+    (['--noconfig.fast', '--config.fast=true'], 'main 0.001 runs/adding_small small 0'),
+])
+def test_overrides_and_default_workdir(binary, arguments, line):
+  done = binary(*arguments)
+  assert done.returncode == 0, done.stderr
+  assert done.stdout == line + '\n'
+
+
+@pytest.mark.parametrize('arguments,words', [
+    (['--config.sead=1'], ['unknown field config.sead', 'mean seed?', 'allowed are seed, ']),
+    (['--config.optimizer.rate=1'], ['unknown field config.optimizer.rate', 'learning_rate, ']),
+    (['--config.seed.x=1'], ['unknown field config.seed.x', 'config.seed is a single value']),
+    (['--config.optimizer=1'], ['config.optimizer is a group', '--config.optimizer.learning_rate']),
+    (['--config.seed=x'], ["config.seed must be an integer, got 'x'"]),
+    (['--config.seed=1.5'], ["config.seed must be an integer, got '1.5'"]),
+    (['--config.seed', 'x'], ["config.seed must be an integer, got 'x'"]),
+    (['--config.optimizer.learning_rate=fast'],
+     ["config.optimizer.learning_rate must be a number, got 'fast'"]),
+    (['--config.fast=maybe'], ["config.fast must be true or false, got 'maybe'"]),
+    (['--config.sizes=(1,b)'], ['config.sizes must be tuple[int, ...], got']),
+    (['--config.optimizer.learning_rate=-1'], ['learning_rate must be positive, got -1.0']),
+    (['--config=adding_smal.py'], ["'adding_smal.py' does not exist", "mean 'adding_small.py'?"]),
+    (['--config=adding_small.py:huge'], ["setting must be small or big, got 'huge'"]),
+    (['--config=adding.py'], ["config file 'adding.py' has no get_config()"]),
+    (['--config'], ['Missing value for flag --config']),
+    (['--config='], ['Missing value for flag --config']),
+    (['--config.seed'], ['Missing value for flag --config.seed']),
+    (['--confg=3'], ['unknown flag --confg; did you mean --config?']),
+    (['extra'], ["unexpected argument 'extra'"]),
+    (['--workdir=adding.py'], ['workdir must be a folder, got the file adding.py (--workdir)']),
+    (['--workdir=.'], ['. is not a run (it holds ', 'and no config.json)']),
+])
+def test_bad_command_lines(binary, tmp_path, arguments, words):
+  before = sorted(tmp_path.iterdir())
+  _assert_one_line(binary(*arguments), *words)
+  after = [path for path in sorted(tmp_path.iterdir()) if path.name != '__pycache__']
+  assert after == before  # Nothing was made.
+
+
+@pytest.mark.parametrize('content,words', [
+    ('def get_config(:', ['cannot be loaded: SyntaxError']),
+    ('import absent_module', ['cannot be loaded: ModuleNotFoundError', 'absent_module']),
+    ('def get_config(): return {}', ['must return a dataclass', 'dict']),
+    ('def get_config(): raise ValueError("no table")', ['no table']),
+])
+def test_bad_config_files(binary, tmp_path, content, words):
+  (tmp_path / 'bad.py').write_text(content)
+  _assert_one_line(binary('--config=bad.py'), 'bad.py', *words)
+
+
+def test_a_setting_that_the_file_does_not_take(binary, tmp_path):
+  (tmp_path / 'plain.py').write_text(CONFIG.replace("get_config(setting='small')", 'get_config()')
+                                     .replace('if setting not in', 'if "small" not in'))
+  assert binary('--config=plain.py').returncode == 0
+  _assert_one_line(binary('--config=plain.py:x'), "'plain.py' has no setting 'x'")
+
+
+@pytest.mark.parametrize('fail,words', [
+    ('value', ['adding: error: beta1 must be positive, got -1 (config.beta1)\n']),
+    ('missing', ['No such file or directory: absent/train.jsonl']),
+    ('full', ['No space left on device: metrics.jsonl']),
+])
+def test_errors_of_the_binary(binary, fail, words):
+  _assert_one_line(binary(f'--config.fail={fail}'), *words)
+
+
+def test_a_bug_is_not_hidden(binary):
+  done = binary('--config.fail=bug')
+  assert done.returncode == 1 and 'Traceback' in done.stderr and 'RuntimeError' in done.stderr
+
+
+def test_debug_shows_the_traceback(binary):
+  done = binary('--config.fail=value', '--debug')
+  assert done.returncode == 2 and 'Traceback' in done.stderr
+
+
+def test_a_workdir_in_which_nothing_was_made_is_free_again(binary, tmp_path):
+  _assert_one_line(binary('--config.fail=value'))
+  assert not (tmp_path / 'runs/adding_small').exists()
+  assert binary().returncode == 0
+
+
+def test_a_workdir_with_work_in_it_is_kept(binary, tmp_path):
+  _assert_one_line(binary('--config.fail=late'), 'got nan at step 3')
+  assert (tmp_path / 'runs/adding_small/metrics.jsonl').read_text() == '{}'
+  _assert_one_line(binary(), "config.fail: 'late' there, '' given")
+
+
+def test_a_complete_run_says_so(binary, tmp_path):
+  assert binary().returncode == 0
+  done = binary()
+  assert done.returncode == 0 and 'main' not in done.stdout
+  assert done.stdout == (
+      'This run is complete: runs/adding_small/results.json\n'
+      'Its table, runs/adding_small/table.md:\n\n| a | table |\n\n')
+
+
+def test_workdir_of_another_config_says_which_fields_differ(binary):
+  assert binary('--workdir=w').returncode == 0
+  done = binary('--workdir=w', '--config.seed=2', '--config.optimizer.warmup=7')
+  _assert_one_line(done, 'w belongs to another config (config.seed: 0 there, 2 given; '
+                   'config.optimizer.warmup: 0 there, 7 given)')
+
+
+def test_data_may_have_moved(binary):
+  assert binary('--workdir=w').returncode == 0
+  assert 'complete' in binary('--workdir=w', '--config.data_dir=/elsewhere').stdout
+
+
+def test_workdir_of_another_version_of_the_config(binary, tmp_path):
+  assert binary('--workdir=w').returncode == 0
+  path = tmp_path / 'adding_small.py'
+  path.write_text(CONFIG.replace('  warmup: int = 0', '  rise: int = 3'))
+  _assert_one_line(binary('--workdir=w'), "config.optimizer.warmup: 0 there, '(absent)' given",
+                   "config.optimizer.rise: '(absent)' there, 3 given")
+
+
+def test_workdir_of_another_binary(binary, tmp_path):
+  (tmp_path / 'other.py').write_text(BINARY)
+  subprocess.run([sys.executable, 'other.py', '--workdir=w'], cwd=tmp_path, check=True,
+                 env=os.environ | {'PYTHONPATH': str(REPOSITORY)}, stdout=subprocess.PIPE)
+  _assert_one_line(binary('--workdir=w'), "experiment: 'other' there, 'adding' given")
+
+
+def test_broken_config_json(binary, tmp_path):
+  assert binary('--workdir=w').returncode == 0
+  (tmp_path / 'w/config.json').write_text('{"config": ')
+  _assert_one_line(binary('--workdir=w'), 'w/config.json is not a config of a run')
+
+
+def test_two_processes_in_one_workdir(binary):
+  first = binary('--config.fail=wait', process=subprocess.Popen)
+  try:
+    assert first.stdout.readline().startswith('main')
+    _assert_one_line(binary('--config.fail=wait'),
+                     'another process is running in runs/adding_small')
+    assert binary('--config.seed=1').returncode == 0
+  finally:
+    first.send_signal(signal.SIGINT)
+    _, error = first.communicate()
+  assert first.returncode == 130
+  assert error == 'adding: interrupted; run the same command again to resume\n'
+  # The lock went with the process.
+  done = binary('--config.fail=wait', process=subprocess.Popen)
+  assert done.stdout.readline().startswith('main')
+  done.kill()
+  done.communicate()
+
+
+def test_help_shows_the_fields(binary):
+  done = binary('--help')
+  assert done.returncode == 0 and done.stderr == ''
+  for text in ('Adds numbers.', '--config.optimizer.learning_rate=0.001', '--workdir',
+               'usage: python -m experiments.adding'):
+    assert text in done.stdout
+
+
+@dataclasses.dataclass
+class _Config:
+  seed: int = 3
+
+
+def _run(tmp_path):
+  return launch.Run(_Config(), tmp_path, 'toy', 'small', 'toy_small.py', commit='abc')
+
+
+def test_results_fields(tmp_path):
+  path = launch.write_results(_run(tmp_path), {
+      'eval/trained/pass@1': 0.5, 'sampled_tokens/stage1': 30, 'sampled_tokens/stage2': 12,
+      'note': 'text', 'eval/nan': float('nan')})
+  results = json.loads(path.read_text())
+  assert path == tmp_path / 'results.json'
+  assert (results['experiment'], results['setting'], results['seed']) == ('toy', 'small', 3)
+  assert results['commit'] == 'abc' and results['sampled_tokens'] == 42
+  assert results['eval/trained/pass@1'] == 0.5 and results['note'] == 'text'
+  assert results['eval/nan'] == 'nan'
+  for name in ('jax', 'jaxlib', 'flax', 'optax', 'numpy'):
+    assert results[f'versions/{name}'] == importlib.metadata.version(name)
+  assert results['versions/orbax'] == importlib.metadata.version('orbax-checkpoint')
+  assert results['versions/python'].startswith('3.')
+  assert 'cpu' in results['device'] and 0 <= results['wall_seconds'] < 60
+  assert all(isinstance(value, (int, float, str)) for value in results.values())
+
+
+def test_total_given_by_the_binary_is_kept(tmp_path):
+  path = launch.write_results(_run(tmp_path), {'sampled_tokens': 5, 'sampled_tokens/stage1': 1})
+  assert json.loads(path.read_text())['sampled_tokens'] == 5
+
+
+@pytest.mark.parametrize('value', [None, True, [1], {'a': 1}])
+def test_results_must_be_flat(tmp_path, value):
+  with pytest.raises(ValueError, match=r'results must be numbers and strings, got .* \(bad\)'):
+    launch.write_results(_run(tmp_path), {'bad': value})
+  assert not (tmp_path / 'results.json').exists()
+
+
+def test_wall_seconds_add_up_over_resumes(tmp_path):
+  (tmp_path / 'wall_seconds.json').write_text(
+      '{"wall_seconds": 1000.0, "marks": {"sft": 400.0}}')
+  run = _run(tmp_path)
+  assert 1000 <= run.wall_seconds() < 1060
+  run.mark('sft')
+  run.mark('stage1')
+  assert run.marks['sft'] == 400 and 1000 <= run.marks['stage1'] < 1060
+  assert _run(tmp_path).marks == run.marks
+  run.save_clock()
+  assert _run(tmp_path).wall_seconds() >= run._earlier_seconds
+  (tmp_path / 'wall_seconds.json').write_text('{"wall_')  # Never a reason to stop.
+  assert _run(tmp_path).wall_seconds() < 60
+
+
+def test_commit_of_this_source():
+  commit = launch.current_commit()
+  head = subprocess.run(
+      ['git', '-C', str(REPOSITORY), 'rev-parse', 'HEAD'], capture_output=True, text=True)
+  if head.returncode:
+    assert commit == 'unknown'
+  else:
+    assert commit.removesuffix('-dirty') == head.stdout.strip()
+
+
+def test_commit_is_unknown_without_git(monkeypatch):
+  monkeypatch.setenv('PATH', '')
+  assert launch.current_commit() == 'unknown'

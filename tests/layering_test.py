@@ -1,0 +1,336 @@
+"""Who may import whom, what may stand where, and how long it may be (README, "The map").
+
+Every import is parsed, those inside functions included. Messages name file and line.
+"""
+
+import ast
+import functools
+import os
+import pathlib
+import statistics
+import subprocess
+import sys
+import textwrap
+
+import pytest
+
+REPOSITORY = pathlib.Path(__file__).resolve().parents[1]
+PACKAGE = REPOSITORY / 'jaxrl_llm'
+SOURCES = sorted(PACKAGE.rglob('*.py'))
+BINARIES = sorted((REPOSITORY / 'experiments').rglob('*.py'))
+
+# Folder -> what of the project it may import, itself apart.
+MAY_IMPORT = {
+    'types': (),
+    'tables': (),
+    'rl': ('types',),
+    'models': ('types',),
+    'sampling': ('rl', 'types'),
+    'sharding': ('types',),
+    'training': ('sharding', 'types'),
+    'data': ('types',),
+    'rewards': ('types',),
+    'tasks': ('data', 'rewards', 'types'),
+    'evaluation': ('sampling', 'rewards', 'rl', 'types'),
+    'algorithms': ('rl', 'training.step', 'types'),
+}
+
+# Library -> the only files (as prefixes of paths in the package) that may import it.
+ONLY_IN = {
+    'flax': ('models/',),
+    'orbax': ('training/checkpoints.py',),
+    'optax': ('training/', 'algorithms/'),
+    'ml_collections': (),
+    'tensorflow': (),
+    'torch': (),
+    'ray': (),
+    'transformers': (),
+}
+
+# Imported inside the function that needs them, so that nobody else waits for them.
+# A TFDS builder has to subclass one of TFDS's classes, and is imported by it alone.
+HEAVY = frozenset({
+    'tensorflow', 'tensorflow_datasets', 'torch', 'tokenizers', 'sentencepiece', 'transformers',
+    'math_verify', 'sympy', 'latex2sympy2_extended', 'matplotlib', 'tensorboardX', 'wandb',
+    'jinja2', 'safetensors', 'sacrebleu', 'rouge_score', 'scipy',
+})
+HEAVY_EXCEPTIONS = ('data/tfds_builders/',)
+
+# rl/, algorithms/ and sampling/ are pure: arrays in, arrays out.
+PURE = ('rl', 'algorithms', 'sampling')
+IMPURE_MODULES = frozenset({
+    'time', 'datetime', 'random', 'os', 'io', 'sys', 'pathlib', 'tempfile', 'shutil', 'logging',
+    'subprocess', 'threading', 'socket', 'secrets', 'pickle', 'absl', 'tqdm', 'rich',
+})
+IMPURE_CALLS = frozenset({'print', 'open', 'input', 'eval', 'exec'})
+
+
+@functools.cache
+def _tree(path):
+  return ast.parse(path.read_text(encoding='utf-8'), str(path))
+
+
+def _name(path):
+  return path.relative_to(PACKAGE).as_posix()
+
+
+def _imports(tree, package=''):
+  """(line, dotted name, stands at the top) of everything that `tree` imports.
+
+  `from a import b` gives a.b: b may be a module, and if it is not, a.b lies in a. Relative
+  imports are resolved against `package`; importlib with a constant counts.
+  """
+  top = {id(node) for node in tree.body}
+  for node in ast.walk(tree):
+    if isinstance(node, ast.Import):
+      for alias in node.names:
+        yield node.lineno, alias.name, id(node) in top
+    elif isinstance(node, ast.ImportFrom):
+      module = node.module or ''
+      if node.level:
+        parents = package.split('.')
+        base = parents[: len(parents) - node.level + 1]
+        module = '.'.join([*base, module] if module else base)
+      for alias in node.names:
+        yield node.lineno, f'{module}.{alias.name}', id(node) in top
+    elif isinstance(node, ast.Call) and node.args and isinstance(node.args[0], ast.Constant):
+      called = ast.unparse(node.func)
+      if called in ('__import__', 'importlib.import_module', 'import_module'):
+        yield node.lineno, str(node.args[0].value), False
+
+
+def _package(path):
+  return '.'.join(path.relative_to(REPOSITORY).parent.parts)
+
+
+def _below(name, prefix):
+  return name == prefix or name.startswith(prefix + '.')
+
+
+def _layer_offences(name, tree, package):
+  """Imports of project modules that the file `name` (a path in the package) may not make."""
+  folder = name.split('/')[0].removesuffix('.py')
+  if folder == '__init__':
+    allowed = ()
+  elif folder in MAY_IMPORT:
+    allowed = tuple(f'jaxrl_llm.{other}' for other in MAY_IMPORT[folder])
+    if folder != 'algorithms':  # Algorithms never import each other.
+      allowed += (f'jaxrl_llm.{folder}',)
+  else:
+    return [f'{name}: the folder {folder} has no rule in tests/layering_test.py']
+  offences = []
+  for line, imported, _ in _imports(tree, package):
+    if _below(imported, 'experiments') or _below(imported, 'tests'):
+      offences.append(f'{name}:{line} imports {imported}')
+    elif _below(imported, 'jaxrl_llm') and not any(_below(imported, a) for a in allowed):
+      offences.append(f'{name}:{line} imports {imported}')
+  return offences
+
+
+def test_folders_import_only_what_they_may():
+  offences = [o for path in SOURCES
+              for o in _layer_offences(_name(path), _tree(path), _package(path))]
+  assert not offences, '\n'.join(offences)
+
+
+@pytest.mark.parametrize('name, source', [
+    ('rl/x.py', 'from jaxrl_llm.models import policy'),
+    ('rl/x.py', 'import jaxrl_llm.sampling.decode'),
+    ('rl/x.py', 'def f():\n  from jaxrl_llm import data'),
+    ('rl/x.py', 'from .. import models'),
+    ('rl/x.py', 'from ..models import policy'),
+    ('rl/x.py', 'import importlib\nimportlib.import_module("jaxrl_llm.models")'),
+    ('models/x.py', 'from jaxrl_llm.rl import masking'),
+    ('sampling/x.py', 'from jaxrl_llm.models import policy'),
+    ('algorithms/x.py', 'from jaxrl_llm.algorithms import sft'),
+    ('algorithms/x.py', 'from . import sft'),
+    ('algorithms/x.py', 'from jaxrl_llm.training import optim'),
+    ('algorithms/x.py', 'from jaxrl_llm import training'),
+    ('data/x.py', 'from jaxrl_llm.rewards import exact_match'),
+    ('rewards/x.py', 'from jaxrl_llm.tasks import arithmetic'),
+    ('training/x.py', 'from jaxrl_llm.algorithms import sft'),
+    ('evaluation/x.py', 'from jaxrl_llm.models import policy'),
+    ('tables/x.py', 'from jaxrl_llm import types'),
+    ('types.py', 'from jaxrl_llm.rl import masking'),
+    ('__init__.py', 'from jaxrl_llm import types'),
+    ('training/x.py', 'from experiments import launch'),
+    ('novelty/x.py', ''),
+])
+def test_the_layer_rule_catches(name, source):
+  package = ('jaxrl_llm.' + name.rpartition('/')[0]).rstrip('.')
+  assert _layer_offences(name, ast.parse(source), package)
+
+
+@pytest.mark.parametrize('name, source', [
+    ('rl/x.py', 'from jaxrl_llm.rl import masking\nfrom jaxrl_llm.types import Array\n'
+                'from . import masking\nimport jax'),
+    ('algorithms/x.py', 'from jaxrl_llm.rl import masking\nfrom jaxrl_llm.training import step'),
+    ('tasks/x.py', 'from jaxrl_llm.data import batching\nfrom jaxrl_llm.rewards import exact_match'),
+])
+def test_the_layer_rule_lets_pass(name, source):
+  assert not _layer_offences(name, ast.parse(source), 'jaxrl_llm.' + name.split('/')[0])
+
+
+def test_libraries_stay_where_they_belong():
+  offences = []
+  for path in SOURCES:
+    for line, imported, top in _imports(_tree(path), _package(path)):
+      library = imported.split('.')[0]
+      if library in ONLY_IN and not _name(path).startswith(ONLY_IN[library] or ('-',)):
+        offences.append(f'{_name(path)}:{line} imports {library}: allowed in {ONLY_IN[library]}')
+      if library in HEAVY and top and not _name(path).startswith(HEAVY_EXCEPTIONS):
+        offences.append(f'{_name(path)}:{line} imports {library} at its top: too heavy')
+  assert not offences, '\n'.join(offences)
+
+
+def test_tables_use_the_standard_library_only():
+  allowed = {*sys.stdlib_module_names, 'jaxrl_llm'}
+  offences = [
+      f'{_name(path)}:{line} imports {imported}'
+      for path in SOURCES if _name(path).startswith('tables/')
+      for line, imported, _ in _imports(_tree(path), _package(path))
+      if imported.split('.')[0] not in allowed]
+  assert not offences, '\n'.join(offences)
+
+
+def test_host_folders_compute_with_numpy():
+  # types.py names jax.Array; beyond that, rewards, tasks and data never touch a device.
+  offences = [
+      f'{_name(path)}:{line} imports {imported}'
+      for path in SOURCES if _name(path).startswith(('rewards/', 'tasks/', 'data/'))
+      for line, imported, _ in _imports(_tree(path), _package(path))
+      if imported.split('.')[0] in ('jax', 'jaxlib')]
+  assert not offences, '\n'.join(offences)
+
+
+def test_jit_stands_at_the_edge():
+  offences = []
+  for path in SOURCES:
+    if _name(path).startswith('evaluation/') or _name(path) == 'training/step.py':
+      continue
+    for node in ast.walk(_tree(path)):
+      if isinstance(node, ast.Attribute) and ast.unparse(node) in ('jax.jit', 'jax.pmap'):
+        offences.append(f'{_name(path)}:{node.lineno} {ast.unparse(node)}')
+    offences += [f'{_name(path)}:{line} {imported}' for line, imported, _ in
+                 _imports(_tree(path)) if imported in ('jax.jit', 'jax.pmap')]
+  assert not offences, '\n'.join(offences)
+
+
+def _impurities(tree):
+  for line, imported, _ in _imports(tree):
+    if imported.split('.')[0] in IMPURE_MODULES:
+      yield line, imported
+  for node in ast.walk(tree):
+    if isinstance(node, ast.Call) and ast.unparse(node.func) in IMPURE_CALLS:
+      yield node.lineno, ast.unparse(node.func)
+    if isinstance(node, ast.Attribute) and ast.unparse(node) in ('np.random', 'numpy.random'):
+      yield node.lineno, 'np.random'
+    if isinstance(node, ast.Attribute) and ast.unparse(node) in ('jax.debug.print',):
+      yield node.lineno, 'jax.debug.print'
+
+
+def test_the_core_has_no_print_clock_file_or_global_randomness():
+  offences = [
+      f'{_name(path)}:{line} {what}'
+      for path in SOURCES if _name(path).split('/')[0] in PURE
+      for line, what in _impurities(_tree(path))]
+  assert not offences, '\n'.join(offences)
+
+
+@pytest.mark.parametrize('source', [
+    'print(1)', 'import time', 'def f():\n  import random', 'np.random.normal()', 'open("x")',
+    'from os import path', 'jax.debug.print("x")'])
+def test_the_purity_rule_catches(source):
+  assert list(_impurities(ast.parse(source)))
+
+
+# --- What importing costs.
+
+
+def _loaded_by(statement):
+  """The top-level packages that a fresh interpreter holds after `statement`."""
+  program = f'import sys\n{statement}\nprint(*sorted({{n.split(".")[0] for n in sys.modules}}))'
+  environment = {**os.environ, 'PYTHONPATH': str(REPOSITORY)}
+  result = subprocess.run(
+      [sys.executable, '-c', program], capture_output=True, text=True, check=False,
+      cwd=REPOSITORY, env=environment, timeout=120)
+  assert result.returncode == 0, result.stderr[-2000:]
+  return set(result.stdout.split())
+
+
+def test_importing_the_package_loads_nothing_heavy():
+  loaded = _loaded_by('import jaxrl_llm, jaxrl_llm.types')
+  assert 'jax' in loaded
+  assert not loaded & (HEAVY | {'flax', 'orbax', 'optax'})
+
+
+def test_importing_the_main_job_loads_neither_torch_nor_tensorflow():
+  loaded = _loaded_by('import experiments.a_star_po')
+  assert 'optax' in loaded
+  assert not loaded & {'torch', 'tensorflow', 'tensorflow_datasets', 'transformers'}
+
+
+# --- Sizes.
+
+
+def _documentation(node):
+  """Lines of a function's docstring."""
+  first = node.body[0]
+  if isinstance(first, ast.Expr) and isinstance(first.value, ast.Constant):
+    return first.end_lineno - first.lineno + 1 if isinstance(first.value.value, str) else 0
+  return 0
+
+
+def _nested(node):
+  """The outermost functions and classes defined inside `node`."""
+  for child in ast.iter_child_nodes(node):
+    if isinstance(child, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)):
+      yield child
+    else:
+      yield from _nested(child)
+
+
+def _own_lines(node):
+  """Lines of a function without its docstring and the functions inside, which count alone."""
+  length = lambda n: n.end_lineno - n.lineno + 1
+  return length(node) - _documentation(node) - sum(length(child) for child in _nested(node))
+
+
+def _lines(path):
+  return len(path.read_text(encoding='utf-8').splitlines())
+
+
+def test_files_are_short():
+  limit = lambda path: 300 if path.parent.name == 'algorithms' else 500
+  offences = [f'{path.relative_to(REPOSITORY)} has {_lines(path)} lines, {limit(path)} are too many'
+              for path in SOURCES + BINARIES if _lines(path) >= limit(path)]
+  assert not offences, '\n'.join(offences)
+  assert statistics.median(_lines(path) for path in SOURCES if _lines(path) > 1) < 200
+
+
+def test_functions_are_short():
+  offences = []
+  for path in SOURCES + BINARIES:
+    for node in ast.walk(_tree(path)):
+      if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)) and _own_lines(node) >= 60:
+        where = f'{path.relative_to(REPOSITORY)}:{node.lineno}'
+        offences.append(f'{where} {node.name} has {_own_lines(node)} lines, 60 are too many')
+  assert not offences, '\n'.join(offences)
+
+
+def test_own_lines_leave_out_docstrings_and_inner_functions():
+  source = textwrap.dedent('''
+      def outer():
+        """One.
+
+        Two."""
+        x = 1
+        def inner():
+          return x
+        if x:
+          def other():
+            return 2
+        return inner
+  ''')
+  outer = ast.parse(source).body[0]
+  assert [_own_lines(node) for node in (outer, *_nested(outer))] == [4, 2, 2]

@@ -1,0 +1,302 @@
+"""Decoding: stops, noise that belongs to a sample, recorded log-probs, one prefill."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxrl_llm import types
+from jaxrl_llm.models import configs, policy
+from jaxrl_llm.rl import scoring
+from jaxrl_llm.sampling import decode
+from jaxrl_llm.training import step
+from tests.models import witness
+from tests.sampling import models
+
+CONFIG = configs.TransformerConfig(
+    vocab_size=17, num_layers=2, width=16, num_heads=4, num_kv_heads=2, head_dim=4,
+    mlp_width=24, max_length=16,
+)
+# Prompts of 5, 2 and 3 tokens, left-padded with whatever.
+PROMPTS = np.array([[3, 1, 4, 1, 5], [9, 9, 9, 2, 6], [7, 7, 5, 3, 5]], np.int32)
+LENGTHS = np.array([5, 2, 3], np.int32)
+IDS = np.array([40, 7, 1000], np.int32)
+STOP = 16
+
+
+@functools.lru_cache
+def _network():
+  model = policy.make(CONFIG)
+  # Flat enough that samples differ.
+  return model, jax.tree.map(lambda leaf: 0.6 * leaf, witness.draw_params(model))
+
+
+@functools.lru_cache
+def _sampler(num_samples=4, max_tokens=6, **options):
+  model, params = _network()
+  sampler = step.CountedJit(decode.make_sampler(
+      model, num_samples=num_samples, max_tokens=max_tokens, stop_ids=(STOP,), pad_id=0,
+      **options))
+
+  def sample(prompts=PROMPTS, lengths=LENGTHS, ids=IDS, seed=0):
+    return jax.tree.map(np.asarray, sampler(params, prompts, lengths, ids, jax.random.key(seed)))
+
+  sample.counted = sampler
+  return sample
+
+
+# --- Where responses end. Chains: token v is followed by successors[v].
+
+# 0 → 1 → 2 → 3 → 4 → 5 → 5 ...
+CHAIN = (1, 2, 3, 4, 5, 5)
+
+
+def _run_chain(stop_ids, *, pad_id=0, max_tokens=3, starts=(0, 1, 2)):
+  model, params = models.chain(CHAIN)
+  sampler = decode.make_sampler(
+      model, num_samples=1, max_tokens=max_tokens, stop_ids=stop_ids, pad_id=pad_id)
+  starts = np.array(starts, np.int32)
+  rollouts = jax.jit(sampler)(
+      params, starts[:, None], np.ones_like(starts), starts, jax.random.key(0))
+  return jax.tree.map(lambda x: np.asarray(x)[:, 0] if x.ndim > 1 else x, rollouts)
+
+
+def test_stops_at_the_first_at_the_last_and_at_no_slot():
+  # After 2 comes 3 at once; after 0 come 1, 2, 3, the stop in the last of three slots; the
+  # stop of the row that starts at 3 lies behind it, so that it is cut.
+  rollouts = _run_chain((3,), starts=(2, 0, 3))
+  np.testing.assert_array_equal(rollouts.tokens, [[3, 0, 0], [1, 2, 3], [4, 5, 5]])
+  np.testing.assert_array_equal(rollouts.lengths, [1, 3, 3])
+  np.testing.assert_array_equal(rollouts.mask, [[1, 0, 0], [1, 1, 1], [1, 1, 1]])
+  np.testing.assert_array_equal(
+      rollouts.stop_reason, [types.STOPPED, types.STOPPED, types.TRUNCATED])
+  np.testing.assert_array_equal(rollouts.log_probs[rollouts.mask == 0], 0)
+  assert rollouts.tokens.dtype == np.int32 and rollouts.stop_reason.dtype == np.int8
+
+
+def test_the_first_of_several_stop_ids_ends_a_response():
+  rollouts = _run_chain((5, 3), starts=(0, 3, 5), max_tokens=4)
+  np.testing.assert_array_equal(rollouts.tokens, [[1, 2, 3, 0], [4, 5, 0, 0], [5, 0, 0, 0]])
+  np.testing.assert_array_equal(rollouts.lengths, [3, 2, 1])
+
+
+def test_padding_may_share_its_id_with_the_stop_token():
+  rollouts = _run_chain((3,), pad_id=3, starts=(1, 4))
+  np.testing.assert_array_equal(rollouts.tokens, [[2, 3, 3], [5, 5, 5]])
+  np.testing.assert_array_equal(rollouts.mask, [[1, 1, 0], [1, 1, 1]])
+  np.testing.assert_array_equal(rollouts.stop_reason, [types.STOPPED, types.TRUNCATED])
+
+
+def test_a_pad_id_that_is_chosen_is_a_token_like_any_other():
+  rollouts = _run_chain((5,), pad_id=2, starts=(0,))
+  np.testing.assert_array_equal(rollouts.tokens, [[1, 2, 3]])
+  np.testing.assert_array_equal(rollouts.mask, [[1, 1, 1]])
+
+
+@pytest.mark.parametrize('starts, steps', [((2, 2), 0), ((2, 1), 1), ((0, 2), 2), ((4, 2), 8)])
+def test_decoding_ends_when_every_row_has_stopped(starts, steps):
+  model, params = models.chain(CHAIN)
+  calls = []
+
+  def apply(params, tokens, **arguments):
+    jax.debug.callback(lambda: calls.append(1))
+    return model.apply(params, tokens, **arguments)
+
+  sampler = decode.make_sampler(
+      model._replace(apply=apply), num_samples=1, max_tokens=9, stop_ids=(3,), pad_id=0)
+  starts = np.array(starts, np.int32)
+  jax.block_until_ready(jax.jit(sampler)(
+      params, starts[:, None], np.ones_like(starts), starts, jax.random.key(0)))
+  jax.effects_barrier()
+  assert len(calls) == 1 + steps  # The prefill, and a step for each token but the first.
+
+
+# --- One prefill, one compilation.
+
+
+def test_k_samples_share_one_prefill():
+  seen = []
+  model, params = models.chain(CHAIN, seen=seen)
+  sampler = decode.make_sampler(model, num_samples=5, max_tokens=3, stop_ids=(3,), pad_id=0)
+  jax.eval_shape(sampler, params, np.zeros((2, 7), np.int32), np.full(2, 7, np.int32),
+                 np.arange(2), jax.random.key(0))
+  assert seen[0] == (2, 7)  # The prompts once, not once a sample ...
+  assert set(seen[1:]) == {(10, 1)}  # ... then one token of each of the P * K rows.
+
+
+def test_the_same_program_serves_every_batch():
+  sample = _sampler()
+  rng = np.random.default_rng(0)
+  sample()
+  with step.count_compilations() as compilations:
+    for seed in range(5):
+      lengths = rng.integers(1, 6, 3).astype(np.int32)
+      sample(rng.integers(0, 17, (3, 5)).astype(np.int32), lengths, rng.integers(0, 99, 3), seed)
+  assert sample.counted.num_traces == 1
+  assert not compilations['jit_sample'] and not compilations['sample']
+
+
+# --- The noise belongs to (key, example, sample, position).
+
+
+def test_keys_examples_and_samples_have_noise_of_their_own():
+  first = _sampler()()
+  np.testing.assert_array_equal(_sampler()().tokens, first.tokens)
+  other = _sampler()(seed=1)
+  assert (other.tokens != first.tokens).any(axis=(1, 2)).all()
+  # One prompt three times under three ids: three groups of samples, all different.
+  same = _sampler()(PROMPTS[[0, 0, 0]], LENGTHS[[0, 0, 0]])
+  assert len({group.tobytes() for group in same.tokens}) == 3
+  assert len({row.tobytes() for row in same.tokens[0]}) > 1
+
+
+def test_a_sample_does_not_depend_on_its_batch():
+  first = _sampler()()
+  order = np.array([2, 0, 1])
+  moved = _sampler()(PROMPTS[order], LENGTHS[order], IDS[order])
+  np.testing.assert_array_equal(moved.tokens, first.tokens[order])
+  # In other company, and where the others run on for longer or stop sooner.
+  company = np.array([[8, 8, 8, 8, 8], [9, 9, 9, 2, 6], [1, 2, 3, 4, 5]], np.int32)
+  mixed = _sampler()(company, np.array([1, 2, 5], np.int32), np.array([3, 7, 4]))
+  np.testing.assert_array_equal(mixed.tokens[1], first.tokens[1])
+  np.testing.assert_allclose(mixed.log_probs[1], first.log_probs[1], atol=1e-5)
+
+
+def test_more_samples_begin_with_the_same_ones():
+  more = _sampler(num_samples=8)()
+  np.testing.assert_array_equal(more.tokens[:, :4], _sampler()().tokens)
+
+
+def test_a_shorter_limit_gives_the_beginning_of_the_same_samples():
+  first, short = _sampler()(), _sampler(max_tokens=3)()
+  np.testing.assert_array_equal(short.tokens, first.tokens[..., :3])
+  cut = first.lengths > 3
+  np.testing.assert_array_equal(short.stop_reason[cut], types.TRUNCATED)
+  assert cut.any()
+
+
+def test_pad_content_of_a_prompt_is_not_read():
+  first = _sampler()()
+  changed = PROMPTS.copy()
+  changed[1, :3], changed[2, :2] = 0, 16
+  other = _sampler()(changed)
+  np.testing.assert_array_equal(other.tokens, first.tokens)
+  np.testing.assert_allclose(other.log_probs, first.log_probs, atol=1e-5)
+
+
+# --- Log-probs.
+
+
+@pytest.mark.parametrize('temperature', [0.6, 1.0, 1.3])
+def test_recorded_log_probs_are_those_of_the_trainer(temperature):
+  model, params = _network()
+  rollouts = _sampler(temperature=temperature)()
+  assert (np.asarray(rollouts.mask) == 0).any()  # Some rows stop early.
+  score = lambda chunk: jax.jit(functools.partial(
+      scoring.score, model, temperature=temperature, chunk_size=chunk))(params, rollouts)[0]
+  scored = score(0)
+  np.testing.assert_allclose(rollouts.log_probs, scored, atol=1e-4)
+  assert np.abs(scored).max() > 1
+  # The ratio of the policy to itself, through another chunking of the same function.
+  ratio = np.exp((score(4) - scored).sum(-1))
+  np.testing.assert_allclose(ratio, 1.0, atol=1e-5)
+
+
+def test_log_probs_are_of_the_whole_vocabulary_whatever_is_cut_off():
+  model, params = _network()
+  rollouts = _sampler(top_k=2, top_p=0.8, temperature=1.3)()
+  score = jax.jit(functools.partial(scoring.score, model, temperature=1.3))
+  scored, _ = score(params, rollouts)
+  np.testing.assert_allclose(rollouts.log_probs, scored, atol=1e-4)
+
+
+# --- Greedy.
+
+
+def test_greedy_equals_an_argmax_loop_without_a_cache():
+  model, params = _network()
+  greedy = _sampler(num_samples=1, temperature=0.0)(seed=5)
+
+  @jax.jit
+  def next_logits(tokens, length, filled):
+    """Logits behind `filled` slots; slots from there on are masked."""
+    slots = jnp.arange(tokens.shape[1])
+    valid = (slots >= 5 - length) & (slots < filled)
+    output = model.apply(params, tokens, positions=jnp.maximum(slots - (5 - length), 0)[None],
+                         valid=valid[None])
+    return output.hidden[0, filled - 1] @ output.head.kernel.T
+
+  for row in range(3):
+    tokens = np.concatenate([PROMPTS[row], np.zeros(6, np.int32)])[None]
+    for t in range(greedy.lengths[row, 0]):
+      logits = np.asarray(next_logits(tokens, LENGTHS[row], 5 + t))
+      tokens[0, 5 + t] = logits.argmax()
+      np.testing.assert_allclose(
+          greedy.log_probs[row, 0, t], logits.max() - np.log(np.exp(logits).sum()), atol=1e-4)
+    np.testing.assert_array_equal(greedy.tokens[row, 0], tokens[0, 5:])
+  # The noise has no part in it.
+  np.testing.assert_array_equal(_sampler(num_samples=1, temperature=0.0)().tokens, greedy.tokens)
+
+
+def test_top_k_of_one_is_greedy():
+  greedy = _sampler(num_samples=1, temperature=0.0)()
+  one = _sampler(top_k=1)()
+  np.testing.assert_array_equal(one.tokens, np.repeat(greedy.tokens, 4, axis=1))
+  tiny_nucleus = _sampler(top_p=1e-6)()
+  np.testing.assert_array_equal(tiny_nucleus.tokens, one.tokens)
+
+
+# --- Other caches, other devices, bad options.
+
+
+def test_a_stacked_cache_and_learned_positions_give_consistent_samples():
+  config = configs.TransformerConfig(
+      vocab_size=17, num_layers=2, width=16, num_heads=2, num_kv_heads=2, head_dim=8,
+      mlp_width=24, max_length=16, positions='learned', norm='layer', scan_unroll=1)
+  model = policy.make(config)
+  params = jax.tree.map(lambda leaf: 0.6 * leaf, witness.draw_params(model))
+  sampler = decode.make_sampler(
+      model, num_samples=2, max_tokens=5, stop_ids=(STOP,), pad_id=0)
+  rollouts = jax.jit(sampler)(params, PROMPTS, LENGTHS, IDS, jax.random.key(0))
+  scored, _ = jax.jit(functools.partial(scoring.score, model))(params, rollouts)
+  np.testing.assert_allclose(rollouts.log_probs, scored, atol=1e-4)
+
+
+def test_a_mesh_samples_the_same_tokens():
+  model, params = _network()
+  mesh = jax.make_mesh(
+      (2, 2, 2), ('data', 'fsdp', 'tensor'), axis_types=(jax.sharding.AxisType.Auto,) * 3)
+  prompts = np.concatenate([PROMPTS, PROMPTS[:1]])
+  lengths, ids = np.append(LENGTHS, 5).astype(np.int32), np.append(IDS, 41)
+  expected = _sampler(num_samples=2)(prompts, lengths, ids)
+  sampler = decode.make_sampler(
+      model, num_samples=2, max_tokens=6, stop_ids=(STOP,), pad_id=0)
+  with jax.set_mesh(mesh):
+    rollouts = jax.jit(sampler)(params, prompts, lengths, ids, jax.random.key(0))
+  np.testing.assert_array_equal(rollouts.tokens, expected.tokens)
+  np.testing.assert_allclose(rollouts.log_probs, expected.log_probs, atol=1e-4)
+
+
+@pytest.mark.parametrize('changes, message', [
+    (dict(num_samples=0), 'num_samples must be at least 1, got 0'),
+    (dict(max_tokens=0), 'max_tokens must be at least 1, got 0'),
+    (dict(stop_ids=()), 'stop_ids must name at least one token'),
+    (dict(temperature=-0.5), 'temperature must be 0 .greedy. or positive and finite, got -0.5'),
+    (dict(temperature=float('nan')), 'temperature must be .* got nan'),
+    (dict(top_k=-1), 'top_k must be 0 .off. or positive, got -1'),
+    (dict(top_p=0.0), r'top_p must be in \(0, 1\], got 0.0'),
+    (dict(temperature=0.0, top_p=2.0), r'top_p must be in \(0, 1\], got 2.0'),
+])
+def test_bad_options_are_named_when_the_sampler_is_made(changes, message):
+  options = dict(num_samples=1, max_tokens=1, stop_ids=(1,), pad_id=0) | changes
+  with pytest.raises(ValueError, match=message):
+    decode.make_sampler(models.chain(CHAIN)[0], **options)
+
+
+def test_a_cache_beyond_the_models_length_is_an_error():
+  model, params = _network()
+  sampler = decode.make_sampler(model, num_samples=1, max_tokens=13, stop_ids=(1,), pad_id=0)
+  with pytest.raises(ValueError, match='max_length must be at least the 17 slots'):
+    jax.eval_shape(sampler, params, PROMPTS, LENGTHS, IDS, jax.random.key(0))

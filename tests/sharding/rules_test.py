@@ -1,0 +1,143 @@
+"""The table covers every parameter of every model, and names what it does not cover."""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import optax
+import pytest
+from jax.sharding import PartitionSpec as P
+
+from jaxrl_llm.models import configs, policy, q_function, reward, value
+from jaxrl_llm.sharding import mesh as mesh_lib
+from jaxrl_llm.sharding import rules
+from jaxrl_llm.training import rng
+from jaxrl_llm.types import TrainState
+
+OPTIMIZERS = {
+    'adamw': optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(lambda count: 1e-3 * count)),
+    'adam': optax.adam(1e-3),
+}
+SMALL = configs.TransformerConfig(
+    vocab_size=32, num_layers=2, width=16, num_heads=4, num_kv_heads=2, head_dim=8, mlp_width=24,
+    max_length=16)
+LLAMA = SMALL
+QWEN = dataclasses.replace(SMALL, attention_bias=True)
+GPT = dataclasses.replace(
+    SMALL, norm='layer', positions='learned', activation='gelu', attention_bias=True,
+    output_bias=True)
+UNTIED = dataclasses.replace(GPT, tie_embeddings=False, head_bias=True)
+
+
+def _abstract_state(params_by_role, optimizer='adamw'):
+  def init():
+    params = params_by_role()
+    return TrainState(
+        jnp.int32(0), params, OPTIMIZERS[optimizer].init(params), rng.base_key(0), {})
+  return jax.eval_shape(init)
+
+
+def _specs(tree):
+  return {
+      jax.tree_util.keystr(path, simple=True, separator='/'): sharding.spec
+      for path, sharding in jax.tree_util.tree_leaves_with_path(tree)
+  }
+
+
+@pytest.mark.parametrize('optimizer', OPTIMIZERS)
+@pytest.mark.parametrize(
+    'config', [LLAMA, QWEN, GPT, UNTIED], ids=['llama', 'qwen', 'gpt', 'untied'])
+@pytest.mark.parametrize('shape', [(8, 1, 1), (2, 2, 2), (1, 8, 1)])
+def test_every_leaf_of_a_train_state_has_a_rule(config, optimizer, shape):
+  makers = {'policy': policy.make, 'value': value.make, 'q': q_function.make, 'reward': reward.make}
+  models = {role: make(config) for role, make in makers.items()}
+  abstract = _abstract_state(
+      lambda: {role: model.init(rng.base_key(1)) for role, model in models.items()}, optimizer)
+  shardings = rules.shardings(mesh_lib.make_mesh(*shape), abstract)
+  specs = _specs(shardings)
+  assert len(specs) == len(jax.tree.leaves(abstract))
+  # Adam's moments lie where their parameter lies.
+  followed = 0
+  for name, spec in specs.items():
+    for moment in ('/mu/', '/nu/'):
+      if moment in name:
+        assert spec == specs['params/' + name.split(moment)[1]], name
+        followed += 1
+  assert followed == 2 * len([name for name in specs if name.startswith('params/')])
+
+
+def test_rules_by_name():
+  model = policy.make(UNTIED)
+  abstract = _abstract_state(lambda: {
+      'policy': model.init(rng.base_key(0)), 'value': value.make(UNTIED).init(rng.base_key(0))})
+  specs = _specs(rules.shardings(mesh_lib.make_mesh(2, 2, 2), abstract))
+  expected = {
+      'step': P(),
+      'key': P(),
+      'params/policy/embedder/embedding': P('tensor', 'fsdp'),
+      'params/policy/embedder/position_embedding': P(None, 'fsdp'),
+      'params/policy/layers/attention/query/kernel': P(None, 'fsdp', 'tensor'),
+      'params/policy/layers/attention/output/kernel': P(None, 'tensor', 'fsdp'),
+      'params/policy/layers/attention/key/bias': P(None, 'tensor'),
+      'params/policy/layers/attention/output/bias': P(None, None),
+      'params/policy/layers/mlp/up/kernel': P(None, 'fsdp', 'tensor'),
+      'params/policy/layers/mlp/down/kernel': P(None, 'tensor', 'fsdp'),
+      'params/policy/layers/attention_norm/scale': P(None, None),
+      'params/policy/final_norm/bias': P(None),
+      'params/policy/head/kernel': P('tensor', 'fsdp'),
+      'params/policy/head/bias': P('tensor'),
+      'params/value/value_head/kernel': P(),
+      'opt_state/1/0/mu/policy/head/kernel': P('tensor', 'fsdp'),
+      'opt_state/1/0/count': P(),
+  }
+  assert {name: specs[name] for name in expected} == expected
+
+
+def test_memory_is_really_divided():
+  mesh = mesh_lib.make_mesh(1, 4, 2)
+  params = {'layers': {'mlp': {'up': {'kernel': jnp.zeros((2, 16, 24))}}}}
+  placed = jax.device_put(params, rules.shardings(mesh, params))
+  shapes = {s.data.shape for s in placed['layers']['mlp']['up']['kernel'].addressable_shards}
+  assert shapes == {(2, 4, 12)}
+
+
+@pytest.mark.parametrize('name', [
+    'params/policy/adapter/kernel', 'aux/table', 'params/policy/xembedder/embedding',
+    'params/policy/head/kernel/extra', 'params/step',
+])
+def test_a_leaf_without_a_rule_is_named(name):
+  tree = functools.reduce(lambda inner, part: {part: inner}, reversed(name.split('/')),
+                          jnp.zeros((8, 8)))
+  with pytest.raises(ValueError, match=rf'no sharding rule matches {name}, shape \[8, 8\]'):
+    rules.shardings(mesh_lib.make_mesh(8, 1, 1), tree)
+
+
+def test_a_dimension_that_cannot_be_cut_is_named():
+  tree = {'policy': {'layers': {'mlp': {'up': {'kernel': jnp.zeros((2, 16, 25))}}}}}
+  message = (r'policy/layers/mlp/up/kernel, shape \[2, 16, 25\], cannot be cut: 25 is not a '
+             r'multiple of mesh axis tensor = 2')
+  with pytest.raises(ValueError, match=message):
+    rules.shardings(mesh_lib.make_mesh(2, 2, 2), tree)
+  rules.shardings(mesh_lib.make_mesh(8, 1, 1), tree)  # Nothing is cut there.
+
+
+def test_a_rule_of_too_many_axes_is_named():
+  with pytest.raises(ValueError, match=r'head/kernel has shape \[8\], too few axes'):
+    rules.shardings(mesh_lib.make_mesh(8, 1, 1), {'head': {'kernel': jnp.zeros(8)}})
+
+
+def test_the_first_rule_counts():
+  table = (('policy/head/kernel', P()), *rules.DECODER_RULES)
+  tree = {role: {'head': {'kernel': jnp.zeros((8, 8))}} for role in ('policy', 'value')}
+  specs = _specs(rules.shardings(mesh_lib.make_mesh(2, 2, 2), tree, rules=table))
+  assert specs == {'policy/head/kernel': P(), 'value/head/kernel': P('tensor', 'fsdp')}
+
+
+def test_abstract_carries_shapes_and_shardings():
+  mesh = mesh_lib.make_mesh(2, 2, 2)
+  tree = {'head': {'kernel': jnp.zeros((8, 4), jnp.bfloat16)}}
+  shardings = rules.shardings(mesh, tree)
+  leaf = rules.abstract(tree, shardings)['head']['kernel']
+  assert (leaf.shape, leaf.dtype) == ((8, 4), jnp.bfloat16)
+  assert leaf.sharding == shardings['head']['kernel']

@@ -1,0 +1,167 @@
+"""Tables from results.json files: numbers by hand, golden Markdown, malformed files."""
+
+import csv
+import io
+import json
+import subprocess
+import sys
+
+import pytest
+
+from jaxrl_llm.tables import reference, render
+
+
+def _write(folder, experiment, setting, seed, **numbers):
+  path = folder / experiment / setting / f'seed{seed}' / 'results.json'
+  path.parent.mkdir(parents=True, exist_ok=True)
+  path.write_text(json.dumps({
+      'experiment': experiment, 'setting': setting, 'seed': seed, 'commit': 'abc123',
+      'sampled_tokens': 1500, 'wall_seconds': 12.5, 'device': '1 x cpu', 'versions/jax': '0.10.2',
+      **numbers}))
+  return path
+
+
+def test_mean_and_standard_error_by_hand(tmp_path):
+  # 1, 2, 3, 6: mean 3; deviations -2, -1, 0, 3 with squares summing to 14; sample variance 14/3;
+  # standard error √(14/3) / √4 = 1.0801234.
+  for seed, value in enumerate((1, 2, 3, 6)):
+    _write(tmp_path, 'x', 'y', seed, score=value)
+  (setting,) = render.read_results(tmp_path)
+  summary = setting.summary('score')
+  assert summary.mean == 3 and summary.count == 4
+  assert summary.standard_error == pytest.approx(1.0801234497)
+  assert setting.summary('absent') is None
+
+
+def test_one_seed_has_no_error(tmp_path):
+  _write(tmp_path, 'x', 'y', 0, score=1.5)
+  (setting,) = render.read_results(tmp_path)
+  assert setting.summary('score') == render.Summary(1.5, None, 1)
+
+
+GOLDEN = """\
+# toy
+
+## Measured
+
+Mean ± standard error over seeds; one seed has no error.
+
+| setting | seeds | eval/trained/pass@1 | eval/trained/kl_to_reference | sampled_tokens | \
+wall_seconds |
+|---|---|---|---|---|---|
+| big | 1 | – | 0.1250 | 1,500 | 12.5 |
+| small | 3 | 0.9500 ± 0.0289 | 0.3000 (1 seeds) | 2,500 ± 577 | 12.5 ± 0.0 |
+
+## Where the numbers come from
+
+| setting | seeds | commit | jax | device |
+|---|---|---|---|---|
+| big | 4 | abc123 | 0.10.2 | 1 x cpu |
+| small | 0, 1, 2 | abc123, def456 | 0.10.2 | 1 x cpu |
+"""
+
+
+def test_golden_markdown(tmp_path):
+  # pass@1 of .9, .95, 1: standard error .05 / √3 = .0289. Tokens 1500, 2500, 3500: 1000 / √3 = 577.
+  key = 'eval/trained/pass@1'
+  _write(tmp_path, 'toy', 'small', 2, **{key: 1.0, 'sampled_tokens': 3500, 'commit': 'def456'})
+  _write(tmp_path, 'toy', 'small', 0, **{key: 0.9, 'eval/trained/kl_to_reference': 0.3})
+  _write(tmp_path, 'toy', 'small', 1, **{key: 0.95, 'sampled_tokens': 2500})
+  _write(tmp_path, 'toy', 'big', 4, **{'eval/trained/kl_to_reference': 0.125, 'note': 'text'})
+  assert render.markdown('toy', render.read_results(tmp_path)) == GOLDEN
+
+
+def _rows(text):
+  return list(csv.DictReader(io.StringIO(text)))
+
+
+def test_csv_holds_every_number(tmp_path):
+  for seed in range(2):
+    _write(tmp_path, 'toy', 'small', seed, other=seed, text='a', broken='nan')
+  rows = {row['quantity']: row for row in _rows(render.csv_text(render.read_results(tmp_path)))}
+  assert set(rows) == {'sampled_tokens', 'wall_seconds', 'other', 'broken'}
+  assert rows['other']['mean'] == '0.5' and rows['other']['standard_error'] == '0.5'
+  assert rows['other']['seeds'] == '2' and rows['broken']['mean'] == 'nan'
+
+
+def test_published_numbers_stand_below_with_address_and_note(tmp_path):
+  _write(tmp_path, 'a_star_po', 'arithmetic', 0, **{'eval/trained/greedy_accuracy': 0.97})
+  settings = render.read_results(tmp_path)
+  text = render.markdown('a_star_po', settings)
+  assert '| Qwen2.5-7B, A*-PO | 11.01 | 76.57 | 0.078 | 76.2 | 34.56 | 34.27 | 56.25 |' in text
+  assert '| Qwen2.5-1.5B, base | – | – | – | 45.8 | 16.91 | 17.66 | 20.55 |' in text
+  assert 'ZhaolinGao/A-PO, assets/evaluations.png.' in text
+  assert 'Scale differs' in text and '[published' not in text
+  (row,) = [r for r in _rows(render.csv_text(settings)) if r['quantity'].startswith('eval/')]
+  assert row['published'] == '' and row['note'].startswith('Scale differs')
+
+
+def test_a_setting_at_the_published_scale_has_its_counterpart_beside(tmp_path):
+  _write(tmp_path, 'a_star_po', 'math_qwen2.5_1.5b', 0, **{'eval/trained/greedy_accuracy': 0.57})
+  settings = render.read_results(tmp_path)
+  assert '0.5700 [published: 0.578]' in render.markdown('a_star_po', settings)
+  (row,) = [r for r in _rows(render.csv_text(settings)) if r['quantity'].startswith('eval/')]
+  assert row['published'] == '57.8' and row['note'] == ''
+  assert row['address'].endswith('row Qwen2.5-1.5B, A*-PO, column MATH500')
+
+
+def test_every_published_number_has_an_address_of_its_own():
+  addresses = [cell.address for cell in reference.PUBLISHED]
+  assert len(set(addresses)) == len(addresses) == 3 * (4 + 4 * 7)
+  for cell in reference.PUBLISHED:
+    assert cell.row in cell.address and cell.column in cell.address and 'arXiv' in cell.address
+    assert cell.unit
+
+
+@pytest.mark.parametrize('mean,error,text', [
+    (0.95312, 0.00421, '0.9531 ± 0.0042'), (0.5, None, '0.5000'), (12.345, 0.05, '12.3 ± 0.1'),
+    (1_204_000, None, '1,204,000'), (1_204_000.4, 1200.2, '1,204,000 ± 1,200'), (3, None, '3'),
+    (float('nan'), None, 'nan'), (0.0, 0.0, '0 ± 0'), (-0.25, None, '-0.2500'),
+])
+def test_format_number(mean, error, text):
+  assert render.format_number(mean, error) == text
+
+
+@pytest.mark.parametrize('content,message', [
+    ('{"a": 1', 'is not JSON'),
+    ('[1, 2]', 'must hold one flat object, got a list'),
+    ('{"experiment": "x"}', 'must have setting, got experiment'),
+    ({'score': [1]}, r'score must be a number or a string, got \[1\]'),
+    ({'score': None}, 'score must be a number or a string, got None'),
+    ({'score': True}, 'score must be a number or a string, got True'),
+    ({'seed': 'a'}, "seed must be an integer, got 'a'"),
+    ({'seed': 3}, 'seed must be 0, as its folder says, got 3'),
+])
+def test_malformed_results_are_one_line(tmp_path, content, message):
+  path = _write(tmp_path, 'x', 'y', 0)
+  if isinstance(content, dict):
+    content = json.dumps(json.loads(path.read_text()) | content)
+  path.write_text(content)
+  with pytest.raises(ValueError, match=message) as error:
+    render.read_results(tmp_path)
+  assert str(path) in str(error.value) and '\n' not in str(error.value)
+
+
+def test_the_same_run_twice_is_an_error(tmp_path):
+  path = _write(tmp_path, 'x', 'y', 0)
+  copy = tmp_path / 'runs' / 'copy' / 'results.json'
+  copy.parent.mkdir(parents=True)
+  copy.write_text(path.read_text())
+  with pytest.raises(ValueError, match='hold the same run, x / y / 0'):
+    render.read_results(tmp_path)
+
+
+def test_nothing_to_read(tmp_path):
+  with pytest.raises(FileNotFoundError, match='no results.json below'):
+    render.read_results(tmp_path)
+  with pytest.raises(FileNotFoundError, match='no folder'):
+    render.read_results(tmp_path / 'absent')
+
+
+def test_standard_library_only():
+  script = (
+      'import sys; before = set(sys.modules); from jaxrl_llm.tables import render; '
+      'new = {name.partition(".")[0] for name in set(sys.modules) - before}; '
+      'print(sorted(name for name in new if name not in sys.stdlib_module_names))')
+  done = subprocess.run([sys.executable, '-c', script], capture_output=True, text=True, check=True)
+  assert done.stdout.strip() == "['jaxrl_llm']"
