@@ -34,19 +34,15 @@ class UsageError(ValueError):
   """Bad input; its text is the one line that the user sees."""
 
 
-def load_config(spec: str) -> Any:
-  """Calls `get_config` of a config file.
+def load_module(name: str) -> Any:
+  """Imports a config file; UsageError with one line if that fails.
 
   Args:
-    spec: `FILE.py[:setting]`.
+    name: the file.
 
   Returns:
-    A fresh config.
-
-  Raises:
-    UsageError: one line that says what is wrong with the file or the setting.
+    The module.
   """
-  name, colon, setting = spec.partition(':')
   path = pathlib.Path(name)
   if not path.is_file():
     nearby = sorted(str(p) for p in path.parent.glob('*.py') if p.name != '__init__.py')
@@ -65,6 +61,23 @@ def load_config(spec: str) -> Any:
     raise UsageError(
         f'config file {name!r} cannot be loaded: {type(error).__name__}: {one_line(error)}'
     ) from error
+  return module
+
+
+def load_config(spec: str) -> Any:
+  """Calls `get_config` of a config file.
+
+  Args:
+    spec: `FILE.py[:setting]`.
+
+  Returns:
+    A fresh config.
+
+  Raises:
+    UsageError: one line that says what is wrong with the file or the setting.
+  """
+  name, colon, setting = spec.partition(':')
+  module = load_module(name)
   get_config = getattr(module, 'get_config', None)
   if get_config is None:
     raise UsageError(f'config file {name!r} has no get_config()')

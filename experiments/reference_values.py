@@ -6,14 +6,16 @@ with its provenance; samples of another reference are refused.
 """
 
 import contextlib
+import hashlib
+import json
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
-import jax
 import numpy as np
 
 from experiments import components, launch
 from jaxrl_llm.algorithms import a_star_po
+from jaxrl_llm.evaluation import evaluator
 from jaxrl_llm.rewards import rollout_rewards
 from jaxrl_llm.rl import soft_values
 from jaxrl_llm.training import fingerprint, loop, metrics, rng
@@ -85,6 +87,8 @@ class ReferenceValues(NamedTuple):
 
   def summary(self) -> dict[str, float]:
     """Headline numbers of stage 1 for results.json."""
+    if not self.rewards.size:
+      return {'stage1/prompts': len(self.ids)}
     return {
         'stage1/prompts': len(self.ids),
         'stage1/success_rate': float(self.rewards.mean()),
@@ -114,6 +118,8 @@ def estimate(
 ) -> ReferenceValues:
   """Samples what is missing, then estimates V* of every training prompt.
 
+  Nothing is sampled where no sample is looked at: V = 0 without filtering.
+
   Args:
     run: gives the workdir and the settings.
     parts: task, samplers and mesh.
@@ -128,12 +134,18 @@ def estimate(
   """
   config: a_star_po.Config = run.config.algorithm
   encoded = parts.encode(parts.task.train)
+  if not len(encoded):
+    raise ValueError(f'{parts.task.name} has no training prompts (config.task.num_train)')
   if encoded.num_filtered:
     print(f'{encoded.num_filtered} training prompts are too long and were left out', flush=True)
+  if config.value_mode == 'zero' and not config.filter_all_wrong:
+    ids = encoded.ids.astype(np.int64)
+    return ReferenceValues(ids, np.zeros((len(ids), 0)), np.zeros(len(ids), np.float32), 0)
   # What the samples depend on. beta1 and value_mode are not: they only read the rewards.
   provenance = metrics.plain({
       'task': parts.task.name, 'tokenizer': parts.task.tokenizer.fingerprint,
       'reference': reference.fingerprint, 'seed': run.seed, 'prompts': len(encoded),
+      'data': _fingerprint(encoded.examples),
       'samples_per_prompt': config.samples_per_prompt, 'temperature': config.temperature,
       'reward': config.stage1_reward, 'batch_size': run.config.stage1_batch_size,
   })
@@ -156,7 +168,11 @@ def _sample_missing(run, parts, reference, encoded, provenance) -> list[dict[str
   path = run.workdir / 'stage1.jsonl'
   records = metrics.read_jsonl(path) if path.exists() else []
   if records and records[0] != provenance:
-    raise ValueError(f'{path} holds samples of {records[0]}, this run needs {provenance}; remove it')
+    differing = '; '.join(
+        f'{name}: {records[0].get(name)!r} there, {value!r} needed'
+        for name, value in provenance.items() if records[0].get(name) != value
+    )
+    raise ValueError(f'{path} holds samples of something else ({differing}); remove it')
   with contextlib.closing(metrics.JsonlFile(path)) as file:
     # What a kill left half-written goes; the first line says where the samples come from.
     whole = path.read_bytes().splitlines(keepends=True)[: len(records)]
@@ -172,9 +188,9 @@ def _sample_missing(run, parts, reference, encoded, provenance) -> list[dict[str
     with loop.progress(len(batches), 'stage 1: V*', len(records)) as bar:
       for prompts in batches[len(records) :]:
         rollouts = sample(reference.params, *prompts[:3], key)
-        real = jax.tree.map(lambda x, n=len(prompts.examples): x[:n], jax.device_get(rollouts))
         scored = rollout_rewards.score_rollouts(
-            real, prompts.examples, tokenizer=task.tokenizer, reward_fn=reward_fn
+            evaluator.real_rows(rollouts, prompts), prompts.examples,
+            tokenizer=task.tokenizer, reward_fn=reward_fn,
         )
         records.append({
             'ids': [example['id'] for example in prompts.examples],
@@ -184,6 +200,12 @@ def _sample_missing(run, parts, reference, encoded, provenance) -> list[dict[str
         bar.update(1, success=float(scored.rewards.mean()))
         parts.stopper.check('stopped in stage 1; what was sampled is kept')
   return records
+
+
+def _fingerprint(examples: Sequence[Example]) -> str:
+  """Of the problems: `data_dir` may change between two starts of a run, its contents not."""
+  text = json.dumps(metrics.plain(examples), sort_keys=True)
+  return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def measure_success(
@@ -201,20 +223,21 @@ def measure_success(
     (success rates [M], V* [M]) of the first M training prompts, or None for M = 0.
   """
   options = run.config.evaluation
-  examples = [parts.task.train[i] for i in range(min(options.diagnosed_prompts, len(parts.task.train)))]
-  if not examples:
+  if not options.diagnosed_prompts:
     return None
-  encoded = parts.encode(examples)
+  known = set(stage1.ids.tolist())  # Prompts that were too long have no V*.
+  examples = [example for example in parts.task.train if example['id'] in known]
+  encoded = parts.encode(examples[: options.diagnosed_prompts])
   sample = parts.sampler(
       num_samples=options.diagnosed_samples, temperature=run.config.algorithm.temperature
   )
   key = rng.stream_key(parts.key, rng.Stream.SAMPLE_DIAGNOSTIC)
   rates, ids = [], []
   for prompts in parts.prompt_batches(encoded, run.config.stage1_batch_size):
-    rollouts = jax.device_get(sample(reference.params, *prompts[:3], key))
-    real = jax.tree.map(lambda x, n=len(prompts.examples): x[:n], rollouts)
+    rollouts = sample(reference.params, *prompts[:3], key)
     scored = rollout_rewards.score_rollouts(
-        real, prompts.examples, tokenizer=parts.task.tokenizer, reward_fn=parts.task.reward_fn
+        evaluator.real_rows(rollouts, prompts), prompts.examples,
+        tokenizer=parts.task.tokenizer, reward_fn=parts.task.reward_fn,
     )
     rates.append(scored.rewards.mean(axis=1))
     ids += [example['id'] for example in prompts.examples]

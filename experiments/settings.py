@@ -4,8 +4,10 @@ A config file fills them in (`get_config`), flags override them
 (`--config.optimizer.learning_rate=1e-3`), and `validate` checks them once.
 """
 
+import contextlib
 import dataclasses
 import pathlib
+from collections.abc import Iterator
 from typing import Any
 
 from jaxrl_llm.algorithms import a_star_po, sft
@@ -85,7 +87,7 @@ class SftSettings:
   """Supervised fine-tuning before RL (or alone, in experiments/sft.py).
 
   Attributes:
-    steps: optimizer steps; 0 leaves the model as it was initialised.
+    steps: optimizer steps; 0 leaves the model as it was loaded.
     batch_size: demonstrations a step.
     save_every: steps between checkpoints.
     log_every: steps between lines in metrics.jsonl.
@@ -103,8 +105,11 @@ class SftSettings:
   def validate(self, prefix: str) -> None:
     """Raises ValueError with one line for the first field that is out of range."""
     at_least(self, prefix, steps=0, batch_size=1, save_every=1, log_every=1)
-    self.algorithm.validate()
+    with _named(f'{prefix}.algorithm'):
+      self.algorithm.validate()
     self.optimizer.validate(f'{prefix}.optimizer')
+    if self.steps:
+      _check_schedule(self.optimizer, self.steps, f'{prefix}.optimizer')
 
 
 @dataclasses.dataclass
@@ -154,7 +159,7 @@ class Experiment:
     task: a task's settings, with `make(seed, data_dir)`.
     model: the policy's shape; a `vocab_size` of 0 is filled in from the tokenizer.
     policy_init_from: a folder of parameters to start from (experiments/sft.py writes
-      one: WORKDIR/params); '' draws them.
+      one: WORKDIR/params); '' draws them. A*-PO then skips `sft`.
     sft: supervised fine-tuning.
     evaluation: how and when it is evaluated.
     mesh: sizes of the device mesh.
@@ -177,7 +182,8 @@ class Experiment:
   def validate(self) -> None:
     """Raises ValueError with one line for the first field that is out of range."""
     at_least(self, 'config', seed=0)
-    dataclasses.replace(self.model, vocab_size=self.model.vocab_size or 1).validate()
+    with _named('config.model'):
+      dataclasses.replace(self.model, vocab_size=self.model.vocab_size or 1).validate()
     self.sft.validate('config.sft')
     self.evaluation.validate('config.evaluation')
     self.mesh.validate()
@@ -226,8 +232,12 @@ class AStarPo(Experiment):
     at_least(
         self, 'config', steps=0, batch_size=1, stage1_batch_size=1, token_budget=0, save_every=1
     )
-    self.algorithm.validate()
+    with _named('config.algorithm'):
+      self.algorithm.validate()
     self.optimizer.validate('config.optimizer')
+    _check_schedule(
+        self.optimizer, self.steps * self.algorithm.num_minibatches, 'config.optimizer'
+    )
     parts = self.algorithm.num_minibatches * self.algorithm.num_micro_batches
     if self.batch_size % parts:
       raise ValueError(
@@ -243,6 +253,25 @@ class AStarPo(Experiment):
         'batch_size': (self.batch_size, parts),
         'stage1_batch_size': (self.stage1_batch_size, 1),
     }
+
+
+@contextlib.contextmanager
+def _named(prefix: str) -> Iterator[None]:
+  """Adds to the error of a part's own `validate` where that part stands."""
+  try:
+    yield
+  except ValueError as error:
+    raise ValueError(f'{error} ({prefix})') from error
+
+
+def _check_schedule(optimizer: optim.OptimizerConfig, updates: int, prefix: str) -> None:
+  """Raises ValueError if a decay that ends with the run would end before it begins."""
+  ends_with_run = optimizer.schedule != 'constant' and not optimizer.total_steps
+  if ends_with_run and optimizer.warmup_steps >= updates:
+    raise ValueError(
+        f'{prefix}.warmup_steps must be less than the {updates} optimizer steps of the run, got '
+        f'{optimizer.warmup_steps}'
+    )
 
 
 def at_least(holder: Any, prefix: str, **minimum: int) -> None:

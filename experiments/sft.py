@@ -34,7 +34,25 @@ def finetune(
   path = run.workdir / 'params'
   if path.exists():
     return checkpoints.load_params(path, parts.abstract_params, expected=parts.identity())
+  params = _train(run, parts, writer) if config.steps else parts.initial_params()
+  about = {
+      'metrics_offset': writer.offset(), 'seconds': run.wall_seconds(),
+      'fingerprint': fingerprint.of_params(params),
+  }
+  checkpoints.save_params(path, params, {**parts.identity(), **about})
+  return params, about
+
+
+def _train(
+    run: launch.Run, parts: components.Components, writer: metrics.MetricsWriter
+) -> Params:
+  """The optimizer steps of `finetune`."""
+  config = run.config.sft
   encoded = batching.encode_demonstrations(parts.task, overlong='filter')
+  if not len(encoded):
+    raise ValueError(f'{parts.task.name} has no demonstrations (config.task.num_demonstrations)')
+  if encoded.num_filtered:
+    print(f'{encoded.num_filtered} demonstrations are too long and were left out', flush=True)
   optimizer_config = optim.for_run(config.optimizer, config.steps)
   algorithm = sft.make(config.algorithm, parts.policy, optim.make_optimizer(optimizer_config))
   state, shardings = parts.init_state(algorithm, parts.initial_params())
@@ -53,22 +71,19 @@ def finetune(
   with loop.progress(config.steps, 'supervised fine-tuning', start) as bar:
     for step in range(start, config.steps):
       indices = batching.batch_indices(len(encoded), config.batch_size, seed=run.seed, step=step)
-      state, step_metrics = train_step(state, parts.put(batching.sft_batch(encoded, indices)))
-      if loop.should(config.log_every, step) or step == config.steps - 1:
+      state, update = train_step(state, parts.put(batching.sft_batch(encoded, indices)))
+      logs = loop.should(config.log_every, step) or step == config.steps - 1
+      if logs:
         learning_rate = optim.learning_rate_at(optimizer_config, step)
-        values = writer.write(step, {**step_metrics, 'train/learning_rate': learning_rate})
-        loop.check_finite(step, values, last_saved=keeper.last_saved)
+        values = writer.write(step, {**update, 'train/learning_rate': learning_rate})
         shown = {'loss': values['train/loss']}
+      if logs or loop.should(config.save_every, step + 1) or parts.stopper.requested:
+        # Looking costs a wait for the device; a state that is saved is looked at in any case.
+        loop.check_finite(step, metrics.to_floats(update), last_saved=keeper.last_saved)
       bar.update(1, **shown)
       keeper.after_step(step + 1, state)
   saved.close()
-  params = state.params['policy']
-  about = {
-      'metrics_offset': writer.offset(), 'seconds': run.wall_seconds(),
-      'fingerprint': fingerprint.of_params(params),
-  }
-  checkpoints.save_params(path, params, {**parts.identity(), **about})
-  return params, about
+  return state.params['policy']
 
 
 def main(run: launch.Run) -> None:

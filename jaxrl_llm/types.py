@@ -104,7 +104,8 @@ class WeightedMean:
 
   def value(self) -> Array:
     """total / weight, and 0 for an empty mean."""
-    return jnp.where(self.weight > 0, self.total / jnp.where(self.weight > 0, self.weight, 1.0), 0.0)
+    divisor = jnp.where(self.weight > 0, self.weight, 1.0)
+    return jnp.where(self.weight > 0, self.total / divisor, 0.0)
 
 
 @_pytree
@@ -138,6 +139,7 @@ class ModelOutput:
 
 
 class ApplyFn(Protocol):
+  """Runs a network; see `__call__`."""
 
   def __call__(
       self,
@@ -249,6 +251,7 @@ class Task:
 
 
 class SampleFn(Protocol):
+  """Draws responses; see `__call__`."""
 
   def __call__(
       self,
@@ -266,6 +269,7 @@ class SampleFn(Protocol):
 
 
 class RewardFn(Protocol):
+  """Scores responses; see `__call__`."""
 
   def __call__(
       self,

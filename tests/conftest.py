@@ -10,16 +10,21 @@ if 'xla_force_host_platform_device_count' not in os.environ.get('XLA_FLAGS', '')
       os.environ.get('XLA_FLAGS', '') + ' --xla_force_host_platform_device_count=8'
   ).strip()
 
-import pytest  # noqa: E402
+import pytest
 
 REPOSITORY = pathlib.Path(__file__).resolve().parents[1]
 
 
 @pytest.fixture(scope='session')
 def data_dir() -> pathlib.Path:
-  """The folder of real data: JAXRL_LLM_DATA, by default ../shared/data."""
+  """The folder of real data: JAXRL_LLM_DATA, by default ../shared/data.
+
+  With JAXRL_LLM_REQUIRE_DATA set (as in CI) a missing folder fails instead of skipping.
+  """
   default = REPOSITORY.parent / 'shared' / 'data'
   path = pathlib.Path(os.environ.get('JAXRL_LLM_DATA', default))
   if not path.is_dir():
+    if os.environ.get('JAXRL_LLM_REQUIRE_DATA'):
+      pytest.fail(f'real data not found at {path}, and JAXRL_LLM_REQUIRE_DATA is set')
     pytest.skip(f'real data not found at {path} (set JAXRL_LLM_DATA)')
   return path

@@ -1,0 +1,1 @@
+"""One file per paper: config, loss and train step."""

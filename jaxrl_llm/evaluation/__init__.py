@@ -1,0 +1,1 @@
+"""Scores of a policy on held-out problems."""

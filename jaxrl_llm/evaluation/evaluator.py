@@ -40,6 +40,12 @@ class Evaluation(NamedTuple):
   greedy: rollout_rewards.Scored
 
 
+def real_rows(rollouts: Rollouts, batch: Prompts) -> Rollouts:
+  """The rollouts of the examples that a batch names, on the host: without what fills it up."""
+  count = len(batch.examples)
+  return jax.tree.map(lambda leaf: leaf[:count], jax.device_get(rollouts))
+
+
 def sample_and_score(
     sample: SampleFn,
     params: Params,
@@ -66,8 +72,7 @@ def sample_and_score(
     rollouts = sample(params, batch.prompts, batch.prompt_lengths, batch.example_ids, key)
     if measure is not None:
       measures.append(np.asarray(measure(rollouts))[: len(batch.examples)])
-    real = jax.tree.map(lambda x, n=len(batch.examples): x[:n], jax.device_get(rollouts))
-    parts.append(score(real, batch.examples))
+    parts.append(score(real_rows(rollouts, batch), batch.examples))
   return rollout_rewards.join(parts), np.concatenate(measures) if measures else None
 
 

@@ -1,0 +1,1 @@
+"""Verifiers and other rewards, on the host."""

@@ -21,10 +21,7 @@ All scans are linear, and the number of attempts at each marker is bounded.
 
 import re
 
-from jaxrl_llm.rewards import answer_text
-from jaxrl_llm.rewards import answer_values
-from jaxrl_llm.rewards import number_words
-from jaxrl_llm.rewards import units
+from jaxrl_llm.rewards import answer_text, answer_values, number_words, units
 
 # Of a longer response the end counts: that is where the answer stands.
 MAX_RESPONSE = 1_000_000
@@ -38,10 +35,15 @@ _BOX = re.compile(r'\\f?box(?:ed)?(?![a-zA-Z])\s{0,3}')
 _JOIN = re.compile(r'^[\s$]*(?:,|;|and|or|,\s?and|,\s?or|\\text\{ ?(?:and|or) ?\})?[\s$]*$')
 _HASHES = re.compile(r'####[ \t]*([^\n#]{1,2000})')
 _HASH_ANSWER = re.compile(rf'^[-+$.\\(\[{{0-9{units.CURRENCY}]|^\S+$')
-_GSM8K = re.compile(r'####[ \t]{0,5}(-?[ \t]?\$?[ \t]?-?(?:[0-9][0-9,]*(?:\.[0-9]+)?|\.[0-9]+))')
+_GSM8K = re.compile(
+    r'####[ \t]{0,5}(-?[ \t]?\$?[ \t]?-?(?:[0-9][0-9,]*(?:\.[0-9]+)?|\.[0-9]+))'
+)
 
-_KEYWORD = re.compile(r'\b(?:answers?|ans|solutions?|results?|options?|choices?)\b|(?<=\n)[ \t*]*A(?=:)|^[ \t*]*A(?=:)',
-                      re.IGNORECASE)
+_KEYWORD = re.compile(
+    r'\b(?:answers?|ans|solutions?|results?|options?|choices?)\b'
+    r'|(?<=\n)[ \t*]*A(?=:)|^[ \t*]*A(?=:)',
+    re.IGNORECASE,
+)
 _VERB = (r'(?:is|are|was|be|becomes|equals|must be|should be|will be|would be|comes out to(?: be)?)'
          r'(?: (?:therefore|thus|then|simply|just|equal to|given by|exactly))?')
 _BEHIND_ANSWER = re.compile(
@@ -49,16 +51,22 @@ _BEHIND_ANSWER = re.compile(
     rf'[ \t]*(?:(?::|=)(?:\*\*)?[ \t]*(?:{_VERB}\b)?|(?:,[^.\n,]{{0,40}},)? {_VERB}\b(?:[ \t]*:)?)',
     re.IGNORECASE,
 )
-_BEHIND_SOLUTION = re.compile(rf'(?: (?:to|for|of|set)\b[^.\n:=]{{0,100}}?)? {_VERB}\b(?:[ \t]*:)?',
-                              re.IGNORECASE)
+_BEHIND_SOLUTION = re.compile(
+    rf'(?: (?:to|for|of|set)\b[^.\n:=]{{0,100}}?)? {_VERB}\b(?:[ \t]*:)?', re.IGNORECASE
+)
 _SENTENCE_END = re.compile(r'(?<![ap]\.m)(?<!\b[ap])[.!?](?=[\s*"\')]|$)|\n')
 _CLAUSE = re.compile(
-    r',?\s{1,9}(?:because|since|which|so|where|but|therefore|thus|hence|i hope|given that|as (?:the|we|it)'
-    r'|when|if|after|due to)\b|,\s{1,9}(?:as|not|i|we|the|it|this|that|with)\b|;\s', re.IGNORECASE)
+    r',?\s{1,9}(?:because|since|which|so|where|but|therefore|thus|hence|i hope|given that'
+    r'|as (?:the|we|it)|when|if|after|due to)\b'
+    r'|,\s{1,9}(?:as|not|i|we|the|it|this|that|with)\b|;\s',
+    re.IGNORECASE,
+)
 _BOLD = re.compile(r'\*\*([^*\n]{1,200})\*\*')
 _LAST_NUMBER = re.compile(
-    rf'(?:(?<![\w)}}\]])-[ \t]?)?[{units.CURRENCY}$]?(?<![0-9.])(?:[0-9]{{1,3}}(?:,[0-9]{{3}})+(?![0-9])|[0-9]+'
-    r'|(?=\.[0-9]))(?:\.[0-9]+)?(?:[/:][0-9]+)?(?:[ ]?\\?%)?')
+    rf'(?:(?<![\w)}}\]])-[ \t]?)?[{units.CURRENCY}$]?(?<![0-9.])'
+    r'(?:[0-9]{1,3}(?:,[0-9]{3})+(?![0-9])|[0-9]+|(?=\.[0-9]))'
+    r'(?:\.[0-9]+)?(?:[/:][0-9]+)?(?:[ ]?\\?%)?'
+)
 _MATH_SPAN = re.compile(r'\$([^$\n]{1,400})\$|\\\(([^\n]{1,400}?)\\\)')
 _TAIL = re.compile(r'(?:=|:| is| are| equals| of| get| have| gives| be)(?=[\s$])\s*|=')
 _HAS_MATHEMATICS = re.compile(r'[0-9\\]')

@@ -62,7 +62,10 @@ _COMMANDS = [
     (re.compile(r'\\lbrace(?![a-zA-Z])'), r'\\{'),
     (re.compile(r'\\rbrace(?![a-zA-Z])'), r'\\}'),
     (re.compile(r'\\l?vert(?![a-zA-Z])|\\rvert(?![a-zA-Z])'), '|'),
-    (re.compile(r'\^\s?\{\s?\\circ\s?\}|\^\s?\\circ(?![a-zA-Z])|\\degree(?![a-zA-Z])'), ' degrees '),
+    (
+        re.compile(r'\^\s?\{\s?\\circ\s?\}|\^\s?\\circ(?![a-zA-Z])|\\degree(?![a-zA-Z])'),
+        ' degrees ',
+    ),
     (re.compile(r'\\%'), '%'),
 ]  # fmt: skip
 _WRAPPER = re.compile(

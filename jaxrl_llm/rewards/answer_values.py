@@ -9,8 +9,7 @@ import dataclasses
 import fractions
 import re
 
-from jaxrl_llm.rewards import answer_text
-from jaxrl_llm.rewards import quantities
+from jaxrl_llm.rewards import answer_text, quantities
 from jaxrl_llm.rewards.quantities import Quantity
 
 _MAX_ITEMS = 64
@@ -111,7 +110,8 @@ _NEGATIVE_INFINITY = Text('-infinity')
 
 _GREEK = r'\\(?:theta|alpha|beta|gamma|lambda|mu|phi|omega|sigma|delta|epsilon|rho)'
 _NAME = re.compile(
-    rf"^(?:[a-zA-Z]|{_GREEK} ?)'*(?:_ ?\{{? ?[a-zA-Z0-9]{{1,5}} ?\}}?)?(?: ?\([a-zA-Z0-9, ]{{1,12}}\))?$"
+    rf"^(?:[a-zA-Z]|{_GREEK} ?)'*(?:_ ?\{{? ?[a-zA-Z0-9]{{1,5}} ?\}}?)?"
+    r'(?: ?\([a-zA-Z0-9, ]{1,12}\))?$'
 )
 _LABEL = re.compile(
     r"^[a-zA-Z][a-zA-Z']{0,20}(?: [a-zA-Z][a-zA-Z']{0,20}){0,5} ?(?:\([^()]{1,20}\))?$"
@@ -123,20 +123,22 @@ _SET_BUILDER = re.compile(
     r'^([a-z])(?: ?\\in ?\\mathbb ?\{? ?[RZNQ] ?\}?)? ?(?:\\mid|\||:) ?(.+)$'
 )
 _ORDER = re.compile(r'<|>|\\le |\\ge |\\ne ')
-_CLOCK = re.compile(r'^([0-9]{1,2})(?::([0-9]{2}))? ?([aApP])\.? ?[mM]\.?$|^([0-9]{1,2}):([0-9]{2})$')
+_CLOCK = re.compile(r'^([0-9]{1,2})(?::([0-9]{2}))? ?([aApP])\.? ?[mM]\.?$')
 _CHOICE = re.compile(r'^(?:\(([A-Ea-e])\)|([A-E])[).:]) ?(.+)$')
 _LEAD = re.compile(
-    r'^(?:=|(?:approximately|exactly|about|around|roughly|nearly|a total of|simply|just|option|choice'
-    r'|(?:[Tt]he )?(?:number|point|interval|set|vector|ordered (?:pair|triple)|matrix|value|fraction'
-    r'|equation|ratio|expression|polynomial)(?: is| of)?|therefore|equal to|equals|is)'
-    r'(?![a-zA-Z])|\\approx(?![a-zA-Z])) ?'
+    r'^(?:=|\\approx(?![a-zA-Z])|(?:approximately|exactly|about|around|roughly|nearly|a total of'
+    r'|simply|just|option|choice|therefore|equal to|equals|is'
+    r'|(?:[Tt]he )?(?:number|point|interval|set|vector|ordered (?:pair|triple)|matrix|value'
+    r'|fraction|equation|ratio|expression|polynomial)(?: is| of)?)(?![a-zA-Z])) ?'
 )
-_FUNCTIONS = frozenset(
-    'sin cos tan sec csc cot log ln exp min max gcd lcm det mod arcsin arccos arctan'.split()
-)
-_WORD_LIKE = frozenset(
-    'no yes ok am pm is or if on in at to of we he it an as be by do go me my so up us'.split()
-)
+_FUNCTIONS = frozenset([
+    'sin', 'cos', 'tan', 'sec', 'csc', 'cot', 'log', 'ln', 'exp', 'min', 'max', 'gcd', 'lcm',
+    'det', 'mod', 'arcsin', 'arccos', 'arctan',
+])  # fmt: skip
+_WORD_LIKE = frozenset([
+    'no', 'yes', 'ok', 'am', 'pm', 'is', 'or', 'if', 'on', 'in', 'at', 'to', 'of', 'we', 'he',
+    'it', 'an', 'as', 'be', 'by', 'do', 'go', 'me', 'my', 'so', 'up', 'us',
+])  # fmt: skip
 _NOT_MATHEMATICS = re.compile(r'[^\w\s\\^{}()\[\]|+\-*/!.,\'<>=%:&]|_(?![\w{ ])')
 
 
@@ -305,12 +307,9 @@ def _ratio(text: str) -> Ratio | None:
 
 
 def _clock(text: str) -> Text | None:
+  """'3:30 p.m.' in one spelling; without am or pm it is a ratio, until compared with a clock."""
   match = _CLOCK.match(text)
-  if match is None or int(match[2] or match[5] or 0) > 59:
-    return None
-  if match[4]:
-    # Two digits of minutes, and not '2:10' as a ratio of small numbers: a time of day is
-    # compared as words, so a clock never equals a ratio by accident.
+  if match is None or int(match[2] or 0) > 59:
     return None
   return Text(f'{int(match[1])}:{match[2] or "00"}{match[3].lower()}m')
 
@@ -330,9 +329,8 @@ def parse(text: str) -> Value:
     return Text('no solution')
   if re.fullmatch(r'\\mathbb ?\{? ?R ?\}?|[Aa]ll reals?(?: numbers)?', text):
     return Bracket('(', ')', (_NEGATIVE_INFINITY, _INFINITY))
-  if choice := _CHOICE.match(text):
-    if not _comma_of(text).search(choice[3][:1]) and not re.match(r'[-+*/^(=]', choice[3]):
-      return Either((quantities.expression(choice[1] or choice[2]), _structure(choice[3])))
+  if (choice := _CHOICE.match(text)) and not re.match(r'[-+*/^(=,;]', choice[3]):
+    return Either((quantities.expression(choice[1] or choice[2]), _structure(choice[3])))
   sides = split(text, _ABOUT)
   if len(sides) > 1 and all(sides):
     return Either(tuple(parse(side) for side in sides[:4]))

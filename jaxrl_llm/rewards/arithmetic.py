@@ -182,7 +182,9 @@ class _Parser:
     return self._atom()
 
 
-_SHORT_FRACTION = re.compile(r'\\frac ?(?:([0-9]) ?([0-9])(?![0-9])|([0-9]) ?(\{)|(\{[^{}]*\}) ?([0-9]))')
+_SHORT_FRACTION = re.compile(
+    r'\\frac ?(?:([0-9]) ?([0-9])(?![0-9])|([0-9]) ?(\{)|(\{[^{}]*\}) ?([0-9]))'
+)
 
 
 _REPEATING = re.compile(r'([0-9]{0,20})\.([0-9]{0,20}) ?\\overline ?\{ ?([0-9]{1,20}) ?\}')
@@ -207,8 +209,8 @@ def spell_out(text: str) -> str:
   text = _REPEATING.sub(_repeating, text)
 
   def add(match: re.Match) -> str:
-    whole, over, under = match[1], match[2] or match[4] or match[6], match[3] or match[5] or match[7]
-    return rf'({whole}+\frac{{{over}}}{{{under}}})'
+    over, under = match[2] or match[4] or match[6], match[3] or match[5] or match[7]
+    return rf'({match[1]}+\frac{{{over}}}{{{under}}})'
   return _SHORT_FRACTION.sub(_expand_short, _MIXED.sub(add, text))
 
 

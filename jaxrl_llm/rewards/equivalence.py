@@ -16,16 +16,14 @@ import fractions
 import re
 from collections.abc import Callable, Sequence
 
-from jaxrl_llm.rewards import answer_text
-from jaxrl_llm.rewards import answer_values
-from jaxrl_llm.rewards import quantities
-from jaxrl_llm.rewards import units
+from jaxrl_llm.rewards import answer_text, answer_values, quantities, units
 from jaxrl_llm.rewards.quantities import Quantity
 
 # (candidate, answer) -> whether two expressions are equal.
 Leaf = Callable[[str, str], bool]
 
 MIN_ROUNDED_DECIMALS = 6
+MAX_EXPRESSION = 600  # Characters; a longer expression is compared as text only.
 
 
 class Undecided(Exception):
@@ -37,7 +35,7 @@ _SYNONYMS = {
     'solutiondoesnotexist': 'no solution', 'nosolutionexists': 'no solution',
     'thereisnosolution': 'no solution', 'therearenosolutions': 'no solution',
     'doesnotexist': 'dne', 'infinite': 'infinitely many', 'infinitelymany': 'infinitely many',
-    'infinitelymanysolutions': 'infinitely many', 
+    'infinitelymanysolutions': 'infinitely many',
 }  # fmt: skip
 _NOT_WORDS = re.compile(r'[^a-z0-9+\-=<>/^.]+')
 _LEADING_WORDS = re.compile(r'^(?:the|a|an|option|choice|answer|letter|it is|it\'s|is) +')
@@ -45,7 +43,9 @@ _NUMBER_IN_PROSE = re.compile(
     rf'(?<![\w.^_])(?:(?<![\w)}}] )-)?[{units.CURRENCY}]? ?(?:[0-9][0-9,]*(?:\.[0-9]+)?|\.[0-9]+)'
     r'(?:/[0-9]+)?%?(?![0-9])'
 )
-_NEGATION = re.compile(r"\b(?:not|no|never|neither|nor|cannot|less than|more than|at least|at most)\b|n't\b")
+_NEGATION = re.compile(
+    r"\b(?:not|no|never|neither|nor|cannot|less than|more than|at least|at most)\b|n't\b"
+)
 
 
 def _canonical(text: str) -> str:
@@ -90,9 +90,7 @@ class Comparison:
       return not isinstance(candidate, Text) or bool(candidate.text)
     for one, other, swapped in ((candidate, answer, False), (answer, candidate, True)):
       if isinstance(one, answer_values.Either):
-        if any(self._ordered(value, other, swapped) for value in one.values):
-          return True
-        return False
+        return any(self._ordered(value, other, swapped) for value in one.values)
     if type(candidate) is type(answer):
       return self._same_kind(candidate, answer)
     for one, other, swapped in ((candidate, answer, False), (answer, candidate, True)):
@@ -209,7 +207,9 @@ class Comparison:
     if all(letters):
       choices = all(letter.upper() in 'ABCDE' for letter in letters)
       return choices and letters[0].upper() == letters[1].upper()
-    return factor == 1 and self._leaf(candidate.text, answer.text)
+    if factor != 1 or max(len(candidate.text), len(answer.text)) > MAX_EXPRESSION:
+      return False
+    return self._leaf(candidate.text, answer.text)
 
   def _percentages(self, candidate: Quantity, answer: Quantity) -> bool:
     if candidate.percent == answer.percent:

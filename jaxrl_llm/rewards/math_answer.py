@@ -18,9 +18,7 @@ import concurrent.futures
 import functools
 from collections.abc import Callable, Sequence
 
-from jaxrl_llm.rewards import answer_extraction
-from jaxrl_llm.rewards import equivalence
-from jaxrl_llm.rewards import worker_pool
+from jaxrl_llm.rewards import answer_extraction, equivalence, worker_pool
 
 # What counts as an answer:
 #   'lenient': a marked answer, else the fallbacks down to the last number;

@@ -6,18 +6,14 @@ import re
 from jaxrl_llm.rewards import arithmetic
 
 _SMALL = {
-    word: value
-    for value, word in enumerate(
-        'zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen '
-        'fifteen sixteen seventeen eighteen nineteen'.split()
-    )
-}
+    'zero': 0, 'one': 1, 'two': 2, 'three': 3, 'four': 4, 'five': 5, 'six': 6, 'seven': 7,
+    'eight': 8, 'nine': 9, 'ten': 10, 'eleven': 11, 'twelve': 12, 'thirteen': 13, 'fourteen': 14,
+    'fifteen': 15, 'sixteen': 16, 'seventeen': 17, 'eighteen': 18, 'nineteen': 19,
+}  # fmt: skip
 _TENS = {
-    word: 10 * (index + 2)
-    for index, word in enumerate(
-        'twenty thirty forty fifty sixty seventy eighty ninety'.split()
-    )
-}
+    'twenty': 20, 'thirty': 30, 'forty': 40, 'fifty': 50, 'sixty': 60, 'seventy': 70,
+    'eighty': 80, 'ninety': 90,
+}  # fmt: skip
 _SCALES = {
     'dozen': 12, 'hundred': 100, 'thousand': 10**3, 'million': 10**6, 'billion': 10**9,
     'trillion': 10**12,

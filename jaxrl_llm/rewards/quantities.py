@@ -4,10 +4,7 @@ import dataclasses
 import fractions
 import re
 
-from jaxrl_llm.rewards import answer_text
-from jaxrl_llm.rewards import arithmetic
-from jaxrl_llm.rewards import number_words
-from jaxrl_llm.rewards import units
+from jaxrl_llm.rewards import arithmetic, number_words, units
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,7 +37,8 @@ _PLAIN_LETTER = re.compile(rf'(?<![\\a-zA-Z])[a-zA-Z{units.CURRENCY}]')
 _COMMAND = re.compile(r'\\[a-zA-Z]+')
 # Attached to its number, a single letter is a variable (5x) unless it is one of these.
 _ATTACHED = re.compile(r'^[mgL](?:\^ ?\{? ?[23] ?\}?)?$')
-_LETTER_UNITS = frozenset('m g s h l L N J V W A K C F'.split())
+_STRUCTURE = re.compile(r'[=<>,;]|\\(?:le|ge|ne|in|pm|cup)\b')
+_LETTER_UNITS = frozenset(['m', 'g', 's', 'h', 'l', 'L', 'N', 'J', 'V', 'W', 'A', 'K', 'C', 'F'])
 
 
 def rational(text: str) -> fractions.Fraction | None:
@@ -112,7 +110,7 @@ def _with_unit(text: str) -> Quantity | None:
   if unit is None or not value.strip():
     return None
   inner = _percent(value.strip())
-  if inner is None and unit.readings and not re.search(r'[=<>,;]|\\(?:le|ge|ne|in|pm|cup)\b', value):
+  if inner is None and unit.readings and not _STRUCTURE.search(value):
     inner = Quantity(value.strip())  # 36\pi cm^2
   return None if inner is None else dataclasses.replace(inner, unit=unit)
 

@@ -71,7 +71,7 @@ def _names() -> dict[str, list[tuple[str, _F]]]:
 
 _NAMES = _names()
 # Nouns that say nothing about what is counted.
-_GENERIC = frozenset('unit total in overall piece item exactly'.split())
+_GENERIC = frozenset(['unit', 'total', 'in', 'overall', 'piece', 'item', 'exactly'])
 _SQUARE = re.compile(r'^(?:square|sq|sq\.) ?')
 _CUBIC = re.compile(r'^(?:cubic|cu|cu\.) ?')
 _POWER = re.compile(r' ?(?:\^ ?\{? ?([23]) ?\}?|(squared|cubed)|(?<=m)([23]))$')
@@ -151,8 +151,11 @@ def is_known(phrase: str) -> bool:
   return unit is not None and bool(unit.readings)
 
 
+_PLURALS = (('ies', 'y'), ('ches', 'ch'), ('shes', 'sh'), ('xes', 'x'), ('s', ''))
+
+
 def _stem(word: str) -> str:
-  for ending, replacement in (('ies', 'y'), ('ches', 'ch'), ('shes', 'sh'), ('xes', 'x'), ('s', '')):
+  for ending, replacement in _PLURALS:
     if word.endswith(ending) and len(word) > len(ending) + 1:
       return word[: -len(ending)] + replacement
   return word

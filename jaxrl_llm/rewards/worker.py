@@ -22,8 +22,7 @@ import signal
 import sys
 import time
 
-from jaxrl_llm.rewards import equivalence
-from jaxrl_llm.rewards import symbolic
+from jaxrl_llm.rewards import equivalence, symbolic
 
 MEMORY_BYTES = 448 * 2**20  # Address space; what is resident is less. The promise is 512 MiB.
 

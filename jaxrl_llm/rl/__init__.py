@@ -1,0 +1,1 @@
+"""Pure RL maths: arrays in, arrays out."""

@@ -1,0 +1,1 @@
+"""The device mesh, and which parameter lies where on it."""

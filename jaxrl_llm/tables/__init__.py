@@ -1,0 +1,1 @@
+"""Published numbers with addresses, and tables of ours beside them."""

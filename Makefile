@@ -1,0 +1,44 @@
+# Two commands: `make run` (the main job) and `make test`. Each makes .venv first if it is missing.
+
+PYTHON ?= python3
+PIP = .venv/bin/python -m pip --disable-pip-version-check --quiet
+PIP_INSTALL = $(PIP) install --progress-bar off
+
+.PHONY: run test lint tables ablation bench clean
+
+run: .venv/installed
+	.venv/bin/python -m experiments.a_star_po
+
+test: .venv/installed-test
+	.venv/bin/python -m pytest
+
+lint: .venv/installed-test
+	.venv/bin/ruff check .
+
+tables: .venv/installed
+	.venv/bin/python -m experiments.make_tables --runs=results
+
+ablation: .venv/installed
+	.venv/bin/python -m experiments.study --config=experiments/configs/a_star_po_ablation.py
+
+bench: .venv/installed
+	.venv/bin/python -m experiments.bench --suite=train,sample
+
+.venv/bin/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "Python 3.11 or newer is needed, got $$($(PYTHON) --version) (make PYTHON=...)" >&2; exit 2; }
+	$(PYTHON) -m venv .venv
+
+.venv/installed: .venv/bin/python requirements.txt setup.py
+	@echo "installing into .venv (about a minute) ..."
+	$(PIP_INSTALL) -r requirements.txt
+	$(PIP_INSTALL) --no-deps -e .
+	@touch $@
+
+.venv/installed-test: .venv/installed requirements-test.txt
+	@echo "installing the test tools into .venv ..."
+	$(PIP_INSTALL) -r requirements-test.txt
+	@touch $@
+
+clean:
+	rm -rf .venv build *.egg-info

@@ -1,0 +1,266 @@
+"""How fast the reference workload runs here: seconds, tokens/s, memory, and the machine's ceilings.
+
+  python -m experiments.bench --suite=train,sample --json=FILE
+
+The workload is a Llama-style decoder of 6.8M parameters in float32 (models/configs.py,
+reference_workload): a supervised step of 8 x 256 tokens, an A*-PO step of 16 prompts x (32 + 64)
+tokens with its parts, and sampling of 32 + 128 tokens at batch 16 and 64. All that is measured is
+interleaved: each repetition runs everything once, after one that is not counted; what is shown are
+medians over the repetitions. No response can stop early. Products and memory bandwidth of the
+machine itself are measured in the same run, so that fractions of them can be read.
+
+--cores=N keeps the whole process on N of the cores that it may use. On CPUs, huge pages for malloc
+save page faults: start with GLIBC_TUNABLES=glibc.malloc.hugetlb=1 in the environment (Linux, glibc
+2.35 or newer); the setting is kept in the JSON file, as XLA_FLAGS and LD_PRELOAD are.
+"""
+
+import contextlib
+import importlib.metadata
+import math
+import os
+import pathlib
+import platform
+import statistics
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from absl import flags
+
+from experiments import launch, report
+from jaxrl_llm.training import metrics
+
+# JAX is imported in `main`, once the cores are chosen: its threads inherit them.
+
+_SUITE = flags.DEFINE_list('suite', ['train', 'sample'], 'what is measured: train, sample.')
+_SCALE = flags.DEFINE_enum(
+    'scale', 'reference', ['reference', 'tiny'], 'sizes; tiny only tries the program out.')
+_REPEATS = flags.DEFINE_integer('repeats', 7, 'counted repetitions.')
+_CORES = flags.DEFINE_integer('cores', 0, 'CPU cores; 0 takes all that the process may use.')
+_SEED = flags.DEFINE_integer('seed', 0, 'of parameters, tokens and noise.')
+_JSON = flags.DEFINE_string('json', '', 'where the numbers go; by default nowhere.')
+
+_ENVIRONMENT = ('GLIBC_TUNABLES', 'XLA_FLAGS', 'LD_PRELOAD', 'JAX_PLATFORMS')
+_PACKAGES = ('jax', 'jaxlib', 'flax', 'optax', 'numpy')
+
+
+def main() -> None:
+  """Chooses the cores, measures, prints the tables and writes the JSON file."""
+  suites = _check_flags()
+  load = os.getloadavg()[0]
+  available = _choose_cores(_CORES.value)
+
+  from experiments import bench_workloads
+
+  scale = bench_workloads.SCALES[_SCALE.value]()
+  rows, samples = measure(suites, scale, seed=_SEED.value, repeats=_REPEATS.value)
+  numbers = {
+      **_provenance(suites, available, load),
+      **{name: value for row in rows for name, value in _summary(row, samples[row.name]).items()},
+  }
+  for row in rows:
+    _add_fraction(numbers, row)
+  print('\n'.join(['', *_tables(rows, numbers)]), flush=True)
+  if _JSON.value:
+    metrics.write_json_atomic(_JSON.value, numbers)
+    print(f'\nwritten: {_JSON.value}')
+
+
+def measure(
+    suites: Sequence[str], scale: Any, *, seed: int, repeats: int
+) -> tuple[list[Any], dict[str, list[tuple[float, int]]]]:
+  """Compiles everything, then runs it `repeats` times in turn, after one warm-up.
+
+  Args:
+    suites: names of suites.
+    scale: a `bench_workloads.Scale`.
+    seed: of parameters, tokens and noise.
+    repeats: counted repetitions.
+
+  Returns:
+    (the rows, for each row's name a list of (seconds, tokens)).
+  """
+  import jax
+
+  from experiments import bench_workloads
+  from jaxrl_llm.training import loop
+
+  # A program that comes from a cache on the disk would have no compile time.
+  jax.config.update('jax_enable_compilation_cache', False)
+  several = jax.default_backend() == 'cpu' and len(_usable_cores()) > 1
+  print('compiling ...', flush=True)
+  workloads = list(bench_workloads.build(
+      suites, scale, seed=seed, one_core=_on_one_core if several else None))
+  rows = [row for workload in workloads for row in workload.rows]
+  samples: dict[str, list] = {row.name: [] for row in rows}
+  with loop.progress(repeats + 1, 'repetitions') as bar:
+    for repetition in range(repeats + 1):
+      for workload in workloads:
+        timers = loop.Timers()
+        tokens = workload.run(repetition, timers)
+        seconds = timers.pop()
+        for row in workload.rows if repetition else ():
+          samples[row.name].append((seconds[f'time/{row.name}_seconds'], tokens.get(row.name, 0)))
+      bar.update(1)
+  return rows, samples
+
+
+def _check_flags() -> list[str]:
+  """Raises ValueError with one line for a bad value; returns the suites without repetitions."""
+  suites = list(dict.fromkeys(_SUITE.value))
+  for name in suites or ['']:
+    if name not in ('train', 'sample'):
+      raise ValueError(f'suite must name train, sample or both, got {name!r} (--suite)')
+  if _REPEATS.value < 1:
+    raise ValueError(f'repeats must be at least 1, got {_REPEATS.value} (--repeats)')
+  if not 0 <= _SEED.value < 2**32:
+    raise ValueError(f'seed must be in [0, 2**32), got {_SEED.value} (--seed)')
+  path = pathlib.Path(_JSON.value)
+  if _JSON.value and (path.is_dir() or not path.parent.is_dir()):
+    raise ValueError(f'json must name a file in an existing folder, got {_JSON.value!r} (--json)')
+  return suites
+
+
+def _choose_cores(wanted: int) -> int:
+  """Restricts this process to `wanted` cores, 0 for all; returns how many it could have."""
+  usable = _usable_cores()
+  if not 0 <= wanted <= len(usable):
+    allowed = f'1 to {len(usable)}, or 0 for all of them' if usable else '0 on this system'
+    raise ValueError(f'cores must be {allowed}, got {wanted} (--cores)')
+  if wanted:
+    _pin(usable[:wanted])
+  return len(usable) or os.cpu_count() or 1
+
+
+def _usable_cores() -> list[int]:
+  """The cores that this process may use; empty where the system does not say."""
+  return sorted(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else []
+
+
+def _pin(cores: Sequence[int]) -> None:
+  """Moves every thread of this process to `cores`; those to come inherit them."""
+  for thread in os.listdir('/proc/self/task'):
+    with contextlib.suppress(ProcessLookupError):  # It has ended meanwhile.
+      os.sched_setaffinity(int(thread), cores)
+
+
+@contextlib.contextmanager
+def _on_one_core() -> Iterator[None]:
+  cores = _usable_cores()
+  _pin(cores[:1])
+  try:
+    yield
+  finally:
+    _pin(cores)
+
+
+def _provenance(suites: Sequence[str], available: int, load: float) -> dict[str, Any]:
+  """Where the numbers come from."""
+  import jax
+
+  from jaxrl_llm.algorithms import a_star_po, sft
+
+  device = jax.devices()[0]
+  numbers = {
+      'experiment': 'bench', 'suite': ','.join(suites), 'scale': _SCALE.value,
+      'seed': _SEED.value, 'repeats': _REPEATS.value, 'commit': launch.current_commit(),
+      'device': device.device_kind, 'platform': device.platform, 'cpu': _cpu_model(),
+      'cores': len(_usable_cores()) or available,
+      'cores_available': available, 'load_average_at_start': load,
+      'compute_dtype': 'float32', 'sft_step/head_chunk': sft.Config().head_chunk,
+      'a_star_po_step/head_chunk': a_star_po.Config().head_chunk,
+      'versions/python': platform.python_version(),
+      **{f'versions/{name}': importlib.metadata.version(name) for name in _PACKAGES},
+  }
+  for name in _ENVIRONMENT:
+    if name in os.environ:
+      numbers[f'environment/{name}'] = os.environ[name]
+  return numbers
+
+
+def _cpu_model() -> str:
+  path = pathlib.Path('/proc/cpuinfo')
+  lines = path.read_text().splitlines() if path.exists() else []
+  names = [line.partition(':')[2].strip() for line in lines if line.startswith('model name')]
+  return names[0] if names else platform.processor() or 'unknown'
+
+
+def _summary(row: Any, samples: Sequence[tuple[float, int]]) -> dict[str, float | str]:
+  """Flat numbers of one row.
+
+  Args:
+    row: a `bench_workloads.Row`.
+    samples: (seconds, tokens) of each repetition.
+
+  Returns:
+    Medians, quartiles and extremes of the seconds; and speeds, which are medians too.
+  """
+  seconds = sorted(sample[0] for sample in samples)
+  quartiles = statistics.quantiles(seconds, n=4, method='inclusive') if len(seconds) > 1 else (
+      seconds * 3)
+  median = quartiles[1]
+  numbers: dict[str, float | str] = {
+      'description': row.description, 'seconds': median, 'seconds_min': seconds[0],
+      'seconds_first_quartile': quartiles[0], 'seconds_third_quartile': quartiles[2],
+      'seconds_max': seconds[-1], 'flops': row.flops,
+      'gflops_per_second': row.flops / median / 1e9,
+  }
+  if row.traffic:
+    numbers |= {
+        'traffic_bytes': row.traffic, 'gigabytes_per_second': row.traffic / median / 1e9
+    }
+  if row.peak_bytes:
+    numbers |= {
+        'tokens': statistics.median(tokens for _, tokens in samples),
+        'tokens_per_second': statistics.median(tokens / time for time, tokens in samples),
+        'peak_bytes': row.peak_bytes, 'compile_seconds': row.compile_seconds,
+    }
+  return {f'{row.name}/{name}': value for name, value in numbers.items()}
+
+
+def _add_fraction(numbers: dict[str, Any], row: Any) -> None:
+  """The row's speed as a fraction of its ceiling's, where it has one."""
+  if row.ceiling:
+    numbers[f'{row.name}/ceiling'] = row.ceiling
+    numbers[f'{row.name}/ceiling_fraction'] = (
+        numbers[f'{row.name}/gflops_per_second'] / numbers[f'{row.ceiling}/gflops_per_second'])
+
+
+def _tables(rows: Sequence[Any], numbers: Mapping[str, Any]) -> list[str]:
+  """Markdown: the workloads, then the ceilings."""
+  of = lambda row, name: numbers[f'{row.name}/{name}']
+  spread = lambda row: (
+      f'{of(row, "seconds_first_quartile"):.3g} - {of(row, "seconds_third_quartile"):.3g}')
+  work = [
+      [row.name, row.description, f'{of(row, "seconds"):.3g}', spread(row),
+       f'{of(row, "tokens_per_second"):,.0f}', f'{of(row, "gflops_per_second"):.1f}',
+       f'{100 * of(row, "ceiling_fraction"):.0f}', f'{of(row, "peak_bytes") / 2**20:,.1f}',
+       f'{of(row, "compile_seconds"):.1f}']
+      for row in rows if row.ceiling
+  ]
+  unit = lambda row: 'GB/s' if row.traffic else 'GFLOP/s'
+  speed = lambda name, row: '{:.1f}'.format(
+      numbers.get(f'{name}/{"gigabytes" if row.traffic else "gflops"}_per_second', math.nan))
+  limits = [
+      [row.name.removeprefix('ceiling/'), row.description, f'{of(row, "seconds"):.3g}',
+       spread(row), unit(row), speed(row.name, row), speed(f'{row.name}_one_core', row)]
+      for row in rows if not row.ceiling and not row.name.endswith('_one_core')
+  ]
+  about = (
+      f'{numbers["cores"]} of {numbers["cores_available"]} cores, {numbers["cpu"]}; medians and '
+      f'quartiles of {numbers["repeats"]} interleaved repetitions; load average at the start '
+      f'{numbers["load_average_at_start"]:.1f}; GLIBC_TUNABLES '
+      f'{numbers.get("environment/GLIBC_TUNABLES", "not set")}'
+  )
+  return [
+      about, '',
+      report.markdown_table(
+          ['workload', 'what', 'seconds', 'quartiles', 'tokens/s', 'GFLOP/s', '% of ceiling',
+           'peak MiB', 'compile s'], work),
+      '',
+      report.markdown_table(
+          ['ceiling', 'what', 'seconds', 'quartiles', 'unit', 'speed', 'on one core'], limits),
+  ]
+
+
+if __name__ == '__main__':
+  launch.run_tool(main)

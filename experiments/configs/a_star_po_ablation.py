@@ -1,0 +1,38 @@
+"""A*-PO against its own ablations on addition, at equal sampled tokens.
+
+Arms (settings): how V* is estimated, `softmax` being the method as published (N = 8,
+beta1 = 0.5): its limits `mean` and `max`, no value at all (`zero`), and N of 1, 4 and
+32. Every arm stops when both stages together have sampled `token_budget` tokens, so
+that a larger N leaves less for stage 2. All arms of a seed start from the same
+reference. Evaluation problems are held out; nothing was tuned on them.
+
+  python -m experiments.study --config=experiments/configs/a_star_po_ablation.py
+
+runs all arms and seeds (resumable per arm and seed) and keeps their results.json under
+results/a_star_po/. The specification's ablations N and beta1: arXiv 2505.20686,
+ablation section. Cost: see results/a_star_po/README.md.
+"""
+
+from experiments import settings
+from experiments.configs import a_star_po_arithmetic
+
+ARMS = ('softmax', 'mean', 'max', 'zero', 'n1', 'n4', 'n32')
+_SAMPLES = {'n1': 1, 'n4': 4, 'n32': 32}
+
+
+def get_config(setting: str = 'softmax') -> settings.AStarPo:
+  if setting not in ARMS:
+    raise ValueError(f'setting must be one of {", ".join(ARMS)}, got {setting!r}')
+  config = a_star_po_arithmetic.get_config()
+  config.algorithm.samples_per_prompt = _SAMPLES.get(setting, 8)
+  config.algorithm.value_mode = setting if setting in ('mean', 'max', 'zero') else 'softmax'
+  # N = 32 leaves 80,000 tokens, 125 batches, to stage 2; N = 1 all but 5,000.
+  config.task.num_train = 1_000
+  config.token_budget = 240_000
+  config.steps = 1_000  # An upper bound; the budget ends each arm.
+  # A tenth of the main job's rate: there every arm would be at its ceiling after 30 batches.
+  config.optimizer.learning_rate = 2e-5
+  config.evaluation.every = 25
+  config.evaluation.diagnosed_prompts = 0
+  config.save_every = 100
+  return config
