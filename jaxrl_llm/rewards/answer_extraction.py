@@ -10,8 +10,9 @@ Markers, in the order in which they are believed; of several of one kind the las
 
 Without a marker, `extract` falls back, in this order, to: a response that as a whole is an
 answer ('1/2', '(3, 4)', '5 apples'); what stands behind the last '=', 'is', 'are' or ':' of the
-last line, if that is an answer; the last formula between dollar signs there; the last number
-of the response. `extract_marked` does not fall back.
+last line, if that is an answer; a point or an interval with which that line ends; the last
+formula between dollar signs there; the last number of the response. `extract_marked` does not
+fall back.
 
 Only the response may be given, never the prompt: instructions contain the very markers
 ('put your answer in \boxed{}', 'after ####') that are looked for.
@@ -48,7 +49,7 @@ _VERB = (r'(?:is|are|was|be|becomes|equals|must be|should be|will be|would be|co
          r'(?: (?:therefore|thus|then|simply|just|equal to|given by|exactly))?')
 _BEHIND_ANSWER = re.compile(
     r'(?:\*\*)?(?: (?:to|for|of|in)\b[^.\n:=]{0,100}?)?(?:\*\*)?'
-    rf'[ \t]*(?:(?::|=)(?:\*\*)?[ \t]*(?:{_VERB}\b)?|(?:,[^.\n,]{{0,40}},)? {_VERB}\b(?:[ \t]*:)?)',
+    rf'[ \t]*(?:(?::|=|-(?= ))(?:\*\*)?[ \t]*(?:{_VERB}\b)?|(?:,[^.\n,]{{0,40}},)? {_VERB}\b(?:[ \t]*:)?)',
     re.IGNORECASE,
 )
 _BEHIND_SOLUTION = re.compile(
@@ -152,7 +153,8 @@ def is_answer(text: str) -> bool:
 
 
 def _leaves(value) -> list:
-  if isinstance(value, (answer_values.Items, answer_values.Braces, answer_values.Bracket)):
+  if isinstance(value, (answer_values.Items, answer_values.Braces, answer_values.Bracket,
+                        answer_values.Either, answer_values.Union)):
     return [leaf for part in value.values for leaf in _leaves(part)]
   if isinstance(value, answer_values.Relation):
     return [value if value.last is None else value.last, answer_values.Text(value.source)] if (
@@ -222,6 +224,19 @@ def _bold(text: str) -> str | None:
   return None
 
 
+def _last_group(line: str) -> str | None:
+  """A point or an interval with which the line ends."""
+  if not line.endswith((')', ']')):
+    return None
+  depth = 0
+  for index in range(len(line) - 1, -1, -1):
+    depth += (line[index] in ')]}') - (line[index] in '([{')
+    if depth == 0:
+      group = line[index:]
+      return group if ',' in group and is_answer(group) else None
+  return None
+
+
 def extract_marked(response: str) -> str | None:
   """The answer that the response marks as its answer, or None; see the module's rules."""
   text = response[-MAX_RESPONSE:]
@@ -265,6 +280,8 @@ def extract(response: str) -> str | None:
     in_words = number_words.leading(tail)
     if is_answer(tail) and (_HAS_MATHEMATICS.search(tail) or (in_words and not in_words[1])):
       return tail
+  if (group := _last_group(line)) is not None:
+    return group
   spans = [first or second for first, second in _MATH_SPAN.findall(line)]
   if spans and answer_values.is_expression(answer_text.clean(spans[-1])):
     return spans[-1]

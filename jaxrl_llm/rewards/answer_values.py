@@ -127,7 +127,7 @@ _CLOCK = re.compile(r'^([0-9]{1,2})(?::([0-9]{2}))? ?([aApP])\.? ?[mM]\.?$')
 _CHOICE = re.compile(r'^(?:\(([A-Ea-e])\)|([A-E])[).:]) ?(.+)$')
 _LEAD = re.compile(
     r'^(?:=|\\approx(?![a-zA-Z])|(?:approximately|exactly|about|around|roughly|nearly|a total of'
-    r'|simply|just|option|choice|therefore|equal to|equals|is'
+    r'|simply|just|[Oo]ption|[Cc]hoice|[Aa]nswer|therefore|equal to|equals|is'
     r'|(?:[Tt]he )?(?:number|point|interval|set|vector|ordered (?:pair|triple)|matrix|value'
     r'|fraction|equation|ratio|expression|polynomial)(?: is| of)?)(?![a-zA-Z])) ?'
 )
@@ -185,6 +185,7 @@ def _list(text: str, separator: re.Pattern) -> tuple[Value, ...] | None:
   return tuple(parse(part) for part in parts)
 
 
+_BETWEEN_UNITS = re.compile(r'(?<=[a-z]) (?=[0-9])')
 _COMMA = re.compile(r'[,;]')
 _CONJUNCTION = re.compile(r',? (?:and|or) ', re.IGNORECASE)
 _UNION = re.compile(r'\\cup(?![a-zA-Z])|(?<=[\])}]) ?U ?(?=[\[({])')
@@ -193,7 +194,7 @@ _ABOUT = re.compile(r',? ?(?:or about|or approximately)(?= )|,? ?\\approx(?![a-z
 _SPACED_COMMA = re.compile(r'[,;](?= )|[,;](?![0-9]{3}(?![0-9]))|(?<![0-9])[,;]|;')
 
 
-def _items(text: str) -> Items | None:
+def _items(text: str) -> Items | Quantity | None:
   """'1,2', '1, 2 and 3', 'x = 1 or x = 2'."""
   parts = []
   for piece in split(text, _CONJUNCTION):
@@ -201,7 +202,16 @@ def _items(text: str) -> Items | None:
   parts = [re.sub(r'^(?:and|or) ', '', part) for part in parts if part]
   if not 2 <= len(parts) <= _MAX_ITEMS:
     return None
-  return Items(tuple(parse(part) for part in parts))
+  values = [parse(part) for part in parts]
+  return quantities.combined(values) or Items(tuple(values))
+
+
+def _compound(text: str) -> Quantity | None:
+  """'3 ft 6 in', '2 hours 30 minutes' as one quantity."""
+  parts = _BETWEEN_UNITS.split(text)
+  if not 2 <= len(parts) <= 4:
+    return None
+  return quantities.combined([quantities.parse(part) for part in parts])
 
 
 def _comma_of(text: str) -> re.Pattern:
@@ -269,12 +279,17 @@ def _inequality(text: str) -> Value | None:
     name, low, high, closed = parts[0], _NEGATIVE_INFINITY, parse(parts[1]), [False, *closed]
   elif len(parts) == 2 and _NAME.match(parts[1]):
     name, low, high, closed = parts[1], parse(parts[0]), _INFINITY, [*closed, False]
+  elif len(parts) == 2 and (bars := _BARS.match(parts[0])) and _NAME.match(bars[1].strip()):
+    # |x| < 2 confines x from both sides.
+    name, low, high = bars[1].strip(), parse(f'-({parts[1]})'), parse(parts[1])
+    closed = [closed[-1]] * 2
   else:
     return Relation(text, None)
   interval = Bracket('[' if closed[0] else '(', ']' if closed[-1] else ')', (low, high))
   return Inequality(name, interval, text)
 
 
+_BARS = re.compile(r'^\|([^|]{1,20})\|$')
 _EQUALS = re.compile(r'=|\\in(?![a-zA-Z])')
 
 
@@ -342,6 +357,8 @@ def _structure(text: str) -> Value:
     return matrix
   if (quantity := quantities.parse(text)) is not None:
     return quantity
+  if (compound := _compound(text)) is not None:
+    return compound
   if (clock := _clock(text)) is not None:
     return clock
   if (ratio := _ratio(text)) is not None:

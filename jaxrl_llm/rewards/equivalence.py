@@ -17,6 +17,7 @@ import re
 from collections.abc import Callable, Sequence
 
 from jaxrl_llm.rewards import answer_text, answer_values, quantities, units
+from jaxrl_llm.rewards.answer_values import Text
 from jaxrl_llm.rewards.quantities import Quantity
 
 # (candidate, answer) -> whether two expressions are equal.
@@ -106,7 +107,7 @@ class Comparison:
     match candidate:
       case Quantity():
         return self._quantities(candidate, answer)
-      case answer_values.Text():
+      case Text():
         return _same_words(candidate.text, answer.text)
       case answer_values.Items():
         return self._permuted(_unnamed(candidate.values), _unnamed(answer.values))
@@ -117,7 +118,7 @@ class Comparison:
         same = candidate.left == answer.left and candidate.right == answer.right
         return same and self._elementwise(candidate.values, answer.values)
       case answer_values.Union():
-        return self._unions(candidate, answer)
+        return self._permuted(candidate.values, answer.values)
       case answer_values.Matrix():
         return len(candidate.rows) == len(answer.rows) and all(
             self._elementwise(*rows) for rows in zip(candidate.rows, answer.rows))
@@ -145,26 +146,23 @@ class Comparison:
       if isinstance(other, answer_values.Relation):
         return self._leaf(*self._sources(one, other, swapped))
       return self._ordered(one.value, other, swapped)
+    if isinstance(one, answer_values.Relation):
+      if isinstance(other, (answer_values.Assignment, answer_values.Inequality)):
+        return self._leaf(*self._sources(one, other, swapped))
+      return one.last is not None and self._ordered(one.last, other, swapped)
     if isinstance(one, answer_values.Inequality):
-      if kind in (answer_values.Bracket, answer_values.Union, answer_values.Text):
+      if kind in (answer_values.Bracket, answer_values.Union):
         return self._ordered(one.interval, other, swapped)
       return None
-    if isinstance(one, answer_values.Relation):
-      if isinstance(other, answer_values.Assignment):
-        return self._leaf(*self._sources(one, other, swapped))
-      if one.last is None or isinstance(other, answer_values.Inequality):
-        return False
-      return self._ordered(one.last, other, swapped)
     if isinstance(one, answer_values.Braces) and len(one.values) == 1:
       return self._ordered(one.values[0], other, swapped)
     if isinstance(one, answer_values.Items):
       return self._list(one, other, swapped)
-    if isinstance(one, answer_values.Text) and kind is Quantity:
+    if isinstance(one, Text) and kind is Quantity:
       number = number_in_prose(one.text)
       return number is not None and self._ordered(number, other, swapped)
-    if isinstance(one, answer_values.Ratio) and kind is answer_values.Text:
-      hour, minute = (*one.parts, None)[:2]
-      return minute is not None and other.text[:-2] == f'{hour}:{str(minute):0>2}'
+    if isinstance(one, answer_values.Ratio) and kind is Text:  # 3:30 and 3:30 p.m.
+      return len(one.parts) == 2 and other.text[:-2] == f'{one.parts[0]}:{str(one.parts[1]):0>2}'
     if isinstance(one, answer_values.Ratio) and kind is Quantity:
       return (len(one.parts) == 2 and one.parts[1] != 0 and other.rational is not None
               and other.unit is None and one.parts[0] / one.parts[1] == other.rational)
@@ -185,9 +183,6 @@ class Comparison:
     if isinstance(other, answer_values.Union) and all(
         isinstance(value, answer_values.Inequality) for value in one.values):
       return self._permuted(*pair([value.interval for value in one.values], other.values))
-    if isinstance(other, answer_values.Text) and all(
-        isinstance(value, answer_values.Text) for value in one.values):
-      return False
     return False
 
   def _quantities(self, candidate: Quantity, answer: Quantity) -> bool:
@@ -236,12 +231,6 @@ class Comparison:
 
   def _subset(self, inner: Sequence, outer: Sequence) -> bool:
     return all(any(self.equal(value, other) for other in outer) for value in inner)
-
-  def _unions(self, candidate: answer_values.Union, answer: answer_values.Union) -> bool:
-    return self._permuted(candidate.values, answer.values)
-
-
-Text = answer_values.Text
 
 
 def _unnamed(values: Sequence) -> Sequence:

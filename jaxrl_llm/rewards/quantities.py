@@ -153,3 +153,22 @@ def _without_currency(text: str) -> Quantity | None:
       return Quantity(str(value), rational=value, unit=unit)
     return None
   return _with_unit(text)
+
+
+def combined(parts: list) -> Quantity | None:
+  """'2 hours' and '30 minutes' as 2.5 hours: different measures of one dimension, largest first.
+
+  Args:
+    parts: parsed values.
+
+  Returns:
+    the sum in the first part's unit, or None if the parts are something else.
+  """
+  if not all(isinstance(part, Quantity) and part.rational is not None and part.unit is not None
+             and part.unit.readings for part in parts):
+    return None
+  ratios = [units.ratio(part.unit, parts[0].unit) for part in parts]
+  if None in ratios or any(later >= earlier for earlier, later in zip(ratios, ratios[1:])):
+    return None
+  total = sum(part.rational * ratio for part, ratio in zip(parts, ratios))
+  return Quantity(str(total), rational=total, unit=parts[0].unit)

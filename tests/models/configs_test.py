@@ -11,10 +11,10 @@ import pytest
 from jaxrl_llm.models import configs, policy
 from tests.models import witness
 
-# Untied, so that a head bias is possible; unrolled, so that the cache is a tuple.
+# Untied, so that a head bias is possible.
 BASE = configs.TransformerConfig(
     vocab_size=13, num_layers=2, width=16, num_heads=4, num_kv_heads=2, head_dim=4,
-    mlp_width=24, max_length=8, tie_embeddings=False, scan_unroll=0, attention_block=8,
+    mlp_width=24, max_length=8, tie_embeddings=False, scan_unroll=1, attention_block=8,
 )
 LENGTH = 6
 
@@ -41,7 +41,7 @@ PERTURBATIONS = {
     'head_bias': (True, 'params'),
     'compute_dtype': ('bfloat16', 'logits'),
     'remat': ('full', 'program'),
-    'scan_unroll': (1, 'program'),
+    'scan_unroll': (0, 'program'),
     'attention_block': (3, 'program'),
     'max_length': (LENGTH - 1, 'error'),
 }

@@ -20,11 +20,10 @@ def _apply(model, params, seed=0):
   return jax.jit(model.apply)(params, tokens, positions=positions, valid=np.ones((3, 5), bool))
 
 
-@pytest.mark.parametrize('num_outputs', [1, 4])
-def test_shapes_and_a_start_at_zero(num_outputs):
-  model = value.make(CONFIG, num_outputs=num_outputs)
+def test_shapes_and_a_start_at_zero():
+  model = value.make(CONFIG, num_outputs=4)
   output = _apply(model, jax.jit(model.init)(jax.random.key(0)))
-  assert value.outputs(output).shape == (3, 5, num_outputs)
+  assert value.outputs(output).shape == (3, 5, 4)
   assert value.values(output).shape == (3, 5)
   np.testing.assert_array_equal(value.outputs(output), 0)
   assert np.abs(output.hidden).max() > 0.1  # The trunk itself does not start at zero.

@@ -1,0 +1,171 @@
+"""Corrupt files, a full disk, a diverging loss, a reference that was exchanged."""
+
+import contextlib
+import ctypes
+import json
+import os
+import pathlib
+import resource
+import shutil
+import signal
+
+import pytest
+
+from jaxrl_llm.training import metrics
+from tests.system import running
+
+
+def _flip(folder: pathlib.Path) -> None:
+  """Inverts the bytes in the middle of the largest file of arrays."""
+  path = max((folder / 'state').rglob('*'), key=lambda p: p.is_file() and p.stat().st_size)
+  content = bytearray(path.read_bytes())
+  middle = len(content) // 2
+  content[middle : middle + 16] = bytes(255 - byte for byte in content[middle : middle + 16])
+  path.write_bytes(content)
+
+
+def test_corrupt_newest_checkpoint_falls_back_says_so_and_ends_the_same(runner, whole, tmp_path):
+  workdir = running.copy(whole.workdir, tmp_path / 'run')
+  folder = workdir / 'checkpoints' / 'a_star_po'
+  assert {path.name for path in folder.iterdir()} == {'9', '10'}
+  _flip(folder / '10')
+  done = runner.finish(workdir)
+  assert done.returncode == 0, done.stderr
+  warnings = [line for line in done.stderr.splitlines() if line.startswith('warning: ')]
+  assert len(warnings) == 1 and 'checkpoint 10 is corrupt' in warnings[0]
+  assert 'continuing from step 9' in warnings[0]
+  running.assert_same(workdir, whole.workdir)
+
+
+def test_all_checkpoints_corrupt_is_one_line_and_nothing_is_lost(runner, whole, tmp_path):
+  workdir = running.copy(whole.workdir, tmp_path / 'run')
+  for name in ('9', '10'):
+    _flip(workdir / 'checkpoints' / 'a_star_po' / name)
+  before = {p: p.read_bytes() for p in workdir.glob('*.jsonl')}
+  running.assert_one_line(
+      runner.finish(workdir), 'every checkpoint in ', ' is corrupt (steps 9, 10',
+      'remove the folder to start over')
+  assert {p: p.read_bytes() for p in workdir.glob('*.jsonl')} == before
+  # Doing what the line says starts stage 2 over, and ends the same.
+  shutil.rmtree(workdir / 'checkpoints' / 'a_star_po')
+  assert runner.finish(workdir).returncode == 0
+  running.assert_same(workdir, whole.workdir)
+
+
+@contextlib.contextmanager
+def _small_disk(folder: pathlib.Path):
+  """A disk of 1 MiB at `folder`, or None where this process may not mount one."""
+  folder.mkdir()
+  libc = ctypes.CDLL(None, use_errno=True)
+  if libc.mount(b'tmpfs', os.fsencode(folder), b'tmpfs', 0, b'size=1m'):
+    yield None
+    return
+  try:
+    yield folder
+  finally:
+    libc.umount2(os.fsencode(folder), 2)  # Lazily: nothing of it is needed any more.
+
+
+def _fill(folder: pathlib.Path, *, leave: int) -> pathlib.Path:
+  disk = os.statvfs(folder)
+  filler = folder / 'filler'
+  filler.write_bytes(bytes(max(disk.f_bavail * disk.f_frsize - leave, 0)))
+  return filler
+
+
+@pytest.mark.parametrize('room', [0, 24_000], ids=['at a line', 'at a checkpoint'])
+def test_full_disk_is_one_line_and_nothing_is_lost(runner, whole, tmp_path, room):
+  with _small_disk(tmp_path / 'disk') as disk:
+    workdir = (disk or tmp_path) / 'run'
+    _at_step_six(whole.workdir, workdir)
+    if disk:
+      filler = _fill(disk, leave=room)
+      done = runner.finish(workdir)
+      filler.unlink()
+    else:  # The kernel refuses the same writes, by another rule and another name.
+      limit = (workdir / 'metrics.jsonl').stat().st_size + 100
+      limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+      resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limits[1]))
+      try:
+        done = runner.finish(workdir)
+      finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    running.assert_one_line(done)
+    expected = ('No space left', 'the disk is full; the last complete checkpoint is kept')
+    assert not disk or expected[room > 0] in done.stderr
+    assert '6' in os.listdir(workdir / 'checkpoints' / 'a_star_po')
+    assert not (workdir / 'results.json').exists()
+    if room:
+      assert runner.finish(workdir).returncode == 0  # There is room again.
+      running.assert_same(workdir, whole.workdir)
+
+
+def _at_step_six(whole: pathlib.Path, workdir: pathlib.Path) -> None:
+  """The run as it was when its checkpoint of step 6 was the newest: see the fixture's copy."""
+  source = whole.parent / 'at_six'
+  if not source.exists():
+    pytest.fail('the fixture at_six did not run')
+  shutil.copytree(source, workdir)
+
+
+@pytest.fixture(scope='module', autouse=True)
+def at_six(runner, whole):
+  """A run that died while the third checkpoint of stage 2 was written."""
+  folder = whole.workdir.parent / 'at_six'
+  done = runner.finish(folder, '--config.policy_init_from=', die=['checkpoint', 7])
+  assert done.returncode == -signal.SIGKILL
+  assert '6' in os.listdir(folder / 'checkpoints' / 'a_star_po')
+  return folder
+
+
+def test_diverging_fine_tuning_stops_before_it_saves(runner, tmp_path):
+  workdir = tmp_path / 'run'
+  done = runner.finish(
+      workdir, '--config.sft.optimizer.learning_rate=1e30', '--config.sft.save_every=2',
+      '--config.sft.log_every=30', experiment='sft')
+  running.assert_one_line(done, 'must be finite, got nan at step ')
+  # No line was due between the steps 0 and 30, yet no state that diverged was saved.
+  step = int(done.stderr.partition('at step ')[2].partition(';')[0])
+  assert step < 30
+  saved = [int(name) for name in os.listdir(workdir / 'checkpoints' / 'sft')]
+  assert all(number <= step for number in saved)
+  kept = f'the checkpoint of step {max(saved)} is kept' if saved else 'no checkpoint was saved yet'
+  assert kept in done.stderr
+  assert not (workdir / 'params').exists()
+
+
+def test_diverging_stage_2_stops_with_the_step_and_keeps_the_last_checkpoint(
+    runner, whole, tmp_path
+):
+  workdir = tmp_path / 'run'
+  done = runner.finish(
+      workdir, f'--config.policy_init_from={whole.workdir / "params"}', '--config.save_every=1',
+      '--config.optimizer.learning_rate=1e30')
+  running.assert_one_line(done, ' must be finite, got nan at step 1; ',
+                          'the checkpoint of step 1 is kept')
+  assert os.listdir(workdir / 'checkpoints' / 'a_star_po') == ['1']
+  # Starting again ends in the same line: nothing of the bad step was kept.
+  again = runner.finish(
+      workdir, f'--config.policy_init_from={whole.workdir / "params"}', '--config.save_every=1',
+      '--config.optimizer.learning_rate=1e30')
+  assert again.stderr.splitlines()[-1] == done.stderr.splitlines()[-1]
+
+
+def test_another_reference_is_refused_by_samples_and_by_checkpoints(runner, whole, tmp_path):
+  other = tmp_path / 'other'
+  assert runner.finish(other, '--config.seed=1', experiment='sft').returncode == 0
+  workdir = running.copy(whole.workdir, tmp_path / 'run')
+  shutil.rmtree(workdir / 'params')
+  shutil.copytree(other / 'params', workdir / 'params')
+  theirs = running.results(other)['fingerprint']
+  ours = running.results(whole.workdir)['fingerprint/reference']
+  running.assert_one_line(
+      runner.finish(workdir), 'stage1.jsonl holds samples of something else',
+      f"reference: '{ours}' there, '{theirs}' needed")
+  # Samples that claim to be of the other reference do not help: the checkpoint knows its own.
+  lines = (workdir / 'stage1.jsonl').read_text().splitlines(keepends=True)
+  provenance = metrics.plain(json.loads(lines[0]) | {'reference': theirs})
+  (workdir / 'stage1.jsonl').write_text(json.dumps(provenance) + '\n' + ''.join(lines[1:]))
+  running.assert_one_line(
+      runner.finish(workdir), 'the checkpoint was trained against the reference',
+      ours, theirs, 'give another --workdir')
