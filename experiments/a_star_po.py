@@ -13,8 +13,6 @@ import numpy as np
 from experiments import a_star_po_report, components, launch, reference_values, sft
 from jaxrl_llm.algorithms import a_star_po
 from jaxrl_llm.data import batching
-from jaxrl_llm.rewards import rollout_rewards
-from jaxrl_llm.rl import scoring
 from jaxrl_llm.training import checkpoints, loop, metrics, optim, rng
 from jaxrl_llm.training import step as step_lib
 from jaxrl_llm.types import Batch
@@ -43,10 +41,7 @@ def train(run, parts, writer, samples, reference, stage1) -> dict:
       algorithm.train_step, state_shardings=shardings, batch_shardings=parts.batch_sharding
   )
   sample = parts.sampler(num_samples=1, temperature=options.temperature)
-  score = jax.jit(lambda params, rollouts: scoring.score(
-      parts.policy, params, rollouts, temperature=options.temperature,
-      chunk_size=options.head_chunk,
-  )[0])
+  score = parts.scorer(temperature=options.temperature, chunk_size=options.head_chunk)
   evaluate = a_star_po_report.Evaluation(parts, reference, samples)
 
   saved = checkpoints.Checkpoints(run.workdir / 'checkpoints' / 'a_star_po')
@@ -60,7 +55,8 @@ def train(run, parts, writer, samples, reference, stage1) -> dict:
     reference.check(restored.metadata['reference'])
     done, state, tokens = restored.step, restored.state, restored.metadata['tokens']
   timers = loop.Timers()
-  with loop.progress(config.steps, 'stage 2: A*-PO', done) as bar:
+  # Closing waits for the save under way, also where the loop ends in an error.
+  with contextlib.closing(saved), loop.progress(config.steps, 'stage 2: A*-PO', done) as bar:
     for step in range(done, config.steps):
       if 0 < config.token_budget <= stage1.tokens + tokens:
         break
@@ -69,15 +65,8 @@ def train(run, parts, writer, samples, reference, stage1) -> dict:
         values = evaluate(state.params['policy'], step, stage1.tokens + tokens)
       indices = batching.batch_indices(len(encoded), config.batch_size, seed=run.seed, step=step)
       prompts = batching.prompt_batch(encoded, indices)
-      with timers('sample'):
-        arrays = parts.put((prompts.prompts, prompts.prompt_lengths, prompts.example_ids))
-        key = rng.stream_key(parts.key, rng.Stream.SAMPLE_TRAIN, step)
-        rollouts = jax.block_until_ready(sample(state.params['policy'], *arrays, key))
-      with timers('reward'):
-        scored = rollout_rewards.score_rollouts(
-            rollouts, prompts.examples, tokenizer=parts.task.tokenizer,
-            reward_fn=parts.task.reward_fn,
-        )
+      key = rng.stream_key(parts.key, rng.Stream.SAMPLE_TRAIN, step)
+      rollouts, scored = parts.roll_out(sample, state.params['policy'], prompts, key, timers)
       with timers('train'):
         batch = Batch(
             rollouts, scored.rewards, score(reference.params, rollouts),
@@ -100,7 +89,6 @@ def train(run, parts, writer, samples, reference, stage1) -> dict:
       bar.update(1, reward=values['rollout/reward'])
       done = step + 1
       keeper.after_step(done, state, {'tokens': tokens, 'reference': reference.fingerprint})
-  saved.close()
   final = evaluate(state.params['policy'], done, stage1.tokens + tokens)
   writer.write(reference.steps + done, final)
   return {'evaluation': evaluate.last, 'tokens': tokens, 'params': state.params['policy']}

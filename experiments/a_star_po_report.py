@@ -71,6 +71,7 @@ def write(
       parts.sampler(num_samples=options.num_samples, temperature=options.control_temperature),
   )
   curve = [r for r in metrics.read_jsonl(run.workdir / 'metrics.jsonl') if 'eval/pass@1' in r]
+  reached = tokens_to(curve, 0.9)
   _figures(run, parts, reference, stage1, curve)
 
   seconds = _seconds(run)
@@ -101,6 +102,7 @@ def write(
       **{f'eval/reference/{name}': value for name, value in before.items()},
       **{f'eval/control/{name}': value for name, value in control.items()},
       **{f'eval/trained/{name}': value for name, value in after.items()},
+      **({'eval/trained/tokens_to_pass@1_0.9': reached} if reached is not None else {}),
       'eval/problems': len(trained['evaluation'].sampled.responses),
       **stage1.summary(), 'fingerprint/reference': reference.fingerprint,
       'sampled_tokens/stage1': stage1.tokens, 'sampled_tokens/stage2': trained['tokens'],
@@ -108,6 +110,23 @@ def write(
   })
   print(f'\n{table}\n\n{caption}\n\nwritten to {run.workdir}: results.json, table.md, '
         'metrics.jsonl, samples.jsonl, v_star.json, figures/', flush=True)
+
+
+def tokens_to(curve: list[dict[str, float]], score: float) -> float | None:
+  """Sampled tokens, stage 1 included, at which pass@1 first reaches `score`.
+
+  Linear between evaluations; None where it never does.
+  """
+  previous = None
+  for record in curve:
+    here = record['eval/sampled_tokens'], record['eval/pass@1']
+    if here[1] >= score:
+      if previous is None or here[1] == previous[1]:
+        return here[0]
+      part = (score - previous[1]) / (here[1] - previous[1])
+      return previous[0] + part * (here[0] - previous[0])
+    previous = here
+  return None
 
 
 def _seconds(run: launch.Run) -> dict[str, float]:

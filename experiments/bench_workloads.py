@@ -414,7 +414,7 @@ def _product(name, equation, left, right, one_core) -> Workload:
   product = compile_ahead(
       jax.jit(lambda pairs: [jnp.einsum(equation, a, b) for a, b in pairs]), operands)
   shown = ' by '.join('x'.join(map(str, shape)) for shape in (left, right))
-  row = Row(name, f'{count} x {equation}, {shown}', count * flops)
+  row = Row(name, f'4 x {count} products {equation}, {shown}', count * flops)
   return _ceiling(row, lambda: jax.block_until_ready(product.call(operands)), one_core)
 
 
@@ -427,18 +427,20 @@ def _triad(name, length, one_core) -> Workload:
   def call():
     holder['a'] = jax.block_until_ready(triad.call(holder['a'], holder['b']))
 
-  row = Row(name, f'a <- s a + b, {4 * length / 2**20:g} MiB each', 2 * length, 3 * 4 * length)
+  row = Row(name, f'4 x a <- s a + b, {4 * length / 2**20:g} MiB each', 2 * length, 3 * 4 * length)
   return _ceiling(row, call, one_core)
 
 
 def _ceiling(row: Row, call: Callable[[], Any], one_core: OneCore | None) -> Workload:
-  """Times `call` on all cores, and on one where there are more."""
+  """Times four calls in a row (one is short) on all cores, and on one where there are more."""
+  row = row._replace(flops=4 * row.flops, traffic=4 * row.traffic)
   rows = (row,) if one_core is None else (row, row._replace(name=f'{row.name}_one_core'))
 
   def timed(name, timers):
     call()  # Threads may just have moved; caches are warm after it.
     with timers(name):
-      call()
+      for _ in range(4):
+        call()
 
   def run(repetition, timers):
     del repetition

@@ -4,7 +4,7 @@ import contextlib
 import dataclasses
 import functools
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -14,11 +14,21 @@ from jaxrl_llm.data import batching
 from jaxrl_llm.evaluation import evaluator
 from jaxrl_llm.models import configs
 from jaxrl_llm.models import policy as policy_lib
+from jaxrl_llm.rewards import rollout_rewards
+from jaxrl_llm.rl import scoring
 from jaxrl_llm.sampling import decode
 from jaxrl_llm.sharding import mesh as mesh_lib
 from jaxrl_llm.sharding import rules
 from jaxrl_llm.training import checkpoints, loop, rng
-from jaxrl_llm.types import Algorithm, ModelFns, Params, SampleFn, Task, TrainState
+from jaxrl_llm.types import (
+    Algorithm,
+    ModelFns,
+    Params,
+    Rollouts,
+    SampleFn,
+    Task,
+    TrainState,
+)
 
 
 @dataclasses.dataclass
@@ -53,7 +63,7 @@ class Components:
     origin = self.config.policy_init_from or 'from scratch'
     return (
         f'{self.task.name}, {len(self.task.train)} training and {len(self.task.evaluation)} '
-        f'held-out problems; policy of {count / 1e6:.2f}M parameters, {origin}; '
+        f'held-out problems; policy of {count:,} parameters, {origin}; '
         f'{self.mesh.size} device(s)' + (f'. {self.config.note}' if self.config.note else '')
     )
 
@@ -97,6 +107,26 @@ class Components:
           temperature=temperature,
       ))
     return self.samplers[num_samples, temperature]
+
+  def scorer(self, *, temperature: float, chunk_size: int) -> Callable[..., jax.Array]:
+    """A jitted (params, rollouts) -> log-probs [P, K, T] of the sampled tokens."""
+    return jax.jit(lambda params, rollouts: scoring.score(
+        self.policy, params, rollouts, temperature=temperature, chunk_size=chunk_size
+    )[0])
+
+  def roll_out(
+      self, sample: SampleFn, params: Params, prompts: batching.PromptBatch, key: jax.Array,
+      timers: loop.Timers,
+  ) -> tuple[Rollouts, rollout_rewards.Scored]:
+    """Samples responses to a batch of prompts, and their rewards by the task's verifier."""
+    with timers('sample'):
+      arrays = self.put((prompts.prompts, prompts.prompt_lengths, prompts.example_ids))
+      rollouts = jax.block_until_ready(sample(params, *arrays, key))
+    with timers('reward'):
+      scored = rollout_rewards.score_rollouts(
+          rollouts, prompts.examples, tokenizer=self.task.tokenizer, reward_fn=self.task.reward_fn
+      )
+    return rollouts, scored
 
   def encode(self, examples: list) -> batching.EncodedExamples:
     """Prompts as arrays; those that are too long are left out and counted."""

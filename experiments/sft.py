@@ -68,7 +68,10 @@ def _train(
   restored = keeper.restore(state)
   shown = {}
   start, state = (restored.step, restored.state) if restored else (0, state)
-  with loop.progress(config.steps, 'supervised fine-tuning', start) as bar:
+  # Closing waits for the save under way, also where the loop ends in an error.
+  with contextlib.closing(saved), loop.progress(
+      config.steps, 'supervised fine-tuning', start
+  ) as bar:
     for step in range(start, config.steps):
       indices = batching.batch_indices(len(encoded), config.batch_size, seed=run.seed, step=step)
       state, update = train_step(state, parts.put(batching.sft_batch(encoded, indices)))
@@ -82,7 +85,6 @@ def _train(
         loop.check_finite(step, metrics.to_floats(update), last_saved=keeper.last_saved)
       bar.update(1, **shown)
       keeper.after_step(step + 1, state)
-  saved.close()
   return state.params['policy']
 
 

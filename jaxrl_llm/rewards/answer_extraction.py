@@ -49,7 +49,8 @@ _VERB = (r'(?:is|are|was|be|becomes|equals|must be|should be|will be|would be|co
          r'(?: (?:therefore|thus|then|simply|just|equal to|given by|exactly))?')
 _BEHIND_ANSWER = re.compile(
     r'(?:\*\*)?(?: (?:to|for|of|in)\b[^.\n:=]{0,100}?)?(?:\*\*)?'
-    rf'[ \t]*(?:(?::|=|-(?= ))(?:\*\*)?[ \t]*(?:{_VERB}\b)?|(?:,[^.\n,]{{0,40}},)? {_VERB}\b(?:[ \t]*:)?)',
+    rf'[ \t]*(?:(?::|=|-(?= ))(?:\*\*)?[ \t]*(?:{_VERB}\b)?'
+    rf'|(?:,[^.\n,]{{0,40}},)? {_VERB}\b(?:[ \t]*:)?)',
     re.IGNORECASE,
 )
 _BEHIND_SOLUTION = re.compile(

@@ -54,7 +54,7 @@ def score_rollouts(
   truncated = np.asarray(rollouts.stop_reason) == TRUNCATED
   num_prompts, num_samples = lengths.shape
   if num_prompts != len(examples):
-    raise ValueError(f'{num_prompts} prompts need as many examples to be scored, got {len(examples)}')
+    raise ValueError(f'{num_prompts} prompts need as many examples, got {len(examples)}')
   rows = zip(tokens.reshape(-1, tokens.shape[-1]), lengths.reshape(-1))
   responses = [tokenizer.decode(row[:length].tolist()) for row, length in rows]
   repeated = [example for example in examples for _ in range(num_samples)]

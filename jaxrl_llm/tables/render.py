@@ -21,7 +21,7 @@ REQUIRED = ('experiment', 'setting', 'seed', 'commit', 'device', 'wall_seconds',
 HEADLINES = (
     'eval/reference/pass@1', 'eval/trained/pass@1',
     'eval/reference/greedy_accuracy', 'eval/trained/greedy_accuracy',
-    'eval/trained/kl_to_reference',
+    'eval/trained/kl_to_reference', 'eval/trained/tokens_to_pass@1_0.9',
     'sampled_tokens/stage1', 'sampled_tokens/stage2', 'sampled_tokens', 'wall_seconds',
 )
 

@@ -14,7 +14,7 @@ from jaxrl_llm.training import optim
 def get_config() -> settings.AStarPo:
   return settings.AStarPo(
       task=settings.ArithmeticTask(
-          digits=1, num_demonstrations=40, num_train=32, num_evaluation=10,
+          digits=1, num_demonstrations=32, num_train=32, num_evaluation=10,
           carry_free_fraction=0.5, carry_drop_rate=0.3, padding='none',
       ),
       model=configs.TransformerConfig(

@@ -1,0 +1,54 @@
+"""Meshes and micro-batchings are matters of speed: loss and gradients do not know of them."""
+
+import functools
+
+import jax
+import numpy as np
+import pytest
+
+from tests.system import train_steps
+
+NAMES = ('sft', 'a_star_po')
+
+
+@functools.cache
+def _one_device(name):
+  return train_steps.loss_and_gradients(name)
+
+
+def _assert_close(mine, theirs, tolerance):
+  """Relative to the largest entry of the whole gradient, and of each metric."""
+  assert mine[0].keys() == theirs[0].keys()
+  for metric, value in theirs[0].items():
+    assert abs(mine[0][metric] - value) <= tolerance * abs(value), metric
+  largest = max(np.abs(leaf).max() for leaf in jax.tree.leaves(theirs[1]))
+  assert largest > 1e-3
+  gaps = jax.tree.map(lambda a, b: np.abs(a - b).max() / largest, mine[1], theirs[1])
+  assert max(jax.tree.leaves(gaps)) <= tolerance, gaps
+
+
+@pytest.mark.parametrize('name', NAMES)
+@pytest.mark.parametrize('shape', [(8, 1, 1), (2, 2, 2), (1, 8, 1)], ids='{0[0]}x{0[1]}x{0[2]}'.format)
+def test_meshes_agree_with_one_device(name, shape):
+  _assert_close(
+      train_steps.loss_and_gradients(name, mesh_shape=shape), _one_device(name), 1e-5)
+
+
+@pytest.mark.parametrize('name', NAMES)
+def test_eight_micro_batches_agree_with_one(name):
+  _assert_close(
+      train_steps.loss_and_gradients(name, num_micro_batches=8), _one_device(name), 1e-6)
+
+
+@pytest.mark.parametrize('name', NAMES)
+def test_micro_batches_on_a_mesh_agree_with_one_device(name):
+  mine = train_steps.loss_and_gradients(name, mesh_shape=(2, 2, 2), num_micro_batches=4)
+  _assert_close(mine, _one_device(name), 1e-5)
+
+
+def test_the_gradient_has_no_part_that_is_zero():
+  """The comparison is of something: every parameter of both losses receives a gradient."""
+  for name in NAMES:
+    zero = [path for path, leaf in jax.tree_util.tree_leaves_with_path(_one_device(name)[1])
+            if not np.any(leaf)]
+    assert not zero

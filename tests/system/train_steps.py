@@ -1,0 +1,110 @@
+"""The two train steps of the main job on fixed tokens, and a way to look at their gradients."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from jaxrl_llm.algorithms import a_star_po, sft
+from jaxrl_llm.data import batching
+from jaxrl_llm.models import configs
+from jaxrl_llm.models import policy as policy_lib
+from jaxrl_llm.rl import masking
+from jaxrl_llm.sharding import mesh as mesh_lib
+from jaxrl_llm.sharding import rules
+from jaxrl_llm.training import rng, step
+from jaxrl_llm.types import Batch, Rollouts
+
+PROMPTS, PROMPT_LENGTH, PAD, STOP = 16, 6, 0, 1
+
+
+def model(**changes) -> configs.TransformerConfig:
+  """A small decoder whose every axis can be cut by eight devices."""
+  return dataclasses.replace(configs.TransformerConfig(
+      vocab_size=24, num_layers=2, width=16, num_heads=4, num_kv_heads=2, head_dim=8,
+      mlp_width=32, max_length=64, tie_embeddings=False, attention_bias=True, output_bias=True,
+  ), **changes)
+
+
+def recording() -> optax.GradientTransformation:
+  """Changes nothing and keeps the gradient, bit for bit, as its state."""
+  zeros = lambda tree: jax.tree.map(jnp.zeros_like, tree)
+  return optax.GradientTransformation(zeros, lambda gradients, *_: (zeros(gradients), gradients))
+
+
+def rollout_batch(vocab_size: int, tokens: int, rows: int = PROMPTS) -> Batch:
+  """Prompts and responses of unequal lengths, the last row a filler of weight 0."""
+  generator = np.random.default_rng(0)
+  prompt_lengths = generator.integers(1, PROMPT_LENGTH + 1, rows).astype(np.int32)
+  columns = np.arange(PROMPT_LENGTH)[None]
+  prompts = generator.integers(2, vocab_size, (rows, PROMPT_LENGTH)).astype(np.int32)
+  prompts[columns < PROMPT_LENGTH - prompt_lengths[:, None]] = PAD
+  chosen = generator.integers(2, vocab_size, (rows, 1, tokens)).astype(np.int32)
+  ends = generator.integers(0, tokens + 1, rows)  # Where it is `tokens`, nothing stops it.
+  for row, end in enumerate(ends):
+    chosen[row, 0, end:] = PAD
+    chosen[row, 0, end : end + 1] = STOP
+  mask, lengths, stop_reason = masking.response_mask(jnp.asarray(chosen), (STOP,))
+  assert len(np.unique(lengths)) > 2
+  noise = lambda: -generator.uniform(0.5, 4.0, chosen.shape).astype(np.float32) * np.asarray(mask)
+  rollouts = Rollouts(
+      prompts, prompt_lengths, chosen, np.asarray(lengths), np.asarray(mask), noise(),
+      np.asarray(stop_reason))
+  weight = np.ones(rows, np.float32)
+  weight[-1] = 0.0
+  return Batch(
+      rollouts, generator.integers(0, 2, (rows, 1)).astype(np.float32), noise(),
+      {'values': generator.uniform(0, 1, rows).astype(np.float32)}, weight)
+
+
+def demonstration_batch(vocab_size: int, tokens: int, rows: int = PROMPTS) -> batching.SftBatch:
+  """Sequences of unequal lengths."""
+  generator = np.random.default_rng(1)
+  ids = generator.integers(2, vocab_size, (rows, tokens + 1)).astype(np.int32)
+  lengths = generator.integers(4, tokens + 1, rows)[:, None]
+  starts = generator.integers(1, 4, rows)[:, None]
+  columns = np.arange(tokens)[None]
+  valid = columns < lengths
+  return batching.SftBatch(
+      np.where(valid, ids[:, :-1], PAD), np.broadcast_to(columns, valid.shape).astype(np.int32),
+      valid, np.where(valid, ids[:, 1:], PAD), (valid & (columns >= starts)).astype(np.float32),
+      np.ones(rows, np.float32))
+
+
+def make(name: str, shape: configs.TransformerConfig, optimizer, **options):
+  """The `Algorithm` of that name; β₂ = 0.5, so that no term of the loss drowns in another."""
+  policy = policy_lib.make(shape)
+  if name == 'sft':
+    return policy, sft.make(sft.Config(**options), policy, optimizer)
+  config = a_star_po.Config(beta2=0.5, entropy_coefficient=0.1, temperature=1.3, **options)
+  return policy, a_star_po.make(config, policy, optimizer)
+
+
+def batch_for(name: str, shape: configs.TransformerConfig, tokens: int, rows: int = PROMPTS):
+  """A batch for the algorithm of that name."""
+  make_batch = demonstration_batch if name == 'sft' else rollout_batch
+  return make_batch(shape.vocab_size, tokens, rows)
+
+
+def loss_and_gradients(name: str, *, mesh_shape=(1, 1, 1), num_micro_batches=1):
+  """One train step as binaries compile it, on a mesh; float64 copies of what came out."""
+  devices = jax.devices()[: int(np.prod(mesh_shape))]
+  mesh = mesh_lib.make_mesh(*mesh_shape, devices=devices)
+  shape = model()
+  policy, algorithm = make(
+      name, shape, recording(), num_micro_batches=num_micro_batches, head_chunk=4)
+  with jax.set_mesh(mesh):
+    key = rng.base_key(0)
+    init = lambda key: algorithm.init(key, {'policy': policy.init(key)})
+    shardings = rules.shardings(mesh, jax.eval_shape(init, key))
+    state = jax.jit(init, out_shardings=shardings)(key)
+    train_step = step.jit_train_step(
+        algorithm.train_step, state_shardings=shardings,
+        batch_shardings=mesh_lib.batch_sharding(mesh))
+    batch = jax.device_put(batch_for(name, shape, 9), mesh_lib.batch_sharding(mesh))
+    state, metrics = train_step(state, batch)
+  gradients = jax.tree.map(lambda x: np.asarray(x, np.float64), state.opt_state)
+  metrics = {k: float(v.total) / float(v.weight) for k, v in jax.device_get(metrics).items()}
+  return metrics, gradients
