@@ -61,7 +61,7 @@ def train(run, parts, writer, samples, reference, stage1) -> dict:
       if 0 < config.token_budget <= stage1.tokens + tokens:
         break
       values = {}
-      if loop.should(config.evaluation.every, step):
+      if loop.should(config.eval_every, step):
         values = evaluate(state.params['policy'], step, stage1.tokens + tokens)
       indices = batching.batch_indices(len(encoded), config.batch_size, seed=run.seed, step=step)
       prompts = batching.prompt_batch(encoded, indices)

@@ -1,9 +1,10 @@
 """Makes the tables: results.json files in, Markdown and CSV out.
 
-  python -m experiments.make_tables [--runs=results] [--out=DIR]
+  python -m experiments.make_tables [--runs=results] [--out=DIR] [--readme=README.md]
 
 For each experiment: mean and standard error over seeds, the provenance of every row, and the
-published numbers with their addresses. Writes DIR/<experiment>.md and DIR/<experiment>.csv (by
+published numbers with their addresses. With --readme=README.md the blocks of that file are
+filled from the same results. Writes DIR/<experiment>.md and DIR/<experiment>.csv (by
 default next to the runs, in RUNS/tables) and prints the Markdown.
 """
 
@@ -13,10 +14,11 @@ import pathlib
 from absl import flags
 
 from experiments import launch
-from jaxrl_llm.tables import render
+from jaxrl_llm.tables import readme, render
 from jaxrl_llm.training import metrics
 
 _RUNS = flags.DEFINE_string('runs', 'results', 'folder of results.json files.')
+_README = flags.DEFINE_string('readme', '', 'a README whose blocks are filled from the runs.')
 _OUT = flags.DEFINE_string('out', '', 'where the tables go; by default RUNS/tables.')
 
 
@@ -35,7 +37,33 @@ def main() -> None:
     metrics.write_text_atomic(out / f'{experiment}.csv', render.csv_text(group))
     written += [out / f'{experiment}.md', out / f'{experiment}.csv']
     print(text)
+  if _README.value:
+    path = pathlib.Path(_README.value)
+    metrics.write_text_atomic(path, readme_text(path.read_text(), settings, _RUNS.value))
+    written.append(path)
   print('written: ' + ', '.join(map(str, written)))
+
+
+def readme_text(text: str, settings: list[render.Setting], runs: str) -> str:
+  """The README with its blocks filled.
+
+  Args:
+    text: as it stands.
+    settings: all settings of `runs`.
+    runs: the folder, for the benchmark's files.
+
+  Returns:
+    The new text.
+
+  Raises:
+    ValueError: the main job or the benchmark has no committed result.
+  """
+  chosen = [s for s in settings if (s.experiment, s.name) == ('a_star_po', 'arithmetic')]
+  benches = sorted(pathlib.Path(runs, 'bench').glob('*.json'))
+  if not chosen or not benches:
+    raise ValueError(f'{runs} must hold a_star_po/arithmetic and bench/*.json to fill a README')
+  blocks = {'main job': readme.main_job(chosen[0]), 'speed': readme.speed(benches, _SPEED)}
+  return readme.fill(text, blocks)
 
 
 if __name__ == '__main__':

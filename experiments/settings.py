@@ -119,8 +119,6 @@ class EvaluationSettings:
   Attributes:
     num_samples: K samples a problem at temperature 1.
     batch_size: problems a batch.
-    every: optimizer batches between evaluations during training; one stands before
-      the first step and one after the last, in any case.
     control_temperature: the reference is also scored at this temperature, so that
       what sharpening alone would give is seen.
     num_shown: fixed problems whose responses go to samples.jsonl each time.
@@ -131,7 +129,6 @@ class EvaluationSettings:
 
   num_samples: int = 4
   batch_size: int = 250
-  every: int = 20
   control_temperature: float = 0.5
   num_shown: int = 8
   diagnosed_prompts: int = 256
@@ -140,7 +137,7 @@ class EvaluationSettings:
   def validate(self, prefix: str) -> None:
     """Raises ValueError with one line for the first field that is out of range."""
     at_least(
-        self, prefix, num_samples=1, batch_size=1, every=1, num_shown=0, diagnosed_prompts=0,
+        self, prefix, num_samples=1, batch_size=1, num_shown=0, diagnosed_prompts=0,
         diagnosed_samples=1,
     )
     if not 0 < self.control_temperature < float('inf'):
@@ -215,6 +212,8 @@ class AStarPo(Experiment):
     stage1_batch_size: prompts a batch in stage 1.
     token_budget: where positive, stage 2 ends with the batch after which both stages
       together have sampled this many tokens (`steps` is then an upper bound).
+    eval_every: batches between evaluations; one stands before the first batch and one
+      after the last, in any case.
     save_every: batches between checkpoints.
   """
 
@@ -224,13 +223,15 @@ class AStarPo(Experiment):
   batch_size: int = 128
   stage1_batch_size: int = 250
   token_budget: int = 0
+  eval_every: int = 20
   save_every: int = 20
 
   def validate(self) -> None:
     """Raises ValueError with one line for the first field that is out of range."""
     super().validate()
     at_least(
-        self, 'config', steps=0, batch_size=1, stage1_batch_size=1, token_budget=0, save_every=1
+        self, 'config', steps=0, batch_size=1, stage1_batch_size=1, token_budget=0,
+        eval_every=1, save_every=1,
     )
     with _named('config.algorithm'):
       self.algorithm.validate()

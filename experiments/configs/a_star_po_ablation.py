@@ -32,7 +32,7 @@ def get_config(setting: str = 'softmax') -> settings.AStarPo:
   config.steps = 1_000  # An upper bound; the budget ends each arm.
   # A tenth of the main job's rate: there every arm would be at its ceiling after 30 batches.
   config.optimizer.learning_rate = 2e-5
-  config.evaluation.every = 20
+  config.eval_every = 20
   config.evaluation.diagnosed_prompts = 0
   config.save_every = 100
   return config

@@ -35,5 +35,5 @@ def get_config() -> settings.AStarPo:
       optimizer=optim.OptimizerConfig(name='adam', learning_rate=1e-4, schedule='constant'),
       steps=120,
       batch_size=128,
-      evaluation=settings.EvaluationSettings(every=10),
+      eval_every=10,
   )

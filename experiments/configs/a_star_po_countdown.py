@@ -30,6 +30,7 @@ def get_config() -> settings.AStarPo:
       optimizer=optim.OptimizerConfig(name='adam', learning_rate=1e-4),
       steps=200,
       batch_size=128,
-      evaluation=settings.EvaluationSettings(every=20, batch_size=256),
+      eval_every=20,
+      evaluation=settings.EvaluationSettings(batch_size=256),
       note='A decoder of 0.6M parameters from scratch, on characters',
   )

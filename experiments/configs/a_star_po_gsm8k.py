@@ -62,8 +62,9 @@ def _published(setting: str) -> settings.AStarPo:
       batch_size=_BATCH_SIZE,  # S.
       stage1_batch_size=64,
       evaluation=settings.EvaluationSettings(
-          every=50, num_samples=1, batch_size=64, diagnosed_prompts=0,  # S: greedy, every 50.
+          num_samples=1, batch_size=64, diagnosed_prompts=0
       ),
+      eval_every=50,  # S: greedy, every 50 steps and before the first.
       save_every=50,
       note='The published setting of arXiv 2505.20686 on GSM8K.',
   )
@@ -91,8 +92,9 @@ def _cpu_size() -> settings.AStarPo:
       batch_size=32,
       stage1_batch_size=32,
       save_every=5,
+      eval_every=10,
       evaluation=settings.EvaluationSettings(
-          every=10, num_samples=2, batch_size=64, diagnosed_prompts=32, diagnosed_samples=8
+          num_samples=2, batch_size=64, diagnosed_prompts=32, diagnosed_samples=8
       ),
       note=(
           'Scaled for a CPU: a decoder of about 1M parameters from scratch (published: Qwen2.5 of '

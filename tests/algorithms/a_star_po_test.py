@@ -66,21 +66,25 @@ def _replace_rollouts(batch, **changes):
   return dataclasses.replace(batch, rollouts=dataclasses.replace(batch.rollouts, **changes))
 
 
-@functools.lru_cache
-def _naive(temperature):
-  """(sequence log-probs [P], their Jacobian, mean entropy of a token, its gradient)."""
+@jax.jit
+def _naive_parts(parameters, temperature):
   rollouts = _batch().rollouts
-  log_probs = functools.partial(
-      tiny.sequence_log_probs, rollouts=rollouts, temperature=temperature)
+  log_probs = lambda p: tiny.sequence_log_probs(p, rollouts, temperature=temperature)
 
   def entropy(parameters):
     every = tiny.log_softmax(parameters, rollouts, temperature=temperature)
     mask = rollouts.mask[:, 0]
     return jnp.sum(mask * -jnp.sum(jnp.exp(every) * every, axis=-1)) / jnp.sum(mask)
 
-  parameters = tiny.params()
-  return jax.jit(lambda p: (
-      log_probs(p), jax.jacrev(log_probs)(p), *jax.value_and_grad(entropy)(p)))(parameters)
+  return (log_probs(parameters), jax.jacrev(log_probs)(parameters),
+          *jax.value_and_grad(entropy)(parameters))
+
+
+@functools.lru_cache
+def _naive(temperature):
+  """(sequence log-probs [P], their Jacobian, mean entropy of a token, its gradient)."""
+  _batch()  # Made before anything is traced.
+  return _naive_parts(tiny.params(), temperature)
 
 
 def _weighted_sum(coefficients, jacobian):
@@ -229,16 +233,16 @@ def test_a_batch_without_any_weight_gives_zeros():
   assert all(np.isfinite(value) for value in metrics.values())
 
 
-def test_micro_batchings_agree():
+def test_micro_batchings_and_chunkings_agree():
   # Weights and lengths are uneven, so that a mean of means would be seen.
   batch = dataclasses.replace(
       _batch(), weight=jnp.asarray([1, 1, 0, 1, 1, 1, 0, 1], jnp.float32))
   expected_loss, expected, expected_metrics = _run(batch, entropy_coefficient=0.1)
-  for parts in (2, 8):
-    loss, gradients, metrics = _run(batch, entropy_coefficient=0.1, num_micro_batches=parts)
-    np.testing.assert_allclose(loss, expected_loss, rtol=1e-6)
-    tiny.assert_trees_close(gradients, expected, tolerance=1e-6)
-    assert metrics == pytest.approx(expected_metrics, rel=1e-5)
+  loss, gradients, metrics = _run(
+      batch, entropy_coefficient=0.1, num_micro_batches=8, head_chunk=2)
+  np.testing.assert_allclose(loss, expected_loss, rtol=1e-6)
+  tiny.assert_trees_close(gradients, expected, tolerance=1e-6)
+  assert metrics == pytest.approx(expected_metrics, rel=1e-5)
 
 
 def test_the_entropy_bonus_is_the_mean_entropy_of_a_token():
@@ -292,7 +296,7 @@ def test_every_field_of_the_config_has_an_effect_or_an_error():
     assert np.abs(values(**{name: value}) - values()).max() > 0.05
     fields.remove(name)
   _, expected, _ = _run()
-  for name, value in (('beta2', 0.2), ('temperature', 0.6), ('entropy_coefficient', 0.1)):
+  for name, value in (('beta2', 1e-3), ('temperature', 0.6), ('entropy_coefficient', 0.1)):
     assert tiny.differ(_run(**{name: value})[1], expected)
     fields.remove(name)
   with pytest.raises(ValueError, match='num_micro_batches must divide the batch of 8, got 3'):
@@ -301,7 +305,6 @@ def test_every_field_of_the_config_has_an_effect_or_an_error():
   program = lambda chunk: str(jax.make_jaxpr(_step(head_chunk=chunk))(
       TrainState(jnp.int32(0), tiny.params(), tiny.params(), jax.random.key(0), {}), _batch()))
   assert program(2) != program(128)
-  tiny.assert_trees_close(_run(head_chunk=2)[1], expected, tolerance=1e-6)
   fields.remove('head_chunk')
   # The rest is the loop's, which stands in the binary.
   assert fields == {'samples_per_prompt', 'filter_all_wrong', 'stage1_reward', 'num_minibatches'}
@@ -341,9 +344,9 @@ def test_more_than_one_sample_a_prompt_is_an_error():
 # --- On-policy, and learning.
 
 
-# At temperature 1 it is part of A9 above.
-@pytest.mark.parametrize('temperature', [0.6, 1.3])
-def test_R20_the_ratio_is_one_before_the_first_step(temperature):
+def test_R20_the_ratio_is_one_before_the_first_step():
+  # At temperature 1 it is part of A9 above; the sampler's tests have more of them.
+  temperature = 0.6
   parameters = tiny.params()
   sampler = jax.jit(decode.make_sampler(
       tiny.MODEL, num_samples=1, max_tokens=4, stop_ids=(STOP,), pad_id=PAD,

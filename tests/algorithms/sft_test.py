@@ -103,11 +103,9 @@ def test_the_order_of_demonstrations_has_no_part():
   tiny.assert_trees_close(gradients, expected, tolerance=1e-6)
 
 
-@pytest.mark.parametrize('changes', [
-    {'num_micro_batches': 8}, {'num_micro_batches': 2, 'head_chunk': 4}, {'head_chunk': 0}])
-def test_micro_batchings_and_chunkings_agree(changes):
+def test_micro_batchings_and_chunkings_agree():
   expected_loss, expected, _ = _run()
-  loss, gradients, _ = _run(**changes)
+  loss, gradients, _ = _run(num_micro_batches=8, head_chunk=4)
   np.testing.assert_allclose(loss, expected_loss, rtol=1e-6)
   tiny.assert_trees_close(gradients, expected, tolerance=1e-6)
 
@@ -128,7 +126,7 @@ def test_every_field_of_the_config_has_an_effect_or_an_error():
 
 def test_learns_its_demonstrations():
   optimizer = optim.make_optimizer(optim.OptimizerConfig(name='adam', learning_rate=1e-2))
-  algorithm = sft.make(sft.Config(num_micro_batches=2), tiny.MODEL, optimizer)
+  algorithm = sft.make(sft.Config(), tiny.MODEL, optimizer)
   parameters = {'policy': jax.jit(tiny.MODEL.init)(jax.random.key(0))}
   state = algorithm.init(jax.random.key(1), parameters)
   batch = _batch()

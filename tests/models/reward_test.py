@@ -47,8 +47,3 @@ def test_the_place_is_the_last_valid_one_even_behind_a_hole():
   output = APPLY(PARAMS, tokens, positions=positions, valid=valid)
   expected = np.asarray(value.values(output))[[0, 1, 2], [2, 6, 6]]
   np.testing.assert_allclose(reward.rewards(output, valid), expected, rtol=1e-6)
-
-
-def test_the_model_starts_at_zero():
-  rewards = _rewards(jax.jit(MODEL.init)(jax.random.key(0)), ROWS, width=7, side='right')
-  np.testing.assert_array_equal(rewards, np.zeros(3))

@@ -38,12 +38,17 @@ def _bigram():
   return models.bigram(np.random.default_rng(0).standard_normal((17, 17)))
 
 
+def _sampler(
+    *, num_samples=4, max_tokens=6, network=_network, temperature=1.0, top_k=0, top_p=1.0):
+  return _compiled(network, num_samples, max_tokens, temperature, top_k, top_p)
+
+
 @functools.lru_cache
-def _sampler(num_samples=4, max_tokens=6, network=_network, **options):
+def _compiled(network, num_samples, max_tokens, temperature, top_k, top_p):
   model, params = network()
   sampler = step.CountedJit(decode.make_sampler(
       model, num_samples=num_samples, max_tokens=max_tokens, stop_ids=(STOP,), pad_id=0,
-      **options))
+      temperature=temperature, top_k=top_k, top_p=top_p))
 
   def sample(prompts=PROMPTS, lengths=LENGTHS, ids=IDS, seed=0):
     return jax.tree.map(np.asarray, sampler(params, prompts, lengths, ids, jax.random.key(seed)))
@@ -194,27 +199,29 @@ def test_pad_content_of_a_prompt_is_not_read():
 # --- Log-probs.
 
 
+@functools.lru_cache
+def _score(temperature, chunk_size):
+  model, params = _network()
+  score = jax.jit(functools.partial(
+      scoring.score, model, temperature=temperature, chunk_size=chunk_size))
+  return lambda rollouts: score(params, rollouts)[0]
+
+
 @pytest.mark.parametrize('temperature', [0.6, 1.0, 1.3])
 def test_recorded_log_probs_are_those_of_the_trainer(temperature):
-  model, params = _network()
   rollouts = _sampler(temperature=temperature)()
   assert (np.asarray(rollouts.mask) == 0).any()  # Some rows stop early.
-  score = lambda chunk: jax.jit(functools.partial(
-      scoring.score, model, temperature=temperature, chunk_size=chunk))(params, rollouts)[0]
-  scored = score(0)
+  scored = _score(temperature, 0)(rollouts)
   np.testing.assert_allclose(rollouts.log_probs, scored, atol=1e-4)
   assert np.abs(scored).max() > 1
   # The ratio of the policy to itself, through another chunking of the same function.
-  ratio = np.exp((score(4) - scored).sum(-1))
+  ratio = np.exp((_score(temperature, 4)(rollouts) - scored).sum(-1))
   np.testing.assert_allclose(ratio, 1.0, atol=1e-5)
 
 
 def test_log_probs_are_of_the_whole_vocabulary_whatever_is_cut_off():
-  model, params = _network()
   rollouts = _sampler(top_k=2, top_p=0.8, temperature=1.3)()
-  score = jax.jit(functools.partial(scoring.score, model, temperature=1.3))
-  scored, _ = score(params, rollouts)
-  np.testing.assert_allclose(rollouts.log_probs, scored, atol=1e-4)
+  np.testing.assert_allclose(rollouts.log_probs, _score(1.3, 0)(rollouts), atol=1e-4)
 
 
 # --- Greedy.
@@ -274,13 +281,12 @@ def test_a_mesh_samples_the_same_tokens():
   model, params = _network()
   mesh = jax.make_mesh(
       (2, 2, 2), ('data', 'fsdp', 'tensor'), axis_types=(jax.sharding.AxisType.Auto,) * 3)
-  prompts = np.concatenate([PROMPTS, PROMPTS[:1]])
-  lengths, ids = np.append(LENGTHS, 5).astype(np.int32), np.append(IDS, 41)
-  expected = _sampler(num_samples=2)(prompts, lengths, ids)
+  expected = _sampler()()
+  # Three prompts cannot be spread over four devices, their twelve rows can.
   sampler = decode.make_sampler(
-      model, num_samples=2, max_tokens=6, stop_ids=(STOP,), pad_id=0)
+      model, num_samples=4, max_tokens=6, stop_ids=(STOP,), pad_id=0)
   with jax.set_mesh(mesh):
-    rollouts = jax.jit(sampler)(params, prompts, lengths, ids, jax.random.key(0))
+    rollouts = jax.jit(sampler)(params, PROMPTS, LENGTHS, IDS, jax.random.key(0))
   np.testing.assert_array_equal(rollouts.tokens, expected.tokens)
   np.testing.assert_allclose(rollouts.log_probs, expected.log_probs, atol=1e-4)
 

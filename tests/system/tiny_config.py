@@ -31,8 +31,9 @@ def get_config() -> settings.AStarPo:
       batch_size=8,
       stage1_batch_size=8,
       save_every=3,
+      eval_every=4,
       evaluation=settings.EvaluationSettings(
-          num_samples=4, batch_size=8, every=4, num_shown=2, diagnosed_prompts=8,
+          num_samples=4, batch_size=8, num_shown=2, diagnosed_prompts=8,
           diagnosed_samples=4,
       ),
   )

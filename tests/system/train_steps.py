@@ -1,6 +1,7 @@
 """The two train steps of the main job on fixed tokens, and a way to look at their gradients."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -24,7 +25,7 @@ def model(**changes) -> configs.TransformerConfig:
   """A small decoder whose every axis can be cut by eight devices."""
   return dataclasses.replace(configs.TransformerConfig(
       vocab_size=24, num_layers=2, width=16, num_heads=4, num_kv_heads=2, head_dim=8,
-      mlp_width=32, max_length=64, tie_embeddings=False, attention_bias=True, output_bias=True,
+      mlp_width=32, max_length=64, tie_embeddings=False, attention_bias=True,
   ), **changes)
 
 
@@ -74,11 +75,11 @@ def demonstration_batch(vocab_size: int, tokens: int, rows: int = PROMPTS) -> ba
 
 
 def make(name: str, shape: configs.TransformerConfig, optimizer, **options):
-  """The `Algorithm` of that name; β₂ = 0.5, so that no term of the loss drowns in another."""
+  """The policy and the `Algorithm` of that name."""
   policy = policy_lib.make(shape)
   if name == 'sft':
     return policy, sft.make(sft.Config(**options), policy, optimizer)
-  config = a_star_po.Config(beta2=0.5, entropy_coefficient=0.1, temperature=1.3, **options)
+  config = a_star_po.Config(beta2=1e-2, entropy_coefficient=1e-3, temperature=1.3, **options)
   return policy, a_star_po.make(config, policy, optimizer)
 
 
@@ -88,18 +89,23 @@ def batch_for(name: str, shape: configs.TransformerConfig, tokens: int, rows: in
   return make_batch(shape.vocab_size, tokens, rows)
 
 
+@functools.cache
+def _params():
+  # On the host: a train step donates what it is given.
+  return jax.device_get(jax.jit(policy_lib.make(model()).init)(rng.base_key(1)))
+
+
 def loss_and_gradients(name: str, *, mesh_shape=(1, 1, 1), num_micro_batches=1):
   """One train step as binaries compile it, on a mesh; float64 copies of what came out."""
   devices = jax.devices()[: int(np.prod(mesh_shape))]
   mesh = mesh_lib.make_mesh(*mesh_shape, devices=devices)
   shape = model()
-  policy, algorithm = make(
+  _, algorithm = make(
       name, shape, recording(), num_micro_batches=num_micro_batches, head_chunk=4)
+  state = algorithm.init(rng.base_key(0), {'policy': _params()})
   with jax.set_mesh(mesh):
-    key = rng.base_key(0)
-    init = lambda key: algorithm.init(key, {'policy': policy.init(key)})
-    shardings = rules.shardings(mesh, jax.eval_shape(init, key))
-    state = jax.jit(init, out_shardings=shardings)(key)
+    shardings = rules.shardings(mesh, state)
+    state = jax.device_put(state, shardings)
     train_step = step.jit_train_step(
         algorithm.train_step, state_shardings=shardings,
         batch_shardings=mesh_lib.batch_sharding(mesh))

@@ -1,0 +1,90 @@
+"""The study driver: what it runs, what it keeps, what it refuses."""
+
+import json
+import pathlib
+import subprocess
+import sys
+
+import pytest
+from absl import flags
+
+from experiments import study
+
+CONFIG = 'experiments/configs/a_star_po_ablation.py'
+
+
+@pytest.fixture
+def calls(tmp_path, monkeypatch):
+  """Runs nothing: each arm leaves a results.json that names it."""
+  made = []
+
+  def run_arm(module, workdir, config, arguments):
+    made.append((module, pathlib.Path(workdir).name, config, arguments))
+    workdir.mkdir(parents=True, exist_ok=True)
+    (workdir / 'results.json').write_text(json.dumps({'arm': config, 'arguments': arguments}))
+
+  monkeypatch.setattr(study, 'run_arm', run_arm)
+  return made
+
+
+def run(tmp_path, *arguments):
+  values = flags.FLAGS
+  values.unparse_flags()
+  values(['study', f'--work={tmp_path}/work', f'--out={tmp_path}/out', *arguments])
+  study.main()
+
+
+def test_each_arm_and_seed_runs_once_from_the_reference_of_its_seed(tmp_path, calls):
+  run(tmp_path, f'--config={CONFIG}', '--arms=softmax,n32', '--seeds=0,1')
+  assert [call[0] for call in calls] == ['sft', 'a_star_po', 'a_star_po'] * 2
+  for seed in (0, 1):
+    for arm in ('softmax', 'n32'):
+      kept = tmp_path / 'out' / 'a_star_po' / f'ablation_{arm}' / f'seed{seed}' / 'results.json'
+      result = json.loads(kept.read_text())
+      assert result['arm'] == f'{CONFIG}:{arm}'
+      assert f'--config.seed={seed}' in result['arguments']
+      assert any(f'reference_seed{seed}/params' in a for a in result['arguments'])
+
+
+def test_what_is_kept_is_not_run_again(tmp_path, calls):
+  run(tmp_path, f'--config={CONFIG}', '--arms=softmax', '--seeds=0')
+  run(tmp_path, f'--config={CONFIG}', '--arms=softmax,mean', '--seeds=0')
+  arms = [config for module, _, config, _ in calls if module == 'a_star_po']
+  assert arms == [f'{CONFIG}:softmax', f'{CONFIG}:mean']
+
+
+def test_an_arm_that_fails_keeps_nothing_and_stops_the_study(tmp_path, monkeypatch):
+  def run_arm(module, workdir, config, arguments):
+    if module != 'sft':
+      raise ValueError('softmax_seed0 ended with status 2')
+
+  monkeypatch.setattr(study, 'run_arm', run_arm)
+  with pytest.raises(ValueError, match='status 2'):
+    run(tmp_path, f'--config={CONFIG}', '--arms=softmax', '--seeds=0')
+  assert not (tmp_path / 'out').exists()
+
+
+def test_all_arms_have_settings_that_differ(tmp_path):
+  module = study.command_line.load_module(CONFIG)
+  configs = [module.get_config(arm) for arm in module.ARMS]
+  for config in configs:
+    config.validate()
+  assert len({repr(config) for config in configs}) == len(module.ARMS)
+
+
+@pytest.mark.parametrize(
+    ('arguments', 'line'),
+    [
+        (['--arms=median'], "arms must be some of softmax, mean, max, zero, n1, n4, n32, got 'median'"),
+        (['--seeds=-1'], "seeds must be non-negative integers, got '-1'"),
+        (['--config=nothing.py'], "config file 'nothing.py' does not exist"),
+    ],
+)
+def test_bad_input_is_one_line_and_status_2(arguments, line):
+  done = subprocess.run(
+      [sys.executable, '-m', 'experiments.study', *arguments],
+      capture_output=True, text=True, check=False, timeout=60,
+  )
+  assert done.returncode == 2
+  assert line in done.stderr
+  assert len(done.stderr.strip().splitlines()) == 1
