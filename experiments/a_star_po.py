@@ -36,10 +36,7 @@ def train(run, parts, writer, samples, reference, stage1) -> dict:
   encoded = parts.encode(stage1.kept(parts.task.train, options))
   optimizer = optim.for_run(config.optimizer, config.steps * options.num_minibatches)
   algorithm = a_star_po.make(options, parts.policy, optim.make_optimizer(optimizer))
-  state, shardings = parts.init_state(algorithm, reference.params)
-  train_step = step_lib.jit_train_step(
-      algorithm.train_step, state_shardings=shardings, batch_shardings=parts.batch_sharding
-  )
+  state, train_step = parts.start(algorithm, reference.params)
   sample = parts.sampler(num_samples=1, temperature=options.temperature)
   score = parts.scorer(temperature=options.temperature, chunk_size=options.head_chunk)
   evaluate = a_star_po_report.Evaluation(parts, reference, samples)
@@ -55,7 +52,6 @@ def train(run, parts, writer, samples, reference, stage1) -> dict:
     reference.check(restored.metadata['reference'])
     done, state, tokens = restored.step, restored.state, restored.metadata['tokens']
   timers = loop.Timers()
-  # Closing waits for the save under way, also where the loop ends in an error.
   with contextlib.closing(saved), loop.progress(config.steps, 'stage 2: A*-PO', done) as bar:
     for step in range(done, config.steps):
       if 0 < config.token_budget <= stage1.tokens + tokens:
@@ -86,12 +82,12 @@ def train(run, parts, writer, samples, reference, stage1) -> dict:
           'rollout/truncated': scored.truncated.mean(), 'rollout/sampled_tokens': tokens,
       })
       loop.check_finite(step, values, last_saved=keeper.last_saved)
-      bar.update(1, reward=values['rollout/reward'])
       done = step + 1
+      bar.update(1, reward=values['rollout/reward'])
       keeper.after_step(done, state, {'tokens': tokens, 'reference': reference.fingerprint})
-  final = evaluate(state.params['policy'], done, stage1.tokens + tokens)
-  writer.write(reference.steps + done, final)
-  return {'evaluation': evaluate.last, 'tokens': tokens, 'params': state.params['policy']}
+  params = state.params['policy']
+  writer.write(reference.steps + done, evaluate(params, done, stage1.tokens + tokens))
+  return {'evaluation': evaluate.last, 'tokens': tokens, 'params': params}
 
 
 def main(run: launch.Run) -> None:

@@ -20,6 +20,7 @@ from jaxrl_llm.sampling import decode
 from jaxrl_llm.sharding import mesh as mesh_lib
 from jaxrl_llm.sharding import rules
 from jaxrl_llm.training import checkpoints, loop, rng
+from jaxrl_llm.training import step as step_lib
 from jaxrl_llm.types import (
     Algorithm,
     ModelFns,
@@ -92,11 +93,16 @@ class Components:
     draw = jax.jit(self.policy.init, out_shardings=shardings)
     return draw(rng.stream_key(self.key, rng.Stream.INIT))
 
-  def init_state(self, algorithm: Algorithm, params: Params) -> tuple[TrainState, Any]:
-    """A train state around a copy of `params` (a step donates its state), and its shardings."""
+  def start(
+      self, algorithm: Algorithm, params: Params
+  ) -> tuple[TrainState, step_lib.CountedJit]:
+    """A train state around a copy of `params` (a step donates its state), and the jitted step."""
     init = lambda params: algorithm.init(rng.base_key(self.config.seed), {'policy': params})
     shardings = rules.shardings(self.mesh, jax.eval_shape(init, params))
-    return jax.jit(init, out_shardings=shardings)(params), shardings
+    train_step = step_lib.jit_train_step(
+        algorithm.train_step, state_shardings=shardings, batch_shardings=self.batch_sharding
+    )
+    return jax.jit(init, out_shardings=shardings)(params), train_step
 
   def sampler(self, *, num_samples: int, temperature: float = 1.0) -> SampleFn:
     """A jitted sampler for this task; the same one for the same arguments."""

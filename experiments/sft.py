@@ -12,7 +12,6 @@ from experiments import components, launch, report
 from jaxrl_llm.algorithms import sft
 from jaxrl_llm.data import batching
 from jaxrl_llm.training import checkpoints, fingerprint, loop, metrics, optim
-from jaxrl_llm.training import step as step_lib
 from jaxrl_llm.types import Params
 
 
@@ -55,10 +54,7 @@ def _train(
     print(f'{encoded.num_filtered} demonstrations are too long and were left out', flush=True)
   optimizer_config = optim.for_run(config.optimizer, config.steps)
   algorithm = sft.make(config.algorithm, parts.policy, optim.make_optimizer(optimizer_config))
-  state, shardings = parts.init_state(algorithm, parts.initial_params())
-  train_step = step_lib.jit_train_step(
-      algorithm.train_step, state_shardings=shardings, batch_shardings=parts.batch_sharding
-  )
+  state, train_step = parts.start(algorithm, parts.initial_params())
 
   saved = checkpoints.Checkpoints(run.workdir / 'checkpoints' / 'sft')
   keeper = loop.Keeper(

@@ -128,21 +128,25 @@ def make(
     return TrainState(jnp.int32(0), params, optimizer.init(params), key, aux={})
 
   def loss_fn(params, batch: Batch):
-    mask = batch.rollouts.mask
+    # Taken out before any arithmetic: 0 · NaN of a filler row would reach the gradient.
+    counts = batch.weight > 0
+    mask = jnp.where(counts[:, None, None], batch.rollouts.mask, 0.0)
+    rewards = jnp.where(counts, batch.rewards[:, 0], 0.0)
+    values = jnp.where(counts, batch.aux['values'], 0.0)
     log_probs, entropy = scoring.score(
         policy, params['policy'], batch.rollouts,
         temperature=config.temperature, chunk_size=config.head_chunk,
     )
     log_ratio = masking.masked_sum(log_probs - batch.reference_log_probs, mask, axis=-1)[:, 0]
     losses = regression_losses.a_star_po_loss(
-        log_ratio, batch.rewards[:, 0], batch.aux['values'], beta=config.beta2
+        log_ratio, rewards, values, beta=config.beta2
     )
     sequence_entropy = masking.masked_sum(entropy, mask, axis=-1)[:, 0]
     # The bonus is a mean over tokens and the loss one over prompts: the factor
     # prompts / tokens of the whole batch puts both under one denominator.
     bonus = config.entropy_coefficient * batch.aux['prompts_per_token'] * sequence_entropy
     prompts, tokens = jnp.sum(batch.weight), jnp.sum(mask * batch.weight[:, None, None])
-    weighted = lambda x: jnp.sum(jnp.where(batch.weight > 0, batch.weight * x, 0.0))
+    weighted = lambda x: jnp.sum(batch.weight * x)
     gap = masking.masked_sum(jnp.abs(log_probs - batch.rollouts.log_probs), mask, axis=-1)[:, 0]
     metrics = {
         'train/squared_error': WeightedMean(weighted(losses), prompts),

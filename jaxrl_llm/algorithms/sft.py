@@ -10,7 +10,6 @@ sharding: long responses weigh more, as in maximum likelihood they should.
 import dataclasses
 from typing import Protocol
 
-import jax
 import jax.numpy as jnp
 import optax
 
@@ -40,13 +39,17 @@ class Config:
 
 
 class Batch(Protocol):
-  """What a step needs: arrays [B, T], and targets[b, t] the token after tokens[b, t]."""
+  """What a step needs: arrays [B, T], with targets[b, t] the token after tokens[b, t].
+
+  `weight` [B] is 0 for the rows that fill up a batch.
+  """
 
   tokens: Array
   positions: Array
   valid: Array
   targets: Array
   loss_mask: Array
+  weight: Array
 
 
 def make(
@@ -74,19 +77,18 @@ def make(
     output = policy.apply(
         params['policy'], batch.tokens, positions=batch.positions, valid=batch.valid
     )
-    token_log_probs = log_probs.token_log_probs(
-        output.hidden, output.head, batch.targets, chunk_size=config.head_chunk
+    mask = batch.loss_mask * batch.weight[:, None]
+    loss = log_probs.cross_entropy(
+        output.hidden, output.head, batch.targets, mask, chunk_size=config.head_chunk
     )
-    counts = batch.loss_mask > 0
-    total = -jnp.sum(jnp.where(counts, token_log_probs, 0.0))
-    return WeightedMean(total, jnp.sum(batch.loss_mask)), {}
+    return loss, {}
 
   def train_step(state, batch):
     loss, gradients, metrics = step_lib.accumulate_gradients(
         loss_fn, state.params, batch, num_micro_batches=config.num_micro_batches
     )
     state, step_metrics = step_lib.apply_gradients(optimizer, state, gradients)
-    loss = WeightedMean(loss, jnp.ones_like(jax.lax.stop_gradient(loss)))
+    loss = WeightedMean(loss, jnp.ones_like(loss))
     return state, {'train/loss': loss, **metrics, **step_metrics}
 
   return Algorithm(init, train_step)

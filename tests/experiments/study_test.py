@@ -75,7 +75,7 @@ def test_all_arms_have_settings_that_differ(tmp_path):
 @pytest.mark.parametrize(
     ('arguments', 'line'),
     [
-        (['--arms=median'], "arms must be some of softmax, mean, max, zero, n1, n4, n32, got 'median'"),
+        (['--arms=median'], 'arms must be some of softmax, mean, max, zero, n1, n4, n32, got'),
         (['--seeds=-1'], "seeds must be non-negative integers, got '-1'"),
         (['--config=nothing.py'], "config file 'nothing.py' does not exist"),
     ],
