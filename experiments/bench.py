@@ -4,8 +4,8 @@
 
 The workload is a Llama-style decoder of 6.8M parameters in float32 (models/configs.py,
 reference_workload): a supervised step of 8 x 256 tokens, an A*-PO step of 16 prompts x (32 + 64)
-tokens with its parts, and sampling of 32 + 128 tokens at batch 16 and 64. All that is measured is
-interleaved: each repetition runs everything once, after one that is not counted; what is shown are
+tokens with its parts, and sampling of 32 + 128 tokens at batch 16 and 64. Everything is
+interleaved: each repetition runs each workload twice and times the second run; what is shown are
 medians over the repetitions. No response can stop early. Products and memory bandwidth of the
 machine itself are measured in the same run, so that fractions of them can be read.
 
@@ -16,7 +16,6 @@ save page faults: start with GLIBC_TUNABLES=glibc.malloc.hugetlb=1 in the enviro
 
 import contextlib
 import importlib.metadata
-import math
 import os
 import pathlib
 import platform
@@ -68,7 +67,11 @@ def main() -> None:
 def measure(
     suites: Sequence[str], scale: Any, *, seed: int, repeats: int
 ) -> tuple[list[Any], dict[str, list[tuple[float, int]]]]:
-  """Compiles everything, then runs it `repeats` times in turn, after one warm-up.
+  """Compiles everything, then goes over it `repeats` times.
+
+  As in training, a run that is timed follows one of its kind. Memory that lay idle while others
+  ran can be slow to touch again (pages that a virtual machine gave back to its host, it seems):
+  without the untimed run the first step of a repetition was seen to take twice as long.
 
   Args:
     suites: names of suites.
@@ -92,13 +95,14 @@ def measure(
       suites, scale, seed=seed, one_core=_on_one_core if several else None))
   rows = [row for workload in workloads for row in workload.rows]
   samples: dict[str, list] = {row.name: [] for row in rows}
-  with loop.progress(repeats + 1, 'repetitions') as bar:
-    for repetition in range(repeats + 1):
+  with loop.progress(repeats, 'repetitions') as bar:
+    for repetition in range(repeats):
       for workload in workloads:
+        workload.run(repetition, loop.Timers())
         timers = loop.Timers()
         tokens = workload.run(repetition, timers)
         seconds = timers.pop()
-        for row in workload.rows if repetition else ():
+        for row in workload.rows:
           samples[row.name].append((seconds[f'time/{row.name}_seconds'], tokens.get(row.name, 0)))
       bar.update(1)
   return rows, samples
@@ -238,8 +242,11 @@ def _tables(rows: Sequence[Any], numbers: Mapping[str, Any]) -> list[str]:
       for row in rows if row.ceiling
   ]
   unit = lambda row: 'GB/s' if row.traffic else 'GFLOP/s'
-  speed = lambda name, row: '{:.1f}'.format(
-      numbers.get(f'{name}/{"gigabytes" if row.traffic else "gflops"}_per_second', math.nan))
+
+  def speed(name, row):
+    value = numbers.get(f'{name}/{"gigabytes" if row.traffic else "gflops"}_per_second')
+    return '-' if value is None else f'{value:.1f}'
+
   limits = [
       [row.name.removeprefix('ceiling/'), row.description, f'{of(row, "seconds"):.3g}',
        spread(row), unit(row), speed(row.name, row), speed(f'{row.name}_one_core', row)]

@@ -414,7 +414,7 @@ def _product(name, equation, left, right, one_core) -> Workload:
   product = compile_ahead(
       jax.jit(lambda pairs: [jnp.einsum(equation, a, b) for a, b in pairs]), operands)
   shown = ' by '.join('x'.join(map(str, shape)) for shape in (left, right))
-  row = Row(name, f'4 x {count} products {equation}, {shown}', count * flops)
+  row = Row(name, f'{4 * count} products {equation}, {shown}', count * flops)
   return _ceiling(row, lambda: jax.block_until_ready(product.call(operands)), one_core)
 
 
@@ -432,12 +432,15 @@ def _triad(name, length, one_core) -> Workload:
 
 
 def _ceiling(row: Row, call: Callable[[], Any], one_core: OneCore | None) -> Workload:
-  """Times four calls in a row (one is short) on all cores, and on one where there are more."""
+  """Times four calls in a row (one is short) on all cores, and on one where there are more.
+
+  `row` is that of a single call.
+  """
   row = row._replace(flops=4 * row.flops, traffic=4 * row.traffic)
   rows = (row,) if one_core is None else (row, row._replace(name=f'{row.name}_one_core'))
 
   def timed(name, timers):
-    call()  # Threads may just have moved; caches are warm after it.
+    call()  # Threads may just have moved.
     with timers(name):
       for _ in range(4):
         call()

@@ -21,6 +21,15 @@ _RUNS = flags.DEFINE_string('runs', 'results', 'folder of results.json files.')
 _README = flags.DEFINE_string('readme', '', 'a README whose blocks are filled from the runs.')
 _OUT = flags.DEFINE_string('out', '', 'where the tables go; by default RUNS/tables.')
 
+# Rows of the README's speed table: name in the benchmark's file, label, decimals.
+_SPEED = (
+    ('sft_step/seconds', 'SFT step, 8 x 256 tokens (s)', 2),
+    ('sft_step/tokens_per_second', 'SFT, tokens/s', 0),
+    ('a_star_po_step/seconds', 'A\\*-PO step, 16 x (32 + 64): sample, score, update (s)', 2),
+    ('sample_batch_16/tokens_per_second', 'sampling 32 + 128, batch 16 (tokens/s)', 0),
+    ('sample_batch_64/tokens_per_second', 'sampling 32 + 128, batch 64 (tokens/s)', 0),
+)
+
 
 def main() -> None:
   """Reads, renders, writes, prints."""

@@ -1,13 +1,13 @@
 """The two train steps of the main job on fixed tokens, and a way to look at their gradients."""
 
 import dataclasses
-import functools
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 
+from experiments.configs import a_star_po_arithmetic
 from jaxrl_llm.algorithms import a_star_po, sft
 from jaxrl_llm.data import batching
 from jaxrl_llm.models import configs
@@ -89,27 +89,31 @@ def batch_for(name: str, shape: configs.TransformerConfig, tokens: int, rows: in
   return make_batch(shape.vocab_size, tokens, rows)
 
 
-@functools.cache
-def _params():
-  # On the host: a train step donates what it is given.
-  return jax.device_get(jax.jit(policy_lib.make(model()).init)(rng.base_key(1)))
+def main_job_model() -> configs.TransformerConfig:
+  """The decoder of `make run`."""
+  config = a_star_po_arithmetic.get_config()
+  return dataclasses.replace(config.model, vocab_size=14)
 
 
-def loss_and_gradients(name: str, *, mesh_shape=(1, 1, 1), num_micro_batches=1):
+def loss_and_gradients(
+    name: str, *, mesh_shape=(1, 1, 1), num_micro_batches=1, shape=None, rows=PROMPTS
+):
   """One train step as binaries compile it, on a mesh; float64 copies of what came out."""
   devices = jax.devices()[: int(np.prod(mesh_shape))]
   mesh = mesh_lib.make_mesh(*mesh_shape, devices=devices)
-  shape = model()
-  _, algorithm = make(
+  shape = shape or model()
+  policy, algorithm = make(
       name, shape, recording(), num_micro_batches=num_micro_batches, head_chunk=4)
-  state = algorithm.init(rng.base_key(0), {'policy': _params()})
+  # On the host: a train step donates what it is given.
+  params = jax.device_get(jax.jit(policy.init)(rng.base_key(1)))
+  state = algorithm.init(rng.base_key(0), {'policy': params})
   with jax.set_mesh(mesh):
     shardings = rules.shardings(mesh, state)
     state = jax.device_put(state, shardings)
     train_step = step.jit_train_step(
         algorithm.train_step, state_shardings=shardings,
         batch_shardings=mesh_lib.batch_sharding(mesh))
-    batch = jax.device_put(batch_for(name, shape, 9), mesh_lib.batch_sharding(mesh))
+    batch = jax.device_put(batch_for(name, shape, 9, rows), mesh_lib.batch_sharding(mesh))
     state, metrics = train_step(state, batch)
   gradients = jax.tree.map(lambda x: np.asarray(x, np.float64), state.opt_state)
   metrics = {k: float(v.total) / float(v.weight) for k, v in jax.device_get(metrics).items()}
