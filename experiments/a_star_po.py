@@ -55,10 +55,12 @@ def train(run, parts, writer, samples, reference, stage1) -> dict:
   with contextlib.closing(saved), loop.progress(config.steps, 'stage 2: A*-PO', done) as bar:
     for step in range(done, config.steps):
       if 0 < config.token_budget <= stage1.tokens + tokens:
+        keeper.save(done, state, {'tokens': tokens, 'reference': reference.fingerprint})
         break
       values = {}
       if loop.should(config.eval_every, step):
-        values = evaluate(state.params['policy'], step, stage1.tokens + tokens)
+        with timers('evaluate'):
+          values = evaluate(state.params['policy'], step, stage1.tokens + tokens)
       indices = batching.batch_indices(len(encoded), config.batch_size, seed=run.seed, step=step)
       prompts = batching.prompt_batch(encoded, indices)
       key = rng.stream_key(parts.key, rng.Stream.SAMPLE_TRAIN, step)
@@ -86,6 +88,7 @@ def train(run, parts, writer, samples, reference, stage1) -> dict:
       bar.update(1, reward=values['rollout/reward'])
       keeper.after_step(done, state, {'tokens': tokens, 'reference': reference.fingerprint})
   params = state.params['policy']
+  checkpoints.save_params(run.workdir / 'trained', params, parts.identity())
   writer.write(reference.steps + done, evaluate(params, done, stage1.tokens + tokens))
   return {'evaluation': evaluate.last, 'tokens': tokens, 'params': params}
 

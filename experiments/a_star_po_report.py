@@ -2,7 +2,6 @@
 
 from typing import Any
 
-import jax
 import numpy as np
 
 from experiments import components, launch, reference_values, report
@@ -74,7 +73,7 @@ def write(
   reached = tokens_to(curve, 0.9)
   _figures(run, parts, reference, stage1, curve)
 
-  seconds = _seconds(run)
+  seconds = _seconds(run, metrics.read_jsonl(run.workdir / 'metrics.jsonl'))
   kl = f'{after["kl_to_reference"]:.3f} ± {after["kl_to_reference_se"]:.3f}'
   tokens = (f'{stage1.tokens:,}', f'{trained["tokens"]:,}')
   table = report.markdown_table(
@@ -129,11 +128,18 @@ def tokens_to(curve: list[dict[str, float]], score: float) -> float | None:
   return None
 
 
-def _seconds(run: launch.Run) -> dict[str, float]:
-  """Seconds of each phase, the processes that were killed included."""
-  ends = [0.0, *(run.marks[phase] for phase in ('reference', 'stage1', 'stage2'))]
-  names = ('time/reference_seconds', 'time/stage1_seconds', 'time/stage2_seconds')
-  return {name: end - start for name, start, end in zip(names, ends, ends[1:])}
+def _seconds(run: launch.Run, records: list[dict[str, float]]) -> dict[str, float]:
+  """Seconds of each phase, the processes that were killed included.
+
+  Stage 2 is sampling, reward and update; its evaluations, and what a restart costs, are apart.
+  """
+  total = lambda name: sum(record.get(f'time/{name}_seconds', 0.0) for record in records)
+  return {
+      'time/reference_seconds': run.marks['reference'],
+      'time/stage1_seconds': run.marks['stage1'] - run.marks['reference'],
+      'time/stage2_seconds': total('sample') + total('reward') + total('train'),
+      'time/evaluation_seconds': total('evaluate'),
+  }
 
 
 def _figures(run, parts, reference, stage1, curve) -> None:
@@ -147,17 +153,23 @@ def _figures(run, parts, reference, stage1, curve) -> None:
       title=f'A*-PO on {parts.task.name}, seed {run.seed}',
       stage1_tokens=stage1.tokens,
   )
-  measured = reference_values.measure_success(run, parts, reference, stage1)
   algorithm = run.config.algorithm
-  if measured is None or algorithm.value_mode == 'zero':
+  if algorithm.value_mode == 'zero':
+    return
+  measured = reference_values.measure_success(run, parts, reference, stage1)
+  if measured is None:
     return
   rates = np.linspace(0, 1, 201).astype(np.float32)
-  exact = {
-      'softmax': lambda p: soft_values.binary_v_star(p, beta=algorithm.beta1),
-      'mean': lambda p: p, 'max': lambda p: (p > 0).astype(np.float32),
-  }[algorithm.value_mode](rates)
+  exact, label = {
+      'softmax': (
+          lambda p: soft_values.binary_v_star(p, beta=algorithm.beta1),
+          f'β₁ ln(1 − p + p exp(1/β₁)), β₁ = {algorithm.beta1:g}',
+      ),
+      'mean': (lambda p: p, 'mean reward p'),
+      'max': (lambda p: (p > 0).astype(np.float32), 'largest reward'),
+  }[algorithm.value_mode]
   report.value_figure(
-      run.workdir / 'figures' / 'v_star.png', *measured, (rates, np.asarray(jax.device_get(exact))),
-      title=f'V* of {parts.task.name}, beta1 = {algorithm.beta1:g}, seed {run.seed}',
+      run.workdir / 'figures' / 'v_star.png', *measured, (rates, np.asarray(exact(rates))),
+      title=f'V* ({algorithm.value_mode}) of {parts.task.name}, seed {run.seed}', label=label,
       samples=(algorithm.samples_per_prompt, run.config.evaluation.diagnosed_samples),
   )

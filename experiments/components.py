@@ -61,10 +61,14 @@ class Components:
   def describe(self) -> str:
     """One line for the terminal: task, model and devices."""
     count = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(self.abstract_params))
+    left_out = ''
+    if filtered := sum(getattr(self.task, 'num_filtered', {}).values()):
+      counts = ', '.join(f'{n} of {name}' for name, n in self.task.num_filtered.items())
+      left_out = f' ({filtered} left out as too long: {counts})'
     origin = self.config.policy_init_from or 'from scratch'
     return (
         f'{self.task.name}, {len(self.task.train)} training and {len(self.task.evaluation)} '
-        f'held-out problems; policy of {count:,} parameters, {origin}; '
+        f'held-out problems{left_out}; policy of {count:,} parameters, {origin}; '
         f'{self.mesh.size} device(s)' + (f'. {self.config.note}' if self.config.note else '')
     )
 
@@ -78,10 +82,14 @@ class Components:
     return jax.device_put(batch, self.batch_sharding)
 
   def identity(self) -> dict[str, Any]:
-    """What parameters and tokens of this run mean; kept with them and compared on load."""
-    return {
-        'tokenizer': self.task.tokenizer.fingerprint, 'model': dataclasses.asdict(self.model)
-    }
+    """What parameters and tokens of this run mean; kept with them and compared on load.
+
+    How the model is computed (rematerialisation, unrolling, blocks, dtype) may differ.
+    """
+    model = dataclasses.asdict(self.model)
+    for name in ('remat', 'scan_unroll', 'attention_block', 'compute_dtype'):
+      del model[name]
+    return {'tokenizer': self.task.tokenizer.fingerprint, 'model': model}
 
   def initial_params(self) -> Params:
     """The parameters of `policy_init_from`, or freshly drawn ones, placed on the mesh."""

@@ -19,7 +19,7 @@ from jaxrl_llm.evaluation import evaluator
 from jaxrl_llm.rewards import rollout_rewards
 from jaxrl_llm.rl import soft_values
 from jaxrl_llm.training import fingerprint, loop, metrics, rng
-from jaxrl_llm.types import Example, Params
+from jaxrl_llm.types import Example, Params, RewardFn
 
 
 class Reference(NamedTuple):
@@ -180,8 +180,7 @@ def _sample_missing(run, parts, reference, encoded, provenance) -> list[dict[str
     if not records:
       file.write(provenance)
     records = records[1:]
-    lenient = config.stage1_reward == 'lenient'
-    reward_fn = task.lenient_reward_fn if lenient else task.reward_fn
+    reward_fn = _stage1_reward(run, parts)
     sample = parts.sampler(num_samples=config.samples_per_prompt, temperature=config.temperature)
     key = rng.stream_key(parts.key, rng.Stream.SAMPLE_STAGE1)
     batches = parts.prompt_batches(encoded, run.config.stage1_batch_size)
@@ -208,6 +207,11 @@ def _fingerprint(examples: Sequence[Example]) -> str:
   return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
+def _stage1_reward(run: launch.Run, parts: components.Components) -> RewardFn:
+  lenient = run.config.algorithm.stage1_reward == 'lenient'
+  return parts.task.lenient_reward_fn if lenient else parts.task.reward_fn
+
+
 def measure_success(
     run: launch.Run, parts: components.Components, reference: Reference, stage1: ReferenceValues
 ) -> tuple[np.ndarray, np.ndarray] | None:
@@ -232,12 +236,13 @@ def measure_success(
       num_samples=options.diagnosed_samples, temperature=run.config.algorithm.temperature
   )
   key = rng.stream_key(parts.key, rng.Stream.SAMPLE_DIAGNOSTIC)
+  reward_fn = _stage1_reward(run, parts)
   rates, ids = [], []
   for prompts in parts.prompt_batches(encoded, run.config.stage1_batch_size):
     rollouts = sample(reference.params, *prompts[:3], key)
     scored = rollout_rewards.score_rollouts(
         evaluator.real_rows(rollouts, prompts), prompts.examples,
-        tokenizer=parts.task.tokenizer, reward_fn=parts.task.reward_fn,
+        tokenizer=parts.task.tokenizer, reward_fn=reward_fn,
     )
     rates.append(scored.rewards.mean(axis=1))
     ids += [example['id'] for example in prompts.examples]

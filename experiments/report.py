@@ -89,6 +89,7 @@ def value_figure(
     *,
     title: str,
     samples: tuple[int, int],
+    label: str = 'β₁ ln(1 − p + p exp(1/β₁))',
 ) -> None:
   """Estimated V* against the success rate measured with fresh samples; writes a CSV too.
 
@@ -99,6 +100,7 @@ def value_figure(
     curve: (success rates, exact V*) of the closed form.
     title: of the figure.
     samples: (N of stage 1, fresh samples a prompt).
+    label: of the curve.
   """
   figure, axes = _axes(
       title, f'success rate of the reference ({samples[1]} fresh samples)',
@@ -108,7 +110,7 @@ def value_figure(
   jitter = np.random.default_rng(0).uniform(-0.006, 0.006, len(values))
   axes.plot(success_rates + jitter, values, 'o', ms=4, alpha=0.35, color=_COLOURS[0],
             markeredgewidth=0, label='training prompts')
-  axes.plot(*curve, color=_COLOURS[1], label='β₁ ln(1 − p + p exp(1/β₁))')
+  axes.plot(*curve, color=_COLOURS[1], label=label)
   axes.plot([0, 1], [0, 1], color='0.6', ls=':', label='mean reward (β₁ → ∞)')
   axes.legend(frameon=False, loc='lower right')
   _save(figure, path)

@@ -73,6 +73,10 @@ class Gsm8kTask:
     from jaxrl_llm.tasks import gsm8k
 
     _need_data_dir(data_dir, 'gsm8k', 'train.jsonl and test.jsonl')
+    at_least(
+        self, 'config.task', num_demonstrations=0, num_train=0, num_evaluation=0,
+        max_prompt_tokens=1, max_response_tokens=2, max_vocabulary=0,
+    )
     options = {name: value or None for name, value in dataclasses.asdict(self).items()}
     return gsm8k.make_task(data_dir=data_dir, seed=seed, **options)
 
@@ -128,7 +132,7 @@ class EvaluationSettings:
   """
 
   num_samples: int = 4
-  batch_size: int = 250
+  batch_size: int = 256
   control_temperature: float = 0.5
   num_shown: int = 8
   diagnosed_prompts: int = 256
@@ -221,7 +225,7 @@ class AStarPo(Experiment):
   optimizer: optim.OptimizerConfig = dataclasses.field(default_factory=optim.OptimizerConfig)
   steps: int = 100
   batch_size: int = 128
-  stage1_batch_size: int = 250
+  stage1_batch_size: int = 256
   token_budget: int = 0
   eval_every: int = 20
   save_every: int = 20
@@ -239,6 +243,11 @@ class AStarPo(Experiment):
     _check_schedule(
         self.optimizer, self.steps * self.algorithm.num_minibatches, 'config.optimizer'
     )
+    if self.token_budget and self.optimizer.schedule != 'constant':
+      raise ValueError(
+          "config.token_budget needs optimizer.schedule 'constant' (the run's length is not known "
+          f'before), got {self.optimizer.schedule!r}'
+      )
     parts = self.algorithm.num_minibatches * self.algorithm.num_micro_batches
     if self.batch_size % parts:
       raise ValueError(

@@ -97,10 +97,13 @@ def main(run: launch.Run) -> None:
   ]]
   table = report.markdown_table(['policy', 'pass@1 (%)', 'greedy (%)', 'seconds'], rows)
   metrics.write_text_atomic(run.table_path, table + '\n')
-  numbers: dict[str, Any] = {f'eval/trained/{k}': v for k, v in evaluation.numbers.items()}
+  numbers: dict[str, Any] = {
+      f'eval/trained/{name}': value for name, value in evaluation.numbers.items()
+      if not name.startswith('kl_to_reference')  # There is no reference here.
+  }
   launch.write_results(run, {
       **numbers, 'fingerprint': about['fingerprint'],
-      'sampled_tokens': int(evaluation.sampled.lengths.sum() + evaluation.greedy.lengths.sum()),
+      'sampled_tokens': 0,  # Fine-tuning samples nothing; evaluation is not counted anywhere.
   })
   print(f'\n{table}\n\nparameters: {run.workdir / "params"}')
 

@@ -2,12 +2,13 @@
 
 The config file names its arms in `ARMS`; each is a setting of that file. All arms of a
 seed start from one fine-tuned reference. A finished run is not repeated; an
-interrupted one is resumed. Kept: OUT/<experiment>/<setting>/seed<N>/results.json.
+interrupted one is resumed. Kept: RESULTS/<experiment>/<setting>/seed<N>/results.json.
 """
 
 import os
 import pathlib
 import shutil
+import signal
 import subprocess
 import sys
 
@@ -22,7 +23,7 @@ _EXPERIMENT = flags.DEFINE_string('experiment', 'a_star_po', 'the binary that ru
 _ARMS = flags.DEFINE_list('arms', None, 'some of the arms; by default all')
 _SEEDS = flags.DEFINE_list('seeds', ['0', '1', '2'], 'seeds')
 _WORK = flags.DEFINE_string('work', 'runs/study', 'where the runs write')
-_OUT = flags.DEFINE_string('out', 'results', 'where results.json files are kept')
+_OUT = flags.DEFINE_string('results', 'results', 'where results.json files are kept')
 
 
 def run_arm(module: str, workdir: pathlib.Path, config: str, arguments: list[str]) -> None:
@@ -30,7 +31,13 @@ def run_arm(module: str, workdir: pathlib.Path, config: str, arguments: list[str
   command = [sys.executable, '-m', f'experiments.{module}', f'--config={config}',
              f'--workdir={workdir}', *arguments]
   print(f'\n=== {" ".join(command[1:])}', flush=True)
-  status = subprocess.run(command, check=False).returncode
+  process = subprocess.Popen(command)
+  # Ctrl-C reaches the arm as well: it finishes its step and saves, and we wait for that.
+  previous = signal.signal(signal.SIGINT, signal.SIG_IGN)
+  try:
+    status = process.wait()
+  finally:
+    signal.signal(signal.SIGINT, previous)
   if status in (130, -2):
     raise KeyboardInterrupt
   if status:

@@ -1,4 +1,4 @@
-"""A*-PO on GSM8K: the paper's settings by name, and a CPU-size default.
+"""A*-PO on GSM8K: the released hyperparameters by name, and a CPU-size default.
 
   python -m experiments.a_star_po --config=experiments/configs/a_star_po_gsm8k.py \\
       --config.data_dir=DIR_OF_TRAIN_AND_TEST_JSONL
@@ -7,9 +7,13 @@ runs everything on the real problems with the real Qwen2 tokenizer (from
 DATA_DIR/../tokenizers/qwen2), with a decoder of about a million parameters that
 starts from scratch, within ten minutes on two CPU cores. Such a model learns the form
 of a solution and almost nothing of arithmetic: its score is not comparable with any
-published one. Settings `:qwen2.5_1.5b`, `:qwen2.5_3b` and `:qwen2.5_7b` are the
-paper's (Brantley et al., 2025, arXiv 2505.20686), and need
---config.policy_init_from=DIR and an accelerator.
+published one. Settings `:qwen2.5_1.5b`, `:qwen2.5_3b` and `:qwen2.5_7b` carry the
+hyperparameters of the paper's released scripts (Brantley et al., 2025, arXiv
+2505.20686; repository ZhaolinGao/A-PO), and need --config.policy_init_from=DIR and an
+accelerator; they have not been run here. Departures: no entropy bonus, one reward for
+both stages, our own wording of the instruction, the number behind the last `####` (not
+the first) and only of a response that stopped, and batches that cross the edge of an
+epoch (only their number is theirs).
 """
 
 from experiments import settings
@@ -34,29 +38,30 @@ def get_config(setting: str = '') -> settings.AStarPo:
 
 
 def _published(setting: str) -> settings.AStarPo:
-  # Addresses: S = scripts/apo_gsm8k.sh, Y = config/apo_trainer.yaml and L = the loader
-  # verl/utils/dataset/rl_dataset.py, all of the repository ZhaolinGao/A-PO.
+  # Addresses in the repository ZhaolinGao/A-PO: S = scripts/apo_gsm8k.sh,
+  # Y = verl/trainer/config/apo_trainer.yaml, W = verl/workers/fsdp_workers_apo.py.
   return settings.AStarPo(
       task=settings.Gsm8kTask(
           max_prompt_tokens=256,  # S: longer prompts are filtered.
           max_response_tokens=1_024,  # S.
       ),
-      model=_PUBLISHED[setting](),  # Qwen2.5 bases: paper, experiments on GSM8K; S.
+      model=_PUBLISHED[setting](),  # Qwen2.5 base models of three sizes.
       sft=settings.SftSettings(steps=0),  # S: starts from the base model.
       algorithm=a_star_po.Config(
-          samples_per_prompt=8,  # L: columns eval_0 to eval_7.
+          samples_per_prompt=8,  # S and Y: num_gen_to_use.
           beta1=0.5,  # S.
           beta2=1e-3,  # S.
           filter_all_wrong=False,  # Y and S: filter_incorrect is off.
-          stage1_reward='identical',  # Paper: one r. Their stage 1 scored leniently: 'lenient'.
-          entropy_coefficient=0.0,  # Paper: none. Y leaves 1e-3 active.
-          temperature=1.0,  # S: top_p 1, top_k off.
+          stage1_reward='identical',  # Their stage 1 scored leniently: 'lenient'.
+          entropy_coefficient=0.0,  # Not in the objective; Y leaves 1e-3 active.
+          temperature=1.0,  # Y: with top_p 1, top_k off.
           num_minibatches=2,  # S: 256 prompts in mini-batches of 128.
           num_micro_batches=16,  # Ours: memory only, no effect on the update.
       ),
       optimizer=optim.OptimizerConfig(
-          name='adamw', learning_rate=1e-6, schedule='constant',  # S and Y.
-          b1=0.9, b2=0.999, weight_decay=1e-2, max_grad_norm=1.0,  # Y.
+          name='adamw', learning_rate=1e-6, schedule='constant',  # S.
+          b1=0.9, b2=0.999, weight_decay=1e-2,  # W: the defaults of its AdamW.
+          max_grad_norm=1.0,  # Y: grad_clip.
       ),
       steps=_EPOCHS * (_TRAIN_PROBLEMS // _BATCH_SIZE),  # S: 25 epochs, last batches dropped.
       batch_size=_BATCH_SIZE,  # S.
@@ -64,9 +69,9 @@ def _published(setting: str) -> settings.AStarPo:
       evaluation=settings.EvaluationSettings(
           num_samples=1, batch_size=64, diagnosed_prompts=0
       ),
-      eval_every=50,  # S: greedy, every 50 steps and before the first.
+      eval_every=50,  # S: test_freq, and before the first step.
       save_every=50,
-      note='The published setting of arXiv 2505.20686 on GSM8K.',
+      note='Hyperparameters of the released scripts of arXiv 2505.20686; departures in the config',
   )
 
 

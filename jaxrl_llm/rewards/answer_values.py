@@ -124,6 +124,7 @@ _SET_BUILDER = re.compile(
 )
 _ORDER = re.compile(r'<|>|\\le |\\ge |\\ne ')
 _CLOCK = re.compile(r'^([0-9]{1,2})(?::([0-9]{2}))? ?([aApP])\.? ?[mM]\.?$')
+_DECIMAL = re.compile(r'-?[0-9]{1,15}(?:\.[0-9]{1,15})?')
 _CHOICE = re.compile(r'^(?:\(([A-Ea-e])\)|([A-E])[).:]) ?(.+)$')
 _LEAD = re.compile(
     r'^(?:=|\\approx(?![a-zA-Z])|(?:approximately|exactly|about|around|roughly|nearly|a total of'
@@ -347,9 +348,17 @@ def parse(text: str) -> Value:
   if (choice := _CHOICE.match(text)) and not re.match(r'[-+*/^(=,;]', choice[3]):
     return Either((quantities.expression(choice[1] or choice[2]), _structure(choice[3])))
   sides = split(text, _ABOUT)
-  if len(sides) > 1 and all(sides):
-    return Either(tuple(parse(side) for side in sides[:4]))
+  if len(sides) == 2 and all(sides) and not _two_guesses(*sides):
+    return Either(tuple(parse(side) for side in sides))
   return _structure(text)
+
+
+def _two_guesses(exact: str, rounded: str) -> bool:
+  """Whether "a ≈ b" names two numbers that no rounding connects: two answers are none."""
+  if not (_DECIMAL.fullmatch(exact.strip()) and _DECIMAL.fullmatch(rounded.strip())):
+    return False
+  one, other = float(exact), float(rounded)
+  return abs(one - other) > 0.01 * max(abs(one), abs(other))
 
 
 def _structure(text: str) -> Value:

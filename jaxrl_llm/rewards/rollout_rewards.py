@@ -56,7 +56,7 @@ def score_rollouts(
   if num_prompts != len(examples):
     raise ValueError(f'{num_prompts} prompts need as many examples, got {len(examples)}')
   rows = zip(tokens.reshape(-1, tokens.shape[-1]), lengths.reshape(-1))
-  responses = [tokenizer.decode(row[:length].tolist()) for row, length in rows]
+  responses = [_text(tokenizer, row[:length].tolist()) for row, length in rows]
   repeated = [example for example in examples for _ in range(num_samples)]
   rewards = reward_fn(
       [example['prompt'] for example in repeated], responses, truncated.reshape(-1), repeated
@@ -69,6 +69,13 @@ def score_rollouts(
     )
   grouped = [responses[i : i + num_samples] for i in range(0, len(responses), num_samples)]
   return Scored(rewards.reshape(lengths.shape), lengths, truncated, grouped)
+
+
+def _text(tokenizer: Tokenizer, ids: list[int]) -> str:
+  """The text of a response; a padding id that the policy chose does not vanish from it."""
+  text = tokenizer.decode(ids)
+  chosen_padding = tokenizer.pad_id not in tokenizer.stop_ids and tokenizer.pad_id in ids
+  return text + '\N{REPLACEMENT CHARACTER}' if chosen_padding else text
 
 
 def join(parts: Sequence[Scored]) -> Scored:

@@ -111,9 +111,8 @@ def test_tfds_equals_the_raw_files_without_tensorflow(data_dir, tmp_path):
 
 
 def test_tfds_notices_changed_files(small_dir, tmp_path):
-  builder = pytest.importorskip(
-      'jaxrl_llm.data.tfds_builders.gsm8k.gsm8k_dataset_builder'
-  )
+  from jaxrl_llm.data.tfds_builders.gsm8k import gsm8k_dataset_builder as builder
+
   cache = tmp_path / 'cache'
   first = builder.read(small_dir, 'test', cache_dir=cache)
   assert first == gsm8k.load_split(small_dir, 'test') and len(first) == 3

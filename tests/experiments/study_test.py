@@ -30,7 +30,7 @@ def calls(tmp_path, monkeypatch):
 def run(tmp_path, *arguments):
   values = flags.FLAGS
   values.unparse_flags()
-  values(['study', f'--work={tmp_path}/work', f'--out={tmp_path}/out', *arguments])
+  values(['study', f'--work={tmp_path}/work', f'--results={tmp_path}/out', *arguments])
   study.main()
 
 

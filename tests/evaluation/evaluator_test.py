@@ -1,0 +1,116 @@
+"""The evaluator on a small policy: exact divergences, filled-up batches, fixed noise."""
+
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxrl_llm.data import batching
+from jaxrl_llm.evaluation import evaluator
+from jaxrl_llm.models import configs, policy
+from jaxrl_llm.sampling import decode
+from jaxrl_llm.tasks import arithmetic
+
+TASK = arithmetic.make_task(
+    seed=0, digits=1, num_demonstrations=4, num_train=4, num_evaluation=10,
+    carry_free_fraction=0.5, padding='none')
+MODEL = policy.make(configs.TransformerConfig(
+    vocab_size=TASK.tokenizer.vocab_size, num_layers=1, width=16, num_heads=2, num_kv_heads=1,
+    head_dim=8, mlp_width=32, max_length=16))
+
+
+def _params(seed):
+  params = MODEL.init(jax.random.key(seed))
+  params['embedder']['embedding'] = params['embedder']['embedding'] * 4
+  return params
+
+
+def _sampler(num_samples, temperature=1.0):
+  return jax.jit(decode.make_sampler(
+      MODEL, num_samples=num_samples, max_tokens=TASK.max_response_tokens, temperature=temperature,
+      stop_ids=TASK.tokenizer.stop_ids, pad_id=TASK.tokenizer.pad_id))
+
+
+def _batches(size):
+  encoded = batching.encode_examples(
+      TASK.evaluation, TASK.tokenizer, max_prompt_tokens=TASK.max_prompt_tokens)
+  for chunk in batching.sequential_chunks(len(encoded), size):
+    batch = batching.prompt_batch(encoded, chunk.indices)
+    yield batch._replace(examples=batch.examples[: int(chunk.weight.sum())])
+
+
+@pytest.fixture(scope='module')
+def evaluators():
+  samplers = _sampler(3), _sampler(1, 0.0)
+  return [
+      evaluator.Evaluator(
+          MODEL, TASK, list(_batches(size)), jax.random.key(7), sample=samplers[0],
+          greedy=samplers[1])
+      for size in (4, 10)
+  ]
+
+
+def test_batching_changes_nothing(evaluators):
+  """Ten problems in batches of 4, 4 and 2 filled up to 4: as in one batch."""
+  small, whole = (evaluate(_params(0), _params(1)) for evaluate in evaluators)
+  assert small.sampled.responses == whole.sampled.responses
+  assert len(small.sampled.responses) == 10
+  for name, value in whole.numbers.items():
+    assert small.numbers[name] == pytest.approx(value, rel=1e-4, abs=1e-6), name
+
+
+def test_the_divergence_to_itself_is_zero_and_to_another_is_not(evaluators):
+  assert evaluators[1](_params(0), _params(0)).numbers['kl_to_reference'] == 0.0
+  assert evaluators[1](_params(0), _params(1)).numbers['kl_to_reference'] > 0.1
+
+
+def test_scores_are_those_of_the_responses(evaluators):
+  evaluation = evaluators[0](_params(0), _params(1))
+  right = [
+      [text == example['answer'] and not cut for text, cut in zip(texts, truncated)]
+      for texts, truncated, example in zip(
+          evaluation.sampled.responses, evaluation.sampled.truncated, TASK.evaluation)
+  ]
+  np.testing.assert_array_equal(evaluation.sampled.rewards, np.array(right, np.float32))
+  assert evaluation.numbers['pass@1'] == pytest.approx(np.mean(right))
+  assert evaluation.numbers['pass@3'] == pytest.approx(np.any(right, axis=1).mean())
+
+
+def test_response_kl_is_the_sum_over_the_vocabulary_and_its_mean_the_sequence_divergence():
+  """Against every response of two tokens: Σ_y π(y) log π(y)/π_ref(y) for an untruncated T = 2.
+
+  Σ_t KL_t(prefix) averaged over prefixes with their probabilities is that very number.
+  """
+  vocab, length = 5, 2
+  model = policy.make(configs.TransformerConfig(
+      vocab_size=vocab, num_layers=1, width=8, num_heads=1, num_kv_heads=1, head_dim=8,
+      mlp_width=8, max_length=8))
+  ours, theirs = (model.init(jax.random.key(seed)) for seed in (0, 1))
+  prompt = jnp.array([[2, 3, 4]])
+  sequences = jnp.array(list(itertools.product(range(vocab), repeat=length)))
+
+  def token_log_probs(params):
+    tokens = jnp.concatenate([jnp.repeat(prompt, len(sequences), 0), sequences], axis=1)
+    output = model.apply(
+        params, tokens, positions=jnp.broadcast_to(jnp.arange(5), tokens.shape),
+        valid=jnp.ones(tokens.shape, bool))
+    logits = output.hidden @ output.head.kernel.T
+    return jax.nn.log_softmax(logits)[:, 2:4]  # [25, 2, V]
+
+  mine, other = np.asarray(token_log_probs(ours)), np.asarray(token_log_probs(theirs))
+  pick = lambda table: np.take_along_axis(table, np.asarray(sequences)[..., None], -1)[..., 0]
+  mine_sum, other_sum = pick(mine).sum(1), pick(other).sum(1)
+  exact = np.sum(np.exp(mine_sum) * (mine_sum - other_sum))
+  per_token = (np.exp(mine) * (mine - other)).sum(-1)  # [25, 2]
+
+  # A stop id that is no token: every response has both of its tokens.
+  sample = decode.make_sampler(model, num_samples=1, max_tokens=2, stop_ids=(99,), pad_id=0)
+  rollouts = jax.tree.map(
+      lambda x: jnp.repeat(x, len(sequences), 0),
+      jax.jit(sample)(ours, prompt, jnp.array([3]), jnp.array([0]), jax.random.key(0)))
+  rollouts = rollouts.__class__(**{**rollouts.__dict__, 'tokens': sequences[:, None]})
+  kl = np.asarray(evaluator.response_kl(model, ours, theirs, rollouts))[:, 0]
+  np.testing.assert_allclose(kl, per_token.sum(1), rtol=1e-4)
+  assert np.sum(np.exp(mine_sum) * kl) == pytest.approx(exact, rel=1e-4)
