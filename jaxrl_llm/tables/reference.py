@@ -66,9 +66,6 @@ _A_STAR_PO_ROWS = (
     ('7B', 'A*-PO', 11.01, 76.57, 0.078, 76.2, 34.56, 34.27, 56.25),
 )
 
-# Which of our numbers is the same quantity: none. How MATH500 was decoded there is not stated.
-_A_STAR_PO_KEYS: dict[tuple[str, str], str] = {}
-
 
 def _a_star_po() -> list[Published]:
   cells = []
@@ -76,12 +73,11 @@ def _a_star_po() -> list[Published]:
     row = f'Qwen2.5-{size}, {method}'
     for (column, decimals, unit), value in zip(_A_STAR_PO_COLUMNS, values, strict=True):
       if value is not None:
-        key = _A_STAR_PO_KEYS.get((method, column), '')
+        # No setting of ours measures the same: how these columns were decoded is not stated.
         cells.append(Published(
             experiment='a_star_po', row=row, column=column, value=value,
             decimals=decimals, unit=unit,
             address=f'{_A_STAR_PO_FILE}, row {row}, column {column}',
-            setting=f'math_qwen2.5_{size.lower()}' if key else '', key=key, factor=100.0,
         ))
   return cells
 

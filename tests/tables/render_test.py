@@ -1,6 +1,7 @@
 """Tables from results.json files: numbers by hand, golden Markdown, malformed files."""
 
 import csv
+import dataclasses
 import io
 import json
 import subprocess
@@ -96,7 +97,12 @@ def test_published_numbers_stand_below_with_address_and_note(tmp_path):
   assert row['published'] == '' and row['note'].startswith('Scale differs')
 
 
-def test_a_setting_at_the_published_scale_has_its_counterpart_beside(tmp_path):
+def test_a_setting_at_the_published_scale_has_its_counterpart_beside(tmp_path, monkeypatch):
+  (cell,) = [c for c in reference.PUBLISHED if (c.row, c.column) == (
+      'Qwen2.5-1.5B, A*-PO', 'MATH500')]
+  same = dataclasses.replace(
+      cell, setting='math_qwen2.5_1.5b', key='eval/trained/greedy_accuracy', factor=100.0)
+  monkeypatch.setattr(reference, 'PUBLISHED', (same,))
   _write(tmp_path, 'a_star_po', 'math_qwen2.5_1.5b', 0, **{'eval/trained/greedy_accuracy': 0.57})
   settings = render.read_results(tmp_path)
   assert '0.5700 [published: 0.578]' in render.markdown('a_star_po', settings)
