@@ -7,12 +7,13 @@
     with loop.progress(total, 'stage 2', start) as bar:
       for step in range(start, total):
         state, metrics = train_step(state, batch(step))
-        values = writer.write(step + 1, metrics)
-        loop.check_finite(step + 1, values)
+        values = writer.write(step, metrics)
+        loop.check_finite(step, values)
         bar.update(1, reward=values['rollout/reward'])
         keeper.after_step(step + 1, state)
 
-`step` counts from 0; what is written and saved after it carries step + 1, the steps taken.
+`step` counts from 0: metrics of the update that follows `step` updates carry `step`, so that an
+evaluation before any training stands in line 0; a checkpoint carries the number of updates taken.
 """
 
 import contextlib
@@ -297,7 +298,7 @@ def check_finite(step: int, values: Mapping[str, float], *, last_saved: int | No
   Call it before the state is saved: the last good checkpoint is then kept.
 
   Args:
-    step: optimizer steps taken.
+    step: of the update, from 0.
     values: metrics as floats; those named `train/...` must be finite.
     last_saved: the step of the last checkpoint, for the message.
 

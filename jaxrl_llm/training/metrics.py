@@ -229,7 +229,7 @@ class MetricsWriter:
     """Writes one object: {'step': step, name: value, ...}.
 
     Args:
-      step: optimizer steps taken.
+      step: of the update, from 0; not written before.
       metrics: numbers, scalar arrays or `WeightedMean`s by flat name.
 
     Returns:
