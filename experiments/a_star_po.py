@@ -55,7 +55,6 @@ def train(run, parts, writer, samples, reference, stage1) -> dict:
   with contextlib.closing(saved), loop.progress(config.steps, 'stage 2: A*-PO', done) as bar:
     for step in range(done, config.steps):
       if 0 < config.token_budget <= stage1.tokens + tokens:
-        keeper.save(done, state, {'tokens': tokens, 'reference': reference.fingerprint})
         break
       values = {}
       if loop.should(config.eval_every, step):
