@@ -42,8 +42,9 @@ def make_sampler(
   the truncated distribution, so training on such samples is off-policy.
 
   The noise of a token is a function of (key, example id, sample, position) alone:
-  it does not depend on the batch that the prompt came in. Decoding ends as soon
-  as every row has stopped.
+  it does not depend on the batch that the prompt came in. A prompt that stands in a
+  batch again, as at the edge of an epoch, gets the next K samples, not the same ones.
+  Decoding ends as soon as every row has stopped.
 
   Args:
     model: the policy. Its cache leaves are [..., B, S, heads, head_dim].
@@ -150,11 +151,13 @@ def make_sampler(
 
 
 def _row_keys(key: Array, example_ids: Array, num_samples: int) -> Array:
-  """One key for each (example, sample): [P * K]."""
+  """One key for each (example, sample): [P * K]; samples of a repeated example count on."""
   fold = jax.random.fold_in
   of_example = jax.vmap(fold, (None, 0))(key, example_ids)
-  of_sample = jax.vmap(lambda k: jax.vmap(fold, (None, 0))(k, jnp.arange(num_samples)))(of_example)
-  return of_sample.reshape(-1)
+  # How often each row's example stands in the rows before it.
+  repeats = jnp.tril(example_ids[:, None] == example_ids[None, :], k=-1).sum(axis=1)
+  samples = repeats[:, None] * num_samples + jnp.arange(num_samples)
+  return jax.vmap(jax.vmap(fold, (None, 0)))(of_example, samples).reshape(-1)
 
 
 def _prefill(model, params, prompts, prompt_lengths, num_samples, max_tokens):

@@ -174,6 +174,14 @@ def test_a_sample_does_not_depend_on_its_batch():
   np.testing.assert_allclose(mixed.log_probs[1], first.log_probs[1], atol=1e-5)
 
 
+def test_a_prompt_that_stands_twice_in_a_batch_gets_the_next_samples():
+  more = _sampler(num_samples=8)().tokens
+  order = np.array([1, 0, 1])
+  twice = _sampler()(PROMPTS[order], LENGTHS[order], IDS[order]).tokens
+  np.testing.assert_array_equal(twice[[0, 2]].reshape(8, -1), more[1])
+  np.testing.assert_array_equal(twice[1], more[0, :4])
+
+
 def test_more_samples_begin_with_the_same_ones():
   more = _sampler(num_samples=8, network=_bigram)()
   np.testing.assert_array_equal(more.tokens[:, :4], _sampler(network=_bigram)().tokens)
