@@ -112,15 +112,17 @@ class WeightedMean:
 class Head:
   """The map from hidden states to logits, handed out so that it can be chunked.
 
-  logits = hidden @ kernel.T + bias.
+  z = hidden @ kernel.T + bias;  logits = z, or c tanh(z / c) with a soft cap c.
 
   Attributes:
     kernel: [V, D]; the embedding itself when the two are tied.
     bias: [V] or None.
+    softcap: c (static); 0 is none.
   """
 
   kernel: Array
   bias: Array | None
+  softcap: float = dataclasses.field(default=0.0, metadata={'static': True})
 
 
 @_pytree
@@ -150,6 +152,7 @@ class ApplyFn(Protocol):
       valid: Array,
       cache: Any = None,
       cache_index: Array | None = None,
+      segments: Array | None = None,
   ) -> ModelOutput:
     """Runs the network.
 
@@ -163,6 +166,8 @@ class ApplyFn(Protocol):
       cache: None, or a KV cache from `init_cache`.
       cache_index: int32 []; the slot at which the T new keys are written. Query
         t attends to slots up to cache_index + t.
+      segments: int32 [B, T], without a cache only: where several sequences are
+        packed into a row, a token attends to those of its own segment.
     """
 
 

@@ -3,7 +3,6 @@
 A kernel for one platform belongs behind `attend`, so that models never choose.
 """
 
-import functools
 
 import flax.linen as nn
 import jax
@@ -49,6 +48,15 @@ def _core_backward(residuals, gradient):
 _core.defvjp(_core_forward, _core_backward)
 
 
+def _capped(query, key, value, bias, cap):
+  """As `_core`, with scores z replaced by c tanh(z / c) before the mask."""
+  scores = jnp.einsum('nqh,nsh->nqs', query, key, preferred_element_type=jnp.float32)
+  b, t, s = bias.shape
+  scores = (cap * jnp.tanh(scores / cap)).reshape(b, -1, t, s) + bias[:, None]
+  weights = jax.nn.softmax(scores, axis=-1).reshape(query.shape[0], -1, s).astype(value.dtype)
+  return jnp.einsum('nqs,nsh->nqh', weights, value)
+
+
 def attend(
     query: jax.Array,
     key: jax.Array,
@@ -57,11 +65,16 @@ def attend(
     valid: jax.Array,
     *,
     block: int,
+    window: int | jax.Array | None = None,
+    segments: jax.Array | None = None,
+    scale: float | None = None,
+    softcap: float = 0.0,
 ) -> jax.Array:
-  """Causal attention: softmax(q kᵀ / √h + mask) v, with grouped queries.
+  """Causal attention: softmax(cap(q kᵀ scale) + mask) v, with grouped queries.
 
-  Query t sees slot s if s ≤ query_slots[t] and valid[s]. The mask is no function
-  of the inputs that are trained, so its gradient is zero.
+  Query t sees slot s if s ≤ query_slots[t], s > query_slots[t] - window, valid[s], and
+  both are of one segment. The mask is no function of the inputs that are trained, so its
+  gradient is zero.
 
   Args:
     query: [B, T, H, h].
@@ -71,6 +84,10 @@ def attend(
     valid: bool [B, S]; which slots may be attended to.
     block: queries per block; with more than one block, each is rematerialised in
       the backward pass and the peak is that of one block.
+    window: slots that a query sees, its own included (static or int32 []); None: all.
+    segments: int32 [B, T], where T = S; None: each row is one segment.
+    scale: of the scores; None is 1 / √h.
+    softcap: c, scores z become c tanh(z / c); 0 is off.
 
   Returns:
     [B, T, H, h].
@@ -78,30 +95,39 @@ def attend(
   b, t, num_heads, head_dim = query.shape
   s, num_kv_heads = key.shape[1:3]
   group = num_heads // num_kv_heads
+  scale = head_dim**-0.5 if scale is None else scale
   fold = lambda x: x.transpose(0, 2, 1, 3).reshape(b * num_kv_heads, -1, head_dim)
   key, value = fold(key), fold(value)
   slots = jnp.arange(s)
 
-  def one_block(query, query_slots):
+  def one_block(query, query_slots, query_segments):
     q = query.shape[1]
-    visible = (slots[None, :] <= query_slots[:, None])[None] & valid[:, None, :]
+    visible = slots[None, :] <= query_slots[:, None]
+    if window is not None:
+      visible &= slots[None, :] > query_slots[:, None] - window
+    visible = visible[None] & valid[:, None, :]
+    if segments is not None:
+      visible &= query_segments[:, :, None] == segments[:, None, :]
     bias = jnp.where(visible, 0.0, MASKED)  # [B, q, S]
-    query = query.reshape(b, q, num_kv_heads, group, head_dim) * head_dim**-0.5
+    query = query.reshape(b, q, num_kv_heads, group, head_dim) * scale
     query = query.transpose(0, 2, 3, 1, 4).reshape(b * num_kv_heads, group * q, head_dim)
-    out = _core(query, key, value, bias)
+    if softcap:
+      out = _capped(query, key, value, bias, softcap)
+    else:
+      out = _core(query, key, value, bias)
     out = out.reshape(b, num_kv_heads, group, q, head_dim).transpose(0, 3, 1, 2, 4)
     return out.reshape(b, q, num_heads, head_dim)
 
   if t <= block:
-    return one_block(query, query_slots)
+    return one_block(query, query_slots, segments)
   blocks = -(-t // block)
+  rows = lambda x: x.reshape(b, blocks, block, *x.shape[2:]).swapaxes(0, 1)
   padding = blocks * block - t
   query = jnp.pad(query, ((0, 0), (0, padding), (0, 0), (0, 0)))
   query_slots = jnp.pad(query_slots, (0, padding), constant_values=s - 1)
-  query = query.reshape(b, blocks, block, num_heads, head_dim).swapaxes(0, 1)
-  out = jax.lax.map(
-      lambda pair: jax.checkpoint(one_block)(*pair), (query, query_slots.reshape(blocks, block))
-  )
+  blocked = (rows(query), query_slots.reshape(blocks, block))
+  blocked += (None if segments is None else rows(jnp.pad(segments, ((0, 0), (0, padding)))),)
+  out = jax.lax.map(lambda arrays: jax.checkpoint(one_block)(*arrays), blocked)
   return out.swapaxes(0, 1).reshape(b, blocks * block, num_heads, head_dim)[:, :t]
 
 
@@ -111,7 +137,7 @@ class Attention(nn.Module):
   config: configs.TransformerConfig
 
   @nn.compact
-  def __call__(self, x, *, shape, rotary, valid, write):
+  def __call__(self, x, *, shape, rotary, valid, write, window=None, segments=None):
     """Attends.
 
     Args:
@@ -121,26 +147,34 @@ class Attention(nn.Module):
       valid: bool [B, S].
       write: (key, value) [B, T, KV, h] -> (key, value) [B, S, KV, h] to attend to
         and int32 [T] query slots; it stores them in the cache, if there is one.
+      window: as in `attend`.
+      segments: as in `attend`.
 
     Returns:
       [B*T, D].
     """
     config = self.config
-    project = functools.partial(layers.dense, config, bias=config.attention_bias)
-    heads = lambda y, n: layers.constrain(
-        y.reshape(*shape, n, config.head_dim), layers.ROWS, None, 'tensor', None
-    )
-    query = heads(project(config.num_heads * config.head_dim, name='query')(x), config.num_heads)
-    key = heads(project(config.num_kv_heads * config.head_dim, name='key')(x), config.num_kv_heads)
-    value = heads(
-        project(config.num_kv_heads * config.head_dim, name='value')(x), config.num_kv_heads
-    )
+
+    def heads(name, number):
+      y = layers.Dense(
+          config, number * config.head_dim, bias=config.attention_bias, name=name
+      )(x).reshape(*shape, number, config.head_dim)
+      if config.qk_norm and name != 'value':
+        y = layers.Norm(config, name=f'{name}_norm')(y)
+      return layers.constrain(y, layers.ROWS, None, 'tensor', None)
+
+    query = heads('query', config.num_heads)
+    key = heads('key', config.num_kv_heads)
+    value = heads('value', config.num_kv_heads)
     if rotary is not None:
       query, key = layers.rotate(query, rotary), layers.rotate(key, rotary)
     key, value, query_slots = write(key, value)
-    out = attend(query, key, value, query_slots, valid, block=config.attention_block)
+    out = attend(
+        query, key, value, query_slots, valid, block=config.attention_block, window=window,
+        segments=segments, scale=config.query_scale or None, softcap=config.attention_softcap,
+    )
     out = out.reshape(-1, config.num_heads * config.head_dim)
-    scale = (2 * config.num_layers) ** -0.5
-    return layers.dense(
-        config, config.width, bias=config.output_bias, name='output', scale=scale
+    return layers.Dense(
+        config, config.width, bias=config.output_bias, name='output',
+        scale=(2 * config.num_layers) ** -0.5,
     )(out)

@@ -6,6 +6,10 @@ Every field is consumed by the model or rejected by `validate`.
 import dataclasses
 import math
 
+# The feed-forward layers: with a gate beside the projection up, and without one.
+GATED = ('swiglu', 'geglu')
+NOT_GATED = ('gelu', 'gelu_exact', 'relu')
+
 
 @dataclasses.dataclass
 class TransformerConfig:
@@ -23,18 +27,44 @@ class TransformerConfig:
     mlp_width: F, of the feed-forward layer.
     max_length: most slots of a sequence or of a KV cache, padding included; rows of
       the learned position table. A longer input is an error when it is traced.
-    norm: 'rms' or 'layer'.
+    norm: 'rms', 'rms_plus_one' (the weight is 1 + the parameter, as in Gemma) or 'layer'.
     norm_epsilon: added to the variance.
-    positions: 'rope' or 'learned'.
-    rope_theta: base of the rotary frequencies; has to keep its default where
+    post_norms: norms behind attention and feed-forward too, before they are added to
+      the residual stream (Gemma 2 and 3).
+    qk_norm: a norm over each head's query and key, before they are rotated.
+    parallel_residual: attention and feed-forward read the same residual stream, and
+      are added together (GPT-NeoX).
+    positions: 'rope' or 'learned'. The fields rope_* have to keep their defaults where
       positions are learned.
-    activation: 'swiglu' (gated SiLU) or 'gelu' (tanh form, not gated).
+    rope_theta: base of the rotary frequencies.
+    rope_local_theta: their base in sliding layers; 0 is that of all layers. Scaling
+      applies to the full layers alone where this is set (Gemma 3).
+    rope_fraction: part of each head, its first dimensions, that is rotated.
+    rope_scaling: 'none', 'linear' (positions divided by the factor) or 'llama3'.
+    rope_factor: of the scaling; 1 where there is none.
+    rope_low_freq_factor: llama3: wavelengths longer than the original length over this
+      are stretched by the whole factor. The two and the length are 0 otherwise.
+    rope_high_freq_factor: llama3: wavelengths shorter than the original length over
+      this are left alone.
+    rope_original_length: llama3: the context before it was stretched, in tokens.
+    sliding_window: keys that a token of a sliding layer sees, itself included; 0 where
+      there are no such layers.
+    layer_pattern: which layers are sliding: letters 'f' (full) and 's' (sliding),
+      repeated over the layers ('sf' for Gemma 2); '' where all are full.
+    query_scale: what query times key is multiplied by; 0 is 1 / sqrt(head_dim).
+    attention_softcap: attention scores z become c tanh(z / c); 0 is off.
+    logit_softcap: the same for the logits; 0 is off.
+    embedding_scale: embeddings are multiplied by sqrt(D) (Gemma).
+    activation: gated: 'swiglu' (SiLU), 'geglu' (tanh GELU); not gated: 'gelu' (tanh
+      form), 'gelu_exact' or 'relu'.
     tie_embeddings: the head is the embedding.
     attention_bias: biases on the query, key and value projections.
-    output_bias: biases on the attention output and both MLP projections.
+    output_bias: a bias on the attention output.
+    mlp_bias: biases on the projections of the feed-forward layer.
     head_bias: a bias on the logits (untied heads only).
-    compute_dtype: 'float32' or 'bfloat16', of the trunk's activations. Parameters
-      are float32; logits and everything after them are float32.
+    param_dtype: 'float32' or 'bfloat16', of the parameters.
+    compute_dtype: 'float32' or 'bfloat16', of the trunk's activations. Logits and
+      everything after them are float32.
     remat: what the backward pass recomputes: 'none', 'dots' (all but matrix
       products) or 'full' (everything inside a block).
     scan_unroll: blocks per iteration of the scan over layers; 0 unrolls all,
@@ -53,13 +83,31 @@ class TransformerConfig:
   max_length: int = 128
   norm: str = 'rms'
   norm_epsilon: float = 1e-6
+  post_norms: bool = False
+  qk_norm: bool = False
+  parallel_residual: bool = False
   positions: str = 'rope'
   rope_theta: float = 10_000.0
+  rope_local_theta: float = 0.0
+  rope_fraction: float = 1.0
+  rope_scaling: str = 'none'
+  rope_factor: float = 1.0
+  rope_low_freq_factor: float = 0.0
+  rope_high_freq_factor: float = 0.0
+  rope_original_length: int = 0
+  sliding_window: int = 0
+  layer_pattern: str = ''
+  query_scale: float = 0.0
+  attention_softcap: float = 0.0
+  logit_softcap: float = 0.0
+  embedding_scale: bool = False
   activation: str = 'swiglu'
   tie_embeddings: bool = True
   attention_bias: bool = False
   output_bias: bool = False
+  mlp_bias: bool = False
   head_bias: bool = False
+  param_dtype: str = 'float32'
   compute_dtype: str = 'float32'
   remat: str = 'none'
   scan_unroll: int = 0
@@ -74,9 +122,11 @@ class TransformerConfig:
       if getattr(self, name) < 1:
         raise ValueError(f'{name} must be at least 1, got {getattr(self, name)}')
     for name, allowed in (
-        ('norm', ('rms', 'layer')),
+        ('norm', ('rms', 'rms_plus_one', 'layer')),
         ('positions', ('rope', 'learned')),
-        ('activation', ('swiglu', 'gelu')),
+        ('rope_scaling', ('none', 'linear', 'llama3')),
+        ('activation', (*GATED, *NOT_GATED)),
+        ('param_dtype', ('float32', 'bfloat16')),
         ('compute_dtype', ('float32', 'bfloat16')),
         ('remat', ('none', 'dots', 'full')),
     ):
@@ -86,17 +136,14 @@ class TransformerConfig:
       raise ValueError(
           f'num_kv_heads must divide num_heads ({self.num_heads}), got {self.num_kv_heads}'
       )
-    if self.positions == 'rope' and self.head_dim % 2:
-      raise ValueError(f'head_dim must be even for rotary positions, got {self.head_dim}')
     for name in ('rope_theta', 'norm_epsilon'):
       if not 0 < getattr(self, name) < math.inf:
         raise ValueError(f'{name} must be positive and finite, got {getattr(self, name)}')
-    default_theta = TransformerConfig.rope_theta
-    if self.positions == 'learned' and self.rope_theta != default_theta:
-      raise ValueError(
-          f"rope_theta has no effect with positions='learned': leave it at {default_theta}, "
-          f'got {self.rope_theta}'
-      )
+    for name in ('query_scale', 'attention_softcap', 'logit_softcap', 'rope_local_theta'):
+      if not 0 <= getattr(self, name) < math.inf:
+        raise ValueError(f'{name} must be 0 (off) or positive, got {getattr(self, name)}')
+    self._validate_rope()
+    self._validate_layers()
     if self.tie_embeddings and self.head_bias:
       raise ValueError(
           'head_bias needs an untied head (tie_embeddings=False), got True with a tied one'
@@ -105,6 +152,80 @@ class TransformerConfig:
       raise ValueError(
           f'scan_unroll must be 0 or divide num_layers ({self.num_layers}), got {self.scan_unroll}'
       )
+
+  def _validate_rope(self) -> None:
+    """Raises ValueError for rotary fields out of range, or that nothing would read."""
+    unread = _ROPE_FIELDS if self.positions == 'learned' else _NOT_READ_BY[self.rope_scaling]
+    reason = (
+        "positions='learned'" if self.positions == 'learned'
+        else f'rope_scaling={self.rope_scaling!r}'
+    )
+    for name in unread:
+      default = getattr(TransformerConfig, name)
+      if getattr(self, name) != default:
+        raise ValueError(
+            f'{name} has no effect with {reason}: leave it at {default}, got '
+            f'{getattr(self, name)}'
+        )
+    if self.positions == 'learned':
+      return
+    if not 0 < self.rope_fraction <= 1:
+      raise ValueError(f'rope_fraction must be in (0, 1], got {self.rope_fraction}')
+    if self.rotary_dim % 2 or not self.rotary_dim:
+      raise ValueError(
+          f'head_dim must be even for rotary positions, got {self.rotary_dim} rotated dimensions '
+          f'of head_dim {self.head_dim}'
+      )
+    if self.rope_scaling != 'none' and not 1 <= self.rope_factor < math.inf:
+      raise ValueError(f'rope_factor must be at least 1, got {self.rope_factor}')
+    if self.rope_scaling == 'llama3':
+      if not 0 < self.rope_low_freq_factor < self.rope_high_freq_factor < math.inf:
+        raise ValueError(
+            'rope_low_freq_factor must be positive and below rope_high_freq_factor '
+            f'({self.rope_high_freq_factor}), got {self.rope_low_freq_factor}'
+        )
+      if self.rope_original_length < 1:
+        raise ValueError(
+            f'rope_original_length must be at least 1, got {self.rope_original_length}'
+        )
+
+  def _validate_layers(self) -> None:
+    """Raises ValueError unless window and pattern of the layers fit each other."""
+    if set(self.layer_pattern) - set('fs') or len(self.layer_pattern) > self.num_layers:
+      raise ValueError(
+          "layer_pattern must hold letters 'f' (full) and 's' (sliding), at most num_layers "
+          f'({self.num_layers}) of them, got {self.layer_pattern!r}'
+      )
+    if self.sliding_window < 0 or bool(self.sliding_window) != any(self.sliding_layers):
+      raise ValueError(
+          'sliding_window must be positive where layer_pattern has sliding layers, and 0 where it '
+          f'has none, got {self.sliding_window} with {self.layer_pattern!r}'
+      )
+    if self.rope_local_theta and not any(self.sliding_layers):
+      raise ValueError(
+          'rope_local_theta needs sliding layers (layer_pattern), got '
+          f'{self.rope_local_theta} without any'
+      )
+
+  @property
+  def sliding_layers(self) -> tuple[bool, ...]:
+    """For each layer whether its attention is limited to the window."""
+    pattern = self.layer_pattern or 'f'
+    return tuple(pattern[i % len(pattern)] == 's' for i in range(self.num_layers))
+
+  @property
+  def rotary_dim(self) -> int:
+    """How many of a head's dimensions are rotated."""
+    return int(self.head_dim * self.rope_fraction)
+
+
+_ROPE_FIELDS = tuple(
+    field.name for field in dataclasses.fields(TransformerConfig)
+    if field.name.startswith('rope_')
+)
+# The rope_* fields that a kind of scaling does not read.
+_LLAMA3_FIELDS = ('rope_low_freq_factor', 'rope_high_freq_factor', 'rope_original_length')
+_NOT_READ_BY = {'none': ('rope_factor', *_LLAMA3_FIELDS), 'linear': _LLAMA3_FIELDS, 'llama3': ()}
 
 
 def reference_workload() -> TransformerConfig:

@@ -4,6 +4,9 @@ Activations are kept two-dimensional, [B*T, D], wherever positions do not matter
 products are then single matrix products, which CPUs reward.
 """
 
+import functools
+import math
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -46,12 +49,31 @@ def fan_in(scale: float = 1.0):
   return nn.initializers.variance_scaling(scale**2, 'fan_in', 'normal')
 
 
-def dense(config: configs.TransformerConfig, features: int, *, bias: bool, name: str, scale=1.0):
-  """A linear map with kernel [in, out], computing in the trunk's dtype."""
-  return nn.Dense(
-      features, use_bias=bias, dtype=jnp.dtype(config.compute_dtype), kernel_init=fan_in(scale),
-      name=name,
-  )
+class Dense(nn.Module):
+  """A linear map with kernel [in, out], computing in the trunk's dtype.
+
+  Where its parameters hold an adapter, `lora_a` [in, r] and `lora_b` [r, out], the map is
+  x W + (x A) B: whoever put the adapter there has scaled it (see models/lora.py).
+  """
+
+  config: configs.TransformerConfig
+  features: int
+  bias: bool
+  scale: float = 1.0
+
+  @nn.compact
+  def __call__(self, x: jax.Array) -> jax.Array:
+    """Maps x [..., in] to [..., out]."""
+    dtype = jnp.dtype(self.config.compute_dtype)
+    x = x.astype(dtype)
+    kernel = self.param('kernel', fan_in(self.scale), (x.shape[-1], self.features))
+    y = x @ kernel.astype(dtype)
+    if self.has_variable('params', 'lora_a'):
+      a, b = (self.get_variable('params', name) for name in ('lora_a', 'lora_b'))
+      y = y + (x @ a.astype(dtype)) @ b.astype(dtype)
+    if self.bias:
+      y = y + self.param('bias', nn.initializers.zeros, (self.features,)).astype(dtype)
+    return y
 
 
 class Norm(nn.Module):
@@ -63,7 +85,11 @@ class Norm(nn.Module):
   def __call__(self, x: jax.Array) -> jax.Array:
     """Normalises x [..., D]."""
     width = x.shape[-1]
-    scale = self.param('scale', nn.initializers.ones, (width,))
+    offset = self.config.norm == 'rms_plus_one'
+    start = nn.initializers.zeros if offset else nn.initializers.ones
+    scale = self.param('scale', start, (width,))
+    if offset:
+      scale = 1 + scale.astype(jnp.float32)
     y = x.astype(jnp.float32)
     if self.config.norm == 'layer':
       y = y - jnp.mean(y, axis=-1, keepdims=True)
@@ -74,38 +100,80 @@ class Norm(nn.Module):
     return y.astype(x.dtype)
 
 
-def rotary_tables(positions: jax.Array, head_dim: int, theta: float) -> tuple[jax.Array, jax.Array]:
-  """Cosines and sines of the rotary angles.
+def rotary_frequencies(config: configs.TransformerConfig, *, local: bool = False) -> jax.Array:
+  """The angle by which a position turns each pair of dimensions, radians a token.
 
-  angle[t, i] = positions[t] θ^(-2i / head_dim), i < head_dim / 2.
+  f_i = θ^(-2i / r), i < r / 2, r the rotated dimensions. Scaled linearly, f / s. In
+  the way of Llama 3, with wavelength w = 2π / f and original length n:
+
+    w > n / low: f / s;   w < n / high: f;   between: u f + (1 - u) f / s,
+    u = (n / w - low) / (high - low).
+
+  Args:
+    config: the model.
+    local: those of sliding layers, where they have frequencies of their own.
+
+  Returns:
+    float32 [rotary_dim / 2].
+
+  References:
+    Su et al., 2021, RoFormer, eq. 15, arXiv 2104.09864. Chen et al., 2023, Position
+    interpolation, arXiv 2306.15595. Grattafiori et al., 2024, Llama 3, arXiv 2407.21783.
+  """
+  own = local and config.rope_local_theta
+  theta = config.rope_local_theta if own else config.rope_theta
+  size = config.rotary_dim
+  frequency = theta ** (-jnp.arange(0, size, 2, dtype=jnp.float32) / size)
+  if own or config.rope_scaling == 'none':
+    return frequency
+  stretched = frequency / config.rope_factor
+  if config.rope_scaling == 'linear':
+    return stretched
+  low, high = config.rope_low_freq_factor, config.rope_high_freq_factor
+  turns = config.rope_original_length * frequency / (2 * math.pi)  # n / w
+  kept = jnp.clip((turns - low) / (high - low), 0.0, 1.0)
+  return kept * frequency + (1 - kept) * stretched
+
+
+def rotary_tables(positions: jax.Array, frequencies: jax.Array) -> tuple[jax.Array, jax.Array]:
+  """Cosines and sines of the rotary angles, positions[t] f_i.
 
   Args:
     positions: int32 [B, T].
-    head_dim: width of a head, even.
-    theta: the base θ.
+    frequencies: float32 [r / 2], from `rotary_frequencies`.
 
   Returns:
-    (cos, sin), float32 [B, T, 1, head_dim / 2].
-
-  References:
-    Su et al., 2021, RoFormer, eq. 15, arXiv 2104.09864 (halves, not interleaved
-    pairs, are rotated against each other, as in Llama and Qwen checkpoints).
+    (cos, sin), float32 [B, T, 1, r / 2].
   """
-  frequency = theta ** (-jnp.arange(0, head_dim, 2, dtype=jnp.float32) / head_dim)
-  angle = positions[:, :, None, None].astype(jnp.float32) * frequency
+  angle = positions[:, :, None, None].astype(jnp.float32) * frequencies
   return jnp.cos(angle), jnp.sin(angle)
 
 
 def rotate(x: jax.Array, tables: tuple[jax.Array, jax.Array]) -> jax.Array:
-  """Applies rotary positions to x [B, T, heads, head_dim]."""
+  """Applies rotary positions to the first r dimensions of x [B, T, heads, head_dim].
+
+  Halves are rotated against each other, not interleaved pairs, as in the checkpoints of
+  all families here.
+  """
   cos, sin = tables
-  first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
-  rotated = jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
-  return rotated.astype(x.dtype)
+  size = 2 * cos.shape[-1]
+  turned, rest = x[..., :size].astype(jnp.float32), x[..., size:]
+  first, second = jnp.split(turned, 2, axis=-1)
+  turned = jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
+  turned = turned.astype(x.dtype)
+  return jnp.concatenate([turned, rest], axis=-1) if rest.shape[-1] else turned
+
+
+def _activate(name: str, x: jax.Array) -> jax.Array:
+  if name == 'swiglu':
+    return nn.silu(x)
+  if name == 'relu':
+    return nn.relu(x)
+  return nn.gelu(x, approximate=name != 'gelu_exact')
 
 
 class Mlp(nn.Module):
-  """The feed-forward layer: SwiGLU, or GELU between two projections."""
+  """The feed-forward layer: two projections, the first with a gate where it is gated."""
 
   config: configs.TransformerConfig
 
@@ -113,13 +181,11 @@ class Mlp(nn.Module):
   def __call__(self, x: jax.Array) -> jax.Array:
     """Maps x [B*T, D] to [B*T, D]."""
     config = self.config
-    bias = config.output_bias
-    up = dense(config, config.mlp_width, bias=bias, name='up')(x)
-    if config.activation == 'swiglu':
-      gate = dense(config, config.mlp_width, bias=bias, name='gate')(x)
-      hidden = nn.silu(gate) * up
+    dense = functools.partial(Dense, config, bias=config.mlp_bias)
+    up = dense(config.mlp_width, name='up')(x)
+    if config.activation in configs.GATED:
+      hidden = _activate(config.activation, dense(config.mlp_width, name='gate')(x)) * up
     else:
-      hidden = nn.gelu(up, approximate=True)
+      hidden = _activate(config.activation, up)
     hidden = constrain(hidden, ROWS, 'tensor')
-    scale = (2 * config.num_layers) ** -0.5
-    return dense(config, config.width, bias=bias, name='down', scale=scale)(hidden)
+    return dense(config.width, name='down', scale=(2 * config.num_layers) ** -0.5)(hidden)

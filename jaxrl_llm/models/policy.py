@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxrl_llm.models import configs, transformer
-from jaxrl_llm.types import Head, ModelFns
+from jaxrl_llm.types import ModelFns
 
 
 def make(config: configs.TransformerConfig) -> ModelFns:
@@ -30,12 +30,12 @@ def make(config: configs.TransformerConfig) -> ModelFns:
       kernel = draw(transformer.head_key(key), (config.vocab_size, config.width))
       bias = {'bias': jnp.zeros(config.vocab_size)} if config.head_bias else {}
       params['head'] = {'kernel': kernel, **bias}
-    return params
+    return transformer.cast(config, params)
 
   def head(params):
-    if config.tie_embeddings:
-      return Head(kernel=params['embedder']['embedding'], bias=None)
-    return Head(kernel=params['head']['kernel'], bias=params['head'].get('bias'))
+    tied = {'kernel': params['embedder']['embedding']} if config.tie_embeddings else {}
+    # A tied head has parameters of its own where it carries an adapter.
+    return transformer.linear_head(config, {**tied, **params.get('head', {})})
 
   apply = functools.partial(transformer.apply_with_head, config, head)
   return ModelFns(init, apply, functools.partial(transformer.init_cache, config))

@@ -29,7 +29,7 @@ def make(config: configs.TransformerConfig) -> ModelFns:
         'kernel': jnp.zeros((config.vocab_size, config.width)),
         'bias': jnp.zeros(config.vocab_size),
     }
-    return params
+    return transformer.cast(config, params)
 
   head = lambda params: Head(**params['q_head'])
   apply = functools.partial(transformer.apply_with_head, config, head)

@@ -4,6 +4,9 @@ Parameters are a plain dict; those of the blocks are stacked, [layers, ...]:
   embedder/embedding [V, D], embedder/position_embedding [S, D] (learned positions),
   layers/{attention_norm, attention, mlp_norm, mlp}/..., final_norm/..., and a head
   (see policy.py, value.py, q_function.py, reward.py).
+With post norms there are layers/{attention_post_norm, mlp_post_norm} besides. The last
+blocks may stand apart, in `last_layers`, stacked in the same way: then they alone can be
+trained (see partial.py).
 """
 
 import dataclasses
@@ -13,27 +16,41 @@ import jax
 import jax.numpy as jnp
 
 from jaxrl_llm.models import attention, configs, layers
-from jaxrl_llm.types import ModelOutput
+from jaxrl_llm.types import Head, ModelOutput
 
 
 class Block(nn.Module):
-  """One pre-norm decoder block on activations [B*T, D]."""
+  """One decoder block on activations [B*T, D]."""
 
   config: configs.TransformerConfig
 
   @nn.compact
-  def __call__(self, x, *, shape, rotary, valid, write):
+  def __call__(self, x, *, shape, rotary, valid, write, window=None, segments=None):
     """Adds attention and the feed-forward layer to the residual stream x."""
-    norm = lambda name: layers.Norm(self.config, name=name)
-    x = x + attention.Attention(self.config, name='attention')(
-        norm('attention_norm')(x), shape=shape, rotary=rotary, valid=valid, write=write
-    )
-    x = x + layers.Mlp(self.config, name='mlp')(norm('mlp_norm')(x))
+    config = self.config
+    norm = lambda name, y: layers.Norm(config, name=name)(y)
+
+    def attend(x):
+      y = attention.Attention(config, name='attention')(
+          norm('attention_norm', x), shape=shape, rotary=rotary, valid=valid, write=write,
+          window=window, segments=segments,
+      )
+      return norm('attention_post_norm', y) if config.post_norms else y
+
+    def feed_forward(x):
+      y = layers.Mlp(config, name='mlp')(norm('mlp_norm', x))
+      return norm('mlp_post_norm', y) if config.post_norms else y
+
+    if config.parallel_residual:
+      x = x + attend(x) + feed_forward(x)
+    else:
+      x = x + attend(x)
+      x = x + feed_forward(x)
     return layers.constrain(x, layers.ROWS, None)
 
 
 def init(config: configs.TransformerConfig, key: jax.Array) -> dict:
-  """Draws the trunk's parameters, float32."""
+  """Draws the trunk's parameters, float32 (see `cast`)."""
   config.validate()
   embed_key, position_key, layer_key, norm_key = (jax.random.fold_in(key, i) for i in range(4))
   x = jnp.zeros((1, config.width))
@@ -97,6 +114,7 @@ def apply(
     valid: jax.Array,
     cache=None,
     cache_index: jax.Array | None = None,
+    segments: jax.Array | None = None,
 ):
   """Runs the trunk; arguments as in `types.ApplyFn`.
 
@@ -104,7 +122,8 @@ def apply(
     (hidden [B, T, D] after the last norm, the updated cache or None).
 
   Raises:
-    ValueError: the sequence, or the cache, is longer than the model's `max_length`.
+    ValueError: the sequence, or the cache, is longer than the model's `max_length`, or
+      packed segments come with a cache.
   """
   b, t = tokens.shape
   slots = valid.shape[-1]  # Those of the cache, where there is one.
@@ -114,79 +133,163 @@ def apply(
         f'max_length must be at least the {slots} slots of the sequence or cache, got '
         f'{config.max_length}'
     )
-  block = Block(config)
-  x = params['embedder']['embedding'][tokens]
-  if config.positions == 'learned':
-    x = x + params['embedder']['position_embedding'][positions]
-  x = x.astype(jnp.dtype(config.compute_dtype)).reshape(b * t, config.width)
-  x = layers.constrain(x, layers.ROWS, None)
-  rotary = None
-  if config.positions == 'rope':
-    rotary = layers.rotary_tables(positions, config.head_dim, config.rope_theta)
+  if cache is not None and segments is not None:
+    raise ValueError('segments must be None with a cache: a cache holds one sequence a row')
+  x = _embed(config, params['embedder'], tokens, positions)
+  rotary = _rotary(config, positions)
   first_slot = 0 if cache_index is None else cache_index
   query_slots = first_slot + jnp.arange(t, dtype=jnp.int32)
+  block = Block(config)
 
-  def run_block(layer_params, x, write):
+  def run_block(layer_params, x, sliding, store):
+    """`sliding` is a bool where it is the same for all layers, else a traced one."""
+    tables, window = rotary, None
+    if isinstance(sliding, bool):
+      window = config.sliding_window if sliding else None
+    else:
+      window = jnp.where(sliding, config.sliding_window, config.max_length)
+    if config.rope_local_theta:
+      local, everywhere = rotary
+      if isinstance(sliding, bool):
+        tables = local if sliding else everywhere
+      else:
+        tables = jax.tree.map(lambda x, y: jnp.where(sliding, x, y), local, everywhere)
     return block.apply(
-        {'params': layer_params}, x, shape=(b, t), rotary=rotary, valid=valid, write=write
+        {'params': layer_params}, x, shape=(b, t), rotary=tables, valid=valid, window=window,
+        segments=segments, write=lambda key, value: (*store(key, value), query_slots),
     )
 
-  unroll = config.scan_unroll or config.num_layers
   if cache is None:
-
-    def body(x, layer_params):
-      write = lambda key, value: (key, value, query_slots)
-      return run_block(layer_params, x, write), None
-
-    x, _ = jax.lax.scan(_remat(body, config.remat), x, params['layers'], unroll=unroll)
+    x = _run_without_cache(config, run_block, params, x)
   elif isinstance(cache, tuple):
-    new_cache = []
-    for i, layer_cache in enumerate(cache):
-      layer_params = jax.tree.map(lambda p: p[i], params['layers'])  # noqa: B023
-
-      def write(key, value, layer_cache=layer_cache):
-        store = lambda name, new: jax.lax.dynamic_update_slice_in_dim(
-            layer_cache[name], new, cache_index, axis=1
-        )
-        updated = {'key': store('key', key), 'value': store('value', value)}
-        new_cache.append(updated)
-        return updated['key'], updated['value'], query_slots
-
-      x = run_block(layer_params, x, write)
-    cache = tuple(new_cache)
+    x, cache = _run_unrolled(config, run_block, params, x, cache, cache_index)
   else:
-
-    def cached_body(carry, scanned):
-      x, cache = carry
-      layer_params, layer = scanned
-      updated = {}
-
-      def write(key, value):
-        for name, new in (('key', key), ('value', value)):
-          updated[name] = jax.lax.dynamic_update_slice(
-              cache[name], new[None], (layer, 0, cache_index, 0, 0)
-          )
-        return updated['key'][layer], updated['value'][layer], query_slots
-
-      x = run_block(layer_params, x, write)
-      return (x, updated), None
-
-    (x, cache), _ = jax.lax.scan(
-        cached_body, (x, cache), (params['layers'], jnp.arange(config.num_layers)), unroll=unroll
-    )
+    x, cache = _run_stacked(config, run_block, params, x, cache, cache_index)
   x = layers.Norm(config).apply({'params': params['final_norm']}, x)
   return x.reshape(b, t, config.width), cache
 
 
+def _embed(config, embedder, tokens, positions):
+  """The residual stream's beginning, [B*T, D]."""
+  dtype = jnp.dtype(config.compute_dtype)
+  x = embedder['embedding'][tokens]
+  if config.positions == 'learned':
+    x = x + embedder['position_embedding'][positions]
+  x = x.astype(dtype).reshape(-1, config.width)
+  if config.embedding_scale:
+    x = x * jnp.asarray(config.width**0.5, dtype)
+  return layers.constrain(x, layers.ROWS, None)
+
+
+def _rotary(config, positions):
+  """The rotary tables; those of (sliding, full) layers where the two differ; or None."""
+  if config.positions != 'rope':
+    return None
+  tables = lambda local: layers.rotary_tables(
+      positions, layers.rotary_frequencies(config, local=local)
+  )
+  return (tables(True), tables(False)) if config.rope_local_theta else tables(False)
+
+
+def _stacks(config, params):
+  """The stacks of blocks in their order: (parameters, first layer, which ones slide)."""
+  first = 0
+  for name in ('layers', 'last_layers'):
+    if name in params:
+      count = jax.tree.leaves(params[name])[0].shape[0]
+      yield params[name], first, config.sliding_layers[first : first + count]
+      first += count
+
+
+def _scanned(sliding):
+  """What a scan over layers goes through: nothing where all layers are of one kind."""
+  return None if len(set(sliding)) == 1 else jnp.asarray(sliding)
+
+
+def _run_without_cache(config, run_block, params, x):
+  keep = lambda key, value: (key, value)
+  for stack, _, sliding in _stacks(config, params):
+
+    def body(x, scanned, sliding=sliding):
+      layer_params, is_sliding = scanned
+      is_sliding = sliding[0] if is_sliding is None else is_sliding
+      return run_block(layer_params, x, is_sliding, keep), None
+
+    unroll = config.scan_unroll or len(sliding)
+    x, _ = jax.lax.scan(
+        _remat(body, config.remat), x, (stack, _scanned(sliding)), unroll=unroll
+    )
+  return x
+
+
+def _run_unrolled(config, run_block, params, x, cache, cache_index):
+  """Each layer's cache is an array of its own: none is copied out of a stack."""
+  new_cache = []
+  for stack, first, sliding in _stacks(config, params):
+    for i, is_sliding in enumerate(sliding):
+
+      def store(key, value, old=cache[first + i]):
+        place = lambda name, new: jax.lax.dynamic_update_slice_in_dim(
+            old[name], new, cache_index, axis=1
+        )
+        new_cache.append({'key': place('key', key), 'value': place('value', value)})
+        return new_cache[-1]['key'], new_cache[-1]['value']
+
+      layer_params = jax.tree.map(lambda p: p[i], stack)  # noqa: B023
+      x = run_block(layer_params, x, is_sliding, store)
+  return x, tuple(new_cache)
+
+
+def _run_stacked(config, run_block, params, x, cache, cache_index):
+  """The stacked cache travels in the scan's carry, and is updated in place."""
+  for stack, first, sliding in _stacks(config, params):
+
+    def body(carry, scanned, sliding=sliding):
+      x, cache = carry
+      layer_params, layer, is_sliding = scanned
+      is_sliding = sliding[0] if is_sliding is None else is_sliding
+      updated = {}
+
+      def store(key, value):
+        for name, new in (('key', key), ('value', value)):
+          updated[name] = jax.lax.dynamic_update_slice(
+              cache[name], new[None], (layer, 0, cache_index, 0, 0)
+          )
+        return updated['key'][layer], updated['value'][layer]
+
+      x = run_block(layer_params, x, is_sliding, store)
+      return (x, updated), None
+
+    layer_numbers = jnp.arange(first, first + len(sliding))
+    (x, cache), _ = jax.lax.scan(
+        body, (x, cache), (stack, layer_numbers, _scanned(sliding)),
+        unroll=config.scan_unroll or len(sliding),
+    )
+  return x, cache
+
+
 def apply_with_head(
-    config, head, params, tokens, *, positions, valid, cache=None, cache_index=None
+    config, head, params, tokens, *, positions, valid, cache=None, cache_index=None, segments=None
 ) -> ModelOutput:
   """`apply`, with head(params) beside the hidden states: a `types.ApplyFn`, once bound."""
   hidden, cache = apply(
       config, params, tokens, positions=positions, valid=valid, cache=cache,
-      cache_index=cache_index,
+      cache_index=cache_index, segments=segments,
   )
   return ModelOutput(layers.constrain(hidden, layers.ROWS, None, None), head(params), cache)
+
+
+def linear_head(config: configs.TransformerConfig, parameters: dict) -> Head:
+  """A head of {'kernel' [V, D], 'bias'?, and an adapter 'lora_a' [r, D], 'lora_b' [V, r]?}."""
+  kernel = parameters['kernel']
+  if 'lora_a' in parameters:
+    kernel = kernel + parameters['lora_b'] @ parameters['lora_a']
+  return Head(kernel, parameters.get('bias'), config.logit_softcap)
+
+
+def cast(config: configs.TransformerConfig, params: dict) -> dict:
+  """Freshly drawn parameters in the dtype that the config asks for."""
+  return jax.tree.map(lambda leaf: leaf.astype(jnp.dtype(config.param_dtype)), params)
 
 
 def head_key(key: jax.Array) -> jax.Array:

@@ -34,7 +34,7 @@ def make(config: configs.TransformerConfig, *, num_outputs: int = 1) -> ModelFns
     params['value_head'] = {
         'kernel': jnp.zeros((num_outputs, config.width)), 'bias': jnp.zeros(num_outputs),
     }
-    return params
+    return transformer.cast(config, params)
 
   head = lambda params: Head(**params['value_head'])
   apply = functools.partial(transformer.apply_with_head, config, head)

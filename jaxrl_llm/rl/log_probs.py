@@ -29,6 +29,7 @@ class _Settings(NamedTuple):
   temperature: float
   chunk_size: int
   with_entropy: bool
+  softcap: float
 
 
 def scan_chunks(
@@ -83,14 +84,14 @@ def scan_chunks(
 def head_logits(hidden: Array, head: types.Head, *, temperature: float = 1.0) -> Array:
   """Logits of the head, divided by the temperature.
 
-    z = (W h + b) / τ
+    z = cap(W h + b) / τ,    cap(z) = c tanh(z / c) where the head has a soft cap c
 
   The product runs in the dtype of `hidden` (bfloat16 on accelerators) and is summed
   in float32; everything behind it is float32.
 
   Args:
     hidden: float [..., D].
-    head: kernel [V, D], bias [V] or None.
+    head: kernel [V, D], bias [V] or None, soft cap.
     temperature: τ, positive and finite.
 
   Returns:
@@ -106,6 +107,8 @@ def head_logits(hidden: Array, head: types.Head, *, temperature: float = 1.0) ->
   if head.bias is not None:
     chex.assert_shape(head.bias, head.kernel.shape[:1])
     logits = logits + head.bias.astype(dtype)
+  if head.softcap:
+    logits = head.softcap * jnp.tanh(logits / head.softcap)
   return logits if temperature == 1.0 else logits / temperature
 
 
@@ -151,7 +154,7 @@ def _entropy(logits: Array, log_normaliser: Array) -> Array:
 
 def _forward(settings, hidden, kernel, bias, targets):
   """((log_probs, entropy or None), log normaliser), each [B, T]."""
-  head = types.Head(kernel.astype(hidden.dtype), bias)
+  head = types.Head(kernel.astype(hidden.dtype), bias, settings.softcap)
 
   def chunk(carry, arrays):
     hidden, targets = arrays
@@ -179,7 +182,7 @@ def _chunked_head_forward(settings, hidden, kernel, bias, targets):
 
 
 def _logits_gradient(settings, logits, targets, log_normaliser, entropy, cotangents):
-  """d/dz of Σ g·ln π(y) + Σ h·H, for one chunk of [N, V] logits.
+  """d/dz of Σ g·ln π(y) + Σ h·H, for one chunk of [N, V] logits; z is W h + b.
 
     ∂ ln π(y) / ∂z_v = 1[v = y] − p_v          ∂H / ∂z_v = −p_v (ln p_v + H)
   """
@@ -192,13 +195,15 @@ def _logits_gradient(settings, logits, targets, log_normaliser, entropy, cotange
   if settings.with_entropy:
     surprise = jnp.where(log_probs > -jnp.inf, log_probs, 0.0) + entropy[:, None]
     gradient = gradient - probs * surprise * entropy_cotangent[:, None]
+  if settings.softcap:  # d/dz c tanh(z / c) = 1 - tanh².
+    gradient = gradient * (1 - jnp.square(logits * (settings.temperature / settings.softcap)))
   return gradient if settings.temperature == 1.0 else gradient / settings.temperature
 
 
 def _chunked_head_backward(settings, residuals, cotangents):
   hidden, kernel, bias, targets, log_normaliser, entropy = residuals
   compute = hidden.dtype
-  head = types.Head(kernel.astype(compute), bias)
+  head = types.Head(kernel.astype(compute), bias, settings.softcap)
   wide = log_normaliser.dtype
 
   def chunk(carry, arrays):
@@ -272,7 +277,7 @@ def token_log_probs(
     ValueError: on a temperature that is not positive, or a negative chunk size.
   """
   _check_head(hidden, head, targets, temperature)
-  settings = _Settings(float(temperature), chunk_size, with_entropy=False)
+  settings = _Settings(float(temperature), chunk_size, False, head.softcap)
   log_probs, _ = _chunked_head(settings, hidden, head.kernel, head.bias, targets)
   return log_probs
 
@@ -305,7 +310,7 @@ def token_log_probs_and_entropy(
     ValueError: on a temperature that is not positive, or a negative chunk size.
   """
   _check_head(hidden, head, targets, temperature)
-  settings = _Settings(float(temperature), chunk_size, with_entropy=True)
+  settings = _Settings(float(temperature), chunk_size, True, head.softcap)
   return _chunked_head(settings, hidden, head.kernel, head.bias, targets)
 
 

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from jaxrl_llm.models import configs, policy
+from jaxrl_llm.rl import log_probs
 from tests.models import witness
 
 # Untied, so that a head bias is possible.
@@ -32,18 +33,46 @@ PERTURBATIONS = {
     'mlp_width': (28, 'params'),
     'norm': ('layer', 'params'),
     'norm_epsilon': (0.1, 'logits'),
+    'post_norms': (True, 'params'),
+    'qk_norm': (True, 'params'),
+    'parallel_residual': (True, 'logits'),
     'positions': ('learned', 'params'),
     'rope_theta': (30.0, 'logits'),
+    'rope_local_theta': (30.0, 'logits'),
+    'rope_fraction': (0.5, 'logits'),
+    'rope_scaling': ('linear', 'logits'),
+    'rope_factor': (3.0, 'logits'),
+    'rope_low_freq_factor': (1.5, 'logits'),
+    'rope_high_freq_factor': (2.5, 'logits'),
+    'rope_original_length': (9, 'logits'),
+    'sliding_window': (3, 'logits'),
+    'layer_pattern': ('s', 'logits'),
+    'query_scale': (0.2, 'logits'),
+    'attention_softcap': (0.5, 'logits'),
+    'logit_softcap': (1.0, 'logits'),
+    'embedding_scale': (True, 'logits'),
     'activation': ('gelu', 'params'),
     'tie_embeddings': (True, 'params'),
     'attention_bias': (True, 'params'),
     'output_bias': (True, 'params'),
+    'mlp_bias': (True, 'params'),
     'head_bias': (True, 'params'),
+    'param_dtype': ('bfloat16', 'dtype'),
     'compute_dtype': ('bfloat16', 'logits'),
     'remat': ('full', 'program'),
     'scan_unroll': (0, 'program'),
     'attention_block': (3, 'program'),
     'max_length': (LENGTH - 1, 'error'),
+}
+# Fields that mean something only beside others: what the base has for their test.
+_LLAMA3 = dict(rope_scaling='llama3', rope_factor=8.0, rope_low_freq_factor=1.0,
+               rope_high_freq_factor=4.0, rope_original_length=12)
+_SLIDING = dict(sliding_window=2, layer_pattern='sf')
+BESIDE = {
+    'rope_scaling': dict(rope_factor=8.0),
+    'rope_factor': _LLAMA3, 'rope_low_freq_factor': _LLAMA3, 'rope_high_freq_factor': _LLAMA3,
+    'rope_original_length': _LLAMA3,
+    'sliding_window': _SLIDING, 'layer_pattern': _SLIDING, 'rope_local_theta': _SLIDING,
 }
 
 
@@ -60,8 +89,7 @@ def _logits_fn(config):
 
   def logits(params):
     output = model.apply(params, tokens, positions=positions, valid=valid)
-    out = jnp.einsum('btd,vd->btv', output.hidden.astype(jnp.float32), output.head.kernel)
-    return out if output.head.bias is None else out + output.head.bias
+    return log_probs.head_logits(output.hidden.astype(jnp.float32), output.head)
 
   return model, logits
 
@@ -79,10 +107,11 @@ def _program(config):
 
 
 @functools.lru_cache
-def _base():
-  model, logits = _logits_fn(BASE)
+def _base(beside=()):
+  config = dataclasses.replace(BASE, **dict(beside))
+  model, logits = _logits_fn(config)
   params = witness.draw_params(model)
-  return params, np.asarray(jax.jit(logits)(params)), _shapes(BASE), _program(BASE)
+  return config, params, np.asarray(jax.jit(logits)(params)), _shapes(config), _program(config)
 
 
 def test_every_field_is_perturbed():
@@ -92,12 +121,22 @@ def test_every_field_is_perturbed():
 @pytest.mark.parametrize('name', PERTURBATIONS)
 def test_every_field_has_an_effect_or_an_error(name):
   other, effect = PERTURBATIONS[name]
-  assert getattr(BASE, name) != other
-  config = dataclasses.replace(BASE, **{name: other})
-  params, expected, shapes, program = _base()
+  beside = dict(BESIDE.get(name, {}))
+  if name == 'rope_scaling':
+    # The factor cannot stand there without a scaling: switched on, it comes along.
+    base, params, expected, shapes, program = _base()
+    config = dataclasses.replace(base, **{name: other}, **beside)
+  else:
+    base, params, expected, shapes, program = _base(tuple(beside.items()))
+    config = dataclasses.replace(base, **{name: other})
+  assert getattr(base, name) != other
   if effect == 'error':
     with pytest.raises(ValueError, match=name):
       jax.eval_shape(_logits_fn(config)[1], params)
+    return
+  if effect == 'dtype':
+    drawn = jax.eval_shape(policy.make(config).init, jax.random.key(0))
+    assert {leaf.dtype for leaf in jax.tree.leaves(drawn)} == {jnp.dtype(other)}
     return
   assert (_shapes(config) == shapes) == (effect != 'params')
   if effect == 'params':
@@ -111,6 +150,10 @@ def test_every_field_has_an_effect_or_an_error(name):
   changed = np.abs(np.asarray(jax.jit(_logits_fn(config)[1])(params)) - expected).max()
   if effect == 'logits':
     assert changed > 1e-3
+    if config.compute_dtype == 'float32':
+      by_hand = np.stack([witness.forward(config, params, row)[1] for row in _inputs()[0]])
+      np.testing.assert_allclose(
+          jax.jit(_logits_fn(config)[1])(params), by_hand, atol=2e-5 * np.abs(by_hand).max())
   else:
     assert changed < 1e-4
     assert _program(config) != program
@@ -139,7 +182,24 @@ def test_max_length_is_the_number_of_learned_positions_and_bounds_the_cache():
     ({'attention_block': -1}, 'attention_block must be at least 1, got -1'),
     ({'norm': 'batch'}, "norm must be one of .*got 'batch'"),
     ({'positions': 'alibi'}, "positions must be one of .*got 'alibi'"),
-    ({'activation': 'relu'}, "activation must be one of .*got 'relu'"),
+    ({'activation': 'tanh'}, "activation must be one of .*got 'tanh'"),
+    ({'param_dtype': 'int8'}, "param_dtype must be one of .*got 'int8'"),
+    ({'rope_fraction': 0.0}, r'rope_fraction must be in \(0, 1\], got 0.0'),
+    ({'rope_fraction': 0.25}, 'head_dim must be even for rotary positions, got 1 rotated'),
+    ({'rope_scaling': 'yarn'}, "rope_scaling must be one of .*got 'yarn'"),
+    ({'rope_factor': 2.0}, "rope_factor has no effect with rope_scaling='none'.*got 2.0"),
+    ({'rope_scaling': 'linear', 'rope_factor': 0.5}, 'rope_factor must be at least 1, got 0.5'),
+    ({'rope_scaling': 'linear', 'rope_original_length': 8}, "no effect with rope_scaling='linear'"),
+    (_LLAMA3 | {'rope_low_freq_factor': 4.0}, 'rope_low_freq_factor must be .*got 4.0'),
+    (_LLAMA3 | {'rope_original_length': 0}, 'rope_original_length must be at least 1, got 0'),
+    ({'positions': 'learned', 'rope_fraction': 0.5}, "rope_fraction has no effect with positions"),
+    ({'layer_pattern': 'fx'}, "layer_pattern must hold letters .*got 'fx'"),
+    ({'layer_pattern': 'fff'}, "layer_pattern .*at most num_layers.*got 'fff'"),
+    ({'layer_pattern': 's'}, "sliding_window must be positive where .*got 0 with 's'"),
+    ({'sliding_window': 4}, "sliding_window must be positive where .*got 4 with ''"),
+    ({'rope_local_theta': 10.0}, 'rope_local_theta needs sliding layers'),
+    ({'query_scale': -1.0}, r'query_scale must be 0 \(off\) or positive, got -1.0'),
+    ({'logit_softcap': float('inf')}, 'logit_softcap must be 0'),
     ({'compute_dtype': 'float16'}, "compute_dtype must be one of .*got 'float16'"),
     ({'remat': 'some'}, "remat must be one of .*got 'some'"),
     ({'num_kv_heads': 3}, r'num_kv_heads must divide num_heads \(4\), got 3'),

@@ -13,7 +13,7 @@ from tests.models import witness
 CONFIG = configs.TransformerConfig(vocab_size=11, width=12, mlp_width=20)
 
 
-@pytest.mark.parametrize('norm', ['rms', 'layer'])
+@pytest.mark.parametrize('norm', ['rms', 'rms_plus_one', 'layer'])
 def test_norm_equals_the_witness_and_computes_in_float32(norm):
   config = dataclasses.replace(CONFIG, norm=norm, norm_epsilon=0.1)
   x = 3 * np.random.default_rng(0).standard_normal((5, 12)).astype(np.float32) + 1
@@ -37,8 +37,10 @@ def test_norm_of_a_zero_vector_is_zero_and_has_a_finite_gradient():
   assert np.isfinite(gradient).all()
 
 
-def _rotated(x, positions, theta=100.0):
-  tables = layers.rotary_tables(jnp.asarray(positions, jnp.int32), x.shape[-1], theta)
+def _rotated(x, positions, **changes):
+  config = dataclasses.replace(CONFIG, head_dim=x.shape[-1], rope_theta=100.0, **changes)
+  frequencies = layers.rotary_frequencies(config)
+  tables = layers.rotary_tables(jnp.asarray(positions, jnp.int32), frequencies)
   return np.asarray(layers.rotate(x, tables))
 
 
@@ -64,14 +66,14 @@ def test_rotation_keeps_norms_and_products_depend_on_the_distance_only():
   assert np.abs(products(near) - np.einsum('btnh,bsnh->ts', query, key)).max() > 0.1
 
 
-@pytest.mark.parametrize('activation', ['swiglu', 'gelu'])
+@pytest.mark.parametrize('activation', [*configs.GATED, *configs.NOT_GATED])
 @pytest.mark.parametrize('bias', [False, True])
 def test_feed_forward_equals_the_witness(activation, bias):
-  config = dataclasses.replace(CONFIG, activation=activation, output_bias=bias)
+  config = dataclasses.replace(CONFIG, activation=activation, mlp_bias=bias)
   x = np.random.default_rng(0).standard_normal((5, 12)).astype(np.float32)
   module = layers.Mlp(config)
   params = witness.randomise(module.init(jax.random.key(0), x)['params'])
-  assert ('gate' in params) == (activation == 'swiglu')
+  assert ('gate' in params) == (activation in configs.GATED)
   assert ('bias' in params['up']) == bias
   expected = witness.feed_forward(config, jax.tree.map(np.float64, params), x.astype(np.float64))
   np.testing.assert_allclose(module.apply({'params': params}, x), expected, atol=1e-4)

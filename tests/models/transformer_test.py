@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from jaxrl_llm.models import configs, policy, transformer
+from jaxrl_llm.rl import log_probs
 from tests.models import witness
 
 LLAMA = configs.TransformerConfig(
@@ -17,7 +18,7 @@ LLAMA = configs.TransformerConfig(
 )
 GPT = dataclasses.replace(
     LLAMA, norm='layer', positions='learned', activation='gelu', num_kv_heads=4,
-    attention_bias=True, output_bias=True,
+    attention_bias=True, output_bias=True, mlp_bias=True,
 )
 UNTIED = dataclasses.replace(
     LLAMA, tie_embeddings=False, head_bias=True, attention_bias=True, rope_theta=50.0,
@@ -25,10 +26,24 @@ UNTIED = dataclasses.replace(
 )
 
 
+NEOX = dataclasses.replace(
+    GPT, positions='rope', rope_fraction=0.5, parallel_residual=True, activation='gelu_exact',
+    tie_embeddings=False,
+)
+# Sliding layers of two tokens (fewer than the rows have) with frequencies of their own.
+GEMMA = dataclasses.replace(
+    LLAMA, num_layers=3, norm='rms_plus_one', post_norms=True, qk_norm=True, activation='geglu',
+    embedding_scale=True, query_scale=0.3, attention_softcap=2.0, logit_softcap=5.0,
+    sliding_window=2, layer_pattern='sf', rope_local_theta=30.0, rope_scaling='linear',
+    rope_factor=4.0, scan_unroll=1,
+)
+FAMILIES = {'llama': LLAMA, 'gpt': GPT, 'untied': UNTIED, 'neox': NEOX, 'gemma': GEMMA}
+
+
 @functools.lru_cache
 def _model(name):
-  """(config, model, params, jitted apply) of one of the three families."""
-  config = {'llama': LLAMA, 'gpt': GPT, 'untied': UNTIED}[name]
+  """(config, model, params, jitted apply) of one of the families."""
+  config = FAMILIES[name]
   model = policy.make(config)
   params = witness.draw_params(model)
   return config, model, params, jax.jit(model.apply)
@@ -58,17 +73,17 @@ def _padded(rows, side, filler):
 
 
 def _logits(output):
-  logits = jnp.einsum('btd,vd->btv', output.hidden, output.head.kernel)
-  return np.asarray(logits + (0.0 if output.head.bias is None else output.head.bias))
+  return np.asarray(log_probs.head_logits(output.hidden, output.head))
 
 
-@pytest.mark.parametrize('name', ['llama', 'gpt', 'untied'])
+@pytest.mark.parametrize('name', FAMILIES)
 def test_forward_equals_the_witness_whatever_the_padding(name):
   config, _, params, apply = _model(name)
   rows = _rows()
   expected = [witness.forward(config, params, row)[1] for row in rows]
   random_filler = np.random.default_rng(5).integers(0, 13, (3, 9))
-  for side in ('left', 'right', 'between'):
+  # A sliding window counts slots: padding between tokens would take room in it.
+  for side in ('left', 'right') + (('between',) if not config.sliding_window else ()):
     for filler in (0, 12, random_filler):
       tokens, positions, valid = _padded(rows, side, filler)
       logits = _logits(apply(params, tokens, positions=positions, valid=valid))
@@ -104,7 +119,8 @@ def test_the_gradient_does_not_see_padding():
 
 
 @pytest.mark.parametrize('name, scan_unroll, stacked', [
-    ('llama', 0, False), ('llama', 1, True), ('gpt', 2, False), ('gpt', 1, True)])
+    ('llama', 0, False), ('llama', 1, True), ('gpt', 2, False), ('gpt', 1, True),
+    ('neox', 0, False), ('gemma', 0, False), ('gemma', 1, True)])
 def test_cached_decode_equals_the_full_forward(name, scan_unroll, stacked):
   config, _, params, apply = _model(name)
   model = policy.make(dataclasses.replace(config, scan_unroll=scan_unroll))
@@ -129,6 +145,76 @@ def test_cached_decode_equals_the_full_forward(name, scan_unroll, stacked):
   scale = np.abs(full).max()
   np.testing.assert_allclose(
       np.concatenate(hidden, axis=1)[valid], np.asarray(full)[valid], atol=1e-4 * scale)
+
+
+@pytest.mark.parametrize('attention_block', [64, 4])
+@pytest.mark.parametrize('name', ['llama', 'gpt', 'gemma'])
+def test_packed_segments_do_not_see_each_other(name, attention_block):
+  config, _, params, apply = _model(name)
+  apply = jax.jit(policy.make(dataclasses.replace(config, attention_block=attention_block)).apply)
+  rows = _rows()
+  expected = [witness.forward(config, params, row)[1] for row in rows]
+  # One row of 14: 7 + 4 + 1 tokens and two of padding.
+  tokens = np.concatenate([*rows, [3, 3]])[None].astype(np.int32)
+  positions = np.concatenate([np.arange(n) for n in (7, 4, 1, 2)])[None]
+  segments = np.repeat([1, 2, 3, 0], [7, 4, 1, 2])[None]
+  logits = _logits(apply(
+      params, tokens, positions=positions, valid=segments > 0, segments=segments))[0]
+  for start, row in zip((0, 7, 11), expected):
+    np.testing.assert_allclose(
+        logits[start : start + len(row)], row, atol=1e-5 * np.abs(row).max())
+  # Without segments the second sequence sees the first.
+  blurred = _logits(apply(params, tokens, positions=positions, valid=segments > 0))[0]
+  assert np.abs(blurred[7:11] - logits[7:11]).max() > 0.01
+
+
+def test_segments_with_a_cache_are_refused():
+  _, model, params, _ = _model('llama')
+  tokens = np.zeros((1, 2), np.int32)
+  with pytest.raises(ValueError, match='segments must be None with a cache'):
+    model.apply(
+        params, tokens, positions=tokens, valid=np.ones((1, 4), bool), segments=tokens,
+        cache=model.init_cache(1, 4), cache_index=jnp.int32(0))
+
+
+@pytest.mark.parametrize('name', ['llama', 'gemma'])
+@pytest.mark.parametrize('scan_unroll', [0, 1])
+def test_the_last_layers_may_stand_apart(name, scan_unroll):
+  config, _, params, _ = _model(name)
+  model = policy.make(dataclasses.replace(config, scan_unroll=scan_unroll))
+  cut = config.num_layers - 1
+  part = lambda *where: jax.tree.map(lambda leaf: leaf[slice(*where)], params['layers'])
+  apart = {**params, 'layers': part(None, cut), 'last_layers': part(cut, None)}
+  tokens, positions, valid = _padded(_rows(), 'left', 0)
+  apply = jax.jit(model.apply)
+  whole = apply(params, tokens, positions=positions, valid=valid)
+  split = apply(apart, tokens, positions=positions, valid=valid)
+  np.testing.assert_allclose(split.hidden, whole.hidden, atol=1e-5)
+  with_cache = lambda p: apply(
+      p, tokens, positions=positions, valid=valid, cache=model.init_cache(3, 9),
+      cache_index=jnp.int32(0))
+  one, two = with_cache(params), with_cache(apart)
+  np.testing.assert_allclose(two.hidden, one.hidden, atol=1e-5)
+  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), one.cache, two.cache)
+
+
+def test_adapters_beside_kernels_are_added_without_a_merged_weight():
+  config, model, params, apply = _model('untied')
+  rng = np.random.default_rng(3)
+  adapted, merged = jax.tree.map(lambda x: x, (params, params))
+  for path in (('attention', 'query'), ('mlp', 'down')):
+    old = params['layers'][path[0]][path[1]]
+    layers_, inputs, outputs = old['kernel'].shape
+    a, b = rng.normal(size=(layers_, inputs, 2)), rng.normal(size=(layers_, 2, outputs))
+    adapted['layers'][path[0]][path[1]] = {**old, 'lora_a': a, 'lora_b': b}
+    merged['layers'][path[0]][path[1]] = {**old, 'kernel': old['kernel'] + a @ b}
+  a, b = rng.normal(size=(2, config.width)), rng.normal(size=(config.vocab_size, 2))
+  adapted['head'] = {**params['head'], 'lora_a': a, 'lora_b': b}
+  merged['head'] = {**params['head'], 'kernel': params['head']['kernel'] + b @ a}
+  tokens, positions, valid = _padded(_rows(), 'left', 0)
+  of = lambda p: _logits(apply(p, tokens, positions=positions, valid=valid))[valid]
+  np.testing.assert_allclose(of(adapted), of(merged), atol=1e-4 * np.abs(of(merged)).max())
+  assert np.abs(of(adapted) - of(params)).max() > 0.1
 
 
 DEEP = dataclasses.replace(LLAMA, num_layers=4)

@@ -3,6 +3,9 @@
 One row, no padding, no cache, one head at a time. Slow and obvious on purpose.
 """
 
+import dataclasses
+import math
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -15,7 +18,7 @@ def normalise(config, params, x):
     if config.norm == 'layer':
       vector = vector - vector.mean()
     vector = vector / np.sqrt((vector**2).mean() + config.norm_epsilon)
-    vector = vector * params['scale']
+    vector = vector * (params['scale'] + (config.norm == 'rms_plus_one'))
     out.append(vector + params['bias'] if config.norm == 'layer' else vector)
   return np.array(out)
 
@@ -25,18 +28,33 @@ def linear(params, x):
   return x @ params['kernel'] + params.get('bias', 0.0)
 
 
-def rotate(vector, position, theta):
-  """Turns (v_i, v_{i + h/2}) by the angle position · θ^(-2i/h), pair by pair."""
-  half = len(vector) // 2
-  out = np.zeros_like(vector)
-  for i in range(half):
-    angle = position * theta ** (-2 * i / len(vector))
+def rotate(vector, position, theta, config=None):
+  """Turns (v_i, v_{i + r/2}) by the angle position · f_i, pair by pair; the rest stays.
+
+  f_i = θ^(-2i/r), stretched as the config's rope_scaling says; r dimensions are turned.
+  """
+  size = len(vector) if config is None else int(len(vector) * config.rope_fraction)
+  out = np.array(vector)
+  for i in range(size // 2):
+    frequency = theta ** (-2 * i / size)
+    if config is not None and config.rope_scaling == 'linear':
+      frequency /= config.rope_factor
+    elif config is not None and config.rope_scaling == 'llama3':
+      turns = config.rope_original_length / (2 * np.pi / frequency)
+      low, high = config.rope_low_freq_factor, config.rope_high_freq_factor
+      if turns < low:
+        frequency /= config.rope_factor
+      elif turns <= high:
+        kept = (turns - low) / (high - low)
+        frequency = kept * frequency + (1 - kept) * frequency / config.rope_factor
+    angle = position * frequency
     turn = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
-    out[[i, i + half]] = turn @ vector[[i, i + half]]
+    out[[i, i + size // 2]] = turn @ vector[[i, i + size // 2]]
   return out
 
 
-def attend(query, key, value, query_slots, valid):
+def attend(query, key, value, query_slots, valid, *, window=None, scale=None, softcap=0.0,
+           segments=None):
   """Causal attention of one sequence: [T, H, h], [S, KV, h], [S, KV, h] -> [T, H, h]."""
   num_queries, num_heads, head_dim = query.shape
   group = num_heads // key.shape[1]
@@ -44,8 +62,14 @@ def attend(query, key, value, query_slots, valid):
   for t in range(num_queries):
     for head in range(num_heads):
       seen = [s for s in range(len(key)) if s <= query_slots[t] and valid[s]]
-      scores = np.array(
-          [query[t, head] @ key[s, head // group] / np.sqrt(head_dim) for s in seen])
+      if window is not None:
+        seen = [s for s in seen if query_slots[t] - s < window]
+      if segments is not None:
+        seen = [s for s in seen if segments[s] == segments[query_slots[t]]]
+      factor = 1 / np.sqrt(head_dim) if scale is None else scale
+      scores = np.array([query[t, head] @ key[s, head // group] * factor for s in seen])
+      if softcap:
+        scores = softcap * np.tanh(scores / softcap)
       weights = np.exp(scores - scores.max())
       weights /= weights.sum()
       out[t, head] = sum(w * value[s, head // group] for w, s in zip(weights, seen))
@@ -53,14 +77,45 @@ def attend(query, key, value, query_slots, valid):
 
 
 def feed_forward(config, params, x):
-  """SwiGLU, or the tanh form of GELU."""
+  """The feed-forward layer, gated or not."""
+  sigmoid = lambda y: 1 / (1 + np.exp(-y))
+  tanh_gelu = lambda y: 0.5 * y * (1 + np.tanh(np.sqrt(2 / np.pi) * (y + 0.044715 * y**3)))
   up = linear(params['up'], x)
   if config.activation == 'swiglu':
     gate = linear(params['gate'], x)
-    hidden = gate / (1 + np.exp(-gate)) * up
+    hidden = gate * sigmoid(gate) * up
+  elif config.activation == 'geglu':
+    hidden = tanh_gelu(linear(params['gate'], x)) * up
+  elif config.activation == 'gelu':
+    hidden = tanh_gelu(up)
+  elif config.activation == 'relu':
+    hidden = np.maximum(up, 0)
   else:
-    hidden = 0.5 * up * (1 + np.tanh(np.sqrt(2 / np.pi) * (up + 0.044715 * up**3)))
+    hidden = up * 0.5 * (1 + np.vectorize(math.erf)(up / np.sqrt(2)))
   return linear(params['down'], hidden)
+
+
+def mix(config, params, x, *, sliding):
+  """Self-attention of x [T, D] with positions 0, 1, ..."""
+  split = lambda y, heads: y.reshape(len(x), heads, config.head_dim)
+  query = split(linear(params['query'], x), config.num_heads)
+  key = split(linear(params['key'], x), config.num_kv_heads)
+  value = split(linear(params['value'], x), config.num_kv_heads)
+  if config.qk_norm:
+    query = np.array([normalise(config, params['query_norm'], heads) for heads in query])
+    key = np.array([normalise(config, params['key_norm'], heads) for heads in key])
+  if config.positions == 'rope':
+    local = sliding and config.rope_local_theta
+    theta = config.rope_local_theta if local else config.rope_theta
+    scaled = dataclasses.replace(config, rope_scaling='none') if local else config
+    turn = lambda y: np.array(
+        [[rotate(head, t, theta, scaled) for head in heads] for t, heads in enumerate(y)])
+    query, key = turn(query), turn(key)
+  out = attend(
+      query, key, value, np.arange(len(x)), np.ones(len(x), bool),
+      window=config.sliding_window if sliding else None, scale=config.query_scale or None,
+      softcap=config.attention_softcap)
+  return linear(params['output'], out.reshape(len(x), -1))
 
 
 def forward(config, params, tokens):
@@ -70,25 +125,24 @@ def forward(config, params, tokens):
   x = embedder['embedding'][tokens]
   if config.positions == 'learned':
     x = x + embedder['position_embedding'][: len(tokens)]
+  if config.embedding_scale:
+    x = x * np.sqrt(config.width)
   for i in range(config.num_layers):
     layer = jax.tree.map(lambda leaf, i=i: leaf[i], params['layers'])
-    normed = normalise(config, layer['attention_norm'], x)
-    split = lambda y, heads: y.reshape(len(tokens), heads, config.head_dim)
-    query = split(linear(layer['attention']['query'], normed), config.num_heads)
-    key = split(linear(layer['attention']['key'], normed), config.num_kv_heads)
-    value = split(linear(layer['attention']['value'], normed), config.num_kv_heads)
-    if config.positions == 'rope':
-      turn = lambda y: np.array(
-          [[rotate(head, t, config.rope_theta) for head in heads] for t, heads in enumerate(y)])
-      query, key = turn(query), turn(key)
-    slots = np.arange(len(tokens))
-    mixed = attend(query, key, value, slots, np.ones(len(tokens), bool))
-    x = x + linear(layer['attention']['output'], mixed.reshape(len(tokens), -1))
-    x = x + feed_forward(config, layer['mlp'], normalise(config, layer['mlp_norm'], x))
+    norm = lambda name, y: normalise(config, layer[name], y)  # noqa: B023
+    after = lambda name, y: norm(name, y) if config.post_norms else y  # noqa: B023
+    sliding = config.layer_pattern and config.layer_pattern[i % len(config.layer_pattern)] == 's'
+    mixed = mix(config, layer['attention'], norm('attention_norm', x), sliding=sliding)
+    before = x
+    x = x + after('attention_post_norm', mixed)
+    y = feed_forward(
+        config, layer['mlp'], norm('mlp_norm', before if config.parallel_residual else x))
+    x = x + after('mlp_post_norm', y)
   hidden = normalise(config, params['final_norm'], x)
-  if config.tie_embeddings:
-    return hidden, hidden @ embedder['embedding'].T
-  return hidden, hidden @ params['head']['kernel'].T + params['head'].get('bias', 0.0)
+  kernel = embedder['embedding'] if config.tie_embeddings else params['head']['kernel']
+  logits = hidden @ kernel.T + params.get('head', {}).get('bias', 0.0)
+  cap = config.logit_softcap
+  return hidden, cap * np.tanh(logits / cap) if cap else logits
 
 
 def draw_params(model, seed=0):

@@ -24,7 +24,10 @@ def _inputs(bias=True, dtype=jnp.float32, seed=0):
 def _plain(hidden, head, targets, *, temperature):
   """The obvious formula; [B, T, V] and all."""
   logits = jnp.einsum('btd,vd->btv', hidden, head.kernel)
-  logits = (logits if head.bias is None else logits + head.bias) / temperature
+  logits = logits if head.bias is None else logits + head.bias
+  if head.softcap:
+    logits = head.softcap * jnp.tanh(logits / head.softcap)
+  logits = logits / temperature
   log_p = jax.nn.log_softmax(logits)
   chosen = jnp.take_along_axis(log_p, targets[..., None], axis=-1)[..., 0]
   return chosen, -jnp.sum(jnp.exp(log_p) * log_p, axis=-1)
@@ -61,6 +64,19 @@ def test_equals_plain_log_softmax(chunk_size, temperature, bias):
                            temperature=temperature, chunk_size=chunk_size)
   jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=2e-5, atol=2e-5),
                actual, expected)
+
+
+@pytest.mark.parametrize('chunk_size, temperature', [(0, 1.0), (3, .6)])
+def test_a_soft_cap_bends_the_logits_before_the_temperature(chunk_size, temperature):
+  hidden, head, targets = _inputs()
+  capped = types.Head(head.kernel, head.bias, softcap=2.0)
+  expected = _with_gradients(_plain, hidden, capped, targets, temperature=temperature)
+  actual = _with_gradients(log_probs.token_log_probs_and_entropy, hidden, capped, targets,
+                           temperature=temperature, chunk_size=chunk_size)
+  jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=2e-5, atol=2e-5),
+               actual, expected)
+  plain, _ = _plain(hidden, head, targets, temperature=temperature)
+  assert np.abs(plain - actual[0][0]).max() > 0.1
 
 
 @pytest.mark.parametrize('chunk_size', [0, 3])

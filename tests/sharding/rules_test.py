@@ -26,7 +26,7 @@ LLAMA = SMALL
 QWEN = dataclasses.replace(SMALL, attention_bias=True)
 GPT = dataclasses.replace(
     SMALL, norm='layer', positions='learned', activation='gelu', attention_bias=True,
-    output_bias=True)
+    output_bias=True, mlp_bias=True)
 UNTIED = dataclasses.replace(GPT, tie_embeddings=False, head_bias=True)
 
 

@@ -1,0 +1,279 @@
+"""Low-rank adapters: y = x W + (α / r) (x A) B, with W frozen and A, B trained.
+
+Parameters are {'base': the model's own tree, 'adapters': {...}}. The adapters are nested as the
+base is, with {'lora_a', 'lora_b'} where a kernel stands there:
+
+  layers/attention/query: lora_a [N, in, r], lora_b [N, r, out] for a kernel [N, in, out];
+  head: lora_a [r, D], lora_b [V, r] for a kernel [V, D].
+
+No merged weight is made while training: the layers add the low-rank product to their own. A head
+that is tied to the embedding can have an adapter, which the embedding does not see. What has no
+adapter but is to be trained beside them (norms, embeddings, a value head) is a matter of the
+optimizer's `trainable` pattern.
+
+References:
+  Hu et al., 2021, LoRA, arXiv 2106.09685.
+"""
+
+import dataclasses
+import math
+import re
+import zlib
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from jaxrl_llm.types import Array, ModelFns, Params
+
+# What `optim.make_optimizer` trains.
+TRAINABLE = 'adapters/.*'
+
+
+@dataclasses.dataclass
+class LoraConfig:
+  """Which kernels carry adapters, and how large these are.
+
+  The defaults of `alpha` and `targets` are LongLoRA's (Chen et al., 2023, arXiv 2309.12307), which
+  goes with rank 8.
+
+  Attributes:
+    rank: r, columns of A; 0 is off, no adapters at all.
+    alpha: α; the product A B is multiplied by α / r.
+    targets: a regular expression over the paths of layers, without their `kernel`; whole names
+      at a path's end, so that 'attention/(query|value)', 'mlp/.*' and 'head' all are patterns.
+  """
+
+  rank: int = 0
+  alpha: float = 16.0
+  targets: str = 'attention/(query|key|value|output)'
+
+  def validate(self, prefix: str = 'config.lora') -> None:
+    """Raises ValueError with one line if a field is out of range or would be ignored.
+
+    Args:
+      prefix: where this config stands, for the message.
+    """
+    def require(condition: bool, field: str, rule: str) -> None:
+      if not condition:
+        value = getattr(self, field)
+        raise ValueError(f'{field} must be {rule}, got {value!r} ({prefix}.{field})')
+
+    require(self.rank >= 0, 'rank', 'at least 0 (0 is off)')
+    require(0 < self.alpha < math.inf, 'alpha', 'positive and finite')
+    require(_is_pattern(self.targets), 'targets', 'a regular expression')
+    if not self.rank:
+      for field in ('alpha', 'targets'):
+        default = getattr(LoraConfig, field)
+        require(getattr(self, field) == default, field, f'left at {default!r} with rank=0 (off)')
+
+
+def make(model: ModelFns, config: LoraConfig) -> ModelFns:
+  """The model with adapters.
+
+  At the start B = 0, so that its outputs are the base's.
+
+  Args:
+    model: the base.
+    config: the adapters; with rank 0 the model itself comes back.
+
+  Returns:
+    ModelFns on {'base', 'adapters'}.
+
+  Raises:
+    ValueError: a field is out of range. `init`: the targets match no layer.
+  """
+  config = dataclasses.replace(config)  # The caller's is mutable.
+  config.validate()
+  if not config.rank:
+    return model
+
+  def init(key):
+    base = model.init(key)
+    return {'base': base, 'adapters': init_adapters(config, base, key)}
+
+  def apply(params, tokens, **arguments):
+    return model.apply(attach(params, config), tokens, **arguments)
+
+  return ModelFns(init, apply, model.init_cache)
+
+
+def init_adapters(config: LoraConfig, base: Params, key: Array) -> Params:
+  """Draws adapters for a base, such as one that was loaded.
+
+  A is uniform in ±1/√in, which is what PEFT draws (Kaiming's with a = √5); B is 0. Both are
+  float32, whatever the base is. The draw for one layer does not depend on which others have one.
+
+  Args:
+    config: valid, of a rank above 0.
+    base: the model's parameters, as arrays or `jax.ShapeDtypeStruct`s.
+    key: a key; that of the base's own initialisation will do.
+
+  Returns:
+    The adapters, nested as `base`.
+
+  Raises:
+    ValueError: the targets match no layer; the message lists those that there are.
+  """
+  layers = dict(_layers(base))
+  pattern = re.compile(rf'(?:^|.*/)(?:{config.targets})$')
+  targets = {path: shape for path, shape in layers.items() if pattern.match('/'.join(path))}
+  if not targets:
+    raise ValueError(
+        f'targets matches no layer, got {config.targets!r}; there are '
+        f'{", ".join("/".join(path) for path in layers)} (config.lora.targets)'
+    )
+  adapters: dict[str, Any] = {}
+  for path, shape in targets.items():
+    own_key = jax.random.fold_in(key, zlib.crc32('/'.join(('adapters', *path)).encode()))
+    node = adapters
+    for name in path:
+      node = node.setdefault(name, {})
+    node.update(_draw(own_key, shape, config.rank))
+  return adapters
+
+
+def attach(params: Params, config: LoraConfig) -> Params:
+  """The base with each adapter beside its kernel, B times α / r: what the layers read.
+
+  Args:
+    params: {'base', 'adapters'}.
+    config: of the adapters.
+
+  Returns:
+    A tree for the base model's `apply`.
+
+  Raises:
+    ValueError: an adapter whose layer the base does not have.
+  """
+  tree = params['base']
+  for path, adapter, _ in _adapted(params['base'], params['adapters']):
+    scaled = {**adapter, 'lora_b': adapter['lora_b'] * _scale(config)}
+    tree = _put(tree, path, {**_at(tree, path), **scaled})
+  return tree
+
+
+def without_adapters(params: Params) -> Params:
+  """The same network with its adapters off, as a reference policy: no array is copied.
+
+  Args:
+    params: {'base', 'adapters'}.
+
+  Returns:
+    Parameters for the same `apply`; its outputs are the base's bit for bit.
+  """
+  return {'base': params['base'], 'adapters': {}}
+
+
+def merge(params: Params, config: LoraConfig) -> Params:
+  """One weight in place of two: W + (α / r) A B.
+
+  Args:
+    params: {'base', 'adapters'}.
+    config: of the adapters.
+
+  Returns:
+    A tree for the base model, each kernel in the dtype that it had.
+
+  Raises:
+    ValueError: a head that is tied to the embedding has an adapter.
+  """
+  return _add(params['base'], params['adapters'], _scale(config))
+
+
+def unmerge(merged: Params, adapters: Params, config: LoraConfig) -> Params:
+  """The inverse of `merge`, up to rounding.
+
+  Args:
+    merged: what `merge` gave.
+    adapters: those that were merged.
+    config: of the adapters.
+
+  Returns:
+    {'base', 'adapters'}.
+
+  Raises:
+    ValueError: as `merge`.
+  """
+  return {'base': _add(merged, adapters, -_scale(config)), 'adapters': adapters}
+
+
+def _add(base: Params, adapters: Params, scale: float) -> Params:
+  """The base with kernels W + scale · A B, added up in float32."""
+  for path, adapter, kernel in _adapted(base, adapters):
+    if kernel is None:
+      raise ValueError(
+          'the adapter of a head that is tied to the embedding cannot be merged, which would '
+          'change the embedding: untie the base first (partial.untie, tie_embeddings=False)'
+      )
+    left, right = adapter['lora_a'], adapter['lora_b']
+    if path == ('head',):
+      left, right = right, left
+    product = jnp.matmul(left, right, precision='highest')
+    summed = (kernel.astype(jnp.float32) + scale * product).astype(kernel.dtype)
+    base = _put(base, path, {**_at(base, path), 'kernel': summed})
+  return base
+
+
+def _scale(config: LoraConfig) -> float:
+  return config.alpha / config.rank
+
+
+def _draw(key: Array, shape: tuple[int, ...], rank: int) -> dict[str, Array]:
+  """A and B for a kernel [N, in, out], or for a head's [V, D]."""
+  if len(shape) == 2:
+    rows, width = shape
+    a, b, inputs = (rank, width), (rows, rank), width
+  else:
+    stack, inputs, outputs = shape
+    a, b = (stack, inputs, rank), (stack, rank, outputs)
+  bound = inputs**-0.5
+  return {
+      'lora_a': jax.random.uniform(key, a, jnp.float32, -bound, bound),
+      'lora_b': jnp.zeros(b, jnp.float32),
+  }
+
+
+def _layers(base: Params) -> Iterator[tuple[tuple[str, ...], tuple[int, ...]]]:
+  """Path and kernel's shape of every layer that can carry an adapter."""
+  for path, leaf in jax.tree_util.tree_leaves_with_path(base):
+    names = tuple(entry.key for entry in path)
+    if names[0] in ('layers', 'last_layers') and names[-1] == 'kernel':
+      yield names[:-1], leaf.shape
+  if 'head' in base:
+    yield ('head',), base['head']['kernel'].shape
+  elif not {'value_head', 'q_head'} & base.keys():  # A policy whose head is the embedding.
+    yield ('head',), base['embedder']['embedding'].shape
+
+
+def _adapted(base: Params, adapters: Params) -> Iterator[tuple[tuple[str, ...], dict, Any]]:
+  """(path, {'lora_a', 'lora_b'}, the base's kernel) of every adapter; None for a tied head's."""
+  layers = dict(_layers(base))
+  leaves = jax.tree_util.tree_leaves_with_path(adapters)
+  for path in dict.fromkeys(tuple(entry.key for entry in path[:-1]) for path, _ in leaves):
+    if path not in layers:
+      raise ValueError(f'there is an adapter for {"/".join(path)}, which the model does not have')
+    yield path, _at(adapters, path), _at(base, path).get('kernel')
+
+
+def _at(tree: Params, path: tuple[str, ...]) -> dict:
+  """The dict at a path; {} where there is none."""
+  for name in path:
+    tree = tree.get(name, {})
+  return tree
+
+
+def _put(tree: Params, path: tuple[str, ...], value: Any) -> Params:
+  """A copy of the tree with `value` at a path; everything else is shared."""
+  if not path:
+    return value
+  return {**tree, path[0]: _put(tree.get(path[0], {}), path[1:], value)}
+
+
+def _is_pattern(text: str) -> bool:
+  try:
+    re.compile(text)
+  except re.error:
+    return False
+  return True
