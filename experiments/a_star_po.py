@@ -35,8 +35,10 @@ def train(run, parts, writer, samples, reference, stage1) -> dict:
   config, options = run.config, run.config.algorithm
   encoded = parts.encode(stage1.kept(parts.task.train, options))
   optimizer = optim.for_run(config.optimizer, config.steps * options.num_minibatches)
-  algorithm = a_star_po.make(options, parts.policy, optim.make_optimizer(optimizer))
-  state, train_step = parts.start(algorithm, reference.params)
+  algorithm = a_star_po.make(
+      options, parts.policy, optim.make_optimizer(optimizer, trainable=parts.form.trainable)
+  )
+  state, train_step = parts.start(algorithm, reference.start)
   sample = parts.sampler(num_samples=1, temperature=options.temperature)
   score = parts.scorer(temperature=options.temperature, chunk_size=options.head_chunk)
   evaluate = a_star_po_report.Evaluation(parts, reference, samples)
@@ -87,7 +89,7 @@ def train(run, parts, writer, samples, reference, stage1) -> dict:
       bar.update(1, reward=values['rollout/reward'])
       keeper.after_step(done, state, {'tokens': tokens, 'reference': reference.fingerprint})
   params = state.params['policy']
-  checkpoints.save_params(run.workdir / 'trained', params, parts.identity())
+  checkpoints.save_params(run.workdir / 'trained', parts.plain(params), parts.identity())
   writer.write(reference.steps + done, evaluate(params, done, stage1.tokens + tokens))
   return {'evaluation': evaluate.last, 'tokens': tokens, 'params': params}
 

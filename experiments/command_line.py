@@ -171,6 +171,12 @@ def _check_overrides(config: Any, arguments: list[str]) -> None:
       _check_text(path, kind, value[1:])
 
 
+def overridden(arguments: Sequence[str]) -> tuple[str, ...]:
+  """The config fields that a command line sets: 'model.width' for --config.model.width=64."""
+  matches = (_OVERRIDE.match(argument) for argument in arguments)
+  return tuple(match[2] for match in matches if match)
+
+
 def _field_names(holder: Any) -> list[str]:
   return [f.name for f in dataclasses.fields(holder)] if dataclasses.is_dataclass(holder) else []
 

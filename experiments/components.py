@@ -9,7 +9,7 @@ from typing import Any
 
 import jax
 
-from experiments import launch
+from experiments import finetuning, launch, origins
 from jaxrl_llm.data import batching
 from jaxrl_llm.evaluation import evaluator
 from jaxrl_llm.models import configs
@@ -19,7 +19,7 @@ from jaxrl_llm.rl import scoring
 from jaxrl_llm.sampling import decode
 from jaxrl_llm.sharding import mesh as mesh_lib
 from jaxrl_llm.sharding import rules
-from jaxrl_llm.training import checkpoints, loop, rng
+from jaxrl_llm.training import loop, rng
 from jaxrl_llm.training import step as step_lib
 from jaxrl_llm.types import (
     Algorithm,
@@ -40,18 +40,20 @@ class Components:
     config: the experiment's config.
     task: the problems.
     model: the policy's shape, its vocabulary filled in.
-    policy: the network.
+    form: the network, and which of its parameters are trained.
+    origin: the folder of `policy_init_from`, or None.
     mesh: the device mesh, set while the run lasts.
     key: the base key of the run.
     stopper: whether Ctrl-C was pressed.
-    abstract_params: the policy's parameters as shapes with shardings.
+    abstract_params: the policy's plain parameters as shapes with shardings.
     samplers: those made so far; each is compiled once a run.
   """
 
   config: Any
   task: Task
   model: configs.TransformerConfig
-  policy: ModelFns
+  form: finetuning.Finetuning
+  origin: origins.Origin | None
   mesh: jax.sharding.Mesh
   key: jax.Array
   stopper: loop.Stopper
@@ -65,7 +67,7 @@ class Components:
     if filtered := sum(getattr(self.task, 'num_filtered', {}).values()):
       counts = ', '.join(f'{n} of {name}' for name, n in self.task.num_filtered.items())
       left_out = f' ({filtered} left out as too long: {counts})'
-    origin = self.config.policy_init_from or 'from scratch'
+    origin = self.origin.describe() if self.origin else 'from scratch'
     return (
         f'{self.task.name}, {len(self.task.train)} training and {len(self.task.evaluation)} '
         f'held-out problems{left_out}; policy of {count:,} parameters, {origin}; '
@@ -81,36 +83,48 @@ class Components:
     """A batch on the devices, split over its prompts."""
     return jax.device_put(batch, self.batch_sharding)
 
-  def identity(self) -> dict[str, Any]:
-    """What parameters and tokens of this run mean; kept with them and compared on load.
+  @property
+  def policy(self) -> ModelFns:
+    """The network; it takes parameters as they are trained, and frozen ones."""
+    return self.form.policy
 
-    How the model is computed (rematerialisation, unrolling, blocks, dtype) may differ.
-    """
-    model = dataclasses.asdict(self.model)
-    for name in ('remat', 'scan_unroll', 'attention_block', 'compute_dtype'):
-      del model[name]
-    return {'tokenizer': self.task.tokenizer.fingerprint, 'model': model}
+  def identity(self) -> dict[str, Any]:
+    """What parameters and tokens of this run mean; kept with them and compared on load."""
+    return origins.identity(self.task.tokenizer.fingerprint, self.model)
 
   def initial_params(self) -> Params:
-    """The parameters of `policy_init_from`, or freshly drawn ones, placed on the mesh."""
-    if self.config.policy_init_from:
-      return checkpoints.load_params(
-          self.config.policy_init_from, self.abstract_params, expected=self.identity()
-      )[0]
+    """The plain parameters of `policy_init_from`, or freshly drawn ones, placed on the mesh."""
+    if self.origin:
+      return self.origin.load(self.abstract_params)
     shardings = jax.tree.map(lambda leaf: leaf.sharding, self.abstract_params)
-    draw = jax.jit(self.policy.init, out_shardings=shardings)
+    draw = jax.jit(policy_lib.make(self.model).init, out_shardings=shardings)
     return draw(rng.stream_key(self.key, rng.Stream.INIT))
+
+  def load_alike(self, directory: str, field: str) -> Params:
+    """Plain parameters of another folder that holds the same model for the same tokens."""
+    origin = origins.read(directory, field=field)
+    origin.check_tokenizer(self.task.tokenizer.fingerprint, of=self.task.name)
+    origins.resolve_model(self.model, origin)  # It names its vocabulary: shapes must agree.
+    return origin.load(self.abstract_params)
 
   def start(
       self, algorithm: Algorithm, params: Params
   ) -> tuple[TrainState, step_lib.CountedJit]:
-    """A train state around a copy of `params` (a step donates its state), and the jitted step."""
-    init = lambda params: algorithm.init(rng.base_key(self.config.seed), {'policy': params})
+    """A train state around a copy of plain `params` (a step donates it), and the jitted step."""
+    key = rng.stream_key(self.key, rng.Stream.ADAPTERS)
+    init = lambda params: algorithm.init(
+        rng.base_key(self.config.seed), {'policy': self.form.start(params, key)}
+    )
     shardings = rules.shardings(self.mesh, jax.eval_shape(init, params))
     train_step = step_lib.jit_train_step(
         algorithm.train_step, state_shardings=shardings, batch_shardings=self.batch_sharding
     )
     return jax.jit(init, out_shardings=shardings)(params), train_step
+
+  def plain(self, params: Params) -> Params:
+    """Trained parameters as plain ones, placed as these are."""
+    shardings = jax.tree.map(lambda leaf: leaf.sharding, self.abstract_params)
+    return jax.jit(self.form.plain, out_shardings=shardings)(params)
 
   def sampler(self, *, num_samples: int, temperature: float = 1.0) -> SampleFn:
     """A jitted sampler for this task; the same one for the same arguments."""
@@ -184,12 +198,34 @@ def build(run: launch.Run) -> Iterator[Components]:
       not fit the mesh, or the task's data is missing or malformed.
   """
   config = run.config
-  task = config.task.make(config.seed, config.data_dir)
+  origin = None
+  if config.policy_init_from:
+    origin = origins.read(config.policy_init_from, field='config.policy_init_from')
+  task = config.task.make(config.seed, config.data_dir, origin.tokenizer_dir if origin else '')
   if not task.evaluation:
     raise ValueError(f'{task.name} has no held-out problems (config.task.num_evaluation)')
-  model = dataclasses.replace(
-      config.model, vocab_size=config.model.vocab_size or task.tokenizer.vocab_size
+  if origin:
+    origin.check_tokenizer(task.tokenizer.fingerprint, of=task.name)
+  model = model_for(task, origins.resolve_model(config.model, origin, overrides=run.overrides))
+  mesh = mesh_lib.from_config(config.mesh)
+  for name, (size, micro_batches) in config.batch_sizes().items():
+    try:
+      mesh_lib.check_batch(mesh, size, num_micro_batches=micro_batches)
+    except ValueError as error:
+      raise ValueError(f'{error} (config.{name})') from error
+  key = rng.base_key(config.seed)
+  policy = policy_lib.make(model)
+  abstract = abstract_params(policy, mesh)
+  form = finetuning.make(
+      policy, abstract, adapters=config.lora, last_layers=config.train_last_layers
   )
+  with jax.set_mesh(mesh), loop.Stopper() as stopper:
+    yield Components(config, task, model, form, origin, mesh, key, stopper, abstract)
+
+
+def model_for(task: Task, model: configs.TransformerConfig) -> configs.TransformerConfig:
+  """The model with its vocabulary filled in; ValueError where the task does not fit into it."""
+  model = dataclasses.replace(model, vocab_size=model.vocab_size or task.tokenizer.vocab_size)
   if model.vocab_size < task.tokenizer.vocab_size:
     raise ValueError(
         f'the tokenizer has {task.tokenizer.vocab_size} ids and the embedding only '
@@ -201,15 +237,10 @@ def build(run: launch.Run) -> Iterator[Components]:
         f'config.model.max_length must be at least {longest} (prompt and response of {task.name}), '
         f'got {model.max_length}'
     )
-  policy = policy_lib.make(model)
-  mesh = mesh_lib.from_config(config.mesh)
-  for name, (size, micro_batches) in config.batch_sizes().items():
-    try:
-      mesh_lib.check_batch(mesh, size, num_micro_batches=micro_batches)
-    except ValueError as error:
-      raise ValueError(f'{error} (config.{name})') from error
-  key = rng.base_key(config.seed)
-  abstract = jax.eval_shape(policy.init, key)
-  abstract = rules.abstract(abstract, rules.shardings(mesh, abstract))
-  with jax.set_mesh(mesh), loop.Stopper() as stopper:
-    yield Components(config, task, model, policy, mesh, key, stopper, abstract)
+  return model
+
+
+def abstract_params(model: ModelFns, mesh: jax.sharding.Mesh) -> Params:
+  """The shapes of a network's parameters with their places on the mesh."""
+  shapes = jax.eval_shape(model.init, rng.base_key(0))
+  return rules.abstract(shapes, rules.shardings(mesh, shapes))

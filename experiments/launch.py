@@ -61,6 +61,7 @@ class Run:
     experiment: the binary's name.
     setting: the config file's name without the experiment's, and the setting after the colon.
     config_file: as given, `FILE.py[:setting]`.
+    overrides: the fields given on the command line, such as 'model.width'.
     commit: of the source, with '-dirty' if tracked files differ, or 'unknown'.
   """
 
@@ -69,6 +70,7 @@ class Run:
   experiment: str
   setting: str
   config_file: str
+  overrides: tuple[str, ...] = ()
   commit: str = dataclasses.field(default_factory=lambda: current_commit())
 
   def __post_init__(self):
@@ -145,7 +147,8 @@ def run(
     with _locked(workdir):
       if _prepare_workdir(workdir, config, experiment, spec):
         try:
-          main(Run(config, workdir, experiment, setting or 'default', spec))
+          main(Run(config, workdir, experiment, setting or 'default', spec,
+                   command_line.overridden(argv[1:])))
         except (ValueError, OSError):
           _discard_if_unused(workdir)
           raise

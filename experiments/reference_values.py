@@ -26,7 +26,9 @@ class Reference(NamedTuple):
   """π_ref, frozen.
 
   Attributes:
-    params: its parameters on the mesh.
+    params: its parameters on the mesh, as `Components.policy` takes frozen ones.
+    start: the plain parameters from which the policy starts; those of π_ref, unless
+      `reference_init_from` names others.
     fingerprint: of their bytes.
     metrics_offset: bytes of metrics.jsonl that making it has written.
     steps: optimizer steps that made it; stage 2 counts on from here.
@@ -34,6 +36,7 @@ class Reference(NamedTuple):
   """
 
   params: Params
+  start: Params
   fingerprint: str
   metrics_offset: int
   steps: int
@@ -103,13 +106,17 @@ def make_reference(
     parts: components.Components,
     finetune: Callable[[], tuple[Params, dict[str, Any]]],
 ) -> Reference:
-  """π_ref: the parameters of `policy_init_from`, or fine-tuned ones."""
-  if run.config.policy_init_from:
-    params = parts.initial_params()
-    return Reference(params, fingerprint.of_params(params), 0, 0, 0.0)
+  """π_ref: loaded parameters, or fine-tuned ones."""
+  config = run.config
+  if config.policy_init_from:
+    start = plain = parts.initial_params()
+    if config.reference_init_from:
+      plain = parts.load_alike(config.reference_init_from, 'config.reference_init_from')
+    return Reference(parts.form.frozen(plain), start, fingerprint.of_params(plain), 0, 0, 0.0)
   params, about = finetune()
   return Reference(
-      params, about['fingerprint'], about['metrics_offset'], run.config.sft.steps, about['seconds']
+      parts.form.frozen(params), params, about['fingerprint'], about['metrics_offset'],
+      config.sft.steps, about['seconds'],
   )
 
 

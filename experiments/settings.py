@@ -8,10 +8,11 @@ import contextlib
 import dataclasses
 import pathlib
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, ClassVar
 
 from jaxrl_llm.algorithms import a_star_po, sft
 from jaxrl_llm.models import configs
+from jaxrl_llm.models import lora as lora_lib
 from jaxrl_llm.sharding import mesh as mesh_lib
 from jaxrl_llm.training import optim
 
@@ -29,8 +30,9 @@ class ArithmeticTask:
   answer_format: str = 'reversed'
   padding: str = 'zeros'
 
-  def make(self, seed: int, data_dir: str):
-    """Builds the task; `data_dir` is not needed."""
+  def make(self, seed: int, data_dir: str, tokenizer_dir: str = ''):
+    """Builds the task; of characters, so that no folder is needed."""
+    del tokenizer_dir
     from jaxrl_llm.tasks import arithmetic
 
     if data_dir:
@@ -46,8 +48,9 @@ class CountdownTask:
   num_train: int = 2_000
   wrong_rate: float = 0.3
 
-  def make(self, seed: int, data_dir: str):
-    """Builds the task; `data_dir` holds the published test file."""
+  def make(self, seed: int, data_dir: str, tokenizer_dir: str = ''):
+    """Builds the task of characters; `data_dir` holds the published test file."""
+    del tokenizer_dir
     from jaxrl_llm.tasks import countdown
 
     _need_data_dir(data_dir, 'countdown', countdown.TEST_FILE)
@@ -56,7 +59,11 @@ class CountdownTask:
 
 @dataclasses.dataclass
 class Gsm8kTask:
-  """GSM8K; fields as in `tasks.gsm8k.make_task`, where 0 stands for all (or no limit)."""
+  """GSM8K; fields as in `tasks.gsm8k.make_task`, where 0 stands for all (or no limit).
+
+  A `tokenizer_dir` of '' is the folder that the policy is loaded from, or, where it has no
+  tokenizer, the default. A `vocabulary` of 'auto' is full in the first case, compact otherwise.
+  """
 
   tokenizer_dir: str = ''
   num_demonstrations: int = 0
@@ -68,7 +75,7 @@ class Gsm8kTask:
   max_vocabulary: int = 0
   annotations: str = 'strip'
 
-  def make(self, seed: int, data_dir: str):
+  def make(self, seed: int, data_dir: str, tokenizer_dir: str = ''):
     """Builds the task; `data_dir` holds train.jsonl and test.jsonl."""
     from jaxrl_llm.tasks import gsm8k
 
@@ -78,6 +85,11 @@ class Gsm8kTask:
         max_prompt_tokens=1, max_response_tokens=2, max_vocabulary=0,
     )
     options = {name: value or None for name, value in dataclasses.asdict(self).items()}
+    options['tokenizer_dir'] = self.tokenizer_dir or tokenizer_dir or None
+    if self.vocabulary == 'auto' and tokenizer_dir:
+      options |= {'vocabulary': 'full', 'max_vocabulary': None}
+    elif self.vocabulary == 'auto':
+      options['vocabulary'] = 'compact'
     return gsm8k.make_task(data_dir=data_dir, seed=seed, **options)
 
 
@@ -154,13 +166,23 @@ class EvaluationSettings:
 class Experiment:
   """What every training run has.
 
+  A subclass names in `NETWORKS` which networks it has besides the policy ('reference',
+  'value', 'reward'): the others cannot be loaded.
+
   Attributes:
     seed: of everything that is drawn.
     data_dir: folder of the task's real data; '' where it needs none.
     task: a task's settings, with `make(seed, data_dir)`.
     model: the policy's shape; a `vocab_size` of 0 is filled in from the tokenizer.
-    policy_init_from: a folder of parameters to start from (experiments/sft.py writes
-      one: WORKDIR/params); '' draws them. A*-PO then skips `sft`.
+    policy_init_from: a folder of parameters to start from: a Hugging Face checkpoint, or
+      what a run wrote (WORKDIR/params, WORKDIR/trained); '' draws them. It decides the
+      model's shape. A*-PO then skips `sft`.
+    reference_init_from: the same for the frozen reference; '' is the policy's.
+    value_init_from: the same for a value function.
+    reward_init_from: the same for a reward model.
+    lora: low-rank adapters; with a rank, they alone are trained.
+    train_last_layers: where positive, this many last blocks, the last norm and the head
+      alone are trained.
     sft: supervised fine-tuning.
     evaluation: how and when it is evaluated.
     mesh: sizes of the device mesh.
@@ -174,15 +196,22 @@ class Experiment:
   task: Any = dataclasses.field(default_factory=ArithmeticTask)
   model: configs.TransformerConfig = dataclasses.field(default_factory=configs.TransformerConfig)
   policy_init_from: str = ''
+  reference_init_from: str = ''
+  value_init_from: str = ''
+  reward_init_from: str = ''
+  lora: lora_lib.LoraConfig = dataclasses.field(default_factory=lora_lib.LoraConfig)
+  train_last_layers: int = 0
   sft: SftSettings = dataclasses.field(default_factory=SftSettings)
   evaluation: EvaluationSettings = dataclasses.field(default_factory=EvaluationSettings)
   mesh: mesh_lib.MeshConfig = dataclasses.field(default_factory=mesh_lib.MeshConfig)
   wandb_project: str = ''
   note: str = ''
 
+  NETWORKS: ClassVar[tuple[str, ...]] = ()
+
   def validate(self) -> None:
     """Raises ValueError with one line for the first field that is out of range."""
-    at_least(self, 'config', seed=0)
+    at_least(self, 'config', seed=0, train_last_layers=0)
     with _named('config.model'):
       dataclasses.replace(self.model, vocab_size=self.model.vocab_size or 1).validate()
     self.sft.validate('config.sft')
@@ -193,8 +222,30 @@ class Experiment:
           'a policy that is neither loaded nor fine-tuned can only sample noise: give '
           '--config.policy_init_from=DIR or config.sft.steps of at least 1, got 0'
       )
-    if self.policy_init_from and not pathlib.Path(self.policy_init_from).is_dir():
-      raise ValueError(f'config.policy_init_from is no folder: {self.policy_init_from!r}')
+    self._validate_networks()
+
+  def _validate_networks(self) -> None:
+    """Raises ValueError for folders that are missing or that nothing would be loaded from."""
+    for name in ('policy', 'reference', 'value', 'reward'):
+      folder = getattr(self, f'{name}_init_from')
+      if folder and name not in ('policy', *self.NETWORKS):
+        raise ValueError(
+            f'config.{name}_init_from has no effect: {type(self).__name__} has no {name} network, '
+            f'got {folder!r}'
+        )
+      if folder and not pathlib.Path(folder).is_dir():
+        raise ValueError(f'config.{name}_init_from is no folder: {folder!r}')
+    if self.reference_init_from and not self.policy_init_from:
+      raise ValueError(
+          'config.reference_init_from needs config.policy_init_from (otherwise the fine-tuned '
+          f'policy is the reference), got {self.reference_init_from!r}'
+      )
+    self.lora.validate('config.lora')
+    if self.lora.rank and self.train_last_layers:
+      raise ValueError(
+          'config.train_last_layers must be 0 where adapters are trained (config.lora.rank = '
+          f'{self.lora.rank}), got {self.train_last_layers}'
+      )
 
   def batch_sizes(self) -> dict[str, tuple[int, int]]:
     """Rows and micro-batches of each batch by field, to be checked against the mesh."""
@@ -229,6 +280,8 @@ class AStarPo(Experiment):
   token_budget: int = 0
   eval_every: int = 20
   save_every: int = 20
+
+  NETWORKS: ClassVar[tuple[str, ...]] = ('reference',)
 
   def validate(self) -> None:
     """Raises ValueError with one line for the first field that is out of range."""

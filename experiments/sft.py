@@ -53,7 +53,8 @@ def _train(
   if encoded.num_filtered:
     print(f'{encoded.num_filtered} demonstrations are too long and were left out', flush=True)
   optimizer_config = optim.for_run(config.optimizer, config.steps)
-  algorithm = sft.make(config.algorithm, parts.policy, optim.make_optimizer(optimizer_config))
+  optimizer = optim.make_optimizer(optimizer_config, trainable=parts.form.trainable)
+  algorithm = sft.make(config.algorithm, parts.policy, optimizer)
   state, train_step = parts.start(algorithm, parts.initial_params())
 
   saved = checkpoints.Checkpoints(run.workdir / 'checkpoints' / 'sft')
@@ -81,7 +82,7 @@ def _train(
         loop.check_finite(step, metrics.to_floats(update), last_saved=keeper.last_saved)
       bar.update(1, **shown)
       keeper.after_step(step + 1, state)
-  return state.params['policy']
+  return parts.plain(state.params['policy'])
 
 
 def main(run: launch.Run) -> None:
@@ -90,7 +91,8 @@ def main(run: launch.Run) -> None:
       run.workdir, wandb_project=run.config.wandb_project, config=dataclasses.asdict(run.config)
   )) as writer:
     params, about = finetune(run, parts, writer)
-    evaluation = parts.evaluator(params, params)
+    frozen = parts.form.frozen(params)
+    evaluation = parts.evaluator(frozen, frozen)
   rows = [[
       'fine-tuned', report.percent(evaluation.numbers, 'pass@1'),
       report.percent(evaluation.numbers, 'greedy_accuracy'), f'{about["seconds"]:.0f}',

@@ -206,6 +206,8 @@ class Tokenizer(Protocol):
     pad_id: the id that fills unused slots. It may equal a stop id: no mask in
       this project is made by comparing with it.
     stop_ids: the ids that end a response.
+    start_ids: the ids that the tokenizer's own convention puts before a plain text (such
+      as Llama's BOS; () if there are none). A chat template writes them itself.
     fingerprint: a short hash of everything that decides the ids; saved with
       checkpoints and compared on load.
   """
@@ -213,10 +215,14 @@ class Tokenizer(Protocol):
   vocab_size: int
   pad_id: int
   stop_ids: tuple[int, ...]
+  start_ids: tuple[int, ...]
   fingerprint: str
 
   def encode(self, text: str) -> list[int]:
     """Ids of `text`, without any start or stop token."""
+
+  def encode_with_offsets(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
+    """The same ids, and for each the half-open range of characters that it stands for."""
 
   def decode(self, ids: Sequence[int]) -> str:
     """The text of `ids`; special ids (stop, pad) are dropped."""

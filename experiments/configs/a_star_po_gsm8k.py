@@ -79,7 +79,7 @@ def _cpu_size() -> settings.AStarPo:
   return settings.AStarPo(
       task=settings.Gsm8kTask(
           num_train=256, num_evaluation=128, max_prompt_tokens=160, max_response_tokens=160,
-          vocabulary='compact', max_vocabulary=2_048,
+          vocabulary='auto', max_vocabulary=2_048,
       ),
       model=configs.TransformerConfig(
           num_layers=4, width=128, num_heads=4, num_kv_heads=2, head_dim=32, mlp_width=384,

@@ -161,12 +161,9 @@ def make(
     tokens = jnp.sum(batch.rollouts.mask * batch.weight[:, None, None])
     per_token = jnp.sum(batch.weight) / jnp.maximum(tokens, 1.0)
     aux = {**batch.aux, 'prompts_per_token': jnp.full(batch.weight.shape, per_token)}
-    loss, gradients, metrics = step_lib.accumulate_gradients(
-        loss_fn, state.params, dataclasses.replace(batch, aux=aux),
+    return step_lib.take_step(
+        loss_fn, optimizer, state, dataclasses.replace(batch, aux=aux),
         num_micro_batches=config.num_micro_batches,
     )
-    state, step_metrics = step_lib.apply_gradients(optimizer, state, gradients)
-    loss = WeightedMean(loss, jnp.ones_like(loss))
-    return state, {'train/loss': loss, **metrics, **step_metrics}
 
   return Algorithm(init, train_step)

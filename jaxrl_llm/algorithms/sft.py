@@ -15,7 +15,7 @@ import optax
 
 from jaxrl_llm.rl import log_probs
 from jaxrl_llm.training import step as step_lib
-from jaxrl_llm.types import Algorithm, Array, ModelFns, TrainState, WeightedMean
+from jaxrl_llm.types import Algorithm, Array, ModelFns, TrainState
 
 
 @dataclasses.dataclass
@@ -84,11 +84,8 @@ def make(
     return loss, {}
 
   def train_step(state, batch):
-    loss, gradients, metrics = step_lib.accumulate_gradients(
-        loss_fn, state.params, batch, num_micro_batches=config.num_micro_batches
+    return step_lib.take_step(
+        loss_fn, optimizer, state, batch, num_micro_batches=config.num_micro_batches
     )
-    state, step_metrics = step_lib.apply_gradients(optimizer, state, gradients)
-    loss = WeightedMean(loss, jnp.ones_like(loss))
-    return state, {'train/loss': loss, **metrics, **step_metrics}
 
   return Algorithm(init, train_step)

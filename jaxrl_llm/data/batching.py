@@ -7,18 +7,22 @@ Sequences that are too long are an error or are filtered and counted, never cut.
 
 import dataclasses
 import functools
-from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from jaxrl_llm.types import Example, Task, Tokenizer
+from jaxrl_llm.types import Example, Tokenizer
 
 
 @functools.lru_cache(maxsize=64)
-def epoch_permutation(num_examples: int, *, seed: int, epoch: int) -> np.ndarray:
-  """The order of epoch number `epoch`: a permutation of 0..num_examples-1, read-only."""
-  order = np.random.default_rng([seed, epoch]).permutation(num_examples)
+def epoch_permutation(num_examples: int, *, seed: int, epoch: int, source: int = 0) -> np.ndarray:
+  """The order of epoch number `epoch`: a permutation of 0..num_examples-1, read-only.
+
+  The sources of a mixture, numbered from 0, go through orders of their own.
+  """
+  entropy = [seed, epoch, source] if source else [seed, epoch]
+  order = np.random.default_rng(entropy).permutation(num_examples)
   order.setflags(write=False)
   return order
 
@@ -127,17 +131,13 @@ def _pad(
 
 @dataclasses.dataclass(frozen=True)
 class EncodedExamples:
-  """Examples with their tokens, encoded once.
+  """Examples with the tokens of their prompts, encoded once.
 
   Attributes:
     examples: the N examples that fit.
     ids: int32 [N]; their 'id'.
     prompts: int32 [N, L], left-padded.
     prompt_lengths: int32 [N].
-    responses: int32 [N, T], right-padded, each with its stop token; T = 0 where the
-      examples carry none.
-    response_lengths: int32 [N], stop token included.
-    pad_id: the id that fills.
     num_filtered: how many examples were left out for their length.
   """
 
@@ -145,13 +145,28 @@ class EncodedExamples:
   ids: np.ndarray
   prompts: np.ndarray
   prompt_lengths: np.ndarray
-  responses: np.ndarray
-  response_lengths: np.ndarray
-  pad_id: int
   num_filtered: int
 
   def __len__(self) -> int:
     return len(self.examples)
+
+
+def prompt_ids(example: Example, tokenizer: Tokenizer) -> list[int]:
+  """The ids of an example's prompt.
+
+  They are example['prompt_ids'] where a chat template has decided them, and otherwise
+  the tokenizer's `start_ids` and the ids of the text example['prompt'].
+
+  Raises:
+    ValueError: there are none.
+  """
+  if 'prompt_ids' in example:
+    ids = list(example['prompt_ids'])
+  else:
+    ids = [*tokenizer.start_ids, *tokenizer.encode(example['prompt'])]
+  if not ids:
+    raise ValueError(f'the prompt of example {example["id"]} has no tokens')
+  return ids
 
 
 def encode_examples(
@@ -159,17 +174,14 @@ def encode_examples(
     tokenizer: Tokenizer,
     *,
     max_prompt_tokens: int,
-    max_response_tokens: int | None = None,
     overlong: str = 'error',
 ) -> EncodedExamples:
-  """Encodes prompts, and responses where asked for, into padded arrays.
+  """Encodes prompts into padded arrays.
 
   Args:
-    examples: with 'id' and 'prompt', and 'response' where `max_response_tokens` is
-      given.
-    tokenizer: its first stop id ends each response.
+    examples: with 'id' and a prompt; see `prompt_ids`.
+    tokenizer: of the prompts.
     max_prompt_tokens: L.
-    max_response_tokens: T, stop token included; None leaves responses out.
     overlong: what happens to an example that does not fit: 'error' raises, 'filter'
       leaves it out and counts it.
 
@@ -177,61 +189,54 @@ def encode_examples(
     The examples with their arrays.
 
   Raises:
-    ValueError: an example is too long and `overlong` is 'error', no example is left
-      of some, an id is repeated or outside an int32, or a prompt is empty.
+    ValueError: a prompt is too long and `overlong` is 'error', no example is left of
+      some, an id is repeated or outside an int32, or a prompt is empty.
+  """
+
+  def encode(example: Example) -> tuple[list[int], str]:
+    prompt = prompt_ids(example, tokenizer)
+    name = f'the prompt of example {example["id"]}'
+    return prompt, too_long(name, len(prompt), max_prompt_tokens)
+
+  kept, prompts = keep_fitting(examples, encode, overlong=overlong)
+  padded, lengths = left_pad(prompts, max_prompt_tokens, tokenizer.pad_id)
+  return EncodedExamples(kept, _example_ids(kept), padded, lengths, len(examples) - len(kept))
+
+
+def too_long(name: str, num_tokens: int, limit: int) -> str:
+  """One line about what has more tokens than it may have, or ''."""
+  return f'{name} has {num_tokens} tokens, the limit is {limit}' if num_tokens > limit else ''
+
+
+def keep_fitting(
+    examples: list[Example], encode: Callable[[Example], tuple[Any, str]], *, overlong: str
+) -> tuple[list[Example], list[Any]]:
+  """Encodes examples and keeps those that are not too long.
+
+  Args:
+    examples: N examples.
+    encode: example -> (what is kept of it, one line about what is too long, or '').
+    overlong: 'error' or 'filter'; see `encode_examples`.
+
+  Returns:
+    (the examples that fit, what they were encoded as).
+
+  Raises:
+    ValueError: one is too long and `overlong` is 'error', or none of some is left.
   """
   if overlong not in ('error', 'filter'):
     raise ValueError(f"overlong must be 'error' or 'filter', got {overlong!r}")
-  kept, prompts, responses = [], [], []
+  kept, encoded = [], []
   for example in examples:
-    prompt = tokenizer.encode(example['prompt'])
-    if not prompt:
-      raise ValueError(f'the prompt of example {example["id"]} has no tokens')
-    response: list[int] = []
-    if max_response_tokens is not None:
-      response = [*tokenizer.encode(example['response']), tokenizer.stop_ids[0]]
-    problem = _too_long(example, prompt, response, max_prompt_tokens, max_response_tokens)
+    outcome, problem = encode(example)
     if problem and overlong == 'error':
       raise ValueError(problem)
     if not problem:
       kept.append(example)
-      prompts.append(prompt)
-      responses.append(response)
+      encoded.append(outcome)
   if examples and not kept:
     raise ValueError(f'all {len(examples)} examples are too long; the last: {problem}')
-  padded_prompts, prompt_lengths = left_pad(prompts, max_prompt_tokens, tokenizer.pad_id)
-  padded_responses, response_lengths = right_pad(
-      responses, max_response_tokens or 0, tokenizer.pad_id
-  )
-  return EncodedExamples(
-      kept,
-      _example_ids(kept),
-      padded_prompts,
-      prompt_lengths,
-      padded_responses,
-      response_lengths,
-      tokenizer.pad_id,
-      len(examples) - len(kept),
-  )
-
-
-def _too_long(
-    example: Example,
-    prompt: list[int],
-    response: list[int],
-    max_prompt_tokens: int,
-    max_response_tokens: int | None,
-) -> str:
-  """One line about what is too long in an example, or ''."""
-  name = f'example {example["id"]}'
-  if len(prompt) > max_prompt_tokens:
-    return f'the prompt of {name} has {len(prompt)} tokens, the limit is {max_prompt_tokens}'
-  if max_response_tokens is not None and len(response) > max_response_tokens:
-    return (
-        f'the response of {name} has {len(response)} tokens with its stop token, the limit is '
-        f'{max_response_tokens}'
-    )
-  return ''
+  return kept, encoded
 
 
 def _example_ids(examples: list[Example]) -> np.ndarray:
@@ -271,70 +276,10 @@ def prompt_batch(encoded: EncodedExamples, indices: np.ndarray) -> PromptBatch:
   )
 
 
-class SftBatch(NamedTuple):
-  """Sequences for supervised fine-tuning, right-padded; T = L + T_response - 1.
+def __getattr__(name: str) -> Any:
+  """The names of data/sft_batches.py, for those who still look for them here."""
+  if name not in ('SftBatch', 'encode_demonstrations', 'sft_batch'):
+    raise AttributeError(f'module {__name__!r} has no attribute {name!r}')
+  from jaxrl_llm.data import sft_batches
 
-  Attributes:
-    tokens: int32 [B, T]; prompt and response without the last token.
-    positions: int32 [B, T]; 0, 1, 2, ...
-    valid: bool [B, T]; False for padding.
-    targets: int32 [B, T]; the token after each of `tokens`.
-    loss_mask: float32 [B, T]; 1 where the target is of the response, its stop token
-      included.
-    weight: float32 [B]; 1 for each sequence.
-  """
-
-  tokens: np.ndarray
-  positions: np.ndarray
-  valid: np.ndarray
-  targets: np.ndarray
-  loss_mask: np.ndarray
-  weight: np.ndarray
-
-
-def encode_demonstrations(task: Task, *, overlong: str = 'error') -> EncodedExamples:
-  """The task's demonstrations within the task's limits; see `encode_examples`."""
-  return encode_examples(
-      task.demonstrations,
-      task.tokenizer,
-      max_prompt_tokens=task.max_prompt_tokens,
-      max_response_tokens=task.max_response_tokens,
-      overlong=overlong,
-  )
-
-
-def sft_batch(encoded: EncodedExamples, indices: np.ndarray) -> SftBatch:
-  """Puts prompt and response of the examples at `indices` into one row each.
-
-  Args:
-    encoded: demonstrations with their responses.
-    indices: int [B].
-
-  Returns:
-    The batch; its width depends on `encoded`'s limits only, so that every step
-    compiles to the same program.
-  """
-  prompt_lengths = encoded.prompt_lengths[indices][:, None]
-  response_lengths = encoded.response_lengths[indices][:, None]
-  if np.any(response_lengths == 0):
-    raise ValueError('the examples were encoded without responses (max_response_tokens=None)')
-  prompts, responses = encoded.prompts[indices], encoded.responses[indices]
-  width, total = prompts.shape[1], prompts.shape[1] + responses.shape[1]
-  columns = np.arange(total)[None, :]
-  # Column t of a row holds token t of its prompt, then of its response, then padding.
-  both = np.concatenate([prompts, responses], axis=1)
-  source = np.minimum(columns + width - prompt_lengths, total - 1)
-  holds = columns < prompt_lengths + response_lengths
-  rows = np.where(holds, np.take_along_axis(both, source, axis=1), encoded.pad_id)
-  is_response = holds & (columns >= prompt_lengths)
-  positions = np.broadcast_to(columns[:, :-1], (len(indices), total - 1))
-  return SftBatch(
-      tokens=rows[:, :-1].astype(np.int32),
-      positions=positions.astype(np.int32),
-      # A row's last token is a target only; its place in `tokens` may be kept or not. It
-      # is left out, so that `valid` marks exactly the tokens that something is read from.
-      valid=(holds[:, :-1] & holds[:, 1:]),
-      targets=rows[:, 1:].astype(np.int32),
-      loss_mask=is_response[:, 1:].astype(np.float32),
-      weight=np.ones(len(indices), np.float32),
-  )
+  return getattr(sft_batches, name)

@@ -1,127 +1,283 @@
-"""Renders chat templates, which are programs of strangers, within limits.
+"""Chat templates: conversations as the text, and the ids, that a model was trained on.
 
-A template (Jinja, as in tokenizer_config.json) is rendered in a process of its own:
-in Jinja's immutable sandbox, without attributes that lead out of it, with limits on
-memory, time and the size of the output that the operating system enforces. A sandbox
-alone would not do: nested loops that write nothing, `9**9**9`, `'a' * 10**10` or a
-list that holds itself many times over all hang or fill the memory without any
-forbidden access. The limit of time is one on the wall time of each conversation.
+A template (Jinja, as in a model's directory) is a program of a stranger. It is rendered
+in a process of its own: in Jinja's immutable sandbox, without attributes that lead out of
+it, with limits on memory, time and the size of the output that the operating system
+enforces. A sandbox alone would not do: nested loops that write nothing, `9**9**9`,
+`'a' * 10**10` or a list that holds itself many times over all hang or fill the memory
+without any forbidden access. The limit of time is one on the wall time of each rendering.
 
-A process takes about a tenth of a second to start; `render_many` needs one for any
-number of conversations. This file is also that process's program (its `__main__`).
+A process takes about a tenth of a second to start; `render_many` and
+`encode_conversations` need one for any number of conversations.
+
+What a template renders is complete: it writes the start token itself where the model
+wants one. Encode it as it is, without the tokenizer's `start_ids`.
 """
 
+import dataclasses
 import json
+import pathlib
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-Message = dict[str, Any]  # {'role': ..., 'content': ...}
+from jaxrl_llm.data import model_files, template_process
+from jaxrl_llm.types import Tokenizer
+
+Message = Mapping[str, Any]  # {'role': ..., 'content': ...}
 
 MAX_OUTPUT = 1_000_000  # Characters of one rendered conversation.
 MAX_MEMORY = 512 * 2**20  # Bytes of address space of the process.
 _START_SECONDS = 30.0  # What a busy machine may take to start the process.
-
-# The ChatML form of Qwen2: each message between <|im_start|>role and <|im_end|>, and a
-# default system message where the conversation does not begin with one.
-QWEN2 = """
-{%- if not messages or messages[0].role != 'system' -%}
-{{ '<|im_start|>system\\nYou are a helpful assistant.<|im_end|>\\n' }}
-{%- endif -%}
-{%- for message in messages -%}
-{{ '<|im_start|>' ~ message.role ~ '\\n' ~ message.content ~ '<|im_end|>\\n' }}
-{%- endfor -%}
-{%- if add_generation_prompt -%}
-{{ '<|im_start|>assistant\\n' }}
-{%- endif -%}
-"""
+# Names under which data sets keep what the assistant thought; templates read the first.
+_REASONING = ('reasoning_content', 'thinking', 'reasoning')
 
 
-def render(
-    template: str,
-    messages: Sequence[Message],
-    *,
-    add_generation_prompt: bool = False,
-    variables: dict[str, Any] | None = None,
-    seconds: float = 2.0,
-) -> str:
-  """Renders one conversation; see `render_many`."""
-  return render_many(
-      template,
-      [messages],
-      add_generation_prompt=add_generation_prompt,
-      variables=variables,
-      seconds=seconds,
-  )[0]
+@dataclasses.dataclass(frozen=True)
+class ChatTemplate:
+  """A chat template and what it may use.
+
+  The template sees `messages`, `add_generation_prompt`, `tools` and `documents` (none),
+  the variables and `raise_exception(text)`; blocks are trimmed, `tojson` leaves characters
+  as they are, and `{% generation %}` writes what stands in it, as Hugging Face does it.
+  It sees no clock, so that a text is a pure function of the arguments: `strftime_now` is
+  undefined, for which templates that want a date commonly have one of their own, unless
+  `today` gives the date.
+
+  Attributes:
+    source: the template.
+    variables: what else it may use, such as bos_token and eos_token.
+    today: the date and time that `strftime_now` formats, as in 2024-07-26; '' for none.
+  """
+
+  source: str
+  variables: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+  today: str = ''
+
+  @property
+  def fingerprint(self) -> str:
+    """A short hash of everything that decides the text."""
+    return model_files.fingerprint('chat', self.source, dict(self.variables), self.today)
+
+  def render(
+      self,
+      messages: Sequence[Message],
+      *,
+      add_generation_prompt: bool = False,
+      seconds: float = 2.0,
+  ) -> str:
+    """Renders one conversation; see `render_many`."""
+    return self.render_many(
+        [messages], add_generation_prompt=add_generation_prompt, seconds=seconds
+    )[0]
+
+  def render_many(
+      self,
+      conversations: Sequence[Sequence[Message]],
+      *,
+      add_generation_prompt: bool = False,
+      seconds: float = 2.0,
+  ) -> list[str]:
+    """Renders conversations.
+
+    Args:
+      conversations: the messages of each. A null value counts as missing.
+      add_generation_prompt: whether the text ends with the opening of a reply.
+      seconds: the limit for each rendering.
+
+    Returns:
+      A text for each conversation.
+
+    Raises:
+      ValueError: the template does not parse, leaves its limits, reaches for something
+        forbidden, fails or raises by itself; one clear line.
+    """
+    settings = {'add_generation_prompt': add_generation_prompt, 'find_replies': False}
+    return [reply['text'] for reply in _run(self, conversations, settings, seconds)]
 
 
-def render_many(
-    template: str,
-    conversations: Sequence[Sequence[Message]],
-    *,
-    add_generation_prompt: bool = False,
-    variables: dict[str, Any] | None = None,
-    seconds: float = 2.0,
-) -> list[str]:
-  """Renders conversations through a Jinja chat template.
-
-  The template sees `messages`, `add_generation_prompt`, the given variables and
-  `raise_exception(text)`; blocks are trimmed and `tojson` leaves characters as they
-  are, as Hugging Face does it. It sees no clock, so that a text is a pure function
-  of the arguments (`strftime_now` is undefined).
+def load(directory: str | pathlib.Path, *, file: str | pathlib.Path | None = None) -> ChatTemplate:
+  """Loads the chat template of a model's directory.
 
   Args:
-    template: the source.
-    conversations: the messages of each.
-    add_generation_prompt: whether the text ends with the opening of a reply.
-    variables: what else the template may use, such as bos_token and eos_token.
-    seconds: the limit for each conversation.
+    directory: holds chat_template.jinja, or tokenizer_config.json with a `chat_template`:
+      a text, or a list of {'name', 'template'} of which 'default' is taken. The variables
+      are the tokens that are named there (or in special_tokens_map.json).
+    file: a template that is used instead, with the same variables.
 
   Returns:
-    A text for each conversation.
+    The template.
 
   Raises:
-    ValueError: the template does not parse, leaves its limits, reaches for something
-      forbidden, fails or raises by itself; one clear line.
+    ValueError: there is none, or a file is damaged; one line that names it.
   """
+  files = model_files.read(directory)
+  path = files.directory / 'chat_template.jinja' if file is None else pathlib.Path(file)
+  if file is not None or path.exists():
+    try:
+      return ChatTemplate(model_files.read_bytes(path).decode(), files.names)
+    except UnicodeDecodeError:
+      raise ValueError(f'{path} is not UTF-8: the file is damaged') from None
+  found = files.config.get('chat_template')
+  where = files.directory / 'tokenizer_config.json'
+  if isinstance(found, list):
+    named = {entry.get('name'): entry for entry in found if isinstance(entry, dict)}
+    if 'default' not in named:
+      names = ', '.join(map(repr, named))
+      raise ValueError(f"{where}: chat_template must have one named 'default', got {names}")
+    found = named['default'].get('template')
+  if found is None:
+    raise ValueError(
+        f'no chat template in {files.directory}: it must hold chat_template.jinja, or '
+        "tokenizer_config.json with a 'chat_template'"
+    )
+  if not isinstance(found, str):
+    raise ValueError(f'{where}: chat_template must be a text, got {type(found).__name__}')
+  return ChatTemplate(found, files.names)
+
+
+def encode_conversation(
+    template: ChatTemplate, tokenizer: Tokenizer, messages: Sequence[Message]
+) -> tuple[list[int], list[int]]:
+  """Encodes one conversation; see `encode_conversations`."""
+  return encode_conversations(template, tokenizer, [messages])[0]
+
+
+def encode_conversations(
+    template: ChatTemplate,
+    tokenizer: Tokenizer,
+    conversations: Sequence[Sequence[Message]],
+    *,
+    seconds: float = 2.0,
+) -> list[tuple[list[int], list[int]]]:
+  """Encodes conversations, and marks what a model is to learn to say.
+
+  The ids are those of the text that the template makes of the whole conversation. Marked
+  are the tokens of the assistant's replies, up to and with the one that ends a reply:
+  the first stop id, or where a reply holds none (a base model's tokenizer does not know
+  that <|im_end|> ends a turn), everything but the white space at its end.
+
+  A reply is marked only if the text before it is what the model is given when it is asked
+  for that reply, and only if the reply is written in the same way when it is the last one.
+  Templates that remove the thoughts of past turns (DeepSeek-R1, Qwen3) rewrite the early
+  replies of a conversation: these are context, and the replies from the last rewritten
+  one on are learnt. To learn each turn with its thoughts, give each as a conversation of
+  its own. A reply that nothing precedes is context as well.
+
+  A token that holds characters of the prompt and of the reply is not marked: the model
+  is never in the position to choose it.
+
+  Args:
+    template: makes the text.
+    tokenizer: makes the ids; its `stop_ids` end replies.
+    conversations: the messages of each; the assistant's have the role 'assistant'.
+    seconds: the limit for each rendering.
+
+  Returns:
+    For each conversation its ids, and as many marks: 1 for what the assistant said, 0 for
+    the rest. The marks of a conversation in which the assistant never replies are all 0.
+
+  Raises:
+    ValueError: as of `ChatTemplate.render_many`; or no reply of a conversation stands in
+      its text as the model would say it, such as where the template opens a reply with
+      <think> but leaves that out of what it writes for one.
+  """
+  settings = {'add_generation_prompt': False, 'find_replies': True}
+  encoded = []
+  for index, rendered in enumerate(_run(template, conversations, settings, seconds)):
+    ids, offsets = tokenizer.encode_with_offsets(rendered['text'])
+    mask = [0] * len(ids)
+    for reply in rendered['replies']:
+      for position in _learnt(rendered['text'], reply, ids, offsets, tokenizer.stop_ids):
+        mask[position] = 1
+    roles = [message['role'] for message in conversations[index][1:]]
+    if 'assistant' in roles and not any(mask):
+      raise ValueError(
+          f"chat template, conversation {index}: no reply of the assistant's stands in the text "
+          'as the generation prompt and the model would write it (the template changes or '
+          'drops what replies begin with): nothing could be learnt'
+      )
+    encoded.append((ids, mask))
+  return encoded
+
+
+def _learnt(
+    text: str,
+    reply: template_process.Reply,
+    ids: Sequence[int],
+    offsets: Sequence[tuple[int, int]],
+    stop_ids: Sequence[int],
+) -> list[int]:
+  """The positions of a reply's tokens; none if its end is written in another way later."""
+  begin, end, is_complete = reply
+  positions = [
+      index for index, (first, last) in enumerate(offsets) if begin <= first and last <= end
+  ]
+  for count, index in enumerate(positions, 1):
+    if ids[index] in stop_ids:
+      return positions[:count]
+  end = len(text[:end].rstrip())
+  return [index for index in positions if offsets[index][1] <= end] if is_complete else []
+
+
+def _run(
+    template: ChatTemplate,
+    conversations: Sequence[Sequence[Message]],
+    settings: dict[str, Any],
+    seconds: float,
+) -> list[dict[str, Any]]:
+  """The process's answers, one for each conversation."""
   if not conversations:
     return []
   request = {
-      'template': template,
-      'conversations': [list(messages) for messages in conversations],
-      'variables': {**(variables or {}), 'add_generation_prompt': add_generation_prompt},
+      'template': template.source,
+      'variables': dict(template.variables),
+      'today': template.today,
       'seconds': seconds,
       'max_output': MAX_OUTPUT,
       'max_memory': MAX_MEMORY,
+      **settings,
   }
+  lines = [request, *(_plain(messages, i) for i, messages in enumerate(conversations))]
+  renderings = len(conversations)
+  if settings['find_replies']:
+    renderings += 2 * sum(map(len, conversations))
   try:
     process = subprocess.run(
-        [sys.executable, '-P', __file__],
-        input=json.dumps(request).encode(),
+        [sys.executable, '-P', template_process.__file__],
+        input=''.join(json.dumps(line) + '\n' for line in lines).encode(),
         capture_output=True,
-        timeout=_START_SECONDS + seconds * len(conversations),
+        timeout=_START_SECONDS + seconds * renderings,
         check=False,
     )
   except subprocess.TimeoutExpired:
     raise ValueError(f'the chat template took longer than {seconds} s') from None
-  texts, problem = _read_replies(process.stdout)
-  if problem is None and len(texts) < len(conversations):
+  replies = [json.loads(line) for line in process.stdout.split(b'\n')[:-1]]
+  problem = replies.pop()['problem'] if replies and 'problem' in replies[-1] else None
+  if problem is None and len(replies) < len(conversations):
     problem = _reason(process.returncode, seconds, process.stderr)
   if problem is not None:
-    raise ValueError(f'chat template, conversation {len(texts)}: {problem}')
-  return texts
+    raise ValueError(f'chat template, conversation {len(replies)}: {problem}')
+  return replies
 
 
-def _read_replies(output: bytes) -> tuple[list[str], str | None]:
-  """The texts, and the problem that ended them; a line cut by a kill is left out."""
-  texts = []
-  for line in output.split(b'\n')[:-1]:
-    reply = json.loads(line)
-    if 'problem' in reply:
-      return texts, reply['problem']
-    texts.append(reply['text'])
-  return texts, None
+def _plain(messages: Sequence[Message], index: int) -> list[dict[str, Any]]:
+  """A conversation as JSON for the process; ValueError if it is none."""
+  plain = []
+  for message in messages:
+    if not isinstance(message, Mapping) or not isinstance(message.get('role'), str):
+      raise ValueError(f"conversation {index}: a message must have a 'role', got {message!r:.200}")
+    message = {key: value for key, value in message.items() if value is not None}
+    thoughts = [message[key] for key in _REASONING if key in message]
+    if thoughts:
+      message = {'thinking': thoughts[0], **message, _REASONING[0]: thoughts[0]}
+    plain.append(message)
+  try:
+    json.dumps(plain)
+  except (TypeError, ValueError) as error:
+    raise ValueError(f'conversation {index} must consist of JSON values: {error}') from None
+  return plain
 
 
 def _reason(returncode: int, seconds: float, stderr: bytes) -> str:
@@ -134,61 +290,16 @@ def _reason(returncode: int, seconds: float, stderr: bytes) -> str:
   return f'its process ended with status {returncode} ({last[:200]})'
 
 
-def _environment() -> Any:
-  """Jinja's immutable sandbox, set up as Hugging Face does it."""
-  import jinja2.exceptions
-  import jinja2.sandbox
-
-  def to_json(value: Any, ensure_ascii: bool = False, indent: int | None = None,
-              separators: Any = None, sort_keys: bool = False) -> str:
-    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators,
-                      sort_keys=sort_keys)
-
-  def raise_exception(message: Any) -> None:
-    raise jinja2.exceptions.TemplateError(message)
-
-  environment = jinja2.sandbox.ImmutableSandboxedEnvironment(
-      trim_blocks=True, lstrip_blocks=True, extensions=['jinja2.ext.loopcontrols']
-  )
-  environment.filters['tojson'] = to_json
-  environment.globals['raise_exception'] = raise_exception
-  return environment
-
-
-def _serve(request: dict[str, Any]) -> None:
-  """Renders a request's conversations under limits; one line of JSON each."""
-  import resource
-  import signal
-
-  environment = _environment()
-  resource.setrlimit(resource.RLIMIT_AS, (request['max_memory'],) * 2)
-  resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-  # Without a handler the signal ends the process, in the middle of whatever it computes.
-  signal.signal(signal.SIGALRM, signal.SIG_DFL)
-  for index, messages in enumerate([None, *request['conversations']]):
-    signal.setitimer(signal.ITIMER_REAL, request['seconds'])
-    try:
-      if index == 0:
-        template = environment.from_string(request['template'])
-        continue
-      pieces, size = [], 0
-      for piece in template.generate(messages=messages, **request['variables']):
-        size += len(piece)
-        if size > request['max_output']:
-          raise ValueError(f'writes more than {request["max_output"]} characters')
-        pieces.append(piece)
-      reply = {'text': ''.join(pieces)}
-    except MemoryError:
-      reply = {'problem': f'needs more than {request["max_memory"] >> 20} MiB of memory'}
-    except Exception as error:  # Whatever the template provoked becomes one line.
-      message = ' '.join(str(error).split())
-      reply = {'problem': f'{type(error).__name__}: {message[:300]}'}
-    signal.setitimer(signal.ITIMER_REAL, 0)
-    sys.stdout.write(json.dumps(reply) + '\n')
-    sys.stdout.flush()
-    if 'problem' in reply:
-      return
-
-
-if __name__ == '__main__':
-  _serve(json.load(sys.stdin))
+# The ChatML form of Qwen2: each message between <|im_start|>role and <|im_end|>, and a
+# default system message where the conversation does not begin with one.
+QWEN2 = ChatTemplate("""
+{%- if not messages or messages[0].role != 'system' -%}
+{{ '<|im_start|>system\\nYou are a helpful assistant.<|im_end|>\\n' }}
+{%- endif -%}
+{%- for message in messages -%}
+{{ '<|im_start|>' ~ message.role ~ '\\n' ~ message.content ~ '<|im_end|>\\n' }}
+{%- endfor -%}
+{%- if add_generation_prompt -%}
+{{ '<|im_start|>assistant\\n' }}
+{%- endif -%}
+""")

@@ -1,14 +1,32 @@
-"""JSON lines files: read with errors that name file and line, written atomically."""
+"""Files of JSON objects: read with errors that name file and line, written atomically."""
 
+import contextlib
 import json
 import os
 import pathlib
-from collections.abc import Iterable
-from typing import Any
+import re
+from collections.abc import Iterable, Iterator
+from typing import Any, NamedTuple
+
+Required = dict[str, type | tuple[type, ...]]  # Keys, each with the type of its value.
+
+_SPACE = re.compile(r'[ \t\r\n]*')
+
+
+class Row(NamedTuple):
+  """One object of a file.
+
+  Attributes:
+    line: the line on which it begins, from 1.
+    value: the object.
+  """
+
+  line: int
+  value: dict[str, Any]
 
 
 def read_jsonl(
-    path: str | pathlib.Path, *, required: dict[str, type | tuple[type, ...]] | None = None
+    path: str | pathlib.Path, *, required: Required | None = None
 ) -> list[dict[str, Any]]:
   """Reads a file with one JSON object a line.
 
@@ -23,34 +41,93 @@ def read_jsonl(
     ValueError: the file is missing, empty or not UTF-8, or a line is no complete
       object with the required keys; one line that names the file and the line.
   """
-  path = pathlib.Path(path)
+  return [row.value for row in _lines(_text(path), path, required or {})]
+
+
+def read_rows(
+    path: str | pathlib.Path, *, required: Required | None = None
+) -> list[Row]:
+  """Reads a file with one JSON object a line, or with one JSON array of objects.
+
+  Args:
+    path: the file; it is an array if its first sign is a bracket.
+    required: for each key that every object must have, the type of its value.
+
+  Returns:
+    The objects with their lines, in order; at least one.
+
+  Raises:
+    ValueError: as of `read_jsonl`.
+  """
+  text = _text(path)
+  if text.lstrip().startswith('['):
+    return _array(text, path, required or {})
+  return _lines(text, path, required or {})
+
+
+def _text(path: str | pathlib.Path) -> str:
+  """The content of a file that is not empty."""
   try:
-    text = path.read_bytes().decode()
+    text = pathlib.Path(path).read_bytes().decode()
   except OSError as error:
     raise ValueError(f'cannot read {path}: {error.strerror}') from None
   except UnicodeDecodeError as error:
     raise ValueError(f'{path} is not UTF-8 at byte {error.start}: damaged or truncated') from None
-  lines = text.rstrip().split('\n')  # Not splitlines: U+2028 may stand inside a string.
-  if lines == ['']:
+  if not text.strip():
     raise ValueError(f'{path} is empty')
-  return [
-      _parse(line, f'{path}, line {number}', required or {})
-      for number, line in enumerate(lines, 1)
-  ]
+  return text
 
 
-def _parse(
-    line: str, place: str, required: dict[str, type | tuple[type, ...]]
-) -> dict[str, Any]:
-  """The object in `line`; `place` names it in errors."""
+@contextlib.contextmanager
+def _decoding(place: str, what: str) -> Iterator[None]:
+  """Turns whatever the JSON decoder raises into one line that begins with `place`."""
   try:
-    value = json.loads(line)
+    yield
   except json.JSONDecodeError as error:
-    raise ValueError(f'{place}: not a complete JSON object ({error.msg})') from None
+    raise ValueError(f'{place}: not a complete {what} ({error.msg})') from None
   except RecursionError:
     raise ValueError(f'{place}: nested too deeply') from None
   except ValueError as error:  # Such as an integer of thousands of digits.
     raise ValueError(f'{place}: {error}') from None
+
+
+def _lines(text: str, path: Any, required: Required) -> list[Row]:
+  """The objects of a text with one a line."""
+  rows = []
+  # Not splitlines: U+2028 may stand inside a string.
+  for number, line in enumerate(text.rstrip().split('\n'), 1):
+    place = f'{path}, line {number}'
+    with _decoding(place, 'JSON object'):
+      value = json.loads(line)
+    rows.append(Row(number, _checked(value, place, required)))
+  return rows
+
+
+def _array(text: str, path: Any, required: Required) -> list[Row]:
+  """The objects of a text that is one array, read one by one, so that each has its line."""
+  decoder = json.JSONDecoder()
+  rows: list[Row] = []
+  line, counted = 1, 0  # The line of the sign text[counted].
+  separator = text.index('[')
+  while True:
+    start = _SPACE.match(text, separator + 1).end()
+    line, counted = line + text.count('\n', counted, start), start
+    place = f'{path}, line {line}'
+    if not rows and text[start : start + 1] == ']':
+      raise ValueError(f'{path} is empty')
+    with _decoding(place, 'JSON array of objects'):
+      value, end = decoder.raw_decode(text, start)
+    rows.append(Row(line, _checked(value, place, required)))
+    separator = _SPACE.match(text, end).end()
+    if text[separator : separator + 1] != ',':
+      break
+  if text[separator:].rstrip() != ']':
+    raise ValueError(f"{place}: behind this object a ',' or the array's last ']' is expected")
+  return rows
+
+
+def _checked(value: Any, place: str, required: Required) -> dict[str, Any]:
+  """`value`, if it is an object with the required keys; `place` names it in errors."""
   if not isinstance(value, dict):
     raise ValueError(f'{place}: expected a JSON object, got {type(value).__name__}')
   for key, kind in required.items():

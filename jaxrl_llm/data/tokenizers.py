@@ -5,30 +5,15 @@ used, so that a run with characters needs neither.
 """
 
 import collections
-import hashlib
 import json
 import pathlib
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from jaxrl_llm.data import model_files, sentencepiece_tokenizer, tokenizer_files
 from jaxrl_llm.types import Tokenizer
 
-# How Qwen2 cuts text into the pieces within which its merges work: contractions,
-# letters with at most one leading sign, single digits, signs, line ends, spaces.
-_QWEN2_SPLIT = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}"
-    r'| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+'
-)
-# These follow the 151,643 entries of Qwen2's vocab.json, which does not hold them.
-_QWEN2_SPECIAL = ('<|endoftext|>', '<|im_start|>', '<|im_end|>')
-_END_OF_TEXT = '<|endoftext|>'
 _REPLACEMENT = '\ufffd'  # What an id that stands for nothing is written as.
-
-
-def _fingerprint(*parts: Any) -> str:
-  """The first 16 hexadecimal digits of the SHA-256 of `parts` as JSON."""
-  text = json.dumps(parts, ensure_ascii=True, sort_keys=True)
-  return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 class CharacterTokenizer:
@@ -39,11 +24,13 @@ class CharacterTokenizer:
     vocab_size: 2 + the number of characters.
     pad_id: 0.
     stop_ids: (1,).
+    start_ids: ().
     fingerprint: a short hash of the alphabet.
   """
 
   pad_id = 0
   stop_ids = (1,)
+  start_ids = ()
 
   def __init__(self, alphabet: str):
     """Makes a tokenizer of the characters of `alphabet`, which must be distinct."""
@@ -51,7 +38,7 @@ class CharacterTokenizer:
       raise ValueError(f'alphabet must hold distinct characters, at least one, got {alphabet!r}')
     self.alphabet = alphabet
     self.vocab_size = len(alphabet) + 2
-    self.fingerprint = _fingerprint('character', alphabet)
+    self.fingerprint = model_files.fingerprint('character', alphabet)
     self._ids = {character: index + 2 for index, character in enumerate(alphabet)}
 
   def encode(self, text: str) -> list[int]:
@@ -63,6 +50,10 @@ class CharacterTokenizer:
           f'character {error.args[0]!r} is not in the alphabet {self.alphabet!r}'
       ) from None
 
+  def encode_with_offsets(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
+    """Ids of `text`, and for each the half-open range of characters that it stands for."""
+    return self.encode(text), [(index, index + 1) for index in range(len(text))]
+
   def decode(self, ids: Sequence[int]) -> str:
     """The characters of `ids`; padding and stop are dropped."""
     ids = [int(token) for token in ids]
@@ -70,55 +61,6 @@ class CharacterTokenizer:
     if outside:
       raise ValueError(f'ids must lie in [0, {self.vocab_size}), got {outside[0]}')
     return ''.join(self.alphabet[token - 2] for token in ids if token >= 2)
-
-
-class SentencePieceTokenizer:
-  """A SentencePiece model file.
-
-  The model's own normaliser applies (commonly, runs of spaces become one), so that
-  `decode(encode(text))` is the normalised text. Characters that the model does not
-  know become its unknown piece.
-
-  Attributes:
-    vocab_size: the model's number of pieces.
-    pad_id: the model's padding id, or its end id where it has none.
-    stop_ids: the model's end-of-sentence id.
-    fingerprint: a short hash of the file.
-  """
-
-  def __init__(self, path: str | pathlib.Path):
-    """Loads the model file at `path`; ValueError if it is missing or damaged."""
-    import sentencepiece
-
-    path = pathlib.Path(path)
-    content = _read_bytes(path)
-    try:
-      processor = sentencepiece.SentencePieceProcessor(model_proto=content)
-      size = processor.vocab_size()
-    except (RuntimeError, OSError):
-      size = 0
-    if not size:
-      raise ValueError(f'{path} is not a complete SentencePiece model ({len(content)} bytes)')
-    if processor.eos_id() < 0:
-      raise ValueError(f'{path} has no end-of-sentence piece, which a response ends with')
-    self._processor = processor
-    self.vocab_size = size
-    self.stop_ids = (processor.eos_id(),)
-    self.pad_id = processor.pad_id() if processor.pad_id() >= 0 else processor.eos_id()
-    self.fingerprint = _fingerprint('sentencepiece', hashlib.sha256(content).hexdigest())
-
-  def encode(self, text: str) -> list[int]:
-    """Ids of `text`."""
-    return self._processor.encode(text)
-
-  def decode(self, ids: Sequence[int]) -> str:
-    """The text of `ids`; padding and stop are dropped, ids of nothing become U+FFFD."""
-    return _decode_known(
-        ids,
-        dropped={self.pad_id, *self.stop_ids},
-        known=lambda token: 0 <= token < self.vocab_size,
-        decode=self._processor.decode,
-    )
 
 
 class HuggingFaceTokenizer:
@@ -129,37 +71,34 @@ class HuggingFaceTokenizer:
 
   Attributes:
     backend: the `tokenizers.Tokenizer`.
-    vocab_size: the largest id + 1.
+    vocab_size: one more than the largest id, added tokens included.
     pad_id: the id of the padding token.
     stop_ids: the ids of the stop tokens; the first ends demonstrations.
-    fingerprint: a short hash of the files and of pad and stop.
+    start_ids: the ids that stand before a plain text.
+    fingerprint: a short hash of everything that decides ids, stop, start and pad.
   """
 
-  def __init__(
-      self, backend: Any, *, stop_tokens: Sequence[str], pad_token: str, source_hash: str
-  ):
-    """Wraps `backend`; see `load_tokenizer` for the ways to get one.
-
-    Args:
-      backend: a `tokenizers.Tokenizer`.
-      stop_tokens: at least one token that ends a response.
-      pad_token: the token that fills.
-      source_hash: a hash of everything that `backend` was made from.
-    """
-    if not stop_tokens:
-      raise ValueError('stop_tokens must name at least one token, got none')
-    for token in (*stop_tokens, pad_token):
-      if backend.token_to_id(token) is None:
-        raise ValueError(f'token {token!r} is not in the vocabulary')
-    self.backend = backend
-    self.stop_ids = tuple(backend.token_to_id(token) for token in stop_tokens)
-    self.pad_id = backend.token_to_id(pad_token)
-    self.vocab_size = max(backend.get_vocab(with_added_tokens=True).values()) + 1
-    self.fingerprint = _fingerprint('hugging_face', source_hash, self.stop_ids, self.pad_id)
+  def __init__(self, loaded: tokenizer_files.Loaded):
+    """Wraps what was loaded; see `load_tokenizer`."""
+    self.backend = loaded.backend
+    # Nothing is put around a text here, and a post-processor would shorten the offsets.
+    self.backend.post_processor = None
+    self.vocab_size = tokenizer_files.size_of(loaded.backend)
+    self.pad_id = loaded.pad_id
+    self.stop_ids = loaded.stop_ids
+    self.start_ids = loaded.start_ids
+    self.fingerprint = model_files.fingerprint('hugging_face', *loaded[1:])
 
   def encode(self, text: str) -> list[int]:
-    """Ids of `text`."""
+    """Ids of `text`, without any start or stop token."""
+    tokenizer_files.check_text(text)
     return self.backend.encode(text, add_special_tokens=False).ids
+
+  def encode_with_offsets(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
+    """Ids of `text`, and for each the half-open range of characters that it stands for."""
+    tokenizer_files.check_text(text)
+    encoding = self.backend.encode(text, add_special_tokens=False)
+    return encoding.ids, tokenizer_files.cover_empty(encoding.offsets)
 
   def decode(self, ids: Sequence[int]) -> str:
     """The text of `ids`; special ids are dropped, ids of nothing become U+FFFD.
@@ -196,159 +135,50 @@ def load_tokenizer(
     stop_tokens: Sequence[str] | None = None,
     pad_token: str | None = None,
 ) -> Tokenizer:
-  """Loads whatever tokenizer lies at `path`.
+  """Loads whatever tokenizer lies at `path`, with what lies beside it.
+
+  tokenizer_config.json, special_tokens_map.json and added_tokens.json name tokens;
+  generation_config.json (else config.json) says which ids end a response besides the
+  eos_token. The ids are those of transformers; where that rebuilds a tokenizer by its
+  class instead of taking its file as written, only LlamaTokenizer is followed
+  (`tokenizer_files`). Special tokens that stand in a text become their ids.
 
   Args:
     path: a tokenizer.json, a SentencePiece .model file, or a folder with one of:
-      tokenizer.json (with tokenizer_config.json beside it where the stop tokens are
-      not given); vocab.json and merges.txt (Qwen2, or GPT-2 where <|endoftext|> is
-      in the vocabulary); encoder.json and vocab.bpe (GPT-2); one .model file.
-    stop_tokens: overrides which tokens end a response (not for SentencePiece).
-    pad_token: overrides which token fills (not for SentencePiece).
+      tokenizer.json; vocab.json and merges.txt (GPT-2 or Qwen2); encoder.json and
+      vocab.bpe (GPT-2); tokenizer.model, or one other .model file.
+    stop_tokens: overrides which tokens end a response.
+    pad_token: overrides which token fills.
 
   Returns:
     The tokenizer.
 
   Raises:
-    ValueError: a file is missing, damaged or truncated; one line that names it.
+    ValueError: a file is missing, damaged or truncated, or the files contradict one
+      another; one line that names it.
   """
   path = pathlib.Path(path)
-  if path.suffix == '.model' or (not path.is_dir() and path.suffix != '.json'):
-    return SentencePieceTokenizer(path)
+  options: dict[str, Any] = {'stop_tokens': stop_tokens, 'pad_token': pad_token}
   if not path.is_dir():
-    return _from_tokenizer_json(path, stop_tokens, pad_token)
+    if path.suffix == '.json':
+      return HuggingFaceTokenizer(tokenizer_files.from_tokenizer_json(path, **options))
+    return sentencepiece_tokenizer.SentencePieceTokenizer(path, **options)
   if (path / 'tokenizer.json').exists():
-    return _from_tokenizer_json(path / 'tokenizer.json', stop_tokens, pad_token)
+    return load_tokenizer(path / 'tokenizer.json', **options)
   for vocabulary, merges in (('vocab.json', 'merges.txt'), ('encoder.json', 'vocab.bpe')):
     if (path / vocabulary).exists() or (path / merges).exists():
-      return _from_byte_level_files(path / vocabulary, path / merges, stop_tokens, pad_token)
-  models = sorted(path.glob('*.model'))
+      return HuggingFaceTokenizer(
+          tokenizer_files.from_byte_level_files(path / vocabulary, path / merges, **options)
+      )
+  models = [path / 'tokenizer.model']
+  if not models[0].exists():
+    models = sorted(path.glob('*.model'))
   if len(models) == 1:
-    return SentencePieceTokenizer(models[0])
+    return sentencepiece_tokenizer.SentencePieceTokenizer(models[0], **options)
   raise ValueError(
       f'no tokenizer in {path}: it must hold tokenizer.json, vocab.json and merges.txt, '
       'encoder.json and vocab.bpe, or one .model file'
   )
-
-
-def _from_tokenizer_json(
-    path: pathlib.Path, stop_tokens: Sequence[str] | None, pad_token: str | None
-) -> HuggingFaceTokenizer:
-  """A tokenizer.json; stop and pad from tokenizer_config.json where not given."""
-  import tokenizers
-
-  content = _read_bytes(path)
-  try:
-    backend = tokenizers.Tokenizer.from_str(content.decode())
-  except Exception as error:
-    raise ValueError(f'{path} is not a complete tokenizer.json: {_one_line(error)}') from None
-  config: dict[str, Any] = {}
-  if (path.parent / 'tokenizer_config.json').exists():
-    config = _read_json_object(path.parent / 'tokenizer_config.json')
-
-  def configured(name: str) -> str | None:
-    value = config.get(name)
-    return value.get('content') if isinstance(value, dict) else value
-
-  if stop_tokens is None:
-    if configured('eos_token') is None:
-      raise ValueError(f'{path.parent} names no eos_token: pass stop_tokens')
-    stop_tokens = (configured('eos_token'),)
-  pad_token = pad_token or configured('pad_token') or stop_tokens[0]
-  return HuggingFaceTokenizer(
-      backend,
-      stop_tokens=stop_tokens,
-      pad_token=pad_token,
-      source_hash=hashlib.sha256(content).hexdigest(),
-  )
-
-
-def _from_byte_level_files(
-    vocabulary_path: pathlib.Path,
-    merges_path: pathlib.Path,
-    stop_tokens: Sequence[str] | None,
-    pad_token: str | None,
-) -> HuggingFaceTokenizer:
-  """Byte-level BPE from a vocabulary and a list of merges: GPT-2 or Qwen2."""
-  import tokenizers
-  from tokenizers import decoders, models, normalizers, pre_tokenizers
-
-  vocabulary = _read_json_object(vocabulary_path)
-  merges = _read_merges(merges_path)
-  is_gpt2 = _END_OF_TEXT in vocabulary
-  special = (_END_OF_TEXT,) if is_gpt2 else _QWEN2_SPECIAL
-  # Every token is a byte, a special token, or was made by one merge.
-  if len(vocabulary) != 256 + len(merges) + (1 if is_gpt2 else 0):
-    raise ValueError(
-        f'{merges_path} has {len(merges)} merges, which does not fit the {len(vocabulary)} '
-        f'tokens of {vocabulary_path.name}: one of the files is truncated'
-    )
-  try:
-    backend = tokenizers.Tokenizer(models.BPE(vocab=vocabulary, merges=merges))
-  except Exception as error:
-    raise ValueError(f'{merges_path} does not fit {vocabulary_path}: {_one_line(error)}') from None
-  if is_gpt2:
-    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-  else:
-    backend.normalizer = normalizers.NFC()
-    backend.pre_tokenizer = pre_tokenizers.Sequence([
-        pre_tokenizers.Split(tokenizers.Regex(_QWEN2_SPLIT), behavior='isolated'),
-        pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
-    ])
-  backend.decoder = decoders.ByteLevel()
-  backend.add_special_tokens(list(special))
-  default_stops = (_END_OF_TEXT,) if is_gpt2 else (_END_OF_TEXT, '<|im_end|>')
-  digest = hashlib.sha256(_read_bytes(vocabulary_path) + b'\0' + _read_bytes(merges_path))
-  return HuggingFaceTokenizer(
-      backend,
-      stop_tokens=default_stops if stop_tokens is None else stop_tokens,
-      pad_token=pad_token or _END_OF_TEXT,
-      source_hash=_fingerprint(digest.hexdigest(), special, None if is_gpt2 else _QWEN2_SPLIT),
-  )
-
-
-def _read_bytes(path: pathlib.Path) -> bytes:
-  """The file's content; one clear line if there is none."""
-  try:
-    return path.read_bytes()
-  except OSError as error:
-    raise ValueError(f'cannot read the tokenizer file {path}: {error.strerror}') from None
-
-
-def _read_json_object(path: pathlib.Path) -> dict[str, Any]:
-  """The JSON object in a file."""
-  try:
-    value = json.loads(_read_bytes(path))
-  except ValueError as error:
-    if str(error).startswith('cannot read'):
-      raise
-    raise ValueError(f'{path} is not complete JSON: {_one_line(error)}') from None
-  if not isinstance(value, dict):
-    raise ValueError(f'{path} must hold a JSON object, got {type(value).__name__}')
-  return value
-
-
-def _read_merges(path: pathlib.Path) -> list[tuple[str, str]]:
-  """The merges of a text file, one pair a line after an optional version line."""
-  try:
-    lines = _read_bytes(path).decode().split('\n')
-  except UnicodeDecodeError:
-    raise ValueError(f'{path} is not UTF-8: the file is damaged or truncated') from None
-  start = 1 if lines[0].startswith('#version') else 0
-  merges = []
-  for number, line in enumerate(lines[start:], start + 1):
-    pair = line.rstrip('\r').split(' ')
-    if pair == ['']:
-      continue
-    if len(pair) != 2 or not all(pair):
-      raise ValueError(f'{path}, line {number}: expected two tokens and one space, got {line!r}')
-    merges.append((pair[0], pair[1]))
-  return merges
-
-
-def _one_line(error: Exception) -> str:
-  """An error's message without line ends."""
-  return ' '.join(str(error).split())
 
 
 class CompactTokenizer:
@@ -360,6 +190,7 @@ class CompactTokenizer:
     vocab_size: how many are kept.
     pad_id: that of `base`, renumbered.
     stop_ids: those of `base`, renumbered.
+    start_ids: those of `base`, renumbered.
     fingerprint: a short hash of the base's fingerprint and the kept ids.
   """
 
@@ -376,15 +207,26 @@ class CompactTokenizer:
     self.base = base
     self.kept = tuple(sorted(kept))
     self.vocab_size = len(self.kept)
-    self.fingerprint = _fingerprint('compact', base.fingerprint, self.kept)
+    self.fingerprint = model_files.fingerprint('compact', base.fingerprint, self.kept)
     self._parts = parts
     self._pieces = {old: (new,) for new, old in enumerate(self.kept)}
     self.pad_id = self._pieces[base.pad_id][0]
     self.stop_ids = tuple(self._pieces[token][0] for token in base.stop_ids)
+    self.start_ids = tuple(self._pieces[token][0] for token in base.start_ids)
 
   def encode(self, text: str) -> list[int]:
     """Ids of `text`; a token that was not kept becomes the kept ones it consists of."""
     return [piece for token in self.base.encode(text) for piece in self._split(token)]
+
+  def encode_with_offsets(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
+    """Ids of `text`, and for each the range of characters of the token that it is a part of."""
+    ids: list[int] = []
+    offsets: list[tuple[int, int]] = []
+    for token, place in zip(*self.base.encode_with_offsets(text)):
+      pieces = self._split(token)
+      ids += pieces
+      offsets += [place] * len(pieces)
+    return ids, offsets
 
   def _split(self, token: int) -> tuple[int, ...]:
     """The new ids of an id of the base; undoes merges until each part is kept."""
@@ -426,7 +268,7 @@ def compact(
       kept.
   """
   parts, kept = _merge_tree(tokenizer)
-  kept |= {tokenizer.pad_id, *tokenizer.stop_ids}
+  kept |= {tokenizer.pad_id, *tokenizer.stop_ids, *tokenizer.start_ids}
   counts: collections.Counter[int] = collections.Counter()
   for text in texts:
     counts.update(tokenizer.encode(text))

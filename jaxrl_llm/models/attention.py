@@ -3,7 +3,6 @@
 A kernel for one platform belongs behind `attend`, so that models never choose.
 """
 
-
 import flax.linen as nn
 import jax
 import jax.numpy as jnp

@@ -9,6 +9,8 @@ import math
 # The feed-forward layers: with a gate beside the projection up, and without one.
 GATED = ('swiglu', 'geglu')
 NOT_GATED = ('gelu', 'gelu_exact', 'relu')
+# Fields that say how a model is computed and stored, not which function it is.
+COMPUTE_FIELDS = ('param_dtype', 'compute_dtype', 'remat', 'scan_unroll', 'attention_block')
 
 
 @dataclasses.dataclass

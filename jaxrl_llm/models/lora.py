@@ -243,7 +243,8 @@ def _layers(base: Params) -> Iterator[tuple[tuple[str, ...], tuple[int, ...]]]:
       yield names[:-1], leaf.shape
   if 'head' in base:
     yield ('head',), base['head']['kernel'].shape
-  elif not {'value_head', 'q_head'} & base.keys():  # A policy whose head is the embedding.
+  elif 'final_norm' in base and not {'value_head', 'q_head'} & base.keys():
+    # A policy whose head is the embedding.
     yield ('head',), base['embedder']['embedding'].shape
 
 

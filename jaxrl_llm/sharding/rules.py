@@ -21,22 +21,29 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 P = PartitionSpec
 Rules = Sequence[tuple[str, PartitionSpec]]
 
-# Trees of `models/`: decoder, policy, value, Q and reward modules.
+# A stack of blocks; the last ones may stand apart.
+_WIDENS = r'(last_)?layers/(attention/(query|key|value)|mlp/(gate|up))'  # D to E = H*h or F
+_NARROWS = r'(last_)?layers/(attention/output|mlp/down)'  # E to D
+
+# Trees of `models/`: decoders with their heads and adapters of rank r, and encoders.
 DECODER_RULES: Rules = (
     (r'embedder/embedding', P('tensor', 'fsdp')),  # [V, D]
-    (r'embedder/position_embedding', P(None, 'fsdp')),  # [S, D]
-    (r'layers/attention/(query|key|value)/kernel', P(None, 'fsdp', 'tensor')),  # [N, D, H*h]
-    (r'layers/attention/(query|key|value)/bias', P(None, 'tensor')),  # [N, H*h]
-    (r'layers/attention/output/kernel', P(None, 'tensor', 'fsdp')),  # [N, H*h, D]
-    (r'layers/attention/output/bias', P(None, None)),  # [N, D]
-    (r'layers/mlp/(gate|up)/kernel', P(None, 'fsdp', 'tensor')),  # [N, D, F]
-    (r'layers/mlp/(gate|up)/bias', P(None, 'tensor')),  # [N, F]
-    (r'layers/mlp/down/kernel', P(None, 'tensor', 'fsdp')),  # [N, F, D]
-    (r'layers/mlp/down/bias', P(None, None)),  # [N, D]
-    (r'layers/(attention_norm|mlp_norm)/(scale|bias)', P(None, None)),  # [N, D]
-    (r'final_norm/(scale|bias)', P(None)),  # [D]
+    (r'embedder/(position|type)_embedding', P(None, 'fsdp')),  # [S, D]
+    (rf'{_WIDENS}/kernel', P(None, 'fsdp', 'tensor')),  # [N, D, E]
+    (rf'{_WIDENS}/bias', P(None, 'tensor')),  # [N, E]
+    (rf'{_WIDENS}/lora_a', P(None, 'fsdp', None)),  # [N, D, r]; r may be too small to be cut.
+    (rf'{_WIDENS}/lora_b', P(None, None, 'tensor')),  # [N, r, E]
+    (rf'{_NARROWS}/kernel', P(None, 'tensor', 'fsdp')),  # [N, E, D]
+    (rf'{_NARROWS}/bias', P(None, None)),  # [N, D]
+    (rf'{_NARROWS}/lora_a', P(None, 'tensor', None)),  # [N, E, r]
+    (rf'{_NARROWS}/lora_b', P(None, None, 'fsdp')),  # [N, r, D]
+    (r'(last_)?layers/(attention|mlp)(_post)?_norm/(scale|bias)', P(None, None)),  # [N, D]
+    (r'(last_)?layers/attention/(query|key)_norm/scale', P(None, None)),  # [N, h]
+    (r'(embedding|final)_norm/(scale|bias)', P(None)),  # [D]
     (r'(q_)?head/kernel', P('tensor', 'fsdp')),  # [V, D]
     (r'(q_)?head/bias', P('tensor')),  # [V]
+    (r'head/lora_a', P(None, 'fsdp')),  # [r, D]
+    (r'head/lora_b', P('tensor', None)),  # [V, r]
     (r'value_head/kernel', P()),  # [M, D]; M, often 1, is too small to be cut.
     (r'value_head/bias', P()),  # [M]
 )

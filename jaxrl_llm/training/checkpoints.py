@@ -269,6 +269,31 @@ def load_params(
   return _read(directory, abstract_params)
 
 
+def read_metadata(directory: str | os.PathLike) -> dict[str, Any]:
+  """The metadata of what `save_params` wrote, without its arrays.
+
+  Args:
+    directory: the folder.
+
+  Returns:
+    The JSON object given to `save_params`.
+
+  Raises:
+    CheckpointError: the folder holds no parameters, or they are damaged.
+  """
+  _quiet_libraries()
+  directory = pathlib.Path(directory).absolute()
+  if not (directory / 'document').is_dir():
+    raise CheckpointError(
+        f'{directory} holds neither parameters of this project (WORKDIR/params) nor a Hugging Face '
+        'checkpoint (config.json and *.safetensors)'
+    )
+  problem = _find_damage(directory)
+  if problem is not None:
+    raise CheckpointError(f'the parameters at {directory} cannot be read: {problem}')
+  return _read_document(directory)['metadata']
+
+
 def _flatten(tree: Any) -> tuple[dict[str, Any], dict[str, Any]]:
   """Arrays by path with keys as plain data, and a description of them."""
   arrays, description = {}, {}

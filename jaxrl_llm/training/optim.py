@@ -2,12 +2,15 @@
 
 import dataclasses
 import math
+import re
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+
+from jaxrl_llm.types import Params
 
 NAMES = ('adamw', 'adam')
 SCHEDULES = ('constant', 'linear', 'cosine')
@@ -30,7 +33,7 @@ class OptimizerConfig:
     b2: decay of the second moment, in [0, 1).
     eps: added to the root of the second moment. It must stay far below the gradient's entries,
       which some losses scale down by a thousand.
-    weight_decay: per unit of learning rate, on every parameter; 0 for 'adam'.
+    weight_decay: per unit of learning rate, on every trained parameter; 0 for 'adam'.
     max_grad_norm: the global norm to which gradients are clipped; 0 is off.
   """
 
@@ -135,19 +138,66 @@ def learning_rate_at(config: OptimizerConfig, step: Any) -> Any:
   return jnp.asarray(rate, jnp.float32) if on_device else float(rate)
 
 
-def make_optimizer(config: OptimizerConfig) -> optax.GradientTransformation:
+class PartialOptimizer(optax.GradientTransformation):
+  """An optimizer of some of the parameters; the others are frozen.
+
+  A frozen leaf is None in the optimizer's state, in updates, and where `training.step` computes
+  them in gradients. It has no part in the norm by which gradients are clipped.
+  """
+
+  def __new__(cls, inner: optax.GradientTransformation, trainable: str):
+    """Restricts an optimizer.
+
+    Args:
+      inner: the optimizer of what is trained.
+      trainable: a regular expression over the paths of parameters, such as
+        'policy/head/kernel'; whole names at a path's end, as in sharding rules.
+
+    Raises:
+      ValueError: the expression is none; later, if no parameter matches it.
+    """
+    try:
+      pattern = re.compile(rf'(?:^|.*/)(?:{trainable})$')
+    except re.error as error:
+      raise ValueError(f'trainable must be a regular expression, got {trainable!r}') from error
+
+    def select(tree):
+      keep = lambda path, leaf: leaf if pattern.match(_name(path)) else None
+      selected = jax.tree_util.tree_map_with_path(keep, tree)
+      if not jax.tree.leaves(selected):
+        raise ValueError(f'trainable matches no parameter, got {trainable!r}')
+      return selected
+
+    def update(gradients, state, params):
+      return inner.update(select(gradients), state, select(params))
+
+    self = super().__new__(cls, lambda params: inner.init(select(params)), update)
+    self._select = select
+    return self
+
+  def select(self, params: Params) -> Params:
+    """The parameters with None in the place of frozen ones."""
+    return self._select(params)
+
+
+def make_optimizer(
+    config: OptimizerConfig, *, trainable: str | None = None
+) -> optax.GradientTransformation:
   """Clipping by global norm, then Adam or AdamW on the config's schedule.
 
   m ← β₁m + (1-β₁)g,  v ← β₂v + (1-β₂)g²,  θ ← θ - η (m̂ / (√v̂ + ε) + λθ).
 
   Args:
     config: what to make; validated here.
+    trainable: which parameters are trained, see `PartialOptimizer`; None for all of them.
+      `models.lora.TRAINABLE` and `models.partial.TRAINABLE` are such patterns.
 
   Returns:
     The transformation. Its state counts the steps that enter the schedule.
 
   Raises:
-    ValueError: if the config is not valid, or a decaying schedule has no end.
+    ValueError: if the config is not valid, a decaying schedule has no end, or `trainable` is no
+      regular expression.
 
   References:
     Kingma and Ba 2015, algorithm 1 (arXiv 1412.6980); Loshchilov and Hutter 2019, algorithm 2
@@ -166,4 +216,9 @@ def make_optimizer(config: OptimizerConfig) -> optax.GradientTransformation:
                     weight_decay=config.weight_decay))
   else:
     transformations.append(optax.adam(schedule, b1=config.b1, b2=config.b2, eps=config.eps))
-  return optax.chain(*transformations)
+  optimizer = optax.chain(*transformations)
+  return optimizer if trainable is None else PartialOptimizer(optimizer, trainable)
+
+
+def _name(path: Any) -> str:
+  return jax.tree_util.keystr(path, simple=True, separator='/')

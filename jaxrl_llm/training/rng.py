@@ -25,6 +25,7 @@ class Stream(enum.IntEnum):
   SFT_DATA = 6
   SAMPLE_CONTROL = 7
   SAMPLE_DIAGNOSTIC = 8
+  ADAPTERS = 9
 
 
 INIT = Stream.INIT

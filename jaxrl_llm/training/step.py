@@ -15,11 +15,51 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from jaxrl_llm.training import optim
 from jaxrl_llm.types import Array, Metrics, Params, TrainState, WeightedMean
 
 LossFn = Callable[[Params, Any], tuple[WeightedMean, Metrics]]
 
 _BACKEND_COMPILE_EVENT = '/jax/core/compile/backend_compile_duration'
+
+
+def take_step(
+    loss_fn: LossFn,
+    optimizer: optax.GradientTransformation,
+    state: TrainState,
+    batch: Any,
+    *,
+    num_micro_batches: int = 1,
+) -> tuple[TrainState, Metrics]:
+  """One optimizer step on a batch: the whole of most train steps.
+
+  Under an `optim.PartialOptimizer` the gradient of a frozen parameter is neither computed nor
+  kept, and the parameter comes out as it went in.
+
+  Args:
+    loss_fn: (params, micro_batch) -> (loss, metrics), both as `WeightedMean`s; `params` as in
+      the state, frozen ones included.
+    optimizer: the transformation that made `state.opt_state`.
+    state: before the step.
+    batch: a pytree whose array leaves all share the leading axis P.
+    num_micro_batches: divides P.
+
+  Returns:
+    The state after the step; the loss's metrics with `train/loss` and `train/grad_norm`.
+
+  Raises:
+    ValueError: as `accumulate_gradients`.
+  """
+  trained = state.params
+  if isinstance(optimizer, optim.PartialOptimizer):
+    trained = optimizer.select(state.params)
+  loss, gradients, metrics = accumulate_gradients(
+      lambda trained, micro_batch: loss_fn(_overlay(trained, state.params), micro_batch),
+      trained, batch, num_micro_batches=num_micro_batches,
+  )
+  state, step_metrics = apply_gradients(optimizer, state, gradients)
+  loss = WeightedMean(loss, jnp.ones_like(loss))
+  return state, {'train/loss': loss, **metrics, **step_metrics}
 
 
 def accumulate_gradients(
@@ -85,17 +125,18 @@ def apply_gradients(
   Args:
     optimizer: the transformation that made `state.opt_state`.
     state: before the step.
-    gradients: shaped as `state.params`.
+    gradients: shaped as `state.params`; None for a parameter that is frozen.
 
   Returns:
     The state with new parameters, optimizer state and step + 1 (key and aux unchanged), and
     `train/grad_norm`, the global norm before any clipping.
   """
   updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
+  step_by = lambda update, param: param if update is None else optax.apply_updates(param, update)
   state = dataclasses.replace(
       state,
       step=state.step + 1,
-      params=optax.apply_updates(state.params, updates),
+      params=jax.tree.map(step_by, updates, state.params, is_leaf=_is_none),
       opt_state=opt_state,
   )
   norm = optax.tree.norm(_to_float32(gradients))
@@ -232,6 +273,16 @@ def _leading_axis(batch: Any) -> int:
           f'beside {rows}'
       )
   return rows
+
+
+def _overlay(trained: Params, params: Params) -> Params:
+  """The parameters with those that are trained in their places."""
+  pick = lambda mine, theirs: theirs if mine is None else mine
+  return jax.tree.map(pick, trained, params, is_leaf=_is_none)
+
+
+def _is_none(leaf: Any) -> bool:
+  return leaf is None
 
 
 def _to_float32(tree: Any) -> Any:

@@ -6,7 +6,6 @@ import pytest
 from hypothesis import strategies
 
 from jaxrl_llm.data import batching, tokenizers
-from jaxrl_llm.tasks import arithmetic
 
 _SIZES = strategies.integers(1, 40)
 
@@ -106,47 +105,23 @@ def test_padding_against_a_loop(sequences, length):
     assert lengths[row] == len(sequence)
 
 
-def _encoded(**overrides):
-  # Ids: a=2, b=3, c=4; 0 fills, 1 stops.
-  tokenizer = tokenizers.CharacterTokenizer('abc')
-  examples = [
-      {'id': 4, 'prompt': 'ab', 'response': 'c'},
-      {'id': 9, 'prompt': 'c', 'response': 'ab'},
+def test_sources_have_orders_of_their_own():
+  orders = [
+      tuple(batching.epoch_permutation(50, seed=0, epoch=epoch, source=source))
+      for source in range(3) for epoch in range(3)
   ]
-  settings = {'max_prompt_tokens': 3, 'max_response_tokens': 3} | overrides
-  return batching.encode_examples(examples, tokenizer, **settings)
+  assert len(set(orders)) == 9
+  assert orders[0] == tuple(batching.epoch_permutation(50, seed=0, epoch=0))
 
 
-def test_sft_batch_by_hand():
-  batch = batching.sft_batch(_encoded(), np.array([0, 1]))
-  # Rows 'a b c stop' and 'c a b stop'; inputs without the last, targets without the first.
-  np.testing.assert_array_equal(batch.tokens[:, :3], [[2, 3, 4], [4, 2, 3]])
-  np.testing.assert_array_equal(batch.targets[:, :3], [[3, 4, 1], [2, 3, 1]])
-  np.testing.assert_array_equal(batch.loss_mask, [[0, 1, 1, 0, 0], [1, 1, 1, 0, 0]])
-  np.testing.assert_array_equal(batch.valid, [[1, 1, 1, 0, 0], [1, 1, 1, 0, 0]])
-  np.testing.assert_array_equal(batch.positions, [[0, 1, 2, 3, 4]] * 2)
-  np.testing.assert_array_equal(batch.weight, [1, 1])
-  assert batch.tokens.dtype == batch.targets.dtype == batch.positions.dtype == np.int32
-  assert batch.valid.dtype == bool
-  assert batch.loss_mask.dtype == batch.weight.dtype == np.float32
+# --- Prompts. Ids: a=2, b=3, c=4; 0 fills, 1 stops.
+
+TOKENIZER = tokenizers.CharacterTokenizer('abc')
+EXAMPLES = [{'id': 4, 'prompt': 'ab'}, {'id': 9, 'prompt': 'c'}]
 
 
-def test_sft_batch_against_a_loop():
-  task = arithmetic.make_task(seed=0, num_demonstrations=50, num_train=0, num_evaluation=0,
-                              padding='none')
-  encoded = batching.encode_demonstrations(task)
-  indices = batching.batch_indices(50, 20, seed=0, step=3)
-  batch = batching.sft_batch(encoded, indices)
-  for row, index in enumerate(indices):
-    example = task.demonstrations[index]
-    prompt = task.tokenizer.encode(example['prompt'])
-    tokens = prompt + task.tokenizer.encode(example['response']) + [1]
-    count = len(tokens) - 1
-    assert list(batch.tokens[row, :count]) == tokens[:-1]
-    assert list(batch.targets[row, :count]) == tokens[1:]
-    mask = [float(t + 1 >= len(prompt)) for t in range(count)]
-    assert list(batch.loss_mask[row]) == mask + [0.0] * (batch.tokens.shape[1] - count)
-    assert batch.valid[row].sum() == count and batch.valid[row, :count].all()
+def _encoded(**overrides):
+  return batching.encode_examples(EXAMPLES, TOKENIZER, **({'max_prompt_tokens': 3} | overrides))
 
 
 def test_prompt_batch_by_hand():
@@ -157,11 +132,27 @@ def test_prompt_batch_by_hand():
   assert [example['id'] for example in batch.examples] == [9, 4, 9]
 
 
+class Starting(tokenizers.CharacterTokenizer):
+  """Puts a token before a plain prompt, as Llama's tokenizers do."""
+
+  start_ids = (4, 3)
+
+
+def test_a_plain_prompt_gets_the_start_ids_and_ids_are_taken_as_they_are():
+  tokenizer = Starting('abc')
+  assert batching.prompt_ids({'id': 0, 'prompt': 'ab'}, tokenizer) == [4, 3, 2, 3]
+  given = {'id': 0, 'prompt': 'ab', 'prompt_ids': [1, 2]}
+  assert batching.prompt_ids(given, tokenizer) == [1, 2]
+  encoded = batching.encode_examples([given], tokenizer, max_prompt_tokens=3)
+  np.testing.assert_array_equal(encoded.prompts, [[0, 1, 2]])
+  for empty in ({'id': 7, 'prompt': ''}, {'id': 7, 'prompt': 'a', 'prompt_ids': []}):
+    with pytest.raises(ValueError, match='the prompt of example 7 has no tokens'):
+      batching.prompt_ids(empty, TOKENIZER)
+
+
 def test_too_long_is_an_error_or_counted_never_cut():
   with pytest.raises(ValueError, match='the prompt of example 4 has 2 tokens, the limit is 1'):
     _encoded(max_prompt_tokens=1)
-  with pytest.raises(ValueError, match='response of example 9 has 3 tokens with its stop token'):
-    _encoded(max_response_tokens=2)
   kept = _encoded(max_prompt_tokens=1, overlong='filter')
   assert kept.num_filtered == 1 and list(kept.ids) == [9] and len(kept) == 1
   with pytest.raises(ValueError, match='all 2 examples are too long'):
@@ -171,11 +162,7 @@ def test_too_long_is_an_error_or_counted_never_cut():
 
 
 def test_ids_are_checked():
-  tokenizer = tokenizers.CharacterTokenizer('abc')
   for ids, message in (((1, 1), '1 appears twice'), ((0, 2**31), 'fit a non-negative int32')):
     examples = [{'id': i, 'prompt': 'a'} for i in ids]
     with pytest.raises(ValueError, match=message):
-      batching.encode_examples(examples, tokenizer, max_prompt_tokens=1)
-  with pytest.raises(ValueError, match='without responses'):
-    encoded = batching.encode_examples([{'id': 1, 'prompt': 'a'}], tokenizer, max_prompt_tokens=1)
-    batching.sft_batch(encoded, np.array([0]))
+      batching.encode_examples(examples, TOKENIZER, max_prompt_tokens=1)

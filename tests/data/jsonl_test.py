@@ -50,3 +50,41 @@ def test_missing_file_and_folder(tmp_path):
     jsonl.read_jsonl(tmp_path / 'none.jsonl')
   with pytest.raises(ValueError, match='Is a directory'):
     jsonl.read_jsonl(tmp_path)
+
+
+@pytest.mark.parametrize('text, lines', [
+    ('{"a": 1}\n{"a": [2]}\n', [1, 2]),
+    ('[{"a": 1}, {"a": [2]}]', [1, 1]),
+    ('\n[\n  {"a": 1\n}\n ,\n  {"a":\n [2]}]\n\n', [3, 6]),
+    ('[\r\n{"a": 1},\r\n{"a": [2]}\r\n]\r\n', [2, 3]),
+])
+def test_an_array_or_lines_are_the_same_rows(tmp_path, text, lines):
+  path = tmp_path / 'x.json'
+  path.write_bytes(text.encode())
+  rows = jsonl.read_rows(path)
+  assert [row.value for row in rows] == [{'a': 1}, {'a': [2]}]
+  assert [row.line for row in rows] == lines
+
+
+@pytest.mark.parametrize('text, message', [
+    ('', 'bad.json is empty'),
+    ('[ ]', 'bad.json is empty'),
+    ('[', 'line 1: not a complete JSON array of objects'),
+    ('[\n{"a": "1"},\n{"a": "2', 'line 3: not a complete JSON array of objects'),
+    ('[\n{"a": "1"},\n]', 'line 3: not a complete JSON array of objects'),
+    ('[\n{"a": "1"}\n{"a": "2"}]', "line 2: behind this object a ',' or the array's last ']'"),
+    ('[\n{"a": "1"}', "line 2: behind this object a ',' or the array's last ']'"),
+    ('[\n{"a": "1"}]\n{"a": "2"}', "line 2: behind this object a ',' or the array's last ']'"),
+    ('[\n{"a": "1"},\n\n7]', 'line 4: expected a JSON object, got int'),
+    ('[{"a": "1"},\n{"b": "1"}]', "line 2: the key 'a' is missing"),
+    ('[\n{"a": ' + '[' * 100_000 + '}]', 'line 2: nested too deeply'),
+    ('[\n{"a": ' + '9' * 10_000 + '}]', 'line 2: '),
+    ('{"a": "1"}\n[{"a": "1"}]', 'line 2: expected a JSON object, got list'),
+    ('"a"', 'line 1: expected a JSON object, got str'),
+])
+def test_a_damaged_array_is_one_clear_line(tmp_path, text, message):
+  path = tmp_path / 'bad.json'
+  path.write_text(text)
+  with pytest.raises(ValueError, match=message) as error:
+    jsonl.read_rows(path, required={'a': str})
+  assert 'bad.json' in str(error.value) and '\n' not in str(error.value)

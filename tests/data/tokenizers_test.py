@@ -11,7 +11,9 @@ from hypothesis import strategies
 from jaxrl_llm.data import gsm8k, tokenizers
 
 _HARD = 'Ünseen — 東京 \U0001f600\u200d\x00\tqwrtz Supercalifragilistic\r\n\n  1,234.5%  '
-_TEXT = strategies.text(strategies.characters(exclude_categories=['Cs']), max_size=40)
+_TEXT = strategies.text(strategies.characters(exclude_categories=['Cs']), max_size=40).filter(
+    lambda text: '<|' not in text  # Special tokens are recognised, and dropped in decoding.
+)
 
 
 @pytest.fixture(scope='module')

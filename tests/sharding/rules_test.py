@@ -9,10 +9,10 @@ import optax
 import pytest
 from jax.sharding import PartitionSpec as P
 
-from jaxrl_llm.models import configs, policy, q_function, reward, value
+from jaxrl_llm.models import configs, encoder, lora, partial, policy, q_function, reward, value
 from jaxrl_llm.sharding import mesh as mesh_lib
 from jaxrl_llm.sharding import rules
-from jaxrl_llm.training import rng
+from jaxrl_llm.training import optim, rng
 from jaxrl_llm.types import TrainState
 
 OPTIMIZERS = {
@@ -28,6 +28,9 @@ GPT = dataclasses.replace(
     SMALL, norm='layer', positions='learned', activation='gelu', attention_bias=True,
     output_bias=True, mlp_bias=True)
 UNTIED = dataclasses.replace(GPT, tie_embeddings=False, head_bias=True)
+GEMMA = dataclasses.replace(
+    SMALL, norm='rms_plus_one', activation='geglu', post_norms=True, qk_norm=True)
+ADAPTERS = lora.LoraConfig(rank=3, targets='(attention|mlp)/.*|head')  # No mesh divides 3.
 
 
 def _abstract_state(params_by_role, optimizer='adamw'):
@@ -47,7 +50,7 @@ def _specs(tree):
 
 @pytest.mark.parametrize('optimizer', OPTIMIZERS)
 @pytest.mark.parametrize(
-    'config', [LLAMA, QWEN, GPT, UNTIED], ids=['llama', 'qwen', 'gpt', 'untied'])
+    'config', [LLAMA, QWEN, GPT, UNTIED, GEMMA], ids=['llama', 'qwen', 'gpt', 'untied', 'gemma'])
 @pytest.mark.parametrize('shape', [(8, 1, 1), (2, 2, 2), (1, 8, 1)])
 def test_every_leaf_of_a_train_state_has_a_rule(config, optimizer, shape):
   makers = {'policy': policy.make, 'value': value.make, 'q': q_function.make, 'reward': reward.make}
@@ -94,6 +97,51 @@ def test_rules_by_name():
   assert {name: specs[name] for name in expected} == expected
 
 
+@pytest.mark.parametrize('shape', [(8, 1, 1), (2, 2, 2), (1, 8, 1)])
+def test_every_leaf_of_adapters_and_split_layers_has_a_rule(shape):
+  gpt = dataclasses.replace(UNTIED, head_bias=False)
+  models = {
+      'policy': lora.make(policy.make(gpt), ADAPTERS),
+      'tied': lora.make(policy.make(GEMMA), ADAPTERS),
+      'split': partial.make(policy.make(dataclasses.replace(GEMMA, tie_embeddings=False)), 1),
+      'value': partial.make(value.make(GPT), 1),
+      'encoder': encoder.make(encoder.EncoderConfig(vocab_size=32, width=16, mlp_width=24)),
+  }
+  optimizer = optim.make_optimizer(
+      optim.OptimizerConfig(), trainable=f'{lora.TRAINABLE}|{partial.TRAINABLE}')
+
+  def init():
+    params = {role: model.init(rng.base_key(1)) for role, model in models.items()}
+    return TrainState(jnp.int32(0), params, optimizer.init(params), rng.base_key(0), {})
+
+  abstract = jax.eval_shape(init)
+  specs = _specs(rules.shardings(mesh_lib.make_mesh(*shape), abstract))
+  assert len(specs) == len(jax.tree.leaves(abstract))
+  # An adapter lies as its kernel does, its rank whole; what stands apart as what does not.
+  for name, spec in specs.items():
+    if '/adapters/layers/' in name:
+      layer, _, side = name.partition('params/')[2].rpartition('/')
+      if layer:
+        rows, columns = specs[f'params/{layer}/kernel'.replace('adapters', 'base')][1:]
+        assert spec == (P(None, rows, None) if side == 'lora_a' else P(None, None, columns))
+    if name.startswith('params/') and '/last_layers/' in name:
+      assert spec == specs[name.replace('last_layers', 'layers')]
+  expected = {
+      'params/policy/adapters/layers/attention/query/lora_a': P(None, 'fsdp', None),
+      'params/policy/adapters/layers/attention/query/lora_b': P(None, None, 'tensor'),
+      'params/policy/adapters/layers/mlp/down/lora_a': P(None, 'tensor', None),
+      'params/policy/adapters/layers/mlp/down/lora_b': P(None, None, 'fsdp'),
+      'params/policy/adapters/head/lora_a': P(None, 'fsdp'),
+      'params/tied/adapters/head/lora_b': P('tensor', None),
+      'params/split/last_layers/attention/key_norm/scale': P(None, None),
+      'params/split/last_layers/mlp_post_norm/scale': P(None, None),
+      'params/policy/base/layers/mlp/down/kernel': P(None, 'tensor', 'fsdp'),
+      'opt_state/1/0/mu/policy/adapters/layers/mlp/up/lora_b': P(None, None, 'tensor'),
+  }
+  assert {name: specs[name] for name in expected} == expected
+  assert not [name for name in specs if name.startswith('opt_state') and '/base/layers/' in name]
+
+
 def test_memory_is_really_divided():
   mesh = mesh_lib.make_mesh(1, 4, 2)
   params = {'layers': {'mlp': {'up': {'kernel': jnp.zeros((2, 16, 24))}}}}
@@ -104,7 +152,8 @@ def test_memory_is_really_divided():
 
 @pytest.mark.parametrize('name', [
     'params/policy/adapter/kernel', 'aux/table', 'params/policy/xembedder/embedding',
-    'params/policy/head/kernel/extra', 'params/step',
+    'params/policy/head/kernel/extra', 'params/step', 'params/policy/xlast_layers/mlp/up/kernel',
+    'params/policy/layers/mlp/up/lora_c', 'params/value/value_head/lora_a',
 ])
 def test_a_leaf_without_a_rule_is_named(name):
   tree = functools.reduce(lambda inner, part: {part: inner}, reversed(name.split('/')),

@@ -19,8 +19,12 @@ _CHANGED = {
     'evaluation.control_temperature': 0.7, 'evaluation.num_shown': 3,
     'evaluation.diagnosed_prompts': 6, 'evaluation.diagnosed_samples': 5,
 }
-# Looked at elsewhere: tests/system/{run,real_data}_test.py and tests/training/metrics_test.py.
-_ELSEWHERE = {'seed', 'data_dir', 'policy_init_from', 'token_budget', 'wandb_project'}
+# Looked at elsewhere: tests/system/{run,real_data,pretrained}_test.py and
+# tests/training/metrics_test.py.
+_ELSEWHERE = {
+    'seed', 'data_dir', 'policy_init_from', 'reference_init_from', 'value_init_from',
+    'reward_init_from', 'train_last_layers', 'token_budget', 'wandb_project',
+}
 
 
 @pytest.fixture(scope='module')

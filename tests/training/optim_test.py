@@ -152,3 +152,76 @@ def test_config_may_change_after_the_optimizer_was_made():
   params = {'w': jnp.array([1.0])}
   updates, _ = optimizer.update({'w': jnp.array([1.0])}, optimizer.init(params), params)
   assert abs(float(updates['w'][0])) < 0.1
+
+
+# --- Some of the parameters.
+
+
+TREE = {
+    'policy': {'adapters': {'a': jnp.array([3.0])}, 'base': {'a': jnp.array([4.0])}},
+    'value': {'head': jnp.array([1.0, 2.0]), 'value_head': jnp.array([7.0])},
+}
+
+
+def _trained_names(optimizer, tree=None):
+  selected = optimizer.select(TREE if tree is None else tree)
+  return {jax.tree_util.keystr(path, simple=True, separator='/')
+          for path, _ in jax.tree_util.tree_leaves_with_path(selected)}
+
+
+@pytest.mark.parametrize('trainable,expected', [
+    ('adapters/.*', {'policy/adapters/a'}),
+    ('head', {'value/head'}),
+    ('head|adapters/a', {'value/head', 'policy/adapters/a'}),
+    ('value/.*', {'value/head', 'value/value_head'}),
+    ('.*', {'policy/adapters/a', 'policy/base/a', 'value/head', 'value/value_head'}),
+])
+def test_trainable_is_whole_names_at_a_paths_end(trainable, expected):
+  optimizer = optim.make_optimizer(optim.OptimizerConfig(), trainable=trainable)
+  assert _trained_names(optimizer) == expected
+
+
+@pytest.mark.parametrize('trainable', ['adapter', 'ead', 'policy', 'adapters/', ''])
+def test_trainable_that_matches_nothing_is_an_error(trainable):
+  optimizer = optim.make_optimizer(optim.OptimizerConfig(), trainable=trainable)
+  with pytest.raises(ValueError, match=f"trainable matches no parameter, got '{trainable}'"):
+    optimizer.init(TREE)
+
+
+def test_trainable_must_be_a_regular_expression():
+  with pytest.raises(ValueError, match=r"must be a regular expression, got '\(a'") as error:
+    optim.make_optimizer(optim.OptimizerConfig(), trainable='(a')
+  assert '\n' not in str(error.value)
+
+
+@pytest.mark.parametrize('config', [
+    BASE, optim.OptimizerConfig(name='adam'), dataclasses.replace(BASE, max_grad_norm=0.0)])
+def test_frozen_parameters_have_neither_state_nor_update_nor_part_in_the_norm(config):
+  # As if the others were not there at all.
+  partial = optim.make_optimizer(config, trainable='adapters/.*|head')
+  alone = optim.make_optimizer(config)
+  small = {'a': TREE['policy']['adapters']['a'], 'h': TREE['value']['head']}
+  gradients = jax.tree.map(lambda leaf: 10 * leaf, TREE)
+  state, small_state = partial.init(TREE), alone.init(small)
+  assert [leaf.shape for leaf in jax.tree.leaves(state)] == [
+      leaf.shape for leaf in jax.tree.leaves(small_state)]
+  params = TREE
+  for _ in range(3):
+    updates, state = jax.jit(partial.update)(gradients, state, params)
+    wanted, small_state = jax.jit(alone.update)(
+        {'a': gradients['policy']['adapters']['a'], 'h': gradients['value']['head']},
+        small_state, small)
+    assert updates['policy']['base']['a'] is None and updates['value']['value_head'] is None
+    np.testing.assert_array_equal(updates['policy']['adapters']['a'], wanted['a'])
+    np.testing.assert_array_equal(updates['value']['head'], wanted['h'])
+    # Whether the gradients of frozen leaves are there or not.
+    again, _ = partial.update(partial.select(gradients), state, params)
+    assert jax.tree.structure(again) == jax.tree.structure(updates)
+
+
+def test_a_partial_optimizer_is_an_optax_transformation():
+  partial = optim.make_optimizer(optim.OptimizerConfig(max_grad_norm=0.0), trainable='head')
+  doubled = optax.chain(partial, optax.scale(2.0))
+  updates, _ = doubled.update(TREE, doubled.init(TREE), TREE)
+  once, _ = partial.update(TREE, partial.init(TREE), TREE)
+  np.testing.assert_allclose(updates['value']['head'], 2 * once['value']['head'])

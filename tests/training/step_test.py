@@ -9,7 +9,7 @@ import pytest
 
 from jaxrl_llm.sharding import mesh as mesh_lib
 from jaxrl_llm.sharding import rules
-from jaxrl_llm.training import rng, step
+from jaxrl_llm.training import optim, rng, step
 from jaxrl_llm.types import TrainState, WeightedMean
 
 ROWS, WIDTH = 16, 5
@@ -125,13 +125,82 @@ def test_apply_gradients_by_hand():
   assert float(metrics['train/grad_norm'].value()) == pytest.approx(10.0)
 
 
-def _train_step(optimizer, num_micro_batches):
+def _train_step(optimizer, num_micro_batches, loss_fn=_loss):
   def train_step(state, batch):
-    loss, gradients, metrics = step.accumulate_gradients(
-        _loss, state.params, batch, num_micro_batches=num_micro_batches)
-    state, more = step.apply_gradients(optimizer, state, gradients)
-    return state, metrics | more | {'train/loss': WeightedMean(loss, jnp.float32(1))}
+    return step.take_step(
+        loss_fn, optimizer, state, batch, num_micro_batches=num_micro_batches)
   return train_step
+
+
+@pytest.mark.parametrize('num_micro_batches', [1, 4])
+def test_take_step_is_gradients_then_update(num_micro_batches):
+  optimizer = optax.adam(1e-2)
+  params, batch = _problem()
+  state, metrics = _train_step(optimizer, num_micro_batches)(_state(params, optimizer), batch)
+  loss, gradients, expected_metrics = step.accumulate_gradients(
+      _loss, params, batch, num_micro_batches=num_micro_batches)
+  expected, norm = step.apply_gradients(optimizer, _state(params, optimizer), gradients)
+  for a, b in zip(jax.tree.leaves((state.params, state.opt_state)),
+                  jax.tree.leaves((expected.params, expected.opt_state)), strict=True):
+    np.testing.assert_array_equal(a, b)
+  assert int(state.step) == 1
+  assert metrics.keys() == {'train/loss', *expected_metrics, *norm}
+  assert float(metrics['train/loss'].value()) == float(loss)
+
+
+def _twisted(params, batch):
+  """`_loss` of a·b instead of a, where the gradient of b cannot be computed at all."""
+
+  @jax.custom_vjp
+  def only_forwards(x):
+    return x
+
+  def backwards(residuals, gradient):
+    raise AssertionError('the gradient of a frozen parameter was asked for')
+
+  only_forwards.defvjp(lambda x: (x, None), backwards)
+  return _loss({'a': params['a'] * only_forwards(params['scale']), 'b': params['b']}, batch)
+
+
+@pytest.mark.parametrize('num_micro_batches', [1, 4])
+def test_frozen_parameters_have_no_gradient_and_come_out_as_they_went_in(num_micro_batches):
+  params, batch = _problem()
+  params = {'policy': {**params, 'scale': jnp.full((WIDTH, WIDTH), 0.3, jnp.bfloat16)}}
+  loss_fn = lambda params, batch: _twisted(params['policy'], batch)
+  with pytest.raises(AssertionError, match='was asked for'):
+    _train_step(optax.sgd(0.1), num_micro_batches, loss_fn)(_state(params, optax.sgd(0.1)), batch)
+
+  config = optim.OptimizerConfig(name='adam', max_grad_norm=0.0)
+  partial = optim.make_optimizer(config, trainable='policy/a')
+  state = _state(params, partial)
+  after, metrics = jax.jit(_train_step(partial, num_micro_batches, loss_fn))(state, batch)
+  for name in ('b', 'scale'):
+    np.testing.assert_array_equal(after.params['policy'][name], params['policy'][name])
+    assert after.params['policy'][name].dtype == params['policy'][name].dtype
+  assert after.params['policy']['frozen'] is None
+  assert np.all(after.params['policy']['a'] != params['policy']['a'])
+  assert jax.tree.structure(after) == jax.tree.structure(state)
+
+  # As a model of which `a` is the only parameter.
+  alone = optim.make_optimizer(config)
+  only = {'a': params['policy']['a']}
+  expected, expected_metrics = jax.jit(_train_step(
+      alone, num_micro_batches,
+      lambda small, batch: loss_fn({'policy': {**params['policy'], **small}}, batch),
+  ))(_state(only, alone), batch)
+  np.testing.assert_array_equal(after.params['policy']['a'], expected.params['a'])
+  for name, metric in expected_metrics.items():
+    assert float(metrics[name].value()) == float(metric.value())
+
+
+def test_a_mask_that_is_out_of_sight_still_freezes():
+  # Behind optax.chain the gradient of everything is computed, and that of `b` dropped.
+  params, batch = _problem()
+  masked = optim.make_optimizer(optim.OptimizerConfig(max_grad_norm=0.0), trainable='a')
+  chained = optax.chain(optax.scale(2.0), masked)
+  state, _ = _train_step(chained, 1)(_state(params, chained), batch)
+  np.testing.assert_array_equal(state.params['b'], params['b'])
+  assert np.all(state.params['a'] != params['a'])
 
 
 def test_one_compilation_over_five_steps_of_different_content():

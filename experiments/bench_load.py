@@ -1,0 +1,190 @@
+"""How much host memory it takes to load a Hugging Face checkpoint, and how long.
+
+  python -m experiments.bench_load --model=qwen2.5_1.5b --json=FILE
+
+Writes a random checkpoint of a published shape into a temporary folder (it needs the disk space;
+--folder says where) and loads it onto a mesh. What counts is the anonymous memory of the process
+(RssAnon: pages of the mapped file are not in it), which on CPU devices holds the parameters too:
+its peak during the load, less what it was just before, over the size of the parameters. Another
+process watches it, which sees what happens while NumPy or XLA do not let go of this one. Linux.
+"""
+
+import contextlib
+import importlib.metadata
+import math
+import os
+import pathlib
+import platform
+import re
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from typing import Any
+
+from absl import flags
+
+from experiments import launch
+from jaxrl_llm.training import metrics
+
+# JAX is imported in functions: `main` says first how many devices there are.
+
+_SHAPES = ('llama_100m', 'qwen2.5_1.5b', 'qwen2.5_3b', 'qwen2.5_7b')
+_DTYPES = ('bfloat16', 'float32')
+_MODEL = flags.DEFINE_enum('model', 'llama_100m', _SHAPES, 'whose shape the checkpoint has.')
+_FILE_DTYPE = flags.DEFINE_enum('file_dtype', 'bfloat16', _DTYPES, 'of the tensors on the disk.')
+_PARAM_DTYPE = flags.DEFINE_enum('param_dtype', 'bfloat16', _DTYPES, 'of the loaded parameters.')
+_MESH = flags.DEFINE_string('mesh', '1x8x1', 'data x fsdp x tensor.')
+_DEVICES = flags.DEFINE_integer('cpu_devices', 8, 'fake CPU devices; 0 takes the real devices.')
+_FOLDER = flags.DEFINE_string('folder', '', 'where the checkpoint goes; by default in /tmp.')
+_JSON = flags.DEFINE_string('json', '', 'where the numbers go; by default nowhere.')
+
+_PACKAGES = ('jax', 'jaxlib', 'numpy', 'ml_dtypes', 'safetensors')
+
+# Prints the largest RssAnon of process argv[1], in bytes, once its standard input is closed.
+_WATCHER = '''
+import re, select, sys
+peak, done = 0, False
+print('ready', flush=True)
+while not done:
+  done = bool(select.select([sys.stdin], [], [], 0.002)[0])
+  status = open(f'/proc/{sys.argv[1]}/status').read()
+  peak = max(peak, 1024 * int(re.search(r'RssAnon:\\s+(\\d+)', status)[1]))
+print(peak)
+'''
+
+
+def main() -> None:
+  """Writes a checkpoint, loads it, prints and writes the numbers."""
+  sizes = _check_flags()
+  if _DEVICES.value:
+    os.environ['JAX_PLATFORMS'] = 'cpu'
+    os.environ['XLA_FLAGS'] = (
+        f'{os.environ.get("XLA_FLAGS", "")} '
+        f'--xla_force_host_platform_device_count={_DEVICES.value}')
+  with tempfile.TemporaryDirectory(dir=_FOLDER.value or None) as folder:
+    directory = pathlib.Path(folder) / 'checkpoint'
+    print(f'writing {_MODEL.value} in {_FILE_DTYPE.value} to {directory} ...', flush=True)
+    # Memory that this process had freed but kept would be used again unseen.
+    arguments = (str(directory), _MODEL.value, _FILE_DTYPE.value)
+    code = f'from experiments import bench_load; bench_load.write_random(*{arguments!r})'
+    subprocess.run(
+        [sys.executable, '-c', code], check=True, cwd=launch.REPOSITORY,
+        env={**os.environ, 'JAX_PLATFORMS': 'cpu'})
+    numbers = measure(directory, sizes)
+  print(
+      f'{numbers["parameters"]:,} parameters, {numbers["parameter_bytes"] / 1e9:.3f} GB, loaded in '
+      f'{numbers["seconds"]:.1f} s; peak of anonymous memory '
+      f'{numbers["peak_anonymous_bytes"] / 1e9:.3f} GB, {numbers["peak_ratio"]:.3f} of them')
+  if _JSON.value:
+    metrics.write_json_atomic(_JSON.value, numbers)
+    print(f'written: {_JSON.value}')
+
+
+def shape(name: str, **overrides: Any) -> tuple[Any, str]:
+  """(config, model_type) of a shape."""
+  import dataclasses
+
+  from jaxrl_llm.models import configs
+
+  llama = configs.TransformerConfig(
+      vocab_size=16_384, num_layers=12, width=768, num_heads=12, num_kv_heads=12, head_dim=64,
+      mlp_width=2048, max_length=2048, tie_embeddings=False)
+  makers = {
+      'llama_100m': lambda: llama, 'qwen2.5_1.5b': configs.qwen2_5_1_5b,
+      'qwen2.5_3b': configs.qwen2_5_3b, 'qwen2.5_7b': configs.qwen2_5_7b}
+  config = dataclasses.replace(makers[name](), **overrides)
+  return config, 'llama' if name.startswith('llama') else 'qwen2'
+
+
+def write_random(directory: str, name: str, dtype: str) -> None:
+  """Writes a checkpoint of random numbers, one tensor at a time."""
+  import json
+
+  import jax
+  import jax.numpy as jnp
+  import numpy as np
+
+  from jaxrl_llm.models import policy
+  from jaxrl_llm.models.pretrained import huggingface, mapping, weights
+
+  config, model_type = shape(name)
+  family = huggingface.find_family(model_type)
+  abstract = jax.eval_shape(policy.make(config).init, jax.random.key(0))
+  entries = mapping.with_prefix(family.entries(config), family.PREFIX)
+  dtype = jnp.dtype(dtype)
+  rng = np.random.default_rng(0)
+
+  def tensors():
+    for tensor, size in mapping.shapes(entries, abstract).items():
+      draw = lambda size=size: (0.02 * rng.standard_normal(size, np.float32)).astype(dtype)
+      yield weights.NewTensor(tensor, size, dtype, draw)
+
+  with weights.new_directory(directory) as folder:
+    (folder / 'config.json').write_text(json.dumps(family.write_config(config, model_type)))
+    weights.write_files(folder, tensors(), max_shard_bytes=10**9)
+
+
+def measure(directory: pathlib.Path, sizes: tuple[int, ...]) -> dict[str, Any]:
+  """Loads the checkpoint onto a mesh of these sizes and returns flat numbers."""
+  import jax
+  import jax.numpy as jnp
+
+  from jaxrl_llm.models import policy
+  from jaxrl_llm.models.pretrained import huggingface
+  from jaxrl_llm.sharding import mesh, rules
+  from jaxrl_llm.training import loop
+
+  checkpoint = huggingface.read_config(directory)
+  config, _ = shape(_MODEL.value, param_dtype=_PARAM_DTYPE.value)
+  abstract = jax.eval_shape(policy.make(config).init, jax.random.key(0))
+  abstract = rules.abstract(abstract, rules.shardings(mesh.make_mesh(*sizes), abstract))
+  leaves = jax.tree.leaves(abstract)
+  jnp.zeros(8).block_until_ready()  # The backend is there before the load.
+  with loop.progress(len(leaves), 'parameters') as bar, anonymous_memory() as memory:
+    start = time.monotonic()
+    params = huggingface.load_params(checkpoint, abstract, progress=lambda *_: bar.update(1))
+    seconds = time.monotonic() - start
+  size = sum(leaf.nbytes for leaf in jax.tree.leaves(params))
+  itemsize = jnp.dtype(_PARAM_DTYPE.value).itemsize
+  peak = memory['peak'] - memory['before']
+  return {
+      'experiment': 'bench_load', 'setting': _MODEL.value, 'file_dtype': _FILE_DTYPE.value,
+      'param_dtype': _PARAM_DTYPE.value, 'mesh': _MESH.value, 'commit': launch.current_commit(),
+      'device': f'{len(jax.devices())} x {jax.devices()[0].device_kind}',
+      'cores': os.cpu_count(), 'parameters': size // itemsize, 'parameter_bytes': size,
+      'largest_parameter_bytes': max(math.prod(leaf.shape) for leaf in leaves) * itemsize,
+      'peak_anonymous_bytes': peak, 'peak_ratio': peak / size, 'seconds': seconds,
+      'versions/python': platform.python_version(),
+      **{f'versions/{name}': importlib.metadata.version(name) for name in _PACKAGES},
+  }
+
+
+@contextlib.contextmanager
+def anonymous_memory() -> Iterator[dict[str, int]]:
+  """Yields a dict that, after the block, holds RssAnon `before` it and its `peak` in it, bytes."""
+  status = pathlib.Path('/proc/self/status').read_text()
+  numbers = {'before': 1024 * int(re.search(r'RssAnon:\s+(\d+)', status)[1])}
+  with subprocess.Popen(
+      [sys.executable, '-c', _WATCHER, str(os.getpid())], stdin=subprocess.PIPE,
+      stdout=subprocess.PIPE, text=True) as watcher:
+    watcher.stdout.readline()
+    yield numbers
+    numbers['peak'] = int(watcher.communicate()[0])
+
+
+def _check_flags() -> tuple[int, ...]:
+  """Raises ValueError with one line for a bad value; returns the sizes of the mesh."""
+  if not re.fullmatch(r'\d+x\d+x\d+', _MESH.value):
+    raise ValueError(f'mesh must be three sizes such as 1x8x1, got {_MESH.value!r} (--mesh)')
+  if _FOLDER.value and not pathlib.Path(_FOLDER.value).is_dir():
+    raise ValueError(f'folder must exist, got {_FOLDER.value!r} (--folder)')
+  path = pathlib.Path(_JSON.value)
+  if _JSON.value and (path.is_dir() or not path.parent.is_dir()):
+    raise ValueError(f'json must name a file in an existing folder, got {_JSON.value!r} (--json)')
+  return tuple(map(int, _MESH.value.split('x')))
+
+
+if __name__ == '__main__':
+  launch.run_tool(main)

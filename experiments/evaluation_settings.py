@@ -1,0 +1,171 @@
+"""What a config file of experiments/evaluate.py can set."""
+
+import dataclasses
+import math
+import pathlib
+from collections.abc import Callable
+from typing import Any, ClassVar, NamedTuple
+
+from experiments import settings
+from jaxrl_llm.models import configs, lora
+from jaxrl_llm.sharding import mesh as mesh_lib
+
+MAX_SAMPLES = 1_000  # Beyond it the number of subsets leaves float64 (`majority`).
+
+
+@dataclasses.dataclass
+class JsonlTask:
+  """Any file of objects with a prompt and an answer; fields as in `tasks.jsonl.make_task`.
+
+  `file` is relative to config.data_dir, and a `num_evaluation` of 0 stands for all. A
+  `tokenizer_dir` of '' is the folder of the policy.
+  """
+
+  file: str = ''
+  tokenizer_dir: str = ''
+  prompt_field: str = 'prompt'
+  answer_field: str = 'answer'
+  solution_field: str = ''
+  instruction: str = ''
+  reward: str = 'math'
+  num_evaluation: int = 0
+  max_prompt_tokens: int = 512
+  max_response_tokens: int = 1024
+
+  def make(self, seed: int, data_dir: str, tokenizer_dir: str = ''):
+    """Builds the task, of evaluation problems alone."""
+    from jaxrl_llm.tasks import jsonl
+
+    if not self.file:
+      raise ValueError('a file of problems is needed: --config.task.file=FILE.jsonl')
+    if not (self.tokenizer_dir or tokenizer_dir):
+      raise ValueError(
+          'no tokenizer lies in the folder of config.policy_init_from: give '
+          '--config.task.tokenizer_dir=DIR'
+      )
+    settings.at_least(
+        self, 'config.task', num_evaluation=0, max_prompt_tokens=1, max_response_tokens=1
+    )
+    options = dataclasses.asdict(self) | {
+        'file': pathlib.Path(data_dir) / self.file,
+        'tokenizer_dir': self.tokenizer_dir or tokenizer_dir,
+        'num_evaluation': self.num_evaluation or None,
+    }
+    return jsonl.make_task(seed=seed, **options)
+
+
+class Voting(NamedTuple):
+  """How the samples of a problem vote.
+
+  Attributes:
+    answer: response -> what it votes for, or None.
+    same: whether two texts are one answer; None: if they are equal.
+  """
+
+  answer: Callable[[str], str | None]
+  same: Callable[[str, str], bool] | None
+
+
+def voting(task: Any) -> Voting:
+  """The vote of a task's settings.
+
+  Answers are compared as mathematics where the task grades mathematics. A Countdown response
+  votes for its expression; elsewhere the whole response is the answer.
+  """
+  from jaxrl_llm.rewards import countdown, math_answer
+  from jaxrl_llm.tasks import jsonl
+
+  mode = ''
+  if isinstance(task, settings.Gsm8kTask):
+    mode = 'gsm8k'
+  elif isinstance(task, JsonlTask):
+    mode = jsonl.REWARDS[task.reward]
+  if mode:
+    return Voting(lambda response: math_answer.extract(response, mode=mode), math_answer.equal)
+  if isinstance(task, settings.CountdownTask):
+    return Voting(countdown.extract_expression, None)
+  return Voting(lambda response: response, None)
+
+
+@dataclasses.dataclass
+class EvaluatePolicy:
+  """One run of experiments/evaluate.py.
+
+  Attributes:
+    seed: of the samples, and of which problems are used where not all are.
+    data_dir: folder of the task's data.
+    task: a task's settings, with `make(seed, data_dir, tokenizer_dir)`.
+    model: how the policy is computed (param_dtype, compute_dtype, scan_unroll ...); its
+      shape is that of the folder.
+    policy_init_from: a Hugging Face checkpoint, or what a run wrote (WORKDIR/params,
+      WORKDIR/trained).
+    chat_template: 'none'; 'auto' for the one beside the tokenizer; 'chatml'; or the path of
+      one. The prompt is then what the user says.
+    system: a system message in the template.
+    num_samples: n samples a problem.
+    temperature: of the samples; 0 takes the most probable token each time.
+    top_k: samples are of the k most probable tokens; 0 is off.
+    top_p: samples are of the smallest nucleus of this probability; 1 is off.
+    greedy: whether one response a problem is decoded greedily besides.
+    batch_size: problems a batch.
+    mesh: sizes of the device mesh.
+    note: what a reader must know about the setting; printed with its results.
+  """
+
+  seed: int = 0
+  data_dir: str = ''
+  task: Any = dataclasses.field(default_factory=JsonlTask)
+  model: configs.TransformerConfig = dataclasses.field(default_factory=configs.TransformerConfig)
+  policy_init_from: str = ''
+  chat_template: str = 'none'
+  system: str = ''
+  num_samples: int = 4
+  temperature: float = 1.0
+  top_k: int = 0
+  top_p: float = 1.0
+  greedy: bool = True
+  batch_size: int = 64
+  mesh: mesh_lib.MeshConfig = dataclasses.field(default_factory=mesh_lib.MeshConfig)
+  note: str = ''
+
+  # Nothing is trained here (`components.build`).
+  lora: ClassVar[lora.LoraConfig] = lora.LoraConfig()
+  train_last_layers: ClassVar[int] = 0
+
+  def batch_sizes(self) -> dict[str, tuple[int, int]]:
+    """As in `settings.Experiment`."""
+    return {'batch_size': (self.batch_size, 1)}
+
+  def validate(self) -> None:
+    """Raises ValueError with one line for the first field that is out of range."""
+    if not self.policy_init_from:
+      raise ValueError(
+          'a policy is needed: --config.policy_init_from=DIR (a Hugging Face checkpoint, or '
+          "a run's WORKDIR/params or WORKDIR/trained)"
+      )
+    if not pathlib.Path(self.policy_init_from).is_dir():
+      raise ValueError(f'config.policy_init_from is no folder: {self.policy_init_from!r}')
+    settings.at_least(self, 'config', seed=0, num_samples=1, top_k=0, batch_size=1)
+    if self.num_samples > MAX_SAMPLES:
+      raise ValueError(
+          f'config.num_samples must be at most {MAX_SAMPLES}, got {self.num_samples}'
+      )
+    if not 0 <= self.temperature < math.inf:
+      raise ValueError(
+          f'config.temperature must be 0 (greedy) or positive, got {self.temperature}'
+      )
+    if not 0 < self.top_p <= 1:
+      raise ValueError(f'config.top_p must lie in (0, 1], got {self.top_p}')
+    if self.temperature == 0 and (self.num_samples > 1 or self.top_k or self.top_p < 1):
+      raise ValueError(
+          'config.temperature 0 always chooses the same: it needs num_samples 1, top_k 0 and '
+          f'top_p 1, got {self.num_samples}, {self.top_k} and {self.top_p}'
+      )
+    if self.system and self.chat_template == 'none':
+      raise ValueError(f'config.system needs config.chat_template, got {self.system!r}')
+    model = dataclasses.replace(self.model, vocab_size=self.model.vocab_size or 1)
+    try:
+      model.validate()
+    except ValueError as error:
+      raise ValueError(f'{error} (config.model)') from error
+    self.mesh.validate()

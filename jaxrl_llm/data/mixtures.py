@@ -1,0 +1,113 @@
+"""Mixtures of data sources by weight, as pure functions of (seed, step).
+
+Draws are scheduled, not random: a random choice of K sources would be off by a number
+of draws that grows like the root of the number of draws, and a source's place in its
+epoch would follow only from all draws before. Here the sources are the leaves of a
+balanced binary tree. Of the first n draws that reach a node with weights a and b below
+it, the left child gets round(n a / (a + b)), in exact integer arithmetic, and the right
+child the rest. So
+
+  - each level is off by at most half a draw, and after n draws a source has had its
+    n w_k draws to within ceil(log2 K) / 2 (to within 1/2 for two sources);
+  - draw n and how often its source was drawn before follow from n alone, at a cost of
+    log2 K, whatever n is.
+
+Each source goes through its own epochs, each example once in each of them.
+"""
+
+import fractions
+import math
+from collections.abc import Sequence
+
+import numpy as np
+
+from jaxrl_llm.data import batching
+
+
+def mixture_indices(
+    sizes: Sequence[int],
+    weights: Sequence[float],
+    batch_size: int,
+    *,
+    seed: int,
+    step: int,
+    names: Sequence[str] | None = None,
+) -> tuple[np.ndarray, np.ndarray]:
+  """The examples of one step, from K sources.
+
+  Step s takes the draws s·B to (s + 1)·B - 1. With one source these are the examples
+  of `batching.batch_indices`.
+
+  Args:
+    sizes: how many examples each source has, at least 1.
+    weights: the share of each source in the draws, positive; they need not add up to 1.
+    batch_size: B, at least 1.
+    seed: decides the order within each source's epochs; non-negative.
+    step: the step's number, from 0.
+    names: of the sources, for errors.
+
+  Returns:
+    (source int64 [B], index within that source int64 [B]).
+
+  Raises:
+    ValueError: an argument is out of its range; sources are named.
+  """
+  _check(sizes, weights, batch_size, seed, step, names)
+  shares = _whole_numbers(weights)
+  drawn = [_draw(shares, int(step) * batch_size + place) for place in range(batch_size)]
+  index = []
+  for source, before in drawn:
+    epoch, offset = divmod(before, sizes[source])
+    order = batching.epoch_permutation(
+        int(sizes[source]), seed=int(seed), epoch=epoch, source=source
+    )
+    index.append(order[offset])
+  return np.array([source for source, _ in drawn], np.int64), np.array(index, np.int64)
+
+
+def _whole_numbers(weights: Sequence[float]) -> list[int]:
+  """Integers in exactly the proportion of `weights`."""
+  exact = [fractions.Fraction(float(weight)) for weight in weights]
+  scale = math.lcm(*(weight.denominator for weight in exact))
+  return [int(weight * scale) for weight in exact]
+
+
+def _draw(shares: list[int], draw: int) -> tuple[int, int]:
+  """(the source of draw number `draw`, how often that source was drawn before)."""
+  first, last = 0, len(shares)  # The sources below the node, of which this is draw `draw`.
+  while last - first > 1:
+    middle = (first + last) // 2
+    left, total = sum(shares[first:middle]), sum(shares[first:last])
+    before, after = (
+        (2 * count * left + total) // (2 * total) for count in (draw, draw + 1)  # Rounded.
+    )
+    if after > before:
+      draw, last = before, middle
+    else:
+      draw, first = draw - before, middle
+  return first, draw
+
+
+def _check(
+    sizes: Sequence[int],
+    weights: Sequence[float],
+    batch_size: int,
+    seed: int,
+    step: int,
+    names: Sequence[str] | None,
+) -> None:
+  """Raises one line about the first argument that is out of its range."""
+  names = [f'source {k}' for k in range(len(sizes))] if names is None else names
+  if not sizes or not len(sizes) == len(weights) == len(names):
+    raise ValueError(
+        'a mixture needs at least one source, and a size, a weight and a name for each, got '
+        f'{len(sizes)}, {len(weights)} and {len(names)}'
+    )
+  for name, size, weight in zip(names, sizes, weights):
+    if size < 1:
+      raise ValueError(f'{name} has no examples')
+    if not 0 < weight < math.inf:
+      raise ValueError(f'the weight of {name} must be positive, got {weight}')
+  for what, value, least in (('batch_size', batch_size, 1), ('seed', seed, 0), ('step', step, 0)):
+    if value < least:
+      raise ValueError(f'{what} must be at least {least}, got {value}')

@@ -1,0 +1,184 @@
+"""What the small JSON files beside a model's weights say about its tokens.
+
+Read are tokenizer_config.json, special_tokens_map.json, added_tokens.json,
+generation_config.json and config.json, each where it exists, with the precedence that
+transformers gives them.
+"""
+
+import dataclasses
+import hashlib
+import json
+import pathlib
+from typing import Any, NamedTuple
+
+_FLAGS = ('special', 'lstrip', 'rstrip', 'single_word', 'normalized')
+
+
+class AddedToken(NamedTuple):
+  """A token that is cut out of a text before anything else looks at it.
+
+  Attributes:
+    content: its text.
+    special: whether decoding drops it.
+    lstrip: whether it takes the white space before it along.
+    rstrip: whether it takes the white space behind it along.
+    single_word: whether it is one only between non-letters.
+    normalized: whether it is looked for in the normalised text.
+  """
+
+  content: str
+  special: bool = True
+  lstrip: bool = False
+  rstrip: bool = False
+  single_word: bool = False
+  normalized: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class TokenFiles:
+  """The files' content.
+
+  Attributes:
+    directory: where they lie.
+    config: tokenizer_config.json; empty if there is none.
+    model_type: config.json's; '' if there is none.
+    names: the text of each named token ('bos_token', 'eos_token', ...), the null ones left
+      out.
+    numbered: id -> token, for those whose id the files state; ascending.
+    unnumbered: the named and additional tokens that are not in `numbered`.
+    model_stop_ids: eos_token_id of generation_config.json, else of config.json.
+    stop_file: the file which that is from.
+  """
+
+  directory: pathlib.Path
+  config: dict[str, Any]
+  model_type: str
+  names: dict[str, str]
+  numbered: dict[int, AddedToken]
+  unnumbered: tuple[AddedToken, ...]
+  model_stop_ids: tuple[int, ...]
+  stop_file: str
+
+
+def read(directory: str | pathlib.Path) -> TokenFiles:
+  """Reads the files in `directory`; ValueError in one line that names a damaged one."""
+  directory = pathlib.Path(directory)
+  config = _read_optional(directory / 'tokenizer_config.json')
+  more = _read_optional(directory / 'special_tokens_map.json')
+  # Old files keep the names in a map of their own, which then has precedence.
+  maps = (more, config) if 'added_tokens_decoder' in config else (config, more)
+  entries = {key: value for source in maps for key, value in source.items()}
+  named = {key: value for key, value in entries.items() if _is_named(key, value)}
+  extras = entries.get('extra_special_tokens') or entries.get('additional_special_tokens') or []
+  if isinstance(extras, dict):
+    named, extras = named | extras, []
+  special = [_added_token(value, directory) for value in (*named.values(), *extras)]
+  numbered = _numbered(directory, config, {token.content for token in special})
+  known = {token.content for token in numbered.values()}
+  unnumbered = {token.content: token for token in special if token.content not in known}
+  model_config = _read_optional(directory / 'config.json')
+  stop_ids, stop_file = _model_stop_ids(directory, model_config)
+  return TokenFiles(
+      directory=directory,
+      config=config,
+      model_type=str(model_config.get('model_type') or ''),
+      names={key: _added_token(value, directory).content for key, value in named.items()},
+      numbered=numbered,
+      unnumbered=tuple(unnumbered.values()),
+      model_stop_ids=stop_ids,
+      stop_file=stop_file,
+  )
+
+
+def _is_named(key: str, value: Any) -> bool:
+  """Whether an entry names a token: eos_token, but not add_eos_token: true."""
+  return key.endswith('_token') and isinstance(value, (str, dict))
+
+
+def _added_token(value: Any, directory: pathlib.Path, **defaults: bool) -> AddedToken:
+  """The token that a string or an object stands for."""
+  if isinstance(value, str):
+    return AddedToken(value, **defaults)
+  if isinstance(value, dict) and isinstance(value.get('content'), str):
+    flags = {flag: bool(value[flag]) for flag in _FLAGS if flag in value}
+    return AddedToken(value['content'], **{**defaults, **flags})
+  raise ValueError(f'{directory}: {value!r} is no token: expected a text or one with "content"')
+
+
+def _numbered(
+    directory: pathlib.Path, config: dict[str, Any], special: set[str]
+) -> dict[int, AddedToken]:
+  """The tokens with stated ids: added_tokens_decoder, else added_tokens.json."""
+  numbered = config.get('added_tokens_decoder')
+  if numbered is None:
+    old = _read_optional(directory / 'added_tokens.json')
+    numbered = {
+        number: {'content': content, 'special': content in special,
+                 'normalized': content not in special}
+        for content, number in old.items()
+    }
+  try:
+    by_id = {int(key): value for key, value in numbered.items()}
+  except (AttributeError, TypeError, ValueError):
+    raise ValueError(f'{directory}: added tokens must have whole numbers as ids') from None
+  return {
+      key: _added_token(by_id[key], directory, special=False, normalized=True)
+      for key in sorted(by_id)
+  }
+
+
+def _model_stop_ids(
+    directory: pathlib.Path, model_config: dict[str, Any]
+) -> tuple[tuple[int, ...], str]:
+  """The ids that end what the model writes, and the file that says so."""
+  generation = _read_optional(directory / 'generation_config.json')
+  inner = model_config.get('text_config')
+  for file, fields in (
+      ('generation_config.json', generation),
+      ('config.json', model_config),
+      ('config.json', inner if isinstance(inner, dict) else {}),
+  ):
+    value = fields.get('eos_token_id')
+    if value is None or value == []:
+      continue
+    ids = value if isinstance(value, list) else [value]
+    if not all(type(token) is int and token >= 0 for token in ids):
+      raise ValueError(f'{directory / file}: eos_token_id must hold ids, got {value!r}')
+    return tuple(ids), file
+  return (), ''
+
+
+def _read_optional(path: pathlib.Path) -> dict[str, Any]:
+  """The JSON object in a file; empty if there is no such file."""
+  return read_json_object(path) if path.exists() else {}
+
+
+def read_bytes(path: pathlib.Path) -> bytes:
+  """The file's content; ValueError in one line if there is none."""
+  try:
+    return path.read_bytes()
+  except OSError as error:
+    raise ValueError(f'cannot read the file {path}: {error.strerror}') from None
+
+
+def read_json_object(path: pathlib.Path) -> dict[str, Any]:
+  """The JSON object in a file; ValueError in one line if it holds none."""
+  content = read_bytes(path)
+  try:
+    value = json.loads(content)
+  except ValueError as error:
+    raise ValueError(f'{path} is not complete JSON: {one_line(error)}') from None
+  if not isinstance(value, dict):
+    raise ValueError(f'{path} must hold a JSON object, got {type(value).__name__}')
+  return value
+
+
+def fingerprint(*parts: Any) -> str:
+  """The first 16 hexadecimal digits of the SHA-256 of `parts` as JSON."""
+  text = json.dumps(parts, ensure_ascii=True, sort_keys=True)
+  return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def one_line(error: Exception) -> str:
+  """An error's message without line ends."""
+  return ' '.join(str(error).split())

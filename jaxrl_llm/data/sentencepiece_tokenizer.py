@@ -1,0 +1,205 @@
+"""SentencePiece .model files, with the special tokens that chat templates write."""
+
+import hashlib
+import pathlib
+import re
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from jaxrl_llm.data import model_files, tokenizer_files
+
+# Protocol buffers merge when they are joined: this is a ModelProto that says nothing but
+# normalizer_spec.add_dummy_prefix = false.
+_NO_SPACE_IN_FRONT = b'\x1a\x02\x18\x00'
+_SPACE = '\u2581'  # What a model writes for a space.
+_REPLACEMENT = '\ufffd'  # What an id that stands for nothing is written as.
+
+
+class SentencePieceTokenizer:
+  """A SentencePiece model file, with what lies beside it.
+
+  The text is cut at the special tokens first: the model's control and unknown pieces,
+  and the added tokens of tokenizer_config.json. What lies between them goes through the
+  model, whose own normaliser applies (commonly an identity in language models; some make
+  one space of many), so that `decode(encode(text))` is the normalised text. The space
+  that a model puts in front of a text stands only there; with `"legacy": true` in
+  tokenizer_config.json also behind each special token. Under a LlamaTokenizer a text that
+  begins with a space gets no second one. That is what transformers does; pieces that the
+  model itself calls user-defined are left to it.
+
+  Attributes:
+    vocab_size: one more than the largest id, added tokens included.
+    pad_id: that of the pad_token, else the model's, else the first stop id.
+    stop_ids: the eos_token's (else the model's end of sentence) and those of the model's
+      configuration; the first ends demonstrations.
+    start_ids: the bos_token's, where tokenizer_config.json has `"add_bos_token": true`.
+    fingerprint: a short hash of everything that decides ids, stop, start and pad.
+  """
+
+  def __init__(
+      self,
+      path: str | pathlib.Path,
+      *,
+      stop_tokens: Sequence[str] | None = None,
+      pad_token: str | None = None,
+  ):
+    """Loads the model file at `path`; ValueError if it is missing or damaged."""
+    path = pathlib.Path(path)
+    files = model_files.read(path.parent)
+    content = model_files.read_bytes(path)
+    self._first = _processor(content, path)
+    self._later = _processor(content + _NO_SPACE_IN_FRONT, path)
+    self._num_pieces = self._first.vocab_size()
+    added = _added_tokens(self._first, files)
+    self._ids = {token.content: number for number, token in added.items()}
+    self._pattern = _pattern(added.values(), path)
+    self.vocab_size = max([self._num_pieces - 1, *added]) + 1
+    self.stop_ids, self.pad_id = self._roles(files, stop_tokens, pad_token)
+    self.start_ids = self._start(files)
+    special = {number for number, token in added.items() if token.special}
+    # An unknown piece must leave a trace, so that '4<unk>2' does not read '42'.
+    self._dropped = special - {self._first.unk_id()} | {self.pad_id, *self.stop_ids}
+    self._written = {
+        number: token.content for number, token in added.items() if number not in special
+    }
+    if files.config.get('add_prefix_space') is False:
+      self._first = self._later
+    name = str(files.config.get('tokenizer_class')).removesuffix('Fast')
+    self._is_llama = name == 'LlamaTokenizer'
+    self._is_legacy = bool(files.config.get('legacy'))
+    self.fingerprint = model_files.fingerprint(
+        'sentencepiece', hashlib.sha256(content).hexdigest(), sorted(added.items()),
+        self._is_llama, self._is_legacy, self._first is self._later,
+        self.stop_ids, self.start_ids, self.pad_id,
+    )
+
+  def _roles(
+      self,
+      files: model_files.TokenFiles,
+      stop_tokens: Sequence[str] | None,
+      pad_token: str | None,
+  ) -> tuple[tuple[int, ...], int]:
+    """(stop ids, padding id); the model's own where the files name none."""
+    end, padding = self._first.eos_id(), self._first.pad_id()
+    stops, pad = tokenizer_files.stop_and_pad(
+        files, self._id_of, self.vocab_size, stop_tokens=stop_tokens, pad_token=pad_token,
+        default_stops=[self._first.id_to_piece(end)] if end >= 0 else [],
+    )
+    is_named = pad_token or 'pad_token' in files.names
+    return stops, pad if is_named or padding < 0 else padding
+
+  def _start(self, files: model_files.TokenFiles) -> tuple[int, ...]:
+    """What stands before a plain text."""
+    if not files.config.get('add_bos_token'):
+      return ()
+    start = self._first.bos_id()
+    if 'bos_token' in files.names:
+      start = self._ids[files.names['bos_token']]
+    return (start,) if start >= 0 else ()
+
+  def _id_of(self, text: str) -> int | None:
+    """The id of an added token or of a piece; None if there is none."""
+    return self._ids.get(text, _piece_id(self._first, text))
+
+  def encode(self, text: str) -> list[int]:
+    """Ids of `text`, without any start or stop token."""
+    return self.encode_with_offsets(text)[0]
+
+  def encode_with_offsets(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
+    """Ids of `text`, and for each the half-open range of characters that it stands for."""
+    tokenizer_files.check_text(text)
+    ids: list[int] = []
+    offsets: list[tuple[int, int]] = []
+    end = 0
+    for found in [*self._pattern.finditer(text), None]:
+      begin = len(text) if found is None else found.start()
+      if begin > end:
+        segment = text[end:begin]
+        pieces = self._model(segment, end).encode_as_offset_mapping(segment)
+        ids += pieces['ids']
+        offsets += [(end + first, end + last) for first, last in pieces['offsets']]
+      if found is not None:
+        end = found.end()
+        content = found.group()
+        ids.append(self._ids[content if content in self._ids else content.strip()])
+        offsets.append((begin, end))
+    return ids, tokenizer_files.cover_empty(offsets)
+
+  def _model(self, segment: str, begin: int) -> Any:
+    """The processor for a segment: with a space put in front, or without."""
+    if begin and not self._is_legacy:
+      return self._later
+    return self._later if self._is_llama and segment[0] in (' ', _SPACE) else self._first
+
+  def decode(self, ids: Sequence[int]) -> str:
+    """The text of `ids`; special ids are dropped, ids of nothing become U+FFFD."""
+    texts: list[str] = []
+    run: list[int] = []
+
+    def end_run() -> None:
+      if run:
+        # Only the first piece of a text may lose the space in its front.
+        texts.append((self._later if texts else self._first).decode(run))
+        run.clear()
+
+    for token in map(int, ids):
+      if token in self._dropped:
+        continue
+      if token not in self._written and 0 <= token < self._num_pieces:
+        run.append(token)
+        continue
+      end_run()
+      texts.append(self._written.get(token, _REPLACEMENT))
+    end_run()
+    return ''.join(texts)
+
+
+def _processor(content: bytes, path: pathlib.Path) -> Any:
+  """The library's processor of a model file's content."""
+  import sentencepiece
+
+  try:
+    processor = sentencepiece.SentencePieceProcessor(model_proto=content)
+    size = processor.vocab_size()
+  except (RuntimeError, OSError):
+    size = 0
+  if not size:
+    raise ValueError(f'{path} is not a complete SentencePiece model ({len(content)} bytes)')
+  return processor
+
+
+def _piece_id(processor: Any, text: str) -> int | None:
+  """The id of a piece; None if the model has no such piece."""
+  number = processor.piece_to_id(text)
+  return number if processor.id_to_piece(number) == text else None
+
+
+def _added_tokens(
+    processor: Any, files: model_files.TokenFiles
+) -> dict[int, model_files.AddedToken]:
+  """The tokens that are cut out of a text first, by id."""
+  pieces = range(processor.vocab_size())
+  own = {number for number, control in zip(pieces, processor.is_control(list(pieces))) if control}
+  if processor.unk_id() >= 0:
+    own.add(processor.unk_id())
+  added = {number: model_files.AddedToken(processor.id_to_piece(number)) for number in sorted(own)}
+  added |= files.numbered
+  ids = {token.content: number for number, token in added.items()}
+  for token in files.unnumbered:
+    number = ids.get(token.content, _piece_id(processor, token.content))
+    if number is None:
+      number = max([len(pieces) - 1, *added]) + 1
+    added[number] = token._replace(special=True)
+  return added
+
+
+def _pattern(tokens: Iterable[model_files.AddedToken], path: pathlib.Path) -> re.Pattern[str]:
+  """Finds the tokens in a text, the longest that begins at a place, with their white space."""
+  choices = []
+  for token in sorted(tokens, key=lambda token: -len(token.content)):
+    if token.single_word:
+      raise ValueError(f'{path.parent}: {token.content!r} asks for single_word, not supported')
+    left, right = ('\\s*' if strip else '' for strip in (token.lstrip, token.rstrip))
+    if token.content:
+      choices.append(f'{left}{re.escape(token.content)}{right}')
+  return re.compile('|'.join(choices) or '(?!)')

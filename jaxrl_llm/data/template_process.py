@@ -1,0 +1,135 @@
+"""The process in which chat templates are rendered; started by `chat_templates` as a program.
+
+It imports nothing of the project, so that it starts quickly. The first line of its input
+is a JSON object of settings, each further one the messages of a conversation; it answers
+each with a line: {'text': ...}, with 'replies' besides where they were asked for, or
+{'problem': ...}, which is its last.
+"""
+
+import datetime
+import json
+import os
+import sys
+from collections.abc import Callable
+from typing import Any
+
+# How a reply lies in the text of its conversation: (begin, end, is complete).
+Reply = tuple[int, int, bool]
+
+
+def _environment(today: str) -> Any:
+  """Jinja's immutable sandbox, set up as Hugging Face does it."""
+  import jinja2.exceptions
+  import jinja2.ext
+  import jinja2.nodes
+  import jinja2.sandbox
+
+  class Generation(jinja2.ext.Extension):
+    """{% generation %}, which marks what the assistant says, writes what stands in it."""
+
+    tags = {'generation'}
+
+    def parse(self, parser: Any) -> Any:
+      line = next(parser.stream).lineno
+      body = parser.parse_statements(('name:endgeneration',), drop_needle=True)
+      return jinja2.nodes.Scope(body, lineno=line)
+
+  def to_json(value: Any, ensure_ascii: bool = False, indent: int | None = None,
+              separators: Any = None, sort_keys: bool = False) -> str:
+    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators,
+                      sort_keys=sort_keys)
+
+  def raise_exception(message: Any) -> None:
+    raise jinja2.exceptions.TemplateError(message)
+
+  environment = jinja2.sandbox.ImmutableSandboxedEnvironment(
+      trim_blocks=True, lstrip_blocks=True, extensions=[Generation, 'jinja2.ext.loopcontrols']
+  )
+  environment.filters['tojson'] = to_json
+  environment.globals['raise_exception'] = raise_exception
+  if today:
+    environment.globals['strftime_now'] = datetime.datetime.fromisoformat(today).strftime
+  return environment
+
+
+def _shared(first: str, second: str) -> int:
+  """How many characters two texts have in common at their beginning."""
+  if second.startswith(first):
+    return len(first)
+  return len(os.path.commonprefix([first, second]))
+
+
+def _replies(
+    messages: list[dict[str, Any]], text: str, render: Callable[..., str]
+) -> list[Reply]:
+  """Where the assistant's messages lie in the conversation's text.
+
+  A reply begins behind what the template writes before it when it asks for a reply, and
+  ends with what it writes up to it. One whose beginning is written in another way when the
+  conversation goes on is not among the replies; where it is the end that differs, the
+  reply is not complete, and `end` is where the difference begins.
+  """
+  replies = []
+  for index, message in enumerate(messages):
+    if index == 0 or message.get('role') != 'assistant':
+      continue
+    before = render(messages[:index], True)
+    if not text.startswith(before):
+      continue
+    after = text if index + 1 == len(messages) else render(messages[: index + 1], False)
+    end = _shared(after, text)
+    if end > len(before):
+      replies.append((len(before), end, end == len(after)))
+  return replies
+
+
+def _serve() -> None:
+  """Renders conversations under limits; see the file's docstring."""
+  import resource
+  import signal
+
+  request = json.loads(sys.stdin.buffer.readline())
+  environment = _environment(request['today'])
+  resource.setrlimit(resource.RLIMIT_AS, (request['max_memory'],) * 2)
+  resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+  # Without a handler the signal ends the process, in the middle of whatever it computes.
+  signal.signal(signal.SIGALRM, signal.SIG_DFL)
+  template = None
+
+  def render(messages: list[dict[str, Any]], add_generation_prompt: bool) -> str:
+    pieces, size = [], 0
+    signal.setitimer(signal.ITIMER_REAL, request['seconds'])
+    for piece in template.generate(**{
+        'tools': None, 'documents': None, **request['variables'], 'messages': messages,
+        'add_generation_prompt': add_generation_prompt,
+    }):
+      size += len(piece)
+      if size > request['max_output']:
+        raise ValueError(f'writes more than {request["max_output"]} characters')
+      pieces.append(piece)
+    signal.setitimer(signal.ITIMER_REAL, 0)
+    return ''.join(pieces)
+
+  for line in sys.stdin.buffer:
+    try:
+      if template is None:
+        signal.setitimer(signal.ITIMER_REAL, request['seconds'])
+        template = environment.from_string(request['template'])
+      messages = json.loads(line)
+      reply = {'text': render(messages, request['add_generation_prompt'])}
+      if request['find_replies']:
+        reply['replies'] = _replies(messages, reply['text'], render)
+    except MemoryError:
+      reply = {'problem': f'needs more than {request["max_memory"] >> 20} MiB of memory'}
+    except Exception as error:  # Whatever the template provoked becomes one line.
+      message = ' '.join(str(error).split())
+      reply = {'problem': f'{type(error).__name__}: {message[:300]}'}
+    signal.setitimer(signal.ITIMER_REAL, 0)
+    sys.stdout.write(json.dumps(reply) + '\n')
+    sys.stdout.flush()
+    if 'problem' in reply:
+      return
+
+
+if __name__ == '__main__':
+  _serve()

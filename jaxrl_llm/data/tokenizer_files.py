@@ -1,0 +1,328 @@
+"""Reads what the `tokenizers` library can represent: tokenizer.json, and byte-level BPE.
+
+What lies beside the file decides too (`model_files`): added tokens, which tokens end a
+response, which fills, which stands at the start of a plain text.
+
+A tokenizer.json is taken as it is written, with one exception, which transformers makes
+as well: a LlamaTokenizer puts the space that SentencePiece puts in front of a text only
+there, and not behind every special token, unless tokenizer_config.json says
+`"legacy": true`.
+"""
+
+import hashlib
+import pathlib
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+from jaxrl_llm.data import model_files
+
+# How Qwen2 cuts text into the pieces within which its merges work: contractions,
+# letters with at most one leading sign, single digits, signs, line ends, spaces.
+_QWEN2_SPLIT = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}"
+    r'| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+'
+)
+_END_OF_TEXT = '<|endoftext|>'
+# These follow the 151,643 entries of Qwen2's vocab.json, which does not hold them.
+_QWEN2_SPECIAL = (_END_OF_TEXT, '<|im_start|>', '<|im_end|>')
+_SPACE = '\u2581'  # What SentencePiece writes for a space.
+
+
+class Loaded(NamedTuple):
+  """A tokenizer of the `tokenizers` library with the roles of its ids.
+
+  Attributes:
+    backend: the `tokenizers.Tokenizer`.
+    stop_ids: those that end a response; the first ends demonstrations.
+    pad_id: the id that fills.
+    start_ids: those that stand before a plain text.
+    source_hash: a hash of everything that `backend` was made from.
+  """
+
+  backend: Any
+  stop_ids: tuple[int, ...]
+  pad_id: int
+  start_ids: tuple[int, ...]
+  source_hash: str
+
+
+def stop_and_pad(
+    files: model_files.TokenFiles,
+    id_of: Callable[[str], int | None],
+    size: int,
+    *,
+    stop_tokens: Sequence[str] | None = None,
+    pad_token: str | None = None,
+    default_stops: Sequence[str] = (),
+) -> tuple[tuple[int, ...], int]:
+  """Which ids end a response, and which one fills.
+
+  Responses end with the eos_token, which comes first, and with every id that
+  generation_config.json names (config.json where it names none). Where neither names
+  any, as with encoders, the sep_token ends a text. Filling is the pad_token's part, or
+  the first stop id's where there is none.
+
+  Args:
+    files: what lies beside the tokenizer.
+    id_of: the id of a token's text, None if it is no token.
+    size: one more than the largest id.
+    stop_tokens: overrides which tokens end a response.
+    pad_token: overrides which token fills.
+    default_stops: what ends a response where tokenizer_config.json names no eos_token.
+
+  Returns:
+    The stop ids, each once, and the padding id.
+
+  Raises:
+    ValueError: a named token does not exist, or nothing ends a response.
+  """
+
+  def known(token: str) -> int:
+    number = id_of(token)
+    if number is None:
+      raise ValueError(f'token {token!r} is not in the vocabulary of {files.directory}')
+    return number
+
+  if stop_tokens is None:
+    named = [files.names['eos_token']] if 'eos_token' in files.names else default_stops
+    stops = [*map(known, named), *files.model_stop_ids]
+    if not stops and 'sep_token' in files.names:
+      stops = [known(files.names['sep_token'])]
+    outside = [token for token in stops if token >= size]
+    if outside:
+      raise ValueError(
+          f'{files.directory / files.stop_file}: eos_token_id {outside[0]} is not an id of the '
+          f'tokenizer, whose ids lie in [0, {size}): mend the file or pass stop_tokens'
+      )
+    if not stops:
+      raise ValueError(f'{files.directory} names no eos_token: pass stop_tokens')
+  elif not stop_tokens:
+    raise ValueError('stop_tokens must name at least one token, got none')
+  else:
+    stops = [known(token) for token in stop_tokens]
+  filler = pad_token or files.names.get('pad_token')
+  return tuple(dict.fromkeys(stops)), known(filler) if filler else stops[0]
+
+
+def check_text(text: str) -> None:
+  """Raises a ValueError if `text` holds half a surrogate pair, which broken JSON leaves."""
+  try:
+    text.encode()
+  except UnicodeEncodeError as error:
+    raise ValueError(
+        f'a text holds half a surrogate pair, {text[error.start]!r} at character {error.start}'
+    ) from None
+
+
+def cover_empty(offsets: list[tuple[int, int]]) -> list[tuple[int, int]]:
+  """Gives a token without characters (the first bytes of one) the range of the next token."""
+  covered = list(offsets)
+  for index in range(len(covered) - 2, -1, -1):
+    begin, end = covered[index]
+    if begin == end:
+      covered[index] = covered[index + 1]
+  return covered
+
+
+def from_tokenizer_json(
+    path: pathlib.Path, *, stop_tokens: Sequence[str] | None, pad_token: str | None
+) -> Loaded:
+  """A tokenizer.json with what lies beside it; ValueError in one line if it is damaged."""
+  import tokenizers
+
+  files = model_files.read(path.parent)
+  content = model_files.read_bytes(path)
+  try:
+    backend = tokenizers.Tokenizer.from_str(content.decode())
+  except Exception as error:
+    raise ValueError(
+        f'{path} is not a complete tokenizer.json: {model_files.one_line(error)}'
+    ) from None
+  # A file may have been saved in the middle of its use, with a length to cut or fill to.
+  backend.no_truncation()
+  backend.no_padding()
+  # The post-processor decides how a text starts, whatever add_bos_token says.
+  example = backend.encode('The 0')
+  start_ids = tuple(example.ids[: [*example.special_tokens_mask, 0].index(0)])
+  scheme = _llama_scheme(files, content)
+  if scheme:
+    _write_spaces(backend, scheme)
+  _add_tokens(backend, files)
+  stop_ids, pad_id = stop_and_pad(
+      files, backend.token_to_id, size_of(backend), stop_tokens=stop_tokens, pad_token=pad_token
+  )
+  source = model_files.fingerprint(_digest(content), scheme, _added(files))
+  return Loaded(backend, stop_ids, pad_id, start_ids, source)
+
+
+def size_of(backend: Any) -> int:
+  """One more than the largest id, added tokens included."""
+  return max(backend.get_vocab(with_added_tokens=True).values()) + 1
+
+
+def _digest(content: bytes) -> str:
+  """The SHA-256 of a file's content."""
+  return hashlib.sha256(content).hexdigest()
+
+
+def _added(files: model_files.TokenFiles) -> list[Any]:
+  """What of `files` decides ids, as JSON."""
+  return [sorted(files.numbered.items()), files.unnumbered]
+
+
+def _add_tokens(backend: Any, files: model_files.TokenFiles) -> None:
+  """Adds the tokens of `files` to `backend`; ValueError if one has another id there."""
+  from tokenizers import AddedToken
+
+  backend.add_tokens([AddedToken(**token._asdict()) for token in files.numbered.values()])
+  for number, token in files.numbered.items():
+    actual = backend.token_to_id(token.content)
+    if actual != number:
+      raise ValueError(
+          f'{files.directory}: the added token {token.content!r} should have id {number}, and '
+          f'the vocabulary gives it {actual}'
+      )
+  special = {
+      token.content for token in backend.get_added_tokens_decoder().values() if token.special
+  }
+  backend.add_special_tokens([
+      AddedToken(**token._asdict()) for token in files.unnumbered if token.content not in special
+  ])
+
+
+def _llama_scheme(files: model_files.TokenFiles, content: bytes) -> str:
+  """Where a LlamaTokenizer puts its space, in Metaspace's words; '' for other classes."""
+  name = str(files.config.get('tokenizer_class')).removesuffix('Fast')
+  if name != 'LlamaTokenizer' or files.model_type not in ('', 'llama') or b'ByteLevel' in content:
+    return ''
+  if files.config.get('add_prefix_space') is False:
+    return 'never'
+  return 'always' if files.config.get('legacy') else 'first'
+
+
+def _write_spaces(backend: Any, scheme: str) -> None:
+  """Lets `backend` write spaces as SentencePiece does, and one in front by `scheme`."""
+  from tokenizers import decoders, pre_tokenizers
+
+  backend.normalizer = None
+  backend.pre_tokenizer = pre_tokenizers.Metaspace(
+      replacement=_SPACE, prepend_scheme=scheme, split=False
+  )
+  strip = [] if scheme == 'never' else [decoders.Strip(content=' ', left=1)]
+  backend.decoder = decoders.Sequence(
+      [decoders.Replace(_SPACE, ' '), decoders.ByteFallback(), decoders.Fuse(), *strip]
+  )
+
+
+def from_byte_level_files(
+    vocabulary_path: pathlib.Path,
+    merges_path: pathlib.Path,
+    *,
+    stop_tokens: Sequence[str] | None,
+    pad_token: str | None,
+) -> Loaded:
+  """Byte-level BPE from a vocabulary and a list of merges: GPT-2 or Qwen2.
+
+  Which one it is says tokenizer_config.json's tokenizer_class, or else whether
+  <|endoftext|> is in the vocabulary, as it is GPT-2's. Qwen2's added tokens are those
+  of tokenizer_config.json, or else Qwen2's own three.
+  """
+  import tokenizers
+  from tokenizers import decoders, models
+
+  files = model_files.read(vocabulary_path.parent)
+  vocabulary = model_files.read_json_object(vocabulary_path)
+  merges = _read_merges(merges_path)
+  is_gpt2 = _is_gpt2(files, vocabulary)
+  _check_complete(vocabulary_path, vocabulary, merges_path, merges, files)
+  try:
+    backend = tokenizers.Tokenizer(models.BPE(vocab=vocabulary, merges=merges))
+  except Exception as error:
+    raise ValueError(
+        f'{merges_path} does not fit {vocabulary_path}: {model_files.one_line(error)}'
+    ) from None
+  space = bool(files.config.get('add_prefix_space'))
+  _cut(backend, is_gpt2, space)
+  backend.decoder = decoders.ByteLevel()
+  own = (_END_OF_TEXT,) if is_gpt2 else _QWEN2_SPECIAL
+  if not files.numbered:
+    backend.add_special_tokens(list(own))
+  _add_tokens(backend, files)
+  stop_ids, pad_id = stop_and_pad(
+      files, backend.token_to_id, size_of(backend), stop_tokens=stop_tokens, pad_token=pad_token,
+      default_stops=own[::2],  # Qwen2: <|endoftext|> and <|im_end|>.
+  )
+  start = files.names.get('bos_token') if files.config.get('add_bos_token') else None
+  source = model_files.fingerprint(
+      _digest(model_files.read_bytes(vocabulary_path)),
+      _digest(model_files.read_bytes(merges_path)), is_gpt2, space, _added(files),
+  )
+  start_ids = () if start is None else (backend.token_to_id(start),)
+  return Loaded(backend, stop_ids, pad_id, start_ids, source)
+
+
+def _is_gpt2(files: model_files.TokenFiles, vocabulary: dict[str, Any]) -> bool:
+  """Whether the vocabulary is of GPT-2's kind, else of Qwen2's; ValueError for neither."""
+  name = str(files.config.get('tokenizer_class') or '').removesuffix('Fast')
+  if name in ('', 'PreTrainedTokenizer', 'TokenizersBackend'):
+    return _END_OF_TEXT in vocabulary
+  if name not in ('GPT2Tokenizer', 'Qwen2Tokenizer'):
+    raise ValueError(
+        f'{files.directory}: a vocabulary with merges must be of tokenizer_class GPT2Tokenizer '
+        f'or Qwen2Tokenizer, got {name!r}: save it as a tokenizer.json'
+    )
+  return name == 'GPT2Tokenizer'
+
+
+def _check_complete(
+    vocabulary_path: pathlib.Path,
+    vocabulary: dict[str, Any],
+    merges_path: pathlib.Path,
+    merges: list[tuple[str, str]],
+    files: model_files.TokenFiles,
+) -> None:
+  """Raises if a token is neither a byte, nor an added token, nor made by a merge."""
+  from tokenizers import pre_tokenizers
+
+  explained = {_END_OF_TEXT, *pre_tokenizers.ByteLevel.alphabet()}
+  explained.update(left + right for left, right in merges)
+  explained.update(token.content for token in (*files.numbered.values(), *files.unnumbered))
+  strange = vocabulary.keys() - explained
+  if strange:
+    raise ValueError(
+        f'{merges_path} has {len(merges)} merges, which make {len(strange)} of the '
+        f'{len(vocabulary)} tokens of {vocabulary_path.name} not: one of the files is truncated'
+    )
+
+
+def _cut(backend: Any, is_gpt2: bool, space: bool) -> None:
+  """Lets `backend` cut text into words as GPT-2 or Qwen2 does, with a space in front or not."""
+  import tokenizers
+  from tokenizers import normalizers, pre_tokenizers
+
+  if is_gpt2:
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=space)
+    return
+  backend.normalizer = normalizers.NFC()
+  backend.pre_tokenizer = pre_tokenizers.Sequence([
+      pre_tokenizers.Split(tokenizers.Regex(_QWEN2_SPLIT), behavior='isolated'),
+      pre_tokenizers.ByteLevel(add_prefix_space=space, use_regex=False),
+  ])
+
+
+def _read_merges(path: pathlib.Path) -> list[tuple[str, str]]:
+  """The merges of a text file, one pair a line after an optional version line."""
+  try:
+    lines = model_files.read_bytes(path).decode().split('\n')
+  except UnicodeDecodeError:
+    raise ValueError(f'{path} is not UTF-8: the file is damaged or truncated') from None
+  start = 1 if lines[0].startswith('#version') else 0
+  merges = []
+  for number, line in enumerate(lines[start:], start + 1):
+    pair = line.rstrip('\r').split(' ')
+    if pair == ['']:
+      continue
+    if len(pair) != 2 or not all(pair):
+      raise ValueError(f'{path}, line {number}: expected two tokens and one space, got {line!r}')
+    merges.append((pair[0], pair[1]))
+  return merges

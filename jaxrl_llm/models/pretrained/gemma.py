@@ -1,0 +1,116 @@
+"""Gemma, Gemma 2 and the text models of Gemma 3."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from jaxrl_llm.models import configs
+from jaxrl_llm.models.pretrained import config_fields, llama_layout
+
+MODEL_TYPES = ('gemma', 'gemma2', 'gemma3_text')
+ARCHITECTURES = (
+    llama_layout.architectures('Gemma')
+    | llama_layout.architectures('Gemma2')
+    | llama_layout.architectures('Gemma3')
+    | llama_layout.architectures('Gemma3Text')
+)
+PREFIX = llama_layout.PREFIX
+IGNORED = llama_layout.IGNORED
+entries = llama_layout.entries
+
+_COMMON = {'norm': 'rms_plus_one', 'embedding_scale': True, 'activation': 'geglu'}
+
+
+def read_config(fields: Mapping[str, Any]) -> configs.TransformerConfig:
+  """The model of a config.json; ValueError naming a field that is not supported."""
+  given = config_fields.Fields(fields)
+  sizes = llama_layout.read_sizes(given, tied=True, head_dim=256)
+  bias = given.take('attention_bias', False)
+  sizes |= {'attention_bias': bias, 'output_bias': bias, **_COMMON}
+  read = {'gemma': _read_gemma, 'gemma2': _read_gemma2, 'gemma3_text': _read_gemma3}
+  sizes |= read[fields['model_type']](given, sizes)
+  given.finish()
+  config = configs.TransformerConfig(**sizes)
+  config.validate()
+  return config
+
+
+def _read_gemma(given: config_fields.Fields, sizes: dict[str, Any]) -> dict[str, Any]:
+  # The first release wrote 'gelu' and meant the tanh form; hidden_activation came later.
+  names = {'gelu': 'geglu', **_GELU}
+  given.choose('hidden_act', 'gelu_pytorch_tanh', names)
+  given.choose('hidden_activation', 'gelu_pytorch_tanh', _GELU)
+  return llama_layout.read_rope(given, max_positions=sizes['max_length'])
+
+
+def _read_gemma2(given: config_fields.Fields, sizes: dict[str, Any]) -> dict[str, Any]:
+  out = llama_layout.read_rope(given, max_positions=sizes['max_length'])
+  return out | _read_newer(
+      given, sizes, caps=(50.0, 30.0), slides=lambda i: i % 2 == 0
+  )
+
+
+def _read_gemma3(given: config_fields.Fields, sizes: dict[str, Any]) -> dict[str, Any]:
+  period = given.take('sliding_window_pattern', given.take('_sliding_window_pattern', 6))
+  given.only('_sliding_window_pattern', period)
+  out = _read_newer(given, sizes, caps=(0.0, 0.0), slides=lambda i: (i + 1) % period != 0)
+  nested = given.take('rope_parameters', {})
+  local = config_fields.read_rope(
+      nested.get('sliding_attention'), None, default_theta=10_000.0,
+      theta=given.take('rope_local_base_freq', None, kind=float),
+      max_positions=sizes['max_length'], name=given.name,
+  )
+  if local['rope_scaling'] != 'none' or local['rope_fraction'] != 1.0:
+    raise ValueError(f'{given.name}: rope_parameters of sliding layers must be of type default')
+  out |= config_fields.read_rope(
+      nested.get('full_attention'), given.take('rope_scaling', None, kind=dict),
+      theta=given.take('rope_theta', None, kind=float), default_theta=1e6,
+      max_positions=sizes['max_length'], name=given.name,
+  )
+  if unknown := set(nested) - {'sliding_attention', 'full_attention'}:
+    raise ValueError(f'{given.name}: rope_parameters has the unknown part {unknown.pop()!r}')
+  sliding_too = out['sliding_window'] > 0
+  return out | {'qk_norm': True, 'rope_local_theta': local['rope_theta'] if sliding_too else 0.0}
+
+
+def _read_newer(given, sizes, *, caps, slides) -> dict[str, Any]:
+  """What Gemma 2 and 3 share: norms on both sides, windows, soft caps, the query's scale."""
+  given.choose('hidden_activation', 'gelu_pytorch_tanh', _GELU)
+  given.only('hidden_act', 'gelu_pytorch_tanh')
+  scalar = given.take('query_pre_attn_scalar', 256.0)
+  cap = lambda name, default: given.take(name, default if name not in given else 0.0, kind=float)
+  return {
+      'post_norms': True,
+      'query_scale': 0.0 if scalar == sizes['head_dim'] else scalar**-0.5,
+      'attention_softcap': cap('attn_logit_softcapping', caps[0]),
+      'logit_softcap': cap('final_logit_softcapping', caps[1]),
+      **config_fields.read_layers(
+          given, sizes['num_layers'], window=given.take('sliding_window', 4096),
+          default=[slides(i) for i in range(sizes['num_layers'])],
+      ),
+  }
+
+
+_GELU = {'gelu_pytorch_tanh': 'geglu', 'gelu_new': 'geglu'}
+
+
+def write_config(config: configs.TransformerConfig, model_type: str) -> dict[str, Any]:
+  """The config.json of a model; ValueError where the family cannot express it."""
+  fields = llama_layout.write_sizes(config)
+  fields |= {'model_type': model_type, 'attention_bias': config.attention_bias}
+  if model_type == 'gemma':
+    fields |= {'hidden_act': 'gelu_pytorch_tanh', 'hidden_activation': 'gelu_pytorch_tanh'}
+  else:
+    scalar = config.query_scale**-2 if config.query_scale else float(config.head_dim)
+    whole = round(scalar)
+    fields |= {
+        'hidden_activation': 'gelu_pytorch_tanh',
+        'query_pre_attn_scalar': whole if abs(scalar - whole) < 1e-9 * scalar else scalar,
+        'attn_logit_softcapping': config.attention_softcap or None,
+        'final_logit_softcapping': config.logit_softcap or None,
+        'sliding_window': config.sliding_window or 4096,
+        'layer_types': config_fields.write_layer_types(config),
+    }
+  if model_type == 'gemma3_text':
+    fields['rope_local_base_freq'] = config.rope_local_theta or 10_000.0
+  config_fields.check_expressed(config, read_config(fields), model_type)
+  return fields

@@ -1,0 +1,105 @@
+"""GPT-2. Its linear layers are stored [in, out], query, key and value side by side in one."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from jaxrl_llm.models import configs
+from jaxrl_llm.models.pretrained import config_fields
+from jaxrl_llm.models.pretrained.mapping import Entry, same
+
+MODEL_TYPES = ('gpt2',)
+ARCHITECTURES = {
+    'GPT2LMHeadModel': 'policy', 'GPT2ForSequenceClassification': 'value', 'GPT2Model': 'trunk',
+}
+PREFIX = 'transformer.'
+IGNORED = (r'.*h\.\d+\.attn\.(bias|masked_bias)',)  # The causal mask.
+
+_INERT = (
+    'attn_pdrop', 'embd_pdrop', 'resid_pdrop', 'n_ctx', 'gradient_checkpointing',
+    'summary_activation', 'summary_first_dropout', 'summary_proj_to_labels', 'summary_type',
+    'summary_use_proj', 'reorder_and_upcast_attn',  # The last: where it is rounded only.
+)
+
+
+def read_config(fields: Mapping[str, Any]) -> configs.TransformerConfig:
+  """The model of a config.json; ValueError naming a field that is not supported."""
+  given = config_fields.Fields(fields)
+  width, num_heads = given.take('n_embd', kind=int), given.take('n_head', kind=int)
+  if num_heads < 1 or width % num_heads:
+    raise ValueError(
+        f'{given.name}: n_embd must be a multiple of n_head ({num_heads}), got {width}'
+    )
+  given.only('scale_attn_by_inverse_layer_idx', False)
+  config = configs.TransformerConfig(
+      vocab_size=given.take('vocab_size', kind=int),
+      num_layers=given.take('n_layer', kind=int),
+      width=width,
+      num_heads=num_heads,
+      num_kv_heads=num_heads,
+      head_dim=width // num_heads,
+      mlp_width=given.take('n_inner', 4 * width),
+      max_length=given.take('n_positions', kind=int),
+      norm='layer',
+      norm_epsilon=given.take('layer_norm_epsilon', 1e-5),
+      positions='learned',
+      query_scale=0.0 if given.take('scale_attn_weights', True) else 1.0,
+      activation=given.choose('activation_function', 'gelu_new', config_fields.PLAIN_ACTIVATIONS),
+      tie_embeddings=given.take('tie_word_embeddings', True),
+      attention_bias=True,
+      output_bias=True,
+      mlp_bias=True,
+  )
+  given.finish(inert=_INERT)
+  config.validate()
+  return config
+
+
+def write_config(config: configs.TransformerConfig, model_type: str) -> dict[str, Any]:
+  """The config.json of a model; ValueError where the family cannot express it."""
+  activations = {'gelu': 'gelu_new', 'gelu_exact': 'gelu', 'relu': 'relu'}
+  fields = {
+      'model_type': model_type,
+      'vocab_size': config.vocab_size,
+      'n_layer': config.num_layers,
+      'n_embd': config.width,
+      'n_head': config.num_heads,
+      'n_inner': config.mlp_width,
+      'n_positions': config.max_length,
+      'layer_norm_epsilon': config.norm_epsilon,
+      'scale_attn_weights': config.query_scale != 1.0,
+      'activation_function': activations.get(config.activation, 'gelu_new'),
+      'tie_word_embeddings': config.tie_embeddings,
+  }
+  config_fields.check_expressed(config, read_config(fields), model_type)
+  return fields
+
+
+def entries(config: configs.TransformerConfig) -> list[Entry]:
+  """The name map of trunk and head."""
+  heads = ('query', 'key', 'value')
+  out = [
+      same('wte.weight', 'embedder/embedding'), same('wpe.weight', 'embedder/position_embedding')
+  ]
+  for theirs, ours in (('weight', 'kernel'), ('bias', 'bias')):
+    out.append(Entry(
+        f'h.{{i}}.attn.c_attn.{theirs}',
+        tuple(f'layers/attention/{head}/{ours}' for head in heads),
+        split=lambda x: tuple(np.split(x, 3, axis=-1)),
+        join=lambda *parts: np.concatenate(parts, axis=-1),
+    ))
+    out += [
+        same(f'h.{{i}}.attn.c_proj.{theirs}', f'layers/attention/output/{ours}'),
+        same(f'h.{{i}}.mlp.c_fc.{theirs}', f'layers/mlp/up/{ours}'),
+        same(f'h.{{i}}.mlp.c_proj.{theirs}', f'layers/mlp/down/{ours}'),
+    ]
+  for theirs, ours in (('weight', 'scale'), ('bias', 'bias')):
+    out += [
+        same(f'h.{{i}}.ln_1.{theirs}', f'layers/attention_norm/{ours}'),
+        same(f'h.{{i}}.ln_2.{theirs}', f'layers/mlp_norm/{ours}'),
+        same(f'ln_f.{theirs}', f'final_norm/{ours}'),
+    ]
+  if not config.tie_embeddings:
+    out.append(same('lm_head.weight', 'head/kernel'))
+  return out

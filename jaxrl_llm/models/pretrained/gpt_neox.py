@@ -1,0 +1,135 @@
+"""GPT-NeoX (Pythia). Query, key and value of each head stand next to each other in one matrix."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from jaxrl_llm.models import configs
+from jaxrl_llm.models.pretrained import config_fields
+from jaxrl_llm.models.pretrained.mapping import Entry, same, transposed
+
+MODEL_TYPES = ('gpt_neox',)
+ARCHITECTURES = {
+    'GPTNeoXForCausalLM': 'policy', 'GPTNeoXForSequenceClassification': 'value',
+    'GPTNeoXModel': 'trunk',
+}
+PREFIX = 'gpt_neox.'
+# The causal mask and the rotary frequencies, which old versions stored.
+IGNORED = (
+    r'.*\.attention\.(bias|masked_bias)', r'.*\.rotary_emb\.(inv_freq|cos_cached|sin_cached)',
+)
+
+
+def read_config(fields: Mapping[str, Any]) -> configs.TransformerConfig:
+  """The model of a config.json; ValueError naming a field that is not supported."""
+  given = config_fields.Fields(fields)
+  width = given.take('hidden_size', kind=int)
+  num_heads = given.take('num_attention_heads', kind=int)
+  if num_heads < 1 or width % num_heads:
+    raise ValueError(
+        f'{given.name}: hidden_size must be a multiple of num_attention_heads ({num_heads}), got '
+        f'{width}'
+    )
+  max_length = given.take('max_position_embeddings', kind=int)
+  fraction = given.take('rotary_pct', 0.25)
+  parameters = given.take('rope_parameters', {})
+  scaling = given.take('rope_scaling', {})
+  rope = config_fields.read_rope(
+      parameters and {'partial_rotary_factor': fraction, **parameters},
+      scaling and {'partial_rotary_factor': fraction, **scaling},
+      theta=given.take('rotary_emb_base', given.take('rope_theta', None, kind=float), kind=float),
+      default_theta=10_000.0, max_positions=max_length, name=given.name,
+  )
+  if not (parameters or scaling):
+    rope['rope_fraction'] = fraction
+  bias = given.take('attention_bias', True)
+  config = configs.TransformerConfig(
+      vocab_size=given.take('vocab_size', kind=int),
+      num_layers=given.take('num_hidden_layers', kind=int),
+      width=width,
+      num_heads=num_heads,
+      num_kv_heads=num_heads,
+      head_dim=width // num_heads,
+      mlp_width=given.take('intermediate_size', kind=int),
+      max_length=max_length,
+      norm='layer',
+      norm_epsilon=given.take('layer_norm_eps', 1e-5),
+      parallel_residual=given.take('use_parallel_residual', True),
+      activation=given.choose('hidden_act', 'gelu', config_fields.PLAIN_ACTIVATIONS),
+      tie_embeddings=given.take('tie_word_embeddings', False),
+      attention_bias=bias,
+      output_bias=bias,
+      mlp_bias=True,
+      **rope,
+  )
+  given.finish()
+  config.validate()
+  return config
+
+
+def write_config(config: configs.TransformerConfig, model_type: str) -> dict[str, Any]:
+  """The config.json of a model; ValueError where the family cannot express it."""
+  activations = {'gelu': 'gelu_new', 'gelu_exact': 'gelu', 'relu': 'relu'}
+  fields = {
+      'model_type': model_type,
+      'vocab_size': config.vocab_size,
+      'num_hidden_layers': config.num_layers,
+      'hidden_size': config.width,
+      'num_attention_heads': config.num_heads,
+      'intermediate_size': config.mlp_width,
+      'max_position_embeddings': config.max_length,
+      'layer_norm_eps': config.norm_epsilon,
+      'use_parallel_residual': config.parallel_residual,
+      'hidden_act': activations.get(config.activation, 'gelu'),
+      'tie_word_embeddings': config.tie_embeddings,
+      'attention_bias': config.attention_bias,
+      'rotary_pct': config.rope_fraction,
+      'rotary_emb_base': config.rope_theta,
+      'rope_scaling': config_fields.write_rope_scaling(config),
+  }
+  config_fields.check_expressed(config, read_config(fields), model_type)
+  return fields
+
+
+def entries(config: configs.TransformerConfig) -> list[Entry]:
+  """The name map of trunk and head."""
+  shape = (config.num_heads, 3, config.head_dim)
+  rows = config.num_heads * config.head_dim
+
+  def split(x: np.ndarray) -> tuple[np.ndarray, ...]:
+    """[H * 3 * h, ...] -> three of [..., H * h]."""
+    parts = x.reshape(*shape, *x.shape[1:])
+    return tuple(parts[:, j].reshape(rows, *x.shape[1:]).T for j in range(3))
+
+  def join(*parts: np.ndarray) -> np.ndarray:
+    rest = parts[0].shape[:-1]
+    heads = [part.T.reshape(config.num_heads, config.head_dim, *rest) for part in parts]
+    return np.stack(heads, axis=1).reshape(3 * rows, *rest)
+
+  layer = 'layers.{i}'
+  out = [same('embed_in.weight', 'embedder/embedding')]
+  fused = [('weight', 'kernel')] + ([('bias', 'bias')] if config.attention_bias else [])
+  for theirs, ours in fused:
+    out.append(Entry(
+        f'{layer}.attention.query_key_value.{theirs}',
+        tuple(f'layers/attention/{head}/{ours}' for head in ('query', 'key', 'value')),
+        split=split, join=join,
+    ))
+  for theirs, ours, bias in (
+      ('attention.dense', 'attention/output', config.output_bias),
+      ('mlp.dense_h_to_4h', 'mlp/up', True),
+      ('mlp.dense_4h_to_h', 'mlp/down', True),
+  ):
+    out.append(transposed(f'{layer}.{theirs}.weight', f'layers/{ours}/kernel'))
+    if bias:
+      out.append(same(f'{layer}.{theirs}.bias', f'layers/{ours}/bias'))
+  for theirs, ours in (('weight', 'scale'), ('bias', 'bias')):
+    out += [
+        same(f'{layer}.input_layernorm.{theirs}', f'layers/attention_norm/{ours}'),
+        same(f'{layer}.post_attention_layernorm.{theirs}', f'layers/mlp_norm/{ours}'),
+        same(f'final_layer_norm.{theirs}', f'final_norm/{ours}'),
+    ]
+  if not config.tie_embeddings:
+    out.append(same('embed_out.weight', 'head/kernel'))
+  return out

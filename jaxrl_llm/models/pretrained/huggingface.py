@@ -1,0 +1,365 @@
+"""The front door: a folder that transformers reads and writes <-> a config and parameters.
+
+  checkpoint = huggingface.read_config(directory)
+  params = huggingface.load_params(checkpoint, abstract_params)
+  huggingface.save(directory, config, params, model_type=checkpoint.model_type)
+"""
+
+import contextlib
+import dataclasses
+import json
+import os
+import pathlib
+import re
+import shutil
+from collections.abc import Callable, Mapping
+from types import ModuleType
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from jaxrl_llm.models.pretrained import gemma, gpt2, gpt_neox, llama, mapping, qwen, weights
+
+# One module a family, with MODEL_TYPES, ARCHITECTURES, PREFIX, IGNORED, read_config, write_config
+# and entries.
+FAMILIES: tuple[ModuleType, ...] = (gpt2, gpt_neox, llama, qwen, gemma)
+
+ROLES = ('policy', 'value', 'trunk')
+
+_HEADS = ('head', 'value_head', 'q_head')
+# The head of a sequence classifier, in every family.
+_VALUE_ENTRY = mapping.same('score.weight', 'value_head/kernel')
+
+_TOKENIZER_FILES = (
+    'tokenizer.json', 'tokenizer_config.json', 'special_tokens_map.json', 'added_tokens.json',
+    'generation_config.json', 'chat_template.jinja', 'vocab.json', 'merges.txt', 'encoder.json',
+    'vocab.bpe', 'vocab.txt', '*.model',
+)
+
+# Fields that are written anew, or say of a folder what is not true of another.
+_OWN_FIELDS = frozenset({
+    'architectures', 'model_type', 'torch_dtype', 'dtype', 'auto_map', 'quantization_config',
+    '_name_or_path', 'transformers_version', 'id2label', 'label2id', 'num_labels',
+})
+
+
+class Checkpoint(NamedTuple):
+  """What config.json says.
+
+  Attributes:
+    config: of the model.
+    model_type: as in config.json.
+    architecture: the class that was saved, '' where config.json does not say.
+    role: of the architecture: 'policy' (a language model), 'value' (a sequence classifier, whose
+      head is a value or reward head) or 'trunk' (no head).
+    fields: config.json.
+    directory: the folder.
+  """
+
+  config: Any
+  model_type: str
+  architecture: str
+  role: str
+  fields: dict[str, Any]
+  directory: pathlib.Path
+
+
+def is_checkpoint(directory: str | os.PathLike) -> bool:
+  """Whether a folder holds config.json beside weights, also those that are refused (pickles)."""
+  directory = pathlib.Path(directory)
+  return (directory / 'config.json').is_file() and (
+      any(directory.glob('*.safetensors')) or (directory / weights.INDEX_FILE).exists()
+      or weights.find_pickle(directory) is not None)
+
+
+def read_config(directory: str | os.PathLike) -> Checkpoint:
+  """Reads config.json.
+
+  Args:
+    directory: a checkpoint.
+
+  Returns:
+    What it says, in our terms.
+
+  Raises:
+    ValueError: one line, if config.json is missing, damaged or quantised, or asks for a model
+      that does not exist here.
+  """
+  directory = pathlib.Path(directory)
+  path = directory / 'config.json'
+  if not path.is_file():
+    raise ValueError(f'a checkpoint must be a folder with a config.json, got {str(directory)!r}')
+  try:
+    fields = json.loads(path.read_bytes())
+  except ValueError as error:
+    raise ValueError(f'{path} is damaged: {error}') from error
+  if not isinstance(fields, dict):
+    raise ValueError(f'{path} must hold a JSON object, got a {type(fields).__name__}')
+  if fields.get('quantization_config'):
+    raise ValueError(
+        f'{path} has a quantization_config: quantised weights cannot be read; take the '
+        'checkpoint in float32, float16 or bfloat16')
+  try:
+    family = find_family(fields.get('model_type'))
+    architecture, role = _architecture(family, fields.get('architectures'))
+    config = family.read_config(fields)
+  except ValueError as error:
+    # Errors about a field begin with the file's name.
+    raise ValueError(f'{path}: {error}'.replace(': config.json', '', 1)) from error
+  return Checkpoint(config, fields['model_type'], architecture, role, fields, directory)
+
+
+def find_family(model_type: Any) -> ModuleType:
+  """The module of a family; ValueError with the names that are known for any other."""
+  for family in FAMILIES:
+    if model_type in family.MODEL_TYPES:
+      return family
+  known = sorted(name for family in FAMILIES for name in family.MODEL_TYPES)
+  raise ValueError(f'model_type must be one of {", ".join(known)}, got {model_type!r}')
+
+
+def _architecture(family: ModuleType, names: Any) -> tuple[str, str]:
+  """(architecture, role)."""
+  if not names:  # Early checkpoints do not say: they were language models.
+    return '', 'policy'
+  if not isinstance(names, list) or names[0] not in family.ARCHITECTURES:
+    known = ', '.join(family.ARCHITECTURES)
+    raise ValueError(f'architectures must be one of {known}, got {names!r}')
+  return names[0], family.ARCHITECTURES[names[0]]
+
+
+def load_params(
+    checkpoint: Checkpoint,
+    abstract_params: Any,
+    *,
+    fresh: Any = None,
+    progress: Callable[[str, int], None] | None = None,
+) -> Any:
+  """Loads parameters onto their devices, one at a time, in whatever dtype the tree asks for.
+
+  The tree decides what is loaded: the trunk, and a head or value head if it holds one. A language
+  model loads into the tree of a value, reward or Q-function: its own head stays behind. What no
+  tensor can give, such as a value head then, or adapters, is taken from `fresh`.
+
+  Args:
+    checkpoint: from `read_config`.
+    abstract_params: nested dict of `jax.ShapeDtypeStruct`s with shardings; without a sharding a
+      parameter goes to the first device.
+    fresh: a tree that holds at least the parameters that the checkpoint does not have (the rest
+      is not looked at).
+    progress: called after each parameter with its path and its bytes.
+
+  Returns:
+    Parameters, shaped as `abstract_params`.
+
+  Raises:
+    ValueError: one line that names tensor and file, or the parameter that nothing gives.
+  """
+  reader = weights.Reader(checkpoint.directory)
+  family = find_family(checkpoint.model_type)
+  wanted = mapping.flatten(abstract_params)
+  has_prefix = any(name.startswith(family.PREFIX) for name in reader.tensors)
+  prefix = family.PREFIX if has_prefix else ''
+  entries, left_behind = _choose_entries(checkpoint, family, wanted)
+  entries = mapping.with_prefix(entries, prefix)
+  if _is_tied(checkpoint.config):
+    embedding = next(e.theirs for e in entries if e.ours == ('embedder/embedding',))
+    left_behind += _check_tied_head(checkpoint, family, reader, embedding)
+    if 'head/kernel' in wanted:  # A head of its own, which starts as the embedding.
+      entries.append(mapping.same(embedding, 'head/kernel'))
+  elsewhere = mapping.uncovered(entries, abstract_params)
+  loaded = mapping.unflatten({path: wanted[path] for path in wanted if path not in elsewhere})
+  mapping.check(
+      entries, reader, loaded, ignored=(*family.IGNORED, *left_behind), prefix=prefix)
+  given = mapping.flatten(fresh or {})
+  if checkpoint.role == 'value' and 'value_head/bias' in wanted:
+    given['value_head/bias'] = np.zeros(wanted['value_head/bias'].shape, np.float32)
+  found = {path: _take(path, wanted[path], given, checkpoint) for path in elsewhere}
+  for path, parameter in mapping.load(entries, reader, loaded):
+    found[path] = parameter
+    if progress is not None:
+      progress(path, parameter.nbytes)
+  return mapping.unflatten({path: found[path] for path in wanted})
+
+
+def _choose_entries(
+    checkpoint: Checkpoint, family: ModuleType, wanted: Mapping[str, Any]
+) -> tuple[list[mapping.Entry], list[str]]:
+  """(entries to load, regular expressions of the tensors that may be left behind)."""
+  entries, left_behind = [], []
+  if checkpoint.role == 'value':
+    if 'value_head/kernel' in wanted:
+      entries.append(_VALUE_ENTRY)
+    elif any(path.split('/')[0] in _HEADS for path in wanted):
+      left_behind.append(re.escape(_VALUE_ENTRY.theirs))
+    else:
+      raise ValueError(
+          f'{checkpoint.directory} is a {checkpoint.architecture}, with a value head '
+          f'({_VALUE_ENTRY.theirs}): a policy is loaded from a language model')
+  for entry in family.entries(checkpoint.config):
+    in_head = all(path.startswith('head/') for path in entry.ours)
+    if not in_head or (checkpoint.role == 'policy' and wanted.keys() & set(entry.ours)):
+      entries.append(entry)
+    else:
+      left_behind.append(re.escape(entry.theirs))
+  return entries, left_behind
+
+
+def _is_tied(config: Any) -> bool:
+  return getattr(config, 'tie_embeddings', False)
+
+
+def _check_tied_head(
+    checkpoint: Checkpoint, family: ModuleType, reader: weights.Reader, embedding: str
+) -> list[str]:
+  """Raises if a tied model's file holds a head that is not its embedding.
+
+  Returns:
+    Regular expressions of the tensors that were found to be equal.
+  """
+  untied = family.entries(dataclasses.replace(checkpoint.config, tie_embeddings=False))
+  heads = [e.theirs for e in untied if e.ours == ('head/kernel',) and e.theirs in reader]
+  for name in heads:
+    if embedding in reader and not _are_equal(reader[name], reader[embedding]):
+      raise ValueError(
+          f'tensor {name} in {reader.tensors[name].file} differs from {embedding}, to which '
+          'config.json ties it: set "tie_word_embeddings": false there if the head is one of its '
+          'own')
+  return [re.escape(name) for name in heads]
+
+
+def _are_equal(a: np.ndarray, b: np.ndarray) -> bool:
+  rows = 4096  # At a time: comparing makes arrays as large as what is compared.
+  return a.shape == b.shape and all(
+      np.array_equal(a[i : i + rows], b[i : i + rows]) for i in range(0, len(a), rows))
+
+
+def _take(
+    path: str, leaf: jax.ShapeDtypeStruct, given: Mapping[str, Any], checkpoint: Checkpoint
+) -> jax.Array:
+  """A parameter that the checkpoint does not hold, from `given`."""
+  if path not in given:
+    raise ValueError(
+        f'parameter {path} of the model is not in {checkpoint.directory}, which holds a '
+        f'{checkpoint.architecture or checkpoint.model_type}')
+  if given[path].shape != leaf.shape:
+    raise ValueError(
+        f'the fresh parameter {path} has shape {list(given[path].shape)}, the model needs '
+        f'{list(leaf.shape)}')
+  sharding = leaf.sharding or jax.sharding.SingleDeviceSharding(jax.devices()[0])
+  return jax.device_put(given[path].astype(leaf.dtype), sharding)
+
+
+def save(
+    directory: str | os.PathLike,
+    config: Any,
+    params: Any,
+    *,
+    model_type: str,
+    dtype: str = 'float32',
+    role: str = 'policy',
+    fields: Mapping[str, Any] | None = None,
+    tokenizer_from: str | os.PathLike | None = None,
+    max_shard_bytes: int = 5 * 10**9,
+) -> None:
+  """Writes a folder that transformers loads: all of it or nothing.
+
+  Args:
+    directory: must not exist, or be empty.
+    config: of the model.
+    params: its parameters: the trunk, and what the role says.
+    model_type: as in config.json: the family that it is written as.
+    dtype: of the tensors: 'float32' or 'bfloat16'.
+    role: 'policy' (with the language model's head), 'value' (with a value head, as a sequence
+      classifier) or 'trunk' (alone).
+    fields: the config.json of the checkpoint that the model came from; what does not change the
+      model (special ids, initialisation) is carried over.
+    tokenizer_from: a folder whose tokenizer and generation files are copied.
+    max_shard_bytes: data of one file.
+
+  Raises:
+    ValueError: if the family cannot express the model, or the folder is in use.
+    OSError: if it cannot be written.
+  """
+  if dtype not in ('float32', 'bfloat16'):
+    raise ValueError(f'dtype must be float32 or bfloat16, got {dtype!r}')
+  if role not in ROLES:
+    raise ValueError(f'role must be one of {", ".join(ROLES)}, got {role!r}')
+  family = find_family(model_type)
+  entries = family.entries(config)
+  fields = {} if fields is None else fields
+  document = _document(family, config, model_type, role, dtype, fields)
+  if role != 'policy':
+    entries = [e for e in entries if not all(path.startswith('head/') for path in e.ours)]
+  if role == 'value':
+    entries.append(_VALUE_ENTRY)
+    params = _without_bias(params)
+    document |= _labels(params['value_head']['kernel'].shape[0], fields)
+  entries = mapping.with_prefix(entries, '' if role == 'trunk' else family.PREFIX)
+  tensors = list(mapping.tensors(entries, params, dtype))
+  copies = [] if tokenizer_from is None else _tokenizer_files(tokenizer_from)
+  with weights.new_directory(directory) as folder:
+    (folder / 'config.json').write_text(json.dumps(document, indent=2, sort_keys=True) + '\n')
+    for path in copies:
+      shutil.copyfile(path, folder / path.name)
+    weights.write_files(folder, tensors, max_shard_bytes=max_shard_bytes)
+
+
+def _document(
+    family: ModuleType, config: Any, model_type: str, role: str, dtype: str,
+    fields: Mapping[str, Any],
+) -> dict[str, Any]:
+  """config.json: what the family writes, and of `fields` what leaves its meaning as it is."""
+  document = {
+      **family.write_config(config, model_type), 'model_type': model_type,
+      'architectures': [_architecture_for(family, model_type, role)], 'torch_dtype': dtype,
+  }
+  meaning = family.read_config(document)
+  for name, value in fields.items():
+    if name not in document and name not in _OWN_FIELDS:
+      with contextlib.suppress(ValueError):
+        if family.read_config({**document, name: value}) == meaning:
+          document[name] = value
+  return document
+
+
+def _architecture_for(family: ModuleType, model_type: str, role: str) -> str:
+  """The class of a role: the one named as the model type is, 'text' being optional."""
+  stem = lambda name: re.sub(r'(For\w+|LMHeadModel|Model)$', '', name).lower()
+  own = model_type.replace('_', '')
+  for wanted in (own, own.removesuffix('text')):
+    for name, its_role in family.ARCHITECTURES.items():
+      if its_role == role and stem(name) == wanted:
+        return name
+  raise ValueError(f'a {model_type} cannot be saved with role {role!r}: it has no such class')
+
+
+def _without_bias(params: Any) -> Any:
+  """The tree without the value head's bias, which has to be 0."""
+  head = dict(params.get('value_head', {}))
+  bias = np.asarray(head.pop('bias', 0.0), np.float32)
+  if 'kernel' not in head:
+    raise ValueError("role 'value' needs parameters with a value_head")
+  if bias.any():
+    raise ValueError(
+        f'value_head/bias must be 0 to be saved, got {bias.tolist()}: the head of a sequence '
+        'classifier in transformers has none; rewards that are only compared do not need it, so '
+        'set it to 0, or keep the Orbax checkpoint')
+  return {**params, 'value_head': head}
+
+
+def _labels(number: int, fields: Mapping[str, Any]) -> dict[str, Any]:
+  """The fields that tell transformers how many outputs the head has."""
+  names = fields.get('id2label')
+  if not isinstance(names, dict) or len(names) != number:
+    names = {str(i): f'LABEL_{i}' for i in range(number)}
+  return {'id2label': names, 'label2id': {name: int(i) for i, name in names.items()}}
+
+
+def _tokenizer_files(directory: str | os.PathLike) -> list[pathlib.Path]:
+  directory = pathlib.Path(directory)
+  found = [path for pattern in _TOKENIZER_FILES for path in sorted(directory.glob(pattern))]
+  if not found:
+    raise ValueError(f'tokenizer_from must be a folder with tokenizer files, got {directory}')
+  return found

@@ -1,0 +1,53 @@
+"""Llama 2, 3, 3.1, 3.2 and Mistral (also DeepSeek-R1-Distill-Llama)."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from jaxrl_llm.models import configs
+from jaxrl_llm.models.pretrained import config_fields, llama_layout
+
+MODEL_TYPES = ('llama', 'mistral')
+ARCHITECTURES = llama_layout.architectures('Llama') | llama_layout.architectures('Mistral')
+PREFIX = llama_layout.PREFIX
+IGNORED = llama_layout.IGNORED
+entries = llama_layout.entries
+
+
+def read_config(fields: Mapping[str, Any]) -> configs.TransformerConfig:
+  """The model of a config.json; ValueError naming a field that is not supported."""
+  mistral = fields.get('model_type') == 'mistral'
+  given = config_fields.Fields(fields)
+  sizes = llama_layout.read_sizes(given, tied=False)
+  sizes |= llama_layout.read_rope(given, max_positions=sizes['max_length'])
+  activation = given.choose('hidden_act', 'silu', config_fields.GATED_ACTIVATIONS)
+  if mistral:
+    # An explicit null means that no layer slides, as in Mistral 7B v0.2.
+    window = given.take('sliding_window', None if 'sliding_window' in fields else 4096, kind=int)
+    sizes |= config_fields.read_layers(
+        given, sizes['num_layers'], window=window, default=[True] * sizes['num_layers']
+    )
+  else:
+    bias = given.take('attention_bias', False)
+    sizes |= {
+        'attention_bias': bias, 'output_bias': bias, 'mlp_bias': given.take('mlp_bias', False),
+    }
+  given.finish()
+  config = configs.TransformerConfig(activation=activation, **sizes)
+  config.validate()
+  return config
+
+
+def write_config(config: configs.TransformerConfig, model_type: str) -> dict[str, Any]:
+  """The config.json of a model; ValueError where the family cannot express it."""
+  fields = llama_layout.write_sizes(config)
+  fields |= {'model_type': model_type, 'hidden_act': _activation(config)}
+  if model_type == 'mistral':
+    fields['sliding_window'] = config.sliding_window or None
+  else:
+    fields |= {'attention_bias': config.attention_bias, 'mlp_bias': config.mlp_bias}
+  config_fields.check_expressed(config, read_config(fields), model_type)
+  return fields
+
+
+def _activation(config: configs.TransformerConfig) -> str:
+  return {'swiglu': 'silu', 'geglu': 'gelu_pytorch_tanh'}.get(config.activation, 'silu')

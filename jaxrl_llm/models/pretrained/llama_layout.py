@@ -1,0 +1,122 @@
+"""What Llama, Mistral, Qwen and Gemma checkpoints have in common: sizes and names of tensors."""
+
+from typing import Any
+
+from jaxrl_llm.models import configs
+from jaxrl_llm.models.pretrained import config_fields
+from jaxrl_llm.models.pretrained.mapping import Entry, same, transposed
+
+PREFIX = 'model.'
+# Buffers that old versions stored.
+IGNORED = (r'.*\.rotary_emb\.inv_freq', r'.*\.rotary_emb\.(cos|sin)_cached', r'.*\.masked_bias')
+
+
+def architectures(name: str) -> dict[str, str]:
+  """The class names of a family in config.json, and what each one is."""
+  return {
+      f'{name}ForCausalLM': 'policy', f'{name}ForSequenceClassification': 'value',
+      f'{name}Model': 'trunk',
+  }
+
+
+def read_sizes(
+    fields: config_fields.Fields, *, tied: bool, head_dim: int | None = None
+) -> dict[str, Any]:
+  """The fields of `TransformerConfig` that all these families spell alike.
+
+  Args:
+    fields: the file.
+    tied: `tie_word_embeddings` where the file does not say.
+    head_dim: where the file does not say; None is D / H.
+
+  Returns:
+    Keyword arguments of `TransformerConfig`.
+  """
+  width = fields.take('hidden_size', kind=int)
+  num_heads = fields.take('num_attention_heads', kind=int)
+  if not head_dim and num_heads and width % num_heads == 0:
+    head_dim = width // num_heads
+  given = fields.take('head_dim', None, kind=int)
+  if not (given or head_dim):
+    raise ValueError(
+        f'{fields.name}: hidden_size must be a multiple of num_attention_heads ({num_heads}) where '
+        f'head_dim is not given, got {width}'
+    )
+  return {
+      'vocab_size': fields.take('vocab_size', kind=int),
+      'num_layers': fields.take('num_hidden_layers', kind=int),
+      'width': width,
+      'num_heads': num_heads,
+      'num_kv_heads': fields.take('num_key_value_heads', num_heads),
+      'head_dim': given or head_dim,
+      'mlp_width': fields.take('intermediate_size', kind=int),
+      'max_length': fields.take('max_position_embeddings', kind=int),
+      'norm_epsilon': fields.take('rms_norm_eps', 1e-6),
+      'tie_embeddings': fields.take('tie_word_embeddings', tied),
+  }
+
+
+def read_rope(
+    fields: config_fields.Fields, *, max_positions: int, default_theta: float = 10_000.0
+) -> dict[str, Any]:
+  """The rotary positions, where all layers have the same."""
+  return config_fields.read_rope(
+      fields.take('rope_parameters', None, kind=dict),
+      fields.take('rope_scaling', None, kind=dict),
+      theta=fields.take('rope_theta', None, kind=float),
+      default_theta=default_theta,
+      max_positions=max_positions,
+      name=fields.name,
+  )
+
+
+def write_sizes(config: configs.TransformerConfig) -> dict[str, Any]:
+  """The inverse of `read_sizes` and `read_rope`."""
+  return {
+      'vocab_size': config.vocab_size,
+      'num_hidden_layers': config.num_layers,
+      'hidden_size': config.width,
+      'num_attention_heads': config.num_heads,
+      'num_key_value_heads': config.num_kv_heads,
+      'head_dim': config.head_dim,
+      'intermediate_size': config.mlp_width,
+      'max_position_embeddings': config.max_length,
+      'rms_norm_eps': config.norm_epsilon,
+      'tie_word_embeddings': config.tie_embeddings,
+      'rope_theta': config.rope_theta,
+      'rope_scaling': config_fields.write_rope_scaling(config),
+  }
+
+
+def _linear(theirs: str, ours: str, *, bias: bool) -> list[Entry]:
+  entries = [transposed(f'{theirs}.weight', f'{ours}/kernel')]
+  return entries + ([same(f'{theirs}.bias', f'{ours}/bias')] if bias else [])
+
+
+def entries(config: configs.TransformerConfig) -> list[Entry]:
+  """The name map of trunk and head."""
+  attention, mlp = 'layers.{i}.self_attn', 'layers.{i}.mlp'
+  norms = {'input_layernorm': 'attention_norm', 'post_attention_layernorm': 'mlp_norm'}
+  if config.post_norms:  # Here the second name means what it says.
+    norms = {
+        'input_layernorm': 'attention_norm', 'post_attention_layernorm': 'attention_post_norm',
+        'pre_feedforward_layernorm': 'mlp_norm', 'post_feedforward_layernorm': 'mlp_post_norm',
+    }
+  out = [same('embed_tokens.weight', 'embedder/embedding')]
+  for theirs, ours in (('q', 'query'), ('k', 'key'), ('v', 'value')):
+    out += _linear(f'{attention}.{theirs}_proj', f'layers/attention/{ours}',
+                   bias=config.attention_bias)
+  out += _linear(f'{attention}.o_proj', 'layers/attention/output', bias=config.output_bias)
+  if config.qk_norm:
+    out += [
+        same(f'{attention}.q_norm.weight', 'layers/attention/query_norm/scale'),
+        same(f'{attention}.k_norm.weight', 'layers/attention/key_norm/scale'),
+    ]
+  for name in ('gate', 'up', 'down'):
+    out += _linear(f'{mlp}.{name}_proj', f'layers/mlp/{name}', bias=config.mlp_bias)
+  for theirs, ours in norms.items():
+    out.append(same(f'layers.{{i}}.{theirs}.weight', f'layers/{ours}/scale'))
+  out.append(same('norm.weight', 'final_norm/scale'))
+  if not config.tie_embeddings:
+    out.append(same('lm_head.weight', 'head/kernel'))
+  return out

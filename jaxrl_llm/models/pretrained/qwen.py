@@ -1,0 +1,62 @@
+"""Qwen2, Qwen2.5 (also DeepSeek-R1-Distill-Qwen) and Qwen3."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from jaxrl_llm.models import configs
+from jaxrl_llm.models.pretrained import config_fields, llama_layout
+
+MODEL_TYPES = ('qwen2', 'qwen3')
+ARCHITECTURES = llama_layout.architectures('Qwen2') | llama_layout.architectures('Qwen3')
+PREFIX = llama_layout.PREFIX
+IGNORED = llama_layout.IGNORED
+entries = llama_layout.entries
+
+
+def read_config(fields: Mapping[str, Any]) -> configs.TransformerConfig:
+  """The model of a config.json; ValueError naming a field that is not supported."""
+  given = config_fields.Fields(fields)
+  qwen3 = fields.get('model_type') == 'qwen3'
+  sizes = llama_layout.read_sizes(given, tied=False, head_dim=128 if qwen3 else None)
+  sizes |= llama_layout.read_rope(given, max_positions=sizes['max_length'])
+  # Without use_sliding_window the window and the layers it would begin at mean nothing.
+  slides = given.take('use_sliding_window', False)
+  window, first = given.take('sliding_window', 4096), given.take('max_window_layers', 28)
+  sizes |= config_fields.read_layers(
+      given, sizes['num_layers'], window=window if slides else None,
+      default=[i >= first for i in range(sizes['num_layers'])],
+  )
+  if qwen3:
+    bias = given.take('attention_bias', False)
+    sizes |= {'qk_norm': True, 'attention_bias': bias, 'output_bias': bias}
+  else:
+    sizes['attention_bias'] = True
+  activation = given.choose('hidden_act', 'silu', {'silu': 'swiglu'})
+  given.finish()
+  config = configs.TransformerConfig(activation=activation, **sizes)
+  config.validate()
+  return config
+
+
+def write_config(config: configs.TransformerConfig, model_type: str) -> dict[str, Any]:
+  """The config.json of a model; ValueError where the family cannot express it."""
+  fields = llama_layout.write_sizes(config)
+  fields |= {
+      'model_type': model_type, 'hidden_act': 'silu',
+      'use_sliding_window': bool(config.sliding_window),
+      'sliding_window': config.sliding_window or None,
+      'max_window_layers': _first_sliding(config),
+  }
+  if config.sliding_window:
+    fields['layer_types'] = config_fields.write_layer_types(config)
+  if model_type == 'qwen3':
+    fields['attention_bias'] = config.attention_bias
+  elif config.head_dim * config.num_heads == config.width:
+    del fields['head_dim']  # Not among Qwen2's fields.
+  config_fields.check_expressed(config, read_config(fields), model_type)
+  return fields
+
+
+def _first_sliding(config: configs.TransformerConfig) -> int:
+  sliding = config.sliding_layers
+  return sliding.index(True) if any(sliding) else config.num_layers

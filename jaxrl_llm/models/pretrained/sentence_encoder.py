@@ -1,0 +1,128 @@
+"""Folders of sentence-transformers: an encoder with its pooling, as mxbai-embed-large-v1 is kept.
+
+modules.json lists what a text goes through: the encoder, 1_Pooling with a config.json that says
+what stands for the text, and possibly 2_Normalize.
+"""
+
+import dataclasses
+import json
+import os
+import pathlib
+from typing import Any
+
+from jaxrl_llm.models import encoder
+from jaxrl_llm.models.pretrained import bert, config_fields, huggingface, weights
+
+_MODULES = 'modules.json'
+_POOLING_MODES = {'cls': 'cls_token', 'mean': 'mean_tokens'}
+_PREFIX = 'pooling_mode_'
+
+
+def read_config(directory: str | os.PathLike) -> huggingface.Checkpoint:
+  """Reads an encoder's folder.
+
+  Args:
+    directory: of sentence-transformers, or a plain checkpoint of BERT's layout, whose texts are
+      then pooled by their mean, as sentence-transformers does.
+
+  Returns:
+    A checkpoint whose config is an `encoder.EncoderConfig`, for `huggingface.load_params`.
+
+  Raises:
+    ValueError: one line, if a file is missing or damaged, or asks for what does not exist here.
+  """
+  directory = pathlib.Path(directory)
+  found = {'pooling': 'mean'}
+  folder = directory
+  if (directory / _MODULES).is_file():
+    modules = _read_modules(directory / _MODULES)
+    kinds = [kind for kind, _ in modules]
+    if kinds not in (['Transformer', 'Pooling'], ['Transformer', 'Pooling', 'Normalize']):
+      raise ValueError(f'{directory / _MODULES} must list Transformer, Pooling and possibly '
+                       f'Normalize, got {", ".join(kinds) or "nothing"}')
+    folder = directory / modules[0][1]
+    found = {'pooling': _read_pooling(directory / modules[1][1] / 'config.json'),
+             'normalize': 'Normalize' in kinds}
+  checkpoint = huggingface.read_config(folder)
+  if checkpoint.model_type not in bert.MODEL_TYPES:
+    raise ValueError(f'{folder / "config.json"}: an encoder must be of model_type '
+                     f'{", ".join(bert.MODEL_TYPES)}, got {checkpoint.model_type!r}')
+  return checkpoint._replace(config=dataclasses.replace(checkpoint.config, **found))
+
+
+def save(
+    directory: str | os.PathLike, config: encoder.EncoderConfig, params: Any, **options: Any
+) -> None:
+  """Writes a folder that sentence-transformers loads, or transformers: all of it or nothing.
+
+  Args:
+    directory: must not exist, or be empty.
+    config: of the encoder.
+    params: its parameters.
+    **options: dtype, fields, tokenizer_from and max_shard_bytes of `huggingface.save`.
+
+  Raises:
+    ValueError: if the folder is in use.
+    OSError: if it cannot be written.
+  """
+  pooling = {'word_embedding_dimension': config.width}
+  pooling |= {_PREFIX + theirs: ours == config.pooling for ours, theirs in _POOLING_MODES.items()}
+  kinds = {'Transformer': '', 'Pooling': '1_Pooling'}
+  kinds |= {'Normalize': '2_Normalize'} if config.normalize else {}
+  modules = [
+      {'idx': i, 'name': str(i), 'path': path, 'type': f'sentence_transformers.models.{kind}'}
+      for i, (kind, path) in enumerate(kinds.items())
+  ]
+  with weights.new_directory(directory) as folder:
+    huggingface.save(
+        folder, config, params, model_type=bert.MODEL_TYPES[0], role='trunk', **options)
+    _write(folder / _MODULES, modules)
+    for path in list(kinds.values())[1:]:
+      (folder / path).mkdir()
+    _write(folder / kinds['Pooling'] / 'config.json', pooling)
+
+
+def _write(path: pathlib.Path, document: Any) -> None:
+  path.write_text(json.dumps(document, indent=2) + '\n')
+
+
+def _read_json(path: pathlib.Path, kind: type) -> Any:
+  try:
+    document = json.loads(path.read_bytes())
+  except FileNotFoundError as error:
+    raise ValueError(f'{path} is missing') from error
+  except ValueError as error:
+    raise ValueError(f'{path} is damaged: {error}') from error
+  if not isinstance(document, kind):
+    raise ValueError(f'{path} must hold a JSON {kind.__name__}, got a {type(document).__name__}')
+  return document
+
+
+def _read_modules(path: pathlib.Path) -> list[tuple[str, str]]:
+  """(kind, folder) of each module."""
+  modules = _read_json(path, list)
+  try:
+    return [(module['type'].rsplit('.', 1)[-1], module['path']) for module in modules]
+  except (KeyError, TypeError, AttributeError) as error:
+    raise ValueError(f'{path} must list modules with a type and a path each') from error
+
+
+def _read_pooling(path: pathlib.Path) -> str:
+  """'cls' or 'mean', from one switch a mode or (newer) from the mode's name."""
+  document = _read_json(path, dict)
+  given = config_fields.Fields(document, name=str(path))
+  given.only('include_prompt', True)
+  given.take('word_embedding_dimension', 0)
+  switched_on = [
+      name.removeprefix(_PREFIX) for name in document
+      if name.startswith(_PREFIX) and given.take(name, False)
+  ]
+  ours = {theirs: name for name, theirs in _POOLING_MODES.items()}
+  modes = [ours.get(name, name) for name in switched_on]
+  if 'pooling_mode' in given:
+    modes.append(given.take('pooling_mode', kind=str))
+  given.finish()
+  if len(modes) != 1 or modes[0] not in _POOLING_MODES:
+    raise ValueError(f'{path}: pooling must be by {" or ".join(_POOLING_MODES)} alone, got '
+                     f'{" and ".join(modes) or "none"}')
+  return modes[0]

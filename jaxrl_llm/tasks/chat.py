@@ -1,0 +1,236 @@
+"""Conversations of people as a task, and any task within a chat template.
+
+A conversation is learned as the ids of its chat template, with the loss on what the
+assistant said. There is no verifier: a chat task is evaluated by the loss on held-out
+conversations (`evaluation.perplexity`), and has no prompts to sample from.
+"""
+
+import dataclasses
+import json
+import pathlib
+from collections.abc import Sequence
+
+import numpy as np
+
+from jaxrl_llm.data import chat_templates, conversations, tokenizers
+from jaxrl_llm.types import Example, Task, Tokenizer
+
+Message = conversations.Message
+
+
+@dataclasses.dataclass(frozen=True)
+class ChatTask(Task):
+  """A task of conversations; its `reward_fn` is None, `train` is empty.
+
+  The examples of `demonstrations` and `evaluation` have 'messages', 'source' (the name of
+  their file), 'ids' and 'loss_mask'.
+
+  Attributes:
+    template: what made the ids.
+    num_filtered: for 'demonstrations' and 'evaluation', how many conversations were left
+      out because they have too many tokens.
+    num_repeated: how many conversations were left out of `demonstrations` because they
+      are, up to the last reply, those of held-out ones.
+  """
+
+  template: chat_templates.ChatTemplate
+  num_filtered: dict[str, int]
+  num_repeated: int
+
+
+def load_template(
+    template: str, tokenizer_dir: str | pathlib.Path
+) -> chat_templates.ChatTemplate:
+  """The chat template that an option names.
+
+  Args:
+    template: 'auto' for the one beside the tokenizer; 'chatml' for the form of Qwen2; or
+      the path of a template's file, or of a folder that holds one.
+    tokenizer_dir: the tokenizer's folder, or its file.
+
+  Returns:
+    The template; from a file, with the tokenizer's own tokens as variables.
+
+  Raises:
+    ValueError: there is none, or a file is damaged.
+  """
+  folder = pathlib.Path(tokenizer_dir)
+  folder = folder if folder.is_dir() else folder.parent
+  if template == 'chatml':
+    return chat_templates.QWEN2
+  if template == 'auto':
+    return chat_templates.load(folder)
+  path = pathlib.Path(template)
+  if not path.exists():
+    raise ValueError(f"template must be 'auto', 'chatml' or the path of one, got {template!r}")
+  return chat_templates.load(path) if path.is_dir() else chat_templates.load(folder, file=path)
+
+
+def make_task(
+    *,
+    files: Sequence[str | pathlib.Path],
+    tokenizer_dir: str | pathlib.Path,
+    seed: int,
+    template: str = 'auto',
+    stop_tokens: Sequence[str] | None = None,
+    num_evaluation: int = 100,
+    max_prompt_tokens: int = 512,
+    max_response_tokens: int = 512,
+    vocabulary: str = 'full',
+    max_vocabulary: int | None = None,
+) -> ChatTask:
+  """Makes the task from files in any of the forms that `data.conversations` reads.
+
+  Which conversations are held out depends on the files and the seed only. Those that are
+  too long are left out and counted, never cut.
+
+  Args:
+    files: at least one; each is a source of a mixture, under its file's name.
+    tokenizer_dir: see `tokenizers.load_tokenizer`.
+    seed: decides which conversations are held out.
+    template: see `load_template`.
+    stop_tokens: what ends a response; None for what the tokenizer's folder says.
+    num_evaluation: how many conversations are held out, of all files together.
+    max_prompt_tokens: together with `max_response_tokens` the limit for a conversation.
+    max_response_tokens: see `max_prompt_tokens`.
+    vocabulary: 'full', or 'compact': what the demonstrations need (`tokenizers.compact`).
+    max_vocabulary: the limit of a compact vocabulary; None for no limit.
+
+  Returns:
+    The task.
+
+  Raises:
+    ValueError: a file is missing or malformed, a setting is out of its range, nothing is
+      left, or the template ends replies in no stop token.
+  """
+  if vocabulary not in ('full', 'compact'):
+    raise ValueError(f"vocabulary must be 'full' or 'compact', got {vocabulary!r}")
+  if vocabulary == 'full' and max_vocabulary is not None:
+    raise ValueError(f"max_vocabulary needs vocabulary 'compact', got {max_vocabulary}")
+  examples = _read(files)
+  demonstrations, evaluation = _hold_out(examples, num_evaluation, seed)
+  tokenizer = tokenizers.load_tokenizer(tokenizer_dir, stop_tokens=stop_tokens)
+  chat_template = load_template(template, tokenizer_dir)
+  if vocabulary == 'compact':
+    texts = chat_template.render_many([example['messages'] for example in demonstrations])
+    tokenizer = tokenizers.compact(tokenizer, texts, max_size=max_vocabulary)
+  limit = max_prompt_tokens + max_response_tokens
+  # All at once, so that an error names a conversation by its id.
+  encoded = _with_ids(examples, chat_template, tokenizer)
+  fitting, num_filtered = {}, {}
+  for name, group in (('demonstrations', demonstrations), ('evaluation', evaluation)):
+    with_ids = [encoded[example['id']] for example in group]
+    fitting[name] = [example for example in with_ids if len(example['ids']) <= limit]
+    num_filtered[name] = len(group) - len(fitting[name])
+    if group and not fitting[name]:
+      raise ValueError(f'no {name} of {len(group)} conversations have at most {limit} tokens')
+  return ChatTask(
+      name='chat',
+      tokenizer=tokenizer,
+      train=[],
+      reward_fn=None,
+      lenient_reward_fn=None,
+      max_prompt_tokens=max_prompt_tokens,
+      max_response_tokens=max_response_tokens,
+      template=chat_template,
+      num_filtered=num_filtered,
+      num_repeated=len(examples) - len(demonstrations) - len(evaluation),
+      **fitting,
+  )
+
+
+def _read(files: Sequence[str | pathlib.Path]) -> list[Example]:
+  """The conversations of all files, numbered through."""
+  names = [pathlib.Path(file).name for file in files]
+  if not files or len(set(names)) < len(names):
+    raise ValueError(f'files must be at least one, with distinct names, got {", ".join(names)}')
+  examples: list[Example] = []
+  for name, file in zip(names, files):
+    for row in conversations.read_conversations(file):
+      examples.append({'id': len(examples), 'source': name, 'messages': row['messages']})
+  return examples
+
+
+def _hold_out(
+    examples: list[Example], count: int, seed: int
+) -> tuple[list[Example], list[Example]]:
+  """(what is left, `count` examples); nothing left asks what one of the others asks."""
+  if not 0 <= count < len(examples):
+    raise ValueError(
+        f'num_evaluation must lie in 0 to {len(examples) - 1} (of {len(examples)} '
+        f'conversations), got {count}'
+    )
+  chosen = np.random.default_rng([seed, 2]).permutation(len(examples))[:count]
+  held_out = [examples[index] for index in sorted(chosen)]
+  asked = lambda example: json.dumps(example['messages'][:-1])
+  taken = {asked(example) for example in held_out}
+  left = [example for example in examples if asked(example) not in taken]
+  if not left:
+    raise ValueError(f'all {len(examples)} conversations ask what the held-out ones ask')
+  return left, held_out
+
+
+def _with_ids(
+    examples: list[Example], template: chat_templates.ChatTemplate, tokenizer: Tokenizer
+) -> list[Example]:
+  """The examples with 'ids' and 'loss_mask' of their 'messages'."""
+  encoded = chat_templates.encode_conversations(
+      template, tokenizer, [example['messages'] for example in examples]
+  )
+  for example, (ids, mask) in zip(examples, encoded):
+    last = ids[max(position for position, said in enumerate(mask) if said)]
+    if last not in tokenizer.stop_ids:
+      end = template.render(example['messages']).rstrip()[-20:]
+      raise ValueError(
+          f'the chat template ends a reply with {end!r}, whose last token (id {last}) is none of '
+          "the tokenizer's stop tokens: a reply would never stop when it is sampled; name the "
+          'token in stop_tokens'
+      )
+  return [
+      {**example, 'ids': np.array(ids, np.int32), 'loss_mask': np.array(mask, bool)}
+      for example, (ids, mask) in zip(examples, encoded)
+  ]
+
+
+def with_template(
+    task: Task, template: chat_templates.ChatTemplate, *, system: str = ''
+) -> Task:
+  """A task whose prompts are what a user says in a conversation.
+
+  Args:
+    task: any task of texts.
+    template: of the conversation.
+    system: a message of the system before each prompt; '' for none.
+
+  Returns:
+    The task with 'prompt' the rendered text, up to the opening of the reply, and
+    'prompt_ids' its ids; demonstrations get 'ids' and 'loss_mask', their responses as what
+    the assistant says. Limits are the same, rewards see the same examples otherwise.
+
+  Raises:
+    ValueError: the template fails, or ends replies in no stop token.
+  """
+  first = [{'role': 'system', 'content': system}] if system else []
+
+  def asked(example: Example) -> list[Message]:
+    return [*first, {'role': 'user', 'content': example['prompt']}]
+
+  def prompts(examples: list[Example]) -> list[Example]:
+    texts = template.render_many(list(map(asked, examples)), add_generation_prompt=True)
+    return [
+        {**example, 'prompt': text, 'prompt_ids': task.tokenizer.encode(text)}
+        for example, text in zip(examples, texts)
+    ]
+
+  demonstrations = [
+      {**example, 'messages': [
+          *asked(example), {'role': 'assistant', 'content': example['response'].strip()}
+      ]}
+      for example in task.demonstrations
+  ]
+  return dataclasses.replace(
+      task,
+      demonstrations=_with_ids(demonstrations, template, task.tokenizer),
+      train=prompts(task.train),
+      evaluation=prompts(task.evaluation),
+  )

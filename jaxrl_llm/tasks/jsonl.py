@@ -1,0 +1,179 @@
+r"""Problems from any file of JSON objects with prompts and answers, for evaluation.
+
+MATH and what is laid out like it (Hendrycks et al., 2021, arXiv 2103.03874: 'problem',
+'solution' with the answer in \boxed{}, and often 'answer') are one case, `make_math_task`.
+"""
+
+import pathlib
+from typing import Any
+
+import numpy as np
+
+from jaxrl_llm.data import jsonl, tokenizers
+from jaxrl_llm.rewards import answer_extraction, exact_match, math_answer
+from jaxrl_llm.tasks import chat
+from jaxrl_llm.types import Example, RewardFn, Task
+
+MATH_INSTRUCTION = r'Reason step by step, and write the final answer in \boxed{}.'
+
+# What counts as right: the response itself, or an answer found in it in the named mode of
+# `math_answer.grade` that says the same as the true one.
+REWARDS = {'exact': '', 'math': 'lenient', 'math_strict': 'strict', 'gsm8k': 'gsm8k'}
+
+_MARKS = ('\\boxed', '\\fbox', '####')
+# Kept of each object, for results by group; other keys could mean something else here.
+_KEPT = ('level', 'subject', 'type', 'source')
+
+
+def make_task(
+    *,
+    file: str | pathlib.Path,
+    tokenizer_dir: str | pathlib.Path,
+    seed: int,
+    prompt_field: str = 'prompt',
+    answer_field: str = 'answer',
+    solution_field: str = '',
+    instruction: str = '',
+    reward: str = 'math',
+    template: str = '',
+    system: str = '',
+    stop_tokens: tuple[str, ...] | None = None,
+    num_evaluation: int | None = None,
+    max_prompt_tokens: int = 512,
+    max_response_tokens: int = 1024,
+) -> Task:
+  r"""Makes a task of evaluation problems only.
+
+  Args:
+    file: a JSON object a line, or a JSON array of objects.
+    tokenizer_dir: see `tokenizers.load_tokenizer`.
+    seed: decides which problems are used where fewer than all are.
+    prompt_field: names the prompt in each object.
+    answer_field: names the true answer, a text or a number.
+    solution_field: names a worked solution whose marked answer (in \boxed{}, or behind
+      ####) is the true one where `answer_field` is missing; '' for none.
+    instruction: stands behind each prompt, on a line of its own; '' for none.
+    reward: one of `REWARDS`: 'exact' (the response is the answer), 'math' (a marked answer,
+      else down to the last number), 'math_strict' (a marked answer only) or 'gsm8k' (the
+      number behind ####). A truncated response scores 0; the task's lenient reward is
+      'math' with truncated responses, or 'exact' where that is the reward.
+    template: a chat template around the prompt, see `chat.load_template`; '' for none.
+    system: a system message in the template.
+    stop_tokens: what ends a response; None for what the tokenizer's folder says.
+    num_evaluation: how many problems; None for all.
+    max_prompt_tokens: L; longer prompts are left out and counted by who encodes them.
+    max_response_tokens: the sampler's limit.
+
+  Returns:
+    The task, named after the file. Its examples keep 'level', 'subject', 'type' and 'source'.
+
+  Raises:
+    ValueError: the file is missing or malformed (one line with file, line and field), or
+      a setting is out of its range.
+  """
+  if reward not in REWARDS:
+    raise ValueError(f'reward must be one of {", ".join(REWARDS)}, got {reward!r}')
+  if system and not template:
+    raise ValueError(f'system needs a chat template, got {system!r} and none')
+  examples = []
+  for index, row in enumerate(jsonl.read_rows(file, required={prompt_field: str})):
+    try:
+      answer = _answer(row.value, answer_field, solution_field)
+      prompt = row.value[prompt_field]
+      if not prompt.strip():
+        raise ValueError(f'{prompt_field!r} must not be empty')
+    except ValueError as error:
+      raise ValueError(f'{file}, line {row.line}: {error}') from None
+    text = f'{prompt}\n{instruction}' if instruction else prompt
+    about = {key: value for key, value in row.value.items() if key in _KEPT}
+    examples.append({**about, 'id': index, 'prompt': text, 'answer': answer})
+  mode = REWARDS[reward]
+  task = Task(
+      name=pathlib.Path(file).stem,
+      tokenizer=tokenizers.load_tokenizer(tokenizer_dir, stop_tokens=stop_tokens),
+      demonstrations=[],
+      train=[],
+      evaluation=_choose(examples, num_evaluation, seed),
+      reward_fn=math_reward(mode) if mode else exact_match.exact_match,
+      lenient_reward_fn=(
+          math_reward('lenient', count_truncated=True) if mode else exact_match.exact_match
+      ),
+      max_prompt_tokens=max_prompt_tokens,
+      max_response_tokens=max_response_tokens,
+  )
+  if not template:
+    return task
+  return chat.with_template(task, chat.load_template(template, tokenizer_dir), system=system)
+
+
+def make_math_task(**options: Any) -> Task:
+  r"""`make_task` for files laid out like MATH, with an instruction to box the answer.
+
+  Args:
+    **options: of `make_task`; they override what is usual for MATH.
+
+  Returns:
+    The task; its examples commonly have 'level' and 'subject' besides.
+  """
+  usual = {
+      'prompt_field': 'problem', 'solution_field': 'solution', 'instruction': MATH_INSTRUCTION,
+      'reward': 'math_strict',
+  }
+  return make_task(**(usual | options))
+
+
+def _answer(row: dict[str, Any], answer_field: str, solution_field: str) -> str:
+  """The true answer of a row as text."""
+  answer = row.get(answer_field)
+  if answer is None and solution_field:
+    solution = row.get(solution_field)
+    if not isinstance(solution, str):
+      raise ValueError(
+          f'there must be a text in {answer_field!r} or {solution_field!r}, got '
+          f'{type(solution).__name__}'
+      )
+    marked = any(mark in solution for mark in _MARKS)  # Not: '... so the answer is that ...'.
+    answer = answer_extraction.extract_marked(solution) if marked else None
+    if answer is None:
+      raise ValueError(f'{solution_field!r} marks no answer (in \\boxed{{}}, or behind ####)')
+  if answer is None:
+    raise ValueError(f'the key {answer_field!r} is missing')
+  if isinstance(answer, bool) or not isinstance(answer, (str, int, float)):
+    raise ValueError(f'{answer_field!r} must be a text or a number, got {type(answer).__name__}')
+  if not str(answer).strip():
+    raise ValueError(f'{answer_field!r} must not be empty')
+  return str(answer)
+
+
+def _choose(examples: list[Example], count: int | None, seed: int) -> list[Example]:
+  """`count` of the examples at random, in their own order; all for None."""
+  if count is None:
+    return examples
+  if not 1 <= count <= len(examples):
+    raise ValueError(f'num_evaluation must lie in 1 to {len(examples)}, got {count}')
+  chosen = np.random.default_rng([seed, 2]).choice(len(examples), count, replace=False)
+  return [examples[index] for index in sorted(chosen)]
+
+
+def math_reward(mode: str, *, count_truncated: bool = False) -> RewardFn:
+  """1 where the answer found in a response equals example['answer'] as mathematics.
+
+  Args:
+    mode: how the answer is found, see `math_answer.grade`.
+    count_truncated: whether a truncated response may be right.
+
+  Returns:
+    A `types.RewardFn`.
+  """
+
+  def reward(
+      prompts: list[str], responses: list[str], truncated: np.ndarray, examples: list[Example]
+  ) -> np.ndarray:
+    del prompts  # The instruction holds the marks that an answer is found by.
+    right = math_answer.grade_batch(
+        responses, [example['answer'] for example in examples], mode=mode
+    )
+    counts = count_truncated | ~np.asarray(truncated, bool)
+    return (np.array(right, bool) & counts).astype(np.float32)
+
+  return reward

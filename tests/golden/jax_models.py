@@ -1,0 +1,131 @@
+"""Our side of parity: checkpoint directories, run by our models. No torch."""
+
+import dataclasses
+import functools
+import json
+import pathlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import safetensors
+
+from jaxrl_llm.models import policy, reward, value
+from jaxrl_llm.models.pretrained import huggingface
+from tests.golden import draws, model_cases
+
+FOLDER = pathlib.Path(__file__).parent / 'models'
+KEY = jax.random.key(0)
+
+
+@functools.cache
+def records(*, encoders: bool = False) -> dict[str, dict]:
+  """The golden records by name; each with its arrays: 'golden', and 'controls' by name."""
+  found = {}
+  for path in sorted(FOLDER.glob('*.json')):
+    if (path.stem == 'bert') is encoders:
+      with np.load(path.with_suffix('.npz')) as arrays:
+        for record in json.loads(path.read_text()):
+          record['arrays'] = {
+              key.removeprefix(record['name']).lstrip('/'): arrays[key] for key in arrays
+              if key.split('/')[0] == record['name']}
+          found[record['name']] = record
+  return found
+
+
+def weights(record: dict) -> dict[str, np.ndarray]:
+  """The tensors of a golden checkpoint."""
+  return draws.tensors(record['name'], record['shapes'], norm_centre=record['norm_centre'])
+
+
+def control_weights(record: dict, control: dict) -> dict[str, np.ndarray]:
+  """The tensors of one of its controls."""
+  changed = weights(record)
+  if control.get('shapes'):
+    changed = draws.in_shapes(
+        record['name'], changed, control['shapes'], norm_centre=record['norm_centre'])
+  edit = control.get('edit')
+  return draws.edited(changed, edit) if edit and edit[0] in ('zero', 'minus_one') else changed
+
+
+def batch(record: dict, *, left: bool):
+  """(tokens, mask, positions) of its sequences."""
+  fill = 0 if record['classifier'] else None
+  return draws.padded(record['sequences'], width=model_cases.WIDTH, left=left, fill=fill)
+
+
+def stored(record: dict, values: np.ndarray, mask: np.ndarray, places) -> np.ndarray:
+  """Of a model's outputs on a batch, what the golden files hold."""
+  return values if record['classifier'] else draws.at_tokens(values, mask, places)
+
+
+def file_bytes(directory: pathlib.Path) -> dict[str, bytes]:
+  """The numbers of each tensor of a directory's only file."""
+  with safetensors.safe_open(directory / 'model.safetensors', 'np') as file:
+    return {name: file.get_tensor(name).tobytes() for name in file.keys()}  # noqa: SIM118
+
+
+def functions(checkpoint, config=None):
+  """The model that a checkpoint's architecture asks for: a policy or a reward model."""
+  make = value.make if checkpoint.role == 'value' else policy.make
+  return make(checkpoint.config if config is None else config)
+
+
+def load(directory: pathlib.Path):
+  """Reads a directory: (checkpoint, parameters)."""
+  checkpoint = huggingface.read_config(directory)
+  abstract = jax.eval_shape(functions(checkpoint).init, KEY)
+  return checkpoint, huggingface.load_params(checkpoint, abstract)
+
+
+def _outputs(role, output, valid):
+  """Logits [B, T, V], or a reward model's [B, 1]."""
+  if role == 'value':
+    return reward.rewards(output, valid)[:, None]
+  logits = jnp.einsum('btd,vd->btv', output.hidden, output.head.kernel)
+  cap = output.head.softcap
+  return cap * jnp.tanh(logits / cap) if cap else logits
+
+
+# The tests compile many small models, and run each a few times.
+_COMPILE_FAST = {'xla_backend_optimization_level': 0}
+
+
+class Model:
+  """A loaded model, compiled once for all batches of one shape."""
+
+  def __init__(self, checkpoint, params, **changes):
+    """Fields of the config are changed by keyword."""
+    self.role, self.params = checkpoint.role, params
+    self.fns = functions(checkpoint, dataclasses.replace(checkpoint.config, **changes))
+
+    @functools.partial(jax.jit, compiler_options=_COMPILE_FAST)
+    def run(params, tokens, mask, positions):
+      output = self.fns.apply(params, tokens, positions=positions, valid=mask)
+      return _outputs(self.role, output, mask)
+
+    @functools.partial(jax.jit, compiler_options=_COMPILE_FAST)
+    def step(params, tokens, mask, positions, cache, index):
+      output = self.fns.apply(
+          params, tokens, positions=positions, valid=mask, cache=cache, cache_index=index)
+      return _outputs(self.role, output, mask), output.cache
+
+    self._run, self._step = run, step
+
+  def logits(self, tokens, mask, positions, *, params=None) -> np.ndarray:
+    """float32 [B, T, V], or [B, 1] of a reward model at each row's last token."""
+    params = self.params if params is None else params
+    return np.asarray(self._run(params, tokens, mask, positions))
+
+  def decoded_logits(self, tokens, mask, positions, *, prefill=1) -> np.ndarray:
+    """The same through the cache: the first `prefill` columns at once, the others one by one."""
+    cache = self.fns.init_cache(*tokens.shape)
+    pieces, start = [], 0
+    for end in range(prefill, tokens.shape[1] + 1):
+      here = mask & (np.arange(tokens.shape[1]) < end)
+      logits, cache = self._step(
+          self.params, tokens[:, start:end], here, positions[:, start:end], cache,
+          jnp.int32(start))
+      pieces.append(np.asarray(logits))
+      start = end
+    return np.concatenate(pieces, axis=1)

@@ -1,0 +1,121 @@
+r"""Problems from files: fields, rewards, MATH's boxes, prompts within a chat template."""
+
+import json
+
+import numpy as np
+import pytest
+
+from jaxrl_llm.data import batching
+from jaxrl_llm.tasks import jsonl
+
+
+def _rows(tmp_path, *rows):
+  path = tmp_path / 'problems.jsonl'
+  path.write_text(''.join(json.dumps(row) + '\n' for row in rows))
+  return path
+
+
+@pytest.fixture(scope='module')
+def gpt2(data_dir):
+  return data_dir / 'tokenizers' / 'gpt2'
+
+
+def _scores(reward, responses, answer, truncated=False):
+  count = len(responses)
+  return list(reward([''] * count, responses, np.full(count, truncated), [{'answer': answer}] * count))
+
+
+def test_fields_and_numbers(tmp_path, gpt2):
+  path = _rows(tmp_path, {'question': 'One?', 'truth': 1, 'prompt_ids': [3], 'level': 'easy'},
+               {'question': 'Half?', 'truth': 0.5}, {'question': 'X?', 'truth': 'x'})
+  task = jsonl.make_task(file=path, tokenizer_dir=gpt2, seed=0, prompt_field='question',
+                         answer_field='truth', instruction='Go.')
+  assert task.name == 'problems' and not task.train and not task.demonstrations
+  assert task.evaluation[0] == {'id': 0, 'prompt': 'One?\nGo.', 'answer': '1', 'level': 'easy'}
+  assert [example['answer'] for example in task.evaluation] == ['1', '0.5', 'x']
+  encoded = batching.encode_examples(task.evaluation, task.tokenizer, max_prompt_tokens=9)
+  assert task.tokenizer.decode(encoded.prompts[0][-encoded.prompt_lengths[0]:]) == 'One?\nGo.'
+
+
+def test_rewards(tmp_path, gpt2):
+  path = _rows(tmp_path, {'prompt': 'p', 'answer': '1/2'})
+  responses = [r'so \boxed{0.5}', 'it is 1/2', '1/2', r'\boxed{2}', '#### 1/2', '']
+  expected = {
+      'exact': [0, 0, 1, 0, 0, 0], 'math': [1, 1, 1, 0, 1, 0], 'math_strict': [1, 0, 0, 0, 1, 0],
+  }
+  for name, scores in expected.items():
+    task = jsonl.make_task(file=path, tokenizer_dir=gpt2, seed=0, reward=name)
+    assert _scores(task.reward_fn, responses, '1/2') == scores
+    assert not any(_scores(task.reward_fn, responses, '1/2', truncated=True))
+    lenient = _scores(task.lenient_reward_fn, responses, '1/2', truncated=True)
+    assert lenient == ([0] * 6 if name == 'exact' else expected['math'])
+  task = jsonl.make_task(file=path, tokenizer_dir=gpt2, seed=0, reward='gsm8k')
+  assert _scores(task.reward_fn, ['#### 5', r'\boxed{5}', '5'], '5') == [1, 0, 0]
+
+
+def test_math(tmp_path, gpt2):
+  path = _rows(
+      tmp_path,
+      {'problem': 'P?', 'solution': r'Well, $\boxed{\frac{1}{2}}$.', 'level': 'Level 5',
+       'subject': 'Algebra'},
+      {'problem': 'Q?', 'solution': 'No box here.', 'answer': '(3, 4)', 'type': 'Geometry'})
+  task = jsonl.make_math_task(file=path, tokenizer_dir=gpt2, seed=0)
+  first, second = task.evaluation
+  assert first == {'id': 0, 'prompt': 'P?\n' + jsonl.MATH_INSTRUCTION, 'answer': r'\frac{1}{2}',
+                   'level': 'Level 5', 'subject': 'Algebra'}
+  assert second['answer'] == '(3, 4)' and second['type'] == 'Geometry'
+  assert _scores(task.reward_fn, [r'\boxed{1/2}', '1/2'], first['answer']) == [1, 0]
+  assert _scores(task.reward_fn, [r'\boxed{(3,4)}'], second['answer']) == [1]
+  override = jsonl.make_math_task(file=path, tokenizer_dir=gpt2, seed=0, instruction='',
+                                  reward='math')
+  assert override.evaluation[0]['prompt'] == 'P?'
+  assert _scores(override.reward_fn, ['it is 1/2'], first['answer']) == [1]
+
+
+def test_the_published_problems_in_their_own_layout(data_dir, gpt2):
+  # GSM8K's answers are worked solutions: read as such, each gives its final number.
+  task = jsonl.make_task(file=data_dir / 'gsm8k' / 'test.jsonl', tokenizer_dir=gpt2, seed=0,
+                         prompt_field='question', answer_field='none', solution_field='answer',
+                         num_evaluation=100)
+  ids = [example['id'] for example in task.evaluation]
+  assert len(ids) == 100 and ids == sorted(set(ids))
+  rows = [json.loads(line) for line in (data_dir / 'gsm8k' / 'test.jsonl').open()]
+  for example in task.evaluation:
+    last = rows[example['id']]['answer'].rsplit('#### ', 1)[1]
+    assert float(example['answer'].replace(',', '')) == float(last.replace(',', ''))
+
+
+def test_a_chat_template_around_the_prompt(tmp_path, data_dir):
+  path = _rows(tmp_path, {'prompt': 'One?', 'answer': 1})
+  task = jsonl.make_task(file=path, tokenizer_dir=data_dir / 'tokenizers' / 'qwen2', seed=0,
+                         template='chatml', system='Be brief.')
+  (example,) = task.evaluation
+  assert example['prompt'] == (
+      '<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\nOne?<|im_end|>\n'
+      '<|im_start|>assistant\n')
+  assert example['prompt_ids'] == task.tokenizer.encode(example['prompt'])
+  assert example['prompt_ids'].count(task.tokenizer.encode('<|im_end|>')[0]) == 2
+
+
+@pytest.mark.parametrize('row, options, message', [
+    ({'prompt': 'p'}, {}, "line 2: the key 'answer' is missing"),
+    ({'answer': 'a'}, {}, "line 2: the key 'prompt' is missing"),
+    ({'prompt': ['p'], 'answer': 'a'}, {}, "line 2: 'prompt' must be str, got list"),
+    ({'prompt': ' ', 'answer': 'a'}, {}, "line 2: 'prompt' must not be empty"),
+    ({'prompt': 'p', 'answer': ''}, {}, "line 2: 'answer' must not be empty"),
+    ({'prompt': 'p', 'answer': True}, {}, "'answer' must be a text or a number, got bool"),
+    ({'prompt': 'p', 'answer': [1]}, {}, "'answer' must be a text or a number, got list"),
+    ({'prompt': 'p'}, {'solution_field': 'solution'},
+     "there must be a text in 'answer' or 'solution', got NoneType"),
+    ({'prompt': 'p', 'solution': 'The answer is 3.'}, {'solution_field': 'solution'},
+     "line 2: 'solution' marks no answer"),
+    ({'prompt': 'p', 'answer': 1}, {'reward': 'maths'}, 'reward must be one of exact, math, math_'),
+    ({'prompt': 'p', 'answer': 1}, {'system': 's'}, "system needs a chat template, got 's' and none"),
+    ({'prompt': 'p', 'answer': 1}, {'num_evaluation': 3}, 'num_evaluation must lie in 1 to 2, got 3'),
+    ({'prompt': 'p', 'answer': 1}, {'template': 'nowhere'}, "template must be 'auto', 'chatml' or"),
+])
+def test_bad_input_is_one_line(tmp_path, gpt2, row, options, message):
+  path = _rows(tmp_path, {'prompt': 'p', 'answer': 'a'}, row)
+  with pytest.raises(ValueError, match=message) as error:
+    jsonl.make_task(file=path, tokenizer_dir=gpt2, seed=0, **options)
+  assert '\n' not in str(error.value)
