@@ -4,13 +4,17 @@ PYTHON ?= python3
 PIP = .venv/bin/python -m pip --disable-pip-version-check --quiet
 PIP_INSTALL = $(PIP) install --progress-bar off
 
-.PHONY: run test lint tables ablation bench clean
+.PHONY: run test parity lint tables ablation bench clean
 
 run: .venv/installed
 	.venv/bin/python -m experiments.a_star_po
 
 test: .venv/installed-test
 	.venv/bin/python -m pytest
+
+# Side by side with torch, transformers and peft, on fresh random seeds.
+parity: .venv/installed-parity
+	.venv/bin/python -m pytest tests/parity
 
 lint: .venv/installed-test
 	.venv/bin/ruff check .
@@ -38,6 +42,11 @@ bench: .venv/installed
 .venv/installed-test: .venv/installed requirements-test.txt
 	@echo "installing the test tools into .venv ..."
 	$(PIP_INSTALL) -r requirements-test.txt
+	@touch $@
+
+.venv/installed-parity: .venv/installed-test requirements-parity.txt
+	@echo "installing torch, transformers and peft into .venv ..."
+	$(PIP_INSTALL) -r requirements-parity.txt
 	@touch $@
 
 clean:

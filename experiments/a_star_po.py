@@ -35,9 +35,7 @@ def train(run, parts, writer, samples, reference, stage1) -> dict:
   config, options = run.config, run.config.algorithm
   encoded = parts.encode(stage1.kept(parts.task.train, options))
   optimizer = optim.for_run(config.optimizer, config.steps * options.num_minibatches)
-  algorithm = a_star_po.make(
-      options, parts.policy, optim.make_optimizer(optimizer, trainable=parts.form.trainable)
-  )
+  algorithm = a_star_po.make(options, parts.policy, parts.make_optimizer(optimizer))
   state, train_step = parts.start(algorithm, reference.start)
   sample = parts.sampler(num_samples=1, temperature=options.temperature)
   score = parts.scorer(temperature=options.temperature, chunk_size=options.head_chunk)

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
+import optax
 
 from experiments import finetuning, launch, origins
 from jaxrl_llm.data import batching
@@ -19,7 +20,7 @@ from jaxrl_llm.rl import scoring
 from jaxrl_llm.sampling import decode
 from jaxrl_llm.sharding import mesh as mesh_lib
 from jaxrl_llm.sharding import rules
-from jaxrl_llm.training import loop, rng
+from jaxrl_llm.training import loop, optim, rng
 from jaxrl_llm.training import step as step_lib
 from jaxrl_llm.types import (
     Algorithm,
@@ -106,6 +107,10 @@ class Components:
     origin.check_tokenizer(self.task.tokenizer.fingerprint, of=self.task.name)
     origins.resolve_model(self.model, origin)  # It names its vocabulary: shapes must agree.
     return origin.load(self.abstract_params)
+
+  def make_optimizer(self, config: optim.OptimizerConfig) -> optax.GradientTransformation:
+    """An optimizer of those parameters that are trained."""
+    return optim.make_optimizer(config, trainable=self.form.trainable)
 
   def start(
       self, algorithm: Algorithm, params: Params

@@ -4,21 +4,19 @@
       --config.policy_init_from=DIR --config.data_dir=DIR_OF_TRAIN_AND_TEST_JSONL
 
 Configs: evaluate_gsm8k, evaluate_math, evaluate_countdown, evaluate_jsonl. Every response stands
-in WORKDIR/responses.jsonl with its reward; running the same command again resumes where it
+in WORKDIR/responses.jsonl with its reward. Running the same command again resumes where it
 stopped, and ends with the same numbers.
 """
 
 import contextlib
-import itertools
-import json
-import pathlib
-from collections.abc import Iterator, Sequence
+import dataclasses
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
 import numpy as np
 
-from experiments import components, evaluation_settings, launch, report
+from experiments import components, evaluation_settings, launch, report, resuming
 from jaxrl_llm.data import batching, model_files
 from jaxrl_llm.evaluation import evaluator, majority, pass_at_k
 from jaxrl_llm.rewards import rollout_rewards
@@ -27,45 +25,205 @@ from jaxrl_llm.tasks import chat
 from jaxrl_llm.training import fingerprint, loop, metrics, rng
 from jaxrl_llm.types import Params, SampleFn, Task
 
-Record = dict[str, Any]  # One problem: see `respond`.
+# One problem: 'id', 'prompt', 'answer', and under 'samples' and 'greedy' lists with one entry a
+# response: 'responses', 'rewards', 'lengths', 'truncated', and 'votes' (`majority`).
+Record = dict[str, Any]
 
 
 def main(run: launch.Run) -> None:
   """Samples what is missing, then writes the table and results.json."""
   config: evaluation_settings.EvaluatePolicy = run.config
   with components.build(run) as parts:
-    parts.task = _task(config, parts)
-    encoded = _encode(parts)
-    print(f'{run.experiment}: {parts.describe()}; writing to {run.workdir}', flush=True)
+    task = parts.task = _task(config, parts)
+    encoded = parts.encode(task.evaluation)
+    left_out = encoded.num_filtered + getattr(task, 'num_filtered', {}).get('evaluation', 0)
+    note = f' ({left_out} more have too long a prompt)' if left_out else ''
+    print(
+        f'{run.experiment}: {len(encoded)} problems of {task.name}{note}, policy '
+        f'{parts.origin.describe()}; writing to {run.workdir}', flush=True,
+    )
     params = parts.initial_params()
     provenance = metrics.plain({
-        'task': parts.task.name, 'tokenizer': parts.task.tokenizer.fingerprint,
+        'task': task.name, 'tokenizer': task.tokenizer.fingerprint,
         'policy': fingerprint.of_params(params),
         'data': model_files.fingerprint(metrics.plain(encoded.examples)),
     })
     records = respond(run, parts, params, encoded, provenance)
-  numbers = summarize(records, evaluation_settings.voting(config.task))
-  tokens = {
-      f'sampled_tokens/{name}': sum(sum(record[name]['lengths']) for record in records)
-      for name in ('samples', 'greedy') if name in records[0]
-  }
+  numbers = summarize(records)
   table = _table(numbers)
   metrics.write_text_atomic(run.table_path, table + '\n')
   launch.write_results(run, {
-      **{f'eval/{name}': value for name, value in numbers.items()}, **tokens,
-      'eval/left_out': encoded.num_filtered, 'policy': provenance['policy'],
-      'task': parts.task.name, 'note': config.note,
+      **provenance, **{f'eval/{name}': value for name, value in numbers.items()},
+      'eval/left_out': left_out, **_sampled_tokens(records), 'note': config.note,
   })
-  print(f'\n{table}\n\n{run.results_path}\n{run.workdir / "responses.jsonl"}')
+  print(f'\n{table}\n\nresponses: {run.workdir / "responses.jsonl"}\n{run.results_path}')
 
 
 def _task(config: evaluation_settings.EvaluatePolicy, parts: components.Components) -> Task:
-  """The task with its evaluation problems alone, within the chat template."""
-  own = getattr(config.task, 'tokenizer_dir', None)
-  if own == '' and parts.origin.checkpoint and not parts.origin.tokenizer:
+  """The task with its held-out problems alone, within the chat template."""
+  origin, tokenizer_dir = parts.origin, getattr(config.task, 'tokenizer_dir', None)
+  if tokenizer_dir == '' and origin.checkpoint and not origin.tokenizer:
     raise ValueError(
-        f'no tokenizer lies in {config.policy_init_from}: give --config.task.tokenizer_dir=DIR'
+        f'no tokenizer lies in {origin.directory} (config.policy_init_from): give '
+        '--config.task.tokenizer_dir=DIR'
     )
-  changes = {'demonstrations': [], 'train': []}
-  if not hasattr(parts.task, 'num_filtered'):
-    task = parts.task
+  task = dataclasses.replace(parts.task, demonstrations=[], train=[])
+  if config.chat_template == 'none':
+    return task
+  folder = tokenizer_dir or origin.tokenizer_dir
+  if not folder:
+    raise ValueError(
+        f'config.chat_template={config.chat_template!r} needs the folder of the tokenizer, for '
+        'its special tokens: --config.task.tokenizer_dir=DIR, where the task has one'
+    )
+  template = chat.load_template(config.chat_template, folder)
+  return chat.with_template(task, template, system=config.system)
+
+
+def respond(
+    run: launch.Run,
+    parts: components.Components,
+    params: Params,
+    encoded: batching.EncodedExamples,
+    provenance: Mapping[str, Any],
+) -> list[Record]:
+  """Samples the responses that WORKDIR/responses.jsonl does not hold yet.
+
+  Args:
+    run: gives the workdir and the settings.
+    parts: task, policy and mesh.
+    params: of the policy.
+    encoded: the problems.
+    provenance: what the responses depend on besides the config; the file's first line.
+
+  Returns:
+    The records of all problems, in order.
+
+  Raises:
+    ValueError: the workdir holds responses of something else.
+    SystemExit: Ctrl-C was pressed; what was sampled is kept.
+  """
+  config = run.config
+  batches = parts.prompt_batches(encoded, config.batch_size)
+  samplers = _samplers(config, parts)
+  voting = evaluation_settings.voting(config.task)
+  with contextlib.closing(metrics.JsonlFile(run.workdir / 'responses.jsonl')) as file:
+    records = resuming.read_records(
+        file, provenance, batch=config.batch_size, total=len(encoded)
+    )
+    done = -(-len(records) // config.batch_size)
+    with loop.progress(len(batches), 'evaluation', done) as bar:
+      for prompts in batches[done:]:
+        for record in _respond_to(prompts, params, parts, samplers, voting):
+          file.write(record)
+          records.append(record)
+        right = np.array([record['samples']['rewards'] for record in records]) > 0
+        bar.update(1, **{'pass@1': float(right.mean())})
+        run.save_clock()
+        parts.stopper.check('stopped; the responses of whole batches are kept')
+  return records
+
+
+def _samplers(
+    config: evaluation_settings.EvaluatePolicy, parts: components.Components
+) -> dict[str, SampleFn]:
+  """The jitted samplers by name. At temperature 0 the samples are the greedy responses."""
+  sample = decode.make_sampler(
+      parts.policy, num_samples=config.num_samples, max_tokens=parts.task.max_response_tokens,
+      stop_ids=parts.task.tokenizer.stop_ids, pad_id=parts.task.tokenizer.pad_id,
+      temperature=config.temperature, top_k=config.top_k, top_p=config.top_p,
+  )
+  samplers = {'samples': jax.jit(sample)}
+  if config.greedy and config.temperature > 0:
+    samplers['greedy'] = parts.sampler(num_samples=1, temperature=0.0)
+  return samplers
+
+
+def _respond_to(
+    prompts: batching.PromptBatch,
+    params: Params,
+    parts: components.Components,
+    samplers: Mapping[str, SampleFn],
+    voting: evaluation_settings.Voting,
+) -> Iterator[Record]:
+  """The records of one batch."""
+  key = rng.stream_key(parts.key, rng.Stream.SAMPLE_EVAL)
+  scored = {}
+  for name, sample in samplers.items():
+    rollouts = sample(params, *prompts[:3], key)
+    scored[name] = rollout_rewards.score_rollouts(
+        evaluator.real_rows(rollouts, prompts), prompts.examples,
+        tokenizer=parts.task.tokenizer, reward_fn=parts.task.reward_fn,
+    )
+  for index, example in enumerate(prompts.examples):
+    record = {name: example[name] for name in ('id', 'prompt', 'answer')}
+    for name, of_all in scored.items():
+      # What is kept is what JSON can keep, so that resumed numbers are the same.
+      record[name] = {field: metrics.plain(values[index]) for field, values in
+                      of_all._asdict().items()}
+    samples = record['samples']
+    answers = [
+        None if truncated else voting.answer(response)
+        for response, truncated in zip(samples['responses'], samples['truncated'])
+    ]
+    samples['votes'] = majority.group_answers(answers, voting.same)
+    yield record
+
+
+def summarize(records: Sequence[Record]) -> dict[str, float]:
+  """The measures of an evaluation.
+
+  Args:
+    records: one a problem; see `Record`.
+
+  Returns:
+    pass@k for all powers of two k ≤ n, maj@k for those above 1 (a truncated response does not
+    vote), greedy_accuracy where it was measured, each with its standard error over problems
+    (`_se`); length (tokens, stop token included) and truncated (fraction) of the samples;
+    problems and samples.
+  """
+  column = lambda name, field: np.array([record[name][field] for record in records])
+  right = column('samples', 'rewards') > 0
+  num_samples = right.shape[1]
+  powers = [2**i for i in range(num_samples.bit_length())]
+  values = {
+      f'pass@{k}': pass_at_k.pass_at_k(num_samples, right.sum(axis=1), k=k) for k in powers
+  }
+  votes = column('samples', 'votes')
+  values |= {f'maj@{k}': majority.majority_at_k(votes, right, k=k) for k in powers[1:]}
+  if 'greedy' in records[0]:
+    values['greedy_accuracy'] = (column('greedy', 'rewards') > 0).mean(axis=1)
+  numbers: dict[str, float] = {}
+  for name, of_problems in values.items():
+    numbers[name], numbers[f'{name}_se'] = pass_at_k.mean_and_standard_error(of_problems)
+  return numbers | {
+      'length': float(column('samples', 'lengths').mean()),
+      'truncated': float(column('samples', 'truncated').mean()),
+      'problems': len(records), 'samples': num_samples,
+  }
+
+
+def _sampled_tokens(records: Sequence[Record]) -> dict[str, int]:
+  return {
+      f'sampled_tokens/{name}': sum(sum(record[name]['lengths']) for record in records)
+      for name in ('samples', 'greedy') if name in records[0]
+  }
+
+
+def _table(numbers: Mapping[str, float]) -> str:
+  """The closing table."""
+  rows = [
+      [f'{name} (%)', report.percent(numbers, name)] for name in numbers
+      if f'{name}_se' in numbers
+  ]
+  rows += [
+      ['truncated (%)', report.percent(numbers, 'truncated')],
+      ['length (tokens)', f'{numbers["length"]:.1f}'],
+      ['problems', numbers['problems']],
+      ['samples a problem', numbers['samples']],
+  ]
+  return report.markdown_table(['measure', 'value'], rows)
+
+
+if __name__ == '__main__':
+  launch.run(main, default_config='experiments/configs/evaluate_gsm8k.py')

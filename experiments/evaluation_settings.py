@@ -7,10 +7,10 @@ from collections.abc import Callable
 from typing import Any, ClassVar, NamedTuple
 
 from experiments import settings
-from jaxrl_llm.models import configs, lora
+from jaxrl_llm.evaluation import majority
+from jaxrl_llm.models import configs
+from jaxrl_llm.models import lora as lora_lib
 from jaxrl_llm.sharding import mesh as mesh_lib
-
-MAX_SAMPLES = 1_000  # Beyond it the number of subsets leaves float64 (`majority`).
 
 
 @dataclasses.dataclass
@@ -129,7 +129,7 @@ class EvaluatePolicy:
   note: str = ''
 
   # Nothing is trained here (`components.build`).
-  lora: ClassVar[lora.LoraConfig] = lora.LoraConfig()
+  lora: ClassVar[lora_lib.LoraConfig] = lora_lib.LoraConfig()
   train_last_layers: ClassVar[int] = 0
 
   def batch_sizes(self) -> dict[str, tuple[int, int]]:
@@ -146,9 +146,9 @@ class EvaluatePolicy:
     if not pathlib.Path(self.policy_init_from).is_dir():
       raise ValueError(f'config.policy_init_from is no folder: {self.policy_init_from!r}')
     settings.at_least(self, 'config', seed=0, num_samples=1, top_k=0, batch_size=1)
-    if self.num_samples > MAX_SAMPLES:
+    if self.num_samples > majority.MAX_SAMPLES:
       raise ValueError(
-          f'config.num_samples must be at most {MAX_SAMPLES}, got {self.num_samples}'
+          f'config.num_samples must be at most {majority.MAX_SAMPLES}, got {self.num_samples}'
       )
     if not 0 <= self.temperature < math.inf:
       raise ValueError(

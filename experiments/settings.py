@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from typing import Any, ClassVar
 
 from jaxrl_llm.algorithms import a_star_po, sft
+from jaxrl_llm.data import mixtures, sft_batches
 from jaxrl_llm.models import configs
 from jaxrl_llm.models import lora as lora_lib
 from jaxrl_llm.sharding import mesh as mesh_lib
@@ -93,6 +94,51 @@ class Gsm8kTask:
     return gsm8k.make_task(data_dir=data_dir, seed=seed, **options)
 
 
+@dataclasses.dataclass
+class ChatTask:
+  """Conversations; fields as in `tasks.chat.make_task`, where 0 stands for no limit.
+
+  `files` names files in the data folder, with commas between them; each is a source of
+  `SftSettings.mixture`. `stop_tokens` likewise; '' is what the tokenizer's folder says. A
+  `tokenizer_dir` of '' is the folder that the policy is loaded from, or, where it has no
+  tokenizer, DATA_DIR/../tokenizers/qwen2. Conversations are learned, not answered: there is
+  no reward, and no binary but sft can use them.
+  """
+
+  files: str = ''
+  tokenizer_dir: str = ''
+  template: str = 'auto'
+  stop_tokens: str = ''
+  num_evaluation: int = 100
+  max_prompt_tokens: int = 512
+  max_response_tokens: int = 512
+  vocabulary: str = 'full'
+  max_vocabulary: int = 0
+
+  def make(self, seed: int, data_dir: str, tokenizer_dir: str = ''):
+    """Builds the task; `data_dir` holds the files."""
+    from jaxrl_llm.tasks import chat
+
+    names = [name.strip() for name in self.files.split(',') if name.strip()]
+    if not names:
+      raise ValueError('the chat task needs the names of its files: --config.task.files=NAME,...')
+    _need_data_dir(data_dir, 'chat', self.files)
+    at_least(
+        self, 'config.task', num_evaluation=1, max_prompt_tokens=1, max_response_tokens=1,
+        max_vocabulary=0,
+    )
+    folder = pathlib.Path(data_dir)
+    options = dataclasses.asdict(self) | {
+        'files': [folder / name for name in names],
+        'tokenizer_dir': (
+            self.tokenizer_dir or tokenizer_dir or folder.parent / 'tokenizers' / 'qwen2'
+        ),
+        'stop_tokens': self.stop_tokens.split(',') if self.stop_tokens else None,
+        'max_vocabulary': self.max_vocabulary or None,
+    }
+    return chat.make_task(seed=seed, **options)
+
+
 def _need_data_dir(data_dir: str, task: str, files: str) -> None:
   if not data_dir:
     raise ValueError(f'the {task} task needs the folder of {files}: --config.data_dir=DIR')
@@ -104,7 +150,11 @@ class SftSettings:
 
   Attributes:
     steps: optimizer steps; 0 leaves the model as it was loaded.
-    batch_size: demonstrations a step.
+    batch_size: rows a step; a row holds one demonstration, or several packed ones.
+    loss_on: 'assistant': the tokens of replies count; 'all': those of prompts do too.
+    packed_length: slots of packed rows; 0 gives each demonstration a row.
+    mixture: weights of the task's sources, as 'a.json=3,b.jsonl=1': their shares of the rows,
+      each source going through its own epochs; '' is one epoch over all.
     save_every: steps between checkpoints.
     log_every: steps between lines in metrics.jsonl.
     algorithm: settings of the loss.
@@ -113,6 +163,9 @@ class SftSettings:
 
   steps: int = 1_000
   batch_size: int = 128
+  loss_on: str = 'assistant'
+  packed_length: int = 0
+  mixture: str = ''
   save_every: int = 250
   log_every: int = 10
   algorithm: sft.Config = dataclasses.field(default_factory=sft.Config)
@@ -120,7 +173,13 @@ class SftSettings:
 
   def validate(self, prefix: str) -> None:
     """Raises ValueError with one line for the first field that is out of range."""
-    at_least(self, prefix, steps=0, batch_size=1, save_every=1, log_every=1)
+    at_least(self, prefix, steps=0, batch_size=1, packed_length=0, save_every=1, log_every=1)
+    if self.loss_on not in sft_batches.LOSS_ON:
+      raise ValueError(
+          f'{prefix}.loss_on must be one of {", ".join(sft_batches.LOSS_ON)}, got {self.loss_on!r}'
+      )
+    with _named(f'{prefix}.mixture'):
+      mixtures.parse_weights(self.mixture)
     with _named(f'{prefix}.algorithm'):
       self.algorithm.validate()
     self.optimizer.validate(f'{prefix}.optimizer')

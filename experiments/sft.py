@@ -10,7 +10,8 @@ from typing import Any
 
 from experiments import components, launch, report
 from jaxrl_llm.algorithms import sft
-from jaxrl_llm.data import batching
+from jaxrl_llm.data import mixtures, sft_batches
+from jaxrl_llm.evaluation import perplexity
 from jaxrl_llm.training import checkpoints, fingerprint, loop, metrics, optim
 from jaxrl_llm.types import Params
 
@@ -47,14 +48,9 @@ def _train(
 ) -> Params:
   """The optimizer steps of `finetune`."""
   config = run.config.sft
-  encoded = batching.encode_demonstrations(parts.task, overlong='filter')
-  if not len(encoded):
-    raise ValueError(f'{parts.task.name} has no demonstrations (config.task.num_demonstrations)')
-  if encoded.num_filtered:
-    print(f'{encoded.num_filtered} demonstrations are too long and were left out', flush=True)
+  batches = _batches(run, parts)
   optimizer_config = optim.for_run(config.optimizer, config.steps)
-  optimizer = optim.make_optimizer(optimizer_config, trainable=parts.form.trainable)
-  algorithm = sft.make(config.algorithm, parts.policy, optimizer)
+  algorithm = sft.make(config.algorithm, parts.policy, parts.make_optimizer(optimizer_config))
   state, train_step = parts.start(algorithm, parts.initial_params())
 
   saved = checkpoints.Checkpoints(run.workdir / 'checkpoints' / 'sft')
@@ -70,8 +66,7 @@ def _train(
       config.steps, 'supervised fine-tuning', start
   ) as bar:
     for step in range(start, config.steps):
-      indices = batching.batch_indices(len(encoded), config.batch_size, seed=run.seed, step=step)
-      state, update = train_step(state, parts.put(batching.sft_batch(encoded, indices)))
+      state, update = train_step(state, parts.put(batches.batch(step)))
       logs = loop.should(config.log_every, step) or step == config.steps - 1
       if logs:
         learning_rate = optim.learning_rate_at(optimizer_config, step)
@@ -85,24 +80,77 @@ def _train(
   return parts.plain(state.params['policy'])
 
 
+def _batches(run: launch.Run, parts: components.Components) -> sft_batches.Batches:
+  """The demonstrations as a function of the step."""
+  config = run.config.sft
+  sequences = sft_batches.encode_demonstrations(
+      parts.task, overlong='filter', loss_on=config.loss_on
+  )
+  if not len(sequences):
+    raise ValueError(f'{parts.task.name} has no demonstrations (config.task.num_demonstrations)')
+  if sequences.num_filtered:
+    print(f'{sequences.num_filtered} demonstrations are too long and were left out', flush=True)
+  batches = sft_batches.Batches(
+      sequences, batch_size=config.batch_size, seed=run.seed, packed_length=config.packed_length,
+      weights=mixtures.parse_weights(config.mixture) or None,
+  )
+  if config.packed_length:
+    print(
+        f'{len(sequences)} demonstrations packed into {batches.num_rows} rows of '
+        f'{config.packed_length} slots, {100 * batches.utilisation:.0f} % of them used', flush=True
+    )
+  return batches
+
+
+def evaluate(run: launch.Run, parts: components.Components, params: Params) -> dict[str, float]:
+  """What is measured on the held-out examples: answers, or the loss where none is verified."""
+  frozen = parts.form.frozen(params)
+  if parts.task.reward_fn is not None:
+    numbers = parts.evaluator(frozen, frozen).numbers
+    # There is no reference here.
+    return {name: x for name, x in numbers.items() if not name.startswith('kl_to_reference')}
+  config = run.config
+  held_out = dataclasses.replace(parts.task, demonstrations=parts.task.evaluation)
+  sequences = sft_batches.encode_demonstrations(held_out, loss_on=config.sft.loss_on)
+  batches = sft_batches.Batches(
+      sequences, batch_size=config.evaluation.batch_size, seed=run.seed
+  )
+  return perplexity.HeldOutLoss(
+      parts.policy, [parts.put(batch) for batch in batches.in_order()],
+      chunk_size=config.sft.algorithm.head_chunk,
+  )(frozen)
+
+
+def _table(before: dict[str, float], after: dict[str, float], seconds: float) -> str:
+  """The closing table."""
+  if 'loss' not in after:
+    rows = [[
+        'fine-tuned', report.percent(after, 'pass@1'), report.percent(after, 'greedy_accuracy'),
+        f'{seconds:.0f}',
+    ]]
+    return report.markdown_table(['policy', 'pass@1 (%)', 'greedy (%)', 'seconds'], rows)
+  row = lambda name, numbers, spent: [
+      name, f'{numbers["loss"]:.4f}', f'{numbers["perplexity"]:.4g}', spent
+  ]
+  return report.markdown_table(
+      ['policy', 'held-out loss (nats a token)', 'perplexity', 'seconds'],
+      [row('initial', before, '-'), row('fine-tuned', after, f'{seconds:.0f}')],
+  )
+
+
 def main(run: launch.Run) -> None:
-  """Fine-tunes, evaluates on the held-out problems, and writes results.json."""
+  """Fine-tunes, evaluates on the held-out examples, and writes results.json."""
   with components.build(run) as parts, contextlib.closing(metrics.MetricsWriter(
       run.workdir, wandb_project=run.config.wandb_project, config=dataclasses.asdict(run.config)
   )) as writer:
     params, about = finetune(run, parts, writer)
-    frozen = parts.form.frozen(params)
-    evaluation = parts.evaluator(frozen, frozen)
-  rows = [[
-      'fine-tuned', report.percent(evaluation.numbers, 'pass@1'),
-      report.percent(evaluation.numbers, 'greedy_accuracy'), f'{about["seconds"]:.0f}',
-  ]]
-  table = report.markdown_table(['policy', 'pass@1 (%)', 'greedy (%)', 'seconds'], rows)
+    after, before = evaluate(run, parts, params), {}
+    if parts.task.reward_fn is None:  # A loss says little without the one before.
+      before = evaluate(run, parts, parts.initial_params())
+  table = _table(before, after, about['seconds'])
   metrics.write_text_atomic(run.table_path, table + '\n')
-  numbers: dict[str, Any] = {
-      f'eval/trained/{name}': value for name, value in evaluation.numbers.items()
-      if not name.startswith('kl_to_reference')  # There is no reference here.
-  }
+  numbers: dict[str, Any] = {f'eval/trained/{name}': value for name, value in after.items()}
+  numbers |= {f'eval/initial/{name}': value for name, value in before.items()}
   launch.write_results(run, {
       **numbers, 'fingerprint': about['fingerprint'],
       'sampled_tokens': 0,  # Fine-tuning samples nothing; evaluation is not counted anywhere.

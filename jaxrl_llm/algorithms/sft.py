@@ -41,7 +41,8 @@ class Config:
 class Batch(Protocol):
   """What a step needs: arrays [B, T], with targets[b, t] the token after tokens[b, t].
 
-  `weight` [B] is 0 for the rows that fill up a batch.
+  `weight` [B] is 0 for the rows that fill up a batch. `segments` tells the sequences of
+  packed rows apart; None where each row holds one.
   """
 
   tokens: Array
@@ -50,6 +51,7 @@ class Batch(Protocol):
   targets: Array
   loss_mask: Array
   weight: Array
+  segments: Array | None
 
 
 def make(
@@ -75,7 +77,8 @@ def make(
 
   def loss_fn(params, batch):
     output = policy.apply(
-        params['policy'], batch.tokens, positions=batch.positions, valid=batch.valid
+        params['policy'], batch.tokens, positions=batch.positions, valid=batch.valid,
+        segments=batch.segments,
     )
     mask = batch.loss_mask * batch.weight[:, None]
     loss = log_probs.cross_entropy(

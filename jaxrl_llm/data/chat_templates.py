@@ -159,11 +159,13 @@ def encode_conversations(
   that <|im_end|> ends a turn), everything but the white space at its end.
 
   A reply is marked only if the text before it is what the model is given when it is asked
-  for that reply, and only if the reply is written in the same way when it is the last one.
-  Templates that remove the thoughts of past turns (DeepSeek-R1, Qwen3) rewrite the early
-  replies of a conversation: these are context, and the replies from the last rewritten
-  one on are learnt. To learn each turn with its thoughts, give each as a conversation of
-  its own. A reply that nothing precedes is context as well.
+  for that reply, and only if the reply is written in the same way when it is the last one:
+  nothing is learnt from a context that never occurs. Templates that remove the thoughts of
+  past turns (Qwen3) rewrite early replies, so that these are context and the last turn is
+  learnt; to learn each turn, give each as the end of a conversation of its own. Those that
+  open every reply with <think> but write replies without their thoughts (DeepSeek-R1) leave
+  nothing to learn, which is an error; another template helps (`load` takes a file). A reply
+  that nothing precedes is context as well.
 
   A token that holds characters of the prompt and of the reply is not marked: the model
   is never in the position to choose it.
@@ -194,9 +196,9 @@ def encode_conversations(
     roles = [message['role'] for message in conversations[index][1:]]
     if 'assistant' in roles and not any(mask):
       raise ValueError(
-          f"chat template, conversation {index}: no reply of the assistant's stands in the text "
-          'as the generation prompt and the model would write it (the template changes or '
-          'drops what replies begin with): nothing could be learnt'
+          f"chat template, conversation {index}: nothing could be learnt, because the template "
+          'writes none of the replies as the model would be asked for it: it opens replies in '
+          'another way than it writes them, or rewrites all of them later'
       )
     encoded.append((ids, mask))
   return encoded
@@ -258,6 +260,8 @@ def _run(
   if problem is None and len(replies) < len(conversations):
     problem = _reason(process.returncode, seconds, process.stderr)
   if problem is not None:
+    if "'strftime_now' is undefined" in problem:
+      problem += ": it needs a date, as in ChatTemplate(..., today='2024-07-26')"
     raise ValueError(f'chat template, conversation {len(replies)}: {problem}')
   return replies
 

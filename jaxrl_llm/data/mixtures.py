@@ -65,6 +65,28 @@ def mixture_indices(
   return np.array([source for source, _ in drawn], np.int64), np.array(index, np.int64)
 
 
+def parse_weights(text: str) -> dict[str, float]:
+  """Weights as an option writes them: 'chat.json=3, maths.jsonl=1'; '' is {}.
+
+  Raises:
+    ValueError: an entry is no name and positive number, or a name stands twice.
+  """
+  weights: dict[str, float] = {}
+  for entry in filter(None, map(str.strip, text.split(','))):
+    name, _, number = map(str.strip, entry.rpartition('='))
+    try:
+      weight = float(number)
+    except ValueError:
+      weight = math.nan
+    if not name or name in weights or not 0 < weight < math.inf:
+      raise ValueError(
+          "weights must be written as 'NAME=NUMBER, ...', with distinct names and positive "
+          f'numbers, got {entry!r} in {text!r}'
+      )
+    weights[name] = weight
+  return weights
+
+
 def _whole_numbers(weights: Sequence[float]) -> list[int]:
   """Integers in exactly the proportion of `weights`."""
   exact = [fractions.Fraction(float(weight)) for weight in weights]

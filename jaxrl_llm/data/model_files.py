@@ -72,10 +72,16 @@ def read(directory: str | pathlib.Path) -> TokenFiles:
   extras = entries.get('extra_special_tokens') or entries.get('additional_special_tokens') or []
   if isinstance(extras, dict):
     named, extras = named | extras, []
+  if not isinstance(extras, list):
+    raise ValueError(
+        f'{directory}: additional_special_tokens must be a list of tokens, got '
+        f'{type(extras).__name__}'
+    )
   special = [_added_token(value, directory) for value in (*named.values(), *extras)]
   numbered = _numbered(directory, config, {token.content for token in special})
   known = {token.content for token in numbered.values()}
-  unnumbered = {token.content: token for token in special if token.content not in known}
+  # Of a token that stands there twice, the name says more than the list of all.
+  unnumbered = {token.content: token for token in special[::-1] if token.content not in known}
   model_config = _read_optional(directory / 'config.json')
   stop_ids, stop_file = _model_stop_ids(directory, model_config)
   return TokenFiles(
@@ -84,7 +90,7 @@ def read(directory: str | pathlib.Path) -> TokenFiles:
       model_type=str(model_config.get('model_type') or ''),
       names={key: _added_token(value, directory).content for key, value in named.items()},
       numbered=numbered,
-      unnumbered=tuple(unnumbered.values()),
+      unnumbered=tuple(unnumbered.values())[::-1],
       model_stop_ids=stop_ids,
       stop_file=stop_file,
   )

@@ -24,8 +24,11 @@ class SentencePieceTokenizer:
   one space of many), so that `decode(encode(text))` is the normalised text. The space
   that a model puts in front of a text stands only there; with `"legacy": true` in
   tokenizer_config.json also behind each special token. Under a LlamaTokenizer a text that
-  begins with a space gets no second one. That is what transformers does; pieces that the
-  model itself calls user-defined are left to it.
+  begins with a space gets no second one.
+
+  That is what transformers does, two things apart: pieces that the model itself calls
+  user-defined are left to it; and where no tokenizer_class says what the file is, the file
+  itself decides about the space in front (transformers leaves it out then).
 
   Attributes:
     vocab_size: one more than the largest id, added tokens included.

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 ABSTAINS = -1  # The group of a sample that has no answer: it does not vote.
+MAX_SAMPLES = 1_000  # The subsets of more samples would be too many for float64.
 
 
 def group_answers(
@@ -63,7 +64,7 @@ def majority_at_k(groups: np.ndarray, rewards: np.ndarray, *, k: int) -> np.ndar
     float64 [P].
 
   Raises:
-    ValueError: k is out of range, or the shapes differ.
+    ValueError: k is out of range, the shapes differ, or there are more than `MAX_SAMPLES`.
 
   References:
     Wang et al., 2022, Self-Consistency Improves Chain of Thought Reasoning in Language Models,
@@ -75,6 +76,8 @@ def majority_at_k(groups: np.ndarray, rewards: np.ndarray, *, k: int) -> np.ndar
         f'groups and rewards must have one shape [P, n], got {groups.shape} and {rewards.shape}'
     )
   num_samples = groups.shape[1]
+  if num_samples > MAX_SAMPLES:
+    raise ValueError(f'a problem may have at most {MAX_SAMPLES} samples, got {num_samples}')
   if not 1 <= k <= num_samples:
     raise ValueError(f'k must lie in 1 to {num_samples} (the samples a problem), got {k}')
   return np.array([_expected_reward(*row, k) for row in zip(groups, rewards)], np.float64)
@@ -126,7 +129,7 @@ def _with_another(ways: np.ndarray, size: int, own_votes: int) -> np.ndarray:
 
 @functools.lru_cache(maxsize=1 << 12)
 def _binomials(n: int) -> np.ndarray:
-  """C(n, 0) to C(n, n) as float64 [n + 1]; exact up to rounding for n ≤ 1000."""
+  """C(n, 0) to C(n, n) as float64 [n + 1], each rounded once."""
   row = [1]
   for i in range(n):
     row.append(row[-1] * (n - i) // (i + 1))

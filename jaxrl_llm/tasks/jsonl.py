@@ -1,5 +1,7 @@
 r"""Problems from any file of JSON objects with prompts and answers, for evaluation.
 
+Prompts are plain text; `chat.with_template` puts them into a conversation.
+
 MATH and what is laid out like it (Hendrycks et al., 2021, arXiv 2103.03874: 'problem',
 'solution' with the answer in \boxed{}, and often 'answer') are one case, `make_math_task`.
 """
@@ -11,7 +13,6 @@ import numpy as np
 
 from jaxrl_llm.data import jsonl, tokenizers
 from jaxrl_llm.rewards import answer_extraction, exact_match, math_answer
-from jaxrl_llm.tasks import chat
 from jaxrl_llm.types import Example, RewardFn, Task
 
 MATH_INSTRUCTION = r'Reason step by step, and write the final answer in \boxed{}.'
@@ -35,9 +36,6 @@ def make_task(
     solution_field: str = '',
     instruction: str = '',
     reward: str = 'math',
-    template: str = '',
-    system: str = '',
-    stop_tokens: tuple[str, ...] | None = None,
     num_evaluation: int | None = None,
     max_prompt_tokens: int = 512,
     max_response_tokens: int = 1024,
@@ -57,9 +55,6 @@ def make_task(
       else down to the last number), 'math_strict' (a marked answer only) or 'gsm8k' (the
       number behind ####). A truncated response scores 0; the task's lenient reward is
       'math' with truncated responses, or 'exact' where that is the reward.
-    template: a chat template around the prompt, see `chat.load_template`; '' for none.
-    system: a system message in the template.
-    stop_tokens: what ends a response; None for what the tokenizer's folder says.
     num_evaluation: how many problems; None for all.
     max_prompt_tokens: L; longer prompts are left out and counted by who encodes them.
     max_response_tokens: the sampler's limit.
@@ -73,8 +68,6 @@ def make_task(
   """
   if reward not in REWARDS:
     raise ValueError(f'reward must be one of {", ".join(REWARDS)}, got {reward!r}')
-  if system and not template:
-    raise ValueError(f'system needs a chat template, got {system!r} and none')
   examples = []
   for index, row in enumerate(jsonl.read_rows(file, required={prompt_field: str})):
     try:
@@ -88,9 +81,9 @@ def make_task(
     about = {key: value for key, value in row.value.items() if key in _KEPT}
     examples.append({**about, 'id': index, 'prompt': text, 'answer': answer})
   mode = REWARDS[reward]
-  task = Task(
+  return Task(
       name=pathlib.Path(file).stem,
-      tokenizer=tokenizers.load_tokenizer(tokenizer_dir, stop_tokens=stop_tokens),
+      tokenizer=tokenizers.load_tokenizer(tokenizer_dir),
       demonstrations=[],
       train=[],
       evaluation=_choose(examples, num_evaluation, seed),
@@ -101,10 +94,6 @@ def make_task(
       max_prompt_tokens=max_prompt_tokens,
       max_response_tokens=max_response_tokens,
   )
-  if not template:
-    return task
-  return chat.with_template(task, chat.load_template(template, tokenizer_dir), system=system)
-
 
 def make_math_task(**options: Any) -> Task:
   r"""`make_task` for files laid out like MATH, with an instruction to box the answer.

@@ -1,17 +1,255 @@
-"""Chat templates: the format by hand, and strangers' programs held to their limits."""
+"""Chat templates: goldens of transformers, marks by hand, strangers' programs held to limits."""
 
+import json
+import subprocess
 import time
 
 import pytest
 
-from jaxrl_llm.data import chat_templates
+from jaxrl_llm.data import chat_templates, tokenizers
+from tests.golden import chat_cases
 
 _MESSAGES = [{'role': 'user', 'content': 'Hi é\n'}, {'role': 'assistant', 'content': '{{ 7 }}'}]
+_GOLDENS = json.loads((chat_cases.FOLDER / 'goldens.json').read_text())['cases']
+# As Phi-3's: another token stands at the very end, unless a reply is asked for.
+_WITH_TAIL = """
+{%- for m in messages %}{{ m.role[0] ~ sign ~ m.content ~ stop ~ '\n' }}{% endfor %}
+{{- ('a' ~ sign) if add_generation_prompt else tail }}"""
+
+
+def _template(source, **variables):
+  return chat_templates.ChatTemplate(source, variables)
+
+
+def _turns(*contents):
+  roles = ('user', 'assistant')
+  return [{'role': roles[i % 2], 'content': content} for i, content in enumerate(contents)]
+
+
+@pytest.fixture(scope='module')
+def case(request, tmp_path_factory):
+  """Name of a case -> (its template, its tokenizer)."""
+  folder = tmp_path_factory.mktemp('tokenizers')
+  loaded = {}
+
+  def get(name):
+    tokenizer, source, variables = chat_cases.CASES[name]
+    if tokenizer not in loaded:
+      real = None
+      if chat_cases.needs_real(tokenizer):
+        real = request.getfixturevalue('data_dir') / 'tokenizers'
+      directory = chat_cases.write(tokenizer, folder / tokenizer, real)
+      loaded[tokenizer] = tokenizers.load_tokenizer(directory)
+    path = chat_cases.FOLDER / 'templates' / f'{source}.jinja'
+    template = chat_templates.load(folder / tokenizer, file=path)
+    return _template(template.source, **{**template.variables, **variables}), loaded[tokenizer]
+
+  return get
+
+
+def _said(template, tokenizer, messages):
+  """A conversation's text with '|' for each part that is not marked."""
+  ids, mask = chat_templates.encode_conversation(template, tokenizer, messages)
+  text = template.render(messages)
+  assert ids == tokenizer.encode(text)
+  assert len(mask) == len(ids) and set(mask) <= {0, 1}
+  marked = [False] * len(text)
+  for (first, last), mark in zip(tokenizer.encode_with_offsets(text)[1], mask):
+    marked[first:last] = [bool(mark)] * (last - first)
+  parts = [c if m else '|' for c, m in zip(text, marked)]
+  return ''.join(c for i, c in enumerate(parts) if marked[i] or i == 0 or marked[i - 1])
+
+
+@pytest.mark.parametrize('name', chat_cases.CASES)
+def test_texts_and_ids_are_those_of_transformers(name, case):
+  template, tokenizer = case(name)
+  accepted = {}
+  for key, messages in chat_cases.CONVERSATIONS.items():
+    golden = _GOLDENS[name][key]
+    if 'error' in golden:
+      with pytest.raises(ValueError) as error:
+        template.render(messages)
+      assert str(error.value).endswith(f'TemplateError: {golden["error"]}')
+    else:
+      accepted[key] = messages
+  assert len(accepted) >= 3
+  texts = template.render_many(list(accepted.values()))
+  prompts = template.render_many(list(accepted.values()), add_generation_prompt=True)
+  for key, text, prompt in zip(accepted, texts, prompts):
+    golden = _GOLDENS[name][key]
+    assert (text, tokenizer.encode(text)) == (golden['text'], golden['ids'])
+    count, more = golden['prompt']
+    assert prompt == text[:count] + more
+    count, more = golden['prompt_ids']
+    assert tokenizer.encode(prompt) == golden['ids'][:count] + more
+
+
+def test_a_start_token_stands_once(case):
+  for name in ('llama2', 'llama3', 'mistral', 'gemma', 'deepseek'):
+    template, tokenizer = case(name)
+    ids = tokenizer.encode(template.render(_turns('x'), add_generation_prompt=True))
+    (start,) = tokenizer.start_ids
+    assert ids[0] == start and ids.count(start) == 1
+
+
+@pytest.mark.parametrize(
+    'name, conversation, said',
+    [
+        ('qwen25', 'long', '|It is 3.5,\n\nor so. <|im_end|>|I will not.<|im_end|>'
+                           '|the end<|im_end|>|'),
+        # What the user says behind a reply is not learnt.
+        ('qwen25', 'question', '|two<|im_end|>|'),
+        ('qwen25', 'fields', '|done<|im_end|>|It says 1.<|im_end|>|'),
+        # Thoughts stay behind the last question only: earlier replies are context.
+        ('qwen3', 'thoughts', '|<think>\nmore\n</think>\n\nNo.<|im_end|>|'),
+        ('qwen3', 'fields', '|<think>\nI call\n</think>\n\ndone<|im_end|>'
+                            '|<think>\nread it\n</think>\n\nIt says 1.<|im_end|>|'),
+        ('qwen3', 'long', '|<think>\n\n</think>\n\nthe end<|im_end|>|'),
+        ('qwen3_short', 'long', '|the end<|im_end|>|'),
+        ('llama2', 'long', '| It is 3.5,\n\nor so. </s>| I will not. </s>| the end </s>'),
+        ('llama3', 'long', '|It is 3.5,\n\nor so.<|eot_id|>|I will not.<|eot_id|>'
+                           '|the end<|eot_id|>'),
+        # The model would have stopped in the middle of this one.
+        ('llama3', 'tokens', '|x <|eot_id|>|'),
+        # The system message moves to the last question: the prompts of the others were others.
+        ('mistral', 'long', '| the end</s>'),
+        ('mistral', 'thoughts', '| <think>\nIt is easy.\n</think>\n\nThe answer.</s>'
+                                '| <think>\nmore\n\n</think>\n\nNo.</s>'),
+        ('gemma', 'thoughts', '|<think>\nIt is easy.\n</think>\n\nThe answer.<end_of_turn>'
+                              '|<think>\nmore\n\n</think>\n\nNo.<end_of_turn>|'),
+        ('deepseek_old', 'thoughts', '|\n\nThe answer.<｜end▁of▁sentence｜>'
+                                     '|\n\nNo.<｜end▁of▁sentence｜>'),
+        ('zephyr', 'short', '|42</s>|'),
+        ('gpt2_zephyr', 'long', '|It is 3.5,\n\nor so. <|endoftext|>|\nI will not.<|endoftext|>'
+                                '|the end<|endoftext|>|'),
+        ('features', 'question', '|two<|im_end|>|'),
+    ],
+)
+def test_what_is_learnt(name, conversation, said, case):
+  assert _said(*case(name), chat_cases.CONVERSATIONS[conversation]) == said
+
+
+@pytest.mark.parametrize(
+    'name, conversation',
+    [
+        ('deepseek', 'short'),  # Its prompt ends with <think>, which its replies do not hold.
+        ('qwen3_short', 'thoughts'),  # Its prompt ends with an empty thought.
+        ('mistral', 'question'),  # The system message stood before the first question then.
+    ],
+)
+def test_nothing_to_learn_is_an_error(name, conversation, case):
+  template, tokenizer = case(name)
+  messages = chat_cases.CONVERSATIONS[conversation]
+  with pytest.raises(ValueError, match='conversation 1: nothing could be learnt') as error:
+    chat_templates.encode_conversations(template, tokenizer, [_turns('a question'), messages])
+  assert '\n' not in str(error.value)
+
+
+def test_a_conversation_without_a_reply_has_no_marks(case):
+  template, tokenizer = case('qwen25')
+  for messages in (_turns('x'), [{'role': 'assistant', 'content': 'hello'}, *_turns('x')]):
+    ids, mask = chat_templates.encode_conversation(template, tokenizer, messages)
+    assert ids and mask == [0] * len(ids)
+
+
+def test_a_token_across_the_boundary_is_not_learnt(case):
+  tokenizer = case('llama3')[1]
+  template = _template(_WITH_TAIL, sign=': ', stop='<|eot_id|>', tail='')
+  ids, mask = chat_templates.encode_conversation(template, tokenizer, _turns('Q', 'the end'))
+  # The last space of the prompt and the first word of the reply are one token.
+  tokens = [tokenizer.backend.id_to_token(token) for token in ids]
+  assert [token for token, mark in zip(tokens, mask) if mark][-1] == '<|eot_id|>'
+  assert 'Ġthe' in tokens and mask[tokens.index('Ġthe')] == 0
+  assert mask[tokens.index('Ġthe') + 1] == 1
+
+
+def test_what_stands_behind_the_end_is_not_learnt(case):
+  tokenizer = case('llama3')[1]
+  messages = _turns('Q', 'one', 'Q', 'two')
+  template = _template(_WITH_TAIL, sign='>', stop='<|eot_id|>', tail='<|end_of_text|>')
+  # The tail changes how the text goes on behind the first reply, which has ended by then.
+  assert _said(template, tokenizer, messages) == '|one<|eot_id|>|two<|eot_id|>|'
+  # Nothing says where the first reply ends, which is written in another way at the end.
+  template = _template(_WITH_TAIL, sign='>', stop='.', tail='END')
+  assert _said(template, tokenizer, messages) == '|two.\nEND'
+  # Without a tail a reply is known to be whole, and goes up to the white space at its end.
+  template = _template(_WITH_TAIL, sign='>', stop='.', tail='')
+  assert _said(template, tokenizer, messages) == '|one.|two.|'
+
+
+def test_many_conversations_need_one_process(case, monkeypatch):
+  started = []
+  run = subprocess.run
+  monkeypatch.setattr(subprocess, 'run', lambda *a, **k: started.append(a) or run(*a, **k))
+  template, tokenizer = case('qwen25')
+  conversations = list(chat_cases.CONVERSATIONS.values()) * 20
+  encoded = chat_templates.encode_conversations(template, tokenizer, conversations)
+  assert len(started) == 1
+  for messages, both in zip(conversations[:7], encoded[-7:]):
+    assert both == chat_templates.encode_conversation(template, tokenizer, messages)
+  assert chat_templates.encode_conversations(template, tokenizer, []) == []
+
+
+def test_any_tokenizer_encodes_conversations():
+  tokenizer = tokenizers.CharacterTokenizer('ua: xyz\n')
+  template = _template(_WITH_TAIL, sign=': ', stop='', tail='')
+  ids, mask = chat_templates.encode_conversation(template, tokenizer, _turns('x', 'yz'))
+  assert tokenizer.decode(ids) == 'u: x\na: yz\n'
+  assert mask == [0] * 8 + [1, 1, 0]
+
+
+def test_load_finds_the_template(tmp_path):
+  with pytest.raises(ValueError, match='no chat template in .*: it must hold chat_template.jinja'):
+    chat_templates.load(tmp_path)
+  config = tmp_path / 'tokenizer_config.json'
+  named = [{'name': 'tool_use', 'template': 'T'}, {'name': 'default', 'template': 'D'}]
+  fields = {'bos_token': {'content': '<s>'}, 'eos_token': '</s>', 'pad_token': None,
+            'add_bos_token': True}
+  variables = {'bos_token': '<s>', 'eos_token': '</s>'}
+  for found, source in (('A', 'A'), (named, 'D')):
+    config.write_text(json.dumps({**fields, 'chat_template': found}))
+    assert chat_templates.load(tmp_path) == chat_templates.ChatTemplate(source, variables)
+  for found, message in ((named[:1], "have one named 'default', got 'tool_use'"),
+                         (5, 'be a text, got int')):
+    config.write_text(json.dumps({'chat_template': found}))
+    with pytest.raises(ValueError, match=f'tokenizer_config.json: chat_template must {message}'):
+      chat_templates.load(tmp_path)
+  config.write_text(json.dumps({**fields, 'chat_template': 'A'}))
+  (tmp_path / 'chat_template.jinja').write_text('F{{ eos_token }}')
+  assert chat_templates.load(tmp_path).render(_MESSAGES) == 'F</s>'
+  (tmp_path / 'other.txt').write_bytes(b'\xff')
+  with pytest.raises(ValueError, match='other.txt is not UTF-8'):
+    chat_templates.load(tmp_path, file=tmp_path / 'other.txt')
+  with pytest.raises(ValueError, match='cannot read the file .*none.jinja'):
+    chat_templates.load(tmp_path, file=tmp_path / 'none.jinja')
+
+
+def test_the_date_is_an_argument():
+  source = "{{ strftime_now('%d %b %Y') }}"
+  assert chat_templates.ChatTemplate(source, today='2024-07-26').render(_MESSAGES) == '26 Jul 2024'
+  with pytest.raises(ValueError, match="'strftime_now' is undefined: it needs a date, as in"):
+    _template(source).render(_MESSAGES)
+  with pytest.raises(ValueError, match='Invalid isoformat string'):
+    chat_templates.ChatTemplate(source, today='yesterday').render(_MESSAGES)
+
+
+def test_messages_must_be_messages():
+  for message in ({'content': 'x'}, {'role': 5}, 'x'):
+    with pytest.raises(ValueError, match="conversation 1: a message must have a 'role', got"):
+      _template('x').render_many([_MESSAGES, [message]])
+  with pytest.raises(ValueError, match='conversation 0 must consist of JSON values: .* set'):
+    _template('x').render([{'role': 'user', 'content': {1}}])
+
+
+def test_fingerprints_tell_templates_apart():
+  make = chat_templates.ChatTemplate
+  prints = [make('x').fingerprint, make('y').fingerprint, make('x', {'eos_token': 'a'}).fingerprint,
+            make('x', {'eos_token': 'b'}).fingerprint, make('x', today='2024-07-26').fingerprint]
+  assert len(set(prints)) == 5 and make('x', {}).fingerprint == prints[0]
 
 
 def test_qwen2_by_hand():
-  texts = chat_templates.render_many(
-      chat_templates.QWEN2,
+  texts = chat_templates.QWEN2.render_many(
       [_MESSAGES, [{'role': 'system', 'content': 'S'}, {'role': 'user', 'content': 'U'}]],
       add_generation_prompt=True,
   )
@@ -22,8 +260,8 @@ def test_qwen2_by_hand():
       '<|im_start|>assistant\n',
       '<|im_start|>system\nS<|im_end|>\n<|im_start|>user\nU<|im_end|>\n<|im_start|>assistant\n',
   ]
-  assert chat_templates.render(chat_templates.QWEN2, _MESSAGES).endswith('{{ 7 }}<|im_end|>\n')
-  assert chat_templates.render_many(chat_templates.QWEN2, []) == []
+  assert chat_templates.QWEN2.render(_MESSAGES).endswith('{{ 7 }}<|im_end|>\n')
+  assert chat_templates.QWEN2.render_many([]) == []
 
 
 def test_what_templates_of_models_use():
@@ -38,9 +276,7 @@ def test_what_templates_of_models_use():
   {{- ns.count }}{{ eos_token }}{{ strftime_now is defined }}
   """
   messages = [_MESSAGES[0], {'role': 'skip', 'content': 'x'}, {'role': 'user', 'content': '<b>'}]
-  text = chat_templates.render(
-      template, messages, variables={'bos_token': '<s>', 'eos_token': '</s>'}
-  )
+  text = _template(template, bos_token='<s>', eos_token='</s>').render(messages)
   # The last block leaves the line end and the indentation behind it.
   assert text == '<s>[0|Hi é|{"k": "Hi é\\n"}][2|<b>|{"k": "<b>"}]2</s>False\n  '
 
@@ -64,7 +300,7 @@ def test_what_templates_of_models_use():
 )
 def test_forbidden_and_failing_templates_are_one_line(template, message):
   with pytest.raises(ValueError, match=message) as error:
-    chat_templates.render(template, _MESSAGES)
+    _template(template).render(_MESSAGES)
   assert '\n' not in str(error.value)
   assert str(error.value).startswith('chat template, conversation 0: ')
 
@@ -82,12 +318,21 @@ def test_forbidden_and_failing_templates_are_one_line(template, message):
 def test_endless_templates_are_stopped(template):
   start = time.monotonic()
   with pytest.raises(ValueError, match='took longer than 0.4 s|512 MiB'):
-    chat_templates.render(template, _MESSAGES, seconds=0.4)
+    _template(template).render(_MESSAGES, seconds=0.4)
   assert time.monotonic() - start < 10
+
+
+def test_what_asks_for_a_reply_is_held_to_the_limits_as_well():
+  tokenizer = tokenizers.CharacterTokenizer('x')
+  for inner, message in (("{{ ''.__class__.__mro__ }}", 'SecurityError'),
+                         ("{{ 'x' * 2000000 }}", 'writes more than 1000000 characters')):
+    template = _template('x{% if add_generation_prompt %}' + inner + '{% endif %}')
+    with pytest.raises(ValueError, match=f'conversation 1: .*{message}'):
+      chat_templates.encode_conversations(template, tokenizer, [_turns('x'), _turns('x', 'y')])
 
 
 def test_the_failing_conversation_is_named():
   template = "{% if messages[0].content == 'bad' %}{{ raise_exception('no') }}{% endif %}ok"
   conversations = [[{'role': 'user', 'content': text}] for text in ('good', 'bad', 'good')]
   with pytest.raises(ValueError, match='chat template, conversation 1: TemplateError: no'):
-    chat_templates.render_many(template, conversations)
+    _template(template).render_many(conversations)

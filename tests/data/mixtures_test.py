@@ -112,3 +112,11 @@ def test_bad_arguments_name_the_source(change, message):
                'names': ['maths', 'chat']}
   with pytest.raises(ValueError, match=message):
     mixtures.mixture_indices(**(arguments | change))
+
+
+def test_weights_as_an_option():
+  assert mixtures.parse_weights(' a.json = 3,b=c=0.5,') == {'a.json': 3.0, 'b=c': 0.5}
+  assert mixtures.parse_weights('') == {}
+  for text in ('a', 'a=', '=1', 'a=x', 'a=0', 'a=-1', 'a=nan', 'a=inf', 'a=1,a=2'):
+    with pytest.raises(ValueError, match="written as 'NAME=NUMBER, ...'"):
+      mixtures.parse_weights(text)

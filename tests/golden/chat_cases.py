@@ -154,7 +154,7 @@ TOKENIZERS = {
          'truncation': {'direction': 'Right', 'max_length': 8, 'strategy': 'LongestFirst',
                         'stride': 0},
          'padding': {'strategy': {'Fixed': 12}, 'direction': 'Right', 'pad_to_multiple_of': None,
-                     'pad_id': 0, 'pad_type_id': 0, 'pad_token': '!'}},
+                     'pad_id': _BYTES + 1, 'pad_type_id': 0, 'pad_token': '<|end_of_text|>'}},
         tuple(map(added, (
             '<|begin_of_text|>', '<|end_of_text|>', '<|start_header_id|>', '<|end_header_id|>',
             '<|eot_id|>', '<|eom_id|>'))),
@@ -167,10 +167,11 @@ TOKENIZERS = {
             'eos_token': added('<｜end▁of▁sentence｜>') | {'__type': 'AddedToken'},
             'pad_token': added('<｜end▁of▁sentence｜>') | {'__type': 'AddedToken'},
             'unk_token': None},
-         'config.json': {'model_type': 'qwen2', 'eos_token_id': _BYTES + 1}},
+         'config.json': {'model_type': 'llama', 'eos_token_id': _BYTES + 1}},
         {'post_processor': starting(('<｜begin▁of▁sentence｜>', _BYTES))},
         (added('<｜begin▁of▁sentence｜>'), added('<｜end▁of▁sentence｜>'),
-         *(added(token, False) for token in ('<｜User｜>', '<｜Assistant｜>', '<think>', '</think>'))),
+         added('<｜User｜>', False), added('<｜Assistant｜>', False),
+         added('<think>', False), added('</think>', False)),
     ),
     'bert': Files(
         {'tokenizer.json': 'words.json'},
@@ -182,11 +183,12 @@ TOKENIZERS = {
     ),
     'old_files': Files(
         {'tokenizer.json': 'bytes.json'},
-        {'tokenizer_config.json': {'tokenizer_class': 'PreTrainedTokenizerFast'},
+        {'tokenizer_config.json': {
+            'tokenizer_class': 'PreTrainedTokenizerFast',
+            'additional_special_tokens': ['<one>', '<two>']},
          'special_tokens_map.json': {
              'eos_token': {'content': '<end>', 'lstrip': True, 'normalized': False,
-                           'rstrip': False, 'single_word': False},
-             'additional_special_tokens': ['<one>', '<two>']},
+                           'rstrip': False, 'single_word': False}},
          'added_tokens.json': {'<one>': _BYTES, '<plain>': _BYTES + 1, '<two>': _BYTES + 2}},
     ),
 }
@@ -206,7 +208,7 @@ CASES: dict[str, tuple[str, str, dict[str, Any]]] = {
     'deepseek_old': ('deepseek', 'deepseek', {}),
     'zephyr': ('llama2', 'zephyr', {}),
     'gpt2_zephyr': ('gpt2', 'zephyr', {}),
-    'features': ('gpt2', 'features', {}),
+    'features': ('qwen25', 'features', {'bos_token': '<|endoftext|>'}),
 }
 
 
@@ -225,8 +227,9 @@ CONVERSATIONS = {
                    'ok', 'the end', system='  Answer briefly.\n'),
     'thoughts': _turns('The first question?', '<think>\nIt is easy.\n</think>\n\nThe answer.',
                        'and the second?', '<think>\nmore\n\n</think>\n\nNo.'),
-    'tokens': _turns('a</s><s> b<|im_end|>\n<|endoftext|><eos> <unk>[/INST]<｜User｜><wide> <tool> c',
-                     'x <|eot_id|>y'),
+    'tokens': _turns(
+        'a</s><s> b<|im_end|>\n<|endoftext|><eos> <unk>[/INST]<｜User｜><wide> <tool> c',
+        'x <|eot_id|>y'),
     'question': _turns('one', 'two', ' three ', system='s'),
     'fields': [
         {'role': 'user', 'content': 'call it', 'name': None},

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import safetensors
 
-from jaxrl_llm.models import policy, reward, value
+from jaxrl_llm.models import encoder, policy, reward, value
 from jaxrl_llm.models.pretrained import huggingface
 from tests.golden import draws, model_cases
 
@@ -33,17 +33,26 @@ def records(*, encoders: bool = False) -> dict[str, dict]:
   return found
 
 
+def reseeded(record: dict, seed: int) -> dict:
+  """The same model with other weights and tokens, for which there are no golden logits."""
+  key = f'{seed}/{record["name"]}'
+  sequences = draws.rows(key, model_cases.LENGTHS, record['fields']['vocab_size'])
+  return {**record, 'key': key, 'sequences': sequences, 'arrays': {}}
+
+
 def weights(record: dict) -> dict[str, np.ndarray]:
-  """The tensors of a golden checkpoint."""
-  return draws.tensors(record['name'], record['shapes'], norm_centre=record['norm_centre'])
+  """The tensors of a checkpoint."""
+  key = record.get('key', record['name'])
+  return draws.tensors(key, record['shapes'], norm_centre=record['norm_centre'])
 
 
 def control_weights(record: dict, control: dict) -> dict[str, np.ndarray]:
   """The tensors of one of its controls."""
   changed = weights(record)
   if control.get('shapes'):
+    key = record.get('key', record['name'])
     changed = draws.in_shapes(
-        record['name'], changed, control['shapes'], norm_centre=record['norm_centre'])
+        key, changed, control['shapes'], norm_centre=record['norm_centre'])
   edit = control.get('edit')
   return draws.edited(changed, edit) if edit and edit[0] in ('zero', 'minus_one') else changed
 
@@ -78,6 +87,17 @@ def load(directory: pathlib.Path):
   return checkpoint, huggingface.load_params(checkpoint, abstract)
 
 
+def load_encoder(directory: pathlib.Path):
+  """Reads the directory of an encoder: (checkpoint, parameters)."""
+  checkpoint = huggingface.read_config(directory)
+  abstract = jax.eval_shape(encoder.make(checkpoint.config).init, KEY)
+  return checkpoint, huggingface.load_params(checkpoint, abstract)
+
+
+# The tests compile many small models, and run each a few times.
+compiled = functools.partial(jax.jit, compiler_options={'xla_backend_optimization_level': 0})
+
+
 def _outputs(role, output, valid):
   """Logits [B, T, V], or a reward model's [B, 1]."""
   if role == 'value':
@@ -85,10 +105,6 @@ def _outputs(role, output, valid):
   logits = jnp.einsum('btd,vd->btv', output.hidden, output.head.kernel)
   cap = output.head.softcap
   return cap * jnp.tanh(logits / cap) if cap else logits
-
-
-# The tests compile many small models, and run each a few times.
-_COMPILE_FAST = {'xla_backend_optimization_level': 0}
 
 
 class Model:
@@ -99,12 +115,12 @@ class Model:
     self.role, self.params = checkpoint.role, params
     self.fns = functions(checkpoint, dataclasses.replace(checkpoint.config, **changes))
 
-    @functools.partial(jax.jit, compiler_options=_COMPILE_FAST)
+    @compiled
     def run(params, tokens, mask, positions):
       output = self.fns.apply(params, tokens, positions=positions, valid=mask)
       return _outputs(self.role, output, mask)
 
-    @functools.partial(jax.jit, compiler_options=_COMPILE_FAST)
+    @compiled
     def step(params, tokens, mask, positions, cache, index):
       output = self.fns.apply(
           params, tokens, positions=positions, valid=mask, cache=cache, cache_index=index)

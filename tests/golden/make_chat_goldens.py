@@ -132,11 +132,12 @@ def make_vocabularies(folder: pathlib.Path) -> None:
 def of_tokenizer(tokenizer) -> dict:
   """What transformers makes of the texts, and its tokens."""
   ids = [tokenizer(text, add_special_tokens=False)['input_ids'] for text in chat_cases.TEXTS]
+  first = tokenizer('The', add_special_tokens=False)['input_ids'][0]
   with_start = tokenizer('The')['input_ids']
   return {
       'ids': ids,
       'decoded': [tokenizer.decode(one, skip_special_tokens=True) for one in ids],
-      'start': with_start[: with_start.index(tokenizer('The', add_special_tokens=False).input_ids[0])],
+      'start': with_start[: with_start.index(first)],
       'eos': tokenizer.eos_token_id,
       'pad': tokenizer.pad_token_id,
       'size': len(tokenizer),

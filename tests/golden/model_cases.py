@@ -62,6 +62,12 @@ class Case:
     return self.fields['architectures'][0].endswith('ForSequenceClassification')
 
 
+# The fields of config.json that say how large a model is.
+SIZES = frozenset({
+    'vocab_size', 'hidden_size', 'num_hidden_layers', 'num_attention_heads', 'intermediate_size',
+    'max_position_embeddings', 'num_key_value_heads', 'head_dim', 'n_embd', 'n_layer', 'n_head',
+    'n_positions',
+})
 _SHAPE = {
     'vocab_size': 67, 'hidden_size': 48, 'num_hidden_layers': 2, 'num_attention_heads': 4,
     'intermediate_size': 80, 'max_position_embeddings': 128,

@@ -44,12 +44,13 @@ def shapes_in(directory: pathlib.Path) -> dict[str, tuple[int, ...]]:
     return {name: tuple(file.get_slice(name).get_shape()) for name in sorted(file.keys())}
 
 
-def load(directory: pathlib.Path, architecture: str | None = None):
+def load(directory: pathlib.Path, architecture: str | None = None, *, missing: str = ''):
   """A model in evaluation mode, float32, eager attention.
 
   Args:
     directory: with config.json and model.safetensors.
     architecture: class name; by default the one that config.json names.
+    missing: regular expression of the tensors that may be missing.
 
   Raises:
     AssertionError: transformers misses a tensor, or finds one that it does not know.
@@ -58,7 +59,8 @@ def load(directory: pathlib.Path, architecture: str | None = None):
   cls = getattr(transformers, architecture or fields['architectures'][0])
   model, info = cls.from_pretrained(
       directory, dtype=torch.float32, attn_implementation='eager', output_loading_info=True)
-  assert not any(info[key] for key in ('missing_keys', 'unexpected_keys', 'mismatched_keys')), info
+  lost = [name for name in info['missing_keys'] if not re.fullmatch(missing, name)]
+  assert not (lost or info['unexpected_keys'] or info['mismatched_keys']), info
   return model.eval()
 
 
@@ -83,7 +85,8 @@ def _tensors(tokens, mask, positions):
 def logits(model, tokens, mask, positions) -> np.ndarray:
   """float32 [B, T, V], or [B, 1] of a classifier at each row's last token."""
   with torch.no_grad():
-    return model(**_tensors(tokens, mask, positions), use_cache=False).logits.numpy()
+    return model(
+        **_tensors(tokens, mask, positions), use_cache=False, return_dict=True).logits.numpy()
 
 
 def decoded_logits(model, tokens, mask, positions) -> np.ndarray:
@@ -95,6 +98,7 @@ def decoded_logits(model, tokens, mask, positions) -> np.ndarray:
     for end in range(width - model_cases.DECODED, width + 1):
       output = model(
           input_ids=inputs['input_ids'][:, start:end], use_cache=True, past_key_values=cache,
+          return_dict=True,
           attention_mask=inputs['attention_mask'][:, :end],
           position_ids=inputs['position_ids'][:, start:end])
       cache, start = output.past_key_values, end
@@ -107,4 +111,4 @@ def hidden_states(model, tokens, mask) -> np.ndarray:
   inputs = _tensors(tokens, mask, tokens)
   del inputs['position_ids']  # An encoder's padding stands on the right.
   with torch.no_grad():
-    return getattr(model, 'bert', model)(**inputs).last_hidden_state.numpy()
+    return getattr(model, 'bert', model)(**inputs, return_dict=True).last_hidden_state.numpy()

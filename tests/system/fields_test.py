@@ -23,7 +23,8 @@ _CHANGED = {
 # tests/training/metrics_test.py.
 _ELSEWHERE = {
     'seed', 'data_dir', 'policy_init_from', 'reference_init_from', 'value_init_from',
-    'reward_init_from', 'train_last_layers', 'token_budget', 'wandb_project',
+    'reward_init_from', 'train_last_layers', 'token_budget', 'wandb_project', 'sft.loss_on',
+    'sft.packed_length', 'sft.mixture',
 }
 
 

@@ -1,4 +1,4 @@
-r"""Problems from files: fields, rewards, MATH's boxes, prompts within a chat template."""
+r"""Problems from files: fields, rewards, MATH's boxes, and one line for what is malformed."""
 
 import json
 
@@ -22,7 +22,8 @@ def gpt2(data_dir):
 
 def _scores(reward, responses, answer, truncated=False):
   count = len(responses)
-  return list(reward([''] * count, responses, np.full(count, truncated), [{'answer': answer}] * count))
+  examples = [{'answer': answer}] * count
+  return list(reward([''] * count, responses, np.full(count, truncated), examples))
 
 
 def test_fields_and_numbers(tmp_path, gpt2):
@@ -85,18 +86,6 @@ def test_the_published_problems_in_their_own_layout(data_dir, gpt2):
     assert float(example['answer'].replace(',', '')) == float(last.replace(',', ''))
 
 
-def test_a_chat_template_around_the_prompt(tmp_path, data_dir):
-  path = _rows(tmp_path, {'prompt': 'One?', 'answer': 1})
-  task = jsonl.make_task(file=path, tokenizer_dir=data_dir / 'tokenizers' / 'qwen2', seed=0,
-                         template='chatml', system='Be brief.')
-  (example,) = task.evaluation
-  assert example['prompt'] == (
-      '<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\nOne?<|im_end|>\n'
-      '<|im_start|>assistant\n')
-  assert example['prompt_ids'] == task.tokenizer.encode(example['prompt'])
-  assert example['prompt_ids'].count(task.tokenizer.encode('<|im_end|>')[0]) == 2
-
-
 @pytest.mark.parametrize('row, options, message', [
     ({'prompt': 'p'}, {}, "line 2: the key 'answer' is missing"),
     ({'answer': 'a'}, {}, "line 2: the key 'prompt' is missing"),
@@ -110,9 +99,7 @@ def test_a_chat_template_around_the_prompt(tmp_path, data_dir):
     ({'prompt': 'p', 'solution': 'The answer is 3.'}, {'solution_field': 'solution'},
      "line 2: 'solution' marks no answer"),
     ({'prompt': 'p', 'answer': 1}, {'reward': 'maths'}, 'reward must be one of exact, math, math_'),
-    ({'prompt': 'p', 'answer': 1}, {'system': 's'}, "system needs a chat template, got 's' and none"),
-    ({'prompt': 'p', 'answer': 1}, {'num_evaluation': 3}, 'num_evaluation must lie in 1 to 2, got 3'),
-    ({'prompt': 'p', 'answer': 1}, {'template': 'nowhere'}, "template must be 'auto', 'chatml' or"),
+    ({'prompt': 'p', 'answer': 1}, {'num_evaluation': 3}, 'num_evaluation must lie in 1 to 2, g'),
 ])
 def test_bad_input_is_one_line(tmp_path, gpt2, row, options, message):
   path = _rows(tmp_path, {'prompt': 'p', 'answer': 'a'}, row)

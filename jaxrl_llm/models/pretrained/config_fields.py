@@ -33,7 +33,7 @@ INERT = frozenset({
 _ONLY = {
     'is_encoder_decoder': False, 'add_cross_attention': False, 'chunk_size_feed_forward': 0,
     'use_bidirectional_attention': False, 'pretraining_tp': 1, 'cross_attention_hidden_size': None,
-    'tie_encoder_decoder': False, 'pruned_heads': {},
+    'tie_encoder_decoder': False, 'pruned_heads': {}, 'use_mrope': False,
 }
 _REQUIRED = object()
 

@@ -10,8 +10,10 @@ MODEL_TYPES = ('gemma', 'gemma2', 'gemma3_text')
 ARCHITECTURES = (
     llama_layout.architectures('Gemma')
     | llama_layout.architectures('Gemma2')
-    | llama_layout.architectures('Gemma3')
-    | llama_layout.architectures('Gemma3Text')
+    | {
+        'Gemma3ForCausalLM': 'policy', 'Gemma3TextForSequenceClassification': 'value',
+        'Gemma3TextModel': 'trunk',
+    }
 )
 PREFIX = llama_layout.PREFIX
 IGNORED = llama_layout.IGNORED

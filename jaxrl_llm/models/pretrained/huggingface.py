@@ -19,11 +19,20 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from jaxrl_llm.models.pretrained import gemma, gpt2, gpt_neox, llama, mapping, qwen, weights
+from jaxrl_llm.models.pretrained import (
+    bert,
+    gemma,
+    gpt2,
+    gpt_neox,
+    llama,
+    mapping,
+    qwen,
+    weights,
+)
 
 # One module a family, with MODEL_TYPES, ARCHITECTURES, PREFIX, IGNORED, read_config, write_config
 # and entries.
-FAMILIES: tuple[ModuleType, ...] = (gpt2, gpt_neox, llama, qwen, gemma)
+FAMILIES: tuple[ModuleType, ...] = (gpt2, gpt_neox, llama, qwen, gemma, bert)
 
 ROLES = ('policy', 'value', 'trunk')
 
@@ -96,7 +105,7 @@ def read_config(directory: str | os.PathLike) -> Checkpoint:
     raise ValueError(f'{path} is damaged: {error}') from error
   if not isinstance(fields, dict):
     raise ValueError(f'{path} must hold a JSON object, got a {type(fields).__name__}')
-  if fields.get('quantization_config'):
+  if fields.pop('quantization_config', None):
     raise ValueError(
         f'{path} has a quantization_config: quantised weights cannot be read; take the '
         'checkpoint in float32, float16 or bfloat16')
@@ -187,23 +196,16 @@ def _choose_entries(
     checkpoint: Checkpoint, family: ModuleType, wanted: Mapping[str, Any]
 ) -> tuple[list[mapping.Entry], list[str]]:
   """(entries to load, regular expressions of the tensors that may be left behind)."""
-  entries, left_behind = [], []
-  if checkpoint.role == 'value':
-    if 'value_head/kernel' in wanted:
-      entries.append(_VALUE_ENTRY)
-    elif any(path.split('/')[0] in _HEADS for path in wanted):
-      left_behind.append(re.escape(_VALUE_ENTRY.theirs))
-    else:
-      raise ValueError(
-          f'{checkpoint.directory} is a {checkpoint.architecture}, with a value head '
-          f'({_VALUE_ENTRY.theirs}): a policy is loaded from a language model')
-  for entry in family.entries(checkpoint.config):
-    in_head = all(path.startswith('head/') for path in entry.ours)
-    if not in_head or (checkpoint.role == 'policy' and wanted.keys() & set(entry.ours)):
-      entries.append(entry)
-    else:
-      left_behind.append(re.escape(entry.theirs))
-  return entries, left_behind
+  in_head = lambda entry: all(path.startswith('head/') for path in entry.ours)
+  entries = family.entries(checkpoint.config)
+  heads = {
+      'policy': [entry for entry in entries if in_head(entry)], 'value': [_VALUE_ENTRY],
+      'trunk': []}[checkpoint.role]
+  used = [entry for entry in heads if wanted.keys() & set(entry.ours)]
+  # A tree with another head does not need theirs; without any it would be lost unnoticed.
+  has_head = any(path.split('/')[0] in _HEADS for path in wanted)
+  left_behind = [re.escape(e.theirs) for e in heads if has_head and e not in used]
+  return [entry for entry in entries if not in_head(entry)] + used, left_behind
 
 
 def _is_tied(config: Any) -> bool:

@@ -13,18 +13,20 @@ import os
 import pathlib
 import re
 from collections.abc import Iterator, Mapping
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
 from jaxrl_llm.models import configs, lora, policy
-from jaxrl_llm.models.pretrained import mapping, weights
+from jaxrl_llm.models.pretrained import huggingface, mapping, weights
 from jaxrl_llm.types import Params
 
 _CONFIG = 'adapter_config.json'
 _TENSORS = 'adapter_model.safetensors'
 _PREFIX = 'base_model.model.'
+# The module of every head; before transformers 5 that of GPT-NeoX was called as in its files.
+_HEAD, _OLD_HEAD = 'lm_head', 'embed_out'
 
 # Fields of adapter_config.json that say nothing about the numbers, or nothing that the tensors
 # do not say. Those that are neither here nor read must be off.
@@ -39,15 +41,6 @@ _READ = frozenset({
 })
 # The others change the base's weights at the start.
 _PLAIN_STARTS = (True, False, 'gaussian', 'orthogonal')
-
-
-class Family(Protocol):
-  """What is needed of a family's file: the prefix of its trunk and its name map."""
-
-  PREFIX: str
-
-  def entries(self, config: configs.TransformerConfig) -> list[mapping.Entry]:
-    """The name map of a model."""
 
 
 class _Module(NamedTuple):
@@ -89,32 +82,36 @@ def save(
     lora_config: lora.LoraConfig,
     config: configs.TransformerConfig,
     *,
-    family: Family,
+    model_type: str,
     base: str | None = None,
 ) -> None:
   """Writes adapters so that `peft.PeftModel.from_pretrained(model, directory)` loads them.
 
   Args:
     directory: new or empty.
-    adapters: of the parameters of a `lora.make`, split layers joined; float32 on the disk.
+    adapters: of the parameters of a `lora.make`; float32 on the disk.
     lora_config: their config.
     config: of the base model.
-    family: the base model's.
+    model_type: of the base model, as in its config.json.
     base: where the base model lies; a remark for readers.
 
   Raises:
-    ValueError: there is an adapter that the family has no module for, or the folder is in use.
+    ValueError: there is an adapter that the family has no module for, or that does not fit it;
+      the layers are split; or the folder is in use.
     OSError: it cannot be written.
   """
   from safetensors import numpy as safetensors_numpy
 
+  if 'last_layers' in adapters:
+    raise ValueError('the layers of these adapters stand apart: join them first (partial.join)')
   leaves = {path: np.asarray(leaf, np.float32) for path, leaf in mapping.flatten(adapters).items()}
   left = {path.rpartition('/')[0] for path in leaves}
   tensors, ranks, inputs_first = {}, {}, False
-  for module in _modules(family, config):
+  for module in _modules(model_type, config):
     if not left & set(module.layers):
       continue
     left -= set(module.layers)
+    _check(module, leaves)
     inputs_first = inputs_first or module.inputs_first
     for layer, name in enumerate(module.names()):
       a, b = _join(module, leaves, lora_config.rank, layer)
@@ -122,7 +119,7 @@ def save(
       tensors[f'{_PREFIX}{name}.lora_B.weight'] = np.ascontiguousarray(b)
       ranks[module.target] = a.shape[0]
   if left:
-    raise ValueError(f'this family has no module for the adapter of {min(left)}')
+    raise ValueError(f'{model_type} has no module for the adapter of {min(left)}')
   others = {target: rank for target, rank in ranks.items() if rank != lora_config.rank}
   scaled = lambda rank: _plain(lora_config.alpha * rank / lora_config.rank)
   fields = {
@@ -138,7 +135,7 @@ def save(
 
 
 def load(
-    directory: str | os.PathLike, config: configs.TransformerConfig, *, family: Family
+    directory: str | os.PathLike, config: configs.TransformerConfig, *, model_type: str
 ) -> tuple[lora.LoraConfig, Params]:
   """Reads adapters that `save` or PEFT wrote.
 
@@ -148,7 +145,7 @@ def load(
   Args:
     directory: with adapter_config.json and adapter_model.safetensors.
     config: of the base model.
-    family: the base model's.
+    model_type: of the base model, as in its config.json.
 
   Returns:
     (the config, the adapters), float32 on the host. Some may have another rank than the config.
@@ -165,7 +162,7 @@ def load(
   if fields.get('use_rslora'):
     alpha *= rank**0.5
   leaves: dict[str, np.ndarray] = {}
-  for module in _modules(family, config):
+  for module in _modules(model_type, config):
     pairs = [[f'{_PREFIX}{name}.lora_{side}.weight' for side in 'AB'] for name in module.names()]
     if not any(name in tensors for pair in pairs for name in pair):
       continue
@@ -177,6 +174,7 @@ def load(
     if len({a.shape for a, _ in found}) > 1:
       raise ValueError(f'the ranks of {module.name} in {path} must be those of its first layer')
     leaves |= _split(module, found, rank)
+    _drop_base_layer(tensors, module)
   if tensors:
     raise ValueError(f'tensor {min(tensors)} in {path} has no place in the model')
   if not leaves:
@@ -185,8 +183,9 @@ def load(
   return lora.LoraConfig(rank, alpha, '|'.join(sorted(targets))), mapping.unflatten(leaves)
 
 
-def _modules(family: Family, config: configs.TransformerConfig) -> Iterator[_Module]:
+def _modules(model_type: str, config: configs.TransformerConfig) -> Iterator[_Module]:
   """The linear modules of a policy; its head also where it is tied."""
+  family = huggingface.find_family(model_type)
   untied = dataclasses.replace(config, tie_embeddings=False)
   kernels = mapping.flatten(jax.eval_shape(policy.make(untied).init, jax.random.key(0)))
   for entry in mapping.with_prefix(family.entries(untied), family.PREFIX):
@@ -194,12 +193,27 @@ def _modules(family: Family, config: configs.TransformerConfig) -> Iterator[_Mod
       continue
     stacked = '{i}' in entry.theirs
     yield _Module(
-        name=entry.theirs.removesuffix('.weight'),
+        name=entry.theirs.removesuffix('.weight') if stacked else _HEAD,
         layers=tuple(path.removesuffix('/kernel') for path in entry.ours),
         shapes=tuple(kernels[path].shape[1 if stacked else 0 :] for path in entry.ours),
         count=config.num_layers if stacked else 1,
         entry=entry,
     )
+
+
+def _check(module: _Module, leaves: Mapping[str, np.ndarray]) -> None:
+  """Raises ValueError if an adapter is not one of this module's kernels."""
+  stack = () if module.layers == ('head',) else (module.count,)
+  for path, shape in zip(module.layers, module.shapes):
+    if f'{path}/lora_a' in leaves:
+      a, b = leaves[f'{path}/lora_a'].shape, leaves[f'{path}/lora_b'].shape
+      # [in, r] [r, out], and for a head [r, D] and [V, r].
+      fits = a[:-1] + b[-1:] == (*stack, *shape) if stack else b[:1] + a[1:] == shape
+      if not fits:
+        raise ValueError(
+            f'the adapter of {path} is {list(a)}, {list(b)}, for a kernel of '
+            f'{[*stack, *shape]} ({module.name})'
+        )
 
 
 def _join(
@@ -272,6 +286,13 @@ def _take(
   return a, b
 
 
+def _drop_base_layer(tensors: dict[str, np.ndarray], module: _Module) -> None:
+  """Drops the base's own head, which PEFT puts beside an adapter of it."""
+  name = f'{_PREFIX}{module.name}.base_layer.weight'
+  if name in tensors and tensors[name].shape == module.shapes[0]:
+    del tensors[name]
+
+
 def _scale(fields: Mapping[str, Any], name: str, rank: int) -> float:
   """By what PEFT multiplies B A of the module of that name."""
   alpha = fields['lora_alpha']
@@ -296,7 +317,9 @@ def _read_tensors(path: pathlib.Path) -> dict[str, np.ndarray]:
     tensors = safetensors_jax.load_file(path)
   except (OSError, SafetensorError) as error:
     raise ValueError(f'{path} cannot be read: {" ".join(str(error).split())}') from error
-  return {name: np.asarray(tensor, np.float32) for name, tensor in tensors.items()}
+  old, new = (f'{_PREFIX}{head}.' for head in (_OLD_HEAD, _HEAD))
+  renamed = lambda name: new + name.removeprefix(old) if name.startswith(old) else name
+  return {renamed(name): np.asarray(tensor, np.float32) for name, tensor in tensors.items()}
 
 
 def _read_fields(path: pathlib.Path) -> dict[str, Any]:

@@ -258,7 +258,7 @@ def new_directory(directory: str | os.PathLike) -> Iterator[pathlib.Path]:
   temporary.mkdir()
   try:
     yield temporary
-    for path in (*temporary.iterdir(), temporary):
+    for path in (*temporary.rglob('*'), temporary):
       _sync(path)
     os.replace(temporary, directory)
     _sync(directory.parent)

@@ -1,0 +1,16 @@
+"""A policy on the 256 published Countdown problems with three numbers.
+
+  python -m experiments.evaluate --config=experiments/configs/evaluate_countdown.py \\
+      --config.policy_init_from=WORKDIR/trained --config.data_dir=DIR_OF_countdown_cd3_test.jsonl
+
+The policy is one of characters, as `a_star_po_countdown` trains it.
+"""
+
+from experiments import evaluation_settings, settings
+
+
+def get_config() -> evaluation_settings.EvaluatePolicy:
+  return evaluation_settings.EvaluatePolicy(
+      task=settings.CountdownTask(num_demonstrations=0, num_train=0), num_samples=16,
+      batch_size=256,
+  )

@@ -1,0 +1,19 @@
+"""A policy on the 1,319 test problems of GSM8K.
+
+  python -m experiments.evaluate --config=experiments/configs/evaluate_gsm8k.py \\
+      --config.policy_init_from=DIR --config.data_dir=DIR_OF_TRAIN_AND_TEST_JSONL
+
+The number behind the last `####` counts, of a response that stopped. DIR is a Hugging Face
+checkpoint with its tokenizer, or what a run wrote (WORKDIR/params, WORKDIR/trained), whose tokens
+are then those of config.task (after `a_star_po_gsm8k`: --config.task.vocabulary=compact
+--config.task.max_vocabulary=2048). Instruction-tuned models want --config.chat_template=auto. On
+accelerators: --config.model.compute_dtype=bfloat16 --config.model.scan_unroll=1.
+"""
+
+from experiments import evaluation_settings, settings
+
+
+def get_config() -> evaluation_settings.EvaluatePolicy:
+  return evaluation_settings.EvaluatePolicy(
+      task=settings.Gsm8kTask(max_prompt_tokens=512, max_response_tokens=512)
+  )

@@ -1,0 +1,21 @@
+r"""A policy on problems laid out like MATH: 'problem', and 'answer' or a boxed 'solution'.
+
+  python -m experiments.evaluate --config=experiments/configs/evaluate_math.py \
+      --config.policy_init_from=DIR --config.task.file=FILE.jsonl
+
+The answer in \boxed{} counts (or behind ####), compared as mathematics, of a response that
+stopped. Instruction-tuned models want --config.chat_template=auto. On accelerators:
+--config.model.compute_dtype=bfloat16 --config.model.scan_unroll=1.
+"""
+
+from experiments import evaluation_settings
+from jaxrl_llm.tasks import jsonl
+
+
+def get_config() -> evaluation_settings.EvaluatePolicy:
+  return evaluation_settings.EvaluatePolicy(
+      task=evaluation_settings.JsonlTask(
+          prompt_field='problem', solution_field='solution', instruction=jsonl.MATH_INSTRUCTION,
+          reward='math_strict', max_response_tokens=2048,
+      )
+  )

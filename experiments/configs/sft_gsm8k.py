@@ -1,0 +1,53 @@
+"""Supervised fine-tuning on the worked solutions of GSM8K.
+
+  python -m experiments.sft --config=experiments/configs/sft_gsm8k.py \\
+      --config.data_dir=DIR_OF_TRAIN_AND_TEST_JSONL
+
+is the first stage of `a_star_po_gsm8k` alone: a decoder of about a million parameters from
+scratch, in a few minutes on two CPU cores. What it writes (WORKDIR/params) is what that run
+starts from with --config.policy_init_from. Setting `:pretrained` fine-tunes a Hugging Face
+checkpoint (--config.policy_init_from=CHECKPOINT) with its own tokenizer on packed rows; its
+hyperparameters are ours, usual ones that were not tuned, and it needs an accelerator.
+"""
+
+from experiments import settings
+from experiments.configs import a_star_po_gsm8k
+from jaxrl_llm.algorithms import sft
+from jaxrl_llm.models import configs
+from jaxrl_llm.training import optim
+
+
+def get_config(setting: str = '') -> settings.Experiment:
+  if setting not in ('', 'pretrained'):
+    raise ValueError(f"setting must be 'pretrained' or none, got {setting!r}")
+  return _pretrained() if setting else _cpu_size()
+
+
+def _cpu_size() -> settings.Experiment:
+  full = a_star_po_gsm8k.get_config()
+  return settings.Experiment(
+      task=full.task, model=full.model, sft=full.sft, evaluation=full.evaluation,
+      note=(
+          'Scaled for a CPU: a decoder of about 1M parameters from scratch, 128 of 1,319 test '
+          "problems, 2,048 of the tokenizer's ids, responses of at most 160 tokens"
+      ),
+  )
+
+
+def _pretrained() -> settings.Experiment:
+  return settings.Experiment(
+      task=settings.Gsm8kTask(max_prompt_tokens=256, max_response_tokens=512),
+      model=configs.TransformerConfig(
+          compute_dtype='bfloat16', remat='full', scan_unroll=1, max_length=1_024
+      ),
+      sft=settings.SftSettings(
+          # 7,473 problems of about 200 tokens: near two epochs.
+          steps=200, batch_size=16, packed_length=1_024, save_every=50,
+          algorithm=sft.Config(num_micro_batches=4),
+          optimizer=optim.OptimizerConfig(
+              learning_rate=1e-5, schedule='cosine', warmup_steps=20, weight_decay=0.0
+          ),
+      ),
+      evaluation=settings.EvaluationSettings(num_samples=1, batch_size=64),
+      note='Hyperparameters of our own, not tuned',
+  )

@@ -1,0 +1,406 @@
+r"""Samples from a policy: a prompt in, text to the terminal; or a file of prompts in, JSONL out.
+
+    python -m experiments.generate --policy=DIR --prompt='The capital of France is'
+    python -m experiments.generate --policy=DIR --prompts=FILE.jsonl --out=SAMPLES.jsonl
+
+DIR is a Hugging Face checkpoint, or what a run wrote (WORKDIR/params, WORKDIR/trained; most of
+these need --tokenizer). Each line of the file has a `prompt`, or `messages` for the chat
+template. What is sampled depends on (seed, number of the prompt, number of the sample) alone, up to
+rounding at ties. A file is written when it is complete; until then, the same command resumes.
+"""
+
+import contextlib
+import dataclasses
+import functools
+import pathlib
+import re
+import signal
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from absl import flags
+
+from experiments import components, convert, launch, origins, resuming
+from experiments.command_line import UsageError
+from jaxrl_llm.data import batching, chat_templates, jsonl, model_files, tokenizers
+from jaxrl_llm.models import policy as policy_lib
+from jaxrl_llm.sampling import decode, stream
+from jaxrl_llm.sharding import mesh as mesh_lib
+from jaxrl_llm.tasks import arithmetic, chat, countdown
+from jaxrl_llm.training import fingerprint, loop, metrics, rng
+from jaxrl_llm.types import STOPPED, ModelFns, Params, Rollouts, Tokenizer
+
+_SHORTEST = 16  # Slots of the shortest padded prompt; the others are powers of two.
+_MOST_TOKENS = 256  # What --max_tokens=0 gives at most.
+
+
+def define_flags(values: flags.FlagValues) -> None:
+  """Defines the flags of this tool."""
+  text = functools.partial(flags.DEFINE_string, flag_values=values)
+  integer = functools.partial(flags.DEFINE_integer, flag_values=values)
+  number = functools.partial(flags.DEFINE_float, flag_values=values)
+  text('policy', '', 'folder of the parameters.')
+  text('prompt', None, 'one prompt.')
+  text('prompts', None, 'a file of prompts: objects with `prompt` or `messages`.')
+  text('out', None, 'where the samples go as JSON lines; a file of prompts needs it.')
+  text('tokenizer', '', "folder of the tokenizer; by default the policy's.")
+  text('chat_template', 'auto', "'auto' for the tokenizer's, if it has one; 'none'; 'chatml'; or "
+       'the path of one. A prompt is then what the user says.')
+  text('system', '', 'a system message in the template.')
+  integer('num_samples', 1, 'samples a prompt.', lower_bound=1)
+  integer('max_tokens', 0, f'the longest sample; 0 is {_MOST_TOKENS}, or what the context leaves.',
+          lower_bound=0)
+  number('temperature', 1.0, '0 takes the most probable token each time.', lower_bound=0.0)
+  integer('top_k', 0, 'sample of the k most probable tokens; 0 is off.', lower_bound=0)
+  number('top_p', 1.0, 'sample of the smallest nucleus of this probability; 1 is off.')
+  integer('seed', 0, 'of the samples.', lower_bound=0, upper_bound=2**32 - 1)
+  integer('batch_size', 16, 'prompts of a file at once.', lower_bound=1)
+  flags.DEFINE_enum('dtype', 'float32', ['float32', 'bfloat16'], 'of parameters and activations.',
+                    flag_values=values)
+  text('mesh', '', 'data x fsdp x tensor, such as 1x8x1; by default the first device alone.')
+  flags.DEFINE_bool('stream', None, 'show the (first) sample of a single prompt while it is '
+                    'decoded; on by default.', flag_values=values)
+
+
+class Prompt(NamedTuple):
+  """A prompt, encoded.
+
+  Attributes:
+    id: as in the file, or its number.
+    text: what the model reads.
+    ids: its tokens.
+  """
+
+  id: Any
+  text: str
+  ids: list[int]
+
+
+@dataclasses.dataclass
+class Generator:
+  """A policy with what it takes to sample from it.
+
+  Attributes:
+    values: the flags.
+    model: the policy.
+    params: its parameters on the mesh.
+    tokenizer: its tokenizer.
+    mesh: the devices.
+    max_length: the most slots of prompt and sample together.
+    max_tokens: the longest sample.
+  """
+
+  values: flags.FlagValues
+  model: ModelFns
+  params: Params
+  tokenizer: Tokenizer
+  mesh: jax.sharding.Mesh
+  max_length: int
+  max_tokens: int = 0
+
+  def fit(self, prompts: Sequence[Prompt]) -> None:
+    """Fixes `max_tokens`; UsageError for a prompt that leaves no room for them."""
+    asked = self.values.max_tokens
+    longest = max(prompts, key=lambda prompt: len(prompt.ids))
+    limit = self.max_length - (asked or 1)
+    if len(longest.ids) > limit:
+      raise UsageError(
+          f'prompt {longest.id!r} has {len(longest.ids)} tokens, the limit is {max(limit, 0)}: '
+          f'prompt and sample (--max_tokens={asked}) have to fit into the {self.max_length} slots '
+          'of the model'
+      )
+    self.max_tokens = asked or min(_MOST_TOKENS, self.max_length - len(longest.ids))
+
+  def sampler(self, model: ModelFns) -> Callable[..., Rollouts]:
+    """A jitted sampler of `model`."""
+    values = self.values
+    return jax.jit(decode.make_sampler(
+        model, num_samples=values.num_samples, max_tokens=self.max_tokens,
+        stop_ids=self.tokenizer.stop_ids, pad_id=self.tokenizer.pad_id,
+        temperature=values.temperature, top_k=values.top_k, top_p=values.top_p,
+    ))
+
+  def sample(
+      self, sampler: Callable[..., Rollouts], prompts: Sequence[Prompt], first: int, rows: int
+  ) -> Rollouts:
+    """Samples after prompts number `first`, first + 1 ...; `rows` of them fit into a batch."""
+    parts = self.mesh.shape['data'] * self.mesh.shape['fsdp']
+    rows = -(-rows // parts) * parts  # What is missing is filled up, and left out again.
+    numbers = np.arange(first, first + len(prompts), dtype=np.int32)
+    filled = [*prompts, *[prompts[0]] * (rows - len(prompts))]
+    numbers = np.append(numbers, np.full(rows - len(prompts), first, np.int32))
+    longest = max(len(prompt.ids) for prompt in prompts)
+    # A few lengths, so that few programs are compiled.
+    length = max(_SHORTEST, 1 << (longest - 1).bit_length())
+    length = max(min(length, self.max_length - self.max_tokens), longest)
+    arrays = batching.left_pad([prompt.ids for prompt in filled], length, self.tokenizer.pad_id)
+    key = rng.stream_key(rng.base_key(self.values.seed), rng.Stream.SAMPLE_EVAL)
+    arrays = jax.device_put((*arrays, numbers), mesh_lib.batch_sharding(self.mesh))
+    rollouts = jax.device_get(sampler(self.params, *arrays, key))
+    return jax.tree.map(lambda leaf: leaf[: len(prompts)], rollouts)
+
+  def records(
+      self, prompts: Sequence[Prompt], rollouts: Rollouts
+  ) -> Iterator[dict[str, Any]]:
+    """What is written of each sample: 'log_prob' is of the whole response, in nats."""
+    for row, prompt in enumerate(prompts):
+      for sample in range(self.values.num_samples):
+        ids = rollouts.tokens[row, sample, : rollouts.lengths[row, sample]].tolist()
+        stopped = rollouts.stop_reason[row, sample] == STOPPED
+        yield metrics.plain({
+            'id': prompt.id, 'sample': sample, 'prompt': prompt.text,
+            'response': self.tokenizer.decode(ids),
+            'stop_reason': 'stop' if stopped else 'length', 'tokens': ids,
+            'log_prob': rollouts.log_probs[row, sample].sum(),
+        })
+
+
+def main(values: flags.FlagValues) -> None:
+  """Samples what the flags ask for."""
+  check_flags(values)
+  tokenizer, generator = load(values)
+  prompts = read_prompts(values, tokenizer)
+  generator.fit(prompts)
+  with jax.set_mesh(generator.mesh):
+    if values.prompts is None:
+      records = show(generator, prompts)
+      if values.out:
+        jsonl.write_jsonl(values.out, records)
+    else:
+      write(generator, prompts)
+
+
+def check_flags(values: flags.FlagValues) -> None:
+  """Raises UsageError for flags that do not go together, before anything is loaded."""
+  if not values.policy:
+    raise UsageError('--policy=DIR is required: a Hugging Face checkpoint, or WORKDIR/trained')
+  if (values.prompt is None) == (values.prompts is None):
+    raise UsageError('give either --prompt=TEXT or --prompts=FILE.jsonl')
+  if values.prompts is not None and not values.out:
+    raise UsageError('--prompts needs --out=FILE.jsonl')
+  if values.prompts is not None and values.stream:
+    raise UsageError('--stream is for a single --prompt')
+  if values.out and pathlib.Path(values.out).exists():
+    raise UsageError(f'{values.out} exists already: remove it or give another --out')
+  if values.out and not pathlib.Path(values.out).absolute().parent.is_dir():
+    raise UsageError(f'--out must lie in a folder that exists, got {values.out!r}')
+  if values.system and values.chat_template == 'none':
+    raise UsageError(f'--system needs a chat template, got {values.system!r} and none')
+  if values.mesh and not re.fullmatch(r'\d+x\d+x\d+', values.mesh):
+    raise UsageError(f'--mesh must be three sizes such as 1x8x1, got {values.mesh!r}')
+
+
+def load(values: flags.FlagValues) -> tuple[Tokenizer, Generator]:
+  """The tokenizer and the policy; ValueError with one line if they cannot be used."""
+  origin = origins.read(values.policy, field='--policy')
+  tokenizer = load_tokenizer(origin, values.tokenizer)
+  param_dtype = values.dtype if origin.checkpoint else convert.stored_dtype(origin)
+  config = dataclasses.replace(
+      origin.model, param_dtype=param_dtype, compute_dtype=values.dtype,
+      # Unrolled layers suit CPUs; elsewhere compilation would take minutes.
+      scan_unroll=0 if jax.default_backend() == 'cpu' else 1,
+  )
+  if config.vocab_size < tokenizer.vocab_size:
+    raise UsageError(
+        f'the tokenizer has {tokenizer.vocab_size} ids and the embedding in {origin.directory} '
+        f'only {config.vocab_size} rows'
+    )
+  sizes = tuple(map(int, values.mesh.split('x'))) if values.mesh else (1, 1, 1)
+  mesh = mesh_lib.make_mesh(*sizes, devices=None if values.mesh else jax.devices()[:1])
+  model = policy_lib.make(config)
+  params = origin.load(components.abstract_params(model, mesh))
+  return tokenizer, Generator(values, model, params, tokenizer, mesh, config.max_length)
+
+
+def load_tokenizer(origin: origins.Origin, directory: str) -> Tokenizer:
+  """The tokenizer of `directory`, by default that of the policy.
+
+  A folder of this project's has none, but knows which one it needs: those of the tasks of
+  characters are found by that.
+
+  Args:
+    origin: the policy.
+    directory: --tokenizer.
+
+  Returns:
+    The tokenizer.
+
+  Raises:
+    ValueError: there is none, or another one than the policy was trained with.
+  """
+  if directory or origin.tokenizer_dir:
+    tokenizer = tokenizers.load_tokenizer(directory or origin.tokenizer_dir)
+    if not origin.checkpoint and origin.tokenizer not in ('', tokenizer.fingerprint):
+      raise UsageError(
+          f'the policy in {origin.directory} was trained with another tokenizer '
+          f'({origin.tokenizer}) than lies in {directory} ({tokenizer.fingerprint}) (--tokenizer)'
+      )
+    return tokenizer
+  for alphabet in (arithmetic.ALPHABET, countdown.ALPHABET):
+    tokenizer = tokenizers.CharacterTokenizer(alphabet)
+    if tokenizer.fingerprint == origin.tokenizer:
+      return tokenizer
+  raise UsageError(f'no tokenizer lies in {origin.directory}: give --tokenizer=DIR')
+
+
+def read_prompts(values: flags.FlagValues, tokenizer: Tokenizer) -> list[Prompt]:
+  """The prompts of the flags, rendered and encoded."""
+  rows, places = [{'prompt': values.prompt}], ['--prompt']
+  if values.prompts is not None:
+    found = jsonl.read_rows(values.prompts)
+    rows = [row.value for row in found]
+    places = [f'{values.prompts}, line {row.line}' for row in found]
+  template = find_template(values)
+  for row, place in zip(rows, places):
+    if isinstance(row.get('prompt'), str) == isinstance(row.get('messages'), list):
+      raise UsageError(f"{place}: needs either a text 'prompt' or a list 'messages'")
+    if template is None and 'messages' in row:
+      raise UsageError(f"{place}: 'messages' need a chat template (--chat_template)")
+  if template is None:
+    texts = [row['prompt'] for row in rows]
+  else:
+    first = [{'role': 'system', 'content': values.system}] if values.system else []
+    said = lambda row: row.get('messages') or [{'role': 'user', 'content': row['prompt']}]
+    texts = template.render_many([first + said(row) for row in rows], add_generation_prompt=True)
+  prompts = []
+  for index, (row, place, text) in enumerate(zip(rows, places, texts)):
+    ids = encode(text, tokenizer, is_rendered=template is not None)
+    if not ids:
+      raise UsageError(f'{place}: the prompt has no tokens')
+    prompts.append(Prompt(row.get('id', index), text, ids))
+  return prompts
+
+
+def find_template(values: flags.FlagValues) -> chat_templates.ChatTemplate | None:
+  """The chat template of the flags; None for plain prompts."""
+  if values.chat_template == 'none':
+    return None
+  folder = values.tokenizer or values.policy
+  try:
+    return chat.load_template(values.chat_template, folder)
+  except ValueError:
+    if values.chat_template != 'auto' or values.system or _names_template(folder):
+      raise
+    return None  # A base model's tokenizer has none.
+
+
+def _names_template(folder: str) -> bool:
+  """Whether a tokenizer's folder has a chat template, good or bad."""
+  directory = pathlib.Path(folder)
+  directory = directory if directory.is_dir() else directory.parent
+  has_file = (directory / 'chat_template.jinja').exists()
+  return has_file or 'chat_template' in model_files.read(directory).config
+
+
+def encode(text: str, tokenizer: Tokenizer, *, is_rendered: bool) -> list[int]:
+  """Ids of a prompt. A template writes the start tokens itself; so may a plain prompt."""
+  ids, start = tokenizer.encode(text), list(tokenizer.start_ids)
+  return ids if is_rendered or ids[: len(start)] == start else start + ids
+
+
+def show(generator: Generator, prompts: Sequence[Prompt]) -> list[dict[str, Any]]:
+  """Samples after a single prompt, to the terminal; returns the records."""
+  values, tokenizer = generator.values, generator.tokenizer
+  printer = Printer(tokenizer, len(prompts[0].ids))
+  live = values.stream in (None, True)
+  model = stream.tapped(generator.model, printer.tell) if live else generator.model
+  with _ctrl_c_kills():
+    rollouts = generator.sample(generator.sampler(model), prompts, 0, rows=1)
+    jax.effects_barrier()  # What was told has been shown.
+  records = list(generator.records(prompts, rollouts))
+  printer.finish(records[0]['tokens'])
+  _note(records[0])
+  for record in records[1:]:
+    print(f'\n{record["response"]}', flush=True)
+    _note(record)
+  return records
+
+
+class Printer:
+  """Writes the first sample to the terminal while it is decoded."""
+
+  def __init__(self, tokenizer: Tokenizer, prompt_length: int):
+    """Begins a sample that follows `prompt_length` tokens."""
+    self._text = stream.TextStream(tokenizer.decode)
+    self._stop_ids, self._prompt_length = tokenizer.stop_ids, prompt_length
+    self._told: dict[int, int] = {}
+    self._shown = 0
+
+  def tell(self, tokens: np.ndarray, positions: np.ndarray) -> None:
+    """Shows tokens in order, however they arrive (`stream.tapped`)."""
+    self._told[int(positions[0]) - self._prompt_length] = int(tokens[0])
+    # Behind its stop token a sample is filled up while the others go on.
+    while self._shown in self._told and self._told.get(self._shown - 1) not in self._stop_ids:
+      self._write(self._text.push(self._told[self._shown]))
+      self._shown += 1
+
+  def finish(self, tokens: Sequence[int]) -> None:
+    """Shows what of the whole sample is not shown yet."""
+    self._write(''.join(map(self._text.push, tokens[self._shown :])) + self._text.flush() + '\n')
+
+  def _write(self, text: str) -> None:
+    sys.stdout.write(text)
+    sys.stdout.flush()
+
+
+@contextlib.contextmanager
+def _ctrl_c_kills() -> Iterator[None]:
+  """Python would see Ctrl-C when the device is done; there is nothing to lose."""
+  previous = signal.signal(signal.SIGINT, signal.SIG_DFL)
+  try:
+    yield
+  finally:
+    signal.signal(signal.SIGINT, previous)
+
+
+def _note(record: dict[str, Any]) -> None:
+  """What is not text goes to stderr."""
+  sys.stdout.flush()
+  print(
+      f'[sample {record["sample"]}: {len(record["tokens"])} tokens, {record["stop_reason"]}, '
+      f'log-prob {record["log_prob"]:.3f}]', file=sys.stderr, flush=True,
+  )
+
+
+def write(generator: Generator, prompts: Sequence[Prompt]) -> None:
+  """Samples after the prompts of a file; writes --out when it is complete.
+
+  What was sampled before stands in --out.partial, whose first line says what it belongs to.
+  """
+  values = generator.values
+  path = pathlib.Path(values.out)
+  partial = path.with_name(f'{path.name}.partial')
+  size, per_prompt = values.batch_size, values.num_samples
+  provenance = metrics.plain({
+      'policy': fingerprint.of_params(generator.params),
+      'prompts': model_files.fingerprint([prompt.ids for prompt in prompts]),
+      'max_tokens': generator.max_tokens,
+      **{name: values[name].value for name in (
+          'num_samples', 'temperature', 'top_k', 'top_p', 'seed', 'batch_size', 'dtype')},
+  })
+  batches = [prompts[i : i + size] for i in range(0, len(prompts), size)]
+  sampler = generator.sampler(generator.model)
+  with contextlib.closing(metrics.JsonlFile(partial)) as file:
+    records = resuming.read_records(
+        file, provenance, batch=size * per_prompt, total=len(prompts) * per_prompt
+    )
+    done = -(-len(records) // (size * per_prompt))
+    with loop.Stopper() as stopper, loop.progress(len(batches), 'batches', done) as bar:
+      for number, batch in list(enumerate(batches))[done:]:
+        rollouts = generator.sample(sampler, batch, number * size, rows=size)
+        for record in generator.records(batch, rollouts):
+          file.write(record)
+          records.append(record)
+        bar.update(1, tokens=sum(len(record['tokens']) for record in records))
+        stopper.check(f'stopped; what was sampled is kept in {partial}')
+  jsonl.write_jsonl(path, records)
+  partial.unlink()
+  print(f'{len(records)} samples: {path}')
+
+
+if __name__ == '__main__':
+  define_flags(flags.FLAGS)
+  launch.run_tool(functools.partial(main, flags.FLAGS))

@@ -1,0 +1,159 @@
+"""There and back: the same bytes, the same family; a folder in use is left alone."""
+
+import json
+import os
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+from absl import flags
+
+from experiments import convert, origins
+from jaxrl_llm.data import tokenizers
+from jaxrl_llm.models import value
+from jaxrl_llm.models.pretrained import huggingface, weights
+from jaxrl_llm.training import checkpoints
+from tests.experiments import tiny
+
+
+def main(source, target, *more):
+  values = flags.FlagValues()
+  convert.define_flags(values)
+  values(['convert', f'--from={source}', f'--to={target}', *map(str, more)])
+  convert.main(values)
+
+
+@pytest.fixture(scope='module')
+def folder(tmp_path_factory):
+  folder = tmp_path_factory.mktemp('convert')
+  for dtype in ('float32', 'bfloat16'):
+    tiny.write_checkpoint(folder / dtype, dtype=dtype, template=tiny.TEMPLATE,
+                          tie_embeddings=dtype == 'float32')
+  return folder
+
+
+def tensors(directory):
+  reader = weights.Reader(directory)
+  return {name: reader[name] for name in reader.tensors}
+
+
+def assert_same_tensors(one, two):
+  one, two = tensors(one), tensors(two)
+  assert one.keys() == two.keys()
+  for name, tensor in one.items():
+    assert tensor.dtype == two[name].dtype, name
+    np.testing.assert_array_equal(tensor.view(np.uint8), two[name].view(np.uint8), name)
+
+
+@pytest.mark.parametrize('dtype', ['float32', 'bfloat16'])
+def test_there_and_back_is_the_same_checkpoint(folder, tmp_path, dtype, capsys):
+  there, ours, back = folder / dtype, tmp_path / 'ours', tmp_path / 'back'
+  fields = json.loads((there / 'config.json').read_text()) | {'bos_token_id': 1}
+  (there / 'config.json').write_text(json.dumps(fields))
+  main(there, ours)
+  main(ours, back)
+  assert f'{ours} -> {back}: hugging_face, policy, {dtype}' in capsys.readouterr().out
+  assert_same_tensors(there, back)
+  assert json.loads((back / 'config.json').read_text()) == fields
+  for name in ('tokenizer.json', 'tokenizer_config.json'):
+    assert (back / name).read_bytes() == (there / name).read_bytes()
+  # What runs compare.
+  origin = origins.read(str(ours), field='--policy')
+  assert origin.tokenizer == tokenizers.load_tokenizer(there).fingerprint
+  assert origin.model == huggingface.read_config(there).config
+  assert {leaf.dtype.name for leaf in jax.tree.leaves(convert.load(convert.read(str(ours))))} == {
+      dtype}
+
+
+def test_the_dtype_can_be_changed(folder, tmp_path):
+  main(folder / 'bfloat16', tmp_path / 'ours', '--dtype=float32')
+  assert convert.stored_dtype(origins.read(str(tmp_path / 'ours'), field='')) == 'float32'
+  main(tmp_path / 'ours', tmp_path / 'back', '--dtype=bfloat16')  # Nothing was lost.
+  assert_same_tensors(folder / 'bfloat16', tmp_path / 'back')
+  main(folder / 'float32', tmp_path / 'half', '--dtype=bfloat16', '--format=hugging_face')
+  for name, tensor in tensors(folder / 'float32').items():
+    np.testing.assert_array_equal(tensor.astype('bfloat16'), tensors(tmp_path / 'half')[name])
+
+
+def test_a_run_of_this_project_becomes_a_checkpoint(folder, tmp_path, capsys):
+  config = tiny.write_ours(tmp_path / 'ours', 'abc', attention_bias=False)
+  with pytest.raises(ValueError, match=r'--model_type must be one of .*gpt2.*llama.*qwen2'):
+    main(tmp_path / 'ours', tmp_path / 'theirs')
+  main(tmp_path / 'ours', tmp_path / 'theirs', '--model_type=llama')
+  assert 'no tokenizer was copied' in capsys.readouterr().out
+  checkpoint = huggingface.read_config(tmp_path / 'theirs')
+  assert (checkpoint.model_type, checkpoint.role) == ('llama', 'policy')
+  source = convert.read(str(tmp_path / 'theirs'))
+  loaded, expected = jax.tree.leaves(convert.load(source)), jax.tree.leaves(tiny.params(config))
+  for one, two in zip(loaded, expected, strict=True):
+    np.testing.assert_array_equal(one, two)
+  with pytest.raises(ValueError, match="'mistral' cannot|mistral"):
+    main(tmp_path / 'ours', tmp_path / 'other', '--model_type=mistral7')
+  with pytest.raises(ValueError, match='was trained with another tokenizer'):
+    main(tmp_path / 'ours', tmp_path / 'other', '--model_type=llama',
+         f'--tokenizer={folder / "float32"}')
+  assert not (tmp_path / 'other').exists()
+
+
+def test_a_sequence_classifier_keeps_its_head(tmp_path):
+  config = tiny.shape(32)
+  params = jax.tree.map(np.asarray, value.make(config, num_outputs=3).init(jax.random.key(0)))
+  params['value_head']['kernel'] = np.arange(48, dtype=np.float32).reshape(3, 16)
+  huggingface.save(tmp_path / 'there', config, params, model_type='qwen2', role='value')
+  main(tmp_path / 'there', tmp_path / 'ours')
+  main(tmp_path / 'ours', tmp_path / 'back')
+  assert_same_tensors(tmp_path / 'there', tmp_path / 'back')
+  assert huggingface.read_config(tmp_path / 'back').role == 'value'
+
+
+def test_what_came_from_a_checkpoint_that_is_gone_has_no_tokenizer(folder, tmp_path, capsys):
+  gone = tmp_path / 'gone'
+  main(folder / 'float32', gone, '--format=hugging_face')
+  main(gone, tmp_path / 'ours')
+  for path in sorted(gone.iterdir()):
+    path.unlink()
+  main(tmp_path / 'ours', tmp_path / 'back')
+  assert 'no tokenizer was copied' in capsys.readouterr().out
+  main(tmp_path / 'ours', tmp_path / 'again', f'--tokenizer={folder / "float32"}')
+  assert (tmp_path / 'again' / 'tokenizer.json').exists()
+
+
+@pytest.mark.parametrize(('source', 'target', 'more', 'line'), [
+    ('', 'new', [], '--from=DIR and --to=DIR are required'),
+    ('float32', '', [], '--from=DIR and --to=DIR are required'),
+    ('absent', 'new', [], '--from is no folder'),
+    ('.', 'new', [], 'neither parameters'),
+    ('float32', 'bfloat16', [], '--to must be a new or an empty folder, got'),
+    ('float32', 'float32/config.json', [], '--to must be a new or an empty folder, got'),
+    ('float32', 'new', ['--tokenizer=absent'], 'absent'),
+    ('float32', 'new', ['--format=hugging_face', '--model_type=gpt2'], 'gpt2'),
+])
+def test_bad_input_is_one_line_and_writes_nothing(folder, tmp_path, source, target, more, line):
+  before = sorted(os.listdir(folder))
+  place = lambda name: folder / name if name not in ('', 'new') else name and tmp_path / name
+  with pytest.raises(ValueError) as error:
+    main(place(source), place(target), *more)
+  assert line in str(error.value) and '\n' not in str(error.value)
+  assert sorted(os.listdir(folder)) == before and not os.listdir(tmp_path)
+
+
+def test_a_tokenizer_that_is_too_large_names_both_sizes(folder, tmp_path):
+  size = tiny.write_tokenizer(tmp_path / 'large', characters=None, start=True)
+  config = tiny.shape(size - 1)
+  checkpoints.save_params(tmp_path / 'ours', tiny.params(config), origins.identity('', config))
+  line = f'has {size} ids and the embedding in {tmp_path / "ours"} only {size - 1} rows'
+  with pytest.raises(ValueError, match=line):
+    main(tmp_path / 'ours', tmp_path / 'theirs', '--model_type=qwen2',
+         f'--tokenizer={tmp_path / "large"}')
+
+
+def test_the_command(folder, tmp_path):
+  done = subprocess.run(
+      [sys.executable, '-m', 'experiments.convert', f'--from={folder / "float32"}',
+       f'--to={tmp_path / "ours"}', '--dtype=float16'],
+      cwd=tiny.REPOSITORY, capture_output=True, text=True, timeout=120, check=False)
+  assert done.returncode == 2 and done.stdout == ''
+  assert done.stderr.startswith('convert: error: flag --dtype=float16: ')
+  assert len(done.stderr.strip().splitlines()) == 1

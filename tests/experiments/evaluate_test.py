@@ -1,0 +1,253 @@
+"""Evaluation: its numbers by another way, resumption to the bit, one-line errors."""
+
+import json
+import shutil
+import signal
+
+import numpy as np
+import pytest
+
+from experiments import command_line, evaluate, evaluation_settings, settings
+from jaxrl_llm.evaluation import majority
+from jaxrl_llm.tasks import countdown
+from jaxrl_llm.training import metrics
+from tests.experiments import tiny
+from tests.system import running
+
+CONFIGS = tiny.REPOSITORY / 'experiments' / 'configs'
+TEMPLATE = '{% for m in messages %}{{ m.content }}=={% endfor %}'
+
+
+@pytest.fixture(scope='module')
+def runner(tmp_path_factory):
+  return running.Runner(tmp_path_factory.mktemp('compiled'))
+
+
+@pytest.fixture(autouse=True)
+def compiled_once(monkeypatch):
+  """Runs of one setting share their samplers: to compile them takes longer than all the rest."""
+  monkeypatch.setattr(evaluate, '_samplers', _shared_samplers)
+
+
+_SAMPLERS, _MADE = evaluate._samplers, {}
+
+
+def _shared_samplers(config, parts):
+  setting = repr((config.task, config.num_samples, config.temperature, config.greedy, config.mesh))
+  if setting not in _MADE:
+    _MADE[setting] = _SAMPLERS(config, parts)
+  return _MADE[setting]
+
+
+@pytest.fixture(scope='module')
+def folder(tmp_path_factory):
+  """A checkpoint of few tokens, so that samples are right and stop now and then; problems."""
+  folder = tmp_path_factory.mktemp('evaluate')
+  tiny.write_checkpoint(folder / 'policy', characters='012=', template=TEMPLATE)
+  rows = [{'prompt': f'{i % 3}={i % 2}', 'answer': i % 3} for i in range(11)]
+  rows[4]['prompt'] = '012' * 4  # Too long.
+  (folder / 'problems.jsonl').write_text(''.join(json.dumps(row) + '\n' for row in rows))
+  return folder
+
+
+def arguments(folder, *more):
+  return [
+      f'--config={CONFIGS / "evaluate_jsonl.py"}', f'--config.data_dir={folder}',
+      '--config.task.file=problems.jsonl', f'--config.policy_init_from={folder / "policy"}',
+      '--config.task.reward=exact', '--config.task.max_prompt_tokens=8',
+      '--config.task.max_response_tokens=4', '--config.num_samples=5', '--config.batch_size=4',
+      *more,
+  ]
+
+
+ON_EIGHT = ('--config.mesh.data=2', '--config.mesh.fsdp=2', '--config.mesh.tensor=2')
+
+
+def run(folder, workdir, *more):
+  """Runs in this process, on all eight devices."""
+  return tiny.run(evaluate.main, *arguments(folder, *ON_EIGHT, f'--workdir={workdir}', *more),
+                  experiment='evaluate')
+
+
+def numbers(workdir):
+  """results.json without what differs between two runs of one thing."""
+  return {name: value for name, value in json.loads((workdir / 'results.json').read_text()).items()
+          if name.startswith(('eval/', 'sampled_tokens')) or name in ('policy', 'data')}
+
+
+@pytest.fixture(scope='module')
+def whole(folder, tmp_path_factory):
+  """An undisturbed run. Copy it before you change it."""
+  workdir = tmp_path_factory.mktemp('whole') / 'run'
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(evaluate, '_samplers', _shared_samplers)
+    assert run(folder, workdir) == 0
+  return workdir
+
+
+def test_the_numbers_are_those_of_the_responses(whole, folder):
+  results, (first, *records) = numbers(whole), metrics.read_jsonl(whole / 'responses.jsonl')
+  assert first['policy'] == results['policy'] and len(records) == 10
+  assert [record['id'] for record in records] == [0, 1, 2, 3, 5, 6, 7, 8, 9, 10]
+  assert (results['eval/problems'], results['eval/left_out'], results['eval/samples']) == (10, 1, 5)
+  right = np.array([
+      [answer == response and not cut for response, cut in zip(
+          record['samples']['responses'], record['samples']['truncated'])]
+      for record in records for answer in [record['answer']]])
+  assert 0 < right.mean() < 1  # Otherwise this test would see little.
+  assert results['eval/pass@1'] == pytest.approx(right.mean())
+  assert results['eval/pass@1_se'] == pytest.approx(
+      right.mean(axis=1).std(ddof=1) / np.sqrt(len(records)))
+  any_of_two = [np.mean([row[i] | row[j] for i in range(5) for j in range(i)]) for row in right]
+  assert results['eval/pass@2'] == pytest.approx(np.mean(any_of_two))
+  texts = [[None if cut else text for text, cut in zip(
+      record['samples']['responses'], record['samples']['truncated'])] for record in records]
+  votes = np.array([majority.group_answers(row) for row in texts])
+  assert results['eval/maj@4'] == pytest.approx(majority.majority_at_k(votes, right, k=4).mean())
+  assert {name for name in results if '@' in name and not name.endswith('_se')} == {
+      'eval/pass@1', 'eval/pass@2', 'eval/pass@4', 'eval/maj@2', 'eval/maj@4'}
+  greedy = [record['greedy'] for record in records]
+  assert results['eval/greedy_accuracy'] == np.mean(
+      [g['responses'][0] == r['answer'] and not g['truncated'][0]
+       for g, r in zip(greedy, records)])
+  lengths = [record['samples']['lengths'] for record in records]
+  assert results['eval/length'] == np.mean(lengths)
+  assert results['eval/truncated'] == np.mean([r['samples']['truncated'] for r in records]) > 0
+  assert results['sampled_tokens'] == np.sum(lengths) + sum(g['lengths'][0] for g in greedy)
+  table = (whole / 'table.md').read_text()
+  assert 'pass@4 (%)' in table and 'maj@4 (%)' in table and '±' in table
+
+
+@pytest.mark.parametrize('part', [0.0, 0.3, 0.62, 0.999])
+def test_whatever_a_kill_leaves_the_same_command_ends_the_same(folder, whole, tmp_path, part):
+  workdir = tmp_path / 'run'
+  shutil.copytree(whole, workdir)
+  (workdir / 'results.json').unlink()
+  content = (workdir / 'responses.jsonl').read_bytes()
+  (workdir / 'responses.jsonl').write_bytes(content[: int(part * len(content))])
+  assert run(folder, workdir) == 0
+  assert (workdir / 'responses.jsonl').read_bytes() == content
+  assert numbers(workdir) == numbers(whole)
+
+
+def test_killed_on_one_device_it_ends_with_the_numbers_of_eight(folder, whole, runner, tmp_path):
+  workdir = tmp_path / 'run'
+  done = runner.finish(
+      workdir, *arguments(folder), experiment='evaluate', die=['responses.jsonl', 7])
+  assert done.returncode == -signal.SIGKILL, done.stderr
+  assert running.num_lines(workdir / 'responses.jsonl') == 6
+  assert not (workdir / 'responses.jsonl').read_bytes().endswith(b'\n')
+  done = runner.finish(workdir, *arguments(folder), experiment='evaluate')
+  assert done.returncode == 0, done.stderr
+  assert numbers(workdir) == numbers(whole)
+  assert 'policy from' in done.stdout and str(workdir / 'results.json') in done.stdout
+
+
+def test_a_run_that_is_complete_says_so(folder, whole, capsys):
+  assert run(folder, whole) == 0
+  said = capsys.readouterr().out
+  assert 'This run is complete' in said and '| pass@1 (%)' in said
+
+
+def test_prompts_in_a_chat_template(folder, tmp_path):
+  assert run(folder, tmp_path / 'run', '--config.chat_template=auto', '--config.system=2') == 0
+  _, first, *_ = metrics.read_jsonl(tmp_path / 'run' / 'responses.jsonl')
+  assert first['prompt'] == '2==0=0=='
+
+
+def test_temperature_0_is_greedy_decoding(folder, whole, tmp_path):
+  assert run(folder, tmp_path / 'run', '--config.temperature=0', '--config.num_samples=1') == 0
+  found, expected = numbers(tmp_path / 'run'), numbers(whole)
+  assert found['eval/pass@1'] == expected['eval/greedy_accuracy']
+  assert found['sampled_tokens'] == expected['sampled_tokens/greedy']
+  assert not any('greedy' in name or 'maj' in name for name in found)
+
+
+def test_countdown_by_a_policy_of_this_project(tmp_path, data_dir):
+  tiny.write_ours(tmp_path / 'policy', countdown.ALPHABET)
+  assert tiny.run(
+      evaluate.main, f'--config={CONFIGS / "evaluate_countdown.py"}',
+      f'--workdir={tmp_path / "run"}', f'--config.data_dir={data_dir / "countdown"}',
+      f'--config.policy_init_from={tmp_path / "policy"}', '--config.num_samples=2',
+      '--config.greedy=false', experiment='evaluate') == 0
+  assert numbers(tmp_path / 'run')['eval/problems'] == 256
+
+
+@pytest.mark.parametrize(('task', 'response', 'answer', 'equal'), [
+    (settings.Gsm8kTask(), 'so 3 + 4 = 7\n#### 1,000', '1,000', '1000'),
+    (settings.Gsm8kTask(), 'so 7', None, ''),
+    (evaluation_settings.JsonlTask(reward='math'), 'so it is 0.5', '0.5', r'\frac{1}{2}'),
+    (evaluation_settings.JsonlTask(reward='math_strict'), 'so it is 0.5', None, ''),
+    (evaluation_settings.JsonlTask(reward='exact'), ' 0.5', ' 0.5', ' 0.5'),
+    (settings.CountdownTask(), '<answer>(1+2)*3</answer>', '(1+2)*3', '(1+2)*3'),
+    (settings.ArithmeticTask(), '12', '12', '12'),
+])
+def test_what_a_response_votes_for(task, response, answer, equal):
+  voting = evaluation_settings.voting(task)
+  assert voting.answer(response) == answer
+  if answer is not None:
+    assert majority.group_answers([answer, equal, 'something else'], voting.same) == [0, 0, 1]
+
+
+@pytest.mark.parametrize('name', ['gsm8k', 'math', 'countdown', 'jsonl'])
+def test_the_configs_are_valid(name, tmp_path):
+  config = command_line.load_config(str(CONFIGS / f'evaluate_{name}.py'))
+  with pytest.raises(ValueError, match='a policy is needed: --config.policy_init_from=DIR'):
+    config.validate()
+  config.policy_init_from = str(tmp_path)
+  config.validate()
+  assert evaluation_settings.voting(config.task).answer('') in (None, '')
+
+
+@pytest.mark.parametrize(('more', 'line'), [
+    (['--config.policy_init_from=nowhere'], "policy_init_from is no folder: 'nowhere'"),
+    (['--config.task.file='], 'a file of problems is needed'),
+    (['--config.task.file=nothing.jsonl'], 'nothing.jsonl'),
+    (['--config.task.answer_field=truth'], "line 1: the key 'truth' is missing"),
+    (['--config.task.max_prompt_tokens=200'], 'max_length must be at least 204'),
+    (['--config.num_samples=0'], 'config.num_samples must be at least 1, got 0'),
+    (['--config.num_samples=1001'], 'config.num_samples must be at most 1000, got 1001'),
+    (['--config.temperature=0'], 'it needs num_samples 1, top_k 0 and top_p 1, got 5, 0 and 1.0'),
+    (['--config.top_p=0'], 'config.top_p must lie in (0, 1], got 0.0'),
+    (['--config.batch_size=3'], 'got 3 prompts (config.batch_size)'),
+    (['--config.system=Be brief.'], "config.system needs config.chat_template, got 'Be brief.'"),
+    (['--config.chat_template=absent'], "'auto', 'chatml' or the path of one, got 'absent'"),
+    (['--config.model.width=5'], 'config.model.width is 5, and 16 in'),
+])
+def test_bad_input_is_one_line(folder, tmp_path, capsys, more, line):
+  assert run(folder, tmp_path / 'run', *more) == 2
+  said = capsys.readouterr().err.strip()
+  assert said.startswith('evaluate: error: ') and line in said and '\n' not in said
+  assert not (tmp_path / 'run').exists()
+
+
+def test_tokenizers_that_do_not_fit_are_one_line(folder, tmp_path, capsys):
+  def error(policy, *more):
+    assert run(folder, tmp_path / 'run', f'--config.policy_init_from={policy}', *more) == 2
+    said = capsys.readouterr().err.strip()
+    assert '\n' not in said
+    return said
+
+  bare = tmp_path / 'bare'
+  shutil.copytree(folder / 'policy', bare)
+  (bare / 'tokenizer.json').unlink()
+  assert 'no tokenizer lies in' in error(bare) and not (tmp_path / 'run').exists()
+  tiny.write_tokenizer(tmp_path / 'large', characters='0123456789')
+  said = error(bare, f'--config.task.tokenizer_dir={tmp_path / "large"}')
+  assert 'has 11 ids and the embedding only 6 rows' in said
+  ours = tmp_path / 'ours'
+  tiny.write_ours(ours, '012=')
+  said = error(ours, f'--config.task.tokenizer_dir={folder / "policy"}')
+  assert f'the tokenizer of {ours}' in said and 'is not that of problems' in said
+
+
+def test_responses_of_another_policy_are_refused(folder, whole, tmp_path, capsys):
+  workdir = tmp_path / 'run'
+  shutil.copytree(whole, workdir)
+  (workdir / 'results.json').unlink()
+  lines = (workdir / 'responses.jsonl').read_text().replace(numbers(whole)['policy'], 'another')
+  (workdir / 'responses.jsonl').write_text(lines)
+  assert run(folder, workdir) == 2
+  said = capsys.readouterr().err
+  assert "holds samples of something else (policy: 'another' there" in said
+  assert (workdir / 'responses.jsonl').read_text() == lines

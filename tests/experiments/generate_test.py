@@ -1,0 +1,302 @@
+"""Samples: streamed, in batches and resumed they are the same; prompts as the model wants them."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+from absl import flags
+
+from experiments import generate
+from jaxrl_llm.tasks import arithmetic
+from tests.experiments import tiny
+
+PROMPTS = [
+    {'prompt': 'Grüße, '}, {'prompt': 'x', 'id': 'b'}, {'prompt': 'much longer than the others'},
+    {'prompt': 'x'}, {'prompt': '12'},
+]
+
+
+@pytest.fixture(scope='module')
+def folder(tmp_path_factory):
+  """A checkpoint of bytes, one with a chat template and few tokens, and a file of prompts."""
+  folder = tmp_path_factory.mktemp('generate')
+  tiny.write_checkpoint(folder / 'bytes', start=True, num_layers=1)
+  tiny.write_checkpoint(folder / 'chat', characters='0123456789[]aeinrstuy', start=True,
+                        template=tiny.TEMPLATE, num_layers=1)
+  (folder / 'prompts.jsonl').write_text('\n'.join(map(json.dumps, PROMPTS)))
+  return folder
+
+
+@pytest.fixture(autouse=True)
+def compiled_once(monkeypatch):
+  """Samplers of one setting are shared between calls of `main`."""
+  monkeypatch.setattr(generate.Generator, 'sampler', _shared_sampler)
+
+
+_SAMPLER, _MADE = generate.Generator.sampler, {}
+
+
+def _shared_sampler(self, model):
+  values = self.values
+  if model is not self.model:  # It tells one printer.
+    return _SAMPLER(self, model)
+  setting = (values.policy, values.num_samples, self.max_tokens, values.temperature, values.mesh)
+  return _MADE.setdefault(setting, _SAMPLER(self, model))
+
+
+def main(*arguments):
+  values = flags.FlagValues()
+  generate.define_flags(values)
+  values(['generate', *map(str, arguments)])
+  generate.main(values)
+
+
+def of_file(folder, out, *more):
+  """Samples after the file's prompts, 2 each, in batches of 2; returns the records."""
+  main(f'--policy={folder / "bytes"}', f'--prompts={folder / "prompts.jsonl"}', f'--out={out}',
+       '--max_tokens=9', '--num_samples=2', '--batch_size=2', '--seed=3', *more)
+  return [json.loads(line) for line in out.read_text().splitlines()]
+
+
+@pytest.fixture(scope='module')
+def whole(folder, tmp_path_factory):
+  """The file's samples; the folder is empty but for them."""
+  path = tmp_path_factory.mktemp('whole') / 'samples.jsonl'
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(generate.Generator, 'sampler', _shared_sampler)
+    of_file(folder, path)
+  return path
+
+
+def test_a_file_gives_its_samples_in_order(folder, whole):
+  records = [json.loads(line) for line in whole.read_text().splitlines()]
+  assert [(r['id'], r['sample']) for r in records] == [
+      (name, sample) for name in (0, 'b', 2, 3, 4) for sample in (0, 1)]
+  assert [r['prompt'] for r in records[::2]] == [row['prompt'] for row in PROMPTS]
+  tokenizer, generator = _loaded(folder / 'bytes')
+  for record in records:
+    assert record['response'] == tokenizer.decode(record['tokens'])
+    assert record['stop_reason'] in ('stop', 'length') and len(record['tokens']) <= 9
+    assert (record['stop_reason'] == 'stop') == (record['tokens'][-1] in tokenizer.stop_ids)
+  # Two samples differ, and so do two prompts that read the same.
+  assert len({tuple(r['tokens']) for r in records}) == 10
+  assert os.listdir(whole.parent) == ['samples.jsonl']
+  # The log-probabilities are those of the model, behind the start token.
+  record = records[0]
+  ids = [*tokenizer.start_ids, *tokenizer.encode(record['prompt']), *record['tokens']]
+  output = jax.jit(generator.model.apply)(
+      generator.params, np.array([ids]), positions=np.arange(len(ids))[None],
+      valid=np.ones((1, len(ids)), bool))
+  logits = np.asarray(output.hidden[0] @ output.head.kernel.T)[:-1]
+  log_probs = logits - np.log(np.exp(logits).sum(axis=-1, keepdims=True))
+  log_probs = log_probs[np.arange(len(logits)), ids[1:]][-len(record['tokens']) :]
+  assert record['log_prob'] == pytest.approx(log_probs.sum(), abs=1e-3)
+
+
+def _loaded(directory):
+  values = flags.FlagValues()
+  generate.define_flags(values)
+  values(['generate', f'--policy={directory}', '--prompt=x'])
+  return generate.load(values)
+
+
+def test_streamed_or_not_one_prompt_gives_what_it_gives_in_a_file(folder, whole, tmp_path, capsys):
+  records = [json.loads(line) for line in whole.read_text().splitlines()][:2]
+  common = [f'--policy={folder / "bytes"}', f'--prompt={PROMPTS[0]["prompt"]}', '--max_tokens=9',
+            '--num_samples=2', '--seed=3']
+  for flag in ('--stream', '--nostream'):
+    out = tmp_path / f'{flag}.jsonl'
+    main(*common, flag, f'--out={out}')
+    alone = [json.loads(line) for line in out.read_text().splitlines()]
+    for one, other in zip(alone, records, strict=True):
+      assert one | {'log_prob': 0} == other | {'log_prob': 0}
+      assert one['log_prob'] == pytest.approx(other['log_prob'], abs=1e-4)
+    said = capsys.readouterr()
+    assert said.out == f'{records[0]["response"]}\n\n{records[1]["response"]}\n'
+    assert f'[sample 1: {len(records[1]["tokens"])} tokens, ' in said.err
+
+
+def test_the_text_is_written_while_it_is_decoded(capsys):
+  tokenizer = generate.tokenizers.CharacterTokenizer('abc')
+  printer = generate.Printer(tokenizer, prompt_length=7)
+  tell = lambda place, token: printer.tell(np.array([token, 0]), np.array([7 + place, 99]))
+  tell(1, 3)
+  assert capsys.readouterr().out == ''  # The first one is still to come.
+  tell(0, 2)
+  assert capsys.readouterr().out == 'ab'
+  tell(2, 1)  # The stop token; what follows fills up.
+  tell(3, 0)
+  printer.finish([2, 3, 1])
+  assert capsys.readouterr().out == '\n'
+
+
+@pytest.mark.parametrize('part', [0.01, 0.4, 0.95])
+def test_a_file_is_resumed_wherever_it_was_killed(folder, whole, tmp_path, part, monkeypatch):
+  class Killed(BaseException):
+    pass
+
+  out, partial = tmp_path / 'samples.jsonl', tmp_path / 'samples.jsonl.partial'
+  with monkeypatch.context() as patch:
+    patch.setattr(generate.jsonl, 'write_jsonl', lambda *_: (_ for _ in ()).throw(Killed))
+    with pytest.raises(Killed):
+      of_file(folder, out)
+  content = partial.read_bytes()
+  partial.write_bytes(content[: int(part * len(content))])
+  with pytest.raises(ValueError, match='samples of something else .seed: 3 there, 4 now'):
+    if part < 0.1:  # Nothing is there yet that could be of something else.
+      raise ValueError('samples of something else (seed: 3 there, 4 now')
+    of_file(folder, out, '--seed=4')
+  assert not out.exists()
+  of_file(folder, out)
+  assert out.read_bytes() == whole.read_bytes() and not partial.exists()
+
+
+def test_a_mesh_gives_the_same_samples(folder, whole, tmp_path):
+  there = of_file(folder, tmp_path / 'out.jsonl', '--mesh=1x4x2')
+  here = [json.loads(line) for line in whole.read_text().splitlines()]
+  assert [r['tokens'] for r in there] == [r['tokens'] for r in here]
+
+
+def prompts_of(directory, *arguments, rows=None, tmp_path=None):
+  """The prompts as `main` reads them: [(text, ids)]."""
+  values = flags.FlagValues()
+  generate.define_flags(values)
+  arguments = [f'--policy={directory}', *arguments]
+  if rows is not None:
+    (tmp_path / 'rows.jsonl').write_text('\n'.join(map(json.dumps, rows)))
+    arguments += [f'--prompts={tmp_path / "rows.jsonl"}', '--out=out.jsonl']
+  values(['generate', *map(str, arguments)])
+  generate.check_flags(values)
+  tokenizer = generate.tokenizers.load_tokenizer(directory)
+  return tokenizer, [(p.text, p.ids) for p in generate.read_prompts(values, tokenizer)]
+
+
+def test_start_ids_stand_before_plain_prompts_unless_they_do_already(folder):
+  for text in ('hi', f'{tiny.START}hi'):
+    tokenizer, [(_, ids)] = prompts_of(folder / 'bytes', f'--prompt={text}')
+    assert ids == [*tokenizer.start_ids, *tokenizer.encode('hi')] and tokenizer.start_ids
+  # An empty prompt asks for whatever texts begin with.
+  tokenizer, [(_, ids)] = prompts_of(folder / 'bytes', '--prompt=')
+  assert ids == list(tokenizer.start_ids)
+
+
+def test_chat_templates(folder, tmp_path):
+  chat = folder / 'chat'
+  rows = [{'prompt': 'it'}, {'messages': [
+      {'role': 'user', 'content': 'a'}, {'role': 'assistant', 'content': 'e'},
+      {'role': 'user', 'content': 'i'}]}]
+  tokenizer, prompts = prompts_of(chat, '--system=nat', rows=rows, tmp_path=tmp_path)
+  start, end = tiny.START, tiny.STOP
+  assert [text for text, _ in prompts] == [
+      f'{start}[system]nat{end}[user]it{end}[assistant]',
+      f'{start}[system]nat{end}[user]a{end}[assistant]e{end}[user]i{end}[assistant]']
+  assert [ids for _, ids in prompts] == [tokenizer.encode(text) for text, _ in prompts]
+  _, [(text, _)] = prompts_of(chat, '--prompt=it', '--chat_template=none')
+  assert text == 'it'
+  own = tmp_path / 'own.jinja'
+  own.write_text('{{ messages[0].content }}{{ eos_token }}')
+  _, [(text, _)] = prompts_of(chat, '--prompt=it', f'--chat_template={own}')
+  assert text == f'it{end}'
+  with pytest.raises(ValueError, match="line 2: 'messages' need a chat template"):
+    prompts_of(folder / 'bytes', rows=rows, tmp_path=tmp_path)
+  # One that is there and damaged is not passed over.
+  shutil.copytree(chat, tmp_path / 'damaged')
+  (tmp_path / 'damaged' / 'chat_template.jinja').write_bytes(b'\xff')
+  with pytest.raises(ValueError, match=r'chat_template.jinja is not UTF-8'):
+    prompts_of(tmp_path / 'damaged', '--prompt=it')
+
+
+def test_the_checkpoint_says_what_ends_a_sample(folder, tmp_path):
+  directory = tmp_path / 'policy'
+  shutil.copytree(folder / 'bytes', directory)
+  (directory / 'generation_config.json').write_text(
+      json.dumps({'eos_token_id': list(range(2, 200))}))
+  main(f'--policy={directory}', '--prompt=x', f'--out={tmp_path / "out"}', '--nostream')
+  record = json.loads((tmp_path / 'out').read_text())
+  assert record['stop_reason'] == 'stop' and 2 <= record['tokens'][-1] < 200
+
+
+def test_a_policy_of_this_project_finds_its_characters(tmp_path, capsys):
+  tiny.write_ours(tmp_path / 'trained', arithmetic.ALPHABET, max_length=16, num_layers=1)
+  main(f'--policy={tmp_path / "trained"}', '--prompt=012+345=', '--temperature=0', '--nostream')
+  said = capsys.readouterr()
+  assert set(said.out) <= set(arithmetic.ALPHABET + '\n')
+  # Eight of the sixteen slots are left.
+  assert '[sample 0: 8 tokens, length' in said.err or ', stop' in said.err
+  tiny.write_ours(tmp_path / 'other', 'abc')
+  with pytest.raises(ValueError, match=f'no tokenizer lies in {tmp_path / "other"}: give --tok'):
+    main(f'--policy={tmp_path / "other"}', '--prompt=a')
+  tiny.write_tokenizer(tmp_path / 'tokenizer', characters='abc')
+  with pytest.raises(ValueError, match='was trained with another tokenizer .* than lies in'):
+    main(f'--policy={tmp_path / "other"}', '--prompt=a', f'--tokenizer={tmp_path / "tokenizer"}')
+
+
+@pytest.mark.parametrize(('arguments', 'line'), [
+    (['--prompt=x'], '--policy=DIR is required'),
+    (['--policy=nowhere', '--prompt=x'], "--policy is no folder: 'nowhere'"),
+    (['--policy={bytes}'], 'give either --prompt=TEXT or --prompts=FILE'),
+    (['--policy={bytes}', '--prompt=x', '--prompts=f'], 'give either'),
+    (['--policy={bytes}', '--prompts=f'], '--prompts needs --out'),
+    (['--policy={bytes}', '--prompts=f', '--out=o', '--stream'], '--stream is for a single'),
+    (['--policy={bytes}', '--prompts=absent', '--out=o'], 'cannot read absent'),
+    (['--policy={bytes}', '--prompt=x', '--out={prompts}'], 'exists already: remove it'),
+    (['--policy={bytes}', '--prompt=x', '--out=absent/o'], 'in a folder that exists'),
+    (['--policy={bytes}', '--prompt=x', '--chat_template=none', '--system=s'], "got 's' and none"),
+    (['--policy={bytes}', '--prompt=x', '--system=s'], 'no chat template in'),
+    (['--policy={bytes}', '--prompt=x', '--mesh=2x2'], "such as 1x8x1, got '2x2'"),
+    (['--policy={bytes}', '--prompt=x', '--top_p=0'], 'top_p must be in (0, 1], got 0.0'),
+    (['--policy={bytes}', '--prompt=x', '--tokenizer=absent'], 'absent'),
+    (['--policy={chat}', '--prompt=x', '--tokenizer={bytes}'], 'has 258 ids and the embedding'),
+    (['--policy={bytes}', '--prompt=' + 'x' * 130],
+     'prompt 0 has 131 tokens, the limit is 127: prompt and sample (--max_tokens=0) have to fit '
+     'into the 128 slots of the model'),
+    (['--policy={bytes}', '--prompt=x', '--max_tokens=127'], 'has 2 tokens, the limit is 1'),
+])
+def test_bad_input_is_one_line(folder, tmp_path, monkeypatch, arguments, line):
+  monkeypatch.chdir(tmp_path)
+  names = {'bytes': folder / 'bytes', 'chat': folder / 'chat', 'prompts': folder / 'prompts.jsonl'}
+  with pytest.raises(ValueError) as error:
+    main(*(argument.format(**names) for argument in arguments))
+  assert line in str(error.value) and '\n' not in str(error.value)
+  assert not os.listdir(tmp_path)
+
+
+def test_rows_without_a_prompt_name_their_line(folder, tmp_path):
+  for rows, line in (
+      ([{'prompt': 'a'}, {'text': 'b'}], "line 2: needs either a text 'prompt' or a list"),
+      ([{'prompt': 'a', 'messages': []}], 'line 1: needs either'),
+  ):
+    with pytest.raises(ValueError, match=line):
+      prompts_of(folder / 'bytes', rows=rows, tmp_path=tmp_path)
+
+
+def test_the_command(folder):
+  command = [sys.executable, '-m', 'experiments.generate', f'--policy={folder / "chat"}']
+  done = subprocess.run(
+      [*command, '--prompt=it', '--max_tokens=5'], cwd=tiny.REPOSITORY, capture_output=True,
+      timeout=120, check=False)
+  assert done.returncode == 0, done.stderr
+  assert done.stdout.endswith(b'\n') and b'[sample 0: ' in done.stderr
+
+
+def test_the_dtype_is_that_of_parameters_and_activations(folder, tmp_path):
+  values = flags.FlagValues()
+  generate.define_flags(values)
+  values(['generate', f'--policy={folder / "bytes"}', '--prompt=x', '--dtype=bfloat16'])
+  _, generator = generate.load(values)
+  assert {leaf.dtype.name for leaf in jax.tree.leaves(generator.params)} == {'bfloat16'}
+  # A folder of this project's keeps its own.
+  tiny.write_ours(tmp_path / 'ours', arithmetic.ALPHABET)
+  values(['generate', f'--policy={tmp_path / "ours"}'])
+  _, generator = generate.load(values)
+  assert {leaf.dtype.name for leaf in jax.tree.leaves(generator.params)} == {'float32'}
+  hidden = jax.eval_shape(
+      lambda p: generator.model.apply(
+          p, np.zeros((1, 4), int), positions=np.arange(4)[None], valid=np.ones((1, 4), bool)),
+      generator.params).hidden
+  assert hidden.dtype == 'bfloat16'

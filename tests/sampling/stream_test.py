@@ -1,0 +1,64 @@
+"""Streaming: the tapped network samples the same, and text comes in whole characters."""
+
+import jax
+import numpy as np
+import pytest
+
+from jaxrl_llm.data import tokenizers
+from jaxrl_llm.models import configs, policy
+from jaxrl_llm.sampling import decode, stream
+
+
+@pytest.mark.parametrize('name', ['gpt2', 'sentencepiece'])
+def test_the_pieces_join_to_the_text(data_dir, name):
+  tokenizer = tokenizers.load_tokenizer(data_dir / 'tokenizers' / name)
+  text = '  Ünïcödé 字符 👩‍🚀 and\n\n  spaces , 3.14'
+  generator = np.random.default_rng(0)
+  random = generator.integers(0, tokenizer.vocab_size, 300).tolist()
+  for ids in (tokenizer.encode(text), random):
+    pieces, whole = stream.TextStream(tokenizer.decode), ''
+    for token in ids:
+      piece = pieces.push(token)
+      assert not piece.endswith('\ufffd')
+      whole += piece
+    assert whole + pieces.flush() == tokenizer.decode(ids)
+
+
+def test_a_character_is_held_back_until_it_is_whole(data_dir):
+  tokenizer = tokenizers.load_tokenizer(data_dir / 'tokenizers' / 'gpt2')
+  ids = tokenizer.encode('a🙃b')
+  assert len(ids) > 3  # The emoji takes several tokens.
+  pieces = stream.TextStream(tokenizer.decode)
+  assert [pieces.push(token) for token in ids] == ['a', *[''] * (len(ids) - 3), '🙃', 'b']
+  pieces = stream.TextStream(tokenizer.decode)
+  shown = [pieces.push(token) for token in ids[:2]]
+  assert shown == ['a', ''] and pieces.flush() == '\ufffd' and pieces.flush() == ''
+
+
+def test_the_tapped_network_samples_the_same_and_tells_every_token():
+  model = policy.make(configs.TransformerConfig(
+      vocab_size=7, num_layers=1, width=8, num_heads=1, num_kv_heads=1, head_dim=8, mlp_width=8,
+      max_length=32))
+  params = jax.tree.map(lambda leaf: 3 * leaf, model.init(jax.random.key(0)))
+  told = {}
+
+  def emit(tokens, positions):
+    for row, (token, position) in enumerate(zip(tokens, positions)):
+      told[row, int(position)] = int(token)
+
+  def sample(network):
+    sampler = jax.jit(decode.make_sampler(
+        network, num_samples=2, max_tokens=6, stop_ids=(1,), pad_id=0))
+    prompts, lengths = np.array([[0, 2, 3], [4, 5, 6]]), np.array([2, 3])
+    rollouts = sampler(params, prompts, lengths, np.array([0, 1]), jax.random.key(1))
+    jax.effects_barrier()
+    return jax.device_get(rollouts)
+
+  plain, tapped = sample(model), sample(stream.tapped(model, emit))
+  np.testing.assert_array_equal(plain.tokens, tapped.tokens)
+  np.testing.assert_array_equal(plain.log_probs, tapped.log_probs)
+  for row in range(4):
+    start = plain.prompt_lengths[row // 2]
+    # The last token is never fed; decoding ends when all rows have stopped.
+    for step in range(min(plain.lengths.max(), 6) - 1):
+      assert told[row, start + step] == plain.tokens[row // 2, row % 2, step]
