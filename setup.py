@@ -29,7 +29,7 @@ setuptools.setup(
         'tensorflow-datasets>=4.9.10',
         'array_record>=0.8',
         'importlib_resources>=6',
-        'sentencepiece>=0.2.1',
+        'sentencepiece>=0.2.2',
         'tokenizers>=0.22',
         'safetensors>=0.6',
         'jinja2>=3.1.6',

@@ -29,7 +29,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxrl_llm.algorithms import a_star_po, sft
-from jaxrl_llm.data import batching
+from jaxrl_llm.data import sft_batches
 from jaxrl_llm.models import configs, policy
 from jaxrl_llm.rl import scoring
 from jaxrl_llm.sampling import decode
@@ -254,7 +254,7 @@ def sft_step(setup: _Setup, name: str, config: sft.Config) -> Workload:
   algorithm = sft.make(config, setup.model, optimizer)
   holder = {'state': setup.state(algorithm)}
   ids = setup.tokens(rows, length + 1)
-  batch = jax.device_put(batching.SftBatch(
+  batch = jax.device_put(sft_batches.SftBatch(
       tokens=ids[:, :-1], targets=ids[:, 1:], valid=np.ones((rows, length), bool),
       positions=np.broadcast_to(np.arange(length, dtype=np.int32), (rows, length)),
       loss_mask=np.ones((rows, length), np.float32), weight=np.ones(rows, np.float32),

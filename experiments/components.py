@@ -68,6 +68,8 @@ class Components:
     if filtered := sum(getattr(self.task, 'num_filtered', {}).values()):
       counts = ', '.join(f'{n} of {name}' for name, n in self.task.num_filtered.items())
       left_out = f' ({filtered} left out as too long: {counts})'
+    if repeated := getattr(self.task, 'num_repeated', 0):
+      left_out += f' ({repeated} left out because they ask what held-out ones ask)'
     origin = self.origin.describe() if self.origin else 'from scratch'
     return (
         f'{self.task.name}, {len(self.task.train)} training and {len(self.task.evaluation)} '
@@ -92,6 +94,11 @@ class Components:
   def identity(self) -> dict[str, Any]:
     """What parameters and tokens of this run mean; kept with them and compared on load."""
     return origins.identity(self.task.tokenizer.fingerprint, self.model)
+
+  def metadata(self) -> dict[str, Any]:
+    """`identity`, and for the way back to Hugging Face where parameters came from."""
+    about = self.origin.hugging_face if self.origin else {}
+    return {**self.identity(), **({'hugging_face': about} if about else {})}
 
   def initial_params(self) -> Params:
     """The plain parameters of `policy_init_from`, or freshly drawn ones, placed on the mesh."""

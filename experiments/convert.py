@@ -25,7 +25,7 @@ from jaxrl_llm.models import configs, value
 from jaxrl_llm.models import policy as policy_lib
 from jaxrl_llm.models.pretrained import huggingface
 from jaxrl_llm.training import checkpoints
-from jaxrl_llm.types import Params
+from jaxrl_llm.types import Params, Tokenizer
 
 FORMATS = ('hugging_face', 'orbax')
 DTYPES = ('float32', 'bfloat16')
@@ -70,7 +70,7 @@ def main(values: flags.FlagValues) -> None:
     raise UsageError('--from=DIR and --to=DIR are required')
   if target.exists() and (not target.is_dir() or any(target.iterdir())):
     raise UsageError(f'--to must be a new or an empty folder, got {values.to!r}')
-  source = read(directory)
+  source = read(directory, field='--from')
   written = values.format or ('orbax' if source.origin.checkpoint else 'hugging_face')
   dtype = values.dtype or source.model.param_dtype
   model_type = values.model_type or source.hugging_face.get('model_type', '')
@@ -80,7 +80,7 @@ def main(values: flags.FlagValues) -> None:
         f'{directory} does not say which family it is: --model_type must be one of '
         f'{", ".join(known)}'
     )
-  tokenizer_dir = find_tokenizer(source, values.tokenizer)
+  tokenizer_dir, tokenizer = find_tokenizer(source, values.tokenizer)
   print(f'reading {directory} ...', flush=True)
   params = load(source)
   if written == 'hugging_face':
@@ -94,22 +94,21 @@ def main(values: flags.FlagValues) -> None:
       print('no tokenizer was copied: none is known (--tokenizer)')
   else:
     params = jax.tree.map(lambda leaf: leaf.astype(dtype), params)
-    save(target, source, params, tokenizer_dir, model_type)
+    fingerprint = tokenizer.fingerprint if tokenizer else source.origin.tokenizer
+    metadata = origins.identity(fingerprint, source.model)
+    if source.hugging_face:
+      kept = {'model_type': model_type}
+      if tokenizer_dir:
+        kept['directory'] = str(pathlib.Path(tokenizer_dir).absolute())
+      metadata['hugging_face'] = source.hugging_face | kept
+    checkpoints.save_params(target, params, metadata)
   print(f'{directory} -> {target}: {written}, {source.role}, {dtype}')
 
 
-def read(directory: str) -> Source:
+def read(directory: str, *, field: str) -> Source:
   """Finds out what lies in a folder; ValueError with one line if nothing that can be read."""
-  origin = origins.read(directory, field='--from')
-  if origin.checkpoint:
-    checkpoint = origin.checkpoint
-    about = {
-        'model_type': checkpoint.model_type, 'fields': checkpoint.fields, 'role': checkpoint.role,
-        'num_outputs': _num_outputs(checkpoint.fields),
-        'directory': str(pathlib.Path(directory).absolute()),
-    }
-  else:
-    about = checkpoints.read_metadata(origin.directory).get('hugging_face', {})
+  origin = origins.read(directory, field=field)
+  about = origin.hugging_face
   role = about.get('role', 'policy')
   if role not in ('policy', 'value'):
     raise UsageError(
@@ -117,12 +116,6 @@ def read(directory: str) -> Source:
     )
   model = dataclasses.replace(origin.model, param_dtype=stored_dtype(origin))
   return Source(origin, model, role, about.get('num_outputs', 1), about)
-
-
-def _num_outputs(fields: dict[str, Any]) -> int:
-  """Rows of a sequence classifier's head; two where config.json does not say, as transformers."""
-  labels = fields.get('id2label')
-  return len(labels) if labels else int(fields.get('num_labels', 2))
 
 
 def stored_dtype(origin: origins.Origin) -> str:
@@ -150,29 +143,29 @@ def load(source: Source) -> Params:
   return source.origin.load(abstract)
 
 
-def find_tokenizer(source: Source, directory: str) -> str:
-  """The folder of the tokenizer; '' where none is known.
+def find_tokenizer(source: Source, directory: str) -> tuple[str, Tokenizer | None]:
+  """The tokenizer that belongs to parameters.
 
   Args:
-    source: what is converted.
-    directory: --tokenizer.
+    source: the parameters.
+    directory: where it lies; '' looks for it: beside them, or beside the checkpoint that they
+      came from.
 
   Returns:
-    The folder.
+    (its folder, the tokenizer), or ('', None) where none is known.
 
   Raises:
-    ValueError: it holds no tokenizer, or another one than the parameters were trained with, or
-      more tokens than the embedding has rows.
+    ValueError: `directory` holds no tokenizer, what was found is another one than the parameters
+      were trained with, or it has more tokens than the embedding has rows.
   """
   origin = source.origin
-  remembered = source.hugging_face.get('directory', '')
-  found = directory or origin.tokenizer_dir or remembered
+  found = directory or origin.tokenizer_dir or source.hugging_face.get('directory', '')
   try:
     tokenizer = tokenizers.load_tokenizer(found)
   except ValueError:
     if directory:
       raise
-    return ''  # None lay beside the checkpoint, or it is gone.
+    return '', None  # None lay beside the checkpoint, or it is gone.
   if not origin.checkpoint and origin.tokenizer not in ('', tokenizer.fingerprint):
     raise UsageError(
         f'{origin.directory} was trained with another tokenizer ({origin.tokenizer}) than lies in '
@@ -183,24 +176,7 @@ def find_tokenizer(source: Source, directory: str) -> str:
         f'the tokenizer in {found} has {tokenizer.vocab_size} ids and the embedding in '
         f'{origin.directory} only {source.model.vocab_size} rows (--tokenizer)'
     )
-  return str(found)
-
-
-def save(
-    target: pathlib.Path, source: Source, params: Params, tokenizer_dir: str, model_type: str
-) -> None:
-  """Writes a folder of this project's, which remembers the checkpoint that it came from."""
-  fingerprint = source.origin.tokenizer
-  if tokenizer_dir:
-    fingerprint = tokenizers.load_tokenizer(tokenizer_dir).fingerprint
-  metadata = origins.identity(fingerprint, source.model)
-  if source.hugging_face:
-    directory = tokenizer_dir and str(pathlib.Path(tokenizer_dir).absolute())
-    metadata['hugging_face'] = {
-        **source.hugging_face, 'model_type': model_type,
-        'directory': directory or source.hugging_face['directory'],
-    }
-  checkpoints.save_params(target, params, metadata)
+  return str(found), tokenizer
 
 
 if __name__ == '__main__':

@@ -35,7 +35,7 @@ def main(run: launch.Run) -> None:
   config: evaluation_settings.EvaluatePolicy = run.config
   with components.build(run) as parts:
     task = parts.task = _task(config, parts)
-    encoded = parts.encode(task.evaluation)
+    encoded = _trimmed(parts.encode(task.evaluation))
     left_out = encoded.num_filtered + getattr(task, 'num_filtered', {}).get('evaluation', 0)
     note = f' ({left_out} more have too long a prompt)' if left_out else ''
     print(
@@ -78,6 +78,12 @@ def _task(config: evaluation_settings.EvaluatePolicy, parts: components.Componen
     )
   template = chat.load_template(config.chat_template, folder)
   return chat.with_template(task, template, system=config.system)
+
+
+def _trimmed(encoded: batching.EncodedExamples) -> batching.EncodedExamples:
+  """Without columns that are padding in every row: limits are wide, most prompts short."""
+  width = -(-int(encoded.prompt_lengths.max()) // 16) * 16
+  return dataclasses.replace(encoded, prompts=encoded.prompts[:, -width:])
 
 
 def respond(

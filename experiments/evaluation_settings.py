@@ -12,6 +12,26 @@ from jaxrl_llm.models import configs
 from jaxrl_llm.models import lora as lora_lib
 from jaxrl_llm.sharding import mesh as mesh_lib
 
+_LONGEST_SOLUTION = 4_096  # Tokens; more than any demonstration of GSM8K has, even as bytes.
+
+
+@dataclasses.dataclass
+class Gsm8kTest(settings.Gsm8kTask):
+  """The test problems of GSM8K; fields as in `settings.Gsm8kTask`.
+
+  Responses may be shorter than any demonstration.
+  """
+
+  max_prompt_tokens: int = 512
+
+  def make(self, seed: int, data_dir: str, tokenizer_dir: str = ''):
+    """Builds the task; `data_dir` holds train.jsonl and test.jsonl."""
+    settings.at_least(self, 'config.task', max_response_tokens=1)
+    longest = max(self.max_response_tokens, _LONGEST_SOLUTION)
+    changed = dataclasses.replace(self, max_response_tokens=longest)
+    task = settings.Gsm8kTask.make(changed, seed, data_dir, tokenizer_dir)
+    return dataclasses.replace(task, max_response_tokens=self.max_response_tokens)
+
 
 @dataclasses.dataclass
 class JsonlTask:

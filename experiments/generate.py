@@ -49,7 +49,7 @@ def define_flags(values: flags.FlagValues) -> None:
   text('tokenizer', '', "folder of the tokenizer; by default the policy's.")
   text('chat_template', 'auto', "'auto' for the tokenizer's, if it has one; 'none'; 'chatml'; or "
        'the path of one. A prompt is then what the user says.')
-  text('system', '', 'a system message in the template.')
+  text('system', '', 'a system message for conversations that have none.')
   integer('num_samples', 1, 'samples a prompt.', lower_bound=1)
   integer('max_tokens', 0, f'the longest sample; 0 is {_MOST_TOKENS}, or what the context leaves.',
           lower_bound=0)
@@ -88,6 +88,7 @@ class Generator:
     model: the policy.
     params: its parameters on the mesh.
     tokenizer: its tokenizer.
+    tokenizer_dir: where that lies; '' for one of characters.
     mesh: the devices.
     max_length: the most slots of prompt and sample together.
     max_tokens: the longest sample.
@@ -97,6 +98,7 @@ class Generator:
   model: ModelFns
   params: Params
   tokenizer: Tokenizer
+  tokenizer_dir: str
   mesh: jax.sharding.Mesh
   max_length: int
   max_tokens: int = 0
@@ -161,8 +163,8 @@ class Generator:
 def main(values: flags.FlagValues) -> None:
   """Samples what the flags ask for."""
   check_flags(values)
-  tokenizer, generator = load(values)
-  prompts = read_prompts(values, tokenizer)
+  generator = load(values)
+  prompts = read_prompts(values, generator.tokenizer, generator.tokenizer_dir)
   generator.fit(prompts)
   with jax.set_mesh(generator.mesh):
     if values.prompts is None:
@@ -193,52 +195,30 @@ def check_flags(values: flags.FlagValues) -> None:
     raise UsageError(f'--mesh must be three sizes such as 1x8x1, got {values.mesh!r}')
 
 
-def load(values: flags.FlagValues) -> tuple[Tokenizer, Generator]:
-  """The tokenizer and the policy; ValueError with one line if they cannot be used."""
-  origin = origins.read(values.policy, field='--policy')
-  tokenizer = load_tokenizer(origin, values.tokenizer)
-  param_dtype = values.dtype if origin.checkpoint else convert.stored_dtype(origin)
+def load(values: flags.FlagValues) -> Generator:
+  """The policy with its tokenizer; ValueError with one line if they cannot be used."""
+  source = convert.read(values.policy, field='--policy')
+  folder, tokenizer = convert.find_tokenizer(source, values.tokenizer)
+  tokenizer = tokenizer or character_tokenizer(source.origin)
   config = dataclasses.replace(
-      origin.model, param_dtype=param_dtype, compute_dtype=values.dtype,
+      source.model, compute_dtype=values.dtype,
+      # A folder of this project's is read as it was written.
+      param_dtype=values.dtype if source.origin.checkpoint else source.model.param_dtype,
       # Unrolled layers suit CPUs; elsewhere compilation would take minutes.
       scan_unroll=0 if jax.default_backend() == 'cpu' else 1,
   )
-  if config.vocab_size < tokenizer.vocab_size:
-    raise UsageError(
-        f'the tokenizer has {tokenizer.vocab_size} ids and the embedding in {origin.directory} '
-        f'only {config.vocab_size} rows'
-    )
   sizes = tuple(map(int, values.mesh.split('x'))) if values.mesh else (1, 1, 1)
   mesh = mesh_lib.make_mesh(*sizes, devices=None if values.mesh else jax.devices()[:1])
   model = policy_lib.make(config)
-  params = origin.load(components.abstract_params(model, mesh))
-  return tokenizer, Generator(values, model, params, tokenizer, mesh, config.max_length)
+  params = source.origin.load(components.abstract_params(model, mesh))
+  return Generator(values, model, params, tokenizer, folder, mesh, config.max_length)
 
 
-def load_tokenizer(origin: origins.Origin, directory: str) -> Tokenizer:
-  """The tokenizer of `directory`, by default that of the policy.
+def character_tokenizer(origin: origins.Origin) -> Tokenizer:
+  """That of the task of characters on which a policy was trained; UsageError if it was none.
 
-  A folder of this project's has none, but knows which one it needs: those of the tasks of
-  characters are found by that.
-
-  Args:
-    origin: the policy.
-    directory: --tokenizer.
-
-  Returns:
-    The tokenizer.
-
-  Raises:
-    ValueError: there is none, or another one than the policy was trained with.
+  A folder of this project's has no tokenizer, but knows which one it needs.
   """
-  if directory or origin.tokenizer_dir:
-    tokenizer = tokenizers.load_tokenizer(directory or origin.tokenizer_dir)
-    if not origin.checkpoint and origin.tokenizer not in ('', tokenizer.fingerprint):
-      raise UsageError(
-          f'the policy in {origin.directory} was trained with another tokenizer '
-          f'({origin.tokenizer}) than lies in {directory} ({tokenizer.fingerprint}) (--tokenizer)'
-      )
-    return tokenizer
   for alphabet in (arithmetic.ALPHABET, countdown.ALPHABET):
     tokenizer = tokenizers.CharacterTokenizer(alphabet)
     if tokenizer.fingerprint == origin.tokenizer:
@@ -246,14 +226,16 @@ def load_tokenizer(origin: origins.Origin, directory: str) -> Tokenizer:
   raise UsageError(f'no tokenizer lies in {origin.directory}: give --tokenizer=DIR')
 
 
-def read_prompts(values: flags.FlagValues, tokenizer: Tokenizer) -> list[Prompt]:
+def read_prompts(
+    values: flags.FlagValues, tokenizer: Tokenizer, tokenizer_dir: str
+) -> list[Prompt]:
   """The prompts of the flags, rendered and encoded."""
   rows, places = [{'prompt': values.prompt}], ['--prompt']
   if values.prompts is not None:
     found = jsonl.read_rows(values.prompts)
     rows = [row.value for row in found]
     places = [f'{values.prompts}, line {row.line}' for row in found]
-  template = find_template(values)
+  template = find_template(values, tokenizer_dir)
   for row, place in zip(rows, places):
     if isinstance(row.get('prompt'), str) == isinstance(row.get('messages'), list):
       raise UsageError(f"{place}: needs either a text 'prompt' or a list 'messages'")
@@ -262,9 +244,8 @@ def read_prompts(values: flags.FlagValues, tokenizer: Tokenizer) -> list[Prompt]
   if template is None:
     texts = [row['prompt'] for row in rows]
   else:
-    first = [{'role': 'system', 'content': values.system}] if values.system else []
-    said = lambda row: row.get('messages') or [{'role': 'user', 'content': row['prompt']}]
-    texts = template.render_many([first + said(row) for row in rows], add_generation_prompt=True)
+    conversations = [conversation(row, values.system) for row in rows]
+    texts = template.render_many(conversations, add_generation_prompt=True)
   prompts = []
   for index, (row, place, text) in enumerate(zip(rows, places, texts)):
     ids = encode(text, tokenizer, is_rendered=template is not None)
@@ -274,25 +255,38 @@ def read_prompts(values: flags.FlagValues, tokenizer: Tokenizer) -> list[Prompt]
   return prompts
 
 
-def find_template(values: flags.FlagValues) -> chat_templates.ChatTemplate | None:
+def conversation(row: dict[str, Any], system: str) -> list[chat_templates.Message]:
+  """The messages of a row, behind that of the system where they do not begin with one."""
+  messages = row.get('messages', [{'role': 'user', 'content': row.get('prompt')}])
+  has_own = messages and isinstance(messages[0], dict) and messages[0].get('role') == 'system'
+  if not system or has_own:
+    return messages
+  return [{'role': 'system', 'content': system}, *messages]
+
+
+def find_template(
+    values: flags.FlagValues, tokenizer_dir: str
+) -> chat_templates.ChatTemplate | None:
   """The chat template of the flags; None for plain prompts."""
-  if values.chat_template == 'none':
+  optional = values.chat_template == 'auto' and not values.system
+  if values.chat_template == 'none' or (optional and not tokenizer_dir):
     return None
-  folder = values.tokenizer or values.policy
+  if not tokenizer_dir:
+    raise UsageError('a chat template needs the folder of a tokenizer (--tokenizer=DIR)')
   try:
-    return chat.load_template(values.chat_template, folder)
+    return chat.load_template(values.chat_template, tokenizer_dir)
   except ValueError:
-    if values.chat_template != 'auto' or values.system or _names_template(folder):
+    if not optional or _names_template(tokenizer_dir):
       raise
     return None  # A base model's tokenizer has none.
 
 
-def _names_template(folder: str) -> bool:
+def _names_template(tokenizer_dir: str) -> bool:
   """Whether a tokenizer's folder has a chat template, good or bad."""
-  directory = pathlib.Path(folder)
-  directory = directory if directory.is_dir() else directory.parent
-  has_file = (directory / 'chat_template.jinja').exists()
-  return has_file or 'chat_template' in model_files.read(directory).config
+  folder = pathlib.Path(tokenizer_dir)
+  folder = folder if folder.is_dir() else folder.parent
+  has_file = (folder / 'chat_template.jinja').exists()
+  return has_file or 'chat_template' in model_files.read(folder).config
 
 
 def encode(text: str, tokenizer: Tokenizer, *, is_rendered: bool) -> list[int]:
@@ -303,19 +297,18 @@ def encode(text: str, tokenizer: Tokenizer, *, is_rendered: bool) -> list[int]:
 
 def show(generator: Generator, prompts: Sequence[Prompt]) -> list[dict[str, Any]]:
   """Samples after a single prompt, to the terminal; returns the records."""
-  values, tokenizer = generator.values, generator.tokenizer
-  printer = Printer(tokenizer, len(prompts[0].ids))
-  live = values.stream in (None, True)
+  printer = Printer(generator.tokenizer, len(prompts[0].ids))
+  live = generator.values.stream in (None, True)
   model = stream.tapped(generator.model, printer.tell) if live else generator.model
-  with _ctrl_c_kills():
+  with _signals_kill():
     rollouts = generator.sample(generator.sampler(model), prompts, 0, rows=1)
     jax.effects_barrier()  # What was told has been shown.
-  records = list(generator.records(prompts, rollouts))
-  printer.finish(records[0]['tokens'])
-  _note(records[0])
-  for record in records[1:]:
-    print(f'\n{record["response"]}', flush=True)
-    _note(record)
+    records = list(generator.records(prompts, rollouts))
+    printer.finish(records[0]['tokens'])
+    _note(records[0])
+    for record in records[1:]:
+      print(f'\n{record["response"]}', flush=True)
+      _note(record)
   return records
 
 
@@ -347,13 +340,18 @@ class Printer:
 
 
 @contextlib.contextmanager
-def _ctrl_c_kills() -> Iterator[None]:
-  """Python would see Ctrl-C when the device is done; there is nothing to lose."""
-  previous = signal.signal(signal.SIGINT, signal.SIG_DFL)
+def _signals_kill() -> Iterator[None]:
+  """Ctrl-C, or a reader who has gone, ends the process at once: there is nothing to lose.
+
+  Python would see the one when the device is done, and the other as an error of the device.
+  """
+  numbers = (signal.SIGINT, signal.SIGPIPE)
+  previous = [signal.signal(number, signal.SIG_DFL) for number in numbers]
   try:
     yield
   finally:
-    signal.signal(signal.SIGINT, previous)
+    for number, handler in zip(numbers, previous):
+      signal.signal(number, handler)
 
 
 def _note(record: dict[str, Any]) -> None:

@@ -44,6 +44,23 @@ class Origin(NamedTuple):
     kind = self.checkpoint.model_type if self.checkpoint else 'of this project'
     return f'from {self.directory} ({kind})'
 
+  @property
+  def hugging_face(self) -> dict[str, Any]:
+    """What is kept with parameters that came from a checkpoint, so that they can go back.
+
+    {'model_type', 'fields', 'role', 'num_outputs', 'directory'}; {} if none ever did.
+    """
+    if not self.checkpoint:
+      return checkpoints.read_metadata(self.directory).get('hugging_face', {})
+    fields = self.checkpoint.fields
+    labels = fields.get('id2label')
+    return {
+        'model_type': self.checkpoint.model_type, 'fields': fields, 'role': self.checkpoint.role,
+        # Two where config.json does not say, as transformers has it.
+        'num_outputs': len(labels) if labels else int(fields.get('num_labels', 2)),
+        'directory': str(self.directory.absolute()),
+    }
+
   def load(self, abstract_params: Params, *, fresh: Params | None = None) -> Params:
     """Loads the parameters onto the mesh.
 
@@ -59,7 +76,7 @@ class Origin(NamedTuple):
     """
     if self.checkpoint:
       return huggingface.load_params(self.checkpoint, abstract_params, fresh=fresh)
-    return checkpoints.load_params(self.directory, abstract_params)[0]
+    return checkpoints.load_params(self.directory, abstract_params, cast=True)[0]
 
   def check_tokenizer(self, fingerprint: str, *, of: str) -> None:
     """Raises ValueError if the folder's tokenizer is known and is another one."""
@@ -89,6 +106,10 @@ def read(directory: str, *, field: str) -> Origin:
     raise ValueError(f'{field} is no folder: {directory!r}')
   if huggingface.is_checkpoint(path):
     checkpoint = huggingface.read_config(path)
+    if not isinstance(checkpoint.config, configs.TransformerConfig):
+      raise ValueError(
+          f'{field} must hold a decoder, got a {checkpoint.model_type} encoder in {directory}'
+      )
     fingerprint = ''
     if any(next(path.glob(name), None) for name in _TOKENIZER_FILES):
       fingerprint = tokenizers.load_tokenizer(path).fingerprint

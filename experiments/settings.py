@@ -274,6 +274,11 @@ class Experiment:
     with _named('config.model'):
       dataclasses.replace(self.model, vocab_size=self.model.vocab_size or 1).validate()
     self.sft.validate('config.sft')
+    if self.sft.packed_length > self.model.max_length and not self.policy_init_from:
+      raise ValueError(
+          f'config.sft.packed_length must be at most config.model.max_length '
+          f'({self.model.max_length}), got {self.sft.packed_length}'
+      )
     self.evaluation.validate('config.evaluation')
     self.mesh.validate()
     if self.sft.steps == 0 and not self.policy_init_from:
@@ -345,6 +350,10 @@ class AStarPo(Experiment):
   def validate(self) -> None:
     """Raises ValueError with one line for the first field that is out of range."""
     super().validate()
+    if isinstance(self.task, ChatTask):
+      raise ValueError(
+          'a chat task has no reward: experiments.sft can learn it, AStarPo cannot (config.task)'
+      )
     at_least(
         self, 'config', steps=0, batch_size=1, stage1_batch_size=1, token_budget=0,
         eval_every=1, save_every=1,

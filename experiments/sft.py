@@ -39,7 +39,7 @@ def finetune(
       'metrics_offset': writer.offset(), 'seconds': run.wall_seconds(),
       'fingerprint': fingerprint.of_params(params),
   }
-  checkpoints.save_params(path, params, {**parts.identity(), **about})
+  checkpoints.save_params(path, params, {**parts.metadata(), **about})
   return params, about
 
 

@@ -229,7 +229,9 @@ class Tokenizer(Protocol):
 
 
 # One problem: {'id': int, 'prompt': str, 'answer': str, ...}; a demonstration has
-# 'response': str besides (without its stop token).
+# 'response': str besides (without its stop token). Where ids are known they count instead
+# of the text: 'prompt_ids', or for a demonstration 'ids' with 'loss_mask' (1 where the
+# assistant said the id), of 'messages'. 'source' names the file that it came from.
 Example = dict[str, Any]
 
 
@@ -243,7 +245,8 @@ class Task:
     demonstrations: prompts with responses, for supervised fine-tuning.
     train: the prompts of stage 1 and stage 2; ids are unique and non-negative.
     evaluation: held-out prompts, disjoint from `demonstrations` and `train`.
-    reward_fn: the reward of training and evaluation.
+    reward_fn: the reward of training and evaluation. None where nothing is verified: then
+      `evaluation` holds demonstrations, and what is measured is their loss.
     lenient_reward_fn: a more forgiving reward, where the released code of a paper
       used one; otherwise the same function.
     max_prompt_tokens: no prompt is longer.
@@ -255,8 +258,8 @@ class Task:
   demonstrations: list[Example]
   train: list[Example]
   evaluation: list[Example]
-  reward_fn: 'RewardFn'
-  lenient_reward_fn: 'RewardFn'
+  reward_fn: 'RewardFn | None'
+  lenient_reward_fn: 'RewardFn | None'
   max_prompt_tokens: int
   max_response_tokens: int
 

@@ -10,10 +10,8 @@ are then those of config.task (after `a_star_po_gsm8k`: --config.task.vocabulary
 accelerators: --config.model.compute_dtype=bfloat16 --config.model.scan_unroll=1.
 """
 
-from experiments import evaluation_settings, settings
+from experiments import evaluation_settings
 
 
 def get_config() -> evaluation_settings.EvaluatePolicy:
-  return evaluation_settings.EvaluatePolicy(
-      task=settings.Gsm8kTask(max_prompt_tokens=512, max_response_tokens=512)
-  )
+  return evaluation_settings.EvaluatePolicy(task=evaluation_settings.Gsm8kTest())

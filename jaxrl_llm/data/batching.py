@@ -100,31 +100,13 @@ def left_pad(
   Returns:
     (int32 [P, L], their lengths as int32 [P]).
   """
-  return _pad(sequences, length, pad_id, left=True)
-
-
-def right_pad(
-    sequences: Sequence[Sequence[int]], length: int, pad_id: int
-) -> tuple[np.ndarray, np.ndarray]:
-  """Puts sequences at the left edge of a matrix; otherwise as `left_pad`."""
-  return _pad(sequences, length, pad_id, left=False)
-
-
-def _pad(
-    sequences: Sequence[Sequence[int]], length: int, pad_id: int, *, left: bool
-) -> tuple[np.ndarray, np.ndarray]:
-  """Both paddings: the places that hold ids, in row order, are filled at once."""
   lengths = np.array([len(sequence) for sequence in sequences], np.int32)
   if lengths.size and lengths.max() > length:
     row = int(lengths.argmax())
     raise ValueError(f'sequence {row} has {lengths[row]} tokens, the limit is {length}')
-  columns = np.arange(length)
-  if left:
-    holds = columns >= length - lengths[:, None]
-  else:
-    holds = columns < lengths[:, None]
   padded = np.full((len(sequences), length), pad_id, np.int32)
-  if lengths.sum():
+  if lengths.sum():  # The places that hold ids, in row order, are filled at once.
+    holds = np.arange(length) >= length - lengths[:, None]
     padded[holds] = np.concatenate([np.asarray(s, np.int32) for s in sequences if len(s)])
   return padded, lengths
 
@@ -274,12 +256,3 @@ def prompt_batch(encoded: EncodedExamples, indices: np.ndarray) -> PromptBatch:
       encoded.ids[indices],
       [encoded.examples[index] for index in indices],
   )
-
-
-def __getattr__(name: str) -> Any:
-  """The names of data/sft_batches.py, for those who still look for them here."""
-  if name not in ('SftBatch', 'encode_demonstrations', 'sft_batch'):
-    raise AttributeError(f'module {__name__!r} has no attribute {name!r}')
-  from jaxrl_llm.data import sft_batches
-
-  return getattr(sft_batches, name)

@@ -6,10 +6,10 @@ base is, with {'lora_a', 'lora_b'} where a kernel stands there:
   layers/attention/query: lora_a [N, in, r], lora_b [N, r, out] for a kernel [N, in, out];
   head: lora_a [r, D], lora_b [V, r] for a kernel [V, D].
 
-No merged weight is made while training: the layers add the low-rank product to their own. A head
-that is tied to the embedding can have an adapter, which the embedding does not see. What has no
-adapter but is to be trained beside them (norms, embeddings, a value head) is a matter of the
-optimizer's `trainable` pattern.
+The layers add the low-rank product to their own, so that no merged weight is made; only a head,
+which is handed out as one kernel, is the sum of both, and its gradient as large. A head that is
+tied to the embedding can have an adapter, which the embedding does not see. What else is trained
+beside adapters (norms, embeddings, a value head) is a matter of the optimizer's `trainable`.
 
 References:
   Hu et al., 2021, LoRA, arXiv 2106.09685.

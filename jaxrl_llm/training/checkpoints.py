@@ -236,6 +236,7 @@ def load_params(
     abstract_params: Any,
     *,
     expected: Mapping[str, Any] | None = None,
+    cast: bool = False,
 ) -> tuple[Any, dict[str, Any]]:
   """Reads what `save_params` wrote.
 
@@ -243,6 +244,7 @@ def load_params(
     directory: the folder.
     abstract_params: shapes, dtypes and shardings to restore into.
     expected: metadata that must agree, such as {'tokenizer': fingerprint, 'model': {...}}.
+    cast: whether parameters of another dtype are converted; otherwise they are refused.
 
   Returns:
     The parameters and the metadata.
@@ -266,7 +268,7 @@ def load_params(
     raise CheckpointError(
         f'{name} of the parameters at {directory} is {theirs!r}, this run has {ours!r}'
     )
-  return _read(directory, abstract_params)
+  return _read(directory, abstract_params, cast=cast)
 
 
 def read_metadata(directory: str | os.PathLike) -> dict[str, Any]:
@@ -309,14 +311,16 @@ def _flatten(tree: Any) -> tuple[dict[str, Any], dict[str, Any]]:
   return arrays, description
 
 
-def _read(folder: pathlib.Path, abstract_tree: Any) -> tuple[Any, dict[str, Any]]:
+def _read(
+    folder: pathlib.Path, abstract_tree: Any, *, cast: bool = False
+) -> tuple[Any, dict[str, Any]]:
   document = _read_document(folder)
   saved = document['tree']
   leaves, treedef = jax.tree_util.tree_flatten_with_path(abstract_tree)
   wanted = {
       jax.tree_util.keystr(path, simple=True, separator='.'): leaf for path, leaf in leaves
   }
-  _check_tree(folder, saved, wanted)
+  _check_tree(folder, saved, wanted, cast=cast)
   abstract = {name: _abstract_data(leaf) for name, leaf in wanted.items()}
   with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as checkpointer:
     arrays = checkpointer.restore(
@@ -339,7 +343,9 @@ def _read_document(folder: pathlib.Path) -> dict[str, Any]:
     ).document
 
 
-def _check_tree(folder: pathlib.Path, saved: dict[str, Any], wanted: dict[str, Any]) -> None:
+def _check_tree(
+    folder: pathlib.Path, saved: dict[str, Any], wanted: dict[str, Any], *, cast: bool
+) -> None:
   for name in sorted(saved.keys() | wanted.keys()):
     shown = name.replace('.', '/')
     if name not in wanted:
@@ -348,7 +354,7 @@ def _check_tree(folder: pathlib.Path, saved: dict[str, Any], wanted: dict[str, A
       raise CheckpointError(f'{folder} does not hold {shown}, which this run has')
     there = saved[name]['dtype'], tuple(saved[name]['shape'])
     here = str(wanted[name].dtype), tuple(wanted[name].shape)
-    if there != here:
+    if there[1] != here[1] or (there != here and not cast):
       raise CheckpointError(
           f'{shown} is {there[0]}{list(there[1])} in {folder} and {here[0]}{list(here[1])} in '
           'this run'

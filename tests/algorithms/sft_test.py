@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from jaxrl_llm.algorithms import sft
-from jaxrl_llm.data import batching
+from jaxrl_llm.data import batching, sft_batches
 from jaxrl_llm.sampling import decode
 from jaxrl_llm.training import optim, step
 from tests.algorithms import tiny
@@ -35,7 +35,7 @@ def _batch(demonstrations=DEMONSTRATIONS, filler=0):
     valid[i, :length] = True
     mask[i, len(prompt) - 1 : length] = 1
   positions = np.broadcast_to(np.arange(WIDTH, dtype=np.int32), tokens.shape)
-  return batching.SftBatch(tokens, positions, valid, targets, mask, np.ones(rows, np.float32))
+  return sft_batches.SftBatch(tokens, positions, valid, targets, mask, np.ones(rows, np.float32))
 
 
 @functools.lru_cache

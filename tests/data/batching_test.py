@@ -82,8 +82,8 @@ def test_padding_by_hand():
   left, lengths = batching.left_pad([[5, 6], [], [7, 8, 9]], 3, 0)
   np.testing.assert_array_equal(left, [[0, 5, 6], [0, 0, 0], [7, 8, 9]])
   np.testing.assert_array_equal(lengths, [2, 0, 3])
-  right, _ = batching.right_pad([[5, 6], [], [7, 8, 9]], 4, 1)
-  np.testing.assert_array_equal(right, [[5, 6, 1, 1], [1, 1, 1, 1], [7, 8, 9, 1]])
+  wider, _ = batching.left_pad([[5, 6], [], [7, 8, 9]], 4, 1)
+  np.testing.assert_array_equal(wider, [[1, 1, 5, 6], [1, 1, 1, 1], [1, 7, 8, 9]])
   assert left.dtype == lengths.dtype == np.int32
   assert batching.left_pad([], 3, 0)[0].shape == (0, 3)
   with pytest.raises(ValueError, match='sequence 1 has 3 tokens, the limit is 2'):
@@ -97,11 +97,9 @@ def test_padding_by_hand():
 )
 def test_padding_against_a_loop(sequences, length):
   left, lengths = batching.left_pad(sequences, length, 77)
-  right, _ = batching.right_pad(sequences, length, 77)
   for row, sequence in enumerate(sequences):
     fill = [77] * (length - len(sequence))
     assert list(left[row]) == fill + sequence
-    assert list(right[row]) == sequence + fill
     assert lengths[row] == len(sequence)
 
 

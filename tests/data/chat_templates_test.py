@@ -273,12 +273,12 @@ def test_what_templates_of_models_use():
     {%- set ns.count = ns.count + 1 %}
 [{{ loop.index0 }}|{{ message['content'] | trim }}|{{ {'k': message['content']} | tojson }}]
   {%- endfor %}
-  {{- ns.count }}{{ eos_token }}{{ strftime_now is defined }}
+  {{- ns.count }}{{ eos_token }}{{ strftime_now is defined }}{{ tools is none }}
   """
   messages = [_MESSAGES[0], {'role': 'skip', 'content': 'x'}, {'role': 'user', 'content': '<b>'}]
   text = _template(template, bos_token='<s>', eos_token='</s>').render(messages)
   # The last block leaves the line end and the indentation behind it.
-  assert text == '<s>[0|Hi é|{"k": "Hi é\\n"}][2|<b>|{"k": "<b>"}]2</s>False\n  '
+  assert text == '<s>[0|Hi é|{"k": "Hi é\\n"}][2|<b>|{"k": "<b>"}]2</s>FalseTrue\n  '
 
 
 @pytest.mark.parametrize(

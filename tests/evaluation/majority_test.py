@@ -55,11 +55,11 @@ def test_one_vote_is_pass_at_1_also_where_a_group_is_graded_unevenly():
 def test_is_unbiased_over_draws():
   """From n = 7 samples the mean over problems is that of votes of k = 3 fresh samples."""
   generator = np.random.default_rng(0)
-  draw = lambda n: generator.choice(4, size=(40_000, n), p=[0.4, 0.3, 0.2, 0.1])
+  draw = lambda n: generator.choice(4, size=(10_000, n), p=[0.4, 0.3, 0.2, 0.1])
   many, fresh = draw(7), draw(3)
   estimate = majority.majority_at_k(many, many == 0, k=3).mean()
   plain = majority.majority_at_k(fresh, fresh == 0, k=3).mean()
-  assert estimate == pytest.approx(plain, abs=0.01)
+  assert estimate == pytest.approx(plain, abs=0.02)
   assert majority.majority_at_k(many, many == 0, k=7).mean() > estimate + 0.03
 
 

@@ -14,7 +14,7 @@ import pytest
 
 from experiments import bench_workloads
 from jaxrl_llm.algorithms import a_star_po, sft
-from jaxrl_llm.data import batching
+from jaxrl_llm.data import sft_batches
 from jaxrl_llm.models import configs, policy
 from jaxrl_llm.rl import scoring
 from jaxrl_llm.sampling import decode
@@ -216,7 +216,7 @@ def test_sft_flops_agree_with_xla():
   algorithm, state = _abstract_state(lambda *args: sft.make(sft.Config(head_chunk=0), *args))
   length = _PROMPT + _NEW
   tokens, mask = _shape(_ROWS, length), _shape(_ROWS, length, dtype=jnp.float32)
-  batch = batching.SftBatch(
+  batch = sft_batches.SftBatch(
       tokens=tokens, positions=tokens, valid=_shape(_ROWS, length, dtype=bool), targets=tokens,
       loss_mask=mask, weight=_shape(_ROWS, dtype=jnp.float32))
   counted = _xla_flops(algorithm.train_step, state, batch)

@@ -63,8 +63,8 @@ def test_there_and_back_is_the_same_checkpoint(folder, tmp_path, dtype, capsys):
   origin = origins.read(str(ours), field='--policy')
   assert origin.tokenizer == tokenizers.load_tokenizer(there).fingerprint
   assert origin.model == huggingface.read_config(there).config
-  assert {leaf.dtype.name for leaf in jax.tree.leaves(convert.load(convert.read(str(ours))))} == {
-      dtype}
+  params = convert.load(convert.read(str(ours), field=''))
+  assert {leaf.dtype.name for leaf in jax.tree.leaves(params)} == {dtype}
 
 
 def test_the_dtype_can_be_changed(folder, tmp_path):
@@ -85,11 +85,11 @@ def test_a_run_of_this_project_becomes_a_checkpoint(folder, tmp_path, capsys):
   assert 'no tokenizer was copied' in capsys.readouterr().out
   checkpoint = huggingface.read_config(tmp_path / 'theirs')
   assert (checkpoint.model_type, checkpoint.role) == ('llama', 'policy')
-  source = convert.read(str(tmp_path / 'theirs'))
+  source = convert.read(str(tmp_path / 'theirs'), field='')
   loaded, expected = jax.tree.leaves(convert.load(source)), jax.tree.leaves(tiny.params(config))
   for one, two in zip(loaded, expected, strict=True):
     np.testing.assert_array_equal(one, two)
-  with pytest.raises(ValueError, match="'mistral' cannot|mistral"):
+  with pytest.raises(ValueError, match="model_type must be one of .*, got 'mistral7'"):
     main(tmp_path / 'ours', tmp_path / 'other', '--model_type=mistral7')
   with pytest.raises(ValueError, match='was trained with another tokenizer'):
     main(tmp_path / 'ours', tmp_path / 'other', '--model_type=llama',
@@ -99,7 +99,8 @@ def test_a_run_of_this_project_becomes_a_checkpoint(folder, tmp_path, capsys):
 
 def test_a_sequence_classifier_keeps_its_head(tmp_path):
   config = tiny.shape(32)
-  params = jax.tree.map(np.asarray, value.make(config, num_outputs=3).init(jax.random.key(0)))
+  abstract = jax.eval_shape(value.make(config, num_outputs=3).init, jax.random.key(0))
+  params = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), abstract)
   params['value_head']['kernel'] = np.arange(48, dtype=np.float32).reshape(3, 16)
   huggingface.save(tmp_path / 'there', config, params, model_type='qwen2', role='value')
   main(tmp_path / 'there', tmp_path / 'ours')

@@ -6,8 +6,9 @@ import signal
 
 import numpy as np
 import pytest
+from absl import flags
 
-from experiments import command_line, evaluate, evaluation_settings, settings
+from experiments import command_line, convert, evaluate, evaluation_settings, settings
 from jaxrl_llm.evaluation import majority
 from jaxrl_llm.tasks import countdown
 from jaxrl_llm.training import metrics
@@ -33,7 +34,7 @@ _SAMPLERS, _MADE = evaluate._samplers, {}
 
 
 def _shared_samplers(config, parts):
-  setting = repr((config.task, config.num_samples, config.temperature, config.greedy, config.mesh))
+  setting = repr((config.num_samples, config.temperature, config.greedy, config.mesh))
   if setting not in _MADE:
     _MADE[setting] = _SAMPLERS(config, parts)
   return _MADE[setting]
@@ -155,6 +156,16 @@ def test_prompts_in_a_chat_template(folder, tmp_path):
   assert first['prompt'] == '2==0=0=='
 
 
+def test_a_converted_folder_gives_the_same_numbers(folder, whole, tmp_path):
+  values = flags.FlagValues()
+  convert.define_flags(values)
+  values(['convert', f'--from={folder / "policy"}', f'--to={tmp_path / "ours"}'])
+  convert.main(values)
+  assert run(folder, tmp_path / 'run', f'--config.policy_init_from={tmp_path / "ours"}',
+             f'--config.task.tokenizer_dir={folder / "policy"}') == 0
+  assert numbers(tmp_path / 'run') == numbers(whole)
+
+
 def test_temperature_0_is_greedy_decoding(folder, whole, tmp_path):
   assert run(folder, tmp_path / 'run', '--config.temperature=0', '--config.num_samples=1') == 0
   found, expected = numbers(tmp_path / 'run'), numbers(whole)
@@ -164,7 +175,7 @@ def test_temperature_0_is_greedy_decoding(folder, whole, tmp_path):
 
 
 def test_countdown_by_a_policy_of_this_project(tmp_path, data_dir):
-  tiny.write_ours(tmp_path / 'policy', countdown.ALPHABET)
+  tiny.write_ours(tmp_path / 'policy', countdown.ALPHABET, num_layers=1)
   assert tiny.run(
       evaluate.main, f'--config={CONFIGS / "evaluate_countdown.py"}',
       f'--workdir={tmp_path / "run"}', f'--config.data_dir={data_dir / "countdown"}',

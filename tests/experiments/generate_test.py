@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from absl import flags
 
-from experiments import generate
+from experiments import convert, generate
 from jaxrl_llm.tasks import arithmetic
 from tests.experiments import tiny
 
@@ -78,7 +78,8 @@ def test_a_file_gives_its_samples_in_order(folder, whole):
   assert [(r['id'], r['sample']) for r in records] == [
       (name, sample) for name in (0, 'b', 2, 3, 4) for sample in (0, 1)]
   assert [r['prompt'] for r in records[::2]] == [row['prompt'] for row in PROMPTS]
-  tokenizer, generator = _loaded(folder / 'bytes')
+  generator = loaded(folder / 'bytes')
+  tokenizer = generator.tokenizer
   for record in records:
     assert record['response'] == tokenizer.decode(record['tokens'])
     assert record['stop_reason'] in ('stop', 'length') and len(record['tokens']) <= 9
@@ -98,10 +99,10 @@ def test_a_file_gives_its_samples_in_order(folder, whole):
   assert record['log_prob'] == pytest.approx(log_probs.sum(), abs=1e-3)
 
 
-def _loaded(directory):
+def loaded(directory, *arguments):
   values = flags.FlagValues()
   generate.define_flags(values)
-  values(['generate', f'--policy={directory}', '--prompt=x'])
+  values(['generate', f'--policy={directory}', *arguments])
   return generate.load(values)
 
 
@@ -157,9 +158,11 @@ def test_a_file_is_resumed_wherever_it_was_killed(folder, whole, tmp_path, part,
 
 
 def test_a_mesh_gives_the_same_samples(folder, whole, tmp_path):
-  there = of_file(folder, tmp_path / 'out.jsonl', '--mesh=1x4x2')
+  (tmp_path / 'prompts.jsonl').write_text('\n'.join(map(json.dumps, PROMPTS[:2])))
+  there = of_file(folder, tmp_path / 'out.jsonl', '--mesh=1x4x2',
+                  f'--prompts={tmp_path / "prompts.jsonl"}')
   here = [json.loads(line) for line in whole.read_text().splitlines()]
-  assert [r['tokens'] for r in there] == [r['tokens'] for r in here]
+  assert [r['tokens'] for r in there] == [r['tokens'] for r in here[:4]]
 
 
 def prompts_of(directory, *arguments, rows=None, tmp_path=None):
@@ -173,7 +176,7 @@ def prompts_of(directory, *arguments, rows=None, tmp_path=None):
   values(['generate', *map(str, arguments)])
   generate.check_flags(values)
   tokenizer = generate.tokenizers.load_tokenizer(directory)
-  return tokenizer, [(p.text, p.ids) for p in generate.read_prompts(values, tokenizer)]
+  return tokenizer, [(p.text, p.ids) for p in generate.read_prompts(values, tokenizer, directory)]
 
 
 def test_start_ids_stand_before_plain_prompts_unless_they_do_already(folder):
@@ -189,12 +192,13 @@ def test_chat_templates(folder, tmp_path):
   chat = folder / 'chat'
   rows = [{'prompt': 'it'}, {'messages': [
       {'role': 'user', 'content': 'a'}, {'role': 'assistant', 'content': 'e'},
-      {'role': 'user', 'content': 'i'}]}]
+      {'role': 'user', 'content': 'i'}]}, {'messages': [{'role': 'system', 'content': '1'}]}]
   tokenizer, prompts = prompts_of(chat, '--system=nat', rows=rows, tmp_path=tmp_path)
   start, end = tiny.START, tiny.STOP
   assert [text for text, _ in prompts] == [
       f'{start}[system]nat{end}[user]it{end}[assistant]',
-      f'{start}[system]nat{end}[user]a{end}[assistant]e{end}[user]i{end}[assistant]']
+      f'{start}[system]nat{end}[user]a{end}[assistant]e{end}[user]i{end}[assistant]',
+      f'{start}[system]1{end}[assistant]']
   assert [ids for _, ids in prompts] == [tokenizer.encode(text) for text, _ in prompts]
   _, [(text, _)] = prompts_of(chat, '--prompt=it', '--chat_template=none')
   assert text == 'it'
@@ -251,7 +255,7 @@ def test_a_policy_of_this_project_finds_its_characters(tmp_path, capsys):
     (['--policy={bytes}', '--prompt=x', '--mesh=2x2'], "such as 1x8x1, got '2x2'"),
     (['--policy={bytes}', '--prompt=x', '--top_p=0'], 'top_p must be in (0, 1], got 0.0'),
     (['--policy={bytes}', '--prompt=x', '--tokenizer=absent'], 'absent'),
-    (['--policy={chat}', '--prompt=x', '--tokenizer={bytes}'], 'has 258 ids and the embedding'),
+    (['--policy={chat}', '--prompt=x', '--tokenizer={bytes}'], 'has 258 ids and the embedding in'),
     (['--policy={bytes}', '--prompt=' + 'x' * 130],
      'prompt 0 has 131 tokens, the limit is 127: prompt and sample (--max_tokens=0) have to fit '
      'into the 128 slots of the model'),
@@ -285,18 +289,26 @@ def test_the_command(folder):
 
 
 def test_the_dtype_is_that_of_parameters_and_activations(folder, tmp_path):
-  values = flags.FlagValues()
-  generate.define_flags(values)
-  values(['generate', f'--policy={folder / "bytes"}', '--prompt=x', '--dtype=bfloat16'])
-  _, generator = generate.load(values)
-  assert {leaf.dtype.name for leaf in jax.tree.leaves(generator.params)} == {'bfloat16'}
+  dtypes = lambda generator: {leaf.dtype.name for leaf in jax.tree.leaves(generator.params)}
+  assert dtypes(loaded(folder / 'bytes', '--dtype=bfloat16')) == {'bfloat16'}
   # A folder of this project's keeps its own.
   tiny.write_ours(tmp_path / 'ours', arithmetic.ALPHABET)
-  values(['generate', f'--policy={tmp_path / "ours"}'])
-  _, generator = generate.load(values)
-  assert {leaf.dtype.name for leaf in jax.tree.leaves(generator.params)} == {'float32'}
+  generator = loaded(tmp_path / 'ours', '--dtype=bfloat16')
+  assert dtypes(generator) == {'float32'}
   hidden = jax.eval_shape(
-      lambda p: generator.model.apply(
-          p, np.zeros((1, 4), int), positions=np.arange(4)[None], valid=np.ones((1, 4), bool)),
-      generator.params).hidden
+      lambda params: generator.model.apply(
+          params, np.zeros((1, 4), int), positions=np.arange(4)[None],
+          valid=np.ones((1, 4), bool)), generator.params).hidden
   assert hidden.dtype == 'bfloat16'
+
+
+def test_a_converted_policy_finds_its_tokenizer_and_template(folder, tmp_path):
+  values = flags.FlagValues()
+  convert.define_flags(values)
+  values(['convert', f'--from={folder / "chat"}', f'--to={tmp_path / "ours"}', '--dtype=bfloat16'])
+  convert.main(values)
+  generator = loaded(tmp_path / 'ours', '--prompt=it')
+  assert generator.tokenizer_dir == str(folder / 'chat')
+  prompts = generate.read_prompts(generator.values, generator.tokenizer, generator.tokenizer_dir)
+  assert prompts[0].text == f'{tiny.START}[user]it{tiny.STOP}[assistant]'
+  assert {leaf.dtype.name for leaf in jax.tree.leaves(generator.params)} == {'bfloat16'}

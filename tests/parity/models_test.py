@@ -134,7 +134,7 @@ def test_a_field_that_we_take_for_inert_is_inert(model_type, tmp_path):
   expected = torch_models.logits(torch_models.load(tmp_path), *batch)
   inert, offences = [], []
   for field, value in fields.items():
-    other = _other(value)
+    other = None if field == 'return_dict' else _other(value)  # How a call returns its results.
     if other is not None and _reads(tmp_path, {**fields, field: other}) == meaning:
       inert.append(field)
       try:

@@ -75,11 +75,15 @@ def test_peft_loads_what_we_save(record, name, tmp_path):
       record, adapted, checkpoint, {'base': base, 'adapters': adapters}, CONFIGS[name])
 
 
-@each_case
-@pytest.mark.parametrize('options', [
-    {}, {'use_rslora': True}, {'alpha_pattern': {'down_proj': 7, 'c_proj': 7}}],
-    ids=['plain', 'rslora', 'pattern'])
-def test_we_load_what_peft_saves(record, options, tmp_path):
+CASES = [(name, {}) for name in RECORDS] + [
+    (name, options) for name in ('gpt2', 'llama3_2') for options in (
+        {'use_rslora': True}, {'alpha_pattern': {'down_proj': 7, 'c_proj': 7}})]
+
+
+@pytest.mark.parametrize(
+    'name, options', CASES, ids=[f'{"-".join([name, *opts])}-seed{SEED}' for name, opts in CASES])
+def test_we_load_what_peft_saves(name, options, tmp_path):
+  record = RECORDS[name]
   theirs, checkpoint, base = _loaded(record, tmp_path / 'base')
   targets = TARGETS.get(checkpoint.model_type, ['q_proj', 'down_proj', 'lm_head'])
   torch.manual_seed(SEED)

@@ -72,6 +72,20 @@ def test_ids_texts_and_roles(name, both):
   assert expected['eos'] in (None, ours.stop_ids[0])
 
 
+@pytest.mark.parametrize('name', chat_cases.TOKENIZERS)
+def test_what_transformers_saves(name, both, tmp_path):
+  before, theirs, _ = both[name]
+  theirs.save_pretrained(tmp_path)
+  ours = tokenizers.load_tokenizer(tmp_path)
+  reloaded = transformers.AutoTokenizer.from_pretrained(tmp_path)
+  rng = random.Random(SEED)
+  for text in [*chat_cases.TEXTS, *(_text(rng) for _ in range(200))]:
+    ids = reloaded(text, add_special_tokens=False)['input_ids']
+    assert ours.encode(text) == ids, (SEED, text)
+  assert ours.start_ids == before.start_ids and ours.vocab_size == len(reloaded)
+  assert ours.stop_ids[0] == before.stop_ids[0]
+
+
 @pytest.mark.parametrize('name', chat_cases.CASES)
 def test_conversations(name, both):
   tokenizer_name, template_name, variables = chat_cases.CASES[name]

@@ -39,7 +39,10 @@ def test_the_tapped_network_samples_the_same_and_tells_every_token():
   model = policy.make(configs.TransformerConfig(
       vocab_size=7, num_layers=1, width=8, num_heads=1, num_kv_heads=1, head_dim=8, mlp_width=8,
       max_length=32))
-  params = jax.tree.map(lambda leaf: 3 * leaf, model.init(jax.random.key(0)))
+  generator = np.random.default_rng(0)
+  params = jax.tree.map(
+      lambda leaf: generator.normal(size=leaf.shape).astype(leaf.dtype),
+      jax.eval_shape(model.init, jax.random.key(0)))
   told = {}
 
   def emit(tokens, positions):

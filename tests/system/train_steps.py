@@ -9,7 +9,7 @@ import optax
 
 from experiments.configs import a_star_po_arithmetic
 from jaxrl_llm.algorithms import a_star_po, sft
-from jaxrl_llm.data import batching
+from jaxrl_llm.data import sft_batches
 from jaxrl_llm.models import configs
 from jaxrl_llm.models import policy as policy_lib
 from jaxrl_llm.rl import masking
@@ -60,7 +60,7 @@ def rollout_batch(vocab_size: int, tokens: int, rows: int = PROMPTS) -> Batch:
       {'values': generator.uniform(0, 1, rows).astype(np.float32)}, weight)
 
 
-def demonstration_batch(vocab_size: int, tokens: int, rows: int = PROMPTS) -> batching.SftBatch:
+def demonstration_batch(vocab_size: int, tokens: int, rows: int = PROMPTS) -> sft_batches.SftBatch:
   """Sequences of unequal lengths."""
   generator = np.random.default_rng(1)
   ids = generator.integers(2, vocab_size, (rows, tokens + 1)).astype(np.int32)
@@ -68,7 +68,7 @@ def demonstration_batch(vocab_size: int, tokens: int, rows: int = PROMPTS) -> ba
   starts = generator.integers(1, 4, rows)[:, None]
   columns = np.arange(tokens)[None]
   valid = columns < lengths
-  return batching.SftBatch(
+  return sft_batches.SftBatch(
       np.where(valid, ids[:, :-1], PAD), np.broadcast_to(columns, valid.shape).astype(np.int32),
       valid, np.where(valid, ids[:, 1:], PAD), (valid & (columns >= starts)).astype(np.float32),
       np.ones(rows, np.float32))

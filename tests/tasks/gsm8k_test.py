@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from jaxrl_llm.data import batching
+from jaxrl_llm.data import batching, sft_batches
 from jaxrl_llm.data import gsm8k as files
 from jaxrl_llm.tasks import gsm8k
 
@@ -61,7 +61,7 @@ def test_too_long_problems_are_counted_and_the_rest_fits(folder):
   assert task.num_filtered['demonstrations'] == 120 - len(task.demonstrations)
   assert len(task.demonstrations) < len(task.train)
   # Nothing of what is left is too long, and the longest reach the limits.
-  encoded = batching.encode_demonstrations(task)
+  encoded = sft_batches.encode_demonstrations(task)
   assert encoded.num_filtered == 0 and encoded.response_lengths.max() <= 100
   batching.encode_examples(task.evaluation, task.tokenizer, max_prompt_tokens=80)
   with pytest.raises(ValueError, match='no prompt of 120 problems has at most 3 tokens'):

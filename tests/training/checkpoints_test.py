@@ -344,3 +344,24 @@ def test_missing_or_damaged_params(tmp_path):
   _flip_a_bit(_biggest(tmp_path / 'p' / 'state'))
   with pytest.raises(checkpoints.CheckpointError, match='does not have the bytes'):
     checkpoints.load_params(tmp_path / 'p', params)
+
+
+def test_parameters_of_another_dtype_are_refused_or_converted(tmp_path):
+  params = {'kernel': jnp.asarray([1.0, 2.5, 1 / 3], jnp.bfloat16)}
+  checkpoints.save_params(tmp_path / 'params', params, {'model': {}})
+  abstract = {'kernel': jax.ShapeDtypeStruct((3,), jnp.float32)}
+  with pytest.raises(checkpoints.CheckpointError, match='kernel is bfloat16.*float32'):
+    checkpoints.load_params(tmp_path / 'params', abstract)
+  loaded, _ = checkpoints.load_params(tmp_path / 'params', abstract, cast=True)
+  assert loaded['kernel'].dtype == jnp.float32
+  np.testing.assert_array_equal(loaded['kernel'], params['kernel'].astype(jnp.float32))
+  wrong = {'kernel': jax.ShapeDtypeStruct((4,), jnp.float32)}
+  with pytest.raises(checkpoints.CheckpointError, match='kernel is'):
+    checkpoints.load_params(tmp_path / 'params', wrong, cast=True)
+
+
+def test_metadata_is_read_without_arrays(tmp_path):
+  checkpoints.save_params(tmp_path / 'params', {'x': jnp.ones(2)}, {'tokenizer': 'abc'})
+  assert checkpoints.read_metadata(tmp_path / 'params') == {'tokenizer': 'abc'}
+  with pytest.raises(checkpoints.CheckpointError, match='neither parameters'):
+    checkpoints.read_metadata(tmp_path)

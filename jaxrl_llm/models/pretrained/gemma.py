@@ -52,6 +52,8 @@ def _read_gemma2(given: config_fields.Fields, sizes: dict[str, Any]) -> dict[str
 
 
 def _read_gemma3(given: config_fields.Fields, sizes: dict[str, Any]) -> dict[str, Any]:
+  # transformers reads this field of Gemma 3, and its attention does not look at it.
+  given.only('attn_logit_softcapping', None)
   period = given.take('sliding_window_pattern', given.take('_sliding_window_pattern', 6))
   given.only('_sliding_window_pattern', period)
   out = _read_newer(given, sizes, caps=(0.0, 0.0), slides=lambda i: (i + 1) % period != 0)

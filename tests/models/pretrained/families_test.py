@@ -151,6 +151,7 @@ def test_no_field_is_ignored(name):
     (gemma, _of('gemma3_text', rope_parameters={
         'sliding_attention': {'rope_type': 'linear', 'factor': 2.0, 'rope_theta': 1e4}}),
      'sliding layers must be of type default'),
+    (gemma, _of('gemma3_text', attn_logit_softcapping=50.0), 'attn_logit_softcapping must be None'),
     (gpt2, {**_GPT2, 'scale_attn_by_inverse_layer_idx': True}, 'scale_attn_by_inverse_layer_idx'),
     (gpt2, {**_GPT2, 'add_cross_attention': True}, 'add_cross_attention must be False, got True'),
     (gpt_neox, {'model_type': 'gpt_neox', **_NEOX, 'hidden_act': 'mish'}, "got 'mish'"),
