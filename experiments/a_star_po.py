@@ -87,7 +87,7 @@ def train(run, parts, writer, samples, reference, stage1) -> dict:
       bar.update(1, reward=values['rollout/reward'])
       keeper.after_step(done, state, {'tokens': tokens, 'reference': reference.fingerprint})
   params = state.params['policy']
-  checkpoints.save_params(run.workdir / 'trained', parts.plain(params), parts.metadata())
+  parts.save_trained(run.workdir, params)
   writer.write(reference.steps + done, evaluate(params, done, stage1.tokens + tokens))
   return {'evaluation': evaluate.last, 'tokens': tokens, 'params': params}
 

@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import functools
 import math
+import pathlib
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -15,12 +16,13 @@ from jaxrl_llm.data import batching
 from jaxrl_llm.evaluation import evaluator
 from jaxrl_llm.models import configs
 from jaxrl_llm.models import policy as policy_lib
+from jaxrl_llm.models.pretrained import peft
 from jaxrl_llm.rewards import rollout_rewards
 from jaxrl_llm.rl import scoring
 from jaxrl_llm.sampling import decode
 from jaxrl_llm.sharding import mesh as mesh_lib
 from jaxrl_llm.sharding import rules
-from jaxrl_llm.training import loop, optim, rng
+from jaxrl_llm.training import checkpoints, loop, optim, rng
 from jaxrl_llm.training import step as step_lib
 from jaxrl_llm.types import (
     Algorithm,
@@ -137,6 +139,21 @@ class Components:
     """Trained parameters as plain ones, placed as these are."""
     shardings = jax.tree.map(lambda leaf: leaf.sharding, self.abstract_params)
     return jax.jit(self.form.plain, out_shardings=shardings)(params)
+
+  def export_adapters(self, folder: pathlib.Path, params: Params) -> None:
+    """Writes trained adapters as `peft` loads them, where the base came from a checkpoint."""
+    about = self.origin.hugging_face if self.origin else {}
+    if not (self.config.lora.rank and about) or folder.exists():
+      return  # A killed run makes the same ones again.
+    peft.save(
+        folder, params['adapters'], self.config.lora, self.model, model_type=about['model_type'],
+        base=about['directory'],
+    )
+
+  def save_trained(self, workdir: pathlib.Path, params: Params) -> None:
+    """Keeps the trained policy in WORKDIR/trained, and its adapters, if any, beside it."""
+    self.export_adapters(workdir / 'adapters', params)
+    checkpoints.save_params(workdir / 'trained', self.plain(params), self.metadata())
 
   def sampler(self, *, num_samples: int, temperature: float = 1.0) -> SampleFn:
     """A jitted sampler for this task; the same one for the same arguments."""

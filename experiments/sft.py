@@ -77,6 +77,7 @@ def _train(
         loop.check_finite(step, metrics.to_floats(update), last_saved=keeper.last_saved)
       bar.update(1, **shown)
       keeper.after_step(step + 1, state)
+  parts.export_adapters(run.workdir / 'adapters', state.params['policy'])
   return parts.plain(state.params['policy'])
 
 

@@ -5,6 +5,7 @@ seed start from one fine-tuned reference. A finished run is not repeated; an
 interrupted one is resumed. Kept: RESULTS/<experiment>/<setting>/seed<N>/results.json.
 """
 
+import functools
 import os
 import pathlib
 import shutil
@@ -16,14 +17,17 @@ from absl import flags
 
 from experiments import command_line, launch
 
-_CONFIG = flags.DEFINE_string(
-    'config', 'experiments/configs/a_star_po_ablation.py', 'a config file with ARMS'
-)
-_EXPERIMENT = flags.DEFINE_string('experiment', 'a_star_po', 'the binary that runs an arm')
-_ARMS = flags.DEFINE_list('arms', None, 'some of the arms; by default all')
-_SEEDS = flags.DEFINE_list('seeds', ['0', '1', '2'], 'seeds')
-_WORK = flags.DEFINE_string('work', 'runs/study', 'where the runs write')
-_OUT = flags.DEFINE_string('results', 'results', 'where results.json files are kept')
+
+def define_flags(values: flags.FlagValues) -> None:
+  """Defines the flags of this tool."""
+  text = functools.partial(flags.DEFINE_string, flag_values=values)
+  names = functools.partial(flags.DEFINE_list, flag_values=values)
+  text('config', 'experiments/configs/a_star_po_ablation.py', 'a config file with ARMS')
+  text('experiment', 'a_star_po', 'the binary that runs an arm')
+  names('arms', None, 'some of the arms; by default all')
+  names('seeds', ['0', '1', '2'], 'seeds')
+  text('work', 'runs/study', 'where the runs write')
+  text('results', 'results', 'where results.json files are kept')
 
 
 def run_arm(module: str, workdir: pathlib.Path, config: str, arguments: list[str]) -> None:
@@ -44,35 +48,36 @@ def run_arm(module: str, workdir: pathlib.Path, config: str, arguments: list[str
     raise ValueError(f'{workdir.name} ended with status {status}; run this command again to resume')
 
 
-def main() -> None:
+def main(values: flags.FlagValues) -> None:
   """Runs what is missing."""
-  arms = command_line.load_module(_CONFIG.value).ARMS
-  chosen = _ARMS.value or arms
+  arms = command_line.load_module(values.config).ARMS
+  chosen = values.arms or arms
   for arm in chosen:
     if arm not in arms:
       raise ValueError(f'arms must be some of {", ".join(arms)}, got {arm!r} (--arms)')
-  for seed in _SEEDS.value:
+  for seed in values.seeds:
     if not seed.isdigit():
       raise ValueError(f'seeds must be non-negative integers, got {seed!r} (--seeds)')
-  name = pathlib.Path(_CONFIG.value).stem
-  work = pathlib.Path(_WORK.value) / name
-  for seed in _SEEDS.value:
+  name = pathlib.Path(values.config).stem
+  work = pathlib.Path(values.work) / name
+  for seed in values.seeds:
     reference = work / f'reference_seed{seed}'
-    run_arm('sft', reference, f'{_CONFIG.value}:{arms[0]}', [f'--config.seed={seed}'])
+    run_arm('sft', reference, f'{values.config}:{arms[0]}', [f'--config.seed={seed}'])
     for arm in chosen:
-      setting = f'{name.removeprefix(_EXPERIMENT.value).strip("_")}_{arm}'
-      kept = pathlib.Path(_OUT.value, _EXPERIMENT.value, setting, f'seed{seed}')
+      setting = f'{name.removeprefix(values.experiment).strip("_")}_{arm}'
+      kept = pathlib.Path(values.results, values.experiment, setting, f'seed{seed}')
       workdir = work / f'{arm}_seed{seed}'
       if not (kept / 'results.json').exists():
-        run_arm(_EXPERIMENT.value, workdir, f'{_CONFIG.value}:{arm}',
+        run_arm(values.experiment, workdir, f'{values.config}:{arm}',
                 [f'--config.seed={seed}', f'--config.policy_init_from={reference / "params"}'])
         kept.mkdir(parents=True, exist_ok=True)
         temporary = kept / f'.results.json.{os.getpid()}.tmp'
         shutil.copyfile(workdir / 'results.json', temporary)
         os.replace(temporary, kept / 'results.json')
-  print(f'\nall {len(chosen) * len(_SEEDS.value)} runs are complete; results under {_OUT.value}/'
-        f'{_EXPERIMENT.value}. Tables: python -m experiments.make_tables --runs={_OUT.value}')
+  print(f'\nall {len(chosen) * len(values.seeds)} runs are complete; results under {values.results}/'
+        f'{values.experiment}. Tables: python -m experiments.make_tables --runs={values.results}')
 
 
 if __name__ == '__main__':
-  launch.run_tool(main)
+  define_flags(flags.FLAGS)
+  launch.run_tool(functools.partial(main, flags.FLAGS))

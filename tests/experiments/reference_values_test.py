@@ -44,7 +44,7 @@ def test_nothing_left_is_one_line():
 
 
 def test_a_checkpoint_of_another_reference_is_refused():
-  reference = reference_values.Reference({}, 'aaaa', 0, 0, 0.0)
+  reference = reference_values.Reference({}, {}, 'aaaa', 0, 0, 0.0)
   reference.check('aaaa')
   with pytest.raises(ValueError, match='bbbb'):
     reference.check('bbbb')

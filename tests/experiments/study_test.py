@@ -28,10 +28,10 @@ def calls(tmp_path, monkeypatch):
 
 
 def run(tmp_path, *arguments):
-  values = flags.FLAGS
-  values.unparse_flags()
+  values = flags.FlagValues()
+  study.define_flags(values)
   values(['study', f'--work={tmp_path}/work', f'--results={tmp_path}/out', *arguments])
-  study.main()
+  study.main(values)
 
 
 def test_each_arm_and_seed_runs_once_from_the_reference_of_its_seed(tmp_path, calls):

@@ -6,8 +6,8 @@ import jax
 import numpy as np
 import pytest
 
-from jaxrl_llm.models import configs, policy
-from jaxrl_llm.models.pretrained import huggingface
+from jaxrl_llm.models import configs, lora, policy
+from jaxrl_llm.models.pretrained import huggingface, peft
 from jaxrl_llm.sharding import mesh as mesh_lib
 from jaxrl_llm.training import checkpoints
 from tests.system import running
@@ -80,6 +80,12 @@ def test_adapters_alone_are_trained_and_merged_in_the_end(runner, checkpoint, wh
   assert moved == {
       f'layers/{name}/kernel' for name in ('attention/query', 'mlp/up', 'mlp/gate', 'mlp/down')
   }
+  # What peft loads on top of the checkpoint is what was merged.
+  lora_config = lora.LoraConfig(rank=2, targets='attention/query|mlp/.*')
+  model, _ = _load(whole.workdir / 'params')
+  adapters = peft.load(tmp_path / 'run' / 'adapters', model, model_type='llama')[1]
+  merged = lora.merge({'base': before, 'adapters': adapters}, lora_config)
+  assert max(_largest_change(merged, after).values()) < 1e-6
   killed = runner.finish(tmp_path / 'killed', *arguments, die=['checkpoint', 1])
   assert killed.returncode != 0
   again = runner.finish(tmp_path / 'killed', *arguments)

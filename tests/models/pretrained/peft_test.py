@@ -82,7 +82,8 @@ def _their_weights(family, config, params):
         conv = family is gpt2 and '{i}' in entry.theirs
         out[entry.theirs.replace('{i}', str(i)).removesuffix('.weight')] = (
             weight.T if conv else weight)
-  return out
+  # The name of the module; that of the tensor is older.
+  return {name.replace('embed_out', 'lm_head'): weight for name, weight in out.items()}
 
 
 @pytest.mark.parametrize('lora_config', [EVERYWHERE, SOME], ids=['everywhere', 'some'])
@@ -154,6 +155,28 @@ def test_loading_gives_back_what_was_saved_bit_for_bit(tmp_path, name, lora_conf
   assert (found.rank, found.alpha) == (lora_config.rank, lora_config.alpha)
   drawn = lora.init_adapters(found, params['base'], jax.random.key(0))
   assert jax.tree.structure(drawn) == jax.tree.structure(adapters)
+
+
+@pytest.mark.parametrize('name', ['gpt_neox', 'gpt2'])
+def test_a_head_by_its_old_name_or_beside_its_base_is_read(tmp_path, name):
+  _, config = FAMILIES[name]
+  directory, params = _saved(tmp_path, name)
+  head = 'base_model.model.lm_head.'
+
+  def rename(tensors):
+    if name == 'gpt_neox':
+      for side in 'AB':
+        tensors[f'base_model.model.embed_out.lora_{side}.weight'] = tensors.pop(
+            f'{head}lora_{side}.weight')
+    else:
+      tensors[f'{head}base_layer.weight'] = np.zeros((29, 16), np.float32)
+
+  _edited(directory, rename)
+  _assert_identical(peft.load(directory, config, model_type=name)[1], params['adapters'])
+  # One that was enlarged is not the base's own.
+  _edited(directory, lambda t: t.update({f'{head}base_layer.weight': np.zeros((30, 16), 'f4')}))
+  with pytest.raises(ValueError, match='lm_head.base_layer.weight in .* has no place'):
+    peft.load(directory, config, model_type=name)
 
 
 def test_fresh_adapters_come_back_too(tmp_path):
