@@ -74,8 +74,8 @@ def main(values: flags.FlagValues) -> None:
         temporary = kept / f'.results.json.{os.getpid()}.tmp'
         shutil.copyfile(workdir / 'results.json', temporary)
         os.replace(temporary, kept / 'results.json')
-  print(f'\nall {len(chosen) * len(values.seeds)} runs are complete; results under {values.results}/'
-        f'{values.experiment}. Tables: python -m experiments.make_tables --runs={values.results}')
+  print(f'\nall {len(chosen) * len(values.seeds)} runs are complete; results under '
+        f'{values.results}/{values.experiment}. Tables: python -m experiments.make_tables --runs={values.results}')
 
 
 if __name__ == '__main__':
