@@ -75,7 +75,8 @@ def main(values: flags.FlagValues) -> None:
         shutil.copyfile(workdir / 'results.json', temporary)
         os.replace(temporary, kept / 'results.json')
   print(f'\nall {len(chosen) * len(values.seeds)} runs are complete; results under '
-        f'{values.results}/{values.experiment}. Tables: python -m experiments.make_tables --runs={values.results}')
+        f'{values.results}/{values.experiment}. Tables: python -m experiments.make_tables '
+        f'--runs={values.results}')
 
 
 if __name__ == '__main__':
