@@ -6,6 +6,7 @@ The reference comes from supervised fine-tuning on the task's demonstrations, or
 
 import contextlib
 import dataclasses
+import re
 
 import jax
 import numpy as np
@@ -95,6 +96,11 @@ def train(run, parts, writer, samples, reference, stage1) -> dict:
 def main(run: launch.Run) -> None:
   """Runs both stages, evaluates, and writes the table, the figures and results.json."""
   config = run.config
+  unused = [name for name in run.overrides if re.match('sft[.](?!algorithm[.]head_chunk)', name)]
+  if config.policy_init_from and unused:
+    raise ValueError(
+        f'config.{unused[0]} has no effect with config.policy_init_from: nothing is fine-tuned'
+    )
   with components.build(run) as parts, contextlib.closing(metrics.MetricsWriter(
       run.workdir, wandb_project=config.wandb_project, config=dataclasses.asdict(config)
   )) as writer, contextlib.closing(

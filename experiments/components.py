@@ -73,10 +73,11 @@ class Components:
     if repeated := getattr(self.task, 'num_repeated', 0):
       left_out += f' ({repeated} left out because they ask what held-out ones ask)'
     origin = self.origin.describe() if self.origin else 'from scratch'
+    notes = [self.config.note] + ([] if self.origin else [getattr(self.config, 'scale_note', '')])
     return (
         f'{self.task.name}, {len(self.task.train)} training and {len(self.task.evaluation)} '
         f'held-out problems{left_out}; policy of {count:,} parameters, {origin}; '
-        f'{self.mesh.size} device(s)' + (f'. {self.config.note}' if self.config.note else '')
+        f'{self.mesh.size} device(s)' + ''.join(f'. {note}' for note in notes if note)
     )
 
   @property
@@ -147,7 +148,8 @@ class Components:
       return  # A killed run makes the same ones again.
     peft.save(
         folder, params['adapters'], self.config.lora, self.model, model_type=about['model_type'],
-        base=about['directory'],
+        # Parameters of this project's may have been trained since they left their checkpoint.
+        base=about['directory'] if self.origin.checkpoint else None,
     )
 
   def save_trained(self, workdir: pathlib.Path, params: Params) -> None:
@@ -230,11 +232,7 @@ def build(run: launch.Run) -> Iterator[Components]:
   origin = None
   if config.policy_init_from:
     origin = origins.read(config.policy_init_from, field='config.policy_init_from')
-  task = config.task.make(config.seed, config.data_dir, origin.tokenizer_dir if origin else '')
-  if not task.evaluation:
-    raise ValueError(f'{task.name} has no held-out problems (config.task.num_evaluation)')
-  if origin:
-    origin.check_tokenizer(task.tokenizer.fingerprint, of=task.name)
+  task = make_task(config, origin)
   model = model_for(task, origins.resolve_model(config.model, origin, overrides=run.overrides))
   mesh = mesh_lib.from_config(config.mesh)
   for name, (size, micro_batches) in config.batch_sizes().items():
@@ -252,6 +250,29 @@ def build(run: launch.Run) -> Iterator[Components]:
     yield Components(config, task, model, form, origin, mesh, key, stopper, abstract)
 
 
+def make_task(config: Any, origin: origins.Origin | None) -> Task:
+  """The config's task, in the tokens of the policy.
+
+  Raises:
+    ValueError: the task's data is missing or malformed, it has no held-out problems, or it has
+      another tokenizer than the policy, or none is known.
+  """
+  tokenizer_dir, pretrained = '', False
+  if origin:
+    tokenizer_dir, pretrained = origin.tokenizer_dir, bool(origin.hugging_face)
+    if origin.checkpoint and not tokenizer_dir and getattr(config.task, 'tokenizer_dir', 1) == '':
+      raise ValueError(
+          f'no tokenizer lies in {origin.directory} ({origin.field}): give '
+          '--config.task.tokenizer_dir=DIR'
+      )
+  task = config.task.make(config.seed, config.data_dir, tokenizer_dir, pretrained)
+  if not task.evaluation:
+    raise ValueError(f'{task.name} has no held-out problems (config.task.num_evaluation)')
+  if origin:
+    origin.check_tokenizer(task.tokenizer.fingerprint, of=task.name)
+  return task
+
+
 def model_for(task: Task, model: configs.TransformerConfig) -> configs.TransformerConfig:
   """The model with its vocabulary filled in; ValueError where the task does not fit into it."""
   model = dataclasses.replace(model, vocab_size=model.vocab_size or task.tokenizer.vocab_size)
@@ -263,8 +284,9 @@ def model_for(task: Task, model: configs.TransformerConfig) -> configs.Transform
   longest = task.max_prompt_tokens + task.max_response_tokens
   if model.max_length < longest:
     raise ValueError(
-        f'config.model.max_length must be at least {longest} (prompt and response of {task.name}), '
-        f'got {model.max_length}'
+        f'config.model.max_length must be at least {longest} (the longest prompt and response of '
+        f'{task.name}), got {model.max_length}: lower max_prompt_tokens or max_response_tokens of '
+        'config.task, where it has them, or raise it, where positions are rotary'
     )
   return model
 

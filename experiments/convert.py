@@ -159,7 +159,9 @@ def find_tokenizer(source: Source, directory: str) -> tuple[str, Tokenizer | Non
       were trained with, or it has more tokens than the embedding has rows.
   """
   origin = source.origin
-  found = directory or origin.tokenizer_dir or source.hugging_face.get('directory', '')
+  found = directory or origin.tokenizer_dir
+  if not found:
+    return '', None
   try:
     tokenizer = tokenizers.load_tokenizer(found)
   except ValueError:

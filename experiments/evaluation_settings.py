@@ -24,12 +24,14 @@ class Gsm8kTest(settings.Gsm8kTask):
 
   max_prompt_tokens: int = 512
 
-  def make(self, seed: int, data_dir: str, tokenizer_dir: str = ''):
+  def make(
+      self, seed: int, data_dir: str, tokenizer_dir: str = '', pretrained: bool = False
+  ):
     """Builds the task; `data_dir` holds train.jsonl and test.jsonl."""
     settings.at_least(self, 'config.task', max_response_tokens=1)
     longest = max(self.max_response_tokens, _LONGEST_SOLUTION)
     changed = dataclasses.replace(self, max_response_tokens=longest)
-    task = settings.Gsm8kTask.make(changed, seed, data_dir, tokenizer_dir)
+    task = settings.Gsm8kTask.make(changed, seed, data_dir, tokenizer_dir, pretrained)
     return dataclasses.replace(task, max_response_tokens=self.max_response_tokens)
 
 
@@ -52,10 +54,13 @@ class JsonlTask:
   max_prompt_tokens: int = 512
   max_response_tokens: int = 1024
 
-  def make(self, seed: int, data_dir: str, tokenizer_dir: str = ''):
+  def make(
+      self, seed: int, data_dir: str, tokenizer_dir: str = '', pretrained: bool = False
+  ):
     """Builds the task, of evaluation problems alone."""
     from jaxrl_llm.tasks import jsonl
 
+    del pretrained
     if not self.file:
       raise ValueError('a file of problems is needed: --config.task.file=FILE.jsonl')
     if not (self.tokenizer_dir or tokenizer_dir):
@@ -114,7 +119,7 @@ class EvaluatePolicy:
   Attributes:
     seed: of the samples, and of which problems are used where not all are.
     data_dir: folder of the task's data.
-    task: a task's settings, with `make(seed, data_dir, tokenizer_dir)`.
+    task: a task's settings, as in `settings.Experiment`.
     model: how the policy is computed (param_dtype, compute_dtype, scan_unroll ...); its
       shape is that of the folder.
     policy_init_from: a Hugging Face checkpoint, or what a run wrote (WORKDIR/params,

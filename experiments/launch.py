@@ -42,7 +42,7 @@ REPOSITORY = command_line.REPOSITORY
 
 # Config fields that say where something lies or how it is shown, never what is computed: a run
 # may be resumed with another value.
-RELOCATABLE_FIELDS = frozenset({'data_dir', 'wandb_project', 'note'})
+RELOCATABLE_FIELDS = frozenset({'data_dir', 'wandb_project', 'note', 'scale_note'})
 
 _PACKAGES = {
     'jax': 'jax', 'jaxlib': 'jaxlib', 'flax': 'flax', 'optax': 'optax',

@@ -8,6 +8,9 @@ import pathlib
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+import jax
+import jax.numpy as jnp
+
 from jaxrl_llm.data import tokenizers
 from jaxrl_llm.models import configs
 from jaxrl_llm.models.pretrained import huggingface
@@ -24,6 +27,10 @@ class Origin(NamedTuple):
     directory: the folder.
     model: the shape of what lies there; computed as by default.
     tokenizer: its tokenizer's fingerprint; '' for a checkpoint without one.
+    tokenizer_dir: where that tokenizer lies: in the folder itself, or in the checkpoint
+      that the parameters came from; '' where that is not known.
+    hugging_face: what is kept with parameters that came from a checkpoint, so that they can
+      go back: {'model_type', 'fields', 'role', 'num_outputs', 'directory'}; {} if none did.
     checkpoint: what config.json says, or None for a folder of this project's.
     field: the config field that named the folder, for errors.
   """
@@ -31,35 +38,15 @@ class Origin(NamedTuple):
   directory: pathlib.Path
   model: configs.TransformerConfig
   tokenizer: str
+  tokenizer_dir: str
+  hugging_face: dict[str, Any]
   checkpoint: huggingface.Checkpoint | None
   field: str
-
-  @property
-  def tokenizer_dir(self) -> str:
-    """The folder itself where a tokenizer lies in it, else ''."""
-    return str(self.directory) if self.checkpoint and self.tokenizer else ''
 
   def describe(self) -> str:
     """One phrase for the terminal."""
     kind = self.checkpoint.model_type if self.checkpoint else 'of this project'
     return f'from {self.directory} ({kind})'
-
-  @property
-  def hugging_face(self) -> dict[str, Any]:
-    """What is kept with parameters that came from a checkpoint, so that they can go back.
-
-    {'model_type', 'fields', 'role', 'num_outputs', 'directory'}; {} if none ever did.
-    """
-    if not self.checkpoint:
-      return checkpoints.read_metadata(self.directory).get('hugging_face', {})
-    fields = self.checkpoint.fields
-    labels = fields.get('id2label')
-    return {
-        'model_type': self.checkpoint.model_type, 'fields': fields, 'role': self.checkpoint.role,
-        # Two where config.json does not say, as transformers has it.
-        'num_outputs': len(labels) if labels else int(fields.get('num_labels', 2)),
-        'directory': str(self.directory.absolute()),
-    }
 
   def load(self, abstract_params: Params, *, fresh: Params | None = None) -> Params:
     """Loads the parameters onto the mesh.
@@ -76,7 +63,14 @@ class Origin(NamedTuple):
     """
     if self.checkpoint:
       return huggingface.load_params(self.checkpoint, abstract_params, fresh=fresh)
-    return checkpoints.load_params(self.directory, abstract_params, cast=True)[0]
+    load = lambda abstract: checkpoints.load_params(self.directory, abstract, cast=True)[0]
+    if not (self.model.tie_embeddings and 'head' in abstract_params):
+      return load(abstract_params)
+    # A head of its own, which starts as the embedding that it was tied to.
+    params = load({name: tree for name, tree in abstract_params.items() if name != 'head'})
+    kernel = jnp.copy(params['embedder']['embedding'])
+    sharding = abstract_params['head']['kernel'].sharding
+    return {**params, 'head': {'kernel': jax.device_put(kernel, sharding)}}
 
   def check_tokenizer(self, fingerprint: str, *, of: str) -> None:
     """Raises ValueError if the folder's tokenizer is known and is another one."""
@@ -113,13 +107,41 @@ def read(directory: str, *, field: str) -> Origin:
     fingerprint = ''
     if any(next(path.glob(name), None) for name in _TOKENIZER_FILES):
       fingerprint = tokenizers.load_tokenizer(path).fingerprint
-    return Origin(path, checkpoint.config, fingerprint, checkpoint, field)
+    return Origin(
+        path, checkpoint.config, fingerprint, str(path) if fingerprint else '',
+        _about(checkpoint), checkpoint, field,
+    )
   metadata = checkpoints.read_metadata(path)
   known = {item.name for item in dataclasses.fields(configs.TransformerConfig)}
   model = configs.TransformerConfig(
       **{name: value for name, value in metadata.get('model', {}).items() if name in known}
   )
-  return Origin(path, model, str(metadata.get('tokenizer', '')), None, field)
+  fingerprint = str(metadata.get('tokenizer', ''))
+  about = metadata.get('hugging_face', {})
+  return Origin(
+      path, model, fingerprint, _remembered(about.get('directory', ''), fingerprint), about, None,
+      field,
+  )
+
+
+def _about(checkpoint: huggingface.Checkpoint) -> dict[str, Any]:
+  """`Origin.hugging_face` of a checkpoint."""
+  labels = checkpoint.fields.get('id2label')
+  return {
+      'model_type': checkpoint.model_type, 'fields': checkpoint.fields, 'role': checkpoint.role,
+      # Two where config.json does not say, as transformers has it.
+      'num_outputs': len(labels) if labels else int(checkpoint.fields.get('num_labels', 2)),
+      'directory': str(checkpoint.directory.absolute()),
+  }
+
+
+def _remembered(directory: str, fingerprint: str) -> str:
+  """The folder of the tokenizer that parameters were trained with, if it is still there."""
+  try:
+    same = bool(directory) and tokenizers.load_tokenizer(directory).fingerprint == fingerprint
+  except ValueError:
+    same = False
+  return directory if same else ''
 
 
 def resolve_model(
@@ -130,6 +152,9 @@ def resolve_model(
   A config whose `vocab_size` is 0 describes a model that is drawn to fit a task: loaded
   parameters replace its shape. One that names its vocabulary means a particular published
   model, and the folder has to hold that one.
+
+  Two fields may be overridden on the command line. `max_length` is no shape where positions
+  are rotary. `tie_embeddings=False` gives a tied model a head of its own.
 
   Args:
     model: of the config.
@@ -144,19 +169,22 @@ def resolve_model(
   """
   if origin is None:
     return dataclasses.replace(model)
-  shape = {
-      item.name: (getattr(model, item.name), getattr(origin.model, item.name))
-      for item in dataclasses.fields(model) if item.name not in configs.COMPUTE_FIELDS
-  }
-  for name, (ours, theirs) in shape.items():
-    if ours != theirs and (model.vocab_size or f'model.{name}' in overrides):
+  kept = {name: getattr(model, name) for name in configs.COMPUTE_FIELDS}
+  rotary, unties = origin.model.positions == 'rope', not model.tie_embeddings
+  if rotary and 'model.max_length' in overrides:
+    kept['max_length'] = model.max_length
+  if origin.model.tie_embeddings and unties and 'model.tie_embeddings' in overrides:
+    kept['tie_embeddings'] = False
+  for item in dataclasses.fields(model):
+    ours, theirs = getattr(model, item.name), getattr(origin.model, item.name)
+    if item.name in kept or ours == theirs or (rotary and item.name == 'max_length'):
+      continue
+    if model.vocab_size or f'model.{item.name}' in overrides:
       raise ValueError(
-          f'config.model.{name} is {ours!r}, and {theirs!r} in {origin.directory}, which decides '
-          f'the shape ({origin.field})'
+          f'config.model.{item.name} is {ours!r}, and {theirs!r} in {origin.directory}, which '
+          f'decides the shape ({origin.field})'
       )
-  return dataclasses.replace(
-      origin.model, **{name: getattr(model, name) for name in configs.COMPUTE_FIELDS}
-  )
+  return dataclasses.replace(origin.model, **kept)
 
 
 def identity(tokenizer_fingerprint: str, model: configs.TransformerConfig) -> dict[str, Any]:

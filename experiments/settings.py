@@ -31,9 +31,11 @@ class ArithmeticTask:
   answer_format: str = 'reversed'
   padding: str = 'zeros'
 
-  def make(self, seed: int, data_dir: str, tokenizer_dir: str = ''):
+  def make(
+      self, seed: int, data_dir: str, tokenizer_dir: str = '', pretrained: bool = False
+  ):
     """Builds the task; of characters, so that no folder is needed."""
-    del tokenizer_dir
+    del tokenizer_dir, pretrained
     from jaxrl_llm.tasks import arithmetic
 
     if data_dir:
@@ -49,9 +51,11 @@ class CountdownTask:
   num_train: int = 2_000
   wrong_rate: float = 0.3
 
-  def make(self, seed: int, data_dir: str, tokenizer_dir: str = ''):
+  def make(
+      self, seed: int, data_dir: str, tokenizer_dir: str = '', pretrained: bool = False
+  ):
     """Builds the task of characters; `data_dir` holds the published test file."""
-    del tokenizer_dir
+    del tokenizer_dir, pretrained
     from jaxrl_llm.tasks import countdown
 
     _need_data_dir(data_dir, 'countdown', countdown.TEST_FILE)
@@ -62,8 +66,9 @@ class CountdownTask:
 class Gsm8kTask:
   """GSM8K; fields as in `tasks.gsm8k.make_task`, where 0 stands for all (or no limit).
 
-  A `tokenizer_dir` of '' is the folder that the policy is loaded from, or, where it has no
-  tokenizer, the default. A `vocabulary` of 'auto' is full in the first case, compact otherwise.
+  A `tokenizer_dir` of '' is that of the policy's folder, or the default where the policy is
+  drawn. A `vocabulary` of 'auto' is full for a policy that comes from a Hugging Face
+  checkpoint, compact otherwise.
   """
 
   tokenizer_dir: str = ''
@@ -76,7 +81,9 @@ class Gsm8kTask:
   max_vocabulary: int = 0
   annotations: str = 'strip'
 
-  def make(self, seed: int, data_dir: str, tokenizer_dir: str = ''):
+  def make(
+      self, seed: int, data_dir: str, tokenizer_dir: str = '', pretrained: bool = False
+  ):
     """Builds the task; `data_dir` holds train.jsonl and test.jsonl."""
     from jaxrl_llm.tasks import gsm8k
 
@@ -87,10 +94,7 @@ class Gsm8kTask:
     )
     options = {name: value or None for name, value in dataclasses.asdict(self).items()}
     options['tokenizer_dir'] = self.tokenizer_dir or tokenizer_dir or None
-    if self.vocabulary == 'auto' and tokenizer_dir:
-      options |= {'vocabulary': 'full', 'max_vocabulary': None}
-    elif self.vocabulary == 'auto':
-      options['vocabulary'] = 'compact'
+    options |= _vocabulary(self, pretrained)
     return gsm8k.make_task(data_dir=data_dir, seed=seed, **options)
 
 
@@ -100,8 +104,8 @@ class ChatTask:
 
   `files` names files in the data folder, with commas between them; each is a source of
   `SftSettings.mixture`. `stop_tokens` likewise; '' is what the tokenizer's folder says. A
-  `tokenizer_dir` of '' is the folder that the policy is loaded from, or, where it has no
-  tokenizer, DATA_DIR/../tokenizers/qwen2. Conversations are learned, not answered: there is
+  `tokenizer_dir` of '' is that of the policy's folder, or DATA_DIR/../tokenizers/qwen2 where the
+  policy is drawn; `vocabulary` as in `Gsm8kTask`. Conversations are learned, not answered: there is
   no reward, and no binary but sft can use them.
   """
 
@@ -115,7 +119,9 @@ class ChatTask:
   vocabulary: str = 'full'
   max_vocabulary: int = 0
 
-  def make(self, seed: int, data_dir: str, tokenizer_dir: str = ''):
+  def make(
+      self, seed: int, data_dir: str, tokenizer_dir: str = '', pretrained: bool = False
+  ):
     """Builds the task; `data_dir` holds the files."""
     from jaxrl_llm.tasks import chat
 
@@ -134,9 +140,23 @@ class ChatTask:
             self.tokenizer_dir or tokenizer_dir or folder.parent / 'tokenizers' / 'qwen2'
         ),
         'stop_tokens': self.stop_tokens.split(',') if self.stop_tokens else None,
-        'max_vocabulary': self.max_vocabulary or None,
+        **_vocabulary(self, pretrained),
     }
     return chat.make_task(seed=seed, **options)
+
+
+def _vocabulary(task: Gsm8kTask | ChatTask, pretrained: bool) -> dict[str, Any]:
+  """How much of the tokenizer's vocabulary is used: `vocabulary` and `max_vocabulary`."""
+  kind = task.vocabulary
+  if kind == 'auto':
+    kind = 'full' if pretrained else 'compact'
+  elif kind == 'compact' and pretrained:
+    raise ValueError(
+        "config.task.vocabulary must be 'full' or 'auto' for a policy from a Hugging Face "
+        "checkpoint, whose ids are those of its tokenizer, got 'compact'"
+    )
+  drops = kind == 'full' and task.vocabulary == 'auto'
+  return {'vocabulary': kind, 'max_vocabulary': None if drops else task.max_vocabulary or None}
 
 
 def _need_data_dir(data_dir: str, task: str, files: str) -> None:
@@ -231,7 +251,7 @@ class Experiment:
   Attributes:
     seed: of everything that is drawn.
     data_dir: folder of the task's real data; '' where it needs none.
-    task: a task's settings, with `make(seed, data_dir)`.
+    task: a task's settings, with `make(seed, data_dir, tokenizer_dir, pretrained)`.
     model: the policy's shape; a `vocab_size` of 0 is filled in from the tokenizer.
     policy_init_from: a folder of parameters to start from: a Hugging Face checkpoint, or
       what a run wrote (WORKDIR/params, WORKDIR/trained); '' draws them. It decides the
@@ -246,8 +266,8 @@ class Experiment:
     evaluation: how and when it is evaluated.
     mesh: sizes of the device mesh.
     wandb_project: a Weights & Biases project; '' is off.
-    note: what a reader must know about the setting (what was scaled); printed with
-      its results.
+    note: what a reader must know about the setting; printed with its results.
+    scale_note: the same of what was scaled down for a policy that is drawn.
   """
 
   seed: int = 0
@@ -265,6 +285,7 @@ class Experiment:
   mesh: mesh_lib.MeshConfig = dataclasses.field(default_factory=mesh_lib.MeshConfig)
   wandb_project: str = ''
   note: str = ''
+  scale_note: str = ''
 
   NETWORKS: ClassVar[tuple[str, ...]] = ()
 

@@ -32,5 +32,5 @@ def get_config() -> settings.AStarPo:
       batch_size=128,
       eval_every=20,
       evaluation=settings.EvaluationSettings(batch_size=256),
-      note='A decoder of 0.6M parameters from scratch, on characters',
+      scale_note='A decoder of 0.6M parameters from scratch, on characters',
   )

@@ -101,7 +101,7 @@ def _cpu_size() -> settings.AStarPo:
       evaluation=settings.EvaluationSettings(
           num_samples=2, batch_size=64, diagnosed_prompts=32, diagnosed_samples=8
       ),
-      note=(
+      scale_note=(
           'Scaled for a CPU: a decoder of about 1M parameters from scratch (published: Qwen2.5 of '
           '1.5B to 7B), 256 of 7,473 training and 128 of 1,319 test problems, 2,048 of the '
           'tokenizer\'s ids, responses of at most 160 tokens (published: 1,024), N = 4 (8), '

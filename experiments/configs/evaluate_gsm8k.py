@@ -5,8 +5,8 @@
 
 The number behind the last `####` counts, of a response that stopped. DIR is a Hugging Face
 checkpoint with its tokenizer, or what a run wrote (WORKDIR/params, WORKDIR/trained), whose tokens
-are then those of config.task (after `a_star_po_gsm8k`: --config.task.vocabulary=compact
---config.task.max_vocabulary=2048). Instruction-tuned models want --config.chat_template=auto. On
+are then those of config.task (after `a_star_po_gsm8k` from scratch: --config.task.vocabulary=compact
+--config.task.max_vocabulary=2048 --config.model.max_length=2048). Instruction-tuned models want --config.chat_template=auto. On
 accelerators: --config.model.compute_dtype=bfloat16 --config.model.scan_unroll=1.
 """
 

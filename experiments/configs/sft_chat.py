@@ -34,7 +34,7 @@ def _cpu_size() -> settings.Experiment:
   return settings.Experiment(
       task=settings.ChatTask(
           files=_FILE, template='chatml', num_evaluation=100, max_prompt_tokens=256,
-          max_response_tokens=384, vocabulary='compact', max_vocabulary=4_096,
+          max_response_tokens=384, vocabulary='auto', max_vocabulary=4_096,
       ),
       model=configs.TransformerConfig(
           num_layers=4, width=128, num_heads=4, num_kv_heads=2, head_dim=32, mlp_width=384,
@@ -48,7 +48,7 @@ def _cpu_size() -> settings.Experiment:
           ),
       ),
       evaluation=settings.EvaluationSettings(batch_size=4),
-      note=(
+      scale_note=(
           'Scaled for a CPU: a decoder of about 1.3M parameters from scratch, 4,096 of the '
           "tokenizer's ids"
       ),
@@ -62,7 +62,7 @@ def _pretrained() -> settings.Experiment:
           max_response_tokens=1_024,
       ),
       model=configs.TransformerConfig(
-          compute_dtype='bfloat16', remat='full', scan_unroll=1, max_length=2_048
+          compute_dtype='bfloat16', remat='full', scan_unroll=1
       ),
       sft=settings.SftSettings(
           steps=500, batch_size=16, packed_length=2_048, save_every=100,

@@ -27,7 +27,7 @@ def _cpu_size() -> settings.Experiment:
   full = a_star_po_gsm8k.get_config()
   return settings.Experiment(
       task=full.task, model=full.model, sft=full.sft, evaluation=full.evaluation,
-      note=(
+      scale_note=(
           'Scaled for a CPU: a decoder of about 1M parameters from scratch, 128 of 1,319 test '
           "problems, 2,048 of the tokenizer's ids, responses of at most 160 tokens"
       ),
@@ -38,7 +38,7 @@ def _pretrained() -> settings.Experiment:
   return settings.Experiment(
       task=settings.Gsm8kTask(max_prompt_tokens=256, max_response_tokens=512),
       model=configs.TransformerConfig(
-          compute_dtype='bfloat16', remat='full', scan_unroll=1, max_length=1_024
+          compute_dtype='bfloat16', remat='full', scan_unroll=1
       ),
       sft=settings.SftSettings(
           # 7,473 problems of about 200 tokens: near two epochs.

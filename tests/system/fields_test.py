@@ -13,7 +13,8 @@ from tests.system import running, tiny_config
 
 # One run with everything changed that leaves its trace in a place of its own.
 _CHANGED = {
-    'note': 'a note', 'steps': 9, 'batch_size': 16, 'stage1_batch_size': 16, 'eval_every': 5,
+    'note': 'a note', 'scale_note': 'scaled', 'steps': 9, 'batch_size': 16,
+    'stage1_batch_size': 16, 'eval_every': 5,
     'save_every': 4, 'sft.steps': 30, 'sft.batch_size': 16, 'sft.save_every': 7,
     'sft.log_every': 4, 'evaluation.num_samples': 2, 'evaluation.batch_size': 5,
     'evaluation.control_temperature': 0.7, 'evaluation.num_shown': 3,
@@ -75,6 +76,7 @@ def test_evaluation_settings_are_seen_in_the_results(changed, whole):
   assert all((5 * row['success_rate']) == pytest.approx(round(5 * row['success_rate']))
              for row in rows)
   assert 'a note' in done.stdout and 'a note' not in whole.stdout
+  assert 'scaled' in done.stdout and 'scaled' not in whole.stdout
 
 
 def test_the_batch_of_an_evaluation_matters_to_memory_alone(runner, whole, tmp_path):

@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import pytest
 
-from jaxrl_llm.models import configs, lora, policy
+from jaxrl_llm.models import configs, lora, partial, policy
 from jaxrl_llm.models.pretrained import huggingface, peft
 from jaxrl_llm.sharding import mesh as mesh_lib
 from jaxrl_llm.training import checkpoints
@@ -86,6 +86,15 @@ def test_adapters_alone_are_trained_and_merged_in_the_end(runner, checkpoint, wh
   adapters = peft.load(tmp_path / 'run' / 'adapters', model, model_type='llama')[1]
   merged = lora.merge({'base': before, 'adapters': adapters}, lora_config)
   assert max(_largest_change(merged, after).values()) < 1e-6
+  adapter_config = json.loads((tmp_path / 'run' / 'adapters' / 'adapter_config.json').read_text())
+  assert adapter_config['base_model_name_or_path'] == str(checkpoint)
+  # A run from there has another base than the checkpoint, and does not claim it.
+  chained = runner.finish(
+      tmp_path / 'chained', f'--config.policy_init_from={tmp_path / "run" / "trained"}',
+      '--config.steps=1', '--config.lora.rank=2')
+  assert chained.returncode == 0, chained.stderr
+  config_file = tmp_path / 'chained' / 'adapters' / 'adapter_config.json'
+  assert json.loads(config_file.read_text())['base_model_name_or_path'] is None
   killed = runner.finish(tmp_path / 'killed', *arguments, die=['checkpoint', 1])
   assert killed.returncode != 0
   again = runner.finish(tmp_path / 'killed', *arguments)
@@ -93,16 +102,16 @@ def test_adapters_alone_are_trained_and_merged_in_the_end(runner, checkpoint, wh
   running.assert_same(tmp_path / 'killed', tmp_path / 'run')
 
 
-def test_the_last_layers_alone_are_trained(runner, tmp_path):
-  shape = ['--config.model.num_layers=2', '--config.model.tie_embeddings=False']
+def test_the_last_layers_alone_are_trained_and_a_tied_head_is_untied(runner, tmp_path):
+  shape = ['--config.model.num_layers=2']
   done = runner.finish(tmp_path / 'sft', *shape, experiment='sft')
   assert done.returncode == 0, done.stderr
   params = tmp_path / 'sft' / 'params'
   done = runner.finish(
-      tmp_path / 'run', *shape, f'--config.policy_init_from={params}',
-      '--config.train_last_layers=1', '--config.steps=3')
+      tmp_path / 'run', '--config.model.tie_embeddings=False',
+      f'--config.policy_init_from={params}', '--config.train_last_layers=1', '--config.steps=3')
   assert done.returncode == 0, done.stderr
-  before, after = _load(params)[1], _load(tmp_path / 'run' / 'trained')[1]
+  before, after = partial.untie(_load(params)[1]), _load(tmp_path / 'run' / 'trained')[1]
   changes = _largest_change(before, after)
   assert changes['embedder/embedding'] == 0
   assert all(changes[name] > 0 for name in ('head/kernel', 'final_norm/scale'))
@@ -128,12 +137,31 @@ def test_bad_input_is_one_line(runner, tmp_path, arguments, words):
   running.assert_one_line(done, *words)
 
 
+def test_a_checkpoint_without_a_tokenizer_is_not_trained_on_other_ids(
+    runner, checkpoint, data_dir, tmp_path):
+  for experiment, config, folder in (
+      ('sft', 'sft_gsm8k', 'gsm8k'), ('a_star_po', 'a_star_po_gsm8k', 'gsm8k'),
+      ('sft', 'sft_chat', 'preferences')):
+    done = runner.command(
+        experiment, f'--config={running.REPOSITORY}/experiments/configs/{config}.py',
+        f'--config.policy_init_from={checkpoint}', f'--config.data_dir={data_dir / folder}',
+        cwd=tmp_path)
+    running.assert_one_line(done, 'no tokenizer lies in', '--config.task.tokenizer_dir=DIR')
+
+
+def test_settings_of_fine_tuning_are_refused_where_nothing_is_fine_tuned(
+    runner, checkpoint, tmp_path):
+  done = runner.finish(
+      tmp_path / 'run', f'--config.policy_init_from={checkpoint}', '--config.sft.steps=3')
+  running.assert_one_line(done, 'config.sft.steps has no effect', 'policy_init_from')
+
+
 def test_a_tokenizer_that_is_larger_than_the_embedding_names_both_sizes(
     runner, checkpoint, tmp_path):
   # Two digits and another padding: more characters than the checkpoint has rows.
   rows = huggingface.read_config(checkpoint).config.vocab_size
   small = tmp_path / 'small'
-  model, _ = huggingface.read_config(checkpoint).config, None
+  model = huggingface.read_config(checkpoint).config
   smaller = configs.TransformerConfig(**{**vars(model), 'vocab_size': rows - 3})
   params = policy.make(smaller).init(jax.random.key(0))
   huggingface.save(small, smaller, params, model_type='llama')

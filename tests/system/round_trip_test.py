@@ -66,7 +66,7 @@ def test_fine_tune_convert_load_and_evaluate(runner, data_dir, tmp_path, family)
 
   done = runner.command(
       'convert', f'--from={tmp_path / "sft" / "params"}', f'--to={tmp_path / "out"}',
-      f'--model_type={family}', f'--tokenizer={checkpoint}', cwd=tmp_path)
+      cwd=tmp_path)
   assert done.returncode == 0, done.stderr
   before, after = (huggingface.read_config(tmp_path / name) for name in ('checkpoint', 'out'))
   assert before.config == after.config
@@ -80,8 +80,8 @@ def test_fine_tune_convert_load_and_evaluate(runner, data_dir, tmp_path, family)
   for name, source in (('hugging_face', tmp_path / 'out'), ('ours', tmp_path / 'sft' / 'params')):
     done = runner.command(
         'evaluate', config('evaluate_jsonl'), f'--config.policy_init_from={source}',
-        f'--config.task.file={tmp_path / "data" / "sums.jsonl"}',
-        f'--config.task.tokenizer_dir={checkpoint}', '--config.task.max_prompt_tokens=24',
+        # Both folders know their tokenizer: ours remembers the checkpoint that it came from.
+        f'--config.task.file={tmp_path / "data" / "sums.jsonl"}', '--config.task.max_prompt_tokens=24',
         '--config.task.max_response_tokens=4', '--config.num_samples=2', '--config.batch_size=3',
         f'--workdir={tmp_path / name}', cwd=tmp_path)
     assert done.returncode == 0, done.stderr
