@@ -183,20 +183,18 @@ def summarize(records: Sequence[Record]) -> dict[str, float]:
     records: one a problem; see `Record`.
 
   Returns:
-    pass@k for all powers of two k ≤ n, maj@k for those above 1 (a truncated response does not
-    vote), greedy_accuracy where it was measured, each with its standard error over problems
-    (`_se`); length (tokens, stop token included) and truncated (fraction) of the samples;
-    problems and samples.
+    pass@k for all powers of two k < n and for k = n, maj@k for those above 1 (a truncated
+    response does not vote), greedy_accuracy where it was measured, each with its standard error
+    over problems (`_se`); length (tokens, stop token included) and truncated (fraction) of the
+    samples; problems and samples.
   """
   column = lambda name, field: np.array([record[name][field] for record in records])
   right = column('samples', 'rewards') > 0
   num_samples = right.shape[1]
-  powers = [2**i for i in range(num_samples.bit_length())]
-  values = {
-      f'pass@{k}': pass_at_k.pass_at_k(num_samples, right.sum(axis=1), k=k) for k in powers
-  }
+  sizes = [2**i for i in range((num_samples - 1).bit_length())] + [num_samples]
+  values = {f'pass@{k}': pass_at_k.pass_at_k(num_samples, right.sum(axis=1), k=k) for k in sizes}
   votes = column('samples', 'votes')
-  values |= {f'maj@{k}': majority.majority_at_k(votes, right, k=k) for k in powers[1:]}
+  values |= {f'maj@{k}': majority.majority_at_k(votes, right, k=k) for k in sizes if k > 1}
   if 'greedy' in records[0]:
     values['greedy_accuracy'] = (column('greedy', 'rewards') > 0).mean(axis=1)
   numbers: dict[str, float] = {}

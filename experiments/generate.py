@@ -12,6 +12,7 @@ rounding at ties. A file is written when it is complete; until then, the same co
 import contextlib
 import dataclasses
 import functools
+import math
 import pathlib
 import re
 import signal
@@ -193,6 +194,12 @@ def check_flags(values: flags.FlagValues) -> None:
     raise UsageError(f'--system needs a chat template, got {values.system!r} and none')
   if values.mesh and not re.fullmatch(r'\d+x\d+x\d+', values.mesh):
     raise UsageError(f'--mesh must be three sizes such as 1x8x1, got {values.mesh!r}')
+  restricts = values.num_samples > 1 or values.top_k or values.top_p < 1
+  if values.temperature == 0 and restricts:
+    raise UsageError(
+        '--temperature=0 always chooses the same: it needs --num_samples=1, --top_k=0 and '
+        f'--top_p=1, got {values.num_samples}, {values.top_k} and {values.top_p}'
+    )
 
 
 def load(values: flags.FlagValues) -> Generator:
@@ -207,11 +214,22 @@ def load(values: flags.FlagValues) -> Generator:
       # Unrolled layers suit CPUs; elsewhere compilation would take minutes.
       scan_unroll=0 if jax.default_backend() == 'cpu' else 1,
   )
-  sizes = tuple(map(int, values.mesh.split('x'))) if values.mesh else (1, 1, 1)
-  mesh = mesh_lib.make_mesh(*sizes, devices=None if values.mesh else jax.devices()[:1])
+  mesh = make_mesh(values.mesh)
   model = policy_lib.make(config)
   params = source.origin.load(components.abstract_params(model, mesh))
   return Generator(values, model, params, tokenizer, folder, mesh, config.max_length)
+
+
+def make_mesh(shape: str) -> jax.sharding.Mesh:
+  """The mesh of --mesh; UsageError if it does not use the devices that there are."""
+  if not shape:
+    return mesh_lib.make_mesh(1, 1, 1, devices=jax.devices()[:1])
+  sizes = tuple(map(int, shape.split('x')))
+  if math.prod(sizes) != jax.device_count():
+    raise UsageError(
+        f'--mesh (data x fsdp x tensor) must use all {jax.device_count()} devices, got {shape}'
+    )
+  return mesh_lib.make_mesh(*sizes)
 
 
 def character_tokenizer(origin: origins.Origin) -> Tokenizer:
@@ -239,6 +257,8 @@ def read_prompts(
   for row, place in zip(rows, places):
     if isinstance(row.get('prompt'), str) == isinstance(row.get('messages'), list):
       raise UsageError(f"{place}: needs either a text 'prompt' or a list 'messages'")
+    if row.get('messages') == []:
+      raise UsageError(f"{place}: 'messages' must hold at least one, got an empty list")
     if template is None and 'messages' in row:
       raise UsageError(f"{place}: 'messages' need a chat template (--chat_template)")
   if template is None:

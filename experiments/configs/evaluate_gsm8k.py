@@ -4,10 +4,11 @@
       --config.policy_init_from=DIR --config.data_dir=DIR_OF_TRAIN_AND_TEST_JSONL
 
 The number behind the last `####` counts, of a response that stopped. DIR is a Hugging Face
-checkpoint with its tokenizer, or what a run wrote (WORKDIR/params, WORKDIR/trained), whose tokens
-are then those of config.task (after `a_star_po_gsm8k` from scratch: --config.task.vocabulary=compact
---config.task.max_vocabulary=2048 --config.model.max_length=2048). Instruction-tuned models want --config.chat_template=auto. On
-accelerators: --config.model.compute_dtype=bfloat16 --config.model.scan_unroll=1.
+checkpoint with its tokenizer, or what a run wrote (WORKDIR/params, WORKDIR/trained). After
+`a_star_po_gsm8k` from scratch its tokens are those of --config.task.vocabulary=compact and
+--config.task.max_vocabulary=2048, and --config.model.max_length=2048 makes room.
+Instruction-tuned models want --config.chat_template=auto. On accelerators:
+--config.model.compute_dtype=bfloat16 --config.model.scan_unroll=1.
 """
 
 from experiments import evaluation_settings
