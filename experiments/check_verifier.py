@@ -19,6 +19,7 @@ import time
 
 from absl import app, flags
 
+from experiments import command_line
 from jaxrl_llm.rewards import math_answer
 
 _SOLUTIONS = flags.DEFINE_string('solutions', None, 'JSON lines with labelled solutions.')
@@ -152,6 +153,9 @@ def main(argv: list[str]) -> int:
 
 
 def _parse_flags(argv: list[str]) -> list[str]:
+  if command_line.wants_help(argv):
+    print(command_line.docstring() + '\n\n' + flags.FLAGS.main_module_help())
+    sys.exit(0)  # Absl would exit with 1.
   try:
     return flags.FLAGS(argv)
   except flags.Error as error:

@@ -45,21 +45,34 @@ class ArithmeticTask:
 
 @dataclasses.dataclass
 class CountdownTask:
-  """Countdown with three numbers; fields as in `tasks.countdown.make_task`."""
+  """Countdown with three numbers; fields as in `tasks.countdown.make_task`.
+
+  Characters, unless the policy comes with a tokenizer or `tokenizer_dir` names one: then the
+  problems are put in words, and 0 stands for the default limits of tokens.
+  """
 
   num_demonstrations: int = 20_000
   num_train: int = 2_000
   wrong_rate: float = 0.3
+  tokenizer_dir: str = ''
+  max_prompt_tokens: int = 0
+  max_response_tokens: int = 0
 
   def make(
       self, seed: int, data_dir: str, tokenizer_dir: str = '', pretrained: bool = False
   ):
-    """Builds the task of characters; `data_dir` holds the published test file."""
-    del tokenizer_dir, pretrained
+    """Builds the task; `data_dir` holds the published test file."""
     from jaxrl_llm.tasks import countdown
 
+    del pretrained
     _need_data_dir(data_dir, 'countdown', countdown.TEST_FILE)
-    return countdown.make_task(data_dir=data_dir, seed=seed, **dataclasses.asdict(self))
+    at_least(self, 'config.task', max_prompt_tokens=0, max_response_tokens=0)
+    options = dataclasses.asdict(self) | {
+        'tokenizer_dir': self.tokenizer_dir or tokenizer_dir or None,
+        'max_prompt_tokens': self.max_prompt_tokens or None,
+        'max_response_tokens': self.max_response_tokens or None,
+    }
+    return countdown.make_task(data_dir=data_dir, seed=seed, **options)
 
 
 @dataclasses.dataclass

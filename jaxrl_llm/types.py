@@ -221,6 +221,9 @@ class Tokenizer(Protocol):
   def encode(self, text: str) -> list[int]:
     """Ids of `text`, without any start or stop token."""
 
+  def encode_continuation(self, text: str) -> list[int]:
+    """Ids of `text` right behind another one: nothing is put in front of it."""
+
   def encode_with_offsets(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
     """The same ids, and for each the half-open range of characters that it stands for."""
 

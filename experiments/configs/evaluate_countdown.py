@@ -3,7 +3,8 @@
   python -m experiments.evaluate --config=experiments/configs/evaluate_countdown.py \\
       --config.policy_init_from=WORKDIR/trained --config.data_dir=DIR_OF_countdown_cd3_test.jsonl
 
-The policy is one of characters, as `a_star_po_countdown` trains it.
+The policy is one of characters, as `a_star_po_countdown` trains it; or one with a tokenizer, such
+as a Hugging Face checkpoint, which is asked in words.
 """
 
 from experiments import evaluation_settings, settings

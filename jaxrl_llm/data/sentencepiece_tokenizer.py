@@ -11,8 +11,6 @@ from jaxrl_llm.data import model_files, tokenizer_files
 # Protocol buffers merge when they are joined: this is a ModelProto that says nothing but
 # normalizer_spec.add_dummy_prefix = false.
 _NO_SPACE_IN_FRONT = b'\x1a\x02\x18\x00'
-_SPACE = '\u2581'  # What a model writes for a space.
-_REPLACEMENT = '\ufffd'  # What an id that stands for nothing is written as.
 
 
 class SentencePieceTokenizer:
@@ -106,10 +104,20 @@ class SentencePieceTokenizer:
 
   def encode(self, text: str) -> list[int]:
     """Ids of `text`, without any start or stop token."""
-    return self.encode_with_offsets(text)[0]
+    return self._encode(text)[0]
+
+  def encode_continuation(self, text: str) -> list[int]:
+    """Ids of `text` right behind another one: nothing is put in front of it."""
+    return self._encode(text, begins=False)[0]
 
   def encode_with_offsets(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
     """Ids of `text`, and for each the half-open range of characters that it stands for."""
+    return self._encode(text)
+
+  def _encode(
+      self, text: str, *, begins: bool = True
+  ) -> tuple[list[int], list[tuple[int, int]]]:
+    """Ids and ranges of a text that begins here, or else goes on."""
     tokenizer_files.check_text(text)
     ids: list[int] = []
     offsets: list[tuple[int, int]] = []
@@ -118,7 +126,8 @@ class SentencePieceTokenizer:
       begin = len(text) if found is None else found.start()
       if begin > end:
         segment = text[end:begin]
-        pieces = self._model(segment, end).encode_as_offset_mapping(segment)
+        model = self._model(segment, end) if end or begins else self._later
+        pieces = model.encode_as_offset_mapping(segment)
         ids += pieces['ids']
         offsets += [(end + first, end + last) for first, last in pieces['offsets']]
       if found is not None:
@@ -132,7 +141,8 @@ class SentencePieceTokenizer:
     """The processor for a segment: with a space put in front, or without."""
     if begin and not self._is_legacy:
       return self._later
-    return self._later if self._is_llama and segment[0] in (' ', _SPACE) else self._first
+    has_space = segment[0] in (' ', tokenizer_files.SPACE)
+    return self._later if self._is_llama and has_space else self._first
 
   def decode(self, ids: Sequence[int]) -> str:
     """The text of `ids`; special ids are dropped, ids of nothing become U+FFFD."""
@@ -152,7 +162,7 @@ class SentencePieceTokenizer:
         run.append(token)
         continue
       end_run()
-      texts.append(self._written.get(token, _REPLACEMENT))
+      texts.append(self._written.get(token, tokenizer_files.REPLACEMENT))
     end_run()
     return ''.join(texts)
 

@@ -93,8 +93,9 @@ def encode_sequences(
 
   Args:
     examples: either with 'prompt' (or 'prompt_ids') and 'response', which the assistant
-      said together with the tokenizer's first stop token; or with 'ids', and
-      'loss_mask', which is 1 where the assistant said the id.
+      said together with the tokenizer's first stop token (the prompt's ids are those of
+      `batching.prompt_ids`, the response's those that follow them where the two are one
+      text); or with 'ids', and 'loss_mask', which is 1 where the assistant said the id.
     tokenizer: of the texts, and for the id that fills.
     max_prompt_tokens: L.
     max_response_tokens: T, stop token included. Examples with 'ids' may have L + T.
@@ -120,7 +121,7 @@ def encode_sequences(
       limit = max_prompt_tokens + max_response_tokens
       return (ids, assistant), batching.too_long(name, len(ids), limit)
     prompt = batching.prompt_ids(example, tokenizer)
-    response = [*tokenizer.encode(example['response']), tokenizer.stop_ids[0]]
+    response = [*_reply_ids(example, prompt, tokenizer), tokenizer.stop_ids[0]]
     problem = batching.too_long(f'the prompt of {name}', len(prompt), max_prompt_tokens)
     problem = problem or batching.too_long(
         f'the response of {name}, with its stop token,', len(response), max_response_tokens
@@ -139,6 +140,21 @@ def encode_sequences(
       loss_on=loss_on,
       num_filtered=len(examples) - len(kept),
   )
+
+
+def _reply_ids(example: Example, prompt: list[int], tokenizer: Tokenizer) -> list[int]:
+  """The ids of a response behind its prompt.
+
+  They are what follows the prompt's ids in the ids of both texts as one. Where those begin
+  otherwise, because a token would hold characters of both, the response is encoded for itself,
+  as a text that goes on: the prompt's ids stay those that a sampler is given. In neither case
+  the response gets the space that SentencePiece puts in front of a text.
+  """
+  if 'prompt_ids' not in example:
+    both = [*tokenizer.start_ids, *tokenizer.encode(example['prompt'] + example['response'])]
+    if both[: len(prompt)] == prompt:
+      return both[len(prompt) :]
+  return tokenizer.encode_continuation(example['response'])
 
 
 def _given(name: str, example: Example, vocab_size: int) -> tuple[np.ndarray, np.ndarray]:

@@ -10,6 +10,7 @@ there, and not behind every special token, unless tokenizer_config.json says
 """
 
 import hashlib
+import json
 import pathlib
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -25,7 +26,8 @@ _QWEN2_SPLIT = (
 _END_OF_TEXT = '<|endoftext|>'
 # These follow the 151,643 entries of Qwen2's vocab.json, which does not hold them.
 _QWEN2_SPECIAL = (_END_OF_TEXT, '<|im_start|>', '<|im_end|>')
-_SPACE = '\u2581'  # What SentencePiece writes for a space.
+SPACE = '\u2581'  # What SentencePiece writes for a space.
+REPLACEMENT = '\ufffd'  # What an id that stands for nothing is written as.
 
 
 class Loaded(NamedTuple):
@@ -92,10 +94,13 @@ def stop_and_pad(
     if outside:
       raise ValueError(
           f'{files.directory / files.stop_file}: eos_token_id {outside[0]} is not an id of the '
-          f'tokenizer, whose ids lie in [0, {size}): mend the file or pass stop_tokens'
+          f'tokenizer, whose ids lie in [0, {size}): mend the file'
       )
     if not stops:
-      raise ValueError(f'{files.directory} names no eos_token: pass stop_tokens')
+      raise ValueError(
+          f'{files.directory} names no token that ends a response: tokenizer_config.json must name '
+          "an 'eos_token', or generation_config.json an 'eos_token_id'"
+      )
   elif not stop_tokens:
     raise ValueError('stop_tokens must name at least one token, got none')
   else:
@@ -155,6 +160,34 @@ def from_tokenizer_json(
   return Loaded(backend, stop_ids, pad_id, start_ids, source)
 
 
+def continuing(backend: Any) -> Any | None:
+  """A copy of `backend` that puts no space in front of a text; None if `backend` puts none."""
+  import tokenizers
+
+  state = json.loads(backend.to_str())
+  parts = {name: _without_front(state[name]) for name in ('normalizer', 'pre_tokenizer')}
+  if all(state[name] == part for name, part in parts.items()):
+    return None
+  return tokenizers.Tokenizer.from_str(json.dumps(state | parts))
+
+
+def _without_front(part: Any) -> Any:
+  """A normaliser or pre-tokenizer, as JSON, that puts nothing in front of a text."""
+  match part:
+    case {'type': 'Prepend'}:
+      return {'type': 'Sequence', 'normalizers': []}
+    case {'prepend_scheme': _}:
+      return part | {'prepend_scheme': 'never'}
+    case {'add_prefix_space': _}:
+      return part | {'add_prefix_space': False}
+    case {'type': 'Sequence'}:
+      return {
+          key: [_without_front(each) for each in value] if isinstance(value, list) else value
+          for key, value in part.items()
+      }
+  return part
+
+
 def size_of(backend: Any) -> int:
   """One more than the largest id, added tokens included."""
   return max(backend.get_vocab(with_added_tokens=True).values()) + 1
@@ -206,11 +239,11 @@ def _write_spaces(backend: Any, scheme: str) -> None:
 
   backend.normalizer = None
   backend.pre_tokenizer = pre_tokenizers.Metaspace(
-      replacement=_SPACE, prepend_scheme=scheme, split=False
+      replacement=SPACE, prepend_scheme=scheme, split=False
   )
   strip = [] if scheme == 'never' else [decoders.Strip(content=' ', left=1)]
   backend.decoder = decoders.Sequence(
-      [decoders.Replace(_SPACE, ' '), decoders.ByteFallback(), decoders.Fuse(), *strip]
+      [decoders.Replace(SPACE, ' '), decoders.ByteFallback(), decoders.Fuse(), *strip]
   )
 
 

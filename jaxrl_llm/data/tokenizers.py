@@ -5,6 +5,7 @@ used, so that a run with characters needs neither.
 """
 
 import collections
+import functools
 import json
 import pathlib
 from collections.abc import Iterable, Sequence
@@ -12,8 +13,6 @@ from typing import Any
 
 from jaxrl_llm.data import model_files, sentencepiece_tokenizer, tokenizer_files
 from jaxrl_llm.types import Tokenizer
-
-_REPLACEMENT = '\ufffd'  # What an id that stands for nothing is written as.
 
 
 class CharacterTokenizer:
@@ -50,17 +49,20 @@ class CharacterTokenizer:
           f'character {error.args[0]!r} is not in the alphabet {self.alphabet!r}'
       ) from None
 
+  def encode_continuation(self, text: str) -> list[int]:
+    """Ids of `text` behind another one: the same."""
+    return self.encode(text)
+
   def encode_with_offsets(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
     """Ids of `text`, and for each the half-open range of characters that it stands for."""
     return self.encode(text), [(index, index + 1) for index in range(len(text))]
 
   def decode(self, ids: Sequence[int]) -> str:
-    """The characters of `ids`; padding and stop are dropped."""
-    ids = [int(token) for token in ids]
-    outside = [token for token in ids if not 0 <= token < self.vocab_size]
-    if outside:
-      raise ValueError(f'ids must lie in [0, {self.vocab_size}), got {outside[0]}')
-    return ''.join(self.alphabet[token - 2] for token in ids if token >= 2)
+    """The characters of `ids`; padding and stop are dropped, other ids become U+FFFD."""
+    return ''.join(
+        self.alphabet[token - 2] if 2 <= token < self.vocab_size else tokenizer_files.REPLACEMENT
+        for token in map(int, ids) if token not in (self.pad_id, *self.stop_ids)
+    )
 
 
 class HuggingFaceTokenizer:
@@ -94,6 +96,22 @@ class HuggingFaceTokenizer:
     tokenizer_files.check_text(text)
     return self.backend.encode(text, add_special_tokens=False).ids
 
+  def encode_continuation(self, text: str) -> list[int]:
+    """Ids of `text` right behind another one: no space is put in front of it."""
+    if self._continuing is None:
+      return self.encode(text)
+    ids, offsets = self.encode_with_offsets(text)
+    added = self.backend.get_added_tokens_decoder()
+    # From the first added token on, a space is put wherever it always is.
+    count = next((index for index, token in enumerate(ids) if token in added), len(ids))
+    end = offsets[count][0] if count < len(ids) else len(text)
+    return self._continuing.encode(text[:end], add_special_tokens=False).ids + ids[count:]
+
+  @functools.cached_property
+  def _continuing(self) -> Any | None:
+    """The backend for what is no beginning; None if it is the same."""
+    return tokenizer_files.continuing(self.backend)
+
   def encode_with_offsets(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
     """Ids of `text`, and for each the half-open range of characters that it stands for."""
     tokenizer_files.check_text(text)
@@ -124,7 +142,7 @@ def _decode_known(ids: Sequence[int], *, dropped: set[int], known: Any, decode: 
     if known(token):
       run.append(token)
     else:
-      pieces += [decode(run), _REPLACEMENT]
+      pieces += [decode(run), tokenizer_files.REPLACEMENT]
       run = []
   return ''.join(pieces) + decode(run)
 
@@ -216,7 +234,15 @@ class CompactTokenizer:
 
   def encode(self, text: str) -> list[int]:
     """Ids of `text`; a token that was not kept becomes the kept ones it consists of."""
-    return [piece for token in self.base.encode(text) for piece in self._split(token)]
+    return self._split_all(self.base.encode(text))
+
+  def encode_continuation(self, text: str) -> list[int]:
+    """Ids of `text` right behind another one: no space is put in front of it."""
+    return self._split_all(self.base.encode_continuation(text))
+
+  def _split_all(self, tokens: list[int]) -> list[int]:
+    """The new ids of ids of the base."""
+    return [piece for token in tokens for piece in self._split(token)]
 
   def encode_with_offsets(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
     """Ids of `text`, and for each the range of characters of the token that it is a part of."""
@@ -237,12 +263,13 @@ class CompactTokenizer:
     return pieces
 
   def decode(self, ids: Sequence[int]) -> str:
-    """The text of `ids`; special ids are dropped."""
-    ids = [int(token) for token in ids]
-    outside = [token for token in ids if not 0 <= token < self.vocab_size]
-    if outside:
-      raise ValueError(f'ids must lie in [0, {self.vocab_size}), got {outside[0]}')
-    return self.base.decode([self.kept[token] for token in ids])
+    """The text of `ids`; special ids are dropped, ids of nothing become U+FFFD."""
+    return _decode_known(
+        ids,
+        dropped={self.pad_id, *self.stop_ids},
+        known=lambda token: 0 <= token < self.vocab_size,
+        decode=lambda run: self.base.decode([self.kept[token] for token in run]),
+    )
 
 
 def compact(

@@ -17,6 +17,8 @@ MAX_DEPTH = 16  # Nested parentheses and signs.
 _MAX_DIGITS = 9  # Digits of one number.
 _TOKEN = re.compile(r'[ \t]*([0-9]+|[-+*/()])', re.ASCII)
 _TAGS = ('<answer>', '</answer>')
+_BLANK = ' \t\r\n'
+MARK = 'Answer:'  # What an expression may stand behind.
 
 
 def countdown(
@@ -29,8 +31,8 @@ def countdown(
 
   r_i = 1 where the response ended by itself, its expression uses each of the
   problem's numbers exactly once and no other, and its value is the target; else 0.
-  A response is an expression, which `= target` may follow, alone or in
-  <answer></answer> (the last pair counts, text outside it is then free).
+  What counts of a response is found by `extract_expression`; it must be an expression,
+  which `= target` may follow.
 
   Args:
     prompts: n prompts; unused.
@@ -70,16 +72,31 @@ def is_solution(response: str, numbers: list[int], target: int) -> bool:
 
 
 def extract_expression(response: str) -> str | None:
-  """The part of `response` that holds the answer, or None if none fits the limits."""
+  """The part of a response that is to hold the answer; the rest of it is free text.
+
+  That is what stands in the last <answer></answer>; without these tags the first line with
+  text behind the last 'Answer:'; without that the last line with text.
+
+  Args:
+    response: any text.
+
+  Returns:
+    The part, or None where tags stand without their partner, or it is longer than
+    `MAX_LENGTH`.
+  """
   start, end = response.rfind(_TAGS[0]), response.rfind(_TAGS[1])
   if start >= 0 or end >= 0:
     start = response.rfind(_TAGS[0], 0, max(end, 0))
     if start < 0:
       return None
-    response = response[start + len(_TAGS[0]) : end]
-  if len(response) > MAX_LENGTH:
-    return None
-  return response.strip(' \t\r\n')
+    text = response[start + len(_TAGS[0]) : end].strip(_BLANK)
+  else:
+    _, mark, behind = response.rpartition(MARK)
+    if mark:
+      text = behind.strip(_BLANK).partition('\n')[0].rstrip(_BLANK)
+    else:
+      text = behind.strip(_BLANK).rpartition('\n')[2].lstrip(_BLANK)
+  return text if len(text) <= MAX_LENGTH else None
 
 
 def _is_number(text: str, target: int) -> bool:

@@ -103,10 +103,7 @@ def make_task(
     ValueError: a file is missing or malformed, a setting is out of its range, nothing is
       left, or the template ends replies in no stop token.
   """
-  if vocabulary not in ('full', 'compact'):
-    raise ValueError(f"vocabulary must be 'full' or 'compact', got {vocabulary!r}")
-  if vocabulary == 'full' and max_vocabulary is not None:
-    raise ValueError(f"max_vocabulary needs vocabulary 'compact', got {max_vocabulary}")
+  _check(vocabulary, max_vocabulary)
   examples = _read(files)
   demonstrations, evaluation = _hold_out(examples, num_evaluation, seed)
   tokenizer = tokenizers.load_tokenizer(tokenizer_dir, stop_tokens=stop_tokens)
@@ -114,16 +111,14 @@ def make_task(
   if vocabulary == 'compact':
     texts = chat_template.render_many([example['messages'] for example in demonstrations])
     tokenizer = tokenizers.compact(tokenizer, texts, max_size=max_vocabulary)
-  limit = max_prompt_tokens + max_response_tokens
   # All at once, so that an error names a conversation by its id.
   encoded = _with_ids(examples, chat_template, tokenizer)
-  fitting, num_filtered = {}, {}
-  for name, group in (('demonstrations', demonstrations), ('evaluation', evaluation)):
-    with_ids = [encoded[example['id']] for example in group]
-    fitting[name] = [example for example in with_ids if len(example['ids']) <= limit]
-    num_filtered[name] = len(group) - len(fitting[name])
-    if group and not fitting[name]:
-      raise ValueError(f'no {name} of {len(group)} conversations have at most {limit} tokens')
+  groups = {'demonstrations': demonstrations, 'evaluation': evaluation}
+  fitting = {
+      name: _within(name, [encoded[example['id']] for example in group],
+                    max_prompt_tokens + max_response_tokens)
+      for name, group in groups.items()
+  }
   return ChatTask(
       name='chat',
       tokenizer=tokenizer,
@@ -133,10 +128,26 @@ def make_task(
       max_prompt_tokens=max_prompt_tokens,
       max_response_tokens=max_response_tokens,
       template=chat_template,
-      num_filtered=num_filtered,
+      num_filtered={name: len(group) - len(fitting[name]) for name, group in groups.items()},
       num_repeated=len(examples) - len(demonstrations) - len(evaluation),
       **fitting,
   )
+
+
+def _check(vocabulary: str, max_vocabulary: int | None) -> None:
+  """Raises one line about the first setting that is out of its range."""
+  if vocabulary not in ('full', 'compact'):
+    raise ValueError(f"vocabulary must be 'full' or 'compact', got {vocabulary!r}")
+  if vocabulary == 'full' and max_vocabulary is not None:
+    raise ValueError(f"max_vocabulary needs vocabulary 'compact', got {max_vocabulary}")
+
+
+def _within(name: str, examples: list[Example], limit: int) -> list[Example]:
+  """Those of the examples that have at most `limit` tokens; ValueError if none of some has."""
+  kept = [example for example in examples if len(example['ids']) <= limit]
+  if examples and not kept:
+    raise ValueError(f'no {name} of {len(examples)} conversations have at most {limit} tokens')
+  return kept
 
 
 def _read(files: Sequence[str | pathlib.Path]) -> list[Example]:

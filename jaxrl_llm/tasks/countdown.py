@@ -7,6 +7,9 @@ through non-negative whole numbers, one of those that end in 1 to 100, uniformly
 chi-square statistics against the file are about 4.6 for the numbers (11 degrees of
 freedom) and 10.8 for the targets (10); 223 of the 256 need only + and -, where 217
 are expected.
+
+A policy with a tokenizer of its own is asked the same problems in words, and answers
+with `Answer: 93-(100-30)` on its last line.
 """
 
 import pathlib
@@ -16,10 +19,16 @@ import numpy as np
 
 from jaxrl_llm.data import jsonl, tokenizers
 from jaxrl_llm.rewards import countdown
-from jaxrl_llm.types import Example, Task
+from jaxrl_llm.types import Example, Task, Tokenizer
 
 ALPHABET = '0123456789+-*/(),=:'
 TEST_FILE = 'countdown_cd3_test.jsonl'
+MAX_PROMPT_TOKENS, MAX_RESPONSE_TOKENS = 128, 256  # Where a tokenizer reads words.
+_INSTRUCTION = (
+    'Reach {target} with the numbers {numbers}: use each of them exactly once, with the operations '
+    '+, -, * and / and with parentheses where needed. End with a line that holds "{mark}" and the '
+    'expression alone, such as "{mark} (5-2)*4".'
+)
 _LARGEST = 100  # Of numbers and targets, in the published file too.
 _MAX_ATTEMPTS = 50  # Draws for each problem asked for, before giving up.
 
@@ -33,6 +42,9 @@ def make_task(
     num_demonstrations: int,
     num_train: int,
     wrong_rate: float = 0.3,
+    tokenizer_dir: str | pathlib.Path | None = None,
+    max_prompt_tokens: int | None = None,
+    max_response_tokens: int | None = None,
 ) -> Task:
   """Makes the task; a pure function of its arguments and the test file.
 
@@ -46,13 +58,22 @@ def make_task(
     num_train: problems of stage 1 and stage 2.
     wrong_rate: the probability that a demonstration is an expression of the right
       numbers with another value, so that a model of them is imperfect.
+    tokenizer_dir: see `tokenizers.load_tokenizer`; the problems are then put in words.
+      None: characters, and problems as short as in the file.
+    max_prompt_tokens: only with a tokenizer; None is `MAX_PROMPT_TOKENS`. A longer prompt
+      is left out, or an error, with who encodes it.
+    max_response_tokens: only with a tokenizer; None is `MAX_RESPONSE_TOKENS`.
 
   Returns:
     The task. Examples have besides 'numbers' and 'target', and a solution as 'answer'.
 
   Raises:
-    ValueError: the file is missing or damaged, or a setting is out of its range.
+    ValueError: the file or the tokenizer is missing or damaged, or a setting is out of
+      its range.
   """
+  tokenizer, max_prompt_tokens, max_response_tokens = _tokenizer(
+      tokenizer_dir, max_prompt_tokens, max_response_tokens
+  )
   for name, size in (('num_demonstrations', num_demonstrations), ('num_train', num_train)):
     if size < 0:
       raise ValueError(f'{name} must be at least 0, got {size}')
@@ -62,26 +83,48 @@ def make_task(
   taken = {(tuple(sorted(numbers)), target) for numbers, target in published}
   rng = np.random.default_rng([seed, 0])
   generated = _generate(rng, num_demonstrations + num_train, taken)
+  in_words = tokenizer_dir is not None
   answers = [solutions(numbers)[target][0] for numbers, target in published]
   examples = [
-      _example(index, problem, answer)
+      _example(index, problem, answer, in_words)
       for index, (problem, answer) in enumerate([*zip(published, answers), *generated])
   ]
   count = len(published)
   demonstrations = examples[count : count + num_demonstrations]
   rng = np.random.default_rng([seed, 1])
   for example, wrong in zip(demonstrations, rng.random(num_demonstrations) < wrong_rate):
-    example['response'] = _wrong_response(rng, example) if wrong else example['answer']
+    text = _wrong_response(rng, example) if wrong else example['answer']
+    example['response'] = f'\n{countdown.MARK} {text}' if in_words else text
   return Task(
       name='countdown_3_numbers',
-      tokenizer=tokenizers.CharacterTokenizer(ALPHABET),
+      tokenizer=tokenizer,
       demonstrations=demonstrations,
       train=examples[count + num_demonstrations :],
       evaluation=examples[:count],
       reward_fn=countdown.countdown,
       lenient_reward_fn=countdown.countdown,
-      max_prompt_tokens=len('100,100,100=100:'),
-      max_response_tokens=len('(100+100)+100=100') + 1,
+      max_prompt_tokens=max_prompt_tokens,
+      max_response_tokens=max_response_tokens,
+  )
+
+
+def _tokenizer(
+    folder: str | pathlib.Path | None, max_prompt: int | None, max_response: int | None
+) -> tuple[Tokenizer, int, int]:
+  """The tokenizer and the limits of prompts and responses."""
+  limits = {'max_prompt_tokens': max_prompt, 'max_response_tokens': max_response}
+  for name, value in limits.items():
+    if value is not None and folder is None:
+      raise ValueError(f'{name} needs a tokenizer_dir (characters have limits of their own), '
+                       f'got {value}')
+    if value is not None and value < 1:
+      raise ValueError(f'{name} must be at least 1, got {value}')
+  if folder is None:
+    characters = tokenizers.CharacterTokenizer(ALPHABET)
+    return characters, len('100,100,100=100:'), len('(100+100)+100=100') + 1
+  return (
+      tokenizers.load_tokenizer(folder), max_prompt or MAX_PROMPT_TOKENS,
+      max_response or MAX_RESPONSE_TOKENS,
   )
 
 
@@ -184,12 +227,18 @@ def _wrong_response(rng: np.random.Generator, example: Example) -> str:
   return ways[rng.integers(len(ways))] if ways else '+'.join(map(str, example['numbers']))
 
 
-def _example(index: int, problem: Problem, answer: str) -> Example:
+def _example(index: int, problem: Problem, answer: str, in_words: bool) -> Example:
   """The example of a problem."""
   numbers, target = problem
+  prompt = f'{",".join(map(str, numbers))}={target}:'
+  if in_words:
+    first, second, last = numbers
+    prompt = _INSTRUCTION.format(
+        numbers=f'{first}, {second} and {last}', target=target, mark=countdown.MARK
+    )
   return {
       'id': index,
-      'prompt': f'{",".join(map(str, numbers))}={target}:',
+      'prompt': prompt,
       'answer': answer,
       'numbers': list(numbers),
       'target': target,

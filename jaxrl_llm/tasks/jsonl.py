@@ -68,18 +68,7 @@ def make_task(
   """
   if reward not in REWARDS:
     raise ValueError(f'reward must be one of {", ".join(REWARDS)}, got {reward!r}')
-  examples = []
-  for index, row in enumerate(jsonl.read_rows(file, required={prompt_field: str})):
-    try:
-      answer = _answer(row.value, answer_field, solution_field)
-      prompt = row.value[prompt_field]
-      if not prompt.strip():
-        raise ValueError(f'{prompt_field!r} must not be empty')
-    except ValueError as error:
-      raise ValueError(f'{file}, line {row.line}: {error}') from None
-    text = f'{prompt}\n{instruction}' if instruction else prompt
-    about = {key: value for key, value in row.value.items() if key in _KEPT}
-    examples.append({**about, 'id': index, 'prompt': text, 'answer': answer})
+  examples = _read(file, prompt_field, answer_field, solution_field, instruction)
   mode = REWARDS[reward]
   return Task(
       name=pathlib.Path(file).stem,
@@ -95,6 +84,7 @@ def make_task(
       max_response_tokens=max_response_tokens,
   )
 
+
 def make_math_task(**options: Any) -> Task:
   r"""`make_task` for files laid out like MATH, with an instruction to box the answer.
 
@@ -109,6 +99,29 @@ def make_math_task(**options: Any) -> Task:
       'reward': 'math_strict',
   }
   return make_task(**(usual | options))
+
+
+def _read(
+    file: str | pathlib.Path,
+    prompt_field: str,
+    answer_field: str,
+    solution_field: str,
+    instruction: str,
+) -> list[Example]:
+  """The examples of a file; errors name the file and the line."""
+  examples = []
+  for index, row in enumerate(jsonl.read_rows(file, required={prompt_field: str})):
+    try:
+      answer = _answer(row.value, answer_field, solution_field)
+      prompt = row.value[prompt_field]
+      if not prompt.strip():
+        raise ValueError(f'{prompt_field!r} must not be empty')
+    except ValueError as error:
+      raise ValueError(f'{file}, line {row.line}: {error}') from None
+    text = f'{prompt}\n{instruction}' if instruction else prompt
+    about = {key: value for key, value in row.value.items() if key in _KEPT}
+    examples.append({**about, 'id': index, 'prompt': text, 'answer': answer})
+  return examples
 
 
 def _answer(row: dict[str, Any], answer_field: str, solution_field: str) -> str:

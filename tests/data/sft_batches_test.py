@@ -1,5 +1,6 @@
 """Batches for fine-tuning: masks by hand, rows packed and padded without a trace in the loss."""
 
+import dataclasses
 import functools
 
 import jax
@@ -9,8 +10,9 @@ import pytest
 
 from jaxrl_llm.algorithms import sft
 from jaxrl_llm.data import batching, mixtures, sft_batches, tokenizers
-from jaxrl_llm.tasks import arithmetic
+from jaxrl_llm.tasks import arithmetic, countdown, gsm8k
 from tests.algorithms import tiny
+from tests.golden import chat_cases
 
 # Ids: a=2, b=3, c=4, d=5, e=6; 0 fills, 1 stops.
 TOKENIZER = tokenizers.CharacterTokenizer('abcde')
@@ -110,6 +112,94 @@ def test_a_text_gets_the_tokenizers_start_ids_and_ids_do_not():
   encoded = _encoded([TEXTS[0], CHAT], tokenizer, max_prompt_tokens=4)
   assert list(encoded.tokens) == [6, 2, 3, 4, 1, *CHAT['ids']]
   assert list(encoded.assistant) == [0, 0, 0, 1, 1, *CHAT['loss_mask']]
+
+
+@pytest.fixture(scope='module')
+def load(tmp_path_factory, data_dir):
+  """Loads a tokenizer of the goldens, or of the data folder, by its name."""
+  folder = tmp_path_factory.mktemp('tokenizers')
+
+  @functools.cache
+  def get(name):
+    if name in chat_cases.TOKENIZERS:
+      chat_cases.write(name, folder / name, data_dir / 'tokenizers')
+      return tokenizers.load_tokenizer(folder / name)
+    return tokenizers.load_tokenizer(data_dir / 'tokenizers' / name)
+
+  return get
+
+
+_SPACING = ('sentencepiece', 'llama2', 'llama2_json', 'llama2_legacy', 'mistral')  # In front.
+
+
+def _ids(tokenizer, prompt, response):
+  """(ids of the prompt, ids of the response without its stop token)."""
+  encoded = _encoded([{'id': 0, 'prompt': prompt, 'response': response}], tokenizer,
+                     max_prompt_tokens=40, max_response_tokens=40)
+  *ids, stop = encoded.tokens[encoded.assistant].tolist()
+  assert stop == tokenizer.stop_ids[0]
+  return encoded.tokens[~encoded.assistant].tolist(), ids
+
+
+@pytest.mark.parametrize('name', [*_SPACING, 'gemma', 'llama3', 'deepseek', 'gpt2', 'qwen2'])
+@pytest.mark.parametrize(('prompt', 'response'), [
+    ('The user asks:', 'the answer'), ('The user asks:', ' the answer'), ('It is\n', '\n12'),
+    ('The user asks: ', 'the answer'), ('The user as', 'sistant'), ('the ans', 'wer</s>the'),
+])
+def test_a_response_follows_its_prompt_without_a_false_space(load, name, prompt, response):
+  tokenizer = load(name)
+  prompt_ids, ids = _ids(tokenizer, prompt, response)
+  # The prompt is what a sampler would be given.
+  example = {'id': 0, 'prompt': prompt}
+  assert prompt_ids == batching.prompt_ids(example, tokenizer)
+  both = tokenizer.encode(prompt + response)
+  assert tokenizer.decode(prompt_ids + ids) == tokenizer.decode(both)
+  joined = [*tokenizer.start_ids, *both]
+  if joined[: len(prompt_ids)] == prompt_ids:
+    assert prompt_ids + ids == joined
+  if name not in _SPACING:
+    assert ids == tokenizer.encode(response)
+
+
+@pytest.mark.parametrize('name', _SPACING)
+def test_a_response_for_itself_would_get_a_false_space(load, name):
+  tokenizer = load(name)
+  for prompt, response in (('The user asks:', 'the'), ('the ans', 'wer')):
+    prompt_ids, ids = _ids(tokenizer, prompt, response)
+    alone = tokenizer.encode(response)
+    assert ids != alone and tokenizer.decode(prompt_ids + alone) == f'{prompt} {response}'
+    assert tokenizer.decode(prompt_ids + ids) == prompt + response
+
+
+def test_of_an_empty_prompt_the_response_is_the_beginning(load):
+  tokenizer = load('llama2')
+  assert _ids(tokenizer, '', 'the answer') == ([1], tokenizer.encode('the answer'))
+
+
+def _assert_encoded_apart(task):
+  """Each demonstration is its prompt's ids, its response's ids and a stop token."""
+  encoded = sft_batches.encode_demonstrations(task)
+  assert len(encoded) == len(task.demonstrations) > 0
+  for index, example in enumerate(task.demonstrations):
+    start, end = encoded.starts[index : index + 2]
+    expected = [*task.tokenizer.encode(example['prompt']),
+                *task.tokenizer.encode(example['response']), task.tokenizer.stop_ids[0]]
+    assert encoded.tokens[start:end].tolist() == expected
+
+
+def test_bytes_and_characters_of_our_tasks_are_encoded_as_if_apart(data_dir, load):
+  for padding in ('zeros', 'none'):
+    _assert_encoded_apart(arithmetic.make_task(
+        seed=0, num_demonstrations=500, num_train=0, num_evaluation=0, padding=padding))
+  _assert_encoded_apart(countdown.make_task(
+      data_dir=data_dir / 'countdown', seed=0, num_demonstrations=500, num_train=0))
+  task = gsm8k.make_task(data_dir=data_dir / 'gsm8k', seed=0, num_demonstrations=1500,
+                         tokenizer_dir=data_dir / 'tokenizers' / 'gpt2')
+  texts = [example['response'] for example in task.demonstrations]
+  qwen2 = load('qwen2')
+  for tokenizer in (task.tokenizer, qwen2, tokenizers.compact(qwen2, texts, max_size=1000)):
+    _assert_encoded_apart(dataclasses.replace(
+        task, tokenizer=tokenizer, max_prompt_tokens=2000, max_response_tokens=2000))
 
 
 def test_too_long_is_an_error_or_counted_never_cut():

@@ -72,10 +72,10 @@ def test_the_post_processor_decides_how_a_text_starts(make):
     [
         ({'generation_config.json': {'eos_token_id': 406}},
          r'generation_config.json: eos_token_id 406 is not an id of the tokenizer, whose ids lie '
-         r'in \[0, 406\)'),
+         r'in \[0, 406\): mend the file$'),
         ({'generation_config.json': {'eos_token_id': ['x']}}, "eos_token_id must hold ids, got"),
         ({'generation_config.json': {'eos_token_id': None}, **_config(eos_token=None)},
-         'names no eos_token: pass stop_tokens'),
+         "names no token that ends a response: tokenizer_config.json must name an 'eos_token'"),
         (_config(added_tokens_decoder=chat_cases.decoder(8, '<|eot_id|>')),
          r"added token '<\|eot_id\|>' should have id 8, and the vocabulary gives it 404"),
         (_config(added_tokens_decoder=chat_cases.decoder(500, '<new>')),

@@ -36,6 +36,13 @@ def test_agrees_on_the_real_file(data_dir):
   assert 'agreement: 5276 of 5276 labelled solutions' in done.stdout
 
 
+@pytest.mark.parametrize('flag', ['--help', '-h', '--helpfull'])
+def test_help_is_no_error(flag):
+  done = _run(flag)
+  assert done.returncode == 0 and done.stderr == ''
+  assert 'python -m experiments.check_verifier' in done.stdout and '--solutions' in done.stdout
+
+
 def test_prints_each_disagreement_and_exits_with_1(tmp_path, capsys):
   rows = [_row('A: 18', True), _row('A: 19', True), _row('A: 18.0', False), _row('A: 7', False)]
   path = _write(tmp_path / 'solutions.jsonl', rows)

@@ -106,7 +106,11 @@ def test_the_numbers_are_those_of_the_responses(whole, folder):
   votes = np.array([majority.group_answers(row) for row in texts])
   assert results['eval/maj@4'] == pytest.approx(majority.majority_at_k(votes, right, k=4).mean())
   assert {name for name in results if '@' in name and not name.endswith('_se')} == {
-      'eval/pass@1', 'eval/pass@2', 'eval/pass@4', 'eval/maj@2', 'eval/maj@4'}
+      'eval/pass@1', 'eval/pass@2', 'eval/pass@4', 'eval/pass@5', 'eval/maj@2', 'eval/maj@4',
+      'eval/maj@5'}
+  # Of all samples: whether any is right, and the plain vote.
+  assert results['eval/pass@5'] == right.any(axis=1).mean()
+  assert results['eval/maj@5'] == pytest.approx(majority.majority_at_k(votes, right, k=5).mean())
   greedy = [record['greedy'] for record in records]
   assert results['eval/greedy_accuracy'] == np.mean(
       [g['responses'][0] == r['answer'] and not g['truncated'][0]

@@ -253,6 +253,13 @@ def test_a_policy_of_this_project_finds_its_characters(tmp_path, capsys):
     (['--policy={bytes}', '--prompt=x', '--chat_template=none', '--system=s'], "got 's' and none"),
     (['--policy={bytes}', '--prompt=x', '--system=s'], 'no chat template in'),
     (['--policy={bytes}', '--prompt=x', '--mesh=2x2'], "such as 1x8x1, got '2x2'"),
+    (['--policy={bytes}', '--prompt=x', '--mesh=1x2x2'],
+     '--mesh (data x fsdp x tensor) must use all 8 devices, got 1x2x2'),
+    (['--policy={bytes}', '--prompt=x', '--mesh=0x2x4'], '--mesh (data x fsdp x tensor) must use'),
+    (['--policy={bytes}', '--prompt=x', '--temperature=0', '--top_k=5'],
+     'it needs --num_samples=1, --top_k=0 and --top_p=1, got 1, 5 and 1.0'),
+    (['--policy={bytes}', '--prompt=x', '--temperature=0', '--top_p=.9'], 'got 1, 0 and 0.9'),
+    (['--policy={bytes}', '--prompt=x', '--temperature=0', '--num_samples=2'], 'got 2, 0 and 1.0'),
     (['--policy={bytes}', '--prompt=x', '--top_p=0'], 'top_p must be in (0, 1], got 0.0'),
     (['--policy={bytes}', '--prompt=x', '--tokenizer=absent'], 'absent'),
     (['--policy={chat}', '--prompt=x', '--tokenizer={bytes}'], 'has 258 ids and the embedding in'),
@@ -274,6 +281,7 @@ def test_rows_without_a_prompt_name_their_line(folder, tmp_path):
   for rows, line in (
       ([{'prompt': 'a'}, {'text': 'b'}], "line 2: needs either a text 'prompt' or a list"),
       ([{'prompt': 'a', 'messages': []}], 'line 1: needs either'),
+      ([{'prompt': 'a'}, {'messages': []}], r"rows.jsonl, line 2: 'messages' must hold at least"),
   ):
     with pytest.raises(ValueError, match=line):
       prompts_of(folder / 'bytes', rows=rows, tmp_path=tmp_path)

@@ -27,6 +27,13 @@ _NUMBERS = [30, 100, 93]  # 93 - (100 - 30) = 23.
         '<answer>93-(100-30)</answer>',
         'I think so. <answer> 93-(100-30)=23 </answer> Done = 5',
         '<answer>1</answer> no: <answer>30+93-100</answer>',
+        '<answer>30+93-100</answer>\nAnswer: 1',
+        'Answer: 93-(100-30)',
+        '\nAnswer: 93-(100-30) = 23\n\n',
+        'First 30+93 = 123.\nAnswer:\n 93-(100-30)\t\r\n',
+        'Answer: 1\nno, the Answer: 93-(100-30)\nThat is it.',
+        '93-(100-30)\n93-(100-30)',
+        '100-30 = 70, and 93 less that is 23, so that\r\n93-(100-30)=23\r\n',
     ],
 )
 def test_right_solutions(response):
@@ -61,7 +68,15 @@ def test_right_solutions(response):
         '93−(100−30)',  # Typographic minus signs.
         '30**1+93-100',
         '30//1+93-100',
-        '93-(100-30)\n93-(100-30)',
+        '93-(100-30)\nthat is it',
+        '93-(100-\n30)',
+        'Answer: 93-(100-30) Answer: 23',
+        'Answer:',
+        'Answer: \n',
+        'answer: 93-(100-30)',
+        'The Answer is 93-(100-30)',
+        '93-(100-30)\nAnswer: 23',
+        'Answer: 93-(100-30)</answer>',
         '93-(100-30)+1/0',
     ],
 )
@@ -146,7 +161,8 @@ def _hostile():
       '<answer>' + '(' * 200 + ')' * 200 + '</answer>', '=' * 10**6, ' ' * 10**6 + '1',
       '999999999*' * 25 + '1', '1/' * 127 + '1', '(' * 100 + '1' + ')' * 100, '\x00\ud800\u202e',
       "__import__('os').system('true')", '1' + '-' * 254 + '1', '9' * 255, '1+' * 127,
-      '\t' * 255, '((1)' * 60,
+      '\t' * 255, '((1)' * 60, 'Answer:' * 10**5, 'Answer: ' + '(' * 10**6, '\n' * 10**6 + '1',
+      '1\n' * 10**6, 'Answer:' + '\n' * 10**6 + '-' * 10**6, 'Answer: ' + '1+' * 10**5,
   ]  # fmt: skip
 
 

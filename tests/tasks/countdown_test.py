@@ -5,6 +5,7 @@ import itertools
 import numpy as np
 import pytest
 
+from jaxrl_llm.data import batching, sft_batches
 from jaxrl_llm.tasks import countdown
 
 
@@ -112,6 +113,40 @@ def test_generated_problems_are_distributed_like_the_published_ones(task):
   assert numbers < 31.3 and targets < 29.6  # Quantiles 0.999 at 11 and 10 degrees of freedom.
 
 
+@pytest.fixture(scope='module')
+def in_words(data_dir):
+  return countdown.make_task(
+      data_dir=data_dir / 'countdown', seed=1, num_demonstrations=2000, num_train=1000,
+      tokenizer_dir=data_dir / 'tokenizers' / 'gpt2', max_response_tokens=64,
+  )
+
+
+def test_in_words_the_problems_are_the_same(task, in_words):
+  for group in ('evaluation', 'demonstrations', 'train'):
+    examples, others = getattr(task, group), getattr(in_words, group)
+    for example, other in zip(examples, others, strict=True):
+      texts = {'prompt': other['prompt']}
+      if group == 'demonstrations':
+        texts['response'] = f'\nAnswer: {example["response"]}'
+      assert other == example | texts
+  assert in_words.evaluation[0]['prompt'] == (
+      'Reach 23 with the numbers 30, 100 and 93: use each of them exactly once, with the '
+      'operations +, -, * and / and with parentheses where needed. End with a line that holds '
+      '"Answer:" and the expression alone, such as "Answer: (5-2)*4".')
+  scores = _score(task, task.demonstrations, 'response')
+  np.testing.assert_array_equal(_score(in_words, in_words.demonstrations, 'response'), scores)
+  assert 0 < scores.mean() < 1
+
+
+def test_in_words_the_limits_are_options_and_demonstrations_fit(in_words, data_dir):
+  assert (in_words.max_prompt_tokens, in_words.max_response_tokens) == (
+      countdown.MAX_PROMPT_TOKENS, 64)
+  assert in_words.tokenizer.vocab_size == 50_257
+  encoded = sft_batches.encode_demonstrations(in_words)
+  assert len(encoded) == 2000 and encoded.response_lengths.max() < 32
+  batching.encode_examples(in_words.evaluation, in_words.tokenizer, max_prompt_tokens=128)
+
+
 def test_pure_function_of_the_seed(task, data_dir):
   folder = data_dir / 'countdown'
   again = countdown.make_task(data_dir=folder, seed=1, num_demonstrations=2000, num_train=1000)
@@ -144,6 +179,11 @@ def test_bad_settings(data_dir, tmp_path):
   for override, message in (
       ({'wrong_rate': -0.1}, r'wrong_rate must lie in \[0, 1\], got -0.1'),
       ({'num_train': -1}, 'num_train must be at least 0, got -1'),
+      ({'max_prompt_tokens': 9}, 'max_prompt_tokens needs a tokenizer_dir .*, got 9'),
+      ({'max_response_tokens': 9}, 'max_response_tokens needs a tokenizer_dir .*, got 9'),
+      ({'max_response_tokens': 0, 'tokenizer_dir': data_dir / 'tokenizers' / 'gpt2'},
+       'max_response_tokens must be at least 1, got 0'),
+      ({'tokenizer_dir': tmp_path}, 'no tokenizer in'),
       ({'data_dir': tmp_path}, 'cannot read .*countdown_cd3_test.jsonl'),
   ):
     with pytest.raises(ValueError, match=message):
