@@ -8,6 +8,11 @@ that names it.
 Stacked layers come first, [N, ...], and are never cut. A kernel that widens (D to heads or F) is
 cut as (fsdp, tensor), one that narrows as (tensor, fsdp): between the two an activation is cut
 over tensor alone, and one reduction a block is left.
+
+A rule may hold alternatives, of which the first that divides the leaf is taken. Only those of the
+vocabulary do: it is as large as the tokenizer made it (GPT-2's 50257 is odd), and has to lie on any
+mesh. Where tensor does not divide V, it cuts D together with fsdp; where that does not divide D,
+nothing. Every other size has to be a multiple of what cuts it.
 """
 
 import math
@@ -19,15 +24,19 @@ import jax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 P = PartitionSpec
-Rules = Sequence[tuple[str, PartitionSpec]]
+Rules = Sequence[tuple[str, PartitionSpec | Sequence[PartitionSpec]]]
 
 # A stack of blocks; the last ones may stand apart.
 _WIDENS = r'(last_)?layers/(attention/(query|key|value)|mlp/(gate|up))'  # D to E = H*h or F
 _NARROWS = r'(last_)?layers/(attention/output|mlp/down)'  # E to D
 
+# A row for each token of the vocabulary, [V, D]. With (fsdp, tensor) along D, the other order, the
+# partitioner would replicate what is looked up in the embedding, [B, T, D], on some meshes.
+_TOKEN_ROWS = (P('tensor', 'fsdp'), P(None, ('tensor', 'fsdp')), P(None, 'fsdp'))
+
 # Trees of `models/`: decoders with their heads and adapters of rank r, and encoders.
 DECODER_RULES: Rules = (
-    (r'embedder/embedding', P('tensor', 'fsdp')),  # [V, D]
+    (r'embedder/embedding', _TOKEN_ROWS),  # [V, D]
     (r'embedder/(position|type)_embedding', P(None, 'fsdp')),  # [S, D]
     (rf'{_WIDENS}/kernel', P(None, 'fsdp', 'tensor')),  # [N, D, E]
     (rf'{_WIDENS}/bias', P(None, 'tensor')),  # [N, E]
@@ -40,10 +49,10 @@ DECODER_RULES: Rules = (
     (r'(last_)?layers/(attention|mlp)(_post)?_norm/(scale|bias)', P(None, None)),  # [N, D]
     (r'(last_)?layers/attention/(query|key)_norm/scale', P(None, None)),  # [N, h]
     (r'(embedding|final)_norm/(scale|bias)', P(None)),  # [D]
-    (r'(q_)?head/kernel', P('tensor', 'fsdp')),  # [V, D]
-    (r'(q_)?head/bias', P('tensor')),  # [V]
+    (r'(q_)?head/kernel', _TOKEN_ROWS),  # [V, D]
+    (r'(q_)?head/bias', (P('tensor'), P(None))),  # [V]
     (r'head/lora_a', P(None, 'fsdp')),  # [r, D]
-    (r'head/lora_b', P('tensor', None)),  # [V, r]
+    (r'head/lora_b', (P('tensor', None), P(None, None))),  # [V, r]
     (r'value_head/kernel', P()),  # [M, D]; M, often 1, is too small to be cut.
     (r'value_head/bias', P()),  # [M]
 )
@@ -69,16 +78,22 @@ def shardings(mesh: Mesh, abstract_tree: Any, *, rules: Rules = (*STATE_RULES, *
 
   Raises:
     ValueError: naming the leaf, if no rule matches it, its rank does not fit the rule's, or a
-      dimension is not a multiple of the devices that it is cut over.
+      dimension is not a multiple of the devices that it is cut over (by the last alternative).
   """
-  compiled = [(re.compile(rf'(?:^|.*/)(?:{pattern})$'), spec) for pattern, spec in rules]
+  compiled = [
+      (re.compile(rf'(?:^|.*/)(?:{pattern})$'), (spec,) if isinstance(spec, P) else spec)
+      for pattern, spec in rules
+  ]
 
   def place(path: Any, leaf: Any) -> NamedSharding:
     name = jax.tree_util.keystr(path, simple=True, separator='/')
-    for pattern, spec in compiled:
+    for pattern, specs in compiled:
       if pattern.match(name):
-        _check(mesh, name, leaf.shape, spec)
-        return NamedSharding(mesh, spec)
+        for spec in specs:
+          misfit = _misfit(mesh, name, leaf.shape, spec)
+          if not misfit:
+            return NamedSharding(mesh, spec)
+        raise ValueError(misfit)
     raise ValueError(f'no sharding rule matches {name}, shape {list(leaf.shape)}')
 
   return jax.tree_util.tree_map_with_path(place, abstract_tree)
@@ -101,13 +116,15 @@ def abstract(tree: Any, tree_shardings: Any) -> Any:
   )
 
 
-def _check(mesh: Mesh, name: str, shape: tuple[int, ...], spec: PartitionSpec) -> None:
+def _misfit(mesh: Mesh, name: str, shape: tuple[int, ...], spec: PartitionSpec) -> str:
+  """Why a spec does not fit a leaf; '' where it does."""
   if len(spec) > len(shape):
-    raise ValueError(f'{name} has shape {list(shape)}, too few axes for its rule {spec}')
+    return f'{name} has shape {list(shape)}, too few axes for its rule {spec}'
   for size, axes in zip(shape, spec):
     axes = () if axes is None else (axes if isinstance(axes, tuple) else (axes,))
     parts = math.prod(mesh.shape[axis] for axis in axes)
     if size % parts:
-      raise ValueError(
+      return (
           f'{name}, shape {list(shape)}, cannot be cut: {size} is not a multiple of mesh axis '
           f'{"x".join(axes)} = {parts} (config.mesh)')
+  return ''

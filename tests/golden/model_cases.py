@@ -123,6 +123,11 @@ _GPT2 = [
         Control('epsilon', {'layer_norm_epsilon': 1e-6}, ours={'norm_epsilon': 1e-6}),
         _TIED,
     )),
+    Case('gpt2_unscaled', 'gpt2', {
+        'activation_function': 'gelu_new', 'architectures': ['GPT2LMHeadModel'],
+        'layer_norm_epsilon': 1e-5, 'model_type': 'gpt2', 'scale_attn_weights': False,
+        **_GPT2_SHAPE,
+    }, (Control('query scale', {'scale_attn_weights': True}, ours={'query_scale': 0.0}),)),
     Case('gpt2_value', 'gpt2', {
         'activation_function': 'relu', 'architectures': ['GPT2ForSequenceClassification'],
         'layer_norm_epsilon': 1e-5, 'model_type': 'gpt2', **_ONE_LABEL, **_GPT2_SHAPE,
@@ -214,6 +219,11 @@ _LLAMA = [
     }, (
         Control('linear scaling', {'rope_scaling': None}, ours=_UNSCALED_LINEAR),
     )),
+    Case('llama_gelu', 'llama', {
+        'architectures': ['LlamaForCausalLM'], 'hidden_act': 'gelu_pytorch_tanh',
+        'model_type': 'llama', 'rms_norm_eps': 1e-6, 'rope_theta': 500.0,
+        'tie_word_embeddings': False, **_GROUPED, **_SHAPE,
+    }, (Control('activation', {'hidden_act': 'silu'}, ours={'activation': 'swiglu'}),)),
     Case('llama_value', 'llama', {
         'architectures': ['LlamaForSequenceClassification'], 'hidden_act': 'silu',
         'model_type': 'llama', 'rms_norm_eps': 1e-6, 'rope_theta': 500.0, **_ONE_LABEL, **_GROUPED,

@@ -5,15 +5,19 @@ import functools
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 import pytest
 from jax.sharding import PartitionSpec as P
 
 from jaxrl_llm.models import configs, encoder, lora, partial, policy, q_function, reward, value
+from jaxrl_llm.models.pretrained import huggingface
 from jaxrl_llm.sharding import mesh as mesh_lib
 from jaxrl_llm.sharding import rules
-from jaxrl_llm.training import optim, rng
+from jaxrl_llm.training import optim, rng, step
 from jaxrl_llm.types import TrainState
+from tests.models import witness
+from tests.system import train_steps
 
 OPTIMIZERS = {
     'adamw': optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(lambda count: 1e-3 * count)),
@@ -140,6 +144,90 @@ def test_every_leaf_of_adapters_and_split_layers_has_a_rule(shape):
   }
   assert {name: specs[name] for name in expected} == expected
   assert not [name for name in specs if name.startswith('opt_state') and '/base/layers/' in name]
+
+
+# --- A vocabulary that no mesh divides.
+
+
+@pytest.mark.parametrize('vocab_size, width, shape, table, rows', [
+    (22, 16, (2, 2, 2), P('tensor', 'fsdp'), P('tensor')),
+    (11, 16, (2, 2, 2), P(None, ('tensor', 'fsdp')), P(None)),
+    (11, 16, (1, 1, 8), P(None, ('tensor', 'fsdp')), P(None)),
+    (11, 18, (2, 2, 2), P(None, 'fsdp'), P(None)),
+    (50257, 768, (1, 2, 4), P(None, ('tensor', 'fsdp')), P(None)),
+    (50257, 768, (4, 2, 1), P('tensor', 'fsdp'), P('tensor')),  # Tensor cuts nothing there.
+])
+def test_tables_of_a_vocabulary_lie_on_any_mesh(vocab_size, width, shape, table, rows):
+  config = dataclasses.replace(
+      UNTIED, vocab_size=vocab_size, width=width, num_heads=8, num_kv_heads=8)
+  adapted = lora.make(policy.make(dataclasses.replace(config, head_bias=False)), ADAPTERS)
+  models = {'policy': policy.make(config), 'q': q_function.make(config), 'lora': adapted}
+  abstract = _abstract_state(
+      lambda: {role: model.init(rng.base_key(1)) for role, model in models.items()})
+  shardings = rules.shardings(mesh_lib.make_mesh(*shape), abstract)
+  rules.abstract(abstract, shardings)
+  specs = _specs(shardings)
+  expected = {
+      'policy/embedder/embedding': table, 'policy/head/kernel': table, 'q/q_head/kernel': table,
+      'policy/head/bias': rows, 'q/q_head/bias': rows,
+      'lora/adapters/head/lora_b': P(*rows, None), 'lora/adapters/head/lora_a': P(None, 'fsdp'),
+      'policy/embedder/position_embedding': P(None, 'fsdp'),
+  }
+  for place in ('params', 'opt_state/1/0/mu', 'opt_state/1/0/nu'):
+    assert {name: specs[f'{place}/{name}'] for name in expected} == expected
+
+
+@pytest.mark.parametrize('leaf', ['embedder/embedding', 'head/kernel'])
+def test_a_width_that_cannot_be_cut_is_named_in_a_table_of_any_vocabulary(leaf):
+  message = rf'{leaf}, shape \[11, 9\], cannot be cut: 9 is not a multiple of mesh axis fsdp = 2'
+  part, name = leaf.split('/')
+  with pytest.raises(ValueError, match=message):
+    rules.shardings(mesh_lib.make_mesh(2, 2, 2), {part: {name: jnp.zeros((11, 9))}})
+
+
+@pytest.fixture(scope='module', params=['tied', 'untied'])
+def odd_checkpoint(request, tmp_path_factory):
+  """(the folder of a GPT-2 with 11 tokens, its config)."""
+  config = dataclasses.replace(
+      GPT, vocab_size=11, num_layers=1, norm_epsilon=1e-5, num_heads=8, num_kv_heads=8, head_dim=2,
+      tie_embeddings=request.param == 'tied')
+  directory = tmp_path_factory.mktemp('odd') / 'gpt2'
+  huggingface.save(
+      directory, config, witness.draw_params(policy.make(config)), model_type='gpt2')
+  return directory, config
+
+
+def _loaded_and_stepped(directory, config, shape):
+  """(loss, parameters, gradients) of one step from a loaded checkpoint."""
+  mesh = mesh_lib.make_mesh(*shape, devices=jax.devices()[: int(np.prod(shape))])
+  model, algorithm = train_steps.make('sft', config, train_steps.recording(), head_chunk=4)
+  shapes = jax.eval_shape(model.init, rng.base_key(0))
+  params = huggingface.load_params(
+      huggingface.read_config(directory), rules.abstract(shapes, rules.shardings(mesh, shapes)))
+  copy = jax.tree.map(np.array, params)
+  with jax.set_mesh(mesh):
+    state = algorithm.init(rng.base_key(0), {'policy': params})
+    shardings = rules.shardings(mesh, state)
+    rows = mesh_lib.batch_sharding(mesh)
+    train_step = step.jit_train_step(
+        algorithm.train_step, state_shardings=shardings, batch_shardings=rows)
+    batch = jax.device_put(train_steps.demonstration_batch(config.vocab_size, 9), rows)
+    state, metrics = train_step(jax.device_put(state, shardings), batch)
+  assert state.params['policy']['embedder']['embedding'].sharding == (
+      shardings.params['policy']['embedder']['embedding'])
+  return float(metrics['train/loss'].value()), copy, jax.device_get(state.opt_state)
+
+
+def test_a_vocabulary_that_no_mesh_divides_is_loaded_and_trained(odd_checkpoint):
+  loss, params, gradients = _loaded_and_stepped(*odd_checkpoint, (1, 1, 1))
+  largest = max(np.abs(leaf).max() for leaf in jax.tree.leaves(gradients))
+  assert largest > 1e-4
+  for shape in ((2, 2, 2), (1, 1, 8)):
+    its_loss, its_params, its_gradients = _loaded_and_stepped(*odd_checkpoint, shape)
+    jax.tree.map(np.testing.assert_array_equal, its_params, params)
+    assert its_loss == pytest.approx(loss, rel=1e-5)
+    gaps = jax.tree.map(lambda a, b: np.abs(a - b).max() / largest, its_gradients, gradients)
+    assert max(jax.tree.leaves(gaps)) <= 1e-5, gaps
 
 
 def test_memory_is_really_divided():

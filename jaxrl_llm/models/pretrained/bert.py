@@ -13,6 +13,8 @@ ARCHITECTURES = dict.fromkeys(
     'trunk',
 )
 PREFIX = 'bert.'
+# Of norms, in checkpoints that began in TensorFlow.
+OLD_NAMES = {'LayerNorm.weight': 'LayerNorm.gamma', 'LayerNorm.bias': 'LayerNorm.beta'}
 IGNORED = (r'pooler\..*', r'cls\..*', r'classifier\..*', r'embeddings\.position_ids')
 
 # All of them of training, of heads, or of the pooler.

@@ -122,6 +122,7 @@ def read_rope(
     theta: float | None,
     default_theta: float,
     max_positions: int,
+    default_fraction: float | None = None,
     name: str = 'config.json',
 ) -> dict[str, Any]:
   """The rotary positions, in the old spelling or the new one.
@@ -132,6 +133,8 @@ def read_rope(
     theta: the base beside them, where it was given.
     default_theta: the base where there is none.
     max_positions: stands for a missing `original_max_position_embeddings`.
+    default_fraction: how much of a head is rotated where `partial_rotary_factor` does not say;
+      None in families that rotate all of it, whatever the field says.
     name: what the file is called in errors.
 
   Returns:
@@ -142,16 +145,20 @@ def read_rope(
   """
   if scaling and parameters and dict(scaling) != dict(parameters):
     raise ValueError(f'{name} has rope_scaling and rope_parameters, which differ: keep one')
-  given = Fields(scaling or parameters or {}, name=f'{name}, rope_scaling')
+  spelling = 'rope_scaling' if scaling else 'rope_parameters'
+  given = Fields(scaling or parameters or {}, name=f'{name}, {spelling}')
   kind = given.take('rope_type', given.take('type', 'default'))
   given.only('type', kind)
   names = {'default': 'none', 'linear': 'linear', 'llama3': 'llama3'}
   if kind not in names:
     raise ValueError(f'{name}: rope_scaling must be of type {", ".join(names)}, got {kind!r}')
   own_theta = given.take('rope_theta', None, kind=float)
+  if default_fraction is None:
+    given.only('partial_rotary_factor', 1.0)
+    default_fraction = 1.0
   out = {
       'rope_theta': float(own_theta or theta or default_theta),
-      'rope_fraction': given.take('partial_rotary_factor', 1.0),
+      'rope_fraction': given.take('partial_rotary_factor', default_fraction),
       'rope_scaling': names[kind],
   }
   if kind == 'default':

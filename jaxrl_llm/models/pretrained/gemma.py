@@ -63,7 +63,7 @@ def _read_gemma3(given: config_fields.Fields, sizes: dict[str, Any]) -> dict[str
       theta=given.take('rope_local_base_freq', None, kind=float),
       max_positions=sizes['max_length'], name=given.name,
   )
-  if local['rope_scaling'] != 'none' or local['rope_fraction'] != 1.0:
+  if local['rope_scaling'] != 'none':
     raise ValueError(f'{given.name}: rope_parameters of sliding layers must be of type default')
   out |= config_fields.read_rope(
       nested.get('full_attention'), given.take('rope_scaling', None, kind=dict),

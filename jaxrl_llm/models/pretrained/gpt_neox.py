@@ -32,17 +32,12 @@ def read_config(fields: Mapping[str, Any]) -> configs.TransformerConfig:
         f'{width}'
     )
   max_length = given.take('max_position_embeddings', kind=int)
-  fraction = given.take('rotary_pct', 0.25)
-  parameters = given.take('rope_parameters', {})
-  scaling = given.take('rope_scaling', {})
   rope = config_fields.read_rope(
-      parameters and {'partial_rotary_factor': fraction, **parameters},
-      scaling and {'partial_rotary_factor': fraction, **scaling},
-      theta=given.take('rotary_emb_base', given.take('rope_theta', None, kind=float), kind=float),
-      default_theta=10_000.0, max_positions=max_length, name=given.name,
+      given.take('rope_parameters', None, kind=dict), given.take('rope_scaling', None, kind=dict),
+      theta=given.take('rotary_emb_base', None, kind=float), default_theta=10_000.0,
+      default_fraction=given.take('rotary_pct', 0.25), max_positions=max_length, name=given.name,
   )
-  if not (parameters or scaling):
-    rope['rope_fraction'] = fraction
+  given.only('rope_theta', rope['rope_theta'])  # transformers does not look at it.
   bias = given.take('attention_bias', True)
   config = configs.TransformerConfig(
       vocab_size=given.take('vocab_size', kind=int),

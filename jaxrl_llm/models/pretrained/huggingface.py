@@ -31,7 +31,7 @@ from jaxrl_llm.models.pretrained import (
 )
 
 # One module a family, with MODEL_TYPES, ARCHITECTURES, PREFIX, IGNORED, read_config, write_config
-# and entries.
+# and entries; OLD_NAMES ({end of a tensor's name: what it was called before}) where there are any.
 FAMILIES: tuple[ModuleType, ...] = (gpt2, gpt_neox, llama, qwen, gemma, bert)
 
 ROLES = ('policy', 'value', 'trunk')
@@ -111,7 +111,8 @@ def read_config(directory: str | os.PathLike) -> Checkpoint:
         'checkpoint in float32, float16 or bfloat16')
   try:
     family = find_family(fields.get('model_type'))
-    architecture, role = _architecture(family, fields.get('architectures'))
+    architecture, role = _architecture(
+        family, fields['model_type'], fields.get('architectures'))
     config = family.read_config(fields)
   except ValueError as error:
     # Errors about a field begin with the file's name.
@@ -124,17 +125,30 @@ def find_family(model_type: Any) -> ModuleType:
   for family in FAMILIES:
     if model_type in family.MODEL_TYPES:
       return family
+  if model_type == 'gemma3':
+    raise ValueError(
+        "model_type 'gemma3' is the multimodal model, whose image part is not supported: of Gemma "
+        '3 only gemma3_text, a checkpoint of the text model alone, can be read')
   known = sorted(name for family in FAMILIES for name in family.MODEL_TYPES)
   raise ValueError(f'model_type must be one of {", ".join(known)}, got {model_type!r}')
 
 
-def _architecture(family: ModuleType, names: Any) -> tuple[str, str]:
+def _is_of(architecture: str, model_type: str) -> bool:
+  """Whether a class is named as the model type is, 'text' being optional."""
+  stem = re.sub(r'(For\w+|LMHeadModel|Model)$', '', architecture).lower()
+  own = model_type.replace('_', '')
+  return stem in (own, own.removesuffix('text'))
+
+
+def _architecture(family: ModuleType, model_type: str, names: Any) -> tuple[str, str]:
   """(architecture, role)."""
   if not names:  # Early checkpoints do not say: they were language models.
     return '', 'policy'
-  if not isinstance(names, list) or names[0] not in family.ARCHITECTURES:
-    known = ', '.join(family.ARCHITECTURES)
-    raise ValueError(f'architectures must be one of {known}, got {names!r}')
+  known = [name for name in family.ARCHITECTURES if _is_of(name, model_type)]
+  if not isinstance(names, list) or names[0] not in known:
+    raise ValueError(
+        f'architectures must be one of {", ".join(known)} where model_type is {model_type!r}, got '
+        f'{names!r}')
   return names[0], family.ARCHITECTURES[names[0]]
 
 
@@ -171,7 +185,7 @@ def load_params(
   has_prefix = any(name.startswith(family.PREFIX) for name in reader.tensors)
   prefix = family.PREFIX if has_prefix else ''
   entries, left_behind = _choose_entries(checkpoint, family, wanted)
-  entries = mapping.with_prefix(entries, prefix)
+  entries = _as_named(mapping.with_prefix(entries, prefix), family, reader)
   if _is_tied(checkpoint.config):
     embedding = next(e.theirs for e in entries if e.ours == ('embedder/embedding',))
     left_behind += _check_tied_head(checkpoint, family, reader, embedding)
@@ -206,6 +220,18 @@ def _choose_entries(
   has_head = any(path.split('/')[0] in _HEADS for path in wanted)
   left_behind = [re.escape(e.theirs) for e in heads if has_head and e not in used]
   return [entry for entry in entries if not in_head(entry)] + used, left_behind
+
+
+def _as_named(
+    entries: list[mapping.Entry], family: ModuleType, reader: weights.Reader
+) -> list[mapping.Entry]:
+  """The entries, by the names of old where the files have these."""
+  for new, old in getattr(family, 'OLD_NAMES', {}).items():
+    renamed = [entry._replace(theirs=re.sub(f'{re.escape(new)}$', old, entry.theirs))
+               for entry in entries]
+    entries = [other if other.theirs.replace('{i}', '0') in reader else entry
+               for entry, other in zip(entries, renamed)]
+  return entries
 
 
 def _is_tied(config: Any) -> bool:
@@ -327,13 +353,10 @@ def _document(
 
 
 def _architecture_for(family: ModuleType, model_type: str, role: str) -> str:
-  """The class of a role: the one named as the model type is, 'text' being optional."""
-  stem = lambda name: re.sub(r'(For\w+|LMHeadModel|Model)$', '', name).lower()
-  own = model_type.replace('_', '')
-  for wanted in (own, own.removesuffix('text')):
-    for name, its_role in family.ARCHITECTURES.items():
-      if its_role == role and stem(name) == wanted:
-        return name
+  """The class of a role."""
+  for name, its_role in family.ARCHITECTURES.items():
+    if its_role == role and _is_of(name, model_type):
+      return name
   raise ValueError(f'a {model_type} cannot be saved with role {role!r}: it has no such class')
 
 

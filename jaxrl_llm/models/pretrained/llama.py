@@ -26,6 +26,11 @@ def read_config(fields: Mapping[str, Any]) -> configs.TransformerConfig:
     sizes |= config_fields.read_layers(
         given, sizes['num_layers'], window=window, default=[True] * sizes['num_layers']
     )
+    if sizes['layer_pattern'] != ('' if window is None else 's'):
+      raise ValueError(
+          f'{given.name}: layer_types must be sliding_attention in every layer where '
+          f'sliding_window is given ({window}): in Mistral it is that of all layers'
+      )
   else:
     bias = given.take('attention_bias', False)
     sizes |= {

@@ -253,8 +253,10 @@ def place(
   for device in sorted(where, key=bounds):  # Devices with the same part follow each other.
     if done != bounds(device):
       part, done = read(where[device]), bounds(device)
-    # Not an alias of the host's array: such a buffer cannot be donated to a train step.
-    arrays[device] = jax.device_put(part, device, may_alias=False).block_until_ready()
+    array = jax.device_put(part, device, may_alias=False).block_until_ready()
+    # An aligned array of the host is kept all the same; it cannot be donated to a train step.
+    kept = device.platform == 'cpu' and array.unsafe_buffer_pointer() == part.ctypes.data
+    arrays[device] = jnp.copy(array).block_until_ready() if kept else array
   return jax.make_array_from_single_device_arrays(
       leaf.shape, sharding, [arrays[device] for device in where])
 

@@ -112,6 +112,19 @@ def test_a_language_model_of_old_gives_the_same_encoder(tmp_path):
   jax.tree.map(np.testing.assert_array_equal, jax_models.load_encoder(directory)[1], expected)
 
 
+def test_the_old_names_of_norms_give_the_same_encoder(tmp_path):
+  record = RECORDS['bert_language_model']
+  rename = lambda name: name.replace('Norm.weight', 'Norm.gamma').replace('Norm.bias', 'Norm.beta')
+  weights = {rename(name): value for name, value in jax_models.weights(record).items()}
+  assert 'bert.encoder.layer.1.output.LayerNorm.gamma' in weights
+  expected = jax_models.load_encoder(_write(tmp_path / 'new', record))[1]
+  found = jax_models.load_encoder(_write(tmp_path / 'old', record, weights))[1]
+  jax.tree.map(np.testing.assert_array_equal, found, expected)
+  del weights['bert.encoder.layer.1.output.LayerNorm.beta']
+  with pytest.raises(ValueError, match=r'tensor bert\..*1\.output\.LayerNorm\.beta is missing'):
+    jax_models.load_encoder(_write(tmp_path / 'old', record, weights))
+
+
 @pytest.mark.parametrize('fields, message', [
     ({'position_embedding_type': 'relative_key'},
      "position_embedding_type must be 'absolute', got 'relative_key'"),

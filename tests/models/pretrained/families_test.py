@@ -16,6 +16,7 @@ _LLAMA3 = {
     'original_max_position_embeddings': 32,
 }
 _NEOX = {name: value for name, value in _SIZES.items() if name != 'num_key_value_heads'}
+_MIXED = ['sliding_attention', 'full_attention'] * 3
 _GPT2 = {
     'model_type': 'gpt2', 'vocab_size': 64, 'n_embd': 16, 'n_layer': 6, 'n_head': 4,
     'n_positions': 128, 'n_ctx': 128,
@@ -49,6 +50,12 @@ CASES = {
                 dict(sliding_window=32, layer_pattern='s')),
     'mistral without a window': (llama, _of('mistral', sliding_window=None),
                                  dict(sliding_window=0, layer_pattern='')),
+    'mistral, layers named': (
+        llama, _of('mistral', sliding_window=32, layer_types=['sliding_attention'] * 6),
+        dict(sliding_window=32, layer_pattern='s')),
+    'mistral without a window, layers named': (
+        llama, _of('mistral', sliding_window=None, layer_types=['full_attention'] * 6),
+        dict(sliding_window=0, layer_pattern='')),
     'mistral by default': (llama, _of('mistral'), dict(sliding_window=4096, layer_pattern='s')),
     'qwen 2.5': (qwen, _of('qwen2', sliding_window=64, max_window_layers=3, rope_theta=1e6,
                            use_sliding_window=False, tie_word_embeddings=True),
@@ -92,6 +99,10 @@ CASES = {
         gpt_neox, {'model_type': 'gpt_neox', **_NEOX, 'rotary_pct': 0.5, 'rotary_emb_base': 1e4},
         dict(norm='layer', rope_fraction=0.5, parallel_residual=True, activation='gelu_exact',
              tie_embeddings=False, attention_bias=True, output_bias=True, mlp_bias=True)),
+    'gpt-neox, fraction beside its rope_scaling': (
+        gpt_neox, {'model_type': 'gpt_neox', **_NEOX, 'rotary_pct': 0.5, 'rope_theta': 1e4,
+                   'rope_scaling': {'type': 'linear', 'factor': 2.0}},
+        dict(rope_fraction=0.5, rope_theta=1e4, rope_scaling='linear', rope_factor=2.0)),
     'gpt-neox, new spelling': (
         gpt_neox, {'model_type': 'gpt_neox', **_NEOX, 'use_parallel_residual': False,
                    'attention_bias': False, 'hidden_act': 'gelu_new', 'rope_parameters': {
@@ -143,6 +154,11 @@ def test_no_field_is_ignored(name):
     (llama, _of('llama', pretraining_tp=2), 'pretraining_tp must be 1, got 2'),
     (llama, _of('llama', hidden_act='relu2'), "hidden_act must be one of .*got 'relu2'"),
     (llama, _of('llama', sliding_window=8), "field 'sliding_window'"),
+    (llama, _of('mistral', sliding_window=8, layer_types=_MIXED), 'sliding_attention in every'),
+    (llama, _of('mistral', sliding_window=8, layer_types=['full_attention'] * 6),
+     r'layer_types must be sliding_attention in every layer where sliding_window is given \(8\)'),
+    (llama, _of('mistral', sliding_window=None, layer_types=_MIXED), 'no window'),
+    (llama, _of('mistral', layer_types=['sliding_attention']), 'must name 6 layers'),
     (llama, _of('llama', num_attention_heads=3), 'hidden_size must be a multiple .*got 16'),
     (qwen, _of('qwen2', layer_types=['full_attention']), 'must name 6 layers'),
     (qwen, _of('qwen2', layer_types=['chunked_attention'] * 6), 'chunked_attention'),
@@ -155,11 +171,34 @@ def test_no_field_is_ignored(name):
     (gpt2, {**_GPT2, 'scale_attn_by_inverse_layer_idx': True}, 'scale_attn_by_inverse_layer_idx'),
     (gpt2, {**_GPT2, 'add_cross_attention': True}, 'add_cross_attention must be False, got True'),
     (gpt_neox, {'model_type': 'gpt_neox', **_NEOX, 'hidden_act': 'mish'}, "got 'mish'"),
+    (gpt_neox, {'model_type': 'gpt_neox', **_NEOX, 'rope_theta': 500.0},
+     'rope_theta must be 10000.0, got 500.0'),
+    (gpt_neox, {'model_type': 'gpt_neox', **_NEOX, 'rope_theta': 1e4, 'rotary_emb_base': 500},
+     'rope_theta must be 500.0, got 10000.0'),
 ])
 def test_what_is_not_supported_is_rejected_by_name(family, fields, message):
   with pytest.raises(ValueError, match=message) as error:
     family.read_config(fields)
   assert '\n' not in str(error.value)
+
+
+@pytest.mark.parametrize('spelling', ['rope_parameters', 'rope_scaling'])
+@pytest.mark.parametrize('model_type', [
+    'llama', 'mistral', 'qwen2', 'qwen3', 'gemma', 'gemma2', 'gemma3_text'])
+def test_only_gpt_neox_rotates_a_part_of_each_head(model_type, spelling):
+  family = next(f for f in (llama, qwen, gemma) if model_type in f.MODEL_TYPES)
+  nested = model_type == 'gemma3_text' and spelling == 'rope_parameters'
+
+  def read(fraction):
+    rope = {'rope_type': 'default', 'partial_rotary_factor': fraction}
+    rope = {'full_attention': rope} if nested else rope
+    return family.read_config(_of(model_type, **{spelling: rope}))
+
+  assert read(1.0).rope_fraction == read(None).rope_fraction == 1.0
+  neox = gpt_neox.read_config({'model_type': 'gpt_neox', **_NEOX, 'hidden_size': 32})
+  assert neox.rope_fraction == 0.25
+  with pytest.raises(ValueError, match=f'{spelling}: partial_rotary_factor must be 1.0, got 0.5'):
+    read(0.5)
 
 
 @pytest.mark.parametrize('family, model_type, changes, field', [

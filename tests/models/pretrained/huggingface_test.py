@@ -310,9 +310,13 @@ def test_the_wrong_family(tmp_path):
 
 @pytest.mark.parametrize('fields, message', [
     ({'model_type': 'mamba'}, "model_type must be one of bert, gemma, .*qwen3, got 'mamba'"),
+    ({'model_type': 'gemma3'}, "model_type 'gemma3' is the multimodal .* only gemma3_text"),
     ({'model_type': ...}, 'model_type must be one of .*, got None'),
     ({'model_type': ['llama']}, r'model_type must be one of .*, got \[.llama.\]'),
     ({'architectures': ['T5Model']}, r"architectures must be one of Llama.*, got \['T5Model'\]"),
+    ({'architectures': ['MistralForCausalLM']},
+     "one of LlamaFor.*, LlamaModel where model_type is 'llama', got .'MistralForCausalLM'"),
+    ({'model_type': 'mistral'}, "one of MistralFor.* where model_type is 'mistral', got .'LlamaF"),
     ({'architectures': 'LlamaModel'}, "architectures must be one of .*, got 'LlamaModel'"),
     ({'quantization_config': {'quant_method': 'gptq'}}, 'has a quantization_config: quantised'),
     ({'hidden_size': ...}, "has no field 'hidden_size'"),
@@ -408,6 +412,7 @@ def test_the_class_that_each_role_is_saved_as(model_type):
       assert message.startswith(f'a {model_type} cannot be saved with role {role!r}')
     else:
       assert huggingface._architecture_for(family, model_type, role) == name
+      assert huggingface._architecture(family, model_type, [name]) == (name, role)
 
 
 def test_all_model_types_are_covered_here():

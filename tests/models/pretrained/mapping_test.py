@@ -162,11 +162,13 @@ def test_one_part_at_a_time_and_each_once():
       (0, 2, 0, 4), (0, 2, 4, 8), (2, 4, 0, 4), (2, 4, 4, 8)]
 
 
-def test_loaded_parameters_can_be_donated(tmp_path):
-  theirs = {'a': np.ones((64, 64), np.float32)}
-  reader = _reader(tmp_path / 'x', theirs)
-  leaf = jax.ShapeDtypeStruct((64, 64), np.float32)
-  ((_, array),) = mapping.load([mapping.same('a', 'a')], reader, {'a': leaf})
+@pytest.mark.parametrize('offset', [0, 4])
+def test_loaded_parameters_can_be_donated(offset):
+  # A host's array that begins at a multiple of 64 bytes is one that the CPU's client would keep.
+  raw = np.ones(64 * 64 + 32, np.float32)
+  start = -raw.ctypes.data % 64 // 4 + offset
+  host = raw[start : start + 64 * 64].reshape(64, 64)
+  array = mapping.place(jax.ShapeDtypeStruct((64, 64), np.float32), lambda where: host)
   pointer = array.unsafe_buffer_pointer()
   after = jax.jit(lambda x: x + 1, donate_argnums=0)(array)
   assert after.unsafe_buffer_pointer() == pointer
