@@ -180,6 +180,7 @@ def test_meshes_load_the_same_numbers(shape, tmp_path):
   origin = origins.read(str(tmp_path / 'hf'), field='config.policy_init_from')
   mesh = mesh_lib.make_mesh(*shape)
   abstract = components.abstract_params(policy.make(model), mesh)
-  loaded = origin.load(abstract)
+  with jax.set_mesh(mesh):  # As in a run.
+    loaded = origin.load(abstract)
   jax.tree.map(lambda x, y: np.testing.assert_array_equal(x, y), loaded, params)
   jax.tree.map(lambda x, a: x.sharding == a.sharding or pytest.fail(str(a)), loaded, abstract)

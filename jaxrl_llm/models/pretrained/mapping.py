@@ -252,13 +252,25 @@ def place(
   arrays, done = {}, None
   for device in sorted(where, key=bounds):  # Devices with the same part follow each other.
     if done != bounds(device):
-      part, done = read(where[device]), bounds(device)
-    array = jax.device_put(part, device, may_alias=False).block_until_ready()
-    # An aligned array of the host is kept all the same; it cannot be donated to a train step.
-    kept = device.platform == 'cpu' and array.unsafe_buffer_pointer() == part.ctypes.data
-    arrays[device] = jnp.copy(array).block_until_ready() if kept else array
+      part, done = _unaligned(read(where[device])), bounds(device)
+    arrays[device] = jax.device_put(part, device, may_alias=False).block_until_ready()
   return jax.make_array_from_single_device_arrays(
       leaf.shape, sharding, [arrays[device] for device in where])
+
+
+def _unaligned(array: np.ndarray) -> np.ndarray:
+  """The array, in memory that a CPU device copies from.
+
+  Whatever `may_alias` says, a CPU device keeps a host array that begins at a multiple of 64 bytes
+  as its own buffer, which then cannot be donated to a train step.
+  """
+  if array.ctypes.data % 64:
+    return array
+  room = np.empty(array.nbytes + 128, np.uint8)
+  start = -room.ctypes.data % 64 + array.itemsize
+  out = room[start : start + array.nbytes].view(array.dtype).reshape(array.shape)
+  out[...] = array
+  return out
 
 
 def _read(

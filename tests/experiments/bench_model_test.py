@@ -1,0 +1,36 @@
+"""Load, decode, a LoRA step and a full step of a small checkpoint, through the tool."""
+
+import json
+
+import pytest
+from absl import flags
+
+from experiments import bench_model
+from tests.experiments import tiny
+
+
+def _values(*arguments):
+  values = flags.FlagValues()
+  bench_model.define_flags(values)
+  values(['bench_model', *map(str, arguments)])
+  return values
+
+
+def test_a_checkpoint_is_loaded_sampled_from_and_trained(tmp_path):
+  config = tiny.write_checkpoint(tmp_path / 'checkpoint', num_kv_heads=2)
+  bench_model.main(_values(
+      f'--checkpoint={tmp_path / "checkpoint"}', f'--json={tmp_path / "out.json"}', '--rank=2',
+      '--prompt_tokens=4', '--new_tokens=3', '--sequence_tokens=16'))
+  numbers = json.loads((tmp_path / 'out.json').read_text())
+  layers, width = config.num_layers, config.width
+  # A and B of query, key, value and output (16 to 16) and of gate, up and down (16 to 32).
+  assert numbers['lora/trained_parameters'] == layers * 2 * (4 * 2 * width + 3 * (16 + 32))
+  assert numbers['full/trained_parameters'] == numbers['parameters']
+  for name in ('lora', 'full'):
+    assert numbers[f'{name}/loss/second'] < numbers[f'{name}/loss/first']
+  assert numbers['decode/mean_log_prob'] < 0
+
+
+def test_a_folder_that_is_no_checkpoint_is_refused(tmp_path):
+  with pytest.raises(ValueError, match='neither parameters'):
+    bench_model.main(_values(f'--checkpoint={tmp_path}'))
