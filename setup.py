@@ -39,8 +39,8 @@ setuptools.setup(
         'tqdm>=4.66',
     ],
     extras_require={
-        'test': ['pytest>=8', 'hypothesis>=6.100', 'ruff>=0.15', 'nbformat>=5.10', 'nbclient>=0.10',
-                 'ipykernel>=6.29', 'wandb>=0.21'],
+        'test': ['pytest>=8', 'pytest-xdist>=3.6', 'hypothesis>=6.100', 'ruff>=0.15',
+                 'nbformat>=5.10', 'nbclient>=0.10', 'ipykernel>=6.29', 'wandb>=0.21'],
         'parity': ['torch==2.13.0', 'transformers==5.23.0', 'peft==0.21.2'],
         'tpu': ['jax[tpu]>=0.10,<0.12'],
         'gpu': ['jax[cuda13]>=0.10,<0.12'],
