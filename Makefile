@@ -9,8 +9,9 @@ PIP_INSTALL = $(PIP) install --progress-bar off
 run: .venv/installed
 	.venv/bin/python -m experiments.a_star_po
 
+# Two processes: most tests compile small programs, which keeps one core busy.
 test: .venv/installed-test
-	.venv/bin/python -m pytest
+	.venv/bin/python -m pytest -n 2 --dist loadfile
 
 # Side by side with torch, transformers and peft, on fresh random seeds.
 parity: .venv/installed-parity

@@ -7,6 +7,7 @@ value given, what is allowed.
 
 import dataclasses
 import difflib
+import errno
 import importlib.util
 import os
 import pathlib
@@ -239,8 +240,11 @@ def in_repository(spec: str) -> str:
 def one_line(error: BaseException) -> str:
   """An error's text in one line, without the type and the number of an OSError."""
   if isinstance(error, OSError) and error.strerror:
+    text = error.strerror
+    if text == os.strerror(errno.ENOSPC):  # Checkpoints say it in words of their own.
+      text = 'the disk is full; what was complete is kept'
     where = f': {error.filename}' if error.filename else ''
-    return f'{error.strerror}{where}'
+    return f'{text}{where}'
   return ' '.join(str(error).split()) or type(error).__name__
 
 

@@ -16,6 +16,7 @@ import logging
 import os
 import pathlib
 import shutil
+import sys
 import zlib
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
@@ -442,5 +443,14 @@ def _quiet_libraries() -> None:
   """Keeps Orbax's own log off the user's terminal; what matters is raised or returned."""
   absl_logging.set_verbosity(absl_logging.FATAL)
   logging.getLogger('asyncio').setLevel(logging.CRITICAL)
+  if sys.unraisablehook is sys.__unraisablehook__:
+    sys.unraisablehook = _print_unraisable
+
+
+def _print_unraisable(unraisable: Any) -> None:
+  # One array that cannot be written ends Orbax's loop, and each other array that then fails would
+  # print a traceback from a thread of TensorStore's; the first failure is raised and says it all.
+  if str(unraisable.exc_value) != 'Event loop is closed':
+    sys.__unraisablehook__(unraisable)
 
 

@@ -176,7 +176,7 @@ def test_a_setting_that_the_file_does_not_take(binary, tmp_path):
 @pytest.mark.parametrize('fail,words', [
     ('value', ['adding: error: beta1 must be positive, got -1 (config.beta1)\n']),
     ('missing', ['No such file or directory: absent/train.jsonl']),
-    ('full', ['No space left on device: metrics.jsonl']),
+    ('full', ['the disk is full; what was complete is kept: metrics.jsonl']),
 ])
 def test_errors_of_the_binary(binary, fail, words):
   _assert_one_line(binary(f'--config.fail={fail}'), *words)

@@ -5,6 +5,7 @@ import ctypes
 import json
 import os
 import pathlib
+import re
 import resource
 import shutil
 import signal
@@ -54,10 +55,10 @@ def test_all_checkpoints_corrupt_is_one_line_and_nothing_is_lost(runner, whole, 
 
 @contextlib.contextmanager
 def _small_disk(folder: pathlib.Path):
-  """A disk of 1 MiB at `folder`, or None where this process may not mount one."""
+  """A disk of 2 MiB at `folder`, or None where this process may not mount one."""
   folder.mkdir()
   libc = ctypes.CDLL(None, use_errno=True)
-  if libc.mount(b'tmpfs', os.fsencode(folder), b'tmpfs', 0, b'size=1m'):
+  if libc.mount(b'tmpfs', os.fsencode(folder), b'tmpfs', 0, b'size=2m'):
     yield None
     return
   try:
@@ -91,12 +92,16 @@ def test_full_disk_is_one_line_and_nothing_is_lost(runner, whole, tmp_path, room
       finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     running.assert_one_line(done)
-    expected = ('No space left', 'the disk is full; the last complete checkpoint is kept')
-    assert not disk or expected[room > 0] in done.stderr
+    # A save that fails in the background and the next line race for the last bytes: either may
+    # be the one that is refused, and says so.
+    assert not disk or re.search(
+        'error: the disk is full; (the last complete checkpoint|what was complete) is kept',
+        done.stderr)
     assert '6' in os.listdir(workdir / 'checkpoints' / 'a_star_po')
     assert not (workdir / 'results.json').exists()
     if room:
-      assert runner.finish(workdir).returncode == 0  # There is room again.
+      again = runner.finish(workdir)  # There is room again.
+      assert again.returncode == 0, again.stderr
       running.assert_same(workdir, whole.workdir)
 
 
@@ -105,7 +110,8 @@ def _at_step_six(whole: pathlib.Path, workdir: pathlib.Path) -> None:
   source = whole.parent / 'at_six'
   if not source.exists():
     pytest.fail('the fixture at_six did not run')
-  shutil.copytree(source, workdir)
+  # What the kill left half-written would be room to write in, once the next start removes it.
+  shutil.copytree(source, workdir, ignore=shutil.ignore_patterns('*.orbax-checkpoint-tmp*'))
 
 
 @pytest.fixture(scope='module', autouse=True)

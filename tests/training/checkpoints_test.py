@@ -207,7 +207,8 @@ FULL_DISK = textwrap.dedent("""
     import jax.numpy as jnp
     from jaxrl_llm.training import checkpoints
     folder = checkpoints.Checkpoints(sys.argv[1], keep=3)
-    tree = {'x': jnp.asarray(np.random.default_rng(0).normal(size=60_000))}
+    # Many arrays: each that cannot be written fails in a thread of its own.
+    tree = {f'x{i}': jnp.asarray(np.random.default_rng(i).normal(size=3_000)) for i in range(20)}
     try:
       for step in range(1, 9):
         folder.save(step, tree, {})
