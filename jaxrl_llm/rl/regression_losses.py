@@ -89,3 +89,27 @@ def rebel_loss(
   if form == 'paper':
     return jnp.square(difference / eta - target)
   raise ValueError(f"form must be 'code' or 'paper', got {form!r}")
+
+
+def preference_rewards(preferences: Array) -> Array:
+  """Rewards that a general preference gives the two responses of a pair.
+
+    r(x, y) := 1/M Σ_m ℓ(x, y, y''_m),     ℓ(x, y, y'') = −ℓ(x, y'', y) ∈ [−1, 1]
+
+  Their difference is the target ℓ(x, y, y'') − ℓ(x, y', y'') of REBEL with general preferences,
+  averaged over the comparators y'' ∼ π_t. ℓ may be intransitive. Where ℓ is a difference of
+  rewards, the target is theirs whatever the comparator.
+
+  Args:
+    preferences: float [P, 2, M]; ℓ of either response against the same M comparators.
+
+  Returns:
+    float [P, 2].
+
+  References:
+    Gao et al. (2024), REBEL, section on general preferences, arXiv 2404.16767.
+  """
+  chex.assert_rank(preferences, 3)
+  chex.assert_axis_dimension(preferences, 1, 2)
+  chex.assert_type(preferences, float)
+  return jnp.mean(preferences, axis=-1)

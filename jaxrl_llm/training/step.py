@@ -62,6 +62,83 @@ def take_step(
   return state, {'train/loss': loss, **metrics, **step_metrics}
 
 
+def take_steps(
+    loss_fn: LossFn,
+    optimizer: optax.GradientTransformation,
+    state: TrainState,
+    batch: Any,
+    *,
+    num_epochs: int = 1,
+    num_minibatches: int = 1,
+    num_micro_batches: int = 1,
+) -> tuple[TrainState, Metrics, Metrics]:
+  """Several optimizer steps on one batch: epochs of minibatches, in the order of its rows.
+
+  Every step is `take_step` on the next P / num_minibatches rows. All are one compiled loop. The
+  rows come in the order in which they were drawn, which is random already.
+
+  Args:
+    loss_fn: as for `take_step`.
+    optimizer: the transformation that made `state.opt_state`.
+    state: before the steps.
+    batch: a pytree whose array leaves all share the leading axis P.
+    num_epochs: passes over the batch.
+    num_minibatches: steps of one pass; divides P.
+    num_micro_batches: parts that a minibatch is computed in.
+
+  Returns:
+    The state; the metrics of the first step (before it nothing had moved); those of all steps.
+
+  Raises:
+    ValueError: as `minibatches` and `accumulate_gradients`, or if `num_epochs` is below 1.
+  """
+  if num_epochs < 1:
+    raise ValueError(f'num_epochs must be at least 1, got {num_epochs} (config.num_epochs)')
+  parts = jax.tree.map(lambda *x: jnp.stack(x), *minibatches(batch, num_minibatches))
+  take = lambda state, part: take_step(
+      loss_fn, optimizer, state, part, num_micro_batches=num_micro_batches)
+  pick = lambda index: jax.tree.map(lambda leaf: leaf[index % num_minibatches], parts)
+  steps = num_epochs * num_minibatches
+  state, first = take(state, pick(0))
+  if steps == 1:
+    return state, first, first
+
+  def advance(carry, index):
+    state, total = carry
+    state, metrics = take(state, pick(index))
+    return (state, jax.tree.map(jnp.add, total, metrics)), None
+
+  (state, total), _ = jax.lax.scan(advance, (state, first), jnp.arange(1, steps))
+  return state, first, total
+
+
+def map_micro_batches(fn: Callable[[Any], Any], batch: Any, *, num_micro_batches: int = 1) -> Any:
+  """`fn` of a batch, computed part by part: what is frozen before the steps of an iteration.
+
+  Args:
+    fn: a batch of p rows -> a pytree of arrays with the leading axis p; row by row.
+    batch: a pytree whose array leaves all share the leading axis P.
+    num_micro_batches: divides P. With 1 there is no loop.
+
+  Returns:
+    As `fn(batch)`.
+
+  Raises:
+    ValueError: if `num_micro_batches` does not divide P.
+  """
+  rows = _leading_axis(batch)
+  if num_micro_batches < 1 or rows % num_micro_batches:
+    raise ValueError(
+        f'num_micro_batches must divide the batch of {rows}, got {num_micro_batches}')
+  if num_micro_batches == 1:
+    return fn(batch)
+  # Row i in part i mod M, as in `accumulate_gradients`: nothing moves between devices.
+  split = lambda leaf: jnp.swapaxes(
+      jnp.reshape(leaf, (-1, num_micro_batches) + leaf.shape[1:]), 0, 1)
+  join = lambda leaf: jnp.reshape(jnp.swapaxes(leaf, 0, 1), (rows,) + leaf.shape[2:])
+  return jax.tree.map(join, jax.lax.map(fn, jax.tree.map(split, batch)))
+
+
 def accumulate_gradients(
     loss_fn: LossFn,
     params: Params,

@@ -1,0 +1,209 @@
+"""REBEL: reinforcement learning as regression onto differences of rewards.
+
+Gao, Chang, Zhan, Oertell, Swamy, Brantley, Joachims, Bagnell, Lee and Sun, 2024, "REBEL:
+Reinforcement learning via regressing relative rewards", arXiv 2404.16767; code:
+ZhaolinGao/REBEL.
+
+A mirror-descent step π_{t+1} ∝ π_t exp(η r) satisfies, for every two responses to x,
+  ln π_{t+1}(y|x)/π_t(y|x) − ln π_{t+1}(y'|x)/π_t(y'|x) = η (r(x, y) − r(x, y')),
+in which the normaliser has dropped out. REBEL fits that equation by least squares:
+
+  1. draw y ∼ π_t and y' ∼ μ for each prompt (μ = π_t, or a data set: `mix_offline`);
+  2. freeze π_t(y|x), π_t(y'|x) and the rewards; a penalty c · ln π_t/π_ref lies in the reward;
+  3. a few optimizer steps from θ_t on
+       L(θ) = mean (D_θ − η (r − r'))²,     D_θ = the difference of log-ratios to π_t,
+     log π the sum over the tokens of the response, stop token included.
+
+There is no critic, no clipping and no whitening. π_t is refreshed every iteration, and is not
+π_ref. With general preferences ℓ(x, y, y'') = −ℓ(x, y'', y) in place of rewards the target is
+ℓ(x, y, y'') − ℓ(x, y', y'') for comparators y'' ∼ π_t (`signal='preferences'`).
+
+Departures from the released code, and why:
+- A response counts as finished if it chose a stop token; there, if padding is left over, which
+  also punishes one that stops at the last slot (`masking.replace_scores_without_stop`).
+- Padding behind a response has no part in any sum; in the evaluation's KL there, it has.
+- The paper divides the log-ratios by η, the code multiplies the rewards (`loss_form`): the two
+  differ by η², which matters to clipping, weight decay and Adam's ε.
+
+Tables: experiments/configs/rebel_{summarisation,tldr,chat,largebatch}.py.
+"""
+
+import dataclasses
+
+import chex
+import jax
+import jax.numpy as jnp
+import optax
+
+from jaxrl_llm.rl import advantages, batches, masking, regression_losses, scoring
+from jaxrl_llm.training import step as step_lib
+from jaxrl_llm.types import Algorithm, Array, Batch, ModelFns, Rollouts, TrainState, WeightedMean
+
+
+@dataclasses.dataclass
+class Config:
+  """Settings of REBEL; the defaults are those of the TL;DR script where it has them.
+
+  Attributes:
+    eta: η > 0; larger is more aggressive.
+    loss_form: 'code', or 'paper': divided by η².
+    kl_coefficient: c ≥ 0 of the penalty in the reward.
+    samples_per_prompt: 2; more with `pairs='best_worst'`.
+    pairs: 'all' (the two samples), or 'best_worst' of more samples by reward.
+    signal: 'rewards' [P, K], or 'preferences' [P, 2, M] of the pair against M comparators.
+    offline_fraction: of the prompts whose y' comes from a data set (`mix_offline`).
+    whiten_rewards: scale rewards to unit variance over the batch.
+    temperature: of sampling and of all log-probs.
+    num_epochs: passes over a batch; each is `num_minibatches` optimizer steps.
+    num_minibatches: optimizer steps of a pass (the released code: 1).
+    num_micro_batches: parts that a minibatch is computed in.
+    head_chunk: positions per chunk of the head; 0 takes all at once.
+  """
+
+  eta: float = 1.0
+  loss_form: str = 'code'
+  kl_coefficient: float = 0.05
+  samples_per_prompt: int = 2
+  pairs: str = 'all'
+  signal: str = 'rewards'
+  offline_fraction: float = 0.0
+  whiten_rewards: bool = False
+  temperature: float = 0.7
+  num_epochs: int = 4
+  num_minibatches: int = 1
+  num_micro_batches: int = 1
+  head_chunk: int = 128
+
+  def validate(self) -> None:
+    """Raises ValueError with one line for the first field that is out of range."""
+    for name in ('eta', 'temperature'):
+      if not 0 < getattr(self, name) < float('inf'):
+        raise ValueError(f'{name} must be positive and finite, got {getattr(self, name)}')
+    for name in ('num_epochs', 'num_minibatches', 'num_micro_batches'):
+      if getattr(self, name) < 1:
+        raise ValueError(f'{name} must be at least 1, got {getattr(self, name)}')
+    for name, allowed in (
+        ('loss_form', ('code', 'paper')),
+        ('pairs', ('all', 'best_worst')),
+        ('signal', ('rewards', 'preferences')),
+    ):
+      if getattr(self, name) not in allowed:
+        raise ValueError(f'{name} must be one of {allowed}, got {getattr(self, name)!r}')
+    if self.pairs == 'all' and self.samples_per_prompt != 2:
+      raise ValueError(f'samples_per_prompt must be 2 for REBEL, got {self.samples_per_prompt}')
+    if self.pairs == 'best_worst' and (self.samples_per_prompt < 2 or self.signal != 'rewards'):
+      raise ValueError(
+          "pairs='best_worst' needs samples_per_prompt of at least 2 and signal='rewards', got "
+          f'{self.samples_per_prompt} and {self.signal!r}'
+      )
+    if not 0 <= self.offline_fraction <= 1:
+      raise ValueError(f'offline_fraction must be in [0, 1], got {self.offline_fraction}')
+    for name in ('kl_coefficient', 'head_chunk'):
+      if getattr(self, name) < 0:
+        raise ValueError(f'{name} must not be negative, got {getattr(self, name)}')
+
+
+def mix_offline(config: Config, rollouts: Rollouts, offline: Rollouts, key: Array) -> Rollouts:
+  """Replaces the second sample of some prompts by a response from a data set: μ is then mixed.
+
+  Args:
+    config: `offline_fraction` is used.
+    rollouts: two samples a prompt, before they are scored.
+    offline: one response a prompt, of the same slots; its log-probs are not read.
+    key: decides which prompts.
+
+  Returns:
+    Rollouts with K = 2; the log-probs of what was not sampled are NaN.
+  """
+  chex.assert_equal_shape([rollouts.tokens[:, :1], offline.tokens])
+  replace = jax.random.bernoulli(key, config.offline_fraction, rollouts.prompt_lengths.shape)
+  unknown = dataclasses.replace(offline, log_probs=jnp.full_like(offline.log_probs, jnp.nan))
+
+  def second(name):
+    ours, theirs = getattr(rollouts, name), getattr(unknown, name)
+    chosen = replace.reshape((-1,) + (1,) * (ours.ndim - 1))
+    return jnp.concatenate([ours[:, :1], jnp.where(chosen, theirs, ours[:, 1:])], axis=1)
+
+  names = ('tokens', 'lengths', 'mask', 'log_probs', 'stop_reason')
+  return dataclasses.replace(rollouts, **{name: second(name) for name in names})
+
+
+def make(config: Config, policy: ModelFns, optimizer: optax.GradientTransformation) -> Algorithm:
+  """REBEL as two pure functions; a train step is one iteration.
+
+  Args:
+    config: settings.
+    policy: the network of params['policy'].
+    optimizer: an optax transformation.
+
+  Returns:
+    Algorithm(init, train_step). `train_step` takes a `types.Batch` that π_t sampled, with
+    `reference_log_probs` under π_ref, which may be None without a penalty.
+
+  Raises:
+    ValueError: a setting is out of range.
+  """
+  config.validate()
+  score = lambda params, rollouts: scoring.score(
+      policy, params['policy'], rollouts,
+      temperature=config.temperature, chunk_size=config.head_chunk,
+  )[0]
+
+  def init(key, params) -> TrainState:
+    return TrainState(jnp.int32(0), params, optimizer.init(params), key, aux={})
+
+  def shape_rewards(batch: Batch, old: Array) -> Array:
+    """r − c ln π_t/π_ref of the pair, [P, 2]."""
+    rewards = batch.rewards
+    if config.signal == 'preferences':
+      rewards = regression_losses.preference_rewards(rewards)
+    if config.kl_coefficient:
+      total = lambda log_probs: masking.masked_sum(log_probs, batch.rollouts.mask, axis=-1)
+      rewards = masking.shape_rewards(
+          rewards, total(old), total(batch.reference_log_probs),
+          kl_coefficient=config.kl_coefficient,
+      )
+    if config.whiten_rewards:
+      counts = jnp.broadcast_to(batch.weight[:, None], rewards.shape)
+      rewards = advantages.whiten(rewards, counts, mean='keep')
+    return rewards
+
+  def loss_fn(params, batch: Batch):
+    mask, weight = batch.rollouts.mask, batch.weight
+    log_ratio = masking.masked_sum(
+        score(params, batch.rollouts) - batch.aux['old_log_probs'], mask, axis=-1)
+    losses = regression_losses.rebel_loss(
+        log_ratio, batch.rewards, eta=config.eta, form=config.loss_form)
+    difference = log_ratio[:, 0] - log_ratio[:, 1]
+    target = config.eta * (batch.rewards[:, 0] - batch.rewards[:, 1])
+    mean = lambda x: WeightedMean(jnp.sum(weight * x), jnp.sum(weight))
+    return mean(losses), {
+        'train/log_ratio': mean(jnp.mean(jnp.abs(log_ratio), axis=1)),
+        'train/difference': mean(jnp.abs(difference)),
+        'train/target': mean(jnp.abs(target)),
+        'train/sign_agreement': mean((difference * target > 0).astype(jnp.float32)),
+        'train/ties': mean((target == 0).astype(jnp.float32)),
+    }
+
+  def train_step(state, batch: Batch):
+    if config.pairs == 'best_worst':
+      batch = batches.best_and_worst(batch)
+    chex.assert_axis_dimension(batch.rewards, 1, 2)
+    batch, dropped = batches.drop_invalid(batch)
+    old = step_lib.map_micro_batches(
+        lambda rollouts: score(state.params, rollouts), batch.rollouts,
+        num_micro_batches=config.num_minibatches * config.num_micro_batches,
+    )
+    gap = batches.sampler_gap(old, batch.rollouts, batch.weight)
+    batch = dataclasses.replace(
+        batch, rewards=shape_rewards(batch, old), aux={'old_log_probs': old})
+    state, first, metrics = step_lib.take_steps(
+        loss_fn, optimizer, state, batch, num_epochs=config.num_epochs,
+        num_minibatches=config.num_minibatches, num_micro_batches=config.num_micro_batches,
+    )
+    return state, {
+        **metrics, 'train/sampler_gap': gap, 'train/dropped': dropped,
+        'train/initial_log_ratio': first['train/log_ratio'],
+    }
+
+  return Algorithm(init, train_step)

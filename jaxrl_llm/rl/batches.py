@@ -1,0 +1,103 @@
+"""Groups of a batch: which of them count, and pairs taken out of larger ones."""
+
+import dataclasses
+
+import chex
+import jax
+import jax.numpy as jnp
+
+from jaxrl_llm.rl import masking
+from jaxrl_llm.types import Array, Batch, Rollouts, WeightedMean
+
+SENTINEL = -99_999.0  # What released code writes where a reward model failed.
+
+
+def drop_invalid(batch: Batch) -> tuple[Batch, WeightedMean]:
+  """Takes out the prompts with a reward that is no number.
+
+  A prompt counts if its weight is positive and all of its rewards are finite and above the
+  sentinel −99,999. In any other one the mask, the rewards, the reference and the algorithm's own
+  numbers become 0 before anything is computed with them: 0 · NaN would reach the gradient.
+  A group is dropped whole: a baseline of what is left of it would be another baseline.
+
+  Args:
+    batch: rewards [P, K] (or [P, K, ...]).
+
+  Returns:
+    The batch with such rows at weight 0, and the fraction of real prompts dropped.
+  """
+  chex.assert_equal_shape_prefix([batch.rewards, batch.weight], 1)
+  real = batch.weight > 0
+  sound = jnp.isfinite(batch.rewards) & (batch.rewards > SENTINEL)
+  counts = real & jnp.all(sound.reshape(len(real), -1), axis=1)
+
+  def keep(leaf):
+    return jnp.where(counts.reshape((-1,) + (1,) * (leaf.ndim - 1)), leaf, jnp.zeros_like(leaf))
+
+  rollouts = dataclasses.replace(
+      batch.rollouts, mask=keep(batch.rollouts.mask), log_probs=keep(batch.rollouts.log_probs)
+  )
+  dropped = WeightedMean(
+      jnp.sum(jnp.where(real & ~counts, batch.weight, 0.0)),
+      jnp.sum(jnp.where(real, batch.weight, 0.0)),
+  )
+  return dataclasses.replace(
+      batch, rollouts=rollouts, rewards=keep(batch.rewards), weight=keep(batch.weight),
+      reference_log_probs=jax.tree.map(keep, batch.reference_log_probs),
+      aux=jax.tree.map(keep, batch.aux),
+  ), dropped
+
+
+def best_and_worst(batch: Batch) -> Batch:
+  """The sample with the largest and the one with the smallest reward of each prompt, in this order.
+
+  Of equal rewards the first sample is the best and the last one the worst, so that two different
+  samples are taken whenever K ≥ 2.
+
+  Args:
+    batch: K ≥ 2 samples a prompt, rewards [P, K].
+
+  Returns:
+    The batch with K = 2; `aux` as it is.
+
+  Raises:
+    ValueError: if a prompt has fewer than 2 samples.
+  """
+  chex.assert_rank(batch.rewards, 2)
+  group = batch.rewards.shape[1]
+  if group < 2:
+    raise ValueError(f'a pair needs at least 2 samples per prompt, got {group}')
+  best = jnp.argmax(batch.rewards, axis=1)
+  worst = group - 1 - jnp.argmin(batch.rewards[:, ::-1], axis=1)
+  chosen = jnp.stack([best, worst], axis=1)
+  take = lambda leaf: jnp.take_along_axis(
+      leaf, chosen.reshape(chosen.shape + (1,) * (leaf.ndim - 2)), axis=1)
+  rollouts = dataclasses.replace(batch.rollouts, **{
+      name: take(getattr(batch.rollouts, name))
+      for name in ('tokens', 'lengths', 'mask', 'log_probs', 'stop_reason')
+  })
+  return dataclasses.replace(
+      batch, rollouts=rollouts, rewards=take(batch.rewards),
+      reference_log_probs=jax.tree.map(take, batch.reference_log_probs),
+  )
+
+
+def sampler_gap(log_probs: Array, rollouts: Rollouts, weight: Array) -> WeightedMean:
+  """Mean |ln π_trainer − ln π_sampler| of a sampled token, nats.
+
+  What the two compute should agree; where it does not, the ratio to the policy that sampled is
+  wrong. Tokens that were not sampled here (log-prob NaN: offline data) have no part.
+
+  Args:
+    log_probs: float [P, K, T] under the parameters that sampled, by the training forward pass.
+    rollouts: the samples with their own log-probs.
+    weight: float [P].
+
+  Returns:
+    A `WeightedMean` over tokens.
+  """
+  chex.assert_equal_shape([log_probs, rollouts.log_probs, rollouts.mask])
+  known = jnp.isfinite(rollouts.log_probs)
+  mask = jnp.where(known, rollouts.mask, 0.0) * weight[:, None, None]
+  gap = jnp.abs(jax.lax.stop_gradient(log_probs) - jnp.where(known, rollouts.log_probs, 0.0))
+  return masking.masked_mean(gap, mask)

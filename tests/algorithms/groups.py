@@ -1,0 +1,197 @@
+"""Several samples a prompt, and what every algorithm that trains on them is held to.
+
+A check takes `run(batch, **changes_of_the_config) -> (loss, gradients, metrics)` of one iteration
+with one optimizer step, as `runner` makes it.
+"""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxrl_llm.rl import masking
+from jaxrl_llm.types import Batch, Rollouts, TrainState
+from tests.algorithms import tiny
+
+STOP = PAD = 0  # The padding shares its id with the stop token throughout.
+PROMPTS, SLOTS = 4, 3
+
+
+@functools.lru_cache
+def batch(num_samples: int = 2, seed: int = 0) -> Batch:
+  """Four prompts of 1 to 4 tokens; responses that stop first, last, in between, never."""
+  rng = np.random.default_rng([seed, num_samples])
+  tokens = rng.integers(1, 7, (PROMPTS, num_samples, SLOTS))
+  for row, stops in enumerate(rng.integers(0, SLOTS + 1, (PROMPTS, num_samples))):
+    for sample, stop in enumerate(stops):
+      tokens[row, sample, stop:] = STOP
+  tokens[0, 0], tokens[1, -1] = [STOP] * SLOTS, [2, 5, 1]
+  rollouts = make_rollouts(tokens, rng.integers(1, 7, (PROMPTS, 4)), [4, 1, 2, 3])
+  rewards = rng.normal(size=(PROMPTS, num_samples))
+  reference = rng.normal(-2, 0.5, rollouts.mask.shape) * np.asarray(rollouts.mask)
+  return Batch(rollouts, jnp.asarray(rewards, jnp.float32), jnp.asarray(reference, jnp.float32),
+               {}, jnp.ones(PROMPTS))
+
+
+def make_rollouts(tokens, prompts, prompt_lengths) -> Rollouts:
+  """Rollouts of tokens [P, K, T]; their log-probs are those of `tiny.params()`."""
+  tokens = jnp.asarray(tokens, jnp.int32)
+  mask, lengths, reasons = masking.response_mask(tokens, (STOP,))
+  rollouts = Rollouts(
+      jnp.asarray(prompts, jnp.int32), jnp.asarray(prompt_lengths, jnp.int32), tokens, lengths,
+      mask, jnp.zeros(mask.shape), reasons)
+  return dataclasses.replace(rollouts, log_probs=log_probs(tiny.params(), rollouts))
+
+
+@functools.partial(jax.jit, static_argnames='temperature')
+def log_probs(parameters, rollouts, temperature=1.0):
+  """ln π(y_t | ...) [P, K, T], each row moved to the left so that its padding stands behind.
+
+  Nothing of rl/ is used.
+  """
+  samples, slots = rollouts.tokens.shape[1:]
+  width = rollouts.prompts.shape[1]
+  lengths = jnp.repeat(rollouts.prompt_lengths, samples)
+  rows = jnp.concatenate(
+      [jnp.repeat(rollouts.prompts, samples, axis=0), rollouts.tokens.reshape(-1, slots)], axis=1)
+  places = jnp.arange(width + slots)
+  shift = jnp.minimum(places + (width - lengths)[:, None], width + slots - 1)
+  tokens = jnp.take_along_axis(rows, shift, axis=1)
+  valid = places < (lengths + slots)[:, None]
+  output = tiny.MODEL.apply(
+      parameters['policy'], tokens, positions=jnp.broadcast_to(places, tokens.shape), valid=valid)
+  read = (lengths[:, None] - 1 + jnp.arange(slots))[..., None]
+  hidden = jnp.take_along_axis(output.hidden, read, axis=1)
+  every = jax.nn.log_softmax(hidden @ output.head.kernel.T / temperature)
+  chosen = jnp.take_along_axis(every, rollouts.tokens.reshape(-1, slots, 1), axis=-1)[..., 0]
+  return jnp.where(rollouts.mask > 0, chosen.reshape(rollouts.mask.shape), 0.0)
+
+
+def gradient_of(function, parameters=None):
+  """Gradient of a loss spelt out: parameters -> number."""
+  return jax.jit(jax.grad(function))(tiny.params() if parameters is None else parameters)
+
+
+def runner(make, config_class, parameters=None, **defaults):
+  """`run` of an algorithm: make(config, optimizer) -> Algorithm; one compilation a setting."""
+  @functools.lru_cache
+  def step(changes):
+    algorithm = make(config_class(**{**defaults, **dict(changes)}), tiny.recorder())
+    return jax.jit(algorithm.train_step)
+
+  def run(data, **changes):
+    start = tiny.params() if parameters is None else parameters
+    return tiny.run_once(step(tuple(sorted(changes.items()))), start, data)
+
+  return run
+
+
+def replace_rollouts(data: Batch, **changes) -> Batch:
+  """The batch with other rollouts."""
+  return dataclasses.replace(data, rollouts=dataclasses.replace(data.rollouts, **changes))
+
+
+def _same(got, expected, *, tolerance=1e-5):
+  np.testing.assert_allclose(got[0], expected[0], rtol=10 * tolerance, atol=tolerance)
+  tiny.assert_trees_close(got[1], expected[1], tolerance=tolerance)
+
+
+def check_initial_ratio(run, data) -> None:
+  """R20: before the first step the policy is the one that sampled, at any temperature."""
+  for temperature in (0.6, 1.0, 1.3):
+    sampled = log_probs(tiny.params(), data.rollouts, temperature)
+    metrics = run(replace_rollouts(data, log_probs=sampled), temperature=temperature)[2]
+    assert abs(metrics['train/initial_log_ratio']) < 1e-5
+    assert abs(metrics['train/sampler_gap']) < 1e-5
+  other = run(replace_rollouts(data, log_probs=sampled), temperature=0.5)[2]
+  assert other['train/sampler_gap'] > 1e-2  # The gap can be seen where there is one.
+
+
+def check_padding(run, data) -> None:
+  """Nothing behind a stop token or in front of a prompt has a part, NaN included."""
+  expected = run(data)
+  mask = data.rollouts.mask
+  assert (mask == 0).sum() > 3
+  slots = np.arange(data.rollouts.prompts.shape[1])
+  front = slots < slots.size - np.asarray(data.rollouts.prompt_lengths)[:, None]
+  other = replace_rollouts(
+      data, tokens=jnp.where(mask > 0, data.rollouts.tokens, 5),
+      log_probs=jnp.where(mask > 0, data.rollouts.log_probs, jnp.nan),
+      prompts=jnp.where(front, 6 - data.rollouts.prompts, data.rollouts.prompts))
+  if data.reference_log_probs is not None:
+    other = dataclasses.replace(other, reference_log_probs=jnp.where(
+        mask > 0, data.reference_log_probs, jnp.nan))
+  _same(run(other), expected)
+
+
+def check_orders(run, data, *, samples=True) -> None:
+  """Neither the order of prompts nor that of a group's samples has a part."""
+  expected = run(data)
+  turned = jax.tree.map(lambda leaf: leaf[np.array([2, 0, 3, 1])], data)
+  _same(run(turned), expected)
+  if samples:
+    flip = lambda leaf: leaf[:, ::-1]
+    names = ('tokens', 'lengths', 'mask', 'log_probs', 'stop_reason')
+    flipped = replace_rollouts(
+        data, **{name: flip(getattr(data.rollouts, name)) for name in names})
+    reference = jax.tree.map(flip, data.reference_log_probs)
+    _same(run(dataclasses.replace(
+        flipped, rewards=flip(data.rewards), reference_log_probs=reference)), expected)
+
+
+def check_rows_that_do_not_count(run, data) -> None:
+  """Rows of weight 0, and prompts with a reward that is no number: dropped, and counted."""
+  dead = jnp.arange(PROMPTS) == 2
+  fill = lambda leaf, value: jnp.where(
+      dead.reshape((-1,) + (1,) * (leaf.ndim - 1)), value, leaf)
+  filler = dataclasses.replace(data, weight=jnp.where(dead, 0.0, data.weight))
+  expected = run(filler)
+  assert np.isfinite(list(expected[2].values())).all()
+  assert expected[2]['train/dropped'] == 0
+  assert tiny.differ(run(data)[1], expected[1])
+  poisoned = dataclasses.replace(
+      filler, rewards=fill(data.rewards, jnp.nan),
+      reference_log_probs=jax.tree.map(lambda x: fill(x, jnp.inf), data.reference_log_probs))
+  _same(run(replace_rollouts(
+      poisoned, log_probs=fill(data.rollouts.log_probs, jnp.nan))), expected)
+  for bad in (jnp.nan, jnp.inf, -99_999.0):  # One reward of the group is enough.
+    rewards = data.rewards.at[2, -1].set(bad)
+    got = run(dataclasses.replace(data, rewards=rewards))
+    _same(got, expected)
+    assert got[2]['train/dropped'] == pytest.approx(1 / PROMPTS)
+  nothing = run(dataclasses.replace(data, weight=jnp.zeros(PROMPTS)))
+  assert nothing[0] == 0 and np.isfinite(list(nothing[2].values())).all()
+  assert all((np.asarray(leaf) == 0).all() for leaf in jax.tree.leaves(nothing[1]))
+
+
+def check_micro_batches(run, data) -> None:
+  """Four micro-batches are one, though lengths and weights are uneven."""
+  data = dataclasses.replace(data, weight=jnp.asarray([1.0, 1, 0, 1]))
+  expected = run(data)
+  got = run(data, num_micro_batches=4, head_chunk=2)
+  _same(got, expected, tolerance=1e-6)
+  assert got[2] == pytest.approx(expected[2], rel=1e-4, abs=1e-6)
+
+
+def check_one_prompt(run, data) -> None:
+  """A batch of a single prompt works, and is that prompt's part of a larger one."""
+  first = run(dataclasses.replace(data, weight=jnp.asarray([1.0, 0, 0, 0])))
+  _same(run(jax.tree.map(lambda leaf: leaf[:1], data)), first)
+
+
+def check_seeds(make, config, data) -> None:
+  """Under vmap over seeds each state takes the step that it takes alone."""
+  algorithm = make(config, tiny.recorder())
+  states = [TrainState(jnp.int32(0), p, tiny.recorder().init(p), jax.random.key(0), {})
+            for p in (tiny.params(0), tiny.params(1))]
+  stack = lambda *leaves: jnp.stack(leaves)
+  stacked, _ = jax.jit(jax.vmap(algorithm.train_step, (0, None)))(
+      jax.tree.map(stack, *states), data)
+  alone = jax.jit(algorithm.train_step)
+  for index, state in enumerate(states):
+    expected = alone(state, data)[0].opt_state
+    got = jax.tree.map(lambda leaf, i=index: leaf[i], stacked.opt_state)
+    tiny.assert_trees_close(got, expected, tolerance=1e-5)
