@@ -10,6 +10,7 @@ process watches it, which sees what happens while NumPy or XLA do not let go of 
 """
 
 import contextlib
+import functools
 import importlib.metadata
 import math
 import os
@@ -30,15 +31,8 @@ from jaxrl_llm.training import metrics
 
 # JAX is imported in functions: `main` says first how many devices there are.
 
-_SHAPES = ('llama_100m', 'qwen2.5_1.5b', 'qwen2.5_3b', 'qwen2.5_7b')
+SHAPES = ('llama_100m', 'qwen2.5_1.5b', 'qwen2.5_3b', 'qwen2.5_7b')
 _DTYPES = ('bfloat16', 'float32')
-_MODEL = flags.DEFINE_enum('model', 'llama_100m', _SHAPES, 'whose shape the checkpoint has.')
-_FILE_DTYPE = flags.DEFINE_enum('file_dtype', 'bfloat16', _DTYPES, 'of the tensors on the disk.')
-_PARAM_DTYPE = flags.DEFINE_enum('param_dtype', 'bfloat16', _DTYPES, 'of the loaded parameters.')
-_MESH = flags.DEFINE_string('mesh', '1x8x1', 'data x fsdp x tensor.')
-_DEVICES = flags.DEFINE_integer('cpu_devices', 8, 'fake CPU devices; 0 takes the real devices.')
-_FOLDER = flags.DEFINE_string('folder', '', 'where the checkpoint goes; by default in /tmp.')
-_JSON = flags.DEFINE_string('json', '', 'where the numbers go; by default nowhere.')
 
 _PACKAGES = ('jax', 'jaxlib', 'numpy', 'ml_dtypes', 'safetensors')
 
@@ -55,31 +49,47 @@ print(peak)
 '''
 
 
-def main() -> None:
+def define_flags(values: flags.FlagValues) -> None:
+  """Defines the flags of this tool."""
+  text = functools.partial(flags.DEFINE_string, flag_values=values)
+  choice = functools.partial(flags.DEFINE_enum, flag_values=values)
+  choice('model', 'llama_100m', SHAPES, 'whose shape the checkpoint has.')
+  choice('file_dtype', 'bfloat16', _DTYPES, 'of the tensors on the disk.')
+  choice('param_dtype', 'bfloat16', _DTYPES, 'of the loaded parameters.')
+  text('mesh', '1x8x1', 'data x fsdp x tensor.')
+  flags.DEFINE_integer('cpu_devices', 8, 'fake CPU devices; 0 takes the real devices.',
+                       flag_values=values)
+  text('folder', '', 'where the checkpoint goes; by default in /tmp.')
+  text('json', '', 'where the numbers go; by default nowhere.')
+
+
+def main(values: flags.FlagValues) -> None:
   """Writes a checkpoint, loads it, prints and writes the numbers."""
-  sizes = _check_flags()
-  if _DEVICES.value:
+  if not re.fullmatch(r'\d+x\d+x\d+', values.mesh):
+    raise ValueError(f'mesh must be three sizes such as 1x8x1, got {values.mesh!r} (--mesh)')
+  check_places(values)
+  if values.cpu_devices:
     os.environ['JAX_PLATFORMS'] = 'cpu'
     os.environ['XLA_FLAGS'] = (
         f'{os.environ.get("XLA_FLAGS", "")} '
-        f'--xla_force_host_platform_device_count={_DEVICES.value}')
-  with tempfile.TemporaryDirectory(dir=_FOLDER.value or None) as folder:
+        f'--xla_force_host_platform_device_count={values.cpu_devices}')
+  with tempfile.TemporaryDirectory(dir=values.folder or None) as folder:
     directory = pathlib.Path(folder) / 'checkpoint'
-    print(f'writing {_MODEL.value} in {_FILE_DTYPE.value} to {directory} ...', flush=True)
+    print(f'writing {values.model} in {values.file_dtype} to {directory} ...', flush=True)
     # Memory that this process had freed but kept would be used again unseen.
-    arguments = (str(directory), _MODEL.value, _FILE_DTYPE.value)
+    arguments = (str(directory), values.model, values.file_dtype)
     code = f'from experiments import bench_load; bench_load.write_random(*{arguments!r})'
     subprocess.run(
         [sys.executable, '-c', code], check=True, cwd=launch.REPOSITORY,
         env={**os.environ, 'JAX_PLATFORMS': 'cpu'})
-    numbers = measure(directory, sizes)
+    numbers = measure(values, directory)
   print(
       f'{numbers["parameters"]:,} parameters, {numbers["parameter_bytes"] / 1e9:.3f} GB, loaded in '
       f'{numbers["seconds"]:.1f} s; peak of anonymous memory '
       f'{numbers["peak_anonymous_bytes"] / 1e9:.3f} GB, {numbers["peak_ratio"]:.3f} of them')
-  if _JSON.value:
-    metrics.write_json_atomic(_JSON.value, numbers)
-    print(f'written: {_JSON.value}')
+  if values.json:
+    metrics.write_json_atomic(values.json, numbers)
+    print(f'written: {values.json}')
 
 
 def shape(name: str, **overrides: Any) -> tuple[Any, str]:
@@ -126,8 +136,8 @@ def write_random(directory: str, name: str, dtype: str) -> None:
     weights.write_files(folder, tensors(), max_shard_bytes=10**9)
 
 
-def measure(directory: pathlib.Path, sizes: tuple[int, ...]) -> dict[str, Any]:
-  """Loads the checkpoint onto a mesh of these sizes and returns flat numbers."""
+def measure(values: flags.FlagValues, directory: pathlib.Path) -> dict[str, Any]:
+  """Loads the checkpoint onto the mesh of the flags and returns flat numbers."""
   import jax
   import jax.numpy as jnp
 
@@ -137,8 +147,9 @@ def measure(directory: pathlib.Path, sizes: tuple[int, ...]) -> dict[str, Any]:
   from jaxrl_llm.training import loop
 
   checkpoint = huggingface.read_config(directory)
-  config, _ = shape(_MODEL.value, param_dtype=_PARAM_DTYPE.value)
+  config, _ = shape(values.model, param_dtype=values.param_dtype)
   abstract = jax.eval_shape(policy.make(config).init, jax.random.key(0))
+  sizes = map(int, values.mesh.split('x'))
   abstract = rules.abstract(abstract, rules.shardings(mesh.make_mesh(*sizes), abstract))
   leaves = jax.tree.leaves(abstract)
   jnp.zeros(8).block_until_ready()  # The backend is there before the load.
@@ -147,11 +158,11 @@ def measure(directory: pathlib.Path, sizes: tuple[int, ...]) -> dict[str, Any]:
     params = huggingface.load_params(checkpoint, abstract, progress=lambda *_: bar.update(1))
     seconds = time.monotonic() - start
   size = sum(leaf.nbytes for leaf in jax.tree.leaves(params))
-  itemsize = jnp.dtype(_PARAM_DTYPE.value).itemsize
+  itemsize = jnp.dtype(values.param_dtype).itemsize
   peak = memory['peak'] - memory['before']
   return {
-      'experiment': 'bench_load', 'setting': _MODEL.value, 'file_dtype': _FILE_DTYPE.value,
-      'param_dtype': _PARAM_DTYPE.value, 'mesh': _MESH.value, 'commit': launch.current_commit(),
+      'experiment': 'bench_load', 'setting': values.model, 'file_dtype': values.file_dtype,
+      'param_dtype': values.param_dtype, 'mesh': values.mesh, 'commit': launch.current_commit(),
       'device': f'{len(jax.devices())} x {jax.devices()[0].device_kind}',
       'cores': os.cpu_count(), 'parameters': size // itemsize, 'parameter_bytes': size,
       'largest_parameter_bytes': max(math.prod(leaf.shape) for leaf in leaves) * itemsize,
@@ -174,17 +185,15 @@ def anonymous_memory() -> Iterator[dict[str, int]]:
     numbers['peak'] = int(watcher.communicate()[0])
 
 
-def _check_flags() -> tuple[int, ...]:
-  """Raises ValueError with one line for a bad value; returns the sizes of the mesh."""
-  if not re.fullmatch(r'\d+x\d+x\d+', _MESH.value):
-    raise ValueError(f'mesh must be three sizes such as 1x8x1, got {_MESH.value!r} (--mesh)')
-  if _FOLDER.value and not pathlib.Path(_FOLDER.value).is_dir():
-    raise ValueError(f'folder must exist, got {_FOLDER.value!r} (--folder)')
-  path = pathlib.Path(_JSON.value)
-  if _JSON.value and (path.is_dir() or not path.parent.is_dir()):
-    raise ValueError(f'json must name a file in an existing folder, got {_JSON.value!r} (--json)')
-  return tuple(map(int, _MESH.value.split('x')))
+def check_places(values: flags.FlagValues) -> None:
+  """Raises ValueError with one line for a --folder or --json that cannot be written."""
+  if values.folder and not pathlib.Path(values.folder).is_dir():
+    raise ValueError(f'folder must exist, got {values.folder!r} (--folder)')
+  path = pathlib.Path(values.json)
+  if values.json and (path.is_dir() or not path.parent.is_dir()):
+    raise ValueError(f'json must name a file in an existing folder, got {values.json!r} (--json)')
 
 
 if __name__ == '__main__':
-  launch.run_tool(main)
+  define_flags(flags.FLAGS)
+  launch.run_tool(functools.partial(main, flags.FLAGS))

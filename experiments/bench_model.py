@@ -24,7 +24,7 @@ import jax.numpy as jnp
 import numpy as np
 from absl import flags
 
-from experiments import components, finetuning, launch, origins
+from experiments import bench_load, components, finetuning, launch, origins
 from jaxrl_llm.algorithms import sft
 from jaxrl_llm.data import sft_batches
 from jaxrl_llm.models import lora, policy
@@ -42,7 +42,8 @@ def define_flags(values: flags.FlagValues) -> None:
   """Defines the flags of this tool."""
   text = functools.partial(flags.DEFINE_string, flag_values=values)
   number = functools.partial(flags.DEFINE_integer, lower_bound=1, flag_values=values)
-  text('shape', 'qwen2.5_1.5b', 'a shape of experiments/bench_load.py, of random numbers.')
+  flags.DEFINE_enum('shape', 'qwen2.5_1.5b', bench_load.SHAPES, 'of random numbers.',
+                    flag_values=values)
   text('checkpoint', '', 'a checkpoint that is used instead of a random one.')
   text('folder', '', 'where the random checkpoint goes; by default in /tmp.')
   text('json', '', 'where the numbers go; by default nowhere.')
@@ -55,6 +56,7 @@ def define_flags(values: flags.FlagValues) -> None:
 
 def main(values: flags.FlagValues) -> None:
   """Does all of it, prints and writes the numbers."""
+  bench_load.check_places(values)
   with tempfile.TemporaryDirectory(dir=values.folder or None) as folder:
     directory = values.checkpoint
     if not directory:

@@ -99,9 +99,12 @@ class Components:
     return origins.identity(self.task.tokenizer.fingerprint, self.model)
 
   def metadata(self) -> dict[str, Any]:
-    """`identity`, and for the way back to Hugging Face where parameters came from."""
+    """`identity`, what ends a response, and for the way back to Hugging Face the origin."""
     about = self.origin.hugging_face if self.origin else {}
-    return {**self.identity(), **({'hugging_face': about} if about else {})}
+    return {
+        **self.identity(), **origins.stopping(self.task.tokenizer),
+        **({'hugging_face': about} if about else {}),
+    }
 
   def initial_params(self) -> Params:
     """The plain parameters of `policy_init_from`, or freshly drawn ones, placed on the mesh."""
@@ -113,8 +116,8 @@ class Components:
 
   def load_alike(self, directory: str, field: str) -> Params:
     """Plain parameters of another folder that holds the same model for the same tokens."""
-    origin = origins.read(directory, field=field)
-    origin.check_tokenizer(self.task.tokenizer.fingerprint, of=self.task.name)
+    origin = _read_origin(self.config, directory, field)
+    origin.check_tokenizer(self.task.tokenizer, of=self.task.name)
     origins.resolve_model(self.model, origin)  # It names its vocabulary: shapes must agree.
     return origin.load(self.abstract_params)
 
@@ -231,7 +234,7 @@ def build(run: launch.Run) -> Iterator[Components]:
   config = run.config
   origin = None
   if config.policy_init_from:
-    origin = origins.read(config.policy_init_from, field='config.policy_init_from')
+    origin = _read_origin(config, config.policy_init_from, 'config.policy_init_from')
   task = make_task(config, origin)
   model = model_for(task, origins.resolve_model(config.model, origin, overrides=run.overrides))
   mesh = mesh_lib.from_config(config.mesh)
@@ -250,27 +253,46 @@ def build(run: launch.Run) -> Iterator[Components]:
     yield Components(config, task, model, form, origin, mesh, key, stopper, abstract)
 
 
+def _read_origin(config: Any, directory: str, field: str) -> origins.Origin:
+  """The folder of a config field; the task's own tokenizer makes up for a damaged one there."""
+  named = bool(getattr(config.task, 'tokenizer_dir', ''))
+  return origins.read(directory, field=field, tokenizer_named=named)
+
+
 def make_task(config: Any, origin: origins.Origin | None) -> Task:
   """The config's task, in the tokens of the policy.
+
+  Responses end as they did when the policy was trained, unless the task's settings say how.
 
   Raises:
     ValueError: the task's data is missing or malformed, it has no held-out problems, or it has
       another tokenizer than the policy, or none is known.
   """
-  tokenizer_dir, pretrained = '', False
+  tokenizer_dir, pretrained, settings = '', False, config.task
   if origin:
+    settings = _with_stop_tokens(settings, origin)
     tokenizer_dir, pretrained = origin.tokenizer_dir, bool(origin.hugging_face)
     if origin.checkpoint and not tokenizer_dir and getattr(config.task, 'tokenizer_dir', 1) == '':
       raise ValueError(
           f'no tokenizer lies in {origin.directory} ({origin.field}): give '
           '--config.task.tokenizer_dir=DIR'
       )
-  task = config.task.make(config.seed, config.data_dir, tokenizer_dir, pretrained)
+  task = settings.make(config.seed, config.data_dir, tokenizer_dir, pretrained)
   if not task.evaluation:
     raise ValueError(f'{task.name} has no held-out problems (config.task.num_evaluation)')
   if origin:
-    origin.check_tokenizer(task.tokenizer.fingerprint, of=task.name)
+    origin.check_tokenizer(task.tokenizer, of=task.name)
+    if not getattr(settings, 'stop_tokens', ''):
+      task = dataclasses.replace(task, tokenizer=origin.stopping(task.tokenizer))
   return task
+
+
+def _with_stop_tokens(settings: Any, origin: origins.Origin) -> Any:
+  """A task's settings with the stop tokens of the policy, where they leave them open."""
+  tokens = origin.stop_tokens
+  if getattr(settings, 'stop_tokens', None) != '' or not tokens or ',' in ''.join(tokens):
+    return settings
+  return dataclasses.replace(settings, stop_tokens=','.join(tokens))
 
 
 def model_for(task: Task, model: configs.TransformerConfig) -> configs.TransformerConfig:

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import jax
 from absl import flags
 
-from experiments import launch, origins
+from experiments import launch, origins, tokenizer_export
 from experiments.command_line import UsageError
 from jaxrl_llm.data import tokenizers
 from jaxrl_llm.models import configs, value
@@ -70,7 +70,7 @@ def main(values: flags.FlagValues) -> None:
     raise UsageError('--from=DIR and --to=DIR are required')
   if target.exists() and (not target.is_dir() or any(target.iterdir())):
     raise UsageError(f'--to must be a new or an empty folder, got {values.to!r}')
-  source = read(directory, field='--from')
+  source = read(directory, field='--from', tokenizer_named=bool(values.tokenizer))
   written = values.format or ('orbax' if source.origin.checkpoint else 'hugging_face')
   dtype = values.dtype or source.model.param_dtype
   model_type = values.model_type or source.hugging_face.get('model_type', '')
@@ -84,18 +84,20 @@ def main(values: flags.FlagValues) -> None:
   print(f'reading {directory} ...', flush=True)
   params = load(source)
   if written == 'hugging_face':
-    fields = source.hugging_face.get('fields')
+    beside = export_tokenizer(source, tokenizer_dir, tokenizer, model_type=model_type)
     huggingface.save(
-        target, source.model, params, model_type=model_type, dtype=dtype, role=source.role,
-        fields=fields if model_type == source.hugging_face.get('model_type') else None,
-        tokenizer_from=tokenizer_dir or None,
+        target, whole_context(source), params, model_type=model_type, dtype=dtype,
+        role=source.role, fields=beside.fields, files=beside.files,
     )
-    if not tokenizer_dir:
-      print('no tokenizer was copied: none is known (--tokenizer)')
+    for note in beside.notes:
+      print(note)
   else:
     params = jax.tree.map(lambda leaf: leaf.astype(dtype), params)
-    fingerprint = tokenizer.fingerprint if tokenizer else source.origin.tokenizer
-    metadata = origins.identity(fingerprint, source.model)
+    origin = source.origin
+    metadata = origins.identity(origin.tokenizer, source.model)
+    metadata |= {'stop_ids': list(origin.stop_ids), 'stop_tokens': list(origin.stop_tokens)}
+    if tokenizer:
+      metadata |= {'tokenizer': tokenizer.fingerprint, **origins.stopping(tokenizer)}
     if source.hugging_face:
       kept = {'model_type': model_type}
       if tokenizer_dir:
@@ -105,9 +107,35 @@ def main(values: flags.FlagValues) -> None:
   print(f'{directory} -> {target}: {written}, {source.role}, {dtype}')
 
 
-def read(directory: str, *, field: str) -> Source:
-  """Finds out what lies in a folder; ValueError with one line if nothing that can be read."""
-  origin = origins.read(directory, field=field)
+def export_tokenizer(
+    source: Source, directory: str, tokenizer: Tokenizer | None, *, model_type: str
+) -> tokenizer_export.Export:
+  """What is written beside the parameters; without a tokenizer at least what ends a response."""
+  about = source.hugging_face
+  fields = about.get('fields', {}) if about.get('model_type') == model_type else {}
+  if tokenizer:
+    return tokenizer_export.of_tokenizer(tokenizer, directory, fields, model_type=model_type)
+  notes, files = ['no tokenizer was copied: none is known (--tokenizer)'], {}
+  if source.origin.stop_ids:
+    fields, generation = tokenizer_export.special_ids(source.origin.stop_ids, fields, None)
+    files = tokenizer_export.generation_file(generation)
+  return tokenizer_export.Export(files, fields, notes)
+
+
+def whole_context(source: Source) -> configs.TransformerConfig:
+  """The model with the context of its checkpoint, where a run used less of rotary positions."""
+  known = source.hugging_face.get('fields', {}).get('max_position_embeddings')
+  if source.model.positions != 'rope' or known is None:
+    return source.model
+  return dataclasses.replace(source.model, max_length=max(known, source.model.max_length))
+
+
+def read(directory: str, *, field: str, tokenizer_named: bool = False) -> Source:
+  """Finds out what lies in a folder; ValueError with one line if nothing that can be read.
+
+  Arguments as of `origins.read`.
+  """
+  origin = origins.read(directory, field=field, tokenizer_named=tokenizer_named)
   about = origin.hugging_face
   role = about.get('role', 'policy')
   if role not in ('policy', 'value'):
@@ -152,7 +180,8 @@ def find_tokenizer(source: Source, directory: str) -> tuple[str, Tokenizer | Non
       came from.
 
   Returns:
-    (its folder, the tokenizer), or ('', None) where none is known.
+    (its folder, the tokenizer with the stop ids of the parameters), or ('', None) where none is
+    known.
 
   Raises:
     ValueError: `directory` holds no tokenizer, what was found is another one than the parameters
@@ -168,7 +197,8 @@ def find_tokenizer(source: Source, directory: str) -> tuple[str, Tokenizer | Non
     if directory:
       raise
     return '', None  # None lay beside the checkpoint, or it is gone.
-  if not origin.checkpoint and origin.tokenizer not in ('', tokenizer.fingerprint):
+  other = origin.tokenizer and not tokenizers.is_same(tokenizer, origin.tokenizer)
+  if not origin.checkpoint and other:
     raise UsageError(
         f'{origin.directory} was trained with another tokenizer ({origin.tokenizer}) than lies in '
         f'{found} ({tokenizer.fingerprint}): give its own (--tokenizer)'
@@ -178,7 +208,7 @@ def find_tokenizer(source: Source, directory: str) -> tuple[str, Tokenizer | Non
         f'the tokenizer in {found} has {tokenizer.vocab_size} ids and the embedding in '
         f'{origin.directory} only {source.model.vocab_size} rows (--tokenizer)'
     )
-  return str(found), tokenizer
+  return str(found), origin.stopping(tokenizer)
 
 
 if __name__ == '__main__':

@@ -17,7 +17,7 @@ import jax
 import numpy as np
 
 from experiments import components, evaluation_settings, launch, report, resuming
-from jaxrl_llm.data import batching, model_files
+from jaxrl_llm.data import batching, model_files, tokenizers
 from jaxrl_llm.evaluation import evaluator, majority, pass_at_k
 from jaxrl_llm.rewards import rollout_rewards
 from jaxrl_llm.sampling import decode
@@ -44,7 +44,7 @@ def main(run: launch.Run) -> None:
     )
     params = parts.initial_params()
     provenance = metrics.plain({
-        'task': task.name, 'tokenizer': task.tokenizer.fingerprint,
+        'task': task.name, 'tokenizer': tokenizers.full_fingerprint(task.tokenizer),
         'policy': fingerprint.of_params(params),
         'data': model_files.fingerprint(metrics.plain(encoded.examples)),
     })

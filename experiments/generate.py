@@ -204,7 +204,9 @@ def check_flags(values: flags.FlagValues) -> None:
 
 def load(values: flags.FlagValues) -> Generator:
   """The policy with its tokenizer; ValueError with one line if they cannot be used."""
-  source = convert.read(values.policy, field='--policy')
+  source = convert.read(
+      values.policy, field='--policy', tokenizer_named=bool(values.tokenizer)
+  )
   folder, tokenizer = convert.find_tokenizer(source, values.tokenizer)
   tokenizer = tokenizer or character_tokenizer(source.origin)
   config = dataclasses.replace(

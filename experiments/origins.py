@@ -15,7 +15,7 @@ from jaxrl_llm.data import tokenizers
 from jaxrl_llm.models import configs
 from jaxrl_llm.models.pretrained import huggingface
 from jaxrl_llm.training import checkpoints
-from jaxrl_llm.types import Params
+from jaxrl_llm.types import Params, Tokenizer
 
 _TOKENIZER_FILES = ('tokenizer.json', 'vocab.json', 'encoder.json', '*.model')
 
@@ -33,6 +33,9 @@ class Origin(NamedTuple):
       go back: {'model_type', 'fields', 'role', 'num_outputs', 'directory'}; {} if none did.
     checkpoint: what config.json says, or None for a folder of this project's.
     field: the config field that named the folder, for errors.
+    stop_ids: what ended a response when the parameters were trained; () where that is as the
+      tokenizer says, or not known.
+    stop_tokens: the texts of these ids; () where they have none.
   """
 
   directory: pathlib.Path
@@ -42,6 +45,8 @@ class Origin(NamedTuple):
   hugging_face: dict[str, Any]
   checkpoint: huggingface.Checkpoint | None
   field: str
+  stop_ids: tuple[int, ...] = ()
+  stop_tokens: tuple[str, ...] = ()
 
   def describe(self) -> str:
     """One phrase for the terminal."""
@@ -72,22 +77,29 @@ class Origin(NamedTuple):
     sharding = abstract_params['head']['kernel'].sharding
     return {**params, 'head': {'kernel': jax.device_put(kernel, sharding)}}
 
-  def check_tokenizer(self, fingerprint: str, *, of: str) -> None:
+  def check_tokenizer(self, tokenizer: Tokenizer, *, of: str) -> None:
     """Raises ValueError if the folder's tokenizer is known and is another one."""
-    if self.tokenizer not in ('', fingerprint):
+    if self.tokenizer and not tokenizers.is_same(tokenizer, self.tokenizer):
       raise ValueError(
           f'the tokenizer of {self.directory} ({self.tokenizer}) is not that of {of} '
-          f'({fingerprint}) ({self.field}; config.task.tokenizer_dir, where a task has one)'
+          f'({tokenizer.fingerprint}) ({self.field}; config.task.tokenizer_dir, where a task has '
+          'one)'
       )
 
+  def stopping(self, tokenizer: Tokenizer) -> Tokenizer:
+    """The tokenizer of the parameters, with the stop ids that they were trained with."""
+    return tokenizers.with_stop_ids(tokenizer, self.stop_ids or tokenizer.stop_ids)
 
-def read(directory: str, *, field: str) -> Origin:
+
+def read(directory: str, *, field: str, tokenizer_named: bool = False) -> Origin:
   """Finds out what lies in a folder.
 
   Args:
     directory: written by `checkpoints.save_params` (WORKDIR/params, WORKDIR/trained), or a
       Hugging Face checkpoint (config.json and *.safetensors).
     field: the config field that names it, for errors.
+    tokenizer_named: whether another folder was named for the tokenizer: one beside the
+      parameters that cannot be used is then as none.
 
   Returns:
     What lies there.
@@ -106,7 +118,11 @@ def read(directory: str, *, field: str) -> Origin:
       )
     fingerprint = ''
     if any(next(path.glob(name), None) for name in _TOKENIZER_FILES):
-      fingerprint = tokenizers.load_tokenizer(path).fingerprint
+      try:
+        fingerprint = tokenizers.load_tokenizer(path).fingerprint
+      except ValueError:
+        if not tokenizer_named:
+          raise
     return Origin(
         path, checkpoint.config, fingerprint, str(path) if fingerprint else '',
         _about(checkpoint), checkpoint, field,
@@ -120,25 +136,34 @@ def read(directory: str, *, field: str) -> Origin:
   about = metadata.get('hugging_face', {})
   return Origin(
       path, model, fingerprint, _remembered(about.get('directory', ''), fingerprint), about, None,
-      field,
+      field, tuple(metadata.get('stop_ids', ())), tuple(metadata.get('stop_tokens', ())),
   )
 
 
 def _about(checkpoint: huggingface.Checkpoint) -> dict[str, Any]:
   """`Origin.hugging_face` of a checkpoint."""
-  labels = checkpoint.fields.get('id2label')
   return {
       'model_type': checkpoint.model_type, 'fields': checkpoint.fields, 'role': checkpoint.role,
-      # Two where config.json does not say, as transformers has it.
-      'num_outputs': len(labels) if labels else int(checkpoint.fields.get('num_labels', 2)),
+      'num_outputs': _num_outputs(checkpoint),
       'directory': str(checkpoint.directory.absolute()),
   }
+
+
+def _num_outputs(checkpoint: huggingface.Checkpoint) -> int:
+  """Rows of a sequence classifier's head; two where config.json does not say, as elsewhere."""
+  path, fields = checkpoint.directory / 'config.json', checkpoint.fields
+  labels, number = fields.get('id2label'), fields.get('num_labels')
+  if labels is not None and not isinstance(labels, dict):
+    raise ValueError(f'{path}: id2label must be an object, got {labels!r}')
+  if number is not None and (type(number) is not int or number < 1):
+    raise ValueError(f'{path}: num_labels must be a positive integer, got {number!r}')
+  return len(labels) if labels else number or 2
 
 
 def _remembered(directory: str, fingerprint: str) -> str:
   """The folder of the tokenizer that parameters were trained with, if it is still there."""
   try:
-    same = bool(directory) and tokenizers.load_tokenizer(directory).fingerprint == fingerprint
+    same = bool(directory) and tokenizers.is_same(tokenizers.load_tokenizer(directory), fingerprint)
   except ValueError:
     same = False
   return directory if same else ''
@@ -196,3 +221,10 @@ def identity(tokenizer_fingerprint: str, model: configs.TransformerConfig) -> di
   for name in configs.COMPUTE_FIELDS:
     del shape[name]
   return {'tokenizer': tokenizer_fingerprint, 'model': shape}
+
+
+def stopping(tokenizer: Tokenizer) -> dict[str, Any]:
+  """What is kept of how responses end: `Origin.stop_ids` and `stop_tokens`."""
+  return {
+      'stop_ids': list(tokenizer.stop_ids), 'stop_tokens': list(tokenizers.stop_tokens(tokenizer))
+  }

@@ -13,8 +13,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from experiments import components, launch
+from experiments import components, launch, resuming
 from jaxrl_llm.algorithms import a_star_po
+from jaxrl_llm.data import tokenizers
 from jaxrl_llm.evaluation import evaluator
 from jaxrl_llm.rewards import rollout_rewards
 from jaxrl_llm.rl import soft_values
@@ -150,7 +151,7 @@ def estimate(
     return ReferenceValues(ids, np.zeros((len(ids), 0)), np.zeros(len(ids), np.float32), 0)
   # What the samples depend on. beta1 and value_mode are not: they only read the rewards.
   provenance = metrics.plain({
-      'task': parts.task.name, 'tokenizer': parts.task.tokenizer.fingerprint,
+      'task': parts.task.name, 'tokenizer': tokenizers.full_fingerprint(parts.task.tokenizer),
       'reference': reference.fingerprint, 'seed': run.seed, 'prompts': len(encoded),
       'data': _fingerprint(encoded.examples),
       'samples_per_prompt': config.samples_per_prompt, 'temperature': config.temperature,
@@ -172,25 +173,12 @@ def estimate(
 def _sample_missing(run, parts, reference, encoded, provenance) -> list[dict[str, Any]]:
   """One record {'ids', 'rewards', 'tokens'} a batch, from the file or freshly sampled."""
   config, task = run.config.algorithm, parts.task
-  path = run.workdir / 'stage1.jsonl'
-  records = metrics.read_jsonl(path) if path.exists() else []
-  if records and records[0] != provenance:
-    differing = '; '.join(
-        f'{name}: {records[0].get(name)!r} there, {value!r} needed'
-        for name, value in provenance.items() if records[0].get(name) != value
-    )
-    raise ValueError(f'{path} holds samples of something else ({differing}); remove it')
-  with contextlib.closing(metrics.JsonlFile(path)) as file:
-    # What a kill left half-written goes; the first line says where the samples come from.
-    whole = path.read_bytes().splitlines(keepends=True)[: len(records)]
-    file.truncate(sum(map(len, whole)))
-    if not records:
-      file.write(provenance)
-    records = records[1:]
+  batches = parts.prompt_batches(encoded, run.config.stage1_batch_size)
+  with contextlib.closing(metrics.JsonlFile(run.workdir / 'stage1.jsonl')) as file:
+    records = resuming.read_records(file, provenance, batch=1, total=len(batches))
     reward_fn = _stage1_reward(run, parts)
     sample = parts.sampler(num_samples=config.samples_per_prompt, temperature=config.temperature)
     key = rng.stream_key(parts.key, rng.Stream.SAMPLE_STAGE1)
-    batches = parts.prompt_batches(encoded, run.config.stage1_batch_size)
     with loop.progress(len(batches), 'stage 1: V*', len(records)) as bar:
       for prompts in batches[len(records) :]:
         rollouts = sample(reference.params, *prompts[:3], key)

@@ -117,3 +117,39 @@ def value_figure(
   metrics.write_csv_atomic(
       path.with_suffix('.csv'), ['success_rate', 'estimated_value'], zip(success_rates, values)
   )
+
+
+def many_curves(
+    path: pathlib.Path,
+    series: Mapping[str, tuple[np.ndarray, np.ndarray, np.ndarray]],
+    *,
+    title: str,
+    x: str,
+    y: str,
+) -> None:
+  """Many named curves with bands, told apart by colour, line and marker; writes a CSV too.
+
+  Args:
+    path: of the PNG.
+    series: name -> (x, y, standard error of y), each [N]; N = 1 is drawn as a point.
+    title: of the figure.
+    x: label of the horizontal axis.
+    y: label of the vertical axis.
+  """
+  import matplotlib
+
+  figure, axes = _axes(title, x, y)
+  figure.set_size_inches(8.2, 4.8)
+  colours = matplotlib.colormaps['tab10'].colors
+  for i, (name, (places, means, errors)) in enumerate(series.items()):
+    style = dict(color=colours[i % 10], marker='os^Dv<>PX*'[i % 10], ms=4, lw=1.4, label=name)
+    if len(places) == 1:
+      axes.errorbar(places, means, errors, **{**style, 'ms': 9, 'ls': 'none', 'mec': 'black'})
+      continue
+    axes.plot(places, means, ls='-' if i < 10 else '--', **style)
+    axes.fill_between(
+        places, means - errors, means + errors, color=style['color'], alpha=0.15, lw=0)
+  axes.legend(frameon=False, loc='center left', bbox_to_anchor=(1.0, 0.5))
+  _save(figure, path)
+  rows = [(name, *row) for name, columns in series.items() for row in zip(*columns)]
+  metrics.write_csv_atomic(path.with_suffix('.csv'), ['series', x, y, 'standard_error'], rows)

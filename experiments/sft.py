@@ -6,11 +6,13 @@ experiments/a_star_po.py uses `finetune` to make its reference.
 
 import contextlib
 import dataclasses
+import pathlib
+from collections.abc import Mapping
 from typing import Any
 
 from experiments import components, launch, report
 from jaxrl_llm.algorithms import sft
-from jaxrl_llm.data import mixtures, sft_batches
+from jaxrl_llm.data import mixtures, sft_batches, tokenizers
 from jaxrl_llm.evaluation import perplexity
 from jaxrl_llm.training import checkpoints, fingerprint, loop, metrics, optim
 from jaxrl_llm.types import Params
@@ -33,25 +35,59 @@ def finetune(
   config = run.config.sft
   path = run.workdir / 'params'
   if path.exists():
-    return checkpoints.load_params(path, parts.abstract_params, expected=parts.identity())
-  params = _train(run, parts, writer) if config.steps else parts.initial_params()
+    return _load(parts, path)
+  if config.steps:
+    params, initial = _train(run, parts, writer)
+  else:
+    params = parts.initial_params()
+    initial = _initial(parts, params)
   about = {
       'metrics_offset': writer.offset(), 'seconds': run.wall_seconds(),
-      'fingerprint': fingerprint.of_params(params),
+      'fingerprint': fingerprint.of_params(params), **initial,
   }
   checkpoints.save_params(path, params, {**parts.metadata(), **about})
   return params, about
 
 
+def _load(parts: components.Components, path: pathlib.Path) -> tuple[Params, dict[str, Any]]:
+  """What an earlier process left in WORKDIR/params; ValueError if it is not of this run."""
+  about, expected = checkpoints.read_metadata(path), parts.identity()
+  if 'initial' in about:
+    _check_initial(parts, about, _initial(parts, parts.initial_params()))
+  if tokenizers.is_same(parts.task.tokenizer, about.get('tokenizer', '')):
+    expected['tokenizer'] = about['tokenizer']
+  return checkpoints.load_params(path, parts.abstract_params, expected=expected)
+
+
+def _initial(parts: components.Components, params: Params) -> dict[str, str]:
+  """What is kept of the parameters that a run starts from: nothing where they are drawn."""
+  return {'initial': fingerprint.of_params(params)} if parts.origin else {}
+
+
+def _check_initial(
+    parts: components.Components, then: Mapping[str, Any], now: Mapping[str, str]
+) -> None:
+  """Raises ValueError if policy_init_from holds other parameters than at the start."""
+  if then.get('initial') not in (None, now.get('initial')):
+    raise ValueError(
+        f'{parts.origin.directory} (config.policy_init_from) holds other parameters '
+        f'({now["initial"]}) than those that this run started from ({then["initial"]}): give '
+        'another --workdir'
+    )
+
+
 def _train(
     run: launch.Run, parts: components.Components, writer: metrics.MetricsWriter
-) -> Params:
-  """The optimizer steps of `finetune`."""
+) -> tuple[Params, dict[str, str]]:
+  """The optimizer steps of `finetune`, and what is kept of where they started."""
   config = run.config.sft
   batches = _batches(run, parts)
   optimizer_config = optim.for_run(config.optimizer, config.steps)
   algorithm = sft.make(config.algorithm, parts.policy, parts.make_optimizer(optimizer_config))
-  state, train_step = parts.start(algorithm, parts.initial_params())
+  params = parts.initial_params()
+  initial = _initial(parts, params)
+  state, train_step = parts.start(algorithm, params)
+  del params  # The state has a copy.
 
   saved = checkpoints.Checkpoints(run.workdir / 'checkpoints' / 'sft')
   keeper = loop.Keeper(
@@ -59,6 +95,8 @@ def _train(
       stopper=parts.stopper, on_save=run.save_clock,
   )
   restored = keeper.restore(state)
+  if restored:
+    _check_initial(parts, restored.metadata, initial)
   shown = {}
   start, state = (restored.step, restored.state) if restored else (0, state)
   # Closing waits for the save under way, also where the loop ends in an error.
@@ -76,9 +114,9 @@ def _train(
         # Looking costs a wait for the device; a state that is saved is looked at in any case.
         loop.check_finite(step, metrics.to_floats(update), last_saved=keeper.last_saved)
       bar.update(1, **shown)
-      keeper.after_step(step + 1, state)
+      keeper.after_step(step + 1, state, initial)
   parts.export_adapters(run.workdir / 'adapters', state.params['policy'])
-  return parts.plain(state.params['policy'])
+  return parts.plain(state.params['policy']), initial
 
 
 def _batches(run: launch.Run, parts: components.Components) -> sft_batches.Batches:
@@ -88,7 +126,12 @@ def _batches(run: launch.Run, parts: components.Components) -> sft_batches.Batch
       parts.task, overlong='filter', loss_on=config.loss_on
   )
   if not len(sequences):
-    raise ValueError(f'{parts.task.name} has no demonstrations (config.task.num_demonstrations)')
+    too_long = getattr(parts.task, 'num_filtered', {}).get('demonstrations', 0)
+    raise ValueError(
+        f'{parts.task.name} has no demonstrations: {too_long} are too long '
+        '(config.task.max_response_tokens)' if too_long else
+        f'{parts.task.name} has no demonstrations (config.task.num_demonstrations)'
+    )
   if sequences.num_filtered:
     print(f'{sequences.num_filtered} demonstrations are too long and were left out', flush=True)
   batches = sft_batches.Batches(

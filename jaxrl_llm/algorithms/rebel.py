@@ -98,9 +98,16 @@ class Config:
       )
     if not 0 <= self.offline_fraction <= 1:
       raise ValueError(f'offline_fraction must be in [0, 1], got {self.offline_fraction}')
-    for name in ('kl_coefficient', 'head_chunk'):
-      if getattr(self, name) < 0:
-        raise ValueError(f'{name} must not be negative, got {getattr(self, name)}')
+    if self.offline_fraction and self.pairs != 'all':
+      raise ValueError(
+          "offline_fraction replaces the second of two samples and needs pairs='all', got "
+          f'{self.offline_fraction} and {self.pairs!r}'
+      )
+    if not 0 <= self.kl_coefficient < float('inf'):
+      raise ValueError(
+          f'kl_coefficient must not be negative, and finite, got {self.kl_coefficient}')
+    if self.head_chunk < 0:
+      raise ValueError(f'head_chunk must not be negative, got {self.head_chunk}')
 
 
 def mix_offline(config: Config, rollouts: Rollouts, offline: Rollouts, key: Array) -> Rollouts:
@@ -186,9 +193,15 @@ def make(config: Config, policy: ModelFns, optimizer: optax.GradientTransformati
     }
 
   def train_step(state, batch: Batch):
+    if batch.rewards.shape[1] != config.samples_per_prompt:
+      raise ValueError(
+          f'the batch must have samples_per_prompt = {config.samples_per_prompt} samples a '
+          f'prompt, got {batch.rewards.shape[1]}'
+      )
+    if config.kl_coefficient and batch.reference_log_probs is None:
+      raise ValueError('kl_coefficient above 0 needs reference_log_probs, got None')
     if config.pairs == 'best_worst':
       batch = batches.best_and_worst(batch)
-    chex.assert_axis_dimension(batch.rewards, 1, 2)
     batch, dropped = batches.drop_invalid(batch)
     old = step_lib.map_micro_batches(
         lambda rollouts: score(state.params, rollouts), batch.rollouts,

@@ -46,6 +46,7 @@ class TokenFiles:
       out.
     numbered: id -> token, for those whose id the files state; ascending.
     unnumbered: the named and additional tokens that are not in `numbered`.
+    filler: the pad_token, where nothing but that name says that it is special; else ''.
     model_stop_ids: eos_token_id of generation_config.json, else of config.json.
     stop_file: the file which that is from.
   """
@@ -56,6 +57,7 @@ class TokenFiles:
   names: dict[str, str]
   numbered: dict[int, AddedToken]
   unnumbered: tuple[AddedToken, ...]
+  filler: str
   model_stop_ids: tuple[int, ...]
   stop_file: str
 
@@ -82,15 +84,19 @@ def read(directory: str | pathlib.Path) -> TokenFiles:
   known = {token.content for token in numbered.values()}
   # Of a token that stands there twice, the name says more than the list of all.
   unnumbered = {token.content: token for token in special[::-1] if token.content not in known}
+  names = {key: _added_token(value, directory).content for key, value in named.items()}
+  filler = names.get('pad_token', '')
+  said = [token.content for token in (*special, *numbered.values())]
   model_config = _read_optional(directory / 'config.json')
   stop_ids, stop_file = _model_stop_ids(directory, model_config)
   return TokenFiles(
       directory=directory,
       config=config,
       model_type=str(model_config.get('model_type') or ''),
-      names={key: _added_token(value, directory).content for key, value in named.items()},
+      names=names,
       numbered=numbered,
       unnumbered=tuple(unnumbered.values())[::-1],
+      filler=filler if said.count(filler) == 1 else '',
       model_stop_ids=stop_ids,
       stop_file=stop_file,
   )
@@ -118,6 +124,12 @@ def _numbered(
   numbered = config.get('added_tokens_decoder')
   if numbered is None:
     old = _read_optional(directory / 'added_tokens.json')
+    strange = [number for number in old.values() if type(number) is not int]
+    if strange:
+      raise ValueError(
+          f'{directory / "added_tokens.json"}: added tokens must have whole numbers as ids, got '
+          f'{strange[0]!r}'
+      )
     numbered = {
         number: {'content': content, 'special': content in special,
                  'normalized': content not in special}

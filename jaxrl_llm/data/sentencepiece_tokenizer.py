@@ -34,7 +34,13 @@ class SentencePieceTokenizer:
     stop_ids: the eos_token's (else the model's end of sentence) and those of the model's
       configuration; the first ends demonstrations.
     start_ids: the bos_token's, where tokenizer_config.json has `"add_bos_token": true`.
-    fingerprint: a short hash of everything that decides ids, stop, start and pad.
+    fingerprint: a short hash of everything that decides the ids of a text, `start_ids` with it.
+    full_fingerprint: the same of everything, `stop_ids` and `pad_id` with it.
+    content: the model file.
+    processor: the library's processor of it.
+    added: the tokens that are cut out of a text first, by id.
+    is_legacy: whether a space is put in front of each segment.
+    never_prefixed: whether none is put anywhere, whatever the model says.
   """
 
   def __init__(
@@ -47,11 +53,11 @@ class SentencePieceTokenizer:
     """Loads the model file at `path`; ValueError if it is missing or damaged."""
     path = pathlib.Path(path)
     files = model_files.read(path.parent)
-    content = model_files.read_bytes(path)
-    self._first = _processor(content, path)
+    self.content = content = model_files.read_bytes(path)
+    self.processor = self._first = _processor(content, path)
     self._later = _processor(content + _NO_SPACE_IN_FRONT, path)
     self._num_pieces = self._first.vocab_size()
-    added = _added_tokens(self._first, files)
+    self.added = added = _added_tokens(self._first, files)
     self._ids = {token.content: number for number, token in added.items()}
     self._pattern = _pattern(added.values(), path)
     self.vocab_size = max([self._num_pieces - 1, *added]) + 1
@@ -59,20 +65,37 @@ class SentencePieceTokenizer:
     self.start_ids = self._start(files)
     special = {number for number, token in added.items() if token.special}
     # An unknown piece must leave a trace, so that '4<unk>2' does not read '42'.
-    self._dropped = special - {self._first.unk_id()} | {self.pad_id, *self.stop_ids}
+    self._dropped = special - {self._first.unk_id()} | special & {self.pad_id}
     self._written = {
-        number: token.content for number, token in added.items() if number not in special
+        number: token.content for number, token in added.items()
+        # A piece that fills is cut out of a text as it is written, and read as the model does.
+        if number not in special and (number != self.pad_id or number >= self._num_pieces)
     }
-    if files.config.get('add_prefix_space') is False:
+    self.never_prefixed = files.config.get('add_prefix_space') is False
+    if self.never_prefixed:
       self._first = self._later
     name = str(files.config.get('tokenizer_class')).removesuffix('Fast')
     self._is_llama = name == 'LlamaTokenizer'
-    self._is_legacy = bool(files.config.get('legacy'))
-    self.fingerprint = model_files.fingerprint(
-        'sentencepiece', hashlib.sha256(content).hexdigest(), sorted(added.items()),
-        self._is_llama, self._is_legacy, self._first is self._later,
-        self.stop_ids, self.start_ids, self.pad_id,
+    self.is_legacy = bool(files.config.get('legacy'))
+    self._source = (
+        hashlib.sha256(content).hexdigest(), sorted(added.items()), self._is_llama,
+        self.is_legacy, self.never_prefixed,
     )
+    self.fingerprint = model_files.fingerprint(
+        'sentencepiece ids', *self._source, self.start_ids
+    )
+
+  @property
+  def full_fingerprint(self) -> str:
+    """A short hash of everything, the stop and pad ids with it."""
+    return model_files.fingerprint(
+        'sentencepiece', *self._source, self.stop_ids, self.start_ids, self.pad_id
+    )
+
+  def token(self, number: int) -> str:
+    """The text of an id in the vocabulary."""
+    added = {token: text for text, token in self._ids.items()}
+    return added[number] if number in added else self._first.id_to_piece(number)
 
   def _roles(
       self,
@@ -139,15 +162,16 @@ class SentencePieceTokenizer:
 
   def _model(self, segment: str, begin: int) -> Any:
     """The processor for a segment: with a space put in front, or without."""
-    if begin and not self._is_legacy:
+    if begin and not self.is_legacy:
       return self._later
     has_space = segment[0] in (' ', tokenizer_files.SPACE)
     return self._later if self._is_llama and has_space else self._first
 
   def decode(self, ids: Sequence[int]) -> str:
-    """The text of `ids`; special ids are dropped, ids of nothing become U+FFFD."""
+    """The text of `ids`; stop and special ids are dropped, ids of nothing become U+FFFD."""
     texts: list[str] = []
     run: list[int] = []
+    dropped = self._dropped.union(self.stop_ids)
 
     def end_run() -> None:
       if run:
@@ -156,7 +180,7 @@ class SentencePieceTokenizer:
         run.clear()
 
     for token in map(int, ids):
-      if token in self._dropped:
+      if token in dropped:
         continue
       if token not in self._written and 0 <= token < self._num_pieces:
         run.append(token)
@@ -202,7 +226,8 @@ def _added_tokens(
     number = ids.get(token.content, _piece_id(processor, token.content))
     if number is None:
       number = max([len(pieces) - 1, *added]) + 1
-    added[number] = token._replace(special=True)
+    is_ordinary = token.content == files.filler and number < len(pieces) and number not in own
+    added[number] = token._replace(special=not is_ordinary)
   return added
 
 

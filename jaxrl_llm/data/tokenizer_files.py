@@ -12,7 +12,8 @@ there, and not behind every special token, unless tokenizer_config.json says
 import hashlib
 import json
 import pathlib
-from collections.abc import Callable, Sequence
+import re
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from jaxrl_llm.data import model_files
@@ -39,6 +40,7 @@ class Loaded(NamedTuple):
     pad_id: the id that fills.
     start_ids: those that stand before a plain text.
     source_hash: a hash of everything that `backend` was made from.
+    ids_hash: the same without names that tokens are given a second time: they decide no id.
   """
 
   backend: Any
@@ -46,6 +48,7 @@ class Loaded(NamedTuple):
   pad_id: int
   start_ids: tuple[int, ...]
   source_hash: str
+  ids_hash: str
 
 
 def stop_and_pad(
@@ -152,12 +155,12 @@ def from_tokenizer_json(
   scheme = _llama_scheme(files, content)
   if scheme:
     _write_spaces(backend, scheme)
-  _add_tokens(backend, files)
+  new = _add_tokens(backend, files)
   stop_ids, pad_id = stop_and_pad(
       files, backend.token_to_id, size_of(backend), stop_tokens=stop_tokens, pad_token=pad_token
   )
-  source = model_files.fingerprint(_digest(content), scheme, _added(files))
-  return Loaded(backend, stop_ids, pad_id, start_ids, source)
+  hashes = _hashes(files, new, _digest(content), scheme)
+  return Loaded(backend, stop_ids, pad_id, start_ids, *hashes)
 
 
 def continuing(backend: Any) -> Any | None:
@@ -188,6 +191,45 @@ def _without_front(part: Any) -> Any:
   return part
 
 
+def to_json(backend: Any, starts: Mapping[int, str]) -> str:
+  """A tokenizer.json.
+
+  Args:
+    backend: the `tokenizers.Tokenizer`.
+    starts: the ids that stand before a plain text, with their texts.
+
+  Returns:
+    The content of the file.
+  """
+  state = json.loads(backend.to_str())
+  if starts:
+    first = [{'SpecialToken': {'id': text, 'type_id': 0}} for text in starts.values()]
+    sequence = lambda name, kind: {'Sequence': {'id': name, 'type_id': kind}}
+    state['post_processor'] = {
+        'type': 'TemplateProcessing', 'single': [*first, sequence('A', 0)],
+        'pair': [*first, sequence('A', 0), sequence('B', 1)],
+        'special_tokens': {
+            text: {'id': text, 'ids': [number], 'tokens': [text]}
+            for number, text in starts.items()
+        },
+    }
+  return json.dumps(state, ensure_ascii=False)
+
+
+def cuts_as_qwen2(backend: Any) -> bool:
+  """Whether a tokenizer normalises text and cuts it into words as Qwen2's does."""
+  import tokenizers
+
+  def parts(one: Any) -> str:
+    state = json.loads(one.to_str())
+    text = json.dumps([state['normalizer'], state['pre_tokenizer']], sort_keys=True)
+    return re.sub(r'"(add_prefix_space|trim_offsets)": \w+', '', text)  # Ids are the same.
+
+  same = tokenizers.Tokenizer(tokenizers.models.BPE())
+  _cut(same, is_gpt2=False, space=False)
+  return parts(backend) == parts(same)
+
+
 def size_of(backend: Any) -> int:
   """One more than the largest id, added tokens included."""
   return max(backend.get_vocab(with_added_tokens=True).values()) + 1
@@ -198,13 +240,21 @@ def _digest(content: bytes) -> str:
   return hashlib.sha256(content).hexdigest()
 
 
-def _added(files: model_files.TokenFiles) -> list[Any]:
-  """What of `files` decides ids, as JSON."""
-  return [sorted(files.numbered.items()), files.unnumbered]
+def _hashes(
+    files: model_files.TokenFiles, new: Sequence[model_files.AddedToken], *parts: Any
+) -> tuple[str, str]:
+  """`Loaded.source_hash` and `ids_hash` of other parts and the added tokens, `new` ones among."""
+  numbered = sorted(files.numbered.items())
+  source, ids = ([numbered, tokens] for tokens in (files.unnumbered, new))
+  return model_files.fingerprint(*parts, source), model_files.fingerprint(*parts, ids)
 
 
-def _add_tokens(backend: Any, files: model_files.TokenFiles) -> None:
-  """Adds the tokens of `files` to `backend`; ValueError if one has another id there."""
+def _add_tokens(backend: Any, files: model_files.TokenFiles) -> list[model_files.AddedToken]:
+  """Adds the tokens of `files` to `backend`; ValueError if one has another id there.
+
+  Returns:
+    Those of `files.unnumbered` that were no special tokens yet.
+  """
   from tokenizers import AddedToken
 
   backend.add_tokens([AddedToken(**token._asdict()) for token in files.numbered.values()])
@@ -218,9 +268,22 @@ def _add_tokens(backend: Any, files: model_files.TokenFiles) -> None:
   special = {
       token.content for token in backend.get_added_tokens_decoder().values() if token.special
   }
-  backend.add_special_tokens([
-      AddedToken(**token._asdict()) for token in files.unnumbered if token.content not in special
-  ])
+  new = [token for token in files.unnumbered if token.content not in special]
+  for token in new:
+    if token.content == files.filler and _is_ordinary(backend, token.content):
+      # It is cut out of a text as transformers does it, and stays in what is decoded.
+      token = token._replace(special=False)
+    backend.add_tokens([AddedToken(**token._asdict())])
+  return new
+
+
+def _is_ordinary(backend: Any, text: str) -> bool:
+  """Whether a token is one that texts are made of."""
+  number = backend.token_to_id(text)
+  if number is None:
+    return False
+  inside = continuing(backend) or backend
+  return inside.encode(text, add_special_tokens=False).ids == [number]
 
 
 def _llama_scheme(files: model_files.TokenFiles, content: bytes) -> str:
@@ -280,18 +343,16 @@ def from_byte_level_files(
   own = (_END_OF_TEXT,) if is_gpt2 else _QWEN2_SPECIAL
   if not files.numbered:
     backend.add_special_tokens(list(own))
-  _add_tokens(backend, files)
+  new = _add_tokens(backend, files)
   stop_ids, pad_id = stop_and_pad(
       files, backend.token_to_id, size_of(backend), stop_tokens=stop_tokens, pad_token=pad_token,
       default_stops=own[::2],  # Qwen2: <|endoftext|> and <|im_end|>.
   )
   start = files.names.get('bos_token') if files.config.get('add_bos_token') else None
-  source = model_files.fingerprint(
-      _digest(model_files.read_bytes(vocabulary_path)),
-      _digest(model_files.read_bytes(merges_path)), is_gpt2, space, _added(files),
-  )
+  digests = [_digest(model_files.read_bytes(path)) for path in (vocabulary_path, merges_path)]
+  hashes = _hashes(files, new, *digests, is_gpt2, space)
   start_ids = () if start is None else (backend.token_to_id(start),)
-  return Loaded(backend, stop_ids, pad_id, start_ids, source)
+  return Loaded(backend, stop_ids, pad_id, start_ids, *hashes)
 
 
 def _is_gpt2(files: model_files.TokenFiles, vocabulary: dict[str, Any]) -> bool:

@@ -5,6 +5,7 @@ used, so that a run with characters needs neither.
 """
 
 import collections
+import copy
 import functools
 import json
 import pathlib
@@ -25,6 +26,7 @@ class CharacterTokenizer:
     stop_ids: (1,).
     start_ids: ().
     fingerprint: a short hash of the alphabet.
+    full_fingerprint: the same.
   """
 
   pad_id = 0
@@ -37,7 +39,7 @@ class CharacterTokenizer:
       raise ValueError(f'alphabet must hold distinct characters, at least one, got {alphabet!r}')
     self.alphabet = alphabet
     self.vocab_size = len(alphabet) + 2
-    self.fingerprint = model_files.fingerprint('character', alphabet)
+    self.fingerprint = self.full_fingerprint = model_files.fingerprint('character', alphabet)
     self._ids = {character: index + 2 for index, character in enumerate(alphabet)}
 
   def encode(self, text: str) -> list[int]:
@@ -77,7 +79,8 @@ class HuggingFaceTokenizer:
     pad_id: the id of the padding token.
     stop_ids: the ids of the stop tokens; the first ends demonstrations.
     start_ids: the ids that stand before a plain text.
-    fingerprint: a short hash of everything that decides ids, stop, start and pad.
+    fingerprint: a short hash of everything that decides the ids of a text, `start_ids` with it.
+    full_fingerprint: the same of everything, `stop_ids` and `pad_id` with it.
   """
 
   def __init__(self, loaded: tokenizer_files.Loaded):
@@ -89,7 +92,21 @@ class HuggingFaceTokenizer:
     self.pad_id = loaded.pad_id
     self.stop_ids = loaded.stop_ids
     self.start_ids = loaded.start_ids
-    self.fingerprint = model_files.fingerprint('hugging_face', *loaded[1:])
+    self._source = loaded.source_hash
+    self.fingerprint = model_files.fingerprint(
+        'hugging_face ids', self.start_ids, loaded.ids_hash
+    )
+
+  @property
+  def full_fingerprint(self) -> str:
+    """A short hash of everything, the stop and pad ids with it."""
+    return model_files.fingerprint(
+        'hugging_face', self.stop_ids, self.pad_id, self.start_ids, self._source
+    )
+
+  def token(self, number: int) -> str:
+    """The text of an id in the vocabulary."""
+    return self.backend.id_to_token(number)
 
   def encode(self, text: str) -> list[int]:
     """Ids of `text`, without any start or stop token."""
@@ -119,14 +136,15 @@ class HuggingFaceTokenizer:
     return encoding.ids, tokenizer_files.cover_empty(encoding.offsets)
 
   def decode(self, ids: Sequence[int]) -> str:
-    """The text of `ids`; special ids are dropped, ids of nothing become U+FFFD.
+    """The text of `ids`; stop and special ids are dropped, ids of nothing become U+FFFD.
 
     A model's embedding may have more rows than the tokenizer has ids. Such ids must
-    leave a trace in the text: an answer with one in its middle is no right answer.
+    leave a trace in the text: an answer with one in its middle is no right answer. A
+    padding id that is an ordinary token is part of the text.
     """
     return _decode_known(
         ids,
-        dropped={self.pad_id, *self.stop_ids},
+        dropped=set(self.stop_ids),
         known=lambda token: token >= 0 and self.backend.id_to_token(token) is not None,
         decode=self.backend.decode,
     )
@@ -199,6 +217,37 @@ def load_tokenizer(
   )
 
 
+def full_fingerprint(tokenizer: Tokenizer) -> str:
+  """A short hash of everything that decides ids and samples: the stop and pad ids with it."""
+  return getattr(tokenizer, 'full_fingerprint', tokenizer.fingerprint)
+
+
+def is_same(tokenizer: Tokenizer, fingerprint: str) -> bool:
+  """Whether a fingerprint kept with parameters is that of `tokenizer`.
+
+  Folders written before stop and pad ids were kept apart have the full one.
+  """
+  return fingerprint in (tokenizer.fingerprint, full_fingerprint(tokenizer))
+
+
+def with_stop_ids(tokenizer: Tokenizer, stop_ids: Sequence[int]) -> Tokenizer:
+  """The same tokenizer, where other ids end a response."""
+  if tuple(stop_ids) == tokenizer.stop_ids:
+    return tokenizer
+  changed = copy.copy(tokenizer)
+  changed.stop_ids = tuple(stop_ids)
+  if isinstance(tokenizer, CompactTokenizer):
+    changed.base = with_stop_ids(tokenizer.base, [tokenizer.kept[token] for token in stop_ids])
+  return changed
+
+
+def stop_tokens(tokenizer: Tokenizer) -> tuple[str, ...]:
+  """The texts of the stop ids, as `load_tokenizer` takes them; () for characters."""
+  if isinstance(tokenizer, CharacterTokenizer):
+    return ()
+  return tuple(map(tokenizer.token, tokenizer.stop_ids))
+
+
 class CompactTokenizer:
   """A byte-level BPE tokenizer reduced to a part of its vocabulary; see `compact`.
 
@@ -210,6 +259,7 @@ class CompactTokenizer:
     stop_ids: those of `base`, renumbered.
     start_ids: those of `base`, renumbered.
     fingerprint: a short hash of the base's fingerprint and the kept ids.
+    full_fingerprint: the same of the base's full fingerprint.
   """
 
   def __init__(
@@ -231,6 +281,15 @@ class CompactTokenizer:
     self.pad_id = self._pieces[base.pad_id][0]
     self.stop_ids = tuple(self._pieces[token][0] for token in base.stop_ids)
     self.start_ids = tuple(self._pieces[token][0] for token in base.start_ids)
+
+  @property
+  def full_fingerprint(self) -> str:
+    """A short hash of everything, the stop and pad ids with it."""
+    return model_files.fingerprint('compact', self.base.full_fingerprint, self.kept)
+
+  def token(self, number: int) -> str:
+    """The text of an id in the vocabulary."""
+    return self.base.token(self.kept[number])
 
   def encode(self, text: str) -> list[int]:
     """Ids of `text`; a token that was not kept becomes the kept ones it consists of."""
@@ -263,10 +322,10 @@ class CompactTokenizer:
     return pieces
 
   def decode(self, ids: Sequence[int]) -> str:
-    """The text of `ids`; special ids are dropped, ids of nothing become U+FFFD."""
+    """The text of `ids`; stop and special ids are dropped, ids of nothing become U+FFFD."""
     return _decode_known(
         ids,
-        dropped={self.pad_id, *self.stop_ids},
+        dropped=set(self.stop_ids),
         known=lambda token: 0 <= token < self.vocab_size,
         decode=lambda run: self.base.decode([self.kept[token] for token in run]),
     )

@@ -73,9 +73,10 @@ def score_rollouts(
 
 def _text(tokenizer: Tokenizer, ids: list[int]) -> str:
   """The text of a response; a padding id that the policy chose does not vanish from it."""
-  text = tokenizer.decode(ids)
-  chosen_padding = tokenizer.pad_id not in tokenizer.stop_ids and tokenizer.pad_id in ids
-  return text + '\N{REPLACEMENT CHARACTER}' if chosen_padding else text
+  text, pad = tokenizer.decode(ids), tokenizer.pad_id
+  # One that is an ordinary token stands in the text.
+  vanishes = pad in ids and pad not in tokenizer.stop_ids and not tokenizer.decode([pad])
+  return text + '\N{REPLACEMENT CHARACTER}' if vanishes else text
 
 
 def join(parts: Sequence[Scored]) -> Scored:

@@ -51,14 +51,21 @@ class TextStream:
     text = self._rest()
     if not text or text.endswith('\N{REPLACEMENT CHARACTER}'):
       return ''
-    self._context, self._shown = self._shown, len(self._ids)
+    self._advance()
     return text
 
   def flush(self) -> str:
     """What was held back."""
-    text, self._shown = self._rest(), len(self._ids)
-    self._context = self._shown
+    text = self._rest()
+    self._advance()
     return text
+
+  def _advance(self) -> None:
+    # What alone is nothing, such as a space that a decoder drops at the beginning, would leave the
+    # next ids at the beginning.
+    if self._decode(self._ids[self._shown :]):
+      self._context = self._shown
+    self._shown = len(self._ids)
 
   def _rest(self) -> str:
     before = self._decode(self._ids[self._context : self._shown])

@@ -195,7 +195,7 @@ def _with_ids(
       raise ValueError(
           f'the chat template ends a reply with {end!r}, whose last token (id {last}) is none of '
           "the tokenizer's stop tokens: a reply would never stop when it is sampled; name the "
-          'token in stop_tokens'
+          'token in stop_tokens (config.task.stop_tokens, where the task has it)'
       )
   return [
       {**example, 'ids': np.array(ids, np.int32), 'loss_mask': np.array(mask, bool)}

@@ -66,7 +66,7 @@ def make_task(
     num_train: how many; None for all.
     num_evaluation: how many; None for all.
     max_prompt_tokens: longer prompts are left out.
-    max_response_tokens: the sampler's limit; longer demonstrations are left out.
+    max_response_tokens: the sampler's limit; longer demonstrations are left out, be it all.
     vocabulary: 'full', or 'compact': what the demonstrations need (`tokenizers.compact`).
     max_vocabulary: the limit of a compact vocabulary; None for no limit.
     annotations: 'strip' or 'keep' the calculator annotations of demonstrations.
@@ -139,8 +139,8 @@ def _examples(data_dir: str | pathlib.Path, split: str, annotations: str) -> lis
 def _within(examples: list[Example], key: str, tokenizer: Tokenizer, limit: int) -> list[Example]:
   """The examples whose text at `key` has at most `limit` tokens."""
   kept = [example for example in examples if len(tokenizer.encode(example[key])) <= limit]
-  if not kept:
-    raise ValueError(f'no {key} of {len(examples)} problems has at most {limit} tokens')
+  if key == 'prompt' and not kept:  # Without demonstrations there is much to do.
+    raise ValueError(f'no prompt of {len(examples)} problems has at most {limit} tokens')
   return kept
 
 
@@ -153,7 +153,7 @@ def _choose(
     examples: list[Example], name: str, count: int | None, seed: list[int]
 ) -> list[Example]:
   """`count` of the examples at random, in their own order; all for None."""
-  if count is None:
+  if count is None or not examples:
     return list(examples)
   if not 1 <= count <= len(examples):
     raise ValueError(f'{name} must lie in 1 to {len(examples)}, got {count}')

@@ -99,17 +99,14 @@ def take_steps(
       loss_fn, optimizer, state, part, num_micro_batches=num_micro_batches)
   pick = lambda index: jax.tree.map(lambda leaf: leaf[index % num_minibatches], parts)
   steps = num_epochs * num_minibatches
-  state, first = take(state, pick(0))
   if steps == 1:
+    state, first = take(state, pick(0))
     return state, first, first
-
-  def advance(carry, index):
-    state, total = carry
-    state, metrics = take(state, pick(index))
-    return (state, jax.tree.map(jnp.add, total, metrics)), None
-
-  (state, total), _ = jax.lax.scan(advance, (state, first), jnp.arange(1, steps))
-  return state, first, total
+  # The first step is in the loop too: a second copy of the step would be compiled, and would hold
+  # a second set of temporaries.
+  state, metrics = jax.lax.scan(lambda state, i: take(state, pick(i)), state, jnp.arange(steps))
+  first = jax.tree.map(lambda leaf: leaf[0], metrics)
+  return state, first, jax.tree.map(lambda leaf: jnp.sum(leaf, axis=0), metrics)
 
 
 def map_micro_batches(fn: Callable[[Any], Any], batch: Any, *, num_micro_batches: int = 1) -> Any:

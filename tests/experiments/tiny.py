@@ -21,12 +21,15 @@ TEMPLATE = (
 )
 
 
-def write_tokenizer(directory, *, template=None, characters=None, start=False):
-  """Every byte, or only `characters`, is a token; a stop token, and a start token if asked."""
+def write_tokenizer(directory, *, template=None, characters=None, start=False, more=()):
+  """Every byte, or only `characters`, is a token; a stop token, and a start token if asked.
+
+  `more` are further special tokens.
+  """
   from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 
   alphabet = characters or sorted(pre_tokenizers.ByteLevel.alphabet())
-  names = [STOP, START] if start or template else [STOP]
+  names = [STOP, START, *more] if start or template else [STOP, *more]
   vocabulary = {character: index for index, character in enumerate([*names, *alphabet])}
   backend = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
   backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
@@ -37,7 +40,7 @@ def write_tokenizer(directory, *, template=None, characters=None, start=False):
         single=f'{START} $A', special_tokens=[(START, vocabulary[START])])
   pathlib.Path(directory).mkdir(parents=True, exist_ok=True)
   backend.save(str(directory / 'tokenizer.json'))
-  settings = {'eos_token': STOP, 'bos_token': START} if len(names) > 1 else {'eos_token': STOP}
+  settings = {'eos_token': STOP, 'bos_token': START} if START in names else {'eos_token': STOP}
   settings |= {'chat_template': template} if template else {}
   (directory / 'tokenizer_config.json').write_text(json.dumps(settings))
   return len(vocabulary)
@@ -64,11 +67,12 @@ def params(config):
   return _drawn(tuple(sorted(vars(config).items())))
 
 
-def write_checkpoint(directory, *, template=None, characters=None, start=False, dtype='float32',
-                     **options):
+def write_checkpoint(directory, *, template=None, characters=None, start=False, more=(),
+                     dtype='float32', **options):
   """A Qwen2 checkpoint with a tokenizer beside it; returns the model's config."""
   scratch = directory.with_name(f'{directory.name}_tokenizer')
-  size = write_tokenizer(scratch, template=template, characters=characters, start=start)
+  size = write_tokenizer(
+      scratch, template=template, characters=characters, start=start, more=more)
   config = shape(size, **options)
   huggingface.save(
       directory, config, params(config), model_type='qwen2', dtype=dtype, tokenizer_from=scratch)

@@ -220,6 +220,41 @@ def test_R9_gradient_is_rloo_of_two():
   np.testing.assert_allclose(expected, [-.98, .252, .728], atol=1e-12)
 
 
+def _gauss_newton(loss, theta):
+  """One step on a mean of squares whose residuals are linear in the parameters."""
+  gradient, hessian = jax.jit(lambda x: (jax.grad(loss)(x), jax.hessian(loss)(x)))(theta)
+  curvature = np.asarray(hessian) / 2  # Without the 2 of the square.
+  return -np.linalg.pinv(curvature, rcond=1e-10, hermitian=True) @ (gradient / 2), curvature
+
+
+@pytest.mark.parametrize('features', [np.eye(3), 'rank deficient'])
+def test_R10_gauss_newton_is_the_natural_policy_gradient(features):
+  rng = np.random.default_rng(4)
+  if isinstance(features, str):  # Six actions; the third feature is the first two added.
+    features = rng.normal(size=(6, 2)) @ np.array([[1.0, 0, 1], [0, 1, 1]])
+  actions = len(features)
+  theta, rewards = rng.normal(size=features.shape[1]), rng.normal(size=actions)
+  log_policy = lambda theta: jax.nn.log_softmax(features @ theta)
+  policy = np.exp(log_policy(theta))
+  pairs = np.stack(np.meshgrid(np.arange(actions), np.arange(actions)), -1).reshape(-1, 2)
+
+  def loss(x):
+    log_ratio = log_policy(x) - log_policy(theta)
+    losses = regression_losses.rebel_loss(
+        log_ratio[pairs], jnp.asarray(rewards)[pairs], eta=ETA)
+    return jnp.sum(np.prod(policy[pairs], axis=-1) * losses)
+
+  step, curvature = _gauss_newton(loss, jnp.asarray(theta))
+  scores = features - policy @ features
+  fisher = scores.T @ (policy[:, None] * scores)
+  np.testing.assert_allclose(curvature, 2 * fisher, atol=1e-12)
+  gradient = scores.T @ (policy * rewards)  # Of the expected reward.
+  natural = ETA * np.linalg.pinv(fisher, rcond=1e-10, hermitian=True) @ gradient
+  np.testing.assert_allclose(step, natural, atol=1e-8)
+  if actions == 3:  # Softmax logits: the rewards themselves, up to a constant.
+    np.testing.assert_allclose(step - step.mean(), ETA * (rewards - rewards.mean()), atol=1e-12)
+
+
 def test_R12_implicit_reward():
   # r = beta ln pi*/reference and eta = 1 / beta: zero at pi*, for any pi*.
   optimum = jax.nn.softmax(jnp.array([.7, -.4, .1]))
@@ -249,6 +284,42 @@ def test_R21_identical_pair():
   # Nothing where the scores agree; where they do not, (eta dR)^2 that nothing can lower.
   np.testing.assert_allclose(losses(logits), [0, (ETA * .6)**2], rtol=1e-12, atol=0)
   np.testing.assert_array_equal(jax.jit(jax.jacobian(losses))(logits), np.zeros((2, 3)))
+
+
+def test_preference_rewards_average_over_the_comparators():
+  preferences = jnp.array([[[1.0, -1.0, .5, .5], [0.0, 0.0, 1.0, 1.0]]])
+  np.testing.assert_allclose(
+      regression_losses.preference_rewards(preferences), [[.25, .5]], rtol=1e-12)
+  with pytest.raises(AssertionError):
+    regression_losses.preference_rewards(preferences[0])
+  with pytest.raises(AssertionError):
+    regression_losses.preference_rewards(preferences[:, :1])
+
+
+def test_R15_target_of_preferences():
+  rng = np.random.default_rng(5)
+  table = rng.uniform(-1, 1, size=(4, 4))
+  table = (table - table.T) / 2  # Antisymmetric; in general intransitive.
+  pairs = np.stack(np.meshgrid(np.arange(4), np.arange(4), indexing='ij'), -1).reshape(-1, 2)
+  policy = np.array([.4, .3, .2, .1])
+  comparators = np.repeat(np.arange(4), [4, 3, 2, 1])  # As often as the policy chooses them.
+
+  def target(table, comparators):
+    rewards = regression_losses.preference_rewards(
+        jnp.asarray(table[pairs[..., None], comparators]))
+    return np.asarray(rewards[:, 0] - rewards[:, 1]).reshape(4, 4)
+
+  got = target(table, comparators)
+  np.testing.assert_allclose(got, -got.T, atol=1e-15)  # In y and y'.
+  win_rates = table @ policy  # Its mean over y'' is their difference.
+  np.testing.assert_allclose(got, win_rates[:, None] - win_rates, atol=1e-12)
+  # One comparator is noise around it, unless preferences are differences of rewards.
+  assert np.abs(target(table, comparators[:1]) - got).max() > .1
+  rewards = rng.normal(size=4)
+  for comparator in range(4):
+    np.testing.assert_allclose(
+        target(rewards[:, None] - rewards, np.array([comparator])),
+        rewards[:, None] - rewards, atol=1e-12)
 
 
 def test_prompts_do_not_mix_and_order_does_not_matter():

@@ -40,7 +40,8 @@ _HEADS = ('head', 'value_head', 'q_head')
 # The head of a sequence classifier, in every family.
 _VALUE_ENTRY = mapping.same('score.weight', 'value_head/kernel')
 
-_TOKENIZER_FILES = (
+# What may lie beside weights and says how text is read and samples end.
+TOKENIZER_FILES = (
     'tokenizer.json', 'tokenizer_config.json', 'special_tokens_map.json', 'added_tokens.json',
     'generation_config.json', 'chat_template.jinja', 'vocab.json', 'merges.txt', 'encoder.json',
     'vocab.bpe', 'vocab.txt', '*.model',
@@ -289,6 +290,7 @@ def save(
     role: str = 'policy',
     fields: Mapping[str, Any] | None = None,
     tokenizer_from: str | os.PathLike | None = None,
+    files: Mapping[str, bytes] | None = None,
     max_shard_bytes: int = 5 * 10**9,
 ) -> None:
   """Writes a folder that transformers loads: all of it or nothing.
@@ -304,6 +306,7 @@ def save(
     fields: the config.json of the checkpoint that the model came from; what does not change the
       model (special ids, initialisation) is carried over.
     tokenizer_from: a folder whose tokenizer and generation files are copied.
+    files: further files, such as those of a tokenizer: content by name.
     max_shard_bytes: data of one file.
 
   Raises:
@@ -331,6 +334,8 @@ def save(
     (folder / 'config.json').write_text(json.dumps(document, indent=2, sort_keys=True) + '\n')
     for path in copies:
       shutil.copyfile(path, folder / path.name)
+    for name, content in (files or {}).items():
+      (folder / name).write_bytes(content)
     weights.write_files(folder, tensors, max_shard_bytes=max_shard_bytes)
 
 
@@ -384,7 +389,7 @@ def _labels(number: int, fields: Mapping[str, Any]) -> dict[str, Any]:
 
 def _tokenizer_files(directory: str | os.PathLike) -> list[pathlib.Path]:
   directory = pathlib.Path(directory)
-  found = [path for pattern in _TOKENIZER_FILES for path in sorted(directory.glob(pattern))]
+  found = [path for pattern in TOKENIZER_FILES for path in sorted(directory.glob(pattern))]
   if not found:
     raise ValueError(f'tokenizer_from must be a folder with tokenizer files, got {directory}')
   return found

@@ -297,7 +297,7 @@ def _scale(fields: Mapping[str, Any], name: str, rank: int) -> float:
   """By what PEFT multiplies B A of the module of that name."""
   alpha = fields['lora_alpha']
   for pattern, own in (fields.get('alpha_pattern') or {}).items():
-    if re.fullmatch(rf'(.*\.)?({pattern})', name):
+    if re.fullmatch(_ending(pattern), name):
       alpha = own
       break
   return alpha / (rank**0.5 if fields.get('use_rslora') else rank)
@@ -306,6 +306,28 @@ def _scale(fields: Mapping[str, Any], name: str, rank: int) -> float:
 def _plain(number: float) -> float:
   """An integer where it is one, which is what PEFT's own files hold."""
   return int(number) if number == int(number) else number
+
+
+def _check_alphas(alphas: Any, path: pathlib.Path) -> None:
+  """Raises ValueError unless `alpha_pattern` is {regular expression: positive number}."""
+  if not isinstance(alphas, dict):
+    raise ValueError(f'alpha_pattern must be an object, got {alphas!r} ({path})')
+  for pattern, alpha in alphas.items():
+    try:
+      re.compile(_ending(pattern))
+    except (re.error, OverflowError, RecursionError) as error:
+      raise ValueError(
+          f'alpha_pattern must have regular expressions as names, got {pattern!r}: {error} ({path})'
+      ) from None
+    if type(alpha) not in (int, float) or not 0 < alpha < float('inf'):
+      raise ValueError(
+          f'alpha_pattern must hold positive numbers, got {alpha!r} of {pattern!r} ({path})'
+      )
+
+
+def _ending(pattern: str) -> str:
+  """A regular expression of the names that end, after a dot, in what `pattern` matches."""
+  return rf'(.*\.)?({pattern})'
 
 
 def _read_tensors(path: pathlib.Path) -> dict[str, np.ndarray]:
@@ -343,7 +365,7 @@ def _read_fields(path: pathlib.Path) -> dict[str, Any]:
   require(number('r', int), 'r', 'a positive integer')
   require(number('lora_alpha', (int, float)), 'lora_alpha', 'a positive number')
   require(fields.get('bias', 'none') == 'none', 'bias', "'none'")
-  require(isinstance(fields.get('alpha_pattern') or {}, dict), 'alpha_pattern', 'an object')
+  _check_alphas(fields.get('alpha_pattern') or {}, path)
   start = fields.get('init_lora_weights', True)
   require(start in _PLAIN_STARTS, 'init_lora_weights', f'one of {_PLAIN_STARTS}')
   for field in sorted(fields.keys() - _READ - _INERT):

@@ -1,0 +1,59 @@
+"""The arena: every algorithm, from the same reference, on the same prompts, evaluated alike.
+
+Each arm may sample as many completions as the others, those of A*-PO's stage 1 included. A pair
+of arm and seed is one file in WORKDIR/seed<N>/arms: running the same command again goes on with the
+next one. One table and two figures: the score against sampled tokens, and against the divergence
+from the reference.
+"""
+
+import json
+import pathlib
+
+from experiments import arena_arms, arena_report, arena_settings, arena_worlds, launch
+from jaxrl_llm.training import loop, metrics
+
+
+def outcomes(run: launch.Run, stopper: loop.Stopper) -> dict[str, dict[int, dict]]:
+  """Runs what is missing; returns the outcomes by arm and seed."""
+  config = run.config
+  world = arena_worlds.World(config.world, config.seed)
+  seeds = range(config.seed, config.seed + config.num_seeds)
+  folder = lambda seed: run.workdir / f'seed{seed}'
+  grounds: dict[int, arena_worlds.Ground] = {}
+
+  def ground(seed: int) -> arena_worlds.Ground:
+    if seed not in grounds:
+      grounds[seed] = arena_worlds.prepare(world, seed, folder(seed))
+      stopper.check('stopped with the reference saved')
+    return grounds[seed]
+
+  found = {}
+  for name in config.chosen():
+    arm = None if name in arena_settings.UNTRAINED else arena_arms.Arm(world, name)
+    found[name] = {}
+    for seed in seeds:
+      path: pathlib.Path = folder(seed) / 'arms' / f'{name}.json'
+      if not path.exists():
+        check = lambda: stopper.check('stopped; this arm starts again')
+        outcome = (
+            arena_arms.run(arm, ground(seed), check) if arm
+            else arena_arms.untrained(name, ground(seed)))
+        path.parent.mkdir(parents=True, exist_ok=True)
+        metrics.write_json_atomic(path, outcome)
+        run.save_clock()
+      found[name][seed] = json.loads(path.read_text())
+  return found
+
+
+def main(run: launch.Run) -> None:
+  """Runs every arm and seed, and writes the table, the figures and results.json."""
+  idle = [task for task in arena_settings.TASKS if task != run.config.task]
+  for name in run.overrides:
+    if name.split('.')[0] in idle:
+      raise ValueError(f'config.{name} has no effect with config.task={run.config.task!r}')
+  with loop.Stopper() as stopper:
+    arena_report.write(run, outcomes(run, stopper))
+
+
+if __name__ == '__main__':
+  launch.run(main, default_config='experiments/configs/arena.py')

@@ -1,0 +1,226 @@
+"""What the papers lead one to expect of the arena, measured: which of it holds at this scale.
+
+Each criterion is a function of the outcomes by arm and seed. It is left out where an arm that it
+compares did not run.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+Outcomes = Mapping[str, Mapping[int, dict]]
+
+
+class Finding(NamedTuple):
+  """One criterion.
+
+  Attributes:
+    name: its letter in the study it belongs to.
+    claim: what is expected.
+    holds: whether it was so.
+    measured: the numbers.
+  """
+
+  name: str
+  claim: str
+  holds: bool
+  measured: str
+
+
+def findings(task: str, outcomes: Outcomes) -> list[Finding]:
+  """The criteria of a task that its outcomes can decide."""
+  found = []
+  for needed, criterion in _CRITERIA.get(task, ()):
+    if set(needed) <= set(outcomes):
+      found.append(criterion(outcomes))
+  return found
+
+
+def markdown(found: Sequence[Finding]) -> str:
+  """A list, one line a criterion."""
+  return '\n'.join(
+      f'- ({f.name}) {f.claim}: **{"holds" if f.holds else "does not hold"}**. {f.measured}'
+      for f in found)
+
+
+def _final(outcomes: Outcomes, arm: str, key: str) -> np.ndarray:
+  """A final number of an arm, one for each seed."""
+  return np.array([outcome['final'][key] for _, outcome in sorted(outcomes[arm].items())], float)
+
+
+def _mean(values: np.ndarray, *, digits: int = 3, factor: float = 1.0) -> str:
+  """Mean and standard error as text."""
+  values = factor * np.asarray(values, float)
+  if len(values) < 2:
+    return f'{values.mean():.{digits}f}'
+  return f'{values.mean():.{digits}f} ± {values.std(ddof=1) / np.sqrt(len(values)):.{digits}f}'
+
+
+def _pooled_error(*arms: np.ndarray) -> float:
+  """The standard error of a difference of two means over seeds."""
+  return float(np.sqrt(sum(a.var(ddof=1) / len(a) if len(a) > 1 else 0.0 for a in arms)))
+
+
+def tokens_to(curve: Sequence[Mapping[str, float]], score: float, key: str) -> float:
+  """Sampled tokens at which `key` first reaches `score`, linear between evaluations; else inf."""
+  previous = None
+  for point in curve:
+    here = point['sampled_tokens'], point[key]
+    if here[1] >= score:
+      if previous is None or here[1] == previous[1]:
+        return here[0]
+      part = (score - previous[1]) / (here[1] - previous[1])
+      return previous[0] + part * (here[0] - previous[0])
+    previous = here
+  return float('inf')
+
+
+# --- Addition: A*-PO against the others.
+
+
+def _as_accurate(outcomes: Outcomes) -> Finding:
+  ours = _final(outcomes, 'a_star_po', 'greedy_score')
+  others = {a: _final(outcomes, a, 'greedy_score') for a in ('ppo', 'grpo', 'rebel')}
+  best = max(others, key=lambda a: others[a].mean())
+  return Finding(
+      'a', "A*-PO's greedy accuracy is at least that of the best of PPO, GRPO and REBEL less 2 "
+      'points', ours.mean() >= others[best].mean() - 0.02,
+      f'A*-PO {_mean(ours, digits=1, factor=100)} %, '
+      f'{best} {_mean(others[best], digits=1, factor=100)} %')
+
+
+def _fewer_tokens(outcomes: Outcomes) -> Finding:
+  ratios = []
+  for seed, theirs in sorted(outcomes['grpo'].items()):
+    target = 0.95 * theirs['final']['greedy_score']
+    ours = tokens_to(outcomes['a_star_po'][seed]['curve'], target, 'greedy_score')
+    ratios.append(ours / theirs['final']['sampled_tokens'])
+  reached = [r for r in ratios if np.isfinite(r)]
+  text = f'{_mean(np.array(reached), digits=2)} of them' if reached else 'never'
+  return Finding(
+      'b', "A*-PO reaches 95 % of GRPO's final greedy accuracy with at most 60 % of GRPO's sampled "
+      'tokens, its first stage counted',
+      len(reached) == len(ratios) and np.mean(ratios) <= 0.6,
+      f'{text}; reached on {len(reached)} of {len(ratios)} seeds')
+
+
+def _less_state(outcomes: Outcomes) -> Finding:
+  ours, theirs = (_final(outcomes, a, 'state_bytes').mean() for a in ('a_star_po', 'ppo'))
+  group = outcomes['grpo'][min(outcomes['grpo'])]['final'].get('samples_per_prompt', np.nan)
+  return Finding(
+      'c', "A*-PO's parameters and optimizer take at most 0.6 of PPO's bytes, and a prompt has one "
+      "response in memory to GRPO's group of at least 5", ours <= 0.6 * theirs and group >= 5,
+      f'{ours / theirs:.2f} of the bytes; 1 response to {group:.0f}')
+
+
+def _smaller_divergence(outcomes: Outcomes) -> Finding:
+  arms = ('a_star_po', 'ppo', 'grpo')
+  kl = {arm: _final(outcomes, arm, 'kl_to_reference') for arm in arms}
+  ours = kl['a_star_po'].mean()
+  return Finding(
+      'd', "A*-PO's divergence from the reference is at most PPO's and GRPO's",
+      all(ours <= kl[arm].mean() for arm in arms),
+      ', '.join(f'{arm} {_mean(values, digits=2)} nats' for arm, values in kl.items()))
+
+
+def _filtering(outcomes: Outcomes) -> Finding:
+  plain = _final(outcomes, 'a_star_po', 'greedy_score')
+  filtered = _final(outcomes, 'a_star_po_filtered', 'greedy_score')
+  wrong = _final(outcomes, 'a_star_po_filtered', 'filtered_fraction')
+  return Finding(
+      'e', 'leaving out the prompts whose samples all failed changes the accuracy by at most 2 '
+      'points', abs(plain.mean() - filtered.mean()) <= 0.02,
+      f'{_mean(wrong, digits=1, factor=100)} % of the prompts left out, so many fewer steps an '
+      f'epoch; {_mean(filtered, digits=1, factor=100)} % against '
+      f'{_mean(plain, digits=1, factor=100)} %')
+
+
+def _less_variance(outcomes: Outcomes) -> Finding:
+  ratio = _final(outcomes, 'a_star_po', 'gradient_variance_ratio')
+  return Finding(
+      'g', 'the variance of the gradient of one response is lower with V* than with V = 0',
+      bool((ratio < 1).all()), f'{_mean(ratio, digits=2)} of it, at the reference')
+
+
+# --- Summaries: REBEL against the others.
+
+
+def _wins(outcomes: Outcomes) -> Finding:
+  rates = {arm: _final(outcomes, arm, 'win_rate') for arm in ('rebel', 'sft', 'dpo')}
+  over_sft, over_dpo = (rates['rebel'] - rates[arm] for arm in ('sft', 'dpo'))
+  good = (over_sft >= 0.2) & (over_dpo >= 0)
+  return Finding(
+      'a', "REBEL's win rate is at least 20 points above SFT's and not below DPO's on every seed",
+      bool(good.all()),
+      ', '.join(f'{arm} {_mean(x, digits=1, factor=100)} %' for arm, x in rates.items())
+      + f'; {good.sum()} of {len(good)} seeds')
+
+
+def _as_good_as_ppo(outcomes: Outcomes) -> Finding:
+  score = {arm: _final(outcomes, arm, 'score') for arm in ('rebel', 'ppo')}
+  kl = {arm: _final(outcomes, arm, 'kl_to_reference') for arm in ('rebel', 'ppo')}
+  error = _pooled_error(score['rebel'], score['ppo'])
+  better = score['rebel'].mean() >= score['ppo'].mean() - error
+  return Finding(
+      'b', "REBEL's score is at least PPO's less one standard error, at a divergence of at most "
+      "1.2 of PPO's", bool(better and kl['rebel'].mean() <= 1.2 * kl['ppo'].mean()),
+      f'score {_mean(score["rebel"])} and {_mean(score["ppo"])}; divergence '
+      f'{_mean(kl["rebel"], digits=2)} and {_mean(kl["ppo"], digits=2)} nats')
+
+
+def _faster_step(outcomes: Outcomes) -> Finding:
+  times = {arm: np.median(_final(outcomes, arm, 'time/train')) for arm in ('rebel', 'ppo')}
+  state = {arm: _final(outcomes, arm, 'state_bytes').mean() for arm in ('rebel', 'ppo')}
+  ratio = times['rebel'] / times['ppo']
+  return Finding(
+      'c', "REBEL's step takes at most 0.8 of PPO's time, and has no critic",
+      bool(ratio <= 0.8 and state['rebel'] < 0.6 * state['ppo']),
+      f'{ratio:.2f} of the time (median, same completions a step), '
+      f'{state["rebel"] / state["ppo"]:.2f} of the bytes of parameters and optimizer')
+
+
+def _interior_step_size(outcomes: Outcomes) -> Finding:
+  arms = ('eta_0_1', 'eta_0_3', 'eta_1_0', 'eta_3_0', 'eta_10_0')
+  scores = [_final(outcomes, arm, 'score').mean() for arm in arms]
+  best = int(np.argmax(scores))
+  rises, falls = np.diff(scores[: best + 1]), np.diff(scores[best:])
+  return Finding(
+      'd', 'the score rises and falls once with the step size, and the best one lies inside',
+      bool(0 < best < len(arms) - 1 and (rises >= 0).all() and (falls <= 0).all()),
+      ', '.join(f'{arm} {_mean(_final(outcomes, arm, "score"))}' for arm in arms))
+
+
+def _overoptimised(outcomes: Outcomes) -> Finding:
+  """Without a penalty the reward model's score still rises when the gold score no longer does."""
+  late, rising = [], []
+  for outcome in outcomes['kl_0'].values():
+    gold = np.array([point['score'] for point in outcome['curve']])
+    proxy = np.array([point['reward'] for point in outcome['curve']])
+    best = int(np.argmax(gold))
+    late.append(gold[-1] - gold[best])
+    rising.append(proxy[-1] - proxy[best])
+  return Finding(
+      'e', "without a penalty the reward model's score goes on rising while the gold score is flat "
+      'or falls', bool(np.mean(rising) > 0 and np.mean(late) <= 0.005),
+      f'from the best gold score to the end: gold {_mean(np.array(late))}, reward model '
+      f'{_mean(np.array(rising))}')
+
+
+_CRITERIA: dict[str, Sequence[tuple[tuple[str, ...], Callable[[Outcomes], Finding]]]] = {
+    'arithmetic': (
+        (('a_star_po', 'ppo', 'grpo', 'rebel'), _as_accurate),
+        (('a_star_po', 'grpo'), _fewer_tokens),
+        (('a_star_po', 'ppo', 'grpo'), _less_state),
+        (('a_star_po', 'ppo', 'grpo'), _smaller_divergence),
+        (('a_star_po', 'a_star_po_filtered'), _filtering),
+        (('a_star_po',), _less_variance),
+    ),
+    'summarisation': (
+        (('rebel', 'sft', 'dpo'), _wins),
+        (('rebel', 'ppo'), _as_good_as_ppo),
+        (('rebel', 'ppo'), _faster_step),
+        (('eta_0_1', 'eta_0_3', 'eta_1_0', 'eta_3_0', 'eta_10_0'), _interior_step_size),
+        (('kl_0',), _overoptimised),
+    ),
+}

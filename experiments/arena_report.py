@@ -1,0 +1,111 @@
+"""What the arena shows: a table, two figures, results.json of each seed and of all of them."""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from experiments import arena_criteria, launch, report
+from jaxrl_llm.training import metrics
+
+Outcomes = Mapping[str, Mapping[int, dict]]
+
+# Column -> (name in an outcome, digits behind the point, factor).
+_COLUMNS = {
+    'score': ('score', 3, 1), 'greedy': ('greedy_score', 3, 1),
+    'win rate (%)': ('win_rate', 1, 100), 'reward model': ('reward', 2, 1),
+    'KL (nats)': ('kl_to_reference', 2, 1),
+    'completions': ('completions', 0, 1), 'tokens': ('sampled_tokens', 0, 1),
+    'reward calls': ('reward_calls', 0, 1), 's / iteration': ('time/iteration', 3, 1),
+    's / step': ('time/train', 3, 1), 'state (MB)': ('state_bytes', 2, 1e-6),
+    'peak (MB)': ('peak_bytes', 1, 1e-6),
+}
+
+
+def write(run: launch.Run, outcomes: Outcomes) -> None:
+  """Writes table.md, figures and results.json, and prints the table."""
+  seeds = sorted(next(iter(outcomes.values())))
+  for seed in seeds:
+    config = dataclasses.replace(run.config, seed=seed, num_seeds=1)
+    if len(seeds) > 1:
+      launch.write_results(
+          dataclasses.replace(run, config=config, workdir=run.workdir / f'seed{seed}'),
+          _numbers(outcomes, [seed]))
+  _figures(run, outcomes)
+  table = report.markdown_table(*_table(outcomes))
+  caption = (
+      f'{run.config.task}; {len(seeds)} seed(s) from {seeds[0]}, mean ± standard error over seeds; '
+      f'{run.config.world.completions:,} completions an arm at most, '
+      f'{run.config.world.batch_completions} an iteration'
+      + (f'. {run.config.note}' if run.config.note else '') + '.'
+  )
+  found = arena_criteria.findings(run.config.task, outcomes)
+  text = '\n\n'.join(filter(None, [table, caption, arena_criteria.markdown(found)]))
+  metrics.write_text_atomic(run.table_path, text + '\n')
+  launch.write_results(run, _numbers(outcomes, seeds))
+  print(f'\n{text}\n\nwritten to {run.workdir}: results.json, table.md, figures/, '
+        'seed<N>/', flush=True)
+
+
+def mean_and_error(values: Sequence[float]) -> tuple[float, float]:
+  """Mean over seeds and its standard error; 0 for one seed, of which none is known."""
+  values = np.asarray(values, float)
+  error = values.std(ddof=1) / np.sqrt(len(values)) if len(values) > 1 else 0.0
+  return float(values.mean()), float(error)
+
+
+def _numbers(outcomes: Outcomes, seeds: Sequence[int]) -> dict[str, float | int]:
+  """Flat results of some seeds: their means, with standard errors where there are several."""
+  numbers: dict[str, float | int] = {'num_seeds': len(seeds)}
+  for name, by_seed in outcomes.items():
+    finals = [by_seed[seed]['final'] for seed in seeds]
+    for key, value in finals[0].items():
+      if value is None:
+        continue
+      folder = '' if '/' in key else 'eval/'
+      place = key.replace('/', f'/{name}/', 1) if '/' in key else f'{folder}{name}/{key}'
+      if len(seeds) == 1:
+        numbers[place] = value
+      elif not key.endswith('_se'):
+        numbers[place], numbers[f'{place}_se'] = mean_and_error([f[key] for f in finals])
+  total = sum(by_seed[seed]['final']['sampled_tokens']
+              for by_seed in outcomes.values() for seed in seeds)
+  return numbers | {'sampled_tokens': total}
+
+
+def _table(outcomes: Outcomes) -> tuple[list[str], list[list[str]]]:
+  present = [
+      column for column, (key, _, _) in _COLUMNS.items()
+      if any(key in o['final'] for by_seed in outcomes.values() for o in by_seed.values())]
+
+  def cell(finals, column):
+    key, digits, factor = _COLUMNS[column]
+    values = [f.get(key) for f in finals]
+    if None in values:
+      return '-'
+    mean, error = mean_and_error([factor * value for value in values])
+    spread = f' ± {error:.{digits}f}' if error and digits else ''
+    return f'{mean:,.{digits}f}{spread}'
+
+  rows = []
+  for name, by_seed in outcomes.items():
+    finals = [outcome['final'] for outcome in by_seed.values()]
+    rows.append([name, *(cell(finals, column) for column in present)])
+  return ['algorithm', *present], rows
+
+
+def _figures(run: launch.Run, outcomes: Outcomes) -> None:
+  curves = {name: list(by_seed.values()) for name, by_seed in outcomes.items()}
+  for file, key, label, scale in (
+      ('score_by_tokens', 'sampled_tokens', 'sampled tokens (thousands)', 1e3),
+      ('score_by_kl', 'kl_to_reference', 'KL to the reference (nats a response)', 1),
+  ):
+    series = {}
+    for name, seeds in curves.items():
+      take = lambda k, seeds=seeds: np.array([[p[k] for p in s['curve']] for s in seeds])
+      scores = take('score')
+      error = scores.std(0, ddof=1) / np.sqrt(len(scores)) if len(scores) > 1 else 0 * scores[0]
+      series[name] = (take(key).mean(0) / scale, scores.mean(0), error)
+    report.many_curves(
+        run.workdir / 'figures' / f'{file}.png', series, x=label, y='score',
+        title=f'{run.config.task}, {len(next(iter(curves.values())))} seed(s)')

@@ -1,0 +1,206 @@
+"""What a config of the arena can set."""
+
+import dataclasses
+from typing import Any
+
+from experiments import settings
+from jaxrl_llm.algorithms import reward_model
+from jaxrl_llm.models import configs
+from jaxrl_llm.training import optim
+
+TASKS = ('arithmetic', 'summarisation')
+# Arms that train nothing: what the others are measured against.
+UNTRAINED = ('sft', 'best_of_n')
+
+
+@dataclasses.dataclass
+class SummarisationTask:
+  """Toy summarisation; fields as in `tasks.summarisation.make_task`."""
+
+  num_demonstrations: int = 8_000
+  num_train: int = 2_000
+  num_evaluation: int = 512
+  corruption_rate: float = 0.3
+
+  def make(self, seed: int):
+    """Builds the task."""
+    from jaxrl_llm.tasks import summarisation
+
+    return summarisation.make_task(seed=seed, **dataclasses.asdict(self))
+
+
+@dataclasses.dataclass
+class ArithmeticTask(settings.ArithmeticTask):
+  """Addition with forgotten carries."""
+
+  def make(self, seed: int):
+    """Builds the task."""
+    return super().make(seed, data_dir='')
+
+
+@dataclasses.dataclass
+class Arm:
+  """How one algorithm is run.
+
+  Attributes:
+    file: of the algorithm, in jaxrl_llm/algorithms.
+    algorithm: the algorithm's own settings.
+    optimizer: of all of its networks.
+    refresh_every: iterations that one policy samples for; 0: the reference samples for all of
+      them, and the labels are those of the preference data (offline).
+  """
+
+  file: str
+  algorithm: Any
+  optimizer: optim.OptimizerConfig
+  refresh_every: int = 1
+
+  @property
+  def num_samples(self) -> int:
+    """Samples a prompt in training; A*-PO's `samples_per_prompt` are those of its stage 1."""
+    return 1 if self.file == 'a_star_po' else self.algorithm.samples_per_prompt
+
+  def validate(self, prefix: str) -> None:
+    """Raises ValueError with one line for the first field that is out of range."""
+    settings.at_least(self, prefix, refresh_every=0)
+    try:
+      self.algorithm.validate()
+    except ValueError as error:
+      raise ValueError(f'{error} ({prefix}.algorithm)') from error
+    self.optimizer.validate(f'{prefix}.optimizer')
+
+
+def arms(**by_name: Arm) -> Any:
+  """A dataclass with a field for each arm, so that flags reach their settings by name."""
+  return dataclasses.make_dataclass('Arms', [(name, Arm) for name in by_name])(**by_name)
+
+
+@dataclasses.dataclass
+class RewardModelSettings:
+  """A Bradley-Terry reward model from noisy labels of pairs that the reference sampled.
+
+  Attributes:
+    num_pairs: pairs, one for each of so many training prompts in turn; 0: no reward model, the
+      task's own score is the reward.
+    label_noise: of the judge, in units of the gold score.
+    steps: optimizer steps.
+    batch_size: pairs a step.
+    missing_stop_penalty: the reward of a response that did not stop.
+    algorithm: settings of the loss.
+    optimizer: of the reward model.
+  """
+
+  num_pairs: int = 0
+  label_noise: float = 0.3
+  steps: int = 300
+  batch_size: int = 64
+  missing_stop_penalty: float = -1.0
+  algorithm: reward_model.Config = dataclasses.field(default_factory=reward_model.Config)
+  optimizer: optim.OptimizerConfig = dataclasses.field(default_factory=lambda: (
+      optim.OptimizerConfig(name='adam', learning_rate=3e-4, schedule='constant')))
+
+  def validate(self, prefix: str) -> None:
+    """Raises ValueError with one line for the first field that is out of range."""
+    settings.at_least(self, prefix, num_pairs=0, steps=1, batch_size=1)
+    if not 0 < self.label_noise < float('inf'):
+      raise ValueError(f'{prefix}.label_noise must be positive, got {self.label_noise}')
+    self.algorithm.validate()
+    self.optimizer.validate(f'{prefix}.optimizer')
+
+
+@dataclasses.dataclass
+class World:
+  """A task with everything that all arms share.
+
+  Attributes:
+    task: its settings, with `make(seed)`.
+    model: the policy's shape, and that of the critic and the reward model.
+    sft: supervised fine-tuning of the reference.
+    reward_model: a learned reward, or the task's own.
+    completions: what an arm may sample in training, stage 1 of A*-PO included.
+    batch_completions: of one iteration.
+    num_evaluations: points of a learning curve, the first one before any training.
+    eval_samples: samples at temperature 1 for each held-out prompt.
+    best_of: n of the arm best_of_n.
+    arms: the algorithms' settings.
+  """
+
+  task: Any
+  model: configs.TransformerConfig
+  sft: settings.SftSettings
+  arms: Any
+  reward_model: RewardModelSettings = dataclasses.field(default_factory=RewardModelSettings)
+  completions: int = 25_600
+  batch_completions: int = 128
+  num_evaluations: int = 9
+  eval_samples: int = 2
+  best_of: int = 8
+
+  def validate(self, prefix: str) -> None:
+    """Raises ValueError with one line for the first field that is out of range."""
+    dataclasses.replace(self.model, vocab_size=self.model.vocab_size or 1).validate()
+    self.sft.validate(f'{prefix}.sft')
+    settings.at_least(
+        self, prefix, completions=1, batch_completions=1, num_evaluations=2, eval_samples=1,
+        best_of=2,
+    )
+    self.reward_model.validate(f'{prefix}.reward_model')
+    for name in self.names():
+      if name in UNTRAINED:
+        continue
+      arm = getattr(self.arms, name)
+      arm.validate(f'{prefix}.arms.{name}')
+      if self.batch_completions % arm.num_samples:
+        raise ValueError(
+            f'{prefix}.batch_completions must be divided by the {arm.num_samples} samples a '
+            f'prompt of {name}, got {self.batch_completions}'
+        )
+
+  def names(self) -> list[str]:
+    """Every arm, in the order in which they are shown."""
+    return [*UNTRAINED, *(field.name for field in dataclasses.fields(self.arms))]
+
+
+@dataclasses.dataclass
+class Arena:
+  """One run of experiments/arena.py.
+
+  Attributes:
+    seed: the first seed.
+    num_seeds: so many seeds from `seed` on.
+    task: which of the worlds below.
+    algorithms: names of arms with commas between them; '' is all of them.
+    arithmetic: the world of addition.
+    summarisation: the world of summaries.
+    note: what a reader must know about the setting; printed with its results.
+  """
+
+  arithmetic: World
+  summarisation: World
+  seed: int = 0
+  num_seeds: int = 5
+  task: str = 'arithmetic'
+  algorithms: str = ''
+  note: str = ''
+
+  def validate(self) -> None:
+    """Raises ValueError with one line for the first field that is out of range."""
+    settings.at_least(self, 'config', seed=0, num_seeds=1)
+    if self.task not in TASKS:
+      raise ValueError(f'config.task must be one of {", ".join(TASKS)}, got {self.task!r}')
+    for name in self.algorithms.split(',') if self.algorithms else ():
+      if name not in self.world.names():
+        raise ValueError(
+            f'config.algorithms must be some of {", ".join(self.world.names())}, got {name!r}')
+    self.world.validate(f'config.{self.task}')
+
+  @property
+  def world(self) -> World:
+    """The world of `task`."""
+    return getattr(self, self.task)
+
+  def chosen(self) -> list[str]:
+    """The arms to run, in the order in which they are shown."""
+    names = self.world.names()
+    wanted = self.algorithms.split(',') if self.algorithms else names
+    return [name for name in names if name in wanted]

@@ -1,0 +1,340 @@
+"""What all arms of the arena share: prompts, the reference, the reward, and the evaluation.
+
+A `World` is made once and holds what is compiled; a `Ground` is one seed of it.
+"""
+
+import dataclasses
+import functools
+import pathlib
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from experiments import arena_settings
+from jaxrl_llm.algorithms import reward_model, sft
+from jaxrl_llm.data import batching, sft_batches
+from jaxrl_llm.evaluation import evaluator, pass_at_k
+from jaxrl_llm.models import policy as policy_lib
+from jaxrl_llm.models import reward as reward_lib
+from jaxrl_llm.rewards import rollout_rewards
+from jaxrl_llm.rl import masking, scoring, sequence_scores
+from jaxrl_llm.sampling import decode
+from jaxrl_llm.tasks import summarisation
+from jaxrl_llm.training import checkpoints, loop, optim, rng
+from jaxrl_llm.types import Batch, Example, ModelFns, Params, Rollouts, SampleFn, Task, TrainState
+
+EVALUATION_BATCH = 256
+
+
+class World:
+  """The functions of a task, jitted once for all seeds and arms.
+
+  Attributes:
+    settings: the world's settings.
+    policy: the network of every policy.
+    scalar: the network of the reward model and of the critic.
+  """
+
+  def __init__(self, settings: arena_settings.World, seed: int):
+    self.settings = settings
+    task = settings.task.make(seed)
+    self._tokenizer, self.max_tokens = task.tokenizer, task.max_response_tokens
+    model = dataclasses.replace(settings.model, vocab_size=task.tokenizer.vocab_size)
+    longest = task.max_prompt_tokens + task.max_response_tokens
+    if model.max_length < longest:
+      raise ValueError(
+          f'model.max_length must be at least {longest} for {task.name}, got {model.max_length}')
+    self.policy: ModelFns = policy_lib.make(model)
+    self.scalar: ModelFns = reward_lib.make(model)
+    self.reward_scores = jax.jit(functools.partial(sequence_scores.sequence_scores, self.scalar))
+    self.kl = jax.jit(functools.partial(evaluator.response_kl, self.policy))
+    self._samplers: dict[Any, SampleFn] = {}
+    self._scorers: dict[float, Callable[..., jax.Array]] = {}
+
+  def sampler(self, *, num_samples: int, temperature: float = 1.0) -> SampleFn:
+    """A jitted sampler; the same one for the same arguments."""
+    key = num_samples, temperature
+    if key not in self._samplers:
+      self._samplers[key] = jax.jit(decode.make_sampler(
+          self.policy, num_samples=num_samples, max_tokens=self.max_tokens,
+          stop_ids=self._tokenizer.stop_ids, pad_id=self._tokenizer.pad_id,
+          temperature=temperature,
+      ))
+    return self._samplers[key]
+
+  def scorer(self, *, temperature: float) -> Callable[..., jax.Array]:
+    """A jitted (params, rollouts) -> log-probs [P, K, T] of the sampled tokens."""
+    if temperature not in self._scorers:
+      self._scorers[temperature] = jax.jit(lambda params, rollouts: scoring.score(
+          self.policy, params, rollouts, temperature=temperature)[0])
+    return self._scorers[temperature]
+
+  @functools.cached_property
+  def sft_step(self) -> tuple[Any, Any]:
+    """(algorithm, its jitted step) of supervised fine-tuning."""
+    options = self.settings.sft
+    optimizer = optim.make_optimizer(optim.for_run(options.optimizer, options.steps))
+    algorithm = sft.make(options.algorithm, self.policy, optimizer)
+    return algorithm, jax.jit(algorithm.train_step, donate_argnums=0)
+
+  @functools.cached_property
+  def reward_step(self) -> tuple[Any, Any]:
+    """(algorithm, its jitted step) of the reward model."""
+    options = self.settings.reward_model
+    algorithm = reward_model.make(
+        options.algorithm, self.scalar,
+        optim.make_optimizer(optim.for_run(options.optimizer, options.steps)))
+    return algorithm, jax.jit(algorithm.train_step, donate_argnums=0)
+
+
+@dataclasses.dataclass
+class Ground:
+  """One seed of a world.
+
+  Attributes:
+    world: what is compiled.
+    seed: of everything that is drawn.
+    task: the problems.
+    encoded: the prompts of RL.
+    reference: the fine-tuned policy that every arm starts from.
+    reward_params: of the reward model, or None where the task's own score is the reward.
+  """
+
+  world: World
+  seed: int
+  task: Task
+  encoded: batching.EncodedExamples
+  reference: Params
+  reward_params: Params | None = None
+
+  @property
+  def key(self) -> jax.Array:
+    """The base key."""
+    return rng.base_key(self.seed)
+
+  def prompts(self, step: int, count: int) -> batching.PromptBatch:
+    """The prompts of an iteration: the same for every arm that takes as many."""
+    indices = batching.batch_indices(len(self.encoded), count, seed=self.seed, step=step)
+    return batching.prompt_batch(self.encoded, indices)
+
+  def gold(self, rollouts: Rollouts, examples: Sequence[Example]) -> rollout_rewards.Scored:
+    """The task's own scores."""
+    return rollout_rewards.score_rollouts(
+        jax.device_get(rollouts), examples, tokenizer=self.task.tokenizer,
+        reward_fn=self.task.reward_fn)
+
+  def rewards(self, rollouts: Rollouts, examples: Sequence[Example]) -> np.ndarray:
+    """What an arm is trained on, float32 [P, K]: the reward model, or the task's own score."""
+    if self.reward_params is None:
+      return self.gold(rollouts, examples).rewards
+    scores = self.world.reward_scores(self.reward_params, rollouts)
+    return np.asarray(masking.replace_scores_without_stop(
+        scores, rollouts.lengths, rollouts.stop_reason, slots=self.world.max_tokens,
+        penalty=self.world.settings.reward_model.missing_stop_penalty))
+
+  def preferences(
+      self, rollouts: Rollouts, examples: Sequence[Example], step: int
+  ) -> np.ndarray:
+    """The labels of preference data, float32 [P, 2]: a noisy judge's, or the task's own score."""
+    scores = self.gold(rollouts, examples).rewards
+    if not self.world.settings.reward_model.num_pairs:
+      return scores
+    noise = np.random.default_rng([self.seed, rng.Stream.DATA, step])
+    return summarisation.prefer(
+        scores, noise=self.world.settings.reward_model.label_noise, rng=noise)
+
+  def sample(
+      self, params: Params, prompts: batching.PromptBatch, *, num_samples: int, stream: int,
+      step: int, temperature: float = 1.0,
+  ) -> Rollouts:
+    """Samples responses; the noise is that of the stream and the step."""
+    sample = self.world.sampler(num_samples=num_samples, temperature=temperature)
+    key = rng.stream_key(self.key, stream, step)
+    return jax.block_until_ready(sample(
+        params, prompts.prompts, prompts.prompt_lengths, prompts.example_ids, key))
+
+  def sample_all(self, params: Params, *, num_samples: int) -> tuple[Rollouts, list]:
+    """Samples for every prompt of RL, in order (stage 1): rollouts on the host, examples."""
+    parts = []
+    for chunk in batching.sequential_chunks(len(self.encoded), EVALUATION_BATCH):
+      prompts = batching.prompt_batch(self.encoded, chunk.indices)
+      rollouts = self.sample(
+          params, prompts, num_samples=num_samples, stream=rng.Stream.SAMPLE_STAGE1, step=0)
+      keep = int(chunk.weight.sum())
+      parts.append(jax.tree.map(lambda x, n=keep: np.asarray(x)[:n], rollouts))
+    return jax.tree.map(lambda *x: np.concatenate(x), *parts), self.encoded.examples
+
+  @functools.cached_property
+  def held_out(self) -> list[batching.PromptBatch]:
+    """The held-out prompts in batches of one size; the last names its real examples only."""
+    encoded = _encode(self.task, self.task.evaluation)
+    batches = []
+    for chunk in batching.sequential_chunks(len(encoded), EVALUATION_BATCH):
+      batch = batching.prompt_batch(encoded, chunk.indices)
+      batches.append(batch._replace(examples=batch.examples[: int(chunk.weight.sum())]))
+    return batches
+
+  def evaluate(self, params: Params) -> dict[str, float]:
+    """The score of a policy on the held-out prompts, and how far it went.
+
+    Returns:
+      'score' (the task's own, sampled at temperature 1) with its standard error over prompts,
+      'greedy_score', 'win_rate' of greedy responses over the task's references where it has some
+      (ties count half), 'reward' of the reward model where there is one, 'kl_to_reference' (nats
+      a response) with its standard error, 'length' and 'truncated'.
+    """
+    seen: dict[str, list] = {'kl': [], 'reward': []}
+
+    def measure(rollouts):
+      if self.reward_params is not None:
+        seen['reward'].append(np.asarray(self.world.reward_scores(self.reward_params, rollouts)))
+      return self.world.kl(params, self.reference, rollouts)
+
+    key = rng.stream_key(self.key, rng.Stream.SAMPLE_EVAL)
+    sample = self.world.sampler(num_samples=self.world.settings.eval_samples)
+    scored, kl = evaluator.sample_and_score(sample, params, self.held_out, key, self.gold, measure)
+    greedy, _ = evaluator.sample_and_score(
+        self.world.sampler(num_samples=1, temperature=0.0), params, self.held_out, key, self.gold)
+    numbers = {'greedy_score': float(greedy.rewards.mean())}
+    for name, values in (('score', scored.rewards), ('kl_to_reference', kl)):
+      mean, error = pass_at_k.mean_and_standard_error(values.mean(axis=1))
+      numbers |= {name: mean, f'{name}_se': error}
+    if (rate := self.win_rate(greedy.rewards[:, 0])) is not None:
+      numbers['win_rate'] = rate
+    if seen['reward']:
+      count = len(scored.rewards)
+      numbers['reward'] = float(np.concatenate(seen['reward'])[:count].mean())
+    return numbers | {
+        'length': float(scored.lengths.mean()), 'truncated': float(scored.truncated.mean())}
+
+  def win_rate(self, scores: np.ndarray) -> float | None:
+    """How often a score beats that of the example's reference response; ties count half."""
+    examples = self.task.evaluation
+    if 'reference' not in examples[0]:
+      return None
+    theirs = self.task.reward_fn(
+        [e['prompt'] for e in examples], [e['reference'] for e in examples],
+        np.zeros(len(examples), bool), examples)
+    return float(np.mean((scores > theirs) + 0.5 * (scores == theirs)))
+
+
+def prepare(world: World, seed: int, folder: pathlib.Path) -> Ground:
+  """The ground of a seed; its networks are trained, or read where they were kept.
+
+  Args:
+    world: what is compiled.
+    seed: the seed.
+    folder: of this seed; parameters are kept in `reference` and `reward` below it.
+
+  Returns:
+    The ground.
+  """
+  task = world.settings.task.make(seed)
+  ground = Ground(world, seed, task, _encode(task, task.train), reference=None)
+  ground.reference = _kept(
+      folder / 'reference', world.policy, lambda: {'policy': _fine_tune(ground)})['policy']
+  if world.settings.reward_model.num_pairs:
+    ground.reward_params = _kept(
+        folder / 'reward', world.scalar, lambda: _train_reward_model(ground))['reward']
+  return ground
+
+
+def _kept(folder: pathlib.Path, model: ModelFns, make: Callable[[], Params]) -> Params:
+  """Parameters by role from a folder; made and kept there first where it does not exist."""
+  if not folder.exists():
+    checkpoints.save_params(folder, make(), {})
+  role = 'policy' if folder.name == 'reference' else 'reward'
+  return checkpoints.load_params(
+      folder, {role: jax.eval_shape(model.init, jax.random.key(0))})[0]
+
+
+def _fine_tune(ground: Ground) -> Params:
+  """Supervised fine-tuning on the demonstrations."""
+  options, (algorithm, step) = ground.world.settings.sft, ground.world.sft_step
+  batches = sft_batches.Batches(
+      sft_batches.encode_demonstrations(ground.task, loss_on=options.loss_on),
+      batch_size=options.batch_size, seed=ground.seed)
+  params = jax.jit(ground.world.policy.init)(rng.stream_key(ground.key, rng.Stream.INIT))
+  state = algorithm.init(ground.key, {'policy': params})
+  with loop.progress(options.steps, f'seed {ground.seed}: supervised fine-tuning') as bar:
+    for index in range(options.steps):
+      state, metrics = step(state, batches.batch(index))
+      shown = {}
+      if loop.should(options.log_every, index) or index == options.steps - 1:
+        shown = {'loss': float(metrics['train/loss'].value())}
+        loop.check_finite(index, {'train/loss': shown['loss']})
+      bar.update(1, **shown)
+  return state.params['policy']
+
+
+def _train_reward_model(ground: Ground) -> Params:
+  """Pairs of the reference, a noisy judge's labels, Bradley-Terry, and centring on references."""
+  options, (algorithm, step) = ground.world.settings.reward_model, ground.world.reward_step
+  trunk = {name: leaf for name, leaf in ground.reference.items() if name != 'head'}
+  params = jax.jit(ground.world.scalar.init)(rng.stream_key(ground.key, rng.Stream.INIT, 1))
+  # A copy: the state is donated, and the reference is not the state's.
+  state = algorithm.init(ground.key, {'reward': jax.tree.map(jnp.copy, {**params, **trunk})})
+  pairs = _labelled_pairs(ground, options)
+  with loop.progress(options.steps, f'seed {ground.seed}: reward model') as bar:
+    for index in range(options.steps):
+      rows = batching.batch_indices(
+          options.num_pairs, options.batch_size, seed=ground.seed, step=index)
+      state, metrics = step(state, jax.tree.map(lambda leaf, r=rows: leaf[r], pairs))
+      bar.update(1, accuracy=float(metrics['train/accuracy'].value()))
+  examples = ground.task.demonstrations[:1024]
+  mean = np.mean([
+      np.asarray(ground.world.reward_scores(state.params['reward'], _written(ground, chunk)))
+      for chunk in (examples[i : i + 256] for i in range(0, len(examples), 256))
+  ])
+  return reward_model.centred(state.params, jnp.float32(mean))
+
+
+def _labelled_pairs(ground: Ground, options: Any) -> Batch:
+  """The preference data: pairs that the reference sampled, and a noisy judge's labels."""
+  parts = []
+  for index in range(-(-options.num_pairs // EVALUATION_BATCH)):
+    prompts = ground.prompts(index, EVALUATION_BATCH)
+    rollouts = ground.sample(
+        ground.reference, prompts, num_samples=2, stream=rng.Stream.DATA, step=index)
+    labels = ground.preferences(rollouts, prompts.examples, index)
+    parts.append(Batch(rollouts, labels, None, {}, np.ones(EVALUATION_BATCH, np.float32)))
+  return jax.tree.map(lambda *x: np.concatenate(x)[: options.num_pairs], *parts)
+
+
+def _written(ground: Ground, examples: Sequence[Example]) -> Rollouts:
+  """The references of demonstrations as rollouts of one sample each."""
+  encoded, tokenizer = _encode(ground.task, list(examples)), ground.task.tokenizer
+  tokens = np.full((len(examples), 1, ground.world.max_tokens), tokenizer.pad_id, np.int32)
+  for row, example in enumerate(examples):
+    ids = [*tokenizer.encode(example['response']), tokenizer.stop_ids[0]]
+    tokens[row, 0, : len(ids)] = ids
+  mask, lengths, reasons = masking.response_mask(jnp.asarray(tokens), tokenizer.stop_ids)
+  return Rollouts(
+      encoded.prompts, encoded.prompt_lengths, tokens, lengths, mask, jnp.zeros(mask.shape),
+      reasons)
+
+
+def _encode(task: Task, examples: list[Example]) -> batching.EncodedExamples:
+  return batching.encode_examples(
+      examples, task.tokenizer, max_prompt_tokens=task.max_prompt_tokens, overlong='error')
+
+
+def critic_from(ground: Ground) -> Params:
+  """The critic's first parameters: the reward model, or the reference's trunk with a zero head."""
+  if ground.reward_params is not None:
+    return ground.reward_params
+  params = jax.jit(ground.world.scalar.init)(rng.stream_key(ground.key, rng.Stream.INIT, 2))
+  return {**params, **{name: x for name, x in ground.reference.items() if name != 'head'}}
+
+
+def start(ground: Ground, algorithm: Any, *, with_critic: bool) -> TrainState:
+  """A train state around copies of the reference and, for PPO, of the critic."""
+  params = {'policy': ground.reference}
+  if with_critic:
+    params['value'] = critic_from(ground)
+  return algorithm.init(ground.key, jax.tree.map(jnp.copy, params))
+
+

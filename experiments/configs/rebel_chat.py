@@ -1,0 +1,99 @@
+"""REBEL on general chat, online: the released hyperparameters, and a CPU-size demo.
+
+  python -m experiments.reward_model --config.data_dir=DIR_OF_dpo_en_demo.json
+  python -m experiments.rebel --config.data_dir=DIR_OF_dpo_en_demo.json \\
+      --config.reward_init_from=runs/reward_model_demo/params
+
+is the demo: of a decoder of 1.3M parameters, fine-tuned first, the last block, norm and head are
+trained on samples to real prompts, within two minutes on two CPU cores. With
+--config.policy_init_from=DIR it starts from that policy, whose head must not be tied
+(--config.model.tie_embeddings=False unties it).
+
+Settings `:nectar_openchat` and `:ultrafeedback_llama3` carry the hyperparameters of the released
+scripts (Gao et al., 2024, arXiv 2404.16767; ZhaolinGao/REBEL: N = src/nectar/rebel.py, U =
+src/ultrafeedback/rebel.py). They need accelerators and have not been run here. DIR holds
+train.jsonl, as JSON lines, of jdchang/nectar_openchat_preprocess or
+GitBag/ultrafeedback_llama3_eurus. Policies: openchat/openchat_3.5, Meta-Llama-3-8B-Instruct.
+
+Reward models: sequence classifiers with one label load, such as FsfairX-LLaMA3-RM-v0.1, which the
+README and the model card name for UltraFeedback. U's default is another one, Eurus-RM-7b with its
+score divided by 1,000 (--config.reward.scale=1000); its class, and that of N's
+Starling-RM-7B-alpha, are their own, and are refused by name. The number of batches is not
+confirmed: ours.
+"""
+
+from experiments import settings, settings_rebel
+from experiments.configs import rebel_tldr
+from jaxrl_llm.algorithms import rebel
+from jaxrl_llm.models import configs
+from jaxrl_llm.training import optim
+
+SETTINGS = ('demo', 'nectar_openchat', 'ultrafeedback_llama3')
+
+
+def get_config(setting: str = 'demo') -> settings_rebel.Online:
+  if setting not in SETTINGS:
+    raise ValueError(f'setting must be one of {", ".join(SETTINGS)}, got {setting!r}')
+  return _demo() if setting == 'demo' else _published(setting)
+
+
+def _published(setting: str) -> settings_rebel.Online:
+  nectar = setting == 'nectar_openchat'
+  return settings_rebel.Online(
+      task=settings_rebel.PreferencesTask(
+          files='train.jsonl', schema='nectar' if nectar else 'ultrafeedback',
+          num_evaluation=500,  # Ours.
+          max_prompt_tokens=1_024, max_response_tokens=1_024,  # N, U.
+      ),
+      model=configs.TransformerConfig(compute_dtype='bfloat16', remat='full', scan_unroll=1),
+      sft=settings.SftSettings(steps=0),  # N, U: start from the chat model.
+      train_last_layers=4,  # N, U: with the last norm and the head.
+      algorithm=rebel.Config(
+          eta=1.0, kl_coefficient=0.05, temperature=0.5,  # N, U.
+          num_epochs=4, num_minibatches=1,  # N, U: 4 steps on the whole batch.
+          num_micro_batches=4,  # Ours: memory only.
+      ),
+      reward=settings_rebel.RewardSettings(
+          # N: the file's rm_tokens and the response's text; U: the reward model's own template.
+          template='none' if nectar else 'auto',
+          max_tokens=2_048, overlong='left',  # N: cut from the left; for U unconfirmed.
+          missing_stop_penalty=-4.0,  # N, U: after the scale.
+      ),
+      optimizer=optim.OptimizerConfig(
+          name='adamw', learning_rate=1e-7, schedule='linear', eps=1e-8, weight_decay=1e-6,  # N, U.
+          max_grad_norm=0.0,  # N, U: no clipping.
+      ),
+      steps=1_000,  # Ours.
+      batch_size=32,  # N, U: 2 x 2 accumulated x 8 GPUs.
+      evaluation=settings_rebel.RebelEvaluation(temperature=0.01, batch_size=32),  # N, U.
+      eval_every=100,
+      save_every=50,
+      note=(
+          f'Hyperparameters of src/{"nectar" if nectar else "ultrafeedback"}/rebel.py, released '
+          'with arXiv 2404.16767; not run here'
+      ),
+  )
+
+
+def _demo() -> settings_rebel.Online:
+  return settings_rebel.Online(
+      task=rebel_tldr.demo_task(),
+      model=rebel_tldr.demo_model(tie_embeddings=False),
+      sft=rebel_tldr.demo_fine_tuning(),
+      train_last_layers=1,
+      algorithm=rebel.Config(temperature=0.5, head_chunk=0),
+      reward=settings_rebel.RewardSettings(missing_stop_penalty=-4.0),
+      optimizer=optim.OptimizerConfig(
+          name='adamw', learning_rate=3e-4, schedule='linear', weight_decay=1e-6,
+          max_grad_norm=0.0),
+      steps=20,
+      batch_size=16,
+      eval_every=10,
+      save_every=5,
+      evaluation=settings_rebel.RebelEvaluation(batch_size=16),
+      scale_note=(
+          'Scaled for a CPU: a decoder of 1.3M parameters from scratch (published: 7B and 8B), '
+          "4,096 of the tokenizer's ids, responses of 48 tokens (1,024), batches of 16 (32), one "
+          'block trained (4), learning rate 3e-4 (1e-7)'
+      ),
+  )

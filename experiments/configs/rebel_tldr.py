@@ -1,0 +1,150 @@
+"""REBEL on TL;DR summarisation (Pythia): the released hyperparameters, and a CPU-size demo.
+
+  python -m experiments.reward_model --config.data_dir=DIR_OF_dpo_en_demo.json
+  python -m experiments.rebel --config=experiments/configs/rebel_tldr.py \\
+      --config.data_dir=DIR_OF_dpo_en_demo.json \\
+      --config.reward_init_from=runs/reward_model_demo/params
+
+is the demo: adapters, four optimizer steps a batch and temperature 0.7 as published, a decoder of
+0.8M parameters that is fine-tuned first, on chat data in the place of Reddit posts, within two
+minutes on two CPU cores. With --config.policy_init_from=DIR it starts from that policy.
+
+Settings `:pythia_1.4b`, `:pythia_2.8b` and `:pythia_6.9b` carry the hyperparameters of the released
+scripts (Gao et al., 2024, arXiv 2404.16767; ZhaolinGao/REBEL); `:sft` those of the policy that they
+start from (python -m experiments.sft), reward_model_tldr.py those of the reward model. They need
+an accelerator and have not been run here. DIR holds train.jsonl and validation.jsonl of
+cleanrl/summarize_from_feedback_tldr_3_filtered_oai_preprocessing_1704563162 as JSON lines, whose
+rows carry Pythia's token ids. Published scores by size are in none of the sources that we could
+confirm. Departures: the learning rate falls with each optimizer step, not with each batch; there is
+no evaluation at every batch; the divergence has no part in padding.
+"""
+
+from experiments import settings, settings_rebel
+from experiments.configs import reward_model_demo
+from jaxrl_llm.algorithms import rebel, sft
+from jaxrl_llm.models import configs, lora
+from jaxrl_llm.training import optim
+
+# Micro-batches of 512 prompts: ours, memory only.
+_MICRO_BATCHES = {'pythia_1.4b': 8, 'pythia_2.8b': 16, 'pythia_6.9b': 32}
+_EPISODES, _BATCH_SIZE, _TRAIN_PROMPTS = 1_000_000, 512, 116_722
+
+
+def get_config(setting: str = 'demo') -> settings.Experiment:
+  if setting == 'demo':
+    return _demo()
+  if setting == 'sft':
+    return _sft()
+  if setting not in _MICRO_BATCHES:
+    names = ', '.join(('demo', 'sft', *_MICRO_BATCHES))
+    raise ValueError(f'setting must be one of {names}, got {setting!r}')
+  return _published(setting)
+
+
+def _task() -> settings_rebel.PreferencesTask:
+  # Addresses in ZhaolinGao/REBEL: R = src/tldr/rebel.py, S = src/tldr/sft.py.
+  return settings_rebel.PreferencesTask(
+      files='train.jsonl', evaluation_files='validation.jsonl', schema='tldr', template='none',
+      num_evaluation=0, max_prompt_tokens=512, max_response_tokens=53,  # S.
+  )
+
+
+def _published(setting: str) -> settings_rebel.Online:
+  return settings_rebel.Online(
+      seed=555_134,  # R.
+      task=_task(),
+      model=configs.TransformerConfig(compute_dtype='bfloat16', remat='full', scan_unroll=1),
+      sft=settings.SftSettings(steps=0),  # Starts from the fine-tuned policy (:sft).
+      lora=lora.LoraConfig(
+          rank=1_024, alpha=2_048.0,  # R; dropout 0, no biases.
+          # Unconfirmed: which projections. These are what PEFT adapts in GPT-NeoX by default.
+          targets='attention/(query|key|value)',
+      ),
+      algorithm=rebel.Config(
+          eta=1.0, kl_coefficient=0.05, temperature=0.7,  # R.
+          num_epochs=4, num_minibatches=1,  # R: each epoch is one step on the whole batch.
+          num_micro_batches=_MICRO_BATCHES[setting],
+      ),
+      reward=settings_rebel.RewardSettings(
+          missing_stop_penalty=-1.0,  # R.
+          eos_check='eos',  # R: 'pad', which fails a response that stops at the last slot.
+      ),
+      optimizer=optim.OptimizerConfig(
+          name='adamw', learning_rate=3e-6, schedule='linear', eps=1e-5,  # R.
+          b1=0.9, b2=0.999, weight_decay=0.01,  # R: torch's defaults.
+          max_grad_norm=0.0,  # R: no clipping.
+      ),
+      steps=_EPISODES // _BATCH_SIZE,  # R: episodes are prompts.
+      batch_size=_BATCH_SIZE,  # R: 8 x 8 accumulated x 8 GPUs.
+      evaluation=settings_rebel.RebelEvaluation(temperature=0.01, batch_size=64),  # R.
+      eval_every=100,  # R: the full one.
+      save_every=50,
+      note='Hyperparameters of src/tldr/rebel.py, released with arXiv 2404.16767; not run here',
+  )
+
+
+def _sft() -> settings.Experiment:
+  return settings.Experiment(
+      task=_task(),
+      model=configs.TransformerConfig(compute_dtype='bfloat16', remat='full', scan_unroll=1),
+      sft=settings.SftSettings(
+          steps=_TRAIN_PROMPTS // 64,  # S: one epoch; the number of rows is unconfirmed.
+          batch_size=64,  # S.
+          loss_on='all',  # S: prompts are learned too.
+          algorithm=sft.Config(num_micro_batches=4),
+          optimizer=optim.OptimizerConfig(
+              name='adamw', learning_rate=3e-6, schedule='cosine', eps=1e-5,  # S.
+              weight_decay=0.01, max_grad_norm=0.0,  # Unconfirmed: torch's default, no clipping.
+          ),
+      ),
+      evaluation=settings.EvaluationSettings(batch_size=64),
+      note='Hyperparameters of src/tldr/sft.py, released with arXiv 2404.16767; not run here',
+  )
+
+
+def demo_task(max_response_tokens: int = 48) -> settings_rebel.PreferencesTask:
+  """The prompts of the demos, in the tokens of `reward_model_demo`."""
+  return settings_rebel.PreferencesTask(
+      files=reward_model_demo.FILE, template='chatml', num_evaluation=60, max_prompt_tokens=192,
+      max_response_tokens=max_response_tokens, vocabulary='auto',
+      max_vocabulary=reward_model_demo.MAX_VOCABULARY,
+  )
+
+
+def demo_fine_tuning() -> settings.SftSettings:
+  """How the policy of the demos is made where none is loaded."""
+  return settings.SftSettings(
+      steps=30, batch_size=8, save_every=15, algorithm=sft.Config(head_chunk=0),
+      optimizer=optim.OptimizerConfig(
+          learning_rate=3e-3, schedule='cosine', warmup_steps=10, weight_decay=0.01),
+  )
+
+
+def demo_model(**options) -> configs.TransformerConfig:
+  """The policy of the demos."""
+  return configs.TransformerConfig(
+      num_layers=2, width=128, num_heads=4, num_kv_heads=2, head_dim=32, mlp_width=256,
+      max_length=256, **options)
+
+
+def _demo() -> settings_rebel.Online:
+  return settings_rebel.Online(
+      task=demo_task(),
+      model=demo_model(),
+      sft=demo_fine_tuning(),
+      lora=lora.LoraConfig(rank=16, alpha=32.0, targets='attention/(query|key|value)'),
+      algorithm=rebel.Config(head_chunk=0),
+      optimizer=optim.OptimizerConfig(
+          name='adamw', learning_rate=1e-3, schedule='linear', eps=1e-5, weight_decay=0.01,
+          max_grad_norm=0.0),
+      steps=20,
+      batch_size=16,
+      eval_every=10,
+      save_every=5,
+      evaluation=settings_rebel.RebelEvaluation(batch_size=16),
+      scale_note=(
+          'Scaled for a CPU: chat prompts and a decoder of 0.8M parameters from scratch '
+          "(published: TL;DR, Pythia of 1.4B to 6.9B), 4,096 of the tokenizer's ids, batches of 8 "
+          '(512), 16 of them (1,953), rank 16 (1,024), learning rate 1e-3 (3e-6)'
+      ),
+  )

@@ -1,0 +1,148 @@
+"""What one whole iteration costs: bytes and flops of each algorithm at published sizes, no device.
+
+  python -m experiments.cost [--sizes=qwen2.5_1.5b,...] [--algorithms=grpo,...] [--out=DIR]
+
+Parameters and optimizer come from the abstract shapes of the real init functions, temporaries from
+compiling the real train steps for fake CPU devices, flops from the formulas of cost_model.py, which
+are compared with the traced train step of every algorithm and size (and with XLA's own count of
+small programs in the tests). Nothing is allocated or run. Writes DIR/cost.json (every number),
+cost.md (tables beside the published columns, and what holds), cost.csv and cost.png. DIR is
+results/cost where everything is computed, else runs/cost. About five minutes of one core.
+"""
+
+import difflib
+import functools
+import importlib.metadata
+import pathlib
+import platform
+import time
+from typing import Any
+
+import jax
+from absl import flags
+
+from experiments import command_line, cost_model, cost_programs, cost_report, launch
+from jaxrl_llm.training import loop, metrics, optim
+
+_DEFAULT_CONFIG = 'experiments/configs/cost.py'
+_TOLERANCE = 0.02  # Of a formula against the traced train step.
+
+
+def define_flags(values: flags.FlagValues) -> None:
+  """Defines the flags of this tool."""
+  names = functools.partial(flags.DEFINE_list, flag_values=values)
+  text = functools.partial(flags.DEFINE_string, flag_values=values)
+  text('config', '', f'FILE.py[:setting] with the study; by default {_DEFAULT_CONFIG}.')
+  names('sizes', [], 'models of the study; by default all.')
+  names('algorithms', [], 'algorithms of the study; by default all.')
+  text('out', '', 'folder of the output; by default results/cost, or runs/cost for a part.')
+
+
+def main(values: flags.FlagValues) -> None:
+  """Measures, writes and prints the tables."""
+  start = time.monotonic()
+  study = command_line.load_config(values.config or command_line.in_repository(_DEFAULT_CONFIG))
+  if not isinstance(study, cost_model.Study):
+    raise ValueError(f'--config must give a cost_model.Study, got {type(study).__name__}')
+  sizes = _chosen('sizes', values.sizes, study.models)
+  algorithms = _chosen('algorithms', values.algorithms, study.recipes)
+  study.validate()
+  whole = not (values.config or values.sizes or values.algorithms)
+  folder = pathlib.Path(
+      values.out or launch.REPOSITORY / ('results' if whole else 'runs') / 'cost')
+  if folder.exists() and not folder.is_dir():
+    raise ValueError(f'out must be a folder, got the file {folder} (--out)')
+  _use_fake_devices(study.workload.devices)
+  numbers = measure(study, sizes, algorithms)
+  numbers = {
+      'experiment': 'cost', 'setting': study.name, 'commit': launch.current_commit(),
+      'device': f'{study.workload.devices} fake CPU devices; nothing was run',
+      'note': study.note, **numbers, 'versions/python': platform.python_version(),
+      **{f'versions/{name}': importlib.metadata.version(name)
+         for name in ('jax', 'jaxlib', 'flax', 'optax')},
+      'wall_seconds': round(time.monotonic() - start, 1),
+  }
+  folder.mkdir(parents=True, exist_ok=True)
+  text = cost_report.markdown(study, numbers)
+  metrics.write_json_atomic(folder / 'cost.json', numbers)
+  metrics.write_csv_atomic(folder / 'cost.csv', *cost_report.flat_table(numbers, sizes, algorithms))
+  metrics.write_text_atomic(folder / 'cost.md', text)
+  cost_report.figure(folder / 'cost.png', study, numbers)
+  print(f'{text}\nwritten to {folder}: cost.json, cost.md, cost.csv, cost.png')
+
+
+def measure(study: cost_model.Study, sizes: list[str], algorithms: list[str]) -> dict[str, Any]:
+  """Everything that is counted, flat: '<size>/<algorithm>/<quantity>'.
+
+  Raises:
+    ValueError: a formula does not say what a train step computes.
+  """
+  workload = study.workload
+  optimizer = optim.make_optimizer(optim.OptimizerConfig(weight_decay=1e-2))
+  numbers: dict[str, Any] = {f'workload/{name}': n for name, n in vars(workload).items()}
+  numbers |= {f'layout/{name}': layout.title for name, layout in study.layouts.items()}
+  with loop.progress(len(sizes) * len(algorithms) * len(study.layouts), 'compiling') as bar:
+    for size in sizes:
+      for name in algorithms:
+        recipe, model, prefix = study.recipes[name], study.models[size], f'{size}/{name}'
+        numbers |= {f'{prefix}/{key}': number for key, number in _count(
+            study, name, size, optimizer).items()}
+        for label, layout in study.layouts.items():
+          used = cost_programs.memory(recipe, model, optimizer, workload, layout)
+          used['total'] = sum(used.values()) + numbers[
+              f'{prefix}/bytes/reference'] // workload.devices
+          numbers |= {
+              f'{prefix}/bytes_per_device/{label}/{key}': number for key, number in used.items()}
+          bar.update(1)
+  return numbers
+
+
+def _count(
+    study: cost_model.Study, name: str, size: str, optimizer: Any
+) -> dict[str, float]:
+  """What needs no compiler: bytes that stay, the KV cache, flops."""
+  recipe, model, workload = study.recipes[name], study.models[size], study.workload
+  model = next(iter(study.layouts.values())).apply_to(model)
+  state = cost_programs.abstract_state(
+      recipe, model, cost_programs.make(recipe, model, optimizer))
+  rows = workload.prompts * recipe.samples
+  flops = cost_model.iteration(model, recipe, workload)
+  formula = (flops['old'] + flops['critic'] + flops['update']) * (
+      workload.minibatch_prompts / workload.prompts)
+  traced = cost_programs.traced_step(recipe, model, optimizer, workload)
+  if abs(traced / formula - 1) > _TOLERANCE:
+    raise ValueError(
+        f'the train step of {name} holds {traced:.3e} operations, and by formula {formula:.3e}: '
+        'experiments/configs/cost.py does not say what it computes')
+  return {
+      'samples_per_prompt': recipe.samples,
+      'parameters': sum(leaf.size for leaf in jax.tree.leaves(state.params['policy'])),
+      **{f'bytes/{key}': n for key, n in cost_programs.state_bytes(recipe, state).items()},
+      'bytes/kv_cache': cost_model.cache_bytes(model, rows, workload),
+      **{f'flops/{key}': n for key, n in flops.items()},
+      'flops/traced_over_formula': traced / formula,
+  }
+
+
+def _chosen(flag: str, names: list[str], known: dict[str, Any]) -> list[str]:
+  """The names in the study's order; all of them where none is given."""
+  for name in names:
+    if name not in known:
+      close = difflib.get_close_matches(name, known, 1)
+      hint = f'; did you mean {close[0]}?' if close else ''
+      raise ValueError(f'{flag} must be of {", ".join(known)}, got {name!r} (--{flag}){hint}')
+  return [name for name in known if name in names or not names]
+
+
+def _use_fake_devices(count: int) -> None:
+  """So many CPU devices, unless the backend is up already or the environment says how many."""
+  jax.config.update('jax_platforms', 'cpu')
+  try:
+    jax.config.update('jax_num_cpu_devices', count)
+  except RuntimeError:  # Both are jax's way to say that; `cost_programs.memory` counts them.
+    return
+
+
+if __name__ == '__main__':
+  define_flags(flags.FLAGS)
+  launch.run_tool(functools.partial(main, flags.FLAGS))

@@ -1,0 +1,127 @@
+"""REBEL with a learned reward model: the online pipelines, and the large-batch one.
+
+  python -m experiments.rebel --config=experiments/configs/rebel_chat.py \\
+      --config.reward_init_from=DIR --config.policy_init_from=DIR --config.data_dir=DIR
+
+Online (rebel_tldr, rebel_chat): two samples a prompt, scored by the reward model, a few optimizer
+steps of the regression. Large batch (rebel_largebatch): `rebel_largebatch`. Without a policy the
+reference is fine-tuned on the data's responses first. Running the same command again resumes where
+it stopped. experiments/reward_model.py makes a reward model.
+"""
+
+import contextlib
+import dataclasses
+
+import jax
+import numpy as np
+
+from experiments import (
+    components,
+    frozen_references,
+    launch,
+    rebel_batches,
+    rebel_evaluation,
+    rebel_largebatch,
+    rebel_report,
+    reward_loading,
+    settings_rebel,
+    sft,
+)
+from jaxrl_llm.algorithms import rebel
+from jaxrl_llm.data import batching
+from jaxrl_llm.training import checkpoints, loop, metrics, optim, rng
+
+
+def train(run: launch.Run, parts: components.Components, writer, samples) -> dict:
+  """The online pipeline.
+
+  Args:
+    run: the run.
+    parts: what `components.build` made of its config.
+    writer: metrics of batch i are written as step (steps of fine-tuning) + i.
+    samples: the JSONL file of shown responses.
+
+  Returns:
+    {'tokens': sampled, 'numbers': of the trained policy and of the reference}.
+  """
+  config, options = run.config, run.config.algorithm
+  reward = reward_loading.load(config, parts)
+  updates = config.steps * options.num_epochs * options.num_minibatches
+  optimizer = optim.for_run(config.optimizer, updates)
+  algorithm = rebel.make(options, parts.policy, parts.make_optimizer(optimizer))
+  state, train_step, reference = frozen_references.begin(
+      run, parts, algorithm, lambda: sft.finetune(run, parts, writer))
+  data = rebel_batches.Prompts(parts, options)
+  make_batch = rebel_batches.Maker(config, parts, reward)
+  evaluate = rebel_evaluation.Evaluation(
+      parts, reward, samples, temperature=options.temperature, chunk_size=options.head_chunk)
+  watch = rebel_evaluation.Watch()
+
+  saved = checkpoints.Checkpoints(run.workdir / 'checkpoints' / 'rebel')
+  keeper = loop.Keeper(
+      saved, files={'metrics': writer, 'samples': samples}, total=config.steps,
+      save_every=config.save_every, stopper=parts.stopper, on_save=run.save_clock,
+      base_offsets={'metrics': reference.metrics_offset},
+  )
+  done, tokens, kept = 0, 0, {'reference': reference.fingerprint, 'reward': reward.fingerprint}
+  if restored := keeper.restore(state):
+    done, state, tokens = restored.step, restored.state, restored.metadata['tokens']
+    reference.check(restored.metadata['reference'])
+    reward.check(restored.metadata['reward'])
+  timers = loop.Timers()
+  with contextlib.closing(saved), loop.progress(config.steps, 'REBEL', done) as bar:
+    for step in range(done, config.steps):
+      policy, values = state.params['policy'], {}
+      if loop.should(config.eval_every, step):
+        with timers('evaluate'):
+          values = evaluate.metrics(policy, reference.of(policy), step, tokens)
+      indices = batching.batch_indices(len(data), config.batch_size, seed=run.seed, step=step)
+      prompts = data.batch(indices)
+      with timers('sample'):
+        key = rng.stream_key(parts.key, rng.Stream.SAMPLE_TRAIN, step)
+        rollouts = make_batch.sample(policy, *parts.put(tuple(prompts[:3])), key)
+        tokens += int(np.asarray(rollouts.lengths).sum())
+        rollouts = make_batch.mix_offline(rollouts, data.responses(indices), step)
+      with timers('reward'):
+        scored = make_batch.score(rollouts, prompts.examples)
+      with timers('train'):
+        batch = make_batch(rollouts, scored, reference.of(policy))
+        state, update = train_step(state, batch)
+        update = jax.device_get(update)
+      values = writer.write(reference.steps + step, {
+          **values, **update, **timers.pop(), **make_batch.summary(scored),
+          'train/learning_rate': optim.learning_rate_at(optimizer, int(state.step) - 1),
+          'rollout/sampled_tokens': tokens,
+      })
+      loop.check_finite(step, values, last_saved=keeper.last_saved)
+      watch(values)
+      done = step + 1
+      bar.update(1, score=values['rollout/score'])
+      keeper.after_step(done, state, {**kept, 'tokens': tokens})
+  policy = state.params['policy']
+  parts.save_trained(run.workdir, policy)
+  writer.write(
+      reference.steps + done, evaluate.metrics(policy, reference.of(policy), done, tokens))
+  numbers = evaluate.against_reference(policy, reference.of(policy))
+  return {'tokens': tokens, 'numbers': {**numbers, **{
+      f'fingerprint/{name}': value for name, value in kept.items()}}}
+
+
+def main(run: launch.Run) -> None:
+  """Runs the config's pipeline; writes the table, the figure and results.json."""
+  pipeline = train
+  if isinstance(run.config, settings_rebel.LargeBatch):
+    pipeline = rebel_largebatch.train
+  with components.build(run) as parts, contextlib.closing(metrics.MetricsWriter(
+      run.workdir, wandb_project=run.config.wandb_project, config=dataclasses.asdict(run.config)
+  )) as writer, contextlib.closing(
+      metrics.JsonlFile(run.workdir / 'samples.jsonl')
+  ) as samples:
+    rebel_report.check_overrides(run)
+    print(f'{run.experiment}: {parts.describe()}; writing to {run.workdir}', flush=True)
+    trained = pipeline(run, parts, writer, samples)
+    rebel_report.write(run, parts, trained)
+
+
+if __name__ == '__main__':
+  launch.run(main, default_config='experiments/configs/rebel_chat.py')

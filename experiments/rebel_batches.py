@@ -1,0 +1,148 @@
+"""From prompts to a batch of REBEL: samples, the data's responses, rewards, π_ref's log-probs."""
+
+import dataclasses
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from experiments import components, rebel_evaluation, reward_loading, settings_rebel
+from jaxrl_llm.algorithms import rebel
+from jaxrl_llm.data import batching, response_batches
+from jaxrl_llm.rewards import model_reward
+from jaxrl_llm.training import rng
+from jaxrl_llm.types import Batch, Example, Params, Rollouts
+
+_BY_SAMPLE = ('tokens', 'lengths', 'mask', 'log_probs', 'stop_reason')  # [P, K, ...]
+
+
+class Prompts:
+  """The training prompts, with the data's responses where these are mixed in."""
+
+  def __init__(self, parts: components.Components, options: rebel.Config):
+    """Encodes them.
+
+    Args:
+      parts: of the run.
+      options: with `offline_fraction` above 0, prompts whose chosen response is missing or too
+        long are left out.
+
+    Raises:
+      ValueError: none is left.
+    """
+    task, self._responses = parts.task, None
+    examples = task.train
+    if options.offline_fraction:
+      fits = lambda example: 0 < len(example.get('chosen_ids', ())) <= task.max_response_tokens
+      examples = [example for example in task.train if fits(example)]
+      if not examples:
+        raise ValueError(
+            f'none of {len(task.train)} training prompts has a response of at most '
+            f'{task.max_response_tokens} tokens to mix in (config.algorithm.offline_fraction)'
+        )
+    self._encoded = parts.encode(examples)
+    if options.offline_fraction:
+      self._responses = response_batches.rollouts(
+          [example['prompt_ids'] for example in self._encoded.examples],
+          [[example['chosen_ids']] for example in self._encoded.examples], task.tokenizer,
+          max_prompt_tokens=task.max_prompt_tokens, max_response_tokens=task.max_response_tokens,
+      )
+
+  def __len__(self) -> int:
+    return len(self._encoded)
+
+  def batch(self, indices: np.ndarray) -> batching.PromptBatch:
+    """The prompts at `indices`."""
+    return batching.prompt_batch(self._encoded, indices)
+
+  def responses(self, indices: np.ndarray) -> Rollouts | None:
+    """The data's responses to them, K = 1; None where none are mixed in."""
+    return None if self._responses is None else response_batches.take(self._responses, indices)
+
+
+class Maker:
+  """Makes batches of the online pipeline.
+
+  Attributes:
+    sample: a jitted sampler of the group, and of the comparators behind it.
+  """
+
+  def __init__(
+      self, config: settings_rebel.Online, parts: components.Components,
+      reward: reward_loading.RewardModel,
+  ):
+    options = config.algorithm
+    self._config, self._parts, self._reward = config, parts, reward
+    self._group = options.samples_per_prompt
+    self.sample = parts.sampler(
+        num_samples=self._group + config.num_comparators, temperature=options.temperature)
+    self._log_probs = rebel_evaluation.scorer(
+        parts, temperature=options.temperature, chunk_size=options.head_chunk, micro=config.parts)
+    self._mix = jax.jit(lambda rollouts, offline, key: rebel.mix_offline(
+        options, rollouts, offline, key))
+
+  def mix_offline(self, rollouts: Rollouts, responses: Rollouts | None, step: int) -> Rollouts:
+    """Replaces the second sample of some prompts by the data's response."""
+    if responses is None:
+      return rollouts
+    key = rng.stream_key(self._parts.key, rng.Stream.DATA, step)
+    pair = self._mix(_columns(rollouts, slice(0, 2)), self._parts.put(responses), key)
+    if not self._config.num_comparators:
+      return pair
+    rest = _columns(rollouts, slice(2, None))
+    join = lambda name: jnp.concatenate([getattr(pair, name), getattr(rest, name)], axis=1)
+    return dataclasses.replace(pair, **{name: join(name) for name in _BY_SAMPLE})
+
+  def score(
+      self, rollouts: Rollouts, examples: Sequence[Example]
+  ) -> reward_loading.Scored:
+    """What the reward model says of all samples."""
+    return self._reward(rollouts, examples, num_micro_batches=self._config.parts)
+
+  def __call__(
+      self, rollouts: Rollouts, scored: reward_loading.Scored, reference: Params
+  ) -> Batch:
+    """The batch, on the devices.
+
+    Args:
+      rollouts: the group and the comparators.
+      scored: their rewards.
+      reference: parameters of π_ref.
+    """
+    group = rollouts
+    if self._config.num_comparators:
+      group = _columns(rollouts, slice(0, self._group))
+    log_probs = None
+    if self._config.algorithm.kl_coefficient:
+      log_probs = self._log_probs(reference, group)
+    weight = np.ones(len(scored.rewards), np.float32)
+    return self._parts.put(Batch(group, self._signal(scored), log_probs, {}, weight))
+
+  def _signal(self, scored: reward_loading.Scored) -> np.ndarray:
+    """Rewards [P, K], or preferences [P, 2, M] over the comparators."""
+    rewards = scored.rewards
+    if not self._config.num_comparators:
+      return rewards
+    return model_reward.preferences(rewards[:, : self._group], rewards[:, self._group :])
+
+  def summary(self, scored: reward_loading.Scored) -> dict[str, float]:
+    """Metrics of a batch; scores that are no numbers have no part."""
+    signal = self._signal(scored)
+    signal = signal.mean(axis=2) if signal.ndim == 3 else signal
+    known = signal[np.isfinite(signal).all(axis=1)]
+    # Of two samples the difference, of more that of the best and the worst.
+    targets = self._config.algorithm.eta * (known.max(axis=1) - known.min(axis=1))
+    mean = lambda x: float(np.mean(x[np.isfinite(x)])) if np.isfinite(x).any() else 0.0
+    return {
+        'rollout/score': mean(scored.scores), 'rollout/reward': mean(scored.rewards),
+        'rollout/length': float(scored.lengths.mean()),
+        'rollout/truncated': float(scored.truncated.mean()),
+        'rollout/median_target': float(np.median(targets)) if len(targets) else 0.0,
+    }
+
+
+def _columns(rollouts: Rollouts, part: slice) -> Rollouts:
+  """Some of the samples of each prompt."""
+  return dataclasses.replace(
+      rollouts, **{name: getattr(rollouts, name)[:, part] for name in _BY_SAMPLE})

@@ -1,0 +1,189 @@
+"""Evaluation on held-out prompts by the reward model, and a watch on the scale of the targets."""
+
+import sys
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import jax
+import numpy as np
+
+from experiments import components, reward_loading
+from jaxrl_llm.evaluation import evaluator, pass_at_k
+from jaxrl_llm.rl import scoring
+from jaxrl_llm.training import metrics, rng
+from jaxrl_llm.training import step as step_lib
+from jaxrl_llm.types import Params, Rollouts, SampleFn
+
+
+class Evaluation:
+  """Samples from a policy on the held-out prompts with fixed noise, and scores.
+
+  Attributes:
+    examples: the prompts, in the order of every result.
+    scores: float32 [N, K] of the last call, as the reward model gave them.
+  """
+
+  def __init__(
+      self,
+      parts: components.Components,
+      reward: reward_loading.RewardModel,
+      samples: metrics.JsonlFile,
+      *,
+      temperature: float,
+      chunk_size: int,
+  ):
+    """Compiles nothing yet.
+
+    Args:
+      parts: of the run.
+      reward: scores.
+      samples: the JSONL file of shown responses.
+      temperature: of training, at which scores, lengths and the divergence are measured.
+      chunk_size: positions per chunk of the head.
+    """
+    self._parts, self._reward, self._samples = parts, reward, samples
+    self._options = parts.config.evaluation
+    encoded = parts.encode(parts.task.evaluation)
+    self._batches = parts.prompt_batches(encoded, self._options.batch_size)
+    self.examples = encoded.examples
+    self.scores: np.ndarray | None = None
+    self._sample = parts.sampler(num_samples=self._options.num_samples, temperature=temperature)
+    self._decode = parts.sampler(num_samples=1, temperature=self._options.temperature)
+    self._kl = jax.jit(lambda params, reference, rollouts: evaluator.response_kl(
+        parts.policy, params, reference, rollouts, temperature=temperature, chunk_size=chunk_size))
+
+  def __call__(
+      self, params: Params, reference: Params, *, step: int | None = None
+  ) -> dict[str, float]:
+    """Evaluates and returns numbers by flat name.
+
+    `score` (the reward model's), `reward` (after scale and penalty), `length` (tokens),
+    `truncated` and `kl_to_reference` (nats a response, padding has no part in it) are of samples
+    at the temperature of training; `decoded_...` of responses at `evaluation.temperature`.
+
+    Args:
+      params: the policy's parameters.
+      reference: π_ref's.
+      step: where given, responses are shown in samples.jsonl with it.
+    """
+    sampled = list(self._score(self._sample, params, 'sampled', step, reference))
+    decoded = list(self._score(self._decode, params, 'decoded', step))
+    column = lambda rows, name: np.concatenate([row[name] for row in rows]).astype(np.float64)
+    self.scores = column(sampled, 'scores')
+    numbers: dict[str, float] = {}
+    for prefix, rows, names in (
+        ('', sampled, ('scores', 'rewards', 'kl_to_reference', 'lengths', 'truncated')),
+        ('decoded_', decoded, ('scores', 'lengths', 'truncated')),
+    ):
+      for name in names:
+        short = prefix + name.removesuffix('s')
+        values = column(rows, name).mean(axis=1)
+        numbers[short], error = pass_at_k.mean_and_standard_error(values[np.isfinite(values)])
+        if name in ('scores', 'rewards', 'kl_to_reference'):
+          numbers[f'{short}_se'] = error
+    return numbers
+
+  def metrics(
+      self, params: Params, reference: Params, step: int, tokens: int
+  ) -> dict[str, float]:
+    """`eval/...` metrics beside the tokens sampled so far; responses are shown."""
+    numbers = self(params, reference, step=step)
+    return {**{f'eval/{name}': x for name, x in numbers.items()}, 'eval/sampled_tokens': tokens}
+
+  def against_reference(self, params: Params, reference: Params) -> dict[str, float]:
+    """Headline numbers: `eval/trained/...`, `eval/reference/...`, and how often one is better."""
+    numbers = {f'eval/trained/{name}': x for name, x in self(params, reference).items()}
+    scores = self.scores
+    numbers |= {f'eval/reference/{name}': x for name, x in self(reference, reference).items()}
+    rate, error = win_rate(scores, self.scores)
+    return numbers | {
+        'eval/trained/win_rate': rate, 'eval/trained/win_rate_se': error,
+        'eval/prompts': len(self.examples),
+    }
+
+  def _score(
+      self, sample: SampleFn, params: Params, kind: str, step: int | None,
+      reference: Params | None = None,
+  ) -> Iterator[dict[str, Any]]:
+    """The results of each batch; what fills the last one up is left out."""
+    key = rng.stream_key(self._parts.key, rng.Stream.SAMPLE_EVAL)
+    shown = 0 if step is None else self._options.num_shown
+    for batch in self._batches:
+      rollouts = sample(params, *batch[:3], key)
+      # Scored before it is cut: one shape is compiled.
+      examples = [*batch.examples]
+      examples += [examples[0]] * (len(batch.prompts) - len(examples))
+      row = self._reward(rollouts, examples)._asdict()
+      if reference is not None:
+        row['kl_to_reference'] = np.asarray(self._kl(params, reference, rollouts))
+      real = len(batch.examples)
+      self._show(rollouts, row, batch.examples[:shown], kind, step)
+      shown -= min(shown, real)
+      yield {name: values[:real] for name, values in row.items()}
+
+  def _show(self, rollouts: Rollouts, row: Mapping[str, Any], examples, kind, step) -> None:
+    tokens = np.asarray(rollouts.tokens)
+    for i, example in enumerate(examples):
+      ids = tokens[i, 0, : row['lengths'][i, 0]].tolist()
+      self._samples.write({
+          'step': step, 'kind': kind, 'id': example['id'], 'prompt': example['prompt'],
+          'response': self._parts.task.tokenizer.decode(ids),
+          'score': float(row['scores'][i, 0]),
+          'stop_reason': 'truncated' if row['truncated'][i, 0] else 'stopped',
+      })
+
+
+def scorer(parts: components.Components, *, temperature: float, chunk_size: int, micro: int):
+  """A jitted (params, rollouts) -> log-probs [P, K, T], computed in `micro` parts."""
+  def score(params, rollouts):
+    read = lambda rollouts: scoring.score(
+        parts.policy, params, rollouts, temperature=temperature, chunk_size=chunk_size)[0]
+    return step_lib.map_micro_batches(read, rollouts, num_micro_batches=micro)
+
+  return jax.jit(score)
+
+
+def win_rate(scores: np.ndarray, others: np.ndarray) -> tuple[float, float]:
+  """How often the scores [N, K] of one policy exceed those [N, M] of another on its prompts.
+
+  Each sample is compared with each of the other's; ties count half, and prompts with a score that
+  is no number have no part.
+
+  Returns:
+    (mean, standard error over prompts).
+  """
+  ours, theirs = scores[:, :, None], others[:, None, :]
+  known = np.isfinite(scores).all(axis=1) & np.isfinite(others).all(axis=1)
+  wins = ((ours > theirs) + 0.5 * (ours == theirs))[known]
+  return pass_at_k.mean_and_standard_error(wins.mean(axis=(1, 2)))
+
+
+class Watch:
+  """Says once of each thing that it looks wrong: on stderr, and the run goes on.
+
+  The scale of η (r − r'): far above 50 the regression is never solved and the update is a pairwise
+  policy gradient; far below 0.01 nothing is learned. The sampler and the trainer should give a
+  token the same log-prob.
+  """
+
+  SMALL, LARGE, GAP = 1e-2, 50.0, 0.05
+
+  def __init__(self):
+    self._said: set[str] = set()
+
+  def __call__(self, values: Mapping[str, float]) -> None:
+    """Looks at the metrics of one step."""
+    target, gap = values['rollout/median_target'], values['train/sampler_gap']
+    if target > self.LARGE:
+      self._say('large', f'median |eta (r - r\')| is {target:.3g}: the regression cannot be '
+                'solved in a few steps (config.algorithm.eta, config.reward.scale)')
+    elif target < self.SMALL:
+      self._say('small', f'median |eta (r - r\')| is {target:.3g}: hardly anything is learned '
+                '(config.algorithm.eta, config.reward.scale)')
+    if gap > self.GAP:
+      self._say('gap', f'sampler and trainer differ by {gap:.3g} nats a token')
+
+  def _say(self, name: str, text: str) -> None:
+    if name not in self._said:
+      self._said.add(name)
+      print(f'warning: {text}', file=sys.stderr, flush=True)

@@ -1,0 +1,195 @@
+"""Large-batch REBEL: whole rounds of generate, rank, filter, and one pass of the regression.
+
+The log-probs of a round's pairs are computed once, under the policy of its start, before any step.
+`algorithms.rebel` measures from the parameters before each step instead. With x = ln π_t/π_0 of a
+response, π_0 that of the round's start and π_t that before the step,
+
+  D_θ over π_0 − η (r − r') = D_θ over π_t − η ((r − x/η) − (r' − x'/η)),
+
+which is its penalty with the coefficient 1/η and π_0 in the place of the reference.
+"""
+
+import contextlib
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from experiments import (
+    components,
+    launch,
+    rebel_evaluation,
+    rebel_stages,
+    reference_values,
+    reward_loading,
+    settings_rebel,
+    sft,
+)
+from jaxrl_llm.algorithms import rebel
+from jaxrl_llm.data import batching, response_batches
+from jaxrl_llm.rl import masking, regression_losses
+from jaxrl_llm.training import checkpoints, fingerprint, loop, optim
+from jaxrl_llm.types import Batch, Params
+
+# Before its only step a batch has moved nowhere: these would always be 0.
+_SILENT = ('train/sampler_gap', 'train/log_ratio', 'train/difference', 'train/sign_agreement')
+
+
+@dataclasses.dataclass
+class Progress:
+  """What all rounds so far have left.
+
+  Attributes:
+    round: how many are complete.
+    steps: batches in all of them.
+    tokens: sampled in all of them.
+    offsets: bytes of metrics and samples.
+  """
+
+  round: int
+  steps: int
+  tokens: int
+  offsets: dict[str, int]
+
+
+def train(run: launch.Run, parts: components.Components, writer, samples) -> dict:
+  """All rounds; arguments and outcome as of `rebel.train`."""
+  config, options = run.config, run.config.algorithm
+  reward = reward_loading.load(config, parts)
+  reference = reference_values.make_reference(run, parts, lambda: sft.finetune(run, parts, writer))
+  files = {'metrics': writer, 'samples': samples}
+  evaluate = rebel_evaluation.Evaluation(
+      parts, reward, samples, temperature=options.temperature, chunk_size=options.head_chunk)
+  stages = rebel_stages.Stages(run, parts, reward)
+  plain, name = reference.start, fingerprint.of_params(reference.start)
+  progress = Progress(0, 0, 0, {'metrics': reference.metrics_offset, 'samples': 0})
+  counts: dict[str, int] = {}
+  for number in range(1, config.rounds + 1):
+    path = run.workdir / f'round{number}' / 'params'
+    if not path.exists():
+      pairs = stages(number, parts.form.frozen(plain), name)
+      plain, steps = _fit(run, parts, files, progress, pairs, plain, reference, evaluate)
+      progress = Progress(
+          number, progress.steps + steps, progress.tokens + pairs.tokens,
+          {name: file.offset() for name, file in files.items()})
+      checkpoints.save_params(path, plain, {
+          **parts.metadata(), 'fingerprint': fingerprint.of_params(plain),
+          'progress': dataclasses.asdict(progress), 'counts': pairs.counts,
+      })
+    plain, about = checkpoints.load_params(path, parts.abstract_params, expected=parts.identity())
+    progress, name = Progress(**about['progress']), about['fingerprint']
+    counts |= {f'round{number}/{reason}': count for reason, count in about['counts'].items()}
+  for file_name, file in files.items():
+    file.truncate(progress.offsets[file_name])
+  checkpoints.save_params(run.workdir / 'trained', plain, parts.metadata())
+  policy = parts.form.frozen(plain)
+  writer.write(reference.steps + progress.steps, evaluate.metrics(
+      policy, reference.params, progress.steps, progress.tokens))
+  return {'tokens': progress.tokens, 'numbers': {
+      **evaluate.against_reference(policy, reference.params), **counts,
+      'fingerprint/reference': reference.fingerprint, 'fingerprint/reward': reward.fingerprint}}
+
+
+def _fit(
+    run: launch.Run, parts: components.Components, files: dict[str, Any], progress: Progress,
+    pairs: rebel_stages.Pairs, plain: Params, reference: reference_values.Reference,
+    evaluate: rebel_evaluation.Evaluation,
+) -> tuple[Params, int]:
+  """One pass of the regression over a round's pairs; (plain parameters, steps)."""
+  config, number = run.config, progress.round + 1
+  data = pairs.select(~pairs.held_out)
+  steps = _num_steps(config, len(data.rewards))
+  optimizer = optim.for_run(
+      config.optimizer, steps * config.algorithm.num_epochs * config.algorithm.num_minibatches)
+  algorithm = rebel.make(
+      dataclasses.replace(
+          config.algorithm, samples_per_prompt=2, pairs='all',
+          kl_coefficient=1 / config.algorithm.eta),
+      parts.policy, parts.make_optimizer(optimizer))
+  state, train_step = parts.start(algorithm, plain)
+  measure = _HeldOut(parts, pairs.select(pairs.held_out))
+  saved = checkpoints.Checkpoints(run.workdir / 'checkpoints' / f'round{number}')
+  keeper = loop.Keeper(
+      saved, files=files, total=steps, save_every=config.save_every, stopper=parts.stopper,
+      on_save=run.save_clock, base_offsets=progress.offsets,
+  )
+  restored = keeper.restore(state)
+  start, state = (restored.step, restored.state) if restored else (0, state)
+  first = reference.steps + progress.steps
+  with contextlib.closing(saved), loop.progress(steps, f'round {number}: fit', start) as bar:
+    for step in range(start, steps):
+      policy, values = state.params['policy'], {}
+      if step == 0:
+        values = evaluate.metrics(
+            policy, reference.params, progress.steps, progress.tokens + pairs.tokens)
+      if loop.should(config.eval_every, step) or step == steps - 1:
+        values |= measure(policy)
+      indices = batching.batch_indices(
+          len(data.rewards), config.batch_size, seed=run.seed, step=step)
+      state, update = train_step(state, parts.put(cached_batch(data.select(indices))))
+      update = {k: v for k, v in jax.device_get(update).items() if k not in _SILENT}
+      values = files['metrics'].write(first + step, {
+          **values, **update, 'rollout/score': float(data.rewards.mean()), 'round': number,
+          'train/learning_rate': optim.learning_rate_at(optimizer, int(state.step) - 1),
+      })
+      loop.check_finite(first + step, values, last_saved=keeper.last_saved)
+      bar.update(1, loss=values['train/loss'])
+      keeper.after_step(step + 1, state)
+  parts.export_adapters(run.workdir / f'round{number}' / 'adapters', state.params['policy'])
+  return parts.plain(state.params['policy']), steps
+
+
+def _num_steps(config: settings_rebel.LargeBatch, num_pairs: int) -> int:
+  """Batches of a round."""
+  if num_pairs < config.batch_size and not config.steps:
+    raise ValueError(
+        f'config.batch_size must be at most the {num_pairs} pairs that were kept, for one pass '
+        f'(config.steps=0), got {config.batch_size}'
+    )
+  steps = config.steps or num_pairs // config.batch_size
+  updates = steps * config.algorithm.num_epochs * config.algorithm.num_minibatches
+  settings_rebel.check_schedule(config.optimizer, updates)
+  return steps
+
+
+def cached_batch(pairs: rebel_stages.Pairs) -> Batch:
+  """A batch for `rebel.make` with kl_coefficient = 1/η: regressed from the cached log-probs.
+
+  The penalty reads sums over tokens alone: they stand in the first slot.
+  """
+  slots = np.zeros(pairs.rollouts.mask.shape, np.float32)
+  slots[..., 0] = pairs.log_probs
+  return Batch(pairs.rollouts, pairs.rewards, slots, {}, np.ones(len(slots), np.float32))
+
+
+class _HeldOut:
+  """The regression on pairs that nothing is trained on."""
+
+  def __init__(self, parts: components.Components, pairs: rebel_stages.Pairs):
+    options = parts.config.algorithm
+    self._parts, self._pairs = parts, pairs
+    score = rebel_evaluation.scorer(
+        parts, temperature=options.temperature, chunk_size=options.head_chunk, micro=1)
+    self._total = jax.jit(lambda params, rollouts: masking.masked_sum(
+        score(params, rollouts), rollouts.mask, axis=-1))
+
+  def __call__(self, params: Params) -> dict[str, float]:
+    """Loss, how often the better response gained on the worse one, and mean log-ratios (nats)."""
+    options, pairs = self._parts.config.algorithm, self._pairs
+    size, totals = self._parts.config.generation_batch_size, []
+    if not len(pairs.rewards):
+      return {}
+    for chunk in batching.sequential_chunks(len(pairs.rewards), size):
+      rollouts = self._parts.put(response_batches.take(pairs.rollouts, chunk.indices))
+      totals.append(np.asarray(self._total(params, rollouts))[: int(chunk.weight.sum())])
+    ratio = np.concatenate(totals) - pairs.log_probs
+    losses = regression_losses.rebel_loss(
+        jnp.asarray(ratio), jnp.asarray(pairs.rewards), eta=options.eta, form=options.loss_form)
+    return {
+        'heldout/loss': float(jnp.mean(losses)),
+        'heldout/sign_agreement': float((ratio[:, 0] > ratio[:, 1]).mean()),
+        'heldout/chosen_log_ratio': float(ratio[:, 0].mean()),
+        'heldout/rejected_log_ratio': float(ratio[:, 1].mean()),
+    }

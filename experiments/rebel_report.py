@@ -1,0 +1,91 @@
+"""What stands at the end of experiments/rebel.py: table, figure, results.json."""
+
+import os
+import pathlib
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from experiments import components, launch, report
+from jaxrl_llm.training import metrics
+
+
+def check_overrides(run: launch.Run) -> None:
+  """Raises ValueError for settings of fine-tuning where nothing is fine-tuned."""
+  unused = [name for name in run.overrides if re.match('sft[.]', name)]
+  if run.config.policy_init_from and unused:
+    raise ValueError(
+        f'config.{unused[0]} has no effect with config.policy_init_from: nothing is fine-tuned')
+
+
+def write(run: launch.Run, parts: components.Components, trained: Mapping[str, Any]) -> None:
+  """Writes table.md, the figure with its CSV, and results.json.
+
+  Args:
+    run: the run.
+    parts: of the run.
+    trained: {'tokens': sampled, 'numbers': as of `rebel_evaluation.Evaluation`}.
+  """
+  numbers = trained['numbers']
+  with_error = lambda who, name: (
+      f'{numbers[f"eval/{who}/{name}"]:.3f} ± {numbers[f"eval/{who}/{name}_se"]:.3f}')
+  row = lambda who, wins, tokens: [
+      who, with_error(who, 'score'), with_error(who, 'decoded_score'), wins,
+      with_error(who, 'kl_to_reference'), f'{numbers[f"eval/{who}/length"]:.1f}',
+      f'{100 * numbers[f"eval/{who}/truncated"]:.1f}', tokens,
+  ]
+  table = report.markdown_table(
+      ['policy', 'reward model score', f'at temperature {run.config.evaluation.temperature:g}',
+       'wins over the reference (%)', 'KL to reference (nats)', 'tokens', 'truncated (%)',
+       'sampled tokens'],
+      [row('reference', '-', '-'),
+       row('trained', report.percent(numbers, 'eval/trained/win_rate'),
+           f'{trained["tokens"]:,}')],
+  )
+  caption = (
+      f'{parts.describe()}; {numbers["eval/prompts"]} held-out prompts, judged by the reward model '
+      f'that was trained on; seed {run.seed}.'
+  )
+  metrics.write_text_atomic(run.table_path, f'{table}\n\n{caption}\n')
+  records = metrics.read_jsonl(run.workdir / 'metrics.jsonl')
+  _figure(run.workdir / 'figures' / 'score.png', [r for r in records if 'eval/score' in r],
+          title=f'{run.setting}, seed {run.seed}')
+  total = lambda name: sum(record.get(f'time/{name}_seconds', 0.0) for record in records)
+  launch.write_results(run, {
+      **numbers, 'sampled_tokens': trained['tokens'],
+      **{f'time/{name}_seconds': total(name) for name in (
+          'sample', 'reward', 'train', 'evaluate')},
+  })
+  print(f'\n{table}\n\n{caption}\n\nwritten to {run.workdir}: results.json, table.md, '
+        'metrics.jsonl, samples.jsonl, trained/, figures/', flush=True)
+
+
+def _figure(path: pathlib.Path, curve: Sequence[Mapping[str, float]], *, title: str) -> None:
+  """Scores against sampled tokens and against the divergence; writes a CSV too."""
+  import matplotlib
+
+  matplotlib.use('Agg')
+  import matplotlib.pyplot as plt
+
+  columns = {name: [record[f'eval/{name}'] for record in curve] for name in (
+      'sampled_tokens', 'kl_to_reference', 'score', 'decoded_score')}
+  figure, panels = plt.subplots(1, 2, figsize=(9.6, 4.0), layout='constrained', sharey=True)
+  for axes, name, label in (
+      (panels[0], 'sampled_tokens', 'sampled tokens'),
+      (panels[1], 'kl_to_reference', 'KL to the reference (nats a response)'),
+  ):
+    axes.plot(columns[name], columns['score'], 'o-', ms=4, color='#1b6ca8', label='sampled')
+    axes.plot(columns[name], columns['decoded_score'], 's--', ms=4, color='#d1495b',
+              label='near-greedy')
+    axes.set_xlabel(label)
+    axes.grid(alpha=0.25)
+    axes.spines[['top', 'right']].set_visible(False)
+  panels[0].set_ylabel('reward model score')
+  panels[0].legend(frameon=False)
+  figure.suptitle(title)
+  path.parent.mkdir(parents=True, exist_ok=True)
+  temporary = path.with_name(f'.{path.name}.tmp')
+  figure.savefig(temporary, dpi=150, format='png')
+  os.replace(temporary, path)
+  plt.close(figure)
+  metrics.write_csv_atomic(path.with_suffix('.csv'), list(columns), zip(*columns.values()))

@@ -1,0 +1,216 @@
+"""The stages of large-batch REBEL up to training: generate, rank, filter, score by the policy.
+
+Each stage of a round leaves a JSON-lines file in WORKDIR/round<N>/, whose first line says what the
+others depend on. A killed process goes on where it was; lines of something else are refused.
+"""
+
+import contextlib
+import pathlib
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from experiments import components, launch, rebel_evaluation, resuming, reward_loading
+from jaxrl_llm.data import batching, jsonl, model_files, response_batches
+from jaxrl_llm.rl import masking
+from jaxrl_llm.sampling import decode
+from jaxrl_llm.training import loop, metrics, rng
+from jaxrl_llm.types import Example, Params, Rollouts, SampleFn, Tokenizer
+
+Record = dict[str, Any]
+
+
+class Pairs(NamedTuple):
+  """The best and the worst response of each prompt, in this order.
+
+  Attributes:
+    rollouts: K = 2, on the host.
+    rewards: float32 [N, 2].
+    log_probs: float32 [N, 2], nats, of whole responses under the policy of the round's start.
+    held_out: bool [N]; those that nothing is trained on.
+    counts: how many prompts were kept, and how many were left out and why.
+    tokens: sampled in this round.
+  """
+
+  rollouts: Rollouts
+  rewards: np.ndarray
+  log_probs: np.ndarray
+  held_out: np.ndarray
+  counts: dict[str, int]
+  tokens: int
+
+  def select(self, rows: np.ndarray) -> 'Pairs':
+    """The pairs at `rows` (int or bool)."""
+    return self._replace(
+        rollouts=response_batches.take(self.rollouts, rows), rewards=self.rewards[rows],
+        log_probs=self.log_probs[rows], held_out=self.held_out[rows],
+    )
+
+
+class Stages:
+  """The stages of one run; what is compiled is shared by its rounds."""
+
+  def __init__(
+      self, run: launch.Run, parts: components.Components, reward: reward_loading.RewardModel
+  ):
+    config = self._config = run.config
+    options = config.algorithm
+    self._run, self._parts, self._reward = run, parts, reward
+    self._held_out = {example['id'] for example in parts.task.evaluation}
+    self._encoded = parts.encode(parts.task.train + parts.task.evaluation)
+    self._examples = {example['id']: example for example in self._encoded.examples}
+    self._sample: SampleFn = jax.jit(decode.make_sampler(
+        parts.policy, num_samples=options.samples_per_prompt,
+        max_tokens=parts.task.max_response_tokens, stop_ids=parts.task.tokenizer.stop_ids,
+        pad_id=parts.task.tokenizer.pad_id, temperature=options.temperature, top_p=config.top_p,
+    ))
+    score = rebel_evaluation.scorer(
+        parts, temperature=options.temperature, chunk_size=options.head_chunk, micro=1)
+    self._total_log_probs = jax.jit(lambda params, rollouts: masking.masked_sum(
+        score(params, rollouts), rollouts.mask, axis=-1))
+
+  def __call__(self, number: int, params: Params, policy: str) -> Pairs:
+    """Makes what is missing of a round's pairs.
+
+    Args:
+      number: of the round, from 1.
+      params: the policy's, as the network takes frozen ones.
+      policy: their fingerprint.
+
+    Raises:
+      ValueError: the folder holds stages of something else, or no pair is left.
+      SystemExit: Ctrl-C was pressed; what was made is kept.
+    """
+    folder = self._run.workdir / f'round{number}'
+    folder.mkdir(exist_ok=True)
+    options = self._config.algorithm
+    about = metrics.plain({
+        'round': number, 'policy': policy, 'seed': self._run.seed,
+        'tokenizer': self._parts.task.tokenizer.fingerprint,
+        'data': model_files.fingerprint(metrics.plain(
+            [[e['id'], e['prompt_ids']] for e in self._encoded.examples])),
+        'responses': options.samples_per_prompt, 'temperature': options.temperature,
+        'top_p': self._config.top_p,
+    })
+    key = rng.stream_key(self._parts.key, rng.Stream.SAMPLE_TRAIN, number)
+    generated = self._make(
+        folder / 'generated.jsonl', about, self._encoded.examples, f'round {number}: generate',
+        lambda rows, indices: self._generate(params, indices, key))
+    ranked = self._make(
+        folder / 'ranked.jsonl', {**about, 'reward': self._reward.fingerprint}, generated,
+        f'round {number}: rank', lambda rows, indices: self._rank(rows))
+    chosen, counts = best_and_worst(
+        generated, ranked, self._parts.task.tokenizer,
+        keep_truncated=self._config.keep_truncated)
+    about |= {'reward': self._reward.fingerprint, **counts}
+    if not chosen:
+      raise ValueError(
+          f'round {number} left no pair of {len(generated)} prompts: {counts} '
+          '(config.keep_truncated, config.task.max_response_tokens)'
+      )
+    jsonl.write_jsonl(folder / 'pairs.jsonl', [about, *chosen])
+    scored = self._make(
+        folder / 'log_probs.jsonl', about, chosen, f'round {number}: log-probs',
+        lambda rows, indices: self._log_probs(rows, params))
+    return Pairs(
+        self._rollouts(chosen, 'responses'),
+        np.array([pair['rewards'] for pair in chosen], np.float32),
+        np.array([row['log_probs'] for row in scored], np.float32),
+        np.array([pair['id'] in self._held_out for pair in chosen]), counts,
+        sum(len(ids) for record in generated for ids in record['responses']),
+    )
+
+  def _make(
+      self, path: pathlib.Path, about: Record, rows: Sequence[Any], description: str,
+      make: Callable[[list[Any], np.ndarray], Iterable[Record]],
+  ) -> list[Record]:
+    """One record for each of `rows`, from the file or made batch by batch.
+
+    `make` is given a batch of rows, the last one filled up, and their places.
+    """
+    size = self._config.generation_batch_size
+    with contextlib.closing(metrics.JsonlFile(path)) as file:
+      records = resuming.read_records(
+          file, metrics.plain(about), batch=size, total=len(rows))
+      chunks = list(batching.sequential_chunks(len(rows), size))
+      done = -(-len(records) // size)
+      with loop.progress(len(chunks), description, done) as bar:
+        for chunk in chunks[done:]:
+          made = list(make([rows[i] for i in chunk.indices], chunk.indices))
+          for record in made[: int(chunk.weight.sum())]:
+            records.append(metrics.plain(record))  # As it is when it is read again.
+            file.write(record)
+          bar.update(1)
+          self._run.save_clock()
+          self._parts.stopper.check(f'stopped ({description}); whole batches are kept')
+    return records
+
+  def _rollouts(self, rows: Sequence[Record], name: str) -> Rollouts:
+    task = self._parts.task
+    return response_batches.rollouts(
+        [self._examples[row['id']]['prompt_ids'] for row in rows], [row[name] for row in rows],
+        task.tokenizer, max_prompt_tokens=task.max_prompt_tokens,
+        max_response_tokens=task.max_response_tokens,
+    )
+
+  def _generate(self, params: Params, indices: np.ndarray, key: jax.Array) -> Iterable[Record]:
+    prompts = batching.prompt_batch(self._encoded, indices)
+    rollouts = self._sample(params, *self._parts.put(tuple(prompts[:3])), key)
+    tokens, lengths = np.asarray(rollouts.tokens), np.asarray(rollouts.lengths)
+    for example, group, ends in zip(prompts.examples, tokens, lengths):
+      yield {'id': example['id'],
+             'responses': [ids[:end].tolist() for ids, end in zip(group, ends)]}
+
+  def _rank(self, rows: list[Record]) -> Iterable[Record]:
+    examples: list[Example] = [self._examples[row['id']] for row in rows]
+    scored = self._reward(self._parts.put(self._rollouts(rows, 'responses')), examples)
+    for row, scores, rewards in zip(rows, scored.scores, scored.rewards):
+      yield {'id': row['id'], 'scores': scores, 'rewards': rewards}
+
+  def _log_probs(self, rows: list[Record], params: Params) -> Iterable[Record]:
+    totals = self._total_log_probs(params, self._parts.put(self._rollouts(rows, 'responses')))
+    for row, values in zip(rows, np.asarray(totals)):
+      yield {'id': row['id'], 'log_probs': values}
+
+
+def best_and_worst(
+    generated: Sequence[Record], ranked: Sequence[Record], tokenizer: Tokenizer, *,
+    keep_truncated: bool,
+) -> tuple[list[Record], dict[str, int]]:
+  """The filter: of each prompt the responses with the largest and the smallest reward.
+
+  A prompt is left out, and counted, if a reward is no number; if a response did not stop, unless
+  `keep_truncated`; or if the two are the same text.
+
+  Args:
+    generated: {'id', 'responses'} of each prompt.
+    ranked: {'id', 'rewards'} of the same.
+    tokenizer: of the responses.
+    keep_truncated: see above.
+
+  Returns:
+    ({'id', 'responses': [best, worst], 'rewards': [best, worst]} of each prompt that is kept,
+    numbers by reason).
+  """
+  pairs: list[Record] = []
+  counts = {'failed': 0, 'truncated': 0, 'identical': 0}
+  for record, rank in zip(generated, ranked, strict=True):
+    rewards = np.array([float(reward) for reward in rank['rewards']], np.float32)
+    stopped = [ids[-1] in tokenizer.stop_ids for ids in record['responses']]
+    # Of equal rewards the first is the best and the last the worst, as in `rl.batches`.
+    worst = len(rewards) - 1 - int(np.argmin(rewards[::-1]))
+    two = [record['responses'][index] for index in (int(np.argmax(rewards)), worst)]
+    if not np.all(np.isfinite(rewards)):
+      counts['failed'] += 1
+    elif not (keep_truncated or all(stopped)):
+      counts['truncated'] += 1
+    elif tokenizer.decode(two[0]) == tokenizer.decode(two[1]):
+      counts['identical'] += 1
+    else:
+      pairs.append({
+          'id': record['id'], 'responses': two,
+          'rewards': [float(rewards.max()), float(rewards.min())],
+      })
+  return pairs, {**counts, 'kept': len(pairs)}

@@ -1,0 +1,309 @@
+"""A reward model from a folder, and the scores that it gives to what was sampled."""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from experiments import components, origins, settings_rebel
+from jaxrl_llm.data import preference_rows, tokenizers
+from jaxrl_llm.models import configs
+from jaxrl_llm.models import reward as reward_lib
+from jaxrl_llm.rewards import model_reward, rollout_rewards
+from jaxrl_llm.rl import batches, masking, sequence_scores
+from jaxrl_llm.tasks import chat
+from jaxrl_llm.training import checkpoints, fingerprint, rng
+from jaxrl_llm.training import step as step_lib
+from jaxrl_llm.types import Example, ModelFns, Params, RewardFn, Rollouts, Tokenizer
+
+ROLE = 'reward'  # In the metadata of what experiments/reward_model.py leaves.
+_FIELD = 'config.reward_init_from'
+
+
+class Scored(NamedTuple):
+  """What the reward model said of P prompts with K responses.
+
+  Attributes:
+    scores: float32 [P, K], as it gave them; NaN where it failed.
+    rewards: float32 [P, K], divided by the scale, then replaced where no stop token was chosen.
+    lengths: int32 [P, K], tokens.
+    truncated: bool [P, K].
+  """
+
+  scores: np.ndarray
+  rewards: np.ndarray
+  lengths: np.ndarray
+  truncated: np.ndarray
+
+
+@dataclasses.dataclass
+class RewardModel:
+  """A frozen reward model.
+
+  Attributes:
+    settings: how scores become rewards.
+    params: on the mesh.
+    score: (rollouts, examples, number of micro-batches) -> scores [P, K].
+    fingerprint: of the parameters.
+    about: one phrase for the terminal.
+  """
+
+  settings: settings_rebel.RewardSettings
+  params: Params
+  score: Callable[[Rollouts, Sequence[Example], int], np.ndarray]
+  fingerprint: str
+  about: str
+
+  def check(self, other: str) -> None:
+    """Raises ValueError unless a checkpoint's rewards came from this one."""
+    if other != self.fingerprint:
+      raise ValueError(
+          f'the checkpoint was trained with the reward model {other}, this run has '
+          f'{self.fingerprint}; give another --workdir'
+      )
+
+  def __call__(
+      self, rollouts: Rollouts, examples: Sequence[Example], *, num_micro_batches: int = 1
+  ) -> Scored:
+    """Scores rollouts; `examples` are those of the prompts."""
+    scores = np.asarray(self.score(rollouts, examples, num_micro_batches), np.float32)
+    # Before the scale hides it: what released code writes where a reward model failed.
+    scores = np.where(scores > batches.SENTINEL, scores, np.float32(np.nan))
+    lengths, reasons = np.asarray(rollouts.lengths), np.asarray(rollouts.stop_reason)
+    rewards = scores / np.float32(self.settings.scale)
+    if self.settings.eos_check != 'off':
+      rewards = np.asarray(masking.replace_scores_without_stop(
+          jnp.asarray(rewards), jnp.asarray(lengths), jnp.asarray(reasons),
+          penalty=self.settings.missing_stop_penalty, slots=rollouts.tokens.shape[-1],
+          eos_check=self.settings.eos_check,
+      ))
+    return Scored(scores, rewards, lengths, reasons == 0)
+
+
+def load(config: Any, parts: components.Components) -> RewardModel:
+  """Loads the reward model of `config.reward_init_from` onto the mesh.
+
+  Args:
+    config: with `reward` and `reward_init_from`.
+    parts: of the run whose samples are scored.
+
+  Returns:
+    The reward model.
+
+  Raises:
+    ValueError: no reward model lies there, its tokenizer or length does not fit, or the template
+      is not there.
+  """
+  origin = origins.read(config.reward_init_from, field=_FIELD)
+  _check_role(origin)
+  reads_ids = config.reward.template == 'same'
+  longest = parts.task.max_prompt_tokens + parts.task.max_response_tokens
+  model = shape(origin, config.model, config.reward.max_tokens or longest)
+  network = reward_lib.make(model)
+  params = origin.load(components.abstract_params(network, parts.mesh))
+  if reads_ids:
+    _check_tokens(origin, model, parts.task.tokenizer)
+    score = _score_ids(network, params)
+  else:
+    score = _score_texts(config, parts, origin, network, params)
+  return RewardModel(
+      config.reward, params, score, fingerprint.of_params(params), origin.describe())
+
+
+def is_reward_model(origin: origins.Origin) -> bool:
+  """Whether a folder holds a network with a head of scores, not a policy."""
+  if origin.checkpoint:
+    return origin.checkpoint.role == 'value'
+  role = checkpoints.read_metadata(origin.directory).get('role')
+  return role == ROLE or origin.hugging_face.get('role') == 'value'
+
+
+def shape(
+    origin: origins.Origin, computed: configs.TransformerConfig, longest: int
+) -> configs.TransformerConfig:
+  """The network's shape, computed as the policy is, with room for `longest` tokens."""
+  model = dataclasses.replace(
+      origin.model, **{name: getattr(computed, name) for name in configs.COMPUTE_FIELDS})
+  if model.num_layers % (model.scan_unroll or model.num_layers):
+    model.scan_unroll = 1  # The policy has another depth.
+  if model.max_length < longest:
+    if model.positions != 'rope':
+      raise ValueError(
+          f'the model in {origin.directory} reads at most {model.max_length} tokens, and {longest} '
+          f'are needed ({origin.field})'
+      )
+    model.max_length = longest
+  return model
+
+
+def initial_params(
+    parts: components.Components, network: ModelFns, abstract: Params, *, head_init: str
+) -> Params:
+  """Where the training of a reward model starts: a policy with a head of scores.
+
+  The head is drawn unless the folder has one: N(0, 1 / (D + 1)), bias 0, or all 0 (REBEL,
+  arXiv 2404.16767, released code src/tldr/rm.py: normal).
+
+  Args:
+    parts: its origin is a policy, a reward model, or None: all is drawn.
+    network: the reward model.
+    abstract: its parameters' shapes with shardings.
+    head_init: 'normal' or 'zero'.
+
+  Returns:
+    Parameters on the mesh.
+  """
+  shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract)
+
+  def draw(key):
+    params = network.init(key)
+    kernel = params['value_head']['kernel']
+    if head_init == 'normal':
+      noise = jax.random.normal(jax.random.fold_in(key, 1), kernel.shape)
+      kernel = (noise * (kernel.shape[-1] + 1) ** -0.5).astype(kernel.dtype)
+    return {**params, 'value_head': {**params['value_head'], 'kernel': kernel}}
+
+  origin, key = parts.origin, rng.stream_key(parts.key, rng.Stream.INIT)
+  if origin and is_reward_model(origin):
+    _check_role(origin)
+    return origin.load(abstract)
+  if origin is None:
+    return jax.jit(draw, out_shardings=shardings)(key)
+  head = jax.jit(
+      lambda key: draw(key)['value_head'], out_shardings=shardings['value_head'])(key)
+  trunk = {name: leaf for name, leaf in parts.initial_params().items() if name != 'head'}
+  return {**trunk, 'value_head': head}
+
+
+def _check_role(origin: origins.Origin) -> None:
+  """Raises one line unless a reward model with one score lies there."""
+  if not is_reward_model(origin):
+    what = origin.checkpoint.architecture if origin.checkpoint else 'a policy'
+    raise ValueError(
+        f'{origin.field} must hold a reward model (a *ForSequenceClassification checkpoint with '
+        'one label, or WORKDIR/params of experiments.reward_model), got '
+        f'{what or "a language model"} in {origin.directory}'
+    )
+  outputs = origin.hugging_face.get('num_outputs', 1)
+  if outputs != 1:
+    raise ValueError(
+        f'{origin.field} must hold a reward model with one score, got {outputs} labels in '
+        f'{origin.directory}'
+    )
+
+
+def _check_tokens(
+    origin: origins.Origin, model: configs.TransformerConfig, tokenizer: Tokenizer
+) -> None:
+  """Raises one line unless the ids of the policy mean the same to the reward model."""
+  if origin.tokenizer not in ('', tokenizer.fingerprint):
+    raise ValueError(
+        f'the tokenizer of {origin.directory} ({origin.tokenizer}) is not that of the policy '
+        f'({tokenizer.fingerprint}), whose ids it would be given: let it read text with its own, '
+        f'--config.reward.template=auto and --config.reward.max_tokens=N ({origin.field})'
+    )
+  if model.vocab_size < tokenizer.vocab_size:
+    raise ValueError(
+        f'the tokenizer has {tokenizer.vocab_size} ids and the embedding in {origin.directory} '
+        f'only {model.vocab_size} rows ({origin.field})'
+    )
+
+
+def _score_ids(network: ModelFns, params: Params):
+  """Scores of the very ids that were sampled."""
+  @functools.partial(jax.jit, static_argnums=2)
+  def score(params, rollouts, parts):
+    read = lambda rollouts: sequence_scores.sequence_scores(network, params, rollouts)
+    return step_lib.map_micro_batches(read, rollouts, num_micro_batches=parts)
+
+  return lambda rollouts, examples, parts: score(params, rollouts, parts)
+
+
+def _score_texts(
+    config: Any, parts: components.Components, origin: origins.Origin, network: ModelFns,
+    params: Params,
+):
+  """Scores of the text of what was sampled, by a reward model with a tokenizer of its own."""
+  if not origin.tokenizer_dir:
+    raise ValueError(
+        f'no tokenizer lies in {origin.directory} ({origin.field}), and '
+        f'config.reward.template={config.reward.template!r} needs one'
+    )
+  own = tokenizers.load_tokenizer(origin.tokenizer_dir)
+  template = config.reward.template
+  template = None if template == 'none' else chat.load_template(template, origin.tokenizer_dir)
+
+  @jax.jit
+  def read(params, tokens, lengths):
+    places = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
+    valid = places < lengths[:, None]
+    output = network.apply(params, tokens, positions=places, valid=valid)
+    return reward_lib.rewards(output, valid)
+
+  reward_fn = model_reward.make(
+      lambda tokens, lengths: read(params, *parts.put((tokens, lengths))),
+      functools.partial(encode_texts, own, template),
+      batch_size=config.evaluation.batch_size, max_tokens=config.reward.max_tokens,
+      overlong=config.reward.overlong, pad_id=own.pad_id,
+  )
+  return lambda rollouts, examples, parts_: _as_texts(
+      rollouts, examples, parts.task.tokenizer, reward_fn)
+
+
+def _as_texts(
+    rollouts: Rollouts, examples: Sequence[Example], tokenizer: Tokenizer, reward_fn: RewardFn
+) -> np.ndarray:
+  """Scores [P, K] of decoded responses. A failed score is no error here: the prompt is dropped."""
+  failed = lambda scores: np.where(np.isfinite(scores), scores, batches.SENTINEL)
+  return rollout_rewards.score_rollouts(
+      rollouts, examples, tokenizer=tokenizer,
+      reward_fn=lambda *arguments: failed(reward_fn(*arguments)),
+  ).rewards
+
+
+def encode_texts(
+    tokenizer: Tokenizer, template: Any, prompts: list[str], responses: list[str],
+    truncated: np.ndarray, examples: list[Example],
+) -> list[list[int]]:
+  """The ids of prompts with responses for a reward model (`model_reward.EncodeFn`).
+
+  Args:
+    tokenizer: the reward model's.
+    template: its chat template; None for texts as they are.
+    prompts: n prompts as the policy read them.
+    responses: n responses.
+    truncated: bool [n]; without a template a response that stopped gets a stop token.
+    examples: n examples, with 'messages' for a template; otherwise 'reward_prompt_ids' count
+      instead of the prompt's text.
+
+  Returns:
+    n lists of ids.
+
+  Raises:
+    ValueError: a template, and no conversation to put into it.
+  """
+  if template is not None:
+    if any('messages' not in example for example in examples):
+      raise ValueError(
+          'config.reward.template needs conversations, and the data holds ids or plain texts: '
+          "give 'same' or 'none'"
+      )
+    texts = template.render_many([
+        [*example['messages'], {'role': 'assistant', 'content': response}]
+        for example, response in zip(examples, responses)
+    ])
+    return [tokenizer.encode(text) for text in texts]
+  rows = []
+  for prompt, response, cut, example in zip(prompts, responses, truncated, examples):
+    if 'reward_prompt_ids' in example:
+      row = preference_rows.strip_padding(
+          example['reward_prompt_ids'], tokenizer.vocab_size, tokenizer.pad_id)
+      row = [*row, *tokenizer.encode_continuation(response)]
+    else:
+      row = [*tokenizer.start_ids, *tokenizer.encode(prompt + response)]
+    rows.append(row if cut else [*row, tokenizer.stop_ids[0]])
+  return rows

@@ -1,0 +1,112 @@
+"""A Bradley-Terry reward model from preferences: trained, evaluated on held-out pairs, centred.
+
+  python -m experiments.reward_model --config=experiments/configs/reward_model_demo.py \\
+      --config.data_dir=DIR_OF_dpo_en_demo.json [--config.policy_init_from=DIR]
+
+starts from a policy (a Hugging Face checkpoint, or what a run wrote) or from scratch, and writes
+WORKDIR/params, which --config.reward_init_from=WORKDIR/params of experiments.rebel loads. Running
+the same command again resumes where it stopped.
+"""
+
+import contextlib
+import dataclasses
+from typing import Any
+
+import numpy as np
+
+from experiments import components, launch, report, reward_loading, reward_pairs
+from jaxrl_llm.algorithms import reward_model
+from jaxrl_llm.models import reward as reward_lib
+from jaxrl_llm.training import checkpoints, fingerprint, loop, metrics, optim
+from jaxrl_llm.types import Params
+
+
+def train(
+    run: launch.Run, parts: components.Components, pairs: reward_pairs.Pairs,
+    measure: reward_pairs.Measure, writer: metrics.MetricsWriter,
+) -> Params:
+  """Bradley-Terry steps on the training pairs; the reward model's parameters."""
+  config = run.config
+  steps = config.steps or len(pairs) // config.batch_size
+  optimizer = optim.for_run(config.optimizer, steps)
+  algorithm = reward_model.make(
+      config.algorithm, measure.network, optim.make_optimizer(optimizer))
+  initial = reward_loading.initial_params(
+      parts, measure.network, measure.abstract, head_init=config.head_init)
+  state, train_step = reward_pairs.start(parts, algorithm, initial)
+
+  saved = checkpoints.Checkpoints(run.workdir / 'checkpoints' / 'reward_model')
+  keeper = loop.Keeper(
+      saved, files={'metrics': writer}, total=steps, save_every=config.save_every,
+      stopper=parts.stopper, on_save=run.save_clock,
+  )
+  restored = keeper.restore(state)
+  start, state = (restored.step, restored.state) if restored else (0, state)
+  with contextlib.closing(saved), loop.progress(steps, 'reward model', start) as bar:
+    for step in range(start, steps):
+      values = {}
+      if loop.should(config.eval_every, step):
+        values = {f'eval/{k}': v for k, v in measure(state.params['reward']).items()}
+      state, update = train_step(
+          state, parts.put(pairs.batch(config.batch_size, seed=run.seed, step=step)))
+      if loop.should(config.log_every, step) or values or step == steps - 1:
+        values = writer.write(step, {
+            **values, **update, 'train/learning_rate': optim.learning_rate_at(optimizer, step)})
+        bar.update(0, loss=values['train/loss'])
+      loop.check_finite(step, metrics.to_floats(update), last_saved=keeper.last_saved)
+      bar.update(1)
+      keeper.after_step(step + 1, state)
+  return state.params['reward']
+
+
+def main(run: launch.Run) -> None:
+  """Trains, measures the accuracy on held-out pairs, centres, and writes params and results."""
+  config = run.config
+  with components.build(run) as parts, contextlib.closing(metrics.MetricsWriter(
+      run.workdir, wandb_project=config.wandb_project, config=dataclasses.asdict(config)
+  )) as writer:
+    pairs = reward_pairs.make(parts.task, parts.task.train, 'training')
+    held_out = reward_pairs.make(parts.task, parts.task.evaluation, 'held-out')
+    if not config.steps and len(pairs) < config.batch_size:
+      raise ValueError(
+          f'config.batch_size must be at most the {len(pairs)} training pairs for one pass '
+          f'(config.steps=0), got {config.batch_size}'
+      )
+    references = reward_pairs.references(run, parts)
+    print(f'{run.experiment}: {len(pairs)} training and {len(held_out)} held-out pairs, '
+          f'{parts.describe()}; writing to {run.workdir}', flush=True)
+    network = reward_lib.make(parts.model)
+    measure = reward_pairs.Measure(parts, network, held_out)
+    params = train(run, parts, pairs, measure, writer)
+    numbers: dict[str, Any] = {f'eval/{name}': x for name, x in measure(params).items()}
+    if config.centre:
+      scores = measure.scores(params, references)
+      numbers |= {'centre/mean_score': float(np.mean(scores, dtype=np.float64)),
+                  'centre/responses': len(references)}
+      params = reward_model.centred({'reward': params}, numbers['centre/mean_score'])['reward']
+    numbers['fingerprint'] = fingerprint.of_params(params)
+    checkpoints.save_params(run.workdir / 'params', params, _metadata(parts))
+  table = report.markdown_table(
+      ['pairs', 'held out', 'accuracy (%)', 'loss (nats)', 'margin', 'mean reference score before'],
+      [[len(pairs), len(held_out), report.percent(numbers, 'eval/accuracy'),
+        f'{numbers["eval/loss"]:.4f}', f'{numbers["eval/margin"]:.4g}',
+        f'{numbers["centre/mean_score"]:.4g}' if config.centre else 'not centred']],
+  )
+  metrics.write_text_atomic(run.table_path, table + '\n')
+  launch.write_results(run, {
+      **numbers, 'pairs/train': len(pairs), 'pairs/evaluation': len(held_out),
+      'sampled_tokens': 0,  # Nothing is sampled.
+  })
+  print(f'\n{table}\n\nreward model: {run.workdir / "params"}', flush=True)
+
+
+def _metadata(parts: components.Components) -> dict[str, Any]:
+  """What is kept with the parameters: whose tokens they read, and that they give a score."""
+  about = {**parts.metadata(), 'role': reward_loading.ROLE}
+  if 'hugging_face' in about:
+    about['hugging_face'] = {**about['hugging_face'], 'role': 'value', 'num_outputs': 1}
+  return about
+
+
+if __name__ == '__main__':
+  launch.run(main, default_config='experiments/configs/reward_model_demo.py')

@@ -1,0 +1,156 @@
+"""Pairs of responses as batches, and how well a reward model tells them apart."""
+
+import dataclasses
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from experiments import components, launch
+from jaxrl_llm.data import batching, response_batches
+from jaxrl_llm.evaluation import pass_at_k
+from jaxrl_llm.rl import preference_losses, sequence_scores
+from jaxrl_llm.sharding import rules
+from jaxrl_llm.tasks import preferences
+from jaxrl_llm.training import rng
+from jaxrl_llm.training import step as step_lib
+from jaxrl_llm.types import Algorithm, Batch, Example, ModelFns, Params, Rollouts, TrainState
+
+
+@dataclasses.dataclass(frozen=True)
+class Pairs:
+  """Preferences as arrays on the host.
+
+  Attributes:
+    rollouts: the chosen and the rejected response of each prompt, in this order.
+    sources: the file of each.
+  """
+
+  rollouts: Rollouts
+  sources: np.ndarray
+
+  def __len__(self) -> int:
+    return len(self.sources)
+
+  def batch(self, size: int, *, seed: int, step: int) -> Batch:
+    """The batch of a step, from 0."""
+    indices = batching.batch_indices(len(self), size, seed=seed, step=step)
+    rollouts = response_batches.take(self.rollouts, indices)
+    rewards = np.broadcast_to(np.array([1.0, 0.0], np.float32), (size, 2))
+    return Batch(rollouts, rewards, None, {}, np.ones(size, np.float32))
+
+
+def make(task: preferences.PreferenceTask, examples: list[Example], kind: str) -> Pairs:
+  """The pairs of some examples; those without two responses that fit are left out, and said.
+
+  Raises:
+    ValueError: there are none.
+  """
+  kept = task.pairs(examples)
+  limit = task.max_response_tokens
+  if not kept:
+    raise ValueError(
+        f'none of {len(examples)} {kind} examples has a chosen and a rejected response of at most '
+        f'{limit} tokens (config.task.max_response_tokens, config.task.schema)'
+    )
+  if len(kept) < len(examples):
+    print(f'{len(examples) - len(kept)} of {len(examples)} {kind} examples have no two responses '
+          f'of at most {limit} tokens and were left out', flush=True)
+  return Pairs(
+      _rollouts(task, kept, ('chosen_ids', 'rejected_ids')),
+      np.array([example['source'] for example in kept]),
+  )
+
+
+def references(run: launch.Run, parts: components.Components) -> Pairs | None:
+  """Reference responses (K = 1), on which the scores are centred; None if they are not."""
+  config, task = run.config, parts.task
+  if not config.centre:
+    return None
+  examples = task.train
+  if config.centring_file:
+    other = dataclasses.replace(
+        config.task, files=config.centring_file, evaluation_files='', num_train=0,
+        num_evaluation=1, schema=config.centring_schema or config.task.schema,
+        fields='' if config.centring_schema else config.task.fields,
+    )
+    tokenizer_dir = parts.origin.tokenizer_dir if parts.origin else ''
+    found = other.make(
+        config.seed, config.data_dir, tokenizer_dir,
+        bool(parts.origin and parts.origin.hugging_face))
+    if found.tokenizer.fingerprint != task.tokenizer.fingerprint:
+      raise ValueError(
+          "config.centring_file needs config.task.vocabulary='full': a compact vocabulary of other "
+          f'texts has other ids, got {config.centring_file!r}'
+      )
+    examples = found.train + found.evaluation
+  fits = [e for e in examples if 0 < len(e.get('chosen_ids', ())) <= task.max_response_tokens]
+  if not fits:
+    raise ValueError(
+        f'no reference response of {len(examples)} has at most {task.max_response_tokens} tokens '
+        '(config.centre, config.centring_file)'
+    )
+  return Pairs(_rollouts(task, fits, ('chosen_ids',)), np.array([e['source'] for e in fits]))
+
+
+def _rollouts(
+    task: preferences.PreferenceTask, examples: Sequence[Example], names: tuple[str, ...]
+) -> Rollouts:
+  return response_batches.rollouts(
+      [example['prompt_ids'] for example in examples],
+      [[example[name] for name in names] for example in examples], task.tokenizer,
+      max_prompt_tokens=task.max_prompt_tokens, max_response_tokens=task.max_response_tokens,
+  )
+
+
+class Measure:
+  """What a reward model is measured by: the accuracy on held-out pairs.
+
+  Attributes:
+    network: the reward model.
+    abstract: its parameters' shapes with shardings.
+  """
+
+  def __init__(self, parts: components.Components, network: ModelFns, held_out: Pairs):
+    self.network, self.abstract = network, components.abstract_params(network, parts.mesh)
+    self._parts, self._held_out = parts, held_out
+    self._score = jax.jit(lambda params, rollouts: sequence_scores.sequence_scores(
+        network, params, rollouts))
+
+  def scores(self, params: Params, pairs: Pairs) -> np.ndarray:
+    """Scores [P, K] of all of `pairs`."""
+    size, found = self._parts.config.evaluation_batch_size, []
+    for chunk in batching.sequential_chunks(len(pairs), size):
+      rollouts = self._parts.put(response_batches.take(pairs.rollouts, chunk.indices))
+      found.append(np.asarray(self._score(params, rollouts))[: int(chunk.weight.sum())])
+    return np.concatenate(found)
+
+  def __call__(self, params: Params) -> dict[str, float]:
+    """Accuracy with its standard error, loss and margin on the held-out pairs.
+
+    The accuracy of each file besides, where there are several. A tie is no success.
+    """
+    scores = self.scores(params, self._held_out)
+    right = (scores[:, 0] > scores[:, 1]).astype(np.float64)
+    accuracy, error = pass_at_k.mean_and_standard_error(right)
+    loss = preference_losses.bradley_terry_loss(*jnp.asarray(scores).T)
+    sources = self._held_out.sources
+    names = sorted(set(sources.tolist()))
+    return {
+        'accuracy': accuracy, 'accuracy_se': error, 'loss': float(jnp.mean(loss)),
+        'margin': float(np.mean(scores[:, 0] - scores[:, 1])),
+        **({f'accuracy/{name}': float(right[sources == name].mean()) for name in names}
+           if len(names) > 1 else {}),
+    }
+
+
+def start(
+    parts: components.Components, algorithm: Algorithm, params: Params
+) -> tuple[TrainState, step_lib.CountedJit]:
+  """As `Components.start`, of the reward model's parameters."""
+  init = lambda params: algorithm.init(rng.base_key(parts.config.seed), {'reward': params})
+  shardings = rules.shardings(parts.mesh, jax.eval_shape(init, params))
+  train_step = step_lib.jit_train_step(
+      algorithm.train_step, state_shardings=shardings, batch_shardings=parts.batch_sharding)
+  return jax.jit(init, out_shardings=shardings)(params), train_step

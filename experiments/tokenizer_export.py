@@ -1,0 +1,204 @@
+"""The tokenizer that goes with exported parameters, as transformers reads it.
+
+A tokenizer.json is copied with what lies beside it. Where there is none (GPT-2's or Qwen2's two
+files, a SentencePiece model), one is written, since transformers takes such files for what the
+model's family commonly has. In both cases the folder says what ends a response: eos_token in
+tokenizer_config.json, and eos_token_id in generation_config.json and config.json.
+"""
+
+import json
+import pathlib
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+from jaxrl_llm.data import model_files, sentencepiece_export, tokenizer_files, tokenizers
+from jaxrl_llm.data.sentencepiece_tokenizer import SentencePieceTokenizer
+from jaxrl_llm.models.pretrained import huggingface
+from jaxrl_llm.types import Tokenizer
+
+_CONFIG, _MAP = 'tokenizer_config.json', 'special_tokens_map.json'
+_GENERATION, _WHOLE = 'generation_config.json', 'tokenizer.json'
+# What a tokenizer.json that is written makes superfluous.
+_PARTS = ('vocab.json', 'merges.txt', 'encoder.json', 'vocab.bpe', 'added_tokens.json', _MAP)
+_SPACED = ' the'
+_CLASS = 'PreTrainedTokenizerFast'  # Transformers 5 takes it for TokenizersBackend.
+
+
+class Export(NamedTuple):
+  """What is written besides the parameters.
+
+  Attributes:
+    files: content by name.
+    fields: of config.json, the special ids with them.
+    notes: what a user has to know, a line each.
+  """
+
+  files: dict[str, bytes]
+  fields: dict[str, Any]
+  notes: list[str]
+
+
+def of_tokenizer(
+    tokenizer: Tokenizer, source: str | pathlib.Path, fields: Mapping[str, Any], *, model_type: str
+) -> Export:
+  """The files and fields of a tokenizer.
+
+  What the files and fields say already is left as it is, unless it contradicts the tokenizer.
+
+  Args:
+    tokenizer: of the parameters, with their stop ids.
+    source: the folder, or the file, that it was loaded from.
+    fields: of config.json, as far as they are known.
+    model_type: the family that is written.
+
+  Returns:
+    The export.
+  """
+  source = pathlib.Path(source)
+  folder = source if source.is_dir() else source.parent
+  found = model_files.read(folder)
+  files = _copied(source, folder)
+  notes: list[str] = []
+  written = {} if _WHOLE in files else _whole(tokenizer, found, notes)
+  if written:
+    files = {
+        name: content for name, content in files.items()
+        if name not in _PARTS and not name.endswith('.model')
+    } | written
+  else:
+    _rename_model(files)
+  changes = _names(tokenizer, found, files, is_new=bool(written))
+  if changes:
+    names = found.names if written else {}
+    files[_CONFIG] = _json({**_read(files, _CONFIG), **names, **changes})
+    if 'eos_token' in changes and 'eos_token' in _read(files, _MAP):
+      files[_MAP] = _json({**_read(files, _MAP), 'eos_token': changes['eos_token']})
+  ends_first = {**found.names, **changes}.get('eos_token') == tokenizer.token(tokenizer.stop_ids[0])
+  generation = _read(files, _GENERATION) if _GENERATION in files else None
+  fields, generation = special_ids(
+      tokenizer.stop_ids, fields, generation, named=tokenizer.stop_ids[: int(ends_first)],
+      pad_id=tokenizer.pad_id, start_ids=tokenizer.start_ids,
+  )
+  files |= generation_file(generation)
+  if model_type == 'qwen2' and not _cuts_as_qwen2(tokenizer):
+    notes.append(
+        "AutoTokenizer of transformers 5 gives every qwen2 model Qwen2's way of cutting words, "
+        "which is not this tokenizer's: load it with PreTrainedTokenizerFast.from_pretrained"
+    )
+  return Export(files, fields, notes)
+
+
+def special_ids(
+    stop_ids: tuple[int, ...], fields: Mapping[str, Any], generation: Mapping[str, Any] | None, *,
+    named: tuple[int, ...] = (), pad_id: int | None = None, start_ids: tuple[int, ...] = (),
+) -> tuple[dict[str, Any], dict[str, Any] | None]:
+  """config.json and generation_config.json, so that they say what ends a response.
+
+  Without such ids a model's class has some of its own. transformers stops at those of
+  generation_config.json where there is one, else of config.json.
+
+  Args:
+    stop_ids: what ends a response.
+    fields: of config.json.
+    generation: of generation_config.json; None if there is none.
+    named: those of the stop ids that the tokenizer's files name besides.
+    pad_id: what fills, for config.json where it says nothing; None if that is not known.
+    start_ids: what stands before a plain text, likewise.
+
+  Returns:
+    (fields, generation): as they were, where they agree with the stop ids; a `generation` of None
+    is not needed.
+  """
+  said = (fields if generation is None else generation).get('eos_token_id')
+  said = said if isinstance(said, list) else [] if said is None else [said]
+  agrees = bool(said) and {*said, *named} == set(stop_ids)
+  if agrees and fields.get('eos_token_id') is not None:
+    return dict(fields), None if generation is None else dict(generation)
+  stops = {'eos_token_id': stop_ids[0] if len(stop_ids) == 1 else list(stop_ids)}
+  others = {'bos_token_id': start_ids[0] if start_ids else None}
+  others |= {} if pad_id is None else {'pad_token_id': pad_id}
+  known = {name: number for name, number in others.items() if number is not None}
+  if not agrees:
+    generation = {**known, **(generation or {}), **stops}
+  return {**others, **fields, **stops}, None if generation is None else dict(generation)
+
+
+def generation_file(generation: Mapping[str, Any] | None) -> dict[str, bytes]:
+  """generation_config.json by its name; {} for None."""
+  return {} if generation is None else {_GENERATION: _json(generation)}
+
+
+def _copied(source: pathlib.Path, folder: pathlib.Path) -> dict[str, bytes]:
+  """The tokenizer's files and those beside it."""
+  paths = {
+      path.name: path for pattern in huggingface.TOKENIZER_FILES for path in folder.glob(pattern)
+  }
+  if source != folder:  # Of several tokenizers the one that was named.
+    whole = _WHOLE if source.suffix == '.json' else source.name
+    others = {*_PARTS, _WHOLE} - {'added_tokens.json', _MAP}
+    paths = {
+        name: path for name, path in paths.items()
+        if name not in others and not name.endswith('.model')
+    } | {whole: source}
+  return {name: model_files.read_bytes(path) for name, path in sorted(paths.items())}
+
+
+def _whole(
+    tokenizer: Tokenizer, found: model_files.TokenFiles, notes: list[str]
+) -> dict[str, bytes]:
+  """A tokenizer.json where there is none; {} where transformers reads what there is."""
+  if isinstance(tokenizer, tokenizers.HuggingFaceTokenizer):
+    backend = tokenizer.backend
+  elif found.config.get('tokenizer_class') not in (None, _CLASS, 'TokenizersBackend'):
+    return {}  # A class for SentencePiece models.
+  else:
+    backend = sentencepiece_export.to_backend(tokenizer)
+    if backend is None:
+      notes.append(
+          'transformers has no tokenizer that does what this SentencePiece model does: '
+          'AutoTokenizer gives other ids; use the sentencepiece library'
+      )
+      return {}
+    if backend.encode(_SPACED, add_special_tokens=False).ids != tokenizer.encode(_SPACED):
+      notes.append('transformers cuts a text that begins with a space in another way')
+  texts = {number: tokenizer.token(number) for number in tokenizer.start_ids}
+  return {_WHOLE: tokenizer_files.to_json(backend, texts).encode()}
+
+
+def _rename_model(files: dict[str, bytes]) -> None:
+  """Gives a SentencePiece model the name by which it is found."""
+  models = [name for name in files if name.endswith('.model')]
+  if len(models) == 1:
+    files['tokenizer.model'] = files.pop(models[0])
+
+
+def _names(
+    tokenizer: Tokenizer, found: model_files.TokenFiles, files: Mapping[str, bytes], *,
+    is_new: bool,
+) -> dict[str, Any]:
+  """Entries of tokenizer_config.json that are missing or wrong."""
+  changes: dict[str, Any] = {}
+  if is_new or _CONFIG not in files and not isinstance(tokenizer, SentencePieceTokenizer):
+    changes['tokenizer_class'] = _CLASS
+  if is_new or _CONFIG not in files:
+    changes['pad_token'] = found.names.get('pad_token') or tokenizer.token(tokenizer.pad_id)
+  # A template that writes the eos_token would write another text.
+  template = json.dumps(found.config.get('chat_template', '')).encode()
+  in_use = b'eos_token' in template + files.get('chat_template.jinja', b'')
+  first = tokenizer.token(tokenizer.stop_ids[0])
+  if 'eos_token' not in found.names or not in_use and found.names['eos_token'] != first:
+    changes['eos_token'] = first
+  return changes
+
+
+def _cuts_as_qwen2(tokenizer: Tokenizer) -> bool:
+  return isinstance(tokenizer, tokenizers.HuggingFaceTokenizer) and (
+      tokenizer_files.cuts_as_qwen2(tokenizer.backend))
+
+
+def _read(files: Mapping[str, bytes], name: str) -> dict[str, Any]:
+  return json.loads(files[name]) if name in files else {}
+
+
+def _json(document: Mapping[str, Any]) -> bytes:
+  return (json.dumps(document, indent=2, ensure_ascii=False) + '\n').encode()

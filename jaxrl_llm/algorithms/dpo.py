@@ -1,0 +1,197 @@
+"""DPO: a policy fitted to preferences as if it were a reward model.
+
+Rafailov, Sharma, Mitchell, Ermon, Manning and Finn, 2023, "Direct preference optimization: your
+language model is secretly a reward model", arXiv 2305.18290.
+
+The policy that maximises E r − β KL(π ‖ π_ref) is π ∝ π_ref e^{r/β}: it implies the reward
+β ln π/π_ref, up to a constant of the prompt. Put into the Bradley-Terry model of preferences,
+
+  L(θ) = −mean ln σ(β D_θ),    D_θ = ln π_θ/π_ref (y_w|x) − ln π_θ/π_ref (y_l|x),
+
+log π the sum over the tokens of the response, stop token included. There is no reward model, no
+sampling and no critic. `loss` exchanges −ln σ(β D) for a relative (`rl.preference_losses`), and
+`rpo_weight` w adds −w ln π_θ(y_w|x), which keeps the preferred response likely: without it both
+may become rarer. That sum over tokens is the one of the star-graph baseline of Q# (Zhou et al.,
+2025, arXiv 2502.20548; released code jinpz/q_sharp, weight 1).
+
+What is preferred follows from the order of the rewards: (1, 0) for labelled data, or those of a
+scorer. So three published procedures are one train step with other batches:
+  offline    pairs of a data set, labelled once;
+  online     pairs sampled from the policy before every step;
+  iterative  pairs sampled from it once an iteration, and kept for the steps of that iteration.
+Which reference an iteration compares with, π_ref or the policy π_t at its start, is not confirmed
+for the published runs: `reference` says. 'policy' is θ when a train step begins; where several
+train steps share an iteration, hand out π_t's log-probs as those of a 'fixed' reference.
+
+Departures, and why:
+- A tie carries no preference: such a pair has weight 0, and is counted.
+
+Tables: a baseline of the studies of experiments/arena.py.
+"""
+
+import dataclasses
+import functools
+
+import jax.numpy as jnp
+import optax
+
+from jaxrl_llm.rl import batches, masking, preference_losses, scoring
+from jaxrl_llm.training import step as step_lib
+from jaxrl_llm.types import Algorithm, Array, Batch, ModelFns, TrainState, WeightedMean
+
+_SMOOTHED = ('conservative', 'robust')
+
+
+@dataclasses.dataclass
+class Config:
+  """Settings of DPO; β is that of the star-graph baseline in Q#'s released code.
+
+  Attributes:
+    loss: 'sigmoid' (DPO), 'ipo', 'hinge' (SLiC-HF), 'conservative' (cDPO) or 'robust' (rDPO).
+    beta: β > 0, τ of 'ipo'; larger stays closer to the reference.
+    label_smoothing: ε in [0, 1/2) of 'conservative' and 'robust': how many labels are wrong.
+    rpo_weight: w ≥ 0 of −ln π_θ of the preferred response.
+    reference: 'fixed' (`batch.reference_log_probs`), or 'policy': frozen as the step begins.
+    samples_per_prompt: 2; more with `pairs='best_worst'`.
+    pairs: 'all' (the two samples), or 'best_worst' of more samples by reward.
+    temperature: of all log-probs, and of sampling where pairs are sampled.
+    num_epochs: passes over a batch; each is `num_minibatches` optimizer steps.
+    num_minibatches: optimizer steps of a pass.
+    num_micro_batches: parts that a minibatch is computed in.
+    head_chunk: positions per chunk of the head; 0 takes all at once.
+  """
+
+  loss: str = 'sigmoid'
+  beta: float = 0.1
+  label_smoothing: float = 0.0
+  rpo_weight: float = 0.0
+  reference: str = 'fixed'
+  samples_per_prompt: int = 2
+  pairs: str = 'all'
+  temperature: float = 1.0
+  num_epochs: int = 1
+  num_minibatches: int = 1
+  num_micro_batches: int = 1
+  head_chunk: int = 128
+
+  def validate(self) -> None:
+    """Raises ValueError with one line for the first field that is out of range."""
+    for name in ('beta', 'temperature'):
+      if not 0 < getattr(self, name) < float('inf'):
+        raise ValueError(f'{name} must be positive and finite, got {getattr(self, name)}')
+    for name in ('num_epochs', 'num_minibatches', 'num_micro_batches'):
+      if getattr(self, name) < 1:
+        raise ValueError(f'{name} must be at least 1, got {getattr(self, name)}')
+    for name, allowed in (
+        ('loss', ('sigmoid', 'ipo', 'hinge', *_SMOOTHED)),
+        ('reference', ('fixed', 'policy')),
+        ('pairs', ('all', 'best_worst')),
+    ):
+      if getattr(self, name) not in allowed:
+        raise ValueError(f'{name} must be one of {allowed}, got {getattr(self, name)!r}')
+    if self.pairs == 'all' and self.samples_per_prompt != 2:
+      raise ValueError(f'samples_per_prompt must be 2 for DPO, got {self.samples_per_prompt}')
+    if self.samples_per_prompt < 2:
+      raise ValueError(f'samples_per_prompt must be at least 2, got {self.samples_per_prompt}')
+    if not 0 <= self.label_smoothing < 0.5:
+      raise ValueError(f'label_smoothing must be in [0, 0.5), got {self.label_smoothing}')
+    if self.label_smoothing and self.loss not in _SMOOTHED:
+      raise ValueError(
+          f'label_smoothing goes with a loss of {_SMOOTHED}, got {self.label_smoothing} and '
+          f'{self.loss!r}'
+      )
+    for name in ('rpo_weight', 'head_chunk'):
+      if getattr(self, name) < 0:
+        raise ValueError(f'{name} must not be negative, got {getattr(self, name)}')
+
+
+def make(config: Config, policy: ModelFns, optimizer: optax.GradientTransformation) -> Algorithm:
+  """DPO as two pure functions; a train step is `num_epochs` passes over its pairs.
+
+  Args:
+    config: settings.
+    policy: the network of params['policy'].
+    optimizer: an optax transformation.
+
+  Returns:
+    Algorithm(init, train_step). `train_step` takes a `types.Batch` whose rewards [P, K] say what
+    is preferred: nothing but their order is read. `reference_log_probs` may be None with
+    `reference='policy'`. The log-probs of responses that were not sampled here are NaN. The metric
+    train/initial_log_ratio is the distance from the reference as the step begins: 0 for 'policy'.
+
+  Raises:
+    ValueError: a setting is out of range; from `train_step`, a batch that does not fit it.
+  """
+  config.validate()
+  pair_loss = {
+      'sigmoid': functools.partial(preference_losses.dpo_loss, beta=config.beta),
+      'ipo': functools.partial(preference_losses.ipo_loss, tau=config.beta),
+      'hinge': functools.partial(preference_losses.hinge_loss, beta=config.beta),
+      'conservative': functools.partial(
+          preference_losses.conservative_dpo_loss, beta=config.beta,
+          label_smoothing=config.label_smoothing),
+      'robust': functools.partial(
+          preference_losses.robust_dpo_loss, beta=config.beta,
+          label_smoothing=config.label_smoothing),
+  }[config.loss]
+  score = lambda params, rollouts: scoring.score(
+      policy, params['policy'], rollouts,
+      temperature=config.temperature, chunk_size=config.head_chunk,
+  )[0]
+
+  def init(key, params) -> TrainState:
+    return TrainState(jnp.int32(0), params, optimizer.init(params), key, aux={})
+
+  def reference_of(params, batch: Batch) -> Array:
+    """ln π_ref [P, 2, T], a constant."""
+    if config.reference == 'policy':
+      return step_lib.map_micro_batches(
+          lambda rollouts: score(params, rollouts), batch.rollouts,
+          num_micro_batches=config.num_minibatches * config.num_micro_batches,
+      )
+    if batch.reference_log_probs is None:
+      raise ValueError("reference='fixed' needs batch.reference_log_probs, got None")
+    return batch.reference_log_probs
+
+  def loss_fn(params, batch: Batch):
+    mask = batch.rollouts.mask
+    log_probs = score(params, batch.rollouts)
+    split = lambda tokens: preference_losses.split_by_preference(
+        masking.masked_sum(tokens, mask, axis=-1), batch.rewards)
+    chosen, rejected, decided = split(log_probs - batch.reference_log_probs)
+    losses = pair_loss(chosen, rejected)
+    if config.rpo_weight:
+      losses = losses - config.rpo_weight * split(log_probs)[0]
+    weight = batch.weight * decided
+    mean = lambda x, weight=weight: WeightedMean(jnp.sum(weight * x), jnp.sum(weight))
+    margin = config.beta * (chosen - rejected)
+    return mean(losses), {
+        'train/accuracy': mean((margin > 0).astype(jnp.float32)),
+        'train/margin': mean(margin),
+        'train/chosen_log_ratio': mean(chosen),
+        'train/rejected_log_ratio': mean(rejected),
+        'train/log_ratio': mean((jnp.abs(chosen) + jnp.abs(rejected)) / 2, batch.weight),
+        'train/ties': mean(1 - decided, batch.weight),
+        'train/sampler_gap': batches.sampler_gap(log_probs, batch.rollouts, batch.weight),
+    }
+
+  def train_step(state, batch: Batch):
+    if batch.rewards.shape[1:] != (config.samples_per_prompt,):
+      raise ValueError(
+          f'rewards must be [P, {config.samples_per_prompt}] (config.samples_per_prompt), got '
+          f'{batch.rewards.shape}'
+      )
+    batch, dropped = batches.drop_invalid(batch)
+    if config.pairs == 'best_worst':
+      batch = batches.best_and_worst(batch)
+    batch = dataclasses.replace(batch, reference_log_probs=reference_of(state.params, batch))
+    state, first, metrics = step_lib.take_steps(
+        loss_fn, optimizer, state, batch, num_epochs=config.num_epochs,
+        num_minibatches=config.num_minibatches, num_micro_batches=config.num_micro_batches,
+    )
+    return state, {
+        **metrics, 'train/sampler_gap': first['train/sampler_gap'], 'train/dropped': dropped,
+        'train/initial_log_ratio': first['train/log_ratio'],
+    }
+
+  return Algorithm(init, train_step)

@@ -1,0 +1,226 @@
+"""PPO with a critic and a penalty on every token, as REBEL's paper compares with it.
+
+Schulman, Wolski, Dhariwal, Radford and Klimov, 2017, "Proximal policy optimization algorithms",
+arXiv 1707.06347; for language models as in Ziegler et al., 2019, arXiv 1909.08593. The settings
+and the order of things are those of the TL;DR baseline of Gao et al., 2024, REBEL, arXiv
+2404.16767 (code: ZhaolinGao/REBEL, src/tldr/ppo.py).
+
+A token is an action, what stands before it the state. One iteration on responses y ∼ π_t:
+
+  1. freeze ln π_t and V_t; V_t of a token is read where the token is chosen, before it is seen;
+  2. r_t = −c ln π_t/π_ref (y_t|x, y_<t), plus the score s(x, y) at the last token;
+     over the batch r ← (r − μ)/σ + μ;                                         (`whiten_rewards`)
+  3. δ_t = r_t + γ V_{t+1} − V_t,  A_t = δ_t + γλ A_{t+1},  R_t = A_t + V_t, V = 0 behind the end;
+     over the batch A ← (A − μ)/σ;                                          (`whiten_advantages`)
+  4. a few optimizer steps for both networks at once on
+       L = mean [ −min( ρ A, clip(ρ, 1 − ε, 1 + ε) A ) ]
+         + v mean [ ½ max( (V − R)², (V_t + clip(V − V_t, −ε_v, ε_v) − R)² ) ].
+
+At the first step ρ = 1, nothing is clipped, and the policy's gradient is the policy gradient. The
+caller initialises params['value'] from the reward model, whose scalar head it shares.
+
+Departures from the released code, and why:
+- It samples on behind the stop token, always to T tokens, and trains on that text too: penalty,
+  whitening, GAE and both losses run over all T positions. Here a response ends with its stop
+  token. `compat='released'` keeps what is left of this: means and whitening divide by all T slots
+  of a response, in which padding stands with reward, advantage and loss 0.
+- It whitens in every process, over a part of the batch; here over the whole batch.
+- It shuffles the rows before every epoch, which its one step an epoch does not notice.
+
+Tables: a baseline of every study of experiments/arena.py.
+"""
+
+import dataclasses
+
+import chex
+import jax
+import jax.numpy as jnp
+import optax
+
+from jaxrl_llm.rl import (
+  advantages,
+  batches,
+  masking,
+  policy_losses,
+  returns,
+  scoring,
+  sequence_scores,
+  value_losses,
+)
+from jaxrl_llm.training import step as step_lib
+from jaxrl_llm.types import Algorithm, Array, Batch, ModelFns, TrainState
+
+
+@dataclasses.dataclass
+class Config:
+  """Settings of PPO; the defaults are those of the TL;DR script.
+
+  Attributes:
+    kl_coefficient: c ≥ 0 of the penalty in the token rewards.
+    clip: ε > 0 of the ratio; infinity never clips.
+    value_clip: ε_v > 0, in units of reward; infinity never clips.
+    value_coefficient: v ≥ 0.
+    discount: γ in [0, 1].
+    trace: λ in [0, 1].
+    whiten_rewards: scale token rewards to unit variance over the batch; their mean is kept.
+    whiten_advantages: mean 0 and unit variance over the batch.
+    compat: 'correct', or 'released': padding counts in means and whitening.
+    samples_per_prompt: any number; each is a trajectory of its own.
+    temperature: of sampling and of all log-probs.
+    num_epochs: passes over a batch; each is `num_minibatches` optimizer steps.
+    num_minibatches: optimizer steps of a pass (the released code: 1).
+    num_micro_batches: parts that a minibatch is computed in.
+    head_chunk: positions per chunk of the head; 0 takes all at once.
+  """
+
+  kl_coefficient: float = 0.05
+  clip: float = 0.2
+  value_clip: float = 0.2
+  value_coefficient: float = 0.1
+  discount: float = 1.0
+  trace: float = 0.95
+  whiten_rewards: bool = True
+  whiten_advantages: bool = True
+  compat: str = 'correct'
+  samples_per_prompt: int = 1
+  temperature: float = 0.7
+  num_epochs: int = 4
+  num_minibatches: int = 1
+  num_micro_batches: int = 1
+  head_chunk: int = 128
+
+  def validate(self) -> None:
+    """Raises ValueError with one line for the first field that is out of range."""
+    if not 0 < self.temperature < float('inf'):
+      raise ValueError(f'temperature must be positive and finite, got {self.temperature}')
+    for name in ('clip', 'value_clip'):
+      if not getattr(self, name) > 0:
+        raise ValueError(f'{name} must be positive, got {getattr(self, name)}')
+    for name in ('discount', 'trace'):
+      if not 0 <= getattr(self, name) <= 1:
+        raise ValueError(f'{name} must be in [0, 1], got {getattr(self, name)}')
+    if self.compat not in ('correct', 'released'):
+      raise ValueError(f"compat must be one of ('correct', 'released'), got {self.compat!r}")
+    for name in ('samples_per_prompt', 'num_epochs', 'num_minibatches', 'num_micro_batches'):
+      if getattr(self, name) < 1:
+        raise ValueError(f'{name} must be at least 1, got {getattr(self, name)}')
+    for name in ('kl_coefficient', 'value_coefficient', 'head_chunk'):
+      if not getattr(self, name) >= 0:
+        raise ValueError(f'{name} must not be negative, got {getattr(self, name)}')
+
+
+def token_rewards(config: Config, batch: Batch, old_log_probs: Array) -> Array:
+  """r_t = −c ln π_t/π_ref (y_t), plus the score at the last token that the policy chose.
+
+  Args:
+    config: `kl_coefficient` is used.
+    batch: scores in `rewards` [P, K]; `reference_log_probs` may be None without a penalty.
+    old_log_probs: float [P, K, T] under π_t.
+
+  Returns:
+    float32 [P, K, T]; 0 where the mask is 0. Its sum over a response is its shaped reward.
+  """
+  mask = batch.rollouts.mask > 0
+  slots = mask.shape[-1]
+  last = slots - 1 - jnp.argmax(mask[..., ::-1], axis=-1)
+  rewards = jax.nn.one_hot(last, slots) * batch.rewards[..., None]
+  if config.kl_coefficient:
+    reference = jnp.where(mask, batch.reference_log_probs, 0.0)
+    rewards = rewards - config.kl_coefficient * (old_log_probs - reference)
+  return jnp.where(mask, rewards, 0.0)
+
+
+def make(
+    config: Config, policy: ModelFns, value: ModelFns, optimizer: optax.GradientTransformation
+) -> Algorithm:
+  """PPO as two pure functions; a train step is one iteration.
+
+  Args:
+    config: settings.
+    policy: the network of params['policy'].
+    value: the critic of params['value'], with a head of one row.
+    optimizer: an optax transformation, of both networks.
+
+  Returns:
+    Algorithm(init, train_step). `train_step` takes a `types.Batch` that π_t sampled, with
+    `reference_log_probs` under π_ref, which may be None without a penalty.
+
+  Raises:
+    ValueError: a setting is out of range.
+  """
+  config.validate()
+  bounds = dict(clip_low=min(config.clip, 1.0), clip_high=config.clip)
+  normalisation = 'constant' if config.compat == 'released' else 'token'
+  score = lambda params, rollouts: scoring.score(
+      policy, params['policy'], rollouts,
+      temperature=config.temperature, chunk_size=config.head_chunk,
+  )
+  read_values = lambda params, rollouts: sequence_scores.token_values(
+      value, params['value'], rollouts)
+
+  def init(key, params) -> TrainState:
+    return TrainState(jnp.int32(0), params, optimizer.init(params), key, aux={})
+
+  def estimate(batch: Batch, old: Array, values: Array) -> dict[str, Array]:
+    """Steps 2 and 3: what the losses hold fixed, each [P, K, T]."""
+    mask = batch.rollouts.mask
+    slots = jnp.ones_like(mask) if config.compat == 'released' else mask
+    counts = slots * batch.weight[:, None, None]
+    rewards = token_rewards(config, batch, old)
+    if config.whiten_rewards:
+      rewards = advantages.whiten(rewards, counts, mean='keep')
+    advantage, target = returns.generalized_advantages(
+        rewards, values, mask, discount=config.discount, trace=config.trace)
+    if config.whiten_advantages:
+      advantage = advantages.whiten(advantage, counts)
+    return {
+        'old_log_probs': old, 'old_values': values, 'advantages': advantage, 'returns': target}
+
+  def loss_fn(params, batch: Batch):
+    mask, weight, frozen = batch.rollouts.mask, batch.weight, batch.aux
+    log_probs, entropy = score(params, batch.rollouts)
+    values = read_values(params, batch.rollouts)
+    log_ratio = log_probs - frozen['old_log_probs']
+    surrogate = policy_losses.clipped_surrogate(log_ratio, frozen['advantages'], **bounds)
+    clipped = policy_losses.is_clipped(log_ratio, frozen['advantages'], **bounds)
+    error = value_losses.clipped_value_loss(
+        values, frozen['old_values'], frozen['returns'], clip=config.value_clip)
+    loss = policy_losses.mean_over_tokens(
+        surrogate + config.value_coefficient * error, mask, weight, normalisation=normalisation)
+    mean = lambda x: masking.masked_mean(x, mask * weight[:, None, None])
+    return loss, {
+        'train/policy_loss': mean(surrogate),
+        'train/value_loss': mean(error),
+        'train/log_ratio': mean(jnp.abs(log_ratio)),
+        'train/clip_fraction': mean(clipped.astype(jnp.float32)),
+        'train/entropy': mean(entropy),
+        'train/value': mean(values),
+        'train/return': mean(frozen['returns']),
+    }
+
+  def train_step(state, batch: Batch):
+    chex.assert_rank(batch.rewards, 2)
+    if batch.rewards.shape[1] != config.samples_per_prompt:
+      raise ValueError(
+          f'the batch must have samples_per_prompt = {config.samples_per_prompt} samples a '
+          f'prompt, got {batch.rewards.shape[1]}'
+      )
+    if config.kl_coefficient and batch.reference_log_probs is None:
+      raise ValueError('kl_coefficient above 0 needs reference_log_probs, got None')
+    batch, dropped = batches.drop_invalid(batch)
+    old, values = step_lib.map_micro_batches(
+        lambda rollouts: (score(state.params, rollouts)[0], read_values(state.params, rollouts)),
+        batch.rollouts, num_micro_batches=config.num_minibatches * config.num_micro_batches,
+    )
+    gap = batches.sampler_gap(old, batch.rollouts, batch.weight)
+    batch = dataclasses.replace(batch, aux=estimate(batch, old, values))
+    state, first, metrics = step_lib.take_steps(
+        loss_fn, optimizer, state, batch, num_epochs=config.num_epochs,
+        num_minibatches=config.num_minibatches, num_micro_batches=config.num_micro_batches,
+    )
+    return state, {
+        **metrics, 'train/sampler_gap': gap, 'train/dropped': dropped,
+        'train/initial_log_ratio': first['train/log_ratio'],
+    }
+
+  return Algorithm(init, train_step)

@@ -1,0 +1,203 @@
+"""REFUEL: REBEL in dialogues, by regressing differences of what follows from a turn.
+
+Gao, Zhan, Chang, Swamy, Brantley, Lee and Sun, 2024, "Regressing the relative future: efficient
+policy optimization for multi-turn RLHF", arXiv 2410.04612; code: ZhaolinGao/REFUEL.
+
+In a dialogue x_1, y_1, x_2, ..., y_H the state s_h ends with what the user said last, the action
+is the whole reply y_h, and one reward r(s_H, y_H) judges the dialogue. With
+Q_h(s, y) = E[r | s_h = s, y_h = y, π_t afterwards] the step π_{t+1} ∝ π_t exp(η Q_h) satisfies
+  ln π_{t+1}(y|s)/π_t(y|s) − ln π_{t+1}(y'|s)/π_t(y'|s) = η (Q_h(s, y) − Q_h(s, y')).
+
+  1. draw a turn h, and roll π_t out with the user: on-policy prefix s_h, reply y_h, reward R;
+  2. from the same s_h draw another reply y'_h and roll it out to the end, the user's replies
+     drawn anew: reward R'. R − R' estimates the difference of the two Q without bias;
+  3. freeze π_t(y_h|s_h), π_t(y'_h|s_h) and the rewards; a penalty c · ln π_t/π_ref of the two
+     replies lies in the reward;
+  4. a few optimizer steps from θ_t on
+       L(θ) = mean (D_θ − η (R − R'))²,     D_θ = the difference of log-ratios to π_t,
+     log π the sum over the tokens of reply h alone, stop token included.
+
+What is said after turn h has a part in the rewards only. The regression's noise does not move the
+minimiser: it adds η² E[Var(R|s_h, y_h) + Var(R'|s_h, y'_h)] to the loss. With H = 1 this is REBEL.
+There is no critic. Drawing h, the roll-outs and the reset stand in `sampling.dialogue`.
+
+Departures from the released code, and why:
+- A reply without a stop token keeps all of its tokens in the mask; there, its last one is
+  overwritten by a stop token that nobody chose, and leaves the mask.
+- Whether a reply stopped is asked of the reply (`masking.replace_scores_without_stop` on the
+  rollouts' `stop_reason`, that of reply h); there, for Anthropic HH, of the mask's length, which
+  also punishes a reply that needs all but one of its slots.
+- π_t's log-probs are computed by the step that trains; in setting one they are read from a file
+  that another machine wrote, so that D_θ is not 0 before the first step.
+
+Settings: one (a simulated user): η = 1000, temperature 0.8, no penalty, one pass of minibatches
+of 128; two (questions of a data set): the defaults. Tables: experiments/configs/refuel_*.py.
+"""
+
+import dataclasses
+
+import chex
+import jax.numpy as jnp
+import optax
+
+from jaxrl_llm.rl import advantages, batches, masking, regression_losses, scoring
+from jaxrl_llm.training import step as step_lib
+from jaxrl_llm.types import Algorithm, Array, Batch, ModelFns, TrainState, WeightedMean
+
+
+@dataclasses.dataclass
+class Config:
+  """Settings of REFUEL; the defaults are those documented for setting two on Anthropic HH.
+
+  Attributes:
+    eta: η > 0; larger is more aggressive.
+    loss_form: 'code', or 'paper': divided by η².
+    kl_coefficient: c ≥ 0 of the penalty in the reward, over the tokens of reply h.
+    samples_per_prompt: 2, the two roll-outs.
+    whiten_rewards: scale rewards to unit variance over the batch.
+    temperature: of sampling and of all log-probs.
+    num_epochs: passes over a batch; each is `num_minibatches` optimizer steps.
+    num_minibatches: optimizer steps of a pass (the released code: 1).
+    num_micro_batches: parts that a minibatch is computed in.
+    head_chunk: positions per chunk of the head; 0 takes all at once.
+  """
+
+  eta: float = 1.0
+  loss_form: str = 'code'
+  kl_coefficient: float = 0.05
+  samples_per_prompt: int = 2
+  whiten_rewards: bool = False
+  temperature: float = 1.0
+  num_epochs: int = 4
+  num_minibatches: int = 1
+  num_micro_batches: int = 1
+  head_chunk: int = 128
+
+  def validate(self) -> None:
+    """Raises ValueError with one line for the first field that is out of range."""
+    for name in ('eta', 'temperature'):
+      if not 0 < getattr(self, name) < float('inf'):
+        raise ValueError(f'{name} must be positive and finite, got {getattr(self, name)}')
+    for name in ('num_epochs', 'num_minibatches', 'num_micro_batches'):
+      if getattr(self, name) < 1:
+        raise ValueError(f'{name} must be at least 1, got {getattr(self, name)}')
+    for name, allowed in (('loss_form', ('code', 'paper')),):
+      if getattr(self, name) not in allowed:
+        raise ValueError(f'{name} must be one of {allowed}, got {getattr(self, name)!r}')
+    if self.samples_per_prompt != 2:
+      raise ValueError(f'samples_per_prompt must be 2 for REFUEL, got {self.samples_per_prompt}')
+    if not 0 <= self.kl_coefficient < float('inf'):
+      raise ValueError(
+          f'kl_coefficient must not be negative, and finite, got {self.kl_coefficient}')
+    if self.head_chunk < 0:
+      raise ValueError(f'head_chunk must not be negative, got {self.head_chunk}')
+
+
+def only_turn(batch: Batch) -> Batch:
+  """The batch with the mask, and the sampler's log-probs, on the tokens of reply h alone.
+
+  Every other token is context, as the user's are. Given to REBEL, RLOO or DPO, what it returns
+  makes them train on turn h: with h = H − 1 these are the paper's last-turn baselines.
+
+  Args:
+    batch: aux has 'turns' int32 [P, K, T], the reply that a token belongs to (−1 elsewhere), and
+      'turn' int32 [P], h.
+
+  Raises:
+    ValueError: aux lacks one of them.
+  """
+  for name in ('turns', 'turn'):
+    if name not in batch.aux:
+      raise ValueError(f'aux must hold {name!r} (see sampling.dialogue.as_rollouts), got '
+                       f'{sorted(batch.aux)}')
+  rollouts = batch.rollouts
+  chex.assert_equal_shape([batch.aux['turns'], rollouts.mask])
+  here = batch.aux['turns'] == batch.aux['turn'][:, None, None]
+  mask = jnp.where(here, rollouts.mask, 0.0)
+  log_probs = jnp.where(mask > 0, rollouts.log_probs, 0.0)
+  return dataclasses.replace(
+      batch, rollouts=dataclasses.replace(rollouts, mask=mask, log_probs=log_probs))
+
+
+def make(config: Config, policy: ModelFns, optimizer: optax.GradientTransformation) -> Algorithm:
+  """REFUEL as two pure functions; a train step is one iteration.
+
+  Args:
+    config: settings.
+    policy: the network of params['policy'].
+    optimizer: an optax transformation.
+
+  Returns:
+    Algorithm(init, train_step). `train_step` takes a `types.Batch` of the two roll-outs with
+    'turns' and 'turn' in aux (`only_turn`), rewards [P, 2] of the whole dialogues, and
+    `reference_log_probs` under π_ref, which may be None without a penalty.
+
+  Raises:
+    ValueError: a setting is out of range.
+  """
+  config.validate()
+  score = lambda params, rollouts: scoring.score(
+      policy, params['policy'], rollouts,
+      temperature=config.temperature, chunk_size=config.head_chunk,
+  )[0]
+
+  def init(key, params) -> TrainState:
+    return TrainState(jnp.int32(0), params, optimizer.init(params), key, aux={})
+
+  def shape_rewards(batch: Batch, old: Array) -> Array:
+    """R − c ln π_t/π_ref of the two replies, [P, 2]."""
+    rewards = batch.rewards
+    if config.kl_coefficient:
+      total = lambda log_probs: masking.masked_sum(log_probs, batch.rollouts.mask, axis=-1)
+      rewards = masking.shape_rewards(
+          rewards, total(old), total(batch.reference_log_probs),
+          kl_coefficient=config.kl_coefficient,
+      )
+    if config.whiten_rewards:
+      counts = jnp.broadcast_to(batch.weight[:, None], rewards.shape)
+      rewards = advantages.whiten(rewards, counts, mean='keep')
+    return rewards
+
+  def loss_fn(params, batch: Batch):
+    mask, weight = batch.rollouts.mask, batch.weight
+    log_ratio = masking.masked_sum(
+        score(params, batch.rollouts) - batch.aux['old_log_probs'], mask, axis=-1)
+    losses = regression_losses.rebel_loss(
+        log_ratio, batch.rewards, eta=config.eta, form=config.loss_form)
+    difference = log_ratio[:, 0] - log_ratio[:, 1]
+    target = config.eta * (batch.rewards[:, 0] - batch.rewards[:, 1])
+    mean = lambda x: WeightedMean(jnp.sum(weight * x), jnp.sum(weight))
+    return mean(losses), {
+        'train/log_ratio': mean(jnp.mean(jnp.abs(log_ratio), axis=1)),
+        'train/difference': mean(jnp.abs(difference)),
+        'train/target': mean(jnp.abs(target)),
+        'train/sign_agreement': mean((difference * target > 0).astype(jnp.float32)),
+        'train/ties': mean((target == 0).astype(jnp.float32)),
+    }
+
+  def train_step(state, batch: Batch):
+    if batch.rewards.shape[1] != config.samples_per_prompt:
+      raise ValueError(
+          f'the batch must have samples_per_prompt = {config.samples_per_prompt} samples a '
+          f'prompt, got {batch.rewards.shape[1]}'
+      )
+    if config.kl_coefficient and batch.reference_log_probs is None:
+      raise ValueError('kl_coefficient above 0 needs reference_log_probs, got None')
+    batch, dropped = batches.drop_invalid(only_turn(batch))
+    old = step_lib.map_micro_batches(
+        lambda rollouts: score(state.params, rollouts), batch.rollouts,
+        num_micro_batches=config.num_minibatches * config.num_micro_batches,
+    )
+    gap = batches.sampler_gap(old, batch.rollouts, batch.weight)
+    batch = dataclasses.replace(
+        batch, rewards=shape_rewards(batch, old), aux={'old_log_probs': old})
+    state, first, metrics = step_lib.take_steps(
+        loss_fn, optimizer, state, batch, num_epochs=config.num_epochs,
+        num_minibatches=config.num_minibatches, num_micro_batches=config.num_micro_batches,
+    )
+    return state, {
+        **metrics, 'train/sampler_gap': gap, 'train/dropped': dropped,
+        'train/initial_log_ratio': first['train/log_ratio'],
+    }
+
+  return Algorithm(init, train_step)

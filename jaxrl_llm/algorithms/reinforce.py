@@ -1,0 +1,165 @@
+"""REINFORCE: the policy gradient of whole responses, with a baseline.
+
+Williams, 1992, "Simple statistical gradient-following algorithms for connectionist reinforcement
+learning"; for language models as in Ahmadian, Cremer, Gallé, Fadaee, Kreutzer, Pietquin, Üstün and
+Hooker, 2024, "Back to basics: revisiting REINFORCE-style optimization for learning from human
+feedback in LLMs", arXiv 2402.14740.
+
+A response is one action, its prompt the state. For r(x, y) = s(x, y) − c ln π_θ(y|x)/π_ref(y|x),
+
+  ∇ E_{x, y∼π_θ} r = E (r(x, y) − b) ∇ ln π_θ(y|x)    for any b that y has no part in,
+  L(θ) = −mean (r − b) ln π_θ(y|x),
+
+log π the sum over the tokens of the response, stop token included; r − b is a constant. (The term
+that the penalty's own derivative would add has mean 0.) One step from each batch: a second one
+would be off-policy, and nothing here corrects for it (rloo.py and ppo.py have a ratio).
+
+Baselines b:
+  'none'        0;
+  'batch_mean'  the mean reward of the batch. It contains r itself, which scales the gradient by
+                1 − 1/n for n responses, and does nothing else to its mean;
+  'running'     Σ_s d^(t−s) r_s / Σ_s d^(t−s) over the batches s < t before this one: kept in
+                `state.aux`, 0 for the first batch. d = 1 is the mean of all rewards so far
+                (Ahmadian et al., equation 8).
+
+The penalty lies in the reward, at the level of the sequence, so that the baseline holds it too.
+Samples of one prompt are treated as prompts of their own. There is no reward clipping, no
+whitening and no critic.
+
+Tables: a baseline of every study of experiments/arena.py.
+"""
+
+import dataclasses
+
+import chex
+import jax.numpy as jnp
+import optax
+
+from jaxrl_llm.rl import batches, masking, policy_losses, scoring
+from jaxrl_llm.training import step as step_lib
+from jaxrl_llm.types import Algorithm, Array, Batch, ModelFns, TrainState, WeightedMean
+
+
+@dataclasses.dataclass
+class Config:
+  """Settings of REINFORCE.
+
+  Attributes:
+    baseline: 'none', 'batch_mean' or 'running'.
+    baseline_decay: d in (0, 1] of 'running'; 1 as published.
+    kl_coefficient: c ≥ 0 of the penalty in the reward (REBEL's TL;DR script: 0.05).
+    samples_per_prompt: any number.
+    temperature: of sampling and of all log-probs.
+    num_micro_batches: parts that a batch is computed in.
+    head_chunk: positions per chunk of the head; 0 takes all at once.
+  """
+
+  baseline: str = 'batch_mean'
+  baseline_decay: float = 1.0
+  kl_coefficient: float = 0.05
+  samples_per_prompt: int = 1
+  temperature: float = 1.0
+  num_micro_batches: int = 1
+  head_chunk: int = 128
+
+  def validate(self) -> None:
+    """Raises ValueError with one line for the first field that is out of range."""
+    if not 0 < self.temperature < float('inf'):
+      raise ValueError(f'temperature must be positive and finite, got {self.temperature}')
+    for name in ('samples_per_prompt', 'num_micro_batches'):
+      if getattr(self, name) < 1:
+        raise ValueError(f'{name} must be at least 1, got {getattr(self, name)}')
+    if self.baseline not in ('none', 'batch_mean', 'running'):
+      raise ValueError(
+          f"baseline must be one of ('none', 'batch_mean', 'running'), got {self.baseline!r}")
+    if not 0 < self.baseline_decay <= 1:
+      raise ValueError(f'baseline_decay must be in (0, 1], got {self.baseline_decay}')
+    for name in ('kl_coefficient', 'head_chunk'):
+      if not getattr(self, name) >= 0:
+        raise ValueError(f'{name} must not be negative, got {getattr(self, name)}')
+
+
+def make(config: Config, policy: ModelFns, optimizer: optax.GradientTransformation) -> Algorithm:
+  """REINFORCE as two pure functions; a train step is one optimizer step on one batch.
+
+  Args:
+    config: settings.
+    policy: the network of params['policy'].
+    optimizer: an optax transformation.
+
+  Returns:
+    Algorithm(init, train_step). `train_step` takes a `types.Batch` that π_θ sampled, with
+    `reference_log_probs` under π_ref, which may be None without a penalty. `state.aux` holds
+    {'rewards': WeightedMean}, two scalars, for the running baseline, and {} for the others.
+
+  Raises:
+    ValueError: a setting is out of range.
+  """
+  config.validate()
+  running = config.baseline == 'running'
+  score = lambda params, rollouts: scoring.score(
+      policy, params['policy'], rollouts,
+      temperature=config.temperature, chunk_size=config.head_chunk,
+  )
+
+  def init(key, params) -> TrainState:
+    aux = {'rewards': WeightedMean(jnp.float32(0.0), jnp.float32(0.0))} if running else {}
+    return TrainState(jnp.int32(0), params, optimizer.init(params), key, aux=aux)
+
+  def shape_rewards(batch: Batch, old: Array) -> Array:
+    """r = s − c ln π_θ/π_ref, [P, K]."""
+    if not config.kl_coefficient:
+      return batch.rewards
+    total = lambda log_probs: masking.masked_sum(log_probs, batch.rollouts.mask, axis=-1)
+    return masking.shape_rewards(
+        batch.rewards, total(old), total(batch.reference_log_probs),
+        kl_coefficient=config.kl_coefficient,
+    )
+
+  def loss_fn(params, batch: Batch):
+    mask, weight = batch.rollouts.mask, batch.weight
+    log_probs, entropy = score(params, batch.rollouts)
+    total = lambda values: masking.masked_sum(values, mask, axis=-1)
+    losses = policy_losses.reinforce_loss(total(log_probs), batch.aux['advantages'])
+    log_ratio = total(log_probs - batch.aux['old_log_probs'])
+    mean = lambda x: masking.masked_mean(x, jnp.broadcast_to(weight[:, None], x.shape))
+    return mean(losses), {
+        'train/initial_log_ratio': mean(jnp.abs(log_ratio)),
+        'train/advantage_size': mean(jnp.abs(batch.aux['advantages'])),
+        'train/entropy': masking.masked_mean(entropy, mask * weight[:, None, None]),
+    }
+
+  def train_step(state, batch: Batch):
+    chex.assert_rank(batch.rewards, 2)
+    if batch.rewards.shape[1] != config.samples_per_prompt:
+      raise ValueError(
+          f'the batch must have samples_per_prompt = {config.samples_per_prompt} samples a '
+          f'prompt, got {batch.rewards.shape[1]}'
+      )
+    if config.kl_coefficient and batch.reference_log_probs is None:
+      raise ValueError('kl_coefficient above 0 needs reference_log_probs, got None')
+    batch, dropped = batches.drop_invalid(batch)
+    old = step_lib.map_micro_batches(
+        lambda rollouts: score(state.params, rollouts)[0], batch.rollouts,
+        num_micro_batches=config.num_micro_batches,
+    )
+    gap = batches.sampler_gap(old, batch.rollouts, batch.weight)
+    rewards = shape_rewards(batch, old)
+    here = masking.masked_mean(
+        rewards, jnp.broadcast_to(batch.weight[:, None], rewards.shape))
+    past = state.aux['rewards'] if running else here
+    baseline = jnp.float32(0.0) if config.baseline == 'none' else past.value()
+    batch = dataclasses.replace(
+        batch, aux={'old_log_probs': old, 'advantages': rewards - baseline})
+    state, metrics = step_lib.take_step(
+        loss_fn, optimizer, state, batch, num_micro_batches=config.num_micro_batches)
+    if running:
+      fade = lambda x: config.baseline_decay * x
+      past = WeightedMean(fade(past.total), fade(past.weight)) + here
+      state = dataclasses.replace(state, aux={'rewards': past})
+    return state, {
+        **metrics, 'train/sampler_gap': gap, 'train/dropped': dropped,
+        'train/baseline': WeightedMean(baseline, jnp.float32(1.0)),
+    }
+
+  return Algorithm(init, train_step)

@@ -1,0 +1,157 @@
+"""RLOO: the policy gradient of whole responses, each other's baseline.
+
+Ahmadian, Cremer, Gallé, Fadaee, Kreutzer, Pietquin, Üstün and Hooker, 2024, "Back to basics:
+revisiting REINFORCE-style optimization for learning from human feedback in LLMs", arXiv
+2402.14740; the estimator is that of Kool, van Hoof and Welling, 2019, "Buy 4 REINFORCE samples,
+get a baseline for free".
+
+K responses to each prompt; r = s − c ln π_t(y|x)/π_ref(y|x):
+
+  A_i = r_i − 1/(K−1) Σ_{j≠i} r_j,
+  ∇ E r = E 1/K Σ_i A_i ∇ ln π_θ(y_i|x),
+
+log π the sum over the tokens of the response, stop token included. The other samples' mean has no
+part in y_i, so that the estimate is unbiased, and it costs neither a critic nor a memory.
+
+The published method takes one step from each batch (`num_epochs` = `num_minibatches` = 1, the
+defaults). The steps after it are off-policy, which the ratio of whole responses corrects:
+
+  L(θ) = −mean min( ρ A, clip(ρ, 1 − ε, 1 + ε) A ),    ρ = π_θ(y|x) / π_t(y|x),
+
+as TRL's RLOOTrainer does with `num_iterations` above 1. At the first step ρ = 1 and the gradient
+is that of −A ln π_θ, so that the one-step method is this loss as well; its *value* is −mean A = 0.
+
+Against REINFORCE: another baseline. Against GRPO: whole responses instead of tokens, no division
+by the spread of the group, the penalty in the reward. A is K/(K−1) times r − mean.
+
+Tables: a baseline of every study of experiments/arena.py.
+"""
+
+import dataclasses
+
+import chex
+import jax.numpy as jnp
+import optax
+
+from jaxrl_llm.rl import advantages, batches, masking, policy_losses, scoring
+from jaxrl_llm.training import step as step_lib
+from jaxrl_llm.types import Algorithm, Array, Batch, ModelFns, TrainState
+
+
+@dataclasses.dataclass
+class Config:
+  """Settings of RLOO.
+
+  Attributes:
+    kl_coefficient: c ≥ 0 of the penalty in the reward (TRL's RLOOConfig: 0.05).
+    samples_per_prompt: K ≥ 2 (TRL's RLOOConfig: 2).
+    clip: ε > 0 of the steps after the first (TRL's RLOOConfig: 0.2); infinity never clips.
+    temperature: of sampling and of all log-probs.
+    num_epochs: passes over a batch; each is `num_minibatches` optimizer steps.
+    num_minibatches: optimizer steps of a pass.
+    num_micro_batches: parts that a minibatch is computed in.
+    head_chunk: positions per chunk of the head; 0 takes all at once.
+  """
+
+  kl_coefficient: float = 0.05
+  samples_per_prompt: int = 2
+  clip: float = 0.2
+  temperature: float = 1.0
+  num_epochs: int = 1
+  num_minibatches: int = 1
+  num_micro_batches: int = 1
+  head_chunk: int = 128
+
+  def validate(self) -> None:
+    """Raises ValueError with one line for the first field that is out of range."""
+    if not 0 < self.temperature < float('inf'):
+      raise ValueError(f'temperature must be positive and finite, got {self.temperature}')
+    if self.samples_per_prompt < 2:
+      raise ValueError(
+          f'samples_per_prompt must be at least 2 for RLOO, got {self.samples_per_prompt}')
+    if not self.clip > 0:
+      raise ValueError(f'clip must be positive, got {self.clip}')
+    for name in ('num_epochs', 'num_minibatches', 'num_micro_batches'):
+      if getattr(self, name) < 1:
+        raise ValueError(f'{name} must be at least 1, got {getattr(self, name)}')
+    for name in ('kl_coefficient', 'head_chunk'):
+      if not getattr(self, name) >= 0:
+        raise ValueError(f'{name} must not be negative, got {getattr(self, name)}')
+
+
+def make(config: Config, policy: ModelFns, optimizer: optax.GradientTransformation) -> Algorithm:
+  """RLOO as two pure functions; a train step is one iteration.
+
+  Args:
+    config: settings.
+    policy: the network of params['policy'].
+    optimizer: an optax transformation.
+
+  Returns:
+    Algorithm(init, train_step). `train_step` takes a `types.Batch` that π_t sampled, with
+    `reference_log_probs` under π_ref, which may be None without a penalty.
+
+  Raises:
+    ValueError: a setting is out of range.
+  """
+  config.validate()
+  bounds = dict(clip_low=min(config.clip, 1.0), clip_high=config.clip)
+  score = lambda params, rollouts: scoring.score(
+      policy, params['policy'], rollouts,
+      temperature=config.temperature, chunk_size=config.head_chunk,
+  )
+
+  def init(key, params) -> TrainState:
+    return TrainState(jnp.int32(0), params, optimizer.init(params), key, aux={})
+
+  def shape_rewards(batch: Batch, old: Array) -> Array:
+    """r = s − c ln π_t/π_ref, [P, K]."""
+    if not config.kl_coefficient:
+      return batch.rewards
+    total = lambda log_probs: masking.masked_sum(log_probs, batch.rollouts.mask, axis=-1)
+    return masking.shape_rewards(
+        batch.rewards, total(old), total(batch.reference_log_probs),
+        kl_coefficient=config.kl_coefficient,
+    )
+
+  def loss_fn(params, batch: Batch):
+    mask, weight = batch.rollouts.mask, batch.weight
+    log_probs, entropy = score(params, batch.rollouts)
+    log_ratio = masking.masked_sum(log_probs - batch.aux['old_log_probs'], mask, axis=-1)
+    losses = policy_losses.clipped_surrogate(log_ratio, batch.aux['advantages'], **bounds)
+    clipped = policy_losses.is_clipped(log_ratio, batch.aux['advantages'], **bounds)
+    mean = lambda x: masking.masked_mean(x, jnp.broadcast_to(weight[:, None], x.shape))
+    return mean(losses), {
+        'train/log_ratio': mean(jnp.abs(log_ratio)),
+        'train/advantage_size': mean(jnp.abs(batch.aux['advantages'])),
+        'train/clip_fraction': mean(clipped.astype(jnp.float32)),
+        'train/entropy': masking.masked_mean(entropy, mask * weight[:, None, None]),
+    }
+
+  def train_step(state, batch: Batch):
+    chex.assert_rank(batch.rewards, 2)
+    if batch.rewards.shape[1] != config.samples_per_prompt:
+      raise ValueError(
+          f'the batch must have samples_per_prompt = {config.samples_per_prompt} samples a '
+          f'prompt, got {batch.rewards.shape[1]}'
+      )
+    if config.kl_coefficient and batch.reference_log_probs is None:
+      raise ValueError('kl_coefficient above 0 needs reference_log_probs, got None')
+    batch, dropped = batches.drop_invalid(batch)
+    old = step_lib.map_micro_batches(
+        lambda rollouts: score(state.params, rollouts)[0], batch.rollouts,
+        num_micro_batches=config.num_minibatches * config.num_micro_batches,
+    )
+    gap = batches.sampler_gap(old, batch.rollouts, batch.weight)
+    batch = dataclasses.replace(batch, aux={
+        'old_log_probs': old, 'advantages': advantages.rloo(shape_rewards(batch, old))})
+    state, first, metrics = step_lib.take_steps(
+        loss_fn, optimizer, state, batch, num_epochs=config.num_epochs,
+        num_minibatches=config.num_minibatches, num_micro_batches=config.num_micro_batches,
+    )
+    return state, {
+        **metrics, 'train/sampler_gap': gap, 'train/dropped': dropped,
+        'train/initial_log_ratio': first['train/log_ratio'],
+    }
+
+  return Algorithm(init, train_step)

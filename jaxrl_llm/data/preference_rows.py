@@ -1,0 +1,196 @@
+"""Rows of preference data sets: prompts, and a better and a worse response where there are any.
+
+A schema says which key of a row holds what. Texts and messages are for a tokenizer and a template
+still to come; token ids, which some published sets carry, are for one in particular, and are taken
+as they are.
+"""
+
+import pathlib
+from typing import Any, NamedTuple
+
+from jaxrl_llm.data import conversations, jsonl
+
+Message = conversations.Message
+
+# What a schema may name: texts or messages, and token ids.
+TEXTS = ('prompt', 'chosen', 'rejected')
+IDS = ('prompt_ids', 'chosen_ids', 'rejected_ids', 'reward_prompt_ids')
+
+# The keys of the sets that REBEL was trained on (Gao et al., 2024, arXiv 2404.16767, released code
+# ZhaolinGao/REBEL), and 'conversations': whatever `data.conversations` reads.
+SCHEMAS: dict[str, dict[str, str]] = {
+    'conversations': {},
+    # cleanrl/summarize_from_feedback_tldr_3_filtered_oai_preprocessing_1704563162: src/tldr/sft.py.
+    'tldr': {'prompt_ids': 'query_token', 'chosen_ids': 'reference_response_token'},
+    # vwxyzjn/summarize_from_feedback_oai_preprocessing_1706381144: src/tldr/rm.py.
+    'tldr_pairs': {
+        'prompt_ids': 'query_token', 'chosen_ids': 'chosen_token', 'rejected_ids': 'rejected_token',
+    },
+    # jdchang/nectar_openchat_preprocess: src/nectar/rebel.py.
+    'nectar': {
+        'prompt': 'prompt', 'prompt_ids': 'oc_prompt_tokens', 'reward_prompt_ids': 'rm_tokens',
+    },
+    # GitBag/ultrafeedback_llama3_eurus: src/ultrafeedback/rebel.py.
+    'ultrafeedback': {
+        'prompt': 'instruction', 'prompt_ids': 'llama_prompt_tokens',
+        'reward_prompt_ids': 'eurus_prompt_tokens',
+    },
+    # allenai/ultrafeedback_binarized_cleaned_train: src/ultrafeedback_largebatch/.
+    'ultrafeedback_prompts': {'prompt': 'prompt'},
+}
+
+
+class Row(NamedTuple):
+  """One row of a file; None where it does not hold something.
+
+  Attributes:
+    index: its number in the file, from 0.
+    prompt: a text, or a conversation up to what the user said last.
+    chosen: the better response.
+    rejected: the worse one.
+    prompt_ids: ids of the prompt for the policy, padding included.
+    chosen_ids: ids of the better response behind the prompt, likewise.
+    rejected_ids: ids of the worse one, likewise.
+    reward_prompt_ids: ids of the prompt for the reward model's own tokenizer, likewise.
+  """
+
+  index: int
+  prompt: str | list[Message] | None = None
+  chosen: str | None = None
+  rejected: str | None = None
+  prompt_ids: list[int] | None = None
+  chosen_ids: list[int] | None = None
+  rejected_ids: list[int] | None = None
+  reward_prompt_ids: list[int] | None = None
+
+
+def read(path: str | pathlib.Path, *, schema: str = 'conversations', fields: str = '') -> list[Row]:
+  """Reads a file.
+
+  Args:
+    path: JSON lines, or a JSON array of objects.
+    schema: one of `SCHEMAS`.
+    fields: further keys, as 'prompt=question,chosen=best'; they override the schema's.
+
+  Returns:
+    The rows, in order.
+
+  Raises:
+    ValueError: the file is missing or damaged, or a row lacks what the schema names, or holds
+      something else there; one line with file, line and field.
+  """
+  keys = resolve(schema, fields)
+  if not keys:
+    return _read_conversations(path)
+  rows = []
+  for index, row in enumerate(jsonl.read_rows(path)):
+    try:
+      rows.append(Row(index, **{name: _value(row.value, name, key) for name, key in keys.items()}))
+    except ValueError as error:
+      raise ValueError(f'{path}, line {row.line}: {error}') from None
+  return rows
+
+
+def resolve(schema: str, fields: str) -> dict[str, str]:
+  """The key of a row for each of `TEXTS` and `IDS` that is there; {} for 'conversations'.
+
+  Args:
+    schema: one of `SCHEMAS`.
+    fields: as in `read`.
+
+  Returns:
+    Keys by name.
+
+  Raises:
+    ValueError: there is no such schema, or the fields are malformed.
+  """
+  if schema not in SCHEMAS:
+    raise ValueError(f'schema must be one of {", ".join(SCHEMAS)}, got {schema!r}')
+  keys = dict(SCHEMAS[schema])
+  for entry in filter(None, map(str.strip, fields.split(','))):
+    name, _, key = map(str.strip, entry.partition('='))
+    if name not in TEXTS + IDS or not key:
+      raise ValueError(
+          f"fields must be written as 'NAME=KEY, ...' with names of {', '.join(TEXTS + IDS)}, got "
+          f'{entry!r}'
+      )
+    keys[name] = key
+  if keys and not keys.keys() & {'prompt', 'prompt_ids'}:
+    raise ValueError(f'fields must name a prompt or prompt_ids, got {fields!r}')
+  return keys
+
+
+def strip_padding(ids: list[int], vocab_size: int, pad_id: int | None = None) -> list[int]:
+  """Ids without the padding at both ends.
+
+  Padding is `pad_id`, and what lies outside the vocabulary: released scripts add a [PAD] to the
+  tokenizer for which the embedding has no row.
+
+  Args:
+    ids: of one prompt or response.
+    vocab_size: ids of the tokenizer.
+    pad_id: a padding id inside the vocabulary, or None.
+
+  Returns:
+    The ids, at least one.
+
+  Raises:
+    ValueError: nothing is left, or an id in between is outside the vocabulary.
+  """
+  is_token = [0 <= token < vocab_size and token != pad_id for token in ids]
+  if not any(is_token):
+    raise ValueError('the ids are all padding')
+  stripped = ids[is_token.index(True) : len(ids) - is_token[::-1].index(True)]
+  for token in stripped:
+    if not 0 <= token < vocab_size:
+      raise ValueError(f'ids must lie in [0, {vocab_size}), the tokenizer, got {token}')
+  return stripped
+
+
+def _read_conversations(path: str | pathlib.Path) -> list[Row]:
+  """Preferences, or conversations whose last reply is the response to prefer."""
+  if any('chosen' in row.value or 'rejected' in row.value for row in jsonl.read_rows(path)):
+    return [Row(*preference) for preference in conversations.read_preferences(path)]
+  return [
+      Row(row['id'], row['messages'][:-1], row['messages'][-1]['content'])
+      for row in conversations.read_conversations(path)
+  ]
+
+
+def _value(row: dict[str, Any], name: str, key: str) -> Any:
+  """What `row[key]` says, checked; ValueError without the file."""
+  if key not in row:
+    raise ValueError(f'the key {key!r} is missing')
+  value = row[key]
+  if name in IDS:
+    if not isinstance(value, list) or not value or not all(type(token) is int for token in value):
+      raise ValueError(f'{key!r} must be a list of token ids, got {_shown(value)}')
+    return value
+  if isinstance(value, list) and value:
+    messages = [_message(message, f'{key}[{index}]') for index, message in enumerate(value)]
+    last = 'user' if name == 'prompt' else 'assistant'
+    if messages[-1]['role'] != last:
+      raise ValueError(f'{key!r} must end with a message of the {last}, got {_shown(value[-1])}')
+    return messages if name == 'prompt' else messages[-1]['content']
+  if not isinstance(value, str) or not value.strip():
+    raise ValueError(f'{key!r} must be a text or a list of messages, got {_shown(value)}')
+  return value
+
+
+def _message(value: Any, field: str) -> Message:
+  """A message in either spelling."""
+  role, content = ('from', 'value') if isinstance(value, dict) and 'from' in value else (
+      'role', 'content')
+  if not isinstance(value, dict) or not isinstance(value.get(content), str):
+    raise ValueError(f'{field!r} must be a message with a text, got {_shown(value)}')
+  if value.get(role) not in conversations.ROLES:
+    raise ValueError(
+        f"'{field}.{role}' must be one of {', '.join(conversations.ROLES)}, got {value.get(role)!r}"
+    )
+  return {'role': conversations.ROLES[value[role]], 'content': value[content]}
+
+
+def _shown(value: Any) -> str:
+  """A value for an error, cut."""
+  text = repr(value)
+  return text if len(text) <= 60 else f'{text[:60]}...'

@@ -1,0 +1,118 @@
+"""Rewards of a learned reward model, which is given as a function of token ids.
+
+A reward model with a tokenizer of its own reads texts: prompt and response are encoded anew, for
+the score alone. What is trained on stays the ids that were sampled. (A reward model that shares the
+policy's tokenizer reads those very ids: `rl.sequence_scores`.)
+"""
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from jaxrl_llm.types import Example, RewardFn
+
+OVERLONG = ('left', 'right', 'error')
+
+# (tokens int32 [B, T], lengths int32 [B]) -> the score at the last token, float [B].
+ScoreFn = Callable[[np.ndarray, np.ndarray], np.ndarray]
+# Arguments as of a `types.RewardFn` -> the ids of each prompt with its response.
+EncodeFn = Callable[
+    [list[str], list[str], np.ndarray, list[Example]], Sequence[Sequence[int]]
+]
+
+
+def make(
+    score: ScoreFn,
+    encode: EncodeFn,
+    *,
+    batch_size: int,
+    max_tokens: int,
+    overlong: str = 'left',
+    pad_id: int = 0,
+) -> RewardFn:
+  """A `types.RewardFn` of a reward model.
+
+  Rows are padded on the right to `max_tokens`, and the last batch is filled up, so that `score`
+  sees one shape alone.
+
+  Args:
+    score: the reward model.
+    encode: what it reads.
+    batch_size: B, rows scored at once.
+    max_tokens: T.
+    overlong: what happens to longer rows: 'left' cuts their beginning (Starling), 'right' their
+      end (ArmoRM), 'error' raises.
+    pad_id: fills.
+
+  Returns:
+    The reward function. A score that is no number is handed on: algorithms drop such prompts.
+
+  Raises:
+    ValueError: an option is out of range; later, a row is too long and `overlong` is 'error', a
+      row has no ids, or `score` returned another shape.
+  """
+  for name, value in (('batch_size', batch_size), ('max_tokens', max_tokens)):
+    if value < 1:
+      raise ValueError(f'{name} must be at least 1, got {value}')
+  if overlong not in OVERLONG:
+    raise ValueError(f'overlong must be one of {", ".join(OVERLONG)}, got {overlong!r}')
+
+  def cut(ids: Sequence[int]) -> Sequence[int]:
+    if not ids:
+      raise ValueError('the reward model was given no ids for a response')
+    if len(ids) <= max_tokens:
+      return ids
+    if overlong == 'error':
+      raise ValueError(
+          f'a prompt with its response has {len(ids)} tokens for the reward model, the limit is '
+          f'{max_tokens}'
+      )
+    return ids[-max_tokens:] if overlong == 'left' else ids[:max_tokens]
+
+  def reward(
+      prompts: list[str], responses: list[str], truncated: np.ndarray, examples: list[Example]
+  ) -> np.ndarray:
+    rows = [cut(ids) for ids in encode(prompts, responses, truncated, examples)]
+    scores = []
+    for start in range(0, len(rows), batch_size):
+      chunk = rows[start : start + batch_size]
+      tokens = np.full((batch_size, max_tokens), pad_id, np.int32)
+      lengths = np.ones(batch_size, np.int32)
+      for i, ids in enumerate(chunk):
+        tokens[i, : len(ids)], lengths[i] = ids, len(ids)
+      values = np.asarray(score(tokens, lengths), np.float32)
+      if values.shape != (batch_size,):
+        raise ValueError(f'a reward model must give {batch_size} scores, got {values.shape}')
+      scores.append(values[: len(chunk)])
+    return np.concatenate(scores) if scores else np.zeros(0, np.float32)
+
+  return reward
+
+
+def preferences(scores: np.ndarray, comparators: np.ndarray) -> np.ndarray:
+  """The general preference that Bradley-Terry makes of scores.
+
+    ℓ(x, y, y'') = 2 P(y ≻ y'') − 1 = 2 σ(r(y) − r(y'')) − 1 = tanh((r(y) − r(y'')) / 2)
+
+  It is antisymmetric and in [−1, 1]. This one is transitive; `algorithms.rebel` takes any.
+
+  Args:
+    scores: float [P, K].
+    comparators: float [P, M], of further responses to the same prompts.
+
+  Returns:
+    float32 [P, K, M].
+
+  Raises:
+    ValueError: the two are of different numbers of prompts.
+
+  References:
+    Gao et al. (2024), REBEL, section on general preferences, arXiv 2404.16767.
+  """
+  if np.ndim(scores) != 2 or np.ndim(comparators) != 2 or len(scores) != len(comparators):
+    raise ValueError(
+        f'preferences compare scores [P, K] with [P, M], got {np.shape(scores)} and '
+        f'{np.shape(comparators)}'
+    )
+  difference = np.asarray(scores)[:, :, None] - np.asarray(comparators)[:, None, :]
+  return np.tanh(difference / 2).astype(np.float32)

@@ -1,0 +1,267 @@
+"""A policy in dialogue with a user: turns append ids, and any turn can be started again.
+
+REFUEL wants two dialogues that share everything up to and with x_h, the user's message before
+turn h, and are independent from there on:
+
+  first = roll_out(sample, params, user, empty, key)                           rollout 0
+  second = roll_out(sample, params, user, first, key, start=h, rollout=1)      the reset at h
+
+The second one copies the ids of its prefix and draws the rest anew, the user's replies included.
+A user is any function of dialogues on the host. One that draws at random does so from
+`dialogues.seeds`, which differ by example, turn and roll-out; one with a fixed list of questions
+asks the same in both.
+
+Each turn is one call of a sampler with K = 1 (`decode.make_sampler`), which reads the transcript
+so far, padded on the left. The transcript of turn j has L + j (R + M) slots, whatever was said:
+one compilation a turn, H in all, and half of the attention that the longest one would take
+throughout; `widths='fixed'` gives every turn the longest and compiles once. Rows whose turn is
+not drawn go through the sampler like the others, and what it says for them is thrown away.
+
+The released code of REFUEL's second setting writes a stop token over the last token of a reply
+that did not stop, and takes that position out of the mask. Here such a reply stays as it was
+sampled, all of it in the mask, and is marked as truncated; what a chat template needs to end the
+turn (`close_ids`) is put in front of the user's message, where no mask reaches.
+
+References:
+  Gao et al., 2024, REFUEL, arXiv 2410.04612; code: ZhaolinGao/REFUEL.
+"""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple, Protocol, TypeVar
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxrl_llm import types
+from jaxrl_llm.types import Array, Params, Rollouts, SampleFn
+
+_LAW, _POLICY, _USER = range(3)  # Uses of a step's key, each folded with its own number.
+
+
+class Dialogues(Protocol):
+  """What has been said, turn by turn, as arrays on the host; see `data.dialogues.Dialogues`."""
+
+  prompts: np.ndarray
+  prompt_lengths: np.ndarray
+  example_ids: np.ndarray
+  replies: np.ndarray
+  reply_lengths: np.ndarray
+  stop_reason: np.ndarray
+  messages: np.ndarray
+  seeds: np.ndarray
+  num_replies: np.ndarray
+  transcript: Callable[[int], tuple[np.ndarray, np.ndarray]]
+  continuation: Callable[[], Any]
+  cut: Callable[..., 'Dialogues']
+  with_replies: Callable[..., 'Dialogues']
+  with_messages: Callable[..., 'Dialogues']
+
+
+Said = TypeVar('Said', bound=Dialogues)
+# n dialogues, all of which wait for the user -> n sequences of ids to append.
+User = Callable[[Said], Sequence[Sequence[int]]]
+
+
+class Turns(NamedTuple):
+  """Which turn is optimised, and where a dialogue ends.
+
+  Attributes:
+    turn: int32 [...]; h, from 0.
+    num_turns: int32 [...]; replies of the dialogue, above h. Its reward is that of the dialogue
+      up to the last of them.
+  """
+
+  turn: np.ndarray
+  num_turns: np.ndarray
+
+
+def draw_turns(key: Array, example_ids: Array, num_turns: int | Array, *, setting: str) -> Turns:
+  """The law of h, by one of the two settings of the paper.
+
+    'one':  L ~ U{0, ..., H − 1},  h ~ U{0, ..., L};  the dialogue ends with turn L
+    'two':  h ~ U{0, ..., H − 1};                     it ends with turn H − 1
+
+  In setting one early turns are drawn more often: for H = 5 with the probabilities 0.4567, 0.2567,
+  0.1567, 0.09, 0.04. A draw depends on the key and the example, not on the batch.
+
+  Args:
+    key: of the step, or keys [S] for S seeds.
+    example_ids: int32 [P], or [S, P].
+    num_turns: H, at least 1: a number, or one for each dialogue.
+    setting: 'one' or 'two'.
+
+  Returns:
+    Turns on the host.
+
+  Raises:
+    ValueError: another setting, or no turns.
+
+  References:
+    Gao et al., 2024, arXiv 2410.04612; released code `setting_one/generate.py`.
+  """
+  if setting not in ('one', 'two'):
+    raise ValueError(f"setting must be 'one' or 'two', got {setting!r}")
+  if np.min(num_turns) < 1:
+    raise ValueError(f'num_turns must be at least 1, got {np.min(num_turns)}')
+  keys = _row_keys(key, example_ids, _LAW)
+  horizon = jnp.broadcast_to(jnp.asarray(num_turns, jnp.int32), keys.shape)
+
+  def below(limit, stream):
+    draw = lambda key, limit: jax.random.randint(jax.random.fold_in(key, stream), (), 0, limit)
+    return jax.vmap(draw)(keys.reshape(-1), limit.reshape(-1)).reshape(keys.shape)
+
+  if setting == 'one':
+    horizon = 1 + below(horizon, 0)
+  return Turns(*(np.asarray(x, np.int32) for x in (below(horizon, 1), horizon)))
+
+
+def roll_out(
+    sample: SampleFn,
+    params: Params,
+    user: User,
+    dialogues: Said,
+    key: Array,
+    *,
+    rollout: int = 0,
+    start: int | np.ndarray = 0,
+    num_turns: int | np.ndarray | None = None,
+    close_ids: tuple[int, ...] = (),
+    widths: str = 'growing',
+) -> Said:
+  """Lets a policy talk with a user, from turn `start` of each dialogue on.
+
+  What stood before is copied: replies and messages of turns before `start`. The noise of a reply
+  depends on (key, rollout, turn, example) alone, and so does that of the user's message.
+
+  Args:
+    sample: a jitted sampler of one reply a transcript, with as many slots as `dialogues` has for
+      a reply; for S seeds under `jax.vmap`, over parameters and keys too.
+    params: the policy's.
+    user: n dialogues of one leading axis, all at the same turn -> n messages to append. It is
+      called once a turn, with those dialogues that go on.
+    dialogues: what was said before, [P] or [S, P] of them; `data.dialogues.empty` for prompts.
+    key: of the step, or keys [S].
+    rollout: the roll-out's number; another one is other noise.
+    start: the first turn that is drawn: a number, or int [...].
+    num_turns: replies of each dialogue, likewise; at most H, which is the default.
+    close_ids: what ends a turn in the transcript where the reply did not.
+    widths: 'growing' or 'fixed' slots of the transcripts; see above.
+
+  Returns:
+    The dialogues, with `num_turns` replies (or `start`, where that is not smaller).
+
+  Raises:
+    ValueError: a number is out of range, or a user's message is too long.
+  """
+  lead, most = dialogues.prompt_lengths.shape, dialogues.reply_lengths.shape[-1]
+  start = np.broadcast_to(start, lead)
+  num_turns = np.broadcast_to(most if num_turns is None else num_turns, lead)
+  if widths not in ('growing', 'fixed'):
+    raise ValueError(f"widths must be 'growing' or 'fixed', got {widths!r}")
+  if start.min(initial=0) < 0 or num_turns.max(initial=1) > most:
+    raise ValueError(
+        f'turns must lie in 0 to {most} (num_turns), got {start.min()} to {num_turns.max()}')
+  if (dialogues.num_replies < start).any():
+    raise ValueError(
+        f'start must be at most the turns that have been said, got {start.max()} where one of the '
+        f'dialogues has {dialogues.num_replies[dialogues.num_replies < start].min()}'
+    )
+  dialogues = dialogues.cut(start)
+  for turn in range(most):
+    rows = (start <= turn) & (turn < num_turns)
+    if not rows.any():
+      continue
+    tokens, lengths = dialogues.transcript(turn)
+    if widths == 'fixed':
+      room = (most - 1) * (dialogues.replies.shape[-1] + dialogues.messages.shape[-1])
+      room += dialogues.prompts.shape[-1] - tokens.shape[-1]
+      tokens = np.pad(tokens, [(0, 0)] * len(lead) + [(room, 0)])
+    said = sample(
+        params, tokens, lengths, dialogues.example_ids, _fold(key, _POLICY, rollout, turn))
+    dialogues = _say(dialogues, turn, rows, jax.device_get(said))
+    rows &= turn + 1 < num_turns
+    if rows.any():
+      dialogues = _answer(dialogues, turn, rows, user, key, rollout, close_ids)
+  return dialogues
+
+
+def _say(dialogues: Said, turn: int, rows: np.ndarray, said: Rollouts) -> Said:
+  """Appends what the sampler said to the dialogues in `rows`."""
+  expected = (*rows.shape, 1, dialogues.replies.shape[-1])
+  if said.tokens.shape != expected:
+    raise ValueError(
+        'the sampler must draw one reply with as many slots as the dialogues have: tokens '
+        f'{expected}, got {said.tokens.shape}'
+    )
+  return dialogues.with_replies(
+      turn, rows, tokens=said.tokens[..., 0, :], lengths=said.lengths[..., 0],
+      log_probs=said.log_probs[..., 0, :], stop_reason=said.stop_reason[..., 0])
+
+
+def _answer(dialogues, turn, rows, user, key, rollout, close_ids):
+  """Appends what the user says to reply `turn` of the dialogues in `rows`."""
+  keys = _row_keys(key, dialogues.example_ids, _USER, rollout, turn)
+  seeds = jax.vmap(lambda k: jax.random.bits(k, (), 'uint32'))(keys.reshape(-1))
+  dialogues = dataclasses.replace(dialogues, seeds=np.asarray(seeds).reshape(rows.shape))
+  messages = list(user(dialogues[rows]))
+  cut = dialogues.stop_reason[rows][:, turn] == types.TRUNCATED
+  if close_ids and len(messages) == len(cut):
+    messages = [
+        [*close_ids, *message] if open_ else message for message, open_ in zip(messages, cut)]
+  return dialogues.with_messages(turn, rows, messages)
+
+
+def as_rollouts(samples: Sequence[Dialogues], turn: np.ndarray) -> tuple[Rollouts, dict]:
+  """Dialogues of the same prompts as a batch of K samples.
+
+  Args:
+    samples: K sets of dialogues, [P] (or [S, P]) each: the two roll-outs.
+    turn: int [P]; h.
+
+  Returns:
+    Rollouts with tokens [P, K, T], T = H·R + (H − 1)·M: all that follows the prompts, ids as they
+    were said. `mask` is 1 on every reply; `stop_reason` is that of reply h. And the algorithm's
+    own numbers (`Batch.aux`): 'turns' int32 [P, K, T], the reply that a token belongs to and −1
+    elsewhere, and 'turn' int32 [P].
+  """
+  parts = [dialogues.continuation() for dialogues in samples]
+  axis = np.ndim(turn)
+  stack = lambda arrays: np.stack(arrays, axis=axis)
+  at_turn = lambda array: np.take_along_axis(array, np.asarray(turn)[..., None], axis=-1)[..., 0]
+  rollouts = Rollouts(
+      prompts=samples[0].prompts,
+      prompt_lengths=samples[0].prompt_lengths,
+      tokens=stack([part.tokens for part in parts]),
+      lengths=stack([part.lengths for part in parts]),
+      mask=stack([part.mask for part in parts]),
+      log_probs=stack([part.log_probs for part in parts]),
+      stop_reason=stack([at_turn(dialogues.stop_reason) for dialogues in samples]),
+  )
+  turns = stack([part.turns for part in parts])
+  return rollouts, {'turns': turns, 'turn': np.asarray(turn, np.int32)}
+
+
+def _fold(key: Array, *indices: int) -> Array:
+  """fold_in with each of the indices, for one key or a vector of them."""
+  for index in indices:
+    fold = lambda k, i=index: jax.random.fold_in(k, i)
+    for _ in range(key.ndim):
+      fold = jax.vmap(fold)
+    key = fold(key)
+  return key
+
+
+def _row_keys(key: Array, example_ids: Array, *indices: int) -> Array:
+  """A key for each dialogue, by its example; an example that stands in a batch again counts on."""
+  chex.assert_rank(example_ids, key.ndim + 1)
+
+  def fold(key, ids):
+    earlier = jnp.tril(ids[:, None] == ids[None, :], k=-1).sum(axis=1)
+    return jax.vmap(lambda i, n: jax.random.fold_in(jax.random.fold_in(key, i), n))(ids, earlier)
+
+  for _ in range(key.ndim):
+    fold = jax.vmap(fold)
+  return fold(_fold(key, *indices), jnp.asarray(example_ids))

@@ -1,0 +1,311 @@
+"""A toy dialogue in which a question at the start pays off at the end.
+
+The user has a goal of two symbols, such as `ce`. The first message, `!c`, tells the first one;
+the second is told to an assistant that asks, `?`, early enough, and to nobody else:
+
+  !c                                   the user's first turn
+  ?      =ce   ce   +ce   ce   ...     the assistant asks; `=` tells the goal, `+` confirms it
+  cb     -     cb   -     cd   ...     it answers at once; a wrong answer, and the user is terse
+
+What the user says to a reply:
+  =xy  the goal, where the reply was `?`, in one of the first two turns;
+  +xy  the goal once more, where the reply was the whole goal;
+  -    where it was anything else; from then on the user says nothing else;
+  .    whatever the reply, with probability 0.1: the user did not listen.
+
+The dialogue up to turn h (from 0) is worth
+  1 where reply h is the whole goal, max(0, 0.4 − h / 10) where it is half of it (the first symbol
+  is right), 0 for anything else, minus 0.02 for each filler `~` of any reply so far; at least 0.
+A guess is half right, and patience with halves wears out: to answer at once is the best that can
+be had in the first turn, and nearly worthless in the last.
+
+What styles of speech score when the dialogue ends with turn 0, ..., 4 (10 symbols):
+  perfect     asks until it is told, then answers   0.000  0.900  0.993  0.993  0.992
+  initial     asks in 15 % of the first turns       0.387  0.463  0.403  0.325  0.264
+  at once     never asks, listens                   0.461  0.425  0.352  0.271  0.190
+  behaviour   never asks, never listens, fillers    0.440  0.329  0.220  0.109  0.090
+
+The initial style made the demonstrations: asking lies in the support of a policy that imitates
+them. Asking first gains it 0.56 where every dialogue ends with turn 4, and 0.06 under the law of
+REFUEL's setting one, under which the first turn often is the last. The behaviour style made the
+offline dialogues: prefixes in which the user is almost always terse.
+"""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from jaxrl_llm.data import dialogues as dialogues_lib
+from jaxrl_llm.data import tokenizers
+from jaxrl_llm.data.dialogues import Dialogues
+from jaxrl_llm.types import STOPPED, Example, Task
+
+SYMBOLS = 'abcdefghijkl'
+SIGNS = '?~!=+.-'  # Ask, filler; first message, told, confirmed, not heard, terse.
+REPLY_SLOTS = 4  # A filler, two symbols, the stop token.
+MESSAGE_SLOTS = 3
+PROMPT_SLOTS = 2
+
+
+class Style(NamedTuple):
+  """How a scripted assistant speaks.
+
+  Attributes:
+    ask: the probability that it asks, where it may: early, not told yet, the user not terse.
+    listen: the probability that it answers what it was told; it guesses otherwise.
+    filler: the probability that a filler stands before a reply.
+  """
+
+  ask: float
+  listen: float
+  filler: float
+
+
+PERFECT = Style(ask=1.0, listen=1.0, filler=0.0)
+INITIAL = Style(ask=0.15, listen=0.8, filler=0.2)
+AT_ONCE = Style(ask=0.0, listen=1.0, filler=0.0)
+BEHAVIOUR = Style(ask=0.0, listen=0.0, filler=1.0)
+
+
+@dataclasses.dataclass(frozen=True)
+class World:
+  """The rules: what the user says, and what a dialogue is worth. Example id -> goal.
+
+  Attributes:
+    num_turns: H.
+    num_symbols: A; goal number id mod A² is (id // A mod A, id mod A).
+    early_turns: turns in which a question is answered.
+    attention: the probability that the user listens to a reply.
+    half: what half of the goal is worth in the first turn; it falls to 0 by the fifth.
+    filler_cost: of each filler.
+  """
+
+  num_turns: int = 5
+  num_symbols: int = 10
+  early_turns: int = 2
+  attention: float = 0.9
+  half: float = 0.4
+  filler_cost: float = 0.02
+
+  def validate(self) -> None:
+    """Raises ValueError with one line for the first field that is out of range."""
+    for name, low, high in (
+        ('num_turns', 1, 16), ('num_symbols', 2, len(SYMBOLS)), ('early_turns', 0, 16),
+        ('attention', 0, 1), ('half', 0, 1), ('filler_cost', 0, 1),
+    ):
+      if not low <= getattr(self, name) <= high:
+        raise ValueError(f'{name} must lie in {low} to {high}, got {getattr(self, name)}')
+
+  @property
+  def tokenizer(self) -> tokenizers.CharacterTokenizer:
+    """0 pads, 1 stops, then the symbols and the signs."""
+    return tokenizers.CharacterTokenizer(SYMBOLS[: self.num_symbols] + SIGNS)
+
+  def sign(self, character: str) -> int:
+    """The id of one of `SIGNS`."""
+    return 2 + self.num_symbols + SIGNS.index(character)
+
+  def goals(self, example_ids: np.ndarray) -> np.ndarray:
+    """Ids of the two symbols, int32 [..., 2]."""
+    ids = np.asarray(example_ids)
+    return np.stack([2 + ids // self.num_symbols % self.num_symbols, 2 + ids % self.num_symbols],
+                    axis=-1).astype(np.int32)
+
+  def start(self, example_ids: np.ndarray) -> Dialogues:
+    """Dialogues of some examples before the first reply."""
+    goals = self.goals(example_ids)
+    prompts = np.stack([np.full(goals.shape[:-1], self.sign('!')), goals[..., 0]], axis=-1)
+    return dialogues_lib.empty(
+        prompts, np.full(goals.shape[:-1], PROMPT_SLOTS), example_ids, num_turns=self.num_turns,
+        reply_slots=REPLY_SLOTS, message_slots=MESSAGE_SLOTS)
+
+  def asks(self, dialogues: Dialogues) -> np.ndarray:
+    """bool [..., H]; whether a reply is the question."""
+    first, _, count = self._contents(dialogues)
+    return (first == self.sign('?')) & (count == 1)
+
+  def rewards(self, dialogues: Dialogues) -> np.ndarray:
+    """float32 [..., H]; the worth of the dialogue up to each turn, NaN where nothing is said."""
+    first, second, count = self._contents(dialogues)
+    goals = self.goals(dialogues.example_ids)[..., None, :]
+    is_symbol = (second >= 2) & (second < 2 + self.num_symbols)
+    half = (count == 2) & is_symbol & (first == goals[..., 0])
+    worth = np.maximum(0.0, self.half * (1 - np.arange(self.num_turns) / 4))
+    correct = np.where(half & (second == goals[..., 1]), 1.0, np.where(half, worth, 0.0))
+    said = np.arange(REPLY_SLOTS) < dialogues.reply_lengths[..., None]
+    fillers = np.sum((dialogues.replies == self.sign('~')) & said, axis=-1)
+    rewards = np.clip(correct - self.filler_cost * np.cumsum(fillers, axis=-1), 0, 1)
+    return np.where(dialogues.reply_lengths > 0, rewards, np.nan).astype(np.float32)
+
+  def user(self, dialogues: Dialogues) -> Sequence[Sequence[int]]:
+    """What the user says to the last replies of n dialogues."""
+    turn = dialogues.num_replies - 1
+    last = lambda array: np.take_along_axis(array, turn[:, None], axis=1)[:, 0]
+    goals = self.goals(dialogues.example_ids)
+    first, second, count = map(last, self._contents(dialogues))
+    asked = last(self.asks(dialogues)) & (turn < self.early_turns)
+    right = (count == 2) & (first == goals[:, 0]) & (second == goals[:, 1])
+    open_ = ~self._terse(dialogues)
+    heard = dialogues.seeds / 2**32 < self.attention
+    sign = np.select(
+        [~heard, open_ & asked, open_ & right], [self.sign(c) for c in '.=+'], self.sign('-'))
+    tells = heard & open_ & (asked | right)
+    messages = np.concatenate([sign[:, None], goals], axis=1)
+    return [row[: 3 if told else 1] for row, told in zip(messages, tells)]
+
+  def simulate(self, example_ids: np.ndarray, style: Style, *, seed: int) -> Dialogues:
+    """Whole dialogues of a scripted assistant with the user; log-probs are unknown (NaN).
+
+    Args:
+      example_ids: int32 [n].
+      style: of the assistant.
+      seed: of both speakers.
+    """
+    rng = np.random.default_rng([seed, 3])
+    dialogues, everyone = self.start(example_ids), np.ones(len(example_ids), bool)
+    for turn in range(self.num_turns):
+      tokens, lengths = self._speak(dialogues, turn, style, rng)
+      dialogues = dialogues.with_replies(
+          turn, everyone, tokens=tokens, lengths=lengths,
+          log_probs=np.full(tokens.shape, np.nan), stop_reason=np.full(len(tokens), STOPPED))
+      if turn + 1 < self.num_turns:
+        seeds = rng.integers(2**32, size=len(tokens), dtype=np.uint32)
+        dialogues = dataclasses.replace(dialogues, seeds=seeds)
+        dialogues = dialogues.with_messages(turn, everyone, self.user(dialogues))
+    return dialogues
+
+  def _speak(self, dialogues, turn, style, rng) -> tuple[np.ndarray, np.ndarray]:
+    """Reply `turn` of a scripted assistant: (tokens [n, R], lengths [n])."""
+    chance = rng.random((3, len(dialogues)))
+    guess = rng.integers(2, 2 + self.num_symbols, len(dialogues))
+    goals = self.goals(dialogues.example_ids)
+    told = self._has_said(dialogues, '=+')
+    may_ask = ~told & ~self._terse(dialogues) & (turn < self.early_turns)
+    ask = may_ask & (chance[0] < style.ask)
+    second = np.where(told & (chance[1] < style.listen), goals[:, 1], guess)
+    stop, zero = np.ones_like(guess), np.zeros_like(guess)
+    plain = np.where(
+        ask, [np.full_like(guess, self.sign('?')), stop, zero, zero],
+        [goals[:, 0], second, stop, zero]).T
+    filler = chance[2] < style.filler
+    filled = np.concatenate([np.full((len(plain), 1), self.sign('~')), plain[:, :-1]], axis=1)
+    return np.where(filler[:, None], filled, plain), np.where(ask, 2, 3) + filler
+
+  def _contents(self, dialogues: Dialogues) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """(first, second, number) of each reply's tokens without fillers, [..., H].
+
+    The stop token does not count; a reply without one has no content.
+    """
+    tokens, places = dialogues.replies, np.arange(REPLY_SLOTS)
+    stopped = dialogues.stop_reason == STOPPED
+    content = places < (dialogues.reply_lengths - stopped)[..., None]
+    content &= (tokens != self.sign('~')) & stopped[..., None]
+    order = np.argsort(~content, axis=-1, kind='stable')
+    tokens = np.take_along_axis(tokens, order, axis=-1)
+    return tokens[..., 0], tokens[..., 1], np.sum(content, axis=-1)
+
+  def _terse(self, dialogues: Dialogues) -> np.ndarray:
+    return self._has_said(dialogues, '-')
+
+  def _has_said(self, dialogues: Dialogues, signs: str) -> np.ndarray:
+    """bool [...]; whether a message of the user begins with one of the signs."""
+    said = np.isin(dialogues.messages[..., 0], [self.sign(sign) for sign in signs])
+    return np.any(said & (dialogues.message_lengths > 0), axis=-1)
+
+
+@dataclasses.dataclass(frozen=True)
+class DialogueTask(Task):
+  """The task. There is no reward for a response alone: `world.rewards` judges dialogues.
+
+  `train` and `evaluation` have 'id', 'prompt' and 'answer' (the goal); `demonstrations` are whole
+  dialogues of the initial style, with 'ids' and 'loss_mask'.
+
+  Attributes:
+    world: the rules; its methods are the user and the rewards.
+    offline: whole dialogues of the behaviour policy, one for each example of `train`, in order.
+  """
+
+  world: World
+  offline: Dialogues
+
+
+def make_task(
+    *,
+    seed: int,
+    num_demonstrations: int = 4000,
+    num_train: int = 2000,
+    num_evaluation: int = 500,
+    world: World | None = None,
+) -> DialogueTask:
+  """Makes the task; a pure function of its arguments.
+
+  Ids of the three sets are disjoint, and each set has every goal equally often, up to one.
+
+  Args:
+    seed: decides ids, their order, the demonstrations and the offline dialogues.
+    num_demonstrations: whole dialogues of the initial policy, for supervised fine-tuning.
+    num_train: prompts, and offline dialogues.
+    num_evaluation: held-out prompts.
+    world: the rules.
+
+  Returns:
+    The task.
+
+  Raises:
+    ValueError: a value is out of its range.
+  """
+  world = world or World()
+  world.validate()
+  sizes = {'num_demonstrations': num_demonstrations, 'num_train': num_train,
+           'num_evaluation': num_evaluation}
+  for name, size in sizes.items():
+    if not 0 <= size <= 1_000_000:
+      raise ValueError(f'{name} must lie in 0 to 1000000, got {size}')
+  rng = np.random.default_rng([seed, 0])
+  demonstrated, train, evaluation = (
+      _draw_ids(rng, size, part, world.num_symbols**2) for part, size in enumerate(sizes.values()))
+  slots = world.num_turns * REPLY_SLOTS + (world.num_turns - 1) * MESSAGE_SLOTS
+  return DialogueTask(
+      name=f'dialogue_{world.num_turns}_turns',
+      tokenizer=world.tokenizer,
+      demonstrations=_demonstrate(world, demonstrated, seed),
+      train=_examples(world, train),
+      evaluation=_examples(world, evaluation),
+      reward_fn=None,
+      lenient_reward_fn=None,
+      max_prompt_tokens=PROMPT_SLOTS,
+      max_response_tokens=slots,
+      world=world,
+      offline=world.simulate(train, BEHAVIOUR, seed=seed + 1),
+  )
+
+
+def _draw_ids(rng: np.random.Generator, size: int, part: int, num_goals: int) -> np.ndarray:
+  """`size` ids of part 0, 1 or 2: rounds over all goals, the last one a random part of them."""
+  rounds = -(-size // num_goals)
+  goals = [rng.permutation(num_goals) for _ in range(rounds)]
+  ids = [goal + (3 * index + part) * num_goals for index, goal in enumerate(goals)]
+  return rng.permutation(np.concatenate([np.zeros(0, np.int64), *ids])[:size]).astype(np.int32)
+
+
+def _examples(world: World, ids: np.ndarray) -> list[Example]:
+  symbols = world.goals(ids) - 2
+  return [
+      {'id': int(index), 'prompt': f'!{SYMBOLS[first]}', 'answer': SYMBOLS[first] + SYMBOLS[second]}
+      for index, (first, second) in zip(ids, symbols)
+  ]
+
+
+def _demonstrate(world: World, ids: np.ndarray, seed: int) -> list[Example]:
+  """Whole dialogues as ids, marked where the assistant speaks."""
+  dialogues = world.simulate(ids, INITIAL, seed=seed)
+  said = dialogues.continuation()
+  marks = np.pad(said.mask > 0, [(0, 0), (PROMPT_SLOTS, 0)])
+  tokens = np.concatenate([dialogues.prompts, said.tokens], axis=1)
+  return [
+      {**example, 'ids': tokens[row, :length], 'loss_mask': marks[row, :length]}
+      for row, (example, length) in enumerate(zip(
+          _examples(world, ids), PROMPT_SLOTS + said.lengths))
+  ]

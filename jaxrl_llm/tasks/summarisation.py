@@ -1,0 +1,174 @@
+"""Toy summarisation: name the marked words of a text, in order, and stop.
+
+A post of 24 characters holds 2 to 4 key letters, each behind the marker `*`, among others that
+stand alone; it ends with the cue `=`. The ideal summary is the keys in order. The gold score of a
+summary of n letters of which m can be lined up with the keys in order (the longest common
+subsequence), of k keys, is
+
+  g = m / k − 0.5 (n − m) / n − 0.05 n,
+
+0 for the empty summary, and `MISSING_STOP` for one that does not stop. The ideal summary scores
+1 − 0.05 k: 0.9, 0.85 or 0.8.
+
+Demonstrations are noisy: in `corruption_rate` of them a key is forgotten, one is replaced by
+another letter of the post, two change places, or a letter is added. Preferences between two
+summaries are those of a Bradley-Terry judge of the gold score, P(a ≻ b) = σ((g_a − g_b) / noise).
+"""
+
+import numpy as np
+
+from jaxrl_llm.data import tokenizers
+from jaxrl_llm.types import Example, Task
+
+LETTERS = 'abcdefghijklmnopqrst'
+MARKER, CUE = '*', '='
+POST_LENGTH = 24  # Marker and cue included.
+MAX_RESPONSE_TOKENS = 10
+MISSING_STOP = -1.0
+
+
+def gold_score(response: str, keys: str) -> float:
+  """The gold score of a summary that stopped; see the module.
+
+  Args:
+    response: its letters.
+    keys: the ideal summary, not empty.
+
+  Returns:
+    g, at most 1 − 0.05 len(keys).
+  """
+  if not response:
+    return 0.0
+  matched = _common_subsequence(response, keys)
+  length = len(response)
+  return matched / len(keys) - 0.5 * (length - matched) / length - 0.05 * length
+
+
+def reward(
+    prompts: list[str], responses: list[str], truncated: np.ndarray, examples: list[Example]
+) -> np.ndarray:
+  """Gold scores as a `types.RewardFn`; `MISSING_STOP` where a response was truncated."""
+  del prompts
+  scores = [gold_score(r, example['answer']) for r, example in zip(responses, examples)]
+  return np.where(truncated, MISSING_STOP, scores).astype(np.float32)
+
+
+def prefer(
+    scores: np.ndarray, *, noise: float, rng: np.random.Generator
+) -> np.ndarray:
+  """Which of two responses a noisy judge prefers.
+
+  P(first ≻ second) = σ((g_1 − g_2) / noise), the law of comparing g + noise · Gumbel.
+
+  Args:
+    scores: float [P, 2]; gold scores.
+    noise: positive; smaller is a surer judge.
+    rng: of the labels.
+
+  Returns:
+    float32 [P, 2]; 1 for the preferred response, 0 for the other one.
+
+  Raises:
+    ValueError: `noise` is not positive.
+  """
+  if not noise > 0:
+    raise ValueError(f'noise must be positive, got {noise}')
+  first = np.argmax(scores + noise * rng.gumbel(size=np.shape(scores)), axis=1) == 0
+  return np.stack([first, ~first], axis=1).astype(np.float32)
+
+
+def make_task(
+    *,
+    seed: int,
+    num_demonstrations: int,
+    num_train: int,
+    num_evaluation: int,
+    corruption_rate: float = 0.3,
+) -> Task:
+  """Makes the task; a pure function of its arguments.
+
+  The three sets of posts are disjoint. Examples have 'answer' (the keys) and 'reference' (a
+  summary as noisy as the demonstrations, which a win rate compares with).
+
+  Args:
+    seed: decides the posts and the mistakes.
+    num_demonstrations: posts with a response.
+    num_train: posts of RL.
+    num_evaluation: held-out posts.
+    corruption_rate: the fraction of references with a mistake.
+
+  Returns:
+    The task.
+
+  Raises:
+    ValueError: a value out of its range.
+  """
+  sizes = {'num_evaluation': num_evaluation, 'num_demonstrations': num_demonstrations,
+           'num_train': num_train}
+  for name, size in sizes.items():
+    if size < 0:
+      raise ValueError(f'{name} must be at least 0, got {size}')
+  if not 0 <= corruption_rate <= 1:
+    raise ValueError(f'corruption_rate must lie in [0, 1], got {corruption_rate}')
+  rng = np.random.default_rng([seed, 24])
+  posts: dict[str, str] = {}
+  while len(posts) < sum(sizes.values()):
+    post, keys = _draw_post(rng)
+    posts.setdefault(post, keys)
+  examples = [
+      {'id': index, 'prompt': post, 'answer': keys,
+       'reference': _corrupt(keys, post, rng) if rng.random() < corruption_rate else keys}
+      for index, (post, keys) in enumerate(posts.items())
+  ]
+  held_out, rest = examples[:num_evaluation], examples[num_evaluation:]
+  return Task(
+      name='summarisation',
+      tokenizer=tokenizers.CharacterTokenizer(LETTERS + MARKER + CUE),
+      demonstrations=[
+          example | {'response': example['reference']} for example in rest[:num_demonstrations]
+      ],
+      train=rest[num_demonstrations:],
+      evaluation=held_out,
+      reward_fn=reward,
+      lenient_reward_fn=reward,
+      max_prompt_tokens=POST_LENGTH,
+      max_response_tokens=MAX_RESPONSE_TOKENS,
+  )
+
+
+def _draw_post(rng: np.random.Generator) -> tuple[str, str]:
+  """A post and its keys; no letter stands in it twice as a key and as filler."""
+  num_keys = int(rng.integers(2, 5))
+  letters = rng.permutation(list(LETTERS))
+  keys = [str(letter) for letter in letters[:num_keys]]
+  fillers = POST_LENGTH - 1 - 2 * num_keys
+  words = [str(letter) for letter in rng.choice(letters[num_keys:], fillers)]
+  places = np.sort(rng.choice(fillers + num_keys, num_keys, replace=False))
+  for place, key in zip(places, keys):  # Ascending, so that the keys keep their order.
+    words.insert(int(place), MARKER + key)
+  return ''.join(words) + CUE, ''.join(keys)
+
+
+def _corrupt(keys: str, post: str, rng: np.random.Generator) -> str:
+  """The keys with one mistake."""
+  fillers = [letter for letter in post if letter not in keys + MARKER + CUE]
+  place, filler = int(rng.integers(len(keys))), str(rng.choice(fillers))
+  kind = rng.integers(4)
+  if kind == 0:
+    return keys[:place] + keys[place + 1 :]
+  if kind == 1:
+    return keys[:place] + filler + keys[place + 1 :]
+  if kind == 2:
+    other = place % (len(keys) - 1)  # It and its right neighbour change places.
+    return keys[:other] + keys[other + 1] + keys[other] + keys[other + 2 :]
+  return keys[:place] + filler + keys[place:]
+
+
+def _common_subsequence(a: str, b: str) -> int:
+  """Length of the longest common subsequence."""
+  row = [0] * (len(b) + 1)
+  for x in a:
+    diagonal = 0
+    for j, y in enumerate(b, 1):
+      diagonal, row[j] = row[j], diagonal + 1 if x == y else max(row[j], row[j - 1])
+  return row[-1]

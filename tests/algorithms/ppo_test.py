@@ -1,0 +1,360 @@
+"""PPO: the iteration spelt out, its identities, what has no part, and that it learns."""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxrl_llm.algorithms import ppo
+from jaxrl_llm.models import value
+from jaxrl_llm.training import optim
+from jaxrl_llm.types import TrainState
+from tests.algorithms import groups, policy_gradients, tiny
+from tests.models import witness
+
+KL = 0.3
+CRITIC = value.make(tiny.CONFIG)
+
+
+@pytest.fixture(autouse=True, scope='module')
+def _fast_compilation():
+  with policy_gradients.fast_compilation():
+    yield
+
+
+@functools.cache
+def _params(seed=0):
+  critic = jax.tree.map(lambda leaf: 0.7 * leaf, witness.draw_params(CRITIC, seed + 7))
+  return tiny.params(seed) | {'value': critic}
+
+
+def _make(config, optimizer):
+  return ppo.make(config, tiny.MODEL, CRITIC, optimizer)
+
+
+DEFAULTS = dict(
+    kl_coefficient=KL, samples_per_prompt=2, num_epochs=1, temperature=1.0, value_coefficient=0.5)
+
+
+PLAIN = dict(whiten_rewards=False, whiten_advantages=False, trace=1.0)
+
+
+@functools.cache
+def _runner():
+  return policy_gradients.runner(_make, ppo.Config, _params(), **DEFAULTS)
+
+
+def run(data, **changes):
+  """(loss, gradients, metrics) of an iteration of one step."""
+  return _runner()(data, **changes)
+
+
+# --- The iteration, response after response.
+
+
+@jax.jit
+def _values(parameters, rollouts):
+  """V [P, K, T] where each token is chosen, rows moved to the left as in `groups.log_probs`."""
+  samples, slots = rollouts.tokens.shape[1:]
+  width = rollouts.prompts.shape[1]
+  lengths = jnp.repeat(rollouts.prompt_lengths, samples)
+  rows = jnp.concatenate(
+      [jnp.repeat(rollouts.prompts, samples, axis=0), rollouts.tokens.reshape(-1, slots)], axis=1)
+  places = jnp.arange(width + slots)
+  shift = jnp.minimum(places + (width - lengths)[:, None], width + slots - 1)
+  tokens = jnp.take_along_axis(rows, shift, axis=1)
+  output = CRITIC.apply(
+      parameters['value'], tokens, positions=jnp.broadcast_to(places, tokens.shape),
+      valid=places < (lengths + slots)[:, None])
+  scalars = output.hidden @ output.head.kernel[0] + output.head.bias[0]
+  read = lengths[:, None] - 1 + jnp.arange(slots)
+  return jnp.take_along_axis(scalars, read, axis=1).reshape(rollouts.mask.shape)
+
+
+def _whiten(x, counts, shift_mean):
+  mean, deviation = np.mean(x[counts]), np.std(x[counts])
+  return (x - mean) / np.sqrt(deviation**2 + 1e-8) + (0.0 if shift_mean else mean)
+
+
+def _estimates(
+    data, *, whiten_rewards=True, whiten_advantages=True, trace=0.95, discount=1.0, released=False):
+  """(old log-probs, old values, advantages, returns), each [P, K, T], by NumPy."""
+  mask = np.asarray(data.rollouts.mask) > 0
+  counts = np.ones_like(mask) if released else mask
+  old = np.asarray(groups.log_probs(tiny.params(), data.rollouts))
+  values = np.where(mask, _values(_params(), data.rollouts), 0.0)
+  rewards = np.where(mask, -KL * (old - np.asarray(data.reference_log_probs)), 0.0)
+  for p, k in np.ndindex(mask.shape[:2]):
+    rewards[p, k, int(data.rollouts.lengths[p, k]) - 1] += data.rewards[p, k]
+  if whiten_rewards:
+    rewards = _whiten(rewards, counts, shift_mean=False)
+  advantages = np.zeros(mask.shape)
+  for p, k in np.ndindex(mask.shape[:2]):
+    after, advantage = 0.0, 0.0
+    for t in reversed(range(int(data.rollouts.lengths[p, k]))):
+      delta = rewards[p, k, t] + discount * after - values[p, k, t]
+      advantage = delta + discount * trace * advantage
+      advantages[p, k, t], after = advantage, values[p, k, t]
+  returns = advantages + values
+  if whiten_advantages:
+    advantages = _whiten(advantages, counts, shift_mean=True)
+  return old, values, np.where(mask, advantages, 0.0), returns
+
+
+def _loss(data, *, clip=0.2, value_clip=0.2, released=False, **options):
+  """(parameters, rows) -> the loss of these prompts, spelt out."""
+  old, old_values, advantages, returns = map(
+      jnp.asarray, _estimates(data, released=released, **options))
+  mask = data.rollouts.mask
+
+  def loss(parameters, rows):
+    ratio = jnp.exp(groups.log_probs(parameters, data.rollouts) - old)
+    surrogate = jnp.minimum(
+        ratio * advantages, jnp.clip(ratio, 1 - clip, 1 + clip) * advantages)
+    values = _values(parameters, data.rollouts)
+    held = jnp.clip(values, old_values - value_clip, old_values + value_clip)
+    error = jnp.maximum((values - returns)**2, (held - returns)**2) / 2
+    total = jnp.where(mask > 0, DEFAULTS['value_coefficient'] * error - surrogate, 0.0)[rows]
+    return jnp.sum(total) / (total.size if released else jnp.sum(mask[rows]))
+
+  return loss
+
+
+@pytest.mark.parametrize('compat', ['correct', 'released'])
+def test_loss_and_gradient_are_the_iteration_spelt_out(compat):
+  data = groups.batch()
+  got = run(data, compat=compat)
+  loss = _loss(data, released=compat == 'released')
+  expected = jax.jit(jax.value_and_grad(loss))(_params(), np.arange(4))
+  policy_gradients.check_equal(got, expected)
+  assert got[2]['train/clip_fraction'] == 0
+  for role in ('policy', 'value'):
+    tiny.assert_trees_close(got[1][role], expected[1][role], tolerance=1e-5)
+
+
+def test_B3_with_lambda_and_gamma_1_the_advantage_is_return_minus_value():
+  data = groups.batch()
+  _, gradients, metrics = run(data, **PLAIN)
+  mask = np.asarray(data.rollouts.mask) > 0
+  old = np.asarray(groups.log_probs(tiny.params(), data.rollouts))
+  values = np.where(mask, _values(_params(), data.rollouts), 0.0)
+  penalty = np.where(mask, KL * (old - np.asarray(data.reference_log_probs)), 0.0)
+  later = np.cumsum(penalty[..., ::-1], axis=-1)[..., ::-1]
+  returns = np.where(mask, np.asarray(data.rewards)[..., None] - later, 0.0)
+  np.testing.assert_allclose(metrics['train/return'], returns.sum() / mask.sum(), rtol=1e-5)
+  np.testing.assert_allclose(metrics['train/value'], values.sum() / mask.sum(), rtol=1e-5)
+  np.testing.assert_allclose(
+      metrics['train/value_loss'], np.sum((values - returns)**2) / 2 / mask.sum(), rtol=1e-4)
+  _, expected = policy_gradients.spelt_out(
+      lambda log_probs: -jnp.sum((returns - values) * log_probs) / mask.sum())
+  tiny.assert_trees_close(gradients['policy'], expected['policy'], tolerance=1e-5)
+
+
+def test_B4_at_the_old_policy_the_gradient_is_the_policy_gradient():
+  # Neither a ratio nor a clip is in the equation; the critic's half has no part in the policy.
+  data = groups.batch()
+  _, _, advantages, _ = _estimates(data)
+  _, gradients, metrics = run(data)
+  _, expected = policy_gradients.spelt_out(
+      lambda log_probs: -jnp.sum(advantages * log_probs) / jnp.sum(data.rollouts.mask))
+  tiny.assert_trees_close(gradients['policy'], expected['policy'], tolerance=1e-5)
+  assert metrics['train/clip_fraction'] == 0
+
+
+def test_later_steps_are_clipped_against_the_frozen_policy_and_critic():
+  data, bounds = groups.batch(), dict(clip=0.1, value_clip=0.05)
+  config = ppo.Config(**DEFAULTS | dict(num_epochs=2, num_minibatches=2), **bounds)
+  metrics = policy_gradients.check_steps(
+      lambda optimizer: _make(config, optimizer), _loss(data, **bounds), data, _params(),
+      [[0, 1], [2, 3], [0, 1], [2, 3]], learning_rate=0.1)
+  assert 0 < metrics['train/clip_fraction'] < 1
+  assert metrics['train/initial_log_ratio'] < 1e-5 < metrics['train/log_ratio']
+
+
+# --- Token rewards.
+
+
+def test_token_rewards_by_hand():
+  # c = 0.5; ln π/π_ref = (1, −2, 4): −0.5, 1, −2, and the score 3 at the last token.
+  tokens = [[[1, 2, 0]], [[0, 5, 5]]]
+  rollouts = groups.make_rollouts(tokens, np.ones((2, 1)), [1, 1])
+  data = dataclasses.replace(
+      groups.batch(), rollouts=rollouts, rewards=jnp.asarray([[3.0], [-1.0]]),
+      reference_log_probs=jnp.asarray([[[-2.0, 1.0, -5.0]], [[-2.0, jnp.nan, jnp.nan]]]))
+  old = jnp.asarray([[[-1.0, -1.0, -1.0]], [[-1.0, 0.0, 0.0]]])
+  got = ppo.token_rewards(ppo.Config(kl_coefficient=0.5), data, old)
+  np.testing.assert_allclose(got, [[[-0.5, 1, 1]], [[-1.5, 0, 0]]])
+  # Over a response they add up to the shaped reward of a sequence (R17).
+  np.testing.assert_allclose(got.sum(axis=-1)[0, 0], 3 - 0.5 * (-3 - (-6)))
+  without = dataclasses.replace(data, reference_log_probs=None)
+  got = ppo.token_rewards(ppo.Config(kl_coefficient=0.0), without, old)
+  np.testing.assert_allclose(got, [[[0, 0, 3]], [[-1, 0, 0]]])
+
+
+def test_the_score_goes_to_the_last_token_that_the_policy_chose():
+  # A user's words at the end and in between; and a response without any token of the policy.
+  data = groups.batch(1)
+  mask = jnp.asarray([[[1, 0, 1]], [[1, 1, 0]], [[0, 1, 0]], [[0, 0, 0]]], jnp.float32)
+  data = groups.replace_rollouts(data, mask=mask)
+  got = ppo.token_rewards(ppo.Config(kl_coefficient=0.0), data, jnp.zeros((4, 1, 3)))
+  places = [[0, 0, 1], [0, 1, 0], [0, 1, 0], [0, 0, 0]]
+  np.testing.assert_allclose(got[:, 0], places * np.asarray(data.rewards))
+
+
+# --- What has no part.
+
+
+def test_R20_the_ratio_is_one_before_the_first_step():
+  groups.check_initial_ratio(run, groups.batch())
+
+
+@pytest.mark.parametrize('compat', ['correct', 'released'])
+def test_R18_padding_has_no_part(compat):
+  groups.check_padding(
+      lambda data, **changes: run(data, compat=compat, **changes), groups.batch())
+
+
+def test_orders_have_no_part():
+  groups.check_orders(run, groups.batch())
+
+
+def test_rows_that_do_not_count_have_no_part():
+  groups.check_rows_that_do_not_count(run, groups.batch())
+
+
+def test_micro_batches_agree():
+  groups.check_micro_batches(run, groups.batch())
+
+
+def test_one_prompt():
+  groups.check_one_prompt(run, groups.batch())
+
+
+def test_seeds_side_by_side():
+  optimizer = tiny.recorder()
+  algorithm = _make(ppo.Config(**DEFAULTS), optimizer)
+  states = [TrainState(jnp.int32(0), p, optimizer.init(p), jax.random.key(0), {})
+            for p in (_params(1), _params(0))]
+  stacked, _ = jax.jit(jax.vmap(algorithm.train_step, (0, None)))(
+      jax.tree.map(lambda *leaves: jnp.stack(leaves), *states), groups.batch())
+  other, own = (jax.tree.map(lambda leaf, i=i: leaf[i], stacked.opt_state) for i in (0, 1))
+  expected = run(groups.batch())[1]
+  tiny.assert_trees_close(own, expected, tolerance=1e-5)
+  assert tiny.differ(other, expected)
+
+
+def test_equal_rewards_and_no_penalty_still_train_the_critic():
+  data = dataclasses.replace(
+      groups.batch(), rewards=jnp.full((4, 2), 0.7), reference_log_probs=None)
+  _, gradients, metrics = run(data, kl_coefficient=0.0)
+  assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(gradients))
+  assert max(np.abs(leaf).max() for leaf in jax.tree.leaves(gradients['value'])) > 1e-3
+  assert np.isfinite(list(metrics.values())).all()
+  with pytest.raises(ValueError, match='needs reference_log_probs, got None'):
+    run(data)
+
+
+def test_a_critic_with_several_outputs_is_an_error():
+  wide = value.make(tiny.CONFIG, num_outputs=2)
+  params = tiny.params() | {'value': jax.jit(wide.init)(jax.random.key(0))}
+  algorithm = ppo.make(ppo.Config(**DEFAULTS), tiny.MODEL, wide, tiny.recorder())
+  with pytest.raises(AssertionError):
+    jax.eval_shape(
+        algorithm.train_step, algorithm.init(jax.random.key(0), params), groups.batch())
+
+
+# --- The config.
+
+
+def test_every_field_of_the_config_has_an_effect_or_an_error():
+  fields = {field.name for field in dataclasses.fields(ppo.Config)}
+  data = groups.batch()
+  for name in ('num_minibatches', 'num_micro_batches'):
+    with pytest.raises(ValueError, match='must divide the batch of 4, got 3'):
+      run(data, **{name: 3})
+  with pytest.raises(ValueError, match='samples_per_prompt = 1 samples a prompt, got 2'):
+    run(data, samples_per_prompt=1)
+  state = TrainState(jnp.int32(0), _params(), _params(), jax.random.key(0), {})
+  program = lambda **changes: str(jax.make_jaxpr(_make(
+      ppo.Config(**DEFAULTS | changes), tiny.recorder()).train_step)(state, data))
+  plain = program()
+  seen = dict(kl_coefficient=0.1, temperature=0.6, head_chunk=2)
+  for name, setting in seen.items():
+    assert program(**{name: setting}) != plain, name
+  # By the equations, the second one of them off-policy.
+  equations = {'compat', 'whiten_rewards', 'whiten_advantages', 'trace', 'discount',
+               'value_coefficient', 'clip', 'value_clip', 'num_epochs'}
+  assert fields == {
+      'samples_per_prompt', 'num_minibatches', 'num_micro_batches', *seen, *equations}
+
+
+def test_options_of_the_estimates_are_those_of_the_equation():
+  data, options = groups.batch(), dict(whiten_advantages=False, discount=0.5, trace=0.5)
+  _, _, metrics = run(data, **options)
+  mask = np.asarray(data.rollouts.mask)
+  _, values, advantages, returns = _estimates(data, **options)
+  mean = lambda x: np.sum(mask * x) / mask.sum()
+  np.testing.assert_allclose(metrics['train/policy_loss'], -mean(advantages), rtol=1e-4, atol=1e-6)
+  np.testing.assert_allclose(metrics['train/return'], mean(returns), rtol=1e-4)
+  np.testing.assert_allclose(
+      metrics['train/value_loss'], mean((values - returns)**2) / 2, rtol=1e-4)
+
+
+@pytest.mark.parametrize('changes, message', [
+    (dict(temperature=0.0), 'temperature must be positive and finite, got 0.0'),
+    (dict(clip=0.0), 'clip must be positive, got 0.0'),
+    (dict(value_clip=-0.2), 'value_clip must be positive, got -0.2'),
+    (dict(discount=1.01), r'discount must be in \[0, 1\], got 1.01'),
+    (dict(trace=-0.1), r'trace must be in \[0, 1\], got -0.1'),
+    (dict(compat='legacy'), "compat must be one of .*got 'legacy'"),
+    (dict(samples_per_prompt=0), 'samples_per_prompt must be at least 1, got 0'),
+    (dict(num_epochs=0), 'num_epochs must be at least 1, got 0'),
+    (dict(num_minibatches=0), 'num_minibatches must be at least 1, got 0'),
+    (dict(num_micro_batches=0), 'num_micro_batches must be at least 1, got 0'),
+    (dict(kl_coefficient=-1.0), 'kl_coefficient must not be negative, got -1.0'),
+    (dict(value_coefficient=float('nan')), 'value_coefficient must not be negative, got nan'),
+    (dict(head_chunk=-1), 'head_chunk must not be negative, got -1'),
+])
+def test_bad_settings_are_named_in_one_line(changes, message):
+  with pytest.raises(ValueError, match=message) as error:
+    _make(ppo.Config(**changes), tiny.recorder())
+  assert '\n' not in str(error.value)
+
+
+# --- Learning.
+
+
+def test_the_critic_learns_a_constant_reward():
+  config = ppo.Config(**DEFAULTS | dict(kl_coefficient=0.0), whiten_rewards=False)
+  data = dataclasses.replace(
+      groups.batch(), rewards=jnp.full((4, 2), 0.7), reference_log_probs=None)
+  algorithm = _make(config, optim.make_optimizer(
+      optim.OptimizerConfig(name='adam', learning_rate=1e-2)))
+  state = algorithm.init(jax.random.key(0), _params())
+  before = np.asarray(_values(state.params, data.rollouts))
+  state, metrics = jax.jit(lambda s: jax.lax.scan(
+      lambda s, _: algorithm.train_step(s, data), s, None, length=200))(state)
+  mask = np.asarray(data.rollouts.mask) > 0
+  assert np.abs(before - 0.7)[mask].max() > 0.5
+  np.testing.assert_allclose(np.asarray(_values(state.params, data.rollouts))[mask], 0.7, atol=0.05)
+  losses = np.asarray(metrics['train/value_loss'].total / metrics['train/value_loss'].weight)
+  assert losses[-1] < 1e-3 < 0.05 < losses[0]
+  assert int(state.step) == 200
+
+
+def test_learns_a_bandit_to_its_closed_form():
+  coefficient = 0.2
+  critic = value.make(policy_gradients.BANDIT)
+  config = ppo.Config(kl_coefficient=coefficient, temperature=1.0)
+  learned = policy_gradients.play(
+      lambda optimizer: ppo.make(config, policy_gradients.BANDIT_MODEL, critic, optimizer), 1,
+      others={'value': jax.jit(critic.init)(jax.random.key(3))}, num_iterations=60,
+      learning_rate=5e-3)
+  success, kl = policy_gradients.optimum(learned.before, coefficient)
+  assert learned.before.mean() < 0.3 and success.mean() > 0.92
+  np.testing.assert_allclose(learned.success, success, atol=0.08)
+  np.testing.assert_allclose(learned.kl, kl, atol=0.3)
+  assert learned.metrics['train/initial_log_ratio'].max() < 1e-5

@@ -1,0 +1,120 @@
+"""Which groups count, pairs out of larger groups, and the gap to the sampler."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxrl_llm.rl import batches
+from jaxrl_llm.types import Batch, Rollouts
+
+PROMPTS, SAMPLES, SLOTS = 4, 3, 2
+
+
+def _batch(rewards=None, **changes):
+  """Every array says where its numbers come from: 100 p + 10 k + t."""
+  p, k, t = np.indices((PROMPTS, SAMPLES, SLOTS))
+  address = jnp.asarray(100 * p + 10 * k + t, jnp.int32)
+  each = address[..., 0]
+  rollouts = Rollouts(
+      prompts=jnp.ones((PROMPTS, 3), jnp.int32), prompt_lengths=jnp.full(PROMPTS, 3, jnp.int32),
+      tokens=address, lengths=each, mask=jnp.ones(address.shape),
+      log_probs=-1.0 - address, stop_reason=(each % 2).astype(jnp.int8))
+  if rewards is None:
+    rewards = [[1, 3, 2], [5, 5, 5], [-1, -2, -1], [0, 1, 1]]
+  return dataclasses.replace(Batch(
+      rollouts, jnp.asarray(rewards, jnp.float32), -2.0 - address,
+      {'values': jnp.arange(1.0, PROMPTS + 1)}, jnp.ones(PROMPTS)), **changes)
+
+
+def test_a_sound_batch_comes_back_as_it_was():
+  data = _batch()
+  kept, dropped = batches.drop_invalid(data)
+  jax.tree.map(np.testing.assert_array_equal, kept, data)
+  assert dropped.value() == 0
+
+
+@pytest.mark.parametrize('bad', [np.nan, np.inf, -np.inf, -99_999.0, -1e6])
+def test_a_group_with_one_bad_reward_is_dropped_whole_and_counted(bad):
+  data = _batch()
+  data = dataclasses.replace(data, rewards=data.rewards.at[2, 1].set(bad))
+  kept, dropped = batches.drop_invalid(data)
+  np.testing.assert_array_equal(kept.weight, [1, 1, 0, 1])
+  assert dropped.value() == 0.25
+  # Everything that is computed with is 0 there, and untouched elsewhere.
+  numbers = lambda b: (b.rewards, b.rollouts.mask, b.rollouts.log_probs, b.reference_log_probs,
+                       b.aux['values'])
+  rest = np.array([0, 1, 3])
+  for before, after in zip(numbers(_batch()), numbers(kept)):
+    assert not np.any(after[2]) and np.any(before[2])
+    np.testing.assert_array_equal(after[rest], before[rest])
+  np.testing.assert_array_equal(kept.rollouts.tokens, data.rollouts.tokens)
+
+
+def test_rewards_just_above_the_sentinel_count():
+  rewards = np.full((PROMPTS, SAMPLES), -99_998.0)
+  assert batches.drop_invalid(_batch(rewards))[1].value() == 0
+
+
+def test_filler_rows_are_neither_kept_nor_counted_as_dropped():
+  data = _batch(weight=jnp.asarray([1.0, 0, 1, 0]))
+  poisoned = dataclasses.replace(
+      data, rewards=data.rewards.at[1].set(jnp.nan).at[0, 0].set(jnp.nan))
+  kept, dropped = batches.drop_invalid(poisoned)
+  np.testing.assert_array_equal(kept.weight, [0, 0, 1, 0])
+  assert dropped.value() == 0.5  # One of the two real prompts.
+  assert not np.isnan(kept.rewards).any()
+  assert batches.drop_invalid(_batch(weight=jnp.zeros(PROMPTS)))[1].value() == 0
+
+
+def test_rewards_by_token_and_no_reference():
+  rewards = np.zeros((PROMPTS, SAMPLES, SLOTS))
+  rewards[3, 0, 1] = np.nan
+  kept, _ = batches.drop_invalid(_batch(rewards, reference_log_probs=None))
+  np.testing.assert_array_equal(kept.weight, [1, 1, 1, 0])
+  assert kept.reference_log_probs is None
+
+
+def test_best_and_worst_take_everything_along():
+  # Of equal rewards the first is the best, the last the worst.
+  chosen = np.array([[1, 0], [0, 2], [0, 1], [1, 0]])
+  pair = batches.best_and_worst(_batch())
+  np.testing.assert_array_equal(pair.rewards, [[3, 1], [5, 5], [-1, -2], [1, 0]])
+  each = 100 * np.arange(PROMPTS)[:, None] + 10 * chosen
+  address = each[..., None] + np.arange(SLOTS)
+  np.testing.assert_array_equal(pair.rollouts.tokens, address)
+  np.testing.assert_array_equal(pair.rollouts.lengths, each)
+  np.testing.assert_array_equal(pair.rollouts.log_probs, -1.0 - address)
+  np.testing.assert_array_equal(pair.reference_log_probs, -2.0 - address)
+  np.testing.assert_array_equal(pair.rollouts.prompts, _batch().rollouts.prompts)
+  np.testing.assert_array_equal(pair.aux['values'], _batch().aux['values'])
+
+
+def test_best_and_worst_of_two_samples_keep_both_and_of_one_there_are_none():
+  data = _batch(np.zeros((PROMPTS, SAMPLES)))
+  two = jax.tree.map(lambda x: x, data)
+  cut = lambda x: x[:, :2]
+  rollouts = dataclasses.replace(two.rollouts, **{
+      name: cut(getattr(two.rollouts, name))
+      for name in ('tokens', 'lengths', 'mask', 'log_probs', 'stop_reason')})
+  two = dataclasses.replace(
+      two, rollouts=rollouts, rewards=cut(two.rewards), reference_log_probs=None)
+  jax.tree.map(np.testing.assert_array_equal, batches.best_and_worst(two), two)
+  with pytest.raises(ValueError, match='at least 2 samples per prompt, got 1'):
+    batches.best_and_worst(dataclasses.replace(data, rewards=data.rewards[:, :1]))
+
+
+def test_sampler_gap_is_the_mean_over_the_tokens_that_were_sampled():
+  data = _batch()
+  mask = data.rollouts.mask.at[0, 0, 1].set(0.0)
+  # A token that was not sampled here, and a padded one whose number is none.
+  log_probs = data.rollouts.log_probs.at[1, 2, 0].set(jnp.nan).at[0, 0, 1].set(jnp.inf)
+  rollouts = dataclasses.replace(data.rollouts, mask=mask, log_probs=log_probs)
+  trainer = data.rollouts.log_probs.at[2, 1, 1].add(-3.0).at[3].add(1e6)
+  gap = batches.sampler_gap(trainer, rollouts, jnp.asarray([1.0, 1, 1, 0]))
+  # 3 prompts of 6 tokens, less the two above; one of them is off by 3, prompt 3 has no weight.
+  assert gap.weight == 16 and gap.total == 3
+  gradient = jax.grad(lambda x: batches.sampler_gap(x, rollouts, jnp.ones(4)).total)(trainer)
+  assert not gradient.any()
