@@ -138,7 +138,7 @@ def run(arm: Arm, ground: arena_worlds.Ground, check: Callable[[], None]) -> dic
         state, update = jax.block_until_ready(arm.step(state, batch))
       last = metrics.to_floats(update)
       loop.check_finite(index, last)
-      if refresh == 1:
+      if refresh == 1 and getattr(arm.settings.algorithm, 'reference', 'policy') == 'policy':
         _check_ratio(arm.name, last)
       bar.update(1, reward=float(np.mean(batch.rewards)))
       check()

@@ -28,7 +28,6 @@ from experiments import (
     sft,
 )
 from jaxrl_llm.algorithms import rebel
-from jaxrl_llm.data import batching
 from jaxrl_llm.training import checkpoints, loop, metrics, optim, rng
 
 
@@ -53,8 +52,7 @@ def train(run: launch.Run, parts: components.Components, writer, samples) -> dic
       run, parts, algorithm, lambda: sft.finetune(run, parts, writer))
   data = rebel_batches.Prompts(parts, options)
   make_batch = rebel_batches.Maker(config, parts, reward)
-  evaluate = rebel_evaluation.Evaluation(
-      parts, reward, samples, temperature=options.temperature, chunk_size=options.head_chunk)
+  evaluate = rebel_evaluation.Evaluation(parts, reward, samples)
   watch = rebel_evaluation.Watch()
 
   saved = checkpoints.Checkpoints(run.workdir / 'checkpoints' / 'rebel')
@@ -75,18 +73,16 @@ def train(run: launch.Run, parts: components.Components, writer, samples) -> dic
       if loop.should(config.eval_every, step):
         with timers('evaluate'):
           values = evaluate.metrics(policy, reference.of(policy), step, tokens)
-      indices = batching.batch_indices(len(data), config.batch_size, seed=run.seed, step=step)
-      prompts = data.batch(indices)
+      prompts, responses = data.batch(config.batch_size, seed=run.seed, step=step)
       with timers('sample'):
         key = rng.stream_key(parts.key, rng.Stream.SAMPLE_TRAIN, step)
         rollouts = make_batch.sample(policy, *parts.put(tuple(prompts[:3])), key)
         tokens += int(np.asarray(rollouts.lengths).sum())
-        rollouts = make_batch.mix_offline(rollouts, data.responses(indices), step)
+        rollouts = make_batch.mix_offline(rollouts, responses, step)
       with timers('reward'):
         scored = make_batch.score(rollouts, prompts.examples)
       with timers('train'):
-        batch = make_batch(rollouts, scored, reference.of(policy))
-        state, update = train_step(state, batch)
+        state, update = train_step(state, make_batch(rollouts, scored, reference.of(policy)))
         update = jax.device_get(update)
       values = writer.write(reference.steps + step, {
           **values, **update, **timers.pop(), **make_batch.summary(scored),
@@ -95,16 +91,15 @@ def train(run: launch.Run, parts: components.Components, writer, samples) -> dic
       })
       loop.check_finite(step, values, last_saved=keeper.last_saved)
       watch(values)
-      done = step + 1
       bar.update(1, score=values['rollout/score'])
-      keeper.after_step(done, state, {**kept, 'tokens': tokens})
+      keeper.after_step(step + 1, state, {**kept, 'tokens': tokens})
   policy = state.params['policy']
   parts.save_trained(run.workdir, policy)
-  writer.write(
-      reference.steps + done, evaluate.metrics(policy, reference.of(policy), done, tokens))
+  writer.write(reference.steps + config.steps, evaluate.metrics(
+      policy, reference.of(policy), config.steps, tokens))
   numbers = evaluate.against_reference(policy, reference.of(policy))
-  return {'tokens': tokens, 'numbers': {**numbers, **{
-      f'fingerprint/{name}': value for name, value in kept.items()}}}
+  numbers |= {f'fingerprint/{name}': value for name, value in kept.items()}
+  return {'tokens': tokens, 'numbers': numbers}
 
 
 def main(run: launch.Run) -> None:

@@ -52,13 +52,15 @@ class Prompts:
   def __len__(self) -> int:
     return len(self._encoded)
 
-  def batch(self, indices: np.ndarray) -> batching.PromptBatch:
-    """The prompts at `indices`."""
-    return batching.prompt_batch(self._encoded, indices)
-
-  def responses(self, indices: np.ndarray) -> Rollouts | None:
-    """The data's responses to them, K = 1; None where none are mixed in."""
-    return None if self._responses is None else response_batches.take(self._responses, indices)
+  def batch(
+      self, size: int, *, seed: int, step: int
+  ) -> tuple[batching.PromptBatch, Rollouts | None]:
+    """The prompts of a step, and the data's responses to them (K = 1) where some are mixed in."""
+    indices = batching.batch_indices(len(self), size, seed=seed, step=step)
+    responses = self._responses
+    if responses is not None:
+      responses = response_batches.take(responses, indices)
+    return batching.prompt_batch(self._encoded, indices), responses
 
 
 class Maker:

@@ -8,7 +8,7 @@ import jax
 import numpy as np
 
 from experiments import components, reward_loading
-from jaxrl_llm.evaluation import evaluator, pass_at_k
+from jaxrl_llm.evaluation import evaluator, pass_at_k, win_rate
 from jaxrl_llm.rl import scoring
 from jaxrl_llm.training import metrics, rng
 from jaxrl_llm.training import step as step_lib
@@ -28,29 +28,27 @@ class Evaluation:
       parts: components.Components,
       reward: reward_loading.RewardModel,
       samples: metrics.JsonlFile,
-      *,
-      temperature: float,
-      chunk_size: int,
   ):
     """Compiles nothing yet.
 
     Args:
-      parts: of the run.
+      parts: of the run; scores, lengths and the divergence are measured at the temperature of its
+        algorithm.
       reward: scores.
       samples: the JSONL file of shown responses.
-      temperature: of training, at which scores, lengths and the divergence are measured.
-      chunk_size: positions per chunk of the head.
     """
     self._parts, self._reward, self._samples = parts, reward, samples
-    self._options = parts.config.evaluation
+    self._options, algorithm = parts.config.evaluation, parts.config.algorithm
     encoded = parts.encode(parts.task.evaluation)
     self._batches = parts.prompt_batches(encoded, self._options.batch_size)
     self.examples = encoded.examples
     self.scores: np.ndarray | None = None
-    self._sample = parts.sampler(num_samples=self._options.num_samples, temperature=temperature)
+    self._sample = parts.sampler(
+        num_samples=self._options.num_samples, temperature=algorithm.temperature)
     self._decode = parts.sampler(num_samples=1, temperature=self._options.temperature)
     self._kl = jax.jit(lambda params, reference, rollouts: evaluator.response_kl(
-        parts.policy, params, reference, rollouts, temperature=temperature, chunk_size=chunk_size))
+        parts.policy, params, reference, rollouts, temperature=algorithm.temperature,
+        chunk_size=algorithm.head_chunk))
 
   def __call__(
       self, params: Params, reference: Params, *, step: int | None = None
@@ -95,7 +93,9 @@ class Evaluation:
     numbers = {f'eval/trained/{name}': x for name, x in self(params, reference).items()}
     scores = self.scores
     numbers |= {f'eval/reference/{name}': x for name, x in self(reference, reference).items()}
-    rate, error = win_rate(scores, self.scores)
+    # A prompt whose score is no number has no part.
+    known = np.isfinite(scores).all(axis=1) & np.isfinite(self.scores).all(axis=1)
+    rate, error = win_rate.win_rate(scores[known], self.scores[known])
     return numbers | {
         'eval/trained/win_rate': rate, 'eval/trained/win_rate_se': error,
         'eval/prompts': len(self.examples),
@@ -141,21 +141,6 @@ def scorer(parts: components.Components, *, temperature: float, chunk_size: int,
     return step_lib.map_micro_batches(read, rollouts, num_micro_batches=micro)
 
   return jax.jit(score)
-
-
-def win_rate(scores: np.ndarray, others: np.ndarray) -> tuple[float, float]:
-  """How often the scores [N, K] of one policy exceed those [N, M] of another on its prompts.
-
-  Each sample is compared with each of the other's; ties count half, and prompts with a score that
-  is no number have no part.
-
-  Returns:
-    (mean, standard error over prompts).
-  """
-  ours, theirs = scores[:, :, None], others[:, None, :]
-  known = np.isfinite(scores).all(axis=1) & np.isfinite(others).all(axis=1)
-  wins = ((ours > theirs) + 0.5 * (ours == theirs))[known]
-  return pass_at_k.mean_and_standard_error(wins.mean(axis=(1, 2)))
 
 
 class Watch:

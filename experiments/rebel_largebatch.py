@@ -56,16 +56,16 @@ class Progress:
 
 def train(run: launch.Run, parts: components.Components, writer, samples) -> dict:
   """All rounds; arguments and outcome as of `rebel.train`."""
-  config, options = run.config, run.config.algorithm
+  config = run.config
   reward = reward_loading.load(config, parts)
   reference = reference_values.make_reference(run, parts, lambda: sft.finetune(run, parts, writer))
   files = {'metrics': writer, 'samples': samples}
-  evaluate = rebel_evaluation.Evaluation(
-      parts, reward, samples, temperature=options.temperature, chunk_size=options.head_chunk)
+  evaluate = rebel_evaluation.Evaluation(parts, reward, samples)
   stages = rebel_stages.Stages(run, parts, reward)
   plain, name = reference.start, fingerprint.of_params(reference.start)
   progress = Progress(0, 0, 0, {'metrics': reference.metrics_offset, 'samples': 0})
   counts: dict[str, int] = {}
+  kept = {'reference': reference.fingerprint, 'reward': reward.fingerprint}
   for number in range(1, config.rounds + 1):
     path = run.workdir / f'round{number}' / 'params'
     if not path.exists():
@@ -76,9 +76,14 @@ def train(run: launch.Run, parts: components.Components, writer, samples) -> dic
           {name: file.offset() for name, file in files.items()})
       checkpoints.save_params(path, plain, {
           **parts.metadata(), 'fingerprint': fingerprint.of_params(plain),
-          'progress': dataclasses.asdict(progress), 'counts': pairs.counts,
+          'progress': dataclasses.asdict(progress), 'counts': pairs.counts, 'kept': kept,
       })
     plain, about = checkpoints.load_params(path, parts.abstract_params, expected=parts.identity())
+    if about['kept'] != kept:
+      raise ValueError(
+          f'{path} came from the reference and reward model {about["kept"]}, this run has {kept}; '
+          'give another --workdir'
+      )
     progress, name = Progress(**about['progress']), about['fingerprint']
     counts |= {f'round{number}/{reason}': count for reason, count in about['counts'].items()}
   for file_name, file in files.items():
@@ -89,7 +94,7 @@ def train(run: launch.Run, parts: components.Components, writer, samples) -> dic
       policy, reference.params, progress.steps, progress.tokens))
   return {'tokens': progress.tokens, 'numbers': {
       **evaluate.against_reference(policy, reference.params), **counts,
-      'fingerprint/reference': reference.fingerprint, 'fingerprint/reward': reward.fingerprint}}
+      **{f'fingerprint/{name}': value for name, value in kept.items()}}}
 
 
 def _fit(

@@ -13,7 +13,7 @@ import jax
 import numpy as np
 
 from experiments import components, launch, rebel_evaluation, resuming, reward_loading
-from jaxrl_llm.data import batching, jsonl, model_files, response_batches
+from jaxrl_llm.data import batching, jsonl, model_files, response_batches, tokenizers
 from jaxrl_llm.rl import masking
 from jaxrl_llm.sampling import decode
 from jaxrl_llm.training import loop, metrics, rng
@@ -88,7 +88,7 @@ class Stages:
     options = self._config.algorithm
     about = metrics.plain({
         'round': number, 'policy': policy, 'seed': self._run.seed,
-        'tokenizer': self._parts.task.tokenizer.fingerprint,
+        'tokenizer': tokenizers.full_fingerprint(self._parts.task.tokenizer),
         'data': model_files.fingerprint(metrics.plain(
             [[e['id'], e['prompt_ids']] for e in self._encoded.examples])),
         'responses': options.samples_per_prompt, 'temperature': options.temperature,

@@ -200,7 +200,7 @@ def _check_tokens(
     origin: origins.Origin, model: configs.TransformerConfig, tokenizer: Tokenizer
 ) -> None:
   """Raises one line unless the ids of the policy mean the same to the reward model."""
-  if origin.tokenizer not in ('', tokenizer.fingerprint):
+  if origin.tokenizer and not tokenizers.is_same(tokenizer, origin.tokenizer):
     raise ValueError(
         f'the tokenizer of {origin.directory} ({origin.tokenizer}) is not that of the policy '
         f'({tokenizer.fingerprint}), whose ids it would be given: let it read text with its own, '

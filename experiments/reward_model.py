@@ -33,6 +33,7 @@ def train(
       config.algorithm, measure.network, optim.make_optimizer(optimizer))
   initial = reward_loading.initial_params(
       parts, measure.network, measure.abstract, head_init=config.head_init)
+  kept = {'initial': fingerprint.of_params(initial)} if parts.origin else {}
   state, train_step = reward_pairs.start(parts, algorithm, initial)
 
   saved = checkpoints.Checkpoints(run.workdir / 'checkpoints' / 'reward_model')
@@ -41,6 +42,11 @@ def train(
       stopper=parts.stopper, on_save=run.save_clock,
   )
   restored = keeper.restore(state)
+  if restored and restored.metadata != kept:
+    raise ValueError(
+        f'{config.policy_init_from} (config.policy_init_from) holds other parameters than those '
+        'that this run started from: give another --workdir'
+    )
   start, state = (restored.step, restored.state) if restored else (0, state)
   with contextlib.closing(saved), loop.progress(steps, 'reward model', start) as bar:
     for step in range(start, steps):
@@ -55,7 +61,7 @@ def train(
         bar.update(0, loss=values['train/loss'])
       loop.check_finite(step, metrics.to_floats(update), last_saved=keeper.last_saved)
       bar.update(1)
-      keeper.after_step(step + 1, state)
+      keeper.after_step(step + 1, state, kept)
   return state.params['reward']
 
 

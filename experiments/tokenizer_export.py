@@ -20,7 +20,7 @@ _CONFIG, _MAP = 'tokenizer_config.json', 'special_tokens_map.json'
 _GENERATION, _WHOLE = 'generation_config.json', 'tokenizer.json'
 # What a tokenizer.json that is written makes superfluous.
 _PARTS = ('vocab.json', 'merges.txt', 'encoder.json', 'vocab.bpe', 'added_tokens.json', _MAP)
-_SPACED = ' the'
+_RARE = (' the', 'x\u200d  \x00</s>y')  # What not every library does alike.
 _CLASS = 'PreTrainedTokenizerFast'  # Transformers 5 takes it for TokenizersBackend.
 
 
@@ -74,12 +74,13 @@ def of_tokenizer(
     if 'eos_token' in changes and 'eos_token' in _read(files, _MAP):
       files[_MAP] = _json({**_read(files, _MAP), 'eos_token': changes['eos_token']})
   ends_first = {**found.names, **changes}.get('eos_token') == tokenizer.token(tokenizer.stop_ids[0])
-  generation = _read(files, _GENERATION) if _GENERATION in files else None
+  said = _read(files, _GENERATION) if _GENERATION in files else None
   fields, generation = special_ids(
-      tokenizer.stop_ids, fields, generation, named=tokenizer.stop_ids[: int(ends_first)],
+      tokenizer.stop_ids, fields, said, named=tokenizer.stop_ids[: int(ends_first)],
       pad_id=tokenizer.pad_id, start_ids=tokenizer.start_ids,
   )
-  files |= generation_file(generation)
+  if generation != said:
+    files |= generation_file(generation)
   if model_type == 'qwen2' and not _cuts_as_qwen2(tokenizer):
     notes.append(
         "AutoTokenizer of transformers 5 gives every qwen2 model Qwen2's way of cutting words, "
@@ -159,8 +160,12 @@ def _whole(
           'AutoTokenizer gives other ids; use the sentencepiece library'
       )
       return {}
-    if backend.encode(_SPACED, add_special_tokens=False).ids != tokenizer.encode(_SPACED):
-      notes.append('transformers cuts a text that begins with a space in another way')
+    encode = lambda text: backend.encode(text, add_special_tokens=False).ids
+    if any(encode(text) != tokenizer.encode(text) for text in _RARE):
+      notes.append(
+          'transformers cuts some texts in another way than this SentencePiece model: those that '
+          'begin with a space, or hold control characters'
+      )
   texts = {number: tokenizer.token(number) for number in tokenizer.start_ids}
   return {_WHOLE: tokenizer_files.to_json(backend, texts).encode()}
 
@@ -180,14 +185,16 @@ def _names(
   changes: dict[str, Any] = {}
   if is_new or _CONFIG not in files and not isinstance(tokenizer, SentencePieceTokenizer):
     changes['tokenizer_class'] = _CLASS
-  if is_new or _CONFIG not in files:
-    changes['pad_token'] = found.names.get('pad_token') or tokenizer.token(tokenizer.pad_id)
+    if isinstance(tokenizer, SentencePieceTokenizer):
+      changes['unk_token'] = tokenizer.token(tokenizer.processor.unk_id())
   # A template that writes the eos_token would write another text.
   template = json.dumps(found.config.get('chat_template', '')).encode()
   in_use = b'eos_token' in template + files.get('chat_template.jinja', b'')
   first = tokenizer.token(tokenizer.stop_ids[0])
   if 'eos_token' not in found.names or not in_use and found.names['eos_token'] != first:
     changes['eos_token'] = first
+  if is_new or changes:  # Where no token is named the first stop token fills.
+    changes['pad_token'] = found.names.get('pad_token') or tokenizer.token(tokenizer.pad_id)
   return changes
 
 

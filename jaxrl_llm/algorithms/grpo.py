@@ -136,7 +136,7 @@ def make(config: Config, policy: ModelFns, optimizer: optax.GradientTransformati
         'train/ties': masking.masked_mean(batch.aux['tied'], weight),
     }
     if config.kl_coefficient:
-      # Whatever stands in padding is taken out first: 0 · NaN would reach the gradient.
+      # Whatever stands in padding is taken out before the exponential.
       reference = jnp.where(mask > 0, batch.reference_log_probs, 0.0)
       divergence = divergences.k3(log_probs - reference)
       losses = losses + config.kl_coefficient * divergence

@@ -143,9 +143,8 @@ def _write_spaces(backend: Any, tokenizer: SentencePieceTokenizer, spec: _Spec) 
 
   parts = [normalizers.Precompiled(spec.charsmap)] if spec.charsmap else []
   if spec.removes_spaces:
-    parts += [
-        normalizers.Replace(Regex(r'\A +| +\z'), ''), normalizers.Replace(Regex(' {2,}'), ' ')
-    ]
+    ends = normalizers.Replace(Regex(rf'\A +|[ {tokenizer_files.SPACE}]+\z'), '')
+    parts += [ends, normalizers.Replace(Regex(' {2,}'), ' ')]
   backend.normalizer = normalizers.Sequence(parts)
   scheme = 'never'
   if spec.adds_prefix and not tokenizer.never_prefixed:

@@ -283,7 +283,7 @@ def _encode_responses(
       raise ValueError(
           f'{example["source"]}, row {example["row"]}: the chat template ends a reply with the '
           f"token {reply[-1]}, which is none of the tokenizer's stop tokens: a reply would never "
-          'stop when it is sampled; name the token in stop_tokens'
+          'stop when it is sampled; name the token in stop_tokens (config.task.stop_tokens)'
       )
     example[name], example[f'{name}_ids'] = text, reply
 

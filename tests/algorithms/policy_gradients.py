@@ -21,8 +21,10 @@ from tests.algorithms import groups, tiny
 def fast_compilation():
   """Nearly all of these tests' time goes into compiling programs that run once."""
   jax.config.update('jax_disable_most_optimizations', True)
-  yield
-  jax.config.update('jax_disable_most_optimizations', False)
+  try:
+    yield
+  finally:
+    jax.config.update('jax_disable_most_optimizations', False)
 
 
 def runner(make, config_class, parameters=None, **defaults):

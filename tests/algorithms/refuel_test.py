@@ -146,8 +146,8 @@ def test_F1_with_one_turn_it_is_REBEL():
   turns = dialogue.draw_turns(jax.random.key(0), start.example_ids, 1, setting='one')
   assert (turns.turn == 0).all() and (turns.num_turns == 1).all()
   model, params = models.bigram(np.zeros((7, 7)))
-  sample = decode.make_sampler(
-      model, num_samples=1, max_tokens=2, stop_ids=(groups.STOP,), pad_id=groups.PAD)
+  sample = jax.jit(decode.make_sampler(
+      model, num_samples=1, max_tokens=2, stop_ids=(groups.STOP,), pad_id=groups.PAD))
   pair = [dialogue.roll_out(sample, params, None, start, jax.random.key(3), rollout=number)
           for number in (0, 1)]  # Nobody asks the user.
   rollouts, aux = dialogue.as_rollouts(pair, turns.turn)

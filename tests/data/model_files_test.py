@@ -65,6 +65,9 @@ def test_old_files(tmp_path):
         ('tokenizer_config', '{"additional_special_tokens": 5}',
          'additional_special_tokens must be a list of tokens, got int'),
         ('added_tokens', '{"a": "x"}', 'added tokens must have whole numbers as ids'),
+        ('added_tokens', '{"a": [1]}', r'added tokens must have whole numbers as ids, got \[1\]'),
+        ('added_tokens', '{"a": true}', 'added tokens must have whole numbers as ids, got True'),
+        ('added_tokens', '{"a": 1.5}', 'added tokens must have whole numbers as ids, got 1.5'),
     ],
 )
 def test_damage_is_one_line(name, content, message, tmp_path):

@@ -88,6 +88,11 @@ def test_roles(tmp_path):
   assert other.stop_ids == (2,) and other.pad_id == 1
   with pytest.raises(ValueError, match="token 'none' is not in the vocabulary of"):
     _load(tmp_path, stop_tokens=['none'])
+  # Padding that is an ordinary piece is a part of texts.
+  for ordinary in (_load(tmp_path, pad_token='e'), _load(tmp_path, {**config, 'pad_token': 'e'})):
+    assert ordinary.decode(ordinary.encode('e the')) == 'e the'
+    assert ordinary.token(ordinary.pad_id) == 'e' and ordinary.token(380) == '<end>'
+  _load(tmp_path, config)
   assert _load(tmp_path, {**config, 'add_bos_token': False}).start_ids == ()
   (tmp_path / 'generation_config.json').unlink()
   assert _load(tmp_path, {'add_bos_token': True}).start_ids == (1,)

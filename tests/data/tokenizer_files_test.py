@@ -113,8 +113,12 @@ def test_fingerprints_hold_everything_that_decides(make):
       _config(added_tokens_decoder=stripping),
       _config(additional_special_tokens=['<more>']),
   ]
-  prints = [make('llama3', change).fingerprint for change in changes]
-  assert len(set(prints)) == len(changes)
+  made = [make('llama3', change) for change in changes]
+  assert len({tokenizer.full_fingerprint for tokenizer in made}) == len(changes)
+  # What ends a response and what fills decide no id: nor does a special token's second name.
+  prints = [tokenizer.fingerprint for tokenizer in made]
+  assert prints[0] == prints[2] == prints[3] == prints[4]
+  assert len(set(prints)) == len(changes) - 3
   assert make('llama3').fingerprint == make('llama3', _config(chat_template='x')).fingerprint
   legacy = [make('llama2_json', _config(legacy=value)).fingerprint for value in (True, False)]
   assert len(set(legacy)) == 2

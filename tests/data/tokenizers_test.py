@@ -156,8 +156,6 @@ def test_fingerprints_tell_tokenizers_apart(qwen2, gpt2, compact, gsm8k_texts, d
   others = [
       tokenizers.CharacterTokenizer('ab'),
       tokenizers.CharacterTokenizer('ba'),
-      tokenizers.load_tokenizer(folder / 'qwen2', stop_tokens=['<|im_end|>']),
-      tokenizers.load_tokenizer(folder / 'qwen2', pad_token='<|im_start|>'),
       tokenizers.load_tokenizer(folder / 'sentencepiece'),
       tokenizers.compact(gpt2, gsm8k_texts[:5]),
       tokenizers.compact(gpt2, gsm8k_texts[:6]),
@@ -166,6 +164,53 @@ def test_fingerprints_tell_tokenizers_apart(qwen2, gpt2, compact, gsm8k_texts, d
   assert len(set(prints)) == len(prints)
   assert tokenizers.CharacterTokenizer('ab').fingerprint == others[0].fingerprint
   assert tokenizers.load_tokenizer(folder / 'gpt2').fingerprint == gpt2.fingerprint
+
+
+def test_what_ends_a_response_is_no_part_of_what_the_ids_mean(qwen2, compact, data_dir):
+  folder = data_dir / 'tokenizers'
+  for load, options in (
+      (lambda **o: tokenizers.load_tokenizer(folder / 'qwen2', **o), ['<|im_end|>']),
+      (lambda **o: tokenizers.load_tokenizer(folder / 'sentencepiece', **o), ['<s>']),
+      (lambda **o: tokenizers.compact(tokenizers.load_tokenizer(folder / 'qwen2', **o), ['a b']),
+       ['<|im_end|>']),
+  ):
+    plain, other, padded = load(), load(stop_tokens=options), load(pad_token=options[0])
+    assert plain.fingerprint == other.fingerprint == padded.fingerprint
+    full = [tokenizers.full_fingerprint(one) for one in (plain, other, padded)]
+    assert len({*full, plain.fingerprint}) == 4
+    # A folder may hold either; that of other stop tokens is another one.
+    assert all(tokenizers.is_same(plain, one) for one in (plain.fingerprint, full[0]))
+    assert not tokenizers.is_same(plain, full[1])
+    changed = tokenizers.with_stop_ids(plain, other.stop_ids)
+    assert changed.stop_ids == other.stop_ids != plain.stop_ids
+    assert tokenizers.stop_tokens(changed) == tokenizers.stop_tokens(other) == tuple(options)
+    assert tokenizers.with_stop_ids(changed, plain.stop_ids).full_fingerprint == full[0]
+    assert tokenizers.with_stop_ids(plain, plain.stop_ids) is plain
+    text = 'a b'
+    assert changed.decode([*changed.encode(text), changed.stop_ids[0]]) == text
+  # Characters are what they were: folders of theirs hold this.
+  characters = tokenizers.CharacterTokenizer('ab')
+  assert characters.fingerprint == tokenizers.full_fingerprint(characters) == '1cebe4ec81488c60'
+  assert tokenizers.stop_tokens(characters) == ()
+
+
+def test_padding_that_is_an_ordinary_token_stays_in_the_text(data_dir, tmp_path):
+  source = data_dir / 'tokenizers' / 'gpt2'
+  for name in ('encoder.json', 'vocab.bpe'):
+    (tmp_path / name).symlink_to(source / name)
+  (tmp_path / 'tokenizer_config.json').write_text(json.dumps(
+      {'eos_token': '<|endoftext|>', 'pad_token': '!', 'tokenizer_class': 'GPT2Tokenizer'}))
+  named = tokenizers.load_tokenizer(tmp_path)
+  given = tokenizers.load_tokenizer(source, pad_token='!')
+  for tokenizer in (named, given, tokenizers.compact(given, ['Hi! 5!'])):
+    assert tokenizer.token(tokenizer.pad_id) == '!'
+    text = 'Hi! 5! is 120'
+    assert tokenizer.decode(tokenizer.encode(text)) == text
+  # It is cut out of a text as transformers does it.
+  assert named.encode('!!') == [0, 0] and len(given.encode('!!')) == 1
+  # One that no text is made of is special.
+  special = tokenizers.load_tokenizer(source, pad_token='<|endoftext|>', stop_tokens=['!'])
+  assert special.decode([50256, *special.encode('a'), 50256]) == 'a'
 
 
 def test_qwen2_ids(qwen2):

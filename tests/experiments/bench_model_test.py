@@ -31,6 +31,18 @@ def test_a_checkpoint_is_loaded_sampled_from_and_trained(tmp_path):
   assert numbers['decode/mean_log_prob'] < 0
 
 
+@pytest.mark.parametrize(('argument', 'line'), [
+    ('--shape=foo', 'flag --shape=foo: value should be one of <llama_100m|'),
+    ('--folder=/nowhere', "folder must exist, got '/nowhere' (--folder)"),
+    ('--json=/nowhere/x', "json must name a file in an existing folder, got '/nowhere/x' (--json)"),
+])
+def test_bad_flags_are_one_line_before_anything_is_written(argument, line, monkeypatch):
+  monkeypatch.setattr(bench_model, 'measure', lambda *_: pytest.fail('it has begun'))
+  with pytest.raises((ValueError, flags.Error)) as error:
+    bench_model.main(_values(argument, '--checkpoint=.'))
+  assert line in str(error.value)
+
+
 def test_a_folder_that_is_no_checkpoint_is_refused(tmp_path):
   with pytest.raises(ValueError, match='neither parameters'):
     bench_model.main(_values(f'--checkpoint={tmp_path}'))

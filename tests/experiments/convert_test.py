@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 
@@ -50,7 +51,8 @@ def assert_same_tensors(one, two):
 @pytest.mark.parametrize('dtype', ['float32', 'bfloat16'])
 def test_there_and_back_is_the_same_checkpoint(folder, tmp_path, dtype, capsys):
   there, ours, back = folder / dtype, tmp_path / 'ours', tmp_path / 'back'
-  fields = json.loads((there / 'config.json').read_text()) | {'bos_token_id': 1}
+  fields = json.loads((there / 'config.json').read_text()) | {
+      'bos_token_id': 1, 'eos_token_id': 0}
   (there / 'config.json').write_text(json.dumps(fields))
   main(there, ours)
   main(ours, back)
@@ -59,6 +61,7 @@ def test_there_and_back_is_the_same_checkpoint(folder, tmp_path, dtype, capsys):
   assert json.loads((back / 'config.json').read_text()) == fields
   for name in ('tokenizer.json', 'tokenizer_config.json'):
     assert (back / name).read_bytes() == (there / name).read_bytes()
+  assert not (back / 'generation_config.json').exists()
   # What runs compare.
   origin = origins.read(str(ours), field='--policy')
   assert origin.tokenizer == tokenizers.load_tokenizer(there).fingerprint
@@ -95,6 +98,66 @@ def test_a_run_of_this_project_becomes_a_checkpoint(folder, tmp_path, capsys):
     main(tmp_path / 'ours', tmp_path / 'other', '--model_type=llama',
          f'--tokenizer={folder / "float32"}')
   assert not (tmp_path / 'other').exists()
+
+
+def test_a_run_from_scratch_says_what_its_special_ids_are(folder, tmp_path):
+  config = tiny.write_ours(tmp_path / 'characters', 'abc', attention_bias=False)
+  main(tmp_path / 'characters', tmp_path / 'one', '--model_type=llama')
+  read = lambda place, name='config': json.loads((tmp_path / place / f'{name}.json').read_text())
+  # No tokenizer is known, but what ends a response is. Llama's class has other ids of its own.
+  assert 'eos_token_id' not in read('one')
+  metadata = checkpoints.read_metadata(tmp_path / 'characters') | {'stop_ids': [1]}
+  checkpoints.save_params(tmp_path / 'characters', tiny.params(config), metadata)
+  main(tmp_path / 'characters', tmp_path / 'two', '--model_type=llama')
+  assert (read('two')['eos_token_id'], read('two')['bos_token_id']) == (1, None)
+  assert read('two', 'generation_config') == {'eos_token_id': 1}
+  size = tiny.write_tokenizer(tmp_path / 'tokenizer', start=True)
+  config = tiny.shape(size)
+  tokenizer = tokenizers.load_tokenizer(tmp_path / 'tokenizer')
+  checkpoints.save_params(
+      tmp_path / 'ours', tiny.params(config), origins.identity(tokenizer.fingerprint, config))
+  main(tmp_path / 'ours', tmp_path / 'three', '--model_type=qwen2',
+       f'--tokenizer={tmp_path / "tokenizer"}')
+  ids = {'eos_token_id': 0, 'pad_token_id': 0, 'bos_token_id': 1}
+  assert read('three').items() >= ids.items() and read('three', 'generation_config') == ids
+
+
+def test_a_context_that_a_run_shortened_is_that_of_the_checkpoint_again(tmp_path):
+  tiny.write_checkpoint(tmp_path / 'there', num_layers=1)
+  main(tmp_path / 'there', tmp_path / 'ours')
+  params = convert.load(convert.read(str(tmp_path / 'ours'), field=''))
+  metadata = checkpoints.read_metadata(tmp_path / 'ours')
+  for length, expected in ((16, 128), (500, 500)):
+    metadata['model']['max_length'] = length
+    checkpoints.save_params(tmp_path / 'run', params, metadata)
+    main(tmp_path / 'run', tmp_path / f'{length}')
+    fields = json.loads((tmp_path / f'{length}' / 'config.json').read_text())
+    assert fields['max_position_embeddings'] == expected
+
+
+@pytest.mark.parametrize(('fields', 'line'), [
+    ({'id2label': -1}, 'id2label must be an object, got -1'),
+    ({'id2label': True}, 'id2label must be an object, got True'),
+    ({'num_labels': 'x'}, "num_labels must be a positive integer, got 'x'"),
+    ({'num_labels': 0}, 'num_labels must be a positive integer, got 0'),
+    ({'num_labels': [2]}, r'num_labels must be a positive integer, got \[2\]'),
+])
+def test_damaged_labels_are_one_line(tmp_path, fields, line):
+  tiny.write_checkpoint(tmp_path / 'there', num_layers=1)
+  path = tmp_path / 'there' / 'config.json'
+  path.write_text(json.dumps(json.loads(path.read_text()) | fields))
+  with pytest.raises(ValueError, match=f'config.json: {line}'):
+    main(tmp_path / 'there', tmp_path / 'ours')
+
+
+def test_a_damaged_tokenizer_is_passed_over_where_another_one_is_named(folder, tmp_path):
+  shutil.copytree(folder / 'float32', tmp_path / 'there')
+  (tmp_path / 'there' / 'tokenizer.json').write_text('{"model": ')
+  with pytest.raises(ValueError, match='is not a complete tokenizer.json'):
+    main(tmp_path / 'there', tmp_path / 'ours')
+  main(tmp_path / 'there', tmp_path / 'ours', f'--tokenizer={folder / "float32"}')
+  origin = origins.read(str(tmp_path / 'ours'), field='')
+  assert origin.tokenizer == tokenizers.load_tokenizer(folder / 'float32').fingerprint
 
 
 def test_a_sequence_classifier_keeps_its_head(tmp_path):

@@ -247,6 +247,8 @@ def test_tokenizers_that_do_not_fit_are_one_line(folder, tmp_path, capsys):
   shutil.copytree(folder / 'policy', bare)
   (bare / 'tokenizer.json').unlink()
   assert 'no tokenizer lies in' in error(bare) and not (tmp_path / 'run').exists()
+  (bare / 'tokenizer.json').write_text('{')
+  assert 'is not a complete tokenizer.json' in error(bare)
   tiny.write_tokenizer(tmp_path / 'large', characters='0123456789')
   said = error(bare, f'--config.task.tokenizer_dir={tmp_path / "large"}')
   assert 'has 11 ids and the embedding only 6 rows' in said

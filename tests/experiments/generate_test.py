@@ -215,6 +215,18 @@ def test_chat_templates(folder, tmp_path):
     prompts_of(tmp_path / 'damaged', '--prompt=it')
 
 
+def test_a_damaged_tokenizer_is_passed_over_where_another_one_is_named(folder, tmp_path):
+  directory = tmp_path / 'policy'
+  shutil.copytree(folder / 'bytes', directory)
+  (directory / 'tokenizer.json').write_text('{')
+  arguments = (f'--policy={directory}', '--prompt=x', f'--out={tmp_path / "out"}', '--nostream',
+               '--max_tokens=9', '--num_samples=2')
+  with pytest.raises(ValueError, match='is not a complete tokenizer.json'):
+    main(*arguments)
+  main(*arguments, f'--tokenizer={folder / "bytes"}')
+  assert (tmp_path / 'out').exists()
+
+
 def test_the_checkpoint_says_what_ends_a_sample(folder, tmp_path):
   directory = tmp_path / 'policy'
   shutil.copytree(folder / 'bytes', directory)

@@ -60,6 +60,26 @@ def test_a_reward_function_that_returns_something_else_is_an_error(value):
     _score(_rollouts([['3'], ['8']], [[1], [1]]), reward_fn=lambda *_: np.array(value))
 
 
+class _Padded(tokenizers.CharacterTokenizer):
+  """Its padding is the character 9, which texts have too."""
+
+  pad_id = TOKENIZER.encode('9')[0]
+  decode = TOKENIZER.decode
+
+
+def test_padding_that_was_chosen_leaves_one_trace():
+  def texts(tokenizer, pad):
+    rollouts = _rollouts([['3'], ['8']], [[1], [1]])
+    rollouts.tokens[0, 0, :3] = [TOKENIZER.encode('3')[0], pad, TOKENIZER.stop_ids[0]]
+    rollouts.lengths[0, 0] = 3
+    return rollout_rewards.score_rollouts(
+        rollouts, EXAMPLES, tokenizer=tokenizer, reward_fn=exact_match.exact_match).responses[0]
+
+  assert texts(TOKENIZER, TOKENIZER.pad_id) == ['3\ufffd']
+  # One that is an ordinary token stands in the text itself.
+  assert texts(_Padded('0123456789+='), _Padded.pad_id) == ['39']
+
+
 def test_the_number_of_examples_must_fit():
   with pytest.raises(ValueError, match='2 prompts need as many examples, got 1'):
     _score(_rollouts([['3'], ['8']], [[1], [1]]), EXAMPLES[:1])

@@ -24,6 +24,16 @@ def test_the_pieces_join_to_the_text(data_dir, name):
     assert whole + pieces.flush() == tokenizer.decode(ids)
 
 
+def test_a_space_at_the_beginning_of_the_window_is_not_lost(data_dir):
+  # SentencePiece drops every space at the beginning of what it decodes.
+  tokenizer = tokenizers.load_tokenizer(data_dir / 'tokenizers' / 'sentencepiece')
+  piece = tokenizer.processor.piece_to_id
+  ids = [piece('\u2581the'), piece('\u2581'), piece('\u2581'), piece('\u2581I'), piece('\u2581the')]
+  assert tokenizer.decode(ids) == 'the   I the'
+  pieces = stream.TextStream(tokenizer.decode)
+  assert ''.join(map(pieces.push, ids)) + pieces.flush() == 'the   I the'
+
+
 def test_a_character_is_held_back_until_it_is_whole(data_dir):
   tokenizer = tokenizers.load_tokenizer(data_dir / 'tokenizers' / 'gpt2')
   ids = tokenizer.encode('a🙃b')

@@ -95,13 +95,10 @@ def test_so_does_what_goes_to_hugging_face_and_comes_back(folder, trained, tmp_p
   assert tokenizers.load_tokenizer(tmp_path / 'out').stop_ids == (close,)
   tool(convert, f'--from={tmp_path / "out"}', f'--to={tmp_path / "again"}')
   assert origins.read(str(tmp_path / 'again'), field='').stop_ids == (close,)
-  texts = {}
-  for name in ('out', 'again'):
-    out = tmp_path / f'{name}.jsonl'
-    tool(generate, f'--policy={tmp_path / name}', '--prompt=7?', '--nostream', '--temperature=0',
-         f'--out={out}', '--max_tokens=20')
-    texts[name] = json.loads(out.read_text())['response']
-  assert texts == {'out': 'yes', 'again': 'yes'}
+  out = tmp_path / 'samples.jsonl'
+  tool(generate, f'--policy={tmp_path / "out"}', '--prompt=7?', '--nostream', '--temperature=0',
+       f'--out={out}', '--max_tokens=20')
+  assert json.loads(out.read_text())['response'] == 'yes'
 
 
 def test_evaluation_stops_there_too(folder, trained, tmp_path):

@@ -68,6 +68,12 @@ def test_too_long_problems_are_counted_and_the_rest_fits(folder):
     gsm8k.make_task(data_dir=folder, seed=0, max_prompt_tokens=3)
 
 
+def test_responses_may_be_shorter_than_any_demonstration(folder):
+  task = gsm8k.make_task(data_dir=folder, seed=0, max_response_tokens=8, num_demonstrations=5)
+  assert task.demonstrations == [] and task.num_filtered['demonstrations'] == 120
+  assert len(task.train) == 120 and len(task.evaluation) == 60
+
+
 def test_numbers_asked_for(folder):
   sizes = {'num_demonstrations': 50, 'num_train': 30, 'num_evaluation': 20}
   one, again, other = (gsm8k.make_task(data_dir=folder, seed=s, **sizes) for s in (0, 0, 1))

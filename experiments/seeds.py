@@ -1,0 +1,96 @@
+"""Studies whose seeds run side by side in one process: what they keep and how they show it."""
+
+import contextlib
+import io
+import os
+import pathlib
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import numpy as np
+
+
+def kept(
+    path: pathlib.Path, make: Callable[[], Mapping[str, np.ndarray]]
+) -> dict[str, np.ndarray]:
+  """The arrays of an arm: made, or read if an earlier process has made them.
+
+  Args:
+    path: an .npz file; it appears whole or not at all.
+    make: computes the arrays by name.
+
+  Returns:
+    The arrays by name.
+  """
+  if path.exists():
+    with np.load(path) as arrays:
+      return dict(arrays)
+  arrays = {name: np.asarray(value) for name, value in make().items()}
+  buffer = io.BytesIO()
+  np.savez_compressed(buffer, **arrays)
+  _write_atomic(path, buffer.getvalue())
+  return arrays
+
+
+def mean_and_error(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+  """Mean and standard error over the first axis, the seeds; the error of one seed is 0."""
+  values = np.asarray(values, np.float64)
+  count = len(values)
+  error = values.std(axis=0, ddof=1) / np.sqrt(count) if count > 1 else 0 * values[0]
+  return values.mean(axis=0), error
+
+
+def summary(name: str, values: np.ndarray) -> dict[str, float]:
+  """{name: mean over seeds, name_se: its standard error}; the latter with several seeds only.
+
+  Args:
+    name: a flat name for results.json.
+    values: one number a seed.
+
+  Returns:
+    One or two entries.
+  """
+  mean, error = mean_and_error(values)
+  return {name: float(mean)} | ({f'{name}_se': float(error)} if len(values) > 1 else {})
+
+
+@contextlib.contextmanager
+def figure(path: pathlib.Path, panels: int, *, title: str) -> Iterator[Any]:
+  """A figure of panels side by side, written whole when the block ends.
+
+  Args:
+    path: of the PNG.
+    panels: how many.
+    title: above all of them.
+
+  Yields:
+    The axes, [panels].
+  """
+  import matplotlib
+
+  matplotlib.use('Agg')
+  import matplotlib.pyplot as plt
+
+  drawing, axes = plt.subplots(
+      1, panels, figsize=(5.2 * panels, 4.4), layout='constrained', squeeze=False)
+  drawing.suptitle(title)
+  for panel in axes[0]:
+    panel.grid(alpha=0.25)
+    panel.spines[['top', 'right']].set_visible(False)
+  try:
+    yield axes[0]
+    buffer = io.BytesIO()
+    drawing.savefig(buffer, dpi=150, format='png')
+    _write_atomic(path, buffer.getvalue())
+  finally:
+    plt.close(drawing)
+
+
+def _write_atomic(path: pathlib.Path, content: bytes) -> None:
+  path.parent.mkdir(parents=True, exist_ok=True)
+  temporary = path.with_name(f'.{path.name}.{os.getpid()}.tmp')
+  try:
+    temporary.write_bytes(content)
+    os.replace(temporary, path)
+  finally:
+    temporary.unlink(missing_ok=True)

@@ -1,0 +1,137 @@
+"""The study of rock, paper, scissors: what it plays, what it writes, what it refuses."""
+
+import ast
+import csv
+import dataclasses
+import inspect
+import json
+import re
+
+import numpy as np
+import pytest
+
+from experiments import rebel_games, settings_games
+from jaxrl_llm.rl import games
+from jaxrl_llm.training import metrics
+from tests.experiments import tiny
+
+CONFIG = 'experiments/configs/rebel_games.py'
+SMALL = ('--config.steps=20', '--config.num_seeds=2', '--config.batch_size=8')
+
+
+def _run(workdir, *arguments):
+  return tiny.run(rebel_games.main, f'--workdir={workdir}', *arguments,
+                  experiment='rebel_games', default_config=CONFIG)
+
+
+@pytest.fixture(scope='module')
+def workdir(tmp_path_factory):
+  workdir = tmp_path_factory.mktemp('games') / 'run'
+  assert _run(workdir, *SMALL) == 0
+  return workdir
+
+
+def _results(workdir):
+  return json.loads((workdir / 'results.json').read_text())
+
+
+def test_a_run_leaves_its_numbers_a_table_and_a_figure_with_its_data(workdir):
+  results = _results(workdir)
+  for arm in (*rebel_games.ARMS, *rebel_games.EXACT):
+    for name in ('average_exploitability', 'last_exploitability'):
+      assert 0 <= results[f'eval/{arm}/{name}'] <= 1
+      assert (f'eval/{arm}/{name}_se' in results) == (arm in rebel_games.ARMS)
+  assert results['eval/preferences/average_exploitability'] < .5  # It has begun to turn.
+  assert results['comparisons'] == 2 * 20 * 8  # Of y and of y' with one comparator each.
+  assert results['sampled_tokens'] == 2 * 20 * 8 * (3 + 2 + 2)
+  assert (workdir / 'figures' / 'exploitability.png').read_bytes().startswith(b'\x89PNG')
+  with open(workdir / 'figures' / 'exploitability.csv', newline='') as file:
+    rows = list(csv.DictReader(file))
+  assert {row['arm'] for row in rows} == {'bound', *rebel_games.ARMS, *rebel_games.EXACT}
+  assert 'bound of the average' in (workdir / 'table.md').read_text()
+  records = metrics.read_jsonl(workdir / 'metrics.jsonl')
+  assert [record['step'] for record in records] == list(range(20))
+  # Iteration 0: the average is the policy at the start, of which paper gains .5.
+  for arm in (*rebel_games.ARMS, *rebel_games.EXACT):
+    assert records[0][f'eval/{arm}/average_exploitability'] == pytest.approx(.5, abs=1e-5)
+
+
+def test_arms_that_are_kept_are_not_played_again(workdir, monkeypatch):
+  before = _results(workdir)
+  (workdir / 'results.json').unlink()
+  (workdir / 'arms' / 'reward_same.npz').unlink()
+  played, play = [], rebel_games.play
+  monkeypatch.setattr(rebel_games, 'play', lambda *arguments, title: (
+      played.append(title), play(*arguments, title=title))[1])
+  assert _run(workdir, *SMALL) == 0
+  assert played == [rebel_games.ARMS['reward_same']]
+  timeless = lambda results: {k: v for k, v in results.items() if k not in ('wall_seconds',
+                                                                           'commit')}
+  assert timeless(_results(workdir)) == timeless(before)
+
+
+def test_an_iteration_is_a_step_of_mirror_descent_up_to_sampling():
+  # With 4,096 pairs the regression sees every pair of moves; three steps with eta = .5.
+  config = settings_games.RebelGames(num_seeds=1, steps=3, batch_size=4_096, num_comparators=2)
+  config.algorithm.eta, config.algorithm.num_epochs = .5, 30
+  player = rebel_games.Player(config, 'preferences')
+  played = rebel_games.play(config, player, rebel_games.PREFERENCE[None], title='test')
+  policy = np.array(config.initial_policy)
+  np.testing.assert_allclose(played['policies'][0, 0], policy, atol=1e-5)
+  for step in range(1, 4):
+    policy = games.mirror_descent_step(rebel_games.PREFERENCE, policy, eta=.5)
+    np.testing.assert_allclose(played['policies'][0, step], policy, atol=.02)
+  # Comparisons are of y ~ π or y' uniform with y'' ~ π: half of the moves are of the data set.
+  won = played['won'][0]
+  assert won.sum() == 3 * 4_096 * 2 * 2
+  assert won[1, 0] > 0 and won[0, 1] == 0  # Paper beats rock, always.
+
+
+def test_R15_exact_arms_at_the_size_of_the_study():
+  config = settings_games.RebelGames()
+  exact = rebel_games.play_exactly(config)
+  average, last = rebel_games.exploitabilities(exact['exact_preferences'])
+  assert (average[-1], last[-1]) == pytest.approx((.0130, .650), abs=5e-4)
+  bound = float(games.average_iterate_bound(np.array([.6, .3, .1]), eta=.05, steps=2_000))
+  assert average[-1] < bound
+  # One reward for each move ends in one move, which another one beats.
+  average, last = rebel_games.exploitabilities(exact['exact_reward'])
+  assert average[-1] > .95 and last[-1] > .999
+  average, _ = rebel_games.exploitabilities(exact['exact_refit'])
+  assert average[-1] < bound
+
+
+def test_exploitabilities_are_of_averages_and_of_what_follows_each_step():
+  policies = np.random.default_rng(0).dirichlet(np.ones(3), (2, 5))  # Four steps.
+  average, last = rebel_games.exploitabilities(policies)
+  for seed in range(2):
+    for t in range(4):
+      mean = policies[seed, : t + 1].mean(axis=0)
+      assert average[seed, t] == pytest.approx((rebel_games.PREFERENCE @ mean).max(), abs=1e-6)
+      assert last[seed, t] == pytest.approx(
+          (rebel_games.PREFERENCE @ policies[seed, t + 1]).max(), abs=1e-6)
+
+
+def test_every_field_is_read():
+  source = ''.join(map(inspect.getsource, (rebel_games, settings_games.RebelGames)))
+  read = {node.attr for node in ast.walk(ast.parse(source))
+          if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Load)}
+  assert {field.name for field in dataclasses.fields(settings_games.RebelGames)} <= read
+
+
+@pytest.mark.parametrize('argument, words', [
+    ('--config.num_seeds=0', 'config.num_seeds must be at least 1, got 0'),
+    ('--config.steps=0', 'config.steps must be at least 1, got 0'),
+    ('--config.learning_rate=-1', 'config.learning_rate must be positive and finite, got -1'),
+    ('--config.algorithm.signal=rewards', 'config.algorithm.signal must be .*the arms set it'),
+    ('--config.algorithm.kl_coefficient=.1', 'config.algorithm.kl_coefficient must be 0'),
+    ('--config.algorithm.num_minibatches=5', 'config.batch_size must be divided by .*5.*got 64'),
+    ('--config.model.vocab_size=4', 'config.model.vocab_size must be 3'),
+    ('--config.model.tie_embeddings=true', 'config.model.tie_embeddings must be False'),
+])
+def test_bad_settings_are_one_line_and_status_2(tmp_path, capsys, argument, words):
+  assert _run(tmp_path / 'run', argument) == 2
+  lines = capsys.readouterr().err.strip().splitlines()
+  assert len(lines) == 1
+  assert lines[0].startswith('rebel_games: error: ')
+  assert re.search(words, lines[0]), lines[0]

@@ -1,0 +1,125 @@
+"""Tiny checkpoints of a policy and a reward model, real preferences, and settings to run them."""
+
+import dataclasses
+import functools
+import json
+
+import jax
+import numpy as np
+
+from experiments import launch, settings, settings_rebel
+from jaxrl_llm.algorithms import rebel
+from jaxrl_llm.models import value
+from jaxrl_llm.models.pretrained import huggingface
+from jaxrl_llm.training import metrics, optim
+from tests.experiments import tiny
+
+SHAPE = {'num_layers': 2, 'width': 16, 'mlp_width': 16, 'max_length': 1024, 'tie_embeddings': False}
+PROMPT, RESPONSE = 224, 40  # Tokens, which are bytes.
+
+
+def write(folder, data_dir, **options):
+  """FOLDER/policy and FOLDER/reward, and of the real preferences those with short prompts."""
+  config = tiny.write_checkpoint(folder / 'policy', template=tiny.TEMPLATE, **SHAPE)
+  write_reward(folder / 'reward', config, tokenizer_from=folder / 'policy', **options)
+  rows = json.loads((data_dir / 'preferences' / 'dpo_en_demo.json').read_text())
+  length = lambda row: sum(len(message['value'].encode()) for message in row['conversations'])
+  short = [row for row in rows if length(row) <= 160]
+  (folder / 'pairs.json').write_text(json.dumps(short))
+  return folder
+
+
+def write_reward(directory, config, *, tokenizer_from=None, outputs=1, seed=1):
+  """A sequence classifier of the policy's shape."""
+  generator = np.random.default_rng(seed)
+  abstract = jax.eval_shape(value.make(config, num_outputs=outputs).init, jax.random.key(0))
+  params = jax.tree.map(
+      lambda leaf: generator.normal(scale=0.5, size=leaf.shape).astype(leaf.dtype), abstract)
+  params['value_head']['bias'] *= 0
+  huggingface.save(
+      directory, config, params, model_type='qwen2', role='value', tokenizer_from=tokenizer_from)
+
+
+def task(**options):
+  return settings_rebel.PreferencesTask(
+      files='pairs.json', num_evaluation=8, max_prompt_tokens=PROMPT,
+      max_response_tokens=RESPONSE, **options)
+
+
+def _common(folder):
+  return dict(
+      data_dir=str(folder), task=task(), sft=settings.SftSettings(steps=0),
+      policy_init_from=str(folder / 'policy'), reward_init_from=str(folder / 'reward'),
+      evaluation=settings_rebel.RebelEvaluation(
+          num_samples=1, temperature=1.0, batch_size=8, num_shown=2),
+      batch_size=8, save_every=2,
+  )
+
+
+def online(folder, **changes):
+  """The online pipeline in seconds. One number of samples at the lot: few programs."""
+  algorithm = rebel.Config(
+      temperature=1.0, kl_coefficient=0.01, head_chunk=0, num_epochs=2,
+      **changes.pop('algorithm', {}))
+  return settings_rebel.Online(**{
+      **_common(folder), 'algorithm': algorithm, 'steps': 4, 'eval_every': 2,
+      'optimizer': optim.OptimizerConfig(learning_rate=1e-3, schedule='linear'), **changes})
+
+
+def large_batch(folder, **changes):
+  """The large-batch pipeline in seconds."""
+  algorithm = rebel.Config(
+      temperature=1.0, kl_coefficient=0.0, head_chunk=0, num_epochs=1, samples_per_prompt=3,
+      pairs='best_worst', **changes.pop('algorithm', {}))
+  return settings_rebel.LargeBatch(**{
+      **_common(folder), 'algorithm': algorithm, 'rounds': 2, 'generation_batch_size': 16,
+      'keep_truncated': True, 'eval_every': 2, 'save_every': 3,
+      'optimizer': optim.OptimizerConfig(learning_rate=1e-3),
+      'reward': settings_rebel.RewardSettings(eos_check='off', missing_stop_penalty=0.0),
+      **changes})
+
+
+def run(main, config, workdir, experiment='rebel', overrides=()):
+  """Runs a binary's main on a config, as its command would."""
+  config.validate()
+  workdir.mkdir(parents=True, exist_ok=True)
+  main(launch.Run(config, workdir, experiment, 'tiny', 'tiny.py', overrides, 'commit'))
+
+
+class Killed(BaseException):
+  """Ends a run where a kill would."""
+
+
+def dying(function, count):
+  """The function, which raises `Killed` after its `count`-th call."""
+  calls = []
+
+  @functools.wraps(function)
+  def wrapped(*arguments, **options):
+    outcome = function(*arguments, **options)
+    calls.append(None)
+    if len(calls) == count:
+      raise Killed
+    return outcome
+
+  return wrapped
+
+
+def outcome(workdir):
+  """All that two runs of one config must agree on, bit for bit."""
+  timeless = lambda record: {
+      name: x for name, x in record.items()
+      if name not in ('wall_seconds', 'commit') and not name.startswith('time/')}
+  lines = lambda name: [timeless(r) for r in metrics.read_jsonl(workdir / name)]
+  read = {'results': timeless(json.loads((workdir / 'results.json').read_text()))}
+  for path in sorted(workdir.rglob('*.jsonl')):
+    read[str(path.relative_to(workdir))] = lines(path.relative_to(workdir))
+  return read
+
+
+def changed(config, path, new):
+  """A copy of a config with one field changed: 'algorithm.eta'."""
+  head, _, rest = path.partition('.')
+  if not rest:
+    return dataclasses.replace(config, **{head: new})
+  return dataclasses.replace(config, **{head: changed(getattr(config, head), rest, new)})
