@@ -38,17 +38,15 @@ class Evaluation:
       samples: the JSONL file of shown responses.
     """
     self._parts, self._reward, self._samples = parts, reward, samples
-    self._options, algorithm = parts.config.evaluation, parts.config.algorithm
+    self._options = parts.config.evaluation
     encoded = parts.encode(parts.task.evaluation)
     self._batches = parts.prompt_batches(encoded, self._options.batch_size)
     self.examples = encoded.examples
     self.scores: np.ndarray | None = None
     self._sample = parts.sampler(
-        num_samples=self._options.num_samples, temperature=algorithm.temperature)
+        num_samples=self._options.num_samples, temperature=parts.config.algorithm.temperature)
     self._decode = parts.sampler(num_samples=1, temperature=self._options.temperature)
-    self._kl = jax.jit(lambda params, reference, rollouts: evaluator.response_kl(
-        parts.policy, params, reference, rollouts, temperature=algorithm.temperature,
-        chunk_size=algorithm.head_chunk))
+    self._kl = divergence(parts)
 
   def __call__(
       self, params: Params, reference: Params, *, step: int | None = None
@@ -141,6 +139,14 @@ def scorer(parts: components.Components, *, temperature: float, chunk_size: int,
     return step_lib.map_micro_batches(read, rollouts, num_micro_batches=micro)
 
   return jax.jit(score)
+
+
+def divergence(parts: components.Components):
+  """A jitted (params, reference, rollouts) -> KL of each response [P, K], nats."""
+  algorithm = parts.config.algorithm
+  return jax.jit(lambda params, reference, rollouts: evaluator.response_kl(
+      parts.policy, params, reference, rollouts, temperature=algorithm.temperature,
+      chunk_size=algorithm.head_chunk))
 
 
 class Watch:

@@ -11,7 +11,7 @@ which is its penalty with the coefficient 1/η and π_0 in the place of the refe
 
 import contextlib
 import dataclasses
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -29,7 +29,7 @@ from experiments import (
 )
 from jaxrl_llm.algorithms import rebel
 from jaxrl_llm.data import batching, response_batches
-from jaxrl_llm.rl import masking, regression_losses
+from jaxrl_llm.rl import regression_losses
 from jaxrl_llm.training import checkpoints, fingerprint, loop, optim
 from jaxrl_llm.types import Batch, Params
 
@@ -59,9 +59,10 @@ def train(run: launch.Run, parts: components.Components, writer, samples) -> dic
   config = run.config
   reward = reward_loading.load(config, parts)
   reference = reference_values.make_reference(run, parts, lambda: sft.finetune(run, parts, writer))
-  files = {'metrics': writer, 'samples': samples}
   evaluate = rebel_evaluation.Evaluation(parts, reward, samples)
   stages = rebel_stages.Stages(run, parts, reward)
+  files = {'metrics': writer, 'samples': samples}
+  fixed = _Fixed(run, parts, stages, reference, evaluate, files)
   plain, name = reference.start, fingerprint.of_params(reference.start)
   progress = Progress(0, 0, 0, {'metrics': reference.metrics_offset, 'samples': 0})
   counts: dict[str, int] = {}
@@ -70,7 +71,7 @@ def train(run: launch.Run, parts: components.Components, writer, samples) -> dic
     path = run.workdir / f'round{number}' / 'params'
     if not path.exists():
       pairs = stages(number, parts.form.frozen(plain), name)
-      plain, steps = _fit(run, parts, files, progress, pairs, plain, reference, evaluate)
+      plain, steps = _fit(fixed, progress, pairs, plain)
       progress = Progress(
           number, progress.steps + steps, progress.tokens + pairs.tokens,
           {name: file.offset() for name, file in files.items()})
@@ -97,14 +98,25 @@ def train(run: launch.Run, parts: components.Components, writer, samples) -> dic
       **{f'fingerprint/{name}': value for name, value in kept.items()}}}
 
 
+class _Fixed(NamedTuple):
+  """What is the same in all rounds; `files` are those that a checkpoint holds the offsets of."""
+
+  run: launch.Run
+  parts: components.Components
+  stages: rebel_stages.Stages
+  reference: reference_values.Reference
+  evaluate: rebel_evaluation.Evaluation
+  files: dict[str, Any]
+
+
 def _fit(
-    run: launch.Run, parts: components.Components, files: dict[str, Any], progress: Progress,
-    pairs: rebel_stages.Pairs, plain: Params, reference: reference_values.Reference,
-    evaluate: rebel_evaluation.Evaluation,
+    fixed: _Fixed, progress: Progress, pairs: rebel_stages.Pairs, plain: Params
 ) -> tuple[Params, int]:
   """One pass of the regression over a round's pairs; (plain parameters, steps)."""
+  run, parts, _, reference, evaluate, files = fixed
   config, number = run.config, progress.round + 1
   data = pairs.select(~pairs.held_out)
+  measure = _HeldOut(fixed, pairs.select(pairs.held_out))
   steps = _num_steps(config, len(data.rewards))
   optimizer = optim.for_run(
       config.optimizer, steps * config.algorithm.num_epochs * config.algorithm.num_minibatches)
@@ -114,7 +126,6 @@ def _fit(
           kl_coefficient=1 / config.algorithm.eta),
       parts.policy, parts.make_optimizer(optimizer))
   state, train_step = parts.start(algorithm, plain)
-  measure = _HeldOut(parts, pairs.select(pairs.held_out))
   saved = checkpoints.Checkpoints(run.workdir / 'checkpoints' / f'round{number}')
   keeper = loop.Keeper(
       saved, files=files, total=steps, save_every=config.save_every, stopper=parts.stopper,
@@ -172,13 +183,8 @@ def cached_batch(pairs: rebel_stages.Pairs) -> Batch:
 class _HeldOut:
   """The regression on pairs that nothing is trained on."""
 
-  def __init__(self, parts: components.Components, pairs: rebel_stages.Pairs):
-    options = parts.config.algorithm
-    self._parts, self._pairs = parts, pairs
-    score = rebel_evaluation.scorer(
-        parts, temperature=options.temperature, chunk_size=options.head_chunk, micro=1)
-    self._total = jax.jit(lambda params, rollouts: masking.masked_sum(
-        score(params, rollouts), rollouts.mask, axis=-1))
+  def __init__(self, fixed: _Fixed, pairs: rebel_stages.Pairs):
+    self._parts, self._pairs, self._total = fixed.parts, pairs, fixed.stages.total_log_probs
 
   def __call__(self, params: Params) -> dict[str, float]:
     """Loss, how often the better response gained on the worse one, and mean log-ratios (nats)."""

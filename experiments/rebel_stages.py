@@ -50,26 +50,25 @@ class Pairs(NamedTuple):
 
 
 class Stages:
-  """The stages of one run; what is compiled is shared by its rounds."""
+  """The stages of one run; what is compiled is shared by its rounds.
+
+  Attributes:
+    total_log_probs: (params, rollouts) -> log-probs of whole responses [P, K], nats.
+  """
 
   def __init__(
       self, run: launch.Run, parts: components.Components, reward: reward_loading.RewardModel
   ):
-    config = self._config = run.config
-    options = config.algorithm
+    self._config, options = run.config, run.config.algorithm
     self._run, self._parts, self._reward = run, parts, reward
     self._held_out = {example['id'] for example in parts.task.evaluation}
     self._encoded = parts.encode(parts.task.train + parts.task.evaluation)
     self._examples = {example['id']: example for example in self._encoded.examples}
-    self._sample: SampleFn = jax.jit(decode.make_sampler(
-        parts.policy, num_samples=options.samples_per_prompt,
-        max_tokens=parts.task.max_response_tokens, stop_ids=parts.task.tokenizer.stop_ids,
-        pad_id=parts.task.tokenizer.pad_id, temperature=options.temperature, top_p=config.top_p,
-    ))
+    self._sample = generator(parts)
     score = rebel_evaluation.scorer(
         parts, temperature=options.temperature, chunk_size=options.head_chunk, micro=1)
-    self._total_log_probs = jax.jit(lambda params, rollouts: masking.masked_sum(
-        score(params, rollouts), rollouts.mask, axis=-1))
+    self.total_log_probs = lambda params, rollouts: masking.masked_sum(
+        score(params, rollouts), rollouts.mask, axis=-1)
 
   def __call__(self, number: int, params: Params, policy: str) -> Pairs:
     """Makes what is missing of a round's pairs.
@@ -170,9 +169,19 @@ class Stages:
       yield {'id': row['id'], 'scores': scores, 'rewards': rewards}
 
   def _log_probs(self, rows: list[Record], params: Params) -> Iterable[Record]:
-    totals = self._total_log_probs(params, self._parts.put(self._rollouts(rows, 'responses')))
+    totals = self.total_log_probs(params, self._parts.put(self._rollouts(rows, 'responses')))
     for row, values in zip(rows, np.asarray(totals)):
       yield {'id': row['id'], 'log_probs': values}
+
+
+def generator(parts: components.Components) -> SampleFn:
+  """A jitted sampler of the responses that are ranked."""
+  config, tokenizer = parts.config, parts.task.tokenizer
+  return jax.jit(decode.make_sampler(
+      parts.policy, num_samples=config.algorithm.samples_per_prompt,
+      max_tokens=parts.task.max_response_tokens, stop_ids=tokenizer.stop_ids,
+      pad_id=tokenizer.pad_id, temperature=config.algorithm.temperature, top_p=config.top_p,
+  ))
 
 
 def best_and_worst(

@@ -103,11 +103,13 @@ def load(config: Any, parts: components.Components) -> RewardModel:
   reads_ids = config.reward.template == 'same'
   longest = parts.task.max_prompt_tokens + parts.task.max_response_tokens
   model = shape(origin, config.model, config.reward.max_tokens or longest)
+  if reads_ids:
+    _check_tokens(origin, model, parts.task.tokenizer)
   network = reward_lib.make(model)
   params = origin.load(components.abstract_params(network, parts.mesh))
   if reads_ids:
-    _check_tokens(origin, model, parts.task.tokenizer)
-    score = _score_ids(network, params)
+    read = id_scorer(model)
+    score = lambda rollouts, examples, parts: read(params, rollouts, parts)
   else:
     score = _score_texts(config, parts, origin, network, params)
   return RewardModel(
@@ -213,14 +215,16 @@ def _check_tokens(
     )
 
 
-def _score_ids(network: ModelFns, params: Params):
-  """Scores of the very ids that were sampled."""
+def id_scorer(model: configs.TransformerConfig):
+  """A jitted (params, rollouts, number of micro-batches) -> scores [P, K] of the ids themselves."""
+  network = reward_lib.make(model)
+
   @functools.partial(jax.jit, static_argnums=2)
   def score(params, rollouts, parts):
     read = lambda rollouts: sequence_scores.sequence_scores(network, params, rollouts)
     return step_lib.map_micro_batches(read, rollouts, num_micro_batches=parts)
 
-  return lambda rollouts, examples, parts: score(params, rollouts, parts)
+  return score
 
 
 def _score_texts(

@@ -122,7 +122,7 @@ class RebelGaussian:
   reduction: str = 'sum'
   buffer_size: int = 32
   min_count: int = 16
-  evaluation_samples: int = 16
+  evaluation_samples: int = 32
   note: str = ''
 
   def validate(self) -> None:

@@ -73,11 +73,9 @@ def of_tokenizer(
     files[_CONFIG] = _json({**_read(files, _CONFIG), **names, **changes})
     if 'eos_token' in changes and 'eos_token' in _read(files, _MAP):
       files[_MAP] = _json({**_read(files, _MAP), 'eos_token': changes['eos_token']})
-  ends_first = {**found.names, **changes}.get('eos_token') == tokenizer.token(tokenizer.stop_ids[0])
   said = _read(files, _GENERATION) if _GENERATION in files else None
   fields, generation = special_ids(
-      tokenizer.stop_ids, fields, said, named=tokenizer.stop_ids[: int(ends_first)],
-      pad_id=tokenizer.pad_id, start_ids=tokenizer.start_ids,
+      tokenizer.stop_ids, fields, said, pad_id=tokenizer.pad_id, start_ids=tokenizer.start_ids,
   )
   if generation != said:
     files |= generation_file(generation)
@@ -91,7 +89,7 @@ def of_tokenizer(
 
 def special_ids(
     stop_ids: tuple[int, ...], fields: Mapping[str, Any], generation: Mapping[str, Any] | None, *,
-    named: tuple[int, ...] = (), pad_id: int | None = None, start_ids: tuple[int, ...] = (),
+    pad_id: int | None = None, start_ids: tuple[int, ...] = (),
 ) -> tuple[dict[str, Any], dict[str, Any] | None]:
   """config.json and generation_config.json, so that they say what ends a response.
 
@@ -102,7 +100,6 @@ def special_ids(
     stop_ids: what ends a response.
     fields: of config.json.
     generation: of generation_config.json; None if there is none.
-    named: those of the stop ids that the tokenizer's files name besides.
     pad_id: what fills, for config.json where it says nothing; None if that is not known.
     start_ids: what stands before a plain text, likewise.
 
@@ -111,8 +108,8 @@ def special_ids(
     is not needed.
   """
   said = (fields if generation is None else generation).get('eos_token_id')
-  said = said if isinstance(said, list) else [] if said is None else [said]
-  agrees = bool(said) and {*said, *named} == set(stop_ids)
+  said = said if isinstance(said, list) else [said]
+  agrees = all(type(number) is int for number in said) and set(said) == set(stop_ids)
   if agrees and fields.get('eos_token_id') is not None:
     return dict(fields), None if generation is None else dict(generation)
   stops = {'eos_token_id': stop_ids[0] if len(stop_ids) == 1 else list(stop_ids)}

@@ -4,7 +4,7 @@ Not a table of the paper, which has no experiment on general preferences: its gu
 measured. From (0.6, 0.3, 0.1) with η = 0.05 and 2,000 iterations the average policy can lose at
 most 0.048 to any other; see the binary for the arms.
 
-Cost: about two minutes on two CPU cores.
+Cost: about a minute and a half on two CPU cores.
 Command: python -m experiments.rebel_games
 """
 

@@ -28,7 +28,7 @@ Departures from the released code, and why:
   rollouts' `stop_reason`, that of reply h); there, for Anthropic HH, of the mask's length, which
   also punishes a reply that needs all but one of its slots.
 - π_t's log-probs are computed by the step that trains; in setting one they are read from a file
-  that another machine wrote, so that D_θ is not 0 before the first step.
+  that another machine wrote, and D_θ need not be 0 before the first step.
 
 Settings: one (a simulated user): η = 1000, temperature 0.8, no penalty, one pass of minibatches
 of 128; two (questions of a data set): the defaults. Tables: experiments/configs/refuel_*.py.

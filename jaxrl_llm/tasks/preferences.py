@@ -164,6 +164,11 @@ def _messages(row: preference_rows.Row) -> list[preference_rows.Message]:
   return row.prompt
 
 
+def _text(row: preference_rows.Row) -> str:
+  """The prompt of a row without a template: a text, or what the user says in one message."""
+  return row.prompt if isinstance(row.prompt, str) else row.prompt[-1]['content']
+
+
 def _compact(
     sources: list[tuple[str, preference_rows.Row]],
     template: chat_templates.ChatTemplate | None,
@@ -178,7 +183,7 @@ def _compact(
   if template:
     texts += template.render_many(list(map(_messages, rows)), add_generation_prompt=True)
   else:
-    texts += [row.prompt for row in rows if isinstance(row.prompt, str)]
+    texts += list(map(_text, rows))
   return tokenizers.compact(tokenizer, texts, max_size=max_size)
 
 
@@ -194,8 +199,11 @@ def _encode(
     example: Example = {'id': index, 'source': source, 'row': row.index, 'answer': ''}
     if template and row.prompt is not None:
       example['messages'] = _messages(row)
-    elif isinstance(row.prompt, list):
-      raise ValueError(f"{source}, row {row.index}: messages need a template, got template 'none'")
+    elif isinstance(row.prompt, list) and len(row.prompt) > 1:
+      raise ValueError(
+          f'{source}, row {row.index}: a conversation of {len(row.prompt)} messages needs a '
+          "template, got 'none'"
+      )
     examples.append(example)
   texts = [(e, row) for e, (_, row) in zip(examples, sources) if row.prompt_ids is None]
   _encode_prompts(texts, template, tokenizer)
@@ -228,7 +236,7 @@ def _encode_prompts(
         [example['messages'] for example, _ in texts], add_generation_prompt=True
     )
   for index, (example, row) in enumerate(texts):
-    example['prompt'] = rendered[index] if template else row.prompt
+    example['prompt'] = rendered[index] if template else _text(row)
     start = [] if template else tokenizer.start_ids  # A template writes them itself.
     example['prompt_ids'] = [*start, *tokenizer.encode(example['prompt'])]
 

@@ -109,7 +109,7 @@ def test_R20_the_ratio_is_one_before_the_first_step():
 
 
 def test_seeds_side_by_side():
-  groups.check_seeds(_make, refuel.Config(num_epochs=2, num_minibatches=2), _batch())
+  groups.check_seeds(_make, refuel.Config(**PLAIN), _batch())
 
 
 def test_R20_the_sampler_agrees_in_every_turn_of_a_dialogue():
@@ -380,21 +380,17 @@ def _floor():
 
 
 def test_F6_what_is_left_of_the_loss_is_the_noise_of_the_future():
-  at = lambda target, eta: _at(target, _every_pair(), TABULAR, _logits(), eta=eta)
+  eta, solved = 2.0, _fit(_every_pair(), eta=2.0)
+  at = lambda target, batch: _at(target, batch, TABULAR, _logits(), eta=eta)
   assert _floor() == pytest.approx(0.294)
-  loss, gradient = at(_fitted(), 1.0)
-  assert loss == pytest.approx(_floor(), rel=1e-4)
-  assert np.abs(gradient['policy']['logits']).max() < 1e-5
-  loss, gradient = at(_fit(_every_pair(), eta=2.0), 2.0)
-  assert loss == pytest.approx(4 * _floor(), rel=1e-4)
+  loss, gradient = at(solved, _every_pair())
+  assert loss == pytest.approx(eta**2 * _floor(), rel=1e-4)
   assert np.abs(gradient['policy']['logits']).max() < 1e-5
   for move in np.eye(3):  # Any other difference of logits, in any state, is worse.
-    moved = jax.tree.map(lambda x, m=move: x + 0.1 * np.outer(m, [1, -1]), _fitted())
-    assert at(moved, 1.0)[0] > _floor() + 1e-3
+    moved = jax.tree.map(lambda x, m=move: x + 0.1 * np.outer(m, [1, -1]), solved)
+    assert at(moved, _every_pair())[0] > eta**2 * _floor() + 1e-3
   # Where nothing after the turn is left to chance, nothing is left of the loss.
-  last = _every_pair(last_turn_only=True)
-  loss, _ = _at(_fitted(), last, TABULAR, _logits(), eta=1.0)
-  assert abs(loss) < 1e-6
+  assert abs(at(solved, _every_pair(last_turn_only=True))[0]) < 1e-5
 
 
 @functools.cache

@@ -1,15 +1,24 @@
-"""REBEL's two pipelines, end to end on tiny checkpoints and real prompts; resumed to the bit."""
+"""REBEL's online pipeline, end to end on tiny checkpoints and real prompts; resumed to the bit."""
 
-import json
+import dataclasses
 import shutil
 
 import jax
 import numpy as np
 import pytest
 
-from experiments import rebel, rebel_stages
-from jaxrl_llm.training import loop, metrics
-from tests.experiments import tiny_rebel
+from experiments import rebel, rebel_report, settings_rebel
+from jaxrl_llm.models import configs, policy
+from jaxrl_llm.models.pretrained import huggingface
+from jaxrl_llm.training import checkpoints, loop, metrics
+from tests.experiments import tiny, tiny_rebel
+
+
+@pytest.fixture(scope='module', autouse=True)
+def compiled_once():
+  with pytest.MonkeyPatch.context() as patch:
+    tiny_rebel.share_programs(patch)
+    yield
 
 
 @pytest.fixture(scope='module')
@@ -17,31 +26,150 @@ def folder(data_dir, tmp_path_factory):
   return tiny_rebel.write(tmp_path_factory.mktemp('rebel'), data_dir)
 
 
-@pytest.fixture(scope='module', autouse=True)
-def compiled_once(tmp_path_factory):
-  """Programs are compiled once for all runs of this file."""
-  options = {
-      'jax_compilation_cache_dir': str(tmp_path_factory.mktemp('compiled')),
-      'jax_persistent_cache_min_compile_time_secs': 0.0,
-      'jax_persistent_cache_min_entry_size_bytes': -1,
-  }
-  before = {name: getattr(jax.config, name) for name in options}
-  for name, option in options.items():
-    jax.config.update(name, option)
-  yield
-  for name, option in before.items():
-    jax.config.update(name, option)
+def _online(folder):
+  """The last block alone is trained, on preferences, some of them over the data's responses."""
+  return tiny_rebel.online(
+      folder, algorithm={'signal': 'preferences', 'offline_fraction': 0.3}, num_comparators=1,
+      train_last_layers=1,
+      reward=settings_rebel.RewardSettings(eos_check='off', missing_stop_penalty=0.0))
 
 
 @pytest.fixture(scope='module')
 def online(folder, tmp_path_factory):
-  """An undisturbed run."""
+  """An undisturbed run. Copy the workdir before you change it."""
   workdir = tmp_path_factory.mktemp('online') / 'run'
-  tiny_rebel.run(rebel.main, tiny_rebel.online(folder), workdir)
+  tiny_rebel.run(rebel.main, _online(folder), workdir)
   return workdir
 
 
-def test_the_online_pipeline(online):
+def _params(directory):
+  """Parameters of a folder of either kind on the host."""
+  if huggingface.is_checkpoint(directory):
+    checkpoint = huggingface.read_config(directory)
+    abstract = jax.eval_shape(policy.make(checkpoint.config).init, jax.random.key(0))
+    return huggingface.load_params(checkpoint, abstract)
+  model = configs.TransformerConfig(**checkpoints.read_metadata(directory)['model'])
+  abstract = jax.eval_shape(policy.make(model).init, jax.random.key(0))
+  return checkpoints.load_params(directory, abstract)[0]
+
+
+def _moved(before, after):
+  """The paths of the leaves that differ, blocks apart."""
+  split = lambda tree: {**tree, 'layers': {
+      str(i): jax.tree.map(lambda leaf, i=i: leaf[i], tree['layers']) for i in range(2)}}
+  pairs = jax.tree.map(lambda x, y: bool(np.any(np.asarray(x) != np.asarray(y))),
+                       split(before), split(after))
+  return {jax.tree_util.keystr(path, simple=True, separator='/')
+          for path, differs in jax.tree_util.tree_leaves_with_path(pairs) if differs}
+
+
+# --- The online pipeline.
+
+
+def test_the_online_pipeline_trains_and_says_what_it_did(folder, online):
   outcome = tiny_rebel.outcome(online)
-  print(json.dumps(outcome['results'], indent=1))
-  assert False
+  results, records = outcome['results'], outcome['metrics.jsonl']
+  assert [record['step'] for record in records] == [0, 1, 2, 3, 4]
+  assert [r['step'] for r in records if 'eval/score' in r] == [0, 2, 4]
+  trained = [record for record in records if 'train/loss' in record]
+  assert len(trained) == 4
+  for record in trained:
+    assert record['train/initial_log_ratio'] < 1e-5  # R20.
+    assert record['train/sampler_gap'] < 1e-4 and record['train/dropped'] == 0
+    assert record['rollout/median_target'] <= 2  # A difference of preferences.
+    assert record['train/grad_norm'] > 0
+  # Before any step the policy is its reference, and after the last one it is what is left.
+  assert records[0]['eval/kl_to_reference'] == 0 < records[-1]['eval/kl_to_reference']
+  for name in ('score', 'kl_to_reference', 'length', 'truncated', 'decoded_score'):
+    assert results[f'eval/trained/{name}'] == records[-1][f'eval/{name}']
+    assert results[f'eval/reference/{name}'] == records[0][f'eval/{name}']
+  assert results['eval/prompts'] == 8 and 0 <= results['eval/trained/win_rate'] <= 1
+  # Three samples of each of eight prompts: the pair and what it is compared with.
+  tokens = [record['rollout/sampled_tokens'] for record in trained]
+  assert results['sampled_tokens'] == tokens[-1] <= 4 * 8 * 3 * tiny_rebel.RESPONSE
+  assert tokens == sorted(tokens) and tokens[0] > 8 * 3
+  moved = _moved(_params(folder / 'policy'), _params(online / 'trained'))
+  assert moved and all(name.startswith(('layers/1/', 'final_norm/', 'head/')) for name in moved)
+  shown = outcome['samples.jsonl']
+  assert [(line['step'], line['kind']) for line in shown] == [
+      (step, kind) for step in (0, 2, 4) for kind in ('sampled', 'decoded') for _ in range(2)]
+  assert (online / 'figures' / 'score.png').stat().st_size > 1_000
+  rows = (online / 'figures' / 'score.csv').read_text().splitlines()
+  assert rows[0].startswith('sampled_tokens,') and len(rows) == 4
+  assert '| trained ' in (online / 'table.md').read_text()
+
+
+def test_killed_the_online_pipeline_ends_with_the_same_numbers(folder, online, tmp_path):
+  config, workdir = _online(folder), tmp_path / 'run'
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(loop.Keeper, 'after_step', tiny_rebel.dying(loop.Keeper.after_step, 3))
+    with pytest.raises(tiny_rebel.Killed):
+      tiny_rebel.run(rebel.main, config, workdir)
+  assert [r['step'] for r in metrics.read_jsonl(workdir / 'metrics.jsonl')] == [0, 1, 2]
+  with pytest.MonkeyPatch.context() as patch:  # Once more, when all but the results is there.
+    patch.setattr(rebel_report, '_figure', tiny_rebel.dying(rebel_report._figure, 1))
+    with pytest.raises(tiny_rebel.Killed):
+      tiny_rebel.run(rebel.main, config, workdir)
+  tiny_rebel.run(rebel.main, config, workdir)
+  mine, theirs = tiny_rebel.outcome(workdir), tiny_rebel.outcome(online)
+  assert mine.keys() == theirs.keys()
+  for name, expected in theirs.items():
+    assert mine[name] == expected, name
+
+
+def test_another_reward_model_under_the_same_name_is_refused(folder, online, tmp_path):
+  workdir, other = tmp_path / 'run', tmp_path / 'reward'
+  shutil.copytree(online, workdir)
+  model = huggingface.read_config(folder / 'policy').config
+  tiny_rebel.write_reward(other, model, tokenizer_from=folder / 'policy', seed=2)
+  config = dataclasses.replace(_online(folder), reward_init_from=str(other))
+  with pytest.raises(ValueError, match='was trained with the reward model .*another --workdir'):
+    tiny_rebel.run(rebel.main, config, workdir)
+
+
+# --- What is refused, in one line and with status 2.
+
+
+def _command(folder, tmp_path, *arguments, config='rebel_chat'):
+  """Runs the command of a user in this process; its status."""
+  return tiny.run(
+      rebel.main, f'--config={tiny.REPOSITORY / "experiments" / "configs" / config}.py',
+      f'--workdir={tmp_path / "run"}', f'--config.data_dir={folder}',
+      f'--config.policy_init_from={folder / "policy"}', '--config.task.files=pairs.json',
+      '--config.task.num_evaluation=8', '--config.task.template=auto', *arguments,
+      experiment='rebel')
+
+
+@pytest.mark.parametrize('arguments, words', [
+    ([], ['REBEL needs a reward model: --config.reward_init_from=DIR']),
+    (['--config.reward_init_from=nowhere'], ["reward_init_from is no folder: 'nowhere'"]),
+    (['--config.reward_init_from={folder}/policy'],
+     ['must hold a reward model', 'got Qwen2ForCausalLM in']),
+    (['--config.reward_init_from={folder}/two'], ['one score, got 2 labels']),
+    (['--config.reward_init_from={folder}/foreign'],
+     ['is not that of the policy', '--config.reward.template=auto']),
+    (['--config.reward_init_from={folder}/reward', '--config.sft.log_every=4'],
+     ['config.sft.log_every has no effect with config.policy_init_from']),
+    (['--config.reward_init_from={folder}/reward', '--config.task.schema=nectar'],
+     ["pairs.json, line 1: the key 'prompt' is missing"]),
+    (['--config.reward_init_from={folder}/reward', '--config.batch_size=12'],
+     ['must be a multiple of', 'got 12 prompts (config.batch_size)']),
+    (['--config.reward_init_from={folder}/reward', '--config.algorithm.offline_fraction=0.5',
+      '--config.task.max_response_tokens=1'], ['has a response of at most 1 tokens to mix in']),
+])
+def test_bad_input_is_one_line(folder, tmp_path, capsys, arguments, words):
+  if '{folder}/two' in str(arguments):
+    tiny_rebel.write_reward(
+        folder / 'two', huggingface.read_config(folder / 'policy').config, outputs=2,
+        tokenizer_from=folder / 'policy')
+  if '{folder}/foreign' in str(arguments):
+    size = tiny.write_tokenizer(tmp_path / 'tokens', characters='abc')
+    tiny_rebel.write_reward(
+        folder / 'foreign', tiny.shape(size), tokenizer_from=tmp_path / 'tokens')
+  status = _command(folder, tmp_path, *(text.format(folder=folder) for text in arguments))
+  errors = capsys.readouterr().err
+  lines = [line for line in errors.splitlines() if 'error' in line]
+  assert status == 2 and len(lines) == 1 and 'Traceback' not in errors, errors
+  for word in words:
+    assert word in lines[0], (word, lines[0])
+  assert not (tmp_path / 'run' / 'results.json').exists()

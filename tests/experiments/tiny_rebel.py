@@ -7,7 +7,15 @@ import json
 import jax
 import numpy as np
 
-from experiments import launch, settings, settings_rebel
+from experiments import (
+    components,
+    launch,
+    rebel_evaluation,
+    rebel_stages,
+    reward_loading,
+    settings,
+    settings_rebel,
+)
 from jaxrl_llm.algorithms import rebel
 from jaxrl_llm.models import value
 from jaxrl_llm.models.pretrained import huggingface
@@ -123,3 +131,41 @@ def changed(config, path, new):
   if not rest:
     return dataclasses.replace(config, **{head: new})
   return dataclasses.replace(config, **{head: changed(getattr(config, head), rest, new)})
+
+
+def share_programs(patch):
+  """Runs of one setting share what is compiled: to compile it takes longer than all the rest."""
+  made = {}
+
+  def shared(holder, name, key):
+    original = getattr(holder, name)
+
+    def wrapped(*arguments, **options):
+      setting = (name, repr(key(*arguments, **options)))
+      if setting not in made:
+        made[setting] = original(*arguments, **options)
+      return made[setting]
+
+    patch.setattr(holder, name, wrapped)
+
+  def network(parts):
+    config = parts.config
+    return parts.model, getattr(config, 'lora', 0), getattr(config, 'train_last_layers', 0)
+
+  shared(components.Components, 'sampler', lambda parts, **options: (
+      network(parts), options, parts.task.max_response_tokens))
+  shared(rebel_evaluation, 'scorer', lambda parts, **options: (
+      network(parts), options, parts.task.max_response_tokens))
+  shared(rebel_evaluation, 'divergence', lambda parts: (network(parts), parts.config.algorithm))
+  shared(reward_loading, 'id_scorer', lambda model: model)
+  shared(rebel_stages, 'generator', lambda parts: (
+      network(parts), parts.config.algorithm, parts.config.top_p, parts.task.max_response_tokens))
+  start = components.Components.start
+
+  def shared_start(parts, algorithm, params):
+    state, train_step = start(parts, algorithm, params)
+    config = parts.config
+    setting = repr((network(parts), config.algorithm, config.optimizer, config.steps))
+    return state, made.setdefault(setting, train_step)
+
+  patch.setattr(components.Components, 'start', shared_start)

@@ -63,7 +63,8 @@ def test_two_files_of_bytes_become_one_whole_tokenizer(name, stops, data_dir, tm
 def test_what_the_files_said_before_is_kept(data_dir, tmp_path):
   folder = folder_of('qwen25', tmp_path, data_dir, tokenizer_config={'chat_template': 'T'},
                      generation_config={'top_p': 0.8})
-  found, again = export(folder, tmp_path, {'eos_token_id': 151645, 'x': 1}, model_type='qwen2')
+  fields = {'eos_token_id': 151645, 'x': 1}
+  found, again = export(folder, tmp_path, fields, model_type='qwen2')
   config = read(found, 'tokenizer_config.json')
   assert config['chat_template'] == 'T' and config['eos_token'] == '<|im_end|>'
   assert again.stop_ids == (151645, 151643)
@@ -97,6 +98,11 @@ def test_other_stop_ids_are_written_everywhere(tmp_path):
   for name in ('tokenizer_config.json', 'special_tokens_map.json'):
     assert read(found, name)['eos_token'] == '<|eom_id|>'
   assert found.files['tokenizer.json'] == (folder / 'tokenizer.json').read_bytes()
+  # transformers does not stop at an eos_token that generation_config.json does not have.
+  (folder / 'generation_config.json').write_text('{"eos_token_id": 404}')
+  tokenizer = tokenizers.with_stop_ids(tokenizers.load_tokenizer(folder), (405, 404))
+  found = tokenizer_export.of_tokenizer(tokenizer, folder, {}, model_type='llama')
+  assert read(found, 'generation_config.json')['eos_token_id'] == [405, 404]
 
 
 def test_an_eos_token_that_the_template_writes_stays(tmp_path):

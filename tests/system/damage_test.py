@@ -167,7 +167,7 @@ def test_another_reference_is_refused_by_samples_and_by_checkpoints(runner, whol
   ours = running.results(whole.workdir)['fingerprint/reference']
   running.assert_one_line(
       runner.finish(workdir), 'stage1.jsonl holds samples of something else',
-      f"reference: '{ours}' there, '{theirs}' needed")
+      f"reference: '{ours}' there, '{theirs}' now")
   # Samples that claim to be of the other reference do not help: the checkpoint knows its own.
   lines = (workdir / 'stage1.jsonl').read_text().splitlines(keepends=True)
   provenance = metrics.plain(json.loads(lines[0]) | {'reference': theirs})

@@ -149,6 +149,14 @@ def test_a_model_reads_the_transcript_and_its_words_are_framed():
   assert seen[1][2].tolist() == [2**31 - 1, 4, 2**31 - 1] and seen[0][2].dtype == np.int32
   whole = users.ModelUser(sample, None, None, slots=12, rows=5, mark=[78])(talk)
   assert whole[0] == [1, 77, 7]  # Without the mark everything that it said is kept.
+  # A model that stops at once says nothing, and the next turn begins all the same.
+  def silent(params, prompts, lengths, ids, key):
+    said = np.full((len(prompts), 1, 1), 9)
+    ones = np.ones((len(prompts), 1), int)
+    return Rollouts(prompts, lengths, said, ones, None, None, ones * STOPPED)
+
+  quiet = users.ModelUser(silent, None, None, slots=12, rows=2, mark=[77], before=[1], after=[2])
+  assert quiet(talk) == [[1, 2]] * 5
   with pytest.raises(ValueError, match='reads at most 6 tokens \\(slots\\), got 7'):
     users.ModelUser(sample, None, None, slots=6, rows=5)(talk)
   with pytest.raises(ValueError, match='rows must be at least 1, got 0'):

@@ -6,7 +6,7 @@ or, through the library's own interface,
 
   builder = preferences_dataset_builder.Builder(file=file, schema='tldr_pairs', data_dir=cache)
   builder.download_and_prepare()
-  source = builder.as_data_source(split='all')   # Random access; 'row' is JSON.
+  source = builder.as_data_source(split='train')   # Random access; 'row' is JSON.
 """
 
 import hashlib
@@ -20,7 +20,7 @@ import tensorflow_datasets as tfds
 
 from jaxrl_llm.data import preference_rows
 
-SPLIT = 'all'  # What is held out is decided by who trains.
+SPLIT = 'train'  # All rows: what is held out is decided by who trains.
 
 
 class Builder(tfds.core.GeneratorBasedBuilder):

@@ -1,0 +1,201 @@
+"""The study of the Gaussian sampler: its scores, its losses, what it writes, what it refuses."""
+
+import ast
+import csv
+import dataclasses
+import functools
+import inspect
+import json
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from experiments import rebel_gaussian, settings_games
+from jaxrl_llm.training import metrics
+from tests.experiments import tiny
+
+CONFIG = 'experiments/configs/rebel_gaussian.py'
+STEPS = 8
+SMALL = (f'--config.steps={STEPS}', '--config.num_seeds=2', '--config.num_tuning_seeds=1',
+         '--config.evaluation_samples=16')
+TWO = {name: rebel_gaussian.ARMS[name] for name in ('rebel', 'ppo')}
+
+
+def _run(workdir, *arguments):
+  return tiny.run(rebel_gaussian.main, f'--workdir={workdir}', *arguments,
+                  experiment='rebel_gaussian', default_config=CONFIG)
+
+
+@pytest.fixture(scope='module')
+def workdir(tmp_path_factory):
+  workdir = tmp_path_factory.mktemp('gaussian') / 'run'
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(rebel_gaussian, 'ARMS', TWO)
+    assert _run(workdir, *SMALL) == 0
+  return workdir
+
+
+def _results(workdir):
+  return json.loads((workdir / 'results.json').read_text())
+
+
+def test_a_run_leaves_its_numbers_a_table_and_a_figure_with_its_data(workdir):
+  results = _results(workdir)
+  for arm in TWO:
+    assert results[f'setting/{arm}/learning_rate'] in settings_games.RebelGaussian().learning_rates
+    assert 0 <= results[f'eval/{arm}/reached'] <= 1
+    assert results[f'eval/{arm}/queries_to_goal'] <= STEPS * 64 == results['reward_queries']
+    assert .2 < results[f'eval/{arm}/final_fraction'] < 1  # It learns.
+    assert f'eval/{arm}/final_fraction_se' in results
+  assert results['criterion/rebel_within_ppo'] in (0, 1)
+  assert (workdir / 'figures' / 'learning_curve.png').read_bytes().startswith(b'\x89PNG')
+  with open(workdir / 'figures' / 'learning_curve.csv', newline='') as file:
+    rows = list(csv.DictReader(file))
+  assert [float(row['reward_queries']) for row in rows] == [64.0 * i for i in range(STEPS + 1)] * 2
+  records = metrics.read_jsonl(workdir / 'metrics.jsonl')
+  assert [record['step'] for record in records] == list(range(STEPS + 1))
+  for arm in TWO:  # The first policy is where the way begins.
+    assert records[0][f'eval/{arm}/fraction'] == pytest.approx(0, abs=.15)
+  assert '| REBEL ' in (workdir / 'table.md').read_text()
+
+
+def test_arms_that_are_kept_are_not_trained_again(workdir, monkeypatch):
+  before = _results(workdir)
+  (workdir / 'results.json').unlink()
+  monkeypatch.setattr(rebel_gaussian, 'ARMS', TWO)
+  monkeypatch.setattr(rebel_gaussian, 'train', lambda *_: pytest.fail('trained again'))
+  assert _run(workdir, *SMALL) == 0
+  timeless = lambda results: {k: v for k, v in results.items() if k not in ('wall_seconds',
+                                                                           'commit')}
+  assert timeless(_results(workdir)) == timeless(before)
+
+
+# --- The world.
+
+
+@functools.cache
+def _world(**changes):
+  config = settings_games.RebelGaussian(**changes)
+  return config, rebel_gaussian.World(config)
+
+
+def test_scores_at_the_start_and_at_best_are_what_sampling_says():
+  config, world = _world()
+  count = 20_000
+  prompts = jnp.arange(count) % config.num_prompts
+  start = jax.random.normal(jax.random.key(0), (count, 2))
+  chain, rewards = jax.jit(world.sample)(
+      world.init(jax.random.key(1)), start, prompts, jax.random.key(2))
+  rewards = np.asarray(rewards)
+  error = rewards.std() / np.sqrt(count)
+  assert world.initial_score == pytest.approx(rewards.mean(), abs=5 * error)
+  # Untrained, points are normal around 0, with noise of the last step in them.
+  expected = np.sqrt(.98 * .5**2 + .02)
+  np.testing.assert_allclose(chain.actions[:, -1].std(axis=0), expected, rtol=.03)
+  noise = np.random.default_rng(0).normal(size=(count, 2)) * np.asarray(world.std[-1])
+  distance = np.linalg.norm(noise, axis=1)
+  assert world.best_score == pytest.approx(
+      -distance.mean(), abs=5 * distance.std() / np.sqrt(count))
+  assert world.initial_score < -1.4 < -.2 < world.best_score
+  np.testing.assert_allclose(
+      rewards, -np.linalg.norm(chain.actions[:, -1] - world.targets[prompts], axis=1), rtol=1e-5)
+
+
+def _batch(world, config, pairs=3):
+  """Pairs of chains of a policy that has moved since, and its parameters."""
+  rng = np.random.default_rng(0)
+  params = jax.tree.map(lambda leaf: leaf + .3 * rng.normal(size=leaf.shape).astype(np.float32),
+                        world.init(jax.random.key(1)))
+  prompts = jnp.asarray(np.repeat(rng.integers(0, config.num_prompts, pairs), 2))
+  start = jax.random.normal(jax.random.key(3), (2 * pairs, 2))
+  chain, _ = world.sample(world.init(jax.random.key(1)), start, prompts, jax.random.key(2))
+  batch = {'chain': chain, 'prompts': prompts,
+           'advantages': jnp.asarray([.5, -1, 2, 12, -15, .1], jnp.float32),
+           'old': world.log_probs(world.init(jax.random.key(1)), chain, prompts)}
+  return params, jax.tree.map(lambda leaf: leaf.reshape(pairs, 2, *leaf.shape[1:]), batch)
+
+
+@pytest.mark.parametrize('arm', ['rebel', 'ppo', 'ppo_published_clip'])
+def test_losses_are_the_equations_spelt_out(arm):
+  config, world = _world(eta=.7)
+  params, batch = _batch(world, config)
+  loss_fn = rebel_gaussian.make_loss(config, world, rebel_gaussian.ARMS[arm])
+  loss, _ = jax.jit(loss_fn)({'policy': params}, batch)
+  flat = lambda leaf: leaf.reshape(6, *leaf.shape[2:])
+  new = np.asarray(world.log_probs(
+      params, jax.tree.map(flat, batch['chain']), flat(batch['prompts'])))
+  ratio = new - np.asarray(flat(batch['old']))  # [6, S].
+  assert np.abs(ratio).max() > .3
+  advantages = np.asarray(batch['advantages']).ravel()
+  if arm == 'rebel':
+    chains, targets = ratio.sum(axis=1).reshape(3, 2), advantages.reshape(3, 2)
+    expected = [((c[0] - c[1]) - .7 * (a[0] - a[1]))**2 for c, a in zip(chains, targets)]
+  else:
+    clip, expected = (.2 if arm == 'ppo' else 1e-4), []
+    for row, advantage in zip(np.exp(ratio), np.clip(advantages, -10, 10)):
+      expected += [-min(r * advantage, np.clip(r, 1 - clip, 1 + clip) * advantage) for r in row]
+  np.testing.assert_allclose(loss.value(), np.mean(expected), rtol=1e-4)
+
+
+def test_log_probs_of_a_step_at_the_first_policy():
+  config, world = _world()
+  _, batch = _batch(world, config)
+  chain = jax.tree.map(lambda leaf: np.asarray(leaf[0]), batch['chain'])  # One pair, [2, S, 2].
+  shares = (0.0, *config.alpha_bar)
+  for t in range(8):
+    deviation = np.sqrt(shares[t] * .25 + 1 - shares[t])  # Of x_t before training.
+    mean = np.sqrt(shares[t + 1]) * .5 / deviation * chain.states[:, t]
+    std = np.sqrt(1 - shares[t + 1])
+    error = (chain.actions[:, t] - mean) / std
+    expected = -.5 * (error**2).sum(axis=1) - 2 * np.log(std) - np.log(2 * np.pi)
+    np.testing.assert_allclose(batch['old'][0, :, t], expected, rtol=1e-4, atol=1e-4)
+
+
+# --- What is counted.
+
+
+def test_queries_are_counted_up_to_the_first_evaluation_at_the_goal():
+  config, _ = _world()
+  fractions = np.array([[0, .5, .91, .8, .95], [0, .1, .2, .3, .4]])
+  np.testing.assert_array_equal(
+      rebel_gaussian.queries_to_goal(config, fractions), [2 * 64, np.nan])
+
+
+def test_the_learning_rate_is_chosen_on_the_tuning_seeds_alone():
+  config, _ = _world(num_seeds=1, num_tuning_seeds=2, steps=3)
+  fast, slow, never = [0, 1, 1, 1], [0, 0, 1, 1], [0, 0, 0, 0]
+  fractions = np.array([[fast, slow, never], [never, fast, slow], [fast, slow, slow]], float)
+  best, queries = rebel_gaussian.tune(config, fractions)
+  # (128 + 2 * 192) / 2; (64 + 128) / 2; 128.
+  assert best == 1 and queries.tolist() == [256, 96, 128]
+  best, _ = rebel_gaussian.tune(config, fractions * np.array([.2, .1, .5])[:, None, None])
+  assert best == 2  # Where none of them gets there: the one that ends best.
+
+
+def test_every_field_is_read():
+  source = ''.join(map(inspect.getsource, (rebel_gaussian, settings_games.RebelGaussian)))
+  read = {node.attr for node in ast.walk(ast.parse(source))
+          if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Load)}
+  fields = {field.name for field in dataclasses.fields(settings_games.RebelGaussian)}
+  # An arm names its clip: `getattr(config, arm.clip)`.
+  assert fields - {arm.clip for arm in rebel_gaussian.ARMS.values()} <= read
+
+
+@pytest.mark.parametrize('argument, words', [
+    ('--config.steps=0', 'config.steps must be at least 1, got 0'),
+    ('--config.eta=0', 'config.eta must be positive and finite, got 0'),
+    ('--config.clip=2', 'config.clip and config.published_clip must be at most 1, got 2'),
+    ('--config.reduction=max', "config.reduction must be 'sum' or 'mean', got 'max'"),
+    ('--config.num_minibatches=5', 'config.batch_size must be divided by .*5.*got 32'),
+    ('--config.alpha_bar=(0.5,0.3)', 'config.alpha_bar must increase between 0 and 1'),
+    ('--config.learning_rates=(0.0,)', 'config.learning_rates must be positive and finite'),
+])
+def test_bad_settings_are_one_line_and_status_2(tmp_path, capsys, argument, words):
+  assert _run(tmp_path / 'run', argument) == 2
+  lines = capsys.readouterr().err.strip().splitlines()
+  assert len(lines) == 1
+  assert lines[0].startswith('rebel_gaussian: error: ')
+  assert re.search(words, lines[0]), lines[0]
