@@ -9,9 +9,10 @@ comparisons, from the policy before training (`reward_before`) or the very ones 
 made (`reward_same`). Finished arms are kept: the same command goes on with the next one.
 
 The decoder's head alone is trained, by plain gradient descent: there the regression is linear, and
-some steps solve it, which is what the guarantee asks for. (With all parameters the curvature grew
-with the noise until descent at these rates broke down, in two to four of five seeds within 2,000
-iterations; Adam's steps, of one size however small η is, did not solve it at all.)
+some steps solve it, which is what the guarantee asks for. In trials with all parameters the noise
+made the curvature grow until descent broke down, in two to four of five seeds within 2,000
+iterations; Adam, whose steps are of one size however small η is, left the average above the bound
+in more than a quarter of the iterations.
 """
 
 import contextlib

@@ -288,7 +288,7 @@ def write_figure(run: launch.Run, arms: dict[str, np.ndarray]) -> None:
     curves.set(xlabel='reward queries', ylabel='part of the way to the best score',
                ylim=(-0.05, 1.05), title='at the best learning rate of each')
     curves.legend(frameon=False, loc='lower right', fontsize=8)
-    rates.axhline(queries[-1], color='0.35', ls=':', label='budget; above it: not reached by all')
+    rates.axhline(queries[-1], color='0.35', ls=':', label='budget (not reached: twice it)')
     rates.set(xscale='log', yscale='log', xlabel='learning rate',
               ylabel=f'reward queries to {GOAL:.0%} of the way', title='on the tuning seeds')
     rates.legend(frameon=False, fontsize=8)

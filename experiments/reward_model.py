@@ -16,7 +16,6 @@ import numpy as np
 
 from experiments import components, launch, report, reward_loading, reward_pairs
 from jaxrl_llm.algorithms import reward_model
-from jaxrl_llm.models import reward as reward_lib
 from jaxrl_llm.training import checkpoints, fingerprint, loop, metrics, optim
 from jaxrl_llm.types import Params
 
@@ -81,8 +80,7 @@ def main(run: launch.Run) -> None:
     references = reward_pairs.references(run, parts)
     print(f'{run.experiment}: {len(pairs)} training and {len(held_out)} held-out pairs, '
           f'{parts.describe()}; writing to {run.workdir}', flush=True)
-    network = reward_lib.make(parts.model)
-    measure = reward_pairs.Measure(parts, network, held_out)
+    measure = reward_pairs.Measure(parts, held_out)
     params = train(run, parts, pairs, measure, writer)
     numbers: dict[str, Any] = {f'eval/{name}': x for name, x in measure(params).items()}
     if config.centre:

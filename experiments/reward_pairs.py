@@ -7,15 +7,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments import components, launch
+from experiments import components, launch, reward_loading
 from jaxrl_llm.data import batching, response_batches
 from jaxrl_llm.evaluation import pass_at_k
-from jaxrl_llm.rl import preference_losses, sequence_scores
+from jaxrl_llm.models import reward as reward_lib
+from jaxrl_llm.rl import preference_losses
 from jaxrl_llm.sharding import rules
 from jaxrl_llm.tasks import preferences
 from jaxrl_llm.training import rng
 from jaxrl_llm.training import step as step_lib
-from jaxrl_llm.types import Algorithm, Batch, Example, ModelFns, Params, Rollouts, TrainState
+from jaxrl_llm.types import Algorithm, Batch, Example, Params, Rollouts, TrainState
 
 
 @dataclasses.dataclass(frozen=True)
@@ -112,18 +113,18 @@ class Measure:
     abstract: its parameters' shapes with shardings.
   """
 
-  def __init__(self, parts: components.Components, network: ModelFns, held_out: Pairs):
-    self.network, self.abstract = network, components.abstract_params(network, parts.mesh)
+  def __init__(self, parts: components.Components, held_out: Pairs):
+    self.network = reward_lib.make(parts.model)
+    self.abstract = components.abstract_params(self.network, parts.mesh)
     self._parts, self._held_out = parts, held_out
-    self._score = jax.jit(lambda params, rollouts: sequence_scores.sequence_scores(
-        network, params, rollouts))
+    self._score = reward_loading.id_scorer(parts.model)
 
   def scores(self, params: Params, pairs: Pairs) -> np.ndarray:
     """Scores [P, K] of all of `pairs`."""
     size, found = self._parts.config.evaluation_batch_size, []
     for chunk in batching.sequential_chunks(len(pairs), size):
       rollouts = self._parts.put(response_batches.take(pairs.rollouts, chunk.indices))
-      found.append(np.asarray(self._score(params, rollouts))[: int(chunk.weight.sum())])
+      found.append(np.asarray(self._score(params, rollouts, 1))[: int(chunk.weight.sum())])
     return np.concatenate(found)
 
   def __call__(self, params: Params) -> dict[str, float]:
