@@ -133,21 +133,26 @@ def _fit(
   )
   restored = keeper.restore(state)
   start, state = (restored.step, restored.state) if restored else (0, state)
-  first = reference.steps + progress.steps
+  first, timers = reference.steps + progress.steps, loop.Timers()
+  gaps = data.rewards[:, 0] - data.rewards[:, 1]
+  about = {'round': number, 'rollout/reward_gap': float(gaps.mean()),
+           'rollout/median_target': config.algorithm.eta * float(np.median(gaps))}
   with contextlib.closing(saved), loop.progress(steps, f'round {number}: fit', start) as bar:
     for step in range(start, steps):
       policy, values = state.params['policy'], {}
-      if step == 0:
-        values = evaluate.metrics(
-            policy, reference.params, progress.steps, progress.tokens + pairs.tokens)
-      if loop.should(config.eval_every, step) or step == steps - 1:
-        values |= measure(policy)
+      with timers('evaluate'):
+        if step == 0:
+          values = evaluate.metrics(
+              policy, reference.params, progress.steps, progress.tokens + pairs.tokens)
+        if loop.should(config.eval_every, step) or step == steps - 1:
+          values |= measure(policy)
       indices = batching.batch_indices(
           len(data.rewards), config.batch_size, seed=run.seed, step=step)
-      state, update = train_step(state, parts.put(cached_batch(data.select(indices))))
-      update = {k: v for k, v in jax.device_get(update).items() if k not in _SILENT}
+      with timers('train'):
+        state, update = train_step(state, parts.put(cached_batch(data.select(indices))))
+        update = {k: v for k, v in jax.device_get(update).items() if k not in _SILENT}
       values = files['metrics'].write(first + step, {
-          **values, **update, 'rollout/score': float(data.rewards.mean()), 'round': number,
+          **values, **update, **timers.pop(), **about,
           'train/learning_rate': optim.learning_rate_at(optimizer, int(state.step) - 1),
       })
       loop.check_finite(first + step, values, last_saved=keeper.last_saved)

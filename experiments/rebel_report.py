@@ -50,11 +50,10 @@ def write(run: launch.Run, parts: components.Components, trained: Mapping[str, A
   records = metrics.read_jsonl(run.workdir / 'metrics.jsonl')
   _figure(run.workdir / 'figures' / 'score.png', [r for r in records if 'eval/score' in r],
           title=f'{run.setting}, seed {run.seed}')
-  total = lambda name: sum(record.get(f'time/{name}_seconds', 0.0) for record in records)
+  seconds = {name for record in records for name in record if name.startswith('time/')}
   launch.write_results(run, {
       **numbers, 'sampled_tokens': trained['tokens'],
-      **{f'time/{name}_seconds': total(name) for name in (
-          'sample', 'reward', 'train', 'evaluate')},
+      **{name: sum(r.get(name, 0.0) for r in records) for name in sorted(seconds)},
   })
   print(f'\n{table}\n\n{caption}\n\nwritten to {run.workdir}: results.json, table.md, '
         'metrics.jsonl, samples.jsonl, trained/, figures/', flush=True)

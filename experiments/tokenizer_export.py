@@ -65,7 +65,7 @@ def of_tokenizer(
         name: content for name, content in files.items()
         if name not in _PARTS and not name.endswith('.model')
     } | written
-  else:
+  elif isinstance(tokenizer, SentencePieceTokenizer):
     _rename_model(files)
   changes = _names(tokenizer, found, files, is_new=bool(written))
   if changes:

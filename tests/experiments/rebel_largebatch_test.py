@@ -113,14 +113,14 @@ def test_rounds_train_what_is_not_held_out(folder, whole):
     trained = [pair for pair in pairs if pair['id'] not in held_out]
     mine = [r for r in records if r.get('round') == number]
     assert [r['step'] for r in mine] == list(range(steps, steps + len(trained) // 8))
-    assert mine[0]['rollout/score'] == pytest.approx(
-        np.mean([pair['rewards'] for pair in trained]), rel=1e-5)
+    gaps = [pair['rewards'][0] - pair['rewards'][1] for pair in trained]
+    assert mine[0]['rollout/reward_gap'] == pytest.approx(np.mean(gaps), rel=1e-5)
+    assert mine[0]['rollout/median_target'] == pytest.approx(np.median(gaps), rel=1e-5)
     # Before the first step nothing has moved; the last has the other pairs' numbers too.
     assert mine[0]['eval/score'] is not None
     assert mine[0]['heldout/chosen_log_ratio'] == pytest.approx(0, abs=1e-4)
     assert abs(mine[-1]['heldout/chosen_log_ratio']) > 1e-4
     assert mine[0]['train/initial_log_ratio'] < 1e-5
-    # Its first loss is that of targets alone; the others start elsewhere.
     steps += len(mine)
   final = records[-1]
   assert final['step'] == steps and 'train/loss' not in final

@@ -1,16 +1,14 @@
 """REBEL's online pipeline, end to end on tiny checkpoints and real prompts; resumed to the bit."""
 
 import dataclasses
+import json
 import shutil
 
-import jax
-import numpy as np
 import pytest
 
 from experiments import rebel, rebel_report, settings_rebel
-from jaxrl_llm.models import configs, policy
 from jaxrl_llm.models.pretrained import huggingface
-from jaxrl_llm.training import checkpoints, loop, metrics
+from jaxrl_llm.training import loop, metrics
 from tests.experiments import tiny, tiny_rebel
 
 
@@ -42,27 +40,6 @@ def online(folder, tmp_path_factory):
   return workdir
 
 
-def _params(directory):
-  """Parameters of a folder of either kind on the host."""
-  if huggingface.is_checkpoint(directory):
-    checkpoint = huggingface.read_config(directory)
-    abstract = jax.eval_shape(policy.make(checkpoint.config).init, jax.random.key(0))
-    return huggingface.load_params(checkpoint, abstract)
-  model = configs.TransformerConfig(**checkpoints.read_metadata(directory)['model'])
-  abstract = jax.eval_shape(policy.make(model).init, jax.random.key(0))
-  return checkpoints.load_params(directory, abstract)[0]
-
-
-def _moved(before, after):
-  """The paths of the leaves that differ, blocks apart."""
-  split = lambda tree: {**tree, 'layers': {
-      str(i): jax.tree.map(lambda leaf, i=i: leaf[i], tree['layers']) for i in range(2)}}
-  pairs = jax.tree.map(lambda x, y: bool(np.any(np.asarray(x) != np.asarray(y))),
-                       split(before), split(after))
-  return {jax.tree_util.keystr(path, simple=True, separator='/')
-          for path, differs in jax.tree_util.tree_leaves_with_path(pairs) if differs}
-
-
 # --- The online pipeline.
 
 
@@ -88,7 +65,7 @@ def test_the_online_pipeline_trains_and_says_what_it_did(folder, online):
   tokens = [record['rollout/sampled_tokens'] for record in trained]
   assert results['sampled_tokens'] == tokens[-1] <= 4 * 8 * 3 * tiny_rebel.RESPONSE
   assert tokens == sorted(tokens) and tokens[0] > 8 * 3
-  moved = _moved(_params(folder / 'policy'), _params(online / 'trained'))
+  moved = tiny_rebel.moved(*map(tiny_rebel.load_params, (folder / 'policy', online / 'trained')))
   assert moved and all(name.startswith(('layers/1/', 'final_norm/', 'head/')) for name in moved)
   shown = outcome['samples.jsonl']
   assert [(line['step'], line['kind']) for line in shown] == [
@@ -125,6 +102,40 @@ def test_another_reward_model_under_the_same_name_is_refused(folder, online, tmp
   config = dataclasses.replace(_online(folder), reward_init_from=str(other))
   with pytest.raises(ValueError, match='was trained with the reward model .*another --workdir'):
     tiny_rebel.run(rebel.main, config, workdir)
+
+
+# --- A published setting: ids of its schema, a reward model with a tokenizer of its own, bfloat16.
+
+
+def test_the_published_settings_of_nectar_run_on_small_checkpoints(tmp_path, capsys):
+  size = tiny.write_tokenizer(tmp_path / 'tokens', template=tiny.TEMPLATE)
+  theirs = tiny.write_tokenizer(tmp_path / 'theirs', template=tiny.TEMPLATE, more=('<pad>',))
+  shape = {'num_layers': 5, 'num_kv_heads': 2, 'attention_bias': False, 'tie_embeddings': False}
+  model = tiny.shape(size, **shape)
+  huggingface.save(tmp_path / 'policy', model, tiny.params(model), model_type='mistral',
+                   tokenizer_from=tmp_path / 'tokens')
+  tiny_rebel.write_reward(
+      tmp_path / 'reward', tiny.shape(theirs, **shape), tokenizer_from=tmp_path / 'theirs',
+      model_type='llama')
+  padding = 9_999  # An id that no tokenizer has, as in the published files.
+  rows = [{'prompt': f'Hi {i}', 'oc_prompt_tokens': [padding, 9, 10 + i, 11],
+           'rm_tokens': [padding, padding, 12, 13 + i]} for i in range(24)]
+  (tmp_path / 'train.jsonl').write_text(''.join(json.dumps(row) + '\n' for row in rows))
+  status = tiny.run(
+      rebel.main,
+      f'--config={tiny.REPOSITORY}/experiments/configs/rebel_chat.py:nectar_openchat',
+      f'--workdir={tmp_path / "run"}', f'--config.data_dir={tmp_path}',
+      f'--config.policy_init_from={tmp_path / "policy"}',
+      f'--config.reward_init_from={tmp_path / "reward"}', '--config.task.num_evaluation=8',
+      '--config.task.max_prompt_tokens=8', '--config.task.max_response_tokens=8',
+      '--config.reward.max_tokens=16', '--config.steps=2', experiment='rebel')
+  assert status == 0, capsys.readouterr().err
+  outcome = tiny_rebel.outcome(tmp_path / 'run')
+  for record in outcome['metrics.jsonl'][:2]:
+    assert record['train/initial_log_ratio'] < 1e-2  # In bfloat16.
+    assert record['rollout/score'] and record['train/sampler_gap'] < 0.05
+  results = outcome['results']
+  assert results['eval/reference/score'] and 'eval/trained/win_rate' in results
 
 
 # --- What is refused, in one line and with status 2.

@@ -17,9 +17,9 @@ from experiments import (
     settings_rebel,
 )
 from jaxrl_llm.algorithms import rebel
-from jaxrl_llm.models import value
+from jaxrl_llm.models import configs, policy, value
 from jaxrl_llm.models.pretrained import huggingface
-from jaxrl_llm.training import metrics, optim
+from jaxrl_llm.training import checkpoints, metrics, optim
 from tests.experiments import tiny
 
 SHAPE = {'num_layers': 2, 'width': 16, 'mlp_width': 16, 'max_length': 1024, 'tie_embeddings': False}
@@ -37,7 +37,8 @@ def write(folder, data_dir, **options):
   return folder
 
 
-def write_reward(directory, config, *, tokenizer_from=None, outputs=1, seed=1):
+def write_reward(
+    directory, config, *, tokenizer_from=None, outputs=1, seed=1, model_type='qwen2'):
   """A sequence classifier of the policy's shape."""
   generator = np.random.default_rng(seed)
   abstract = jax.eval_shape(value.make(config, num_outputs=outputs).init, jax.random.key(0))
@@ -45,7 +46,8 @@ def write_reward(directory, config, *, tokenizer_from=None, outputs=1, seed=1):
       lambda leaf: generator.normal(scale=0.5, size=leaf.shape).astype(leaf.dtype), abstract)
   params['value_head']['bias'] *= 0
   huggingface.save(
-      directory, config, params, model_type='qwen2', role='value', tokenizer_from=tokenizer_from)
+      directory, config, params, model_type=model_type, role='value',
+      tokenizer_from=tokenizer_from)
 
 
 def task(**options):
@@ -123,6 +125,27 @@ def outcome(workdir):
   for path in sorted(workdir.rglob('*.jsonl')):
     read[str(path.relative_to(workdir))] = lines(path.relative_to(workdir))
   return read
+
+
+def load_params(directory):
+  """Parameters of a folder of either kind on the host."""
+  if huggingface.is_checkpoint(directory):
+    checkpoint = huggingface.read_config(directory)
+    abstract = jax.eval_shape(policy.make(checkpoint.config).init, jax.random.key(0))
+    return huggingface.load_params(checkpoint, abstract)
+  model = configs.TransformerConfig(**checkpoints.read_metadata(directory)['model'])
+  abstract = jax.eval_shape(policy.make(model).init, jax.random.key(0))
+  return checkpoints.load_params(directory, abstract)[0]
+
+
+def moved(before, after, layers=2):
+  """The paths of the leaves that differ, blocks apart."""
+  split = lambda tree: {**tree, 'layers': {
+      str(i): jax.tree.map(lambda leaf, i=i: leaf[i], tree['layers']) for i in range(layers)}}
+  pairs = jax.tree.map(lambda x, y: bool(np.any(np.asarray(x) != np.asarray(y))),
+                       split(before), split(after))
+  return {jax.tree_util.keystr(path, simple=True, separator='/')
+          for path, differs in jax.tree_util.tree_leaves_with_path(pairs) if differs}
 
 
 def changed(config, path, new):

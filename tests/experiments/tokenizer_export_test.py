@@ -75,6 +75,7 @@ def test_what_the_files_said_before_is_kept(data_dir, tmp_path):
 
 def test_a_whole_tokenizer_is_copied_byte_for_byte(tmp_path):
   folder = chat_cases.write('llama3', tmp_path / 'in', None)
+  (folder / 'other.model').write_bytes(b'whatever it is')
   found, again = export(folder, tmp_path, {'eos_token_id': 404})
   assert {name: (folder / name).read_bytes() for name in found.files} == found.files
   assert again.start_ids == (400,)

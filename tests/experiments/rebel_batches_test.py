@@ -1,0 +1,170 @@
+"""Batches of REBEL: pairs, comparators, responses of the data, and references that share arrays."""
+
+import dataclasses
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from experiments import (
+    components,
+    frozen_references,
+    launch,
+    rebel_batches,
+    rebel_evaluation,
+    reward_loading,
+    settings_rebel,
+)
+from jaxrl_llm.algorithms import rebel
+from jaxrl_llm.data import response_batches, tokenizers
+from jaxrl_llm.models import lora
+from jaxrl_llm.rl import scoring
+from jaxrl_llm.training import optim
+from jaxrl_llm.types import Batch
+from tests.experiments import tiny_rebel
+
+OFF = settings_rebel.RewardSettings(eos_check='off', missing_stop_penalty=0.0)
+
+
+@pytest.fixture(scope='module')
+def folder(data_dir, tmp_path_factory):
+  folder = tiny_rebel.write(tmp_path_factory.mktemp('batches'), data_dir)
+  rows = [{'prompt': f'Say {i}.', 'chosen': 'yes' * (1 + i % 2), 'rejected': f'{i}'}
+          for i in range(30)]
+  (folder / 'pairs.json').write_text(json.dumps(rows))
+  return folder
+
+
+def _run(config):
+  return launch.Run(config, None, 'rebel', '', 'tiny.py', (), 'commit')
+
+
+def _config(folder, **changes):
+  config = tiny_rebel.online(folder, reward=OFF, **changes)
+  config.task.max_prompt_tokens, config.task.max_response_tokens = 32, 6
+  config.model.scan_unroll = 1
+  config.validate()
+  return config
+
+
+def _reward(values):
+  """A reward model that gives these scores."""
+  return reward_loading.RewardModel(OFF, None, lambda *arguments: values, 'name', '')
+
+
+def test_comparators_make_preferences_and_are_no_part_of_the_pair(folder):
+  config = _config(
+      folder, algorithm={'signal': 'preferences'}, num_comparators=3)
+  scores = np.random.default_rng(0).normal(size=(8, 5)).astype(np.float32)
+  with components.build(_run(config)) as parts:
+    data = rebel_batches.Prompts(parts, config.algorithm)
+    make = rebel_batches.Maker(config, parts, _reward(scores))
+    prompts, responses = data.batch(8, seed=0, step=0)
+    assert responses is None
+    params = parts.form.frozen(parts.initial_params())
+    rollouts = make.sample(params, *parts.put(tuple(prompts[:3])), jax.random.key(0))
+    assert rollouts.tokens.shape == (8, 5, 6)
+    assert make.mix_offline(rollouts, None, 0) is rollouts
+    scored = make.score(rollouts, prompts.examples)
+    batch = make(rollouts, scored, params)
+    log_probs = jax.jit(lambda params, rollouts: scoring.score(
+        parts.policy, params, rollouts)[0])(params, batch.rollouts)
+    # With a response of the data in the second place of some pairs.
+    mixed = dataclasses.replace(config.algorithm, offline_fraction=0.5)
+    config.algorithm = mixed
+    data = rebel_batches.Prompts(parts, mixed)
+    make = rebel_batches.Maker(config, parts, _reward(scores))
+    prompts, responses = data.batch(8, seed=0, step=1)
+    both = make.mix_offline(rollouts, responses, step=1)
+    again = make.mix_offline(rollouts, responses, step=1)
+    other = make.mix_offline(rollouts, responses, step=2)
+  np.testing.assert_array_equal(batch.rollouts.tokens, rollouts.tokens[:, :2])
+  expected = np.tanh((scores[:, :2, None] - scores[:, None, 2:]) / 2)
+  np.testing.assert_allclose(batch.rewards, expected, rtol=1e-6)
+  np.testing.assert_allclose(batch.reference_log_probs, log_probs, atol=1e-5)
+  np.testing.assert_array_equal(batch.weight, np.ones(8))
+  targets = np.abs(np.diff(expected.mean(axis=2), axis=1))
+  assert make.summary(scored)['rollout/median_target'] == pytest.approx(np.median(targets))
+  # Responses of the data: whole, finished, of unknown log-probs; everything else as it was.
+  taken = np.isnan(both.log_probs[:, 1]).any(axis=-1)
+  assert 0 < taken.sum() < 8
+  np.testing.assert_array_equal(both.tokens[taken, 1], responses.tokens[taken, 0])
+  np.testing.assert_array_equal(both.stop_reason[taken, 1], 1)
+  np.testing.assert_array_equal(both.tokens[~taken], rollouts.tokens[~taken])
+  for column in (0, 2, 3, 4):
+    np.testing.assert_array_equal(both.tokens[:, column], rollouts.tokens[:, column])
+  np.testing.assert_array_equal(both.tokens, again.tokens)
+  assert np.any(np.isnan(other.log_probs[:, 1]).any(axis=-1) != taken)
+  # 'yesyes' and its stop token are too long for six slots.
+  assert {example['chosen'] for example in prompts.examples} == {'yes'}
+
+
+def test_without_a_penalty_the_reference_is_not_asked(folder):
+  config = _config(folder)
+  config.algorithm = dataclasses.replace(config.algorithm, kl_coefficient=0.0)
+  scores = np.array([[1.0, 2.0], [np.nan, 0.0], [5.0, 5.0], [0.0, 4.0]] * 2, np.float32)
+  with components.build(_run(config)) as parts:
+    make = rebel_batches.Maker(config, parts, _reward(scores))
+    scored = reward_loading.Scored(scores, scores, np.full((8, 2), 3), np.zeros((8, 2), bool))
+    batch = make(_rollouts(), scored, None)
+  assert batch.reference_log_probs is None
+  np.testing.assert_array_equal(batch.rewards, scores)
+  summary = make.summary(scored)
+  # The prompt with a failed score has no part in what is shown.
+  assert summary['rollout/median_target'] == 1.0 and summary['rollout/length'] == 3
+  assert summary['rollout/score'] == pytest.approx(17 / 7)
+
+
+def _rollouts():
+  return response_batches.rollouts(
+      [[2]] * 8, [[[2], [3]]] * 8, tokenizers.CharacterTokenizer('abc'), max_prompt_tokens=2,
+      max_response_tokens=3)
+
+
+@pytest.mark.parametrize('changes', [
+    {'train_last_layers': 1}, {'lora': lora.LoraConfig(rank=2)}, {}])
+def test_a_reference_shares_what_is_not_trained(folder, changes):
+  config = _config(folder, **changes)
+  with components.build(_run(config)) as parts:
+    options = rebel.Config(kl_coefficient=0.0, head_chunk=0, num_epochs=1)
+    algorithm = rebel.make(
+        options, parts.policy, parts.make_optimizer(optim.OptimizerConfig(learning_rate=0.1)))
+    plain = parts.initial_params()
+    state, train_step, reference = frozen_references.begin(
+        _run(config), parts, algorithm, finetune=None)
+    shared = _shared(state.params['policy'], reference.of(state.params['policy']))
+    score = rebel_evaluation.scorer(parts, temperature=1.0, chunk_size=0, micro=1)
+    rollouts = parts.put(dataclasses.replace(
+        _rollouts(), log_probs=np.zeros((8, 2, 3), np.float32)))
+    before = np.asarray(score(parts.form.frozen(plain), rollouts))
+    rewards = np.tile(np.array([[1.0, 0.0]], np.float32), (8, 1))
+    batch = parts.put(Batch(rollouts, rewards, None, {}, np.ones(8, np.float32)))
+    state, _ = train_step(state, batch)
+    policy = state.params['policy']
+    # The reference is what it was; the policy is not.
+    np.testing.assert_allclose(score(reference.of(policy), rollouts), before, atol=1e-6)
+    assert jnp.abs(score(policy, rollouts) - before).max() > 1e-3
+  total = sum(leaf.size for leaf in jax.tree.leaves(plain))
+  assert (shared > 0.4 * total) == bool(changes)  # Numbers that are there once.
+
+
+def _shared(policy, reference):
+  """How many numbers of the reference are arrays of the policy."""
+  pointers = {id(leaf) for leaf in jax.tree.leaves(policy)}
+  return sum(leaf.size for leaf in jax.tree.leaves(reference) if id(leaf) in pointers)
+
+
+def test_what_looks_wrong_is_said_once(capsys):
+  watch = rebel_evaluation.Watch()
+  say = lambda target, gap: watch({'rollout/median_target': target, 'train/sampler_gap': gap})
+  say(1.0, 1e-3)
+  assert not capsys.readouterr().err
+  say(100.0, 1e-3)
+  say(100.0, 0.1)
+  lines = capsys.readouterr().err.splitlines()
+  assert [line.split(':')[0] for line in lines] == ['warning', 'warning']
+  assert 'is 100' in lines[0] and 'config.algorithm.eta' in lines[0] and '0.1 nats' in lines[1]
+  say(1e-4, 1e-3)
+  assert 'hardly anything is learned' in capsys.readouterr().err
