@@ -128,7 +128,9 @@ def test_the_published_settings_of_nectar_run_on_small_checkpoints(tmp_path, cap
       f'--config.policy_init_from={tmp_path / "policy"}',
       f'--config.reward_init_from={tmp_path / "reward"}', '--config.task.num_evaluation=8',
       '--config.task.max_prompt_tokens=8', '--config.task.max_response_tokens=8',
-      '--config.reward.max_tokens=16', '--config.steps=2', experiment='rebel')
+      '--config.reward.max_tokens=16', '--config.steps=2', '--config.batch_size=8',
+      '--config.algorithm.num_micro_batches=1', '--config.evaluation.batch_size=8',
+      '--config.evaluation.temperature=0.5', experiment='rebel')
   assert status == 0, capsys.readouterr().err
   outcome = tiny_rebel.outcome(tmp_path / 'run')
   for record in outcome['metrics.jsonl'][:2]:
