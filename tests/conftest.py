@@ -1,5 +1,6 @@
 """Settings shared by all tests: eight fake devices, and where the real data lies."""
 
+import gc
 import os
 import pathlib
 
@@ -17,6 +18,11 @@ if 'xla_backend_optimization_level' not in os.environ['XLA_FLAGS']:
 import pytest
 
 REPOSITORY = pathlib.Path(__file__).resolve().parents[1]
+
+
+def pytest_sessionfinish():
+  """Spares the collections at pytest's end: gigabytes of compiled programs are still referenced."""
+  gc.freeze()
 
 
 @pytest.fixture(scope='session')
