@@ -25,8 +25,8 @@ Departures from the released code, and why:
 - The paper divides the log-ratios by η, the code multiplies the rewards (`loss_form`): the two
   differ by η², which matters to clipping, weight decay and Adam's ε.
 
-Tables: experiments/configs/{arena,rebel_games,rebel_tldr,rebel_chat,rebel_largebatch}.py; general preferences:
-rebel_games.py; a policy that is a chain of Gaussian steps: rl/gaussian_chain.py.
+Tables: experiments/configs/{arena,rebel_tldr,rebel_chat,rebel_largebatch}.py; general
+preferences: rebel_games.py; a policy that is a chain of Gaussian steps: rl/gaussian_chain.py.
 """
 
 import dataclasses
