@@ -16,7 +16,7 @@ import numpy as np
 from experiments import arena_settings
 from jaxrl_llm.algorithms import reward_model, sft
 from jaxrl_llm.data import batching, sft_batches
-from jaxrl_llm.evaluation import evaluator, pass_at_k
+from jaxrl_llm.evaluation import evaluator, pass_at_k, win_rate
 from jaxrl_llm.models import policy as policy_lib
 from jaxrl_llm.models import reward as reward_lib
 from jaxrl_llm.rewards import rollout_rewards
@@ -218,7 +218,7 @@ class Ground:
     theirs = self.task.reward_fn(
         [e['prompt'] for e in examples], [e['reference'] for e in examples],
         np.zeros(len(examples), bool), examples)
-    return float(np.mean((scores > theirs) + 0.5 * (scores == theirs)))
+    return win_rate.win_rate(scores, theirs)[0]
 
 
 def prepare(world: World, seed: int, folder: pathlib.Path) -> Ground:

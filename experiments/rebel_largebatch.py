@@ -24,6 +24,7 @@ from experiments import (
     rebel_stages,
     reference_values,
     reward_loading,
+    settings,
     settings_rebel,
     sft,
 )
@@ -171,7 +172,7 @@ def _num_steps(config: settings_rebel.LargeBatch, num_pairs: int) -> int:
     )
   steps = config.steps or num_pairs // config.batch_size
   updates = steps * config.algorithm.num_epochs * config.algorithm.num_minibatches
-  settings_rebel.check_schedule(config.optimizer, updates)
+  settings.check_schedule(config.optimizer, updates, 'config.optimizer')
   return steps
 
 

@@ -211,13 +211,13 @@ class SftSettings:
       raise ValueError(
           f'{prefix}.loss_on must be one of {", ".join(sft_batches.LOSS_ON)}, got {self.loss_on!r}'
       )
-    with _named(f'{prefix}.mixture'):
+    with named(f'{prefix}.mixture'):
       mixtures.parse_weights(self.mixture)
-    with _named(f'{prefix}.algorithm'):
+    with named(f'{prefix}.algorithm'):
       self.algorithm.validate()
     self.optimizer.validate(f'{prefix}.optimizer')
     if self.steps:
-      _check_schedule(self.optimizer, self.steps, f'{prefix}.optimizer')
+      check_schedule(self.optimizer, self.steps, f'{prefix}.optimizer')
 
 
 @dataclasses.dataclass
@@ -305,7 +305,7 @@ class Experiment:
   def validate(self) -> None:
     """Raises ValueError with one line for the first field that is out of range."""
     at_least(self, 'config', seed=0, train_last_layers=0)
-    with _named('config.model'):
+    with named('config.model'):
       dataclasses.replace(self.model, vocab_size=self.model.vocab_size or 1).validate()
     self.sft.validate('config.sft')
     if self.sft.packed_length > self.model.max_length and not self.policy_init_from:
@@ -392,10 +392,10 @@ class AStarPo(Experiment):
         self, 'config', steps=0, batch_size=1, stage1_batch_size=1, token_budget=0,
         eval_every=1, save_every=1,
     )
-    with _named('config.algorithm'):
+    with named('config.algorithm'):
       self.algorithm.validate()
     self.optimizer.validate('config.optimizer')
-    _check_schedule(
+    check_schedule(
         self.optimizer, self.steps * self.algorithm.num_minibatches, 'config.optimizer'
     )
     if self.token_budget and self.optimizer.schedule != 'constant':
@@ -421,7 +421,7 @@ class AStarPo(Experiment):
 
 
 @contextlib.contextmanager
-def _named(prefix: str) -> Iterator[None]:
+def named(prefix: str) -> Iterator[None]:
   """Adds to the error of a part's own `validate` where that part stands."""
   try:
     yield
@@ -429,7 +429,7 @@ def _named(prefix: str) -> Iterator[None]:
     raise ValueError(f'{error} ({prefix})') from error
 
 
-def _check_schedule(optimizer: optim.OptimizerConfig, updates: int, prefix: str) -> None:
+def check_schedule(optimizer: optim.OptimizerConfig, updates: int, prefix: str) -> None:
   """Raises ValueError if a decay that ends with the run would end before it begins."""
   ends_with_run = optimizer.schedule != 'constant' and not optimizer.total_steps
   if ends_with_run and optimizer.warmup_steps >= updates:

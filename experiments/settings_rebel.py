@@ -1,9 +1,7 @@
 """What the configs of experiments/rebel.py and experiments/reward_model.py can set."""
 
-import contextlib
 import dataclasses
 import pathlib
-from collections.abc import Iterator
 from typing import Any, ClassVar
 
 from experiments import settings
@@ -256,9 +254,9 @@ class RewardModel:
           f'config.centring_schema must be one of {", ".join(preference_rows.SCHEMAS)}, got '
           f'{self.centring_schema!r}'
       )
-    with _named('config.model'):
+    with settings.named('config.model'):
       dataclasses.replace(self.model, vocab_size=self.model.vocab_size or 1).validate()
-    with _named('config.algorithm'):
+    with settings.named('config.algorithm'):
       self.algorithm.validate()
     self.optimizer.validate('config.optimizer')
     self.mesh.validate()
@@ -303,7 +301,7 @@ class _Rebel(settings.Experiment):
     if not self.reward_init_from:
       raise ValueError(f'REBEL needs a reward model: {_MAKES_ONE}, got none')
     self.reward.validate('config.reward')
-    with _named('config.algorithm'):
+    with settings.named('config.algorithm'):
       self.algorithm.validate()
     self.optimizer.validate('config.optimizer')
     _check_divides('config', self.batch_size, self.parts)
@@ -343,9 +341,9 @@ class Online(_Rebel):
           "config.num_comparators must be positive with algorithm.signal 'preferences', and 0 "
           f'with {"rewards"!r}, got {self.num_comparators} with {self.algorithm.signal!r}'
       )
-    check_schedule(
-        self.optimizer,
-        self.steps * self.algorithm.num_epochs * self.algorithm.num_minibatches)
+    settings.check_schedule(
+        self.optimizer, self.steps * self.algorithm.num_epochs * self.algorithm.num_minibatches,
+        'config.optimizer')
 
 
 @dataclasses.dataclass
@@ -394,28 +392,9 @@ class LargeBatch(_Rebel):
     return {**super().batch_sizes(), 'generation_batch_size': (self.generation_batch_size, 1)}
 
 
-@contextlib.contextmanager
-def _named(prefix: str) -> Iterator[None]:
-  """Adds to the error of a part's own `validate` where that part stands."""
-  try:
-    yield
-  except ValueError as error:
-    raise ValueError(f'{error} ({prefix})') from error
-
-
 def _check_divides(prefix: str, batch_size: int, parts: int) -> None:
   if batch_size % parts:
     raise ValueError(
         f'{prefix}.batch_size must be divided by num_minibatches x num_micro_batches ({parts}), '
         f'got {batch_size}'
-    )
-
-
-def check_schedule(optimizer: optim.OptimizerConfig, updates: int) -> None:
-  """Raises ValueError if a decay that ends with the run would end before it begins."""
-  ends_with_run = optimizer.schedule != 'constant' and not optimizer.total_steps
-  if ends_with_run and optimizer.warmup_steps >= updates:
-    raise ValueError(
-        f'config.optimizer.warmup_steps must be less than the {updates} optimizer steps of the '
-        f'run, got {optimizer.warmup_steps}'
     )
