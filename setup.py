@@ -26,6 +26,7 @@ setuptools.setup(
         'absl-py>=2.1',
         'ml_collections>=1.1',
         'numpy>=2.0',
+        'scipy>=1.13',
         'tensorflow-datasets>=4.9.10',
         'array_record>=0.8',
         'importlib_resources>=6',

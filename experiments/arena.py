@@ -9,14 +9,22 @@ from the reference.
 import json
 import pathlib
 
-from experiments import arena_arms, arena_report, arena_settings, arena_worlds, launch
+from experiments import (
+    arena_arms,
+    arena_dialogue,
+    arena_report,
+    arena_settings,
+    arena_worlds,
+    launch,
+)
 from jaxrl_llm.training import loop, metrics
 
 
 def outcomes(run: launch.Run, stopper: loop.Stopper) -> dict[str, dict[int, dict]]:
   """Runs what is missing; returns the outcomes by arm and seed."""
   config = run.config
-  world = arena_worlds.World(config.world, config.seed)
+  kind = arena_dialogue.World if config.task == 'dialogue' else arena_worlds.World
+  world = kind(config.world, config.seed)
   seeds = range(config.seed, config.seed + config.num_seeds)
   folder = lambda seed: run.workdir / f'seed{seed}'
   grounds: dict[int, arena_worlds.Ground] = {}

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import functools
 import importlib
 import inspect
 import time
@@ -12,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments import arena_worlds
+from experiments import arena_dialogue, arena_worlds
 from jaxrl_llm.algorithms import a_star_po
 from jaxrl_llm.evaluation import best_of_n, evaluator, pass_at_k
 from jaxrl_llm.rl import scoring, soft_values
@@ -44,6 +45,12 @@ class Arm:
         options, *networks, optim.make_optimizer(self.settings.optimizer))
     self._step: Any = None
 
+  @property
+  def batch_completions(self) -> int:
+    """Completions of one iteration."""
+    iterations, options = getattr(self.settings, 'iterations', 0), self.world.settings
+    return options.completions // iterations if iterations else options.batch_completions
+
   def step(self, state: Any, batch: Batch) -> tuple[Any, Any]:
     """One iteration; compiled at the first call. The state is donated."""
     if self._step is None:
@@ -72,9 +79,13 @@ class Spent:
   def add(self, rollouts: Rollouts) -> None:
     """Counts samples, each of which is scored once."""
     lengths = np.asarray(rollouts.lengths)
-    self.completions += lengths.size
-    self.reward_calls += lengths.size
-    self.tokens += int(lengths.sum())
+    self.count(completions=lengths.size, tokens=lengths.sum())
+
+  def count(self, *, completions: int, tokens: int) -> None:
+    """Counts so many samples, each of which is scored once, of so many tokens in all."""
+    self.completions += completions
+    self.reward_calls += completions
+    self.tokens += int(tokens)
 
   def numbers(self) -> dict[str, int]:
     """The counts by the names of a curve."""
@@ -119,10 +130,13 @@ def run(arm: Arm, ground: arena_worlds.Ground, check: Callable[[], None]) -> dic
   options, spent = arm.world.settings, Spent()
   stage1 = _first_stage(arm, ground, spent)
   state = arena_worlds.start(ground, arm.algorithm, with_critic=arm.has_critic)
-  count = options.batch_completions // arm.num_samples
-  total = max((options.completions - spent.completions) // options.batch_completions, 0)
+  size = arm.batch_completions
+  total = max((options.completions - spent.completions) // size, 0)
   due = set(np.linspace(0, total, options.num_evaluations).round().astype(int).tolist())
   clock, curve, last = Clock(), [], {}
+  draw = functools.partial(_batch, stage1)
+  if isinstance(ground, arena_dialogue.Ground):
+    draw = arena_dialogue.batch
   behaviour = ground.reference
   with loop.progress(total, f'seed {ground.seed}: {arm.name}') as bar:
     for index in range(total):
@@ -133,7 +147,7 @@ def run(arm: Arm, ground: arena_worlds.Ground, check: Callable[[], None]) -> dic
         behaviour = state.params['policy']
       elif refresh and index % refresh == 0:
         behaviour = jax.tree.map(jnp.copy, state.params['policy'])  # The state is donated.
-      batch = _batch(arm, ground, stage1, behaviour, (index, count), spent, clock)
+      batch = draw(arm, ground, behaviour, (index, size // arm.num_samples), spent, clock)
       with clock('train'):
         state, update = jax.block_until_ready(arm.step(state, batch))
       last = metrics.to_floats(update)
@@ -180,7 +194,7 @@ def _gradient_variance_ratio(arm: Arm, ground: arena_worlds.Ground, values: '_Ta
   return float(spread(values[prompts.example_ids]) / without) if without else None
 
 
-def _batch(arm, ground, stage1, behaviour, place, spent, clock) -> Batch:
+def _batch(stage1, arm, ground, behaviour, place, spent, clock) -> Batch:
   """One iteration's data: samples of `behaviour` and their rewards or labels."""
   index, count = place
   prompts = _prompts(ground, stage1, index, count)

@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
+from scipy import stats
 
 Outcomes = Mapping[str, Mapping[int, dict]]
 
@@ -207,6 +208,74 @@ def _overoptimised(outcomes: Outcomes) -> Finding:
       f'{_mean(np.array(rising))}')
 
 
+# --- Dialogue: REFUEL against what trains the last turn only.
+
+
+def _last_turn_arms(outcomes: Outcomes) -> list[str]:
+  return [arm for arm in outcomes if arm.startswith('lt_')]
+
+
+def _interval(values: np.ndarray) -> tuple[float, float]:
+  """A 95 % confidence interval of the mean over seeds (Student's t); a point for one seed."""
+  if len(values) < 2:
+    return float(values[0]), float(values[0])
+  reach = stats.t.ppf(0.975, len(values) - 1) * values.std(ddof=1) / np.sqrt(len(values))
+  return float(values.mean() - reach), float(values.mean() + reach)
+
+
+def _asks_first(outcomes: Outcomes) -> Finding:
+  ours = _final(outcomes, 'refuel', 'score')
+  others = {arm: _final(outcomes, arm, 'score') for arm in _last_turn_arms(outcomes)}
+  best = max(others, key=lambda arm: others[arm].mean())
+  apart = _interval(ours)[0] > _interval(others[best])[1]
+  return Finding(
+      'a', "REFUEL's final dialogues are worth at least 0.15 more than those of the best arm that "
+      'trains the last turn, and the 95 % confidence intervals are disjoint',
+      bool(ours.mean() >= others[best].mean() + 0.15 and apart),
+      f'refuel {_mean(ours)}, {best} {_mean(others[best])}')
+
+
+def _learns_to_ask(outcomes: Outcomes) -> Finding:
+  before = _final(outcomes, 'sft', 'ask_rate')
+  changes = {
+      arm: abs(_final(outcomes, arm, 'ask_rate') - before) for arm in _last_turn_arms(outcomes)}
+  largest = max(changes, key=lambda arm: changes[arm].mean())
+  ours = _final(outcomes, 'refuel', 'ask_rate')
+  return Finding(
+      'b', 'the probability of a question in the first turn changes by less than 0.05 where the '
+      'last turn is trained, and ends above 0.8 under REFUEL',
+      bool(changes[largest].mean() < 0.05 and ours.mean() > 0.8),
+      f'reference {_mean(before)}, refuel {_mean(ours)}; largest change {_mean(changes[largest])} '
+      f'({largest})')
+
+
+def _gap_grows(outcomes: Outcomes) -> Finding:
+  arm, gaps = 'lt_offline_rebel', []
+  turn = 1
+  while f'turn_{turn}' in outcomes[arm][min(outcomes[arm])]['final']:
+    key = f'turn_{turn}'
+    gaps.append(_final(outcomes, 'refuel', key).mean() - _final(outcomes, arm, key).mean())
+    turn += 1
+  rank = float(stats.spearmanr(range(len(gaps)), gaps).statistic)
+  return Finding(
+      'c', f'the gap between REFUEL and {arm} grows with the turn (Spearman above 0.7)',
+      rank > 0.7, f'{rank:.2f}; gaps ' + ', '.join(f'{gap:.3f}' for gap in gaps))
+
+
+def _same_with_one_turn(outcomes: Outcomes) -> Finding:
+  ours = _final(outcomes, 'refuel', 'score')
+  others = [arm for arm in outcomes if arm not in ('sft', 'refuel')]
+  apart = {arm: abs(_final(outcomes, arm, 'score').mean() - ours.mean()) for arm in others}
+  noise = {arm: 2 * _pooled_error(_final(outcomes, arm, 'score'), ours) for arm in others}
+  outside = [arm for arm in others if apart[arm] > noise[arm]]
+  return Finding(
+      'd', 'with dialogues of one turn all arms score alike, within two standard errors of the '
+      'difference', not outside,
+      f'refuel {_mean(ours)}; ' + (', '.join(
+          f'{arm} {_mean(_final(outcomes, arm, "score"))}' for arm in outside) or 'none') +
+      ' outside')
+
+
 _CRITERIA: dict[str, Sequence[tuple[tuple[str, ...], Callable[[Outcomes], Finding]]]] = {
     'arithmetic': (
         (('a_star_po', 'ppo', 'grpo', 'rebel'), _as_accurate),
@@ -223,4 +292,10 @@ _CRITERIA: dict[str, Sequence[tuple[tuple[str, ...], Callable[[Outcomes], Findin
         (('eta_0_1', 'eta_0_3', 'eta_1_0', 'eta_3_0', 'eta_10_0'), _interior_step_size),
         (('kl_0',), _overoptimised),
     ),
+    'dialogue': (
+        (('refuel', 'lt_online_rebel'), _asks_first),
+        (('refuel', 'sft', 'lt_online_rebel'), _learns_to_ask),
+        (('refuel', 'lt_offline_rebel'), _gap_grows),
+    ),
+    'dialogue_of_one_turn': ((('refuel', 'lt_online_rebel'), _same_with_one_turn),),
 }

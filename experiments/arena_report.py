@@ -13,7 +13,9 @@ Outcomes = Mapping[str, Mapping[int, dict]]
 # Column -> (name in an outcome, digits behind the point, factor).
 _COLUMNS = {
     'score': ('score', 3, 1), 'greedy': ('greedy_score', 3, 1),
-    'win rate (%)': ('win_rate', 1, 100), 'reward model': ('reward', 2, 1),
+    **{f'turn {turn}': (f'turn_{turn}', 3, 1) for turn in range(1, 5)},
+    'asks (%)': ('ask_rate', 1, 100), 'win rate (%)': ('win_rate', 1, 100),
+    'reward model': ('reward', 2, 1),
     'KL (nats)': ('kl_to_reference', 2, 1),
     'completions': ('completions', 0, 1), 'tokens': ('sampled_tokens', 0, 1),
     'reward calls': ('reward_calls', 0, 1), 's / iteration': ('time/iteration', 3, 1),
@@ -39,7 +41,7 @@ def write(run: launch.Run, outcomes: Outcomes) -> None:
       f'{run.config.world.batch_completions} an iteration'
       + (f'. {run.config.note}' if run.config.note else '') + '.'
   )
-  found = arena_criteria.findings(run.config.task, outcomes)
+  found = arena_criteria.findings(run.config.study, outcomes)
   text = '\n\n'.join(filter(None, [table, caption, arena_criteria.markdown(found)]))
   metrics.write_text_atomic(run.table_path, text + '\n')
   launch.write_results(run, _numbers(outcomes, seeds))

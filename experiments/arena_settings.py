@@ -8,7 +8,7 @@ from jaxrl_llm.algorithms import reward_model
 from jaxrl_llm.models import configs
 from jaxrl_llm.training import optim
 
-TASKS = ('arithmetic', 'summarisation')
+TASKS = ('arithmetic', 'summarisation', 'dialogue')
 # Arms that train nothing: what the others are measured against.
 UNTRAINED = ('sft', 'best_of_n')
 
@@ -36,6 +36,30 @@ class ArithmeticTask(settings.ArithmeticTask):
   def make(self, seed: int):
     """Builds the task."""
     return super().make(seed, data_dir='')
+
+
+@dataclasses.dataclass
+class DialogueTask:
+  """Toy dialogue; fields as in `tasks.dialogue.make_task`, and the following.
+
+  Attributes:
+    num_turns: H.
+    fixed_questions: the user's messages are those of a recorded dialogue, whatever is replied.
+  """
+
+  num_demonstrations: int = 4_000
+  num_train: int = 2_000
+  num_evaluation: int = 500
+  num_turns: int = 5
+  fixed_questions: bool = False
+
+  def make(self, seed: int):
+    """Builds the task."""
+    from jaxrl_llm.tasks import dialogue
+
+    return dialogue.make_task(
+        seed=seed, num_demonstrations=self.num_demonstrations, num_train=self.num_train,
+        num_evaluation=self.num_evaluation, world=dialogue.World(num_turns=self.num_turns))
 
 
 @dataclasses.dataclass
@@ -70,9 +94,39 @@ class Arm:
     self.optimizer.validate(f'{prefix}.optimizer')
 
 
+@dataclasses.dataclass
+class DialogueArm(Arm):
+  """Where the two replies of a pair stand; REFUEL's are its own dialogues at a drawn turn.
+
+  Attributes:
+    prefix: what stands before them: 'own' dialogues with the user, 'offline' ones that the
+      behaviour policy led, or both in turn ('mixed').
+    turn: the law of h: REFUEL's settings 'one' or 'two', or the 'last' of a whole dialogue.
+    iterations: of the whole run, each of as many minibatches as its batch has of the other arms';
+      0: as many as the budget has batches.
+  """
+
+  prefix: str = 'own'
+  turn: str = 'two'
+  iterations: int = 0
+
+  def validate(self, prefix: str) -> None:
+    """Raises ValueError with one line for the first field that is out of range."""
+    super().validate(prefix)
+    settings.at_least(self, prefix, iterations=0)
+    for name, allowed in (
+        ('prefix', ('own', 'offline', 'mixed')), ('turn', ('one', 'two', 'last')),
+        ('refresh_every', (1,)),
+    ):
+      if getattr(self, name) not in allowed:
+        raise ValueError(
+            f'{prefix}.{name} must be one of {allowed}, got {getattr(self, name)!r}')
+
+
 def arms(**by_name: Arm) -> Any:
   """A dataclass with a field for each arm, so that flags reach their settings by name."""
-  return dataclasses.make_dataclass('Arms', [(name, Arm) for name in by_name])(**by_name)
+  kinds = [(name, type(arm)) for name, arm in by_name.items()]
+  return dataclasses.make_dataclass('Arms', kinds)(**by_name)
 
 
 @dataclasses.dataclass
@@ -123,6 +177,7 @@ class World:
     eval_samples: samples at temperature 1 for each held-out prompt.
     best_of: n of the arm best_of_n.
     arms: the algorithms' settings.
+    untrained: arms that train nothing.
   """
 
   task: Any
@@ -135,6 +190,7 @@ class World:
   num_evaluations: int = 9
   eval_samples: int = 2
   best_of: int = 8
+  untrained: tuple[str, ...] = UNTRAINED
 
   def validate(self, prefix: str) -> None:
     """Raises ValueError with one line for the first field that is out of range."""
@@ -155,10 +211,16 @@ class World:
             f'{prefix}.batch_completions must be divided by the {arm.num_samples} samples a '
             f'prompt of {name}, got {self.batch_completions}'
         )
+      parts = getattr(arm, 'iterations', 0)
+      if parts and self.completions % (parts * self.batch_completions):
+        raise ValueError(
+            f'{prefix}.completions must be whole batches for the {parts} iterations of {name}, '
+            f'got {self.completions}'
+        )
 
   def names(self) -> list[str]:
     """Every arm, in the order in which they are shown."""
-    return [*UNTRAINED, *(field.name for field in dataclasses.fields(self.arms))]
+    return [*self.untrained, *(field.name for field in dataclasses.fields(self.arms))]
 
 
 @dataclasses.dataclass
@@ -172,11 +234,13 @@ class Arena:
     algorithms: names of arms with commas between them; '' is all of them.
     arithmetic: the world of addition.
     summarisation: the world of summaries.
+    dialogue: the world of dialogues.
     note: what a reader must know about the setting; printed with its results.
   """
 
   arithmetic: World
   summarisation: World
+  dialogue: World
   seed: int = 0
   num_seeds: int = 5
   task: str = 'arithmetic'
@@ -198,6 +262,15 @@ class Arena:
   def world(self) -> World:
     """The world of `task`."""
     return getattr(self, self.task)
+
+  @property
+  def study(self) -> str:
+    """Whose criteria apply: the task's, or those of a variant of it."""
+    if self.task == 'dialogue' and self.dialogue.task.num_turns == 1:
+      return 'dialogue_of_one_turn'
+    if self.task == 'dialogue' and self.dialogue.task.fixed_questions:
+      return 'dialogue_with_fixed_questions'
+    return self.task
 
   def chosen(self) -> list[str]:
     """The arms to run, in the order in which they are shown."""

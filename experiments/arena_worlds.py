@@ -72,6 +72,10 @@ class World:
           self.policy, params, rollouts, temperature=temperature)[0])
     return self._scorers[temperature]
 
+  def ground(self, seed: int, task: Task) -> 'Ground':
+    """One seed, still without its networks."""
+    return Ground(self, seed, task, encode(task, task.train), reference=None)
+
   @functools.cached_property
   def sft_step(self) -> tuple[Any, Any]:
     """(algorithm, its jitted step) of supervised fine-tuning."""
@@ -170,7 +174,7 @@ class Ground:
   @functools.cached_property
   def held_out(self) -> list[batching.PromptBatch]:
     """The held-out prompts in batches of one size; the last names its real examples only."""
-    encoded = _encode(self.task, self.task.evaluation)
+    encoded = encode(self.task, self.task.evaluation)
     batches = []
     for chunk in batching.sequential_chunks(len(encoded), EVALUATION_BATCH):
       batch = batching.prompt_batch(encoded, chunk.indices)
@@ -232,8 +236,7 @@ def prepare(world: World, seed: int, folder: pathlib.Path) -> Ground:
   Returns:
     The ground.
   """
-  task = world.settings.task.make(seed)
-  ground = Ground(world, seed, task, _encode(task, task.train), reference=None)
+  ground = world.ground(seed, world.settings.task.make(seed))
   ground.reference = _kept(
       folder / 'reference', world.policy, lambda: {'policy': _fine_tune(ground)})['policy']
   if world.settings.reward_model.num_pairs:
@@ -306,7 +309,7 @@ def _labelled_pairs(ground: Ground, options: Any) -> Batch:
 
 def _written(ground: Ground, examples: Sequence[Example]) -> Rollouts:
   """The references of demonstrations as rollouts of one sample each."""
-  encoded, tokenizer = _encode(ground.task, list(examples)), ground.task.tokenizer
+  encoded, tokenizer = encode(ground.task, list(examples)), ground.task.tokenizer
   tokens = np.full((len(examples), 1, ground.world.max_tokens), tokenizer.pad_id, np.int32)
   for row, example in enumerate(examples):
     ids = [*tokenizer.encode(example['response']), tokenizer.stop_ids[0]]
@@ -317,7 +320,8 @@ def _written(ground: Ground, examples: Sequence[Example]) -> Rollouts:
       reasons)
 
 
-def _encode(task: Task, examples: list[Example]) -> batching.EncodedExamples:
+def encode(task: Task, examples: list[Example]) -> batching.EncodedExamples:
+  """Prompts as ids; one that is too long is an error."""
   return batching.encode_examples(
       examples, task.tokenizer, max_prompt_tokens=task.max_prompt_tokens, overlong='error')
 

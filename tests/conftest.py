@@ -5,15 +5,16 @@ import os
 import pathlib
 
 # Must stand before jax is imported: meshes are tested on eight fake CPU devices. Most tests compile
-# a small program and run it once, so that the machine code is not worth optimising; the processes
-# that tests start (tests/system) take the compiler's defaults.
+# a small program and run it once, so that the machine code is not worth optimising (fused loops as
+# MLIR take half of the time of compiling); the processes that tests start (tests/system) take the
+# compiler's defaults.
 os.environ.setdefault('JAX_PLATFORMS', 'cpu')
-if 'xla_force_host_platform_device_count' not in os.environ.get('XLA_FLAGS', ''):
-  os.environ['XLA_FLAGS'] = (
-      os.environ.get('XLA_FLAGS', '') + ' --xla_force_host_platform_device_count=8'
-  ).strip()
-if 'xla_backend_optimization_level' not in os.environ['XLA_FLAGS']:
-  os.environ['XLA_FLAGS'] += ' --xla_backend_optimization_level=0'
+os.environ['XLA_FLAGS'] = ' '.join([os.environ.get('XLA_FLAGS', ''), *(
+    flag for flag in (
+        '--xla_force_host_platform_device_count=8', '--xla_backend_optimization_level=0',
+        '--xla_cpu_use_fusion_emitters=false',
+    ) if flag.split('=')[0] not in os.environ.get('XLA_FLAGS', '')
+)]).strip()
 
 import pytest
 

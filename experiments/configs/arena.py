@@ -1,37 +1,44 @@
-"""The arena: all algorithms on addition or on summaries, five seeds.
+"""The arena: all algorithms on addition, on summaries or in dialogue, five seeds.
 
 Not tables of the papers: their comparisons in the small, with networks of fewer than 0.2M
 parameters, one optimizer and one number of completions for every arm. Settings: none (all
-algorithms), `:eta` (REBEL's step size) and `:overoptimisation` (no penalty), on summaries.
+algorithms); on summaries `:eta` (REBEL's step size) and `:overoptimisation` (no penalty); in
+dialogue `:one_turn` (dialogues of one turn) and `:fixed_questions` (of a recorded user).
 
 Learning rates: 3e-4 for every arm, which is nobody's best: they have not been tuned arm by arm,
 and no study of five seeds has been run with this file yet.
 
-Command: python -m experiments.arena --config.task=arithmetic|summarisation
+Command: python -m experiments.arena --config.task=arithmetic|summarisation|dialogue
 """
 
 import dataclasses
 
 from experiments import arena_settings, settings
-from jaxrl_llm.algorithms import a_star_po, dpo, grpo, ppo, rebel, reinforce, rloo
+from jaxrl_llm.algorithms import a_star_po, dpo, grpo, ppo, rebel, refuel, reinforce, rloo
 from jaxrl_llm.models import configs
 from jaxrl_llm.training import optim
 
+SETTINGS = ('eta', 'overoptimisation', 'one_turn', 'fixed_questions')
+
 # By task and arm.
 LEARNING_RATES = {
-    'arithmetic': dict.fromkeys(
-        ('a_star_po', 'rebel', 'ppo', 'grpo', 'rloo_2', 'rloo_4', 'reinforce', 'dpo',
-         'iterative_dpo', 'online_dpo'), 3e-4),
+    'arithmetic': dict(
+        a_star_po=1e-3, rebel=1e-4, ppo=1e-3, grpo=3e-4, rloo_2=3e-4, rloo_4=3e-4, reinforce=1e-3,
+        dpo=1e-4, iterative_dpo=3e-4, online_dpo=1e-3),
     'summarisation': dict.fromkeys(
         ('a_star_po', 'rebel', 'ppo', 'grpo', 'rloo_2', 'rloo_4', 'reinforce', 'dpo',
          'iterative_dpo', 'online_dpo'), 3e-4),
+    'dialogue': dict.fromkeys(('refuel', 'rebel', 'rloo', 'dpo'), 3e-4),
 }
+_DIALOGUES = 128  # Of a batch, two of each prompt.
 
 
-def _arm(file: str, algorithm, learning_rate: float, **options) -> arena_settings.Arm:
+def _arm(
+    file: str, algorithm, learning_rate: float, *, kind=arena_settings.Arm, **options
+) -> arena_settings.Arm:
   optimizer = optim.OptimizerConfig(
       name='adam', learning_rate=learning_rate, schedule='constant')
-  return arena_settings.Arm(file, algorithm, optimizer, **options)
+  return kind(file, algorithm, optimizer, **options)
 
 
 def _all_arms(task: str):
@@ -52,6 +59,34 @@ def _all_arms(task: str):
       iterative_dpo=arm('iterative_dpo', 'dpo', dpo.Config(temperature=1.0), refresh_every=25),
       online_dpo=arm('online_dpo', 'dpo', dpo.Config(temperature=1.0)),
   )
+
+
+def _dialogue_arms(completions: int):
+  """REFUEL, and last turns only: three prefixes with three algorithms.
+
+  Two passes over each batch. REFUEL in 1 to 4 iterations takes as many steps as the others, on
+  fewer batches that are larger.
+  """
+  rates, common = LEARNING_RATES['dialogue'], dict(num_epochs=2, temperature=1.0)
+  kl = dict(kl_coefficient=0.05, **common)
+  arm = lambda name, file, algorithm, **options: _arm(
+      file, algorithm, rates[name], kind=arena_settings.DialogueArm, **options)
+  whole = lambda **options: arm('refuel', 'refuel', refuel.Config(eta=2.0, **kl, **options))
+  last_turn = {}
+  for prefix in ('offline', 'mixed', 'own'):
+    for file, algorithm in (
+        ('dpo', dpo.Config(**common)), ('rloo', rloo.Config(samples_per_prompt=2, **kl)),
+        ('rebel', rebel.Config(eta=2.0, **kl)),
+    ):
+      last_turn[f'lt_{prefix.replace("own", "online")}_{file}'] = arm(
+          file, file, algorithm, prefix=prefix, turn='last')
+  iterations = {}
+  for count in (1, 2, 3, 4):
+    one = whole(num_minibatches=completions // (count * _DIALOGUES))
+    iterations[f'refuel_{count}'] = dataclasses.replace(one, iterations=count)
+  return arena_settings.arms(
+      refuel=whole(), refuel_one=dataclasses.replace(whole(), turn='one'), **iterations,
+      mt_mixed=dataclasses.replace(whole(), prefix='mixed'), **last_turn)
 
 
 def _eta_arms():
@@ -99,12 +134,23 @@ def get_config(setting: str = '') -> arena_settings.Arena:
       reward_model=arena_settings.RewardModelSettings(num_pairs=4_096),
       arms=_all_arms('summarisation'),
   )
+  completions = 144 * _DIALOGUES
+  dialogue = arena_settings.World(
+      task=arena_settings.DialogueTask(), model=_model(40), sft=_sft(800),
+      arms=_dialogue_arms(completions), completions=completions, batch_completions=_DIALOGUES,
+      untrained=('sft',))
   task = 'summarisation' if setting else 'arithmetic'
-  if setting == 'eta':
+  if setting in ('one_turn', 'fixed_questions'):
+    task = 'dialogue'
+    changes = dict(num_turns=1) if setting == 'one_turn' else dict(fixed_questions=True)
+    dialogue.task = dataclasses.replace(dialogue.task, **changes)
+  elif setting == 'eta':
     summarisation.arms = _eta_arms()
   elif setting == 'overoptimisation':
     summarisation = dataclasses.replace(
         summarisation, arms=_unpenalised_arms(), completions=76_800)
   elif setting:
-    raise ValueError(f"the settings of arena.py are 'eta' and 'overoptimisation', got {setting!r}")
-  return arena_settings.Arena(arithmetic=arithmetic, summarisation=summarisation, task=task)
+    raise ValueError(
+        f'setting must be one of {", ".join(SETTINGS)} or none, got {setting!r}')
+  return arena_settings.Arena(
+      arithmetic=arithmetic, summarisation=summarisation, dialogue=dialogue, task=task)

@@ -7,8 +7,9 @@ import json
 import numpy as np
 import pytest
 
-from experiments import arena, arena_arms, arena_criteria, arena_worlds, launch
+from experiments import arena, arena_arms, arena_criteria, arena_dialogue, arena_worlds, launch
 from experiments.configs import arena as config_file
+from jaxrl_llm.tasks import dialogue as dialogue_task
 from jaxrl_llm.training import loop
 
 COMPLETIONS, BATCH = 64, 16
@@ -25,6 +26,10 @@ def _config(task='arithmetic', **changes):
   world.eval_samples, world.best_of = 1, 4
   world.task = dataclasses.replace(
       world.task, num_demonstrations=32, num_train=6, num_evaluation=10)
+  if task == 'dialogue':
+    world.arms.refuel_2.algorithm.num_minibatches = COMPLETIONS // 2 // BATCH
+    world.sft = dataclasses.replace(world.sft, steps=150, batch_size=16)
+    world.sft.optimizer.learning_rate = 1e-2
   if task == 'summarisation':
     world.reward_model = dataclasses.replace(
         world.reward_model, num_pairs=20, steps=2, batch_size=8)
@@ -37,9 +42,11 @@ def _run(config, workdir, overrides=()):
 
 
 @functools.cache
-def _ground(task, folder):
-  world = arena_worlds.World(_config(task).world, 3)
-  return arena_worlds.prepare(world, 3, folder)
+def _ground(task, folder, **changes):
+  settings = _config(task).world
+  settings.task = dataclasses.replace(settings.task, **changes)
+  kind = arena_dialogue.World if task == 'dialogue' else arena_worlds.World
+  return arena_worlds.prepare(kind(settings, 3), 3, folder)
 
 
 @pytest.fixture(scope='module')
@@ -93,6 +100,93 @@ def test_summaries_have_a_reward_model_that_is_centred_on_references(folder):
   assert len(best['curve']) == 4 and best['final']['reward'] >= best['curve'][0]['reward']
   critic = arena_worlds.critic_from(ground)
   assert critic is ground.reward_params
+
+
+# --- Dialogue: where the pairs stand.
+
+
+def _draw(ground, name, *, count=BATCH // 2):
+  """One iteration's batch of an arm, before any training, and what it spent."""
+  spent = arena_arms.Spent()
+  arm = arena_arms.Arm(ground.world, name)
+  batch = arena_dialogue.batch(
+      arm, ground, ground.reference, (0, count), spent, arena_arms.Clock())
+  return batch, spent
+
+
+def _tokens_of_turns(batch, turns):
+  """The tokens of each response's replies `turns`, as lists [P][K]."""
+  rollouts = batch.rollouts
+  here = np.isin(batch.aux['turns'], turns)
+  return [[rollouts.tokens[p, k][here[p, k]].tolist() for k in range(2)]
+          for p in range(len(here))]
+
+
+@pytest.mark.parametrize('name', ['refuel', 'mt_mixed'])
+def test_a_pair_shares_what_stands_before_its_turn(folder, name):
+  ground = _ground('dialogue', folder / 'dialogue')
+  batch, spent = _draw(ground, name)
+  assert spent.completions == spent.reward_calls == BATCH
+  rows = arena_dialogue.batching.batch_indices(6, BATCH // 2, seed=3, step=0)
+  offline = ground.task.offline[rows]
+  for row, turn in enumerate(batch.aux['turn']):
+    one, other = _tokens_of_turns(batch, range(turn))[row]
+    assert one == other
+    led = np.concatenate([
+        offline.replies[row, j, : offline.reply_lengths[row, j]] for j in range(turn)]
+        or [np.zeros(0, int)]).tolist()
+    if name == 'mt_mixed' and row % 2:
+      assert one == led
+  drawn = batch.rollouts.mask.sum()
+  shared = sum(len(x[0]) for x in (
+      _tokens_of_turns(batch, range(t))[r] for r, t in enumerate(batch.aux['turn'])))
+  theirs = 0 if name == 'refuel' else sum(
+      len(_tokens_of_turns(batch, range(batch.aux['turn'][r]))[r][0]) for r in range(1, 8, 2))
+  assert spent.tokens == drawn - shared - theirs  # What stands before is drawn once, or not.
+
+
+@pytest.mark.parametrize('name', ['lt_offline_dpo', 'lt_mixed_rloo', 'lt_online_rebel'])
+def test_arms_of_the_last_turn_train_on_nothing_else(folder, name):
+  ground = _ground('dialogue', folder / 'dialogue')
+  batch, _ = _draw(ground, name)
+  marked = batch.rollouts.mask.argmax(axis=-1)
+  said = batch.rollouts.mask.sum(axis=-1)
+  assert batch.aux == {} and ((said >= 1) & (said <= 4)).all()
+  # The last reply ends the dialogue.
+  np.testing.assert_array_equal(marked + said, batch.rollouts.lengths)
+  assert np.isfinite(batch.rewards).all() and np.isfinite(batch.rollouts.log_probs).all()
+
+
+@pytest.mark.parametrize('name, iterations', [('refuel_2', 2), ('refuel_one', 4)])
+def test_arms_of_dialogue_spend_the_same(folder, name, iterations):
+  ground = _ground('dialogue', folder / 'dialogue')
+  outcome = arena_arms.run(arena_arms.Arm(ground.world, name), ground, lambda: None)
+  final = outcome['final']
+  assert final['completions'] == final['reward_calls'] == COMPLETIONS
+  assert final['iterations'] == iterations and len(outcome['curve']) == 3
+  assert {f'turn_{turn}' for turn in range(1, 6)} | {'ask_rate', 'greedy_score'} <= set(final)
+  assert final['score'] == final['turn_5'] and final['kl_to_reference'] >= 0
+  assert outcome['curve'][0]['kl_to_reference'] == pytest.approx(0, abs=1e-6)
+
+
+def test_F1_with_one_turn_the_last_turn_is_all_of_it(folder):
+  ground = _ground('dialogue', folder / 'one_turn', num_turns=1)
+  ours, theirs = (
+      arena_arms.run(arena_arms.Arm(ground.world, name), ground, lambda: None)['final']
+      for name in ('refuel', 'lt_offline_rebel'))
+  for key in ('score', 'kl_to_reference', 'sampled_tokens'):
+    assert ours[key] == pytest.approx(theirs[key], abs=1e-5)
+  assert ours['kl_to_reference'] > 1e-3  # There was something to learn.
+
+
+def test_fixed_questions_do_not_depend_on_the_replies(folder):
+  ground = _ground('dialogue', folder / 'dialogue', fixed_questions=True)
+  ids = ground.encoded.ids[:3]
+  rules = ground.task.world
+  said = rules.simulate(ids, dialogue_task.PERFECT, seed=0).cut(1)
+  others = rules.simulate(ids, dialogue_task.BEHAVIOUR, seed=5).cut(1)
+  assert [list(q) for q in ground.user(said)] == [list(q) for q in ground.user(others)]
+  assert len(ground.evaluate(ground.reference)) > 8
 
 
 def test_a_missing_value_is_an_error_and_not_zero():
@@ -156,6 +250,22 @@ def test_bad_settings_are_named(changes, message):
     config.validate()
 
 
+@pytest.mark.parametrize('changes, message', [
+    (dict(prefix='their own'), "refuel.prefix must be one of .*got 'their own'"),
+    (dict(turn='first'), "refuel.turn must be one of .*got 'first'"),
+    (dict(refresh_every=0), 'refuel.refresh_every must be one of .*got 0'),
+    (dict(iterations=3), 'whole batches for the 3 iterations of refuel, got 64'),
+])
+def test_bad_settings_of_a_dialogue_are_named(changes, message):
+  config = _config('dialogue')
+  for name in ('refuel_1', 'refuel_2', 'refuel_3', 'refuel_4'):
+    getattr(config.dialogue.arms, name).iterations = 0
+  for name, value in changes.items():
+    setattr(config.dialogue.arms.refuel, name, value)
+  with pytest.raises(ValueError, match=message):
+    config.validate()
+
+
 def test_a_batch_that_does_not_hold_whole_groups_is_named():
   config = _config()
   config.arithmetic.batch_completions = 12
@@ -197,3 +307,18 @@ def test_a_criterion_can_hold_and_fail(ours, holds):
   assert found['g'].holds and not found['c'].holds
   text = arena_criteria.markdown(list(found.values()))
   assert ('**holds**' in text) and ('**does not hold**' in text)
+
+
+@pytest.mark.parametrize('ours, asks, holds', [(0.9, 0.95, True), (0.3, 0.2, False)])
+def test_criteria_of_dialogue_can_hold_and_fail(ours, asks, holds):
+  turns = lambda best: {f'turn_{i + 1}': 0.2 + (best - 0.2) * i / 4 for i in range(5)}
+  arms = {'sft': (0.25, 0.15), 'refuel': (ours, asks), 'lt_online_rebel': (0.28, 0.16),
+          'lt_offline_rebel': (0.25, 0.14 if holds else 0.3)}
+  outcomes = {
+      name: {seed: _outcome(score=score + 0.001 * seed, ask_rate=rate, **turns(score))
+             for seed in range(5)} for name, (score, rate) in arms.items()}
+  found = {f.name: f for f in arena_criteria.findings('dialogue', outcomes)}
+  assert [found[name].holds for name in 'ab'] == [holds, holds]
+  assert found['c'].holds  # 0.3 is more than 0.25 too.
+  alike = arena_criteria.findings('dialogue_of_one_turn', outcomes)
+  assert not alike[0].holds and 'sft' not in alike[0].measured
