@@ -130,18 +130,33 @@ class Maker:
 
   def summary(self, scored: reward_loading.Scored) -> dict[str, float]:
     """Metrics of a batch; scores that are no numbers have no part."""
-    signal = self._signal(scored)
-    signal = signal.mean(axis=2) if signal.ndim == 3 else signal
-    known = signal[np.isfinite(signal).all(axis=1)]
-    # Of two samples the difference, of more that of the best and the worst.
-    targets = self._config.algorithm.eta * (known.max(axis=1) - known.min(axis=1))
-    mean = lambda x: float(np.mean(x[np.isfinite(x)])) if np.isfinite(x).any() else 0.0
-    return {
-        'rollout/score': mean(scored.scores), 'rollout/reward': mean(scored.rewards),
-        'rollout/length': float(scored.lengths.mean()),
-        'rollout/truncated': float(scored.truncated.mean()),
-        'rollout/median_target': float(np.median(targets)) if len(targets) else 0.0,
-    }
+    return summarise(scored, self._signal(scored), self._config.algorithm.eta)
+
+
+def summarise(
+    scored: reward_loading.Scored, signal: np.ndarray, eta: float
+) -> dict[str, float]:
+  """Metrics of a batch; scores that are no numbers have no part.
+
+  Args:
+    scored: of its samples.
+    signal: rewards [P, K], or preferences [P, K, M].
+    eta: η, which the targets are made with.
+
+  Returns:
+    `rollout/...` metrics.
+  """
+  signal = signal.mean(axis=2) if signal.ndim == 3 else signal
+  known = signal[np.isfinite(signal).all(axis=1)]
+  # Of two samples the difference, of more that of the best and the worst.
+  targets = eta * (known.max(axis=1) - known.min(axis=1))
+  mean = lambda x: float(np.mean(x[np.isfinite(x)])) if np.isfinite(x).any() else 0.0
+  return {
+      'rollout/score': mean(scored.scores), 'rollout/reward': mean(scored.rewards),
+      'rollout/length': float(scored.lengths.mean()),
+      'rollout/truncated': float(scored.truncated.mean()),
+      'rollout/median_target': float(np.median(targets)) if len(targets) else 0.0,
+  }
 
 
 def _columns(rollouts: Rollouts, part: slice) -> Rollouts:

@@ -18,13 +18,16 @@ def check_overrides(run: launch.Run) -> None:
         f'config.{unused[0]} has no effect with config.policy_init_from: nothing is fine-tuned')
 
 
-def write(run: launch.Run, parts: components.Components, trained: Mapping[str, Any]) -> None:
+def write(
+    run: launch.Run, parts: components.Components, trained: Mapping[str, Any], *, more: str = ''
+) -> None:
   """Writes table.md, the figure with its CSV, and results.json.
 
   Args:
     run: the run.
     parts: of the run.
     trained: {'tokens': sampled, 'numbers': as of `rebel_evaluation.Evaluation`}.
+    more: a second table, in Markdown.
   """
   numbers = trained['numbers']
   with_error = lambda who, name: (
@@ -42,6 +45,7 @@ def write(run: launch.Run, parts: components.Components, trained: Mapping[str, A
        row('trained', report.percent(numbers, 'eval/trained/win_rate'),
            f'{trained["tokens"]:,}')],
   )
+  table = f'{table}\n\n{more}' if more else table
   caption = (
       f'{parts.describe()}; {numbers["eval/prompts"]} held-out prompts, judged by the reward model '
       f'that was trained on; seed {run.seed}.'

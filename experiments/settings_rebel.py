@@ -60,7 +60,8 @@ class PreferencesTask:
     )
     folder = pathlib.Path(data_dir)
     split = lambda text: [name.strip() for name in text.split(',') if name.strip()]
-    options = dataclasses.asdict(self) | {
+    own = {field.name: getattr(self, field.name) for field in dataclasses.fields(PreferencesTask)}
+    options = own | {
         'files': [folder / name for name in split(self.files)],
         'evaluation_files': [folder / name for name in split(self.evaluation_files)],
         'file_pad_id': None if self.file_pad_id < 0 else self.file_pad_id,
@@ -271,14 +272,14 @@ class RewardModel:
 
 
 @dataclasses.dataclass
-class _Rebel(settings.Experiment):
-  """What both pipelines have.
+class LearnedReward(settings.Experiment):
+  """What all pipelines with a reward model have.
 
   Attributes:
     task: prompts.
     evaluation: how policies are evaluated.
     reward: how the reward model (`reward_init_from`) reads.
-    algorithm: settings of REBEL.
+    algorithm: settings of the algorithm.
     optimizer: its settings.
     batch_size: prompts a batch.
     save_every: batches between checkpoints.
@@ -293,13 +294,14 @@ class _Rebel(settings.Experiment):
   save_every: int = 20
 
   NETWORKS: ClassVar[tuple[str, ...]] = ('reference', 'reward')
+  METHOD: ClassVar[str] = 'REBEL'
 
   def validate(self) -> None:
     """Raises ValueError with one line for the first field that is out of range."""
     super().validate()
     settings.at_least(self, 'config', batch_size=1, save_every=1)
     if not self.reward_init_from:
-      raise ValueError(f'REBEL needs a reward model: {_MAKES_ONE}, got none')
+      raise ValueError(f'{self.METHOD} needs a reward model: {_MAKES_ONE}, got none')
     self.reward.validate('config.reward')
     with settings.named('config.algorithm'):
       self.algorithm.validate()
@@ -317,7 +319,7 @@ class _Rebel(settings.Experiment):
 
 
 @dataclasses.dataclass
-class Online(_Rebel):
+class Online(LearnedReward):
   """The online pipelines of experiments/rebel.py: sample, score, fit, again and again.
 
   Attributes:
@@ -347,7 +349,7 @@ class Online(_Rebel):
 
 
 @dataclasses.dataclass
-class LargeBatch(_Rebel):
+class LargeBatch(LearnedReward):
   """The large-batch pipeline of experiments/rebel.py: generate, rank, filter, fit once; iterated.
 
   Attributes:
