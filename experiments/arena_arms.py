@@ -127,7 +127,7 @@ def run(arm: Arm, ground: arena_worlds.Ground, check: Callable[[], None]) -> dic
     {'curve': evaluations with what had been spent by then, 'final': the last one, with seconds,
     bytes and the algorithm's last metrics}.
   """
-  options, spent = arm.world.settings, Spent()
+  options, spent, begun = arm.world.settings, Spent(), time.perf_counter()
   stage1 = _first_stage(arm, ground, spent)
   state = arena_worlds.start(ground, arm.algorithm, with_critic=arm.has_critic)
   size = arm.batch_completions
@@ -165,7 +165,7 @@ def run(arm: Arm, ground: arena_worlds.Ground, check: Callable[[], None]) -> dic
         'filtered_fraction': 1 - len(stage1['kept']) / len(ground.encoded),
         'gradient_variance_ratio': _gradient_variance_ratio(arm, ground, stage1['values']),
     }
-  return {'curve': curve, 'final': final}
+  return {'curve': curve, 'final': {**final, 'time/seconds': time.perf_counter() - begun}}
 
 
 def _gradient_variance_ratio(arm: Arm, ground: arena_worlds.Ground, values: '_Table'):
@@ -261,11 +261,12 @@ def _check_ratio(name: str, values: dict[str, float]) -> None:
 
 def untrained(name: str, ground: arena_worlds.Ground) -> dict[str, Any]:
   """The reference itself ('sft'), or the best of n of its samples by the reward ('best_of_n')."""
+  begun = time.perf_counter()
   numbers = ground.evaluate(ground.reference) | Spent().numbers()
   curve = [numbers]
   if name == 'best_of_n':
     curve = [numbers | point for point in _best_of(ground, ground.world.settings.best_of)]
-  return {'curve': curve, 'final': curve[-1]}
+  return {'curve': curve, 'final': {**curve[-1], 'time/seconds': time.perf_counter() - begun}}
 
 
 def _best_of(ground: arena_worlds.Ground, count: int) -> list[dict[str, float]]:

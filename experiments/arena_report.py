@@ -27,6 +27,8 @@ _COLUMNS = {
 def write(run: launch.Run, outcomes: Outcomes) -> None:
   """Writes table.md, figures and results.json, and prints the table."""
   seeds = sorted(next(iter(outcomes.values())))
+  variant = '' if run.setting == 'default' else f'_{run.setting}'
+  run = dataclasses.replace(run, setting=run.config.task + variant)
   for seed in seeds:
     config = dataclasses.replace(run.config, seed=seed, num_seeds=1)
     if len(seeds) > 1:
@@ -70,9 +72,10 @@ def _numbers(outcomes: Outcomes, seeds: Sequence[int]) -> dict[str, float | int]
         numbers[place] = value
       elif not key.endswith('_se'):
         numbers[place], numbers[f'{place}_se'] = mean_and_error([f[key] for f in finals])
-  total = sum(by_seed[seed]['final']['sampled_tokens']
-              for by_seed in outcomes.values() for seed in seeds)
-  return numbers | {'sampled_tokens': total}
+  total = lambda key: sum(
+      by_seed[seed]['final'][key] for by_seed in outcomes.values() for seed in seeds)
+  return numbers | {
+      'sampled_tokens': total('sampled_tokens'), 'wall_seconds': round(total('time/seconds'), 3)}
 
 
 def _table(outcomes: Outcomes) -> tuple[list[str], list[list[str]]]:

@@ -6,7 +6,9 @@ algorithms); on summaries `:eta` (REBEL's step size) and `:overoptimisation` (no
 dialogue `:one_turn` (dialogues of one turn) and `:fixed_questions` (of a recorded user).
 
 Learning rates: each arm's best of 1e-4, 3e-4 and 1e-3 by the sampled score on seed 100, which is no
-seed of the studies; one run each. All else is the same for all arms, and nobody's best.
+seed of the studies; one run each (dialogue: of REFUEL and the three online last-turn arms, the
+others as these; η of 1 to 4 iterations out of 2 and 10). All else is the same for all arms, and
+nobody's best.
 
 Command: python -m experiments.arena --config.task=arithmetic|summarisation|dialogue
 """
@@ -65,13 +67,14 @@ def _dialogue_arms(completions: int):
   """REFUEL, and last turns only: three prefixes with three algorithms.
 
   Two passes over each batch. REFUEL in 1 to 4 iterations takes as many steps as the others, on
-  fewer batches that are larger.
+  fewer batches that are larger, and larger ones towards its target: an iteration is to go further.
   """
   rates, common = LEARNING_RATES['dialogue'], dict(num_epochs=2, temperature=1.0)
   kl = dict(kl_coefficient=0.05, **common)
   arm = lambda name, file, algorithm, **options: _arm(
       file, algorithm, rates[name], kind=arena_settings.DialogueArm, **options)
-  whole = lambda **options: arm('refuel', 'refuel', refuel.Config(eta=2.0, **kl, **options))
+  whole = lambda eta=2.0, **options: arm(
+      'refuel', 'refuel', refuel.Config(eta=eta, **kl, **options))
   last_turn = {}
   for prefix in ('offline', 'mixed', 'own'):
     for file, algorithm in (
@@ -82,7 +85,7 @@ def _dialogue_arms(completions: int):
           file, file, algorithm, prefix=prefix, turn='last')
   iterations = {}
   for count in (1, 2, 3, 4):
-    one = whole(num_minibatches=completions // (count * _DIALOGUES))
+    one = whole(eta=10.0, num_minibatches=completions // (count * _DIALOGUES))
     iterations[f'refuel_{count}'] = dataclasses.replace(one, iterations=count)
   return arena_settings.arms(
       refuel=whole(), refuel_one=dataclasses.replace(whole(), turn='one'), **iterations,

@@ -31,7 +31,8 @@ Departures from the released code, and why:
   that another machine wrote, and D_θ need not be 0 before the first step.
 
 Settings: one (a simulated user): η = 1000, temperature 0.8, no penalty, one pass of minibatches
-of 128; two (questions of a data set): the defaults. No config makes a table of it yet.
+of 128 (experiments/configs/refuel_one.py); two (questions of a data set): the defaults
+(refuel_two.py). The toy dialogue: experiments/arena.py.
 """
 
 import dataclasses

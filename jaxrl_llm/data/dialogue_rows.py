@@ -11,7 +11,8 @@ from jaxrl_llm.types import STOPPED, TRUNCATED, Tokenizer
 # Most tokens of a user's turn and of a reply, by the number of turns, in the authors' data sets
 # for pre-sampled questions (ZhaolinGao/REFUEL, setting two; read from the released scripts).
 HH_LIMITS = {turns: (128, 512) for turns in range(1, 6)}
-ULTRAINTERACT_LIMITS = {1: (1024, 512), 2: (768, 512), 3: (512, 512), 4: (256, 512), 5: (128, 512)}
+ULTRAINTERACT_LIMITS = {
+    1: (1024, 1024), 2: (768, 768), 3: (512, 512), 4: (256, 512), 5: (128, 512)}
 SENTINEL = -99_999.0  # What released code writes where a reward model failed.
 
 

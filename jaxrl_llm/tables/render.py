@@ -17,13 +17,18 @@ from jaxrl_llm.tables import reference
 
 REQUIRED = ('experiment', 'setting', 'seed', 'commit', 'device', 'wall_seconds', 'sampled_tokens')
 
-# Columns of the Markdown table, where a run has them; the CSV holds everything.
-HEADLINES = (
+# What the Markdown table shows, where a run has it, by experiment (regular expressions); the CSV
+# holds everything.
+_COMMON = (
     'eval/reference/pass@1', 'eval/trained/pass@1',
     'eval/reference/greedy_accuracy', 'eval/trained/greedy_accuracy',
     'eval/trained/kl_to_reference', 'eval/trained/tokens_to_pass@1_0.9',
     'sampled_tokens/stage1', 'sampled_tokens/stage2', 'sampled_tokens', 'wall_seconds',
 )
+HEADLINES = {
+    'arena': (r'eval/\w+/score', r'eval/\w+/kl_to_reference', 'wall_seconds'),
+}
+_MOST_COLUMNS = 12  # Of a table with a line for each setting; beyond, one with a column for each.
 
 _NOT_MEASURED = ('seed',)
 
@@ -126,15 +131,18 @@ def markdown(experiment: str, settings: Sequence[Setting]) -> str:
   Returns:
     Markdown, ending in a newline.
   """
-  keys = [key for key in HEADLINES if any(key in setting.quantities() for setting in settings)]
-  keys = keys or list(dict.fromkeys(key for setting in settings for key in setting.quantities()))
-  rows = []
+  measured = list(dict.fromkeys(key for setting in settings for key in setting.quantities()))
+  wanted = HEADLINES.get(experiment, _COMMON)
+  keys = [key for name in wanted for key in measured if re.fullmatch(name, key)] or measured
+  rows = [['setting', 'seeds', *keys]]
   for setting in settings:
-    cells = [_cell(setting, key) for key in keys]
-    rows.append([setting.name, str(len(setting.runs)), *cells])
+    rows.append([
+        setting.name, str(len(setting.runs)), *(_cell(setting, key) for key in keys)])
+  if len(keys) > _MOST_COLUMNS:
+    rows = [list(row) for row in zip(*rows)]
   lines = [f'# {experiment}', '', '## Measured', '',
            'Mean ± standard error over seeds; one seed has no error.', '',
-           *_table(['setting', 'seeds', *keys], rows)]
+           *_table(rows[0], rows[1:])]
   lines += ['', '## Where the numbers come from', '', *_table(
       ['setting', 'seeds', 'commit', 'jax', 'device'],
       [[setting.name, ', '.join(map(str, setting.runs)), setting.distinct('commit'),

@@ -1,0 +1,129 @@
+"""REFUEL with the questions of data (setting two): the released hyperparameters, and a demo.
+
+  python -m experiments.reward_model --config.data_dir=DIR_OF_dpo_en_demo.json
+  python -m experiments.refuel --config.data_dir=DIR_OF_dpo_en_demo.json \\
+      --config.reward_init_from=runs/reward_model_demo/params
+
+is the demo, on those conversations of the file in which the user speaks more than once: of a
+decoder of 1.3M parameters, fine-tuned first, the last block, norm and head are trained, within two
+minutes on two CPU cores. With --config.policy_init_from=DIR it starts from that policy.
+
+Settings `:hh` and `:ultrainteract` carry the hyperparameters of setting two (Gao et al., 2024,
+arXiv 2410.04612; ZhaolinGao/REFUEL: D = the command in its documentation, which is what the paper
+reports, H = setting_two/anthropic_hh/, U = setting_two/ultrainteract/). They need accelerators and
+have not been run here. DIR holds train.jsonl and test.jsonl, as JSON lines, of
+trl-internal-testing/hh-rlhf-trl-style, or train.jsonl of openbmb/UltraInteract_pair; or of
+what the released scripts made of them (GitBag/REFUEL-*), whose rows still have the conversation.
+Policy: Meta-Llama-3-8B-Instruct. Reward model: sfairXC/FsfairX-LLaMA3-RM-v0.1, which loads.
+
+Departures: a reply that did not stop stays as it was sampled (there a stop token is written over
+its last one); the reward model sees the start token (there it is masked); the learning rate falls
+with each optimizer step, not with each batch. Of a data set the rows with the same user's turns
+count once, in H too. Scores by method are in none of the sources that we could confirm.
+"""
+
+import dataclasses
+
+from experiments import settings, settings_rebel, settings_refuel
+from experiments.configs import rebel_tldr, reward_model_demo
+from jaxrl_llm.algorithms import refuel
+from jaxrl_llm.models import configs
+from jaxrl_llm.training import optim
+
+SETTINGS = ('demo', 'hh', 'ultrainteract')
+
+
+def get_config(setting: str = 'demo') -> settings_refuel.Refuel:
+  if setting not in SETTINGS:
+    raise ValueError(f'setting must be one of {", ".join(SETTINGS)}, got {setting!r}')
+  return _demo() if setting == 'demo' else _published(setting)
+
+
+def _published(setting: str) -> settings_refuel.Refuel:
+  harmless = setting == 'hh'
+  return settings_refuel.Refuel(
+      seed=555_134,  # H, U.
+      task=_hh() if harmless else _ultrainteract(),
+      model=configs.TransformerConfig(compute_dtype='bfloat16', remat='full', scan_unroll=1),
+      sft=settings.SftSettings(steps=0),  # Starts from the chat model.
+      train_last_layers=4,  # H, U: with the last norm and the head.
+      algorithm=refuel.Config(
+          eta=1.0, kl_coefficient=0.05 if harmless else 0.0, temperature=1.0,  # D.
+          num_epochs=4, num_minibatches=1,  # D: 4 steps on the whole batch.
+          num_micro_batches=4,  # Ours: memory only.
+      ),
+      reward=settings_rebel.RewardSettings(
+          template='same',  # H, U: it reads the policy's ids.
+          missing_stop_penalty=-10.0 if harmless else -4.0,  # D; H and U by default: -2.
+      ),
+      optimizer=optim.OptimizerConfig(
+          name='adamw', learning_rate=3e-7,  # D; H and U by default: 1e-7.
+          schedule='linear', b1=0.9, b2=0.95,  # H, U.
+          eps=1e-8, weight_decay=1e-6,  # D.
+          max_grad_norm=0.0,  # Unconfirmed: no clipping.
+      ),
+      law='two',
+      steps=1_000_000 // 32,  # H, U: their default of episodes, which are prompts.
+      batch_size=32,  # D: 1 x 4 accumulated x 8 GPUs.
+      evaluation=settings_rebel.RebelEvaluation(temperature=0.01, batch_size=32),  # H, U.
+      eval_every=200,  # H, U.
+      save_every=50,
+      note=f'Hyperparameters of arXiv 2410.04612, setting two ({setting}); not run here',
+  )
+
+
+def _hh() -> settings_refuel.DialoguesTask:
+  return settings_refuel.DialoguesTask(
+      files='train.jsonl', evaluation_files='test.jsonl', key='chosen',
+      num_evaluation=500,  # Ours.
+      num_turns=5, max_prompt_tokens=128, max_message_tokens=128, filter_replies=True,  # H.
+      max_response_tokens=512,  # D, and H's limit for replies of the data.
+  )
+
+
+def _ultrainteract() -> settings_refuel.DialoguesTask:
+  return settings_refuel.DialoguesTask(
+      files='train.jsonl', key='trajectory',
+      num_evaluation=500, num_turns=5, filter_replies=True,  # U.
+      max_prompt_tokens=1_024, max_message_tokens=768, max_response_tokens=1_024,
+      limits='1=1024:1024, 2=768:768, 3=512:512, 4=256:512, 5=128:512',  # U.
+  )
+
+
+def demo_task(**options) -> settings_refuel.DialoguesTask:
+  """The dialogues of the demos, in the tokens of `reward_model_demo`."""
+  return settings_refuel.DialoguesTask(
+      files=reward_model_demo.FILE, template='chatml', num_evaluation=12, num_turns=3,
+      max_prompt_tokens=96, max_response_tokens=24, vocabulary='auto',
+      max_vocabulary=reward_model_demo.MAX_VOCABULARY, **options)
+
+
+def demo(**options) -> settings_refuel.Refuel:
+  """What the demos of both settings have in common."""
+  return settings_refuel.Refuel(
+      model=dataclasses.replace(
+          rebel_tldr.demo_model(tie_embeddings=False), max_length=320),
+      # Users are learned too: in setting one the model speaks as one.
+      sft=dataclasses.replace(rebel_tldr.demo_fine_tuning(), loss_on='all'),
+      train_last_layers=1,
+      optimizer=optim.OptimizerConfig(
+          name='adamw', learning_rate=3e-4, schedule='linear', b2=0.95, weight_decay=1e-6,
+          max_grad_norm=0.0),
+      steps=12,
+      batch_size=16,
+      eval_every=6,
+      save_every=3,
+      evaluation=settings_rebel.RebelEvaluation(batch_size=16, num_shown=2),
+      scale_note=(
+          'Scaled for a CPU: a decoder of 1.3M parameters from scratch (published: 8B), 4,096 of '
+          "the tokenizer's ids, 3 turns (5), replies of 24 tokens (512 to 1,024), batches of 16 "
+          '(32 and more), one block trained (4 to all), learning rate 3e-4 (3e-7)'
+      ),
+      **options,
+  )
+
+
+def _demo() -> settings_refuel.Refuel:
+  return demo(
+      task=demo_task(min_turns=2, max_message_tokens=64), algorithm=refuel.Config(head_chunk=0),
+      reward=settings_rebel.RewardSettings(missing_stop_penalty=-4.0), law='two')

@@ -1,0 +1,122 @@
+"""REFUEL with a learned reward model: dialogues with a user, the regression on one turn of each.
+
+  python -m experiments.refuel --config=experiments/configs/refuel_two.py \\
+      --config.reward_init_from=DIR --config.policy_init_from=DIR --config.data_dir=DIR
+
+An iteration: a dialogue with each prompt's user; a second one from a random turn h on; the reward
+model's scores of both whole dialogues; a few optimizer steps of the regression on the two replies
+of turn h. refuel_two: the user asks the questions of the data. refuel_one: a model plays the user
+(--config.user.kind=model), or a server (endpoint). Without a policy the reference is fine-tuned on
+the data first. Running the same command again resumes where it stopped; what a server says is its
+own, and may differ then. experiments/reward_model.py makes a reward model.
+"""
+
+import contextlib
+import dataclasses
+
+import jax
+
+from experiments import (
+    components,
+    frozen_references,
+    launch,
+    rebel_evaluation,
+    rebel_report,
+    refuel_batches,
+    refuel_evaluation,
+    refuel_report,
+    refuel_users,
+    reward_loading,
+    sft,
+)
+from jaxrl_llm.algorithms import refuel
+from jaxrl_llm.training import checkpoints, loop, metrics, optim, rng
+
+
+def train(run: launch.Run, parts: components.Components, writer, samples) -> dict:
+  """All iterations.
+
+  Args:
+    run: the run.
+    parts: what `components.build` made of its config.
+    writer: metrics of iteration i are written as step (steps of fine-tuning) + i.
+    samples: the JSONL file of shown dialogues.
+
+  Returns:
+    {'tokens': sampled, 'numbers': of the trained policy and of the reference}.
+  """
+  config, options = run.config, run.config.algorithm
+  reward = reward_loading.load(config, parts)
+  users = refuel_users.Users(config, parts)
+  updates = config.steps * options.num_epochs * options.num_minibatches
+  optimizer = optim.for_run(config.optimizer, updates)
+  algorithm = refuel.make(options, parts.policy, parts.make_optimizer(optimizer))
+  state, train_step, reference = frozen_references.begin(
+      run, parts, algorithm, lambda: sft.finetune(run, parts, writer))
+  make_batch = refuel_batches.Maker(config, parts, reward)
+  evaluate = refuel_evaluation.Evaluation(parts, reward, samples, users, make_batch)
+  watch = rebel_evaluation.Watch()
+
+  saved = checkpoints.Checkpoints(run.workdir / 'checkpoints' / 'refuel')
+  keeper = loop.Keeper(
+      saved, files={'metrics': writer, 'samples': samples}, total=config.steps,
+      save_every=config.save_every, stopper=parts.stopper, on_save=run.save_clock,
+      base_offsets={'metrics': reference.metrics_offset},
+  )
+  frozen = {'reference': reference, 'reward': reward, 'user': users}
+  done, tokens, kept = 0, 0, {name: part.fingerprint for name, part in frozen.items()}
+  if restored := keeper.restore(state):
+    done, state, tokens = restored.step, restored.state, restored.metadata['tokens']
+    for name, part in frozen.items():
+      part.check(restored.metadata[name])
+  timers = loop.Timers()
+  with contextlib.closing(saved), loop.progress(config.steps, 'REFUEL', done) as bar:
+    for step in range(done, config.steps):
+      policy, values = state.params['policy'], {}
+      if loop.should(config.eval_every, step):
+        with timers('evaluate'):
+          values = evaluate.metrics(policy, reference.of(policy), step, tokens)
+      prompts = make_batch.prompts(step)
+      with timers('sample'):
+        key = rng.stream_key(parts.key, rng.Stream.SAMPLE_TRAIN, step)
+        pair = make_batch.roll_out(policy, users(reference.of(policy)), prompts, key)
+        tokens += pair.tokens
+      with timers('reward'):
+        scored = make_batch.score(pair)
+      with timers('train'):
+        state, update = train_step(state, make_batch(pair, scored, reference.of(policy)))
+        update = jax.device_get(update)
+      values = writer.write(reference.steps + step, {
+          **values, **update, **timers.pop(), **make_batch.summary(pair, scored),
+          'train/learning_rate': optim.learning_rate_at(optimizer, int(state.step) - 1),
+          'rollout/sampled_tokens': tokens,
+      })
+      loop.check_finite(step, values, last_saved=keeper.last_saved)
+      watch(values)
+      bar.update(1, score=values['rollout/score'])
+      keeper.after_step(step + 1, state, {**kept, 'tokens': tokens})
+  policy = state.params['policy']
+  parts.save_trained(run.workdir, policy)
+  writer.write(reference.steps + config.steps, evaluate.metrics(
+      policy, reference.of(policy), config.steps, tokens))
+  numbers = evaluate.against_reference(policy, reference.of(policy))
+  numbers |= {f'fingerprint/{name}': value for name, value in kept.items()}
+  return {'tokens': tokens, 'numbers': numbers}
+
+
+def main(run: launch.Run) -> None:
+  """Trains; writes the tables, the figures and results.json."""
+  with components.build(run) as parts, contextlib.closing(metrics.MetricsWriter(
+      run.workdir, wandb_project=run.config.wandb_project, config=dataclasses.asdict(run.config)
+  )) as writer, contextlib.closing(
+      metrics.JsonlFile(run.workdir / 'samples.jsonl')
+  ) as samples:
+    rebel_report.check_overrides(run)
+    print(f'{run.experiment}: {parts.describe()}; {parts.task.left_out()}; writing to '
+          f'{run.workdir}', flush=True)
+    trained = train(run, parts, writer, samples)
+    refuel_report.write(run, parts, trained)
+
+
+if __name__ == '__main__':
+  launch.run(main, default_config='experiments/configs/refuel_two.py')

@@ -1,0 +1,281 @@
+"""From prompts to a batch of REFUEL: pairs of dialogues, their worth, log-probs under π_ref."""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import jax
+import numpy as np
+
+from experiments import (
+    components,
+    rebel_batches,
+    rebel_evaluation,
+    refuel_dialogues,
+    reward_loading,
+    settings_refuel,
+)
+from jaxrl_llm.data import batching, dialogue_rows
+from jaxrl_llm.data import dialogues as dialogues_lib
+from jaxrl_llm.data.dialogues import Dialogues
+from jaxrl_llm.sampling import decode, dialogue
+from jaxrl_llm.training import loop
+from jaxrl_llm.types import TRUNCATED, Array, Batch, Example, Params, Rollouts
+
+
+class Pair(NamedTuple):
+  """Two dialogues of each of P prompts, the same up to what the user said before turn h.
+
+  Attributes:
+    first: the first roll-out.
+    second: the one that started again at turn h.
+    turn: int32 [P]; h, from 0.
+    num_turns: int32 [P]; replies of either.
+  """
+
+  first: Dialogues
+  second: Dialogues
+  turn: np.ndarray
+  num_turns: np.ndarray
+
+  @property
+  def tokens(self) -> int:
+    """How many the policy sampled."""
+    again = np.arange(self.second.reply_lengths.shape[-1]) >= self.turn[:, None]
+    return int(self.first.reply_lengths.sum() + (self.second.reply_lengths * again).sum())
+
+
+def sampler(parts: components.Components, *, temperature: float):
+  """A jitted sampler of one reply."""
+  tokenizer = parts.task.tokenizer
+  return jax.jit(decode.make_sampler(
+      parts.policy, num_samples=1, max_tokens=parts.task.max_reply_tokens,
+      stop_ids=tokenizer.stop_ids, pad_id=tokenizer.pad_id, temperature=temperature))
+
+
+class Talk:
+  """A policy in dialogue with a user, at one temperature."""
+
+  def __init__(self, parts: components.Components, *, temperature: float, widths: str):
+    """Compiles nothing yet.
+
+    Args:
+      parts: of the run; its task is a `refuel_dialogues.DialogueTask`.
+      temperature: of the policy.
+      widths: see `dialogue.roll_out`.
+    """
+    self._parts, self._widths = parts, widths
+    self._sample = sampler(parts, temperature=temperature)
+
+  def start(self, prompts: batching.PromptBatch) -> Dialogues:
+    """Dialogues in which the user has spoken once."""
+    task = self._parts.task
+    return dialogues_lib.empty(
+        *map(np.asarray, prompts[:3]), num_turns=task.num_turns, reply_slots=task.max_reply_tokens,
+        message_slots=task.max_message_tokens, pad_id=task.tokenizer.pad_id)
+
+  def __call__(
+      self, params: Params, user: dialogue.User, dialogues: Dialogues, key: Array, *,
+      rollout: int = 0, start: int | np.ndarray = 0, num_turns: np.ndarray,
+  ) -> Dialogues:
+    """Goes on from turn `start`; see `dialogue.roll_out`."""
+    return dialogue.roll_out(
+        self._reply, params, user, dialogues, key, rollout=rollout, start=start,
+        num_turns=num_turns, close_ids=self._parts.task.frame.close_ids, widths=self._widths)
+
+  def num_turns(self, example_ids: np.ndarray) -> np.ndarray:
+    """int32 [P]; the most replies of each dialogue: all of its questions, or H."""
+    task, config = self._parts.task, self._parts.config
+    if config.user.kind == 'fixed':
+      return task.questions.num_turns(example_ids)
+    return np.full(np.shape(example_ids), task.num_turns, np.int32)
+
+  def _reply(self, params, transcripts, lengths, example_ids, key) -> Rollouts:
+    """One reply to each transcript, cut at the limit for its number of turns."""
+    task = self._parts.task
+    # Limits by the number of turns leave columns on the left that no dialogue reaches.
+    transcripts = transcripts[:, -task.max_transcript_tokens:]
+    said = self._sample(params, *self._parts.put((transcripts, lengths, example_ids)), key)
+    if not task.reply_limits:
+      return said
+    turns = self.num_turns(example_ids).tolist()
+    most = np.array([task.reply_limits[count] for count in turns], np.int32)[:, None]
+    lengths, reasons = np.asarray(said.lengths), np.asarray(said.stop_reason)
+    # What stands behind the length is thrown away.
+    return dataclasses.replace(
+        said, lengths=np.minimum(lengths, most),
+        stop_reason=np.where(lengths > most, TRUNCATED, reasons).astype(np.int8))
+
+
+class Judge:
+  """What the reward model says of whole dialogues.
+
+  It reads the last reply as the response to all that was said before. One that reads ids is given
+  those of the dialogue; another one is given the conversation.
+  """
+
+  def __init__(self, parts: components.Components, reward: reward_loading.RewardModel):
+    self._task, self._put, self._reward = parts.task, parts.put, reward
+
+  def __call__(
+      self, dialogues: Dialogues, last: np.ndarray, *, asked: np.ndarray | None = None,
+      num_micro_batches: int = 1,
+  ) -> reward_loading.Scored:
+    """Scores each dialogue up to its reply `last`.
+
+    Args:
+      dialogues: N of them.
+      last: int [N], a reply that was said.
+      asked: int [N]; the reply whose stop token is asked for, `last` by default.
+      num_micro_batches: divides N.
+
+    Returns:
+      Scores and rewards [N, 1]; lengths of all replies; whether reply `asked` was truncated.
+    """
+    asked = last if asked is None else asked
+    at = lambda array, turn: np.take_along_axis(
+        array, turn.reshape(-1, *[1] * (array.ndim - 1)), axis=1)
+    reply, lengths = at(dialogues.replies, last), at(dialogues.reply_lengths, last)
+    before = dialogues.cut(last)
+    transcripts, transcript_lengths = before.transcript(dialogues.replies.shape[1] - 1)
+    mask = (np.arange(reply.shape[-1]) < lengths[..., None]).astype(np.float32)
+    rollouts = Rollouts(
+        prompts=transcripts[:, -self._task.max_transcript_tokens:],
+        prompt_lengths=transcript_lengths, tokens=reply, lengths=lengths, mask=mask,
+        log_probs=at(dialogues.log_probs, last), stop_reason=at(dialogues.stop_reason, asked))
+    scored = self._reward(
+        self._put(rollouts), self._examples(before), num_micro_batches=num_micro_batches)
+    said = np.arange(dialogues.reply_lengths.shape[1]) <= last[:, None]
+    return scored._replace(lengths=(dialogues.reply_lengths * said).sum(axis=1, keepdims=True))
+
+  def _examples(self, before: Dialogues) -> list[Example]:
+    """The conversations up to the last reply, where the reward model reads text."""
+    task: refuel_dialogues.DialogueTask = self._task
+    known = [task.examples[int(index)] for index in before.example_ids]
+    if self._reward.settings.template == 'same':
+      return known
+    return [
+        {**example, 'messages': task.messages(before, row)} for row, example in enumerate(known)]
+
+
+class Maker:
+  """Makes batches.
+
+  Attributes:
+    talk: the policy's, at the temperature of training.
+    judge: scores dialogues.
+  """
+
+  def __init__(
+      self, config: settings_refuel.Refuel, parts: components.Components,
+      reward: reward_loading.RewardModel,
+  ):
+    options = config.algorithm
+    self._config, self._parts = config, parts
+    self._prompts = parts.encode(parts.task.train)
+    self.talk = Talk(parts, temperature=options.temperature, widths=config.widths)
+    self.judge = Judge(parts, reward)
+    self._log_probs = rebel_evaluation.scorer(
+        parts, temperature=options.temperature, chunk_size=options.head_chunk, micro=config.parts)
+
+  def prompts(self, step: int) -> batching.PromptBatch:
+    """The training prompts of a step."""
+    config = self._config
+    return batching.prompt_batch(self._prompts, batching.batch_indices(
+        len(self._prompts), config.batch_size, seed=config.seed, step=step))
+
+  def roll_out(
+      self, params: Params, user: dialogue.User, prompts: batching.PromptBatch, key: Array
+  ) -> Pair:
+    """Two dialogues of each prompt, some prompts at a time."""
+    size, pairs = self._config.rollouts_at_once, []
+    starts = range(0, len(prompts.examples), size)
+    if len(starts) == 1:
+      return self._two(params, user, prompts, key)
+    with loop.progress(len(starts), 'dialogues') as bar:
+      for index, start in enumerate(starts):
+        some = batching.PromptBatch(*(part[start : start + size] for part in prompts))
+        # A prompt that stands in the batch again gets other noise in another part.
+        pairs.append(self._two(params, user, some, jax.random.fold_in(key, index)))
+        bar.update(1)
+    return Pair(*map(_join, zip(*pairs)))
+
+  def _two(self, params, user, prompts, key) -> Pair:
+    talk = self.talk
+    turn, num_turns = dialogue.draw_turns(
+        key, prompts.example_ids, talk.num_turns(prompts.example_ids), setting=self._config.law)
+    first = talk(params, user, talk.start(prompts), key, num_turns=num_turns)
+    second = talk(params, user, first, key, rollout=1, start=turn, num_turns=num_turns)
+    return Pair(first, second, turn, num_turns)
+
+  def score(self, pair: Pair) -> reward_loading.Scored:
+    """What the reward model says of both dialogues, [P, 2]; reply h must have stopped."""
+    both = [
+        self.judge(said, pair.num_turns - 1, asked=pair.turn,
+                    num_micro_batches=self._config.parts)
+        for said in (pair.first, pair.second)
+    ]
+    return reward_loading.Scored(*(np.concatenate(two, axis=1) for two in zip(*both)))
+
+  def __call__(self, pair: Pair, scored: reward_loading.Scored, reference: Params) -> Batch:
+    """The batch, on the devices: dialogues up to turn h. What comes later is in the rewards alone.
+
+    Args:
+      pair: the dialogues.
+      scored: their rewards.
+      reference: parameters of π_ref.
+    """
+    until = [said.cut(pair.turn + 1) for said in (pair.first, pair.second)]
+    rollouts, aux = as_rollouts(until, pair.turn, self._width)
+    rollouts = self._parts.put(rollouts)
+    log_probs = None
+    if self._config.algorithm.kl_coefficient:
+      log_probs = self._log_probs(reference, rollouts)
+    weight = self._kept(pair, scored).keep.astype(np.float32)
+    return self._parts.put(Batch(rollouts, scored.rewards, log_probs, aux, weight))
+
+  def summary(self, pair: Pair, scored: reward_loading.Scored) -> dict[str, float]:
+    """Metrics of a batch; scores that are no numbers have no part."""
+    return {
+        **rebel_batches.summarise(scored, scored.rewards, self._config.algorithm.eta),
+        'rollout/turn': float(pair.turn.mean()), 'rollout/num_turns': float(pair.num_turns.mean()),
+        **{f'rollout/left_out/{name}': float(count)
+           for name, count in self._kept(pair, scored).dropped.items()},
+    }
+
+  @property
+  def _width(self) -> int:
+    """Slots behind the prompt that a pair that is kept can use."""
+    most = self._parts.task.max_response_tokens
+    return min(most, self._config.max_tokens) if self._config.max_tokens else most
+
+  def _kept(self, pair: Pair, scored: reward_loading.Scored) -> dialogue_rows.Kept:
+    """Which pairs count; one with a failed score is left to the train step."""
+    if not self._config.max_tokens:
+      return dialogue_rows.Kept(np.ones(len(pair.turn), bool), {})
+    sound = np.zeros_like(scored.rewards[:, :1])
+    kept = dialogue_rows.keep_pairs(
+        pair.first, pair.second, (sound, sound), pair.turn, max_tokens=self._config.max_tokens)
+    return kept._replace(dropped={k: n for k, n in kept.dropped.items() if k != 'sentinel'})
+
+
+def as_rollouts(
+    samples: Sequence[Dialogues], turn: np.ndarray, width: int
+) -> tuple[Rollouts, dict[str, np.ndarray]]:
+  """`dialogue.as_rollouts` with fewer slots behind the prompts.
+
+  What stood behind them is padding, or of a pair that does not count.
+  """
+  rollouts, aux = dialogue.as_rollouts(samples, turn)
+  cut = {name: getattr(rollouts, name)[..., :width] for name in ('tokens', 'mask', 'log_probs')}
+  cut['lengths'] = np.minimum(rollouts.lengths, width)
+  return dataclasses.replace(rollouts, **cut), {**aux, 'turns': aux['turns'][..., :width]}
+
+
+def _join(parts: Sequence[Dialogues | np.ndarray]) -> Dialogues | np.ndarray:
+  """Arrays, or dialogues, one behind the other."""
+  if isinstance(parts[0], np.ndarray):
+    return np.concatenate(parts)
+  names = [field.name for field in dataclasses.fields(Dialogues) if field.name != 'pad_id']
+  return dataclasses.replace(parts[0], **{
+      name: np.concatenate([getattr(part, name) for part in parts]) for name in names})

@@ -1,0 +1,146 @@
+"""Evaluation of REFUEL: dialogues with the user, judged turn by turn by the reward model."""
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+
+from experiments import (
+    components,
+    rebel_evaluation,
+    refuel_batches,
+    refuel_users,
+    reward_loading,
+)
+from jaxrl_llm.data.dialogues import Dialogues
+from jaxrl_llm.evaluation import pass_at_k, win_rate
+from jaxrl_llm.sampling import dialogue
+from jaxrl_llm.training import metrics, rng
+from jaxrl_llm.types import TRUNCATED, Example, Params
+
+
+class Evaluation(rebel_evaluation.Evaluation):
+  """Talks with the user about the held-out prompts with fixed noise, and scores.
+
+  Numbers are those of `rebel_evaluation.Evaluation`, where a response is a whole dialogue:
+  `score` is that of its last turn, `length` and `kl_to_reference` are sums over its replies,
+  `truncated` a share of them. And for each turn, from 1, `turn_1/score` of dialogues up to it.
+
+  Attributes:
+    turn_scores: float [N, K, H] of the last call; NaN where a dialogue has fewer turns.
+  """
+
+  def __init__(
+      self, parts: components.Components, reward: reward_loading.RewardModel,
+      samples: metrics.JsonlFile, users: refuel_users.Users, make_batch: refuel_batches.Maker,
+  ):
+    """Compiles nothing yet.
+
+    Args:
+      parts: of the run.
+      reward: scores.
+      samples: the JSONL file of shown dialogues.
+      users: the user by the reference's parameters.
+      make_batch: how training talks and judges.
+    """
+    super().__init__(parts, reward, samples)
+    config = parts.config
+    self._users, self._judge = users, make_batch.judge
+    self._sample = self._decode = make_batch.talk
+    if config.evaluation.temperature != config.algorithm.temperature:
+      self._decode = refuel_batches.Talk(
+          parts, temperature=config.evaluation.temperature, widths=config.widths)
+    self._user: dialogue.User | None = None
+    self._found: list[np.ndarray] = []  # Of this call, by batch.
+    self._last: list[np.ndarray] = []  # Of the last two calls.
+
+  @property
+  def turn_scores(self) -> np.ndarray:
+    """See above."""
+    return self._last[-1]
+
+  def __call__(
+      self, params: Params, reference: Params, *, step: int | None = None
+  ) -> dict[str, float]:
+    """Evaluates and returns numbers by flat name; arguments as of the parent."""
+    self._user, self._found = self._users(reference), []
+    numbers = super().__call__(params, reference, step=step)
+    self._last = [*self._last[-1:], np.concatenate(self._found)]
+    for turn, scores in enumerate(np.moveaxis(self.turn_scores, -1, 0), 1):
+      values = scores.mean(axis=1)
+      if np.isfinite(values).any():
+        mean, error = pass_at_k.mean_and_standard_error(values[np.isfinite(values)])
+        numbers |= {f'turn_{turn}/score': mean, f'turn_{turn}/score_se': error}
+    return numbers
+
+  def against_reference(self, params: Params, reference: Params) -> dict[str, float]:
+    """As of the parent, and how often one is better up to each turn."""
+    numbers = super().against_reference(params, reference)
+    for turn in range(self.turn_scores.shape[-1]):
+      mine, theirs = (scores[..., turn] for scores in self._last)
+      both = np.isfinite(mine).all(axis=1) & np.isfinite(theirs).all(axis=1)
+      numbers[f'eval/dialogues/turn_{turn + 1}'] = int(both.sum())
+      if both.any():
+        name = f'eval/trained/turn_{turn + 1}/win_rate'
+        numbers[name], numbers[f'{name}_se'] = win_rate.win_rate(mine[both], theirs[both])
+    return numbers
+
+  def _score(
+      self, talk: refuel_batches.Talk, params: Params, kind: str, step: int | None,
+      reference: Params | None = None,
+  ) -> Iterator[dict[str, Any]]:
+    """The results of each batch; what fills the last one up is left out."""
+    key = rng.stream_key(self._parts.key, rng.Stream.SAMPLE_EVAL)
+    shown = 0 if step is None else self._options.num_shown
+    for batch in self._batches:
+      num_turns = talk.num_turns(np.asarray(batch.example_ids))
+      said = [
+          talk(params, self._user, talk.start(batch), key, rollout=index, num_turns=num_turns)
+          for index in range(self._options.num_samples if reference is not None else 1)
+      ]
+      row = self._judged(said, num_turns)
+      real = len(batch.examples)
+      if reference is not None:
+        rollouts, _ = refuel_batches.as_rollouts(
+            said, num_turns - 1, self._parts.task.max_response_tokens)
+        row['kl_to_reference'] = np.asarray(
+            self._kl(params, reference, self._parts.put(rollouts)))
+        self._found.append(row['turn_scores'][:real])
+      self._write(said[0], row, batch.examples[:shown], kind, step)
+      shown -= min(shown, real)
+      yield {name: values[:real] for name, values in row.items()}
+
+  def _judged(self, said: list[Dialogues], num_turns: np.ndarray) -> dict[str, np.ndarray]:
+    """Scores, rewards, lengths and truncated replies [P, K], and scores by turn [P, K, H]."""
+    rows = []
+    for dialogues in said:
+      by_turn = []
+      for turn in range(dialogues.reply_lengths.shape[1]):
+        last = np.minimum(turn, num_turns - 1)
+        scored = self._judge(dialogues, last)
+        by_turn.append(np.where(turn < num_turns[:, None], scored.scores, np.nan))
+      reached = dialogues.reply_lengths > 0
+      cut = (reached & (dialogues.stop_reason == TRUNCATED)).sum(axis=1) / num_turns
+      # The last one is that of whole dialogues, however many turns they have.
+      rows.append({
+          **scored._asdict(), 'truncated': cut[:, None],
+          'turn_scores': np.stack(by_turn, axis=-1),
+      })
+    return {name: np.concatenate([row[name] for row in rows], axis=1) for name in rows[0]}
+
+  def _write(
+      self, dialogues: Dialogues, row: Mapping[str, Any], examples: list[Example], kind: str,
+      step: int | None,
+  ) -> None:
+    """Shows whole dialogues."""
+    task = self._parts.task
+    for i, example in enumerate(examples):
+      count = int(dialogues.num_replies[i])
+      reasons = dialogues.stop_reason[i, :count]
+      self._samples.write({
+          'step': step, 'kind': kind, 'id': example['id'],
+          'messages': task.messages(dialogues, i), 'score': float(row['scores'][i, 0]),
+          'turn_scores': row['turn_scores'][i, 0, :count].tolist(),
+          'stop_reasons': [
+              'truncated' if reason == TRUNCATED else 'stopped' for reason in reasons],
+      })

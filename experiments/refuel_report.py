@@ -1,0 +1,50 @@
+"""What stands at the end of experiments/refuel.py: REBEL's report, and the same turn by turn."""
+
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from experiments import components, launch, rebel_report, report
+
+
+def write(run: launch.Run, parts: components.Components, trained: Mapping[str, Any]) -> None:
+  """Writes table.md, the figures with their CSV, and results.json.
+
+  Args:
+    run: the run.
+    parts: of the run.
+    trained: {'tokens': sampled, 'numbers': as of `refuel_evaluation.Evaluation`}.
+  """
+  numbers = trained['numbers']
+  turns = [
+      turn for turn in range(1, parts.task.num_turns + 1)
+      if f'eval/trained/turn_{turn}/win_rate' in numbers
+  ]
+  _figure(run.workdir / 'figures' / 'turns.png', turns, numbers,
+          title=f'{run.setting}, seed {run.seed}')
+  score = lambda who, turn: (
+      f'{numbers[f"eval/{who}/turn_{turn}/score"]:.3f} ± '
+      f'{numbers[f"eval/{who}/turn_{turn}/score_se"]:.3f}')
+  table = report.markdown_table(
+      ['up to turn', 'dialogues', 'reference: reward model score', 'trained',
+       'wins over the reference (%)'],
+      [[turn, numbers[f'eval/dialogues/turn_{turn}'], score('reference', turn),
+        score('trained', turn), report.percent(numbers, f'eval/trained/turn_{turn}/win_rate')]
+       for turn in turns])
+  left_out = {f'left_out/{name}': count for name, count in parts.task.dropped.items()}
+  rebel_report.write(run, parts, {**trained, 'numbers': numbers | left_out}, more=table)
+
+
+def _figure(
+    path: pathlib.Path, turns: list[int], numbers: Mapping[str, float], *, title: str
+) -> None:
+  """Scores by the turn up to which a dialogue is judged; writes a CSV too."""
+  column = lambda who, name: np.array(
+      [numbers[f'eval/{who}/turn_{turn}/{name}'] for turn in turns])
+  report.many_curves(
+      path,
+      {who: (np.array(turns), column(who, 'score'), column(who, 'score_se'))
+       for who in ('reference', 'trained')},
+      title=title, x='turns', y='reward model score of the dialogue')

@@ -1,0 +1,156 @@
+"""Users for experiments/refuel.py, as its config describes them."""
+
+import os
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+
+from experiments import (
+    components,
+    origins,
+    refuel_dialogues,
+    reward_loading,
+    settings_refuel,
+)
+from jaxrl_llm.models import policy as policy_lib
+from jaxrl_llm.sampling import decode, dialogue
+from jaxrl_llm.tasks import endpoint_user, users
+from jaxrl_llm.training import fingerprint, rng
+from jaxrl_llm.types import ModelFns, Params, Tokenizer
+
+_FIELD = 'config.user.init_from'
+# What a model is asked behind the transcript.
+REQUEST = (
+    'From now on you are the user of this conversation. Say in a sentence or two what you still '
+    'need after the last reply and why. Then write, on a line of its own, "{mark}" and what you '
+    'say next as the user.'
+)
+
+
+class Users:
+  """Makes the user of an iteration.
+
+  Attributes:
+    fingerprint: of the parameters of a model with a folder of its own; '' for other users.
+  """
+
+  def __init__(self, config: Any, parts: components.Components):
+    """Loads what there is to load; contacts nobody.
+
+    Args:
+      config: with `user`.
+      parts: of the run; its task is a `refuel_dialogues.DialogueTask`.
+
+    Raises:
+      ValueError: a model does not lie there, or has other tokens than the policy; or its window
+        is too short.
+    """
+    options, task = config.user, parts.task
+    self.fingerprint = ''
+    if options.kind == 'fixed':
+      self._make = lambda reference: task.questions
+    elif options.kind == 'endpoint':
+      user = _endpoint(options, task)
+      self._make = lambda reference: user
+    else:
+      self._make = self._model(config, parts)
+
+  def __call__(self, reference: Params) -> dialogue.User:
+    """The user; one that is the reference lives as long as these parameters do."""
+    return self._make(reference)
+
+  def check(self, other: str) -> None:
+    """Raises ValueError unless a checkpoint's dialogues were with this user."""
+    if other != self.fingerprint:
+      raise ValueError(
+          f'the checkpoint was trained with the user {other}, this run has {self.fingerprint}; '
+          'give another --workdir'
+      )
+
+  def _model(
+      self, config: Any, parts: components.Components
+  ) -> Callable[[Params], dialogue.User]:
+    """A model that plays the user."""
+    options, task = config.user, parts.task
+    tokenizer, frame = task.tokenizer, task.frame
+    before, after = frame.encode(frame.before), frame.encode(frame.after)
+    request, mark = before, []
+    if options.mark:
+      request = frame.write(options.instruction or REQUEST.format(mark=options.mark))
+      mark = tokenizer.encode_continuation(options.mark)
+    slots = task.max_transcript_tokens + len(request)
+    network, params = parts.policy, None
+    if options.init_from:
+      origin = origins.read(options.init_from, field=_FIELD)
+      network, params = _load(origin, config, parts, slots + options.max_tokens)
+      self.fingerprint = fingerprint.of_params(params)
+    elif parts.model.max_length < slots + options.max_tokens:
+      raise ValueError(
+          f'config.model.max_length must be at least {slots + options.max_tokens} (what the user '
+          f'reads and says), got {parts.model.max_length}: lower config.user.max_tokens, or raise '
+          'it'
+      )
+    sample = sampler(network, tokenizer, options)
+    # A stream that nothing else in this binary draws from.
+    key = rng.stream_key(parts.key, rng.Stream.SAMPLE_CONTROL)
+
+    def put(params, prompts, lengths, seeds, key):
+      return sample(params, *parts.put((prompts, lengths, seeds)), key)
+
+    def make(reference: Params) -> dialogue.User:
+      speaker = users.ModelUser(
+          put, reference if params is None else params, key, slots=slots,
+          rows=config.rollouts_at_once, request=request, mark=mark, before=before, after=after)
+      return lambda dialogues: [
+          _cut(ids, len(after), task.max_message_tokens - len(frame.close_ids))
+          for ids in speaker(dialogues)
+      ]
+
+    return make
+
+
+def sampler(network: ModelFns, tokenizer: Tokenizer, options: settings_refuel.UserSettings):
+  """A jitted sampler of what a model says as the user."""
+  return jax.jit(decode.make_sampler(
+      network, num_samples=1, max_tokens=options.max_tokens, stop_ids=tokenizer.stop_ids,
+      pad_id=tokenizer.pad_id, temperature=options.temperature))
+
+
+def _cut(ids: Sequence[int], end: int, most: int) -> list[int]:
+  """At most `most` ids, the last `end` of them kept: nobody learns what a user says."""
+  ids = list(ids)
+  return ids if len(ids) <= most else [*ids[: most - end], *ids[len(ids) - end :]]
+
+
+def _load(origin: origins.Origin, config: Any, parts: components.Components, longest: int):
+  """(network, parameters) of a model in the policy's tokens."""
+  tokenizer = parts.task.tokenizer
+  if reward_loading.is_reward_model(origin):
+    raise ValueError(f'{_FIELD} must hold a policy, got a reward model in {origin.directory}')
+  try:
+    origin.check_tokenizer(tokenizer, of='the policy')
+  except ValueError as error:
+    raise ValueError(f'{error}: let a server play the user, --config.user.kind=endpoint') from None
+  model = reward_loading.shape(origin, config.model, longest)
+  if model.vocab_size < tokenizer.vocab_size:
+    raise ValueError(
+        f'the tokenizer has {tokenizer.vocab_size} ids and the embedding in {origin.directory} '
+        f'only {model.vocab_size} rows ({_FIELD})'
+    )
+  network = policy_lib.make(model)
+  return network, origin.load(components.abstract_params(network, parts.mesh))
+
+
+def _endpoint(options: Any, task: refuel_dialogues.DialogueTask) -> dialogue.User:
+  """A model behind a server; what it says is cut to the slots of a message."""
+  most = task.max_message_tokens - len(task.frame.close_ids)
+  instruction = options.instruction or endpoint_user.INSTRUCTION.replace(
+      endpoint_user.MARK, options.mark)
+  return endpoint_user.EndpointUser(
+      options.url, options.model, read=task.text,
+      write=lambda text: task.frame.write(text, most), instruction=instruction, mark=options.mark,
+      temperature=options.temperature, max_tokens=options.max_tokens,
+      api_key=os.environ.get(options.key_variable, ''), timeout=options.timeout,
+      retries=options.retries, workers=options.workers,
+  )

@@ -1,0 +1,255 @@
+"""What the configs of experiments/refuel.py can set."""
+
+import dataclasses
+import os
+from typing import Any, ClassVar
+
+from experiments import settings, settings_rebel
+from jaxrl_llm.algorithms import refuel
+
+KINDS = ('fixed', 'model', 'endpoint')
+_NO_LIMIT = 2**30
+
+# Which fields of `UserSettings` each kind of user reads.
+_READ = {
+    'fixed': (),
+    'model': ('init_from', 'temperature', 'max_tokens', 'mark', 'instruction'),
+    'endpoint': (
+        'url', 'model', 'key_variable', 'temperature', 'max_tokens', 'mark', 'instruction',
+        'timeout', 'retries', 'workers',
+    ),
+}
+
+
+@dataclasses.dataclass
+class DialoguesTask(settings_rebel.PreferencesTask):
+  """Conversations, of which the user's part is what a policy talks with.
+
+  What is too long, or asks what an earlier row asks, is left out and counted. Fields of
+  `settings_rebel.PreferencesTask` mean the same, but for the limits:
+
+  Attributes:
+    max_prompt_tokens: L, of the user's first turn with what the template puts around it.
+    max_response_tokens: R, slots of each reply, stop token included.
+    max_message_tokens: of each later message of the user, with what the template puts around it.
+      Longer ones of data leave the row out; those of a simulated user are cut.
+    num_turns: H, the most replies of a dialogue.
+    min_turns: rows with fewer turns of the user are left out.
+    limits: tighter limits by the number of turns, as 'TURNS=USER:REPLY,...': tokens of each turn
+      of the user, and of each reply. Rows of another number of turns are left out.
+    filter_replies: whether rows whose own replies are too long are left out too. Nothing else is
+      made of these replies than demonstrations.
+    first_only: whether a row gives its first question alone, to a user that is simulated.
+    key: where a row holds its conversation: a list of messages, which may end with the user's if
+      'chosen' is the reply to it. Rows in which user and assistant do not take turns are left
+      out. '' is the schema's.
+  """
+
+  max_message_tokens: int = 128
+  num_turns: int = 5
+  min_turns: int = 1
+  limits: str = ''
+  filter_replies: bool = False
+  first_only: bool = False
+  key: str = ''
+
+  def validate(self, prefix: str) -> None:
+    """Raises ValueError with one line for the first field that is out of range."""
+    settings.at_least(
+        self, prefix, num_train=0, num_evaluation=0, max_prompt_tokens=1, max_response_tokens=1,
+        max_message_tokens=1, num_turns=1, min_turns=1,
+    )
+    if self.min_turns > self.num_turns:
+      raise ValueError(
+          f'{prefix}.min_turns must be at most num_turns ({self.num_turns}), got {self.min_turns}')
+    if self.template == 'none':
+      raise ValueError(f"{prefix}.template must not be 'none': dialogues need a chat template")
+    with settings.named(f'{prefix}.limits'):
+      parse_limits(self.limits)
+    for name, default in (('min_turns', 1), ('limits', ''), ('filter_replies', False)):
+      if self.first_only and getattr(self, name) != default:
+        raise ValueError(
+            f'{prefix}.{name} has no effect with first_only, got {getattr(self, name)!r}')
+    for name, default in (('schema', 'conversations'), ('fields', ''), ('tfds_dir', '')):
+      if self.key and getattr(self, name) != default:
+        raise ValueError(f'{prefix}.{name} has no effect with key, got {getattr(self, name)!r}')
+
+  def make(
+      self, seed: int, data_dir: str, tokenizer_dir: str = '', pretrained: bool = False
+  ):
+    """Builds the task; `data_dir` holds the files."""
+    from experiments import refuel_dialogues
+
+    # All rows, whatever their length: what is left out here is decided turn by turn.
+    every = dataclasses.replace(
+        self, num_train=0, num_evaluation=0 if self.evaluation_files else 1,
+        max_prompt_tokens=_NO_LIMIT, max_response_tokens=_NO_LIMIT)
+    rows = settings_rebel.PreferencesTask.make(every, seed, data_dir, tokenizer_dir, pretrained)
+    return refuel_dialogues.make_task(self, rows, seed)
+
+  def _reader(self):
+    """How a file is read."""
+    if not self.key:
+      return super()._reader()
+    from experiments import refuel_dialogues
+
+    return lambda path, *, schema, fields: refuel_dialogues.read(path, key=self.key)
+
+
+def parse_limits(text: str) -> dict[int, tuple[int, int]]:
+  """'TURNS=USER:REPLY, ...' as {turns: (tokens of a turn of the user, of a reply)}.
+
+  Raises:
+    ValueError: it is written otherwise, or a number is not positive.
+  """
+  limits = {}
+  for entry in filter(None, map(str.strip, text.split(','))):
+    turns, _, pair = entry.partition('=')
+    numbers = [turns, *pair.split(':')]
+    if len(numbers) != 3 or not all(n.strip().isdigit() and int(n) > 0 for n in numbers):
+      raise ValueError(f"limits must be written as 'TURNS=USER:REPLY, ...', got {entry!r}")
+    limits[int(turns)] = (int(numbers[1]), int(numbers[2]))
+  return limits
+
+
+@dataclasses.dataclass
+class UserSettings:
+  """Who speaks with the policy. Fields that a kind does not read must be left as they are.
+
+  Attributes:
+    kind: 'fixed': the questions of the data, whatever is replied (setting two). 'model': another
+      model on the same devices. 'endpoint': one behind an OpenAI-compatible server.
+    init_from: the model's folder, in the tokens of the policy; '' is the reference.
+    url: of the server's API, such as http://localhost:8000/v1.
+    model: its name there.
+    key_variable: the environment variable that holds the server's key; '' for none.
+    temperature: of what the user says; 0 is greedy for a model.
+    max_tokens: the most that it says at once, reasons included.
+    mark: the message is what follows the last mark: the user is asked to give its reasons first.
+      '' for a model: it goes on behind the header of the user's turn, and all of it is kept.
+    instruction: what it is asked instead of our words; it must name the mark.
+    timeout: seconds for an answer of the server.
+    retries: further requests after one that failed in a way that may pass.
+    workers: requests at once.
+  """
+
+  kind: str = 'fixed'
+  init_from: str = ''
+  url: str = ''
+  model: str = ''
+  key_variable: str = ''
+  temperature: float = 0.8
+  max_tokens: int = 1_024
+  mark: str = ''
+  instruction: str = ''
+  timeout: float = 60.0
+  retries: int = 3
+  workers: int = 8
+
+  def validate(self, prefix: str) -> None:
+    """Raises ValueError with one line for the first field that is out of range."""
+    if self.kind not in KINDS:
+      raise ValueError(f'{prefix}.kind must be one of {", ".join(KINDS)}, got {self.kind!r}')
+    for field in dataclasses.fields(self):
+      value = getattr(self, field.name)
+      if field.name not in ('kind', *_READ[self.kind]) and value != field.default:
+        raise ValueError(
+            f'{prefix}.{field.name} has no effect with kind {self.kind!r}, got {value!r}')
+    settings.at_least(self, prefix, max_tokens=1, retries=0, workers=1)
+    for name, least in (('temperature', 0), ('timeout', 1e-3)):
+      if not least <= getattr(self, name) < float('inf'):
+        raise ValueError(
+            f'{prefix}.{name} must be at least {least:g} and finite, got {getattr(self, name)}')
+    if self.instruction and self.mark not in self.instruction:
+      raise ValueError(
+          f'{prefix}.instruction must name the mark {self.mark!r}, got {self.instruction!r}')
+    if self.instruction and not self.mark:
+      raise ValueError(f'{prefix}.instruction needs a mark, got {self.instruction!r}')
+    if self.kind == 'endpoint':
+      self._validate_endpoint(prefix)
+
+  def _validate_endpoint(self, prefix: str) -> None:
+    """Raises ValueError for what a server needs."""
+    for name in ('url', 'model', 'mark'):
+      if not getattr(self, name):
+        raise ValueError(
+            f"{prefix}.{name} must be given with kind 'endpoint' (or play the user with a model: "
+            f'--{prefix}.kind=model --{prefix}.init_from=DIR), got none'
+        )
+    if self.key_variable and self.key_variable not in os.environ:
+      raise ValueError(
+          f'{prefix}.key_variable must name an environment variable that is set, got '
+          f'{self.key_variable!r}'
+      )
+
+
+@dataclasses.dataclass
+class Refuel(settings_rebel.LearnedReward):
+  """One run of experiments/refuel.py.
+
+  Attributes:
+    task: dialogues.
+    user: who speaks with the policy.
+    algorithm: settings of REFUEL.
+    law: how turn h and the last turn are drawn: 'one' or 'two' (`sampling.dialogue.draw_turns`).
+    max_tokens: where positive, pairs are left out as in the released setting one: those with two
+      equal replies at turn h, and those of which the first dialogue, or the second one up to turn
+      h, has more tokens. 0 keeps all pairs.
+    rollout_batch_size: dialogues that are rolled out at once; 0 is the whole batch.
+    widths: of the transcripts that the sampler reads: 'growing' compiles once a turn, 'fixed'
+      once (`sampling.dialogue.roll_out`).
+    steps: batches of pairs, each an iteration of REFUEL.
+    eval_every: batches between evaluations; one stands before the first batch and one after the
+      last, in any case.
+  """
+
+  task: DialoguesTask = dataclasses.field(default_factory=DialoguesTask)
+  user: UserSettings = dataclasses.field(default_factory=UserSettings)
+  algorithm: refuel.Config = dataclasses.field(default_factory=refuel.Config)
+  law: str = 'two'
+  max_tokens: int = 0
+  rollout_batch_size: int = 0
+  widths: str = 'growing'
+  steps: int = 100
+  eval_every: int = 20
+
+  METHOD: ClassVar[str] = 'REFUEL'
+
+  def validate(self) -> None:
+    """Raises ValueError with one line for the first field that is out of range."""
+    super().validate()
+    settings.at_least(
+        self, 'config', steps=0, eval_every=1, max_tokens=0, rollout_batch_size=0)
+    self.task.validate('config.task')
+    self.user.validate('config.user')
+    for name, allowed in (('law', ('one', 'two')), ('widths', ('growing', 'fixed'))):
+      if getattr(self, name) not in allowed:
+        raise ValueError(
+            f'config.{name} must be one of {", ".join(allowed)}, got {getattr(self, name)!r}')
+    if self.task.first_only != (self.user.kind != 'fixed'):
+      raise ValueError(
+          "config.task.first_only must be true for a user that is simulated, and false for 'fixed' "
+          f'(config.user.kind), got {self.task.first_only} with {self.user.kind!r}'
+      )
+    if self.reward.eos_check == 'pad' or self.reward.template == 'none':
+      raise ValueError(
+          "config.reward.eos_check must be 'eos' or 'off', and config.reward.template not 'none', "
+          f'for dialogues, got {self.reward.eos_check!r} and {self.reward.template!r}'
+      )
+    if self.batch_size % self.rollouts_at_once:
+      raise ValueError(
+          f'config.rollout_batch_size must divide config.batch_size ({self.batch_size}), got '
+          f'{self.rollout_batch_size}'
+      )
+    settings.check_schedule(
+        self.optimizer, self.steps * self.algorithm.num_epochs * self.algorithm.num_minibatches,
+        'config.optimizer')
+
+  @property
+  def rollouts_at_once(self) -> int:
+    """Dialogues that are rolled out at once."""
+    return self.rollout_batch_size or self.batch_size
+
+  def batch_sizes(self) -> dict[str, Any]:
+    """As in `settings.Experiment`."""
+    return {**super().batch_sizes(), 'rollout_batch_size': (self.rollouts_at_once, 1)}

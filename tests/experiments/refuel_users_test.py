@@ -1,0 +1,144 @@
+"""Users as the config describes them: a model from a folder, a server, and what is refused."""
+
+import dataclasses
+
+import jax
+import numpy as np
+import pytest
+
+from experiments import components, launch, refuel_users, settings_refuel
+from jaxrl_llm.data import dialogues as dialogues_lib
+from jaxrl_llm.models.pretrained import huggingface
+from jaxrl_llm.tasks import endpoint_user
+from jaxrl_llm.types import STOPPED
+from tests.experiments import tiny, tiny_refuel
+
+
+@pytest.fixture(scope='module')
+def folder(tmp_path_factory):
+  """A policy of all bytes, and a model in its tokens that plays the user."""
+  folder = tmp_path_factory.mktemp('users')
+  tiny_refuel.write(folder, characters=None)
+  tiny.write_checkpoint(
+      folder / 'user', template=tiny.TEMPLATE, **{**tiny_refuel.SHAPE, 'num_layers': 2})
+  return folder
+
+
+@pytest.fixture(scope='module')
+def parts(folder):
+  config = tiny_refuel.simulated(folder, settings_refuel.UserSettings(kind='model', max_tokens=6))
+  config.validate()
+  with components.build(launch.Run(config, None, 'refuel', '', 'x.py', (), 'commit')) as parts:
+    yield parts
+
+
+def _users(parts, **options):
+  config = dataclasses.replace(parts.config, user=settings_refuel.UserSettings(**options))
+  config.validate()
+  return refuel_users.Users(config, parts)
+
+
+def _talk(parts, rows=8):
+  """Dialogues in which the policy has replied once."""
+  task = parts.task
+  examples = task.train[:rows]
+  prompts = np.zeros((rows, task.max_prompt_tokens), np.int32)
+  lengths = np.array([len(example['prompt_ids']) for example in examples])
+  for row, example in enumerate(examples):
+    prompts[row, -lengths[row]:] = example['prompt_ids']
+  talk = dialogues_lib.empty(
+      prompts, lengths, [e['id'] for e in examples], num_turns=task.num_turns,
+      reply_slots=task.max_reply_tokens, message_slots=task.max_message_tokens)
+  ids = [*task.tokenizer.encode('Yes'), *task.tokenizer.stop_ids, 0, 0]
+  talk = talk.with_replies(
+      0, np.ones(rows, bool), tokens=np.tile(ids, (rows, 1)), lengths=np.full(rows, 4),
+      log_probs=np.zeros((rows, 6)), stop_reason=np.full(rows, STOPPED))
+  return dataclasses.replace(talk, seeds=np.arange(rows, dtype=np.uint32) * 7)
+
+
+def test_a_model_goes_on_behind_the_header_of_the_users_turn(parts, folder, tmp_path):
+  users = _users(parts, kind='model', init_from=str(folder / 'user'), max_tokens=6)
+  talk, frame = _talk(parts), parts.task.frame
+  said = users(None)(talk)
+  again = users('whatever the reference is')(talk)
+  assert said == again and len({tuple(ids) for ids in said}) > 1
+  before, after = frame.encode(frame.before), frame.encode(frame.after)
+  for ids in said:
+    assert ids[: len(before)] == before and ids[len(ids) - len(after):] == after
+    assert len(ids) <= len(before) + 6 + len(after)
+  # One with other parameters is another user.
+  checkpoint = huggingface.read_config(folder / 'user')
+  changed = jax.tree.map(lambda leaf: leaf + 1, tiny.params(checkpoint.config))
+  huggingface.save(tmp_path / 'other', checkpoint.config, changed, model_type='qwen2',
+                   tokenizer_from=folder / 'user')
+  other = _users(parts, kind='model', init_from=str(tmp_path / 'other'), max_tokens=6)
+  users.check(users.fingerprint)
+  with pytest.raises(ValueError, match='was trained with the user .*another --workdir'):
+    other.check(users.fingerprint)
+
+
+def test_a_model_is_asked_for_reasons_and_a_mark(parts, monkeypatch):
+  """What it reads is the dialogue and the request; what it says is cut behind the mark."""
+  seen = {}
+
+  class Speaker:
+    def __init__(self, sample, params, key, **options):
+      seen.update(options)
+
+    def __call__(self, dialogues):
+      return [[*seen['before'], *range(40), *seen['after']], [*seen['before'], *seen['after']]]
+
+  monkeypatch.setattr(refuel_users.users, 'ModelUser', Speaker)
+  task = dataclasses.replace(parts.task, max_transcript_tokens=1)
+  model = dataclasses.replace(parts.model, max_length=4_096)
+  wide = dataclasses.replace(parts, task=task, model=model)
+  said = _users(wide, kind='model', max_tokens=6, mark='Ask:')('reference')(None)
+  text = parts.task.tokenizer.decode(seen['request'])
+  assert '"Ask:"' in text and text.startswith('[user]From now on') and text.endswith('[assistant]')
+  assert seen['mark'] == parts.task.tokenizer.encode('Ask:')
+  assert seen['slots'] == 1 + len(seen['request'])
+  assert len(said[0]) == tiny_refuel.MESSAGE and said[0][6:10] == [0, 1, 2, 3]
+  assert said[0][-12:] == seen['after'] and said[1] == [*seen['before'], *seen['after']]
+  _users(wide, kind='model', max_tokens=6, mark='Q', instruction='Be a Q.')('reference')
+  assert parts.task.tokenizer.decode(seen['request']) == '[user]Be a Q.[assistant]'
+
+
+def test_a_server_is_told_who_said_what(parts, monkeypatch):
+  bodies = []
+
+  def ask(self, body):
+    bodies.append((self._url, self._headers, body))
+    return 'Because. Ask: no\nAsk: Is it ' + 'so' * 20
+
+  monkeypatch.setattr(endpoint_user.EndpointUser, '_ask', ask)
+  monkeypatch.setenv('THE_KEY', 'secret')
+  users = _users(
+      parts, kind='endpoint', url='http://localhost:1/v1', model='big', mark='Ask:',
+      temperature=0.5, max_tokens=9, key_variable='THE_KEY')
+  talk, task = _talk(parts, rows=2), parts.task
+  assert users.fingerprint == '' and not bodies
+  said = users(None)(talk)
+  # What follows the last mark, cut to the slots of a message.
+  assert [task.text(ids) for ids in said] == ['Is it soso'] * 2
+  assert len(said[0]) == tiny_refuel.MESSAGE
+  url, headers, body = bodies[0]
+  assert url == 'http://localhost:1/v1/chat/completions'
+  assert headers['Authorization'] == 'Bearer secret'
+  assert (body['model'], body['temperature'], body['max_tokens']) == ('big', 0.5, 9)
+  contents = {body['messages'][0]['content'] for _, _, body in bodies}
+  assert all('"Ask:"' in content for content in contents)
+  assert {content.partition('\n\n')[2] for content in contents} == {
+      f'User: {example["questions"][0]}\n\nAssistant: Yes' for example in task.train[:2]}
+
+
+def test_models_that_cannot_play_the_user_are_refused(parts, folder, tmp_path):
+  ask = lambda where: _users(parts, kind='model', init_from=str(where), max_tokens=6)
+  with pytest.raises(ValueError, match='config.user.init_from is no folder'):
+    ask(tmp_path / 'nowhere')
+  with pytest.raises(ValueError, match='must hold a policy, got a reward model in'):
+    ask(folder / 'reward')
+  tiny.write_checkpoint(tmp_path / 'other', characters='abc')
+  with pytest.raises(ValueError, match='is not that of the policy .* let a server play the user'):
+    ask(tmp_path / 'other')
+  with pytest.raises(ValueError, match=r'max_length must be at least \d+ .*the user reads'):
+    _users(parts, kind='model', max_tokens=99)

@@ -1,0 +1,157 @@
+"""No setting of REFUEL is ignored: each field has an effect that is seen, or an error."""
+
+import dataclasses
+
+import pytest
+
+from experiments import command_line, settings_rebel, settings_refuel
+from jaxrl_llm.training import optim
+from tests.experiments import tiny, tiny_rebel, tiny_refuel
+
+CONFIGS = tiny.REPOSITORY / 'experiments' / 'configs'
+
+
+@pytest.fixture(scope='module')
+def folder(tmp_path_factory):
+  return tiny_refuel.write(tmp_path_factory.mktemp('settings'))
+
+
+# --- Errors.
+
+_ERRORS = {
+    'steps': (-1, 'config.steps must be at least 0, got -1'),
+    'eval_every': (0, 'config.eval_every must be at least 1, got 0'),
+    'max_tokens': (-1, 'config.max_tokens must be at least 0, got -1'),
+    'rollout_batch_size': (3, r'rollout_batch_size must divide config.batch_size \(8\), got 3'),
+    'law': ('three', "config.law must be one of one, two, got 'three'"),
+    'widths': ('narrow', "config.widths must be one of growing, fixed, got 'narrow'"),
+    'reward_init_from': ('', 'REFUEL needs a reward model: .*, got none'),
+    'value_init_from': ('.', 'value_init_from has no effect: Refuel has no value network'),
+    'reward.eos_check': ('pad', "eos_check must be 'eos' or 'off'.* got 'pad' and 'same'"),
+    'reward': (settings_rebel.RewardSettings(template='none', max_tokens=9),
+               "not 'none', for dialogues, got 'eos' and 'none'"),
+    'algorithm.eta': (0.0, r'eta must be positive and finite, got 0.0 \(config.algorithm\)'),
+    'algorithm.samples_per_prompt': (3, r'must be 2 for REFUEL, got 3 \(config.algorithm\)'),
+    'algorithm.num_micro_batches': (3, r'divided by num_minibatches x num_micro_batches \(3\), g'),
+    'optimizer': (optim.OptimizerConfig(schedule='linear', warmup_steps=9),
+                  'warmup_steps must be less than the 6 optimizer steps of the run, got 9'),
+    'task.first_only': (True, "first_only must be true for a user that is simulated.*'fixed'"),
+    'task.num_turns': (0, 'config.task.num_turns must be at least 1, got 0'),
+    'task.min_turns': (4, r'min_turns must be at most num_turns \(3\), got 4'),
+    'task.max_message_tokens': (0, 'config.task.max_message_tokens must be at least 1, got 0'),
+    'task.template': ('none', "template must not be 'none': dialogues need a chat template"),
+    'task.limits': ('1', r"limits must be written as .*, got '1' \(config.task.limits\)"),
+    'user.kind': ('people', "user.kind must be one of fixed, model, endpoint, got 'people'"),
+    'user.max_tokens': (0, "user.max_tokens has no effect with kind 'fixed', got 0"),
+    'user.url': ('http://a', "user.url has no effect with kind 'fixed', got 'http://a'"),
+}
+
+
+@pytest.mark.parametrize('path', _ERRORS)
+def test_bad_fields(folder, path):
+  new, message = _ERRORS[path]
+  config = tiny_refuel.config(folder)
+  config.validate()
+  with pytest.raises(ValueError, match=message) as error:
+    tiny_rebel.changed(config, path, new).validate()
+  assert '\n' not in str(error.value)
+
+
+_SERVER = {'kind': 'endpoint', 'url': 'http://a', 'model': 'm', 'mark': 'Q:'}
+
+
+@pytest.mark.parametrize('options, message', [
+    ({**_SERVER, 'url': ''}, r"user.url must be given with kind 'endpoint' .*kind=model.*got none"),
+    ({**_SERVER, 'mark': ''}, "user.mark must be given with kind 'endpoint'"),
+    ({**_SERVER, 'key_variable': 'NO_SUCH_KEY'}, "that is set, got 'NO_SUCH_KEY'"),
+    ({**_SERVER, 'instruction': 'Ask.'}, "instruction must name the mark 'Q:', got 'Ask.'"),
+    ({**_SERVER, 'retries': -1}, 'user.retries must be at least 0, got -1'),
+    ({**_SERVER, 'timeout': 0.0}, 'user.timeout must be at least 0.001 and finite, got 0.0'),
+    ({**_SERVER, 'init_from': 'x'}, "init_from has no effect with kind 'endpoint', got 'x'"),
+    ({'kind': 'model', 'temperature': -1.0}, 'temperature must be at least 0 and finite, got -1'),
+    ({'kind': 'model', 'instruction': 'Ask.'}, "user.instruction needs a mark, got 'Ask.'"),
+    ({'kind': 'model', 'workers': 3}, "user.workers has no effect with kind 'model', got 3"),
+])
+def test_bad_users(options, message):
+  with pytest.raises(ValueError, match=message):
+    settings_refuel.UserSettings(**options).validate('config.user')
+
+
+@pytest.mark.parametrize('options, message', [
+    ({'first_only': True, 'filter_replies': True}, 'filter_replies has no effect with first_only'),
+    ({'first_only': True, 'limits': '1=2:3'}, 'limits has no effect with first_only'),
+    ({'key': 'chosen', 'schema': 'tldr'}, "schema has no effect with key, got 'tldr'"),
+    ({'key': 'chosen', 'tfds_dir': 'x'}, "tfds_dir has no effect with key, got 'x'"),
+])
+def test_fields_of_the_task_that_do_not_go_together(options, message):
+  with pytest.raises(ValueError, match=message):
+    tiny_refuel.task(**options).validate('config.task')
+
+
+# --- Effects. What they have in common with REBEL's is seen in the tests of those: the code is one.
+
+_SEEN = {
+    'refuel_test': {
+        'steps', 'eval_every', 'batch_size', 'law', 'max_tokens', 'rollout_batch_size', 'user',
+        'task', 'reward', 'evaluation', 'seed', 'algorithm', 'save_every'},
+    'refuel_batches_test': {'widths'},
+    'settings_rebel_test': {
+        'data_dir', 'model', 'policy_init_from', 'reference_init_from', 'value_init_from',
+        'reward_init_from', 'lora', 'train_last_layers', 'sft', 'mesh', 'wandb_project', 'note',
+        'scale_note', 'optimizer'},
+}
+
+
+def test_every_field_is_in_a_list():
+  names = {field.name for field in dataclasses.fields(settings_refuel.Refuel)}
+  assert names == set().union(*_SEEN.values())
+  read = {name for names in settings_refuel._READ.values() for name in names}
+  assert read == {field.name for field in dataclasses.fields(settings_refuel.UserSettings)} - {
+      'kind'}
+
+
+# --- The configs.
+
+
+@pytest.mark.parametrize('spec', [
+    'refuel_one.py:demo', 'refuel_one.py:ultrainteract', 'refuel_two.py:demo', 'refuel_two.py:hh',
+    'refuel_two.py:ultrainteract'])
+def test_every_config_is_valid_where_its_folders_are(spec, tmp_path):
+  config = command_line.load_config(str(CONFIGS / spec))
+  assert isinstance(config, settings_refuel.Refuel)
+  config.reward_init_from = str(tmp_path)
+  if ':demo' not in spec:
+    config.policy_init_from = str(tmp_path)
+    assert 'not run here' in config.note and not config.scale_note
+  else:
+    assert config.scale_note.startswith('Scaled for a CPU')
+  if spec == 'refuel_one.py:ultrainteract':
+    with pytest.raises(ValueError, match='config.user.url must be given'):
+      config.validate()
+    config.user.url, config.user.model = 'http://localhost:8000/v1', 'user'
+  config.validate()
+
+
+@pytest.mark.parametrize('name', ['refuel_one', 'refuel_two'])
+def test_a_setting_that_is_not_there_is_named(name):
+  with pytest.raises(command_line.UsageError, match="setting must be one of demo, .*got 'llama'"):
+    command_line.load_config(str(CONFIGS / f'{name}.py:llama'))
+
+
+def test_the_published_numbers():
+  """As in the specification of the released scripts (addresses in the configs)."""
+  one = command_line.load_config(str(CONFIGS / 'refuel_one.py:ultrainteract'))
+  algorithm, updates = one.algorithm, one.steps * one.algorithm.num_minibatches
+  assert (algorithm.eta, algorithm.temperature, algorithm.kl_coefficient) == (1e3, 0.8, 0)
+  assert (updates, one.optimizer.warmup_steps, one.batch_size * one.steps) == (500, 50, 64_000)
+  assert one.batch_size // algorithm.num_minibatches == 128 and one.max_tokens == 2_048
+  assert (one.law, one.task.num_turns, one.user.temperature) == ('one', 5, 0.8)
+  for name, penalty, coefficient in (('hh', -10, 0.05), ('ultrainteract', -4, 0)):
+    two = command_line.load_config(str(CONFIGS / f'refuel_two.py:{name}'))
+    assert two.reward.missing_stop_penalty == penalty
+    assert two.algorithm.kl_coefficient == coefficient and two.algorithm.eta == 1
+    assert (two.optimizer.learning_rate, two.optimizer.b2, two.batch_size) == (3e-7, 0.95, 32)
+    assert (two.train_last_layers, two.algorithm.num_epochs, two.law) == (4, 4, 'two')
+  limits = settings_refuel.parse_limits(two.task.limits)
+  # The window of the released code holds each of them.
+  assert max(turns * (user + reply) for turns, (user, reply) in limits.items()) == 3_200

@@ -1,0 +1,97 @@
+"""Tiny checkpoints, conversations of a few words, and settings to run REFUEL on them in seconds."""
+
+import json
+
+from experiments import (
+    refuel_batches,
+    refuel_users,
+    settings,
+    settings_rebel,
+    settings_refuel,
+)
+from jaxrl_llm.algorithms import refuel
+from jaxrl_llm.training import optim
+from tests.experiments import tiny, tiny_rebel
+
+# Tokens, which are bytes: what the template puts around a message is 18 of them.
+PROMPT, MESSAGE, REPLY, TURNS = 28, 28, 6, 3
+# Few, so that replies stop now and then; the last one stands for a space.
+CHARACTERS = '0123456789?.[]SayMoreWhyAndRustiG\u0120'
+SHAPE = {'num_layers': 1, 'width': 16, 'mlp_width': 16, 'max_length': 160, 'tie_embeddings': False}
+
+
+def conversation(number, turns):
+  """What both sides say in so many turns."""
+  asked = [f'Say {number}.', f'More {number}?', f'Why {number}?', 'And?', 'So?'][:turns]
+  return [
+      {'role': role, 'content': text} for question in asked
+      for role, text in (('user', question), ('assistant', f'R{number}'))
+  ]
+
+
+def write(folder, rows=18, characters=CHARACTERS):
+  """FOLDER/policy, FOLDER/reward, and conversations of one to three turns."""
+  config = tiny.write_checkpoint(
+      folder / 'policy', template=tiny.TEMPLATE, characters=sorted(set(characters or '')) or None,
+      **SHAPE)
+  tiny_rebel.write_reward(folder / 'reward', config, tokenizer_from=folder / 'policy')
+  made = [{'messages': conversation(i, 1 + i % 3)} for i in range(rows)]
+  (folder / 'talks.json').write_text(json.dumps(made))
+  return folder
+
+
+def task(**options):
+  return settings_refuel.DialoguesTask(**{
+      'files': 'talks.json', 'num_evaluation': 4, 'num_turns': TURNS, 'max_prompt_tokens': PROMPT,
+      'max_message_tokens': MESSAGE, 'max_response_tokens': REPLY, **options})
+
+
+def config(folder, **changes):
+  """The questions of the data. Everything that is compiled is compiled once."""
+  algorithm = refuel.Config(**{
+      'kl_coefficient': 0.01, 'head_chunk': 0, 'num_epochs': 2, **changes.pop('algorithm', {})})
+  return settings_refuel.Refuel(**{
+      'data_dir': str(folder), 'task': task(), 'sft': settings.SftSettings(steps=0),
+      'policy_init_from': str(folder / 'policy'), 'reward_init_from': str(folder / 'reward'),
+      'evaluation': settings_rebel.RebelEvaluation(
+          num_samples=2, temperature=1.0, batch_size=8, num_shown=1),
+      'algorithm': algorithm, 'optimizer': optim.OptimizerConfig(learning_rate=1e-2),
+      'batch_size': 8, 'save_every': 2, 'steps': 3, 'eval_every': 2, 'widths': 'fixed',
+      **changes})
+
+
+def simulated(folder, user, **changes):
+  """A user that is simulated, the filters of setting one, and batches in two parts."""
+  return config(folder, **{
+      'user': user, 'law': 'one', 'task': task(first_only=True), 'max_tokens': 90,
+      'batch_size': 16, 'rollout_batch_size': 8, 'algorithm': {'kl_coefficient': 0.0},
+      'reward': settings_rebel.RewardSettings(eos_check='off', missing_stop_penalty=0.0),
+      'evaluation': settings_rebel.RebelEvaluation(temperature=1.0, batch_size=8, num_shown=2),
+      **changes})
+
+
+def run(main, config, workdir):
+  """Runs the binary's main on a config, as its command would."""
+  tiny_rebel.run(main, config, workdir, experiment='refuel')
+
+
+def share_programs(patch):
+  """As `tiny_rebel.share_programs`, and samplers of replies and of what a user says."""
+  tiny_rebel.share_programs(patch)
+  made = {}
+
+  def shared(holder, key):
+    original = holder.sampler
+
+    def sampler(*arguments, **options):
+      setting = holder.__name__, repr(key(*arguments, **options))
+      if setting not in made:
+        made[setting] = original(*arguments, **options)
+      return made[setting]
+
+    patch.setattr(holder, 'sampler', sampler)
+
+  shared(refuel_batches, lambda parts, *, temperature: (
+      parts.model, parts.config.lora, parts.config.train_last_layers, temperature,
+      parts.task.max_reply_tokens))
+  shared(refuel_users, lambda network, tokenizer, options: (tokenizer.fingerprint, options))
