@@ -141,7 +141,7 @@ def get_config(setting: str = '') -> arena_settings.Arena:
   dialogue = arena_settings.World(
       task=arena_settings.DialogueTask(), model=_model(40), sft=_sft(800),
       arms=_dialogue_arms(completions), completions=completions, batch_completions=_DIALOGUES,
-      untrained=('sft',))
+      num_evaluations=6, untrained=('sft',))
   task = 'summarisation' if setting else 'arithmetic'
   if setting in ('one_turn', 'fixed_questions'):
     task = 'dialogue'
