@@ -30,7 +30,7 @@ LEARNING_RATES = {
     'summarisation': dict.fromkeys(
         ('a_star_po', 'rebel', 'ppo', 'grpo', 'rloo_2', 'rloo_4', 'reinforce', 'dpo',
          'iterative_dpo', 'online_dpo'), 3e-4),
-    'dialogue': dict.fromkeys(('refuel', 'rebel', 'rloo', 'dpo'), 3e-4),
+    'dialogue': dict(refuel=3e-4, rebel=1e-4, rloo=3e-4, dpo=1e-4),
 }
 _DIALOGUES = 128  # Of a batch, two of each prompt.
 

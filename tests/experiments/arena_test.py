@@ -28,6 +28,7 @@ def _config(task='arithmetic', **changes):
       world.task, num_demonstrations=32, num_train=6, num_evaluation=10)
   if task == 'dialogue':
     world.arms.refuel_2.algorithm.num_minibatches = COMPLETIONS // 2 // BATCH
+    world.arms.lt_offline_rebel.optimizer = world.arms.refuel.optimizer
     world.sft = dataclasses.replace(world.sft, steps=150, batch_size=16)
     world.sft.optimizer.learning_rate = 1e-2
   if task == 'summarisation':
