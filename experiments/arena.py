@@ -47,7 +47,7 @@ def outcomes(run: launch.Run, stopper: loop.Stopper) -> dict[str, dict[int, dict
             arena_arms.run(arm, ground(seed), check) if arm
             else arena_arms.untrained(name, ground(seed)))
         path.parent.mkdir(parents=True, exist_ok=True)
-        metrics.write_json_atomic(path, outcome)
+        metrics.write_json_atomic(path, outcome | {'commit': run.commit})
         run.save_clock()
       found[name][seed] = json.loads(path.read_text())
   return found

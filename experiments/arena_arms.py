@@ -30,6 +30,7 @@ class Arm:
     name: as in the config.
     settings: an `arena_settings.Arm`.
     num_samples: K in training.
+    batch_completions: of one iteration.
     has_critic: whether params['value'] is trained too.
     algorithm: the two pure functions.
   """
@@ -38,18 +39,19 @@ class Arm:
     self.name, self.settings = name, getattr(world.settings.arms, name)
     self.world, options = world, self.settings.algorithm
     self.num_samples = self.settings.num_samples
+    iterations = getattr(self.settings, 'iterations', 0)
+    shared = world.settings
+    self.batch_completions = (
+        shared.completions // iterations if iterations else shared.batch_completions)
+    if iterations:  # As many steps on as many completions as the others.
+      options = dataclasses.replace(
+          options, num_minibatches=self.batch_completions // shared.batch_completions)
     module = importlib.import_module(f'jaxrl_llm.algorithms.{self.settings.file}')
     self.has_critic = 'value' in inspect.signature(module.make).parameters
     networks = (world.policy, world.scalar) if self.has_critic else (world.policy,)
     self.algorithm = module.make(
         options, *networks, optim.make_optimizer(self.settings.optimizer))
     self._step: Any = None
-
-  @property
-  def batch_completions(self) -> int:
-    """Completions of one iteration."""
-    iterations, options = getattr(self.settings, 'iterations', 0), self.world.settings
-    return options.completions // iterations if iterations else options.batch_completions
 
   def step(self, state: Any, batch: Batch) -> tuple[Any, Any]:
     """One iteration; compiled at the first call. The state is donated."""
@@ -157,7 +159,7 @@ def run(arm: Arm, ground: arena_worlds.Ground, check: Callable[[], None]) -> dic
       bar.update(1, reward=float(np.mean(batch.rewards)))
       check()
   curve.append(ground.evaluate(state.params['policy']) | spent.numbers())
-  final = {**curve[-1], 'iterations': total, 'samples_per_prompt': arm.num_samples, **last}
+  final = {**curve[-1], 'iterations': total, 'batch_completions': size, **last}
   if total:
     final |= {**arm.cost(state), **clock.numbers()}
   if stage1:
@@ -207,7 +209,7 @@ def _batch(stage1, arm, ground, behaviour, place, spent, clock) -> Batch:
     if arm.settings.refresh_every:
       rewards = ground.rewards(rollouts, prompts.examples)
     else:  # Every pair of the reference is labelled once, as a data set is.
-      rewards = ground.preferences(rollouts, prompts.examples, index)
+      rewards = ground.preferences(rollouts, prompts.examples, index, use=1)
   spent.add(rollouts)
   with clock('reference'):
     reference = jax.block_until_ready(
@@ -262,10 +264,11 @@ def _check_ratio(name: str, values: dict[str, float]) -> None:
 def untrained(name: str, ground: arena_worlds.Ground) -> dict[str, Any]:
   """The reference itself ('sft'), or the best of n of its samples by the reward ('best_of_n')."""
   begun = time.perf_counter()
-  numbers = ground.evaluate(ground.reference) | Spent().numbers()
-  curve = [numbers]
+  spent = Spent().numbers()
   if name == 'best_of_n':
-    curve = [numbers | point for point in _best_of(ground, ground.world.settings.best_of)]
+    curve = [spent | point for point in _best_of(ground, ground.world.settings.best_of)]
+  else:
+    curve = [ground.evaluate(ground.reference) | spent]
   return {'curve': curve, 'final': {**curve[-1], 'time/seconds': time.perf_counter() - begun}}
 
 
@@ -287,9 +290,9 @@ def _best_of(ground: arena_worlds.Ground, count: int) -> list[dict[str, float]]:
   points = []
   for n, (score, proxy) in enumerate(zip(scores.mean(axis=0), proxies.mean(axis=0)), 1):
     points.append({
-        'score': float(score), 'greedy_score': float(score), 'reward': float(proxy),
-        'kl_to_reference': float(best_of_n.kl_bound(n)), 'kl_to_reference_se': 0.0,
-        'score_se': pass_at_k.mean_and_standard_error(scores[:, n - 1])[1],
+        'score': float(score), 'score_se': pass_at_k.mean_and_standard_error(scores[:, n - 1])[1],
+        'kl_bound': float(best_of_n.kl_bound(n)),
+        **({'reward': float(proxy)} if ground.reward_params is not None else {}),
     })
   chosen = np.take_along_axis(gold, best_of_n.choose(rewards)[:, None], 1)[:, 0]
   if (rate := ground.win_rate(chosen)) is not None:

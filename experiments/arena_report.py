@@ -1,6 +1,7 @@
 """What the arena shows: a table, two figures, results.json of each seed and of all of them."""
 
 import dataclasses
+import functools
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -33,7 +34,9 @@ def write(run: launch.Run, outcomes: Outcomes) -> None:
     config = dataclasses.replace(run.config, seed=seed, num_seeds=1)
     if len(seeds) > 1:
       launch.write_results(
-          dataclasses.replace(run, config=config, workdir=run.workdir / f'seed{seed}'),
+          dataclasses.replace(
+              run, config=config, workdir=run.workdir / f'seed{seed}',
+              commit=_commit(outcomes, [seed])),
           _numbers(outcomes, [seed]))
   _figures(run, outcomes)
   table = report.markdown_table(*_table(outcomes))
@@ -46,9 +49,17 @@ def write(run: launch.Run, outcomes: Outcomes) -> None:
   found = arena_criteria.findings(run.config.study, outcomes)
   text = '\n\n'.join(filter(None, [table, caption, arena_criteria.markdown(found)]))
   metrics.write_text_atomic(run.table_path, text + '\n')
-  launch.write_results(run, _numbers(outcomes, seeds))
+  launch.write_results(
+      dataclasses.replace(run, commit=_commit(outcomes, seeds)), _numbers(outcomes, seeds))
   print(f'\n{text}\n\nwritten to {run.workdir}: results.json, table.md, figures/, '
         'seed<N>/', flush=True)
+
+
+def _commit(outcomes: Outcomes, seeds: Sequence[int]) -> str:
+  """The commit that ran the arms, which need not be the one that writes; '-mixed' for several."""
+  commits = dict.fromkeys(
+      by_seed[seed]['commit'] for by_seed in outcomes.values() for seed in seeds)
+  return next(iter(commits)) + ('-mixed' if len(commits) > 1 else '')
 
 
 def mean_and_error(values: Sequence[float]) -> tuple[float, float]:
@@ -100,17 +111,42 @@ def _table(outcomes: Outcomes) -> tuple[list[str], list[list[str]]]:
 
 
 def _figures(run: launch.Run, outcomes: Outcomes) -> None:
-  curves = {name: list(by_seed.values()) for name, by_seed in outcomes.items()}
-  for file, key, label, scale in (
-      ('score_by_tokens', 'sampled_tokens', 'sampled tokens (thousands)', 1e3),
-      ('score_by_kl', 'kl_to_reference', 'KL to the reference (nats a response)', 1),
-  ):
-    series = {}
-    for name, seeds in curves.items():
-      take = lambda k, seeds=seeds: np.array([[p[k] for p in s['curve']] for s in seeds])
-      scores = take('score')
-      error = scores.std(0, ddof=1) / np.sqrt(len(scores)) if len(scores) > 1 else 0 * scores[0]
-      series[name] = (take(key).mean(0) / scale, scores.mean(0), error)
-    report.many_curves(
-        run.workdir / 'figures' / f'{file}.png', series, x=label, y='score',
-        title=f'{run.config.task}, {len(next(iter(curves.values())))} seed(s)')
+  """Score by tokens and by divergence; gold and learned reward where arms are few; the η sweep."""
+  curves = {name: [o['curve'] for o in by_seed.values()] for name, by_seed in outcomes.items()}
+  title = f'{run.config.task}, {len(next(iter(curves.values())))} seed(s)'
+  draw = functools.partial(report.many_curves, title=title, y='score')
+  figure = lambda file: run.workdir / 'figures' / f'{file}.png'
+  unit = 'dialogue' if run.config.task == 'dialogue' else 'response'
+  divergence = f'KL to the reference (nats a {unit})'
+  draw(figure('score_by_tokens'), {
+      name: (tokens / 1e3, *_over_seeds(seeds, 'score')) for name, seeds in curves.items()
+      for tokens, _ in [_over_seeds(seeds, 'sampled_tokens')]
+  }, x='sampled tokens (thousands)')
+  by_kl = {}
+  for name, seeds in curves.items():
+    bound = 'kl_to_reference' not in seeds[0][0]
+    places, _ = _over_seeds(seeds, 'kl_bound' if bound else 'kl_to_reference')
+    by_kl[f'{name} (bound on KL)' if bound else name] = places, *_over_seeds(seeds, 'score')
+  draw(figure('score_by_kl'), by_kl, x=divergence)
+  trained = {name: seeds for name, seeds in curves.items() if len(seeds[0]) > 1}
+  if all('reward' in seeds[0][0] for seeds in trained.values()) and len(trained) <= 4:
+    draw(figure('reward_by_kl'), {
+        f'{name}, {label}': (
+            _over_seeds(seeds, 'kl_to_reference')[0], *_over_seeds(seeds, key))
+        for name, seeds in trained.items()
+        for key, label in (('score', 'gold'), ('reward', 'reward model'))
+    }, x=divergence)
+  steps = {name: getattr(run.config.world.arms, name).algorithm.eta
+           for name in curves if name.startswith('eta_')}
+  if steps:
+    ends = [_over_seeds([seed[-1:] for seed in curves[name]], 'score') for name in steps]
+    draw(figure('score_by_eta'), {'REBEL': (
+        np.log10(list(steps.values())), *(np.concatenate(x) for x in zip(*ends)))},
+         x='log10 of the step size η')
+
+
+def _over_seeds(curves: Sequence[list[dict]], key: str) -> tuple[np.ndarray, np.ndarray]:
+  """Mean and standard error over seeds of a number, at each point of their curves."""
+  values = np.array([[point[key] for point in curve] for curve in curves])
+  error = values.std(0, ddof=1) / np.sqrt(len(values)) if len(values) > 1 else 0 * values[0]
+  return values.mean(0), error

@@ -1,6 +1,7 @@
 """What a config of the arena can set."""
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any
 
 from experiments import settings
@@ -87,11 +88,25 @@ class Arm:
   def validate(self, prefix: str) -> None:
     """Raises ValueError with one line for the first field that is out of range."""
     settings.at_least(self, prefix, refresh_every=0)
+    _keep(self.optimizer, f'{prefix}.optimizer', schedule='constant')
+    # What another binary reads, or what would need other data than an arm draws.
+    if self.file == 'rebel':
+      _keep(self.algorithm, f'{prefix}.algorithm', signal='rewards', offline_fraction=0.0)
+    if self.file == 'a_star_po':
+      _keep(self.algorithm, f'{prefix}.algorithm', stage1_reward='identical', num_minibatches=1)
     try:
       self.algorithm.validate()
     except ValueError as error:
       raise ValueError(f'{error} ({prefix}.algorithm)') from error
     self.optimizer.validate(f'{prefix}.optimizer')
+
+
+def _keep(owner: Any, prefix: str, **values: Any) -> None:
+  """Raises ValueError if a field that the arena does not read has another value."""
+  for name, value in values.items():
+    if getattr(owner, name) != value:
+      raise ValueError(
+          f'{prefix}.{name} must be {value!r} in the arena, got {getattr(owner, name)!r}')
 
 
 @dataclasses.dataclass
@@ -102,7 +117,7 @@ class DialogueArm(Arm):
     prefix: what stands before them: 'own' dialogues with the user, 'offline' ones that the
       behaviour policy led, or both in turn ('mixed').
     turn: the law of h: REFUEL's settings 'one' or 'two', or the 'last' of a whole dialogue.
-    iterations: of the whole run, each of as many minibatches as its batch has of the other arms';
+    iterations: of the whole run; `num_minibatches` follows, so that all arms take as many steps;
       0: as many as the budget has batches.
   """
 
@@ -192,16 +207,22 @@ class World:
   best_of: int = 8
   untrained: tuple[str, ...] = UNTRAINED
 
-  def validate(self, prefix: str) -> None:
-    """Raises ValueError with one line for the first field that is out of range."""
+  def validate(self, prefix: str, names: Sequence[str] | None = None) -> None:
+    """Raises ValueError with one line for the first field that is out of range.
+
+    Args:
+      prefix: of the fields.
+      names: the arms that are looked at; None for all.
+    """
     dataclasses.replace(self.model, vocab_size=self.model.vocab_size or 1).validate()
     self.sft.validate(f'{prefix}.sft')
+    _keep(self.sft, f'{prefix}.sft', packed_length=0, mixture='')
     settings.at_least(
         self, prefix, completions=1, batch_completions=1, num_evaluations=2, eval_samples=1,
         best_of=2,
     )
     self.reward_model.validate(f'{prefix}.reward_model')
-    for name in self.names():
+    for name in self.names() if names is None else names:
       if name in UNTRAINED:
         continue
       arm = getattr(self.arms, name)
@@ -256,7 +277,7 @@ class Arena:
       if name not in self.world.names():
         raise ValueError(
             f'config.algorithms must be some of {", ".join(self.world.names())}, got {name!r}')
-    self.world.validate(f'config.{self.task}')
+    self.world.validate(f'config.{self.task}', self.chosen())
 
   @property
   def world(self) -> World:

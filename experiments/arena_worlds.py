@@ -140,15 +140,22 @@ class Ground:
         penalty=self.world.settings.reward_model.missing_stop_penalty))
 
   def preferences(
-      self, rollouts: Rollouts, examples: Sequence[Example], step: int
+      self, rollouts: Rollouts, examples: Sequence[Example], step: int, *, use: int
   ) -> np.ndarray:
-    """The labels of preference data, float32 [P, 2]: a noisy judge's, or the task's own score."""
+    """The labels of preference data, float32 [P, 2]: a noisy judge's, or the task's own score.
+
+    The judge's noise is that of the step and of the use that is made of its labels. Two responses
+    that are the same are a tie.
+    """
     scores = self.gold(rollouts, examples).rewards
     if not self.world.settings.reward_model.num_pairs:
       return scores
-    noise = np.random.default_rng([self.seed, rng.Stream.DATA, step])
-    return summarisation.prefer(
+    noise = np.random.default_rng([self.seed, rng.Stream.DATA, step, use])
+    labels = summarisation.prefer(
         scores, noise=self.world.settings.reward_model.label_noise, rng=noise)
+    tokens = np.asarray(rollouts.tokens)
+    same = np.all(tokens[:, 0] == tokens[:, 1], axis=-1)
+    return np.where(same[:, None], np.float32(0), labels)
 
   def sample(
       self, params: Params, prompts: batching.PromptBatch, *, num_samples: int, stream: int,
@@ -302,7 +309,7 @@ def _labelled_pairs(ground: Ground, options: Any) -> Batch:
     prompts = ground.prompts(index, EVALUATION_BATCH)
     rollouts = ground.sample(
         ground.reference, prompts, num_samples=2, stream=rng.Stream.DATA, step=index)
-    labels = ground.preferences(rollouts, prompts.examples, index)
+    labels = ground.preferences(rollouts, prompts.examples, index, use=0)
     parts.append(Batch(rollouts, labels, None, {}, np.ones(EVALUATION_BATCH, np.float32)))
   return jax.tree.map(lambda *x: np.concatenate(x)[: options.num_pairs], *parts)
 

@@ -29,6 +29,7 @@ _SPEED = (
     ('sample_batch_16/tokens_per_second', 'sampling 32 + 128, batch 16 (tokens/s)', 0),
     ('sample_batch_64/tokens_per_second', 'sampling 32 + 128, batch 64 (tokens/s)', 0),
 )
+_STUDIES = ('arithmetic', 'summarisation', 'dialogue')  # Of the arena, shown in a README.
 
 
 def main() -> None:
@@ -67,11 +68,15 @@ def readme_text(text: str, settings: list[render.Setting], runs: str) -> str:
   Raises:
     ValueError: the main job or the benchmark has no committed result.
   """
-  chosen = [s for s in settings if (s.experiment, s.name) == ('a_star_po', 'arithmetic')]
+  by_name = {(setting.experiment, setting.name): setting for setting in settings}
+  main_job = by_name.get(('a_star_po', 'arithmetic'))
   benches = sorted(pathlib.Path(runs, 'bench').glob('*.json'))
-  if not chosen or not benches:
+  if not main_job or not benches:
     raise ValueError(f'{runs} must hold a_star_po/arithmetic and bench/*.json to fill a README')
-  blocks = {'main job': readme.main_job(chosen[0]), 'speed': readme.speed(benches, _SPEED)}
+  blocks = {'main job': readme.main_job(main_job), 'speed': readme.speed(benches, _SPEED)}
+  for study in _STUDIES:
+    if ('arena', study) in by_name:
+      blocks[f'arena {study}'] = readme.arena(by_name['arena', study])
   return readme.fill(text, blocks)
 
 

@@ -80,7 +80,7 @@ def train(run: launch.Run, parts: components.Components, writer, samples) -> dic
       with timers('sample'):
         key = rng.stream_key(parts.key, rng.Stream.SAMPLE_TRAIN, step)
         pair = make_batch.roll_out(policy, users(reference.of(policy)), prompts, key)
-        tokens += pair.tokens
+        tokens, unmarked = tokens + pair.tokens, users.unmarked()
       with timers('reward'):
         scored = make_batch.score(pair)
       with timers('train'):
@@ -90,6 +90,7 @@ def train(run: launch.Run, parts: components.Components, writer, samples) -> dic
           **values, **update, **timers.pop(), **make_batch.summary(pair, scored),
           'train/learning_rate': optim.learning_rate_at(optimizer, int(state.step) - 1),
           'rollout/sampled_tokens': tokens,
+          **{f'rollout/{name}': share for name, share in unmarked.items()},
       })
       loop.check_finite(step, values, last_saved=keeper.last_saved)
       watch(values)
@@ -112,6 +113,10 @@ def main(run: launch.Run) -> None:
       metrics.JsonlFile(run.workdir / 'samples.jsonl')
   ) as samples:
     rebel_report.check_overrides(run)
+    if not (run.config.policy_init_from or parts.task.demonstrations):
+      raise ValueError(
+          f'there are no replies in {run.config.task.files} (config.task.files) to fine-tune a '
+          'policy on: --config.policy_init_from=DIR')
     print(f'{run.experiment}: {parts.describe()}; {parts.task.left_out()}; writing to '
           f'{run.workdir}', flush=True)
     trained = train(run, parts, writer, samples)

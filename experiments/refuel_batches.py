@@ -231,7 +231,7 @@ class Maker:
     log_probs = None
     if self._config.algorithm.kl_coefficient:
       log_probs = self._log_probs(reference, rollouts)
-    weight = self._kept(pair, scored).keep.astype(np.float32)
+    weight = self._kept(pair).keep.astype(np.float32)
     return self._parts.put(Batch(rollouts, scored.rewards, log_probs, aux, weight))
 
   def summary(self, pair: Pair, scored: reward_loading.Scored) -> dict[str, float]:
@@ -240,7 +240,7 @@ class Maker:
         **rebel_batches.summarise(scored, scored.rewards, self._config.algorithm.eta),
         'rollout/turn': float(pair.turn.mean()), 'rollout/num_turns': float(pair.num_turns.mean()),
         **{f'rollout/left_out/{name}': float(count)
-           for name, count in self._kept(pair, scored).dropped.items()},
+           for name, count in self._kept(pair).dropped.items()},
     }
 
   @property
@@ -249,14 +249,12 @@ class Maker:
     most = self._parts.task.max_response_tokens
     return min(most, self._config.max_tokens) if self._config.max_tokens else most
 
-  def _kept(self, pair: Pair, scored: reward_loading.Scored) -> dialogue_rows.Kept:
+  def _kept(self, pair: Pair) -> dialogue_rows.Kept:
     """Which pairs count; one with a failed score is left to the train step."""
     if not self._config.max_tokens:
       return dialogue_rows.Kept(np.ones(len(pair.turn), bool), {})
-    sound = np.zeros_like(scored.rewards[:, :1])
-    kept = dialogue_rows.keep_pairs(
-        pair.first, pair.second, (sound, sound), pair.turn, max_tokens=self._config.max_tokens)
-    return kept._replace(dropped={k: n for k, n in kept.dropped.items() if k != 'sentinel'})
+    return dialogue_rows.keep_pairs(
+        pair.first, pair.second, pair.turn, max_tokens=self._config.max_tokens)
 
 
 def as_rollouts(

@@ -6,9 +6,7 @@ import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numpy as np
-
-from experiments import settings_refuel
+from experiments import settings, settings_refuel
 from jaxrl_llm.data import chat_templates, conversations, dialogue_rows, jsonl, preference_rows
 from jaxrl_llm.data.dialogues import Dialogues
 from jaxrl_llm.tasks import preferences, users
@@ -97,7 +95,8 @@ def read(path: str | pathlib.Path, *, key: str) -> list[preference_rows.Row]:
 
   Args:
     path: JSON lines, or a JSON array of objects.
-    key: of a list of messages; where the last one is the user's, 'chosen' is the reply to it.
+    key: of a list of messages; where the last one is the user's, 'chosen' is the reply to it. Or of
+      a list of texts: what the user says in turn, whatever is replied, as in MT-bench.
 
   Returns:
     The rows; their numbers are those in the file.
@@ -108,9 +107,13 @@ def read(path: str | pathlib.Path, *, key: str) -> list[preference_rows.Row]:
   rows, left_out = [], 0
   for index, row in enumerate(jsonl.read_rows(path, required={key: list})):
     try:
-      messages = _messages(row.value, key)
+      asked = _asked(row.value[key], key)
+      messages = [] if asked else _messages(row.value, key)
     except ValueError as error:
       raise ValueError(f'{path}, line {row.line}: {error}') from None
+    if asked:
+      rows.append(preference_rows.Row(index, asked))
+      continue
     roles = [message['role'] for message in messages]
     roles = roles[1:] if roles[0] == 'system' else roles
     if len(roles) % 2 or roles != ['user', 'assistant'] * (len(roles) // 2) or not roles:
@@ -123,6 +126,18 @@ def read(path: str | pathlib.Path, *, key: str) -> list[preference_rows.Row]:
   if not rows:
     raise ValueError(f'{path}: user and assistant take turns in none of {left_out} rows')
   return rows
+
+
+def _asked(found: list[Any], key: str) -> list[Message]:
+  """A conversation of texts, which are the user's turns; [] where `found` holds something else."""
+  if not found or not all(isinstance(text, str) for text in found):
+    return []
+  if not all(map(str.strip, found)):
+    raise ValueError(f'{key!r} must hold texts that are not empty, got {str(found)[:60]}')
+  messages = []
+  for text in found:  # A template wants a reply to each but the last.
+    messages += [{'role': 'user', 'content': text}, {'role': 'assistant', 'content': ''}]
+  return messages[:-1]
 
 
 def _messages(row: Mapping[str, Any], key: str) -> list[Message]:
@@ -179,7 +194,9 @@ def make_task(
     raise ValueError(f'none of {len(every)} dialogues is left: {_listed(dropped)} (config.task)')
   names = {pathlib.Path(name.strip()).name for name in config.evaluation_files.split(',')}
   given = [example for example in fitting if example['source'] in names]
-  train, evaluation = _hold_out(fitting, given, config.num_evaluation, seed)
+  with settings.named('config.task'):
+    train, evaluation = preferences.hold_out(
+        fitting, given, config.num_evaluation, seed, asks=_beginning, name='dialogues')
   dropped['held_out'] = len(fitting) - len(given or evaluation) - len(train)
   task = DialogueTask(
       name='dialogues', tokenizer=tokenizer, demonstrations=[],
@@ -255,7 +272,8 @@ def _candidate(example: Example) -> Example:
   return {
       'id': example['id'], 'source': example['source'], 'messages': first[:until],
       'system': ''.join(said('system')), 'questions': said('user'),
-      'replies': said('assistant') + ([example['chosen']] if 'chosen' in example else []),
+      # Empty where there are questions alone.
+      'replies': [*filter(None, [*said('assistant'), example.get('chosen')])],
   }
 
 
@@ -292,33 +310,6 @@ def _fits(candidate, config, shape, frame) -> bool:
 
 def _beginning(example: Mapping[str, Any]) -> tuple[str, str]:
   return example['system'], example['questions'][0]
-
-
-def _hold_out(
-    examples: list[Example], given: list[Example], count: int, seed: int
-) -> tuple[list[Example], list[Example]]:
-  """(what is left, what is held out); nothing left begins as something held out does.
-
-  Args:
-    examples: all of them.
-    given: those from which is held out; none for a part of all.
-    count: how many; 0 for all of `given`.
-    seed: decides which.
-  """
-  pool = given or examples
-  least, most = (0, len(pool)) if given else (1, len(pool) - 1)
-  if not least <= count <= most:
-    raise ValueError(
-        f'config.task.num_evaluation must lie in {least} to {most} (of {len(pool)} dialogues), got '
-        f'{count}'
-    )
-  chosen = np.random.default_rng([seed, 2]).permutation(len(pool))[: count or len(pool)]
-  held_out = [pool[index] for index in sorted(chosen)]
-  begins = {_beginning(example) for example in given or held_out}
-  left = [example for example in examples if _beginning(example) not in begins]
-  if not left:
-    raise ValueError(f'all {len(examples)} dialogues begin as the held-out ones do')
-  return left, held_out
 
 
 def _listed(dropped: Mapping[str, int]) -> str:

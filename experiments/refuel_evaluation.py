@@ -24,7 +24,8 @@ class Evaluation(rebel_evaluation.Evaluation):
 
   Numbers are those of `rebel_evaluation.Evaluation`, where a response is a whole dialogue:
   `score` is that of its last turn, `length` and `kl_to_reference` are sums over its replies,
-  `truncated` a share of them. And for each turn, from 1, `turn_1/score` of dialogues up to it.
+  `truncated` a share of them. And for each turn, from 1, `turn_1/score` of dialogues up to it; of a
+  user that is asked for a mark `unmarked`, how often it forgot it.
 
   Attributes:
     turn_scores: float [N, K, H] of the last call; NaN where a dialogue has fewer turns.
@@ -64,7 +65,7 @@ class Evaluation(rebel_evaluation.Evaluation):
   ) -> dict[str, float]:
     """Evaluates and returns numbers by flat name; arguments as of the parent."""
     self._user, self._found = self._users(reference), []
-    numbers = super().__call__(params, reference, step=step)
+    numbers = super().__call__(params, reference, step=step) | self._users.unmarked()
     self._last = [*self._last[-1:], np.concatenate(self._found)]
     for turn, scores in enumerate(np.moveaxis(self.turn_scores, -1, 0), 1):
       values = scores.mean(axis=1)

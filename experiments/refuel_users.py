@@ -1,5 +1,6 @@
 """Users for experiments/refuel.py, as its config describes them."""
 
+import math
 import os
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -13,6 +14,7 @@ from experiments import (
     reward_loading,
     settings_refuel,
 )
+from jaxrl_llm.data import dialogue_rows
 from jaxrl_llm.models import policy as policy_lib
 from jaxrl_llm.sampling import decode, dialogue
 from jaxrl_llm.tasks import endpoint_user, users
@@ -48,10 +50,14 @@ class Users:
     """
     options, task = config.user, parts.task
     self.fingerprint = ''
+    # What closes a cut reply stands in front of a message.
+    self._most = task.max_message_tokens - len(task.frame.close_ids)
+    self._marked = users.Marked(
+        options.mark, lambda text: task.frame.write(text, self._most)) if options.mark else None
     if options.kind == 'fixed':
       self._make = lambda reference: task.questions
     elif options.kind == 'endpoint':
-      user = _endpoint(options, task)
+      user = _endpoint(options, task, self._marked)
       self._make = lambda reference: user
     else:
       self._make = self._model(config, parts)
@@ -59,6 +65,11 @@ class Users:
   def __call__(self, reference: Params) -> dialogue.User:
     """The user; one that is the reference lives as long as these parameters do."""
     return self._make(reference)
+
+  def unmarked(self) -> dict[str, float]:
+    """{'unmarked': share of messages without the mark since the last call}; {} without any."""
+    share = self._marked.pop_unmarked() if self._marked else math.nan
+    return {} if math.isnan(share) else {'unmarked': share}
 
   def check(self, other: str) -> None:
     """Raises ValueError unless a checkpoint's dialogues were with this user."""
@@ -74,11 +85,7 @@ class Users:
     """A model that plays the user."""
     options, task = config.user, parts.task
     tokenizer, frame = task.tokenizer, task.frame
-    before, after = frame.encode(frame.before), frame.encode(frame.after)
-    request, mark = before, []
-    if options.mark:
-      request = frame.write(options.instruction or REQUEST.format(mark=options.mark))
-      mark = tokenizer.encode_continuation(options.mark)
+    request, write = self._words(options, tokenizer, frame)
     slots = task.max_transcript_tokens + len(request)
     network, params = parts.policy, None
     if options.init_from:
@@ -99,15 +106,22 @@ class Users:
       return sample(params, *parts.put((prompts, lengths, seeds)), key)
 
     def make(reference: Params) -> dialogue.User:
-      speaker = users.ModelUser(
+      return users.ModelUser(
           put, reference if params is None else params, key, slots=slots,
-          rows=config.rollouts_at_once, request=request, mark=mark, before=before, after=after)
-      return lambda dialogues: [
-          _cut(ids, len(after), task.max_message_tokens - len(frame.close_ids))
-          for ids in speaker(dialogues)
-      ]
+          rows=config.rollouts_at_once, request=request, close_ids=frame.close_ids, write=write)
 
     return make
+
+  def _words(
+      self, options: settings_refuel.UserSettings, tokenizer: Tokenizer,
+      frame: dialogue_rows.Frame,
+  ) -> tuple[list[int], Callable[[list[int]], Sequence[int]]]:
+    """(what a model reads behind the transcript, what makes a message of what it says)."""
+    if self._marked:
+      request = frame.write(options.instruction or REQUEST.format(mark=options.mark))
+      return request, lambda ids: self._marked(tokenizer.decode(ids))
+    before, after = frame.encode(frame.before), frame.encode(frame.after)
+    return before, lambda ids: _cut([*before, *ids, *after], len(after), self._most)
 
 
 def sampler(network: ModelFns, tokenizer: Tokenizer, options: settings_refuel.UserSettings):
@@ -142,14 +156,14 @@ def _load(origin: origins.Origin, config: Any, parts: components.Components, lon
   return network, origin.load(components.abstract_params(network, parts.mesh))
 
 
-def _endpoint(options: Any, task: refuel_dialogues.DialogueTask) -> dialogue.User:
-  """A model behind a server; what it says is cut to the slots of a message."""
-  most = task.max_message_tokens - len(task.frame.close_ids)
+def _endpoint(
+    options: Any, task: refuel_dialogues.DialogueTask, marked: users.Marked
+) -> dialogue.User:
+  """A model behind a server."""
   instruction = options.instruction or endpoint_user.INSTRUCTION.replace(
       endpoint_user.MARK, options.mark)
   return endpoint_user.EndpointUser(
-      options.url, options.model, read=task.text,
-      write=lambda text: task.frame.write(text, most), instruction=instruction, mark=options.mark,
+      options.url, options.model, read=task.text, marked=marked, instruction=instruction,
       temperature=options.temperature, max_tokens=options.max_tokens,
       api_key=os.environ.get(options.key_variable, ''), timeout=options.timeout,
       retries=options.retries, workers=options.workers,

@@ -42,7 +42,8 @@ class DialoguesTask(settings_rebel.PreferencesTask):
     first_only: whether a row gives its first question alone, to a user that is simulated.
     key: where a row holds its conversation: a list of messages, which may end with the user's if
       'chosen' is the reply to it. Rows in which user and assistant do not take turns are left
-      out. '' is the schema's.
+      out. Or a list of texts, the user's turns alone, as MT-bench's 'turns': these rows are no
+      demonstrations. '' is the schema's.
   """
 
   max_message_tokens: int = 128

@@ -208,8 +208,8 @@ class Tokenizer(Protocol):
     stop_ids: the ids that end a response.
     start_ids: the ids that the tokenizer's own convention puts before a plain text (such
       as Llama's BOS; () if there are none). A chat template writes them itself.
-    fingerprint: a short hash of everything that decides the ids; saved with
-      checkpoints and compared on load.
+    fingerprint: a short hash of what the ids mean; saved with checkpoints and compared on
+      load. Which of them stop and pad is no part of it (`tokenizers.full_fingerprint`).
   """
 
   vocab_size: int

@@ -32,7 +32,6 @@ LEARNING_RATES = {
          'iterative_dpo', 'online_dpo'), 3e-4),
     'dialogue': dict(refuel=3e-4, rebel=1e-4, rloo=3e-4, dpo=1e-4),
 }
-_DIALOGUES = 128  # Of a batch, two of each prompt.
 
 
 def _arm(
@@ -63,7 +62,7 @@ def _all_arms(task: str):
   )
 
 
-def _dialogue_arms(completions: int):
+def _dialogue_arms(num_turns: int):
   """REFUEL, and last turns only: three prefixes with three algorithms.
 
   Two passes over each batch. REFUEL in 1 to 4 iterations takes as many steps as the others, on
@@ -83,10 +82,13 @@ def _dialogue_arms(completions: int):
     ):
       last_turn[f'lt_{prefix.replace("own", "online")}_{file}'] = arm(
           file, file, algorithm, prefix=prefix, turn='last')
-  iterations = {}
-  for count in (1, 2, 3, 4):
-    one = whole(eta=10.0, num_minibatches=completions // (count * _DIALOGUES))
-    iterations[f'refuel_{count}'] = dataclasses.replace(one, iterations=count)
+  if num_turns == 1:  # One algorithm by two names, if all else is the same.
+    last_turn = {name: dataclasses.replace(arm, optimizer=whole().optimizer)
+                 for name, arm in last_turn.items()}
+    return arena_settings.arms(refuel=whole(), **last_turn)
+  iterations = {
+      f'refuel_{count}': dataclasses.replace(whole(eta=10.0), iterations=count)
+      for count in (1, 2, 3, 4)}
   return arena_settings.arms(
       refuel=whole(), refuel_one=dataclasses.replace(whole(), turn='one'), **iterations,
       mt_mixed=dataclasses.replace(whole(), prefix='mixed'), **last_turn)
@@ -137,16 +139,15 @@ def get_config(setting: str = '') -> arena_settings.Arena:
       reward_model=arena_settings.RewardModelSettings(num_pairs=4_096),
       arms=_all_arms('summarisation'),
   )
-  completions = 144 * _DIALOGUES
+  num_turns = 1 if setting == 'one_turn' else 5
   dialogue = arena_settings.World(
-      task=arena_settings.DialogueTask(), model=_model(40), sft=_sft(800),
-      arms=_dialogue_arms(completions), completions=completions, batch_completions=_DIALOGUES,
-      num_evaluations=6, untrained=('sft',))
+      task=arena_settings.DialogueTask(
+          num_turns=num_turns, fixed_questions=setting == 'fixed_questions'),
+      model=_model(40), sft=_sft(800), arms=_dialogue_arms(num_turns),
+      completions=144 * 128, batch_completions=128, num_evaluations=6, untrained=('sft',))
   task = 'summarisation' if setting else 'arithmetic'
   if setting in ('one_turn', 'fixed_questions'):
     task = 'dialogue'
-    changes = dict(num_turns=1) if setting == 'one_turn' else dict(fixed_questions=True)
-    dialogue.task = dataclasses.replace(dialogue.task, **changes)
   elif setting == 'eta':
     summarisation.arms = _eta_arms()
   elif setting == 'overoptimisation':

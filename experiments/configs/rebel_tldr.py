@@ -144,7 +144,7 @@ def _demo() -> settings_rebel.Online:
       evaluation=settings_rebel.RebelEvaluation(batch_size=16),
       scale_note=(
           'Scaled for a CPU: chat prompts and a decoder of 0.8M parameters from scratch '
-          "(published: TL;DR, Pythia of 1.4B to 6.9B), 4,096 of the tokenizer's ids, batches of 8 "
-          '(512), 16 of them (1,953), rank 16 (1,024), learning rate 1e-3 (3e-6)'
+          "(published: TL;DR, Pythia of 1.4B to 6.9B), 4,096 of the tokenizer's ids, batches of 16 "
+          '(512), 20 of them (1,953), rank 16 (1,024), learning rate 1e-3 (3e-6)'
       ),
   )

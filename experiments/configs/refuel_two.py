@@ -6,7 +6,11 @@
 
 is the demo, on those conversations of the file in which the user speaks more than once: of a
 decoder of 1.3M parameters, fine-tuned first, the last block, norm and head are trained, within two
-minutes on two CPU cores. With --config.policy_init_from=DIR it starts from that policy.
+minutes on two CPU cores. With --config.policy_init_from=DIR it starts from that policy, and can
+talk about questions that nobody has replied to, such as MT-bench's:
+
+  ... --config.policy_init_from=DIR --config.data_dir=DIR_OF_question.jsonl \\
+      --config.task.files=question.jsonl --config.task.key=turns
 
 Settings `:hh` and `:ultrainteract` carry the hyperparameters of setting two (Gao et al., 2024,
 arXiv 2410.04612; ZhaolinGao/REFUEL: D = the command in its documentation, which is what the paper

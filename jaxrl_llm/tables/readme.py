@@ -3,6 +3,7 @@
 A block stands between `<!-- begin NAME -->` and `<!-- end NAME -->`.
 """
 
+import functools
 import json
 import pathlib
 import re
@@ -14,6 +15,13 @@ _POLICIES = (
     ('reference', 'reference', 'reference'),
     ('reference at temperature 0.5', 'control', 'reference'),
     ('trained (A\\*-PO)', 'trained', 'trained'),
+)
+# Of the arena's tables: name, label, scale, digits.
+_ARENA = (
+    ('score', 'score, sampled', 1, 3), ('greedy_score', 'greedy', 1, 3),
+    ('win_rate', 'win rate (%)', 100, 1), ('turn_1', 'turn 1', 1, 3), ('turn_2', 'turn 2', 1, 3),
+    ('ask_rate', 'asks first (%)', 100, 1), ('kl_to_reference', 'KL (nats)', 1, 2),
+    ('sampled_tokens', 'sampled tokens', 1, 0),
 )
 
 
@@ -47,14 +55,7 @@ def main_job(setting: render.Setting) -> str:
   Returns:
     Markdown.
   """
-  def show(key: str, scale: float, digits: int) -> str:
-    summary = setting.summary(key)
-    if summary is None:
-      return '-'
-    error = summary.standard_error
-    tail = '' if error is None else f' ± {scale * error:.{digits}f}'
-    return f'{scale * summary.mean:,.{digits}f}{tail}'
-
+  show = functools.partial(_show, setting)
   lines = [
       '| policy | pass@1 (%) | greedy (%) | KL to reference (nats) | tokens, stage 1 | '
       'tokens, stage 2 |',
@@ -76,6 +77,38 @@ def main_job(setting: render.Setting) -> str:
       f'jax {setting.distinct("versions/jax")}, commit {setting.distinct("commit")[:12]}.'
   )]
   return '\n'.join(lines)
+
+
+def arena(setting: render.Setting) -> str:
+  """A study of the arena: one line for each algorithm, mean ± standard error over seeds.
+
+  Args:
+    setting: arena / a task.
+
+  Returns:
+    Markdown.
+  """
+  names = dict.fromkeys(
+      key.split('/')[1] for key in setting.quantities() if re.fullmatch(r'eval/\w+/score', key))
+  columns = [column for column in _ARENA if any(
+      setting.summary(f'eval/{name}/{column[0]}') for name in names)]
+  lines = [f'| {" | ".join([setting.name, *(label for _, label, _, _ in columns)])} |',
+           '|---' * (1 + len(columns)) + '|']
+  for name in names:
+    cells = [_show(setting, f'eval/{name}/{key}', scale, digits)
+             for key, _, scale, digits in columns]
+    lines.append(f'| {name} | {" | ".join(cells)} |')
+  return '\n'.join(lines)
+
+
+def _show(setting: render.Setting, key: str, scale: float, digits: int) -> str:
+  """A cell: mean ± standard error in other units, or a dash."""
+  summary = setting.summary(key)
+  if summary is None:
+    return '-'
+  error = summary.standard_error
+  tail = '' if not error else f' ± {scale * error:.{digits}f}'
+  return f'{scale * summary.mean:,.{digits}f}{tail}'
 
 
 def speed(files: Sequence[pathlib.Path], keys: Sequence[tuple[str, str, int]]) -> str:

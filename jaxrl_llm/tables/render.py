@@ -27,6 +27,8 @@ _COMMON = (
 )
 HEADLINES = {
     'arena': (r'eval/\w+/score', r'eval/\w+/kl_to_reference', 'wall_seconds'),
+    'rebel_games': ('eval/bound', r'eval/\w+/(average|last)_exploitability', 'wall_seconds'),
+    'rebel_gaussian': (r'eval/\w+/(queries_to_goal|reached|final_fraction)', 'wall_seconds'),
 }
 _MOST_COLUMNS = 12  # Of a table with a line for each setting; beyond, one with a column for each.
 
@@ -70,13 +72,18 @@ class Setting(NamedTuple):
     ]
 
   def summary(self, key: str) -> Summary | None:
-    """Mean and standard error of a number; None if no run has it."""
+    """Mean and standard error of a number; None if no run has it.
+
+    A single run that took several seeds side by side says the error itself, as `<key>_se`.
+    """
     values = [_number(run[key]) for run in self.runs.values() if key in run]
     values = [value for value in values if value is not None]
     if not values:
       return None
     error = None
-    if len(values) > 1 and all(map(math.isfinite, values)):
+    if len(self.runs) == 1:
+      error = _number(next(iter(self.runs.values())).get(f'{key}_se'))
+    elif len(values) > 1 and all(map(math.isfinite, values)):
       error = statistics.stdev(values) / math.sqrt(len(values))
     return Summary(statistics.fmean(values), error, len(values))
 
@@ -141,7 +148,8 @@ def markdown(experiment: str, settings: Sequence[Setting]) -> str:
   if len(keys) > _MOST_COLUMNS:
     rows = [list(row) for row in zip(*rows)]
   lines = [f'# {experiment}', '', '## Measured', '',
-           'Mean ± standard error over seeds; one seed has no error.', '',
+           'Mean ± standard error over seeds; one seed has no error, unless it stands for several.',
+           '',
            *_table(rows[0], rows[1:])]
   lines += ['', '## Where the numbers come from', '', *_table(
       ['setting', 'seeds', 'commit', 'jax', 'device'],
@@ -203,6 +211,8 @@ def _read_one(path: pathlib.Path) -> dict[str, Any]:
 
 
 def _number(value: Any) -> float | None:
+  if value is None:
+    return None
   if isinstance(value, str):  # JSON has no non-finite numbers; they are written as strings.
     return float(value) if value in ('nan', 'inf', '-inf') else None
   return float(value)

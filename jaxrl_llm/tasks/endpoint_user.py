@@ -45,9 +45,8 @@ class EndpointUser:
       model: str,
       *,
       read: Callable[[Sequence[int]], str],
-      write: Callable[[str], Sequence[int]],
+      marked: users.Marked,
       instruction: str = INSTRUCTION,
-      mark: str = MARK,
       temperature: float = 0.8,
       max_tokens: int = 1024,
       api_key: str = '',
@@ -63,9 +62,8 @@ class EndpointUser:
       url: of the API, such as http://localhost:8000/v1.
       model: its name there.
       read: ids of a turn -> text, such as a tokenizer's `decode`.
-      write: what the user says -> ids to append, such as `dialogue_rows.Frame.write`.
+      marked: an answer -> ids to append.
       instruction: what the model is told before the transcript.
-      mark: the question is what follows its last occurrence; everything, where it is missing.
       temperature: of the sampling (0.8 in the paper's first setting).
       max_tokens: the longest answer.
       api_key: sent as a bearer token; '' for none.
@@ -93,8 +91,7 @@ class EndpointUser:
     if api_key:
       self._headers['Authorization'] = f'Bearer {api_key}'
     self._options = {'model': model, 'temperature': temperature, 'max_tokens': max_tokens}
-    self._read, self._write = read, write
-    self._instruction, self._mark = instruction, mark
+    self._read, self._marked, self._instruction = read, marked, instruction
     self._timeout, self._retries, self._wait = timeout, retries, wait
     self._max_bytes, self._workers = max_bytes, workers
     self._open = urllib.request.build_opener(_NoRedirects()).open
@@ -106,20 +103,21 @@ class EndpointUser:
       ConnectionError: the endpoint fails to answer; one line with its address.
     """
     with concurrent.futures.ThreadPoolExecutor(self._workers) as pool:
-      return list(pool.map(lambda row: self._message(dialogues, row), range(len(dialogues))))
+      answers = pool.map(lambda row: self._answer(dialogues, row), range(len(dialogues)))
+      return [self._marked(answer) for answer in answers]
 
-  def _message(self, dialogues: Dialogues, row: int) -> Sequence[int]:
+  def _answer(self, dialogues: Dialogues, row: int) -> str:
+    """All that the model says to one dialogue."""
     speakers = ('User', 'Assistant')
     transcript = '\n\n'.join(
         f'{speakers[index % 2]}: {self._read(ids.tolist()).strip()}'
         for index, ids in enumerate(dialogues.turns(row))
     )
     content = f'{self._instruction}\n\n{transcript}'
-    answer = self._ask({
+    return self._ask({
         **self._options, 'messages': [{'role': 'user', 'content': content}],
         'seed': int(dialogues.seeds[row]) >> 1,
     })
-    return self._write(users.after_last(answer, self._mark).strip())
 
   def _ask(self, body: dict[str, Any]) -> str:
     """The text of an answer; tries again where that may help."""

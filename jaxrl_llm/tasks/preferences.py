@@ -9,7 +9,7 @@ reward model.
 import dataclasses
 import functools
 import pathlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 
 import numpy as np
 
@@ -106,7 +106,9 @@ def make_task(
     tokenizer = _compact(sources, chat_template, tokenizer, max_vocabulary)
   examples = _encode(sources, chat_template, tokenizer, file_pad_id)
   given = [example for example in examples if example['source'] in map(_name, evaluation_files)]
-  train, evaluation = _hold_out(examples, given, num_evaluation, seed)
+  train, evaluation = hold_out(
+      examples, given, num_evaluation, seed,
+      asks=lambda example: tuple(example['prompt_ids']), name='prompts')
   num_repeated = len(examples) - len(given or evaluation) - len(train)
   fitting = {
       name: [example for example in group if len(example['prompt_ids']) <= max_prompt_tokens]
@@ -303,8 +305,9 @@ def _last_reply(ids: np.ndarray, said: np.ndarray) -> list[int]:
   return ids[gaps[-1] + 1 if len(gaps) else 0 : end].tolist()
 
 
-def _hold_out(
-    examples: list[Example], given: list[Example], count: int, seed: int
+def hold_out(
+    examples: list[Example], given: list[Example], count: int, seed: int, *,
+    asks: Callable[[Example], Hashable], name: str,
 ) -> tuple[list[Example], list[Example]]:
   """(what is left, what is held out); nothing left asks what is held out.
 
@@ -313,21 +316,22 @@ def _hold_out(
     given: those from which is held out; none for a part of all.
     count: how many; 0 for all of `given`.
     seed: decides which.
+    asks: what an example asks.
+    name: of the examples, for errors.
+
+  Raises:
+    ValueError: `count` is out of its range, or nothing is left.
   """
   pool = given or examples
   least, most = (0, len(pool)) if given else (1, len(pool) - 1)
   if not least <= count <= most:
     raise ValueError(
-        f'num_evaluation must lie in {least} to {most} (of {len(pool)} prompts), got {count}'
+        f'num_evaluation must lie in {least} to {most} (of {len(pool)} {name}), got {count}'
     )
   chosen = np.random.default_rng([seed, 2]).permutation(len(pool))[: count or len(pool)]
   held_out = [pool[index] for index in sorted(chosen)]
-  apart = {example['id'] for example in given}
-  asked = {tuple(example['prompt_ids']) for example in given or held_out}
-  left = [
-      example for example in examples
-      if example['id'] not in apart and tuple(example['prompt_ids']) not in asked
-  ]
+  asked = set(map(asks, given or held_out))
+  left = [example for example in examples if asks(example) not in asked]
   if not left:
-    raise ValueError(f'all {len(examples)} prompts ask what the held-out ones ask')
+    raise ValueError(f'all {len(examples)} {name} ask what the held-out ones ask')
   return left, held_out

@@ -9,15 +9,14 @@ that reads text, and stays the ids that it was. A user that draws at random does
 `tasks.dialogue` has a user of its own; `tasks.endpoint_user` asks a server.
 """
 
-import pathlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from jaxrl_llm.data import chat_templates, conversations, dialogue_rows, jsonl
+from jaxrl_llm.data import chat_templates, dialogue_rows
 from jaxrl_llm.data.dialogues import Dialogues
-from jaxrl_llm.types import STOPPED, Example, SampleFn, Tokenizer
+from jaxrl_llm.types import STOPPED, TRUNCATED, Example, SampleFn, Tokenizer
 
 Ids = Sequence[int]
 
@@ -61,51 +60,13 @@ def questions_of(dialogues: Dialogues) -> FixedQuestions:
   })
 
 
-def load_questions(
-    data_dir: str | pathlib.Path, *, max_turns: int = 5
-) -> tuple[list[Example], int]:
-  """Questions in turn, from the files below a folder of data.
-
-  They are those of MT-bench (mt_bench/question.jsonl, two turns each), and what the users of
-  preferences/dpo_en_demo.json said where they said more than one thing.
-
-  Args:
-    data_dir: the folder.
-    max_turns: those with more turns are left out.
-
-  Returns:
-    (examples with 'id', 'source', 'questions' (texts, at least two) and 'system' (a text, or
-    ''); how many were left out for their turns).
-
-  Raises:
-    ValueError: a file is missing or malformed, or `max_turns` is below 2.
-  """
-  if max_turns < 2:
-    raise ValueError(f'max_turns must be at least 2, got {max_turns}')
-  folder, found = pathlib.Path(data_dir), []
-  path = folder / 'mt_bench' / 'question.jsonl'
-  for row in jsonl.read_jsonl(path, required={'turns': list}):
-    if not row['turns'] or not all(isinstance(turn, str) and turn for turn in row['turns']):
-      raise ValueError(f"{path}: 'turns' must be texts, got {str(row['turns'])[:80]}")
-    found.append((path.name, row['turns'], ''))
-  path = folder / 'preferences' / 'dpo_en_demo.json'
-  for row in conversations.read_preferences(path):
-    said = lambda role, row=row: [m['content'] for m in row.messages if m['role'] == role]
-    found.append((path.name, said('user'), ''.join(said('system'))))
-  several = [row for row in found if len(row[1]) > 1]
-  kept = [row for row in several if len(row[1]) <= max_turns]
-  names = ('source', 'questions', 'system')
-  examples = [{'id': index, **dict(zip(names, row))} for index, row in enumerate(kept)]
-  return examples, len(several) - len(kept)
-
-
 def encode_questions(
     examples: Sequence[Example], template: chat_templates.ChatTemplate, tokenizer: Tokenizer
 ) -> tuple[list[Example], FixedQuestions]:
   """Questions within a chat template.
 
   Args:
-    examples: as of `load_questions`.
+    examples: with 'id', 'questions' (texts, at least one) and 'system' (a text, or '').
     template: of the conversation.
     tokenizer: of the ids.
 
@@ -132,42 +93,47 @@ def encode_questions(
   })
 
 
-class ProgramUser:
-  """A user that is a function of one dialogue's ids and a seed."""
+class Marked:
+  """What a simulated user says to the policy, out of all that it says.
 
-  def __init__(self, answer: Callable[[list[np.ndarray], int], Ids]):
-    """Takes (ids of [prompt, reply 0, message 0, ...], seed) -> ids to append."""
-    self._answer = answer
-
-  def __call__(self, dialogues: Dialogues) -> list[Ids]:
-    """Asks the function about each dialogue."""
-    return [
-        self._answer(dialogues.turns(row), int(dialogues.seeds[row]))
-        for row in range(len(dialogues))
-    ]
-
-
-def after_last(sequence: Any, mark: Any) -> Any:
-  """What follows the last occurrence of `mark` (texts, or ids); all where there is none.
-
-  A simulated user is asked to think first and then to write its question behind a mark. One that
-  forgets the mark is taken at its word.
+  It is asked to think first, and to write its question behind a mark. One that forgets the mark is
+  taken at its word, and counted. The mark is looked for in the text: as ids it is spelt in as many
+  ways as there are words before and behind it.
   """
-  if not len(mark):
-    return sequence
-  if isinstance(sequence, str):
-    return sequence.rpartition(mark)[2]
-  for start in range(len(sequence) - len(mark), -1, -1):
-    if list(sequence[start : start + len(mark)]) == list(mark):
-      return sequence[start + len(mark):]
-  return sequence
+
+  def __init__(self, mark: str, write: Callable[[str], Ids]):
+    """Takes the mark, and what makes a text ids to append (`dialogue_rows.Frame.write`)."""
+    self._mark, self._write = mark, write
+    self._said = self._unmarked = 0
+
+  def __call__(self, text: str) -> Ids:
+    """The ids of what follows the last mark, of all where there is none."""
+    question, found = behind_last(text, self._mark)
+    self._said += 1
+    self._unmarked += not found
+    return self._write(question)
+
+  def pop_unmarked(self) -> float:
+    """The share without a mark since the last call; NaN where nothing was said."""
+    share = self._unmarked / self._said if self._said else float('nan')
+    self._said = self._unmarked = 0
+    return share
+
+
+def behind_last(text: str, mark: str) -> tuple[str, bool]:
+  """(what follows the last `mark`, all where there is none; whether there is one).
+
+  Asterisks and underscores right behind the mark go with it: models print it in bold.
+  """
+  _, found, rest = text.rpartition(mark)
+  return (rest.lstrip('*_') if found else rest).strip(), bool(found)
 
 
 class ModelUser:
   """Another policy, of the same vocabulary, that plays the user: setting one.
 
-  It reads `opening`, the transcript and `request`; what it says, up to its stop token and behind
-  the last `mark`, is put between `before` and `after` and appended.
+  It reads `opening`, the transcript and `request`; what it says, up to its stop token, is handed to
+  `write`, which makes the message of it.
   """
 
   def __init__(
@@ -180,9 +146,8 @@ class ModelUser:
       rows: int,
       opening: Ids = (),
       request: Ids = (),
-      mark: Ids = (),
-      before: Ids = (),
-      after: Ids = (),
+      close_ids: Ids = (),
+      write: Callable[[list[int]], Ids] = list,
   ):
     """Makes the user.
 
@@ -194,16 +159,15 @@ class ModelUser:
       rows: dialogues that are sampled at once; it compiles for this many.
       opening: ids before the transcript.
       request: ids behind it.
-      mark: ids behind which the question stands; without them all that it says is kept.
-      before: what stands between the policy's reply and the question.
-      after: what stands between the question and the next reply.
+      close_ids: what ends the last reply in the transcript where it did not stop.
+      write: ids that it said -> ids to append.
     """
     if rows < 1:
       raise ValueError(f'rows must be at least 1, got {rows}')
     self._sample, self._params, self._key = sample, params, key
-    self._slots, self._rows = slots, rows
-    self._opening, self._request, self._mark = list(opening), list(request), list(mark)
-    self._before, self._after = list(before), list(after)
+    self._slots, self._rows, self._write = slots, rows, write
+    self._opening, self._request = list(opening), list(request)
+    self._close_ids = list(close_ids)
 
   def __call__(self, dialogues: Dialogues) -> list[Ids]:
     """Samples a message for each dialogue."""
@@ -217,9 +181,10 @@ class ModelUser:
       said = self._sample(self._params, prompts[fill], lengths[fill], seeds[fill], self._key)
       tokens, lengths, reasons = (
           np.asarray(x)[:, 0] for x in (said.tokens, said.lengths, said.stop_reason))
-      for row in range(len(part)):
-        ids = tokens[row, : lengths[row] - (reasons[row] == STOPPED)].tolist()
-        messages.append([*self._before, *after_last(ids, self._mark), *self._after])
+      messages += [
+          self._write(tokens[row, : lengths[row] - (reasons[row] == STOPPED)].tolist())
+          for row in range(len(part))
+      ]
     return messages
 
   def _prompts(self, part: Dialogues) -> tuple[np.ndarray, np.ndarray]:
@@ -227,7 +192,11 @@ class ModelUser:
     prompts = np.full((len(part), self._slots), part.pad_id, np.int32)
     lengths = np.zeros(len(part), np.int32)
     for row in range(len(part)):
-      ids = np.concatenate([self._opening, *part.turns(row), self._request]).astype(np.int32)
+      # The transcript has these ids only once the message stands behind them.
+      cut = part.stop_reason[row, part.num_replies[row] - 1] == TRUNCATED
+      ids = np.concatenate([
+          self._opening, *part.turns(row), self._close_ids if cut else [], self._request,
+      ]).astype(np.int32)
       if len(ids) > self._slots:
         raise ValueError(
             f'the user that is a model reads at most {self._slots} tokens (slots), got {len(ids)}')

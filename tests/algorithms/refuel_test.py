@@ -18,7 +18,7 @@ import optax
 import pytest
 
 from jaxrl_llm.algorithms import rebel, refuel
-from jaxrl_llm.data import dialogue_rows, dialogues
+from jaxrl_llm.data import dialogues
 from jaxrl_llm.rl import masking, scoring
 from jaxrl_llm.sampling import decode, dialogue
 from jaxrl_llm.training import optim, step
@@ -220,7 +220,7 @@ def test_F2_R18_the_loss_depends_on_logits_of_turn_h_alone(turn):
 
 def test_F11_the_order_of_a_pair_has_no_part():
   _, batch = _dialogues()
-  order = dialogue_rows.chosen_first(np.asarray(batch.rewards))
+  order = np.argsort(-np.asarray(batch.rewards), axis=1)  # Chosen, rejected.
   assert (order[:, 0] == 1).any() and (order[:, 0] == 0).any()
   take = lambda leaf: jnp.take_along_axis(
       leaf, order.reshape(order.shape + (1,) * (leaf.ndim - 2)), axis=1)

@@ -7,7 +7,15 @@ import json
 import numpy as np
 import pytest
 
-from experiments import arena, arena_arms, arena_criteria, arena_dialogue, arena_worlds, launch
+from experiments import (
+    arena,
+    arena_arms,
+    arena_criteria,
+    arena_dialogue,
+    arena_report,
+    arena_worlds,
+    launch,
+)
 from experiments.configs import arena as config_file
 from jaxrl_llm.tasks import dialogue as dialogue_task
 from jaxrl_llm.training import loop
@@ -27,7 +35,6 @@ def _config(task='arithmetic', **changes):
   world.task = dataclasses.replace(
       world.task, num_demonstrations=32, num_train=6, num_evaluation=10)
   if task == 'dialogue':
-    world.arms.refuel_2.algorithm.num_minibatches = COMPLETIONS // 2 // BATCH
     world.arms.lt_offline_rebel.optimizer = world.arms.refuel.optimizer
     world.sft = dataclasses.replace(world.sft, steps=150, batch_size=16)
     world.sft.optimizer.learning_rate = 1e-2
@@ -267,6 +274,39 @@ def test_bad_settings_of_a_dialogue_are_named(changes, message):
     config.validate()
 
 
+@pytest.mark.parametrize('arm, field, value, message', [
+    ('rebel', 'signal', 'preferences', "rebel.algorithm.signal must be 'rewards' in the arena"),
+    ('rebel', 'offline_fraction', 0.5, 'rebel.algorithm.offline_fraction must be 0.0 in the arena'),
+    ('a_star_po', 'stage1_reward', 'lenient', "stage1_reward must be 'identical' in the arena"),
+    ('a_star_po', 'num_minibatches', 2, 'num_minibatches must be 1 in the arena, got 2'),
+])
+def test_settings_that_no_arm_reads_are_refused(arm, field, value, message):
+  config = _config(algorithms=arm)
+  setattr(getattr(config.arithmetic.arms, arm).algorithm, field, value)
+  with pytest.raises(ValueError, match=message):
+    config.validate()
+
+
+def test_schedules_and_packed_rows_are_refused():
+  config = _config()
+  config.arithmetic.arms.ppo.optimizer.schedule = 'linear'
+  with pytest.raises(ValueError, match="ppo.optimizer.schedule must be 'constant' in the arena"):
+    config.validate()
+  config = _config()
+  config.arithmetic.sft.packed_length = 64
+  with pytest.raises(ValueError, match='sft.packed_length must be 0 in the arena, got 64'):
+    config.validate()
+
+
+def test_arms_that_do_not_run_are_not_looked_at():
+  config = _config('dialogue', algorithms='sft,refuel')
+  config.dialogue.completions = 3 * BATCH  # No whole batches for refuel_2.
+  config.validate()
+  config.algorithms = 'refuel_2'
+  with pytest.raises(ValueError, match='whole batches for the 2 iterations of refuel_2'):
+    config.validate()
+
+
 def test_a_batch_that_does_not_hold_whole_groups_is_named():
   config = _config()
   config.arithmetic.batch_completions = 12
@@ -301,7 +341,7 @@ def test_a_criterion_can_hold_and_fail(ours, holds):
   arms = {'a_star_po': ours, 'ppo': 0.9, 'grpo': 0.96, 'rebel': 0.7}
   outcomes = {
       name: {seed: _outcome(greedy_score=score + 0.001 * seed, kl_to_reference=1.0,
-                            state_bytes=1.0, samples_per_prompt=8, gradient_variance_ratio=0.4)
+                            state_bytes=1.0, batch_completions=128, gradient_variance_ratio=0.4)
              for seed in (0, 1, 2)} for name, score in arms.items()}
   found = {f.name: f for f in arena_criteria.findings('arithmetic', outcomes)}
   assert found['a'].holds == holds and 'grpo 96.1' in found['a'].measured
@@ -321,5 +361,49 @@ def test_criteria_of_dialogue_can_hold_and_fail(ours, asks, holds):
   found = {f.name: f for f in arena_criteria.findings('dialogue', outcomes)}
   assert [found[name].holds for name in 'ab'] == [holds, holds]
   assert found['c'].holds  # 0.3 is more than 0.25 too.
-  alike = arena_criteria.findings('dialogue_of_one_turn', outcomes)
-  assert not alike[0].holds and 'sft' not in alike[0].measured
+
+
+@pytest.mark.parametrize('rebel, dpo, holds', [
+    (0.9, 0.89, True), (0.9001, 0.89, False), (0.9, 0.8, False)])
+def test_with_one_turn_rebel_is_refuel_and_the_others_are_alike(rebel, dpo, holds):
+  noise = (0.0, 0.02, -0.02, 0.01, -0.01)
+  arms = {'sft': (0.2, 0), 'refuel': (0.9, 0), 'lt_online_rebel': (rebel, 0),
+          'lt_online_dpo': (dpo, 1), 'lt_online_rloo': (0.9, -1)}
+  outcomes = {
+      name: {seed: _outcome(score=score + sign * noise[seed]) for seed in range(5)}
+      for name, (score, sign) in arms.items()}
+  (found,) = arena_criteria.findings('dialogue_of_one_turn', outcomes)
+  assert found.holds == holds and 'sft' not in found.measured
+
+
+@pytest.mark.parametrize('gold, proxy, holds', [
+    ((0.1, 0.5, 0.7, 0.7, 0.7), (0.1, 0.5, 0.7, 0.8, 0.9), True),
+    ((0.1, 0.5, 0.6, 0.7, 0.8), (0.1, 0.5, 0.7, 0.8, 0.9), False),  # The gold score still rises.
+    ((0.1, 0.5, 0.7, 0.6, 0.5), (0.1, 0.5, 0.7, 0.7, 0.7), False),  # Nothing is over-optimised.
+])
+def test_overoptimisation_is_a_rising_reward_model_on_a_flat_gold_score(gold, proxy, holds):
+  curve = [{'score': g, 'reward': r} for g, r in zip(gold, proxy)]
+  outcomes = {'kl_0': {seed: {'curve': [
+      {key: value + 1e-3 * (seed - 2) * i for key, value in point.items()}
+      for i, point in enumerate(curve)], 'final': {}} for seed in range(5)}}
+  (found,) = [f for f in arena_criteria.findings('summarisation', outcomes) if f.name == 'e']
+  assert found.holds == holds
+
+
+def test_what_a_run_of_two_commits_wrote_says_so():
+  outcomes = {'sft': {0: {'commit': 'a'}, 1: {'commit': 'b'}}}
+  assert arena_report._commit(outcomes, [0]) == 'a'
+  assert arena_report._commit(outcomes, [0, 1]) == 'a-mixed'
+
+
+def test_figures_of_the_step_size_and_of_the_learned_reward(tmp_path):
+  config = config_file.get_config('eta')
+  point = lambda x: {'score': x, 'reward': 2 * x, 'kl_to_reference': x, 'sampled_tokens': 10 * x}
+  curve = lambda slope: {'curve': [point(0), point(slope)], 'final': point(slope)}
+  outcomes = {f'eta_{eta}': {seed: curve(i + 1 + seed) for seed in (0, 1)}
+              for i, eta in enumerate(('0_1', '0_3', '1_0'))}
+  arena_report._figures(_run(config, tmp_path), outcomes)
+  for name in ('score_by_eta', 'reward_by_kl', 'score_by_kl', 'score_by_tokens'):
+    assert (tmp_path / 'figures' / f'{name}.png').stat().st_size > 5_000
+  rows = (tmp_path / 'figures' / 'score_by_eta.csv').read_text().splitlines()
+  assert rows[1].startswith('REBEL,-1') and rows[1].split(',')[2] == '1.5'

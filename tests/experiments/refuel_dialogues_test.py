@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from experiments import refuel_dialogues, settings_refuel
-from jaxrl_llm.data import chat_templates, dialogue_rows
+from jaxrl_llm.data import chat_templates
 from jaxrl_llm.data import dialogues as dialogues_lib
 from jaxrl_llm.types import STOPPED, TRUNCATED
 from tests.experiments import tiny, tiny_refuel
@@ -105,7 +105,7 @@ def test_the_released_limits_of_HH_are_those_of_every_turn():
 
   task = refuel_two.get_config('hh').task
   limits = {turns: (task.max_message_tokens, task.max_response_tokens) for turns in range(1, 6)}
-  assert limits == dialogue_rows.HH_LIMITS
+  assert limits == {turns: (128, 512) for turns in range(1, 6)} and not task.limits
   assert task.max_prompt_tokens == task.max_message_tokens and task.filter_replies
 
 
@@ -160,7 +160,8 @@ def test_rows_of_the_released_data(tmp_path, capsys):
     ({}, "line 1: the key 'talk' is missing"),
     ({'talk': 'Hi'}, "'talk' must be list, got str"),
     ({'talk': []}, "line 1: 'talk' must be a list of messages, got an empty list"),
-    ({'talk': ['Hi']}, r"line 1: 'talk\[0\]' must have a role .* and a text, got Hi"),
+    ({'talk': ['Hi', ' ']}, r"line 1: 'talk' must hold texts that are not empty, got \['Hi'"),
+    ({'talk': [3, 'Hi']}, r"line 1: 'talk\[0\]' must have a role .* and a text, got 3"),
     ({'talk': [{'role': 'user', 'content': 'Hi'}]}, 'take turns in none of 1 rows'),
 ])
 def test_rows_that_are_damaged_are_named(tmp_path, row, words):
@@ -195,6 +196,31 @@ def test_limits_are_read():
   for text in ('1', '1=2', '1=2:0', 'a=2:3', '1=2:3:4'):
     with pytest.raises(ValueError, match="limits must be written as 'TURNS=USER:REPLY"):
       settings_refuel.parse_limits(text)
+
+
+def test_the_questions_of_MT_bench(data_dir):
+  """They are asked in turn, and nobody's replies are learnt."""
+  settings = tiny_refuel.task(
+      files='question.jsonl', key='turns', template='chatml', num_turns=2, num_evaluation=30,
+      max_prompt_tokens=512, max_message_tokens=256, filter_replies=True,
+      tokenizer_dir=str(data_dir / 'tokenizers' / 'qwen2'))
+  settings.validate('config.task')
+  make = lambda **options: dataclasses.replace(settings, **options).make(
+      0, str(data_dir / 'mt_bench'), pretrained=True)
+  task = make()
+  path = data_dir / 'mt_bench' / 'question.jsonl'
+  asked = [json.loads(line)['turns'] for line in path.read_text().splitlines()]
+  every = _every(task)
+  fits = [e['id'] for e in every]
+  assert [e['questions'] for e in every] == [asked[index] for index in fits]
+  assert len(asked) == 80 == len(every) + task.dropped['too_long'] and len(every) > 70
+  assert len(task.evaluation) == 30 and not task.demonstrations
+  example = task.train[0]
+  assert example['messages'] == [{'role': 'user', 'content': example['questions'][0]}]
+  assert example['questions'][0].strip() in example['prompt']
+  assert task.questions.num_turns(fits).tolist() == [2] * len(fits)
+  first = make(first_only=True, filter_replies=False).train
+  assert [e['questions'] for e in first] == [asked[e['id']][:1] for e in first]
 
 
 def test_real_conversations_fit_the_demo(data_dir, tmp_path):

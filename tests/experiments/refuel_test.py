@@ -111,11 +111,42 @@ def test_whole_dialogues_are_shown(fixed):
     assert asked == [m['content'] for m in talk if m['role'] == 'user']
 
 
+def test_the_questions_of_MT_bench_are_talked_about(data_dir, tmp_path, capsys):
+  """Of a policy that is loaded: there is nothing to fine-tune one on."""
+  model = tiny.write_checkpoint(tmp_path / 'policy', template=tiny.TEMPLATE, **{
+      **tiny_refuel.SHAPE, 'max_length': 512})
+  tiny_rebel.write_reward(tmp_path / 'reward', model, tokenizer_from=tmp_path / 'policy')
+  task = tiny_refuel.task(
+      files='question.jsonl', key='turns', num_turns=2, max_prompt_tokens=220,
+      max_message_tokens=160)
+  config = tiny_refuel.config(
+      tmp_path, task=task, data_dir=str(data_dir / 'mt_bench'), steps=1, save_every=1)
+  tiny_refuel.run(refuel.main, config, tmp_path / 'run')
+  outcome = tiny_rebel.outcome(tmp_path / 'run')
+  assert outcome['results']['eval/dialogues/turn_2'] == 4
+  assert outcome['metrics.jsonl'][0]['rollout/num_turns'] == 2
+  asked = [json.loads(line)['turns'] for line in (
+      data_dir / 'mt_bench' / 'question.jsonl').read_text().splitlines()]
+  for line in outcome['samples.jsonl']:
+    questions = [message['content'] for message in line['messages'][::2]]
+    assert [text.strip() for text in asked[line['id']]] == questions and len(questions) == 2
+  status = _command(
+      data_dir / 'mt_bench', tmp_path / 'drawn', '--config.task.files=question.jsonl',
+      '--config.task.key=turns', '--config.policy_init_from=', '--config.task.template=chatml',
+      '--config.task.max_prompt_tokens=96', '--config.task.max_message_tokens=64',
+      f'--config.reward_init_from={tmp_path / "reward"}', '--config.train_last_layers=1',
+      config='refuel_two')
+  errors = capsys.readouterr().err
+  assert status == 2 and 'there are no replies in question.jsonl' in errors, errors
+  assert 'Traceback' not in errors
+
+
 # --- A user that is simulated.
 
 
 def test_the_reference_plays_the_user_and_a_kill_is_not_seen(folder, tmp_path):
-  user = settings_refuel.UserSettings(kind='model', max_tokens=6)
+  user = settings_refuel.UserSettings(
+      kind='model', max_tokens=6, mark='a', instruction='Say')
   config = tiny_refuel.simulated(
       folder, user, steps=2, save_every=1, eval_every=5, seed=3,
       task=tiny_refuel.task(first_only=True, num_turns=2))
@@ -132,6 +163,9 @@ def test_the_reference_plays_the_user_and_a_kill_is_not_seen(folder, tmp_path):
   assert {1, 2} <= saved
   assert all(record['train/initial_log_ratio'] < 1e-5 for record in records[:2])
   assert {'rollout/left_out/too_long', 'rollout/left_out/equal_reply'} <= records[0].keys()
+  shares = [record['rollout/unmarked'] for record in records[:2]]
+  shares += [records[0]['eval/unmarked'], results['eval/trained/unmarked']]
+  assert all(0 <= share <= 1 for share in shares) and 0 < sum(shares) < 4
   # It is the user of a transcript, not a list of questions.
   said = [m['content'] for line in whole['samples.jsonl'] for m in line['messages'][2::2]]
   assert len(set(said)) > 1 and not {text[:4] for text in said} & {'More', 'Why '}

@@ -10,7 +10,7 @@ from experiments import components, launch, refuel_users, settings_refuel
 from jaxrl_llm.data import dialogues as dialogues_lib
 from jaxrl_llm.models.pretrained import huggingface
 from jaxrl_llm.tasks import endpoint_user
-from jaxrl_llm.types import STOPPED
+from jaxrl_llm.types import STOPPED, TRUNCATED, Rollouts
 from tests.experiments import tiny, tiny_refuel
 
 
@@ -38,8 +38,8 @@ def _users(parts, **options):
   return refuel_users.Users(config, parts)
 
 
-def _talk(parts, rows=8):
-  """Dialogues in which the policy has replied once."""
+def _talk(parts, rows=8, cut=()):
+  """Dialogues in which the policy has replied once; those of `cut` lack the stop token."""
   task = parts.task
   examples = task.train[:rows]
   prompts = np.zeros((rows, task.max_prompt_tokens), np.int32)
@@ -49,10 +49,13 @@ def _talk(parts, rows=8):
   talk = dialogues_lib.empty(
       prompts, lengths, [e['id'] for e in examples], num_turns=task.num_turns,
       reply_slots=task.max_reply_tokens, message_slots=task.max_message_tokens)
-  ids = [*task.tokenizer.encode('Yes'), *task.tokenizer.stop_ids, 0, 0]
+  ids = [*task.tokenizer.encode('Yes'), *task.frame.close_ids]
+  tokens = np.zeros((rows, task.max_reply_tokens), np.int32)
+  tokens[:, : len(ids)] = ids
+  stopped = ~np.isin(np.arange(rows), cut)
   talk = talk.with_replies(
-      0, np.ones(rows, bool), tokens=np.tile(ids, (rows, 1)), lengths=np.full(rows, 4),
-      log_probs=np.zeros((rows, 6)), stop_reason=np.full(rows, STOPPED))
+      0, np.ones(rows, bool), tokens=tokens, lengths=len(ids) - 1 + stopped,
+      log_probs=np.zeros(tokens.shape), stop_reason=np.where(stopped, STOPPED, TRUNCATED))
   return dataclasses.replace(talk, seeds=np.arange(rows, dtype=np.uint32) * 7)
 
 
@@ -77,30 +80,86 @@ def test_a_model_goes_on_behind_the_header_of_the_users_turn(parts, folder, tmp_
     other.check(users.fingerprint)
 
 
+@pytest.fixture(scope='module')
+def real(parts, folder, data_dir):
+  """The same with a real tokenizer, and room for what a user thinks."""
+  task = tiny_refuel.task(
+      first_only=True, tokenizer_dir=str(data_dir / 'tokenizers' / 'qwen2'), template='chatml',
+      max_message_tokens=24)
+  return dataclasses.replace(
+      parts, task=task.make(0, str(folder), pretrained=True),
+      model=dataclasses.replace(parts.model, max_length=4_096))
+
+
+def _saying(patch, parts, texts):
+  """Lets the model say these texts, without a model; the list of what it reads."""
+  tokenizer, read = parts.task.tokenizer, []
+
+  def sample(params, prompts, lengths, seeds, key):
+    read.extend(np.asarray(row)[-length:].tolist() for row, length in zip(prompts, lengths))
+    said = [[*tokenizer.encode(text), tokenizer.stop_ids[0]] for text in texts]
+    tokens = np.zeros((len(said), 1, max(map(len, said))), np.int32)
+    for row, ids in enumerate(said):
+      tokens[row, 0, : len(ids)] = ids
+    lengths = np.array([[len(ids)] for ids in said])
+    return Rollouts(None, None, tokens, lengths, None, None, np.full(lengths.shape, STOPPED))
+
+  patch.setattr(refuel_users, 'sampler', lambda *arguments: sample)
+  return read
+
+
+@pytest.mark.parametrize('said, asked', [
+    ('I wonder.\nQuestion:\nWhat?', 'What?'),
+    ('I wonder. Question: x', 'x'),
+    ('I wonder.\n\n**Question:** x', 'x'),
+    ('Question:y', 'y'),
+    ('My question:\nQuestion: a\nQuestion: *b*', '*b*'),
+])
+def test_the_mark_is_found_however_it_is_spelt_in_tokens(real, monkeypatch, said, asked):
+  _saying(monkeypatch, real, [said] * 8)
+  user = _users(real, kind='model', max_tokens=6, mark='Question:')('reference')
+  messages = user(_talk(real))
+  assert [list(ids) for ids in messages] == [real.task.frame.write(asked)] * 8
+
+
+def test_messages_are_cut_to_their_slots_and_those_without_a_mark_counted(real, monkeypatch):
+  texts = ['Think. Question: ' + 'why ' * 99, 'No mark.'] + ['Question: So?'] * 6
+  _saying(monkeypatch, real, texts)
+  users = _users(real, kind='model', max_tokens=6, mark='Question:')
+  assert users.unmarked() == {}  # Nobody has spoken.
+  messages, frame = users('reference')(_talk(real)), real.task.frame
+  assert 20 < len(messages[0]) <= 24 and list(messages[0]) == frame.write('why ' * 99, 24)
+  assert real.task.text(messages[1]) == 'No mark.'
+  assert users.unmarked() == {'unmarked': 1 / 8} and users.unmarked() == {}
+  users = _users(real, kind='model', max_tokens=6)
+  users('reference')(_talk(real))
+  assert users.unmarked() == {}  # None is asked for.
+
+
+@pytest.mark.parametrize('mark', ['', 'Question:'])
+def test_a_model_reads_a_reply_that_was_cut_as_one_that_ended(real, monkeypatch, mark):
+  read = _saying(monkeypatch, real, ['Why?'] * 8)
+  user = _users(real, kind='model', max_tokens=6, mark=mark)('reference')
+  user(_talk(real))
+  whole = list(read)
+  user(_talk(real, cut=[1, 4]))
+  assert read[8:] == whole
+  text = real.task.tokenizer.backend.decode(whole[1], skip_special_tokens=False)
+  assert 'assistant\nYes<|im_end|>\n<|im_start|>user\n' in text
+
+
 def test_a_model_is_asked_for_reasons_and_a_mark(parts, monkeypatch):
-  """What it reads is the dialogue and the request; what it says is cut behind the mark."""
-  seen = {}
-
-  class Speaker:
-    def __init__(self, sample, params, key, **options):
-      seen.update(options)
-
-    def __call__(self, dialogues):
-      return [[*seen['before'], *range(40), *seen['after']], [*seen['before'], *seen['after']]]
-
-  monkeypatch.setattr(refuel_users.users, 'ModelUser', Speaker)
-  task = dataclasses.replace(parts.task, max_transcript_tokens=1)
-  model = dataclasses.replace(parts.model, max_length=4_096)
-  wide = dataclasses.replace(parts, task=task, model=model)
-  said = _users(wide, kind='model', max_tokens=6, mark='Ask:')('reference')(None)
-  text = parts.task.tokenizer.decode(seen['request'])
-  assert '"Ask:"' in text and text.startswith('[user]From now on') and text.endswith('[assistant]')
-  assert seen['mark'] == parts.task.tokenizer.encode('Ask:')
-  assert seen['slots'] == 1 + len(seen['request'])
-  assert len(said[0]) == tiny_refuel.MESSAGE and said[0][6:10] == [0, 1, 2, 3]
-  assert said[0][-12:] == seen['after'] and said[1] == [*seen['before'], *seen['after']]
-  _users(wide, kind='model', max_tokens=6, mark='Q', instruction='Be a Q.')('reference')
-  assert parts.task.tokenizer.decode(seen['request']) == '[user]Be a Q.[assistant]'
+  """What it reads is the dialogue and the request."""
+  wide = dataclasses.replace(parts, model=dataclasses.replace(parts.model, max_length=4_096))
+  read = _saying(monkeypatch, wide, ['Ask: Why?'] * 8)
+  request = lambda: parts.task.tokenizer.decode(read.pop()).rpartition('[user]')[2]
+  messages = _users(wide, kind='model', max_tokens=6, mark='Ask:')('reference')(_talk(wide))
+  assert [parts.task.text(ids) for ids in messages] == ['Why?'] * 8
+  text = request()
+  assert '"Ask:"' in text and text.startswith('From now on') and text.endswith('[assistant]')
+  options = {'mark': 'Q', 'instruction': 'Be a Q.'}
+  _users(wide, kind='model', max_tokens=6, **options)('reference')(_talk(wide))
+  assert request() == 'Be a Q.[assistant]'
 
 
 def test_a_server_is_told_who_said_what(parts, monkeypatch):
@@ -120,7 +179,7 @@ def test_a_server_is_told_who_said_what(parts, monkeypatch):
   said = users(None)(talk)
   # What follows the last mark, cut to the slots of a message.
   assert [task.text(ids) for ids in said] == ['Is it soso'] * 2
-  assert len(said[0]) == tiny_refuel.MESSAGE
+  assert len(said[0]) == tiny_refuel.MESSAGE and users.unmarked() == {'unmarked': 0}
   url, headers, body = bodies[0]
   assert url == 'http://localhost:1/v1/chat/completions'
   assert headers['Authorization'] == 'Bearer secret'

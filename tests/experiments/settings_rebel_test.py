@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 
 import pytest
 
@@ -272,6 +273,14 @@ def test_every_config_is_valid_where_its_folders_are(spec, tmp_path):
   elif ':sft' not in spec:
     assert config.scale_note.startswith('Scaled for a CPU')
   config.validate()
+
+
+@pytest.mark.parametrize('name', ['rebel_tldr', 'rebel_chat', 'rebel_largebatch', 'refuel_two'])
+def test_what_was_scaled_down_is_what_the_config_has(name):
+  config = command_line.load_config(str(CONFIGS / f'{name}.py:demo'))
+  size, steps = re.search(
+      r'batches of (\d+) \(\d+[^)]*\)(?:, (\d+) of them)?', config.scale_note).groups()
+  assert int(size) == config.batch_size and int(steps or config.steps) == config.steps
 
 
 @pytest.mark.parametrize('name', ['rebel_tldr', 'rebel_chat', 'rebel_largebatch'])

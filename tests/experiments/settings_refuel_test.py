@@ -153,5 +153,6 @@ def test_the_published_numbers():
     assert (two.optimizer.learning_rate, two.optimizer.b2, two.batch_size) == (3e-7, 0.95, 32)
     assert (two.train_last_layers, two.algorithm.num_epochs, two.law) == (4, 4, 'two')
   limits = settings_refuel.parse_limits(two.task.limits)
+  assert limits[5] == (128, 512)
   # The window of the released code holds each of them.
   assert max(turns * (user + reply) for turns, (user, reply) in limits.items()) == 3_200

@@ -18,8 +18,9 @@ def test_the_blocks_are_those_of_the_committed_results():
 
 
 def test_the_committed_tables_are_those_of_the_committed_results():
-  for experiment in ('a_star_po',):
-    settings = [s for s in render.read_results(ROOT / 'results') if s.experiment == experiment]
+  everything = render.read_results(ROOT / 'results')
+  for experiment in {setting.experiment for setting in everything}:
+    settings = [s for s in everything if s.experiment == experiment]
     written = (ROOT / 'results' / 'tables' / f'{experiment}.md').read_text()
     assert render.markdown(experiment, settings) == written
 
@@ -57,3 +58,12 @@ def test_fill_replaces_a_block_and_nothing_else():
 def test_a_missing_block_is_named():
   with pytest.raises(ValueError, match="block 'y'"):
     readme.fill('nothing', {'y': ''})
+
+
+def test_a_study_of_the_arena_is_a_table_of_its_algorithms():
+  runs = {seed: {'eval/sft/score': 0.5, 'eval/sft/greedy_score': 0.25, 'eval/ppo/score': score,
+                 'eval/ppo/greedy_score': 0.75, 'eval/ppo/kl_to_reference': 1.5}
+          for seed, score in ((0, 0.6), (1, 0.8))}
+  assert readme.arena(render.Setting('arena', 'addition', runs)).split('\n') == [
+      '| addition | score, sampled | greedy | KL (nats) |', '|---|---|---|---|',
+      '| sft | 0.500 | 0.250 | - |', '| ppo | 0.700 ± 0.100 | 0.750 | 1.50 |']

@@ -45,7 +45,7 @@ GOLDEN = """\
 
 ## Measured
 
-Mean ± standard error over seeds; one seed has no error.
+Mean ± standard error over seeds; one seed has no error, unless it stands for several.
 
 | setting | seeds | eval/trained/pass@1 | eval/trained/kl_to_reference | sampled_tokens | \
 wall_seconds |
@@ -70,6 +70,27 @@ def test_golden_markdown(tmp_path):
   _write(tmp_path, 'toy', 'small', 1, **{key: 0.95, 'sampled_tokens': 2500})
   _write(tmp_path, 'toy', 'big', 4, **{'eval/trained/kl_to_reference': 0.125, 'note': 'text'})
   assert render.markdown('toy', render.read_results(tmp_path)) == GOLDEN
+
+
+def test_a_run_of_several_seeds_says_its_error(tmp_path):
+  _write(tmp_path, 'x', 'y', 0, score=1.5, score_se=0.25)
+  (setting,) = render.read_results(tmp_path)
+  assert setting.summary('score') == render.Summary(1.5, 0.25, 1)
+  # With a second run the error is that between the two.
+  _write(tmp_path, 'x', 'y', 1, score=2.5, score_se=9.0)
+  (setting,) = render.read_results(tmp_path)
+  assert setting.summary('score') == render.Summary(2.0, 0.5, 2)
+
+
+def test_many_numbers_stand_below_each_other(tmp_path):
+  arms = {f'eval/arm_{i}/score': i for i in range(12)}
+  _write(tmp_path, 'arena', 'addition', 0, **arms, **{'eval/arm_0/greedy_score': 7})
+  _write(tmp_path, 'arena', 'dialogue', 0, **{'eval/arm_0/kl_to_reference': 0.5})
+  lines = render.markdown('arena', render.read_results(tmp_path)).split('\n')
+  assert lines[6] == '| setting | addition | dialogue |'
+  assert '| eval/arm_11/score | 11 | – |' in lines
+  assert '| eval/arm_0/kl_to_reference | – | 0.5000 |' in lines
+  assert not any('greedy' in line for line in lines)
 
 
 def _rows(text):

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from jaxrl_llm.data import dialogues
-from jaxrl_llm.tasks import endpoint_user
+from jaxrl_llm.tasks import endpoint_user, users
 from jaxrl_llm.types import STOPPED
 
 
@@ -75,8 +75,8 @@ def _talk(rows=1):
 
 def _user(url, **options):
   settings = dict(
-      read=lambda ids: '-'.join(map(str, ids)), write=lambda text: [len(text)], wait=0.001,
-      timeout=5.0) | options
+      read=lambda ids: '-'.join(map(str, ids)), wait=0.001, timeout=5.0,
+      marked=users.Marked(endpoint_user.MARK, lambda text: [len(text)])) | options
   return endpoint_user.EndpointUser(url, 'a-model', **settings)
 
 

@@ -1,7 +1,6 @@
 """Users of several kinds: fixed questions, a program, another model."""
 
 import dataclasses
-import functools
 
 import jax
 import numpy as np
@@ -46,29 +45,11 @@ def test_the_questions_of_dialogues_are_asked_again():
   np.testing.assert_array_equal(user.num_turns(talk.example_ids), [3, 3, 3])
 
 
-@functools.cache
-def _questions(data_dir):
-  return users.load_questions(data_dir)
-
-
-def test_questions_of_the_real_data(data_dir):
-  examples, dropped = _questions(data_dir)
-  assert [example['id'] for example in examples] == list(range(len(examples)))
-  bench = [e for e in examples if e['source'] == 'question.jsonl']
-  others = [e for e in examples if e['source'] == 'dpo_en_demo.json']
-  assert len(bench) == 80 and all(len(e['questions']) == 2 for e in bench)
-  assert bench[0]['questions'][0].startswith('Compose an engaging travel blog post')
-  counts = np.bincount([len(e['questions']) for e in others])
-  assert len(others) > 90 and counts[:2].sum() == 0 and len(counts) <= 6 and counts[3:].sum() > 50
-  assert dropped == 1  # One conversation of seven turns.
-  assert len(users.load_questions(data_dir, max_turns=2)[0]) == 80 + counts[2]
-
-
 def test_questions_within_a_template(data_dir):
   tokenizer = tokenizers.load_tokenizer(data_dir / 'tokenizers' / 'qwen2')
-  examples = _questions(data_dir)[0]
-  several = [e for e in examples if len(e['questions']) > 2][:2]
-  chosen = several + examples[:2] + [{**examples[2], 'system': 'Be brief.'}]
+  asked = [['Who?', ' Why, then? ', 'So?'], ['What?', 'More'], ['One'], ['Hi', 'Go on']]
+  chosen = [{'id': 3 + i, 'questions': texts, 'system': ''} for i, texts in enumerate(asked)]
+  chosen[-1]['system'] = 'Be brief.'
   encoded, user = users.encode_questions(chosen, chat_templates.QWEN2, tokenizer)
   assert (user.num_turns([e['id'] for e in chosen]) == [len(e['questions']) for e in chosen]).all()
   for example in encoded:
@@ -76,7 +57,7 @@ def test_questions_within_a_template(data_dir):
     assert text == example['prompt'] and example['questions'][0].strip() in text
     assert text.endswith('<|im_start|>assistant\n')
     assert text.startswith(f'<|im_start|>system\n{example["system"] or "You are"}')
-  row = several[0]
+  row = chosen[0]
   talk = _talk(rows=1, turns=2)
   asked = user(dialogues.empty(
       talk.prompts, [2], [row['id']], num_turns=4, reply_slots=2, message_slots=3
@@ -86,47 +67,31 @@ def test_questions_within_a_template(data_dir):
       f'\n<|im_start|>user\n{row["questions"][1].strip()}<|im_end|>\n<|im_start|>assistant\n')
 
 
-def test_files_that_are_damaged_are_named(data_dir, tmp_path):
-  with pytest.raises(ValueError, match='max_turns must be at least 2, got 1'):
-    users.load_questions(data_dir, max_turns=1)
-  with pytest.raises(ValueError, match='cannot read .*question.jsonl'):
-    users.load_questions(tmp_path)
-  (tmp_path / 'mt_bench').mkdir()
-  (tmp_path / 'mt_bench' / 'question.jsonl').write_text('{"turns": ["What?", 3]}\n')
-  with pytest.raises(ValueError, match="question.jsonl: 'turns' must be texts"):
-    users.load_questions(tmp_path)
-
-
-def test_a_program_reads_turns_and_a_seed():
-  talk = _talk(turns=2)
-  talk = dataclasses.replace(talk, seeds=np.array([4, 5, 6], np.uint32))
-  seen = []
-
-  def answer(turns, seed):
-    seen.append(([ids.tolist() for ids in turns], seed))
-    return [seed]
-
-  assert users.ProgramUser(answer)(talk) == [[4], [5], [6]]
-  assert seen[1] == ([[5, 5], [1, 1], [8], [2, 2]], 5)
-
-
-@pytest.mark.parametrize('sequence, mark, expected', [
-    ('I wonder. Question: why?', 'Question:', ' why?'),
-    ('Question: a Question: b', 'Question:', ' b'),
-    ('I forgot the mark.', 'Question:', 'I forgot the mark.'),  # All of it is kept.
-    ('Question:', 'Question:', ''),
-    ([1, 2, 3, 2, 3, 4], [2, 3], [4]), ([1, 2], [2, 3], [1, 2]), ([], [2], []),
-    ([1, 2], [], [1, 2]),
+@pytest.mark.parametrize('text, expected', [
+    ('I wonder. Question: why?', ('why?', True)),
+    ('Question: a Question: b\n', ('b', True)),
+    ('**Question:** *why*?', ('*why*?', True)),
+    (' I forgot the mark. ', ('I forgot the mark.', False)),  # All of it is kept.
+    ('**No** mark.', ('**No** mark.', False)),
+    ('Question:', ('', True)), ('', ('', False)),
 ])
-def test_the_question_stands_behind_the_last_mark(sequence, mark, expected):
-  assert users.after_last(sequence, mark) == expected
+def test_the_question_stands_behind_the_last_mark(text, expected):
+  assert users.behind_last(text, 'Question:') == expected
+
+
+def test_those_who_forget_the_mark_are_counted():
+  marked = users.Marked('Ask:', str.split)
+  assert np.isnan(marked.pop_unmarked())
+  texts = ['I see. Ask: is it so?', 'It is.', 'Ask:', 'Well']
+  assert [marked(text) for text in texts] == [['is', 'it', 'so?'], ['It', 'is.'], [], ['Well']]
+  assert marked.pop_unmarked() == 0.5 and np.isnan(marked.pop_unmarked())
 
 
 def test_a_model_reads_the_transcript_and_its_words_are_framed():
   seen = []
 
   def sample(params, prompts, lengths, ids, key):
-    """Says its noise, a mark and the number of tokens that it read; stops or not by the row."""
+    """Says its noise, 77 and the number of tokens that it read; stops or not by the row."""
     seen.append((prompts, lengths, ids))
     rows = len(prompts)
     tokens = np.stack([ids, np.full(rows, 77), lengths, np.full(rows, 0)], axis=1)[:, None]
@@ -137,26 +102,33 @@ def test_a_model_reads_the_transcript_and_its_words_are_framed():
   seeds = np.array([3, 2, 2**31 + 5, 2**32 - 1, 8], np.uint32)
   talk = dataclasses.replace(talk, seeds=seeds)
   user = users.ModelUser(
-      sample, None, jax.random.key(0), slots=12, rows=3, opening=[90], request=[91, 92], mark=[77],
-      before=[1], after=[2])
+      sample, None, jax.random.key(0), slots=12, rows=3, opening=[90], request=[91, 92],
+      write=lambda ids: [1, *ids[::2], 2])
   messages = user(talk)
-  # A stop token that was chosen is not part of the message; one that is none stays.
   assert messages == [
-      [1, 10, *([] if (int(seed) >> 1) % 2 else [0]), 2] for seed in seeds]
+      [1, int(seed) >> 1, 10, 2] for seed in seeds]
   assert [part[0].shape for part in seen] == [(3, 12)] * 2  # One shape for five dialogues.
   prompt = [0, 0, 90, 5, 5, 1, 1, 8, 2, 2, 91, 92]
   assert seen[0][0].tolist() == [prompt] * 3 and (seen[0][1] == 10).all()
   assert seen[1][2].tolist() == [2**31 - 1, 4, 2**31 - 1] and seen[0][2].dtype == np.int32
-  whole = users.ModelUser(sample, None, None, slots=12, rows=5, mark=[78])(talk)
-  assert whole[0] == [1, 77, 7]  # Without the mark everything that it said is kept.
+  whole = users.ModelUser(sample, None, None, slots=12, rows=5)(talk)
+  # A stop token that was chosen is not part of the message; one that is none stays.
+  assert whole == [
+      [int(seed) >> 1, 77, 7, *([] if (int(seed) >> 1) % 2 else [0])] for seed in seeds]
   # A model that stops at once says nothing, and the next turn begins all the same.
   def silent(params, prompts, lengths, ids, key):
     said = np.full((len(prompts), 1, 1), 9)
     ones = np.ones((len(prompts), 1), int)
     return Rollouts(prompts, lengths, said, ones, None, None, ones * STOPPED)
 
-  quiet = users.ModelUser(silent, None, None, slots=12, rows=2, mark=[77], before=[1], after=[2])
-  assert quiet(talk) == [[1, 2]] * 5
+  quiet = users.ModelUser(silent, None, None, slots=12, rows=2)
+  assert quiet(talk) == [[]] * 5
+  # What a reply that was cut lacks is read behind it, as in the transcript of the next turn.
+  cut = dataclasses.replace(talk, stop_reason=np.where(
+      np.arange(5)[:, None] == 1, TRUNCATED, talk.stop_reason))
+  seen.clear()
+  users.ModelUser(sample, None, None, slots=9, rows=5, request=[91], close_ids=[70])(cut)
+  assert seen[0][0][:2].tolist() == [[0, 5, 5, 1, 1, 8, 2, 2, 91], [5, 5, 1, 1, 8, 2, 2, 70, 91]]
   with pytest.raises(ValueError, match='reads at most 6 tokens \\(slots\\), got 7'):
     users.ModelUser(sample, None, None, slots=6, rows=5)(talk)
   with pytest.raises(ValueError, match='rows must be at least 1, got 0'):
