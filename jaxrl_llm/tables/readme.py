@@ -107,7 +107,7 @@ def _show(setting: render.Setting, key: str, scale: float, digits: int) -> str:
   if summary is None:
     return '-'
   error = summary.standard_error
-  tail = '' if not error else f' ± {scale * error:.{digits}f}'
+  tail = '' if not error else f' ± {scale * error:,.{digits}f}'
   return f'{scale * summary.mean:,.{digits}f}{tail}'
 
 
