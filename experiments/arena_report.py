@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from experiments import arena_criteria, launch, report
+from experiments import seeds as seeds_lib
 from jaxrl_llm.training import metrics
 
 Outcomes = Mapping[str, Mapping[int, dict]]
@@ -62,13 +63,6 @@ def _commit(outcomes: Outcomes, seeds: Sequence[int]) -> str:
   return next(iter(commits)) + ('-mixed' if len(commits) > 1 else '')
 
 
-def mean_and_error(values: Sequence[float]) -> tuple[float, float]:
-  """Mean over seeds and its standard error; 0 for one seed, of which none is known."""
-  values = np.asarray(values, float)
-  error = values.std(ddof=1) / np.sqrt(len(values)) if len(values) > 1 else 0.0
-  return float(values.mean()), float(error)
-
-
 def _numbers(outcomes: Outcomes, seeds: Sequence[int]) -> dict[str, float | int]:
   """Flat results of some seeds: their means, with standard errors where there are several."""
   numbers: dict[str, float | int] = {'num_seeds': len(seeds)}
@@ -82,7 +76,8 @@ def _numbers(outcomes: Outcomes, seeds: Sequence[int]) -> dict[str, float | int]
       if len(seeds) == 1:
         numbers[place] = value
       elif not key.endswith('_se'):
-        numbers[place], numbers[f'{place}_se'] = mean_and_error([f[key] for f in finals])
+        numbers[place], numbers[f'{place}_se'] = map(
+            float, seeds_lib.mean_and_error([f[key] for f in finals]))
   total = lambda key: sum(
       by_seed[seed]['final'][key] for by_seed in outcomes.values() for seed in seeds)
   return numbers | {
@@ -99,7 +94,7 @@ def _table(outcomes: Outcomes) -> tuple[list[str], list[list[str]]]:
     values = [f.get(key) for f in finals]
     if None in values:
       return '-'
-    mean, error = mean_and_error([factor * value for value in values])
+    mean, error = seeds_lib.mean_and_error([factor * value for value in values])
     spread = f' ± {error:.{digits}f}' if error and digits else ''
     return f'{mean:,.{digits}f}{spread}'
 
@@ -147,6 +142,4 @@ def _figures(run: launch.Run, outcomes: Outcomes) -> None:
 
 def _over_seeds(curves: Sequence[list[dict]], key: str) -> tuple[np.ndarray, np.ndarray]:
   """Mean and standard error over seeds of a number, at each point of their curves."""
-  values = np.array([[point[key] for point in curve] for curve in curves])
-  error = values.std(0, ddof=1) / np.sqrt(len(values)) if len(values) > 1 else 0 * values[0]
-  return values.mean(0), error
+  return seeds_lib.mean_and_error([[point[key] for point in curve] for curve in curves])
