@@ -6,6 +6,7 @@ next one. One table and two figures: the score against sampled tokens, and again
 from the reference.
 """
 
+import dataclasses
 import json
 import pathlib
 
@@ -30,7 +31,9 @@ def outcomes(run: launch.Run, stopper: loop.Stopper) -> dict[str, dict[int, dict
   grounds: dict[int, arena_worlds.Ground] = {}
 
   def ground(seed: int) -> arena_worlds.Ground:
-    if seed not in grounds:
+    if world.settings.one_reference and seed != config.seed:
+      grounds[seed] = dataclasses.replace(ground(config.seed), seed=seed)
+    elif seed not in grounds:
       grounds[seed] = arena_worlds.prepare(world, seed, folder(seed))
       stopper.check('stopped with the reference saved')
     return grounds[seed]

@@ -149,7 +149,7 @@ class RewardModelSettings:
   """A Bradley-Terry reward model from noisy labels of pairs that the reference sampled.
 
   Attributes:
-    num_pairs: pairs, one for each of so many training prompts in turn; 0: no reward model, the
+    num_pairs: pairs, one for each prompt of the demonstrations in turn; 0: no reward model, the
       task's own score is the reward.
     label_noise: of the judge, in units of the gold score.
     steps: optimizer steps.
@@ -191,6 +191,8 @@ class World:
     num_evaluations: points of a learning curve, the first one before any training.
     eval_samples: samples at temperature 1 for each held-out prompt.
     best_of: n of the arm best_of_n.
+    one_reference: the first seed's posts, reference and reward model serve all seeds, as in the
+      papers; the others vary training and evaluation alone.
     arms: the algorithms' settings.
     untrained: arms that train nothing.
   """
@@ -205,6 +207,7 @@ class World:
   num_evaluations: int = 9
   eval_samples: int = 2
   best_of: int = 8
+  one_reference: bool = False
   untrained: tuple[str, ...] = UNTRAINED
 
   def validate(self, prefix: str, names: Sequence[str] | None = None) -> None:

@@ -5,6 +5,7 @@ A `World` is made once and holds what is compiled; a `Ground` is one seed of it.
 
 import dataclasses
 import functools
+import itertools
 import pathlib
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -303,15 +304,25 @@ def _train_reward_model(ground: Ground) -> Params:
 
 
 def _labelled_pairs(ground: Ground, options: Any) -> Batch:
-  """The preference data: pairs that the reference sampled, and a noisy judge's labels."""
-  parts = []
-  for index in range(-(-options.num_pairs // EVALUATION_BATCH)):
-    prompts = ground.prompts(index, EVALUATION_BATCH)
-    rollouts = ground.sample(
-        ground.reference, prompts, num_samples=2, stream=rng.Stream.DATA, step=index)
+  """The preference data: pairs that the reference sampled, and a noisy judge's labels.
+
+  They answer the posts of the demonstrations: those of RL are new to the reward model. Two
+  responses that are the same teach nothing, and are left out.
+  """
+  parts, found, encoded = [], 0, encode(ground.task, ground.task.demonstrations)
+  for index in itertools.count():
+    prompts = batching.prompt_batch(encoded, batching.batch_indices(
+        len(encoded), EVALUATION_BATCH, seed=ground.seed, step=index))
+    rollouts = jax.device_get(ground.sample(
+        ground.reference, prompts, num_samples=2, stream=rng.Stream.DATA, step=index))
     labels = ground.preferences(rollouts, prompts.examples, index, use=0)
-    parts.append(Batch(rollouts, labels, None, {}, np.ones(EVALUATION_BATCH, np.float32)))
-  return jax.tree.map(lambda *x: np.concatenate(x)[: options.num_pairs], *parts)
+    differ = labels.any(axis=1)
+    if not differ.any():
+      raise ValueError('the reference always says the same: there is no pair to prefer from')
+    batch = Batch(rollouts, labels, None, {}, np.ones(EVALUATION_BATCH, np.float32))
+    parts.append(jax.tree.map(lambda leaf, rows=differ: leaf[rows], batch))
+    if (found := found + int(differ.sum())) >= options.num_pairs:
+      return jax.tree.map(lambda *x: np.concatenate(x)[: options.num_pairs], *parts)
 
 
 def _written(ground: Ground, examples: Sequence[Example]) -> Rollouts:

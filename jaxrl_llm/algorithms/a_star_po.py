@@ -36,7 +36,7 @@ import chex
 import jax.numpy as jnp
 import optax
 
-from jaxrl_llm.rl import masking, regression_losses, scoring, soft_values
+from jaxrl_llm.rl import batches, masking, regression_losses, scoring, soft_values
 from jaxrl_llm.training import step as step_lib
 from jaxrl_llm.types import Algorithm, Array, Batch, ModelFns, TrainState, WeightedMean
 
@@ -128,18 +128,14 @@ def make(
     return TrainState(jnp.int32(0), params, optimizer.init(params), key, aux={})
 
   def loss_fn(params, batch: Batch):
-    # Taken out before any arithmetic: 0 · NaN of a filler row would reach the gradient.
-    counts = batch.weight > 0
-    mask = jnp.where(counts[:, None, None], batch.rollouts.mask, 0.0)
-    rewards = jnp.where(counts, batch.rewards[:, 0], 0.0)
-    values = jnp.where(counts, batch.aux['values'], 0.0)
+    mask = batch.rollouts.mask
     log_probs, entropy = scoring.score(
         policy, params['policy'], batch.rollouts,
         temperature=config.temperature, chunk_size=config.head_chunk,
     )
     log_ratio = masking.masked_sum(log_probs - batch.reference_log_probs, mask, axis=-1)[:, 0]
     losses = regression_losses.a_star_po_loss(
-        log_ratio, rewards, values, beta=config.beta2
+        log_ratio, batch.rewards[:, 0], batch.aux['values'], beta=config.beta2
     )
     sequence_entropy = masking.masked_sum(entropy, mask, axis=-1)[:, 0]
     # The bonus is a mean over tokens and the loss one over prompts: the factor
@@ -158,12 +154,17 @@ def make(
 
   def train_step(state, batch: Batch):
     chex.assert_shape(batch.rewards, (None, 1))
+    # A prompt with a failed reward in stage 1 has no value, and nothing to be regressed on.
+    valued = jnp.isfinite(batch.aux['values'])[:, None]
+    batch, dropped = batches.drop_invalid(
+        dataclasses.replace(batch, rewards=jnp.where(valued, batch.rewards, jnp.nan)))
     tokens = jnp.sum(batch.rollouts.mask * batch.weight[:, None, None])
     per_token = jnp.sum(batch.weight) / jnp.maximum(tokens, 1.0)
     aux = {**batch.aux, 'prompts_per_token': jnp.full(batch.weight.shape, per_token)}
-    return step_lib.take_step(
+    state, metrics = step_lib.take_step(
         loss_fn, optimizer, state, dataclasses.replace(batch, aux=aux),
         num_micro_batches=config.num_micro_batches,
     )
+    return state, {**metrics, 'train/dropped': dropped}
 
   return Algorithm(init, train_step)

@@ -225,6 +225,26 @@ def test_rows_of_weight_zero_have_no_part_whatever_stands_in_them(filler):
   assert all(np.isfinite(value) for value in metrics.values())
 
 
+@pytest.mark.parametrize('where', ['reward', 'sentinel', 'value'])
+def test_prompts_whose_reward_failed_are_dropped_and_counted(where):
+  # In stage 2 (NaN, or the number that released code writes), or in stage 1: V* is NaN.
+  batch, failed = _batch(), np.arange(8) >= 6
+  expected_loss, expected, _ = _run(dataclasses.replace(
+      batch, weight=jnp.asarray(~failed, jnp.float32)))
+  bad = {'reward': jnp.nan, 'sentinel': -99_999.0, 'value': jnp.nan}[where]
+  if where == 'value':
+    poisoned = dataclasses.replace(
+        batch, aux={'values': jnp.where(failed, bad, batch.aux['values'])})
+  else:
+    poisoned = dataclasses.replace(
+        batch, rewards=jnp.where(failed[:, None], bad, batch.rewards))
+  loss, gradients, metrics = _run(poisoned)
+  np.testing.assert_allclose(loss, expected_loss, rtol=1e-6)
+  tiny.assert_trees_close(gradients, expected, tolerance=1e-6)
+  assert metrics['train/dropped'] == pytest.approx(1 / 4)
+  assert _run()[2]['train/dropped'] == 0
+
+
 def test_a_batch_without_any_weight_gives_zeros():
   batch = dataclasses.replace(_batch(), weight=jnp.zeros(8))
   loss, gradients, metrics = _run(batch, entropy_coefficient=0.1)
