@@ -41,6 +41,7 @@ def _config(task='arithmetic', **changes):
   if task == 'summarisation':
     world.reward_model = dataclasses.replace(
         world.reward_model, num_pairs=20, steps=2, batch_size=8)
+    world.reward_model.optimizer.warmup_steps = 0
   return dataclasses.replace(config, task=task, num_seeds=1, **changes)
 
 
@@ -108,6 +109,29 @@ def test_summaries_have_a_reward_model_that_is_centred_on_references(folder):
   assert len(best['curve']) == 4 and best['final']['reward'] >= best['curve'][0]['reward']
   critic = arena_worlds.critic_from(ground)
   assert critic is ground.reward_params
+
+
+def test_pairs_of_the_reward_model_are_of_two_responses(folder):
+  ground = _ground('summarisation', folder / 'summarisation')
+  pairs = arena_worlds._labelled_pairs(ground, ground.world.settings.reward_model)
+  assert pairs.rewards.shape == (20, 2)
+  np.testing.assert_array_equal(np.sort(pairs.rewards, axis=1), [[0, 1]] * 20)
+  assert (pairs.rollouts.tokens[:, 0] != pairs.rollouts.tokens[:, 1]).any(axis=1).all()
+  # The posts are those of the demonstrations, none of RL.
+  posts = {ground.task.tokenizer.decode(row) for row in pairs.rollouts.prompts.tolist()}
+  assert posts <= {example['prompt'] for example in ground.task.demonstrations}
+
+
+def test_one_reference_serves_all_seeds(tmp_path):
+  config = _config('summarisation', algorithms='sft')
+  config.num_seeds = 2
+  assert config.world.one_reference
+  with loop.Stopper() as stopper:
+    found = arena.outcomes(_run(config, tmp_path), stopper)['sft']
+  assert (tmp_path / 'seed0' / 'reference').is_dir()
+  assert not (tmp_path / 'seed1' / 'reference').exists()
+  assert found[0]['final']['reward'] != found[1]['final']['reward']  # Other noise.
+  assert found[0]['final']['greedy_score'] == found[1]['final']['greedy_score']
 
 
 # --- Dialogue: where the pairs stand.
