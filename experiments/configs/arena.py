@@ -11,8 +11,8 @@ where the best lay at an end. Of dialogue the best of the three, of REFUEL (3e-4
 1e-3, at less divergence) and of the online last-turn arms, which stand for the other prefixes; two
 of these are best at 1e-4, the lowest tried. η = 10 of REFUEL in 1 to 4 iterations was tried beside
 2. Of summaries less was tried: REBEL's best of 3e-5 to 1e-3, the better of two for PPO, offline and
-online DPO (iterative DPO's lies between them) and RLOO (RLOO of 4, REINFORCE and GRPO share it), and
-3e-4 alone for A*-PO. The sweeps run three seeds.
+online DPO (iterative DPO's lies between them) and RLOO (which REINFORCE and GRPO share), and 3e-4
+alone for A*-PO. The sweeps run three seeds.
 All else is shared: Adam, gradients clipped to norm 1 (which acts on REBEL, REFUEL and DPO most),
 and steps a batch as published: 4 of REBEL and PPO, 1 of the others; in dialogue 2 of every arm.
 
@@ -145,7 +145,7 @@ def get_config(setting: str = '') -> arena_settings.Arena:
   summarisation = arena_settings.World(
       task=arena_settings.SummarisationTask(num_train=600), model=_model(40, num_layers=4),
       sft=_sft(500), reward_model=arena_settings.RewardModelSettings(
-          num_pairs=16_384, label_noise=0.1, steps=1_000, batch_size=128,
+          num_pairs=16_384, label_noise=0.1, steps=2_000, batch_size=128,
           missing_stop_penalty=-6.0,  # Below what the model gives to any summary that stops.
           optimizer=optim.OptimizerConfig(
               learning_rate=1e-3, schedule='cosine', warmup_steps=50, weight_decay=0.01, b2=0.98)),
