@@ -117,17 +117,15 @@ def _figures(run: launch.Run, outcomes: Outcomes) -> None:
       name: (tokens / 1e3, *_over_seeds(seeds, 'score')) for name, seeds in curves.items()
       for tokens, _ in [_over_seeds(seeds, 'sampled_tokens')]
   }, x='sampled tokens (thousands)')
-  by_kl = {}
-  for name, seeds in curves.items():
-    bound = 'kl_to_reference' not in seeds[0][0]
-    places, _ = _over_seeds(seeds, 'kl_bound' if bound else 'kl_to_reference')
-    by_kl[f'{name} (bound on KL)' if bound else name] = places, *_over_seeds(seeds, 'score')
-  draw(figure('score_by_kl'), by_kl, x=divergence)
+  moved = {name: _divergence(seeds) for name, seeds in curves.items()}
+  draw(figure('score_by_kl'), {
+      name + moved[name][1]: (moved[name][0], *_over_seeds(seeds, 'score'))
+      for name, seeds in curves.items()
+  }, x=divergence)
   trained = {name: seeds for name, seeds in curves.items() if len(seeds[0]) > 1}
   if all('reward' in seeds[0][0] for seeds in trained.values()) and len(trained) <= 4:
     draw(figure('reward_by_kl'), {
-        f'{name}, {label}': (
-            _over_seeds(seeds, 'kl_to_reference')[0], *_over_seeds(seeds, key))
+        f'{name}, {label}{moved[name][1]}': (moved[name][0], *_over_seeds(seeds, key))
         for name, seeds in trained.items()
         for key, label in (('score', 'gold'), ('reward', 'reward model'))
     }, x=divergence)
@@ -138,6 +136,13 @@ def _figures(run: launch.Run, outcomes: Outcomes) -> None:
     draw(figure('score_by_eta'), {'REBEL': (
         np.log10(list(steps.values())), *(np.concatenate(x) for x in zip(*ends)))},
          x='log10 of the step size η')
+
+
+def _divergence(curves: Sequence[list[dict]]) -> tuple[np.ndarray, str]:
+  """How far an arm went at each point, and what to say where that is a bound (best of n)."""
+  known = 'kl_to_reference' in curves[0][0]
+  places, _ = _over_seeds(curves, 'kl_to_reference' if known else 'kl_bound')
+  return places, '' if known else ' (bound on KL)'
 
 
 def _over_seeds(curves: Sequence[list[dict]], key: str) -> tuple[np.ndarray, np.ndarray]:

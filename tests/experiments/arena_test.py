@@ -123,6 +123,17 @@ def test_pairs_of_the_reward_model_are_of_two_responses(folder):
   assert posts <= {example['prompt'] for example in ground.task.demonstrations}
 
 
+def test_figures_of_a_learnt_reward_show_best_of_n_by_the_bound_on_its_divergence(tmp_path):
+  point = lambda x, kl: {
+      'score': x, 'reward': 2 * x, kl: x, 'sampled_tokens': 100 * x, 'greedy_score': x}
+  outcomes = {
+      name: {seed: {'curve': [point(x + seed, kl) for x in (1, 2)]} for seed in (0, 1)}
+      for name, kl in (('best_of_n', 'kl_bound'), ('rebel', 'kl_to_reference'))}
+  arena_report._figures(_run(_config('summarisation'), tmp_path), outcomes)
+  rows = (tmp_path / 'figures' / 'reward_by_kl.csv').read_text()
+  assert 'rebel, gold' in rows and 'best_of_n, reward model (bound on KL)' in rows
+
+
 def test_one_reference_serves_all_seeds(tmp_path):
   config = _config('summarisation', algorithms='sft')
   config.num_seeds = 2
