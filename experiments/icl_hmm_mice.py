@@ -55,7 +55,7 @@ def make_readers(run: launch.Run, stopper: loop.Stopper) -> list[predictors.Read
   params = training.meta_train(run, stopper)
   readers = [predictors.make_reader(
       'icl', training.make_model(config), params, training.TOKENISATION,
-      first_symbols=training.FIRST_SYMBOLS, num_trials=config.num_trials, batch_size=32)]
+      num_trials=config.num_trials, batch_size=32)]
   if config.checkpoint:
     readers.append(read_checkpoint(config))
   return readers
@@ -80,7 +80,7 @@ def read_checkpoint(config: IclHmmMice) -> predictors.Reader:
   tokens = in_context.tokenise(
       tokenizer, config.tokenisation, animals.NUM_SYMBOLS, seed=config.seed)
   return predictors.make_reader(
-      'checkpoint', model, origin.load(abstract), tokens, first_symbols={},
+      'checkpoint', model, dict.fromkeys(training.ARMS, origin.load(abstract)), tokens,
       num_trials=config.checkpoint_trials, batch_size=config.checkpoint_batch_size)
 
 

@@ -31,16 +31,14 @@ class Reader(NamedTuple):
 
   Attributes:
     name: stands before the names of its arms.
-    params: of the model.
+    params: of the model, by arm.
     predict_symbols: its predictor; one program for arms whose sequences are of one length.
-    first_symbols: what stands in front of an arm's sequence; {} if nothing does.
     num_trials: W.
   """
 
   name: str
-  params: Params
+  params: Mapping[str, Params]
   predict_symbols: in_context.Predictor
-  first_symbols: Mapping[str, int]
   num_trials: int
 
   def predict(self, arm: str, animal: animals.Animal, trials: np.ndarray) -> np.ndarray:
@@ -55,23 +53,20 @@ class Reader(NamedTuple):
     places = animals.label_positions(layout, trials.shape[1], shift=shift)
     # As long as if it were not shifted; what stands behind the last label is not read.
     missing = trials.shape[1] * len(animals.LAYOUTS[layout]) - symbols.shape[1]
-    symbols = np.pad(symbols, ((0, 0), (0, missing)))
-    if arm in self.first_symbols:
-      symbols = np.pad(symbols, ((0, 0), (1, 0)), constant_values=self.first_symbols[arm])
-      places = places + 1
+    log_probs = self.predict_symbols(
+        self.params[arm], np.pad(symbols, ((0, 0), (0, missing))))
     found = np.full(trials.shape, np.nan)
-    found[:, : len(places)] = np.exp(self.predict_symbols(self.params, symbols)[:, places, 1])
+    found[:, : len(places)] = np.exp(log_probs[:, places, 1])
     return np.where(trials < 0, np.nan, found)
 
 
 def make_reader(
-    name: str, model: ModelFns, params: Params, tokenisation: in_context.Tokenisation, *,
-    first_symbols: Mapping[str, int], num_trials: int, batch_size: int,
+    name: str, model: ModelFns, params: Mapping[str, Params],
+    tokenisation: in_context.Tokenisation, *, num_trials: int, batch_size: int,
 ) -> Reader:
   """A reader; arguments as of `Reader` and `in_context.Predictor`."""
   return Reader(name, params, in_context.Predictor(
-      model, tokenisation, targets=animals.CHOICE_SYMBOLS, batch_size=batch_size),
-                first_symbols, num_trials)
+      model, tokenisation, targets=animals.CHOICE_SYMBOLS, batch_size=batch_size), num_trials)
 
 
 # --- Windows of an animal.

@@ -1,17 +1,19 @@
-"""Meta-training on simulated mice: the predictor that learns an animal in context.
+"""Meta-training on simulated mice: the predictors that learn an animal in context.
 
-Every step draws mice that were never seen (`tasks.mice`), shows what they did in one of the
-layouts, and asks for each choice. The mouse is known here, so that the label may be averaged over:
+Every step draws mice that were never seen (`tasks.mice`), writes down what they did in one layout,
+and asks for each choice. The mouse is known here, so that the label may be averaged over:
 
   L(θ) = − E (1/W) Σ_t Σ_y P(y_t = y | mouse, trials before t) ln π_θ(y | sequence before it)
 
 which has the expected gradient of sampled labels and less noise. In the shifted layout the sequence
 holds the trial's own contrast and reward already; then the label is the choice itself, wherever
-these two determine it.
+these two determine it. Each layout has a network of its own, which starts from the one before:
+trained on all layouts at once, one network learnt none of them as well.
 """
 
 import contextlib
 import dataclasses
+import functools
 from typing import Any, NamedTuple
 
 import jax
@@ -41,18 +43,17 @@ class Arm(NamedTuple):
   shift: bool = False
 
 
+# In the order in which they are learnt.
 ARMS = {
-    'choice': Arm('choice'),
     'stim_choice': Arm('stim_choice'),
-    'choice_reward': Arm('choice_reward'),
     'stim_choice_reward': Arm('stim_choice_reward'),
     'shift': Arm('stim_choice_reward', True),
+    'choice_reward': Arm('choice_reward'),
+    'choice': Arm('choice'),
 }
-# Which arm a step shows: those that say more about a choice have more to learn.
-SCHEDULE = ('stim_choice', 'stim_choice_reward', 'choice', 'stim_choice', 'shift', 'choice_reward')
-# In front of a sequence stands a symbol that names the arm.
-FIRST_SYMBOLS = {arm: animals.NUM_SYMBOLS + i for i, arm in enumerate(ARMS)}
-TOKENISATION = in_context.Tokenisation(tuple(range(animals.NUM_SYMBOLS + len(ARMS))))
+# A token a symbol, and one in front of every sequence.
+TOKENISATION = in_context.Tokenisation(
+    tuple(range(animals.NUM_SYMBOLS)), (animals.NUM_SYMBOLS,))
 
 
 class Batch(NamedTuple):
@@ -69,11 +70,18 @@ class Batch(NamedTuple):
   chances: np.ndarray
 
 
-def draw_batch(config: IclHmmMice, step: int) -> Batch:
-  """The mice of a step; a function of seed and step."""
-  generator = np.random.default_rng([config.seed, step])
-  width = config.short_trials if step < config.short_steps else config.num_trials
-  return encode_batch(generator, SCHEDULE[step % len(SCHEDULE)], config.batch_size, width)
+def num_steps(config: IclHmmMice, arm: str) -> int:
+  """Steps of an arm: the first one learns how to learn, the others go on from it."""
+  return config.steps if arm == next(iter(ARMS)) else config.further_steps
+
+
+def draw_batch(config: IclHmmMice, arm: str, step: int) -> Batch:
+  """The mice of an arm's step; a function of the seed and these two."""
+  generator = np.random.default_rng([config.seed, list(ARMS).index(arm), step])
+  count, width = config.batch_size, config.num_trials
+  if step < config.short_fraction * num_steps(config, arm):
+    count, width = count * width // config.short_trials, config.short_trials
+  return encode_batch(generator, arm, count, width)
 
 
 def encode_batch(generator: np.random.Generator, name: str, count: int, width: int) -> Batch:
@@ -88,9 +96,11 @@ def encode_batch(generator: np.random.Generator, name: str, count: int, width: i
     chances = np.where(trials.levels == animals.ZERO_LEVEL, chances, trials.choices)
   symbols = animals.encode(
       trials.levels, trials.choices, trials.rewards, arm.layout, shift=arm.shift)
-  tokens = np.concatenate([np.full((count, 1), FIRST_SYMBOLS[name], np.int32), symbols], axis=1)
+  first = np.full((count, 1), TOKENISATION.prefix_ids[0], np.int32)
+  # Behind the first token, the one at a choice's own position is the last before it.
   places = animals.label_positions(arm.layout, width + arm.shift, shift=arm.shift)
-  return Batch(tokens[:, :-1], np.tile(places.astype(np.int32), (count, 1)),
+  return Batch(np.concatenate([first, symbols[:, :-1]], axis=1),
+               np.tile(places.astype(np.int32), (count, 1)),
                chances[:, :width].astype(np.float32))
 
 
@@ -107,42 +117,67 @@ def loss_fn(model: ModelFns, params: Params, batch: Batch) -> tuple[WeightedMean
 
 def make_model(config: IclHmmMice) -> ModelFns:
   """The predictor."""
-  return policy_lib.make(dataclasses.replace(config.model, vocab_size=len(TOKENISATION.symbol_ids)))
+  return policy_lib.make(dataclasses.replace(config.model, vocab_size=animals.NUM_SYMBOLS + 1))
 
 
-def meta_train(run: launch.Run, stopper: loop.Stopper) -> Params:
-  """Trains the predictor, or goes on with it; its parameters."""
+def make_step(config: IclHmmMice, steps: int):
+  """(optimizer, jitted train step) for an arm of so many steps."""
+  model = make_model(config)
+  optimizer = optim.make_optimizer(optim.for_run(config.optimizer, steps))
+  train_step = lambda state, batch: step_lib.take_step(
+      functools.partial(loss_fn, model), optimizer, state, batch)
+  return optimizer, jax.jit(train_step, donate_argnums=0)
+
+
+def meta_train(run: launch.Run, stopper: loop.Stopper) -> dict[str, Params]:
+  """Trains the predictors, or goes on with them; parameters by arm, kept in WORKDIR/params."""
   config: IclHmmMice = run.config
-  model, options = make_model(config), optim.for_run(config.optimizer, config.steps)
-  optimizer = optim.make_optimizer(options)
-  key = rng.base_key(config.seed)
+  key = rng.stream_key(rng.base_key(config.seed), rng.INIT)
+  params = jax.jit(make_model(config).init)(key)
+  make = functools.cache(functools.partial(make_step, config))
+  found, done = {}, {'metrics_offset': 0, 'steps': 0}
+  total = sum(num_steps(config, arm) for arm in ARMS)
+  with contextlib.closing(metrics.MetricsWriter(run.workdir)) as writer, loop.progress(
+      total, 'meta-training on simulated mice') as bar:
+    for arm in ARMS:
+      path = run.workdir / 'params' / arm
+      if not path.exists():
+        trained = _train(run, stopper, writer, bar, arm, params, make, done)
+        done = {'metrics_offset': writer.offset(), 'steps': done['steps'] + num_steps(config, arm)}
+        checkpoints.save_params(path, trained, done)
+      else:
+        bar.update(num_steps(config, arm))
+      params, done = checkpoints.load_params(path, params)
+      found[arm] = params
+  return found
 
-  def init():
-    params = {'policy': model.init(rng.stream_key(key, rng.INIT))}
-    return TrainState(jnp.int32(0), params, optimizer.init(params), key, aux={})
 
-  train_step = jax.jit(
-      lambda state, batch: step_lib.take_step(
-          lambda params, batch: loss_fn(model, params, batch), optimizer, state, batch),
-      donate_argnums=0)
-  state = jax.jit(init)()
-  saved = checkpoints.Checkpoints(run.workdir / 'checkpoints')
-  with contextlib.closing(saved), contextlib.closing(metrics.MetricsWriter(run.workdir)) as writer:
+def _train(run, stopper, writer, bar, arm, params, make, done) -> Params:
+  """The steps of an arm from `params`; `done` says what the arms before it have left."""
+  config: IclHmmMice = run.config
+  steps, (optimizer, train_step) = num_steps(config, arm), make(num_steps(config, arm))
+  params = {'policy': jax.tree.map(jnp.copy, params)}  # The step donates them.
+  state = TrainState(
+      jnp.int32(0), params, optimizer.init(params), rng.base_key(config.seed), aux={})
+  saved = checkpoints.Checkpoints(run.workdir / 'checkpoints' / arm)
+  with contextlib.closing(saved):
     keeper = loop.Keeper(
-        saved, files={'metrics': writer}, total=config.steps, save_every=config.save_every,
-        stopper=stopper, on_save=run.save_clock)
+        saved, files={'metrics': writer}, total=steps, save_every=config.save_every,
+        stopper=stopper, on_save=run.save_clock,
+        base_offsets={'metrics': done['metrics_offset']})
     restored = keeper.restore(state)
     start, state = (restored.step, restored.state) if restored else (0, state)
+    bar.update(start)
     shown = {}
-    with loop.progress(config.steps, 'meta-training on simulated mice', start) as bar:
-      for step in range(start, config.steps):
-        state, update = train_step(state, draw_batch(config, step))
-        logs = loop.should(config.log_every, step) or step == config.steps - 1
-        if logs:
-          values = writer.write(step, update)
-          shown = {'loss': values['train/loss'], 'arm': SCHEDULE[step % len(SCHEDULE)]}
-        if logs or loop.should(config.save_every, step + 1) or stopper.requested:
-          loop.check_finite(step, metrics.to_floats(update), last_saved=keeper.last_saved)
-        bar.update(1, **shown)
-        keeper.after_step(step + 1, state)
+    for step in range(start, steps):
+      state, update = train_step(state, draw_batch(config, arm, step))
+      logs = loop.should(config.log_every, step) or step == steps - 1
+      if logs:
+        named = {name.replace('train', f'train/{arm}'): x for name, x in update.items()}
+        values = writer.write(done['steps'] + step, named)
+        shown = {'layout': arm, 'divergence': values[f'train/{arm}/divergence']}
+      if logs or loop.should(config.save_every, step + 1) or stopper.requested:
+        loop.check_finite(step, metrics.to_floats(update), last_saved=keeper.last_saved)
+      bar.update(1, **shown)
+      keeper.after_step(step + 1, state)
   return state.params['policy']

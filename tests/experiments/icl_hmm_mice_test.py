@@ -34,7 +34,8 @@ CONFIG = 'experiments/configs/icl_hmm_mice.py'
 SMALL = (
     '--config.num_folds=2', '--config.num_simulated=1', '--config.simulated_sessions=2',
     '--config.num_cohort=3', '--config.num_trials=8', '--config.short_trials=8',
-    '--config.short_steps=0', '--config.steps=6', '--config.save_every=3', '--config.log_every=1',
+    '--config.short_fraction=0', '--config.steps=4', '--config.further_steps=4',
+    '--config.save_every=2', '--config.log_every=1',
     '--config.batch_size=2', '--config.restarts=1', '--config.em_steps=2',
     '--config.num_states=(2,)', '--config.optimizer.warmup_steps=2', '--config.model.num_layers=1',
     '--config.model.width=8', '--config.model.num_heads=1', '--config.model.num_kv_heads=1',
@@ -71,13 +72,6 @@ def data(tmp_path_factory):
   folder = tmp_path_factory.mktemp('mice')
   _write(folder, _animal())
   return folder
-
-
-@pytest.fixture(scope='module', autouse=True)
-def _one_layout_is_learnt():
-  with pytest.MonkeyPatch.context() as patch:  # One program instead of three.
-    patch.setattr(icl_hmm_mice_training, 'SCHEDULE', ('stim_choice',))
-    yield
 
 
 def _untrained(run, stopper):
@@ -121,7 +115,9 @@ def test_a_run_leaves_its_numbers_tables_and_a_figure_with_its_data(workdir):
   assert len(rows) == 2 * len(METHODS) + 1
   table = (workdir / 'table.md').read_text()
   assert 'GLM-HMM, 2 states' in table and 'who knows the mouse' in table
-  assert [record['step'] for record in metrics.read_jsonl(workdir / 'metrics.jsonl')] == [*range(6)]
+  records = metrics.read_jsonl(workdir / 'metrics.jsonl')
+  assert [record['step'] for record in records] == [*range(20)]
+  assert 'train/stim_choice/loss' in records[3] and 'train/choice/divergence' in records[-1]
 
 
 class _Killed(Exception):
@@ -134,16 +130,19 @@ def _timeless(results):
 
 def test_a_run_that_is_killed_in_training_ends_alike(workdir, data, tmp_path, monkeypatch):
   options, draw = (*SMALL, f'--config.data_dir={data}'), icl_hmm_mice_training.draw_batch
+  killed_at = [('stim_choice_reward', 1), ('stim_choice', 3)]  # Every other step is saved.
 
-  def killing(config, step):
-    if step == 4:  # The last checkpoint is that of step 3.
+  def killing(config, arm, step):
+    if (arm, step) == killed_at[-1]:
+      killed_at.pop()
       raise _Killed
-    return draw(config, step)
+    return draw(config, arm, step)
 
   with monkeypatch.context() as patch:
     patch.setattr(icl_hmm_mice_training, 'draw_batch', killing)
-    with pytest.raises(_Killed):
-      _run(tmp_path / 'run', *options)
+    for _ in range(2):
+      with pytest.raises(_Killed):
+        _run(tmp_path / 'run', *options)
   assert _run(tmp_path / 'run', *options) == 0
   assert _timeless(_results(tmp_path / 'run')) == _timeless(_results(workdir))
 
@@ -178,7 +177,7 @@ def test_a_checkpoint_is_read_in_its_own_tokens(tmp_path):
   config = _settings(checkpoint=str(tmp_path / 'model'), tokenisation='random',
                      checkpoint_trials=6, checkpoint_batch_size=3)
   reader = icl_hmm_mice.read_checkpoint(config)
-  assert (reader.name, reader.num_trials, reader.first_symbols) == ('checkpoint', 6, {})
+  assert (reader.name, reader.num_trials) == ('checkpoint', 6)
   tokenizer = tokenizers.load_tokenizer(tmp_path / 'model')
   tokens = in_context.tokenise(tokenizer, 'random', animals.NUM_SYMBOLS, seed=0)
   assert len(tokens.prefix_ids) == 1
@@ -235,7 +234,7 @@ def test_every_choice_is_predicted_once_from_training_sessions_and_its_own_past(
 
 def _settings(**options):
   small = dict(num_folds=2, num_states=(2,), restarts=1, em_steps=2, num_cohort=2, num_trials=8,
-               short_trials=8, short_steps=0, steps=4, batch_size=2,
+               short_trials=8, short_fraction=0.0, steps=4, further_steps=4, batch_size=2,
                model=configs.TransformerConfig(
                    num_layers=1, width=8, num_heads=1, num_kv_heads=1, head_dim=8, mlp_width=8,
                    max_length=64, tie_embeddings=False))
@@ -247,8 +246,8 @@ def _reader():
   model = icl_hmm_mice_training.make_model(_settings())
   params = jax.jit(model.init)(jax.random.key(0))
   return icl_hmm_mice_predictors.make_reader(
-      'icl', model, params, icl_hmm_mice_training.TOKENISATION, num_trials=8, batch_size=4,
-      first_symbols=icl_hmm_mice_training.FIRST_SYMBOLS)
+      'icl', model, dict.fromkeys(icl_hmm_mice_training.ARMS, params),
+      icl_hmm_mice_training.TOKENISATION, num_trials=8, batch_size=4)
 
 
 @functools.cache
@@ -318,8 +317,8 @@ def test_labels_stand_behind_the_places_that_predict_them(name):
   shown = labels >= 0  # The last choice may be the last token, which is not read.
   np.testing.assert_array_equal(
       (labels - animals.CHOICE_SYMBOLS[0])[shown], trials.choices[:, :width][shown])
-  assert (batch.tokens[:, 0] >= animals.NUM_SYMBOLS).all()
-  assert batch.tokens.max() == icl_hmm_mice_training.FIRST_SYMBOLS[name]
+  assert (batch.tokens[:, 0] == animals.NUM_SYMBOLS).all()
+  assert batch.tokens[:, 1:].max() < animals.NUM_SYMBOLS
   best = mice.predict(drawn, trials)[:, :width]
   zero = trials.levels[:, :width] == animals.ZERO_LEVEL
   if arm.shift:  # Contrast and reward have been read: they say which choice it was.
@@ -329,12 +328,12 @@ def test_labels_stand_behind_the_places_that_predict_them(name):
 
 
 def test_a_batch_is_a_function_of_seed_and_step():
-  config = _settings(short_steps=1, short_trials=5)
-  a, b = (icl_hmm_mice_training.draw_batch(config, 3) for _ in range(2))
+  config, arm = _settings(short_fraction=.25, short_trials=4), 'stim_choice'
+  a, b = (icl_hmm_mice_training.draw_batch(config, arm, 3) for _ in range(2))
   jax.tree.map(np.testing.assert_array_equal, a, b)
-  other = icl_hmm_mice_training.draw_batch(dataclasses.replace(config, seed=1), 3)
+  other = icl_hmm_mice_training.draw_batch(dataclasses.replace(config, seed=1), arm, 3)
   assert (a.tokens != other.tokens).any()
-  assert icl_hmm_mice_training.draw_batch(config, 0).places.shape == (2, 5)
+  assert icl_hmm_mice_training.draw_batch(config, arm, 0).places.shape == (4, 4)
   assert a.places.shape == (2, 8)
 
 
@@ -343,7 +342,7 @@ def test_the_loss_is_the_cross_entropy_with_who_knows_the_mouse():
   model = icl_hmm_mice_training.make_model(config)
   batch = icl_hmm_mice_training.encode_batch(np.random.default_rng(1), 'stim_choice', 2, 5)
   loss, extra = jax.jit(functools.partial(icl_hmm_mice_training.loss_fn, model))(
-      {'policy': _reader().params}, batch)
+      {'policy': _reader().params['stim_choice']}, batch)
   trials = np.arange(10).reshape(2, 5)
   symbols = batch.tokens[:, 1:].reshape(2, -1)
   flat = animals.Animal('m', *(np.zeros((2, 5), int) for _ in range(4)))
@@ -444,7 +443,8 @@ def test_every_field_is_read():
     ('--config.num_folds=1', 'config.num_folds must be at least 2, got 1'),
     ('--config.num_folds=9', 'config.simulated_sessions must be at least 9, got 2'),
     ('--config.num_trials=3', 'config.num_trials must be at least 4, got 3'),
-    ('--config.short_steps=7', r'config.short_steps must be at most config.steps \(6\), got 7'),
+    ('--config.short_trials=9', r'config.short_trials must be at most .* \(8\), got 9'),
+    ('--config.short_fraction=2', r'config.short_fraction must be in \[0, 1\], got 2'),
     ('--config.ridge=0', 'config.ridge must be positive and finite, got 0'),
     # Repeated, a flag adds to a tuple.
     ('--config.num_states=(2,0)', r'config.num_states must be numbers from 1, got \(2, 2, 0\)'),

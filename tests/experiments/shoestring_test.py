@@ -283,7 +283,8 @@ def test_cora_with_fewer_splits_and_epochs(tmp_path, data_dir):
   results = _results(workdir)
   assert results['eval/gcn/softmax/n20/accuracy'] > .72
   assert results['eval/lp/softmax/n20/accuracy'] > .55
-  # What test labels in the prototypes are worth, to a network that knows nothing of prototypes.
+  # What test labels in the prototypes are worth, to a network that knows nothing of prototypes:
+  # much with one label a class, little with twenty (two splits settle no more than that).
   leak = lambda n: (results[f'eval/gcn/softmax/{n}/leaky_accuracy'] -
                     results[f'eval/gcn/softmax/{n}/prototype_accuracy'])
-  assert leak('n1') > .08 and leak('n20') < .03
+  assert leak('n1') > .08 and leak('n20') < leak('n1') / 3
