@@ -5,28 +5,13 @@ compares did not run.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import NamedTuple
 
 import numpy as np
 from scipy import stats
 
+from experiments.criteria import Finding
+
 Outcomes = Mapping[str, Mapping[int, dict]]
-
-
-class Finding(NamedTuple):
-  """One criterion.
-
-  Attributes:
-    name: its letter in the study it belongs to.
-    claim: what is expected.
-    holds: whether it was so.
-    measured: the numbers.
-  """
-
-  name: str
-  claim: str
-  holds: bool
-  measured: str
 
 
 def findings(task: str, outcomes: Outcomes) -> list[Finding]:
@@ -36,13 +21,6 @@ def findings(task: str, outcomes: Outcomes) -> list[Finding]:
     if set(needed) <= set(outcomes):
       found.append(criterion(outcomes))
   return found
-
-
-def markdown(found: Sequence[Finding]) -> str:
-  """A list, one line a criterion."""
-  return '\n'.join(
-      f'- ({f.name}) {f.claim}: **{"holds" if f.holds else "does not hold"}**. {f.measured}'
-      for f in found)
 
 
 def _final(outcomes: Outcomes, arm: str, key: str) -> np.ndarray:

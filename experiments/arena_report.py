@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from experiments import arena_criteria, launch, report
+from experiments import arena_criteria, criteria, launch, report
 from experiments import seeds as seeds_lib
 from jaxrl_llm.training import metrics
 
@@ -48,7 +48,7 @@ def write(run: launch.Run, outcomes: Outcomes) -> None:
       + (f'. {run.config.note}' if run.config.note else '') + '.'
   )
   found = arena_criteria.findings(run.config.study, outcomes)
-  text = '\n\n'.join(filter(None, [table, caption, arena_criteria.markdown(found)]))
+  text = '\n\n'.join(filter(None, [table, caption, criteria.markdown(found)]))
   metrics.write_text_atomic(run.table_path, text + '\n')
   launch.write_results(
       dataclasses.replace(run, commit=_commit(outcomes, seeds)), _numbers(outcomes, seeds))

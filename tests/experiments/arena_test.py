@@ -14,6 +14,7 @@ from experiments import (
     arena_dialogue,
     arena_report,
     arena_worlds,
+    criteria,
     launch,
 )
 from experiments.configs import arena as config_file
@@ -381,7 +382,7 @@ def test_a_criterion_can_hold_and_fail(ours, holds):
   found = {f.name: f for f in arena_criteria.findings('arithmetic', outcomes)}
   assert found['a'].holds == holds and 'grpo 96.1' in found['a'].measured
   assert found['g'].holds and not found['c'].holds
-  text = arena_criteria.markdown(list(found.values()))
+  text = criteria.markdown(list(found.values()))
   assert ('**holds**' in text) and ('**does not hold**' in text)
 
 

@@ -1,0 +1,27 @@
+"""Choices of mice in context: five animals of the International Brain Laboratory, four layouts.
+
+Not a table of the paper (arXiv 2506.07298), whose predictors are language models and whose animals
+are shown in a figure: its question, with a predictor trained on simulated mice alone. See
+`experiments.icl_hmm_mice` for what is compared.
+
+The animals are looked for in $JAXRL_LLM_DATA/ibl_mice, by default ../shared/data/ibl_mice; any
+folder of such files will do. Without one, simulated animals alone are studied.
+
+Cost: about ten minutes on two CPU cores, eight of them for meta-training.
+Command: python -m experiments.icl_hmm --config=experiments/configs/icl_hmm_mice.py \\
+      [--config.data_dir=DIR]
+"""
+
+import os
+import pathlib
+
+from experiments import settings_mice
+
+
+def get_config() -> settings_mice.IclHmmMice:
+  folder = pathlib.Path(os.environ.get('JAXRL_LLM_DATA', '../shared/data')) / 'ibl_mice'
+  return settings_mice.IclHmmMice(
+      data_dir=str(folder) if folder.is_dir() else '',
+      note='In context, at most the last 191 trials are read; fitted models have seen all training '
+           'sessions. No predictor in context was trained on an animal.',
+  )

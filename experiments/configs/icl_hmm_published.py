@@ -1,0 +1,28 @@
+"""Published results on hidden Markov models, simulated anew and compared at every length.
+
+The baselines of the paper (arXiv 2506.07298) and of its file of results for the group "entropy":
+81 models, 4, 8, ..., 2048 symbols seen (DaiYijia02/hmm-visualization, entropy_results.csv).
+Wanted were mean absolute differences of at most 0.02 in accuracy and 0.008 in Hellinger distance
+for the best path, the true state and the n-grams; Baum-Welch, on few sequences, is reported.
+
+The file is looked for in $JAXRL_LLM_DATA/icl_hmm, by default ../shared/data/icl_hmm; any file of
+the schema will do.
+
+Cost: 13 minutes of processor time where measured, on a core shared with other programs; models are
+simulated side by side on all cores.
+Command: python -m experiments.icl_hmm --config=experiments/configs/icl_hmm_published.py \\
+      [--config.results_file=FILE.csv]
+"""
+
+import os
+
+from experiments import settings_hmm
+
+
+def get_config() -> settings_hmm.IclHmmPublished:
+  data = os.environ.get('JAXRL_LLM_DATA', '../shared/data')
+  return settings_hmm.IclHmmPublished(
+      results_file=os.path.join(data, 'icl_hmm', 'entropy_results.csv'),
+      note='Expectations over the label are exact given the true state before it; the recorded '
+           'numbers count 4,096 labels and carry their noise.',
+  )

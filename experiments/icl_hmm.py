@@ -1,0 +1,37 @@
+"""Hidden Markov models learnt in context (Dai et al., 2025, arXiv 2506.07298).
+
+What is run is a matter of --config: the type of its settings decides.
+
+  icl_hmm.py             a small network trained to learn fresh models in context (the default)
+  icl_hmm_published.py   the published baselines, simulated anew and compared with the file
+  icl_hmm_mice.py        choices of mice, real and simulated
+"""
+
+from experiments import (
+    icl_hmm_mice,
+    icl_hmm_published,
+    icl_hmm_scratch,
+    launch,
+    settings_hmm,
+    settings_mice,
+)
+
+STUDIES = {
+    settings_hmm.IclHmm: icl_hmm_scratch.main,
+    settings_hmm.IclHmmPublished: icl_hmm_published.main,
+    settings_mice.IclHmmMice: icl_hmm_mice.main,
+}
+
+
+def main(run: launch.Run) -> None:
+  """Runs the study that the settings are of."""
+  study = STUDIES.get(type(run.config))
+  if study is None:
+    allowed = ', '.join(kind.__name__ for kind in STUDIES)
+    raise ValueError(f'{run.config_file} must return settings of {allowed}, got '
+                     f'{type(run.config).__name__} (--config)')
+  study(run)
+
+
+if __name__ == '__main__':
+  launch.run(main, default_config='experiments/configs/icl_hmm.py')

@@ -1,0 +1,194 @@
+"""Choices of mice, predicted in context by a model that never met a mouse, and by fitted models.
+
+For each animal (real ones of the International Brain Laboratory, and simulated ones, whose best
+prediction is known) sessions are cut into folds by seed. Held-out choices are predicted by chance,
+the bias, a GLM, GLM-HMMs and counts, all from the training sessions of the fold, and in context:
+by a small transformer that was trained on simulated mice alone, in four layouts, and in the
+shifted layout of the released code, in which the answer can be read off (arXiv 2506.07298; see
+`data.animals`). `icl_hmm_mice_predictors` says who has seen what. Animals that are done are kept.
+
+Beside the animals, a cohort of simulated mice, one window each: what the model in context loses to
+whoever knows the mouse, by the number of trials read.
+"""
+
+import functools
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from experiments import icl_hmm_mice_predictors as predictors
+from experiments import icl_hmm_mice_report as closing
+from experiments import icl_hmm_mice_training as training
+from experiments import launch, origins, seeds
+from experiments.settings_mice import IclHmmMice
+from jaxrl_llm.data import animals, tokenizers
+from jaxrl_llm.evaluation import in_context
+from jaxrl_llm.models import configs
+from jaxrl_llm.models import policy as policy_lib
+from jaxrl_llm.tasks import mice
+from jaxrl_llm.training import loop
+
+# Behind the seed, so that none of these mice is one of a training step.
+_SIMULATED, _COHORT = 2**31, 2**31 + 1
+SESSION_LENGTH = 90
+
+
+def simulated_animals(config: IclHmmMice) -> dict[str, tuple[animals.Animal, np.ndarray]]:
+  """Simulated animals by name, each with the best prediction [N] of its choices."""
+  generator = np.random.default_rng([config.seed, _SIMULATED])
+  if not config.num_simulated:
+    return {}
+  drawn = mice.draw(generator, config.num_simulated)
+  trials = mice.simulate(
+      drawn, generator, num_trials=config.simulated_sessions * SESSION_LENGTH,
+      session_length=SESSION_LENGTH)
+  best = mice.predict(drawn, trials)
+  names = [f'simulated_{i}' for i in range(config.num_simulated)]
+  return {name: (mice.as_animal(trials, i, name), best[i]) for i, name in enumerate(names)}
+
+
+def make_readers(run: launch.Run, stopper: loop.Stopper) -> list[predictors.Reader]:
+  """The meta-trained model, and the checkpoint's if one was named."""
+  config: IclHmmMice = run.config
+  params = training.meta_train(run, stopper)
+  readers = [predictors.make_reader(
+      'icl', training.make_model(config), params, training.TOKENISATION,
+      num_trials=config.num_trials, batch_size=32)]
+  if config.checkpoint:
+    readers.append(read_checkpoint(config))
+  return readers
+
+
+def read_checkpoint(config: IclHmmMice) -> predictors.Reader:
+  """A language model of a folder, in the tokens that the config names."""
+  origin = origins.read(config.checkpoint, field='config.checkpoint')
+  if not origin.tokenizer_dir:
+    raise ValueError(f'no tokenizer is known of {config.checkpoint} (config.checkpoint)')
+  tokenizer = tokenizers.load_tokenizer(origin.tokenizer_dir)
+  shape = origins.resolve_model(configs.TransformerConfig(), origin)
+  needed = 1 + 3 * config.checkpoint_trials
+  if shape.max_length < needed:
+    raise ValueError(f'config.checkpoint reads {shape.max_length} tokens, and {needed} are needed '
+                     f'for config.checkpoint_trials of {config.checkpoint_trials}')
+  model = policy_lib.make(shape)
+  device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+  abstract = jax.tree.map(
+      lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=device),
+      jax.eval_shape(model.init, jax.random.key(0)))
+  tokens = in_context.tokenise(
+      tokenizer, config.tokenisation, animals.NUM_SYMBOLS, seed=config.seed)
+  return predictors.make_reader(
+      'checkpoint', model, dict.fromkeys(training.ARMS, origin.load(abstract)), tokens,
+      num_trials=config.checkpoint_trials, batch_size=config.checkpoint_batch_size)
+
+
+def predict_animal(
+    config: IclHmmMice,
+    animal: animals.Animal,
+    best: np.ndarray | None,
+    readers: Sequence[predictors.Reader],
+    shape: tuple[int, int],
+) -> dict[str, np.ndarray]:
+  """P(choice 1) of every held-out choice, by everyone.
+
+  Args:
+    config: the settings.
+    animal: the animal.
+    best: the best prediction [N], where it is known.
+    readers: the models in context.
+    shape: as in `predictors.fitted_predictions`.
+
+  Returns:
+    'choices' [N], 'fold' [N], 'chance/<method>' [N], NaN where nothing is predicted, and
+    'online/<method>' [R, W], the windows of `predictors.online_windows`, with
+    'online/choices'.
+  """
+  fold = animals.folds(animal.num_sessions, config.num_folds, config.seed)
+  found = {
+      'chance': np.full(len(animal.choices), .5),
+      'bias': predictors.bias_predictions(animal, fold),
+      **predictors.fitted_predictions(config, animal, fold, shape),
+  }
+  windows = predictors.held_out_windows(animal, fold, config.num_trials)
+  for prefix, counts in (('ngram', predictors.all_counts(animal, fold)),
+                         ('context_ngram', predictors.window_counts(animal, *windows))):
+    found |= {f'{prefix}{order}': counts[order - 1] for order in (2, 3)}
+  online = {}
+  for reader in readers:
+    trials, predicted = predictors.held_out_windows(animal, fold, reader.num_trials)
+    stream = predictors.online_windows(animal, reader.num_trials)
+    for arm in training.ARMS:
+      chances = np.full(len(animal.choices), np.nan)
+      chances[trials[predicted]] = reader.predict(arm, animal, trials)[predicted]
+      found[f'{reader.name}_{arm}'] = chances
+      if reader.name == 'icl' and len(stream):
+        online[f'online/icl_{arm}'] = reader.predict(arm, animal, stream)
+        online['online/choices'] = animal.choices[stream]
+  if best is not None:
+    found['bayes'] = best
+  return {'choices': animal.choices, 'fold': fold[animal.sessions], **online,
+          **{f'chance/{name}': values for name, values in found.items()}}
+
+
+def predict_cohort(
+    config: IclHmmMice, reader: predictors.Reader
+) -> dict[str, np.ndarray]:
+  """Simulated mice, one window each, by all layouts: 'choices' and 'chance/<method>' [B, W]."""
+  generator = np.random.default_rng([config.seed, _COHORT])
+  count, width = config.num_cohort, config.num_trials
+  drawn = mice.draw(generator, count)
+  trials = mice.simulate(
+      drawn, generator, num_trials=width, phase=generator.integers(SESSION_LENGTH, size=count))
+  flat = animals.Animal('cohort', *(x.reshape(-1) for x in (
+      trials.levels, trials.choices, trials.rewards)), np.arange(count).repeat(width))
+  rows = np.arange(count * width).reshape(count, width)
+  counts = predictors.window_counts(flat, rows, np.ones(rows.shape, bool))
+  found = {
+      'bayes': mice.predict(drawn, trials),
+      **{f'context_ngram{order}': counts[order - 1].reshape(rows.shape) for order in (2, 3)},
+      **{f'icl_{arm}': reader.predict(arm, flat, rows) for arm in training.ARMS},
+  }
+  return {'choices': trials.choices, **{f'chance/{name}': x for name, x in found.items()}}
+
+
+def predict_all(
+    run: launch.Run, stopper: loop.Stopper
+) -> tuple[dict[str, Mapping[str, np.ndarray]], Mapping[str, np.ndarray]]:
+  """What `predict_animal` gives, by animal, and the cohort's; what is on the disk is read."""
+  config: IclHmmMice = run.config
+  real = animals.load_folder(config.data_dir) if config.data_dir else []
+  everyone = {animal.name: (animal, None) for animal in real} | simulated_animals(config)
+  for animal, _ in everyone.values():
+    if animal.num_sessions < config.num_folds:
+      raise ValueError(f'config.num_folds must be at most the sessions of {animal.name} '
+                       f'({animal.num_sessions}), got {config.num_folds}')
+  sizes = [(animal.num_sessions, np.bincount(animal.sessions).max())
+           for animal, _ in everyone.values()]
+  shape = tuple(map(max, zip(*sizes)))
+  readers, found = make_readers(run, stopper), {}
+  kept = run.workdir / 'arms'
+  cohort = seeds.kept(kept / 'cohort.npz', lambda: predict_cohort(config, readers[0]))
+  with loop.progress(len(everyone), 'animals') as bar:
+    for name, (animal, best) in everyone.items():
+      path = kept / f'{name}.animal.npz'
+      found[name] = seeds.kept(path, functools.partial(
+          predict_animal, config, animal, best, readers, shape))
+      if not np.array_equal(found[name]['choices'], animal.choices):
+        raise ValueError(f'{path} is of other trials than {name} of config.data_dir: give another '
+                         '--workdir')
+      run.save_clock()
+      bar.update(1, animal=name)
+      stopper.check(f'stopped after {name}, saved')
+  return found, cohort
+
+
+def main(run: launch.Run) -> dict[str, Any]:
+  """Predicts all animals, and writes table, figure and results.json; the numbers."""
+  with loop.Stopper() as stopper:
+    found, cohort = predict_all(run, stopper)
+  numbers = closing.write(run, found, cohort)
+  launch.write_results(run, {**numbers, 'sampled_tokens': 0})
+  print(f'results: {run.results_path}')
+  return numbers

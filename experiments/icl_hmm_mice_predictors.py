@@ -1,0 +1,250 @@
+"""How choices of an animal are predicted, fold by fold: fitted models, counts, models in context.
+
+Every predictor gives the probability of choice 1 for the trials of held-out sessions. Fitted
+models have seen the training sessions of a fold, and of the held-out session what came before the
+trial. A model in context reads a window of one sequence: the training sessions that were recorded
+after the held-out one, then those before it, then the held-out one up to the trial; of these the
+last `num_trials` trials at most.
+"""
+
+import functools
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from experiments.icl_hmm_mice_training import ARMS
+from experiments.settings_mice import IclHmmMice
+from jaxrl_llm.data import animals
+from jaxrl_llm.evaluation import in_context
+from jaxrl_llm.rl import glm_hmm
+from jaxrl_llm.training import rng
+from jaxrl_llm.types import ModelFns, Params
+
+MAX_ORDER = 3
+
+
+class Reader(NamedTuple):
+  """A model that predicts in context.
+
+  Attributes:
+    name: stands before the names of its arms.
+    params: of the model, by arm.
+    predict_symbols: its predictor; one program for arms whose sequences are of one length.
+    num_trials: W.
+  """
+
+  name: str
+  params: Mapping[str, Params]
+  predict_symbols: in_context.Predictor
+  num_trials: int
+
+  def predict(self, arm: str, animal: animals.Animal, trials: np.ndarray) -> np.ndarray:
+    """P(choice 1) in windows of trials [R, W] (-1 behind the end): [R, W], NaN where no label is.
+
+    A shifted sequence shows the choice of each trial but the last.
+    """
+    layout, shift = ARMS[arm]
+    filled = np.where(trials < 0, trials[:, :1], trials)
+    symbols = animals.encode(
+        animal.levels[filled], animal.choices[filled], animal.rewards[filled], layout, shift=shift)
+    places = animals.label_positions(layout, trials.shape[1], shift=shift)
+    # As long as if it were not shifted; what stands behind the last label is not read.
+    missing = trials.shape[1] * len(animals.LAYOUTS[layout]) - symbols.shape[1]
+    log_probs = self.predict_symbols(
+        self.params[arm], np.pad(symbols, ((0, 0), (0, missing))))
+    found = np.full(trials.shape, np.nan)
+    found[:, : len(places)] = np.exp(log_probs[:, places, 1])
+    return np.where(trials < 0, np.nan, found)
+
+
+def make_reader(
+    name: str, model: ModelFns, params: Mapping[str, Params],
+    tokenisation: in_context.Tokenisation, *, num_trials: int, batch_size: int,
+) -> Reader:
+  """A reader; arguments as of `Reader` and `in_context.Predictor`."""
+  return Reader(name, params, in_context.Predictor(
+      model, tokenisation, targets=animals.CHOICE_SYMBOLS, batch_size=batch_size), num_trials)
+
+
+# --- Windows of an animal.
+
+
+def held_out_windows(
+    animal: animals.Animal, fold: np.ndarray, num_trials: int
+) -> tuple[np.ndarray, np.ndarray]:
+  """Windows in which every choice of the animal is predicted once: see the module's docstring.
+
+  Args:
+    animal: the animal.
+    fold: int [S]; of each session.
+    num_trials: W.
+
+  Returns:
+    (trials [R, W], predicted bool [R, W]), as of `animals.windows`.
+  """
+  rows = [animals.windows(before, predicted, num_trials)
+          for before, predicted in _held_out_sessions(animal, fold)]
+  return tuple(np.concatenate(parts) for parts in zip(*rows))
+
+
+def _held_out_sessions(animal: animals.Animal, fold: np.ndarray):
+  """(trials before, trials to predict) of each session; those with a choice alone."""
+  chosen = animal.choices >= 0
+  for session, own in enumerate(fold):
+    training = chosen & (fold[animal.sessions] != own)
+    after = np.flatnonzero(training & (animal.sessions > session))
+    before = np.flatnonzero(training & (animal.sessions < session))
+    yield (np.concatenate([after, before]),
+           np.flatnonzero(chosen & (animal.sessions == session)))
+
+
+def online_windows(animal: animals.Animal, num_trials: int) -> np.ndarray:
+  """All trials with a choice, cut into windows [R, W] one after the other; what is over is left."""
+  trials = np.flatnonzero(animal.choices >= 0)
+  rows = len(trials) // num_trials
+  return trials[: rows * num_trials].reshape(rows, num_trials)
+
+
+# --- Counts.
+
+
+def _earlier(codes: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+  """How many entries before each one have its code, and the sum of their values."""
+  order = np.argsort(codes, kind='stable')
+  ordered, values = codes[order], values[order]
+  index = np.arange(len(codes))
+  begins = np.concatenate([[True], ordered[1:] != ordered[:-1]])
+  first = np.maximum.accumulate(np.where(begins, index, 0))
+  sums = np.cumsum(values) - values
+  count, total = np.empty(len(codes)), np.empty(len(codes))
+  count[order], total[order] = index - first, sums - sums[first]
+  return count, total
+
+
+def count_predictions(levels: np.ndarray, choices: np.ndarray) -> np.ndarray:
+  """n-grams of the sequence (contrast, choice, contrast, choice, ...), counted as it goes.
+
+    p_n = (ones + p_{n−1}) / (count + 1),    p_0 = 1/2
+
+  of the earlier trials with the same context: nothing (n = 1), the contrast (2), the choice before
+  it as well (3). A context that was not seen falls back to the shorter one.
+
+  Args:
+    levels: int [N].
+    choices: int [N]; 0 or 1.
+
+  Returns:
+    float [MAX_ORDER, N]; P(choice 1).
+  """
+  last = np.concatenate([[2], choices[:-1]]).astype(int)
+  contexts = (np.zeros(len(levels), int), levels.astype(int), 3 * levels.astype(int) + last)
+  chance, found = np.full(len(levels), .5), []
+  for codes in contexts[:MAX_ORDER]:
+    count, ones = _earlier(codes, choices.astype(float))
+    chance = (ones + chance) / (count + 1)
+    found.append(chance)
+  return np.stack(found)
+
+
+def window_counts(animal: animals.Animal, trials: np.ndarray, predicted: np.ndarray) -> np.ndarray:
+  """`count_predictions` inside each window; [MAX_ORDER, N], NaN where nothing is predicted."""
+  found = np.full((MAX_ORDER, len(animal.choices)), np.nan)
+  for row, mask in zip(trials, predicted):
+    real = row >= 0
+    values = count_predictions(animal.levels[row[real]], animal.choices[row[real]])
+    found[:, row[mask]] = values[:, mask[real]]
+  return found
+
+
+def all_counts(animal: animals.Animal, fold: np.ndarray) -> np.ndarray:
+  """The same with all training sessions before the held-out one."""
+  found = np.full((MAX_ORDER, len(animal.choices)), np.nan)
+  for before, predicted in _held_out_sessions(animal, fold):
+    both = np.concatenate([before, predicted])
+    values = count_predictions(animal.levels[both], animal.choices[both])
+    found[:, predicted] = values[:, len(before):]
+  return found
+
+
+def bias_predictions(animal: animals.Animal, fold: np.ndarray) -> np.ndarray:
+  """The share of choice 1 in the training sessions, [N]."""
+  found = np.empty(len(animal.choices))
+  for own in np.unique(fold):
+    held_out = fold[animal.sessions] == own
+    training = animal.choices[~held_out & (animal.choices >= 0)]
+    found[held_out] = (training.sum() + .5) / (len(training) + 1)
+  return found
+
+
+# --- Fitted models.
+
+
+def level_inputs(animal: animals.Animal) -> np.ndarray:
+  """Inputs of a GLM that has a weight for each contrast, [N, 11], beside the two of history."""
+  return np.concatenate(
+      [np.eye(len(animals.CONTRASTS))[animal.levels], animals.covariates(animal)[:, 2:]], axis=1)
+
+
+@functools.partial(jax.jit, static_argnames=('ridge',))
+def _glm(inputs, choices, training, *, ridge):
+  """σ(w · x) [F, S, T] of a GLM for each set of training sessions [F, S]."""
+  def one(training):
+    shown = jnp.where(training[:, None], choices, -1).reshape(-1)
+    weights = glm_hmm.fit_glm(inputs.reshape(-1, inputs.shape[-1]), shown, ridge=ridge)
+    return jax.nn.sigmoid(inputs @ weights)
+
+  return jax.vmap(one)(training)
+
+
+@functools.partial(
+    jax.jit, static_argnames=('num_states', 'ridge', 'pseudo_count', 'restarts', 'steps'))
+def _glm_hmm(key, inputs, choices, training, **options):
+  """The same of a GLM-HMM, and the log posterior of each restart [F, restarts, steps]."""
+  def one(training):
+    shown = jnp.where(training[:, None, None], inputs, jnp.nan)
+    model, trace = glm_hmm.fit(key, shown, choices, **options)
+    return glm_hmm.predict(model, inputs, choices), trace
+
+  return jax.vmap(one)(training)
+
+
+def fitted_predictions(
+    config: IclHmmMice, animal: animals.Animal, fold: np.ndarray, shape: tuple[int, int]
+) -> dict[str, np.ndarray]:
+  """GLMs and GLM-HMMs: P(choice 1) [N] by name.
+
+  Args:
+    config: the settings.
+    animal: the animal.
+    fold: int [S]; of each session.
+    shape: sessions and trials that arrays are filled up to, so that one program does for all.
+
+  Returns:
+    The predictions.
+  """
+  def padded(values, fill):
+    values = animals.by_session(animal, values, fill)
+    rest = [(0, whole - part) for whole, part in zip(shape, values.shape)]
+    return np.pad(values, rest + [(0, 0)] * (values.ndim - 2), constant_values=fill)
+
+  choices = padded(animal.choices.astype(np.int32), -1)
+  real = padded(np.ones(len(animal.choices), bool), False)
+  number = np.pad(fold, (0, shape[0] - len(fold)), constant_values=-1)
+  training = np.arange(config.num_folds)[:, None] != number
+  pick = lambda found: np.asarray(
+      found)[np.maximum(number, 0), np.arange(shape[0])][real].astype(float)
+  found = {}
+  for name, inputs in (('glm', animals.covariates(animal)), ('glm_levels', level_inputs(animal))):
+    inputs = padded(inputs.astype(np.float32), np.nan)
+    found[name] = pick(_glm(inputs, choices, training, ridge=config.ridge))
+  inputs = padded(animals.covariates(animal).astype(np.float32), np.nan)
+  for states in config.num_states:
+    chances, _ = _glm_hmm(
+        rng.stream_key(rng.base_key(config.seed), rng.INIT, states), inputs, choices, training,
+        num_states=states, ridge=config.ridge, pseudo_count=config.pseudo_count,
+        restarts=config.restarts, steps=config.em_steps)
+    found[f'glm_hmm{states}'] = pick(chances)
+  return found

@@ -1,0 +1,257 @@
+"""What the study of mice writes: headline numbers, tables, a figure with its data, a paragraph."""
+
+from collections.abc import Iterator, Mapping
+
+import numpy as np
+
+from experiments import launch, report, seeds
+from jaxrl_llm.training import metrics
+
+LABELS = {
+    'chance': 'chance',
+    'bias': 'bias',
+    'ngram2': '2-gram (contrast)',
+    'ngram3': '3-gram (choice before, contrast)',
+    'glm': 'GLM',
+    'glm_levels': 'GLM, a weight for each contrast',
+    'context_ngram2': '2-gram, in the window alone',
+    'context_ngram3': '3-gram, in the window alone',
+    'icl_choice': 'ICL: choice',
+    'icl_choice_reward': 'ICL: choice, reward',
+    'icl_stim_choice': 'ICL: contrast, choice',
+    'icl_stim_choice_reward': 'ICL: contrast, choice, reward',
+    'icl_shift': 'ICL: shifted (reads the answer)',
+    'bayes': 'who knows the mouse',
+}
+_SHOWN = ('bias', 'glm', 'glm_hmm3', 'context_ngram3', 'icl_stim_choice', 'icl_stim_choice_reward',
+          'icl_shift')
+_CURVES = ('icl_choice', 'icl_stim_choice', 'icl_stim_choice_reward', 'icl_shift')
+_COLOURS = dict(zip(
+    (*_SHOWN, 'bayes', 'icl_choice'),
+    ('0.6', '#c98a1b', '#2e8b57', '#8d6a9f', '#1b6ca8', '#6fb1dc', '#d1495b', '0.2', '#b8860b')))
+_SIMULATED = 'simulated_'
+
+
+def label(method: str) -> str:
+  """A method's name in words."""
+  if method.startswith('glm_hmm'):
+    return f'GLM-HMM, {method.removeprefix("glm_hmm")} states'
+  if method.startswith('checkpoint_'):
+    return LABELS['icl_' + method.removeprefix('checkpoint_')].replace('ICL', 'checkpoint')
+  return LABELS[method]
+
+
+def hits(chances: np.ndarray, choices: np.ndarray) -> np.ndarray:
+  """1 where the likelier choice was made, 1/2 where both are equally likely, NaN without either."""
+  right = np.where(chances == .5, .5, (chances > .5) == (choices > 0))
+  return np.where(np.isnan(chances) | (choices < 0), np.nan, right)
+
+
+def log_probs(chances: np.ndarray, choices: np.ndarray) -> np.ndarray:
+  """ln of the probability of the choice that was made; NaN as in `hits`."""
+  made = np.where(choices > 0, chances, 1 - chances)
+  return np.where(choices < 0, np.nan, np.log(np.maximum(made, 1e-12)))
+
+
+def _methods(arrays: Mapping[str, np.ndarray]) -> Iterator[tuple[str, np.ndarray]]:
+  """(method, P(choice 1)), in the order of the table."""
+  found = {name.removeprefix('chance/'): values for name, values in arrays.items()
+           if name.startswith('chance/')}
+  order = [*LABELS][:6] + [name for name in found if name.startswith('glm_hmm')]
+  order += [name for name in LABELS if name not in order] + [*found]
+  return ((name, found[name]) for name in dict.fromkeys(order) if name in found)
+
+
+def _summary(name: str, accuracy: np.ndarray, probability: np.ndarray) -> dict[str, float]:
+  """Means and standard errors over folds or animals."""
+  numbers = {}
+  for part, values in (('accuracy', accuracy), ('probability', probability)):
+    mean, error = seeds.mean_and_error(values)
+    prefix = '' if part == 'accuracy' else 'probability_'
+    numbers |= {f'{name}/{part}': float(mean), f'{name}/{prefix}standard_error': float(error)}
+  return numbers
+
+
+def animal_numbers(found: Mapping[str, Mapping[str, np.ndarray]]) -> dict[str, float]:
+  """mice/<animal>/<method>/..., over folds, and mean/<method>/..., over real animals.
+
+  Without real ones the mean is over the simulated ones. A probability is exp of the mean log-prob
+  of the choices that were made.
+  """
+  numbers = {}
+  for name, arrays in found.items():
+    choices, fold = arrays['choices'], arrays['fold']
+    for method, chances in _methods(arrays):
+      parts = [fold == own for own in np.unique(fold)]
+      accuracy = [np.nanmean(hits(chances, choices)[part]) for part in parts]
+      likely = [np.exp(np.nanmean(log_probs(chances, choices)[part])) for part in parts]
+      numbers |= _summary(f'mice/{name}/{method}', np.array(accuracy), np.array(likely))
+  averaged = [name for name in found if not name.startswith(_SIMULATED)] or list(found)
+  for method, _ in _methods(found[averaged[0]]):
+    numbers |= _summary(f'mean/{method}', *(np.array([
+        numbers[f'mice/{name}/{method}/{part}'] for name in averaged])
+        for part in ('accuracy', 'probability')))
+  return numbers
+
+
+def cohort_numbers(cohort: Mapping[str, np.ndarray]) -> dict[str, float]:
+  """cohort/<method>/... in the second half of the windows, over simulated mice.
+
+  `minus_bayes` is the accuracy beyond that of the best prediction, mouse by mouse.
+  """
+  choices = cohort['choices']
+  half = slice(choices.shape[1] // 2, choices.shape[1] - 1)  # Shifted, the last has no label.
+  numbers, reference = {}, None
+  for method, chances in sorted(_methods(cohort), key=lambda item: item[0] != 'bayes'):
+    accuracy = hits(chances, choices)[:, half].mean(axis=1)
+    likely = log_probs(chances, choices)[:, half].mean(axis=1)
+    reference = accuracy if reference is None else reference
+    gap, error = seeds.mean_and_error(accuracy - reference)
+    numbers |= _summary(f'cohort/{method}', accuracy, likely) | {
+        f'cohort/{method}/minus_bayes': float(gap),
+        f'cohort/{method}/minus_bayes_standard_error': float(error)}
+    # The mean of logs over mice, then exp: a mean of probabilities would favour the easy mice.
+    mean, error = seeds.mean_and_error(likely)
+    numbers[f'cohort/{method}/probability'] = float(np.exp(mean))
+    numbers[f'cohort/{method}/probability_standard_error'] = float(np.exp(mean) * error)
+  return numbers
+
+
+def tables(numbers: Mapping[str, float], animals: list[str], methods: list[str]) -> str:
+  """Accuracy, then probability of the choices, of each animal; then the cohort."""
+  real = any(not name.startswith(_SIMULATED) for name in animals)
+  heads = [*animals, 'mean of real ones' if real else 'mean']
+  columns = [*(f'mice/{name}' for name in animals), 'mean']
+
+  def cell(name, part, prefix):
+    if f'{name}/{part}' not in numbers:
+      return '-'
+    return (f'{100 * numbers[f"{name}/{part}"]:.1f} ± '
+            f'{100 * numbers[f"{name}/{prefix}standard_error"]:.1f}')
+
+  parts = []
+  for title, *names in (('accuracy (%), held-out sessions', 'accuracy', ''),
+                        ('exp(mean ln p) (%)', 'probability', 'probability_')):
+    parts.append(report.markdown_table([title, *heads], [
+        [label(method), *(cell(f'{column}/{method}', *names) for column in columns)]
+        for method in methods]))
+  of_cohort = [(label(method), *(cell(f'cohort/{method}', part, prefix) for part, prefix in (
+      ('accuracy', ''), ('minus_bayes', 'minus_bayes_'), ('probability', 'probability_'))))
+               for method in dict.fromkeys([*methods, 'bayes'])
+               if f'cohort/{method}/accuracy' in numbers]
+  parts.append(report.markdown_table(
+      ['simulated mice, second half of a window', 'accuracy (%)', 'minus who knows the mouse',
+       'exp(mean ln p) (%)'], of_cohort))
+  return '\n\n'.join(parts)
+
+
+def paragraph(numbers: Mapping[str, float], real: bool) -> str:
+  """What was found, in words that the numbers choose."""
+  mean = lambda method: numbers[f'mean/{method}/accuracy']
+  percent = lambda x: f'{100 * x:.1f} %'
+  states = max((name for name in numbers if name.startswith('mean/glm_hmm')
+                and name.endswith('/accuracy')), default='mean/glm/accuracy').split('/')[1]
+  best = max(('icl_stim_choice', 'icl_stim_choice_reward'), key=mean)
+  blind = max(map(mean, ('icl_choice', 'icl_choice_reward')))
+  gap = numbers['cohort/icl_stim_choice/minus_bayes']
+  leak = numbers['cohort/icl_shift/minus_bayes']
+  return (
+      f'Held-out choices of {"the animals" if real else "the simulated animals"}: in context, '
+      f'{percent(mean(best))} ({label(best)}), from a window and without training on any animal; '
+      f'{label(states)} fitted to the training sessions {percent(mean(states))}, GLM '
+      f'{percent(mean("glm"))}, a count in the same window {percent(mean("context_ngram3"))}. '
+      f'Without the contrast {percent(blind)} is the most in context (bias: '
+      f'{percent(mean("bias"))}). The shifted layout gives {percent(mean("icl_shift"))}: there '
+      f'the answer is read. On simulated mice the model in context is {100 * gap:+.1f} points '
+      f'from the best prediction; shifted, {100 * leak:+.1f}.'
+  )
+
+
+# --- The figure.
+
+
+def _bins(width: int) -> np.ndarray:
+  """Edges of bins of trials, finer where little has been read."""
+  edges = [0, 2, 4, 8, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024]
+  return np.array([edge for edge in edges if edge < width] + [width])
+
+
+def curve(chances: np.ndarray, choices: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+  """Accuracy by the number of trials read: (middle of each bin, mean, standard error over rows)."""
+  right, edges = hits(chances, choices), _bins(choices.shape[1])
+  parts = [np.nanmean(right[:, a:b], axis=1) for a, b in zip(edges, edges[1:])
+           if not np.isnan(right[:, a:b]).all()]
+  mean, error = zip(*(seeds.mean_and_error(part[~np.isnan(part)]) for part in parts))
+  middle = (edges[:-1] + edges[1:] - 1)[: len(parts)] / 2
+  return middle, np.array(mean), np.array(error)
+
+
+def write_figure(
+    run: launch.Run,
+    found: Mapping[str, Mapping[str, np.ndarray]],
+    cohort: Mapping[str, np.ndarray],
+    numbers: Mapping[str, float],
+) -> None:
+  """Accuracy by trials read (cohort, animals), and by animal; with their data."""
+  path = run.workdir / 'figures' / 'icl_hmm_mice.png'
+  rows = []
+  real = [name for name in found if not name.startswith(_SIMULATED)] or list(found)
+
+  def draw(axes, who, method, chances, choices):
+    x, mean, error = curve(chances, choices)
+    axes.plot(x, mean, color=_COLOURS[method], label=label(method), marker='o', ms=3, lw=1.4)
+    axes.fill_between(x, mean - error, mean + error, color=_COLOURS[method], alpha=.15, lw=0)
+    rows.extend((who, method, *row) for row in zip(x, mean, error))
+
+  with seeds.figure(path, 3, title='Choices of mice, predicted in context') as panels:
+    for method in ('bayes', *_CURVES):
+      draw(panels[0], 'cohort', method, cohort[f'chance/{method}'], cohort['choices'])
+    panels[0].set_title('simulated mice')
+    with_windows = [name for name in real if 'online/choices' in found[name]]
+    if with_windows:
+      join = lambda key: np.concatenate([found[name][key] for name in with_windows])
+      for method in _CURVES:
+        draw(panels[1], 'animals', method, join(f'online/{method}'), join('online/choices'))
+    for method in ('glm', 'glm_hmm3'):
+      if f'mean/{method}/accuracy' in numbers:
+        panels[1].axhline(numbers[f'mean/{method}/accuracy'], color=_COLOURS[method], ls='--',
+                          label=f'{label(method)}, all training sessions')
+    panels[1].set_title('animals')
+    for axes in panels[:2]:
+      axes.set(xlabel='trials read before', ylabel='accuracy', xscale='symlog', ylim=(.45, 1))
+      axes.legend(frameon=False, fontsize=7)
+    shown = [name for name in _SHOWN if f'mean/{name}/accuracy' in numbers]
+    for index, method in enumerate(shown):
+      places = np.arange(len(found)) + (index - (len(shown) - 1) / 2) * .8 / len(shown)
+      height, error = ([numbers[f'mice/{name}/{method}/{part}'] for name in found]
+                       for part in ('accuracy', 'standard_error'))
+      panels[2].bar(places, height, .8 / len(shown), yerr=error, color=_COLOURS[method],
+                    label=label(method), error_kw={'lw': .8})
+    panels[2].set_xticks(range(len(found)), list(found), rotation=30, fontsize=7)
+    panels[2].set(ylim=(.45, 1), ylabel='accuracy', title='held-out sessions')
+    panels[2].legend(frameon=False, fontsize=6, ncols=2, loc='upper left')
+  metrics.write_csv_atomic(
+      path.with_suffix('.csv'), ['of', 'method', 'trials_read', 'accuracy', 'standard_error'], rows)
+
+
+def write(
+    run: launch.Run,
+    found: Mapping[str, Mapping[str, np.ndarray]],
+    cohort: Mapping[str, np.ndarray],
+) -> dict[str, float]:
+  """Writes tables and figure, prints them, and returns the headline numbers."""
+  numbers = animal_numbers(found) | cohort_numbers(cohort)
+  names = list(found)
+  methods = list(dict.fromkeys(
+      method for arrays in found.values() for method, _ in _methods(arrays)))
+  real = any(not name.startswith(_SIMULATED) for name in names)
+  text = f'{tables(numbers, names, methods)}\n\n{paragraph(numbers, real)}'
+  metrics.write_text_atomic(run.table_path, text + '\n')
+  parts = ('accuracy', 'standard_error', 'probability', 'probability_standard_error')
+  metrics.write_csv_atomic(run.workdir / 'animals.csv', ['animal', 'method', *parts], [
+      (name, method, *(numbers[f'mice/{name}/{method}/{part}'] for part in parts))
+      for name in names for method in methods if f'mice/{name}/{method}/accuracy' in numbers])
+  write_figure(run, found, cohort, numbers)
+  print(f'\n{text}\n\n{run.config.note}\n'
+        f'figure: {run.workdir / "figures" / "icl_hmm_mice.png"}')
+  return numbers

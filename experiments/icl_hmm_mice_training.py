@@ -1,0 +1,183 @@
+"""Meta-training on simulated mice: the predictors that learn an animal in context.
+
+Every step draws mice that were never seen (`tasks.mice`), writes down what they did in one layout,
+and asks for each choice. The mouse is known here, so that the label may be averaged over:
+
+  L(θ) = − E (1/W) Σ_t Σ_y P(y_t = y | mouse, trials before t) ln π_θ(y | sequence before it)
+
+which has the expected gradient of sampled labels and less noise. In the shifted layout the sequence
+holds the trial's own contrast and reward already; then the label is the choice itself, wherever
+these two determine it. Each layout has a network of its own, which starts from the one before:
+trained on all layouts at once, one network learnt none of them as well.
+"""
+
+import contextlib
+import dataclasses
+import functools
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from experiments import launch
+from experiments.settings_mice import IclHmmMice
+from jaxrl_llm.data import animals
+from jaxrl_llm.evaluation import in_context
+from jaxrl_llm.models import policy as policy_lib
+from jaxrl_llm.tasks import mice
+from jaxrl_llm.training import checkpoints, loop, metrics, optim, rng
+from jaxrl_llm.training import step as step_lib
+from jaxrl_llm.types import ModelFns, Params, TrainState, WeightedMean
+
+
+class Arm(NamedTuple):
+  """A way to write trials down.
+
+  Attributes:
+    layout: one of `animals.LAYOUTS`.
+    shift: as in `animals.encode`.
+  """
+
+  layout: str
+  shift: bool = False
+
+
+# In the order in which they are learnt.
+ARMS = {
+    'stim_choice': Arm('stim_choice'),
+    'stim_choice_reward': Arm('stim_choice_reward'),
+    'shift': Arm('stim_choice_reward', True),
+    'choice_reward': Arm('choice_reward'),
+    'choice': Arm('choice'),
+}
+# A token a symbol, and one in front of every sequence.
+TOKENISATION = in_context.Tokenisation(
+    tuple(range(animals.NUM_SYMBOLS)), (animals.NUM_SYMBOLS,))
+
+
+class Batch(NamedTuple):
+  """What a step is shown.
+
+  Attributes:
+    tokens: int32 [B, T].
+    places: int32 [B, W]; the index of the token that predicts each choice.
+    chances: float32 [B, W]; of choice 1, given the mouse.
+  """
+
+  tokens: np.ndarray
+  places: np.ndarray
+  chances: np.ndarray
+
+
+def num_steps(config: IclHmmMice, arm: str) -> int:
+  """Steps of an arm: the first one learns how to learn, the others go on from it."""
+  return config.steps if arm == next(iter(ARMS)) else config.further_steps
+
+
+def draw_batch(config: IclHmmMice, arm: str, step: int) -> Batch:
+  """The mice of an arm's step; a function of the seed and these two."""
+  generator = np.random.default_rng([config.seed, list(ARMS).index(arm), step])
+  count, width = config.batch_size, config.num_trials
+  if step < config.short_fraction * num_steps(config, arm):
+    count, width = count * width // config.short_trials, config.short_trials
+  return encode_batch(generator, arm, count, width)
+
+
+def encode_batch(generator: np.random.Generator, name: str, count: int, width: int) -> Batch:
+  """Fresh mice in the layout of an arm, `width` choices each."""
+  arm = ARMS[name]
+  drawn = mice.draw(generator, count)
+  # The last trial of a shifted sequence shows no choice.
+  trials = mice.simulate(
+      drawn, generator, num_trials=width + arm.shift, phase=generator.integers(90, size=count))
+  chances = mice.predict(drawn, trials)
+  if arm.shift:
+    chances = np.where(trials.levels == animals.ZERO_LEVEL, chances, trials.choices)
+  symbols = animals.encode(
+      trials.levels, trials.choices, trials.rewards, arm.layout, shift=arm.shift)
+  first = np.full((count, 1), TOKENISATION.prefix_ids[0], np.int32)
+  # Behind the first token, the one at a choice's own position is the last before it.
+  places = animals.label_positions(arm.layout, width + arm.shift, shift=arm.shift)
+  return Batch(np.concatenate([first, symbols[:, :-1]], axis=1),
+               np.tile(places.astype(np.int32), (count, 1)),
+               chances[:, :width].astype(np.float32))
+
+
+def loss_fn(model: ModelFns, params: Params, batch: Batch) -> tuple[WeightedMean, dict[str, Any]]:
+  """The expected loss, nats a choice, and train/divergence: what is lost to who knows the mouse."""
+  choices = jnp.asarray(animals.CHOICE_SYMBOLS)
+  found = in_context.symbol_log_probs(model, params['policy'], batch.tokens, choices)
+  found = jnp.take_along_axis(found, batch.places[..., None], axis=1)
+  laws = jnp.stack([1 - batch.chances, batch.chances], axis=-1)
+  mean = lambda x: WeightedMean(jnp.sum(x), jnp.float32(batch.chances.size))
+  known = jax.scipy.special.entr(laws)
+  return mean(-laws * found), {'train/divergence': mean(-laws * found - known)}
+
+
+def make_model(config: IclHmmMice) -> ModelFns:
+  """The predictor."""
+  return policy_lib.make(dataclasses.replace(config.model, vocab_size=animals.NUM_SYMBOLS + 1))
+
+
+def make_step(config: IclHmmMice, steps: int):
+  """(optimizer, jitted train step) for an arm of so many steps."""
+  model = make_model(config)
+  optimizer = optim.make_optimizer(optim.for_run(config.optimizer, steps))
+  train_step = lambda state, batch: step_lib.take_step(
+      functools.partial(loss_fn, model), optimizer, state, batch)
+  return optimizer, jax.jit(train_step, donate_argnums=0)
+
+
+def meta_train(run: launch.Run, stopper: loop.Stopper) -> dict[str, Params]:
+  """Trains the predictors, or goes on with them; parameters by arm, kept in WORKDIR/params."""
+  config: IclHmmMice = run.config
+  key = rng.stream_key(rng.base_key(config.seed), rng.INIT)
+  params = jax.jit(make_model(config).init)(key)
+  make = functools.cache(functools.partial(make_step, config))
+  found, done = {}, {'metrics_offset': 0, 'steps': 0}
+  total = sum(num_steps(config, arm) for arm in ARMS)
+  with contextlib.closing(metrics.MetricsWriter(run.workdir)) as writer, loop.progress(
+      total, 'meta-training on simulated mice') as bar:
+    for arm in ARMS:
+      path = run.workdir / 'params' / arm
+      if not path.exists():
+        trained = _train(run, stopper, writer, bar, arm, params, make, done)
+        done = {'metrics_offset': writer.offset(), 'steps': done['steps'] + num_steps(config, arm)}
+        checkpoints.save_params(path, trained, done)
+      else:
+        bar.update(num_steps(config, arm))
+      params, done = checkpoints.load_params(path, params)
+      found[arm] = params
+  return found
+
+
+def _train(run, stopper, writer, bar, arm, params, make, done) -> Params:
+  """The steps of an arm from `params`; `done` says what the arms before it have left."""
+  config: IclHmmMice = run.config
+  steps, (optimizer, train_step) = num_steps(config, arm), make(num_steps(config, arm))
+  params = {'policy': jax.tree.map(jnp.copy, params)}  # The step donates them.
+  state = TrainState(
+      jnp.int32(0), params, optimizer.init(params), rng.base_key(config.seed), aux={})
+  saved = checkpoints.Checkpoints(run.workdir / 'checkpoints' / arm)
+  with contextlib.closing(saved):
+    keeper = loop.Keeper(
+        saved, files={'metrics': writer}, total=steps, save_every=config.save_every,
+        stopper=stopper, on_save=run.save_clock,
+        base_offsets={'metrics': done['metrics_offset']})
+    restored = keeper.restore(state)
+    start, state = (restored.step, restored.state) if restored else (0, state)
+    bar.update(start)
+    shown = {}
+    for step in range(start, steps):
+      state, update = train_step(state, draw_batch(config, arm, step))
+      logs = loop.should(config.log_every, step) or step == steps - 1
+      if logs:
+        named = {name.replace('train', f'train/{arm}'): x for name, x in update.items()}
+        values = writer.write(done['steps'] + step, named)
+        shown = {'layout': arm, 'divergence': values[f'train/{arm}/divergence']}
+      if logs or loop.should(config.save_every, step + 1) or stopper.requested:
+        loop.check_finite(step, metrics.to_floats(update), last_saved=keeper.last_saved)
+      bar.update(1, **shown)
+      keeper.after_step(step + 1, state)
+  return state.params['policy']

@@ -1,0 +1,218 @@
+"""Hidden Markov models learnt in context by a small network that is trained to do just that.
+
+Every step draws HMMs that were never seen before; held-out ones say how far its predictions are
+from those of the filter, which knows the HMM, at each number of symbols seen. Beside it, what
+counts in the same context: bigrams, and Baum-Welch on some of the sequences.
+
+Given the HMM and what was seen, the label's law is known (the filter's): accuracy, loss and
+distance are averaged over it exactly, so that no prediction can seem better than the filter's.
+"""
+
+import contextlib
+import functools
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from experiments import icl_hmm_report, launch
+from experiments.settings_hmm import IclHmm
+from jaxrl_llm.algorithms import icl_hmm
+from jaxrl_llm.evaluation import in_context
+from jaxrl_llm.models import policy as policy_lib
+from jaxrl_llm.rl import hmm, hmm_learners, hmm_oracles
+from jaxrl_llm.tasks import hmm as hmm_task
+from jaxrl_llm.training import checkpoints, loop, metrics, optim, rng
+from jaxrl_llm.training import step as step_lib
+from jaxrl_llm.types import ModelFns, Params
+
+BIGRAM_SMOOTHING = 0.1  # Added to each count: a bigram without it has an infinite loss.
+EVALUATION_ROWS = 256  # Sequences at a time.
+
+
+class HeldOut(NamedTuple):
+  """What was measured on each held-out HMM.
+
+  Attributes:
+    lengths: int [K]; symbols seen.
+    scores: by method, {'accuracy', 'nll', 'hellinger'}: float [N, K] each.
+    models: their `tasks.hmm.HmmBatch`.
+    baum_welch: as a method of `scores`, of the first HMMs and the lengths up to 64; may be None.
+  """
+
+  lengths: np.ndarray
+  scores: dict[str, dict[str, np.ndarray]]
+  models: hmm_task.HmmBatch
+  baum_welch: dict[str, np.ndarray] | None
+
+
+@functools.partial(jax.jit, static_argnames='length')
+def trajectories(key, initial, transition, emission, *, length: int) -> icl_hmm.Trajectories:
+  """One trajectory of each HMM, and the laws of its symbols given the HMM and what came before.
+
+  Args:
+    key: of all of them.
+    initial: float32 [B, M]; π.
+    transition: float32 [B, M, M]; A.
+    emission: float32 [B, M, L]; B.
+    length: T; T + 1 symbols are drawn.
+
+  Returns:
+    `Trajectories`.
+  """
+  def one(index, *model):
+    _, symbols = hmm.sample(jax.random.fold_in(key, index), *model, length + 1)
+    laws = hmm_oracles.predict_next(*model, symbols[:-1])[1:]
+    return icl_hmm.Trajectories(symbols=symbols, laws=laws)
+
+  return jax.vmap(one)(jnp.arange(len(initial)), initial, transition, emission)
+
+
+def draw(config: IclHmm, stream: rng.Stream, step: int, count: int):
+  """(the HMMs of a step, one trajectory of each): a pure function of the seed and the step."""
+  generator = np.random.default_rng([config.seed, stream, step])
+  models = hmm_task.sample_hmms(
+      generator, count, num_states=config.num_states, num_symbols=config.num_symbols,
+      lambda2=(config.lambda2_low, config.lambda2_high))
+  key = rng.stream_key(rng.base_key(config.seed), stream, step)
+  return models, trajectories(
+      key, *(np.asarray(x, np.float32) for x in models[:3]), length=config.length)
+
+
+def train(run: launch.Run, policy: ModelFns, stopper: loop.Stopper) -> Params:
+  """Meta-training; goes on from the newest checkpoint."""
+  config: IclHmm = run.config
+  optimizer = optim.for_run(config.optimizer, config.steps)
+  algorithm = icl_hmm.make(config.algorithm, policy, optim.make_optimizer(optimizer))
+  key = rng.base_key(config.seed)
+  state = algorithm.init(
+      key, {'policy': jax.jit(policy.init)(rng.stream_key(key, rng.Stream.INIT))})
+  train_step = step_lib.jit_train_step(algorithm.train_step)
+  saved = checkpoints.Checkpoints(run.workdir / 'checkpoints')
+  with contextlib.closing(saved), contextlib.closing(metrics.MetricsWriter(run.workdir)) as writer:
+    keeper = loop.Keeper(
+        saved, files={'metrics': writer}, total=config.steps, save_every=config.save_every,
+        stopper=stopper, on_save=run.save_clock)
+    restored = keeper.restore(state)
+    start, state = (restored.step, restored.state) if restored else (0, state)
+    shown = {}
+    with loop.progress(config.steps, 'meta-training', start) as bar:
+      for step in range(start, config.steps):
+        _, batch = draw(config, rng.Stream.DATA, step, config.batch_size)
+        state, update = train_step(state, batch)
+        if loop.should(config.log_every, step) or step == config.steps - 1:
+          values = writer.write(step, {
+              **update, 'train/learning_rate': optim.learning_rate_at(optimizer, step)})
+          loop.check_finite(step, values, last_saved=keeper.last_saved)
+          shown = {'divergence': values['train/divergence']}
+        bar.update(1, **shown)
+        keeper.after_step(step + 1, state)
+  return state.params['policy']
+
+
+def score(predictions: jax.Array, laws: jax.Array) -> dict[str, jax.Array]:
+  """Accuracy, loss (nats) and Hellinger distance, expected under the law of the label.
+
+  Args:
+    predictions: float [..., L]; laws of the next symbol.
+    laws: float [..., L]; what it is.
+
+  Returns:
+    float [...] each.
+  """
+  choice = jnp.argmax(predictions, axis=-1, keepdims=True)
+  logs = jnp.log(jnp.maximum(predictions, 1e-30))
+  return {
+      'accuracy': jnp.take_along_axis(laws, choice, axis=-1)[..., 0],
+      'nll': -jnp.sum(laws * logs, axis=-1),
+      'hellinger': hmm.hellinger(predictions, laws),
+  }
+
+
+def predict_bigrams(symbols: jax.Array, num_symbols: int) -> jax.Array:
+  """What followed the last symbol so far, each count with `BIGRAM_SMOOTHING` added.
+
+  Args:
+    symbols: int [B, T].
+    num_symbols: L.
+
+  Returns:
+    float32 [B, T, L]; row t predicts symbol t + 1 from symbols 0 to t.
+  """
+  once = jax.nn.one_hot(symbols, num_symbols)
+  same = jnp.einsum('bti,bsi->bts', once, once)  # Whether symbol s is symbol t.
+  before = jnp.tril(jnp.ones((symbols.shape[1],) * 2), k=-1)
+  follows = jnp.pad(once[:, 1:], [(0, 0), (0, 1), (0, 0)])
+  counts = jnp.einsum('bts,bsi->bti', same * before, follows) + BIGRAM_SMOOTHING
+  return counts / counts.sum(axis=-1, keepdims=True)
+
+
+def predict_baum_welch(config: IclHmm, symbols: np.ndarray, lengths: np.ndarray) -> np.ndarray:
+  """Best of several fits to each prefix; what the fitted HMM predicts.
+
+  Args:
+    config: `baum_welch_restarts` and `baum_welch_steps`, and the size of the HMM, are used.
+    symbols: int [B, T].
+    lengths: int [K]; of the prefixes.
+
+  Returns:
+    float32 [B, K, L].
+  """
+  key = rng.stream_key(rng.base_key(config.seed), rng.Stream.SAMPLE_CONTROL)
+  size = dict(num_states=config.num_states, num_symbols=config.num_symbols)
+
+  @jax.jit
+  def fit(key, observations, length):
+    starts = jax.vmap(lambda key: hmm_learners.random_parameters(key, **size))(
+        jax.random.split(key, config.baum_welch_restarts))
+    seen = jnp.where(jnp.arange(len(observations)) < length, observations, -1)
+    fitted = hmm_learners.fit_best(starts, seen, max_steps=config.baum_welch_steps).parameters
+    return hmm_oracles.predict_next(*fitted, observations, length[None])[0]
+
+  every = jax.vmap(jax.vmap(fit, (None, None, 0)), (0, 0, None))
+  return np.asarray(every(
+      jax.random.split(key, len(symbols)), symbols[:, : lengths[-1]], jnp.asarray(lengths)))
+
+
+def evaluate(run: launch.Run, policy: ModelFns, params: Params) -> HeldOut:
+  """Scores on HMMs of their own random stream."""
+  config: IclHmm = run.config
+  lengths = np.array([n for n in 2 ** np.arange(2, 16) if n <= config.length])
+  ids = jnp.arange(config.num_symbols)
+
+  @jax.jit
+  def measure(batch: icl_hmm.Trajectories):
+    symbols, laws = batch.symbols[:, :-1], batch.laws
+    methods = {
+        'icl': jnp.exp(in_context.symbol_log_probs(policy, params, symbols, ids)),
+        'filter': laws, 'bigram': predict_bigrams(symbols, config.num_symbols)}
+    return {name: jax.tree.map(lambda x: x[:, lengths - 1], score(x, laws))
+            for name, x in methods.items()}
+
+  parts, models, first = [], [], None
+  count = -(-config.num_evaluation // EVALUATION_ROWS)
+  with loop.progress(count, 'held-out HMMs') as bar:
+    for index in range(count):
+      model, batch = draw(config, rng.Stream.SAMPLE_EVAL, index, EVALUATION_ROWS)
+      parts.append(jax.device_get(measure(batch)))
+      models.append(model)
+      first = first or batch
+      bar.update(1)
+  keep = lambda *x: np.concatenate(x)[: config.num_evaluation]
+  baum_welch = None
+  if rows := min(config.baum_welch_sequences, config.num_evaluation, EVALUATION_ROWS):
+    short = lengths[lengths <= 64]
+    predicted = predict_baum_welch(config, np.asarray(first.symbols[:rows]), short)
+    baum_welch = jax.device_get(score(predicted, first.laws[:rows, short - 1]))
+  return HeldOut(
+      lengths, jax.tree.map(keep, *parts), jax.tree.map(keep, *models), baum_welch)
+
+
+def main(run: launch.Run) -> None:
+  """Trains, evaluates, and writes the table, the figures and results.json."""
+  policy = policy_lib.make(run.config.network)
+  with loop.Stopper() as stopper:
+    params = train(run, policy, stopper)
+  checkpoints.save_params(run.workdir / 'params', {'policy': params}, {})
+  icl_hmm_report.write(run, evaluate(run, policy, params))

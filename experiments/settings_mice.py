@@ -1,0 +1,110 @@
+"""What the config of the study of mice can set."""
+
+import dataclasses
+import math
+
+from experiments import settings
+from jaxrl_llm.evaluation import in_context
+from jaxrl_llm.models import configs
+from jaxrl_llm.training import optim
+
+
+@dataclasses.dataclass
+class IclHmmMice:
+  """One study of mice's choices (`icl_hmm_mice`).
+
+  Attributes:
+    seed: of meta-training, folds, simulated mice and restarts.
+    data_dir: a folder of animals (`data.animals`); '' for simulated ones alone.
+    num_folds: of whole sessions, drawn by seed for each animal.
+    num_simulated: simulated mice that are treated as animals are.
+    simulated_sessions: of 90 trials, that each of them has.
+    num_cohort: further simulated mice, one window each: what is lost to the best prediction.
+    num_trials: W, of a window: a trial is predicted from at most W - 1 before it.
+    model: the predictor; its vocabulary is filled in.
+    steps: of meta-training in the first layout; each draws fresh mice.
+    further_steps: in each of the others, from where the one before has ended.
+    batch_size: mice a step.
+    short_trials: windows of the first steps: more mice, as many trials in all, less to compute.
+    short_fraction: of the steps of each layout, that these are.
+    optimizer: of meta-training.
+    save_every: steps between checkpoints.
+    log_every: steps between lines in metrics.jsonl.
+    num_states: of the GLM-HMMs that are fitted, each a number.
+    ridge: precision of the prior of GLM weights.
+    pseudo_count: of the prior of transitions.
+    restarts: of EM.
+    em_steps: of each.
+    checkpoint: a folder of parameters of a language model (Hugging Face's, or this project's with
+      a known tokenizer), which then predicts beside the others; '' is none.
+    tokenisation: of the checkpoint: 'abc', '123' or 'random'.
+    checkpoint_trials: W of the checkpoint.
+    checkpoint_batch_size: windows that it reads together.
+    note: what a reader must know; printed with the results.
+  """
+
+  seed: int = 0
+  data_dir: str = ''
+  num_folds: int = 5
+  num_simulated: int = 2
+  simulated_sessions: int = 40
+  num_cohort: int = 256
+  num_trials: int = 192
+  model: configs.TransformerConfig = dataclasses.field(
+      default_factory=lambda: configs.TransformerConfig(
+          num_layers=3, width=64, num_heads=2, num_kv_heads=2, head_dim=32, mlp_width=128,
+          max_length=1024, tie_embeddings=False, attention_block=1024))
+  steps: int = 3_000
+  further_steps: int = 800
+  batch_size: int = 4
+  short_trials: int = 48
+  short_fraction: float = 0.2
+  optimizer: optim.OptimizerConfig = dataclasses.field(
+      default_factory=lambda: optim.OptimizerConfig(
+          learning_rate=4e-3, schedule='cosine', warmup_steps=50, b2=0.98))
+  save_every: int = 500
+  log_every: int = 25
+  num_states: tuple[int, ...] = (2, 3)
+  ridge: float = 0.1
+  pseudo_count: float = 0.1
+  restarts: int = 3
+  em_steps: int = 60
+  checkpoint: str = ''
+  tokenisation: str = 'abc'
+  checkpoint_trials: int = 192
+  checkpoint_batch_size: int = 4
+  note: str = ''
+
+  def validate(self) -> None:
+    """Raises ValueError with one line for the first field that is out of range."""
+    settings.at_least(
+        self, 'config', seed=0, num_folds=2, num_simulated=0, simulated_sessions=self.num_folds,
+        num_cohort=2, num_trials=4, steps=1, further_steps=1, batch_size=1, short_trials=4,
+        save_every=1, log_every=1, restarts=1, em_steps=1, checkpoint_trials=4,
+        checkpoint_batch_size=1)
+    for name in ('ridge', 'pseudo_count'):
+      if not 0 < getattr(self, name) < math.inf:
+        raise ValueError(f'config.{name} must be positive and finite, got {getattr(self, name)}')
+    if not self.num_states or min(self.num_states) < 1:
+      raise ValueError(f'config.num_states must be numbers from 1, got {self.num_states}')
+    if self.short_trials > self.num_trials:
+      raise ValueError('config.short_trials must be at most config.num_trials '
+                       f'({self.num_trials}), got {self.short_trials}')
+    if not 0 <= self.short_fraction <= 1:
+      raise ValueError(f'config.short_fraction must be in [0, 1], got {self.short_fraction}')
+    if self.tokenisation not in in_context.KINDS:
+      raise ValueError(f'config.tokenisation must be one of {", ".join(in_context.KINDS)}, got '
+                       f'{self.tokenisation!r}')
+    if not self.data_dir and not self.num_simulated:
+      raise ValueError('config.num_simulated must be at least 1 without config.data_dir, got 0')
+    self.optimizer.validate()
+    settings.check_schedule(
+        self.optimizer, min(self.steps, self.further_steps), 'config.optimizer')
+    if self.model.vocab_size:
+      raise ValueError('config.model.vocab_size must be 0 (the symbols decide it), got '
+                       f'{self.model.vocab_size}')
+    dataclasses.replace(self.model, vocab_size=1).validate()
+    needed = 1 + 3 * self.num_trials
+    if self.model.max_length < needed:
+      raise ValueError(f'config.model.max_length must be at least {needed} (three symbols a '
+                       f'trial), got {self.model.max_length}')

@@ -1,0 +1,277 @@
+"""Shoestring: node classification with very few labels a class, honestly evaluated and as released.
+
+Every backbone with every head (none, or a metric head) is trained on random splits with n labels
+a class and tested on all other labelled nodes. One network is read in several ways: by its
+softmax, by prototypes of the training labels (honest), and by prototypes of the test labels (what
+the released code does; `leaky`). The splits of an arm run side by side; finished arms are kept:
+the same command goes on with the next one.
+"""
+
+import contextlib
+import dataclasses
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from experiments import criteria, launch, seeds, shoestring_criteria, shoestring_report
+from experiments.settings_shoestring import Shoestring
+from jaxrl_llm.algorithms import shoestring
+from jaxrl_llm.data import planetoid
+from jaxrl_llm.models import graph as graph_lib
+from jaxrl_llm.training import loop, metrics, optim, rng
+from jaxrl_llm.types import WeightedMean
+
+CHUNK = 20  # Epochs between two signs of life.
+PUBLIC = 'public'  # In the place of a number of labels.
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Batch:
+  """The labelled nodes of a split, as `shoestring.Batch` has it."""
+
+  inputs: graph_lib.Inputs
+  labels: Array
+  weight: Array
+
+
+@dataclasses.dataclass(frozen=True)
+class Split:
+  """Splits side by side: train int [S, L], test float32 [S, N]."""
+
+  train: np.ndarray
+  test: np.ndarray
+
+  def train_mask(self) -> np.ndarray:
+    """float32 [S, N]."""
+    mask = np.zeros_like(self.test)
+    np.put_along_axis(mask, self.train, 1, axis=1)
+    return mask
+
+
+def make_split(config: Shoestring, graph: planetoid.Graph, labels: int | str) -> Split:
+  """The splits of all seeds with so many labels a class, or as many copies of the public one."""
+  several = range(config.seed, config.seed + config.num_splits)
+  pairs = [(graph.train, graph.test) if labels == PUBLIC else
+           planetoid.random_split(graph.labels, labels, seed) for seed in several]
+  test = np.zeros((config.num_splits, graph.num_nodes), np.float32)
+  for mask, (_, nodes) in zip(test, pairs):
+    mask[nodes] = 1
+  return Split(np.stack([train for train, _ in pairs]), test)
+
+
+class Trainer:
+  """One head on whatever backbone: written for one split, compiled for all side by side."""
+
+  def __init__(self, config: Shoestring, graph: planetoid.Graph, options: shoestring.Config):
+    self._config, self._options = config, options
+    self._network = graph_lib.make(
+        num_features=graph.num_features, width=config.width, num_classes=graph.num_classes,
+        dropout=config.dropout)
+    optimizer = optim.make_optimizer(optim.OptimizerConfig(
+        name='adam', learning_rate=config.learning_rate, max_grad_norm=0.0))
+    self._algorithm = shoestring.make(options, self._network, optimizer)
+    self._advances = jax.jit(self._advance, static_argnums=(2, 3), donate_argnums=0)
+    self._outputs = jax.jit(jax.vmap(
+        lambda state, inputs: self._network.apply(state.params['network'], inputs), (0, None)))
+
+  def start(self):
+    """States before training, one for each seed: the same for every head, labels and backbone."""
+    def state(seed):
+      key = jax.random.key(seed, impl='threefry2x32')
+      params = self._network.init(rng.stream_key(key, rng.INIT))
+      return self._algorithm.init(key, {'network': params})
+
+    return jax.jit(jax.vmap(state))(self._config.seed + jnp.arange(self._config.num_splits))
+
+  def _advance(self, states, batch: Batch, axes: graph_lib.Inputs, steps: int):
+    """Some epochs of all splits; what the splits share has no axis for them."""
+    step = jax.vmap(self._algorithm.train_step, in_axes=(0, Batch(axes, 0, 0)))
+    return jax.lax.scan(lambda states, _: step(states, batch), states, length=steps)
+
+  def train(
+      self, states, inputs: graph_lib.Inputs, labels: np.ndarray, split: Split, bar, title: str):
+    """All epochs: the outputs [S, N, C] after the last one, and the loss of each [S, steps]."""
+    config, states = self._config, jax.tree.map(jnp.copy, states)
+    picked, axes = graph_lib.inputs_of_rows(inputs, split.train)
+    batch = jax.device_put(Batch(
+        picked, labels[split.train], np.ones(split.train.shape, np.float32)))
+    losses = []
+    for begin in range(0, config.steps, CHUNK):
+      steps = min(CHUNK, config.steps - begin)
+      states, found = self._advances(states, batch, axes, steps)
+      losses.append(np.asarray(jax.vmap(jax.vmap(WeightedMean.value))(found['train/loss'])).T)
+      mean = float(losses[-1][:, -1].mean())
+      loop.check_finite(begin, {'train/loss': mean})
+      bar.update(steps, arm=title, loss=mean)
+    outputs = np.asarray(self._outputs(states, jax.device_put(inputs)))
+    return outputs, np.concatenate(losses, axis=1)
+
+
+def make_reader(config: Shoestring, options: shoestring.Config):
+  """The accuracy by each way of reading the outputs, compiled.
+
+  Args:
+    config: `refinement_ratios` is used.
+    options: of the arm.
+
+  Returns:
+    (outputs [S, N, C], labels [N], train [S, N], test [S, N]) -> [S] by name: 'softmax',
+    'prototypes', 'mixed'; 'leaky' and 'leaky_mixed' with prototypes of the test labels;
+    'refined_0.1' and so on, honestly.
+  """
+  def read(*arrays):
+    evaluate = lambda **changes: shoestring.evaluate(
+        dataclasses.replace(options, **changes), *arrays)
+    honest, leaky = evaluate(), evaluate(leaky_eval=True)
+    refined = {f'refined_{ratio:g}': evaluate(refinement_ratio=ratio)['metric']
+               for ratio in config.refinement_ratios}
+    return {'softmax': honest['softmax'], 'prototypes': honest['metric'], 'mixed': honest['mixed'],
+            'leaky': leaky['metric'], 'leaky_mixed': leaky['mixed'], **refined}
+
+  return jax.jit(jax.vmap(read, (0, None, 0, 0)))
+
+
+class Study:
+  """All arms of a run, those that are on the disk read rather than trained."""
+
+  def __init__(self, run: launch.Run):
+    self._run, self._config = run, run.config
+    self._graph = self._load()
+    self._adjacency = graph_lib.normalised_adjacency(self._graph.edges, self._graph.num_nodes)
+    self._trainers: dict[str, Trainer] = {}
+    self._readers: dict[str, Any] = {}
+    self._states = None
+    self._inputs: tuple[str, graph_lib.Inputs] | None = None
+
+  def _load(self) -> planetoid.Graph:
+    """The graph, from the npz that the first process of the run has made of it."""
+    config, path = self._config, self._run.workdir / 'graph.npz'
+    if not path.exists():
+      made = (config.blocks.make(config.seed) if config.dataset == 'blocks' else
+              planetoid.load(config.data_dir, config.dataset))
+      self._check(made)
+      planetoid.write(path, made)
+    return planetoid.read(path)
+
+  def _check(self, graph: planetoid.Graph) -> None:
+    """Raises ValueError for settings that this graph does not allow."""
+    for labels in self._config.labels_per_class:
+      planetoid.random_split(graph.labels, labels, self._config.seed)
+    if self._config.public_split and not len(graph.train):
+      raise ValueError(f'config.public_split must be False for {graph.name}, which has none')
+
+  def _trainer(self, head: str, **changes) -> Trainer:
+    name = head + str(changes)
+    if name not in self._trainers:
+      self._trainers[name] = Trainer(
+          self._config, self._graph, dataclasses.replace(self._options(head), **changes))
+    return self._trainers[name]
+
+  def _train(self, trainer: Trainer, *arguments):
+    if self._states is None:
+      self._states = trainer.start()
+    return trainer.train(self._states, *arguments)
+
+  def _read(self, head: str, outputs: np.ndarray, split: Split) -> dict[str, np.ndarray]:
+    if head not in self._readers:
+      self._readers[head] = make_reader(self._config, self._options(head))
+    found = self._readers[head](outputs, self._graph.labels, split.train_mask(), split.test)
+    return {name: np.asarray(value, np.float64) for name, value in found.items()}
+
+  def _options(self, head: str) -> shoestring.Config:
+    if head == 'softmax':
+      return dataclasses.replace(self._config.algorithm, metric_coefficient=0.0)
+    return dataclasses.replace(self._config.algorithm, metric=head)
+
+  def _full_inputs(self, backbone: str) -> graph_lib.Inputs:
+    """Of one backbone at a time: the filters are large."""
+    if self._inputs is None or self._inputs[0] != backbone:
+      graph = self._graph
+      self._inputs = backbone, graph_lib.full_inputs(
+          graph_lib.BACKBONES[backbone], self._adjacency,
+          graph_lib.SparseRows(graph.indices, graph.values), graph.num_features)
+    return self._inputs[1]
+
+  def _play(self, backbone: str, head: str, labels: int | str, bar, title: str, **changes):
+    """One arm."""
+    graph, split = self._graph, make_split(self._config, self._graph, labels)
+    if _is_propagation(backbone):
+      outputs = graph_lib.label_propagation(
+          graph_lib.BACKBONES[backbone], self._adjacency, graph.labels, split.train,
+          graph.num_classes)
+      losses = np.zeros((len(outputs), 0))
+      bar.update(0, arm=title)
+    else:
+      outputs, losses = self._train(
+          self._trainer(head, **changes), self._full_inputs(backbone), graph.labels, split, bar,
+          title)
+    return self._read(head, outputs, split) | {'loss': losses}
+
+  def arms(self) -> list[tuple[str, str, int | str, dict]]:
+    """(backbone, head, labels, changed settings) of every arm, in the order of their running."""
+    config = self._config
+    listed = [(backbone, head, labels, {}) for backbone in config.chosen_backbones()
+              for head in config.chosen_heads() for labels in config.labels_per_class]
+    if config.public_split:
+      listed += [('gcn', 'softmax', PUBLIC, {'decay': decay}) for decay in ('all', 'first')]
+    return listed
+
+  def play(self) -> dict[tuple[str, ...], dict[str, np.ndarray]]:
+    """Arrays by (backbone, head, 'n1' and so on); the public ones end in 'public/all'."""
+    outcomes, listed = {}, self.arms()
+    trained = [arm for arm in listed if not _is_propagation(arm[0])]
+    with loop.progress(self._config.steps * len(trained), 'epochs') as bar:
+      for backbone, head, labels, changes in listed:
+        last = f'{PUBLIC}/{changes["decay"]}' if labels == PUBLIC else f'n{labels}'
+        title = f'{backbone}_{head}_{last}'.replace('/', '_')
+        path = self._run.workdir / 'arms' / f'{title}.npz'
+        if path.exists() and not _is_propagation(backbone):
+          bar.update(self._config.steps, arm=title)
+        outcomes[backbone, head, last] = seeds.kept(path, functools.partial(
+            self._play, backbone, head, labels, bar, title, **changes))
+        self._run.save_clock()
+    return outcomes
+
+
+def _is_propagation(backbone: str) -> bool:
+  return graph_lib.BACKBONES[backbone].where == 'labels'
+
+
+def write_metrics(run: launch.Run, outcomes: dict[tuple[str, ...], dict[str, np.ndarray]]) -> None:
+  """The loss of every arm over its epochs, means over splits, in metrics.jsonl."""
+  with contextlib.closing(metrics.MetricsWriter(run.workdir)) as writer:
+    writer.truncate(0)
+    for step in [*range(0, run.config.steps, CHUNK), run.config.steps - 1]:
+      writer.write(step, {f'train/{"/".join(name)}/loss': arm['loss'][:, step].mean()
+                          for name, arm in outcomes.items() if arm['loss'].size})
+
+
+def main(run: launch.Run) -> None:
+  """Runs all arms, and writes the table, the figure and results.json."""
+  config = run.config
+  outcomes = Study(run).play()
+  numbers = shoestring_report.summarise(outcomes)
+  found = shoestring_criteria.findings(config.dataset, outcomes)
+  write_metrics(run, outcomes)
+  shoestring_report.write_figure(run.workdir / 'figures' / 'accuracy.png', outcomes)
+  shoestring_report.write_splits(run.workdir / 'accuracy_by_split.csv', outcomes, config.seed)
+  closing = '\n\n'.join(filter(None, [
+      shoestring_report.table(outcomes), shoestring_report.differences(outcomes),
+      shoestring_report.refinement(outcomes, config.refinement_ratios),
+      criteria.markdown(found), config.note]))
+  metrics.write_text_atomic(run.table_path, closing + '\n')
+  launch.write_results(run, {
+      **numbers, **{f'criteria/{f.name}': float(f.holds) for f in found if f.holds is not None},
+      'dataset': config.dataset, 'num_splits': config.num_splits, 'sampled_tokens': 0,
+  })
+  print(f'\n{closing}\n\nfigure: {run.workdir / "figures" / "accuracy.png"}\n'
+        f'results: {run.results_path}')
+
+
+if __name__ == '__main__':
+  launch.run(main, default_config='experiments/configs/shoestring_blocks.py')

@@ -1,0 +1,150 @@
+"""What is expected of the study of Shoestring, measured: which of it holds.
+
+A criterion is left out where an arm that it compares did not run, or where it is about another
+data set. Two of them assert nothing and are reported.
+"""
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from experiments import shoestring_report
+from experiments.criteria import Finding
+from experiments.shoestring_report import Outcomes, percent
+from jaxrl_llm.evaluation import node_accuracy
+
+
+def findings(dataset: str, outcomes: Outcomes) -> list[Finding]:
+  """The criteria that the outcomes of a data set can decide."""
+  found = [criterion(outcomes) for needed, datasets, criterion in _CRITERIA
+           if dataset in datasets and set(needed) <= set(outcomes)]
+  return [finding for finding in found if finding is not None]
+
+
+def _plain(outcomes: Outcomes, backbone: str, labels: str) -> np.ndarray:
+  return outcomes[backbone, 'softmax', labels]['softmax']
+
+
+def _leak(outcomes: Outcomes, backbone: str, head: str, labels: str) -> np.ndarray:
+  """Leaky minus honest prototypes of the same networks, in points, [S]."""
+  arm = outcomes[backbone, head, labels]
+  return 100 * (arm['leaky'] - arm['prototypes'])
+
+
+def _known_accuracy(outcomes: Outcomes) -> Finding:
+  accuracy = _plain(outcomes, 'gcn', 'n20')
+  return Finding('a', "GCN's accuracy on random splits with 20 labels a class is 79.5 ± 2 %",
+                 bool(abs(100 * accuracy.mean() - 79.5) <= 2), f'{percent(accuracy)} %')
+
+
+def _public_accuracy(outcomes: Outcomes) -> Finding:
+  accuracies = {decay: outcomes['gcn', 'softmax', f'public/{decay}']['softmax']
+                for decay in ('all', 'first')}
+  return Finding(
+      'a_public', "GCN's accuracy on the public split is 81.5 ± 1 %",
+      bool(abs(100 * accuracies['all'].mean() - 81.5) <= 1),
+      f'{percent(accuracies["all"])} %, with decay of the first layer alone '
+      f'{percent(accuracies["first"])} %')
+
+
+def _deeper_is_better(outcomes: Outcomes) -> Finding:
+  gains = {n: 100 * (_plain(outcomes, 'igcn', n) - _plain(outcomes, 'gcn', n))
+           for n in ('n1', 'n2')}
+  return Finding(
+      'b', "IGCN's accuracy exceeds GCN's by at least 4 points with 1 and with 2 labels a class",
+      all(bool(gain.mean() >= 4) for gain in gains.values()),
+      ', '.join(f'{n[1:]}: {percent(gain / 100)} points' for n, gain in gains.items()))
+
+
+def _propagation_competes(outcomes: Outcomes) -> Finding:
+  accuracies = {b: _plain(outcomes, b, 'n1') for b in ('lp', 'gcn', 'igcn')}
+  return Finding(
+      'b_lp', 'with 1 label a class label propagation is at least as good as GCN',
+      bool(accuracies['lp'].mean() >= accuracies['gcn'].mean()),
+      ', '.join(f'{b} {percent(values)} %' for b, values in accuracies.items()))
+
+
+def _leak_is_large(outcomes: Outcomes) -> Finding:
+  """Asserted of GCN with the cosine head; the others are said too."""
+  labels = [n for n in ('n1', 'n2', 'n20') if ('gcn', 'cos', n) in outcomes]
+  leaks = {n: _leak(outcomes, 'gcn', 'cos', n).mean() for n in labels}
+  bounds = {'n1': leaks.get('n1', 12) >= 12, 'n2': leaks.get('n2', 8) >= 8,
+            'n20': leaks.get('n20', 0) <= 2}
+  arms = [arm for arm in shoestring_report.heads_of(outcomes) if arm[1] in ('softmax', 'cos')]
+  measured = '; '.join(
+      f'{backbone}{" + cos" if head == "cos" else ""} ' + ', '.join(
+          f'{_leak(outcomes, backbone, head, n).mean():.1f}' for n in labels)
+      for backbone, head in arms)
+  return Finding(
+      'c', 'prototypes of the test labels gain at least 12 points with 1 label a class, 8 with 2, '
+      'and at most 2 with 20 (GCN + cos)', all(map(bool, bounds.values())),
+      f'points with {", ".join(n[1:] for n in labels)} labels a class, heads without cos at '
+      f'λ = 0: {measured}')
+
+
+def _differences(outcomes: Outcomes) -> Finding | None:
+  """How many of the paired intervals lie above, around and below 0."""
+  names = [name for name in shoestring_report.random_arms(outcomes) if name[1] != 'softmax']
+  if not names:
+    return None
+  intervals = {name: shoestring_report.difference(outcomes, name) for name in names}
+  above = [name for name, d in intervals.items() if d.low > 0]
+  below = [name for name, d in intervals.items() if d.high < 0]
+  listed = lambda chosen: ', '.join(' '.join(name) for name in chosen) or 'none'
+  return Finding(
+      'd', 'honest prototypes of a metric head against the softmax of the plain backbone, paired '
+      '95 % intervals', None,
+      f'of {len(names)} arms {len(above)} lie above 0 ({listed(above)}), {len(below)} below, '
+      f'{len(names) - len(above) - len(below)} around it; expected by chance alone: '
+      f'{0.05 * len(names):.1f} away from it')
+
+
+def _refinement(outcomes: Outcomes) -> Finding | None:
+  """The best ratio of each backbone at the fewest labels."""
+  label = shoestring_report.labels_of(outcomes)[0]
+  told = []
+  for backbone, head in shoestring_report.heads_of(outcomes):
+    arm = outcomes[backbone, head, label]
+    ratios = [name for name in arm if name.startswith('refined_') and name != 'refined_0']
+    if head != 'cos' or not ratios:
+      continue
+    best = max(ratios, key=lambda name, arm=arm: arm[name].mean())
+    gain = node_accuracy.paired_interval(arm[best], arm['prototypes'])
+    told.append(f'{backbone} {100 * gain.mean:+.1f} [{100 * gain.low:+.1f}, '
+                f'{100 * gain.high:+.1f}] at {best.removeprefix("refined_")}')
+  if not told:
+    return None
+  return Finding('e', f'refinement of honest prototypes (cos, {label[1:]} label(s) a class), its '
+                 'best ratio chosen afterwards, in points', None, '; '.join(told))
+
+
+def _more_labels(outcomes: Outcomes) -> Finding | None:
+  """Of every arm's own accuracy, and its standard deviation over splits."""
+  labels = shoestring_report.labels_of(outcomes)
+  if len(labels) < 2:
+    return None
+  falling, spreading = [], []
+  for backbone, head in shoestring_report.heads_of(outcomes):
+    values = [outcomes[backbone, head, n][shoestring_report.reading_of(head)] for n in labels]
+    if (np.diff([v.mean() for v in values]) <= 0).any():
+      falling.append(f'{backbone} {head}')
+    if len(values[0]) > 1 and values[-1].std() >= values[0].std():
+      spreading.append(f'{backbone} {head}')
+  return Finding(
+      'f', 'the accuracy rises with every step of the number of labels, and its standard '
+      'deviation over splits is smaller at the end', not falling and not spreading,
+      f'not rising: {", ".join(falling) or "none"}; not narrower: {", ".join(spreading) or "none"}')
+
+
+_REAL, _ANY = ('cora', 'citeseer'), ('cora', 'citeseer', 'blocks')
+_CRITERIA: Sequence[tuple[tuple, tuple[str, ...], Callable[[Outcomes], Finding | None]]] = (
+    ((('gcn', 'softmax', 'n20'),), ('cora',), _known_accuracy),
+    ((('gcn', 'softmax', 'public/all'),), ('cora',), _public_accuracy),
+    (tuple((b, 'softmax', n) for b in ('gcn', 'igcn') for n in ('n1', 'n2')), ('cora',),
+     _deeper_is_better),
+    (tuple((b, 'softmax', 'n1') for b in ('lp', 'gcn', 'igcn')), ('cora',), _propagation_competes),
+    ((('gcn', 'cos', 'n1'),), _REAL, _leak_is_large),
+    ((), _ANY, _differences),
+    ((), _ANY, _refinement),
+    ((), _ANY, _more_labels),
+)

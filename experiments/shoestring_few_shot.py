@@ -1,0 +1,213 @@
+"""Few labels with images: episodes of n classes and k examples each, over frozen features.
+
+An episode's labelled and unlabelled examples are joined by a graph of nearest neighbours with
+Gaussian weights, and classified together: by prototypes alone, by prototypes refined with the
+unlabelled examples, by label propagation, by prototypes of features that the graph has filtered,
+and by a graph network with the metric head of Shoestring, trained anew on each episode. The
+features come from any npz file; without one they are generated, and the numbers then say nothing
+about images. Finished parts are kept: the same command goes on with the next one.
+"""
+
+import contextlib
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from experiments import launch, report, seeds
+from experiments.settings_shoestring import FewShot
+from jaxrl_llm.algorithms import shoestring
+from jaxrl_llm.evaluation import node_accuracy
+from jaxrl_llm.models import graph as graph_lib
+from jaxrl_llm.rl import prototypes
+from jaxrl_llm.tasks import episodes
+from jaxrl_llm.training import loop, metrics, optim, rng
+
+METHODS = {
+    'prototypes': 'prototypes',
+    'refined': 'prototypes, refined',
+    'lp': 'label propagation',
+    'filtered': 'prototypes of filtered features',
+    'gcn_softmax': 'graph network with the metric head, softmax',
+    'gcn_prototypes': 'graph network with the metric head, prototypes',
+}
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Batch:
+  """The labelled nodes of an episode, as `shoestring.Batch` has it."""
+
+  inputs: graph_lib.Inputs
+  labels: Array
+  weight: Array
+
+
+class Classifier:
+  """All methods on one episode, compiled for a batch of them."""
+
+  def __init__(self, config: FewShot, shots: int, width: int):
+    self._config = config
+    self._num_support = config.way * shots
+    self._network = graph_lib.make(
+        num_features=width, width=config.width, num_classes=config.way, dropout=config.dropout)
+    self._algorithm = shoestring.make(
+        config.algorithm, self._network, optim.make_optimizer(optim.OptimizerConfig(
+            name='adam', learning_rate=config.learning_rate, max_grad_norm=0.0)))
+    self.classify = jax.jit(jax.vmap(self._classify))
+
+  def _classify(self, index: Array, features: Array, labels: Array) -> dict[str, Array]:
+    """The accuracy on the queries of one episode, by method.
+
+    Args:
+      index: int32 []; of the episode.
+      features: [M, D], the labelled ones first.
+      labels: int32 [M].
+    """
+    config, count = self._config, labels.shape[0]
+    support = (jnp.arange(count) < self._num_support).astype(jnp.float32)
+    adjacency = graph_lib.gaussian_graph(features, neighbours=config.neighbours)
+    known = support[:, None] * jax.nn.one_hot(labels, config.way)
+    filtered = graph_lib.propagate(adjacency, features, alpha=config.feature_alpha)
+    scores = {
+        'prototypes': self._by_prototypes(features, labels, support, 0.0),
+        'refined': self._by_prototypes(features, labels, support, config.refinement_ratio),
+        'lp': graph_lib.propagate(adjacency, known, alpha=config.label_alpha),
+        'filtered': self._by_prototypes(filtered, labels, support, 0.0),
+    }
+    read = shoestring.scores(
+        config.algorithm, self._train(index, features, adjacency, labels), labels, support,
+        1 - support)
+    scores |= {'gcn_softmax': read['softmax'], 'gcn_prototypes': read['metric']}
+    right = lambda values: jnp.argmax(values, axis=-1) == labels
+    queries = slice(self._num_support, None)
+    return {name: jnp.mean(right(values)[queries].astype(jnp.float32))
+            for name, values in scores.items()}
+
+  def _by_prototypes(self, outputs: Array, labels: Array, support: Array, ratio: float) -> Array:
+    metric = self._config.algorithm.metric
+    centres, counts = prototypes.prototypes(
+        outputs, labels, support, num_classes=self._config.way)
+    if ratio:
+      centres = prototypes.refine(
+          centres, counts, outputs, 1 - support, metric=metric, ratio=ratio)
+    return prototypes.similarities(outputs, centres, metric=metric)
+
+  def _train(self, index: Array, features: Array, adjacency: Array, labels: Array) -> Array:
+    """The outputs [M, n] of a network that this episode has trained."""
+    rows = slice(self._num_support)
+    batch = Batch(graph_lib.Inputs(features, adjacency, adjacency[rows]), labels[rows],
+                  jnp.ones(self._num_support))
+    key = rng.stream_key(rng.base_key(self._config.seed), rng.DATA, index)
+    params = self._network.init(rng.stream_key(key, rng.INIT))
+    state = self._algorithm.init(key, {'network': params})
+    step = lambda state, _: (self._algorithm.train_step(state, batch)[0], None)
+    state, _ = jax.lax.scan(step, state, length=self._config.steps)
+    return self._network.apply(
+        state.params['network'], graph_lib.Inputs(features, adjacency, adjacency))
+
+
+def play(run: launch.Run, data: episodes.Features, shots: int, bar) -> dict[str, np.ndarray]:
+  """The accuracy of every episode by method, [E]; batches that are on the disk are read."""
+  config = run.config
+  classifier = Classifier(config, shots, data.features.shape[1])
+  draw = functools.partial(episodes.draw_episode, data, way=config.way, shots=shots,
+                           queries=config.queries, seed=config.seed)
+
+  def classify(begin):
+    indices = begin + np.arange(config.batch_size, dtype=np.int32)
+    drawn = [draw(index=int(index)) for index in indices]
+    return classifier.classify(
+        indices, np.stack([e.features for e in drawn]), np.stack([e.labels for e in drawn]))
+
+  parts = []
+  for begin in range(0, config.episodes, config.batch_size):
+    path = run.workdir / 'arms' / f'{shots}shot_{begin}.npz'
+    parts.append(seeds.kept(path, functools.partial(classify, begin)))
+    shown = {name: float(np.concatenate([p[name] for p in parts]).mean())
+             for name in ('prototypes', 'lp')}
+    bar.update(config.batch_size, shots=str(shots), **shown)
+    run.save_clock()
+  return {name: np.concatenate([part[name] for part in parts]).astype(np.float64)
+          for name in METHODS}
+
+
+def summarise(config: FewShot, outcomes: dict[int, dict[str, np.ndarray]]) -> dict[str, float]:
+  """Numbers by flat name, fractions: accuracies, and differences from plain prototypes."""
+  numbers = {}
+  for shots, arms in outcomes.items():
+    for name, values in arms.items():
+      prefix = f'eval/{name}/{config.way}way_{shots}shot'
+      mean, error = seeds.mean_and_error(values)
+      numbers |= {f'{prefix}/accuracy': float(mean), f'{prefix}/standard_error': float(error)}
+      if name != 'prototypes':
+        gain = node_accuracy.paired_interval(values, arms['prototypes'])
+        numbers |= {f'{prefix}/difference': gain.mean, f'{prefix}/difference_low': gain.low,
+                    f'{prefix}/difference_high': gain.high}
+  return numbers
+
+
+def table(config: FewShot, outcomes: dict[int, dict[str, np.ndarray]]) -> str:
+  """The closing table: means with 95 % intervals over episodes."""
+  def cell(values):
+    mean, error = seeds.mean_and_error(100 * values)
+    return f'{mean:.2f} ± {1.96 * error:.2f}'
+
+  rows = [[text, *(cell(arms[name]) for arms in outcomes.values())]
+          for name, text in METHODS.items()]
+  header = ['accuracy (%, 95 % interval over episodes)',
+            *(f'{config.way}-way {shots}-shot' for shots in outcomes)]
+  return report.markdown_table(header, rows)
+
+
+def write_figure(run: launch.Run, outcomes: dict[int, dict[str, np.ndarray]]) -> None:
+  """Every method's accuracy, a panel for each number of shots, and the same as CSV."""
+  path, rows = run.workdir / 'figures' / 'accuracy.png', []
+  with seeds.figure(path, len(outcomes), title='Episodes') as panels:
+    for panel, (shots, arms) in zip(panels, outcomes.items()):
+      for place, name in enumerate(METHODS):
+        mean, error = seeds.mean_and_error(arms[name])
+        panel.errorbar(100 * mean, -place, xerr=196 * error, fmt='o', color='#1b6ca8', capsize=3)
+        rows.append((shots, name, float(mean), float(error)))
+      panel.set_yticks([-place for place in range(len(METHODS))], list(METHODS))
+      panel.set(xlabel='accuracy (%)', title=f'{run.config.way}-way {shots}-shot')
+  metrics.write_csv_atomic(
+      path.with_suffix('.csv'), ['shots', 'method', 'accuracy', 'standard_error'], rows)
+
+
+def write_metrics(run: launch.Run, outcomes: dict[int, dict[str, np.ndarray]]) -> None:
+  """The mean accuracy of each batch of episodes, in metrics.jsonl."""
+  size = run.config.batch_size
+  with contextlib.closing(metrics.MetricsWriter(run.workdir)) as writer:
+    writer.truncate(0)
+    for begin in range(0, run.config.episodes, size):
+      writer.write(begin, {
+          f'eval/{name}/{run.config.way}way_{shots}shot': values[begin : begin + size].mean()
+          for shots, arms in outcomes.items() for name, values in arms.items()})
+
+
+def main(run: launch.Run) -> None:
+  """Plays all episodes, and writes the table, the figure and results.json."""
+  config = run.config
+  data = config.features()
+  for shots in config.shots:  # Before anything is computed.
+    episodes.draw_episode(data, way=config.way, shots=shots, queries=config.queries,
+                          seed=config.seed, index=0)
+  with loop.progress(config.episodes * len(config.shots), 'episodes') as bar:
+    outcomes = {shots: play(run, data, shots, bar) for shots in config.shots}
+  write_metrics(run, outcomes)
+  write_figure(run, outcomes)
+  closing = '\n\n'.join(filter(None, [table(config, outcomes), config.note]))
+  metrics.write_text_atomic(run.table_path, closing + '\n')
+  launch.write_results(run, {
+      **summarise(config, outcomes), 'episodes': config.episodes, 'sampled_tokens': 0,
+      'features': config.features_file or 'generated'})
+  print(f'\n{closing}\n\nfigure: {run.workdir / "figures" / "accuracy.png"}\n'
+        f'results: {run.results_path}')
+
+
+if __name__ == '__main__':
+  launch.run(main, default_config='experiments/configs/shoestring_few_shot.py')

@@ -1,0 +1,182 @@
+"""What the study of Shoestring shows: numbers, tables and a figure, each with its data."""
+
+import pathlib
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from experiments import report, seeds
+from jaxrl_llm.evaluation import node_accuracy
+from jaxrl_llm.training import metrics
+
+# Arrays [S] by reading, by (backbone, head, 'n1' and so on).
+Outcomes = Mapping[tuple[str, ...], Mapping[str, np.ndarray]]
+
+
+def reading_of(head: str) -> str:
+  """How a head's own accuracy is read: by softmax, or by honest prototypes."""
+  return 'softmax' if head == 'softmax' else 'prototypes'
+
+
+def random_arms(outcomes: Outcomes) -> list[tuple[str, str, str]]:
+  """The arms on random splits."""
+  return [name for name in outcomes if not name[2].startswith('public')]
+
+
+def labels_of(outcomes: Outcomes) -> list[str]:
+  """'n1', 'n2' and so on, in order."""
+  return list(dict.fromkeys(name[2] for name in random_arms(outcomes)))
+
+
+def heads_of(outcomes: Outcomes) -> list[tuple[str, str]]:
+  """(backbone, head) of the arms on random splits, in order."""
+  return list(dict.fromkeys(name[:2] for name in random_arms(outcomes)))
+
+
+def difference(outcomes: Outcomes, name: tuple[str, ...]) -> node_accuracy.Interval:
+  """Honest prototypes of a metric head minus the softmax of the plain backbone, by split."""
+  backbone, head, labels = name
+  return node_accuracy.paired_interval(
+      outcomes[name][reading_of(head)], outcomes[backbone, 'softmax', labels]['softmax'])
+
+
+def summarise(outcomes: Outcomes) -> dict[str, float]:
+  """The headline numbers by flat name, fractions.
+
+  `accuracy` is that of the arm's head: softmax, or prototypes of the training labels.
+  """
+  numbers = {}
+  for name, arm in outcomes.items():
+    backbone, head, labels = name
+    if labels.startswith('public'):
+      # Decay of all layers, as in the released code, is the headline; the other one is named.
+      decay = labels.partition('/')[2]
+      prefix = f'eval/{backbone}/{head}/public' + ('/first_layer_decay' if decay == 'first' else '')
+      mean, error = seeds.mean_and_error(arm['softmax'])
+      numbers |= {f'{prefix}/accuracy': float(mean), f'{prefix}/standard_error': float(error)}
+      continue
+    prefix = f'eval/{backbone}/{head}/{labels}'
+    readings = {'': arm[reading_of(head)], 'leaky_': arm['leaky'], 'softmax_': arm['softmax'],
+                'prototype_': arm['prototypes'], 'mixed_': arm['mixed'],
+                'leaky_mixed_': arm['leaky_mixed']}
+    for reading, values in readings.items():
+      mean, error = seeds.mean_and_error(values)
+      numbers[f'{prefix}/{reading}accuracy'] = float(mean)
+      numbers[f'{prefix}/{reading}standard_error'] = float(error)
+    numbers[f'{prefix}/standard_deviation'] = _deviation(arm[reading_of(head)])
+    for reading in arm:
+      if reading.startswith('refined_'):
+        numbers[f'{prefix}/{reading}_accuracy'] = float(arm[reading].mean())
+    if head != 'softmax':
+      interval = difference(outcomes, name)
+      numbers |= {f'{prefix}/difference': interval.mean, f'{prefix}/difference_low': interval.low,
+                  f'{prefix}/difference_high': interval.high}
+  return numbers
+
+
+def _deviation(values: np.ndarray) -> float:
+  return float(values.std(ddof=1)) if len(values) > 1 else 0.0
+
+
+def percent(values: np.ndarray) -> str:
+  """Mean ± standard error over splits, in percent."""
+  mean, error = seeds.mean_and_error(100 * np.asarray(values))
+  return f'{mean:.1f} ± {error:.1f}'
+
+
+def table(outcomes: Outcomes) -> str:
+  """The accuracy of every head, honest and leaky, and of the public split."""
+  labels = labels_of(outcomes)
+  header = ['accuracy (%)', 'read by', *(f'{n[1:]} a class' for n in labels)]
+  rows = []
+  for backbone, head in heads_of(outcomes):
+    ways = {'softmax': 'softmax', 'prototypes': 'prototypes of training labels',
+            'leaky': 'prototypes of test labels (leaky)'}
+    name = backbone if head == 'softmax' else f'{backbone} + {head}'
+    rows += [[name, text, *(percent(outcomes[backbone, head, n][way]) for n in labels)]
+             for way, text in ways.items()]
+  text = report.markdown_table(header, rows)
+  public = [f'{name[0]}, public split, decay of {name[2].partition("/")[2]} '
+            f'layer{"s" if name[2].endswith("all") else ""}: {percent(arm["softmax"])} %'
+            for name, arm in outcomes.items() if name[2].startswith('public')]
+  return '\n\n'.join([text, *public, 'Mean ± standard error over splits.'])
+
+
+def differences(outcomes: Outcomes) -> str:
+  """Every metric head minus its plain backbone; '' if there is none."""
+  labels = labels_of(outcomes)
+  rows = []
+  for backbone, head in heads_of(outcomes):
+    if head != 'softmax':
+      found = [difference(outcomes, (backbone, head, n)) for n in labels]
+      rows.append([f'{backbone} + {head}', *(
+          f'{100 * d.mean:+.1f} [{100 * d.low:+.1f}, {100 * d.high:+.1f}]' for d in found)])
+  if not rows:
+    return ''
+  header = ['honest prototypes − softmax of the plain backbone, points', *(
+      f'{n[1:]} a class' for n in labels)]
+  return report.markdown_table(header, rows) + '\n\nMean difference with its 95 % t-interval, ' \
+      'split by split.'
+
+
+def refinement(outcomes: Outcomes, ratios: Sequence[float]) -> str:
+  """Refined prototypes minus unrefined ones, means over splits; '' if there is nothing to show."""
+  ratios = [ratio for ratio in ratios if ratio]
+  labels = labels_of(outcomes)
+  if not ratios:
+    return ''
+  header = ['refinement, points', 'of the unlabelled', *(f'{n[1:]} a class' for n in labels)]
+  rows = []
+  for backbone, head in heads_of(outcomes):
+    for ratio in ratios:
+      gains = []
+      for n in labels:
+        arm = outcomes[backbone, head, n]
+        gain = node_accuracy.paired_interval(arm[f'refined_{ratio:g}'], arm['prototypes'])
+        gains.append(f'{100 * gain.mean:+.1f} [{100 * gain.low:+.1f}, {100 * gain.high:+.1f}]')
+      name = f'{backbone} + {"cos, λ = 0" if head == "softmax" else head}'
+      rows.append([name, f'{ratio:g}', *gains])
+  return report.markdown_table(header, rows)
+
+
+def write_figure(path: pathlib.Path, outcomes: Outcomes) -> None:
+  """Accuracy against labels a class, honest and leaky, a panel for each backbone; and as CSV."""
+  labels = labels_of(outcomes)
+  backbones = list(dict.fromkeys(backbone for backbone, _ in heads_of(outcomes)))
+  places = [int(n[1:]) for n in labels]
+  rows = []
+  for backbone, head in heads_of(outcomes):
+    for n, place in zip(labels, places):
+      for way in ('softmax', 'prototypes', 'mixed', 'leaky', 'leaky_mixed'):
+        mean, error = seeds.mean_and_error(outcomes[backbone, head, n][way])
+        rows.append((backbone, head, place, way, float(mean), float(error)))
+  limits = 100 * min(row[4] - row[5] for row in rows) - 3, 100 * max(row[4] for row in rows) + 3
+  with seeds.figure(path, len(backbones), title='Few labels: honest and leaky prototypes') as axes:
+    for panel, backbone in zip(axes, backbones):
+      heads = [head for name, head in heads_of(outcomes) if name == backbone]
+      shown = [('softmax', 'softmax', 'softmax', '#1b6ca8', 'o-')]
+      metric = next((head for head in heads if head != 'softmax'), None)
+      if metric:
+        shown += [(metric, 'prototypes', f'{metric}, training labels', '#2e8b57', 's-'),
+                  (metric, 'leaky', f'{metric}, test labels (leaky)', '#d1495b', '^--')]
+      shown.append(('softmax', 'leaky', 'λ = 0, test labels (leaky)', '0.55', 'v:'))
+      for head, way, label, colour, style in shown:
+        points = [seeds.mean_and_error(100 * outcomes[backbone, head, n][way]) for n in labels]
+        panel.errorbar(places, *zip(*points), fmt=style, color=colour, label=label, ms=5,
+                       capsize=3)
+      panel.set(xscale='log', xlabel='labels a class', ylabel='accuracy (%)', title=backbone,
+                ylim=limits)
+      panel.set_xticks(places, [str(place) for place in places], minor=False)
+      panel.minorticks_off()
+      panel.legend(frameon=False, fontsize=8)
+  metrics.write_csv_atomic(path.with_suffix('.csv'), [
+      'backbone', 'head', 'labels_per_class', 'read_by', 'accuracy', 'standard_error'], rows)
+
+
+def write_splits(path: pathlib.Path, outcomes: Outcomes, seed: int) -> None:
+  """Every accuracy of every split, as CSV."""
+  rows = [(*name, seed + split, reading, float(value))
+          for name, arm in outcomes.items() for reading, values in arm.items()
+          if reading != 'loss' for split, value in enumerate(values)]
+  metrics.write_csv_atomic(
+      path, ['backbone', 'head', 'split', 'seed', 'read_by', 'accuracy'], rows)

@@ -1,0 +1,115 @@
+"""Learning hidden Markov models in context: a causal model is trained to predict fresh ones.
+
+Dai, Gao, Sattar, Dean and Sun, 2025, "Pre-trained large language models learn hidden Markov models
+in-context", arXiv 2506.07298; code: DaiYijia02/icl-hmm.
+
+The paper trains nothing: a language model reads one trajectory o_0, o_1, ... of an HMM as bare
+tokens and predicts the next symbol, at best as well as the filter, which knows the parameters:
+
+  P(o_t | o_<t) = Bᵀ Aᵀ α_{t−1}
+
+Where no such model is at hand, one is made: every step draws HMMs λ that were never seen, and
+one trajectory of each,
+
+  L(θ) = − E_λ E_{o ∼ λ} (1/T) Σ_t ln π_θ(o_t | o_<t)                     (labels='sampled')
+
+What minimises L is the Bayes-optimal prediction of one who does not know λ and has to infer it from
+o_<t: learning in context is all that can lower it. λ is known in training, so that the label may be
+averaged over, which leaves the expectation of the gradient as it is and lowers its variance
+(labels='filter'):
+
+  − Σ_o P_λ(o | o_<t) ln π_θ(o | o_<t)
+
+Departures from the paper: the learner is its own network, not a pre-trained one (those are
+evaluated by `evaluation.in_context`).
+
+Tables: experiments/configs/icl_hmm.py.
+"""
+
+import dataclasses
+
+import chex
+import jax
+import jax.numpy as jnp
+import optax
+
+from jaxrl_llm.rl import log_probs
+from jaxrl_llm.training import step as step_lib
+from jaxrl_llm.types import Algorithm, Array, Metrics, ModelFns, TrainState, WeightedMean
+
+
+@dataclasses.dataclass
+class Config:
+  """Settings of meta-training.
+
+  Attributes:
+    labels: 'sampled' (the next symbol) or 'filter' (its law given the HMM and what came before).
+    num_micro_batches: parts that a batch is computed in; divides the batch size.
+  """
+
+  labels: str = 'sampled'
+  num_micro_batches: int = 1
+
+  def validate(self) -> None:
+    """Raises ValueError with one line for the first field that is out of range."""
+    if self.labels not in ('sampled', 'filter'):
+      raise ValueError(f"labels must be 'sampled' or 'filter', got {self.labels!r}")
+    if self.num_micro_batches < 1:
+      raise ValueError(f'num_micro_batches must be at least 1, got {self.num_micro_batches}')
+
+
+@chex.dataclass(frozen=True)
+class Trajectories:
+  """Symbols of B HMMs, and what the HMMs themselves predict.
+
+  Attributes:
+    symbols: int32 [B, T + 1].
+    laws: float32 [B, T, L]; P(o_t | o_<t) of symbols 1, ..., T.
+  """
+
+  symbols: Array
+  laws: Array
+
+
+def make(
+    config: Config, policy: ModelFns, optimizer: optax.GradientTransformation
+) -> Algorithm:
+  """Meta-training of params['policy'] as two pure functions.
+
+  Args:
+    config: settings.
+    policy: the network, causal, with a vocabulary of L symbols.
+    optimizer: an optax transformation.
+
+  Returns:
+    Algorithm(init, train_step); `train_step` takes `Trajectories`. Its metrics are nats a symbol:
+    train/loss, train/entropy (the filter's own, below which the loss cannot go on average) and
+    train/divergence, KL(P_λ ‖ π_θ), their difference on average.
+
+  Raises:
+    ValueError: a setting is out of range.
+  """
+  config.validate()
+
+  def init(key, params) -> TrainState:
+    return TrainState(jnp.int32(0), params, optimizer.init(params), key, aux={})
+
+  def loss_fn(params, batch: Trajectories) -> tuple[WeightedMean, Metrics]:
+    symbols = batch.symbols[:, :-1]
+    output = policy.apply(
+        params['policy'], symbols, valid=jnp.ones(symbols.shape, bool),
+        positions=jnp.broadcast_to(jnp.arange(symbols.shape[1]), symbols.shape))
+    predicted = jax.nn.log_softmax(log_probs.head_logits(output.hidden, output.head))
+    chex.assert_equal_shape([predicted, batch.laws])
+    labels = jnp.take_along_axis(predicted, batch.symbols[:, 1:, None], axis=-1)[..., 0]
+    expected = jnp.sum(batch.laws * predicted, axis=-1)
+    certain = jnp.sum(batch.laws * jnp.log(jnp.maximum(batch.laws, 1e-30)), axis=-1)
+    mean = lambda x: WeightedMean(jnp.sum(x), jnp.float32(x.size))
+    return mean(-labels if config.labels == 'sampled' else -expected), {
+        'train/entropy': mean(-certain), 'train/divergence': mean(certain - expected)}
+
+  def train_step(state, batch: Trajectories):
+    return step_lib.take_step(
+        loss_fn, optimizer, state, batch, num_micro_batches=config.num_micro_batches)
+
+  return Algorithm(init, train_step)

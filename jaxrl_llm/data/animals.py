@@ -1,0 +1,300 @@
+"""Choices of mice, session by session: the trials themselves, and symbol sequences of them.
+
+A mouse sees a grating of one of nine signed contrasts and turns a wheel: choice 1 is right for
+contrasts above 0, choice 0 for those below, and at contrast 0 chance decides. The published
+preprocessing (data of the International Brain Laboratory, as Ashwood et al., 2022, prepare them)
+stores covariates of a model: the z-scored contrast, the choice before, and that choice times its
+reward. Here trials are rebuilt from them:
+
+- the reward of trial t stands in the covariates of trial t + 1 of its session;
+- that of a session's last trial follows from contrast and choice, but for contrast 0, where it is
+  not known;
+- the covariates of a session's first trial are of that very trial, its own choice and reward:
+  they would give the answer away, and are not used.
+
+The released code of the in-context study (arXiv 2506.07298) puts the choice of the trial before
+beside the contrast and the reward of this one: `shift` of `encode`. When that choice is to be
+predicted, its own contrast and reward have been read already.
+"""
+
+import dataclasses
+import pathlib
+import zipfile
+from collections.abc import Sequence
+
+import numpy as np
+
+CONTRASTS = np.array([-1, -.25, -.125, -.0625, 0, .0625, .125, .25, 1])
+ZERO_LEVEL = 4
+
+# Symbols: nine contrasts, two choices, two rewards, in the order of the released code's letters.
+CHOICE_SYMBOLS = (9, 10)
+REWARD_SYMBOLS = (11, 12)
+NUM_SYMBOLS = 13
+LAYOUTS = {
+    'choice': ('choice',),
+    'stim_choice': ('stim', 'choice'),
+    'choice_reward': ('choice', 'reward'),
+    'stim_choice_reward': ('stim', 'choice', 'reward'),
+}
+COVARIATES = ('stimulus', 'bias', 'previous choice', 'win-stay')
+
+_FILES = '*.npz'
+_LOOKUP = 'fold_lookup'
+
+
+@dataclasses.dataclass(frozen=True)
+class Animal:
+  """All trials of an animal, in order.
+
+  Attributes:
+    name: of the animal.
+    levels: int8 [N]; the contrast, an index of `CONTRASTS`.
+    choices: int8 [N]; 0, 1, or -1 where it did not choose (a violation).
+    rewards: int8 [N]; 1, -1 for none, and 0 where it is not known.
+    sessions: int32 [N]; 0, ..., 0, 1, ..., 1, ...
+  """
+
+  name: str
+  levels: np.ndarray
+  choices: np.ndarray
+  rewards: np.ndarray
+  sessions: np.ndarray
+
+  @property
+  def num_sessions(self) -> int:
+    """S."""
+    return int(self.sessions[-1]) + 1
+
+
+def load_folder(directory: str | pathlib.Path) -> list[Animal]:
+  """All animals of a folder, by name; files of folds (`*fold_lookup.npz`) are passed over.
+
+  Raises:
+    ValueError: the folder is missing or holds none, or as `load`.
+  """
+  paths = sorted(p for p in pathlib.Path(directory).glob(_FILES) if _LOOKUP not in p.name)
+  if not paths:
+    raise ValueError(f'{directory} must be a folder of animals ({_FILES}), found none there')
+  return [load(path) for path in paths]
+
+
+def load(path: str | pathlib.Path) -> Animal:
+  """Rebuilds an animal's trials from `NAME_processed.npz`; nothing is unpickled.
+
+  Args:
+    path: a file with arr_0 [N, 3], the covariates; arr_1 [N, 1], the choices; arr_2 [N], the
+      session of each trial.
+
+  Returns:
+    The animal.
+
+  Raises:
+    ValueError: the file is none, or its arrays are not such covariates; one line.
+  """
+  path = pathlib.Path(path)
+  try:
+    with np.load(path, allow_pickle=False) as arrays:
+      covariates, choices, names = (arrays[f'arr_{i}'] for i in range(3))
+    covariates = np.asarray(covariates, float)
+    choices = np.asarray(choices).reshape(-1)
+    names = np.asarray(names).reshape(-1)
+  except (ValueError, KeyError, EOFError, zipfile.BadZipFile, AttributeError) as error:
+    problem = ' '.join(str(error).split())
+    raise ValueError(f'{path} is no file of an animal (arr_0, arr_1, arr_2): {problem}') from error
+  try:
+    return _rebuild(path.stem.removesuffix('_processed'), covariates, choices, names)
+  except ValueError as error:
+    raise ValueError(f'{path}: {error}') from error
+
+
+def _rebuild(name: str, covariates, choices, names) -> Animal:
+  """Trials of stored covariates; see the module's docstring."""
+  count = len(choices)
+  if count < 2 or covariates.shape != (count, 3) or names.shape != (count,):
+    raise ValueError(f'arr_0, arr_1 and arr_2 must be [N, 3], [N, 1] and [N] with N > 1, got '
+                     f'{covariates.shape}, {choices.shape} and {names.shape}')
+  if not np.isin(choices, (-1, 0, 1)).all():
+    raise ValueError(f'choices must be 0, 1 or -1, got {np.unique(choices)}')
+  starts = np.concatenate([[True], names[1:] != names[:-1]])
+  if starts.sum() != len(np.unique(names)):
+    raise ValueError('the trials of a session must stand together, got one that is interrupted')
+  levels, choices = _levels(covariates[:, 0]), choices.astype(np.int8)
+  right = np.where(levels > ZERO_LEVEL, 1, 0) == choices
+  rewards = np.where(levels == ZERO_LEVEL, 0, np.where(right, 1, -1))
+  told = np.flatnonzero(~starts[1:] & (choices[:-1] >= 0))  # By the trial behind them.
+  stored = np.sign(covariates[told + 1, 1] * covariates[told + 1, 2]).astype(int)
+  agrees = (covariates[told + 1, 1] > 0) == (choices[told] > 0)
+  agrees &= (rewards[told] == 0) | (rewards[told] == stored)
+  if len(told) and agrees.mean() < .9:  # Another order of columns, or another sign.
+    raise ValueError(f'arr_0 must hold contrast, previous choice and previous choice times reward; '
+                     f'{agrees.mean():.0%} of the trials agree with that')
+  rewards[told] = stored
+  rewards[choices < 0] = -1
+  return Animal(name, levels, choices, rewards.astype(np.int8),
+                (np.cumsum(starts) - 1).astype(np.int32))
+
+
+def _levels(z_scored: np.ndarray) -> np.ndarray:
+  """The contrast of each trial; extremes are -1 and 1, whatever mean and scale were taken out."""
+  if not np.isfinite(z_scored).all() or np.ptp(z_scored) == 0:
+    raise ValueError('contrasts must be finite and differ')
+  low, high = z_scored.min(), z_scored.max()
+  contrast = (2 * z_scored - low - high) / (high - low)
+  levels = np.abs(contrast[:, None] - CONTRASTS).argmin(axis=1)
+  off = np.abs(contrast - CONTRASTS[levels])
+  if off.max() > 1e-3:
+    raise ValueError(f'contrasts must be some of {CONTRASTS.tolist()} up to mean and scale, got '
+                     f'{contrast[off.argmax()]:.4f}')
+  return levels.astype(np.int8)
+
+
+def stimulus(power: float | np.ndarray = 1.0) -> np.ndarray:
+  """What each of the nine contrasts enters a model as: sign(c) |c|^power, of unit mean square.
+
+  Args:
+    power: a number, or [...]; below 1, weak contrasts count for more.
+
+  Returns:
+    float [..., 9].
+  """
+  power = np.asarray(power, float)[..., None]
+  drive = np.sign(CONTRASTS) * np.abs(CONTRASTS) ** power
+  return drive / np.sqrt(np.mean(drive**2, axis=-1, keepdims=True))
+
+
+def covariates(animal: Animal) -> np.ndarray:
+  """The inputs of a GLM: contrast, 1, previous choice, previous choice times its reward.
+
+  'Previous' is the last trial with a choice, of the same session; 0 where there is none.
+
+  Args:
+    animal: the trials.
+
+  Returns:
+    float [N, 4], in the order of `COVARIATES`.
+  """
+  count = len(animal.choices)
+  chosen = np.where(animal.choices >= 0, np.arange(count), -1)
+  last = np.concatenate([[-1], np.maximum.accumulate(chosen)[:-1]])
+  known = (last >= 0) & (animal.sessions[last] == animal.sessions)
+  choice = np.where(known, 2 * animal.choices[last] - 1, 0)
+  rewards = np.where(animal.rewards > 0, 1, -1)
+  return np.stack([stimulus()[animal.levels], np.ones(count), choice,
+                   choice * rewards[last]], axis=1).astype(np.float64)
+
+
+def by_session(animal: Animal, values: np.ndarray, fill: float) -> np.ndarray:
+  """[N, ...] as [S, T, ...], T the longest session; `fill` behind the end of shorter ones."""
+  lengths = np.bincount(animal.sessions)
+  place = np.arange(len(animal.sessions)) - np.repeat(np.cumsum(lengths) - lengths, lengths)
+  padded = np.full((len(lengths), lengths.max(), *values.shape[1:]), fill, values.dtype)
+  padded[animal.sessions, place] = values
+  return padded
+
+
+def folds(num_sessions: int, num_folds: int, seed: int) -> np.ndarray:
+  """The fold of each session, [S]: folds of equal size, up to one, drawn by seed.
+
+  Raises:
+    ValueError: there are fewer sessions than folds, or fewer than two folds.
+  """
+  if not 2 <= num_folds <= num_sessions:
+    raise ValueError(f'folds must be at least 2 and at most the number of sessions '
+                     f'({num_sessions}), got {num_folds}')
+  order = np.random.default_rng(seed).permutation(num_sessions)
+  fold = np.empty(num_sessions, np.int32)
+  fold[order] = np.arange(num_sessions) % num_folds
+  return fold
+
+
+def encode(
+    levels: np.ndarray,
+    choices: np.ndarray,
+    rewards: np.ndarray,
+    layout: str,
+    *,
+    shift: bool = False,
+) -> np.ndarray:
+  """Trials as symbols, one after the other, as a layout has them.
+
+  Args:
+    levels: integer [..., W].
+    choices: integer [..., W]; violations have been left out.
+    rewards: integer [..., W]; what is not known is written as no reward.
+    layout: one of `LAYOUTS`; n symbols a trial.
+    shift: as the released code has them, to show what that does: (contrast of trial i, choice of
+      trial i − 1, reward of trial i), for i from 1.
+
+  Returns:
+    int32 [..., W n], or [..., (W − 1) n] if shifted. See `label_positions`.
+
+  Raises:
+    ValueError: the layout is none of `LAYOUTS`, or a choice is missing.
+  """
+  if layout not in LAYOUTS:
+    raise ValueError(f'layout must be one of {", ".join(LAYOUTS)}, got {layout!r}')
+  if np.min(choices, initial=0) < 0:
+    raise ValueError('choices must be 0 or 1: trials without one are left out first')
+  symbols = {
+      'stim': levels,
+      'choice': np.asarray(choices) + CHOICE_SYMBOLS[0],
+      'reward': np.where(np.asarray(rewards) > 0, REWARD_SYMBOLS[1], REWARD_SYMBOLS[0]),
+  }
+  if shift:
+    symbols = {name: values[..., :-1] if name == 'choice' else values[..., 1:]
+               for name, values in symbols.items()}
+  parts = np.stack([symbols[name] for name in LAYOUTS[layout]], axis=-1)
+  return parts.reshape(*parts.shape[:-2], -1).astype(np.int32)
+
+
+def label_positions(layout: str, num_trials: int, *, shift: bool = False) -> np.ndarray:
+  """Where the choice of trial 0, 1, ... stands in `encode`'s sequence; shifted, the last has none.
+
+  Args:
+    layout: one of `LAYOUTS`.
+    num_trials: W.
+    shift: as in `encode`.
+
+  Returns:
+    int [W], or [W − 1] if shifted.
+  """
+  names = LAYOUTS[layout]
+  return np.arange(num_trials - shift) * len(names) + names.index('choice')
+
+
+def windows(
+    before: Sequence[int] | np.ndarray,
+    predicted: Sequence[int] | np.ndarray,
+    width: int,
+) -> tuple[np.ndarray, np.ndarray]:
+  """Windows in which trials are predicted from those before them.
+
+  The trials to predict are cut into blocks of at most width / 2, each at the end of a window that
+  is filled up with what comes before it.
+
+  Args:
+    before: trials that come first, in order.
+    predicted: trials to predict, in order.
+    width: W, trials of a window, at least 2.
+
+  Returns:
+    (trials [R, W], -1 where there are not enough, at the end; predicted bool [R, W], each trial of
+    `predicted` once).
+
+  Raises:
+    ValueError: `width` is below 2.
+  """
+  if width < 2:
+    raise ValueError(f'a window must have at least 2 trials, got {width}')
+  trials = np.concatenate([np.asarray(before, int), np.asarray(predicted, int)])
+  first = len(before)
+  rows = -(-len(predicted) // (width // 2))
+  ends = [first + (len(predicted) * (row + 1)) // rows for row in range(rows)]
+  found = np.full((rows, width), -1)
+  chosen = np.zeros((rows, width), bool)
+  for row, (start, end) in enumerate(zip([first, *ends], ends)):
+    begin = max(0, end - width)
+    found[row, : end - begin] = trials[begin:end]
+    chosen[row, start - begin : end - begin] = True
+  return found, chosen

@@ -1,0 +1,310 @@
+"""Citation graphs as the Planetoid release stores them (Cora, CiteSeer): pickles, read safely.
+
+A pickle may name any function to be called while it is read. Here it may name the few classes
+that the released files are made of, and nothing else; `write` keeps what was read as npz, which
+needs no pickle any more.
+
+Two peculiarities of the release are mended: the rows of tx and ty belong to the nodes that
+test.index names, in its order; and CiteSeer's test.index leaves out 15 nodes, which get features
+of zero and no label.
+
+References: Yang, Cohen and Salakhutdinov (2016), Revisiting semi-supervised learning with graph
+embeddings, arXiv 1603.08861.
+"""
+
+import _codecs
+import collections
+import dataclasses
+import io
+import os
+import pathlib
+import pickle
+from typing import Any
+
+import numpy as np
+
+NO_LABEL = -1
+
+_PARTS = ('y', 'tx', 'ty', 'allx', 'ally', 'graph')
+_NUM_VALIDATION = 500  # Of the public split: the nodes behind its training nodes.
+
+
+@dataclasses.dataclass(frozen=True)
+class Graph:
+  """A graph with sparse features and, for most of its nodes, a class.
+
+  Attributes:
+    name: of the data set.
+    edges: int32 [E, 2]; pairs i ≤ j, each once; self-loops of the data are among them.
+    indices: int32 [N, S]; which features a node has; 0 in unused slots.
+    values: float32 [N, S]; their values, which sum to 1 a node; 0 in unused slots.
+    labels: int32 [N]; `NO_LABEL` where there is none.
+    num_features: F.
+    num_classes: C.
+    train: int32 [n]; of the public split; empty where there is none, as the next two.
+    validation: int32 [v].
+    test: int32 [t].
+  """
+
+  name: str
+  edges: np.ndarray
+  indices: np.ndarray
+  values: np.ndarray
+  labels: np.ndarray
+  num_features: int
+  num_classes: int
+  train: np.ndarray
+  validation: np.ndarray
+  test: np.ndarray
+
+  @property
+  def num_nodes(self) -> int:
+    """N."""
+    return len(self.labels)
+
+
+class _SparseRows:
+  """What a pickled scipy csr_matrix turns into: its attributes, and none of its code."""
+
+  data: np.ndarray
+  indices: np.ndarray
+  indptr: np.ndarray
+  _shape: tuple[int, int]
+
+  @property
+  def shape(self) -> tuple[int, int]:
+    """Rows and columns."""
+    return tuple(int(size) for size in self._shape)
+
+
+_GLOBALS = {
+    ('numpy', 'ndarray'): np.ndarray,
+    ('numpy', 'dtype'): np.dtype,
+    ('numpy.core.multiarray', '_reconstruct'): np.zeros(0).__reduce__()[0],
+    ('numpy._core.multiarray', '_reconstruct'): np.zeros(0).__reduce__()[0],
+    ('scipy.sparse.csr', 'csr_matrix'): _SparseRows,
+    ('scipy.sparse._csr', 'csr_matrix'): _SparseRows,
+    ('collections', 'defaultdict'): collections.defaultdict,
+    ('__builtin__', 'list'): list,
+    ('builtins', 'list'): list,
+    ('_codecs', 'encode'): _codecs.encode,
+}
+
+
+class _ForbiddenGlobalError(pickle.UnpicklingError):
+  """A pickle names something that is not on the list."""
+
+
+class _Unpickler(pickle.Unpickler):
+  """An unpickler that knows the classes of the released files alone."""
+
+  def find_class(self, module: str, name: str) -> Any:
+    """The class or function of a global that is allowed; raises for every other one."""
+    if (module, name) not in _GLOBALS:
+      raise _ForbiddenGlobalError(f'{module}.{name}')
+    return _GLOBALS[module, name]
+
+
+def read_pickle(path: str | os.PathLike) -> Any:
+  """Reads one pickled file of the release; nothing that it names is run unless it is on the list.
+
+  Args:
+    path: the file.
+
+  Returns:
+    Arrays, lists, dicts, and objects with a csr_matrix's attributes.
+
+  Raises:
+    ValueError: the file cannot be read, is damaged, or asks for something else; one line.
+  """
+  try:
+    content = pathlib.Path(path).read_bytes()
+  except OSError as error:
+    raise ValueError(f'cannot read {path}: {error.strerror}') from None
+  try:  # Written by Python 2: its byte strings are the arrays' contents.
+    return _Unpickler(io.BytesIO(content), encoding='latin1').load()
+  except _ForbiddenGlobalError as error:
+    allowed = ', '.join(sorted({name for _, name in _GLOBALS}))
+    raise ValueError(
+        f'{path} is refused: its pickle asks for {error}; allowed are {allowed}') from None
+  except Exception as error:  # A damaged pickle raises nearly anything.
+    raise ValueError(f'{path} is no complete pickle of arrays ({error})') from None
+
+
+def load(data_dir: str | os.PathLike, name: str) -> Graph:
+  """Reads a data set.
+
+  Args:
+    data_dir: the folder of `NAME.npz` (as `write` leaves it), or of the released files
+      `ind.NAME.x` and so on.
+    name: such as 'cora'.
+
+  Returns:
+    The graph.
+
+  Raises:
+    ValueError: a file is missing, damaged, or does not fit the others; one line.
+  """
+  folder = pathlib.Path(data_dir)
+  if (folder / f'{name}.npz').is_file():
+    return read(folder / f'{name}.npz')
+  if not (folder / f'ind.{name}.graph').is_file():
+    raise ValueError(
+        f'data_dir must be a folder with {name}.npz or the files ind.{name}.graph, .allx, .ally, '
+        f'.tx, .ty, .y and .test.index, got {str(data_dir)!r}')
+  parts = {part: read_pickle(folder / f'ind.{name}.{part}') for part in _PARTS}
+  test = _read_test_index(folder / f'ind.{name}.test.index')
+  try:
+    return _assemble(name, parts, test)
+  except (ValueError, TypeError, AttributeError, IndexError, KeyError, OverflowError) as error:
+    raise ValueError(f'{folder}/ind.{name}.* do not fit together: {error}') from None
+
+
+def _read_test_index(path: pathlib.Path) -> np.ndarray:
+  try:
+    return np.array([int(line) for line in path.read_text().split()], np.int64)
+  except OSError as error:
+    raise ValueError(f'cannot read {path}: {error.strerror}') from None
+  except ValueError as error:
+    raise ValueError(f'{path} must hold one node a line: {error}') from None
+
+
+def _assemble(name: str, parts: dict[str, Any], test: np.ndarray) -> Graph:
+  """One graph of the released parts; see the module."""
+  first = _require_labels('ally', parts['ally'])
+  rest = _require_labels('ty', parts['ty'])
+  num_features = parts['allx'].shape[1]
+  if len(rest) != len(test) or len(set(test.tolist())) != len(test):
+    raise ValueError(f'test.index must name {len(rest)} different nodes, got {len(test)}')
+  if parts['tx'].shape != (len(rest), num_features) or parts['allx'].shape[0] != len(first):
+    raise ValueError(f'tx has shape {parts["tx"].shape}, allx {parts["allx"].shape}')
+  num_nodes = max(len(first) + len(rest), int(test.max()) + 1)
+  if test.min() < len(first) or num_nodes != len(parts['graph']):
+    raise ValueError(f'{len(parts["graph"])} nodes in the graph, {num_nodes} with features')
+  places = np.concatenate([np.arange(len(first)), test])
+  labels = np.full(num_nodes, NO_LABEL, np.int32)
+  known = np.concatenate([first, rest])
+  labels[places] = np.where(known.any(axis=1), known.argmax(axis=1), NO_LABEL)
+  rows = [(np.zeros(0, np.int64), np.zeros(0))] * num_nodes
+  for place, row in zip(places, [*_rows(parts['allx']), *_rows(parts['tx'])]):
+    rows[place] = row
+  indices, values = pad_rows(rows, num_features)
+  num_train = len(_require_labels('y', parts['y']))
+  split = np.arange(min(num_train + _NUM_VALIDATION, len(first)), dtype=np.int32)
+  return Graph(
+      name=name, edges=_edges(parts['graph'], num_nodes), indices=indices, values=values,
+      labels=labels, num_features=num_features, num_classes=first.shape[1],
+      train=split[:num_train], validation=split[num_train:],
+      test=np.sort(test).astype(np.int32))
+
+
+def _require_labels(part: str, value: Any) -> np.ndarray:
+  if not isinstance(value, np.ndarray) or value.ndim != 2 or not np.isin(value, (0, 1)).all():
+    raise ValueError(f'{part} must hold rows of zeros and a one')
+  return value
+
+
+def _rows(matrix: _SparseRows) -> list[tuple[np.ndarray, np.ndarray]]:
+  """(indices, values) of each row of a pickled sparse matrix."""
+  starts = np.asarray(matrix.indptr, np.int64)
+  if len(starts) != matrix.shape[0] + 1 or starts[0] != 0 or (np.diff(starts) < 0).any():
+    raise ValueError('the row pointers of a sparse matrix are damaged')
+  if starts[-1] != len(matrix.indices) or starts[-1] != len(matrix.data):
+    raise ValueError('a sparse matrix has fewer entries than its rows claim')
+  return [(np.asarray(matrix.indices[a:b], np.int64), np.asarray(matrix.data[a:b], np.float64))
+          for a, b in zip(starts, starts[1:])]
+
+
+def _edges(neighbours: dict[int, list[int]], num_nodes: int) -> np.ndarray:
+  """Pairs i ≤ j, each once, of lists of neighbours."""
+  pairs = np.array([(i, j) for i, js in neighbours.items() for j in js], np.int64).reshape(-1, 2)
+  if len(pairs) and not 0 <= pairs.min() <= pairs.max() < num_nodes:
+    raise ValueError(f'an edge leads to a node beyond the {num_nodes} that there are')
+  return np.unique(np.sort(pairs, axis=1), axis=0).astype(np.int32)
+
+
+def pad_rows(
+    rows: list[tuple[np.ndarray, np.ndarray]], num_features: int
+) -> tuple[np.ndarray, np.ndarray]:
+  """Sparse rows side by side, each divided by its sum.
+
+  Args:
+    rows: (indices, values not negative) a node; either may be empty.
+    num_features: F; every index is below it.
+
+  Returns:
+    (int32 [N, S], float32 [N, S]), S the entries of the longest row; zeros in unused slots.
+
+  Raises:
+    ValueError: an index or a value is out of range.
+  """
+  longest = max([len(indices) for indices, _ in rows] + [1])
+  all_indices = np.zeros((len(rows), longest), np.int32)
+  all_values = np.zeros((len(rows), longest), np.float32)
+  for place, (indices, values) in enumerate(rows):
+    if len(indices) and not 0 <= indices.min() <= indices.max() < num_features:
+      raise ValueError(f'a feature of node {place} is not one of the {num_features}')
+    if not (np.isfinite(values).all() and (values >= 0).all()):
+      raise ValueError(f'a feature of node {place} is negative or no number')
+    all_indices[place, : len(indices)] = indices
+    all_values[place, : len(indices)] = values / max(values.sum(), 1e-12)
+  return all_indices, all_values
+
+
+def write(path: str | os.PathLike, graph: Graph) -> None:
+  """Writes a graph as npz, atomically; `read` brings it back."""
+  path = pathlib.Path(path)
+  buffer = io.BytesIO()
+  np.savez_compressed(buffer, **dataclasses.asdict(graph))
+  path.parent.mkdir(parents=True, exist_ok=True)
+  temporary = path.with_name(f'.{path.name}.{os.getpid()}.tmp')
+  try:
+    temporary.write_bytes(buffer.getvalue())
+    os.replace(temporary, path)
+  finally:
+    temporary.unlink(missing_ok=True)
+
+
+def read(path: str | os.PathLike) -> Graph:
+  """Reads what `write` wrote; raises ValueError, in one line, for anything else."""
+  names = [field.name for field in dataclasses.fields(Graph)]
+  try:
+    with np.load(path, allow_pickle=False) as arrays:
+      values = {name: arrays[name] for name in names}
+    plain = {'name': str, 'num_features': int, 'num_classes': int}
+    return Graph(**values | {name: kind(values[name]) for name, kind in plain.items()})
+  except Exception as error:  # A damaged archive raises nearly anything.
+    raise ValueError(f'{path} is not a graph that was written here ({error})') from None
+
+
+def random_split(labels: np.ndarray, per_class: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+  """A few labelled nodes of each class to train on, and all other labelled nodes to test on.
+
+  The nodes are shuffled by the seed alone: with more labels a class the training nodes of fewer
+  are among them. Nodes without a label are in neither.
+
+  Args:
+    labels: int [N]; `NO_LABEL` where there is none.
+    per_class: n ≥ 1.
+    seed: of the shuffle, at least 0.
+
+  Returns:
+    (train [C n], class by class; test, in order), int32.
+
+  Raises:
+    ValueError: a class has no more than `per_class` nodes, or `per_class` is below 1.
+  """
+  if per_class < 1:
+    raise ValueError(f'per_class must be at least 1, got {per_class}')
+  order = np.random.default_rng([seed, 36]).permutation(len(labels))
+  train = []
+  for label in range(labels.max() + 1):
+    members = order[labels[order] == label]
+    if len(members) <= per_class:
+      raise ValueError(
+          f'per_class must be less than the {len(members)} nodes of class {label}, got {per_class}')
+    train.append(members[:per_class])
+  train = np.concatenate(train)
+  held_out = labels != NO_LABEL
+  held_out[train] = False
+  return train.astype(np.int32), np.flatnonzero(held_out).astype(np.int32)

@@ -1,0 +1,214 @@
+"""Any causal model as a predictor of the next symbol of a sequence.
+
+A sequence over L symbols is the whole prompt: one token a symbol, no instruction, nothing between
+them (Dai et al., 2025, Pre-trained large language models learn hidden Markov models in-context,
+arXiv 2506.07298). The model's next-token distribution is restricted to the tokens of the symbols
+and renormalised.
+"""
+
+import itertools
+import string
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxrl_llm import types
+from jaxrl_llm.rl import log_probs
+from jaxrl_llm.types import Array, ModelFns, Params, Tokenizer
+
+KINDS = ('abc', '123', 'random')
+
+
+class Tokenisation(NamedTuple):
+  """Which token stands for which symbol.
+
+  Attributes:
+    symbol_ids: the token of each of the L symbols.
+    prefix_ids: what stands before the first symbol; () where nothing does.
+  """
+
+  symbol_ids: tuple[int, ...]
+  prefix_ids: tuple[int, ...] = ()
+
+
+def symbol_log_probs(model: ModelFns, params: Params, tokens: Array, symbol_ids: Array) -> Array:
+  """What a causal model says about the next symbol, at every position of a sequence.
+
+    ln p̂(o | y_≤t) = z_{t, tok(o)} − ln Σ_o' exp(z_{t, tok(o')})
+
+  The sum over the whole vocabulary cancels, so that only the L rows of the head that stand for
+  symbols are multiplied: no logits of [B, T, V], whatever V is, and no chunks. Index t speaks
+  about token t + 1. Differentiable.
+
+  Args:
+    model: a causal model.
+    params: its parameters.
+    tokens: int32 [B, T]; all real. Tokens behind a sequence's end do not reach what stands
+      before them.
+    symbol_ids: int32 [L]; distinct ids.
+
+  Returns:
+    At least float32 [B, T, L], nats; exp of it sums to 1 over L.
+
+  References:
+    Dai et al. (2025), arXiv 2506.07298; released code, restricted softmax.
+  """
+  chex.assert_rank([tokens, symbol_ids], [2, 1])
+  positions = jnp.broadcast_to(jnp.arange(tokens.shape[1], dtype=jnp.int32), tokens.shape)
+  output = model.apply(
+      params, tokens, positions=positions, valid=jnp.ones(tokens.shape, bool))
+  head = output.head
+  rows = types.Head(
+      head.kernel[symbol_ids], None if head.bias is None else head.bias[symbol_ids], head.softcap)
+  return jax.nn.log_softmax(log_probs.head_logits(output.hidden, rows), axis=-1)
+
+
+class Predictor:
+  """Predicts every symbol of sequences from those before it; compiled once a shape."""
+
+  def __init__(
+      self,
+      model: ModelFns,
+      tokenisation: Tokenisation,
+      *,
+      targets: Sequence[int] | None = None,
+      batch_size: int = 16,
+  ):
+    """Keeps what the sequences are read with.
+
+    Args:
+      model: a causal model.
+      tokenisation: the tokens of the L symbols.
+      targets: the symbols among which the prediction is made; by default all of them.
+      batch_size: sequences that are computed together.
+
+    Raises:
+      ValueError: `batch_size` is below 1, or two symbols share a token.
+    """
+    if batch_size < 1:
+      raise ValueError(f'batch_size must be at least 1, got {batch_size}')
+    ids = tokenisation.symbol_ids
+    if not ids or len(set(ids)) != len(ids):
+      raise ValueError(f'symbol_ids must be distinct tokens, at least one, got {ids}')
+    self._ids = np.asarray(ids, np.int32)
+    self._prefix = np.asarray(tokenisation.prefix_ids, np.int32)
+    targets = range(len(ids)) if targets is None else targets
+    self._targets, self._batch_size = self._ids[np.asarray(targets)], batch_size
+    self._log_probs = jax.jit(lambda params, tokens: symbol_log_probs(
+        model, params, tokens, jnp.asarray(self._targets)))
+
+  def __call__(self, params: Params, symbols: np.ndarray) -> np.ndarray:
+    """Predicts.
+
+    Args:
+      params: the model's parameters.
+      symbols: integer [N, T], in [0, L).
+
+    Returns:
+      float32 [N, T, targets]; at t the log-probs of symbol t given the t symbols before it. With
+      nothing before it (t = 0 and no prefix) all targets are equally likely.
+
+    Raises:
+      ValueError: a symbol does not exist.
+    """
+    symbols = np.asarray(symbols)
+    count, length = symbols.shape
+    if symbols.size and not 0 <= symbols.min() <= symbols.max() < len(self._ids):
+      raise ValueError(f'symbols must be in [0, {len(self._ids)}), got '
+                       f'{symbols.min()} to {symbols.max()}')
+    found = np.full((count, length, len(self._targets)), -np.log(len(self._targets)), np.float32)
+    unseen = 0 if len(self._prefix) else 1  # Nothing speaks about the first symbol.
+    if length == unseen:
+      return found
+    before = np.broadcast_to(self._prefix, (count, len(self._prefix)))
+    tokens = np.concatenate([before, self._ids[symbols[:, :-1]]], axis=1)
+    for start in range(0, count, self._batch_size):
+      rows = tokens[start : start + self._batch_size]
+      # The last batch is filled up: one shape, one compilation.
+      filled = np.resize(rows, (self._batch_size, tokens.shape[1]))
+      values = np.asarray(self._log_probs(params, filled))[: len(rows)]
+      found[start : start + len(rows), unseen:] = values[:, unseen - length :]
+    return found
+
+
+def tokenise(
+    tokenizer: Tokenizer, kind: str, num_symbols: int, *, seed: int = 0, bos: bool = True
+) -> Tokenisation:
+  """Picks a token for each symbol.
+
+  - 'abc': ' A', ' B', ..., ' Z', ' AA', ..., each with its space;
+  - '123': '1', ..., '9', '0', '10', ..., without one, because the tokenizers of the paper's models
+    split it off;
+  - 'random': tokens drawn by seed.
+
+  What is not exactly one token, or the token of an earlier symbol, is passed over. The kind
+  matters: letters hurt small models in long contexts.
+
+  Args:
+    tokenizer: the model's.
+    kind: one of `KINDS`.
+    num_symbols: L.
+    seed: of 'random'.
+    bos: whether the sequence begins as the tokenizer says (a BOS for Llama, nothing for Qwen).
+
+  Returns:
+    The tokens.
+
+  Raises:
+    ValueError: the kind is none, or the tokenizer has fewer such tokens.
+
+  References:
+    Dai et al. (2025), arXiv 2506.07298, appendix on tokenisation.
+  """
+  if kind not in KINDS:
+    raise ValueError(f'kind must be one of {", ".join(KINDS)}, got {kind!r}')
+  if num_symbols < 1:
+    raise ValueError(f'num_symbols must be at least 1, got {num_symbols}')
+  special = {tokenizer.pad_id, *tokenizer.stop_ids, *tokenizer.start_ids}
+  candidates = (
+      _drawn(tokenizer, seed) if kind == 'random' else
+      (_single(tokenizer, text) for text in (_letters() if kind == 'abc' else _numbers())))
+  found = []
+  for token in candidates:
+    if token not in (None, *special, *found):
+      found.append(token)
+    if len(found) == num_symbols:
+      break
+  else:
+    raise ValueError(f'the tokenizer has {len(found)} single tokens of kind {kind!r} and '
+                     f'{num_symbols} symbols need one each: choose another kind')
+  prefix = tuple(tokenizer.start_ids) if bos else ()
+  return Tokenisation(tuple(found), prefix)
+
+
+def _letters() -> Iterator[str]:
+  """' A' to ' ZZ'."""
+  for length in (1, 2):
+    for letters in itertools.product(string.ascii_uppercase, repeat=length):
+      yield ' ' + ''.join(letters)
+
+
+def _numbers() -> Iterator[str]:
+  """Digits first: some tokenizers have nothing longer."""
+  return map(str, itertools.chain(range(1, 10), [0], range(10, 1000)))
+
+
+def _single(tokenizer: Tokenizer, text: str) -> int | None:
+  """The token of a text behind another one; None if it has several, or cannot be written."""
+  try:
+    ids = tokenizer.encode_continuation(text)
+  except ValueError:  # A tokenizer of characters may lack some.
+    return None
+  return ids[0] if len(ids) == 1 else None
+
+
+def _drawn(tokenizer: Tokenizer, seed: int) -> Iterator[int]:
+  """Ids in random order, of those that are the one token of their text."""
+  for token in map(int, np.random.default_rng(seed).permutation(tokenizer.vocab_size)):
+    text = tokenizer.decode([token])
+    if text and _single(tokenizer, text) == token:
+      yield token

@@ -1,0 +1,274 @@
+"""Binary choices from inputs: a Bernoulli GLM, and an HMM whose states are such GLMs.
+
+  GLM:      P(y_t = 1 | x_t) = σ(w · x_t)
+  GLM-HMM:  z_0 ~ π,   z_{t+1} ~ A[z_t, :],   P(y_t = 1 | x_t, z_t = k) = σ(w_k · x_t)
+
+Sessions are sequences of their own: each starts from π. They are padded to one length; a choice
+below 0 was not observed, be it padding or a trial without an answer. Fitted by maximum a
+posteriori: weights are N(0, 1/ridge), rows of A and π are Dirichlet(1 + pseudo_count).
+
+References: Ashwood et al. (2022), Mice alternate between discrete strategies during perceptual
+decision-making, Nature Neuroscience 25; Calhoun et al. (2019), Nature Neuroscience 22.
+"""
+
+from typing import NamedTuple
+
+import chex
+import jax
+import jax.numpy as jnp
+
+from jaxrl_llm.rl import hmm, masking
+from jaxrl_llm.types import Array
+
+_STEP_SIZES = (1.0, 0.5, 0.25, 0.0625, 0.0)
+
+
+class GlmHmm(NamedTuple):
+  """A GLM-HMM of M states and D inputs.
+
+  Attributes:
+    initial: [M]; π.
+    transition: [M, M]; A, rows sum to 1.
+    weights: [M, D]; w.
+  """
+
+  initial: Array
+  transition: Array
+  weights: Array
+
+
+def choice_likelihoods(weights: Array, inputs: Array, choices: Array) -> Array:
+  """p(y_t | x_t, z_t = k), and 1 where no choice was observed.
+
+  Args:
+    weights: float [M, D].
+    inputs: float [..., D].
+    choices: int [...]; 0, 1, or negative.
+
+  Returns:
+    float [..., M].
+  """
+  chex.assert_type([weights, inputs, choices], [float, float, int])
+  chex.assert_shape(inputs, (*choices.shape, weights.shape[1]))
+  drive = inputs @ weights.T
+  choices = choices[..., None]
+  return jnp.where(choices < 0, 1.0, jax.nn.sigmoid(jnp.where(choices > 0, drive, -drive)))
+
+
+def fit_glm(
+    inputs: Array,
+    choices: Array,
+    *,
+    ridge: float,
+    counts: Array | None = None,
+    start: Array | None = None,
+    steps: int = 20,
+) -> Array:
+  """A Bernoulli GLM by Newton's method (iteratively reweighted least squares).
+
+    maximise  Σ_t c_t ln σ(±w · x_t) − ridge/2 |w|²
+
+  Every step is halved until the objective does not fall.
+
+  Args:
+    inputs: float [N, D]; a constant among them is the bias.
+    choices: int [N]; 0, 1, or negative for none.
+    ridge: positive; the maximum is finite even for choices that can be told apart.
+    counts: float [N]; c, by default 1 for each.
+    start: float [D]; where to begin, by default 0.
+    steps: of Newton's method.
+
+  Returns:
+    float [D]; w.
+
+  Raises:
+    ValueError: if `ridge` is a number that is not positive and finite.
+
+  References:
+    McCullagh and Nelder (1989), Generalized Linear Models, section 4.4.
+  """
+  masking.check_positive('ridge', ridge)
+  chex.assert_rank([inputs, choices], [2, 1])
+  chex.assert_type([inputs, choices], [float, int])
+  counts = jnp.ones(choices.shape, inputs.dtype) if counts is None else counts
+  # Not multiplied by 0: an input of padding may be NaN.
+  counts = jnp.where(choices < 0, 0.0, counts)
+  inputs = jnp.where((choices < 0)[:, None], 0.0, inputs)
+  signs = jnp.where(choices > 0, 1.0, -1.0)
+
+  def objective(weights):
+    fit = jnp.sum(counts * jax.nn.log_sigmoid(signs * (inputs @ weights)))
+    return fit - ridge / 2 * jnp.sum(jnp.square(weights))
+
+  def newton(weights, _):
+    chance = jax.nn.sigmoid(inputs @ weights)
+    gradient = inputs.T @ (counts * (choices - chance)) - ridge * weights
+    curvature = (inputs.T * (counts * chance * (1 - chance))) @ inputs
+    curvature = curvature + ridge * jnp.eye(len(weights), dtype=inputs.dtype)
+    step = jax.scipy.linalg.solve(curvature, gradient, assume_a='pos')
+    candidates = weights + jnp.asarray(_STEP_SIZES, inputs.dtype)[:, None] * step
+    return candidates[jnp.argmax(jax.vmap(objective)(candidates))], None
+
+  start = jnp.zeros(inputs.shape[1], inputs.dtype) if start is None else start
+  return jax.lax.scan(newton, start, length=steps)[0]
+
+
+def log_posterior(
+    model: GlmHmm, log_likelihood: Array, *, ridge: float, pseudo_count: float
+) -> Array:
+  """What EM maximises: the log-likelihood and the log-density of the prior, up to a constant.
+
+    ln p(y) − ridge/2 Σ_k |w_k|² + pseudo_count (Σ_k ln π_k + Σ_{k,l} ln A_kl)
+
+  Args:
+    model: the parameters.
+    log_likelihood: of all choices, [].
+    ridge: as in `fit`.
+    pseudo_count: as in `fit`.
+
+  Returns:
+    [].
+  """
+  penalty = ridge / 2 * jnp.sum(jnp.square(model.weights))
+  logs = jnp.sum(jnp.log(model.initial)) + jnp.sum(jnp.log(model.transition))
+  return log_likelihood - penalty + pseudo_count * logs
+
+
+def em_step(
+    model: GlmHmm,
+    inputs: Array,
+    choices: Array,
+    valid: Array,
+    *,
+    ridge: float,
+    pseudo_count: float,
+    newton_steps: int = 3,
+) -> tuple[GlmHmm, Array]:
+  """One step of EM; the log posterior does not fall.
+
+  The M step of π and A is exact; that of the weights is some steps of Newton's method from where
+  they are, each an improvement, which is all that EM asks for.
+
+  Args:
+    model: before the step.
+    inputs: float [S, T, D].
+    choices: int [S, T].
+    valid: bool [S, T]; False for padding, at the end.
+    ridge: precision of the weights' prior.
+    pseudo_count: added to every count of states.
+    newton_steps: in the M step.
+
+  Returns:
+    (the model after the step, the log posterior of the model before it).
+  """
+  likelihoods = choice_likelihoods(model.weights, inputs, choices)
+  gamma, xi, log_likelihood = jax.vmap(
+      lambda rows, valid: hmm.smooth(model.initial, model.transition, rows, valid=valid)
+  )(likelihoods, valid)
+  before = log_posterior(model, log_likelihood.sum(), ridge=ridge, pseudo_count=pseudo_count)
+  laws = lambda counts: counts / jnp.sum(counts, axis=-1, keepdims=True)
+  flat_inputs, flat_choices = inputs.reshape(-1, inputs.shape[-1]), choices.reshape(-1)
+  weights = jax.vmap(lambda counts, start: fit_glm(
+      flat_inputs, flat_choices, ridge=ridge, counts=counts, start=start, steps=newton_steps)
+  )(gamma.reshape(-1, gamma.shape[-1]).T, model.weights)
+  started = jnp.any(valid, axis=1)  # A session without trials says nothing about π.
+  initial = jnp.sum(jnp.where(started[:, None], gamma[:, 0], 0.0), axis=0)
+  return GlmHmm(laws(initial + pseudo_count), laws(xi.sum(axis=0) + pseudo_count), weights), before
+
+
+def fit(
+    key: Array,
+    inputs: Array,
+    choices: Array,
+    *,
+    num_states: int,
+    ridge: float = 0.1,
+    pseudo_count: float = 0.1,
+    restarts: int = 4,
+    steps: int = 100,
+) -> tuple[GlmHmm, Array]:
+  """A GLM-HMM by EM, the best of several restarts by log posterior.
+
+  Each starts from one GLM fitted to all choices, with noise on the weights of each state, and
+  from states that last.
+
+  Args:
+    key: of the noise.
+    inputs: float [S, T, D]; sessions, padded at their ends with rows of NaN.
+    choices: int [S, T]; 0, 1, or negative for none.
+    num_states: M.
+    ridge: precision of the weights' prior, positive.
+    pseudo_count: of the Dirichlet priors, positive: no transition becomes impossible.
+    restarts: how many.
+    steps: of EM, each restart.
+
+  Returns:
+    (the model, its states in falling order of the first input's weight; the log posterior of
+    each restart before each step [restarts, steps]).
+
+  Raises:
+    ValueError: if `ridge` or `pseudo_count` is not positive and finite, or a number is below 1.
+
+  References:
+    Ashwood et al. (2022), methods.
+  """
+  chex.assert_rank([inputs, choices], [3, 2])
+  masking.check_positive('pseudo_count', pseudo_count)
+  for name, value in (('num_states', num_states), ('restarts', restarts), ('steps', steps)):
+    if value < 1:
+      raise ValueError(f'{name} must be at least 1, got {value}')
+  inputs, choices, valid = _without_padding(inputs, choices)
+  single = fit_glm(inputs.reshape(-1, inputs.shape[-1]), choices.reshape(-1), ridge=ridge)
+  options = dict(ridge=ridge, pseudo_count=pseudo_count)
+
+  def run(key):
+    start = _start(key, single, num_states)
+    step = lambda model, _: em_step(model, inputs, choices, valid, **options)
+    model, trace = jax.lax.scan(step, start, length=steps)
+    return model, trace, em_step(model, inputs, choices, valid, **options)[1]
+
+  models, traces, last = jax.vmap(run)(jax.random.split(key, restarts))
+  model = jax.tree.map(lambda leaf: leaf[jnp.argmax(last)], models)
+  order = jnp.argsort(-model.weights[:, 0])
+  return GlmHmm(
+      model.initial[order], model.transition[order][:, order], model.weights[order]), traces
+
+
+def predict(model: GlmHmm, inputs: Array, choices: Array) -> Array:
+  """The probability of choice 1 at each trial, given its input and what came before it.
+
+    P(y_t = 1 | x_≤t, y_<t) = Σ_k P(z_t = k | y_<t) σ(w_k · x_t),    P(z_t | y_<t) = Aᵀ α_{t−1}
+
+  Args:
+    model: the parameters.
+    inputs: float [S, T, D]; as in `fit`.
+    choices: int [S, T].
+
+  Returns:
+    float [S, T]; without a meaning in padding.
+  """
+  chex.assert_rank([inputs, choices], [3, 2])
+  inputs, choices, _ = _without_padding(inputs, choices)
+  likelihoods = choice_likelihoods(model.weights, inputs, choices)
+  filtered, _ = jax.vmap(
+      lambda rows: hmm.filter_states(model.initial, model.transition, rows))(likelihoods)
+  first = jnp.broadcast_to(model.initial, filtered[:, :1].shape)
+  states = jnp.concatenate([first, filtered[:, :-1] @ model.transition], axis=1)
+  return jnp.sum(states * jax.nn.sigmoid(inputs @ model.weights.T), axis=-1)
+
+
+def _without_padding(inputs: Array, choices: Array) -> tuple[Array, Array, Array]:
+  """(inputs with 0 in the place of NaN, choices with none in padding, what is no padding)."""
+  valid = ~jnp.any(jnp.isnan(inputs), axis=-1)
+  return jnp.where(valid[..., None], inputs, 0.0), jnp.where(valid, choices, -1), valid
+
+
+def _start(key: Array, single: Array, num_states: int) -> GlmHmm:
+  """Where a restart begins: sticky states around the weights of one GLM."""
+  noise, stay = jax.random.split(key)
+  weights = single + 0.5 * jax.random.normal(noise, (num_states, len(single)), single.dtype)
+  stays = jax.random.uniform(stay, (num_states, 1), single.dtype, 0.85, 0.98)
+  identity = jnp.eye(num_states, dtype=single.dtype)
+  others = (1 - stays) * (1 - identity) / max(num_states - 1, 1)
+  transition = stays * identity + others if num_states > 1 else identity
+  return GlmHmm(jnp.full(num_states, 1 / num_states, single.dtype), transition, weights)

@@ -1,0 +1,330 @@
+"""Hidden Markov models with M states and L symbols: filtering, smoothing, paths, samples.
+
+  x_0 ~ π,   x_{t+1} ~ A[x_t, :],   o_t ~ B[x_t, :]        A [M, M], B [M, L] row-stochastic
+
+The recursions read the likelihoods of each observation under each state, p(o_t | x_t = i)
+[T, M], and not B: an HMM whose emissions depend on inputs (a GLM-HMM) passes its own. A row of
+ones observes nothing, which is how a sequence is padded at its end. All functions are written
+for one sequence; `jax.vmap` adds the others.
+"""
+
+import chex
+import jax
+import jax.numpy as jnp
+
+from jaxrl_llm.types import Array
+
+
+def symbol_likelihoods(emission: Array, observations: Array) -> Array:
+  """p(o_t | x_t) of each observation under each state.
+
+  Args:
+    emission: float [M, L]; B.
+    observations: int [T]; symbols, or a negative number for none (a row of ones).
+
+  Returns:
+    float [T, M].
+  """
+  chex.assert_rank([emission, observations], [2, 1])
+  chex.assert_type([emission, observations], [float, int])
+  rows = emission.T[jnp.maximum(observations, 0)]
+  return jnp.where(observations[:, None] < 0, 1.0, rows)
+
+
+def filter_states(initial: Array, transition: Array, likelihoods: Array) -> tuple[Array, Array]:
+  """The law of the state given the observations so far: the scaled forward recursion.
+
+    α_t(j) ∝ p(o_t | j) Σ_i α_{t−1}(i) A_ij,    ln P(o) = Σ_t ln of the factors taken out
+
+  An observation that is impossible under every state that can be reached makes ln P(o) = −inf,
+  and is skipped beyond that: nothing becomes NaN.
+
+  Args:
+    initial: float [M]; π.
+    transition: float [M, M]; A, rows sum to 1.
+    likelihoods: float [T, M]; p(o_t | x_t).
+
+  Returns:
+    (filtered [T, M], each row a law; the log-likelihood [], nats).
+
+  References:
+    Rabiner (1989), A tutorial on hidden Markov models, section III.
+  """
+  _check(initial, transition, likelihoods)
+  filtered, scales = _forward(initial, transition, likelihoods)
+  return filtered, jnp.sum(_safe_log(scales))
+
+
+def log_filter_states(
+    log_initial: Array, log_transition: Array, log_likelihoods: Array
+) -> tuple[Array, Array]:
+  """`filter_states` in logarithms throughout, for likelihoods that underflow.
+
+  Args:
+    log_initial: float [M]; ln π, −inf allowed.
+    log_transition: float [M, M]; ln A, −inf allowed.
+    log_likelihoods: float [T, M]; ln p(o_t | x_t), −inf allowed.
+
+  Returns:
+    (ln of the filtered laws [T, M]; the log-likelihood [], nats).
+  """
+  _check(log_initial, log_transition, log_likelihoods)
+
+  def step(predicted, log_likelihood):
+    joint = predicted + log_likelihood
+    scale = jax.nn.logsumexp(joint)
+    filtered = jnp.where(scale > -jnp.inf, joint - scale, predicted)
+    predicted = jax.nn.logsumexp(filtered[:, None] + log_transition, axis=0)
+    return predicted, (filtered, scale)
+
+  _, (filtered, scales) = jax.lax.scan(step, log_initial, log_likelihoods)
+  return filtered, jnp.sum(scales)
+
+
+def smooth(
+    initial: Array, transition: Array, likelihoods: Array, *, valid: Array | None = None
+) -> tuple[Array, Array, Array]:
+  """The law of each state given all observations: forward-backward.
+
+    γ_t(i) = P(x_t = i | o) ∝ α_t(i) β_t(i),    β_t(i) ∝ Σ_j A_ij p(o_{t+1} | j) β_{t+1}(j)
+    ξ(i, j) = Σ_t P(x_t = i, x_{t+1} = j | o)
+
+  These are the expectations of an EM step.
+
+  Args:
+    initial: float [M]; π.
+    transition: float [M, M]; A.
+    likelihoods: float [T, M]; p(o_t | x_t). Rows of padding, at the end, hold ones.
+    valid: [T]; nonzero where a row is no padding. Transitions into padding are not counted, and
+      γ is 0 there. By default every row counts: a row of ones is then a step that was not seen.
+
+  Returns:
+    (γ [T, M]; ξ summed over t [M, M]; the log-likelihood [], nats).
+
+  References:
+    Rabiner (1989), A tutorial on hidden Markov models, section III.
+  """
+  _check(initial, transition, likelihoods)
+  filtered, scales = _forward(initial, transition, likelihoods)
+  # An observation that no state explains is skipped, as in the forward recursion.
+  likelihoods = jnp.where(scales[:, None] > 0, likelihoods, 1.0)
+
+  # seen_t ∝ p(o_t | x_t) β_t, a law: what is to come, without what is known before.
+  def step(after, likelihood):
+    seen = _normalise(likelihood * _dot(transition, after))
+    return seen, seen
+
+  last = _normalise(likelihoods[-1])
+  _, seen = jax.lax.scan(step, last, likelihoods[:-1], reverse=True)
+  seen = jnp.concatenate([seen, last[None]])
+  backward = jnp.concatenate([_dot(seen[1:], transition.T), jnp.ones_like(last)[None]])
+  gamma = filtered * backward
+  # P(x_t = i, x_{t+1} = j | o) = α_t(i) A_ij seen_{t+1}(j) / the same sum.
+  totals = jnp.sum(gamma, axis=1, keepdims=True)
+  counts = totals > 0
+  if valid is not None:
+    chex.assert_shape(valid, likelihoods.shape[:1])
+    counts &= valid[:, None] != 0
+  inverse = 1.0 / _positive(totals)
+  gamma = jnp.where(counts, gamma * inverse, 0.0)
+  leaving = jnp.where(counts[1:], filtered[:-1] * inverse[:-1], 0.0)
+  xi = transition * _dot(leaving.T, seen[1:])
+  return gamma, xi, jnp.sum(_safe_log(scales))
+
+
+def max_product(initial: Array, transition: Array, likelihoods: Array) -> tuple[Array, Array]:
+  """The likelihood of the best path into each state: Viterbi's forward messages.
+
+    m_t(j) ∝ p(o_t | j) max_i m_{t−1}(i) A_ij
+
+  The best path of o_0..o_t ends in argmax_j m_t(j), for every t at once. Zeros are handled as by
+  `filter_states`.
+
+  Args:
+    initial: float [M]; π.
+    transition: float [M, M]; A.
+    likelihoods: float [T, M]; p(o_t | x_t).
+
+  Returns:
+    (messages [T, M], the largest of each row 1; ln of the factors taken out [T], nats).
+
+  References:
+    Rabiner (1989), A tutorial on hidden Markov models, section III.
+  """
+  _check(initial, transition, likelihoods)
+
+  def step(reach, likelihood):
+    joint = reach * likelihood
+    scale = jnp.max(joint)
+    message = jnp.where(scale > 0, joint / _positive(scale), reach / _positive(jnp.max(reach)))
+    return jnp.max(message[:, None] * transition, axis=0), (message, scale)
+
+  _, (messages, scales) = jax.lax.scan(step, initial, likelihoods)
+  return messages, _safe_log(scales)
+
+
+def viterbi(initial: Array, transition: Array, likelihoods: Array) -> tuple[Array, Array]:
+  """The likeliest path of states.
+
+  Args:
+    initial: float [M]; π.
+    transition: float [M, M]; A.
+    likelihoods: float [T, M]; p(o_t | x_t).
+
+  Returns:
+    (path int32 [T]; ln P(path, o) [], nats). Of equally likely states the first.
+
+  References:
+    Rabiner (1989), A tutorial on hidden Markov models, section III.
+  """
+  messages, log_scales = max_product(initial, transition, likelihoods)
+  last = jnp.argmax(messages[-1]).astype(jnp.int32)
+
+  def step(state, message):
+    before = jnp.argmax(message * transition[:, state]).astype(jnp.int32)
+    return before, before
+
+  _, path = jax.lax.scan(step, last, messages[:-1], reverse=True)
+  return jnp.append(path, last), jnp.sum(log_scales)
+
+
+def sample(
+    key: Array, initial: Array, transition: Array, emission: Array, num_steps: int
+) -> tuple[Array, Array]:
+  """Draws a trajectory, by inverting cumulative laws.
+
+  Args:
+    key: of the trajectory; its first steps do not depend on `num_steps`.
+    initial: float [M]; π.
+    transition: float [M, M]; A.
+    emission: float [M, L]; B.
+    num_steps: T.
+
+  Returns:
+    (states int32 [T], observations int32 [T]).
+  """
+  _check(initial, transition, emission.T)
+  sums = [jnp.cumsum(table, axis=-1) for table in (initial, transition, emission)]
+
+  def draw(sums, uniform):
+    # Scaled by the last sum, 1 up to rounding, so that nothing lies beyond it.
+    return jnp.sum(sums <= uniform * sums[-1], dtype=jnp.int32)
+
+  def step(of_state, index):
+    uniforms = jax.random.uniform(jax.random.fold_in(key, index), (2,), initial.dtype)
+    state = draw(of_state, uniforms[0])
+    return sums[1][state], (state, draw(sums[2][state], uniforms[1]))
+
+  return jax.lax.scan(step, sums[0], jnp.arange(num_steps))[1]
+
+
+def hellinger(p: Array, q: Array) -> Array:
+  """Hellinger distance of laws along the last axis.
+
+    H(p, q) = √max(0, 1 − Σ_o √(p_o q_o)),    in [0, 1]
+
+  Args:
+    p: float [..., L]; not negative.
+    q: float [..., L]; not negative, broadcast against `p`.
+
+  Returns:
+    float [...].
+  """
+  chex.assert_type([p, q], float)
+  # Roots before the product, which could underflow.
+  return jnp.sqrt(jnp.maximum(0.0, 1.0 - jnp.sum(jnp.sqrt(p) * jnp.sqrt(q), axis=-1)))
+
+
+def kl_divergence(p: Array, q: Array) -> Array:
+  """KL(p ‖ q) = Σ_o p_o ln(p_o / q_o) along the last axis.
+
+  Args:
+    p: float [..., L]; a law.
+    q: float [..., L]; a law, broadcast against `p`.
+
+  Returns:
+    float [...], nats; +inf where q excludes what p allows, and never NaN: 0 ln 0 is 0.
+  """
+  chex.assert_type([p, q], float)
+  ratio = jnp.log(_positive(p)) - jnp.log(_positive(q))
+  terms = jnp.where(p > 0, jnp.where(q > 0, p * ratio, jnp.inf), 0.0)
+  return jnp.sum(terms, axis=-1)
+
+
+def entropy_bits(p: Array) -> Array:
+  """−Σ_o p_o log2 p_o along the last axis, bits; 0 log2 0 is 0.
+
+  Args:
+    p: float [..., L]; a law.
+
+  Returns:
+    float [...].
+  """
+  chex.assert_type(p, float)
+  return -jnp.sum(p * jnp.log2(_positive(p)), axis=-1)
+
+
+def stationary_law(transition: Array) -> Array:
+  """The law μ = μ A of an irreducible chain.
+
+  Args:
+    transition: float [M, M]; A, with a single stationary law.
+
+  Returns:
+    float [M].
+  """
+  chex.assert_rank(transition, 2)
+  size = len(transition)
+  # (I − Aᵀ) μ = 0 and Σ μ = 1, added up into a regular system.
+  system = jnp.eye(size, dtype=transition.dtype) - transition.T + 1.0
+  return jnp.linalg.solve(system, jnp.ones(size, transition.dtype))
+
+
+def entropy_rate_bits(transition: Array, stationary: Array) -> Array:
+  """Σ_i μ_i H(A[i, :]), the entropy rate of the hidden chain, bits a step.
+
+  Args:
+    transition: float [M, M]; A.
+    stationary: float [M]; μ.
+
+  Returns:
+    float [].
+  """
+  chex.assert_equal_shape_prefix([transition, stationary], 1)
+  return stationary @ entropy_bits(transition)
+
+
+def _forward(initial: Array, transition: Array, likelihoods: Array) -> tuple[Array, Array]:
+  """(filtered laws [T, M], the factors P(o_t | o_<t) [T])."""
+  def step(predicted, likelihood):
+    joint = predicted * likelihood
+    scale = jnp.sum(joint)
+    filtered = jnp.where(scale > 0, joint / _positive(scale), predicted)
+    return _dot(filtered, transition), (filtered, scale)
+
+  return jax.lax.scan(step, initial, likelihoods)[1]
+
+
+def _dot(a: Array, b: Array) -> Array:
+  """a @ b in full precision, which accelerators do not compute in by default."""
+  return jnp.matmul(a, b, precision=jax.lax.Precision.HIGHEST)
+
+
+def _positive(values: Array) -> Array:
+  """The values, and 1 where they are 0: safe to divide by, in gradients as well."""
+  return jnp.where(values > 0, values, 1.0)
+
+
+def _safe_log(values: Array) -> Array:
+  return jnp.where(values > 0, jnp.log(_positive(values)), -jnp.inf)
+
+
+def _normalise(values: Array) -> Array:
+  return values / _positive(jnp.sum(values, axis=-1, keepdims=True))
+
+
+def _check(initial: Array, transition: Array, likelihoods: Array) -> None:
+  chex.assert_rank([initial, transition, likelihoods], [1, 2, 2])
+  chex.assert_type([initial, transition, likelihoods], float)
+  size = len(initial)
+  chex.assert_shape([transition, likelihoods], [(size, size), (None, size)])

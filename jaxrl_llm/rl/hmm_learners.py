@@ -1,0 +1,331 @@
+"""Learners that predict the next symbol of one trajectory of a hidden Markov model.
+
+n-grams with back-off, Baum-Welch (EM), and the spectral method of Hsu et al.; in-context
+predictors are compared with them. All functions are written for one sequence; `jax.vmap` adds
+the others, and the restarts of Baum-Welch.
+"""
+
+from typing import NamedTuple
+
+import chex
+import jax
+import jax.numpy as jnp
+
+from jaxrl_llm.rl import hmm
+from jaxrl_llm.types import Array
+
+
+class Parameters(NamedTuple):
+  """A hidden Markov model.
+
+  Attributes:
+    initial: float [M]; π.
+    transition: float [M, M]; A.
+    emission: float [M, L]; B.
+  """
+
+  initial: Array
+  transition: Array
+  emission: Array
+
+
+class Fit(NamedTuple):
+  """What Baum-Welch ends with.
+
+  Attributes:
+    parameters: after the last step.
+    log_likelihood: float []; of the parameters before that step, nats.
+    steps: int32 []; steps taken.
+  """
+
+  parameters: Parameters
+  log_likelihood: Array
+  steps: Array
+
+
+class Moments(NamedTuple):
+  """Moments of three successive symbols.
+
+  Attributes:
+    first: float [L]; P(o_1 = i).
+    pairs: float [L, L]; P(o_2 = i, o_1 = j).
+    triples: float [L, L, L]; P(o_3 = i, o_2 = x, o_1 = j) at [x, i, j].
+  """
+
+  first: Array
+  pairs: Array
+  triples: Array
+
+
+class Operators(NamedTuple):
+  """An observable representation: P(o_1, ..., o_t) = b_∞ᵀ B_{o_t} ⋯ B_{o_1} b_1.
+
+  Attributes:
+    start: float [M]; b_1.
+    end: float [M]; b_∞.
+    updates: float [L, M, M]; B_x.
+  """
+
+  start: Array
+  end: Array
+  updates: Array
+
+
+def predict_ngrams(
+    observations: Array, places: Array, *, max_order: int, num_symbols: int
+) -> Array:
+  """Predictions of n-grams that count in the very sequence that they predict.
+
+  The n-gram looks for the last n − 1 symbols among the symbols so far, and predicts what
+  followed them, unsmoothed. A context that nothing has followed yet falls back to one symbol
+  less, down to the bigram, and then to the uniform law: never to the unigram, as in the released
+  code (DaiYijia02/icl-hmm), whose recorded numbers tell this apart.
+
+  Args:
+    observations: int [T]; symbols.
+    places: int [K], in [0, T]; how many symbols are known.
+    max_order: n of the longest, at least 1.
+    num_symbols: L.
+
+  Returns:
+    float32 [K, max_order, L]; the laws of n = 1, ..., max_order.
+
+  Raises:
+    ValueError: on a `max_order` below 1.
+  """
+  chex.assert_rank([observations, places], 1)
+  chex.assert_type([observations, places], int)
+  if max_order < 1:
+    raise ValueError(f'max_order must be at least 1, got {max_order}')
+  steps = jnp.arange(len(observations))
+  follows = steps < places[:, None]
+  counted = [follows]
+  for back in range(1, max_order):
+    # Both the context of step j and that of the place must have `back` symbols.
+    wanted = observations[jnp.maximum(places - back, 0)]
+    same = jnp.roll(observations, back) == wanted[:, None]
+    follows = follows & same & (steps >= back) & (places >= back)[:, None]
+    counted.append(follows)
+  symbols = jax.nn.one_hot(observations, num_symbols)
+  counts = jnp.stack(counted, axis=1).astype(symbols.dtype) @ symbols
+  totals = jnp.sum(counts, axis=-1, keepdims=True)
+  uniform = jnp.full_like(counts[:, 0], 1 / num_symbols)
+  known = lambda n, otherwise: jnp.where(
+      totals[:, n] > 0, counts[:, n] / jnp.maximum(totals[:, n], 1), otherwise)
+  laws, fallback = [known(0, uniform)], uniform
+  for n in range(1, max_order):
+    fallback = known(n, fallback)
+    laws.append(fallback)
+  return jnp.stack(laws, axis=1)
+
+
+def random_parameters(key: Array, *, num_states: int, num_symbols: int) -> Parameters:
+  """A start for Baum-Welch: uniform numbers, normalised.
+
+  Args:
+    key: of the draw.
+    num_states: M.
+    num_symbols: L.
+
+  Returns:
+    `Parameters` in float32.
+  """
+  shapes = (num_states,), (num_states, num_states), (num_states, num_symbols)
+  # Away from 0, from which no row would come back.
+  draws = [jax.random.uniform(jax.random.fold_in(key, i), shape, minval=1e-3)
+           for i, shape in enumerate(shapes)]
+  return Parameters(*(draw / jnp.sum(draw, axis=-1, keepdims=True) for draw in draws))
+
+
+def baum_welch_step(parameters: Parameters, observations: Array) -> tuple[Parameters, Array]:
+  """One step of EM.
+
+    π = γ_0,    A_ij = ξ(i, j) / Σ_j ξ(i, j),    B_is ∝ Σ_t γ_t(i) 1[o_t = s]
+
+  A row whose state is never visited stays as it is.
+
+  Args:
+    parameters: before the step.
+    observations: int [T]; symbols; negative where padded, at the end.
+
+  Returns:
+    (parameters after the step; the log-likelihood [] before it, nats).
+
+  References:
+    Baum et al. (1970); Rabiner (1989), A tutorial on hidden Markov models, section III.C.
+  """
+  likelihoods = hmm.symbol_likelihoods(parameters.emission, observations)
+  gamma, xi, log_likelihood = hmm.smooth(
+      parameters.initial, parameters.transition, likelihoods, valid=observations >= 0)
+  # A negative number has no symbol: its row is all zeros.
+  symbols = jax.nn.one_hot(observations, parameters.emission.shape[1], dtype=gamma.dtype)
+  counts = Parameters(gamma[0], xi, gamma.T @ symbols)
+  return jax.tree.map(_normalise_or_keep, counts, parameters), log_likelihood
+
+
+def baum_welch(
+    parameters: Parameters,
+    observations: Array,
+    *,
+    max_steps: int = 100,
+    tolerance: float = 1e-6,
+) -> Fit:
+  """EM until the log-likelihood stands still.
+
+  Args:
+    parameters: where it starts.
+    observations: int [T]; symbols; negative where padded, at the end.
+    max_steps: steps at most (100 in the paper's evaluation).
+    tolerance: ends once a step changes the log-likelihood by less, nats (1e-6 there).
+
+  Returns:
+    A `Fit`.
+
+  References:
+    arXiv 2506.07298, the baseline Baum-Welch.
+  """
+  def advance(carry):
+    fit, _ = carry
+    parameters, log_likelihood = baum_welch_step(fit.parameters, observations)
+    moves = jnp.abs(log_likelihood - fit.log_likelihood) >= tolerance
+    return Fit(parameters, log_likelihood, fit.steps + 1), moves
+
+  start = Fit(parameters, jnp.asarray(-jnp.inf, parameters.initial.dtype), jnp.int32(0))
+  goes_on = lambda carry: carry[1] & (carry[0].steps < max_steps)
+  return jax.lax.while_loop(goes_on, advance, (start, jnp.asarray(True)))[0]
+
+
+def fit_best(
+    starts: Parameters,
+    observations: Array,
+    *,
+    max_steps: int = 100,
+    tolerance: float = 1e-6,
+) -> Fit:
+  """Baum-Welch from several starts; the likeliest end is kept.
+
+  Args:
+    starts: with a leading dimension R, the restarts (1 in the paper's evaluation).
+    observations: int [T]; symbols; negative where padded, at the end.
+    max_steps: as for `baum_welch`.
+    tolerance: as for `baum_welch`.
+
+  Returns:
+    The best `Fit`.
+  """
+  fits = jax.vmap(lambda start: baum_welch(
+      start, observations, max_steps=max_steps, tolerance=tolerance))(starts)
+  best = jnp.argmax(fits.log_likelihood)
+  return jax.tree.map(lambda leaf: leaf[best], fits)
+
+
+def empirical_moments(observations: Array, *, num_symbols: int) -> Moments:
+  """Moments as frequencies along one trajectory.
+
+  Args:
+    observations: int [T], T >= 3; symbols.
+    num_symbols: L.
+
+  Returns:
+    `Moments` in float32.
+  """
+  chex.assert_rank(observations, 1)
+  symbols = jax.nn.one_hot(observations, num_symbols)
+  first, second, third = symbols[:-2], symbols[1:-1], symbols[2:]
+  triples = jnp.einsum('tx,ti,tj->xij', second, third, first)
+  return Moments(*(jnp.asarray(total) / (len(symbols) - count) for count, total in (
+      (0, jnp.sum(symbols, axis=0)), (1, symbols[1:].T @ symbols[:-1]), (2, triples))))
+
+
+def exact_moments(parameters: Parameters) -> Moments:
+  """Moments of o_1, o_2, o_3 from the start of a model.
+
+  Args:
+    parameters: the model; `initial` is the law of the first state.
+
+  Returns:
+    `Moments`.
+  """
+  initial, transition, emission = parameters
+  joint = initial[:, None] * emission  # P(x_1, o_1).
+  arrived = transition.T @ joint  # P(x_2, o_1).
+  seen = jnp.einsum('mx,mj->xmj', emission, arrived)
+  triples = jnp.einsum('mi,nm,xnj->xij', emission, transition, seen)
+  return Moments(initial @ emission, emission.T @ arrived, triples)
+
+
+def spectral_operators(moments: Moments, *, num_states: int) -> Operators:
+  """The observable representation of moments.
+
+    b_1 = Uᵀ P_1,    b_∞ = (P_21ᵀ U)⁺ P_1,    B_x = (Uᵀ P_3x1) (Uᵀ P_21)⁺
+
+  with U the first M left singular vectors of P_21. Exact if the first state can be any, and A and
+  B have rank M, so that M ≤ L.
+
+  Args:
+    moments: exact or empirical ones.
+    num_states: M, at most L.
+
+  Returns:
+    `Operators`.
+
+  Raises:
+    ValueError: if `num_states` is not between 1 and L.
+
+  References:
+    Hsu, Kakade and Zhang (2012), A spectral algorithm for learning hidden Markov models,
+    arXiv 0811.4413.
+  """
+  num_symbols = len(moments.first)
+  if not 1 <= num_states <= num_symbols:
+    raise ValueError(f'num_states must be between 1 and the number of symbols, {num_symbols}, got '
+                     f'{num_states}')
+  left = jnp.linalg.svd(moments.pairs)[0][:, :num_states]
+  inverse = jnp.linalg.pinv(left.T @ moments.pairs)
+  return Operators(
+      left.T @ moments.first,
+      inverse.T @ moments.first,
+      left.T @ moments.triples @ inverse,
+  )
+
+
+def predict_spectral(
+    operators: Operators, observations: Array, places: Array | None = None
+) -> Array:
+  """Predictions of an observable representation.
+
+    P(o_t = x | o_<t) = b_∞ᵀ B_x b_t,    b_{t+1} = B_{o_t} b_t / (b_∞ᵀ B_{o_t} b_t)
+
+  Estimated operators can give negative numbers: these count as 0 in a prediction, and where
+  a symbol came that they all but exclude, the state starts again from b_1.
+
+  Args:
+    operators: the representation.
+    observations: int [T]; symbols.
+    places: int [K], in [0, T]; how many symbols are known. By default 0, 1, ..., T.
+
+  Returns:
+    float [K, L]; laws.
+  """
+  chex.assert_rank(observations, 1)
+  readout = jnp.einsum('i,xij->xj', operators.end, operators.updates)
+  epsilon = jnp.finfo(readout.dtype).eps
+
+  def step(state, symbol):
+    total = readout[symbol] @ state
+    after = operators.updates[symbol] @ state / jnp.where(total > epsilon, total, 1.0)
+    after = jnp.where(total > epsilon, after, operators.start)
+    return after, after
+
+  _, states = jax.lax.scan(step, operators.start, observations)
+  states = jnp.concatenate([operators.start[None], states])
+  if places is not None:
+    states = states[places]
+  laws = jnp.maximum(states @ readout.T, 0.0)
+  totals = jnp.sum(laws, axis=-1, keepdims=True)
+  return jnp.where(totals > 0, laws / jnp.where(totals > 0, totals, 1.0), 1 / laws.shape[-1])
+
+
+def _normalise_or_keep(counts: Array, before: Array) -> Array:
+  totals = jnp.sum(counts, axis=-1, keepdims=True)
+  return jnp.where(totals > 0, counts / jnp.where(totals > 0, totals, 1.0), before)

@@ -1,0 +1,178 @@
+"""Predictions of the next symbol by those who know the hidden Markov model: upper bounds.
+
+Row t of a prediction is the law of symbol t, given the t symbols before it. All functions are
+written for one sequence; `jax.vmap` adds the others.
+
+Departure from the released code (DaiYijia02/icl-hmm): there the oracles of all and of the last k
+observations propagate with A α in the place of Aᵀ α, and do not normalise what comes out
+(`compat='released'`). That is right for a symmetric A only, and costs accuracy otherwise.
+"""
+
+from typing import Literal
+
+import chex
+import jax
+import jax.numpy as jnp
+
+from jaxrl_llm.rl import hmm
+from jaxrl_llm.types import Array
+
+Compat = Literal['correct', 'released']
+
+
+def predict_next(
+    initial: Array,
+    transition: Array,
+    emission: Array,
+    observations: Array,
+    places: Array | None = None,
+    *,
+    compat: Compat = 'correct',
+) -> Array:
+  """The law of the next symbol given all before it: the Bayes-optimal prediction.
+
+    P(o_t | o_<t) = Bᵀ Aᵀ α_{t−1},    P(o_0) = Bᵀ π
+
+  Args:
+    initial: float [M]; π.
+    transition: float [M, M]; A.
+    emission: float [M, L]; B.
+    observations: int [T]; symbols.
+    places: int [K], in [0, T]; how many symbols are known. By default 0, 1, ..., T.
+    compat: 'released' propagates with A α throughout, and does not normalise what comes out.
+
+  Returns:
+    float [K, L]; the row of place t is the prediction of symbol t.
+
+  Raises:
+    ValueError: on another `compat`.
+
+  References:
+    arXiv 2506.07298, the oracle of all observations; released code DaiYijia02/icl-hmm.
+  """
+  transition = _oriented(transition, compat)
+  likelihoods = hmm.symbol_likelihoods(emission, observations)
+  filtered, _ = hmm.filter_states(initial, transition, likelihoods)
+  return _predict_after(initial, filtered, transition, emission, places)
+
+
+def predict_next_by_path(
+    initial: Array,
+    transition: Array,
+    emission: Array,
+    observations: Array,
+    places: Array | None = None,
+) -> Array:
+  """The law of the next symbol, as if the best path so far were the true one.
+
+    A[x̂_{t−1}, :] B,    x̂ the likeliest path of o_<t
+
+  What the paper draws as the optimum; `predict_next` is at least as good.
+
+  Args:
+    initial: as for `predict_next`.
+    transition: as for `predict_next`.
+    emission: as for `predict_next`.
+    observations: as for `predict_next`.
+    places: as for `predict_next`.
+
+  Returns:
+    float [K, L].
+
+  References:
+    arXiv 2506.07298, the baseline named Viterbi.
+  """
+  messages, _ = hmm.max_product(initial, transition, hmm.symbol_likelihoods(emission, observations))
+  ends = jax.nn.one_hot(jnp.argmax(messages, axis=-1), len(initial), dtype=initial.dtype)
+  return _predict_after(initial, ends, transition, emission, places)
+
+
+def predict_next_by_state(
+    initial: Array, transition: Array, emission: Array, states: Array, places: Array | None = None
+) -> Array:
+  """The law of the next symbol given the true hidden state before it: A[x_{t−1}, :] B.
+
+  Args:
+    initial: as for `predict_next`.
+    transition: as for `predict_next`.
+    emission: as for `predict_next`.
+    states: int [T]; the true states.
+    places: as for `predict_next`.
+
+  Returns:
+    float [K, L].
+
+  References:
+    arXiv 2506.07298, the baseline named P(O|H).
+  """
+  chex.assert_type(states, int)
+  known = jax.nn.one_hot(states, len(initial), dtype=initial.dtype)
+  return _predict_after(initial, known, transition, emission, places)
+
+
+def predict_next_by_window(
+    initial: Array,
+    transition: Array,
+    emission: Array,
+    observations: Array,
+    places: Array | None = None,
+    *,
+    window: int,
+    compat: Compat = 'correct',
+) -> Array:
+  """The law of the next symbol given the last few only.
+
+    P(o_t | o_{t−k}, ..., o_{t−1}): a filter that starts from the law of x_{t−k}, π A^{t−k}
+
+  Args:
+    initial: as for `predict_next`.
+    transition: as for `predict_next`.
+    emission: as for `predict_next`.
+    observations: as for `predict_next`.
+    places: as for `predict_next`. Where fewer than `window` symbols are known, all of them count.
+    window: k, at least 1.
+    compat: as for `predict_next`; 'released' starts from A^{t−k} π.
+
+  Returns:
+    float [K, L].
+
+  Raises:
+    ValueError: on a `window` below 1 or another `compat`.
+
+  References:
+    arXiv 2506.07298, the oracles of the last k observations; released code DaiYijia02/icl-hmm.
+  """
+  if window < 1:
+    raise ValueError(f'window must be at least 1, got {window}')
+  transition = _oriented(transition, compat)
+  likelihoods = hmm.symbol_likelihoods(emission, observations)
+  _, laws = jax.lax.scan(
+      lambda law, _: (law @ transition, law), initial, length=len(observations))
+  ends = jnp.arange(len(observations))
+  starts = jnp.maximum(ends - window + 1, 0)
+  beliefs = laws[starts]
+  for offset in range(window):
+    index = starts + offset
+    moved = beliefs @ transition if offset else beliefs
+    joint = moved * likelihoods[jnp.minimum(index, ends)]
+    total = jnp.sum(joint, axis=-1, keepdims=True)
+    # As in the filter, what no state explains is skipped.
+    seen = jnp.where(total > 0, joint / jnp.where(total > 0, total, 1.0), moved)
+    beliefs = jnp.where((index <= ends)[:, None], seen, beliefs)
+  return _predict_after(initial, beliefs, transition, emission, places)
+
+
+def _predict_after(
+    initial: Array, beliefs: Array, transition: Array, emission: Array, places: Array | None
+) -> Array:
+  """Laws [K, L] of the symbols at `places`, from what is believed of the states before them."""
+  if places is None:
+    places = jnp.arange(len(beliefs) + 1)
+  before = beliefs[jnp.maximum(places - 1, 0)]
+  return jnp.where((places == 0)[:, None], initial, before @ transition) @ emission
+
+
+def _oriented(transition: Array, compat: Compat) -> Array:
+  if compat not in ('correct', 'released'):
+    raise ValueError(f"compat must be 'correct' or 'released', got {compat!r}")
+  return transition if compat == 'correct' else transition.T

@@ -1,0 +1,84 @@
+"""A stochastic block model with words: a graph for machines without the citation data.
+
+Nodes of one class are joined with probability p, nodes of two classes with q < p. Each node has
+`words_per_node` different words; with probability `word_signal` a word is drawn from those of the
+node's class, otherwise from all. Neither the words nor the edges of one node tell its class for
+sure; both together nearly do.
+"""
+
+import numpy as np
+
+from jaxrl_llm.data import planetoid
+
+
+def make_graph(
+    *,
+    seed: int,
+    num_classes: int = 4,
+    nodes_per_class: int = 150,
+    mean_degree: float = 4.0,
+    homophily: float = 0.8,
+    num_words: int = 400,
+    words_per_node: int = 12,
+    word_signal: float = 0.3,
+) -> planetoid.Graph:
+  """Draws a graph; a pure function of its arguments.
+
+  Args:
+    seed: decides everything that is drawn.
+    num_classes: C ≥ 2.
+    nodes_per_class: at least 2.
+    mean_degree: expected neighbours of a node.
+    homophily: the expected share of edges within a class, in [0, 1].
+    num_words: F, divided by C; each class has F / C words of its own.
+    words_per_node: at most F / C.
+    word_signal: in [0, 1]; how often a word is one of the class's own by design.
+
+  Returns:
+    The graph, every node labelled, without a public split.
+
+  Raises:
+    ValueError: an argument is out of range.
+  """
+  for name, value, least in (('num_classes', num_classes, 2),
+                             ('nodes_per_class', nodes_per_class, 2),
+                             ('words_per_node', words_per_node, 1)):
+    if value < least:
+      raise ValueError(f'{name} must be at least {least}, got {value}')
+  for name, value in (('homophily', homophily), ('word_signal', word_signal)):
+    if not 0 <= value <= 1:
+      raise ValueError(f'{name} must lie in [0, 1], got {value}')
+  if num_words % num_classes or num_words // num_classes < words_per_node:
+    raise ValueError(
+        f'num_words must be divided by {num_classes}, with at least {words_per_node} words a '
+        f'class, got {num_words}')
+  num_nodes = num_classes * nodes_per_class
+  within = mean_degree * homophily / (nodes_per_class - 1)
+  between = mean_degree * (1 - homophily) / (num_nodes - nodes_per_class)
+  if not 0 <= max(within, between) <= 1:
+    raise ValueError(
+        f'mean_degree must lie between 0 and what classes of {nodes_per_class} nodes can have, '
+        f'got {mean_degree}')
+  rng = np.random.default_rng([seed, 37])
+  labels = rng.permutation(np.repeat(np.arange(num_classes, dtype=np.int32), nodes_per_class))
+  first, second = np.triu_indices(num_nodes, 1)
+  probability = np.where(labels[first] == labels[second], within, between)
+  joined = rng.random(len(first)) < probability
+  rows = [_draw_words(label, rng, num_words, num_words // num_classes, words_per_node, word_signal)
+          for label in labels]
+  indices, values = planetoid.pad_rows([(row, np.ones(len(row))) for row in rows], num_words)
+  none = np.zeros(0, np.int32)
+  return planetoid.Graph(
+      name='blocks', edges=np.stack([first[joined], second[joined]], axis=1).astype(np.int32),
+      indices=indices, values=values, labels=labels, num_features=num_words,
+      num_classes=num_classes, train=none, validation=none, test=none)
+
+
+def _draw_words(
+    label: int, rng: np.random.Generator, num_words: int, own: int, count: int, signal: float
+) -> np.ndarray:
+  """Different words of a node, [count]."""
+  num_own = int(rng.binomial(count, signal))
+  mine = label * own + rng.permutation(own)[:num_own]
+  others = rng.permutation(num_words)
+  return np.concatenate([mine, others[~np.isin(others, mine)][: count - num_own]])

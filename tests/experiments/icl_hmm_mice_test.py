@@ -1,0 +1,480 @@
+"""The study of mice: who has seen what, what is learnt, what is written, what is refused."""
+
+import ast
+import csv
+import dataclasses
+import functools
+import inspect
+import json
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from experiments import (
+  icl_hmm,
+  icl_hmm_mice,
+  icl_hmm_mice_predictors,
+  icl_hmm_mice_report,
+  icl_hmm_mice_training,
+  settings_mice,
+)
+from jaxrl_llm.data import animals, tokenizers
+from jaxrl_llm.evaluation import in_context
+from jaxrl_llm.models import configs, policy
+from jaxrl_llm.tasks import mice
+from jaxrl_llm.training import metrics, optim
+from jaxrl_llm.training import step as step_lib
+from jaxrl_llm.types import TrainState
+from tests.experiments import tiny
+
+CONFIG = 'experiments/configs/icl_hmm_mice.py'
+SMALL = (
+    '--config.num_folds=2', '--config.num_simulated=1', '--config.simulated_sessions=2',
+    '--config.num_cohort=3', '--config.num_trials=8', '--config.short_trials=8',
+    '--config.short_fraction=0', '--config.steps=4', '--config.further_steps=4',
+    '--config.save_every=2', '--config.log_every=1',
+    '--config.batch_size=2', '--config.restarts=1', '--config.em_steps=2',
+    '--config.num_states=(2,)', '--config.optimizer.warmup_steps=2', '--config.model.num_layers=1',
+    '--config.model.width=8', '--config.model.num_heads=1', '--config.model.num_kv_heads=1',
+    '--config.model.head_dim=8', '--config.model.mlp_width=8',
+)
+
+
+@functools.cache
+def _animal(seed=0, sessions=4, length=12):
+  generator = np.random.default_rng(seed)
+  trials = mice.simulate(mice.draw(generator, 1), generator, num_trials=sessions * length,
+                         session_length=length)
+  return mice.as_animal(trials, 0, f'M{seed}')
+
+
+def _write(folder, animal):
+  """An animal as the published files hold it: of a session's first trial its own answers."""
+  last = np.arange(len(animal.choices)) - 1
+  last += np.concatenate([[True], np.diff(animal.sessions) > 0])
+  choice = 2 * animal.choices[last].astype(int) - 1
+  stimulus = animals.CONTRASTS[animal.levels] * 2.1 + .001
+  np.savez(folder / f'{animal.name}_processed.npz',
+           np.stack([stimulus, choice, choice * animal.rewards[last]], axis=1),
+           animal.choices[:, None].astype(int), np.char.add('s', animal.sessions.astype(str)))
+
+
+def _run(workdir, *arguments):
+  return tiny.run(icl_hmm.main, f'--workdir={workdir}', *arguments, experiment='icl_hmm',
+                  default_config=CONFIG)
+
+
+@pytest.fixture(scope='module')
+def data(tmp_path_factory):
+  folder = tmp_path_factory.mktemp('mice')
+  _write(folder, _animal())
+  return folder
+
+
+def _untrained(run, stopper):
+  del run, stopper
+  return _reader().params
+
+
+@pytest.fixture(scope='module')
+def workdir(tmp_path_factory, data):
+  workdir = tmp_path_factory.mktemp('icl_hmm_mice') / 'run'
+  assert _run(workdir, *SMALL, f'--config.data_dir={data}') == 0
+  return workdir
+
+
+def _results(workdir):
+  return json.loads((workdir / 'results.json').read_text())
+
+
+METHODS = {'chance', 'bias', 'glm', 'glm_levels', 'glm_hmm2', 'ngram2', 'ngram3', 'context_ngram2',
+           'context_ngram3', *(f'icl_{arm}' for arm in icl_hmm_mice_training.ARMS)}
+
+
+def test_a_run_leaves_its_numbers_tables_and_a_figure_with_its_data(workdir):
+  results = _results(workdir)
+  assert (results['experiment'], results['setting']) == ('icl_hmm', 'mice')
+  for name, methods in (('M0', METHODS), ('simulated_0', METHODS | {'bayes'})):
+    for method in methods:
+      for part in ('accuracy', 'probability'):
+        assert 0 < results[f'mice/{name}/{method}/{part}'] <= 1
+      assert results[f'mice/{name}/{method}/standard_error'] >= 0
+  assert 'mice/M0/bayes/accuracy' not in results
+  assert results['mice/M0/chance/accuracy'] == results['mice/M0/chance/probability'] == .5
+  for method in METHODS:  # One real animal: the mean is its own.
+    assert results[f'mean/{method}/accuracy'] == results[f'mice/M0/{method}/accuracy']
+  assert results['cohort/bayes/minus_bayes'] == 0
+  assert (workdir / 'figures' / 'icl_hmm_mice.png').read_bytes().startswith(b'\x89PNG')
+  with open(workdir / 'figures' / 'icl_hmm_mice.csv', newline='') as file:
+    assert {row['of'] for row in csv.DictReader(file)} == {'cohort', 'animals'}
+  with open(workdir / 'animals.csv', newline='') as file:
+    rows = list(csv.DictReader(file))
+  assert len(rows) == 2 * len(METHODS) + 1
+  table = (workdir / 'table.md').read_text()
+  assert 'GLM-HMM, 2 states' in table and 'who knows the mouse' in table
+  records = metrics.read_jsonl(workdir / 'metrics.jsonl')
+  assert [record['step'] for record in records] == [*range(20)]
+  assert 'train/stim_choice/loss' in records[3] and 'train/choice/divergence' in records[-1]
+
+
+class _Killed(Exception):
+  pass
+
+
+def _timeless(results):
+  return {name: value for name, value in results.items() if name not in ('wall_seconds', 'commit')}
+
+
+def test_a_run_that_is_killed_in_training_ends_alike(workdir, data, tmp_path, monkeypatch):
+  options, draw = (*SMALL, f'--config.data_dir={data}'), icl_hmm_mice_training.draw_batch
+  killed_at = [('stim_choice_reward', 1), ('stim_choice', 3)]  # Every other step is saved.
+
+  def killing(config, arm, step):
+    if (arm, step) == killed_at[-1]:
+      killed_at.pop()
+      raise _Killed
+    return draw(config, arm, step)
+
+  with monkeypatch.context() as patch:
+    patch.setattr(icl_hmm_mice_training, 'draw_batch', killing)
+    for _ in range(2):
+      with pytest.raises(_Killed):
+        _run(tmp_path / 'run', *options)
+  assert _run(tmp_path / 'run', *options) == 0
+  assert _timeless(_results(tmp_path / 'run')) == _timeless(_results(workdir))
+
+
+def test_animals_that_are_done_are_kept(workdir, data, monkeypatch):
+  before, path = _results(workdir), workdir / 'arms' / 'M0.animal.npz'
+  with np.load(path) as arrays:
+    arrays = dict(arrays)
+  path.unlink()
+  (workdir / 'results.json').unlink()
+  predicted = []
+  monkeypatch.setattr(icl_hmm_mice_training, 'meta_train', _untrained)
+  monkeypatch.setattr(icl_hmm_mice, 'predict_animal', lambda config, animal, *rest: (
+      predicted.append(animal.name), arrays)[1])
+  assert _run(workdir, *SMALL, f'--config.data_dir={data}') == 0
+  assert predicted == ['M0'] and _timeless(_results(workdir)) == _timeless(before)
+
+
+def test_a_kept_animal_of_other_data_is_refused(workdir, tmp_path, capsys, monkeypatch):
+  monkeypatch.setattr(icl_hmm_mice_training, 'meta_train', _untrained)
+  (workdir / 'results.json').rename(workdir / 'results.kept')
+  try:
+    _write(tmp_path, dataclasses.replace(_animal(5), name='M0'))
+    assert _run(workdir, *SMALL, f'--config.data_dir={tmp_path}') == 2
+    assert 'is of other trials than M0' in capsys.readouterr().err
+  finally:
+    (workdir / 'results.kept').rename(workdir / 'results.json')
+
+
+def test_a_checkpoint_is_read_in_its_own_tokens(tmp_path):
+  shape = tiny.write_checkpoint(tmp_path / 'model', start=True)
+  config = _settings(checkpoint=str(tmp_path / 'model'), tokenisation='random',
+                     checkpoint_trials=6, checkpoint_batch_size=3)
+  reader = icl_hmm_mice.read_checkpoint(config)
+  assert (reader.name, reader.num_trials) == ('checkpoint', 6)
+  tokenizer = tokenizers.load_tokenizer(tmp_path / 'model')
+  tokens = in_context.tokenise(tokenizer, 'random', animals.NUM_SYMBOLS, seed=0)
+  assert len(tokens.prefix_ids) == 1
+  trials = np.arange(6).reshape(1, 6)
+  found = reader.predict('stim_choice', _animal(), trials)
+  symbols = animals.encode(_animal().levels[trials], _animal().choices[trials],
+                           _animal().rewards[trials], 'stim_choice')
+  expected = in_context.Predictor(
+      policy.make(shape), tokens, targets=animals.CHOICE_SYMBOLS, batch_size=3)(
+          tiny.params(shape), symbols)
+  np.testing.assert_allclose(found, np.exp(expected[:, 1::2, 1]), atol=1e-5)
+  with pytest.raises(ValueError, match='reads 128 tokens, and 151 are needed'):
+    icl_hmm_mice.read_checkpoint(dataclasses.replace(config, checkpoint_trials=50))
+
+
+def test_a_checkpoint_predicts_beside_the_others(data, tmp_path, monkeypatch):
+  monkeypatch.setattr(icl_hmm_mice_training, 'meta_train', _untrained)
+  monkeypatch.setattr(icl_hmm_mice_predictors, 'make_reader', lambda *_, **__: _reader())
+  monkeypatch.setattr(
+      icl_hmm_mice, 'read_checkpoint', lambda config: _reader()._replace(name='checkpoint'))
+  assert _run(tmp_path / 'run', *SMALL, f'--config.data_dir={data}', '--config.num_simulated=0',
+              '--config.checkpoint=somewhere') == 0
+  results = _results(tmp_path / 'run')
+  for arm in icl_hmm_mice_training.ARMS:
+    assert results[f'mice/M0/checkpoint_{arm}/accuracy'] == results[f'mice/M0/icl_{arm}/accuracy']
+  assert 'checkpoint: contrast, choice' in (tmp_path / 'run' / 'table.md').read_text()
+
+
+# --- Who has seen what.
+
+
+def test_every_choice_is_predicted_once_from_training_sessions_and_its_own_past():
+  animal = dataclasses.replace(_animal(), choices=_animal().choices.copy())
+  animal.choices[[3, 20]] = -1
+  fold = animals.folds(animal.num_sessions, 2, 0)
+  trials, predicted = icl_hmm_mice_predictors.held_out_windows(animal, fold, 30)
+  found = trials[predicted]
+  np.testing.assert_array_equal(np.sort(found), np.flatnonzero(animal.choices >= 0))
+  order = []
+  for row, mask in zip(trials, predicted):
+    session = animal.sessions[row[mask][0]]
+    real = row[row >= 0]
+    for trial in real:
+      own = animal.sessions[trial] == session
+      assert own or fold[animal.sessions[trial]] != fold[session]
+    seen = animal.sessions[real]
+    order.append([*dict.fromkeys(int(s) for s in seen)])
+    assert order[-1][-1] == session
+    # The sessions before it come last, those after it first.
+    others = [s - 100 * (s > session) for s in order[-1][:-1]]
+    assert others == sorted(others)
+  assert max(map(len, order)) == 3
+
+
+def _settings(**options):
+  small = dict(num_folds=2, num_states=(2,), restarts=1, em_steps=2, num_cohort=2, num_trials=8,
+               short_trials=8, short_fraction=0.0, steps=4, further_steps=4, batch_size=2,
+               model=configs.TransformerConfig(
+                   num_layers=1, width=8, num_heads=1, num_kv_heads=1, head_dim=8, mlp_width=8,
+                   max_length=64, tie_embeddings=False))
+  return settings_mice.IclHmmMice(**small | options)
+
+
+@functools.cache
+def _reader():
+  model = icl_hmm_mice_training.make_model(_settings())
+  params = jax.jit(model.init)(jax.random.key(0))
+  return icl_hmm_mice_predictors.make_reader(
+      'icl', model, dict.fromkeys(icl_hmm_mice_training.ARMS, params),
+      icl_hmm_mice_training.TOKENISATION, num_trials=8, batch_size=4)
+
+
+@functools.cache
+def _predictions(changed=None):
+  """All predictions of an animal, one choice of which may be turned round."""
+  animal = _animal()
+  if changed is not None:
+    animal = dataclasses.replace(animal, choices=animal.choices.copy())
+    animal.choices[changed] = 1 - animal.choices[changed]
+  return icl_hmm_mice.predict_animal(_settings(), animal, None, [_reader()], (4, 12))
+
+
+def test_8_12_no_prediction_has_read_its_own_choice_or_one_behind_it():
+  # Turn the choice of a trial in the middle of session 1 round. Within its fold no prediction of
+  # an earlier or the same trial moves; predictions of training-fold sessions may.
+  turned = 17
+  before, after = _predictions(), _predictions(turned)
+  same_fold = before['fold'] == before['fold'][turned]
+  earlier = same_fold & (np.arange(48) <= turned)
+  for name in before:
+    if not name.startswith('chance/') or name == 'chance/icl_shift':
+      continue
+    np.testing.assert_allclose(after[name][earlier], before[name][earlier], err_msg=name)
+    moved, name = np.abs(after[name] - before[name]) > 0, name.removeprefix('chance/')
+    if name not in ('chance', 'bias'):
+      assert moved[turned + 1 : turned + 5].any(), name
+    if name in ('bias', 'glm', 'glm_levels', 'glm_hmm2', 'ngram2'):
+      assert moved[~same_fold].any(), name
+
+
+def test_counts_by_hand():
+  levels, choices = np.array([3, 3, 5, 3, 3]), np.array([1, 0, 1, 1, 1])
+  found = icl_hmm_mice_predictors.count_predictions(levels, choices)
+  # 1-gram: (ones + 1/2) / (count + 1).
+  np.testing.assert_allclose(found[0], [.5, 1.5 / 2, 1.5 / 3, 2.5 / 4, 3.5 / 5])
+  # 2-gram, with the 1-gram as one more observation.
+  np.testing.assert_allclose(
+      found[1], [.5, (1 + .75) / 2, .5, (1 + .625) / 3, (2 + .7) / 4])
+  # 3-gram: (none, 3), (1, 3), (0, 5), (1, 3), (1, 3).
+  np.testing.assert_allclose(
+      found[2], [.5, found[1, 1], .5, (0 + found[1, 3]) / 2, (1 + found[1, 4]) / 3])
+
+
+def test_fitted_models_are_the_same_whatever_arrays_are_filled_up_to():
+  config, animal = _settings(), _animal()
+  fold = animals.folds(4, 2, 0)
+  found = {name: _predictions()[f'chance/{name}'] for name in ('glm', 'glm_levels', 'glm_hmm2')}
+  wide = icl_hmm_mice_predictors.fitted_predictions(config, animal, fold, (6, 15))
+  for name in found:
+    np.testing.assert_allclose(wide[name], found[name], atol=2e-4)
+
+
+# --- Meta-training.
+
+
+@pytest.mark.parametrize('name', icl_hmm_mice_training.ARMS)
+def test_labels_stand_behind_the_places_that_predict_them(name):
+  width = 6
+  batch = icl_hmm_mice_training.encode_batch(np.random.default_rng(0), name, 3, width)
+  arm = icl_hmm_mice_training.ARMS[name]
+  generator = np.random.default_rng(0)
+  drawn = mice.draw(generator, 3)
+  trials = mice.simulate(drawn, generator, num_trials=width + arm.shift,
+                         phase=generator.integers(90, size=3))
+  tokens = np.concatenate([batch.tokens, np.full((3, 1), -1)], axis=1)
+  labels = np.take_along_axis(tokens, batch.places + 1, axis=1)
+  shown = labels >= 0  # The last choice may be the last token, which is not read.
+  np.testing.assert_array_equal(
+      (labels - animals.CHOICE_SYMBOLS[0])[shown], trials.choices[:, :width][shown])
+  assert (batch.tokens[:, 0] == animals.NUM_SYMBOLS).all()
+  assert batch.tokens[:, 1:].max() < animals.NUM_SYMBOLS
+  best = mice.predict(drawn, trials)[:, :width]
+  zero = trials.levels[:, :width] == animals.ZERO_LEVEL
+  if arm.shift:  # Contrast and reward have been read: they say which choice it was.
+    np.testing.assert_array_equal(batch.chances[~zero], trials.choices[:, :width][~zero])
+  np.testing.assert_allclose(batch.chances[zero if arm.shift else ...],
+                             best[zero if arm.shift else ...], atol=1e-6)
+
+
+def test_a_batch_is_a_function_of_seed_and_step():
+  config, arm = _settings(short_fraction=.25, short_trials=4), 'stim_choice'
+  a, b = (icl_hmm_mice_training.draw_batch(config, arm, 3) for _ in range(2))
+  jax.tree.map(np.testing.assert_array_equal, a, b)
+  other = icl_hmm_mice_training.draw_batch(dataclasses.replace(config, seed=1), arm, 3)
+  assert (a.tokens != other.tokens).any()
+  assert icl_hmm_mice_training.draw_batch(config, arm, 0).places.shape == (4, 4)
+  assert a.places.shape == (2, 8)
+
+
+def test_the_loss_is_the_cross_entropy_with_who_knows_the_mouse():
+  config = _settings()
+  model = icl_hmm_mice_training.make_model(config)
+  batch = icl_hmm_mice_training.encode_batch(np.random.default_rng(1), 'stim_choice', 2, 5)
+  loss, extra = jax.jit(functools.partial(icl_hmm_mice_training.loss_fn, model))(
+      {'policy': _reader().params['stim_choice']}, batch)
+  trials = np.arange(10).reshape(2, 5)
+  symbols = batch.tokens[:, 1:].reshape(2, -1)
+  flat = animals.Animal('m', *(np.zeros((2, 5), int) for _ in range(4)))
+  flat.levels[:] = symbols[:, ::2]
+  flat.choices[:, :4] = symbols[:, 1::2] - animals.CHOICE_SYMBOLS[0]
+  flat = animals.Animal('m', *(x.reshape(-1) for x in (
+      flat.levels, flat.choices, flat.rewards, flat.sessions)))
+  found = _reader().predict('stim_choice', flat, trials)
+  q = batch.chances.astype(float)
+  cross = -(q * np.log(found) + (1 - q) * np.log(1 - found)).mean()
+  own = -(q * np.log(q) + (1 - q) * np.log(1 - q)).mean()
+  assert float(loss.value()) == pytest.approx(cross, abs=1e-5)
+  assert float(extra['train/divergence'].value()) == pytest.approx(cross - own, abs=1e-5)
+
+
+def test_the_predictor_learns_to_follow_the_contrast():
+  config = _settings(batch_size=32)
+  model = icl_hmm_mice_training.make_model(config)
+  optimizer = optim.make_optimizer(optim.OptimizerConfig(learning_rate=2e-2))
+
+  @jax.jit
+  def init():
+    params = {'policy': model.init(jax.random.key(0))}
+    return TrainState(jnp.int32(0), params, optimizer.init(params), jax.random.key(0), {})
+
+  step = jax.jit(lambda state, batch: step_lib.take_step(
+      functools.partial(icl_hmm_mice_training.loss_fn, model), optimizer, state, batch))
+  state, losses = init(), []
+  for index in range(60):
+    batch = icl_hmm_mice_training.encode_batch(
+        np.random.default_rng(index), 'stim_choice', 32, 16)
+    state, update = step(state, batch)
+    losses.append(float(update['train/loss'].value()))
+  assert losses[0] > .6 and np.mean(losses[-10:]) < .61  # ln 2 is .693; who knows all has .46.
+
+
+def test_7g_reading_the_answer_beats_who_knows_the_mouse():
+  # The rule 'the choice fits the contrast and the reward that were read', with no parameter.
+  generator = np.random.default_rng(3)
+  drawn = mice.draw(generator, 100)
+  trials = mice.simulate(drawn, generator, num_trials=180)
+  best = icl_hmm_mice_report.hits(mice.predict(drawn, trials), trials.choices)[:, :-1].mean()
+  symbols = animals.encode(
+      trials.levels, trials.choices, trials.rewards, 'stim_choice_reward', shift=True)
+  labels = animals.label_positions('stim_choice_reward', 180, shift=True)[1:]
+  rewarded = symbols[:, labels - 2] == animals.REWARD_SYMBOLS[1]
+  level = symbols[:, labels - 4]
+  guess = np.where(rewarded, level > animals.ZERO_LEVEL, level < animals.ZERO_LEVEL)
+  chances = np.where(level == animals.ZERO_LEVEL, .5, guess)
+  leaked = icl_hmm_mice_report.hits(chances, symbols[:, labels] - animals.CHOICE_SYMBOLS[0])
+  assert leaked.mean() == pytest.approx(17 / 18, abs=.01)
+  assert leaked.mean() > best + .1
+
+
+# --- The report.
+
+
+def test_hits_and_log_probs():
+  chances, choices = np.array([.5, .8, .8, np.nan, .3]), np.array([1, 1, 0, 1, -1])
+  np.testing.assert_array_equal(
+      icl_hmm_mice_report.hits(chances, choices), [.5, 1, 0, np.nan, np.nan])
+  np.testing.assert_allclose(
+      icl_hmm_mice_report.log_probs(chances, choices), np.log([.5, .8, .2, np.nan, np.nan]))
+  assert np.isfinite(icl_hmm_mice_report.log_probs(np.array([0.0]), np.array([1]))).all()
+
+
+def test_standard_errors_are_over_folds():
+  arrays = {'choices': np.array([1, 1, 0, 0]), 'fold': np.array([0, 0, 1, 1]),
+            'chance/glm': np.array([.9, .9, .9, .2]), 'chance/bayes': np.array([.9, .9, .1, .1])}
+  numbers = icl_hmm_mice_report.animal_numbers({'M': arrays})
+  assert numbers['mice/M/glm/accuracy'] == .75  # 1 and 1/2.
+  assert numbers['mice/M/glm/standard_error'] == pytest.approx(.25)
+  assert numbers['mice/M/glm/probability'] == pytest.approx((.9 + np.sqrt(.1 * .8)) / 2)
+  assert numbers['mean/glm/standard_error'] == 0
+
+
+def test_curves_are_by_trials_read():
+  choices = np.ones((2, 8), int)
+  chances = np.tile(np.repeat([.1, .5, .9], [2, 2, 4]), (2, 1))
+  x, mean, error = icl_hmm_mice_report.curve(chances, choices)
+  np.testing.assert_array_equal(x, [.5, 2.5, 5.5])
+  np.testing.assert_array_equal(mean, [0, .5, 1])
+  assert (error == 0).all()
+
+
+# --- Settings.
+
+
+def test_every_field_is_read():
+  modules = (icl_hmm_mice, icl_hmm_mice_training, icl_hmm_mice_report, icl_hmm_mice_predictors,
+             settings_mice.IclHmmMice)
+  read = {node.attr for module in modules for node in ast.walk(ast.parse(inspect.getsource(module)))
+          if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Load)}
+  assert {field.name for field in dataclasses.fields(settings_mice.IclHmmMice)} <= read
+
+
+@pytest.mark.parametrize('argument, words', [
+    ('--config.num_folds=1', 'config.num_folds must be at least 2, got 1'),
+    ('--config.num_folds=9', 'config.simulated_sessions must be at least 9, got 2'),
+    ('--config.num_trials=3', 'config.num_trials must be at least 4, got 3'),
+    ('--config.short_trials=9', r'config.short_trials must be at most .* \(8\), got 9'),
+    ('--config.short_fraction=2', r'config.short_fraction must be in \[0, 1\], got 2'),
+    ('--config.ridge=0', 'config.ridge must be positive and finite, got 0'),
+    # Repeated, a flag adds to a tuple.
+    ('--config.num_states=(2,0)', r'config.num_states must be numbers from 1, got \(2, 2, 0\)'),
+    ('--config.tokenisation=roman', "config.tokenisation must be one of abc, 123, random, got 'ro"),
+    ('--config.num_simulated=0', 'config.num_simulated must be at least 1 without config.data_dir'),
+    ('--config.model.vocab_size=20', 'config.model.vocab_size must be 0 .*, got 20'),
+    ('--config.model.max_length=24', 'config.model.max_length must be at least 25 .*, got 24'),
+    ('--config.data_dir=/nowhere', '/nowhere must be a folder of animals'),
+    ('--config.checkpoint=/nowhere', "config.checkpoint is no folder: '/nowhere'"),
+])
+def test_bad_settings_end_in_one_line(tmp_path, capsys, monkeypatch, argument, words):
+  monkeypatch.setattr(icl_hmm_mice_training, 'meta_train', _untrained)
+  data = () if 'data_dir' in argument else ('--config.data_dir=',)
+  assert _run(tmp_path / 'run', *SMALL, *data, argument) == 2
+  error = capsys.readouterr().err
+  assert error.count('\n') == 1 and re.search(words, error), error
+  assert not (tmp_path / 'run' / 'results.json').exists()
+
+
+def test_fewer_sessions_than_folds_are_refused(data, tmp_path, capsys):
+  assert _run(tmp_path / 'run', *SMALL, f'--config.data_dir={data}', '--config.num_folds=5',
+              '--config.simulated_sessions=5') == 2
+  assert 'config.num_folds must be at most the sessions of M0 (4), got 5' in capsys.readouterr().err
+
+
+def test_the_default_config_is_valid_and_small():
+  from experiments.configs import icl_hmm_mice as config
+
+  settings = config.get_config()
+  settings.validate()
+  model = icl_hmm_mice_training.make_model(settings)
+  shapes = jax.eval_shape(model.init, jax.random.key(0))
+  assert sum(leaf.size for leaf in jax.tree.leaves(shapes)) <= 300_000

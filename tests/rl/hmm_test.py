@@ -1,0 +1,225 @@
+"""Hidden Markov models: every recursion against a sum over all paths of states."""
+
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxrl_llm.rl import hmm
+from tests.rl import hmm_paths
+
+
+@pytest.fixture(autouse=True)
+def _float64():
+  with jax.enable_x64(True):
+    yield
+
+
+_filter, _log_filter = jax.jit(hmm.filter_states), jax.jit(hmm.log_filter_states)
+_smooth, _viterbi = jax.jit(hmm.smooth), jax.jit(hmm.viterbi)
+_likelihoods = jax.jit(hmm.symbol_likelihoods)
+
+
+def test_H1_the_worked_example():
+  likelihoods = _likelihoods(hmm_paths.EMISSION, hmm_paths.OBSERVATIONS)
+  filtered, log_likelihood = _filter(hmm_paths.INITIAL, hmm_paths.TRANSITION, likelihoods)
+  assert np.exp(log_likelihood) == pytest.approx(.093636, abs=5e-7)
+  np.testing.assert_allclose(filtered[-1], [.376586, .623414], atol=5e-7)
+  path, log_prob = _viterbi(hmm_paths.INITIAL, hmm_paths.TRANSITION, likelihoods)
+  assert path.tolist() == [0, 0, 0]
+  # .6 * .7 * (.9 * .3)**2.
+  assert np.exp(log_prob) == pytest.approx(.6 * .7 * .27 ** 2, rel=1e-12)
+
+
+def test_H1_stationary_law_and_entropy_rate():
+  stationary = hmm.stationary_law(jnp.asarray(hmm_paths.TRANSITION))
+  np.testing.assert_allclose(stationary, [2 / 3, 1 / 3], atol=1e-12)
+  rate = hmm.entropy_rate_bits(jnp.asarray(hmm_paths.TRANSITION), stationary)
+  assert rate == pytest.approx(.553306, abs=5e-7)
+
+
+@pytest.mark.parametrize('num_states, steps, zeros', [(2, 6, 0.), (3, 5, 0.), (3, 6, .3)])
+def test_H2_forward_and_smoothing_are_sums_over_all_paths(num_states, steps, zeros):
+  initial, transition, emission = hmm_paths.random_model(num_states + steps, num_states, 4, zeros)
+  _, observations = hmm.sample(
+      jax.random.key(steps), *map(jnp.asarray, (initial, transition, emission)), steps)
+  likelihoods = np.asarray(_likelihoods(emission, observations))
+  joint = hmm_paths.joint(initial, transition, likelihoods)
+  total = sum(joint.values())
+  filtered, log_likelihood = _filter(initial, transition, likelihoods)
+  assert log_likelihood == pytest.approx(np.log(total), abs=1e-10)
+  for t in range(steps):
+    prefix = hmm_paths.joint(initial, transition, likelihoods[: t + 1])
+    np.testing.assert_allclose(filtered[t], hmm_paths.last_law(prefix, num_states), atol=1e-10)
+
+  gamma, xi = np.zeros((steps, num_states)), np.zeros((num_states, num_states))
+  for path, chance in joint.items():
+    for t in range(steps):
+      gamma[t, path[t]] += chance / total
+    for t in range(1, steps):
+      xi[path[t - 1], path[t]] += chance / total
+  got = _smooth(initial, transition, likelihoods)
+  np.testing.assert_allclose(got[0], gamma, atol=1e-10)
+  np.testing.assert_allclose(got[1], xi, atol=1e-10)
+  assert got[2] == pytest.approx(np.log(total), abs=1e-10)
+
+  path, log_prob = _viterbi(initial, transition, likelihoods)
+  best = max(joint, key=joint.get)
+  assert tuple(path.tolist()) == best
+  assert log_prob == pytest.approx(np.log(joint[best]), abs=1e-10)
+
+
+def test_H2_scaled_and_log_space_agree_over_2048_steps():
+  initial, transition, emission = map(jnp.asarray, hmm_paths.random_model(0, 4, 5))
+  _, observations = jax.jit(hmm.sample, static_argnums=4)(
+      jax.random.key(0), initial, transition, emission, 2048)
+  likelihoods = _likelihoods(emission, observations)
+  filtered, log_likelihood = _filter(initial, transition, likelihoods)
+  logs = _log_filter(jnp.log(initial), jnp.log(transition), jnp.log(likelihoods))
+  np.testing.assert_allclose(np.exp(logs[0]), filtered, atol=1e-10)
+  assert log_likelihood == pytest.approx(float(logs[1]), abs=1e-8)
+  assert log_likelihood < -2000  # Far below what a product in float64 can hold.
+
+
+def test_H2_alpha_times_beta_sums_to_the_same_at_every_step():
+  # Without scaling, in NumPy: sum_i α_t(i) β_t(i) = P(o), and γ is α β divided by it.
+  initial, transition, emission = hmm_paths.random_model(3, 3, 4)
+  observations = np.random.default_rng(3).integers(4, size=12)
+  likelihoods = emission.T[observations]
+  alpha, beta = [initial * likelihoods[0]], [np.ones(3)]
+  for t in range(1, 12):
+    alpha.append(alpha[-1] @ transition * likelihoods[t])
+    beta.insert(0, transition @ (likelihoods[12 - t] * beta[0]))
+  products = np.stack(alpha) * np.stack(beta)
+  totals = products.sum(axis=1)
+  np.testing.assert_allclose(totals, totals[0], rtol=1e-12)
+  gamma, _, log_likelihood = _smooth(initial, transition, likelihoods)
+  np.testing.assert_allclose(gamma, products / totals[0], atol=1e-12)
+  assert log_likelihood == pytest.approx(np.log(totals[0]), abs=1e-12)
+
+
+def test_H6_hellinger():
+  uniform, one_hot = np.full(4, .25), np.eye(4)[1]
+  assert hmm.hellinger(uniform, one_hot) == pytest.approx(.707107, abs=5e-7)
+  p, q = np.array([.5, .5]), np.array([.9, .1])
+  assert hmm.hellinger(p, q) == pytest.approx(.324920, abs=5e-7)
+  assert hmm.hellinger(q, p) == hmm.hellinger(p, q)
+  assert hmm.hellinger(one_hot, np.eye(4)[0]) == 1
+  laws = np.random.default_rng(0).dirichlet(np.ones(5) * .2, 50)
+  distances = np.asarray(hmm.hellinger(laws[:, None], laws))
+  assert distances.min() >= 0 and distances.max() <= 1
+  np.testing.assert_allclose(np.diag(distances), 0, atol=1e-7)
+
+
+def test_kl_is_infinite_where_it_must_be_and_never_nan():
+  p, q = np.array([.5, .5, 0]), np.array([.9, .1, 0])
+  assert hmm.kl_divergence(p, q) == pytest.approx(
+      .5 * math.log(.5 / .9) + .5 * math.log(.5 / .1), abs=1e-12)
+  assert hmm.kl_divergence(p, np.array([1., 0, 0])) == math.inf
+  assert hmm.kl_divergence(np.array([1., 0, 0]), p) == pytest.approx(math.log(2))
+  assert hmm.kl_divergence(np.array([1., 0, 0]), np.array([1., 0, 0])) == 0
+
+
+def test_entropy_bits():
+  laws = np.array([[1., 0, 0, 0], [.25, .25, .25, .25], [.5, .5, 0, 0]])
+  np.testing.assert_allclose(hmm.entropy_bits(laws), [0, 2, 1], atol=1e-12)
+
+
+def test_padding_changes_nothing():
+  initial, transition, emission = hmm_paths.random_model(14, 3, 4)
+  observations = np.random.default_rng(5).integers(4, size=6)
+  padded = np.append(observations, [-1, -1, -1])
+  likelihoods, longer = _likelihoods(emission, observations), _likelihoods(emission, padded)
+  np.testing.assert_array_equal(longer[6:], 1)
+  filtered, log_likelihood = _filter(initial, transition, likelihoods)
+  got = _filter(initial, transition, longer)
+  np.testing.assert_allclose(got[0][:6], filtered, atol=1e-12)
+  assert got[1] == pytest.approx(float(log_likelihood), abs=1e-12)
+  gamma, xi, _ = _smooth(initial, transition, likelihoods)
+  got = _smooth(initial, transition, longer, valid=padded >= 0)
+  np.testing.assert_allclose(got[0], np.concatenate([gamma, np.zeros((3, 3))]), atol=1e-12)
+  np.testing.assert_allclose(got[1], xi, atol=1e-12)
+  # Without a mask, three steps that were not seen count as steps.
+  np.testing.assert_allclose(_smooth(initial, transition, longer)[1].sum(), 8, atol=1e-12)
+
+
+def test_an_impossible_observation_is_minus_infinity_and_nothing_is_nan():
+  transition, emission = np.eye(2), np.eye(2)
+  observations = np.array([0, 1, 0])  # From state 0 no symbol 1 comes.
+  initial = np.array([1., 0])
+  likelihoods = _likelihoods(emission, observations)
+  filtered, log_likelihood = _filter(initial, transition, likelihoods)
+  assert log_likelihood == -math.inf
+  np.testing.assert_array_equal(filtered, [[1, 0]] * 3)
+  logs, log_likelihood = _log_filter(*(jnp.log(x) for x in (initial, transition, likelihoods)))
+  assert log_likelihood == -math.inf
+  np.testing.assert_array_equal(np.exp(logs), filtered)
+  gamma, xi, log_likelihood = _smooth(initial, transition, likelihoods)
+  assert log_likelihood == -math.inf
+  np.testing.assert_array_equal(gamma, filtered)
+  np.testing.assert_array_equal(xi, [[2, 0], [0, 0]])
+  path, log_prob = _viterbi(initial, transition, likelihoods)
+  assert log_prob == -math.inf and path.tolist() == [0, 0, 0]
+  gradient = jax.grad(lambda a: hmm.filter_states(initial, a, likelihoods)[0].sum())(transition)
+  assert np.isfinite(gradient).all()
+
+
+def test_gradients_of_the_log_likelihood():
+  initial, transition, emission = map(jnp.asarray, hmm_paths.random_model(15, 3, 4))
+  observations = jnp.array([0, 3, 1, 1, 2])
+
+  def log_likelihood(transition, emission):
+    likelihoods = hmm.symbol_likelihoods(emission, observations)
+    return hmm.filter_states(initial, transition, likelihoods)[1]
+
+  jax.test_util.check_grads(log_likelihood, (transition, emission), order=1, modes=['rev'])
+  # d ln P(o) / dA_ij = ξ(i, j) / A_ij, Fisher's identity.
+  _, xi, _ = _smooth(initial, transition, _likelihoods(emission, observations))
+  np.testing.assert_allclose(
+      jax.grad(log_likelihood)(transition, emission), xi / transition, atol=1e-10)
+
+
+def test_samples_have_the_law_of_the_model():
+  model = tuple(map(jnp.asarray, hmm_paths.random_model(16, 2, 3)))
+  keys = jax.random.split(jax.random.key(0), 20_000)
+  states, observations = jax.jit(jax.vmap(lambda key: hmm.sample(key, *model, 3)))(keys)
+  cells = np.ravel_multi_index((*states.T, *observations.T), (2, 2, 2, 3, 3, 3))
+  initial, transition, emission = map(np.asarray, model)
+  expected = np.einsum('i,ij,jk,ia,jb,kc->ijkabc', initial, transition, transition,
+                       emission, emission, emission).ravel() * len(keys)
+  counts = np.bincount(cells, minlength=216)
+  enough = expected >= 5
+  statistic = (np.square(counts - expected) / expected)[enough].sum()
+  freedom = enough.sum() - 1
+  assert abs(statistic - freedom) < 4 * math.sqrt(2 * freedom)
+
+
+def test_a_sample_does_not_depend_on_how_long_it_gets():
+  model = tuple(map(jnp.asarray, hmm_paths.random_model(17, 3, 3)))
+  short, long = (hmm.sample(jax.random.key(1), *model, steps) for steps in (4, 9))
+  for a, b in zip(short, long):
+    np.testing.assert_array_equal(a, b[:4])
+
+
+def test_what_cannot_happen_is_not_drawn():
+  initial, transition, emission = map(jnp.asarray, hmm_paths.random_model(18, 4, 4, zeros=.6))
+  states, observations = map(np.asarray, jax.jit(jax.vmap(
+      lambda key: hmm.sample(key, initial, transition, emission, 20)))(
+          jax.random.split(jax.random.key(2), 500)))
+  assert (np.asarray(initial)[states[:, 0]] > 0).all()
+  assert (np.asarray(transition)[states[:, :-1], states[:, 1:]] > 0).all()
+  assert (np.asarray(emission)[states, observations] > 0).all()
+
+
+def test_one_step_is_enough():
+  initial, transition, emission = hmm_paths.random_model(19, 3, 4)
+  likelihoods = _likelihoods(emission, np.array([2]))
+  law = initial * emission[:, 2]
+  for states in (_filter(initial, transition, likelihoods)[0],
+                 _smooth(initial, transition, likelihoods)[0]):
+    np.testing.assert_allclose(states, law[None] / law.sum(), atol=1e-12)
+  np.testing.assert_array_equal(_smooth(initial, transition, likelihoods)[1], 0)
+  path, log_prob = _viterbi(initial, transition, likelihoods)
+  assert path.tolist() == [law.argmax()] and np.exp(log_prob) == pytest.approx(law.max())

@@ -1,0 +1,144 @@
+"""Files of published results: the real one, row by row, and files that are not right."""
+
+import csv
+
+import numpy as np
+import pytest
+
+from jaxrl_llm.tasks import hmm, hmm_results
+
+METRICS = ('acc', 'hellinger_distance')
+
+
+@pytest.fixture(scope='module')
+def published(data_dir):
+  return hmm_results.read(data_dir / 'icl_hmm' / 'entropy_results.csv')
+
+
+def _cells(**changes):
+  """The cells of a right row with two states and three symbols."""
+  cells = {
+      'num_state': '2', 'steady_state': '[0.5, 0.5]', 'lambda2': '0.6',
+      'A': '[[0.8, 0.2], [0.2, 0.8]]', 'A_entropy': '0.7219280948873623',
+      'num_observation': '3', 'B': '[[1.0, 0.0, 0.0], [0.0, 1.0, 0.0]]', 'B_entropy': '0',
+      'pi_0': '[1.0, 0.0]'}
+  for column in hmm_results.METHODS.values():
+    for metric in METRICS:
+      cells[f'{column}_{metric}'] = str([.1 * k for k in range(10)])
+  return cells | changes
+
+
+def _write(path, *rows):
+  with open(path, 'w', newline='', encoding='utf-8') as file:
+    writer = csv.writer(file)
+    writer.writerow(rows[0])
+    writer.writerows(row.values() for row in rows)
+  return path
+
+
+def test_H7_the_81_published_chains_are_what_their_rows_say(published):
+  assert len(published) == 81
+  errors = [hmm_results.metadata_errors(row) for row in published]
+  largest = {name: max(error[name] for error in errors) for name in errors[0]}
+  assert largest['lambda2'] < 1e-6
+  assert largest['transition_entropy'] < 1e-6
+  assert largest['emission_entropy'] < 1e-9
+  # Seven of nine matrices have their stationary law to float32; of two, U U⁻¹ is I to 1e-3 only.
+  by_matrix = {row.transition.tobytes(): error['stationary_law']
+               for row, error in zip(published, errors)}
+  assert sorted(by_matrix.values())[-3] < 1e-7 and len(by_matrix) == 9
+  assert largest['stationary_law'] < .0035
+  for row in published:
+    assert row.lambda2 == .75
+    np.testing.assert_allclose(row.stationary, 1 / len(row.initial), atol=1e-9)
+    np.testing.assert_array_equal(row.initial, np.eye(len(row.initial))[0])
+    np.testing.assert_allclose(
+        row.emission, hmm.make_emission(*row.emission.shape, row.emission_entropy), atol=1e-9)
+    moduli = np.sort(np.abs(np.linalg.eigvals(row.transition)))
+    assert moduli[-2] < .75 + 1e-6 and row.transition.min() > 0
+
+
+def test_means_of_the_published_rows(published):
+  mean = lambda method: np.mean([row.accuracy[method] for row in published], axis=0)
+  np.testing.assert_allclose(mean('viterbi')[[0, -1]], [.401, .407], atol=5e-4)
+  np.testing.assert_allclose(mean('true_state')[[0, -1]], [.450, .456], atol=5e-4)
+  np.testing.assert_allclose(mean('ngram2')[[0, -1]], [.307, .401], atol=5e-4)
+  np.testing.assert_allclose(mean('baum_welch')[[0, -1]], [.347, .373], atol=5e-4)
+  distances = np.mean([row.hellinger['viterbi'] for row in published], axis=0)
+  np.testing.assert_allclose(distances[[0, 4, -1]], [.471, .468, .470], atol=5e-4)
+  # Baum-Welch was recorded as NaN in places, which stays one.
+  assert np.isnan([row.hellinger['baum_welch'] for row in published]).any()
+
+
+def test_a_row_is_read(tmp_path):
+  cells = _cells(**{'bw_hellinger_distance': '[nan, inf, -inf' + ', 0.5' * 7 + ']',
+                    'A': '[[0.8002, 0.2], [0.2, 0.8]]', 'U': 'not read', 'more_acc': '[1, 2]',
+                    'more_hellinger_distance': str([0] * 10)})
+  cells['more_acc'] = str([1e-05] * 10)
+  row, = hmm_results.read(_write(tmp_path / 'a.csv', cells), optional={
+      'ours': 'more', 'absent': 'lstm'})
+  np.testing.assert_array_equal(row.initial, [1, 0])
+  np.testing.assert_allclose(row.transition, [[.8002 / 1.0002, .2 / 1.0002], [.2, .8]], rtol=1e-12)
+  np.testing.assert_array_equal(row.emission, np.eye(2, 3))
+  np.testing.assert_array_equal(row.accuracy['ngram3'], [.1 * k for k in range(10)])
+  np.testing.assert_array_equal(
+      row.hellinger['baum_welch'], [np.nan, np.inf, -np.inf] + [.5] * 7)
+  np.testing.assert_array_equal(row.accuracy['ours'], [1e-5] * 10)
+  assert set(row.accuracy) == {*hmm_results.METHODS, 'ours'} and row.line == 2
+  assert hmm_results.metadata_errors(row)['lambda2'] < 1e-3
+
+
+def test_metadata_errors_tell_what_is_off(tmp_path):
+  row, = hmm_results.read(_write(tmp_path / 'a.csv', _cells()))
+  assert max(hmm_results.metadata_errors(row).values()) < 1e-12
+  row, = hmm_results.read(_write(tmp_path / 'b.csv', _cells(
+      steady_state='[0.7, 0.3]', lambda2='0.5', A_entropy='0.5', B_entropy='1')))
+  errors = hmm_results.metadata_errors(row)
+  assert errors == pytest.approx({
+      'stationary_law': .08, 'lambda2': .1, 'transition_entropy': .2219280948873623,
+      'emission_entropy': 1})
+
+
+@pytest.mark.parametrize('changes, words', [
+    ({'A': '[[0.8, 0.2]]'}, 'line 2, column A: must hold 2 x 2, got 1 x 2'),
+    ({'A': '[[0.8, 0.1], [0.2, 0.8]]'}, 'column A: must hold probabilities .* sums from 0.9 to 1'),
+    ({'B': '[[1.2, -0.2, 0], [0, 1, 0]]'}, 'column B: must hold probabilities .* entry of -0.2'),
+    ({'pi_0': '[nan, 1]'}, 'column pi_0: must be finite'),
+    ({'A': '[[0.8, 0.2], [0.2]]'}, 'column A: must be numbers in nested lists, got'),
+    ({'A': '__import__("os").getcwd()'}, 'column A: must be numbers in nested lists, got'),
+    ({'A': '[["0.8", 0.2], [0.2, 0.8]]'}, 'column A: must be numbers in nested lists, got'),
+    ({'A': '[[true, 0], [0.2, 0.8]]'}, 'column A: must be numbers in nested lists, got'),
+    ({'A': '[' * 100_000}, 'column A: must be numbers in nested lists, got .*\\.\\.\\.'),
+    ({'lambda2': '1' + '0' * 400}, 'column lambda2: must be numbers in nested lists, got'),
+    ({'lambda2': ''}, "column lambda2: must be numbers in nested lists, got ''"),
+    ({'num_state': '2.5'}, 'column num_state: must be an integer of at least 2, got 2.5'),
+    ({'num_observation': '1'}, 'column num_observation: must be an integer of at least 2, got 1'),
+    ({'2-gram_acc': '[0.5, 0.5]'}, 'column 2-gram_acc: must hold 10, got 2'),
+    ({'2-gram_acc': '0.5'}, 'column 2-gram_acc: must hold 10, got one number'),
+])
+def test_a_bad_cell_is_one_clear_line(tmp_path, changes, words):
+  path = _write(tmp_path / 'a.csv', _cells(**changes))
+  with pytest.raises(ValueError, match=words) as caught:
+    hmm_results.read(path)
+  assert str(caught.value).startswith(f'{path}, line 2, ') and '\n' not in str(caught.value)
+
+
+def test_a_bad_file_is_one_clear_line(tmp_path):
+  with pytest.raises(ValueError, match='nowhere.csv is not a file'):
+    hmm_results.read(tmp_path / 'nowhere.csv')
+  cells = _cells()
+  del cells['bw_acc'], cells['pi_0']
+  with pytest.raises(ValueError, match='lacks the columns pi_0, bw_acc'):
+    hmm_results.read(_write(tmp_path / 'a.csv', cells))
+  (tmp_path / 'b.csv').write_text('')
+  with pytest.raises(ValueError, match='lacks the columns num_state, '):
+    hmm_results.read(tmp_path / 'b.csv')
+  (tmp_path / 'c.csv').write_text(','.join(_cells()) + '\n')
+  with pytest.raises(ValueError, match='has no rows'):
+    hmm_results.read(tmp_path / 'c.csv')
+  (tmp_path / 'd.csv').write_text(','.join(_cells()) + '\n2,3\n')
+  with pytest.raises(ValueError, match='line 2: has not as many cells as the first line'):
+    hmm_results.read(tmp_path / 'd.csv')
+  (tmp_path / 'e.csv').write_bytes(b'num_state\n\xff\xfe')
+  with pytest.raises(ValueError, match='is not a CSV file in UTF-8'):
+    hmm_results.read(tmp_path / 'e.csv')
