@@ -250,4 +250,5 @@ def test_settings_of_another_kind_are_refused(tmp_path, capsys):
                    'def get_config():\n  return settings_games.RebelGames()\n')
   assert _run(tmp_path / 'run', f'--config={other}') == 2
   line = capsys.readouterr().err.strip()
-  assert 'other.py must return settings of IclHmm, IclHmmPublished' in line and 'got RebelGames' in line
+  assert 'other.py must return settings of IclHmm, IclHmmPublished' in line
+  assert 'got RebelGames' in line
