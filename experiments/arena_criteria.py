@@ -13,6 +13,8 @@ from experiments.criteria import Finding
 
 Outcomes = Mapping[str, Mapping[int, dict]]
 
+_STEP_SIZES = ('eta_0_01', 'eta_0_03', 'eta_0_1', 'eta_0_3', 'eta_1_0', 'eta_3_0', 'eta_10_0')
+
 
 def findings(task: str, outcomes: Outcomes) -> list[Finding]:
   """The criteria of a task that its outcomes can decide."""
@@ -166,14 +168,13 @@ def _faster_step(outcomes: Outcomes) -> Finding:
 
 
 def _interior_step_size(outcomes: Outcomes) -> Finding:
-  arms = ('eta_0_1', 'eta_0_3', 'eta_1_0', 'eta_3_0', 'eta_10_0')
-  scores = [_final(outcomes, arm, 'score').mean() for arm in arms]
+  scores = [_final(outcomes, arm, 'score').mean() for arm in _STEP_SIZES]
   best = int(np.argmax(scores))
   rises, falls = np.diff(scores[: best + 1]), np.diff(scores[best:])
   return Finding(
       'd', 'the score rises and falls once with the step size, and the best one lies inside',
-      bool(0 < best < len(arms) - 1 and (rises >= 0).all() and (falls <= 0).all()),
-      ', '.join(f'{arm} {_mean(_final(outcomes, arm, "score"))}' for arm in arms))
+      bool(0 < best < len(scores) - 1 and (rises >= 0).all() and (falls <= 0).all()),
+      ', '.join(f'{arm} {_mean(_final(outcomes, arm, "score"))}' for arm in _STEP_SIZES))
 
 
 def _overoptimised(outcomes: Outcomes) -> Finding:
@@ -282,7 +283,7 @@ _CRITERIA: dict[str, Sequence[tuple[tuple[str, ...], Callable[[Outcomes], Findin
         (('rebel', 'sft', 'dpo'), _wins),
         (('rebel', 'ppo'), _as_good_as_ppo),
         (('rebel', 'ppo'), _faster_step),
-        (('eta_0_1', 'eta_0_3', 'eta_1_0', 'eta_3_0', 'eta_10_0'), _interior_step_size),
+        (_STEP_SIZES, _interior_step_size),
         (('kl_0',), _overoptimised),
     ),
     'dialogue': (
