@@ -12,6 +12,7 @@ from jaxrl_llm.tasks import graphs
 
 DATASETS = ('cora', 'citeseer', 'blocks')
 HEADS = ('softmax', 'cos', 'l1', 'l2')
+AR_VARIANTS = ('igcn_ar', 'glp_ar')
 
 
 @dataclasses.dataclass
@@ -43,6 +44,8 @@ class Shoestring:
     blocks: the generated graph.
     backbones: names from `models.graph.BACKBONES` with commas between them.
     heads: 'softmax' (λ = 0), 'cos', 'l1', 'l2' with commas between them.
+    ar_heads: those of them that 'igcn_ar' and 'glp_ar' are run with, the variants of 'igcn' and
+      'glp' with another filter.
     labels_per_class: n of the random splits.
     steps: epochs, each one optimizer step.
     learning_rate: of Adam.
@@ -61,6 +64,7 @@ class Shoestring:
   blocks: BlockModel = dataclasses.field(default_factory=BlockModel)
   backbones: str = 'lp,gcn,igcn,glp'
   heads: str = 'softmax,cos,l1,l2'
+  ar_heads: str = 'softmax,cos,l1,l2'
   labels_per_class: tuple[int, ...] = (1, 2, 5, 20)
   steps: int = 200
   learning_rate: float = 0.01
@@ -77,18 +81,23 @@ class Shoestring:
     if self.dataset not in DATASETS:
       raise ValueError(
           f'config.dataset must be one of {", ".join(DATASETS)}, got {self.dataset!r}')
+    if self.seed + self.num_splits > 2**31:
+      raise ValueError('config.seed + config.num_splits must be at most 2**31, got '
+                       f'{self.seed} + {self.num_splits}')
     if (self.dataset == 'blocks') == bool(self.data_dir):
       raise ValueError(
           "config.data_dir must name the folder of the Planetoid files, and be '' for 'blocks', "
           f'got {self.data_dir!r} for {self.dataset!r}')
-    for name, allowed in (('backbones', tuple(graph.BACKBONES)), ('heads', HEADS)):
+    for name, allowed in (('backbones', tuple(graph.BACKBONES)), ('heads', HEADS),
+                          ('ar_heads', HEADS)):
       chosen = getattr(self, name).split(',')
       if not set(chosen) <= set(allowed) or len(set(chosen)) < len(chosen):
         raise ValueError(f'config.{name} must be some of {", ".join(allowed)}, each once, got '
                          f'{getattr(self, name)!r}')
-    if 'softmax' not in self.heads.split(','):
-      raise ValueError("config.heads must contain 'softmax', which the others are compared with, "
-                       f'got {self.heads!r}')
+    for name in ('heads', 'ar_heads'):
+      if 'softmax' not in getattr(self, name).split(','):
+        raise ValueError(f"config.{name} must contain 'softmax', which the others are compared "
+                         f'with, got {getattr(self, name)!r}')
     counts = self.labels_per_class
     if not counts or min(counts) < 1 or list(counts) != sorted(set(counts)):
       raise ValueError(f'config.labels_per_class must be positive and increasing, got {counts}')
@@ -125,9 +134,12 @@ class Shoestring:
     """The backbones to run, in the order in which they are shown."""
     return [name for name in graph.BACKBONES if name in self.backbones.split(',')]
 
-  def chosen_heads(self) -> list[str]:
-    """The heads to run, in the order in which they are shown."""
-    return [name for name in HEADS if name in self.heads.split(',')]
+  def chosen_heads(self, backbone: str) -> list[str]:
+    """The heads to run on a backbone, in the order in which they are shown."""
+    chosen = self.heads.split(',')
+    if backbone in AR_VARIANTS:
+      chosen = [name for name in chosen if name in self.ar_heads.split(',')]
+    return [name for name in HEADS if name in chosen]
 
 
 @dataclasses.dataclass
@@ -193,6 +205,8 @@ class FewShot:
     """Raises ValueError with one line for the first field that is out of range."""
     settings.at_least(self, 'config', seed=0, way=2, queries=1, episodes=2, batch_size=1,
                       neighbours=1, steps=1, width=1)
+    if self.seed >= 2**32:
+      raise ValueError(f'config.seed must be less than 2**32, got {self.seed}')
     if not self.shots or min(self.shots) < 1 or list(self.shots) != sorted(set(self.shots)):
       raise ValueError(f'config.shots must be positive and increasing, got {self.shots}')
     if bool(self.data_dir) != bool(self.features_file):

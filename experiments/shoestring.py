@@ -1,10 +1,10 @@
 """Shoestring: node classification with very few labels a class, honestly evaluated and as released.
 
-Every backbone with every head (none, or a metric head) is trained on random splits with n labels
-a class and tested on all other labelled nodes. One network is read in several ways: by its
-softmax, by prototypes of the training labels (honest), and by prototypes of the test labels (what
-the released code does; `leaky`). The splits of an arm run side by side; finished arms are kept:
-the same command goes on with the next one.
+Each of the backbones with each of the heads (none, or a metric head) that the config names is
+trained on random splits with n labels a class and tested on all other labelled nodes. One network
+is read in several ways: by its softmax, by prototypes of the training labels (honest), and by
+prototypes of the test labels (what the released code does; `leaky`). The splits of an arm run
+side by side; finished arms are kept: the same command goes on with the next one.
 """
 
 import contextlib
@@ -15,28 +15,18 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import Array
 
 from experiments import criteria, launch, seeds, shoestring_criteria, shoestring_report
 from experiments.settings_shoestring import Shoestring
 from jaxrl_llm.algorithms import shoestring
 from jaxrl_llm.data import planetoid
 from jaxrl_llm.models import graph as graph_lib
+from jaxrl_llm.rl.prototypes import METRICS
 from jaxrl_llm.training import loop, metrics, optim, rng
 from jaxrl_llm.types import WeightedMean
 
 CHUNK = 20  # Epochs between two signs of life.
 PUBLIC = 'public'  # In the place of a number of labels.
-
-
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
-class Batch:
-  """The labelled nodes of a split, as `shoestring.Batch` has it."""
-
-  inputs: graph_lib.Inputs
-  labels: Array
-  weight: Array
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,16 +71,17 @@ class Trainer:
 
   def start(self):
     """States before training, one for each seed: the same for every head, labels and backbone."""
-    def state(seed):
-      key = jax.random.key(seed, impl='threefry2x32')
+    def state(key):
       params = self._network.init(rng.stream_key(key, rng.INIT))
       return self._algorithm.init(key, {'network': params})
 
-    return jax.jit(jax.vmap(state))(self._config.seed + jnp.arange(self._config.num_splits))
+    first = self._config.seed
+    keys = [rng.base_key(seed) for seed in range(first, first + self._config.num_splits)]
+    return jax.jit(jax.vmap(state))(jnp.stack(keys))
 
-  def _advance(self, states, batch: Batch, axes: graph_lib.Inputs, steps: int):
+  def _advance(self, states, batch: shoestring.Batch, axes: graph_lib.Inputs, steps: int):
     """Some epochs of all splits; what the splits share has no axis for them."""
-    step = jax.vmap(self._algorithm.train_step, in_axes=(0, Batch(axes, 0, 0)))
+    step = jax.vmap(self._algorithm.train_step, in_axes=(0, shoestring.Batch(axes, 0, 0)))
     return jax.lax.scan(lambda states, _: step(states, batch), states, length=steps)
 
   def train(
@@ -98,7 +89,7 @@ class Trainer:
     """All epochs: the outputs [S, N, C] after the last one, and the loss of each [S, steps]."""
     config, states = self._config, jax.tree.map(jnp.copy, states)
     picked, axes = graph_lib.inputs_of_rows(inputs, split.train)
-    batch = jax.device_put(Batch(
+    batch = jax.device_put(shoestring.Batch(
         picked, labels[split.train], np.ones(split.train.shape, np.float32)))
     losses = []
     for begin in range(0, config.steps, CHUNK):
@@ -112,17 +103,18 @@ class Trainer:
     return outputs, np.concatenate(losses, axis=1)
 
 
-def make_reader(config: Shoestring, options: shoestring.Config):
+def make_reader(config: Shoestring, options: shoestring.Config, metrics_too: tuple[str, ...] = ()):
   """The accuracy by each way of reading the outputs, compiled.
 
   Args:
     config: `refinement_ratios` is used.
     options: of the arm.
+    metrics_too: other metrics that the outputs are read with.
 
   Returns:
     (outputs [S, N, C], labels [N], train [S, N], test [S, N]) -> [S] by name: 'softmax',
     'prototypes', 'mixed'; 'leaky' and 'leaky_mixed' with prototypes of the test labels;
-    'refined_0.1' and so on, honestly.
+    'refined_0.1' and so on, honestly; 'prototypes_l1' and 'leaky_l1' with another metric.
   """
   def read(*arrays):
     evaluate = lambda **changes: shoestring.evaluate(
@@ -130,8 +122,11 @@ def make_reader(config: Shoestring, options: shoestring.Config):
     honest, leaky = evaluate(), evaluate(leaky_eval=True)
     refined = {f'refined_{ratio:g}': evaluate(refinement_ratio=ratio)['metric']
                for ratio in config.refinement_ratios}
+    others = {f'{name}_{metric}': evaluate(metric=metric, leaky_eval=is_leaky)['metric']
+              for metric in metrics_too
+              for name, is_leaky in (('prototypes', False), ('leaky', True))}
     return {'softmax': honest['softmax'], 'prototypes': honest['metric'], 'mixed': honest['mixed'],
-            'leaky': leaky['metric'], 'leaky_mixed': leaky['mixed'], **refined}
+            'leaky': leaky['metric'], 'leaky_mixed': leaky['mixed'], **refined, **others}
 
   return jax.jit(jax.vmap(read, (0, None, 0, 0)))
 
@@ -164,6 +159,8 @@ class Study:
       planetoid.random_split(graph.labels, labels, self._config.seed)
     if self._config.public_split and not len(graph.train):
       raise ValueError(f'config.public_split must be False for {graph.name}, which has none')
+    for backbone in self._config.chosen_backbones():
+      graph_lib.check_size(graph_lib.BACKBONES[backbone], graph.num_nodes)
 
   def _trainer(self, head: str, **changes) -> Trainer:
     name = head + str(changes)
@@ -178,8 +175,10 @@ class Study:
     return trainer.train(self._states, *arguments)
 
   def _read(self, head: str, outputs: np.ndarray, split: Split) -> dict[str, np.ndarray]:
+    """At λ = 0 with every metric, so that each head can be compared with the same reading."""
     if head not in self._readers:
-      self._readers[head] = make_reader(self._config, self._options(head))
+      others = tuple(m for m in METRICS if m != 'cos') if head == 'softmax' else ()
+      self._readers[head] = make_reader(self._config, self._options(head), others)
     found = self._readers[head](outputs, self._graph.labels, split.train_mask(), split.test)
     return {name: np.asarray(value, np.float64) for name, value in found.items()}
 
@@ -204,19 +203,23 @@ class Study:
       outputs = graph_lib.label_propagation(
           graph_lib.BACKBONES[backbone], self._adjacency, graph.labels, split.train,
           graph.num_classes)
-      losses = np.zeros((len(outputs), 0))
+      lost = split.test * graph_lib.unreached(outputs)
+      told = {'loss': np.zeros((len(outputs), 0)),
+              'unreached': lost.sum(axis=1) / split.test.sum(axis=1)}
       bar.update(0, arm=title)
     else:
       outputs, losses = self._train(
           self._trainer(head, **changes), self._full_inputs(backbone), graph.labels, split, bar,
           title)
-    return self._read(head, outputs, split) | {'loss': losses}
+      told = {'loss': losses}
+    return self._read(head, outputs, split) | told
 
   def arms(self) -> list[tuple[str, str, int | str, dict]]:
     """(backbone, head, labels, changed settings) of every arm, in the order of their running."""
     config = self._config
     listed = [(backbone, head, labels, {}) for backbone in config.chosen_backbones()
-              for head in config.chosen_heads() for labels in config.labels_per_class]
+              for head in config.chosen_heads(backbone)
+              for labels in config.labels_per_class]
     if config.public_split:
       listed += [('gcn', 'softmax', PUBLIC, {'decay': decay}) for decay in ('all', 'first')]
     return listed
@@ -246,7 +249,7 @@ def write_metrics(run: launch.Run, outcomes: dict[tuple[str, ...], dict[str, np.
   """The loss of every arm over its epochs, means over splits, in metrics.jsonl."""
   with contextlib.closing(metrics.MetricsWriter(run.workdir)) as writer:
     writer.truncate(0)
-    for step in [*range(0, run.config.steps, CHUNK), run.config.steps - 1]:
+    for step in sorted({*range(0, run.config.steps, CHUNK), run.config.steps - 1}):
       writer.write(step, {f'train/{"/".join(name)}/loss': arm['loss'][:, step].mean()
                           for name, arm in outcomes.items() if arm['loss'].size})
 

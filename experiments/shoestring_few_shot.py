@@ -9,7 +9,6 @@ about images. Finished parts are kept: the same command goes on with the next on
 """
 
 import contextlib
-import dataclasses
 import functools
 
 import jax
@@ -20,7 +19,7 @@ from jax import Array
 from experiments import launch, report, seeds
 from experiments.settings_shoestring import FewShot
 from jaxrl_llm.algorithms import shoestring
-from jaxrl_llm.evaluation import node_accuracy
+from jaxrl_llm.evaluation import intervals
 from jaxrl_llm.models import graph as graph_lib
 from jaxrl_llm.rl import prototypes
 from jaxrl_llm.tasks import episodes
@@ -34,16 +33,6 @@ METHODS = {
     'gcn_softmax': 'graph network with the metric head, softmax',
     'gcn_prototypes': 'graph network with the metric head, prototypes',
 }
-
-
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
-class Batch:
-  """The labelled nodes of an episode, as `shoestring.Batch` has it."""
-
-  inputs: graph_lib.Inputs
-  labels: Array
-  weight: Array
 
 
 class Classifier:
@@ -99,8 +88,8 @@ class Classifier:
   def _train(self, index: Array, features: Array, adjacency: Array, labels: Array) -> Array:
     """The outputs [M, n] of a network that this episode has trained."""
     rows = slice(self._num_support)
-    batch = Batch(graph_lib.Inputs(features, adjacency, adjacency[rows]), labels[rows],
-                  jnp.ones(self._num_support))
+    batch = shoestring.Batch(graph_lib.Inputs(features, adjacency, adjacency[rows]), labels[rows],
+                             jnp.ones(self._num_support))
     key = rng.stream_key(rng.base_key(self._config.seed), rng.DATA, index)
     params = self._network.init(rng.stream_key(key, rng.INIT))
     state = self._algorithm.init(key, {'network': params})
@@ -144,7 +133,7 @@ def summarise(config: FewShot, outcomes: dict[int, dict[str, np.ndarray]]) -> di
       mean, error = seeds.mean_and_error(values)
       numbers |= {f'{prefix}/accuracy': float(mean), f'{prefix}/standard_error': float(error)}
       if name != 'prototypes':
-        gain = node_accuracy.paired_interval(values, arms['prototypes'])
+        gain = intervals.paired_interval(values, arms['prototypes'])
         numbers |= {f'{prefix}/difference': gain.mean, f'{prefix}/difference_low': gain.low,
                     f'{prefix}/difference_high': gain.high}
   return numbers

@@ -6,8 +6,12 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from experiments import report, seeds
-from jaxrl_llm.evaluation import node_accuracy
+from jaxrl_llm.evaluation import intervals
+from jaxrl_llm.rl.prototypes import METRICS
 from jaxrl_llm.training import metrics
+
+# How the names of prototype readings end at λ = 0, where all metrics are read.
+_SUFFIXES = {metric: '' if metric == 'cos' else f'_{metric}' for metric in METRICS}
 
 # Arrays [S] by reading, by (backbone, head, 'n1' and so on).
 Outcomes = Mapping[tuple[str, ...], Mapping[str, np.ndarray]]
@@ -33,11 +37,33 @@ def heads_of(outcomes: Outcomes) -> list[tuple[str, str]]:
   return list(dict.fromkeys(name[:2] for name in random_arms(outcomes)))
 
 
-def difference(outcomes: Outcomes, name: tuple[str, ...]) -> node_accuracy.Interval:
-  """Honest prototypes of a metric head minus the softmax of the plain backbone, by split."""
+def compared_arms(outcomes: Outcomes) -> list[tuple[str, str, str]]:
+  """Metric heads of backbones that λ can change: those in which something is trained."""
+  return [name for name in random_arms(outcomes)
+          if name[1] != 'softmax' and 'unreached' not in outcomes[name]]
+
+
+def _at_zero(outcomes: Outcomes, name: tuple[str, ...], reading: str) -> np.ndarray:
+  """The same reading of the plain backbone: prototypes are compared by the same metric."""
   backbone, head, labels = name
-  return node_accuracy.paired_interval(
-      outcomes[name][reading_of(head)], outcomes[backbone, 'softmax', labels]['softmax'])
+  suffix = '' if reading == 'softmax' else _SUFFIXES[head]
+  return outcomes[backbone, 'softmax', labels][reading + suffix]
+
+
+def difference(
+    outcomes: Outcomes, name: tuple[str, ...], reading: str
+) -> intervals.Interval:
+  """A metric head minus its plain backbone, read in the same way, by split.
+
+  Args:
+    outcomes: of all arms.
+    name: (backbone, metric head, labels).
+    reading: 'softmax' or 'prototypes' (honest ones).
+
+  Returns:
+    The mean of reading(λ) − reading(0) with its 95 % interval, fractions.
+  """
+  return intervals.paired_interval(outcomes[name][reading], _at_zero(outcomes, name, reading))
 
 
 def summarise(outcomes: Outcomes) -> dict[str, float]:
@@ -56,9 +82,12 @@ def summarise(outcomes: Outcomes) -> dict[str, float]:
       numbers |= {f'{prefix}/accuracy': float(mean), f'{prefix}/standard_error': float(error)}
       continue
     prefix = f'eval/{backbone}/{head}/{labels}'
+    others = {f'{short}_{metric}_': arm[f'{way}_{metric}']
+              for short, way in (('prototype', 'prototypes'), ('leaky', 'leaky'))
+              for metric in METRICS if f'{way}_{metric}' in arm}
     readings = {'': arm[reading_of(head)], 'leaky_': arm['leaky'], 'softmax_': arm['softmax'],
                 'prototype_': arm['prototypes'], 'mixed_': arm['mixed'],
-                'leaky_mixed_': arm['leaky_mixed']}
+                'leaky_mixed_': arm['leaky_mixed'], **others}
     for reading, values in readings.items():
       mean, error = seeds.mean_and_error(values)
       numbers[f'{prefix}/{reading}accuracy'] = float(mean)
@@ -67,10 +96,19 @@ def summarise(outcomes: Outcomes) -> dict[str, float]:
     for reading in arm:
       if reading.startswith('refined_'):
         numbers[f'{prefix}/{reading}_accuracy'] = float(arm[reading].mean())
-    if head != 'softmax':
-      interval = difference(outcomes, name)
-      numbers |= {f'{prefix}/difference': interval.mean, f'{prefix}/difference_low': interval.low,
-                  f'{prefix}/difference_high': interval.high}
+    if 'unreached' in arm and head == 'softmax':
+      numbers[f'{prefix}/unreached'] = float(arm['unreached'].mean())
+  return numbers | _differences(outcomes)
+
+
+def _differences(outcomes: Outcomes) -> dict[str, float]:
+  numbers = {}
+  for name in compared_arms(outcomes):
+    for short, reading in (('softmax', 'softmax'), ('prototype', 'prototypes')):
+      prefix = f'eval/{"/".join(name)}/{short}_difference'
+      interval = difference(outcomes, name, reading)
+      numbers |= {prefix: interval.mean, f'{prefix}_low': interval.low,
+                  f'{prefix}_high': interval.high}
   return numbers
 
 
@@ -84,14 +122,24 @@ def percent(values: np.ndarray) -> str:
   return f'{mean:.1f} ± {error:.1f}'
 
 
+def points(interval: intervals.Interval) -> str:
+  """A mean with its interval, in points."""
+  return '{:+.1f} [{:+.1f}, {:+.1f}]'.format(*(100 * end for end in interval))
+
+
 def table(outcomes: Outcomes) -> str:
-  """The accuracy of every head, honest and leaky, and of the public split."""
+  """The accuracy of every head, honest and leaky, of the public split, and what LP cannot reach."""
   labels = labels_of(outcomes)
   header = ['accuracy (%)', 'read by', *(f'{n[1:]} a class' for n in labels)]
   rows = []
   for backbone, head in heads_of(outcomes):
     ways = {'softmax': 'softmax', 'prototypes': 'prototypes of training labels',
             'leaky': 'prototypes of test labels (leaky)'}
+    if head == 'softmax':
+      ways = {'softmax': 'softmax'} | {
+          way + suffix: f'{text}, {metric}' for metric, suffix in _SUFFIXES.items()
+          for way, text in list(ways.items())[1:]
+          if way + suffix in outcomes[backbone, head, labels[0]]}
     name = backbone if head == 'softmax' else f'{backbone} + {head}'
     rows += [[name, text, *(percent(outcomes[backbone, head, n][way]) for n in labels)]
              for way, text in ways.items()]
@@ -99,22 +147,33 @@ def table(outcomes: Outcomes) -> str:
   public = [f'{name[0]}, public split, decay of {name[2].partition("/")[2]} '
             f'layer{"s" if name[2].endswith("all") else ""}: {percent(arm["softmax"])} %'
             for name, arm in outcomes.items() if name[2].startswith('public')]
-  return '\n\n'.join([text, *public, 'Mean ± standard error over splits.'])
+  return '\n\n'.join([text, *public, *_unreached(outcomes), 'Mean ± standard error over splits.'])
+
+
+def _unreached(outcomes: Outcomes) -> list[str]:
+  """A line about label propagation, if it ran."""
+  lines = []
+  for backbone, head in heads_of(outcomes):
+    arms = {n: outcomes[backbone, head, n] for n in labels_of(outcomes)}
+    if head == 'softmax' and 'unreached' in next(iter(arms.values())):
+      shares = ', '.join(f'{100 * arm["unreached"].mean():.1f} % with {n[1:]} a class'
+                         for n, arm in arms.items())
+      lines.append(f'{backbone}: test nodes that no label reaches, which its softmax calls class '
+                   f'0: {shares}.')
+  return lines
 
 
 def differences(outcomes: Outcomes) -> str:
-  """Every metric head minus its plain backbone; '' if there is none."""
+  """Every metric head minus its plain backbone, read alike; '' if there is none."""
   labels = labels_of(outcomes)
   rows = []
-  for backbone, head in heads_of(outcomes):
-    if head != 'softmax':
-      found = [difference(outcomes, (backbone, head, n)) for n in labels]
-      rows.append([f'{backbone} + {head}', *(
-          f'{100 * d.mean:+.1f} [{100 * d.low:+.1f}, {100 * d.high:+.1f}]' for d in found)])
+  for backbone, head in dict.fromkeys(name[:2] for name in compared_arms(outcomes)):
+    for reading, text in (('softmax', 'softmax'), ('prototypes', 'honest prototypes')):
+      rows.append([f'{backbone} + {head}', text, *(
+          points(difference(outcomes, (backbone, head, n), reading)) for n in labels)])
   if not rows:
     return ''
-  header = ['honest prototypes − softmax of the plain backbone, points', *(
-      f'{n[1:]} a class' for n in labels)]
+  header = ['λ > 0 minus λ = 0, points', 'both read by', *(f'{n[1:]} a class' for n in labels)]
   return report.markdown_table(header, rows) + '\n\nMean difference with its 95 % t-interval, ' \
       'split by split.'
 
@@ -132,8 +191,8 @@ def refinement(outcomes: Outcomes, ratios: Sequence[float]) -> str:
       gains = []
       for n in labels:
         arm = outcomes[backbone, head, n]
-        gain = node_accuracy.paired_interval(arm[f'refined_{ratio:g}'], arm['prototypes'])
-        gains.append(f'{100 * gain.mean:+.1f} [{100 * gain.low:+.1f}, {100 * gain.high:+.1f}]')
+        gains.append(points(intervals.paired_interval(
+            arm[f'refined_{ratio:g}'], arm['prototypes'])))
       name = f'{backbone} + {"cos, λ = 0" if head == "softmax" else head}'
       rows.append([name, f'{ratio:g}', *gains])
   return report.markdown_table(header, rows)
@@ -177,6 +236,6 @@ def write_splits(path: pathlib.Path, outcomes: Outcomes, seed: int) -> None:
   """Every accuracy of every split, as CSV."""
   rows = [(*name, seed + split, reading, float(value))
           for name, arm in outcomes.items() for reading, values in arm.items()
-          if reading != 'loss' for split, value in enumerate(values)]
+          if reading not in ('loss', 'unreached') for split, value in enumerate(values)]
   metrics.write_csv_atomic(
       path, ['backbone', 'head', 'split', 'seed', 'read_by', 'accuracy'], rows)

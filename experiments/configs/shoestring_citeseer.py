@@ -1,6 +1,7 @@
-"""Shoestring on CiteSeer: every backbone and head, 1 to 20 labels a class, 20 splits.
+"""Shoestring on CiteSeer: LP, GCN, IGCN and GLP, 1 to 20 labels a class, 20 splits.
 
-As shoestring_cora.py; 15 of its nodes have no label, and are neither trained nor tested on.
+Backbones and heads as in shoestring_cora.py; 15 of its nodes have no label, and are neither
+trained nor tested on.
 
 Cost: about twice that of Cora.
 Command: python -m experiments.shoestring --config=experiments/configs/shoestring_citeseer.py \
@@ -11,4 +12,6 @@ from experiments import settings_shoestring
 
 
 def get_config() -> settings_shoestring.Shoestring:
-  return settings_shoestring.Shoestring(dataset='citeseer', public_split=True)
+  return settings_shoestring.Shoestring(
+      dataset='citeseer', public_split=True, backbones='lp,gcn,igcn,igcn_ar,glp,glp_ar',
+      ar_heads='softmax,cos')

@@ -88,7 +88,9 @@ class Network(Protocol):
     """The outputs [M, C] of the nodes that `inputs` is made for; dropout with a key alone."""
 
 
-class Batch(Protocol):
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Batch:
   """The labelled nodes, with what the network needs to compute their outputs.
 
   Attributes:
@@ -113,7 +115,7 @@ def make(
     optimizer: an optax transformation, without a decay of its own.
 
   Returns:
-    Algorithm(init, train_step); `train_step` takes a pytree like `Batch`.
+    Algorithm(init, train_step); `train_step` takes a `Batch`.
 
   Raises:
     ValueError: a setting is out of range.

@@ -37,7 +37,7 @@ import numpy as np
 from jaxrl_llm.types import Array, Params
 
 MAX_DENSE_NODES = 5_000
-# Above this share of the nodes, rows are not picked any more: one matrix for all is faster.
+# Above this expected share of the nodes, rows are not picked: one matrix for all is faster.
 _WORTH_PICKING = 0.5
 
 
@@ -194,6 +194,27 @@ def label_propagation(
   return scores.reshape(known.shape).transpose(1, 0, 2).astype(np.float32)
 
 
+def unreached(scores: np.ndarray) -> np.ndarray:
+  """The nodes that no label has reached: they are apart from all nodes whose label is known.
+
+  Every class has the same score for them, namely 0, and argmax calls them the first one.
+
+  Args:
+    scores: [..., N, C]; of `label_propagation`.
+
+  Returns:
+    bool [..., N].
+  """
+  return (scores == 0).all(axis=-1)
+
+
+def check_size(backbone: Backbone, num_nodes: int) -> None:
+  """Raises ValueError if a filter within layers would be too large a dense matrix."""
+  if backbone.where == 'layers' and num_nodes > MAX_DENSE_NODES:
+    raise ValueError(
+        f'filters are dense matrices: a graph may have {MAX_DENSE_NODES} nodes, got {num_nodes}')
+
+
 def full_inputs(
     backbone: Backbone, adjacency: Any, features: SparseRows, num_features: int
 ) -> Inputs:
@@ -218,9 +239,7 @@ def full_inputs(
     return Inputs(backbone.filter(adjacency, dense).astype(np.float32), None, None)
   if backbone.where == 'nowhere':
     return Inputs(features, None, None)
-  if num_nodes > MAX_DENSE_NODES:
-    raise ValueError(
-        f'filters are dense matrices: a graph may have {MAX_DENSE_NODES} nodes, got {num_nodes}')
+  check_size(backbone, num_nodes)
   matrix = backbone.filter(adjacency, np.eye(num_nodes)).astype(np.float32)
   return Inputs(features, matrix, matrix)
 
@@ -228,7 +247,9 @@ def full_inputs(
 def inputs_of_rows(inputs: Inputs, rows: np.ndarray) -> tuple[Inputs, Inputs]:
   """What the outputs of some nodes depend on, for several sets of nodes side by side.
 
-  Rows that fill up a set stand at its end, with features of zero and columns of zero.
+  Rows that fill up a set stand at its end, with features of zero and columns of zero. Whether rows
+  are picked decides which noise of dropout a row meets; it follows from the filter and from L, so
+  that a set is treated alike whatever the other sets are.
 
   Args:
     inputs: of all N nodes, on the host.
@@ -236,15 +257,17 @@ def inputs_of_rows(inputs: Inputs, rows: np.ndarray) -> tuple[Inputs, Inputs]:
 
   Returns:
     (inputs with M = L and a leading axis B, the axes for `jax.vmap`: 0, or None for what all sets
-    share: where more than half of the nodes are reached, nothing is picked behind P₂).
+    share: where L nodes drawn at random are expected to reach more than half of the graph, nothing
+    is picked behind P₂).
   """
   pick = lambda features, index: jax.tree.map(lambda leaf: leaf[index], features)
   if inputs.first is None:
     return Inputs(pick(inputs.features, rows), None, None), Inputs(0, None, None)
   num_nodes = len(inputs.first)
-  reached = [np.flatnonzero(inputs.second[r].any(axis=0)) for r in rows]
-  if max(map(len, reached)) > _WORTH_PICKING * num_nodes:
+  density = np.count_nonzero(inputs.second) / num_nodes**2
+  if 1 - (1 - density) ** rows.shape[1] > _WORTH_PICKING:
     return inputs._replace(second=inputs.second[rows]), Inputs(None, None, 0)
+  reached = [np.flatnonzero(inputs.second[r].any(axis=0)) for r in rows]
   fields = [np.flatnonzero(inputs.first[q].any(axis=0)) for q in reached]
   width, depth = max(map(len, reached)), max(map(len, fields))
   first = np.zeros((len(rows), width, depth), np.float32)

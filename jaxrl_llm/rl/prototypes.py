@@ -4,6 +4,8 @@ Arrays in, arrays out. Nodes that have no part in a mean carry weight 0, whateve
 and labels are.
 """
 
+import math
+
 import chex
 import jax
 import jax.numpy as jnp
@@ -117,13 +119,24 @@ def refine(
   usable = (unlabelled > 0)[:, None]
   order = jnp.argsort(jnp.where(usable, -shares, jnp.inf), axis=0)
   rank = jnp.argsort(order, axis=0)
-  # 1e-4: 0.05 · 100 must not become 4 by rounding.
-  most = jnp.floor(ratio * jnp.sum(usable) + 1e-4)
+  possible = jnp.array([_whole_part(ratio, count) for count in range(outputs.shape[0] + 1)])
+  most = possible[jnp.sum(usable)]
   return blend(centres, counts, outputs, jnp.where(usable & (rank < most), shares, 0.0))
+
+
+def _whole_part(ratio: float, count: int) -> int:
+  """⌊ratio · count⌋, in float64 with a slack in proportion to the product.
+
+  0.29 · 100 falls short of 29 by rounding; in float32, large products do by whole numbers.
+  """
+  return math.floor(ratio * count * (1 + 1e-12))
 
 
 def blend(centres: Array, counts: Array, outputs: Array, shares: Array) -> Array:
   """(n_c p_c + Σ_u q_uc z_u) / (n_c + Σ_u q_uc), the mean that `refine` moves prototypes to.
+
+  Cosines can be negative, and so can the divisor; the formula is kept to then, too. Only where the
+  divisor is 0 the prototype stays.
 
   Args:
     centres: float [C, D]; p.
@@ -137,7 +150,9 @@ def blend(centres: Array, counts: Array, outputs: Array, shares: Array) -> Array
   mass = jnp.sum(shares, axis=0)
   pull = shares.T @ outputs - mass[:, None] * centres
   divisor = counts + mass
-  return centres + pull / jnp.where(divisor > 0, divisor, 1.0)[:, None]
+  usable = (divisor != 0)[:, None]
+  moved = centres + pull / jnp.where(usable, divisor[:, None], 1.0)
+  return jnp.where(usable, moved, centres)
 
 
 def cross_entropy(scores: Array, labels: Array, weight: Array) -> WeightedMean:

@@ -3,6 +3,7 @@
 import ast
 import csv
 import dataclasses
+import importlib
 import inspect
 import json
 import pickle
@@ -70,13 +71,25 @@ def test_results_are_means_over_the_splits_that_are_listed(workdir):
         # Every accuracy is a fraction of the nodes that are not trained on.
         whole = honest * (48 - 4 * int(labels[1:]))
         np.testing.assert_allclose(whole, np.round(whole), atol=1e-4)
-        if head == 'cos':
-          plain = np.array([float(row['accuracy']) for row in rows if (
-              row['backbone'], row['head'], row['split'], row['read_by']) == (
-                  backbone, 'softmax', labels, 'softmax')])
-          assert results[f'{prefix}/difference'] == pytest.approx((honest - plain).mean())
-          assert results[f'{prefix}/difference_low'] <= results[f'{prefix}/difference']
-          assert results[f'{prefix}/difference'] <= results[f'{prefix}/difference_high']
+        names = {'softmax': 'softmax_difference', 'prototypes': 'prototype_difference'}
+        for way, name in names.items():
+          # Nothing is trained in label propagation, so that λ changes nothing.
+          assert (f'{prefix}/{name}' in results) == ((backbone, head) == ('gcn', 'cos'))
+          if f'{prefix}/{name}' in results:  # Read in the same way at λ = 0.
+            plain = values(way, (backbone, 'softmax', labels))
+            expected = (values(way) - plain).mean()
+            assert results[f'{prefix}/{name}'] == pytest.approx(expected)
+            assert (results[f'{prefix}/{name}_low'] <= results[f'{prefix}/{name}']
+                    <= results[f'{prefix}/{name}_high'])
+        # At λ = 0 every metric reads the outputs.
+        assert (f'{prefix}/prototype_l1_accuracy' in results) == (head == 'softmax')
+        assert (f'{prefix}/unreached' in results) == ((backbone, head) == ('lp', 'softmax'))
+        if head == 'softmax':
+          for metric in ('l1', 'l2'):
+            assert results[f'{prefix}/leaky_{metric}_accuracy'] == pytest.approx(
+                values(f'leaky_{metric}').mean())
+            assert results[f'{prefix}/prototype_{metric}_accuracy'] == pytest.approx(
+                values(f'prototypes_{metric}').mean())
   assert {row['seed'] for row in rows} == {'0', '1'}
 
 
@@ -148,7 +161,19 @@ def test_every_field_is_read():
   assert {field.name for field in dataclasses.fields(settings_shoestring.Shoestring)} <= read
 
 
+@pytest.mark.parametrize('path', ['cora', 'citeseer'])
+def test_the_tables_hold_both_filters_and_the_second_one_with_two_heads(path):
+  config = importlib.import_module(f'experiments.configs.shoestring_{path}').get_config()
+  config.data_dir = 'somewhere'
+  config.validate()
+  heads = {name: config.chosen_heads(name) for name in config.chosen_backbones()}
+  every, two = ['softmax', 'cos', 'l1', 'l2'], ['softmax', 'cos']
+  assert heads == {'lp': every, 'gcn': every, 'igcn': every, 'igcn_ar': two, 'glp': every,
+                   'glp_ar': two}
+
+
 @pytest.mark.parametrize('argument, words', [
+    ('--config.seed=3000000000', r'config.seed . config.num_splits must be at most 2\*\*31, got 3'),
     ('--config.num_splits=0', 'config.num_splits must be at least 1, got 0'),
     ('--config.dataset=pubmed', "config.dataset must be one of cora, .*got 'pubmed'"),
     ('--config.dataset=cora', "config.data_dir must name the folder .*got '' for 'cora'"),
@@ -156,6 +181,7 @@ def test_every_field_is_read():
     ('--config.backbones=gat', "config.backbones must be some of lp, .*got 'gat'"),
     ('--config.backbones=gcn,gcn', 'each once'),
     ('--config.heads=cos', "config.heads must contain 'softmax'"),
+    ('--config.ar_heads=l1', "config.ar_heads must contain 'softmax'"),
     ('--config.heads=softmax,dot', 'config.heads must be some of softmax, cos, l1, l2'),
     ('--config.labels_per_class=(2,1)', 'config.labels_per_class must be positive and increasing'),
     ('--config.labels_per_class=(1,150)', 'less than the 150 nodes of class 0, got 150'),
@@ -203,6 +229,13 @@ def _outcome(**readings):
   return {name: np.asarray(value, float) for name, value in (defaults | readings).items()}
 
 
+def _plain_outcome(**readings):
+  """At λ = 0: read by every metric."""
+  made = _outcome(**readings)
+  ways = ('prototypes', 'leaky')
+  return {f'{way}_{metric}': made[way] for way in ways for metric in ('l1', 'l2')} | made
+
+
 def _cora():
   """Outcomes of which every criterion holds."""
   made = {}
@@ -210,11 +243,11 @@ def _cora():
     wide = np.array([-.06, .06]) / (place + 1)
     gcn = (.44, .54, .80)[place] + wide
     leak = (.19, .13, .005)[place]
-    made['lp', 'softmax', n] = _outcome(softmax=gcn + .02)
-    made['gcn', 'softmax', n] = _outcome(softmax=gcn, prototypes=gcn, leaky=gcn + leak)
+    made['lp', 'softmax', n] = _outcome(softmax=gcn + .02, unreached=[.1, .2])
+    made['gcn', 'softmax', n] = _plain_outcome(softmax=gcn, prototypes=gcn, leaky=gcn + leak)
     made['gcn', 'cos', n] = _outcome(
         softmax=gcn, prototypes=gcn - .01, leaky=gcn - .01 + leak, **{'refined_0.1': gcn})
-    made['igcn', 'softmax', n] = _outcome(softmax=gcn + .06)
+    made['igcn', 'softmax', n] = _plain_outcome(softmax=gcn + .06)
   for decay, value in (('all', .817), ('first', .813)):
     made['gcn', 'softmax', f'public/{decay}'] = _outcome(softmax=[value, value])
   return made
@@ -250,7 +283,7 @@ def test_a_criterion_of_cora_is_not_asked_of_another_graph_nor_of_missing_arms()
   assert set(_verdicts(_cora(), 'citeseer')) == {'c', 'd', 'e', 'f'}
   assert set(_verdicts(_cora(), 'blocks')) == {'d', 'e', 'f'}
   few = {name: arm for name, arm in _cora().items() if name[0] == 'lp'}
-  assert set(_verdicts(few)) == {'f'}
+  assert set(_verdicts(few)) == {'e', 'f'}
   wider = _cora()
   wider['lp', 'softmax', 'n20']['softmax'] = np.array([.6, 1.0])
   assert _verdicts(wider)['f'] is False
@@ -264,14 +297,66 @@ def test_numbers_and_tables_by_hand():
   assert numbers['eval/gcn/cos/n1/standard_error'] == pytest.approx(.06)
   assert numbers['eval/gcn/cos/n1/standard_deviation'] == pytest.approx(.06 * np.sqrt(2))
   assert numbers['eval/gcn/softmax/n1/accuracy'] == pytest.approx(.44)
-  # Both splits differ by one point: an interval without width.
-  for name in ('difference', 'difference_low', 'difference_high'):
-    assert numbers[f'eval/gcn/cos/n1/{name}'] == pytest.approx(-.01)
+  assert numbers['eval/lp/softmax/n1/unreached'] == pytest.approx(.15)
+  # Both splits differ by one point, read by prototypes, and not at all, read by softmax: an
+  # interval without width.
+  for end in ('', '_low', '_high'):
+    assert numbers[f'eval/gcn/cos/n1/prototype_difference{end}'] == pytest.approx(-.01)
+    assert numbers[f'eval/gcn/cos/n1/softmax_difference{end}'] == pytest.approx(0)
   assert numbers['eval/gcn/softmax/public/accuracy'] == pytest.approx(.817)
   assert numbers['eval/gcn/softmax/public/first_layer_decay/accuracy'] == pytest.approx(.813)
   assert '| 43.0 ± 6.0 |' in shoestring_report.table(outcomes)
+  assert 'no label reaches, which its softmax calls class 0: 15.0 % with 1' in (
+      shoestring_report.table(outcomes))
   assert '-1.0 [-1.0, -1.0]' in shoestring_report.differences(outcomes)
   assert '+1.0 [+1.0, +1.0]' in shoestring_report.refinement(outcomes, (0, .1))
+
+
+def test_a_head_is_compared_with_the_same_reading_by_the_same_metric():
+  outcomes = _cora()
+  for n in ('n1', 'n2', 'n20'):
+    outcomes['gcn', 'l1', n] = _outcome(softmax=[.61, .61], prototypes=[.35, .35])
+    outcomes['gcn', 'softmax', n] |= {
+        'softmax': np.array([.6, .6]), 'prototypes': np.array([.2, .2]),
+        'prototypes_l1': np.array([.3, .3]), 'prototypes_l2': np.array([.1, .1])}
+  numbers = shoestring_report.summarise(outcomes)
+  assert numbers['eval/gcn/l1/n1/softmax_difference'] == pytest.approx(.01)
+  assert numbers['eval/gcn/l1/n1/prototype_difference'] == pytest.approx(.05)
+  assert numbers['eval/gcn/softmax/n1/prototype_l1_accuracy'] == pytest.approx(.3)
+  squeezed = lambda text: ' '.join(text.split())
+  assert '| gcn + l1 | honest prototypes | +5.0 [+5.0, +5.0] |' in squeezed(
+      shoestring_report.differences(outcomes))
+  assert '| gcn | prototypes of training labels, l1 | 30.0 ± 0.0 |' in squeezed(
+      shoestring_report.table(outcomes))
+
+
+def test_the_leak_is_judged_only_where_all_of_it_was_measured():
+  for missing in ('n1', 'n2', 'n20'):
+    outcomes = {name: arm for name, arm in _cora().items() if name[2] != missing}
+    assert 'c' not in _verdicts(outcomes)
+
+
+def test_refinement_is_judged_at_one_ratio_whatever_is_best():
+  outcomes = _cora()
+  for arm in outcomes.values():
+    arm['refined_0.2'] = arm['refined_0.1'] + .5
+  told = {f.name: f.measured for f in shoestring_criteria.findings('cora', outcomes)}['e']
+  assert 'gcn + cos +1.0 [+1.0, +1.0]' in told and 'gcn, λ = 0' in told and '+51' not in told
+
+
+def test_steps_are_written_once_each(tmp_path):
+  workdir = tmp_path / 'run'
+  assert _run(workdir, *SMALL_BLOCKS, '--config.steps=1', '--config.backbones=gcn') == 0
+  assert [r['step'] for r in metrics.read_jsonl(workdir / 'metrics.jsonl')] == [0]
+
+
+def test_label_propagation_says_how_many_nodes_it_cannot_reach(tmp_path):
+  # Nodes have hardly any neighbours: of most components no node is labelled.
+  workdir = tmp_path / 'run'
+  assert _run(workdir, *SMALL_BLOCKS, '--config.backbones=lp', '--config.heads=softmax',
+              '--config.blocks.mean_degree=.2') == 0
+  assert _results(workdir)['eval/lp/softmax/n1/unreached'] > .7
+  assert 'no label reaches' in (workdir / 'table.md').read_text()
 
 
 def test_cora_with_fewer_splits_and_epochs(tmp_path, data_dir):

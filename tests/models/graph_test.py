@@ -192,6 +192,34 @@ def test_where_most_nodes_are_reached_the_first_layer_is_shared():
   assert picked.first is inputs.first and picked.second.shape == (2, 2, 30)
 
 
+def _chain_and_clique():
+  """Nodes 0-39 on a line, 40-99 joined with all of each other: few and many neighbours."""
+  line = np.stack([np.arange(39), np.arange(1, 40)], axis=1)
+  clique = 40 + np.argwhere(np.triu(np.ones((60, 60)), 1))
+  return graph_lib.normalised_adjacency(np.concatenate([line, clique]), 100)
+
+
+@pytest.mark.parametrize('count, is_picked', [(1, True), (4, False)])
+def test_the_noise_of_a_set_does_not_depend_on_the_sets_beside_it(count, is_picked):
+  # 37 % of all pairs are joined: a node at random, unlike four, reaches less than half of them.
+  # The first set reaches few nodes, the second one most of them.
+  rows = np.array([[5, 11, 17, 23], [50, 60, 70, 80]])[:, :count]
+  inputs = graph_lib.full_inputs(
+      graph_lib.BACKBONES['gcn'], _chain_and_clique(), _rows(100), 12)
+  network, params, _ = _network()
+  keys = jax.random.split(jax.random.key(2), 2)
+  picked, axes = graph_lib.inputs_of_rows(inputs, rows)
+  assert (axes.first == 0) == is_picked
+  apply = lambda picked, axes, keys: jax.jit(jax.vmap(network.apply, (None, axes, 0)))(
+      params, picked, keys)
+  both = apply(picked, axes, keys)
+  assert np.abs(both - apply(picked, axes, keys[::-1])).max() > 1e-3
+  for place in range(2):
+    alone, axes = graph_lib.inputs_of_rows(inputs, rows[place : place + 1])
+    np.testing.assert_allclose(
+        apply(alone, axes, keys[place : place + 1])[0], both[place], atol=1e-5)
+
+
 def test_SH6_permuting_the_nodes_permutes_the_outputs():
   adjacency, rows = _random_adjacency(), _rows()
   order = np.random.default_rng(5).permutation(30)
@@ -256,6 +284,15 @@ def test_two_keys_drop_differently_and_none_nothing():
   assert np.abs(keyed[0] - keyed[2]).max() > 1e-2
   np.testing.assert_array_equal(apply(params, inputs), _network(0.0)[2](
       params, inputs, jax.random.key(0)))
+
+
+def test_nodes_that_no_label_reaches():
+  # Two pairs and a node alone; the label is that of node 0.
+  adjacency = graph_lib.normalised_adjacency(np.array([[0, 1], [2, 3]]), 5)
+  scores = graph_lib.label_propagation(
+      graph_lib.BACKBONES['lp'], adjacency, np.array([1, 0, 0, 0, 0]), np.array([[0], [4]]), 2)
+  np.testing.assert_array_equal(graph_lib.unreached(scores), [
+      [False, False, True, True, True], [True, True, True, True, False]])
 
 
 def test_too_large_a_graph_and_bad_sizes_are_one_line():

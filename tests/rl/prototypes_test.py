@@ -98,6 +98,28 @@ def test_SH5_refinement_without_shares_is_the_identity():
     np.testing.assert_array_equal(refined, centres)
 
 
+@pytest.mark.parametrize('mass', [-1.5, -.5, .5])
+def test_SH5_the_mean_holds_with_negative_shares_too(mass):
+  # Cosines can outweigh the one labelled node: (p + q z) / (1 + q) with p = (1, 0), z = (0, 2).
+  found = prototypes.blend(
+      jnp.array([[1.0, 0.0]]), jnp.ones(1), jnp.array([[0.0, 2.0]]), jnp.array([[mass]]))
+  np.testing.assert_allclose(found, [[1 / (1 + mass), 2 * mass / (1 + mass)]], rtol=1e-6)
+
+
+def test_a_prototype_stays_where_the_shares_cancel_its_nodes():
+  centres, outputs = jnp.array([[1.0, 0.0]]), jnp.array([[0.0, 2.0]])
+  blend = lambda z: prototypes.blend(centres, jnp.ones(1), z, jnp.array([[-1.0]]))
+  np.testing.assert_array_equal(blend(outputs), centres)
+  assert np.isfinite(jax.jacobian(blend)(outputs)).all()
+
+
+@pytest.mark.parametrize('ratio, count, expected', [
+    (.29, 100, 29), (.07, 100, 7), (.05, 100, 5), (.1, 2_569, 256), (.3, 900_010, 270_003),
+    (.7, 999_990, 699_993), (.29, 700_000, 203_000), (1.0, 50, 50), (0.0, 50, 0)])
+def test_the_whole_part_of_a_share_is_exact_for_few_and_for_many_nodes(ratio, count, expected):
+  assert prototypes._whole_part(ratio, count) == expected
+
+
 def test_refinement_takes_five_hundredths_of_a_hundred_nodes():
   outputs = _outputs(rows=103)
   centres, counts = prototypes.prototypes(

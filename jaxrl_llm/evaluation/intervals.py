@@ -1,0 +1,69 @@
+"""Confidence intervals of means: over seeds, over episodes, and of pairs over random splits."""
+
+from typing import NamedTuple
+
+import numpy as np
+
+
+class Interval(NamedTuple):
+  """A mean with the ends of its confidence interval."""
+
+  mean: float
+  low: float
+  high: float
+
+
+def mean_interval(values: np.ndarray, *, confidence: float = 0.95) -> Interval:
+  """Student's t-interval of a mean.
+
+    x̄ ± t_{S−1} s / √S
+
+  Args:
+    values: float [S]; independent draws.
+    confidence: in (0, 1).
+
+  Returns:
+    An `Interval`; of width 0 for a single value, which says nothing about others.
+
+  Raises:
+    ValueError: there is no value, or `confidence` is out of range.
+  """
+  values = np.asarray(values, np.float64)
+  if values.ndim != 1 or not len(values):
+    raise ValueError(f'values must have one axis, and at least one entry, got {values.shape}')
+  if not 0 < confidence < 1:
+    raise ValueError(f'confidence must lie in (0, 1), got {confidence}')
+  mean = float(values.mean())
+  if len(values) == 1:
+    return Interval(mean, mean, mean)
+  from scipy import stats
+
+  reach = stats.t.ppf((1 + confidence) / 2, len(values) - 1)
+  reach *= values.std(ddof=1) / np.sqrt(len(values))
+  return Interval(mean, mean - float(reach), mean + float(reach))
+
+
+def paired_interval(
+    ours: np.ndarray, theirs: np.ndarray, *, confidence: float = 0.95
+) -> Interval:
+  """Student's t-interval of the mean difference over splits: `mean_interval` of ours − theirs.
+
+  With one label a class, splits differ by many points, and methods on the same split by few:
+  unpaired intervals would hide nearly every difference. Splits of one graph share its nodes, so
+  that the interval says what another draw of labels would do, not another graph.
+
+  Args:
+    ours: float [S]; one number a split.
+    theirs: float [S]; of the same splits in the same order.
+    confidence: in (0, 1).
+
+  Returns:
+    An `Interval`; of width 0 for a single split.
+
+  Raises:
+    ValueError: the shapes differ, or `confidence` is out of range.
+  """
+  ours, theirs = np.asarray(ours, np.float64), np.asarray(theirs, np.float64)
+  if ours.shape != theirs.shape or ours.ndim != 1 or not len(ours):
+    raise ValueError(f'splits must be paired, got {ours.shape} and {theirs.shape}')
+  return mean_interval(ours - theirs, confidence=confidence)
