@@ -4,21 +4,25 @@ What is run is a matter of --config: the type of its settings decides.
 
   icl_hmm.py             a small network trained to learn fresh models in context (the default)
   icl_hmm_published.py   the published baselines, simulated anew and compared with the file
+  icl_hmm_checkpoint.py  a language model as the predictor of published models
   icl_hmm_mice.py        choices of mice, real and simulated
 """
 
 from experiments import (
+    icl_hmm_checkpoint,
     icl_hmm_mice,
     icl_hmm_published,
     icl_hmm_scratch,
     launch,
     settings_hmm,
+    settings_hmm_checkpoint,
     settings_mice,
 )
 
 STUDIES = {
     settings_hmm.IclHmm: icl_hmm_scratch.main,
     settings_hmm.IclHmmPublished: icl_hmm_published.main,
+    settings_hmm_checkpoint.IclHmmCheckpoint: icl_hmm_checkpoint.main,
     settings_mice.IclHmmMice: icl_hmm_mice.main,
 }
 

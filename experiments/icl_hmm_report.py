@@ -1,12 +1,19 @@
-"""What a run of learning HMMs in context shows: table, figures, criteria and results.json."""
+"""What a run of learning HMMs in context shows: table, figures, criteria and results.json.
 
-from collections.abc import Sequence
-from typing import Any
+How far a predictor stays behind whoever knows the HMM is told in two numbers: ε, the gap of
+accuracies at the greatest length, and T(ε), the length from which on the gap is no greater than a
+given ε. Both are split by what makes an HMM hard: its second eigenvalue, and the entropies of A
+and of B as shares of what M states and L symbols allow.
+"""
+
+import pathlib
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 from scipy import stats
 
-from experiments import criteria, launch, report
+from experiments import criteria, launch, report, seeds
 from experiments.criteria import Finding
 from jaxrl_llm.tasks import hmm as hmm_task
 from jaxrl_llm.training import metrics
@@ -15,6 +22,22 @@ METHODS = {'icl': 'in context', 'filter': 'filter', 'bigram': 'bigram', 'baum_we
 # Of the second eigenvalue: how slowly the chain forgets.
 GROUPS = ((0.0, 0.5), (0.5, 0.75), (0.75, 0.9), (0.9, 1.0))
 TOLERANCE = 0.02  # ε of T(ε), accuracy.
+TOLERANCES = (0.01, 0.02, 0.05)
+_THIRDS = (0.0, 1 / 3, 2 / 3, 1.0)
+
+
+class Group(NamedTuple):
+  """HMMs that are about as hard.
+
+  Attributes:
+    name: in results.json; '' of all HMMs.
+    label: for readers.
+    rows: bool [N].
+  """
+
+  name: str
+  label: str
+  rows: np.ndarray
 
 
 def _mean(values: np.ndarray) -> np.ndarray:
@@ -30,11 +53,46 @@ def _gap(found: Any) -> np.ndarray:
   return found.scores['filter']['accuracy'] - found.scores['icl']['accuracy']
 
 
+def difficulty_groups(
+    lambda2: np.ndarray, transition_share: np.ndarray, emission_share: np.ndarray
+) -> list[Group]:
+  """All HMMs, then those of each range of λ2, of H_A / log2 M and of H_B / log2 L.
+
+  A range holds its lower end. The shares are in [0, 1], as entropies are in bits: the paper's
+  figures divide bits by natural logarithms, so that theirs end at 1.44.
+
+  Args:
+    lambda2: float [N]; the second eigenvalue.
+    transition_share: float [N]; the entropy rate of A over log2 M.
+    emission_share: float [N]; the entropy of B's rows over log2 L.
+
+  Returns:
+    The groups that some HMM is in.
+  """
+  edges = (GROUPS[0][0], *(high for _, high in GROUPS))
+  found = [Group('', 'all', np.ones(len(lambda2), bool))]
+  for name, label, values, ends in (
+      ('lambda2', 'λ2', lambda2, edges), ('H_A', 'H_A/log2 M', transition_share, _THIRDS),
+      ('H_B', 'H_B/log2 L', emission_share, _THIRDS)):
+    part = np.searchsorted(ends[1:-1], values, side='right')
+    found += [
+        Group(f'{name}_{low:.2g}-{high:.2g}', f'{label} {low:.2g}-{high:.2g}', part == index)
+        for index, (low, high) in enumerate(zip(ends, ends[1:])) if (part == index).any()]
+  return found
+
+
+def _all_groups(found: Any) -> list[Group]:
+  models = found.models
+  num_states, num_symbols = models.emission.shape[1:]
+  return difficulty_groups(
+      models.lambda2, _entropy_rates(models.transition) / np.log2(num_states),
+      models.emission_entropy / np.log2(num_symbols))
+
+
 def _groups(found: Any) -> dict[str, np.ndarray]:
   """The HMMs of each range of λ2 that some are in."""
-  lambda2 = found.models.lambda2
-  rows = {f'λ2 {low:g}-{high:g}': (low <= lambda2) & (lambda2 < high) for low, high in GROUPS}
-  return {name: chosen for name, chosen in rows.items() if chosen.any()}
+  return {group.label: group.rows for group in _all_groups(found)
+          if group.name.startswith('lambda2')}
 
 
 def reached(lengths: Sequence[int], gaps: Sequence[float], tolerance: float = TOLERANCE) -> float:
@@ -56,8 +114,114 @@ def reached(lengths: Sequence[int], gaps: Sequence[float], tolerance: float = TO
   return first
 
 
+def convergence(
+    lengths: Sequence[int],
+    gaps: np.ndarray,
+    groups: Sequence[Group],
+    *,
+    errors: np.ndarray | None = None,
+) -> dict[str, dict[str, float]]:
+  """ε and T(ε) of each group, of the gap averaged over its HMMs.
+
+  Args:
+    lengths: ascending, [K].
+    gaps: float [N, K]; what is missing in accuracy.
+    groups: of the N HMMs.
+    errors: float [N]; standard errors of the last gaps where the HMMs are given; by default
+      they are drawn, and the error of a mean is that over HMMs.
+
+  Returns:
+    By the group's name: 'final_gap', 'final_gap_se', 'reached_<tolerance>' (infinite where it is
+    not reached) and 'count'.
+  """
+  found = {}
+  for name, _, rows in groups:
+    mine, count = gaps[rows], int(rows.sum())
+    error = _error(mine[:, -1]) if errors is None else np.sqrt(np.sum(errors[rows]**2)) / count
+    found[name] = {
+        'final_gap': float(mine[:, -1].mean()), 'final_gap_se': float(error),
+        **{f'reached_{tolerance:g}': reached(lengths, _mean(mine), tolerance)
+           for tolerance in TOLERANCES},
+        'count': count}
+  return found
+
+
+def flat_convergence(
+    place: str, found: Mapping[str, Mapping[str, float]]
+) -> dict[str, float]:
+  """`convergence` for results.json: `<place>/<group>/<number>`; without what is infinite."""
+  return {'/'.join(filter(None, (place, group, name))): value
+          for group, values in found.items() for name, value in values.items()
+          if np.isfinite(value)}
+
+
+def convergence_table(
+    groups: Sequence[Group], series: Mapping[str, Mapping[str, Mapping[str, float]]]
+) -> str:
+  """A line a group and predictor.
+
+  Args:
+    groups: in order, all HMMs first; a group that is all of them again is left out.
+    series: `convergence` by predictor.
+
+  Returns:
+    Markdown.
+  """
+  header = ['HMMs', 'number', 'predictor', 'ε', *(f'T({tolerance:g})' for tolerance in TOLERANCES)]
+  rows = []
+  for group in (group for group in groups if not group.name or not group.rows.all()):
+    for label, values in ((label, found[group.name]) for label, found in series.items()):
+      lengths = (values[f'reached_{tolerance:g}'] for tolerance in TOLERANCES)
+      rows.append([
+          group.label, values['count'], label,
+          f'{values["final_gap"]:.4f} ± {values["final_gap_se"]:.4f}',
+          *(f'{length:g}' if np.isfinite(length) else 'not reached' for length in lengths)])
+  return report.markdown_table(header, rows)
+
+
+def convergence_figure(
+    path: pathlib.Path,
+    groups: Sequence[Group],
+    series: Mapping[str, Mapping[str, Mapping[str, float]]],
+    *,
+    lengths: Sequence[int],
+    title: str,
+) -> None:
+  """ε, and T(ε) for each tolerance, by group; writes a CSV too.
+
+  Args:
+    path: of the PNG.
+    groups: in order.
+    series: `convergence` by predictor.
+    lengths: ascending; what is not reached is drawn one doubling behind the last.
+    title: of the figure.
+  """
+  names = ['final_gap', *(f'reached_{tolerance:g}' for tolerance in TOLERANCES)]
+  never, places = 2 * lengths[-1], np.arange(len(groups))
+  with seeds.figure(path, len(names), title=title) as panels:
+    for axes, name in zip(panels, names):
+      for index, (label, found) in enumerate(series.items()):
+        x = places + (index - (len(series) - 1) / 2) * 0.7 / len(series)
+        y = [min(found[group.name][name], never) for group in groups]
+        error = [found[group.name]['final_gap_se'] for group in groups]
+        axes.errorbar(x, y, error if name == 'final_gap' else None, fmt='os^Dv<>PX*'[index % 10],
+                      ms=5, label=label)
+      axes.set_xticks(places, [group.label for group in groups], rotation=60, ha='right',
+                      fontsize=8)
+      axes.set_title(f'ε after {lengths[-1]} symbols' if name == 'final_gap' else
+                     f'T({name.removeprefix("reached_")})')
+      if name != 'final_gap':
+        axes.set_yscale('log', base=2)
+        axes.set_ylim(lengths[0] / 1.3, never * 1.3)
+        axes.set_yticks([*lengths, never], [*map(str, lengths), 'not reached'], fontsize=8)
+    panels[-1].legend(frameon=False, fontsize=8, loc='center left', bbox_to_anchor=(1.0, 0.5))
+  metrics.write_csv_atomic(path.with_suffix('.csv'), ['predictor', 'hmms', 'count', *names], [
+      (label, group.label, found[group.name]['count'], *(found[group.name][x] for x in names))
+      for label, found in series.items() for group in groups])
+
+
 def numbers(found: Any) -> dict[str, float]:
-  """The flat numbers of results.json: `eval/<method>/<score>/T<length>`, and by λ2.
+  """The flat numbers of results.json: `eval/<method>/<score>/T<length>`, and `convergence`.
 
   Args:
     found: an `icl_hmm_scratch.HeldOut`.
@@ -74,12 +238,14 @@ def numbers(found: Any) -> dict[str, float]:
       for length, mean, error in zip(found.lengths, _mean(values), _error(values)):
         flat[f'eval/{method}/{name}/T{length}'] = float(mean)
         flat[f'eval/{method}/{name}_se/T{length}'] = float(error)
-  gap = _gap(found)
-  for name, rows in _groups(found).items():
-    place = f'eval/{name.replace("λ2 ", "lambda2_")}'
-    flat[f'{place}/final_gap'] = float(gap[rows, -1].mean())
-    flat[f'{place}/reached'] = reached(found.lengths, _mean(gap[rows]))
-    flat[f'{place}/count'] = int(rows.sum())
+  flat |= flat_convergence('eval', convergence(found.lengths, _gap(found), _all_groups(found)))
+  for method, scores in (found.recorded or {}).items():
+    for name, values in scores.items():
+      flat |= {f'eval/recorded/{method}/{name}/T{length}': float(mean)
+               for length, mean in zip(found.lengths, _mean(values))}
+  if found.recorded:
+    flat |= {f'eval/recorded/M{states}/final_gap': float(gap.mean())
+             for states, (_, gap) in _recorded_by_states(found).items()}
   return {name: value for name, value in flat.items() if np.isfinite(value)}
 
 
@@ -139,7 +305,7 @@ def _better_than_bigrams(found: Any) -> Finding:
 def _harder(found: Any) -> Finding:
   gap = _gap(found)
   entropies = {
-      'H_A': np.array([_entropy_rate(a) for a in found.models.transition]),
+      'H_A': _entropy_rates(found.models.transition),
       'H_B': found.models.emission_entropy}
   ranks = {name: float(stats.spearmanr(gap[:, -1], x).statistic) for name, x in entropies.items()}
   reach = [reached(found.lengths, _mean(gap[rows])) for rows in _groups(found).values()]
@@ -150,10 +316,13 @@ def _harder(found: Any) -> Finding:
       + ', '.join(f'{x:g}' for x in reach))
 
 
-def _entropy_rate(transition: np.ndarray) -> float:
-  values, vectors = np.linalg.eig(transition.T)
-  law = np.real(vectors[:, np.argmax(np.real(values))])
-  return hmm_task.entropy_rate_bits(transition, law / law.sum())
+def _entropy_rates(transition: np.ndarray) -> np.ndarray:
+  """Of chains [N, M, M], bits a step, [N]."""
+  size = transition.shape[-1]
+  # (I − Aᵀ) μ = 0 and Σ μ = 1, added up into a regular system.
+  system = np.eye(size) - np.swapaxes(transition, 1, 2) + 1.0
+  laws = np.linalg.solve(system, np.ones((len(transition), size, 1)))[..., 0]
+  return np.sum(laws * hmm_task.entropy_bits(transition), axis=-1)
 
 
 def _table(found: Any) -> str:
@@ -174,6 +343,24 @@ def _table(found: Any) -> str:
   return report.markdown_table(header, rows)
 
 
+def _recorded_by_states(found: Any) -> dict[int, tuple[np.ndarray, np.ndarray]]:
+  """Of published HMMs by their number of states: which they are, and the final gap of each."""
+  gap = found.recorded['filter']['accuracy'][:, -1] - found.recorded['icl']['accuracy'][:, -1]
+  states = np.array([len(model.initial) for model in found.recorded_models])
+  return {int(m): (states == m, gap[states == m]) for m in np.unique(states)}
+
+
+def _recorded_table(found: Any) -> str:
+  """Accuracy on published HMMs after the last symbol."""
+  methods = ('icl', 'filter', 'bigram')
+  header = ['states', 'published HMMs', *(f'accuracy, {METHODS[m]}' for m in methods), 'ε']
+  return report.markdown_table(header, [
+      [states, int(rows.sum()),
+       *(f'{found.recorded[m]["accuracy"][rows, -1].mean():.3f}' for m in methods),
+       f'{gap.mean():.4f} ± {_error(gap):.4f}']
+      for states, (rows, gap) in _recorded_by_states(found).items()])
+
+
 def _figures(run: launch.Run, found: Any) -> None:
   folder, size = run.workdir / 'figures', f'{run.config.num_states} states'
   methods = dict(found.scores)
@@ -186,13 +373,18 @@ def _figures(run: launch.Run, found: Any) -> None:
         folder / f'{name}.png',
         {METHODS[method]: series(values, name) for method, values in methods.items()},
         title=f'Next symbol of HMMs never seen before, {size}', x='symbols seen', y=label)
-  gap = _gap(found)
-  report.many_curves(
-      folder / 'gap_by_lambda2.png',
-      {name: (found.lengths, _mean(gap[rows]), _error(gap[rows]))
-       for name, rows in _groups(found).items()},
-      title=f'What the filter knows more, {size}', x='symbols seen',
-      y='accuracy of the filter minus in context')
+  gap, groups = _gap(found), _all_groups(found)
+  for name in ('lambda2', 'H_A', 'H_B'):
+    report.many_curves(
+        folder / f'gap_by_{name}.png',
+        {group.label: (found.lengths, _mean(gap[group.rows]), _error(gap[group.rows]))
+         for group in groups if group.name.startswith(name)},
+        title=f'What the filter knows more, {size}', x='symbols seen',
+        y='accuracy of the filter minus in context')
+  convergence_figure(
+      folder / 'convergence.png', groups,
+      {'in context': convergence(found.lengths, gap, groups)}, lengths=found.lengths,
+      title=f'Accuracy missing to that of the filter, {size}')
 
 
 def write(run: launch.Run, found: Any) -> None:
@@ -210,7 +402,19 @@ def write(run: launch.Run, found: Any) -> None:
       f'{config.steps:,} steps on {config.batch_size} fresh ones each; seed {config.seed}. '
       'Expectations over the label are exact given the HMM and what was seen. Bigrams add 0.1 to '
       'each count.' + (f' {config.note}' if config.note else ''))
-  text = '\n\n'.join([_table(found), caption, criteria.markdown(findings(found))])
+  groups = _all_groups(found)
+  behind = (
+      'ε is the accuracy missing to that of the filter after the last symbol, T(ε) the first '
+      'length from which on the mean gap stays at ε or below. H_A is the entropy rate of the '
+      'hidden chain, H_B the entropy of an emission, in bits.')
+  published = [_recorded_table(found), (
+      f'Published HMMs of {config.num_symbols} symbols (λ2 = 0.75 in the file on disk), after '
+      f'{found.lengths[-1]} of them; ε ± standard error over HMMs. The network has met none of '
+      f'them, and none of another number of states than {config.num_states}.')]
+  text = '\n\n'.join([
+      _table(found), caption,
+      convergence_table(groups, {'in context': convergence(found.lengths, _gap(found), groups)}),
+      behind, *(published if found.recorded else ()), criteria.markdown(findings(found))])
   metrics.write_text_atomic(run.table_path, text + '\n')
   launch.write_results(run, {
       **numbers(found), 'sampled_tokens': config.steps * config.batch_size * (config.length + 1)})

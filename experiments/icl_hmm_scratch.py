@@ -2,7 +2,8 @@
 
 Every step draws HMMs that were never seen before; held-out ones say how far its predictions are
 from those of the filter, which knows the HMM, at each number of symbols seen. Beside it, what
-counts in the same context: bigrams, and Baum-Welch on some of the sequences.
+counts in the same context: bigrams, and Baum-Welch on some of the sequences. The published HMMs,
+which are of another construction, are predicted too.
 
 Given the HMM and what was seen, the label's law is known (the filter's): accuracy, loss and
 distance are averaged over it exactly, so that no prediction can seem better than the filter's.
@@ -10,6 +11,7 @@ distance are averaged over it exactly, so that no prediction can seem better tha
 
 import contextlib
 import functools
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax
@@ -23,6 +25,7 @@ from jaxrl_llm.evaluation import in_context
 from jaxrl_llm.models import policy as policy_lib
 from jaxrl_llm.rl import hmm, hmm_learners, hmm_oracles
 from jaxrl_llm.tasks import hmm as hmm_task
+from jaxrl_llm.tasks import hmm_results
 from jaxrl_llm.training import checkpoints, loop, metrics, optim, rng
 from jaxrl_llm.training import step as step_lib
 from jaxrl_llm.types import ModelFns, Params
@@ -39,12 +42,16 @@ class HeldOut(NamedTuple):
     scores: by method, {'accuracy', 'nll', 'hellinger'}: float [N, K] each.
     models: their `tasks.hmm.HmmBatch`.
     baum_welch: as a method of `scores`, of the first HMMs and the lengths up to 64; may be None.
+    recorded: as `scores`, of published HMMs, each a mean over trajectories; may be None.
+    recorded_models: [R]; the rows of the published file that they are.
   """
 
   lengths: np.ndarray
   scores: dict[str, dict[str, np.ndarray]]
   models: hmm_task.HmmBatch
   baum_welch: dict[str, np.ndarray] | None
+  recorded: dict[str, dict[str, np.ndarray]] | None = None
+  recorded_models: Sequence[hmm_results.RecordedHmm] = ()
 
 
 @functools.partial(jax.jit, static_argnames='length')
@@ -175,10 +182,8 @@ def predict_baum_welch(config: IclHmm, symbols: np.ndarray, lengths: np.ndarray)
       jax.random.split(key, len(symbols)), symbols[:, : lengths[-1]], jnp.asarray(lengths)))
 
 
-def evaluate(run: launch.Run, policy: ModelFns, params: Params) -> HeldOut:
-  """Scores on HMMs of their own random stream."""
-  config: IclHmm = run.config
-  lengths = np.array([n for n in 2 ** np.arange(2, 16) if n <= config.length])
+def make_measure(config: IclHmm, policy: ModelFns, params: Params, lengths: np.ndarray):
+  """`Trajectories` of B HMMs -> {method: {score: float [B, K]}}, compiled."""
   ids = jnp.arange(config.num_symbols)
 
   @jax.jit
@@ -190,6 +195,41 @@ def evaluate(run: launch.Run, policy: ModelFns, params: Params) -> HeldOut:
     return {name: jax.tree.map(lambda x: x[:, lengths - 1], score(x, laws))
             for name, x in methods.items()}
 
+  return measure
+
+
+def recorded_hmms(config: IclHmm) -> list[hmm_results.RecordedHmm]:
+  """The HMMs of the published file that have as many symbols as the network knows."""
+  if not config.results_file:
+    return []
+  return [model for model in hmm_results.read(config.results_file, methods={})
+          if model.emission.shape[1] == config.num_symbols]
+
+
+def evaluate_recorded(config: IclHmm, measure, models: Sequence[hmm_results.RecordedHmm]):
+  """Means over trajectories, each with symbols named anew: {method: {score: float [R, K]}}."""
+  count, parts = config.recorded_sequences, []
+  repeat = lambda x: np.tile(np.asarray(x, np.float32), (count, *(1,) * np.ndim(x)))
+  with loop.progress(len(models), 'published HMMs') as bar:
+    for index, model in enumerate(models):
+      # Step 0 of the stream is Baum-Welch's.
+      place = rng.Stream.SAMPLE_CONTROL, index + 1
+      order = np.random.default_rng([config.seed, *place]).permuted(
+          np.tile(np.arange(config.num_symbols), (count, 1)), axis=1)
+      emission = np.take_along_axis(repeat(model.emission), order[:, None, :], axis=2)
+      batch = trajectories(
+          rng.stream_key(rng.base_key(config.seed), *place), repeat(model.initial),
+          repeat(model.transition), emission, length=config.length)
+      parts.append(jax.tree.map(lambda x: x.mean(axis=0), jax.device_get(measure(batch))))
+      bar.update(1)
+  return jax.tree.map(lambda *x: np.stack(x), *parts)
+
+
+def evaluate(run: launch.Run, policy: ModelFns, params: Params) -> HeldOut:
+  """Scores on HMMs of their own random stream, and on published ones."""
+  config: IclHmm = run.config
+  lengths = np.array([n for n in 2 ** np.arange(2, 16) if n <= config.length])
+  measure = make_measure(config, policy, params, lengths)
   parts, models, first = [], [], None
   count = -(-config.num_evaluation // EVALUATION_ROWS)
   with loop.progress(count, 'held-out HMMs') as bar:
@@ -205,13 +245,16 @@ def evaluate(run: launch.Run, policy: ModelFns, params: Params) -> HeldOut:
     short = lengths[lengths <= 64]
     predicted = predict_baum_welch(config, np.asarray(first.symbols[:rows]), short)
     baum_welch = jax.device_get(score(predicted, first.laws[:rows, short - 1]))
+  published = recorded_hmms(config)
   return HeldOut(
-      lengths, jax.tree.map(keep, *parts), jax.tree.map(keep, *models), baum_welch)
+      lengths, jax.tree.map(keep, *parts), jax.tree.map(keep, *models), baum_welch,
+      evaluate_recorded(config, measure, published) if published else None, published)
 
 
 def main(run: launch.Run) -> None:
   """Trains, evaluates, and writes the table, the figures and results.json."""
   policy = policy_lib.make(run.config.network)
+  recorded_hmms(run.config)  # A file that cannot be read is said now, not after the training.
   with loop.Stopper() as stopper:
     params = train(run, policy, stopper)
   checkpoints.save_params(run.workdir / 'params', {'policy': params}, {})

@@ -16,8 +16,9 @@ class IclHmmPublished:
     seed: of the simulation.
     results_file: a CSV file of the published schema (`tasks.hmm_results`).
     num_sequences: trajectories a model (4,096 in the published file).
-    baum_welch_sequences: how many of them Baum-Welch is fitted to, at each length anew.
-    baum_welch_restarts: random starts of a fit, of which the likeliest end counts (1 there).
+    baum_welch_sequences: how many of them Baum-Welch is fitted to, at each length anew, from one
+      random start as there.
+    baum_welch_best5_sequences: how many of these also from five, of which the likeliest end counts.
     baum_welch_steps: of EM, at most (100 there).
     note: what a reader must know; printed with the results.
   """
@@ -26,20 +27,24 @@ class IclHmmPublished:
   results_file: str = ''
   num_sequences: int = 1_024
   baum_welch_sequences: int = 64
-  baum_welch_restarts: int = 1
+  baum_welch_best5_sequences: int = 8
   baum_welch_steps: int = 100
   note: str = ''
 
   def validate(self) -> None:
     """Raises ValueError with one line for the first field that is out of range."""
     settings.at_least(self, 'config', seed=0, num_sequences=1, baum_welch_sequences=1,
-                      baum_welch_restarts=1, baum_welch_steps=1)
+                      baum_welch_best5_sequences=1, baum_welch_steps=1)
     if not self.results_file:
       raise ValueError('a CSV file of published results is needed: --config.results_file=FILE.csv')
     if self.baum_welch_sequences > self.num_sequences:
       raise ValueError(
           f'config.baum_welch_sequences must be at most config.num_sequences '
           f'({self.num_sequences}), got {self.baum_welch_sequences}')
+    if self.baum_welch_best5_sequences > self.baum_welch_sequences:
+      raise ValueError(
+          f'config.baum_welch_best5_sequences must be at most config.baum_welch_sequences '
+          f'({self.baum_welch_sequences}), got {self.baum_welch_best5_sequences}')
 
 
 @dataclasses.dataclass
@@ -60,6 +65,9 @@ class IclHmm:
     baum_welch_sequences: how many of them Baum-Welch is fitted to, at each length up to 64 anew.
     baum_welch_restarts: random starts of a fit, of which the likeliest end counts.
     baum_welch_steps: of EM, at most.
+    results_file: a CSV file of the published schema (`tasks.hmm_results`), whose HMMs with so many
+      symbols are predicted too; '' is none.
+    recorded_sequences: trajectories of each of those, symbols permuted anew in each.
     log_every: steps between lines of metrics.jsonl.
     save_every: steps between checkpoints.
     seed: of everything.
@@ -80,6 +88,8 @@ class IclHmm:
   baum_welch_sequences: int = 128
   baum_welch_restarts: int = 5
   baum_welch_steps: int = 100
+  results_file: str = ''
+  recorded_sequences: int = 256
   log_every: int = 50
   save_every: int = 500
   seed: int = 0
@@ -96,7 +106,7 @@ class IclHmm:
     settings.at_least(
         self, 'config', seed=0, steps=1, num_states=2, num_symbols=2, length=8, batch_size=1,
         num_evaluation=2, baum_welch_sequences=0, baum_welch_restarts=1, baum_welch_steps=1,
-        log_every=1, save_every=0)
+        recorded_sequences=1, log_every=1, save_every=0)
     if not 0 <= self.lambda2_low <= self.lambda2_high < 1:
       raise ValueError(
           'config.lambda2_low and config.lambda2_high must be a range within [0, 1), got '

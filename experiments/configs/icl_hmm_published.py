@@ -8,7 +8,7 @@ for the best path, the true state and the n-grams; Baum-Welch, on few sequences,
 The file is looked for in $JAXRL_LLM_DATA/icl_hmm, by default ../shared/data/icl_hmm; any file of
 the schema will do.
 
-Cost: 13 minutes of processor time where measured, on a core shared with other programs; models are
+Cost: about 17 minutes of processor time, as measured on some of the models; these are
 simulated side by side on all cores.
 Command: python -m experiments.icl_hmm --config=experiments/configs/icl_hmm_published.py \\
       [--config.results_file=FILE.csv]

@@ -39,6 +39,11 @@ def filter_states(initial: Array, transition: Array, likelihoods: Array) -> tupl
   An observation that is impossible under every state that can be reached makes ln P(o) = −inf,
   and is skipped beyond that: nothing becomes NaN.
 
+  A state whose chance falls below the smallest positive number of the type (1e-38 in float32)
+  counts as excluded, and is back only where A leads there. So in a reducible chain that has seen
+  hundreds of symbols in favour of other states, what comes later can be taken for impossible:
+  `log_filter_states` has no such limit.
+
   Args:
     initial: float [M]; π.
     transition: float [M, M]; A, rows sum to 1.
@@ -86,10 +91,10 @@ def smooth(
 ) -> tuple[Array, Array, Array]:
   """The law of each state given all observations: forward-backward.
 
-    γ_t(i) = P(x_t = i | o) ∝ α_t(i) β_t(i),    β_t(i) ∝ Σ_j A_ij p(o_{t+1} | j) β_{t+1}(j)
+    γ_t(i) = P(x_t = i | o) = α_t(i) Σ_j A_ij γ_{t+1}(j) / Σ_k α_t(k) A_kj,    γ_{T−1} = α_{T−1}
     ξ(i, j) = Σ_t P(x_t = i, x_{t+1} = j | o)
 
-  These are the expectations of an EM step.
+  These are the expectations of an EM step. α is that of `filter_states`, limit included.
 
   Args:
     initial: float [M]; π.
@@ -106,39 +111,39 @@ def smooth(
   """
   _check(initial, transition, likelihoods)
   filtered, scales = _forward(initial, transition, likelihoods)
-  # An observation that no state explains is skipped, as in the forward recursion.
-  likelihoods = jnp.where(scales[:, None] > 0, likelihoods, 1.0)
-
-  # seen_t ∝ p(o_t | x_t) β_t, a law: what is to come, without what is known before.
-  def step(after, likelihood):
-    seen = _normalise(likelihood * _dot(transition, after))
-    return seen, seen
-
-  last = _normalise(likelihoods[-1])
-  _, seen = jax.lax.scan(step, last, likelihoods[:-1], reverse=True)
-  seen = jnp.concatenate([seen, last[None]])
-  backward = jnp.concatenate([_dot(seen[1:], transition.T), jnp.ones_like(last)[None]])
-  gamma = filtered * backward
-  # P(x_t = i, x_{t+1} = j | o) = α_t(i) A_ij seen_{t+1}(j) / the same sum.
-  totals = jnp.sum(gamma, axis=1, keepdims=True)
-  counts = totals > 0
+  counts = jnp.ones(len(likelihoods), bool)
   if valid is not None:
     chex.assert_shape(valid, likelihoods.shape[:1])
-    counts &= valid[:, None] != 0
-  inverse = 1.0 / _positive(totals)
-  gamma = jnp.where(counts, gamma * inverse, 0.0)
-  leaving = jnp.where(counts[1:], filtered[:-1] * inverse[:-1], 0.0)
-  xi = transition * _dot(leaving.T, seen[1:])
-  return gamma, xi, jnp.sum(_safe_log(scales))
+    counts = valid != 0
+
+  # Laws throughout: β_t itself would also be that of states which cannot be reached, and next to
+  # theirs the others' may underflow.
+  tiny = jnp.finfo(filtered.dtype).tiny
+
+  def step(after, law):
+    predicted = dot(law, transition)
+    reached = predicted >= tiny  # The inverse is finite.
+    ratio = jnp.where(reached, after / jnp.where(reached, predicted, 1.0), 0.0)
+    gamma = _normalise(law * dot(transition, ratio))
+    return gamma, (gamma, ratio)
+
+  _, (gamma, ratios) = jax.lax.scan(step, filtered[-1], filtered[:-1], reverse=True)
+  # P(x_t = i, x_{t+1} = j | o) = A_ij α_t(i) ratio_t(j). A ratio is at most 1 / tiny, against which
+  # A_ij can be as small: the root keeps the sum over t finite.
+  root = jnp.sqrt(tiny)
+  ratios = jnp.where(counts[1:, None], ratios, 0.0) * root
+  xi = transition / root * dot(filtered[:-1].T, ratios)
+  gamma = jnp.concatenate([gamma, filtered[-1:]])
+  return jnp.where(counts[:, None], gamma, 0.0), xi, jnp.sum(_safe_log(scales))
 
 
 def max_product(initial: Array, transition: Array, likelihoods: Array) -> tuple[Array, Array]:
   """The likelihood of the best path into each state: Viterbi's forward messages.
 
-    m_t(j) ∝ p(o_t | j) max_i m_{t−1}(i) A_ij
+    ln m_t(j) = ln p(o_t | j) + max_i (ln m_{t−1}(i) + ln A_ij),    up to a constant of each t
 
-  The best path of o_0..o_t ends in argmax_j m_t(j), for every t at once. Zeros are handled as by
-  `filter_states`.
+  The best path of o_0..o_t ends in argmax_j m_t(j), for every t at once. In logarithms, so that
+  nothing underflows; what is impossible is skipped as by `filter_states`.
 
   Args:
     initial: float [M]; π.
@@ -146,21 +151,24 @@ def max_product(initial: Array, transition: Array, likelihoods: Array) -> tuple[
     likelihoods: float [T, M]; p(o_t | x_t).
 
   Returns:
-    (messages [T, M], the largest of each row 1; ln of the factors taken out [T], nats).
+    (ln of the messages [T, M], the largest of each row 0; the constants taken out [T], nats).
 
   References:
     Rabiner (1989), A tutorial on hidden Markov models, section III.
   """
   _check(initial, transition, likelihoods)
+  log_transition = _safe_log(transition)
+  from_largest = lambda values, largest: values - jnp.where(largest > -jnp.inf, largest, 0.0)
 
-  def step(reach, likelihood):
-    joint = reach * likelihood
+  def step(reach, log_likelihood):
+    joint = reach + log_likelihood
     scale = jnp.max(joint)
-    message = jnp.where(scale > 0, joint / _positive(scale), reach / _positive(jnp.max(reach)))
-    return jnp.max(message[:, None] * transition, axis=0), (message, scale)
+    message = jnp.where(
+        scale > -jnp.inf, from_largest(joint, scale), from_largest(reach, jnp.max(reach)))
+    return jnp.max(message[:, None] + log_transition, axis=0), (message, scale)
 
-  _, (messages, scales) = jax.lax.scan(step, initial, likelihoods)
-  return messages, _safe_log(scales)
+  _, (messages, scales) = jax.lax.scan(step, _safe_log(initial), _safe_log(likelihoods))
+  return messages, scales
 
 
 def viterbi(initial: Array, transition: Array, likelihoods: Array) -> tuple[Array, Array]:
@@ -172,16 +180,18 @@ def viterbi(initial: Array, transition: Array, likelihoods: Array) -> tuple[Arra
     likelihoods: float [T, M]; p(o_t | x_t).
 
   Returns:
-    (path int32 [T]; ln P(path, o) [], nats). Of equally likely states the first.
+    (path int32 [T]; ln P(path, o) [], nats). Of states that are equally likely, as far as
+    the sums of logarithms tell, the first.
 
   References:
     Rabiner (1989), A tutorial on hidden Markov models, section III.
   """
   messages, log_scales = max_product(initial, transition, likelihoods)
+  log_transition = _safe_log(transition)
   last = jnp.argmax(messages[-1]).astype(jnp.int32)
 
   def step(state, message):
-    before = jnp.argmax(message * transition[:, state]).astype(jnp.int32)
+    before = jnp.argmax(message + log_transition[:, state]).astype(jnp.int32)
     return before, before
 
   _, path = jax.lax.scan(step, last, messages[:-1], reverse=True)
@@ -216,6 +226,19 @@ def sample(
     return sums[1][state], (state, draw(sums[2][state], uniforms[1]))
 
   return jax.lax.scan(step, sums[0], jnp.arange(num_steps))[1]
+
+
+def dot(a: Array, b: Array) -> Array:
+  """a @ b in full precision, which accelerators do not compute in by default.
+
+  Args:
+    a: float; as of `jnp.matmul`.
+    b: float; as of `jnp.matmul`.
+
+  Returns:
+    float; as of `jnp.matmul`.
+  """
+  return jnp.matmul(a, b, precision=jax.lax.Precision.HIGHEST)
 
 
 def hellinger(p: Array, q: Array) -> Array:
@@ -291,7 +314,7 @@ def entropy_rate_bits(transition: Array, stationary: Array) -> Array:
     float [].
   """
   chex.assert_equal_shape_prefix([transition, stationary], 1)
-  return stationary @ entropy_bits(transition)
+  return dot(stationary, entropy_bits(transition))
 
 
 def _forward(initial: Array, transition: Array, likelihoods: Array) -> tuple[Array, Array]:
@@ -300,14 +323,9 @@ def _forward(initial: Array, transition: Array, likelihoods: Array) -> tuple[Arr
     joint = predicted * likelihood
     scale = jnp.sum(joint)
     filtered = jnp.where(scale > 0, joint / _positive(scale), predicted)
-    return _dot(filtered, transition), (filtered, scale)
+    return dot(filtered, transition), (filtered, scale)
 
   return jax.lax.scan(step, initial, likelihoods)[1]
-
-
-def _dot(a: Array, b: Array) -> Array:
-  """a @ b in full precision, which accelerators do not compute in by default."""
-  return jnp.matmul(a, b, precision=jax.lax.Precision.HIGHEST)
 
 
 def _positive(values: Array) -> Array:

@@ -145,31 +145,41 @@ def predict_next_by_window(
   if window < 1:
     raise ValueError(f'window must be at least 1, got {window}')
   transition = _oriented(transition, compat)
-  likelihoods = hmm.symbol_likelihoods(emission, observations)
+  if places is None:
+    places = jnp.arange(len(observations) + 1)
   _, laws = jax.lax.scan(
-      lambda law, _: (law @ transition, law), initial, length=len(observations))
-  ends = jnp.arange(len(observations))
-  starts = jnp.maximum(ends - window + 1, 0)
+      lambda law, _: (hmm.dot(law, transition), law), initial, length=len(observations))
+  starts = jnp.maximum(places - window, 0)
   beliefs = laws[starts]
   for offset in range(window):
     index = starts + offset
-    moved = beliefs @ transition if offset else beliefs
-    joint = moved * likelihoods[jnp.minimum(index, ends)]
+    known = index < places
+    moved = hmm.dot(beliefs, transition) if offset else beliefs
+    symbols = jnp.where(known, observations[jnp.minimum(index, len(observations) - 1)], -1)
+    joint = moved * hmm.symbol_likelihoods(emission, symbols)
     total = jnp.sum(joint, axis=-1, keepdims=True)
     # As in the filter, what no state explains is skipped.
     seen = jnp.where(total > 0, joint / jnp.where(total > 0, total, 1.0), moved)
-    beliefs = jnp.where((index <= ends)[:, None], seen, beliefs)
-  return _predict_after(initial, beliefs, transition, emission, places)
+    beliefs = jnp.where(known[:, None], seen, beliefs)
+  return _predict_from(initial, beliefs, transition, emission, places)
 
 
 def _predict_after(
     initial: Array, beliefs: Array, transition: Array, emission: Array, places: Array | None
 ) -> Array:
-  """Laws [K, L] of the symbols at `places`, from what is believed of the states before them."""
+  """Laws [K, L] of the symbols at `places`, from beliefs [T, M] of the states of all symbols."""
   if places is None:
     places = jnp.arange(len(beliefs) + 1)
-  before = beliefs[jnp.maximum(places - 1, 0)]
-  return jnp.where((places == 0)[:, None], initial, before @ transition) @ emission
+  return _predict_from(
+      initial, beliefs[jnp.maximum(places - 1, 0)], transition, emission, places)
+
+
+def _predict_from(
+    initial: Array, before: Array, transition: Array, emission: Array, places: Array
+) -> Array:
+  """Laws [K, L] of the symbols at `places`, from beliefs [K, M] of the states before them."""
+  states = jnp.where((places == 0)[:, None], initial, hmm.dot(before, transition))
+  return hmm.dot(states, emission)
 
 
 def _oriented(transition: Array, compat: Compat) -> Array:

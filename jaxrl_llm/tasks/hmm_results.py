@@ -9,7 +9,9 @@ columns are not read.
 
 import csv
 import dataclasses
+import hashlib
 import json
+import math
 import pathlib
 import re
 from collections.abc import Mapping, Sequence
@@ -33,6 +35,7 @@ METHODS = {
 
 _CELL_LIMIT = 10**8  # Characters; U of 64 states is near the default.
 _SUM_TOLERANCE = 1e-3  # The published matrices were trained in float32.
+_ROUNDING = 1e-6  # Distances beyond 1 by less are rounding.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,8 +51,9 @@ class RecordedHmm:
     lambda2: the second eigenvalue as recorded.
     transition_entropy: Σ_i μ_i H(A[i, :]) as recorded, bits.
     emission_entropy: of each row of B as recorded, bits.
-    accuracy: {method: float64 [10]}, by `PLACES`; NaN where recorded as such.
-    hellinger: {method: float64 [10]}; distance to B's row of the true hidden state.
+    accuracy: {method: float64 [10]}, by `PLACES`; in [0, 1].
+    hellinger: {method: float64 [10]}; distance to B's row of the true hidden state, in [0, 1]; NaN
+      where recorded as such, not everywhere.
   """
 
   line: int
@@ -130,6 +134,12 @@ def metadata_errors(recorded: RecordedHmm) -> dict[str, float]:
   }
 
 
+def fingerprint(recorded: RecordedHmm) -> str:
+  """A short name of a model: of π, A and B, not of what was recorded about it."""
+  tables = (recorded.initial, recorded.transition, recorded.emission)
+  return hashlib.sha256(b''.join(table.tobytes() for table in tables)).hexdigest()[:12]
+
+
 _MODEL_COLUMNS = ('num_state', 'steady_state', 'lambda2', 'A', 'A_entropy', 'num_observation', 'B',
                   'B_entropy', 'pi_0')
 
@@ -150,19 +160,36 @@ class _Row:
     if None in self.cells or None in self.cells.values():
       raise ValueError(f'{self.where}: has not as many cells as the first line')
     num_states, num_symbols = self._size('num_state'), self._size('num_observation')
-    places = (len(PLACES),)
-    results = [{ours: self._array(column, places, finite=False) for ours, column in (
-        (ours, _pair(name)[i]) for ours, name in methods.items())} for i in range(2)]
+    results = [{ours: self._scores(_pair(name)[i], missing=i == 1)
+                for ours, name in methods.items()} for i in range(2)]
     return RecordedHmm(
         self.line,
         self._laws('pi_0', (num_states,)),
         self._laws('A', (num_states, num_states)),
         self._laws('B', (num_states, num_symbols)),
         self._laws('steady_state', (num_states,)),
-        float(self._array('lambda2', ())),
-        float(self._array('A_entropy', ())),
-        float(self._array('B_entropy', ())),
+        self._number('lambda2', 1.0),
+        self._number('A_entropy', math.inf),
+        self._number('B_entropy', math.inf),
         *results)
+
+  def _number(self, column: str, most: float) -> float:
+    value = float(self._array(column, ()))
+    if not 0 <= value <= most:
+      limit = 'not be negative' if most == math.inf else f'be in [0, {most:g}]'
+      raise self._error(column, f'must {limit}, got {value:g}')
+    return value
+
+  def _scores(self, column: str, *, missing: bool) -> np.ndarray:
+    """Means by place, in [0, 1]; NaN, if some may be `missing`, in all places but one at most."""
+    values = self._array(column, (len(PLACES),), finite=False)
+    known = ~np.isnan(values) if missing else np.ones(values.shape, bool)
+    bad = values[known & ~((values >= 0) & (values <= 1 + _ROUNDING))]
+    if bad.size:
+      raise self._error(column, f'must hold numbers in [0, 1], got {bad[0]:g}')
+    if not known.any():
+      raise self._error(column, 'must hold a number, got nan alone')
+    return values
 
   def _size(self, column: str) -> int:
     value = float(self._array(column, ()))

@@ -22,6 +22,7 @@ def _config(**changes):
       max_length=LENGTH)
   config.optimizer.warmup_steps = 0
   small = dict(num_states=SIZE, num_symbols=SIZE, length=LENGTH, steps=4, batch_size=4,
+               results_file='',
                num_evaluation=ROWS, baum_welch_sequences=3, baum_welch_restarts=2,
                baum_welch_steps=5, log_every=1, save_every=2)
   config = dataclasses.replace(config, **{**small, **changes})
@@ -82,8 +83,43 @@ def test_the_length_from_which_on_the_gap_stays_small(gaps, length):
   assert icl_hmm_report.reached([4, 8, 16, 32], gaps) == length
 
 
-def test_a_run_writes_what_it_measured_and_resumes_bit_for_bit(tmp_path, monkeypatch):
-  whole = _run(_config(), tmp_path / 'whole')
+def test_published_hmms_are_predicted_under_other_names_of_their_symbols(data_dir, monkeypatch):
+  # The filter in the place of the network: by names it does not change, by HMMs it does.
+  config = _config(results_file=str(data_dir / 'icl_hmm' / 'entropy_results.csv'), num_symbols=4,
+                   recorded_sequences=64)
+  models = icl_hmm_scratch.recorded_hmms(config)
+  assert [model.emission.shape[1] for model in models] == [4] * 18
+  lengths, seen = np.array([4, 8, 16]), []
+
+  def measure(batch):
+    seen.append(np.asarray(batch.symbols))
+    found = icl_hmm_scratch.score(batch.laws, batch.laws)
+    return {'filter': {name: x[:, lengths - 1] for name, x in found.items()}}
+
+  found = icl_hmm_scratch.evaluate_recorded(config, measure, models[:2])['filter']
+  assert found['accuracy'].shape == (2, 3) and found['hellinger'].max() < 1e-3
+  for model, symbols, accuracy in zip(models, seen, found['accuracy']):
+    assert symbols.shape == (64, LENGTH + 1)
+    # From state 0 its own symbol is likeliest: under 64 orders each of the four is seen first.
+    assert model.emission[0].max() > .5
+    assert sorted(set(symbols[:, 0])) == [0, 1, 2, 3]
+    assert .25 < accuracy.min() <= accuracy.max() < 1
+  again = icl_hmm_scratch.evaluate_recorded(config, measure, models[:2])['filter']
+  np.testing.assert_array_equal(found['accuracy'], again['accuracy'])
+
+
+def test_published_hmms_of_another_alphabet_are_left_out(data_dir):
+  file = str(data_dir / 'icl_hmm' / 'entropy_results.csv')
+  assert not icl_hmm_scratch.recorded_hmms(_config(results_file=file))
+  assert not icl_hmm_scratch.recorded_hmms(_config())
+  with pytest.raises(ValueError, match='is not a file'):
+    icl_hmm_scratch.recorded_hmms(_config(results_file='/nowhere.csv'))
+
+
+def test_a_run_writes_what_it_measured_and_resumes_bit_for_bit(tmp_path, monkeypatch, data_dir):
+  file = str(data_dir / 'icl_hmm' / 'entropy_results.csv')
+  config = lambda: _config(num_symbols=4, results_file=file, recorded_sequences=2)
+  whole = _run(config(), tmp_path / 'whole')
   icl_hmm_scratch.main(whole)
   results = json.loads((whole.workdir / 'results.json').read_text())
   for method in ('icl', 'filter', 'bigram', 'baum_welch'):
@@ -95,9 +131,12 @@ def test_a_run_writes_what_it_measured_and_resumes_bit_for_bit(tmp_path, monkeyp
     assert all(results[f'eval/{m}/accuracy/T{length}'] <= best for m in ('icl', 'bigram'))
   assert {'accuracy.png', 'nll.png', 'gap_by_lambda2.png'} <= {
       path.name for path in (whole.workdir / 'figures').iterdir()}
-  assert '(a) after 16 symbols' in (whole.workdir / 'table.md').read_text()
+  for states in (4, 8, 16):
+    assert np.isfinite(results[f'eval/recorded/M{states}/final_gap'])
+  text = (whole.workdir / 'table.md').read_text()
+  assert '(a) after 16 symbols' in text and 'published HMMs' in text
   # Stopped after two of four steps, and started again.
-  part = _run(_config(), tmp_path / 'part')
+  part = _run(config(), tmp_path / 'part')
   with monkeypatch.context() as patched, pytest.raises(loop.Interrupted):
     patched.setattr(loop.Stopper, '__enter__', _asked_to_stop)
     icl_hmm_scratch.main(part)

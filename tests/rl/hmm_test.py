@@ -66,9 +66,10 @@ def test_H2_forward_and_smoothing_are_sums_over_all_paths(num_states, steps, zer
   assert got[2] == pytest.approx(np.log(total), abs=1e-10)
 
   path, log_prob = _viterbi(initial, transition, likelihoods)
-  best = max(joint, key=joint.get)
-  assert tuple(path.tolist()) == best
-  assert log_prob == pytest.approx(np.log(joint[best]), abs=1e-10)
+  # Paths of the same steps in another order are equally likely: any of them will do.
+  best = max(joint.values())
+  assert joint[tuple(path.tolist())] == pytest.approx(best, rel=1e-12)
+  assert log_prob == pytest.approx(np.log(best), abs=1e-10)
 
 
 def test_H2_scaled_and_log_space_agree_over_2048_steps():
@@ -223,3 +224,96 @@ def test_one_step_is_enough():
   np.testing.assert_array_equal(_smooth(initial, transition, likelihoods)[1], 0)
   path, log_prob = _viterbi(initial, transition, likelihoods)
   assert path.tolist() == [law.argmax()] and np.exp(log_prob) == pytest.approx(law.max())
+
+
+def _logs(values):
+  with np.errstate(divide='ignore'):
+    return np.log(values)
+
+
+def _smooth_in_logs(initial, transition, likelihoods):
+  """γ and ξ by α β in logarithms, in NumPy."""
+  initial, transition, likelihoods = map(_logs, (initial, transition, likelihoods))
+  add = lambda values, axis: np.logaddexp.reduce(values, axis=axis)
+  alpha, beta = [initial + likelihoods[0]], [np.zeros(len(initial))]
+  for seen in likelihoods[1:]:
+    alpha.append(add(alpha[-1][:, None] + transition, 0) + seen)
+  for seen in likelihoods[:0:-1]:
+    beta.insert(0, add(transition + seen + beta[0], 1))
+  total, alpha, beta = add(alpha[-1], 0), np.array(alpha), np.array(beta)
+  pairs = (alpha[:-1, :, None] + transition + (likelihoods + beta)[1:, None, :]) - total
+  return np.exp(alpha + beta - total), np.exp(pairs).sum(axis=0)
+
+
+@pytest.mark.parametrize('dtype', [np.float32, np.float64])
+@pytest.mark.parametrize('transition', [np.eye(2), np.array([[1, 0], [.1, .9]])])
+def test_a_state_that_cannot_be_reached_does_not_drown_the_others(transition, dtype):
+  # State 1 explains every symbol better, but nothing leads there.
+  model = [np.array([1., 0]), transition, np.tile([.5, .9], (2048, 1))]
+  gamma, xi, log_likelihood = _smooth(*(np.asarray(table, dtype) for table in model))
+  assert gamma.dtype == dtype
+  np.testing.assert_array_equal(gamma, np.tile([1, 0], (2048, 1)))
+  np.testing.assert_array_equal(xi, [[2047, 0], [0, 0]])
+  assert log_likelihood == pytest.approx(2048 * math.log(.5), rel=1e-5)
+
+
+@pytest.mark.parametrize('dtype, tolerance', [(np.float32, 2e-4), (np.float64, 1e-9)])
+@pytest.mark.parametrize('zeros', [0., .4])
+def test_smoothing_over_2048_steps_agrees_with_logarithms(zeros, dtype, tolerance):
+  initial, transition, emission = hmm_paths.random_model(21, 4, 5, zeros)
+  _, observations = jax.jit(hmm.sample, static_argnums=4)(
+      jax.random.key(3), *map(jnp.asarray, (initial, transition, emission)), 2048)
+  model = initial, transition, emission.T[np.asarray(observations)]
+  gamma, xi, _ = _smooth(*(np.asarray(table, dtype) for table in model))
+  expected = _smooth_in_logs(*model)
+  np.testing.assert_allclose(gamma, expected[0], atol=tolerance)
+  np.testing.assert_allclose(xi, expected[1], rtol=tolerance, atol=tolerance)
+  np.testing.assert_allclose(gamma.sum(axis=1), 1, atol=1e-6)
+  np.testing.assert_allclose(xi.sum(), 2047, rtol=1e-5)
+
+
+def test_smoothing_survives_transitions_near_the_smallest_number():
+  # The only way from 0 to 1 is all but closed, and is taken over and over.
+  tiny = float(np.finfo(np.float32).tiny)
+  model = [np.array([1, 0]), np.array([[1, 4 * tiny], [.5, .5]]), np.tile(np.eye(2), (200, 1))]
+  gamma, xi, _ = _smooth(*(table.astype(np.float32) for table in model))
+  np.testing.assert_allclose(gamma, model[2], atol=1e-6)
+  np.testing.assert_allclose(xi, [[0, 200], [199, 0]], rtol=1e-5)
+
+
+@pytest.mark.parametrize('dtype', [np.float32, np.float64])
+def test_the_best_path_is_found_where_products_underflow(dtype):
+  # 1500 symbols speak for state 1, by 1.8 to 1 each; the last one excludes it.
+  emission = np.array([[.5, .4, .1], [.9, .1, 0]], dtype)
+  likelihoods = emission.T[np.append(np.zeros(1500, int), 2)]
+  model = np.array([.5, .5], dtype), np.eye(2, dtype=dtype), likelihoods
+  path, log_prob = _viterbi(*model)
+  expected = math.log(.5) + 1500 * math.log(.5) + math.log(.1)
+  assert path.tolist() == [0] * 1501
+  assert log_prob == pytest.approx(expected, rel=1e-4)
+  messages, scales = jax.jit(hmm.max_product)(*model)
+  np.testing.assert_array_equal(messages.argmax(axis=1), [1] * 1500 + [0])
+  np.testing.assert_array_equal(messages.max(axis=1), 0)
+  assert scales.sum() == pytest.approx(expected, rel=1e-4)
+  logs, log_likelihood = _log_filter(*map(_logs, model))
+  np.testing.assert_array_equal(np.exp(logs[-1]), [1, 0])
+  assert log_likelihood == pytest.approx(expected, rel=1e-4)
+
+
+@pytest.mark.parametrize('zeros', [0., .4])
+def test_the_best_path_of_2048_steps_is_that_of_a_plain_loop(zeros):
+  initial, transition, emission = hmm_paths.random_model(22, 4, 5, zeros)
+  _, observations = jax.jit(hmm.sample, static_argnums=4)(
+      jax.random.key(4), *map(jnp.asarray, (initial, transition, emission)), 2048)
+  likelihoods = emission.T[np.asarray(observations)]
+  path, log_prob = _viterbi(initial, transition, likelihoods)
+  reach, back = _logs(initial) + _logs(likelihoods[0]), []
+  for seen in likelihoods[1:]:
+    ways = reach[:, None] + _logs(transition)
+    back.append(ways.argmax(axis=0))
+    reach = ways.max(axis=0) + _logs(seen)
+  expected = [reach.argmax()]
+  for before in reversed(back):
+    expected.insert(0, before[expected[0]])
+  assert path.tolist() == expected
+  assert log_prob == pytest.approx(reach.max(), rel=1e-12)

@@ -71,7 +71,7 @@ def test_means_of_the_published_rows(published):
 
 
 def test_a_row_is_read(tmp_path):
-  cells = _cells(**{'bw_hellinger_distance': '[nan, inf, -inf' + ', 0.5' * 7 + ']',
+  cells = _cells(**{'bw_hellinger_distance': '[nan, 1, 0' + ', 0.5' * 7 + ']',
                     'A': '[[0.8002, 0.2], [0.2, 0.8]]', 'U': 'not read', 'more_acc': '[1, 2]',
                     'more_hellinger_distance': str([0] * 10)})
   cells['more_acc'] = str([1e-05] * 10)
@@ -82,7 +82,7 @@ def test_a_row_is_read(tmp_path):
   np.testing.assert_array_equal(row.emission, np.eye(2, 3))
   np.testing.assert_array_equal(row.accuracy['ngram3'], [.1 * k for k in range(10)])
   np.testing.assert_array_equal(
-      row.hellinger['baum_welch'], [np.nan, np.inf, -np.inf] + [.5] * 7)
+      row.hellinger['baum_welch'], [np.nan, 1, 0] + [.5] * 7)
   np.testing.assert_array_equal(row.accuracy['ours'], [1e-5] * 10)
   assert set(row.accuracy) == {*hmm_results.METHODS, 'ours'} and row.line == 2
   assert hmm_results.metadata_errors(row)['lambda2'] < 1e-3
@@ -97,6 +97,10 @@ def test_metadata_errors_tell_what_is_off(tmp_path):
   assert errors == pytest.approx({
       'stationary_law': .08, 'lambda2': .1, 'transition_entropy': .2219280948873623,
       'emission_entropy': 1})
+
+
+def _ten(last):
+  return '[' + '0.5, ' * 9 + last + ']'
 
 
 @pytest.mark.parametrize('changes, words', [
@@ -115,6 +119,17 @@ def test_metadata_errors_tell_what_is_off(tmp_path):
     ({'num_observation': '1'}, 'column num_observation: must be an integer of at least 2, got 1'),
     ({'2-gram_acc': '[0.5, 0.5]'}, 'column 2-gram_acc: must hold 10, got 2'),
     ({'2-gram_acc': '0.5'}, 'column 2-gram_acc: must hold 10, got one number'),
+    ({'2-gram_acc': _ten('75')}, r'column 2-gram_acc: must hold numbers in \[0, 1\], got 75'),
+    ({'2-gram_acc': _ten('-1')}, r'column 2-gram_acc: must hold numbers in \[0, 1\], got -1'),
+    ({'2-gram_acc': _ten('nan')}, r'column 2-gram_acc: must hold numbers in \[0, 1\], got nan'),
+    ({'viterbi_hellinger_distance': _ten('1.3')},
+     r'column viterbi_hellinger_distance: must hold numbers in \[0, 1\], got 1.3'),
+    ({'bw_hellinger_distance': _ten('inf')}, r'must hold numbers in \[0, 1\], got inf'),
+    ({'viterbi_hellinger_distance': str(['nan'] * 10).replace("'", '')},
+     'column viterbi_hellinger_distance: must hold a number, got nan alone'),
+    ({'lambda2': '5'}, r'column lambda2: must be in \[0, 1\], got 5'),
+    ({'A_entropy': '-3'}, 'column A_entropy: must not be negative, got -3'),
+    ({'B_entropy': '-0.1'}, 'column B_entropy: must not be negative, got -0.1'),
 ])
 def test_a_bad_cell_is_one_clear_line(tmp_path, changes, words):
   path = _write(tmp_path / 'a.csv', _cells(**changes))

@@ -1,0 +1,35 @@
+"""A language model as the predictor of published hidden Markov models: no training, no instruction.
+
+The paper's own question (arXiv 2506.07298), for any checkpoint that lies on the disk: accuracy
+after 4, 8, ..., 2048 symbols, the gap to Viterbi at the end, and the length from which on the gap
+stays small, by the second eigenvalue and the entropies. What the file of results records of the
+paper's seven language models stands beside.
+
+Settings: none, the paper's comparison of three tokenisations on models of four states and four
+symbols; and `grid`, all models of the file in letters, as the paper's figures have them. The file
+is looked for in $JAXRL_LLM_DATA/icl_hmm, by default ../shared/data/icl_hmm; any file of the schema
+will do.
+
+Cost: the language model reads models x tokenisations x 64 x 2048 tokens: 1.6 million (4 models),
+`grid` 11 million (81). On accelerators: --config.model.compute_dtype=bfloat16
+--config.model.param_dtype=bfloat16 --config.model.scan_unroll=1, and a larger --config.batch_size.
+Command: python -m experiments.icl_hmm \\
+      --config=experiments/configs/icl_hmm_checkpoint.py[:grid] --config.checkpoint_dir=DIR
+"""
+
+import os
+
+from experiments import settings_hmm_checkpoint
+
+SETTINGS = ('grid',)
+
+
+def get_config(setting: str = '') -> settings_hmm_checkpoint.IclHmmCheckpoint:
+  if setting not in ('', *SETTINGS):
+    raise ValueError(f'setting must be {" or ".join(SETTINGS)} or none, got {setting!r}')
+  data = os.environ.get('JAXRL_LLM_DATA', '../shared/data')
+  chosen = dict(tokenisations='abc') if setting == 'grid' else dict(num_states=4, num_symbols=4)
+  return settings_hmm_checkpoint.IclHmmCheckpoint(
+      results_file=os.path.join(data, 'icl_hmm', 'entropy_results.csv'),
+      note='Expectations over the label are exact given the true state before it; recorded numbers '
+           'count 4,096 labels and carry their noise.', **chosen)

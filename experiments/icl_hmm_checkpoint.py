@@ -1,0 +1,289 @@
+"""A language model as a predictor of hidden Markov models in context: nothing is trained.
+
+Every model of a CSV file of the published schema (arXiv 2506.07298; `tasks.hmm_results`) is
+sampled. A trajectory is the whole prompt, one token a symbol, in one of several tokenisations; it
+is read once, and the next-token laws after 4, 8, ..., 2048 symbols, restricted to the tokens of
+the symbols, are the predictions. Beside them, on the same trajectories: Viterbi and the filter,
+which know the model, bigrams of the context, and chance.
+
+As in `icl_hmm_published`, the label is averaged over exactly, given the true state before it, and
+place T has seen T symbols. Distances are to the emissions of the true state at the place, as
+published, and to the filter's prediction, which is all that can be known. Models that are done
+are kept: the same command goes on with the next one.
+"""
+
+import functools
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import scipy.special
+
+from experiments import icl_hmm_checkpoint_report as closing
+from experiments import icl_hmm_published, launch, origins, seeds, settings
+from experiments.settings_hmm_checkpoint import IclHmmCheckpoint
+from jaxrl_llm.data import tokenizers
+from jaxrl_llm.evaluation import in_context
+from jaxrl_llm.models import policy as policy_lib
+from jaxrl_llm.rl import hmm, hmm_learners, hmm_oracles
+from jaxrl_llm.tasks import hmm_results
+from jaxrl_llm.training import loop, rng
+from jaxrl_llm.types import ModelFns, Params
+
+MOST_ROWS = 256  # Trajectories at a time: bounds the memory.
+
+
+class Drawn(NamedTuple):
+  """Trajectories of a model.
+
+  Attributes:
+    symbols: int32 [N, T].
+    laws: float32 [N, K, M]; of the state at each place, given the true one before it.
+    predictions: float32 [N, K, L] by `closing.BASELINES`; of the symbol at each place.
+  """
+
+  symbols: jax.Array
+  laws: jax.Array
+  predictions: dict[str, jax.Array]
+
+
+class Reader(NamedTuple):
+  """A language model and its tokens.
+
+  Attributes:
+    params: its parameters.
+    predictors: by tokenisation; of as many symbols as any model has.
+  """
+
+  params: Params
+  predictors: Mapping[str, in_context.Predictor]
+
+
+@functools.partial(jax.jit, static_argnames='lengths')
+def draw(
+    keys: jax.Array, initial: jax.Array, transition: jax.Array, emission: jax.Array, *,
+    lengths: tuple[int, ...],
+) -> Drawn:
+  """Trajectories of one model, and what those predict who need no language model.
+
+  Args:
+    keys: [N]; one a trajectory.
+    initial: float32 [M]; π.
+    transition: float32 [M, M]; A.
+    emission: float32 [M, L]; B.
+    lengths: the K places, ascending; as many symbols as the last says are drawn.
+
+  Returns:
+    `Drawn`.
+  """
+  model, places = (initial, transition, emission), jnp.asarray(lengths)
+  num_symbols = emission.shape[1]
+
+  def one(key):
+    states, symbols = hmm.sample(key, *model, lengths[-1])
+    predictions = {
+        'viterbi': hmm_oracles.predict_next_by_path(*model, symbols, places),
+        'filter': hmm_oracles.predict_next(*model, symbols, places),
+        'ngram2': hmm_learners.predict_ngrams(
+            symbols, places, max_order=2, num_symbols=num_symbols)[:, 1],
+        'chance': jnp.full((len(lengths), num_symbols), 1 / num_symbols),
+    }
+    return Drawn(symbols, transition[states[places - 1]], predictions)
+
+  return jax.vmap(one)(keys)
+
+
+@jax.jit
+def score(
+    predictions: jax.Array, laws: jax.Array, best: jax.Array, emission: jax.Array
+) -> jax.Array:
+  """The first four of `closing.SCORES`, expected given the true state before the place.
+
+  Args:
+    predictions: float32 [N, K, L].
+    laws: float32 [N, K, M]; A[x_{t−1}, :].
+    best: float32 [N, K, L]; the filter's predictions.
+    emission: float32 [M, L]; B.
+
+  Returns:
+    float32 [4, N, K].
+  """
+  accuracy, distance = icl_hmm_published.score(predictions, laws, emission)
+  probability = jnp.sum(predictions * (laws @ emission), axis=-1)
+  return jnp.stack([accuracy, probability, distance, hmm.hellinger(predictions, best)])
+
+
+def predict(
+    predictor: in_context.Predictor, params: Params, symbols: np.ndarray,
+    lengths: Sequence[int], num_symbols: int,
+) -> np.ndarray:
+  """What a language model predicts at the places: one forward pass a trajectory.
+
+  Args:
+    predictor: of at least `num_symbols` symbols.
+    params: of the language model.
+    symbols: int [N, T].
+    lengths: the K places, up to T.
+    num_symbols: L; the prediction is among the first L symbols of the tokenisation alone.
+
+  Returns:
+    float32 [N, K, L]; sums to 1 over L.
+  """
+  # The predictor speaks about the symbols that it is handed, and the last place is behind them.
+  asked = np.pad(symbols, ((0, 0), (0, 1)))
+  found = predictor(params, asked)[:, list(lengths), :num_symbols]
+  return scipy.special.softmax(found.astype(np.float64), axis=-1).astype(np.float32)
+
+
+def measure_model(
+    config: IclHmmCheckpoint, index: int, recorded: hmm_results.RecordedHmm, reader: Reader
+) -> dict[str, np.ndarray]:
+  """Every method on one model.
+
+  Args:
+    config: the settings.
+    index: of the model in its file.
+    recorded: the model.
+    reader: the language model.
+
+  Returns:
+    By method, the baselines and the tokenisations: float64 [2, scores, K], the mean over the
+    trajectories and its standard error, of `closing.SCORES`.
+  """
+  model = [np.asarray(table, np.float32)
+           for table in (recorded.initial, recorded.transition, recorded.emission)]
+  key, parts = rng.stream_key(rng.base_key(config.seed), rng.DATA, index), []
+  for begin in range(0, config.num_sequences, MOST_ROWS):
+    rows = jnp.arange(begin, min(begin + MOST_ROWS, config.num_sequences))
+    with jax.default_matmul_precision('highest'):
+      drawn = draw(jax.vmap(jax.random.fold_in, (None, 0))(key, rows), *model,
+                   lengths=config.lengths)
+    symbols = np.asarray(drawn.symbols)
+    predictions = drawn.predictions | {
+        kind: predict(predictor, reader.params, symbols, config.lengths, model[2].shape[1])
+        for kind, predictor in reader.predictors.items()}
+    with jax.default_matmul_precision('highest'):
+      parts.append({
+          method: np.asarray(score(values, drawn.laws, drawn.predictions['filter'], model[2]))
+          for method, values in predictions.items()})
+  scores = {method: np.concatenate([part[method] for part in parts], axis=1).astype(np.float64)
+            for method in parts[0]}
+  # Of equally likely symbols the first would count.
+  scores['chance'][closing.SCORES.index('accuracy')] = 1 / model[2].shape[1]
+  return {method: _summary(values, scores) for method, values in scores.items()}
+
+
+def _summary(values: np.ndarray, scores: Mapping[str, np.ndarray]) -> np.ndarray:
+  """Mean and standard error [2, scores, K] of the scores [4, N, K] of a method and its gaps."""
+  gaps = [scores[oracle][0] - values[0] for oracle in ('viterbi', 'filter')]
+  both = seeds.mean_and_error(np.moveaxis(np.stack([*values, *gaps]), 1, 0))
+  return np.stack(both)
+
+
+def read_checkpoint(
+    config: IclHmmCheckpoint, num_symbols: int, *, overrides: Sequence[str] = ()
+) -> Reader:
+  """The language model of a folder, on the first device.
+
+  Args:
+    config: the settings.
+    num_symbols: the tokens that each tokenisation needs.
+    overrides: config fields given on the command line.
+
+  Returns:
+    `Reader`.
+
+  Raises:
+    ValueError: one line: the folder holds no such model, it reads too few tokens, or its tokenizer
+      lacks some.
+  """
+  origin = origins.read(config.checkpoint_dir, field='config.checkpoint_dir')
+  if not origin.tokenizer_dir:
+    raise ValueError(f'no tokenizer is known of {config.checkpoint_dir} (config.checkpoint_dir)')
+  tokenizer = tokenizers.load_tokenizer(origin.tokenizer_dir)
+  shape = origins.resolve_model(config.model, origin, overrides=overrides)
+  with settings.named('config.tokenisations; config.num_symbols leaves out larger alphabets'):
+    tokenisations = {kind: in_context.tokenise(tokenizer, kind, num_symbols, seed=config.seed)
+                     for kind in config.kinds}
+  needed = config.max_length + max(len(tokens.prefix_ids) for tokens in tokenisations.values())
+  if shape.max_length < needed:
+    raise ValueError(f'{config.checkpoint_dir} reads {shape.max_length} tokens, and {needed} are '
+                     f'needed for config.max_length of {config.max_length}')
+  largest = max(max(tokens.symbol_ids) for tokens in tokenisations.values())
+  if largest >= shape.vocab_size:
+    raise ValueError(f'the tokenizer of {config.checkpoint_dir} has the token {largest}, the model '
+                     f'{shape.vocab_size} of them (config.checkpoint_dir)')
+  model = policy_lib.make(shape)
+  return Reader(_load(origin, model), make_predictors(config, model, tokenisations))
+
+
+def make_predictors(
+    config: IclHmmCheckpoint, model: ModelFns, tokenisations: Mapping[str, in_context.Tokenisation]
+) -> dict[str, in_context.Predictor]:
+  """A predictor by tokenisation; compiled once each, whatever alphabet a model has."""
+  size = min(config.batch_size, config.num_sequences)
+  return {kind: in_context.Predictor(model, tokens, batch_size=size)
+          for kind, tokens in tokenisations.items()}
+
+
+def _load(origin: origins.Origin, model: ModelFns) -> Params:
+  device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+  return origin.load(jax.tree.map(
+      lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=device),
+      jax.eval_shape(model.init, jax.random.key(0))))
+
+
+def select(config: IclHmmCheckpoint, models: Sequence[hmm_results.RecordedHmm]) -> list[int]:
+  """The rows of the file that the settings ask for, ascending.
+
+  Raises:
+    ValueError: if there is none.
+  """
+  fits = [
+      index for index, model in enumerate(models)
+      if config.num_states in (0, model.emission.shape[0])
+      and config.num_symbols in (0, model.emission.shape[1])]
+  if not fits:
+    sizes = ', '.join(f'{states} and {symbols}' for states, symbols in sorted(
+        {model.emission.shape for model in models}))
+    raise ValueError(
+        f'no model of {config.results_file} has config.num_states={config.num_states} and '
+        f'config.num_symbols={config.num_symbols} (0 is any): it has {sizes}')
+  if 0 < config.max_rows < len(fits):
+    fits = [fits[k] for k in np.linspace(0, len(fits) - 1, config.max_rows).round().astype(int)]
+  return fits
+
+
+def measure_all(
+    run: launch.Run, stopper: loop.Stopper, models: Mapping[int, hmm_results.RecordedHmm],
+    reader: Reader,
+) -> closing.Study:
+  """`measure_model` of every model; those that are on the disk are read."""
+  config, rows = run.config, []
+  with loop.progress(len(models), 'models') as bar:
+    for index, model in models.items():
+      name = f'{index:04d}_{hmm_results.fingerprint(model)}.npz'
+      rows.append(seeds.kept(run.workdir / 'models' / name, functools.partial(
+          measure_model, config, index, model, reader)))
+      run.save_clock()
+      last = {method: np.mean([row[method][0, 0, -1] for row in rows])
+              for method in ('viterbi', *config.kinds)}
+      bar.update(1, **last)
+      stopper.check(f'stopped after {len(rows)} models, saved')
+  found = {method: np.stack([row[method] for row in rows])
+           for method in (*closing.BASELINES, *config.kinds)}
+  return closing.Study(config.lengths, list(models), list(models.values()), config.kinds, found)
+
+
+def main(run: launch.Run) -> None:
+  """Reads every model's trajectories, and writes tables, figures and results.json."""
+  config = run.config
+  models = hmm_results.read(config.results_file, methods={}, optional=closing.RECORDED)
+  chosen = {index: models[index] for index in select(config, models)}
+  width = max(model.emission.shape[1] for model in chosen.values())
+  reader = read_checkpoint(config, width, overrides=run.overrides)
+  with loop.Stopper() as stopper:
+    study = measure_all(run, stopper, chosen, reader)
+  closing.write(run, study)

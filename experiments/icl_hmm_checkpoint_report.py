@@ -1,0 +1,301 @@
+"""What a study of a language model on HMMs shows: tables, figures, every number, results.json."""
+
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from experiments import icl_hmm_report, launch, report, seeds
+from experiments.icl_hmm_report import TOLERANCES, Group
+from jaxrl_llm.tasks import hmm_results
+from jaxrl_llm.tasks.hmm_results import RecordedHmm
+from jaxrl_llm.training import metrics
+
+# Distances are to the emissions of the true state, and to the filter's prediction; the gaps are of
+# accuracies, an oracle's minus the method's on the same trajectories.
+SCORES = ('accuracy', 'probability', 'hellinger', 'hellinger_filter', 'gap_viterbi', 'gap_filter')
+BASELINES = ('viterbi', 'filter', 'ngram2', 'chance')
+LABELS = {
+    'viterbi': 'Viterbi', 'filter': 'filter', 'ngram2': '2-gram', 'chance': 'chance',
+    'abc': 'letters', '123': 'numbers', 'random': 'random tokens'}
+# Our names -> the columns' of what the file may record; language models read letters there.
+RECORDED_MODELS = {
+    'qwen2.5_0.5b': 'llm_qwen_0_5b', 'qwen2.5_1.5b': 'llm_qwen_1_5b', 'qwen2.5_3b': 'llm_qwen_3b',
+    'qwen2.5_7b': 'llm_qwen_7b', 'llama3.2_1b': 'llm_llama_1b', 'llama3.2_3b': 'llm_llama_3b',
+    'llama3.1_8b': 'llm_llama_8b'}
+RECORDED = {'viterbi': 'viterbi', 'ngram2': '2-gram', **RECORDED_MODELS}
+
+
+class Study(NamedTuple):
+  """What was measured.
+
+  Attributes:
+    lengths: the K places.
+    rows: of the file, from 0, [R].
+    models: the models of these rows.
+    kinds: the tokenisations.
+    found: by method, baselines first: float64 [R, 2, scores, K], means over trajectories and
+      their standard errors.
+  """
+
+  lengths: tuple[int, ...]
+  rows: Sequence[int]
+  models: Sequence[RecordedHmm]
+  kinds: Sequence[str]
+  found: Mapping[str, np.ndarray]
+
+  @property
+  def predictors(self) -> tuple[str, ...]:
+    """Who is behind the oracles: the tokenisations, and the bigram."""
+    return (*self.kinds, 'ngram2')
+
+
+def shares(models: Sequence[RecordedHmm]) -> tuple[np.ndarray, np.ndarray]:
+  """(H_A / log2 M, H_B / log2 L) [R] each, of the recorded entropies, which are in bits."""
+  sizes = np.log2([model.emission.shape for model in models])
+  return (np.array([model.transition_entropy for model in models]) / sizes[:, 0],
+          np.array([model.emission_entropy for model in models]) / sizes[:, 1])
+
+
+def groups_of(study: Study) -> list[Group]:
+  """The models by λ2 and by the entropies."""
+  lambda2 = np.array([model.lambda2 for model in study.models])
+  return icl_hmm_report.difficulty_groups(lambda2, *shares(study.models))
+
+
+def recorded_accuracy(study: Study) -> dict[str, np.ndarray]:
+  """[R, K'] by what the file records of all models, at the places that both have."""
+  count = min(len(study.lengths), len(hmm_results.PLACES))
+  found = {name: np.stack([model.accuracy[name][:count] for model in study.models])
+           for name in RECORDED if name in study.models[0].accuracy}
+  return {name: values for name, values in found.items() if np.isfinite(values).all()}
+
+
+def convergence(
+    study: Study, groups: Sequence[Group], oracle: str
+) -> dict[str, dict[str, dict[str, float]]]:
+  """`icl_hmm_report.convergence` to an oracle by predictor; the models are given, not drawn."""
+  score = SCORES.index(f'gap_{oracle}')
+  return {
+      name: icl_hmm_report.convergence(
+          study.lengths, study.found[name][:, 0, score], groups,
+          errors=study.found[name][:, 1, score, -1])
+      for name in study.predictors}
+
+
+def recorded_convergence(
+    study: Study, groups: Sequence[Group]
+) -> dict[str, dict[str, dict[str, float]]]:
+  """The same of what the file records, to its own Viterbi; errors are over models."""
+  found = recorded_accuracy(study)
+  if 'viterbi' not in found:
+    return {}
+  lengths = study.lengths[: found['viterbi'].shape[1]]
+  return {
+      name: icl_hmm_report.convergence(lengths, found['viterbi'] - found[name], groups)
+      for name in RECORDED_MODELS if name in found}
+
+
+def numbers(study: Study) -> dict[str, float]:
+  """The flat numbers of results.json.
+
+  `eval/<method>/<score>/T<length>` are means over the models, `<score>_se` their standard errors
+  over trajectories, the models being given.
+
+  Args:
+    study: what was measured.
+
+  Returns:
+    Numbers by name; T(ε) is left out where it is not reached.
+  """
+  flat: dict[str, float] = {'num_models': len(study.models)}
+  count = len(study.models)
+  for method, values in study.found.items():
+    means = values[:, 0].mean(axis=0)
+    errors = np.sqrt(np.sum(values[:, 1]**2, axis=0)) / count
+    for name, mean, error in list(zip(SCORES, means, errors))[:4]:
+      for k, length in enumerate(study.lengths):
+        flat[f'eval/{method}/{name}/T{length}'] = float(mean[k])
+        flat[f'eval/{method}/{name}_se/T{length}'] = float(error[k])
+  groups = groups_of(study)
+  for oracle in ('viterbi', 'filter'):
+    for method, found in convergence(study, groups, oracle).items():
+      place = f'eval/{method}' if oracle == 'viterbi' else f'eval/{method}/to_filter'
+      flat |= icl_hmm_report.flat_convergence(place, found)
+  for method in study.predictors:
+    last = study.found[method][:, 0, SCORES.index('gap_viterbi'), -1]
+    flat |= {f'eval/{method}/models_within_{tolerance:g}': float(np.mean(last <= tolerance))
+             for tolerance in TOLERANCES}
+  for method, values in recorded_accuracy(study).items():
+    for length, mean in zip(study.lengths, values.mean(axis=0)):
+      flat[f'recorded/{method}/accuracy/T{length}'] = float(mean)
+  for method, found in recorded_convergence(study, groups).items():
+    flat |= icl_hmm_report.flat_convergence(f'recorded/{method}', found)
+  return flat
+
+
+def tables(study: Study, flat: Mapping[str, float]) -> str:
+  """Accuracy by length, the other scores of the language model, ε and T(ε)."""
+  recorded = [name for name in recorded_accuracy(study) if name in RECORDED_MODELS]
+  header = ['accuracy (%) at T', *(LABELS[method] for method in study.found),
+            *(f'{name}, recorded' for name in recorded)]
+  rows = [[length, *(_percent(flat, f'eval/{method}', length) for method in study.found),
+           *(_percent(flat, f'recorded/{name}', length) for name in recorded)]
+          for length in study.lengths]
+  parts = [report.markdown_table(header, rows)]
+  names = {'probability': 'p(label)', 'hellinger': 'H to B[x]', 'hellinger_filter': 'H to filter'}
+  shown = ('viterbi', 'filter', *study.predictors)
+  parts += [report.markdown_table(
+      [f'{title} at T', *(LABELS[method] for method in shown)],
+      [[length, *(f'{flat[f"eval/{method}/{name}/T{length}"]:.3f}' for method in shown)]
+       for length in study.lengths]) for name, title in names.items()]
+  groups = groups_of(study)
+  to_filter = {LABELS[name]: x for name, x in convergence(study, groups, 'filter').items()}
+  for oracle, series in (('Viterbi', _all_convergence(study, groups)), ('the filter', to_filter)):
+    parts += [f'Accuracy missing to {oracle} after {study.lengths[-1]} symbols (ε), and the length '
+              'from which on it stays small:', icl_hmm_report.convergence_table(groups, series)]
+  return '\n\n'.join(parts)
+
+
+def _all_convergence(study: Study, groups: Sequence[Group]):
+  """`convergence` to Viterbi and `recorded_convergence` by label."""
+  return {
+      **{LABELS[name]: found for name, found in convergence(study, groups, 'viterbi').items()},
+      **{f'{name}, recorded': found
+         for name, found in recorded_convergence(study, groups).items()}}
+
+
+def _percent(flat: Mapping[str, float], place: str, length: int) -> str:
+  """Accuracy with its standard error, where there is one; '-' where it was not recorded."""
+  value, error = (flat.get(f'{place}/accuracy{end}/T{length}') for end in ('', '_se'))
+  if value is None:
+    return '-'
+  return f'{100 * value:.1f}' + (f' ± {100 * error:.1f}' if error is not None else '')
+
+
+# --- Every number, as CSV.
+
+
+def write_rows(run: launch.Run, study: Study) -> None:
+  """rows.csv, ε and T(ε) of each model and predictor; scores.csv, all scores at all lengths."""
+  columns = ['row', 'M', 'L', 'lambda2', 'H_A', 'H_B', 'H_A_share', 'H_B_share']
+  of_model = [
+      (row, *model.emission.shape, model.lambda2, model.transition_entropy, model.emission_entropy,
+       *both) for row, model, *both in zip(study.rows, study.models, *shares(study.models))]
+  metrics.write_csv_atomic(run.workdir / 'rows.csv', [
+      *columns, 'predictor', 'accuracy', 'final_gap', 'final_gap_se', 'final_gap_filter',
+      'final_gap_filter_se', *(f'T_{tolerance:g}' for tolerance in TOLERANCES)],
+      _of_rows(study, of_model))
+  metrics.write_csv_atomic(
+      run.workdir / 'scores.csv',
+      ['row', 'method', 'T', *SCORES, *(f'{name}_se' for name in SCORES)],
+      ((row, method, length, *values[index, 0, :, k], *values[index, 1, :, k])
+       for method, values in study.found.items() for index, row in enumerate(study.rows)
+       for k, length in enumerate(study.lengths)))
+
+
+def _of_rows(study: Study, of_model: Sequence[tuple]) -> Iterator[tuple]:
+  accuracy, viterbi, best = (SCORES.index(x) for x in ('accuracy', 'gap_viterbi', 'gap_filter'))
+  reach = lambda lengths, gaps: (
+      icl_hmm_report.reached(lengths, gaps, tolerance) for tolerance in TOLERANCES)
+  for method in study.predictors:
+    for described, (mean, error) in zip(of_model, study.found[method]):
+      yield (*described, method, mean[accuracy, -1], mean[viterbi, -1], error[viterbi, -1],
+             mean[best, -1], error[best, -1], *reach(study.lengths, mean[viterbi]))
+  found = recorded_accuracy(study)
+  for name in RECORDED_MODELS:
+    if name in found and 'viterbi' in found:
+      for described, mine, gaps in zip(of_model, found[name], found['viterbi'] - found[name]):
+        yield (*described, f'recorded_{name}', mine[-1], gaps[-1], '', '', '',
+               *reach(study.lengths[: len(gaps)], gaps))
+
+
+def write_metrics(run: launch.Run, study: Study, flat: Mapping[str, float]) -> None:
+  """Means over the models by length in metrics.jsonl; the step is the number of symbols seen."""
+  with contextlib.closing(metrics.MetricsWriter(run.workdir)) as writer:
+    writer.truncate(0)
+    for length in study.lengths:
+      writer.write(length, {name.removesuffix(f'/T{length}'): value for name, value in flat.items()
+                            if name.endswith(f'/T{length}')})
+
+
+# --- Figures.
+
+
+def write_figures(run: launch.Run, study: Study, flat: Mapping[str, float]) -> None:
+  """Accuracy by length, ε by each measure of difficulty, and ε and T(ε) by group."""
+  name, groups = f'{len(study.models)} published HMMs', groups_of(study)
+  _curves(run, study, flat, f'Next symbol of {name}')
+  _scatter(run, study)
+  icl_hmm_report.convergence_figure(
+      run.workdir / 'figures' / 'convergence.png', groups, _all_convergence(study, groups),
+      lengths=study.lengths, title=f'Accuracy missing to that of Viterbi, {name}')
+
+
+def _curves(run: launch.Run, study: Study, flat: Mapping[str, float], title: str) -> None:
+  """Accuracy and distances by length; scores.csv holds the data."""
+  get = lambda method, score: np.array(
+      [flat[f'eval/{method}/{score}/T{length}'] for length in study.lengths])
+  labels = ('accuracy', 'Hellinger distance to B of the true state',
+            'Hellinger distance to the filter')
+  with seeds.figure(run.workdir / 'figures' / 'by_length.png', 3, title=title) as panels:
+    for axes, score, label in zip(panels, ('accuracy', 'hellinger', 'hellinger_filter'), labels):
+      for index, method in enumerate(study.found):
+        mean, error = get(method, score), get(method, f'{score}_se')
+        line, = axes.plot(study.lengths, mean, marker='os^Dv<>'[index], ms=4, lw=1.4,
+                          ls='--' if method in BASELINES else '-', label=LABELS[method])
+        axes.fill_between(study.lengths, mean - error, mean + error, alpha=0.15, lw=0,
+                          color=line.get_color())
+      axes.set_xscale('log', base=2)
+      axes.set(xlabel='symbols seen', ylabel=label)
+    for name, values in recorded_accuracy(study).items():
+      if name in RECORDED_MODELS:
+        panels[0].plot(study.lengths[: values.shape[1]], values.mean(axis=0), lw=0.8, ls=':',
+                       label=f'{name}, recorded')
+    panels[0].legend(frameon=False, fontsize=7, ncols=2)
+
+
+def _scatter(run: launch.Run, study: Study) -> None:
+  """ε of every model against its entropies and its second eigenvalue; rows.csv holds the data."""
+  score = SCORES.index('gap_viterbi')
+  lambda2 = np.array([model.lambda2 for model in study.models])
+  measures = dict(zip(('H_A / log2 M', 'H_B / log2 L', 'λ2'), (*shares(study.models), lambda2)))
+  path = run.workdir / 'figures' / 'gap_by_difficulty.png'
+  title = f'ε after {study.lengths[-1]} symbols, model by model'
+  with seeds.figure(path, 3, title=title) as panels:
+    for axes, (label, values) in zip(panels, measures.items()):
+      for index, method in enumerate(study.predictors):
+        mean, error = study.found[method][:, :, score, -1].T
+        axes.errorbar(values + 0.012 * index, mean, error, fmt='os^Dv'[index], ms=4, lw=0.8,
+                      alpha=0.6, label=LABELS[method])
+      axes.axhline(0, color='0.5', lw=0.8)
+      axes.set(xlabel=label, ylabel='accuracy of Viterbi minus own', xlim=(-0.05, 1.05))
+    panels[0].legend(frameon=False, fontsize=8)
+
+
+def write(run: launch.Run, study: Study) -> None:
+  """Writes all files and results.json, and prints the tables.
+
+  Args:
+    run: the run.
+    study: what was measured.
+  """
+  config, flat = run.config, numbers(study)
+  write_metrics(run, study, flat)
+  write_rows(run, study)
+  write_figures(run, study, flat)
+  caption = (
+      f'{len(study.models)} models of {config.results_file}, {config.num_sequences} trajectories '
+      f'each, read by {config.checkpoint_dir}; seed {config.seed}. Errors are over trajectories, '
+      'those of recorded ε over models. T(ε) is of the mean gap of a group; rows.csv has each '
+      'model. H_A is the entropy rate of the hidden chain, H_B the entropy of an emission, in '
+      f'bits. {config.note}').strip()
+  text = f'{tables(study, flat)}\n\n{caption}'
+  metrics.write_text_atomic(run.table_path, text + '\n')
+  launch.write_results(run, {
+      **flat, 'num_sequences': config.num_sequences, 'note': config.note,
+      'sampled_tokens/simulation':
+          len(study.models) * config.num_sequences * config.max_length})
+  print(f'\n{text}\n\nwritten to {run.workdir}: results.json, table.md, rows.csv, scores.csv, '
+        'figures/')
