@@ -10,6 +10,7 @@ import numpy as np
 from scipy import stats
 
 from experiments.criteria import Finding
+from jaxrl_llm.evaluation import intervals
 
 Outcomes = Mapping[str, Mapping[int, dict]]
 
@@ -200,19 +201,11 @@ def _last_turn_arms(outcomes: Outcomes) -> list[str]:
   return [arm for arm in outcomes if arm.startswith('lt_')]
 
 
-def _interval(values: np.ndarray) -> tuple[float, float]:
-  """A 95 % confidence interval of the mean over seeds (Student's t); a point for one seed."""
-  if len(values) < 2:
-    return float(values[0]), float(values[0])
-  reach = stats.t.ppf(0.975, len(values) - 1) * values.std(ddof=1) / np.sqrt(len(values))
-  return float(values.mean() - reach), float(values.mean() + reach)
-
-
 def _asks_first(outcomes: Outcomes) -> Finding:
   ours = _final(outcomes, 'refuel', 'score')
   others = {arm: _final(outcomes, arm, 'score') for arm in _last_turn_arms(outcomes)}
   best = max(others, key=lambda arm: others[arm].mean())
-  apart = _interval(ours)[0] > _interval(others[best])[1]
+  apart = intervals.mean_interval(ours).low > intervals.mean_interval(others[best]).high
   return Finding(
       'a', "REFUEL's final dialogues are worth at least 0.15 more than those of the best arm that "
       'trains the last turn, and the 95 % confidence intervals are disjoint',

@@ -45,20 +45,19 @@ def simulated_animals(config: IclHmmMice) -> dict[str, tuple[animals.Animal, np.
       drawn, generator, num_trials=config.simulated_sessions * SESSION_LENGTH,
       session_length=SESSION_LENGTH)
   best = mice.predict(drawn, trials)
-  names = [f'simulated_{i}' for i in range(config.num_simulated)]
+  names = [f'{closing.SIMULATED}{i}' for i in range(config.num_simulated)]
   return {name: (mice.as_animal(trials, i, name), best[i]) for i, name in enumerate(names)}
 
 
 def make_readers(run: launch.Run, stopper: loop.Stopper) -> list[predictors.Reader]:
   """The meta-trained model, and the checkpoint's if one was named."""
   config: IclHmmMice = run.config
+  # Read first: what is wrong with it is said before minutes are spent.
+  others = [read_checkpoint(config)] if config.checkpoint else []
   params = training.meta_train(run, stopper)
-  readers = [predictors.make_reader(
+  return [predictors.make_reader(
       'icl', training.make_model(config), params, training.TOKENISATION,
-      num_trials=config.num_trials, batch_size=32)]
-  if config.checkpoint:
-    readers.append(read_checkpoint(config))
-  return readers
+      num_trials=config.num_trials, batch_size=32), *others]
 
 
 def read_checkpoint(config: IclHmmMice) -> predictors.Reader:
@@ -101,9 +100,9 @@ def predict_animal(
     shape: as in `predictors.fitted_predictions`.
 
   Returns:
-    'choices' [N], 'fold' [N], 'chance/<method>' [N], NaN where nothing is predicted, and
-    'online/<method>' [R, W], the windows of `predictors.online_windows`, with
-    'online/choices'.
+    'choices' [N], 'fold' [N], 'fingerprint' of the animal, 'chance/<method>' [N], NaN where
+    nothing is predicted, and 'online/<method>' [R, W], the windows of
+    `predictors.online_windows`, with 'online/choices'.
   """
   fold = animals.folds(animal.num_sessions, config.num_folds, config.seed)
   found = {
@@ -128,7 +127,8 @@ def predict_animal(
         online['online/choices'] = animal.choices[stream]
   if best is not None:
     found['bayes'] = best
-  return {'choices': animal.choices, 'fold': fold[animal.sessions], **online,
+  return {'choices': animal.choices, 'fold': fold[animal.sessions],
+          'fingerprint': np.array(animals.fingerprint(animal)), **online,
           **{f'chance/{name}': values for name, values in found.items()}}
 
 
@@ -153,17 +153,35 @@ def predict_cohort(
   return {'choices': trials.choices, **{f'chance/{name}': x for name, x in found.items()}}
 
 
+def _everyone(config: IclHmmMice) -> dict[str, tuple[animals.Animal, np.ndarray | None]]:
+  """All animals by name, each with the best prediction where it is known; what cannot be scored
+  is refused."""
+  real = animals.load_folder(config.data_dir) if config.data_dir else []
+  for animal in real:
+    if animal.name.startswith(closing.SIMULATED):
+      raise ValueError(f'names in config.data_dir must not start with {closing.SIMULATED!r}, as '
+                       f'those of simulated mice do, got {animal.name}')
+  everyone = {animal.name: (animal, None) for animal in real} | simulated_animals(config)
+  for name, (animal, _) in everyone.items():
+    if animal.num_sessions < config.num_folds:
+      raise ValueError(f'config.num_folds must be at most the sessions of {name} '
+                       f'({animal.num_sessions}), got {config.num_folds}')
+    # With two choices every method predicts one: shifted, the last of a window has no label.
+    choices = np.bincount(animal.sessions, weights=animal.choices >= 0)
+    fold = animals.folds(animal.num_sessions, config.num_folds, config.seed)
+    empty = set(range(config.num_folds)) - set(fold[choices >= 2].tolist())
+    if empty:
+      raise ValueError(f'each fold of {name} must have a session with two choices to be scored, '
+                       f'got {len(empty)} of {config.num_folds} (config.num_folds) without')
+  return everyone
+
+
 def predict_all(
     run: launch.Run, stopper: loop.Stopper
 ) -> tuple[dict[str, Mapping[str, np.ndarray]], Mapping[str, np.ndarray]]:
   """What `predict_animal` gives, by animal, and the cohort's; what is on the disk is read."""
   config: IclHmmMice = run.config
-  real = animals.load_folder(config.data_dir) if config.data_dir else []
-  everyone = {animal.name: (animal, None) for animal in real} | simulated_animals(config)
-  for animal, _ in everyone.values():
-    if animal.num_sessions < config.num_folds:
-      raise ValueError(f'config.num_folds must be at most the sessions of {animal.name} '
-                       f'({animal.num_sessions}), got {config.num_folds}')
+  everyone = _everyone(config)
   sizes = [(animal.num_sessions, np.bincount(animal.sessions).max())
            for animal, _ in everyone.values()]
   shape = tuple(map(max, zip(*sizes)))
@@ -175,7 +193,7 @@ def predict_all(
       path = kept / f'{name}.animal.npz'
       found[name] = seeds.kept(path, functools.partial(
           predict_animal, config, animal, best, readers, shape))
-      if not np.array_equal(found[name]['choices'], animal.choices):
+      if str(found[name].get('fingerprint')) != animals.fingerprint(animal):
         raise ValueError(f'{path} is of other trials than {name} of config.data_dir: give another '
                          '--workdir')
       run.save_clock()

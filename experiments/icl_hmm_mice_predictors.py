@@ -19,7 +19,7 @@ from experiments.icl_hmm_mice_training import ARMS
 from experiments.settings_mice import IclHmmMice
 from jaxrl_llm.data import animals
 from jaxrl_llm.evaluation import in_context
-from jaxrl_llm.rl import glm_hmm
+from jaxrl_llm.rl import glm_hmm, hmm
 from jaxrl_llm.training import rng
 from jaxrl_llm.types import ModelFns, Params
 
@@ -194,7 +194,7 @@ def _glm(inputs, choices, training, *, ridge):
   def one(training):
     shown = jnp.where(training[:, None], choices, -1).reshape(-1)
     weights = glm_hmm.fit_glm(inputs.reshape(-1, inputs.shape[-1]), shown, ridge=ridge)
-    return jax.nn.sigmoid(inputs @ weights)
+    return jax.nn.sigmoid(hmm.dot(inputs, weights))
 
   return jax.vmap(one)(training)
 

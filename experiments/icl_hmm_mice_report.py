@@ -29,7 +29,7 @@ _CURVES = ('icl_choice', 'icl_stim_choice', 'icl_stim_choice_reward', 'icl_shift
 _COLOURS = dict(zip(
     (*_SHOWN, 'bayes', 'icl_choice'),
     ('0.6', '#c98a1b', '#2e8b57', '#8d6a9f', '#1b6ca8', '#6fb1dc', '#d1495b', '0.2', '#b8860b')))
-_SIMULATED = 'simulated_'
+SIMULATED = 'simulated_'  # How names of simulated mice start.
 
 
 def label(method: str) -> str:
@@ -86,7 +86,7 @@ def animal_numbers(found: Mapping[str, Mapping[str, np.ndarray]]) -> dict[str, f
       accuracy = [np.nanmean(hits(chances, choices)[part]) for part in parts]
       likely = [np.exp(np.nanmean(log_probs(chances, choices)[part])) for part in parts]
       numbers |= _summary(f'mice/{name}/{method}', np.array(accuracy), np.array(likely))
-  averaged = [name for name in found if not name.startswith(_SIMULATED)] or list(found)
+  averaged = [name for name in found if not name.startswith(SIMULATED)] or list(found)
   for method, _ in _methods(found[averaged[0]]):
     numbers |= _summary(f'mean/{method}', *(np.array([
         numbers[f'mice/{name}/{method}/{part}'] for name in averaged])
@@ -119,7 +119,7 @@ def cohort_numbers(cohort: Mapping[str, np.ndarray]) -> dict[str, float]:
 
 def tables(numbers: Mapping[str, float], animals: list[str], methods: list[str]) -> str:
   """Accuracy, then probability of the choices, of each animal; then the cohort."""
-  real = any(not name.startswith(_SIMULATED) for name in animals)
+  real = any(not name.startswith(SIMULATED) for name in animals)
   heads = [*animals, 'mean of real ones' if real else 'mean']
   columns = [*(f'mice/{name}' for name in animals), 'mean']
 
@@ -149,19 +149,20 @@ def paragraph(numbers: Mapping[str, float], real: bool) -> str:
   """What was found, in words that the numbers choose."""
   mean = lambda method: numbers[f'mean/{method}/accuracy']
   percent = lambda x: f'{100 * x:.1f} %'
-  states = max((name for name in numbers if name.startswith('mean/glm_hmm')
-                and name.endswith('/accuracy')), default='mean/glm/accuracy').split('/')[1]
-  best = max(('icl_stim_choice', 'icl_stim_choice_reward'), key=mean)
-  blind = max(map(mean, ('icl_choice', 'icl_choice_reward')))
+  fitted = [int(name.split('/')[1].removeprefix('glm_hmm')) for name in numbers
+            if name.startswith('mean/glm_hmm') and name.endswith('/accuracy')]
+  states = f'glm_hmm{max(fitted)}' if fitted else 'glm'
+  # Each layout by its name: the better of two would be chosen by what is reported.
+  both = lambda *methods: ' and '.join(f'{percent(mean(m))} ({label(m)})' for m in methods)
   gap = numbers['cohort/icl_stim_choice/minus_bayes']
   leak = numbers['cohort/icl_shift/minus_bayes']
   return (
       f'Held-out choices of {"the animals" if real else "the simulated animals"}: in context, '
-      f'{percent(mean(best))} ({label(best)}), from a window and without training on any animal; '
-      f'{label(states)} fitted to the training sessions {percent(mean(states))}, GLM '
+      f'{both("icl_stim_choice", "icl_stim_choice_reward")}, from a window and without training on '
+      f'any animal; {label(states)} fitted to the training sessions {percent(mean(states))}, GLM '
       f'{percent(mean("glm"))}, a count in the same window {percent(mean("context_ngram3"))}. '
-      f'Without the contrast {percent(blind)} is the most in context (bias: '
-      f'{percent(mean("bias"))}). The shifted layout gives {percent(mean("icl_shift"))}: there '
+      f'Without the contrast, {both("icl_choice", "icl_choice_reward")}; bias alone '
+      f'{percent(mean("bias"))}. The shifted layout gives {percent(mean("icl_shift"))}: there '
       f'the answer is read. On simulated mice the model in context is {100 * gap:+.1f} points '
       f'from the best prediction; shifted, {100 * leak:+.1f}.'
   )
@@ -195,7 +196,7 @@ def write_figure(
   """Accuracy by trials read (cohort, animals), and by animal; with their data."""
   path = run.workdir / 'figures' / 'icl_hmm_mice.png'
   rows = []
-  real = [name for name in found if not name.startswith(_SIMULATED)] or list(found)
+  real = [name for name in found if not name.startswith(SIMULATED)] or list(found)
 
   def draw(axes, who, method, chances, choices):
     x, mean, error = curve(chances, choices)
@@ -244,7 +245,7 @@ def write(
   names = list(found)
   methods = list(dict.fromkeys(
       method for arrays in found.values() for method, _ in _methods(arrays)))
-  real = any(not name.startswith(_SIMULATED) for name in names)
+  real = any(not name.startswith(SIMULATED) for name in names)
   text = f'{tables(numbers, names, methods)}\n\n{paragraph(numbers, real)}'
   metrics.write_text_atomic(run.table_path, text + '\n')
   parts = ('accuracy', 'standard_error', 'probability', 'probability_standard_error')

@@ -155,6 +155,10 @@ def predict_bigrams(symbols: jax.Array, num_symbols: int) -> jax.Array:
   return counts / counts.sum(axis=-1, keepdims=True)
 
 
+def _keys(key: jax.Array, count: int) -> jax.Array:
+  return jax.vmap(functools.partial(jax.random.fold_in, key))(jnp.arange(count))
+
+
 def predict_baum_welch(config: IclHmm, symbols: np.ndarray, lengths: np.ndarray) -> np.ndarray:
   """Best of several fits to each prefix; what the fitted HMM predicts.
 
@@ -172,14 +176,14 @@ def predict_baum_welch(config: IclHmm, symbols: np.ndarray, lengths: np.ndarray)
   @jax.jit
   def fit(key, observations, length):
     starts = jax.vmap(lambda key: hmm_learners.random_parameters(key, **size))(
-        jax.random.split(key, config.baum_welch_restarts))
+        _keys(key, config.baum_welch_restarts))
     seen = jnp.where(jnp.arange(len(observations)) < length, observations, -1)
     fitted = hmm_learners.fit_best(starts, seen, max_steps=config.baum_welch_steps).parameters
     return hmm_oracles.predict_next(*fitted, observations, length[None])[0]
 
   every = jax.vmap(jax.vmap(fit, (None, None, 0)), (0, 0, None))
   return np.asarray(every(
-      jax.random.split(key, len(symbols)), symbols[:, : lengths[-1]], jnp.asarray(lengths)))
+      _keys(key, len(symbols)), symbols[:, : lengths[-1]], jnp.asarray(lengths)))
 
 
 def make_measure(config: IclHmm, policy: ModelFns, params: Params, lengths: np.ndarray):

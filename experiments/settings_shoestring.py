@@ -126,9 +126,10 @@ class Shoestring:
       if getattr(self.algorithm, name) != needed:
         raise ValueError(f'config.algorithm.{name} must be {needed!r} here ({why}), got '
                          f'{getattr(self.algorithm, name)!r}')
-    if not all(0 <= ratio <= 1 for ratio in self.refinement_ratios):
+    ratios = self.refinement_ratios
+    if not all(0 <= ratio <= 1 for ratio in ratios) or list(ratios) != sorted(set(ratios)):
       raise ValueError(
-          f'config.refinement_ratios must lie in [0, 1], got {self.refinement_ratios}')
+          f'config.refinement_ratios must lie in [0, 1] and increase, got {ratios}')
 
   def chosen_backbones(self) -> list[str]:
     """The backbones to run, in the order in which they are shown."""

@@ -73,7 +73,7 @@ class Trainer:
     """States before training, one for each seed: the same for every head, labels and backbone."""
     def state(key):
       params = self._network.init(rng.stream_key(key, rng.INIT))
-      return self._algorithm.init(key, {'network': params})
+      return self._algorithm.init(rng.stream_key(key, rng.DROPOUT), {'network': params})
 
     first = self._config.seed
     keys = [rng.base_key(seed) for seed in range(first, first + self._config.num_splits)]
@@ -149,9 +149,9 @@ class Study:
     if not path.exists():
       made = (config.blocks.make(config.seed) if config.dataset == 'blocks' else
               planetoid.load(config.data_dir, config.dataset))
-      self._check(made)
+      self._check(planetoid.check(made))
       planetoid.write(path, made)
-    return planetoid.read(path)
+    return planetoid.read(path, name=config.dataset)
 
   def _check(self, graph: planetoid.Graph) -> None:
     """Raises ValueError for settings that this graph does not allow."""

@@ -9,7 +9,9 @@ about images. Finished parts are kept: the same command goes on with the next on
 """
 
 import contextlib
+import dataclasses
 import functools
+import hashlib
 
 import jax
 import jax.numpy as jnp
@@ -21,7 +23,6 @@ from experiments.settings_shoestring import FewShot
 from jaxrl_llm.algorithms import shoestring
 from jaxrl_llm.evaluation import intervals
 from jaxrl_llm.models import graph as graph_lib
-from jaxrl_llm.rl import prototypes
 from jaxrl_llm.tasks import episodes
 from jaxrl_llm.training import loop, metrics, optim, rng
 
@@ -48,42 +49,42 @@ class Classifier:
             name='adam', learning_rate=config.learning_rate, max_grad_norm=0.0)))
     self.classify = jax.jit(jax.vmap(self._classify))
 
-  def _classify(self, index: Array, features: Array, labels: Array) -> dict[str, Array]:
-    """The accuracy on the queries of one episode, by method.
+  def scores(self, index: Array, features: Array, labels: Array) -> dict[str, Array]:
+    """Every example's score for every class in one episode, by method.
 
     Args:
       index: int32 []; of the episode.
       features: [M, D], the labelled ones first.
-      labels: int32 [M].
+      labels: int32 [M]; read of the labelled ones alone.
+
+    Returns:
+      [M, n] by the names of `METHODS`.
     """
     config, count = self._config, labels.shape[0]
     support = (jnp.arange(count) < self._num_support).astype(jnp.float32)
     adjacency = graph_lib.gaussian_graph(features, neighbours=config.neighbours)
     known = support[:, None] * jax.nn.one_hot(labels, config.way)
     filtered = graph_lib.propagate(adjacency, features, alpha=config.feature_alpha)
-    scores = {
-        'prototypes': self._by_prototypes(features, labels, support, 0.0),
-        'refined': self._by_prototypes(features, labels, support, config.refinement_ratio),
-        'lp': graph_lib.propagate(adjacency, known, alpha=config.label_alpha),
-        'filtered': self._by_prototypes(filtered, labels, support, 0.0),
-    }
+    refining = dataclasses.replace(config.algorithm, refinement_ratio=config.refinement_ratio)
+    by_prototypes = lambda options, rows: shoestring.metric_scores(
+        options, rows, labels, support, num_classes=config.way)
     read = shoestring.scores(
         config.algorithm, self._train(index, features, adjacency, labels), labels, support,
         1 - support)
-    scores |= {'gcn_softmax': read['softmax'], 'gcn_prototypes': read['metric']}
-    right = lambda values: jnp.argmax(values, axis=-1) == labels
-    queries = slice(self._num_support, None)
-    return {name: jnp.mean(right(values)[queries].astype(jnp.float32))
-            for name, values in scores.items()}
+    return {
+        'prototypes': by_prototypes(config.algorithm, features),
+        'refined': by_prototypes(refining, features),
+        'lp': graph_lib.propagate(adjacency, known, alpha=config.label_alpha),
+        'filtered': by_prototypes(config.algorithm, filtered),
+        'gcn_softmax': read['softmax'], 'gcn_prototypes': read['metric'],
+    }
 
-  def _by_prototypes(self, outputs: Array, labels: Array, support: Array, ratio: float) -> Array:
-    metric = self._config.algorithm.metric
-    centres, counts = prototypes.prototypes(
-        outputs, labels, support, num_classes=self._config.way)
-    if ratio:
-      centres = prototypes.refine(
-          centres, counts, outputs, 1 - support, metric=metric, ratio=ratio)
-    return prototypes.similarities(outputs, centres, metric=metric)
+  def _classify(self, index: Array, features: Array, labels: Array) -> dict[str, Array]:
+    """The accuracy on the queries of one episode, by method."""
+    queries = slice(self._num_support, None)
+    right = lambda values: (jnp.argmax(values, axis=-1) == labels)[queries]
+    return {name: jnp.mean(right(values).astype(jnp.float32))
+            for name, values in self.scores(index, features, labels).items()}
 
   def _train(self, index: Array, features: Array, adjacency: Array, labels: Array) -> Array:
     """The outputs [M, n] of a network that this episode has trained."""
@@ -92,11 +93,30 @@ class Classifier:
                              jnp.ones(self._num_support))
     key = rng.stream_key(rng.base_key(self._config.seed), rng.DATA, index)
     params = self._network.init(rng.stream_key(key, rng.INIT))
-    state = self._algorithm.init(key, {'network': params})
+    state = self._algorithm.init(rng.stream_key(key, rng.DROPOUT), {'network': params})
     step = lambda state, _: (self._algorithm.train_step(state, batch)[0], None)
     state, _ = jax.lax.scan(step, state, length=self._config.steps)
     return self._network.apply(
         state.params['network'], graph_lib.Inputs(features, adjacency, adjacency))
+
+
+def check_features(run: launch.Run, data: episodes.Features) -> str:
+  """The SHA-256 of the features, which is kept for a run that goes on later.
+
+  Raises:
+    ValueError: the run began with other features; one line.
+  """
+  digest = hashlib.sha256(repr(data.features.shape).encode())
+  for array in data:
+    digest.update(np.ascontiguousarray(array))
+  found, path = digest.hexdigest(), run.workdir / 'features.sha256'
+  if not path.exists():
+    metrics.write_text_atomic(path, found + '\n')
+  kept = path.read_text().strip()
+  if kept != found:
+    raise ValueError(f'the features must be those that {run.workdir} began with (SHA-256 '
+                     f'{kept[:12]}...), got others ({found[:12]}...); give another --workdir')
+  return found
 
 
 def play(run: launch.Run, data: episodes.Features, shots: int, bar) -> dict[str, np.ndarray]:
@@ -185,6 +205,7 @@ def main(run: launch.Run) -> None:
   for shots in config.shots:  # Before anything is computed.
     episodes.draw_episode(data, way=config.way, shots=shots, queries=config.queries,
                           seed=config.seed, index=0)
+  digest = check_features(run, data)
   with loop.progress(config.episodes * len(config.shots), 'episodes') as bar:
     outcomes = {shots: play(run, data, shots, bar) for shots in config.shots}
   write_metrics(run, outcomes)
@@ -193,7 +214,7 @@ def main(run: launch.Run) -> None:
   metrics.write_text_atomic(run.table_path, closing + '\n')
   launch.write_results(run, {
       **summarise(config, outcomes), 'episodes': config.episodes, 'sampled_tokens': 0,
-      'features': config.features_file or 'generated'})
+      'features': config.features_file or 'generated', 'features_sha256': digest})
   print(f'\n{closing}\n\nfigure: {run.workdir / "figures" / "accuracy.png"}\n'
         f'results: {run.results_path}')
 

@@ -195,7 +195,8 @@ def refinement(outcomes: Outcomes, ratios: Sequence[float]) -> str:
             arm[f'refined_{ratio:g}'], arm['prototypes'])))
       name = f'{backbone} + {"cos, λ = 0" if head == "softmax" else head}'
       rows.append([name, f'{ratio:g}', *gains])
-  return report.markdown_table(header, rows)
+  return report.markdown_table(header, rows) + '\n\nHonest prototypes are refined at evaluation ' \
+      'only: the loss compares with the labelled nodes alone.'
 
 
 def write_figure(path: pathlib.Path, outcomes: Outcomes) -> None:

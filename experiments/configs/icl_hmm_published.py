@@ -3,13 +3,15 @@
 The baselines of the paper (arXiv 2506.07298) and of its file of results for the group "entropy":
 81 models, 4, 8, ..., 2048 symbols seen (DaiYijia02/hmm-visualization, entropy_results.csv).
 Wanted were mean absolute differences of at most 0.02 in accuracy and 0.008 in Hellinger distance
-for the best path, the true state and the n-grams; Baum-Welch, on few sequences, is reported.
+for the best path, the true state and the n-grams; Baum-Welch, on few sequences, is reported, once
+from one start as published and once the best of five. After 2048 symbols the baselines are wanted
+in the order of the paper.
 
 The file is looked for in $JAXRL_LLM_DATA/icl_hmm, by default ../shared/data/icl_hmm; any file of
 the schema will do.
 
-Cost: about 17 minutes of processor time, as measured on some of the models; these are
-simulated side by side on all cores.
+Cost: about 17 minutes of processor time, estimated from some of the models, which are simulated
+side by side on all cores.
 Command: python -m experiments.icl_hmm --config=experiments/configs/icl_hmm_published.py \\
       [--config.results_file=FILE.csv]
 """

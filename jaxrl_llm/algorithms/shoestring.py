@@ -43,8 +43,6 @@ from jaxrl_llm.rl import prototypes
 from jaxrl_llm.training import step as step_lib
 from jaxrl_llm.types import Algorithm, Array, Params, TrainState, WeightedMean
 
-_DROPOUT_STREAM = 5  # As `training.rng.DROPOUT`.
-
 
 @dataclasses.dataclass
 class Config:
@@ -115,7 +113,8 @@ def make(
     optimizer: an optax transformation, without a decay of its own.
 
   Returns:
-    Algorithm(init, train_step); `train_step` takes a `Batch`.
+    Algorithm(init, train_step). `init` takes the key of the dropout, which nothing else draws
+    from (`training.rng.stream_key(base_key, DROPOUT)`); `train_step` takes a `Batch`.
 
   Raises:
     ValueError: a setting is out of range.
@@ -131,14 +130,16 @@ def make(
     loss = softmax_loss.value() + decay_loss(config, params['network'])
     metrics = {'train/softmax_loss': softmax_loss}
     if config.metric_coefficient:  # Left out otherwise, so that λ = 0 is the network to the bit.
-      scores = _metric_scores(config, outputs, batch.labels, batch.weight, refined=False)
+      scores = metric_scores(
+          dataclasses.replace(config, refinement_ratio=0.0), outputs, batch.labels, batch.weight,
+          num_classes=outputs.shape[-1])
       metric_loss = prototypes.cross_entropy(scores, batch.labels, batch.weight)
       loss = loss + config.metric_coefficient * metric_loss.value()
       metrics['train/metric_loss'] = metric_loss
     return loss, metrics
 
   def train_step(state, batch: Batch):
-    key = jax.random.fold_in(jax.random.fold_in(state.key, _DROPOUT_STREAM), state.step)
+    key = jax.random.fold_in(state.key, state.step)
     gradients_of = jax.value_and_grad(loss_fn, has_aux=True)
     (loss, metrics), gradients = gradients_of(state.params, batch, key)
     state, step_metrics = step_lib.apply_gradients(optimizer, state, gradients)
@@ -172,7 +173,7 @@ def scores(
   """
   chex.assert_equal_shape([labels, train, test])
   known = test if config.leaky_eval else train
-  metric = _metric_scores(config, outputs, labels, known, refined=True)
+  metric = metric_scores(config, outputs, labels, known, num_classes=outputs.shape[-1])
   mixed = jax.nn.softmax(outputs) + config.metric_coefficient * jax.nn.softmax(metric)
   return {'softmax': outputs, 'metric': metric, 'mixed': mixed}
 
@@ -197,13 +198,23 @@ def evaluate(
   return {name: jnp.sum(test * right(values)) / jnp.sum(test) for name, values in by_name.items()}
 
 
-def _metric_scores(
-    config: Config, outputs: Array, labels: Array, known: Array, *, refined: bool
+def metric_scores(
+    config: Config, outputs: Array, labels: Array, known: Array, *, num_classes: int
 ) -> Array:
-  """s of all rows against the prototypes of the rows that are known, [N, C]."""
-  centres, counts = prototypes.prototypes(
-      outputs, labels, known, num_classes=outputs.shape[-1])
-  if refined and config.refinement_ratio:
+  """How close all rows are to the prototypes of the rows that are known.
+
+  Args:
+    config: `metric` and `refinement_ratio` are used.
+    outputs: float [N, D]; of a network, or any features.
+    labels: int [N]; read where `known` is 1.
+    known: float [N]; 1 for labelled rows; all others may refine the prototypes.
+    num_classes: C.
+
+  Returns:
+    s [N, C].
+  """
+  centres, counts = prototypes.prototypes(outputs, labels, known, num_classes=num_classes)
+  if config.refinement_ratio:
     unlabelled = (known == 0).astype(outputs.dtype)
     centres = prototypes.refine(
         centres, counts, outputs, unlabelled, metric=config.metric, ratio=config.refinement_ratio)

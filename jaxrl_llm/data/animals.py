@@ -17,9 +17,15 @@ beside the contrast and the reward of this one: `shift` of `encode`. When that c
 predicted, its own contrast and reward have been read already.
 """
 
+import collections
 import dataclasses
+import hashlib
+import itertools
+import lzma
 import pathlib
+import struct
 import zipfile
+import zlib
 from collections.abc import Sequence
 
 import numpy as np
@@ -41,6 +47,10 @@ COVARIATES = ('stimulus', 'bias', 'previous choice', 'win-stay')
 
 _FILES = '*.npz'
 _LOOKUP = 'fold_lookup'
+# What numpy and zipfile raise on files that are damaged, encrypted or of another kind.
+_UNREADABLE = (ValueError, OSError, KeyError, EOFError, AttributeError, TypeError, RuntimeError,
+               OverflowError, MemoryError, zipfile.BadZipFile, zlib.error, lzma.LZMAError,
+               struct.error)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,15 +77,26 @@ class Animal:
     return int(self.sessions[-1]) + 1
 
 
+def fingerprint(animal: Animal) -> str:
+  """A short name of all trials of an animal: contrasts, choices, rewards and sessions."""
+  arrays = (animal.levels, animal.choices, animal.rewards, animal.sessions)
+  return hashlib.sha256(np.stack(arrays).astype(np.int64).tobytes()).hexdigest()[:16]
+
+
 def load_folder(directory: str | pathlib.Path) -> list[Animal]:
   """All animals of a folder, by name; files of folds (`*fold_lookup.npz`) are passed over.
 
   Raises:
-    ValueError: the folder is missing or holds none, or as `load`.
+    ValueError: the folder is missing or holds none, two files are of one name, or as `load`.
   """
   paths = sorted(p for p in pathlib.Path(directory).glob(_FILES) if _LOOKUP not in p.name)
   if not paths:
     raise ValueError(f'{directory} must be a folder of animals ({_FILES}), found none there')
+  names = collections.Counter(map(_name, paths))
+  for name, count in names.items():
+    if count > 1:
+      files = ', '.join(path.name for path in paths if _name(path) == name)
+      raise ValueError(f'{directory} must hold one file of each animal, got {files} of {name}')
   return [load(path) for path in paths]
 
 
@@ -99,13 +120,17 @@ def load(path: str | pathlib.Path) -> Animal:
     covariates = np.asarray(covariates, float)
     choices = np.asarray(choices).reshape(-1)
     names = np.asarray(names).reshape(-1)
-  except (ValueError, KeyError, EOFError, zipfile.BadZipFile, AttributeError) as error:
+  except _UNREADABLE as error:
     problem = ' '.join(str(error).split())
     raise ValueError(f'{path} is no file of an animal (arr_0, arr_1, arr_2): {problem}') from error
   try:
-    return _rebuild(path.stem.removesuffix('_processed'), covariates, choices, names)
+    return _rebuild(_name(path), covariates, choices, names)
   except ValueError as error:
     raise ValueError(f'{path}: {error}') from error
+
+
+def _name(path: pathlib.Path) -> str:
+  return path.stem.removesuffix('_processed')
 
 
 def _rebuild(name: str, covariates, choices, names) -> Animal:
@@ -114,6 +139,9 @@ def _rebuild(name: str, covariates, choices, names) -> Animal:
   if count < 2 or covariates.shape != (count, 3) or names.shape != (count,):
     raise ValueError(f'arr_0, arr_1 and arr_2 must be [N, 3], [N, 1] and [N] with N > 1, got '
                      f'{covariates.shape}, {choices.shape} and {names.shape}')
+  if not np.isfinite(covariates).all():
+    row = int(np.flatnonzero(~np.isfinite(covariates).all(axis=1))[0])
+    raise ValueError(f'arr_0 must be finite, got {covariates[row].tolist()} in row {row}')
   if not np.isin(choices, (-1, 0, 1)).all():
     raise ValueError(f'choices must be 0, 1 or -1, got {np.unique(choices)}')
   starts = np.concatenate([[True], names[1:] != names[:-1]])
@@ -123,30 +151,45 @@ def _rebuild(name: str, covariates, choices, names) -> Animal:
   right = np.where(levels > ZERO_LEVEL, 1, 0) == choices
   rewards = np.where(levels == ZERO_LEVEL, 0, np.where(right, 1, -1))
   told = np.flatnonzero(~starts[1:] & (choices[:-1] >= 0))  # By the trial behind them.
-  stored = np.sign(covariates[told + 1, 1] * covariates[told + 1, 2]).astype(int)
-  agrees = (covariates[told + 1, 1] > 0) == (choices[told] > 0)
+  before = covariates[told + 1, 1:]
+  stored = before[:, 0] * before[:, 1]
+  agrees = (np.abs(before) == 1).all(axis=1) & ((before[:, 0] > 0) == (choices[told] > 0))
   agrees &= (rewards[told] == 0) | (rewards[told] == stored)
-  if len(told) and agrees.mean() < .9:  # Another order of columns, or another sign.
-    raise ValueError(f'arr_0 must hold contrast, previous choice and previous choice times reward; '
-                     f'{agrees.mean():.0%} of the trials agree with that')
-  rewards[told] = stored
+  if not agrees.all():  # Another order of columns, another sign, or a file that was changed.
+    row = int(told[~agrees][0]) + 1
+    raise ValueError(
+        'arr_0 must hold contrast, previous choice (-1 or 1) and previous choice times reward (-1 '
+        f'or 1); {(~agrees).sum()} of {len(told)} rows contradict the trial before them, the first '
+        f'is row {row} with {covariates[row].tolist()}')
+  rewards[told] = stored.astype(int)
   rewards[choices < 0] = -1
   return Animal(name, levels, choices, rewards.astype(np.int8),
                 (np.cumsum(starts) - 1).astype(np.int32))
 
 
 def _levels(z_scored: np.ndarray) -> np.ndarray:
-  """The contrast of each trial; extremes are -1 and 1, whatever mean and scale were taken out."""
-  if not np.isfinite(z_scored).all() or np.ptp(z_scored) == 0:
-    raise ValueError('contrasts must be finite and differ')
-  low, high = z_scored.min(), z_scored.max()
-  contrast = (2 * z_scored - low - high) / (high - low)
-  levels = np.abs(contrast[:, None] - CONTRASTS).argmin(axis=1)
-  off = np.abs(contrast - CONTRASTS[levels])
-  if off.max() > 1e-3:
+  """The contrast of each trial, whatever mean and scale were taken out.
+
+  All nine kinds can be told, and fewer where one scale alone leads to contrasts.
+  """
+  if np.ptp(z_scored) == 0:
+    raise ValueError('contrasts must differ')
+  kinds, which = np.unique(z_scored, return_inverse=True)
+  share = (kinds - kinds[0]) / (kinds[-1] - kinds[0])
+  fits = []
+  for low, high in itertools.combinations(CONTRASTS, 2):
+    contrasts = low + (high - low) * share
+    levels = np.abs(contrasts[:, None] - CONTRASTS).argmin(axis=1)
+    if np.abs(contrasts - CONTRASTS[levels]).max() <= 5e-4 * (high - low):
+      fits.append(levels)
+  if not fits:
     raise ValueError(f'contrasts must be some of {CONTRASTS.tolist()} up to mean and scale, got '
-                     f'{contrast[off.argmax()]:.4f}')
-  return levels.astype(np.int8)
+                     f'{len(kinds)} kinds from {kinds[0]:.4f} to {kinds[-1]:.4f}')
+  if len(fits) > 1:
+    first, second = (CONTRASTS[np.unique(levels)].tolist() for levels in fits[:2])
+    raise ValueError(f'contrasts must be so many that mean and scale can be told, got kinds that '
+                     f'can be {first} and {second}')
+  return fits[0][which.reshape(-1)].astype(np.int8)
 
 
 def stimulus(power: float | np.ndarray = 1.0) -> np.ndarray:

@@ -1,8 +1,8 @@
 """Citation graphs as the Planetoid release stores them (Cora, CiteSeer): pickles, read safely.
 
 A pickle may name any function to be called while it is read. Here it may name the few classes
-that the released files are made of, and nothing else; `write` keeps what was read as npz, which
-needs no pickle any more.
+that the released files are made of, and nothing else, and is handed stand-ins for them that make
+arrays of numbers alone; `write` keeps what was read as npz, which needs no pickle any more.
 
 Two peculiarities of the release are mended: the rows of tx and ty belong to the nodes that
 test.index names, in its order; and CiteSeer's test.index leaves out 15 nodes, which get features
@@ -12,19 +12,21 @@ References: Yang, Cohen and Salakhutdinov (2016), Revisiting semi-supervised lea
 embeddings, arXiv 1603.08861.
 """
 
-import _codecs
 import collections
 import dataclasses
 import io
+import math
 import os
 import pathlib
 import pickle
+import re
 from typing import Any
 
 import numpy as np
 
 NO_LABEL = -1
 
+_SPLIT = ('train', 'validation', 'test')
 _PARTS = ('y', 'tx', 'ty', 'allx', 'ally', 'graph')
 _NUM_VALIDATION = 500  # Of the public split: the nodes behind its training nodes.
 
@@ -63,31 +65,119 @@ class Graph:
     return len(self.labels)
 
 
-class _SparseRows:
-  """What a pickled scipy csr_matrix turns into: its attributes, and none of its code."""
+class _Name:
+  """What a name in a pickle stands for: it says what it is, and nothing can be set on it.
 
-  data: np.ndarray
-  indices: np.ndarray
-  indptr: np.ndarray
-  _shape: tuple[int, int]
+  A pickle can set attributes of whatever it names, and call it with whatever it likes. That is
+  why none of NumPy's own functions is handed out: ndarray and dtype make objects of any bytes.
+  """
 
-  @property
-  def shape(self) -> tuple[int, int]:
-    """Rows and columns."""
-    return tuple(int(size) for size in self._shape)
+  __slots__ = ()
+
+  def __setattr__(self, name: str, value: Any) -> None:
+    raise pickle.UnpicklingError(f'it sets {name!r} of something that it names')
+
+
+class _ArrayType(_Name):
+  """numpy.ndarray: an argument of `_Reconstruct`, which cannot be called."""
+
+
+class _Reconstruct(_Name):
+  """The function that starts each array in a pickle."""
+
+  def __call__(self, kind: Any, *_: Any) -> '_Array':
+    """An array that the pickle will fill."""
+    if not isinstance(kind, _ArrayType):
+      raise pickle.UnpicklingError('it makes an array of another type than ndarray')
+    return _Array()
+
+
+class _MakeDtype(_Name):
+  """numpy.dtype: of plain numbers."""
+
+  def __call__(self, code: Any, *_: Any) -> '_Dtype':
+    """The type of a code such as 'f4'."""
+    if not isinstance(code, str) or not re.fullmatch('[biuf][1248]', code):
+      raise pickle.UnpicklingError(f'its arrays must hold numbers, got the type {code!r}')
+    return _Dtype(code)
+
+
+class _Encode(_Name):
+  """_codecs.encode, by which Python 3 writes bytes into a pickle of protocol 2."""
+
+  def __call__(self, text: str, encoding: str) -> bytes:
+    """The bytes of a text."""
+    if encoding != 'latin1':
+      raise pickle.UnpicklingError(f"its bytes must be encoded as 'latin1', got {encoding!r}")
+    return str.encode(text, 'latin1')
+
+
+class _Dtype:
+  """A type of numbers, with the order of its bytes."""
+
+  __slots__ = ('code', 'order')
+
+  def __init__(self, code: str):
+    self.code, self.order = code, '='
+
+  def __setstate__(self, state: tuple) -> None:
+    _, order, *nothing = state
+    if order not in ('<', '>', '|', '=') or any(nothing[:3]):
+      raise pickle.UnpicklingError(f'its arrays must hold plain numbers, got {state!r}')
+    self.order = order
+
+  def get(self) -> np.dtype:
+    """The type, as NumPy knows it."""
+    return np.dtype(self.order + self.code)
+
+
+class _Array:
+  """An array in a pickle: what is checked before NumPy sees it."""
+
+  __slots__ = ('value',)
+
+  def __setstate__(self, state: tuple) -> None:
+    _, shape, dtype, is_fortran, content = state
+    content = content.encode('latin1') if isinstance(content, str) else bytes(content)
+    kind = _Dtype.get(dtype)
+    if not all(type(size) is int and size >= 0 for size in shape):
+      raise pickle.UnpicklingError(f'an array has the shape {shape!r}')
+    if math.prod(shape) * kind.itemsize != len(content):
+      raise pickle.UnpicklingError(f'an array {shape} of {kind} has {len(content)} bytes')
+    flat = np.frombuffer(content, kind) if content else np.zeros(0, kind)
+    self.value = flat.reshape(shape, order='F' if is_fortran else 'C')
+
+
+class _Sealed(type):
+  """A class whose attributes cannot be set."""
+
+  def __setattr__(cls, name: str, value: Any) -> None:
+    raise pickle.UnpicklingError(f'it sets {name!r} of something that it names')
+
+
+class _SparseRows(metaclass=_Sealed):
+  """What a pickled scipy csr_matrix turns into: its arrays, and none of its code."""
+
+  __slots__ = ('data', 'indices', 'indptr', 'shape')
+
+  def __setstate__(self, state: dict[str, Any]) -> None:
+    self.data, self.indices, self.indptr = (
+        state[name].value for name in ('data', 'indices', 'indptr'))
+    rows, columns = state['_shape']
+    self.shape = int(rows), int(columns)
 
 
 _GLOBALS = {
-    ('numpy', 'ndarray'): np.ndarray,
-    ('numpy', 'dtype'): np.dtype,
-    ('numpy.core.multiarray', '_reconstruct'): np.zeros(0).__reduce__()[0],
-    ('numpy._core.multiarray', '_reconstruct'): np.zeros(0).__reduce__()[0],
+    ('numpy', 'ndarray'): _ArrayType(),
+    ('numpy', 'dtype'): _MakeDtype(),
+    ('numpy.core.multiarray', '_reconstruct'): _Reconstruct(),
+    ('numpy._core.multiarray', '_reconstruct'): _Reconstruct(),
     ('scipy.sparse.csr', 'csr_matrix'): _SparseRows,
     ('scipy.sparse._csr', 'csr_matrix'): _SparseRows,
     ('collections', 'defaultdict'): collections.defaultdict,
     ('__builtin__', 'list'): list,
     ('builtins', 'list'): list,
-    ('_codecs', 'encode'): _codecs.encode,
+    ('_codecs', 'encode'): _Encode(),
 }
 
 
@@ -96,12 +186,12 @@ class _ForbiddenGlobalError(pickle.UnpicklingError):
 
 
 class _Unpickler(pickle.Unpickler):
-  """An unpickler that knows the classes of the released files alone."""
+  """An unpickler that knows the classes of the released files alone, by their stand-ins."""
 
   def find_class(self, module: str, name: str) -> Any:
-    """The class or function of a global that is allowed; raises for every other one."""
+    """What stands in for a global that is allowed; raises for every other one."""
     if (module, name) not in _GLOBALS:
-      raise _ForbiddenGlobalError(f'{module}.{name}')
+      raise _ForbiddenGlobalError(repr(f'{module}.{name}'))
     return _GLOBALS[module, name]
 
 
@@ -112,7 +202,7 @@ def read_pickle(path: str | os.PathLike) -> Any:
     path: the file.
 
   Returns:
-    Arrays, lists, dicts, and objects with a csr_matrix's attributes.
+    An array, a dict of lists, or an object with the arrays and the shape of a csr_matrix.
 
   Raises:
     ValueError: the file cannot be read, is damaged, or asks for something else; one line.
@@ -122,13 +212,14 @@ def read_pickle(path: str | os.PathLike) -> Any:
   except OSError as error:
     raise ValueError(f'cannot read {path}: {error.strerror}') from None
   try:  # Written by Python 2: its byte strings are the arrays' contents.
-    return _Unpickler(io.BytesIO(content), encoding='latin1').load()
+    found = _Unpickler(io.BytesIO(content), encoding='latin1').load()
+    return found.value if isinstance(found, _Array) else found
   except _ForbiddenGlobalError as error:
     allowed = ', '.join(sorted({name for _, name in _GLOBALS}))
     raise ValueError(
         f'{path} is refused: its pickle asks for {error}; allowed are {allowed}') from None
   except Exception as error:  # A damaged pickle raises nearly anything.
-    raise ValueError(f'{path} is no complete pickle of arrays ({error})') from None
+    raise ValueError(f'{path} is no complete pickle of arrays ({_line(error)})') from None
 
 
 def load(data_dir: str | os.PathLike, name: str) -> Graph:
@@ -147,7 +238,7 @@ def load(data_dir: str | os.PathLike, name: str) -> Graph:
   """
   folder = pathlib.Path(data_dir)
   if (folder / f'{name}.npz').is_file():
-    return read(folder / f'{name}.npz')
+    return read(folder / f'{name}.npz', name=name)
   if not (folder / f'ind.{name}.graph').is_file():
     raise ValueError(
         f'data_dir must be a folder with {name}.npz or the files ind.{name}.graph, .allx, .ally, '
@@ -157,7 +248,7 @@ def load(data_dir: str | os.PathLike, name: str) -> Graph:
   try:
     return _assemble(name, parts, test)
   except (ValueError, TypeError, AttributeError, IndexError, KeyError, OverflowError) as error:
-    raise ValueError(f'{folder}/ind.{name}.* do not fit together: {error}') from None
+    raise ValueError(f'{folder}/ind.{name}.* do not fit together: {_line(error)}') from None
 
 
 def _read_test_index(path: pathlib.Path) -> np.ndarray:
@@ -166,7 +257,7 @@ def _read_test_index(path: pathlib.Path) -> np.ndarray:
   except OSError as error:
     raise ValueError(f'cannot read {path}: {error.strerror}') from None
   except ValueError as error:
-    raise ValueError(f'{path} must hold one node a line: {error}') from None
+    raise ValueError(f'{path} must hold one node a line: {_line(error)}') from None
 
 
 def _assemble(name: str, parts: dict[str, Any], test: np.ndarray) -> Graph:
@@ -190,17 +281,70 @@ def _assemble(name: str, parts: dict[str, Any], test: np.ndarray) -> Graph:
     rows[place] = row
   indices, values = pad_rows(rows, num_features)
   num_train = len(_require_labels('y', parts['y']))
+  if not np.array_equal(parts['y'], first[:num_train]):
+    raise ValueError(f'y must be the first rows of ally, got {num_train} others')
   split = np.arange(min(num_train + _NUM_VALIDATION, len(first)), dtype=np.int32)
-  return Graph(
+  return check(Graph(
       name=name, edges=_edges(parts['graph'], num_nodes), indices=indices, values=values,
       labels=labels, num_features=num_features, num_classes=first.shape[1],
       train=split[:num_train], validation=split[num_train:],
-      test=np.sort(test).astype(np.int32))
+      test=np.sort(test).astype(np.int32)))
+
+
+def _line(error: Exception) -> str:
+  """The message of an error from elsewhere, in one line."""
+  return ' '.join(str(error).split())
+
+
+def check(graph: Graph) -> Graph:
+  """Gives the graph back if it is one; see `Graph`.
+
+  Raises:
+    ValueError: sizes, types or ranges are not as `Graph` says; one line.
+  """
+  num_nodes = len(graph.labels)
+  slots = graph.indices.shape[1:]
+  for name, dtype, shape in (
+      ('edges', np.int32, (len(graph.edges), 2)), ('labels', np.int32, (num_nodes,)),
+      ('indices', np.int32, (num_nodes, *slots[:1])), ('values', np.float32, (num_nodes, *slots)),
+      *((part, np.int32, (len(getattr(graph, part)),)) for part in _SPLIT)):
+    found = getattr(graph, name)
+    if found.shape != shape or found.dtype != dtype:
+      raise ValueError(f'{name} must be {np.dtype(dtype)} {shape}, got {found.dtype} '
+                       f'{found.shape}')
+  for name, least, end in (
+      ('edges', 0, num_nodes), ('indices', 0, graph.num_features),
+      ('labels', NO_LABEL, graph.num_classes), *((part, 0, num_nodes) for part in _SPLIT)):
+    found = getattr(graph, name)
+    if found.size and not least <= found.min() <= found.max() < end:
+      raise ValueError(f'{name} must lie between {least} and {end - 1}, got {found.min()} to '
+                       f'{found.max()}')
+  if not (np.isfinite(graph.values).all() and (graph.values >= 0).all()):
+    raise ValueError('values must be finite and not negative')
+  pairs = np.unique(graph.edges, axis=0)
+  if len(pairs) != len(graph.edges) or (graph.edges[:, 0] > graph.edges[:, 1]).any():
+    raise ValueError('edges must be pairs i ≤ j, each once')
+  _check_split(graph)
+  return graph
+
+
+def _check_split(graph: Graph) -> None:
+  """Raises ValueError for a public split that is none."""
+  nodes = np.concatenate([getattr(graph, part) for part in _SPLIT])
+  if len(np.unique(nodes)) != len(nodes):
+    raise ValueError('train, validation and test must not share nodes, nor name one twice')
+  if (graph.labels[nodes] == NO_LABEL).any():
+    raise ValueError('train, validation and test must hold nodes with a label')
+  if len(nodes) and not (len(graph.train) and len(graph.test)):
+    raise ValueError(f'train and test must both be empty or neither, got {len(graph.train)} and '
+                     f'{len(graph.test)} nodes, and {len(graph.validation)} for validation')
 
 
 def _require_labels(part: str, value: Any) -> np.ndarray:
   if not isinstance(value, np.ndarray) or value.ndim != 2 or not np.isin(value, (0, 1)).all():
     raise ValueError(f'{part} must hold rows of zeros and a one')
+  if (value.sum(axis=1) > 1).any():
+    raise ValueError(f'{part} must hold rows of zeros and a one, got one with several classes')
   return value
 
 
@@ -265,16 +409,30 @@ def write(path: str | os.PathLike, graph: Graph) -> None:
     temporary.unlink(missing_ok=True)
 
 
-def read(path: str | os.PathLike) -> Graph:
-  """Reads what `write` wrote; raises ValueError, in one line, for anything else."""
+def read(path: str | os.PathLike, *, name: str | None = None) -> Graph:
+  """Reads what `write` wrote.
+
+  Args:
+    path: the file.
+    name: that the data set must have, if it matters.
+
+  Returns:
+    The graph.
+
+  Raises:
+    ValueError: the file is damaged, holds no `Graph`, or one of another name; one line.
+  """
   names = [field.name for field in dataclasses.fields(Graph)]
   try:
     with np.load(path, allow_pickle=False) as arrays:
-      values = {name: arrays[name] for name in names}
+      values = {key: arrays[key] for key in names}
     plain = {'name': str, 'num_features': int, 'num_classes': int}
-    return Graph(**values | {name: kind(values[name]) for name, kind in plain.items()})
+    graph = check(Graph(**values | {key: kind(values[key]) for key, kind in plain.items()}))
   except Exception as error:  # A damaged archive raises nearly anything.
-    raise ValueError(f'{path} is not a graph that was written here ({error})') from None
+    raise ValueError(f'{path} is not a graph that was written here ({_line(error)})') from None
+  if name is not None and graph.name != name:
+    raise ValueError(f'{path} must hold the data set {name!r}, got {graph.name!r}')
+  return graph
 
 
 def random_split(labels: np.ndarray, per_class: int, seed: int) -> tuple[np.ndarray, np.ndarray]:

@@ -20,7 +20,7 @@ import jax.numpy as jnp
 from jaxrl_llm.rl import hmm, masking
 from jaxrl_llm.types import Array
 
-_STEP_SIZES = (1.0, 0.5, 0.25, 0.0625, 0.0)
+_MOST_HALVINGS = 40
 
 
 class GlmHmm(NamedTuple):
@@ -50,7 +50,7 @@ def choice_likelihoods(weights: Array, inputs: Array, choices: Array) -> Array:
   """
   chex.assert_type([weights, inputs, choices], [float, float, int])
   chex.assert_shape(inputs, (*choices.shape, weights.shape[1]))
-  drive = inputs @ weights.T
+  drive = hmm.dot(inputs, weights.T)
   choices = choices[..., None]
   return jnp.where(choices < 0, 1.0, jax.nn.sigmoid(jnp.where(choices > 0, drive, -drive)))
 
@@ -68,7 +68,8 @@ def fit_glm(
 
     maximise  Σ_t c_t ln σ(±w · x_t) − ridge/2 |w|²
 
-  Every step is halved until the objective does not fall.
+  Every step is halved until the objective does not fall, rounding apart; one that is still too long
+  after 40 halvings is not taken.
 
   Args:
     inputs: float [N, D]; a constant among them is the bias.
@@ -97,20 +98,37 @@ def fit_glm(
   signs = jnp.where(choices > 0, 1.0, -1.0)
 
   def objective(weights):
-    fit = jnp.sum(counts * jax.nn.log_sigmoid(signs * (inputs @ weights)))
+    fit = jnp.sum(counts * jax.nn.log_sigmoid(signs * hmm.dot(inputs, weights)))
     return fit - ridge / 2 * jnp.sum(jnp.square(weights))
 
-  def newton(weights, _):
-    chance = jax.nn.sigmoid(inputs @ weights)
-    gradient = inputs.T @ (counts * (choices - chance)) - ridge * weights
-    curvature = (inputs.T * (counts * chance * (1 - chance))) @ inputs
+  def newton(carry, _):
+    weights, before = carry
+    chance = jax.nn.sigmoid(hmm.dot(inputs, weights))
+    gradient = hmm.dot(inputs.T, counts * (choices - chance)) - ridge * weights
+    curvature = hmm.dot(inputs.T * (counts * chance * (1 - chance)), inputs)
     curvature = curvature + ridge * jnp.eye(len(weights), dtype=inputs.dtype)
     step = jax.scipy.linalg.solve(curvature, gradient, assume_a='pos')
-    candidates = weights + jnp.asarray(_STEP_SIZES, inputs.dtype)[:, None] * step
-    return candidates[jnp.argmax(jax.vmap(objective)(candidates))], None
+    return _backtrack(objective, weights, step, before), None
 
   start = jnp.zeros(inputs.shape[1], inputs.dtype) if start is None else start
-  return jax.lax.scan(newton, start, length=steps)[0]
+  return jax.lax.scan(newton, (start, objective(start)), length=steps)[0][0]
+
+
+def _backtrack(objective, weights: Array, step: Array, before: Array) -> tuple[Array, Array]:
+  """(the weights after the step, halved until the objective does not fall; its value there)."""
+  least = before - 4 * jnp.finfo(before.dtype).eps * jnp.abs(before)
+
+  def halve(carry):
+    halvings, size, _ = carry
+    return halvings + 1, size / 2, objective(weights + size / 2 * step)
+
+  # Not `after < least`: what is not a number is too long as well.
+  falls = lambda after: ~(after >= least)
+  _, size, after = jax.lax.while_loop(
+      lambda carry: falls(carry[2]) & (carry[0] < _MOST_HALVINGS), halve,
+      (0, jnp.ones((), weights.dtype), objective(weights + step)))
+  stays = falls(after)
+  return jnp.where(stays, weights, weights + size * step), jnp.where(stays, before, after)
 
 
 def log_posterior(
@@ -227,7 +245,8 @@ def fit(
     model, trace = jax.lax.scan(step, start, length=steps)
     return model, trace, em_step(model, inputs, choices, valid, **options)[1]
 
-  models, traces, last = jax.vmap(run)(jax.random.split(key, restarts))
+  keys = jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(restarts))
+  models, traces, last = jax.vmap(run)(keys)
   model = jax.tree.map(lambda leaf: leaf[jnp.argmax(last)], models)
   order = jnp.argsort(-model.weights[:, 0])
   return GlmHmm(
@@ -253,8 +272,8 @@ def predict(model: GlmHmm, inputs: Array, choices: Array) -> Array:
   filtered, _ = jax.vmap(
       lambda rows: hmm.filter_states(model.initial, model.transition, rows))(likelihoods)
   first = jnp.broadcast_to(model.initial, filtered[:, :1].shape)
-  states = jnp.concatenate([first, filtered[:, :-1] @ model.transition], axis=1)
-  return jnp.sum(states * jax.nn.sigmoid(inputs @ model.weights.T), axis=-1)
+  states = jnp.concatenate([first, hmm.dot(filtered[:, :-1], model.transition)], axis=1)
+  return jnp.sum(states * jax.nn.sigmoid(hmm.dot(inputs, model.weights.T)), axis=-1)
 
 
 def _without_padding(inputs: Array, choices: Array) -> tuple[Array, Array, Array]:
@@ -265,7 +284,7 @@ def _without_padding(inputs: Array, choices: Array) -> tuple[Array, Array, Array
 
 def _start(key: Array, single: Array, num_states: int) -> GlmHmm:
   """Where a restart begins: sticky states around the weights of one GLM."""
-  noise, stay = jax.random.split(key)
+  noise, stay = (jax.random.fold_in(key, stream) for stream in range(2))
   weights = single + 0.5 * jax.random.normal(noise, (num_states, len(single)), single.dtype)
   stays = jax.random.uniform(stay, (num_states, 1), single.dtype, 0.85, 0.98)
   identity = jnp.eye(num_states, dtype=single.dtype)

@@ -5,6 +5,7 @@ predictors are compared with them. All functions are written for one sequence; `
 the others, and the restarts of Baum-Welch.
 """
 
+import functools
 from typing import NamedTuple
 
 import chex
@@ -107,7 +108,7 @@ def predict_ngrams(
     follows = follows & same & (steps >= back) & (places >= back)[:, None]
     counted.append(follows)
   symbols = jax.nn.one_hot(observations, num_symbols)
-  counts = jnp.stack(counted, axis=1).astype(symbols.dtype) @ symbols
+  counts = hmm.dot(jnp.stack(counted, axis=1).astype(symbols.dtype), symbols)
   totals = jnp.sum(counts, axis=-1, keepdims=True)
   uniform = jnp.full_like(counts[:, 0], 1 / num_symbols)
   known = lambda n, otherwise: jnp.where(
@@ -159,7 +160,7 @@ def baum_welch_step(parameters: Parameters, observations: Array) -> tuple[Parame
       parameters.initial, parameters.transition, likelihoods, valid=observations >= 0)
   # A negative number has no symbol: its row is all zeros.
   symbols = jax.nn.one_hot(observations, parameters.emission.shape[1], dtype=gamma.dtype)
-  counts = Parameters(gamma[0], xi, gamma.T @ symbols)
+  counts = Parameters(gamma[0], xi, hmm.dot(gamma.T, symbols))
   return jax.tree.map(_normalise_or_keep, counts, parameters), log_likelihood
 
 
@@ -232,9 +233,9 @@ def empirical_moments(observations: Array, *, num_symbols: int) -> Moments:
   chex.assert_rank(observations, 1)
   symbols = jax.nn.one_hot(observations, num_symbols)
   first, second, third = symbols[:-2], symbols[1:-1], symbols[2:]
-  triples = jnp.einsum('tx,ti,tj->xij', second, third, first)
+  triples = _einsum('tx,ti,tj->xij', second, third, first)
   return Moments(*(jnp.asarray(total) / (len(symbols) - count) for count, total in (
-      (0, jnp.sum(symbols, axis=0)), (1, symbols[1:].T @ symbols[:-1]), (2, triples))))
+      (0, jnp.sum(symbols, axis=0)), (1, hmm.dot(symbols[1:].T, symbols[:-1])), (2, triples))))
 
 
 def exact_moments(parameters: Parameters) -> Moments:
@@ -248,10 +249,10 @@ def exact_moments(parameters: Parameters) -> Moments:
   """
   initial, transition, emission = parameters
   joint = initial[:, None] * emission  # P(x_1, o_1).
-  arrived = transition.T @ joint  # P(x_2, o_1).
-  seen = jnp.einsum('mx,mj->xmj', emission, arrived)
-  triples = jnp.einsum('mi,nm,xnj->xij', emission, transition, seen)
-  return Moments(initial @ emission, emission.T @ arrived, triples)
+  arrived = hmm.dot(transition.T, joint)  # P(x_2, o_1).
+  seen = _einsum('mx,mj->xmj', emission, arrived)
+  triples = _einsum('mi,nm,xnj->xij', emission, transition, seen)
+  return Moments(hmm.dot(initial, emission), hmm.dot(emission.T, arrived), triples)
 
 
 def spectral_operators(moments: Moments, *, num_states: int) -> Operators:
@@ -281,11 +282,11 @@ def spectral_operators(moments: Moments, *, num_states: int) -> Operators:
     raise ValueError(f'num_states must be between 1 and the number of symbols, {num_symbols}, got '
                      f'{num_states}')
   left = jnp.linalg.svd(moments.pairs)[0][:, :num_states]
-  inverse = jnp.linalg.pinv(left.T @ moments.pairs)
+  inverse = jnp.linalg.pinv(hmm.dot(left.T, moments.pairs))
   return Operators(
-      left.T @ moments.first,
-      inverse.T @ moments.first,
-      left.T @ moments.triples @ inverse,
+      hmm.dot(left.T, moments.first),
+      hmm.dot(inverse.T, moments.first),
+      hmm.dot(hmm.dot(left.T, moments.triples), inverse),
   )
 
 
@@ -308,12 +309,12 @@ def predict_spectral(
     float [K, L]; laws.
   """
   chex.assert_rank(observations, 1)
-  readout = jnp.einsum('i,xij->xj', operators.end, operators.updates)
+  readout = _einsum('i,xij->xj', operators.end, operators.updates)
   epsilon = jnp.finfo(readout.dtype).eps
 
   def step(state, symbol):
-    total = readout[symbol] @ state
-    after = operators.updates[symbol] @ state / jnp.where(total > epsilon, total, 1.0)
+    total = hmm.dot(readout[symbol], state)
+    after = hmm.dot(operators.updates[symbol], state) / jnp.where(total > epsilon, total, 1.0)
     after = jnp.where(total > epsilon, after, operators.start)
     return after, after
 
@@ -321,9 +322,13 @@ def predict_spectral(
   states = jnp.concatenate([operators.start[None], states])
   if places is not None:
     states = states[places]
-  laws = jnp.maximum(states @ readout.T, 0.0)
+  laws = jnp.maximum(hmm.dot(states, readout.T), 0.0)
   totals = jnp.sum(laws, axis=-1, keepdims=True)
   return jnp.where(totals > 0, laws / jnp.where(totals > 0, totals, 1.0), 1 / laws.shape[-1])
+
+
+# In full precision, as `hmm.dot`.
+_einsum = functools.partial(jnp.einsum, precision=jax.lax.Precision.HIGHEST)
 
 
 def _normalise_or_keep(counts: Array, before: Array) -> Array:

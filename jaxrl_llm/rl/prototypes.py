@@ -127,7 +127,7 @@ def refine(
 def _whole_part(ratio: float, count: int) -> int:
   """⌊ratio · count⌋, in float64 with a slack in proportion to the product.
 
-  0.29 · 100 falls short of 29 by rounding; in float32, large products do by whole numbers.
+  0.29 · 100 falls short of 29 by rounding; in float32, products beyond 700,000 are off by one.
   """
   return math.floor(ratio * count * (1 + 1e-12))
 

@@ -10,6 +10,9 @@ from typing import NamedTuple
 
 import numpy as np
 
+# Squares of distances in float32 stay finite, in any number of dimensions that fits a machine.
+_LARGEST = 1e15
+
 
 class Features(NamedTuple):
   """Examples of novel classes.
@@ -40,6 +43,8 @@ class Episode(NamedTuple):
 def read_features(path: str | os.PathLike) -> Features:
   """Reads an npz file with 'features' [M, D] and 'labels' [M] (integers of any value).
 
+  Features are real numbers, in float32 no larger than 1e15.
+
   Args:
     path: the file.
 
@@ -57,16 +62,18 @@ def read_features(path: str | os.PathLike) -> Features:
   except Exception as error:  # A damaged archive raises nearly anything.
     raise ValueError(
         f"{path} must be an npz file with 'features' and 'labels' ({error})") from None
-  if features.ndim != 2 or not np.issubdtype(features.dtype, np.number):
-    raise ValueError(f'{path}: features must be numbers [M, D], got {features.dtype} '
-                     f'{features.shape}')
+  if features.ndim != 2 or not features.shape[1] or features.dtype.kind not in 'fiub':
+    raise ValueError(f'{path}: features must be real numbers [M, D], D at least 1, got '
+                     f'{features.dtype} {features.shape}')
   if labels.shape != features.shape[:1] or not np.issubdtype(labels.dtype, np.integer):
     raise ValueError(f'{path}: labels must be {len(features)} integers, got {labels.dtype} '
                      f'{labels.shape}')
-  if not np.isfinite(features).all():
-    raise ValueError(f'{path}: features must be finite')
+  with np.errstate(over='ignore', invalid='ignore'):
+    features = features.astype(np.float32)
+  if not (np.abs(features) <= _LARGEST).all():  # Nor is NaN.
+    raise ValueError(f'{path}: features must be finite and at most {_LARGEST:g} in size')
   return Features(
-      features.astype(np.float32), np.unique(labels, return_inverse=True)[1].astype(np.int32))
+      features, np.unique(labels, return_inverse=True)[1].astype(np.int32))
 
 
 def make_features(

@@ -40,11 +40,8 @@ def make_graph(
   Raises:
     ValueError: an argument is out of range.
   """
-  for name, value, least in (('num_classes', num_classes, 2),
-                             ('nodes_per_class', nodes_per_class, 2),
-                             ('words_per_node', words_per_node, 1)):
-    if value < least:
-      raise ValueError(f'{name} must be at least {least}, got {value}')
+  _require_at_least(num_classes=(num_classes, 2), nodes_per_class=(nodes_per_class, 2),
+                    words_per_node=(words_per_node, 1))
   for name, value in (('homophily', homophily), ('word_signal', word_signal)):
     if not 0 <= value <= 1:
       raise ValueError(f'{name} must lie in [0, 1], got {value}')
@@ -55,7 +52,7 @@ def make_graph(
   num_nodes = num_classes * nodes_per_class
   within = mean_degree * homophily / (nodes_per_class - 1)
   between = mean_degree * (1 - homophily) / (num_nodes - nodes_per_class)
-  if not 0 <= max(within, between) <= 1:
+  if not (mean_degree >= 0 and max(within, between) <= 1):
     raise ValueError(
         f'mean_degree must lie between 0 and what classes of {nodes_per_class} nodes can have, '
         f'got {mean_degree}')
@@ -72,6 +69,13 @@ def make_graph(
       name='blocks', edges=np.stack([first[joined], second[joined]], axis=1).astype(np.int32),
       indices=indices, values=values, labels=labels, num_features=num_words,
       num_classes=num_classes, train=none, validation=none, test=none)
+
+
+def _require_at_least(**values: tuple[int, int]) -> None:
+  """Raises ValueError for the first (value, least) that is too small."""
+  for name, (value, least) in values.items():
+    if value < least:
+      raise ValueError(f'{name} must be at least {least}, got {value}')
 
 
 def _draw_words(

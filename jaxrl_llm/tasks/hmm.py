@@ -17,6 +17,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+_FREE_ATTEMPTS = 3  # Of `make_transition`, before it looks for a chain of a simple form.
+
 
 class HmmBatch(NamedTuple):
   """Hidden Markov models of one size.
@@ -113,15 +115,15 @@ def make_transition(
 
     A = U diag(1, λ2, s_3, ..., s_M) U⁻¹,    U = [1, W − 1 μᵀ W],    s_j = λ2 tanh v_j
 
-  so that A 1 = 1, μ A = μ and |s_j| < λ2 for any W and v, which Adam moves until A has no
-  negative entry and, if asked for, the entropy. W is in units of 1/√μ_i a row, in which
-  eigenvectors of a reversible chain are orthonormal: rare states need large entries.
+  so that A 1 = 1, μ A = μ and |s_j| < λ2 for any W and v, which Adam moves until A has no negative
+  entry and the entropy. W is in units of 1/√μ_i a row, in which eigenvectors of a reversible chain
+  are orthonormal. Where states are too rare for this (M = 8, a = 16), see `_with_slow_state`.
 
   Args:
     rng: of the starts.
     stationary: float [M]; μ, positive; M at least 2.
     lambda2: λ2, in (0, 1).
-    entropy: Σ_i μ_i H(A[i, :]), bits; whatever comes out if None.
+    entropy: Σ_i μ_i H(A[i, :]), bits; any if None.
     tolerance: how far off the entropy may be, bits.
     attempts: starts before giving up.
     steps: of Adam a start (5,000 in the released code; here it ends once all is met).
@@ -147,15 +149,44 @@ def make_transition(
     raise ValueError(f'entropy must be between 0 and log2 of {size} states, both excluded, got '
                      f'{entropy}')
   stationary = stationary / stationary.sum()
-  for _ in range(attempts):
-    found = _descend(
-        rng, stationary, lambda2, entropy, tolerance=tolerance, steps=steps,
-        learning_rate=learning_rate)
+  options = dict(tolerance=tolerance, steps=steps, learning_rate=learning_rate)
+  for attempt in range(attempts):
+    found = _descend(rng, stationary, lambda2, entropy, **options)
+    if found is None and attempt + 1 == min(_FREE_ATTEMPTS, attempts):
+      found = _with_slow_state(rng, stationary, lambda2, entropy, tolerance=tolerance)
     if found is not None:
       return found
   wanted = '' if entropy is None else f', entropy {entropy} ± {tolerance} bits'
   raise ValueError(f'no transition matrix found in {attempts} attempts with {size} states, lambda2 '
                    f'{lambda2}{wanted} and stationary law {np.round(stationary, 6).tolist()}')
+
+
+def _with_slow_state(rng, stationary, lambda2, entropy, *, tolerance):
+  """A chain in which all but one state k form a block; None if none has the entropy.
+
+    block: (1 − q) (s I + (1 − s) 1 μ'ᵀ), and to k at rate q = (1 − λ2) μ_k
+    k: to the block's law μ' at rate (1 − λ2) (1 − μ_k)
+
+  Block against k is a chain of two states with the eigenvalue λ2; all others are (1 − q) s.
+  """
+  size = len(stationary)
+  for slow in rng.permutation(size):
+    block = np.flatnonzero(np.arange(size) != slow)
+    law = stationary[block] / stationary[block].sum()
+    leaves = (1 - lambda2) * stationary[slow]
+    returns = (1 - lambda2) * (1 - stationary[slow])
+    best, closest = None, math.inf
+    for stay in rng.permutation(np.linspace(0, min(1.0, lambda2 / (1 - leaves)), 514)[1:-1]):
+      matrix = np.empty((size, size))
+      matrix[np.ix_(block, block)] = (1 - leaves) * (stay * np.eye(size - 1) + (1 - stay) * law)
+      matrix[block, slow], matrix[slow, block] = leaves, returns * law
+      matrix[slow, slow] = 1 - returns
+      off = 0.0 if entropy is None else abs(entropy_rate_bits(matrix, stationary) - entropy)
+      if off < closest:
+        best, closest = matrix, off
+    if closest <= tolerance and best.min() > 0:
+      return best
+  return None
 
 
 def _descend(rng, stationary, lambda2, entropy, *, tolerance, steps, learning_rate):

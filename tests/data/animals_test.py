@@ -1,5 +1,6 @@
 """Trials of mice: what the real files hold, what is rebuilt from them, and the layouts."""
 
+import io
 import itertools
 
 import numpy as np
@@ -112,10 +113,11 @@ def _write(folder, covariates, choices, sessions, name='M_processed.npz'):
   return path
 
 
-# Two sessions. Contrasts .25, 0, −1, (violation) 1 | 0, 1, with mean .5 and scale 2 taken out.
+# Two sessions. Contrasts .125, 0, −1, (violation) 1 | 0, 1, with mean .5 and scale 2 taken out.
+# They cannot be others: with .25, all could be a quarter of what they are.
 COVARIATES = [
     # contrast, previous choice, previous choice · its reward
-    [(.25 - .5) / 2, 1, 1],  # Its own: chose 1, rewarded.
+    [(.125 - .5) / 2, 1, 1],  # Its own: chose 1, rewarded.
     [(0 - .5) / 2, 1, 1],
     [(-1 - .5) / 2, -1, -1],  # Chose 0 at contrast 0 and was lucky: −1 · 1.
     [(1 - .5) / 2, 1, -1],  # Chose 1 at −1: no reward.
@@ -128,7 +130,7 @@ CHOICES, SESSIONS = [1, 0, 1, -1, 0, 1], ['a', 'a', 'a', 'a', 'b', 'b']
 def test_trials_are_rebuilt(tmp_path):
   animal = animals.load(_write(tmp_path, COVARIATES, CHOICES, SESSIONS))
   assert animal.name == 'M'
-  np.testing.assert_array_equal(animal.levels, [7, 4, 0, 8, 4, 8])
+  np.testing.assert_array_equal(animal.levels, [6, 4, 0, 8, 4, 8])
   np.testing.assert_array_equal(animal.choices, CHOICES)
   np.testing.assert_array_equal(animal.rewards, [1, 1, -1, -1, -1, 1])
   np.testing.assert_array_equal(animal.sessions, [0, 0, 0, 0, 1, 1])
@@ -138,8 +140,8 @@ def test_trials_are_rebuilt(tmp_path):
 
 def test_a_session_that_ends_at_contrast_0_has_an_unknown_reward(tmp_path):
   animal = animals.load(_write(
-      tmp_path, [[-1, 1, 1], [1, -1, -1], [0, 1, 1]], [0, 1, 0], ['a'] * 3))
-  np.testing.assert_array_equal(animal.rewards, [1, 1, 0])
+      tmp_path, [[-1, 1, 1], [1, -1, -1], [.125, 1, 1], [0, 1, 1]], [0, 1, 1, 0], ['a'] * 4))
+  np.testing.assert_array_equal(animal.rewards, [1, 1, 1, 0])
 
 
 def test_what_comes_before_a_violation_lasts_through_it():
@@ -159,14 +161,32 @@ def test_a_folder_passes_over_files_of_folds(tmp_path):
     animals.load_folder(tmp_path / 'nowhere')
 
 
+def test_two_files_of_one_name_are_refused(tmp_path):
+  for name in ('A.npz', 'A_processed.npz', 'B.npz'):
+    _write(tmp_path, COVARIATES, CHOICES, SESSIONS, name)
+  with pytest.raises(ValueError, match='one file of each animal, got A.npz, A_processed.npz of A'):
+    animals.load_folder(tmp_path)
+
+
+def _with(row, column, value):
+  changed = np.array(COVARIATES)
+  changed[row, column] = value
+  return changed
+
+
 @pytest.mark.parametrize('change, words', [
     (dict(choices=[2, 0, 1, -1, 0, 1]), 'choices must be 0, 1 or -1, got'),
     (dict(sessions=['a', 'b', 'a', 'a', 'b', 'b']), 'must stand together'),
     (dict(covariates=np.array(COVARIATES)[:, :2]), r'must be \[N, 3\], .* got \(6, 2\)'),
-    (dict(covariates=np.array(COVARIATES)[:, [0, 2, 1]]), 'of the trials agree with that'),
-    (dict(covariates=np.array(COVARIATES) * [-1, 1, 1]), 'of the trials agree with that'),
+    (dict(covariates=np.array(COVARIATES)[:, [0, 2, 1]]), '2 of 4 rows contradict .* row 3 with'),
+    (dict(covariates=np.array(COVARIATES) * [-1, 1, 1]), '2 of 4 rows contradict .* row 1 with'),
+    (dict(covariates=_with(2, 2, np.nan)), r'must be finite, got \[-0.75, -1.0, nan\] in row 2'),
+    (dict(covariates=_with(4, 1, np.inf)), 'must be finite, got .* in row 4'),
+    (dict(covariates=_with(2, 1, -.5)), '1 of 4 rows contradict .* row 2 with .*-0.5, -1.0'),
+    (dict(covariates=_with(2, 2, 0)), '1 of 4 rows contradict .* row 2 with .*-1.0, 0.0'),
+    (dict(covariates=_with(5, 1, 1)), '1 of 4 rows contradict .* row 5 with .*1.0, 1.0'),
     (dict(covariates=np.array(COVARIATES) + np.arange(6)[:, None]), 'up to mean and scale'),
-    (dict(covariates=np.array(COVARIATES) * 0), 'finite and differ'),
+    (dict(covariates=np.array(COVARIATES) * [0, 1, 1]), 'contrasts must differ'),
 ])
 def test_files_of_something_else_are_refused(tmp_path, change, words):
   values = dict(covariates=COVARIATES, choices=CHOICES, sessions=SESSIONS) | change
@@ -186,6 +206,48 @@ def test_nothing_is_unpickled(tmp_path):
   np.savez(path, np.zeros((1, 1)))
   with pytest.raises(ValueError, match='is no file of an animal'):
     animals.load(path)
+  with open(path, 'wb') as file:
+    np.save(file, np.zeros((4, 3)))  # One array, under the name of several.
+  with pytest.raises(ValueError, match='is no file of an animal'):
+    animals.load(path)
+
+
+def test_a_damaged_file_is_refused_or_holds_what_it_held(tmp_path):
+  path = _write(tmp_path, COVARIATES, CHOICES, SESSIONS)
+  expected, whole = animals.load(path), io.BytesIO()
+  with np.load(path) as arrays:
+    np.savez_compressed(whole, *(arrays[f'arr_{i}'] for i in range(3)))
+  whole, refused = whole.getvalue(), 0
+  for place in range(len(whole)):
+    for mask in (0x01, 0xff):
+      path.write_bytes(
+          whole[:place] + bytes([whole[place] ^ mask]) + whole[place + 1 :])
+      try:
+        found = animals.load(path)
+      except ValueError as error:
+        assert '\n' not in str(error)
+        refused += 1
+      else:
+        np.testing.assert_array_equal(found.choices, expected.choices)
+  assert refused > len(whole)
+
+
+def test_contrasts_that_can_be_others_are_refused(tmp_path):
+  # Of three, .0625 apart, nobody can say which they are.
+  narrow = np.array(COVARIATES)
+  narrow[:, 0] = [-.0625, 0, .0625, .0625, 0, -.0625]
+  with pytest.raises(ValueError, match='so many that mean and scale can be told, got .* and'):
+    animals.load(_write(tmp_path, narrow, CHOICES, SESSIONS))
+
+
+def test_contrasts_need_not_reach_the_extremes(tmp_path):
+  # −1 is missing, and seven of the other eight are there: one scale alone leads to contrasts.
+  levels = np.array([1, 2, 3, 4, 5, 6, 8])
+  choices = (levels > animals.ZERO_LEVEL).astype(int)
+  before = np.concatenate([[1], 2 * choices[:-1] - 1])
+  rows = np.stack([animals.CONTRASTS[levels] / 3 + .2, before, before], axis=1)
+  found = animals.load(_write(tmp_path, rows, choices, ['a'] * 7))
+  np.testing.assert_array_equal(found.levels, levels)
 
 
 # --- Stimuli, sessions, folds.

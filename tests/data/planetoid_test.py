@@ -4,6 +4,9 @@ import collections
 import dataclasses
 import os
 import pickle
+import re
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -84,7 +87,7 @@ def test_a_pickle_that_would_run_something_is_refused_and_its_wish_named(tmp_pat
 def test_what_is_not_on_the_list_is_refused(tmp_path, wish):
   path = tmp_path / 'file'
   path.write_bytes(f'c{wish}\n.'.encode())
-  with pytest.raises(ValueError, match='refused: its pickle asks for ' + wish.replace('\n', '.')):
+  with pytest.raises(ValueError, match="refused: its pickle asks for '" + wish.replace('\n', '.')):
     planetoid.read_pickle(path)
 
 
@@ -93,6 +96,81 @@ def test_a_pickled_matrix_brings_no_code_of_scipy(tmp_path):
   path.write_bytes(pickle.dumps(sparse.csr_matrix(np.eye(2)), protocol=2))
   matrix = planetoid.read_pickle(path)
   assert not isinstance(matrix, sparse.csr_matrix) and matrix.shape == (2, 2)
+  with pytest.raises(pickle.UnpicklingError, match="sets 'shape' of something"):
+    type(matrix).shape = 5  # As a pickle would that has the class itself.
+
+
+_OBJECTS = (b'cnumpy\nndarray\n(K\x01K\x01\x86cnumpy\ndtype\nX\x01\x00\x00\x00O\x85R'
+            b'X\x08\x00\x00\x00AAAAAAAAtR.')
+
+
+@pytest.mark.parametrize('payload, words', [
+    # Objects of the pickle's own bytes: to look at one would be to follow a pointer.
+    (_OBJECTS, 'no complete pickle of arrays'),
+    (b'cnumpy\ndtype\nX\x01\x00\x00\x00O\x85R.', "must hold numbers, got the type 'O'"),
+    (b'cnumpy\ndtype\nX\x03\x00\x00\x00V64\x85R.', "must hold numbers, got the type 'V64'"),
+    # Attributes of what is named, by the two forms of state that a pickle has.
+    (b'cscipy.sparse.csr\ncsr_matrix\nN}X\x05\x00\x00\x00shapeK\x05s\x86b.',
+     'no complete pickle'),
+    (b'cscipy.sparse.csr\ncsr_matrix\n}X\x05\x00\x00\x00shapeK\x05sb.', 'no complete pickle'),
+    (b'cnumpy\ndtype\nN}X\x08\x00\x00\x00__call__K\x05s\x86b.', "sets '__call__' of something"),
+    (b'ccollections\ndefaultdict\nN}X\x01\x00\x00\x00aK\x05s\x86b.', 'no complete pickle'),
+    (b'c_codecs\nencode\nX\x01\x00\x00\x00aX\x06\x00\x00\x00rot_13\x86R.', "got 'rot_13'"),
+])
+def test_a_pickle_cannot_make_objects_of_bytes_nor_change_what_it_names(tmp_path, payload, words):
+  path = tmp_path / 'file'
+  path.write_bytes(payload)
+  # In a process of its own: what is refused here may end the one that reads it.
+  done = subprocess.run(
+      [sys.executable, '-c',
+       'import sys, numpy as np, pickle\n'
+       'from jaxrl_llm.data import planetoid\n'
+       'try:\n  planetoid.read_pickle(sys.argv[1])\n'
+       'except ValueError as error:\n  print(error)\n'
+       'from scipy import sparse\n'
+       'open(sys.argv[1], "wb").write(pickle.dumps(sparse.csr_matrix(np.eye(2)), protocol=2))\n'
+       'print(planetoid.read_pickle(sys.argv[1]).shape)\n', str(path)],
+      capture_output=True, text=True, timeout=60, check=False)
+  assert done.returncode == 0, done.stderr
+  refused, shape = done.stdout.splitlines()
+  assert re.search(words, refused) and shape == '(2, 2)'
+
+
+def _array_payload(shape, content, code=b'f4'):
+  """A pickled array whose bytes need not fit its shape."""
+  size = len(content).to_bytes(4, 'little')
+  return (b'cnumpy.core.multiarray\n_reconstruct\n(cnumpy\nndarray\nK\x00\x85U\x01btR(K\x01'
+          + shape + b'cnumpy\ndtype\nU\x02' + code + b'\x85R(K\x03U\x01<NNNJ\xff\xff\xff\xffJ\xff'
+          b'\xff\xff\xffK\x00tb\x89T' + size + content + b'tb.')
+
+
+def test_an_array_in_a_pickle_has_the_bytes_of_its_shape(tmp_path):
+  path = tmp_path / 'file'
+  path.write_bytes(_array_payload(b'K\x02\x85', np.float32([1, 2]).tobytes()))
+  np.testing.assert_array_equal(planetoid.read_pickle(path), [1, 2])
+  for shape, code in ((b'K\x03\x85', b'f4'), (b'J\xff\xff\xff\xff\x85', b'f4'),
+                      (b'K\x02\x85', b'f8'), (b'X\x01\x00\x00\x002\x85', b'f4')):
+    path.write_bytes(_array_payload(shape, np.float32([1, 2]).tobytes(), code))
+    with pytest.raises(ValueError, match='no complete pickle'):
+      planetoid.read_pickle(path)
+
+
+def test_arrays_come_back_as_they_were_pickled(tmp_path):
+  path = tmp_path / 'file'
+  for array in (np.arange(6, dtype='>i4').reshape(2, 3), np.eye(3, dtype=bool),
+                np.asfortranarray(np.arange(6.0).reshape(2, 3)), np.array(3, np.uint8)):
+    path.write_bytes(pickle.dumps(array, protocol=2))
+    found = planetoid.read_pickle(path)
+    np.testing.assert_array_equal(found, array)
+    assert found.dtype == array.dtype
+
+
+def test_a_name_with_a_newline_stays_in_one_line(tmp_path):
+  path = tmp_path / 'file'
+  path.write_bytes(b'\x80\x04\x8c\x02os\x8c\x08sys\ntem\n\x93.')
+  with pytest.raises(ValueError, match=r"asks for 'os.sys.ntem.n'") as error:
+    planetoid.read_pickle(path)
+  assert '\n' not in str(error.value)
 
 
 @pytest.mark.parametrize('changes, words', [
@@ -105,6 +183,11 @@ def test_a_pickled_matrix_brings_no_code_of_scipy(tmp_path):
     ({'graph': {0: []}}, '1 nodes in the graph, 8 with features'),
     ({'ty': np.zeros((3, 2), np.int32)}, 'must name 3 different nodes'),
     ({'ally': np.full((4, 2), 7)}, 'ally must hold rows of zeros and a one'),
+    ({'ally': np.array([[1, 0], [0, 1], [1, 1], [1, 0]])}, 'got one with several classes'),
+    ({'y': _one_hot([1])}, 'y must be the first rows of ally'),
+    ({'y': _one_hot([0, 1, 1, 0, 1])}, 'y must be the first rows of ally, got 5'),
+    ({'ally': np.array([[0, 0], [0, 1], [0, 1], [1, 0]]), 'y': np.zeros((1, 2), int)},
+     'must hold nodes with a label'),
     ({'tx': sparse.csr_matrix(-np.ones((2, 3)))}, 'negative'),
     ({'allx': 3}, 'do not fit together'),
 ])
@@ -146,6 +229,44 @@ def test_npz_holds_all_and_is_read_first(tmp_path):
   (tmp_path / 'tiny.npz').write_bytes(b'PK\x03\x04 cut off')
   with pytest.raises(ValueError, match='is not a graph that was written here'):
     planetoid.load(tmp_path, 'tiny')
+
+
+def _changed(graph, name, place, value):
+  array = getattr(graph, name).copy()
+  array[place] = value
+  return {name: array}
+
+
+@pytest.mark.parametrize('change, words', [
+    (lambda g: _changed(g, 'edges', (0, 1), 999), 'edges must lie between 0 and 7, got 0 to 999'),
+    (lambda g: _changed(g, 'edges', 1, g.edges[0]), 'edges must be pairs i ≤ j, each once'),
+    (lambda g: {'edges': g.edges[:, ::-1].copy()}, 'edges must be pairs i ≤ j, each once'),
+    (lambda g: {'edges': g.edges[:, :1]}, r'edges must be int32 .4, 2., got int32 .4, 1.'),
+    (lambda g: {'edges': g.edges.astype(np.int64)}, 'edges must be int32 .*got int64'),
+    (lambda g: {'indices': g.indices + 5_000}, 'indices must lie between 0 and 2'),
+    (lambda g: {'indices': g.indices[:, 0]}, 'indices|values'),
+    (lambda g: {'labels': g.labels[:7]}, 'indices must be int32 .7, 2., got'),
+    (lambda g: {'labels': g.labels - 5}, 'labels must lie between -1 and 1, got -6'),
+    (lambda g: {'num_classes': 1}, 'labels must lie between -1 and 0'),
+    (lambda g: {'num_features': 2}, 'indices must lie between 0 and 1'),
+    (lambda g: _changed(g, 'values', (0, 0), np.nan), 'values must be finite and not negative'),
+    (lambda g: _changed(g, 'values', (0, 0), -.5), 'values must be finite and not negative'),
+    (lambda g: {'values': g.values.astype(float)}, 'values must be float32'),
+    (lambda g: {'train': g.test}, 'must not share nodes'),
+    (lambda g: {'validation': g.test[[0]]}, 'must not share nodes'),
+    (lambda g: {'test': g.test[[0, 0]]}, 'must not share nodes, nor name one twice'),
+    (lambda g: {'test': g.test[:0]}, 'both be empty or neither, got 1 and 0 nodes'),
+    (lambda g: {'train': g.train[:0], 'test': g.test[:0]}, 'got 0 and 0 nodes, and 3'),
+    (lambda g: _changed(g, 'train', 0, 4), 'must hold nodes with a label'),
+    (lambda g: _changed(g, 'test', 0, 8), 'test must lie between 0 and 7'),
+    (lambda g: {'name': 'citeseer'}, "must hold the data set 'tiny', got 'citeseer'"),
+])
+def test_an_npz_that_is_no_graph_is_one_line(tmp_path, change, words):
+  graph = planetoid.load(_write(tmp_path), 'tiny')
+  planetoid.write(tmp_path / 'tiny.npz', dataclasses.replace(graph, **change(graph)))
+  with pytest.raises(ValueError, match=words) as error:
+    planetoid.load(tmp_path, 'tiny')
+  assert '\n' not in str(error.value) and 'tiny.npz' in str(error.value)
 
 
 def test_random_splits_have_n_a_class_and_test_on_the_rest():

@@ -79,6 +79,11 @@ def _untrained(run, stopper):
   return _reader().params
 
 
+def _never_trained(run, stopper):
+  del run, stopper
+  raise AssertionError('trained before the settings were read')
+
+
 @pytest.fixture(scope='module')
 def workdir(tmp_path_factory, data):
   workdir = tmp_path_factory.mktemp('icl_hmm_mice') / 'run'
@@ -145,6 +150,9 @@ def test_a_run_that_is_killed_in_training_ends_alike(workdir, data, tmp_path, mo
         _run(tmp_path / 'run', *options)
   assert _run(tmp_path / 'run', *options) == 0
   assert _timeless(_results(tmp_path / 'run')) == _timeless(_results(workdir))
+  # No step stands twice, and none is missing.
+  records = metrics.read_jsonl(tmp_path / 'run' / 'metrics.jsonl')
+  assert [record['step'] for record in records] == [*range(20)]
 
 
 def test_animals_that_are_done_are_kept(workdir, data, monkeypatch):
@@ -166,6 +174,13 @@ def test_a_kept_animal_of_other_data_is_refused(workdir, tmp_path, capsys, monke
   (workdir / 'results.json').rename(workdir / 'results.kept')
   try:
     _write(tmp_path, dataclasses.replace(_animal(5), name='M0'))
+    assert _run(workdir, *SMALL, f'--config.data_dir={tmp_path}') == 2
+    assert 'is of other trials than M0' in capsys.readouterr().err
+    # The same choices, at other contrasts.
+    levels = _animal().levels[::-1].copy()
+    right = (levels > animals.ZERO_LEVEL) == (_animal().choices > 0)
+    rewards = np.where(levels == animals.ZERO_LEVEL, 1, np.where(right, 1, -1))
+    _write(tmp_path, dataclasses.replace(_animal(), levels=levels, rewards=rewards))
     assert _run(workdir, *SMALL, f'--config.data_dir={tmp_path}') == 2
     assert 'is of other trials than M0' in capsys.readouterr().err
   finally:
@@ -276,6 +291,16 @@ def test_8_12_no_prediction_has_read_its_own_choice_or_one_behind_it():
       assert moved[turned + 1 : turned + 5].any(), name
     if name in ('bias', 'glm', 'glm_levels', 'glm_hmm2', 'ngram2'):
       assert moved[~same_fold].any(), name
+
+
+def test_8_12_a_held_out_session_is_not_read_by_another_of_its_fold():
+  turned, sessions = 17, _animal().sessions
+  before, after = _predictions(), _predictions(turned)
+  others = (before['fold'] == before['fold'][turned]) & (sessions != sessions[turned])
+  assert (sessions[others] > sessions[turned]).any()
+  for name in before:
+    if name.startswith('chance/'):
+      np.testing.assert_array_equal(after[name][others], before[name][others], err_msg=name)
 
 
 def test_counts_by_hand():
@@ -397,37 +422,6 @@ def test_7g_reading_the_answer_beats_who_knows_the_mouse():
   assert leaked.mean() > best + .1
 
 
-# --- The report.
-
-
-def test_hits_and_log_probs():
-  chances, choices = np.array([.5, .8, .8, np.nan, .3]), np.array([1, 1, 0, 1, -1])
-  np.testing.assert_array_equal(
-      icl_hmm_mice_report.hits(chances, choices), [.5, 1, 0, np.nan, np.nan])
-  np.testing.assert_allclose(
-      icl_hmm_mice_report.log_probs(chances, choices), np.log([.5, .8, .2, np.nan, np.nan]))
-  assert np.isfinite(icl_hmm_mice_report.log_probs(np.array([0.0]), np.array([1]))).all()
-
-
-def test_standard_errors_are_over_folds():
-  arrays = {'choices': np.array([1, 1, 0, 0]), 'fold': np.array([0, 0, 1, 1]),
-            'chance/glm': np.array([.9, .9, .9, .2]), 'chance/bayes': np.array([.9, .9, .1, .1])}
-  numbers = icl_hmm_mice_report.animal_numbers({'M': arrays})
-  assert numbers['mice/M/glm/accuracy'] == .75  # 1 and 1/2.
-  assert numbers['mice/M/glm/standard_error'] == pytest.approx(.25)
-  assert numbers['mice/M/glm/probability'] == pytest.approx((.9 + np.sqrt(.1 * .8)) / 2)
-  assert numbers['mean/glm/standard_error'] == 0
-
-
-def test_curves_are_by_trials_read():
-  choices = np.ones((2, 8), int)
-  chances = np.tile(np.repeat([.1, .5, .9], [2, 2, 4]), (2, 1))
-  x, mean, error = icl_hmm_mice_report.curve(chances, choices)
-  np.testing.assert_array_equal(x, [.5, 2.5, 5.5])
-  np.testing.assert_array_equal(mean, [0, .5, 1])
-  assert (error == 0).all()
-
-
 # --- Settings.
 
 
@@ -456,7 +450,7 @@ def test_every_field_is_read():
     ('--config.checkpoint=/nowhere', "config.checkpoint is no folder: '/nowhere'"),
 ])
 def test_bad_settings_end_in_one_line(tmp_path, capsys, monkeypatch, argument, words):
-  monkeypatch.setattr(icl_hmm_mice_training, 'meta_train', _untrained)
+  monkeypatch.setattr(icl_hmm_mice_training, 'meta_train', _never_trained)
   data = () if 'data_dir' in argument else ('--config.data_dir=',)
   assert _run(tmp_path / 'run', *SMALL, *data, argument) == 2
   error = capsys.readouterr().err
@@ -468,6 +462,28 @@ def test_fewer_sessions_than_folds_are_refused(data, tmp_path, capsys):
   assert _run(tmp_path / 'run', *SMALL, f'--config.data_dir={data}', '--config.num_folds=5',
               '--config.simulated_sessions=5') == 2
   assert 'config.num_folds must be at most the sessions of M0 (4), got 5' in capsys.readouterr().err
+
+
+def test_a_real_animal_is_not_named_like_a_simulated_one(tmp_path, capsys, monkeypatch):
+  monkeypatch.setattr(icl_hmm_mice_training, 'meta_train', _never_trained)
+  _write(tmp_path, dataclasses.replace(_animal(), name='simulated_0'))
+  assert _run(tmp_path / 'run', *SMALL, f'--config.data_dir={tmp_path}') == 2
+  error = capsys.readouterr().err
+  assert "must not start with 'simulated_'" in error and error.count('\n') == 1
+
+
+def test_a_fold_without_a_choice_to_score_is_refused(tmp_path, capsys, monkeypatch):
+  monkeypatch.setattr(icl_hmm_mice_training, 'meta_train', _never_trained)
+  animal = _animal()
+  fold = animals.folds(animal.num_sessions, 2, 0)[animal.sessions]
+  choices = np.where(fold == 1, -1, animal.choices)
+  choices[np.flatnonzero(fold == 1)[3]] = animal.choices[np.flatnonzero(fold == 1)[3]]
+  monkeypatch.setattr(animals, 'load_folder', lambda _: [
+      dataclasses.replace(animal, choices=choices)])
+  assert _run(tmp_path / 'run', *SMALL, f'--config.data_dir={tmp_path}') == 2
+  error = capsys.readouterr().err
+  assert 'each fold of M0 must have a session with two choices to be scored, got 1 of 2' in error
+  assert error.count('\n') == 1
 
 
 def test_the_default_config_is_valid_and_small():

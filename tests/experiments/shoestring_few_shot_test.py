@@ -1,17 +1,19 @@
 """Few-shot episodes: the identities of the whole path, what it writes, what it refuses."""
 
-import ast
+import copy
 import csv
 import dataclasses
 import functools
-import inspect
 import json
 import re
+import types
 
+import jax
 import numpy as np
 import pytest
 
 from experiments import settings_shoestring, shoestring_few_shot
+from jaxrl_llm.algorithms import shoestring
 from jaxrl_llm.tasks import episodes
 from jaxrl_llm.training import metrics
 from tests.experiments import tiny
@@ -50,7 +52,9 @@ def test_a_run_leaves_its_numbers_a_table_and_a_figure_with_its_data(workdir):
   with open(workdir / 'figures' / 'accuracy.csv', newline='') as file:
     assert len(list(csv.DictReader(file))) == 2 * len(shoestring_few_shot.METHODS)
   assert (workdir / 'figures' / 'accuracy.png').read_bytes().startswith(b'\x89PNG')
-  assert 'label propagation' in (workdir / 'table.md').read_text()
+  text = (workdir / 'table.md').read_text()
+  assert 'label propagation' in text
+  assert text.strip().endswith('generated features, which say nothing about images.')
   assert [r['step'] for r in metrics.read_jsonl(workdir / 'metrics.jsonl')] == [0, 3]
 
 
@@ -121,14 +125,141 @@ def test_predictions_do_not_depend_on_the_labels_of_queries():
   np.testing.assert_allclose(total, 1, atol=1e-6)
 
 
-def test_every_field_is_read():
-  source = ''.join(map(inspect.getsource, (shoestring_few_shot, settings_shoestring.FewShot)))
-  read = {node.attr for node in ast.walk(ast.parse(source))
-          if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Load)}
-  assert {field.name for field in dataclasses.fields(settings_shoestring.FewShot)} <= read
+@functools.cache
+def _without_graph():
+  """Settings under which graph and refinement do nothing: none of them may be given to a run."""
+  config = settings_shoestring.FewShot(
+      way=3, shots=(1,), queries=4, neighbours=3, batch_size=8, steps=1, refinement_ratio=0.0,
+      feature_alpha=0.0, label_alpha=0.0)
+  data = episodes.make_features(
+      seed=0, num_classes=6, per_class=20, width=8, spread=.3, curvature=.3)
+  drawn = [episodes.draw_episode(data, way=3, shots=1, queries=4, seed=0, index=index)
+           for index in range(8)]
+  features, labels = (np.stack([getattr(e, name) for e in drawn])
+                      for name in ('features', 'labels'))
+  classifier = shoestring_few_shot.Classifier(config, 1, 8)
+  return features, labels, jax.jit(jax.vmap(classifier.scores))(np.arange(8), features, labels)
+
+
+def test_without_refinement_and_without_a_filter_prototypes_are_left():
+  _, _, scores = _without_graph()
+  np.testing.assert_array_equal(scores['refined'], scores['prototypes'])
+  np.testing.assert_allclose(scores['filtered'], scores['prototypes'], atol=1e-5)
+
+
+def test_without_smoothing_label_propagation_knows_the_support_alone():
+  _, labels, scores = _without_graph()
+  np.testing.assert_array_equal(scores['lp'][:, :3], np.eye(3)[labels[:, :3]])
+  np.testing.assert_array_equal(scores['lp'][:, 3:], 0)
+
+
+def test_prototypes_of_one_shot_are_the_closest_example():
+  features, labels, scores = _without_graph()
+  unit = features / np.linalg.norm(features, axis=-1, keepdims=True)
+  np.testing.assert_array_equal(labels[:, :3], np.tile(np.arange(3), (8, 1)))
+  np.testing.assert_allclose(
+      scores['prototypes'], unit @ unit[:, :3].transpose(0, 2, 1), atol=1e-5)
+
+
+_TINY = dict(way=2, shots=(1,), queries=2, neighbours=2, batch_size=2, episodes=4, steps=2, width=3,
+             generated=settings_shoestring.GeneratedFeatures(
+                 num_classes=4, per_class=6, width=5),
+             algorithm=shoestring.Config(weight_decay=.2))
+_CHANGES = {
+    'seed': 5, 'data_dir': '/tmp', 'features_file': 'novel.npz', 'way': 3, 'shots': (2,),
+    'queries': 3, 'episodes': 6, 'batch_size': 3, 'neighbours': 3, 'label_alpha': 1.0,
+    'feature_alpha': 1.0, 'refinement_ratio': .6, 'steps': 3, 'learning_rate': .1, 'width': 4,
+    'dropout': .1, 'generated.num_classes': 5, 'generated.per_class': 7, 'generated.width': 6,
+    'generated.spread': .5, 'generated.curvature': .1, 'algorithm.metric': 'l1',
+    'algorithm.metric_coefficient': 9.0, 'algorithm.weight_decay': .9, 'algorithm.decay': 'first',
+    'algorithm.refinement_ratio': .5, 'algorithm.leaky_eval': True,
+}
+
+
+def _leaves(thing, prefix=''):
+  for field in dataclasses.fields(thing):
+    value = getattr(thing, field.name)
+    if dataclasses.is_dataclass(value):
+      yield from _leaves(value, f'{prefix}{field.name}.')
+    else:
+      yield prefix + field.name
+
+
+def _changed(name=None):
+  config = settings_shoestring.FewShot(**copy.deepcopy(_TINY))
+  if name:
+    *parents, last = name.split('.')
+    setattr(functools.reduce(getattr, parents, config), last, _CHANGES[name])
+  return config
+
+
+def test_every_field_has_another_value_here():
+  assert set(_leaves(_changed())) == set(_CHANGES) | {'note'}  # Which closes the table, below.
+
+
+class _Bar:
+
+  def update(self, *_, **__):
+    """Nothing is shown."""
+
+
+class _Sums:
+  """In the place of a classifier: which episodes a run plays, without playing them."""
+
+  def __init__(self, *_):
+    pass
+
+  def classify(self, indices, features, labels):
+    sums = features.sum(axis=(1, 2)) + labels.sum(axis=1)
+    return dict.fromkeys(shoestring_few_shot.METHODS, sums + 100 * indices)
+
+
+def _played(folder, config, monkeypatch):
+  with monkeypatch.context() as patch:
+    patch.setattr(shoestring_few_shot, 'Classifier', _Sums)
+    run = types.SimpleNamespace(workdir=folder, config=config, save_clock=lambda: None)
+    return shoestring_few_shot.play(run, config.features(), config.shots[0], _Bar())['lp']
+
+
+@functools.cache
+def _episode():
+  data = _changed().features()
+  return episodes.draw_episode(data, way=2, shots=1, queries=2, seed=0, index=1)
+
+
+def _scores(config):
+  drawn = _episode()
+  return jax.jit(shoestring_few_shot.Classifier(config, 1, 5).scores)(
+      1, drawn.features, drawn.labels)
+
+
+_base_scores = functools.cache(lambda: _scores(_changed()))
+
+
+@pytest.mark.parametrize('name', _CHANGES)
+def test_every_field_has_an_effect_or_is_refused(name, tmp_path, monkeypatch):
+  config = _changed(name)
+  try:
+    config.validate()
+  except ValueError as error:
+    assert name.split('.')[-1] in str(error)
+    return
+  if name in ('way', 'shots', 'queries', 'episodes') or name.startswith('generated.'):
+    assert not np.array_equal(_played(tmp_path / 'one', config, monkeypatch),
+                              _played(tmp_path / 'two', _changed(), monkeypatch))
+    return
+  scores, base = _scores(config), _base_scores()
+  changed = {method for method in base if np.abs(base[method] - scores[method]).max() > 1e-6}
+  networks = {'gcn_softmax', 'gcn_prototypes'}
+  assert changed == {
+      'neighbours': {'lp', 'filtered'} | networks, 'label_alpha': {'lp'},
+      'feature_alpha': {'filtered'}, 'refinement_ratio': {'refined'},
+      'algorithm.metric': set(base) - {'lp'},
+  }.get(name, networks)
 
 
 @pytest.mark.parametrize('argument, words', [
+    ('--config.seed=5000000000', r'config.seed must be less than 2\*\*32, got 5000000000'),
     ('--config.way=1', 'config.way must be at least 2, got 1'),
     ('--config.way=30', 'way must be at most 20, the classes with 1 . 15 examples, got 30'),
     ('--config.shots=(5,1)', 'config.shots must be positive and increasing'),
@@ -173,6 +304,29 @@ def test_features_of_a_file_are_used(tmp_path):
   results = _results(workdir)
   assert results['features'] == 'novel.npz'
   assert results['eval/prototypes/3way_1shot/accuracy'] > .9
+
+
+def test_a_run_goes_on_with_its_own_features_only(tmp_path, capsys):
+  rng = np.random.default_rng(0)
+  labels = np.repeat([3, 8, 9, 11], 6)
+  features = 10 * np.eye(12)[labels] + rng.normal(size=(24, 12))
+  workdir, folders = tmp_path / 'run', [tmp_path / name for name in ('here', 'there', 'other')]
+  for folder, shift in zip(folders, (0, 0, 1e-3)):
+    folder.mkdir()
+    np.savez(folder / 'novel.npz', features=features + shift, labels=labels)
+  run = lambda folder: _run(
+      workdir, *SMALL, '--config.shots=(1,)', '--config.episodes=3',
+      f'--config.data_dir={folder}', '--config.features_file=novel.npz')
+  assert run(folders[0]) == 0
+  before = _results(workdir)
+  (workdir / 'results.json').unlink()
+  capsys.readouterr()
+  assert run(folders[2]) == 2
+  _expect_line(capsys, 'the features must be those that .*run began with .SHA-256 .*give another')
+  assert not (workdir / 'results.json').exists()
+  assert run(folders[1]) == 0  # The same ones, moved.
+  assert _results(workdir)['features_sha256'] == before['features_sha256']
+  assert len(before['features_sha256']) == 64
 
 
 def test_another_seed_generates_other_features():

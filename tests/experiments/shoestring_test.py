@@ -1,18 +1,19 @@
 """The study of Shoestring: what it trains, what it writes, what it refuses."""
 
-import ast
+import copy
 import csv
 import dataclasses
+import functools
 import importlib
-import inspect
 import json
 import pickle
 import re
+import types
 
 import numpy as np
 import pytest
 
-from experiments import settings_shoestring, shoestring, shoestring_criteria, shoestring_report
+from experiments import settings_shoestring, shoestring
 from jaxrl_llm.data import planetoid
 from jaxrl_llm.tasks import graphs
 from jaxrl_llm.training import metrics
@@ -154,11 +155,125 @@ def test_the_public_split_has_its_own_numbers_and_data_may_move(tmp_path, data_f
   assert moved == 0  # What was read is kept in the workdir.
 
 
-def test_every_field_is_read():
-  source = ''.join(map(inspect.getsource, (shoestring, settings_shoestring.Shoestring)))
-  read = {node.attr for node in ast.walk(ast.parse(source))
-          if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Load)}
-  assert {field.name for field in dataclasses.fields(settings_shoestring.Shoestring)} <= read
+# A tiny study, and for every field another value.
+_TINY = dict(num_splits=2, backbones='gcn', heads='softmax,cos', labels_per_class=(1,), steps=2,
+             width=3, refinement_ratios=(), blocks=settings_shoestring.BlockModel(
+                 num_classes=2, nodes_per_class=8, num_words=16, words_per_node=4))
+_CHANGES = {
+    'seed': 5, 'num_splits': 3, 'data_dir': '/tmp', 'dataset': 'pubmed', 'backbones': 'gcn,mlp',
+    'heads': 'softmax', 'labels_per_class': (2,), 'steps': 3, 'learning_rate': .1, 'width': 4,
+    'dropout': .1, 'refinement_ratios': (.5,), 'public_split': True,
+    'blocks.num_classes': 4, 'blocks.nodes_per_class': 9, 'blocks.mean_degree': 2.0,
+    'blocks.homophily': .5, 'blocks.num_words': 24, 'blocks.words_per_node': 3,
+    'blocks.word_signal': .9, 'algorithm.metric': 'l1', 'algorithm.metric_coefficient': 9.0,
+    'algorithm.weight_decay': .5, 'algorithm.decay': 'first', 'algorithm.refinement_ratio': .5,
+    'algorithm.leaky_eval': True,
+}
+_ELSEWHERE = {'note', 'ar_heads'}  # In the two tests below this one.
+
+
+def _tiny_config(changes=()):
+  config = settings_shoestring.Shoestring(**copy.deepcopy(_TINY))
+  for name, value in dict(changes).items():
+    *parents, last = name.split('.')
+    setattr(functools.reduce(getattr, parents, config), last, value)
+  return config
+
+
+def _study(folder, config):
+  folder.mkdir(exist_ok=True)
+  return shoestring.Study(types.SimpleNamespace(
+      workdir=folder, config=config, save_clock=lambda: None))
+
+
+def _leaves(thing, prefix=''):
+  for field in dataclasses.fields(thing):
+    value = getattr(thing, field.name)
+    if dataclasses.is_dataclass(value):
+      yield from _leaves(value, f'{prefix}{field.name}.')
+    else:
+      yield prefix + field.name
+
+
+class _Bar:
+
+  def update(self, *_, **__):
+    """Nothing is shown."""
+
+
+def test_every_field_has_another_value_here():
+  assert set(_leaves(_tiny_config())) == set(_CHANGES) | _ELSEWHERE
+
+
+def _differ(first, second):
+  if set(first) != set(second):
+    return True
+  return any(np.shape(value) != np.shape(second[name]) or not np.array_equal(value, second[name])
+             for name, value in first.items())
+
+
+@pytest.fixture(scope='module')
+def base(tmp_path_factory):
+  """A study of the settings above, and what it reads of an arm."""
+  study = _study(tmp_path_factory.mktemp('fields') / 'base', _tiny_config())
+  return study, study._play('gcn', 'cos', 1, _Bar(), '')
+
+
+@pytest.mark.parametrize('name', _CHANGES)
+def test_every_field_has_an_effect_or_is_refused(name, base, tmp_path):
+  study, outcome = base
+  config = _tiny_config({name: _CHANGES[name]})
+  try:
+    config.validate()
+  except ValueError as error:
+    assert name.split('.')[-1] in str(error)
+    return
+  other = _study(tmp_path / 'run', config)
+  graphs_differ = _differ(vars(other._graph), vars(study._graph))
+  assert graphs_differ == (name == 'seed' or name.startswith('blocks.'))
+  if name in ('backbones', 'heads', 'labels_per_class'):
+    assert other.arms() != study.arms()
+  elif not name.startswith('blocks.'):
+    other._graph = study._graph  # What is left must come from the seed, not from its graph.
+    assert _differ(other._play('gcn', 'cos', 1, _Bar(), ''), outcome)
+
+
+def test_the_heads_of_variants_are_among_those_of_all(tmp_path):
+  config = _tiny_config({'backbones': 'gcn,igcn_ar', 'ar_heads': 'softmax,l1'})
+  assert [arm[:2] for arm in _study(tmp_path, config).arms()] == [
+      ('gcn', 'softmax'), ('gcn', 'cos'), ('igcn_ar', 'softmax')]
+
+
+def test_the_note_closes_the_table(workdir):
+  note = importlib.import_module('experiments.configs.shoestring_blocks').get_config().note
+  assert (workdir / 'table.md').read_text().endswith(note + '\n')
+
+
+@pytest.mark.parametrize('backbone', ['gcn', 'lp'])
+def test_honest_readings_do_not_see_the_labels_of_test_nodes(tmp_path, monkeypatch, backbone):
+  # The whole way of an arm, under as many labellings of its test nodes as there are classes: each
+  # node has each class once, so that the fractions that are right must add up to 1.
+  config = _tiny_config({'backbones': 'gcn,lp', 'refinement_ratios': (0.0, .3), 'steps': 6})
+  study = _study(tmp_path / 'run', config)
+  graph, split = study._graph, shoestring.make_split(config, study._graph, 1)
+  monkeypatch.setattr(shoestring, 'make_split', lambda *_: split)
+  kept, read = [], study._read
+  monkeypatch.setattr(study, '_read', lambda head, outputs, *more: (
+      kept.append(outputs), read(head, outputs, *more))[1])
+  shared = ~np.isin(np.arange(graph.num_nodes), split.train)  # Not trained on in any split.
+  split = shoestring.Split(split.train, np.stack([shared] * 2).astype(np.float32))
+  total = 0
+  for shift in range(graph.num_classes):
+    labels = np.where(shared, (graph.labels + shift) % graph.num_classes, graph.labels)
+    study._graph = dataclasses.replace(graph, labels=labels.astype(np.int32))
+    found = study._play(backbone, 'softmax', 1, _Bar(), '')
+    total = total + np.stack([found[name] for name in sorted(set(found) - {'loss', 'unreached'})])
+    np.testing.assert_array_equal(kept[-1], kept[0])  # Nor did the training.
+  names = sorted(set(found) - {'loss', 'unreached'})
+  for name, values in zip(names, total):
+    if 'leaky' not in name:
+      np.testing.assert_allclose(values, 1, atol=1e-6, err_msg=name)
+  assert np.abs(total[names.index('leaky')] - 1).max() > .05
 
 
 @pytest.mark.parametrize('path', ['cora', 'citeseer'])
@@ -192,6 +307,7 @@ def test_the_tables_hold_both_filters_and_the_second_one_with_two_heads(path):
     ('--config.algorithm.leaky_eval=true', 'leaky_eval must be False here .both evaluations'),
     ('--config.algorithm.refinement_ratio=.1', 'refinement_ratio must be 0 here'),
     ('--config.refinement_ratios=(2.0,)', r'config.refinement_ratios must lie in \[0, 1\]'),
+    ('--config.refinement_ratios=(.1,.1)', 'config.refinement_ratios must .* and increase'),
     ('--config.public_split=true', "config.public_split must be False for 'blocks'"),
     ('--config.blocks.homophily=2.0', r'homophily must lie in \[0, 1\], got 2.0'),
 ])
@@ -217,131 +333,33 @@ def test_a_missing_folder_and_a_hostile_pickle_are_one_line_and_status_2(tmp_pat
   for part in ('y', 'tx', 'ty', 'allx', 'ally', 'graph'):
     (folder / f'ind.cora.{part}').write_bytes(pickle.dumps(print, protocol=2))
   assert run() == 2
-  _expect_line(capsys, 'ind.cora.y is refused: its pickle asks for __builtin__.print')
+  _expect_line(capsys, "ind.cora.y is refused: its pickle asks for '__builtin__.print'")
+  for payload in (
+      b'cnumpy\ndtype\nX\x01\x00\x00\x00O\x85R.',
+      b'cnumpy\nndarray\n(K\x01K\x01\x86cnumpy\ndtype\nX\x02\x00\x00\x00f8\x85R'
+      b'X\x08\x00\x00\x00AAAAAAAAtR.',
+      b'cscipy.sparse.csr\ncsr_matrix\nN}X\x05\x00\x00\x00shapeK\x05s\x86b.'):
+    (folder / 'ind.cora.y').write_bytes(payload)
+    assert run() == 2
+    _expect_line(capsys, 'ind.cora.y is no complete pickle of arrays')
 
 
-# --- Criteria and tables, on outcomes made by hand.
-
-
-def _outcome(**readings):
-  names = ('softmax', 'prototypes', 'mixed', 'leaky', 'leaky_mixed', 'refined_0', 'refined_0.1')
-  defaults = dict.fromkeys(names, [.5, .5])
-  return {name: np.asarray(value, float) for name, value in (defaults | readings).items()}
-
-
-def _plain_outcome(**readings):
-  """At λ = 0: read by every metric."""
-  made = _outcome(**readings)
-  ways = ('prototypes', 'leaky')
-  return {f'{way}_{metric}': made[way] for way in ways for metric in ('l1', 'l2')} | made
-
-
-def _cora():
-  """Outcomes of which every criterion holds."""
-  made = {}
-  for place, n in enumerate(('n1', 'n2', 'n20')):
-    wide = np.array([-.06, .06]) / (place + 1)
-    gcn = (.44, .54, .80)[place] + wide
-    leak = (.19, .13, .005)[place]
-    made['lp', 'softmax', n] = _outcome(softmax=gcn + .02, unreached=[.1, .2])
-    made['gcn', 'softmax', n] = _plain_outcome(softmax=gcn, prototypes=gcn, leaky=gcn + leak)
-    made['gcn', 'cos', n] = _outcome(
-        softmax=gcn, prototypes=gcn - .01, leaky=gcn - .01 + leak, **{'refined_0.1': gcn})
-    made['igcn', 'softmax', n] = _plain_outcome(softmax=gcn + .06)
-  for decay, value in (('all', .817), ('first', .813)):
-    made['gcn', 'softmax', f'public/{decay}'] = _outcome(softmax=[value, value])
-  return made
-
-
-def _verdicts(outcomes, dataset='cora'):
-  return {f.name: f.holds for f in shoestring_criteria.findings(dataset, outcomes)}
-
-
-def test_criteria_hold_where_they_should():
-  assert _verdicts(_cora()) == {
-      'a': True, 'a_public': True, 'b': True, 'b_lp': True, 'c': True, 'd': None, 'e': None,
-      'f': True}
-
-
-@pytest.mark.parametrize('name, arm, reading, shift', [
-    ('a', ('gcn', 'softmax', 'n20'), 'softmax', .04),
-    ('a_public', ('gcn', 'softmax', 'public/all'), 'softmax', .02),
-    ('b', ('igcn', 'softmax', 'n2'), 'softmax', -.03),
-    ('b_lp', ('lp', 'softmax', 'n1'), 'softmax', -.03),
-    ('c', ('gcn', 'cos', 'n1'), 'leaky', -.08),
-    ('c', ('gcn', 'cos', 'n2'), 'leaky', -.06),
-    ('c', ('gcn', 'cos', 'n20'), 'leaky', .03),
-    ('f', ('igcn', 'softmax', 'n2'), 'softmax', -.2),
-])
-def test_each_criterion_can_fail(name, arm, reading, shift):
-  outcomes = _cora()
-  outcomes[arm][reading] = outcomes[arm][reading] + shift
-  assert _verdicts(outcomes)[name] is False
-
-
-def test_a_criterion_of_cora_is_not_asked_of_another_graph_nor_of_missing_arms():
-  assert set(_verdicts(_cora(), 'citeseer')) == {'c', 'd', 'e', 'f'}
-  assert set(_verdicts(_cora(), 'blocks')) == {'d', 'e', 'f'}
-  few = {name: arm for name, arm in _cora().items() if name[0] == 'lp'}
-  assert set(_verdicts(few)) == {'e', 'f'}
-  wider = _cora()
-  wider['lp', 'softmax', 'n20']['softmax'] = np.array([.6, 1.0])
-  assert _verdicts(wider)['f'] is False
-
-
-def test_numbers_and_tables_by_hand():
-  outcomes = _cora()
-  numbers = shoestring_report.summarise(outcomes)
-  assert numbers['eval/gcn/cos/n1/accuracy'] == pytest.approx(.43)
-  assert numbers['eval/gcn/cos/n1/leaky_accuracy'] == pytest.approx(.62)
-  assert numbers['eval/gcn/cos/n1/standard_error'] == pytest.approx(.06)
-  assert numbers['eval/gcn/cos/n1/standard_deviation'] == pytest.approx(.06 * np.sqrt(2))
-  assert numbers['eval/gcn/softmax/n1/accuracy'] == pytest.approx(.44)
-  assert numbers['eval/lp/softmax/n1/unreached'] == pytest.approx(.15)
-  # Both splits differ by one point, read by prototypes, and not at all, read by softmax: an
-  # interval without width.
-  for end in ('', '_low', '_high'):
-    assert numbers[f'eval/gcn/cos/n1/prototype_difference{end}'] == pytest.approx(-.01)
-    assert numbers[f'eval/gcn/cos/n1/softmax_difference{end}'] == pytest.approx(0)
-  assert numbers['eval/gcn/softmax/public/accuracy'] == pytest.approx(.817)
-  assert numbers['eval/gcn/softmax/public/first_layer_decay/accuracy'] == pytest.approx(.813)
-  assert '| 43.0 ± 6.0 |' in shoestring_report.table(outcomes)
-  assert 'no label reaches, which its softmax calls class 0: 15.0 % with 1' in (
-      shoestring_report.table(outcomes))
-  assert '-1.0 [-1.0, -1.0]' in shoestring_report.differences(outcomes)
-  assert '+1.0 [+1.0, +1.0]' in shoestring_report.refinement(outcomes, (0, .1))
-
-
-def test_a_head_is_compared_with_the_same_reading_by_the_same_metric():
-  outcomes = _cora()
-  for n in ('n1', 'n2', 'n20'):
-    outcomes['gcn', 'l1', n] = _outcome(softmax=[.61, .61], prototypes=[.35, .35])
-    outcomes['gcn', 'softmax', n] |= {
-        'softmax': np.array([.6, .6]), 'prototypes': np.array([.2, .2]),
-        'prototypes_l1': np.array([.3, .3]), 'prototypes_l2': np.array([.1, .1])}
-  numbers = shoestring_report.summarise(outcomes)
-  assert numbers['eval/gcn/l1/n1/softmax_difference'] == pytest.approx(.01)
-  assert numbers['eval/gcn/l1/n1/prototype_difference'] == pytest.approx(.05)
-  assert numbers['eval/gcn/softmax/n1/prototype_l1_accuracy'] == pytest.approx(.3)
-  squeezed = lambda text: ' '.join(text.split())
-  assert '| gcn + l1 | honest prototypes | +5.0 [+5.0, +5.0] |' in squeezed(
-      shoestring_report.differences(outcomes))
-  assert '| gcn | prototypes of training labels, l1 | 30.0 ± 0.0 |' in squeezed(
-      shoestring_report.table(outcomes))
-
-
-def test_the_leak_is_judged_only_where_all_of_it_was_measured():
-  for missing in ('n1', 'n2', 'n20'):
-    outcomes = {name: arm for name, arm in _cora().items() if name[2] != missing}
-    assert 'c' not in _verdicts(outcomes)
-
-
-def test_refinement_is_judged_at_one_ratio_whatever_is_best():
-  outcomes = _cora()
-  for arm in outcomes.values():
-    arm['refined_0.2'] = arm['refined_0.1'] + .5
-  told = {f.name: f.measured for f in shoestring_criteria.findings('cora', outcomes)}['e']
-  assert 'gcn + cos +1.0 [+1.0, +1.0]' in told and 'gcn, λ = 0' in told and '+51' not in told
+def test_a_graph_that_is_damaged_too_large_or_another_one_is_refused_at_once(tmp_path, capsys):
+  folder = tmp_path / 'data'
+  graph = graphs.make_graph(seed=0, num_classes=2, nodes_per_class=8, num_words=8,
+                            words_per_node=3)
+  run = lambda: _run(tmp_path / 'run', '--config.public_split=false',
+                     f'--config.data_dir={folder}', config=CORA)
+  for changes, words in (
+      ({}, "must hold the data set 'cora', got 'blocks'"),
+      ({'name': 'cora', 'labels': graph.labels - 5}, 'labels must lie between -1 and 1'),
+      ({'name': 'cora', 'labels': np.arange(5_001, dtype=np.int32) % 2,
+        'indices': np.zeros((5_001, 1), np.int32), 'values': np.ones((5_001, 1), np.float32)},
+       'a graph may have 5000 nodes, got 5001')):
+    planetoid.write(folder / 'cora.npz', dataclasses.replace(graph, **changes))
+    assert run() == 2
+    _expect_line(capsys, words)
+    assert not (tmp_path / 'run' / 'arms').exists()
 
 
 def test_steps_are_written_once_each(tmp_path):

@@ -77,6 +77,23 @@ def test_choices_that_can_be_told_apart_have_a_finite_fit():
   assert float(far[0]) == pytest.approx(float(found[0]), rel=1e-6)
 
 
+@pytest.mark.parametrize('begin', [-2.0, -20.0, 3.0, 50.0])
+def test_a_step_is_halved_until_the_objective_does_not_fall(begin):
+  # Where all choices are all but certain, nothing but the ridge is curved: a step of Newton's
+  # method is thousands of times too long.
+  inputs = np.linspace(-1, 1, 21)[:, None] * 100
+  choices = (inputs[:, 0] > 0).astype(int)
+  objective = lambda w: np.sum(-np.logaddexp(0, -np.where(choices > 0, 1, -1) * inputs[:, 0] * w)
+                               ) - 1e-3 / 2 * w**2
+  weights, values = np.array([begin]), [objective(begin)]
+  for _ in range(60):
+    weights = np.asarray(_fit_glm(inputs, choices, ridge=1e-3, start=weights, steps=1))
+    values.append(objective(weights[0]))
+  assert np.diff(values).min() >= -1e-9 * abs(values[0])
+  found = _fit_glm(inputs, choices, ridge=1e-3, steps=60)
+  assert weights[0] == pytest.approx(float(found[0]), rel=1e-6)
+
+
 # --- The GLM-HMM.
 
 
@@ -166,6 +183,21 @@ def test_H3_the_log_posterior_never_falls():
   assert traces.shape == (2, 50)
   assert np.diff(traces, axis=1).min() > -1e-8
   assert (traces[:, -1] - traces[:, 0] > 20).all()
+
+
+def test_keys_are_folded_and_never_split(monkeypatch):
+  inputs, choices = _data(8)
+  fit = functools.partial(glm_hmm.fit, num_states=2, steps=3)
+  key = jax.random.key(2)
+
+  def refuse(*_, **__):
+    raise AssertionError('a key was split')
+
+  monkeypatch.setattr(jax.random, 'split', refuse)
+  few, many = (np.asarray(fit(key, inputs, choices, restarts=count)[1]) for count in (2, 3))
+  # A restart does not depend on how many there are, and no two are alike.
+  np.testing.assert_allclose(many[:2], few, rtol=1e-9)
+  assert len(np.unique(many[:, -1].round(9))) == 3
 
 
 def test_a_simulated_mouse_is_recovered():

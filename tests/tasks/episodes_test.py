@@ -60,10 +60,16 @@ def test_a_file_of_features_is_read_with_labels_from_0(tmp_path):
 
 @pytest.mark.parametrize('arrays, words', [
     ({'features': np.eye(3)}, "with 'features' and 'labels'"),
-    ({'features': np.ones(3), 'labels': np.arange(3)}, 'features must be numbers'),
+    ({'features': np.ones(3), 'labels': np.arange(3)}, 'features must be real numbers'),
     ({'features': np.eye(3), 'labels': np.arange(2)}, 'labels must be 3 integers'),
     ({'features': np.eye(3), 'labels': np.ones(3)}, 'labels must be 3 integers'),
     ({'features': np.full((3, 2), np.nan), 'labels': np.arange(3)}, 'features must be finite'),
+    # Judged in float32: out of its range, beyond what squares allow, and no real numbers.
+    ({'features': np.full((3, 2), 1e300), 'labels': np.arange(3)}, 'features must be finite'),
+    ({'features': np.full((3, 2), -1e25), 'labels': np.arange(3)}, 'at most 1e.15 in size'),
+    ({'features': np.full((3, 2), 1j), 'labels': np.arange(3)}, 'real numbers .*complex128'),
+    ({'features': np.full((3, 2), 'a'), 'labels': np.arange(3)}, 'real numbers .*<U1'),
+    ({'features': np.ones((3, 0)), 'labels': np.arange(3)}, 'D at least 1, got float64 .3, 0.'),
     ({'features': np.array([[None]]), 'labels': np.arange(1)}, "with 'features' and 'labels'"),
 ])
 def test_other_files_are_one_line(tmp_path, arrays, words):
@@ -72,6 +78,15 @@ def test_other_files_are_one_line(tmp_path, arrays, words):
   with pytest.raises(ValueError, match=words) as error:
     episodes.read_features(path)
   assert '\n' not in str(error.value)
+
+
+@pytest.mark.parametrize('kind', [bool, np.uint8, np.int64, np.float16, np.float64])
+def test_features_of_any_real_type_are_read(tmp_path, kind):
+  path = tmp_path / 'features.npz'
+  np.savez(path, features=np.eye(3).astype(kind), labels=np.arange(3))
+  data = episodes.read_features(path)
+  assert data.features.dtype == np.float32
+  np.testing.assert_array_equal(data.features, np.eye(3))
 
 
 def test_a_missing_file_is_one_line(tmp_path):

@@ -55,7 +55,14 @@ def test_it_is_a_function_of_its_seed():
     ('num_words', 40, 'at least 12 words a class, got 40'),
     ('mean_degree', 500.0, 'mean_degree must lie between 0 and what classes of 150 nodes'),
     ('mean_degree', -1.0, 'mean_degree must lie between 0'),
+    ('mean_degree', float('nan'), 'mean_degree must lie between 0'),
 ])
 def test_bad_arguments_are_one_line(field, value, words):
   with pytest.raises(ValueError, match=words):
     graphs.make_graph(seed=0, **{field: value})
+
+
+@pytest.mark.parametrize('homophily', [0.0, 1.0])
+def test_a_negative_degree_is_refused_where_edges_join_one_kind_of_pairs_alone(homophily):
+  with pytest.raises(ValueError, match='mean_degree must lie between 0 .*got -3'):
+    graphs.make_graph(seed=0, mean_degree=-3.0, homophily=homophily)

@@ -32,7 +32,7 @@ def test_beta_laws():
 
 @pytest.mark.parametrize('num_states, lambda2, exponent, entropy', [
     (2, .9, 1, None), (4, .75, 1, 1.0), (4, .99, 4, .1), (4, .99, 16, .1), (8, .75, 1, 2.0),
-    (8, .95, 4, .53), (16, .5, 1, 3.0)])
+    (8, .95, 4, .53), (8, .95, 16, .53), (16, .5, 1, 3.0)])
 def test_H7_a_constructed_chain_is_as_asked_for(num_states, lambda2, exponent, entropy):
   stationary = hmm.beta_law(num_states, exponent)
   transition = hmm.make_transition(

@@ -1,0 +1,70 @@
+"""No product of hidden Markov models is left to an accelerator's default precision."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from experiments import icl_hmm_published
+from jaxrl_llm.rl import glm_hmm, hmm, hmm_learners, hmm_oracles
+
+STATES, SYMBOLS, STEPS, INPUTS = 3, 4, 8, 2
+MODEL = (jnp.full(STATES, 1 / STATES), jnp.full((STATES, STATES), 1 / STATES),
+         jnp.full((STATES, SYMBOLS), 1 / SYMBOLS))
+OBSERVATIONS, PLACES = jnp.arange(STEPS) % SYMBOLS, jnp.array([0, 3, STEPS])
+LIKELIHOODS = MODEL[2].T[OBSERVATIONS]
+PARAMETERS = hmm_learners.Parameters(*MODEL)
+LAWS = jnp.full((2, STATES), 1 / STATES)
+SESSIONS = jnp.ones((2, STEPS, INPUTS)), jnp.zeros((2, STEPS), int)
+MIXTURE = glm_hmm.GlmHmm(*MODEL[:2], jnp.ones((STATES, INPUTS)))
+
+FUNCTIONS = {
+    'filter_states': lambda: hmm.filter_states(*MODEL[:2], LIKELIHOODS),
+    'smooth': lambda: hmm.smooth(*MODEL[:2], LIKELIHOODS),
+    'entropy_rate_bits': lambda: hmm.entropy_rate_bits(MODEL[1], MODEL[0]),
+    'predict_next': lambda: hmm_oracles.predict_next(*MODEL, OBSERVATIONS),
+    'predict_next_by_path': lambda: hmm_oracles.predict_next_by_path(*MODEL, OBSERVATIONS),
+    'predict_next_by_state': lambda: hmm_oracles.predict_next_by_state(
+        *MODEL, OBSERVATIONS % STATES, PLACES),
+    'predict_next_by_window': lambda: hmm_oracles.predict_next_by_window(
+        *MODEL, OBSERVATIONS, window=2),
+    'predict_ngrams': lambda: hmm_learners.predict_ngrams(
+        OBSERVATIONS, PLACES, max_order=3, num_symbols=SYMBOLS),
+    'baum_welch': lambda: hmm_learners.baum_welch(PARAMETERS, OBSERVATIONS),
+    'empirical_moments': lambda: hmm_learners.empirical_moments(OBSERVATIONS, num_symbols=SYMBOLS),
+    'exact_moments': lambda: hmm_learners.exact_moments(PARAMETERS),
+    'spectral': lambda: hmm_learners.predict_spectral(hmm_learners.spectral_operators(
+        hmm_learners.exact_moments(PARAMETERS), num_states=2), OBSERVATIONS),
+    'fit_glm': lambda: glm_hmm.fit_glm(SESSIONS[0][0], SESSIONS[1][0], ridge=1.0),
+    'glm_hmm.fit': lambda: glm_hmm.fit(
+        jax.random.key(0), *SESSIONS, num_states=2, restarts=2, steps=2),
+    'glm_hmm.predict': lambda: glm_hmm.predict(MIXTURE, *SESSIONS),
+    'score': functools.partial(
+        icl_hmm_published.score, jnp.full((2, SYMBOLS), 1 / SYMBOLS), LAWS, MODEL[2]),
+    'simulate': lambda: icl_hmm_published.simulate(
+        jax.random.split(jax.random.key(0), 2), *MODEL),
+}
+
+
+def _products(jaxpr):
+  """All products of a program, of those inside its loops and branches as well."""
+  for equation in jaxpr.eqns:
+    if equation.primitive.name == 'dot_general':
+      yield equation
+    for inner in jax.tree.leaves(list(equation.params.values()), is_leaf=_is_program):
+      if _is_program(inner):
+        yield from _products(getattr(inner, 'jaxpr', inner))
+
+
+def _is_program(value):
+  return hasattr(value, 'eqns')
+
+
+@pytest.mark.parametrize('name', FUNCTIONS)
+def test_products_are_of_full_precision(name):
+  products = list(_products(jax.make_jaxpr(FUNCTIONS[name])().jaxpr))
+  assert products
+  for product in products:
+    highest = jax.lax.Precision.HIGHEST
+    assert product.params['precision'] == (highest, highest), product
