@@ -24,7 +24,6 @@ import scipy.special
 from experiments import icl_hmm_checkpoint_report as closing
 from experiments import icl_hmm_published, launch, origins, seeds, settings
 from experiments.settings_hmm_checkpoint import IclHmmCheckpoint
-from jaxrl_llm.data import tokenizers
 from jaxrl_llm.evaluation import in_context
 from jaxrl_llm.models import policy as policy_lib
 from jaxrl_llm.rl import hmm, hmm_learners, hmm_oracles
@@ -200,9 +199,7 @@ def read_checkpoint(
       lacks some.
   """
   origin = origins.read(config.checkpoint_dir, field='config.checkpoint_dir')
-  if not origin.tokenizer_dir:
-    raise ValueError(f'no tokenizer is known of {config.checkpoint_dir} (config.checkpoint_dir)')
-  tokenizer = tokenizers.load_tokenizer(origin.tokenizer_dir)
+  tokenizer = origin.load_tokenizer()
   shape = origins.resolve_model(config.model, origin, overrides=overrides)
   with settings.named('config.tokenisations; config.num_symbols leaves out larger alphabets'):
     tokenisations = {kind: in_context.tokenise(tokenizer, kind, num_symbols, seed=config.seed)
@@ -216,7 +213,7 @@ def read_checkpoint(
     raise ValueError(f'the tokenizer of {config.checkpoint_dir} has the token {largest}, the model '
                      f'{shape.vocab_size} of them (config.checkpoint_dir)')
   model = policy_lib.make(shape)
-  return Reader(_load(origin, model), make_predictors(config, model, tokenisations))
+  return Reader(origin.load_on_one_device(model), make_predictors(config, model, tokenisations))
 
 
 def make_predictors(
@@ -226,13 +223,6 @@ def make_predictors(
   size = min(config.batch_size, config.num_sequences)
   return {kind: in_context.Predictor(model, tokens, batch_size=size)
           for kind, tokens in tokenisations.items()}
-
-
-def _load(origin: origins.Origin, model: ModelFns) -> Params:
-  device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-  return origin.load(jax.tree.map(
-      lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=device),
-      jax.eval_shape(model.init, jax.random.key(0))))
 
 
 def select(config: IclHmmCheckpoint, models: Sequence[hmm_results.RecordedHmm]) -> list[int]:

@@ -15,7 +15,6 @@ import functools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import jax
 import numpy as np
 
 from experiments import icl_hmm_mice_predictors as predictors
@@ -23,7 +22,7 @@ from experiments import icl_hmm_mice_report as closing
 from experiments import icl_hmm_mice_training as training
 from experiments import launch, origins, seeds
 from experiments.settings_mice import IclHmmMice
-from jaxrl_llm.data import animals, tokenizers
+from jaxrl_llm.data import animals
 from jaxrl_llm.evaluation import in_context
 from jaxrl_llm.models import configs
 from jaxrl_llm.models import policy as policy_lib
@@ -63,23 +62,17 @@ def make_readers(run: launch.Run, stopper: loop.Stopper) -> list[predictors.Read
 def read_checkpoint(config: IclHmmMice) -> predictors.Reader:
   """A language model of a folder, in the tokens that the config names."""
   origin = origins.read(config.checkpoint, field='config.checkpoint')
-  if not origin.tokenizer_dir:
-    raise ValueError(f'no tokenizer is known of {config.checkpoint} (config.checkpoint)')
-  tokenizer = tokenizers.load_tokenizer(origin.tokenizer_dir)
+  tokenizer = origin.load_tokenizer()
   shape = origins.resolve_model(configs.TransformerConfig(), origin)
   needed = 1 + 3 * config.checkpoint_trials
   if shape.max_length < needed:
     raise ValueError(f'config.checkpoint reads {shape.max_length} tokens, and {needed} are needed '
                      f'for config.checkpoint_trials of {config.checkpoint_trials}')
-  model = policy_lib.make(shape)
-  device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-  abstract = jax.tree.map(
-      lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=device),
-      jax.eval_shape(model.init, jax.random.key(0)))
   tokens = in_context.tokenise(
       tokenizer, config.tokenisation, animals.NUM_SYMBOLS, seed=config.seed)
+  model = policy_lib.make(shape)
   return predictors.make_reader(
-      'checkpoint', model, dict.fromkeys(training.ARMS, origin.load(abstract)), tokens,
+      'checkpoint', model, dict.fromkeys(training.ARMS, origin.load_on_one_device(model)), tokens,
       num_trials=config.checkpoint_trials, batch_size=config.checkpoint_batch_size)
 
 

@@ -15,7 +15,7 @@ from jaxrl_llm.data import tokenizers
 from jaxrl_llm.models import configs
 from jaxrl_llm.models.pretrained import huggingface
 from jaxrl_llm.training import checkpoints
-from jaxrl_llm.types import Params, Tokenizer
+from jaxrl_llm.types import ModelFns, Params, Tokenizer
 
 _TOKENIZER_FILES = ('tokenizer.json', 'vocab.json', 'encoder.json', '*.model')
 
@@ -76,6 +76,19 @@ class Origin(NamedTuple):
     kernel = jnp.copy(params['embedder']['embedding'])
     sharding = abstract_params['head']['kernel'].sharding
     return {**params, 'head': {'kernel': jax.device_put(kernel, sharding)}}
+
+  def load_on_one_device(self, model: ModelFns) -> Params:
+    """Loads what `model.init` would make onto the first device; raises as `load` does."""
+    device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    return self.load(jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=device),
+        jax.eval_shape(model.init, jax.random.key(0))))
+
+  def load_tokenizer(self) -> Tokenizer:
+    """The folder's tokenizer; raises ValueError where none is known."""
+    if not self.tokenizer_dir:
+      raise ValueError(f'no tokenizer is known of {self.directory} ({self.field})')
+    return tokenizers.load_tokenizer(self.tokenizer_dir)
 
   def check_tokenizer(self, tokenizer: Tokenizer, *, of: str) -> None:
     """Raises ValueError if the folder's tokenizer is known and is another one."""
