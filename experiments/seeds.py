@@ -56,7 +56,7 @@ def summary(name: str, values: np.ndarray) -> dict[str, float]:
 
 @contextlib.contextmanager
 def figure(path: pathlib.Path, panels: int, *, title: str) -> Iterator[Any]:
-  """A figure of panels side by side, written whole when the block ends.
+  """A figure of panels, up to three side by side, written whole when the block ends.
 
   Args:
     path: of the PNG.
@@ -71,14 +71,19 @@ def figure(path: pathlib.Path, panels: int, *, title: str) -> Iterator[Any]:
   matplotlib.use('Agg')
   import matplotlib.pyplot as plt
 
-  drawing, axes = plt.subplots(
-      1, panels, figsize=(5.2 * panels, 4.4), layout='constrained', squeeze=False)
+  columns = min(panels, 3)
+  rows = -(-panels // columns)
+  drawing, grid = plt.subplots(
+      rows, columns, figsize=(5.2 * columns, 4.4 * rows), layout='constrained', squeeze=False)
   drawing.suptitle(title)
-  for panel in axes[0]:
+  axes, unused = grid.ravel()[:panels], grid.ravel()[panels:]
+  for panel in axes:
     panel.grid(alpha=0.25)
     panel.spines[['top', 'right']].set_visible(False)
+  for panel in unused:
+    panel.remove()
   try:
-    yield axes[0]
+    yield axes
     buffer = io.BytesIO()
     drawing.savefig(buffer, dpi=150, format='png')
     _write_atomic(path, buffer.getvalue())

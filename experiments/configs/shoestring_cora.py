@@ -9,8 +9,8 @@ these; the authors' code, as released, evaluates with prototypes of the test lab
 evaluations are reported. The public split is that of Kipf and Welling's 81.5 % (arXiv
 1609.02907, table 2), whose GCN decays its first layer alone and stops early.
 
-Cost: 13,200 epochs, each a step of 20 splits, a tenth of a second or less on two CPU cores that
-nothing else uses. The arms are kept, and the same command goes on with the next one.
+Cost: 13,200 epochs, each a step of 20 splits: 25 minutes of processor time on two CPU cores. The
+arms are kept, and the same command goes on with the next one.
 Command: python -m experiments.shoestring --config=experiments/configs/shoestring_cora.py \
   --config.data_dir=DIR
 """
