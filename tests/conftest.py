@@ -3,6 +3,7 @@
 import gc
 import os
 import pathlib
+import signal
 
 # Must stand before jax is imported: meshes are tested on eight fake CPU devices. Most tests compile
 # a small program and run it once, so that the machine code is not worth optimising (fused loops as
@@ -17,6 +18,11 @@ os.environ['XLA_FLAGS'] = ' '.join([os.environ.get('XLA_FLAGS', ''), *(
 )]).strip()
 
 import pytest
+
+# A shell lets what it runs in the background ignore Ctrl-C, which the processes that tests start
+# and interrupt would inherit.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+  signal.signal(signal.SIGINT, signal.default_int_handler)
 
 REPOSITORY = pathlib.Path(__file__).resolve().parents[1]
 
