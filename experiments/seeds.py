@@ -56,7 +56,7 @@ def summary(name: str, values: np.ndarray) -> dict[str, float]:
 
 @contextlib.contextmanager
 def figure(path: pathlib.Path, panels: int, *, title: str) -> Iterator[Any]:
-  """A figure of panels, up to three side by side, written whole when the block ends.
+  """A figure of panels, three of them side by side (four: two), written whole when the block ends.
 
   Args:
     path: of the PNG.
@@ -71,7 +71,7 @@ def figure(path: pathlib.Path, panels: int, *, title: str) -> Iterator[Any]:
   matplotlib.use('Agg')
   import matplotlib.pyplot as plt
 
-  columns = min(panels, 3)
+  columns = 2 if panels == 4 else min(panels, 3)
   rows = -(-panels // columns)
   drawing, grid = plt.subplots(
       rows, columns, figsize=(5.2 * columns, 4.4 * rows), layout='constrained', squeeze=False)
