@@ -10,8 +10,8 @@ in the order of the paper.
 The file is looked for in $JAXRL_LLM_DATA/icl_hmm, by default ../shared/data/icl_hmm; any file of
 the schema will do.
 
-Cost: about 17 minutes of processor time, estimated from some of the models, which are simulated
-side by side on all cores.
+Cost: 18 minutes of processor time; models are simulated side by side on all cores (14 minutes on
+two that did other work beside).
 Command: python -m experiments.icl_hmm --config=experiments/configs/icl_hmm_published.py \\
       [--config.results_file=FILE.csv]
 """
