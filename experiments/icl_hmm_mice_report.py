@@ -219,8 +219,9 @@ def write_figure(
                           label=f'{label(method)}, all training sessions')
     panels[1].set_title('animals')
     for axes in panels[:2]:
-      axes.set(xlabel='trials read before', ylabel='accuracy', xscale='symlog', ylim=(.45, 1))
-      axes.legend(frameon=False, fontsize=7)
+      axes.set_xscale('symlog', linthresh=1)
+      axes.set(xlabel='trials read before', ylabel='accuracy', xlim=(0, None), ylim=(.45, 1))
+      axes.legend(frameon=False, fontsize=6)
     shown = [name for name in _SHOWN if f'mean/{name}/accuracy' in numbers]
     for index, method in enumerate(shown):
       places = np.arange(len(found)) + (index - (len(shown) - 1) / 2) * .8 / len(shown)
@@ -229,7 +230,8 @@ def write_figure(
       panels[2].bar(places, height, .8 / len(shown), yerr=error, color=_COLOURS[method],
                     label=label(method), error_kw={'lw': .8})
     panels[2].set_xticks(range(len(found)), list(found), rotation=30, fontsize=7)
-    panels[2].set(ylim=(.45, 1), ylabel='accuracy', title='held-out sessions')
+    panels[2].set(ylim=(.45, 1.12), yticks=np.arange(.5, 1.01, .1), ylabel='accuracy',
+                  title='held-out sessions')  # Room for the legend above the bars.
     panels[2].legend(frameon=False, fontsize=6, ncols=2, loc='upper left')
   metrics.write_csv_atomic(
       path.with_suffix('.csv'), ['of', 'method', 'trials_read', 'accuracy', 'standard_error'], rows)

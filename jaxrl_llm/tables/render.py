@@ -27,8 +27,13 @@ _COMMON = (
 )
 HEADLINES = {
     'arena': (r'eval/\w+/score', r'eval/\w+/kl_to_reference', 'wall_seconds'),
+    'icl_hmm': (r'eval/(icl|filter|bigram|baum_welch)/accuracy/T\d+',
+                r'published/\w+/(accuracy|hellinger)_mae', r'mean/\w+/accuracy', 'wall_seconds'),
     'rebel_games': ('eval/bound', r'eval/\w+/(average|last)_exploitability', 'wall_seconds'),
     'rebel_gaussian': (r'eval/\w+/(queries_to_goal|reached|final_fraction)', 'wall_seconds'),
+    'shoestring': (r'eval/\w+/(softmax|cos)/(n\d+|public)/accuracy',
+                   r'eval/\w+/cos/n\d+/leaky_accuracy', 'wall_seconds'),
+    'shoestring_few_shot': (r'eval/\w+/\w+/accuracy', 'wall_seconds'),
 }
 _MOST_COLUMNS = 12  # Of a table with a line for each setting; beyond, one with a column for each.
 
@@ -74,7 +79,8 @@ class Setting(NamedTuple):
   def summary(self, key: str) -> Summary | None:
     """Mean and standard error of a number; None if no run has it.
 
-    A single run that took several seeds side by side says the error itself, as `<key>_se`.
+    A single run that stands for several (seeds side by side, splits, episodes, animals) says the
+    error itself: as `<key>_se`, or as `.../standard_error` beside `.../accuracy`.
     """
     values = [_number(run[key]) for run in self.runs.values() if key in run]
     values = [value for value in values if value is not None]
@@ -82,7 +88,9 @@ class Setting(NamedTuple):
       return None
     error = None
     if len(self.runs) == 1:
-      error = _number(next(iter(self.runs.values())).get(f'{key}_se'))
+      (run,) = self.runs.values()
+      beside = re.sub(r'(?<=[/_])accuracy$', 'standard_error', key)
+      error = _number(run.get(f'{key}_se', None if beside == key else run.get(beside)))
     elif len(values) > 1 and all(map(math.isfinite, values)):
       error = statistics.stdev(values) / math.sqrt(len(values))
     return Summary(statistics.fmean(values), error, len(values))
@@ -148,7 +156,8 @@ def markdown(experiment: str, settings: Sequence[Setting]) -> str:
   if len(keys) > _MOST_COLUMNS:
     rows = [list(row) for row in zip(*rows)]
   lines = [f'# {experiment}', '', '## Measured', '',
-           'Mean ± standard error over seeds; one seed has no error, unless it stands for several.',
+           'Mean ± standard error over seeds. One seed alone has no error, or that over what it took '
+           'several of: seeds side by side, splits, episodes, animals.',
            '',
            *_table(rows[0], rows[1:])]
   lines += ['', '## Where the numbers come from', '', *_table(

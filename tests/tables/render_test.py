@@ -45,7 +45,8 @@ GOLDEN = """\
 
 ## Measured
 
-Mean ± standard error over seeds; one seed has no error, unless it stands for several.
+Mean ± standard error over seeds. One seed alone has no error, or that over what it took several \
+of: seeds side by side, splits, episodes, animals.
 
 | setting | seeds | eval/trained/pass@1 | eval/trained/kl_to_reference | sampled_tokens | \
 wall_seconds |
@@ -80,6 +81,29 @@ def test_a_run_of_several_seeds_says_its_error(tmp_path):
   _write(tmp_path, 'x', 'y', 1, score=2.5, score_se=9.0)
   (setting,) = render.read_results(tmp_path)
   assert setting.summary('score') == render.Summary(2.0, 0.5, 2)
+
+
+def test_a_study_of_many_splits_says_its_error_beside_the_accuracy(tmp_path):
+  _write(tmp_path, 'x', 'y', 0, **{
+      'eval/gcn/n1/accuracy': 0.5, 'eval/gcn/n1/standard_error': 0.02,
+      'eval/gcn/n1/leaky_accuracy': 0.7, 'eval/gcn/n1/leaky_standard_error': 0.01})
+  (setting,) = render.read_results(tmp_path)
+  assert setting.summary('eval/gcn/n1/accuracy') == render.Summary(0.5, 0.02, 1)
+  assert setting.summary('eval/gcn/n1/leaky_accuracy') == render.Summary(0.7, 0.01, 1)
+  assert setting.summary('eval/gcn/n1/standard_error') == render.Summary(0.02, None, 1)
+
+
+@pytest.mark.parametrize('experiment, shown, hidden', [
+    ('icl_hmm', ('eval/icl/accuracy/T64', 'published/ngram1/hellinger_mae', 'mean/glm/accuracy'),
+     ('eval/icl/accuracy_se/T64', 'eval/icl/nll/T64', 'mice/CSHL_001/glm/accuracy')),
+    ('shoestring', ('eval/gcn/softmax/public/accuracy', 'eval/lp/cos/n1/leaky_accuracy'),
+     ('eval/gcn/l2/n1/accuracy', 'eval/gcn/cos/n1/refined_0.1_accuracy')),
+    ('shoestring_few_shot', ('eval/lp/5way_1shot/accuracy',), ('eval/lp/5way_1shot/difference',)),
+])
+def test_the_headlines_of_a_study_with_hundreds_of_numbers(tmp_path, experiment, shown, hidden):
+  _write(tmp_path, experiment, 'y', 0, **{key: 0.25 for key in (*shown, *hidden)})
+  text = render.markdown(experiment, render.read_results(tmp_path))
+  assert [key in text for key in (*shown, *hidden)] == [True] * len(shown) + [False] * len(hidden)
 
 
 def test_many_numbers_stand_below_each_other(tmp_path):
@@ -132,9 +156,15 @@ def test_a_setting_at_the_published_scale_has_its_counterpart_beside(tmp_path, m
   assert row['address'].endswith('row Qwen2.5-1.5B, A*-PO, column MATH500')
 
 
+def test_the_public_split_stands_beside_its_published_accuracy(tmp_path):
+  key = 'eval/gcn/softmax/public/accuracy'
+  _write(tmp_path, 'shoestring', 'cora', 0, **{key: 0.8142})
+  assert '0.8142 [published: 0.815]' in render.markdown('shoestring', render.read_results(tmp_path))
+
+
 def test_every_published_number_has_an_address_of_its_own():
   addresses = [cell.address for cell in reference.PUBLISHED]
-  assert len(set(addresses)) == len(addresses) == 3 * (4 + 4 * 7)
+  assert len(set(addresses)) == len(addresses) == 3 * (4 + 4 * 7) + 2
   for cell in reference.PUBLISHED:
     assert cell.row in cell.address and cell.column in cell.address and 'arXiv' in cell.address
     assert cell.unit
