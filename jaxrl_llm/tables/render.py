@@ -156,8 +156,8 @@ def markdown(experiment: str, settings: Sequence[Setting]) -> str:
   if len(keys) > _MOST_COLUMNS:
     rows = [list(row) for row in zip(*rows)]
   lines = [f'# {experiment}', '', '## Measured', '',
-           'Mean ± standard error over seeds. One seed alone has no error, or that over what it took '
-           'several of: seeds side by side, splits, episodes, animals.',
+           'Mean ± standard error over seeds. One seed alone has no error, or that over what it '
+           'took several of: seeds side by side, splits, episodes, animals.',
            '',
            *_table(rows[0], rows[1:])]
   lines += ['', '## Where the numbers come from', '', *_table(
