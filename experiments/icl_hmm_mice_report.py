@@ -23,12 +23,12 @@ LABELS = {
     'icl_shift': 'ICL: shifted (reads the answer)',
     'bayes': 'who knows the mouse',
 }
-_SHOWN = ('bias', 'glm', 'glm_hmm3', 'context_ngram3', 'icl_stim_choice', 'icl_stim_choice_reward',
-          'icl_shift')
+_SHOWN = ('bias', 'glm', 'glm_hmm', 'context_ngram3', 'icl_stim_choice', 'icl_stim_choice_reward',
+          'icl_shift', 'bayes')
 _CURVES = ('icl_choice', 'icl_stim_choice', 'icl_stim_choice_reward', 'icl_shift')
 _COLOURS = dict(zip(
-    (*_SHOWN, 'bayes', 'icl_choice'),
-    ('0.6', '#c98a1b', '#2e8b57', '#8d6a9f', '#1b6ca8', '#6fb1dc', '#d1495b', '0.2', '#b8860b')))
+    (*_SHOWN, 'icl_choice'),
+    ('0.7', '#c98a1b', '#2e8b57', '#8d6a9f', '#1b6ca8', '#6fb1dc', '#d1495b', '0.2', '#e377c2')))
 SIMULATED = 'simulated_'  # How names of simulated mice start.
 
 
@@ -145,13 +145,18 @@ def tables(numbers: Mapping[str, float], animals: list[str], methods: list[str])
   return '\n\n'.join(parts)
 
 
+def _largest_fit(numbers: Mapping[str, float]) -> str:
+  """The GLM-HMM with most states that was fitted; the GLM, if none was."""
+  fitted = [int(name.split('/')[1].removeprefix('glm_hmm')) for name in numbers
+            if name.startswith('mean/glm_hmm') and name.endswith('/accuracy')]
+  return f'glm_hmm{max(fitted)}' if fitted else 'glm'
+
+
 def paragraph(numbers: Mapping[str, float], real: bool) -> str:
   """What was found, in words that the numbers choose."""
   mean = lambda method: numbers[f'mean/{method}/accuracy']
   percent = lambda x: f'{100 * x:.1f} %'
-  fitted = [int(name.split('/')[1].removeprefix('glm_hmm')) for name in numbers
-            if name.startswith('mean/glm_hmm') and name.endswith('/accuracy')]
-  states = f'glm_hmm{max(fitted)}' if fitted else 'glm'
+  states = _largest_fit(numbers)
   # Each layout by its name: the better of two would be chosen by what is reported.
   both = lambda *methods: ' and '.join(f'{percent(mean(m))} ({label(m)})' for m in methods)
   gap = numbers['cohort/icl_stim_choice/minus_bayes']
@@ -198,40 +203,44 @@ def write_figure(
   rows = []
   real = [name for name in found if not name.startswith(SIMULATED)] or list(found)
 
+  colour = lambda method: _COLOURS['glm_hmm' if method.startswith('glm_hmm') else method]
+  largest = _largest_fit(numbers)
+
   def draw(axes, who, method, chances, choices):
     x, mean, error = curve(chances, choices)
-    axes.plot(x, mean, color=_COLOURS[method], label=label(method), marker='o', ms=3, lw=1.4)
-    axes.fill_between(x, mean - error, mean + error, color=_COLOURS[method], alpha=.15, lw=0)
+    axes.plot(x, mean, color=colour(method), label=label(method), marker='o', ms=3, lw=1.4)
+    axes.fill_between(x, mean - error, mean + error, color=colour(method), alpha=.15, lw=0)
     rows.extend((who, method, *row) for row in zip(x, mean, error))
 
   with seeds.figure(path, 3, title='Choices of mice, predicted in context') as panels:
     for method in ('bayes', *_CURVES):
       draw(panels[0], 'cohort', method, cohort[f'chance/{method}'], cohort['choices'])
-    panels[0].set_title('simulated mice')
+    panels[0].set_title('simulated mice, ± standard error over windows')
     with_windows = [name for name in real if 'online/choices' in found[name]]
     if with_windows:
       join = lambda key: np.concatenate([found[name][key] for name in with_windows])
       for method in _CURVES:
         draw(panels[1], 'animals', method, join(f'online/{method}'), join('online/choices'))
-    for method in ('glm', 'glm_hmm3'):
-      if f'mean/{method}/accuracy' in numbers:
-        panels[1].axhline(numbers[f'mean/{method}/accuracy'], color=_COLOURS[method], ls='--',
-                          label=f'{label(method)}, all training sessions')
-    panels[1].set_title('animals')
+    for method in dict.fromkeys(('glm', largest)):
+      panels[1].axhline(numbers[f'mean/{method}/accuracy'], color=colour(method), ls='--',
+                        label=f'{label(method)}, all training sessions')
+    panels[1].set_title('animals, ± standard error over windows')
     for axes in panels[:2]:
       axes.set_xscale('symlog', linthresh=1)
       axes.set(xlabel='trials read before', ylabel='accuracy', xlim=(0, None), ylim=(.45, 1))
       axes.legend(frameon=False, fontsize=6)
-    shown = [name for name in _SHOWN if f'mean/{name}/accuracy' in numbers]
+    shown = [largest if name == 'glm_hmm' else name for name in _SHOWN]
     for index, method in enumerate(shown):
       places = np.arange(len(found)) + (index - (len(shown) - 1) / 2) * .8 / len(shown)
-      height, error = ([numbers[f'mice/{name}/{method}/{part}'] for name in found]
+      height, error = ([numbers.get(f'mice/{name}/{method}/{part}', np.nan) for name in found]
                        for part in ('accuracy', 'standard_error'))
-      panels[2].bar(places, height, .8 / len(shown), yerr=error, color=_COLOURS[method],
+      panels[2].bar(places, height, .8 / len(shown), yerr=error, color=colour(method),
                     label=label(method), error_kw={'lw': .8})
+    panels[2].axhline(.5, color='0.4', lw=.8, ls=':', zorder=0)  # Chance.
     panels[2].set_xticks(range(len(found)), list(found), rotation=30, fontsize=7)
+    # Room for the legend above the bars.
     panels[2].set(ylim=(.45, 1.12), yticks=np.arange(.5, 1.01, .1), ylabel='accuracy',
-                  title='held-out sessions')  # Room for the legend above the bars.
+                  title='held-out sessions, ± standard error over folds')
     panels[2].legend(frameon=False, fontsize=6, ncols=2, loc='upper left')
   metrics.write_csv_atomic(
       path.with_suffix('.csv'), ['of', 'method', 'trials_read', 'accuracy', 'standard_error'], rows)

@@ -246,7 +246,8 @@ def numbers(found: Any) -> dict[str, float]:
   if found.recorded:
     flat |= {f'eval/recorded/M{states}/final_gap': float(gap.mean())
              for states, (_, gap) in _recorded_by_states(found).items()}
-  return {name: value for name, value in flat.items() if np.isfinite(value)}
+  # What is never reached stays, as infinite: a mean over seeds must not leave those out.
+  return {name: value for name, value in flat.items() if not np.isnan(value)}
 
 
 def findings(found: Any) -> list[Finding]:

@@ -172,17 +172,27 @@ def table(config: FewShot, outcomes: dict[int, dict[str, np.ndarray]]) -> str:
   return report.markdown_table(header, rows)
 
 
+def source(config: FewShot) -> str:
+  """Where the features came from, in words."""
+  return f'features of {config.features_file}' if config.features_file else 'generated features'
+
+
 def write_figure(run: launch.Run, outcomes: dict[int, dict[str, np.ndarray]]) -> None:
   """Every method's accuracy, a panel for each number of shots, and the same as CSV."""
   path, rows = run.workdir / 'figures' / 'accuracy.png', []
-  with seeds.figure(path, len(outcomes), title='Episodes') as panels:
+  title = f'Episodes, {source(run.config)}: means with 95 % intervals'
+  with seeds.figure(path, len(outcomes), title=title) as panels:
     for panel, (shots, arms) in zip(panels, outcomes.items()):
       for place, name in enumerate(METHODS):
         mean, error = seeds.mean_and_error(arms[name])
         panel.errorbar(100 * mean, -place, xerr=196 * error, fmt='o', color='#1b6ca8', capsize=3)
         rows.append((shots, name, float(mean), float(error)))
-      panel.set_yticks([-place for place in range(len(METHODS))], list(METHODS))
       panel.set(xlabel='accuracy (%)', title=f'{run.config.way}-way {shots}-shot')
+      panel.set_yticks([-place for place in range(len(METHODS))], [''] * len(METHODS))
+    limits = [panel.get_xlim() for panel in panels]  # One scale: gaps can be compared.
+    for panel in panels:
+      panel.set_xlim(min(low for low, _ in limits), max(high for _, high in limits))
+    panels[0].set_yticklabels([name.replace(' with ', '\nwith ') for name in METHODS.values()])
   metrics.write_csv_atomic(
       path.with_suffix('.csv'), ['shots', 'method', 'accuracy', 'standard_error'], rows)
 
@@ -210,7 +220,9 @@ def main(run: launch.Run) -> None:
     outcomes = {shots: play(run, data, shots, bar) for shots in config.shots}
   write_metrics(run, outcomes)
   write_figure(run, outcomes)
-  closing = '\n\n'.join(filter(None, [table(config, outcomes), config.note]))
+  said = f'Examples: {source(config)}.' + (
+      '' if config.features_file else ' They say nothing about images (config.features_file).')
+  closing = '\n\n'.join(filter(None, [table(config, outcomes), said, config.note]))
   metrics.write_text_atomic(run.table_path, closing + '\n')
   launch.write_results(run, {
       **summarise(config, outcomes), 'episodes': config.episodes, 'sampled_tokens': 0,

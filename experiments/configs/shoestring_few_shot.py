@@ -13,5 +13,4 @@ from experiments import settings_shoestring
 
 
 def get_config() -> settings_shoestring.FewShot:
-  return settings_shoestring.FewShot(
-      note='Without config.features_file: generated features, which say nothing about images.')
+  return settings_shoestring.FewShot()

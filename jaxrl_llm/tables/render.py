@@ -27,11 +27,11 @@ _COMMON = (
 )
 HEADLINES = {
     'arena': (r'eval/\w+/score', r'eval/\w+/kl_to_reference', 'wall_seconds'),
-    'icl_hmm': (r'eval/(icl|filter|bigram|baum_welch)/accuracy/T\d+',
-                r'published/\w+/(accuracy|hellinger)_mae', r'mean/\w+/accuracy', 'wall_seconds'),
+    'icl_hmm': (r'eval/\w+/accuracy/T\d+', r'published/\w+/(accuracy|hellinger)_mae',
+                r'mean/\w+/accuracy', 'wall_seconds'),
     'rebel_games': ('eval/bound', r'eval/\w+/(average|last)_exploitability', 'wall_seconds'),
     'rebel_gaussian': (r'eval/\w+/(queries_to_goal|reached|final_fraction)', 'wall_seconds'),
-    'shoestring': (r'eval/\w+/(softmax|cos)/(n\d+|public)/accuracy',
+    'shoestring': (r'eval/\w+/(softmax|cos)/(n\d+|public(/first_layer_decay)?)/accuracy',
                    r'eval/\w+/cos/n\d+/leaky_accuracy', 'wall_seconds'),
     'shoestring_few_shot': (r'eval/\w+/\w+/accuracy', 'wall_seconds'),
 }
@@ -80,7 +80,7 @@ class Setting(NamedTuple):
     """Mean and standard error of a number; None if no run has it.
 
     A single run that stands for several (seeds side by side, splits, episodes, animals) says the
-    error itself: as `<key>_se`, or as `.../standard_error` beside `.../accuracy`.
+    error itself, in one of the spellings of `_error_names`.
     """
     values = [_number(run[key]) for run in self.runs.values() if key in run]
     values = [value for value in values if value is not None]
@@ -89,8 +89,7 @@ class Setting(NamedTuple):
     error = None
     if len(self.runs) == 1:
       (run,) = self.runs.values()
-      beside = re.sub(r'(?<=[/_])accuracy$', 'standard_error', key)
-      error = _number(run.get(f'{key}_se', None if beside == key else run.get(beside)))
+      error = next((_number(run[name]) for name in _error_names(key) if name in run), None)
     elif len(values) > 1 and all(map(math.isfinite, values)):
       error = statistics.stdev(values) / math.sqrt(len(values))
     return Summary(statistics.fmean(values), error, len(values))
@@ -148,7 +147,9 @@ def markdown(experiment: str, settings: Sequence[Setting]) -> str:
   """
   measured = list(dict.fromkeys(key for setting in settings for key in setting.quantities()))
   wanted = HEADLINES.get(experiment, _COMMON)
-  keys = [key for name in wanted for key in measured if re.fullmatch(name, key)] or measured
+  keys = [key for name in wanted for key in measured if re.fullmatch(name, key)]
+  if set(keys) <= set(REQUIRED):  # Nothing but what every run has: all of it is shown.
+    keys = measured
   rows = [['setting', 'seeds', *keys]]
   for setting in settings:
     rows.append([
@@ -217,6 +218,16 @@ def _read_one(path: pathlib.Path) -> dict[str, Any]:
   if named and int(named[1]) != run['seed']:
     raise ValueError(f'{path}: seed must be {named[1]}, as its folder says, got {run["seed"]}')
   return run
+
+
+def _error_names(key: str) -> list[str]:
+  """What the standard error of a number may be called in the same run."""
+  names = [f'{key}_se', f'{key}_standard_error']
+  if re.search(r'/T\d+$', key):  # By length: eval/icl/accuracy/T64, eval/icl/accuracy_se/T64.
+    names.append('_se/'.join(key.rsplit('/', 1)))
+  if re.search(r'(^|[/_])accuracy$', key):  # .../leaky_accuracy, .../leaky_standard_error.
+    names.append(key.removesuffix('accuracy') + 'standard_error')
+  return names
 
 
 def _number(value: Any) -> float | None:

@@ -54,7 +54,7 @@ def test_a_run_leaves_its_numbers_a_table_and_a_figure_with_its_data(workdir):
   assert (workdir / 'figures' / 'accuracy.png').read_bytes().startswith(b'\x89PNG')
   text = (workdir / 'table.md').read_text()
   assert 'label propagation' in text
-  assert text.strip().endswith('generated features, which say nothing about images.')
+  assert text.strip().endswith('They say nothing about images (config.features_file).')
   assert [r['step'] for r in metrics.read_jsonl(workdir / 'metrics.jsonl')] == [0, 3]
 
 
@@ -304,6 +304,7 @@ def test_features_of_a_file_are_used(tmp_path):
   results = _results(workdir)
   assert results['features'] == 'novel.npz'
   assert results['eval/prototypes/3way_1shot/accuracy'] > .9
+  assert (workdir / 'table.md').read_text().endswith('\nExamples: features of novel.npz.\n')
 
 
 def test_a_run_goes_on_with_its_own_features_only(tmp_path, capsys):

@@ -4,6 +4,7 @@ import csv
 import dataclasses
 import io
 import json
+import math
 import subprocess
 import sys
 
@@ -93,6 +94,28 @@ def test_a_study_of_many_splits_says_its_error_beside_the_accuracy(tmp_path):
   assert setting.summary('eval/gcn/n1/standard_error') == render.Summary(0.02, None, 1)
 
 
+def test_other_spellings_of_an_error(tmp_path):
+  _write(tmp_path, 'x', 'y', 0, **{
+      'eval/icl/nll/T64': 0.5, 'eval/icl/nll_se/T64': 0.02, 'accuracy': 0.7, 'standard_error': 0.03,
+      'mean/glm/probability': 0.6, 'mean/glm/probability_standard_error': 0.01})
+  (setting,) = render.read_results(tmp_path)
+  errors = {'eval/icl/nll/T64': 0.02, 'accuracy': 0.03, 'mean/glm/probability': 0.01}
+  assert {key: setting.summary(key).standard_error for key in errors} == errors
+
+
+def test_what_is_never_reached_makes_the_mean_infinite(tmp_path):
+  for seed, value in enumerate((4, 32, 'inf')):
+    _write(tmp_path, 'x', 'y', seed, reached=value)
+  (setting,) = render.read_results(tmp_path)
+  assert setting.summary('reached') == render.Summary(math.inf, None, 3)
+
+
+def test_without_a_headline_everything_is_shown(tmp_path):
+  _write(tmp_path, 'reward_model', 'demo', 0, **{'eval/accuracy': 0.75})
+  text = render.markdown('reward_model', render.read_results(tmp_path))
+  assert 'eval/accuracy' in text and '0.7500' in text
+
+
 @pytest.mark.parametrize('experiment, shown, hidden', [
     ('icl_hmm', ('eval/icl/accuracy/T64', 'published/ngram1/hellinger_mae', 'mean/glm/accuracy'),
      ('eval/icl/accuracy_se/T64', 'eval/icl/nll/T64', 'mice/CSHL_001/glm/accuracy')),
@@ -157,7 +180,7 @@ def test_a_setting_at_the_published_scale_has_its_counterpart_beside(tmp_path, m
 
 
 def test_the_public_split_stands_beside_its_published_accuracy(tmp_path):
-  key = 'eval/gcn/softmax/public/accuracy'
+  key = 'eval/gcn/softmax/public/first_layer_decay/accuracy'
   _write(tmp_path, 'shoestring', 'cora', 0, **{key: 0.8142})
   assert '0.8142 [published: 0.815]' in render.markdown('shoestring', render.read_results(tmp_path))
 
