@@ -9,6 +9,7 @@ of this project's that came from a checkpoint remembers its family, its config.j
 tokenizer lies; otherwise --model_type and --tokenizer say so. All of --to is written or nothing.
 """
 
+import contextlib
 import dataclasses
 import functools
 import json
@@ -113,9 +114,11 @@ def export_tokenizer(
   """What is written beside the parameters; without a tokenizer at least what ends a response."""
   about = source.hugging_face
   fields = about.get('fields', {}) if about.get('model_type') == model_type else {}
-  if tokenizer:
+  reduced = isinstance(tokenizer, tokenizers.CompactTokenizer)
+  if tokenizer and not reduced:
     return tokenizer_export.of_tokenizer(tokenizer, directory, fields, model_type=model_type)
-  notes, files = ['no tokenizer was copied: none is known (--tokenizer)'], {}
+  why = 'transformers cannot read a reduced one' if reduced else 'none is known (--tokenizer)'
+  notes, files = [f'no tokenizer was copied: {why}'], {}
   if source.origin.stop_ids:
     fields, generation = tokenizer_export.special_ids(source.origin.stop_ids, fields, None)
     files = tokenizer_export.generation_file(generation)
@@ -176,8 +179,8 @@ def find_tokenizer(source: Source, directory: str) -> tuple[str, Tokenizer | Non
 
   Args:
     source: the parameters.
-    directory: where it lies; '' looks for it: beside them, or beside the checkpoint that they
-      came from.
+    directory: where it lies, or where that lies of which it is a part; '' looks for it: beside
+      the parameters, or beside the checkpoint that they came from.
 
   Returns:
     (its folder, the tokenizer with the stop ids of the parameters), or ('', None) where none is
@@ -197,6 +200,9 @@ def find_tokenizer(source: Source, directory: str) -> tuple[str, Tokenizer | Non
     if directory:
       raise
     return '', None  # None lay beside the checkpoint, or it is gone.
+  if origin.kept_ids and isinstance(tokenizer, tokenizers.HuggingFaceTokenizer):
+    with contextlib.suppress(ValueError):  # Of another base: said below.
+      tokenizer = tokenizers.restore_compact(tokenizer, origin.kept_ids)
   other = origin.tokenizer and not tokenizers.is_same(tokenizer, origin.tokenizer)
   if not origin.checkpoint and other:
     raise UsageError(

@@ -243,7 +243,8 @@ def character_tokenizer(origin: origins.Origin) -> Tokenizer:
     tokenizer = tokenizers.CharacterTokenizer(alphabet)
     if tokenizer.fingerprint == origin.tokenizer:
       return tokenizer
-  raise UsageError(f'no tokenizer lies in {origin.directory}: give --tokenizer=DIR')
+  whole = ' of the whole one of which its vocabulary is a part' if origin.kept_ids else ''
+  raise UsageError(f'no tokenizer lies in {origin.directory}: give --tokenizer=DIR{whole}')
 
 
 def read_prompts(

@@ -36,6 +36,7 @@ class Origin(NamedTuple):
     stop_ids: what ended a response when the parameters were trained; () where that is as the
       tokenizer says, or not known.
     stop_tokens: the texts of these ids; () where they have none.
+    kept_ids: of a reduced vocabulary (`tokenizers.compact`), in its base; () where it is whole.
   """
 
   directory: pathlib.Path
@@ -47,6 +48,7 @@ class Origin(NamedTuple):
   field: str
   stop_ids: tuple[int, ...] = ()
   stop_tokens: tuple[str, ...] = ()
+  kept_ids: tuple[int, ...] = ()
 
   def describe(self) -> str:
     """One phrase for the terminal."""
@@ -149,7 +151,7 @@ def read(directory: str, *, field: str, tokenizer_named: bool = False) -> Origin
   about = metadata.get('hugging_face', {})
   return Origin(
       path, model, fingerprint, _remembered(about.get('directory', ''), fingerprint), about, None,
-      field, tuple(metadata.get('stop_ids', ())), tuple(metadata.get('stop_tokens', ())),
+      field, *(tuple(metadata.get(name, ())) for name in ('stop_ids', 'stop_tokens', 'kept_ids')),
   )
 
 
@@ -237,7 +239,9 @@ def identity(tokenizer_fingerprint: str, model: configs.TransformerConfig) -> di
 
 
 def stopping(tokenizer: Tokenizer) -> dict[str, Any]:
-  """What is kept of how responses end: `Origin.stop_ids` and `stop_tokens`."""
+  """What is kept of a tokenizer: `Origin.stop_ids`, `stop_tokens` and `kept_ids`."""
+  kept = tokenizer.kept if isinstance(tokenizer, tokenizers.CompactTokenizer) else ()
   return {
-      'stop_ids': list(tokenizer.stop_ids), 'stop_tokens': list(tokenizers.stop_tokens(tokenizer))
+      'stop_ids': list(tokenizer.stop_ids), 'stop_tokens': list(tokenizers.stop_tokens(tokenizer)),
+      **({'kept_ids': list(kept)} if kept else {}),
   }

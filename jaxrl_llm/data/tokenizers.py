@@ -368,6 +368,21 @@ def compact(
   return CompactTokenizer(tokenizer, kept.union(by_frequency), parts)
 
 
+def restore_compact(tokenizer: HuggingFaceTokenizer, kept: Iterable[int]) -> CompactTokenizer:
+  """The reduced tokenizer of which `tokenizer` is the base and `kept` are the ids.
+
+  Raises:
+    ValueError: `tokenizer` is no byte-level BPE, or has not all of these ids.
+  """
+  kept = set(kept)
+  parts, needed = _merge_tree(tokenizer)
+  needed |= {tokenizer.pad_id, *tokenizer.stop_ids, *tokenizer.start_ids}
+  if not needed <= kept or not kept <= needed | parts.keys():
+    raise ValueError(f'a vocabulary of {len(kept)} ids is no part of this tokenizer: another was '
+                     'reduced')
+  return CompactTokenizer(tokenizer, kept, parts)
+
+
 def _merge_tree(
     tokenizer: HuggingFaceTokenizer,
 ) -> tuple[dict[int, tuple[int, int]], set[int]]:

@@ -274,6 +274,16 @@ def test_compact_round_trip_of_any_text(compact, qwen2, text):
   assert compact.decode(compact.encode(text)) == qwen2.decode(qwen2.encode(text))
 
 
+def test_compact_is_restored_from_its_ids(compact, qwen2, gpt2, gsm8k_texts):
+  restored = tokenizers.restore_compact(qwen2, compact.kept)
+  assert restored.full_fingerprint == compact.full_fingerprint
+  for text in [_HARD, *gsm8k_texts[:20]]:
+    assert restored.encode(text) == compact.encode(text)
+  for base, kept in ((gpt2, compact.kept), (qwen2, compact.kept[1:]), (qwen2, [*compact.kept, -1])):
+    with pytest.raises(ValueError, match='is no part of this tokenizer'):
+      tokenizers.restore_compact(base, kept)
+
+
 def test_compact_keeps_the_start(load):
   base = load('llama3')
   tokenizer = tokenizers.compact(base, [])

@@ -100,6 +100,18 @@ def test_a_run_of_this_project_becomes_a_checkpoint(folder, tmp_path, capsys):
   assert not (tmp_path / 'other').exists()
 
 
+def test_a_part_of_a_vocabulary_is_not_copied(tmp_path, capsys):
+  tiny.write_reduced(tmp_path / 'ours', tmp_path / 'base', attention_bias=False)
+  main(tmp_path / 'ours', tmp_path / 'theirs', '--model_type=llama',
+       f'--tokenizer={tmp_path / "base"}')
+  assert ('no tokenizer was copied: transformers cannot read a reduced one'
+          in capsys.readouterr().out)
+  assert not (tmp_path / 'theirs' / 'tokenizer.json').exists()
+  generation = json.loads((tmp_path / 'theirs' / 'generation_config.json').read_text())
+  assert generation['eos_token_id'] == origins.read(
+      str(tmp_path / 'ours'), field='').stop_ids[0]
+
+
 def test_a_run_from_scratch_says_what_its_special_ids_are(folder, tmp_path):
   config = tiny.write_ours(tmp_path / 'characters', 'abc', attention_bias=False)
   main(tmp_path / 'characters', tmp_path / 'one', '--model_type=llama')

@@ -252,6 +252,21 @@ def test_a_policy_of_this_project_finds_its_characters(tmp_path, capsys):
     main(f'--policy={tmp_path / "other"}', '--prompt=a', f'--tokenizer={tmp_path / "tokenizer"}')
 
 
+def test_a_policy_with_a_part_of_a_vocabulary_takes_it_out_of_the_whole(tmp_path):
+  config = tiny.write_reduced(tmp_path / 'params', tmp_path / 'base', num_layers=1)
+  arguments = (f'--policy={tmp_path / "params"}', '--prompt=the an', f'--out={tmp_path / "out"}',
+               '--nostream', '--max_tokens=9')
+  with pytest.raises(ValueError, match='no tokenizer .*: give --tokenizer=DIR of the whole one'):
+    main(*arguments)
+  main(*arguments, f'--tokenizer={tmp_path / "base"}')
+  record = json.loads((tmp_path / 'out').read_text())
+  assert max(record['tokens']) < config.vocab_size
+  tiny.write_tokenizer(tmp_path / 'other')
+  (tmp_path / 'out').unlink()
+  with pytest.raises(ValueError, match='was trained with another tokenizer .* than lies in'):
+    main(*arguments, f'--tokenizer={tmp_path / "other"}')
+
+
 @pytest.mark.parametrize(('arguments', 'line'), [
     (['--prompt=x'], '--policy=DIR is required'),
     (['--policy=nowhere', '--prompt=x'], "--policy is no folder: 'nowhere'"),

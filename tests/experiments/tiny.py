@@ -21,17 +21,19 @@ TEMPLATE = (
 )
 
 
-def write_tokenizer(directory, *, template=None, characters=None, start=False, more=()):
+def write_tokenizer(
+    directory, *, template=None, characters=None, start=False, more=(), merges=()):
   """Every byte, or only `characters`, is a token; a stop token, and a start token if asked.
 
-  `more` are further special tokens.
+  `more` are further special tokens, `merges` pairs of tokens that become one.
   """
   from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 
   alphabet = characters or sorted(pre_tokenizers.ByteLevel.alphabet())
   names = [STOP, START, *more] if start or template else [STOP, *more]
-  vocabulary = {character: index for index, character in enumerate([*names, *alphabet])}
-  backend = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
+  merged = [''.join(pair) for pair in merges]
+  vocabulary = {token: index for index, token in enumerate([*names, *alphabet, *merged])}
+  backend = Tokenizer(models.BPE(vocab=vocabulary, merges=list(merges)))
   backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
   backend.decoder = decoders.ByteLevel()
   backend.add_special_tokens(names)
@@ -85,6 +87,17 @@ def write_ours(directory, alphabet, **options):
   config = shape(tokenizer.vocab_size, **options)
   checkpoints.save_params(
       directory, params(config), origins.identity(tokenizer.fingerprint, config))
+  return config
+
+
+def write_reduced(directory, base, **options):
+  """The same for a part of a tokenizer of bytes that is written to `base`; returns the config."""
+  write_tokenizer(base, merges=(('t', 'h'), ('th', 'e'), ('a', 'n')))
+  tokenizer = tokenizers.compact(tokenizers.load_tokenizer(base), ['the the'])  # Not 'an'.
+  config = shape(tokenizer.vocab_size, **options)
+  checkpoints.save_params(
+      directory, params(config),
+      {**origins.identity(tokenizer.fingerprint, config), **origins.stopping(tokenizer)})
   return config
 
 
