@@ -25,11 +25,25 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
   signal.signal(signal.SIGINT, signal.default_int_handler)
 
 REPOSITORY = pathlib.Path(__file__).resolve().parents[1]
+# Of the 65,530 memory maps that Linux allows a process by default; a compiled program takes several
+# as long as it is kept, and the compiler crashes without any.
+_MOST_MAPS = 30_000
 
 
 def pytest_sessionfinish():
   """Spares the collections at pytest's end: gigabytes of compiled programs are still referenced."""
   gc.freeze()
+
+
+@pytest.fixture(scope='module', autouse=True)
+def forget_programs():
+  """Drops compiled programs behind a file of tests, once there are many of them."""
+  yield
+  maps = pathlib.Path('/proc/self/maps')
+  if maps.exists() and maps.read_bytes().count(b'\n') > _MOST_MAPS:
+    import jax
+
+    jax.clear_caches()
 
 
 @pytest.fixture(scope='session')
