@@ -102,7 +102,7 @@ class Components:
     """`identity`, what ends a response, and for the way back to Hugging Face the origin."""
     about = self.origin.hugging_face if self.origin else {}
     return {
-        **self.identity(), **origins.stopping(self.task.tokenizer),
+        **self.identity(), **origins.about_tokenizer(self.task.tokenizer),
         **({'hugging_face': about} if about else {}),
     }
 

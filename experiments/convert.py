@@ -96,9 +96,9 @@ def main(values: flags.FlagValues) -> None:
     params = jax.tree.map(lambda leaf: leaf.astype(dtype), params)
     origin = source.origin
     metadata = origins.identity(origin.tokenizer, source.model)
-    metadata |= {'stop_ids': list(origin.stop_ids), 'stop_tokens': list(origin.stop_tokens)}
+    metadata |= {name: list(getattr(origin, name)) for name in origins.ABOUT_TOKENIZER}
     if tokenizer:
-      metadata |= {'tokenizer': tokenizer.fingerprint, **origins.stopping(tokenizer)}
+      metadata |= {'tokenizer': tokenizer.fingerprint, **origins.about_tokenizer(tokenizer)}
     if source.hugging_face:
       kept = {'model_type': model_type}
       if tokenizer_dir:

@@ -230,6 +230,8 @@ def write_figure(
       axes.set(xlabel='trials read before', ylabel='accuracy', xlim=(0, None), ylim=(.45, 1))
       axes.legend(frameon=False, fontsize=6)
     shown = [largest if name == 'glm_hmm' else name for name in _SHOWN]
+    shown = [method for method in shown  # Of animals alone nobody knows the mouse.
+             if any(f'mice/{name}/{method}/accuracy' in numbers for name in found)]
     for index, method in enumerate(shown):
       places = np.arange(len(found)) + (index - (len(shown) - 1) / 2) * .8 / len(shown)
       height, error = ([numbers.get(f'mice/{name}/{method}/{part}', np.nan) for name in found]

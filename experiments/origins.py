@@ -17,6 +17,8 @@ from jaxrl_llm.models.pretrained import huggingface
 from jaxrl_llm.training import checkpoints
 from jaxrl_llm.types import ModelFns, Params, Tokenizer
 
+# Fields of an `Origin` that are kept with parameters, for whoever writes them anew.
+ABOUT_TOKENIZER = ('stop_ids', 'stop_tokens', 'kept_ids')
 _TOKENIZER_FILES = ('tokenizer.json', 'vocab.json', 'encoder.json', '*.model')
 
 
@@ -151,7 +153,7 @@ def read(directory: str, *, field: str, tokenizer_named: bool = False) -> Origin
   about = metadata.get('hugging_face', {})
   return Origin(
       path, model, fingerprint, _remembered(about.get('directory', ''), fingerprint), about, None,
-      field, *(tuple(metadata.get(name, ())) for name in ('stop_ids', 'stop_tokens', 'kept_ids')),
+      field, **{name: tuple(metadata.get(name, ())) for name in ABOUT_TOKENIZER},
   )
 
 
@@ -238,10 +240,10 @@ def identity(tokenizer_fingerprint: str, model: configs.TransformerConfig) -> di
   return {'tokenizer': tokenizer_fingerprint, 'model': shape}
 
 
-def stopping(tokenizer: Tokenizer) -> dict[str, Any]:
+def about_tokenizer(tokenizer: Tokenizer) -> dict[str, Any]:
   """What is kept of a tokenizer: `Origin.stop_ids`, `stop_tokens` and `kept_ids`."""
   kept = tokenizer.kept if isinstance(tokenizer, tokenizers.CompactTokenizer) else ()
   return {
       'stop_ids': list(tokenizer.stop_ids), 'stop_tokens': list(tokenizers.stop_tokens(tokenizer)),
-      **({'kept_ids': list(kept)} if kept else {}),
+      'kept_ids': list(kept),
   }

@@ -188,11 +188,12 @@ def write_figure(run: launch.Run, outcomes: dict[int, dict[str, np.ndarray]]) ->
         panel.errorbar(100 * mean, -place, xerr=196 * error, fmt='o', color='#1b6ca8', capsize=3)
         rows.append((shots, name, float(mean), float(error)))
       panel.set(xlabel='accuracy (%)', title=f'{run.config.way}-way {shots}-shot')
-      panel.set_yticks([-place for place in range(len(METHODS))], [''] * len(METHODS))
+      names = [name.replace(' with ', '\nwith ') for name in METHODS.values()]
+      panel.set_yticks([-place for place in range(len(METHODS))],
+                       names if panel is panels[0] else [''] * len(names))
     limits = [panel.get_xlim() for panel in panels]  # One scale: gaps can be compared.
     for panel in panels:
       panel.set_xlim(min(low for low, _ in limits), max(high for _, high in limits))
-    panels[0].set_yticklabels([name.replace(' with ', '\nwith ') for name in METHODS.values()])
   metrics.write_csv_atomic(
       path.with_suffix('.csv'), ['shots', 'method', 'accuracy', 'standard_error'], rows)
 

@@ -9,7 +9,7 @@ tuned.
 HMMs of the published file of results are predicted too, if it is found in $JAXRL_LLM_DATA/icl_hmm
 (by default ../shared/data/icl_hmm) or named by --config.results_file.
 
-Cost: none about six minutes on two CPU cores, `full` about forty.
+Cost: none about six minutes of processor time, `full` about 47.
 Command: python -m experiments.icl_hmm [--config=experiments/configs/icl_hmm.py:full]
 """
 

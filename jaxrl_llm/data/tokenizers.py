@@ -354,7 +354,6 @@ def compact(
       kept.
   """
   parts, kept = _merge_tree(tokenizer)
-  kept |= {tokenizer.pad_id, *tokenizer.stop_ids, *tokenizer.start_ids}
   counts: collections.Counter[int] = collections.Counter()
   for text in texts:
     counts.update(tokenizer.encode(text))
@@ -369,24 +368,30 @@ def compact(
 
 
 def restore_compact(tokenizer: HuggingFaceTokenizer, kept: Iterable[int]) -> CompactTokenizer:
-  """The reduced tokenizer of which `tokenizer` is the base and `kept` are the ids.
+  """The reduced tokenizer that `compact` made, from its base and its ids.
+
+  Args:
+    tokenizer: the base.
+    kept: `CompactTokenizer.kept`.
+
+  Returns:
+    The reduced tokenizer.
 
   Raises:
-    ValueError: `tokenizer` is no byte-level BPE, or has not all of these ids.
+    ValueError: `tokenizer` is no byte-level BPE, or these ids cannot be a part of its own.
   """
   kept = set(kept)
   parts, needed = _merge_tree(tokenizer)
-  needed |= {tokenizer.pad_id, *tokenizer.stop_ids, *tokenizer.start_ids}
   if not needed <= kept or not kept <= needed | parts.keys():
-    raise ValueError(f'a vocabulary of {len(kept)} ids is no part of this tokenizer: another was '
-                     'reduced')
+    raise ValueError(f'the {len(kept)} ids that were kept are no part of this tokenizer: another '
+                     'one was reduced')
   return CompactTokenizer(tokenizer, kept, parts)
 
 
 def _merge_tree(
     tokenizer: HuggingFaceTokenizer,
 ) -> tuple[dict[int, tuple[int, int]], set[int]]:
-  """For each merged id its two parts; and the ids that no merge made."""
+  """For each merged id its two parts; and what is always kept: special ids, and unmerged ones."""
   from tokenizers import pre_tokenizers
 
   model = json.loads(tokenizer.backend.to_str())['model']
@@ -403,4 +408,5 @@ def _merge_tree(
     # Where two merges make the same token, the first one is the one that is used.
     parts.setdefault(vocabulary[left + right], (vocabulary[left], vocabulary[right]))
   everything = tokenizer.backend.get_vocab(with_added_tokens=True).values()
-  return parts, set(everything) - parts.keys()
+  special = {tokenizer.pad_id, *tokenizer.stop_ids, *tokenizer.start_ids}
+  return parts, set(everything) - parts.keys() | special

@@ -280,7 +280,7 @@ def test_compact_is_restored_from_its_ids(compact, qwen2, gpt2, gsm8k_texts):
   for text in [_HARD, *gsm8k_texts[:20]]:
     assert restored.encode(text) == compact.encode(text)
   for base, kept in ((gpt2, compact.kept), (qwen2, compact.kept[1:]), (qwen2, [*compact.kept, -1])):
-    with pytest.raises(ValueError, match='is no part of this tokenizer'):
+    with pytest.raises(ValueError, match='are no part of this tokenizer'):
       tokenizers.restore_compact(base, kept)
 
 

@@ -108,8 +108,15 @@ def test_a_part_of_a_vocabulary_is_not_copied(tmp_path, capsys):
           in capsys.readouterr().out)
   assert not (tmp_path / 'theirs' / 'tokenizer.json').exists()
   generation = json.loads((tmp_path / 'theirs' / 'generation_config.json').read_text())
-  assert generation['eos_token_id'] == origins.read(
-      str(tmp_path / 'ours'), field='').stop_ids[0]
+  known = origins.read(str(tmp_path / 'ours'), field='')
+  assert generation['eos_token_id'] == known.stop_ids[0]
+  # Our own folder keeps what it knows, with the tokenizer at hand or without.
+  assert known.kept_ids
+  for name, more in (('alone', ()), ('named', (f'--tokenizer={tmp_path / "base"}',))):
+    main(tmp_path / 'ours', tmp_path / name, '--format=orbax', '--dtype=bfloat16', *more)
+    again = origins.read(str(tmp_path / name), field='')
+    for field in ('tokenizer', *origins.ABOUT_TOKENIZER):
+      assert getattr(again, field) == getattr(known, field), field
 
 
 def test_a_run_from_scratch_says_what_its_special_ids_are(folder, tmp_path):

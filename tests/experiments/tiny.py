@@ -97,7 +97,7 @@ def write_reduced(directory, base, **options):
   config = shape(tokenizer.vocab_size, **options)
   checkpoints.save_params(
       directory, params(config),
-      {**origins.identity(tokenizer.fingerprint, config), **origins.stopping(tokenizer)})
+      {**origins.identity(tokenizer.fingerprint, config), **origins.about_tokenizer(tokenizer)})
   return config
 
 

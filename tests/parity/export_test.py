@@ -28,7 +28,7 @@ def export(tokenizer_dir, tmp_path, model_type, *, stop_tokens=None):
       **(gpt2 if model_type == 'gpt2' else {})})
   checkpoints.save_params(
       tmp_path / 'ours', policy.make(config).init(jax.random.key(0)),
-      {**origins.identity(tokenizer.fingerprint, config), **origins.stopping(tokenizer)})
+      {**origins.identity(tokenizer.fingerprint, config), **origins.about_tokenizer(tokenizer)})
   values = flags.FlagValues()
   convert.define_flags(values)
   values(['convert', f'--from={tmp_path / "ours"}', f'--to={tmp_path / "out"}',
