@@ -42,9 +42,29 @@ def _parse(text: str):
       f'${_latex(text)}$', [config], fallback_mode='no_fallback', parsing_timeout=None)
 
 
+def _is_finite(value) -> bool:
+  """Whether a number is finite, or an expression, relation or set contains no other value.
+
+  Infinities, `nan` and SymPy's AccumBounds compare within any tolerance that is derived from
+  them; a sum or integral that stays unevaluated has no known value.
+  """
+  import sympy
+
+  poles = (sympy.oo, -sympy.oo, sympy.zoo, sympy.nan, sympy.AccumBounds)
+  if value.has(*poles):
+    return False
+  if not isinstance(value, sympy.Expr) or not value.is_number:
+    return True
+  number = value.evalf(_DIGITS)
+  return all(part.is_Float or part.is_Rational for part in number.as_real_imag()) and not (
+      number.has(*poles))
+
+
 def _close(left, right) -> bool:
   """Whether two constants agree to `_DIGITS` significant digits."""
   left, right = left.doit(), right.doit()
+  if not (_is_finite(left) and _is_finite(right)):
+    return False
   if left == right:
     return True
   scale = max(abs(left.evalf(_DIGITS)), abs(right.evalf(_DIGITS)))
@@ -71,7 +91,10 @@ def _rounded(decimal: str, exact) -> bool:
   import sympy
 
   value = sympy.Rational(decimal.replace(' ', '').replace(',', ''))
-  difference = abs(exact.doit().evalf(_DIGITS) - value)
+  exact = exact.doit()
+  if not _is_finite(exact):
+    return False
+  difference = abs(exact.evalf(_DIGITS) - value)
   return bool(difference <= sympy.Rational(1, 2 * 10 ** len(match[1])))
 
 
@@ -100,6 +123,8 @@ def equal(candidate: str, answer: str) -> bool:
     if all(isinstance(side, sympy.Expr) and side.is_number for side in both):
       # math-verify compares to an absolute 1e-15, which is nothing beside 10^{-20}.
       return _close(gold, target)
+    if not all(_is_finite(side) and _is_finite(side.doit()) for side in both):
+      return False
     return bool(math_verify.verify(gold, target, timeout_seconds=None))
   except (ArithmeticError, AttributeError, LookupError, NotImplementedError, TypeError, ValueError,
           RecursionError, sympy.SympifyError):
