@@ -18,7 +18,7 @@ import concurrent.futures
 import functools
 from collections.abc import Callable, Sequence
 
-from jaxrl_llm.rewards import answer_extraction, equivalence, worker_pool
+from jaxrl_llm.rewards import answer_extraction, answer_phrases, equivalence, worker_pool
 
 # What counts as an answer:
 #   'lenient': a marked answer, else the fallbacks down to the last number;
@@ -66,7 +66,7 @@ def _bare(answer: str) -> str:
   r"""The ground truth, out of its box or from behind its `####` if it came with one."""
   if '\\boxed' in answer or '\\fbox' in answer or '####' in answer:
     return answer_extraction.extract_marked(answer) or answer
-  return answer
+  return answer_phrases.without_aside(answer)
 
 
 def equal(candidate: str, answer: str) -> bool:

@@ -1,0 +1,213 @@
+r"""Reads `\boxed{...}` and `\fbox{...}`, with what belongs to the number outside the box.
+
+A box in a box is one answer: `\boxed{x = \boxed{15}}` is 'x = 15'. A sign, a factor, a power or a
+percent sign that touches the box belongs to the answer: `-\boxed{15}` is -15, `2\boxed{3}` is 6 and
+`\boxed{15}^2` is 225. A box that is one term of a larger equation, such as `10 - \boxed{3} = 7`,
+fills a gap; its content alone is the answer.
+"""
+
+import re
+
+_MAX_BOX = 200_000
+_MAX_BOXES = 64
+_SCAN_BUDGET = 2_000_000
+_WINDOW = 300  # Characters before and after a box that may belong to its expression.
+
+_BRACE = re.compile(r'\\.|[{}]', re.DOTALL)
+_BOX = re.compile(r'\\f?box(?:ed)?(?![a-zA-Z])\s{0,3}')
+_JOIN = re.compile(r'^[\s$]*(?:,|;|and|or|,\s?and|,\s?or|\\text\{ ?(?:and|or) ?\})?[\s$]*$')
+
+_SPACE = r'(?:\s|~|\\[,;:! ]|\{\})'
+_SIGN = r'(?:[-+−–±∓]|\{-\}|\\pm(?![a-zA-Z])|\\mp(?![a-zA-Z]))'
+_OPERAND = (
+    r'(?:[0-9]+(?:\.[0-9]+)?|\\[dtc]?frac ?(?:[0-9]{2}|\{[^{}]{1,40}\} ?\{[^{}]{1,40}\})'
+    r'|\\sqrt ?(?:\[[0-9]\])?(?:[0-9]|\{[^{}]{1,40}\})|\\pi(?![a-zA-Z])|π|[½⅓⅔¼¾])'
+)
+_ASCII_SIGN = {'−': '-', '–': '-', '{-}': '-', '+': '', '±': r'\pm', '∓': r'\mp'}
+_TIMES = r'(?:\\cdot(?![a-zA-Z])|\\times(?![a-zA-Z])|[*×·⋅])'
+_RELATION = (
+    r'(?:[=<>≈≤≥]|\\(?:approx|leq?|geq?|equiv|sim|implies|Rightarrow|to|therefore)(?![a-zA-Z]))'
+)
+# In mathematics spaces may stand between sign, factor and box; in prose all must touch, since a
+# dash there may be a list's bullet or end a phrase.
+_FACTOR_IN_MATH = re.compile(
+    rf'(?:^|[$&,:;]|(?<!\\)[(\[]|\\[(\[\\]|{_RELATION}|\\text\{{[^{{}}]{{0,80}}\}}){_SPACE}{{0,3}}'
+    rf'(?P<sign>{_SIGN}?){_SPACE}{{0,3}}(?:\\?\$)?'
+    rf'(?P<factor>(?:{_OPERAND}{_SPACE}?)*)(?P<times>{_TIMES}?){_SPACE}{{0,3}}$'
+)
+_FACTOR_IN_PROSE = re.compile(
+    rf'(?:^|[\s*:(>"`]|{_RELATION}\s{{0,3}})(?P<sign>{_SIGN}?)(?:\\?\$)?'
+    rf'(?P<factor>(?:{_OPERAND})*)(?P<times>{_TIMES}?)$'
+)
+_NEGATIVE_WORD = re.compile(r'(?:\b(?:is|are|be|equals|get|gives|becomes)|[=:])\s+'
+                            r'(?:negative|minus)\s+$')
+_SUFFIX = (
+    r'(?:\^ ?(?!\{? ?\\circ)(?:\{[^{}]{1,40}\}|[0-9a-zA-Z])|[⁰¹²³⁴⁵⁶⁷⁸⁹]+|\\?%|/[0-9]+(?![\w/])'
+    r'|\\pi(?![a-zA-Z])|π|\\sqrt ?\{[^{}]{1,40}\}'
+)
+_SUFFIX_IN_MATH = re.compile(
+    rf'{_SUFFIX}|{_SPACE}{{0,3}}(?:\\?%|\\pi(?![a-zA-Z])'
+    r'|\\[dt]?frac ?\{[^{}]{1,40}\} ?\{[^{}]{1,40}\}'
+    rf'|{_TIMES} ?{_OPERAND})|!|[a-zA-Z](?![a-zA-Z]))+'
+)
+_SUFFIX_IN_PROSE = re.compile(rf'{_SUFFIX})+')
+_CONTINUES = re.compile(r'\s*(?:[-+*/−×÷·]|\\(?:cdot|times|div|pm)(?![a-zA-Z]))\s*[\w\\({]')
+_EQUALS_NUMBER = re.compile(r'\s*=[^$=]{0,80}[0-9]')
+_NUMBER_EQUALS = re.compile(r'[0-9][^$=]{0,80}=[^$=]{0,80}$')
+
+_STYLE = (
+    r'\\(?:math(?:bf|rm|it|sf|tt)|text(?:bf|it|rm|sf|tt)?|boldsymbol|bm|underline|emph'
+    r'|(?:text)?color ?\{[a-zA-Z]{1,20}\}) ?'
+)
+_WRAPPERS = [  # What may stand directly around a box without a meaning of its own.
+    (re.compile(rf'(?:{_STYLE}|(?<![\\\w}}\]^_]))\{{\s?$'), re.compile(r'\s?\}')),
+    (re.compile(r'(?:\\left ?)?(?<![\w\\])\(\s?$'), re.compile(r'\s?(?:\\right ?)?\)')),
+    (re.compile(r'(?<!\\)\$\$?\s?$'), re.compile(r'\s?\$\$?')),
+    (re.compile(r'\\\(\s?$'), re.compile(r'\s?\\\)')),
+    (re.compile(r'\*\*$'), re.compile(r'\*\*')),
+]
+_DELIMITER = re.compile(r'(?<!\\)\$\$?|\\[()\[\]]|\n\s*\n|\\(?:begin|end)\{')
+_ATOM = re.compile(rf'[0-9][0-9.,]*|[a-zA-Z]|\\[a-zA-Z]+|{_OPERAND}')
+_NUMBER = re.compile(r'[0-9][0-9.,]*')
+_SUM = re.compile(r'[-+−±]|\\pm')
+
+
+def closing_brace(text: str, left: int, limit: int) -> int | None:
+  """Index of the brace that closes the one at `left`, or None if there is none before `limit`."""
+  depth = 0
+  for match in _BRACE.finditer(text, left, limit):
+    if match[0] == '{':
+      depth += 1
+    elif match[0] == '}':
+      depth -= 1
+      if depth == 0:
+        return match.start()
+  return None
+
+
+def _outermost(text: str) -> list[tuple[int, int, str]]:
+  """The last boxes that are in no other box, last first, as (start, end, content)."""
+  found, end, budget = [], len(text), _SCAN_BUDGET
+  for _ in range(_MAX_BOXES):
+    start = max(text.rfind('\\boxed', 0, end), text.rfind('\\fbox', 0, end))
+    if start < 0 or budget < 0:
+      break
+    end = start
+    match = _BOX.match(text, start)
+    if match is None:
+      continue
+
+    if text[match.end() : match.end() + 1] != '{':
+      word = re.match(r'[^\s{}$\\]{1,50}', text[match.end() : match.end() + 50])
+      if word:
+        found.append((start, match.end() + word.end(), word[0]))
+      continue
+
+    limit = min(len(text), match.end() + _MAX_BOX)
+    close = closing_brace(text, match.end(), limit)
+    budget -= (close or limit) - match.end()
+    if close is not None:
+      found = [box for box in found if box[0] > close]
+      found.append((start, close + 1, text[match.end() + 1 : close].strip()))
+  return [box for box in found if box[2]]
+
+
+def _without_inner_boxes(content: str) -> str:
+  """`content` with the boxes in it replaced by what they hold."""
+  for start, end, inner in _outermost(content):
+    inner = _without_inner_boxes(inner)
+    left, right = content[:start], content[end:]
+    touches = re.search(rf'(?:{_OPERAND})$', left[-90:]) or (
+        _SUM.search(inner) and (re.search(rf'(?:{_SIGN}|{_TIMES}|/)\s?$', left[-20:])
+                                or re.match(r'\s?[\^*/]', right)))
+    content = left + (f'({inner})' if touches else f' {inner} ') + right
+  return content.strip()
+
+
+def _in_mathematics(text: str, start: int) -> bool:
+  """Whether the index is inside `$...$`, `\\(...\\)`, `\\[...\\]` or an environment."""
+  inside = False
+  for match in _DELIMITER.finditer(text, max(0, start - 2000), start):
+    if match[0].startswith('$'):
+      inside = not inside
+    elif not match[0].isspace():
+      inside = match[0] in (r'\(', r'\[', r'\begin{')
+    elif match[0].isspace():
+      inside = False
+  return inside
+
+
+def _product(sign: str, factor: str, times: str, content: str, suffix: str) -> str:
+  """The expression that a box and its surroundings make."""
+  whole = bool(_ATOM.fullmatch(content))
+  if factor or suffix:
+    body = content if whole and (not factor or not _NUMBER.fullmatch(content)) else f'({content})'
+  else:
+    body = f'({content})' if _SUM.search(content) and not content.startswith('(') else content
+  if suffix.strip() in ('%', r'\%') and not factor:
+    body = content
+  if factor:
+    joint = r' \cdot ' if times else ' ' if whole else ''
+    body = factor.strip() + joint + body
+  sign = _ASCII_SIGN.get(sign, sign)
+  return sign + (' ' if sign.startswith('\\') else '') + body + suffix
+
+
+def _with_surroundings(text: str, box: tuple[int, int, str], lowest: int) -> tuple[int, int, str]:
+  """The box, extended by sign, factor and suffix; nothing before `lowest` is read."""
+  start, end, content = box
+  inside = _in_mathematics(text, start)
+  for _ in range(6):
+    before, after = text[max(lowest, start - _WINDOW) : start], text[end : end + _WINDOW]
+    left = (_FACTOR_IN_MATH if inside else _FACTOR_IN_PROSE).search(before)
+    right = (_SUFFIX_IN_MATH if inside else _SUFFIX_IN_PROSE).match(after)
+    if (left and left[0].strip() and (left['sign'] or left['factor'])) or right:
+      break
+    for opening, closing in _WRAPPERS:
+      peeled = opening.search(before), closing.match(after)
+      if all(peeled):
+        start, end = start - len(peeled[0][0]), end + peeled[1].end()
+        inside = _in_mathematics(text, start)
+        break
+    else:
+      break
+
+  sign, factor, times = (left['sign'], left['factor'], left['times']) if left else ('', '', '')
+  if times and not factor:
+    sign, times = '', ''
+  if not (sign or factor or inside) and _NEGATIVE_WORD.search(before):
+    sign = '-'
+  suffix = right[0] if right else ''
+  rest = after[len(suffix) :]
+  fills_a_gap = (inside and _CONTINUES.match(rest)) or (
+      factor and (_EQUALS_NUMBER.match(rest) or _NUMBER_EQUALS.search(before)))
+  if fills_a_gap or not (sign or factor or suffix):
+    return box
+  used = len(left[0].lstrip()) - len(re.match(r'[$&,:;(\[\s]*', left[0].lstrip())[0]) if left else 0
+  return start - used, end + len(suffix), _product(sign, factor, times, content, suffix)
+
+
+def last(text: str) -> tuple[int, str] | None:
+  """The answer in the last box, or in the last few that a comma, 'and' or 'or' joins to a list.
+
+  Args:
+    text: a response.
+
+  Returns:
+    (index of the box, its answer), or None if there is no box with a content.
+  """
+  boxes = _outermost(text)
+  if not boxes:
+    return None
+  position = boxes[0][0]
+  contents, start = [], None
+  for index, box in enumerate(boxes):
+    lowest = boxes[index + 1][1] if index + 1 < len(boxes) else 0
+    box = box[0], box[1], _without_inner_boxes(box[2])
+    extended = _with_surroundings(text, box, lowest)
+    between = text[extended[1] : start] if start is not None else ''
+    if start is not None and (len(between) > 30 or '\n' in between or not _JOIN.match(between)):
+      break
+    contents.append(extended[2])
+    start = extended[0]
+  return position, ', '.join(dict.fromkeys(reversed(contents)))

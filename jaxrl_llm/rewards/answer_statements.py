@@ -1,0 +1,155 @@
+"""Reads sentences that announce an answer: 'The answer is 15.', 'Answer: 15', 'A: 15'.
+
+A closing sentence about the answer ('This answer is correct.', 'The answer is positive.') is
+passed over for an answer that was announced before it. Any other later announcement counts, so
+that of two answers only the last can earn a reward.
+"""
+
+import re
+from collections.abc import Iterator
+
+from jaxrl_llm.rewards import answer_phrases, number_words
+
+_MAX_ATTEMPTS = 64
+_MAX_TEXT = 100_000
+
+_KEYWORD = re.compile(
+    r'\b(?:answers?|ans|solutions?|results?|options?|choices?)\b'
+    r'|(?<=\n)[ \t*]*A(?=:)|^[ \t*]*A(?=:)',
+    re.IGNORECASE,
+)
+_VERB = (r'(?:is|are|was|be|becomes|equals|must be|should be|will be|would be|comes out to(?: be)?)'
+         r'(?: (?:therefore|thus|then|simply|just|equal to|given by|exactly))?')
+_BEHIND_ANSWER = re.compile(
+    r'(?:\*\*)?(?: (?:to|for|of|in)\b(?P<of>[^.\n:=]{0,100}?))?(?:\*\*)?'
+    rf'[ \t]*(?:(?::|=|-(?= ))(?:\*\*)?[ \t]*(?:{_VERB}\b)?'
+    rf'|(?:,(?P<apposition>[^.\n,]{{0,40}}),)? {_VERB}\b(?:[ \t]*:)?)',
+    re.IGNORECASE,
+)
+_BEHIND_SOLUTION = re.compile(
+    rf'(?: (?:to|for|of|set)\b[^.\n:=]{{0,100}}?)? {_VERB}\b(?:[ \t]*:)?', re.IGNORECASE
+)
+_SENTENCE_END = re.compile(r'(?<![ap]\.m)(?<!\b[ap])[.!?](?=[\s*"\')]|$)|\n')
+_CLAUSE = re.compile(
+    r',?\s{1,9}(?:because|since|which|so|where|but|therefore|thus|hence|i hope|given that'
+    r'|as (?:the|we|it)|when|if|after|due to)\b'
+    r'|,\s{1,9}(?:as|not|i|we|the|it|this|that|with)\b|;\s',
+    re.IGNORECASE,
+)
+
+_FILLER = (
+    r'(?:(?:indeed|also|thus|therefore|then|now|clearly|certainly|definitely|surely|obviously'
+    r'|probably|likely|quite|very|completely|entirely|perfectly|already|really|actually|in fact'
+    r'|of course|logically|mathematically|both|a|an|the) )*'
+)
+# Words that judge an answer and can hardly be one ...
+_JUDGEMENT = re.compile(
+    rf'[\s*,:]*{_FILLER}(?:correct|right|valid|verified|confirmed|checked|consistent|reasonable'
+    r'|sensible|plausible|logical|accurate|sound|sure|clear|obvious|straightforward|final|complete'
+    r'|as (?:expected|required|desired|requested|follows)|what (?:we|was|the)|supported'
+    r'|justified|satisfactory|good|fine|in agreement|based|obtained|found|derived|calculated'
+    r'|computed|determined|shown|stated|known|below|above)'
+    r'(?=[^0-9\\]*$| (?:by|from|with|on|using|for|in|of|at|under|via)\b)'
+    r'(?!\s*[:=]| to be| as [0-9$\\])',
+    re.IGNORECASE,
+)
+# ... and words that describe a number, without a number or after a comparison.
+_DESCRIPTION = re.compile(
+    rf'[\s*,:]*{_FILLER}(?:positive|negative|non-?negative|non-?zero|even|odd|prime|composite'
+    r'|finite|unique|exact|precise|approximate|rounded|whole|real|rational|irrational|integer'
+    r'|natural|number|fraction|decimal|percentage|multiple|divisible|simplified|reduced|expressed'
+    r'|written|measured|in|independent|greater|less|larger|smaller|bigger|higher|lower|more|fewer'
+    r'|between|within|close|near|same|small|large|simple|true)'
+    r'(?![\w-])(?=[^0-9\\]*$|.*\b(?:than|between|divisible|multiple|within|close|near|rounded'
+    r'|independent|expressed|measured|digits?|places)\b)',
+    re.IGNORECASE,
+)
+_POINTS_BACK = re.compile(
+    r'\b(?:this|our|my|that|such|above) (?:\w{1,12} )?(?:answer|solution|result)s?$', re.IGNORECASE
+)
+
+
+def statement(text: str) -> str:
+  """What a marker announces: up to the end of its sentence, without an explanation."""
+  text = text[:4000]
+  lines = text.lstrip(' \t').split('\n')
+  if not lines[0].strip(' *:'):
+    text = text.lstrip(' \t\n*:')
+
+  stripped = text.strip()
+  for opening, ending in (('$$', '$$'), (r'\[', r'\]'), (r'\begin', None)):
+    if stripped.startswith(opening):
+      if ending is None:
+        close = max(stripped.find('}', stripped.find(r'\end')), 0)
+        return stripped[: close + 1] or stripped
+      close = stripped.find(ending, len(opening))
+      return stripped[len(opening) : close] if close > 0 else stripped
+
+  text = answer_phrases.without_opening(text)
+  end = _SENTENCE_END.search(text)
+  text = text[: end.start()] if end else text
+  clause = _CLAUSE.search(text)
+  if clause and text[: clause.start()].strip(' *:'):
+    text = text[: clause.start()]
+  return answer_phrases.without_aside(text.strip())
+
+
+def _announcements(text: str) -> Iterator[tuple[str, re.Match, bool]]:
+  """(statement, match, whether of a solution or option) of each announcement, last first."""
+  keywords = list(_KEYWORD.finditer(text))[-_MAX_ATTEMPTS:]
+  for wanted in (_BEHIND_ANSWER, _BEHIND_SOLUTION):
+    for keyword in reversed(keywords):
+      is_solution = keyword[0].lower().startswith(('sol', 'res', 'opt', 'cho'))
+      if is_solution != (wanted is _BEHIND_SOLUTION):
+        continue
+      match = wanted.match(text, keyword.end(), keyword.end() + 260)
+      if match is None:
+        continue
+
+      found = statement(text[match.end() : match.end() + 4000])
+      if found.strip(' *$:.') and (
+          answer_phrases.HAS_MATHEMATICS.search(found) or answer_phrases.is_brief(found)):
+        yield found, match, is_solution
+
+
+def _has_value(text: str) -> bool:
+  return bool(answer_phrases.HAS_MATHEMATICS.search(text) or number_words.leading(text.strip()))
+
+
+def _judged_value(match: re.Match) -> str | None:
+  """The 15 of 'the answer, 15, is correct' and of 'the answer of 15 is correct'."""
+  groups = match.groupdict()
+  for text in (groups.get('apposition'), groups.get('of')):
+    if text and _has_value(text) and answer_phrases.is_answer(text):
+      return text.strip()
+  return None
+
+
+def announced(text: str) -> str | None:
+  """The answer that a response announces last.
+
+  Args:
+    text: a response.
+
+  Returns:
+    The last statement that is not a remark about an answer announced before. A remark is returned
+    where nothing was announced before, unless it points back ('this answer is correct'). None if
+    nothing is announced.
+  """
+  text = text[-_MAX_TEXT:]
+  remark, describes = None, False
+  for found, match, is_solution in _announcements(text):
+    judges = bool(_JUDGEMENT.match(found))
+    if judges or _DESCRIPTION.match(found):
+      if value := _judged_value(match):
+        return value
+      keyword_at = max(0, match.start() - 60)
+      if remark is None and not _POINTS_BACK.search(text[keyword_at : match.start()]):
+        remark, describes = found, not judges
+      continue
+
+    # 'The result is 15, so the answer is odd' answers with a description.
+    if remark is None or not describes or (_has_value(found) and not is_solution):
+      return found
+    break
+  return remark
