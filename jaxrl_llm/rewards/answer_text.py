@@ -7,7 +7,8 @@ relations = < > \le \ge \ne \in \approx, and LaTeX commands that carry a meaning
 """
 
 import re
-import unicodedata
+
+from jaxrl_llm.rewards import latex_formatting, unicode_text
 
 # A dollar sign that means money; `$` itself is only ever a LaTeX delimiter and is removed.
 DOLLAR = '\uff04'
@@ -17,38 +18,21 @@ DOLLAR = '\uff04'
 MAX_CHARACTERS = 2000
 MAX_DEPTH = 40
 
-_VULGAR = {
-    '½': '1/2', '⅓': '1/3', '⅔': '2/3', '¼': '1/4', '¾': '3/4', '⅕': '1/5', '⅖': '2/5',
-    '⅗': '3/5', '⅘': '4/5', '⅙': '1/6', '⅚': '5/6', '⅛': '1/8', '⅜': '3/8', '⅝': '5/8',
-    '⅞': '7/8',
-}  # fmt: skip
-_SUPERSCRIPTS = dict(zip('⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻ⁿ', '0123456789+-n'))
-_SUBSCRIPTS = dict(zip('₀₁₂₃₄₅₆₇₈₉', '0123456789'))
-_SYMBOLS = str.maketrans({
-    '−': '-', '–': '-', '—': '-', '‐': '-', '‑': '-', '×': '*', '⋅': '*', '·': '*', '∙': '*',
-    '•': '*', '÷': '/', '⁄': '/', '∕': '/', '√': r'\sqrt ', 'π': r'\pi ', 'Π': r'\pi ',
-    '∞': r'\infty ', '≤': r'\le ', '⩽': r'\le ', '≥': r'\ge ', '⩾': r'\ge ', '≠': r'\ne ',
-    '±': r'\pm ', '∓': r'\mp ', '∪': r'\cup ', '∩': r'\cap ', '∈': r'\in ', '∅': r'\emptyset ',
-    '≈': r'\approx ', '°': r'^\circ ', '′': "'", '’': "'", '‘': "'", '“': '"', '”': '"',
-    '∶': ':', '…': r'\ldots ', '⟨': r'\langle ', '⟩': r'\rangle ', 'θ': r'\theta ',
-    'α': r'\alpha ', 'β': r'\beta ', 'λ': r'\lambda ', '\ufffd': ' ',
-})  # fmt: skip
-
-_RUN_OF_SUPERSCRIPTS = re.compile(f'[{"".join(_SUPERSCRIPTS)}]+')
-_RUN_OF_SUBSCRIPTS = re.compile(f'[{"".join(_SUBSCRIPTS)}]+')
-_VULGAR_AFTER = re.compile(f'([0-9]?)\\s?([{"".join(_VULGAR)}])')
-
 _COMMANDS = [
     (re.compile(r'\\\\\s?\[[^\[\]\\]{0,20}\]'), r'\\\\ '),  # Row skips such as \\[2pt].
-    (re.compile(r'\\(?:left|right|bigl|bigr|Bigl|Bigr|big|Big|biggl|biggr)(?![a-zA-Z])\.?'), ''),
-    (re.compile(r'\\(?:display|text|script)style(?![a-zA-Z])'), ''),
-    (re.compile(r'\\(?:limits|nolimits)(?![a-zA-Z])'), ''),
     (re.compile(r'\\!|\\/'), ''),
     (re.compile(r'\\(?:simeq|approxeq)(?![a-zA-Z])|~='), r'\\approx '),
     (re.compile(r'\{,\}'), ','),
     (re.compile(r'(?<=[0-9])(?:\\,|\\ |\\;|\\:|~|[\u00a0\u202f\u2009])(?=[0-9]{3}(?![0-9]))'), ''),
-    (re.compile(r'(?<!\\)\\[,;:> ]|~|\\q?quad(?![a-zA-Z])|\\thinspace(?![a-zA-Z])'), ' '),
-    (re.compile(r'\\hspace\*?\{[^{}]{0,20}\}'), ' '),
+    (re.compile(r'(?<!\\)\\[,;:> ]|~'), ' '),
+    (re.compile(r'\\(?:nicefrac|sfrac)(?![a-zA-Z])'), r'\\frac'),
+    (re.compile(r'\\lbrack(?![a-zA-Z])'), '['),
+    (re.compile(r'\\rbrack(?![a-zA-Z])'), ']'),
+    (re.compile(r'\\lparen(?![a-zA-Z])'), '('),
+    (re.compile(r'\\rparen(?![a-zA-Z])'), ')'),
+    (re.compile(r'\\colon(?![a-zA-Z])'), ':'),
+    (re.compile(r'\\var(phi|epsilon|theta|rho|sigma|kappa)(?![a-zA-Z])'), r'\\\1'),
+    (re.compile(r'\\([_#])'), r'\1'),
     (re.compile(r'\\[dtc]frac(?![a-zA-Z])'), r'\\frac'),
     (re.compile(r'\\[dt]binom(?![a-zA-Z])'), r'\\binom'),
     (re.compile(r'\\(?:leq|leqslant|le)(?![a-zA-Z])|<=|=<'), r'\\le '),
@@ -68,13 +52,21 @@ _COMMANDS = [
     ),
     (re.compile(r'\\%'), '%'),
 ]  # fmt: skip
-_WRAPPER = re.compile(
-    r'\\(?:text(?:bf|it|rm|sf|tt|sc|normal)?|mbox|hbox|math(?:rm|bf|it|sf|tt)|operatorname'
-    r'|boldsymbol|boxed|fbox|emph|underline|bm)\*?\s?\{([^{}]*)\}'
-)
-# After the wrappers: words that stand for a command where they stand alone.
+_PRIMES = re.compile(r"\^\s?\{\s?((?:\\prime\s?|')+)\}|\^?\s?\\prime(?![a-zA-Z])|\^(?=')")
+_PRIME = re.compile(r"\\prime|'")
+_ANGLES = re.compile(r'\\([lr])angle(?![a-zA-Z])')
+# Infix commands: {n \choose k}, {a \over b}.
+_INFIX = re.compile(r'\\(choose|over)(?![a-zA-Z])')
+_FEET = re.compile(r'^([0-9]+(?:\.[0-9]+)?)\'(?:\s?([0-9]+(?:\.[0-9]+)?)(?:"|\'\'))?$')
+_INCHES = re.compile(r'^([0-9]+(?:\.[0-9]+)?)(?:"|\'\')$')
+# After the formatting: words that stand for a command where they stand alone.
 _WORDS = [
+    (re.compile(r'(?i)(?<![\\a-zA-Z])(?:the )?(?:square root of|sqrt) ?([0-9]+(?:\.[0-9]+)?)'),
+     r'\\sqrt{\1}'),
+    (re.compile(r'(?i)(?<![\\a-zA-Z])(?:the )?(?:cube root of|cbrt) ?([0-9]+(?:\.[0-9]+)?)'),
+     r'\\sqrt[3]{\1}'),
     (re.compile(r'(?<![\\a-zA-Z])sqrt(?![a-zA-Z])'), r'\\sqrt'),
+    (re.compile(r'(?<![\\a-zA-Z])cbrt(?![a-zA-Z])'), r'\\sqrt[3]'),
     (re.compile(r'(?<![\\a-zA-Z])[pP]i(?![a-zA-Z])'), r'\\pi '),
     (re.compile(r'(?<![\\a-zA-Z])(?:oo|[iI]nfinity|inf)(?![a-zA-Z])'), r'\\infty '),
     (
@@ -91,28 +83,6 @@ _TRIGONOMETRIC = re.compile(r'\\(?:sin|cos|tan|sec|csc|cot)(?![a-zA-Z])')
 _DEGREES = re.compile(r'([0-9]+(?:\.[0-9]+)?) ?degrees')
 _SPACES = re.compile(r'\s+')
 _MONEY = re.compile(r'\$(?=\s?-?\.?[0-9])')
-_EDGE = ' ,;:*`"\''
-
-
-def _from_unicode(text: str) -> str:
-  """The ASCII spelling of a text with other characters in it."""
-  text = _VULGAR_AFTER.sub(lambda m: (m[1] + ' ' if m[1] else '') + _VULGAR[m[2]], text)
-  text = _RUN_OF_SUPERSCRIPTS.sub(
-      lambda m: '^{' + ''.join(_SUPERSCRIPTS[c] for c in m[0]) + '}', text)
-  text = _RUN_OF_SUBSCRIPTS.sub(
-      lambda m: '_{' + ''.join(_SUBSCRIPTS[c] for c in m[0]) + '}', text)
-  text = unicodedata.normalize('NFKC', text.translate(_SYMBOLS)).translate(_SYMBOLS)
-  kept = []
-  for character in text[: 4 * MAX_CHARACTERS]:
-    if character.isascii():
-      kept.append(character)
-      continue
-    category = unicodedata.category(character)
-    if category == 'Nd':
-      kept.append(str(unicodedata.decimal(character)))
-    elif category not in ('Cf', 'Cs', 'Cn', 'Co'):  # Direction marks, lone surrogates, ...
-      kept.append(character)
-  return ''.join(kept)
 
 
 def _without_delimiters(text: str) -> str:
@@ -132,15 +102,53 @@ def _root_of_parentheses(text: str) -> str:
   r"""Spells `\sqrt(...)` as `\sqrt{...}`."""
   start = text.find(r'\sqrt')
   while start >= 0:
-    left = start + 5
-    while left < len(text) and text[left] == ' ':
-      left += 1
-    if left < len(text) and text[left] == '(':
-      right = closing(text, left)
-      if right is not None:
-        inside = text[left + 1 : right]
-        text = text[: start + 5] + '{' + inside + '}' + text[right + 1 :]
+    match = _ROOT_HEAD.match(text, start)
+    right = closing(text, match.end()) if match else None
+    if match and right is not None:
+      inside = text[match.end() + 1 : right]
+      text = text[:start] + match[1] + '{' + inside + '}' + text[right + 1 :]
     start = text.find(r'\sqrt', start + 5)
+  return text
+
+
+_ROOT_HEAD = re.compile(r'(\\sqrt(?:\[[^\[\]]{1,20}\])?) *(?=\()')
+
+
+def _infix(text: str) -> str:
+  r"""Spells `{n \choose k}` as `\binom{n}{k}` and `{a \over b}` as `\frac{a}{b}`."""
+  for _ in range(20):
+    match = _INFIX.search(text)
+    if match is None:
+      break
+    left, depth_now = match.start() - 1, 0
+    while left >= 0 and (text[left] != '{' or depth_now):
+      depth_now += (text[left] == '}') - (text[left] == '{')
+      left -= 1
+    right = closing(text, left) if left >= 0 else len(text)
+    if right is None:
+      break
+    name = {'choose': 'binom', 'over': 'frac'}[match[1]]
+    over, under = text[left + 1 : match.start()].strip(), text[match.end() : right].strip()
+    text = f'{text[: max(left, 0)]}\\{name}{{{over}}}{{{under}}}{text[right + 1 :]}'
+  return text
+
+
+def _trim(text: str) -> str:
+  """Without the punctuation around an answer; a prime and an exponent `*` belong to it."""
+  text = text.strip()
+  while text:
+    before = text
+    if len(text) > 1 and text[0] in '"\'`' and text[-1] in '"\'`':
+      text = text[1:-1]
+    text = text.lstrip(' ,;:*`"\'')
+    text = text.rstrip(' ,;:`.')
+    # A full stop ends a sentence, but opens a number such as .5.
+    if text.endswith('*') and not re.search(r'\^ ?\*$', text):
+      text = text[:-1]
+    if text.endswith('"') and not text.startswith('"'):
+      text = text[:-1]
+    if text == before:
+      break
   return text
 
 
@@ -184,25 +192,29 @@ def clean(text: str) -> str:
   """
   text = text[:MAX_CHARACTERS]
   if not text.isascii():
-    text = _from_unicode(text)
+    text = unicode_text.spell_out(text)[: 4 * MAX_CHARACTERS]
   text = ''.join(c if c >= ' ' else ' ' for c in text)
   for pattern, replacement in _COMMANDS[:1]:
     text = pattern.sub(replacement, text)
-  text = _without_delimiters(text)
+  text = latex_formatting.remove(_without_delimiters(text))
+
   for pattern, replacement in _COMMANDS[1:]:
     text = pattern.sub(replacement, text)
-  for _ in range(4):
-    unwrapped = _WRAPPER.sub(r' \1 ', text)
-    if unwrapped == text:
-      break
-    text = unwrapped
+  text = _infix(_PRIMES.sub(lambda match: "'" * len(_PRIME.findall(match[0])), text))
+  if '|' not in text:  # With a bar it is a product of states or vectors.
+    text = _ANGLES.sub(lambda match: '(' if match[1] == 'l' else ')', text)
   for pattern, replacement in _WORDS:
     text = pattern.sub(replacement, text)
   if _TRIGONOMETRIC.search(text):
     text = _DEGREES.sub(r'(\1\\pi /180)', text)
+
   text = _root_of_parentheses(_POWER.sub('^', text))
-  # A full stop ends a sentence, but opens a number such as .5.
-  return _SPACES.sub(' ', text).lstrip(_EDGE).rstrip(_EDGE + '.')
+  text = _SPACES.sub(' ', text).strip()
+  if match := _FEET.match(text):
+    return f'{match[1]} feet' + (f' {match[2]} inches' if match[2] else '')
+  if match := _INCHES.match(text):
+    return f'{match[1]} inches'
+  return _trim(text)
 
 
 def squeezed(text: str) -> str:

@@ -6,10 +6,10 @@ expression) and words. Only structure is decided here; nothing is compared.
 """
 
 import dataclasses
-import fractions
 import re
 
-from jaxrl_llm.rewards import answer_text, quantities
+from jaxrl_llm.rewards import answer_text, clocks, expression_tokens, hedges, quantities
+from jaxrl_llm.rewards.clocks import Clock, Ratio
 from jaxrl_llm.rewards.quantities import Quantity
 
 _MAX_ITEMS = 64
@@ -17,16 +17,20 @@ _MAX_ITEMS = 64
 
 @dataclasses.dataclass(frozen=True)
 class Text:
-  """Words: 'Tuesday', '3:30pm', 'no solution', or anything that is no mathematics."""
+  """Words: 'Tuesday', 'no solution', or anything that is no mathematics."""
 
   text: str
 
 
 @dataclasses.dataclass(frozen=True)
 class Items:
-  """A list without brackets: '1, 2 and 3'. Its order is free."""
+  """A list without brackets: '1, 2 and 3'. Its order is free.
+
+  `alternatives` where 'or' joins it: '1/2 or 0.5' may be one value in two spellings.
+  """
 
   values: tuple['Value', ...]
+  alternatives: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,13 +65,6 @@ class Matrix:
 
 
 @dataclasses.dataclass(frozen=True)
-class Ratio:
-  """'3:4', '1:2:3'; only proportions count."""
-
-  parts: tuple[fractions.Fraction, ...]
-
-
-@dataclasses.dataclass(frozen=True)
 class Assignment:
   """'x = 5', 'f(x) = x^2': a name and what it is; `source` is the text."""
 
@@ -78,10 +75,17 @@ class Assignment:
 
 @dataclasses.dataclass(frozen=True)
 class Relation:
-  """Another equation or inequality. `last` is what stands behind its last equals sign."""
+  """Another equation or inequality.
+
+  Attributes:
+    source: its text.
+    last: what is after its last equals sign, None if that is no answer.
+    constants: its other sides without names; all must equal `last`.
+  """
 
   source: str
   last: 'Value | None'
+  constants: tuple['Value', ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,22 +99,30 @@ class Inequality:
 
 @dataclasses.dataclass(frozen=True)
 class Either:
-  """One answer said in two ways: 'sqrt(2), about 1.414', '(B) 12'."""
+  """'sqrt(2), about 1.414': a value, and then what it rounds to."""
 
   values: tuple['Value', ...]
 
 
+@dataclasses.dataclass(frozen=True)
+class Choice:
+  """'(B) 12': an option with its letter."""
+
+  letter: str
+  value: 'Value'
+
+
 Value = (
-    Quantity | Text | Items | Braces | Bracket | Union | Matrix | Ratio | Assignment | Relation
-    | Inequality | Either
+    Quantity | Text | Items | Braces | Bracket | Union | Matrix | Ratio | Clock | Assignment
+    | Relation | Inequality | Either | Choice
 )  # fmt: skip
 
 _INFINITY = Text('infinity')
 _NEGATIVE_INFINITY = Text('-infinity')
 
-_GREEK = r'\\(?:theta|alpha|beta|gamma|lambda|mu|phi|omega|sigma|delta|epsilon|rho)'
+_GREEK = rf'\\(?:{"|".join(sorted(expression_tokens.GREEK, key=len, reverse=True))})(?![a-zA-Z])'
 _NAME = re.compile(
-    rf"^(?:[a-zA-Z]|{_GREEK} ?)'*(?:_ ?\{{? ?[a-zA-Z0-9]{{1,5}} ?\}}?)?"
+    rf"^(?:[a-zA-Z]|{_GREEK} ?)'*(?:_ ?\{{? ?[a-zA-Z0-9]{{1,5}} ?\}}?)?'*"
     r'(?: ?\([a-zA-Z0-9, ]{1,12}\))?$'
 )
 _LABEL = re.compile(
@@ -123,19 +135,20 @@ _SET_BUILDER = re.compile(
     r'^([a-z])(?: ?\\in ?\\mathbb ?\{? ?[RZNQ] ?\}?)? ?(?:\\mid|\||:) ?(.+)$'
 )
 _ORDER = re.compile(r'<|>|\\le |\\ge |\\ne ')
-_CLOCK = re.compile(r'^([0-9]{1,2})(?::([0-9]{2}))? ?([aApP])\.? ?[mM]\.?$')
-_DECIMAL = re.compile(r'-?[0-9]{1,15}(?:\.[0-9]{1,15})?')
-_CHOICE = re.compile(r'^(?:\(([A-Ea-e])\)|([A-E])[).:]) ?(.+)$')
+_CHOICE = re.compile(r'^(?:\(([A-Ja-e])\)|([A-E])[).:]) ?(.+)$')
+# A second option behind the first: '(A) 5 or (B) 6', 'A. or B.', '(A) C'.
+_SECOND_CHOICE = re.compile(
+    r'\([A-J]\)|(?:^|[\s,;])[A-J][).:](?=\s|$)|^\(?[A-Ja-e]\)?[.:]?$|^[-+*/^(=,;&|]'
+    r'|(?:\b(?:or|and|not|nor|option|choice|answer)|[,;&/])\s+\(?[A-J]\b(?![a-z\'])'
+    r'|^(?:or|and|nor|but|vs)\b|^[A-J]\s*(?:,|or\b|and\b)'
+)
 _LEAD = re.compile(
     r'^(?:=|\\approx(?![a-zA-Z])|(?:approximately|exactly|about|around|roughly|nearly|a total of'
     r'|simply|just|[Oo]ption|[Cc]hoice|[Aa]nswer|therefore|equal to|equals|is'
     r'|(?:[Tt]he )?(?:number|point|interval|set|vector|ordered (?:pair|triple)|matrix|value'
     r'|fraction|equation|ratio|expression|polynomial)(?: is| of)?)(?![a-zA-Z])) ?'
 )
-_FUNCTIONS = frozenset([
-    'sin', 'cos', 'tan', 'sec', 'csc', 'cot', 'log', 'ln', 'exp', 'min', 'max', 'gcd', 'lcm',
-    'det', 'mod', 'arcsin', 'arccos', 'arctan',
-])  # fmt: skip
+_FUNCTIONS = expression_tokens.FUNCTIONS | {'mod'}
 _WORD_LIKE = frozenset([
     'no', 'yes', 'ok', 'am', 'pm', 'is', 'or', 'if', 'on', 'in', 'at', 'to', 'of', 'we', 'he',
     'it', 'an', 'as', 'be', 'by', 'do', 'go', 'me', 'my', 'so', 'up', 'us',
@@ -188,9 +201,21 @@ def _list(text: str, separator: re.Pattern) -> tuple[Value, ...] | None:
 
 _BETWEEN_UNITS = re.compile(r'(?<=[a-z]) (?=[0-9])')
 _COMMA = re.compile(r'[,;]')
-_CONJUNCTION = re.compile(r',? (?:and|or) ', re.IGNORECASE)
+_CONJUNCTION = re.compile(
+    r',? (?:and|or|i\.e\.,?|that is,?|equivalently,?|also known as) ', re.IGNORECASE
+)
+_ALTERNATIVE = re.compile(
+    r' (?:or|i\.e\.,?|that is,?|equivalently,?|also known as) ', re.IGNORECASE
+)
 _UNION = re.compile(r'\\cup(?![a-zA-Z])|(?<=[\])}]) ?U ?(?=[\[({])')
-_ABOUT = re.compile(r',? ?(?:or about|or approximately)(?= )|,? ?\\approx(?![a-zA-Z])')
+_ABOUT = re.compile(
+    r',? ?(?:or )?(?<![a-zA-Z])(?:about|approximately|approx\.?|roughly|around|nearly'
+    r'|rounded to)(?= )|,? ?\\approx(?![a-zA-Z])', re.IGNORECASE
+)
+_ASIDE_ABOUT = re.compile(
+    r' ?\( ?(?:or )?(?:about|approximately|approx\.?|roughly|around|nearly|\\approx) ([^()]*)\)$',
+    re.IGNORECASE
+)
 # Where commas with a space separate, one between digits groups thousands.
 _SPACED_COMMA = re.compile(r'[,;](?= )|[,;](?![0-9]{3}(?![0-9]))|(?<![0-9])[,;]|;')
 
@@ -203,8 +228,10 @@ def _items(text: str) -> Items | Quantity | None:
   parts = [re.sub(r'^(?:and|or) ', '', part) for part in parts if part]
   if not 2 <= len(parts) <= _MAX_ITEMS:
     return None
-  values = [parse(part) for part in parts]
-  return quantities.combined(values) or Items(tuple(values))
+  values = tuple(parse(part) for part in parts)
+  alternatives = _ALTERNATIVE.search(text) is not None
+  combined = None if alternatives else quantities.combined(list(values))
+  return combined or Items(values, alternatives)
 
 
 def _compound(text: str) -> Quantity | None:
@@ -248,19 +275,53 @@ def _brackets(text: str) -> Value | None:
 
 
 _MATRIX = re.compile(
-    r'^\\begin ?\{ ?([pbBvV]?(?:small)?matrix|array) ?\}(?: ?\{[clr| ]{1,20}\})?(.*)'
+    r'^(.{0,200}?)\\begin ?\{ ?([pbBvV]?(?:small)?matrix|array) ?\}(?: ?\{[clr| ]{1,20}\})?(.*)'
+    r'\\end ?\{ ?\2 ?\}(.{0,200})$',
+    re.DOTALL,
+)
+_ROWS = re.compile(
+    r'^\\begin ?\{ ?(cases|aligned|align\*?|gathered|split|array) ?\}(?: ?\{[clr| ]{1,20}\})?(.*)'
     r'\\end ?\{ ?\1 ?\}$',
     re.DOTALL,
 )
 
 
-def _matrix(text: str) -> Matrix | None:
-  match = _MATRIX.match(re.sub(r'^\[ ?(\\begin.*) ?\]$', r'\1', text, flags=re.DOTALL).strip())
-  if match is None or match[1].startswith(('v', 'V')):  # Bars make a determinant.
+def _matrix(text: str) -> Value | None:
+  """A matrix, perhaps with a factor before it or a divisor behind it."""
+  if text.count(r'\begin') != 1:
     return None
-  rows = [row for row in re.split(r'\\\\', match[2]) if row.strip()]
-  cells = tuple(tuple(parse(cell.strip()) for cell in row.split('&')) for row in rows)
+  match = _MATRIX.match(re.sub(r'^\[ ?(\\begin.*) ?\]$', r'\1', text, flags=re.DOTALL).strip())
+  if match is None or match[2].startswith(('v', 'V')):  # Bars make a determinant.
+    return None
+  before, after = match[1].strip(' *'), match[4].strip()
+  scale = {'': '', '-': '-', '+': ''}.get(before, f'({before})*')
+  if (before and scale.endswith('*') and not is_expression(before)) or (
+      after and not (after[0] in '/*' and is_expression(after[1:].strip()))):
+    return None
+
+  def cell(content: str) -> Value:
+    content = content.strip()
+    return parse(f'{scale}({content}){after}' if scale or after else content)
+
+  rows = [row for row in re.split(r'\\\\', match[3]) if row.strip()]
+  cells = tuple(tuple(map(cell, row.split('&'))) for row in rows)
   return Matrix(cells) if 0 < sum(map(len, cells)) <= _MAX_ITEMS else None
+
+
+def _rows(text: str) -> Value | None:
+  """A system of equations line by line, or the pieces of a function."""
+  match = _ROWS.match(re.sub(r'^\\\{ ?(?=\\begin)', '', text))
+  if match is None or text.count(r'\begin') != 1:
+    return None
+  rows = [row.strip(' ,') for row in re.split(r'\\\\', match[2]) if row.strip()]
+  if match[1] != 'cases':
+    rows = [row.replace('&', ' ') for row in rows]
+  if not 0 < len(rows) <= _MAX_ITEMS:
+    return None
+  if any('&' in row for row in rows):
+    return Matrix(tuple(tuple(parse(cell.strip(' ,')) for cell in row.split('&')) for row in rows))
+  values = tuple(map(parse, rows))
+  return values[0] if len(values) == 1 else Items(values)
 
 
 def _inequality(text: str) -> Value | None:
@@ -286,6 +347,7 @@ def _inequality(text: str) -> Value | None:
     closed = [closed[-1]] * 2
   else:
     return Relation(text, None)
+  name = _bare(name)
   interval = Bracket('[' if closed[0] else '(', ']' if closed[-1] else ')', (low, high))
   return Inequality(name, interval, text)
 
@@ -298,36 +360,52 @@ def _relation(text: str) -> Value | None:
   if _ORDER.search(text):
     return _inequality(text)
   parts = split(text, _EQUALS)
-  if len(parts) < 2 or not parts[-1]:
+  if len(parts) < 2 or not all(parts):
     return None
+  if len(parts) == 2 and _is_name(parts[1]) and not _is_name(parts[0]):
+    parts = parts[::-1]  # 5 = x
   last = parse(parts[-1])
-  name = answer_text.squeezed(parts[0])
+  name = _bare(parts[0])
   names_a_point = name.startswith('(') and all(
       _NAME.match(part) for part in name.strip('()').split(',')
   )
-  if _NAME.match(parts[0]) or names_a_point:
+  named = _NAME.match(parts[0]) or names_a_point
+  label = _LABEL.match(parts[0]) and not is_expression(parts[0])
+  constants = tuple(parse(part) for part in parts[:-1] if _is_constant_text(part))
+  if len(parts) > 2 and (named or label) and constants:
+    last = Relation(' = '.join(parts[1:]), last, constants)
+  if named:
     return Assignment(name, last, text)
-  if _LABEL.match(parts[0]) and not is_expression(parts[0]):
+  if label:
     return last  # 'Total = 5'.
   # Of `2x + 1 = 0` the zero says nothing; of `3 + 4 = 7` and `x + y = 5` the end is the answer.
   says_nothing = isinstance(last, Quantity) and last.rational == 0 and re.search(
       '[a-zA-Z]', ''.join(parts[:-1]))
-  return Relation(text, None if says_nothing else last)
+  return Relation(text, None if says_nothing else last, constants)
 
 
-def _ratio(text: str) -> Ratio | None:
-  if not re.fullmatch(r'[0-9./ ]{1,20}(?:(?::| to )[0-9./ ]{1,20}){1,5}', text):
-    return None
-  parts = [quantities.rational(part.strip()) for part in re.split(r':| to ', text)]
-  return None if any(part is None for part in parts) else Ratio(tuple(parts))
+def _bare(name: str) -> str:
+  """One spelling of a name: x_1 and x_{1}."""
+  return re.sub(r'[{}\s]', '', name)
 
 
-def _clock(text: str) -> Text | None:
-  """'3:30 p.m.' in one spelling; without am or pm it is a ratio, until compared with a clock."""
-  match = _CLOCK.match(text)
-  if match is None or int(match[2] or 0) > 59:
-    return None
-  return Text(f'{int(match[1])}:{match[2] or "00"}{match[3].lower()}m')
+def _is_name(text: str) -> bool:
+  return text not in ('e', 'i') and _NAME.match(text) is not None
+
+
+_COMMANDS_OF_NUMBERS = re.compile(
+    r'\\(?:frac|sqrt|pi|binom|sin|cos|tan|sec|csc|cot|log|ln|exp|arc(?:sin|cos|tan)|infty)'
+    r'(?![a-zA-Z])'
+)
+
+
+def _is_constant_text(text: str) -> bool:
+  """Whether a side of an equation has a value of its own, without names in it."""
+  if quantities.parse(text) is not None:
+    return True
+  rest = _COMMANDS_OF_NUMBERS.sub(' ', text)
+  return is_expression(text) and not re.search(r'\\|(?<![a-zA-Z])(?![ei](?![a-zA-Z]))[a-zA-Z]',
+                                               rest)
 
 
 def parse(text: str) -> Value:
@@ -345,38 +423,49 @@ def parse(text: str) -> Value:
     return Text('no solution')
   if re.fullmatch(r'\\mathbb ?\{? ?R ?\}?|[Aa]ll reals?(?: numbers)?', text):
     return Bracket('(', ')', (_NEGATIVE_INFINITY, _INFINITY))
-  if (choice := _CHOICE.match(text)) and not re.match(r'[-+*/^(=,;]', choice[3]):
-    return Either((quantities.expression(choice[1] or choice[2]), _structure(choice[3])))
-  sides = split(text, _ABOUT)
-  if len(sides) == 2 and all(sides) and not _two_guesses(*sides):
+  if (choice := _choice(text)) is not None:
+    return choice
+  sides = split(_ASIDE_ABOUT.sub(r' \\approx \1', text), _ABOUT)
+  if len(sides) > 1 and all(sides):
+    if len(sides) == 2 and (_is_name(sides[0]) or (
+        _LABEL.match(sides[0]) and not is_expression(sides[0]))):
+      return parse(sides[1])  # 'x is about 15'.
     return Either(tuple(parse(side) for side in sides))
   return _structure(text)
 
 
-def _two_guesses(exact: str, rounded: str) -> bool:
-  """Whether "a ≈ b" names two numbers that no rounding connects: two answers are none."""
-  if not (_DECIMAL.fullmatch(exact.strip()) and _DECIMAL.fullmatch(rounded.strip())):
-    return False
-  one, other = float(exact), float(rounded)
-  return abs(one - other) > 0.01 * max(abs(one), abs(other))
+def _choice(text: str) -> Value | None:
+  """'(B) 12', 'B. 12'; what takes the option back, or names a second one, is only words."""
+  match = _CHOICE.match(text)
+  if match is None:
+    return None
+  rest = match[3].strip()
+  if _SECOND_CHOICE.search(rest):
+    return None
+  if hedges.denies(rest):
+    return Text(text)
+  return Choice((match[1] or match[2]).upper(), _structure(rest))
 
 
 def _structure(text: str) -> Value:
-  if (matrix := _matrix(text)) is not None:
+  if (matrix := _matrix(text) or _rows(text)) is not None:
     return matrix
   if (quantity := quantities.parse(text)) is not None:
     return quantity
   if (compound := _compound(text)) is not None:
     return compound
-  if (clock := _clock(text)) is not None:
+  if (clock := clocks.parse_clock(text)) is not None:
     return clock
-  if (ratio := _ratio(text)) is not None:
+  if (ratio := clocks.parse_ratio(text)) is not None:
     return ratio
   if (items := _items(text)) is not None:
     return items
   unions = split(text, _UNION)
   if 1 < len(unions) <= _MAX_ITEMS and all(unions):
-    return Union(tuple(parse(part) for part in unions), text)
+    values = tuple(parse(part) for part in unions)
+    if all(isinstance(value, Braces) for value in values):
+      return Braces(tuple(element for value in values for element in value.values))
+    return Union(values, text)
   if (bracket := _brackets(text)) is not None:
     return bracket
   if (relation := _relation(text)) is not None:

@@ -16,11 +16,11 @@ _MAX_FACTORIAL = 500
 _MAX_NESTING = 60
 
 _THOUSANDS = r'[0-9]{1,3}(?:,[0-9]{3})+(?![0-9])'
-_NUMBER = re.compile(
+NUMBER = (
     rf'(?:(?:{_THOUSANDS}|[0-9]+)(?:\.[0-9]*)?|\.[0-9]+)(?:[eE][+-]?[0-9]{{1,4}}(?![0-9a-zA-Z]))?'
 )
 _TOKEN = re.compile(
-    rf'\s*(?:(?P<number>{_NUMBER.pattern})|(?P<fraction>\\frac)(?![a-zA-Z])|(?P<symbol>[-+*/^(){{}}!]))'
+    rf'\s*(?:(?P<number>{NUMBER})|(?P<fraction>\\frac)(?![a-zA-Z])|(?P<symbol>[-+*/^(){{}}!]))'
 )
 _MIXED = re.compile(r'(?<![0-9.,/^])([0-9]+)(?: ([0-9]+)\s?/\s?([0-9]+)(?![0-9./^!])'
                     r'| ?\\frac ?(?:\{ ?([0-9]+) ?\} ?\{ ?([0-9]+) ?\}|([0-9]) ?([0-9])))')
@@ -153,6 +153,8 @@ class _Parser:
     value = self._atom()
     while self._peek() == '!':
       self._next += 1
+      if self._peek() == '!':
+        raise NotArithmetic('double factorial')
       if value.denominator != 1 or value < 0:
         raise NotArithmetic('factorial')
       if value > _MAX_FACTORIAL:
@@ -187,7 +189,9 @@ _SHORT_FRACTION = re.compile(
 )
 
 
-_REPEATING = re.compile(r'([0-9]{0,20})\.([0-9]{0,20}) ?\\overline ?\{ ?([0-9]{1,20}) ?\}')
+_REPEATING = re.compile(
+    r'([0-9]{0,20})\.([0-9]{0,20}) ?\\(?:overline|bar|dot) ?\{ ?([0-9]{1,20}) ?\}'
+)
 
 
 def _repeating(match: re.Match) -> str:

@@ -8,20 +8,41 @@ Conventions, where mathematics leaves a choice:
 * (1,2) keeps order and brackets; \{1,2\} is free in both; a bare list `1, 2` is free in its
   order and equals a set of the same elements, or a point with the same order.
 * `x = 5` is 5, but not `y = 5`; 0 <= x < 1 is [0,1); \pm 3 is the list 3, -3.
-* Words are compared without case, articles and punctuation.
+* Words are compared without case, articles and punctuation; in mathematics case counts, except
+  in the letter of an option (A to E) that is the whole answer.
+* `a \approx b` is a, and also b where b is a rounded correctly to its own digits.
+* 'a or b', and the constant sides of `a = b`, count only where each of them is right.
+* A value that is not finite equals nothing; the infinities \infty and -\infty are names.
 """
 
 import dataclasses
 import fractions
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from typing import Protocol
 
-from jaxrl_llm.rewards import answer_text, answer_values, quantities, units
+from jaxrl_llm.rewards import (
+    answer_text,
+    answer_values,
+    clocks,
+    expressions,
+    hedges,
+    quantities,
+    units,
+)
 from jaxrl_llm.rewards.answer_values import Text
 from jaxrl_llm.rewards.quantities import Quantity
 
-# (candidate, answer) -> whether two expressions are equal.
-Leaf = Callable[[str, str], bool]
+
+class Leaf(Protocol):
+  """Symbolic mathematics, which decides about expressions; see `symbolic`."""
+
+  def equal(self, candidate: str, answer: str) -> bool:
+    """Whether two expressions or relations are equal and finite."""
+
+  def rounds(self, exact: str, value: fractions.Fraction, tolerance: fractions.Fraction) -> bool:
+    """Whether a constant lies within `tolerance` of `value`."""
+
 
 MIN_ROUNDED_DECIMALS = 6
 MAX_EXPRESSION = 600  # Characters; a longer expression is compared as text only.
@@ -38,19 +59,21 @@ _SYNONYMS = {
     'doesnotexist': 'dne', 'infinite': 'infinitely many', 'infinitelymany': 'infinitely many',
     'infinitelymanysolutions': 'infinitely many',
 }  # fmt: skip
-_NOT_WORDS = re.compile(r'[^a-z0-9+\-=<>/^.]+')
+# Not compared in words: spaces, quotes, brackets, and the punctuation outside numbers.
+_NOT_WORDS = re.compile(r'[\s"\'`$*_{}()\[\]!?✓✔✅&#@|\\~]+|(?<![0-9])[,.:;]+|[,.:;]+(?![0-9])')
+_MATHEMATICAL = re.compile(r'[0-9+*/^=<>\\]')
 _LEADING_WORDS = re.compile(r'^(?:the|a|an|option|choice|answer|letter|it is|it\'s|is) +')
 _NUMBER_IN_PROSE = re.compile(
     rf'(?<![\w.^_])(?:(?<![\w)}}] )-)?[{units.CURRENCY}]? ?(?:[0-9][0-9,]*(?:\.[0-9]+)?|\.[0-9]+)'
     r'(?:/[0-9]+)?%?(?![0-9])'
 )
-_NEGATION = re.compile(
-    r"\b(?:not|no|never|neither|nor|cannot|less than|more than|at least|at most)\b|n't\b"
-)
 
 
 def _canonical(text: str) -> str:
-  lowered = _LEADING_WORDS.sub('', text.lower().strip())
+  lowered = _LEADING_WORDS.sub('', text.casefold().strip())
+  if _MATHEMATICAL.search(text):  # Single letters are names there.
+    lowered = re.sub(r'\w+', lambda match: match[0] if len(match[0]) == 1 else match[0].casefold(),
+                     _LEADING_WORDS.sub('', text.strip()))
   word = _NOT_WORDS.sub('', lowered).strip('.')
   return _SYNONYMS.get(word, word)
 
@@ -60,6 +83,23 @@ def _same_words(left: str, right: str) -> bool:
     return True
   canonical = _canonical(left)
   return bool(canonical) and canonical == _canonical(right)
+
+
+def _letter(value: answer_values.Value) -> str | None:
+  """The letter that is the whole value, if it can name an option."""
+  if isinstance(value, Quantity) and value.unit is None and value.text.strip().upper() in _OPTIONS:
+    return value.text.strip()
+  return None
+
+
+_OPTIONS = frozenset('ABCDE')
+
+
+def _tree(text: str) -> expressions.Tree | None:
+  try:
+    return expressions.parse(text)
+  except (expressions.Unreadable, RecursionError):
+    return None
 
 
 def same_number(left: Quantity, right: Quantity) -> bool:
@@ -85,13 +125,22 @@ class Comparison:
   def __init__(self, leaf: Leaf):
     self._leaf = leaf
 
+  def same_answer(self, candidate: answer_values.Value, answer: answer_values.Value) -> bool:
+    """Whether two whole answers say the same: as `equal`, and option letters in either case."""
+    letters = _option_letters(candidate), _option_letters(answer)
+    if all(letters):
+      return sorted(letters[0]) == sorted(letters[1])
+    return self.equal(candidate, answer)
+
   def equal(self, candidate: answer_values.Value, answer: answer_values.Value) -> bool:
-    """Whether `candidate` says the same as `answer`."""
+    """Whether `candidate` says the same as `answer`, as parts of a larger answer."""
     if candidate == answer:
-      return not isinstance(candidate, Text) or bool(candidate.text)
+      return self.is_finite(candidate)
     for one, other, swapped in ((candidate, answer, False), (answer, candidate, True)):
       if isinstance(one, answer_values.Either):
-        return any(self._ordered(value, other, swapped) for value in one.values)
+        return self._approximation(one.values, other, swapped)
+      if isinstance(one, answer_values.Choice):
+        return self._choice(one, other, swapped)
     if type(candidate) is type(answer):
       return self._same_kind(candidate, answer)
     for one, other, swapped in ((candidate, answer, False), (answer, candidate, True)):
@@ -99,6 +148,60 @@ class Comparison:
       if verdict is not None:
         return verdict
     return False
+
+  def is_finite(self, value: answer_values.Value) -> bool:
+    """Whether no part of the value is infinite or empty; named infinities are texts."""
+    match value:
+      case Quantity():
+        return value.rational is not None or value.too_large or self._same_expression(
+            value.text, value.text)
+      case Text():
+        return bool(value.text) and value.text.lower() != 'nan'
+      case answer_values.Matrix():
+        return all(self.is_finite(cell) for row in value.rows for cell in row)
+      case answer_values.Choice() | answer_values.Assignment():
+        return self.is_finite(value.value)
+      case answer_values.Inequality():
+        return self.is_finite(value.interval)
+      case answer_values.Relation():
+        return all(map(self.is_finite, value.constants)) and (
+            value.last is None or self.is_finite(value.last)) and self._same_relation(value, value)
+      case clocks.Ratio() | clocks.Clock():
+        return True
+    return all(map(self.is_finite, value.values))
+
+  def _approximation(self, values: Sequence, other, swapped: bool) -> bool:
+    """Whether 'exact, about rounded' says `other`: by its exact side, or a right rounding."""
+    exact, *roundings = values
+    if any(_are_two_guesses(exact, rounded) for rounded in roundings):
+      return False
+    if self._ordered(exact, other, swapped):
+      return True
+    return any(self._ordered(rounded, other, swapped) and self._rounds(exact, rounded)
+               for rounded in roundings)
+
+  def _rounds(self, exact, rounded) -> bool:
+    """Whether `rounded` is `exact`, rounded to the digits that it has."""
+    exact, rounded = _number_of(exact), _number_of(rounded)
+    if exact is None or rounded is None or rounded.rational is None:
+      return False
+    unit = _last_digit(rounded)
+    factor = units.ratio(rounded.unit, exact.unit)
+    if unit is None or factor is None:
+      return False
+    value, tolerance = rounded.rational * factor, unit / 2 * factor
+    if rounded.percent and not exact.percent:
+      value, tolerance = value / 100, tolerance / 100
+    if exact.rational is not None:
+      return abs(exact.rational - value) <= tolerance
+    return self._leaf.rounds(exact.text, value, tolerance)
+
+  def _choice(self, one: answer_values.Choice, other, swapped: bool) -> bool:
+    if isinstance(other, answer_values.Choice):
+      return one.letter == other.letter and self._ordered(one.value, other.value, swapped)
+    if (letter := _letter(other)) is not None:
+      return one.letter == letter.upper()
+    return self._ordered(one.value, other, swapped)
 
   def _ordered(self, one, other, swapped: bool) -> bool:
     return self.equal(other, one) if swapped else self.equal(one, other)
@@ -122,21 +225,20 @@ class Comparison:
       case answer_values.Matrix():
         return len(candidate.rows) == len(answer.rows) and all(
             self._elementwise(*rows) for rows in zip(candidate.rows, answer.rows))
-      case answer_values.Ratio():
-        return len(candidate.parts) == len(answer.parts) and all(
-            a * answer.parts[0] == b * candidate.parts[0]
-            for a, b in zip(candidate.parts, answer.parts))
+      case clocks.Ratio():
+        return clocks.same_ratio(candidate, answer)
+      case clocks.Clock():
+        return clocks.same_clock(candidate, answer)
       case answer_values.Assignment():
         if candidate.name == answer.name:
           return self.equal(candidate.value, answer.value)
         if answer_values.is_constant(candidate.value) or answer_values.is_constant(answer.value):
           return False
-        return self._leaf(candidate.source, answer.source)
+        return self._leaf.equal(candidate.source, answer.source)
       case answer_values.Inequality():
         return candidate.name == answer.name and self.equal(candidate.interval, answer.interval)
       case answer_values.Relation():
-        return answer_text.squeezed(candidate.source) == answer_text.squeezed(
-            answer.source) or self._leaf(candidate.source, answer.source)
+        return self._same_relation(candidate, answer)
     return False
 
   def _mixed_kinds(self, one, other, swapped: bool) -> bool | None:
@@ -144,12 +246,13 @@ class Comparison:
     kind = type(other)
     if isinstance(one, answer_values.Assignment):
       if isinstance(other, answer_values.Relation):
-        return self._leaf(*self._sources(one, other, swapped))
+        return self._leaf.equal(*self._sources(one, other, swapped))
       return self._ordered(one.value, other, swapped)
     if isinstance(one, answer_values.Relation):
       if isinstance(other, (answer_values.Assignment, answer_values.Inequality)):
-        return self._leaf(*self._sources(one, other, swapped))
-      return one.last is not None and self._ordered(one.last, other, swapped)
+        return self._leaf.equal(*self._sources(one, other, swapped))
+      sides = (*one.constants, one.last)
+      return one.last is not None and all(self._ordered(side, other, swapped) for side in sides)
     if isinstance(one, answer_values.Inequality):
       if kind in (answer_values.Bracket, answer_values.Union):
         return self._ordered(one.interval, other, swapped)
@@ -161,11 +264,11 @@ class Comparison:
     if isinstance(one, Text) and kind is Quantity:
       number = number_in_prose(one.text)
       return number is not None and self._ordered(number, other, swapped)
-    if isinstance(one, answer_values.Ratio) and kind is Text:  # 3:30 and 3:30 p.m.
-      return len(one.parts) == 2 and other.text[:-2] == f'{one.parts[0]}:{str(one.parts[1]):0>2}'
-    if isinstance(one, answer_values.Ratio) and kind is Quantity:
-      return (len(one.parts) == 2 and one.parts[1] != 0 and other.rational is not None
-              and other.unit is None and one.parts[0] / one.parts[1] == other.rational)
+    if isinstance(one, clocks.Ratio) and kind is clocks.Clock:  # 3:30 and 3:30 p.m.
+      return one.clock is not None and clocks.same_clock(one.clock, other)
+    if isinstance(one, clocks.Ratio) and kind is Quantity:
+      value = clocks.as_fraction(one)
+      return value is not None and other.unit is None and value == other.rational
     return None
 
   def _sources(self, one, other, swapped: bool) -> tuple[str, str]:
@@ -183,7 +286,7 @@ class Comparison:
     if isinstance(other, answer_values.Union) and all(
         isinstance(value, answer_values.Inequality) for value in one.values):
       return self._permuted(*pair([value.interval for value in one.values], other.values))
-    return False
+    return one.alternatives and all(self._ordered(value, other, swapped) for value in one.values)
 
   def _quantities(self, candidate: Quantity, answer: Quantity) -> bool:
     factor = units.ratio(candidate.unit, answer.unit)
@@ -195,16 +298,33 @@ class Comparison:
       if factor != 1:
         return candidate.rational * factor == answer.rational
       return self._percentages(candidate, answer)
-    if answer_text.squeezed(candidate.text) == answer_text.squeezed(answer.text):
-      return factor == 1
-    letters = [text if re.fullmatch('[A-Za-z]', text) else None
-               for text in (candidate.text.strip(), answer.text.strip())]
-    if all(letters):
-      choices = all(letter.upper() in 'ABCDE' for letter in letters)
-      return choices and letters[0].upper() == letters[1].upper()
-    if factor != 1 or max(len(candidate.text), len(answer.text)) > MAX_EXPRESSION:
+    if factor != 1 or candidate.percent != answer.percent:
       return False
-    return self._leaf(candidate.text, answer.text)
+    return self._same_expression(candidate.text, answer.text)
+
+  def _same_expression(self, candidate: str, answer: str) -> bool:
+    """Whether two expressions are equal and finite; as texts where they cannot be read."""
+    trees = [_tree(text) if len(text) <= MAX_EXPRESSION else None for text in (candidate, answer)]
+    if None in trees:
+      return answer_text.squeezed(candidate) == answer_text.squeezed(answer)
+    if trees[0] == trees[1] and expressions.is_surely_finite(trees[0]):
+      return True
+    if trees[0] != trees[1] and all(tree[0] == 'name' for tree in trees):
+      return False
+    return self._leaf.equal(candidate, answer)
+
+  def _same_relation(self, candidate, answer) -> bool:
+    """Whether two equations say the same; as texts where they cannot be read."""
+    same_text = answer_text.squeezed(candidate.source) == answer_text.squeezed(answer.source)
+    if max(len(candidate.source), len(answer.source)) > MAX_EXPRESSION:
+      return same_text
+    try:
+      sides = [expressions.parse_relation(relation.source)[0] for relation in (candidate, answer)]
+    except (expressions.Unreadable, RecursionError):
+      return same_text
+    if same_text and all(map(expressions.is_surely_finite, sides[0])):
+      return True
+    return self._leaf.equal(candidate.source, answer.source)
 
   def _percentages(self, candidate: Quantity, answer: Quantity) -> bool:
     if candidate.percent == answer.percent:
@@ -233,6 +353,56 @@ class Comparison:
     return all(any(self.equal(value, other) for other in outer) for value in inner)
 
 
+def _option_letters(value: answer_values.Value) -> list[str]:
+  """The letters of an answer that names options, in upper case; [] for any other answer."""
+  values = value.values if isinstance(value, answer_values.Items) else (value,)
+  letters = [_letter(item) for item in values]
+  if None in letters or len({letter.isupper() for letter in letters}) > 1:
+    return []
+  return [letter.upper() for letter in letters]
+
+
+def _number_of(value: answer_values.Value) -> Quantity | None:
+  """The quantity that a value comes down to: 5 of 'x = 5' and of '2 + 3 = 5'."""
+  while True:
+    match value:
+      case Quantity():
+        return value
+      case answer_values.Assignment():
+        value = value.value
+      case answer_values.Relation():
+        value = value.last
+      case _:
+        return None
+
+
+_INTEGER = re.compile(r'^-? ?[0-9,]*?(0*)$')
+_SCIENTIFIC = re.compile(r'^-? ?[0-9]+(?:\.([0-9]*))? ?\* ?10 ?\^ ?\{? ?(-?[0-9]{1,3}) ?\}?$')
+
+
+def _last_digit(rounded: Quantity) -> fractions.Fraction | None:
+  """The unit of the last digit that a decimal shows; None if it is no decimal."""
+  if rounded.decimals is not None:
+    return fractions.Fraction(1, 10**rounded.decimals)
+  if match := _INTEGER.match(rounded.text.strip()):
+    return fractions.Fraction(10) ** len(match[1])
+  if match := _SCIENTIFIC.match(rounded.text.strip()):
+    return fractions.Fraction(10) ** (int(match[2]) - len(match[1] or ''))
+  return None
+
+
+def _are_two_guesses(exact: answer_values.Value, rounded: answer_values.Value) -> bool:
+  """Whether 'a, about b' names two numbers that no rounding connects: two answers are none."""
+  one, other = _number_of(exact), _number_of(rounded)
+  if one is None or other is None or None in (one.rational, other.rational):
+    return False
+  if one.percent != other.percent or (one.unit and other.unit):
+    return False
+  unit = _last_digit(other) or 0
+  difference = abs(one.rational - other.rational)
+  return difference > max(unit, max(abs(one.rational), abs(other.rational)) / 100)
+
+
 def _unnamed(values: Sequence) -> Sequence:
   """'x = 1, x = 2' as the values 1, 2; several names stay."""
   names = {value.name for value in values if isinstance(value, answer_values.Assignment)}
@@ -252,17 +422,23 @@ def _in_order_of_names(values: Sequence) -> Sequence:
 
 def number_in_prose(text: str) -> Quantity | None:
   """The one number in a few words ('the number 18'); None if there are several, or a 'not'."""
-  if ' ' not in text or _NEGATION.search(text.lower()):
+  if ' ' not in text or hedges.around_number(text):
     return None
   numbers = [match[0].strip() for match in _NUMBER_IN_PROSE.finditer(text)]
   return quantities.parse(numbers[0]) if len(numbers) == 1 else None
 
 
-def _refuse(candidate: str, answer: str) -> bool:
-  raise Undecided
+class _Refuse:
+  """The leaf where no symbolic mathematics is at hand."""
+
+  def equal(self, candidate: str, answer: str) -> bool:
+    raise Undecided
+
+  def rounds(self, exact: str, value: fractions.Fraction, tolerance: fractions.Fraction) -> bool:
+    raise Undecided
 
 
-def compare(candidate: str, answer: str, *, leaf: Leaf = _refuse) -> bool:
+def compare(candidate: str, answer: str, *, leaf: Leaf | None = None) -> bool:
   """Whether two answers are equal.
 
   Args:
@@ -281,7 +457,7 @@ def compare(candidate: str, answer: str, *, leaf: Leaf = _refuse) -> bool:
   if max(len(candidate), len(answer)) > answer_text.MAX_CHARACTERS:
     return same_long_text(candidate, answer)
   values = [answer_values.parse(answer_text.clean(text)) for text in (candidate, answer)]
-  return Comparison(leaf).equal(*values)
+  return Comparison(leaf or _Refuse()).same_answer(*values)
 
 
 def same_long_text(candidate: str, answer: str) -> bool:

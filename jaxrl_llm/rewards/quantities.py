@@ -3,6 +3,7 @@ r"""Quantities: a number or an expression, perhaps with a unit, a currency or a 
 import dataclasses
 import fractions
 import re
+import unicodedata
 
 from jaxrl_llm.rewards import arithmetic, number_words, units
 
@@ -32,12 +33,17 @@ _DECIMAL = re.compile(r'^[-+]? ?[0-9,]*\.([0-9]*)$')
 _SPACED_GROUPS = re.compile(r'^-?[0-9]{1,3}(?: [0-9]{3}){1,10}(?:\.[0-9]+)?$')
 _CURRENCY = re.compile(rf'^([-+]?) ?(?:US|USD)? ?([{units.CURRENCY}]|Rs\.?(?= ?[0-9])) ?(.*)$')
 _ORDINAL = re.compile(r'^([0-9]{1,15}) ?\^? ?\{? ?(?:st|nd|rd|th)(?![a-zA-Z]) ?\}?(.*)$')
-_BASED = re.compile(r'^([0-9a-zA-Z]{1,200}) ?_ ?(?:\{ ?([0-9]{1,2}) ?\}|([0-9]{1,2}))$')
-_PLAIN_LETTER = re.compile(rf'(?<![\\a-zA-Z])[a-zA-Z{units.CURRENCY}]')
+_BASED = re.compile(
+    r'^([0-9a-zA-Z]{1,200}) ?(?:_ ?\{? ?\(? ?|,? ?\(?(?:in )?(?=base ))(?:base )?'
+    r'([0-9]{1,2}|[a-z]{3,12}(?:-[a-z]{3,5})?) ?\)? ?\}?$'
+)
+_PLAIN_LETTER = re.compile(rf'(?<![\\a-zA-Z])(?:[^\W\d_]|[{units.CURRENCY}])')
 _COMMAND = re.compile(r'\\[a-zA-Z]+')
 # Attached to its number, a single letter is a variable (5x) unless it is one of these.
 _ATTACHED = re.compile(r'^[mgL](?:\^ ?\{? ?[23] ?\}?)?$')
 _STRUCTURE = re.compile(r'[=<>,;]|\\(?:le|ge|ne|in|pm|cup)\b')
+# Digits and signs whose value is no number, such as 1/0.
+_ARITHMETIC = re.compile(r'^ ?-?[0-9.]+ ?[-+*/^(){}0-9. ]*$')
 _LETTER_UNITS = frozenset(['m', 'g', 's', 'h', 'l', 'L', 'N', 'J', 'V', 'W', 'A', 'K', 'C', 'F'])
 
 
@@ -69,12 +75,16 @@ def _number(text: str) -> Quantity | None:
 
 
 def _based(text: str) -> Quantity | None:
-  """'1011_2': digits with the base as their index."""
+  """'1011_2', '1011_{two}', '1011 in base 2': digits with their base."""
   match = _BASED.match(text)
-  if match is None or not 2 <= int(match[2] or match[3]) <= 36 or match[1].isalpha():
+  if match is None or match[1].isalpha():
+    return None
+  named = number_words.leading(match[2]) if match[2].isascii() and not match[2].isdigit() else None
+  base = int(match[2]) if match[2].isdigit() else named[0] if named and not named[1] else 0
+  if base not in range(2, 37):
     return None
   try:
-    return Quantity(text, rational=fractions.Fraction(int(match[1], int(match[2] or match[3]))))
+    return Quantity(text, rational=fractions.Fraction(int(match[1], int(base))))
   except ValueError:
     return None
 
@@ -90,7 +100,9 @@ def _acceptable_unit(phrase: str, attached: bool) -> units.Unit | None:
   unit = units.parse(phrase)
   if unit is None:
     return None
-  first = re.match(r'[a-zA-Z]*', phrase)[0]
+  first = re.match(r'[^\W\d_]*', phrase)[0]
+  if first and unicodedata.category(first[0]) == 'Lo':  # Chinese and others: words of any length.
+    return unit
   if len(first) == 1:
     allowed = _ATTACHED.match(phrase) if attached else first in _LETTER_UNITS
     return unit if allowed else None
@@ -110,8 +122,9 @@ def _with_unit(text: str) -> Quantity | None:
   if unit is None or not value.strip():
     return None
   inner = _percent(value.strip())
-  if inner is None and unit.readings and not _STRUCTURE.search(value):
-    inner = Quantity(value.strip())  # 36\pi cm^2
+  if inner is None and not _STRUCTURE.search(value) and (
+      unit.readings or _ARITHMETIC.match(value)):
+    inner = Quantity(value.strip())  # 36\pi cm^2, 1/0 apples
   return None if inner is None else dataclasses.replace(inner, unit=unit)
 
 
@@ -133,6 +146,8 @@ def parse(text: str) -> Quantity | None:
   """
   if match := _CURRENCY.match(text):
     inner = _without_currency(match[1] + match[3])
+    if inner is None and _ARITHMETIC.match(match[3]):
+      inner = Quantity(match[1] + match[3])  # $1/0
     if inner is None:
       return None
     symbol = 'rupee' if match[2].startswith('Rs') else match[2]

@@ -8,14 +8,14 @@ import dataclasses
 import fractions
 import re
 
-from jaxrl_llm.rewards import answer_text
+from jaxrl_llm.rewards import answer_text, hedges
 
 _F = fractions.Fraction
 
 # Dimension -> {factor: names}. One name may stand under two dimensions (pound).
 _TABLE: dict[str, list[tuple[_F, str]]] = {
     'length': [
-        (_F(1, 10**6), 'micrometer micrometre'),
+        (_F(1, 10**6), 'um micrometer micrometre micron'),
         (_F(1, 1000), 'mm millimeter millimetre'), (_F(1, 100), 'cm centimeter centimetre'),
         (_F(1, 10), 'dm decimeter decimetre'), (_F(1), 'm meter metre'),
         (_F(1000), 'km kilometer kilometre'), (_F(254, 10000), 'in inch inches'),
@@ -28,7 +28,8 @@ _TABLE: dict[str, list[tuple[_F, str]]] = {
         (_F(1000), 'tonne'), (_F(45359237 * 2000, 10**8), 'ton'),
     ],
     'time': [
-        (_F(1, 1000), 'ms millisecond'), (_F(1), 's sec second'), (_F(60), 'min minute'),
+        (_F(1, 10**6), 'us microsecond'), (_F(1, 1000), 'ms millisecond'),
+        (_F(1), 's sec second'), (_F(60), 'min minute'),
         (_F(3600), 'h hr hour'), (_F(86400), 'day'), (_F(7 * 86400), 'week wk'),
     ],
     'months': [(_F(1), 'month'), (_F(12), 'year yr'), (_F(120), 'decade'), (_F(1200), 'century')],
@@ -127,13 +128,14 @@ def _readings(phrase: str) -> list[tuple[Dimensions, fractions.Fraction]]:
   return readings
 
 
-_FORMAT = re.compile(r"^[a-zA-Z€£¥₹¢\uff04%][a-zA-Z0-9 ^{}/.'€£¥₹¢\uff04-]{0,119}$")
+# Letters of all scripts: 8点, 5 яблок.
+_FORMAT = re.compile(r"^(?:[^\W\d_]|[€£¥₹¢\uff04%])[\w ^{}/.'€£¥₹¢\uff04-]{0,119}$")
 
 
 def parse(phrase: str) -> Unit | None:
   """Reads the words behind a number as a unit; None if they cannot be one."""
   phrase = re.sub(r'\s+', ' ', phrase.strip())
-  if not _FORMAT.match(phrase):
+  if not _FORMAT.match(phrase) or '_' in phrase or hedges.after_number(phrase):
     return None
   lowered = phrase.lower().strip('. ')
   lowered = re.sub(r'^degrees? (?:c|celsius)$', 'celsius', lowered)

@@ -1,4 +1,4 @@
-r"""The process in which math-verify runs: `python -m jaxrl_llm.rewards.worker`.
+r"""The process in which SymPy runs: `python -m jaxrl_llm.rewards.worker`.
 
 It is started fresh (never forked from the trainer, whose threads a fork would break),
 imports SymPy once, and then forks one child for each question that it reads. The child
@@ -65,7 +65,7 @@ def _answer(request: dict, pipe: int) -> None:
   verdict = b'n'
   try:
     _limit(request['seconds'])
-    if equivalence.compare(request['candidate'], request['answer'], leaf=symbolic.equal):
+    if equivalence.compare(request['candidate'], request['answer'], leaf=symbolic):
       verdict = b'y'
   except MemoryError:
     verdict = b'm'

@@ -1,0 +1,59 @@
+"""Words that make of a number a bound, a guess or its opposite: 'at least 18', '18 or more'.
+
+A text with such words does not say the number. The lists err on the side of refusal: a bare
+number is always available to say a number.
+"""
+
+import re
+
+_DENIAL = (
+    r"\b(?:not|no|never|neither|nor|cannot|unequal|unlikely|wrong|incorrect|false|untrue"
+    r"|impossible|maybe|perhaps|possibly|probably|might|could|or|guess(?:es)?|instead|but|except"
+    r"|unless|excluding|excludes?|besides|doubt(?:ful)?|unsure|unknown)\b|n't\b"
+)
+_BOUND = (
+    r'\b(?:less|more|fewer|greater|larger|bigger|smaller|higher|lower|older|younger|longer|shorter'
+    r'|taller|later|earlier|other|rather|different(?:ly)?|away|far) (?:than|from|to)\b'
+    r'|\bat (?:the )?(?:very )?(?:least|most|minimum|maximum|best|worst)\b|\bup (?:to|from)\b'
+    r'|\b(?:exceed\w*|surpass\w*|minimum|maximum|max|upwards?|downwards?|almost|barely|hardly'
+    r'|short of|outside|bounded|limited|capped|starting|ranges?|ranging|differs?|anywhere)\b'
+)
+# Refused right before the number: 'over 18', 'half of 18'; '18 left over' says 18.
+_BEFORE = (
+    r'\b(?:over|under|above|below|beyond|beneath|past|before|after|until|till|since|within|between'
+    r'|beside|without|underneath|min|half|third|quarter|twice|double|triple|thrice|squared?|cubed?'
+    r'|root|reciprocal|inverse|opposite|negation|complement|negative|minus|plus|times|by'
+    r'|multiples?|factorial|floor|ceiling|from|through|toward|towards|near|nears|approaching'
+    r'|close to|limit|every|each|all)'
+    r'(?: (?:of|the|a|an|about|around|nearly|just|than|number|value|to|is))* ?[-(\[$]?[.0-9]'
+)
+_AROUND = re.compile(f'{_DENIAL}|{_BOUND}|{_BEFORE}', re.IGNORECASE)
+_FOLLOWING = re.compile(
+    r'\bor (?:more|less|fewer|greater|larger|bigger|smaller|higher|lower|older|younger|longer'
+    r'|shorter|above|below|over|under|beyond|up|upwards?|down|so|later|earlier|thereabouts|maybe'
+    r'|perhaps|possibly|another|else|better|worse|not|any|some|something)\b'
+    r'|\band (?:above|over|up|upwards?|more|older|higher|below|under|counting|beyond|maybe|then'
+    r'|a half|a quarter)\b'
+    r'|\bat (?:the )?(?:very )?(?:least|most|minimum|maximum)\b'
+    r'|^(?:plus|minus|over|under|above|below|tops|upwards?|exclusive|excluded|off|away|too'
+    r'|factorial|squared|cubed|and|or|if|than|to|from|through|is|was|are)\b(?! per)'
+    r"|\b(?:not|never|wrong|incorrect|false|cannot|impossible|minimum|maximum)\b|n't\b"
+    r'|\b(?:but|maybe|perhaps|possibly|probably|otherwise|instead|unless|except|rather)\b'
+    r'|\b(?:plus|max)$',
+    re.IGNORECASE,
+)
+
+
+def around_number(text: str) -> bool:
+  """Whether the words around a number say something else than the number."""
+  return _AROUND.search(text) is not None or _FOLLOWING.search(text) is not None
+
+
+def after_number(phrase: str) -> bool:
+  """Whether the words behind a number take it back or make it a bound."""
+  return _FOLLOWING.search(phrase.strip()) is not None
+
+
+def denies(text: str) -> bool:
+  """Whether a text takes back what it says, or offers something else."""
+  return re.search(_DENIAL, text, re.IGNORECASE) is not None
