@@ -85,8 +85,15 @@ def closing_brace(text: str, left: int, limit: int) -> int | None:
   return None
 
 
-def _outermost(text: str) -> list[tuple[int, int, str]]:
-  """The last boxes that are in no other box, last first, as (start, end, content)."""
+def outermost(text: str) -> list[tuple[int, int, str]]:
+  """The last boxes that are in no other box.
+
+  Args:
+    text: any text.
+
+  Returns:
+    (start, end, content) of up to 64 boxes, last first; empty and unclosed ones are left out.
+  """
   found, end, budget = [], len(text), _SCAN_BUDGET
   for _ in range(_MAX_BOXES):
     start = max(text.rfind('\\boxed', 0, end), text.rfind('\\fbox', 0, end))
@@ -114,7 +121,7 @@ def _outermost(text: str) -> list[tuple[int, int, str]]:
 
 def _without_inner_boxes(content: str) -> str:
   """`content` with the boxes in it replaced by what they hold."""
-  for start, end, inner in _outermost(content):
+  for start, end, inner in outermost(content):
     inner = _without_inner_boxes(inner)
     left, right = content[:start], content[end:]
     touches = re.search(rf'(?:{_OPERAND})$', left[-90:]) or (
@@ -196,7 +203,7 @@ def last(text: str) -> tuple[int, str] | None:
   Returns:
     (index of the box, its answer), or None if there is no box with a content.
   """
-  boxes = _outermost(text)
+  boxes = outermost(text)
   if not boxes:
     return None
   position = boxes[0][0]

@@ -1,8 +1,9 @@
-"""Countdown: reach a target with each of the given numbers exactly once.
+r"""Countdown: reach a target with each of the given numbers exactly once.
 
-An expression is read by a parser of our own (numbers, + - * / and parentheses,
-nothing else) and computed exactly in fractions. What it costs is bounded by the
-length of the text: a few hundred characters hold at most that many operations on
+Typography is free: `**Answer:** 93 − (100 − 30).` and `$\boxed{93 - (100 - 30)}$` are read like
+`Answer: 93-(100-30)` (see `expression_text`). An expression is read by a parser of our own
+(numbers, + - * / and parentheses, nothing else) and computed exactly in fractions. What it costs
+is bounded by the length of the text: a few hundred characters hold at most that many operations on
 numbers of at most that many digits.
 """
 
@@ -12,6 +13,8 @@ from typing import Any
 
 import numpy as np
 
+from jaxrl_llm.rewards import answer_boxes, expression_text, reasoning
+
 MAX_LENGTH = 256  # Characters of an expression; longer ones score 0.
 MAX_DEPTH = 16  # Nested parentheses and signs.
 _MAX_DIGITS = 9  # Digits of one number.
@@ -19,6 +22,15 @@ _TOKEN = re.compile(r'[ \t]*([0-9]+|[-+*/()])', re.ASCII)
 _TAGS = ('<answer>', '</answer>')
 _BLANK = ' \t\r\n'
 MARK = 'Answer:'  # What an expression may stand behind.
+# The same in bold or italics, which end before the colon, after it, or after the expression.
+_MARK = re.compile(
+    r'(?P<opens>(?<![*_])(?:\*{1,3}|_{1,3}))?Answer(?P<ends>[*_]{1,3})? ?[:：]'
+    r'(?P<ends_late>[*_]{1,3})?'
+)
+_MAX_RESPONSE = 1_000_000  # Of a longer response the end counts.
+_MAX_TYPESET = 4 * MAX_LENGTH  # Characters of an expression as it was typeset.
+_MAX_MARKUP_LINES = 8
+_ALLOWED = re.compile(r'[-+*/()=0-9 \t]*', re.ASCII)
 
 
 def countdown(
@@ -72,31 +84,58 @@ def is_solution(response: str, numbers: list[int], target: int) -> bool:
 
 
 def extract_expression(response: str) -> str | None:
-  """The part of a response that is to hold the answer; the rest of it is free text.
+  r"""The part of a response that is to hold the answer; the rest of it is free text.
 
   That is what stands in the last <answer></answer>; without these tags the first line with
-  text behind the last 'Answer:'; without that the last line with text.
+  text after the last 'Answer:'; without that the line with the last \boxed{}; without that the
+  last line with text. In a part with words around a box the box counts. A reasoning block never
+  holds the answer (see `reasoning`).
 
   Args:
     response: any text.
 
   Returns:
-    The part, or None where tags stand without their partner, or it is longer than
-    `MAX_LENGTH`.
+    The part in plain typography, or None where tags stand without their partner, or it is longer
+    than `MAX_LENGTH`.
   """
+  part = _part(reasoning.final_part(response[-_MAX_RESPONSE:]))
+  if part is None or len(part) > _MAX_TYPESET:
+    return None
+  text = expression_text.plain(part)
+  if not _ALLOWED.fullmatch(text) and (boxes := answer_boxes.outermost(part)):
+    text = expression_text.plain(boxes[0][2])
+  return text if len(text) <= MAX_LENGTH else None
+
+
+def _part(response: str) -> str | None:
+  """The part of a response as it was typeset; None where tags stand without their partner."""
   start, end = response.rfind(_TAGS[0]), response.rfind(_TAGS[1])
   if start >= 0 or end >= 0:
     start = response.rfind(_TAGS[0], 0, max(end, 0))
-    if start < 0:
-      return None
-    text = response[start + len(_TAGS[0]) : end].strip(_BLANK)
-  else:
-    _, mark, behind = response.rpartition(MARK)
-    if mark:
-      text = behind.strip(_BLANK).partition('\n')[0].rstrip(_BLANK)
-    else:
-      text = behind.strip(_BLANK).rpartition('\n')[2].lstrip(_BLANK)
-  return text if len(text) <= MAX_LENGTH else None
+    return response[start + len(_TAGS[0]) : end] if start >= 0 else None
+
+  mark = None
+  for found in _MARK.finditer(response):
+    mark = found
+  if mark:
+    behind = response[mark.end() :].strip(_BLANK)
+    still_open = mark['opens'] if not (mark['ends'] or mark['ends_late']) else None
+    for _ in range(_MAX_MARKUP_LINES):
+      line, _, behind = behind.partition('\n')
+      if not behind or len(line) > _MAX_TYPESET or expression_text.plain(line):
+        return line.rstrip(_BLANK).removesuffix(still_open) if still_open else line
+    return ''
+
+  if boxes := answer_boxes.outermost(response):
+    first = response.rfind('\n', 0, boxes[0][0]) + 1
+    last = response.find('\n', boxes[0][1])
+    return response[first : last if last >= 0 else len(response)]
+  before = response
+  for _ in range(_MAX_MARKUP_LINES):
+    before, _, line = before.rstrip(_BLANK).rpartition('\n')
+    if not before or len(line) > _MAX_TYPESET or expression_text.plain(line):
+      return line
+  return ''
 
 
 def _is_number(text: str, target: int) -> bool:

@@ -1,6 +1,7 @@
 """Countdown's verifier: values by hand, Python's own arithmetic as a witness, hostile text."""
 
 import ast
+import random
 import time
 from fractions import Fraction
 
@@ -65,7 +66,6 @@ def test_right_solutions(response):
         '93-(100-30.0)',
         '93-(1e2-30)',
         '٩٣-(100-30)',  # Digits, but not ASCII.
-        '93−(100−30)',  # Typographic minus signs.
         '30**1+93-100',
         '30//1+93-100',
         '93-(100-30)\nthat is it',
@@ -82,6 +82,90 @@ def test_right_solutions(response):
 )
 def test_wrong_or_ill_formed_solutions(response):
   assert not countdown.is_solution(response, _NUMBERS, 23)
+
+
+@pytest.mark.parametrize('response', [
+    '**Answer:** 93-(100-30)', '**Answer**: 93-(100-30)', '**Answer: 93-(100-30)**',
+    '*Answer:* 93-(100-30)', '__Answer:__ 93-(100-30)', '### Answer: 93-(100-30)',
+    'Final **Answer:** **93-(100-30)**', 'Answer : 93-(100-30)', 'Answer：93-(100-30)',
+    'Answer: `93-(100-30)`', 'Answer:\n```\n93-(100-30)\n```',
+    'Answer:\n```latex\n93-(100-30)\n```',
+    '```\n93-(100-30)\n```', 'Answer:\n\\[\n93-(100-30)\n\\]', 'Answer:\n$$\n93-(100-30)\n$$\n',
+    '93 − (100 − 30)', '93–(100–30)', '93\u202f−\u202f(100\u00a0−\u00a030)', '93-(100-30).',
+    '**93-(100-30)**.', '**93-(100-30).**', '`93-(100-30) = 23.`', '93-(100-30) = **23**',
+    '$93-(100-30)$', '$93-(100-30) = 23$.', '$93-(100-30)$ = $23$', '\\(93-(100-30)\\)',
+    '$$93-\\left(100-30\\right)$$', r'\[93 - \bigl(100 - 30\bigr) = 23\]', r'\boxed{93-(100-30)}',
+    r'$\boxed{93-(100-30)=23}$.', r'$\boxed{93-(100-30)} = 23$', r'93-(100-30) = \boxed{23}',
+    r'The expression is \boxed{93-(100-30)}.', '\\boxed{93-(100-30)}\nThat is it.',
+    r'\boxed{\boxed{93-(100-30)}}', r'Answer: \boxed{93 - (100 - 30)}',
+    r'Answer: so $\boxed{93-(100-30)}$ it is.', r'<answer>\boxed{93−(100−30)}</answer>',
+    '<answer>\n$93-(100-30)$\n</answer>', r'<answer>\(93-(100-30) = 23\).</answer>',
+    '<think>Answer: 30</think>\nAnswer: 93-(100-30)', '93-(100-30)\n</think>\n93-(100-30)',
+])  # fmt: skip
+def test_typography_is_free(response):
+  assert countdown.is_solution(response, _NUMBERS, 23)
+  assert not countdown.is_solution(response, _NUMBERS, 24)
+  assert not countdown.is_solution(response, [*_NUMBERS, 1], 23)
+  assert not countdown.is_solution(response.replace('100', '101'), _NUMBERS, 23)
+
+
+@pytest.mark.parametrize(('response', 'numbers', 'target'), [
+    ('(2 × 3) + 4', [2, 3, 4], 10),
+    ('(2 x 3) + 4 = 10.', [2, 3, 4], 10),
+    (r'$(2 \times 3) + 4$', [2, 3, 4], 10),
+    (r'2 \cdot 3 + 4', [2, 3, 4], 10),
+    ('2 · 3 + 4', [2, 3, 4], 10),
+    ('(19 + 2) × 3 = 63', [2, 3, 19], 63),
+    ('8 ÷ (3 − 8 ÷ 3)', [3, 3, 8, 8], 24),
+    (r'8 \div (3 - 8 \div 3)', [3, 3, 8, 8], 24),
+    (r'\frac{8}{3-\frac{8}{3}}', [3, 3, 8, 8], 24),
+    (r'\boxed{\dfrac{8}{3 - \frac{8}{3}} = 24}', [3, 3, 8, 8], 24),
+    (r'3 \times \boxed{1 + 2}', [1, 2, 3], 9),
+])
+def test_signs_of_all_kinds(response, numbers, target):
+  assert countdown.is_solution(response, numbers, target)
+  assert not countdown.is_solution(response, numbers, target + 1)
+  assert not countdown.is_solution(response, numbers[:-1], target)
+
+
+@pytest.mark.parametrize('response', [
+    '93-(100-30)*', '*93-(100-30)', '93-(100-30)**', '**93-(100-30)', '93-(100-30)_',
+    '93-(100-30)..',
+    '.93-(100-30)', '93-(100-30),', '93.-(100-30)', '9\u200b3-(100-30)', '9$3-(100-30)',
+    '9~3-(100-30)',
+    r'9\,3-(100-30)', '9**3**-(100-30)', '93-(100-30)²', '93-(100-30)^1', '93-(100-30)!',
+    '93%-(100-30)',
+    r'\boxed{23}', r'93-(100-30) so \boxed{23}', r'93-(100-30) \boxed{}', r'\boxed{93-(100-30)',
+    r'\boxed{93-(100-30)} or \boxed{93}', r'93-(100-30) \approx 23', '93-(100-30) ≈ 23',
+    r'\frac{93}{}-(100-30)', r'\frac{93-(100-30)}{0}', r'\frac{93-(100-30)', r'\times 93-(100-30)',
+    '93-(100-30) × ', '93 × 1 - (100-30)', '93-[100-30]', '９３-(100-30)', '93-(100-30) = 2 3',
+    '93-(100-30) = = 23', '93-(100-30)\n```\nno', '<think>93-(100-30)', '93-(100-30)</think>',
+    '<think>Answer: 93-(100-30)', 'Answer: 93-(100-30)\n</think>\nno', 'Answer: ```\nAnswer: 23',
+])  # fmt: skip
+def test_typography_makes_no_wrong_answer_right(response):
+  assert not countdown.is_solution(response, _NUMBERS, 23)
+
+
+def test_any_typeset_expression_is_worth_what_it_says():
+  # Random expressions, typeset at random: right exactly where value and numbers are.
+  source = random.Random(0)
+  typeset = {
+      '-': '-−–', '*': ['*', '×', r'\times ', '·', r'\cdot '], '/': ['/', '÷', r'\div '], '+': '+',
+      '(': ['(', r'\left(', '（'], ')': [')', r'\right)', '）'],
+  }  # fmt: skip
+  around = ['{}', '${}$', '**{}**', r'\boxed{{{}}}', '{}.', 'Answer: {}', '**Answer:** `{}`']
+  for _ in range(300):
+    numbers = [source.randint(1, 99) for _ in range(4)]
+    text = source.choice(['({}{}{}){}{}', '{}{}{}{}{}', '{}{}({}{}{})']).format(
+        numbers[0], source.choice('+-*/'), numbers[1], source.choice('+-*/'), numbers[2])
+    value, used = countdown.evaluate(text)
+    shown = ''.join(source.choice(typeset[c]) if c in typeset else c for c in text)
+    response = source.choice(around).format(shown)
+    whole = value.denominator == 1
+    assert not whole or countdown.is_solution(response, used, int(value)), response
+    assert not countdown.is_solution(response, used, int(value) + 1)
+    assert not countdown.is_solution(response, used[:2], int(value))
+    assert not countdown.is_solution(response, numbers, int(value))
 
 
 def test_repeated_numbers_are_each_used():
@@ -163,6 +247,9 @@ def _hostile():
       "__import__('os').system('true')", '1' + '-' * 254 + '1', '9' * 255, '1+' * 127,
       '\t' * 255, '((1)' * 60, 'Answer:' * 10**5, 'Answer: ' + '(' * 10**6, '\n' * 10**6 + '1',
       '1\n' * 10**6, 'Answer:' + '\n' * 10**6 + '-' * 10**6, 'Answer: ' + '1+' * 10**5,
+      '\\boxed{' * 10**5, '\\boxed{1}' * 10**5, '\\frac{1}{' * 100,
+      '*' * 10**6, '$\n' * 10**5, '```\n' * 10**5,
+      'Answer: ' + '**' * 500 + '1', 'Answer: ' + '\\frac{' * 140, '**Answer' * 10**5, '= ' * 500,
   ]  # fmt: skip
 
 
