@@ -17,7 +17,8 @@ def exact_match(
 
   Nothing is stripped or normalised: '012' is not '12', and ' 12' is not '12'. A
   truncated response scores 0 even where its text is right, so that to stop is a
-  part of the task.
+  part of the task. An answer without a visible character, or one that is not a text, is
+  matched by nothing: an empty response must not earn a reward.
 
   Args:
     prompts: n prompts; unused.
@@ -34,5 +35,9 @@ def exact_match(
         'exact_match needs as many responses, flags and examples, got '
         f'{len(responses)}, {len(truncated)} and {len(examples)}'
     )
-  matches = [response == example['answer'] for response, example in zip(responses, examples)]
+  matches = [
+      isinstance(example['answer'], str) and bool(example['answer'].strip())
+      and response == example['answer']
+      for response, example in zip(responses, examples)
+  ]
   return (np.array(matches, bool) & ~np.asarray(truncated, bool)).astype(np.float32)

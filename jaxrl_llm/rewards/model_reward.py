@@ -95,6 +95,8 @@ def preferences(scores: np.ndarray, comparators: np.ndarray) -> np.ndarray:
     ℓ(x, y, y'') = 2 P(y ≻ y'') − 1 = 2 σ(r(y) − r(y'')) − 1 = tanh((r(y) − r(y'')) / 2)
 
   It is antisymmetric and in [−1, 1]. This one is transitive; `algorithms.rebel` takes any.
+  A score that is not finite is a failure of the reward model: it gives NaN, which drops the prompt,
+  and never a certain preference.
 
   Args:
     scores: float [P, K].
@@ -114,5 +116,8 @@ def preferences(scores: np.ndarray, comparators: np.ndarray) -> np.ndarray:
         f'preferences compare scores [P, K] with [P, M], got {np.shape(scores)} and '
         f'{np.shape(comparators)}'
     )
-  difference = np.asarray(scores)[:, :, None] - np.asarray(comparators)[:, None, :]
+  scores, comparators = (
+      np.where(np.isfinite(side), side, np.nan)[:, :, None] for side in (scores, comparators)
+  )
+  difference = scores - np.swapaxes(comparators, 1, 2)
   return np.tanh(difference / 2).astype(np.float32)

@@ -61,7 +61,10 @@ def score_rollouts(
   rewards = reward_fn(
       [example['prompt'] for example in repeated], responses, truncated.reshape(-1), repeated
   )
-  rewards = np.asarray(rewards, np.float32)
+  rewards = np.asarray(rewards)
+  if rewards.dtype.kind in 'OSUc':  # A text such as '1' would become a number.
+    rewards = np.full(rewards.shape, np.nan)
+  rewards = rewards.astype(np.float32)
   if rewards.shape != (len(responses),) or not np.all(np.isfinite(rewards)):
     raise ValueError(
         f'the reward function must return {len(responses)} finite numbers, got shape '

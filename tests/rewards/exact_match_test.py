@@ -15,9 +15,9 @@ def _score(responses, truncated, answers):
 
 def test_right_wrong_truncated_and_spaced():
   scores = _score(
-      ['12', '13', '12', ' 12', '', '012'],
+      ['12', '13', '12', ' 12', 'x', '012'],
       [False, False, True, False, False, False],
-      ['12', '12', '12', '12', '', '12'],
+      ['12', '12', '12', '12', 'x', '12'],
   )
   np.testing.assert_array_equal(scores, [1, 0, 0, 0, 1, 0])
   assert scores.dtype == np.float32
@@ -30,3 +30,20 @@ def test_nothing_gives_an_empty_array():
 def test_lengths_that_differ_are_an_error():
   with pytest.raises(ValueError, match='got 1, 1 and 2'):
     _score(['1'], [False], ['1', '2'])
+
+
+class _EqualToAll:
+  """What compares equal to every response."""
+
+  def __eq__(self, other):
+    return True
+
+  __hash__ = None
+
+
+@pytest.mark.parametrize(('response', 'answer'), [
+    ('', ''), (' ', ' '), ('\n', '\n'), ('', None), ('nan', float('nan')), ('12', 12),
+    ('12', _EqualToAll()), ('12', np.array(['12'])),
+])
+def test_an_empty_answer_or_one_that_is_not_a_text_is_matched_by_nothing(response, answer):
+  np.testing.assert_array_equal(_score([response], [False], [answer]), [0])

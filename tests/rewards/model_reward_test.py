@@ -83,3 +83,12 @@ def test_preferences_are_antisymmetric_and_bounded():
   assert np.isnan(model_reward.preferences(np.array([[np.nan]]), np.zeros((1, 2)))).all()
   with pytest.raises(ValueError, match=r'got \(5, 4\) and \(4, 4\)'):
     model_reward.preferences(scores, scores[1:])
+
+
+@pytest.mark.parametrize('failed', [np.nan, np.inf, -np.inf])
+def test_a_score_that_is_not_finite_is_no_preference(failed):
+  found = model_reward.preferences(np.array([[failed, 1.0]]), np.array([[0.0, 1.0]]))
+  assert np.isnan(found[0, 0]).all()
+  np.testing.assert_allclose(found[0, 1], [np.tanh(0.5), 0.0], rtol=1e-6)
+  found = model_reward.preferences(np.array([[0.0, failed]]), np.array([[failed, 1.0]]))
+  np.testing.assert_array_equal(np.isnan(found[0]), [[True, False], [True, True]])

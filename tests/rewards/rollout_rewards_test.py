@@ -54,7 +54,11 @@ def test_only_the_response_is_shown_to_the_verifier():
   assert seen == [(['1+2=', '4+4='], ['3', '8'])]
 
 
-@pytest.mark.parametrize('value', [[1.0], [np.nan, 0.0], [np.inf, 0.0], [[0.0, 1.0]]])
+@pytest.mark.parametrize('value', [
+    [1.0], [np.nan, 0.0], [np.inf, 0.0], [[0.0, 1.0]], [1e39, 0.0], [-np.inf, 1.0], ['1', '0'],
+    [None, 1.0], [1j, 0.0],
+])
+@pytest.mark.filterwarnings('ignore:overflow')
 def test_a_reward_function_that_returns_something_else_is_an_error(value):
   with pytest.raises(ValueError, match='must return 2 finite numbers'):
     _score(_rollouts([['3'], ['8']], [[1], [1]]), reward_fn=lambda *_: np.array(value))
