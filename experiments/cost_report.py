@@ -1,12 +1,12 @@
 """The cost study's tables, its figure, and what it says about the published columns."""
 
-import os
 import pathlib
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from experiments import cost_model, report
 from jaxrl_llm.tables import reference
+from jaxrl_llm.training import files
 
 _GIGA, _PETA = 1e9, 1e15
 _OURS = 'a_star_po'  # What the others are compared with.
@@ -160,9 +160,8 @@ def figure(path: pathlib.Path, study: cost_model.Study, numbers: Mapping[str, An
     axes_row[0].set_ylabel(f'{title}\n(over {study.recipes[base].label})')
     axes_row[-1].legend(frameon=False, fontsize=7, loc='upper left', bbox_to_anchor=(1.0, 1.0))
   path.parent.mkdir(parents=True, exist_ok=True)
-  temporary = path.with_name(f'.{path.name}.tmp')
-  canvas.savefig(temporary, dpi=150, format='png')
-  os.replace(temporary, path)
+  with files.replacing(path) as temporary:
+    canvas.savefig(temporary, dpi=150, format='png')
   plt.close(canvas)
 
 

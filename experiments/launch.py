@@ -36,7 +36,7 @@ from absl import flags
 
 from experiments import command_line
 from experiments.command_line import UsageError
-from jaxrl_llm.training import metrics
+from jaxrl_llm.training import files, metrics
 
 REPOSITORY = command_line.REPOSITORY
 
@@ -254,13 +254,14 @@ def _locked(workdir: pathlib.Path) -> Iterator[None]:
 
 
 def _prepare_workdir(workdir: pathlib.Path, config: Any, experiment: str, spec: str) -> bool:
-  """Checks or writes config.json; False if the run is complete."""
+  """Checks or writes config.json, removes what killed runs left; False if the run is complete."""
   _refuse_foreign(workdir)
   path = workdir / 'config.json'
   mine = metrics.plain({
       'experiment': experiment, 'config_file': spec, 'config': dataclasses.asdict(config)
   })
   if not path.exists():
+    files.remove_leftovers(workdir)
     metrics.write_json_atomic(path, mine)
     return True
   try:
@@ -274,6 +275,7 @@ def _prepare_workdir(workdir: pathlib.Path, config: Any, experiment: str, spec: 
   if differences:
     listed = '; '.join(f'{name}: {old!r} there, {new!r} given' for name, old, new in differences)
     raise UsageError(f'{workdir} belongs to another config ({listed}); give another --workdir')
+  files.remove_leftovers(workdir)
   if (workdir / 'results.json').exists():
     print(f'This run is complete: {workdir / "results.json"}')
     if (workdir / 'table.md').exists():

@@ -1,13 +1,12 @@
 """What stands at the end of experiments/rebel.py: table, figure, results.json."""
 
-import os
 import pathlib
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from experiments import components, launch, report
-from jaxrl_llm.training import metrics
+from jaxrl_llm.training import files, metrics
 
 
 def check_overrides(run: launch.Run) -> None:
@@ -87,8 +86,7 @@ def _figure(path: pathlib.Path, curve: Sequence[Mapping[str, float]], *, title: 
   panels[0].legend(frameon=False)
   figure.suptitle(title)
   path.parent.mkdir(parents=True, exist_ok=True)
-  temporary = path.with_name(f'.{path.name}.tmp')
-  figure.savefig(temporary, dpi=150, format='png')
-  os.replace(temporary, path)
+  with files.replacing(path) as temporary:
+    figure.savefig(temporary, dpi=150, format='png')
   plt.close(figure)
   metrics.write_csv_atomic(path.with_suffix('.csv'), list(columns), zip(*columns.values()))

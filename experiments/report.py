@@ -1,13 +1,12 @@
 """What a run shows at its end: a table and figures, each figure with its data as CSV."""
 
-import os
 import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from jaxrl_llm.training import metrics
+from jaxrl_llm.training import files, metrics
 
 # Dark on white, told apart by shape as well as by colour.
 _COLOURS = ('#1b6ca8', '#d1495b', '#2e8b57', '#8d6a9f')
@@ -46,9 +45,8 @@ def _save(figure, path: pathlib.Path) -> None:
   import matplotlib.pyplot as plt
 
   path.parent.mkdir(parents=True, exist_ok=True)
-  temporary = path.with_name(f'.{path.name}.tmp')
-  figure.savefig(temporary, dpi=150, format='png')
-  os.replace(temporary, path)
+  with files.replacing(path) as temporary:
+    figure.savefig(temporary, dpi=150, format='png')
   plt.close(figure)
 
 

@@ -2,12 +2,13 @@
 
 import contextlib
 import io
-import os
 import pathlib
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
+
+from jaxrl_llm.training import files
 
 
 def kept(
@@ -93,9 +94,5 @@ def figure(path: pathlib.Path, panels: int, *, title: str) -> Iterator[Any]:
 
 def _write_atomic(path: pathlib.Path, content: bytes) -> None:
   path.parent.mkdir(parents=True, exist_ok=True)
-  temporary = path.with_name(f'.{path.name}.{os.getpid()}.tmp')
-  try:
+  with files.replacing(path) as temporary:
     temporary.write_bytes(content)
-    os.replace(temporary, path)
-  finally:
-    temporary.unlink(missing_ok=True)

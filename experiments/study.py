@@ -6,7 +6,6 @@ interrupted one is resumed. Kept: RESULTS/<experiment>/<setting>/seed<N>/results
 """
 
 import functools
-import os
 import pathlib
 import shutil
 import signal
@@ -16,6 +15,7 @@ import sys
 from absl import flags
 
 from experiments import command_line, launch
+from jaxrl_llm.training import files
 
 
 def define_flags(values: flags.FlagValues) -> None:
@@ -71,9 +71,8 @@ def main(values: flags.FlagValues) -> None:
         run_arm(values.experiment, workdir, f'{values.config}:{arm}',
                 [f'--config.seed={seed}', f'--config.policy_init_from={reference / "params"}'])
         kept.mkdir(parents=True, exist_ok=True)
-        temporary = kept / f'.results.json.{os.getpid()}.tmp'
-        shutil.copyfile(workdir / 'results.json', temporary)
-        os.replace(temporary, kept / 'results.json')
+        with files.replacing(kept / 'results.json') as temporary:
+          shutil.copyfile(workdir / 'results.json', temporary)
   print(f'\nall {len(chosen) * len(values.seeds)} runs are complete; results under '
         f'{values.results}/{values.experiment}. Tables: python -m experiments.make_tables '
         f'--runs={values.results}')

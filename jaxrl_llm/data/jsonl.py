@@ -2,11 +2,12 @@
 
 import contextlib
 import json
-import os
 import pathlib
 import re
 from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
+
+from jaxrl_llm.training import files
 
 Required = dict[str, type | tuple[type, ...]]  # Keys, each with the type of its value.
 
@@ -142,12 +143,6 @@ def _checked(value: Any, place: str, required: Required) -> dict[str, Any]:
 
 def write_jsonl(path: str | pathlib.Path, rows: Iterable[dict[str, Any]]) -> None:
   """Writes one object a line to a temporary name, then renames."""
-  path = pathlib.Path(path)
-  temporary = path.with_name(f'{path.name}.{os.getpid()}.tmp')
-  try:
-    with temporary.open('w', encoding='utf-8') as file:
-      for row in rows:
-        file.write(json.dumps(row, ensure_ascii=False) + '\n')
-    os.replace(temporary, path)
-  finally:
-    temporary.unlink(missing_ok=True)
+  with files.replacing(path) as temporary, temporary.open('w', encoding='utf-8') as file:
+    for row in rows:
+      file.write(json.dumps(row, ensure_ascii=False) + '\n')

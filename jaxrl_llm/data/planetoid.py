@@ -24,6 +24,8 @@ from typing import Any
 
 import numpy as np
 
+from jaxrl_llm.training import files
+
 NO_LABEL = -1
 
 _SPLIT = ('train', 'validation', 'test')
@@ -401,12 +403,8 @@ def write(path: str | os.PathLike, graph: Graph) -> None:
   buffer = io.BytesIO()
   np.savez_compressed(buffer, **dataclasses.asdict(graph))
   path.parent.mkdir(parents=True, exist_ok=True)
-  temporary = path.with_name(f'.{path.name}.{os.getpid()}.tmp')
-  try:
+  with files.replacing(path) as temporary:
     temporary.write_bytes(buffer.getvalue())
-    os.replace(temporary, path)
-  finally:
-    temporary.unlink(missing_ok=True)
 
 
 def read(path: str | os.PathLike, *, name: str | None = None) -> Graph:

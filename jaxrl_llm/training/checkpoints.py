@@ -25,7 +25,7 @@ import jax
 import orbax.checkpoint as ocp
 from absl import logging as absl_logging
 
-from jaxrl_llm.training import metrics
+from jaxrl_llm.training import files, metrics
 
 _CHECKSUMS = 'checksums.json'
 _TEMPORARY = '.orbax-checkpoint-tmp'
@@ -209,7 +209,8 @@ def save_params(directory: str | os.PathLike, params: Any, metadata: Mapping[str
   """
   _quiet_libraries()
   directory = pathlib.Path(directory).absolute()
-  temporary = directory.with_name(f'.{directory.name}.{os.getpid()}.tmp')
+  files.remove_leftovers_of(directory)
+  temporary = files.temporary_path(directory)
   arrays, tree = _flatten(params)
   document = {'metadata': metrics.plain(metadata), 'tree': tree}
   with _one_line_errors(directory, on_failure=lambda: shutil.rmtree(temporary, True)):
@@ -223,13 +224,7 @@ def save_params(directory: str | os.PathLike, params: Any, metadata: Mapping[str
           force=True,
       )
     _write_checksums(temporary)
-    if directory.exists():
-      old = temporary.with_suffix('.old')
-      os.rename(directory, old)
-      os.rename(temporary, directory)
-      shutil.rmtree(old, ignore_errors=True)
-    else:
-      os.rename(temporary, directory)
+    files.replace_directory(temporary, directory)
 
 
 def load_params(

@@ -20,6 +20,8 @@ from typing import Any
 
 import numpy as np
 
+from jaxrl_llm.training import files
+
 
 def write_text_atomic(path: str | os.PathLike, text: str) -> None:
   """Writes a text file: all of it or nothing.
@@ -31,17 +33,8 @@ def write_text_atomic(path: str | os.PathLike, text: str) -> None:
   Raises:
     OSError: if it cannot be written; what stood at `path` is then untouched.
   """
-  path = pathlib.Path(path)
-  temporary = path.with_name(f'.{path.name}.{os.getpid()}.tmp')
-  try:
-    with open(temporary, 'w', encoding='utf-8', newline='') as file:
-      file.write(text)
-      file.flush()
-      os.fsync(file.fileno())
-    os.replace(temporary, path)
-  except BaseException:
-    temporary.unlink(missing_ok=True)
-    raise
+  with files.replacing(path) as temporary:
+    temporary.write_text(text, encoding='utf-8', newline='')
 
 
 def write_json_atomic(path: str | os.PathLike, value: Any) -> None:

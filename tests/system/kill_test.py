@@ -61,6 +61,7 @@ def test_killed_in_every_phase_the_run_ends_with_the_same_numbers(runner, whole,
   done = runner.finish(workdir)
   assert done.returncode == 0, done.stderr
   running.assert_same(workdir, whole.workdir)
+  assert not [path for path in workdir.rglob('*') if '.tmp' in path.name or '-tmp' in path.name]
 
 
 def test_stopped_by_signals_the_run_says_how_to_go_on_and_ends_the_same(runner, whole, tmp_path):

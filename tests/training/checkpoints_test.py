@@ -20,7 +20,7 @@ import pytest
 
 from jaxrl_llm.sharding import mesh as mesh_lib
 from jaxrl_llm.sharding import rules
-from jaxrl_llm.training import checkpoints, rng
+from jaxrl_llm.training import checkpoints, files, rng
 from jaxrl_llm.types import TrainState
 
 REPOSITORY = pathlib.Path(__file__).resolve().parents[2]
@@ -259,7 +259,7 @@ def test_full_disk_keeps_the_last_complete_checkpoint(tmp_path, monkeypatch, ope
 SAVE_FOREVER = textwrap.dedent("""
     import sys
     import jax.numpy as jnp
-    from jaxrl_llm.training import checkpoints, rng
+    from jaxrl_llm.training import checkpoints, files, rng
     folder = checkpoints.Checkpoints(sys.argv[1])
     tree = lambda step: {'x': jnp.full((400, 400), float(step)), 'key': rng.base_key(step)}
     restored = folder.restore_latest(tree(0))
@@ -317,6 +317,34 @@ def test_params_round_trip_and_replace(tmp_path):
       expected={'tokenizer': 'abc', 'model': {'width': 8, 'layers': (1, 2)}})
   _assert_identical(loaded, params)
   assert found == metadata
+
+
+_KILLED_SAVE = textwrap.dedent("""
+    import os, signal, sys
+    import numpy as np
+    from jaxrl_llm.training import checkpoints, files
+
+    def dying(rename):
+      def renamed(source, target, **options):
+        if str(source).endswith('.orbax-checkpoint-tmp'):
+          os.kill(os.getpid(), signal.SIGKILL)
+        rename(source, target, **options)
+      return renamed
+
+    os.rename, os.replace = dying(os.rename), dying(os.replace)
+    checkpoints.save_params(sys.argv[1], {'x': np.ones(4)}, {})
+""")
+
+
+def test_a_kill_while_orbax_writes_params_leaves_what_the_next_start_removes(tmp_path):
+  done = subprocess.run(
+      [sys.executable, '-c', _KILLED_SAVE, str(tmp_path / 'seed0' / 'reference')],
+      env=os.environ | {'PYTHONPATH': str(REPOSITORY), 'JAX_PLATFORMS': 'cpu'})
+  assert done.returncode == -signal.SIGKILL
+  (left,) = (tmp_path / 'seed0').iterdir()
+  assert left.name.startswith('.reference.') and left.name.endswith('.tmp.orbax-checkpoint-tmp')
+  files.remove_leftovers(tmp_path)
+  assert not list((tmp_path / 'seed0').iterdir())
 
 
 def test_params_of_something_else_are_one_line(tmp_path):

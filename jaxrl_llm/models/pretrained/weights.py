@@ -13,6 +13,8 @@ from typing import Any, NamedTuple
 import ml_dtypes
 import numpy as np
 
+from jaxrl_llm.training import files
+
 SINGLE_FILE = 'model.safetensors'
 INDEX_FILE = 'model.safetensors.index.json'
 
@@ -241,8 +243,8 @@ def new_directory(directory: str | os.PathLike) -> Iterator[pathlib.Path]:
     directory: must not exist, or be empty.
 
   Yields:
-    The temporary folder, beside `directory`; if the block raises, it is removed. What a killed
-    process left there is removed at the start.
+    The temporary folder, beside `directory`; if the block raises, it is removed. What killed
+    processes left there is removed at the start (training/files.py says how they are known).
 
   Raises:
     ValueError: if `directory` is in use.
@@ -252,27 +254,21 @@ def new_directory(directory: str | os.PathLike) -> Iterator[pathlib.Path]:
   if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
     raise ValueError(f'a checkpoint is written to a new or empty folder only, got {directory}')
   directory.parent.mkdir(parents=True, exist_ok=True)
-  temporary = directory.with_name(f'.{directory.name}.incomplete')
-  if temporary.exists():
-    shutil.rmtree(temporary)
+  files.remove_leftovers_of(directory)
+  earlier = directory.with_name(f'.{directory.name}.incomplete')  # The name in earlier versions.
+  shutil.rmtree(earlier, ignore_errors=True)
+  temporary = files.temporary_path(directory)
   temporary.mkdir()
+
   try:
     yield temporary
     for path in (*temporary.rglob('*'), temporary):
-      _sync(path)
+      files.sync(path)
     os.replace(temporary, directory)
-    _sync(directory.parent)
+    files.sync(directory.parent)
   except BaseException:
     shutil.rmtree(temporary, ignore_errors=True)
     raise
-
-
-def _sync(path: pathlib.Path) -> None:
-  descriptor = os.open(path, os.O_RDONLY)
-  try:
-    os.fsync(descriptor)
-  finally:
-    os.close(descriptor)
 
 
 def write(

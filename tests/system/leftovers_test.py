@@ -1,0 +1,133 @@
+"""kill -9 before any rename: the next start removes what it left and ends with the same files."""
+
+import os
+import pathlib
+import re
+import signal
+import subprocess
+import sys
+import textwrap
+
+import pytest
+
+REPOSITORY = pathlib.Path(__file__).resolve().parents[2]
+
+# A binary that writes in every way, without JAX, which dies before its n-th rename.
+BINARY = textwrap.dedent('''
+    """Writes files."""
+    import os, signal
+    import numpy as np
+    from experiments import launch, seeds
+    from jaxrl_llm.data import jsonl
+    from jaxrl_llm.training import files, metrics
+
+    def main(run):
+      folder = run.workdir / 'seed1'
+      arm = seeds.kept(folder / 'arms' / 'a.npz', lambda: {'x': np.arange(3)})
+      run.save_clock()
+      params = folder / 'params'  # Written by each start; replaces what the one before wrote.
+      temporary = files.temporary_path(params)
+      temporary.mkdir()
+      metrics.write_json_atomic(temporary / 'x.json', arm)
+      files.replace_directory(temporary, params)
+      jsonl.write_jsonl(folder / 'pairs.jsonl', [{'x': int(x)} for x in arm['x']])
+      metrics.write_csv_atomic(folder / 'accuracy_by_split.csv', ['x'], arm['x'][:, None])
+      metrics.write_text_atomic(run.table_path, '| a | table |')
+      metrics.write_json_atomic(run.results_path, {'x': 1})
+
+    left = int(os.environ.get('DIE', 0))
+
+    def dying(rename):
+      def renamed(*paths):
+        global left
+        left -= 1
+        if not left:
+          os.kill(os.getpid(), signal.SIGKILL)
+        rename(*paths)
+      return renamed
+
+    os.replace, os.rename = dying(os.replace), dying(os.rename)
+    if __name__ == '__main__':
+      launch.run(main, default_config='config.py')
+''')
+CONFIG = textwrap.dedent('''
+    import dataclasses
+
+    @dataclasses.dataclass
+    class Config:
+      seed: int = 0
+
+    def get_config():
+      return Config()
+''')
+
+
+@pytest.fixture(scope='module')
+def binary(tmp_path_factory):
+  folder = tmp_path_factory.mktemp('binary')
+  (folder / 'writing.py').write_text(BINARY)
+  (folder / 'config.py').write_text(CONFIG)
+
+  def run(workdir, die=0):
+    return subprocess.run(
+        [sys.executable, 'writing.py', f'--workdir={workdir}'], cwd=folder, text=True,
+        env=os.environ | {'PYTHONPATH': str(REPOSITORY), 'DIE': str(die)}, capture_output=True)
+
+  return run
+
+
+def _contents(workdir):
+  """Bytes by path, the clock apart."""
+  return {path.relative_to(workdir).as_posix(): path.read_bytes() if path.is_file() else b''
+          for path in workdir.rglob('*') if path.name != 'wall_seconds.json'}
+
+
+def _temporary(workdir):
+  return [name for name in _contents(workdir) if '.tmp' in name or '.old' in name]
+
+
+def _writers(workdir):
+  return {re.search(r'\.([0-9a-f]{8}-\d+-\d+)\.(tmp|old)', name)[1] for name in _temporary(workdir)}
+
+
+def test_killed_before_any_rename_it_leaves_nothing_in_the_end(binary, tmp_path):
+  assert binary(tmp_path / 'whole').returncode == 0
+  expected = _contents(tmp_path / 'whole')
+  assert 'seed1/params/x.json' in expected and not _temporary(tmp_path / 'whole')
+
+  workdir, kills = tmp_path / 'run', 0
+  # Each start is killed one rename later than the one before; each removes what that one left.
+  while (done := binary(workdir, die=kills + 1)).returncode == -signal.SIGKILL:
+    kills += 1
+    assert len(_writers(workdir)) == 1, _temporary(workdir)
+    assert kills < 20
+  assert done.returncode == 0, done.stderr
+  assert kills >= 9
+  assert _contents(workdir) == expected
+
+
+def test_a_complete_run_is_cleaned_and_another_config_is_not(binary, tmp_path):
+  workdir = tmp_path / 'run'
+  process = subprocess.Popen([sys.executable, '-c', ''])
+  process.wait()
+  (workdir / f'.params.{process.pid}.tmp').mkdir(parents=True)
+  assert binary(workdir).returncode == 0
+  expected = _contents(workdir)
+  assert not _temporary(workdir)
+  stale = workdir / 'seed1' / f'.reference.{process.pid}.tmp.orbax-checkpoint-tmp'
+  (stale / 'state').mkdir(parents=True)
+  mine = workdir / f'.mine.{os.getpid()}.tmp'
+  mine.write_text('of a process that is alive')
+
+  config = (workdir / 'config.json').read_text()
+  (workdir / 'config.json').write_text(config.replace('"seed": 0', '"seed": 9'))
+  done = binary(workdir)
+  assert done.returncode == 2 and 'belongs to another config' in done.stderr
+  assert stale.exists()
+  (workdir / 'config.json').write_text(config)
+  done = binary(workdir)
+  assert done.returncode == 0 and 'This run is complete' in done.stdout
+
+  assert mine.read_text() == 'of a process that is alive'
+  mine.unlink()
+  assert _contents(workdir) == expected
