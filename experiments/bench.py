@@ -25,7 +25,7 @@ from typing import Any
 
 from absl import flags
 
-from experiments import launch, report
+from experiments import launch, processor, report
 from jaxrl_llm.training import metrics
 
 # JAX is imported in `main`, once the cores are chosen: its threads inherit them.
@@ -163,11 +163,12 @@ def _provenance(suites: Sequence[str], available: int, load: float) -> dict[str,
 
   from jaxrl_llm.algorithms import a_star_po, sft
 
-  device = jax.devices()[0]
+  device, host = jax.devices()[0], processor.fields()
   numbers = {
       'experiment': 'bench', 'suite': ','.join(suites), 'scale': _SCALE.value,
       'seed': _SEED.value, 'repeats': _REPEATS.value, 'commit': launch.current_commit(),
-      'device': device.device_kind, 'platform': device.platform, 'cpu': _cpu_model(),
+      'device': device.device_kind, 'platform': device.platform,
+      'cpu': host['processor/model'], **host,
       'cores': len(_usable_cores()) or available,
       'cores_available': available, 'load_average_at_start': load,
       'compute_dtype': 'float32', 'sft_step/head_chunk': sft.Config().head_chunk,
@@ -179,13 +180,6 @@ def _provenance(suites: Sequence[str], available: int, load: float) -> dict[str,
     if name in os.environ:
       numbers[f'environment/{name}'] = os.environ[name]
   return numbers
-
-
-def _cpu_model() -> str:
-  path = pathlib.Path('/proc/cpuinfo')
-  lines = path.read_text().splitlines() if path.exists() else []
-  names = [line.partition(':')[2].strip() for line in lines if line.startswith('model name')]
-  return names[0] if names else platform.processor() or 'unknown'
 
 
 def _summary(row: Any, samples: Sequence[tuple[float, int]]) -> dict[str, float | str]:

@@ -26,7 +26,7 @@ from typing import Any
 
 from absl import flags
 
-from experiments import launch
+from experiments import launch, processor
 from jaxrl_llm.training import metrics
 
 # JAX is imported in functions: `main` says first how many devices there are.
@@ -164,7 +164,8 @@ def measure(values: flags.FlagValues, directory: pathlib.Path) -> dict[str, Any]
       'experiment': 'bench_load', 'setting': values.model, 'file_dtype': values.file_dtype,
       'param_dtype': values.param_dtype, 'mesh': values.mesh, 'commit': launch.current_commit(),
       'device': f'{len(jax.devices())} x {jax.devices()[0].device_kind}',
-      'cores': os.cpu_count(), 'parameters': size // itemsize, 'parameter_bytes': size,
+      **processor.fields(), 'cores': os.cpu_count(),
+      'parameters': size // itemsize, 'parameter_bytes': size,
       'largest_parameter_bytes': max(math.prod(leaf.shape) for leaf in leaves) * itemsize,
       'peak_anonymous_bytes': peak, 'peak_ratio': peak / size, 'seconds': seconds,
       'versions/python': platform.python_version(),

@@ -24,7 +24,7 @@ import jax.numpy as jnp
 import numpy as np
 from absl import flags
 
-from experiments import bench_load, components, finetuning, launch, origins
+from experiments import bench_load, components, finetuning, launch, origins, processor
 from jaxrl_llm.algorithms import sft
 from jaxrl_llm.data import sft_batches
 from jaxrl_llm.models import lora, policy
@@ -69,7 +69,7 @@ def main(values: flags.FlagValues) -> None:
   numbers |= {
       'experiment': 'bench_model', 'setting': values.checkpoint or values.shape,
       'commit': launch.current_commit(), 'versions/jax': jax.__version__,
-      'device': f'{len(jax.devices())} x {jax.devices()[0].device_kind}',
+      'device': f'{len(jax.devices())} x {jax.devices()[0].device_kind}', **processor.fields(),
       **{name: values[name].value for name in (
           'rows', 'prompt_tokens', 'new_tokens', 'sequence_tokens', 'rank')},
   }

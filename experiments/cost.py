@@ -21,7 +21,7 @@ from typing import Any
 import jax
 from absl import flags
 
-from experiments import command_line, cost_model, cost_programs, cost_report, launch
+from experiments import command_line, cost_model, cost_programs, cost_report, launch, processor
 from jaxrl_llm.training import loop, metrics, optim
 
 _DEFAULT_CONFIG = 'experiments/configs/cost.py'
@@ -56,7 +56,7 @@ def main(values: flags.FlagValues) -> None:
   numbers = measure(study, sizes, algorithms)
   numbers = {
       'experiment': 'cost', 'setting': study.name, 'commit': launch.current_commit(),
-      'device': f'{study.workload.devices} fake CPU devices; nothing was run',
+      'device': f'{study.workload.devices} fake CPU devices; nothing was run', **processor.fields(),
       'note': study.note, **numbers, 'versions/python': platform.python_version(),
       **{f'versions/{name}': importlib.metadata.version(name)
          for name in ('jax', 'jaxlib', 'flax', 'optax')},

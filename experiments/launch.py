@@ -34,7 +34,7 @@ from typing import Any
 
 from absl import flags
 
-from experiments import command_line
+from experiments import command_line, processor
 from experiments.command_line import UsageError
 from jaxrl_llm.training import files, metrics
 
@@ -182,6 +182,8 @@ def run_tool(
 def write_results(run: Run, numbers_: Mapping[str, Any]) -> pathlib.Path:
   """Writes results.json: last, atomically, and flat.
 
+  Device and processor are those of the process that writes.
+
   Args:
     run: the run.
     numbers_: the headline numbers and strings by flat name. `sampled_tokens` is added as the sum
@@ -209,6 +211,7 @@ def write_results(run: Run, numbers_: Mapping[str, Any]) -> pathlib.Path:
     except importlib.metadata.PackageNotFoundError:
       results[f'versions/{name}'] = 'not installed'
   results['device'] = _device()
+  results |= processor.fields()
   run.save_clock()
   results.setdefault('wall_seconds', round(run.wall_seconds(), 3))
   results = metrics.plain(results)

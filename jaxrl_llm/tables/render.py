@@ -10,7 +10,7 @@ import math
 import pathlib
 import re
 import statistics
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from jaxrl_llm.tables import reference
@@ -37,7 +37,8 @@ HEADLINES = {
 }
 _MOST_COLUMNS = 12  # Of a table with a line for each setting; beyond, one with a column for each.
 
-_NOT_MEASURED = ('seed',)
+_NOT_RECORDED = 'processor not recorded'
+_NOT_MEASURED = ('seed', 'processor/threads')
 
 
 class Summary(NamedTuple):
@@ -165,6 +166,7 @@ def markdown(experiment: str, settings: Sequence[Setting]) -> str:
       ['setting', 'seeds', 'commit', 'jax', 'device'],
       [[setting.name, ', '.join(map(str, setting.runs)), setting.distinct('commit'),
         setting.distinct('versions/jax'), setting.distinct('device')] for setting in settings])]
+  lines += _processor_note(settings)
   cells = reference.published(experiment)
   if cells:
     lines += ['', '## Published', '', *_published_table(cells), '']
@@ -272,6 +274,36 @@ def format_number(mean: float, standard_error: float | None = None) -> str:
   if standard_error is None:
     return text
   return f'{text} ± {standard_error:.{len(text.partition(".")[2])}f}'
+
+
+def _processor_note(settings: Sequence[Setting]) -> list[str]:
+  """Lines that name the processors, where runs on CPUs come from different ones.
+
+  Results written before processors were recorded are listed, but are no difference by themselves.
+  """
+  runs: dict[str, dict[str, list[str]]] = {}
+  for setting in settings:
+    for seed, run in setting.runs.items():
+      if 'cpu' in str(run['device']).lower():
+        runs.setdefault(_processor(run), {}).setdefault(setting.name, []).append(str(seed))
+  if len(set(runs) - {_NOT_RECORDED}) < 2:
+    return []
+
+  lines = ['', 'These runs come from different processors, on which the same command and seed need '
+           'not give the same numbers:', '']
+  for name, seeds in runs.items():
+    where = '; '.join(f'{setting} (seeds {", ".join(ids)})' for setting, ids in seeds.items())
+    lines.append(f'- {name}: {where}')
+  return lines
+
+
+def _processor(run: Mapping[str, Any]) -> str:
+  """A run's processor with its threads and vector extensions: what rounding depends on."""
+  if 'processor/model' not in run:
+    return _NOT_RECORDED
+  parts = [f'{run[key]}{unit}' for key, unit in (
+      ('processor/threads', ' threads'), ('processor/vector_extensions', '')) if key in run]
+  return f'{run["processor/model"]} ({"; ".join(parts)})'
 
 
 def _table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:

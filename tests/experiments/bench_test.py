@@ -83,6 +83,7 @@ def test_train_suite_on_one_core(tmp_path):
   assert not any(name.startswith('sample_batch') for name in numbers)
   assert (numbers['cores'], numbers['seed'], numbers['repeats']) == (1, 3, 3)
   assert numbers['cores_available'] == len(os.sched_getaffinity(0))
+  assert numbers['processor/threads'] == 1 and numbers['processor/model'] == numbers['cpu']
   assert not any('one_core' in name for name in numbers)
   assert numbers['environment/GLIBC_TUNABLES'] == HUGE_PAGES
   assert numbers['environment/XLA_FLAGS'] == FAST_COMPILE

@@ -296,6 +296,8 @@ def test_results_fields(tmp_path):
     assert results[f'versions/{name}'] == importlib.metadata.version(name)
   assert results['versions/orbax'] == importlib.metadata.version('orbax-checkpoint')
   assert results['versions/python'].startswith('3.')
+  assert results['processor/model'] and results['processor/vector_extensions']
+  assert results['processor/threads'] == len(os.sched_getaffinity(0))
   assert 'cpu' in results['device'] and 0 <= results['wall_seconds'] < 60
   assert all(isinstance(value, (int, float, str)) for value in results.values())
 

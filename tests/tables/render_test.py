@@ -74,6 +74,49 @@ def test_golden_markdown(tmp_path):
   assert render.markdown('toy', render.read_results(tmp_path)) == GOLDEN
 
 
+def _processor(model, extensions='avx2 fma', threads=2):
+  return {'processor/model': model, 'processor/vector_extensions': extensions,
+          'processor/threads': threads}
+
+
+def _note(folder):
+  text = render.markdown('toy', render.read_results(folder))
+  return text.partition('different processors')[2].partition('\n\n')[2]
+
+
+def test_runs_from_different_processors_are_named(tmp_path):
+  _write(tmp_path, 'toy', 'small', 0)  # Before processors were recorded.
+  _write(tmp_path, 'toy', 'small', 1, **_processor('AMD EPYC'))
+  _write(tmp_path, 'toy', 'big', 0, **_processor('AMD EPYC'))
+  # The host of a GPU does not compute.
+  _write(tmp_path, 'toy', 'big', 1, **_processor('Intel Xeon'), device='1 x NVIDIA H200')
+  assert not _note(tmp_path)
+  _write(tmp_path, 'toy', 'small', 2, **_processor('Intel Xeon', 'avx512f'))
+  assert _note(tmp_path) == '''\
+- AMD EPYC (2 threads; avx2 fma): big (seeds 0); small (seeds 1)
+- processor not recorded: small (seeds 0)
+- Intel Xeon (2 threads; avx512f): small (seeds 2)
+'''
+
+
+@pytest.mark.parametrize('other', [
+    _processor('A', 'avx2 avx512f fma'), _processor('A', threads=1), _processor('B')])
+def test_extensions_and_threads_make_another_processor(tmp_path, other):
+  _write(tmp_path, 'toy', 'small', 0, **_processor('A'))
+  _write(tmp_path, 'toy', 'small', 1, **_processor('A'))
+  assert not _note(tmp_path)
+  _write(tmp_path, 'toy', 'small', 2, **other)
+  assert _note(tmp_path).count('\n') == 2
+
+
+def test_threads_are_not_a_measurement(tmp_path):
+  _write(tmp_path, 'toy', 'small', 0, **_processor('A'))
+  (setting,) = render.read_results(tmp_path)
+  assert setting.quantities() == ['sampled_tokens', 'wall_seconds']
+  assert 'processor' not in render.csv_text([setting])
+  assert 'processor' not in render.markdown('toy', [setting])
+
+
 def test_a_run_of_several_seeds_says_its_error(tmp_path):
   _write(tmp_path, 'x', 'y', 0, score=1.5, score_se=0.25)
   (setting,) = render.read_results(tmp_path)
