@@ -34,11 +34,11 @@ def write(run: launch.Run, outcomes: Outcomes) -> None:
   for seed in seeds:
     config = dataclasses.replace(run.config, seed=seed, num_seeds=1)
     if len(seeds) > 1:
-      launch.write_results(
-          dataclasses.replace(
-              run, config=config, workdir=run.workdir / f'seed{seed}',
-              commit=_commit(outcomes, [seed])),
-          _numbers(outcomes, [seed]))
+      seed_run = dataclasses.replace(
+          run, config=config, workdir=run.workdir / f'seed{seed}',
+          commit=_commit(outcomes, [seed]))
+      seed_run.processors = run.processors
+      launch.write_results(seed_run, _numbers(outcomes, [seed]))
   _figures(run, outcomes)
   table = report.markdown_table(*_table(outcomes))
   caption = (

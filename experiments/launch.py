@@ -63,6 +63,8 @@ class Run:
     config_file: as given, `FILE.py[:setting]`.
     overrides: the fields given on the command line, such as 'model.width'.
     commit: of the source, with '-dirty' if tracked files differ, or 'unknown'.
+    marks: wall seconds at which a phase was first complete, by phase.
+    processors: `processor.fields()` of each processor that worked on the run.
   """
 
   config: Any
@@ -75,10 +77,13 @@ class Run:
 
   def __post_init__(self):
     self._started = time.monotonic()
-    self._earlier_seconds, self.marks = 0.0, {}
-    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+    here = processor.fields()
+    self._earlier_seconds, self.marks, self.processors = 0.0, {}, [here]
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError, AttributeError):
       clock = json.loads(self._clock_path.read_text())
       self._earlier_seconds, self.marks = float(clock['wall_seconds']), dict(clock['marks'])
+      earlier = [each for each in clock.get('processors', []) if each.keys() == here.keys()]
+      self.processors = [each for each in earlier if each != here] + [here]
 
   @property
   def seed(self) -> int:
@@ -105,8 +110,8 @@ class Run:
 
   def save_clock(self) -> None:
     """Keeps `wall_seconds` for the process that resumes; call it with each checkpoint."""
-    metrics.write_json_atomic(
-        self._clock_path, {'wall_seconds': self.wall_seconds(), 'marks': self.marks})
+    metrics.write_json_atomic(self._clock_path, {
+        'wall_seconds': self.wall_seconds(), 'marks': self.marks, 'processors': self.processors})
 
   def mark(self, phase: str) -> None:
     """Notes when a phase was first complete (`marks`, wall seconds by phase)."""
@@ -182,7 +187,7 @@ def run_tool(
 def write_results(run: Run, numbers_: Mapping[str, Any]) -> pathlib.Path:
   """Writes results.json: last, atomically, and flat.
 
-  Device and processor are those of the process that writes.
+  The device is that of the process that writes; processors are all that worked on the run.
 
   Args:
     run: the run.
@@ -211,7 +216,7 @@ def write_results(run: Run, numbers_: Mapping[str, Any]) -> pathlib.Path:
     except importlib.metadata.PackageNotFoundError:
       results[f'versions/{name}'] = 'not installed'
   results['device'] = _device()
-  results |= processor.fields()
+  results |= processor.joined(run.processors)
   run.save_clock()
   results.setdefault('wall_seconds', round(run.wall_seconds(), 3))
   results = metrics.plain(results)

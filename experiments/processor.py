@@ -6,6 +6,7 @@ import pathlib
 import platform
 import re
 import subprocess
+from collections.abc import Mapping, Sequence
 
 _UNKNOWN = 'unknown'
 
@@ -36,6 +37,14 @@ def fields() -> dict[str, str | int]:
       'processor/vector_extensions': extensions or _UNKNOWN,
       'processor/threads': num_threads(),
   }
+
+
+def joined(several: Sequence[Mapping[str, str | int]]) -> dict[str, str | int]:
+  """The fields of a run that several processors worked on: values that differ, joined by ' + '."""
+  values = {key: list(dict.fromkeys(each.get(key, _UNKNOWN) for each in several))
+            for key in several[0]}
+  return {key: found[0] if len(found) == 1 else ' + '.join(map(str, found))
+          for key, found in values.items()}
 
 
 def num_threads() -> int:

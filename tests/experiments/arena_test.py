@@ -264,8 +264,14 @@ def test_a_run_is_resumed_by_arm_and_seed_and_writes_each_seed(tmp_path, monkeyp
   lost = tmp_path / 'seed1' / 'arms' / 'reinforce.json'
   before = json.loads(lost.read_text())
   lost.unlink()
+  here = launch.processor.fields()
+  other = here | {'processor/model': 'another processor'}
+  monkeypatch.setattr(launch.processor, 'fields', lambda: other)
   arena.main(_run(config, tmp_path))
   assert ran[2:] == [('reinforce', 1)]
+  for folder in ('.', 'seed0', 'seed1'):
+    result = json.loads((tmp_path / folder / 'results.json').read_text())
+    assert result['processor/model'] == f'{here["processor/model"]} + another processor'
   again = json.loads(lost.read_text())
   timeless = lambda o: {k: v for k, v in o['final'].items() if not k.startswith('time/')}
   assert timeless(again) == timeless(before)

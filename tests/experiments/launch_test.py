@@ -302,6 +302,33 @@ def test_results_fields(tmp_path):
   assert all(isinstance(value, (int, float, str)) for value in results.values())
 
 
+def test_results_name_every_processor_that_worked_on_the_run(tmp_path, monkeypatch):
+  def work(model, threads):
+    monkeypatch.setattr(launch.processor, 'fields', lambda: {
+        'processor/model': model, 'processor/vector_extensions': 'avx2',
+        'processor/threads': threads})
+    _run(tmp_path).save_clock()
+
+  def found():
+    results = json.loads(launch.write_results(_run(tmp_path), {}).read_text())
+    return [results[f'processor/{key}'] for key in ('model', 'vector_extensions', 'threads')]
+
+  work('AMD EPYC', 2)
+  work('AMD EPYC', 2)
+  assert found() == ['AMD EPYC', 'avx2', 2]
+  work('Intel Xeon', 4)
+  work('AMD EPYC', 2)
+  assert found() == ['Intel Xeon + AMD EPYC', 'avx2', '4 + 2']
+
+
+@pytest.mark.parametrize('processors', [None, 1, ['x'], [[1]], [{}], {'a': 1}])
+def test_a_clock_with_other_processors_is_no_reason_to_stop(tmp_path, processors):
+  (tmp_path / 'wall_seconds.json').write_text(json.dumps(
+      {'wall_seconds': 1.0, 'marks': {}, 'processors': processors}))
+  results = json.loads(launch.write_results(_run(tmp_path), {}).read_text())
+  assert 'processor/model' in results
+
+
 def test_total_given_by_the_binary_is_kept(tmp_path):
   path = launch.write_results(_run(tmp_path), {'sampled_tokens': 5, 'sampled_tokens/stage1': 1})
   assert json.loads(path.read_text())['sampled_tokens'] == 5
