@@ -295,6 +295,8 @@ def _matrix(text: str) -> Value | None:
     return None
   before, after = match[1].strip(' *'), match[4].strip()
   scale = {'': '', '-': '-', '+': ''}.get(before, f'({before})*')
+  if re.search(r'[=<>,;]', before + after):
+    return None
   if (before and scale.endswith('*') and not is_expression(before)) or (
       after and not (after[0] in '/*' and is_expression(after[1:].strip()))):
     return None

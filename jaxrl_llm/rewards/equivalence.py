@@ -61,6 +61,7 @@ _SYNONYMS = {
 }  # fmt: skip
 # Not compared in words: spaces, quotes, brackets, and the punctuation outside numbers.
 _NOT_WORDS = re.compile(r'[\s"\'`$*_{}()\[\]!?✓✔✅&#@|\\~]+|(?<![0-9])[,.:;]+|[,.:;]+(?![0-9])')
+_WORD = re.compile(r'[^\W\d_]+')
 _MATHEMATICAL = re.compile(r'[0-9+*/^=<>\\]')
 _LEADING_WORDS = re.compile(r'^(?:the|a|an|option|choice|answer|letter|it is|it\'s|is) +')
 _NUMBER_IN_PROSE = re.compile(
@@ -72,8 +73,8 @@ _NUMBER_IN_PROSE = re.compile(
 def _canonical(text: str) -> str:
   lowered = _LEADING_WORDS.sub('', text.casefold().strip())
   if _MATHEMATICAL.search(text):  # Single letters are names there.
-    lowered = re.sub(r'\w+', lambda match: match[0] if len(match[0]) == 1 else match[0].casefold(),
-                     _LEADING_WORDS.sub('', text.strip()))
+    lowered = _WORD.sub(lambda match: match[0] if len(match[0]) == 1 else match[0].casefold(),
+                        _LEADING_WORDS.sub('', text.strip()))
   word = _NOT_WORDS.sub('', lowered).strip('.')
   return _SYNONYMS.get(word, word)
 

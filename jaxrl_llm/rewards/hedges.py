@@ -27,6 +27,7 @@ _BEFORE = (
     r'|close to|limit|every|each|all)'
     r'(?: (?:of|the|a|an|about|around|nearly|just|than|number|value|to|is))* ?[-(\[$]?[.0-9]'
 )
+_NUMBER = re.compile(r'[0-9][0-9.,/]*%?')
 _AROUND = re.compile(f'{_DENIAL}|{_BOUND}|{_BEFORE}', re.IGNORECASE)
 _FOLLOWING = re.compile(
     r'\bor (?:more|less|fewer|greater|larger|bigger|smaller|higher|lower|older|younger|longer'
@@ -36,22 +37,27 @@ _FOLLOWING = re.compile(
     r'|a half|a quarter)\b'
     r'|\bat (?:the )?(?:very )?(?:least|most|minimum|maximum)\b'
     r'|^(?:plus|minus|over|under|above|below|tops|upwards?|exclusive|excluded|off|away|too'
-    r'|factorial|squared|cubed|and|or|if|than|to|from|through|is|was|are)\b(?! per)'
+    r'|factorial|squared|cubed)\b(?! per)'
     r"|\b(?:not|never|wrong|incorrect|false|cannot|impossible|minimum|maximum)\b|n't\b"
     r'|\b(?:but|maybe|perhaps|possibly|probably|otherwise|instead|unless|except|rather)\b'
     r'|\b(?:plus|max)$',
     re.IGNORECASE,
 )
 
+_NO_UNIT = re.compile(r'^(?:and|or|if|than|to|from|through|is|was|are|were)\b', re.IGNORECASE)
+
 
 def around_number(text: str) -> bool:
   """Whether the words around a number say something else than the number."""
-  return _AROUND.search(text) is not None or _FOLLOWING.search(text) is not None
+  number = _NUMBER.search(text)
+  rest = text[number.end() :].strip() if number else text
+  return any(pattern.search(part) for pattern, part in ((_AROUND, text), (_FOLLOWING, rest)))
 
 
-def after_number(phrase: str) -> bool:
-  """Whether the words behind a number take it back or make it a bound."""
-  return _FOLLOWING.search(phrase.strip()) is not None
+def is_no_unit(phrase: str) -> bool:
+  """Whether the words after a number name no unit: they go on, take it back or bound it."""
+  phrase = phrase.strip()
+  return any(pattern.search(phrase) for pattern in (_FOLLOWING, _NO_UNIT))
 
 
 def denies(text: str) -> bool:

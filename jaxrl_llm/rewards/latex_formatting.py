@@ -111,10 +111,13 @@ def _arguments(text: str, closing: dict[int, int], deleted: bytearray, start: in
       position = match.end()
     else:
       break
-  _mark(deleted, start, spans[0][0] if spans else end, 2)
+  # Colours do not part a number; words do: `5\text{cm}`.
+  parts = len(kept) == 1 or not (start and text[start - 1] in '0123456789.}')
+  _mark(deleted, start, spans[0][0] if spans else end, 1 + parts)
   in_index = text[:start].rstrip()[-1:] in ('_', '^')
   for keep, (left, right) in zip(kept, spans):
     if not keep:
-      _mark(deleted, left, right + 1, 2)
+      _mark(deleted, left, right + 1, 1 + parts)
     elif text[left] == '{' and not in_index:
-      deleted[left] = deleted[right] = 2
+      deleted[left] = 1 + parts
+      deleted[right] = 1 + (len(kept) == 1 or text[right - 1] not in '0123456789.')

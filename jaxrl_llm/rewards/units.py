@@ -135,7 +135,7 @@ _FORMAT = re.compile(r"^(?:[^\W\d_]|[€£¥₹¢\uff04%])[\w ^{}/.'€£¥₹¢
 def parse(phrase: str) -> Unit | None:
   """Reads the words behind a number as a unit; None if they cannot be one."""
   phrase = re.sub(r'\s+', ' ', phrase.strip())
-  if not _FORMAT.match(phrase) or '_' in phrase or hedges.after_number(phrase):
+  if not _FORMAT.match(phrase) or '_' in phrase or hedges.is_no_unit(phrase):
     return None
   lowered = phrase.lower().strip('. ')
   lowered = re.sub(r'^degrees? (?:c|celsius)$', 'celsius', lowered)
