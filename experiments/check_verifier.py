@@ -20,7 +20,7 @@ import time
 from absl import app, flags
 
 from experiments import command_line
-from jaxrl_llm.rewards import math_answer
+from jaxrl_llm.rewards import math_answer, truths
 
 _SOLUTIONS = flags.DEFINE_string('solutions', None, 'JSON lines with labelled solutions.')
 _MODE = flags.DEFINE_enum(
@@ -62,6 +62,10 @@ def _problem(row: object, line: int, problem: int) -> list[Labelled]:
   truth = _TRUTH.match(row['ground_truth'].strip().rpartition('\n')[2].strip())
   if truth is None:
     raise InputError(f'line {line}: the last line of ground_truth must be "A: answer"')
+  try:
+    truths.check(truth[1].strip())
+  except ValueError as error:
+    raise InputError(f'line {line}: {error}') from None
   found = []
   for source, entry in row.items():
     if not isinstance(entry, dict):

@@ -179,11 +179,14 @@ def split(text: str, separator: re.Pattern) -> list[str]:
   return [part.strip() for part in parts]
 
 
+_MIXED = re.compile(r'(?<![0-9.])[0-9]+ [0-9]+ ?/ ?[0-9]+(?![0-9.])')
+
+
 def is_expression(text: str) -> bool:
   """Whether the text can be a mathematical expression, as opposed to words."""
   if not text or _NOT_MATHEMATICS.search(text) or not text.isascii():
     return False
-  letters = re.sub(r'\\[a-zA-Z]+', r'\\', text)
+  letters = _MIXED.sub('1', re.sub(r'\\[a-zA-Z]+', r'\\', text))
   runs = [run for run in re.findall('[a-zA-Z]+', letters) if run not in _FUNCTIONS]
   if any(len(run) > 3 or run.lower() in _WORD_LIKE for run in runs):
     return False

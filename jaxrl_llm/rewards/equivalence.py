@@ -26,6 +26,7 @@ from jaxrl_llm.rewards import (
     answer_values,
     clocks,
     expressions,
+    finiteness,
     hedges,
     quantities,
     units,
@@ -260,7 +261,8 @@ class Comparison:
       return None
     if isinstance(one, answer_values.Braces) and len(one.values) == 1:
       return self._ordered(one.values[0], other, swapped)
-    if isinstance(one, answer_values.Items):
+    if isinstance(one, answer_values.Items) and kind not in (
+        answer_values.Assignment, answer_values.Relation):
       return self._list(one, other, swapped)
     if isinstance(one, Text) and kind is Quantity:
       number = number_in_prose(one.text)
@@ -308,7 +310,7 @@ class Comparison:
     trees = [_tree(text) if len(text) <= MAX_EXPRESSION else None for text in (candidate, answer)]
     if None in trees:
       return answer_text.squeezed(candidate) == answer_text.squeezed(answer)
-    if trees[0] == trees[1] and expressions.is_surely_finite(trees[0]):
+    if trees[0] == trees[1] and finiteness.is_sure(trees[0]):
       return True
     if trees[0] != trees[1] and all(tree[0] == 'name' for tree in trees):
       return False
@@ -323,7 +325,7 @@ class Comparison:
       sides = [expressions.parse_relation(relation.source)[0] for relation in (candidate, answer)]
     except (expressions.Unreadable, RecursionError):
       return same_text
-    if same_text and all(map(expressions.is_surely_finite, sides[0])):
+    if same_text and all(map(finiteness.is_sure, sides[0])):
       return True
     return self._leaf.equal(candidate.source, answer.source)
 

@@ -10,7 +10,9 @@ A tree is a nested tuple (kind, *parts):
   ('sum' | 'product' | 'integral', body, name, low, high), ('limit', body, name, point, side).
 """
 
+import fractions
 import functools
+import re
 
 from jaxrl_llm.rewards import arithmetic
 from jaxrl_llm.rewards import expression_tokens as tokens
@@ -129,7 +131,7 @@ class _Parser:
     return self._after(self._atom())
 
   def _after(self, tree: Tree) -> Tree:
-    """Applies factorials and primes that follow."""
+    """Applies factorials, percent signs and primes that follow."""
     while True:
       if self._peek() == '!':
         self._take()
@@ -137,6 +139,11 @@ class _Parser:
         if double:
           self._take()
         tree = ('call', 'factorial2' if double else 'factorial', tree)
+      elif self._peek() == '%':
+        self._take()
+        if self._starts_factor() or tokens.is_number(self._peek()):
+          raise Unreadable('a remainder')
+        tree = ('divide', tree, ('number', fractions.Fraction(100)))
       elif self._peek()[:1] == "'":
         if tree[0] in ('number', 'constant'):
           raise Unreadable('a prime after a number')
@@ -165,7 +172,7 @@ class _Parser:
       self._take()
       base = ''.join(self._argument_tokens())
       try:
-        return ('number', arithmetic.fractions.Fraction(int(token, int(base))))
+        return ('number', fractions.Fraction(int(token, int(base))))
       except ValueError:
         raise Unreadable('base') from None
     try:
@@ -267,13 +274,13 @@ class _Parser:
     raise Unreadable('\\' + name)
 
   def _root(self) -> Tree:
-    half = ('number', arithmetic.fractions.Fraction(1, 2))
+    half = ('number', fractions.Fraction(1, 2))
     if self._peek() != '[':
       return ('power', self._argument(), half)
     self._take()
     degree = self._sum()
     self._take(']')
-    return ('power', self._argument(), ('divide', ('number', arithmetic.fractions.Fraction(1)),
+    return ('power', self._argument(), ('divide', ('number', fractions.Fraction(1)),
                                         degree))
 
   def _fraction(self) -> Tree:
@@ -368,7 +375,7 @@ class _Parser:
       body = self._product()
     else:
       self._integrals += 1
-      body = self._sum() if self._peek() != 'd' else ('number', arithmetic.fractions.Fraction(1))
+      body = self._sum() if self._peek() != 'd' else ('number', fractions.Fraction(1))
       self._integrals -= 1
       self._take('d')
       variable = self._take()
@@ -397,6 +404,14 @@ class _Parser:
     return ('limit', self._product(), inside[0], _Parser(point, self._depth + 1).whole(), side)
 
 
+_NUMBER_FIRST = re.compile(r'(?<![0-9a-zA-Z)}\]/^.])([0-9]+)/([0-9]+) +(?=[a-zA-Z\\(])')
+
+
+def _split(text: str) -> list[str]:
+  """The tokens of a text; '1/2 bh' is half of bh, while '1/2b' divides by 2b."""
+  return tokens.split(arithmetic.spell_out(_NUMBER_FIRST.sub(r'\\frac{\1}{\2} ', text)))
+
+
 @functools.lru_cache(maxsize=1024)
 def parse(text: str) -> Tree:
   """The tree of an expression.
@@ -407,7 +422,7 @@ def parse(text: str) -> Tree:
   Raises:
     Unreadable: it is no expression, or a part of it is not understood.
   """
-  return _Parser(tokens.split(arithmetic.spell_out(text))).whole()
+  return _Parser(_split(text)).whole()
 
 
 @functools.lru_cache(maxsize=1024)
@@ -418,7 +433,7 @@ def parse_relation(text: str) -> tuple[tuple[Tree, ...], tuple[str, ...]]:
     Unreadable: as for `parse`; a text without a sign has one side.
   """
   sides, signs, depth = [[]], [], 0
-  for token in tokens.split(arithmetic.spell_out(text)):
+  for token in _split(text):
     depth += (token in ('(', '[', '{')) - (token in (')', ']', '}'))
     if depth == 0 and token in tokens.RELATIONS:
       signs.append(token)
@@ -426,45 +441,3 @@ def parse_relation(text: str) -> tuple[tuple[Tree, ...], tuple[str, ...]]:
     else:
       sides[-1].append(token)
   return tuple(_Parser(side).whole() for side in sides), tuple(signs)
-
-
-_SAFE_KINDS = frozenset(['name', 'number', 'negate', 'add', 'multiply', 'mark', 'derivative'])
-_SAFE_CALLS = frozenset(['abs', 'floor', 'ceil', 'sin', 'cos', 'exp', 'binomial', 'max', 'min'])
-
-
-def is_surely_finite(tree: Tree) -> bool:
-  """Whether the tree cannot have a value that is not finite; False where that is unknown."""
-  kind, *parts = tree
-  trees = [part for part in parts if isinstance(part, tuple)]
-  if kind == 'constant':
-    return parts[0] != 'infinity'
-  if not all(map(is_surely_finite, trees)):
-    return False
-  if kind == 'divide':
-    return _is_monomial(parts[1])
-  if kind == 'power':
-    exponent = parts[1]
-    positive = exponent[0] == 'number' and exponent[1] > 0 or exponent[0] == 'divide' and all(
-        part[0] == 'number' and part[1] > 0 for part in exponent[1:])
-    return positive or _is_monomial(parts[0])
-  if kind == 'call':
-    name, *arguments = parts
-    known = name in tokens.FUNCTIONS or name in ('factorial', 'factorial2', r'\Gamma')
-    if name in ('factorial', 'ln', 'log', 'lg'):
-      first = arguments[0]
-      return len(arguments) == 1 and first[0] == 'number' and first[1] > 0 and (
-          name != 'factorial' or first[1].denominator == 1)
-    return name in _SAFE_CALLS or not known
-  return kind in _SAFE_KINDS
-
-
-def _is_monomial(tree: Tree) -> bool:
-  """Whether the tree is a product of names, constants and numbers other than 0."""
-  kind, *parts = tree
-  if kind == 'number':
-    return parts[0] != 0
-  if kind in ('negate', 'multiply'):
-    return all(map(_is_monomial, parts))
-  if kind == 'power':
-    return _is_monomial(parts[0])
-  return kind in ('name', 'mark') or kind == 'constant' and parts[0] != 'infinity'

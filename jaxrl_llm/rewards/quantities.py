@@ -98,7 +98,8 @@ def _first_letter(text: str) -> int | None:
 
 def _acceptable_unit(phrase: str, attached: bool) -> units.Unit | None:
   unit = units.parse(phrase)
-  if unit is None:
+  another = number_words.leading(phrase)
+  if unit is None or (another is not None and not another[1]):  # 5 six
     return None
   first = re.match(r'[^\W\d_]*', phrase)[0]
   if first and unicodedata.category(first[0]) == 'Lo':  # Chinese and others: words of any length.
@@ -123,7 +124,7 @@ def _with_unit(text: str) -> Quantity | None:
     return None
   inner = _percent(value.strip())
   if inner is None and not _STRUCTURE.search(value) and (
-      unit.readings or _ARITHMETIC.match(value)):
+      unit.is_plain_measure or _ARITHMETIC.match(value)):
     inner = Quantity(value.strip())  # 36\pi cm^2, 1/0 apples
   return None if inner is None else dataclasses.replace(inner, unit=unit)
 
@@ -164,7 +165,7 @@ def _without_currency(text: str) -> Quantity | None:
     value, rest = scaled
     if not rest:
       return Quantity(str(value), rational=value)
-    if (unit := units.parse(rest)) is not None:
+    if number_words.leading(rest) is None and (unit := units.parse(rest)) is not None:
       return Quantity(str(value), rational=value, unit=unit)
     return None
   return _with_unit(text)

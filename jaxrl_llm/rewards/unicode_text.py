@@ -25,7 +25,7 @@ _SYMBOLS = str.maketrans({
     '⌋': r'\rfloor ', '⌈': r'\lceil ', '⌉': r'\rceil ', '†': r'\dagger ', '⊤': r'\top ',
     '∣': '|', '∖': r'\setminus ', '、': ', ', '，': ', ', '；': '; ', '。': '. ',
 })  # fmt: skip
-_VULGAR_AFTER = re.compile(f'([0-9]?)\\s?([{"".join(_VULGAR)}])')
+_VULGAR_AFTER = re.compile(f'([0-9]?)\\s?([{"".join(_VULGAR)}])(?=([a-zA-Z\\\\(])?)')
 _MICRO = re.compile(r'(?<=[0-9 ])[µμ](?=(?:m|g|s|l|L)(?![a-zA-Z]))')
 _GREEK_RUN = re.compile('[\u0391-\u03a9\u03b1-\u03c9]+')
 _MAX_GREEK_RUN = 3  # Longer runs are words.
@@ -108,7 +108,8 @@ def spell_out(text: str) -> str:
   Args:
     text: any text; direction marks, surrogates and unassigned characters are dropped.
   """
-  text = _VULGAR_AFTER.sub(lambda m: (m[1] + ' ' if m[1] else '') + _VULGAR[m[2]], text)
+  text = _VULGAR_AFTER.sub(
+      lambda m: (m[1] + ' ' if m[1] else '') + _VULGAR[m[2]] + (' ' if m[3] else ''), text)
   text = _in_indices(_MICRO.sub('u', text))
   text = unicodedata.normalize('NFKC', text.translate(_SYMBOLS)).translate(_SYMBOLS)
   kept = []

@@ -91,6 +91,13 @@ class Unit:
   readings: tuple[tuple[Dimensions, fractions.Fraction], ...]
   words: tuple[str, ...]
 
+  @property
+  def is_plain_measure(self) -> bool:
+    """Whether it is a measure without a power of time alone: `\\pi hr^2` is a product."""
+    powers_of_time = [dict(dimensions) for dimensions, _ in self.readings]
+    return bool(self.readings) and not any(
+        list(dimensions) == ['time'] and dimensions['time'] > 1 for dimensions in powers_of_time)
+
 
 def _power_of(phrase: str) -> tuple[str, int]:
   power = 1

@@ -6,13 +6,14 @@ MATH and what is laid out like it (Hendrycks et al., 2021, arXiv 2103.03874: 'pr
 'solution' with the answer in \boxed{}, and often 'answer') are one case, `make_math_task`.
 """
 
+import math
 import pathlib
 from typing import Any
 
 import numpy as np
 
 from jaxrl_llm.data import jsonl, tokenizers
-from jaxrl_llm.rewards import answer_extraction, exact_match, math_answer
+from jaxrl_llm.rewards import answer_extraction, exact_match, math_answer, truths
 from jaxrl_llm.types import Example, RewardFn, Task
 
 MATH_INSTRUCTION = r'Reason step by step, and write the final answer in \boxed{}.'
@@ -22,6 +23,7 @@ MATH_INSTRUCTION = r'Reason step by step, and write the final answer in \boxed{}
 REWARDS = {'exact': '', 'math': 'lenient', 'math_strict': 'strict', 'gsm8k': 'gsm8k'}
 
 _MARKS = ('\\boxed', '\\fbox', '####')
+_IDS = ('id', 'unique_id', 'problem_id')
 # Kept of each object, for results by group; other keys could mean something else here.
 _KEPT = ('level', 'subject', 'type', 'source')
 
@@ -68,8 +70,10 @@ def make_task(
   """
   if reward not in REWARDS:
     raise ValueError(f'reward must be one of {", ".join(REWARDS)}, got {reward!r}')
-  examples = _read(file, prompt_field, answer_field, solution_field, instruction)
   mode = REWARDS[reward]
+  examples = _read(
+      file, prompt_field, answer_field, solution_field, instruction, mathematical=bool(mode)
+  )
   return Task(
       name=pathlib.Path(file).stem,
       tokenizer=tokenizers.load_tokenizer(tokenizer_dir),
@@ -107,8 +111,13 @@ def _read(
     answer_field: str,
     solution_field: str,
     instruction: str,
+    *,
+    mathematical: bool,
 ) -> list[Example]:
-  """The examples of a file; errors name the file and the line."""
+  """The examples of a file; errors name the file, the line and the row's id.
+
+  Answers that are compared as mathematics (`mathematical`) must be finite.
+  """
   examples = []
   for index, row in enumerate(jsonl.read_rows(file, required={prompt_field: str})):
     try:
@@ -116,8 +125,11 @@ def _read(
       prompt = row.value[prompt_field]
       if not prompt.strip():
         raise ValueError(f'{prompt_field!r} must not be empty')
+      if mathematical:
+        truths.check(answer)
     except ValueError as error:
-      raise ValueError(f'{file}, line {row.line}: {error}') from None
+      name = next((f' (id {row.value[key]!r})' for key in _IDS if key in row.value), '')
+      raise ValueError(f'{file}, line {row.line}{name}: {error}') from None
     text = f'{prompt}\n{instruction}' if instruction else prompt
     about = {key: value for key, value in row.value.items() if key in _KEPT}
     examples.append({**about, 'id': index, 'prompt': text, 'answer': answer})
@@ -142,6 +154,8 @@ def _answer(row: dict[str, Any], answer_field: str, solution_field: str) -> str:
     raise ValueError(f'the key {answer_field!r} is missing')
   if isinstance(answer, bool) or not isinstance(answer, (str, int, float)):
     raise ValueError(f'{answer_field!r} must be a text or a number, got {type(answer).__name__}')
+  if isinstance(answer, float) and not math.isfinite(answer):
+    raise ValueError(f'{answer_field!r} must be finite, got {answer}')
   if not str(answer).strip():
     raise ValueError(f'{answer_field!r} must not be empty')
   return str(answer)

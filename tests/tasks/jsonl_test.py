@@ -106,3 +106,11 @@ def test_bad_input_is_one_line(tmp_path, gpt2, row, options, message):
   with pytest.raises(ValueError, match=message) as error:
     jsonl.make_task(file=path, tokenizer_dir=gpt2, seed=0, **options)
   assert '\n' not in str(error.value)
+
+
+@pytest.mark.parametrize('answer', ['1/0', r'\log 0', float('nan'), float('inf')])
+def test_an_answer_that_is_not_finite_names_its_row(tmp_path, gpt2, answer):
+  path = _rows(tmp_path, {'id': 'a', 'prompt': 'p', 'answer': 1},
+               {'id': 'algebra/7', 'prompt': 'p', 'answer': answer})
+  with pytest.raises(ValueError, match=r"line 2 \(id 'algebra/7'\): .* must be finite"):
+    jsonl.make_task(file=path, tokenizer_dir=gpt2, seed=0)
