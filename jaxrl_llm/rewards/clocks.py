@@ -46,7 +46,7 @@ class Clock:
 _TIME = re.compile(r'^([0-9]{1,2}):([0-5][0-9])(?::([0-5][0-9]))?$')
 _TWELVE_HOURS = re.compile(
     r"^([0-9]{1,2})(?:[:.]([0-5][0-9]))?(?::([0-5][0-9]))? ?(?:o'?clock )?"
-    r'(?:([aApP])\.? ?[mM]\.?|in the (morning|afternoon|evening)|(noon|midnight))$'
+    r'(?:\(?([aApP])\.? ?[mM]\.?\)?|in the (morning|afternoon|evening)|(noon|midnight))$'
 )
 _NAMED = {'noon': Clock(12, (0,), 'p'), 'midday': Clock(12, (0,), 'p'),
           'midnight': Clock(12, (0,), 'a')}  # fmt: skip
