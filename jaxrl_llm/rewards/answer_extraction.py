@@ -43,11 +43,6 @@ MAX_RESPONSE = 1_000_000
 _MAX_TAGGED = 200_000
 _MAX_ATTEMPTS = 64
 
-# A fence's language, if a line of content follows; inline code and other fences.
-_FENCE_WITH_LANGUAGE = re.compile(
-    r'(?:```|~~~)[ \t]{0,9}[A-Za-z][\w+#.-]{0,20}[ \t]{0,9}\n(?!\s{0,9}(?:```|~~~))'
-)
-_FENCE = re.compile(r'`+|~~~')
 _HASHES = re.compile(r'####[ \t]*([^\n#]{1,2000})')
 _HASH_ANSWER = re.compile(rf'^[-+$.\\(\[{{0-9{units.CURRENCY}]|^\S+$')
 _GSM8K = re.compile(
@@ -113,10 +108,7 @@ def _last_group(line: str) -> str | None:
 
 def _prepared(response: str) -> str:
   """The final part of a response, without code fences and backticks."""
-  text = reasoning.final_part(response[-MAX_RESPONSE:])
-  if '`' in text or '~~~' in text:
-    text = _FENCE.sub('', _FENCE_WITH_LANGUAGE.sub('\n', text))
-  return text
+  return answer_phrases.without_fences(reasoning.final_part(response[-MAX_RESPONSE:]))
 
 
 def _marked(text: str) -> str | None:

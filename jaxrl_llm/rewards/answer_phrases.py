@@ -7,6 +7,11 @@ from jaxrl_llm.rewards import answer_text, answer_values, equivalence, quantitie
 _MAX_WHOLE = 400
 HAS_MATHEMATICS = re.compile(r'[0-9\\]')
 
+# A fence's language, if a line of content follows; inline code and other fences.
+_FENCE_WITH_LANGUAGE = re.compile(
+    r'(?:```|~~~)[ \t]{0,9}[A-Za-z][\w+#.-]{0,20}[ \t]{0,9}\n(?!\s{0,9}(?:```|~~~))'
+)
+_FENCE = re.compile(r'`+|~~~')
 _CONNECTIVE = (
     r'(?:therefore|thus|hence|so|then|finally|consequently|accordingly|ergo|overall|altogether'
     r'|indeed|clearly|now|well|okay|ok|actually|as a result|as a consequence|in conclusion'
@@ -74,6 +79,13 @@ def is_answer(text: str) -> bool:
     if any(words) and not all(words):
       return False
   return all(_is_brief(part) for part in _leaves(value))
+
+
+def without_fences(text: str) -> str:
+  """The text without code fences, their languages, and backticks."""
+  if '`' in text or '~~~' in text:
+    text = _FENCE.sub('', _FENCE_WITH_LANGUAGE.sub('\n', text))
+  return text
 
 
 def without_opening(text: str) -> str:

@@ -66,7 +66,18 @@ def _bare(answer: str) -> str:
   r"""The ground truth, out of its box or from behind its `####` if it came with one."""
   if '\\boxed' in answer or '\\fbox' in answer or '####' in answer:
     return answer_extraction.extract_marked(answer) or answer
-  return answer_phrases.without_aside(answer)
+  return answer_phrases.without_aside(answer_phrases.without_fences(answer))
+
+
+def _candidate(response: str, answer: str, mode: str) -> str | None:
+  """What is compared with the ground truth: the extracted answer.
+
+  A truth that is a sentence cannot be found by the fallbacks; the same sentence is an answer to it.
+  """
+  if mode == 'lenient' and response.strip() == answer.strip() and not answer_phrases.is_answer(
+      answer):
+    return _bare(answer)
+  return extract(response, mode=mode)
 
 
 def equal(candidate: str, answer: str) -> bool:
@@ -95,7 +106,7 @@ def grade(response: str, answer: str, *, mode: str = 'lenient') -> bool:
     ValueError: the mode is unknown.
     worker_pool.WorkerError: an expression had to be compared and no worker can start.
   """
-  candidate = extract(response, mode=mode)
+  candidate = _candidate(response, answer, mode)
   return candidate is not None and equal(candidate, _bare(answer))
 
 
@@ -123,7 +134,7 @@ def grade_batch(
   verdicts: list[bool] = [False] * len(responses)
   open_questions: dict[tuple[str, str], list[int]] = {}
   for index, (response, answer) in enumerate(zip(responses, answers)):
-    candidate = extract(response, mode=mode)
+    candidate = _candidate(response, answer, mode)
     if candidate is None:
       continue
     truth = _bare(answer)
