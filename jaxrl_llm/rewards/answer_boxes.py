@@ -39,6 +39,9 @@ _FACTOR_IN_PROSE = re.compile(
     rf'(?:^|[\s*:(>"`]|{_RELATION}\s{{0,3}})(?P<sign>{_SIGN}?)(?:\\?\$)?'
     rf'(?P<factor>(?:{_OPERAND})*)(?P<times>{_TIMES}?)$'
 )
+_SIGN_IN_EQUATION = re.compile(
+    rf'{_RELATION}\s{{0,3}}(?P<sign>{_SIGN})\s{{1,3}}(?P<factor>)(?P<times>)$'
+)
 _NEGATIVE_WORD = re.compile(r'(?:\b(?:is|are|be|equals|get|gives|becomes)|[=:])\s+'
                             r'(?:negative|minus)\s+$')
 _SUFFIX = (
@@ -166,7 +169,8 @@ def _with_surroundings(text: str, box: tuple[int, int, str], lowest: int) -> tup
   inside = _in_mathematics(text, start)
   for _ in range(6):
     before, after = text[max(lowest, start - _WINDOW) : start], text[end : end + _WINDOW]
-    left = (_FACTOR_IN_MATH if inside else _FACTOR_IN_PROSE).search(before)
+    left = _SIGN_IN_EQUATION.search(before) or (
+        _FACTOR_IN_MATH if inside else _FACTOR_IN_PROSE).search(before)
     right = (_SUFFIX_IN_MATH if inside else _SUFFIX_IN_PROSE).match(after)
     if (left and left[0].strip() and (left['sign'] or left['factor'])) or right:
       break

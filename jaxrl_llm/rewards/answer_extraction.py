@@ -125,6 +125,7 @@ def _unmarked(text: str) -> str | None:
     return whole
 
   line = answer_phrases.without_opening(re.sub(r'[.!]$', '', _last_line(text))[-600:])
+  line = answer_phrases.without_asides_in_line(line)
   tails = [answer_phrases.without_aside(line[match.end() :]) for match in _TAIL.finditer(line)]
   for tail in [*reversed(tails[-4:]), answer_phrases.without_aside(line)]:
     in_words = number_words.leading(tail)
@@ -134,7 +135,6 @@ def _unmarked(text: str) -> str | None:
 
   if (group := _last_group(line)) is not None:
     return group
-  line = answer_phrases.without_asides_in_line(line)
   spans = [first or second for first, second in _MATH_SPAN.findall(line)]
   if spans and answer_values.is_expression(answer_text.clean(spans[-1])):
     return spans[-1]

@@ -29,13 +29,16 @@ _ASIDE = re.compile(
 _ASIDE_IN_LINE = re.compile(r'(?<=[\w.%}$*])\s{1,3}\(([^()]{1,300})\)')
 # In parentheses these change what the number means.
 _QUALIFIER = re.compile(
-    r'.{0,40}(?<![a-zA-Z])p?b?mod(?:ulo)?(?![a-zA-Z])|.{0,40}\bbase\b|\s*(?:a\.?m|p\.?m)\b|.{0,40}\bor\b'
+    r'.{0,40}(?<![a-zA-Z])p?b?mod(?:ulo)?(?![a-zA-Z])|.{0,40}\bbase\b|.{0,40}\bor\b'
     r'|\s*in (?:hundreds|thousands|millions|billions)|\s*not (?![0-9])'
     r'|\s*(?:maybe|perhaps|possibly)\b',
     re.IGNORECASE,
 )
-_SCALE = re.compile(r'\s*(?:percent|%|hundred|thousand|million|billion|trillion|dozen)\s*')
+_SCALE = re.compile(
+    r'\s*(?:percent|%|hundred|thousand|million|billion|trillion|dozen|[aApP]\.?[mM]\.?)\s*'
+)
 _REMARK = re.compile(r'=|≈|\\approx|\bi\.e\.|\be\.g\.|(?<![\\a-zA-Z])[a-zA-Z]{3,}')
+_NUMBER = re.compile(r'[0-9][0-9,]*(?:\.[0-9]+)?(?:/[0-9]+)?%?')
 _FUNCTION_AT_END = re.compile(
     r'(?:^|[^a-zA-Z])(?:(?<=[^a-zA-Z])[A-Z]|[a-zF-Z]|sin|cos|tan|sec|csc|cot|log|ln|exp|min|max|gcd|lcm|det|arcsin'
     r'|arccos|arctan)$'
@@ -138,7 +141,12 @@ def without_aside(text: str) -> str:
 
 
 def without_asides_in_line(line: str) -> str:
-  """A line of prose without the parentheses that hold words or equations."""
-  return _ASIDE_IN_LINE.sub(
-      lambda match: match[0] if _QUALIFIER.match(match[1]) or not _REMARK.search(match[1]) else '',
-      line)
+  """A line of prose without the remarks in parentheses, as `without_aside` knows them."""
+  kept, end = [], 0
+  for match in _ASIDE_IN_LINE.finditer(line):
+    numbers = _NUMBER.findall(line[end : match.start()])
+    is_remark = _REMARK.search(match[1]) or (numbers and _same(numbers[-1], match[1]))
+    if is_remark and not _QUALIFIER.match(match[1]):
+      kept.append(line[end : match.start()])
+      end = match.end()
+  return ''.join(kept) + line[end:]

@@ -33,7 +33,8 @@ _SENTENCE_END = re.compile(r'(?<![ap]\.m)(?<!\b[ap])[.!?](?=[\s*"\')]|$)|\n')
 _CLAUSE = re.compile(
     r',?\s{1,9}(?:because|since|which|so|where|but|therefore|thus|hence|i hope|given that'
     r'|as (?:the|we|it)|when|if|after|due to)\b'
-    r'|,\s{1,9}(?:as|not|i|we|the|it|this|that|with)\b|;\s',
+    r'|,\s{1,9}(?:as|not|i|we|the|it|this|that|with)\b|;\s'
+    r'|,?\s{1,9}and (?:this|that|it|we|our|my|i|the (?:answer|result|solution))\b',
     re.IGNORECASE,
 )
 
@@ -42,15 +43,21 @@ _FILLER = (
     r'|probably|likely|quite|very|completely|entirely|perfectly|already|really|actually|in fact'
     r'|of course|logically|mathematically|both|a|an|the) )*'
 )
-# Words that judge an answer and can hardly be one ...
-_JUDGEMENT = re.compile(
-    rf'[\s*,:]*{_FILLER}(?:correct|right|valid|verified|confirmed|checked|consistent|reasonable'
-    r'|sensible|plausible|logical|accurate|sound|sure|clear|obvious|straightforward|final|complete'
-    r'|as (?:expected|required|desired|requested|follows)|what (?:we|was|the)|supported'
-    r'|justified|satisfactory|good|fine|in agreement|based|obtained|found|derived|calculated'
-    r'|computed|determined|shown|stated|known|below|above)'
+# Words that judge an answer. Some can be one ('is it left or right?'), most cannot.
+_REMAINS = (
     r'(?=[^0-9\\]*$| (?:by|from|with|on|using|for|in|of|at|under|via)\b)'
-    r'(?!\s*[:=]| to be| as [0-9$\\])',
+    r'(?!\s*[:=]| to be| as [0-9$\\])'
+)
+_JUDGEMENT = re.compile(
+    rf'[\s*,:]*{_FILLER}(?:correct|right|valid|sound|sure|clear|known|final|complete|good|fine'
+    rf'|below|above){_REMAINS}',
+    re.IGNORECASE,
+)
+_NO_ANSWER = re.compile(
+    rf'[\s*,:]*{_FILLER}(?:verified|confirmed|checked|consistent|reasonable|sensible|plausible'
+    r'|logical|accurate|obvious|straightforward|as (?:expected|required|desired|requested|follows)'
+    r'|what (?:we|was|the)|supported|justified|satisfactory|helpful|useful|in agreement|based'
+    rf'|obtained|found|derived|calculated|computed|determined|shown|stated){_REMAINS}',
     re.IGNORECASE,
 )
 # ... and words that describe a number, without a number or after a comparison.
@@ -63,6 +70,9 @@ _DESCRIPTION = re.compile(
     r'(?![\w-])(?=[^0-9\\]*$|.*\b(?:than|between|divisible|multiple|within|close|near|rounded'
     r'|independent|expressed|measured|digits?|places)\b)',
     re.IGNORECASE,
+)
+_DENIAL = re.compile(
+    r"\b(?:not|no|never|wrong|incorrect|false|invalid|mistaken)\b|n't\b", re.IGNORECASE
 )
 _POINTS_BACK = re.compile(
     r'\b(?:this|our|my|that|such|above) (?:\w{1,12} )?(?:answer|solution|result)s?$', re.IGNORECASE
@@ -125,6 +135,12 @@ def _judged_value(match: re.Match) -> str | None:
   return None
 
 
+def _points_back(text: str, match: re.Match, found: str) -> bool:
+  """Whether a sentence such as 'this answer is helpful' says something about a stated answer."""
+  before = text[max(0, match.start() - 60) : match.start()]
+  return bool(_POINTS_BACK.search(before)) and not _has_value(found) and not _DENIAL.search(found)
+
+
 def announced(text: str) -> str | None:
   """The answer that a response announces last.
 
@@ -132,19 +148,19 @@ def announced(text: str) -> str | None:
     text: a response.
 
   Returns:
-    The last statement that is not a remark about an answer announced before. A remark is returned
-    where nothing was announced before, unless it points back ('this answer is correct'). None if
+    The last statement that is not a remark about an answer announced before. A remark that could
+    be an answer ('correct', 'positive') is returned where nothing was announced before. None if
     nothing is announced.
   """
   text = text[-_MAX_TEXT:]
   remark, describes = None, False
   for found, match, is_solution in _announcements(text):
-    judges = bool(_JUDGEMENT.match(found))
-    if judges or _DESCRIPTION.match(found):
+    judges = any(rule.match(found) for rule in (_JUDGEMENT, _NO_ANSWER))
+    points_back = _points_back(text, match, found)
+    if judges or points_back or _DESCRIPTION.match(found):
       if value := _judged_value(match):
         return value
-      keyword_at = max(0, match.start() - 60)
-      if remark is None and not _POINTS_BACK.search(text[keyword_at : match.start()]):
+      if remark is None and not points_back and not _NO_ANSWER.match(found):
         remark, describes = found, not judges
       continue
 
