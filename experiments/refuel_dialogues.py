@@ -7,12 +7,21 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from experiments import settings, settings_refuel
-from jaxrl_llm.data import chat_templates, conversations, dialogue_rows, jsonl, preference_rows
+from jaxrl_llm.data import (
+    chat_messages,
+    chat_templates,
+    columns,
+    conversations,
+    dialogue_rows,
+    jsonl,
+    preference_rows,
+)
 from jaxrl_llm.data.dialogues import Dialogues
 from jaxrl_llm.tasks import preferences, users
 from jaxrl_llm.types import Example, Task
 
 Message = conversations.Message
+_KEEPS = chat_messages.Keeps()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -102,13 +111,15 @@ def read(path: str | pathlib.Path, *, key: str) -> list[preference_rows.Row]:
     The rows; their numbers are those in the file.
 
   Raises:
-    ValueError: the file is missing or damaged, or a row has no messages there.
+    ValueError: the file is missing or damaged, a row has no messages there, or another column
+      would change the meaning.
   """
   rows, left_out = [], 0
   for index, row in enumerate(jsonl.read_rows(path, required={key: list})):
     try:
       asked = _asked(row.value[key], key)
       messages = [] if asked else _messages(row.value, key)
+      columns.check_named(row.value, {key, 'chosen', 'rejected'})
     except ValueError as error:
       raise ValueError(f'{path}, line {row.line}: {error}') from None
     if asked:
@@ -147,8 +158,7 @@ def _messages(row: Mapping[str, Any], key: str) -> list[Message]:
     raise ValueError(f'{key!r} must be a list of messages, got an empty list')
   messages = []
   for index, message in enumerate(found):
-    spelling = ('from', 'value') if isinstance(message, dict) and 'from' in message else (
-        'role', 'content')
+    spelling = chat_messages.spelling_of(message)
     role, content = (
         message.get(name) if isinstance(message, dict) else None for name in spelling)
     if role not in conversations.ROLES or not isinstance(content, str):
@@ -156,7 +166,9 @@ def _messages(row: Mapping[str, Any], key: str) -> list[Message]:
           f"'{key}[{index}]' must have a role ({', '.join(conversations.ROLES)}) and a text, got "
           f'{str(message)[:60]}'
       )
-    messages.append({'role': conversations.ROLES[role], 'content': content})
+    role = conversations.ROLES[role]
+    chat_messages.read_extra(message, f'{key}[{index}]', role=role, keeps=_KEEPS)
+    messages.append({'role': role, 'content': content})
   if messages[-1]['role'] == 'user' and isinstance(row.get('chosen'), str):
     messages.append({'role': 'assistant', 'content': row['chosen']})
   return messages

@@ -30,7 +30,7 @@ Message = Mapping[str, Any]  # {'role': ..., 'content': ...}
 MAX_OUTPUT = 1_000_000  # Characters of one rendered conversation.
 MAX_MEMORY = 512 * 2**20  # Bytes of address space of the process.
 _START_SECONDS = 30.0  # What a busy machine may take to start the process.
-# Names under which data sets keep what the assistant thought; templates read the first.
+# Names under which data sets keep what the assistant thought. A template reads any of them.
 _REASONING = ('reasoning_content', 'thinking', 'reasoning')
 
 
@@ -170,6 +170,14 @@ def encode_conversations(
   A token that holds characters of the prompt and of the reply is not marked: the model
   is never in the position to choose it.
 
+  What the assistant thought (`reasoning_content`, `thinking` or `reasoning` of a message) is
+  given to the template under each of these names, and is learned with the reply. It is an error
+  if the template does not write it there: because it reads none of the names (ChatML), or because
+  it removes the reasoning of past turns (Qwen3).
+
+  A message of the assistant with 'train' False is context: nothing of it is marked, and what the
+  template does to its reasoning is how a model reads past turns.
+
   Args:
     template: makes the text.
     tokenizer: makes the ids; its `stop_ids` end replies.
@@ -183,18 +191,26 @@ def encode_conversations(
   Raises:
     ValueError: as of `ChatTemplate.render_many`; or no reply of a conversation stands in
       its text as the model would say it, such as where the template opens a reply with
-      <think> but leaves that out of what it writes for one.
+      <think> but leaves that out of what it writes for one; or a reasoning would be lost.
   """
   settings = {'add_generation_prompt': False, 'find_replies': True}
   encoded = []
   for index, rendered in enumerate(_run(template, conversations, settings, seconds)):
+    if rendered['lost']:
+      place, is_read = rendered['lost'][0]
+      is_last = place + 1 == len(conversations[index])
+      problem = _why_lost(is_read, is_last)
+      raise ValueError(
+          f'chat template, conversation {index}: the reasoning of message {place} (assistant) '
+          f'would be lost: the template {problem}'
+      )
     ids, offsets = tokenizer.encode_with_offsets(rendered['text'])
     mask = [0] * len(ids)
     for reply in rendered['replies']:
       for position in _learnt(rendered['text'], reply, ids, offsets, tokenizer.stop_ids):
         mask[position] = 1
-    roles = [message['role'] for message in conversations[index][1:]]
-    if 'assistant' in roles and not any(mask):
+    learned = [m for m in conversations[index][1:] if m.get('train') is not False]
+    if not any(mask) and any(message['role'] == 'assistant' for message in learned):
       raise ValueError(
           f"chat template, conversation {index}: nothing could be learnt, because the template "
           'writes none of the replies as the model would be asked for it: it opens replies in '
@@ -202,6 +218,21 @@ def encode_conversations(
       )
     encoded.append((ids, mask))
   return encoded
+
+
+def _why_lost(is_read: bool, is_last: bool) -> str:
+  """What a template does with a reasoning that would not be learned, and what to do."""
+  if not is_read:
+    return (
+        'does not write reasoning_content, reasoning or thinking: choose another template, or '
+        'write the reasoning into the content as the model is to say it'
+    )
+  if is_last:
+    return 'opens a reply in another way than it writes this one: choose another template'
+  return (
+      'removes it where the conversation goes on: end the conversation there (one row for each '
+      "reply), or mark the message as context ('train': false)"
+  )
 
 
 def _learnt(
@@ -244,7 +275,7 @@ def _run(
   lines = [request, *(_plain(messages, i) for i, messages in enumerate(conversations))]
   renderings = len(conversations)
   if settings['find_replies']:
-    renderings += 2 * sum(map(len, conversations))
+    renderings += 5 * sum(map(len, conversations))
   try:
     process = subprocess.run(
         [sys.executable, '-P', template_process.__file__],
@@ -266,22 +297,24 @@ def _run(
   return replies
 
 
-def _plain(messages: Sequence[Message], index: int) -> list[dict[str, Any]]:
+def _plain(messages: Sequence[Message], index: int) -> dict[str, Any]:
   """A conversation as JSON for the process; ValueError if it is none."""
-  plain = []
-  for message in messages:
+  plain, context = [], []
+  for place, message in enumerate(messages):
     if not isinstance(message, Mapping) or not isinstance(message.get('role'), str):
       raise ValueError(f"conversation {index}: a message must have a 'role', got {message!r:.200}")
     message = {key: value for key, value in message.items() if value is not None}
+    if message.pop('train', True) is False:
+      context.append(place)
     thoughts = [message[key] for key in _REASONING if key in message]
     if thoughts:
-      message = {'thinking': thoughts[0], **message, _REASONING[0]: thoughts[0]}
+      message = {**dict.fromkeys(_REASONING, thoughts[0]), **message, _REASONING[0]: thoughts[0]}
     plain.append(message)
   try:
     json.dumps(plain)
   except (TypeError, ValueError) as error:
     raise ValueError(f'conversation {index} must consist of JSON values: {error}') from None
-  return plain
+  return {'messages': plain, 'context': context}
 
 
 def _reason(returncode: int, seconds: float, stderr: bytes) -> str:

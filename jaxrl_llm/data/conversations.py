@@ -1,35 +1,47 @@
 """Conversations and preferences from the files that people have, JSON or JSON lines.
 
-A row is read in whichever of these forms it has; other keys are ignored:
+A row is read in whichever of these forms it has:
 
   {"messages": [{"role": "user", "content": ...}, {"role": "assistant", "content": ...}]}
   {"conversations": [{"from": "human", "value": ...}, {"from": "gpt", "value": ...}]}
   {"instruction": ..., "input": ..., "output": ..., "history": [[user, assistant], ...]}
   {"prompt": ..., "response": ...}     (or "question"; or "completion", "answer")
 
-and a preference with "chosen" and "rejected" beside any of them instead of the reply, or
-as two lists of messages that differ in the last. A "system" text may stand in every row.
-Where a text is expected, a message or a list of messages may stand too. What would
-change the meaning if it were ignored (tools, weights of messages) is an error.
+and a preference with "chosen" and "rejected" instead of the reply, or as two lists of
+messages that differ in the last. A text may also be given as a message or a list of messages.
+
+Every other column is used, ignored because it is known to be harmless, or refused in one line:
+
+  system, system_prompt, system_message  the system's message in front of any form
+  input, context   the user's turn goes on with them, each on a line of its own (as LLaMA-Factory
+                   joins Alpaca's `input`; Dolly has `context`)
+  history          earlier turns, whose replies are learned like the last one (as in LLaMA-Factory)
+  reasoning_content, reasoning, thinking  what the assistant thought before its reply, in a
+                   message or in the row of the reply; see `chat_templates.encode_conversations`
+  train, weight    of a message: whether it is learned (`data.chat_messages`)
+
+`data.columns` lists the columns that are ignored (identifiers, sources, scores ...), and those that
+are refused: verdicts such as `label: false`, weights, tools, images, and all unknown ones. A
+column of another form than the one that is read must repeat what the messages say.
 """
 
+import functools
 import pathlib
 from collections.abc import Callable
 from typing import Any, NamedTuple, TypeVar
 
-from jaxrl_llm.data import jsonl
+from jaxrl_llm.data import chat_messages, columns, jsonl
 
-Message = dict[str, str]  # {'role': 'system', 'user' or 'assistant', 'content': text}
+Message = chat_messages.Message
+ROLES = chat_messages.ROLES
 Outcome = TypeVar('Outcome')
 
-ROLES = {
-    'system': 'system', 'user': 'user', 'human': 'user', 'assistant': 'assistant',
-    'gpt': 'assistant',
-}
-_CONTEXTS = ('messages', 'conversations', 'instruction', 'prompt', 'question')
+_WHOLE = ('messages', 'conversations')
+_CONTEXTS = (*_WHOLE, 'instruction', 'prompt', 'question')
 # Beside 'chosen', 'messages' is commonly the chosen conversation once more.
 _PREFERENCE_CONTEXTS = ('conversations', 'instruction', 'prompt', 'question', 'messages')
 _REPLIES = ('output', 'response', 'completion', 'answer')
+_PREFERENCE_KEEPS = chat_messages.Keeps(marks=True)  # Only the last replies are learned.
 
 
 class Preference(NamedTuple):
@@ -49,7 +61,7 @@ class Preference(NamedTuple):
 
 
 def read_conversations(path: str | pathlib.Path) -> list[dict[str, Any]]:
-  """Reads conversations that end with the assistant; of preferences, the chosen ones.
+  """Reads conversations of which every reply is learned; of preferences, the chosen ones.
 
   Args:
     path: a file with a JSON array of objects, or one object a line.
@@ -57,17 +69,34 @@ def read_conversations(path: str | pathlib.Path) -> list[dict[str, Any]]:
   Returns:
     {'id': the row's number from 0, 'messages': [{'role', 'content'}, ...]} for each
     row: at most one message of the system, then user and assistant in turn, the
-    assistant last.
+    assistant last. Messages of the assistant may have 'reasoning_content'.
 
   Raises:
-    ValueError: the file is missing or damaged, or a row has none of the forms or is
-      malformed; one line with file, line, field and what is allowed.
+    ValueError: the file is missing or damaged, or a row has none of the forms, is
+      malformed, marks a reply as not to be learned, or has a column that would be lost;
+      one line with file, line, field and what is allowed.
   """
-  return [{'id': index, 'messages': messages} for index, messages in _read(path, _conversation)]
+  return _read_conversations(path, chat_messages.Keeps(reasoning=True))
+
+
+def read_demonstrations(path: str | pathlib.Path) -> list[dict[str, Any]]:
+  """Reads conversations of which some replies may be context: they have 'train' False.
+
+  Arguments, result and errors are otherwise those of `read_conversations`; a row must have a
+  reply that is learned.
+  """
+  return _read_conversations(path, chat_messages.Keeps(reasoning=True, marks=True))
+
+
+def _read_conversations(path, keeps: chat_messages.Keeps) -> list[dict[str, Any]]:
+  parse = functools.partial(_conversation, keeps=keeps)
+  return [{'id': index, 'messages': messages} for index, messages in _read(path, parse)]
 
 
 def read_preferences(path: str | pathlib.Path) -> list[Preference]:
   """Reads rows with a chosen and a rejected reply.
+
+  Marks of earlier messages have no effect, as only the two replies are learned.
 
   Args:
     path: a file with a JSON array of objects, or one object a line.
@@ -76,9 +105,9 @@ def read_preferences(path: str | pathlib.Path) -> list[Preference]:
     The preferences.
 
   Raises:
-    ValueError: as of `read_conversations`.
+    ValueError: as of `read_conversations`; also where a message has reasoning.
   """
-  return [Preference(index, *parts) for index, parts in _read(path, _preference)]
+  return [Preference(index, *parts) for index, parts in _read(path, _preference_texts)]
 
 
 def _read(
@@ -94,31 +123,63 @@ def _read(
   return outcomes
 
 
-def _conversation(row: dict[str, Any]) -> list[Message]:
-  if 'chosen' in row or 'rejected' in row:
-    messages, chosen, _ = _preference(row)
-    return [*messages, {'role': 'assistant', 'content': chosen}]
-  key, messages = _context(row, _CONTEXTS)
+def is_preference(row: dict[str, Any]) -> bool:
+  """Whether a row has replies at 'chosen' or 'rejected': no verdicts, and not empty."""
+  found = [row.get(key) for key in ('chosen', 'rejected')]
+  is_verdict = lambda value: isinstance(value, (bool, int, float))
+  return not all(is_verdict(value) or columns.is_empty(value) for value in found)
+
+
+def _conversation(row: dict[str, Any], keeps: chat_messages.Keeps) -> list[Message]:
+  if is_preference(row):
+    messages, chosen, _ = _preference(row, keeps)
+    messages = [*messages, chosen]
+  else:
+    messages = _whole(row, keeps)
+  if all(m.get('train') is False for m in messages if m['role'] == 'assistant'):
+    raise ValueError('no message of the assistant is to be learned: remove the row from the file')
+  return messages
+
+
+def _whole(row: dict[str, Any], keeps: chat_messages.Keeps) -> list[Message]:
+  """The conversation of a row without 'chosen' and 'rejected'."""
+  used: set[str] = set()
+  key, messages = _context(row, _CONTEXTS, keeps, used)
   if key is None:
     raise ValueError(
         "a row must have 'messages', 'conversations', 'instruction' and 'output', or 'prompt' "
         "or 'question' with 'response', 'completion' or 'answer', got the keys "
         f'{", ".join(row) or "(none)"}'
     )
-  if key not in ('messages', 'conversations') or messages[-1]['role'] != 'assistant':
-    messages = messages + _reply(row, key)
-  _check_turns(messages, last='assistant')
+  has_reply = key in _WHOLE and messages[-1]['role'] == 'assistant'
+  if not has_reply:
+    messages = messages + _reply(row, key, keeps, used)
+  chat_messages.check_turns(messages, last='assistant')
+  _add_reasoning(row, messages[-1], used, has_reply=has_reply)
+  _check_rest(row, used, messages)
   return messages
 
 
-def _preference(row: dict[str, Any]) -> tuple[list[Message], str, str]:
+def _preference_texts(row: dict[str, Any]) -> tuple[list[Message], str, str]:
+  """(conversation, chosen reply, rejected reply) where only the replies are learned."""
+  context, *replies = _preference(row, _PREFERENCE_KEEPS)
+  for field, reply in zip(('chosen', 'rejected'), replies):
+    if reply.get('train') is False:
+      raise ValueError(f'{field!r} must be a reply to learn, got one that is marked as context')
+  return chat_messages.plain(context), replies[0]['content'], replies[1]['content']
+
+
+def _preference(
+    row: dict[str, Any], keeps: chat_messages.Keeps
+) -> tuple[list[Message], Message, Message]:
   """(conversation, chosen reply, rejected reply)."""
-  replies = {}
+  replies, used = {}, {'chosen', 'rejected'}
   for field in ('chosen', 'rejected'):
     if field not in row:
       raise ValueError(f"a preference needs 'chosen' and 'rejected', {field!r} is missing")
-    replies[field] = _messages(row[field], field, role='assistant')
-  key, context = _context(row, _PREFERENCE_CONTEXTS)
+    replies[field] = chat_messages.read(row[field], field, role='assistant', keeps=keeps)
+
+  key, context = _context(row, _PREFERENCE_CONTEXTS, keeps, used)
   if key is None:
     context = replies['chosen'][:-1]
     if not context or replies['rejected'][:-1] != context:
@@ -126,125 +187,167 @@ def _preference(row: dict[str, Any]) -> tuple[list[Message], str, str]:
           "without a 'prompt', 'chosen' and 'rejected' must be conversations that differ in their "
           'last message only'
       )
-  _check_turns(context, last='user')
+    context = _with_system(row, context, used)
+  chat_messages.check_turns(context, last='user')
+
+  without_system = context[1:] if context[0]['role'] == 'system' else context
   for field, reply in replies.items():
-    if reply[: len(context)] == context:  # The reply repeats the conversation.
-      reply = replies[field] = reply[len(context) :]
+    for repeated in (context, without_system):
+      if reply[: len(repeated)] == repeated:  # The reply repeats the conversation.
+        reply = replies[field] = reply[len(repeated) :]
     if [message['role'] for message in reply] != ['assistant']:
       roles = ', '.join(message['role'] for message in reply) or 'none'
       raise ValueError(
           f"{field!r} must be one message of the assistant to the conversation, got {roles}"
       )
-  return context, replies['chosen'][0]['content'], replies['rejected'][0]['content']
+  _check_rest(row, used, [*context, *replies['chosen']])
+  return context, replies['chosen'][0], replies['rejected'][0]
 
 
 def _context(
-    row: dict[str, Any], keys: tuple[str, ...]
+    row: dict[str, Any], keys: tuple[str, ...], keeps: chat_messages.Keeps, used: set[str]
 ) -> tuple[str | None, list[Message]]:
-  """(the first of `keys` in the row, the messages there) with system text and history."""
-  if row.get('tools'):
-    raise ValueError("'tools' are not supported")
-  key = next((key for key in keys if key in row), None)
-  if key is None:
+  """(the first of `keys` in the row, the messages there) with what belongs before them.
+
+  Adds the columns that it reads to `used`.
+  """
+  present = [key for key in keys if key in row]
+  if not present:
     return None, []
-  if key == 'instruction':
-    messages = _history(row) + [{'role': 'user', 'content': _instruction(row)}]
+  key = next((key for key in present if not columns.is_empty(row[key])), present[0])
+  used.add(key)
+  if key == 'instruction' or isinstance(row[key], str):
+    text = chat_messages.text(row[key], key)
+    question = {'role': 'user', 'content': _with_extra(row, text, used)}
+    messages = [*_history(row, used), question]
   else:
-    messages = _messages(row[key], key, role='user')
-  system = row.get('system')
-  if system is not None and not isinstance(system, str):
-    raise ValueError(f"'system' must be a text, got {type(system).__name__}")
-  if system and system.strip():
-    messages = [{'role': 'system', 'content': system}, *messages]
-  return key, messages
+    messages = chat_messages.read(row[key], key, role='user', keeps=keeps)
+  return key, _with_system(row, messages, used)
 
 
-def _instruction(row: dict[str, Any]) -> str:
-  """The instruction, and its input on a line of its own."""
-  instruction = _text(row['instruction'], 'instruction')
-  extra = row.get('input')
-  if extra is not None and not isinstance(extra, str):
-    raise ValueError(f"'input' must be a text, got {type(extra).__name__}")
-  return f'{instruction}\n{extra}' if extra and extra.strip() else instruction
+def _with_system(
+    row: dict[str, Any], messages: list[Message], used: set[str]
+) -> list[Message]:
+  """The messages after the row's system text, if it has one."""
+  found = {key: row[key] for key in columns.SYSTEM if not columns.is_empty(row.get(key))}
+  used.update(found)
+  for key, value in found.items():
+    if not isinstance(value, str):
+      raise ValueError(f'{key!r} must be a text, got {type(value).__name__}')
+  texts = list(dict.fromkeys(found.values()))
+  if messages[0]['role'] == 'system' and texts != [messages[0]['content']][: len(texts)]:
+    raise ValueError(
+        f'{" and ".join(map(repr, found))} must not differ from the first message, which is of the '
+        f'system too, got {columns.shown(texts[0])}'
+    )
+  if len(texts) > 1:
+    raise ValueError(f'{" and ".join(map(repr, found))} must not differ: a row has one system text')
+  if not texts or messages[0]['role'] == 'system':
+    return messages
+  return [{'role': 'system', 'content': texts[0]}, *messages]
 
 
-def _history(row: dict[str, Any]) -> list[Message]:
-  """The turns before an instruction: pairs of what the user and the assistant said."""
+def _with_extra(row: dict[str, Any], text: str, used: set[str]) -> str:
+  """What the user says: `text`, then `input` and `context`, each on a line of its own."""
+  lines = [text]
+  for key in columns.EXTRA:
+    extra = row.get(key)
+    if columns.is_empty(extra):
+      continue
+    if not isinstance(extra, str):
+      raise ValueError(f'{key!r} must be a text, got {type(extra).__name__}')
+    used.add(key)
+    if extra not in lines:
+      lines.append(extra)
+  return '\n'.join(lines)
+
+
+def _history(row: dict[str, Any], used: set[str]) -> list[Message]:
+  """The turns before a question: pairs of what the user and the assistant said."""
   messages = []
-  history = row.get('history') or []
+  history = row.get('history')
+  history = [] if columns.is_empty(history) else history
   if not isinstance(history, list):
     raise ValueError(f"'history' must be a list of pairs, got {type(history).__name__}")
+  used.add('history')
   for index, pair in enumerate(history):
     field = f'history[{index}]'
     if not isinstance(pair, list) or len(pair) != 2:
       raise ValueError(f'{field!r} must be a pair of what user and assistant said')
     for role, text in zip(('user', 'assistant'), pair):
-      messages.append({'role': role, 'content': _text(text, field)})
+      messages.append({'role': role, 'content': chat_messages.text(text, field)})
   return messages
 
 
-def _reply(row: dict[str, Any], key: str) -> list[Message]:
+def _reply(
+    row: dict[str, Any], key: str, keeps: chat_messages.Keeps, used: set[str]
+) -> list[Message]:
   """The assistant's messages after a context that was found at `key`."""
-  found = [reply for reply in _REPLIES if reply in row]
+  present = [reply for reply in _REPLIES if reply in row]
+  found = [reply for reply in present if not columns.is_empty(row[reply])] or present
   if len(found) != 1:
     allowed = ', '.join(map(repr, _REPLIES))
     raise ValueError(
         f'{key!r} ends with no message of the assistant, so that the reply must stand in one of '
         f'{allowed}; the row has {", ".join(map(repr, found)) or "none of them"}'
     )
-  return _messages(row[found[0]], found[0], role='assistant')
+  used.add(found[0])
+  return chat_messages.read(row[found[0]], found[0], role='assistant', keeps=keeps)
 
 
-def _messages(value: Any, field: str, *, role: str) -> list[Message]:
-  """Messages of a text (said by `role`), a message or a list of messages."""
-  if isinstance(value, str):
-    return [{'role': role, 'content': _text(value, field)}]
-  if isinstance(value, dict):
-    return [_message(value, field)]
-  if not isinstance(value, list) or not value:
-    got = 'an empty list' if value == [] else type(value).__name__
-    raise ValueError(f'{field!r} must be a text or a list of messages, got {got}')
-  return [_message(message, f'{field}[{index}]') for index, message in enumerate(value)]
-
-
-def _message(value: Any, field: str) -> Message:
-  """One message in either spelling."""
-  if not isinstance(value, dict):
-    raise ValueError(f'{field!r} must be a message, got {type(value).__name__}')
-  spelling = ('from', 'value') if 'from' in value else ('role', 'content')
-  for key in spelling:
-    if key not in value:
-      raise ValueError(f"{field!r} must have 'role' and 'content' (or 'from' and 'value')")
-  for key in ('tool_calls', 'function_call'):
-    if value.get(key):
-      raise ValueError(f"{f'{field}.{key}'!r} is not supported")
-  if value.get('weight') not in (None, 1):
-    raise ValueError(f"{f'{field}.weight'!r} must be 1 (others are not supported)")
-  name, content = (value[key] for key in spelling)
-  if not isinstance(name, str) or name not in ROLES:
+def _add_reasoning(
+    row: dict[str, Any], last: Message, used: set[str], *, has_reply: bool
+) -> None:
+  """Adds a row's own reasoning to its reply; where that is a message, it must be there already."""
+  thoughts = chat_messages.reasoning(row)
+  used.update(columns.REASONING)
+  if not thoughts or last.get('reasoning_content') == thoughts:
+    return
+  if has_reply or 'reasoning_content' in last:
+    key = next(key for key in columns.REASONING if not columns.is_empty(row.get(key)))
     raise ValueError(
-        f'{f"{field}.{spelling[0]}"!r} must be one of {", ".join(ROLES)}, got {name!r}'
+        f'{key!r} must be the reasoning of the last message where the row has messages, got '
+        f'{columns.shown(thoughts)}'
     )
-  return {'role': ROLES[name], 'content': _text(content, f'{field}.{spelling[1]}')}
+  last['reasoning_content'] = thoughts
 
 
-def _text(value: Any, field: str) -> str:
-  """`value`, if it is a text that says something."""
+def _check_rest(row: dict[str, Any], used: set[str], messages: list[Message]) -> None:
+  """Refuses what was not used, unless it repeats the messages or is known to be harmless."""
+  repeated = {'title'} if used & set(_WHOLE) else set()  # The name of a conversation.
+  for key in (*_CONTEXTS, *_REPLIES, *columns.EXTRA, 'text'):
+    if key in used or columns.is_empty(row.get(key)):
+      continue
+    if not _repeats(key, row[key], messages):
+      raise ValueError(
+          f'{key!r} is not used next to {", ".join(map(repr, sorted(used & set(row))))}, and says '
+          f'something else, got {columns.shown(row[key])}: make it part of the messages, or remove '
+          'it from the file'
+      )
+    repeated.add(key)
+  columns.check(row, used | repeated)
+
+
+def _repeats(key: str, value: Any, messages: list[Message]) -> bool:
+  """Whether a column holds nothing but what the messages say."""
+  if isinstance(value, (list, dict)):
+    try:
+      found = chat_messages.read(
+          value, key, role='user', keeps=chat_messages.Keeps(reasoning=True, marks=True))
+    except ValueError:
+      return False
+    starts = [messages, messages[1:] if messages[0]['role'] == 'system' else messages]
+    if key in _REPLIES:
+      starts.append(messages[-1:])
+    return any(found == start[: len(found)] for start in starts)
   if not isinstance(value, str):
-    raise ValueError(f'{field!r} must be a text, got {type(value).__name__}')
-  if not value.strip():
-    raise ValueError(f'{field!r} must not be empty')
-  return value
+    return False
 
-
-def _check_turns(messages: list[Message], *, last: str) -> None:
-  """Raises one line unless user and assistant take turns and `last` has the last word."""
-  roles = [message['role'] for message in messages]
-  turns = roles[1:] if roles[0] == 'system' else roles
-  expected = ['user', 'assistant'] * (len(turns) // 2 + 1)
-  if not turns or turns != expected[: len(turns)] or turns[-1] != last:
-    shown = ', '.join(roles[:8]) + (', ...' if len(roles) > 8 else '')
-    raise ValueError(
-        'the messages must be of user and assistant in turn, at most one of the system before '
-        f'them, and the last of the {last}; got {shown}'
-    )
+  role = 'assistant' if key in _REPLIES else 'user'
+  said = [message['content'].strip() for message in messages if message['role'] == role]
+  if key == 'text':  # All of it in one format, as Alpaca has it.
+    lines = [line for message in messages for line in message['content'].split('\n')]
+    return all(line.strip() in value for line in lines)
+  if key in columns.EXTRA:
+    return any(value.strip() in text for text in said)
+  return value.strip() in said

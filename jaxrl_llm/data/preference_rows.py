@@ -8,9 +8,10 @@ as they are.
 import pathlib
 from typing import Any, NamedTuple
 
-from jaxrl_llm.data import conversations, jsonl
+from jaxrl_llm.data import chat_messages, columns, conversations, jsonl
 
 Message = conversations.Message
+_KEEPS = chat_messages.Keeps(marks=True)  # Only the last replies are learned.
 
 # What a schema may name: texts or messages, and token ids.
 TEXTS = ('prompt', 'chosen', 'rejected')
@@ -76,8 +77,9 @@ def read(path: str | pathlib.Path, *, schema: str = 'conversations', fields: str
     The rows, in order.
 
   Raises:
-    ValueError: the file is missing or damaged, or a row lacks what the schema names, or holds
-      something else there; one line with file, line and field.
+    ValueError: the file is missing or damaged, a row lacks what the schema names or holds
+      something else there, or another column would change the meaning; one line with file, line
+      and field.
   """
   keys = resolve(schema, fields)
   if not keys:
@@ -85,7 +87,7 @@ def read(path: str | pathlib.Path, *, schema: str = 'conversations', fields: str
   rows = []
   for index, row in enumerate(jsonl.read_rows(path)):
     try:
-      rows.append(Row(index, **{name: _value(row.value, name, key) for name, key in keys.items()}))
+      rows.append(_row(index, row.value, keys))
     except ValueError as error:
       raise ValueError(f'{path}, line {row.line}: {error}') from None
   return rows
@@ -149,48 +151,88 @@ def strip_padding(ids: list[int], vocab_size: int, pad_id: int | None = None) ->
 
 def _read_conversations(path: str | pathlib.Path) -> list[Row]:
   """Preferences, or conversations whose last reply is the response to prefer."""
-  if any('chosen' in row.value or 'rejected' in row.value for row in jsonl.read_rows(path)):
+  found = jsonl.read_rows(path)
+  if any(conversations.is_preference(row.value) for row in found):
     return [Row(*preference) for preference in conversations.read_preferences(path)]
-  return [
-      Row(row['id'], row['messages'][:-1], row['messages'][-1]['content'])
-      for row in conversations.read_conversations(path)
-  ]
+  rows = []
+  for row in conversations.read_demonstrations(path):
+    said, place = row['messages'], f'{path}, line {found[row["id"]].line}'
+    if any('reasoning_content' in message for message in said):
+      raise ValueError(
+          f'{place}: reasoning (reasoning_content, reasoning, thinking) is not supported in '
+          'preferences: remove it, or make it part of the content'
+      )
+    if said[-1].get('train') is False:
+      raise ValueError(f'{place}: the last reply must be one to learn, got one marked as context')
+    rows.append(Row(row['id'], chat_messages.plain(said[:-1]), said[-1]['content']))
+  return rows
+
+
+def _row(index: int, row: dict[str, Any], keys: dict[str, str]) -> Row:
+  """A row as a schema names its parts."""
+  found = {name: _value(row, name, key) for name, key in keys.items()}
+  prompt = found.get('prompt')
+  if isinstance(prompt, str):
+    prompt = [{'role': 'user', 'content': prompt}]
+
+  for name in ('chosen', 'rejected'):
+    if not isinstance(found.get(name), list):
+      continue
+    *before, reply = found[name]
+    if prompt and before not in ([], prompt):
+      raise ValueError(
+          f'{keys[name]!r} must be a reply, or the whole prompt ({keys["prompt"]!r}) and a reply, '
+          f'got {columns.shown(before)} before it'
+      )
+    found[name] = reply['content']
+  _check_rest(row, keys)
+  return Row(index, **found)
+
+
+def _check_rest(row: dict[str, Any], keys: dict[str, str]) -> None:
+  """Refuses columns that change the meaning and are not among the named ones.
+
+  Ids of a prompt hold all of its text already.
+  """
+  used = set(keys.values())
+  if 'prompt_ids' in keys:
+    used.update(key for key in row if columns.is_conversation(key))
+  columns.check_named(row, used)
 
 
 def _value(row: dict[str, Any], name: str, key: str) -> Any:
-  """What `row[key]` says, checked; ValueError without the file."""
+  """What `row[key]` says: ids, a text or messages, checked; ValueError without the file."""
   if key not in row:
     raise ValueError(f'the key {key!r} is missing')
   value = row[key]
   if name in IDS:
     if not isinstance(value, list) or not value or not all(type(token) is int for token in value):
-      raise ValueError(f'{key!r} must be a list of token ids, got {_shown(value)}')
+      raise ValueError(f'{key!r} must be a list of token ids, got {columns.shown(value)}')
     return value
   if isinstance(value, list) and value:
-    messages = [_message(message, f'{key}[{index}]') for index, message in enumerate(value)]
+    said = [_message(message, f'{key}[{index}]') for index, message in enumerate(value)]
     last = 'user' if name == 'prompt' else 'assistant'
-    if messages[-1]['role'] != last:
-      raise ValueError(f'{key!r} must end with a message of the {last}, got {_shown(value[-1])}')
-    return messages if name == 'prompt' else messages[-1]['content']
+    if said[-1]['role'] != last:
+      shown = columns.shown(value[-1])
+      raise ValueError(f'{key!r} must end with a message of the {last}, got {shown}')
+    if said[-1].get('train') is False:
+      raise ValueError(f'{key!r} must be a reply to learn, got one that is marked as context')
+    return chat_messages.plain(said)
   if not isinstance(value, str) or not value.strip():
-    raise ValueError(f'{key!r} must be a text or a list of messages, got {_shown(value)}')
+    shown = columns.shown(value)
+    raise ValueError(f'{key!r} must be a text or a list of messages, got {shown}')
   return value
 
 
 def _message(value: Any, field: str) -> Message:
   """A message in either spelling."""
-  role, content = ('from', 'value') if isinstance(value, dict) and 'from' in value else (
-      'role', 'content')
+  role, content = chat_messages.spelling_of(value)
   if not isinstance(value, dict) or not isinstance(value.get(content), str):
-    raise ValueError(f'{field!r} must be a message with a text, got {_shown(value)}')
+    raise ValueError(f'{field!r} must be a message with a text, got {columns.shown(value)}')
   if value.get(role) not in conversations.ROLES:
     raise ValueError(
         f"'{field}.{role}' must be one of {', '.join(conversations.ROLES)}, got {value.get(role)!r}"
     )
-  return {'role': conversations.ROLES[value[role]], 'content': value[content]}
-
-
-def _shown(value: Any) -> str:
-  """A value for an error, cut."""
-  text = repr(value)
-  return text if len(text) <= 60 else f'{text[:60]}...'
+  name = conversations.ROLES[value[role]]
+  extra = chat_messages.read_extra(value, field, role=name, keeps=_KEEPS)
+  return {'role': name, 'content': value[content], **extra}

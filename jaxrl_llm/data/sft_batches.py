@@ -109,7 +109,8 @@ def encode_sequences(
   Raises:
     ValueError: a demonstration is too long and `overlong` is 'error', or none of some
       is left; ids and mask do not fit each other or the vocabulary, or nothing of a
-      demonstration is learned; an option is unknown.
+      demonstration is learned; `loss_on` is 'all' and a message is marked as context; an
+      option is unknown.
   """
   if loss_on not in LOSS_ON:
     raise ValueError(f"loss_on must be 'assistant' or 'all', got {loss_on!r}")
@@ -118,6 +119,11 @@ def encode_sequences(
     name = f'example {example["id"]}'
     if 'ids' in example:
       ids, assistant = _given(name, example, tokenizer.vocab_size)
+      if loss_on == 'all' and any(m.get('train') is False for m in example.get('messages', ())):
+        raise ValueError(
+            f"loss_on must be 'assistant' for data that marks messages as context ('train' or "
+            f"'weight'), got 'all' ({name})"
+        )
       limit = max_prompt_tokens + max_response_tokens
       return (ids, assistant), batching.too_long(name, len(ids), limit)
     prompt = batching.prompt_ids(example, tokenizer)

@@ -1,20 +1,23 @@
 """The process in which chat templates are rendered; started by `chat_templates` as a program.
 
 It imports nothing of the project, so that it starts quickly. The first line of its input
-is a JSON object of settings, each further one the messages of a conversation; it answers
-each with a line: {'text': ...}, with 'replies' besides where they were asked for, or
-{'problem': ...}, which is its last.
+is a JSON object of settings, each further one {'messages': ..., 'context': indices of replies that
+are not learned}. It answers each with a line: {'text': ...}, with 'replies' and 'lost' (see
+`_lost`) where they were asked for, or {'problem': ...}, which is its last.
 """
 
 import datetime
 import json
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any
 
 # How a reply lies in the text of its conversation: (begin, end, is complete).
 Reply = tuple[int, int, bool]
+
+_REASONING = ('reasoning_content', 'thinking', 'reasoning')
+_PROBE = 'REASONINGPROBE'  # Replaces a reasoning to find where the template writes it.
 
 
 def _environment(today: str) -> Any:
@@ -60,27 +63,67 @@ def _shared(first: str, second: str) -> int:
 
 
 def _replies(
-    messages: list[dict[str, Any]], text: str, render: Callable[..., str]
+    messages: list[dict[str, Any]], text: str, render: Callable[..., str],
+    context: Collection[int] = (),
 ) -> list[Reply]:
   """Where the assistant's messages lie in the conversation's text.
 
   A reply begins behind what the template writes before it when it asks for a reply, and
   ends with what it writes up to it. One whose beginning is written in another way when the
   conversation goes on is not among the replies; where it is the end that differs, the
-  reply is not complete, and `end` is where the difference begins.
+  reply is not complete, and `end` is where the difference begins. Messages with an index in
+  `context` are not among them either.
   """
-  replies = []
-  for index, message in enumerate(messages):
-    if index == 0 or message.get('role') != 'assistant':
+  found = (_reply(messages, index, text, render) for index in _learned(messages, context))
+  return [reply for reply in found if reply]
+
+
+def _learned(messages: list[dict[str, Any]], context: Collection[int]) -> list[int]:
+  """The indices of the assistant's messages that answer something and are not context."""
+  return [
+      index for index, message in enumerate(messages)
+      if index > 0 and message.get('role') == 'assistant' and index not in context
+  ]
+
+
+def _reply(
+    messages: list[dict[str, Any]], index: int, text: str, render: Callable[..., str]
+) -> Reply | None:
+  """Where message `index` lies in the text; None if it is written in another way there."""
+  before = render(messages[:index], True)
+  if not text.startswith(before):
+    return None
+  after = text if index + 1 == len(messages) else render(messages[: index + 1], False)
+  end = _shared(after, text)
+  return (len(before), end, end == len(after)) if end > len(before) else None
+
+
+def _lost(
+    messages: list[dict[str, Any]], text: str, render: Callable[..., str],
+    context: Collection[int],
+) -> list[tuple[int, bool]]:
+  """The messages whose reasoning is not in the text of the reply that is learned.
+
+  A reasoning is where the template writes another one that is given in its place.
+
+  Returns:
+    Indices, each with whether the template writes the reasoning when the conversation ends there.
+  """
+  lost = []
+  for index in _learned(messages, context):
+    thoughts = messages[index].get('reasoning_content')
+    if not isinstance(thoughts, str) or not thoughts.strip():
       continue
-    before = render(messages[:index], True)
-    if not text.startswith(before):
-      continue
-    after = text if index + 1 == len(messages) else render(messages[: index + 1], False)
-    end = _shared(after, text)
-    if end > len(before):
-      replies.append((len(before), end, end == len(after)))
-  return replies
+    probed = messages[index] | dict.fromkeys(_REASONING, _PROBE)
+
+    reply = _reply(messages, index, text, render)
+    if reply:
+      begin, end, _ = reply
+      place = render([*messages[:index], probed, *messages[index + 1 :]], False).find(_PROBE, begin)
+      if place >= 0 and text[place:end].lstrip().startswith(thoughts.strip()):
+        continue
+    lost.append((index, _PROBE in render([*messages[:index], probed], False)))
+  return lost
 
 
 def _serve() -> None:
@@ -115,10 +158,12 @@ def _serve() -> None:
       if template is None:
         signal.setitimer(signal.ITIMER_REAL, request['seconds'])
         template = environment.from_string(request['template'])
-      messages = json.loads(line)
+      conversation = json.loads(line)
+      messages, context = conversation['messages'], conversation['context']
       reply = {'text': render(messages, request['add_generation_prompt'])}
       if request['find_replies']:
-        reply['replies'] = _replies(messages, reply['text'], render)
+        reply['replies'] = _replies(messages, reply['text'], render, context)
+        reply['lost'] = _lost(messages, reply['text'], render, context)
     except MemoryError:
       reply = {'problem': f'needs more than {request["max_memory"] >> 20} MiB of memory'}
     except Exception as error:  # Whatever the template provoked becomes one line.

@@ -1,8 +1,9 @@
 """Conversations of people as a task, and any task within a chat template.
 
 A conversation is learned as the ids of its chat template, with the loss on what the
-assistant said. There is no verifier: a chat task is evaluated by the loss on held-out
-conversations (`evaluation.perplexity`), and has no prompts to sample from.
+assistant said, its reasoning included, except for messages that the file marks as context.
+There is no verifier: a chat task is evaluated by the loss on held-out conversations
+(`evaluation.perplexity`), and has no prompts to sample from.
 """
 
 import dataclasses
@@ -12,7 +13,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from jaxrl_llm.data import chat_templates, conversations, tokenizers
+from jaxrl_llm.data import chat_messages, chat_templates, conversations, tokenizers
 from jaxrl_llm.types import Example, Task, Tokenizer
 
 Message = conversations.Message
@@ -157,7 +158,7 @@ def _read(files: Sequence[str | pathlib.Path]) -> list[Example]:
     raise ValueError(f'files must be at least one, with distinct names, got {", ".join(names)}')
   examples: list[Example] = []
   for name, file in zip(names, files):
-    for row in conversations.read_conversations(file):
+    for row in conversations.read_demonstrations(file):
       examples.append({'id': len(examples), 'source': name, 'messages': row['messages']})
   return examples
 
@@ -173,7 +174,8 @@ def _hold_out(
     )
   chosen = np.random.default_rng([seed, 2]).permutation(len(examples))[:count]
   held_out = [examples[index] for index in sorted(chosen)]
-  asked = lambda example: json.dumps(example['messages'][:-1])
+  # Marks of what is learned are no part of a question.
+  asked = lambda example: json.dumps(chat_messages.plain(example['messages'][:-1]))
   taken = {asked(example) for example in held_out}
   left = [example for example in examples if asked(example) not in taken]
   if not left:

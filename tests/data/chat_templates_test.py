@@ -99,7 +99,6 @@ def test_a_start_token_stands_once(case):
                            '|the end<|im_end|>|'),
         # What the user says behind a reply is not learnt.
         ('qwen25', 'question', '|two<|im_end|>|'),
-        ('qwen25', 'fields', '|done<|im_end|>|It says 1.<|im_end|>|'),
         # Thoughts stay behind the last question only: earlier replies are context.
         ('qwen3', 'thoughts', '|<think>\nmore\n</think>\n\nNo.<|im_end|>|'),
         ('qwen3', 'fields', '|<think>\nI call\n</think>\n\ndone<|im_end|>'
@@ -145,6 +144,84 @@ def test_nothing_to_learn_is_an_error(name, conversation, case):
   assert '\n' not in str(error.value)
 
 
+# How templates read what the assistant thought, under each of the names.
+_READS = """
+{%- for m in messages %}{{ m.role[0] ~ ':\\n' }}{% if m.NAME and (loop.last or keep) -%}
+<think>{{ m.NAME }}</think>{% endif %}{{ m.content ~ '<|im_end|>' }}{% endfor %}
+{{- 'a:\\n' if add_generation_prompt }}"""
+
+
+def _thinks(content, thoughts, key='reasoning_content', **more):
+  return {'role': 'assistant', 'content': content, key: thoughts, **more}
+
+
+@pytest.mark.parametrize('read', ['reasoning_content', 'thinking', 'reasoning'])
+@pytest.mark.parametrize('given', ['reasoning_content', 'thinking', 'reasoning'])
+def test_reasoning_is_learnt_under_any_name(case, read, given):
+  tokenizer = case('qwen25')[1]
+  template = _template(_READS.replace('NAME', read), keep=True)
+  # The second reasoning is its own content: it is found where the template writes a reasoning.
+  messages = [*_turns('Q'), _thinks('A', 'why', given), *_turns('Q'), _thinks('B', 'B', given)]
+  assert _said(template, tokenizer, messages) == (
+      '|<think>why</think>A<|im_end|>|<think>B</think>B<|im_end|>')
+
+
+@pytest.mark.parametrize('thoughts', [
+    'One and one\n\nmake two.', '\n two ', ' Größe 東京 😀', '2', 'user', 'a\n</think>\n\nb',
+])
+def test_the_reasoning_of_the_last_turn_is_learnt_in_qwen3(case, thoughts):
+  template, tokenizer = case('qwen3')
+  messages = [*_turns('q', 'r', 'user'), _thinks('2', thoughts)]
+  stripped = thoughts.strip('\n')
+  assert _said(template, tokenizer, messages) == f'|<think>\n{stripped}\n</think>\n\n2<|im_end|>|'
+
+
+@pytest.mark.parametrize('name, messages, words', [
+    # A template that reads none of the names, also where the content has the same words.
+    ('qwen25', [*_turns('q'), _thinks('r', 'why')], 'message 1 .*does not write reasoning_content'),
+    ('qwen25', [*_turns('q'), _thinks('2', '2')], 'message 1 .*does not write reasoning_content'),
+    ('qwen25', [*_turns('q'), _thinks('why not', 'why', 'thinking')], '.*write the reasoning into'),
+    ('qwen25', chat_cases.CONVERSATIONS['fields'], 'message 1 .*does not write reasoning_content'),
+    ('deepseek_old', [*_turns('q'), _thinks('r', 'why', 'reasoning')], '.*choose another template'),
+    # One that removes it from past turns.
+    ('qwen3', [*_turns('q'), _thinks('r', 'why'), *_turns('q', 'r')],
+     r"message 1 .*removes it where the conversation goes on: .*\('train': false\)"),
+    ('qwen3', [*_turns('q', 'r', 'q'), _thinks('r', 'why'), *_turns('q'), _thinks('r', 'why')],
+     'message 3 .*removes it where the conversation goes on'),
+    # One that opens replies with an empty thought.
+    ('qwen3_short', [*_turns('q'), _thinks('r', 'why')], 'message 1 .*opens a reply in another'),
+])
+def test_reasoning_that_would_be_lost_is_an_error(case, name, messages, words):
+  template, tokenizer = case(name)
+  with pytest.raises(ValueError, match=f'conversation 1: the reasoning of {words}') as error:
+    chat_templates.encode_conversations(template, tokenizer, [_turns('q'), messages])
+  assert '\n' not in str(error.value)
+
+
+def test_messages_that_are_marked_as_context_are_not_learnt(case):
+  template, tokenizer = case('qwen25')
+  messages = _turns('q', 'bad', 'q', 'good', 'q', 'bad too')
+  for index in (1, 5):
+    messages[index] = {**messages[index], 'train': False}
+  assert _said(template, tokenizer, messages) == '|good<|im_end|>|'
+  ids, mask = chat_templates.encode_conversation(template, tokenizer, messages)
+  plain = _turns('q', 'bad', 'q', 'good', 'q', 'bad too')
+  assert ids == chat_templates.encode_conversation(template, tokenizer, plain)[0]
+  assert tokenizer.decode([token for token, mark in zip(ids, mask) if mark]) == 'good'
+  # A conversation of context only has no marks and is no error; the template sees no 'train'.
+  messages[3] = {**messages[3], 'train': False}
+  assert not any(chat_templates.encode_conversation(template, tokenizer, messages)[1])
+  dumps = _template('{% for m in messages %}{{ m | tojson }}{% endfor %}')
+  assert dumps.render([{**messages[1], 'train': False}]) == dumps.render([plain[1]])
+
+
+def test_the_reasoning_of_context_is_as_a_model_reads_past_turns(case):
+  template, tokenizer = case('qwen3')
+  messages = [*_turns('q'), _thinks('r', 'why', train=False), *_turns('q'), _thinks('s', 'so')]
+  assert _said(template, tokenizer, messages) == '|<think>\nso\n</think>\n\ns<|im_end|>|'
+  assert 'why' not in template.render(messages)
+
+
 def test_a_conversation_without_a_reply_has_no_marks(case):
   template, tokenizer = case('qwen25')
   for messages in (_turns('x'), [{'role': 'assistant', 'content': 'hello'}, *_turns('x')]):
@@ -182,10 +259,13 @@ def test_many_conversations_need_one_process(case, monkeypatch):
   run = subprocess.run
   monkeypatch.setattr(subprocess, 'run', lambda *a, **k: started.append(a) or run(*a, **k))
   template, tokenizer = case('qwen25')
-  conversations = list(chat_cases.CONVERSATIONS.values()) * 20
+  # This template writes no reasoning, and 'fields' has some.
+  kept = {**chat_cases.CONVERSATIONS}
+  del kept['fields']
+  conversations = list(kept.values()) * 20
   encoded = chat_templates.encode_conversations(template, tokenizer, conversations)
   assert len(started) == 1
-  for messages, both in zip(conversations[:7], encoded[-7:]):
+  for messages, both in zip(conversations[:6], encoded[-6:]):
     assert both == chat_templates.encode_conversation(template, tokenizer, messages)
   assert chat_templates.encode_conversations(template, tokenizer, []) == []
 

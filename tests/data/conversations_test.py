@@ -1,4 +1,7 @@
-"""Conversations: every form that people have, the public files, and one line for malformed rows."""
+"""Conversations: every form that people have, the public files, and one line for malformed rows.
+
+Further columns and keys are in conversations_columns_test.py.
+"""
 
 import collections
 import json
@@ -103,8 +106,8 @@ _LONG = _said(*[(U, 'q')] * 12)
     ({'conversations': [{'from': 'bot', 'value': 'x'}]}, r"'conversations\[0\]\.from' must be one"),
     ({'messages': [*_PAIR, {'role': 'assistant', 'content': 'r', 'tool_calls': [1]}]},
      r"'messages\[2\]\.tool_calls' is not supported"),
-    ({'messages': [*_PAIR, {'role': 'user', 'content': 'q', 'weight': 0}]},
-     r"'messages\[2\]\.weight' must be 1"),
+    ({'messages': [_PAIR[0], {**_PAIR[1], 'weight': 0.5}]},
+     r"'messages\[1\]\.weight' must be 0 or 1 \(others are not supported\), got 0.5"),
     ({'messages': _PAIR, 'tools': [{'name': 'f'}]}, "'tools' are not supported"),
     ({'messages': _said((U, 'q'), (U, 'q'), (A, 'r'))}, 'in turn, .* got user, user, assistant'),
     ({'messages': _said((A, 'r'))}, 'of user and assistant in turn, .* got assistant'),

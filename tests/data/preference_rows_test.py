@@ -70,11 +70,60 @@ def test_named_fields_in_lists_and_messages(tmp_path):
     ({'p': 'a', 'c': 'text'}, "'c' must be a list of token ids, got 'text'"),
     ({'p': 'a', 'c': [True]}, r"'c' must be a list of token ids, got \[True\]"),
     ({'p': 'a', 'c': []}, r"'c' must be a list of token ids, got \[\]"),
+    ({'p': [{'role': 'user', 'content': 'x', 'reasoning': 'why'}], 'c': [1]},
+     r"'p\[0\].reasoning' must be empty: only the assistant reasons"),
+    ({'p': [{'role': 'user', 'content': 'x', 'images': ['a']}], 'c': [1]}, 'images. is not supp'),
+    ({'p': [{'role': 'user', 'content': 'x', 'name': 'Bob'}], 'c': [1]}, r"'p\[0\].name' is not k"),
+    ({'p': 'a', 'c': [1], 'system_prompt': 'S'}, "column 'system_prompt' would be lost, got 'S'"),
+    ({'p': 'a', 'c': [1], 'input': 'i'}, "column 'input' would be lost"),
+    ({'p': 'a', 'c': [1], 'history': [['a', 'b']]}, "column 'history' would be lost"),
+    ({'p': 'a', 'c': [1], 'label': False}, "'label' must be true or 1, got False"),
+    ({'p': 'a', 'c': [1], 'weight': 0.5}, "'weight' must be 1 or true"),
+    ({'p': 'a', 'c': [1], 'margin': 2}, "'margin' must be 0"),
+    ({'p': 'a', 'c': [1], 'images': ['a.png']}, "'images' are not supported"),
 ])
 def test_bad_rows_are_one_line_with_file_and_line(tmp_path, row, message):
   path = _write(tmp_path, {'p': 'a', 'c': [1]}, row)
   with pytest.raises(ValueError, match=message) as error:
     preference_rows.read(path, fields='prompt=p,chosen_ids=c')
+  assert str(error.value).startswith(f'{path}, line 2: ') and '\n' not in str(error.value)
+
+
+def test_replies_in_messages_repeat_the_prompt(tmp_path):
+  said = [{'role': 'user', 'content': 'Hi'}, {'role': 'assistant', 'content': 'Yes'}]
+  read = lambda row: preference_rows.read(_write(tmp_path, row), fields='prompt=p,chosen=c')
+  for prompt in ('Hi', said[:1]):
+    assert read({'p': prompt, 'c': said})[0].chosen == 'Yes'
+    assert read({'p': prompt, 'c': said[1:]})[0].chosen == 'Yes'
+    with pytest.raises(ValueError, match="line 1: 'c' must be a reply, or the whole prompt .'p'"):
+      read({'p': prompt, 'c': [{'role': 'user', 'content': 'Other'}, said[1]]})
+  marked = [{**said[1], 'weight': 0}]
+  with pytest.raises(ValueError, match="'c' must be a reply to learn, got one that is marked"):
+    read({'p': 'Hi', 'c': marked})
+  # Marks of earlier messages have no effect.
+  row = {'p': [said[0], *marked, said[0]], 'c': 'Yes'}
+  assert read(row)[0].prompt == [*said, said[0]]
+
+
+def test_ids_hold_the_whole_prompt(tmp_path):
+  row = {'query_token': [9, 1], 'reference_response_token': [2, 0], 'system': 'S', 'input': 'i'}
+  assert preference_rows.read(_write(tmp_path, row), schema='tldr')[0].prompt_ids == [9, 1]
+  with pytest.raises(ValueError, match="'label' must be true or 1"):
+    preference_rows.read(_write(tmp_path, {**row, 'label': 0}), schema='tldr')
+
+
+@pytest.mark.parametrize('messages, message', [
+    ([{}, {'reasoning': 'why'}], r'line 2: reasoning .* is not supported in preferences'),
+    ([{}, {'train': False}], 'line 2: no message of the assistant is to be learned'),
+    ([{}, {}, {}, {'weight': 0}], 'line 2: the last reply must be one to learn'),
+])
+def test_conversations_whose_last_reply_cannot_be_preferred(tmp_path, messages, message):
+  said = [
+      {'role': ('user', 'assistant')[index % 2], 'content': 'x', **more}
+      for index, more in enumerate(messages)]
+  path = _write(tmp_path, {'prompt': 'q', 'response': 'r'}, {'messages': said})
+  with pytest.raises(ValueError, match=message) as error:
+    preference_rows.read(path)
   assert str(error.value).startswith(f'{path}, line 2: ') and '\n' not in str(error.value)
 
 

@@ -163,6 +163,12 @@ def test_rows_of_the_released_data(tmp_path, capsys):
     ({'talk': ['Hi', ' ']}, r"line 1: 'talk' must hold texts that are not empty, got \['Hi'"),
     ({'talk': [3, 'Hi']}, r"line 1: 'talk\[0\]' must have a role .* and a text, got 3"),
     ({'talk': [{'role': 'user', 'content': 'Hi'}]}, 'take turns in none of 1 rows'),
+    ({'talk': [{'role': 'assistant', 'content': 'Hi', 'reasoning': 'why'}]},
+     r"line 1: 'talk\[0\].reasoning' is only supported in conversations for fine-tuning"),
+    ({'talk': [{'role': 'assistant', 'content': 'Hi', 'weight': 0}]}, 'weight. must be true or 1'),
+    ({'talk': [{'role': 'user', 'content': 'Hi', 'images': ['a']}]}, 'images. is not supported'),
+    ({'talk': ['Hi'], 'system': 'S'}, "line 1: the column 'system' would be lost, got 'S'"),
+    ({'talk': ['Hi'], 'tools': [{'name': 'f'}]}, "line 1: 'tools' are not supported"),
 ])
 def test_rows_that_are_damaged_are_named(tmp_path, row, words):
   path = tmp_path / 'rows.jsonl'

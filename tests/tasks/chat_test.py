@@ -8,6 +8,7 @@ import pytest
 
 from jaxrl_llm.data import batching, chat_templates, sft_batches, tokenizers
 from jaxrl_llm.tasks import arithmetic, chat, gsm8k
+from tests.golden import chat_cases
 
 # GPT-2 has no tokens for turns; its end of text may end them.
 PLAIN = (
@@ -183,6 +184,91 @@ def test_the_public_instructions(data_dir, folders):
   for example in task.demonstrations[:50]:
     said = ''.join(m['content'] for m in example['messages'] if m['role'] == 'assistant')
     assert task.tokenizer.decode(example['ids'][example['loss_mask']]) == said
+
+
+# --- Reasoning, and messages that are context.
+
+
+@pytest.fixture(scope='module')
+def qwen3(data_dir, tmp_path_factory):
+  """A folder with Qwen3's tokens and template."""
+  folder = chat_cases.write(
+      'qwen3', tmp_path_factory.mktemp('qwen3'), data_dir / 'tokenizers')
+  (folder / 'chat_template.jinja').write_text(chat_cases.template('qwen3'))
+  return folder
+
+
+def _of_rows(tmp_path, folder, rows, **options):
+  path = tmp_path / 'rows.jsonl'
+  path.write_text(''.join(json.dumps(row) + '\n' for row in rows))
+  return chat.make_task(
+      files=[path], tokenizer_dir=folder, seed=0, **{'num_evaluation': 0, **options})
+
+
+def _learned(task):
+  return [task.tokenizer.decode(e['ids'][e['loss_mask']]) for e in task.demonstrations]
+
+
+@pytest.mark.parametrize('key', ['reasoning_content', 'reasoning', 'thinking'])
+def test_reasoning_is_learned_with_the_reply(tmp_path, qwen3, key):
+  task = _of_rows(tmp_path, qwen3, [
+      {'messages': [{'role': 'user', 'content': 'What is 1+1?'},
+                    {'role': 'assistant', 'content': '2', key: 'One and one make two.'}]},
+      {'prompt': 'Hi', 'response': 'Hello'},
+      {'question': 'Bye?', key: 'So soon.', 'answer': 'Bye', 'history': [['Hi', 'Hello']]},
+  ])
+  assert _learned(task) == [
+      '<think>\nOne and one make two.\n</think>\n\n2', '<think>\n\n</think>\n\nHello',
+      '<think>\nSo soon.\n</think>\n\nBye']
+  first, stop = task.demonstrations[0], task.tokenizer.encode('<|im_end|>')
+  expected = task.tokenizer.encode('<think>\nOne and one make two.\n</think>\n\n2') + stop
+  assert first['ids'][first['loss_mask']].tolist() == expected
+  # What is learned is what batches count.
+  encoded = sft_batches.encode_demonstrations(task)
+  assert encoded.response_lengths[0] == len(expected)
+
+
+def test_reasoning_that_the_template_loses_names_the_conversation(tmp_path, qwen3, folders):
+  row = {'messages': [
+      {'role': 'user', 'content': 'q'}, {'role': 'assistant', 'content': 'r', 'thinking': 'why'}]}
+  with pytest.raises(ValueError, match='conversation 1: the reasoning of message 1 .*does not'):
+    _of_rows(tmp_path, folders['qwen2'], [{'prompt': 'q', 'response': 'r'}, row], template='chatml')
+  row['messages'] *= 2
+  with pytest.raises(ValueError, match='conversation 0: .* removes it where the conversation goes'):
+    _of_rows(tmp_path, qwen3, [row])
+
+
+def test_messages_that_are_context_are_not_learned(tmp_path, folders, qwen3):
+  said = [{'role': 'user', 'content': 'q'}, {'role': 'assistant', 'content': 'bad', 'train': False},
+          {'role': 'user', 'content': 'q2'}, {'role': 'assistant', 'content': 'good', 'weight': 1}]
+  shared = [{'from': 'human', 'value': 'q', 'weight': 0}, {'from': 'gpt', 'value': 'one'},
+            {'from': 'human', 'value': 'q2'}, {'from': 'gpt', 'value': 'two', 'weight': 0}]
+  task = _of_rows(
+      tmp_path, folders['qwen2'], [{'messages': said}, {'conversations': shared}],
+      template='chatml')
+  assert _learned(task) == ['good', 'one']
+  for example, words in zip(task.demonstrations, ('bad', 'two')):  # They are context.
+    assert words in task.tokenizer.decode(example['ids'])
+  batches = sft_batches.Batches(
+      sft_batches.encode_demonstrations(task), batch_size=2, seed=0, packed_length=100)
+  counted = [(b.loss_mask * b.weight[:, None]).sum() for b in batches.in_order()]
+  assert sum(counted) == 4  # Two words, two stop tokens.
+  with pytest.raises(ValueError, match=r"loss_on must be 'assistant' for data .*, got 'all' \(ex"):
+    sft_batches.encode_demonstrations(task, loss_on='all')
+  # With Qwen3 past turns are context in any case, and may have thoughts that are not learned.
+  said[1]['reasoning'] = 'hm'
+  assert _learned(_of_rows(tmp_path, qwen3, [{'messages': said}])) == [
+      '<think>\n\n</think>\n\ngood']
+
+
+def test_a_mark_does_not_make_another_question(tmp_path, folders):
+  rows = [
+      {'messages': [{'role': 'user', 'content': 'q'},
+                    {'role': 'assistant', 'content': 'r', 'train': trained},
+                    {'role': 'user', 'content': 'q2'}, {'role': 'assistant', 'content': 's'}]}
+      for trained in (True, False)]
+  with pytest.raises(ValueError, match='all 2 conversations ask what the held-out ones ask'):
+    _of_rows(tmp_path, folders['qwen2'], rows, template='chatml', num_evaluation=1)
 
 
 # --- Any task within a template.

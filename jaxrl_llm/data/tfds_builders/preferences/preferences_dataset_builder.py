@@ -27,8 +27,11 @@ class Builder(tfds.core.GeneratorBasedBuilder):
   """Preferences with the features index (the row in the file) and row (the rest as JSON)."""
 
   name = 'preferences'
-  VERSION = tfds.core.Version('1.0.0')
-  RELEASE_NOTES = {'1.0.0': 'Rows of any schema of data.preference_rows.'}
+  VERSION = tfds.core.Version('1.1.0')
+  RELEASE_NOTES = {
+      '1.0.0': 'Rows of any schema of data.preference_rows.',
+      '1.1.0': 'Columns that would be lost are used or refused.',
+  }
 
   def __init__(
       self, *, file: str | pathlib.Path, schema: str = 'conversations', fields: str = '',

@@ -1,0 +1,203 @@
+"""Messages of conversations, in the spellings that people have.
+
+A message is {'role': 'system', 'user' or 'assistant', 'content': text}. One of the assistant may
+have two keys more:
+
+  'reasoning_content'  what it thought before it answered (also spelled 'reasoning', 'thinking');
+  'train'              False if the message is context, and is not to be learned.
+
+`train: false` and `weight: 0` say the same, and `train: true` and `weight: 1` what holds without
+them. The user and the system are never learned: there a weight may be 0 or 1, and `train` only
+false. `data.columns` says what other keys may be there.
+"""
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+from jaxrl_llm.data import columns
+
+Message = dict[str, Any]
+
+ROLES = {
+    'system': 'system', 'user': 'user', 'human': 'user', 'assistant': 'assistant',
+    'gpt': 'assistant',
+}
+_SWITCHES = columns.TRAIN
+_WEIGHTS = ('weight', 'loss_weight')
+
+
+class Keeps(NamedTuple):
+  """What a reader can do with more than a role and a text.
+
+  Attributes:
+    reasoning: whether it gives an assistant's reasoning to the template.
+    marks: whether it leaves messages that are marked as context out of the loss.
+  """
+
+  reasoning: bool = False
+  marks: bool = False
+
+
+def read(value: Any, field: str, *, role: str, keeps: Keeps) -> list[Message]:
+  """Messages of a text (said by `role`), a message or a list of messages.
+
+  Args:
+    value: as it is in the file.
+    field: its column, for errors.
+    role: who says a text.
+    keeps: what the caller can do with a message's other keys; what it cannot is refused.
+
+  Returns:
+    At least one message.
+
+  Raises:
+    ValueError: one line with the field.
+  """
+  if isinstance(value, str):
+    return [{'role': role, 'content': text(value, field)}]
+  if isinstance(value, dict):
+    return [read_one(value, field, keeps=keeps)]
+  if not isinstance(value, list) or not value:
+    got = 'an empty list' if value == [] else type(value).__name__
+    raise ValueError(f'{field!r} must be a text or a list of messages, got {got}')
+  return [
+      read_one(message, f'{field}[{index}]', keeps=keeps) for index, message in enumerate(value)
+  ]
+
+
+def read_one(value: Any, field: str, *, keeps: Keeps) -> Message:
+  """One message in either spelling; see `read`."""
+  if not isinstance(value, dict):
+    raise ValueError(f'{field!r} must be a message, got {type(value).__name__}')
+  spelling = spelling_of(value)
+  for key in spelling:
+    if key not in value:
+      raise ValueError(f"{field!r} must have 'role' and 'content' (or 'from' and 'value')")
+
+  name, content = (value[key] for key in spelling)
+  if not isinstance(name, str) or name not in ROLES:
+    raise ValueError(
+        f'{f"{field}.{spelling[0]}"!r} must be one of {", ".join(ROLES)}, got {name!r}'
+    )
+  extra = read_extra(value, field, role=ROLES[name], keeps=keeps)
+  return {'role': ROLES[name], 'content': text(content, f'{field}.{spelling[1]}'), **extra}
+
+
+def plain(found: list[Message]) -> list[Message]:
+  """The messages with nothing but role and text."""
+  return [{'role': message['role'], 'content': message['content']} for message in found]
+
+
+def spelling_of(value: Any) -> tuple[str, str]:
+  """The keys of a message's role and text."""
+  is_shared = isinstance(value, dict) and 'from' in value
+  return ('from', 'value') if is_shared else ('role', 'content')
+
+
+def read_extra(
+    value: Mapping[str, Any], field: str, *, role: str, keeps: Keeps
+) -> dict[str, Any]:
+  """Keys of a message other than its role and its text; see `read`.
+
+  Returns:
+    'reasoning_content' and 'train' (False) where the message has them.
+
+  Raises:
+    ValueError: a key is refused; one line that names it.
+  """
+  spelling = spelling_of(value)
+  known = (*columns.REASONING, *_SWITCHES, *_WEIGHTS)
+  columns.check(value, (*spelling, *known), where=field)
+  extra: dict[str, Any] = {}
+
+  thoughts = reasoning(value, field)
+  if thoughts:
+    key = next(key for key in columns.REASONING if not columns.is_empty(value.get(key)))
+    if role != 'assistant':
+      raise ValueError(
+          f'{f"{field}.{key}"!r} must be empty: only the assistant reasons, got {role}'
+      )
+    if not keeps.reasoning:
+      raise ValueError(
+          f'{f"{field}.{key}"!r} is only supported in conversations for fine-tuning: remove it, or '
+          f'make it part of {spelling[1]!r}'
+      )
+    extra['reasoning_content'] = thoughts
+
+  mark = _unlearned(value, field, role)
+  if mark and not keeps.marks:
+    raise ValueError(
+        f'{f"{field}.{mark}"!r} must be true or 1, got {value[mark]!r}: this reader learns every '
+        'message of the assistant'
+    )
+  if mark:
+    extra['train'] = False
+  return extra
+
+
+def reasoning(row: Mapping[str, Any], where: str = '') -> str:
+  """The reasoning of a message, or of a row's reply; '' for none.
+
+  Raises:
+    ValueError: it is not a text, or two keys hold different ones.
+  """
+  found = {
+      key: row[key] for key in columns.REASONING if not columns.is_empty(row.get(key))
+  }
+  field = lambda key: repr(f'{where}.{key}' if where else key)
+  for key, value in found.items():
+    if not isinstance(value, str):
+      raise ValueError(f'{field(key)} must be a text, got {type(value).__name__}')
+  if len(set(found.values())) > 1:
+    raise ValueError(f'{" and ".join(map(field, found))} must not differ: they name one thing')
+  return next(iter(found.values()), '')
+
+
+def _unlearned(value: Mapping[str, Any], field: str, role: str) -> str:
+  """The key that marks a message of the assistant as context; '' if it is to be learned.
+
+  Raises:
+    ValueError: a mark has another value than the file's docstring says, or two disagree.
+  """
+  said = {}
+  for key in (*_SWITCHES, *_WEIGHTS):
+    mark = value.get(key)
+    if columns.is_empty(mark):
+      continue
+    if not isinstance(mark, (bool, int, float)) or mark not in (0, 1):
+      allowed = 'true or false' if key in _SWITCHES else '0 or 1 (others are not supported)'
+      raise ValueError(f'{f"{field}.{key}"!r} must be {allowed}, got {columns.shown(mark)}')
+    if role != 'assistant' and key in _SWITCHES and mark:
+      raise ValueError(
+          f'{f"{field}.{key}"!r} must be false or absent: only messages of the assistant are '
+          f'learned, got {mark!r} for the {role}'
+      )
+    said[key] = bool(mark)
+
+  if role != 'assistant':
+    return ''
+  if len(set(said.values())) > 1:
+    raise ValueError(f'{field!r} has marks that disagree: {", ".join(said)}')
+  return next((key for key, learned in said.items() if not learned), '')
+
+
+def text(value: Any, field: str) -> str:
+  """`value`, if it is a text that says something."""
+  if not isinstance(value, str):
+    raise ValueError(f'{field!r} must be a text, got {type(value).__name__}')
+  if not value.strip():
+    raise ValueError(f'{field!r} must not be empty')
+  return value
+
+
+def check_turns(found: list[Message], *, last: str) -> None:
+  """Raises one line unless user and assistant take turns and `last` has the last word."""
+  roles = [message['role'] for message in found]
+  turns = roles[1:] if roles[0] == 'system' else roles
+  expected = ['user', 'assistant'] * (len(turns) // 2 + 1)
+  if not turns or turns != expected[: len(turns)] or turns[-1] != last:
+    shown = ', '.join(roles[:8]) + (', ...' if len(roles) > 8 else '')
+    raise ValueError(
+        'the messages must be of user and assistant in turn, at most one of the system before '
+        f'them, and the last of the {last}; got {shown}'
+    )
