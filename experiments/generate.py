@@ -26,7 +26,7 @@ from absl import flags
 
 from experiments import components, convert, launch, origins, resuming
 from experiments.command_line import UsageError
-from jaxrl_llm.data import batching, chat_templates, jsonl, model_files, tokenizers
+from jaxrl_llm.data import batching, chat_templates, columns, jsonl, model_files, tokenizers
 from jaxrl_llm.models import policy as policy_lib
 from jaxrl_llm.sampling import decode, stream
 from jaxrl_llm.sharding import mesh as mesh_lib
@@ -260,6 +260,10 @@ def read_prompts(
   for row, place in zip(rows, places):
     if isinstance(row.get('prompt'), str) == isinstance(row.get('messages'), list):
       raise UsageError(f"{place}: needs either a text 'prompt' or a list 'messages'")
+    try:
+      columns.check_prompt(row, ('prompt', 'messages', *columns.REASONING))
+    except ValueError as error:
+      raise UsageError(f'{place}: {error}') from None
     if row.get('messages') == []:
       raise UsageError(f"{place}: 'messages' must hold at least one, got an empty list")
     if template is None and 'messages' in row:

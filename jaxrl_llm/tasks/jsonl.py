@@ -1,6 +1,8 @@
 r"""Problems from any file of JSON objects with prompts and answers, for evaluation.
 
-Prompts are plain text; `chat.with_template` puts them into a conversation.
+Prompts are plain text; `chat.with_template` puts them into a conversation. Columns that would be
+part of a prompt (choices, context, a system text, images) and unknown ones are refused;
+`data.columns` lists those that are ignored. Worked solutions are ignored too.
 
 MATH and what is laid out like it (Hendrycks et al., 2021, arXiv 2103.03874: 'problem',
 'solution' with the answer in \boxed{}, and often 'answer') are one case, `make_math_task`.
@@ -12,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxrl_llm.data import jsonl, tokenizers
+from jaxrl_llm.data import columns, jsonl, tokenizers
 from jaxrl_llm.rewards import answer_extraction, exact_match, math_answer, truths
 from jaxrl_llm.types import Example, RewardFn, Task
 
@@ -26,6 +28,11 @@ _MARKS = ('\\boxed', '\\fbox', '####')
 _IDS = ('id', 'unique_id', 'problem_id')
 # Kept of each object, for results by group; other keys could mean something else here.
 _KEPT = ('level', 'subject', 'type', 'source')
+# Ignored: what belongs to the answer, and the ids of another tokenizer.
+_ANSWER_SIDE = (
+    'answer', 'solution', 'solutions', 'rationale', 'explanation', 'reasoning', 'reasoning_content',
+    'thinking', 'response', 'output', 'completion', 'prompt_ids',
+)
 
 
 def make_task(
@@ -65,8 +72,8 @@ def make_task(
     The task, named after the file. Its examples keep 'level', 'subject', 'type' and 'source'.
 
   Raises:
-    ValueError: the file is missing or malformed (one line with file, line and field), or
-      a setting is out of its range.
+    ValueError: the file is missing or malformed, or an object says more than a prompt and an
+      answer (one line with file, line and field), or a setting is out of its range.
   """
   if reward not in REWARDS:
     raise ValueError(f'reward must be one of {", ".join(REWARDS)}, got {reward!r}')
@@ -125,6 +132,9 @@ def _read(
       prompt = row.value[prompt_field]
       if not prompt.strip():
         raise ValueError(f'{prompt_field!r} must not be empty')
+      repeated = {key for key, value in row.value.items() if value in ('', prompt)}
+      used = {prompt_field, answer_field, solution_field, *_KEPT, *_ANSWER_SIDE}
+      columns.check(row.value, used | repeated)
       if mathematical:
         truths.check(answer)
     except ValueError as error:

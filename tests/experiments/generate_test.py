@@ -309,6 +309,9 @@ def test_rows_without_a_prompt_name_their_line(folder, tmp_path):
       ([{'prompt': 'a'}, {'text': 'b'}], "line 2: needs either a text 'prompt' or a list"),
       ([{'prompt': 'a', 'messages': []}], 'line 1: needs either'),
       ([{'prompt': 'a'}, {'messages': []}], r"rows.jsonl, line 2: 'messages' must hold at least"),
+      ([{'prompt': 'a', 'label': False}, {'prompt': 'b', 'system': 'S'}],
+       "line 2: the column 'system' would be lost, got 'S'"),
+      ([{'prompt': 'a', 'images': ['b.png']}], "line 1: 'images' are not supported"),
   ):
     with pytest.raises(ValueError, match=line):
       prompts_of(folder / 'bytes', rows=rows, tmp_path=tmp_path)

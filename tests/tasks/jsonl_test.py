@@ -38,6 +38,16 @@ def test_fields_and_numbers(tmp_path, gpt2):
   assert task.tokenizer.decode(encoded.prompts[0][-encoded.prompt_lengths[0]:]) == 'One?\nGo.'
 
 
+def test_columns_that_do_not_change_a_problem(tmp_path, gpt2):
+  path = _rows(tmp_path, {
+      'problem': 'P?', 'answer': '2', 'solution': 'so', 'unique_id': 'a/1.json', 'url': 'u',
+      'year': 2024, 'level': 3, 'difficulty': 'hard', 'rationale': 'why', 'context': '',
+      'question': 'P?', 'metadata': {'split': 'test'}, 'pass_rate': 0.25})
+  (example,) = jsonl.make_math_task(
+      file=path, tokenizer_dir=gpt2, seed=0, instruction='').evaluation
+  assert example == {'id': 0, 'prompt': 'P?', 'answer': '2', 'level': 3}
+
+
 def test_rewards(tmp_path, gpt2):
   path = _rows(tmp_path, {'prompt': 'p', 'answer': '1/2'})
   responses = [r'so \boxed{0.5}', 'it is 1/2', '1/2', r'\boxed{2}', '#### 1/2', '']
@@ -98,6 +108,15 @@ def test_the_published_problems_in_their_own_layout(data_dir, gpt2):
      "there must be a text in 'answer' or 'solution', got NoneType"),
     ({'prompt': 'p', 'solution': 'The answer is 3.'}, {'solution_field': 'solution'},
      "line 2: 'solution' marks no answer"),
+    ({'prompt': 'p', 'answer': 'A', 'choices': ['x', 'y']}, {},
+     r"problems.jsonl, line 2: the column 'choices' is not known, got \['x', 'y'\]"),
+    ({'prompt': 'p', 'answer': 'a', 'context': 'c'}, {}, "column 'context' would be lost, got 'c'"),
+    ({'prompt': 'p', 'answer': 'a', 'system_prompt': 'S'}, {}, "'system_prompt' would be lost"),
+    ({'prompt': 'p', 'answer': 'a', 'image': 'a.png'}, {}, "'image' is not supported"),
+    ({'prompt': 'p', 'answer': 'a', 'tools': [{'name': 'f'}]}, {}, "'tools' are not supported"),
+    ({'prompt': 'p', 'answer': 'a', 'answers': ['a', 'b']}, {}, "'answers' is not known"),
+    ({'prompt': 'p', 'answer': 'a', 'is_correct': False}, {}, "'is_correct' must be true or 1"),
+    ({'prompt': 'p', 'answer': 'a', 'question': 'Which?'}, {}, "'question' is not known"),
     ({'prompt': 'p', 'answer': 1}, {'reward': 'maths'}, 'reward must be one of exact, math, math_'),
     ({'prompt': 'p', 'answer': 1}, {'num_evaluation': 3}, 'num_evaluation must lie in 1 to 2, g'),
 ])
