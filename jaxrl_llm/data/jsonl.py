@@ -14,6 +14,19 @@ Required = dict[str, type | tuple[type, ...]]  # Keys, each with the type of its
 _SPACE = re.compile(r'[ \t\r\n]*')
 
 
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+  """An object of which no key is lost."""
+  found = dict(pairs)
+  if len(found) < len(pairs):
+    keys = [key for key, _ in pairs]
+    twice = next(key for key in keys if keys.count(key) > 1)
+    raise ValueError(f'the key {twice!r} is given twice')
+  return found
+
+
+_DECODER = json.JSONDecoder(object_pairs_hook=_object)
+
+
 class Row(NamedTuple):
   """One object of a file.
 
@@ -39,8 +52,8 @@ def read_jsonl(
     The objects, in order.
 
   Raises:
-    ValueError: the file is missing, empty or not UTF-8, or a line is no complete
-      object with the required keys; one line that names the file and the line.
+    ValueError: the file is missing, empty or not UTF-8, a line is no complete object with the
+      required keys, or an object has a key twice; one line that names the file and the line.
   """
   return [row.value for row in _lines(_text(path), path, required or {})]
 
@@ -99,14 +112,13 @@ def _lines(text: str, path: Any, required: Required) -> list[Row]:
   for number, line in enumerate(text.rstrip().split('\n'), 1):
     place = f'{path}, line {number}'
     with _decoding(place, 'JSON object'):
-      value = json.loads(line)
+      value = _DECODER.decode(line)
     rows.append(Row(number, _checked(value, place, required)))
   return rows
 
 
 def _array(text: str, path: Any, required: Required) -> list[Row]:
   """The objects of a text that is one array, read one by one, so that each has its line."""
-  decoder = json.JSONDecoder()
   rows: list[Row] = []
   line, counted = 1, 0  # The line of the sign text[counted].
   separator = text.index('[')
@@ -117,7 +129,7 @@ def _array(text: str, path: Any, required: Required) -> list[Row]:
     if not rows and text[start : start + 1] == ']':
       raise ValueError(f'{path} is empty')
     with _decoding(place, 'JSON array of objects'):
-      value, end = decoder.raw_decode(text, start)
+      value, end = _DECODER.raw_decode(text, start)
     rows.append(Row(line, _checked(value, place, required)))
     separator = _SPACE.match(text, end).end()
     if text[separator : separator + 1] != ',':

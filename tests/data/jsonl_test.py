@@ -88,3 +88,11 @@ def test_a_damaged_array_is_one_clear_line(tmp_path, text, message):
   with pytest.raises(ValueError, match=message) as error:
     jsonl.read_rows(path, required={'a': str})
   assert 'bad.json' in str(error.value) and '\n' not in str(error.value)
+
+
+def test_no_key_is_lost(tmp_path):
+  path = tmp_path / 'rows.json'
+  for text, line in (('{"a": 1}\n{"a": 1, "b": {"c": 1, "c": 2}}', 2), ('[{"c": 1,\n"c": 2}]', 1)):
+    path.write_text(text)
+    with pytest.raises(ValueError, match=f"line {line}: the key 'c' is given twice"):
+      jsonl.read_rows(path)
