@@ -27,11 +27,8 @@ class Builder(tfds.core.GeneratorBasedBuilder):
   """Preferences with the features index (the row in the file) and row (the rest as JSON)."""
 
   name = 'preferences'
-  VERSION = tfds.core.Version('1.1.0')
-  RELEASE_NOTES = {
-      '1.0.0': 'Rows of any schema of data.preference_rows.',
-      '1.1.0': 'Columns that would be lost are used or refused.',
-  }
+  VERSION = tfds.core.Version('1.0.0')
+  RELEASE_NOTES = {'1.0.0': 'Rows of any schema of data.preference_rows.'}
 
   def __init__(
       self, *, file: str | pathlib.Path, schema: str = 'conversations', fields: str = '',
@@ -88,7 +85,8 @@ def read(
   Raises:
     ValueError: as there.
   """
-  keys = json.dumps([schema, preference_rows.resolve(schema, fields)])
+  # Rows that were prepared when further columns were dropped are not used again.
+  keys = json.dumps(['columns checked', schema, preference_rows.resolve(schema, fields)])
   try:
     digest = hashlib.sha256(keys.encode() + pathlib.Path(file).read_bytes())
   except OSError as error:
