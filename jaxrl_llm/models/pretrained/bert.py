@@ -8,20 +8,23 @@ from jaxrl_llm.models.pretrained import config_fields
 from jaxrl_llm.models.pretrained.mapping import Entry, same, transposed
 
 MODEL_TYPES = ('bert',)
-ARCHITECTURES = dict.fromkeys(
-    ('BertModel', 'BertForMaskedLM', 'BertForPreTraining', 'BertForSequenceClassification'),
-    'trunk',
-)
+ARCHITECTURES = dict.fromkeys((
+    'BertModel', 'BertForMaskedLM', 'BertForPreTraining', 'BertForSequenceClassification',
+    'BertForNextSentencePrediction', 'BertForTokenClassification', 'BertForQuestionAnswering',
+), 'trunk')
 PREFIX = 'bert.'
 # Of norms, in checkpoints that began in TensorFlow.
 OLD_NAMES = {'LayerNorm.weight': 'LayerNorm.gamma', 'LayerNorm.bias': 'LayerNorm.beta'}
-IGNORED = (r'pooler\..*', r'cls\..*', r'classifier\..*', r'embeddings\.position_ids')
+IGNORED = (
+    r'pooler\..*', r'cls\..*', r'classifier\..*', r'qa_outputs\..*', r'embeddings\.position_ids',
+)
 
-# All of them of training, of heads, or of the pooler.
+# All of them of training, of heads, of the pooler, or remarks.
 _INERT = (
-    'attention_probs_dropout_prob', 'hidden_dropout_prob', 'gradient_checkpointing',
-    'tie_word_embeddings', 'directionality', 'pooler_fc_size', 'pooler_num_attention_heads',
-    'pooler_num_fc_layers', 'pooler_size_per_head', 'pooler_type',
+    'attention_probs_dropout_prob', 'hidden_dropout_prob', 'tie_word_embeddings',
+    'directionality', 'pooler_fc_size', 'pooler_num_attention_heads', 'pooler_num_fc_layers',
+    'pooler_size_per_head', 'pooler_type', 'sentence_transformers',
+    'sbert_ce_default_activation_function', 'language', 'name',
 )
 
 
@@ -33,11 +36,15 @@ def read_config(fields: Mapping[str, Any]) -> encoder.EncoderConfig:
   given = config_fields.Fields(fields)
   given.only('position_embedding_type', 'absolute')
   given.only('is_decoder', False)
+  width = given.take('hidden_size', kind=int)
+  num_heads = given.take('num_attention_heads', kind=int)
+  head_dim = width // max(num_heads, 1)
+  given.only('head_dim', head_dim, f'hidden_size / num_attention_heads is {head_dim}')
   config = encoder.EncoderConfig(
       vocab_size=given.take('vocab_size', kind=int),
       num_layers=given.take('num_hidden_layers', kind=int),
-      width=given.take('hidden_size', kind=int),
-      num_heads=given.take('num_attention_heads', kind=int),
+      width=width,
+      num_heads=num_heads,
       mlp_width=given.take('intermediate_size', kind=int),
       max_length=given.take('max_position_embeddings', kind=int),
       type_vocab_size=given.take('type_vocab_size', 2),

@@ -10,24 +10,38 @@ from typing import Any
 
 from jaxrl_llm.models import configs
 
-# Fields that no family's forward pass depends on: how a checkpoint was made, is stored, is
-# trained further or is sampled from. Stop and pad ids are read with the tokenizer.
+# Fields that no family's forward pass depends on, in any of the spellings that were published.
+# A field that is inert in one family and not in others is listed by that family, and one that is
+# inert at a single value is in `_ONLY` or is checked by its family.
 INERT = frozenset({
+    # How the file was made and is stored.
     'transformers_version', 'architectures', 'model_type', 'dtype', 'torch_dtype', '_name_or_path',
-    'use_cache', 'initializer_range', 'bos_token_id', 'eos_token_id', 'pad_token_id',
-    'decoder_start_token_id', 'sep_token_id', 'id2label', 'label2id', 'num_labels', 'problem_type',
-    'output_attentions', 'output_hidden_states', 'return_dict', 'torchscript',
-    'attention_dropout', 'hidden_dropout', 'classifier_dropout', 'is_decoder',
-    '_attn_implementation', '_attn_implementation_autoset', 'attn_implementation',
-    'task_specific_params', 'auto_map', 'unsloth_fixed', 'unsloth_version', 'finetuning_task',
-    'tokenizer_class', 'use_bfloat16', 'tf_legacy_loss',
-    # What older versions kept here of how to generate.
-    'prefix', 'cache_implementation', 'do_sample', 'temperature', 'top_k', 'top_p', 'typical_p',
-    'max_length', 'min_length', 'num_beams', 'num_beam_groups', 'num_return_sequences',
-    'early_stopping', 'length_penalty', 'repetition_penalty', 'diversity_penalty',
-    'no_repeat_ngram_size', 'encoder_no_repeat_ngram_size', 'bad_words_ids', 'suppress_tokens',
-    'begin_suppress_tokens', 'forced_bos_token_id', 'forced_eos_token_id', 'output_scores',
-    'return_dict_in_generate', 'remove_invalid_values', 'exponential_decay_length_penalty',
+    'name_or_path', '_commit_hash', 'auto_map', 'custom_pipelines', 'transformers.js_config',
+    'unsloth_fixed', 'unsloth_version', 'tokenizer_class', 'torchscript', 'xla_device',
+    'use_bfloat16', 'tf_legacy_loss',
+    # How it is run, and what it returns.
+    'use_cache', 'output_attentions', 'output_hidden_states', 'output_past', 'return_dict',
+    'use_return_dict', 'is_decoder', 'attn_implementation', '_attn_implementation',
+    '_attn_implementation_autoset', '_attn_implementation_internal', '_flash_attn_2_enabled',
+    # How it was, or is to be, trained.
+    'initializer_range', 'attention_dropout', 'hidden_dropout', 'classifier_dropout',
+    'gradient_checkpointing', 'neftune_noise_alpha', 'max_sequence_length', 'finetuning_task',
+    'task_specific_params', 'problem_type', 'num_labels', '_num_labels', 'id2label', 'label2id',
+    # Special ids, which are read with the tokenizer.
+    'bos_token_id', 'eos_token_id', 'eos_token_ids', 'pad_token_id', 'unk_token_id',
+    'sep_token_id', 'cls_token_id', 'mask_token_id', 'decoder_start_token_id',
+    # How older versions said that texts are generated.
+    'prefix', 'do_sample', 'temperature', 'top_k', 'top_p', 'min_p', 'typical_p', 'epsilon_cutoff',
+    'eta_cutoff', 'penalty_alpha', 'guidance_scale', 'max_length', 'min_length', 'max_new_tokens',
+    'min_new_tokens', 'max_time', 'stop_strings', 'num_beams', 'num_beam_groups',
+    'num_return_sequences', 'early_stopping', 'length_penalty', 'repetition_penalty',
+    'encoder_repetition_penalty', 'diversity_penalty', 'no_repeat_ngram_size',
+    'encoder_no_repeat_ngram_size', 'bad_words_ids', 'force_words_ids', 'sequence_bias',
+    'suppress_tokens', 'begin_suppress_tokens', 'forced_bos_token_id', 'forced_eos_token_id',
+    'forced_decoder_ids', 'constraints', 'renormalize_logits', 'remove_invalid_values',
+    'exponential_decay_length_penalty', 'cache_implementation', 'cache_config', 'low_memory',
+    'output_scores', 'output_logits', 'return_dict_in_generate', 'token_healing',
+    'watermarking_config', 'generation_kwargs',
 })
 # Fields that are inert at one value, which every family accepts.
 _ONLY = {
@@ -45,6 +59,29 @@ PLAIN_ACTIVATIONS = {
 GATED_ACTIVATIONS = {
     'silu': 'swiglu', 'swish': 'swiglu', 'gelu_pytorch_tanh': 'geglu', 'gelu_new': 'geglu',
 }
+
+
+def agree(name: str, values: Mapping[str, Any]) -> Any:
+  """The value that one or more fields give.
+
+  Args:
+    name: the file, for errors.
+    values: by field; None where it is absent.
+
+  Returns:
+    The value, None if all are absent.
+
+  Raises:
+    ValueError: two of them differ.
+  """
+  given = [(field, value) for field, value in values.items() if value is not None]
+  for field, value in given[1:]:
+    first, expected = given[0]
+    if value != expected:
+      raise ValueError(
+          f'{name}: {field} must be {expected!r}, got {value!r}: {first} is {expected!r}, and both '
+          'mean the same')
+  return given[0][1] if given else None
 
 
 class Fields:
@@ -86,6 +123,15 @@ class Fields:
       raise ValueError(f'{self.name}: {field} must be of type {kind.__name__}, got {value!r}')
     return kind(value) if kind in (int, float) else value
 
+  def take_same(self, fields: Iterable[str], default: Any = _REQUIRED, *, kind: type) -> Any:
+    """The value of a field that has several names; ValueError if they give different ones."""
+    first, *others = fields
+    value = agree(
+        self.name, {field: self.take(field, None, kind=kind) for field in (first, *others)})
+    if value is None and default is _REQUIRED:
+      raise ValueError(f'{self.name} has no field {first!r}')
+    return default if value is None else value
+
   def __contains__(self, field: str) -> bool:
     """Whether the file has a field that was not taken yet, be it null."""
     return field in self._left
@@ -97,94 +143,23 @@ class Fields:
       raise ValueError(f'{self.name}: {field} must be one of {", ".join(names)}, got {value!r}')
     return names[value]
 
-  def only(self, field: str, value: Any) -> None:
-    """Takes a field that may have no other value; ValueError where it does."""
+  def only(self, field: str, value: Any, reason: str = 'not supported here') -> None:
+    """Takes a field that may have no other value; ValueError with the reason if it has one."""
     given = self._left.pop(field, None)
     if given not in (None, value):
-      raise ValueError(f'{self.name}: {field} must be {value!r}, got {given!r}: not supported here')
+      raise ValueError(f'{self.name}: {field} must be {value!r}, got {given!r}: {reason}')
 
   def finish(self, *, inert: Iterable[str] = ()) -> None:
     """Raises ValueError naming a field that is neither consumed nor known to be inert."""
     for field, value in _ONLY.items():
       self.only(field, value)
+    agree(self.name, {field: self._left.get(field) for field in ('torch_dtype', 'dtype')})
     for field, value in self._left.items():
       if field not in INERT and field not in inert:
         raise ValueError(
             f'{self.name}: field {field!r} ({value!r}) is not known: if it does not change what '
             'the model computes, take it out of the file'
         )
-
-
-def read_rope(
-    parameters: Mapping[str, Any] | None,
-    scaling: Mapping[str, Any] | None,
-    *,
-    theta: float | None,
-    default_theta: float,
-    max_positions: int,
-    default_fraction: float | None = None,
-    name: str = 'config.json',
-) -> dict[str, Any]:
-  """The rotary positions, in the old spelling or the new one.
-
-  Args:
-    parameters: `rope_parameters` (the new spelling: base, type and its settings).
-    scaling: `rope_scaling` (the old one: type and its settings).
-    theta: the base beside them, where it was given.
-    default_theta: the base where there is none.
-    max_positions: stands for a missing `original_max_position_embeddings`.
-    default_fraction: how much of a head is rotated where `partial_rotary_factor` does not say;
-      None in families that rotate all of it, whatever the field says.
-    name: what the file is called in errors.
-
-  Returns:
-    Fields of `TransformerConfig`, rope_*.
-
-  Raises:
-    ValueError: a kind of scaling, or a setting of one, that is not supported.
-  """
-  if scaling and parameters and dict(scaling) != dict(parameters):
-    raise ValueError(f'{name} has rope_scaling and rope_parameters, which differ: keep one')
-  spelling = 'rope_scaling' if scaling else 'rope_parameters'
-  given = Fields(scaling or parameters or {}, name=f'{name}, {spelling}')
-  kind = given.take('rope_type', given.take('type', 'default'))
-  given.only('type', kind)
-  names = {'default': 'none', 'linear': 'linear', 'llama3': 'llama3'}
-  if kind not in names:
-    raise ValueError(f'{name}: rope_scaling must be of type {", ".join(names)}, got {kind!r}')
-  own_theta = given.take('rope_theta', None, kind=float)
-  if default_fraction is None:
-    given.only('partial_rotary_factor', 1.0)
-    default_fraction = 1.0
-  out = {
-      'rope_theta': float(own_theta or theta or default_theta),
-      'rope_fraction': given.take('partial_rotary_factor', default_fraction),
-      'rope_scaling': names[kind],
-  }
-  if kind == 'default':
-    given.only('factor', 1.0)
-  else:
-    out['rope_factor'] = given.take('factor', kind=float)
-  if kind == 'llama3':
-    out['rope_low_freq_factor'] = given.take('low_freq_factor', kind=float)
-    out['rope_high_freq_factor'] = given.take('high_freq_factor', kind=float)
-    out['rope_original_length'] = given.take('original_max_position_embeddings', max_positions)
-  given.finish()
-  return out
-
-
-def write_rope_scaling(config: configs.TransformerConfig) -> dict[str, Any] | None:
-  """`rope_scaling` in the old spelling, which every version of transformers reads."""
-  if config.rope_scaling == 'none':
-    return None
-  scaling = {'rope_type': config.rope_scaling, 'factor': config.rope_factor}
-  if config.rope_scaling == 'llama3':
-    scaling |= {
-        'low_freq_factor': config.rope_low_freq_factor,
-        'high_freq_factor': config.rope_high_freq_factor,
-        'original_max_position_embeddings': config.rope_original_length,
-    }
-  return scaling
 
 
 _LAYER_LETTERS = {'full_attention': 'f', 'sliding_attention': 's'}
@@ -212,7 +187,7 @@ def read_layers(
   if kinds is None:
     letters = ''.join('s' if window is not None and slides else 'f' for slides in default)
   else:
-    unknown = [kind for kind in kinds if kind not in _LAYER_LETTERS]
+    unknown = [kind for kind in kinds if kind not in tuple(_LAYER_LETTERS)]
     if unknown or len(kinds) != num_layers:
       raise ValueError(
           f'{fields.name}: layer_types must name {num_layers} layers as '

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from jaxrl_llm.models import configs
-from jaxrl_llm.models.pretrained import config_fields, llama_layout
+from jaxrl_llm.models.pretrained import config_fields, llama_layout, rope_fields
 
 MODEL_TYPES = ('gemma', 'gemma2', 'gemma3_text')
 ARCHITECTURES = (
@@ -25,7 +25,9 @@ _COMMON = {'norm': 'rms_plus_one', 'embedding_scale': True, 'activation': 'geglu
 def read_config(fields: Mapping[str, Any]) -> configs.TransformerConfig:
   """The model of a config.json; ValueError naming a field that is not supported."""
   given = config_fields.Fields(fields)
-  sizes = llama_layout.read_sizes(given, tied=True, head_dim=256)
+  sizes = llama_layout.read_sizes(
+      given, tied=True, head_dim=256, num_kv_heads=16 if fields['model_type'] == 'gemma' else 4)
+  given.only('mlp_bias', False)
   bias = given.take('attention_bias', False)
   sizes |= {'attention_bias': bias, 'output_bias': bias, **_COMMON}
   read = {'gemma': _read_gemma, 'gemma2': _read_gemma2, 'gemma3_text': _read_gemma3}
@@ -37,49 +39,70 @@ def read_config(fields: Mapping[str, Any]) -> configs.TransformerConfig:
 
 
 def _read_gemma(given: config_fields.Fields, sizes: dict[str, Any]) -> dict[str, Any]:
-  # The first release wrote 'gelu' and meant the tanh form; hidden_activation came later.
-  names = {'gelu': 'geglu', **_GELU}
-  given.choose('hidden_act', 'gelu_pytorch_tanh', names)
-  given.choose('hidden_activation', 'gelu_pytorch_tanh', _GELU)
+  _check_activations(given)
   return llama_layout.read_rope(given, max_positions=sizes['max_length'])
 
 
 def _read_gemma2(given: config_fields.Fields, sizes: dict[str, Any]) -> dict[str, Any]:
-  out = llama_layout.read_rope(given, max_positions=sizes['max_length'])
-  return out | _read_newer(
-      given, sizes, caps=(50.0, 30.0), slides=lambda i: i % 2 == 0
+  rope = llama_layout.read_rope(given, max_positions=sizes['max_length'])
+  # The first release had its window twice; transformers reads sliding_window.
+  window = given.take('sliding_window', 4096)
+  given.only('sliding_window_size', window, f'sliding_window is {window}')
+  return rope | _read_newer(
+      given, sizes, window=window, caps=(50.0, 30.0), slides=lambda i: i % 2 == 0
   )
 
 
 def _read_gemma3(given: config_fields.Fields, sizes: dict[str, Any]) -> dict[str, Any]:
   # transformers reads this field of Gemma 3, and its attention does not look at it.
   given.only('attn_logit_softcapping', None)
-  period = given.take('sliding_window_pattern', given.take('_sliding_window_pattern', 6))
-  given.only('_sliding_window_pattern', period)
-  out = _read_newer(given, sizes, caps=(0.0, 0.0), slides=lambda i: (i + 1) % period != 0)
+  period = given.take_same(('sliding_window_pattern', '_sliding_window_pattern'), 6, kind=int)
+  if period < 1:
+    raise ValueError(f'{given.name}: sliding_window_pattern must be at least 1, got {period}')
+  out = _read_newer(
+      given, sizes, window=given.take('sliding_window', 4096), caps=(0.0, 0.0),
+      slides=lambda i: (i + 1) % period != 0,
+  )
+
   nested = given.take('rope_parameters', {})
-  local = config_fields.read_rope(
-      nested.get('sliding_attention'), None, default_theta=10_000.0,
-      theta=given.take('rope_local_base_freq', None, kind=float),
-      max_positions=sizes['max_length'], name=given.name,
+  if unknown := set(nested) - {'sliding_attention', 'full_attention'}:
+    raise ValueError(f'{given.name}: rope_parameters has the unknown part {min(unknown)!r}')
+  nested = config_fields.Fields(nested, name=f'{given.name}, rope_parameters')
+  local_rope, full_rope = (
+      nested.take(kind, None, kind=dict) for kind in ('sliding_attention', 'full_attention')
+  )
+  given.only('partial_rotary_factor', 1.0)
+  local = rope_fields.read(
+      {'rope_parameters.sliding_attention': local_rope},
+      theta={'rope_local_base_freq': given.take('rope_local_base_freq', None, kind=float)},
+      default_theta=10_000.0, max_positions=sizes['max_length'], name=given.name,
   )
   if local['rope_scaling'] != 'none':
     raise ValueError(f'{given.name}: rope_parameters of sliding layers must be of type default')
-  out |= config_fields.read_rope(
-      nested.get('full_attention'), given.take('rope_scaling', None, kind=dict),
-      theta=given.take('rope_theta', None, kind=float), default_theta=1e6,
-      max_positions=sizes['max_length'], name=given.name,
+  out |= rope_fields.read(
+      {'rope_scaling': given.take('rope_scaling', None, kind=dict),
+       'rope_parameters.full_attention': full_rope},
+      theta={'rope_theta': given.take('rope_theta', None, kind=float)},
+      default_theta=1e6, max_positions=sizes['max_length'], name=given.name,
   )
-  if unknown := set(nested) - {'sliding_attention', 'full_attention'}:
-    raise ValueError(f'{given.name}: rope_parameters has the unknown part {unknown.pop()!r}')
   sliding_too = out['sliding_window'] > 0
   return out | {'qk_norm': True, 'rope_local_theta': local['rope_theta'] if sliding_too else 0.0}
 
 
-def _read_newer(given, sizes, *, caps, slides) -> dict[str, Any]:
-  """What Gemma 2 and 3 share: norms on both sides, windows, soft caps, the query's scale."""
+def _check_activations(given: config_fields.Fields) -> None:
+  """Takes the two names of the activation, which is GELU's tanh form in all published models.
+
+  hidden_activation came later and is what counts. hidden_act was published as 'gelu' where the
+  tanh form was meant (transformers, pull request 29402), also next to a hidden_activation of
+  'gelu_pytorch_tanh': transformers then ignores it, and so do we. Any other value is refused.
+  """
   given.choose('hidden_activation', 'gelu_pytorch_tanh', _GELU)
-  given.only('hidden_act', 'gelu_pytorch_tanh')
+  given.choose('hidden_act', 'gelu_pytorch_tanh', {'gelu': 'geglu', **_GELU})
+
+
+def _read_newer(given, sizes, *, window, caps, slides) -> dict[str, Any]:
+  """What Gemma 2 and 3 share: norms on both sides, windows, soft caps, the query's scale."""
+  _check_activations(given)
   scalar = given.take('query_pre_attn_scalar', 256.0)
   cap = lambda name, default: given.take(name, default if name not in given else 0.0, kind=float)
   return {
@@ -88,7 +111,7 @@ def _read_newer(given, sizes, *, caps, slides) -> dict[str, Any]:
       'attention_softcap': cap('attn_logit_softcapping', caps[0]),
       'logit_softcap': cap('final_logit_softcapping', caps[1]),
       **config_fields.read_layers(
-          given, sizes['num_layers'], window=given.take('sliding_window', 4096),
+          given, sizes['num_layers'], window=window,
           default=[slides(i) for i in range(sizes['num_layers'])],
       ),
   }

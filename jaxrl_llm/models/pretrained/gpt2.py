@@ -16,31 +16,46 @@ ARCHITECTURES = {
 PREFIX = 'transformer.'
 IGNORED = (r'.*h\.\d+\.attn\.(bias|masked_bias)',)  # The causal mask.
 
+# Dropout, the head of GPT2DoubleHeadsModel, and where attention is rounded.
 _INERT = (
-    'attn_pdrop', 'embd_pdrop', 'resid_pdrop', 'n_ctx', 'gradient_checkpointing',
-    'summary_activation', 'summary_first_dropout', 'summary_proj_to_labels', 'summary_type',
-    'summary_use_proj', 'reorder_and_upcast_attn',  # The last: where it is rounded only.
+    'attn_pdrop', 'embd_pdrop', 'resid_pdrop', 'summary_activation', 'summary_first_dropout',
+    'summary_proj_to_labels', 'summary_type', 'summary_use_proj', 'reorder_and_upcast_attn',
 )
 
 
 def read_config(fields: Mapping[str, Any]) -> configs.TransformerConfig:
   """The model of a config.json; ValueError naming a field that is not supported."""
   given = config_fields.Fields(fields)
-  width, num_heads = given.take('n_embd', kind=int), given.take('n_head', kind=int)
+  # transformers reads the second name of each pair as the first.
+  width = given.take_same(('n_embd', 'hidden_size'), kind=int)
+  num_heads = given.take_same(('n_head', 'num_attention_heads'), kind=int)
+  num_layers = given.take_same(('n_layer', 'num_hidden_layers'), kind=int)
+  max_length = given.take_same(('n_positions', 'max_position_embeddings'), kind=int)
   if num_heads < 1 or width % num_heads:
     raise ValueError(
         f'{given.name}: n_embd must be a multiple of n_head ({num_heads}), got {width}'
     )
+  mlp_width = given.take('n_inner', 4 * width)
   given.only('scale_attn_by_inverse_layer_idx', False)
+  # Tokens on top of the vocabulary, and whether the head gives logits to them: there are none.
+  given.only('n_special', 0)
+  given.only('predict_special_tokens', True)
+  # transformers does not read these: they must say what the model is without them.
+  given.only('n_ctx', max_length, f'n_positions is {max_length}')
+  given.only('intermediate_size', mlp_width, f'n_inner is {mlp_width}')
+  given.only('head_dim', width // num_heads, f'n_embd / n_head is {width // num_heads}')
+  activation = fields.get('activation_function') or 'gelu_new'
+  given.only('hidden_act', activation, f'activation_function is {activation!r}')
+
   config = configs.TransformerConfig(
       vocab_size=given.take('vocab_size', kind=int),
-      num_layers=given.take('n_layer', kind=int),
+      num_layers=num_layers,
       width=width,
       num_heads=num_heads,
       num_kv_heads=num_heads,
       head_dim=width // num_heads,
-      mlp_width=given.take('n_inner', 4 * width),
-      max_length=given.take('n_positions', kind=int),
+      mlp_width=mlp_width,
+      max_length=max_length,
       norm='layer',
       norm_epsilon=given.take('layer_norm_epsilon', 1e-5),
       positions='learned',

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from jaxrl_llm.models import configs
-from jaxrl_llm.models.pretrained import config_fields
+from jaxrl_llm.models.pretrained import config_fields, rope_fields
 from jaxrl_llm.models.pretrained.mapping import Entry, same, transposed
 
 MODEL_TYPES = ('gpt_neox',)
@@ -20,6 +20,9 @@ IGNORED = (
     r'.*\.attention\.(bias|masked_bias)', r'.*\.rotary_emb\.(inv_freq|cos_cached|sin_cached)',
 )
 
+# Dropout, as GPT-NeoX-20B spells it.
+_INERT = ('attention_probs_dropout_prob', 'hidden_dropout_prob')
+
 
 def read_config(fields: Mapping[str, Any]) -> configs.TransformerConfig:
   """The model of a config.json; ValueError naming a field that is not supported."""
@@ -31,21 +34,19 @@ def read_config(fields: Mapping[str, Any]) -> configs.TransformerConfig:
         f'{given.name}: hidden_size must be a multiple of num_attention_heads ({num_heads}), got '
         f'{width}'
     )
+  head_dim = width // num_heads
+  given.only('head_dim', head_dim, f'hidden_size / num_attention_heads is {head_dim}')
   max_length = given.take('max_position_embeddings', kind=int)
-  rope = config_fields.read_rope(
-      given.take('rope_parameters', None, kind=dict), given.take('rope_scaling', None, kind=dict),
-      theta=given.take('rotary_emb_base', None, kind=float), default_theta=10_000.0,
-      default_fraction=given.take('rotary_pct', 0.25), max_positions=max_length, name=given.name,
-  )
-  given.only('rope_theta', rope['rope_theta'])  # transformers does not look at it.
+  rope = _read_rope(given, max_length)
   bias = given.take('attention_bias', True)
+
   config = configs.TransformerConfig(
       vocab_size=given.take('vocab_size', kind=int),
       num_layers=given.take('num_hidden_layers', kind=int),
       width=width,
       num_heads=num_heads,
       num_kv_heads=num_heads,
-      head_dim=width // num_heads,
+      head_dim=head_dim,
       mlp_width=given.take('intermediate_size', kind=int),
       max_length=max_length,
       norm='layer',
@@ -58,9 +59,23 @@ def read_config(fields: Mapping[str, Any]) -> configs.TransformerConfig:
       mlp_bias=True,
       **rope,
   )
-  given.finish()
+  given.finish(inert=_INERT)
   config.validate()
   return config
+
+
+def _read_rope(given: config_fields.Fields, max_length: int) -> dict[str, Any]:
+  rope = rope_fields.read(
+      {part: given.take(part, None, kind=dict) for part in ('rope_scaling', 'rope_parameters')},
+      theta={'rotary_emb_base': given.take('rotary_emb_base', None, kind=float)},
+      fraction={'rotary_pct': given.take('rotary_pct', None, kind=float)},
+      default_theta=10_000.0, default_fraction=0.25, max_positions=max_length, name=given.name,
+  )
+  # transformers 4.50 to 4.57 wrote a copy of base and share, and does not read it.
+  base, share = rope['rope_theta'], rope['rope_fraction']
+  given.only('rope_theta', base, f'rotary_emb_base is {base}')
+  given.only('partial_rotary_factor', share, f'rotary_pct is {share}')
+  return rope
 
 
 def write_config(config: configs.TransformerConfig, model_type: str) -> dict[str, Any]:
@@ -81,7 +96,7 @@ def write_config(config: configs.TransformerConfig, model_type: str) -> dict[str
       'attention_bias': config.attention_bias,
       'rotary_pct': config.rope_fraction,
       'rotary_emb_base': config.rope_theta,
-      'rope_scaling': config_fields.write_rope_scaling(config),
+      'rope_scaling': rope_fields.write_scaling(config),
   }
   config_fields.check_expressed(config, read_config(fields), model_type)
   return fields

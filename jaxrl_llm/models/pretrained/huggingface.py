@@ -143,8 +143,8 @@ def _is_of(architecture: str, model_type: str) -> bool:
 
 def _architecture(family: ModuleType, model_type: str, names: Any) -> tuple[str, str]:
   """(architecture, role)."""
-  if not names:  # Early checkpoints do not say: they were language models.
-    return '', 'policy'
+  if not names:  # Early checkpoints do not say: they were language models, or encoders.
+    return '', 'policy' if 'policy' in family.ARCHITECTURES.values() else 'trunk'
   known = [name for name in family.ARCHITECTURES if _is_of(name, model_type)]
   if not isinstance(names, list) or names[0] not in known:
     raise ValueError(

@@ -1,4 +1,4 @@
-"""Llama 2, 3, 3.1, 3.2 and Mistral (also DeepSeek-R1-Distill-Llama)."""
+"""Llama 1, 2, 3, 3.1, 3.2 and Mistral (also SmolLM, TinyLlama, DeepSeek-R1-Distill-Llama)."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -15,31 +15,47 @@ entries = llama_layout.entries
 
 def read_config(fields: Mapping[str, Any]) -> configs.TransformerConfig:
   """The model of a config.json; ValueError naming a field that is not supported."""
+  # Llama 1 was first converted to files with max_sequence_length alone.
+  length = {'max_position_embeddings': fields.get('max_sequence_length')}
+  given = config_fields.Fields({**length, **fields})
   mistral = fields.get('model_type') == 'mistral'
-  given = config_fields.Fields(fields)
-  sizes = llama_layout.read_sizes(given, tied=False)
+  sizes = llama_layout.read_sizes(given, tied=False, num_kv_heads=8 if mistral else None)
   sizes |= llama_layout.read_rope(given, max_positions=sizes['max_length'])
   activation = given.choose('hidden_act', 'silu', config_fields.GATED_ACTIVATIONS)
-  if mistral:
-    # An explicit null means that no layer slides, as in Mistral 7B v0.2.
-    window = given.take('sliding_window', None if 'sliding_window' in fields else 4096, kind=int)
-    sizes |= config_fields.read_layers(
-        given, sizes['num_layers'], window=window, default=[True] * sizes['num_layers']
-    )
-    if sizes['layer_pattern'] != ('' if window is None else 's'):
-      raise ValueError(
-          f'{given.name}: layer_types must be sliding_attention in every layer where '
-          f'sliding_window is given ({window}): in Mistral it is that of all layers'
-      )
-  else:
-    bias = given.take('attention_bias', False)
-    sizes |= {
-        'attention_bias': bias, 'output_bias': bias, 'mlp_bias': given.take('mlp_bias', False),
-    }
+  sizes |= (_read_mistral if mistral else _read_llama)(given, sizes['num_layers'])
   given.finish()
   config = configs.TransformerConfig(activation=activation, **sizes)
   config.validate()
   return config
+
+
+def _read_llama(given: config_fields.Fields, num_layers: int) -> dict[str, Any]:
+  del num_layers
+  # Marks that the trainer of SmolLM2 leaves: whose config it is, and that the two halves of a head
+  # are rotated against each other rather than neighbours.
+  given.only('is_llama_config', True)
+  given.only('rope_interleaved', False)
+  # Over how many slices old versions added up a product: the same up to rounding.
+  slices = given.take('pretraining_tp', 1)
+  if slices < 1:
+    raise ValueError(f'{given.name}: pretraining_tp must be at least 1, got {slices}')
+
+  bias = given.take('attention_bias', False)
+  return {'attention_bias': bias, 'output_bias': bias, 'mlp_bias': given.take('mlp_bias', False)}
+
+
+def _read_mistral(given: config_fields.Fields, num_layers: int) -> dict[str, Any]:
+  for field in ('attention_bias', 'mlp_bias'):
+    given.only(field, False)
+  # An explicit null means that no layer slides, as in Mistral 7B v0.2.
+  window = given.take('sliding_window', None if 'sliding_window' in given else 4096, kind=int)
+  layers = config_fields.read_layers(given, num_layers, window=window, default=[True] * num_layers)
+  if layers['layer_pattern'] != ('' if window is None else 's'):
+    raise ValueError(
+        f'{given.name}: layer_types must be sliding_attention in every layer where '
+        f'sliding_window is given ({window}): in Mistral it is that of all layers'
+    )
+  return layers
 
 
 def write_config(config: configs.TransformerConfig, model_type: str) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 from typing import Any
 
 from jaxrl_llm.models import configs
-from jaxrl_llm.models.pretrained import config_fields
+from jaxrl_llm.models.pretrained import config_fields, rope_fields
 from jaxrl_llm.models.pretrained.mapping import Entry, same, transposed
 
 PREFIX = 'model.'
@@ -20,7 +20,8 @@ def architectures(name: str) -> dict[str, str]:
 
 
 def read_sizes(
-    fields: config_fields.Fields, *, tied: bool, head_dim: int | None = None
+    fields: config_fields.Fields, *, tied: bool, head_dim: int | None = None,
+    num_kv_heads: int | None = None,
 ) -> dict[str, Any]:
   """The fields of `TransformerConfig` that all these families spell alike.
 
@@ -28,27 +29,30 @@ def read_sizes(
     fields: the file.
     tied: `tie_word_embeddings` where the file does not say.
     head_dim: where the file does not say; None is D / H.
+    num_kv_heads: where the file does not say; None is H, which null always is.
 
   Returns:
     Keyword arguments of `TransformerConfig`.
   """
   width = fields.take('hidden_size', kind=int)
   num_heads = fields.take('num_attention_heads', kind=int)
-  if not head_dim and num_heads and width % num_heads == 0:
+  if head_dim is None and num_heads and width % num_heads == 0:
     head_dim = width // num_heads
-  given = fields.take('head_dim', None, kind=int)
-  if not (given or head_dim):
+  head_dim = fields.take('head_dim', head_dim, kind=int)
+  if head_dim is None:
     raise ValueError(
         f'{fields.name}: hidden_size must be a multiple of num_attention_heads ({num_heads}) where '
         f'head_dim is not given, got {width}'
     )
+  if num_kv_heads is None or 'num_key_value_heads' in fields:
+    num_kv_heads = num_heads
   return {
       'vocab_size': fields.take('vocab_size', kind=int),
       'num_layers': fields.take('num_hidden_layers', kind=int),
       'width': width,
       'num_heads': num_heads,
-      'num_kv_heads': fields.take('num_key_value_heads', num_heads),
-      'head_dim': given or head_dim,
+      'num_kv_heads': fields.take('num_key_value_heads', num_kv_heads),
+      'head_dim': head_dim,
       'mlp_width': fields.take('intermediate_size', kind=int),
       'max_length': fields.take('max_position_embeddings', kind=int),
       'norm_epsilon': fields.take('rms_norm_eps', 1e-6),
@@ -60,10 +64,10 @@ def read_rope(
     fields: config_fields.Fields, *, max_positions: int, default_theta: float = 10_000.0
 ) -> dict[str, Any]:
   """The rotary positions, where all layers have the same."""
-  return config_fields.read_rope(
-      fields.take('rope_parameters', None, kind=dict),
-      fields.take('rope_scaling', None, kind=dict),
-      theta=fields.take('rope_theta', None, kind=float),
+  fields.only('partial_rotary_factor', 1.0)
+  return rope_fields.read(
+      {part: fields.take(part, None, kind=dict) for part in ('rope_scaling', 'rope_parameters')},
+      theta={'rope_theta': fields.take('rope_theta', None, kind=float)},
       default_theta=default_theta,
       max_positions=max_positions,
       name=fields.name,
@@ -84,7 +88,7 @@ def write_sizes(config: configs.TransformerConfig) -> dict[str, Any]:
       'rms_norm_eps': config.norm_epsilon,
       'tie_word_embeddings': config.tie_embeddings,
       'rope_theta': config.rope_theta,
-      'rope_scaling': config_fields.write_rope_scaling(config),
+      'rope_scaling': rope_fields.write_scaling(config),
   }
 
 

@@ -17,8 +17,11 @@ def read_config(fields: Mapping[str, Any]) -> configs.TransformerConfig:
   """The model of a config.json; ValueError naming a field that is not supported."""
   given = config_fields.Fields(fields)
   qwen3 = fields.get('model_type') == 'qwen3'
-  sizes = llama_layout.read_sizes(given, tied=False, head_dim=128 if qwen3 else None)
+  sizes = llama_layout.read_sizes(
+      given, tied=False, head_dim=128 if qwen3 else None, num_kv_heads=32)
   sizes |= llama_layout.read_rope(given, max_positions=sizes['max_length'])
+  sizes['max_length'] = min(sizes['max_length'], _read_first_chunk(given, sizes['max_length']))
+
   # Without use_sliding_window the window and the layers it would begin at mean nothing.
   slides = given.take('use_sliding_window', False)
   window, first = given.take('sliding_window', 4096), given.take('max_window_layers', 28)
@@ -26,16 +29,34 @@ def read_config(fields: Mapping[str, Any]) -> configs.TransformerConfig:
       given, sizes['num_layers'], window=window if slides else None,
       default=[i >= first for i in range(sizes['num_layers'])],
   )
+  given.only('mlp_bias', False)
   if qwen3:
     bias = given.take('attention_bias', False)
     sizes |= {'qk_norm': True, 'attention_bias': bias, 'output_bias': bias}
   else:
+    given.only('attention_bias', True)  # transformers does not look at it.
     sizes['attention_bias'] = True
+
   activation = given.choose('hidden_act', 'silu', {'silu': 'swiglu'})
   given.finish()
   config = configs.TransformerConfig(activation=activation, **sizes)
   config.validate()
   return config
+
+
+def _read_first_chunk(given: config_fields.Fields, max_length: int) -> int:
+  """The longest text to which dual chunk attention makes no difference, in tokens.
+
+  Qwen2.5-1M asks for it: the positions of keys restart in every chunk, so that the first one is
+  attended to as always. transformers does not read the field.
+  """
+  chunks = given.take('dual_chunk_attention_config', None, kind=dict)
+  if chunks is None:
+    return max_length
+  chunks = config_fields.Fields(chunks, name=f'{given.name}, dual_chunk_attention_config')
+  first = chunks.take('chunk_size', kind=int) - chunks.take('local_size', kind=int)
+  chunks.finish(inert=('original_max_position_embeddings',))
+  return first
 
 
 def write_config(config: configs.TransformerConfig, model_type: str) -> dict[str, Any]:

@@ -33,7 +33,7 @@ def read_config(directory: str | os.PathLike) -> huggingface.Checkpoint:
   """
   directory = pathlib.Path(directory)
   found = {'pooling': 'mean'}
-  folder = directory
+  folder, width = directory, None
   if (directory / _MODULES).is_file():
     modules = _read_modules(directory / _MODULES)
     kinds = [kind for kind, _ in modules]
@@ -41,12 +41,16 @@ def read_config(directory: str | os.PathLike) -> huggingface.Checkpoint:
       raise ValueError(f'{directory / _MODULES} must list Transformer, Pooling and possibly '
                        f'Normalize, got {", ".join(kinds) or "nothing"}')
     folder = directory / modules[0][1]
-    found = {'pooling': _read_pooling(directory / modules[1][1] / 'config.json'),
-             'normalize': 'Normalize' in kinds}
+    pooling_file = directory / modules[1][1] / 'config.json'
+    pooling, width = _read_pooling(pooling_file)
+    found = {'pooling': pooling, 'normalize': 'Normalize' in kinds}
   checkpoint = huggingface.read_config(folder)
   if checkpoint.model_type not in bert.MODEL_TYPES:
     raise ValueError(f'{folder / "config.json"}: an encoder must be of model_type '
                      f'{", ".join(bert.MODEL_TYPES)}, got {checkpoint.model_type!r}')
+  if width not in (None, checkpoint.config.width):
+    raise ValueError(f'{pooling_file}: word_embedding_dimension must be hidden_size '
+                     f'({checkpoint.config.width}), got {width}')
   return checkpoint._replace(config=dataclasses.replace(checkpoint.config, **found))
 
 
@@ -107,12 +111,12 @@ def _read_modules(path: pathlib.Path) -> list[tuple[str, str]]:
     raise ValueError(f'{path} must list modules with a type and a path each') from error
 
 
-def _read_pooling(path: pathlib.Path) -> str:
-  """'cls' or 'mean', from one switch a mode or (newer) from the mode's name."""
+def _read_pooling(path: pathlib.Path) -> tuple[str, int | None]:
+  """(pooling, width if given): by one switch a mode or (newer) by the mode's name."""
   document = _read_json(path, dict)
   given = config_fields.Fields(document, name=str(path))
   given.only('include_prompt', True)
-  given.take('word_embedding_dimension', 0)
+  width = given.take_same(('word_embedding_dimension', 'embedding_dimension'), None, kind=int)
   switched_on = [
       name.removeprefix(_PREFIX) for name in document
       if name.startswith(_PREFIX) and given.take(name, False)
@@ -125,4 +129,4 @@ def _read_pooling(path: pathlib.Path) -> str:
   if len(modes) != 1 or modes[0] not in _POOLING_MODES:
     raise ValueError(f'{path}: pooling must be by {" or ".join(_POOLING_MODES)} alone, got '
                      f'{" and ".join(modes) or "none"}')
-  return modes[0]
+  return modes[0], width

@@ -151,7 +151,8 @@ def test_no_field_is_ignored(name):
     (llama, _of('llama', rope_scaling={'rope_type': 'linear', 'factor': 2.0, 'beta_fast': 3}),
      "field 'beta_fast'"),
     (llama, _of('llama', rope_scaling=_LLAMA3, rope_parameters={'rope_theta': 3.0}), 'keep one'),
-    (llama, _of('llama', pretraining_tp=2), 'pretraining_tp must be 1, got 2'),
+    (llama, _of('llama', pretraining_tp=0), 'pretraining_tp must be at least 1, got 0'),
+    (qwen, _of('qwen2', pretraining_tp=2), 'pretraining_tp must be 1, got 2'),
     (llama, _of('llama', hidden_act='relu2'), "hidden_act must be one of .*got 'relu2'"),
     (llama, _of('llama', sliding_window=8), "field 'sliding_window'"),
     (llama, _of('mistral', sliding_window=8, layer_types=_MIXED), 'sliding_attention in every'),
@@ -197,7 +198,8 @@ def test_only_gpt_neox_rotates_a_part_of_each_head(model_type, spelling):
   assert read(1.0).rope_fraction == read(None).rope_fraction == 1.0
   neox = gpt_neox.read_config({'model_type': 'gpt_neox', **_NEOX, 'hidden_size': 32})
   assert neox.rope_fraction == 0.25
-  with pytest.raises(ValueError, match=f'{spelling}: partial_rotary_factor must be 1.0, got 0.5'):
+  part = f'{spelling}.full_attention' if nested else spelling
+  with pytest.raises(ValueError, match=f'{part}: partial_rotary_factor must be 1.0, got 0.5'):
     read(0.5)
 
 
