@@ -11,36 +11,21 @@ import dataclasses
 import json
 import os
 import pathlib
-import re
 from collections.abc import Iterator, Mapping
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from jaxrl_llm.models import configs, lora, policy
-from jaxrl_llm.models.pretrained import huggingface, mapping, weights
+from jaxrl_llm.models.pretrained import adapter_config, huggingface, mapping, weights
 from jaxrl_llm.types import Params
 
-_CONFIG = 'adapter_config.json'
 _TENSORS = 'adapter_model.safetensors'
 _PREFIX = 'base_model.model.'
 # The module of every head; before transformers 5 that of GPT-NeoX was called as in its files.
 _HEAD, _OLD_HEAD = 'lm_head', 'embed_out'
-
-# Fields of adapter_config.json that say nothing about the numbers, or nothing that the tensors
-# do not say. Those that are neither here nor read must be off.
-_INERT = frozenset({
-    'auto_mapping', 'base_model_name_or_path', 'exclude_modules', 'fan_in_fan_out',
-    'inference_mode', 'layers_pattern', 'layers_to_transform', 'lora_dropout', 'megatron_core',
-    'peft_version', 'qalora_group_size', 'rank_pattern', 'revision', 'runtime_config',
-    'target_modules', 'task_type',
-})
-_READ = frozenset({
-    'alpha_pattern', 'bias', 'init_lora_weights', 'lora_alpha', 'peft_type', 'r', 'use_rslora',
-})
-# The others change the base's weights at the start.
-_PLAIN_STARTS = (True, False, 'gaussian', 'orthogonal')
 
 
 class _Module(NamedTuple):
@@ -64,6 +49,22 @@ class _Module(NamedTuple):
     """Names of the modules, layer after layer."""
     return [self.name.replace('{i}', str(i)) for i in range(self.count)]
 
+  def aliases(self, name: str) -> tuple[str, ...]:
+    """The names that adapter_config.json may have for the module of a name."""
+    return (name, self.entry.theirs.removesuffix('.weight')) if self.is_head else (name,)
+
+  @property
+  def is_head(self) -> bool:
+    """Whether it is the head, whose kernel of ours is [out, in]."""
+    return self.layers == ('head',)
+
+  @property
+  def sizes(self) -> tuple[int, int]:
+    """(inputs, outputs)."""
+    if self.is_head:
+      return self.shapes[0][1], self.shapes[0][0]
+    return self.shapes[0][0], sum(shape[1] for shape in self.shapes)
+
   @property
   def target(self) -> str:
     """How adapter_config.json names it for all layers together."""
@@ -73,7 +74,7 @@ class _Module(NamedTuple):
   def inputs_first(self) -> bool:
     """Whether their weight is [in, out] (Conv1D) rather than [out, in] (Linear)."""
     one_input = [np.zeros((1, shape[1]), np.int8) for shape in self.shapes]
-    return self.layers != ('head',) and self.entry.join(*one_input).shape[0] == 1
+    return not self.is_head and self.entry.join(*one_input).shape[0] == 1
 
 
 def save(
@@ -130,7 +131,7 @@ def save(
       'fan_in_fan_out': inputs_first, 'lora_dropout': 0.0, 'bias': 'none',
   }
   with weights.new_directory(directory) as folder:
-    (folder / _CONFIG).write_text(json.dumps(fields, indent=2) + '\n', encoding='utf-8')
+    (folder / adapter_config.FILE).write_text(json.dumps(fields, indent=2) + '\n', encoding='utf-8')
     safetensors_numpy.save_file(tensors, folder / _TENSORS, metadata={'format': 'pt'})
 
 
@@ -139,8 +140,9 @@ def load(
 ) -> tuple[lora.LoraConfig, Params]:
   """Reads adapters that `save` or PEFT wrote.
 
-  An adapter of several of our kernels becomes one for each, with the same A. What `save` wrote
-  comes back as it was.
+  An adapter of several of our kernels becomes one for each, with the same A. Layers that
+  adapter_config.json leaves out get adapters of zeros, which add nothing and get no gradient.
+  What `save` wrote comes back as it was.
 
   Args:
     directory: with adapter_config.json and adapter_model.safetensors.
@@ -152,35 +154,101 @@ def load(
 
   Raises:
     ValueError: one line, naming the file and the field or tensor: it is missing, damaged, of a
-      wrong shape, unknown, or asks for something that there is not here.
+      wrong shape or rank, unknown, of a module that the config leaves out, or asks for something
+      that is not supported.
   """
   directory = pathlib.Path(directory)
-  fields = _read_fields(directory / _CONFIG)
+  fields = adapter_config.read(directory / adapter_config.FILE, num_layers=config.num_layers)
   path = directory / _TENSORS
   tensors = _read_tensors(path)
-  rank, alpha = fields['r'], float(fields['lora_alpha'])
-  if fields.get('use_rslora'):
-    alpha *= rank**0.5
+  if not tensors:
+    raise ValueError(f'{path} holds no adapter')
+  _check_no_embedding(fields, model_type, config)
+
+  rank = fields.r
+  alpha = fields.alpha * (rank**0.5 if fields.rank_stabilised else 1.0)
   leaves: dict[str, np.ndarray] = {}
   for module in _modules(model_type, config):
-    pairs = [[f'{_PREFIX}{name}.lora_{side}.weight' for side in 'AB'] for name in module.names()]
-    if not any(name in tensors for pair in pairs for name in pair):
-      continue
-    found = []
-    for name, pair in zip(module.names(), pairs):
-      a, b = _take(tensors, pair, module, path)
-      factor = _scale(fields, name, a.shape[0]) / (alpha / rank)
-      found.append((a, b if factor == 1 else b * np.float32(factor)))
-    if len({a.shape for a, _ in found}) > 1:
-      raise ValueError(f'the ranks of {module.name} in {path} must be those of its first layer')
-    leaves |= _split(module, found, rank)
-    _drop_base_layer(tensors, module)
+    found = _take_layers(tensors, module, fields, alpha / rank, path)
+    if found:
+      leaves |= _split(module, found, rank)
+      _drop_base_layer(tensors, module)
   if tensors:
     raise ValueError(f'tensor {min(tensors)} in {path} has no place in the model')
   if not leaves:
     raise ValueError(f'{path} holds no adapter')
+
   targets = {leaf.rpartition('/')[0].removeprefix('layers/') for leaf in leaves}
   return lora.LoraConfig(rank, alpha, '|'.join(sorted(targets))), mapping.unflatten(leaves)
+
+
+def _check_no_embedding(
+    fields: adapter_config.AdapterConfig, model_type: str, config: configs.TransformerConfig
+) -> None:
+  """Raises ValueError if the embeddings are to have an adapter, of which there is none here."""
+  if fields.targets is None or fields.takes_all_linear:
+    return
+  family = huggingface.find_family(model_type)
+  for entry in mapping.with_prefix(family.entries(config), family.PREFIX):
+    name = entry.theirs.removesuffix('.weight')
+    if entry.ours[0].startswith('embedder/') and not fields.excluded_by(name):
+      raise ValueError(
+          f'target_modules must not name the embedding {name}, got {fields.targets!r}: adapters '
+          f'of embeddings are not supported ({fields.path})')
+
+
+def _take_layers(
+    tensors: dict[str, np.ndarray], module: _Module, fields: adapter_config.AdapterConfig,
+    scale: float, path: pathlib.Path,
+) -> list[tuple[np.ndarray, np.ndarray]]:
+  """Takes the adapters of a module in all layers out of `tensors`.
+
+  Args:
+    tensors: of the file.
+    module: the module.
+    fields: which layers have an adapter, and its rank and scale.
+    scale: the factor on B A in the adapters that are returned, which B makes up for.
+    path: the file, for errors.
+
+  Returns:
+    (A [R, in], B [out, R]) of each layer, R being the largest rank. Layers of a smaller rank are
+    filled up with zeros, and layers without an adapter are zeros: no gradient ever changes them.
+    Empty if the module has no adapters at all.
+  """
+  pairs = {
+      name: [f'{_PREFIX}{name}.lora_{side}.weight' for side in 'AB'] for name in module.names()
+  }
+  if fields.targets is None and not any(set(pair) & tensors.keys() for pair in pairs.values()):
+    return []
+
+  found = []
+  for name, pair in pairs.items():
+    there = [tensor for tensor in pair if tensor in tensors]
+    reasons = [fields.excluded_by(alias, is_head=module.is_head) for alias in module.aliases(name)]
+    if all(reasons):
+      if there:
+        raise ValueError(
+            f'tensor {there[0]} in {path} is of a module that has no adapter: {reasons[0]} '
+            f'({adapter_config.FILE})')
+      found.append(None)
+      continue
+
+    a, b = _take(tensors, pair, module, fields.rank(name), path)
+    factor = fields.scale(name) / scale
+    found.append((a, b if factor == 1 else b * np.float32(factor)))
+
+  rank = max((pair[0].shape[0] for pair in found if pair), default=0)
+  return [_fill(module, pair, rank) for pair in found] if rank else []
+
+
+def _fill(
+    module: _Module, pair: tuple[np.ndarray, np.ndarray] | None, rank: int
+) -> tuple[np.ndarray, np.ndarray]:
+  """(A, B) of a larger rank, with zeros; None is an adapter of rank 0."""
+  inputs, outputs = module.sizes
+  a, b = pair or (np.zeros((0, inputs), np.float32), np.zeros((outputs, 0), np.float32))
+  more = rank - a.shape[0]
+  return (np.pad(a, [(0, more), (0, 0)]), np.pad(b, [(0, 0), (0, more)])) if more else (a, b)
 
 
 def _modules(model_type: str, config: configs.TransformerConfig) -> Iterator[_Module]:
@@ -203,7 +271,7 @@ def _modules(model_type: str, config: configs.TransformerConfig) -> Iterator[_Mo
 
 def _check(module: _Module, leaves: Mapping[str, np.ndarray]) -> None:
   """Raises ValueError if an adapter is not one of this module's kernels."""
-  stack = () if module.layers == ('head',) else (module.count,)
+  stack = () if module.is_head else (module.count,)
   for path, shape in zip(module.layers, module.shapes):
     if f'{path}/lora_a' in leaves:
       a, b = leaves[f'{path}/lora_a'].shape, leaves[f'{path}/lora_b'].shape
@@ -223,7 +291,7 @@ def _join(
 
   The name map moves outputs only, so that it takes our B [r, out] as it takes a kernel [in, out].
   """
-  if module.layers == ('head',):
+  if module.is_head:
     return leaves['head/lora_a'], leaves['head/lora_b']
   pairs = []
   for path, (inputs, outputs) in zip(module.layers, module.shapes):
@@ -245,7 +313,7 @@ def _split(
     module: _Module, pairs: list[tuple[np.ndarray, np.ndarray]], rank: int
 ) -> dict[str, np.ndarray]:
   """Our adapters of a module from their (A [R, in], B [out, R]) of each layer; see `_join`."""
-  if module.layers == ('head',):
+  if module.is_head:
     ((a, b),) = pairs
     return {'head/lora_a': a, 'head/lora_b': b}
   stacked_a = np.stack([a.T for a, _ in pairs])  # [N, in, R]
@@ -265,24 +333,21 @@ def _split(
 
 
 def _take(
-    tensors: dict[str, np.ndarray], names: list[str], module: _Module, path: pathlib.Path
+    tensors: dict[str, np.ndarray], names: list[str], module: _Module, rank: tuple[int, str],
+    path: pathlib.Path,
 ) -> tuple[np.ndarray, np.ndarray]:
-  """Takes A [R, in] and B [out, R] of a module out of `tensors`."""
+  """Takes A [R, in] and B [out, R] of a module out of `tensors`; `rank` is R and its field."""
   for name in names:
     if name not in tensors:
       raise ValueError(f'tensor {name} is missing from {path}')
   a, b = (tensors.pop(name) for name in names)
-  if module.layers == ('head',):
-    outputs, inputs = module.shapes[0]
-  else:
-    inputs, outputs = module.shapes[0][0], sum(shape[1] for shape in module.shapes)
-  rank = a.shape[0] if a.ndim else 0
-  wanted = (rank, inputs), (outputs, rank)
-  for name, tensor, shape in zip(names, (a, b), wanted):
+  inputs, outputs = module.sizes
+  number, field = rank
+  for name, tensor, shape in zip(names, (a, b), ((number, inputs), (outputs, number))):
     if tensor.shape != shape:
       raise ValueError(
-          f'tensor {name} in {path} has shape {list(tensor.shape)}, the model needs {list(shape)}'
-      )
+          f'tensor {name} in {path} has shape {list(tensor.shape)}, the model needs {list(shape)} '
+          f'with {field} = {number} ({adapter_config.FILE})')
   return a, b
 
 
@@ -293,41 +358,9 @@ def _drop_base_layer(tensors: dict[str, np.ndarray], module: _Module) -> None:
     del tensors[name]
 
 
-def _scale(fields: Mapping[str, Any], name: str, rank: int) -> float:
-  """By what PEFT multiplies B A of the module of that name."""
-  alpha = fields['lora_alpha']
-  for pattern, own in (fields.get('alpha_pattern') or {}).items():
-    if re.fullmatch(_ending(pattern), name):
-      alpha = own
-      break
-  return alpha / (rank**0.5 if fields.get('use_rslora') else rank)
-
-
 def _plain(number: float) -> float:
   """An integer where it is one, which is what PEFT's own files hold."""
   return int(number) if number == int(number) else number
-
-
-def _check_alphas(alphas: Any, path: pathlib.Path) -> None:
-  """Raises ValueError unless `alpha_pattern` is {regular expression: positive number}."""
-  if not isinstance(alphas, dict):
-    raise ValueError(f'alpha_pattern must be an object, got {alphas!r} ({path})')
-  for pattern, alpha in alphas.items():
-    try:
-      re.compile(_ending(pattern))
-    except (re.error, OverflowError, RecursionError) as error:
-      raise ValueError(
-          f'alpha_pattern must have regular expressions as names, got {pattern!r}: {error} ({path})'
-      ) from None
-    if type(alpha) not in (int, float) or not 0 < alpha < float('inf'):
-      raise ValueError(
-          f'alpha_pattern must hold positive numbers, got {alpha!r} of {pattern!r} ({path})'
-      )
-
-
-def _ending(pattern: str) -> str:
-  """A regular expression of the names that end, after a dot, in what `pattern` matches."""
-  return rf'(.*\.)?({pattern})'
 
 
 def _read_tensors(path: pathlib.Path) -> dict[str, np.ndarray]:
@@ -339,35 +372,9 @@ def _read_tensors(path: pathlib.Path) -> dict[str, np.ndarray]:
     tensors = safetensors_jax.load_file(path)
   except (OSError, SafetensorError) as error:
     raise ValueError(f'{path} cannot be read: {" ".join(str(error).split())}') from error
+  for name, tensor in tensors.items():
+    if not jnp.issubdtype(tensor.dtype, jnp.floating):
+      raise ValueError(f'tensor {name} in {path} must hold floats, got {tensor.dtype}')
   old, new = (f'{_PREFIX}{head}.' for head in (_OLD_HEAD, _HEAD))
   renamed = lambda name: new + name.removeprefix(old) if name.startswith(old) else name
   return {renamed(name): np.asarray(tensor, np.float32) for name, tensor in tensors.items()}
-
-
-def _read_fields(path: pathlib.Path) -> dict[str, Any]:
-  """adapter_config.json, if it asks for nothing but plain LoRA."""
-  try:
-    fields = json.loads(path.read_bytes())
-  except (OSError, ValueError) as error:
-    raise ValueError(f'{path} cannot be read: {error}') from error
-  if not isinstance(fields, dict):
-    raise ValueError(f'{path} must hold a JSON object, got a {type(fields).__name__}')
-
-  def require(condition: bool, field: str, rule: str) -> None:
-    if not condition:
-      raise ValueError(f'{field} must be {rule}, got {fields.get(field)!r} ({path})')
-
-  number = lambda name, kinds: (
-      isinstance(fields.get(name), kinds) and not isinstance(fields[name], bool)
-      and 0 < fields[name] < float('inf')
-  )
-  require(fields.get('peft_type') == 'LORA', 'peft_type', "'LORA'")
-  require(number('r', int), 'r', 'a positive integer')
-  require(number('lora_alpha', (int, float)), 'lora_alpha', 'a positive number')
-  require(fields.get('bias', 'none') == 'none', 'bias', "'none'")
-  _check_alphas(fields.get('alpha_pattern') or {}, path)
-  start = fields.get('init_lora_weights', True)
-  require(start in _PLAIN_STARTS, 'init_lora_weights', f'one of {_PLAIN_STARTS}')
-  for field in sorted(fields.keys() - _READ - _INERT):
-    require(not fields[field], field, 'off: it is not supported')
-  return fields
