@@ -79,7 +79,7 @@ CASES = [(name, {}) for name in RECORDS] + [
     (name, options) for name in ('gpt2', 'llama3_2') for options in (
         {'use_rslora': True}, {'alpha_pattern': {'down_proj': 7, 'c_proj': 7}},
         {'layers_to_transform': [1]}, {'exclude_modules': r'.*\.0\..*'},
-        {'rank_pattern': {r'\.1\..*(c_attn|q_proj)': 2, 'down_proj': 3}})]
+        {'rank_pattern': {r'1\..*(c_attn|q_proj)': 2, 'down_proj': 3}})]
 
 
 @pytest.mark.parametrize(

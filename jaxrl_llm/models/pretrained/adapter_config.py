@@ -7,7 +7,6 @@ the modules that they match.
 """
 
 import json
-import math
 import pathlib
 import re
 from collections.abc import Iterable, Mapping
@@ -164,7 +163,7 @@ def read(path: pathlib.Path, *, num_layers: int) -> AdapterConfig:
 
 
 def _is_number(value: Any, kinds: Any = (int, float)) -> bool:
-  return isinstance(value, kinds) and not isinstance(value, bool) and 0 < value < math.inf
+  return isinstance(value, kinds) and not isinstance(value, bool) and 0 < value < 1e300
 
 
 def _check_expression(expression: str, rule: str, path: pathlib.Path) -> None:

@@ -25,8 +25,9 @@ INERT = frozenset({
     '_attn_implementation_autoset', '_attn_implementation_internal', '_flash_attn_2_enabled',
     # How it was, or is to be, trained.
     'initializer_range', 'attention_dropout', 'hidden_dropout', 'classifier_dropout',
-    'gradient_checkpointing', 'neftune_noise_alpha', 'max_sequence_length', 'finetuning_task',
-    'task_specific_params', 'problem_type', 'num_labels', '_num_labels', 'id2label', 'label2id',
+    'gradient_checkpointing', 'neftune_noise_alpha', 'max_sequence_length', 'model_max_length',
+    'finetuning_task', 'task_specific_params', 'problem_type', 'num_labels', '_num_labels',
+    'id2label', 'label2id',
     # Special ids, which are read with the tokenizer.
     'bos_token_id', 'eos_token_id', 'eos_token_ids', 'pad_token_id', 'unk_token_id',
     'sep_token_id', 'cls_token_id', 'mask_token_id', 'decoder_start_token_id',
@@ -98,7 +99,7 @@ class Fields:
     self._left = dict(fields)
 
   def take(self, field: str, default: Any = _REQUIRED, *, kind: type | None = None) -> Any:
-    """A field's value; null counts as absent.
+    """A field's value; null counts as absent, but not where that would mean true.
 
     Args:
       field: its name.
@@ -111,8 +112,11 @@ class Fields:
     Raises:
       ValueError: it is missing or of another type.
     """
+    present = field in self._left
     value = self._left.pop(field, None)
     if value is None:
+      if present and default is True:  # To transformers a null is false.
+        raise ValueError(f'{self.name}: {field} must be true or false, got null')
       if default is _REQUIRED:
         raise ValueError(f'{self.name} has no field {field!r}')
       return default

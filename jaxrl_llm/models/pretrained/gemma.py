@@ -1,5 +1,6 @@
 """Gemma, Gemma 2 and the text models of Gemma 3."""
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -46,7 +47,7 @@ def _read_gemma(given: config_fields.Fields, sizes: dict[str, Any]) -> dict[str,
 def _read_gemma2(given: config_fields.Fields, sizes: dict[str, Any]) -> dict[str, Any]:
   rope = llama_layout.read_rope(given, max_positions=sizes['max_length'])
   # The first release had its window twice; transformers reads sliding_window.
-  window = given.take('sliding_window', 4096)
+  window = _read_window(given)
   given.only('sliding_window_size', window, f'sliding_window is {window}')
   return rope | _read_newer(
       given, sizes, window=window, caps=(50.0, 30.0), slides=lambda i: i % 2 == 0
@@ -60,7 +61,7 @@ def _read_gemma3(given: config_fields.Fields, sizes: dict[str, Any]) -> dict[str
   if period < 1:
     raise ValueError(f'{given.name}: sliding_window_pattern must be at least 1, got {period}')
   out = _read_newer(
-      given, sizes, window=given.take('sliding_window', 4096), caps=(0.0, 0.0),
+      given, sizes, window=_read_window(given), caps=(0.0, 0.0),
       slides=lambda i: (i + 1) % period != 0,
   )
 
@@ -89,6 +90,12 @@ def _read_gemma3(given: config_fields.Fields, sizes: dict[str, Any]) -> dict[str
   return out | {'qk_norm': True, 'rope_local_theta': local['rope_theta'] if sliding_too else 0.0}
 
 
+def _read_window(given: config_fields.Fields) -> int:
+  if 'sliding_window' not in given:
+    return 4096
+  return given.take('sliding_window', kind=int)  # transformers fails on null, too.
+
+
 def _check_activations(given: config_fields.Fields) -> None:
   """Takes the two names of the activation, which is GELU's tanh form in all published models.
 
@@ -104,6 +111,9 @@ def _read_newer(given, sizes, *, window, caps, slides) -> dict[str, Any]:
   """What Gemma 2 and 3 share: norms on both sides, windows, soft caps, the query's scale."""
   _check_activations(given)
   scalar = given.take('query_pre_attn_scalar', 256.0)
+  if not 0 < scalar < math.inf:
+    raise ValueError(f'{given.name}: query_pre_attn_scalar must be positive, got {scalar}')
+
   cap = lambda name, default: given.take(name, default if name not in given else 0.0, kind=float)
   return {
       'post_norms': True,

@@ -400,6 +400,12 @@ CONTRADICTIONS = [
     (_GEMMA3_5, dict(rope_local_base_freq=5e3),
      ('rope_parameters.sliding_attention.rope_theta', '10000.0', 'rope_local_base_freq', '5000.0')),
     (_GEMMA3_5, dict(rope_parameters={'full_attention': 'default'}), ('full_attention', 'dict')),
+    # Nulls that transformers would read as false, or would fail on.
+    (_GEMMA, dict(tie_word_embeddings=None), ('tie_word_embeddings', 'true or false', 'null')),
+    (_PYTHIA, dict(use_parallel_residual=None), ('use_parallel_residual', 'true or false')),
+    (_GPT2, dict(scale_attn_weights=None), ('scale_attn_weights', 'true or false', 'null')),
+    (_GEMMA2, dict(sliding_window=None, sliding_window_size=None), ('sliding_window',)),
+    (_GEMMA2, dict(query_pre_attn_scalar=0), ('query_pre_attn_scalar', 'positive', '0')),
     (_BERT, dict(head_dim=64), ('head_dim', '32', '64')),
     (_BERT, dict(is_decoder=True), ('is_decoder', 'False', 'True')),
     (_QWEN3, dict(quantization_config={'quant_method': 'fp8'}), ('quantization_config',)),
