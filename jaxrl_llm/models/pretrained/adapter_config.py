@@ -70,7 +70,7 @@ class AdapterConfig(NamedTuple):
       return f'target_modules is {self.targets!r}'
 
     named = isinstance(self.targets, list) and name in self.targets
-    if self.layers is None or named:  # A name in full counts in whatever layer it is.
+    if self.layers is None or named:  # A full name matches in any layer.
       return ''
     lists = self.layers_pattern or (r'[^.]*',)
     found = (re.match(rf'.*\.{pattern}\.(\d+)\.', name) for pattern in lists)

@@ -71,7 +71,7 @@ def _read_rope(given: config_fields.Fields, max_length: int) -> dict[str, Any]:
       fraction={'rotary_pct': given.take('rotary_pct', None, kind=float)},
       default_theta=10_000.0, default_fraction=0.25, max_positions=max_length, name=given.name,
   )
-  # transformers 4.50 to 4.57 wrote a copy of base and share, and does not read it.
+  # Versions of transformers 4 write copies of the base and the share that they do not read.
   base, share = rope['rope_theta'], rope['rope_fraction']
   given.only('rope_theta', base, f'rotary_emb_base is {base}')
   given.only('partial_rotary_factor', share, f'rotary_pct is {share}')

@@ -22,20 +22,19 @@ def read_config(fields: Mapping[str, Any]) -> configs.TransformerConfig:
   sizes = llama_layout.read_sizes(given, tied=False, num_kv_heads=8 if mistral else None)
   sizes |= llama_layout.read_rope(given, max_positions=sizes['max_length'])
   activation = given.choose('hidden_act', 'silu', config_fields.GATED_ACTIVATIONS)
-  sizes |= (_read_mistral if mistral else _read_llama)(given, sizes['num_layers'])
+  sizes |= _read_mistral(given, sizes['num_layers']) if mistral else _read_llama(given)
   given.finish()
   config = configs.TransformerConfig(activation=activation, **sizes)
   config.validate()
   return config
 
 
-def _read_llama(given: config_fields.Fields, num_layers: int) -> dict[str, Any]:
-  del num_layers
-  # Marks that the trainer of SmolLM2 leaves: whose config it is, and that the two halves of a head
-  # are rotated against each other rather than neighbours.
+def _read_llama(given: config_fields.Fields) -> dict[str, Any]:
+  # The trainer of SmolLM2 writes these: that it is a Llama, and that rotary positions pair the two
+  # halves of a head, not neighbouring dimensions.
   given.only('is_llama_config', True)
   given.only('rope_interleaved', False)
-  # Over how many slices old versions added up a product: the same up to rounding.
+  # Number of slices in which old versions summed a product: equal up to rounding.
   slices = given.take('pretraining_tp', 1)
   if slices < 1:
     raise ValueError(f'{given.name}: pretraining_tp must be at least 1, got {slices}')

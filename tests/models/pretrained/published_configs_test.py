@@ -194,7 +194,7 @@ PUBLISHED = {
     'pythia-160m': (_PYTHIA, 'policy', dict(
         **_UNTIED_BIASES, rope_theta=10000.0, rope_fraction=0.25, activation='gelu_exact',
         parallel_residual=True, head_dim=64, norm_epsilon=1e-5)),
-    'pythia-160m, saved by transformers 4.57': (
+    'pythia-160m, saved by transformers 4': (
         {**_PYTHIA, 'partial_rotary_factor': 0.25, 'rope_theta': 10000, 'rope_scaling': None,
          'attention_bias': True, 'attention_dropout': 0.0, 'hidden_dropout': 0.0,
          'classifier_dropout': 0.1}, 'policy', dict(rope_theta=10000.0, rope_fraction=0.25)),
@@ -337,18 +337,19 @@ def test_a_saved_config_keeps_its_meaning_and_its_fields(name, tmp_path):
 
 
 _LINEAR = {'rope_type': 'linear', 'factor': 2.0}
-_ROPE = lambda **fields: {'rope_type': 'default', **fields}
+_SHARE_1 = {'rope_type': 'default', 'partial_rotary_factor': 1.0}
+_THETA_5E5 = {'rope_type': 'default', 'rope_theta': 5e5}
 
 # (config.json, what changes in it, words of the error)
 CONTRADICTIONS = [
     (_PYTHIA, dict(partial_rotary_factor=0.5),
      ('partial_rotary_factor', '0.5', 'rotary_pct', '0.25')),
-    (_PYTHIA, dict(rope_parameters=_ROPE(partial_rotary_factor=1.0)),
+    (_PYTHIA, dict(rope_parameters=_SHARE_1),
      ('rope_parameters.partial_rotary_factor', '1.0', 'rotary_pct', '0.25')),
     (_PYTHIA_5, dict(partial_rotary_factor=0.5), ('partial_rotary_factor', '0.5', '0.25')),
     (_PYTHIA_5, dict(rotary_pct=1.0), ('partial_rotary_factor', '0.25', 'rotary_pct', '1.0')),
     (_PYTHIA, dict(rope_theta=500000), ('rope_theta', '500000', 'rotary_emb_base', '10000')),
-    (_PYTHIA, dict(rope_parameters=_ROPE(rope_theta=5e5)),
+    (_PYTHIA, dict(rope_parameters=_THETA_5E5),
      ('rope_parameters.rope_theta', '500000.0', 'rotary_emb_base', '10000.0')),
     (_PYTHIA_5, dict(rotary_emb_base=500), ('rope_theta', '10000.0', 'rotary_emb_base', '500.0')),
     (_PYTHIA, dict(head_dim=32), ('head_dim', '32', '64')),
