@@ -2,11 +2,13 @@ r"""Reads `\boxed{...}` and `\fbox{...}`, with what belongs to the number outsid
 
 A box in a box is one answer: `\boxed{x = \boxed{15}}` is 'x = 15'. A sign, a factor, a power or a
 percent sign that touches the box belongs to the answer: `-\boxed{15}` is -15, `2\boxed{3}` is 6 and
-`\boxed{15}^2` is 225. A box that is one term of a larger equation, such as `10 - \boxed{3} = 7`,
-fills a gap; its content alone is the answer.
+`\boxed{15}^2` is 225; `\frac{\boxed{3}}{4}` is 3/4. A box that is one term of a larger equation,
+such as `10 - \boxed{3} = 7`, fills a gap; its content alone is the answer.
 """
 
 import re
+
+from jaxrl_llm.rewards import answer_text
 
 _MAX_BOX = 200_000
 _MAX_BOXES = 64
@@ -32,11 +34,11 @@ _RELATION = (
 # dash there may be a list's bullet or end a phrase.
 _FACTOR_IN_MATH = re.compile(
     rf'(?:^|[$&,:;]|(?<!\\)[(\[]|\\[(\[\\]|{_RELATION}|\\text\{{[^{{}}]{{0,80}}\}}){_SPACE}{{0,3}}'
-    rf'(?P<sign>{_SIGN}?){_SPACE}{{0,3}}(?:\\?\$)?'
+    rf'(?P<sign>{_SIGN}?){_SPACE}{{0,3}}(?:\\\$)?'
     rf'(?P<factor>(?:{_OPERAND}{_SPACE}?)*)(?P<times>{_TIMES}?){_SPACE}{{0,3}}$'
 )
 _FACTOR_IN_PROSE = re.compile(
-    rf'(?:^|[\s*:(>"`]|{_RELATION}\s{{0,3}})(?P<sign>{_SIGN}?)(?:\\?\$)?'
+    rf'(?:^|[\s*:(>"`]|{_RELATION}\s{{0,3}})(?P<sign>{_SIGN}?)(?:\\\$)?'
     rf'(?P<factor>(?:{_OPERAND})*)(?P<times>{_TIMES}?)$'
 )
 _SIGN_IN_EQUATION = re.compile(
@@ -55,6 +57,9 @@ _SUFFIX_IN_MATH = re.compile(
 )
 _SUFFIX_IN_PROSE = re.compile(rf'{_SUFFIX})+')
 _CONTINUES = re.compile(r'\s*(?:[-+*/−×÷·]|\\(?:cdot|times|div|pm)(?![a-zA-Z]))\s*[\w\\({]')
+_FOLLOWS = re.compile(
+    r'[\w)}]\s*(?:[-+*/−×÷·]|\\(?:cdot|times|div|pm)(?![a-zA-Z]))\s*$'
+)
 _EQUALS_NUMBER = re.compile(r'\s*=[^$=]{0,80}[0-9]')
 _NUMBER_EQUALS = re.compile(r'[0-9][^$=]{0,80}=[^$=]{0,80}$')
 
@@ -62,12 +67,17 @@ _STYLE = (
     r'\\(?:math(?:bf|rm|it|sf|tt)|text(?:bf|it|rm|sf|tt)?|boldsymbol|bm|underline|emph'
     r'|(?:text)?color ?\{[a-zA-Z]{1,20}\}) ?'
 )
-_WRAPPERS = [  # What may stand directly around a box without a meaning of its own.
-    (re.compile(rf'(?:{_STYLE}|(?<![\\\w}}\]^_]))\{{\s?$'), re.compile(r'\s?\}')),
-    (re.compile(r'(?:\\left ?)?(?<![\w\\])\(\s?$'), re.compile(r'\s?(?:\\right ?)?\)')),
-    (re.compile(r'(?<!\\)\$\$?\s?$'), re.compile(r'\s?\$\$?')),
-    (re.compile(r'\\\(\s?$'), re.compile(r'\s?\\\)')),
-    (re.compile(r'\*\*$'), re.compile(r'\*\*')),
+# (before a box, after it, whether the two mean something): emphasis and delimiters do not.
+_WRAPPERS = [
+    (re.compile(rf'(?:{_STYLE}|(?<![\\\w}}\]^_]))\{{\s?$'), re.compile(r'\s?\}'), False),
+    (re.compile(r'(?:\\left ?)?(?<![a-zA-Z\\])\(\s?$'), re.compile(r'\s?(?:\\right ?)?\)'), False),
+    (re.compile(r'(?<!\\)\$\$?\s?$'), re.compile(r'\s?\$\$?'), False),
+    (re.compile(r'\\\(\s?$'), re.compile(r'\s?\\\)'), False),
+    (re.compile(r'\*\*$'), re.compile(r'\*\*'), False),
+    (re.compile(r'\\[dt]?frac ?\{\s?$'), re.compile(r'\s?\} ?\{[^{}]{1,40}\}'), True),
+    (re.compile(r'\\[dt]?frac ?\{[^{}]{1,40}\} ?\{\s?$'), re.compile(r'\s?\}'), True),
+    (re.compile(r'\\sqrt ?(?:\[[0-9]\] ?)?\{\s?$'), re.compile(r'\s?\}'), True),
+    (re.compile(r'(?<![\w.^_])[0-9]{1,9} ?\^ ?\{ ?-?\s?$'), re.compile(r'\s?\}'), True),
 ]
 _DELIMITER = re.compile(r'(?<!\\)\$\$?|\\[()\[\]]|\n\s*\n|\\(?:begin|end)\{')
 _ATOM = re.compile(rf'[0-9][0-9.,]*|[a-zA-Z]|\\[a-zA-Z]+|{_OPERAND}')
@@ -147,41 +157,55 @@ def _in_mathematics(text: str, start: int) -> bool:
   return inside
 
 
+def _in_parentheses(content: str) -> bool:
+  return content.startswith('(') and answer_text.closing(content, 0) == len(content) - 1
+
+
 def _product(sign: str, factor: str, times: str, content: str, suffix: str) -> str:
   """The expression that a box and its surroundings make."""
-  whole = bool(_ATOM.fullmatch(content))
-  if factor or suffix:
-    body = content if whole and (not factor or not _NUMBER.fullmatch(content)) else f'({content})'
-  else:
-    body = f'({content})' if _SUM.search(content) and not content.startswith('(') else content
-  if suffix.strip() in ('%', r'\%') and not factor:
-    body = content
+  atom = bool(_ATOM.fullmatch(content)) or _in_parentheses(content)
   if factor:
-    joint = r' \cdot ' if times else ' ' if whole else ''
+    atom = atom and not _NUMBER.fullmatch(content)
+  elif not suffix or suffix.strip() in ('%', r'\%'):
+    atom = atom or not _SUM.search(content)
+  body = content if atom else f'({content})'
+  if factor:
+    joint = r' \cdot ' if times else ' ' if atom else ''
     body = factor.strip() + joint + body
   sign = _ASCII_SIGN.get(sign, sign)
   return sign + (' ' if sign.startswith('\\') else '') + body + suffix
 
 
+def _peeled(text: str, box: tuple[int, int, str], lowest: int) -> tuple[int, int, str] | None:
+  """The box with the wrapper, fraction, root or power directly around it; None if there is none."""
+  start, end, content = box
+  before, after = text[max(lowest, start - _WINDOW) : start], text[end : end + _WINDOW]
+  for opening, closing, template in _WRAPPERS:
+    left, right = opening.search(before), closing.match(after)
+    if left and right:
+      start, end = start - len(left[0]), end + right.end()
+      if template:
+        content = left[0].strip() + content + right[0].strip()
+      return start, end, content
+  return None
+
+
 def _with_surroundings(text: str, box: tuple[int, int, str], lowest: int) -> tuple[int, int, str]:
   """The box, extended by sign, factor and suffix; nothing before `lowest` is read."""
-  start, end, content = box
-  inside = _in_mathematics(text, start)
+  outer = box
   for _ in range(6):
+    start, end, content = outer
+    inside = _in_mathematics(text, start)
     before, after = text[max(lowest, start - _WINDOW) : start], text[end : end + _WINDOW]
     left = _SIGN_IN_EQUATION.search(before) or (
         _FACTOR_IN_MATH if inside else _FACTOR_IN_PROSE).search(before)
     right = (_SUFFIX_IN_MATH if inside else _SUFFIX_IN_PROSE).match(after)
-    if (left and left[0].strip() and (left['sign'] or left['factor'])) or right:
+    if (left and (left['sign'] or left['factor'])) or right:
       break
-    for opening, closing in _WRAPPERS:
-      peeled = opening.search(before), closing.match(after)
-      if all(peeled):
-        start, end = start - len(peeled[0][0]), end + peeled[1].end()
-        inside = _in_mathematics(text, start)
-        break
-    else:
+    wider = _peeled(text, outer, lowest)
+    if wider is None:
       break
+    outer = wider
 
   sign, factor, times = (left['sign'], left['factor'], left['times']) if left else ('', '', '')
   if times and not factor:
@@ -189,12 +213,17 @@ def _with_surroundings(text: str, box: tuple[int, int, str], lowest: int) -> tup
   if not (sign or factor or inside) and _NEGATIVE_WORD.search(before):
     sign = '-'
   suffix = right[0] if right else ''
+
+  # One term of a larger sum, or one side of an equation with another number: it fills a gap.
   rest = after[len(suffix) :]
-  fills_a_gap = (inside and _CONTINUES.match(rest)) or (
-      factor and (_EQUALS_NUMBER.match(rest) or _NUMBER_EQUALS.search(before)))
-  if fills_a_gap or not (sign or factor or suffix):
+  changed = bool(factor or suffix or content != box[2])
+  fills_a_gap = inside and (_CONTINUES.match(rest) or (
+      not (sign or factor) and _FOLLOWS.search(before)))
+  if fills_a_gap or not (sign or changed) or (
+      changed and (_EQUALS_NUMBER.match(rest) or _NUMBER_EQUALS.search(before))):
     return box
-  used = len(left[0].lstrip()) - len(re.match(r'[$&,:;(\[\s]*', left[0].lstrip())[0]) if left else 0
+  shown = left[0].lstrip() if left else ''
+  used = len(shown) - len(re.match(r'[$&,:;(\[\s]*', shown)[0])
   return start - used, end + len(suffix), _product(sign, factor, times, content, suffix)
 
 

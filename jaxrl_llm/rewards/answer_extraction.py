@@ -42,6 +42,7 @@ from jaxrl_llm.rewards import (
 MAX_RESPONSE = 1_000_000
 _MAX_TAGGED = 200_000
 _MAX_ATTEMPTS = 64
+_MAX_LINE = 600  # Of the last line the end counts.
 
 _HASHES = re.compile(r'####[ \t]*([^\n#]{1,2000})')
 _HASH_ANSWER = re.compile(rf'^[-+$.\\(\[{{0-9{units.CURRENCY}]|^\S+$')
@@ -56,7 +57,7 @@ _LAST_NUMBER = re.compile(
     r'(?:\.[0-9]+)?(?:[/:][0-9]+)?(?:[ ]?\\?%)?'
 )
 _MATH_SPAN = re.compile(r'\$([^$\n]{1,400})\$|\\\(([^\n]{1,400}?)\\\)')
-_TAIL = re.compile(r'(?:=|:| is| are| equals| of| get| have| gives| be)(?=[\s$])\s*|=')
+_TAIL = re.compile(r'(?:=|:| is| are| equals| of| get| have| gives| has| be)(?=[\s$])\s*|=')
 
 
 def _hashes(text: str) -> tuple[int, str] | None:
@@ -118,18 +119,31 @@ def _marked(text: str) -> str | None:
   return answer_statements.announced(text) or _bold(text)
 
 
+def _is_number_in_words(text: str) -> bool:
+  """'fifteen', 'twenty-five dollars'."""
+  found = number_words.leading(text.strip(' .!'))
+  return found is not None and (not found[1] or bool(re.fullmatch(r'[a-z]{3,20}', found[1])))
+
+
+def _ends_in_number_word(text: str) -> bool:
+  """Whether a sentence such as 'the sum is fifteen' ends in a number that it calls something."""
+  return not answer_phrases.HAS_MATHEMATICS.search(text) and any(
+      _is_number_in_words(text[match.end() :]) for match in _TAIL.finditer(text[-_MAX_LINE:]))
+
+
 def _unmarked(text: str) -> str | None:
   """The answer by the fallbacks of the module's rules."""
   whole = answer_phrases.without_aside(answer_phrases.without_opening(text.strip()))
-  if answer_phrases.is_answer(whole):
+  if len(whole) <= _MAX_LINE and '\n' not in whole:
+    whole = answer_phrases.without_asides_in_line(whole)
+  if answer_phrases.is_answer(whole) and not _ends_in_number_word(whole):
     return whole
 
-  line = answer_phrases.without_opening(re.sub(r'[.!]$', '', _last_line(text))[-600:])
+  line = answer_phrases.without_opening(re.sub(r'[.!]$', '', _last_line(text))[-_MAX_LINE:])
   line = answer_phrases.without_asides_in_line(line)
   tails = [answer_phrases.without_aside(line[match.end() :]) for match in _TAIL.finditer(line)]
   for tail in [*reversed(tails[-4:]), answer_phrases.without_aside(line)]:
-    in_words = number_words.leading(tail)
-    has_number = answer_phrases.HAS_MATHEMATICS.search(tail) or (in_words and not in_words[1])
+    has_number = answer_phrases.HAS_MATHEMATICS.search(tail) or _is_number_in_words(tail)
     if has_number and answer_phrases.is_answer(tail):
       return tail
 

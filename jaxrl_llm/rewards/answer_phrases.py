@@ -38,6 +38,8 @@ _SCALE = re.compile(
     r'\s*(?:percent|%|hundred|thousand|million|billion|trillion|dozen|[aApP]\.?[mM]\.?)\s*'
 )
 _REMARK = re.compile(r'=|≈|\\approx|\bi\.e\.|\be\.g\.|(?<![\\a-zA-Z])[a-zA-Z]{3,}')
+_CURRENCY = re.compile(rf'\\?\$|[{units.CURRENCY}]')
+_INLINE_MATH = re.compile(r'\\[()]')
 _NUMBER = re.compile(r'[0-9][0-9,]*(?:\.[0-9]+)?(?:/[0-9]+)?%?')
 _FUNCTION_AT_END = re.compile(
     r'(?:^|[^a-zA-Z])(?:(?<=[^a-zA-Z])[A-Z]|[a-zF-Z]|sin|cos|tan|sec|csc|cot|log|ln|exp|min|max|gcd|lcm|det|arcsin'
@@ -109,8 +111,9 @@ def _number(text: str) -> quantities.Quantity | None:
 
 
 def _same(left: str, right: str) -> bool:
+  """Whether two numbers are equal, whatever their currency."""
   try:
-    return equivalence.compare(left, right)
+    return equivalence.compare(*(_CURRENCY.sub('', text) for text in (left, right)))
   except equivalence.Undecided:
     return False
 
@@ -122,7 +125,9 @@ def without_aside(text: str) -> str:
   stay that touch what is before them, as in f(2), or that change the value: '5 (mod 7)',
   '1011 (base 2)', '15 (or 16)', '3 (x + 1)', '5 (2 + 1)'.
   """
-  match = _ASIDE.fullmatch(text.strip()) if len(text) <= 2 * _MAX_WHOLE else None
+  if len(text) > 2 * _MAX_WHOLE:
+    return text
+  match = _ASIDE.fullmatch(_INLINE_MATH.sub('$', text.strip()))
   if match is None:
     return text
   main, aside, rest = match[1].strip(), match[2], match[3].strip(' .,;:!$*')
@@ -144,9 +149,10 @@ def without_asides_in_line(line: str) -> str:
   """A line of prose without the remarks in parentheses, as `without_aside` knows them."""
   kept, end = [], 0
   for match in _ASIDE_IN_LINE.finditer(line):
-    numbers = _NUMBER.findall(line[end : match.start()])
-    is_remark = _REMARK.search(match[1]) or (numbers and _same(numbers[-1], match[1]))
-    if is_remark and not _QUALIFIER.match(match[1]):
-      kept.append(line[end : match.start()])
+    before, aside = line[end : match.start()], match[1]
+    numbers = _NUMBER.findall(before)
+    is_remark = _REMARK.search(aside) or (numbers and _same(numbers[-1], aside))
+    if is_remark and not _QUALIFIER.match(aside) and not _FUNCTION_AT_END.search(before):
+      kept.append(before)
       end = match.end()
   return ''.join(kept) + line[end:]

@@ -14,7 +14,7 @@ _MAX_ATTEMPTS = 64
 _MAX_TEXT = 100_000
 
 _KEYWORD = re.compile(
-    r'\b(?:answers?|ans|solutions?|results?|options?|choices?)\b'
+    r'(?:\b|(?<=_))(?:answers?|ans|solutions?|results?|options?|choices?)\b'
     r'|(?<=\n)[ \t*]*A(?=:)|^[ \t*]*A(?=:)',
     re.IGNORECASE,
 )
@@ -57,7 +57,8 @@ _NO_ANSWER = re.compile(
     rf'[\s*,:]*{_FILLER}(?:verified|confirmed|checked|consistent|reasonable|sensible|plausible'
     r'|logical|accurate|obvious|straightforward|as (?:expected|required|desired|requested|follows)'
     r'|what (?:we|was|the)|supported|justified|satisfactory|helpful|useful|in agreement|based'
-    rf'|obtained|found|derived|calculated|computed|determined|shown|stated){_REMAINS}',
+    r'|obtained|found|derived|calculated|computed|determined|shown|stated|given|proved|proven'
+    rf'|established|done|solved){_REMAINS}',
     re.IGNORECASE,
 )
 # ... and words that describe a number, without a number or after a comparison.
@@ -67,10 +68,14 @@ _DESCRIPTION = re.compile(
     r'|natural|number|fraction|decimal|percentage|multiple|divisible|simplified|reduced|expressed'
     r'|written|measured|in|independent|greater|less|larger|smaller|bigger|higher|lower|more|fewer'
     r'|between|within|close|near|same|small|large|simple|true)'
-    r'(?![\w-])(?=[^0-9\\]*$|.*\b(?:than|between|divisible|multiple|within|close|near|rounded'
-    r'|independent|expressed|measured|digits?|places)\b)',
+    r'(?![\w-])(?=[^0-9\\]*$| (?:than|by|of|to|between|from)\b|.*\b(?:than|between|divisible'
+    r'|multiple|within|close|near|rounded|independent|expressed|measured|digits?|places)\b)',
     re.IGNORECASE,
 )
+# 'The other answers are wrong', 'my previous answer was 12'.
+_OTHER = re.compile(r'\b(?:other|wrong|incorrect|previous|earlier|initial) $', re.IGNORECASE)
+# The rest of a JSON object's member, '"answer": "15"', behind its name.
+_JSON_MEMBER = re.compile(r'"\s{0,3}:\s{0,3}("(?:[^"\\\n]|\\.){1,400}"|[^\s,"{}]{1,200})')
 _DENIAL = re.compile(
     r"\b(?:not|no|never|wrong|incorrect|false|invalid|mistaken)\b|n't\b", re.IGNORECASE
 )
@@ -101,7 +106,16 @@ def statement(text: str) -> str:
   clause = _CLAUSE.search(text)
   if clause and text[: clause.start()].strip(' *:'):
     text = text[: clause.start()]
-  return answer_phrases.without_aside(text.strip())
+  return answer_phrases.without_asides_in_line(answer_phrases.without_aside(text.strip()))
+
+
+def _announcement(text: str, keyword: re.Match, behind: re.Pattern) -> re.Match | None:
+  """What follows a keyword where it announces something, else None."""
+  if _OTHER.search(text[max(0, keyword.start() - 20) : keyword.start()]):
+    return None
+  if not keyword[0].endswith('s') and text.startswith(' are ', keyword.end()):
+    return None  # 'The units of the answer are apples.'
+  return behind.match(text, keyword.end(), keyword.end() + 260)
 
 
 def _announcements(text: str) -> Iterator[tuple[str, re.Match, bool]]:
@@ -112,10 +126,13 @@ def _announcements(text: str) -> Iterator[tuple[str, re.Match, bool]]:
       is_solution = keyword[0].lower().startswith(('sol', 'res', 'opt', 'cho'))
       if is_solution != (wanted is _BEHIND_SOLUTION):
         continue
-      match = wanted.match(text, keyword.end(), keyword.end() + 260)
-      if match is None:
+      if member := _JSON_MEMBER.match(text, keyword.end()):
+        yield member[1].strip(' "').replace('\\\\', '\\'), member, is_solution
         continue
 
+      match = _announcement(text, keyword, wanted)
+      if match is None:
+        continue
       found = statement(text[match.end() : match.end() + 4000])
       if found.strip(' *$:.') and (
           answer_phrases.HAS_MATHEMATICS.search(found) or answer_phrases.is_brief(found)):
@@ -138,7 +155,8 @@ def _judged_value(match: re.Match) -> str | None:
 def _points_back(text: str, match: re.Match, found: str) -> bool:
   """Whether a sentence such as 'this answer is helpful' says something about a stated answer."""
   before = text[max(0, match.start() - 60) : match.start()]
-  return bool(_POINTS_BACK.search(before)) and not _has_value(found) and not _DENIAL.search(found)
+  says_value = _has_value(found) and answer_phrases.is_answer(found)
+  return bool(_POINTS_BACK.search(before)) and not says_value and not _DENIAL.search(found)
 
 
 def announced(text: str) -> str | None:

@@ -72,10 +72,10 @@ def _bare(answer: str) -> str:
 def _candidate(response: str, answer: str, mode: str) -> str | None:
   """What is compared with the ground truth: the extracted answer.
 
-  A truth that is a sentence cannot be found by the fallbacks; the same sentence is an answer to it.
+  The fallbacks may find a number in a truth that is a sentence; the same sentence is an answer
+  to it.
   """
-  if mode == 'lenient' and response.strip() == answer.strip() and not answer_phrases.is_answer(
-      answer):
+  if mode == 'lenient' and response.strip() == answer.strip():
     return _bare(answer)
   return extract(response, mode=mode)
 

@@ -115,6 +115,16 @@ def test_a_remark_about_the_answer_is_not_the_answer():
       ('The answer is found to be 15.', '15', True),
       ('The result is 15, so the answer is odd.', 'odd', True),
       ('The answer is 12. Wait, the answer is the number 15.', '15', True),
+      ('The answer is 15. This answer is the sum of 12 and 3.', '15', True),
+      ('The final answer is: 15. The answer is given in dollars.', '15', True),
+      ('Our answer is 15. The answer is divisible by 5.', '15', True),
+      ('The answer is 15. The units of the answer are apples.', '15', True),
+      ('The correct answer is 15. All other answers are wrong.', '15', True),
+      ('The answer is 15. Note that the answer is less than 20.', '15', True),
+      ('The answer is (B). This answer is correct because A is wrong.', 'B', True),
+      ('The answer is -15. The answer is negative because it cooled.', '-15', True),
+      ('The answer is 15. So the answer is yes.', 'yes', True),
+      ('The answer is 15. So the answer is yes.', '15', False),
       # Of two answers the last counts, and an answer that is taken back is none.
       ('The answer is 5. The answer is 7.', '5', False),
       ('The answer is 5. The answer is 7.', '7', True),
@@ -156,6 +166,14 @@ def test_words_that_open_a_sentence_are_no_part_of_the_answer():
       ('After 2 hours, 15 miles.', '15', True),
       ('Therefore, by symmetry, 15.', '15', True),
       ('The answer is, therefore, 15.', '15', True),
+      ('Therefore, the sum is fifteen.', '15', True),
+      ('Thus, fifteen.', '15', True),
+      ('He has twenty-five dollars.', '25', True),
+      ('Adding, we get 15.', '15', True),
+      ('Hence, the solution set is {1, 2}.', r'\{1,2\}', True),
+      ('So, B.', 'B', True),
+      ('So, no solution.', 'no solution', True),
+      ('Therefore, Alice has 15 and Bob has 3.', '15', False),
   ])
 
 
@@ -177,6 +195,10 @@ def test_a_code_fence_is_no_part_of_the_answer():
       ('```\n#### 15\n```', '15', True),
       ('```\nThe answer is 15\n```', '15', True),
       ('Result:\n```\n(3, 4)\n```', '(3,4)', True),
+      ('```json\n{"answer": 15}\n```', '15', True),
+      ('```json\n{\n  "final_answer": "\\\\frac{1}{2}",\n  "sure": 0.9\n}\n```', '1/2', True),
+      ('````\n15\n````', '15', True),
+      ('Final answer: ```15```.', '15', True),
       ('```\n12\n```\nbut the answer is\n```\n15\n```', '15', True),
       ('```\n12\n```\nbut the answer is\n```\n15\n```', '12', False),
   ])
@@ -196,6 +218,11 @@ def test_an_aside_in_parentheses_is_no_part_of_the_answer():
       ('The answer is 15 (not 16).', '16', False),
       ('The answer is $15$ ($12 + 3$).', '15', True),
       ('The answer is **15** (12 + 3).', '15', True),
+      ('The answer is $15 ($12 + $3).', '15', True),
+      ('The answer is 15 dollars ($12 + $3).', '15', True),
+      ('The answer is \\(15\\) (\\(12+3\\)).', '15', True),
+      ('The answer is 15 (12+3) (rounded).', '15', True),
+      ('So f(2) = 15 (since 12 + 3 = 15).', '15', True),
       ('Total: $15 (12 + 3)', '15', True),
       ('#### 15 (12 apples and 3 pears)', '15', True),
       ('<answer>15 (12 + 3)</answer>', '15', True),
@@ -300,6 +327,13 @@ def test_what_touches_a_box_belongs_to_its_answer():
       (r'$\boxed{50}\%$', '1/2', True),
       (r'$\boxed{5}!$', '120', True),
       (r'\boxed{1}/2', '0.5', True),
+      (r'$2(\boxed{3})$', '6', True),
+      (r'$\frac{\boxed{3}}{4}$', '3/4', True),
+      (r'$x = \frac{3}{\boxed{4}}$', '3/4', True),
+      (r'$\sqrt{\boxed{16}}$', '4', True),
+      (r'$2^{\boxed{3}}$', '8', True),
+      (r'$\boxed{2}\times 10^{3}$', '2000', True),
+      (r'$-\$\boxed{15}$', '-15', True),
   ])
 
 
@@ -318,6 +352,12 @@ def test_what_only_stands_near_a_box_does_not():
       (r'\$\boxed{15}', '15', True),
       (r'$10 - \boxed{3} = 7$', '3', True),  # It fills a gap.
       (r'$12 = 4 \times \boxed{3}$', '3', True),
+      (r'$\frac{\boxed{3}}{4} = 0.75$', '3', True),
+      (r'$0.75 = \frac{3}{\boxed{4}}$', '4', True),
+      (r'$2 + \boxed{3}x = 8$', '3', True),
+      (r'$-x = \boxed{3}$', '3', True),
+      (r'- $\boxed{15}$', '15', True),
+      (r'f(\boxed{3})', '3', True),
       (r'$x^2 - \boxed{3}x + 2$', '3', True),
       (r'First $-\boxed{5}$. No: $\boxed{7}$', '7', True),
   ])
