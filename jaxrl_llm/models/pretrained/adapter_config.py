@@ -73,8 +73,8 @@ class AdapterConfig(NamedTuple):
     if self.layers is None or named:  # A full name matches in any layer.
       return ''
     lists = self.layers_pattern or (r'[^.]*',)
-    found = (re.match(rf'.*\.{pattern}\.(\d+)\.', name) for pattern in lists)
-    layer = next((int(match[1]) for match in found if match), None)
+    found = (re.match(rf'.*\.(?:{pattern})\.(?P<layer>\d+)\.', name) for pattern in lists)
+    layer = next((int(match['layer']) for match in found if match), None)
     return '' if layer in self.layers else f'layers_to_transform is {sorted(self.layers)}'
 
   @property

@@ -87,7 +87,7 @@ def _layers(module, *numbers):
 @pytest.mark.parametrize('fields', [
     dict(layers_to_transform=[0, 2]),
     dict(layers_to_transform=[2, 0], layers_pattern='layers'),
-    dict(layers_to_transform=[0, 2], layers_pattern=['h', 'layers']),
+    dict(layers_to_transform=[0, 2], layers_pattern=['h', '(lay)ers']),
     dict(target_modules=_layers(Q, 0, 2)),  # Whole names.
     dict(target_modules=r'.*\.(0|2)\.self_attn\.q_proj'),
     dict(exclude_modules=_layers(Q, 1)),

@@ -106,6 +106,7 @@ def test_a_language_model_of_old_gives_the_same_encoder(tmp_path):
       'bert.embeddings.position_ids': np.arange(32)[None],
       'cls.predictions.bias': np.zeros(67, np.float32),
       'cls.seq_relationship.weight': np.zeros((2, 48), np.float32),
+      'qa_outputs.weight': np.zeros((2, 48), np.float32),
   }
   expected = jax_models.load_encoder(_write(tmp_path / 'new', record))[1]
   directory = _write(tmp_path / 'old', record, weights, architectures=['BertForPreTraining'])

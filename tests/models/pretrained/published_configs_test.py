@@ -292,6 +292,8 @@ PUBLISHED = {
         'trunk', {}),
     'MiniLM-L12-H384, without a class': (
         {name: value for name, value in _BERT.items() if name != 'architectures'}, 'trunk', {}),
+    'bert-large-uncased-whole-word-masking-finetuned-squad': (
+        {**_BERT, 'architectures': ['BertForQuestionAnswering']}, 'trunk', {}),
     'ms-marco-MiniLM-L6-v2': (
         {**_BERT, 'architectures': ['BertForSequenceClassification'],
          'sentence_transformers': {'activation_fn': 'torch.nn.modules.linear.Identity'}}, 'trunk',
@@ -405,7 +407,7 @@ CONTRADICTIONS = [
     (_GEMMA, dict(tie_word_embeddings=None), ('tie_word_embeddings', 'true or false', 'null')),
     (_PYTHIA, dict(use_parallel_residual=None), ('use_parallel_residual', 'true or false')),
     (_GPT2, dict(scale_attn_weights=None), ('scale_attn_weights', 'true or false', 'null')),
-    (_GEMMA2, dict(sliding_window=None, sliding_window_size=None), ('sliding_window',)),
+    (_GEMMA2, dict(sliding_window=None, sliding_window_size=None), ("no field 'sliding_window'",)),
     (_GEMMA2, dict(query_pre_attn_scalar=0), ('query_pre_attn_scalar', 'positive', '0')),
     (_BERT, dict(head_dim=64), ('head_dim', '32', '64')),
     (_BERT, dict(is_decoder=True), ('is_decoder', 'False', 'True')),

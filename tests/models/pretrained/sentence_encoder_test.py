@@ -42,6 +42,8 @@ def _write(directory, pooling, *kinds, weights_in='', weights=None):
     (_pooling('mean_tokens'), (), {'pooling': 'mean'}),
     (_pooling('mean_tokens'), ('Normalize',), {'pooling': 'mean', 'normalize': True}),
     ({'word_embedding_dimension': 48, 'pooling_mode': 'cls'}, (), {'pooling': 'cls'}),
+    ({'embedding_dimension': 48, 'pooling_mode': 'mean'}, (), {'pooling': 'mean'}),
+    ({'pooling_mode': 'mean'}, (), {'pooling': 'mean'}),
 ])
 @pytest.mark.parametrize('weights_in', ['', '0_Transformer'])
 def test_pooling_is_read(pooling, kinds, expected, weights_in, tmp_path):
@@ -96,6 +98,10 @@ def test_nothing_is_left_of_a_save_that_fails(tmp_path):
     (_pooling('max_tokens'), (), 'pooling must be by cls or mean alone, got max_tokens'),
     (_pooling('cls_token', 'mean_tokens'), (), 'alone, got cls and mean'),
     (_pooling(), (), 'alone, got none'),
+    (_pooling('cls_token', word_embedding_dimension=64), (),
+     r'1_Pooling/config\.json: word_embedding_dimension must be hidden_size \(48\), got 64'),
+    (_pooling('cls_token', embedding_dimension=64), (),
+     'embedding_dimension must be 48, got 64: word_embedding_dimension is 48'),
     (_pooling('cls_token', include_prompt=False), (), 'include_prompt must be True, got False'),
     (_pooling('cls_token', other=1), (), r"field 'other' \(1\) is not known"),
     (_pooling('cls_token', pooling_mode_cls_token='yes'), (), 'must be of type bool'),
