@@ -34,7 +34,7 @@ setuptools.setup(
         'tokenizers>=0.22',
         'safetensors>=0.6',
         'jinja2>=3.1.6',
-        'math-verify[antlr4_13_2]>=0.9,<0.10',
+        'sympy>=1.13,<1.15',
         'tensorboardX>=2.6.4',
         'matplotlib>=3.9',
         'tqdm>=4.66',

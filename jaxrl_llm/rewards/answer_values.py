@@ -179,6 +179,18 @@ def split(text: str, separator: re.Pattern) -> list[str]:
   return [part.strip() for part in parts]
 
 
+_PLAIN_PROSE = re.compile(r'[\w\s.,;:!?\'"$%()/&-]*')
+_MAX_WORDS = 20
+
+
+def is_plain_prose(text: str) -> bool:
+  """Whether the text is a few words and numbers, without mathematical signs."""
+  if text.count('(') != text.count(')') or '_' in text:
+    return False
+  return len(text.split()) <= _MAX_WORDS and (
+      _PLAIN_PROSE.fullmatch(text.replace(answer_text.DOLLAR, '$')) is not None)
+
+
 _MIXED = re.compile(r'(?<![0-9.])[0-9]+ [0-9]+ ?/ ?[0-9]+(?![0-9.])')
 
 
@@ -447,9 +459,10 @@ def _choice(text: str) -> Value | None:
   rest = match[3].strip()
   if _SECOND_CHOICE.search(rest):
     return None
-  if hedges.denies(rest):
+  value = _structure(rest)
+  if hedges.denies(rest) or (isinstance(value, Text) and not is_plain_prose(rest)):
     return Text(text)
-  return Choice((match[1] or match[2]).upper(), _structure(rest))
+  return Choice((match[1] or match[2]).upper(), value)
 
 
 def _structure(text: str) -> Value:

@@ -66,8 +66,8 @@ _WORD = re.compile(r'[^\W\d_]+')
 _MATHEMATICAL = re.compile(r'[0-9+*/^=<>\\]')
 _LEADING_WORDS = re.compile(r'^(?:the|a|an|option|choice|answer|letter|it is|it\'s|is) +')
 _NUMBER_IN_PROSE = re.compile(
-    rf'(?<![\w.^_])(?:(?<![\w)}}] )-)?[{units.CURRENCY}]? ?(?:[0-9][0-9,]*(?:\.[0-9]+)?|\.[0-9]+)'
-    r'(?:/[0-9]+)?%?(?![0-9])'
+    rf'(?<![^\s(:])(?:(?<![\w)}}] )-)?[{units.CURRENCY}]? ?(?:[0-9][0-9,]*(?:\.[0-9]+)?|\.[0-9]+)'
+    r'(?:/[0-9]+)?%?(?![\w/^=])'
 )
 
 
@@ -175,7 +175,8 @@ class Comparison:
   def _approximation(self, values: Sequence, other, swapped: bool) -> bool:
     """Whether 'exact, about rounded' says `other`: by its exact side, or a right rounding."""
     exact, *roundings = values
-    if any(_are_two_guesses(exact, rounded) for rounded in roundings):
+    if any(_number_of(rounded) is None or _are_two_guesses(exact, rounded)
+           for rounded in roundings):
       return False
     if self._ordered(exact, other, swapped):
       return True
@@ -202,7 +203,7 @@ class Comparison:
     if isinstance(other, answer_values.Choice):
       return one.letter == other.letter and self._ordered(one.value, other.value, swapped)
     if (letter := _letter(other)) is not None:
-      return one.letter == letter.upper()
+      return one.letter == letter.upper() and self.is_finite(one.value)
     return self._ordered(one.value, other, swapped)
 
   def _ordered(self, one, other, swapped: bool) -> bool:
@@ -370,7 +371,8 @@ def _number_of(value: answer_values.Value) -> Quantity | None:
   while True:
     match value:
       case Quantity():
-        return value
+        readable = value.rational is not None or value.too_large or _tree(value.text) is not None
+        return value if readable else None
       case answer_values.Assignment():
         value = value.value
       case answer_values.Relation():
@@ -424,11 +426,17 @@ def _in_order_of_names(values: Sequence) -> Sequence:
 
 
 def number_in_prose(text: str) -> Quantity | None:
-  """The one number in a few words ('the number 18'); None if there are several, or a 'not'."""
-  if ' ' not in text or hedges.around_number(text):
+  """The one number in a few plain words ('the number 18').
+
+  None if there are several numbers, or anything but words, or a word that makes of the number
+  a bound, a guess or its opposite.
+  """
+  if ' ' not in text or not answer_values.is_plain_prose(text) or hedges.around_number(text):
     return None
-  numbers = [match[0].strip() for match in _NUMBER_IN_PROSE.finditer(text)]
-  return quantities.parse(numbers[0]) if len(numbers) == 1 else None
+  match = _NUMBER_IN_PROSE.search(text)
+  if match is None or re.search('[0-9]', text[: match.start()] + text[match.end() :]):
+    return None
+  return quantities.parse(match[0].strip())
 
 
 class _Refuse:

@@ -206,18 +206,13 @@ class _Parser:
       return [token[0]]
     if tokens.is_number(token) or tokens.is_name(token) or token in (r'\pi', r'\infty'):
       return [token]
-    if token[:1] == '\\' or token == '(':
-      # A command brings its own arguments: \sqrt\frac12.
-      self._next -= 1
-      start, before = self._next, list(self._tokens)
-      self._atom()
-      used, following = before[start : self._next], before[self._next : self._next + 1]
-      if following and following[0] != self._peek():  # Its first digits were taken.
-        used.append(following[0].removesuffix(self._peek()))
-      return used
     raise Unreadable('argument')
 
   def _argument(self) -> Tree:
+    """An argument as a tree; a command brings arguments of its own: `\\sqrt\\frac12`."""
+    token = self._peek()
+    if token[:1] == '\\' and not tokens.is_name(token) or token == '(':
+      return self._atom()
     return _Parser(self._argument_tokens(), self._depth + 1).whole()
 
   def _subscript(self) -> str:
@@ -284,7 +279,12 @@ class _Parser:
                                         degree))
 
   def _fraction(self) -> Tree:
-    over, under = self._argument_tokens(), self._argument_tokens()
+    if self._peek()[:1] == '\\' and not tokens.is_name(self._peek()):
+      return ('divide', self._argument(), self._argument())
+    over = self._argument_tokens()
+    if self._peek()[:1] == '\\' and not tokens.is_name(self._peek()):
+      return ('divide', _Parser(over, self._depth + 1).whole(), self._argument())
+    under = self._argument_tokens()
     if over[:1] in (['d'], [r'\partial']) and under[:1] == over[:1] and len(under) > 1:
       return self._derivative(over[1:], ''.join(under))
     return ('divide', _Parser(over, self._depth + 1).whole(),

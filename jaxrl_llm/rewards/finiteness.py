@@ -23,7 +23,7 @@ def is_sure(tree: Tree) -> bool:
   """Whether no part of the tree can be infinite or undefined; False where that is unknown."""
   try:
     _value(tree)
-  except (_Unsure, ArithmeticError, ValueError):
+  except (_Unsure, ArithmeticError, ValueError, RecursionError):
     return False
   return True
 

@@ -44,7 +44,11 @@ _FOLLOWING = re.compile(
     re.IGNORECASE,
 )
 
-_NO_UNIT = re.compile(r'^(?:and|or|if|than|to|from|through|is|was|are|were)\b', re.IGNORECASE)
+_NO_UNIT = re.compile(
+    r'^(?:and|or|if|than|to|from|through|is|was|are|were)\b|\b(?:i\.e\b|that is|equivalently)'
+    r'|\b(?:of|and|or|to|the|a|by|from|as)$',
+    re.IGNORECASE,
+)
 
 
 def around_number(text: str) -> bool:
