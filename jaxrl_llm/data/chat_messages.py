@@ -106,6 +106,8 @@ def read_extra(
     ValueError: a key is refused; one line that names it.
   """
   spelling = spelling_of(value)
+  if len(value) == len(spelling):  # Nothing else is there.
+    return {}
   known = (*columns.REASONING, *_SWITCHES, *_WEIGHTS)
   columns.check(value, (*spelling, *known), where=field)
   extra: dict[str, Any] = {}

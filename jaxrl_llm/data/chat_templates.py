@@ -34,6 +34,18 @@ _START_SECONDS = 30.0  # What a busy machine may take to start the process.
 _REASONING = ('reasoning_content', 'thinking', 'reasoning')
 
 
+class ConversationError(ValueError):
+  """A template cannot write a conversation, or nothing could be learned from what it writes.
+
+  Attributes:
+    index: the number of the conversation among those that were given.
+  """
+
+  def __init__(self, index: int, problem: str):
+    super().__init__(f'chat template, conversation {index}: {problem}')
+    self.index = index
+
+
 @dataclasses.dataclass(frozen=True)
 class ChatTemplate:
   """A chat template and what it may use.
@@ -200,9 +212,9 @@ def encode_conversations(
       place, is_read = rendered['lost'][0]
       is_last = place + 1 == len(conversations[index])
       problem = _why_lost(is_read, is_last)
-      raise ValueError(
-          f'chat template, conversation {index}: the reasoning of message {place} (assistant) '
-          f'would be lost: the template {problem}'
+      raise ConversationError(
+          index,
+          f'the reasoning of message {place} (assistant) would be lost: the template {problem}',
       )
     ids, offsets = tokenizer.encode_with_offsets(rendered['text'])
     mask = [0] * len(ids)
@@ -211,10 +223,11 @@ def encode_conversations(
         mask[position] = 1
     learned = [m for m in conversations[index][1:] if m.get('train') is not False]
     if not any(mask) and any(message['role'] == 'assistant' for message in learned):
-      raise ValueError(
-          f"chat template, conversation {index}: nothing could be learnt, because the template "
-          'writes none of the replies as the model would be asked for it: it opens replies in '
-          'another way than it writes them, or rewrites all of them later'
+      raise ConversationError(
+          index,
+          'nothing could be learnt, because the template writes none of the replies as the model '
+          'would be asked for it: it opens replies in another way than it writes them, or rewrites '
+          'all of them later',
       )
     encoded.append((ids, mask))
   return encoded
@@ -293,7 +306,7 @@ def _run(
   if problem is not None:
     if "'strftime_now' is undefined" in problem:
       problem += ": it needs a date, as in ChatTemplate(..., today='2024-07-26')"
-    raise ValueError(f'chat template, conversation {len(replies)}: {problem}')
+    raise ConversationError(len(replies), problem)
   return replies
 
 

@@ -16,6 +16,7 @@ Names are compared in lower case with underscores: createdAt, created-at and cre
 A prefix or suffix `chosen` or `rejected` is ignored: score_chosen, rejected-model.
 """
 
+import functools
 import math
 import re
 from collections.abc import Collection, Mapping
@@ -259,6 +260,7 @@ def _check_known(field: str, name: str, value: Any, where: str) -> None:
     raise ValueError(f'{field!r} must be 0 (margins are not supported), got {shown(value)}')
 
 
+@functools.lru_cache(maxsize=1000)
 def _name(key: str) -> str:
   """A column's name as the lists above have it."""
   name = re.sub(r'(?<=[a-z0-9])(?=[A-Z])', '_', key).lower()

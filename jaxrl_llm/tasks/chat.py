@@ -24,7 +24,7 @@ class ChatTask(Task):
   """A task of conversations; its `reward_fn` is None, `train` is empty.
 
   The examples of `demonstrations` and `evaluation` have 'messages', 'source' (the name of
-  their file), 'ids' and 'loss_mask'.
+  their file), 'row' (their number in it, from 0), 'ids' and 'loss_mask'.
 
   Attributes:
     template: what made the ids.
@@ -159,7 +159,8 @@ def _read(files: Sequence[str | pathlib.Path]) -> list[Example]:
   examples: list[Example] = []
   for name, file in zip(names, files):
     for row in conversations.read_demonstrations(file):
-      examples.append({'id': len(examples), 'source': name, 'messages': row['messages']})
+      examples.append({
+          'id': len(examples), 'source': name, 'row': row['id'], 'messages': row['messages']})
   return examples
 
 
@@ -187,9 +188,15 @@ def _with_ids(
     examples: list[Example], template: chat_templates.ChatTemplate, tokenizer: Tokenizer
 ) -> list[Example]:
   """The examples with 'ids' and 'loss_mask' of their 'messages'."""
-  encoded = chat_templates.encode_conversations(
-      template, tokenizer, [example['messages'] for example in examples]
-  )
+  try:
+    encoded = chat_templates.encode_conversations(
+        template, tokenizer, [example['messages'] for example in examples]
+    )
+  except chat_templates.ConversationError as error:
+    example = examples[error.index]
+    if 'row' not in example:
+      raise
+    raise ValueError(f'{example["source"]}, row {example["row"]}: {error}') from None
   for example, (ids, mask) in zip(examples, encoded):
     last = ids[max(position for position, said in enumerate(mask) if said)]
     if last not in tokenizer.stop_ids:

@@ -169,7 +169,7 @@ def test_bad_settings_are_one_line(files, folders, options, message):
 def test_a_template_that_fails_names_the_conversation(files, folders, tmp_path):
   own = tmp_path / 'own.jinja'
   own.write_text("{% if 'Say' in messages[0].content %}{{ raise_exception('not so') }}{% endif %}x")
-  with pytest.raises(ValueError, match='conversation 8: .*not so'):
+  with pytest.raises(ValueError, match='b.jsonl, row 0: .*conversation 8: .*not so'):
     _make(files, folders['qwen2'], template=str(own))
 
 
@@ -231,7 +231,8 @@ def test_reasoning_is_learned_with_the_reply(tmp_path, qwen3, key):
 def test_reasoning_that_the_template_loses_names_the_conversation(tmp_path, qwen3, folders):
   row = {'messages': [
       {'role': 'user', 'content': 'q'}, {'role': 'assistant', 'content': 'r', 'thinking': 'why'}]}
-  with pytest.raises(ValueError, match='conversation 1: the reasoning of message 1 .*does not'):
+  words = 'rows.jsonl, row 1: .*conversation 1: the reasoning of message 1 .*does not write reas'
+  with pytest.raises(ValueError, match=words):
     _of_rows(tmp_path, folders['qwen2'], [{'prompt': 'q', 'response': 'r'}, row], template='chatml')
   row['messages'] *= 2
   with pytest.raises(ValueError, match='conversation 0: .* removes it where the conversation goes'):
