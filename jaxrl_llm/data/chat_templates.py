@@ -10,6 +10,12 @@ without any forbidden access. The limit of time is one on the wall time of each 
 A process takes about a tenth of a second to start; `render_many` and
 `encode_conversations` need one for any number of conversations.
 
+What the assistant thought (`reasoning_content`, `thinking` or `reasoning` of a message) is given to
+the template under each of these names, and is learned with the reply. It is an error if the
+template does not write it there: because it reads none of the names (ChatML), or because it removes
+the reasoning of past turns (Qwen3). A message of the assistant with 'train' False is context: it is
+not learned, and the template decides what a model reads of its reasoning.
+
 What a template renders is complete: it writes the start token itself where the model
 wants one. Encode it as it is, without the tokenizer's `start_ids`.
 """
@@ -182,13 +188,7 @@ def encode_conversations(
   A token that holds characters of the prompt and of the reply is not marked: the model
   is never in the position to choose it.
 
-  What the assistant thought (`reasoning_content`, `thinking` or `reasoning` of a message) is
-  given to the template under each of these names, and is learned with the reply. It is an error
-  if the template does not write it there: because it reads none of the names (ChatML), or because
-  it removes the reasoning of past turns (Qwen3).
-
-  A message of the assistant with 'train' False is context: nothing of it is marked, and what the
-  template does to its reasoning is how a model reads past turns.
+  Reasoning and messages that are context are treated as the file's docstring says.
 
   Args:
     template: makes the text.
@@ -208,32 +208,40 @@ def encode_conversations(
   settings = {'add_generation_prompt': False, 'find_replies': True}
   encoded = []
   for index, rendered in enumerate(_run(template, conversations, settings, seconds)):
-    if rendered['lost']:
-      place, is_read = rendered['lost'][0]
-      is_last = place + 1 == len(conversations[index])
-      problem = _why_lost(is_read, is_last)
-      raise ConversationError(
-          index,
-          f'the reasoning of message {place} (assistant) would be lost: the template {problem}',
-      )
     ids, offsets = tokenizer.encode_with_offsets(rendered['text'])
     mask = [0] * len(ids)
     for reply in rendered['replies']:
       for position in _learnt(rendered['text'], reply, ids, offsets, tokenizer.stop_ids):
         mask[position] = 1
-    learned = [m for m in conversations[index][1:] if m.get('train') is not False]
-    if not any(mask) and any(message['role'] == 'assistant' for message in learned):
-      raise ConversationError(
-          index,
-          'nothing could be learnt, because the template writes none of the replies as the model '
-          'would be asked for it: it opens replies in another way than it writes them, or rewrites '
-          'all of them later',
-      )
+    _check_learned(index, conversations[index], rendered['lost'], mask)
     encoded.append((ids, mask))
   return encoded
 
 
-def _why_lost(is_read: bool, is_last: bool) -> str:
+def _check_learned(
+    index: int,
+    messages: Sequence[Message],
+    lost: Sequence[tuple[int, bool]],
+    mask: Sequence[int],
+) -> None:
+  """Raises ConversationError if a reasoning, or all that was to be learned, would be lost."""
+  for place, is_read in lost:
+    problem = _why_lost(is_read, is_last=place + 1 == len(messages))
+    raise ConversationError(
+        index, f'the reasoning of message {place} (assistant) would be lost: the template {problem}'
+    )
+
+  learned = [message for message in messages[1:] if message.get('train') is not False]
+  if not any(mask) and any(message['role'] == 'assistant' for message in learned):
+    raise ConversationError(
+        index,
+        'nothing could be learnt, because the template writes none of the replies as the model '
+        'would be asked for it: it opens replies in another way than it writes them, or rewrites '
+        'all of them later',
+    )
+
+
+def _why_lost(is_read: bool, *, is_last: bool) -> str:
   """What a template does with a reasoning that would not be learned, and what to do."""
   if not is_read:
     return (
