@@ -26,7 +26,10 @@ _OPENING = re.compile(
 )
 _ASIDE = re.compile(
     r'([^()]{1,200}?)(?:\s|~|\\[ ,;:]){1,5}(?:\\left)?\(([^()]{1,300})\)([^()]{0,100})')
-_ASIDE_IN_LINE = re.compile(r'(?<=[\w.%}$*])\s{1,3}\(([^()]{1,300})\)')
+_ASIDE_IN_LINE = re.compile(
+    r'(?<=[\w.%}$*])\s{1,3}\(([^()]{1,300})\)'
+    r'|(?<=[)\]])\s{1,3}\(([^()]{0,100}[a-zA-Z]{2} [a-zA-Z]{2}[^()]{0,200})\)'
+)
 # In parentheses these change what the number means.
 _QUALIFIER = re.compile(
     r'.{0,40}(?<![a-zA-Z])p?b?mod(?:ulo)?(?![a-zA-Z])|.{0,40}\bbase\b|.{0,40}\bor\b'
@@ -149,7 +152,7 @@ def without_asides_in_line(line: str) -> str:
   """A line of prose without the remarks in parentheses, as `without_aside` knows them."""
   kept, end = [], 0
   for match in _ASIDE_IN_LINE.finditer(line):
-    before, aside = line[end : match.start()], match[1]
+    before, aside = line[end : match.start()], match[1] or match[2]
     numbers = _NUMBER.findall(before)
     is_remark = _REMARK.search(aside) or (numbers and _same(numbers[-1], aside))
     if is_remark and not _QUALIFIER.match(aside) and not _FUNCTION_AT_END.search(before):

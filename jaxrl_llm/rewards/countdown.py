@@ -25,7 +25,7 @@ MARK = 'Answer:'  # What an expression may stand behind.
 # The same in bold or italics, which end before the colon, after it, or after the expression.
 _MARK = re.compile(
     r'(?P<opens>(?<![*_])(?:\*{1,3}|_{1,3}))?Answer(?P<ends>[*_]{1,3})? ?[:：]'
-    r'(?P<ends_late>[*_]{1,3})?'
+    r'(?P<ends_late>[*_]{1,3}| ?\})?'
 )
 _MAX_RESPONSE = 1_000_000  # Of a longer response the end counts.
 _MAX_TYPESET = 4 * MAX_LENGTH  # Characters of an expression as it was typeset.

@@ -13,7 +13,7 @@ _CHARACTERS = str.maketrans({
     '×': '*', '⋅': '*', '·': '*', '∙': '*', '∗': '*', '＊': '*', '✕': '*', '✖': '*',
     '÷': '/', '⁄': '/', '∕': '/', '／': '/', '➗': '/',
     '−': '-', '–': '-', '—': '-', '‐': '-', '‑': '-', '﹣': '-', '－': '-', '➖': '-',
-    '＋': '+', '➕': '+', '（': '(', '）': ')', '＝': '=',
+    '“': '"', '”': '"', '‘': "'", '’': "'", '＋': '+', '➕': '+', '（': '(', '）': ')', '＝': '=',
     '\u00a0': ' ', '\u2002': ' ', '\u2003': ' ', '\u2007': ' ', '\u2009': ' ', '\u200a': ' ',
     '\u200b': ' ', '\u202f': ' ', '\u2060': ' ', '\ufeff': ' ', '\ufe0f': ' ', '$': ' ', '~': ' ',
 })  # fmt: skip
@@ -26,7 +26,7 @@ _COMMANDS = [
 ]
 _FRACTION = re.compile(r'\\[dt]?frac ?\{([^{}]*)\} ?\{([^{}]*)\}')
 _FENCE_LINE = re.compile(r'^(?:```|~~~)[ \t]*[A-Za-z]*$')
-_EMPHASIS = re.compile(r'(\*{1,3}|_{1,3}|`{1,3})([^*_`].*)\1', re.DOTALL)
+_EMPHASIS = re.compile(r'(\*{1,3}|_{1,3}|`{1,3}|"|\')([^*_`].*)\1', re.DOTALL)
 _BLANK = ' \t\r\n'
 _MAX_NESTING = 8  # Fractions in fractions, boxes in boxes.
 
@@ -45,7 +45,7 @@ def _unboxed(text: str) -> str:
 
 
 def _without_emphasis(text: str) -> str:
-  """The text without blanks and pairs of Markdown's asterisks, underscores and backticks."""
+  """The text without blanks, quotes, and pairs of Markdown's asterisks and backticks."""
   text = text.strip(_BLANK)
   while match := _EMPHASIS.fullmatch(text):
     text = match[2].strip(_BLANK)

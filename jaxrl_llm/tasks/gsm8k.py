@@ -16,6 +16,7 @@ import re
 import numpy as np
 
 from jaxrl_llm.data import gsm8k, tokenizers
+from jaxrl_llm.rewards import reasoning
 from jaxrl_llm.types import Example, Task, Tokenizer
 
 INSTRUCTION = 'Reason step by step, and write the final number after "####".'
@@ -162,8 +163,8 @@ def _choose(
 
 
 def last_number(response: str) -> str | None:
-  """The last number in a response, or None."""
-  found = _NUMBER.findall(response[-_TAIL:])
+  """The last number in a response outside its reasoning block, or None."""
+  found = _NUMBER.findall(reasoning.final_part(response)[-_TAIL:])
   return found[-1] if found else None
 
 

@@ -222,6 +222,8 @@ def test_an_aside_in_parentheses_is_no_part_of_the_answer():
       ('The answer is 15 dollars ($12 + $3).', '15', True),
       ('The answer is \\(15\\) (\\(12+3\\)).', '15', True),
       ('The answer is 15 (12+3) (rounded).', '15', True),
+      ('(3, 4) (as computed above)', '(3,4)', True),
+      ('The answer is (3, 4) (as computed above).', '(3,4)', True),
       ('So f(2) = 15 (since 12 + 3 = 15).', '15', True),
       ('Total: $15 (12 + 3)', '15', True),
       ('#### 15 (12 apples and 3 pears)', '15', True),
