@@ -1,10 +1,12 @@
 """Tells an answer from the words around it: 'Thus, 15.', '15 (12 + 3)', 'a sentence'."""
 
+import itertools
 import re
 
 from jaxrl_llm.rewards import answer_text, answer_values, equivalence, quantities, units
 
 _MAX_WHOLE = 400
+_MAX_ASIDES = 8
 HAS_MATHEMATICS = re.compile(r'[0-9\\]')
 
 # A fence's language, if a line of content follows; inline code and other fences.
@@ -150,8 +152,10 @@ def without_aside(text: str) -> str:
 
 def without_asides_in_line(line: str) -> str:
   """A line of prose without the remarks in parentheses, as `without_aside` knows them."""
+  if len(line) > 2 * _MAX_WHOLE:
+    return line
   kept, end = [], 0
-  for match in _ASIDE_IN_LINE.finditer(line):
+  for match in itertools.islice(_ASIDE_IN_LINE.finditer(line), _MAX_ASIDES):
     before, aside = line[end : match.start()], match[1] or match[2]
     numbers = _NUMBER.findall(before)
     is_remark = _REMARK.search(aside) or (numbers and _same(numbers[-1], aside))

@@ -382,6 +382,20 @@ def test_a_megabyte_of_marks_is_read_in_linear_time(pattern):
   assert time.process_time() - started < 2.0
 
 
+@pytest.mark.parametrize('pattern', [
+    'answer is verified by ' + '1 (2) ' * 600 + '\n',
+    'answer is greater than ' + 'x (1) ' * 500 + '\n',
+    'answer is ' + 'a b ' * 900 + '\n', 'this answer is ' + '1, ' * 60 + '\n',
+    'answer of ' + '1,' * 40 + ' is right\n', r'answer: \frac{1}{' * 100 + '\n',
+    r'$-\boxed{\boxed{1} + \boxed{2}}$, ', r'\frac{\boxed{3}}{4}, ',
+    '(' * 10 + r'\boxed{1}' + ')' * 10,
+])
+def test_many_remarks_and_boxes_cost_little(pattern):
+  started = time.process_time()
+  math_answer.grade(pattern * (500_000 // len(pattern)), '7919')
+  assert time.process_time() - started < 2.0
+
+
 @pytest.mark.parametrize('spaces', [' ', r'\,', '2 ', '$', '('])
 def test_a_box_between_many_spaces_is_read_in_linear_time(spaces):
   text = (spaces * 140 + r'\boxed{5}' + spaces * 140) * 500
