@@ -11,6 +11,7 @@ GATED = ('swiglu', 'geglu')
 NOT_GATED = ('gelu', 'gelu_exact', 'relu')
 # Fields that say how a model is computed and stored, not which function it is.
 COMPUTE_FIELDS = ('param_dtype', 'compute_dtype', 'remat', 'scan_unroll', 'attention_block')
+MOST_LAYERS = 10_000
 
 
 @dataclasses.dataclass
@@ -144,6 +145,8 @@ class TransformerConfig:
     for name in ('query_scale', 'attention_softcap', 'logit_softcap', 'rope_local_theta'):
       if not 0 <= getattr(self, name) < math.inf:
         raise ValueError(f'{name} must be 0 (off) or positive, got {getattr(self, name)}')
+    if self.num_layers > MOST_LAYERS:  # Beyond, the list of layers alone would take all memory.
+      raise ValueError(f'num_layers must be at most {MOST_LAYERS}, got {self.num_layers}')
     self._validate_rope()
     self._validate_layers()
     if self.tie_embeddings and self.head_bias:

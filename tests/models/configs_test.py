@@ -268,3 +268,9 @@ def test_published_settings_beyond_the_sizes():
     assert config.activation == 'swiglu' and not config.output_bias
     # Written for accelerators: one block compiled, nothing kept inside it.
     assert (config.compute_dtype, config.remat, config.scan_unroll) == ('bfloat16', 'full', 1)
+
+
+def test_a_config_of_a_billion_layers_is_refused_before_they_are_listed():
+  config = configs.TransformerConfig(vocab_size=3, num_layers=10**9)
+  with pytest.raises(ValueError, match='num_layers must be at most 10000, got 1000000000'):
+    config.validate()
