@@ -23,6 +23,8 @@ _COMMANDS = [
     (re.compile(r'\\!|\\/'), ''),
     (re.compile(r'\\(?:simeq|approxeq)(?![a-zA-Z])|~='), r'\\approx '),
     (re.compile(r'\{,\}'), ','),
+    (re.compile(r'\{:\}'), ':'),
+    (re.compile(r'\\(?:dots|cdots|dotsc|dotsb|hdots)(?![a-zA-Z])|(?<![0-9.])\.\.\.'), r'\\ldots '),
     (re.compile(r'(?<=[0-9])(?:\\,|\\ |\\;|\\:|~|[\u00a0\u202f\u2009])(?=[0-9]{3}(?![0-9]))'), ''),
     (re.compile(r'(?<!\\)\\[,;:> ]|~'), ' '),
     (re.compile(r'\\(?:nicefrac|sfrac)(?![a-zA-Z])'), r'\\frac'),

@@ -143,8 +143,9 @@ _SECOND_CHOICE = re.compile(
     r'|^(?:or|and|nor|but|vs)\b|^[A-J]\s*(?:,|or\b|and\b)'
 )
 _LEAD = re.compile(
-    r'^(?:=|\\approx(?![a-zA-Z])|(?:approximately|exactly|about|around|roughly|nearly|a total of'
-    r'|simply|just|[Oo]ption|[Cc]hoice|[Aa]nswer|therefore|equal to|equals|is'
+    r'^(?:=|\\(?:approx|therefore|implies|Rightarrow|Longrightarrow|rightarrow)(?![a-zA-Z])'
+    r'|(?:approximately|exactly|about|around|roughly|nearly|a total of'
+    r'|simply|just|[Oo]ptions?|[Cc]hoices?|[Aa]nswers?|therefore|equal to|equals|is'
     r'|(?:[Tt]he )?(?:number|point|interval|set|vector|ordered (?:pair|triple)|matrix|value'
     r'|fraction|equation|ratio|expression|polynomial)(?: is| of)?)(?![a-zA-Z])) ?'
 )
@@ -460,7 +461,7 @@ def _choice(text: str) -> Value | None:
   if _SECOND_CHOICE.search(rest):
     return None
   value = _structure(rest)
-  if hedges.denies(rest) or (isinstance(value, Text) and not is_plain_prose(rest)):
+  if hedges.takes_back(rest) or (isinstance(value, Text) and not is_plain_prose(rest)):
     return Text(text)
   return Choice((match[1] or match[2]).upper(), value)
 

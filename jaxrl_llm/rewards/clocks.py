@@ -34,12 +34,12 @@ class Clock:
 
   Attributes:
     hour: 0 to 24, as written.
-    rest: minutes, and seconds if given.
+    rest: minutes and seconds.
     half: 'a' (before noon), 'p' (after noon) or '' (not said).
   """
 
   hour: int
-  rest: tuple[int, ...]
+  rest: tuple[int, int]
   half: str = ''
 
 
@@ -48,8 +48,8 @@ _TWELVE_HOURS = re.compile(
     r"^([0-9]{1,2})(?:[:.]([0-5][0-9]))?(?::([0-5][0-9]))? ?(?:o'?clock )?"
     r'(?:\(?([aApP])\.? ?[mM]\.?\)?|in the (morning|afternoon|evening)|(noon|midnight))$'
 )
-_NAMED = {'noon': Clock(12, (0,), 'p'), 'midday': Clock(12, (0,), 'p'),
-          'midnight': Clock(12, (0,), 'a')}  # fmt: skip
+_NAMED = {'noon': Clock(12, (0, 0), 'p'), 'midday': Clock(12, (0, 0), 'p'),
+          'midnight': Clock(12, (0, 0), 'a')}  # fmt: skip
 _RATIO = re.compile(r'[0-9./ ]{1,20}(?:(?::| to )[0-9./ ]{1,20}){1,5}')
 
 
@@ -64,8 +64,8 @@ def parse_clock(text: str) -> Clock | None:
   return Clock(int(match[1]), _rest(match), half.lower())
 
 
-def _rest(match: re.Match) -> tuple[int, ...]:
-  return (int(match[2] or 0), *([int(match[3])] if match[3] else []))
+def _rest(match: re.Match) -> tuple[int, int]:
+  return int(match[2] or 0), int(match[3] or 0)
 
 
 def parse_ratio(text: str) -> Ratio | None:

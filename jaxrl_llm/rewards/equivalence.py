@@ -94,6 +94,11 @@ def _letter(value: answer_values.Value) -> str | None:
   return None
 
 
+def _spelling(text: str) -> str:
+  """A text without spaces, and without braces around single characters."""
+  return re.sub(r'\{(\w)\}', r'\1', answer_text.squeezed(text))
+
+
 _OPTIONS = frozenset('ABCDE')
 
 
@@ -310,7 +315,7 @@ class Comparison:
     """Whether two expressions are equal and finite; as texts where they cannot be read."""
     trees = [_tree(text) if len(text) <= MAX_EXPRESSION else None for text in (candidate, answer)]
     if None in trees:
-      return answer_text.squeezed(candidate) == answer_text.squeezed(answer)
+      return _spelling(candidate) == _spelling(answer)
     if trees[0] == trees[1] and finiteness.is_sure(trees[0]):
       return True
     if trees[0] != trees[1] and all(tree[0] == 'name' for tree in trees):
@@ -428,9 +433,11 @@ def _in_order_of_names(values: Sequence) -> Sequence:
 def number_in_prose(text: str) -> Quantity | None:
   """The one number in a few plain words ('the number 18').
 
-  None if there are several numbers, or anything but words, or a word that makes of the number
-  a bound, a guess or its opposite.
+  None if there are several numbers, or anything but English words, or a word that makes of the
+  number a bound, a guess or its opposite.
   """
+  if not re.sub(f'[{units.CURRENCY}]', '', text).isascii():
+    return None
   if ' ' not in text or not answer_values.is_plain_prose(text) or hedges.around_number(text):
     return None
   match = _NUMBER_IN_PROSE.search(text)

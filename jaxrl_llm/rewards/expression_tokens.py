@@ -33,6 +33,8 @@ ACCENTS = {
     'mathcal': 'mathcal', 'mathfrak': 'mathfrak', 'mathscr': 'mathscr', 'overset': 'overset',
     'overbrace': 'overbrace', 'underbrace': 'underbrace', 'not': 'not', 'cancel': 'cancel',
 }  # fmt: skip
+# Commands that make one name with the next: \Delta y.
+DIFFERENCES = frozenset([r'\Delta', r'\delta', r'\nabla', r'\partial'])
 # Letters that usually name functions: f(x + 1) is no product, P(1 + r) may be one.
 ALWAYS_CALLED = frozenset('fgFG')
 CALLED_ON_ATOMS = frozenset('hpqHPQ')

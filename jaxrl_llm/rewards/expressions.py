@@ -100,7 +100,7 @@ class _Parser:
 
   def _may_precede_number(self) -> bool:
     """Whether a digit here can only be a factor: after `\\sqrt3` or `)`, not after 3 or x."""
-    return self._tokens[self._next - 1] in (')', '}', ']') or self._split
+    return self._tokens[self._next - 1] in (')', '}', ']', '!') or self._split
 
   def _power(self) -> Tree:
     base = self._postfix()
@@ -222,8 +222,9 @@ class _Parser:
     return '_{' + ''.join(self._argument_tokens()) + '}'
 
   def _named(self) -> Tree:
-    token = self._take()
-    name = token
+    token = name = self._take()
+    if token in tokens.DIFFERENCES and tokens.is_name(self._peek()):
+      name += ' ' + self._take()  # In \\frac{\\Delta y}{\\Delta x} nothing cancels.
     while self._peek() == '_' or self._peek()[:1] == "'":
       name += self._subscript() if self._peek() == '_' else self._take()
     if name in (r'\pi', r'\infty', 'e', 'i'):

@@ -44,6 +44,20 @@ _FOLLOWING = re.compile(
     re.IGNORECASE,
 )
 
+_TAKES_BACK = re.compile(
+    r'^(?:is|was|are|seems|looks)\b(?! (?:the |definitely |clearly |surely )?'
+    r'(?:correct|right|true|answer|best|only|solution)\b)'
+    r"|^(?:may|might|could|can(?:not|'t)?(?! be determined)|(?:is|was|are|wo|does)n't)\b"
+    r'|^(?:wrong|incorrect|but|nor|or|excluded|eliminated|rejected)\b|\?$'
+    r'|^not(?:$| (?:correct|right|true|it|sure|possible|the (?:answer|correct|right)))'
+    r'|\b(?:but|instead|unless|rather|maybe|perhaps|possibly|probably)\b'
+    r'|\b(?:is|are|was) (?:wrong|incorrect|false|not (?:correct|right|true|it|the answer))\b',
+    re.IGNORECASE,
+)
+# Other languages' words for 'or more', 'less than', 'about' and 'not' that touch the number.
+_FOREIGN_BOUND = re.compile(
+    '以上|以下|以内|以外|以前|以后|以後|未满|未満|左右|不足|不到|不是|不对|错|或|还是|または|より|まで|から|ない|上下'
+)
 _NO_UNIT = re.compile(
     r'^(?:and|or|if|than|to|from|through|is|was|are|were)\b|\b(?:i\.e\b|that is|equivalently)'
     r'|\b(?:of|and|or|to|the|a|by|from|as)$',
@@ -61,9 +75,11 @@ def around_number(text: str) -> bool:
 def is_no_unit(phrase: str) -> bool:
   """Whether the words after a number name no unit: they go on, take it back or bound it."""
   phrase = phrase.strip()
-  return any(pattern.search(phrase) for pattern in (_FOLLOWING, _NO_UNIT))
+  if not phrase.isascii() and ' ' in phrase:
+    return True  # Of several words in another language too little is known.
+  return any(pattern.search(phrase) for pattern in (_FOLLOWING, _NO_UNIT, _FOREIGN_BOUND))
 
 
-def denies(text: str) -> bool:
-  """Whether a text takes back what it says, or offers something else."""
-  return re.search(_DENIAL, text, re.IGNORECASE) is not None
+def takes_back(remark: str) -> bool:
+  """Whether the words after an option's letter say that it is wrong, or offer another."""
+  return _TAKES_BACK.search(remark) is not None

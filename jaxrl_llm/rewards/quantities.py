@@ -5,7 +5,7 @@ import fractions
 import re
 import unicodedata
 
-from jaxrl_llm.rewards import arithmetic, number_words, units
+from jaxrl_llm.rewards import arithmetic, expressions, number_words, units
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,7 +31,9 @@ class Quantity:
 
 _DECIMAL = re.compile(r'^[-+]? ?[0-9,]*\.([0-9]*)$')
 _SPACED_GROUPS = re.compile(r'^-?[0-9]{1,3}(?: [0-9]{3}){1,10}(?:\.[0-9]+)?$')
-_CURRENCY = re.compile(rf'^([-+]?) ?(?:US|USD)? ?([{units.CURRENCY}]|Rs\.?(?= ?[0-9])) ?(.*)$')
+_CURRENCY = re.compile(
+    rf'^([-+]?) ?(?:US|USD)? ?([{units.CURRENCY}]|(?:Rs\.?|USD|EUR|GBP|INR|JPY)(?= ?[0-9])) ?(.*)$'
+)
 _ORDINAL = re.compile(r'^([0-9]{1,15}) ?\^? ?\{? ?(?:st|nd|rd|th)(?![a-zA-Z]) ?\}?(.*)$')
 _BASED = re.compile(
     r'^([0-9a-zA-Z]{1,200}) ?(?:_ ?\{? ?\(? ?|,? ?\(?(?:in )?(?=base ))(?:base )?'
@@ -112,6 +114,14 @@ def _acceptable_unit(phrase: str, attached: bool) -> units.Unit | None:
   return unit if len(first) > (3 if attached else 2) else None
 
 
+def _is_readable(text: str) -> bool:
+  try:
+    expressions.parse(text.strip())
+  except (expressions.Unreadable, RecursionError):
+    return False
+  return True
+
+
 def _with_unit(text: str) -> Quantity | None:
   start = _first_letter(text)
   if not start:
@@ -124,7 +134,7 @@ def _with_unit(text: str) -> Quantity | None:
     return None
   inner = _percent(value.strip())
   if inner is None and not _STRUCTURE.search(value) and (
-      unit.is_plain_measure or _ARITHMETIC.match(value)):
+      unit.is_plain_measure or (not unit.readings and _is_readable(value))):
     inner = Quantity(value.strip())  # 36\pi cm^2, 1/0 apples
   return None if inner is None else dataclasses.replace(inner, unit=unit)
 

@@ -162,6 +162,8 @@ class _Builder:
     import sympy
 
     arguments = [self.build(tree) for tree in trees]
+    if name in ('gcd', 'lcm', 'max', 'min') and len(arguments) < 2:
+      raise Unknown(name)  # 'max 18' is a bound.
     if name in ('gcd', 'lcm'):
       if not all(argument.is_Integer for argument in arguments):
         raise Unknown(name)

@@ -23,7 +23,8 @@ _SYMBOLS = str.maketrans({
     'ℂ': r'\mathbb{C}', 'ℓ': r'\ell ', 'ℏ': r'\hbar ', '∂': r'\partial ', '∇': r'\nabla ',
     '∑': r'\sum ', '∏': r'\prod ', '∫': r'\int ', '→': r'\to ', '⌊': r'\lfloor ',
     '⌋': r'\rfloor ', '⌈': r'\lceil ', '⌉': r'\rceil ', '†': r'\dagger ', '⊤': r'\top ',
-    '∣': '|', '∖': r'\setminus ', '、': ', ', '，': ', ', '；': '; ', '。': '. ',
+    '⇒': r'\Rightarrow ', '∴': r'\therefore ', '∣': '|', '∖': r'\setminus ', '、': ', ',
+    '，': ', ', '；': '; ', '。': '. ',
 })  # fmt: skip
 _VULGAR_AFTER = re.compile(f'([0-9]?)\\s?([{"".join(_VULGAR)}])(?=([a-zA-Z\\\\(])?)')
 _MICRO = re.compile(r'(?<=[0-9 ])[µμ](?=(?:m|g|s|l|L)(?![a-zA-Z]))')
