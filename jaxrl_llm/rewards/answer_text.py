@@ -1,9 +1,11 @@
-r"""Brings the text of one answer into a single spelling: a small, ASCII, LaTeX-like one.
+r"""Brings the text of one answer into a single spelling: a small, LaTeX-like one.
 
-Everything here is a chain of replacements with regular expressions that need linear
-time (no nested repetition), on a text whose length was capped before. Nothing is
-evaluated. What remains afterwards: digits, letters, + - * / ^ ( ) [ ] { } \{ \}, the
-relations = < > \le \ge \ne \in \approx, and LaTeX commands that carry a meaning.
+Formatting commands go (latex_formatting), and mathematics in Unicode is spelled with ASCII
+(unicode_text); letters of all scripts stay. Everything here is a chain of replacements with
+regular expressions that need linear time (no nested repetition), on a text whose length was
+capped before. Nothing is evaluated. What remains of mathematics: digits, letters,
++ - * / ^ ( ) [ ] { } \{ \}, the relations = < > \le \ge \ne \in \approx, and LaTeX commands
+that carry a meaning.
 """
 
 import re

@@ -5,117 +5,26 @@ quantities (an exact rational where the text is arithmetic, else the text of an
 expression) and words. Only structure is decided here; nothing is compared.
 """
 
-import dataclasses
 import re
 
 from jaxrl_llm.rewards import answer_text, clocks, expression_tokens, hedges, quantities
-from jaxrl_llm.rewards.clocks import Clock, Ratio
+from jaxrl_llm.rewards.answer_kinds import (
+    Assignment,
+    Braces,
+    Bracket,
+    Choice,
+    Either,
+    Inequality,
+    Items,
+    Matrix,
+    Relation,
+    Text,
+    Union,
+    Value,
+)
 from jaxrl_llm.rewards.quantities import Quantity
 
 _MAX_ITEMS = 64
-
-
-@dataclasses.dataclass(frozen=True)
-class Text:
-  """Words: 'Tuesday', 'no solution', or anything that is no mathematics."""
-
-  text: str
-
-
-@dataclasses.dataclass(frozen=True)
-class Items:
-  """A list without brackets: '1, 2 and 3'. Its order is free.
-
-  `alternatives` where 'or' joins it: '1/2 or 0.5' may be one value in two spellings.
-  """
-
-  values: tuple['Value', ...]
-  alternatives: bool = False
-
-
-@dataclasses.dataclass(frozen=True)
-class Braces:
-  """A set: its order and its repetitions are free."""
-
-  values: tuple['Value', ...]
-
-
-@dataclasses.dataclass(frozen=True)
-class Bracket:
-  """A point or an interval: brackets and order count."""
-
-  left: str
-  right: str
-  values: tuple['Value', ...]
-
-
-@dataclasses.dataclass(frozen=True)
-class Union:
-  """A union of sets; `source` is its text."""
-
-  values: tuple['Value', ...]
-  source: str
-
-
-@dataclasses.dataclass(frozen=True)
-class Matrix:
-  """Rows of values."""
-
-  rows: tuple[tuple['Value', ...], ...]
-
-
-@dataclasses.dataclass(frozen=True)
-class Assignment:
-  """'x = 5', 'f(x) = x^2': a name and what it is; `source` is the text."""
-
-  name: str
-  value: 'Value'
-  source: str
-
-
-@dataclasses.dataclass(frozen=True)
-class Relation:
-  """Another equation or inequality.
-
-  Attributes:
-    source: its text.
-    last: what is after its last equals sign, None if that is no answer.
-    constants: its other sides without names; all must equal `last`.
-  """
-
-  source: str
-  last: 'Value | None'
-  constants: tuple['Value', ...] = ()
-
-
-@dataclasses.dataclass(frozen=True)
-class Inequality:
-  """'0 <= x < 1': a name and the interval that it is confined to."""
-
-  name: str
-  interval: Bracket
-  source: str
-
-
-@dataclasses.dataclass(frozen=True)
-class Either:
-  """'sqrt(2), about 1.414': a value, and then what it rounds to."""
-
-  values: tuple['Value', ...]
-
-
-@dataclasses.dataclass(frozen=True)
-class Choice:
-  """'(B) 12': an option with its letter."""
-
-  letter: str
-  value: 'Value'
-
-
-Value = (
-    Quantity | Text | Items | Braces | Bracket | Union | Matrix | Ratio | Clock | Assignment
-    | Relation | Inequality | Either | Choice
-)  # fmt: skip
 
 _INFINITY = Text('infinity')
 _NEGATIVE_INFINITY = Text('-infinity')
@@ -277,6 +186,7 @@ def _brackets(text: str) -> Value | None:
   right = ')' if right.startswith(r'\rangle') else right.lstrip('\\')
   if (left == '{') != (right == '}'):
     return None
+
   if left == '{':
     if builder := _SET_BUILDER.match(inside):
       return parse(builder[2])
@@ -350,9 +260,11 @@ def _inequality(text: str) -> Value | None:
   greater = [sign in ('>', r'\ge') for sign in signs]
   if r'\ne' in signs or len(set(greater)) > 1 or '=' in text:
     return Relation(text, None)
+
   if greater[0]:
     parts, signs = parts[::-1], signs[::-1]
   closed = [sign in (r'\le', r'\ge') for sign in signs]
+
   if len(parts) == 3 and _NAME.match(parts[1]):
     name, low, high = parts[1], parse(parts[0]), parse(parts[2])
   elif len(parts) == 2 and _NAME.match(parts[0]):
@@ -382,6 +294,7 @@ def _relation(text: str) -> Value | None:
     return None
   if len(parts) == 2 and _is_name(parts[1]) and not _is_name(parts[0]):
     parts = parts[::-1]  # 5 = x
+
   last = parse(parts[-1])
   name = _bare(parts[0])
   names_a_point = name.startswith('(') and all(
@@ -392,6 +305,7 @@ def _relation(text: str) -> Value | None:
   constants = tuple(parse(part) for part in parts[:-1] if _is_constant_text(part))
   if len(parts) > 2 and (named or label) and constants:
     last = Relation(' = '.join(parts[1:]), last, constants)
+
   if named:
     return Assignment(name, last, text)
   if label:
@@ -433,6 +347,7 @@ def parse(text: str) -> Value:
     return Text(answer_text.squeezed(text))
   while (match := _LEAD.match(text)) and match.end() < len(text):
     text = text[match.end() :].strip()
+
   if answer_text.squeezed(text) in (r'\infty', r'+\infty'):
     return _INFINITY
   if answer_text.squeezed(text) == r'-\infty':
@@ -441,6 +356,7 @@ def parse(text: str) -> Value:
     return Text('no solution')
   if re.fullmatch(r'\\mathbb ?\{? ?R ?\}?|[Aa]ll reals?(?: numbers)?', text):
     return Bracket('(', ')', (_NEGATIVE_INFINITY, _INFINITY))
+
   if (choice := _choice(text)) is not None:
     return choice
   sides = split(_ASIDE_ABOUT.sub(r' \\approx \1', text), _ABOUT)
@@ -479,6 +395,7 @@ def _structure(text: str) -> Value:
     return ratio
   if (items := _items(text)) is not None:
     return items
+
   unions = split(text, _UNION)
   if 1 < len(unions) <= _MAX_ITEMS and all(unions):
     values = tuple(parse(part) for part in unions)
@@ -487,6 +404,7 @@ def _structure(text: str) -> Value:
     return Union(values, text)
   if (bracket := _brackets(text)) is not None:
     return bracket
+
   if (relation := _relation(text)) is not None:
     return relation
   if r'\pm' in text and text.count(r'\pm') == 1:

@@ -24,11 +24,11 @@ from typing import Protocol
 from jaxrl_llm.rewards import (
     answer_text,
     answer_values,
+    answer_words,
     clocks,
     expressions,
     finiteness,
-    hedges,
-    quantities,
+    roundings,
     units,
 )
 from jaxrl_llm.rewards.answer_values import Text
@@ -45,46 +45,11 @@ class Leaf(Protocol):
     """Whether a constant lies within `tolerance` of `value`."""
 
 
-MIN_ROUNDED_DECIMALS = 6
 MAX_EXPRESSION = 600  # Characters; a longer expression is compared as text only.
 
 
 class Undecided(Exception):
   """Only symbolic mathematics can tell."""
-
-
-_SYNONYMS = {
-    'nosolution': 'no solution', 'nosolutions': 'no solution', 'emptyset': 'no solution',
-    'solutiondoesnotexist': 'no solution', 'nosolutionexists': 'no solution',
-    'thereisnosolution': 'no solution', 'therearenosolutions': 'no solution',
-    'doesnotexist': 'dne', 'infinite': 'infinitely many', 'infinitelymany': 'infinitely many',
-    'infinitelymanysolutions': 'infinitely many',
-}  # fmt: skip
-# Not compared in words: spaces, quotes, brackets, and the punctuation outside numbers.
-_NOT_WORDS = re.compile(r'[\s"\'`$*_{}()\[\]!?✓✔✅&#@|\\~]+|(?<![0-9])[,.:;]+|[,.:;]+(?![0-9])')
-_WORD = re.compile(r'[^\W\d_]+')
-_MATHEMATICAL = re.compile(r'[0-9+*/^=<>\\]')
-_LEADING_WORDS = re.compile(r'^(?:the|a|an|option|choice|answer|letter|it is|it\'s|is) +')
-_NUMBER_IN_PROSE = re.compile(
-    rf'(?<![^\s(:])(?:(?<![\w)}}] )-)?[{units.CURRENCY}]? ?(?:[0-9][0-9,]*(?:\.[0-9]+)?|\.[0-9]+)'
-    r'(?:/[0-9]+)?%?(?![\w/^=])'
-)
-
-
-def _canonical(text: str) -> str:
-  lowered = _LEADING_WORDS.sub('', text.casefold().strip())
-  if _MATHEMATICAL.search(text):  # Single letters are names there.
-    lowered = _WORD.sub(lambda match: match[0] if len(match[0]) == 1 else match[0].casefold(),
-                        _LEADING_WORDS.sub('', text.strip()))
-  word = _NOT_WORDS.sub('', lowered).strip('.')
-  return _SYNONYMS.get(word, word)
-
-
-def _same_words(left: str, right: str) -> bool:
-  if answer_text.squeezed(left) == answer_text.squeezed(right):
-    return True
-  canonical = _canonical(left)
-  return bool(canonical) and canonical == _canonical(right)
 
 
 def _letter(value: answer_values.Value) -> str | None:
@@ -100,30 +65,6 @@ def _spelling(text: str) -> str:
 
 
 _OPTIONS = frozenset('ABCDE')
-
-
-def _tree(text: str) -> expressions.Tree | None:
-  try:
-    return expressions.parse(text)
-  except (expressions.Unreadable, RecursionError):
-    return None
-
-
-def same_number(left: Quantity, right: Quantity) -> bool:
-  """Whether two exact values agree, up to correct rounding to six or more digits."""
-  if left.rational == right.rational:
-    return True
-  for rounded, exact in ((left, right), (right, left)):
-    if rounded.decimals is None or rounded.decimals < MIN_ROUNDED_DECIMALS:
-      continue
-    terminates = exact.rational.denominator
-    for prime in (2, 5):
-      while terminates % prime == 0:
-        terminates //= prime
-    half_a_digit = fractions.Fraction(1, 2 * 10**rounded.decimals)
-    if terminates != 1 and abs(rounded.rational - exact.rational) <= half_a_digit:
-      return True
-  return False
 
 
 class Comparison:
@@ -179,21 +120,21 @@ class Comparison:
 
   def _approximation(self, values: Sequence, other, swapped: bool) -> bool:
     """Whether 'exact, about rounded' says `other`: by its exact side, or a right rounding."""
-    exact, *roundings = values
-    if any(_number_of(rounded) is None or _are_two_guesses(exact, rounded)
-           for rounded in roundings):
+    exact, *decimals = values
+    if any(roundings.number_of(rounded) is None or roundings.are_two_guesses(exact, rounded)
+           for rounded in decimals):
       return False
     if self._ordered(exact, other, swapped):
       return True
     return any(self._ordered(rounded, other, swapped) and self._rounds(exact, rounded)
-               for rounded in roundings)
+               for rounded in decimals)
 
   def _rounds(self, exact, rounded) -> bool:
     """Whether `rounded` is `exact`, rounded to the digits that it has."""
-    exact, rounded = _number_of(exact), _number_of(rounded)
+    exact, rounded = roundings.number_of(exact), roundings.number_of(rounded)
     if exact is None or rounded is None or rounded.rational is None:
       return False
-    unit = _last_digit(rounded)
+    unit = roundings.last_digit(rounded)
     factor = units.ratio(rounded.unit, exact.unit)
     if unit is None or factor is None:
       return False
@@ -215,11 +156,14 @@ class Comparison:
     return self.equal(other, one) if swapped else self.equal(one, other)
 
   def _same_kind(self, candidate, answer) -> bool:
+    """Whether two values of one kind are equal."""
     match candidate:
       case Quantity():
         return self._quantities(candidate, answer)
       case Text():
-        return _same_words(candidate.text, answer.text)
+        return answer_words.same(candidate.text, answer.text)
+
+      # Structures.
       case answer_values.Items():
         return self._permuted(_unnamed(candidate.values), _unnamed(answer.values))
       case answer_values.Braces():
@@ -233,10 +177,13 @@ class Comparison:
       case answer_values.Matrix():
         return len(candidate.rows) == len(answer.rows) and all(
             self._elementwise(*rows) for rows in zip(candidate.rows, answer.rows))
+
       case clocks.Ratio():
         return clocks.same_ratio(candidate, answer)
       case clocks.Clock():
         return clocks.same_clock(candidate, answer)
+
+      # Equations.
       case answer_values.Assignment():
         if candidate.name == answer.name:
           return self.equal(candidate.value, answer.value)
@@ -261,6 +208,7 @@ class Comparison:
         return self._leaf.equal(*self._sources(one, other, swapped))
       sides = (*one.constants, one.last)
       return one.last is not None and all(self._ordered(side, other, swapped) for side in sides)
+
     if isinstance(one, answer_values.Inequality):
       if kind in (answer_values.Bracket, answer_values.Union):
         return self._ordered(one.interval, other, swapped)
@@ -270,8 +218,9 @@ class Comparison:
     if isinstance(one, answer_values.Items) and kind not in (
         answer_values.Assignment, answer_values.Relation):
       return self._list(one, other, swapped)
+
     if isinstance(one, Text) and kind is Quantity:
-      number = number_in_prose(one.text)
+      number = answer_words.number_in_prose(one.text)
       return number is not None and self._ordered(number, other, swapped)
     if isinstance(one, clocks.Ratio) and kind is clocks.Clock:  # 3:30 and 3:30 p.m.
       return one.clock is not None and clocks.same_clock(one.clock, other)
@@ -313,7 +262,8 @@ class Comparison:
 
   def _same_expression(self, candidate: str, answer: str) -> bool:
     """Whether two expressions are equal and finite; as texts where they cannot be read."""
-    trees = [_tree(text) if len(text) <= MAX_EXPRESSION else None for text in (candidate, answer)]
+    trees = [expressions.read(text) if len(text) <= MAX_EXPRESSION else None
+             for text in (candidate, answer)]
     if None in trees:
       return _spelling(candidate) == _spelling(answer)
     if trees[0] == trees[1] and finiteness.is_sure(trees[0]):
@@ -337,11 +287,11 @@ class Comparison:
 
   def _percentages(self, candidate: Quantity, answer: Quantity) -> bool:
     if candidate.percent == answer.percent:
-      return same_number(candidate, answer)
+      return roundings.same_number(candidate, answer)
     percent, plain = (candidate, answer) if candidate.percent else (answer, candidate)
     share = dataclasses.replace(percent, rational=percent.rational / 100, decimals=(
         None if percent.decimals is None else percent.decimals + 2))
-    return same_number(percent, plain) or same_number(share, plain)
+    return roundings.same_number(percent, plain) or roundings.same_number(share, plain)
 
   def _elementwise(self, candidate: Sequence, answer: Sequence) -> bool:
     return len(candidate) == len(answer) and all(map(self.equal, candidate, answer))
@@ -371,48 +321,6 @@ def _option_letters(value: answer_values.Value) -> list[str]:
   return [letter.upper() for letter in letters]
 
 
-def _number_of(value: answer_values.Value) -> Quantity | None:
-  """The quantity that a value comes down to: 5 of 'x = 5' and of '2 + 3 = 5'."""
-  while True:
-    match value:
-      case Quantity():
-        readable = value.rational is not None or value.too_large or _tree(value.text) is not None
-        return value if readable else None
-      case answer_values.Assignment():
-        value = value.value
-      case answer_values.Relation():
-        value = value.last
-      case _:
-        return None
-
-
-_INTEGER = re.compile(r'^-? ?[0-9,]*?(0*)$')
-_SCIENTIFIC = re.compile(r'^-? ?[0-9]+(?:\.([0-9]*))? ?\* ?10 ?\^ ?\{? ?(-?[0-9]{1,3}) ?\}?$')
-
-
-def _last_digit(rounded: Quantity) -> fractions.Fraction | None:
-  """The unit of the last digit that a decimal shows; None if it is no decimal."""
-  if rounded.decimals is not None:
-    return fractions.Fraction(1, 10**rounded.decimals)
-  if match := _INTEGER.match(rounded.text.strip()):
-    return fractions.Fraction(10) ** len(match[1])
-  if match := _SCIENTIFIC.match(rounded.text.strip()):
-    return fractions.Fraction(10) ** (int(match[2]) - len(match[1] or ''))
-  return None
-
-
-def _are_two_guesses(exact: answer_values.Value, rounded: answer_values.Value) -> bool:
-  """Whether 'a, about b' names two numbers that no rounding connects: two answers are none."""
-  one, other = _number_of(exact), _number_of(rounded)
-  if one is None or other is None or None in (one.rational, other.rational):
-    return False
-  if one.percent != other.percent or (one.unit and other.unit):
-    return False
-  unit = _last_digit(other) or 0
-  difference = abs(one.rational - other.rational)
-  return difference > max(unit, max(abs(one.rational), abs(other.rational)) / 100)
-
-
 def _unnamed(values: Sequence) -> Sequence:
   """'x = 1, x = 2' as the values 1, 2; several names stay."""
   names = {value.name for value in values if isinstance(value, answer_values.Assignment)}
@@ -428,22 +336,6 @@ def _in_order_of_names(values: Sequence) -> Sequence:
   if len({value.name for value in values}) != len(values):
     return values
   return [value.value for value in sorted(values, key=lambda value: value.name)]
-
-
-def number_in_prose(text: str) -> Quantity | None:
-  """The one number in a few plain words ('the number 18').
-
-  None if there are several numbers, or anything but English words, or a word that makes of the
-  number a bound, a guess or its opposite.
-  """
-  if not re.sub(f'[{units.CURRENCY}]', '', text).isascii():
-    return None
-  if ' ' not in text or not answer_values.is_plain_prose(text) or hedges.around_number(text):
-    return None
-  match = _NUMBER_IN_PROSE.search(text)
-  if match is None or re.search('[0-9]', text[: match.start()] + text[match.end() :]):
-    return None
-  return quantities.parse(match[0].strip())
 
 
 class _Refuse:

@@ -372,6 +372,7 @@ class _Parser:
         if inside[1:2] != ['='] or not tokens.is_name(inside[0]):
           raise Unreadable('bounds')
         variable, low = inside[0], _Parser(inside[2:], self._depth + 1).whole()
+
     if name != 'int':
       body = self._product()
     else:
@@ -380,6 +381,7 @@ class _Parser:
       self._integrals -= 1
       self._take('d')
       variable = self._take()
+
     if low is None or high is None or variable is None or not tokens.is_name(variable):
       raise Unreadable('bounds')
     kind = {'sum': 'sum', 'prod': 'product', 'int': 'integral'}[name]
@@ -424,6 +426,14 @@ def parse(text: str) -> Tree:
     Unreadable: it is no expression, or a part of it is not understood.
   """
   return _Parser(_split(text)).whole()
+
+
+def read(text: str) -> Tree | None:
+  """The tree of an expression, or None if it is unreadable."""
+  try:
+    return parse(text)
+  except (Unreadable, RecursionError):
+    return None
 
 
 @functools.lru_cache(maxsize=1024)

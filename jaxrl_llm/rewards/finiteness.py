@@ -87,6 +87,7 @@ def _called(name: str, values: list[complex], unknown: float) -> complex:
     return 1 / _nonzero(cmath.cos(value))
   if name in ('cot', 'csc'):
     return 1 / _nonzero(cmath.sin(value))
+
   if name in ('sin', 'cos', 'exp', 'sinh', 'cosh', 'tanh'):
     return getattr(cmath, name)(value)
   if name in ('factorial', 'factorial2', r'\Gamma'):

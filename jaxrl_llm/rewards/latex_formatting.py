@@ -96,6 +96,7 @@ def _arguments(text: str, closing: dict[int, int], deleted: bytearray, start: in
   spans, position = [], end
   while match := _LENGTH.match(text, position):  # Options such as \colorbox[rgb]{..}.
     position = match.end()
+
   for _ in kept:
     while position < len(text) and text[position].isspace():
       position += 1
@@ -111,6 +112,7 @@ def _arguments(text: str, closing: dict[int, int], deleted: bytearray, start: in
       position = match.end()
     else:
       break
+
   # Colours do not part a number; words do: `5\text{cm}`.
   parts = len(kept) == 1 or not (start and text[start - 1] in '0123456789.}')
   _mark(deleted, start, spans[0][0] if spans else end, 1 + parts)

@@ -2,7 +2,7 @@ r"""Grades a response against the bare ground truth of a mathematical problem.
 
 `grade` extracts the final answer (answer_extraction) and compares it with the truth
 (equivalence): texts, numbers and structure are decided here in microseconds, and only what
-needs symbolic mathematics goes to a worker process (worker_pool) that runs math-verify
+needs symbolic mathematics goes to a worker process (worker_pool) that runs SymPy
 under a memory limit and a deadline. Nothing in a response is ever evaluated.
 
 Score the response alone, never prompt and response together: the instruction itself contains

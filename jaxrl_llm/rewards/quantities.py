@@ -114,14 +114,6 @@ def _acceptable_unit(phrase: str, attached: bool) -> units.Unit | None:
   return unit if len(first) > (3 if attached else 2) else None
 
 
-def _is_readable(text: str) -> bool:
-  try:
-    expressions.parse(text.strip())
-  except (expressions.Unreadable, RecursionError):
-    return False
-  return True
-
-
 def _with_unit(text: str) -> Quantity | None:
   start = _first_letter(text)
   if not start:
@@ -134,7 +126,7 @@ def _with_unit(text: str) -> Quantity | None:
     return None
   inner = _percent(value.strip())
   if inner is None and not _STRUCTURE.search(value) and (
-      unit.is_plain_measure or (not unit.readings and _is_readable(value))):
+      unit.is_plain_measure or (not unit.readings and expressions.read(value.strip()) is not None)):
     inner = Quantity(value.strip())  # 36\pi cm^2, 1/0 apples
   return None if inner is None else dataclasses.replace(inner, unit=unit)
 

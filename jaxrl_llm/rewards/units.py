@@ -116,6 +116,7 @@ def _readings(phrase: str) -> list[tuple[Dimensions, fractions.Fraction]]:
   parts = re.split(r' per |/| an? (?=\w+$)', phrase)
   if len(parts) > 3:
     return []
+
   results = [({}, _F(1))]
   for index, part in enumerate(parts):
     name, power = _power_of(part.strip())
@@ -127,6 +128,7 @@ def _readings(phrase: str) -> list[tuple[Dimensions, fractions.Fraction]]:
         for dimensions, total in results
         for dimension, factor in _NAMES[name]
     ]
+
   readings = []
   for dimensions, factor in results:
     if dimensions.get('speed') == 1 and len(dimensions) == 1:

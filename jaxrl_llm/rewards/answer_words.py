@@ -1,0 +1,57 @@
+"""Answers in words: when two are the same, and the number that a few words say."""
+
+import re
+
+from jaxrl_llm.rewards import answer_text, answer_values, hedges, quantities, units
+from jaxrl_llm.rewards.quantities import Quantity
+
+_SYNONYMS = {
+    'nosolution': 'no solution', 'nosolutions': 'no solution', 'emptyset': 'no solution',
+    'solutiondoesnotexist': 'no solution', 'nosolutionexists': 'no solution',
+    'thereisnosolution': 'no solution', 'therearenosolutions': 'no solution',
+    'doesnotexist': 'dne', 'infinite': 'infinitely many', 'infinitelymany': 'infinitely many',
+    'infinitelymanysolutions': 'infinitely many',
+}  # fmt: skip
+# Not compared in words: spaces, quotes, brackets, and the punctuation outside numbers.
+_NOT_WORDS = re.compile(r'[\s"\'`$*_{}()\[\]!?✓✔✅&#@|\\~]+|(?<![0-9])[,.:;]+|[,.:;]+(?![0-9])')
+_WORD = re.compile(r'[^\W\d_]+')
+_MATHEMATICAL = re.compile(r'[0-9+*/^=<>\\]')
+_LEADING_WORDS = re.compile(r'^(?:the|a|an|option|choice|answer|letter|it is|it\'s|is) +')
+_NUMBER_IN_PROSE = re.compile(
+    rf'(?<![^\s(:])(?:(?<![\w)}}] )-)?[{units.CURRENCY}]? ?(?:[0-9][0-9,]*(?:\.[0-9]+)?|\.[0-9]+)'
+    r'(?:/[0-9]+)?%?(?![\w/^=])'
+)
+
+
+def _canonical(text: str) -> str:
+  """The words without case, articles, spaces and punctuation."""
+  lowered = _LEADING_WORDS.sub('', text.casefold().strip())
+  if _MATHEMATICAL.search(text):  # Single letters are names there.
+    lowered = _WORD.sub(lambda match: match[0] if len(match[0]) == 1 else match[0].casefold(),
+                        _LEADING_WORDS.sub('', text.strip()))
+  word = _NOT_WORDS.sub('', lowered).strip('.')
+  return _SYNONYMS.get(word, word)
+
+
+def same(left: str, right: str) -> bool:
+  """Whether two texts are the same words."""
+  if answer_text.squeezed(left) == answer_text.squeezed(right):
+    return True
+  canonical = _canonical(left)
+  return bool(canonical) and canonical == _canonical(right)
+
+
+def number_in_prose(text: str) -> Quantity | None:
+  """The one number in a few plain words ('the number 18').
+
+  None if there are several numbers, or anything but English words, or a word that makes of the
+  number a bound, a guess or its opposite.
+  """
+  if not re.sub(f'[{units.CURRENCY}]', '', text).isascii():
+    return None
+  if ' ' not in text or not answer_values.is_plain_prose(text) or hedges.around_number(text):
+    return None
+  match = _NUMBER_IN_PROSE.search(text)
+  if match is None or re.search('[0-9]', text[: match.start()] + text[match.end() :]):
+    return None
+  return quantities.parse(match[0].strip())

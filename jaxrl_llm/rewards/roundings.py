@@ -1,0 +1,68 @@
+"""Decimals that are another number, rounded."""
+
+import fractions
+import re
+
+from jaxrl_llm.rewards import answer_values, expressions
+from jaxrl_llm.rewards.quantities import Quantity
+
+# Digits behind the point from which a decimal alone stands for what it rounds.
+MIN_ROUNDED_DECIMALS = 6
+
+_INTEGER = re.compile(r'^-? ?[0-9,]*?(0*)$')
+_SCIENTIFIC = re.compile(r'^-? ?[0-9]+(?:\.([0-9]*))? ?\* ?10 ?\^ ?\{? ?(-?[0-9]{1,3}) ?\}?$')
+
+
+def same_number(left: Quantity, right: Quantity) -> bool:
+  """Whether two exact values agree, up to correct rounding to six or more digits."""
+  if left.rational == right.rational:
+    return True
+  for rounded, exact in ((left, right), (right, left)):
+    if rounded.decimals is None or rounded.decimals < MIN_ROUNDED_DECIMALS:
+      continue
+    terminates = exact.rational.denominator
+    for prime in (2, 5):
+      while terminates % prime == 0:
+        terminates //= prime
+    half_a_digit = fractions.Fraction(1, 2 * 10**rounded.decimals)
+    if terminates != 1 and abs(rounded.rational - exact.rational) <= half_a_digit:
+      return True
+  return False
+
+
+def number_of(value: answer_values.Value) -> Quantity | None:
+  """The quantity that a value comes down to: 5 of 'x = 5' and of '2 + 3 = 5'."""
+  while True:
+    match value:
+      case Quantity():
+        known = value.rational is not None or value.too_large
+        return value if known or expressions.read(value.text) is not None else None
+      case answer_values.Assignment():
+        value = value.value
+      case answer_values.Relation():
+        value = value.last
+      case _:
+        return None
+
+
+def last_digit(rounded: Quantity) -> fractions.Fraction | None:
+  """The unit of the last digit that a decimal shows; None if it is no decimal."""
+  if rounded.decimals is not None:
+    return fractions.Fraction(1, 10**rounded.decimals)
+  if match := _INTEGER.match(rounded.text.strip()):
+    return fractions.Fraction(10) ** len(match[1])
+  if match := _SCIENTIFIC.match(rounded.text.strip()):
+    return fractions.Fraction(10) ** (int(match[2]) - len(match[1] or ''))
+  return None
+
+
+def are_two_guesses(exact: answer_values.Value, rounded: answer_values.Value) -> bool:
+  """Whether 'a, about b' names two numbers that no rounding connects: two answers are none."""
+  one, other = number_of(exact), number_of(rounded)
+  if one is None or other is None or None in (one.rational, other.rational):
+    return False
+  if one.percent != other.percent or (one.unit and other.unit):
+    return False
+  unit = last_digit(other) or 0
+  difference = abs(one.rational - other.rational)
+  return difference > max(unit, max(abs(one.rational), abs(other.rational)) / 100)
