@@ -30,7 +30,7 @@ _TIMES = r'(?:\\cdot(?![a-zA-Z])|\\times(?![a-zA-Z])|[*×·⋅])'
 _RELATION = (
     r'(?:[=<>≈≤≥]|\\(?:approx|leq?|geq?|equiv|sim|implies|Rightarrow|to|therefore)(?![a-zA-Z]))'
 )
-# In mathematics spaces may stand between sign, factor and box; in prose all must touch, since a
+# In mathematics spaces may separate sign, factor and box; in prose all must touch, since a
 # dash there may be a list's bullet or end a phrase.
 _FACTOR_IN_MATH = re.compile(
     rf'(?:^|[$&,:;]|(?<!\\)[(\[]|\\[(\[\\]|{_RELATION}|\\text\{{[^{{}}]{{0,80}}\}}){_SPACE}{{0,3}}'

@@ -7,15 +7,14 @@ dropped first.
 Markers, in the order in which they are believed; of several of one kind the last counts:
 
 1. `\boxed{...}` and `\fbox{...}` (see `answer_boxes`; boxes joined by nothing but 'and', 'or' or a
-   comma are one list), GSM8K's `#### 72`, and `<answer>72</answer>`. The one that stands last
-   counts.
+   comma are one list), GSM8K's `#### 72`, and `<answer>72</answer>`. The last one counts.
 2. 'the (final) answer is ...', 'answer: ...', a line `A: 18`, 'the solutions are ...',
    'the correct option is ...', up to the end of the sentence (see `answer_statements`).
 3. Bold text in the last line: '... there are **18** eggs.'
 
 Without a marker, `extract` falls back, in this order, to: a response that as a whole is an
-answer ('1/2', '(3, 4)', 'Thus, 5 apples.'); what stands behind the last '=', 'is', 'are' or ':' of
-the last line, if that is an answer; a point or an interval with which that line ends; the last
+answer ('1/2', '(3, 4)', 'Thus, 5 apples.'); what follows the last '=', 'is', 'are' or ':' of the
+last line, if that is an answer; a point or an interval with which that line ends; the last
 formula between dollar signs there; the last number of the response, where one outside a remark in
 parentheses comes first. `extract_marked` does not fall back.
 
@@ -38,7 +37,7 @@ from jaxrl_llm.rewards import (
     units,
 )
 
-# Of a longer response the end counts: that is where the answer stands.
+# Only the end of a longer response is read: that is where the answer is.
 MAX_RESPONSE = 1_000_000
 _MAX_TAGGED = 200_000
 _MAX_ATTEMPTS = 64

@@ -32,12 +32,12 @@ _ASIDE_IN_LINE = re.compile(
     r'(?<=[\w.%}$*])\s{1,3}\(([^()]{1,300})\)'
     r'|(?<=[)\]])\s{1,3}\(([^()]{0,100}[a-zA-Z]{2} [a-zA-Z]{2}[^()]{0,200})\)'
 )
-# In parentheses these change what the number means.
+# In parentheses these change what the number means, or offer another answer.
 _QUALIFIER = re.compile(
-    r'.{0,40}(?<![a-zA-Z])p?b?mod(?:ulo)?(?![a-zA-Z])|.{0,40}\bbase\b|.{0,40}\bor\b'
-    r'|\s*in (?:hundreds|thousands|millions|billions)|\s*not (?![0-9])'
-    r'|\s*(?:maybe|perhaps|possibly)\b',
-    re.IGNORECASE,
+    r'.{0,300}(?<![a-zA-Z])(?:p?b?mod(?:ulo)?|base|or|also|another|either|alternatively|otherwise'
+    r'|instead|else|if|unless|could|can|may|might|maybe|perhaps|possibly|possible|probably|unsure'
+    r'|guess)(?![a-zA-Z])|\s*in (?:hundreds|thousands|millions|billions)|\s*not (?![0-9])',
+    re.IGNORECASE | re.DOTALL,
 )
 _SCALE = re.compile(
     r'\s*(?:percent|%|hundred|thousand|million|billion|trillion|dozen|[aApP]\.?[mM]\.?)\s*'
@@ -46,9 +46,10 @@ _REMARK = re.compile(r'=|≈|\\approx|\bi\.e\.|\be\.g\.|(?<![\\a-zA-Z])[a-zA-Z]{
 _CURRENCY = re.compile(rf'\\?\$|[{units.CURRENCY}]')
 _INLINE_MATH = re.compile(r'\\[()]')
 _NUMBER = re.compile(r'[0-9][0-9,]*(?:\.[0-9]+)?(?:/[0-9]+)?%?')
+# A variable or a function, to which parentheses are an argument. A to E may be choices.
 _FUNCTION_AT_END = re.compile(
-    r'(?:^|[^a-zA-Z])(?:(?<=[^a-zA-Z])[A-Z]|[a-zF-Z]|sin|cos|tan|sec|csc|cot|log|ln|exp|min|max|gcd|lcm|det|arcsin'
-    r'|arccos|arctan)$'
+    r'(?:^|[^a-zA-Z])(?:(?<=[^a-zA-Z])[A-Z]|[a-zF-Z]|sin|cos|tan|sec|csc|cot|log|ln|exp|min|max'
+    r'|gcd|lcm|det|arcsin|arccos|arctan)$'
 )
 
 
@@ -135,6 +136,7 @@ def without_aside(text: str) -> str:
   match = _ASIDE.fullmatch(_INLINE_MATH.sub('$', text.strip()))
   if match is None:
     return text
+
   main, aside, rest = match[1].strip(), match[2], match[3].strip(' .,;:!$*')
   if not main or _FUNCTION_AT_END.search(main) or _QUALIFIER.match(aside):
     return text

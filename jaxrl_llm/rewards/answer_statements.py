@@ -1,8 +1,8 @@
 """Reads sentences that announce an answer: 'The answer is 15.', 'Answer: 15', 'A: 15'.
 
 A closing sentence about the answer ('This answer is correct.', 'The answer is positive.') is
-passed over for an answer that was announced before it. Any other later announcement counts, so
-that of two answers only the last can earn a reward.
+skipped for an answer that was announced before it. Any other later announcement counts, so that
+only the last of two answers can earn a reward.
 """
 
 import re
@@ -34,7 +34,7 @@ _CLAUSE = re.compile(
     r',?\s{1,9}(?:because|since|which|so|where|but|therefore|thus|hence|i hope|given that'
     r'|as (?:the|we|it)|when|if|after|due to)\b'
     r'|,\s{1,9}(?:as|not|i|we|the|it|this|that|with)\b|;\s'
-    r'|,?\s{1,9}and (?:this|that|it|we|our|my|i|the (?:answer|result|solution))\b',
+    r'|,?\s{1,9}and (?:this|that|it|we|our|my|i|the (?:answer|result|solution))\b(?=[^0-9\\]*$)',
     re.IGNORECASE,
 )
 
@@ -43,16 +43,18 @@ _FILLER = (
     r'|probably|likely|quite|very|completely|entirely|perfectly|already|really|actually|in fact'
     r'|of course|logically|mathematically|both|a|an|the) )*'
 )
-# Words that judge an answer. Some can be one ('is it left or right?'), most cannot.
+# After a remark: no number but in 'by adding 12 and 3', and no 'found to be 15'.
 _REMAINS = (
     r'(?=[^0-9\\]*$| (?:by|from|with|on|using|for|in|of|at|under|via)\b)'
     r'(?!\s*[:=]| to be| as [0-9$\\])'
 )
+# Words that judge an answer; these can be one ('is it left or right?') ...
 _JUDGEMENT = re.compile(
     rf'[\s*,:]*{_FILLER}(?:correct|right|valid|sound|sure|clear|known|final|complete|good|fine'
     rf'|below|above){_REMAINS}',
     re.IGNORECASE,
 )
+# ... and these can not.
 _NO_ANSWER = re.compile(
     rf'[\s*,:]*{_FILLER}(?:verified|confirmed|checked|consistent|reasonable|sensible|plausible'
     r'|logical|accurate|obvious|straightforward|as (?:expected|required|desired|requested|follows)'
@@ -61,7 +63,7 @@ _NO_ANSWER = re.compile(
     rf'|established|done|solved){_REMAINS}',
     re.IGNORECASE,
 )
-# ... and words that describe a number, without a number or after a comparison.
+# Words that describe a number, without a number or with one that it is compared with.
 _DESCRIPTION = re.compile(
     rf'[\s*,:]*{_FILLER}(?:positive|negative|non-?negative|non-?zero|even|odd|prime|composite'
     r'|finite|unique|exact|precise|approximate|rounded|whole|real|rational|irrational|integer'
@@ -74,7 +76,7 @@ _DESCRIPTION = re.compile(
 )
 # 'The other answers are wrong', 'my previous answer was 12'.
 _OTHER = re.compile(r'\b(?:other|wrong|incorrect|previous|earlier|initial) $', re.IGNORECASE)
-# The rest of a JSON object's member, '"answer": "15"', behind its name.
+# The rest of a JSON object's member, '"answer": "15"', after its name.
 _JSON_MEMBER = re.compile(r'"\s{0,3}:\s{0,3}("(?:[^"\\\n]|\\.){1,400}"|[^\s,"{}]{1,200})')
 _DENIAL = re.compile(
     r"\b(?:not|no|never|wrong|incorrect|false|invalid|mistaken)\b|n't\b", re.IGNORECASE

@@ -21,7 +21,7 @@ _MAX_DIGITS = 9  # Digits of one number.
 _TOKEN = re.compile(r'[ \t]*([0-9]+|[-+*/()])', re.ASCII)
 _TAGS = ('<answer>', '</answer>')
 _BLANK = ' \t\r\n'
-MARK = 'Answer:'  # What an expression may stand behind.
+MARK = 'Answer:'  # What may precede an expression.
 # The same in bold or italics, which end before the colon, after it, or after the expression.
 _MARK = re.compile(
     r'(?P<opens>(?<![*_])(?:\*{1,3}|_{1,3}))?Answer(?P<ends>[*_]{1,3})? ?[:：]'
@@ -86,7 +86,7 @@ def is_solution(response: str, numbers: list[int], target: int) -> bool:
 def extract_expression(response: str) -> str | None:
   r"""The part of a response that is to hold the answer; the rest of it is free text.
 
-  That is what stands in the last <answer></answer>; without these tags the first line with
+  That is the content of the last <answer></answer>; without these tags the first line with
   text after the last 'Answer:'; without that the line with the last \boxed{}; without that the
   last line with text. In a part with words around a box the box counts. A reasoning block never
   holds the answer (see `reasoning`).
@@ -95,8 +95,8 @@ def extract_expression(response: str) -> str | None:
     response: any text.
 
   Returns:
-    The part in plain typography, or None where tags stand without their partner, or it is longer
-    than `MAX_LENGTH`.
+    The part in plain typography, or None if a tag has no partner or the part is longer than
+    `MAX_LENGTH`.
   """
   part = _part(reasoning.final_part(response[-_MAX_RESPONSE:]))
   if part is None or len(part) > _MAX_TYPESET:
@@ -108,7 +108,7 @@ def extract_expression(response: str) -> str | None:
 
 
 def _part(response: str) -> str | None:
-  """The part of a response as it was typeset; None where tags stand without their partner."""
+  """The part of a response as it was typeset; None if a tag has no partner."""
   start, end = response.rfind(_TAGS[0]), response.rfind(_TAGS[1])
   if start >= 0 or end >= 0:
     start = response.rfind(_TAGS[0], 0, max(end, 0))

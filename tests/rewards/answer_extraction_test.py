@@ -135,6 +135,7 @@ def test_a_remark_about_the_answer_is_not_the_answer():
       ('The answer is 15. This answer is wrong.', '15', False),
       ('The answer is 15. The answer is not 15.', '15', False),
       ('The answer is between 3 and 4.', '3', False),
+      ('The answer is 5 and it could be 7.', '5', False),
   ])
 
 
@@ -249,6 +250,9 @@ def test_an_aside_in_parentheses_is_no_part_of_the_answer():
       ('The answer is f(2).', 'f', False),
       ('The answer is 15 (or 16).', '15', False),
       ('The answer is 15 (or 16).', '16', False),
+      ('The answer is 15 (alternatively 16).', '15', False),
+      ('The answer is 15 (16 is also possible).', '15', False),
+      ('The answer is 15 (16 if we count Bob).', '15', False),
       ('The answer is 3 (x+1).', '3x+3', True),
       ('The answer is 2 (3).', '6', True),
       ('The answer is 1011 (base 2).', '1011', False),
@@ -339,7 +343,7 @@ def test_what_touches_a_box_belongs_to_its_answer():
   ])
 
 
-def test_what_only_stands_near_a_box_does_not():
+def test_what_is_only_near_a_box_does_not():
   _check([
       (r'- \boxed{15}', '15', True),  # A bullet.
       (r'The answer – \boxed{15}', '15', True),

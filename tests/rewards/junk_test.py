@@ -191,6 +191,8 @@ HEDGES = [
     r'\boxed{{{}}} then \boxed{{5}}', '#### {}\n#### 5', 'The answer is {}. The answer is 5.',
     'The answer is {} or 5.', '<answer>{}</answer><answer>5</answer>', r'\boxed{{{}}}</think>5',
     '<think>{}</think>5', '{}\n</think>', '<think>{}', r'\boxed{{{} \boxed{{5}}}}', 'not {}, but 5',
+    '{} (5 is also possible)', 'The answer is {} (alternatively 5).', '{} (maybe 5)',
+    'The answer is {} and it could be 5.', 'The answer is {} (5 otherwise).',
     '({}, 5)', '[{}, 5]', r'\{{{}, 5\}}', '{} / 5', r'-\boxed{{{}}}', r'2\boxed{{{}}}', '{} (or 5)',
     r'The answer is \boxed{{{}}}. No: \boxed{{5}}.', '{} {}0', r'{}\cdot 5', '{}, {}, 5',
 ]  # fmt: skip
@@ -300,7 +302,7 @@ def test_values_of_one_kind_are_equal_exactly_when_they_are_and_in_both_orders(d
   assert not wrong, wrong[:10]
 
 
-def test_values_of_different_kinds_are_graded_alike_in_both_orders():
+def test_the_order_of_values_of_different_kinds_does_not_matter():
   source = random.Random(6)
   pairs = []
   for _ in range(800):
