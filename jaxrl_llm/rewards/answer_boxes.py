@@ -19,7 +19,7 @@ _BRACE = re.compile(r'\\.|[{}]', re.DOTALL)
 _BOX = re.compile(r'\\f?box(?:ed)?(?![a-zA-Z])\s{0,3}')
 _JOIN = re.compile(r'^[\s$]*(?:,|;|and|or|,\s?and|,\s?or|\\text\{ ?(?:and|or) ?\})?[\s$]*$')
 
-_SPACE = r'(?:\s|~|\\[,;:! ]|\{\})'
+_SPACE = r'(?:[ \t]|~|\\[,;:! ]|\{\})'
 _SIGN = r'(?:[-+−–±∓]|\{-\}|\\pm(?![a-zA-Z])|\\mp(?![a-zA-Z]))'
 _OPERAND = (
     r'(?:[0-9]+(?:\.[0-9]+)?|\\[dtc]?frac ?(?:[0-9]{2}|\{[^{}]{1,40}\} ?\{[^{}]{1,40}\})'
@@ -33,19 +33,19 @@ _RELATION = (
 # In mathematics spaces may separate sign, factor and box; in prose all must touch, since a
 # dash there may be a list's bullet or end a phrase.
 _FACTOR_IN_MATH = re.compile(
-    rf'(?:^|[$&,:;]|(?<!\\)[(\[]|\\[(\[\\]|{_RELATION}|\\text\{{[^{{}}]{{0,80}}\}}){_SPACE}{{0,3}}'
+    rf'(?:^|[$&,:;]|(?<!\\)[(\[]|\\[(\[\\]|{_RELATION}|\\text\{{[^{{}}]{{0,80}}\}})\s{{0,3}}{_SPACE}{{0,3}}'
     rf'(?P<sign>{_SIGN}?){_SPACE}{{0,3}}(?:\\\$)?'
-    rf'(?P<factor>(?:{_OPERAND}{_SPACE}?)*)(?P<times>{_TIMES}?){_SPACE}{{0,3}}$'
+    rf'(?P<factor>(?:{_OPERAND}{_SPACE}?)*)(?P<times>{_TIMES}?){_SPACE}{{0,3}}\Z'
 )
 _FACTOR_IN_PROSE = re.compile(
     rf'(?:^|[\s*:(>"`]|{_RELATION}\s{{0,3}})(?P<sign>{_SIGN}?)(?:\\\$)?'
-    rf'(?P<factor>(?:{_OPERAND})*)(?P<times>{_TIMES}?)$'
+    rf'(?P<factor>(?:{_OPERAND})*)(?P<times>{_TIMES}?)\Z'
 )
 _SIGN_IN_EQUATION = re.compile(
-    rf'{_RELATION}\s{{0,3}}(?P<sign>{_SIGN})\s{{1,3}}(?P<factor>)(?P<times>)$'
+    rf'{_RELATION}\s{{0,3}}(?P<sign>{_SIGN})\s{{1,3}}(?P<factor>)(?P<times>)\Z'
 )
 _NEGATIVE_WORD = re.compile(r'(?:\b(?:is|are|be|equals|get|gives|becomes)|[=:])\s+'
-                            r'(?:negative|minus)\s+$')
+                            r'(?:negative|minus)\s+\Z')
 _SUFFIX = (
     r'(?:\^ ?(?!\{? ?\\circ)(?:\{[^{}]{1,40}\}|[0-9a-zA-Z])|[⁰¹²³⁴⁵⁶⁷⁸⁹]+|\\?%|/[0-9]+(?![\w/])'
     r'|\\pi(?![a-zA-Z])|π|\\sqrt ?\{[^{}]{1,40}\}'
@@ -58,10 +58,10 @@ _SUFFIX_IN_MATH = re.compile(
 _SUFFIX_IN_PROSE = re.compile(rf'{_SUFFIX})+')
 _CONTINUES = re.compile(r'\s*(?:[-+*/−×÷·]|\\(?:cdot|times|div|pm)(?![a-zA-Z]))\s*[\w\\({]')
 _FOLLOWS = re.compile(
-    r'[\w)}]\s*(?:[-+*/−×÷·]|\\(?:cdot|times|div|pm)(?![a-zA-Z]))\s*$'
+    r'[\w)}]\s*(?:[-+*/−×÷·]|\\(?:cdot|times|div|pm)(?![a-zA-Z]))\s*\Z'
 )
 _EQUALS_NUMBER = re.compile(r'\s*=[^$=]{0,80}[0-9]')
-_NUMBER_EQUALS = re.compile(r'[0-9][^$=]{0,80}=[^$=]{0,80}$')
+_NUMBER_EQUALS = re.compile(r'[0-9][^$=]{0,80}=[^$=]{0,80}\Z')
 
 _STYLE = (
     r'\\(?:math(?:bf|rm|it|sf|tt)|text(?:bf|it|rm|sf|tt)?|boldsymbol|bm|underline|emph'
@@ -69,17 +69,17 @@ _STYLE = (
 )
 # (before a box, after it, whether the two mean something): emphasis and delimiters do not.
 _WRAPPERS = [
-    (re.compile(rf'(?:{_STYLE}|(?<![\\\w}}\]^_]))\{{\s?$'), re.compile(r'\s?\}'), False),
-    (re.compile(r'(?:\\left ?)?(?<![a-zA-Z\\])\(\s?$'), re.compile(r'\s?(?:\\right ?)?\)'), False),
-    (re.compile(r'(?<!\\)\$\$?\s?$'), re.compile(r'\s?\$\$?'), False),
-    (re.compile(r'\\\(\s?$'), re.compile(r'\s?\\\)'), False),
-    (re.compile(r'\*\*$'), re.compile(r'\*\*'), False),
-    (re.compile(r'\\[dt]?frac ?\{\s?$'), re.compile(r'\s?\} ?\{[^{}]{1,40}\}'), True),
-    (re.compile(r'\\[dt]?frac ?\{[^{}]{1,40}\} ?\{\s?$'), re.compile(r'\s?\}'), True),
-    (re.compile(r'\\sqrt ?(?:\[[0-9]\] ?)?\{\s?$'), re.compile(r'\s?\}'), True),
-    (re.compile(r'(?<![\w.^_])[0-9]{1,9} ?\^ ?\{ ?-?\s?$'), re.compile(r'\s?\}'), True),
+    (re.compile(rf'(?:{_STYLE}|(?<![\\\w}}\]^_]))\{{\s?\Z'), re.compile(r'\s?\}'), False),
+    (re.compile(r'(?:\\left ?)?(?<![a-zA-Z\\])\(\s?\Z'), re.compile(r'\s?(?:\\right ?)?\)'), False),
+    (re.compile(r'(?<!\\)\$\$?\s?\Z'), re.compile(r'\s?\$\$?'), False),
+    (re.compile(r'\\\(\s?\Z'), re.compile(r'\s?\\\)'), False),
+    (re.compile(r'\*\*\Z'), re.compile(r'\*\*'), False),
+    (re.compile(r'\\[dt]?frac ?\{\s?\Z'), re.compile(r'\s?\} ?\{[^{}]{1,40}\}'), True),
+    (re.compile(r'\\[dt]?frac ?\{[^{}]{1,40}\} ?\{\s?\Z'), re.compile(r'\s?\}'), True),
+    (re.compile(r'\\sqrt ?(?:\[[0-9]\] ?)?\{\s?\Z'), re.compile(r'\s?\}'), True),
+    (re.compile(r'(?<![\w.^_])[0-9]{1,9} ?\^ ?\{ ?-?\s?\Z'), re.compile(r'\s?\}'), True),
 ]
-_DELIMITER = re.compile(r'(?<!\\)\$\$?|\\[()\[\]]|\n\s*\n|\\(?:begin|end)\{')
+_DELIMITER = re.compile(r'(?<!\\)\$\$?|\\[()\[\]]|\n\s{0,9}|\\(?:begin|end)\{')
 _ATOM = re.compile(rf'[0-9][0-9.,]*|[a-zA-Z]|\\[a-zA-Z]+|{_OPERAND}')
 _NUMBER = re.compile(r'[0-9][0-9.,]*')
 _SUM = re.compile(r'[-+−±]|\\pm')
@@ -137,7 +137,7 @@ def _without_inner_boxes(content: str) -> str:
   for start, end, inner in outermost(content):
     inner = _without_inner_boxes(inner)
     left, right = content[:start], content[end:]
-    touches = re.search(rf'(?:{_OPERAND})$', left[-90:]) or (
+    touches = re.search(rf'(?:{_OPERAND})\Z', left[-90:]) or (
         _SUM.search(inner) and (re.search(rf'(?:{_SIGN}|{_TIMES}|/)\s?$', left[-20:])
                                 or re.match(r'\s?[\^*/]', right)))
     content = left + (f'({inner})' if touches else f' {inner} ') + right
@@ -146,15 +146,16 @@ def _without_inner_boxes(content: str) -> str:
 
 def _in_mathematics(text: str, start: int) -> bool:
   """Whether the index is inside `$...$`, `\\(...\\)`, `\\[...\\]` or an environment."""
-  inside = False
+  opened = ''
   for match in _DELIMITER.finditer(text, max(0, start - 2000), start):
-    if match[0].startswith('$'):
-      inside = not inside
-    elif not match[0].isspace():
-      inside = match[0] in (r'\(', r'\[', r'\begin{')
-    elif match[0].isspace():
-      inside = False
-  return inside
+    mark = match[0]
+    if mark.isspace():  # Inline formulas end with their line: a dollar sign may be money.
+      opened = '' if opened == '$' or mark.count('\n') > 1 else opened
+    elif mark.startswith('$'):
+      opened = '' if opened else mark
+    else:
+      opened = mark if mark in (r'\(', r'\[', r'\begin{') else ''
+  return bool(opened)
 
 
 def _in_parentheses(content: str) -> bool:
@@ -195,7 +196,7 @@ def _with_surroundings(text: str, box: tuple[int, int, str], lowest: int) -> tup
   outer = box
   for _ in range(6):
     start, end, content = outer
-    inside = _in_mathematics(text, start)
+    inside = not text.startswith(('$', r'\('), start) and _in_mathematics(text, start)
     before, after = text[max(lowest, start - _WINDOW) : start], text[end : end + _WINDOW]
     left = _SIGN_IN_EQUATION.search(before) or (
         _FACTOR_IN_MATH if inside else _FACTOR_IN_PROSE).search(before)

@@ -1,5 +1,6 @@
 r"""Which part of a response is its answer: (response, truth, verdict), by kind."""
 
+import json
 import time
 
 import pytest
@@ -363,10 +364,50 @@ def test_what_is_only_near_a_box_does_not():
       (r'$2 + \boxed{3}x = 8$', '3', True),
       (r'$-x = \boxed{3}$', '3', True),
       (r'- $\boxed{15}$', '15', True),
+      ('It costs $8260/$0.10\n$\\boxed{15}$', '15', True),  # Money, and the next line.
+      ('So $2 and\n$\\boxed{15}$', '15', True),
+      (r'It costs $2 $\boxed{15}$', '15', True),
+      ('We had 2\n\\boxed{15}', '15', True),
       (r'f(\boxed{3})', '3', True),
       (r'$x^2 - \boxed{3}x + 2$', '3', True),
       (r'First $-\boxed{5}$. No: $\boxed{7}$', '7', True),
   ])
+
+
+# --- Real solutions, written otherwise: their labels stay.
+
+
+def test_labelled_solutions_keep_their_labels_however_they_end(data_dir):
+  solutions = []
+  with (data_dir / 'gsm8k' / 'example_model_solutions.jsonl').open(encoding='utf-8') as lines:
+    for line in list(lines)[::12]:
+      row = json.loads(line)
+      truth = row['ground_truth'].rpartition('A: ')[2]
+      pairs = [(row[name]['solution'], row[name]['is_correct'])
+               for name in ('6b_finetuning', '175b_finetuning', '175b_verification')]
+      for index, (solution, label) in enumerate(pairs):
+        work, mark, answer = solution.rpartition('A: ')
+        if mark:
+          solutions.append((pairs[index - 1][0], work, answer, truth, label))
+  assert len(solutions) > 300
+
+  endings = [
+      '<think>{other}</think>{work}A: {answer}',
+      '{other}</think>{work}The answer is {answer}.',
+      '{work}A: {answer}\n\nThis answer is correct because it adds up.',
+      '{work}The answer is {answer}. The answer is a positive number.',
+      '{work}A: {answer} (as computed above)',
+      '{work}Therefore, the value is {answer}.',
+      '{work}Thus, {answer}.',
+      '{work}Final answer:\n```text\n{answer}\n```',
+      r'{work}$\boxed{{\boxed{{{answer}}}}}$',
+      r'{work}$x = -\boxed{{-{answer}}}$',
+  ]
+  for ending in endings:
+    responses = [ending.format(other=other, work=work, answer=answer)
+                 for other, work, answer, *_ in solutions]
+    verdicts = math_answer.grade_batch(responses, [truth for *_, truth, _ in solutions])
+    assert verdicts == [label for *_, label in solutions], ending
 
 
 # --- Costs.
