@@ -36,7 +36,8 @@ _ASIDE_IN_LINE = re.compile(
 _QUALIFIER = re.compile(
     r'.{0,300}(?<![a-zA-Z])(?:p?b?mod(?:ulo)?|base|or|also|another|either|alternatively|otherwise'
     r'|instead|else|if|unless|could|can|may|might|maybe|perhaps|possibly|possible|probably|unsure'
-    r'|guess)(?![a-zA-Z])|\s*in (?:hundreds|thousands|millions|billions)|\s*not (?![0-9])',
+    r'|guess)(?![a-zA-Z])|\s*in (?:hundreds|thousands|millions|billions)'
+    r'|\s*not (?:sure|certain|correct|right|exact|really|quite)\b',
     re.IGNORECASE | re.DOTALL,
 )
 _SCALE = re.compile(

@@ -29,7 +29,10 @@ _BEHIND_ANSWER = re.compile(
 _BEHIND_SOLUTION = re.compile(
     rf'(?: (?:to|for|of|set)\b[^.\n:=]{{0,100}}?)? {_VERB}\b(?:[ \t]*:)?', re.IGNORECASE
 )
-_SENTENCE_END = re.compile(r'(?<![ap]\.m)(?<!\b[ap])[.!?](?=[\s*"\')]|$)|\n')
+_SENTENCE_END = re.compile(
+    r'(?<![ap]\.m)(?<!\b[ap])(?<!\bi\.e)(?<!\be\.g)(?<!\bapprox)'
+    r'[.!?](?=[\s*"\')]|$)|\n'
+)
 _CLAUSE = re.compile(
     r',?\s{1,9}(?:because|since|which|so|where|but|therefore|thus|hence|i hope|given that'
     r'|as (?:the|we|it)|when|if|after|due to)\b'
@@ -60,18 +63,20 @@ _NO_ANSWER = re.compile(
     r'|logical|accurate|obvious|straightforward|as (?:expected|required|desired|requested|follows)'
     r'|what (?:we|was|the)|supported|justified|satisfactory|helpful|useful|in agreement|based'
     r'|obtained|found|derived|calculated|computed|determined|shown|stated|given|proved|proven'
-    rf'|established|done|solved){_REMAINS}',
+    r'|established|done|solved|easy|hard|trivial|surprising|interesting|nice|neat|important'
+    rf'|unexpected){_REMAINS}',
     re.IGNORECASE,
 )
 # Words that describe a number, without a number or with one that it is compared with.
 _DESCRIPTION = re.compile(
-    rf'[\s*,:]*{_FILLER}(?:positive|negative|non-?negative|non-?zero|even|odd|prime|composite'
-    r'|finite|unique|exact|precise|approximate|rounded|whole|real|rational|irrational|integer'
+    rf'[\s*,:]*{_FILLER}(?:not )?(?:positive|negative|(?<=not )zero|at(?= least| most)'
+    r'|non-?negative|non-?zero|even|odd|prime|composite|finite|unique|exact|precise|approximate|rounded|whole|real|rational|irrational|integer'
     r'|natural|number|fraction|decimal|percentage|multiple|divisible|simplified|reduced|expressed'
     r'|written|measured|in|independent|greater|less|larger|smaller|bigger|higher|lower|more|fewer'
     r'|between|within|close|near|same|small|large|simple|true)'
     r'(?![\w-])(?=[^0-9\\]*$| (?:than|by|of|to|between|from)\b|.*\b(?:than|between|divisible'
-    r'|multiple|within|close|near|rounded|independent|expressed|measured|digits?|places)\b)',
+    r'|multiple|within|close|near|rounded|independent|expressed|measured|digits?|places|range'
+    r'|least|most)\b)',
     re.IGNORECASE,
 )
 # 'The other answers are wrong', 'my previous answer was 12'.
