@@ -149,8 +149,8 @@ def accumulate_gradients(
 
   The weight must not depend on the parameters (it counts tokens or rows). Row i goes to
   micro-batch i mod M: under a batch sharded over devices each device then holds an equal part
-  of every micro-batch, and nothing moves. Sums run in float32; gradients come back in the dtype
-  of their parameter. A batch of weight 0 has loss 0 and gradient 0.
+  of every micro-batch, and nothing moves. Sums run in float32 at least; gradients come back in the
+  dtype of their parameter. A batch of weight 0 has loss 0 and gradient 0.
 
   Args:
     loss_fn: (params, micro_batch) -> (loss, metrics), both as `WeightedMean`s.
@@ -174,10 +174,10 @@ def accumulate_gradients(
   def micro_step(micro_batch):
     def total_fn(params):
       loss, metrics = loss_fn(params, micro_batch)
-      return loss.total.astype(jnp.float32), (loss, metrics)
+      return _at_least_float32(loss.total), (loss, metrics)
 
     gradients, (loss, metrics) = jax.grad(total_fn, has_aux=True)(params)
-    return _to_float32((loss, gradients, metrics))
+    return _at_least_float32((loss, gradients, metrics))
 
   if num_micro_batches == 1:
     loss, gradients, metrics = micro_step(batch)
@@ -213,7 +213,7 @@ def apply_gradients(
       params=jax.tree.map(step_by, updates, state.params, is_leaf=_is_none),
       opt_state=opt_state,
   )
-  norm = optax.tree.norm(_to_float32(gradients))
+  norm = optax.tree.norm(_at_least_float32(gradients))
   return state, {'train/grad_norm': WeightedMean(norm, jnp.float32(1.0))}
 
 
@@ -359,5 +359,6 @@ def _is_none(leaf: Any) -> bool:
   return leaf is None
 
 
-def _to_float32(tree: Any) -> Any:
-  return jax.tree.map(lambda leaf: jnp.asarray(leaf).astype(jnp.float32), tree)
+def _at_least_float32(tree: Any) -> Any:
+  widen = lambda leaf: leaf.astype(jnp.promote_types(leaf.dtype, jnp.float32))
+  return jax.tree.map(lambda leaf: widen(jnp.asarray(leaf)), tree)

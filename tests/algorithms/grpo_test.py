@@ -172,9 +172,11 @@ def test_rows_that_do_not_count_have_no_part():
   groups.check_rows_that_do_not_count(run, _data())
 
 
-@pytest.mark.parametrize('form', ['GRPO', 'DAPO'])
+@pytest.mark.parametrize('form', FORMS)
 def test_micro_batches_agree(form):
-  groups.check_micro_batches(lambda data, **changes: run(data, **FORMS[form], **changes), _data())
+  options = dict(kl_coefficient=KL, samples_per_prompt=SAMPLES, **FORMS[form])
+  groups.check_micro_batches(lambda **changes: grpo.make(
+      grpo.Config(**options, **changes), groups.BIGRAM, tiny.recorder()), _data())
 
 
 def test_one_prompt():

@@ -11,7 +11,7 @@ from jaxrl_llm.algorithms import icl_hmm
 from jaxrl_llm.models import configs, policy
 from jaxrl_llm.rl import hmm, hmm_oracles
 from jaxrl_llm.training import optim, step
-from tests.algorithms import tiny
+from tests.algorithms import groups, tiny
 from tests.models import witness
 
 ROWS, LENGTH, SYMBOLS = 4, 5, 7
@@ -31,6 +31,12 @@ def _step(**changes):
 
 def _run(batch=None, **changes):
   return tiny.run_once(_step(**changes), tiny.params(), _batch() if batch is None else batch)
+
+
+def _exactly(batch=None, **changes):
+  """The same in float64, of a policy that reads one token back."""
+  algorithm = icl_hmm.make(icl_hmm.Config(**changes), groups.BIGRAM, tiny.recorder())
+  return groups.in_float64(algorithm, _batch() if batch is None else batch)
 
 
 def _predicted(symbols):
@@ -58,10 +64,9 @@ def test_the_losses_are_the_equations_spelt_out():
 def test_laws_with_zeros_have_finite_losses():
   batch = _batch()
   certain = np.eye(SYMBOLS, dtype=np.float32)[batch.symbols[:, 1:]]
-  got = _run(icl_hmm.Trajectories(symbols=batch.symbols, laws=certain), labels='filter')
-  expected = _run()
-  np.testing.assert_allclose(got[0], expected[0], rtol=1e-6)
-  tiny.assert_trees_close(got[1], expected[1], tolerance=1e-6)
+  got = _exactly(icl_hmm.Trajectories(symbols=batch.symbols, laws=certain), labels='filter')
+  expected = _exactly()
+  groups._same(got, expected, tolerance=groups.EXACT)
   assert got[2]['train/entropy'] == 0
 
 
@@ -89,11 +94,8 @@ def test_labels_of_the_filter_are_the_mean_of_sampled_ones():
 
 def test_micro_batches_agree():
   for labels in ('sampled', 'filter'):
-    expected = _run(labels=labels)
-    got = _run(labels=labels, num_micro_batches=4)
-    np.testing.assert_allclose(got[0], expected[0], rtol=1e-6)
-    tiny.assert_trees_close(got[1], expected[1], tolerance=1e-6)
-    assert got[2] == pytest.approx(expected[2], rel=1e-5)
+    groups.check_same_in_float64(
+        _exactly(labels=labels, num_micro_batches=4), _exactly(labels=labels))
 
 
 @pytest.mark.parametrize('changes, line', [

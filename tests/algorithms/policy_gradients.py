@@ -13,8 +13,8 @@ from jaxrl_llm.models import configs, policy
 from jaxrl_llm.rl import scoring
 from jaxrl_llm.sampling import decode
 from jaxrl_llm.training import optim
-from jaxrl_llm.types import Batch
-from tests.algorithms import groups, tiny
+from jaxrl_llm.types import Batch, TrainState
+from tests.algorithms import groups, tabular, tiny
 
 
 @contextlib.contextmanager
@@ -85,6 +85,30 @@ def check_steps(make, loss, data, parameters, steps, *, learning_rate):
   first = jax.tree.map(lambda g: -learning_rate * g, gradient(parameters, np.asarray(steps[0])))
   assert tiny.differ(step(expected), jax.tree.map(lambda g: len(steps) * g, first), by=0.05)
   return {name: float(metric.value()) for name, metric in metrics.items()}
+
+
+def check_clip(make, rewards, others=None) -> None:
+  """A response of advantage 1 whose ratio is 1.9, one of advantage −1 whose ratio is 0.05.
+
+  ℓ = −½ (min(1.9, 1 + c) − max(0.05, 1 − c)): from c = 1 on there is no lower bound, and none is
+  refused.
+
+  Args:
+    make: (clip, optimizer) -> Algorithm on `tabular.LOGITS`, of two steps and without a penalty.
+    rewards: of the two, so that the advantages are 1 and −1.
+    others: parameters by role besides the policy's.
+  """
+  old, new = (np.float32(np.log(law)) for law in ([.3, .3, .4], [.41, .57, .02]))
+  data = tabular.batch_of([[[1], [2]]], [rewards])
+  others = others or {}
+  for clip, loss, share in ((.5, -.5, 1), (.94, -.92, .5), (1.0, -.925, 0), (3.0, -.925, 0),
+                            (float('inf'), -.925, 0)):
+    start, target = {'policy': old, **others}, {'policy': new, **others}
+    state = TrainState(np.int32(0), start, (target, target), jax.random.key(0), {})
+    _, metrics = jax.jit(make(clip, tabular.JUMP).train_step)(state, data)
+    # Means over two steps, of which the first has ratios of 1: no loss, and nothing is clipped.
+    got = [2 * float(metrics[f'train/{name}'].value()) for name in ('loss', 'clip_fraction')]
+    np.testing.assert_allclose(got, [loss, share], atol=1e-5)
 
 
 # --- A bandit: six prompts, each with one right answer among eight that start out about equal.

@@ -12,7 +12,7 @@ from jaxrl_llm.algorithms import ppo
 from jaxrl_llm.models import value
 from jaxrl_llm.training import optim
 from jaxrl_llm.types import TrainState
-from tests.algorithms import groups, policy_gradients, tiny
+from tests.algorithms import groups, policy_gradients, tabular, tiny
 from tests.models import witness
 
 KL = 0.3
@@ -179,6 +179,15 @@ def test_later_steps_are_clipped_against_the_frozen_policy_and_critic():
   assert metrics['train/initial_log_ratio'] < 1e-5 < metrics['train/log_ratio']
 
 
+def test_a_clip_of_one_or_more_is_no_lower_bound():
+  # A critic that says 0: with λ = γ = 1 the advantage of one token is its reward.
+  config = {**DEFAULTS, **PLAIN, 'kl_coefficient': 0.0, 'value_coefficient': 0.0, 'num_epochs': 2}
+  policy_gradients.check_clip(
+      lambda clip, optimizer: ppo.make(
+          ppo.Config(clip=clip, **config), tabular.LOGITS, groups.BIGRAM, optimizer),
+      rewards=[1.0, -1], others={'value': {'table': np.zeros((3, 1), np.float32)}})
+
+
 # --- Token rewards.
 
 
@@ -231,7 +240,10 @@ def test_rows_that_do_not_count_have_no_part():
 
 
 def test_micro_batches_agree():
-  groups.check_micro_batches(run, groups.batch())
+  parameters = {'policy': {'table': groups.TABLE}, 'value': {'table': groups.TABLE[:, :1]}}
+  groups.check_micro_batches(lambda **changes: ppo.make(
+      ppo.Config(**DEFAULTS, **changes), groups.BIGRAM, groups.BIGRAM, tiny.recorder()),
+      groups.batch(), parameters)
 
 
 def test_one_prompt():

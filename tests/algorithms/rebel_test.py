@@ -35,6 +35,17 @@ def _make(config, optimizer):
 run = groups.runner(_make, rebel.Config, num_epochs=1, temperature=1.0, kl_coefficient=0.3)
 
 
+def _exact(**changes):
+  """REBEL of a policy that reads one token back."""
+  config = rebel.Config(**{'num_epochs': 1, 'temperature': 1.0, 'kl_coefficient': 0.3, **changes})
+  return rebel.make(config, groups.BIGRAM, tiny.recorder())
+
+
+def _exactly(data, **changes):
+  """(loss, gradients, metrics) of it in float64."""
+  return groups.in_float64(_exact(**changes), data)
+
+
 def _rows_with(log_probs, tokens, vocabulary=5):
   """Logits [P * K, 2, V] under which one-token responses have these log-probs."""
   log_probs, tokens = np.ravel(log_probs), np.ravel(tokens)
@@ -48,7 +59,7 @@ def _rows_with(log_probs, tokens, vocabulary=5):
 
 @jax.jit
 def _spelt_out(new, old, data):
-  """Loss, gradient, D [P] and target [P] at temperature 0.6, with a penalty of 0.3, eta 0.8."""
+  """Loss, gradient, log-ratios [P, 2], target [P] at temperature 0.6, penalty 0.3, eta 0.8."""
   total = lambda parameters: jnp.sum(groups.log_probs(parameters, data.rollouts, 0.6), axis=-1)
   reference = jnp.sum(jnp.where(data.rollouts.mask > 0, data.reference_log_probs, 0), axis=-1)
   rewards = data.rewards - 0.3 * (total(old) - reference)
@@ -58,10 +69,10 @@ def _spelt_out(new, old, data):
     log_ratio = total(new) - total(old)
     difference = log_ratio[:, 0] - log_ratio[:, 1]
     losses = (difference - target)**2
-    return jnp.sum(losses * data.weight) / jnp.sum(data.weight), difference
+    return jnp.sum(losses * data.weight) / jnp.sum(data.weight), log_ratio
 
-  (loss, difference), gradient = jax.value_and_grad(loss_of, has_aux=True)(new)
-  return loss, gradient['policy'], difference, target
+  (loss, log_ratio), gradient = jax.value_and_grad(loss_of, has_aux=True)(new)
+  return loss, gradient['policy'], log_ratio, target
 
 
 def test_loss_and_gradient_are_the_equation_spelt_out():
@@ -71,12 +82,14 @@ def test_loss_and_gradient_are_the_equation_spelt_out():
   loss, gradient, metrics = tabular.at(
       new['policy'], old['policy'], data, tiny.MODEL, eta=0.8, temperature=0.6,
       kl_coefficient=0.3)
-  expected_loss, expected, difference, target = jax.device_get(_spelt_out(new, old, data))
+  expected_loss, expected, log_ratio, target = jax.device_get(_spelt_out(new, old, data))
   np.testing.assert_allclose(loss, expected_loss, rtol=1e-5)
   assert loss > 1
   tiny.assert_trees_close(gradient, expected, tolerance=1e-5)
   close = lambda name, values: np.testing.assert_allclose(
       metrics[f'train/{name}'], np.sum(values * weight) / 3, rtol=1e-5)
+  difference = log_ratio[:, 0] - log_ratio[:, 1]
+  close('log_ratio', np.abs(log_ratio).mean(axis=1))
   close('difference', np.abs(difference))
   close('target', np.abs(target))
   close('sign_agreement', difference * target > 0)
@@ -289,17 +302,14 @@ def test_best_and_worst_of_more_samples():
       data, **{name: take(getattr(data.rollouts, name)) for name in names})
   pairs = dataclasses.replace(
       pairs, rewards=take(rewards), reference_log_probs=take(data.reference_log_probs))
-  expected = run(pairs)
-  got = run(data, pairs='best_worst', samples_per_prompt=3)
-  np.testing.assert_allclose(got[0], expected[0], rtol=1e-6)
-  tiny.assert_trees_close(got[1], expected[1], tolerance=1e-6)
+  best_worst = dict(pairs='best_worst', samples_per_prompt=3)
+  groups.check_same_in_float64(_exactly(data, **best_worst), _exactly(pairs))
   # A group is whole, or it is dropped: also where the bad sample is not one of the two.
   poisoned = dataclasses.replace(data, rewards=rewards.at[0, 0].set(jnp.nan))
-  dropped = run(poisoned, pairs='best_worst', samples_per_prompt=3)
+  dropped = _exactly(poisoned, **best_worst)
   assert dropped[2]['train/dropped'] == pytest.approx(.25)
-  np.testing.assert_allclose(
-      dropped[0], run(dataclasses.replace(pairs, weight=jnp.asarray([0.0, 1, 1, 1])))[0],
-      rtol=1e-6)
+  without = dataclasses.replace(pairs, weight=jnp.asarray([0.0, 1, 1, 1]))
+  np.testing.assert_allclose(dropped[0], _exactly(without)[0], rtol=groups.EXACT)
 
 
 def test_equal_rewards_are_a_target_of_zero():
@@ -331,7 +341,7 @@ def test_rows_that_do_not_count_have_no_part():
 
 
 def test_micro_batches_agree():
-  groups.check_micro_batches(run, groups.batch())
+  groups.check_micro_batches(_exact, groups.batch())
 
 
 def test_one_prompt():

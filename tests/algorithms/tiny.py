@@ -21,10 +21,12 @@ def params(seed=0):
   return {'policy': jax.tree.map(lambda leaf: 0.7 * leaf, witness.draw_params(MODEL, seed))}
 
 
-def recorder() -> optax.GradientTransformation:
-  """Leaves the parameters alone and keeps the gradient as its state."""
-  zeros = lambda tree: jax.tree.map(jnp.zeros_like, tree)
-  return optax.GradientTransformation(zeros, lambda g, state, params=None: (zeros(g), g))
+def recorder(learning_rate=0.0) -> optax.GradientTransformation:
+  """Keeps the gradient as its state; leaves the parameters alone, or takes a step of SGD."""
+  scale = lambda tree, factor: jax.tree.map(lambda leaf: factor * leaf, tree)
+  return optax.GradientTransformation(
+      lambda params: scale(params, 0.0),
+      lambda gradient, state, params=None: (scale(gradient, -learning_rate), gradient))
 
 
 def run_once(train_step, parameters, batch):

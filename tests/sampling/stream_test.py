@@ -69,7 +69,7 @@ def test_the_tapped_network_samples_the_same_and_tells_every_token():
 
   plain, tapped = sample(model), sample(stream.tapped(model, emit))
   np.testing.assert_array_equal(plain.tokens, tapped.tokens)
-  np.testing.assert_array_equal(plain.log_probs, tapped.log_probs)
+  np.testing.assert_allclose(plain.log_probs, tapped.log_probs, atol=1e-5)  # Two programs.
   for row in range(4):
     start = plain.prompt_lengths[row // 2]
     # The last token is never fed; decoding ends when all rows have stopped.

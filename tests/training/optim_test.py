@@ -99,7 +99,7 @@ def test_every_field_has_an_effect_or_is_rejected(field):
       optim.make_optimizer(changed)
     undecayed = dataclasses.replace(BASE, weight_decay=0.0)
     same = dataclasses.replace(undecayed, name='adam')  # Without decay the two are one method.
-    np.testing.assert_array_equal(_run(undecayed), _run(same))
+    np.testing.assert_allclose(_run(undecayed), _run(same), rtol=1e-6)
   else:
     assert np.any(_run(changed) != _run(BASE))
 
@@ -212,8 +212,9 @@ def test_frozen_parameters_have_neither_state_nor_update_nor_part_in_the_norm(co
         {'a': gradients['policy']['adapters']['a'], 'h': gradients['value']['head']},
         small_state, small)
     assert updates['policy']['base']['a'] is None and updates['value']['value_head'] is None
-    np.testing.assert_array_equal(updates['policy']['adapters']['a'], wanted['a'])
-    np.testing.assert_array_equal(updates['value']['head'], wanted['h'])
+    # Two programs of some ten roundings for each entry.
+    np.testing.assert_allclose(updates['policy']['adapters']['a'], wanted['a'], rtol=1e-6)
+    np.testing.assert_allclose(updates['value']['head'], wanted['h'], rtol=1e-6)
     # Whether the gradients of frozen leaves are there or not.
     again, _ = partial.update(partial.select(gradients), state, params)
     assert jax.tree.structure(again) == jax.tree.structure(updates)

@@ -17,6 +17,13 @@ OPTIMIZER = optax.chain(
     optax.trace(0.5), optax.scale_by_schedule(lambda count: -0.05 / (1.0 + count)))
 
 
+@pytest.fixture(autouse=True)
+def _float64():
+  # Two programs may add a sum up in different orders: in float64 that is below the tolerances.
+  with jax.enable_x64(True):
+    yield
+
+
 def _loss(params, batch):
   error = jnp.sum(jnp.square(jnp.tanh(batch['x'] @ params['w']) - batch['y']), axis=1)
   loss = WeightedMean(jnp.sum(batch['weight'] * error), jnp.sum(batch['weight']))
@@ -26,12 +33,12 @@ def _loss(params, batch):
 
 def _problem():
   random = np.random.default_rng(0)
-  draw = lambda *shape: jnp.asarray(random.normal(size=shape), jnp.float32)
+  draw = lambda *shape: jnp.asarray(random.normal(size=shape))
   params = {'w': draw(WIDTH, WIDTH)}
   batch = {
       'x': draw(ROWS, WIDTH), 'y': draw(ROWS, WIDTH),
-      'weight': jnp.asarray(random.uniform(0.5, 3, ROWS), jnp.float32),
-      'number': jnp.arange(ROWS, dtype=jnp.float32), 'reference': None,
+      'weight': jnp.asarray(random.uniform(0.5, 3, ROWS)),
+      'number': jnp.arange(ROWS, dtype=float), 'reference': None,
   }
   return TrainState(jnp.int32(0), params, OPTIMIZER.init(params), rng.base_key(0), {}), batch
 
@@ -67,15 +74,15 @@ def test_steps_are_those_of_a_loop(options):
   expected, metrics = _loop(state, batch, **options)
   for a, b in zip(jax.tree.leaves((got.params, got.opt_state)),
                   jax.tree.leaves((expected.params, expected.opt_state)), strict=True):
-    np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-9)
   assert int(got.step) == len(metrics)
   assert int(got.step) == options.get('num_epochs', 1) * options.get('num_minibatches', 1)
-  assert _values(first) == pytest.approx(_values(metrics[0]), rel=1e-5)
+  assert _values(first) == pytest.approx(_values(metrics[0]), rel=1e-9)
   # The mean over all rows of all steps; the loss and the norm count once a step.
   merged = functools.reduce(lambda a, b: jax.tree.map(jnp.add, a, b), metrics)
-  assert _values(total) == pytest.approx(_values(merged), rel=1e-5)
+  assert _values(total) == pytest.approx(_values(merged), rel=1e-9)
   losses = [float(m['train/loss'].value()) for m in metrics]
-  assert _values(total)['train/loss'] == pytest.approx(np.mean(losses), rel=1e-5)
+  assert _values(total)['train/loss'] == pytest.approx(np.mean(losses), rel=1e-9)
 
 
 def test_every_epoch_sees_every_row_once():
@@ -112,7 +119,7 @@ def test_seeds_side_by_side():
   both = jax.jit(jax.vmap(fold))(
       jax.tree.map(lambda *x: jnp.stack(x), state.params, other))
   for got, params in zip(both, (state.params, other)):
-    np.testing.assert_allclose(got, jax.jit(fold)(params), rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(got, jax.jit(fold)(params), rtol=1e-9, atol=1e-9)
 
 
 def test_frozen_parameters_stay_as_they_are_through_all_steps():
