@@ -189,8 +189,7 @@ def em_step(
   weights = jax.vmap(lambda counts, start: fit_glm(
       flat_inputs, flat_choices, ridge=ridge, counts=counts, start=start, steps=newton_steps)
   )(gamma.reshape(-1, gamma.shape[-1]).T, model.weights)
-  started = jnp.any(valid, axis=1)  # A session without trials says nothing about π.
-  initial = jnp.sum(jnp.where(started[:, None], gamma[:, 0], 0.0), axis=0)
+  initial = jnp.sum(gamma[:, 0], axis=0)  # γ is 0 in a session without trials.
   return GlmHmm(laws(initial + pseudo_count), laws(xi.sum(axis=0) + pseudo_count), weights), before
 
 

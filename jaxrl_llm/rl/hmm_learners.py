@@ -102,10 +102,10 @@ def predict_ngrams(
   follows = steps < places[:, None]
   counted = [follows]
   for back in range(1, max_order):
-    # Both the context of step j and that of the place must have `back` symbols.
-    wanted = observations[jnp.maximum(places - back, 0)]
+    # A step needs `back` symbols before it. If the place has fewer, so has every step before it.
+    wanted = observations[places - back]
     same = jnp.roll(observations, back) == wanted[:, None]
-    follows = follows & same & (steps >= back) & (places >= back)[:, None]
+    follows = follows & same & (steps >= back)
     counted.append(follows)
   symbols = jax.nn.one_hot(observations, num_symbols)
   counts = hmm.dot(jnp.stack(counted, axis=1).astype(symbols.dtype), symbols)

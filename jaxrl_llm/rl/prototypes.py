@@ -43,7 +43,7 @@ def prototypes(
   chex.assert_rank([outputs, labels, weight], [2, 1, 1])
   chex.assert_equal_shape_prefix([outputs, labels, weight], 1)
   counted = weight > 0
-  member = jax.nn.one_hot(jnp.where(counted, labels, -1), num_classes) * weight[:, None]
+  member = jax.nn.one_hot(labels, num_classes) * weight[:, None]
   counts = jnp.sum(member, axis=0)
   total = member.T @ jnp.where(counted[:, None], outputs, 0.0)
   return total / jnp.where(counts > 0, counts, 1.0)[:, None], counts
