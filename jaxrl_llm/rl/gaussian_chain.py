@@ -232,18 +232,28 @@ def _remember(
     statistics: PromptStatistics, prompt_ids: Array, rewards: Array
 ) -> tuple[PromptStatistics, Array]:
   """Puts rewards into the rings in their order; which of them are numbers."""
-  num_prompts, size = statistics.rewards.shape
   known = jnp.isfinite(rewards)
+  rows, slots = _ring_places(statistics, prompt_ids, known)
+  return PromptStatistics(
+      statistics.rewards.at[rows, slots].set(rewards, mode='drop'),
+      statistics.counts.at[prompt_ids].add(known.astype(jnp.int32)),
+  ), known
+
+
+def _ring_places(
+    statistics: PromptStatistics, prompt_ids: Array, known: Array
+) -> tuple[Array, Array]:
+  """(row, slot) [B] of each reward in the rings; row N, out of range, if it is not kept.
+
+  No two rewards get one place: which of them would stay is not defined.
+  """
+  num_prompts, size = statistics.rewards.shape
   same = (prompt_ids[:, None] == prompt_ids) & known
   rank = jnp.sum(jnp.tril(same, -1), axis=1)
   # Of more than a ring holds, the last ones.
   keep = known & (rank >= jnp.sum(same, axis=1) - size)
-  slot = (statistics.counts[prompt_ids] + rank) % size
-  rows = jnp.where(keep, prompt_ids, num_prompts)  # Out of range: dropped.
-  return PromptStatistics(
-      statistics.rewards.at[rows, slot].set(rewards, mode='drop'),
-      statistics.counts.at[prompt_ids].add(known.astype(jnp.int32)),
-  ), known
+  slots = (statistics.counts[prompt_ids] + rank) % size
+  return jnp.where(keep, prompt_ids, num_prompts), slots
 
 
 def _moments(values: Array, mask: Array) -> tuple[Array, Array]:

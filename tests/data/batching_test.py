@@ -22,6 +22,8 @@ def test_each_epoch_visits_each_example_once(num_examples, batch_size, seed, epo
   for epoch in range(epochs):
     visited = stream[epoch * num_examples : (epoch + 1) * num_examples]
     np.testing.assert_array_equal(np.sort(visited), np.arange(num_examples))
+    np.testing.assert_array_equal(
+        visited, batching.epoch_permutation(num_examples, seed=seed, epoch=epoch))
 
 
 @hypothesis.settings(max_examples=30, deadline=None)

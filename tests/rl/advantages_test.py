@@ -79,6 +79,9 @@ def test_whiten_by_hand():
   kept = advantages.whiten(values, mask, mean='keep')
   np.testing.assert_allclose(kept, np.where(mask, expected + 4, 0), rtol=1e-6)
   np.testing.assert_array_equal(advantages.whiten(values, jnp.zeros((2, 3))), np.zeros((2, 3)))
+  # Epsilon is added to the variance, inside the root: 26/3 + 1/3 = 9.
+  wide = advantages.whiten(values, mask, epsilon=1 / 3)
+  np.testing.assert_allclose(wide, np.array([[-3, -1, 0], [4, 0, 0]]) / 3, rtol=1e-6)
 
 
 def test_whiten_is_not_changed_by_padding():

@@ -77,8 +77,15 @@ def test_estimators_by_hand():
   log_ratio = jnp.log(2.0)
   values = [f(log_ratio) for f in (divergences.k1, divergences.k2, divergences.k3)]
   np.testing.assert_allclose(values, [.693147, .240227, .193147], atol=1e-6)
-  # k3 stays exact where its leading terms cancel: x^2 / 2.
-  np.testing.assert_allclose(divergences.k3(jnp.float32(1e-2)), 4.98337e-5, rtol=1e-3)
+
+
+@pytest.mark.parametrize('size', [1e-2, 3e-3, 1e-3])
+def test_k3_stays_exact_where_its_leading_terms_cancel(size):
+  # x^2 / 2 - x^3 / 6 + x^4 / 24. Rounding e^-x - 1 costs a few times 6e-8 x, which is 12e-8 / x
+  # of the result each; rounding e^-x before 1 is subtracted would cost 12e-8 / x^2 of it.
+  x = np.float32([size, -size]).astype(np.float64)
+  expected = x**2 / 2 - x**3 / 6 + x**4 / 24
+  np.testing.assert_allclose(divergences.k3(jnp.asarray(x, jnp.float32)), expected, rtol=1e-3)
 
 
 @pytest.mark.parametrize('chunk_size', [0, 1, 3, 7])

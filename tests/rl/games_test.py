@@ -98,13 +98,28 @@ def test_bradley_terry_finds_the_rewards_that_made_the_comparisons():
       games.bradley_terry((played + played.T) * chance), rewards, atol=1e-9)
 
 
+def _assert_stationary(wins, rewards):
+  chance = 1 / (1 + np.exp(rewards - rewards[:, None]))
+  played = wins + wins.T
+  np.testing.assert_allclose(
+      (wins - played * chance).sum(axis=1) - np.diag(wins - played * chance), 0,
+      atol=1e-9 * np.max(wins))
+
+
+def test_bradley_terry_converges_quadratically_and_from_far_away():
+  rewards = np.array([1.2, -.4, .3, -1.1])
+  chance = 1 / (1 + np.exp(rewards - rewards[:, None]))
+  np.testing.assert_allclose(games.bradley_terry(chance, steps=6), rewards, atol=1e-9)
+  # Counts so uneven that whole steps of Newton's method would run away.
+  wins = np.array([[0, 1, 1, 0], [0, 0, 2, 1], [5, 0, 0, 1], [5, 5, 0, 0]])
+  wins = np.where(np.eye(4), 0, 10.0**wins)
+  _assert_stationary(wins, np.asarray(games.bradley_terry(wins)))
+
+
 def test_bradley_terry_is_stationary_and_turns_with_the_names():
   wins = np.random.default_rng(3).uniform(0, 5, (5, 5))
   got = np.asarray(games.bradley_terry(wins))
-  chance = 1 / (1 + np.exp(got - got[:, None]))
-  played = wins + wins.T
-  np.testing.assert_allclose(
-      (wins - played * chance).sum(axis=1) - np.diag(wins - played * chance), 0, atol=1e-9)
+  _assert_stationary(wins, got)
   assert got.mean() == pytest.approx(0, abs=1e-12)
   order = np.array([3, 1, 4, 0, 2])
   np.testing.assert_allclose(games.bradley_terry(wins[order][:, order]), got[order], atol=1e-9)

@@ -204,7 +204,7 @@ def test_chains_have_the_law_that_their_log_prob_says():
     assert abs(np.corrcoef(noise.T)[0, 1]) < .08  # Five standard errors.
   alone = gaussian_chain.sample_chain(
       lambda x, index: .5 * x + index, jnp.ones((3, 2)), steps, jax.random.key(2))
-  np.testing.assert_array_equal(alone.actions, chain.actions[:3])  # Noise is by row.
+  np.testing.assert_allclose(alone.actions, chain.actions[:3], rtol=1e-12)  # Noise is by row.
 
 
 def test_consistency_step():
@@ -251,6 +251,17 @@ def test_standardisation_against_a_loop():
     np.testing.assert_allclose(advantages, tracker(ids, rewards), rtol=1e-4, atol=1e-5)
   np.testing.assert_array_equal(statistics.counts, [tracker.seen[i] for i in range(4)])
   assert statistics.counts[0] > 60 and statistics.counts.min() < 8
+
+
+def test_no_two_rewards_of_a_batch_get_one_place_in_a_ring():
+  # Six rewards of prompt 1, one of them no number, for a ring of three that has seen two.
+  statistics = gaussian_chain.PromptStatistics(jnp.zeros((2, 3)), jnp.array([0, 2]))
+  ids = np.array([1, 0, 1, 1, 1, 1, 1])
+  known = np.array([1, 1, 1, 0, 1, 1, 1], bool)
+  rows, slots = map(np.asarray, gaussian_chain._ring_places(statistics, ids, known))
+  # Of the known ones, numbers 2 to 6 of their prompt, the last three stay.
+  assert rows.tolist() == [2, 0, 2, 2, 1, 1, 1]
+  assert slots[rows < 2].tolist() == [0, 4 % 3, 5 % 3, 6 % 3]
 
 
 def test_standardisation_defaults_and_equal_rewards():

@@ -4,6 +4,7 @@ import functools
 import itertools
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -44,6 +45,9 @@ def test_two_counts_by_hand():
   assert float(_fit_glm(inputs, choices, ridge=1e-9)[0]) == pytest.approx(np.log(3), abs=1e-6)
   found = float(_fit_glm(inputs, choices, ridge=2.0)[0])
   assert 30 - 40 * _sigmoid(found) == pytest.approx(2.0 * found, abs=1e-6)
+  # The same input twice: the ridge alone tells the two weights what to be, one half each.
+  twice = np.asarray(_fit_glm(np.ones((40, 2)), choices, ridge=2.0))
+  np.testing.assert_allclose(30 - 40 * _sigmoid(twice.sum()), 2.0 * twice, atol=1e-6)
 
 
 def test_the_gradient_of_the_penalised_likelihood_is_0_at_the_fit():
@@ -92,6 +96,15 @@ def test_a_step_is_halved_until_the_objective_does_not_fall(begin):
   assert np.diff(values).min() >= -1e-9 * abs(values[0])
   found = _fit_glm(inputs, choices, ridge=1e-3, steps=60)
   assert weights[0] == pytest.approx(float(found[0]), rel=1e-6)
+
+
+@pytest.mark.parametrize('objective', [
+    lambda weights: -jnp.sum(weights), lambda weights: jnp.sum(weights) * np.nan])
+def test_a_step_that_no_halving_makes_good_is_not_taken(objective):
+  start, before = jnp.array([1.0, 2.0]), jnp.asarray(-3.0)
+  weights, value = glm_hmm._backtrack(objective, start, jnp.ones(2), before)
+  np.testing.assert_array_equal(weights, start)
+  assert value == before
 
 
 # --- The GLM-HMM.
@@ -198,6 +211,29 @@ def test_keys_are_folded_and_never_split(monkeypatch):
   # A restart does not depend on how many there are, and no two are alike.
   np.testing.assert_allclose(many[:2], few, rtol=1e-9)
   assert len(np.unique(many[:, -1].round(9))) == 3
+
+
+def test_the_restart_that_is_likeliest_after_all_steps_is_kept():
+  inputs, choices = _data(8)
+  options = dict(ridge=.1, pseudo_count=.1)
+  step = jax.jit(lambda model: glm_hmm.em_step(
+      model, inputs, choices, np.ones(choices.shape, bool), **options))
+  begin = jax.jit(functools.partial(glm_hmm._start, num_states=2))
+  single = _fit_glm(inputs.reshape(-1, 2), choices.ravel(), ridge=.1)
+
+  def climb(seed):
+    """Log posteriors of three restarts before and after one step."""
+    keys = [jax.random.fold_in(jax.random.key(seed), restart) for restart in range(3)]
+    first = [step(begin(key, single)) for key in keys]
+    return [float(before) for _, before in first], [float(step(model)[1]) for model, _ in first]
+
+  # Where the one that begins best is overtaken.
+  seed, last = next((seed, last) for seed in range(20) for first, last in [climb(seed)]
+                    if np.argmax(first) != np.argmax(last))
+  model, _ = glm_hmm.fit(
+      jax.random.key(seed), inputs, choices, num_states=2, restarts=3, steps=1, **options)
+  assert np.ptp(last) > 1e-3
+  assert float(step(model)[1]) == pytest.approx(max(last), abs=1e-9)
 
 
 def test_a_simulated_mouse_is_recovered():

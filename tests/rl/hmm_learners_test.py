@@ -173,6 +173,22 @@ def test_baum_welch_stops_where_nothing_moves():
       fit.parameters.emission[0], np.bincount(observations, minlength=4) / 60, atol=1e-12)
 
 
+def test_only_a_step_below_the_tolerance_ends_baum_welch(monkeypatch):
+  one = hmm_learners.Parameters(jnp.ones(1), jnp.ones((1, 1)), jnp.array([[.5, .5]]))
+  # Nothing moves from the second step on, but nothing is less than 0.
+  fit = hmm_learners.baum_welch(one, jnp.array([0, 1]), max_steps=9, tolerance=0.0)
+  assert fit.steps == 9
+  # In float32 a long sequence's log-likelihood also falls, by rounding: that is a move too.
+  heights = jnp.array([-9.0, -5.0, -5.5, -5.0, -5.0, -7.0])
+  count_up = lambda parameters, _: (
+      parameters._replace(initial=parameters.initial + 1),
+      heights[parameters.initial[0].astype(int)])
+  monkeypatch.setattr(hmm_learners, 'baum_welch_step', count_up)
+  start = one._replace(initial=jnp.zeros(1))
+  fit = hmm_learners.baum_welch(start, jnp.array([0, 1]), tolerance=.1)
+  assert fit.steps == 5 and fit.log_likelihood == -5
+
+
 def test_baum_welch_of_a_padded_sequence_is_that_of_the_sequence():
   model, observations = _random_model(5, 3, 4), np.array([0, 3, 3, 1, 2, 0, 1])
   got, log_likelihood = _step(model, np.append(observations, [-1, -1]))
@@ -224,6 +240,20 @@ def test_H8_operators_of_exact_moments_are_the_filter(num_states, num_symbols):
   np.testing.assert_allclose(
       hmm_learners.predict_spectral(operators, observations, places),
       np.asarray(expected)[places], atol=1e-8)
+
+
+def test_a_symbol_that_the_operators_exclude_starts_again():
+  # Readouts b_inf^T B_x: (.9, .1), (-.2, -.1), (.3, 1) and a rounding error.
+  rest = np.array([[[.9, 0], [0, .1]], [[-.2, -.1], [0, 0]], [[0, 1], [.3, 0]],
+                   [[1e-17, 1e-17], [0, 0]]])
+  operators = hmm_learners.Operators(*map(jnp.asarray, (np.full(2, .5), np.ones(2), rest)))
+  predict = functools.partial(hmm_learners.predict_spectral, observations=np.array([0, 1, 0, 3]))
+  start, after = np.array([.5, 0, .65, 0]), np.array([.82, 0, .37, 0])
+  expected = [start / start.sum(), after / after.sum()] * 2 + [start / start.sum()]
+  np.testing.assert_allclose(predict(operators), expected, atol=1e-12)
+  gradient = jax.grad(lambda tables: jnp.sum(jnp.square(predict(
+      operators._replace(updates=tables)))))(operators.updates.at[1].set(0.0))
+  assert np.isfinite(gradient).all()
 
 
 def test_exact_moments_are_sums_over_three_states():

@@ -214,6 +214,19 @@ def test_what_cannot_happen_is_not_drawn():
   assert (np.asarray(emission)[states, observations] > 0).all()
 
 
+@pytest.mark.parametrize('uniform, drawn', [(0.0, 1), (np.nextafter(1.0, 0), 2)])
+def test_nothing_impossible_is_drawn_at_the_ends_of_the_uniform_numbers(
+    uniform, drawn, monkeypatch):
+  # 0 is not below the cumulative sum 0 of an impossible first entry, and a number just below 1
+  # not beyond a sum that rounding has left below 1.
+  monkeypatch.setattr(
+      jax.random, 'uniform', lambda key, shape, dtype: jnp.full(shape, uniform, dtype))
+  table = jnp.array([0, .25, .75 - 1e-9, 0])
+  states, observations = hmm.sample(
+      jax.random.key(0), table, jnp.tile(table, (4, 1)), jnp.tile(table, (4, 1)), 2)
+  assert states.tolist() == observations.tolist() == [drawn] * 2
+
+
 def test_one_step_is_enough():
   initial, transition, emission = hmm_paths.random_model(19, 3, 4)
   likelihoods = _likelihoods(emission, np.array([2]))
@@ -272,10 +285,11 @@ def test_smoothing_over_2048_steps_agrees_with_logarithms(zeros, dtype, toleranc
   np.testing.assert_allclose(xi.sum(), 2047, rtol=1e-5)
 
 
-def test_smoothing_survives_transitions_near_the_smallest_number():
+@pytest.mark.parametrize('factor', [1, 4])
+def test_smoothing_survives_transitions_near_the_smallest_number(factor):
   # The only way from 0 to 1 is all but closed, and is taken over and over.
-  tiny = float(np.finfo(np.float32).tiny)
-  model = [np.array([1, 0]), np.array([[1, 4 * tiny], [.5, .5]]), np.tile(np.eye(2), (200, 1))]
+  rare = factor * float(np.finfo(np.float32).tiny)
+  model = [np.array([1, 0]), np.array([[1, rare], [.5, .5]]), np.tile(np.eye(2), (200, 1))]
   gamma, xi, _ = _smooth(*(table.astype(np.float32) for table in model))
   np.testing.assert_allclose(gamma, model[2], atol=1e-6)
   np.testing.assert_allclose(xi, [[0, 200], [199, 0]], rtol=1e-5)

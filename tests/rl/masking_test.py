@@ -108,10 +108,15 @@ def test_masked_values_reach_neither_sum_nor_gradient(poison):
   np.testing.assert_allclose(gradient, mask * 4 / 3, rtol=1e-6)
 
 
-def test_masked_sum_takes_weights_and_bool():
+def test_sums_and_means_take_weights_and_bool():
   values = jnp.array([1.0, 2.0, 4.0])
-  assert masking.masked_sum(values, jnp.array([.5, 0.0, 2.0])) == 8.5
-  assert masking.masked_sum(values, jnp.array([True, False, True])) == 5.0
+  weights, flags = jnp.array([.5, 0.0, 2.0]), jnp.array([True, False, True])
+  assert masking.masked_sum(values, weights) == 8.5
+  assert masking.masked_sum(values, flags) == 5.0
+  # A weight of 1/2 counts half, in the divisor too: 8.5 / 2.5.
+  mean = masking.masked_mean(values, weights)
+  assert mean.weight == 2.5 and mean.value() == pytest.approx(3.4)
+  assert masking.masked_mean(values, flags).value() == 2.5
 
 
 def test_masked_sum_of_bfloat16_is_float32():

@@ -30,6 +30,14 @@ def test_prototypes_are_means_of_labelled_outputs():
       (outputs[0] + outputs[3]) / 2, outputs[1], (outputs[2] + outputs[5]) / 2]), atol=1e-6)
 
 
+def test_weights_of_nodes_weigh_their_outputs():
+  outputs = jnp.array([[1.0, 0], [0, 2], [4, 4]])
+  centres, counts = prototypes.prototypes(
+      outputs, np.array([0, 0, 1]), jnp.array([.5, 1.5, .25]), num_classes=2)
+  np.testing.assert_allclose(counts, [2, .25])
+  np.testing.assert_allclose(centres, [[.25, 1.5], [4, 4]], rtol=1e-6)
+
+
 def test_what_does_not_count_may_be_anything():
   outputs = _outputs()
   centres, _ = _centres(outputs)
@@ -135,7 +143,8 @@ def test_refinement_takes_five_hundredths_of_a_hundred_nodes():
 
 def test_SH6_cosines_do_not_see_lengths_and_distances_no_common_shift():
   outputs = _outputs()
-  lengths = jnp.asarray(np.random.default_rng(1).uniform(.1, 10, (8, 1)), jnp.float32)
+  # From 1e-10 to 10: only a length of 0 has no direction.
+  lengths = jnp.asarray(10.0**np.random.default_rng(1).uniform(-10, 1, (8, 1)), jnp.float32)
   score = lambda z, centres, metric: np.asarray(
       prototypes.similarities(z, centres, metric=metric))
   centres, _ = _centres(outputs)

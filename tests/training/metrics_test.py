@@ -50,11 +50,14 @@ def test_to_floats():
   values = metrics.to_floats({
       'a': WeightedMean(jnp.float32(3), jnp.float32(4)),
       'empty': WeightedMean(jnp.float32(0), jnp.float32(0)),
+      'light': WeightedMean(jnp.float32(1), jnp.float32(0.5)),
+      'only weights of 0': WeightedMean(jnp.float32(3), jnp.float32(0)),
       'b': jnp.float32(2), 'c': 1, 'd': np.float64(0.25),
       'nan': WeightedMean(jnp.float32(jnp.nan), jnp.float32(2)),
   })
   assert np.isnan(values.pop('nan'))
-  assert values == {'a': 0.75, 'empty': 0.0, 'b': 2.0, 'c': 1.0, 'd': 0.25}
+  assert values == {'a': 0.75, 'empty': 0.0, 'light': 2.0, 'only weights of 0': 0.0, 'b': 2.0,
+                    'c': 1.0, 'd': 0.25}
   assert all(type(value) is float for value in values.values())
 
 
