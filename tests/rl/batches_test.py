@@ -65,6 +65,8 @@ def test_filler_rows_are_neither_kept_nor_counted_as_dropped():
   kept, dropped = batches.drop_invalid(poisoned)
   np.testing.assert_array_equal(kept.weight, [0, 0, 1, 0])
   assert dropped.value() == 0.5  # One of the two real prompts.
+  heavy = dataclasses.replace(poisoned, weight=jnp.asarray([3.0, 0, 1, 0]))
+  assert batches.drop_invalid(heavy)[1].value() == 0.75
   assert not np.isnan(kept.rewards).any()
   assert batches.drop_invalid(_batch(weight=jnp.zeros(PROMPTS)))[1].value() == 0
 

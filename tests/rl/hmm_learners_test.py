@@ -211,6 +211,14 @@ def test_a_state_that_is_never_visited_keeps_its_rows():
   np.testing.assert_allclose(got.emission.sum(axis=1), 1)
 
 
+def test_a_start_of_baum_welch_has_no_zeros(monkeypatch):
+  # Not even where all uniform numbers are the smallest there are: from 0 no row would come back.
+  monkeypatch.setattr(
+      jax.random, 'uniform', lambda key, shape, minval=0.0: jnp.full(shape, minval))
+  start = hmm_learners.random_parameters(jax.random.key(0), num_states=2, num_symbols=4)
+  np.testing.assert_allclose(start.emission, np.full((2, 4), .25))
+
+
 def test_the_likeliest_of_several_fits_is_kept():
   observations = _sample(jax.random.key(4), _random_model(6, 3, 4, .3), 40)
   starts = jax.vmap(functools.partial(

@@ -197,6 +197,9 @@ def test_SH8_the_masked_mean_is_the_mean_over_labelled_nodes():
   assert found.value() == pytest.approx(released, rel=1e-6)
   assert found.value() == pytest.approx(losses[WEIGHT > 0].mean(), rel=1e-6)
   assert found.weight == 5
+  weighted = prototypes.cross_entropy(scores, LABELS, .5 * WEIGHT + np.eye(8)[1])
+  expected = (.5 * losses[WEIGHT > 0].sum() + losses[1]) / 3.5
+  assert weighted.value() == pytest.approx(expected, rel=1e-6) and weighted.weight == 3.5
 
 
 @pytest.mark.parametrize('metric', prototypes.METRICS)
