@@ -34,7 +34,7 @@ _FOREIGN_SECONDS = 24 * 60 * 60.0  # How long a file of another machine is left 
 _TEMPORARY = re.compile(
     r'(?:\.(?P<name>.+)|.+\.jsonl)\.'  # Earlier versions wrote NAME.jsonl.PID.tmp.
     r'(?:(?P<host>[0-9a-f]{8})-(?P<pid>[1-9]\d{0,9})-(?P<start>\d+)|(?P<earlier_pid>[1-9]\d{0,9}))'
-    r'\.(?P<kind>tmp|old)(?:\.orbax-checkpoint-tmp.*)?')
+    r'\.(?P<kind>tmp|old)(?:\.orbax-checkpoint-tmp.*)?', re.DOTALL)
 
 
 def temporary_path(path: str | os.PathLike) -> pathlib.Path:

@@ -52,7 +52,7 @@ def _written_by(path, host, pid, start=0):
 
 
 def test_what_the_dead_left_is_removed_at_any_depth(tmp_path, dead):
-  for name in ('wall_seconds.json', 'seed3/arms/rebel.json', 'figures/a.png', 'a.b/.c'):
+  for name in ('wall_seconds.json', 'seed3/arms/rebel.json', 'figures/a.png', 'a.b/.c', 'a\nb'):
     _plant(_written_by(tmp_path / name, HERE, dead, 17))
   for name in (
       '.wall_seconds.json.{}.tmp', '.accuracy_by_split.csv.{}.tmp', 'round1/pairs.jsonl.{}.tmp'):
