@@ -161,10 +161,10 @@ def _messages(row: Mapping[str, Any], key: str) -> list[Message]:
     spelling = chat_messages.spelling_of(message)
     role, content = (
         message.get(name) if isinstance(message, dict) else None for name in spelling)
-    if role not in conversations.ROLES or not isinstance(content, str):
+    if role not in tuple(conversations.ROLES) or not isinstance(content, str):
       raise ValueError(
           f"'{key}[{index}]' must have a role ({', '.join(conversations.ROLES)}) and a text, got "
-          f'{str(message)[:60]}'
+          f'{columns.shown(message)}'
       )
     role = conversations.ROLES[role]
     chat_messages.read_extra(message, f'{key}[{index}]', role=role, keeps=_KEEPS)

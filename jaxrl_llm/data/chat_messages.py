@@ -77,7 +77,8 @@ def read_one(value: Any, field: str, *, keeps: Keeps) -> Message:
   name, content = (value[key] for key in spelling)
   if not isinstance(name, str) or name not in ROLES:
     raise ValueError(
-        f'{f"{field}.{spelling[0]}"!r} must be one of {", ".join(ROLES)}, got {name!r}'
+        f'{f"{field}.{spelling[0]}"!r} must be one of {", ".join(ROLES)}, got '
+        f'{columns.shown(name)}'
     )
   extra = read_extra(value, field, role=ROLES[name], keeps=keeps)
   return {'role': ROLES[name], 'content': text(content, f'{field}.{spelling[1]}'), **extra}

@@ -229,9 +229,10 @@ def _message(value: Any, field: str) -> Message:
   role, content = chat_messages.spelling_of(value)
   if not isinstance(value, dict) or not isinstance(value.get(content), str):
     raise ValueError(f'{field!r} must be a message with a text, got {columns.shown(value)}')
-  if value.get(role) not in conversations.ROLES:
+  if value.get(role) not in tuple(conversations.ROLES):
     raise ValueError(
-        f"'{field}.{role}' must be one of {', '.join(conversations.ROLES)}, got {value.get(role)!r}"
+        f"'{field}.{role}' must be one of {', '.join(conversations.ROLES)}, got "
+        f'{columns.shown(value.get(role))}'
     )
   name = conversations.ROLES[value[role]]
   extra = chat_messages.read_extra(value, field, role=name, keeps=_KEEPS)

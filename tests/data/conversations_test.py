@@ -103,6 +103,7 @@ _LONG = _said(*[(U, 'q')] * 12)
      r"'messages\[0\]\.content' must be a text, got list"),
     ({'messages': [*_PAIR, {'role': 'tool', 'content': 'x'}]},
      r"'messages\[2\]\.role' must be one of system, user, human, assistant, gpt, got 'tool'"),
+    ({'messages': [{'role': 'x' * 999, 'content': 'q'}]}, r'gpt, got .x{59}\.\.\.$'),
     ({'conversations': [{'from': 'bot', 'value': 'x'}]}, r"'conversations\[0\]\.from' must be one"),
     ({'messages': [*_PAIR, {'role': 'assistant', 'content': 'r', 'tool_calls': [1]}]},
      r"'messages\[2\]\.tool_calls' is not supported"),

@@ -65,6 +65,7 @@ def test_named_fields_in_lists_and_messages(tmp_path):
     ({'p': 3, 'c': [1]}, "'p' must be a text or a list of messages, got 3"),
     ({'p': [], 'c': [1]}, r"'p' must be a text or a list of messages, got \[\]"),
     ({'p': [{'role': 'robot', 'content': 'x'}]}, r"p\[0\].role' must be one of .*'robot'"),
+    ({'p': [{'role': ['x'] * 99, 'content': 'x'}]}, r"role' must be one of .*\['x', .*\.\.\.$"),
     ({'p': [{'role': 'user'}], 'c': [1]}, r"'p\[0\]' must be a message with a text"),
     ({'p': [{'role': 'assistant', 'content': 'x'}]}, 'must end with a message of the user'),
     ({'p': 'a', 'c': 'text'}, "'c' must be a list of token ids, got 'text'"),

@@ -162,6 +162,7 @@ def test_rows_of_the_released_data(tmp_path, capsys):
     ({'talk': []}, "line 1: 'talk' must be a list of messages, got an empty list"),
     ({'talk': ['Hi', ' ']}, r"line 1: 'talk' must hold texts that are not empty, got \['Hi'"),
     ({'talk': [3, 'Hi']}, r"line 1: 'talk\[0\]' must have a role .* and a text, got 3"),
+    ({'talk': [{'role': ['x'], 'content': 'Hi'}]}, r"must have a role .* got \{'role': \['x'\]"),
     ({'talk': [{'role': 'user', 'content': 'Hi'}]}, 'take turns in none of 1 rows'),
     ({'talk': [{'role': 'assistant', 'content': 'Hi', 'reasoning': 'why'}]},
      r"line 1: 'talk\[0\].reasoning' is only supported in conversations for fine-tuning"),
