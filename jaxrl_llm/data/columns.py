@@ -5,7 +5,8 @@ column changes what a model should learn from it. So a reader names the columns 
 `check` looks at each of the others. A column is ignored only if
 
   - it is empty: null, NaN, blank text, [] or {} (or an object of such values);
-  - it is in `HARMLESS`, where scores and counts must be numbers (`rating: "bad"` is refused);
+  - it is in `HARMLESS`, or is named like one (`_ENDINGS`), where scores and counts must be numbers
+    (`rating: "bad"` is refused);
   - it is a verdict that the row may be learned from: `GOOD` is true, `BAD` is false;
   - it is an object of `METADATA` that holds nothing of the kinds below.
 
@@ -19,7 +20,7 @@ A prefix or suffix `chosen` or `rejected` is ignored: score_chosen, rejected-mod
 import functools
 import math
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 # Columns that never change what is said. The groups in `NUMERIC` must hold numbers, flags true or
@@ -34,6 +35,7 @@ HARMLESS: dict[str, tuple[str, ...]] = {
         'dialog_id', 'session_id', 'thread_id', 'message_id', 'message_tree_id', 'parent_id',
         'turn_id', 'turn_identifier', 'group_id', 'user_id', 'annotator_id', 'worker_id',
         'hashed_ip', 'doc_id', 'text_id', 'source_id', 'original_id', 'original_index',
+        'raw_index',
     ),
     'sources': (
         'source', 'sources', 'data_source', 'dataset', 'dataset_name', 'dataset_id', 'data_set',
@@ -56,11 +58,13 @@ HARMLESS: dict[str, tuple[str, ...]] = {
     ),
     'flags': (
         'in_gsm8k_train', 'custom_instruction', 'skip_prompt_formatting', 'redacted', 'synthetic',
+        'parallel_tool_calls',
     ),
     'models': (
         'model', 'models', 'model_name', 'model_id', 'model_version', 'generator', 'generated_by',
-        'generation_model', 'response_model', 'teacher', 'judge', 'judge_model', 'engine',
-        'temperature', 'top_p', 'top_k', 'seed', 'max_tokens', 'max_new_tokens',
+        'generation_model', 'response_model', 'reward_model', 'labelling_model', 'teacher', 'judge',
+        'judge_model', 'engine', 'temperature', 'top_p', 'top_k', 'seed', 'max_tokens',
+        'max_new_tokens',
     ),
     'scores': (
         'score', 'scores', 'rating', 'ratings', 'avg_rating', 'average_rating', 'overall_score',
@@ -68,19 +72,35 @@ HARMLESS: dict[str, tuple[str, ...]] = {
         'correctness', 'coherence', 'complexity', 'verbosity', 'honesty', 'truthfulness',
         'instruction_following', 'toxicity', 'confidence', 'perplexity', 'similarity', 'int_score',
         'edu_score', 'ifd', 'votes', 'upvotes', 'downvotes', 'likes', 'views', 'num_votes',
-        'review_count', 'pass_rate', 'solve_rate', 'accuracy', 'mean_reward',
+        'review_count', 'correctness_count', 'min_neighbor_distance', 'pass_rate', 'solve_rate',
+        'accuracy', 'mean_reward',
     ),
     'counts': (
         'length', 'len', 'tokens', 'usage', 'cost', 'num_tokens', 'n_tokens', 'token_count',
-        'tokens_count', 'token_length',
-        'num_turns', 'n_turns', 'turn', 'turn_count', 'num_messages', 'num_words', 'word_count',
-        'num_chars', 'char_count', 'prompt_tokens', 'completion_tokens', 'response_tokens',
-        'total_tokens', 'input_tokens', 'output_tokens', 'prompt_length', 'response_length',
-        'completion_length', 'instruction_length', 'output_length', 'reference_response_token_len',
+        'tokens_count', 'token_length', 'repeat_count', 'num_turns', 'n_turns', 'turn',
+        'turn_count', 'num_messages', 'num_words', 'word_count', 'num_chars', 'char_count',
+        'prompt_tokens', 'completion_tokens', 'response_tokens', 'total_tokens', 'input_tokens',
+        'output_tokens', 'reasoning_tokens', 'prompt_length', 'input_length', 'context_length',
+        'response_length', 'completion_length', 'instruction_length', 'output_length',
+        'reference_response_token_len',
     ),
 }
 NUMERIC = ('scores', 'counts')
-METADATA = ('meta', 'metadata', 'meta_data', 'extra_info', 'info')
+METADATA = (
+    'meta', 'metadata', 'meta_data', 'extra_info', 'info', 'distilabel_metadata',
+    'gen_input_configs', 'gen_response_configs', 'generation_config',
+)
+
+# Last words of further names in these groups: min_similar_uuid, instruct_reward, code_generator.
+# Words that may be part of a question are not among them (car_model, box_length), nor is id, which
+# may be a verdict (better_response_id).
+_ENDINGS = {
+    'identifiers': ('uuid', 'hash'),
+    'times': ('timestamp', 'at'),
+    'models': ('generator',),
+    'scores': ('score', 'scores', 'rating', 'ratings', 'reward', 'rewards'),
+    'counts': ('len', 'tokens'),
+}
 
 # Verdicts on a row or a message: what is learned must be good.
 GOOD = (
@@ -123,7 +143,8 @@ _CONVERSATION = (*SYSTEM, *EXTRA, *REASONING, 'history')
 
 _DEPTH = 20  # Objects and lists that are nested more deeply are looked at no further.
 _AFFIX = re.compile(r'^(chosen|rejected)_|_(chosen|rejected)$')
-_GROUP = {name: group for group, names in HARMLESS.items() for name in names}
+_GROUPS = {name: group for group, names in HARMLESS.items() for name in names}
+_ENDING_GROUPS = {ending: group for group, endings in _ENDINGS.items() for ending in endings}
 
 
 def is_empty(value: Any, depth: int = 0) -> bool:
@@ -144,25 +165,43 @@ def shown(value: Any) -> str:
   return text if len(text) <= 60 else f'{text[:60]}...'
 
 
-def check(row: Mapping[str, Any], used: Collection[str], *, where: str = '') -> None:
+def check(
+    row: Mapping[str, Any], used: Collection[str], *, where: str = '', said: Collection[str] = ()
+) -> None:
   """Refuses what is neither used nor known to be harmless.
 
   Args:
     row: a row of a file, or a message.
     used: the columns that the caller reads, or has refused itself.
     where: the message, as in 'messages[1]'; '' for a row.
+    said: stripped texts that an unknown column may repeat.
 
   Raises:
-    ValueError: one line with the column, its value and what is allowed.
+    ValueError: one line with the column, its value and what is allowed; it names all unknown ones.
   """
-  for key, value in row.items():
-    if key not in used and not _is_ignored(key, value, where):
-      _check_conversation(key, value, where)
-      raise ValueError(
-          f'the column {_field(key, where)!r} is not known, got {shown(value)}: a column that is '
-          'not read must be empty or harmless (HARMLESS in jaxrl_llm/data/columns.py); if it does '
-          'not change what is said, remove it from the file'
-      )
+  unknown = [
+      key for key, value in row.items() if key not in used and not _is_ignored(key, value, where)
+  ]
+  for key in unknown:
+    _check_conversation(key, row[key], where)
+
+  unknown = [
+      key for key in unknown if not isinstance(row[key], str) or row[key].strip() not in said
+  ]
+  if unknown:
+    first, *others = unknown
+    also = f'; also not known: {names(others)}' if others else ''
+    raise ValueError(
+        f'the column {_field(first, where)!r} is not known, got {shown(row[first])}: a column that '
+        'is not read must be empty or harmless (HARMLESS in jaxrl_llm/data/columns.py); if it does '
+        f'not change what is said, remove it from the file{also}'
+    )
+
+
+def names(keys: Iterable[str]) -> str:
+  """Column names for an error, on one line and cut."""
+  text = ', '.join(key if key.isprintable() else repr(key) for key in keys)
+  return text if len(text) <= 300 else f'{text[:300]}...'
 
 
 def check_named(row: Mapping[str, Any], used: Collection[str], *, where: str = '') -> None:
@@ -220,7 +259,7 @@ def _is_ignored(key: str, value: Any, where: str) -> bool:
   _check_known(_field(key, where), name, value, where)
   if name in (*GOOD, *BAD, *_FINISH, *_WEIGHTS, *TRAIN, 'margin'):
     return True
-  group = _GROUP.get(name) or _GROUP.get(_AFFIX.sub('', name))
+  group = _group(name)
   if group in NUMERIC and not _is_numeric(value):
     raise ValueError(
         f'{_field(key, where)!r} must be numbers, which are ignored, got {shown(value)}: remove '
@@ -229,6 +268,15 @@ def _is_ignored(key: str, value: Any, where: str) -> bool:
   if group == 'flags' and not isinstance(value, (bool, int)):
     raise ValueError(f'{_field(key, where)!r} must be true or false, got {shown(value)}')
   return group is not None
+
+
+def _group(name: str) -> str | None:
+  """The group of a harmless column, by its whole name or by its last word."""
+  without_affix = _AFFIX.sub('', name)
+  stem, _, ending = without_affix.rpartition('_')
+  if stem in ('', *GOOD, *BAD, *UNSUPPORTED, *_CONVERSATION):  # label_score, image_tokens
+    ending = ''
+  return _GROUPS.get(name) or _GROUPS.get(without_affix) or _ENDING_GROUPS.get(ending)
 
 
 def _check_known(field: str, name: str, value: Any, where: str) -> None:

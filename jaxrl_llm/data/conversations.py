@@ -125,9 +125,10 @@ def _read(
 
 def is_preference(row: dict[str, Any]) -> bool:
   """Whether a row has replies at 'chosen' or 'rejected': no verdicts, and not empty."""
-  found = [row.get(key) for key in ('chosen', 'rejected')]
-  is_verdict = lambda value: isinstance(value, (bool, int, float))
-  return not all(is_verdict(value) or columns.is_empty(value) for value in found)
+  return not all(
+      columns.is_empty(row.get(key)) or isinstance(row[key], (bool, int, float))
+      for key in ('chosen', 'rejected')
+  )
 
 
 def _conversation(row: dict[str, Any], keeps: chat_messages.Keeps) -> list[Message]:
@@ -149,7 +150,7 @@ def _whole(row: dict[str, Any], keeps: chat_messages.Keeps) -> list[Message]:
     raise ValueError(
         "a row must have 'messages', 'conversations', 'instruction' and 'output', or 'prompt' "
         "or 'question' with 'response', 'completion' or 'answer', got the keys "
-        f'{", ".join(row) or "(none)"}'
+        f'{columns.names(row) or "(none)"}'
     )
   has_reply = key in _WHOLE and messages[-1]['role'] == 'assistant'
   if not has_reply:
@@ -325,7 +326,8 @@ def _check_rest(row: dict[str, Any], used: set[str], messages: list[Message]) ->
           'it from the file'
       )
     repeated.add(key)
-  columns.check(row, used | repeated)
+  said = {message['content'].strip() for message in messages}
+  columns.check(row, used | repeated, said=said)
 
 
 def _repeats(key: str, value: Any, messages: list[Message]) -> bool:
@@ -348,6 +350,6 @@ def _repeats(key: str, value: Any, messages: list[Message]) -> bool:
   if key == 'text':  # All of it in one format, as Alpaca has it.
     lines = [line for message in messages for line in message['content'].split('\n')]
     return all(line.strip() in value for line in lines)
-  if key in columns.EXTRA:
+  if key in columns.EXTRA or key == 'answer':  # The result at the end of a worked solution.
     return any(value.strip() in text for text in said)
   return value.strip() in said

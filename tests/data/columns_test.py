@@ -28,6 +28,11 @@ def test_what_is_empty(value, empty):
     {'label': True, 'is_correct': 1, 'toxic': False, 'rejected': 0, 'finish_reason': 'stop'},
     {'weight': 1.0, 'train': True, 'margin': 0}, {'tools': '[]', 'functions': 'null'},
     {'metadata': {'anything': 1, 'label': True, 'x': {'y': 2}}},
+    # Magpie, smol-magpie-ultra and OpenAI's files for fine-tuning.
+    {'gen_input_configs': {'temperature': 1, 'pre_query_template': '<|user|>'}, 'raw_index': 1,
+     'instruct_reward': -3.2, 'min_neighbor_distance': 0.2, 'min_similar_uuid': 'x',
+     'repeat_count': 0, 'difficulty_generator': 'm', 'reward_model_score': '0.5',
+     'conversation_tokens': 9, 'posted_at': '2024', 'parallel_tool_calls': False},
 ])
 def test_harmless_columns_are_ignored(row):
   columns.check(row, ())
@@ -48,6 +53,8 @@ def test_harmless_columns_are_ignored(row):
     ({'sample_weight': 0.5}, "'sample_weight' must be 1 or true .*, got 0.5"),
     ({'train': False}, "'train' must be 1 or true .*, got False"),
     ({'margin': 1.5}, r"'margin' must be 0 \(margins are not supported\), got 1.5"),
+    ({'user_rating': 'bad'}, "'user_rating' must be numbers, .*, got 'bad'"),
+    ({'gen_input_configs': {'system': 'S'}}, "column 'gen_input_configs.system' would be lost"),
     ({'rating': 'bad'}, "'rating' must be numbers, .*, got 'bad'"),
     ({'custom_instruction': 'Be a pirate.'}, "'custom_instruction' must be true or false, got 'Be"),
     ({'score': True}, "'score' must be numbers, .*, got True"),
@@ -71,7 +78,8 @@ def test_columns_that_change_the_meaning_are_one_line(row, words):
 
 @pytest.mark.parametrize('key, value', [
     ('foo', 'x' * 1000), ('choices', ['a']), ('input_ids', [1]), ('loss_mask', [0, 1]), ('mask', 1),
-    ('better_response_id', 0), ('persona', 'a pirate'), ('chosen', 'a reply'), ('title', 'T'),
+    ('better_response_id', 0), ('label_score', 0), ('image_tokens', [1]), ('car_model', 'T'),
+    ('box_length', 3), ('persona', 'a pirate'), ('chosen', 'a reply'), ('title', 'T'),
     ('chat_template_kwargs', {'enable_thinking': False}), ('reasoning_details', [{}]),
 ])
 def test_unknown_columns_are_one_line(key, value):
@@ -82,6 +90,24 @@ def test_unknown_columns_are_one_line(key, value):
   with pytest.raises(ValueError, match=rf"column 'messages\[2\].{key}' is not known"):
     columns.check({key: value}, (), where='messages[2]')
   columns.check_named({key: value}, ())  # The user said what is read.
+
+
+def test_all_unknown_columns_are_named():
+  row = {'id': 1, 'knowledge': 'k', 'source': 's', 'style': 't', 'a\nb': 1}
+  with pytest.raises(ValueError, match=r"'knowledge' is not known, .*; also not known: style, 'a"):
+    columns.check(row, ())
+  with pytest.raises(ValueError, match="column 'system' would be lost"):
+    columns.check({**row, 'system': 'S'}, ())
+  with pytest.raises(ValueError, match=r'xxx\.\.\.$') as error:
+    columns.check({f'{i}{"x" * 90}': 1 for i in range(90)}, ())
+  assert '\n' not in str(error.value) and len(str(error.value)) < 800
+
+
+def test_an_unknown_column_may_repeat_a_text():
+  columns.check({'problem': ' q\n'}, (), said=['q', 'r'])
+  for row in ({'problem': 'p'}, {'problem': ['q']}, {'system': 'q'}, {'label': 'q'}):
+    with pytest.raises(ValueError, match=next(iter(row))):
+      columns.check(row, (), said=['q', 'r'])
 
 
 def test_a_prompt_is_not_learned_from():

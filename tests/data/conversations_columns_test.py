@@ -116,6 +116,8 @@ def test_reasoning_in_preferences_is_refused(tmp_path):
     ({'messages': _PAIR, 'prompt': [_u('q')], 'completion': [_a('r')]}, _PAIR),
     ({'messages': [_u('Read c.'), _a('r')], 'context': 'c'}, [_u('Read c.'), _a('r')]),
     ({'prompt': 'q', 'question': 'q', 'response': 'r'}, _PAIR),
+    ({'problem': 'q', 'solution': 'r', 'messages': _PAIR}, _PAIR),  # NuminaMath-CoT.
+    ({'messages': [_u('q'), _a('It is 4.')], 'answer': '4'}, [_u('q'), _a('It is 4.')]),
     # Columns that a union of data sets leaves empty.
     ({'messages': None, 'prompt': 'q', 'response': 'r', 'output': None, 'chosen': None,
       'rejected': None, 'tools': [], 'images': None}, _PAIR),
