@@ -147,13 +147,11 @@ def reasoning(row: Mapping[str, Any], where: str = '') -> str:
   found = {
       key: row[key] for key in columns.REASONING if not columns.is_empty(row.get(key))
   }
-  field = lambda key: repr(f'{where}.{key}' if where else key)
-  for key, value in found.items():
-    if not isinstance(value, str):
-      raise ValueError(f'{field(key)} must be a text, got {type(value).__name__}')
-  if len(set(found.values())) > 1:
-    raise ValueError(f'{" and ".join(map(field, found))} must not differ: they name one thing')
-  return next(iter(found.values()), '')
+  texts = [text(value, f'{where}.{key}' if where else key) for key, value in found.items()]
+  if len(set(texts)) > 1:
+    fields = ' and '.join(repr(f'{where}.{key}' if where else key) for key in found)
+    raise ValueError(f'{fields} must not differ: they name one thing')
+  return texts[0] if texts else ''
 
 
 def _unlearned(value: Mapping[str, Any], field: str, role: str) -> str:
@@ -185,11 +183,16 @@ def _unlearned(value: Mapping[str, Any], field: str, role: str) -> str:
 
 
 def text(value: Any, field: str) -> str:
-  """`value`, if it is a text that says something."""
+  """Returns `value`; ValueError if it is not a text, is blank, or is not Unicode."""
   if not isinstance(value, str):
     raise ValueError(f'{field!r} must be a text, got {type(value).__name__}')
   if not value.strip():
     raise ValueError(f'{field!r} must not be empty')
+  try:
+    value.encode()
+  except UnicodeEncodeError as error:
+    half = value[error.start]
+    raise ValueError(f'{field!r} must be Unicode, got half a surrogate pair, {half!r}') from None
   return value
 
 

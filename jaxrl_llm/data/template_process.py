@@ -89,7 +89,7 @@ def _learned(messages: list[dict[str, Any]], context: Collection[int]) -> list[i
 def _reply(
     messages: list[dict[str, Any]], index: int, text: str, render: Callable[..., str]
 ) -> Reply | None:
-  """Where message `index` lies in the text; None if it is written in another way there."""
+  """The span of message `index` in the text; None if it is written in another way there."""
   before = render(messages[:index], True)
   if not text.startswith(before):
     return None
