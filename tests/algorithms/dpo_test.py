@@ -243,6 +243,9 @@ def test_ties_have_no_part_and_are_counted():
   assert got[2]['train/ties'] == 0.25 and expected[2]['train/ties'] == 0
   for name in ('accuracy', 'margin', 'chosen_log_ratio', 'rejected_log_ratio'):
     assert got[2][f'train/{name}'] == pytest.approx(expected[2][f'train/{name}'], rel=1e-5)
+  # How far the policy is from the reference is a matter of all pairs.
+  every = run_bigram(_batch(), rpo_weight=0.5)[2]['train/log_ratio']
+  assert got[2]['train/log_ratio'] == pytest.approx(every, rel=1e-5)
   nothing = run_bigram(_with(rewards=jnp.ones((4, 2))), rpo_weight=0.5)
   assert nothing[0] == 0 and nothing[2]['train/ties'] == 1
   assert np.isfinite(list(nothing[2].values())).all()
