@@ -9,7 +9,7 @@ import chex
 import jax
 import jax.numpy as jnp
 
-from jaxrl_llm.rl import masking
+from jaxrl_llm.rl import masking, overflow
 from jaxrl_llm.types import Array
 
 
@@ -75,7 +75,7 @@ def grpo(
 
   A group whose rewards are all equal gets exactly 0: without care the rounding of its
   mean, divided by ε, would be noise. A group of one has no spread; it gets mean 0 and
-  std 1, as in verl.
+  std 1, as in verl. Rewards whose squares would overflow are scaled down first.
 
   Args:
     rewards: float [..., K].
@@ -102,6 +102,16 @@ def grpo(
   rewards = _constants(rewards)
   if group == 1:
     return rewards if scale == 'none' else rewards / (1.0 + epsilon)
+  factor = overflow.scale_for_squares(jnp.max(jnp.abs(rewards), axis=-1, keepdims=True))
+  scaled = _standardise(rewards * factor, scale, epsilon * factor)
+  scaled = scaled / factor if scale == 'none' else scaled
+  # Selected last, so that ordinary rewards are not even rounded differently.
+  return jnp.where(factor < 1, scaled, _standardise(rewards, scale, epsilon))
+
+
+def _standardise(rewards: Array, scale: str, epsilon: float | Array) -> Array:
+  """The advantages of `grpo` for groups of at least 2."""
+  group = rewards.shape[-1]
   centred = rewards - jnp.mean(rewards, axis=-1, keepdims=True)
   tied = jnp.all(rewards == rewards[..., :1], axis=-1, keepdims=True)
   centred = jnp.where(tied, 0.0, centred)
@@ -125,7 +135,7 @@ def whiten(
 
   μ and σ² are the mean and the population variance over everything that the mask
   keeps. `'keep'` is what PPO does with rewards: their spread is normalised, their
-  level is not lost.
+  level is not lost. Values whose squares would overflow are scaled down first.
 
   Args:
     values: float [...].
@@ -148,10 +158,22 @@ def whiten(
   if mean not in ('remove', 'keep'):
     raise ValueError(f"mean must be 'remove' or 'keep', got {mean!r}")
   values = _constants(values)
+  factor = overflow.scale_for_squares(
+      jnp.max(jnp.where(mask > 0, jnp.abs(values), 0.0), initial=0.0))
+  # ε in the units of what is scaled, and never 0: values that are all equal become 0.
+  scaled_epsilon = jnp.maximum(epsilon * factor * factor, jnp.finfo(values.dtype).tiny)
+  scaled, scaled_average = _unit_variance(values * factor, mask, scaled_epsilon)
+  whitened, average = _unit_variance(values, mask, epsilon)
+  if mean == 'keep':
+    scaled, whitened = scaled + scaled_average / factor, whitened + average
+  # Selected last, so that ordinary values are not even rounded differently.
+  whitened = jnp.where(factor < 1, scaled, whitened)
+  return jnp.where(mask > 0, whitened, 0.0)
+
+
+def _unit_variance(values: Array, mask: Array, epsilon: float | Array) -> tuple[Array, Array]:
+  """(values without their mean and of unit variance where the mask counts, the mean)."""
   average = masking.masked_mean(values, mask).value()
   centred = jnp.where(mask > 0, values - average, 0.0)
   variance = masking.masked_mean(jnp.square(centred), mask).value()
-  whitened = centred * jax.lax.rsqrt(variance + epsilon)
-  if mean == 'keep':
-    whitened = whitened + average
-  return jnp.where(mask > 0, whitened, 0.0)
+  return centred * jax.lax.rsqrt(variance + epsilon), average

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxrl_llm import types
-from jaxrl_llm.rl import log_probs, masking
+from jaxrl_llm.rl import log_probs, masking, overflow
 from jaxrl_llm.types import Array
 
 
@@ -62,6 +62,10 @@ def k3(log_ratio: Array) -> Array:
   Unbiased where p covers q, never negative. Its gradient, samples held fixed, is that
   of the other direction, E_p ∇k₃ = ∇KL(q ‖ p): know this before it goes into a loss.
 
+  It grows like q/p: value and gradient are exact down to a log-ratio of −88 in float32, beyond
+  which q/p would overflow. There both stay what they are at −88, about 1.7e38 and −1.7e38: large,
+  finite, and pulling the right way.
+
   Args:
     log_ratio: float [...], nats.
 
@@ -72,6 +76,8 @@ def k3(log_ratio: Array) -> Array:
     Schulman (2020), Approximating KL divergence (joschu.net/blog/kl-approx.html).
   """
   chex.assert_type(log_ratio, float)
+  lowest = -overflow.largest_exponent(log_ratio.dtype)
+  log_ratio = overflow.saturate(log_ratio, lowest, None)
   return jnp.expm1(-log_ratio) + log_ratio
 
 

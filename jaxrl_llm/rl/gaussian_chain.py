@@ -24,6 +24,7 @@ import chex
 import jax
 import jax.numpy as jnp
 
+from jaxrl_llm.rl import overflow
 from jaxrl_llm.types import Array
 
 
@@ -259,6 +260,9 @@ def _ring_places(
 def _moments(values: Array, mask: Array) -> tuple[Array, Array]:
   """Mean and population standard deviation along the last axis of what the mask keeps."""
   count = jnp.maximum(jnp.sum(mask, axis=-1), 1)
-  mean = jnp.sum(jnp.where(mask, values, 0.0), axis=-1) / count
+  values = jnp.where(mask, values, 0.0)
+  factor = overflow.scale_for_squares(jnp.max(jnp.abs(values), axis=-1, initial=0.0))
+  values = values * factor[..., None]
+  mean = jnp.sum(values, axis=-1) / count
   centred = jnp.where(mask, values - mean[..., None], 0.0)
-  return mean, jnp.sqrt(jnp.sum(jnp.square(centred), axis=-1) / count)
+  return mean / factor, jnp.sqrt(jnp.sum(jnp.square(centred), axis=-1) / count) / factor

@@ -11,7 +11,7 @@ import chex
 import jax
 import jax.numpy as jnp
 
-from jaxrl_llm.rl import masking
+from jaxrl_llm.rl import masking, overflow
 from jaxrl_llm.types import Array, WeightedMean
 
 
@@ -83,6 +83,10 @@ def clipped_surrogate(
   is clipped. The action is whatever the ratio is of: a token, or a whole response where
   `log_ratio` is a sum over its tokens. A slot that does not count needs a finite `log_ratio`.
 
+  Where nothing is clipped, for A < 0 above all, ρ has no bound of its own. Value and gradient are
+  exact up to ρ max(|A|, 1) = e⁸⁸ in float32, beyond which the product would overflow; from there
+  on both stay what they are at that ratio. An advantage of 0 gives 0 and no gradient at any ratio.
+
   Args:
     log_ratio: float [...], nats.
     advantages: float [...]; constants.
@@ -102,8 +106,10 @@ def clipped_surrogate(
   advantages = jax.lax.stop_gradient(advantages)
   clipped = is_clipped(log_ratio, advantages, clip_low=clip_low, clip_high=clip_high)
   bound = jnp.where(advantages > 0, 1.0 + clip_high, 1.0 - clip_low).astype(log_ratio.dtype)
+  size = jnp.log(jnp.maximum(jnp.abs(advantages), 1.0)).astype(log_ratio.dtype)
+  highest = overflow.largest_exponent(log_ratio.dtype) - size
   # Taken out before exp: 0 · inf of a clipped ratio would reach the gradient.
-  ratio = jnp.exp(jnp.where(clipped, 0.0, log_ratio))
+  ratio = jnp.exp(overflow.saturate(jnp.where(clipped, 0.0, log_ratio), None, highest))
   return -jnp.where(clipped, bound, ratio) * advantages
 
 

@@ -291,3 +291,13 @@ def test_bad_options_are_one_line():
     gaussian_chain.init_statistics(0)
   with pytest.raises(AssertionError):
     gaussian_chain.chain_log_prob(mean, std, actions[:, :2])
+
+
+def test_huge_rewards_are_standardised_as_small_ones_are():
+  rewards = np.float32([3, 1, -2, 5])
+  standardise = lambda scale: gaussian_chain.standardise_by_prompt(
+      gaussian_chain.init_statistics(1, size=4), jnp.zeros(4, jnp.int32),
+      jnp.asarray(rewards * np.float32(scale)), min_count=1, epsilon=1e-6)[1]
+  np.testing.assert_allclose(
+      standardise(1e30), (rewards - rewards.mean()) / rewards.std(), rtol=1e-5)
+  np.testing.assert_allclose(standardise(1e30), standardise(1.0), rtol=1e-5)
