@@ -270,13 +270,15 @@ def _fine_tune(ground: Ground) -> Params:
       batch_size=options.batch_size, seed=ground.seed)
   params = jax.jit(ground.world.policy.init)(rng.stream_key(ground.key, rng.Stream.INIT))
   state = algorithm.init(ground.key, {'policy': params})
+  pending = loop.PendingCheck(learning_rate='config.sft.optimizer.learning_rate')
   with loop.progress(options.steps, f'seed {ground.seed}: supervised fine-tuning') as bar:
     for index in range(options.steps):
       state, metrics = step(state, batches.batch(index))
+      pending.add(index, metrics)
       shown = {}
       if loop.should(options.log_every, index) or index == options.steps - 1:
         shown = {'loss': float(metrics['train/loss'].value())}
-        loop.check_finite(index, {'train/loss': shown['loss']})
+        pending.check()
       bar.update(1, **shown)
   return state.params['policy']
 
@@ -289,11 +291,14 @@ def _train_reward_model(ground: Ground) -> Params:
   # A copy: the state is donated, and the reference is not the state's.
   state = algorithm.init(ground.key, {'reward': jax.tree.map(jnp.copy, {**params, **trunk})})
   pairs = _labelled_pairs(ground, options)
+  pending = loop.PendingCheck(learning_rate='config.reward_model.optimizer.learning_rate')
   with loop.progress(options.steps, f'seed {ground.seed}: reward model') as bar:
     for index in range(options.steps):
       rows = batching.batch_indices(
           options.num_pairs, options.batch_size, seed=ground.seed, step=index)
       state, metrics = step(state, jax.tree.map(lambda leaf, r=rows: leaf[r], pairs))
+      pending.add(index, metrics)
+      pending.check()
       bar.update(1, accuracy=float(metrics['train/accuracy'].value()))
   examples = ground.task.demonstrations[:1024]
   mean = np.mean([

@@ -168,16 +168,17 @@ def _train(run, stopper, writer, bar, arm, params, make, done) -> Params:
     restored = keeper.restore(state)
     start, state = (restored.step, restored.state) if restored else (0, state)
     bar.update(start)
-    shown = {}
+    shown, pending = {}, loop.PendingCheck()
     for step in range(start, steps):
       state, update = train_step(state, draw_batch(config, arm, step))
+      pending.add(step, update)
       logs = loop.should(config.log_every, step) or step == steps - 1
       if logs:
         named = {name.replace('train', f'train/{arm}'): x for name, x in update.items()}
         values = writer.write(done['steps'] + step, named)
         shown = {'layout': arm, 'divergence': values[f'train/{arm}/divergence']}
       if logs or loop.should(config.save_every, step + 1) or stopper.requested:
-        loop.check_finite(step, metrics.to_floats(update), last_saved=keeper.last_saved)
+        pending.check(last_saved=keeper.last_saved)
       bar.update(1, **shown)
       keeper.after_step(step + 1, state)
   return state.params['policy']

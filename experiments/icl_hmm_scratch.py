@@ -103,16 +103,19 @@ def train(run: launch.Run, policy: ModelFns, stopper: loop.Stopper) -> Params:
         stopper=stopper, on_save=run.save_clock)
     restored = keeper.restore(state)
     start, state = (restored.step, restored.state) if restored else (0, state)
-    shown = {}
+    shown, pending = {}, loop.PendingCheck()
     with loop.progress(config.steps, 'meta-training', start) as bar:
       for step in range(start, config.steps):
         _, batch = draw(config, rng.Stream.DATA, step, config.batch_size)
         state, update = train_step(state, batch)
-        if loop.should(config.log_every, step) or step == config.steps - 1:
+        pending.add(step, update)
+        logs = loop.should(config.log_every, step) or step == config.steps - 1
+        if logs:
           values = writer.write(step, {
               **update, 'train/learning_rate': optim.learning_rate_at(optimizer, step)})
-          loop.check_finite(step, values, last_saved=keeper.last_saved)
           shown = {'divergence': values['train/divergence']}
+        if logs or loop.should(config.save_every, step + 1) or stopper.requested:
+          pending.check(last_saved=keeper.last_saved)
         bar.update(1, **shown)
         keeper.after_step(step + 1, state)
   return state.params['policy']

@@ -149,10 +149,13 @@ def play(
   scores = jnp.asarray(scores, jnp.float32)
   states = player.starts(jnp.arange(config.num_seeds) + config.seed)
   chunk = max(size for size in range(1, 101) if config.steps % size == 0)
+  updates = config.algorithm.num_epochs * config.algorithm.num_minibatches
   policies, won = [], 0
   with loop.progress(config.steps, title) as bar:
     for begin in range(0, config.steps, chunk):
       states, part, comparisons = player.advances(states, scores, begin + jnp.arange(chunk))
+      loop.check_updates(
+          states.step, (begin + chunk) * updates, learning_rate='config.learning_rate')
       policies.append(np.asarray(part, np.float64))
       won = won + np.asarray(comparisons, np.float64)
       average = jnp.asarray(np.concatenate(policies, axis=1).mean(axis=1))

@@ -179,8 +179,14 @@ def make_run(config: RebelGaussian, world: World, arm: Arm):
     statistics = gaussian_chain.init_statistics(config.num_prompts, size=config.buffer_size)
     state = TrainState(jnp.int32(0), params, optimizer.init(params), key, statistics)
 
+    updates = config.num_epochs * config.num_minibatches
+
+    def score_of(state, index):
+      # Not a number once an update was left out: the run has diverged.
+      return jnp.where(state.step == index * updates, evaluate(state, index), jnp.nan)
+
     def iterate(state, index):
-      score = evaluate(state, index)
+      score = score_of(state, index)
       batch, statistics = batch_of(state, index)
       state, _, _ = step_lib.take_steps(
           loss_fn, optimizer, state, batch, num_epochs=config.num_epochs,
@@ -188,7 +194,7 @@ def make_run(config: RebelGaussian, world: World, arm: Arm):
       return dataclasses.replace(state, aux=statistics), score
 
     state, scores = jax.lax.scan(iterate, state, jnp.arange(config.steps))
-    return jnp.append(scores, evaluate(state, config.steps))
+    return jnp.append(scores, score_of(state, config.steps))
 
   return run
 

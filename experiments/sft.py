@@ -98,6 +98,7 @@ def _train(
   if restored:
     _check_initial(parts, restored.metadata, initial)
   shown = {}
+  pending = loop.PendingCheck(learning_rate='config.sft.optimizer.learning_rate')
   start, state = (restored.step, restored.state) if restored else (0, state)
   # Closing waits for the save under way, also where the loop ends in an error.
   with contextlib.closing(saved), loop.progress(
@@ -105,6 +106,7 @@ def _train(
   ) as bar:
     for step in range(start, config.steps):
       state, update = train_step(state, parts.put(batches.batch(step)))
+      pending.add(step, update)
       logs = loop.should(config.log_every, step) or step == config.steps - 1
       if logs:
         learning_rate = optim.learning_rate_at(optimizer_config, step)
@@ -112,7 +114,7 @@ def _train(
         shown = {'loss': values['train/loss']}
       if logs or loop.should(config.save_every, step + 1) or parts.stopper.requested:
         # Looking costs a wait for the device; a state that is saved is looked at in any case.
-        loop.check_finite(step, metrics.to_floats(update), last_saved=keeper.last_saved)
+        pending.check(last_saved=keeper.last_saved)
       bar.update(1, **shown)
       keeper.after_step(step + 1, state, initial)
   parts.export_adapters(run.workdir / 'adapters', state.params['policy'])

@@ -96,8 +96,10 @@ class Classifier:
     state = self._algorithm.init(rng.stream_key(key, rng.DROPOUT), {'network': params})
     step = lambda state, _: (self._algorithm.train_step(state, batch)[0], None)
     state, _ = jax.lax.scan(step, state, length=self._config.steps)
-    return self._network.apply(
+    outputs = self._network.apply(
         state.params['network'], graph_lib.Inputs(features, adjacency, adjacency))
+    # Not numbers if an update was left out: the episode has diverged.
+    return jnp.where(state.step == self._config.steps, outputs, jnp.nan)
 
 
 def check_features(run: launch.Run, data: episodes.Features) -> str:

@@ -143,12 +143,16 @@ def make(
     bonus = config.entropy_coefficient * batch.aux['prompts_per_token'] * sequence_entropy
     prompts, tokens = jnp.sum(batch.weight), jnp.sum(mask * batch.weight[:, None, None])
     weighted = lambda x: jnp.sum(batch.weight * x)
-    gap = masking.masked_sum(jnp.abs(log_probs - batch.rollouts.log_probs), mask, axis=-1)[:, 0]
+    # As `batches.sampler_gap`: tokens whose log-prob under the sampler is not known are left out.
+    known = jnp.where(jnp.isfinite(batch.rollouts.log_probs), mask, 0.0)
+    gap = jnp.abs(log_probs - jnp.where(known > 0, batch.rollouts.log_probs, 0.0))
+    gap = masking.masked_sum(gap, known, axis=-1)[:, 0]
     metrics = {
         'train/squared_error': WeightedMean(weighted(losses), prompts),
         'train/log_ratio': WeightedMean(weighted(log_ratio), prompts),
         'train/entropy': WeightedMean(weighted(sequence_entropy), tokens),
-        'train/sampler_gap': WeightedMean(weighted(gap), tokens),
+        'train/sampler_gap': WeightedMean(
+            weighted(gap), jnp.sum(known * batch.weight[:, None, None])),
     }
     return WeightedMean(weighted(losses - bonus), prompts), metrics
 

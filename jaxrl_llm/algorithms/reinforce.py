@@ -32,6 +32,7 @@ Tables: a baseline of experiments/arena.py, addition and summaries.
 import dataclasses
 
 import chex
+import jax
 import jax.numpy as jnp
 import optax
 
@@ -151,12 +152,16 @@ def make(config: Config, policy: ModelFns, optimizer: optax.GradientTransformati
     baseline = jnp.float32(0.0) if config.baseline == 'none' else past.value()
     batch = dataclasses.replace(
         batch, aux={'old_log_probs': old, 'advantages': rewards - baseline})
+    before = state
     state, metrics = step_lib.take_step(
         loss_fn, optimizer, state, batch, num_micro_batches=config.num_micro_batches)
     if running:
       fade = lambda x: config.baseline_decay * x
-      past = WeightedMean(fade(past.total), fade(past.weight)) + here
-      state = dataclasses.replace(state, aux={'rewards': past})
+      rewards = WeightedMean(fade(past.total), fade(past.weight)) + here
+      # A step that was refused, or a sum that overflows, leaves the running mean as it was.
+      sound = (state.step > before.step) & jnp.isfinite(rewards.total)
+      keep = lambda new, old: jnp.where(sound, new, old)
+      state = dataclasses.replace(state, aux={'rewards': jax.tree.map(keep, rewards, past)})
     return state, {
         **metrics, 'train/sampler_gap': gap, 'train/dropped': dropped,
         'train/baseline': WeightedMean(baseline, jnp.float32(1.0)),

@@ -94,7 +94,7 @@ def sampler_gap(log_probs: Array, rollouts: Rollouts, weight: Array) -> Weighted
     weight: float [P].
 
   Returns:
-    A `WeightedMean` over tokens.
+    A `WeightedMean` over tokens; of weight 0 if none of their log-probs is known.
   """
   chex.assert_equal_shape([log_probs, rollouts.log_probs, rollouts.mask])
   known = jnp.isfinite(rollouts.log_probs)

@@ -24,13 +24,17 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Protocol, TextIO
 
+import numpy as np
 import tqdm
 
+from jaxrl_llm.training import metrics
+
 INTERRUPTED = 130  # Exit status after Ctrl-C: 128 + SIGINT, as shells have it.
+_EXTREME = 1e12  # Metrics beyond this are named beside one that is not finite.
 
 
 class NonFiniteLossError(ValueError):
-  """A loss or gradient that is NaN or infinite; the state after that step is never saved."""
+  """A loss or gradient that is NaN or infinite: that update was not applied."""
 
 
 class Interrupted(SystemExit):
@@ -292,21 +296,81 @@ def should(every: int, step: int) -> bool:
   return every > 0 and step % every == 0
 
 
-def check_finite(step: int, values: Mapping[str, float], *, last_saved: int | None = None) -> None:
-  """Stops a run whose loss is no number any more.
+def check_finite(
+    step: int,
+    values: Mapping[str, float],
+    *,
+    last_saved: int | None = None,
+    learning_rate: str = 'config.optimizer.learning_rate',
+) -> None:
+  """Stops a run whose loss or gradient is not finite, and says what to change.
 
-  Call it before the state is saved: the last good checkpoint is then kept.
+  The train step left parameters and optimizer state as they were (`step.apply_gradients`). Call
+  this before the state is saved: the last good checkpoint is then kept.
 
   Args:
     step: of the update, from 0.
     values: metrics as floats; those named `train/...` must be finite.
     last_saved: the step of the last checkpoint, for the message.
+    learning_rate: the config field that the message suggests to lower.
 
   Raises:
-    NonFiniteLossError: naming the step, the metric and its value.
+    NonFiniteLossError: one line with the step, the metric and its value, any metric that is
+      extreme, and what to change: resuming would meet the same step again.
   """
   for name, value in values.items():
     if name.startswith('train/') and not math.isfinite(value):
       kept = 'no checkpoint was saved yet' if last_saved is None else (
           f'the checkpoint of step {last_saved} is kept')
-      raise NonFiniteLossError(f'{name} must be finite, got {value} at step {step}; {kept}')
+      extreme = ', '.join(
+          f'{other} is {x:.3g}' for other, x in values.items() if _EXTREME < abs(x) < math.inf)
+      raise NonFiniteLossError(
+          f'{name} must be finite, got {value} at step {step}; {kept}; this update was not '
+          f'applied{extreme and f" ({extreme})"}. Running the same command again meets the same '
+          f'step: lower {learning_rate} and give another --workdir, or correct the rewards or '
+          'log-probs of this batch')
+
+
+def check_updates(
+    taken: Any, expected: int, *, learning_rate: str = 'config.optimizer.learning_rate'
+) -> None:
+  """As `check_finite`, after a compiled loop of updates: an update that is not finite is left out.
+
+  Args:
+    taken: `state.step`, of one state or of several side by side.
+    expected: how many updates it counts if none was left out.
+    learning_rate: the config field that the message suggests to lower.
+
+  Raises:
+    NonFiniteLossError: updates were left out.
+  """
+  least = int(np.min(taken))
+  if least != expected:
+    raise NonFiniteLossError(
+        f'loss and gradients must be finite, and were not in {expected - least} of the first '
+        f'{expected} updates, which were not applied; running again meets the same: lower '
+        f'{learning_rate}')
+
+
+class PendingCheck:
+  """Checks every step, but waits for the device only where the loop looks at its metrics.
+
+  A step that is not finite is left out of the state, so that the metrics of the next one can be
+  finite again: the last metrics alone do not tell.
+  """
+
+  def __init__(self, *, learning_rate: str = 'config.optimizer.learning_rate'):
+    """Holds nothing yet; the argument is that of `check_finite`."""
+    self._learning_rate = learning_rate
+    self._pending: list[tuple[int, Mapping[str, Any]]] = []
+
+  def add(self, step: int, update: Mapping[str, Any]) -> None:
+    """Notes the metrics of a step, as they come from the device."""
+    self._pending.append((step, update))
+
+  def check(self, *, last_saved: int | None = None) -> None:
+    """As `check_finite`, for all steps since the last check; call it before a save."""
+    pending, self._pending = self._pending, []
+    for step, update in pending:
+      check_finite(step, metrics.to_floats(update), last_saved=last_saved,
+                   learning_rate=self._learning_rate)

@@ -175,7 +175,8 @@ def to_floats(metrics: Mapping[str, Any]) -> dict[str, float]:
 
   def number(value):
     if isinstance(value, types.WeightedMean):
-      return float(value.total) / float(value.weight) if value.weight > 0 else 0.0
+      # Written so that a weight of NaN is NaN here, and not an empty mean.
+      return 0.0 if value.weight <= 0 else float(value.total) / float(value.weight)
     return float(value)
 
   return {name: number(value) for name, value in jax.device_get(dict(metrics)).items()}

@@ -30,6 +30,7 @@ def take_step(
     batch: Any,
     *,
     num_micro_batches: int = 1,
+    allowed: Array | bool = True,
 ) -> tuple[TrainState, Metrics]:
   """One optimizer step on a batch: the whole of most train steps.
 
@@ -43,9 +44,11 @@ def take_step(
     state: before the step.
     batch: a pytree whose array leaves all share the leading axis P.
     num_micro_batches: divides P.
+    allowed: bool []; False leaves the state as it is and computes the metrics alone.
 
   Returns:
-    The state after the step; the loss's metrics with `train/loss` and `train/grad_norm`.
+    The state after the step, which is the state before it unless loss, metrics and gradient norm
+    are all finite; the loss's metrics with `train/loss` and `train/grad_norm`.
 
   Raises:
     ValueError: as `accumulate_gradients`.
@@ -53,13 +56,17 @@ def take_step(
   trained = state.params
   if isinstance(optimizer, optim.PartialOptimizer):
     trained = optimizer.select(state.params)
-  loss, gradients, metrics = accumulate_gradients(
+  loss, totals, metrics = _accumulate(
       lambda trained, micro_batch: loss_fn(_overlay(trained, state.params), micro_batch),
-      trained, batch, num_micro_batches=num_micro_batches,
+      trained, batch, num_micro_batches,
   )
-  state, step_metrics = apply_gradients(optimizer, state, gradients)
-  loss = WeightedMean(loss, jnp.ones_like(loss))
-  return state, {'train/loss': loss, **metrics, **step_metrics}
+  # A weight that is not a number must not pass for an empty batch, whose loss is 0.
+  value = jnp.where(jnp.isnan(loss.weight), jnp.nan, loss.value())
+  metrics = {'train/loss': WeightedMean(value, jnp.ones_like(value)), **metrics}
+  state, step_metrics = _update(
+      optimizer, state, lambda: _divide(totals, loss.weight, trained),
+      allowed & _all_finite(metrics))
+  return state, {**metrics, **step_metrics}
 
 
 def take_steps(
@@ -75,7 +82,8 @@ def take_steps(
   """Several optimizer steps on one batch: epochs of minibatches, in the order of its rows.
 
   Every step is `take_step` on the next P / num_minibatches rows. All are one compiled loop. The
-  rows come in the order in which they were drawn, which is random already.
+  rows come in the order in which they were drawn, which is random already. After a step that is
+  not finite none of the others is taken.
 
   Args:
     loss_fn: as for `take_step`.
@@ -95,16 +103,25 @@ def take_steps(
   if num_epochs < 1:
     raise ValueError(f'num_epochs must be at least 1, got {num_epochs} (config.num_epochs)')
   parts = jax.tree.map(lambda *x: jnp.stack(x), *minibatches(batch, num_minibatches))
-  take = lambda state, part: take_step(
-      loss_fn, optimizer, state, part, num_micro_batches=num_micro_batches)
   pick = lambda index: jax.tree.map(lambda leaf: leaf[index % num_minibatches], parts)
   steps = num_epochs * num_minibatches
+
+  def take(state, index, allowed=True):
+    return take_step(
+        loss_fn, optimizer, state, pick(index), num_micro_batches=num_micro_batches,
+        allowed=allowed)
+
+  def take_next(carry, index):
+    state, allowed = carry
+    after, metrics = take(state, index, allowed)
+    return (after, after.step > state.step), metrics
+
   if steps == 1:
-    state, first = take(state, pick(0))
+    state, first = take(state, 0)
     return state, first, first
   # The first step is in the loop too: a second copy of the step would be compiled, and would hold
   # a second set of temporaries.
-  state, metrics = jax.lax.scan(lambda state, i: take(state, pick(i)), state, jnp.arange(steps))
+  (state, _), metrics = jax.lax.scan(take_next, (state, jnp.asarray(True)), jnp.arange(steps))
   first = jax.tree.map(lambda leaf: leaf[0], metrics)
   return state, first, jax.tree.map(lambda leaf: jnp.sum(leaf, axis=0), metrics)
 
@@ -164,57 +181,31 @@ def accumulate_gradients(
   Raises:
     ValueError: if M is below 1 or does not divide P, or a leaf has no axis P.
   """
-  rows = _leading_axis(batch)
-  if num_micro_batches < 1 or rows % num_micro_batches:
-    raise ValueError(
-        f'num_micro_batches must divide the batch of {rows}, got {num_micro_batches} '
-        '(config.num_micro_batches)'
-    )
-
-  def micro_step(micro_batch):
-    def total_fn(params):
-      loss, metrics = loss_fn(params, micro_batch)
-      return _at_least_float32(loss.total), (loss, metrics)
-
-    gradients, (loss, metrics) = jax.grad(total_fn, has_aux=True)(params)
-    return _at_least_float32((loss, gradients, metrics))
-
-  if num_micro_batches == 1:
-    loss, gradients, metrics = micro_step(batch)
-  else:
-    loss, gradients, metrics = _sum_over_micro_batches(micro_step, batch, num_micro_batches)
-  gradients = jax.tree.map(
-      lambda gradient, param: WeightedMean(gradient, loss.weight).value().astype(param.dtype),
-      gradients,
-      params,
-  )
-  return loss.value(), gradients, metrics
+  loss, totals, metrics = _accumulate(loss_fn, params, batch, num_micro_batches)
+  return loss.value(), _divide(totals, loss.weight, params), metrics
 
 
 def apply_gradients(
-    optimizer: optax.GradientTransformation, state: TrainState, gradients: Params
+    optimizer: optax.GradientTransformation,
+    state: TrainState,
+    gradients: Params,
+    *,
+    allowed: Array | bool = True,
 ) -> tuple[TrainState, Metrics]:
-  """One optimizer step on the state.
+  """One optimizer step on the state, if the gradients are finite.
 
   Args:
     optimizer: the transformation that made `state.opt_state`.
     state: before the step.
     gradients: shaped as `state.params`; None for a parameter that is frozen.
+    allowed: bool []; False leaves the state as it is, whatever the gradients are.
 
   Returns:
-    The state with new parameters, optimizer state and step + 1 (key and aux unchanged), and
+    The state with new parameters, optimizer state and step + 1 (key and aux unchanged), or the
+    very state before the step if the norm is not finite or `allowed` is False; and
     `train/grad_norm`, the global norm before any clipping.
   """
-  updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
-  step_by = lambda update, param: param if update is None else optax.apply_updates(param, update)
-  state = dataclasses.replace(
-      state,
-      step=state.step + 1,
-      params=jax.tree.map(step_by, updates, state.params, is_leaf=_is_none),
-      opt_state=opt_state,
-  )
-  norm = optax.tree.norm(_at_least_float32(gradients))
-  return state, {'train/grad_norm': WeightedMean(norm, jnp.float32(1.0))}
+  return _update(optimizer, state, lambda: gradients, allowed)
 
 
 def minibatches(batch: Any, parts: int) -> Iterator[Any]:
@@ -319,6 +310,62 @@ def count_compilations() -> Iterator[collections.Counter]:
     jax.monitoring.unregister_event_duration_listener(listen)
 
 
+def _accumulate(
+    loss_fn: LossFn, params: Params, batch: Any, num_micro_batches: int
+) -> tuple[WeightedMean, Params, Metrics]:
+  """Loss, gradient of its total, and metrics: `accumulate_gradients` before the division."""
+  rows = _leading_axis(batch)
+  if num_micro_batches < 1 or rows % num_micro_batches:
+    raise ValueError(
+        f'num_micro_batches must divide the batch of {rows}, got {num_micro_batches} '
+        '(config.num_micro_batches)'
+    )
+
+  def micro_step(micro_batch):
+    def total_fn(params):
+      loss, metrics = loss_fn(params, micro_batch)
+      return _at_least_float32(loss.total), (loss, metrics)
+
+    gradients, (loss, metrics) = jax.grad(total_fn, has_aux=True)(params)
+    return _at_least_float32((loss, gradients, metrics))
+
+  if num_micro_batches == 1:
+    loss, gradients, metrics = micro_step(batch)
+  else:
+    loss, gradients, metrics = _sum_over_micro_batches(micro_step, batch, num_micro_batches)
+  return loss, gradients, metrics
+
+
+def _divide(totals: Params, weight: Array, params: Params) -> Params:
+  """The gradients of a mean, in the dtype of their parameters."""
+  mean = lambda total, param: WeightedMean(total, weight).value().astype(param.dtype)
+  return jax.tree.map(mean, totals, params)
+
+
+def _update(
+    optimizer: optax.GradientTransformation,
+    state: TrainState,
+    compute_gradients: Callable[[], Params],
+    allowed: Array | bool,
+) -> tuple[TrainState, Metrics]:
+  """`apply_gradients`; the gradients are computed where they are used.
+
+  A branch rather than a select between old and new, and the division of the gradients inside it:
+  the update compiles to what it is without a condition, to the bit, and happens in place.
+  """
+  def apply(step, params, opt_state):
+    updates, opt_state = optimizer.update(compute_gradients(), opt_state, params)
+    step_by = lambda update, param: param if update is None else optax.apply_updates(param, update)
+    return step + 1, jax.tree.map(step_by, updates, params, is_leaf=_is_none), opt_state
+
+  norm = optax.tree.norm(_at_least_float32(compute_gradients()))
+  step, params, opt_state = jax.lax.cond(
+      jnp.isfinite(norm) & allowed, apply, lambda *unchanged: unchanged,
+      state.step, state.params, state.opt_state)
+  state = dataclasses.replace(state, step=step, params=params, opt_state=opt_state)
+  return state, {'train/grad_norm': WeightedMean(norm, jnp.float32(1.0))}
+
+
 def _sum_over_micro_batches(micro_step: Callable[[Any], Any], batch: Any, parts: int) -> Any:
   micro_batches = jax.tree.map(
       lambda leaf: jnp.swapaxes(jnp.reshape(leaf, (-1, parts) + leaf.shape[1:]), 0, 1), batch
@@ -357,6 +404,12 @@ def _overlay(trained: Params, params: Params) -> Params:
 
 def _is_none(leaf: Any) -> bool:
   return leaf is None
+
+
+def _all_finite(metrics: Metrics) -> Array:
+  """Whether all metrics are finite as `metrics.to_floats` has them: an empty mean is."""
+  sound = [jnp.isfinite(mean.value()) & ~jnp.isnan(mean.weight) for mean in metrics.values()]
+  return jnp.all(jnp.stack(sound))
 
 
 def _at_least_float32(tree: Any) -> Any:

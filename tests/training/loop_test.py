@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 
 from jaxrl_llm.training import checkpoints, loop, metrics
+from jaxrl_llm.types import WeightedMean
 
 REPOSITORY = pathlib.Path(__file__).resolve().parents[2]
 
@@ -88,6 +89,38 @@ def test_non_finite_loss_names_step_metric_and_checkpoint():
     loop.check_finite(3, {'train/loss': 0.5, 'train/grad_norm': float('inf')}, last_saved=2)
   with pytest.raises(ValueError, match='got nan at step 1; no checkpoint was saved yet'):
     loop.check_finite(1, {'train/loss': float('nan')})
+
+
+def test_non_finite_loss_says_what_to_change():
+  values = {'train/target': 1e30, 'train/loss': float('inf'), 'rollout/reward': -2e29, 'x': 3.0}
+  with pytest.raises(loop.NonFiniteLossError) as error:
+    loop.check_finite(7, values, learning_rate='config.sft.optimizer.learning_rate')
+  message = str(error.value)
+  assert '\n' not in message
+  assert 'this update was not applied (train/target is 1e+30, rollout/reward is -2e+29)' in message
+  assert 'the same command again meets the same step' in message
+  assert 'lower config.sft.optimizer.learning_rate and give another --workdir' in message
+  with pytest.raises(loop.NonFiniteLossError, match='was not applied. Running'):
+    loop.check_finite(7, {'train/loss': float('nan')})
+
+
+def test_a_step_between_two_looks_is_not_missed():
+  mean = lambda value: {'train/loss': WeightedMean(np.float32(value), np.float32(1))}
+  pending = loop.PendingCheck(learning_rate='config.a')
+  for step in range(3):
+    pending.add(step, mean(step))
+  pending.check(last_saved=None)
+  for step, value in ((3, 1.0), (4, np.nan), (5, 1.0)):
+    pending.add(step, mean(value))
+  with pytest.raises(loop.NonFiniteLossError, match=r'got nan at step 4; .*lower config\.a and'):
+    pending.check(last_saved=2)
+  pending.check()  # Each step is looked at once.
+
+
+def test_updates_that_were_left_out_of_a_compiled_loop():
+  loop.check_updates(jnp.asarray([4, 4]), 4)
+  with pytest.raises(loop.NonFiniteLossError, match='not in 3 of the first 4 updates, .*config.b'):
+    loop.check_updates(jnp.asarray([4, 1]), 4, learning_rate='config.b')
 
 
 def test_should():

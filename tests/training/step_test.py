@@ -1,5 +1,6 @@
 """Gradient accumulation, the update, and how often it compiles."""
 
+import dataclasses
 
 import jax
 import jax.numpy as jnp
@@ -10,6 +11,7 @@ import pytest
 from jaxrl_llm.sharding import mesh as mesh_lib
 from jaxrl_llm.sharding import rules
 from jaxrl_llm.training import optim, rng, step
+from jaxrl_llm.training.metrics import to_floats
 from jaxrl_llm.types import TrainState, WeightedMean
 
 ROWS, WIDTH = 16, 5
@@ -146,6 +148,74 @@ def test_apply_gradients_by_hand():
   np.testing.assert_allclose(state.params['policy']['w'], [2.4, 3.2], rtol=1e-6)
   assert int(state.step) == 1
   assert float(metrics['train/grad_norm'].value()) == pytest.approx(10.0)
+
+
+def _bits(state):
+  return [np.asarray(leaf).tobytes() for leaf in jax.tree.leaves(
+      (state.step, state.params, state.opt_state))]
+
+
+_OPTIMIZERS = {
+    'adam': optax.adam(1e-2), 'momentum': optax.sgd(0.1, momentum=0.9),
+    'clipped': optim.make_optimizer(optim.OptimizerConfig(weight_decay=0.1)),
+}
+
+
+@pytest.mark.parametrize('name', _OPTIMIZERS)
+@pytest.mark.parametrize('num_micro_batches', [1, 4])
+def test_a_step_that_is_not_finite_changes_nothing(name, num_micro_batches):
+  optimizer = _OPTIMIZERS[name]
+  params, batch = _problem()
+  train_step = jax.jit(_train_step(optimizer, num_micro_batches))
+  state, _ = train_step(_state(params, optimizer), batch)  # So that no moment is 0.
+  put = lambda key, value: batch | {key: batch[key].at[5].set(value)}
+  for bad in (put('y', jnp.nan), put('y', jnp.inf), put('x', jnp.nan), put('y', 1e30),
+              put('weight', jnp.nan), put('weight', jnp.inf)):
+    after, metrics = train_step(state, bad)
+    assert _bits(after) == _bits(state)
+    assert not np.isfinite(list(to_floats(metrics).values())).all()
+  after, metrics = train_step(state, batch)
+  assert int(after.step) == 2 and np.isfinite(list(to_floats(metrics).values())).all()
+
+
+def test_a_norm_that_overflows_stops_though_no_gradient_does():
+  # Both entries are finite, and their squares are not.
+  optimizer = optax.sgd(0.1)
+  state = _state({'w': jnp.ones(2)}, optimizer)
+  after, metrics = step.apply_gradients(optimizer, state, {'w': jnp.array([1e20, 1e20])})
+  assert _bits(after) == _bits(state)
+  assert np.isinf(metrics['train/grad_norm'].value())
+
+
+def test_a_metric_that_is_not_finite_stops_as_the_loop_does():
+  def loss_fn(params, batch):
+    loss, metrics = _loss(params, batch)
+    empty = WeightedMean(jnp.nan * loss.weight, jnp.float32(0.0))  # A mean of nothing is 0.
+    bad = WeightedMean(jnp.log(batch['x'][0, 0]), jnp.float32(1.0))
+    return loss, metrics | {'train/bad': bad, 'train/empty': empty}
+
+  params, batch = _problem()
+  optimizer = _OPTIMIZERS['adam']
+  train_step = jax.jit(_train_step(optimizer, 1, loss_fn))
+  state = _state(params, optimizer)
+  for value, steps in ((1.0, 1), (0.0, 0), (-1.0, 0)):
+    after, metrics = train_step(state, batch | {'x': batch['x'].at[0, 0].set(value)})
+    assert int(after.step) == steps
+    assert np.isfinite(to_floats(metrics)['train/bad']) == bool(steps)
+    assert (_bits(after) == _bits(state)) == (not steps)
+
+
+def test_seeds_side_by_side_stop_by_themselves():
+  optimizer = _OPTIMIZERS['adam']
+  params, batch = _problem()
+  state = _state(params, optimizer)
+  bad = batch | {'y': batch['y'].at[0, 0].set(jnp.nan)}
+  stack = lambda a, b: jax.tree.map(lambda *x: jnp.stack(x), a, b)
+  after, _ = jax.jit(jax.vmap(_train_step(optimizer, 1), (None, 0)))(state, stack(batch, bad))
+  pick = lambda index: jax.tree.map(
+      lambda leaf: leaf[index], dataclasses.replace(after, key=None, aux={}))
+  assert after.step.tolist() == [1, 0]
+  assert _bits(pick(1)) == _bits(state) and _bits(pick(0)) != _bits(state)
 
 
 def _train_step(optimizer, num_micro_batches, loss_fn=_loss):

@@ -134,6 +134,19 @@ def test_frozen_parameters_stay_as_they_are_through_all_steps():
   assert np.abs(state.params['w'] - params['w']).max() > 1e-2 and int(state.step) == 4
 
 
+def test_after_a_step_that_is_not_finite_none_is_taken():
+  state, batch = _problem()
+  options = dict(num_epochs=2, num_minibatches=4)
+  bad = batch | {'y': batch['y'].at[4, 0].set(jnp.nan)}  # Of the second minibatch.
+  got, _, total = _run(**options)(state, bad)
+  take = jax.jit(functools.partial(step.take_step, _loss, OPTIMIZER))
+  expected, _ = take(state, jax.tree.map(lambda x: x[:3], batch))
+  assert int(got.step) == 1 and np.isnan(_values(total)['train/loss'])
+  for a, b in zip(jax.tree.leaves((got.params, got.opt_state)),
+                  jax.tree.leaves((expected.params, expected.opt_state)), strict=True):
+    np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
+
+
 @pytest.mark.parametrize('options, message', [
     (dict(num_epochs=0), 'num_epochs must be at least 1, got 0'),
     (dict(num_minibatches=5), 'num_minibatches must divide the batch of 12, got 5'),
