@@ -91,6 +91,12 @@ def ipo_loss(log_ratio_chosen: Array, log_ratio_rejected: Array, *, tau: float) 
 
   REBEL's loss with a constant in place of the difference of rewards.
 
+  D is a difference of sums over tokens, as in equation 17 of the paper: nothing is divided by a
+  length. TRL's DPOTrainer with loss_type='ipo' averages the log-probs over the tokens of each
+  response first, so that its 1/(2τ) is a gap per token. For responses of n tokens the two have
+  the same minimiser at τ = τ_TRL / n, where this loss is n² times TRL's; to reproduce TRL's, pass
+  log-ratios that were divided by their lengths.
+
   Args:
     log_ratio_chosen: float [P], nats.
     log_ratio_rejected: float [P], nats.
