@@ -71,10 +71,43 @@ class Animal:
   rewards: np.ndarray
   sessions: np.ndarray
 
+  def __post_init__(self):
+    """Raises ValueError with one line if an array is not of the kind that is said above."""
+    check_trials(self.levels, self.choices, self.rewards, least_choice=-1)
+    steps = np.diff(self.sessions, prepend=0)
+    if self.sessions.shape != self.choices.shape or not np.isin(steps, (0, 1)).all():
+      raise ValueError(f'sessions must count 0, ..., 0, 1, ..., one for each trial, got '
+                       f'{self.sessions.shape} for {self.choices.shape} choices')
+
   @property
   def num_sessions(self) -> int:
     """S."""
     return int(self.sessions[-1]) + 1
+
+
+def check_trials(
+    levels: np.ndarray, choices: np.ndarray, rewards: np.ndarray, *, least_choice: int
+) -> None:
+  """Refuses trials with a number that would be read as another symbol, or as none.
+
+  Args:
+    levels: [...]; an index of `CONTRASTS`.
+    choices: [...]; 0, 1, or -1 where `least_choice` is -1.
+    rewards: [...]; -1, 0 or 1.
+    least_choice: 0, or -1 where trials without a choice are allowed.
+
+  Raises:
+    ValueError: one line with the array, what is allowed, and the first value that is not.
+  """
+  for name, values, low, high in (
+      ('levels', levels, 0, len(CONTRASTS) - 1), ('choices', choices, least_choice, 1),
+      ('rewards', rewards, -1, 1)):
+    values = np.asarray(values)
+    bad = values[~np.isin(values, range(low, high + 1))]
+    if values.shape != np.shape(choices) or bad.size:
+      got = f'{bad[0]}' if bad.size else f'{values.shape} for {np.shape(choices)} choices'
+      raise ValueError(
+          f'{name} must be integers from {low} to {high}, one for each trial, got {got}')
 
 
 def fingerprint(animal: Animal) -> str:
@@ -273,12 +306,14 @@ def encode(
     int32 [..., W n], or [..., (W − 1) n] if shifted. See `label_positions`.
 
   Raises:
-    ValueError: the layout is none of `LAYOUTS`, or a choice is missing.
+    ValueError: the layout is none of `LAYOUTS`, a choice is missing, or a number is none that a
+      trial can have.
   """
   if layout not in LAYOUTS:
     raise ValueError(f'layout must be one of {", ".join(LAYOUTS)}, got {layout!r}')
   if np.min(choices, initial=0) < 0:
     raise ValueError('choices must be 0 or 1: trials without one are left out first')
+  check_trials(levels, choices, rewards, least_choice=0)
   symbols = {
       'stim': levels,
       'choice': np.asarray(choices) + CHOICE_SYMBOLS[0],

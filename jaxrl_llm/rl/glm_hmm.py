@@ -4,8 +4,9 @@
   GLM-HMM:  z_0 ~ π,   z_{t+1} ~ A[z_t, :],   P(y_t = 1 | x_t, z_t = k) = σ(w_k · x_t)
 
 Sessions are sequences of their own: each starts from π. They are padded to one length; a choice
-below 0 was not observed, be it padding or a trial without an answer. Fitted by maximum a
-posteriori: weights are N(0, 1/ridge), rows of A and π are Dirichlet(1 + pseudo_count).
+below 0 was not observed, be it padding or a trial without an answer. One above 1 is refused, but
+for traced arrays, whose values are not known: under jit it is the caller who checks. Fitted by
+maximum a posteriori: weights are N(0, 1/ridge), rows of A and π are Dirichlet(1 + pseudo_count).
 
 References: Ashwood et al. (2022), Mice alternate between discrete strategies during perceptual
 decision-making, Nature Neuroscience 25; Calhoun et al. (2019), Nature Neuroscience 22.
@@ -47,9 +48,13 @@ def choice_likelihoods(weights: Array, inputs: Array, choices: Array) -> Array:
 
   Returns:
     float [..., M].
+
+  Raises:
+    ValueError: a choice is above 1.
   """
   chex.assert_type([weights, inputs, choices], [float, float, int])
   chex.assert_shape(inputs, (*choices.shape, weights.shape[1]))
+  _check_choices(choices)
   drive = hmm.dot(inputs, weights.T)
   choices = choices[..., None]
   return jnp.where(choices < 0, 1.0, jax.nn.sigmoid(jnp.where(choices > 0, drive, -drive)))
@@ -83,7 +88,7 @@ def fit_glm(
     float [D]; w.
 
   Raises:
-    ValueError: if `ridge` is a number that is not positive and finite.
+    ValueError: if `ridge` is a number that is not positive and finite, or a choice is above 1.
 
   References:
     McCullagh and Nelder (1989), Generalized Linear Models, section 4.4.
@@ -91,6 +96,7 @@ def fit_glm(
   masking.check_positive('ridge', ridge)
   chex.assert_rank([inputs, choices], [2, 1])
   chex.assert_type([inputs, choices], [float, int])
+  _check_choices(choices)
   counts = jnp.ones(choices.shape, inputs.dtype) if counts is None else counts
   # Not multiplied by 0: an input of padding may be NaN.
   counts = jnp.where(choices < 0, 0.0, counts)
@@ -224,7 +230,8 @@ def fit(
     each restart before each step [restarts, steps]).
 
   Raises:
-    ValueError: if `ridge` or `pseudo_count` is not positive and finite, or a number is below 1.
+    ValueError: if `ridge` or `pseudo_count` is not positive and finite, a number is below 1, or a
+      choice is above 1.
 
   References:
     Ashwood et al. (2022), methods.
@@ -234,6 +241,7 @@ def fit(
   for name, value in (('num_states', num_states), ('restarts', restarts), ('steps', steps)):
     if value < 1:
       raise ValueError(f'{name} must be at least 1, got {value}')
+  _check_choices(choices)
   inputs, choices, valid = _without_padding(inputs, choices)
   single = fit_glm(inputs.reshape(-1, inputs.shape[-1]), choices.reshape(-1), ridge=ridge)
   options = dict(ridge=ridge, pseudo_count=pseudo_count)
@@ -264,8 +272,12 @@ def predict(model: GlmHmm, inputs: Array, choices: Array) -> Array:
 
   Returns:
     float [S, T]; without a meaning in padding.
+
+  Raises:
+    ValueError: a choice is above 1.
   """
   chex.assert_rank([inputs, choices], [3, 2])
+  _check_choices(choices)
   inputs, choices, _ = _without_padding(inputs, choices)
   likelihoods = choice_likelihoods(model.weights, inputs, choices)
   filtered, _ = jax.vmap(
@@ -273,6 +285,11 @@ def predict(model: GlmHmm, inputs: Array, choices: Array) -> Array:
   first = jnp.broadcast_to(model.initial, filtered[:, :1].shape)
   states = jnp.concatenate([first, hmm.dot(filtered[:, :-1], model.transition)], axis=1)
   return jnp.sum(states * jax.nn.sigmoid(hmm.dot(inputs, model.weights.T)), axis=-1)
+
+
+def _check_choices(choices: Array) -> None:
+  masking.check_range(
+      'choices', choices, jnp.iinfo(choices.dtype).min, 1, '0, 1, or negative for none')
 
 
 def _without_padding(inputs: Array, choices: Array) -> tuple[Array, Array, Array]:

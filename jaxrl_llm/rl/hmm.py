@@ -12,6 +12,7 @@ import chex
 import jax
 import jax.numpy as jnp
 
+from jaxrl_llm.rl import masking
 from jaxrl_llm.types import Array
 
 
@@ -20,15 +21,54 @@ def symbol_likelihoods(emission: Array, observations: Array) -> Array:
 
   Args:
     emission: float [M, L]; B.
-    observations: int [T]; symbols, or a negative number for none (a row of ones).
+    observations: int [T]; symbols below L, or a negative number for none (a row of ones).
 
   Returns:
-    float [T, M].
+    float [T, M]. Under tracing, where a symbol outside the alphabet cannot be refused, its row is
+    0: no state emits it.
+
+  Raises:
+    ValueError: if a symbol is L or more.
   """
   chex.assert_rank([emission, observations], [2, 1])
   chex.assert_type([emission, observations], [float, int])
-  rows = emission.T[jnp.maximum(observations, 0)]
+  num_symbols = emission.shape[1]
+  check_symbols(observations, num_symbols, padded=True)
+  rows = emission.T[jnp.clip(observations, 0, num_symbols - 1)]
+  rows = jnp.where(observations[:, None] < num_symbols, rows, 0.0)
   return jnp.where(observations[:, None] < 0, 1.0, rows)
+
+
+def check_symbols(observations: Array, num_symbols: int, *, padded: bool = False) -> None:
+  """Raises unless every observation is a symbol; traced values are let through.
+
+  Args:
+    observations: int [...].
+    num_symbols: L.
+    padded: whether negative numbers stand for no observation.
+
+  Raises:
+    ValueError: one is outside [0, L).
+  """
+  rule = f'below {num_symbols}, the number of symbols, or negative for none' if padded else (
+      f'in [0, {num_symbols}), the symbols')
+  low = int(jnp.iinfo(observations.dtype).min) if padded else 0
+  masking.check_range('observations', observations, low, num_symbols - 1, rule)
+
+
+def check_places(places: Array | None, num_steps: int) -> None:
+  """Raises unless every place is a number of known symbols; traced values are let through.
+
+  Args:
+    places: int [K], or None.
+    num_steps: T.
+
+  Raises:
+    ValueError: one is outside [0, T].
+  """
+  if places is not None:
+    masking.check_range(
+        'places', places, 0, num_steps, f'in [0, {num_steps}], how many symbols are known')
 
 
 def filter_states(initial: Array, transition: Array, likelihoods: Array) -> tuple[Array, Array]:

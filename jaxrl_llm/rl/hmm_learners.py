@@ -92,12 +92,15 @@ def predict_ngrams(
     float32 [K, max_order, L]; the laws of n = 1, ..., max_order.
 
   Raises:
-    ValueError: on a `max_order` below 1.
+    ValueError: on a `max_order` below 1, or a symbol outside [0, L), or a place
+      outside [0, T].
   """
   chex.assert_rank([observations, places], 1)
   chex.assert_type([observations, places], int)
   if max_order < 1:
     raise ValueError(f'max_order must be at least 1, got {max_order}')
+  hmm.check_symbols(observations, num_symbols)
+  hmm.check_places(places, len(observations))
   steps = jnp.arange(len(observations))
   follows = steps < places[:, None]
   counted = [follows]
@@ -182,9 +185,14 @@ def baum_welch(
   Returns:
     A `Fit`.
 
+  Raises:
+    ValueError: a symbol is L or more.
+
   References:
     arXiv 2506.07298, the baseline Baum-Welch.
   """
+  hmm.check_symbols(observations, parameters.emission.shape[-1], padded=True)
+
   def advance(carry):
     fit, _ = carry
     parameters, log_likelihood = baum_welch_step(fit.parameters, observations)
@@ -213,7 +221,11 @@ def fit_best(
 
   Returns:
     The best `Fit`.
+
+  Raises:
+    ValueError: a symbol is L or more.
   """
+  hmm.check_symbols(observations, starts.emission.shape[-1], padded=True)
   fits = jax.vmap(lambda start: baum_welch(
       start, observations, max_steps=max_steps, tolerance=tolerance))(starts)
   best = jnp.argmax(fits.log_likelihood)
@@ -229,8 +241,12 @@ def empirical_moments(observations: Array, *, num_symbols: int) -> Moments:
 
   Returns:
     `Moments` in float32.
+
+  Raises:
+    ValueError: a symbol is outside [0, L).
   """
   chex.assert_rank(observations, 1)
+  hmm.check_symbols(observations, num_symbols)
   symbols = jax.nn.one_hot(observations, num_symbols)
   first, second, third = symbols[:-2], symbols[1:-1], symbols[2:]
   triples = _einsum('tx,ti,tj->xij', second, third, first)
@@ -298,7 +314,8 @@ def predict_spectral(
     P(o_t = x | o_<t) = b_∞ᵀ B_x b_t,    b_{t+1} = B_{o_t} b_t / (b_∞ᵀ B_{o_t} b_t)
 
   Estimated operators can give negative numbers: these count as 0 in a prediction, and where
-  a symbol came that they all but exclude, the state starts again from b_1.
+  a symbol came that they all but exclude, the state starts again from b_1. So it does, under
+  tracing, after a symbol outside the alphabet.
 
   Args:
     operators: the representation.
@@ -307,13 +324,19 @@ def predict_spectral(
 
   Returns:
     float [K, L]; laws.
+
+  Raises:
+    ValueError: a symbol is outside [0, L).
   """
   chex.assert_rank(observations, 1)
+  hmm.check_symbols(observations, len(operators.updates))
+  hmm.check_places(places, len(observations))
   readout = _einsum('i,xij->xj', operators.end, operators.updates)
   epsilon = jnp.finfo(readout.dtype).eps
 
   def step(state, symbol):
-    total = hmm.dot(readout[symbol], state)
+    known = (symbol >= 0) & (symbol < len(readout))
+    total = jnp.where(known, hmm.dot(readout[symbol], state), 0.0)
     after = hmm.dot(operators.updates[symbol], state) / jnp.where(total > epsilon, total, 1.0)
     after = jnp.where(total > epsilon, after, operators.start)
     return after, after

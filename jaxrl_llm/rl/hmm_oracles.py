@@ -14,7 +14,7 @@ import chex
 import jax
 import jax.numpy as jnp
 
-from jaxrl_llm.rl import hmm
+from jaxrl_llm.rl import hmm, masking
 from jaxrl_llm.types import Array
 
 Compat = Literal['correct', 'released']
@@ -106,6 +106,8 @@ def predict_next_by_state(
     arXiv 2506.07298, the baseline named P(O|H).
   """
   chex.assert_type(states, int)
+  masking.check_range(
+      'states', states, 0, len(initial) - 1, f'in [0, {len(initial)}), the number of states')
   known = jax.nn.one_hot(states, len(initial), dtype=initial.dtype)
   return _predict_after(initial, known, transition, emission, places)
 
@@ -144,6 +146,8 @@ def predict_next_by_window(
   """
   if window < 1:
     raise ValueError(f'window must be at least 1, got {window}')
+  hmm.check_symbols(observations, emission.shape[1])
+  hmm.check_places(places, len(observations))
   transition = _oriented(transition, compat)
   if places is None:
     places = jnp.arange(len(observations) + 1)
@@ -168,6 +172,7 @@ def _predict_after(
     initial: Array, beliefs: Array, transition: Array, emission: Array, places: Array | None
 ) -> Array:
   """Laws [K, L] of the symbols at `places`, from beliefs [T, M] of the states of all symbols."""
+  hmm.check_places(places, len(beliefs))
   if places is None:
     places = jnp.arange(len(beliefs) + 1)
   return _predict_from(

@@ -10,6 +10,7 @@ from typing import Literal, NamedTuple
 import chex
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jaxrl_llm import types
 from jaxrl_llm.types import Array
@@ -264,6 +265,30 @@ def concatenate_prompt_response(rollouts: types.Rollouts) -> Sequences:
       positions=join(positions, starts[:, None] + steps),
       valid=join(valid, response_valid),
   )
+
+
+def check_range(name: str, values: Array, low: int, high: int, meaning: str) -> None:
+  """Raises unless all values are in [low, high]; traced values are let through.
+
+  JAX clamps indices that are out of range, so that a wrong symbol would silently read another one.
+
+  Args:
+    name: what to call them in the message.
+    values: int [...], an array, or one under tracing.
+    low: the smallest that is allowed.
+    high: the largest that is allowed.
+    meaning: what is allowed, in words.
+
+  Raises:
+    ValueError: with the rule, the first value that breaks it, and where it is.
+  """
+  if isinstance(values, jax.core.Tracer):
+    return
+  values = np.asarray(values)
+  bad = np.argwhere((values < low) | (values > high))
+  if bad.size:
+    place = tuple(bad[0].tolist())
+    raise ValueError(f'{name} must be {meaning}, got {values[place]} at {list(place)}')
 
 
 def check_positive(name: str, value: float | Array) -> None:

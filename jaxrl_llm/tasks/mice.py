@@ -155,7 +155,11 @@ def predict(mice: Mice, trials: Trials) -> np.ndarray:
 
   Returns:
     float [B, N].
+
+  Raises:
+    ValueError: a contrast, choice or reward is none that a trial can have.
   """
+  animals.check_trials(trials.levels, trials.choices, trials.rewards, least_choice=0)
   rows, table = np.arange(len(mice.power)), animals.stimulus(mice.power)
   found = np.zeros(trials.choices.shape)
   state, choice, reward = mice.initial, np.zeros(len(rows), int), np.zeros(len(rows), int)

@@ -365,3 +365,39 @@ def test_windows_predict_every_trial_once_from_what_stands_before_it(before, cou
 def test_windows_of_one_trial_are_refused():
   with pytest.raises(ValueError, match='at least 2 trials, got 1'):
     animals.windows([], [0], 1)
+
+
+# --- Trials that a user hands in.
+
+
+def _animal(**changes):
+  arrays = dict(
+      levels=np.array([0, 4, 8]), choices=np.array([0, -1, 1]), rewards=np.array([1, -1, 0]),
+      sessions=np.array([0, 0, 1]))
+  return animals.Animal('own', **{**arrays, **changes})
+
+
+@pytest.mark.parametrize('changes, message', [
+    (dict(choices=np.array([0, 2, 1])), 'choices must be integers from -1 to 1, .*, got 2'),
+    (dict(choices=np.array([0, 0.5, 1])), 'choices must be integers from -1 to 1, .*, got 0.5'),
+    (dict(levels=np.array([0, 9, 8])), 'levels must be integers from 0 to 8, .*, got 9'),
+    (dict(levels=np.array([-1, 0, 8])), 'levels must be integers from 0 to 8, .*, got -1'),
+    (dict(rewards=np.array([1, 2, 0])), 'rewards must be integers from -1 to 1, .*, got 2'),
+    (dict(levels=np.array([0, 4])), r'levels must be .*, got \(2,\) for \(3,\) choices'),
+    (dict(sessions=np.array([0, 2, 2])), 'sessions must count 0, ..., 0, 1, ...'),
+    (dict(sessions=np.array([0, 0])), r'sessions must count .*, got \(2,\) for \(3,\) choices'),
+])
+def test_H2_an_animal_of_other_numbers_is_refused(changes, message):
+  assert _animal().num_sessions == 2
+  with pytest.raises(ValueError, match=message):
+    _animal(**changes)
+
+
+@pytest.mark.parametrize('name, value', [('levels', 9), ('levels', -1), ('choices', 2),
+                                         ('rewards', 2)])
+def test_H1_trials_that_would_be_read_as_other_symbols_are_not_encoded(name, value):
+  trials = dict(levels=np.array([[0, 8]]), choices=np.array([[0, 1]]), rewards=np.array([[1, -1]]))
+  encode = lambda trials: animals.encode(**trials, layout='stim_choice_reward')
+  assert encode(trials).tolist() == [[0, 9, 12, 8, 10, 11]]
+  with pytest.raises(ValueError, match=f'{name} must be integers from .*, got {value}'):
+    encode({**trials, name: np.array([[0, value]])})
