@@ -142,7 +142,8 @@ def make(
     key = jax.random.fold_in(state.key, state.step)
     gradients_of = jax.value_and_grad(loss_fn, has_aux=True)
     (loss, metrics), gradients = gradients_of(state.params, batch, key)
-    state, step_metrics = step_lib.apply_gradients(optimizer, state, gradients)
+    state, step_metrics = step_lib.apply_gradients(
+        optimizer, state, gradients, allowed=jnp.isfinite(loss))
     return state, {
         'train/loss': WeightedMean(loss, jnp.ones_like(loss)), **metrics, **step_metrics}
 

@@ -205,7 +205,11 @@ def apply_gradients(
     very state before the step if the norm is not finite or `allowed` is False; and
     `train/grad_norm`, the global norm before any clipping.
   """
-  return _update(optimizer, state, lambda: gradients, allowed)
+  def select(taken, apply, keep, *operands):
+    pick = lambda new, old: jnp.where(taken, new, old)
+    return jax.tree.map(pick, apply(*operands), keep(*operands))
+
+  return _update(optimizer, state, lambda: gradients, allowed, choose=select)
 
 
 def minibatches(batch: Any, parts: int) -> Iterator[Any]:
@@ -347,11 +351,14 @@ def _update(
     state: TrainState,
     compute_gradients: Callable[[], Params],
     allowed: Array | bool,
+    *,
+    choose: Callable[..., Any] = jax.lax.cond,
 ) -> tuple[TrainState, Metrics]:
   """`apply_gradients`; the gradients are computed where they are used.
 
-  A branch rather than a select between old and new, and the division of the gradients inside it:
-  the update compiles to what it is without a condition, to the bit, and happens in place.
+  A branch, with the division of the gradients inside it, compiles to the very update that there
+  is without a condition, to the bit, and happens in place. Gradients that come from outside would
+  be cut off from it by a branch, and rounded differently: there both are computed and one selected.
   """
   def apply(step, params, opt_state):
     updates, opt_state = optimizer.update(compute_gradients(), opt_state, params)
@@ -359,7 +366,7 @@ def _update(
     return step + 1, jax.tree.map(step_by, updates, params, is_leaf=_is_none), opt_state
 
   norm = optax.tree.norm(_at_least_float32(compute_gradients()))
-  step, params, opt_state = jax.lax.cond(
+  step, params, opt_state = choose(
       jnp.isfinite(norm) & allowed, apply, lambda *unchanged: unchanged,
       state.step, state.params, state.opt_state)
   state = dataclasses.replace(state, step=step, params=params, opt_state=opt_state)
