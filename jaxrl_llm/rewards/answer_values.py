@@ -287,7 +287,7 @@ _EQUALS = re.compile(r'=|\\in(?![a-zA-Z])')
 
 
 def _relation(text: str) -> Value | None:
-  if _ORDER.search(text):
+  if len(split(text, _ORDER)) > 1:
     return _inequality(text)
   parts = split(text, _EQUALS)
   if len(parts) < 2 or not all(parts):
@@ -314,6 +314,11 @@ def _relation(text: str) -> Value | None:
   says_nothing = isinstance(last, Quantity) and last.rational == 0 and re.search(
       '[a-zA-Z]', ''.join(parts[:-1]))
   return Relation(text, None if says_nothing else last, constants)
+
+
+def sides(source: str) -> list[str]:
+  """The texts between the equals signs of an equation."""
+  return split(source, _EQUALS)
 
 
 def _bare(name: str) -> str:

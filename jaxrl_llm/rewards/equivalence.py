@@ -121,9 +121,11 @@ class Comparison:
   def _approximation(self, values: Sequence, other, swapped: bool) -> bool:
     """Whether 'exact, about rounded' says `other`: by its exact side, or a right rounding."""
     exact, *decimals = values
-    if any(roundings.number_of(rounded) is None or roundings.are_two_guesses(exact, rounded)
-           for rounded in decimals):
-      return False
+    for rounded in decimals:
+      if roundings.number_of(rounded) is None or roundings.are_two_guesses(exact, rounded):
+        return False
+      if not self.is_finite(rounded):
+        return False
     if self._ordered(exact, other, swapped):
       return True
     return any(self._ordered(rounded, other, swapped) and self._rounds(exact, rounded)
@@ -206,8 +208,9 @@ class Comparison:
     if isinstance(one, answer_values.Relation):
       if isinstance(other, (answer_values.Assignment, answer_values.Inequality)):
         return self._leaf.equal(*self._sources(one, other, swapped))
-      sides = (*one.constants, one.last)
-      return one.last is not None and all(self._ordered(side, other, swapped) for side in sides)
+      values = (*one.constants, one.last)
+      return one.last is not None and self._has_finite_sides(one) and all(
+          self._ordered(value, other, swapped) for value in values)
 
     if isinstance(one, answer_values.Inequality):
       if kind in (answer_values.Bracket, answer_values.Union):
@@ -271,6 +274,14 @@ class Comparison:
     if trees[0] != trees[1] and all(tree[0] == 'name' for tree in trees):
       return False
     return self._leaf.equal(candidate, answer)
+
+  def _has_finite_sides(self, relation: answer_values.Relation) -> bool:
+    """Whether no side of an equation contains a value such as 1/0."""
+    for side in answer_values.sides(relation.source):
+      tree = expressions.read(side)
+      if tree is not None and not finiteness.is_sure(tree) and not self._leaf.equal(side, side):
+        return False
+    return True
 
   def _same_relation(self, candidate, answer) -> bool:
     """Whether two equations say the same; as texts where they cannot be read."""
