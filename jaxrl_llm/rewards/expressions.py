@@ -171,6 +171,8 @@ class _Parser:
     if self._peek() == '_':
       self._take()
       base = ''.join(self._argument_tokens())
+      if base in ('0', '1'):  # Python would guess the base.
+        raise Unreadable('base')
       try:
         return ('number', fractions.Fraction(int(token, int(base))))
       except ValueError:

@@ -31,7 +31,7 @@ def test_what_differs_has_two_trees(text, other):
 @pytest.mark.parametrize('text', [
     '', '3 4', 'x2', '18+', '>18', '18-', 'é', r'\foo{x}', r'\frac{1}', '(1', '1)', '{', '|x',
     r'\sqrt', 'x^', '_2', "5'", '5 % 3', r'\int x dx', r'x \in y', '1,2', r'\lim_{x}y', '^2',
-    r'a \pm b', r'\{1\}', '5?', '5;6', 'x=5',
+    r'a \pm b', r'\{1\}', '5?', '5;6', 'x=5', '7_0',
 ])  # fmt: skip
 def test_what_is_not_understood_is_unreadable(text):
   with pytest.raises(expressions.Unreadable):
