@@ -81,6 +81,10 @@ def test_loss_and_gradient_are_the_equation_spelt_out(form):
   expected = policy_gradients.spelt_out(_loss(_data(), **FORMS[form]), num_samples=SAMPLES)
   policy_gradients.check_equal(got, expected)
   assert got[2]['train/clip_fraction'] == 0 and got[2]['train/ties'] == 0
+  mask = np.asarray(_data().rollouts.mask)
+  difference = np.asarray(_data().reference_log_probs - _data().rollouts.log_probs)
+  divergence = np.sum(mask * (np.exp(difference) - difference - 1)) / mask.sum()
+  assert got[2]['train/token_kl'] == pytest.approx(divergence, rel=1e-4)
 
 
 def test_B4_without_a_penalty_the_gradient_is_the_policy_gradient_of_the_advantages():
