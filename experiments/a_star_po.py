@@ -52,7 +52,7 @@ def train(run, parts, writer, samples, reference, stage1) -> dict:
   if restored := keeper.restore(state):
     reference.check(restored.metadata['reference'])
     done, state, tokens = restored.step, restored.state, restored.metadata['tokens']
-  timers = loop.Timers()
+  timers, watch = loop.Timers(), loop.RatioWatch()
   with contextlib.closing(saved), loop.progress(config.steps, 'stage 2: A*-PO', done) as bar:
     for step in range(done, config.steps):
       if 0 < config.token_budget <= stage1.tokens + tokens:
@@ -77,13 +77,13 @@ def train(run, parts, writer, samples, reference, stage1) -> dict:
       tokens += int(scored.lengths.sum())
       values = writer.write(reference.steps + step, {
           **values, **jax.tree.map(lambda *x: sum(x), *updates), **timers.pop(),
-          # Later minibatches are off-policy: only the first compares like with like.
-          'train/sampler_gap': updates[0]['train/sampler_gap'],
+          **_before_any_step(updates[0], step),
           'train/learning_rate': optim.learning_rate_at(optimizer, int(state.step) - 1),
           'rollout/reward': scored.rewards.mean(), 'rollout/length': scored.lengths.mean(),
           'rollout/truncated': scored.truncated.mean(), 'rollout/sampled_tokens': tokens,
       })
       loop.check_finite(step, values, last_saved=keeper.last_saved)
+      watch(values)
       done = step + 1
       bar.update(1, reward=values['rollout/reward'])
       keeper.after_step(done, state, {'tokens': tokens, 'reference': reference.fingerprint})
@@ -91,6 +91,14 @@ def train(run, parts, writer, samples, reference, stage1) -> dict:
   parts.save_trained(run.workdir, params)
   writer.write(reference.steps + done, evaluate(params, done, stage1.tokens + tokens))
   return {'evaluation': evaluate.last, 'tokens': tokens, 'params': params}
+
+
+def _before_any_step(update: dict, step: int) -> dict:
+  """Metrics of the first minibatch: later ones are off-policy and do not compare like with like."""
+  found = {'train/sampler_gap': update['train/sampler_gap']}
+  if step == 0:  # The policy is still the reference.
+    found['train/initial_log_ratio'] = abs(update['train/log_ratio'].value())
+  return found
 
 
 def main(run: launch.Run) -> None:

@@ -20,8 +20,6 @@ from jaxrl_llm.rl import scoring, soft_values
 from jaxrl_llm.training import loop, metrics, optim, rng
 from jaxrl_llm.types import Batch, Rollouts
 
-_LARGEST_INITIAL_LOG_RATIO = 1e-3  # Summed over a response, float32.
-
 
 class Arm:
   """An algorithm with its compiled step, shared by the seeds.
@@ -256,7 +254,7 @@ class _Table(dict):
 def _check_ratio(name: str, values: dict[str, float]) -> None:
   """Stops a run whose policy is not the one that sampled before its first step."""
   ratio = abs(values.get('train/initial_log_ratio', 0.0))
-  if ratio > _LARGEST_INITIAL_LOG_RATIO:
+  if ratio > loop.LARGEST_INITIAL_LOG_RATIO:
     raise ValueError(
         f'{name}: the log-ratio before the first step must be 0, got {ratio:.2g} nats a response')
 

@@ -10,7 +10,7 @@ import numpy as np
 from experiments import components, reward_loading
 from jaxrl_llm.evaluation import evaluator, pass_at_k, win_rate
 from jaxrl_llm.rl import scoring
-from jaxrl_llm.training import metrics, rng
+from jaxrl_llm.training import loop, metrics, rng
 from jaxrl_llm.training import step as step_lib
 from jaxrl_llm.types import Params, Rollouts, SampleFn
 
@@ -154,16 +154,18 @@ class Watch:
 
   The scale of η (r − r'): far above 50 the regression is never solved and the update is a pairwise
   policy gradient; far below 0.01 nothing is learned. The sampler and the trainer should give a
-  token the same log-prob.
+  token the same log-prob, and so should scoring and training (`loop.RatioWatch`).
   """
 
   SMALL, LARGE, GAP = 1e-2, 50.0, 0.05
 
   def __init__(self):
     self._said: set[str] = set()
+    self._watch_ratio = loop.RatioWatch()
 
   def __call__(self, values: Mapping[str, float]) -> None:
     """Looks at the metrics of one step."""
+    self._watch_ratio(values)
     target, gap = values['rollout/median_target'], values['train/sampler_gap']
     if target > self.LARGE:
       self._say('large', f'median |eta (r - r\')| is {target:.3g}: the regression cannot be '

@@ -135,6 +135,7 @@ def _fit(
   restored = keeper.restore(state)
   start, state = (restored.step, restored.state) if restored else (0, state)
   first, timers = reference.steps + progress.steps, loop.Timers()
+  watch = loop.RatioWatch()
   gaps = data.rewards[:, 0] - data.rewards[:, 1]
   about = {'round': number, 'rollout/reward_gap': float(gaps.mean()),
            'rollout/median_target': config.algorithm.eta * float(np.median(gaps))}
@@ -157,6 +158,7 @@ def _fit(
           'train/learning_rate': optim.learning_rate_at(optimizer, int(state.step) - 1),
       })
       loop.check_finite(first + step, values, last_saved=keeper.last_saved)
+      watch(values)
       bar.update(1, loss=values['train/loss'])
       keeper.after_step(step + 1, state)
   parts.export_adapters(run.workdir / f'round{number}' / 'adapters', state.params['policy'])

@@ -27,8 +27,9 @@ def _core_forward(query, key, value, bias):
   shape = scores.shape
   scores = scores.reshape(b, -1, t, s) + bias[:, None]
   scores = jnp.exp(scores - jax.lax.stop_gradient(jnp.max(scores, axis=-1, keepdims=True)))
-  weights = (scores / jnp.sum(scores, axis=-1, keepdims=True)).reshape(shape).astype(value.dtype)
-  out = jnp.einsum('nqs,nsh->nqh', weights, value)
+  weights = (scores / jnp.sum(scores, axis=-1, keepdims=True)).reshape(shape)
+  weights = layers.rounded(weights, value.dtype)
+  out = layers.rounded(jnp.einsum('nqs,nsh->nqh', weights, value), value.dtype)
   return out, (query, key, value, weights, out, bias)
 
 
@@ -52,8 +53,9 @@ def _capped(query, key, value, bias, cap):
   scores = jnp.einsum('nqh,nsh->nqs', query, key, preferred_element_type=jnp.float32)
   b, t, s = bias.shape
   scores = (cap * jnp.tanh(scores / cap)).reshape(b, -1, t, s) + bias[:, None]
-  weights = jax.nn.softmax(scores, axis=-1).reshape(query.shape[0], -1, s).astype(value.dtype)
-  return jnp.einsum('nqs,nsh->nqh', weights, value)
+  weights = jax.nn.softmax(scores, axis=-1).reshape(query.shape[0], -1, s)
+  weights = layers.rounded(weights, value.dtype)
+  return layers.rounded(jnp.einsum('nqs,nsh->nqh', weights, value), value.dtype)
 
 
 def attend(
@@ -108,7 +110,8 @@ def attend(
     if segments is not None:
       visible &= query_segments[:, :, None] == segments[:, None, :]
     bias = jnp.where(visible, 0.0, MASKED)  # [B, q, S]
-    query = query.reshape(b, q, num_kv_heads, group, head_dim) * scale
+    query = query.reshape(b, q, num_kv_heads, group, head_dim)
+    query = layers.elementwise(lambda query: query * scale, query)
     query = query.transpose(0, 2, 3, 1, 4).reshape(b * num_kv_heads, group * q, head_dim)
     if softcap:
       out = _capped(query, key, value, bias, softcap)

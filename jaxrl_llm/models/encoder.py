@@ -199,7 +199,7 @@ def _hidden(config: EncoderConfig, params: dict, tokens: jax.Array, valid: jax.A
   x = embedder['embedding'][tokens] + embedder['position_embedding'][positions]
   x = (x + embedder['type_embedding'][0]).reshape(b * t, config.width)
   x = layers.Norm(layer_config).apply({'params': params['embedding_norm']}, x)
-  x = layers.constrain(x.astype(jnp.dtype(config.compute_dtype)), layers.ROWS, None)
+  x = layers.constrain(layers.cast(x, config.compute_dtype), layers.ROWS, None)
 
   def body(x, layer_params):
     return _Block(layer_config).apply({'params': layer_params}, x, valid=valid), None

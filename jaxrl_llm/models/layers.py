@@ -1,11 +1,17 @@
-"""Norms, rotary positions, the feed-forward layer, and the sharding constraint.
+"""Norms, rotary positions, the feed-forward layer, rounding, and the sharding constraint.
 
 Activations are kept two-dimensional, [B*T, D], wherever positions do not matter:
 products are then single matrix products, which CPUs reward.
+
+Every result in bfloat16 goes through `rounded` or `elementwise`. XLA may otherwise keep it in
+float32 (`xla_allow_excess_precision` is on by default), and it does so in other places in a
+forward pass than in a forward pass with its gradient: log-probs of the same parameters and tokens
+then differ by 0.1 nats a response, and the ratio before the first step is not 1.
 """
 
 import functools
 import math
+from collections.abc import Callable
 
 import flax.linen as nn
 import jax
@@ -44,6 +50,60 @@ def constrain(x: jax.Array, *axes) -> jax.Array:
   return jax.lax.with_sharding_constraint(x, PartitionSpec(*spec))
 
 
+@functools.partial(jax.custom_jvp, nondiff_argnums=(1,))
+def _rounded(x, dtype):
+  info = jnp.finfo(dtype)
+  # On float32: XLA may drop a reduction to the precision that the operand's dtype has anyway.
+  return jax.lax.reduce_precision(x.astype(jnp.float32), info.nexp, info.nmant).astype(dtype)
+
+
+@_rounded.defjvp
+def _rounded_jvp(dtype, primals, tangents):
+  return _rounded(*primals, dtype), tangents[0].astype(dtype)
+
+
+def rounded(x: jax.Array, dtype: jax.typing.DTypeLike) -> jax.Array:
+  """Casts to the trunk's dtype, with a rounding that the compiler must keep.
+
+  A cast alone states a dtype, and XLA may skip its rounding where a cast back follows. It keeps
+  `reduce_precision`. The derivative is that of a cast.
+
+  Args:
+    x: float32 or bfloat16, any shape.
+    dtype: float32 (a plain cast) or bfloat16.
+
+  Returns:
+    x in `dtype`.
+  """
+  dtype = jnp.dtype(dtype)
+  return x.astype(dtype) if dtype == jnp.float32 else _rounded(x, dtype)
+
+
+def cast(x: jax.Array, dtype: jax.typing.DTypeLike) -> jax.Array:
+  """An operand in the trunk's dtype: `rounded`, unless it is of that dtype already."""
+  return x if x.dtype == dtype else rounded(x, dtype)
+
+
+def elementwise(function: Callable[..., jax.Array], *arrays: jax.Array) -> jax.Array:
+  """Applies a function of activations in float32 and rounds its result once.
+
+  The backward pass computes the function again from `arrays`, so that no float32 copy of an
+  activation is kept for it.
+
+  Args:
+    function: of arrays, element by element (or broadcast).
+    *arrays: of one dtype; float32 ones are handed to `function` as they are.
+
+  Returns:
+    The result in the dtype of `arrays`.
+  """
+  dtype = arrays[0].dtype
+  if dtype == jnp.float32:
+    return function(*arrays)
+  widened = lambda *arrays: rounded(function(*(x.astype(jnp.float32) for x in arrays)), dtype)
+  return jax.checkpoint(widened, prevent_cse=False)(*arrays)
+
+
 def fan_in(scale: float = 1.0):
   """Normal initialiser with standard deviation scale / sqrt(inputs)."""
   return nn.initializers.variance_scaling(scale**2, 'fan_in', 'normal')
@@ -65,14 +125,15 @@ class Dense(nn.Module):
   def __call__(self, x: jax.Array) -> jax.Array:
     """Maps x [..., in] to [..., out]."""
     dtype = jnp.dtype(self.config.compute_dtype)
-    x = x.astype(dtype)
+    x = cast(x, dtype)
     kernel = self.param('kernel', fan_in(self.scale), (x.shape[-1], self.features))
-    y = x @ kernel.astype(dtype)
+    y = rounded(x @ cast(kernel, dtype), dtype)
     if self.has_variable('params', 'lora_a'):
-      a, b = (self.get_variable('params', name) for name in ('lora_a', 'lora_b'))
-      y = y + (x @ a.astype(dtype)) @ b.astype(dtype)
+      a, b = (cast(self.get_variable('params', name), dtype) for name in ('lora_a', 'lora_b'))
+      y = elementwise(jnp.add, y, rounded(rounded(x @ a, dtype) @ b, dtype))
     if self.bias:
-      y = y + self.param('bias', nn.initializers.zeros, (self.features,)).astype(dtype)
+      bias = self.param('bias', nn.initializers.zeros, (self.features,))
+      y = elementwise(jnp.add, y, cast(bias, dtype))
     return y
 
 
@@ -97,7 +158,7 @@ class Norm(nn.Module):
     y = y * jax.lax.rsqrt(variance + self.config.norm_epsilon) * scale
     if self.config.norm == 'layer':
       y = y + self.param('bias', nn.initializers.zeros, (width,))
-    return y.astype(x.dtype)
+    return rounded(y, x.dtype)
 
 
 def rotary_frequencies(config: configs.TransformerConfig, *, local: bool = False) -> jax.Array:
@@ -160,7 +221,7 @@ def rotate(x: jax.Array, tables: tuple[jax.Array, jax.Array]) -> jax.Array:
   turned, rest = x[..., :size].astype(jnp.float32), x[..., size:]
   first, second = jnp.split(turned, 2, axis=-1)
   turned = jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
-  turned = turned.astype(x.dtype)
+  turned = rounded(turned, x.dtype)
   return jnp.concatenate([turned, rest], axis=-1) if rest.shape[-1] else turned
 
 
@@ -182,10 +243,12 @@ class Mlp(nn.Module):
     """Maps x [B*T, D] to [B*T, D]."""
     config = self.config
     dense = functools.partial(Dense, config, bias=config.mlp_bias)
+    activate = functools.partial(_activate, config.activation)
     up = dense(config.mlp_width, name='up')(x)
     if config.activation in configs.GATED:
-      hidden = _activate(config.activation, dense(config.mlp_width, name='gate')(x)) * up
+      gate = dense(config.mlp_width, name='gate')(x)
+      hidden = elementwise(lambda gate, up: activate(gate) * up, gate, up)
     else:
-      hidden = _activate(config.activation, up)
+      hidden = elementwise(activate, up)
     hidden = constrain(hidden, ROWS, 'tensor')
     return dense(config.width, name='down', scale=(2 * config.num_layers) ** -0.5)(hidden)

@@ -10,6 +10,7 @@ trained (see partial.py).
 """
 
 import dataclasses
+import functools
 
 import flax.linen as nn
 import jax
@@ -29,6 +30,7 @@ class Block(nn.Module):
     """Adds attention and the feed-forward layer to the residual stream x."""
     config = self.config
     norm = lambda name, y: layers.Norm(config, name=name)(y)
+    add = functools.partial(layers.elementwise, jnp.add)
 
     def attend(x):
       y = attention.Attention(config, name='attention')(
@@ -42,10 +44,10 @@ class Block(nn.Module):
       return norm('mlp_post_norm', y) if config.post_norms else y
 
     if config.parallel_residual:
-      x = x + attend(x) + feed_forward(x)
+      x = add(add(x, attend(x)), feed_forward(x))
     else:
-      x = x + attend(x)
-      x = x + feed_forward(x)
+      x = add(x, attend(x))
+      x = add(x, feed_forward(x))
     return layers.constrain(x, layers.ROWS, None)
 
 
@@ -174,10 +176,10 @@ def _embed(config, embedder, tokens, positions):
   dtype = jnp.dtype(config.compute_dtype)
   x = embedder['embedding'][tokens]
   if config.positions == 'learned':
-    x = x + embedder['position_embedding'][positions]
-  x = x.astype(dtype).reshape(-1, config.width)
+    x = layers.elementwise(jnp.add, x, embedder['position_embedding'][positions])
+  x = layers.cast(x, dtype).reshape(-1, config.width)
   if config.embedding_scale:
-    x = x * jnp.asarray(config.width**0.5, dtype)
+    x = layers.elementwise(jnp.multiply, x, jnp.asarray(config.width**0.5, dtype))
   return layers.constrain(x, layers.ROWS, None)
 
 

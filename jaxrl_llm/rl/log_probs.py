@@ -1,7 +1,8 @@
 """The one log-prob function, through a head that is chunked along T.
 
 Sampler, old policy, reference and trainer all come here, temperature included, so
-that a ratio of two of them is 1 where it has to be. Logits exist for one chunk at a
+that a ratio of two of them is 1 where it has to be: to 1e-5 in float32, and in bfloat16
+because models round where their dtypes say so (models/layers.py). Logits exist for one chunk at a
 time: the gradient is our own and computes a chunk's logits again instead of keeping
 them, so that neither pass holds an array of [B, T, V].
 """
@@ -81,6 +82,14 @@ def scan_chunks(
   return carry, jax.tree.map(join, outputs)
 
 
+def _rounded(kernel: Array, dtype: jnp.dtype) -> Array:
+  """The kernel in the dtype of the products; XLA might skip the rounding of a plain cast."""
+  if jnp.finfo(dtype).bits >= jnp.finfo(kernel.dtype).bits:
+    return kernel.astype(dtype)
+  info = jnp.finfo(dtype)
+  return jax.lax.reduce_precision(kernel, info.nexp, info.nmant).astype(dtype)
+
+
 def head_logits(hidden: Array, head: types.Head, *, temperature: float = 1.0) -> Array:
   """Logits of the head, divided by the temperature.
 
@@ -102,7 +111,7 @@ def head_logits(hidden: Array, head: types.Head, *, temperature: float = 1.0) ->
   chex.assert_axis_dimension(head.kernel, 1, hidden.shape[-1])
   masking.check_positive('temperature', temperature)
   dtype = jnp.promote_types(hidden.dtype, jnp.float32)
-  logits = jnp.einsum('...d,vd->...v', hidden, head.kernel.astype(hidden.dtype),
+  logits = jnp.einsum('...d,vd->...v', hidden, _rounded(head.kernel, hidden.dtype),
                       preferred_element_type=dtype)
   if head.bias is not None:
     chex.assert_shape(head.bias, head.kernel.shape[:1])
@@ -154,7 +163,7 @@ def _entropy(logits: Array, log_normaliser: Array) -> Array:
 
 def _forward(settings, hidden, kernel, bias, targets):
   """((log_probs, entropy or None), log normaliser), each [B, T]."""
-  head = types.Head(kernel.astype(hidden.dtype), bias, settings.softcap)
+  head = types.Head(_rounded(kernel, hidden.dtype), bias, settings.softcap)
 
   def chunk(carry, arrays):
     hidden, targets = arrays
@@ -203,7 +212,7 @@ def _logits_gradient(settings, logits, targets, log_normaliser, entropy, cotange
 def _chunked_head_backward(settings, residuals, cotangents):
   hidden, kernel, bias, targets, log_normaliser, entropy = residuals
   compute = hidden.dtype
-  head = types.Head(kernel.astype(compute), bias, settings.softcap)
+  head = types.Head(_rounded(kernel, compute), bias, settings.softcap)
   wide = log_normaliser.dtype
 
   def chunk(carry, arrays):

@@ -29,6 +29,8 @@ import tqdm
 
 from jaxrl_llm.training import metrics
 
+# Nats, a mean over tokens or over whole responses; float32 gives 1e-5, bfloat16 on CPU 0.
+LARGEST_INITIAL_LOG_RATIO = 1e-3
 INTERRUPTED = 130  # Exit status after Ctrl-C: 128 + SIGINT, as shells have it.
 _EXTREME = 1e12  # Metrics beyond this are named beside one that is not finite.
 
@@ -294,6 +296,28 @@ def progress(total: int, description: str, start: int = 0) -> Progress:
 def should(every: int, step: int) -> bool:
   """Whether something that happens every `every` steps is due; never for 0."""
   return every > 0 and step % every == 0
+
+
+class RatioWatch:
+  """Warns once, on stderr, if the policy before the first step is not the one that was scored.
+
+  The program that scores and the one that trains have to give a token the same log-prob. In
+  bfloat16 they do only if both round at the same places (models/layers.py).
+  """
+
+  def __init__(self):
+    self._warned = False
+
+  def __call__(self, values: Mapping[str, float]) -> None:
+    """Reads `train/initial_log_ratio`, if it is there: nats, a mean of absolute values."""
+    ratio = values.get('train/initial_log_ratio', 0.0)
+    if ratio > LARGEST_INITIAL_LOG_RATIO and not self._warned:
+      self._warned = True
+      print(
+          f'warning: the log-ratio before the first step must be 0, got {ratio:.2g} nats (at most '
+          f'{LARGEST_INITIAL_LOG_RATIO:g}): scoring and training round differently',
+          file=sys.stderr, flush=True,
+      )
 
 
 def check_finite(

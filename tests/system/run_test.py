@@ -86,6 +86,8 @@ def test_what_is_logged_at_every_batch(whole, records):
                  'rollout/truncated', 'rollout/length', 'time/sample_seconds'):
       assert np.isfinite(record[name]), name
     assert 0 <= record['train/sampler_gap'] <= 1e-4
+  assert [r.get('train/initial_log_ratio', 1.0) < 1e-5 for r in stage2] == [
+      True, *[False] * (len(stage2) - 1)]  # Only the first batch's policy is the reference.
   assert (whole.workdir / 'tensorboard').is_dir()
 
 

@@ -123,6 +123,18 @@ def test_updates_that_were_left_out_of_a_compiled_loop():
     loop.check_updates(jnp.asarray([4, 1]), 4, learning_rate='config.b')
 
 
+def test_ratio_watch_warns_once(capsys):
+  watch = loop.RatioWatch()
+  watch({'train/loss': 1.0})  # Runs without an old policy.
+  watch({'train/initial_log_ratio': loop.LARGEST_INITIAL_LOG_RATIO})
+  assert not capsys.readouterr().err
+  watch({'train/initial_log_ratio': 0.187})
+  watch({'train/initial_log_ratio': 0.187})
+  assert capsys.readouterr().err == (
+      'warning: the log-ratio before the first step must be 0, got 0.19 nats (at most 0.001): '
+      'scoring and training round differently\n')
+
+
 def test_should():
   assert [step for step in range(7) if loop.should(3, step)] == [0, 3, 6]
   assert not loop.should(0, 3)
