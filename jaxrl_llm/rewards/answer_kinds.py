@@ -89,6 +89,18 @@ class Inequality:
 
 
 @dataclasses.dataclass(frozen=True)
+class Residue:
+  """'x = 1, 5 (mod 7)': classes modulo an integer, by their least non-negative members.
+
+  `is_plain` where the modulus follows in plain text, '5 mod 7'.
+  """
+
+  members: tuple[int, ...]
+  modulus: int
+  is_plain: bool = dataclasses.field(default=False, compare=False)
+
+
+@dataclasses.dataclass(frozen=True)
 class Either:
   """'sqrt(2), about 1.414': a value, and then what it rounds to."""
 
@@ -105,5 +117,5 @@ class Choice:
 
 Value = (
     Quantity | Text | Items | Braces | Bracket | Union | Matrix | Ratio | Clock | Assignment
-    | Relation | Inequality | Either | Choice
+    | Relation | Inequality | Either | Choice | Residue
 )  # fmt: skip

@@ -28,6 +28,7 @@ _OPENING = re.compile(
 )
 _ASIDE = re.compile(
     r'([^()]{1,200}?)(?:\s|~|\\[ ,;:]){1,5}(?:\\left)?\(([^()]{1,300})\)([^()]{0,100})')
+_BRACKETED_REMARK = re.compile(r' ?\[([a-zA-Z][a-zA-Z ]{0,80})\]$')  # '15 [see above]'
 _ASIDE_IN_LINE = re.compile(
     r'(?<=[\w.%}$*])\s{1,3}\(([^()]{1,300})\)'
     r'|(?<=[)\]])\s{1,3}\(([^()]{0,100}[a-zA-Z]{2} [a-zA-Z]{2}[^()]{0,200})\)'
@@ -134,7 +135,8 @@ def without_aside(text: str) -> str:
   """
   if len(text) > 2 * _MAX_WHOLE:
     return text
-  match = _ASIDE.fullmatch(_INLINE_MATH.sub('$', text.strip()))
+  stripped = _BRACKETED_REMARK.sub(r' (\1)', text.strip())
+  match = _ASIDE.fullmatch(_INLINE_MATH.sub('$', stripped))
   if match is None:
     return text
 

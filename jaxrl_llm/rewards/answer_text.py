@@ -30,6 +30,10 @@ _COMMANDS = [
     (re.compile(r'(?<=[0-9])(?:\\,|\\ |\\;|\\:|~|[\u00a0\u202f\u2009])(?=[0-9]{3}(?![0-9]))'), ''),
     (re.compile(r'(?<!\\)\\[,;:> ]|~'), ' '),
     (re.compile(r'\\(?:nicefrac|sfrac)(?![a-zA-Z])'), r'\\frac'),
+    (re.compile(r'\\sqrt ?([0-9])(?![0-9]*\.[0-9])'), r'\\sqrt{\1}'),
+    (re.compile(r'\\(?:smallsetminus|backslash)(?![a-zA-Z])'), r'\\setminus '),
+    (re.compile(r'\\(?:pounds|textsterling)(?![a-zA-Z])'), '£'),
+    (re.compile(r'\\(?:texteuro|euro)(?![a-zA-Z])'), '€'),
     (re.compile(r'\\lbrack(?![a-zA-Z])'), '['),
     (re.compile(r'\\rbrack(?![a-zA-Z])'), ']'),
     (re.compile(r'\\lparen(?![a-zA-Z])'), '('),
@@ -61,7 +65,8 @@ _PRIME = re.compile(r"\\prime|'")
 _ANGLES = re.compile(r'\\([lr])angle(?![a-zA-Z])')
 # Infix commands: {n \choose k}, {a \over b}.
 _INFIX = re.compile(r'\\(choose|over)(?![a-zA-Z])')
-_FEET = re.compile(r'^([0-9]+(?:\.[0-9]+)?)\'(?:\s?([0-9]+(?:\.[0-9]+)?)(?:"|\'\'))?$')
+# A prime alone is no unit: 12' may be feet, minutes of arc or a derivative.
+_FEET = re.compile(r'^([0-9]+(?:\.[0-9]+)?)\'\s?([0-9]+(?:\.[0-9]+)?)(?:"|\'\')$')
 _INCHES = re.compile(r'^([0-9]+(?:\.[0-9]+)?)(?:"|\'\')$')
 # After the formatting: words that stand for a command where they stand alone.
 _WORDS = [
@@ -80,6 +85,11 @@ _WORDS = [
     ),
     (re.compile(r'(?i)(?<=[0-9})])\s?(?:percentage(?: points?)?|per ?cent|pct)(?![a-zA-Z])'), '%'),
     (re.compile(r'(?<=[0-9])\s?[x×]\s?(?=10\s?\^)'), '*'),
+    (
+        re.compile(r'(?i)(?:^|(?<=[=(,:\[{])|(?<=\bis)|(?<=\bbe)|(?<=\bare)) *'
+                   r'\b(?:negative|minus) (?=\.?[0-9]|\\[a-zA-Z{]|\()'),
+        ' -',
+    ),
 ]  # fmt: skip
 _POWER = re.compile(r'(?<=[\w)}])\s?\*\*\s?(?=[\w({\\+-])')
 # Inside a trigonometric function a degree is a number, and no unit of the result.
@@ -144,16 +154,25 @@ def _trim(text: str) -> str:
     before = text
     if len(text) > 1 and text[0] in '"\'`' and text[-1] in '"\'`':
       text = text[1:-1]
-    text = text.lstrip(' ,;:*`"\'')
-    text = text.rstrip(' ,;:`.')
-    # A full stop ends a sentence, but opens a number such as .5.
-    if text.endswith('*') and not re.search(r'\^ ?\*$', text):
-      text = text[:-1]
+    # A full stop ends a sentence, but opens a number such as .5. Operators and colons stay, so
+    # that an unfinished `15:` is not 15.
+    text = text.lstrip(' ,;`"\'')
+    text = text.rstrip(' ,;`.')
     if text.endswith('"') and not text.startswith('"'):
       text = text[:-1]
     if text == before:
       break
   return text
+
+
+def _without_emphasis(text: str) -> str:
+  """The text without Markdown's asterisks around it; an exponent `*` belongs to it."""
+  text = text.strip()
+  if re.search(r'\^ ?\{? ?\*\**$', text):
+    return text.lstrip('*')
+  while len(text) > 2 and text[0] == text[-1] == '*':
+    text = text[1:-1].strip()
+  return re.sub(r'^\*+(?=[\s*])|^\*\*|\*\*\**$', ' ', text).strip()
 
 
 def closing(text: str, left: int) -> int | None:
@@ -194,7 +213,7 @@ def clean(text: str) -> str:
   Returns:
     the cleaned text, '' if nothing is left.
   """
-  text = text[:MAX_CHARACTERS]
+  text = _without_emphasis(text[:MAX_CHARACTERS])
   if not text.isascii():
     text = unicode_text.spell_out(text)[: 4 * MAX_CHARACTERS]
   text = ''.join(c if c >= ' ' else ' ' for c in text)
@@ -215,7 +234,7 @@ def clean(text: str) -> str:
   text = _root_of_parentheses(_POWER.sub('^', text))
   text = _SPACES.sub(' ', text).strip()
   if match := _FEET.match(text):
-    return f'{match[1]} feet' + (f' {match[2]} inches' if match[2] else '')
+    return f'{match[1]} feet {match[2]} inches'
   if match := _INCHES.match(text):
     return f'{match[1]} inches'
   return _trim(text)

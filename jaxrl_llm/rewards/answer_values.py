@@ -7,7 +7,16 @@ expression) and words. Only structure is decided here; nothing is compared.
 
 import re
 
-from jaxrl_llm.rewards import answer_text, clocks, expression_tokens, hedges, quantities
+from jaxrl_llm.rewards import (
+    answer_text,
+    clocks,
+    expression_tokens,
+    hedges,
+    quantities,
+    residues,
+    set_operations,
+    units,
+)
 from jaxrl_llm.rewards.answer_kinds import (
     Assignment,
     Braces,
@@ -26,8 +35,8 @@ from jaxrl_llm.rewards.quantities import Quantity
 
 _MAX_ITEMS = 64
 
-_INFINITY = Text('infinity')
-_NEGATIVE_INFINITY = Text('-infinity')
+_INFINITY = set_operations.INFINITY
+_NEGATIVE_INFINITY = set_operations.NEGATIVE_INFINITY
 
 _GREEK = rf'\\(?:{"|".join(sorted(expression_tokens.GREEK, key=len, reverse=True))})(?![a-zA-Z])'
 _NAME = re.compile(
@@ -44,7 +53,9 @@ _SET_BUILDER = re.compile(
     r'^([a-z])(?: ?\\in ?\\mathbb ?\{? ?[RZNQ] ?\}?)? ?(?:\\mid|\||:) ?(.+)$'
 )
 _ORDER = re.compile(r'<|>|\\le |\\ge |\\ne ')
-_CHOICE = re.compile(r'^(?:\(([A-Ja-e])\)|([A-E])[).:]) ?(.+)$')
+# 'A 5' names option A as '(A) 5' does, while A5 is a product.
+_CHOICE = re.compile(r'^(?:\(([A-Ja-e])\)|([A-E])(?:[).:]| (?=[0-9]))) ?(.+)$')
+_OPTION_WITH_PARENTHESIS = re.compile(r'([A-J])\)')
 # A second option behind the first: '(A) 5 or (B) 6', 'A. or B.', '(A) C'.
 _SECOND_CHOICE = re.compile(
     r'\([A-J]\)|(?:^|[\s,;])[A-J][).:](?=\s|$)|^\(?[A-Ja-e]\)?[.:]?$|^[-+*/^(=,;&|]'
@@ -53,10 +64,11 @@ _SECOND_CHOICE = re.compile(
 )
 _LEAD = re.compile(
     r'^(?:=|\\(?:approx|therefore|implies|Rightarrow|Longrightarrow|rightarrow)(?![a-zA-Z])'
-    r'|(?:approximately|exactly|about|around|roughly|nearly|a total of'
-    r'|simply|just|[Oo]ptions?|[Cc]hoices?|[Aa]nswers?|therefore|equal to|equals|is'
+    r'|(?:approximately|exactly|about|around|roughly|a total of'
+    r'|simply|just|[Oo]ptions?|[Cc]hoices?|(?:[Tt]he )?(?:[Ff]inal )?[Aa]nswers?|therefore'
+    r'|equal to|equals|is'
     r'|(?:[Tt]he )?(?:number|point|interval|set|vector|ordered (?:pair|triple)|matrix|value'
-    r'|fraction|equation|ratio|expression|polynomial)(?: is| of)?)(?![a-zA-Z])) ?'
+    r'|fraction|equation|ratio|expression|polynomial)(?: is| of)?)(?![a-zA-Z]):?) ?'
 )
 _FUNCTIONS = expression_tokens.FUNCTIONS | {'mod'}
 _WORD_LIKE = frozenset([
@@ -190,8 +202,10 @@ def _brackets(text: str) -> Value | None:
   if left == '{':
     if builder := _SET_BUILDER.match(inside):
       return parse(builder[2])
-    if not inside:
-      return Text('no solution')
+    if not inside:  # Braces without backslashes show nothing.
+      return set_operations.EMPTY if match[1].startswith('\\') else None
+    if not match[1].startswith('\\') and len(split(inside, _COMMA)) == 1:
+      return parse(inside)
     return Braces(_list(inside, _comma_of(inside)) or (parse(inside),))
   if (values := _list(inside, _COMMA)) is not None:
     return Bracket(left, right, values)
@@ -295,6 +309,8 @@ def _relation(text: str) -> Value | None:
   if len(parts) == 2 and _is_name(parts[1]) and not _is_name(parts[0]):
     parts = parts[::-1]  # 5 = x
 
+  if not all(map(_has_matching_brackets, parts)):
+    return None
   last = parse(parts[-1])
   name = _bare(parts[0])
   names_a_point = name.startswith('(') and all(
@@ -314,6 +330,22 @@ def _relation(text: str) -> Value | None:
   says_nothing = isinstance(last, Quantity) and last.rational == 0 and re.search(
       '[a-zA-Z]', ''.join(parts[:-1]))
   return Relation(text, None if says_nothing else last, constants)
+
+
+_PAIRS = {')': '(', ']': '[', '}': '{'}
+
+
+def _has_matching_brackets(side: str) -> bool:
+  """Whether each bracket is closed by its own kind; only an interval may mix them: [0,1)."""
+  stack, mixed = [], False
+  for character in side:
+    if character in '([{':
+      stack.append(character)
+    elif character in ')]}':
+      if not stack or (stack[-1] == '{') != (character == '}'):
+        return False
+      mixed |= stack.pop() != _PAIRS[character]
+  return not stack and (not mixed or re.search(r'[,;][^+*/^!]*$', side) is not None)
 
 
 def sides(source: str) -> list[str]:
@@ -345,6 +377,15 @@ def _is_constant_text(text: str) -> bool:
                                                rest)
 
 
+_REALS = re.compile(r'\\mathbb ?\{? ?R ?\}?|[Aa]ll reals?(?: numbers)?')
+_REALS_WITHOUT = re.compile(
+    r'[Aa]ll reals?(?: numbers)?(?: [a-z])?,? (?:except|excluding|but|other than)(?: for)? '
+    r'(.{1,200})'
+)
+_NAMED_POINT = re.compile(r'^[a-z] ?(?:=|\\ne)')
+_UNIT_IN_BRACKETS = re.compile(r'(.{1,200}[0-9)}]) ?[(\[] ?([a-zA-Z][a-zA-Z ^0-9/]{0,40}) ?[)\]]')
+
+
 def parse(text: str) -> Value:
   """Reads one cleaned answer; never fails: what is not understood is `Text`."""
   text = text.strip()
@@ -357,10 +398,16 @@ def parse(text: str) -> Value:
     return _INFINITY
   if answer_text.squeezed(text) == r'-\infty':
     return _NEGATIVE_INFINITY
-  if answer_text.squeezed(text) in (r'\emptyset', r'\{\}', r'\{\emptyset\}'):
-    return Text('no solution')
-  if re.fullmatch(r'\\mathbb ?\{? ?R ?\}?|[Aa]ll reals?(?: numbers)?', text):
-    return Bracket('(', ')', (_NEGATIVE_INFINITY, _INFINITY))
+  if answer_text.squeezed(text) in (r'\emptyset', r'\{\}'):
+    return set_operations.EMPTY
+  if _REALS.fullmatch(text):
+    return set_operations.REALS
+  if match := _REALS_WITHOUT.fullmatch(text):
+    text = rf'\mathbb{{R}} \setminus \{{{re.sub(_NAMED_POINT, "", match[1])}\}}'
+  if match := _OPTION_WITH_PARENTHESIS.fullmatch(text):
+    text = match[1]
+  if (match := _UNIT_IN_BRACKETS.fullmatch(text)) and units.is_known(match[2]):
+    text = f'{match[1]} {match[2]}'
 
   if (choice := _choice(text)) is not None:
     return choice
@@ -387,6 +434,21 @@ def _choice(text: str) -> Value | None:
   return Choice((match[1] or match[2]).upper(), value)
 
 
+_SET_OPERATION = re.compile(
+    r'\\(?:setminus|cap)(?![a-zA-Z])|(?<=[}R)]) ?(-)(?= ?\\\{)'
+)
+
+
+def _set_operation(text: str) -> Value | None:
+  """The difference or the intersection of sets of numbers."""
+  parts = split(text, _SET_OPERATION)
+  signs = {match[0].strip() == r'\cap' for match in _SET_OPERATION.finditer(text)}
+  if not 2 <= len(parts) <= _MAX_ITEMS or len(signs) != 1 or not all(parts):
+    return None
+  values = tuple(parse(part) for part in parts)
+  return set_operations.combined(values, difference=signs == {False}, source=text)
+
+
 def _structure(text: str) -> Value:
   if (matrix := _matrix(text) or _rows(text)) is not None:
     return matrix
@@ -398,8 +460,13 @@ def _structure(text: str) -> Value:
     return clock
   if (ratio := clocks.parse_ratio(text)) is not None:
     return ratio
+  if (congruence := residues.parse(text)) is not None:
+    name, residue = congruence
+    return Assignment(name, residue, text) if name else residue
   if (items := _items(text)) is not None:
     return items
+  if (operation := _set_operation(text)) is not None:
+    return operation
 
   unions = split(text, _UNION)
   if 1 < len(unions) <= _MAX_ITEMS and all(unions):

@@ -33,10 +33,26 @@ def _canonical(text: str) -> str:
   return _SYNONYMS.get(word, word)
 
 
+_SHORT_WORDS = frozenset([
+    'yes', 'no', 'odd', 'even', 'true', 'none', 'dne', 'zero', 'one', 'two', 'four', 'five', 'six',
+    'nine', 'ten', 'red', 'blue', 'tan', 'mon', 'tue', 'wed', 'thu', 'fri', 'sat', 'sun', 'jan',
+    'feb', 'mar', 'apr', 'may', 'jun', 'jul', 'aug', 'sep', 'oct', 'nov', 'dec', 'am', 'pm', 'sss',
+    'sas', 'asa', 'aas',
+])  # fmt: skip
+
+
+def _is_letters_in_two_cases(left: str, right: str) -> bool:
+  """Whether two texts are names of points or a product: ABC and abc."""
+  return (left.isascii() and left.isalpha() and len(left) < 5 and {left, right} == {
+      left.upper(), left.lower()} and len({left, right}) == 2 and left.lower() not in _SHORT_WORDS)
+
+
 def same(left: str, right: str) -> bool:
   """Whether two texts are the same words."""
   if answer_text.squeezed(left) == answer_text.squeezed(right):
     return True
+  if _is_letters_in_two_cases(left.strip(), right.strip()):
+    return False
   canonical = _canonical(left)
   return bool(canonical) and canonical == _canonical(right)
 

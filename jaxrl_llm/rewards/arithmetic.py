@@ -123,8 +123,8 @@ class _Parser:
 
   def _signed(self) -> fractions.Fraction:
     sign = 1
-    while self._peek() in ('+', '-'):
-      sign = -sign if self._peek() == '-' else sign
+    if self._peek() in ('+', '-'):  # One sign: `--15` is a slip, `-(-15)` and `3--15` are not.
+      sign = -1 if self._peek() == '-' else 1
       self._next += 1
     return sign * self._power()
 

@@ -1,8 +1,8 @@
 """Times of day and ratios, which share the form '3:30'.
 
 A ratio compares by proportion, a time by hour and minute. '6:00', '0:45' and '09:30' can only
-be times; '3:30' may be either and is taken for a time beside another of that form, or beside
-'3:30 p.m.', and for a ratio beside '1:10'.
+be times; '3:30' may be either and is compared as a time with another of that form or with
+'3:30 p.m.', and as a fraction with 1/10 only in lowest terms: '10:15' equals neither 2:3 nor 2/3.
 """
 
 import dataclasses
@@ -101,6 +101,8 @@ def same_ratio(left: Ratio, right: Ratio) -> bool:
   if left.only_clock or right.only_clock or (
       left.clock and right.clock and len(left.parts) == len(right.parts) == 2):
     return bool(left.clock and right.clock) and same_clock(left.clock, right.clock)
+  if bool(left.clock) != bool(right.clock) and len(left.parts) == len(right.parts) == 2:
+    return left.parts == right.parts
   if len(left.parts) != len(right.parts):
     return False
   if 0 in left.parts + right.parts:

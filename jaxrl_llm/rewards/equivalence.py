@@ -8,9 +8,19 @@ Conventions, where mathematics leaves a choice:
 * (1,2) keeps order and brackets; \{1,2\} is free in both; a bare list `1, 2` is free in its
   order and equals a set of the same elements, or a point with the same order.
 * `x = 5` is 5, but not `y = 5`; 0 <= x < 1 is [0,1); \pm 3 is the list 3, -3.
-* Words are compared without case, articles and punctuation; in mathematics case counts, except
-  in the letter of an option (A to E) that is the whole answer.
-* `a \approx b` is a, and also b where b is a rounded correctly to its own digits.
+* Words are compared without case, articles and punctuation; in mathematics case counts, also in
+  up to four letters that may be points (ABC, abc). The letter of an option (A to E) that is the
+  whole answer may have either case, but a bare e is the number; '(e)' is the option.
+* '(A) 5' and 'A 5' are A and also 5; '(A) No' is A, '(A) no' takes it back.
+* `a \approx b` is a, and also b where b is a rounded correctly to its own digits. Where b is a
+  neither rounded nor cut off, the text gives two answers and equals neither.
+* An identity equals its value where it is defined: `\sin^2 x + \cos^2 x` is 1, `15x/x` is 15.
+* `\{5\}` is 5, the solution of its problem; `\{x\}` may be a fractional part and is not x.
+* A column, a row and the point (1,2) are one vector, but a column is not a row.
+* '5 (mod 7)' equals every other name of its class, and the least non-negative member alone.
+* A sentence says its number only if a closed list of words leads to it ('she has 15 apples'):
+  'unlike 15', 'if 15' and 'log of 15' say something else (hedges).
+* Nothing is completed: `15:`, `15\cdot`, `--15` and `12'` are not numbers.
 * 'a or b', and the constant sides of `a = b`, count only where each of them is right.
 * A value that is not finite equals nothing; the infinities \infty and -\infty are names.
 """
@@ -28,9 +38,11 @@ from jaxrl_llm.rewards import (
     clocks,
     expressions,
     finiteness,
+    residues,
     roundings,
     units,
 )
+from jaxrl_llm.rewards.answer_kinds import Matrix, Residue
 from jaxrl_llm.rewards.answer_values import Text
 from jaxrl_llm.rewards.quantities import Quantity
 
@@ -52,11 +64,12 @@ class Undecided(Exception):
   """Only symbolic mathematics can tell."""
 
 
-def _letter(value: answer_values.Value) -> str | None:
-  """The letter that is the whole value, if it can name an option."""
-  if isinstance(value, Quantity) and value.unit is None and value.text.strip().upper() in _OPTIONS:
-    return value.text.strip()
-  return None
+def _letter(value: answer_values.Value, *, in_list: bool = False) -> str | None:
+  """The letter that is the whole value, if it can name an option; e alone is a number."""
+  if not isinstance(value, Quantity) or value.unit is not None:
+    return None
+  letter = value.text.strip()
+  return letter if letter in _OPTIONS or (in_list and letter == 'e') else None
 
 
 def _spelling(text: str) -> str:
@@ -64,7 +77,16 @@ def _spelling(text: str) -> str:
   return re.sub(r'\{(\w)\}', r'\1', answer_text.squeezed(text))
 
 
-_OPTIONS = frozenset('ABCDE')
+_OPTIONS = frozenset('ABCDEabcd')
+_SPELLINGS_OF_OPTION_E = frozenset(['E', '(E)', '(e)'])
+
+
+def _is_constant(value: answer_values.Value) -> bool:
+  """Whether no name occurs in a value."""
+  if not isinstance(value, Quantity):
+    return True
+  tree = None if value.rational is not None else expressions.read(value.text)
+  return tree is None or not expressions.has_names(tree)
 
 
 class Comparison:
@@ -114,35 +136,44 @@ class Comparison:
       case answer_values.Relation():
         return all(map(self.is_finite, value.constants)) and (
             value.last is None or self.is_finite(value.last)) and self._same_relation(value, value)
-      case clocks.Ratio() | clocks.Clock():
+      case clocks.Ratio() | clocks.Clock() | Residue():
         return True
     return all(map(self.is_finite, value.values))
 
   def _approximation(self, values: Sequence, other, swapped: bool) -> bool:
     """Whether 'exact, about rounded' says `other`: by its exact side, or a right rounding."""
     exact, *decimals = values
-    for rounded in decimals:
-      if roundings.number_of(rounded) is None or roundings.are_two_guesses(exact, rounded):
-        return False
-      if not self.is_finite(rounded):
-        return False
+    if not all(self._is_connected(exact, rounded) for rounded in decimals):
+      return False
     if self._ordered(exact, other, swapped):
       return True
     return any(self._ordered(rounded, other, swapped) and self._rounds(exact, rounded)
                for rounded in decimals)
 
-  def _rounds(self, exact, rounded) -> bool:
-    """Whether `rounded` is `exact`, rounded to the digits that it has."""
+  def _is_connected(self, one, other) -> bool:
+    """Whether one side of an approximation sign is the other, rounded or cut off."""
+    if self._rounds(one, other) or self._rounds(one, other, cut_off=True):
+      return True
+    number = roundings.number_of(one)  # 3.14, about pi
+    return number is not None and number.decimals is not None and self._rounds(other, one)
+
+  def _rounds(self, exact, rounded, *, cut_off: bool = False) -> bool:
+    """Whether `rounded` is `exact`, rounded (or cut off) to the digits that it has."""
     exact, rounded = roundings.number_of(exact), roundings.number_of(rounded)
     if exact is None or rounded is None or rounded.rational is None:
       return False
     unit = roundings.last_digit(rounded)
     factor = units.ratio(rounded.unit, exact.unit)
-    if unit is None or factor is None:
+    if factor is None:
       return False
+    if unit is None:  # 0.5, about 1/2: no digits to round to.
+      return exact.rational == rounded.rational * factor
     value, tolerance = rounded.rational * factor, unit / 2 * factor
     if rounded.percent and not exact.percent:
       value, tolerance = value / 100, tolerance / 100
+    if cut_off:
+      value += tolerance if value >= 0 else -tolerance
+      tolerance *= 1 - roundings.HAIR  # The next number up is not a cut-off one.
     if exact.rational is not None:
       return abs(exact.rational - value) <= tolerance
     return self._leaf.rounds(exact.text, value, tolerance)
@@ -216,7 +247,14 @@ class Comparison:
       if kind in (answer_values.Bracket, answer_values.Union):
         return self._ordered(one.interval, other, swapped)
       return None
+    if isinstance(one, Residue):
+      number = residues.bare(one)
+      return number is not None and self._ordered(number, other, swapped)
+    if isinstance(one, Matrix) and kind is answer_values.Bracket:
+      return self._vector(one, other, swapped)
     if isinstance(one, answer_values.Braces) and len(one.values) == 1:
+      if not _is_constant(one.values[0]):
+        return False  # \{x\} may be the fractional part of x.
       return self._ordered(one.values[0], other, swapped)
     if isinstance(one, answer_values.Items) and kind not in (
         answer_values.Assignment, answer_values.Relation):
@@ -231,6 +269,19 @@ class Comparison:
       value = clocks.as_fraction(one)
       return value is not None and other.unit is None and value == other.rational
     return None
+
+  def _vector(self, matrix: Matrix, point: answer_values.Bracket, swapped: bool) -> bool:
+    """Whether a matrix of one column or one row has the coordinates of a point."""
+    if (point.left, point.right) != ('(', ')'):
+      return False
+    if len(matrix.rows) == 1:
+      cells = matrix.rows[0]
+    elif all(len(row) == 1 for row in matrix.rows):
+      cells = [row[0] for row in matrix.rows]
+    else:
+      return False
+    pair = (point.values, cells) if swapped else (cells, point.values)
+    return len(cells) > 1 and self._elementwise(*pair)
 
   def _sources(self, one, other, swapped: bool) -> tuple[str, str]:
     return (other.source, one.source) if swapped else (one.source, other.source)
@@ -326,7 +377,7 @@ class Comparison:
 def _option_letters(value: answer_values.Value) -> list[str]:
   """The letters of an answer that names options, in upper case; [] for any other answer."""
   values = value.values if isinstance(value, answer_values.Items) else (value,)
-  letters = [_letter(item) for item in values]
+  letters = [_letter(item, in_list=len(values) > 1) for item in values]
   if None in letters or len({letter.isupper() for letter in letters}) > 1:
     return []
   return [letter.upper() for letter in letters]
@@ -377,7 +428,10 @@ def compare(candidate: str, answer: str, *, leaf: Leaf | None = None) -> bool:
     return False
   if max(len(candidate), len(answer)) > answer_text.MAX_CHARACTERS:
     return same_long_text(candidate, answer)
-  values = [answer_values.parse(answer_text.clean(text)) for text in (candidate, answer)]
+  texts = [answer_text.clean(text) for text in (candidate, answer)]
+  if _SPELLINGS_OF_OPTION_E.issuperset(texts):
+    return True
+  values = list(map(answer_values.parse, texts))
   return Comparison(leaf or _Refuse()).same_answer(*values)
 
 

@@ -74,11 +74,13 @@ class _Parser:
     return tree
 
   def _signed(self) -> Tree:
-    negative = False
-    while self._peek() in ('+', '-'):
-      negative ^= self._take() == '-'
+    negative = self._sign()
     tree = self._juxtaposed()
     return ('negate', tree) if negative else tree
+
+  def _sign(self) -> bool:
+    """Takes at most one sign; whether it is a minus. `--15` is a slip and not 15."""
+    return self._peek() in ('+', '-') and self._take() == '-'
 
   def _starts_factor(self) -> bool:
     token = self._peek()
@@ -115,9 +117,7 @@ class _Parser:
     if inside in tokens.EXPONENT_MARKS:
       self._next += 3 if self._peek() == '{' else 1
       return ('name', tokens.EXPONENT_MARKS[inside])
-    negative = False
-    while self._peek() in ('+', '-'):
-      negative ^= self._take() == '-'
+    negative = self._sign()
     if tokens.is_number(self._peek()):
       tree = self._number()
       if self._peek() == '^':  # 2^3^2
@@ -436,6 +436,21 @@ def read(text: str) -> Tree | None:
     return parse(text)
   except (Unreadable, RecursionError):
     return None
+
+
+_BINDERS = frozenset(['sum', 'product', 'integral', 'limit'])
+
+
+def has_names(tree: Tree, bound: frozenset[str] = frozenset()) -> bool:
+  """Whether a tree contains a name that no sum, integral or limit in it binds."""
+  kind, *parts = tree
+  if kind == 'name':
+    return parts[0] not in bound
+  if kind in _BINDERS:
+    body, name, *bounds = parts
+    trees = [part for part in bounds if isinstance(part, tuple)]
+    return has_names(body, bound | {name}) or any(has_names(part, bound) for part in trees)
+  return any(has_names(part, bound) for part in parts if isinstance(part, tuple))
 
 
 @functools.lru_cache(maxsize=1024)

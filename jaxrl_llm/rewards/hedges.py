@@ -7,7 +7,7 @@ number is always available to say a number.
 import re
 
 _DENIAL = (
-    r"\b(?:not|no|never|neither|nor|cannot|unequal|unlikely|wrong|incorrect|false|untrue"
+    r"\?|\s!|\b(?:not|no|none|never|neither|nor|if|whether|suppose|assum\w+|cannot|unequal|unlikely|wrong|incorrect|false|untrue"
     r"|impossible|maybe|perhaps|possibly|probably|might|could|or|guess(?:es)?|instead|but|except"
     r"|unless|excluding|excludes?|besides|doubt(?:ful)?|unsure|unknown)\b|n't\b"
 )
@@ -36,6 +36,10 @@ _FOLLOWING = re.compile(
     r'|\band (?:above|over|up|upwards?|more|older|higher|below|under|counting|beyond|maybe|then'
     r'|a half|a quarter)\b'
     r'|\bat (?:the )?(?:very )?(?:least|most|minimum|maximum)\b'
+    # A second operand: 'less than x', 'times x', 'divided by x'.
+    r'|^(?:less|more|fewer|greater|larger|bigger|smaller) than\b'
+    r'|^(?:divided|multiplied|added|subtracted|decreased|increased|reduced|raised)\b'
+    r'|\b(?:than|by|times|minus|plus|of|over|less) [a-zA-Z]\b(?!\')'
     r'|^(?:plus|minus|over|under|above|below|tops|upwards?|exclusive|excluded|off|away|too'
     r'|factorial|squared|cubed)\b(?! per)'
     r"|\b(?:not|never|wrong|incorrect|false|cannot|impossible|minimum|maximum)\b|n't\b"
@@ -51,7 +55,9 @@ _TAKES_BACK = re.compile(
     r'|^(?:wrong|incorrect|but|nor|or|excluded|eliminated|rejected)\b|\?$'
     r'|^not(?:$| (?:correct|right|true|it|sure|possible|the (?:answer|correct|right)))'
     r'|\b(?:but|instead|unless|rather|maybe|perhaps|possibly|probably)\b'
-    r'|\b(?:is|are|was) (?:wrong|incorrect|false|not (?:correct|right|true|it|the answer))\b',
+    r'|\b(?:is|are|was) (?:wrong|incorrect|false|not (?:correct|right|true|it|the answer))\b'
+    # '(A) No' is the option that says no; in lower case the word refuses the option.
+    r'|^(?-i:no|none|never|nope)[.!]?$',
     re.IGNORECASE,
 )
 # Other languages' words for 'or more', 'less than', 'about' and 'not' that touch the number.
@@ -65,11 +71,37 @@ _NO_UNIT = re.compile(
 )
 
 
+# The last word before a number in a sentence that says the number. A closed list, because
+# any other word may change it: 'unlike 18', 'fake 18', 'log of 18'.
+_INTRODUCES = re.compile(
+    r'(?:^|[:=]|\b(?:is|are|was|were|am|be|been|being|equals?|equalled|equaled|has|have|had|having'
+    r'|gets?|got|gotten|gives?|gave|yields?|makes?|made|needs?|needed|takes?|took|costs?|pays?|paid'
+    r'|spends?|spent|earns?|earned|sells?|sold|buys?|bought|saves?|saved|owes?|owed|contains?'
+    r'|contained|requires?|required|leaves?|left|remains?|remained|becomes?|became|receives?'
+    r'|received|produces?|produced|weighs?|weighed|travels?|travell?ed|walks?|walked|runs?|ran'
+    r'|drives?|drove|scores?|scored|wins?|won|eats?|ate|drinks?|drank|reads?|uses?|used|holds?'
+    r'|held|bakes?|baked|finds?|found|collects?|collected|grows?|grew|works?|worked|charges?'
+    r'|charged|raises?|raised|keeps?|kept|sees?|saw|obtains?|obtained|exactly|precisely|only|just'
+    r'|simply|approximately|about|roughly|around|total|totals|totaling|totalling|numbers?|value'
+    r'|answer|result|the|these|those|there|so|thus|therefore|hence|currently|now|still|altogether'
+    r'|(?:comes?|came|amounts?|amounted|adds up|equal|sums?|works out) to'
+    r'|(?:total|answer|value|result|sum|average|mean|median|score|speed|distance|cost|price|profit'
+    r'|length|area|volume|perimeter|age|salary|payment|weight|height|width|rate|probability|number'
+    r'|remainder|product|difference|quotient|amount|maximum|balance|bill|radius|diameter|angle'
+    r'|mass|discount|tax|tip|change|loss|gain|income|fee) of))[ (\[]*$', re.IGNORECASE
+)
+_SIGN_AT_END = re.compile(r'(?:[-+$€£¥₹¢\uff04] ?)+$')
+
+
 def around_number(text: str) -> bool:
-  """Whether the words around a number say something else than the number."""
+  """Whether the words around a number may say something else than the number."""
   number = _NUMBER.search(text)
-  rest = text[number.end() :].strip() if number else text
-  return any(pattern.search(part) for pattern, part in ((_AROUND, text), (_FOLLOWING, rest)))
+  if number is None:
+    return True
+  before = _SIGN_AT_END.sub('', text[: number.start()])
+  after = text[number.end() :].strip()
+  return not _INTRODUCES.search(before) or any(
+      pattern.search(part) for pattern, part in ((_AROUND, text), (_FOLLOWING, after)))
 
 
 def is_no_unit(phrase: str) -> bool:

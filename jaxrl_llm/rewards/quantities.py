@@ -57,6 +57,11 @@ def rational(text: str) -> fractions.Fraction | None:
     return None
 
 
+def number(value: int) -> Quantity:
+  """An integer as a quantity."""
+  return Quantity(str(value), rational=fractions.Fraction(value))
+
+
 def expression(text: str) -> Quantity:
   """A quantity about which nothing is known but its text."""
   return Quantity(text)

@@ -8,6 +8,7 @@ from jaxrl_llm.rewards.quantities import Quantity
 
 # Digits behind the point from which a decimal alone stands for what it rounds.
 MIN_ROUNDED_DECIMALS = 6
+HAIR = fractions.Fraction(1, 10**9)
 
 _INTEGER = re.compile(r'^-? ?[0-9,]*?(0*)$')
 _SCIENTIFIC = re.compile(r'^-? ?[0-9]+(?:\.([0-9]*))? ?\* ?10 ?\^ ?\{? ?(-?[0-9]{1,3}) ?\}?$')
@@ -54,15 +55,3 @@ def last_digit(rounded: Quantity) -> fractions.Fraction | None:
   if match := _SCIENTIFIC.match(rounded.text.strip()):
     return fractions.Fraction(10) ** (int(match[2]) - len(match[1] or ''))
   return None
-
-
-def are_two_guesses(exact: answer_values.Value, rounded: answer_values.Value) -> bool:
-  """Whether 'a, about b' names two numbers that no rounding connects: two answers are none."""
-  one, other = number_of(exact), number_of(rounded)
-  if one is None or other is None or None in (one.rational, other.rational):
-    return False
-  if one.percent != other.percent or (one.unit and other.unit):
-    return False
-  unit = last_digit(other) or 0
-  difference = abs(one.rational - other.rational)
-  return difference > max(unit, max(abs(one.rational), abs(other.rational)) / 100)
