@@ -235,7 +235,7 @@ def last(text: str) -> tuple[int, str] | None:
     text: a response.
 
   Returns:
-    (index of the box, its answer), or None if there is no box with a content.
+    (index of the box, its answer), or None if no box has any content.
   """
   boxes = outermost(text)
   if not boxes:

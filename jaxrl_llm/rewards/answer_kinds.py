@@ -8,7 +8,7 @@ from jaxrl_llm.rewards.quantities import Quantity
 
 @dataclasses.dataclass(frozen=True)
 class Text:
-  """Words: 'Tuesday', 'no solution', or anything that is no mathematics."""
+  """Words: 'Tuesday', 'no solution', or any text that is not mathematics."""
 
   text: str
 
@@ -70,7 +70,7 @@ class Relation:
 
   Attributes:
     source: its text.
-    last: what is after its last equals sign, None if that is no answer.
+    last: what is after its last equals sign, None if that is not an answer.
     constants: its other sides without names; all must equal `last`.
   """
 

@@ -37,7 +37,8 @@ _ASIDE_IN_LINE = re.compile(
 _QUALIFIER = re.compile(
     r'.{0,300}(?<![a-zA-Z])(?:p?b?mod(?:ulo)?|base|or|also|another|either|alternatively|otherwise'
     r'|instead|else|if|unless|could|can|may|might|maybe|perhaps|possibly|possible|probably|unsure'
-    r'|guess)(?![a-zA-Z])|\s*in (?:hundreds|thousands|millions|billions)'
+    r'|guess)(?![a-zA-Z])|\s*(?:wrong|incorrect|false|untrue|rejected|no)\b'
+    r'|\s*in (?:hundreds|thousands|millions|billions)'
     r'|\s*not (?:sure|certain|correct|right|exact|really|quite)\b',
     re.IGNORECASE | re.DOTALL,
 )
@@ -119,7 +120,7 @@ def _number(text: str) -> quantities.Quantity | None:
 
 
 def _same(left: str, right: str) -> bool:
-  """Whether two numbers are equal, whatever their currency."""
+  """Whether two numbers are equal, ignoring their currency."""
   try:
     return equivalence.compare(*(_CURRENCY.sub('', text) for text in (left, right)))
   except equivalence.Undecided:
@@ -141,6 +142,9 @@ def without_aside(text: str) -> str:
     return text
 
   main, aside, rest = match[1].strip(), match[2], match[3].strip(' .,;:!$*')
+  denied = aside.strip().removeprefix('not ')
+  if denied != aside.strip() and _same(main, denied):
+    return text
   if not main or _FUNCTION_AT_END.search(main) or _QUALIFIER.match(aside):
     return text
   number = _number(main)

@@ -86,6 +86,8 @@ _JSON_MEMBER = re.compile(r'"\s{0,3}:\s{0,3}("(?:[^"\\\n]|\\.){1,400}"|[^\s,"{}]
 _DENIAL = re.compile(
     r"\b(?:not|no|never|wrong|incorrect|false|invalid|mistaken)\b|n't\b", re.IGNORECASE
 )
+# '*Answer: 15*' ends in emphasis; the star of `A^*` stays.
+_END_OF_EMPHASIS = re.compile(r'(?<=[\w.)}\]$])(?<!\^)\*{1,3}$')
 _POINTS_BACK = re.compile(
     r'\b(?:this|our|my|that|such|above) (?:\w{1,12} )?(?:answer|solution|result)s?$', re.IGNORECASE
 )
@@ -113,7 +115,10 @@ def statement(text: str) -> str:
   clause = _CLAUSE.search(text)
   if clause and text[: clause.start()].strip(' *:'):
     text = text[: clause.start()]
-  return answer_phrases.without_asides_in_line(answer_phrases.without_aside(text.strip()))
+  text = text.strip()
+  if '*' not in text.rstrip('*'):
+    text = _END_OF_EMPHASIS.sub('', text)
+  return answer_phrases.without_asides_in_line(answer_phrases.without_aside(text))
 
 
 def _announcement(text: str, keyword: re.Match, behind: re.Pattern) -> re.Match | None:

@@ -15,13 +15,13 @@ from jaxrl_llm.rewards import latex_formatting, unicode_text
 # A dollar sign that means money; `$` itself is only ever a LaTeX delimiter and is removed.
 DOLLAR = '\uff04'
 
-# Longer candidates are compared as text only: an answer of this size is no answer, and the
-# cost of everything behind this line is bounded by it.
+# Longer candidates are compared as text only. This bounds the cost of parsing.
 MAX_CHARACTERS = 2000
 MAX_DEPTH = 40
 
 _COMMANDS = [
     (re.compile(r'\\\\\s?\[[^\[\]\\]{0,20}\]'), r'\\\\ '),  # Row skips such as \\[2pt].
+    (re.compile(r'(?:,|\{,\})\\!\s?(?=[0-9]{3}(?![0-9]))'), ','),
     (re.compile(r'\\!|\\/'), ''),
     (re.compile(r'\\(?:simeq|approxeq)(?![a-zA-Z])|~='), r'\\approx '),
     (re.compile(r'\{,\}'), ','),
@@ -65,10 +65,10 @@ _PRIME = re.compile(r"\\prime|'")
 _ANGLES = re.compile(r'\\([lr])angle(?![a-zA-Z])')
 # Infix commands: {n \choose k}, {a \over b}.
 _INFIX = re.compile(r'\\(choose|over)(?![a-zA-Z])')
-# A prime alone is no unit: 12' may be feet, minutes of arc or a derivative.
+# A prime alone is not read as a unit: 12' may be feet, minutes of arc or a derivative.
 _FEET = re.compile(r'^([0-9]+(?:\.[0-9]+)?)\'\s?([0-9]+(?:\.[0-9]+)?)(?:"|\'\')$')
 _INCHES = re.compile(r'^([0-9]+(?:\.[0-9]+)?)(?:"|\'\')$')
-# After the formatting: words that stand for a command where they stand alone.
+# Applied after the formatting: whole words that mean a command.
 _WORDS = [
     (re.compile(r'(?i)(?<![\\a-zA-Z])(?:the )?(?:square root of|sqrt) ?([0-9]+(?:\.[0-9]+)?)'),
      r'\\sqrt{\1}'),
@@ -157,7 +157,9 @@ def _trim(text: str) -> str:
     # A full stop ends a sentence, but opens a number such as .5. Operators and colons stay, so
     # that an unfinished `15:` is not 15.
     text = text.lstrip(' ,;`"\'')
-    text = text.rstrip(' ,;`.')
+    text = text.rstrip(' ,;`')
+    if not text.endswith('..'):  # 15... may go on.
+      text = text.rstrip('. ')
     if text.endswith('"') and not text.startswith('"'):
       text = text[:-1]
     if text == before:
@@ -178,7 +180,7 @@ def _without_emphasis(text: str) -> str:
 def closing(text: str, left: int) -> int | None:
   """Where the bracket that opens at `left` is closed; None if it is not.
 
-  Brackets of all kinds count alike, because an interval may open with one kind and
+  All kinds of brackets count equally, because an interval may open with one kind and
   close with another.
   """
   depth = 0
@@ -190,6 +192,22 @@ def closing(text: str, left: int) -> int | None:
       if depth == 0:
         return index
   return None
+
+
+_PAIRS = {')': '(', ']': '[', '}': '{'}
+
+
+def has_matching_brackets(side: str) -> bool:
+  """Whether each bracket is closed by its own kind; only an interval may mix them: [0,1)."""
+  stack, mixed = [], False
+  for character in side:
+    if character in '([{':
+      stack.append(character)
+    elif character in ')]}':
+      if not stack or (stack[-1] == '{') != (character == '}'):
+        return False
+      mixed |= stack.pop() != _PAIRS[character]
+  return not stack and (not mixed or re.search(r'[,;][^+*/^!]*$', side) is not None)
 
 
 def depth(text: str) -> int:

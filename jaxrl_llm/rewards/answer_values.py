@@ -56,7 +56,7 @@ _ORDER = re.compile(r'<|>|\\le |\\ge |\\ne ')
 # 'A 5' names option A as '(A) 5' does, while A5 is a product.
 _CHOICE = re.compile(r'^(?:\(([A-Ja-e])\)|([A-E])(?:[).:]| (?=[0-9]))) ?(.+)$')
 _OPTION_WITH_PARENTHESIS = re.compile(r'([A-J])\)')
-# A second option behind the first: '(A) 5 or (B) 6', 'A. or B.', '(A) C'.
+# A second option after the first: '(A) 5 or (B) 6', 'A. or B.', '(A) C'.
 _SECOND_CHOICE = re.compile(
     r'\([A-J]\)|(?:^|[\s,;])[A-J][).:](?=\s|$)|^\(?[A-Ja-e]\)?[.:]?$|^[-+*/^(=,;&|]'
     r'|(?:\b(?:or|and|not|nor|option|choice|answer)|[,;&/])\s+\(?[A-J]\b(?![a-z\'])'
@@ -84,7 +84,7 @@ def is_constant(value: 'Value') -> bool:
 
 
 def split(text: str, separator: re.Pattern) -> list[str]:
-  """Splits at the separators that stand outside all brackets."""
+  """Splits at the separators outside all brackets."""
   parts, start, depth, position = [], 0, 0, 0
   while position < len(text):
     character = text[position]
@@ -227,7 +227,7 @@ _ROWS = re.compile(
 
 
 def _matrix(text: str) -> Value | None:
-  """A matrix, perhaps with a factor before it or a divisor behind it."""
+  """A matrix, perhaps with a factor before it or a divisor after it."""
   if text.count(r'\begin') != 1:
     return None
   match = _MATRIX.match(re.sub(r'^\[ ?(\\begin.*) ?\]$', r'\1', text, flags=re.DOTALL).strip())
@@ -309,9 +309,11 @@ def _relation(text: str) -> Value | None:
   if len(parts) == 2 and _is_name(parts[1]) and not _is_name(parts[0]):
     parts = parts[::-1]  # 5 = x
 
-  if not all(map(_has_matching_brackets, parts)):
+  if not all(map(answer_text.has_matching_brackets, parts)):
     return None
   last = parse(parts[-1])
+  if isinstance(last, Quantity) and re.search(r'\\in(?![a-zA-Z])', text):
+    return None  # A number has no elements.
   name = _bare(parts[0])
   names_a_point = name.startswith('(') and all(
       _NAME.match(part) for part in name.strip('()').split(',')
@@ -330,22 +332,6 @@ def _relation(text: str) -> Value | None:
   says_nothing = isinstance(last, Quantity) and last.rational == 0 and re.search(
       '[a-zA-Z]', ''.join(parts[:-1]))
   return Relation(text, None if says_nothing else last, constants)
-
-
-_PAIRS = {')': '(', ']': '[', '}': '{'}
-
-
-def _has_matching_brackets(side: str) -> bool:
-  """Whether each bracket is closed by its own kind; only an interval may mix them: [0,1)."""
-  stack, mixed = [], False
-  for character in side:
-    if character in '([{':
-      stack.append(character)
-    elif character in ')]}':
-      if not stack or (stack[-1] == '{') != (character == '}'):
-        return False
-      mixed |= stack.pop() != _PAIRS[character]
-  return not stack and (not mixed or re.search(r'[,;][^+*/^!]*$', side) is not None)
 
 
 def sides(source: str) -> list[str]:
@@ -378,11 +364,6 @@ def _is_constant_text(text: str) -> bool:
 
 
 _REALS = re.compile(r'\\mathbb ?\{? ?R ?\}?|[Aa]ll reals?(?: numbers)?')
-_REALS_WITHOUT = re.compile(
-    r'[Aa]ll reals?(?: numbers)?(?: [a-z])?,? (?:except|excluding|but|other than)(?: for)? '
-    r'(.{1,200})'
-)
-_NAMED_POINT = re.compile(r'^[a-z] ?(?:=|\\ne)')
 _UNIT_IN_BRACKETS = re.compile(r'(.{1,200}[0-9)}]) ?[(\[] ?([a-zA-Z][a-zA-Z ^0-9/]{0,40}) ?[)\]]')
 
 
@@ -402,8 +383,7 @@ def parse(text: str) -> Value:
     return set_operations.EMPTY
   if _REALS.fullmatch(text):
     return set_operations.REALS
-  if match := _REALS_WITHOUT.fullmatch(text):
-    text = rf'\mathbb{{R}} \setminus \{{{re.sub(_NAMED_POINT, "", match[1])}\}}'
+  text = set_operations.spell_out(text)
   if match := _OPTION_WITH_PARENTHESIS.fullmatch(text):
     text = match[1]
   if (match := _UNIT_IN_BRACKETS.fullmatch(text)) and units.is_known(match[2]):
@@ -429,6 +409,8 @@ def _choice(text: str) -> Value | None:
   if _SECOND_CHOICE.search(rest):
     return None
   value = _structure(rest)
+  if text[1] == ' ' and not (isinstance(value, Quantity) and value.rational is not None):
+    return None
   if hedges.takes_back(rest) or (isinstance(value, Text) and not is_plain_prose(rest)):
     return Text(text)
   return Choice((match[1] or match[2]).upper(), value)

@@ -57,6 +57,18 @@ def same(left: str, right: str) -> bool:
   return bool(canonical) and canonical == _canonical(right)
 
 
+_NAMED_VALUE = re.compile(
+    r'^(?:the )?(?:total|area|volume|perimeter|sum|product|difference|probability|remainder|length'
+    r'|distance|speed|cost|price|average|mean|median|radius|diameter|slope|angle)(?: is\b:?|:)'
+    r' ?(?=[-+\\$(.0-9])(?!.*(?:[,;]| and | or ))', re.IGNORECASE
+)
+
+
+def without_name(text: str) -> str:
+  r"""The value of 'the area is 15 cm^2' and 'Total: \frac{1}{2}'; other texts as they are."""
+  return _NAMED_VALUE.sub('', text)
+
+
 def number_in_prose(text: str) -> Quantity | None:
   """The one number in a few plain words ('the number 18').
 

@@ -35,7 +35,7 @@ class Clock:
   Attributes:
     hour: 0 to 24, as written.
     rest: minutes and seconds.
-    half: 'a' (before noon), 'p' (after noon) or '' (not said).
+    half: 'a' (before noon), 'p' (after noon) or '' (not given).
   """
 
   hour: int

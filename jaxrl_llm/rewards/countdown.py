@@ -148,13 +148,13 @@ def evaluate(expression: str) -> tuple[Fraction, list[int]]:
   """The exact value of an arithmetic expression, and the numbers in it.
 
   Products and quotients bind more strongly than sums and differences, equals from
-  left to right; a sign may stand before an operand.
+  left to right; an operand may have a sign.
 
   Args:
     expression: at most `MAX_LENGTH` characters.
 
   Returns:
-    (its value, the integers in the order in which they stand).
+    (its value, the integers in their order).
 
   Raises:
     ValueError: no expression, too long, too deep, a number of more than nine

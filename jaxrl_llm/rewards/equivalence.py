@@ -3,7 +3,7 @@ r"""When two answers are the same: structure here, symbolic mathematics through 
 Conventions, where mathematics leaves a choice:
 * 50% is 0.5 and also 50: ground truths are written either way.
 * A missing unit fits; two units must fit each other (60 minutes = 1 hour, 12 cm != 12 m).
-* Decimals are exact: 0.333 is not 1/3. A decimal with six or more digits behind the point
+* Decimals are exact: 0.333 is not 1/3. A decimal with six or more digits after the point
   equals a number that it cannot express if it is that number rounded correctly.
 * (1,2) keeps order and brackets; \{1,2\} is free in both; a bare list `1, 2` is free in its
   order and equals a set of the same elements, or a point with the same order.
@@ -54,7 +54,7 @@ class Leaf(Protocol):
     """Whether two expressions or relations are equal and finite."""
 
   def rounds(self, exact: str, value: fractions.Fraction, tolerance: fractions.Fraction) -> bool:
-    """Whether a constant lies within `tolerance` of `value`."""
+    """Whether a constant is within `tolerance` of `value`."""
 
 
 MAX_EXPRESSION = 600  # Characters; a longer expression is compared as text only.
@@ -78,7 +78,7 @@ def _spelling(text: str) -> str:
 
 
 _OPTIONS = frozenset('ABCDEabcd')
-_SPELLINGS_OF_OPTION_E = frozenset(['E', '(E)', '(e)'])
+_OPTION_E = re.compile(r'E|\([Ee]\)|(?:[Oo]ption|[Cc]hoice) (?:[Ee]|\([Ee]\))')
 
 
 def _is_constant(value: answer_values.Value) -> bool:
@@ -147,15 +147,21 @@ class Comparison:
       return False
     if self._ordered(exact, other, swapped):
       return True
-    return any(self._ordered(rounded, other, swapped) and self._rounds(exact, rounded)
-               for rounded in decimals)
+    return any(
+        self._ordered(rounded, other, swapped) and (
+            self._rounds(exact, rounded) or self._is_decimal_of(exact, rounded))
+        for rounded in decimals)
 
   def _is_connected(self, one, other) -> bool:
     """Whether one side of an approximation sign is the other, rounded or cut off."""
     if self._rounds(one, other) or self._rounds(one, other, cut_off=True):
       return True
-    number = roundings.number_of(one)  # 3.14, about pi
-    return number is not None and number.decimals is not None and self._rounds(other, one)
+    return self._is_decimal_of(one, other)
+
+  def _is_decimal_of(self, decimal, exact) -> bool:
+    """Whether the first side is the decimal, as in '3.14, about pi'."""
+    number = roundings.number_of(decimal)
+    return number is not None and number.decimals is not None and self._rounds(exact, decimal)
 
   def _rounds(self, exact, rounded, *, cut_off: bool = False) -> bool:
     """Whether `rounded` is `exact`, rounded (or cut off) to the digits that it has."""
@@ -416,7 +422,7 @@ def compare(candidate: str, answer: str, *, leaf: Leaf | None = None) -> bool:
   Args:
     candidate: what a response says, as extracted.
     answer: the ground truth.
-    leaf: decides about two expressions that are no rational numbers.
+    leaf: compares two expressions that are not rational numbers.
 
   Returns:
     the verdict.
@@ -428,8 +434,8 @@ def compare(candidate: str, answer: str, *, leaf: Leaf | None = None) -> bool:
     return False
   if max(len(candidate), len(answer)) > answer_text.MAX_CHARACTERS:
     return same_long_text(candidate, answer)
-  texts = [answer_text.clean(text) for text in (candidate, answer)]
-  if _SPELLINGS_OF_OPTION_E.issuperset(texts):
+  texts = [answer_words.without_name(answer_text.clean(text)) for text in (candidate, answer)]
+  if all(map(_OPTION_E.fullmatch, texts)):
     return True
   values = list(map(answer_values.parse, texts))
   return Comparison(leaf or _Refuse()).same_answer(*values)

@@ -6,7 +6,7 @@ from jaxrl_llm.rewards import arithmetic
 
 
 class Unreadable(ValueError):
-  """The text is no expression that this module understands."""
+  """The text is not an expression that this module understands."""
 
 
 TRIGONOMETRIC = frozenset(['sin', 'cos', 'tan', 'sec', 'csc', 'cot'])
@@ -35,7 +35,7 @@ ACCENTS = {
 }  # fmt: skip
 # Commands that make one name with the next: \Delta y.
 DIFFERENCES = frozenset([r'\Delta', r'\delta', r'\nabla', r'\partial'])
-# Letters that usually name functions: f(x + 1) is no product, P(1 + r) may be one.
+# Letters that usually name functions: f(x + 1) is not a product, P(1 + r) may be one.
 ALWAYS_CALLED = frozenset('fgFG')
 CALLED_ON_ATOMS = frozenset('hpqHPQ')
 EXPONENT_MARKS = {

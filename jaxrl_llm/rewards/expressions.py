@@ -1,5 +1,8 @@
 r"""Reads cleaned text (answer_text.clean) as one expression or relation; evaluates nothing.
 
+math-verify is not used for this, because it drops what it does not know and folds case: it reads
+`f'(x)` as f(x), `A^T` as a and `3R^2` as 3r^2, and 1/0 as a value (zoo) that a later step cancels.
+
 Every character must be understood: a text with anything else in it is `Unreadable`, so that
 no letter, accent, prime or index can be lost on the way. Upper and lower case differ.
 
@@ -425,7 +428,7 @@ def parse(text: str) -> Tree:
     text: cleaned text.
 
   Raises:
-    Unreadable: it is no expression, or a part of it is not understood.
+    Unreadable: it is not an expression, or a part of it is not understood.
   """
   return _Parser(_split(text)).whole()
 

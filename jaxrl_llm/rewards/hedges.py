@@ -1,7 +1,7 @@
-"""Words that make of a number a bound, a guess or its opposite: 'at least 18', '18 or more'.
+"""Words that turn a number into a bound, a guess or its opposite: 'at least 18', '18 or more'.
 
-A text with such words does not say the number. The lists err on the side of refusal: a bare
-number is always available to say a number.
+A text with such words does not state the number. The lists err on the side of refusal: a response
+can always state a bare number.
 """
 
 import re
@@ -15,7 +15,8 @@ _BOUND = (
     r'\b(?:less|more|fewer|greater|larger|bigger|smaller|higher|lower|older|younger|longer|shorter'
     r'|taller|later|earlier|other|rather|different(?:ly)?|away|far) (?:than|from|to)\b'
     r'|\bat (?:the )?(?:very )?(?:least|most|minimum|maximum|best|worst)\b|\bup (?:to|from)\b'
-    r'|\b(?:exceed\w*|surpass\w*|minimum|maximum|max|upwards?|downwards?|almost|barely|hardly'
+    r'|\b(?:minimum|maximum|max)\b(?! (?:[a-z]+ )?(?:is|was)\b| value of\b| ?[:=])'
+    r'|\b(?:exceed\w*|surpass\w*|upwards?|downwards?|almost|barely|hardly'
     r'|short of|outside|bounded|limited|capped|starting|ranges?|ranging|differs?|anywhere)\b'
 )
 # Refused right before the number: 'over 18', 'half of 18'; '18 left over' says 18.
@@ -38,6 +39,7 @@ _FOLLOWING = re.compile(
     r'|\bat (?:the )?(?:very )?(?:least|most|minimum|maximum)\b'
     # A second operand: 'less than x', 'times x', 'divided by x'.
     r'|^(?:less|more|fewer|greater|larger|bigger|smaller) than\b'
+    r'|^(?:(?:st|nd|rd|th) )?(?:roots?|powers?|nope|no)\b'
     r'|^(?:divided|multiplied|added|subtracted|decreased|increased|reduced|raised)\b'
     r'|\b(?:than|by|times|minus|plus|of|over|less) [a-zA-Z]\b(?!\')'
     r'|^(?:plus|minus|over|under|above|below|tops|upwards?|exclusive|excluded|off|away|too'

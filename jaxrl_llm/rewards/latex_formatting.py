@@ -25,7 +25,7 @@ _ARGUMENTS: dict[str, tuple[bool, ...]] = {
                      'require'],
                     (False,)),
 }  # fmt: skip
-# Dropped where they stand; they have no arguments.
+# Dropped alone; they have no arguments.
 _SWITCHES = frozenset([
     'tiny', 'scriptsize', 'footnotesize', 'small', 'normalsize', 'large', 'Large', 'LARGE', 'huge',
     'Huge', 'bf', 'it', 'rm', 'sf', 'tt', 'sc', 'em', 'bfseries', 'itshape', 'mdseries', 'rmfamily',

@@ -23,7 +23,7 @@ from jaxrl_llm.rewards import answer_extraction, answer_phrases, equivalence, wo
 # What counts as an answer:
 #   'lenient': a marked answer, else the fallbacks down to the last number;
 #   'strict':  a marked answer only;
-#   'gsm8k':   only the number right behind the last `####`.
+#   'gsm8k':   only the number right after the last `####`.
 MODES: dict[str, Callable[[str], str | None]] = {
     'lenient': answer_extraction.extract,
     'strict': answer_extraction.extract_marked,
@@ -58,12 +58,12 @@ def _fast(candidate: str, answer: str) -> bool | None:
 
 @functools.lru_cache(maxsize=4096)
 def _slow(candidate: str, answer: str) -> bool:
-  """The verdict of a worker; samples of one prompt repeat themselves, so it is kept."""
+  """The verdict of a worker; samples of one prompt repeat themselves, so it is cached."""
   return worker_pool.shared().ask(candidate, answer).verdict
 
 
 def _bare(answer: str) -> str:
-  r"""The ground truth, out of its box or from behind its `####` if it came with one."""
+  r"""The ground truth, without its box or its `####`, if it has one."""
   if '\\boxed' in answer or '\\fbox' in answer or '####' in answer:
     return answer_extraction.extract_marked(answer) or answer
   return answer_phrases.without_aside(answer_phrases.without_fences(answer))
@@ -90,14 +90,14 @@ def grade(response: str, answer: str, *, mode: str = 'lenient') -> bool:
   r"""Whether a response ends in the right answer.
 
   Never raises for what a response contains, never evaluates it, and takes at most about
-  a second and 512 MB even for an answer made to take for ever; such an answer is False.
+  a second and 512 MB even for an adversarial answer; an answer that takes longer is False.
 
   Args:
     response: what the model said, without the prompt. Of more than a million characters
       only the last million is read.
     answer: the bare ground truth: '18', '\\frac{1}{2}', '[0,1)', '(B)'.
     mode: 'lenient' (a marked answer, else down to the last number), 'strict' (a marked
-      answer only) or 'gsm8k' (the number behind `####` only).
+      answer only) or 'gsm8k' (the number after `####` only).
 
   Returns:
     the verdict.
@@ -111,7 +111,7 @@ def grade(response: str, answer: str, *, mode: str = 'lenient') -> bool:
 
 
 def grade_gsm8k_strict(response: str, answer: str) -> bool:
-  """GSM8K's own rule: only the number right behind the last `####` counts."""
+  """GSM8K's own rule: only the number right after the last `####` counts."""
   return grade(response, answer, mode='gsm8k')
 
 

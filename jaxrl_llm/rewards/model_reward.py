@@ -1,6 +1,6 @@
 """Rewards of a learned reward model, which is given as a function of token ids.
 
-A reward model with a tokenizer of its own reads texts: prompt and response are encoded anew, for
+A reward model with a tokenizer of its own reads texts: prompt and response are encoded again, for
 the score alone. What is trained on stays the ids that were sampled. (A reward model that shares the
 policy's tokenizer reads those very ids: `rl.sequence_scores`.)
 """
@@ -45,7 +45,7 @@ def make(
     pad_id: fills.
 
   Returns:
-    The reward function. A score that is no number is handed on: algorithms drop such prompts.
+    The reward function. A NaN score is passed on: algorithms drop such prompts.
 
   Raises:
     ValueError: an option is out of range; later, a row is too long and `overlong` is 'error', a

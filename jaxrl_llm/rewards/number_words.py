@@ -48,7 +48,7 @@ def _cardinal(words: list[str]) -> int | None:
 
 
 def leading(text: str) -> tuple[fractions.Fraction, str] | None:
-  """The number in words at the start of `text`, and what stands behind it.
+  """The number in words at the start of `text`, and the text after it.
 
   Args:
     text: cleaned text, such as 'twenty-one apples' or '2 million dollars'.

@@ -15,9 +15,9 @@ class Quantity:
   Attributes:
     text: its text, without unit and percent sign.
     rational: its exact value, where the text is rational arithmetic.
-    decimals: digits behind the decimal point where the text is one decimal number.
-    percent: whether a percent sign stood behind it.
-    unit: what stood behind or before it, or None.
+    decimals: digits after the decimal point where the text is one decimal number.
+    percent: whether a percent sign followed it.
+    unit: the unit after or before it, or None.
     too_large: the text is arithmetic whose value cannot be written down.
   """
 
@@ -44,13 +44,13 @@ _COMMAND = re.compile(r'\\[a-zA-Z]+')
 # Attached to its number, a single letter is a variable (5x) unless it is one of these.
 _ATTACHED = re.compile(r'^[mgL](?:\^ ?\{? ?[23] ?\}?)?$')
 _STRUCTURE = re.compile(r'[=<>,;]|\\(?:le|ge|ne|in|pm|cup)\b')
-# Digits and signs whose value is no number, such as 1/0.
+# Digits and signs without a finite value, such as 1/0.
 _ARITHMETIC = re.compile(r'^ ?-?[0-9.]+ ?[-+*/^(){}0-9. ]*$')
 _LETTER_UNITS = frozenset(['m', 'g', 's', 'h', 'l', 'L', 'N', 'J', 'V', 'W', 'A', 'K', 'C', 'F'])
 
 
 def rational(text: str) -> fractions.Fraction | None:
-  """The exact value of cleaned text, or None if it is no rational arithmetic."""
+  """The exact value of cleaned text, or None if it is not rational arithmetic."""
   try:
     return arithmetic.evaluate(text)
   except ValueError:
@@ -97,7 +97,7 @@ def _based(text: str) -> Quantity | None:
 
 
 def _first_letter(text: str) -> int | None:
-  """Where the first letter stands that belongs to no LaTeX command."""
+  """Index of the first letter outside LaTeX commands."""
   blanked = _COMMAND.sub(lambda match: '\\' * len(match[0]), text)
   match = _PLAIN_LETTER.search(blanked)
   return match.start() if match else None
@@ -110,6 +110,8 @@ def _acceptable_unit(phrase: str, attached: bool) -> units.Unit | None:
     return None
   first = re.match(r'[^\W\d_]*', phrase)[0]
   if first and unicodedata.category(first[0]) == 'Lo':  # Chinese and others: words of any length.
+    return unit
+  if phrase.startswith('of the '):  # 1/3 of the pizza
     return unit
   if len(first) == 1:
     allowed = _ATTACHED.match(phrase) if attached else first in _LETTER_UNITS
@@ -150,7 +152,7 @@ def parse(text: str) -> Quantity | None:
     text: cleaned text.
 
   Returns:
-    the quantity, or None if the text is no number and has no unit.
+    the quantity, or None if the text is neither a number nor a number with a unit.
   """
   if match := _CURRENCY.match(text):
     inner = _without_currency(match[1] + match[3])
@@ -166,7 +168,8 @@ def parse(text: str) -> Quantity | None:
 def _without_currency(text: str) -> Quantity | None:
   if (quantity := _percent(text) or _based(text)) is not None:
     return quantity
-  if (match := _ORDINAL.match(text)) and (not match[2] or match[2].startswith(' ')):
+  if (match := _ORDINAL.match(text)) and (
+      not match[2] or (match[2].startswith(' ') and units.parse(match[2]) is not None)):
     return _number(match[1])
   if (scaled := number_words.leading(text)) is not None:
     value, rest = scaled

@@ -44,7 +44,7 @@ def parse(text: str) -> tuple[str, Residue] | None:
     text: cleaned text.
 
   Returns:
-    (the name that is congruent or '', the residue classes), or None if the text is no congruence
+    (the name that is congruent or '', the residue classes), or None if the text is not a congruence
     or one of its sides is not congruent to the last.
   """
   match = _CONGRUENCE.match(text)

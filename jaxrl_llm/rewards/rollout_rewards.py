@@ -77,7 +77,7 @@ def score_rollouts(
 def _text(tokenizer: Tokenizer, ids: list[int]) -> str:
   """The text of a response; a padding id that the policy chose does not vanish from it."""
   text, pad = tokenizer.decode(ids), tokenizer.pad_id
-  # One that is an ordinary token stands in the text.
+  # One that is an ordinary token is part of the text.
   vanishes = pad in ids and pad not in tokenizer.stop_ids and not tokenizer.decode([pad])
   return text + '\N{REPLACEMENT CHARACTER}' if vanishes else text
 

@@ -6,7 +6,7 @@ import re
 from jaxrl_llm.rewards import answer_values, expressions
 from jaxrl_llm.rewards.quantities import Quantity
 
-# Digits behind the point from which a decimal alone stands for what it rounds.
+# A decimal with at least this many digits after the point equals the number that it rounds.
 MIN_ROUNDED_DECIMALS = 6
 HAIR = fractions.Fraction(1, 10**9)
 
@@ -47,7 +47,7 @@ def number_of(value: answer_values.Value) -> Quantity | None:
 
 
 def last_digit(rounded: Quantity) -> fractions.Fraction | None:
-  """The unit of the last digit that a decimal shows; None if it is no decimal."""
+  """The unit of the last digit that a decimal shows; None if it is not a decimal."""
   if rounded.decimals is not None:
     return fractions.Fraction(1, 10**rounded.decimals)
   if match := _INTEGER.match(rounded.text.strip()):

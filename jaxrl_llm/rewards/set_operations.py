@@ -4,6 +4,7 @@ Computed only where every element is a rational number, so that membership and o
 """
 
 import fractions
+import re
 from collections.abc import Sequence
 
 from jaxrl_llm.rewards.answer_kinds import Braces, Bracket, Text, Union, Value
@@ -13,6 +14,23 @@ INFINITY = Text('infinity')
 NEGATIVE_INFINITY = Text('-infinity')
 EMPTY = Text('no solution')
 REALS = Bracket('(', ')', (NEGATIVE_INFINITY, INFINITY))
+
+
+_REALS_WITHOUT = re.compile(
+    r'[Aa]ll reals?(?: numbers)?(?: [a-z])?,? (?:except|excluding|but|other than)(?: for)? '
+    r'(.{1,200})'
+)
+_NAME = re.compile(r'^[a-z] ?(?:=|\\ne)')
+_AND = re.compile(r',? and ')
+
+
+def spell_out(text: str) -> str:
+  r"""Spells 'all real numbers except x = 2 and x = 3' as `\mathbb{R} \setminus \{2, 3\}`."""
+  match = _REALS_WITHOUT.fullmatch(text)
+  if match is None:
+    return text
+  points = [_NAME.sub('', point.strip()) for point in _AND.sub(',', match[1]).split(',')]
+  return rf'\mathbb{{R}} \setminus \{{{", ".join(points)}\}}'
 
 
 def _numbers(value: Value) -> dict[fractions.Fraction, Quantity] | None:

@@ -5,7 +5,7 @@ node that is not finite (1/0, \log 0, a divergent sum) ends the comparison as Fa
 later step can cancel it. Equality is decided by values, never by what SymPy simplifies away:
 constants must agree to 40 digits, expressions with names at several points.
 
-SymPy may take for ever or all memory: the worker is limited and may be killed.
+SymPy may never return or may take all memory: the worker is limited and may be killed.
 """
 
 import fractions
@@ -407,7 +407,7 @@ def equal(candidate: str, answer: str) -> bool:
 
 
 def rounds(exact: str, value: fractions.Fraction, tolerance: fractions.Fraction) -> bool:
-  """Whether a constant lies within `tolerance` of `value`.
+  """Whether a constant is within `tolerance` of `value`.
 
   Args:
     exact: cleaned text of the constant.

@@ -24,7 +24,7 @@ _SYMBOLS = str.maketrans({
     '∑': r'\sum ', '∏': r'\prod ', '∫': r'\int ', '→': r'\to ', '⌊': r'\lfloor ',
     '⌋': r'\rfloor ', '⌈': r'\lceil ', '⌉': r'\rceil ', '†': r'\dagger ', '⊤': r'\top ',
     '⇒': r'\Rightarrow ', '∴': r'\therefore ', '∣': '|', '∖': r'\setminus ', '、': ', ',
-    '，': ', ', '；': '; ', '。': '. ',
+    '✓': ' ', '✔': ' ', '✅': ' ', '☑': ' ', '，': ', ', '；': '; ', '。': '. ',
 })  # fmt: skip
 _VULGAR_AFTER = re.compile(f'([0-9]?)\\s?([{"".join(_VULGAR)}])(?=([a-zA-Z\\\\(])?)')
 _MICRO = re.compile(r'(?<=[0-9 ])[µμ](?=(?:m|g|s|l|L)(?![a-zA-Z]))')

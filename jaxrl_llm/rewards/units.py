@@ -12,7 +12,7 @@ from jaxrl_llm.rewards import answer_text, hedges
 
 _F = fractions.Fraction
 
-# Dimension -> {factor: names}. One name may stand under two dimensions (pound).
+# Dimension -> {factor: names}. One name may have two dimensions (pound).
 _TABLE: dict[str, list[tuple[_F, str]]] = {
     'length': [
         (_F(1, 10**6), 'um micrometer micrometre micron'),
@@ -80,11 +80,11 @@ _POWER = re.compile(r' ?(?:\^ ?\{? ?([23]) ?\}?|(squared|cubed)|(?<=m)([23]))$')
 
 @dataclasses.dataclass(frozen=True)
 class Unit:
-  """What stands behind a number.
+  """The words after a number.
 
   Attributes:
     readings: the ways to read it as a measure, each (dimensions, factor to the base
-      unit); empty for a noun that is no known measure.
+      unit); empty for a noun that is not a known measure.
     words: the words, lower case.
   """
 
@@ -141,17 +141,23 @@ def _readings(phrase: str) -> list[tuple[Dimensions, fractions.Fraction]]:
 _FORMAT = re.compile(r"^(?:[^\W\d_]|[€£¥₹¢\uff04%])[\w ^{}/.'€£¥₹¢\uff04-]{0,119}$")
 
 
+_UNITS_OF_NOTHING = re.compile(
+    r'^(?:(?:square|sq|cubic) )?units?(?: ?\^ ?\{? ?[23] ?\}?| squared| cubed)?$'
+)
+
+
 def parse(phrase: str) -> Unit | None:
-  """Reads the words behind a number as a unit; None if they cannot be one."""
+  """Reads the words after a number as a unit; None if they cannot be one."""
   phrase = re.sub(r'\s+', ' ', phrase.strip())
   if not _FORMAT.match(phrase) or '_' in phrase or hedges.is_no_unit(phrase):
     return None
   lowered = phrase.lower().strip('. ')
+  lowered = _UNITS_OF_NOTHING.sub('unit', lowered)
   lowered = re.sub(r'^degrees? (?:c|celsius)$', 'celsius', lowered)
   lowered = re.sub(r'^degrees? (?:f|fahrenheit)$', 'fahrenheit', lowered)
   lowered = re.sub(r'(?<=[a-z])\.(?= |$)', '', lowered)
   readings = _readings(lowered)
-  if not readings and re.search(r'[0-9^{}/]', phrase):
+  if not readings and re.search(r'[0-9^{}/]', lowered):
     return None
   return Unit(tuple(readings), tuple(lowered.split()))
 

@@ -69,7 +69,7 @@ def _answer(request: dict, pipe: int) -> None:
       verdict = b'y'
   except MemoryError:
     verdict = b'm'
-  except BaseException:  # Whatever SymPy raises on such input is no proof of equality.
+  except BaseException:  # An exception from SymPy does not prove equality.
     verdict = b'e'
   os.write(pipe, verdict)
   os._exit(0)
@@ -98,7 +98,7 @@ def decide(request: dict) -> dict:
   ready, _, _ = select.select([reader], [], [], request['seconds'])
   outcome = _OUTCOMES[os.read(reader, 1)] if ready else 'timeout'
   os.close(reader)
-  os.kill(child, signal.SIGKILL)  # It has said what it had to say, or is out of time.
+  os.kill(child, signal.SIGKILL)  # It has replied or is out of time.
   _, _, usage = os.wait4(child, 0)
   return {
       'verdict': outcome == 'equal',

@@ -33,7 +33,7 @@ class WorkerError(RuntimeError):
 
 @dataclasses.dataclass(frozen=True)
 class Reply:
-  """What a worker said.
+  """Reply of a worker.
 
   Attributes:
     verdict: whether the two answers are equal; False unless that was shown.
