@@ -28,6 +28,12 @@ _OPENING = re.compile(
 )
 _ASIDE = re.compile(
     r'([^()]{1,200}?)(?:\s|~|\\[ ,;:]){1,5}(?:\\left)?\(([^()]{1,300})\)([^()]{0,100})')
+_TEXT = re.compile(r'\\(?:text|textrm|mathrm|mbox) ?\{([^{}]{0,200})\}')
+_REMARK_IN_TEXT = re.compile(r'\\(?:text|textrm|mathrm|mbox) ?\{[^{}()]{0,20}\(')
+_ABOUT_NUMBER = re.compile(
+    r'\s*(?:or )?(?:(?:about|approximately|approx\.?|roughly|around|nearly)\s|≈|\\approx)'
+    r'\s*\\?\$?\s*-?\.?[0-9]', re.IGNORECASE
+)
 _BRACKETED_REMARK = re.compile(r' ?\[([a-zA-Z][a-zA-Z ]{0,80})\]$')  # '15 [see above]'
 _ASIDE_IN_LINE = re.compile(
     r'(?<=[\w.%}$*])\s{1,3}\(([^()]{1,300})\)'
@@ -137,6 +143,8 @@ def without_aside(text: str) -> str:
   if len(text) > 2 * _MAX_WHOLE:
     return text
   stripped = _BRACKETED_REMARK.sub(r' (\1)', text.strip())
+  if _REMARK_IN_TEXT.search(stripped):
+    stripped = _TEXT.sub(r'\1', stripped)
   match = _ASIDE.fullmatch(_INLINE_MATH.sub('$', stripped))
   if match is None:
     return text
@@ -147,6 +155,8 @@ def without_aside(text: str) -> str:
     return text
   if not main or _FUNCTION_AT_END.search(main) or _QUALIFIER.match(aside):
     return text
+  if not rest and _ABOUT_NUMBER.match(aside):
+    return stripped  # '5/13 (about 0.385)': whether that is a rounding is decided later.
   number = _number(main)
   if rest and (number is None or not re.fullmatch(r'[a-zA-Z ]{1,60}', rest)):
     return text
@@ -168,6 +178,8 @@ def without_asides_in_line(line: str) -> str:
     before, aside = line[end : match.start()], match[1] or match[2]
     numbers = _NUMBER.findall(before)
     is_remark = _REMARK.search(aside) or (numbers and _same(numbers[-1], aside))
+    if _ABOUT_NUMBER.match(aside) and not line[match.end() :].strip(' .!$*'):
+      is_remark = False
     if is_remark and not _QUALIFIER.match(aside) and not _FUNCTION_AT_END.search(before):
       kept.append(before)
       end = match.end()

@@ -31,7 +31,9 @@ _BEHIND_SOLUTION = re.compile(
 )
 _SENTENCE_END = re.compile(
     r'(?<![ap]\.m)(?<!\b[ap])(?<!\bi\.e)(?<!\be\.g)(?<!\bapprox)'
-    r'[.!?](?=[\s*"\')]|$)|\n'
+    r'[.!?](?=[\s*"\')]|$)'
+    # '15. Or 16.' goes on with a second answer.
+    r'(?!\s{1,3}(?:[Oo]r|[Mm]aybe|[Pp]erhaps|[Pp]ossibly)(?: it is| it\'s)? [-$\\]?[0-9\\])|\n'
 )
 _CLAUSE = re.compile(
     r',?\s{1,9}(?:because|since|which|so|where|but|therefore|thus|hence|i hope|given that'

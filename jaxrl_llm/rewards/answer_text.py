@@ -26,6 +26,8 @@ _COMMANDS = [
     (re.compile(r'\\(?:simeq|approxeq)(?![a-zA-Z])|~='), r'\\approx '),
     (re.compile(r'\{,\}'), ','),
     (re.compile(r'\{:\}'), ':'),
+    (re.compile(r'(?<=[0-9]\.)\(([0-9]{1,20})\)(?![0-9])'), r'\\overline{\1}'),  # 0.(3)
+    (re.compile(r'^ *<([^<>=]{1,200},[^<>=]{1,200})> *$'), r'\\langle \1\\rangle '),
     (re.compile(r'\\(?:dots|cdots|dotsc|dotsb|hdots)(?![a-zA-Z])|(?<![0-9.])\.\.\.'), r'\\ldots '),
     (re.compile(r'(?<=[0-9])(?:\\,|\\ |\\;|\\:|~|[\u00a0\u202f\u2009])(?=[0-9]{3}(?![0-9]))'), ''),
     (re.compile(r'(?<!\\)\\[,;:> ]|~'), ' '),

@@ -67,7 +67,8 @@ _LEAD = re.compile(
     r'|(?:approximately|exactly|about|around|roughly|a total of'
     r'|simply|just|[Oo]ptions?|[Cc]hoices?|(?:[Tt]he )?(?:[Ff]inal )?[Aa]nswers?|therefore'
     r'|equal to|equals|is'
-    r'|(?:[Tt]he )?(?:number|point|interval|set|vector|ordered (?:pair|triple)|matrix|value'
+    r'|(?:[Tt]he )?(?:number|point|vertex|cent(?:er|re)|midpoint|interval|set|vector'
+    r'|ordered (?:pair|triple)|matrix|value'
     r'|fraction|equation|ratio|expression|polynomial)(?: is| of)?)(?![a-zA-Z]):?) ?'
 )
 _FUNCTIONS = expression_tokens.FUNCTIONS | {'mod'}
@@ -165,10 +166,14 @@ def _items(text: str) -> Items | Quantity | None:
   parts = [re.sub(r'^(?:and|or) ', '', part) for part in parts if part]
   if not 2 <= len(parts) <= _MAX_ITEMS:
     return None
-  values = tuple(parse(part) for part in parts)
+  values = []
+  for part in parts:
+    value = parse(part)
+    is_list = isinstance(value, Items) and not value.alternatives  # \pm 1, \pm 2
+    values.extend(value.values if is_list else [value])
   alternatives = _ALTERNATIVE.search(text) is not None
-  combined = None if alternatives else quantities.combined(list(values))
-  return combined or Items(values, alternatives)
+  combined = None if alternatives else quantities.combined(values)
+  return combined or Items(tuple(values), alternatives)
 
 
 def _compound(text: str) -> Quantity | None:

@@ -27,6 +27,7 @@ Conventions, where mathematics leaves a choice:
 
 import dataclasses
 import fractions
+import functools
 import re
 from collections.abc import Sequence
 from typing import Protocol
@@ -302,8 +303,11 @@ class Comparison:
         return False
       return self._elementwise(*pair(_in_order_of_names(one.values), other.values))
     if isinstance(other, answer_values.Union) and all(
-        isinstance(value, answer_values.Inequality) for value in one.values):
-      return self._permuted(*pair([value.interval for value in one.values], other.values))
+        isinstance(value, (answer_values.Inequality, answer_values.Bracket))
+        for value in one.values):
+      intervals = [value.interval if isinstance(value, answer_values.Inequality) else value
+                   for value in one.values]
+      return self._permuted(*pair(intervals, other.values))
     return one.alternatives and all(self._ordered(value, other, swapped) for value in one.values)
 
   def _quantities(self, candidate: Quantity, answer: Quantity) -> bool:
@@ -365,16 +369,27 @@ class Comparison:
     return len(candidate) == len(answer) and all(map(self.equal, candidate, answer))
 
   def _permuted(self, candidate: Sequence, answer: Sequence) -> bool:
-    """Whether the two agree in some order; equality is transitive, so greed is enough."""
+    """Whether the two agree in some order.
+
+    A matching by augmenting paths: equality is not transitive (50% is 0.5 and also 50), so the
+    first partner of a value may be needed by another.
+    """
     if len(candidate) != len(answer):
       return False
-    left = list(answer)
-    for value in candidate:
-      index = next((i for i, other in enumerate(left) if self.equal(value, other)), None)
-      if index is None:
-        return False
-      del left[index]
-    return True
+    partner_of: dict[int, int] = {}  # Index in `answer` -> index in `candidate`.
+
+    def place(index: int, tried: set[int]) -> bool:
+      for other in range(len(answer)):
+        if other in tried or not same(index, other):
+          continue
+        tried.add(other)
+        if other not in partner_of or place(partner_of[other], tried):
+          partner_of[other] = index
+          return True
+      return False
+
+    same = functools.cache(lambda i, j: self.equal(candidate[i], answer[j]))
+    return all(place(index, set()) for index in range(len(candidate)))
 
   def _subset(self, inner: Sequence, outer: Sequence) -> bool:
     return all(any(self.equal(value, other) for other in outer) for value in inner)

@@ -39,6 +39,7 @@ _BASED = re.compile(
     r'^([0-9a-zA-Z]{1,200}) ?(?:_ ?\{? ?\(? ?|,? ?\(?(?:in )?(?=base ))(?:base )?'
     r'([0-9]{1,2}|[a-z]{3,12}(?:-[a-z]{3,5})?) ?\)? ?\}?$'
 )
+_HEXADECIMAL = re.compile(r'^[A-F]{2,20}$')
 _PLAIN_LETTER = re.compile(rf'(?<![\\a-zA-Z])(?:[^\W\d_]|[{units.CURRENCY}])')
 _COMMAND = re.compile(r'\\[a-zA-Z]+')
 # Attached to its number, a single letter is a variable (5x) unless it is one of these.
@@ -84,8 +85,8 @@ def _number(text: str) -> Quantity | None:
 def _based(text: str) -> Quantity | None:
   """'1011_2', '1011_{two}', '1011 in base 2': digits with their base."""
   match = _BASED.match(text)
-  if match is None or match[1].isalpha():
-    return None
+  if match is None or (match[1].isalpha() and not _HEXADECIMAL.match(match[1])):
+    return None  # x_2 is a name.
   named = number_words.leading(match[2]) if match[2].isascii() and not match[2].isdigit() else None
   base = int(match[2]) if match[2].isdigit() else named[0] if named and not named[1] else 0
   if base not in range(2, 37):
