@@ -19,11 +19,16 @@ DOLLAR = '\uff04'
 MAX_CHARACTERS = 2000
 MAX_DEPTH = 40
 
+_DOTS = r' ?(?:\.\.\.|\\(?:l|c)?dots(?![a-zA-Z]))'
 _COMMANDS = [
     (re.compile(r'\\\\\s?\[[^\[\]\\]{0,20}\]'), r'\\\\ '),  # Row skips such as \\[2pt].
     (re.compile(r'(?:,|\{,\})\\!\s?(?=[0-9]{3}(?![0-9]))'), ','),
     (re.compile(r'\\!|\\/'), ''),
     (re.compile(r'\\(?:simeq|approxeq)(?![a-zA-Z])|~='), r'\\approx '),
+    # 0.333... repeats its last digit, 0.2727... its last two; 1.414213... is cut off.
+    (re.compile(rf'(\.[0-9]{{0,20}}?)([0-9])\2{{2,20}}{_DOTS}'), r'\1\\overline{\2}'),
+    (re.compile(rf'(\.[0-9]{{0,20}}?)([0-9]{{2,10}})\2{{1,9}}{_DOTS}'), r'\1\\overline{\2}'),
+    (re.compile(rf'(\.[0-9]{{6,50}}){_DOTS} *$'), r'\1'),
     (re.compile(r'\{,\}'), ','),
     (re.compile(r'\{:\}'), ':'),
     (re.compile(r'(?<=[0-9]\.)\(([0-9]{1,20})\)(?![0-9])'), r'\\overline{\1}'),  # 0.(3)
@@ -89,7 +94,7 @@ _WORDS = [
     (re.compile(r'(?<=[0-9])\s?[x×]\s?(?=10\s?\^)'), '*'),
     (
         re.compile(r'(?i)(?:^|(?<=[=(,:\[{])|(?<=\bis)|(?<=\bbe)|(?<=\bare)) *'
-                   r'\b(?:negative|minus) (?=\.?[0-9]|\\[a-zA-Z{]|\()'),
+                   rf'\b(?:negative|minus) +(?={DOLLAR}?\.?[0-9]|\\[a-zA-Z{{]|\(|[a-z](?![a-z]))'),
         ' -',
     ),
 ]  # fmt: skip

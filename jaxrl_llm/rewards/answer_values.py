@@ -54,7 +54,7 @@ _SET_BUILDER = re.compile(
 )
 _ORDER = re.compile(r'<|>|\\le |\\ge |\\ne ')
 # 'A 5' names option A as '(A) 5' does, while A5 is a product.
-_CHOICE = re.compile(r'^(?:\(([A-Ja-e])\)|([A-E])(?:[).:]| (?=[0-9]))) ?(.+)$')
+_CHOICE = re.compile(r'^(?:\(([A-Ja-e])\):?|([A-E])(?:[).:]| (?=[0-9]))) ?(.+)$')
 _OPTION_WITH_PARENTHESIS = re.compile(r'([A-J])\)')
 # A second option after the first: '(A) 5 or (B) 6', 'A. or B.', '(A) C'.
 _SECOND_CHOICE = re.compile(

@@ -21,6 +21,20 @@ EncodeFn = Callable[
 ]
 
 
+def _cut(ids: Sequence[int], max_tokens: int, overlong: str) -> Sequence[int]:
+  """The ids of one row, at most `max_tokens` of them."""
+  if not ids:
+    raise ValueError('the reward model was given no ids for a response')
+  if len(ids) <= max_tokens:
+    return ids
+  if overlong == 'error':
+    raise ValueError(
+        f'a prompt with its response has {len(ids)} tokens for the reward model, the limit is '
+        f'{max_tokens}'
+    )
+  return ids[-max_tokens:] if overlong == 'left' else ids[:max_tokens]
+
+
 def make(
     score: ScoreFn,
     encode: EncodeFn,
@@ -57,22 +71,10 @@ def make(
   if overlong not in OVERLONG:
     raise ValueError(f'overlong must be one of {", ".join(OVERLONG)}, got {overlong!r}')
 
-  def cut(ids: Sequence[int]) -> Sequence[int]:
-    if not ids:
-      raise ValueError('the reward model was given no ids for a response')
-    if len(ids) <= max_tokens:
-      return ids
-    if overlong == 'error':
-      raise ValueError(
-          f'a prompt with its response has {len(ids)} tokens for the reward model, the limit is '
-          f'{max_tokens}'
-      )
-    return ids[-max_tokens:] if overlong == 'left' else ids[:max_tokens]
-
   def reward(
       prompts: list[str], responses: list[str], truncated: np.ndarray, examples: list[Example]
   ) -> np.ndarray:
-    rows = [cut(ids) for ids in encode(prompts, responses, truncated, examples)]
+    rows = [_cut(ids, max_tokens, overlong) for ids in encode(prompts, responses, truncated, examples)]
     scores = []
     for start in range(0, len(rows), batch_size):
       chunk = rows[start : start + batch_size]
