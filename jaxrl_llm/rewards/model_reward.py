@@ -74,7 +74,8 @@ def make(
   def reward(
       prompts: list[str], responses: list[str], truncated: np.ndarray, examples: list[Example]
   ) -> np.ndarray:
-    rows = [_cut(ids, max_tokens, overlong) for ids in encode(prompts, responses, truncated, examples)]
+    encoded = encode(prompts, responses, truncated, examples)
+    rows = [_cut(ids, max_tokens, overlong) for ids in encoded]
     scores = []
     for start in range(0, len(rows), batch_size):
       chunk = rows[start : start + batch_size]
