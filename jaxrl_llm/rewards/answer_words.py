@@ -72,8 +72,8 @@ def without_name(text: str) -> str:
 def number_in_prose(text: str) -> Quantity | None:
   """The one number in a few plain words ('the number 18').
 
-  None if there are several numbers, or anything but English words, or a word that makes of the
-  number a bound, a guess or its opposite.
+  None if there are several numbers, a sign or a letter beyond ASCII, or words that make the number
+  a bound, a guess or its opposite.
   """
   if not re.sub(f'[{units.CURRENCY}]', '', text).isascii():
     return None

@@ -50,7 +50,7 @@ def _guard(event: str, arguments: tuple) -> None:
 
 
 def _limit(seconds: float) -> None:
-  """Confines this process, for good."""
+  """Limits this process permanently."""
   signal.signal(signal.SIGALRM, signal.SIG_DFL)
   # A last resort should the parent be gone: the kernel ends the process.
   signal.setitimer(signal.ITIMER_REAL, seconds + 0.5)
