@@ -90,6 +90,8 @@ _DENIAL = re.compile(
 )
 # '*Answer: 15*' ends in emphasis; the star of `A^*` stays.
 _END_OF_EMPHASIS = re.compile(r'(?<=[\w.)}\]$])(?<!\^)\*{1,3}$')
+# 'The answer is 15? No.' asks, and denies.
+_ASKED = re.compile(r'[^\n?]{1,200}\?\s{0,3}(?:no|nope|wrong|incorrect)\b', re.IGNORECASE)
 _POINTS_BACK = re.compile(
     r'\b(?:this|our|my|that|such|above) (?:\w{1,12} )?(?:answer|solution|result)s?$', re.IGNORECASE
 )
@@ -129,7 +131,10 @@ def _announcement(text: str, keyword: re.Match, behind: re.Pattern) -> re.Match 
     return None
   if not keyword[0].endswith('s') and text.startswith(' are ', keyword.end()):
     return None  # 'The units of the answer are apples.'
-  return behind.match(text, keyword.end(), keyword.end() + 260)
+  match = behind.match(text, keyword.end(), keyword.end() + 260)
+  if match and _ASKED.match(text, match.end(), match.end() + 260):
+    return None
+  return match
 
 
 def _announcements(text: str) -> Iterator[tuple[str, re.Match, bool]]:

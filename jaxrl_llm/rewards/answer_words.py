@@ -26,8 +26,8 @@ _NUMBER_IN_PROSE = re.compile(
 def _canonical(text: str) -> str:
   """The words without case, articles, spaces and punctuation."""
   lowered = _LEADING_WORDS.sub('', text.casefold().strip())
-  if _MATHEMATICAL.search(text):  # Single letters are names there.
-    lowered = _WORD.sub(lambda match: match[0] if len(match[0]) == 1 else match[0].casefold(),
+  if _MATHEMATICAL.search(text):  # One or two letters are names there.
+    lowered = _WORD.sub(lambda match: match[0] if len(match[0]) < 3 else match[0].casefold(),
                         _LEADING_WORDS.sub('', text.strip()))
   word = _NOT_WORDS.sub('', lowered).strip('.')
   return _SYNONYMS.get(word, word)

@@ -265,6 +265,8 @@ class _Parser:
       mark, inside = tokens.ACCENTS[name], self._argument_tokens()
       if mark == 'overset':
         mark, inside = 'overset ' + ''.join(inside), self._argument_tokens()
+      if mark == 'vec' and len(inside) > 1 and all(map(tokens.is_name, inside)):
+        return ('mark', mark, ('name', ''.join(inside)))  # From A to B: no product.
       return ('mark', mark, _Parser(inside, self._depth + 1).whole())
     if name in tokens.FUNCTIONS:
       return self._function(name)

@@ -46,6 +46,9 @@ _FOLLOWING = re.compile(
     r'|factorial|squared|cubed)\b(?! per)'
     r"|\b(?:not|never|wrong|incorrect|false|cannot|impossible|minimum|maximum)\b|n't\b"
     r'|\b(?:but|maybe|perhaps|possibly|probably|otherwise|instead|unless|except|rather)\b'
+    # '18 is too high', but '18 is the answer'.
+    r'|^(?:is|was|are|were)\b(?! (?:(?:the|our|my|indeed|clearly) )?(?:(?:final|correct|right) )?'
+    r'(?:answer|solution|result|total|value|correct|right)\b)'
     r'|\b(?:plus|max)$',
     re.IGNORECASE,
 )

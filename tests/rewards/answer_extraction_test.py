@@ -456,3 +456,10 @@ def test_a_box_between_many_spaces_is_read_in_linear_time(spaces):
   started = time.process_time()
   answer_extraction.extract(text)
   assert time.process_time() - started < 2.0
+
+
+@pytest.mark.parametrize('response, found', [
+    ('The answer is 15? No.', None), ('The answer is 15? Wrong, I think.', None),
+    ('The answer is 15.', '15'), ('The answer is 12? No. The answer is 15.', '15')])
+def test_an_answer_that_is_asked_and_denied_is_not_announced(response, found):
+  assert answer_extraction.extract_marked(response) == found
