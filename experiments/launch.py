@@ -15,6 +15,7 @@ Nothing here imports JAX before the flags have been parsed and the workdir has b
 
 import contextlib
 import dataclasses
+import errno
 import fcntl
 import importlib.metadata
 import json
@@ -26,6 +27,7 @@ import re
 import signal
 import subprocess
 import sys
+import threading
 import time
 import traceback
 import typing
@@ -327,6 +329,7 @@ def _differences(theirs: Any, mine: Any, name: str) -> Iterator[tuple[str, Any, 
 
 
 def _exit_with_one_line(start: Callable[[], None], *, name: str, debug: bool) -> typing.NoReturn:
+  threading.excepthook = _report_thread
   try:
     start()
   except KeyboardInterrupt:
@@ -341,6 +344,12 @@ def _exit_with_one_line(start: Callable[[], None], *, name: str, debug: bool) ->
     print(f'{name}: error: {command_line.one_line(error)}{hint}', file=sys.stderr)
     sys.exit(2)
   sys.exit(0)
+
+
+def _report_thread(arguments: threading.ExceptHookArgs) -> None:
+  """Prints the traceback of a thread, unless the disk is full: the main thread says so."""
+  if getattr(arguments.exc_value, 'errno', None) not in (errno.ENOSPC, errno.EDQUOT):
+    threading.__excepthook__(arguments)
 
 
 def _is_ours(error: BaseException) -> bool:

@@ -1,6 +1,7 @@
 """The command line of every binary: bad input, workdirs, locks, results.json."""
 
 import dataclasses
+import errno
 import importlib.metadata
 import json
 import os
@@ -9,6 +10,7 @@ import signal
 import subprocess
 import sys
 import textwrap
+import threading
 
 import pytest
 
@@ -369,3 +371,11 @@ def test_commit_of_this_source():
 def test_commit_is_unknown_without_git(monkeypatch):
   monkeypatch.setenv('PATH', '')
   assert launch.current_commit() == 'unknown'
+
+
+@pytest.mark.parametrize('error, is_shown', [
+    (OSError(errno.ENOSPC, 'No space left on device'), False),
+    (OSError(errno.EIO, 'I/O error'), True), (ValueError('a bug'), True)])
+def test_a_full_disk_in_a_thread_prints_no_traceback(capsys, error, is_shown):
+  launch._report_thread(threading.ExceptHookArgs((type(error), error, None, None)))
+  assert bool(capsys.readouterr().err) == is_shown
