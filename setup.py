@@ -16,7 +16,7 @@ setuptools.setup(
     long_description=pathlib.Path('README.md').read_text(),
     long_description_content_type='text/markdown',
     python_requires='>=3.11',
-    packages=setuptools.find_packages(include=['jaxrl_llm*', 'experiments*']),
+    packages=setuptools.find_packages(include=['jaxrl_llm*']),
     install_requires=[
         'jax>=0.10,<0.12',
         'flax>=0.12',

@@ -14,7 +14,7 @@ import sys
 
 from absl import flags
 
-from experiments import command_line, launch
+from jaxrl_llm.runs import command_line, launch
 from jaxrl_llm.training import files
 
 

@@ -19,28 +19,36 @@ PACKAGE = REPOSITORY / 'jaxrl_llm'
 SOURCES = sorted(PACKAGE.rglob('*.py'))
 BINARIES = sorted((REPOSITORY / 'experiments').rglob('*.py'))
 
-# Folder -> what of the project it may import, itself apart.
+# Folder -> what of the project it may import, apart from itself, `types` and `checks`.
+_LIBRARY = ('rl', 'models', 'data', 'rewards', 'training', 'sharding', 'tables')
+_METHODS = ('algorithms', 'evaluation', 'sampling', 'tasks', 'hmm', 'graphs')
 MAY_IMPORT = {
+    '_lazy': (),
+    'checks': (),
     'types': (),
     'tables': (),
-    'rl': ('types',),
-    'models': ('training.files', 'types'),
-    'sampling': ('rl', 'types'),
-    'sharding': ('types',),
-    'training': ('sharding', 'types'),
-    'data': ('training.files', 'types'),
-    'rewards': ('types',),
-    'tasks': ('data', 'rewards', 'types'),
-    'evaluation': ('sampling', 'rewards', 'rl', 'types'),
-    'algorithms': ('rl', 'training.step', 'types'),
+    'rl': (),
+    'models': ('training.files',),
+    'sampling': ('rl',),
+    'sharding': (),
+    'training': ('sharding',),
+    'data': ('training.files',),
+    'rewards': (),
+    'tasks': ('data', 'rewards'),
+    'evaluation': ('sampling', 'rewards', 'rl'),
+    'algorithms': ('rl', 'training.step', 'graphs.prototypes'),
+    'hmm': ('rl',),
+    'graphs': ('rl', 'training.files'),
+    'runs': _METHODS + _LIBRARY,
 }
+ALONE = ('_lazy', 'checks', 'types')  # They import nothing of the project.
 
 # Library -> the only files (as prefixes of paths in the package) that may import it.
 ONLY_IN = {
     'flax': ('models/',),
     'orbax': ('training/checkpoints.py',),
-    'optax': ('training/', 'algorithms/'),
-    'ml_collections': (),
+    'optax': ('training/', 'algorithms/', 'runs/'),
+    'ml_collections': ('runs/',),
     'tensorflow': (),
     'torch': (),
     'ray': (),
@@ -57,7 +65,8 @@ HEAVY = frozenset({
 HEAVY_EXCEPTIONS = ('data/tfds_builders/',)
 
 # rl/, algorithms/ and sampling/ are pure: arrays in, arrays out.
-PURE = ('rl', 'algorithms', 'sampling')
+PURE = ('rl/', 'algorithms/', 'sampling/', 'hmm/filtering', 'hmm/oracles', 'hmm/learners',
+        'hmm/glm_hmm', 'graphs/prototypes')
 IMPURE_MODULES = frozenset({
     'time', 'datetime', 'random', 'os', 'io', 'sys', 'pathlib', 'tempfile', 'shutil', 'logging',
     'subprocess', 'threading', 'socket', 'secrets', 'pickle', 'absl', 'tqdm', 'rich',
@@ -113,7 +122,8 @@ def _layer_offences(name, tree, package):
   if folder == '__init__':
     allowed = ()
   elif folder in MAY_IMPORT:
-    allowed = tuple(f'jaxrl_llm.{other}' for other in MAY_IMPORT[folder])
+    below = MAY_IMPORT[folder] + (() if folder in ALONE else ('_lazy', 'checks', 'types'))
+    allowed = tuple(f'jaxrl_llm.{other}' for other in below)
     if folder != 'algorithms':  # Algorithms never import each other.
       allowed += (f'jaxrl_llm.{folder}',)
   else:
@@ -149,10 +159,14 @@ def test_folders_import_only_what_they_may():
     ('rewards/x.py', 'from jaxrl_llm.tasks import arithmetic'),
     ('training/x.py', 'from jaxrl_llm.algorithms import sft'),
     ('evaluation/x.py', 'from jaxrl_llm.models import policy'),
-    ('tables/x.py', 'from jaxrl_llm import types'),
+    ('tables/x.py', 'from jaxrl_llm.training import metrics'),
     ('types.py', 'from jaxrl_llm.rl import masking'),
     ('__init__.py', 'from jaxrl_llm import types'),
-    ('training/x.py', 'from experiments import launch'),
+    ('training/x.py', 'from experiments import sft'),
+    ('runs/x.py', 'from experiments import sft'),
+    ('rl/x.py', 'from jaxrl_llm.hmm import filtering'),
+    ('tasks/x.py', 'from jaxrl_llm.runs import launch'),
+    ('checks.py', 'from jaxrl_llm import types'),
     ('novelty/x.py', ''),
 ])
 def test_the_layer_rule_catches(name, source):
@@ -168,6 +182,55 @@ def test_the_layer_rule_catches(name, source):
 ])
 def test_the_layer_rule_lets_pass(name, source):
   assert not _layer_offences(name, ast.parse(source), 'jaxrl_llm.' + name.split('/')[0])
+
+
+def _study(path):
+  """The study that a file of experiments/ belongs to: its directory, or its own name."""
+  return path.relative_to(REPOSITORY / 'experiments').parts[0].removesuffix('.py')
+
+
+def _study_offences(study, tree):
+  """Imports of experiments that a file of `study` may not make."""
+  for line, imported, _ in _imports(tree):
+    parts = imported.split('.')
+    if parts[0] != 'experiments' or len(parts) < 2:
+      continue
+    if '__main__' in parts:
+      yield f'{line} imports the program {imported}'
+    elif study != 'configs' and parts[1] != study:
+      yield f'{line} imports another study: {imported}'
+
+
+def test_no_study_imports_another_and_nobody_imports_a_program():
+  offences = [
+      f'{path.relative_to(REPOSITORY)}:{offence}'
+      for path in BINARIES for offence in _study_offences(_study(path), _tree(path))]
+  assert not offences, '\n'.join(offences)
+
+
+@pytest.mark.parametrize('source', [
+    'from experiments.rebel import batches', 'from experiments import sft',
+    'from experiments.refuel import __main__', 'def f():\n  import experiments.sft'])
+def test_the_study_rule_catches(source):
+  assert list(_study_offences('refuel', ast.parse(source)))
+  assert not list(_study_offences('refuel', ast.parse('from experiments.refuel import batches')))
+
+
+def test_imports_have_no_circle():
+  names = {'.'.join(path.relative_to(REPOSITORY).with_suffix('').parts): path
+           for path in SOURCES + BINARIES}
+  arrows = {name: {imported for _, imported, _ in _imports(_tree(path), _package(path))
+                   if imported in names} for name, path in names.items()}
+  while leaves := [name for name, targets in arrows.items() if not targets & arrows.keys()]:
+    for name in leaves:
+      del arrows[name]
+  assert not arrows, f'these import each other: {", ".join(sorted(arrows))}'
+
+
+def test_single_file_programs_are_short():
+  offences = [f'{path.name} has {_lines(path)} lines: give it a room'
+              for path in (REPOSITORY / 'experiments').glob('*.py') if _lines(path) > 150]
+  assert not offences, '\n'.join(offences)
 
 
 def test_libraries_stay_where_they_belong():
@@ -205,7 +268,7 @@ def test_host_folders_compute_with_numpy():
 def test_jit_stands_at_the_edge():
   offences = []
   for path in SOURCES:
-    if _name(path).startswith('evaluation/') or _name(path) == 'training/step.py':
+    if _name(path).startswith(('evaluation/', 'runs/', 'hmm/in_context', 'training/step')):
       continue
     for node in ast.walk(_tree(path)):
       if isinstance(node, ast.Attribute) and ast.unparse(node) in ('jax.jit', 'jax.pmap'):
@@ -231,7 +294,7 @@ def _impurities(tree):
 def test_the_core_has_no_print_clock_file_or_global_randomness():
   offences = [
       f'{_name(path)}:{line} {what}'
-      for path in SOURCES if _name(path).split('/')[0] in PURE
+      for path in SOURCES if _name(path).startswith(PURE)
       for line, what in _impurities(_tree(path))]
   assert not offences, '\n'.join(offences)
 
@@ -264,7 +327,7 @@ def test_importing_the_package_loads_nothing_heavy():
 
 
 def test_importing_the_main_job_loads_neither_torch_nor_tensorflow():
-  loaded = _loaded_by('import experiments.a_star_po')
+  loaded = _loaded_by('import experiments.a_star_po.__main__')
   assert 'optax' in loaded
   assert not loaded & {'torch', 'tensorflow', 'tensorflow_datasets', 'transformers'}
 

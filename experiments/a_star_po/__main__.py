@@ -11,9 +11,11 @@ import re
 import jax
 import numpy as np
 
-from experiments import a_star_po_report, components, launch, reference_values, sft
+from experiments.a_star_po import report
+from experiments.a_star_po import stage1 as stage1_lib
 from jaxrl_llm.algorithms import a_star_po
 from jaxrl_llm.data import batching
+from jaxrl_llm.runs import launch, references, setup, supervised
 from jaxrl_llm.training import checkpoints, loop, metrics, optim, rng
 from jaxrl_llm.training import step as step_lib
 from jaxrl_llm.types import Batch
@@ -24,11 +26,11 @@ def train(run, parts, writer, samples, reference, stage1) -> dict:
 
   Args:
     run: the run.
-    parts: what `components.build` made of its config.
+    parts: what `setup.build` made of its config.
     writer: metrics of batch i are written as step (steps of fine-tuning) + i.
     samples: the JSONL file of shown responses.
-    reference: a `reference_values.Reference`.
-    stage1: the `reference_values.ReferenceValues`.
+    reference: a `stage1_lib.Reference`.
+    stage1: the `stage1_lib.ReferenceValues`.
 
   Returns:
     {'evaluation': of the trained policy, 'tokens': sampled here, 'params': the policy}.
@@ -40,7 +42,7 @@ def train(run, parts, writer, samples, reference, stage1) -> dict:
   state, train_step = parts.start(algorithm, reference.start)
   sample = parts.sampler(num_samples=1, temperature=options.temperature)
   score = parts.scorer(temperature=options.temperature, chunk_size=options.head_chunk)
-  evaluate = a_star_po_report.Evaluation(parts, reference, samples)
+  evaluate = report.Evaluation(parts, reference, samples)
 
   saved = checkpoints.Checkpoints(run.workdir / 'checkpoints' / 'a_star_po')
   keeper = loop.Keeper(
@@ -109,21 +111,21 @@ def main(run: launch.Run) -> None:
     raise ValueError(
         f'config.{unused[0]} has no effect with config.policy_init_from: nothing is fine-tuned'
     )
-  with components.build(run) as parts, contextlib.closing(metrics.MetricsWriter(
+  with setup.build(run) as parts, contextlib.closing(metrics.MetricsWriter(
       run.workdir, wandb_project=config.wandb_project, config=dataclasses.asdict(config)
   )) as writer, contextlib.closing(
       metrics.JsonlFile(run.workdir / 'samples.jsonl')
   ) as samples:
     print(f'{run.experiment}: {parts.describe()}; writing to {run.workdir}', flush=True)
-    reference = reference_values.make_reference(
-        run, parts, lambda: sft.finetune(run, parts, writer)
+    reference = references.make_reference(
+        run, parts, lambda: supervised.finetune(run, parts, writer)
     )
     run.mark('reference')
-    stage1 = reference_values.estimate(run, parts, reference)
+    stage1 = stage1_lib.estimate(run, parts, reference)
     run.mark('stage1')
     trained = train(run, parts, writer, samples, reference, stage1)
     run.mark('stage2')
-    a_star_po_report.write(run, parts, reference, stage1, trained)
+    report.write(run, parts, reference, stage1, trained)
 
 
 if __name__ == '__main__':

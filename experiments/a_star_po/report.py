@@ -4,9 +4,10 @@ from typing import Any
 
 import numpy as np
 
-from experiments import components, launch, reference_values, report
+from experiments.a_star_po import stage1 as stage1_lib
 from jaxrl_llm.evaluation import evaluator
 from jaxrl_llm.rl import soft_values
+from jaxrl_llm.runs import figures, launch, references, setup
 from jaxrl_llm.training import metrics
 from jaxrl_llm.types import Params
 
@@ -20,8 +21,8 @@ class Evaluation:
 
   def __init__(
       self,
-      parts: components.Components,
-      reference: reference_values.Reference,
+      parts: setup.Components,
+      reference: references.Reference,
       samples: metrics.JsonlFile,
   ):
     self._parts, self._reference, self._samples = parts, reference, samples
@@ -55,9 +56,9 @@ class Evaluation:
 
 def write(
     run: launch.Run,
-    parts: components.Components,
-    reference: reference_values.Reference,
-    stage1: reference_values.ReferenceValues,
+    parts: setup.Components,
+    reference: references.Reference,
+    stage1: stage1_lib.ReferenceValues,
     trained: dict[str, Any],
 ) -> None:
   """Evaluates the reference and its control; writes table.md, figures and results.json."""
@@ -76,18 +77,18 @@ def write(
   seconds = _seconds(run, metrics.read_jsonl(run.workdir / 'metrics.jsonl'))
   kl = f'{after["kl_to_reference"]:.3f} ± {after["kl_to_reference_se"]:.3f}'
   tokens = (f'{stage1.tokens:,}', f'{trained["tokens"]:,}')
-  table = report.markdown_table(
+  table = figures.markdown_table(
       ['policy', 'pass@1 (%)', 'greedy (%)', 'KL to reference (nats)', 'tokens, stage 1',
        'tokens, stage 2', 'seconds'],
       [
-          ['reference', report.percent(before, 'pass@1'),
-           report.percent(before, 'greedy_accuracy'), '0', '-', '-',
+          ['reference', figures.percent(before, 'pass@1'),
+           figures.percent(before, 'greedy_accuracy'), '0', '-', '-',
            f'{seconds["time/reference_seconds"]:.0f}'],
           [f'reference at temperature {options.control_temperature:g}',
-           report.percent(control, 'pass@1'), report.percent(before, 'greedy_accuracy'), '-',
+           figures.percent(control, 'pass@1'), figures.percent(before, 'greedy_accuracy'), '-',
            '-', '-', '-'],
-          ['trained (A*-PO)', report.percent(after, 'pass@1'),
-           report.percent(after, 'greedy_accuracy'), kl, *tokens,
+          ['trained (A*-PO)', figures.percent(after, 'pass@1'),
+           figures.percent(after, 'greedy_accuracy'), kl, *tokens,
            f'{seconds["time/stage1_seconds"] + seconds["time/stage2_seconds"]:.0f}'],
       ],
   )
@@ -143,7 +144,7 @@ def _seconds(run: launch.Run, records: list[dict[str, float]]) -> dict[str, floa
 
 
 def _figures(run, parts, reference, stage1, curve) -> None:
-  report.learning_curve(
+  figures.learning_curve(
       run.workdir / 'figures' / 'learning_curve.png',
       [record['eval/sampled_tokens'] for record in curve],
       {
@@ -156,7 +157,7 @@ def _figures(run, parts, reference, stage1, curve) -> None:
   algorithm = run.config.algorithm
   if algorithm.value_mode == 'zero':
     return
-  measured = reference_values.measure_success(run, parts, reference, stage1)
+  measured = stage1_lib.measure_success(run, parts, reference, stage1)
   if measured is None:
     return
   rates = np.linspace(0, 1, 201).astype(np.float32)
@@ -168,7 +169,7 @@ def _figures(run, parts, reference, stage1, curve) -> None:
       'mean': (lambda p: p, 'mean reward p'),
       'max': (lambda p: (p > 0).astype(np.float32), 'largest reward'),
   }[algorithm.value_mode]
-  report.value_figure(
+  figures.value_figure(
       run.workdir / 'figures' / 'v_star.png', *measured, (rates, np.asarray(exact(rates))),
       title=f'V* ({algorithm.value_mode}) of {parts.task.name}, seed {run.seed}', label=label,
       samples=(algorithm.samples_per_prompt, run.config.evaluation.diagnosed_samples),

@@ -8,48 +8,20 @@ with its provenance; samples of another reference are refused.
 import contextlib
 import hashlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from experiments import components, launch, resuming
 from jaxrl_llm.algorithms import a_star_po
 from jaxrl_llm.data import tokenizers
 from jaxrl_llm.evaluation import evaluator
 from jaxrl_llm.rewards import rollout_rewards
 from jaxrl_llm.rl import soft_values
-from jaxrl_llm.training import fingerprint, loop, metrics, rng
-from jaxrl_llm.types import Example, Params, RewardFn
-
-
-class Reference(NamedTuple):
-  """π_ref, frozen.
-
-  Attributes:
-    params: its parameters on the mesh, as `Components.policy` takes frozen ones.
-    start: the plain parameters from which the policy starts; those of π_ref, unless
-      `reference_init_from` names others.
-    fingerprint: of their bytes.
-    metrics_offset: bytes of metrics.jsonl that making it has written.
-    steps: optimizer steps that made it; stage 2 counts on from here.
-    seconds: of making it.
-  """
-
-  params: Params
-  start: Params
-  fingerprint: str
-  metrics_offset: int
-  steps: int
-  seconds: float
-
-  def check(self, other: str) -> None:
-    """Raises ValueError unless a checkpoint's reference is this one."""
-    if other != self.fingerprint:
-      raise ValueError(
-          f'the checkpoint was trained against the reference {other}, this run has '
-          f'{self.fingerprint}; give another --workdir'
-      )
+from jaxrl_llm.runs import launch, references, setup
+from jaxrl_llm.runs import records as records_lib
+from jaxrl_llm.training import loop, metrics, rng
+from jaxrl_llm.types import Example, RewardFn
 
 
 class ReferenceValues(NamedTuple):
@@ -102,27 +74,8 @@ class ReferenceValues(NamedTuple):
     }
 
 
-def make_reference(
-    run: launch.Run,
-    parts: components.Components,
-    finetune: Callable[[], tuple[Params, dict[str, Any]]],
-) -> Reference:
-  """π_ref: loaded parameters, or fine-tuned ones."""
-  config = run.config
-  if config.policy_init_from:
-    start = plain = parts.initial_params()
-    if config.reference_init_from:
-      plain = parts.load_alike(config.reference_init_from, 'config.reference_init_from')
-    return Reference(parts.form.frozen(plain), start, fingerprint.of_params(plain), 0, 0, 0.0)
-  params, about = finetune()
-  return Reference(
-      parts.form.frozen(params), params, about['fingerprint'], about['metrics_offset'],
-      config.sft.steps, about['seconds'],
-  )
-
-
 def estimate(
-    run: launch.Run, parts: components.Components, reference: Reference
+    run: launch.Run, parts: setup.Components, reference: references.Reference
 ) -> ReferenceValues:
   """Samples what is missing, then estimates V* of every training prompt.
 
@@ -175,7 +128,7 @@ def _sample_missing(run, parts, reference, encoded, provenance) -> list[dict[str
   config, task = run.config.algorithm, parts.task
   batches = parts.prompt_batches(encoded, run.config.stage1_batch_size)
   with contextlib.closing(metrics.JsonlFile(run.workdir / 'stage1.jsonl')) as file:
-    records = resuming.read_records(file, provenance, batch=1, total=len(batches))
+    records = records_lib.read_records(file, provenance, batch=1, total=len(batches))
     reward_fn = _stage1_reward(run, parts)
     sample = parts.sampler(num_samples=config.samples_per_prompt, temperature=config.temperature)
     key = rng.stream_key(parts.key, rng.Stream.SAMPLE_STAGE1)
@@ -202,13 +155,14 @@ def _fingerprint(examples: Sequence[Example]) -> str:
   return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def _stage1_reward(run: launch.Run, parts: components.Components) -> RewardFn:
+def _stage1_reward(run: launch.Run, parts: setup.Components) -> RewardFn:
   lenient = run.config.algorithm.stage1_reward == 'lenient'
   return parts.task.lenient_reward_fn if lenient else parts.task.reward_fn
 
 
 def measure_success(
-    run: launch.Run, parts: components.Components, reference: Reference, stage1: ReferenceValues
+    run: launch.Run, parts: setup.Components, reference: references.Reference,
+    stage1: ReferenceValues
 ) -> tuple[np.ndarray, np.ndarray] | None:
   """Success rates of the reference from fresh samples, beside stage 1's V*.
 

@@ -10,37 +10,35 @@ import dataclasses
 import json
 import pathlib
 
-from experiments import (
-    arena_arms,
-    arena_dialogue,
-    arena_report,
-    arena_settings,
-    arena_worlds,
-    launch,
-)
+from experiments.arena import arms as arena_arms
+from experiments.arena import config as arena_config
+from experiments.arena import dialogue as arena_dialogue
+from experiments.arena import report as arena_report
+from experiments.arena import tasks as arena_tasks
+from jaxrl_llm.runs import launch
 from jaxrl_llm.training import loop, metrics
 
 
 def outcomes(run: launch.Run, stopper: loop.Stopper) -> dict[str, dict[int, dict]]:
   """Runs what is missing; returns the outcomes by arm and seed."""
   config = run.config
-  kind = arena_dialogue.World if config.task == 'dialogue' else arena_worlds.World
+  kind = arena_dialogue.World if config.task == 'dialogue' else arena_tasks.World
   world = kind(config.world, config.seed)
   seeds = range(config.seed, config.seed + config.num_seeds)
   folder = lambda seed: run.workdir / f'seed{seed}'
-  grounds: dict[int, arena_worlds.Ground] = {}
+  grounds: dict[int, arena_tasks.Ground] = {}
 
-  def ground(seed: int) -> arena_worlds.Ground:
+  def ground(seed: int) -> arena_tasks.Ground:
     if world.settings.one_reference and seed != config.seed:
       grounds[seed] = dataclasses.replace(ground(config.seed), seed=seed)
     elif seed not in grounds:
-      grounds[seed] = arena_worlds.prepare(world, seed, folder(seed))
+      grounds[seed] = arena_tasks.prepare(world, seed, folder(seed))
       stopper.check('stopped with the reference saved')
     return grounds[seed]
 
   found = {}
   for name in config.chosen():
-    arm = None if name in arena_settings.UNTRAINED else arena_arms.Arm(world, name)
+    arm = None if name in arena_config.UNTRAINED else arena_arms.Arm(world, name)
     found[name] = {}
     for seed in seeds:
       path: pathlib.Path = folder(seed) / 'arms' / f'{name}.json'
@@ -58,7 +56,7 @@ def outcomes(run: launch.Run, stopper: loop.Stopper) -> dict[str, dict[int, dict
 
 def main(run: launch.Run) -> None:
   """Runs every arm and seed, and writes the table, the figures and results.json."""
-  idle = [task for task in arena_settings.TASKS if task != run.config.task]
+  idle = [task for task in arena_config.TASKS if task != run.config.task]
   for name in run.overrides:
     if name.split('.')[0] in idle:
       raise ValueError(f'config.{name} has no effect with config.task={run.config.task!r}')

@@ -13,9 +13,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments import arena_dialogue, arena_worlds
+from experiments.arena import dialogue as arena_dialogue
+from experiments.arena import tasks as arena_tasks
 from jaxrl_llm.algorithms import a_star_po
-from jaxrl_llm.evaluation import best_of_n, evaluator, pass_at_k
+from jaxrl_llm.evaluation import best_of_n, evaluator, statistics
 from jaxrl_llm.rl import scoring, soft_values
 from jaxrl_llm.training import loop, metrics, optim, rng
 from jaxrl_llm.types import Batch, Rollouts
@@ -33,7 +34,7 @@ class Arm:
     algorithm: the two pure functions.
   """
 
-  def __init__(self, world: arena_worlds.World, name: str):
+  def __init__(self, world: arena_tasks.World, name: str):
     self.name, self.settings = name, getattr(world.settings.arms, name)
     self.world, options = world, self.settings.algorithm
     self.num_samples = self.settings.num_samples
@@ -115,7 +116,7 @@ class Clock:
     return medians | {'time/iteration': sum(medians.values())}
 
 
-def run(arm: Arm, ground: arena_worlds.Ground, check: Callable[[], None]) -> dict[str, Any]:
+def run(arm: Arm, ground: arena_tasks.Ground, check: Callable[[], None]) -> dict[str, Any]:
   """Trains one seed of an arm.
 
   Args:
@@ -129,7 +130,7 @@ def run(arm: Arm, ground: arena_worlds.Ground, check: Callable[[], None]) -> dic
   """
   options, spent, begun = arm.world.settings, Spent(), time.perf_counter()
   stage1 = _first_stage(arm, ground, spent)
-  state = arena_worlds.start(ground, arm.algorithm, with_critic=arm.has_critic)
+  state = arena_tasks.start(ground, arm.algorithm, with_critic=arm.has_critic)
   size = arm.batch_completions
   total = max((options.completions - spent.completions) // size, 0)
   due = set(np.linspace(0, total, options.num_evaluations).round().astype(int).tolist())
@@ -168,7 +169,7 @@ def run(arm: Arm, ground: arena_worlds.Ground, check: Callable[[], None]) -> dic
   return {'curve': curve, 'final': {**final, 'time/seconds': time.perf_counter() - begun}}
 
 
-def _gradient_variance_ratio(arm: Arm, ground: arena_worlds.Ground, values: '_Table'):
+def _gradient_variance_ratio(arm: Arm, ground: arena_tasks.Ground, values: '_Table'):
   """Variance of one response's gradient with the estimated values over that with zeros, or None.
 
   At the reference, the trace of the covariance over 256 responses to as many prompts; the
@@ -222,7 +223,7 @@ def _prompts(ground, stage1, index, count):
   return kept.prompts(index, count)
 
 
-def _first_stage(arm: Arm, ground: arena_worlds.Ground, spent: Spent) -> dict[str, Any] | None:
+def _first_stage(arm: Arm, ground: arena_tasks.Ground, spent: Spent) -> dict[str, Any] | None:
   """A*-PO's stage 1: V* by example id, and the prompts that it keeps; None for other arms."""
   if arm.settings.file != 'a_star_po':
     return None
@@ -259,7 +260,7 @@ def _check_ratio(name: str, values: dict[str, float]) -> None:
         f'{name}: the log-ratio before the first step must be 0, got {ratio:.2g} nats a response')
 
 
-def untrained(name: str, ground: arena_worlds.Ground) -> dict[str, Any]:
+def untrained(name: str, ground: arena_tasks.Ground) -> dict[str, Any]:
   """The reference itself ('sft'), or the best of n of its samples by the reward ('best_of_n')."""
   begun = time.perf_counter()
   spent = Spent().numbers()
@@ -270,7 +271,7 @@ def untrained(name: str, ground: arena_worlds.Ground) -> dict[str, Any]:
   return {'curve': curve, 'final': {**curve[-1], 'time/seconds': time.perf_counter() - begun}}
 
 
-def _best_of(ground: arena_worlds.Ground, count: int) -> list[dict[str, float]]:
+def _best_of(ground: arena_tasks.Ground, count: int) -> list[dict[str, float]]:
   """The sample that the reward ranks first of 1, 2, ..., `count`, and the bound on its divergence.
 
   Nothing is spent in training; the samples that each answer takes are those of the evaluation.
@@ -288,7 +289,7 @@ def _best_of(ground: arena_worlds.Ground, count: int) -> list[dict[str, float]]:
   points = []
   for n, (score, proxy) in enumerate(zip(scores.mean(axis=0), proxies.mean(axis=0)), 1):
     points.append({
-        'score': float(score), 'score_se': pass_at_k.mean_and_standard_error(scores[:, n - 1])[1],
+        'score': float(score), 'score_se': statistics.mean_and_standard_error(scores[:, n - 1])[1],
         'kl_bound': float(best_of_n.kl_bound(n)),
         **({'reward': float(proxy)} if ground.reward_params is not None else {}),
     })

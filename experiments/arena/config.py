@@ -4,9 +4,10 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
-from experiments import settings
+from jaxrl_llm import checks
 from jaxrl_llm.algorithms import reward_model
 from jaxrl_llm.models import configs
+from jaxrl_llm.runs import config as config_lib
 from jaxrl_llm.training import optim
 
 TASKS = ('arithmetic', 'summarisation', 'dialogue')
@@ -31,7 +32,7 @@ class SummarisationTask:
 
 
 @dataclasses.dataclass
-class ArithmeticTask(settings.ArithmeticTask):
+class ArithmeticTask(config_lib.ArithmeticTask):
   """Addition with forgotten carries."""
 
   def make(self, seed: int):
@@ -87,7 +88,7 @@ class Arm:
 
   def validate(self, prefix: str) -> None:
     """Raises ValueError with one line for the first field that is out of range."""
-    settings.at_least(self, prefix, refresh_every=0)
+    checks.at_least(self, prefix, refresh_every=0)
     _keep(self.optimizer, f'{prefix}.optimizer', schedule='constant')
     # What another binary reads, or what would need other data than an arm draws.
     if self.file == 'rebel':
@@ -128,7 +129,7 @@ class DialogueArm(Arm):
   def validate(self, prefix: str) -> None:
     """Raises ValueError with one line for the first field that is out of range."""
     super().validate(prefix)
-    settings.at_least(self, prefix, iterations=0)
+    checks.at_least(self, prefix, iterations=0)
     for name, allowed in (
         ('prefix', ('own', 'offline', 'mixed')), ('turn', ('one', 'two', 'last')),
         ('refresh_every', (1,)),
@@ -170,7 +171,7 @@ class RewardModelSettings:
 
   def validate(self, prefix: str) -> None:
     """Raises ValueError with one line for the first field that is out of range."""
-    settings.at_least(self, prefix, num_pairs=0, steps=1, batch_size=1)
+    checks.at_least(self, prefix, num_pairs=0, steps=1, batch_size=1)
     if not 0 < self.label_noise < float('inf'):
       raise ValueError(f'{prefix}.label_noise must be positive, got {self.label_noise}')
     self.algorithm.validate()
@@ -199,7 +200,7 @@ class World:
 
   task: Any
   model: configs.TransformerConfig
-  sft: settings.SftSettings
+  sft: config_lib.SftSettings
   arms: Any
   reward_model: RewardModelSettings = dataclasses.field(default_factory=RewardModelSettings)
   completions: int = 25_600
@@ -220,7 +221,7 @@ class World:
     dataclasses.replace(self.model, vocab_size=self.model.vocab_size or 1).validate()
     self.sft.validate(f'{prefix}.sft')
     _keep(self.sft, f'{prefix}.sft', packed_length=0, mixture='')
-    settings.at_least(
+    checks.at_least(
         self, prefix, completions=1, batch_completions=1, num_evaluations=2, eval_samples=1,
         best_of=2,
     )
@@ -232,7 +233,7 @@ class World:
       arm.validate(f'{prefix}.arms.{name}')
       if self.batch_completions % arm.num_samples:
         raise ValueError(
-            f'{prefix}.batch_completions must be divided by the {arm.num_samples} samples a '
+            f'{prefix}.batch_completions must be divisible by the {arm.num_samples} samples a '
             f'prompt of {name}, got {self.batch_completions}'
         )
       parts = getattr(arm, 'iterations', 0)
@@ -249,7 +250,7 @@ class World:
 
 @dataclasses.dataclass
 class Arena:
-  """One run of experiments/arena.py.
+  """One run of experiments/arena/.
 
   Attributes:
     seed: the first seed.
@@ -273,7 +274,7 @@ class Arena:
 
   def validate(self) -> None:
     """Raises ValueError with one line for the first field that is out of range."""
-    settings.at_least(self, 'config', seed=0, num_seeds=1)
+    checks.at_least(self, 'config', seed=0, num_seeds=1)
     if self.task not in TASKS:
       raise ValueError(f'config.task must be one of {", ".join(TASKS)}, got {self.task!r}')
     for name in self.algorithms.split(',') if self.algorithms else ():

@@ -9,8 +9,8 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 from scipy import stats
 
-from experiments.criteria import Finding
 from jaxrl_llm.evaluation import intervals
+from jaxrl_llm.runs.criteria import Finding
 
 Outcomes = Mapping[str, Mapping[int, dict]]
 

@@ -13,11 +13,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments import arena_worlds
+from experiments.arena import tasks as arena_tasks
 from jaxrl_llm.algorithms import refuel
 from jaxrl_llm.data import batching
 from jaxrl_llm.data.dialogues import Dialogues
-from jaxrl_llm.evaluation import pass_at_k
+from jaxrl_llm.evaluation import statistics
 from jaxrl_llm.sampling import dialogue as talking
 from jaxrl_llm.tasks import dialogue as dialogue_task
 from jaxrl_llm.tasks import users
@@ -25,7 +25,7 @@ from jaxrl_llm.training import rng
 from jaxrl_llm.types import STOPPED, Batch, Params, Task
 
 
-class World(arena_worlds.World):
+class World(arena_tasks.World):
   """The functions of the task; a response is one reply."""
 
   def __init__(self, settings: Any, seed: int):
@@ -34,10 +34,10 @@ class World(arena_worlds.World):
 
   def ground(self, seed: int, task: Task) -> 'Ground':
     """One seed, still without its networks."""
-    return Ground(self, seed, task, arena_worlds.encode(task, task.train), reference=None)
+    return Ground(self, seed, task, arena_tasks.encode(task, task.train), reference=None)
 
 
-class Ground(arena_worlds.Ground):
+class Ground(arena_tasks.Ground):
   """One seed of the task."""
 
   @functools.cached_property
@@ -68,7 +68,7 @@ class Ground(arena_worlds.Ground):
     numbers = {'greedy_score': float(self._hold(params, temperature=0.0)['rewards'][:, -1].mean())}
     rewards = mean('rewards')
     for name, values in (('score', rewards[:, -1]), ('kl_to_reference', mean('kl'))):
-      numbers[name], numbers[f'{name}_se'] = pass_at_k.mean_and_standard_error(values)
+      numbers[name], numbers[f'{name}_se'] = statistics.mean_and_standard_error(values)
     for turn in range(rewards.shape[1]):
       numbers[f'turn_{turn + 1}'] = float(rewards[:, turn].mean())
     numbers['ask_rate'] = float(mean('asks').mean())

@@ -6,8 +6,9 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from experiments import arena_criteria, criteria, launch, report
-from experiments import seeds as seeds_lib
+from experiments.arena import criteria as arena_criteria
+from jaxrl_llm.evaluation import statistics
+from jaxrl_llm.runs import criteria, figures, launch
 from jaxrl_llm.training import metrics
 
 Outcomes = Mapping[str, Mapping[int, dict]]
@@ -40,7 +41,7 @@ def write(run: launch.Run, outcomes: Outcomes) -> None:
       seed_run.processors = run.processors
       launch.write_results(seed_run, _numbers(outcomes, [seed]))
   _figures(run, outcomes)
-  table = report.markdown_table(*_table(outcomes))
+  table = figures.markdown_table(*_table(outcomes))
   caption = (
       f'{run.config.task}; {len(seeds)} seed(s) from {seeds[0]}, mean ± standard error over seeds; '
       f'{run.config.world.completions:,} completions an arm at most, '
@@ -77,7 +78,7 @@ def _numbers(outcomes: Outcomes, seeds: Sequence[int]) -> dict[str, float | int]
         numbers[place] = value
       elif not key.endswith('_se'):
         numbers[place], numbers[f'{place}_se'] = map(
-            float, seeds_lib.mean_and_error([f[key] for f in finals]))
+            float, statistics.mean_and_standard_error([f[key] for f in finals]))
   total = lambda key: sum(
       by_seed[seed]['final'][key] for by_seed in outcomes.values() for seed in seeds)
   return numbers | {
@@ -94,7 +95,7 @@ def _table(outcomes: Outcomes) -> tuple[list[str], list[list[str]]]:
     values = [f.get(key) for f in finals]
     if None in values:
       return '-'
-    mean, error = seeds_lib.mean_and_error([factor * value for value in values])
+    mean, error = statistics.mean_and_standard_error([factor * value for value in values])
     spread = f' ± {error:.{digits}f}' if error and digits else ''
     return f'{mean:,.{digits}f}{spread}'
 
@@ -109,7 +110,7 @@ def _figures(run: launch.Run, outcomes: Outcomes) -> None:
   """Score by tokens and by divergence; gold and learned reward where arms are few; the η sweep."""
   curves = {name: [o['curve'] for o in by_seed.values()] for name, by_seed in outcomes.items()}
   title = f'{run.config.task}, {len(next(iter(curves.values())))} seed(s)'
-  draw = functools.partial(report.many_curves, title=title, y='score')
+  draw = functools.partial(figures.many_curves, title=title, y='score')
   figure = lambda file: run.workdir / 'figures' / f'{file}.png'
   unit = 'dialogue' if run.config.task == 'dialogue' else 'response'
   divergence = f'KL to the reference (nats a {unit})'
@@ -147,4 +148,4 @@ def _divergence(curves: Sequence[list[dict]]) -> tuple[np.ndarray, str]:
 
 def _over_seeds(curves: Sequence[list[dict]], key: str) -> tuple[np.ndarray, np.ndarray]:
   """Mean and standard error over seeds of a number, at each point of their curves."""
-  return seeds_lib.mean_and_error([[point[key] for point in curve] for curve in curves])
+  return statistics.mean_and_standard_error([[point[key] for point in curve] for curve in curves])

@@ -14,10 +14,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments import arena_settings
+from experiments.arena import config as arena_config
 from jaxrl_llm.algorithms import reward_model, sft
 from jaxrl_llm.data import batching, sft_batches
-from jaxrl_llm.evaluation import evaluator, pass_at_k, win_rate
+from jaxrl_llm.evaluation import evaluator, statistics, win_rate
 from jaxrl_llm.models import policy as policy_lib
 from jaxrl_llm.models import reward as reward_lib
 from jaxrl_llm.rewards import rollout_rewards
@@ -39,7 +39,7 @@ class World:
     scalar: the network of the reward model and of the critic.
   """
 
-  def __init__(self, settings: arena_settings.World, seed: int):
+  def __init__(self, settings: arena_config.World, seed: int):
     self.settings = settings
     task = settings.task.make(seed)
     self._tokenizer, self.max_tokens = task.tokenizer, task.max_response_tokens
@@ -212,7 +212,7 @@ class Ground:
         self.world.sampler(num_samples=1, temperature=0.0), params, self.held_out, key, self.gold)
     numbers = {'greedy_score': float(greedy.rewards.mean())}
     for name, values in (('score', scored.rewards), ('kl_to_reference', kl)):
-      mean, error = pass_at_k.mean_and_standard_error(values.mean(axis=1))
+      mean, error = statistics.mean_and_standard_error(values.mean(axis=1))
       numbers |= {name: mean, f'{name}_se': error}
     if (rate := self.win_rate(greedy.rewards[:, 0])) is not None:
       numbers['win_rate'] = rate

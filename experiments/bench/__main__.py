@@ -25,7 +25,7 @@ from typing import Any
 
 from absl import flags
 
-from experiments import launch, processor, report
+from jaxrl_llm.runs import figures, launch, processor
 from jaxrl_llm.training import metrics
 
 # JAX is imported in `main`, once the cores are chosen: its threads inherit them.
@@ -48,9 +48,9 @@ def main() -> None:
   load = os.getloadavg()[0]
   available = _choose_cores(_CORES.value)
 
-  from experiments import bench_workloads
+  from experiments.bench import workloads as workloads_lib
 
-  scale = bench_workloads.SCALES[_SCALE.value]()
+  scale = workloads_lib.SCALES[_SCALE.value]()
   rows, samples = measure(suites, scale, seed=_SEED.value, repeats=_REPEATS.value)
   numbers = {
       **_provenance(suites, available, load),
@@ -75,7 +75,7 @@ def measure(
 
   Args:
     suites: names of suites.
-    scale: a `bench_workloads.Scale`.
+    scale: a `workloads_lib.Scale`.
     seed: of parameters, tokens and noise.
     repeats: counted repetitions.
 
@@ -84,14 +84,14 @@ def measure(
   """
   import jax
 
-  from experiments import bench_workloads
+  from experiments.bench import workloads as workloads_lib
   from jaxrl_llm.training import loop
 
   # A program that comes from a cache on the disk would have no compile time.
   jax.config.update('jax_enable_compilation_cache', False)
   several = jax.default_backend() == 'cpu' and len(_usable_cores()) > 1
   print('compiling ...', flush=True)
-  workloads = list(bench_workloads.build(
+  workloads = list(workloads_lib.build(
       suites, scale, seed=seed, one_core=_on_one_core if several else None))
   rows = [row for workload in workloads for row in workload.rows]
   samples: dict[str, list] = {row.name: [] for row in rows}
@@ -186,7 +186,7 @@ def _summary(row: Any, samples: Sequence[tuple[float, int]]) -> dict[str, float 
   """Flat numbers of one row.
 
   Args:
-    row: a `bench_workloads.Row`.
+    row: a `workloads_lib.Row`.
     samples: (seconds, tokens) of each repetition.
 
   Returns:
@@ -254,11 +254,11 @@ def _tables(rows: Sequence[Any], numbers: Mapping[str, Any]) -> list[str]:
   )
   return [
       about, '',
-      report.markdown_table(
+      figures.markdown_table(
           ['workload', 'what', 'seconds', 'quartiles', 'tokens/s', 'GFLOP/s', '% of ceiling',
            'peak MiB', 'compile s'], work),
       '',
-      report.markdown_table(
+      figures.markdown_table(
           ['ceiling', 'what', 'seconds', 'quartiles', 'unit', 'speed', 'on one core'], limits),
   ]
 

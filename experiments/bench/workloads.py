@@ -1,4 +1,4 @@
-"""What experiments/bench.py times: the workloads, their flops by formula, the machine's ceilings.
+"""What experiments/bench/ times: the workloads, their flops by formula, the machine's ceilings.
 
 Import it after the process's cores have been chosen: it imports JAX, whose threads inherit them.
 

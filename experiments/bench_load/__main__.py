@@ -26,12 +26,11 @@ from typing import Any
 
 from absl import flags
 
-from experiments import launch, processor
+from jaxrl_llm.runs import launch, processor, random_checkpoints
 from jaxrl_llm.training import metrics
 
 # JAX is imported in functions: `main` says first how many devices there are.
 
-SHAPES = ('llama_100m', 'qwen2.5_1.5b', 'qwen2.5_3b', 'qwen2.5_7b')
 _DTYPES = ('bfloat16', 'float32')
 
 _PACKAGES = ('jax', 'jaxlib', 'numpy', 'ml_dtypes', 'safetensors')
@@ -53,7 +52,7 @@ def define_flags(values: flags.FlagValues) -> None:
   """Defines the flags of this tool."""
   text = functools.partial(flags.DEFINE_string, flag_values=values)
   choice = functools.partial(flags.DEFINE_enum, flag_values=values)
-  choice('model', 'llama_100m', SHAPES, 'whose shape the checkpoint has.')
+  choice('model', 'llama_100m', random_checkpoints.SHAPES, 'whose shape the checkpoint has.')
   choice('file_dtype', 'bfloat16', _DTYPES, 'of the tensors on the disk.')
   choice('param_dtype', 'bfloat16', _DTYPES, 'of the loaded parameters.')
   text('mesh', '1x8x1', 'data x fsdp x tensor.')
@@ -67,7 +66,7 @@ def main(values: flags.FlagValues) -> None:
   """Writes a checkpoint, loads it, prints and writes the numbers."""
   if not re.fullmatch(r'\d+x\d+x\d+', values.mesh):
     raise ValueError(f'mesh must be three sizes such as 1x8x1, got {values.mesh!r} (--mesh)')
-  check_places(values)
+  random_checkpoints.check_places(values)
   if values.cpu_devices:
     os.environ['JAX_PLATFORMS'] = 'cpu'
     os.environ['XLA_FLAGS'] = (
@@ -78,7 +77,8 @@ def main(values: flags.FlagValues) -> None:
     print(f'writing {values.model} in {values.file_dtype} to {directory} ...', flush=True)
     # Memory that this process had freed but kept would be used again unseen.
     arguments = (str(directory), values.model, values.file_dtype)
-    code = f'from experiments import bench_load; bench_load.write_random(*{arguments!r})'
+    code = ('from jaxrl_llm.runs import random_checkpoints\n'
+            f'random_checkpoints.write_random(*{arguments!r})')
     subprocess.run(
         [sys.executable, '-c', code], check=True, cwd=launch.REPOSITORY,
         env={**os.environ, 'JAX_PLATFORMS': 'cpu'})
@@ -92,50 +92,6 @@ def main(values: flags.FlagValues) -> None:
     print(f'written: {values.json}')
 
 
-def shape(name: str, **overrides: Any) -> tuple[Any, str]:
-  """(config, model_type) of a shape."""
-  import dataclasses
-
-  from jaxrl_llm.models import configs
-
-  llama = configs.TransformerConfig(
-      vocab_size=16_384, num_layers=12, width=768, num_heads=12, num_kv_heads=12, head_dim=64,
-      mlp_width=2048, max_length=2048, tie_embeddings=False)
-  makers = {
-      'llama_100m': lambda: llama, 'qwen2.5_1.5b': configs.qwen2_5_1_5b,
-      'qwen2.5_3b': configs.qwen2_5_3b, 'qwen2.5_7b': configs.qwen2_5_7b}
-  config = dataclasses.replace(makers[name](), **overrides)
-  return config, 'llama' if name.startswith('llama') else 'qwen2'
-
-
-def write_random(directory: str, name: str, dtype: str) -> None:
-  """Writes a checkpoint of random numbers, one tensor at a time."""
-  import json
-
-  import jax
-  import jax.numpy as jnp
-  import numpy as np
-
-  from jaxrl_llm.models import policy
-  from jaxrl_llm.models.pretrained import huggingface, mapping, weights
-
-  config, model_type = shape(name)
-  family = huggingface.find_family(model_type)
-  abstract = jax.eval_shape(policy.make(config).init, jax.random.key(0))
-  entries = mapping.with_prefix(family.entries(config), family.PREFIX)
-  dtype = jnp.dtype(dtype)
-  rng = np.random.default_rng(0)
-
-  def tensors():
-    for tensor, size in mapping.shapes(entries, abstract).items():
-      draw = lambda size=size: (0.02 * rng.standard_normal(size, np.float32)).astype(dtype)
-      yield weights.NewTensor(tensor, size, dtype, draw)
-
-  with weights.new_directory(directory) as folder:
-    (folder / 'config.json').write_text(json.dumps(family.write_config(config, model_type)))
-    weights.write_files(folder, tensors(), max_shard_bytes=10**9)
-
-
 def measure(values: flags.FlagValues, directory: pathlib.Path) -> dict[str, Any]:
   """Loads the checkpoint onto the mesh of the flags and returns flat numbers."""
   import jax
@@ -147,7 +103,7 @@ def measure(values: flags.FlagValues, directory: pathlib.Path) -> dict[str, Any]
   from jaxrl_llm.training import loop
 
   checkpoint = huggingface.read_config(directory)
-  config, _ = shape(values.model, param_dtype=values.param_dtype)
+  config, _ = random_checkpoints.shape(values.model, param_dtype=values.param_dtype)
   abstract = jax.eval_shape(policy.make(config).init, jax.random.key(0))
   sizes = map(int, values.mesh.split('x'))
   abstract = rules.abstract(abstract, rules.shardings(mesh.make_mesh(*sizes), abstract))
@@ -184,15 +140,6 @@ def anonymous_memory() -> Iterator[dict[str, int]]:
     watcher.stdout.readline()
     yield numbers
     numbers['peak'] = int(watcher.communicate()[0])
-
-
-def check_places(values: flags.FlagValues) -> None:
-  """Raises ValueError with one line for a --folder or --json that cannot be written."""
-  if values.folder and not pathlib.Path(values.folder).is_dir():
-    raise ValueError(f'folder must exist, got {values.folder!r} (--folder)')
-  path = pathlib.Path(values.json)
-  if values.json and (path.is_dir() or not path.parent.is_dir()):
-    raise ValueError(f'json must name a file in an existing folder, got {values.json!r} (--json)')
 
 
 if __name__ == '__main__':

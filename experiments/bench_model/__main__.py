@@ -24,10 +24,17 @@ import jax.numpy as jnp
 import numpy as np
 from absl import flags
 
-from experiments import bench_load, components, finetuning, launch, origins, processor
 from jaxrl_llm.algorithms import sft
 from jaxrl_llm.data import sft_batches
 from jaxrl_llm.models import lora, policy
+from jaxrl_llm.runs import (
+  checkpoint_sources,
+  finetuning,
+  launch,
+  processor,
+  random_checkpoints,
+  setup,
+)
 from jaxrl_llm.sampling import decode
 from jaxrl_llm.sharding import mesh as mesh_lib
 from jaxrl_llm.sharding import rules
@@ -42,7 +49,7 @@ def define_flags(values: flags.FlagValues) -> None:
   """Defines the flags of this tool."""
   text = functools.partial(flags.DEFINE_string, flag_values=values)
   number = functools.partial(flags.DEFINE_integer, lower_bound=1, flag_values=values)
-  flags.DEFINE_enum('shape', 'qwen2.5_1.5b', bench_load.SHAPES, 'of random numbers.',
+  flags.DEFINE_enum('shape', 'qwen2.5_1.5b', random_checkpoints.SHAPES, 'of random numbers.',
                     flag_values=values)
   text('checkpoint', '', 'a checkpoint that is used instead of a random one.')
   text('folder', '', 'where the random checkpoint goes; by default in /tmp.')
@@ -56,14 +63,15 @@ def define_flags(values: flags.FlagValues) -> None:
 
 def main(values: flags.FlagValues) -> None:
   """Does all of it, prints and writes the numbers."""
-  bench_load.check_places(values)
+  random_checkpoints.check_places(values)
   with tempfile.TemporaryDirectory(dir=values.folder or None) as folder:
     directory = values.checkpoint
     if not directory:
       directory = str(pathlib.Path(folder) / 'checkpoint')
       print(f'writing {values.shape} to {directory} ...', flush=True)
       arguments = (directory, values.shape, 'bfloat16')
-      code = f'from experiments import bench_load; bench_load.write_random(*{arguments!r})'
+      code = ('from jaxrl_llm.runs import random_checkpoints\n'
+              f'random_checkpoints.write_random(*{arguments!r})')
       subprocess.run([sys.executable, '-c', code], check=True, cwd=launch.REPOSITORY)
     numbers = measure(values, directory)
   numbers |= {
@@ -85,13 +93,13 @@ def measure(values: flags.FlagValues, directory: str) -> dict[str, Any]:
   Raises:
     ValueError: the checkpoint cannot be used, or a loss is not finite.
   """
-  origin = origins.read(directory, field='--checkpoint')
+  origin = checkpoint_sources.read(directory, field='--checkpoint')
   model = dataclasses.replace(
       origin.model, param_dtype='bfloat16', compute_dtype='bfloat16', remat='full', scan_unroll=1
   )
   mesh = mesh_lib.make_mesh(1, -1, 1)
   network = policy.make(model)
-  abstract = components.abstract_params(network, mesh)
+  abstract = setup.abstract_params(network, mesh)
   numbers: dict[str, Any] = {
       'parameters': sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(abstract))
   }

@@ -19,8 +19,9 @@ import time
 
 from absl import app, flags
 
-from experiments import command_line
-from jaxrl_llm.rewards import math_answer, truths
+from jaxrl_llm.rewards import math_answer
+from jaxrl_llm.rewards.math import truths
+from jaxrl_llm.runs import command_line
 
 _SOLUTIONS = flags.DEFINE_string('solutions', None, 'JSON lines with labelled solutions.')
 _MODE = flags.DEFINE_enum(

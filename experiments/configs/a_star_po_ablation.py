@@ -13,14 +13,14 @@ runs all arms and seeds (resumable per arm and seed) and keeps their results.jso
 results/a_star_po/. Cost: 32 minutes in all on two busy CPU cores.
 """
 
-from experiments import settings
 from experiments.configs import a_star_po_arithmetic
+from jaxrl_llm.runs import config as config_lib
 
 ARMS = ('softmax', 'mean', 'max', 'zero', 'n1', 'n4', 'n32')
 _SAMPLES = {'n1': 1, 'n4': 4, 'n32': 32}
 
 
-def get_config(setting: str = 'softmax') -> settings.AStarPo:
+def get_config(setting: str = 'softmax') -> config_lib.AStarPo:
   if setting not in ARMS:
     raise ValueError(f'setting must be one of {", ".join(ARMS)}, got {setting!r}')
   config = a_star_po_arithmetic.get_config()

@@ -9,20 +9,20 @@ Cost: about two minutes on two CPU cores, compilation included (results/a_star_p
 Command: python -m experiments.a_star_po [--config.seed=N]
 """
 
-from experiments import settings
 from jaxrl_llm.algorithms import a_star_po
 from jaxrl_llm.models import configs
+from jaxrl_llm.runs import config as config_lib
 from jaxrl_llm.training import optim
 
 
-def get_config() -> settings.AStarPo:
-  return settings.AStarPo(
-      task=settings.ArithmeticTask(digits=3),
+def get_config() -> config_lib.AStarPo:
+  return config_lib.AStarPo(
+      task=config_lib.ArithmeticTask(digits=3),
       model=configs.TransformerConfig(
           num_layers=2, width=128, num_heads=4, num_kv_heads=4, head_dim=32, mlp_width=256,
           max_length=16, positions='learned',
       ),
-      sft=settings.SftSettings(
+      sft=config_lib.SftSettings(
           steps=2_400,
           batch_size=128,
           save_every=400,

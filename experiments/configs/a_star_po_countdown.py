@@ -7,20 +7,20 @@ The reference is fine-tuned on generated solutions of which 30 % have a wrong va
 Not a table of the paper. Cost: within ten minutes on two CPU cores.
 """
 
-from experiments import settings
 from jaxrl_llm.algorithms import a_star_po
 from jaxrl_llm.models import configs
+from jaxrl_llm.runs import config as config_lib
 from jaxrl_llm.training import optim
 
 
-def get_config() -> settings.AStarPo:
-  return settings.AStarPo(
-      task=settings.CountdownTask(),
+def get_config() -> config_lib.AStarPo:
+  return config_lib.AStarPo(
+      task=config_lib.CountdownTask(),
       model=configs.TransformerConfig(
           num_layers=3, width=128, num_heads=4, num_kv_heads=4, head_dim=32, mlp_width=384,
           max_length=48, positions='learned',
       ),
-      sft=settings.SftSettings(
+      sft=config_lib.SftSettings(
           steps=1_500, batch_size=128, save_every=250,
           optimizer=optim.OptimizerConfig(
               learning_rate=1e-3, schedule='cosine', warmup_steps=50, weight_decay=0.01
@@ -31,6 +31,6 @@ def get_config() -> settings.AStarPo:
       steps=200,
       batch_size=128,
       eval_every=20,
-      evaluation=settings.EvaluationSettings(batch_size=256),
+      evaluation=config_lib.EvaluationSettings(batch_size=256),
       scale_note='A decoder of 0.6M parameters from scratch, on characters',
   )

@@ -16,9 +16,9 @@ the first) and only of a response that stopped, and batches that cross the edge 
 epoch (only their number is theirs).
 """
 
-from experiments import settings
 from jaxrl_llm.algorithms import a_star_po, sft
 from jaxrl_llm.models import configs
+from jaxrl_llm.runs import config as config_lib
 from jaxrl_llm.training import optim
 
 _PUBLISHED = {
@@ -29,7 +29,7 @@ _PUBLISHED = {
 _EPOCHS, _BATCH_SIZE, _TRAIN_PROBLEMS = 25, 256, 7_473
 
 
-def get_config(setting: str = '') -> settings.AStarPo:
+def get_config(setting: str = '') -> config_lib.AStarPo:
   if not setting:
     return _cpu_size()
   if setting not in _PUBLISHED:
@@ -37,16 +37,16 @@ def get_config(setting: str = '') -> settings.AStarPo:
   return _published(setting)
 
 
-def _published(setting: str) -> settings.AStarPo:
+def _published(setting: str) -> config_lib.AStarPo:
   # Addresses in the repository ZhaolinGao/A-PO: S = scripts/apo_gsm8k.sh,
   # Y = verl/trainer/config/apo_trainer.yaml, W = verl/workers/fsdp_workers_apo.py.
-  return settings.AStarPo(
-      task=settings.Gsm8kTask(
+  return config_lib.AStarPo(
+      task=config_lib.Gsm8kTask(
           max_prompt_tokens=256,  # S: longer prompts are filtered.
           max_response_tokens=1_024,  # S.
       ),
       model=_PUBLISHED[setting](),  # Qwen2.5 base models of three sizes.
-      sft=settings.SftSettings(steps=0),  # S: starts from the base model.
+      sft=config_lib.SftSettings(steps=0),  # S: starts from the base model.
       algorithm=a_star_po.Config(
           samples_per_prompt=8,  # S and Y: num_gen_to_use.
           beta1=0.5,  # S.
@@ -66,7 +66,7 @@ def _published(setting: str) -> settings.AStarPo:
       steps=_EPOCHS * (_TRAIN_PROBLEMS // _BATCH_SIZE),  # S: 25 epochs, last batches dropped.
       batch_size=_BATCH_SIZE,  # S.
       stage1_batch_size=64,
-      evaluation=settings.EvaluationSettings(
+      evaluation=config_lib.EvaluationSettings(
           num_samples=1, batch_size=64, diagnosed_prompts=0
       ),
       eval_every=50,  # S: test_freq, and before the first step.
@@ -75,9 +75,9 @@ def _published(setting: str) -> settings.AStarPo:
   )
 
 
-def _cpu_size() -> settings.AStarPo:
-  return settings.AStarPo(
-      task=settings.Gsm8kTask(
+def _cpu_size() -> config_lib.AStarPo:
+  return config_lib.AStarPo(
+      task=config_lib.Gsm8kTask(
           num_train=256, num_evaluation=128, max_prompt_tokens=160, max_response_tokens=160,
           vocabulary='auto', max_vocabulary=2_048,
       ),
@@ -85,7 +85,7 @@ def _cpu_size() -> settings.AStarPo:
           num_layers=4, width=128, num_heads=4, num_kv_heads=2, head_dim=32, mlp_width=384,
           max_length=320,
       ),
-      sft=settings.SftSettings(
+      sft=config_lib.SftSettings(
           steps=300, batch_size=16, save_every=100, algorithm=sft.Config(head_chunk=0),
           optimizer=optim.OptimizerConfig(
               learning_rate=3e-3, schedule='cosine', warmup_steps=30, weight_decay=0.01
@@ -98,7 +98,7 @@ def _cpu_size() -> settings.AStarPo:
       stage1_batch_size=32,
       save_every=5,
       eval_every=10,
-      evaluation=settings.EvaluationSettings(
+      evaluation=config_lib.EvaluationSettings(
           num_samples=2, batch_size=64, diagnosed_prompts=32, diagnosed_samples=8
       ),
       scale_note=(

@@ -21,9 +21,10 @@ Command: python -m experiments.arena --config.task=arithmetic|summarisation|dial
 
 import dataclasses
 
-from experiments import arena_settings, settings
+from experiments.arena import config as arena_config
 from jaxrl_llm.algorithms import a_star_po, dpo, grpo, ppo, rebel, refuel, reinforce, rloo
 from jaxrl_llm.models import configs
+from jaxrl_llm.runs import config as config_lib
 from jaxrl_llm.training import optim
 
 SETTINGS = ('eta', 'overoptimisation', 'one_turn', 'fixed_questions')
@@ -41,8 +42,8 @@ LEARNING_RATES = {
 
 
 def _arm(
-    file: str, algorithm, learning_rate: float, *, kind=arena_settings.Arm, **options
-) -> arena_settings.Arm:
+    file: str, algorithm, learning_rate: float, *, kind=arena_config.Arm, **options
+) -> arena_config.Arm:
   optimizer = optim.OptimizerConfig(
       name='adam', learning_rate=learning_rate, schedule='constant')
   return kind(file, algorithm, optimizer, **options)
@@ -55,7 +56,7 @@ def _all_arms(task: str):
   # A learnt reward is never simply wrong: there is nothing to filter.
   filtered = {} if task == 'summarisation' else {'a_star_po_filtered': arm(
       'a_star_po', 'a_star_po', a_star_po.Config(filter_all_wrong=True))}
-  return arena_settings.arms(
+  return arena_config.arms(
       a_star_po=arm('a_star_po', 'a_star_po', a_star_po.Config()), **filtered,
       rebel=arm('rebel', 'rebel', rebel.Config(**kl)),
       ppo=arm('ppo', 'ppo', ppo.Config(**kl)),
@@ -78,7 +79,7 @@ def _dialogue_arms(num_turns: int):
   rates, common = LEARNING_RATES['dialogue'], dict(num_epochs=2, temperature=1.0)
   kl = dict(kl_coefficient=0.05, **common)
   arm = lambda name, file, algorithm, **options: _arm(
-      file, algorithm, rates[name], kind=arena_settings.DialogueArm, **options)
+      file, algorithm, rates[name], kind=arena_config.DialogueArm, **options)
   whole = lambda eta=2.0, **options: arm(
       'refuel', 'refuel', refuel.Config(eta=eta, **kl, **options))
   last_turn = {}
@@ -92,11 +93,11 @@ def _dialogue_arms(num_turns: int):
   if num_turns == 1:  # One algorithm by two names, if all else is the same.
     last_turn = {name: dataclasses.replace(arm, optimizer=whole().optimizer)
                  for name, arm in last_turn.items()}
-    return arena_settings.arms(refuel=whole(), **last_turn)
+    return arena_config.arms(refuel=whole(), **last_turn)
   iterations = {
       f'refuel_{count}': dataclasses.replace(whole(eta=10.0), iterations=count)
       for count in (1, 2, 3, 4)}
-  return arena_settings.arms(
+  return arena_config.arms(
       refuel=whole(), refuel_one=dataclasses.replace(whole(), turn='one'), **iterations,
       mt_mixed=dataclasses.replace(whole(), prefix='mixed'), **last_turn)
 
@@ -104,7 +105,7 @@ def _dialogue_arms(num_turns: int):
 def _eta_arms():
   """REBEL at seven step sizes; the best of the upper five was the smallest of them."""
   rate = LEARNING_RATES['summarisation']['rebel']
-  return arena_settings.arms(**{
+  return arena_config.arms(**{
       f'eta_{str(eta).replace(".", "_")}': _arm(
           'rebel', rebel.Config(eta=eta, kl_coefficient=0.05, temperature=1.0), rate)
       for eta in (0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0)
@@ -114,7 +115,7 @@ def _eta_arms():
 def _unpenalised_arms():
   """REBEL with and without the penalty, for twice as long."""
   rate = LEARNING_RATES['summarisation']['rebel']
-  return arena_settings.arms(**{
+  return arena_config.arms(**{
       name: _arm('rebel', rebel.Config(kl_coefficient=c, temperature=1.0), rate)
       for name, c in (('kl_0', 0.0), ('kl_0_05', 0.05))
   })
@@ -127,24 +128,24 @@ def _model(max_length: int, num_layers: int = 2) -> configs.TransformerConfig:
   )
 
 
-def _sft(steps: int) -> settings.SftSettings:
-  return settings.SftSettings(
+def _sft(steps: int) -> config_lib.SftSettings:
+  return config_lib.SftSettings(
       steps=steps, batch_size=128, log_every=100,
       optimizer=optim.OptimizerConfig(
           learning_rate=2e-3, schedule='cosine', warmup_steps=50, weight_decay=0.01),
   )
 
 
-def get_config(setting: str = '') -> arena_settings.Arena:
-  arithmetic = arena_settings.World(
-      task=arena_settings.ArithmeticTask(
+def get_config(setting: str = '') -> arena_config.Arena:
+  arithmetic = arena_config.World(
+      task=arena_config.ArithmeticTask(
           digits=2, num_demonstrations=4_000, num_train=1_000, num_evaluation=500),
       model=_model(16), sft=_sft(800), arms=_all_arms('arithmetic'),
   )
   # Four layers and b2 = 0.98: with fewer, or 0.999, the reward model hardly learns to compare.
-  summarisation = arena_settings.World(
-      task=arena_settings.SummarisationTask(num_train=600), model=_model(40, num_layers=4),
-      sft=_sft(500), reward_model=arena_settings.RewardModelSettings(
+  summarisation = arena_config.World(
+      task=arena_config.SummarisationTask(num_train=600), model=_model(40, num_layers=4),
+      sft=_sft(500), reward_model=arena_config.RewardModelSettings(
           num_pairs=16_384, label_noise=0.1, steps=2_000, batch_size=128,
           missing_stop_penalty=-6.0,  # Below what the model gives to any summary that stops.
           optimizer=optim.OptimizerConfig(
@@ -152,8 +153,8 @@ def get_config(setting: str = '') -> arena_settings.Arena:
       arms=_all_arms('summarisation'), completions=80 * 128, num_evaluations=6, eval_samples=1,
       one_reference=True)
   num_turns = 1 if setting == 'one_turn' else 5
-  dialogue = arena_settings.World(
-      task=arena_settings.DialogueTask(
+  dialogue = arena_config.World(
+      task=arena_config.DialogueTask(
           num_turns=num_turns, fixed_questions=setting == 'fixed_questions'),
       model=_model(40), sft=_sft(800), arms=_dialogue_arms(num_turns),
       completions=144 * 128, batch_completions=128, num_evaluations=6, untrained=('sft',))
@@ -168,6 +169,6 @@ def get_config(setting: str = '') -> arena_settings.Arena:
   elif setting:
     raise ValueError(
         f'setting must be one of {", ".join(SETTINGS)} or none, got {setting!r}')
-  return arena_settings.Arena(
+  return arena_config.Arena(
       arithmetic=arithmetic, summarisation=summarisation, dialogue=dialogue, task=task,
       num_seeds=3 if setting in ('eta', 'overoptimisation') else 5)

@@ -16,7 +16,7 @@ of them a reference: each has a KL term by default. Every response is as long as
 
 import dataclasses
 
-from experiments import cost_model
+from experiments.cost import model as cost_model
 from jaxrl_llm.algorithms import a_star_po, dpo, grpo, ppo, rebel, reinforce, rloo
 from jaxrl_llm.models import configs
 

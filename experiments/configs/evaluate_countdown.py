@@ -7,11 +7,12 @@ The policy is one of characters, as `a_star_po_countdown` trains it; or one with
 as a Hugging Face checkpoint, which is asked in words.
 """
 
-from experiments import evaluation_settings, settings
+from experiments.evaluate import config as evaluate_config
+from jaxrl_llm.runs import config as config_lib
 
 
-def get_config() -> evaluation_settings.EvaluatePolicy:
-  return evaluation_settings.EvaluatePolicy(
-      task=settings.CountdownTask(num_demonstrations=0, num_train=0), num_samples=16,
+def get_config() -> evaluate_config.EvaluatePolicy:
+  return evaluate_config.EvaluatePolicy(
+      task=config_lib.CountdownTask(num_demonstrations=0, num_train=0), num_samples=16,
       batch_size=256,
   )

@@ -11,8 +11,8 @@ Instruction-tuned models want --config.chat_template=auto. On accelerators:
 --config.model.compute_dtype=bfloat16 --config.model.scan_unroll=1.
 """
 
-from experiments import evaluation_settings
+from experiments.evaluate import config as evaluate_config
 
 
-def get_config() -> evaluation_settings.EvaluatePolicy:
-  return evaluation_settings.EvaluatePolicy(task=evaluation_settings.Gsm8kTest())
+def get_config() -> evaluate_config.EvaluatePolicy:
+  return evaluate_config.EvaluatePolicy(task=evaluate_config.Gsm8kTest())

@@ -8,8 +8,8 @@ right: 'math' (an answer found in the response, compared as mathematics), 'math_
 one), 'gsm8k' (the number behind ####) or 'exact' (the response itself).
 """
 
-from experiments import evaluation_settings
+from experiments.evaluate import config as evaluate_config
 
 
-def get_config() -> evaluation_settings.EvaluatePolicy:
-  return evaluation_settings.EvaluatePolicy()
+def get_config() -> evaluate_config.EvaluatePolicy:
+  return evaluate_config.EvaluatePolicy()

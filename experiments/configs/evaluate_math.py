@@ -8,13 +8,13 @@ stopped. Instruction-tuned models want --config.chat_template=auto. On accelerat
 --config.model.compute_dtype=bfloat16 --config.model.scan_unroll=1.
 """
 
-from experiments import evaluation_settings
+from experiments.evaluate import config as evaluate_config
 from jaxrl_llm.tasks import jsonl
 
 
-def get_config() -> evaluation_settings.EvaluatePolicy:
-  return evaluation_settings.EvaluatePolicy(
-      task=evaluation_settings.JsonlTask(
+def get_config() -> evaluate_config.EvaluatePolicy:
+  return evaluate_config.EvaluatePolicy(
+      task=evaluate_config.JsonlTask(
           prompt_field='problem', solution_field='solution', instruction=jsonl.MATH_INSTRUCTION,
           reward='math_strict', max_response_tokens=2048,
       )

@@ -16,7 +16,7 @@ Command: python -m experiments.icl_hmm [--config=experiments/configs/icl_hmm.py:
 import os
 import pathlib
 
-from experiments import settings_hmm
+from experiments.icl_hmm import config as icl_hmm_config
 from jaxrl_llm.algorithms import icl_hmm
 from jaxrl_llm.models import configs
 from jaxrl_llm.training import optim
@@ -24,7 +24,7 @@ from jaxrl_llm.training import optim
 SETTINGS = ('full',)
 
 
-def get_config(setting: str = '') -> settings_hmm.IclHmm:
+def get_config(setting: str = '') -> icl_hmm_config.IclHmm:
   if setting not in ('', *SETTINGS):
     raise ValueError(f'setting must be {" or ".join(SETTINGS)} or none, got {setting!r}')
   full = setting == 'full'
@@ -32,7 +32,7 @@ def get_config(setting: str = '') -> settings_hmm.IclHmm:
   length = 256 if full else 64
   data = pathlib.Path(os.environ.get('JAXRL_LLM_DATA', '../shared/data'))
   file = data / 'icl_hmm' / 'entropy_results.csv'
-  return settings_hmm.IclHmm(
+  return icl_hmm_config.IclHmm(
       model=configs.TransformerConfig(
           num_layers=3 if full else 2, width=96 if full else 64, num_heads=4, num_kv_heads=4,
           head_dim=24 if full else 16, mlp_width=192 if full else 128, max_length=length,

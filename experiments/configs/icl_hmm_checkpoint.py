@@ -19,17 +19,17 @@ Command: python -m experiments.icl_hmm \\
 
 import os
 
-from experiments import settings_hmm_checkpoint
+from experiments.icl_hmm import checkpoint_config
 
 SETTINGS = ('grid',)
 
 
-def get_config(setting: str = '') -> settings_hmm_checkpoint.IclHmmCheckpoint:
+def get_config(setting: str = '') -> checkpoint_config.IclHmmCheckpoint:
   if setting not in ('', *SETTINGS):
     raise ValueError(f'setting must be {" or ".join(SETTINGS)} or none, got {setting!r}')
   data = os.environ.get('JAXRL_LLM_DATA', '../shared/data')
   chosen = dict(tokenisations='abc') if setting == 'grid' else dict(num_states=4, num_symbols=4)
-  return settings_hmm_checkpoint.IclHmmCheckpoint(
+  return checkpoint_config.IclHmmCheckpoint(
       results_file=os.path.join(data, 'icl_hmm', 'entropy_results.csv'),
       note='Expectations over the label are exact given the true state before it; recorded numbers '
            'count 4,096 labels and carry their noise.', **chosen)

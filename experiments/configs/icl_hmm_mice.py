@@ -2,7 +2,7 @@
 
 Not a table of the paper (arXiv 2506.07298), whose predictors are language models and whose animals
 are shown in a figure: its question, with a predictor trained on simulated mice alone. See
-`experiments.icl_hmm_mice` for what is compared.
+`experiments.icl_hmm.mice` for what is compared.
 
 The animals are looked for in $JAXRL_LLM_DATA/ibl_mice, by default ../shared/data/ibl_mice; any
 folder of such files will do. Without one, simulated animals alone are studied.
@@ -15,12 +15,12 @@ Command: python -m experiments.icl_hmm --config=experiments/configs/icl_hmm_mice
 import os
 import pathlib
 
-from experiments import settings_mice
+from experiments.icl_hmm import mice_config
 
 
-def get_config() -> settings_mice.IclHmmMice:
+def get_config() -> mice_config.IclHmmMice:
   folder = pathlib.Path(os.environ.get('JAXRL_LLM_DATA', '../shared/data')) / 'ibl_mice'
-  return settings_mice.IclHmmMice(
+  return mice_config.IclHmmMice(
       data_dir=str(folder) if folder.is_dir() else '',
       note='In context, at most the last 191 trials are read; fitted models have seen all training '
            'sessions. No predictor in context was trained on an animal.',

@@ -18,12 +18,12 @@ Command: python -m experiments.icl_hmm --config=experiments/configs/icl_hmm_publ
 
 import os
 
-from experiments import settings_hmm
+from experiments.icl_hmm import config as icl_hmm_config
 
 
-def get_config() -> settings_hmm.IclHmmPublished:
+def get_config() -> icl_hmm_config.IclHmmPublished:
   data = os.environ.get('JAXRL_LLM_DATA', '../shared/data')
-  return settings_hmm.IclHmmPublished(
+  return icl_hmm_config.IclHmmPublished(
       results_file=os.path.join(data, 'icl_hmm', 'entropy_results.csv'),
       note='Expectations over the label are exact given the true state before it; the recorded '
            'numbers count 4,096 labels and carry their noise.',

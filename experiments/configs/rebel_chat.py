@@ -22,38 +22,40 @@ Starling-RM-7B-alpha, are their own, and are refused by name. The number of batc
 confirmed: ours.
 """
 
-from experiments import settings, settings_rebel
 from experiments.configs import rebel_tldr
+from experiments.rebel import config as rebel_config
 from jaxrl_llm.algorithms import rebel
 from jaxrl_llm.models import configs
+from jaxrl_llm.runs import config as config_lib
+from jaxrl_llm.runs import reward_config
 from jaxrl_llm.training import optim
 
 SETTINGS = ('demo', 'nectar_openchat', 'ultrafeedback_llama3')
 
 
-def get_config(setting: str = 'demo') -> settings_rebel.Online:
+def get_config(setting: str = 'demo') -> rebel_config.Online:
   if setting not in SETTINGS:
     raise ValueError(f'setting must be one of {", ".join(SETTINGS)}, got {setting!r}')
   return _demo() if setting == 'demo' else _published(setting)
 
 
-def _published(setting: str) -> settings_rebel.Online:
+def _published(setting: str) -> rebel_config.Online:
   nectar = setting == 'nectar_openchat'
-  return settings_rebel.Online(
-      task=settings_rebel.PreferencesTask(
+  return rebel_config.Online(
+      task=reward_config.PreferencesTask(
           files='train.jsonl', schema='nectar' if nectar else 'ultrafeedback',
           num_evaluation=500,  # Ours.
           max_prompt_tokens=1_024, max_response_tokens=1_024,  # N, U.
       ),
       model=configs.TransformerConfig(compute_dtype='bfloat16', remat='full', scan_unroll=1),
-      sft=settings.SftSettings(steps=0),  # N, U: start from the chat model.
+      sft=config_lib.SftSettings(steps=0),  # N, U: start from the chat model.
       train_last_layers=4,  # N, U: with the last norm and the head.
       algorithm=rebel.Config(
           eta=1.0, kl_coefficient=0.05, temperature=0.5,  # N, U.
           num_epochs=4, num_minibatches=1,  # N, U: 4 steps on the whole batch.
           num_micro_batches=4,  # Ours: memory only.
       ),
-      reward=settings_rebel.RewardSettings(
+      reward=reward_config.RewardSettings(
           # N: the file's rm_tokens and the response's text; U: the reward model's own template.
           template='none' if nectar else 'auto',
           max_tokens=2_048, overlong='left',  # N: cut from the left; for U unconfirmed.
@@ -65,7 +67,7 @@ def _published(setting: str) -> settings_rebel.Online:
       ),
       steps=1_000,  # Ours.
       batch_size=32,  # N, U: 2 x 2 accumulated x 8 GPUs.
-      evaluation=settings_rebel.RebelEvaluation(temperature=0.01, batch_size=32),  # N, U.
+      evaluation=reward_config.RebelEvaluation(temperature=0.01, batch_size=32),  # N, U.
       eval_every=100,
       save_every=50,
       note=(
@@ -75,14 +77,14 @@ def _published(setting: str) -> settings_rebel.Online:
   )
 
 
-def _demo() -> settings_rebel.Online:
-  return settings_rebel.Online(
+def _demo() -> rebel_config.Online:
+  return rebel_config.Online(
       task=rebel_tldr.demo_task(),
       model=rebel_tldr.demo_model(tie_embeddings=False),
       sft=rebel_tldr.demo_fine_tuning(),
       train_last_layers=1,
       algorithm=rebel.Config(temperature=0.5, head_chunk=0),
-      reward=settings_rebel.RewardSettings(missing_stop_penalty=-4.0),
+      reward=reward_config.RewardSettings(missing_stop_penalty=-4.0),
       optimizer=optim.OptimizerConfig(
           name='adamw', learning_rate=3e-4, schedule='linear', weight_decay=1e-6,
           max_grad_norm=0.0),
@@ -90,7 +92,7 @@ def _demo() -> settings_rebel.Online:
       batch_size=16,
       eval_every=10,
       save_every=5,
-      evaluation=settings_rebel.RebelEvaluation(batch_size=16),
+      evaluation=reward_config.RebelEvaluation(batch_size=16),
       scale_note=(
           'Scaled for a CPU: a decoder of 1.3M parameters from scratch (published: 7B and 8B), '
           "4,096 of the tokenizer's ids, responses of 48 tokens (1,024), batches of 16 (32), one "

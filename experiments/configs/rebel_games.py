@@ -8,11 +8,11 @@ Cost: about a minute and a half on two CPU cores.
 Command: python -m experiments.rebel_games
 """
 
-from experiments import settings_games
+from experiments.rebel_games import config as games_config
 
 
-def get_config() -> settings_games.RebelGames:
-  return settings_games.RebelGames(
+def get_config() -> games_config.RebelGames:
+  return games_config.RebelGames(
       note='y is the policy\'s own; y\' comes from a data set that holds each move equally often '
            '(config.algorithm.offline_fraction=0 draws it from the policy, too).',
   )

@@ -10,10 +10,10 @@ Cost: about a minute and a half on two CPU cores.
 Command: python -m experiments.rebel_gaussian
 """
 
-from experiments import settings_games
+from experiments.rebel_gaussian import config as gaussian_config
 
 
-def get_config() -> settings_games.RebelGaussian:
-  return settings_games.RebelGaussian(
+def get_config() -> gaussian_config.RebelGaussian:
+  return gaussian_config.RebelGaussian(
       note='A sampler of points of a plane: no diffusion model, no images.',
   )

@@ -21,17 +21,19 @@ Published (table of the repository's README, rows REBEL-Llama-3-Armo-iter_1 to i
 length-controlled win rate 48.3, 50.0, 49.7; MT-Bench 8.13, 8.07, 8.01.
 """
 
-from experiments import settings, settings_rebel
 from experiments.configs import rebel_tldr
+from experiments.rebel import config as rebel_config
 from jaxrl_llm.algorithms import rebel
 from jaxrl_llm.models import configs
+from jaxrl_llm.runs import config as config_lib
+from jaxrl_llm.runs import reward_config
 from jaxrl_llm.training import optim
 
 SETTINGS = ('demo', 'ultrafeedback_llama3')
 _EPISODES, _BATCH_SIZE = 60_000, 128
 
 
-def get_config(setting: str = 'demo') -> settings_rebel.LargeBatch:
+def get_config(setting: str = 'demo') -> rebel_config.LargeBatch:
   if setting not in SETTINGS:
     raise ValueError(f'setting must be one of {", ".join(SETTINGS)}, got {setting!r}')
   return _demo() if setting == 'demo' else _published()
@@ -45,18 +47,18 @@ def _algorithm(**options) -> rebel.Config:
   )
 
 
-def _published() -> settings_rebel.LargeBatch:
+def _published() -> rebel_config.LargeBatch:
   steps = _EPISODES // _BATCH_SIZE
-  return settings_rebel.LargeBatch(
-      task=settings_rebel.PreferencesTask(
+  return rebel_config.LargeBatch(
+      task=reward_config.PreferencesTask(
           files='train.jsonl', schema='ultrafeedback_prompts',
           num_evaluation=1_000,  # L: the test split.
           max_prompt_tokens=1_024, max_response_tokens=2_048,  # L.
       ),
       model=configs.TransformerConfig(compute_dtype='bfloat16', remat='full', scan_unroll=1),
-      sft=settings.SftSettings(steps=0),  # L: starts from the chat model.
+      sft=config_lib.SftSettings(steps=0),  # L: starts from the chat model.
       algorithm=_algorithm(eta=1e6, num_micro_batches=16),  # L; micro-batches are ours.
-      reward=settings_rebel.RewardSettings(
+      reward=reward_config.RewardSettings(
           template='auto', max_tokens=4_096, overlong='right',  # L: truncated at 4,096.
           eos_check='off', missing_stop_penalty=0.0,  # L: no penalty.
       ),
@@ -71,7 +73,7 @@ def _published() -> settings_rebel.LargeBatch:
       generation_batch_size=64,
       steps=steps,
       batch_size=_BATCH_SIZE,  # L: 1 x 16 accumulated x 8 GPUs.
-      evaluation=settings_rebel.RebelEvaluation(batch_size=64),
+      evaluation=reward_config.RebelEvaluation(batch_size=64),
       eval_every=50,
       save_every=50,
       note=(
@@ -81,13 +83,13 @@ def _published() -> settings_rebel.LargeBatch:
   )
 
 
-def _demo() -> settings_rebel.LargeBatch:
-  return settings_rebel.LargeBatch(
+def _demo() -> rebel_config.LargeBatch:
+  return rebel_config.LargeBatch(
       task=rebel_tldr.demo_task(max_response_tokens=40),
       model=rebel_tldr.demo_model(),
       sft=rebel_tldr.demo_fine_tuning(),
       algorithm=_algorithm(eta=1.0, head_chunk=0),
-      reward=settings_rebel.RewardSettings(eos_check='off', missing_stop_penalty=0.0),
+      reward=reward_config.RewardSettings(eos_check='off', missing_stop_penalty=0.0),
       optimizer=optim.OptimizerConfig(
           name='adamw', learning_rate=1e-4, schedule='cosine', b2=0.95, weight_decay=1e-6,
           max_grad_norm=0.0),
@@ -95,7 +97,7 @@ def _demo() -> settings_rebel.LargeBatch:
       keep_truncated=True,  # So small a model hardly ever stops.
       generation_batch_size=16,
       batch_size=8,
-      evaluation=settings_rebel.RebelEvaluation(batch_size=16),
+      evaluation=reward_config.RebelEvaluation(batch_size=16),
       eval_every=6,
       save_every=6,
       scale_note=(

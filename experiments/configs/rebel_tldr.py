@@ -19,10 +19,12 @@ confirm. Departures: the learning rate falls with each optimizer step, not with 
 no evaluation at every batch; the divergence has no part in padding.
 """
 
-from experiments import settings, settings_rebel
 from experiments.configs import reward_model_demo
+from experiments.rebel import config as rebel_config
 from jaxrl_llm.algorithms import rebel, sft
 from jaxrl_llm.models import configs, lora
+from jaxrl_llm.runs import config as config_lib
+from jaxrl_llm.runs import reward_config
 from jaxrl_llm.training import optim
 
 # Micro-batches of 512 prompts: ours, memory only.
@@ -30,7 +32,7 @@ _MICRO_BATCHES = {'pythia_1.4b': 8, 'pythia_2.8b': 16, 'pythia_6.9b': 32}
 _EPISODES, _BATCH_SIZE, _TRAIN_PROMPTS = 1_000_000, 512, 116_722
 
 
-def get_config(setting: str = 'demo') -> settings.Experiment:
+def get_config(setting: str = 'demo') -> config_lib.Experiment:
   if setting == 'demo':
     return _demo()
   if setting == 'sft':
@@ -41,20 +43,20 @@ def get_config(setting: str = 'demo') -> settings.Experiment:
   return _published(setting)
 
 
-def _task() -> settings_rebel.PreferencesTask:
+def _task() -> reward_config.PreferencesTask:
   # Addresses in ZhaolinGao/REBEL: R = src/tldr/rebel.py, S = src/tldr/sft.py.
-  return settings_rebel.PreferencesTask(
+  return reward_config.PreferencesTask(
       files='train.jsonl', evaluation_files='validation.jsonl', schema='tldr', template='none',
       num_evaluation=0, max_prompt_tokens=512, max_response_tokens=53,  # S.
   )
 
 
-def _published(setting: str) -> settings_rebel.Online:
-  return settings_rebel.Online(
+def _published(setting: str) -> rebel_config.Online:
+  return rebel_config.Online(
       seed=555_134,  # R.
       task=_task(),
       model=configs.TransformerConfig(compute_dtype='bfloat16', remat='full', scan_unroll=1),
-      sft=settings.SftSettings(steps=0),  # Starts from the fine-tuned policy (:sft).
+      sft=config_lib.SftSettings(steps=0),  # Starts from the fine-tuned policy (:sft).
       lora=lora.LoraConfig(
           rank=1_024, alpha=2_048.0,  # R; dropout 0, no biases.
           # Unconfirmed: which projections. These are what PEFT adapts in GPT-NeoX by default.
@@ -65,7 +67,7 @@ def _published(setting: str) -> settings_rebel.Online:
           num_epochs=4, num_minibatches=1,  # R: each epoch is one step on the whole batch.
           num_micro_batches=_MICRO_BATCHES[setting],
       ),
-      reward=settings_rebel.RewardSettings(
+      reward=reward_config.RewardSettings(
           missing_stop_penalty=-1.0,  # R.
           eos_check='eos',  # R: 'pad', which fails a response that stops at the last slot.
       ),
@@ -76,18 +78,18 @@ def _published(setting: str) -> settings_rebel.Online:
       ),
       steps=_EPISODES // _BATCH_SIZE,  # R: episodes are prompts.
       batch_size=_BATCH_SIZE,  # R: 8 x 8 accumulated x 8 GPUs.
-      evaluation=settings_rebel.RebelEvaluation(temperature=0.01, batch_size=64),  # R.
+      evaluation=reward_config.RebelEvaluation(temperature=0.01, batch_size=64),  # R.
       eval_every=100,  # R: the full one.
       save_every=50,
       note='Hyperparameters of src/tldr/rebel.py, released with arXiv 2404.16767; not run here',
   )
 
 
-def _sft() -> settings.Experiment:
-  return settings.Experiment(
+def _sft() -> config_lib.Experiment:
+  return config_lib.Experiment(
       task=_task(),
       model=configs.TransformerConfig(compute_dtype='bfloat16', remat='full', scan_unroll=1),
-      sft=settings.SftSettings(
+      sft=config_lib.SftSettings(
           steps=_TRAIN_PROMPTS // 64,  # S: one epoch; the number of rows is unconfirmed.
           batch_size=64,  # S.
           loss_on='all',  # S: prompts are learned too.
@@ -97,23 +99,23 @@ def _sft() -> settings.Experiment:
               weight_decay=0.01, max_grad_norm=0.0,  # Unconfirmed: torch's default, no clipping.
           ),
       ),
-      evaluation=settings.EvaluationSettings(batch_size=64),
+      evaluation=config_lib.EvaluationSettings(batch_size=64),
       note='Hyperparameters of src/tldr/sft.py, released with arXiv 2404.16767; not run here',
   )
 
 
-def demo_task(max_response_tokens: int = 48) -> settings_rebel.PreferencesTask:
+def demo_task(max_response_tokens: int = 48) -> reward_config.PreferencesTask:
   """The prompts of the demos, in the tokens of `reward_model_demo`."""
-  return settings_rebel.PreferencesTask(
+  return reward_config.PreferencesTask(
       files=reward_model_demo.FILE, template='chatml', num_evaluation=60, max_prompt_tokens=192,
       max_response_tokens=max_response_tokens, vocabulary='auto',
       max_vocabulary=reward_model_demo.MAX_VOCABULARY,
   )
 
 
-def demo_fine_tuning() -> settings.SftSettings:
+def demo_fine_tuning() -> config_lib.SftSettings:
   """How the policy of the demos is made where none is loaded."""
-  return settings.SftSettings(
+  return config_lib.SftSettings(
       steps=30, batch_size=8, save_every=15, algorithm=sft.Config(head_chunk=0),
       optimizer=optim.OptimizerConfig(
           learning_rate=3e-3, schedule='cosine', warmup_steps=10, weight_decay=0.01),
@@ -127,8 +129,8 @@ def demo_model(**options) -> configs.TransformerConfig:
       max_length=256, **options)
 
 
-def _demo() -> settings_rebel.Online:
-  return settings_rebel.Online(
+def _demo() -> rebel_config.Online:
+  return rebel_config.Online(
       task=demo_task(),
       model=demo_model(),
       sft=demo_fine_tuning(),
@@ -141,7 +143,7 @@ def _demo() -> settings_rebel.Online:
       batch_size=16,
       eval_every=10,
       save_every=5,
-      evaluation=settings_rebel.RebelEvaluation(batch_size=16),
+      evaluation=reward_config.RebelEvaluation(batch_size=16),
       scale_note=(
           'Scaled for a CPU: chat prompts and a decoder of 0.8M parameters from scratch '
           "(published: TL;DR, Pythia of 1.4B to 6.9B), 4,096 of the tokenizer's ids, batches of 16 "

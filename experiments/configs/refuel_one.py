@@ -33,41 +33,44 @@ the turn at which it is judged: its length up to there is what the filter looks 
 same user's turns count once (there: the same whole trajectory). The user's wording is ours.
 """
 
-from experiments import settings, settings_rebel, settings_refuel
 from experiments.configs import refuel_two
+from experiments.refuel import config as refuel_config
+from experiments.refuel import dialogues as refuel_dialogues
 from jaxrl_llm.algorithms import refuel
 from jaxrl_llm.models import configs
+from jaxrl_llm.runs import config as config_lib
+from jaxrl_llm.runs import reward_config
 from jaxrl_llm.training import optim
 
 SETTINGS = ('demo', 'ultrainteract')
 _UPDATES, _PAIRS, _BATCHES = 500, 128, 10
 
 
-def get_config(setting: str = 'demo') -> settings_refuel.Refuel:
+def get_config(setting: str = 'demo') -> refuel_config.Refuel:
   if setting not in SETTINGS:
     raise ValueError(f'setting must be one of {", ".join(SETTINGS)}, got {setting!r}')
   return _demo() if setting == 'demo' else _published()
 
 
-def _published() -> settings_refuel.Refuel:
-  return settings_refuel.Refuel(
+def _published() -> refuel_config.Refuel:
+  return refuel_config.Refuel(
       seed=555_134,  # R.
-      task=settings_refuel.DialoguesTask(
+      task=refuel_dialogues.DialoguesTask(
           files='train.jsonl', key='trajectory', first_only=True,
           num_evaluation=500, num_turns=5, max_response_tokens=1_024,  # G, F.
           # Ours, so that five turns fit into 8,192 tokens.
           max_prompt_tokens=1_024, max_message_tokens=511,
       ),
       model=configs.TransformerConfig(compute_dtype='bfloat16', remat='full', scan_unroll=1),
-      sft=settings.SftSettings(steps=0),  # Starts from the chat model.
-      user=settings_refuel.UserSettings(
+      sft=config_lib.SftSettings(steps=0),  # Starts from the chat model.
+      user=refuel_config.UserSettings(
           kind='endpoint', temperature=0.8, max_tokens=1_024, mark='Question:'),  # G.
       algorithm=refuel.Config(
           eta=1e3, kl_coefficient=0.0, temperature=0.8,  # D.
           num_epochs=1, num_minibatches=_UPDATES // _BATCHES,  # D: 500 updates of 128 pairs.
           num_micro_batches=16,  # D: 16 accumulated.
       ),
-      reward=settings_rebel.RewardSettings(
+      reward=reward_config.RewardSettings(
           template='auto', max_tokens=8_192,  # Ours: whole dialogues, in the model's own template.
           eos_check='off', missing_stop_penalty=0.0,  # F: there is none.
       ),
@@ -81,18 +84,18 @@ def _published() -> settings_refuel.Refuel:
       steps=_BATCHES,
       batch_size=_UPDATES * _PAIRS // _BATCHES,
       rollout_batch_size=128,  # Ours: memory only.
-      evaluation=settings_rebel.RebelEvaluation(temperature=0.8, batch_size=128),  # Ours.
+      evaluation=reward_config.RebelEvaluation(temperature=0.8, batch_size=128),  # Ours.
       eval_every=5,
       save_every=1,
       note='Hyperparameters of arXiv 2410.04612, setting one; not run here',
   )
 
 
-def _demo() -> settings_refuel.Refuel:
+def _demo() -> refuel_config.Refuel:
   return refuel_two.demo(
       task=refuel_two.demo_task(first_only=True, max_message_tokens=40),
-      user=settings_refuel.UserSettings(kind='model', max_tokens=24),
+      user=refuel_config.UserSettings(kind='model', max_tokens=24),
       algorithm=refuel.Config(temperature=0.8, kl_coefficient=0.0, head_chunk=0),
-      reward=settings_rebel.RewardSettings(eos_check='off', missing_stop_penalty=0.0),
+      reward=reward_config.RewardSettings(eos_check='off', missing_stop_penalty=0.0),
       law='one',
   )

@@ -28,35 +28,38 @@ count once, in H too. Scores by method are in none of the sources that we could 
 
 import dataclasses
 
-from experiments import settings, settings_rebel, settings_refuel
 from experiments.configs import rebel_tldr, reward_model_demo
+from experiments.refuel import config as refuel_config
+from experiments.refuel import dialogues as refuel_dialogues
 from jaxrl_llm.algorithms import refuel
 from jaxrl_llm.models import configs
+from jaxrl_llm.runs import config as config_lib
+from jaxrl_llm.runs import reward_config
 from jaxrl_llm.training import optim
 
 SETTINGS = ('demo', 'hh', 'ultrainteract')
 
 
-def get_config(setting: str = 'demo') -> settings_refuel.Refuel:
+def get_config(setting: str = 'demo') -> refuel_config.Refuel:
   if setting not in SETTINGS:
     raise ValueError(f'setting must be one of {", ".join(SETTINGS)}, got {setting!r}')
   return _demo() if setting == 'demo' else _published(setting)
 
 
-def _published(setting: str) -> settings_refuel.Refuel:
+def _published(setting: str) -> refuel_config.Refuel:
   harmless = setting == 'hh'
-  return settings_refuel.Refuel(
+  return refuel_config.Refuel(
       seed=555_134,  # H, U.
       task=_hh() if harmless else _ultrainteract(),
       model=configs.TransformerConfig(compute_dtype='bfloat16', remat='full', scan_unroll=1),
-      sft=settings.SftSettings(steps=0),  # Starts from the chat model.
+      sft=config_lib.SftSettings(steps=0),  # Starts from the chat model.
       train_last_layers=4,  # H, U: with the last norm and the head.
       algorithm=refuel.Config(
           eta=1.0, kl_coefficient=0.05 if harmless else 0.0, temperature=1.0,  # D.
           num_epochs=4, num_minibatches=1,  # D: 4 steps on the whole batch.
           num_micro_batches=4,  # Ours: memory only.
       ),
-      reward=settings_rebel.RewardSettings(
+      reward=reward_config.RewardSettings(
           template='same',  # H, U: it reads the policy's ids.
           missing_stop_penalty=-10.0 if harmless else -4.0,  # D; H and U by default: -2.
       ),
@@ -69,15 +72,15 @@ def _published(setting: str) -> settings_refuel.Refuel:
       law='two',
       steps=1_000_000 // 32,  # H, U: their default of episodes, which are prompts.
       batch_size=32,  # D: 1 x 4 accumulated x 8 GPUs.
-      evaluation=settings_rebel.RebelEvaluation(temperature=0.01, batch_size=32),  # H, U.
+      evaluation=reward_config.RebelEvaluation(temperature=0.01, batch_size=32),  # H, U.
       eval_every=200,  # H, U.
       save_every=50,
       note=f'Hyperparameters of arXiv 2410.04612, setting two ({setting}); not run here',
   )
 
 
-def _hh() -> settings_refuel.DialoguesTask:
-  return settings_refuel.DialoguesTask(
+def _hh() -> refuel_dialogues.DialoguesTask:
+  return refuel_dialogues.DialoguesTask(
       files='train.jsonl', evaluation_files='test.jsonl', key='chosen',
       num_evaluation=500,  # Ours.
       num_turns=5, max_prompt_tokens=128, max_message_tokens=128, filter_replies=True,  # H.
@@ -85,8 +88,8 @@ def _hh() -> settings_refuel.DialoguesTask:
   )
 
 
-def _ultrainteract() -> settings_refuel.DialoguesTask:
-  return settings_refuel.DialoguesTask(
+def _ultrainteract() -> refuel_dialogues.DialoguesTask:
+  return refuel_dialogues.DialoguesTask(
       files='train.jsonl', key='trajectory',
       num_evaluation=500, num_turns=5, filter_replies=True,  # U.
       max_prompt_tokens=1_024, max_message_tokens=768, max_response_tokens=1_024,
@@ -94,17 +97,17 @@ def _ultrainteract() -> settings_refuel.DialoguesTask:
   )
 
 
-def demo_task(**options) -> settings_refuel.DialoguesTask:
+def demo_task(**options) -> refuel_dialogues.DialoguesTask:
   """The dialogues of the demos, in the tokens of `reward_model_demo`."""
-  return settings_refuel.DialoguesTask(
+  return refuel_dialogues.DialoguesTask(
       files=reward_model_demo.FILE, template='chatml', num_evaluation=12, num_turns=3,
       max_prompt_tokens=96, max_response_tokens=24, vocabulary='auto',
       max_vocabulary=reward_model_demo.MAX_VOCABULARY, **options)
 
 
-def demo(**options) -> settings_refuel.Refuel:
+def demo(**options) -> refuel_config.Refuel:
   """What the demos of both settings have in common."""
-  return settings_refuel.Refuel(
+  return refuel_config.Refuel(
       model=dataclasses.replace(
           rebel_tldr.demo_model(tie_embeddings=False), max_length=320),
       # Users are learned too: in setting one the model speaks as one.
@@ -117,7 +120,7 @@ def demo(**options) -> settings_refuel.Refuel:
       batch_size=16,
       eval_every=6,
       save_every=3,
-      evaluation=settings_rebel.RebelEvaluation(batch_size=16, num_shown=2),
+      evaluation=reward_config.RebelEvaluation(batch_size=16, num_shown=2),
       scale_note=(
           'Scaled for a CPU: a decoder of 1.3M parameters from scratch (published: 8B), 4,096 of '
           "the tokenizer's ids, 3 turns (5), replies of 24 tokens (512 to 1,024), batches of 16 "
@@ -127,7 +130,7 @@ def demo(**options) -> settings_refuel.Refuel:
   )
 
 
-def _demo() -> settings_refuel.Refuel:
+def _demo() -> refuel_config.Refuel:
   return demo(
       task=demo_task(min_turns=2, max_message_tokens=64), algorithm=refuel.Config(head_chunk=0),
-      reward=settings_rebel.RewardSettings(missing_stop_penalty=-4.0), law='two')
+      reward=reward_config.RewardSettings(missing_stop_penalty=-4.0), law='two')

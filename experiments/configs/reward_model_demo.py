@@ -10,16 +10,17 @@ pairs such a model learns little that holds on others: what is shown is the pipe
 Cost: about two minutes on two CPU cores.
 """
 
-from experiments import settings_rebel
+from experiments.reward_model import config as reward_model_config
 from jaxrl_llm.models import configs
+from jaxrl_llm.runs import reward_config
 from jaxrl_llm.training import optim
 
 FILE, MAX_VOCABULARY = 'dpo_en_demo.json', 4_096
 
 
-def get_config() -> settings_rebel.RewardModel:
-  return settings_rebel.RewardModel(
-      task=settings_rebel.PreferencesTask(
+def get_config() -> reward_model_config.RewardModel:
+  return reward_model_config.RewardModel(
+      task=reward_config.PreferencesTask(
           files=FILE, template='chatml', num_evaluation=60, max_prompt_tokens=256,
           max_response_tokens=384, vocabulary='auto', max_vocabulary=MAX_VOCABULARY,
       ),

@@ -14,16 +14,17 @@ accelerator, and has not been run here. Which references are centred on is our c
 script's split is not confirmed.
 """
 
-from experiments import settings_rebel
+from experiments.reward_model import config as reward_model_config
 from jaxrl_llm.algorithms import reward_model
 from jaxrl_llm.models import configs
+from jaxrl_llm.runs import reward_config
 from jaxrl_llm.training import optim
 
 
-def get_config() -> settings_rebel.RewardModel:
-  return settings_rebel.RewardModel(
+def get_config() -> reward_model_config.RewardModel:
+  return reward_model_config.RewardModel(
       seed=66_613,  # R.
-      task=settings_rebel.PreferencesTask(
+      task=reward_config.PreferencesTask(
           files='train.jsonl', evaluation_files='validation.jsonl', schema='tldr_pairs',
           template='none',
           num_train=92_832,  # R: the first rows.

@@ -3,12 +3,12 @@
 Cost: about a minute on two CPU cores. Command: python -m experiments.sft [--config.seed=N]
 """
 
-from experiments import settings
 from experiments.configs import a_star_po_arithmetic
+from jaxrl_llm.runs import config as config_lib
 
 
-def get_config() -> settings.Experiment:
+def get_config() -> config_lib.Experiment:
   full = a_star_po_arithmetic.get_config()
-  return settings.Experiment(
+  return config_lib.Experiment(
       task=full.task, model=full.model, sft=full.sft, evaluation=full.evaluation
   )

@@ -16,23 +16,23 @@ Setting `:pretrained` fine-tunes a Hugging Face checkpoint in its own chat templ
 Its hyperparameters are ours, usual ones that were not tuned. It needs an accelerator.
 """
 
-from experiments import settings
 from jaxrl_llm.algorithms import sft
 from jaxrl_llm.models import configs
+from jaxrl_llm.runs import config as config_lib
 from jaxrl_llm.training import optim
 
 _FILE = 'alpaca_en_demo.json'
 
 
-def get_config(setting: str = '') -> settings.Experiment:
+def get_config(setting: str = '') -> config_lib.Experiment:
   if setting not in ('', 'pretrained'):
     raise ValueError(f"setting must be 'pretrained' or none, got {setting!r}")
   return _pretrained() if setting else _cpu_size()
 
 
-def _cpu_size() -> settings.Experiment:
-  return settings.Experiment(
-      task=settings.ChatTask(
+def _cpu_size() -> config_lib.Experiment:
+  return config_lib.Experiment(
+      task=config_lib.ChatTask(
           files=_FILE, template='chatml', num_evaluation=100, max_prompt_tokens=256,
           max_response_tokens=384, vocabulary='auto', max_vocabulary=4_096,
       ),
@@ -40,14 +40,14 @@ def _cpu_size() -> settings.Experiment:
           num_layers=4, width=128, num_heads=4, num_kv_heads=2, head_dim=32, mlp_width=384,
           max_length=640,
       ),
-      sft=settings.SftSettings(
+      sft=config_lib.SftSettings(
           steps=200, batch_size=4, packed_length=640, save_every=50,
           algorithm=sft.Config(head_chunk=0),
           optimizer=optim.OptimizerConfig(
               learning_rate=3e-3, schedule='cosine', warmup_steps=30, weight_decay=0.01
           ),
       ),
-      evaluation=settings.EvaluationSettings(batch_size=4),
+      evaluation=config_lib.EvaluationSettings(batch_size=4),
       scale_note=(
           'Scaled for a CPU: a decoder of about 1.3M parameters from scratch, 4,096 of the '
           "tokenizer's ids"
@@ -55,22 +55,22 @@ def _cpu_size() -> settings.Experiment:
   )
 
 
-def _pretrained() -> settings.Experiment:
-  return settings.Experiment(
-      task=settings.ChatTask(
+def _pretrained() -> config_lib.Experiment:
+  return config_lib.Experiment(
+      task=config_lib.ChatTask(
           files=_FILE, template='auto', num_evaluation=100, max_prompt_tokens=1_024,
           max_response_tokens=1_024,
       ),
       model=configs.TransformerConfig(
           compute_dtype='bfloat16', remat='full', scan_unroll=1
       ),
-      sft=settings.SftSettings(
+      sft=config_lib.SftSettings(
           steps=500, batch_size=16, packed_length=2_048, save_every=100,
           algorithm=sft.Config(num_micro_batches=4),
           optimizer=optim.OptimizerConfig(
               learning_rate=1e-5, schedule='cosine', warmup_steps=25, weight_decay=0.0
           ),
       ),
-      evaluation=settings.EvaluationSettings(batch_size=16),
+      evaluation=config_lib.EvaluationSettings(batch_size=16),
       note='Hyperparameters of our own, not tuned',
   )

@@ -10,22 +10,22 @@ checkpoint (--config.policy_init_from=CHECKPOINT) with its own tokenizer on pack
 hyperparameters are ours, usual ones that were not tuned, and it needs an accelerator.
 """
 
-from experiments import settings
 from experiments.configs import a_star_po_gsm8k
 from jaxrl_llm.algorithms import sft
 from jaxrl_llm.models import configs
+from jaxrl_llm.runs import config as config_lib
 from jaxrl_llm.training import optim
 
 
-def get_config(setting: str = '') -> settings.Experiment:
+def get_config(setting: str = '') -> config_lib.Experiment:
   if setting not in ('', 'pretrained'):
     raise ValueError(f"setting must be 'pretrained' or none, got {setting!r}")
   return _pretrained() if setting else _cpu_size()
 
 
-def _cpu_size() -> settings.Experiment:
+def _cpu_size() -> config_lib.Experiment:
   full = a_star_po_gsm8k.get_config()
-  return settings.Experiment(
+  return config_lib.Experiment(
       task=full.task, model=full.model, sft=full.sft, evaluation=full.evaluation,
       scale_note=(
           'Scaled for a CPU: a decoder of about 1M parameters from scratch, 128 of 1,319 test '
@@ -34,13 +34,13 @@ def _cpu_size() -> settings.Experiment:
   )
 
 
-def _pretrained() -> settings.Experiment:
-  return settings.Experiment(
-      task=settings.Gsm8kTask(max_prompt_tokens=256, max_response_tokens=512),
+def _pretrained() -> config_lib.Experiment:
+  return config_lib.Experiment(
+      task=config_lib.Gsm8kTask(max_prompt_tokens=256, max_response_tokens=512),
       model=configs.TransformerConfig(
           compute_dtype='bfloat16', remat='full', scan_unroll=1
       ),
-      sft=settings.SftSettings(
+      sft=config_lib.SftSettings(
           # 7,473 problems of about 200 tokens: near two epochs.
           steps=200, batch_size=16, packed_length=1_024, save_every=50,
           algorithm=sft.Config(num_micro_batches=4),
@@ -48,6 +48,6 @@ def _pretrained() -> settings.Experiment:
               learning_rate=1e-5, schedule='cosine', warmup_steps=20, weight_decay=0.0
           ),
       ),
-      evaluation=settings.EvaluationSettings(num_samples=1, batch_size=64),
+      evaluation=config_lib.EvaluationSettings(num_samples=1, batch_size=64),
       note='Hyperparameters of our own, not tuned',
   )

@@ -7,10 +7,10 @@ Cost: about a minute on two CPU cores.
 Command: python -m experiments.shoestring
 """
 
-from experiments import settings_shoestring
+from experiments.shoestring import config as shoestring_config
 
 
-def get_config() -> settings_shoestring.Shoestring:
-  return settings_shoestring.Shoestring(
+def get_config() -> shoestring_config.Shoestring:
+  return shoestring_config.Shoestring(
       num_splits=10, heads='softmax,cos', labels_per_class=(1, 5, 20),
       note='A generated graph: see shoestring_cora and shoestring_citeseer for real ones.')

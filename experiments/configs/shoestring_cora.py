@@ -15,10 +15,10 @@ Command: python -m experiments.shoestring --config=experiments/configs/shoestrin
   --config.data_dir=DIR
 """
 
-from experiments import settings_shoestring
+from experiments.shoestring import config as shoestring_config
 
 
-def get_config() -> settings_shoestring.Shoestring:
-  return settings_shoestring.Shoestring(
+def get_config() -> shoestring_config.Shoestring:
+  return shoestring_config.Shoestring(
       dataset='cora', public_split=True, backbones='lp,gcn,igcn,igcn_ar,glp,glp_ar',
       ar_heads='softmax,cos')

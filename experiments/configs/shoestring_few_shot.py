@@ -9,8 +9,8 @@ Cost: about a minute on two CPU cores.
 Command: python -m experiments.shoestring_few_shot
 """
 
-from experiments import settings_shoestring
+from experiments.shoestring_few_shot import config as few_shot_config
 
 
-def get_config() -> settings_shoestring.FewShot:
-  return settings_shoestring.FewShot()
+def get_config() -> few_shot_config.FewShot:
+  return few_shot_config.FewShot()

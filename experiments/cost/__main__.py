@@ -21,7 +21,10 @@ from typing import Any
 import jax
 from absl import flags
 
-from experiments import command_line, cost_model, cost_programs, cost_report, launch, processor
+from experiments.cost import model as cost_model
+from experiments.cost import programs as cost_programs
+from experiments.cost import report as cost_report
+from jaxrl_llm.runs import command_line, launch, processor
 from jaxrl_llm.training import loop, metrics, optim
 
 _DEFAULT_CONFIG = 'experiments/configs/cost.py'

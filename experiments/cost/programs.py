@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from experiments import cost_model
+from experiments.cost import model as cost_model
 from jaxrl_llm.models import configs, policy, value
 from jaxrl_llm.sharding import mesh as mesh_lib
 from jaxrl_llm.sharding import rules

@@ -4,7 +4,8 @@ import pathlib
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from experiments import cost_model, report
+from experiments.cost import model as cost_model
+from jaxrl_llm.runs import figures
 from jaxrl_llm.tables import reference
 from jaxrl_llm.training import files
 
@@ -209,7 +210,7 @@ def _memory_table(study, costs) -> str:
           place = f'bytes_per_device/{layout}/{key}'
           row.append(f'{costs(size, name, place) / costs(size, base, place):.2f}')
       rows.append(row)
-  return report.markdown_table(header, rows)
+  return figures.markdown_table(header, rows)
 
 
 def _flops_table(study, costs) -> str:
@@ -225,7 +226,7 @@ def _flops_table(study, costs) -> str:
       rows.append([
           size, study.recipes[name].label, *(_digits(part) if part else '-' for part in parts),
           _digits(costs.flops(size, name) / _PETA), *(f'{ratio:.2f}' for ratio in over)])
-  return report.markdown_table(header, rows)
+  return figures.markdown_table(header, rows)
 
 
 def _published_table(study, costs) -> str:
@@ -238,7 +239,7 @@ def _published_table(study, costs) -> str:
        f'{costs.time(size, name):.2f}',
        *(f'{costs.work(size, name, stage1=s):.2f}' for s in (False, True))]
       for size, name in costs.compared()]
-  return report.markdown_table(header, rows)
+  return figures.markdown_table(header, rows)
 
 
 def _verdict(study, costs) -> list[str]:
@@ -334,7 +335,7 @@ def _deviation(costs) -> str:
   worst = max(abs(costs(size, name, 'flops/traced_over_formula') - 1)
               for size in costs.sizes for name in costs.algorithms)
   return (f'The traced train steps hold what the formulas say, up to {100 * worst:.1g} %; XLA\'s '
-          'count of small programs agrees to 2 % (tests/experiments/cost_test.py).')
+          'count of small programs agrees to 2 % (tests/experiments/cost/main_test.py).')
 
 
 def _source() -> str:

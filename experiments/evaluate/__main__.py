@@ -16,10 +16,12 @@ from typing import Any
 import jax
 import numpy as np
 
-from experiments import components, evaluation_settings, launch, report, resuming
+from experiments.evaluate import config as evaluate_config
 from jaxrl_llm.data import batching, model_files, tokenizers
-from jaxrl_llm.evaluation import evaluator, majority, pass_at_k
+from jaxrl_llm.evaluation import evaluator, majority, pass_at_k, statistics
 from jaxrl_llm.rewards import rollout_rewards
+from jaxrl_llm.runs import figures, launch, setup
+from jaxrl_llm.runs import records as records_lib
 from jaxrl_llm.sampling import decode
 from jaxrl_llm.tasks import chat
 from jaxrl_llm.training import fingerprint, loop, metrics, rng
@@ -32,8 +34,8 @@ Record = dict[str, Any]
 
 def main(run: launch.Run) -> None:
   """Samples what is missing, then writes the table and results.json."""
-  config: evaluation_settings.EvaluatePolicy = run.config
-  with components.build(run) as parts:
+  config: evaluate_config.EvaluatePolicy = run.config
+  with setup.build(run) as parts:
     task = parts.task = _task(config, parts)
     encoded = _trimmed(parts.encode(task.evaluation))
     left_out = encoded.num_filtered + getattr(task, 'num_filtered', {}).get('evaluation', 0)
@@ -59,7 +61,7 @@ def main(run: launch.Run) -> None:
   print(f'\n{table}\n\nresponses: {run.workdir / "responses.jsonl"}\n{run.results_path}')
 
 
-def _task(config: evaluation_settings.EvaluatePolicy, parts: components.Components) -> Task:
+def _task(config: evaluate_config.EvaluatePolicy, parts: setup.Components) -> Task:
   """The task with its held-out problems alone, within the chat template."""
   origin, tokenizer_dir = parts.origin, getattr(config.task, 'tokenizer_dir', None)
   if tokenizer_dir == '' and origin.checkpoint and not origin.tokenizer:
@@ -88,7 +90,7 @@ def _trimmed(encoded: batching.EncodedExamples) -> batching.EncodedExamples:
 
 def respond(
     run: launch.Run,
-    parts: components.Components,
+    parts: setup.Components,
     params: Params,
     encoded: batching.EncodedExamples,
     provenance: Mapping[str, Any],
@@ -112,9 +114,9 @@ def respond(
   config = run.config
   batches = parts.prompt_batches(encoded, config.batch_size)
   samplers = _samplers(config, parts)
-  voting = evaluation_settings.voting(config.task)
+  voting = evaluate_config.voting(config.task)
   with contextlib.closing(metrics.JsonlFile(run.workdir / 'responses.jsonl')) as file:
-    records = resuming.read_records(
+    records = records_lib.read_records(
         file, provenance, batch=config.batch_size, total=len(encoded)
     )
     done = -(-len(records) // config.batch_size)
@@ -131,7 +133,7 @@ def respond(
 
 
 def _samplers(
-    config: evaluation_settings.EvaluatePolicy, parts: components.Components
+    config: evaluate_config.EvaluatePolicy, parts: setup.Components
 ) -> dict[str, SampleFn]:
   """The jitted samplers by name. At temperature 0 the samples are the greedy responses."""
   sample = decode.make_sampler(
@@ -148,9 +150,9 @@ def _samplers(
 def _respond_to(
     prompts: batching.PromptBatch,
     params: Params,
-    parts: components.Components,
+    parts: setup.Components,
     samplers: Mapping[str, SampleFn],
-    voting: evaluation_settings.Voting,
+    voting: evaluate_config.Voting,
 ) -> Iterator[Record]:
   """The records of one batch."""
   key = rng.stream_key(parts.key, rng.Stream.SAMPLE_EVAL)
@@ -199,7 +201,7 @@ def summarize(records: Sequence[Record]) -> dict[str, float]:
     values['greedy_accuracy'] = (column('greedy', 'rewards') > 0).mean(axis=1)
   numbers: dict[str, float] = {}
   for name, of_problems in values.items():
-    numbers[name], numbers[f'{name}_se'] = pass_at_k.mean_and_standard_error(of_problems)
+    numbers[name], numbers[f'{name}_se'] = statistics.mean_and_standard_error(of_problems)
   return numbers | {
       'length': float(column('samples', 'lengths').mean()),
       'truncated': float(column('samples', 'truncated').mean()),
@@ -217,16 +219,16 @@ def _sampled_tokens(records: Sequence[Record]) -> dict[str, int]:
 def _table(numbers: Mapping[str, float]) -> str:
   """The closing table."""
   rows = [
-      [f'{name} (%)', report.percent(numbers, name)] for name in numbers
+      [f'{name} (%)', figures.percent(numbers, name)] for name in numbers
       if f'{name}_se' in numbers
   ]
   rows += [
-      ['truncated (%)', report.percent(numbers, 'truncated')],
+      ['truncated (%)', figures.percent(numbers, 'truncated')],
       ['length (tokens)', f'{numbers["length"]:.1f}'],
       ['problems', numbers['problems']],
       ['samples a problem', numbers['samples']],
   ]
-  return report.markdown_table(['measure', 'value'], rows)
+  return figures.markdown_table(['measure', 'value'], rows)
 
 
 if __name__ == '__main__':

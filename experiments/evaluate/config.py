@@ -1,4 +1,4 @@
-"""What a config file of experiments/evaluate.py can set."""
+"""What a config file of experiments/evaluate/ can set."""
 
 import dataclasses
 import math
@@ -6,16 +6,17 @@ import pathlib
 from collections.abc import Callable
 from typing import Any, ClassVar, NamedTuple
 
-from experiments import settings
+from jaxrl_llm import checks
 from jaxrl_llm.evaluation import majority
 from jaxrl_llm.models import configs
 from jaxrl_llm.models import lora as lora_lib
+from jaxrl_llm.runs import config as config_lib
 from jaxrl_llm.sharding import mesh as mesh_lib
 
 
 @dataclasses.dataclass
-class Gsm8kTest(settings.Gsm8kTask):
-  """The test problems of GSM8K; fields as in `settings.Gsm8kTask`.
+class Gsm8kTest(config_lib.Gsm8kTask):
+  """The test problems of GSM8K; fields as in `config_lib.Gsm8kTask`.
 
   Responses may be shorter than any demonstration.
   """
@@ -26,9 +27,9 @@ class Gsm8kTest(settings.Gsm8kTask):
       self, seed: int, data_dir: str, tokenizer_dir: str = '', pretrained: bool = False
   ):
     """Builds the task; `data_dir` holds train.jsonl and test.jsonl."""
-    settings.at_least(self, 'config.task', max_response_tokens=1)
+    checks.at_least(self, 'config.task', max_response_tokens=1)
     changed = dataclasses.replace(self, max_response_tokens=max(self.max_response_tokens, 2))
-    task = settings.Gsm8kTask.make(changed, seed, data_dir, tokenizer_dir, pretrained)
+    task = config_lib.Gsm8kTask.make(changed, seed, data_dir, tokenizer_dir, pretrained)
     return dataclasses.replace(task, max_response_tokens=self.max_response_tokens)
 
 
@@ -65,7 +66,7 @@ class JsonlTask:
           'no tokenizer lies in the folder of config.policy_init_from: give '
           '--config.task.tokenizer_dir=DIR'
       )
-    settings.at_least(
+    checks.at_least(
         self, 'config.task', num_evaluation=0, max_prompt_tokens=1, max_response_tokens=1
     )
     options = dataclasses.asdict(self) | {
@@ -98,25 +99,25 @@ def voting(task: Any) -> Voting:
   from jaxrl_llm.tasks import jsonl
 
   mode = ''
-  if isinstance(task, settings.Gsm8kTask):
+  if isinstance(task, config_lib.Gsm8kTask):
     mode = 'gsm8k'
   elif isinstance(task, JsonlTask):
     mode = jsonl.REWARDS[task.reward]
   if mode:
     return Voting(lambda response: math_answer.extract(response, mode=mode), math_answer.equal)
-  if isinstance(task, settings.CountdownTask):
+  if isinstance(task, config_lib.CountdownTask):
     return Voting(countdown.extract_expression, None)
   return Voting(lambda response: response, None)
 
 
 @dataclasses.dataclass
 class EvaluatePolicy:
-  """One run of experiments/evaluate.py.
+  """One run of experiments/evaluate/.
 
   Attributes:
     seed: of the samples, and of which problems are used where not all are.
     data_dir: folder of the task's data.
-    task: a task's settings, as in `settings.Experiment`.
+    task: a task's settings, as in `config_lib.Experiment`.
     model: how the policy is computed (param_dtype, compute_dtype, scan_unroll ...); its
       shape is that of the folder.
     policy_init_from: a Hugging Face checkpoint, or what a run wrote (WORKDIR/params,
@@ -155,7 +156,7 @@ class EvaluatePolicy:
   train_last_layers: ClassVar[int] = 0
 
   def batch_sizes(self) -> dict[str, tuple[int, int]]:
-    """As in `settings.Experiment`."""
+    """As in `config_lib.Experiment`."""
     return {'batch_size': (self.batch_size, 1)}
 
   def validate(self) -> None:
@@ -167,7 +168,7 @@ class EvaluatePolicy:
       )
     if not pathlib.Path(self.policy_init_from).is_dir():
       raise ValueError(f'config.policy_init_from is no folder: {self.policy_init_from!r}')
-    settings.at_least(self, 'config', seed=0, num_samples=1, top_k=0, batch_size=1)
+    checks.at_least(self, 'config', seed=0, num_samples=1, top_k=0, batch_size=1)
     if self.num_samples > majority.MAX_SAMPLES:
       raise ValueError(
           f'config.num_samples must be at most {majority.MAX_SAMPLES}, got {self.num_samples}'

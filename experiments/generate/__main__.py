@@ -24,10 +24,11 @@ import jax
 import numpy as np
 from absl import flags
 
-from experiments import components, convert, launch, origins, resuming
-from experiments.command_line import UsageError
 from jaxrl_llm.data import batching, chat_templates, columns, jsonl, model_files, tokenizers
 from jaxrl_llm.models import policy as policy_lib
+from jaxrl_llm.runs import checkpoint_sources, conversion, launch, setup
+from jaxrl_llm.runs import records as records_lib
+from jaxrl_llm.runs.command_line import UsageError
 from jaxrl_llm.sampling import decode, stream
 from jaxrl_llm.sharding import mesh as mesh_lib
 from jaxrl_llm.tasks import arithmetic, chat, countdown
@@ -204,10 +205,10 @@ def check_flags(values: flags.FlagValues) -> None:
 
 def load(values: flags.FlagValues) -> Generator:
   """The policy with its tokenizer; ValueError with one line if they cannot be used."""
-  source = convert.read(
+  source = conversion.read(
       values.policy, field='--policy', tokenizer_named=bool(values.tokenizer)
   )
-  folder, tokenizer = convert.find_tokenizer(source, values.tokenizer)
+  folder, tokenizer = conversion.find_tokenizer(source, values.tokenizer)
   tokenizer = tokenizer or character_tokenizer(source.origin)
   config = dataclasses.replace(
       source.model, compute_dtype=values.dtype,
@@ -218,7 +219,7 @@ def load(values: flags.FlagValues) -> Generator:
   )
   mesh = make_mesh(values.mesh)
   model = policy_lib.make(config)
-  params = source.origin.load(components.abstract_params(model, mesh))
+  params = source.origin.load(setup.abstract_params(model, mesh))
   return Generator(values, model, params, tokenizer, folder, mesh, config.max_length)
 
 
@@ -234,7 +235,7 @@ def make_mesh(shape: str) -> jax.sharding.Mesh:
   return mesh_lib.make_mesh(*sizes)
 
 
-def character_tokenizer(origin: origins.Origin) -> Tokenizer:
+def character_tokenizer(origin: checkpoint_sources.Origin) -> Tokenizer:
   """That of the task of characters on which a policy was trained; UsageError if it was none.
 
   A folder of this project's has no tokenizer, but knows which one it needs.
@@ -409,7 +410,7 @@ def write(generator: Generator, prompts: Sequence[Prompt]) -> None:
   batches = [prompts[i : i + size] for i in range(0, len(prompts), size)]
   sampler = generator.sampler(generator.model)
   with contextlib.closing(metrics.JsonlFile(partial)) as file:
-    records = resuming.read_records(
+    records = records_lib.read_records(
         file, provenance, batch=size * per_prompt, total=len(prompts) * per_prompt
     )
     done = -(-len(records) // (size * per_prompt))

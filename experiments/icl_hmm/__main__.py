@@ -8,22 +8,19 @@ What is run is a matter of --config: the type of its settings decides.
   icl_hmm_mice.py        choices of mice, real and simulated
 """
 
-from experiments import (
-    icl_hmm_checkpoint,
-    icl_hmm_mice,
-    icl_hmm_published,
-    icl_hmm_scratch,
-    launch,
-    settings_hmm,
-    settings_hmm_checkpoint,
-    settings_mice,
-)
+from experiments.icl_hmm import checkpoint as icl_hmm_checkpoint
+from experiments.icl_hmm import checkpoint_config, mice_config
+from experiments.icl_hmm import config as icl_hmm_config
+from experiments.icl_hmm import mice as icl_hmm_mice
+from experiments.icl_hmm import published as icl_hmm_published
+from experiments.icl_hmm import scratch as icl_hmm_scratch
+from jaxrl_llm.runs import launch
 
 STUDIES = {
-    settings_hmm.IclHmm: icl_hmm_scratch.main,
-    settings_hmm.IclHmmPublished: icl_hmm_published.main,
-    settings_hmm_checkpoint.IclHmmCheckpoint: icl_hmm_checkpoint.main,
-    settings_mice.IclHmmMice: icl_hmm_mice.main,
+    icl_hmm_config.IclHmm: icl_hmm_scratch.main,
+    icl_hmm_config.IclHmmPublished: icl_hmm_published.main,
+    checkpoint_config.IclHmmCheckpoint: icl_hmm_checkpoint.main,
+    mice_config.IclHmmMice: icl_hmm_mice.main,
 }
 
 

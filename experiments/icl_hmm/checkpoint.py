@@ -21,13 +21,14 @@ import jax.numpy as jnp
 import numpy as np
 import scipy.special
 
-from experiments import icl_hmm_checkpoint_report as closing
-from experiments import icl_hmm_published, launch, origins, seeds, settings
-from experiments.settings_hmm_checkpoint import IclHmmCheckpoint
-from jaxrl_llm.evaluation import in_context
+from experiments.icl_hmm import checkpoint_report as closing
+from experiments.icl_hmm import published as icl_hmm_published
+from experiments.icl_hmm.checkpoint_config import IclHmmCheckpoint
+from jaxrl_llm import checks
+from jaxrl_llm.evaluation import statistics
+from jaxrl_llm.hmm import filtering, in_context, learners, oracles, published_results
 from jaxrl_llm.models import policy as policy_lib
-from jaxrl_llm.rl import hmm, hmm_learners, hmm_oracles
-from jaxrl_llm.tasks import hmm_results
+from jaxrl_llm.runs import arms, checkpoint_sources, launch
 from jaxrl_llm.training import loop, rng
 from jaxrl_llm.types import ModelFns, Params
 
@@ -81,11 +82,11 @@ def draw(
   num_symbols = emission.shape[1]
 
   def one(key):
-    states, symbols = hmm.sample(key, *model, lengths[-1])
+    states, symbols = filtering.sample(key, *model, lengths[-1])
     predictions = {
-        'viterbi': hmm_oracles.predict_next_by_path(*model, symbols, places),
-        'filter': hmm_oracles.predict_next(*model, symbols, places),
-        'ngram2': hmm_learners.predict_ngrams(
+        'viterbi': oracles.predict_next_by_path(*model, symbols, places),
+        'filter': oracles.predict_next(*model, symbols, places),
+        'ngram2': learners.predict_ngrams(
             symbols, places, max_order=2, num_symbols=num_symbols)[:, 1],
         'chance': jnp.full((len(lengths), num_symbols), 1 / num_symbols),
     }
@@ -111,7 +112,7 @@ def score(
   """
   accuracy, distance = icl_hmm_published.score(predictions, laws, emission)
   probability = jnp.sum(predictions * (laws @ emission), axis=-1)
-  return jnp.stack([accuracy, probability, distance, hmm.hellinger(predictions, best)])
+  return jnp.stack([accuracy, probability, distance, filtering.hellinger(predictions, best)])
 
 
 def predict(
@@ -137,7 +138,7 @@ def predict(
 
 
 def measure_model(
-    config: IclHmmCheckpoint, index: int, recorded: hmm_results.RecordedHmm, reader: Reader
+    config: IclHmmCheckpoint, index: int, recorded: published_results.RecordedHmm, reader: Reader
 ) -> dict[str, np.ndarray]:
   """Every method on one model.
 
@@ -177,7 +178,7 @@ def measure_model(
 def _summary(values: np.ndarray, scores: Mapping[str, np.ndarray]) -> np.ndarray:
   """Mean and standard error [2, scores, K] of the scores [4, N, K] of a method and its gaps."""
   gaps = [scores[oracle][0] - values[0] for oracle in ('viterbi', 'filter')]
-  both = seeds.mean_and_error(np.moveaxis(np.stack([*values, *gaps]), 1, 0))
+  both = statistics.mean_and_standard_error(np.moveaxis(np.stack([*values, *gaps]), 1, 0))
   return np.stack(both)
 
 
@@ -198,10 +199,10 @@ def read_checkpoint(
     ValueError: one line: the folder holds no such model, it reads too few tokens, or its tokenizer
       lacks some.
   """
-  origin = origins.read(config.checkpoint_dir, field='config.checkpoint_dir')
+  origin = checkpoint_sources.read(config.checkpoint_dir, field='config.checkpoint_dir')
   tokenizer = origin.load_tokenizer()
-  shape = origins.resolve_model(config.model, origin, overrides=overrides)
-  with settings.named('config.tokenisations; config.num_symbols leaves out larger alphabets'):
+  shape = checkpoint_sources.resolve_model(config.model, origin, overrides=overrides)
+  with checks.within('config.tokenisations; config.num_symbols leaves out larger alphabets'):
     tokenisations = {kind: in_context.tokenise(tokenizer, kind, num_symbols, seed=config.seed)
                      for kind in config.kinds}
   needed = config.max_length + max(len(tokens.prefix_ids) for tokens in tokenisations.values())
@@ -225,7 +226,7 @@ def make_predictors(
           for kind, tokens in tokenisations.items()}
 
 
-def select(config: IclHmmCheckpoint, models: Sequence[hmm_results.RecordedHmm]) -> list[int]:
+def select(config: IclHmmCheckpoint, models: Sequence[published_results.RecordedHmm]) -> list[int]:
   """The rows of the file that the settings ask for, ascending.
 
   Raises:
@@ -247,15 +248,15 @@ def select(config: IclHmmCheckpoint, models: Sequence[hmm_results.RecordedHmm]) 
 
 
 def measure_all(
-    run: launch.Run, stopper: loop.Stopper, models: Mapping[int, hmm_results.RecordedHmm],
+    run: launch.Run, stopper: loop.Stopper, models: Mapping[int, published_results.RecordedHmm],
     reader: Reader,
 ) -> closing.Study:
   """`measure_model` of every model; those that are on the disk are read."""
   config, rows = run.config, []
   with loop.progress(len(models), 'models') as bar:
     for index, model in models.items():
-      name = f'{index:04d}_{hmm_results.fingerprint(model)}.npz'
-      rows.append(seeds.kept(run.workdir / 'models' / name, functools.partial(
+      name = f'{index:04d}_{published_results.fingerprint(model)}.npz'
+      rows.append(arms.kept(run.workdir / 'models' / name, functools.partial(
           measure_model, config, index, model, reader)))
       run.save_clock()
       last = {method: np.mean([row[method][0, 0, -1] for row in rows])
@@ -270,7 +271,7 @@ def measure_all(
 def main(run: launch.Run) -> None:
   """Reads every model's trajectories, and writes tables, figures and results.json."""
   config = run.config
-  models = hmm_results.read(config.results_file, methods={}, optional=closing.RECORDED)
+  models = published_results.read(config.results_file, methods={}, optional=closing.RECORDED)
   chosen = {index: models[index] for index in select(config, models)}
   width = max(model.emission.shape[1] for model in chosen.values())
   reader = read_checkpoint(config, width, overrides=run.overrides)

@@ -3,8 +3,8 @@
 import dataclasses
 import pathlib
 
-from experiments import settings
-from jaxrl_llm.evaluation import in_context
+from jaxrl_llm import checks
+from jaxrl_llm.hmm import in_context
 from jaxrl_llm.models import configs
 
 SHORTEST = 4  # Symbols seen at the first place.
@@ -64,7 +64,7 @@ class IclHmmCheckpoint:
     if not self.results_file:
       raise ValueError('a CSV file of models is needed: --config.results_file=FILE.csv')
     # Of one trajectory there is no standard error.
-    settings.at_least(self, 'config', seed=0, num_sequences=2, max_length=SHORTEST, batch_size=1,
+    checks.at_least(self, 'config', seed=0, num_sequences=2, max_length=SHORTEST, batch_size=1,
                       num_states=0, num_symbols=0, max_rows=0)
     if self.max_length.bit_count() != 1:
       raise ValueError(f'config.max_length must be a power of two, got {self.max_length}')
@@ -73,5 +73,5 @@ class IclHmmCheckpoint:
       raise ValueError(
           f'config.tokenisations must be some of {", ".join(in_context.KINDS)}, each once, with '
           f'commas between, got {self.tokenisations!r}')
-    with settings.named('config.model'):
+    with checks.within('config.model'):
       dataclasses.replace(self.model, vocab_size=self.model.vocab_size or 1).validate()

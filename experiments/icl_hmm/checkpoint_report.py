@@ -6,10 +6,11 @@ from typing import NamedTuple
 
 import numpy as np
 
-from experiments import icl_hmm_report, launch, report, seeds
-from experiments.icl_hmm_report import TOLERANCES, Group
-from jaxrl_llm.tasks import hmm_results
-from jaxrl_llm.tasks.hmm_results import RecordedHmm
+from experiments.icl_hmm import report as icl_hmm_report
+from experiments.icl_hmm.report import TOLERANCES, Group
+from jaxrl_llm.hmm import published_results
+from jaxrl_llm.hmm.published_results import RecordedHmm
+from jaxrl_llm.runs import arms, figures, launch
 from jaxrl_llm.training import metrics
 
 # Distances are to the emissions of the true state, and to the filter's prediction; the gaps are of
@@ -66,7 +67,7 @@ def groups_of(study: Study) -> list[Group]:
 
 def recorded_accuracy(study: Study) -> dict[str, np.ndarray]:
   """[R, K'] by what the file records of all models, at the places that both have."""
-  count = min(len(study.lengths), len(hmm_results.PLACES))
+  count = min(len(study.lengths), len(published_results.PLACES))
   found = {name: np.stack([model.accuracy[name][:count] for model in study.models])
            for name in RECORDED if name in study.models[0].accuracy}
   return {name: values for name, values in found.items() if np.isfinite(values).all()}
@@ -143,10 +144,10 @@ def tables(study: Study, flat: Mapping[str, float]) -> str:
   rows = [[length, *(_percent(flat, f'eval/{method}', length) for method in study.found),
            *(_percent(flat, f'recorded/{name}', length) for name in recorded)]
           for length in study.lengths]
-  parts = [report.markdown_table(header, rows)]
+  parts = [figures.markdown_table(header, rows)]
   names = {'probability': 'p(label)', 'hellinger': 'H to B[x]', 'hellinger_filter': 'H to filter'}
   shown = ('viterbi', 'filter', *study.predictors)
-  parts += [report.markdown_table(
+  parts += [figures.markdown_table(
       [f'{title} at T', *(LABELS[method] for method in shown)],
       [[length, *(f'{flat[f"eval/{method}/{name}/T{length}"]:.3f}' for method in shown)]
        for length in study.lengths]) for name, title in names.items()]
@@ -239,7 +240,7 @@ def _curves(run: launch.Run, study: Study, flat: Mapping[str, float], title: str
       [flat[f'eval/{method}/{score}/T{length}'] for length in study.lengths])
   labels = ('accuracy', 'Hellinger distance to B of the true state',
             'Hellinger distance to the filter')
-  with seeds.figure(run.workdir / 'figures' / 'by_length.png', 3, title=title) as panels:
+  with arms.figure(run.workdir / 'figures' / 'by_length.png', 3, title=title) as panels:
     for axes, score, label in zip(panels, ('accuracy', 'hellinger', 'hellinger_filter'), labels):
       for index, method in enumerate(study.found):
         mean, error = get(method, score), get(method, f'{score}_se')
@@ -263,7 +264,7 @@ def _scatter(run: launch.Run, study: Study) -> None:
   measures = dict(zip(('H_A / log2 M', 'H_B / log2 L', 'λ2'), (*shares(study.models), lambda2)))
   path = run.workdir / 'figures' / 'gap_by_difficulty.png'
   title = f'ε after {study.lengths[-1]} symbols, model by model'
-  with seeds.figure(path, 3, title=title) as panels:
+  with arms.figure(path, 3, title=title) as panels:
     for axes, (label, values) in zip(panels, measures.items()):
       for index, method in enumerate(study.predictors):
         mean, error = study.found[method][:, :, score, -1].T

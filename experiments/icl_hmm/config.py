@@ -1,8 +1,8 @@
-"""What the configs of experiments/icl_hmm.py can set; the type of the settings says what is run."""
+"""What the configs of experiments/icl_hmm/ can set; the type of the settings says what is run."""
 
 import dataclasses
 
-from experiments import settings
+from jaxrl_llm import checks
 from jaxrl_llm.algorithms import icl_hmm
 from jaxrl_llm.models import configs
 from jaxrl_llm.training import optim
@@ -33,7 +33,7 @@ class IclHmmPublished:
 
   def validate(self) -> None:
     """Raises ValueError with one line for the first field that is out of range."""
-    settings.at_least(self, 'config', seed=0, num_sequences=1, baum_welch_sequences=1,
+    checks.at_least(self, 'config', seed=0, num_sequences=1, baum_welch_sequences=1,
                       baum_welch_best5_sequences=1, baum_welch_steps=1)
     if not self.results_file:
       raise ValueError('a CSV file of published results is needed: --config.results_file=FILE.csv')
@@ -103,7 +103,7 @@ class IclHmm:
 
   def validate(self) -> None:
     """Raises ValueError with one line for the first field that is out of range."""
-    settings.at_least(
+    checks.at_least(
         self, 'config', seed=0, steps=1, num_states=2, num_symbols=2, length=8, batch_size=1,
         num_evaluation=2, baum_welch_sequences=0, baum_welch_restarts=1, baum_welch_steps=1,
         recorded_sequences=1, log_every=1, save_every=0)

@@ -17,16 +17,14 @@ from typing import Any
 
 import numpy as np
 
-from experiments import icl_hmm_mice_predictors as predictors
-from experiments import icl_hmm_mice_report as closing
-from experiments import icl_hmm_mice_training as training
-from experiments import launch, origins, seeds
-from experiments.settings_mice import IclHmmMice
-from jaxrl_llm.data import animals
-from jaxrl_llm.evaluation import in_context
+from experiments.icl_hmm import mice_predictors as predictors
+from experiments.icl_hmm import mice_report as closing
+from experiments.icl_hmm import mice_training as training
+from experiments.icl_hmm.mice_config import IclHmmMice
+from jaxrl_llm.hmm import animals, in_context, simulated_mice
 from jaxrl_llm.models import configs
 from jaxrl_llm.models import policy as policy_lib
-from jaxrl_llm.tasks import mice
+from jaxrl_llm.runs import arms, checkpoint_sources, launch
 from jaxrl_llm.training import loop
 
 # Behind the seed, so that none of these mice is one of a training step.
@@ -39,13 +37,14 @@ def simulated_animals(config: IclHmmMice) -> dict[str, tuple[animals.Animal, np.
   generator = np.random.default_rng([config.seed, _SIMULATED])
   if not config.num_simulated:
     return {}
-  drawn = mice.draw(generator, config.num_simulated)
-  trials = mice.simulate(
+  drawn = simulated_mice.draw(generator, config.num_simulated)
+  trials = simulated_mice.simulate(
       drawn, generator, num_trials=config.simulated_sessions * SESSION_LENGTH,
       session_length=SESSION_LENGTH)
-  best = mice.predict(drawn, trials)
+  best = simulated_mice.predict(drawn, trials)
   names = [f'{closing.SIMULATED}{i}' for i in range(config.num_simulated)]
-  return {name: (mice.as_animal(trials, i, name), best[i]) for i, name in enumerate(names)}
+  return {
+      name: (simulated_mice.as_animal(trials, i, name), best[i]) for i, name in enumerate(names)}
 
 
 def make_readers(run: launch.Run, stopper: loop.Stopper) -> list[predictors.Reader]:
@@ -61,9 +60,9 @@ def make_readers(run: launch.Run, stopper: loop.Stopper) -> list[predictors.Read
 
 def read_checkpoint(config: IclHmmMice) -> predictors.Reader:
   """A language model of a folder, in the tokens that the config names."""
-  origin = origins.read(config.checkpoint, field='config.checkpoint')
+  origin = checkpoint_sources.read(config.checkpoint, field='config.checkpoint')
   tokenizer = origin.load_tokenizer()
-  shape = origins.resolve_model(configs.TransformerConfig(), origin)
+  shape = checkpoint_sources.resolve_model(configs.TransformerConfig(), origin)
   needed = 1 + 3 * config.checkpoint_trials
   if shape.max_length < needed:
     raise ValueError(f'config.checkpoint reads {shape.max_length} tokens, and {needed} are needed '
@@ -131,15 +130,15 @@ def predict_cohort(
   """Simulated mice, one window each, by all layouts: 'choices' and 'chance/<method>' [B, W]."""
   generator = np.random.default_rng([config.seed, _COHORT])
   count, width = config.num_cohort, config.num_trials
-  drawn = mice.draw(generator, count)
-  trials = mice.simulate(
+  drawn = simulated_mice.draw(generator, count)
+  trials = simulated_mice.simulate(
       drawn, generator, num_trials=width, phase=generator.integers(SESSION_LENGTH, size=count))
   flat = animals.Animal('cohort', *(x.reshape(-1) for x in (
       trials.levels, trials.choices, trials.rewards)), np.arange(count).repeat(width))
   rows = np.arange(count * width).reshape(count, width)
   counts = predictors.window_counts(flat, rows, np.ones(rows.shape, bool))
   found = {
-      'bayes': mice.predict(drawn, trials),
+      'bayes': simulated_mice.predict(drawn, trials),
       **{f'context_ngram{order}': counts[order - 1].reshape(rows.shape) for order in (2, 3)},
       **{f'icl_{arm}': reader.predict(arm, flat, rows) for arm in training.ARMS},
   }
@@ -180,11 +179,11 @@ def predict_all(
   shape = tuple(map(max, zip(*sizes)))
   readers, found = make_readers(run, stopper), {}
   kept = run.workdir / 'arms'
-  cohort = seeds.kept(kept / 'cohort.npz', lambda: predict_cohort(config, readers[0]))
+  cohort = arms.kept(kept / 'cohort.npz', lambda: predict_cohort(config, readers[0]))
   with loop.progress(len(everyone), 'animals') as bar:
     for name, (animal, best) in everyone.items():
       path = kept / f'{name}.animal.npz'
-      found[name] = seeds.kept(path, functools.partial(
+      found[name] = arms.kept(path, functools.partial(
           predict_animal, config, animal, best, readers, shape))
       if str(found[name].get('fingerprint')) != animals.fingerprint(animal):
         raise ValueError(f'{path} is of other trials than {name} of config.data_dir: give another '

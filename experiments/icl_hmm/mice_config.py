@@ -3,9 +3,10 @@
 import dataclasses
 import math
 
-from experiments import settings
-from jaxrl_llm.evaluation import in_context
+from jaxrl_llm import checks
+from jaxrl_llm.hmm import in_context
 from jaxrl_llm.models import configs
+from jaxrl_llm.runs import config as config_lib
 from jaxrl_llm.training import optim
 
 
@@ -77,7 +78,7 @@ class IclHmmMice:
 
   def validate(self) -> None:
     """Raises ValueError with one line for the first field that is out of range."""
-    settings.at_least(
+    checks.at_least(
         self, 'config', seed=0, num_folds=2, num_simulated=0, simulated_sessions=self.num_folds,
         num_cohort=2, num_trials=4, steps=1, further_steps=1, batch_size=1, short_trials=4,
         save_every=1, log_every=1, restarts=1, em_steps=1, checkpoint_trials=4,
@@ -98,7 +99,7 @@ class IclHmmMice:
     if not self.data_dir and not self.num_simulated:
       raise ValueError('config.num_simulated must be at least 1 without config.data_dir, got 0')
     self.optimizer.validate()
-    settings.check_schedule(
+    config_lib.check_schedule(
         self.optimizer, min(self.steps, self.further_steps), 'config.optimizer')
     if self.model.vocab_size:
       raise ValueError('config.model.vocab_size must be 0 (the symbols decide it), got '

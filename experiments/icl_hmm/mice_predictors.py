@@ -15,11 +15,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments.icl_hmm_mice_training import ARMS
-from experiments.settings_mice import IclHmmMice
-from jaxrl_llm.data import animals
-from jaxrl_llm.evaluation import in_context
-from jaxrl_llm.rl import glm_hmm, hmm
+from experiments.icl_hmm.mice_config import IclHmmMice
+from experiments.icl_hmm.mice_training import ARMS
+from jaxrl_llm.hmm import animals, filtering, glm_hmm, in_context
 from jaxrl_llm.training import rng
 from jaxrl_llm.types import ModelFns, Params
 
@@ -194,7 +192,7 @@ def _glm(inputs, choices, training, *, ridge):
   def one(training):
     shown = jnp.where(training[:, None], choices, -1).reshape(-1)
     weights = glm_hmm.fit_glm(inputs.reshape(-1, inputs.shape[-1]), shown, ridge=ridge)
-    return jax.nn.sigmoid(hmm.dot(inputs, weights))
+    return jax.nn.sigmoid(filtering.dot(inputs, weights))
 
   return jax.vmap(one)(training)
 

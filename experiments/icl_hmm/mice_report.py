@@ -4,7 +4,8 @@ from collections.abc import Iterator, Mapping
 
 import numpy as np
 
-from experiments import launch, report, seeds
+from jaxrl_llm.evaluation import statistics
+from jaxrl_llm.runs import arms, figures, launch
 from jaxrl_llm.training import metrics
 
 LABELS = {
@@ -66,7 +67,7 @@ def _summary(name: str, accuracy: np.ndarray, probability: np.ndarray) -> dict[s
   """Means and standard errors over folds or animals."""
   numbers = {}
   for part, values in (('accuracy', accuracy), ('probability', probability)):
-    mean, error = seeds.mean_and_error(values)
+    mean, error = statistics.mean_and_standard_error(values)
     prefix = '' if part == 'accuracy' else 'probability_'
     numbers |= {f'{name}/{part}': float(mean), f'{name}/{prefix}standard_error': float(error)}
   return numbers
@@ -106,12 +107,12 @@ def cohort_numbers(cohort: Mapping[str, np.ndarray]) -> dict[str, float]:
     accuracy = hits(chances, choices)[:, half].mean(axis=1)
     likely = log_probs(chances, choices)[:, half].mean(axis=1)
     reference = accuracy if reference is None else reference
-    gap, error = seeds.mean_and_error(accuracy - reference)
+    gap, error = statistics.mean_and_standard_error(accuracy - reference)
     numbers |= _summary(f'cohort/{method}', accuracy, likely) | {
         f'cohort/{method}/minus_bayes': float(gap),
         f'cohort/{method}/minus_bayes_standard_error': float(error)}
     # The mean of logs over mice, then exp: a mean of probabilities would favour the easy mice.
-    mean, error = seeds.mean_and_error(likely)
+    mean, error = statistics.mean_and_standard_error(likely)
     numbers[f'cohort/{method}/probability'] = float(np.exp(mean))
     numbers[f'cohort/{method}/probability_standard_error'] = float(np.exp(mean) * error)
   return numbers
@@ -132,14 +133,14 @@ def tables(numbers: Mapping[str, float], animals: list[str], methods: list[str])
   parts = []
   for title, *names in (('accuracy (%), held-out sessions', 'accuracy', ''),
                         ('exp(mean ln p) (%)', 'probability', 'probability_')):
-    parts.append(report.markdown_table([title, *heads], [
+    parts.append(figures.markdown_table([title, *heads], [
         [label(method), *(cell(f'{column}/{method}', *names) for column in columns)]
         for method in methods]))
   of_cohort = [(label(method), *(cell(f'cohort/{method}', part, prefix) for part, prefix in (
       ('accuracy', ''), ('minus_bayes', 'minus_bayes_'), ('probability', 'probability_'))))
                for method in dict.fromkeys([*methods, 'bayes'])
                if f'cohort/{method}/accuracy' in numbers]
-  parts.append(report.markdown_table(
+  parts.append(figures.markdown_table(
       ['simulated mice, second half of a window', 'accuracy (%)', 'minus who knows the mouse',
        'exp(mean ln p) (%)'], of_cohort))
   return '\n\n'.join(parts)
@@ -187,7 +188,7 @@ def curve(chances: np.ndarray, choices: np.ndarray) -> tuple[np.ndarray, np.ndar
   right, edges = hits(chances, choices), _bins(choices.shape[1])
   parts = [np.nanmean(right[:, a:b], axis=1) for a, b in zip(edges, edges[1:])
            if not np.isnan(right[:, a:b]).all()]
-  mean, error = zip(*(seeds.mean_and_error(part[~np.isnan(part)]) for part in parts))
+  mean, error = zip(*(statistics.mean_and_standard_error(part[~np.isnan(part)]) for part in parts))
   middle = (edges[:-1] + edges[1:] - 1)[: len(parts)] / 2
   return middle, np.array(mean), np.array(error)
 
@@ -212,7 +213,7 @@ def write_figure(
     axes.fill_between(x, mean - error, mean + error, color=colour(method), alpha=.15, lw=0)
     rows.extend((who, method, *row) for row in zip(x, mean, error))
 
-  with seeds.figure(path, 3, title='Choices of mice, predicted in context') as panels:
+  with arms.figure(path, 3, title='Choices of mice, predicted in context') as panels:
     for method in ('bayes', *_CURVES):
       draw(panels[0], 'cohort', method, cohort[f'chance/{method}'], cohort['choices'])
     panels[0].set_title('simulated mice, ± standard error over windows')

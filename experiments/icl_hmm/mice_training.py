@@ -20,12 +20,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments import launch
-from experiments.settings_mice import IclHmmMice
-from jaxrl_llm.data import animals
-from jaxrl_llm.evaluation import in_context
+from experiments.icl_hmm.mice_config import IclHmmMice
+from jaxrl_llm.hmm import animals, in_context, simulated_mice
 from jaxrl_llm.models import policy as policy_lib
-from jaxrl_llm.tasks import mice
+from jaxrl_llm.runs import launch
 from jaxrl_llm.training import checkpoints, loop, metrics, optim, rng
 from jaxrl_llm.training import step as step_lib
 from jaxrl_llm.types import ModelFns, Params, TrainState, WeightedMean
@@ -87,11 +85,11 @@ def draw_batch(config: IclHmmMice, arm: str, step: int) -> Batch:
 def encode_batch(generator: np.random.Generator, name: str, count: int, width: int) -> Batch:
   """Fresh mice in the layout of an arm, `width` choices each."""
   arm = ARMS[name]
-  drawn = mice.draw(generator, count)
+  drawn = simulated_mice.draw(generator, count)
   # The last trial of a shifted sequence shows no choice.
-  trials = mice.simulate(
+  trials = simulated_mice.simulate(
       drawn, generator, num_trials=width + arm.shift, phase=generator.integers(90, size=count))
-  chances = mice.predict(drawn, trials)
+  chances = simulated_mice.predict(drawn, trials)
   if arm.shift:
     chances = np.where(trials.levels == animals.ZERO_LEVEL, chances, trials.choices)
   symbols = animals.encode(

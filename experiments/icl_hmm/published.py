@@ -28,13 +28,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments import criteria, launch, report, seeds
-from experiments.settings_hmm import IclHmmPublished
-from jaxrl_llm.rl import hmm, hmm_learners, hmm_oracles
-from jaxrl_llm.tasks import hmm_results
+from experiments.icl_hmm.config import IclHmmPublished
+from jaxrl_llm.hmm import filtering, learners, oracles, published_results
+from jaxrl_llm.runs import arms, criteria, figures, launch
 from jaxrl_llm.training import loop, metrics, rng
 
-PLACES = hmm_results.PLACES
+PLACES = published_results.PLACES
 RECORDED_SEQUENCES = 4_096  # A model, in the published file.
 MOST_ROWS = 256  # Trajectories at a time: bounds the memory, and suits the caches.
 # Mean absolute differences wanted at most, and of which methods.
@@ -57,7 +56,7 @@ LABELS = {
 FILTERS = dict.fromkeys(('filter', 'filter_released'), 'p_o_t_given_prev_all_o')
 FITTED = ('baum_welch', 'baum_welch_best5')
 SIMULATED = tuple(name for name in LABELS if name not in FITTED)
-OPTIONAL = FILTERS | WINDOWS | {'baum_welch_best5': hmm_results.METHODS['baum_welch']}
+OPTIONAL = FILTERS | WINDOWS | {'baum_welch_best5': published_results.METHODS['baum_welch']}
 
 
 def score(predictions: jax.Array, law: jax.Array, emission: jax.Array) -> jax.Array:
@@ -71,10 +70,10 @@ def score(predictions: jax.Array, law: jax.Array, emission: jax.Array) -> jax.Ar
   Returns:
     float [2, ...].
   """
-  symbols = hmm.dot(law, emission)
+  symbols = filtering.dot(law, emission)
   choice = jnp.argmax(predictions, axis=-1, keepdims=True)
   hits = jnp.take_along_axis(jnp.broadcast_to(symbols, predictions.shape), choice, axis=-1)
-  distances = hmm.hellinger(predictions[..., None, :], emission)
+  distances = filtering.hellinger(predictions[..., None, :], emission)
   return jnp.stack([hits[..., 0], jnp.sum(law * distances, axis=-1)])
 
 
@@ -95,16 +94,16 @@ def simulate(keys: jax.Array, initial: jax.Array, transition: jax.Array, emissio
   model, places = (initial, transition, emission), jnp.asarray(PLACES)
 
   def one(key):
-    states, observations = hmm.sample(key, *model, PLACES[-1])
-    ngrams = hmm_learners.predict_ngrams(
+    states, observations = filtering.sample(key, *model, PLACES[-1])
+    ngrams = learners.predict_ngrams(
         observations, places, max_order=4, num_symbols=emission.shape[1])
     predictions = jnp.stack([
-        hmm_oracles.predict_next_by_path(*model, observations, places),
-        hmm_oracles.predict_next_by_state(*model, states, places),
+        oracles.predict_next_by_path(*model, observations, places),
+        oracles.predict_next_by_state(*model, states, places),
         *jnp.moveaxis(ngrams, 1, 0),
-        hmm_oracles.predict_next(*model, observations, places),
-        hmm_oracles.predict_next(*model, observations, places, compat='released'),
-        *(hmm_oracles.predict_next_by_window(
+        oracles.predict_next(*model, observations, places),
+        oracles.predict_next(*model, observations, places, compat='released'),
+        *(oracles.predict_next_by_window(
             *model, observations, places, window=k + 1, compat='released')
           for k in range(len(WINDOWS))),
     ])
@@ -119,7 +118,7 @@ def simulate(keys: jax.Array, initial: jax.Array, transition: jax.Array, emissio
 def draw_starts(
     keys: jax.Array, num_symbols: jax.Array, *, num_places: int, restarts: int, num_states: int,
     width: int,
-) -> hmm_learners.Parameters:
+) -> learners.Parameters:
   """Starts of Baum-Welch [num_places, restarts, N, ...] for trajectories with `keys` [N].
 
   Emissions are `width` wide, and 0 beyond `num_symbols`: there they stay, and models that differ
@@ -127,7 +126,7 @@ def draw_starts(
   """
   def one(place, restart, key):
     key = jax.random.fold_in(jax.random.fold_in(key, place), restart)
-    start = hmm_learners.random_parameters(key, num_states=num_states, num_symbols=width)
+    start = learners.random_parameters(key, num_states=num_states, num_symbols=width)
     emission = jnp.where(jnp.arange(width) < num_symbols, start.emission, 0.0)
     return start._replace(emission=emission / jnp.sum(emission, axis=1, keepdims=True))
 
@@ -137,20 +136,20 @@ def draw_starts(
 
 @functools.partial(jax.jit, static_argnames='steps')
 def fit(
-    starts: hmm_learners.Parameters, observations: jax.Array, *, steps: int
-) -> hmm_learners.Parameters:
+    starts: learners.Parameters, observations: jax.Array, *, steps: int
+) -> learners.Parameters:
   """Baum-Welch on each of N trajectories [N, T], from starts [restarts, N, ...]: [N, ...]."""
-  climb = functools.partial(hmm_learners.fit_best, max_steps=steps)
+  climb = functools.partial(learners.fit_best, max_steps=steps)
   return jax.vmap(climb, (1, 0))(starts, observations).parameters
 
 
 @jax.jit
 def score_fits(
-    fits: hmm_learners.Parameters, observations: jax.Array, laws: jax.Array, emission: jax.Array
+    fits: learners.Parameters, observations: jax.Array, laws: jax.Array, emission: jax.Array
 ) -> jax.Array:
   """What fits [10, N, ...] to the beginnings of N trajectories score, [2, 10, N]."""
   def one(place, k, fitted, observations, laws):
-    prediction = hmm_oracles.predict_next(*fitted, observations, place[None])[0]
+    prediction = oracles.predict_next(*fitted, observations, place[None])[0]
     return score(prediction, laws[k], emission)
 
   each = jax.vmap(jax.vmap(one, (None, None, 0, 0, 0)), (0, 0, 0, None, None))
@@ -190,7 +189,7 @@ def learn(
 
 
 def simulate_model(
-    config: IclHmmPublished, index: int, recorded: hmm_results.RecordedHmm, *, width: int
+    config: IclHmmPublished, index: int, recorded: published_results.RecordedHmm, *, width: int
 ) -> dict[str, np.ndarray]:
   """Every method on one model.
 
@@ -230,15 +229,15 @@ def simulate_model(
 
 
 def simulate_all(
-    run: launch.Run, models: Sequence[hmm_results.RecordedHmm]
+    run: launch.Run, models: Sequence[published_results.RecordedHmm]
 ) -> list[dict[str, np.ndarray]]:
   """`simulate_model` of every model, side by side; those that are on the disk are read."""
   config, width = run.config, max(model.emission.shape[1] for model in models)
 
   def one(index: int) -> dict[str, np.ndarray]:
     model = models[index]
-    name = hmm_results.fingerprint(model)
-    return seeds.kept(run.workdir / 'models' / f'{index:04d}_{name}.npz', functools.partial(
+    name = published_results.fingerprint(model)
+    return arms.kept(run.workdir / 'models' / f'{index:04d}_{name}.npz', functools.partial(
         simulate_model, config, index, model, width=width))
 
   results = []
@@ -258,7 +257,7 @@ def simulate_all(
 
 
 def compare(
-    models: Sequence[hmm_results.RecordedHmm], results: Sequence[dict[str, np.ndarray]]
+    models: Sequence[published_results.RecordedHmm], results: Sequence[dict[str, np.ndarray]]
 ) -> dict[str, np.ndarray]:
   """Simulated and recorded numbers of each method that the file has.
 
@@ -321,7 +320,7 @@ def baseline_order(results: Sequence[Mapping[str, np.ndarray]]) -> criteria.Find
 
 
 def summarise(
-    models: Sequence[hmm_results.RecordedHmm],
+    models: Sequence[published_results.RecordedHmm],
     cells: dict[str, np.ndarray],
     results: Sequence[Mapping[str, np.ndarray]],
 ) -> dict[str, float]:
@@ -338,7 +337,7 @@ def summarise(
                   axis=(0, 2))
   numbers |= {f'published/baum_welch_best5/{name}_gain': float(gain)
               for name, gain in zip(BARS, gains)}
-  errors = [hmm_results.metadata_errors(model) for model in models]
+  errors = [published_results.metadata_errors(model) for model in models]
   return numbers | {f'metadata/{name}_error': max(error[name] for error in errors)
                     for name in errors[0]}
 
@@ -367,7 +366,7 @@ def write_figure(run: launch.Run, cells: dict[str, np.ndarray]) -> pathlib.Path:
   """Means by length, simulated and recorded, every cell against its twin, and all as CSV."""
   path = run.workdir / 'figures' / 'published.png'
   shown = [method for method in cells if method not in {*FILTERS, *WINDOWS}]
-  with seeds.figure(path, 3, title='Published baselines, simulated anew') as panels:
+  with arms.figure(path, 3, title='Published baselines, simulated anew') as panels:
     import matplotlib
 
     colours = dict(zip(shown, matplotlib.colormaps['tab10'].colors))
@@ -410,7 +409,7 @@ def table(
   header = ['method', *(f'{name} {what}' for name in ('accuracy', 'Hellinger')
                         for what in ('mean abs. diff.', 'bias')),
             *(f'accuracy at {PLACES[k]}, ours / recorded' for k in some)]
-  return (f'{report.markdown_table(header, rows)}\n\n{criteria.markdown(found)}\n\n'
+  return (f'{figures.markdown_table(header, rows)}\n\n{criteria.markdown(found)}\n\n'
           f'{verdict(numbers, cells)}')
 
 
@@ -443,7 +442,7 @@ def verdict(numbers: dict[str, float], cells: dict[str, np.ndarray]) -> str:
 def main(run: launch.Run) -> None:
   """Simulates every model of the file, and writes the comparison."""
   config = run.config
-  models = hmm_results.read(config.results_file, optional=OPTIONAL)
+  models = published_results.read(config.results_file, optional=OPTIONAL)
   results = simulate_all(run, models)
   cells = compare(models, results)
   numbers = summarise(models, cells, results)

@@ -13,9 +13,10 @@ from typing import Any, NamedTuple
 import numpy as np
 from scipy import stats
 
-from experiments import criteria, launch, report, seeds
-from experiments.criteria import Finding
-from jaxrl_llm.tasks import hmm as hmm_task
+from jaxrl_llm.evaluation import statistics
+from jaxrl_llm.hmm import random_models as hmm_task
+from jaxrl_llm.runs import arms, criteria, figures, launch
+from jaxrl_llm.runs.criteria import Finding
 from jaxrl_llm.training import metrics
 
 METHODS = {'icl': 'in context', 'filter': 'filter', 'bigram': 'bigram', 'baum_welch': 'Baum-Welch'}
@@ -45,7 +46,7 @@ def _mean(values: np.ndarray) -> np.ndarray:
 
 
 def _error(values: np.ndarray) -> np.ndarray:
-  return values.std(axis=0, ddof=1) / np.sqrt(len(values)) if len(values) > 1 else 0 * values[0]
+  return statistics.mean_and_standard_error(values)[1]
 
 
 def _gap(found: Any) -> np.ndarray:
@@ -176,7 +177,7 @@ def convergence_table(
           group.label, values['count'], label,
           f'{values["final_gap"]:.4f} ± {values["final_gap_se"]:.4f}',
           *(f'{length:g}' if np.isfinite(length) else 'not reached' for length in lengths)])
-  return report.markdown_table(header, rows)
+  return figures.markdown_table(header, rows)
 
 
 def convergence_figure(
@@ -198,7 +199,7 @@ def convergence_figure(
   """
   names = ['final_gap', *(f'reached_{tolerance:g}' for tolerance in TOLERANCES)]
   never, places = 2 * lengths[-1], np.arange(len(groups))
-  with seeds.figure(path, len(names), title=title) as panels:
+  with arms.figure(path, len(names), title=title) as panels:
     for axes, name in zip(panels, names):
       for index, (label, found) in enumerate(series.items()):
         x = places + (index - (len(series) - 1) / 2) * 0.7 / len(series)
@@ -341,7 +342,7 @@ def _table(found: Any) -> str:
         f'{fitted["accuracy"][:, index].mean():.3f}' if known else '-',
         *(cell(m, 'nll') for m in ('icl', 'filter', 'bigram')),
         *(cell(m, 'hellinger') for m in ('icl', 'bigram'))])
-  return report.markdown_table(header, rows)
+  return figures.markdown_table(header, rows)
 
 
 def _recorded_by_states(found: Any) -> dict[int, tuple[np.ndarray, np.ndarray]]:
@@ -355,7 +356,7 @@ def _recorded_table(found: Any) -> str:
   """Accuracy on published HMMs after the last symbol."""
   methods = ('icl', 'filter', 'bigram')
   header = ['states', 'published HMMs', *(f'accuracy, {METHODS[m]}' for m in methods), 'ε']
-  return report.markdown_table(header, [
+  return figures.markdown_table(header, [
       [states, int(rows.sum()),
        *(f'{found.recorded[m]["accuracy"][rows, -1].mean():.3f}' for m in methods),
        f'{gap.mean():.4f} ± {_error(gap):.4f}']
@@ -370,13 +371,13 @@ def _figures(run: launch.Run, found: Any) -> None:
   series = lambda values, name: (
       found.lengths[: values[name].shape[1]], _mean(values[name]), _error(values[name]))
   for name, label in (('accuracy', 'accuracy'), ('nll', 'loss (nats)')):
-    report.many_curves(
+    figures.many_curves(
         folder / f'{name}.png',
         {METHODS[method]: series(values, name) for method, values in methods.items()},
         title=f'Next symbol of HMMs never seen before, {size}', x='symbols seen', y=label)
   gap, groups = _gap(found), _all_groups(found)
   for name in ('lambda2', 'H_A', 'H_B'):
-    report.many_curves(
+    figures.many_curves(
         folder / f'gap_by_{name}.png',
         {group.label: (found.lengths, _mean(gap[group.rows]), _error(gap[group.rows]))
          for group in groups if group.name.startswith(name)},

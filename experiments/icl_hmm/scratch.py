@@ -18,14 +18,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments import icl_hmm_report, launch
-from experiments.settings_hmm import IclHmm
+from experiments.icl_hmm import report as icl_hmm_report
+from experiments.icl_hmm.config import IclHmm
 from jaxrl_llm.algorithms import icl_hmm
-from jaxrl_llm.evaluation import in_context
+from jaxrl_llm.hmm import filtering, in_context, learners, oracles, published_results
+from jaxrl_llm.hmm import random_models as hmm_task
 from jaxrl_llm.models import policy as policy_lib
-from jaxrl_llm.rl import hmm, hmm_learners, hmm_oracles
-from jaxrl_llm.tasks import hmm as hmm_task
-from jaxrl_llm.tasks import hmm_results
+from jaxrl_llm.runs import launch
 from jaxrl_llm.training import checkpoints, loop, metrics, optim, rng
 from jaxrl_llm.training import step as step_lib
 from jaxrl_llm.types import ModelFns, Params
@@ -51,7 +50,7 @@ class HeldOut(NamedTuple):
   models: hmm_task.HmmBatch
   baum_welch: dict[str, np.ndarray] | None
   recorded: dict[str, dict[str, np.ndarray]] | None = None
-  recorded_models: Sequence[hmm_results.RecordedHmm] = ()
+  recorded_models: Sequence[published_results.RecordedHmm] = ()
 
 
 @functools.partial(jax.jit, static_argnames='length')
@@ -69,8 +68,8 @@ def trajectories(key, initial, transition, emission, *, length: int) -> icl_hmm.
     `Trajectories`.
   """
   def one(index, *model):
-    _, symbols = hmm.sample(jax.random.fold_in(key, index), *model, length + 1)
-    laws = hmm_oracles.predict_next(*model, symbols[:-1])[1:]
+    _, symbols = filtering.sample(jax.random.fold_in(key, index), *model, length + 1)
+    laws = oracles.predict_next(*model, symbols[:-1])[1:]
     return icl_hmm.Trajectories(symbols=symbols, laws=laws)
 
   return jax.vmap(one)(jnp.arange(len(initial)), initial, transition, emission)
@@ -136,7 +135,7 @@ def score(predictions: jax.Array, laws: jax.Array) -> dict[str, jax.Array]:
   return {
       'accuracy': jnp.take_along_axis(laws, choice, axis=-1)[..., 0],
       'nll': -jnp.sum(laws * logs, axis=-1),
-      'hellinger': hmm.hellinger(predictions, laws),
+      'hellinger': filtering.hellinger(predictions, laws),
   }
 
 
@@ -178,11 +177,11 @@ def predict_baum_welch(config: IclHmm, symbols: np.ndarray, lengths: np.ndarray)
 
   @jax.jit
   def fit(key, observations, length):
-    starts = jax.vmap(lambda key: hmm_learners.random_parameters(key, **size))(
+    starts = jax.vmap(lambda key: learners.random_parameters(key, **size))(
         _keys(key, config.baum_welch_restarts))
     seen = jnp.where(jnp.arange(len(observations)) < length, observations, -1)
-    fitted = hmm_learners.fit_best(starts, seen, max_steps=config.baum_welch_steps).parameters
-    return hmm_oracles.predict_next(*fitted, observations, length[None])[0]
+    fitted = learners.fit_best(starts, seen, max_steps=config.baum_welch_steps).parameters
+    return oracles.predict_next(*fitted, observations, length[None])[0]
 
   every = jax.vmap(jax.vmap(fit, (None, None, 0)), (0, 0, None))
   return np.asarray(every(
@@ -205,15 +204,15 @@ def make_measure(config: IclHmm, policy: ModelFns, params: Params, lengths: np.n
   return measure
 
 
-def recorded_hmms(config: IclHmm) -> list[hmm_results.RecordedHmm]:
+def recorded_hmms(config: IclHmm) -> list[published_results.RecordedHmm]:
   """The HMMs of the published file that have as many symbols as the network knows."""
   if not config.results_file:
     return []
-  return [model for model in hmm_results.read(config.results_file, methods={})
+  return [model for model in published_results.read(config.results_file, methods={})
           if model.emission.shape[1] == config.num_symbols]
 
 
-def evaluate_recorded(config: IclHmm, measure, models: Sequence[hmm_results.RecordedHmm]):
+def evaluate_recorded(config: IclHmm, measure, models: Sequence[published_results.RecordedHmm]):
   """Means over trajectories, each with symbols named anew: {method: {score: float [R, K]}}."""
   count, parts = config.recorded_sequences, []
   repeat = lambda x: np.tile(np.asarray(x, np.float32), (count, *(1,) * np.ndim(x)))

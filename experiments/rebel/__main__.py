@@ -6,7 +6,7 @@
 Online (rebel_tldr, rebel_chat): two samples a prompt, scored by the reward model, a few optimizer
 steps of the regression. Large batch (rebel_largebatch): `rebel_largebatch`. Without a policy the
 reference is fine-tuned on the data's responses first. Running the same command again resumes where
-it stopped. experiments/reward_model.py makes a reward model.
+it stopped. experiments/reward_model/ makes a reward model.
 """
 
 import contextlib
@@ -15,28 +15,28 @@ import dataclasses
 import jax
 import numpy as np
 
-from experiments import (
-    components,
-    frozen_references,
-    launch,
-    rebel_batches,
-    rebel_evaluation,
-    rebel_largebatch,
-    rebel_report,
-    reward_loading,
-    settings_rebel,
-    sft,
-)
+from experiments.rebel import batches as rebel_batches
+from experiments.rebel import config as rebel_config
+from experiments.rebel import largebatch as rebel_largebatch
 from jaxrl_llm.algorithms import rebel
+from jaxrl_llm.runs import (
+  launch,
+  policy_evaluation,
+  policy_report,
+  references,
+  reward_models,
+  setup,
+  supervised,
+)
 from jaxrl_llm.training import checkpoints, loop, metrics, optim, rng
 
 
-def train(run: launch.Run, parts: components.Components, writer, samples) -> dict:
+def train(run: launch.Run, parts: setup.Components, writer, samples) -> dict:
   """The online pipeline.
 
   Args:
     run: the run.
-    parts: what `components.build` made of its config.
+    parts: what `setup.build` made of its config.
     writer: metrics of batch i are written as step (steps of fine-tuning) + i.
     samples: the JSONL file of shown responses.
 
@@ -44,16 +44,16 @@ def train(run: launch.Run, parts: components.Components, writer, samples) -> dic
     {'tokens': sampled, 'numbers': of the trained policy and of the reference}.
   """
   config, options = run.config, run.config.algorithm
-  reward = reward_loading.load(config, parts)
+  reward = reward_models.load(config, parts)
   updates = config.steps * options.num_epochs * options.num_minibatches
   optimizer = optim.for_run(config.optimizer, updates)
   algorithm = rebel.make(options, parts.policy, parts.make_optimizer(optimizer))
-  state, train_step, reference = frozen_references.begin(
-      run, parts, algorithm, lambda: sft.finetune(run, parts, writer))
+  state, train_step, reference = references.begin(
+      run, parts, algorithm, lambda: supervised.finetune(run, parts, writer))
   data = rebel_batches.Prompts(parts, options)
   make_batch = rebel_batches.Maker(config, parts, reward)
-  evaluate = rebel_evaluation.Evaluation(parts, reward, samples)
-  watch = rebel_evaluation.Watch()
+  evaluate = policy_evaluation.Evaluation(parts, reward, samples)
+  watch = policy_evaluation.Watch()
 
   saved = checkpoints.Checkpoints(run.workdir / 'checkpoints' / 'rebel')
   keeper = loop.Keeper(
@@ -105,17 +105,17 @@ def train(run: launch.Run, parts: components.Components, writer, samples) -> dic
 def main(run: launch.Run) -> None:
   """Runs the config's pipeline; writes the table, the figure and results.json."""
   pipeline = train
-  if isinstance(run.config, settings_rebel.LargeBatch):
+  if isinstance(run.config, rebel_config.LargeBatch):
     pipeline = rebel_largebatch.train
-  with components.build(run) as parts, contextlib.closing(metrics.MetricsWriter(
+  with setup.build(run) as parts, contextlib.closing(metrics.MetricsWriter(
       run.workdir, wandb_project=run.config.wandb_project, config=dataclasses.asdict(run.config)
   )) as writer, contextlib.closing(
       metrics.JsonlFile(run.workdir / 'samples.jsonl')
   ) as samples:
-    rebel_report.check_overrides(run)
+    policy_report.check_overrides(run)
     print(f'{run.experiment}: {parts.describe()}; writing to {run.workdir}', flush=True)
     trained = pipeline(run, parts, writer, samples)
-    rebel_report.write(run, parts, trained)
+    policy_report.write(run, parts, trained)
 
 
 if __name__ == '__main__':

@@ -7,10 +7,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments import components, rebel_evaluation, reward_loading, settings_rebel
+from experiments.rebel import config as rebel_config
 from jaxrl_llm.algorithms import rebel
 from jaxrl_llm.data import batching, response_batches
 from jaxrl_llm.rewards import model_reward
+from jaxrl_llm.runs import policy_evaluation, reward_models, setup
 from jaxrl_llm.training import rng
 from jaxrl_llm.types import Batch, Example, Params, Rollouts
 
@@ -20,7 +21,7 @@ _BY_SAMPLE = ('tokens', 'lengths', 'mask', 'log_probs', 'stop_reason')  # [P, K,
 class Prompts:
   """The training prompts, with the data's responses where these are mixed in."""
 
-  def __init__(self, parts: components.Components, options: rebel.Config):
+  def __init__(self, parts: setup.Components, options: rebel.Config):
     """Encodes them.
 
     Args:
@@ -71,15 +72,15 @@ class Maker:
   """
 
   def __init__(
-      self, config: settings_rebel.Online, parts: components.Components,
-      reward: reward_loading.RewardModel,
+      self, config: rebel_config.Online, parts: setup.Components,
+      reward: reward_models.RewardModel,
   ):
     options = config.algorithm
     self._config, self._parts, self._reward = config, parts, reward
     self._group = options.samples_per_prompt
     self.sample = parts.sampler(
         num_samples=self._group + config.num_comparators, temperature=options.temperature)
-    self._log_probs = rebel_evaluation.scorer(
+    self._log_probs = policy_evaluation.scorer(
         parts, temperature=options.temperature, chunk_size=options.head_chunk, micro=config.parts)
     self._mix = jax.jit(lambda rollouts, offline, key: rebel.mix_offline(
         options, rollouts, offline, key))
@@ -98,12 +99,12 @@ class Maker:
 
   def score(
       self, rollouts: Rollouts, examples: Sequence[Example]
-  ) -> reward_loading.Scored:
+  ) -> reward_models.Scored:
     """What the reward model says of all samples."""
     return self._reward(rollouts, examples, num_micro_batches=self._config.parts)
 
   def __call__(
-      self, rollouts: Rollouts, scored: reward_loading.Scored, reference: Params
+      self, rollouts: Rollouts, scored: reward_models.Scored, reference: Params
   ) -> Batch:
     """The batch, on the devices.
 
@@ -121,42 +122,16 @@ class Maker:
     weight = np.ones(len(scored.rewards), np.float32)
     return self._parts.put(Batch(group, self._signal(scored), log_probs, {}, weight))
 
-  def _signal(self, scored: reward_loading.Scored) -> np.ndarray:
+  def _signal(self, scored: reward_models.Scored) -> np.ndarray:
     """Rewards [P, K], or preferences [P, 2, M] over the comparators."""
     rewards = scored.rewards
     if not self._config.num_comparators:
       return rewards
     return model_reward.preferences(rewards[:, : self._group], rewards[:, self._group :])
 
-  def summary(self, scored: reward_loading.Scored) -> dict[str, float]:
+  def summary(self, scored: reward_models.Scored) -> dict[str, float]:
     """Metrics of a batch; scores that are no numbers have no part."""
-    return summarise(scored, self._signal(scored), self._config.algorithm.eta)
-
-
-def summarise(
-    scored: reward_loading.Scored, signal: np.ndarray, eta: float
-) -> dict[str, float]:
-  """Metrics of a batch; scores that are no numbers have no part.
-
-  Args:
-    scored: of its samples.
-    signal: rewards [P, K], or preferences [P, K, M].
-    eta: η, which the targets are made with.
-
-  Returns:
-    `rollout/...` metrics.
-  """
-  signal = signal.mean(axis=2) if signal.ndim == 3 else signal
-  known = signal[np.isfinite(signal).all(axis=1)]
-  # Of two samples the difference, of more that of the best and the worst.
-  targets = eta * (known.max(axis=1) - known.min(axis=1))
-  mean = lambda x: float(np.mean(x[np.isfinite(x)])) if np.isfinite(x).any() else 0.0
-  return {
-      'rollout/score': mean(scored.scores), 'rollout/reward': mean(scored.rewards),
-      'rollout/length': float(scored.lengths.mean()),
-      'rollout/truncated': float(scored.truncated.mean()),
-      'rollout/median_target': float(np.median(targets)) if len(targets) else 0.0,
-  }
+    return policy_evaluation.summarise(scored, self._signal(scored), self._config.algorithm.eta)
 
 
 def _columns(rollouts: Rollouts, part: slice) -> Rollouts:

@@ -17,20 +17,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments import (
-    components,
-    launch,
-    rebel_evaluation,
-    rebel_stages,
-    reference_values,
-    reward_loading,
-    settings,
-    settings_rebel,
-    sft,
-)
+from experiments.rebel import config as rebel_config
+from experiments.rebel import stages as rebel_stages
 from jaxrl_llm.algorithms import rebel
 from jaxrl_llm.data import batching, response_batches
 from jaxrl_llm.rl import regression_losses
+from jaxrl_llm.runs import config as config_lib
+from jaxrl_llm.runs import launch, policy_evaluation, references, reward_models, setup, supervised
 from jaxrl_llm.training import checkpoints, fingerprint, loop, optim
 from jaxrl_llm.types import Batch, Params
 
@@ -55,12 +48,12 @@ class Progress:
   offsets: dict[str, int]
 
 
-def train(run: launch.Run, parts: components.Components, writer, samples) -> dict:
+def train(run: launch.Run, parts: setup.Components, writer, samples) -> dict:
   """All rounds; arguments and outcome as of `rebel.train`."""
   config = run.config
-  reward = reward_loading.load(config, parts)
-  reference = reference_values.make_reference(run, parts, lambda: sft.finetune(run, parts, writer))
-  evaluate = rebel_evaluation.Evaluation(parts, reward, samples)
+  reward = reward_models.load(config, parts)
+  reference = references.make_reference(run, parts, lambda: supervised.finetune(run, parts, writer))
+  evaluate = policy_evaluation.Evaluation(parts, reward, samples)
   stages = rebel_stages.Stages(run, parts, reward)
   files = {'metrics': writer, 'samples': samples}
   fixed = _Fixed(run, parts, stages, reference, evaluate, files)
@@ -103,10 +96,10 @@ class _Fixed(NamedTuple):
   """What is the same in all rounds; `files` are those that a checkpoint holds the offsets of."""
 
   run: launch.Run
-  parts: components.Components
+  parts: setup.Components
   stages: rebel_stages.Stages
-  reference: reference_values.Reference
-  evaluate: rebel_evaluation.Evaluation
+  reference: references.Reference
+  evaluate: policy_evaluation.Evaluation
   files: dict[str, Any]
 
 
@@ -165,7 +158,7 @@ def _fit(
   return parts.plain(state.params['policy']), steps
 
 
-def _num_steps(config: settings_rebel.LargeBatch, num_pairs: int) -> int:
+def _num_steps(config: rebel_config.LargeBatch, num_pairs: int) -> int:
   """Batches of a round."""
   if num_pairs < config.batch_size and not config.steps:
     raise ValueError(
@@ -174,7 +167,7 @@ def _num_steps(config: settings_rebel.LargeBatch, num_pairs: int) -> int:
     )
   steps = config.steps or num_pairs // config.batch_size
   updates = steps * config.algorithm.num_epochs * config.algorithm.num_minibatches
-  settings.check_schedule(config.optimizer, updates, 'config.optimizer')
+  config_lib.check_schedule(config.optimizer, updates, 'config.optimizer')
   return steps
 
 

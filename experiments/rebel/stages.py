@@ -12,9 +12,10 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from experiments import components, launch, rebel_evaluation, resuming, reward_loading
 from jaxrl_llm.data import batching, jsonl, model_files, response_batches, tokenizers
 from jaxrl_llm.rl import masking
+from jaxrl_llm.runs import launch, policy_evaluation, reward_models, setup
+from jaxrl_llm.runs import records as records_lib
 from jaxrl_llm.sampling import decode
 from jaxrl_llm.training import loop, metrics, rng
 from jaxrl_llm.types import Example, Params, Rollouts, SampleFn, Tokenizer
@@ -57,7 +58,7 @@ class Stages:
   """
 
   def __init__(
-      self, run: launch.Run, parts: components.Components, reward: reward_loading.RewardModel
+      self, run: launch.Run, parts: setup.Components, reward: reward_models.RewardModel
   ):
     self._config, options = run.config, run.config.algorithm
     self._run, self._parts, self._reward = run, parts, reward
@@ -65,7 +66,7 @@ class Stages:
     self._encoded = parts.encode(parts.task.train + parts.task.evaluation)
     self._examples = {example['id']: example for example in self._encoded.examples}
     self._sample = generator(parts)
-    score = rebel_evaluation.scorer(
+    score = policy_evaluation.scorer(
         parts, temperature=options.temperature, chunk_size=options.head_chunk, micro=1)
     self.total_log_probs = lambda params, rollouts: masking.masked_sum(
         score(params, rollouts), rollouts.mask, axis=-1)
@@ -131,7 +132,7 @@ class Stages:
     """
     size = self._config.generation_batch_size
     with contextlib.closing(metrics.JsonlFile(path)) as file:
-      records = resuming.read_records(
+      records = records_lib.read_records(
           file, metrics.plain(about), batch=size, total=len(rows))
       chunks = list(batching.sequential_chunks(len(rows), size))
       done = -(-len(records) // size)
@@ -174,7 +175,7 @@ class Stages:
       yield {'id': row['id'], 'log_probs': values}
 
 
-def generator(parts: components.Components) -> SampleFn:
+def generator(parts: setup.Components) -> SampleFn:
   """A jitted sampler of the responses that are ranked."""
   config, tokenizer = parts.config, parts.task.tokenizer
   return jax.jit(decode.make_sampler(

@@ -23,11 +23,13 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from experiments import launch, report, seeds
-from experiments.settings_games import RebelGames
+from experiments.rebel_games import games
+from experiments.rebel_games.config import RebelGames
 from jaxrl_llm.algorithms import rebel
+from jaxrl_llm.evaluation import statistics
 from jaxrl_llm.models import policy as policy_lib
-from jaxrl_llm.rl import games
+from jaxrl_llm.runs import arms as arms_lib
+from jaxrl_llm.runs import figures, launch
 from jaxrl_llm.sampling import decode
 from jaxrl_llm.training import loop, metrics, optim, rng
 from jaxrl_llm.types import Batch, Rollouts
@@ -232,12 +234,12 @@ def summarise(config: RebelGames, arms: dict[str, dict[str, np.ndarray]]) -> dic
   for name, arm in arms.items():
     average, last = exploitabilities(arm['policies'])
     average, last = (np.reshape(x, (-1, config.steps)) for x in (average, last))
-    numbers |= seeds.summary(f'eval/{name}/average_exploitability', average[:, -1])
-    numbers |= seeds.summary(f'eval/{name}/last_exploitability', last[:, -1])
+    numbers |= arms_lib.summary(f'eval/{name}/average_exploitability', average[:, -1])
+    numbers |= arms_lib.summary(f'eval/{name}/last_exploitability', last[:, -1])
     numbers[f'eval/{name}/iterations_above_bound'] = float(np.mean(average > bounds))
     if 'rewards' in arm:
       for move, reward in zip(MOVES, arm['rewards'].T):
-        numbers |= seeds.summary(f'reward/{name}/{move}', reward)
+        numbers |= arms_lib.summary(f'reward/{name}/{move}', reward)
   return numbers
 
 
@@ -253,13 +255,14 @@ def write_figure(run: launch.Run, arms: dict[str, dict[str, np.ndarray]]) -> Non
   def draw(axes, name, label, which, **style):
     policies = np.reshape(arms[name]['policies'], (-1, config.steps + 1, 3))
     values = exploitabilities(policies)[which == 'last'][:, steps - 1]
-    mean, error = seeds.mean_and_error(values)
+    mean, error = statistics.mean_and_standard_error(values)
     axes.plot(steps, mean, label=label, **style)
     axes.fill_between(steps, np.maximum(mean - error, 1e-9), mean + error, alpha=0.2, lw=0,
                       color=style['color'])
     rows.extend((name, which, *row) for row in zip(steps, mean, error))
 
-  with seeds.figure(path, 2, title='Rock, paper, scissors: what the best response gains') as panels:
+  with arms_lib.figure(
+      path, 2, title='Rock, paper, scissors: what the best response gains') as panels:
     for axes in panels:
       axes.plot(steps, bounds, color='0.35', ls=':', label='bound on the average')
       axes.set(xscale='log', yscale='log', xlabel='iteration', ylabel='exploitability',
@@ -304,14 +307,14 @@ def table(numbers: dict[str, float]) -> str:
   rows = [[label, cell(f'eval/{name}/average_exploitability'),
            cell(f'eval/{name}/last_exploitability')] for name, label in {**ARMS, **EXACT}.items()]
   rows.append(['bound of the average', f'{numbers["eval/bound"]:.4f}', '-'])
-  return report.markdown_table(
+  return figures.markdown_table(
       ['exploitability (0 is best, 1 worst)', 'average policy', 'last policy'], rows)
 
 
 def play_all(run: launch.Run) -> dict[str, dict[str, np.ndarray]]:
   """Every arm: 'policies', and 'won' or 'rewards'; those that are on the disk are read."""
   config = run.config
-  keep = lambda name, make: seeds.kept(run.workdir / 'arms' / f'{name}.npz', make)
+  keep = lambda name, make: arms_lib.kept(run.workdir / 'arms' / f'{name}.npz', make)
   exact = keep('exact', lambda: play_exactly(config))
   arms = {name: {'policies': exact[name]} for name in EXACT}
   by_seed = np.broadcast_to(PREFERENCE, (config.num_seeds, 3, 3))

@@ -21,9 +21,12 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from experiments import launch, report, seeds
-from experiments.settings_games import RebelGaussian
-from jaxrl_llm.rl import gaussian_chain, policy_losses, regression_losses
+from experiments.rebel_gaussian import gaussian_chain
+from experiments.rebel_gaussian.config import RebelGaussian
+from jaxrl_llm.evaluation import statistics
+from jaxrl_llm.rl import policy_losses, regression_losses
+from jaxrl_llm.runs import arms as arms_lib
+from jaxrl_llm.runs import figures, launch
 from jaxrl_llm.training import loop, metrics, rng
 from jaxrl_llm.training import step as step_lib
 from jaxrl_llm.types import TrainState, WeightedMean
@@ -258,10 +261,10 @@ def summarise(config: RebelGaussian, arms: dict[str, np.ndarray]) -> dict[str, f
     best, tuning = tune(config, fractions)
     chosen = fractions[best, : config.num_seeds]
     queries[name] = queries_to_goal(config, chosen)
-    numbers |= seeds.summary(
+    numbers |= arms_lib.summary(
         f'eval/{name}/queries_to_goal', np.nan_to_num(queries[name], nan=budget))
     numbers[f'eval/{name}/reached'] = float(np.isfinite(queries[name]).mean())
-    numbers |= seeds.summary(f'eval/{name}/final_fraction', chosen[:, -1])
+    numbers |= arms_lib.summary(f'eval/{name}/final_fraction', chosen[:, -1])
     numbers[f'setting/{name}/learning_rate'] = config.learning_rates[best]
     for rate, value in zip(config.learning_rates, tuning):
       numbers[f'tuning/{name}/queries_at_{rate:g}'] = float(value)
@@ -279,11 +282,11 @@ def write_figure(run: launch.Run, arms: dict[str, np.ndarray]) -> None:
   queries = 2 * config.batch_size * np.arange(config.steps + 1)
   path = run.workdir / 'figures' / 'learning_curve.png'
   title = f'Points by denoising in {len(config.alpha_bar)} steps: distance to a target'
-  with seeds.figure(path, 2, title=title) as (curves, rates):
+  with arms_lib.figure(path, 2, title=title) as (curves, rates):
     for name, fractions in arms.items():
       arm, (best, tuning) = ARMS[name], tune(config, fractions)
       colour, marker, line = arm.style
-      mean, error = seeds.mean_and_error(fractions[best, : config.num_seeds])
+      mean, error = statistics.mean_and_standard_error(fractions[best, : config.num_seeds])
       label = f'{arm.label}, rate {config.learning_rates[best]:g}'
       curves.plot(queries, mean, color=colour, ls=line, label=label)
       curves.fill_between(queries, mean - error, mean + error, color=colour, alpha=0.2, lw=0)
@@ -317,7 +320,7 @@ def table(config: RebelGaussian, numbers: dict[str, float]) -> str:
         f'{numbers[f"setting/{name}/learning_rate"]:g}',
         at_least + cell(f'eval/{name}/queries_to_goal', 0),
         cell(f'eval/{name}/final_fraction', 3)])
-  return report.markdown_table(
+  return figures.markdown_table(
       ['arm', 'clip', 'learning rate', f'queries to {GOAL:.0%}', 'at the end (best is 1)'], rows)
 
 
@@ -327,7 +330,7 @@ def main(run: launch.Run) -> None:
   world = World(config)
   with loop.progress(len(ARMS), 'arms') as bar:
     for name, arm in ARMS.items():
-      arms[name] = seeds.kept(run.workdir / 'arms' / f'{name}.npz',
+      arms[name] = arms_lib.kept(run.workdir / 'arms' / f'{name}.npz',
                               lambda a=arm: train(config, world, a))['fractions']
       best, tuning = tune(config, arms[name])
       bar.update(1, **{name: float(tuning[best])})

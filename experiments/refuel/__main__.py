@@ -8,7 +8,7 @@ model's scores of both whole dialogues; a few optimizer steps of the regression 
 of turn h. refuel_two: the user asks the questions of the data. refuel_one: a model plays the user
 (--config.user.kind=model), or a server (endpoint). Without a policy the reference is fine-tuned on
 the data first. Running the same command again resumes where it stopped; what a server says is its
-own, and may differ then. experiments/reward_model.py makes a reward model.
+own, and may differ then. experiments/reward_model/ makes a reward model.
 """
 
 import contextlib
@@ -16,29 +16,29 @@ import dataclasses
 
 import jax
 
-from experiments import (
-    components,
-    frozen_references,
-    launch,
-    rebel_evaluation,
-    rebel_report,
-    refuel_batches,
-    refuel_evaluation,
-    refuel_report,
-    refuel_users,
-    reward_loading,
-    sft,
-)
+from experiments.refuel import batches as refuel_batches
+from experiments.refuel import evaluation as refuel_evaluation
+from experiments.refuel import report as refuel_report
+from experiments.refuel import users as refuel_users
 from jaxrl_llm.algorithms import refuel
+from jaxrl_llm.runs import (
+  launch,
+  policy_evaluation,
+  policy_report,
+  references,
+  reward_models,
+  setup,
+  supervised,
+)
 from jaxrl_llm.training import checkpoints, loop, metrics, optim, rng
 
 
-def train(run: launch.Run, parts: components.Components, writer, samples) -> dict:
+def train(run: launch.Run, parts: setup.Components, writer, samples) -> dict:
   """All iterations.
 
   Args:
     run: the run.
-    parts: what `components.build` made of its config.
+    parts: what `setup.build` made of its config.
     writer: metrics of iteration i are written as step (steps of fine-tuning) + i.
     samples: the JSONL file of shown dialogues.
 
@@ -46,16 +46,16 @@ def train(run: launch.Run, parts: components.Components, writer, samples) -> dic
     {'tokens': sampled, 'numbers': of the trained policy and of the reference}.
   """
   config, options = run.config, run.config.algorithm
-  reward = reward_loading.load(config, parts)
+  reward = reward_models.load(config, parts)
   users = refuel_users.Users(config, parts)
   updates = config.steps * options.num_epochs * options.num_minibatches
   optimizer = optim.for_run(config.optimizer, updates)
   algorithm = refuel.make(options, parts.policy, parts.make_optimizer(optimizer))
-  state, train_step, reference = frozen_references.begin(
-      run, parts, algorithm, lambda: sft.finetune(run, parts, writer))
+  state, train_step, reference = references.begin(
+      run, parts, algorithm, lambda: supervised.finetune(run, parts, writer))
   make_batch = refuel_batches.Maker(config, parts, reward)
   evaluate = refuel_evaluation.Evaluation(parts, reward, samples, users, make_batch)
-  watch = rebel_evaluation.Watch()
+  watch = policy_evaluation.Watch()
 
   saved = checkpoints.Checkpoints(run.workdir / 'checkpoints' / 'refuel')
   keeper = loop.Keeper(
@@ -107,12 +107,12 @@ def train(run: launch.Run, parts: components.Components, writer, samples) -> dic
 
 def main(run: launch.Run) -> None:
   """Trains; writes the tables, the figures and results.json."""
-  with components.build(run) as parts, contextlib.closing(metrics.MetricsWriter(
+  with setup.build(run) as parts, contextlib.closing(metrics.MetricsWriter(
       run.workdir, wandb_project=run.config.wandb_project, config=dataclasses.asdict(run.config)
   )) as writer, contextlib.closing(
       metrics.JsonlFile(run.workdir / 'samples.jsonl')
   ) as samples:
-    rebel_report.check_overrides(run)
+    policy_report.check_overrides(run)
     if not (run.config.policy_init_from or parts.task.demonstrations):
       raise ValueError(
           f'there are no replies in {run.config.task.files} (config.task.files) to fine-tune a '

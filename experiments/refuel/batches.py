@@ -7,17 +7,12 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
-from experiments import (
-    components,
-    rebel_batches,
-    rebel_evaluation,
-    refuel_dialogues,
-    reward_loading,
-    settings_refuel,
-)
+from experiments.refuel import config as refuel_config
+from experiments.refuel import dialogues as refuel_dialogues
 from jaxrl_llm.data import batching, dialogue_rows
 from jaxrl_llm.data import dialogues as dialogues_lib
 from jaxrl_llm.data.dialogues import Dialogues
+from jaxrl_llm.runs import policy_evaluation, reward_models, setup
 from jaxrl_llm.sampling import decode, dialogue
 from jaxrl_llm.training import loop
 from jaxrl_llm.types import TRUNCATED, Array, Batch, Example, Params, Rollouts
@@ -45,7 +40,7 @@ class Pair(NamedTuple):
     return int(self.first.reply_lengths.sum() + (self.second.reply_lengths * again).sum())
 
 
-def sampler(parts: components.Components, *, temperature: float):
+def sampler(parts: setup.Components, *, temperature: float):
   """A jitted sampler of one reply."""
   tokenizer = parts.task.tokenizer
   return jax.jit(decode.make_sampler(
@@ -56,7 +51,7 @@ def sampler(parts: components.Components, *, temperature: float):
 class Talk:
   """A policy in dialogue with a user, at one temperature."""
 
-  def __init__(self, parts: components.Components, *, temperature: float, widths: str):
+  def __init__(self, parts: setup.Components, *, temperature: float, widths: str):
     """Compiles nothing yet.
 
     Args:
@@ -114,13 +109,13 @@ class Judge:
   those of the dialogue; another one is given the conversation.
   """
 
-  def __init__(self, parts: components.Components, reward: reward_loading.RewardModel):
+  def __init__(self, parts: setup.Components, reward: reward_models.RewardModel):
     self._task, self._put, self._reward = parts.task, parts.put, reward
 
   def __call__(
       self, dialogues: Dialogues, last: np.ndarray, *, asked: np.ndarray | None = None,
       num_micro_batches: int = 1,
-  ) -> reward_loading.Scored:
+  ) -> reward_models.Scored:
     """Scores each dialogue up to its reply `last`.
 
     Args:
@@ -167,15 +162,15 @@ class Maker:
   """
 
   def __init__(
-      self, config: settings_refuel.Refuel, parts: components.Components,
-      reward: reward_loading.RewardModel,
+      self, config: refuel_config.Refuel, parts: setup.Components,
+      reward: reward_models.RewardModel,
   ):
     options = config.algorithm
     self._config, self._parts = config, parts
     self._prompts = parts.encode(parts.task.train)
     self.talk = Talk(parts, temperature=options.temperature, widths=config.widths)
     self.judge = Judge(parts, reward)
-    self._log_probs = rebel_evaluation.scorer(
+    self._log_probs = policy_evaluation.scorer(
         parts, temperature=options.temperature, chunk_size=options.head_chunk, micro=config.parts)
 
   def prompts(self, step: int) -> batching.PromptBatch:
@@ -208,16 +203,16 @@ class Maker:
     second = talk(params, user, first, key, rollout=1, start=turn, num_turns=num_turns)
     return Pair(first, second, turn, num_turns)
 
-  def score(self, pair: Pair) -> reward_loading.Scored:
+  def score(self, pair: Pair) -> reward_models.Scored:
     """What the reward model says of both dialogues, [P, 2]; reply h must have stopped."""
     both = [
         self.judge(said, pair.num_turns - 1, asked=pair.turn,
                     num_micro_batches=self._config.parts)
         for said in (pair.first, pair.second)
     ]
-    return reward_loading.Scored(*(np.concatenate(two, axis=1) for two in zip(*both)))
+    return reward_models.Scored(*(np.concatenate(two, axis=1) for two in zip(*both)))
 
-  def __call__(self, pair: Pair, scored: reward_loading.Scored, reference: Params) -> Batch:
+  def __call__(self, pair: Pair, scored: reward_models.Scored, reference: Params) -> Batch:
     """The batch, on the devices: dialogues up to turn h. What comes later is in the rewards alone.
 
     Args:
@@ -234,10 +229,10 @@ class Maker:
     weight = self._kept(pair).keep.astype(np.float32)
     return self._parts.put(Batch(rollouts, scored.rewards, log_probs, aux, weight))
 
-  def summary(self, pair: Pair, scored: reward_loading.Scored) -> dict[str, float]:
+  def summary(self, pair: Pair, scored: reward_models.Scored) -> dict[str, float]:
     """Metrics of a batch; scores that are no numbers have no part."""
     return {
-        **rebel_batches.summarise(scored, scored.rewards, self._config.algorithm.eta),
+        **policy_evaluation.summarise(scored, scored.rewards, self._config.algorithm.eta),
         'rollout/turn': float(pair.turn.mean()), 'rollout/num_turns': float(pair.num_turns.mean()),
         **{f'rollout/left_out/{name}': float(count)
            for name, count in self._kept(pair).dropped.items()},

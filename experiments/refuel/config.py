@@ -1,14 +1,16 @@
-"""What the configs of experiments/refuel.py can set."""
+"""What the configs of experiments/refuel/ can set."""
 
 import dataclasses
 import os
 from typing import Any, ClassVar
 
-from experiments import settings, settings_rebel
+from experiments.refuel import dialogues
+from jaxrl_llm import checks
 from jaxrl_llm.algorithms import refuel
+from jaxrl_llm.runs import config as config_lib
+from jaxrl_llm.runs import reward_config
 
 KINDS = ('fixed', 'model', 'endpoint')
-_NO_LIMIT = 2**30
 
 # Which fields of `UserSettings` each kind of user reads.
 _READ = {
@@ -19,98 +21,6 @@ _READ = {
         'timeout', 'retries', 'workers',
     ),
 }
-
-
-@dataclasses.dataclass
-class DialoguesTask(settings_rebel.PreferencesTask):
-  """Conversations, of which the user's part is what a policy talks with.
-
-  What is too long, or asks what an earlier row asks, is left out and counted. Fields of
-  `settings_rebel.PreferencesTask` mean the same, but for the limits:
-
-  Attributes:
-    max_prompt_tokens: L, of the user's first turn with what the template puts around it.
-    max_response_tokens: R, slots of each reply, stop token included.
-    max_message_tokens: of each later message of the user, with what the template puts around it.
-      Longer ones of data leave the row out; those of a simulated user are cut.
-    num_turns: H, the most replies of a dialogue.
-    min_turns: rows with fewer turns of the user are left out.
-    limits: tighter limits by the number of turns, as 'TURNS=USER:REPLY,...': tokens of each turn
-      of the user, and of each reply. Rows of another number of turns are left out.
-    filter_replies: whether rows whose own replies are too long are left out too. Nothing else is
-      made of these replies than demonstrations.
-    first_only: whether a row gives its first question alone, to a user that is simulated.
-    key: where a row holds its conversation: a list of messages, which may end with the user's if
-      'chosen' is the reply to it. Rows in which user and assistant do not take turns are left
-      out. Or a list of texts, the user's turns alone, as MT-bench's 'turns': these rows are no
-      demonstrations. '' is the schema's.
-  """
-
-  max_message_tokens: int = 128
-  num_turns: int = 5
-  min_turns: int = 1
-  limits: str = ''
-  filter_replies: bool = False
-  first_only: bool = False
-  key: str = ''
-
-  def validate(self, prefix: str) -> None:
-    """Raises ValueError with one line for the first field that is out of range."""
-    settings.at_least(
-        self, prefix, num_train=0, num_evaluation=0, max_prompt_tokens=1, max_response_tokens=1,
-        max_message_tokens=1, num_turns=1, min_turns=1,
-    )
-    if self.min_turns > self.num_turns:
-      raise ValueError(
-          f'{prefix}.min_turns must be at most num_turns ({self.num_turns}), got {self.min_turns}')
-    if self.template == 'none':
-      raise ValueError(f"{prefix}.template must not be 'none': dialogues need a chat template")
-    with settings.named(f'{prefix}.limits'):
-      parse_limits(self.limits)
-    for name, default in (('min_turns', 1), ('limits', ''), ('filter_replies', False)):
-      if self.first_only and getattr(self, name) != default:
-        raise ValueError(
-            f'{prefix}.{name} has no effect with first_only, got {getattr(self, name)!r}')
-    for name, default in (('schema', 'conversations'), ('fields', ''), ('tfds_dir', '')):
-      if self.key and getattr(self, name) != default:
-        raise ValueError(f'{prefix}.{name} has no effect with key, got {getattr(self, name)!r}')
-
-  def make(
-      self, seed: int, data_dir: str, tokenizer_dir: str = '', pretrained: bool = False
-  ):
-    """Builds the task; `data_dir` holds the files."""
-    from experiments import refuel_dialogues
-
-    # All rows, whatever their length: what is left out here is decided turn by turn.
-    every = dataclasses.replace(
-        self, num_train=0, num_evaluation=0 if self.evaluation_files else 1,
-        max_prompt_tokens=_NO_LIMIT, max_response_tokens=_NO_LIMIT)
-    rows = settings_rebel.PreferencesTask.make(every, seed, data_dir, tokenizer_dir, pretrained)
-    return refuel_dialogues.make_task(self, rows, seed)
-
-  def _reader(self):
-    """How a file is read."""
-    if not self.key:
-      return super()._reader()
-    from experiments import refuel_dialogues
-
-    return lambda path, *, schema, fields: refuel_dialogues.read(path, key=self.key)
-
-
-def parse_limits(text: str) -> dict[int, tuple[int, int]]:
-  """'TURNS=USER:REPLY, ...' as {turns: (tokens of a turn of the user, of a reply)}.
-
-  Raises:
-    ValueError: it is written otherwise, or a number is not positive.
-  """
-  limits = {}
-  for entry in filter(None, map(str.strip, text.split(','))):
-    turns, _, pair = entry.partition('=')
-    numbers = [turns, *pair.split(':')]
-    if len(numbers) != 3 or not all(n.strip().isdigit() and int(n) > 0 for n in numbers):
-      raise ValueError(f"limits must be written as 'TURNS=USER:REPLY, ...', got {entry!r}")
-    limits[int(turns)] = (int(numbers[1]), int(numbers[2]))
-  return limits
 
 
 @dataclasses.dataclass
@@ -156,7 +66,7 @@ class UserSettings:
       if field.name not in ('kind', *_READ[self.kind]) and value != field.default:
         raise ValueError(
             f'{prefix}.{field.name} has no effect with kind {self.kind!r}, got {value!r}')
-    settings.at_least(self, prefix, max_tokens=1, retries=0, workers=1)
+    checks.at_least(self, prefix, max_tokens=1, retries=0, workers=1)
     for name, least in (('temperature', 0), ('timeout', 1e-3)):
       if not least <= getattr(self, name) < float('inf'):
         raise ValueError(
@@ -185,8 +95,8 @@ class UserSettings:
 
 
 @dataclasses.dataclass
-class Refuel(settings_rebel.LearnedReward):
-  """One run of experiments/refuel.py.
+class Refuel(reward_config.LearnedReward):
+  """One run of experiments/refuel/.
 
   Attributes:
     task: dialogues.
@@ -204,7 +114,7 @@ class Refuel(settings_rebel.LearnedReward):
       last, in any case.
   """
 
-  task: DialoguesTask = dataclasses.field(default_factory=DialoguesTask)
+  task: dialogues.DialoguesTask = dataclasses.field(default_factory=dialogues.DialoguesTask)
   user: UserSettings = dataclasses.field(default_factory=UserSettings)
   algorithm: refuel.Config = dataclasses.field(default_factory=refuel.Config)
   law: str = 'two'
@@ -219,7 +129,7 @@ class Refuel(settings_rebel.LearnedReward):
   def validate(self) -> None:
     """Raises ValueError with one line for the first field that is out of range."""
     super().validate()
-    settings.at_least(
+    checks.at_least(
         self, 'config', steps=0, eval_every=1, max_tokens=0, rollout_batch_size=0)
     self.task.validate('config.task')
     self.user.validate('config.user')
@@ -242,7 +152,7 @@ class Refuel(settings_rebel.LearnedReward):
           f'config.rollout_batch_size must divide config.batch_size ({self.batch_size}), got '
           f'{self.rollout_batch_size}'
       )
-    settings.check_schedule(
+    config_lib.check_schedule(
         self.optimizer, self.steps * self.algorithm.num_epochs * self.algorithm.num_minibatches,
         'config.optimizer')
 
@@ -252,5 +162,5 @@ class Refuel(settings_rebel.LearnedReward):
     return self.rollout_batch_size or self.batch_size
 
   def batch_sizes(self) -> dict[str, Any]:
-    """As in `settings.Experiment`."""
+    """As in `config_lib.Experiment`."""
     return {**super().batch_sizes(), 'rollout_batch_size': (self.rollouts_at_once, 1)}

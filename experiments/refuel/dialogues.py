@@ -6,22 +6,112 @@ import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from experiments import settings, settings_refuel
+from jaxrl_llm import checks
 from jaxrl_llm.data import (
-    chat_messages,
-    chat_templates,
-    columns,
-    conversations,
-    dialogue_rows,
-    jsonl,
-    preference_rows,
+  chat_messages,
+  chat_templates,
+  columns,
+  conversations,
+  dialogue_rows,
+  jsonl,
+  preference_rows,
 )
 from jaxrl_llm.data.dialogues import Dialogues
+from jaxrl_llm.runs import reward_config
 from jaxrl_llm.tasks import preferences, users
 from jaxrl_llm.types import Example, Task
 
 Message = conversations.Message
 _KEEPS = chat_messages.Keeps()
+_NO_LIMIT = 2**30
+
+
+@dataclasses.dataclass
+class DialoguesTask(reward_config.PreferencesTask):
+  """Conversations, of which the user's part is what a policy talks with.
+
+  What is too long, or asks what an earlier row asks, is left out and counted. Fields of
+  `reward_config.PreferencesTask` mean the same, but for the limits:
+
+  Attributes:
+    max_prompt_tokens: L, of the user's first turn with what the template puts around it.
+    max_response_tokens: R, slots of each reply, stop token included.
+    max_message_tokens: of each later message of the user, with what the template puts around it.
+      Longer ones of data leave the row out; those of a simulated user are cut.
+    num_turns: H, the most replies of a dialogue.
+    min_turns: rows with fewer turns of the user are left out.
+    limits: tighter limits by the number of turns, as 'TURNS=USER:REPLY,...': tokens of each turn
+      of the user, and of each reply. Rows of another number of turns are left out.
+    filter_replies: whether rows whose own replies are too long are left out too. Nothing else is
+      made of these replies than demonstrations.
+    first_only: whether a row gives its first question alone, to a user that is simulated.
+    key: where a row holds its conversation: a list of messages, which may end with the user's if
+      'chosen' is the reply to it. Rows in which user and assistant do not take turns are left
+      out. Or a list of texts, the user's turns alone, as MT-bench's 'turns': these rows are no
+      demonstrations. '' is the schema's.
+  """
+
+  max_message_tokens: int = 128
+  num_turns: int = 5
+  min_turns: int = 1
+  limits: str = ''
+  filter_replies: bool = False
+  first_only: bool = False
+  key: str = ''
+
+  def validate(self, prefix: str) -> None:
+    """Raises ValueError with one line for the first field that is out of range."""
+    checks.at_least(
+        self, prefix, num_train=0, num_evaluation=0, max_prompt_tokens=1, max_response_tokens=1,
+        max_message_tokens=1, num_turns=1, min_turns=1,
+    )
+    if self.min_turns > self.num_turns:
+      raise ValueError(
+          f'{prefix}.min_turns must be at most num_turns ({self.num_turns}), got {self.min_turns}')
+    if self.template == 'none':
+      raise ValueError(f"{prefix}.template must not be 'none': dialogues need a chat template")
+    with checks.within(f'{prefix}.limits'):
+      parse_limits(self.limits)
+    for name, default in (('min_turns', 1), ('limits', ''), ('filter_replies', False)):
+      if self.first_only and getattr(self, name) != default:
+        raise ValueError(
+            f'{prefix}.{name} has no effect with first_only, got {getattr(self, name)!r}')
+    for name, default in (('schema', 'conversations'), ('fields', ''), ('tfds_dir', '')):
+      if self.key and getattr(self, name) != default:
+        raise ValueError(f'{prefix}.{name} has no effect with key, got {getattr(self, name)!r}')
+
+  def make(
+      self, seed: int, data_dir: str, tokenizer_dir: str = '', pretrained: bool = False
+  ):
+    """Builds the task; `data_dir` holds the files."""
+    # All rows, whatever their length: what is left out here is decided turn by turn.
+    every = dataclasses.replace(
+        self, num_train=0, num_evaluation=0 if self.evaluation_files else 1,
+        max_prompt_tokens=_NO_LIMIT, max_response_tokens=_NO_LIMIT)
+    rows = reward_config.PreferencesTask.make(every, seed, data_dir, tokenizer_dir, pretrained)
+    return make_task(self, rows, seed)
+
+  def _reader(self):
+    """How a file is read."""
+    if not self.key:
+      return super()._reader()
+    return lambda path, *, schema, fields: read(path, key=self.key)
+
+
+def parse_limits(text: str) -> dict[int, tuple[int, int]]:
+  """'TURNS=USER:REPLY, ...' as {turns: (tokens of a turn of the user, of a reply)}.
+
+  Raises:
+    ValueError: it is written otherwise, or a number is not positive.
+  """
+  limits = {}
+  for entry in filter(None, map(str.strip, text.split(','))):
+    turns, _, pair = entry.partition('=')
+    numbers = [turns, *pair.split(':')]
+    if len(numbers) != 3 or not all(n.strip().isdigit() and int(n) > 0 for n in numbers):
+      raise ValueError(f"limits must be written as 'TURNS=USER:REPLY, ...', got {entry!r}")
+    limits[int(turns)] = (int(numbers[1]), int(numbers[2]))
+  return limits
 
 
 @dataclasses.dataclass(frozen=True)
@@ -175,7 +265,7 @@ def _messages(row: Mapping[str, Any], key: str) -> list[Message]:
 
 
 def make_task(
-    config: settings_refuel.DialoguesTask, rows: preferences.PreferenceTask, seed: int
+    config: DialoguesTask, rows: preferences.PreferenceTask, seed: int
 ) -> DialogueTask:
   """Makes the task out of all rows of its files.
 
@@ -206,7 +296,7 @@ def make_task(
     raise ValueError(f'none of {len(every)} dialogues is left: {_listed(dropped)} (config.task)')
   names = {pathlib.Path(name.strip()).name for name in config.evaluation_files.split(',')}
   given = [example for example in fitting if example['source'] in names]
-  with settings.named('config.task'):
+  with checks.within('config.task'):
     train, evaluation = preferences.hold_out(
         fitting, given, config.num_evaluation, seed, asks=_beginning, name='dialogues')
   dropped['held_out'] = len(fitting) - len(given or evaluation) - len(train)
@@ -237,8 +327,8 @@ class _Shape:
     transcript: the most before a reply.
   """
 
-  def __init__(self, config: settings_refuel.DialoguesTask, frame: dialogue_rows.Frame):
-    self.limits = settings_refuel.parse_limits(config.limits)
+  def __init__(self, config: DialoguesTask, frame: dialogue_rows.Frame):
+    self.limits = parse_limits(config.limits)
     self._config = config
     for turns, (user, reply) in self.limits.items():
       if (turns > config.num_turns or user > config.max_prompt_tokens
@@ -290,7 +380,7 @@ def _candidate(example: Example) -> Example:
 
 
 def _filter(
-    candidates: list[Example], config: settings_refuel.DialoguesTask, shape: _Shape,
+    candidates: list[Example], config: DialoguesTask, shape: _Shape,
     frame: dialogue_rows.Frame,
 ) -> tuple[list[Example], dict[str, int]]:
   """(the dialogues that count, how many were left out by reason); first turns are not measured."""

@@ -5,24 +5,20 @@ from typing import Any
 
 import numpy as np
 
-from experiments import (
-    components,
-    rebel_evaluation,
-    refuel_batches,
-    refuel_users,
-    reward_loading,
-)
+from experiments.refuel import batches as refuel_batches
+from experiments.refuel import users as refuel_users
 from jaxrl_llm.data.dialogues import Dialogues
-from jaxrl_llm.evaluation import pass_at_k, win_rate
+from jaxrl_llm.evaluation import statistics, win_rate
+from jaxrl_llm.runs import policy_evaluation, reward_models, setup
 from jaxrl_llm.sampling import dialogue
 from jaxrl_llm.training import metrics, rng
 from jaxrl_llm.types import TRUNCATED, Example, Params
 
 
-class Evaluation(rebel_evaluation.Evaluation):
+class Evaluation(policy_evaluation.Evaluation):
   """Talks with the user about the held-out prompts with fixed noise, and scores.
 
-  Numbers are those of `rebel_evaluation.Evaluation`, where a response is a whole dialogue:
+  Numbers are those of `policy_evaluation.Evaluation`, where a response is a whole dialogue:
   `score` is that of its last turn, `length` and `kl_to_reference` are sums over its replies,
   `truncated` a share of them. And for each turn, from 1, `turn_1/score` of dialogues up to it; of a
   user that is asked for a mark `unmarked`, how often it forgot it.
@@ -32,7 +28,7 @@ class Evaluation(rebel_evaluation.Evaluation):
   """
 
   def __init__(
-      self, parts: components.Components, reward: reward_loading.RewardModel,
+      self, parts: setup.Components, reward: reward_models.RewardModel,
       samples: metrics.JsonlFile, users: refuel_users.Users, make_batch: refuel_batches.Maker,
   ):
     """Compiles nothing yet.
@@ -70,7 +66,7 @@ class Evaluation(rebel_evaluation.Evaluation):
     for turn, scores in enumerate(np.moveaxis(self.turn_scores, -1, 0), 1):
       values = scores.mean(axis=1)
       if np.isfinite(values).any():
-        mean, error = pass_at_k.mean_and_standard_error(values[np.isfinite(values)])
+        mean, error = statistics.mean_and_standard_error(values[np.isfinite(values)])
         numbers |= {f'turn_{turn}/score': mean, f'turn_{turn}/score_se': error}
     return numbers
 

@@ -1,4 +1,4 @@
-"""What stands at the end of experiments/refuel.py: REBEL's report, and the same turn by turn."""
+"""What stands at the end of experiments/refuel/: REBEL's report, and the same turn by turn."""
 
 import pathlib
 from collections.abc import Mapping
@@ -6,10 +6,10 @@ from typing import Any
 
 import numpy as np
 
-from experiments import components, launch, rebel_report, report
+from jaxrl_llm.runs import figures, launch, policy_report, setup
 
 
-def write(run: launch.Run, parts: components.Components, trained: Mapping[str, Any]) -> None:
+def write(run: launch.Run, parts: setup.Components, trained: Mapping[str, Any]) -> None:
   """Writes table.md, the figures with their CSV, and results.json.
 
   Args:
@@ -27,14 +27,14 @@ def write(run: launch.Run, parts: components.Components, trained: Mapping[str, A
   score = lambda who, turn: (
       f'{numbers[f"eval/{who}/turn_{turn}/score"]:.3f} ± '
       f'{numbers[f"eval/{who}/turn_{turn}/score_se"]:.3f}')
-  table = report.markdown_table(
+  table = figures.markdown_table(
       ['up to turn', 'dialogues', 'reference: reward model score', 'trained',
        'wins over the reference (%)'],
       [[turn, numbers[f'eval/dialogues/turn_{turn}'], score('reference', turn),
-        score('trained', turn), report.percent(numbers, f'eval/trained/turn_{turn}/win_rate')]
+        score('trained', turn), figures.percent(numbers, f'eval/trained/turn_{turn}/win_rate')]
        for turn in turns])
   left_out = {f'left_out/{name}': count for name, count in parts.task.dropped.items()}
-  rebel_report.write(run, parts, {**trained, 'numbers': numbers | left_out}, more=table)
+  policy_report.write(run, parts, {**trained, 'numbers': numbers | left_out}, more=table)
 
 
 def _figure(
@@ -43,7 +43,7 @@ def _figure(
   """Scores by the turn up to which a dialogue is judged; writes a CSV too."""
   column = lambda who, name: np.array(
       [numbers[f'eval/{who}/turn_{turn}/{name}'] for turn in turns])
-  report.many_curves(
+  figures.many_curves(
       path,
       {who: (np.array(turns), column(who, 'score'), column(who, 'score_se'))
        for who in ('reference', 'trained')},

@@ -1,4 +1,4 @@
-"""Users for experiments/refuel.py, as its config describes them."""
+"""Users for experiments/refuel/, as its config describes them."""
 
 import math
 import os
@@ -7,15 +7,11 @@ from typing import Any
 
 import jax
 
-from experiments import (
-    components,
-    origins,
-    refuel_dialogues,
-    reward_loading,
-    settings_refuel,
-)
+from experiments.refuel import config as refuel_config
+from experiments.refuel import dialogues as refuel_dialogues
 from jaxrl_llm.data import dialogue_rows
 from jaxrl_llm.models import policy as policy_lib
+from jaxrl_llm.runs import checkpoint_sources, reward_models, setup
 from jaxrl_llm.sampling import decode, dialogue
 from jaxrl_llm.tasks import endpoint_user, users
 from jaxrl_llm.training import fingerprint, rng
@@ -37,7 +33,7 @@ class Users:
     fingerprint: of the parameters of a model with a folder of its own; '' for other users.
   """
 
-  def __init__(self, config: Any, parts: components.Components):
+  def __init__(self, config: Any, parts: setup.Components):
     """Loads what there is to load; contacts nobody.
 
     Args:
@@ -80,7 +76,7 @@ class Users:
       )
 
   def _model(
-      self, config: Any, parts: components.Components
+      self, config: Any, parts: setup.Components
   ) -> Callable[[Params], dialogue.User]:
     """A model that plays the user."""
     options, task = config.user, parts.task
@@ -89,7 +85,7 @@ class Users:
     slots = task.max_transcript_tokens + len(request)
     network, params = parts.policy, None
     if options.init_from:
-      origin = origins.read(options.init_from, field=_FIELD)
+      origin = checkpoint_sources.read(options.init_from, field=_FIELD)
       network, params = _load(origin, config, parts, slots + options.max_tokens)
       self.fingerprint = fingerprint.of_params(params)
     elif parts.model.max_length < slots + options.max_tokens:
@@ -113,7 +109,7 @@ class Users:
     return make
 
   def _words(
-      self, options: settings_refuel.UserSettings, tokenizer: Tokenizer,
+      self, options: refuel_config.UserSettings, tokenizer: Tokenizer,
       frame: dialogue_rows.Frame,
   ) -> tuple[list[int], Callable[[list[int]], Sequence[int]]]:
     """(what a model reads behind the transcript, what makes a message of what it says)."""
@@ -124,7 +120,7 @@ class Users:
     return before, lambda ids: _cut([*before, *ids, *after], len(after), self._most)
 
 
-def sampler(network: ModelFns, tokenizer: Tokenizer, options: settings_refuel.UserSettings):
+def sampler(network: ModelFns, tokenizer: Tokenizer, options: refuel_config.UserSettings):
   """A jitted sampler of what a model says as the user."""
   return jax.jit(decode.make_sampler(
       network, num_samples=1, max_tokens=options.max_tokens, stop_ids=tokenizer.stop_ids,
@@ -137,23 +133,23 @@ def _cut(ids: Sequence[int], end: int, most: int) -> list[int]:
   return ids if len(ids) <= most else [*ids[: most - end], *ids[len(ids) - end :]]
 
 
-def _load(origin: origins.Origin, config: Any, parts: components.Components, longest: int):
+def _load(origin: checkpoint_sources.Origin, config: Any, parts: setup.Components, longest: int):
   """(network, parameters) of a model in the policy's tokens."""
   tokenizer = parts.task.tokenizer
-  if reward_loading.is_reward_model(origin):
+  if reward_models.is_reward_model(origin):
     raise ValueError(f'{_FIELD} must hold a policy, got a reward model in {origin.directory}')
   try:
     origin.check_tokenizer(tokenizer, of='the policy')
   except ValueError as error:
     raise ValueError(f'{error}: let a server play the user, --config.user.kind=endpoint') from None
-  model = reward_loading.shape(origin, config.model, longest)
+  model = reward_models.shape(origin, config.model, longest)
   if model.vocab_size < tokenizer.vocab_size:
     raise ValueError(
         f'the tokenizer has {tokenizer.vocab_size} ids and the embedding in {origin.directory} '
         f'only {model.vocab_size} rows ({_FIELD})'
     )
   network = policy_lib.make(model)
-  return network, origin.load(components.abstract_params(network, parts.mesh))
+  return network, origin.load(setup.abstract_params(network, parts.mesh))
 
 
 def _endpoint(

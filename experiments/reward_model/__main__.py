@@ -14,14 +14,15 @@ from typing import Any
 
 import numpy as np
 
-from experiments import components, launch, report, reward_loading, reward_pairs
+from experiments.reward_model import pairs as reward_pairs
 from jaxrl_llm.algorithms import reward_model
+from jaxrl_llm.runs import figures, launch, reward_models, setup
 from jaxrl_llm.training import checkpoints, fingerprint, loop, metrics, optim
 from jaxrl_llm.types import Params
 
 
 def train(
-    run: launch.Run, parts: components.Components, pairs: reward_pairs.Pairs,
+    run: launch.Run, parts: setup.Components, pairs: reward_pairs.Pairs,
     measure: reward_pairs.Measure, writer: metrics.MetricsWriter,
 ) -> Params:
   """Bradley-Terry steps on the training pairs; the reward model's parameters."""
@@ -30,7 +31,7 @@ def train(
   optimizer = optim.for_run(config.optimizer, steps)
   algorithm = reward_model.make(
       config.algorithm, measure.network, optim.make_optimizer(optimizer))
-  initial = reward_loading.initial_params(
+  initial = reward_models.initial_params(
       parts, measure.network, measure.abstract, head_init=config.head_init)
   kept = {'initial': fingerprint.of_params(initial)} if parts.origin else {}
   state, train_step = reward_pairs.start(parts, algorithm, initial)
@@ -67,7 +68,7 @@ def train(
 def main(run: launch.Run) -> None:
   """Trains, measures the accuracy on held-out pairs, centres, and writes params and results."""
   config = run.config
-  with components.build(run) as parts, contextlib.closing(metrics.MetricsWriter(
+  with setup.build(run) as parts, contextlib.closing(metrics.MetricsWriter(
       run.workdir, wandb_project=config.wandb_project, config=dataclasses.asdict(config)
   )) as writer:
     pairs = reward_pairs.make(parts.task, parts.task.train, 'training')
@@ -90,9 +91,9 @@ def main(run: launch.Run) -> None:
       params = reward_model.centred({'reward': params}, numbers['centre/mean_score'])['reward']
     numbers['fingerprint'] = fingerprint.of_params(params)
     checkpoints.save_params(run.workdir / 'params', params, _metadata(parts))
-  table = report.markdown_table(
+  table = figures.markdown_table(
       ['pairs', 'held out', 'accuracy (%)', 'loss (nats)', 'margin', 'mean reference score before'],
-      [[len(pairs), len(held_out), report.percent(numbers, 'eval/accuracy'),
+      [[len(pairs), len(held_out), figures.percent(numbers, 'eval/accuracy'),
         f'{numbers["eval/loss"]:.4f}', f'{numbers["eval/margin"]:.4g}',
         f'{numbers["centre/mean_score"]:.4g}' if config.centre else 'not centred']],
   )
@@ -104,9 +105,9 @@ def main(run: launch.Run) -> None:
   print(f'\n{table}\n\nreward model: {run.workdir / "params"}', flush=True)
 
 
-def _metadata(parts: components.Components) -> dict[str, Any]:
+def _metadata(parts: setup.Components) -> dict[str, Any]:
   """What is kept with the parameters: whose tokens they read, and that they give a score."""
-  about = {**parts.metadata(), 'role': reward_loading.ROLE}
+  about = {**parts.metadata(), 'role': reward_models.ROLE}
   if 'hugging_face' in about:
     about['hugging_face'] = {**about['hugging_face'], 'role': 'value', 'num_outputs': 1}
   return about

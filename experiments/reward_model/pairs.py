@@ -7,11 +7,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments import components, launch, reward_loading
 from jaxrl_llm.data import batching, response_batches
-from jaxrl_llm.evaluation import pass_at_k
+from jaxrl_llm.evaluation import statistics
 from jaxrl_llm.models import reward as reward_lib
 from jaxrl_llm.rl import preference_losses
+from jaxrl_llm.runs import launch, reward_models, setup
 from jaxrl_llm.sharding import rules
 from jaxrl_llm.tasks import preferences
 from jaxrl_llm.training import rng
@@ -64,7 +64,7 @@ def make(task: preferences.PreferenceTask, examples: list[Example], kind: str) -
   )
 
 
-def references(run: launch.Run, parts: components.Components) -> Pairs | None:
+def references(run: launch.Run, parts: setup.Components) -> Pairs | None:
   """Reference responses (K = 1), on which the scores are centred; None if they are not."""
   config, task = run.config, parts.task
   if not config.centre:
@@ -113,11 +113,11 @@ class Measure:
     abstract: its parameters' shapes with shardings.
   """
 
-  def __init__(self, parts: components.Components, held_out: Pairs):
+  def __init__(self, parts: setup.Components, held_out: Pairs):
     self.network = reward_lib.make(parts.model)
-    self.abstract = components.abstract_params(self.network, parts.mesh)
+    self.abstract = setup.abstract_params(self.network, parts.mesh)
     self._parts, self._held_out = parts, held_out
-    self._score = reward_loading.id_scorer(parts.model)
+    self._score = reward_models.id_scorer(parts.model)
 
   def scores(self, params: Params, pairs: Pairs) -> np.ndarray:
     """Scores [P, K] of all of `pairs`."""
@@ -134,7 +134,7 @@ class Measure:
     """
     scores = self.scores(params, self._held_out)
     right = (scores[:, 0] > scores[:, 1]).astype(np.float64)
-    accuracy, error = pass_at_k.mean_and_standard_error(right)
+    accuracy, error = statistics.mean_and_standard_error(right)
     loss = preference_losses.bradley_terry_loss(*jnp.asarray(scores).T)
     sources = self._held_out.sources
     names = sorted(set(sources.tolist()))
@@ -147,7 +147,7 @@ class Measure:
 
 
 def start(
-    parts: components.Components, algorithm: Algorithm, params: Params
+    parts: setup.Components, algorithm: Algorithm, params: Params
 ) -> tuple[TrainState, step_lib.CountedJit]:
   """As `Components.start`, of the reward model's parameters."""
   init = lambda params: algorithm.init(rng.base_key(parts.config.seed), {'reward': params})

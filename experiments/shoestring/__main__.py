@@ -16,12 +16,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments import criteria, launch, seeds, shoestring_criteria, shoestring_report
-from experiments.settings_shoestring import Shoestring
+from experiments.shoestring import criteria as shoestring_criteria
+from experiments.shoestring import report as shoestring_report
+from experiments.shoestring.config import Shoestring
 from jaxrl_llm.algorithms import shoestring
-from jaxrl_llm.data import planetoid
-from jaxrl_llm.models import graph as graph_lib
-from jaxrl_llm.rl.prototypes import METRICS
+from jaxrl_llm.graphs import network, planetoid
+from jaxrl_llm.graphs.prototypes import METRICS
+from jaxrl_llm.runs import arms as arms_lib
+from jaxrl_llm.runs import criteria, launch
 from jaxrl_llm.training import loop, metrics, optim, rng
 from jaxrl_llm.types import WeightedMean
 
@@ -59,7 +61,7 @@ class Trainer:
 
   def __init__(self, config: Shoestring, graph: planetoid.Graph, options: shoestring.Config):
     self._config, self._options = config, options
-    self._network = graph_lib.make(
+    self._network = network.make(
         num_features=graph.num_features, width=config.width, num_classes=graph.num_classes,
         dropout=config.dropout)
     optimizer = optim.make_optimizer(optim.OptimizerConfig(
@@ -79,16 +81,16 @@ class Trainer:
     keys = [rng.base_key(seed) for seed in range(first, first + self._config.num_splits)]
     return jax.jit(jax.vmap(state))(jnp.stack(keys))
 
-  def _advance(self, states, batch: shoestring.Batch, axes: graph_lib.Inputs, steps: int):
+  def _advance(self, states, batch: shoestring.Batch, axes: network.Inputs, steps: int):
     """Some epochs of all splits; what the splits share has no axis for them."""
     step = jax.vmap(self._algorithm.train_step, in_axes=(0, shoestring.Batch(axes, 0, 0)))
     return jax.lax.scan(lambda states, _: step(states, batch), states, length=steps)
 
   def train(
-      self, states, inputs: graph_lib.Inputs, labels: np.ndarray, split: Split, bar, title: str):
+      self, states, inputs: network.Inputs, labels: np.ndarray, split: Split, bar, title: str):
     """All epochs: the outputs [S, N, C] after the last one, and the loss of each [S, steps]."""
     config, states = self._config, jax.tree.map(jnp.copy, states)
-    picked, axes = graph_lib.inputs_of_rows(inputs, split.train)
+    picked, axes = network.inputs_of_rows(inputs, split.train)
     batch = jax.device_put(shoestring.Batch(
         picked, labels[split.train], np.ones(split.train.shape, np.float32)))
     losses = []
@@ -137,11 +139,11 @@ class Study:
   def __init__(self, run: launch.Run):
     self._run, self._config = run, run.config
     self._graph = self._load()
-    self._adjacency = graph_lib.normalised_adjacency(self._graph.edges, self._graph.num_nodes)
+    self._adjacency = network.normalised_adjacency(self._graph.edges, self._graph.num_nodes)
     self._trainers: dict[str, Trainer] = {}
     self._readers: dict[str, Any] = {}
     self._states = None
-    self._inputs: tuple[str, graph_lib.Inputs] | None = None
+    self._inputs: tuple[str, network.Inputs] | None = None
 
   def _load(self) -> planetoid.Graph:
     """The graph, from the npz that the first process of the run has made of it."""
@@ -160,7 +162,7 @@ class Study:
     if self._config.public_split and not len(graph.train):
       raise ValueError(f'config.public_split must be False for {graph.name}, which has none')
     for backbone in self._config.chosen_backbones():
-      graph_lib.check_size(graph_lib.BACKBONES[backbone], graph.num_nodes)
+      network.check_size(network.BACKBONES[backbone], graph.num_nodes)
 
   def _trainer(self, head: str, **changes) -> Trainer:
     name = head + str(changes)
@@ -187,23 +189,23 @@ class Study:
       return dataclasses.replace(self._config.algorithm, metric_coefficient=0.0)
     return dataclasses.replace(self._config.algorithm, metric=head)
 
-  def _full_inputs(self, backbone: str) -> graph_lib.Inputs:
+  def _full_inputs(self, backbone: str) -> network.Inputs:
     """Of one backbone at a time: the filters are large."""
     if self._inputs is None or self._inputs[0] != backbone:
       graph = self._graph
-      self._inputs = backbone, graph_lib.full_inputs(
-          graph_lib.BACKBONES[backbone], self._adjacency,
-          graph_lib.SparseRows(graph.indices, graph.values), graph.num_features)
+      self._inputs = backbone, network.full_inputs(
+          network.BACKBONES[backbone], self._adjacency,
+          network.SparseRows(graph.indices, graph.values), graph.num_features)
     return self._inputs[1]
 
   def _play(self, backbone: str, head: str, labels: int | str, bar, title: str, **changes):
     """One arm."""
     graph, split = self._graph, make_split(self._config, self._graph, labels)
     if _is_propagation(backbone):
-      outputs = graph_lib.label_propagation(
-          graph_lib.BACKBONES[backbone], self._adjacency, graph.labels, split.train,
+      outputs = network.label_propagation(
+          network.BACKBONES[backbone], self._adjacency, graph.labels, split.train,
           graph.num_classes)
-      lost = split.test * graph_lib.unreached(outputs)
+      lost = split.test * network.unreached(outputs)
       told = {'loss': np.zeros((len(outputs), 0)),
               'unreached': lost.sum(axis=1) / split.test.sum(axis=1)}
       bar.update(0, arm=title)
@@ -235,14 +237,14 @@ class Study:
         path = self._run.workdir / 'arms' / f'{title}.npz'
         if path.exists() and not _is_propagation(backbone):
           bar.update(self._config.steps, arm=title)
-        outcomes[backbone, head, last] = seeds.kept(path, functools.partial(
+        outcomes[backbone, head, last] = arms_lib.kept(path, functools.partial(
             self._play, backbone, head, labels, bar, title, **changes))
         self._run.save_clock()
     return outcomes
 
 
 def _is_propagation(backbone: str) -> bool:
-  return graph_lib.BACKBONES[backbone].where == 'labels'
+  return network.BACKBONES[backbone].where == 'labels'
 
 
 def write_metrics(run: launch.Run, outcomes: dict[tuple[str, ...], dict[str, np.ndarray]]) -> None:

@@ -3,12 +3,9 @@
 import dataclasses
 import math
 
-from experiments import settings
+from jaxrl_llm import checks
 from jaxrl_llm.algorithms import shoestring
-from jaxrl_llm.data import planetoid
-from jaxrl_llm.models import graph
-from jaxrl_llm.tasks import episodes as episodes_lib
-from jaxrl_llm.tasks import graphs
+from jaxrl_llm.graphs import block_model, network, planetoid
 
 DATASETS = ('cora', 'citeseer', 'blocks')
 HEADS = ('softmax', 'cos', 'l1', 'l2')
@@ -29,12 +26,12 @@ class BlockModel:
 
   def make(self, seed: int) -> planetoid.Graph:
     """Draws the graph."""
-    return graphs.make_graph(seed=seed, **dataclasses.asdict(self))
+    return block_model.make_graph(seed=seed, **dataclasses.asdict(self))
 
 
 @dataclasses.dataclass
 class Shoestring:
-  """One run of experiments/shoestring.py; all splits of an arm side by side.
+  """One run of experiments/shoestring/; all splits of an arm side by side.
 
   Attributes:
     seed: of the first split: its labelled nodes, weights and dropout; and of a generated graph.
@@ -77,7 +74,7 @@ class Shoestring:
 
   def validate(self) -> None:
     """Raises ValueError with one line for the first field that is out of range."""
-    settings.at_least(self, 'config', seed=0, num_splits=1, steps=1, width=1)
+    checks.at_least(self, 'config', seed=0, num_splits=1, steps=1, width=1)
     if self.dataset not in DATASETS:
       raise ValueError(
           f'config.dataset must be one of {", ".join(DATASETS)}, got {self.dataset!r}')
@@ -88,7 +85,7 @@ class Shoestring:
       raise ValueError(
           "config.data_dir must name the folder of the Planetoid files, and be '' for 'blocks', "
           f'got {self.data_dir!r} for {self.dataset!r}')
-    for name, allowed in (('backbones', tuple(graph.BACKBONES)), ('heads', HEADS),
+    for name, allowed in (('backbones', tuple(network.BACKBONES)), ('heads', HEADS),
                           ('ar_heads', HEADS)):
       chosen = getattr(self, name).split(',')
       if not set(chosen) <= set(allowed) or len(set(chosen)) < len(chosen):
@@ -133,7 +130,7 @@ class Shoestring:
 
   def chosen_backbones(self) -> list[str]:
     """The backbones to run, in the order in which they are shown."""
-    return [name for name in graph.BACKBONES if name in self.backbones.split(',')]
+    return [name for name in network.BACKBONES if name in self.backbones.split(',')]
 
   def chosen_heads(self, backbone: str) -> list[str]:
     """The heads to run on a backbone, in the order in which they are shown."""
@@ -141,101 +138,3 @@ class Shoestring:
     if backbone in AR_VARIANTS:
       chosen = [name for name in chosen if name in self.ar_heads.split(',')]
     return [name for name in HEADS if name in chosen]
-
-
-@dataclasses.dataclass
-class GeneratedFeatures:
-  """Features for a machine without image features; fields as in `episodes.make_features`."""
-
-  num_classes: int = 20
-  per_class: int = 100
-  width: int = 64
-  spread: float = 0.22
-  curvature: float = 0.4
-
-
-@dataclasses.dataclass
-class FewShot:
-  """One run of experiments/shoestring_few_shot.py.
-
-  Attributes:
-    seed: of the episodes, and of generated features, weights and dropout.
-    data_dir: the folder of `features_file`; '' generates features.
-    features_file: an npz with 'features' [M, D] and 'labels' [M] of novel classes, made by
-      whatever network; '' generates features.
-    generated: the generated features.
-    way: classes of an episode.
-    shots: labelled examples a class; each is a study of its own.
-    queries: unlabelled examples a class, which are classified together.
-    episodes: how many.
-    batch_size: episodes side by side; divides `episodes`.
-    neighbours: k of the graph.
-    label_alpha: α of label propagation. In so small a graph 100, as for citation graphs, lets the
-      class of the best-connected labelled example take over.
-    feature_alpha: α of the filter in front of the prototypes.
-    refinement_ratio: of the arm with refined prototypes.
-    steps: of the graph network; each episode trains its own.
-    learning_rate: of Adam.
-    width: of the hidden layer.
-    dropout: of both layers' inputs.
-    algorithm: settings of Shoestring; its metric is that of all arms with prototypes.
-    note: what a reader must know; printed with the results.
-  """
-
-  seed: int = 0
-  data_dir: str = ''
-  features_file: str = ''
-  generated: GeneratedFeatures = dataclasses.field(default_factory=GeneratedFeatures)
-  way: int = 5
-  shots: tuple[int, ...] = (1, 5)
-  queries: int = 15
-  episodes: int = 600
-  batch_size: int = 100
-  neighbours: int = 10
-  label_alpha: float = 10.0
-  feature_alpha: float = 5.0
-  refinement_ratio: float = 0.1
-  steps: int = 100
-  learning_rate: float = 0.01
-  width: int = 16
-  dropout: float = 0.5
-  algorithm: shoestring.Config = dataclasses.field(default_factory=shoestring.Config)
-  note: str = ''
-
-  def validate(self) -> None:
-    """Raises ValueError with one line for the first field that is out of range."""
-    settings.at_least(self, 'config', seed=0, way=2, queries=1, episodes=2, batch_size=1,
-                      neighbours=1, steps=1, width=1)
-    if self.seed >= 2**32:
-      raise ValueError(f'config.seed must be less than 2**32, got {self.seed}')
-    if not self.shots or min(self.shots) < 1 or list(self.shots) != sorted(set(self.shots)):
-      raise ValueError(f'config.shots must be positive and increasing, got {self.shots}')
-    if bool(self.data_dir) != bool(self.features_file):
-      raise ValueError('config.data_dir and config.features_file must be given both or neither, '
-                       f'got {self.data_dir!r} and {self.features_file!r}')
-    if self.episodes % self.batch_size:
-      raise ValueError(f'config.episodes must be divided by config.batch_size '
-                       f'({self.batch_size}), got {self.episodes}')
-    nodes = self.way * (min(self.shots) + self.queries)
-    if self.neighbours >= nodes:
-      raise ValueError(f'config.neighbours must be less than the {nodes} nodes of an episode, got '
-                       f'{self.neighbours}')
-    for name in ('label_alpha', 'feature_alpha', 'learning_rate'):
-      if not 0 < getattr(self, name) < math.inf:
-        raise ValueError(f'config.{name} must be positive and finite, got {getattr(self, name)}')
-    if not 0 <= self.dropout < 1:
-      raise ValueError(f'config.dropout must lie in [0, 1), got {self.dropout}')
-    if not 0 <= self.refinement_ratio <= 1:
-      raise ValueError(
-          f'config.refinement_ratio must lie in [0, 1], got {self.refinement_ratio}')
-    self.algorithm.validate()
-    for name, needed in (('leaky_eval', False), ('refinement_ratio', 0)):
-      if getattr(self.algorithm, name) != needed:
-        raise ValueError(f'config.algorithm.{name} must be {needed!r} here, got '
-                         f'{getattr(self.algorithm, name)!r}')
-
-  def features(self) -> episodes_lib.Features:
-    """The features that episodes are drawn from."""
-    if not self.features_file:
-      return episodes_lib.make_features(seed=self.seed, **dataclasses.asdict(self.generated))
-    return episodes_lib.read_features(f'{self.data_dir}/{self.features_file}')

@@ -8,10 +8,10 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from experiments import shoestring_report
-from experiments.criteria import Finding
-from experiments.shoestring_report import Outcomes, percent
+from experiments.shoestring import report as shoestring_report
+from experiments.shoestring.report import Outcomes, percent
 from jaxrl_llm.evaluation import intervals
+from jaxrl_llm.runs.criteria import Finding
 
 _RATIO = 'refined_0.1'  # Of the criterion about refinement.
 

@@ -5,9 +5,10 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from experiments import report, seeds
-from jaxrl_llm.evaluation import intervals
-from jaxrl_llm.rl.prototypes import METRICS
+from jaxrl_llm.evaluation import intervals, statistics
+from jaxrl_llm.graphs.prototypes import METRICS
+from jaxrl_llm.runs import arms as arms_lib
+from jaxrl_llm.runs import figures
 from jaxrl_llm.training import metrics
 
 # How the names of prototype readings end at λ = 0, where all metrics are read.
@@ -78,7 +79,7 @@ def summarise(outcomes: Outcomes) -> dict[str, float]:
       # Decay of all layers, as in the released code, is the headline; the other one is named.
       decay = labels.partition('/')[2]
       prefix = f'eval/{backbone}/{head}/public' + ('/first_layer_decay' if decay == 'first' else '')
-      mean, error = seeds.mean_and_error(arm['softmax'])
+      mean, error = statistics.mean_and_standard_error(arm['softmax'])
       numbers |= {f'{prefix}/accuracy': float(mean), f'{prefix}/standard_error': float(error)}
       continue
     prefix = f'eval/{backbone}/{head}/{labels}'
@@ -89,7 +90,7 @@ def summarise(outcomes: Outcomes) -> dict[str, float]:
                 'prototype_': arm['prototypes'], 'mixed_': arm['mixed'],
                 'leaky_mixed_': arm['leaky_mixed'], **others}
     for reading, values in readings.items():
-      mean, error = seeds.mean_and_error(values)
+      mean, error = statistics.mean_and_standard_error(values)
       numbers[f'{prefix}/{reading}accuracy'] = float(mean)
       numbers[f'{prefix}/{reading}standard_error'] = float(error)
     numbers[f'{prefix}/standard_deviation'] = _deviation(arm[reading_of(head)])
@@ -118,7 +119,7 @@ def _deviation(values: np.ndarray) -> float:
 
 def percent(values: np.ndarray) -> str:
   """Mean ± standard error over splits, in percent."""
-  mean, error = seeds.mean_and_error(100 * np.asarray(values))
+  mean, error = statistics.mean_and_standard_error(100 * np.asarray(values))
   return f'{mean:.1f} ± {error:.1f}'
 
 
@@ -143,7 +144,7 @@ def table(outcomes: Outcomes) -> str:
     name = backbone if head == 'softmax' else f'{backbone} + {head}'
     rows += [[name, text, *(percent(outcomes[backbone, head, n][way]) for n in labels)]
              for way, text in ways.items()]
-  text = report.markdown_table(header, rows)
+  text = figures.markdown_table(header, rows)
   public = [f'{name[0]}, public split, decay of {name[2].partition("/")[2]} '
             f'layer{"s" if name[2].endswith("all") else ""}: {percent(arm["softmax"])} %'
             for name, arm in outcomes.items() if name[2].startswith('public')]
@@ -174,7 +175,7 @@ def differences(outcomes: Outcomes) -> str:
   if not rows:
     return ''
   header = ['λ > 0 minus λ = 0, points', 'both read by', *(f'{n[1:]} a class' for n in labels)]
-  return report.markdown_table(header, rows) + '\n\nMean difference with its 95 % t-interval, ' \
+  return figures.markdown_table(header, rows) + '\n\nMean difference with its 95 % t-interval, ' \
       'split by split.'
 
 
@@ -195,7 +196,7 @@ def refinement(outcomes: Outcomes, ratios: Sequence[float]) -> str:
             arm[f'refined_{ratio:g}'], arm['prototypes'])))
       name = f'{backbone} + {"cos, λ = 0" if head == "softmax" else head}'
       rows.append([name, f'{ratio:g}', *gains])
-  return report.markdown_table(header, rows) + '\n\nHonest prototypes are refined at evaluation ' \
+  return figures.markdown_table(header, rows) + '\n\nHonest prototypes are refined at evaluation ' \
       'only: the loss compares with the labelled nodes alone.'
 
 
@@ -208,10 +209,11 @@ def write_figure(path: pathlib.Path, outcomes: Outcomes) -> None:
   for backbone, head in heads_of(outcomes):
     for n, place in zip(labels, places):
       for way in ('softmax', 'prototypes', 'mixed', 'leaky', 'leaky_mixed'):
-        mean, error = seeds.mean_and_error(outcomes[backbone, head, n][way])
+        mean, error = statistics.mean_and_standard_error(outcomes[backbone, head, n][way])
         rows.append((backbone, head, place, way, float(mean), float(error)))
   limits = 100 * min(row[4] - row[5] for row in rows) - 3, 100 * max(row[4] for row in rows) + 3
-  with seeds.figure(path, len(backbones), title='Few labels: honest and leaky prototypes') as axes:
+  with arms_lib.figure(
+      path, len(backbones), title='Few labels: honest and leaky prototypes') as axes:
     for panel, backbone in zip(axes, backbones):
       heads = [head for name, head in heads_of(outcomes) if name == backbone]
       shown = [('softmax', 'softmax', 'softmax', '#1b6ca8', 'o-')]
@@ -221,7 +223,8 @@ def write_figure(path: pathlib.Path, outcomes: Outcomes) -> None:
                   (metric, 'leaky', f'{metric}, test labels (leaky)', '#d1495b', '^--')]
       shown.append(('softmax', 'leaky', 'λ = 0, test labels (leaky)', '0.55', 'v:'))
       for head, way, label, colour, style in shown:
-        points = [seeds.mean_and_error(100 * outcomes[backbone, head, n][way]) for n in labels]
+        points = [statistics.mean_and_standard_error(
+            100 * outcomes[backbone, head, n][way]) for n in labels]
         panel.errorbar(places, *zip(*points), fmt=style, color=colour, label=label, ms=5,
                        capsize=3)
       panel.set(xscale='log', xlabel='labels a class', ylabel='accuracy (%)', title=backbone,

@@ -18,12 +18,12 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from experiments import launch, report, seeds
-from experiments.settings_shoestring import FewShot
+from experiments.shoestring_few_shot.config import FewShot
 from jaxrl_llm.algorithms import shoestring
-from jaxrl_llm.evaluation import intervals
-from jaxrl_llm.models import graph as graph_lib
-from jaxrl_llm.tasks import episodes
+from jaxrl_llm.evaluation import intervals, statistics
+from jaxrl_llm.graphs import episodes, network
+from jaxrl_llm.runs import arms as arms_lib
+from jaxrl_llm.runs import figures, launch
 from jaxrl_llm.training import loop, metrics, optim, rng
 
 METHODS = {
@@ -42,7 +42,7 @@ class Classifier:
   def __init__(self, config: FewShot, shots: int, width: int):
     self._config = config
     self._num_support = config.way * shots
-    self._network = graph_lib.make(
+    self._network = network.make(
         num_features=width, width=config.width, num_classes=config.way, dropout=config.dropout)
     self._algorithm = shoestring.make(
         config.algorithm, self._network, optim.make_optimizer(optim.OptimizerConfig(
@@ -62,9 +62,9 @@ class Classifier:
     """
     config, count = self._config, labels.shape[0]
     support = (jnp.arange(count) < self._num_support).astype(jnp.float32)
-    adjacency = graph_lib.gaussian_graph(features, neighbours=config.neighbours)
+    adjacency = network.gaussian_graph(features, neighbours=config.neighbours)
     known = support[:, None] * jax.nn.one_hot(labels, config.way)
-    filtered = graph_lib.propagate(adjacency, features, alpha=config.feature_alpha)
+    filtered = network.propagate(adjacency, features, alpha=config.feature_alpha)
     refining = dataclasses.replace(config.algorithm, refinement_ratio=config.refinement_ratio)
     by_prototypes = lambda options, rows: shoestring.metric_scores(
         options, rows, labels, support, num_classes=config.way)
@@ -74,7 +74,7 @@ class Classifier:
     return {
         'prototypes': by_prototypes(config.algorithm, features),
         'refined': by_prototypes(refining, features),
-        'lp': graph_lib.propagate(adjacency, known, alpha=config.label_alpha),
+        'lp': network.propagate(adjacency, known, alpha=config.label_alpha),
         'filtered': by_prototypes(config.algorithm, filtered),
         'gcn_softmax': read['softmax'], 'gcn_prototypes': read['metric'],
     }
@@ -89,7 +89,7 @@ class Classifier:
   def _train(self, index: Array, features: Array, adjacency: Array, labels: Array) -> Array:
     """The outputs [M, n] of a network that this episode has trained."""
     rows = slice(self._num_support)
-    batch = shoestring.Batch(graph_lib.Inputs(features, adjacency, adjacency[rows]), labels[rows],
+    batch = shoestring.Batch(network.Inputs(features, adjacency, adjacency[rows]), labels[rows],
                              jnp.ones(self._num_support))
     key = rng.stream_key(rng.base_key(self._config.seed), rng.DATA, index)
     params = self._network.init(rng.stream_key(key, rng.INIT))
@@ -97,7 +97,7 @@ class Classifier:
     step = lambda state, _: (self._algorithm.train_step(state, batch)[0], None)
     state, _ = jax.lax.scan(step, state, length=self._config.steps)
     outputs = self._network.apply(
-        state.params['network'], graph_lib.Inputs(features, adjacency, adjacency))
+        state.params['network'], network.Inputs(features, adjacency, adjacency))
     # Not numbers if an update was left out: the episode has diverged.
     return jnp.where(state.step == self._config.steps, outputs, jnp.nan)
 
@@ -137,7 +137,7 @@ def play(run: launch.Run, data: episodes.Features, shots: int, bar) -> dict[str,
   parts = []
   for begin in range(0, config.episodes, config.batch_size):
     path = run.workdir / 'arms' / f'{shots}shot_{begin}.npz'
-    parts.append(seeds.kept(path, functools.partial(classify, begin)))
+    parts.append(arms_lib.kept(path, functools.partial(classify, begin)))
     shown = {name: float(np.concatenate([p[name] for p in parts]).mean())
              for name in ('prototypes', 'lp')}
     bar.update(config.batch_size, shots=str(shots), **shown)
@@ -152,7 +152,7 @@ def summarise(config: FewShot, outcomes: dict[int, dict[str, np.ndarray]]) -> di
   for shots, arms in outcomes.items():
     for name, values in arms.items():
       prefix = f'eval/{name}/{config.way}way_{shots}shot'
-      mean, error = seeds.mean_and_error(values)
+      mean, error = statistics.mean_and_standard_error(values)
       numbers |= {f'{prefix}/accuracy': float(mean), f'{prefix}/standard_error': float(error)}
       if name != 'prototypes':
         gain = intervals.paired_interval(values, arms['prototypes'])
@@ -164,14 +164,14 @@ def summarise(config: FewShot, outcomes: dict[int, dict[str, np.ndarray]]) -> di
 def table(config: FewShot, outcomes: dict[int, dict[str, np.ndarray]]) -> str:
   """The closing table: means with 95 % intervals over episodes."""
   def cell(values):
-    mean, error = seeds.mean_and_error(100 * values)
+    mean, error = statistics.mean_and_standard_error(100 * values)
     return f'{mean:.2f} ± {1.96 * error:.2f}'
 
   rows = [[text, *(cell(arms[name]) for arms in outcomes.values())]
           for name, text in METHODS.items()]
   header = ['accuracy (%, 95 % interval over episodes)',
             *(f'{config.way}-way {shots}-shot' for shots in outcomes)]
-  return report.markdown_table(header, rows)
+  return figures.markdown_table(header, rows)
 
 
 def source(config: FewShot) -> str:
@@ -183,10 +183,10 @@ def write_figure(run: launch.Run, outcomes: dict[int, dict[str, np.ndarray]]) ->
   """Every method's accuracy, a panel for each number of shots, and the same as CSV."""
   path, rows = run.workdir / 'figures' / 'accuracy.png', []
   title = f'Episodes, {source(run.config)}: means with 95 % intervals'
-  with seeds.figure(path, len(outcomes), title=title) as panels:
+  with arms_lib.figure(path, len(outcomes), title=title) as panels:
     for panel, (shots, arms) in zip(panels, outcomes.items()):
       for place, name in enumerate(METHODS):
-        mean, error = seeds.mean_and_error(arms[name])
+        mean, error = statistics.mean_and_standard_error(arms[name])
         panel.errorbar(100 * mean, -place, xerr=196 * error, fmt='o', color='#1b6ca8', capsize=3)
         rows.append((shots, name, float(mean), float(error)))
       panel.set(xlabel='accuracy (%)', title=f'{run.config.way}-way {shots}-shot')

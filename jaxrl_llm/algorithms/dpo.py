@@ -26,7 +26,7 @@ train steps share an iteration, hand out π_t's log-probs as those of a 'fixed' 
 Departures, and why:
 - A tie carries no preference: such a pair has weight 0, and is counted.
 
-Tables: a baseline of the studies of experiments/arena.py.
+Tables: a baseline of the studies of experiments/arena/.
 """
 
 import dataclasses

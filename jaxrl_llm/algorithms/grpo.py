@@ -30,7 +30,7 @@ The standard deviation is the unbiased one, with 1e-6 beside it, as in verl's re
 group of equal rewards has advantage 0. A group of one sample has nothing to compare with: mean 0
 and spread 1, as there, so that A = r.
 
-Tables: a baseline of experiments/arena.py, addition and summaries.
+Tables: a baseline of experiments/arena/, addition and summaries.
 """
 
 import dataclasses

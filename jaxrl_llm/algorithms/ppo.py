@@ -27,7 +27,7 @@ Departures from the released code, and why:
 - It whitens in every process, over a part of the batch; here over the whole batch.
 - It shuffles the rows before every epoch, which its one step an epoch does not notice.
 
-Tables: a baseline of experiments/arena.py, addition and summaries.
+Tables: a baseline of experiments/arena/, addition and summaries.
 """
 
 import dataclasses

@@ -32,7 +32,7 @@ Departures from the released code, and why:
 
 Settings: one (a simulated user): η = 1000, temperature 0.8, no penalty, one pass of minibatches
 of 128 (experiments/configs/refuel_one.py); two (questions of a data set): the defaults
-(refuel_two.py). The toy dialogue: experiments/arena.py.
+(refuel_two.py). The toy dialogue: experiments/arena/.
 """
 
 import dataclasses

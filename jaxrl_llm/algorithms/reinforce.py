@@ -26,7 +26,7 @@ The penalty lies in the reward, at the level of the sequence, so that the baseli
 Samples of one prompt are treated as prompts of their own. There is no reward clipping, no
 whitening and no critic.
 
-Tables: a baseline of experiments/arena.py, addition and summaries.
+Tables: a baseline of experiments/arena/, addition and summaries.
 """
 
 import dataclasses

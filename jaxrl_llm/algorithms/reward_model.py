@@ -14,7 +14,7 @@ Departures from the released code, and why:
   share its id with the stop token.
 - Labels are rewards, and a tie carries no preference: such a pair has weight 0, and is counted.
 
-Tables: experiments/configs/reward_model_{tldr,demo}.py; the scorer of experiments/arena.py.
+Tables: experiments/configs/reward_model_{tldr,demo}.py; the scorer of experiments/arena/.
 """
 
 import dataclasses

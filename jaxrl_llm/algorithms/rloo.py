@@ -24,7 +24,7 @@ is that of −A ln π_θ, so that the one-step method is this loss as well; its 
 Against REINFORCE: another baseline. Against GRPO: whole responses instead of tokens, no division
 by the spread of the group, the penalty in the reward. A is K/(K−1) times r − mean.
 
-Tables: a baseline of every study of experiments/arena.py.
+Tables: a baseline of every study of experiments/arena/.
 """
 
 import dataclasses

@@ -39,7 +39,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jaxrl_llm.rl import prototypes
+from jaxrl_llm.graphs import prototypes
 from jaxrl_llm.training import step as step_lib
 from jaxrl_llm.types import Algorithm, Array, Params, TrainState, WeightedMean
 

@@ -6,7 +6,7 @@ from typing import NamedTuple, Protocol
 import jax
 import numpy as np
 
-from jaxrl_llm.evaluation import pass_at_k
+from jaxrl_llm.evaluation import pass_at_k, statistics
 from jaxrl_llm.rewards import rollout_rewards
 from jaxrl_llm.rl import divergences, masking
 from jaxrl_llm.types import Array, Example, ModelFns, Params, Rollouts, SampleFn, Task
@@ -167,7 +167,7 @@ class Evaluator:
     greedy, _ = sample_and_score(self._greedy, params, self._batches, self._key, self._score)
     numbers = _summary(sampled)
     numbers['greedy_accuracy'] = float((greedy.rewards > 0).mean())
-    numbers['kl_to_reference'], numbers['kl_to_reference_se'] = pass_at_k.mean_and_standard_error(
+    numbers['kl_to_reference'], numbers['kl_to_reference_se'] = statistics.mean_and_standard_error(
         kl.mean(axis=1)
     )
     return Evaluation(numbers, sampled, greedy)
@@ -184,7 +184,7 @@ def _summary(sampled: rollout_rewards.Scored) -> dict[str, float]:
   numbers = {}
   for k in sorted({1, num_samples}):
     values = pass_at_k.pass_at_k(num_samples, correct, k=k)
-    numbers[f'pass@{k}'], numbers[f'pass@{k}_se'] = pass_at_k.mean_and_standard_error(values)
+    numbers[f'pass@{k}'], numbers[f'pass@{k}_se'] = statistics.mean_and_standard_error(values)
   numbers['length'] = float(sampled.lengths.mean())
   numbers['truncated'] = float(sampled.truncated.mean())
   return numbers

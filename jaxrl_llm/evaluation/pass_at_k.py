@@ -33,18 +33,3 @@ def pass_at_k(num_samples: int, num_correct: np.ndarray, *, k: int) -> np.ndarra
   # Factors of 0 arise exactly where c > n - k: then no k samples are all wrong.
   factors = np.where(i > num_samples - num_correct[..., None], 1.0 - k / i, 1.0)
   return 1.0 - np.clip(factors, 0.0, None).prod(axis=-1)
-
-
-def mean_and_standard_error(values: np.ndarray) -> tuple[float, float]:
-  """The mean over problems and its standard error (0 for a single problem).
-
-  Args:
-    values: float [P]; one value a problem (average a problem's samples first:
-      samples of one problem are not independent).
-
-  Returns:
-    (mean, standard deviation / √P), the deviation with P - 1 in the denominator.
-  """
-  values = np.asarray(values, np.float64)
-  error = values.std(ddof=1) / np.sqrt(values.size) if values.size > 1 else 0.0
-  return float(values.mean()), float(error)

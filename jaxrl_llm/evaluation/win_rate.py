@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from jaxrl_llm.evaluation import pass_at_k
+from jaxrl_llm.evaluation import statistics
 
 
 def outcomes(scores: np.ndarray, opponents: np.ndarray) -> np.ndarray:
@@ -47,7 +47,7 @@ def win_rate(scores: np.ndarray, opponents: np.ndarray) -> tuple[float, float]:
   Raises:
     ValueError: as `outcomes`.
   """
-  return pass_at_k.mean_and_standard_error(outcomes(scores, opponents))
+  return statistics.mean_and_standard_error(outcomes(scores, opponents))
 
 
 def paired_difference(first: np.ndarray, second: np.ndarray) -> tuple[float, float]:
@@ -69,7 +69,7 @@ def paired_difference(first: np.ndarray, second: np.ndarray) -> tuple[float, flo
   first, second = np.asarray(first, np.float64), np.asarray(second, np.float64)
   if first.ndim != 1 or first.shape != second.shape:
     raise ValueError(f'both arms must have one shape [P], got {first.shape} and {second.shape}')
-  return pass_at_k.mean_and_standard_error(
+  return statistics.mean_and_standard_error(
       _matrix('first', first)[:, 0] - _matrix('second', second)[:, 0])
 
 

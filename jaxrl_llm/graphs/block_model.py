@@ -8,7 +8,7 @@ sure; both together nearly do.
 
 import numpy as np
 
-from jaxrl_llm.data import planetoid
+from jaxrl_llm.graphs import planetoid
 
 
 def make_graph(
@@ -47,7 +47,7 @@ def make_graph(
       raise ValueError(f'{name} must lie in [0, 1], got {value}')
   if num_words % num_classes or num_words // num_classes < words_per_node:
     raise ValueError(
-        f'num_words must be divided by {num_classes}, with at least {words_per_node} words a '
+        f'num_words must be divisible by {num_classes}, with at least {words_per_node} words a '
         f'class, got {num_words}')
   num_nodes = num_classes * nodes_per_class
   within = mean_degree * homophily / (nodes_per_class - 1)

@@ -18,7 +18,8 @@ import chex
 import jax
 import jax.numpy as jnp
 
-from jaxrl_llm.rl import hmm, masking
+from jaxrl_llm.hmm import filtering
+from jaxrl_llm.rl import masking
 from jaxrl_llm.types import Array
 
 _MOST_HALVINGS = 40
@@ -55,7 +56,7 @@ def choice_likelihoods(weights: Array, inputs: Array, choices: Array) -> Array:
   chex.assert_type([weights, inputs, choices], [float, float, int])
   chex.assert_shape(inputs, (*choices.shape, weights.shape[1]))
   _check_choices(choices)
-  drive = hmm.dot(inputs, weights.T)
+  drive = filtering.dot(inputs, weights.T)
   choices = choices[..., None]
   return jnp.where(choices < 0, 1.0, jax.nn.sigmoid(jnp.where(choices > 0, drive, -drive)))
 
@@ -104,14 +105,14 @@ def fit_glm(
   signs = jnp.where(choices > 0, 1.0, -1.0)
 
   def objective(weights):
-    fit = jnp.sum(counts * jax.nn.log_sigmoid(signs * hmm.dot(inputs, weights)))
+    fit = jnp.sum(counts * jax.nn.log_sigmoid(signs * filtering.dot(inputs, weights)))
     return fit - ridge / 2 * jnp.sum(jnp.square(weights))
 
   def newton(carry, _):
     weights, before = carry
-    chance = jax.nn.sigmoid(hmm.dot(inputs, weights))
-    gradient = hmm.dot(inputs.T, counts * (choices - chance)) - ridge * weights
-    curvature = hmm.dot(inputs.T * (counts * chance * (1 - chance)), inputs)
+    chance = jax.nn.sigmoid(filtering.dot(inputs, weights))
+    gradient = filtering.dot(inputs.T, counts * (choices - chance)) - ridge * weights
+    curvature = filtering.dot(inputs.T * (counts * chance * (1 - chance)), inputs)
     curvature = curvature + ridge * jnp.eye(len(weights), dtype=inputs.dtype)
     step = jax.scipy.linalg.solve(curvature, gradient, assume_a='pos')
     return _backtrack(objective, weights, step, before), None
@@ -187,7 +188,7 @@ def em_step(
   """
   likelihoods = choice_likelihoods(model.weights, inputs, choices)
   gamma, xi, log_likelihood = jax.vmap(
-      lambda rows, valid: hmm.smooth(model.initial, model.transition, rows, valid=valid)
+      lambda rows, valid: filtering.smooth(model.initial, model.transition, rows, valid=valid)
   )(likelihoods, valid)
   before = log_posterior(model, log_likelihood.sum(), ridge=ridge, pseudo_count=pseudo_count)
   laws = lambda counts: counts / jnp.sum(counts, axis=-1, keepdims=True)
@@ -281,10 +282,10 @@ def predict(model: GlmHmm, inputs: Array, choices: Array) -> Array:
   inputs, choices, _ = _without_padding(inputs, choices)
   likelihoods = choice_likelihoods(model.weights, inputs, choices)
   filtered, _ = jax.vmap(
-      lambda rows: hmm.filter_states(model.initial, model.transition, rows))(likelihoods)
+      lambda rows: filtering.filter_states(model.initial, model.transition, rows))(likelihoods)
   first = jnp.broadcast_to(model.initial, filtered[:, :1].shape)
-  states = jnp.concatenate([first, hmm.dot(filtered[:, :-1], model.transition)], axis=1)
-  return jnp.sum(states * jax.nn.sigmoid(hmm.dot(inputs, model.weights.T)), axis=-1)
+  states = jnp.concatenate([first, filtering.dot(filtered[:, :-1], model.transition)], axis=1)
+  return jnp.sum(states * jax.nn.sigmoid(filtering.dot(inputs, model.weights.T)), axis=-1)
 
 
 def _check_choices(choices: Array) -> None:

@@ -12,7 +12,7 @@ import chex
 import jax
 import jax.numpy as jnp
 
-from jaxrl_llm.rl import hmm
+from jaxrl_llm.hmm import filtering
 from jaxrl_llm.types import Array
 
 
@@ -99,8 +99,8 @@ def predict_ngrams(
   chex.assert_type([observations, places], int)
   if max_order < 1:
     raise ValueError(f'max_order must be at least 1, got {max_order}')
-  hmm.check_symbols(observations, num_symbols)
-  hmm.check_places(places, len(observations))
+  filtering.check_symbols(observations, num_symbols)
+  filtering.check_places(places, len(observations))
   steps = jnp.arange(len(observations))
   follows = steps < places[:, None]
   counted = [follows]
@@ -111,7 +111,7 @@ def predict_ngrams(
     follows = follows & same & (steps >= back)
     counted.append(follows)
   symbols = jax.nn.one_hot(observations, num_symbols)
-  counts = hmm.dot(jnp.stack(counted, axis=1).astype(symbols.dtype), symbols)
+  counts = filtering.dot(jnp.stack(counted, axis=1).astype(symbols.dtype), symbols)
   totals = jnp.sum(counts, axis=-1, keepdims=True)
   uniform = jnp.full_like(counts[:, 0], 1 / num_symbols)
   known = lambda n, otherwise: jnp.where(
@@ -158,12 +158,12 @@ def baum_welch_step(parameters: Parameters, observations: Array) -> tuple[Parame
   References:
     Baum et al. (1970); Rabiner (1989), A tutorial on hidden Markov models, section III.C.
   """
-  likelihoods = hmm.symbol_likelihoods(parameters.emission, observations)
-  gamma, xi, log_likelihood = hmm.smooth(
+  likelihoods = filtering.symbol_likelihoods(parameters.emission, observations)
+  gamma, xi, log_likelihood = filtering.smooth(
       parameters.initial, parameters.transition, likelihoods, valid=observations >= 0)
   # A negative number has no symbol: its row is all zeros.
   symbols = jax.nn.one_hot(observations, parameters.emission.shape[1], dtype=gamma.dtype)
-  counts = Parameters(gamma[0], xi, hmm.dot(gamma.T, symbols))
+  counts = Parameters(gamma[0], xi, filtering.dot(gamma.T, symbols))
   return jax.tree.map(_normalise_or_keep, counts, parameters), log_likelihood
 
 
@@ -191,7 +191,7 @@ def baum_welch(
   References:
     arXiv 2506.07298, the baseline Baum-Welch.
   """
-  hmm.check_symbols(observations, parameters.emission.shape[-1], padded=True)
+  filtering.check_symbols(observations, parameters.emission.shape[-1], padded=True)
 
   def advance(carry):
     fit, _ = carry
@@ -225,7 +225,7 @@ def fit_best(
   Raises:
     ValueError: a symbol is L or more.
   """
-  hmm.check_symbols(observations, starts.emission.shape[-1], padded=True)
+  filtering.check_symbols(observations, starts.emission.shape[-1], padded=True)
   fits = jax.vmap(lambda start: baum_welch(
       start, observations, max_steps=max_steps, tolerance=tolerance))(starts)
   best = jnp.argmax(fits.log_likelihood)
@@ -246,12 +246,13 @@ def empirical_moments(observations: Array, *, num_symbols: int) -> Moments:
     ValueError: a symbol is outside [0, L).
   """
   chex.assert_rank(observations, 1)
-  hmm.check_symbols(observations, num_symbols)
+  filtering.check_symbols(observations, num_symbols)
   symbols = jax.nn.one_hot(observations, num_symbols)
   first, second, third = symbols[:-2], symbols[1:-1], symbols[2:]
   triples = _einsum('tx,ti,tj->xij', second, third, first)
   return Moments(*(jnp.asarray(total) / (len(symbols) - count) for count, total in (
-      (0, jnp.sum(symbols, axis=0)), (1, hmm.dot(symbols[1:].T, symbols[:-1])), (2, triples))))
+      (0, jnp.sum(symbols, axis=0)), (
+          1, filtering.dot(symbols[1:].T, symbols[:-1])), (2, triples))))
 
 
 def exact_moments(parameters: Parameters) -> Moments:
@@ -265,10 +266,10 @@ def exact_moments(parameters: Parameters) -> Moments:
   """
   initial, transition, emission = parameters
   joint = initial[:, None] * emission  # P(x_1, o_1).
-  arrived = hmm.dot(transition.T, joint)  # P(x_2, o_1).
+  arrived = filtering.dot(transition.T, joint)  # P(x_2, o_1).
   seen = _einsum('mx,mj->xmj', emission, arrived)
   triples = _einsum('mi,nm,xnj->xij', emission, transition, seen)
-  return Moments(hmm.dot(initial, emission), hmm.dot(emission.T, arrived), triples)
+  return Moments(filtering.dot(initial, emission), filtering.dot(emission.T, arrived), triples)
 
 
 def spectral_operators(moments: Moments, *, num_states: int) -> Operators:
@@ -298,11 +299,11 @@ def spectral_operators(moments: Moments, *, num_states: int) -> Operators:
     raise ValueError(f'num_states must be between 1 and the number of symbols, {num_symbols}, got '
                      f'{num_states}')
   left = jnp.linalg.svd(moments.pairs)[0][:, :num_states]
-  inverse = jnp.linalg.pinv(hmm.dot(left.T, moments.pairs))
+  inverse = jnp.linalg.pinv(filtering.dot(left.T, moments.pairs))
   return Operators(
-      hmm.dot(left.T, moments.first),
-      hmm.dot(inverse.T, moments.first),
-      hmm.dot(hmm.dot(left.T, moments.triples), inverse),
+      filtering.dot(left.T, moments.first),
+      filtering.dot(inverse.T, moments.first),
+      filtering.dot(filtering.dot(left.T, moments.triples), inverse),
   )
 
 
@@ -329,15 +330,15 @@ def predict_spectral(
     ValueError: a symbol is outside [0, L).
   """
   chex.assert_rank(observations, 1)
-  hmm.check_symbols(observations, len(operators.updates))
-  hmm.check_places(places, len(observations))
+  filtering.check_symbols(observations, len(operators.updates))
+  filtering.check_places(places, len(observations))
   readout = _einsum('i,xij->xj', operators.end, operators.updates)
   epsilon = jnp.finfo(readout.dtype).eps
 
   def step(state, symbol):
     known = (symbol >= 0) & (symbol < len(readout))
-    total = jnp.where(known, hmm.dot(readout[symbol], state), 0.0)
-    after = hmm.dot(operators.updates[symbol], state) / jnp.where(total > epsilon, total, 1.0)
+    total = jnp.where(known, filtering.dot(readout[symbol], state), 0.0)
+    after = filtering.dot(operators.updates[symbol], state) / jnp.where(total > epsilon, total, 1.0)
     after = jnp.where(total > epsilon, after, operators.start)
     return after, after
 
@@ -345,12 +346,12 @@ def predict_spectral(
   states = jnp.concatenate([operators.start[None], states])
   if places is not None:
     states = states[places]
-  laws = jnp.maximum(hmm.dot(states, readout.T), 0.0)
+  laws = jnp.maximum(filtering.dot(states, readout.T), 0.0)
   totals = jnp.sum(laws, axis=-1, keepdims=True)
   return jnp.where(totals > 0, laws / jnp.where(totals > 0, totals, 1.0), 1 / laws.shape[-1])
 
 
-# In full precision, as `hmm.dot`.
+# In full precision, as `filtering.dot`.
 _einsum = functools.partial(jnp.einsum, precision=jax.lax.Precision.HIGHEST)
 
 

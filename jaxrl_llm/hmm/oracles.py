@@ -14,7 +14,8 @@ import chex
 import jax
 import jax.numpy as jnp
 
-from jaxrl_llm.rl import hmm, masking
+from jaxrl_llm.hmm import filtering
+from jaxrl_llm.rl import masking
 from jaxrl_llm.types import Array
 
 Compat = Literal['correct', 'released']
@@ -51,8 +52,8 @@ def predict_next(
     arXiv 2506.07298, the oracle of all observations; released code DaiYijia02/icl-hmm.
   """
   transition = _oriented(transition, compat)
-  likelihoods = hmm.symbol_likelihoods(emission, observations)
-  filtered, _ = hmm.filter_states(initial, transition, likelihoods)
+  likelihoods = filtering.symbol_likelihoods(emission, observations)
+  filtered, _ = filtering.filter_states(initial, transition, likelihoods)
   return _predict_after(initial, filtered, transition, emission, places)
 
 
@@ -82,7 +83,8 @@ def predict_next_by_path(
   References:
     arXiv 2506.07298, the baseline named Viterbi.
   """
-  messages, _ = hmm.max_product(initial, transition, hmm.symbol_likelihoods(emission, observations))
+  messages, _ = filtering.max_product(
+      initial, transition, filtering.symbol_likelihoods(emission, observations))
   ends = jax.nn.one_hot(jnp.argmax(messages, axis=-1), len(initial), dtype=initial.dtype)
   return _predict_after(initial, ends, transition, emission, places)
 
@@ -146,21 +148,21 @@ def predict_next_by_window(
   """
   if window < 1:
     raise ValueError(f'window must be at least 1, got {window}')
-  hmm.check_symbols(observations, emission.shape[1])
-  hmm.check_places(places, len(observations))
+  filtering.check_symbols(observations, emission.shape[1])
+  filtering.check_places(places, len(observations))
   transition = _oriented(transition, compat)
   if places is None:
     places = jnp.arange(len(observations) + 1)
   _, laws = jax.lax.scan(
-      lambda law, _: (hmm.dot(law, transition), law), initial, length=len(observations))
+      lambda law, _: (filtering.dot(law, transition), law), initial, length=len(observations))
   starts = jnp.maximum(places - window, 0)
   beliefs = laws[starts]
   for offset in range(window):
     index = starts + offset
     known = index < places
-    moved = hmm.dot(beliefs, transition) if offset else beliefs
+    moved = filtering.dot(beliefs, transition) if offset else beliefs
     symbols = jnp.where(known, observations[jnp.minimum(index, len(observations) - 1)], -1)
-    joint = moved * hmm.symbol_likelihoods(emission, symbols)
+    joint = moved * filtering.symbol_likelihoods(emission, symbols)
     total = jnp.sum(joint, axis=-1, keepdims=True)
     # As in the filter, what no state explains is skipped.
     seen = jnp.where(total > 0, joint / jnp.where(total > 0, total, 1.0), moved)
@@ -172,7 +174,7 @@ def _predict_after(
     initial: Array, beliefs: Array, transition: Array, emission: Array, places: Array | None
 ) -> Array:
   """Laws [K, L] of the symbols at `places`, from beliefs [T, M] of the states of all symbols."""
-  hmm.check_places(places, len(beliefs))
+  filtering.check_places(places, len(beliefs))
   if places is None:
     places = jnp.arange(len(beliefs) + 1)
   return _predict_from(
@@ -183,8 +185,8 @@ def _predict_from(
     initial: Array, before: Array, transition: Array, emission: Array, places: Array
 ) -> Array:
   """Laws [K, L] of the symbols at `places`, from beliefs [K, M] of the states before them."""
-  states = jnp.where((places == 0)[:, None], initial, hmm.dot(before, transition))
-  return hmm.dot(states, emission)
+  states = jnp.where((places == 0)[:, None], initial, filtering.dot(before, transition))
+  return filtering.dot(states, emission)
 
 
 def _oriented(transition: Array, compat: Compat) -> Array:

@@ -18,7 +18,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from jaxrl_llm.tasks import hmm
+from jaxrl_llm.hmm import random_models
 
 PLACES = tuple(2**k for k in range(2, 12))
 
@@ -124,12 +124,12 @@ def metadata_errors(recorded: RecordedHmm) -> dict[str, float]:
     'emission_entropy' (bits).
   """
   transition, stationary = recorded.transition, recorded.stationary
-  emission_entropy = hmm.entropy_bits(recorded.emission)
+  emission_entropy = random_models.entropy_bits(recorded.emission)
   return {
       'stationary_law': float(np.abs(stationary @ transition - stationary).max()),
-      'lambda2': float(abs(hmm.second_eigenvalue(transition) - recorded.lambda2)),
+      'lambda2': float(abs(random_models.second_eigenvalue(transition) - recorded.lambda2)),
       'transition_entropy': abs(
-          hmm.entropy_rate_bits(transition, stationary) - recorded.transition_entropy),
+          random_models.entropy_rate_bits(transition, stationary) - recorded.transition_entropy),
       'emission_entropy': float(np.abs(emission_entropy - recorded.emission_entropy).max()),
   }
 

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from jaxrl_llm.data import animals
+from jaxrl_llm.hmm import animals
 
 # The prior. Weights are per unit of each input; contrasts have unit mean square.
 ENGAGED_SHARE = 0.5  # States that follow the contrast; the others are biased.

@@ -13,7 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from jaxrl_llm.rewards import answer_boxes, expression_text, reasoning
+from jaxrl_llm.rewards import expression_text
+from jaxrl_llm.rewards.math import answer_boxes, reasoning
 
 MAX_LENGTH = 256  # Characters of an expression; longer ones score 0.
 MAX_DEPTH = 16  # Nested parentheses and signs.

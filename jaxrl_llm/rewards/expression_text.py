@@ -7,7 +7,7 @@ and what a character is replaced by never joins two numbers.
 
 import re
 
-from jaxrl_llm.rewards import answer_boxes
+from jaxrl_llm.rewards.math import answer_boxes
 
 _CHARACTERS = str.maketrans({
     '×': '*', '⋅': '*', '·': '*', '∙': '*', '∗': '*', '＊': '*', '✕': '*', '✖': '*',

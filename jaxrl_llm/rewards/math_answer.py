@@ -18,7 +18,7 @@ import concurrent.futures
 import functools
 from collections.abc import Callable, Sequence
 
-from jaxrl_llm.rewards import answer_extraction, answer_phrases, equivalence, worker_pool
+from jaxrl_llm.rewards.math import answer_extraction, answer_phrases, equivalence, worker_pool
 
 # What counts as an answer:
 #   'lenient': a marked answer, else the fallbacks down to the last number;

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from jaxrl_llm.evaluation import statistics
 from jaxrl_llm.training import files
 
 
@@ -33,14 +34,6 @@ def kept(
   return arrays
 
 
-def mean_and_error(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-  """Mean and standard error over the first axis, the seeds; the error of one seed is 0."""
-  values = np.asarray(values, np.float64)
-  count = len(values)
-  error = values.std(axis=0, ddof=1) / np.sqrt(count) if count > 1 else 0 * values[0]
-  return values.mean(axis=0), error
-
-
 def summary(name: str, values: np.ndarray) -> dict[str, float]:
   """{name: mean over seeds, name_se: its standard error}; the latter with several seeds only.
 
@@ -51,7 +44,7 @@ def summary(name: str, values: np.ndarray) -> dict[str, float]:
   Returns:
     One or two entries.
   """
-  mean, error = mean_and_error(values)
+  mean, error = statistics.mean_and_standard_error(values)
   return {name: float(mean)} | ({f'{name}_se': float(error)} if len(values) > 1 else {})
 
 

@@ -21,7 +21,7 @@ from typing import Any
 from absl import flags
 from ml_collections import config_flags
 
-REPOSITORY = pathlib.Path(__file__).resolve().parents[1]
+REPOSITORY = pathlib.Path(__file__).resolve().parents[2]
 
 _OVERRIDE = re.compile(r'--?(no)?config\.([^=]+)(=.*)?$', re.DOTALL)
 _PARSERS = {

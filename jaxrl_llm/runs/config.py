@@ -4,12 +4,11 @@ A config file fills them in (`get_config`), flags override them
 (`--config.optimizer.learning_rate=1e-3`), and `validate` checks them once.
 """
 
-import contextlib
 import dataclasses
 import pathlib
-from collections.abc import Iterator
 from typing import Any, ClassVar
 
+from jaxrl_llm import checks
 from jaxrl_llm.algorithms import a_star_po, sft
 from jaxrl_llm.data import mixtures, sft_batches
 from jaxrl_llm.models import configs
@@ -66,7 +65,7 @@ class CountdownTask:
 
     del pretrained
     _need_data_dir(data_dir, 'countdown', countdown.TEST_FILE)
-    at_least(self, 'config.task', max_prompt_tokens=0, max_response_tokens=0)
+    checks.at_least(self, 'config.task', max_prompt_tokens=0, max_response_tokens=0)
     options = dataclasses.asdict(self) | {
         'tokenizer_dir': self.tokenizer_dir or tokenizer_dir or None,
         'max_prompt_tokens': self.max_prompt_tokens or None,
@@ -101,7 +100,7 @@ class Gsm8kTask:
     from jaxrl_llm.tasks import gsm8k
 
     _need_data_dir(data_dir, 'gsm8k', 'train.jsonl and test.jsonl')
-    at_least(
+    checks.at_least(
         self, 'config.task', num_demonstrations=0, num_train=0, num_evaluation=0,
         max_prompt_tokens=1, max_response_tokens=2, max_vocabulary=0,
     )
@@ -142,7 +141,7 @@ class ChatTask:
     if not names:
       raise ValueError('the chat task needs the names of its files: --config.task.files=NAME,...')
     _need_data_dir(data_dir, 'chat', self.files)
-    at_least(
+    checks.at_least(
         self, 'config.task', num_evaluation=1, max_prompt_tokens=1, max_response_tokens=1,
         max_vocabulary=0,
     )
@@ -206,14 +205,14 @@ class SftSettings:
 
   def validate(self, prefix: str) -> None:
     """Raises ValueError with one line for the first field that is out of range."""
-    at_least(self, prefix, steps=0, batch_size=1, packed_length=0, save_every=1, log_every=1)
+    checks.at_least(self, prefix, steps=0, batch_size=1, packed_length=0, save_every=1, log_every=1)
     if self.loss_on not in sft_batches.LOSS_ON:
       raise ValueError(
           f'{prefix}.loss_on must be one of {", ".join(sft_batches.LOSS_ON)}, got {self.loss_on!r}'
       )
-    with named(f'{prefix}.mixture'):
+    with checks.within(f'{prefix}.mixture'):
       mixtures.parse_weights(self.mixture)
-    with named(f'{prefix}.algorithm'):
+    with checks.within(f'{prefix}.algorithm'):
       self.algorithm.validate()
     self.optimizer.validate(f'{prefix}.optimizer')
     if self.steps:
@@ -244,7 +243,7 @@ class EvaluationSettings:
 
   def validate(self, prefix: str) -> None:
     """Raises ValueError with one line for the first field that is out of range."""
-    at_least(
+    checks.at_least(
         self, prefix, num_samples=1, batch_size=1, num_shown=0, diagnosed_prompts=0,
         diagnosed_samples=1,
     )
@@ -304,8 +303,8 @@ class Experiment:
 
   def validate(self) -> None:
     """Raises ValueError with one line for the first field that is out of range."""
-    at_least(self, 'config', seed=0, train_last_layers=0)
-    with named('config.model'):
+    checks.at_least(self, 'config', seed=0, train_last_layers=0)
+    with checks.within('config.model'):
       dataclasses.replace(self.model, vocab_size=self.model.vocab_size or 1).validate()
     self.sft.validate('config.sft')
     if self.sft.packed_length > self.model.max_length and not self.policy_init_from:
@@ -355,7 +354,7 @@ class Experiment:
 
 @dataclasses.dataclass
 class AStarPo(Experiment):
-  """One run of experiments/a_star_po.py.
+  """One run of experiments/a_star_po/.
 
   Attributes:
     algorithm: settings of A*-PO.
@@ -388,11 +387,11 @@ class AStarPo(Experiment):
       raise ValueError(
           'a chat task has no reward: experiments.sft can learn it, AStarPo cannot (config.task)'
       )
-    at_least(
+    checks.at_least(
         self, 'config', steps=0, batch_size=1, stage1_batch_size=1, token_budget=0,
         eval_every=1, save_every=1,
     )
-    with named('config.algorithm'):
+    with checks.within('config.algorithm'):
       self.algorithm.validate()
     self.optimizer.validate('config.optimizer')
     check_schedule(
@@ -406,7 +405,7 @@ class AStarPo(Experiment):
     parts = self.algorithm.num_minibatches * self.algorithm.num_micro_batches
     if self.batch_size % parts:
       raise ValueError(
-          f'config.batch_size must be divided by num_minibatches x num_micro_batches ({parts}), '
+          f'config.batch_size must be divisible by num_minibatches x num_micro_batches ({parts}), '
           f'got {self.batch_size}'
       )
 
@@ -420,15 +419,6 @@ class AStarPo(Experiment):
     }
 
 
-@contextlib.contextmanager
-def named(prefix: str) -> Iterator[None]:
-  """Adds to the error of a part's own `validate` where that part stands."""
-  try:
-    yield
-  except ValueError as error:
-    raise ValueError(f'{error} ({prefix})') from error
-
-
 def check_schedule(optimizer: optim.OptimizerConfig, updates: int, prefix: str) -> None:
   """Raises ValueError if a decay that ends with the run would end before it begins."""
   ends_with_run = optimizer.schedule != 'constant' and not optimizer.total_steps
@@ -437,10 +427,3 @@ def check_schedule(optimizer: optim.OptimizerConfig, updates: int, prefix: str) 
         f'{prefix}.warmup_steps must be less than the {updates} optimizer steps of the run, got '
         f'{optimizer.warmup_steps}'
     )
-
-
-def at_least(holder: Any, prefix: str, **minimum: int) -> None:
-  """Raises ValueError for the first named field of `holder` below its minimum."""
-  for name, least in minimum.items():
-    if getattr(holder, name) < least:
-      raise ValueError(f'{prefix}.{name} must be at least {least}, got {getattr(holder, name)}')

@@ -36,8 +36,8 @@ from typing import Any
 
 from absl import flags
 
-from experiments import command_line, processor
-from experiments.command_line import UsageError
+from jaxrl_llm.runs import command_line, processor
+from jaxrl_llm.runs.command_line import UsageError
 from jaxrl_llm.training import files, metrics
 
 REPOSITORY = command_line.REPOSITORY
@@ -361,7 +361,8 @@ def _is_ours(error: BaseException) -> bool:
 
 def _main_name() -> str:
   spec = getattr(sys.modules['__main__'], '__spec__', None)
-  return spec.name.rpartition('.')[2] if spec else pathlib.Path(sys.argv[0]).stem
+  name = spec.name.removesuffix('.__main__') if spec else pathlib.Path(sys.argv[0]).stem
+  return name.rpartition('.')[2]
 
 
 def _device() -> str:

@@ -7,9 +7,9 @@ from typing import Any
 import jax
 import numpy as np
 
-from experiments import components, reward_loading
-from jaxrl_llm.evaluation import evaluator, pass_at_k, win_rate
+from jaxrl_llm.evaluation import evaluator, statistics, win_rate
 from jaxrl_llm.rl import scoring
+from jaxrl_llm.runs import reward_models, setup
 from jaxrl_llm.training import loop, metrics, rng
 from jaxrl_llm.training import step as step_lib
 from jaxrl_llm.types import Params, Rollouts, SampleFn
@@ -25,8 +25,8 @@ class Evaluation:
 
   def __init__(
       self,
-      parts: components.Components,
-      reward: reward_loading.RewardModel,
+      parts: setup.Components,
+      reward: reward_models.RewardModel,
       samples: metrics.JsonlFile,
   ):
     """Compiles nothing yet.
@@ -74,7 +74,7 @@ class Evaluation:
       for name in names:
         short = prefix + name.removesuffix('s')
         values = column(rows, name).mean(axis=1)
-        numbers[short], error = pass_at_k.mean_and_standard_error(values[np.isfinite(values)])
+        numbers[short], error = statistics.mean_and_standard_error(values[np.isfinite(values)])
         if name in ('scores', 'rewards', 'kl_to_reference'):
           numbers[f'{short}_se'] = error
     return numbers
@@ -131,7 +131,7 @@ class Evaluation:
       })
 
 
-def scorer(parts: components.Components, *, temperature: float, chunk_size: int, micro: int):
+def scorer(parts: setup.Components, *, temperature: float, chunk_size: int, micro: int):
   """A jitted (params, rollouts) -> log-probs [P, K, T], computed in `micro` parts."""
   def score(params, rollouts):
     read = lambda rollouts: scoring.score(
@@ -141,7 +141,7 @@ def scorer(parts: components.Components, *, temperature: float, chunk_size: int,
   return jax.jit(score)
 
 
-def divergence(parts: components.Components):
+def divergence(parts: setup.Components):
   """A jitted (params, reference, rollouts) -> KL of each response [P, K], nats."""
   algorithm = parts.config.algorithm
   return jax.jit(lambda params, reference, rollouts: evaluator.response_kl(
@@ -180,3 +180,29 @@ class Watch:
     if name not in self._said:
       self._said.add(name)
       print(f'warning: {text}', file=sys.stderr, flush=True)
+
+
+def summarise(
+    scored: reward_models.Scored, signal: np.ndarray, eta: float
+) -> dict[str, float]:
+  """Metrics of a batch; scores that are no numbers have no part.
+
+  Args:
+    scored: of its samples.
+    signal: rewards [P, K], or preferences [P, K, M].
+    eta: η, which the targets are made with.
+
+  Returns:
+    `rollout/...` metrics.
+  """
+  signal = signal.mean(axis=2) if signal.ndim == 3 else signal
+  known = signal[np.isfinite(signal).all(axis=1)]
+  # Of two samples the difference, of more that of the best and the worst.
+  targets = eta * (known.max(axis=1) - known.min(axis=1))
+  mean = lambda x: float(np.mean(x[np.isfinite(x)])) if np.isfinite(x).any() else 0.0
+  return {
+      'rollout/score': mean(scored.scores), 'rollout/reward': mean(scored.rewards),
+      'rollout/length': float(scored.lengths.mean()),
+      'rollout/truncated': float(scored.truncated.mean()),
+      'rollout/median_target': float(np.median(targets)) if len(targets) else 0.0,
+  }

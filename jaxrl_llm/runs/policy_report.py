@@ -1,11 +1,11 @@
-"""What stands at the end of experiments/rebel.py: table, figure, results.json."""
+"""What stands at the end of experiments/rebel/: table, figure, results.json."""
 
 import pathlib
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from experiments import components, launch, report
+from jaxrl_llm.runs import figures, launch, setup
 from jaxrl_llm.training import files, metrics
 
 
@@ -18,7 +18,7 @@ def check_overrides(run: launch.Run) -> None:
 
 
 def write(
-    run: launch.Run, parts: components.Components, trained: Mapping[str, Any], *, more: str = ''
+    run: launch.Run, parts: setup.Components, trained: Mapping[str, Any], *, more: str = ''
 ) -> None:
   """Writes table.md, the figure with its CSV, and results.json.
 
@@ -36,12 +36,12 @@ def write(
       with_error(who, 'kl_to_reference'), f'{numbers[f"eval/{who}/length"]:.1f}',
       f'{100 * numbers[f"eval/{who}/truncated"]:.1f}', tokens,
   ]
-  table = report.markdown_table(
+  table = figures.markdown_table(
       ['policy', 'reward model score', f'at temperature {run.config.evaluation.temperature:g}',
        'wins over the reference (%)', 'KL to reference (nats)', 'tokens', 'truncated (%)',
        'sampled tokens'],
       [row('reference', '-', '-'),
-       row('trained', report.percent(numbers, 'eval/trained/win_rate'),
+       row('trained', figures.percent(numbers, 'eval/trained/win_rate'),
            f'{trained["tokens"]:,}')],
   )
   table = f'{table}\n\n{more}' if more else table

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from experiments.command_line import UsageError
+from jaxrl_llm.runs.command_line import UsageError
 from jaxrl_llm.training import metrics
 
 

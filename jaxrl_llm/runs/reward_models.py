@@ -9,18 +9,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments import components, origins, settings_rebel
 from jaxrl_llm.data import preference_rows, tokenizers
 from jaxrl_llm.models import configs
 from jaxrl_llm.models import reward as reward_lib
 from jaxrl_llm.rewards import model_reward, rollout_rewards
 from jaxrl_llm.rl import batches, masking, sequence_scores
+from jaxrl_llm.runs import checkpoint_sources, reward_config, setup
 from jaxrl_llm.tasks import chat
 from jaxrl_llm.training import checkpoints, fingerprint, rng
 from jaxrl_llm.training import step as step_lib
 from jaxrl_llm.types import Example, ModelFns, Params, RewardFn, Rollouts, Tokenizer
 
-ROLE = 'reward'  # In the metadata of what experiments/reward_model.py leaves.
+ROLE = 'reward'  # In the metadata of what experiments/reward_model/ leaves.
 _FIELD = 'config.reward_init_from'
 
 
@@ -52,7 +52,7 @@ class RewardModel:
     about: one phrase for the terminal.
   """
 
-  settings: settings_rebel.RewardSettings
+  settings: reward_config.RewardSettings
   params: Params
   score: Callable[[Rollouts, Sequence[Example], int], np.ndarray]
   fingerprint: str
@@ -84,7 +84,7 @@ class RewardModel:
     return Scored(scores, rewards, lengths, reasons == 0)
 
 
-def load(config: Any, parts: components.Components) -> RewardModel:
+def load(config: Any, parts: setup.Components) -> RewardModel:
   """Loads the reward model of `config.reward_init_from` onto the mesh.
 
   Args:
@@ -98,7 +98,7 @@ def load(config: Any, parts: components.Components) -> RewardModel:
     ValueError: no reward model lies there, its tokenizer or length does not fit, or the template
       is not there.
   """
-  origin = origins.read(config.reward_init_from, field=_FIELD)
+  origin = checkpoint_sources.read(config.reward_init_from, field=_FIELD)
   _check_role(origin)
   reads_ids = config.reward.template == 'same'
   longest = parts.task.max_prompt_tokens + parts.task.max_response_tokens
@@ -106,7 +106,7 @@ def load(config: Any, parts: components.Components) -> RewardModel:
   if reads_ids:
     _check_tokens(origin, model, parts.task.tokenizer)
   network = reward_lib.make(model)
-  params = origin.load(components.abstract_params(network, parts.mesh))
+  params = origin.load(setup.abstract_params(network, parts.mesh))
   if reads_ids:
     read = id_scorer(model)
     score = lambda rollouts, examples, parts: read(params, rollouts, parts)
@@ -116,7 +116,7 @@ def load(config: Any, parts: components.Components) -> RewardModel:
       config.reward, params, score, fingerprint.of_params(params), origin.describe())
 
 
-def is_reward_model(origin: origins.Origin) -> bool:
+def is_reward_model(origin: checkpoint_sources.Origin) -> bool:
   """Whether a folder holds a network with a head of scores, not a policy."""
   if origin.checkpoint:
     return origin.checkpoint.role == 'value'
@@ -125,7 +125,7 @@ def is_reward_model(origin: origins.Origin) -> bool:
 
 
 def shape(
-    origin: origins.Origin, computed: configs.TransformerConfig, longest: int
+    origin: checkpoint_sources.Origin, computed: configs.TransformerConfig, longest: int
 ) -> configs.TransformerConfig:
   """The network's shape, computed as the policy is, with room for `longest` tokens."""
   model = dataclasses.replace(
@@ -143,7 +143,7 @@ def shape(
 
 
 def initial_params(
-    parts: components.Components, network: ModelFns, abstract: Params, *, head_init: str
+    parts: setup.Components, network: ModelFns, abstract: Params, *, head_init: str
 ) -> Params:
   """Where the training of a reward model starts: a policy with a head of scores.
 
@@ -181,7 +181,7 @@ def initial_params(
   return {**trunk, 'value_head': head}
 
 
-def _check_role(origin: origins.Origin) -> None:
+def _check_role(origin: checkpoint_sources.Origin) -> None:
   """Raises one line unless a reward model with one score lies there."""
   if not is_reward_model(origin):
     what = origin.checkpoint.architecture if origin.checkpoint else 'a policy'
@@ -199,7 +199,7 @@ def _check_role(origin: origins.Origin) -> None:
 
 
 def _check_tokens(
-    origin: origins.Origin, model: configs.TransformerConfig, tokenizer: Tokenizer
+    origin: checkpoint_sources.Origin, model: configs.TransformerConfig, tokenizer: Tokenizer
 ) -> None:
   """Raises one line unless the ids of the policy mean the same to the reward model."""
   if origin.tokenizer and not tokenizers.is_same(tokenizer, origin.tokenizer):
@@ -228,7 +228,7 @@ def id_scorer(model: configs.TransformerConfig):
 
 
 def _score_texts(
-    config: Any, parts: components.Components, origin: origins.Origin, network: ModelFns,
+    config: Any, parts: setup.Components, origin: checkpoint_sources.Origin, network: ModelFns,
     params: Params,
 ):
   """Scores of the text of what was sampled, by a reward model with a tokenizer of its own."""

@@ -11,7 +11,6 @@ from typing import Any
 import jax
 import optax
 
-from experiments import finetuning, launch, origins
 from jaxrl_llm.data import batching
 from jaxrl_llm.evaluation import evaluator
 from jaxrl_llm.models import configs
@@ -19,19 +18,20 @@ from jaxrl_llm.models import policy as policy_lib
 from jaxrl_llm.models.pretrained import peft
 from jaxrl_llm.rewards import rollout_rewards
 from jaxrl_llm.rl import scoring
+from jaxrl_llm.runs import checkpoint_sources, finetuning, launch
 from jaxrl_llm.sampling import decode
 from jaxrl_llm.sharding import mesh as mesh_lib
 from jaxrl_llm.sharding import rules
 from jaxrl_llm.training import checkpoints, loop, optim, rng
 from jaxrl_llm.training import step as step_lib
 from jaxrl_llm.types import (
-    Algorithm,
-    ModelFns,
-    Params,
-    Rollouts,
-    SampleFn,
-    Task,
-    TrainState,
+  Algorithm,
+  ModelFns,
+  Params,
+  Rollouts,
+  SampleFn,
+  Task,
+  TrainState,
 )
 
 
@@ -56,7 +56,7 @@ class Components:
   task: Task
   model: configs.TransformerConfig
   form: finetuning.Finetuning
-  origin: origins.Origin | None
+  origin: checkpoint_sources.Origin | None
   mesh: jax.sharding.Mesh
   key: jax.Array
   stopper: loop.Stopper
@@ -96,13 +96,13 @@ class Components:
 
   def identity(self) -> dict[str, Any]:
     """What parameters and tokens of this run mean; kept with them and compared on load."""
-    return origins.identity(self.task.tokenizer.fingerprint, self.model)
+    return checkpoint_sources.identity(self.task.tokenizer.fingerprint, self.model)
 
   def metadata(self) -> dict[str, Any]:
     """`identity`, what ends a response, and for the way back to Hugging Face the origin."""
     about = self.origin.hugging_face if self.origin else {}
     return {
-        **self.identity(), **origins.about_tokenizer(self.task.tokenizer),
+        **self.identity(), **checkpoint_sources.about_tokenizer(self.task.tokenizer),
         **({'hugging_face': about} if about else {}),
     }
 
@@ -118,7 +118,8 @@ class Components:
     """Plain parameters of another folder that holds the same model for the same tokens."""
     origin = _read_origin(self.config, directory, field)
     origin.check_tokenizer(self.task.tokenizer, of=self.task.name)
-    origins.resolve_model(self.model, origin)  # It names its vocabulary: shapes must agree.
+    checkpoint_sources.resolve_model(
+        self.model, origin)  # It names its vocabulary: shapes must agree.
     return origin.load(self.abstract_params)
 
   def make_optimizer(self, config: optim.OptimizerConfig) -> optax.GradientTransformation:
@@ -236,7 +237,8 @@ def build(run: launch.Run) -> Iterator[Components]:
   if config.policy_init_from:
     origin = _read_origin(config, config.policy_init_from, 'config.policy_init_from')
   task = make_task(config, origin)
-  model = model_for(task, origins.resolve_model(config.model, origin, overrides=run.overrides))
+  model = model_for(
+      task, checkpoint_sources.resolve_model(config.model, origin, overrides=run.overrides))
   mesh = mesh_lib.from_config(config.mesh)
   for name, (size, micro_batches) in config.batch_sizes().items():
     try:
@@ -253,13 +255,13 @@ def build(run: launch.Run) -> Iterator[Components]:
     yield Components(config, task, model, form, origin, mesh, key, stopper, abstract)
 
 
-def _read_origin(config: Any, directory: str, field: str) -> origins.Origin:
+def _read_origin(config: Any, directory: str, field: str) -> checkpoint_sources.Origin:
   """The folder of a config field; the task's own tokenizer makes up for a damaged one there."""
   named = bool(getattr(config.task, 'tokenizer_dir', ''))
-  return origins.read(directory, field=field, tokenizer_named=named)
+  return checkpoint_sources.read(directory, field=field, tokenizer_named=named)
 
 
-def make_task(config: Any, origin: origins.Origin | None) -> Task:
+def make_task(config: Any, origin: checkpoint_sources.Origin | None) -> Task:
   """The config's task, in the tokens of the policy.
 
   Responses end as they did when the policy was trained, unless the task's settings say how.
@@ -287,7 +289,7 @@ def make_task(config: Any, origin: origins.Origin | None) -> Task:
   return task
 
 
-def _with_stop_tokens(settings: Any, origin: origins.Origin) -> Any:
+def _with_stop_tokens(settings: Any, origin: checkpoint_sources.Origin) -> Any:
   """A task's settings with the stop tokens of the policy, where they leave them open."""
   tokens = origin.stop_tokens
   if getattr(settings, 'stop_tokens', None) != '' or not tokens or ',' in ''.join(tokens):

@@ -136,6 +136,21 @@ def read_results(folder: str | pathlib.Path) -> list[Setting]:
   ]
 
 
+def headlines(experiment: str, measured: Sequence[str]) -> list[str]:
+  """The numbers of an experiment that its tables show.
+
+  Args:
+    experiment: the program's name.
+    measured: names of all numbers (`Setting.quantities`).
+
+  Returns:
+    Names, in the order of `HEADLINES`; all of them where no headline was measured.
+  """
+  keys = [key for name in HEADLINES.get(experiment, _COMMON) for key in measured
+          if re.fullmatch(name, key)]
+  return list(measured) if set(keys) <= set(REQUIRED) else keys
+
+
 def markdown(experiment: str, settings: Sequence[Setting]) -> str:
   """The tables of one experiment: measured, provenance, published.
 
@@ -147,10 +162,7 @@ def markdown(experiment: str, settings: Sequence[Setting]) -> str:
     Markdown, ending in a newline.
   """
   measured = list(dict.fromkeys(key for setting in settings for key in setting.quantities()))
-  wanted = HEADLINES.get(experiment, _COMMON)
-  keys = [key for name in wanted for key in measured if re.fullmatch(name, key)]
-  if set(keys) <= set(REQUIRED):  # Nothing but what every run has: all of it is shown.
-    keys = measured
+  keys = headlines(experiment, measured)
   rows = [['setting', 'seeds', *keys]]
   for setting in settings:
     rows.append([

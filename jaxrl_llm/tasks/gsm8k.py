@@ -16,7 +16,7 @@ import re
 import numpy as np
 
 from jaxrl_llm.data import gsm8k, tokenizers
-from jaxrl_llm.rewards import reasoning
+from jaxrl_llm.rewards.math import reasoning
 from jaxrl_llm.types import Example, Task, Tokenizer
 
 INSTRUCTION = 'Reason step by step, and write the final number after "####".'

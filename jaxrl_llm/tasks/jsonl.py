@@ -15,7 +15,8 @@ from typing import Any
 import numpy as np
 
 from jaxrl_llm.data import columns, jsonl, tokenizers
-from jaxrl_llm.rewards import answer_extraction, exact_match, math_answer, truths
+from jaxrl_llm.rewards import exact_match, math_answer
+from jaxrl_llm.rewards.math import answer_extraction, truths
 from jaxrl_llm.types import Example, RewardFn, Task
 
 MATH_INSTRUCTION = r'Reason step by step, and write the final answer in \boxed{}.'

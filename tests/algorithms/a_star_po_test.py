@@ -337,7 +337,7 @@ def test_every_field_of_the_config_has_an_effect_or_an_error():
   assert fields == {'samples_per_prompt', 'filter_all_wrong', 'stage1_reward', 'num_minibatches'}
   experiments = pathlib.Path(__file__).resolve().parents[2] / 'experiments'
   read = {
-      node.attr for path in experiments.glob('*.py')
+      node.attr for path in experiments.rglob('*.py')
       for node in ast.walk(ast.parse(path.read_text(encoding='utf-8')))
       if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Load)}
   assert fields <= read, fields - read

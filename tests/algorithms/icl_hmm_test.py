@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from jaxrl_llm.algorithms import icl_hmm
+from jaxrl_llm.hmm import filtering, oracles
 from jaxrl_llm.models import configs, policy
-from jaxrl_llm.rl import hmm, hmm_oracles
 from jaxrl_llm.training import optim, step
 from tests.algorithms import groups, tiny
 from tests.models import witness
@@ -128,8 +128,8 @@ def test_it_learns_to_infer_in_context():
     initial, emission = jnp.full(2, 0.5), jnp.eye(2)
 
     def one(key, transition):
-      _, symbols = hmm.sample(key, initial, transition, emission, length + 1)
-      laws = hmm_oracles.predict_next(initial, transition, emission, symbols)
+      _, symbols = filtering.sample(key, initial, transition, emission, length + 1)
+      laws = oracles.predict_next(initial, transition, emission, symbols)
       return icl_hmm.Trajectories(symbols=symbols, laws=laws[1:-1])
 
     return jax.vmap(one)(jax.random.split(jax.random.fold_in(key, 1), rows), transition)

@@ -10,10 +10,8 @@ import optax
 import pytest
 
 from jaxrl_llm.algorithms import shoestring
-from jaxrl_llm.data import planetoid
-from jaxrl_llm.models import graph as graph_lib
-from jaxrl_llm.rl import prototypes
-from jaxrl_llm.tasks import graphs
+from jaxrl_llm.graphs import block_model, planetoid, prototypes
+from jaxrl_llm.graphs import network as network_lib
 from jaxrl_llm.training import rng
 from tests.algorithms import tiny
 
@@ -23,12 +21,12 @@ PER_CLASS, CLASSES = 3, 3
 @functools.cache
 def _world():
   """A graph of 90 nodes, its input to a GCN, and a split."""
-  graph = graphs.make_graph(
+  graph = block_model.make_graph(
       seed=0, num_classes=CLASSES, nodes_per_class=30, num_words=60, words_per_node=6,
       word_signal=.5)
-  adjacency = graph_lib.normalised_adjacency(graph.edges, graph.num_nodes)
-  inputs = graph_lib.full_inputs(
-      graph_lib.BACKBONES['gcn'], adjacency, graph_lib.SparseRows(graph.indices, graph.values),
+  adjacency = network_lib.normalised_adjacency(graph.edges, graph.num_nodes)
+  inputs = network_lib.full_inputs(
+      network_lib.BACKBONES['gcn'], adjacency, network_lib.SparseRows(graph.indices, graph.values),
       graph.num_features)
   train, test = planetoid.random_split(graph.labels, PER_CLASS, seed=0)
   masks = np.zeros((2, graph.num_nodes), np.float32)
@@ -45,7 +43,7 @@ def _batch(seed=0):
 
 @functools.cache
 def _network(dropout):
-  return graph_lib.make(num_features=60, width=8, num_classes=CLASSES, dropout=dropout)
+  return network_lib.make(num_features=60, width=8, num_classes=CLASSES, dropout=dropout)
 
 
 @functools.cache
@@ -203,7 +201,7 @@ def test_splits_side_by_side_are_splits_one_by_one():
   start = lambda seed: algorithm.init(rng.stream_key(rng.base_key(seed), rng.DROPOUT), {
       'network': network.init(rng.stream_key(rng.base_key(seed), rng.INIT))})
   states = jax.tree.map(lambda *x: jnp.stack(x), *[start(seed) for seed in range(2)])
-  axes = shoestring.Batch(graph_lib.Inputs(None, None, 0), 0, 0)
+  axes = shoestring.Batch(network_lib.Inputs(None, None, 0), 0, 0)
   shared = shoestring.Batch(
       batches[0].inputs._replace(second=np.stack([b.inputs.second for b in batches])),
       np.stack([b.labels for b in batches]), np.stack([b.weight for b in batches]))

@@ -39,10 +39,3 @@ def test_large_counts_stay_exact():
 def test_out_of_range_is_an_error(n, c, k):
   with pytest.raises(ValueError, match='must lie in'):
     pass_at_k.pass_at_k(n, np.array([c]), k=k)
-
-
-def test_mean_and_standard_error():
-  # Deviations -1, 0, 1: variance 1 with two degrees of freedom; 1 / sqrt(3).
-  mean, error = pass_at_k.mean_and_standard_error(np.array([1.0, 2.0, 3.0]))
-  assert (mean, error) == (2.0, pytest.approx(3**-0.5))
-  assert pass_at_k.mean_and_standard_error(np.array([0.5])) == (0.5, 0.0)

@@ -7,10 +7,10 @@ import pathlib
 import jax
 import numpy as np
 
-from experiments import launch, origins
 from jaxrl_llm.data import tokenizers
 from jaxrl_llm.models import configs, policy
 from jaxrl_llm.models.pretrained import huggingface
+from jaxrl_llm.runs import checkpoint_sources, launch
 from jaxrl_llm.training import checkpoints
 
 REPOSITORY = pathlib.Path(__file__).resolve().parents[2]
@@ -86,7 +86,7 @@ def write_ours(directory, alphabet, **options):
   tokenizer = tokenizers.CharacterTokenizer(alphabet)
   config = shape(tokenizer.vocab_size, **options)
   checkpoints.save_params(
-      directory, params(config), origins.identity(tokenizer.fingerprint, config))
+      directory, params(config), checkpoint_sources.identity(tokenizer.fingerprint, config))
   return config
 
 
@@ -97,7 +97,8 @@ def write_reduced(directory, base, **options):
   config = shape(tokenizer.vocab_size, **options)
   checkpoints.save_params(
       directory, params(config),
-      {**origins.identity(tokenizer.fingerprint, config), **origins.about_tokenizer(tokenizer)})
+      {**checkpoint_sources.identity(
+          tokenizer.fingerprint, config), **checkpoint_sources.about_tokenizer(tokenizer)})
   return config
 
 

@@ -7,18 +7,13 @@ import json
 import jax
 import numpy as np
 
-from experiments import (
-    components,
-    launch,
-    rebel_evaluation,
-    rebel_stages,
-    reward_loading,
-    settings,
-    settings_rebel,
-)
+from experiments.rebel import config as rebel_config
+from experiments.rebel import stages as rebel_stages
 from jaxrl_llm.algorithms import rebel
 from jaxrl_llm.models import configs, policy, value
 from jaxrl_llm.models.pretrained import huggingface
+from jaxrl_llm.runs import config as config_lib
+from jaxrl_llm.runs import launch, policy_evaluation, reward_config, reward_models, setup
 from jaxrl_llm.training import checkpoints, metrics, optim
 from tests.experiments import tiny
 
@@ -51,16 +46,16 @@ def write_reward(
 
 
 def task(**options):
-  return settings_rebel.PreferencesTask(
+  return reward_config.PreferencesTask(
       files='pairs.json', num_evaluation=8, max_prompt_tokens=PROMPT,
       max_response_tokens=RESPONSE, **options)
 
 
 def _common(folder):
   return dict(
-      data_dir=str(folder), task=task(), sft=settings.SftSettings(steps=0),
+      data_dir=str(folder), task=task(), sft=config_lib.SftSettings(steps=0),
       policy_init_from=str(folder / 'policy'), reward_init_from=str(folder / 'reward'),
-      evaluation=settings_rebel.RebelEvaluation(
+      evaluation=reward_config.RebelEvaluation(
           num_samples=1, temperature=1.0, batch_size=8, num_shown=2),
       batch_size=8, save_every=2,
   )
@@ -71,7 +66,7 @@ def online(folder, **changes):
   algorithm = rebel.Config(
       temperature=1.0, kl_coefficient=0.01, head_chunk=0, num_epochs=2,
       **changes.pop('algorithm', {}))
-  return settings_rebel.Online(**{
+  return rebel_config.Online(**{
       **_common(folder), 'algorithm': algorithm, 'steps': 4, 'eval_every': 2,
       'optimizer': optim.OptimizerConfig(learning_rate=1e-3, schedule='linear'), **changes})
 
@@ -81,11 +76,11 @@ def large_batch(folder, **changes):
   algorithm = rebel.Config(
       temperature=1.0, kl_coefficient=0.0, head_chunk=0, num_epochs=1, samples_per_prompt=3,
       pairs='best_worst', **changes.pop('algorithm', {}))
-  return settings_rebel.LargeBatch(**{
+  return rebel_config.LargeBatch(**{
       **_common(folder), 'algorithm': algorithm, 'rounds': 2, 'generation_batch_size': 16,
       'keep_truncated': True, 'eval_every': 2, 'save_every': 3,
       'optimizer': optim.OptimizerConfig(learning_rate=1e-3),
-      'reward': settings_rebel.RewardSettings(eos_check='off', missing_stop_penalty=0.0),
+      'reward': reward_config.RewardSettings(eos_check='off', missing_stop_penalty=0.0),
       **changes})
 
 
@@ -175,15 +170,15 @@ def share_programs(patch):
     config = parts.config
     return parts.model, getattr(config, 'lora', 0), getattr(config, 'train_last_layers', 0)
 
-  shared(components.Components, 'sampler', lambda parts, **options: (
+  shared(setup.Components, 'sampler', lambda parts, **options: (
       network(parts), options, parts.task.max_response_tokens))
-  shared(rebel_evaluation, 'scorer', lambda parts, **options: (
+  shared(policy_evaluation, 'scorer', lambda parts, **options: (
       network(parts), options, parts.task.max_response_tokens))
-  shared(rebel_evaluation, 'divergence', lambda parts: (network(parts), parts.config.algorithm))
-  shared(reward_loading, 'id_scorer', lambda model: model)
+  shared(policy_evaluation, 'divergence', lambda parts: (network(parts), parts.config.algorithm))
+  shared(reward_models, 'id_scorer', lambda model: model)
   shared(rebel_stages, 'generator', lambda parts: (
       network(parts), parts.config.algorithm, parts.config.top_p, parts.task.max_response_tokens))
-  start = components.Components.start
+  start = setup.Components.start
 
   def shared_start(parts, algorithm, params):
     state, train_step = start(parts, algorithm, params)
@@ -191,4 +186,4 @@ def share_programs(patch):
     setting = repr((network(parts), config.algorithm, config.optimizer, config.steps))
     return state, made.setdefault(setting, train_step)
 
-  patch.setattr(components.Components, 'start', shared_start)
+  patch.setattr(setup.Components, 'start', shared_start)

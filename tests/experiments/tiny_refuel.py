@@ -2,14 +2,13 @@
 
 import json
 
-from experiments import (
-    refuel_batches,
-    refuel_users,
-    settings,
-    settings_rebel,
-    settings_refuel,
-)
+from experiments.refuel import batches as refuel_batches
+from experiments.refuel import config as refuel_config
+from experiments.refuel import dialogues as refuel_dialogues
+from experiments.refuel import users as refuel_users
 from jaxrl_llm.algorithms import refuel
+from jaxrl_llm.runs import config as config_lib
+from jaxrl_llm.runs import reward_config
 from jaxrl_llm.training import optim
 from tests.experiments import tiny, tiny_rebel
 
@@ -41,7 +40,7 @@ def write(folder, rows=18, characters=CHARACTERS):
 
 
 def task(**options):
-  return settings_refuel.DialoguesTask(**{
+  return refuel_dialogues.DialoguesTask(**{
       'files': 'talks.json', 'num_evaluation': 4, 'num_turns': TURNS, 'max_prompt_tokens': PROMPT,
       'max_message_tokens': MESSAGE, 'max_response_tokens': REPLY, **options})
 
@@ -50,10 +49,10 @@ def config(folder, **changes):
   """The questions of the data. Everything that is compiled is compiled once."""
   algorithm = refuel.Config(**{
       'kl_coefficient': 0.01, 'head_chunk': 0, 'num_epochs': 2, **changes.pop('algorithm', {})})
-  return settings_refuel.Refuel(**{
-      'data_dir': str(folder), 'task': task(), 'sft': settings.SftSettings(steps=0),
+  return refuel_config.Refuel(**{
+      'data_dir': str(folder), 'task': task(), 'sft': config_lib.SftSettings(steps=0),
       'policy_init_from': str(folder / 'policy'), 'reward_init_from': str(folder / 'reward'),
-      'evaluation': settings_rebel.RebelEvaluation(
+      'evaluation': reward_config.RebelEvaluation(
           num_samples=2, temperature=1.0, batch_size=8, num_shown=1),
       'algorithm': algorithm, 'optimizer': optim.OptimizerConfig(learning_rate=1e-2),
       'batch_size': 8, 'save_every': 2, 'steps': 3, 'eval_every': 2, 'widths': 'fixed',
@@ -65,8 +64,8 @@ def simulated(folder, user, **changes):
   return config(folder, **{
       'user': user, 'law': 'one', 'task': task(first_only=True), 'max_tokens': 90,
       'batch_size': 16, 'rollout_batch_size': 8, 'algorithm': {'kl_coefficient': 0.0},
-      'reward': settings_rebel.RewardSettings(eos_check='off', missing_stop_penalty=0.0),
-      'evaluation': settings_rebel.RebelEvaluation(temperature=1.0, batch_size=8, num_shown=2),
+      'reward': reward_config.RewardSettings(eos_check='off', missing_stop_penalty=0.0),
+      'evaluation': reward_config.RebelEvaluation(temperature=1.0, batch_size=8, num_shown=2),
       **changes})
 
 

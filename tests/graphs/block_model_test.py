@@ -5,11 +5,11 @@ import dataclasses
 import numpy as np
 import pytest
 
-from jaxrl_llm.tasks import graphs
+from jaxrl_llm.graphs import block_model
 
 
 def test_edges_and_words_follow_the_classes():
-  graph = graphs.make_graph(
+  graph = block_model.make_graph(
       seed=0, num_classes=4, nodes_per_class=200, mean_degree=6.0, homophily=.7, num_words=80,
       words_per_node=10, word_signal=.5)
   assert (graph.num_nodes, graph.num_features, graph.num_classes) == (800, 80, 4)
@@ -28,7 +28,7 @@ def test_edges_and_words_follow_the_classes():
 
 
 def test_without_signal_neither_edges_nor_words_tell_the_class():
-  graph = graphs.make_graph(
+  graph = block_model.make_graph(
       seed=1, num_classes=4, nodes_per_class=200, mean_degree=6.0, homophily=199 / 799,
       num_words=80, words_per_node=10, word_signal=0.0)
   same = graph.labels[graph.edges[:, 0]] == graph.labels[graph.edges[:, 1]]
@@ -38,7 +38,7 @@ def test_without_signal_neither_edges_nor_words_tell_the_class():
 
 def test_it_is_a_function_of_its_seed():
   small = dict(nodes_per_class=10, num_words=40, words_per_node=4)
-  first, again, other = (graphs.make_graph(seed=seed, **small) for seed in (0, 0, 1))
+  first, again, other = (block_model.make_graph(seed=seed, **small) for seed in (0, 0, 1))
   for name, value in dataclasses.asdict(first).items():
     np.testing.assert_array_equal(value, getattr(again, name))
   assert not np.array_equal(first.labels, other.labels)
@@ -51,7 +51,7 @@ def test_it_is_a_function_of_its_seed():
     ('words_per_node', 0, 'words_per_node must be at least 1, got 0'),
     ('homophily', 1.5, r'homophily must lie in \[0, 1\], got 1.5'),
     ('word_signal', -.1, r'word_signal must lie in \[0, 1\], got -0.1'),
-    ('num_words', 401, 'num_words must be divided by 4'),
+    ('num_words', 401, 'num_words must be divisible by 4'),
     ('num_words', 40, 'at least 12 words a class, got 40'),
     ('mean_degree', 500.0, 'mean_degree must lie between 0 and what classes of 150 nodes'),
     ('mean_degree', -1.0, 'mean_degree must lie between 0'),
@@ -59,10 +59,10 @@ def test_it_is_a_function_of_its_seed():
 ])
 def test_bad_arguments_are_one_line(field, value, words):
   with pytest.raises(ValueError, match=words):
-    graphs.make_graph(seed=0, **{field: value})
+    block_model.make_graph(seed=0, **{field: value})
 
 
 @pytest.mark.parametrize('homophily', [0.0, 1.0])
 def test_a_negative_degree_is_refused_where_edges_join_one_kind_of_pairs_alone(homophily):
   with pytest.raises(ValueError, match='mean_degree must lie between 0 .*got -3'):
-    graphs.make_graph(seed=0, mean_degree=-3.0, homophily=homophily)
+    block_model.make_graph(seed=0, mean_degree=-3.0, homophily=homophily)

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from jaxrl_llm.tasks import episodes
+from jaxrl_llm.graphs import episodes
 
 
 def _features():

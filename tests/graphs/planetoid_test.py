@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from scipy import sparse
 
-from jaxrl_llm.data import planetoid
+from jaxrl_llm.graphs import planetoid
 
 
 class _Runs:
@@ -124,7 +124,7 @@ def test_a_pickle_cannot_make_objects_of_bytes_nor_change_what_it_names(tmp_path
   done = subprocess.run(
       [sys.executable, '-c',
        'import sys, numpy as np, pickle\n'
-       'from jaxrl_llm.data import planetoid\n'
+       'from jaxrl_llm.graphs import planetoid\n'
        'try:\n  planetoid.read_pickle(sys.argv[1])\n'
        'except ValueError as error:\n  print(error)\n'
        'from scipy import sparse\n'

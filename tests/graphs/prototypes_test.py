@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from jax.test_util import check_grads
 
-from jaxrl_llm.rl import prototypes
+from jaxrl_llm.graphs import prototypes
 
 LABELS = np.array([0, 1, 2, 0, 1, 2, 2, 0])
 WEIGHT = np.array([1, 1, 1, 1, 0, 1, 0, 0], np.float32)

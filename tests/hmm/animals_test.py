@@ -6,7 +6,7 @@ import itertools
 import numpy as np
 import pytest
 
-from jaxrl_llm.data import animals
+from jaxrl_llm.hmm import animals
 
 NAMES = ['CSHL_001', 'CSHL_002', 'CSHL_003', 'CSHL_005', 'CSHL_007']
 

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxrl_llm.rl import hmm
+from jaxrl_llm.hmm import filtering
 from tests.rl import hmm_paths
 
 
@@ -17,9 +17,9 @@ def _float64():
     yield
 
 
-_filter, _log_filter = jax.jit(hmm.filter_states), jax.jit(hmm.log_filter_states)
-_smooth, _viterbi = jax.jit(hmm.smooth), jax.jit(hmm.viterbi)
-_likelihoods = jax.jit(hmm.symbol_likelihoods)
+_filter, _log_filter = jax.jit(filtering.filter_states), jax.jit(filtering.log_filter_states)
+_smooth, _viterbi = jax.jit(filtering.smooth), jax.jit(filtering.viterbi)
+_likelihoods = jax.jit(filtering.symbol_likelihoods)
 
 
 def test_H1_the_worked_example():
@@ -34,16 +34,16 @@ def test_H1_the_worked_example():
 
 
 def test_H1_stationary_law_and_entropy_rate():
-  stationary = hmm.stationary_law(jnp.asarray(hmm_paths.TRANSITION))
+  stationary = filtering.stationary_law(jnp.asarray(hmm_paths.TRANSITION))
   np.testing.assert_allclose(stationary, [2 / 3, 1 / 3], atol=1e-12)
-  rate = hmm.entropy_rate_bits(jnp.asarray(hmm_paths.TRANSITION), stationary)
+  rate = filtering.entropy_rate_bits(jnp.asarray(hmm_paths.TRANSITION), stationary)
   assert rate == pytest.approx(.553306, abs=5e-7)
 
 
 @pytest.mark.parametrize('num_states, steps, zeros', [(2, 6, 0.), (3, 5, 0.), (3, 6, .3)])
 def test_H2_forward_and_smoothing_are_sums_over_all_paths(num_states, steps, zeros):
   initial, transition, emission = hmm_paths.random_model(num_states + steps, num_states, 4, zeros)
-  _, observations = hmm.sample(
+  _, observations = filtering.sample(
       jax.random.key(steps), *map(jnp.asarray, (initial, transition, emission)), steps)
   likelihoods = np.asarray(_likelihoods(emission, observations))
   joint = hmm_paths.joint(initial, transition, likelihoods)
@@ -74,7 +74,7 @@ def test_H2_forward_and_smoothing_are_sums_over_all_paths(num_states, steps, zer
 
 def test_H2_scaled_and_log_space_agree_over_2048_steps():
   initial, transition, emission = map(jnp.asarray, hmm_paths.random_model(0, 4, 5))
-  _, observations = jax.jit(hmm.sample, static_argnums=4)(
+  _, observations = jax.jit(filtering.sample, static_argnums=4)(
       jax.random.key(0), initial, transition, emission, 2048)
   likelihoods = _likelihoods(emission, observations)
   filtered, log_likelihood = _filter(initial, transition, likelihoods)
@@ -103,29 +103,29 @@ def test_H2_alpha_times_beta_sums_to_the_same_at_every_step():
 
 def test_H6_hellinger():
   uniform, one_hot = np.full(4, .25), np.eye(4)[1]
-  assert hmm.hellinger(uniform, one_hot) == pytest.approx(.707107, abs=5e-7)
+  assert filtering.hellinger(uniform, one_hot) == pytest.approx(.707107, abs=5e-7)
   p, q = np.array([.5, .5]), np.array([.9, .1])
-  assert hmm.hellinger(p, q) == pytest.approx(.324920, abs=5e-7)
-  assert hmm.hellinger(q, p) == hmm.hellinger(p, q)
-  assert hmm.hellinger(one_hot, np.eye(4)[0]) == 1
+  assert filtering.hellinger(p, q) == pytest.approx(.324920, abs=5e-7)
+  assert filtering.hellinger(q, p) == filtering.hellinger(p, q)
+  assert filtering.hellinger(one_hot, np.eye(4)[0]) == 1
   laws = np.random.default_rng(0).dirichlet(np.ones(5) * .2, 50)
-  distances = np.asarray(hmm.hellinger(laws[:, None], laws))
+  distances = np.asarray(filtering.hellinger(laws[:, None], laws))
   assert distances.min() >= 0 and distances.max() <= 1
   np.testing.assert_allclose(np.diag(distances), 0, atol=1e-7)
 
 
 def test_kl_is_infinite_where_it_must_be_and_never_nan():
   p, q = np.array([.5, .5, 0]), np.array([.9, .1, 0])
-  assert hmm.kl_divergence(p, q) == pytest.approx(
+  assert filtering.kl_divergence(p, q) == pytest.approx(
       .5 * math.log(.5 / .9) + .5 * math.log(.5 / .1), abs=1e-12)
-  assert hmm.kl_divergence(p, np.array([1., 0, 0])) == math.inf
-  assert hmm.kl_divergence(np.array([1., 0, 0]), p) == pytest.approx(math.log(2))
-  assert hmm.kl_divergence(np.array([1., 0, 0]), np.array([1., 0, 0])) == 0
+  assert filtering.kl_divergence(p, np.array([1., 0, 0])) == math.inf
+  assert filtering.kl_divergence(np.array([1., 0, 0]), p) == pytest.approx(math.log(2))
+  assert filtering.kl_divergence(np.array([1., 0, 0]), np.array([1., 0, 0])) == 0
 
 
 def test_entropy_bits():
   laws = np.array([[1., 0, 0, 0], [.25, .25, .25, .25], [.5, .5, 0, 0]])
-  np.testing.assert_allclose(hmm.entropy_bits(laws), [0, 2, 1], atol=1e-12)
+  np.testing.assert_allclose(filtering.entropy_bits(laws), [0, 2, 1], atol=1e-12)
 
 
 def test_padding_changes_nothing():
@@ -163,7 +163,8 @@ def test_an_impossible_observation_is_minus_infinity_and_nothing_is_nan():
   np.testing.assert_array_equal(xi, [[2, 0], [0, 0]])
   path, log_prob = _viterbi(initial, transition, likelihoods)
   assert log_prob == -math.inf and path.tolist() == [0, 0, 0]
-  gradient = jax.grad(lambda a: hmm.filter_states(initial, a, likelihoods)[0].sum())(transition)
+  gradient = jax.grad(
+      lambda a: filtering.filter_states(initial, a, likelihoods)[0].sum())(transition)
   assert np.isfinite(gradient).all()
 
 
@@ -172,8 +173,8 @@ def test_gradients_of_the_log_likelihood():
   observations = jnp.array([0, 3, 1, 1, 2])
 
   def log_likelihood(transition, emission):
-    likelihoods = hmm.symbol_likelihoods(emission, observations)
-    return hmm.filter_states(initial, transition, likelihoods)[1]
+    likelihoods = filtering.symbol_likelihoods(emission, observations)
+    return filtering.filter_states(initial, transition, likelihoods)[1]
 
   jax.test_util.check_grads(log_likelihood, (transition, emission), order=1, modes=['rev'])
   # d ln P(o) / dA_ij = ξ(i, j) / A_ij, Fisher's identity.
@@ -185,7 +186,7 @@ def test_gradients_of_the_log_likelihood():
 def test_samples_have_the_law_of_the_model():
   model = tuple(map(jnp.asarray, hmm_paths.random_model(16, 2, 3)))
   keys = jax.random.split(jax.random.key(0), 20_000)
-  states, observations = jax.jit(jax.vmap(lambda key: hmm.sample(key, *model, 3)))(keys)
+  states, observations = jax.jit(jax.vmap(lambda key: filtering.sample(key, *model, 3)))(keys)
   cells = np.ravel_multi_index((*states.T, *observations.T), (2, 2, 2, 3, 3, 3))
   initial, transition, emission = map(np.asarray, model)
   expected = np.einsum('i,ij,jk,ia,jb,kc->ijkabc', initial, transition, transition,
@@ -199,7 +200,7 @@ def test_samples_have_the_law_of_the_model():
 
 def test_a_sample_does_not_depend_on_how_long_it_gets():
   model = tuple(map(jnp.asarray, hmm_paths.random_model(17, 3, 3)))
-  short, long = (hmm.sample(jax.random.key(1), *model, steps) for steps in (4, 9))
+  short, long = (filtering.sample(jax.random.key(1), *model, steps) for steps in (4, 9))
   for a, b in zip(short, long):
     np.testing.assert_array_equal(a, b[:4])
 
@@ -207,7 +208,7 @@ def test_a_sample_does_not_depend_on_how_long_it_gets():
 def test_what_cannot_happen_is_not_drawn():
   initial, transition, emission = map(jnp.asarray, hmm_paths.random_model(18, 4, 4, zeros=.6))
   states, observations = map(np.asarray, jax.jit(jax.vmap(
-      lambda key: hmm.sample(key, initial, transition, emission, 20)))(
+      lambda key: filtering.sample(key, initial, transition, emission, 20)))(
           jax.random.split(jax.random.key(2), 500)))
   assert (np.asarray(initial)[states[:, 0]] > 0).all()
   assert (np.asarray(transition)[states[:, :-1], states[:, 1:]] > 0).all()
@@ -222,7 +223,7 @@ def test_nothing_impossible_is_drawn_at_the_ends_of_the_uniform_numbers(
   monkeypatch.setattr(
       jax.random, 'uniform', lambda key, shape, dtype: jnp.full(shape, uniform, dtype))
   table = jnp.array([0, .25, .75 - 1e-9, 0])
-  states, observations = hmm.sample(
+  states, observations = filtering.sample(
       jax.random.key(0), table, jnp.tile(table, (4, 1)), jnp.tile(table, (4, 1)), 2)
   assert states.tolist() == observations.tolist() == [drawn] * 2
 
@@ -274,7 +275,7 @@ def test_a_state_that_cannot_be_reached_does_not_drown_the_others(transition, dt
 @pytest.mark.parametrize('zeros', [0., .4])
 def test_smoothing_over_2048_steps_agrees_with_logarithms(zeros, dtype, tolerance):
   initial, transition, emission = hmm_paths.random_model(21, 4, 5, zeros)
-  _, observations = jax.jit(hmm.sample, static_argnums=4)(
+  _, observations = jax.jit(filtering.sample, static_argnums=4)(
       jax.random.key(3), *map(jnp.asarray, (initial, transition, emission)), 2048)
   model = initial, transition, emission.T[np.asarray(observations)]
   gamma, xi, _ = _smooth(*(np.asarray(table, dtype) for table in model))
@@ -305,7 +306,7 @@ def test_the_best_path_is_found_where_products_underflow(dtype):
   expected = math.log(.5) + 1500 * math.log(.5) + math.log(.1)
   assert path.tolist() == [0] * 1501
   assert log_prob == pytest.approx(expected, rel=1e-4)
-  messages, scales = jax.jit(hmm.max_product)(*model)
+  messages, scales = jax.jit(filtering.max_product)(*model)
   np.testing.assert_array_equal(messages.argmax(axis=1), [1] * 1500 + [0])
   np.testing.assert_array_equal(messages.max(axis=1), 0)
   assert scales.sum() == pytest.approx(expected, rel=1e-4)
@@ -317,7 +318,7 @@ def test_the_best_path_is_found_where_products_underflow(dtype):
 @pytest.mark.parametrize('zeros', [0., .4])
 def test_the_best_path_of_2048_steps_is_that_of_a_plain_loop(zeros):
   initial, transition, emission = hmm_paths.random_model(22, 4, 5, zeros)
-  _, observations = jax.jit(hmm.sample, static_argnums=4)(
+  _, observations = jax.jit(filtering.sample, static_argnums=4)(
       jax.random.key(4), *map(jnp.asarray, (initial, transition, emission)), 2048)
   likelihoods = emission.T[np.asarray(observations)]
   path, log_prob = _viterbi(initial, transition, likelihoods)

@@ -8,9 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxrl_llm.data import animals
-from jaxrl_llm.rl import glm_hmm
-from jaxrl_llm.tasks import mice
+from jaxrl_llm.hmm import animals, glm_hmm, simulated_mice
 
 MODEL = glm_hmm.GlmHmm(
     np.array([.7, .3]), np.array([[.9, .1], [.2, .8]]), np.array([[2.0, .1], [.2, -1.0]]))
@@ -174,11 +172,11 @@ def test_padding_changes_nothing():
 @functools.cache
 def _simulated():
   """A mouse of two clearly different states, 30 sessions: (mouse, trials, inputs, choices)."""
-  mouse = mice.Mice(
+  mouse = simulated_mice.Mice(
       np.array([[.8, .2]]), np.array([[[.97, .03], [.05, .95]]]),
       np.array([[[4.0, 0, .3, .2], [.3, 1.5, .3, 0]]]), np.ones(1))
-  trials = mice.simulate(mouse, np.random.default_rng(7), num_trials=30 * 90)
-  animal = mice.as_animal(trials, 0, 'simulated')
+  trials = simulated_mice.simulate(mouse, np.random.default_rng(7), num_trials=30 * 90)
+  animal = simulated_mice.as_animal(trials, 0, 'simulated')
   inputs = animals.by_session(animal, animals.covariates(animal), np.nan)
   return mouse, trials, inputs, animals.by_session(animal, animal.choices.astype(int), -1)
 
@@ -243,7 +241,7 @@ def test_a_simulated_mouse_is_recovered():
   np.testing.assert_allclose(model.weights, mouse.weights[0], atol=.6)
   np.testing.assert_allclose(model.transition, mouse.transition[0], atol=.03)
   found = np.asarray(_predict(model, inputs, choices)).ravel()
-  best = mice.predict(mouse, trials)[0]
+  best = simulated_mice.predict(mouse, trials)[0]
   answers = trials.choices[0]
   score = lambda p: np.log(np.where(answers > 0, p, 1 - p)).mean()
   assert abs(score(found) - score(best)) < .004
@@ -257,7 +255,7 @@ def test_the_true_parameters_predict_as_the_simulator_does():
   mouse, trials, inputs, choices = _simulated()
   true = glm_hmm.GlmHmm(mouse.initial[0], mouse.transition[0], mouse.weights[0])
   np.testing.assert_allclose(
-      np.asarray(_predict(true, inputs, choices)).ravel(), mice.predict(mouse, trials)[0],
+      np.asarray(_predict(true, inputs, choices)).ravel(), simulated_mice.predict(mouse, trials)[0],
       atol=1e-12)
 
 

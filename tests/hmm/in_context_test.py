@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from jaxrl_llm.data import tokenizers
-from jaxrl_llm.evaluation import in_context
+from jaxrl_llm.hmm import in_context
 from jaxrl_llm.models import configs, policy
 from jaxrl_llm.rl import log_probs
 from tests.experiments import tiny

@@ -5,29 +5,29 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxrl_llm.rl import glm_hmm, hmm, hmm_learners, hmm_oracles
+from jaxrl_llm.hmm import filtering, glm_hmm, learners, oracles
 
 INITIAL = jnp.asarray([0.6, 0.4])
 TRANSITION = jnp.asarray([[0.9, 0.1], [0.3, 0.7]])
 EMISSION = jnp.asarray([[0.5, 0.3, 0.2], [0.1, 0.1, 0.8]])
-MODEL = hmm_learners.Parameters(INITIAL, TRANSITION, EMISSION)
+MODEL = learners.Parameters(INITIAL, TRANSITION, EMISSION)
 SYMBOLS = np.array([0, 2, 1, 2], np.int32)
 
-_MOMENTS = hmm_learners.exact_moments(MODEL)
+_MOMENTS = learners.exact_moments(MODEL)
 READERS = {
-    'likelihoods': lambda x: hmm.symbol_likelihoods(EMISSION, x),
-    'filter': lambda x: hmm_oracles.predict_next(*MODEL, x),
-    'path': lambda x: hmm_oracles.predict_next_by_path(*MODEL, x),
-    'window': lambda x: hmm_oracles.predict_next_by_window(*MODEL, x, window=2),
-    'n-grams': lambda x: hmm_learners.predict_ngrams(
+    'likelihoods': lambda x: filtering.symbol_likelihoods(EMISSION, x),
+    'filter': lambda x: oracles.predict_next(*MODEL, x),
+    'path': lambda x: oracles.predict_next_by_path(*MODEL, x),
+    'window': lambda x: oracles.predict_next_by_window(*MODEL, x, window=2),
+    'n-grams': lambda x: learners.predict_ngrams(
         x, jnp.asarray([2, 4]), max_order=2, num_symbols=3),
-    'step': lambda x: hmm_learners.baum_welch_step(MODEL, x),
-    'EM': lambda x: hmm_learners.baum_welch(MODEL, x, max_steps=2),
-    'restarts': lambda x: hmm_learners.fit_best(
+    'step': lambda x: learners.baum_welch_step(MODEL, x),
+    'EM': lambda x: learners.baum_welch(MODEL, x, max_steps=2),
+    'restarts': lambda x: learners.fit_best(
         jax.tree.map(lambda leaf: leaf[None], MODEL), x, max_steps=2),
-    'moments': lambda x: hmm_learners.empirical_moments(x, num_symbols=3),
-    'spectral': lambda x: hmm_learners.predict_spectral(
-        hmm_learners.spectral_operators(_MOMENTS, num_states=2), x),
+    'moments': lambda x: learners.empirical_moments(x, num_symbols=3),
+    'spectral': lambda x: learners.predict_spectral(
+        learners.spectral_operators(_MOMENTS, num_states=2), x),
 }
 PADDED = ('likelihoods', 'filter', 'path', 'step', 'EM', 'restarts')
 
@@ -49,11 +49,11 @@ def test_H1_a_symbol_outside_the_alphabet_is_refused(name):
 
 
 def test_H1_under_tracing_no_state_emits_such_a_symbol():
-  read = jax.jit(hmm.symbol_likelihoods)
+  read = jax.jit(filtering.symbol_likelihoods)
   got = read(EMISSION, np.array([2, 3, 7, -1]))
   np.testing.assert_array_equal(got, [EMISSION[:, 2], [0, 0], [0, 0], [1, 1]])
   np.testing.assert_array_equal(read(EMISSION, SYMBOLS), EMISSION.T[SYMBOLS])
-  filtered, log_likelihood = jax.jit(hmm.filter_states)(INITIAL, TRANSITION, got)
+  filtered, log_likelihood = jax.jit(filtering.filter_states)(INITIAL, TRANSITION, got)
   assert log_likelihood == -np.inf and np.isfinite(filtered).all()
   # The spectral predictor starts again after it: as after no symbol at all.
   laws = jax.jit(READERS['spectral'])(np.array([1, 9, 0, 2]))
@@ -61,18 +61,18 @@ def test_H1_under_tracing_no_state_emits_such_a_symbol():
 
 
 def test_states_and_places_outside_their_range_are_refused():
-  by_state = lambda states: hmm_oracles.predict_next_by_state(*MODEL, np.asarray(states))
+  by_state = lambda states: oracles.predict_next_by_state(*MODEL, np.asarray(states))
   by_state([0, 1])
   for states, found in (([0, 2], '2 at [1]'), ([-1, 0], '-1 at [0]')):
     with pytest.raises(ValueError) as error:
       by_state(states)
     assert str(error.value) == f'states must be in [0, 2), the number of states, got {found}'
   for read in (
-      lambda places: hmm_oracles.predict_next(*MODEL, SYMBOLS, places),
-      lambda places: hmm_oracles.predict_next_by_window(*MODEL, SYMBOLS, places, window=1),
-      lambda places: hmm_learners.predict_ngrams(SYMBOLS, places, max_order=1, num_symbols=3),
-      lambda places: hmm_learners.predict_spectral(
-          hmm_learners.spectral_operators(_MOMENTS, num_states=2), SYMBOLS, places)):
+      lambda places: oracles.predict_next(*MODEL, SYMBOLS, places),
+      lambda places: oracles.predict_next_by_window(*MODEL, SYMBOLS, places, window=1),
+      lambda places: learners.predict_ngrams(SYMBOLS, places, max_order=1, num_symbols=3),
+      lambda places: learners.predict_spectral(
+          learners.spectral_operators(_MOMENTS, num_states=2), SYMBOLS, places)):
     read(jnp.asarray([0, 4]))
     for place in (5, -1):
       with pytest.raises(ValueError, match=rf'places must be in \[0, 4\], .*, got {place} at'):

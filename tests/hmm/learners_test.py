@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxrl_llm.rl import hmm, hmm_learners, hmm_oracles
+from jaxrl_llm.hmm import filtering, learners, oracles
 
 PLACES = np.array([0, 1, 2, 3, 5, 8, 13, 30])
 
@@ -22,15 +22,15 @@ def _float64():
 def _random_model(seed, num_states, num_symbols, concentration=1.0):
   rng = np.random.default_rng(seed)
   draw = lambda size, rows: rng.dirichlet(np.full(size, concentration), rows)
-  return hmm_learners.Parameters(*map(jnp.asarray, (
+  return learners.Parameters(*map(jnp.asarray, (
       draw(num_states, 1)[0], draw(num_states, num_states), draw(num_symbols, num_states))))
 
 
 _sample = jax.jit(
-    lambda key, model, steps: hmm.sample(key, *model, steps)[1], static_argnums=2)
-_step = jax.jit(hmm_learners.baum_welch_step)
+    lambda key, model, steps: filtering.sample(key, *model, steps)[1], static_argnums=2)
+_step = jax.jit(learners.baum_welch_step)
 _ngrams = jax.jit(
-    hmm_learners.predict_ngrams, static_argnames=('max_order', 'num_symbols'))
+    learners.predict_ngrams, static_argnames=('max_order', 'num_symbols'))
 
 
 def _count(observations, place, order, num_symbols):
@@ -108,12 +108,12 @@ def _climb():
   observations = jax.vmap(lambda key: _sample(key, _random_model(1, 3, 4, .3), 60))(
       jax.random.split(jax.random.key(0), 4))
   starts = jax.vmap(functools.partial(
-      hmm_learners.random_parameters, num_states=3, num_symbols=4))(
+      learners.random_parameters, num_states=3, num_symbols=4))(
           jax.random.split(jax.random.key(1), 2))
   starts = jax.tree.map(lambda leaf: leaf.astype(jnp.float64), starts)
 
   def run(parameters, observations):
-    return jax.lax.scan(lambda p, _: hmm_learners.baum_welch_step(p, observations), parameters,
+    return jax.lax.scan(lambda p, _: learners.baum_welch_step(p, observations), parameters,
                         length=60)[1]
 
   each = jax.vmap(jax.vmap(run, (None, 0)), (0, None))
@@ -129,9 +129,9 @@ def test_H3_the_log_likelihood_never_falls():
 def test_H3_names_of_states_do_not_matter():
   model, observations = _random_model(2, 3, 4), np.array([0, 3, 3, 1, 2, 0, 1])
   order = np.array([2, 0, 1])
-  renamed = hmm_learners.Parameters(
+  renamed = learners.Parameters(
       model.initial[order], model.transition[order][:, order], model.emission[order])
-  predict = lambda model: hmm_oracles.predict_next(*_step(model, observations)[0], observations)
+  predict = lambda model: oracles.predict_next(*_step(model, observations)[0], observations)
   np.testing.assert_allclose(predict(renamed), predict(model), atol=1e-12)
 
 
@@ -143,8 +143,8 @@ def test_H3_true_parameters_are_a_fixed_point_in_expectation():
   @jax.jit
   @jax.vmap
   def counts(observations):
-    gamma, xi, _ = hmm.smooth(
-        model.initial, model.transition, hmm.symbol_likelihoods(model.emission, observations))
+    gamma, xi, _ = filtering.smooth(
+        model.initial, model.transition, filtering.symbol_likelihoods(model.emission, observations))
     return gamma[0], xi, gamma.T @ jax.nn.one_hot(observations, 3)
 
   for count, law in zip(counts(observations), model):
@@ -155,18 +155,18 @@ def test_H3_true_parameters_are_a_fixed_point_in_expectation():
 def test_baum_welch_stops_where_nothing_moves():
   observations = _sample(jax.random.key(3), _random_model(1, 3, 4, .3), 60)
   start = _random_model(4, 3, 4)
-  fit = jax.jit(functools.partial(hmm_learners.baum_welch, max_steps=7))(start, observations)
+  fit = jax.jit(functools.partial(learners.baum_welch, max_steps=7))(start, observations)
   parameters = start
   for _ in range(7):
     parameters, log_likelihood = _step(parameters, observations)
   assert fit.steps == 7
   assert fit.log_likelihood == pytest.approx(float(log_likelihood), abs=1e-9)
   jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-9), fit.parameters, parameters)
-  loose = jax.jit(functools.partial(hmm_learners.baum_welch, max_steps=500, tolerance=1e-2))
+  loose = jax.jit(functools.partial(learners.baum_welch, max_steps=500, tolerance=1e-2))
   fit = loose(start, observations)
   assert 1 < fit.steps < 500
   # One state has nothing to learn but frequencies: the third step changes nothing.
-  one = hmm_learners.Parameters(jnp.ones(1), jnp.ones((1, 1)), jnp.array([[.1, .2, .3, .4]]))
+  one = learners.Parameters(jnp.ones(1), jnp.ones((1, 1)), jnp.array([[.1, .2, .3, .4]]))
   fit = loose(one, observations)
   assert fit.steps == 3
   np.testing.assert_allclose(
@@ -174,18 +174,18 @@ def test_baum_welch_stops_where_nothing_moves():
 
 
 def test_only_a_step_below_the_tolerance_ends_baum_welch(monkeypatch):
-  one = hmm_learners.Parameters(jnp.ones(1), jnp.ones((1, 1)), jnp.array([[.5, .5]]))
+  one = learners.Parameters(jnp.ones(1), jnp.ones((1, 1)), jnp.array([[.5, .5]]))
   # Nothing moves from the second step on, but nothing is less than 0.
-  fit = hmm_learners.baum_welch(one, jnp.array([0, 1]), max_steps=9, tolerance=0.0)
+  fit = learners.baum_welch(one, jnp.array([0, 1]), max_steps=9, tolerance=0.0)
   assert fit.steps == 9
   # In float32 a long sequence's log-likelihood also falls, by rounding: that is a move too.
   heights = jnp.array([-9.0, -5.0, -5.5, -5.0, -5.0, -7.0])
   count_up = lambda parameters, _: (
       parameters._replace(initial=parameters.initial + 1),
       heights[parameters.initial[0].astype(int)])
-  monkeypatch.setattr(hmm_learners, 'baum_welch_step', count_up)
+  monkeypatch.setattr(learners, 'baum_welch_step', count_up)
   start = one._replace(initial=jnp.zeros(1))
-  fit = hmm_learners.baum_welch(start, jnp.array([0, 1]), tolerance=.1)
+  fit = learners.baum_welch(start, jnp.array([0, 1]), tolerance=.1)
   assert fit.steps == 5 and fit.log_likelihood == -5
 
 
@@ -198,7 +198,7 @@ def test_baum_welch_of_a_padded_sequence_is_that_of_the_sequence():
 
 
 def test_a_state_that_is_never_visited_keeps_its_rows():
-  model = hmm_learners.Parameters(
+  model = learners.Parameters(
       jnp.array([1., 0]), jnp.array([[1., 0], [.4, .6]]), jnp.array([[.5, .5, 0], [.2, .3, .5]]))
   got, log_likelihood = _step(model, np.array([0, 1, 1]))
   assert np.isfinite(log_likelihood)
@@ -215,23 +215,23 @@ def test_a_start_of_baum_welch_has_no_zeros(monkeypatch):
   # Not even where all uniform numbers are the smallest there are: from 0 no row would come back.
   monkeypatch.setattr(
       jax.random, 'uniform', lambda key, shape, minval=0.0: jnp.full(shape, minval))
-  start = hmm_learners.random_parameters(jax.random.key(0), num_states=2, num_symbols=4)
+  start = learners.random_parameters(jax.random.key(0), num_states=2, num_symbols=4)
   np.testing.assert_allclose(start.emission, np.full((2, 4), .25))
 
 
 def test_the_likeliest_of_several_fits_is_kept():
   observations = _sample(jax.random.key(4), _random_model(6, 3, 4, .3), 40)
   starts = jax.vmap(functools.partial(
-      hmm_learners.random_parameters, num_states=3, num_symbols=4))(
+      learners.random_parameters, num_states=3, num_symbols=4))(
           jax.random.split(jax.random.key(5), 4))
   for leaf in starts:
     np.testing.assert_allclose(np.asarray(leaf).sum(axis=-1), 1, atol=1e-6)
     assert np.asarray(leaf).min() > 0 and len({row.tobytes() for row in np.asarray(leaf)}) == 4
-  climb = functools.partial(hmm_learners.baum_welch, max_steps=20)
+  climb = functools.partial(learners.baum_welch, max_steps=20)
   fits = jax.jit(jax.vmap(climb, (0, None)))(starts, observations)
   best = int(np.argmax(fits.log_likelihood))
   assert np.ptp(fits.log_likelihood) > .1
-  got = jax.jit(functools.partial(hmm_learners.fit_best, max_steps=20))(starts, observations)
+  got = jax.jit(functools.partial(learners.fit_best, max_steps=20))(starts, observations)
   jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b[best], atol=1e-5), got, fits)
 
 
@@ -239,14 +239,14 @@ def test_the_likeliest_of_several_fits_is_kept():
 def test_H8_operators_of_exact_moments_are_the_filter(num_states, num_symbols):
   model = _random_model(7 + num_symbols, num_states, num_symbols)
   observations = np.asarray(_sample(jax.random.key(6), model, 60))
-  operators = hmm_learners.spectral_operators(
-      hmm_learners.exact_moments(model), num_states=num_states)
-  laws = hmm_learners.predict_spectral(operators, observations)
-  expected = hmm_oracles.predict_next(*model, observations)
+  operators = learners.spectral_operators(
+      learners.exact_moments(model), num_states=num_states)
+  laws = learners.predict_spectral(operators, observations)
+  expected = oracles.predict_next(*model, observations)
   np.testing.assert_allclose(laws, expected, atol=1e-8)
   places = np.array([60, 0, 7])
   np.testing.assert_allclose(
-      hmm_learners.predict_spectral(operators, observations, places),
+      learners.predict_spectral(operators, observations, places),
       np.asarray(expected)[places], atol=1e-8)
 
 
@@ -254,8 +254,8 @@ def test_a_symbol_that_the_operators_exclude_starts_again():
   # Readouts b_inf^T B_x: (.9, .1), (-.2, -.1), (.3, 1) and a rounding error.
   rest = np.array([[[.9, 0], [0, .1]], [[-.2, -.1], [0, 0]], [[0, 1], [.3, 0]],
                    [[1e-17, 1e-17], [0, 0]]])
-  operators = hmm_learners.Operators(*map(jnp.asarray, (np.full(2, .5), np.ones(2), rest)))
-  predict = functools.partial(hmm_learners.predict_spectral, observations=np.array([0, 1, 0, 3]))
+  operators = learners.Operators(*map(jnp.asarray, (np.full(2, .5), np.ones(2), rest)))
+  predict = functools.partial(learners.predict_spectral, observations=np.array([0, 1, 0, 3]))
   start, after = np.array([.5, 0, .65, 0]), np.array([.82, 0, .37, 0])
   expected = [start / start.sum(), after / after.sum()] * 2 + [start / start.sum()]
   np.testing.assert_allclose(predict(operators), expected, atol=1e-12)
@@ -269,7 +269,7 @@ def test_exact_moments_are_sums_over_three_states():
   initial, transition, emission = map(np.asarray, model)
   law = np.einsum('a,ab,bc,ai,bx,cj->ixj', initial, transition, transition,
                   emission, emission, emission)
-  moments = hmm_learners.exact_moments(model)
+  moments = learners.exact_moments(model)
   np.testing.assert_allclose(moments.first, law.sum(axis=(1, 2)), atol=1e-12)
   np.testing.assert_allclose(moments.pairs, law.sum(axis=2).T, atol=1e-12)
   np.testing.assert_allclose(moments.triples, law.transpose(1, 2, 0), atol=1e-12)
@@ -277,7 +277,7 @@ def test_exact_moments_are_sums_over_three_states():
 
 def test_empirical_moments_are_frequencies():
   observations = np.array([0, 1, 2, 1, 1, 2, 1])
-  moments = hmm_learners.empirical_moments(observations, num_symbols=3)
+  moments = learners.empirical_moments(observations, num_symbols=3)
   np.testing.assert_allclose(moments.first, np.array([1, 4, 2]) / 7)
   pairs, triples = np.zeros((3, 3)), np.zeros((3, 3, 3))
   for a, b in zip(observations, observations[1:]):
@@ -289,17 +289,17 @@ def test_empirical_moments_are_frequencies():
 
 
 def test_the_spectral_method_learns_from_one_trajectory():
-  model = hmm_learners.Parameters(
+  model = learners.Parameters(
       jnp.array([.5, .5]), jnp.array([[.9, .1], [.2, .8]]),
       jnp.array([[.8, .1, .1], [.1, .2, .7]]))
   observations = _sample(jax.random.key(7), model, 20_000)
 
   @functools.partial(jax.jit, static_argnums=1)
   def gap(observations, length):
-    operators = hmm_learners.spectral_operators(
-        hmm_learners.empirical_moments(observations[:length], num_symbols=3), num_states=2)
-    laws = hmm_learners.predict_spectral(operators, observations[:400])
-    return laws, hmm.hellinger(laws, hmm_oracles.predict_next(*model, observations[:400])).mean()
+    operators = learners.spectral_operators(
+        learners.empirical_moments(observations[:length], num_symbols=3), num_states=2)
+    laws = learners.predict_spectral(operators, observations[:400])
+    return laws, filtering.hellinger(laws, oracles.predict_next(*model, observations[:400])).mean()
 
   (few, far), (many, near) = gap(observations, 100), gap(observations, 20_000)
   assert near < .015 < far
@@ -310,7 +310,7 @@ def test_the_spectral_method_learns_from_one_trajectory():
 
 def test_bad_options_are_refused():
   with pytest.raises(ValueError, match='max_order must be at least 1, got 0'):
-    hmm_learners.predict_ngrams(np.array([0, 1]), np.array([1]), max_order=0, num_symbols=2)
-  moments = hmm_learners.exact_moments(_random_model(0, 3, 2))
+    learners.predict_ngrams(np.array([0, 1]), np.array([1]), max_order=0, num_symbols=2)
+  moments = learners.exact_moments(_random_model(0, 3, 2))
   with pytest.raises(ValueError, match='num_states must be between 1 .* symbols, 2, got 3'):
-    hmm_learners.spectral_operators(moments, num_states=3)
+    learners.spectral_operators(moments, num_states=3)

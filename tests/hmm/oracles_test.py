@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxrl_llm.rl import hmm, hmm_oracles
+from jaxrl_llm.hmm import filtering, oracles
 from tests.rl import hmm_paths
 
 
@@ -18,10 +18,10 @@ def _float64():
     yield
 
 
-_predict = jax.jit(hmm_oracles.predict_next, static_argnames='compat')
-_by_path = jax.jit(hmm_oracles.predict_next_by_path)
-_by_state = jax.jit(hmm_oracles.predict_next_by_state)
-_by_window = jax.jit(hmm_oracles.predict_next_by_window, static_argnames=('window', 'compat'))
+_predict = jax.jit(oracles.predict_next, static_argnames='compat')
+_by_path = jax.jit(oracles.predict_next_by_path)
+_by_state = jax.jit(oracles.predict_next_by_state)
+_by_window = jax.jit(oracles.predict_next_by_window, static_argnames=('window', 'compat'))
 
 
 def test_H1_predictions_of_the_worked_example():
@@ -38,7 +38,7 @@ def test_H1_the_released_filter_is_another_one():
   released = _predict(*hmm_paths.MODEL, observations, compat='released')[-1]
   np.testing.assert_allclose(released, [.281185, .671289], atol=5e-7)
   # Transposed in the last step alone.
-  filtered, _ = hmm.filter_states(
+  filtered, _ = filtering.filter_states(
       jnp.asarray(initial), jnp.asarray(transition), emission.T[observations])
   np.testing.assert_allclose(
       filtered[-1] @ transition.T @ emission, [.338293, .637024], atol=5e-7)
@@ -51,7 +51,7 @@ def test_H1_the_released_filter_is_another_one():
 
 def test_predictions_are_sums_over_all_paths_at_every_place():
   initial, transition, emission = hmm_paths.random_model(7, 3, 3, zeros=.2)
-  states, observations = map(np.asarray, hmm.sample(
+  states, observations = map(np.asarray, filtering.sample(
       jax.random.key(1), *map(jnp.asarray, (initial, transition, emission)), 5))
   model = initial, transition, emission
   exact, path, state = (np.asarray(f(*model, x)) for f, x in (
@@ -101,7 +101,7 @@ def test_H5_a_window_is_a_sum_over_all_paths_whose_older_symbols_are_unknown():
 
 def test_H5_one_symbol_from_the_stationary_law_is_the_bigram_of_the_model():
   _, transition, emission = hmm_paths.random_model(11, 3, 4)
-  stationary = np.asarray(hmm.stationary_law(jnp.asarray(transition)))
+  stationary = np.asarray(filtering.stationary_law(jnp.asarray(transition)))
   pairs = np.einsum('i,ix,ij,jy->xy', stationary, emission, transition, emission)
   bigram = pairs / pairs.sum(axis=1, keepdims=True)
   observations = np.random.default_rng(3).integers(4, size=8)
@@ -128,13 +128,13 @@ def test_H4_the_filter_predicts_best():
            jnp.array([[.5, .3, .2], [.2, .6, .2], [.1, .2, .7]]))
 
   def losses(key):
-    states, observations = hmm.sample(key, *model, 20)
+    states, observations = filtering.sample(key, *model, 20)
     laws = [f(*model, x)[:-1] for f, x in (
-        (hmm_oracles.predict_next, observations),
-        (hmm_oracles.predict_next_by_path, observations),
-        (functools.partial(hmm_oracles.predict_next_by_window, window=2), observations),
-        (functools.partial(hmm_oracles.predict_next, compat='released'), observations),
-        (hmm_oracles.predict_next_by_state, states))]
+        (oracles.predict_next, observations),
+        (oracles.predict_next_by_path, observations),
+        (functools.partial(oracles.predict_next_by_window, window=2), observations),
+        (functools.partial(oracles.predict_next, compat='released'), observations),
+        (oracles.predict_next_by_state, states))]
     laws = jnp.stack(laws)
     hits = jnp.argmax(laws, axis=-1) == observations
     chance = jnp.take_along_axis(laws, observations[None, :, None], axis=-1)[..., 0]
@@ -161,6 +161,6 @@ def test_what_no_state_explains_is_skipped():
 
 def test_bad_options_are_refused():
   with pytest.raises(ValueError, match="compat must be 'correct' or 'released', got 'paper'"):
-    hmm_oracles.predict_next(*hmm_paths.MODEL, hmm_paths.OBSERVATIONS, compat='paper')
+    oracles.predict_next(*hmm_paths.MODEL, hmm_paths.OBSERVATIONS, compat='paper')
   with pytest.raises(ValueError, match='window must be at least 1, got 0'):
-    hmm_oracles.predict_next_by_window(*hmm_paths.MODEL, hmm_paths.OBSERVATIONS, window=0)
+    oracles.predict_next_by_window(*hmm_paths.MODEL, hmm_paths.OBSERVATIONS, window=0)

@@ -5,14 +5,14 @@ import csv
 import numpy as np
 import pytest
 
-from jaxrl_llm.tasks import hmm, hmm_results
+from jaxrl_llm.hmm import published_results, random_models
 
 METRICS = ('acc', 'hellinger_distance')
 
 
 @pytest.fixture(scope='module')
 def published(data_dir):
-  return hmm_results.read(data_dir / 'icl_hmm' / 'entropy_results.csv')
+  return published_results.read(data_dir / 'icl_hmm' / 'entropy_results.csv')
 
 
 def _cells(**changes):
@@ -22,7 +22,7 @@ def _cells(**changes):
       'A': '[[0.8, 0.2], [0.2, 0.8]]', 'A_entropy': '0.7219280948873623',
       'num_observation': '3', 'B': '[[1.0, 0.0, 0.0], [0.0, 1.0, 0.0]]', 'B_entropy': '0',
       'pi_0': '[1.0, 0.0]'}
-  for column in hmm_results.METHODS.values():
+  for column in published_results.METHODS.values():
     for metric in METRICS:
       cells[f'{column}_{metric}'] = str([.1 * k for k in range(10)])
   return cells | changes
@@ -38,7 +38,7 @@ def _write(path, *rows):
 
 def test_H7_the_81_published_chains_are_what_their_rows_say(published):
   assert len(published) == 81
-  errors = [hmm_results.metadata_errors(row) for row in published]
+  errors = [published_results.metadata_errors(row) for row in published]
   largest = {name: max(error[name] for error in errors) for name in errors[0]}
   assert largest['lambda2'] < 1e-6
   assert largest['transition_entropy'] < 1e-6
@@ -53,7 +53,8 @@ def test_H7_the_81_published_chains_are_what_their_rows_say(published):
     np.testing.assert_allclose(row.stationary, 1 / len(row.initial), atol=1e-9)
     np.testing.assert_array_equal(row.initial, np.eye(len(row.initial))[0])
     np.testing.assert_allclose(
-        row.emission, hmm.make_emission(*row.emission.shape, row.emission_entropy), atol=1e-9)
+        row.emission, random_models.make_emission(
+            *row.emission.shape, row.emission_entropy), atol=1e-9)
     moduli = np.sort(np.abs(np.linalg.eigvals(row.transition)))
     assert moduli[-2] < .75 + 1e-6 and row.transition.min() > 0
 
@@ -75,7 +76,7 @@ def test_a_row_is_read(tmp_path):
                     'A': '[[0.8002, 0.2], [0.2, 0.8]]', 'U': 'not read', 'more_acc': '[1, 2]',
                     'more_hellinger_distance': str([0] * 10)})
   cells['more_acc'] = str([1e-05] * 10)
-  row, = hmm_results.read(_write(tmp_path / 'a.csv', cells), optional={
+  row, = published_results.read(_write(tmp_path / 'a.csv', cells), optional={
       'ours': 'more', 'absent': 'lstm'})
   np.testing.assert_array_equal(row.initial, [1, 0])
   np.testing.assert_allclose(row.transition, [[.8002 / 1.0002, .2 / 1.0002], [.2, .8]], rtol=1e-12)
@@ -84,16 +85,16 @@ def test_a_row_is_read(tmp_path):
   np.testing.assert_array_equal(
       row.hellinger['baum_welch'], [np.nan, 1, 0] + [.5] * 7)
   np.testing.assert_array_equal(row.accuracy['ours'], [1e-5] * 10)
-  assert set(row.accuracy) == {*hmm_results.METHODS, 'ours'} and row.line == 2
-  assert hmm_results.metadata_errors(row)['lambda2'] < 1e-3
+  assert set(row.accuracy) == {*published_results.METHODS, 'ours'} and row.line == 2
+  assert published_results.metadata_errors(row)['lambda2'] < 1e-3
 
 
 def test_metadata_errors_tell_what_is_off(tmp_path):
-  row, = hmm_results.read(_write(tmp_path / 'a.csv', _cells()))
-  assert max(hmm_results.metadata_errors(row).values()) < 1e-12
-  row, = hmm_results.read(_write(tmp_path / 'b.csv', _cells(
+  row, = published_results.read(_write(tmp_path / 'a.csv', _cells()))
+  assert max(published_results.metadata_errors(row).values()) < 1e-12
+  row, = published_results.read(_write(tmp_path / 'b.csv', _cells(
       steady_state='[0.7, 0.3]', lambda2='0.5', A_entropy='0.5', B_entropy='1')))
-  errors = hmm_results.metadata_errors(row)
+  errors = published_results.metadata_errors(row)
   assert errors == pytest.approx({
       'stationary_law': .08, 'lambda2': .1, 'transition_entropy': .2219280948873623,
       'emission_entropy': 1})
@@ -134,26 +135,26 @@ def _ten(last):
 def test_a_bad_cell_is_one_clear_line(tmp_path, changes, words):
   path = _write(tmp_path / 'a.csv', _cells(**changes))
   with pytest.raises(ValueError, match=words) as caught:
-    hmm_results.read(path)
+    published_results.read(path)
   assert str(caught.value).startswith(f'{path}, line 2, ') and '\n' not in str(caught.value)
 
 
 def test_a_bad_file_is_one_clear_line(tmp_path):
   with pytest.raises(ValueError, match='nowhere.csv is not a file'):
-    hmm_results.read(tmp_path / 'nowhere.csv')
+    published_results.read(tmp_path / 'nowhere.csv')
   cells = _cells()
   del cells['bw_acc'], cells['pi_0']
   with pytest.raises(ValueError, match='lacks the columns pi_0, bw_acc'):
-    hmm_results.read(_write(tmp_path / 'a.csv', cells))
+    published_results.read(_write(tmp_path / 'a.csv', cells))
   (tmp_path / 'b.csv').write_text('')
   with pytest.raises(ValueError, match='lacks the columns num_state, '):
-    hmm_results.read(tmp_path / 'b.csv')
+    published_results.read(tmp_path / 'b.csv')
   (tmp_path / 'c.csv').write_text(','.join(_cells()) + '\n')
   with pytest.raises(ValueError, match='has no rows'):
-    hmm_results.read(tmp_path / 'c.csv')
+    published_results.read(tmp_path / 'c.csv')
   (tmp_path / 'd.csv').write_text(','.join(_cells()) + '\n2,3\n')
   with pytest.raises(ValueError, match='line 2: has not as many cells as the first line'):
-    hmm_results.read(tmp_path / 'd.csv')
+    published_results.read(tmp_path / 'd.csv')
   (tmp_path / 'e.csv').write_bytes(b'num_state\n\xff\xfe')
   with pytest.raises(ValueError, match='is not a CSV file in UTF-8'):
-    hmm_results.read(tmp_path / 'e.csv')
+    published_results.read(tmp_path / 'e.csv')

@@ -6,36 +6,36 @@ import math
 import numpy as np
 import pytest
 
-from jaxrl_llm.tasks import hmm
+from jaxrl_llm.hmm import random_models
 
 
 def test_H1_numbers_of_the_worked_example():
   transition = np.array([[.9, .1], [.2, .8]])
-  assert hmm.second_eigenvalue(transition) == pytest.approx(.7, abs=1e-12)
-  assert hmm.entropy_rate_bits(transition, np.array([2 / 3, 1 / 3])) == pytest.approx(
+  assert random_models.second_eigenvalue(transition) == pytest.approx(.7, abs=1e-12)
+  assert random_models.entropy_rate_bits(transition, np.array([2 / 3, 1 / 3])) == pytest.approx(
       .553306, abs=5e-7)
 
 
 def test_entropy_bits_of_certain_and_uniform_laws():
   np.testing.assert_allclose(
-      hmm.entropy_bits([[1, 0, 0, 0], [.25] * 4, [.5, .5, 0, 0]]), [0, 2, 1], atol=1e-12)
+      random_models.entropy_bits([[1, 0, 0, 0], [.25] * 4, [.5, .5, 0, 0]]), [0, 2, 1], atol=1e-12)
 
 
 def test_beta_laws():
-  np.testing.assert_allclose(hmm.beta_law(4, 1), .25)
+  np.testing.assert_allclose(random_models.beta_law(4, 1), .25)
   # (1, 3/4, 1/2, 1/4)**3 / 1.5625.
-  np.testing.assert_allclose(hmm.beta_law(4, 4), [.64, .27, .08, .01], atol=1e-12)
-  np.testing.assert_allclose(hmm.beta_law(4, 16), [.9868, .0132, 0, 0], atol=5e-5)
+  np.testing.assert_allclose(random_models.beta_law(4, 4), [.64, .27, .08, .01], atol=1e-12)
+  np.testing.assert_allclose(random_models.beta_law(4, 16), [.9868, .0132, 0, 0], atol=5e-5)
   with pytest.raises(ValueError, match='exponent must be positive and finite, got 0'):
-    hmm.beta_law(4, 0)
+    random_models.beta_law(4, 0)
 
 
 @pytest.mark.parametrize('num_states, lambda2, exponent, entropy', [
     (2, .9, 1, None), (4, .75, 1, 1.0), (4, .99, 4, .1), (4, .99, 16, .1), (8, .75, 1, 2.0),
     (8, .95, 4, .53), (8, .95, 16, .53), (16, .5, 1, 3.0)])
 def test_H7_a_constructed_chain_is_as_asked_for(num_states, lambda2, exponent, entropy):
-  stationary = hmm.beta_law(num_states, exponent)
-  transition = hmm.make_transition(
+  stationary = random_models.beta_law(num_states, exponent)
+  transition = random_models.make_transition(
       np.random.default_rng(0), stationary, lambda2=lambda2, entropy=entropy)
   np.testing.assert_allclose(transition.sum(axis=1), 1, atol=1e-12)
   np.testing.assert_allclose(stationary @ transition, stationary, atol=1e-12)
@@ -44,7 +44,8 @@ def test_H7_a_constructed_chain_is_as_asked_for(num_states, lambda2, exponent, e
   assert moduli[1] == pytest.approx(lambda2, abs=1e-9)
   assert (moduli[2:] < lambda2).all()
   if entropy is not None:
-    assert hmm.entropy_rate_bits(transition, stationary) == pytest.approx(entropy, abs=.02)
+    assert random_models.entropy_rate_bits(
+        transition, stationary) == pytest.approx(entropy, abs=.02)
 
 
 def test_the_descent_follows_the_gradient():
@@ -58,10 +59,10 @@ def test_the_descent_follows_the_gradient():
 
   def loss(matrix):
     below = np.maximum(margin - matrix, 0) * root[:, None] / root
-    excess = hmm.entropy_rate_bits(np.maximum(matrix, margin), stationary) - 1.2
+    excess = random_models.entropy_rate_bits(np.maximum(matrix, margin), stationary) - 1.2
     return below.sum() + excess**2
 
-  pull, done = hmm._pull(matrix, stationary, 1.2, .02)
+  pull, done = random_models._pull(matrix, stationary, 1.2, .02)
   assert not done
   for i, j in itertools.product(range(3), repeat=2):
     step = np.zeros((3, 3))
@@ -82,29 +83,30 @@ def test_the_descent_follows_the_gradient():
 def test_what_cannot_be_constructed_is_refused(options, words):
   options = {'stationary': np.full(4, .25), 'lambda2': .75} | options
   with pytest.raises(ValueError, match=words):
-    hmm.make_transition(np.random.default_rng(0), options.pop('stationary'), **options)
+    random_models.make_transition(np.random.default_rng(0), options.pop('stationary'), **options)
 
 
 def test_emissions_have_the_published_probabilities():
   published = {(4, 1): .810710, (8, 1): .855791, (8, 2): .627026, (16, 1): .879733,
                (16, 2): .710331, (16, 3): .487977}
   for (num_symbols, entropy), probability in published.items():
-    assert hmm.dominant_probability(num_symbols, entropy) == pytest.approx(probability, abs=5e-7)
-    emission = hmm.make_emission(5, num_symbols, entropy)
-    np.testing.assert_allclose(hmm.entropy_bits(emission), entropy, atol=1e-9)
+    assert random_models.dominant_probability(
+        num_symbols, entropy) == pytest.approx(probability, abs=5e-7)
+    emission = random_models.make_emission(5, num_symbols, entropy)
+    np.testing.assert_allclose(random_models.entropy_bits(emission), entropy, atol=1e-9)
     for state in range(5):
       assert emission[state].argmax() == state % num_symbols
       others = np.delete(emission[state], state % num_symbols)
       np.testing.assert_allclose(others, (1 - emission[state].max()) / (num_symbols - 1))
-  np.testing.assert_array_equal(hmm.make_emission(6, 4, 0), np.eye(4)[[0, 1, 2, 3, 0, 1]])
-  np.testing.assert_allclose(hmm.make_emission(2, 4, 2), .25, atol=1e-7)
+  np.testing.assert_array_equal(random_models.make_emission(6, 4, 0), np.eye(4)[[0, 1, 2, 3, 0, 1]])
+  np.testing.assert_allclose(random_models.make_emission(2, 4, 2), .25, atol=1e-7)
   with pytest.raises(ValueError, match='between 0 and log2 of 4 symbols, 2 bits, got 2.5'):
-    hmm.dominant_probability(4, np.array([1, 2.5]))
+    random_models.dominant_probability(4, np.array([1, 2.5]))
 
 
 @pytest.mark.parametrize('num_states, num_symbols', [(2, 2), (4, 4), (8, 4), (3, 6)])
 def test_drawn_models_are_what_is_said_of_them(num_states, num_symbols):
-  batch = hmm.sample_hmms(
+  batch = random_models.sample_hmms(
       np.random.default_rng(0), 300, num_states=num_states, num_symbols=num_symbols)
   assert batch.transition.shape == (300, num_states, num_states)
   assert batch.emission.shape == (300, num_states, num_symbols)
@@ -112,9 +114,11 @@ def test_drawn_models_are_what_is_said_of_them(num_states, num_symbols):
   np.testing.assert_allclose(batch.transition.sum(axis=-1), 1, atol=1e-12)
   np.testing.assert_allclose(batch.emission.sum(axis=-1), 1, atol=1e-12)
   np.testing.assert_array_equal(batch.initial, np.tile(np.eye(num_states)[0], (300, 1)))
-  np.testing.assert_allclose(hmm.second_eigenvalue(batch.transition), batch.lambda2, atol=1e-9)
   np.testing.assert_allclose(
-      hmm.entropy_bits(batch.emission), np.repeat(batch.emission_entropy[:, None], num_states, 1),
+      random_models.second_eigenvalue(batch.transition), batch.lambda2, atol=1e-9)
+  np.testing.assert_allclose(
+      random_models.entropy_bits(
+          batch.emission), np.repeat(batch.emission_entropy[:, None], num_states, 1),
       atol=1e-9)
   # Uniform over their ranges, to four standard errors.
   for values, low, high in ((batch.lambda2, .3, .99),
@@ -124,7 +128,7 @@ def test_drawn_models_are_what_is_said_of_them(num_states, num_symbols):
 
 
 def test_symbols_are_named_at_random():
-  batch = hmm.sample_hmms(np.random.default_rng(1), 3_000, num_states=3, num_symbols=4,
+  batch = random_models.sample_hmms(np.random.default_rng(1), 3_000, num_states=3, num_symbols=4,
                           entropy=(.5, 1.5))
   first = batch.emission.argmax(axis=2)
   counts = np.bincount(first[:, 0], minlength=4)
@@ -134,15 +138,17 @@ def test_symbols_are_named_at_random():
 
 
 def test_drawn_ranges_are_kept_and_checked():
-  draw = lambda **options: hmm.sample_hmms(
+  draw = lambda **options: random_models.sample_hmms(
       np.random.default_rng(0), 8, num_states=4, num_symbols=4, **options)
-  np.testing.assert_allclose(hmm.second_eigenvalue(draw(lambda2=(0, 0)).transition), 0, atol=1e-7)
   np.testing.assert_allclose(
-      hmm.second_eigenvalue(draw(lambda2=(.95, .95)).transition), .95, atol=1e-9)
-  np.testing.assert_allclose(hmm.entropy_bits(draw(entropy=(1, 1)).emission), 1, atol=1e-9)
+      random_models.second_eigenvalue(draw(lambda2=(0, 0)).transition), 0, atol=1e-7)
+  np.testing.assert_allclose(
+      random_models.second_eigenvalue(draw(lambda2=(.95, .95)).transition), .95, atol=1e-9)
+  np.testing.assert_allclose(
+      random_models.entropy_bits(draw(entropy=(1, 1)).emission), 1, atol=1e-9)
   with pytest.raises(ValueError, match=r'lambda2 must be a range within \[0, 1\), got \(0.5, 1'):
     draw(lambda2=(.5, 1.))
   with pytest.raises(ValueError, match=r'entropy must be a range .* got \(1, 3\)'):
     draw(entropy=(1, 3))
   with pytest.raises(ValueError, match='at least 2, got 1 and 4'):
-    hmm.sample_hmms(np.random.default_rng(0), 1, num_states=1, num_symbols=4)
+    random_models.sample_hmms(np.random.default_rng(0), 1, num_states=1, num_symbols=4)

@@ -5,16 +5,15 @@ import itertools
 import numpy as np
 import pytest
 
-from jaxrl_llm.data import animals
-from jaxrl_llm.tasks import mice
+from jaxrl_llm.hmm import animals, simulated_mice
 
-HAND = mice.Mice(
+HAND = simulated_mice.Mice(
     initial=np.array([[.7, .3]]), transition=np.array([[[.9, .1], [.2, .8]]]),
     weights=np.array([[[2.0, .1, .5, -.3], [.2, -1.0, 0, .4]]]), power=np.array([.5]))
 
 
 def _drawn(seed, count, **options):
-  return mice.draw(np.random.default_rng(seed), count, **options)
+  return simulated_mice.draw(np.random.default_rng(seed), count, **options)
 
 
 def test_drawn_mice_have_laws_and_one_to_three_states():
@@ -33,22 +32,24 @@ def test_drawn_mice_have_laws_and_one_to_three_states():
 
 
 def test_what_is_drawn_is_a_function_of_the_generator():
-  a, b = (mice.simulate(_drawn(3, 4), np.random.default_rng(5), num_trials=20) for _ in range(2))
+  a, b = (simulated_mice.simulate(
+      _drawn(3, 4), np.random.default_rng(5), num_trials=20) for _ in range(2))
   for x, y in zip(a, b):
     np.testing.assert_array_equal(x, y)
 
 
 def test_sessions_begin_where_the_phase_says():
   drawn = _drawn(0, 2)
-  trials = mice.simulate(drawn, np.random.default_rng(0), num_trials=200, phase=np.array([0, 60]))
+  trials = simulated_mice.simulate(
+      drawn, np.random.default_rng(0), num_trials=200, phase=np.array([0, 60]))
   np.testing.assert_array_equal(np.flatnonzero(trials.starts[0]), [0, 90, 180])
   np.testing.assert_array_equal(np.flatnonzero(trials.starts[1]), [0, 30, 120])
-  animal = mice.as_animal(trials, 1, 'b')
+  animal = simulated_mice.as_animal(trials, 1, 'b')
   assert animal.num_sessions == 3 and list(np.bincount(animal.sessions)) == [30, 90, 80]
 
 
 def test_rewards_follow_choices_and_at_contrast_0_chance():
-  trials = mice.simulate(_drawn(1, 200), np.random.default_rng(1), num_trials=90)
+  trials = simulated_mice.simulate(_drawn(1, 200), np.random.default_rng(1), num_trials=90)
   sided = trials.levels != animals.ZERO_LEVEL
   right = (trials.levels > animals.ZERO_LEVEL) == (trials.choices > 0)
   np.testing.assert_array_equal((trials.rewards > 0)[sided], right[sided])
@@ -89,17 +90,19 @@ def _by_paths(mouse, trials):
 
 
 def test_the_best_prediction_is_the_sum_over_all_paths():
-  trials = mice.simulate(HAND, np.random.default_rng(2), num_trials=7, session_length=4)
-  np.testing.assert_allclose(mice.predict(HAND, trials)[0], _by_paths(HAND, trials), atol=1e-12)
+  trials = simulated_mice.simulate(HAND, np.random.default_rng(2), num_trials=7, session_length=4)
+  np.testing.assert_allclose(
+      simulated_mice.predict(HAND, trials)[0], _by_paths(HAND, trials), atol=1e-12)
 
 
 def test_predictions_are_calibrated_and_better_than_another_mouse_s():
   count = 400
   drawn = _drawn(4, count)
-  trials = mice.simulate(drawn, np.random.default_rng(4), num_trials=180)
-  best = mice.predict(drawn, trials)
+  trials = simulated_mice.simulate(drawn, np.random.default_rng(4), num_trials=180)
+  best = simulated_mice.predict(drawn, trials)
   score = lambda p: np.log(np.where(trials.choices > 0, p, 1 - p)).mean(axis=1)
-  others = mice.predict(mice.Mice(*(np.roll(x, 1, axis=0) for x in drawn)), trials)
+  others = simulated_mice.predict(
+      simulated_mice.Mice(*(np.roll(x, 1, axis=0) for x in drawn)), trials)
   gain = score(best) - score(others)
   assert gain.mean() > 5 * gain.std() / np.sqrt(count)
   for low in (.05, .25, .45, .65, .85):
@@ -109,21 +112,22 @@ def test_predictions_are_calibrated_and_better_than_another_mouse_s():
 
 
 def test_states_and_choices_have_the_frequencies_of_the_parameters():
-  copies = mice.Mice(*(np.repeat(x, 4000, axis=0) for x in HAND))
-  trials = mice.simulate(copies, np.random.default_rng(6), num_trials=2)
+  copies = simulated_mice.Mice(*(np.repeat(x, 4000, axis=0) for x in HAND))
+  trials = simulated_mice.simulate(copies, np.random.default_rng(6), num_trials=2)
   assert (trials.states[:, 0] == 1).mean() == pytest.approx(.3, abs=.03)
   stayed = trials.states[:, 1][trials.states[:, 0] == 0] == 0
   assert stayed.mean() == pytest.approx(.9, abs=.03)
   assert trials.choices[:, 0].mean() == pytest.approx(
-      mice.predict(copies, trials)[:, 0].mean(), abs=.03)
+      simulated_mice.predict(copies, trials)[:, 0].mean(), abs=.03)
 
 
 @pytest.mark.parametrize('call, words', [
     (lambda: _drawn(0, 0), 'count must be at least 1, got 0'),
     (lambda: _drawn(0, 1, max_states=0), 'max_states must be at least 1, got 0'),
-    (lambda: mice.simulate(HAND, np.random.default_rng(0), num_trials=0),
+    (lambda: simulated_mice.simulate(HAND, np.random.default_rng(0), num_trials=0),
      'num_trials must be at least 1, got 0'),
-    (lambda: mice.simulate(HAND, np.random.default_rng(0), num_trials=1, session_length=0),
+    (lambda: simulated_mice.simulate(
+        HAND, np.random.default_rng(0), num_trials=1, session_length=0),
      'session_length must be at least 1, got 0'),
 ])
 def test_bad_numbers_are_named(call, words):

@@ -8,9 +8,10 @@ import pytest
 import transformers
 from absl import flags
 
-from experiments import convert, origins
+from experiments.convert import __main__ as convert
 from jaxrl_llm.data import tokenizers
 from jaxrl_llm.models import configs, policy
+from jaxrl_llm.runs import checkpoint_sources
 from jaxrl_llm.training import checkpoints
 from tests.golden import chat_cases
 from tests.parity import tokenizers_test
@@ -28,7 +29,8 @@ def export(tokenizer_dir, tmp_path, model_type, *, stop_tokens=None):
       **(gpt2 if model_type == 'gpt2' else {})})
   checkpoints.save_params(
       tmp_path / 'ours', policy.make(config).init(jax.random.key(0)),
-      {**origins.identity(tokenizer.fingerprint, config), **origins.about_tokenizer(tokenizer)})
+      {**checkpoint_sources.identity(
+          tokenizer.fingerprint, config), **checkpoint_sources.about_tokenizer(tokenizer)})
   values = flags.FlagValues()
   convert.define_flags(values)
   values(['convert', f'--from={tmp_path / "ours"}', f'--to={tmp_path / "out"}',

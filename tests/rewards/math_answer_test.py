@@ -11,15 +11,15 @@ import hypothesis
 import pytest
 from hypothesis import strategies as st
 
-from jaxrl_llm.rewards import (
-    answer_extraction,
-    answer_text,
-    arithmetic,
-    equivalence,
-    math_answer,
-    number_words,
-    units,
-    worker_pool,
+from jaxrl_llm.rewards import math_answer
+from jaxrl_llm.rewards.math import (
+  answer_extraction,
+  answer_text,
+  arithmetic,
+  equivalence,
+  number_words,
+  units,
+  worker_pool,
 )
 
 PAIRS = pathlib.Path(__file__).with_name('answer_pairs.csv')

@@ -6,36 +6,36 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from experiments import icl_hmm_published
-from jaxrl_llm.rl import glm_hmm, hmm, hmm_learners, hmm_oracles
+from experiments.icl_hmm import published as icl_hmm_published
+from jaxrl_llm.hmm import filtering, glm_hmm, learners, oracles
 
 STATES, SYMBOLS, STEPS, INPUTS = 3, 4, 8, 2
 MODEL = (jnp.full(STATES, 1 / STATES), jnp.full((STATES, STATES), 1 / STATES),
          jnp.full((STATES, SYMBOLS), 1 / SYMBOLS))
 OBSERVATIONS, PLACES = jnp.arange(STEPS) % SYMBOLS, jnp.array([0, 3, STEPS])
 LIKELIHOODS = MODEL[2].T[OBSERVATIONS]
-PARAMETERS = hmm_learners.Parameters(*MODEL)
+PARAMETERS = learners.Parameters(*MODEL)
 LAWS = jnp.full((2, STATES), 1 / STATES)
 SESSIONS = jnp.ones((2, STEPS, INPUTS)), jnp.zeros((2, STEPS), int)
 MIXTURE = glm_hmm.GlmHmm(*MODEL[:2], jnp.ones((STATES, INPUTS)))
 
 FUNCTIONS = {
-    'filter_states': lambda: hmm.filter_states(*MODEL[:2], LIKELIHOODS),
-    'smooth': lambda: hmm.smooth(*MODEL[:2], LIKELIHOODS),
-    'entropy_rate_bits': lambda: hmm.entropy_rate_bits(MODEL[1], MODEL[0]),
-    'predict_next': lambda: hmm_oracles.predict_next(*MODEL, OBSERVATIONS),
-    'predict_next_by_path': lambda: hmm_oracles.predict_next_by_path(*MODEL, OBSERVATIONS),
-    'predict_next_by_state': lambda: hmm_oracles.predict_next_by_state(
+    'filter_states': lambda: filtering.filter_states(*MODEL[:2], LIKELIHOODS),
+    'smooth': lambda: filtering.smooth(*MODEL[:2], LIKELIHOODS),
+    'entropy_rate_bits': lambda: filtering.entropy_rate_bits(MODEL[1], MODEL[0]),
+    'predict_next': lambda: oracles.predict_next(*MODEL, OBSERVATIONS),
+    'predict_next_by_path': lambda: oracles.predict_next_by_path(*MODEL, OBSERVATIONS),
+    'predict_next_by_state': lambda: oracles.predict_next_by_state(
         *MODEL, OBSERVATIONS % STATES, PLACES),
-    'predict_next_by_window': lambda: hmm_oracles.predict_next_by_window(
+    'predict_next_by_window': lambda: oracles.predict_next_by_window(
         *MODEL, OBSERVATIONS, window=2),
-    'predict_ngrams': lambda: hmm_learners.predict_ngrams(
+    'predict_ngrams': lambda: learners.predict_ngrams(
         OBSERVATIONS, PLACES, max_order=3, num_symbols=SYMBOLS),
-    'baum_welch': lambda: hmm_learners.baum_welch(PARAMETERS, OBSERVATIONS),
-    'empirical_moments': lambda: hmm_learners.empirical_moments(OBSERVATIONS, num_symbols=SYMBOLS),
-    'exact_moments': lambda: hmm_learners.exact_moments(PARAMETERS),
-    'spectral': lambda: hmm_learners.predict_spectral(hmm_learners.spectral_operators(
-        hmm_learners.exact_moments(PARAMETERS), num_states=2), OBSERVATIONS),
+    'baum_welch': lambda: learners.baum_welch(PARAMETERS, OBSERVATIONS),
+    'empirical_moments': lambda: learners.empirical_moments(OBSERVATIONS, num_symbols=SYMBOLS),
+    'exact_moments': lambda: learners.exact_moments(PARAMETERS),
+    'spectral': lambda: learners.predict_spectral(learners.spectral_operators(
+        learners.exact_moments(PARAMETERS), num_states=2), OBSERVATIONS),
     'fit_glm': lambda: glm_hmm.fit_glm(SESSIONS[0][0], SESSIONS[1][0], ridge=1.0),
     'glm_hmm.fit': lambda: glm_hmm.fit(
         jax.random.key(0), *SESSIONS, num_states=2, restarts=2, steps=2),

@@ -5,8 +5,8 @@ import shutil
 
 import pytest
 
-from experiments import tokenizer_export
 from jaxrl_llm.data import tokenizers
+from jaxrl_llm.runs import export as export_lib
 from tests.golden import chat_cases
 
 TEXTS = (*chat_cases.TEXTS, 'x<|im_start|>user\nHi<|im_end|>\n<|endoftext|> 12', "don't 東京 345")
@@ -18,7 +18,7 @@ def export(folder, tmp_path, fields=None, *, model_type='llama', stop_tokens=Non
   if stop_tokens:
     stops = tokenizers.load_tokenizer(folder, stop_tokens=stop_tokens).stop_ids
     loaded = tokenizers.with_stop_ids(loaded, stops)
-  found = tokenizer_export.of_tokenizer(loaded, folder, fields or {}, model_type=model_type)
+  found = export_lib.of_tokenizer(loaded, folder, fields or {}, model_type=model_type)
   target = tmp_path / 'out'
   target.mkdir()
   for name, content in found.files.items():
@@ -80,7 +80,7 @@ def test_a_whole_tokenizer_is_copied_byte_for_byte(tmp_path):
   assert {name: (folder / name).read_bytes() for name in found.files} == found.files
   assert again.start_ids == (400,)
   # Without anything in config.json the class would have ids of its own.
-  assert tokenizer_export.of_tokenizer(again, folder, {}, model_type='llama').fields == {
+  assert export_lib.of_tokenizer(again, folder, {}, model_type='llama').fields == {
       'bos_token_id': 400, 'eos_token_id': [404, 401, 405], 'pad_token_id': 404}
 
 
@@ -102,7 +102,7 @@ def test_other_stop_ids_are_written_everywhere(tmp_path):
   # transformers does not stop at an eos_token that generation_config.json does not have.
   (folder / 'generation_config.json').write_text('{"eos_token_id": 404}')
   tokenizer = tokenizers.with_stop_ids(tokenizers.load_tokenizer(folder), (405, 404))
-  found = tokenizer_export.of_tokenizer(tokenizer, folder, {}, model_type='llama')
+  found = export_lib.of_tokenizer(tokenizer, folder, {}, model_type='llama')
   assert read(found, 'generation_config.json')['eos_token_id'] == [405, 404]
 
 
@@ -125,12 +125,12 @@ def test_a_sentencepiece_model_of_a_known_class_is_copied(name, data_dir, tmp_pa
 def test_one_of_no_class_becomes_a_tokenizer_or_a_note(data_dir, tmp_path, monkeypatch):
   folder = data_dir / 'tokenizers' / 'sentencepiece'
   tokenizer = tokenizers.load_tokenizer(folder)
-  make = lambda: tokenizer_export.of_tokenizer(tokenizer, folder, {}, model_type='llama')
+  make = lambda: export_lib.of_tokenizer(tokenizer, folder, {}, model_type='llama')
   found = make()
   assert 'tokenizer.json' in found.files and not any('.model' in name for name in found.files)
   assert read(found, 'tokenizer_config.json')['eos_token'] == '</s>'
   assert len(found.notes) == 1 and 'those that begin with a space' in found.notes[0]
-  monkeypatch.setattr(tokenizer_export.sentencepiece_export, 'to_backend', lambda _: None)
+  monkeypatch.setattr(export_lib.sentencepiece_export, 'to_backend', lambda _: None)
   found = make()
   assert 'tokenizer.model' in found.files and 'tokenizer.json' not in found.files
   assert len(found.notes) == 1 and 'AutoTokenizer gives other ids' in found.notes[0]
@@ -143,7 +143,7 @@ def test_a_file_that_was_named_is_the_one_that_goes_out(data_dir, tmp_path):
   for name in ('a.model', 'b.model'):
     shutil.copyfile(data_dir / 'tokenizers' / 'sentencepiece' / 'test_model.model', folder / name)
   (folder / 'tokenizer.json').rename(folder / 'other.json')
-  found = tokenizer_export.of_tokenizer(
+  found = export_lib.of_tokenizer(
       tokenizers.load_tokenizer(folder / 'other.json'), folder / 'other.json', {},
       model_type='llama')
   assert found.files['tokenizer.json'] == (folder / 'other.json').read_bytes()
@@ -174,5 +174,5 @@ def test_what_transformers_does_to_qwen2_is_said(data_dir, tmp_path):
                                {'eos_token_id': 5})),
 ])
 def test_special_ids_by_hand(fields, generation, expected):
-  assert tokenizer_export.special_ids(
+  assert export_lib.special_ids(
       (5,), fields, generation, pad_id=9, start_ids=(1,)) == expected

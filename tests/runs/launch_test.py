@@ -14,7 +14,7 @@ import threading
 
 import pytest
 
-from experiments import launch
+from jaxrl_llm.runs import launch
 
 REPOSITORY = pathlib.Path(__file__).resolve().parents[2]
 
@@ -22,7 +22,7 @@ REPOSITORY = pathlib.Path(__file__).resolve().parents[2]
 BINARY = textwrap.dedent('''
     """Adds numbers."""
     import errno, pathlib, sys, time
-    from experiments import launch
+    from jaxrl_llm.runs import launch
 
     def main(run):
       config = run.config

@@ -8,7 +8,7 @@ import textwrap
 
 import pytest
 
-from experiments import processor
+from jaxrl_llm.runs import processor
 
 # Cut to the lines that matter and some that look like them.
 X86 = textwrap.dedent('''

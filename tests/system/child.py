@@ -14,6 +14,7 @@ What comes after NAME are the arguments of `python -m experiments.NAME`.
 
 import collections
 import importlib
+import importlib.util
 import json
 import os
 import pathlib
@@ -21,7 +22,7 @@ import signal
 import sys
 import time
 
-from experiments import launch
+from jaxrl_llm.runs import launch
 from jaxrl_llm.training import checkpoints, metrics
 
 
@@ -78,7 +79,9 @@ class _Recorder:
   """Keeps, as JSON: compilations, fingerprints of the reference, prompts with their V*."""
 
   def __init__(self, path: str):
-    from experiments import a_star_po, a_star_po_report, reference_values
+    from experiments.a_star_po import __main__ as a_star_po_main
+    from experiments.a_star_po import report
+    from experiments.a_star_po import stage1 as stage1_lib
     from jaxrl_llm.training import fingerprint, step
 
     self.path = path
@@ -88,9 +91,9 @@ class _Recorder:
     self._wrap(metrics.MetricsWriter, 'write', self._note_compilations)
     note_reference = lambda reference: self.found['reference'].append(
         [reference.fingerprint, fingerprint.of_params(reference.params)])
-    self._wrap(reference_values, 'estimate', lambda run, parts, ref: note_reference(ref))
-    self._wrap(a_star_po_report, 'write', lambda run, parts, ref, *rest: note_reference(ref))
-    self._wrap(a_star_po, 'Batch', self._note_batch)
+    self._wrap(stage1_lib, 'estimate', lambda run, parts, ref: note_reference(ref))
+    self._wrap(report, 'write', lambda run, parts, ref, *rest: note_reference(ref))
+    self._wrap(a_star_po_main, 'Batch', self._note_batch)
 
   def _wrap(self, holder, name, note) -> None:
     original = getattr(holder, name)
@@ -130,7 +133,9 @@ def main() -> None:
     _install_death(*probes['die'])
   if 'slow' in probes:
     _install_slowness(probes['slow'])
-  binary = importlib.import_module(f'experiments.{name}')
+  room = importlib.util.find_spec(f'experiments.{name}').submodule_search_locations
+  suffix = '.__main__' if room else ''
+  binary = importlib.import_module(f'experiments.{name}{suffix}')
   try:
     launch.run(
         binary.main, default_config='tests/system/tiny_config.py', experiment=name,

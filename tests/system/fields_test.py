@@ -7,7 +7,7 @@ import dataclasses
 
 import pytest
 
-from experiments import settings
+from jaxrl_llm.runs import config as config_lib
 from jaxrl_llm.training import metrics
 from tests.system import running, tiny_config
 
@@ -39,7 +39,7 @@ def changed(runner, tmp_path_factory):
 
 def test_every_field_is_in_one_of_the_lists():
   names = set()
-  for field in dataclasses.fields(settings.AStarPo):
+  for field in dataclasses.fields(config_lib.AStarPo):
     value = getattr(tiny_config.get_config(), field.name)
     if field.name in ('sft', 'evaluation'):
       names |= {f'{field.name}.{inner.name}' for inner in dataclasses.fields(value)}

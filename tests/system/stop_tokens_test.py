@@ -7,9 +7,13 @@ import numpy as np
 import pytest
 from absl import flags
 
-from experiments import convert, evaluate, generate, origins, sft
+from experiments import sft
+from experiments.convert import __main__ as convert
+from experiments.evaluate import __main__ as evaluate_main
+from experiments.generate import __main__ as generate
 from jaxrl_llm.data import tokenizers
 from jaxrl_llm.models.pretrained import huggingface
+from jaxrl_llm.runs import checkpoint_sources, conversion
 from jaxrl_llm.training import checkpoints
 from tests.experiments import tiny
 
@@ -68,7 +72,7 @@ def test_the_option_is_named_where_it_is_missing(folder, tmp_path, capsys):
 def test_the_folder_remembers_what_ends_a_turn(folder, trained, tmp_path, capsys):
   base = tokenizers.load_tokenizer(folder / 'base')
   close = base.backend.token_to_id(CLOSE)
-  origin = origins.read(str(trained), field='--policy')
+  origin = checkpoint_sources.read(str(trained), field='--policy')
   assert (origin.stop_ids, origin.stop_tokens) == ((close,), (CLOSE,))
   # The tokenizer of the base is still its own, and ends samples as they were learned.
   assert origin.tokenizer_dir == str(folder / 'base') and base.stop_ids != (close,)
@@ -94,7 +98,7 @@ def test_so_does_what_goes_to_hugging_face_and_comes_back(folder, trained, tmp_p
   assert read('tokenizer_config.json')['chat_template'] == CHATML
   assert tokenizers.load_tokenizer(tmp_path / 'out').stop_ids == (close,)
   tool(convert, f'--from={tmp_path / "out"}', f'--to={tmp_path / "again"}')
-  assert origins.read(str(tmp_path / 'again'), field='').stop_ids == (close,)
+  assert checkpoint_sources.read(str(tmp_path / 'again'), field='').stop_ids == (close,)
   out = tmp_path / 'samples.jsonl'
   tool(generate, f'--policy={tmp_path / "out"}', '--prompt=7?', '--nostream', '--temperature=0',
        f'--out={out}', '--max_tokens=20')
@@ -104,7 +108,8 @@ def test_so_does_what_goes_to_hugging_face_and_comes_back(folder, trained, tmp_p
 def test_evaluation_stops_there_too(folder, trained, tmp_path):
   (tmp_path / 'problems.jsonl').write_text(json.dumps({'prompt': '7?', 'answer': 'yes'}) + '\n')
   assert tiny.run(
-      evaluate.main, f'--config={CONFIGS / "evaluate_jsonl.py"}', f'--config.data_dir={tmp_path}',
+      evaluate_main.main, f'--config={CONFIGS / "evaluate_jsonl.py"}',
+      f'--config.data_dir={tmp_path}',
       '--config.task.file=problems.jsonl', f'--config.policy_init_from={trained}',
       '--config.task.reward=exact', '--config.task.max_prompt_tokens=40',
       '--config.task.max_response_tokens=20', '--config.num_samples=1', '--config.temperature=0',
@@ -116,20 +121,20 @@ def test_evaluation_stops_there_too(folder, trained, tmp_path):
 
 def test_a_folder_of_the_former_fingerprint_still_loads(folder, trained, tmp_path):
   # It counted stop and pad ids in, and did not keep them.
-  source = convert.read(str(trained), field='')
+  source = conversion.read(str(trained), field='')
   base = tokenizers.load_tokenizer(folder / 'base')
   metadata = checkpoints.read_metadata(trained)
   metadata['tokenizer'] = base.full_fingerprint
   assert metadata['tokenizer'] != base.fingerprint
   for name in ('stop_ids', 'stop_tokens'):
     del metadata[name]
-  checkpoints.save_params(tmp_path / 'old', convert.load(source), metadata)
-  found, tokenizer = convert.find_tokenizer(convert.read(str(tmp_path / 'old'), field=''), '')
+  checkpoints.save_params(tmp_path / 'old', conversion.load(source), metadata)
+  found, tokenizer = conversion.find_tokenizer(conversion.read(str(tmp_path / 'old'), field=''), '')
   assert found == str(folder / 'base') and tokenizer.stop_ids == base.stop_ids
   # Of one that was trained with other stop tokens nobody knows which: one clear line.
   metadata['tokenizer'] = tokenizers.load_tokenizer(
       folder / 'base', stop_tokens=[CLOSE]).full_fingerprint
-  checkpoints.save_params(tmp_path / 'older', convert.load(source), metadata)
+  checkpoints.save_params(tmp_path / 'older', conversion.load(source), metadata)
   with pytest.raises(ValueError, match='was trained with another tokenizer .*: give its own'):
     tool(generate, f'--policy={tmp_path / "older"}', '--prompt=x', f'--tokenizer={folder / "base"}')
 

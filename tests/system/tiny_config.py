@@ -5,15 +5,15 @@ not all equal. One number of samples and one batch size everywhere keep the numb
 programs to compile down.
 """
 
-from experiments import settings
 from jaxrl_llm.algorithms import a_star_po
 from jaxrl_llm.models import configs
+from jaxrl_llm.runs import config as config_lib
 from jaxrl_llm.training import optim
 
 
-def get_config() -> settings.AStarPo:
-  return settings.AStarPo(
-      task=settings.ArithmeticTask(
+def get_config() -> config_lib.AStarPo:
+  return config_lib.AStarPo(
+      task=config_lib.ArithmeticTask(
           digits=1, num_demonstrations=32, num_train=32, num_evaluation=10,
           carry_free_fraction=0.5, carry_drop_rate=0.3, padding='none',
       ),
@@ -21,7 +21,7 @@ def get_config() -> settings.AStarPo:
           num_layers=1, width=16, num_heads=2, num_kv_heads=1, head_dim=8, mlp_width=32,
           max_length=8,
       ),
-      sft=settings.SftSettings(
+      sft=config_lib.SftSettings(
           steps=40, batch_size=8, save_every=10, log_every=3,
           optimizer=optim.OptimizerConfig(learning_rate=2e-2),
       ),
@@ -32,7 +32,7 @@ def get_config() -> settings.AStarPo:
       stage1_batch_size=8,
       save_every=3,
       eval_every=4,
-      evaluation=settings.EvaluationSettings(
+      evaluation=config_lib.EvaluationSettings(
           num_samples=4, batch_size=8, num_shown=2, diagnosed_prompts=8,
           diagnosed_samples=4,
       ),

@@ -8,7 +8,7 @@ such as `10 - \boxed{3} = 7`, fills a gap; its content alone is the answer.
 
 import re
 
-from jaxrl_llm.rewards import answer_text
+from jaxrl_llm.rewards.math import answer_text
 
 _MAX_BOX = 200_000
 _MAX_BOXES = 64

@@ -26,15 +26,15 @@ All scans are linear, and the number of attempts at each marker is bounded.
 
 import re
 
-from jaxrl_llm.rewards import (
-    answer_boxes,
-    answer_phrases,
-    answer_statements,
-    answer_text,
-    answer_values,
-    number_words,
-    reasoning,
-    units,
+from jaxrl_llm.rewards.math import (
+  answer_boxes,
+  answer_phrases,
+  answer_statements,
+  answer_text,
+  answer_values,
+  number_words,
+  reasoning,
+  units,
 )
 
 # Only the end of a longer response is read: that is where the answer is.

@@ -2,8 +2,8 @@
 
 import dataclasses
 
-from jaxrl_llm.rewards.clocks import Clock, Ratio
-from jaxrl_llm.rewards.quantities import Quantity
+from jaxrl_llm.rewards.math.clocks import Clock, Ratio
+from jaxrl_llm.rewards.math.quantities import Quantity
 
 
 @dataclasses.dataclass(frozen=True)

@@ -3,7 +3,7 @@
 import itertools
 import re
 
-from jaxrl_llm.rewards import answer_text, answer_values, equivalence, quantities, units
+from jaxrl_llm.rewards.math import answer_text, answer_values, equivalence, quantities, units
 
 _MAX_WHOLE = 400
 _MAX_ASIDES = 8

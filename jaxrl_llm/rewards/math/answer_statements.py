@@ -8,7 +8,7 @@ only the last of two answers can earn a reward.
 import re
 from collections.abc import Iterator
 
-from jaxrl_llm.rewards import answer_phrases, number_words
+from jaxrl_llm.rewards.math import answer_phrases, number_words
 
 _MAX_ATTEMPTS = 64
 _MAX_TEXT = 100_000

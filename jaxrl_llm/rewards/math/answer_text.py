@@ -10,7 +10,7 @@ that carry a meaning.
 
 import re
 
-from jaxrl_llm.rewards import latex_formatting, unicode_text
+from jaxrl_llm.rewards.math import latex_formatting, unicode_text
 
 # A dollar sign that means money; `$` itself is only ever a LaTeX delimiter and is removed.
 DOLLAR = '\uff04'

@@ -7,31 +7,31 @@ expression) and words. Only structure is decided here; nothing is compared.
 
 import re
 
-from jaxrl_llm.rewards import (
-    answer_text,
-    clocks,
-    expression_tokens,
-    hedges,
-    quantities,
-    residues,
-    set_operations,
-    units,
+from jaxrl_llm.rewards.math import (
+  answer_text,
+  clocks,
+  expression_tokens,
+  hedges,
+  quantities,
+  residues,
+  set_operations,
+  units,
 )
-from jaxrl_llm.rewards.answer_kinds import (
-    Assignment,
-    Braces,
-    Bracket,
-    Choice,
-    Either,
-    Inequality,
-    Items,
-    Matrix,
-    Relation,
-    Text,
-    Union,
-    Value,
+from jaxrl_llm.rewards.math.answer_kinds import (
+  Assignment,
+  Braces,
+  Bracket,
+  Choice,
+  Either,
+  Inequality,
+  Items,
+  Matrix,
+  Relation,
+  Text,
+  Union,
+  Value,
 )
-from jaxrl_llm.rewards.quantities import Quantity
+from jaxrl_llm.rewards.math.quantities import Quantity
 
 _MAX_ITEMS = 64
 

@@ -2,8 +2,8 @@
 
 import re
 
-from jaxrl_llm.rewards import answer_text, answer_values, hedges, quantities, units
-from jaxrl_llm.rewards.quantities import Quantity
+from jaxrl_llm.rewards.math import answer_text, answer_values, hedges, quantities, units
+from jaxrl_llm.rewards.math.quantities import Quantity
 
 _SYNONYMS = {
     'nosolution': 'no solution', 'nosolutions': 'no solution', 'emptyset': 'no solution',

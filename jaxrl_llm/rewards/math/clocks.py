@@ -10,7 +10,7 @@ import fractions
 import math
 import re
 
-from jaxrl_llm.rewards import quantities
+from jaxrl_llm.rewards.math import quantities
 
 
 @dataclasses.dataclass(frozen=True)

@@ -32,20 +32,20 @@ import re
 from collections.abc import Sequence
 from typing import Protocol
 
-from jaxrl_llm.rewards import (
-    answer_text,
-    answer_values,
-    answer_words,
-    clocks,
-    expressions,
-    finiteness,
-    residues,
-    roundings,
-    units,
+from jaxrl_llm.rewards.math import (
+  answer_text,
+  answer_values,
+  answer_words,
+  clocks,
+  expressions,
+  finiteness,
+  residues,
+  roundings,
+  units,
 )
-from jaxrl_llm.rewards.answer_kinds import Matrix, Residue
-from jaxrl_llm.rewards.answer_values import Text
-from jaxrl_llm.rewards.quantities import Quantity
+from jaxrl_llm.rewards.math.answer_kinds import Matrix, Residue
+from jaxrl_llm.rewards.math.answer_values import Text
+from jaxrl_llm.rewards.math.quantities import Quantity
 
 
 class Leaf(Protocol):

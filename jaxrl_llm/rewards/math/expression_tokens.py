@@ -2,7 +2,7 @@ r"""Tokens of mathematical text: numbers, commands, letters, signs. Nothing else
 
 import re
 
-from jaxrl_llm.rewards import arithmetic
+from jaxrl_llm.rewards.math import arithmetic
 
 
 class Unreadable(ValueError):

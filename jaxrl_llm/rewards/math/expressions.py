@@ -17,9 +17,9 @@ import fractions
 import functools
 import re
 
-from jaxrl_llm.rewards import arithmetic
-from jaxrl_llm.rewards import expression_tokens as tokens
-from jaxrl_llm.rewards.expression_tokens import Unreadable
+from jaxrl_llm.rewards.math import arithmetic
+from jaxrl_llm.rewards.math import expression_tokens as tokens
+from jaxrl_llm.rewards.math.expression_tokens import Unreadable
 
 Tree = tuple
 

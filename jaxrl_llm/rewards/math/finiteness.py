@@ -9,7 +9,7 @@ import cmath
 import math
 import zlib
 
-from jaxrl_llm.rewards.expressions import Tree
+from jaxrl_llm.rewards.math.expressions import Tree
 
 _NEAR_ZERO = 1e-9
 _TOO_LARGE = 1e100

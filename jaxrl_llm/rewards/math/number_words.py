@@ -3,7 +3,7 @@
 import fractions
 import re
 
-from jaxrl_llm.rewards import arithmetic
+from jaxrl_llm.rewards.math import arithmetic
 
 _SMALL = {
     'zero': 0, 'one': 1, 'two': 2, 'three': 3, 'four': 4, 'five': 5, 'six': 6, 'seven': 7,

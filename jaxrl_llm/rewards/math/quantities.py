@@ -5,7 +5,7 @@ import fractions
 import re
 import unicodedata
 
-from jaxrl_llm.rewards import arithmetic, expressions, number_words, units
+from jaxrl_llm.rewards.math import arithmetic, expressions, number_words, units
 
 
 @dataclasses.dataclass(frozen=True)

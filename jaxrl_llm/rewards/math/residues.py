@@ -7,8 +7,8 @@ text, without parentheses, is an unfinished calculation and equals only another 
 
 import re
 
-from jaxrl_llm.rewards import quantities
-from jaxrl_llm.rewards.answer_kinds import Items, Residue
+from jaxrl_llm.rewards.math import quantities
+from jaxrl_llm.rewards.math.answer_kinds import Items, Residue
 
 _MAX_MEMBERS = 64
 _CONGRUENCE = re.compile(

@@ -3,8 +3,8 @@
 import fractions
 import re
 
-from jaxrl_llm.rewards import answer_values, expressions
-from jaxrl_llm.rewards.quantities import Quantity
+from jaxrl_llm.rewards.math import answer_values, expressions
+from jaxrl_llm.rewards.math.quantities import Quantity
 
 # A decimal with at least this many digits after the point equals the number that it rounds.
 MIN_ROUNDED_DECIMALS = 6

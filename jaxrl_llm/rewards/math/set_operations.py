@@ -7,8 +7,8 @@ import fractions
 import re
 from collections.abc import Sequence
 
-from jaxrl_llm.rewards.answer_kinds import Braces, Bracket, Text, Union, Value
-from jaxrl_llm.rewards.quantities import Quantity
+from jaxrl_llm.rewards.math.answer_kinds import Braces, Bracket, Text, Union, Value
+from jaxrl_llm.rewards.math.quantities import Quantity
 
 INFINITY = Text('infinity')
 NEGATIVE_INFINITY = Text('-infinity')

@@ -12,8 +12,8 @@ import fractions
 import random
 import re
 
-from jaxrl_llm.rewards import expression_tokens, expressions
-from jaxrl_llm.rewards.expressions import Tree
+from jaxrl_llm.rewards.math import expression_tokens, expressions
+from jaxrl_llm.rewards.math.expressions import Tree
 
 _PLAIN_DECIMAL = re.compile(r'^-? ?[0-9,]*\.([0-9]{6,})$')
 _DIGITS = 50

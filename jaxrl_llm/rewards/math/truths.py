@@ -1,6 +1,6 @@
 r"""Checks ground truths: a value that is not finite can be no response's right answer."""
 
-from jaxrl_llm.rewards import answer_extraction, answer_text, equivalence, worker_pool
+from jaxrl_llm.rewards.math import answer_extraction, answer_text, equivalence, worker_pool
 
 _MARKS = ('\\boxed', '\\fbox', '####')
 

@@ -8,7 +8,7 @@ import dataclasses
 import fractions
 import re
 
-from jaxrl_llm.rewards import answer_text, hedges
+from jaxrl_llm.rewards.math import answer_text, hedges
 
 _F = fractions.Fraction
 

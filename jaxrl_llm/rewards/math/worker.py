@@ -1,4 +1,4 @@
-r"""The process in which SymPy runs: `python -m jaxrl_llm.rewards.worker`.
+r"""The process in which SymPy runs: `python -m jaxrl_llm.rewards.math.worker`.
 
 It is started fresh (never forked from the trainer, whose threads a fork would break),
 imports SymPy once, and then forks one child for each question that it reads. The child
@@ -22,7 +22,7 @@ import signal
 import sys
 import time
 
-from jaxrl_llm.rewards import equivalence, symbolic
+from jaxrl_llm.rewards.math import equivalence, symbolic
 
 MEMORY_BYTES = 448 * 2**20  # Address space; what is resident is less. The promise is 512 MiB.
 

@@ -23,8 +23,8 @@ import time
 ANSWER_SECONDS = 1.0
 _GRACE_SECONDS = 0.5
 _START_SECONDS = 120.0
-_MODULE = 'jaxrl_llm.rewards.worker'
-_ROOT = pathlib.Path(__file__).resolve().parents[2]
+_MODULE = 'jaxrl_llm.rewards.math.worker'
+_ROOT = pathlib.Path(__file__).resolve().parents[3]
 
 
 class WorkerError(RuntimeError):

@@ -3,10 +3,12 @@
 import numpy as np
 import pytest
 
-from experiments import a_star_po_report, reference_values
+from experiments.a_star_po import report
+from experiments.a_star_po import stage1 as stage1_lib
 from jaxrl_llm.algorithms import a_star_po
+from jaxrl_llm.runs import references
 
-VALUES = reference_values.ReferenceValues(
+VALUES = stage1_lib.ReferenceValues(
     ids=np.array([30, 10, 20]),
     rewards=np.array([[0, 0], [1, 0], [1, 1]], np.float32),
     values=np.array([0.0, 0.6, 1.0], np.float32),
@@ -44,7 +46,7 @@ def test_nothing_left_is_one_line():
 
 
 def test_a_checkpoint_of_another_reference_is_refused():
-  reference = reference_values.Reference({}, {}, 'aaaa', 0, 0, 0.0)
+  reference = references.Reference(lambda policy: {}, {}, 'aaaa', 0, 0, 0.0)
   reference.check('aaaa')
   with pytest.raises(ValueError, match='bbbb'):
     reference.check('bbbb')
@@ -53,6 +55,6 @@ def test_a_checkpoint_of_another_reference_is_refused():
 def test_tokens_to_a_score_are_interpolated():
   points = ((100, 0.5), (200, 0.7), (300, 1.0))
   curve = [{'eval/sampled_tokens': t, 'eval/pass@1': p} for t, p in points]
-  assert a_star_po_report.tokens_to(curve, 0.6) == pytest.approx(150)
-  assert a_star_po_report.tokens_to(curve, 0.4) == 100
-  assert a_star_po_report.tokens_to(curve[:2], 0.9) is None
+  assert report.tokens_to(curve, 0.6) == pytest.approx(150)
+  assert report.tokens_to(curve, 0.4) == 100
+  assert report.tokens_to(curve[:2], 0.9) is None

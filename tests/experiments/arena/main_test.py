@@ -7,17 +7,14 @@ import json
 import numpy as np
 import pytest
 
-from experiments import (
-    arena,
-    arena_arms,
-    arena_criteria,
-    arena_dialogue,
-    arena_report,
-    arena_worlds,
-    criteria,
-    launch,
-)
+from experiments.arena import __main__ as arena_main
+from experiments.arena import arms as arena_arms
+from experiments.arena import criteria as arena_criteria
+from experiments.arena import dialogue as arena_dialogue
+from experiments.arena import report as arena_report
+from experiments.arena import tasks as arena_tasks
 from experiments.configs import arena as config_file
+from jaxrl_llm.runs import criteria, launch
 from jaxrl_llm.tasks import dialogue as dialogue_task
 from jaxrl_llm.training import loop
 
@@ -55,8 +52,8 @@ def _run(config, workdir, overrides=()):
 def _ground(task, folder, **changes):
   settings = _config(task).world
   settings.task = dataclasses.replace(settings.task, **changes)
-  kind = arena_dialogue.World if task == 'dialogue' else arena_worlds.World
-  return arena_worlds.prepare(kind(settings, 3), 3, folder)
+  kind = arena_dialogue.World if task == 'dialogue' else arena_tasks.World
+  return arena_tasks.prepare(kind(settings, 3), 3, folder)
 
 
 @pytest.fixture(scope='module')
@@ -99,7 +96,7 @@ def test_a_reference_that_cannot_do_any_prompt_leaves_none(folder):
 
 def test_summaries_have_a_reward_model_that_is_centred_on_references(folder):
   ground = _ground('summarisation', folder / 'summarisation')
-  written = arena_worlds._written(ground, ground.task.demonstrations)
+  written = arena_tasks._written(ground, ground.task.demonstrations)
   scores = np.asarray(ground.world.reward_scores(ground.reward_params, written))
   assert abs(scores.mean()) < 1e-4 and scores.std() > 1e-4
   assert ground.task.tokenizer.decode(
@@ -108,13 +105,13 @@ def test_summaries_have_a_reward_model_that_is_centred_on_references(folder):
   assert {'win_rate', 'reward', 'score', 'greedy_score'} <= set(numbers)
   best = arena_arms.untrained('best_of_n', ground)
   assert len(best['curve']) == 4 and best['final']['reward'] >= best['curve'][0]['reward']
-  critic = arena_worlds.critic_from(ground)
+  critic = arena_tasks.critic_from(ground)
   assert critic is ground.reward_params
 
 
 def test_pairs_of_the_reward_model_are_of_two_responses(folder):
   ground = _ground('summarisation', folder / 'summarisation')
-  pairs = arena_worlds._labelled_pairs(ground, ground.world.settings.reward_model)
+  pairs = arena_tasks._labelled_pairs(ground, ground.world.settings.reward_model)
   assert pairs.rewards.shape == (20, 2)
   np.testing.assert_array_equal(np.sort(pairs.rewards, axis=1), [[0, 1]] * 20)
   assert (pairs.rollouts.tokens[:, 0] != pairs.rollouts.tokens[:, 1]).any(axis=1).all()
@@ -139,7 +136,7 @@ def test_one_reference_serves_all_seeds(tmp_path):
   config.num_seeds = 2
   assert config.world.one_reference
   with loop.Stopper() as stopper:
-    found = arena.outcomes(_run(config, tmp_path), stopper)['sft']
+    found = arena_main.outcomes(_run(config, tmp_path), stopper)['sft']
   assert (tmp_path / 'seed0' / 'reference').is_dir()
   assert not (tmp_path / 'seed1' / 'reference').exists()
   assert found[0]['final']['reward'] != found[1]['final']['reward']  # Other noise.
@@ -248,7 +245,7 @@ def test_a_run_is_resumed_by_arm_and_seed_and_writes_each_seed(tmp_path, monkeyp
   monkeypatch.setattr(
       arena_arms, 'run', lambda arm, ground, check: ran.append(
           (arm.name, ground.seed)) or real(arm, ground, check))
-  arena.main(_run(config, tmp_path))
+  arena_main.main(_run(config, tmp_path))
   assert ran == [('reinforce', 0), ('reinforce', 1)]
   whole = json.loads((tmp_path / 'results.json').read_text())
   by_seed = [json.loads((tmp_path / f'seed{s}' / 'results.json').read_text()) for s in (0, 1)]
@@ -267,7 +264,7 @@ def test_a_run_is_resumed_by_arm_and_seed_and_writes_each_seed(tmp_path, monkeyp
   here = launch.processor.fields()
   other = here | {'processor/model': 'another processor'}
   monkeypatch.setattr(launch.processor, 'fields', lambda: other)
-  arena.main(_run(config, tmp_path))
+  arena_main.main(_run(config, tmp_path))
   assert ran[2:] == [('reinforce', 1)]
   for folder in ('.', 'seed0', 'seed1'):
     result = json.loads((tmp_path / folder / 'results.json').read_text())
@@ -352,14 +349,15 @@ def test_arms_that_do_not_run_are_not_looked_at():
 def test_a_batch_that_does_not_hold_whole_groups_is_named():
   config = _config()
   config.arithmetic.batch_completions = 12
-  with pytest.raises(ValueError, match='must be divided by the 8 samples a prompt of grpo, got 12'):
+  with pytest.raises(
+      ValueError, match='must be divisible by the 8 samples a prompt of grpo, got 12'):
     config.validate()
 
 
 def test_settings_of_a_task_that_is_not_played_are_refused(tmp_path):
   run = _run(_config(), tmp_path, overrides=('summarisation.completions',))
   with pytest.raises(ValueError, match='config.summarisation.completions has no effect'):
-    arena.main(run)
+    arena_main.main(run)
 
 
 # --- What is concluded.

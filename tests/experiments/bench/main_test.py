@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments import bench_workloads
+from experiments.bench import workloads
 from jaxrl_llm.algorithms import a_star_po, sft
 from jaxrl_llm.data import sft_batches
 from jaxrl_llm.models import configs, policy
@@ -21,7 +21,7 @@ from jaxrl_llm.sampling import decode
 from jaxrl_llm.training import loop, optim, rng
 from jaxrl_llm.types import Batch, Rollouts
 
-REPOSITORY = pathlib.Path(__file__).resolve().parents[2]
+REPOSITORY = pathlib.Path(__file__).resolve().parents[3]
 HUGE_PAGES = 'glibc.malloc.hugetlb=1'
 FAST_COMPILE = '--xla_backend_optimization_level=0'
 
@@ -118,7 +118,7 @@ def test_cores_hold_for_all_threads(tmp_path):
   script = tmp_path / 'script.py'
   script.write_text(
       'import os\n'
-      'from experiments import bench\n'
+      'from experiments.bench import __main__ as bench\n'
       'bench._choose_cores(1)\n'
       'import jax\n'
       'jax.jit(lambda x: x @ x)(jax.numpy.ones((256, 256))).block_until_ready()\n'
@@ -153,22 +153,22 @@ def test_bad_flags_are_one_line_with_status_2(argument, words):
 
 def _setup(scale):
   network = policy.make(scale.model)
-  return bench_workloads._Setup(scale, 0, network, jax.jit(network.init)(rng.base_key(0)))
+  return workloads._Setup(scale, 0, network, jax.jit(network.init)(rng.base_key(0)))
 
 
 def test_tokens_are_counted_in_the_samples():
-  setup = _setup(bench_workloads.SCALES['tiny']())
+  setup = _setup(workloads.SCALES['tiny']())
   timers = loop.Timers()
-  workload = bench_workloads.sampling(setup, 'all', 3)
+  workload = workloads.sampling(setup, 'all', 3)
   assert workload.run(1, timers) == {'all': 3 * 8}
   # Where every token of the vocabulary ends a response, each has one token.
-  workload = bench_workloads.sampling(setup, 'one', 3, stop_ids=range(64))
+  workload = workloads.sampling(setup, 'one', 3, stop_ids=range(64))
   assert workload.run(1, timers) == {'one': 3}
   assert set(timers.pop()) == {'time/all_seconds', 'time/one_seconds'}
 
 
 def test_reference_scale_is_the_stated_workload():
-  scale = bench_workloads.SCALES['reference']()
+  scale = workloads.SCALES['reference']()
   assert (scale.sft, scale.rollouts) == ((8, 256), (16, 32, 64))
   assert (scale.sampling, scale.batches) == ((32, 128), (16, 64))
   shapes = jax.eval_shape(policy.make(scale.model).init, rng.base_key(0))
@@ -221,7 +221,7 @@ def test_sft_flops_agree_with_xla():
       tokens=tokens, positions=tokens, valid=_shape(_ROWS, length, dtype=bool), targets=tokens,
       loss_mask=mask, weight=_shape(_ROWS, dtype=jnp.float32))
   counted = _xla_flops(algorithm.train_step, state, batch)
-  formula = bench_workloads.sft_flops(_MODEL, _ROWS, length)
+  formula = workloads.sft_flops(_MODEL, _ROWS, length)
   assert 0.975 * counted < formula < counted
 
 
@@ -234,10 +234,10 @@ def test_scoring_and_update_flops_agree_with_xla():
       rollouts, _shape(_ROWS, 1, dtype=jnp.float32), rollouts.log_probs, {'values': one}, one)
   sizes = (_MODEL, _ROWS, _PROMPT, _NEW)
   counted = _xla_flops(algorithm.train_step, state, batch)
-  assert 0.975 * counted < bench_workloads.update_flops(*sizes) < counted
+  assert 0.975 * counted < workloads.update_flops(*sizes) < counted
   score = lambda params, rollouts: scoring.score(policy.make(_MODEL), params, rollouts)[0]
   counted = _xla_flops(score, state.params['policy'], rollouts)
-  assert 0.975 * counted < bench_workloads.score_flops(*sizes) < counted
+  assert 0.975 * counted < workloads.score_flops(*sizes) < counted
 
 
 @pytest.mark.parametrize('prompt, new', [(128, 1), (1, 129)])
@@ -252,7 +252,7 @@ def test_sampling_flops_agree_with_xla(prompt, new):
   counted = _xla_flops(
       sampler, params, _shape(_ROWS, prompt), _shape(_ROWS), _shape(_ROWS), rng.base_key(0))
   # XLA counts the body of a loop once, however often it will run.
-  prefill = bench_workloads.sampling_flops(model, _ROWS, prompt, 1)
-  decoding = bench_workloads.sampling_flops(model, _ROWS, prompt, new) - prefill
+  prefill = workloads.sampling_flops(model, _ROWS, prompt, 1)
+  decoding = workloads.sampling_flops(model, _ROWS, prompt, new) - prefill
   formula = prefill + decoding / max(new - 1, 1)
   assert 0.975 * counted < formula < counted

@@ -5,7 +5,7 @@ import json
 import pytest
 from absl import flags
 
-from experiments import bench_model
+from experiments.bench_model import __main__ as bench_model
 from tests.experiments import tiny
 
 

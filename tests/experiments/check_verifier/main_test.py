@@ -7,9 +7,9 @@ import sys
 
 import pytest
 
-from experiments import check_verifier
+from experiments.check_verifier import __main__ as check_verifier
 
-REPOSITORY = pathlib.Path(__file__).resolve().parents[2]
+REPOSITORY = pathlib.Path(__file__).resolve().parents[3]
 
 
 def _row(solution, label, truth='A: 18'):

@@ -11,10 +11,11 @@ import numpy as np
 import pytest
 from absl import flags
 
-from experiments import convert, origins
+from experiments.convert import __main__ as convert
 from jaxrl_llm.data import tokenizers
 from jaxrl_llm.models import value
 from jaxrl_llm.models.pretrained import huggingface, weights
+from jaxrl_llm.runs import checkpoint_sources, conversion
 from jaxrl_llm.training import checkpoints
 from tests.experiments import tiny
 
@@ -63,16 +64,17 @@ def test_there_and_back_is_the_same_checkpoint(folder, tmp_path, dtype, capsys):
     assert (back / name).read_bytes() == (there / name).read_bytes()
   assert not (back / 'generation_config.json').exists()
   # What runs compare.
-  origin = origins.read(str(ours), field='--policy')
+  origin = checkpoint_sources.read(str(ours), field='--policy')
   assert origin.tokenizer == tokenizers.load_tokenizer(there).fingerprint
   assert origin.model == huggingface.read_config(there).config
-  params = convert.load(convert.read(str(ours), field=''))
+  params = conversion.load(conversion.read(str(ours), field=''))
   assert {leaf.dtype.name for leaf in jax.tree.leaves(params)} == {dtype}
 
 
 def test_the_dtype_can_be_changed(folder, tmp_path):
   main(folder / 'bfloat16', tmp_path / 'ours', '--dtype=float32')
-  assert convert.stored_dtype(origins.read(str(tmp_path / 'ours'), field='')) == 'float32'
+  assert conversion.stored_dtype(
+      checkpoint_sources.read(str(tmp_path / 'ours'), field='')) == 'float32'
   main(tmp_path / 'ours', tmp_path / 'back', '--dtype=bfloat16')  # Nothing was lost.
   assert_same_tensors(folder / 'bfloat16', tmp_path / 'back')
   main(folder / 'float32', tmp_path / 'half', '--dtype=bfloat16', '--format=hugging_face')
@@ -88,8 +90,8 @@ def test_a_run_of_this_project_becomes_a_checkpoint(folder, tmp_path, capsys):
   assert 'no tokenizer was copied' in capsys.readouterr().out
   checkpoint = huggingface.read_config(tmp_path / 'theirs')
   assert (checkpoint.model_type, checkpoint.role) == ('llama', 'policy')
-  source = convert.read(str(tmp_path / 'theirs'), field='')
-  loaded, expected = jax.tree.leaves(convert.load(source)), jax.tree.leaves(tiny.params(config))
+  source = conversion.read(str(tmp_path / 'theirs'), field='')
+  loaded, expected = jax.tree.leaves(conversion.load(source)), jax.tree.leaves(tiny.params(config))
   for one, two in zip(loaded, expected, strict=True):
     np.testing.assert_array_equal(one, two)
   with pytest.raises(ValueError, match="model_type must be one of .*, got 'mistral7'"):
@@ -108,14 +110,14 @@ def test_a_part_of_a_vocabulary_is_not_copied(tmp_path, capsys):
           in capsys.readouterr().out)
   assert not (tmp_path / 'theirs' / 'tokenizer.json').exists()
   generation = json.loads((tmp_path / 'theirs' / 'generation_config.json').read_text())
-  known = origins.read(str(tmp_path / 'ours'), field='')
+  known = checkpoint_sources.read(str(tmp_path / 'ours'), field='')
   assert generation['eos_token_id'] == known.stop_ids[0]
   # Our own folder keeps what it knows, with the tokenizer at hand or without.
   assert known.kept_ids
   for name, more in (('alone', ()), ('named', (f'--tokenizer={tmp_path / "base"}',))):
     main(tmp_path / 'ours', tmp_path / name, '--format=orbax', '--dtype=bfloat16', *more)
-    again = origins.read(str(tmp_path / name), field='')
-    for field in ('tokenizer', *origins.ABOUT_TOKENIZER):
+    again = checkpoint_sources.read(str(tmp_path / name), field='')
+    for field in ('tokenizer', *checkpoint_sources.ABOUT_TOKENIZER):
       assert getattr(again, field) == getattr(known, field), field
 
 
@@ -134,7 +136,8 @@ def test_a_run_from_scratch_says_what_its_special_ids_are(folder, tmp_path):
   config = tiny.shape(size)
   tokenizer = tokenizers.load_tokenizer(tmp_path / 'tokenizer')
   checkpoints.save_params(
-      tmp_path / 'ours', tiny.params(config), origins.identity(tokenizer.fingerprint, config))
+      tmp_path / 'ours', tiny.params(
+          config), checkpoint_sources.identity(tokenizer.fingerprint, config))
   main(tmp_path / 'ours', tmp_path / 'three', '--model_type=qwen2',
        f'--tokenizer={tmp_path / "tokenizer"}')
   ids = {'eos_token_id': 0, 'pad_token_id': 0, 'bos_token_id': 1}
@@ -144,7 +147,7 @@ def test_a_run_from_scratch_says_what_its_special_ids_are(folder, tmp_path):
 def test_a_context_that_a_run_shortened_is_that_of_the_checkpoint_again(tmp_path):
   tiny.write_checkpoint(tmp_path / 'there', num_layers=1)
   main(tmp_path / 'there', tmp_path / 'ours')
-  params = convert.load(convert.read(str(tmp_path / 'ours'), field=''))
+  params = conversion.load(conversion.read(str(tmp_path / 'ours'), field=''))
   metadata = checkpoints.read_metadata(tmp_path / 'ours')
   for length, expected in ((16, 128), (500, 500)):
     metadata['model']['max_length'] = length
@@ -175,7 +178,7 @@ def test_a_damaged_tokenizer_is_passed_over_where_another_one_is_named(folder, t
   with pytest.raises(ValueError, match='is not a complete tokenizer.json'):
     main(tmp_path / 'there', tmp_path / 'ours')
   main(tmp_path / 'there', tmp_path / 'ours', f'--tokenizer={folder / "float32"}')
-  origin = origins.read(str(tmp_path / 'ours'), field='')
+  origin = checkpoint_sources.read(str(tmp_path / 'ours'), field='')
   assert origin.tokenizer == tokenizers.load_tokenizer(folder / 'float32').fingerprint
 
 
@@ -225,7 +228,8 @@ def test_bad_input_is_one_line_and_writes_nothing(folder, tmp_path, source, targ
 def test_a_tokenizer_that_is_too_large_names_both_sizes(folder, tmp_path):
   size = tiny.write_tokenizer(tmp_path / 'large', characters=None, start=True)
   config = tiny.shape(size - 1)
-  checkpoints.save_params(tmp_path / 'ours', tiny.params(config), origins.identity('', config))
+  checkpoints.save_params(
+      tmp_path / 'ours', tiny.params(config), checkpoint_sources.identity('', config))
   line = f'has {size} ids and the embedding in {tmp_path / "ours"} only {size - 1} rows'
   with pytest.raises(ValueError, match=line):
     main(tmp_path / 'ours', tmp_path / 'theirs', '--model_type=qwen2',

@@ -11,8 +11,11 @@ import jax.numpy as jnp
 import pytest
 from absl import flags
 
-from experiments import cost, cost_model, cost_programs, cost_report
 from experiments.configs import cost as published
+from experiments.cost import __main__ as cost_main
+from experiments.cost import model as cost_model
+from experiments.cost import programs as cost_programs
+from experiments.cost import report as cost_report
 from jaxrl_llm.models import configs, policy, value
 from jaxrl_llm.rl import log_probs, scoring, sequence_scores
 from jaxrl_llm.sampling import decode
@@ -125,7 +128,7 @@ def test_a_recipe_that_leaves_something_out_is_noticed():
   recipe = dataclasses.replace(TINY.recipes['rebel'], old=False)
   study = dataclasses.replace(TINY, recipes={'rebel': recipe})
   with pytest.raises(ValueError, match='the train step of rebel holds .* by formula'):
-    cost._count(study, 'rebel', 'tiny', OPTIMIZER)
+    cost_main._count(study, 'rebel', 'tiny', OPTIMIZER)
 
 
 def test_the_count_of_products_goes_through_loops():
@@ -224,14 +227,14 @@ def get_config():
 
 def _values(*arguments):
   values = flags.FlagValues()
-  cost.define_flags(values)
+  cost_main.define_flags(values)
   values(['cost', *map(str, arguments)])
   return values
 
 
 def test_a_tiny_study_end_to_end(tmp_path, capsys):
   (tmp_path / 'study.py').write_text(_ONE_LAYOUT)
-  cost.main(_values(f'--config={tmp_path / "study.py"}', '--algorithms=rebel,a_star_po',
+  cost_main.main(_values(f'--config={tmp_path / "study.py"}', '--algorithms=rebel,a_star_po',
                     f'--out={tmp_path / "out"}'))
   numbers = json.loads((tmp_path / 'out' / 'cost.json').read_text())
   at = lambda name, key: numbers[f'tiny/{name}/{key}']
@@ -334,7 +337,7 @@ def test_committed_numbers_are_those_of_the_formulas_and_their_table():
 def test_bad_input_is_refused(arguments, message, monkeypatch):
   monkeypatch.chdir(tiny.REPOSITORY)
   with pytest.raises(ValueError, match=message):
-    cost.main(_values(*arguments))
+    cost_main.main(_values(*arguments))
 
 
 @pytest.mark.parametrize('changes, message', [

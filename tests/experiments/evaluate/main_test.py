@@ -8,8 +8,12 @@ import numpy as np
 import pytest
 from absl import flags
 
-from experiments import command_line, convert, evaluate, evaluation_settings, settings
+from experiments.convert import __main__ as convert
+from experiments.evaluate import __main__ as evaluate_main
+from experiments.evaluate import config as evaluate_config
 from jaxrl_llm.evaluation import majority
+from jaxrl_llm.runs import command_line
+from jaxrl_llm.runs import config as config_lib
 from jaxrl_llm.tasks import countdown
 from jaxrl_llm.training import metrics
 from tests.experiments import tiny
@@ -27,10 +31,10 @@ def runner(tmp_path_factory):
 @pytest.fixture(autouse=True)
 def compiled_once(monkeypatch):
   """Runs of one setting share their samplers: to compile them takes longer than all the rest."""
-  monkeypatch.setattr(evaluate, '_samplers', _shared_samplers)
+  monkeypatch.setattr(evaluate_main, '_samplers', _shared_samplers)
 
 
-_SAMPLERS, _MADE = evaluate._samplers, {}
+_SAMPLERS, _MADE = evaluate_main._samplers, {}
 
 
 def _shared_samplers(config, parts):
@@ -66,7 +70,7 @@ ON_EIGHT = ('--config.mesh.data=2', '--config.mesh.fsdp=2', '--config.mesh.tenso
 
 def run(folder, workdir, *more):
   """Runs in this process, on all eight devices."""
-  return tiny.run(evaluate.main, *arguments(folder, *ON_EIGHT, f'--workdir={workdir}', *more),
+  return tiny.run(evaluate_main.main, *arguments(folder, *ON_EIGHT, f'--workdir={workdir}', *more),
                   experiment='evaluate')
 
 
@@ -81,7 +85,7 @@ def whole(folder, tmp_path_factory):
   """An undisturbed run. Copy it before you change it."""
   workdir = tmp_path_factory.mktemp('whole') / 'run'
   with pytest.MonkeyPatch.context() as patch:
-    patch.setattr(evaluate, '_samplers', _shared_samplers)
+    patch.setattr(evaluate_main, '_samplers', _shared_samplers)
     assert run(folder, workdir) == 0
   return workdir
 
@@ -181,7 +185,7 @@ def test_temperature_0_is_greedy_decoding(folder, whole, tmp_path):
 def test_countdown_by_a_policy_of_this_project(tmp_path, data_dir):
   tiny.write_ours(tmp_path / 'policy', countdown.ALPHABET, num_layers=1)
   assert tiny.run(
-      evaluate.main, f'--config={CONFIGS / "evaluate_countdown.py"}',
+      evaluate_main.main, f'--config={CONFIGS / "evaluate_countdown.py"}',
       f'--workdir={tmp_path / "run"}', f'--config.data_dir={data_dir / "countdown"}',
       f'--config.policy_init_from={tmp_path / "policy"}', '--config.num_samples=2',
       '--config.greedy=false', experiment='evaluate') == 0
@@ -189,16 +193,16 @@ def test_countdown_by_a_policy_of_this_project(tmp_path, data_dir):
 
 
 @pytest.mark.parametrize(('task', 'response', 'answer', 'equal'), [
-    (settings.Gsm8kTask(), 'so 3 + 4 = 7\n#### 1,000', '1,000', '1000'),
-    (settings.Gsm8kTask(), 'so 7', None, ''),
-    (evaluation_settings.JsonlTask(reward='math'), 'so it is 0.5', '0.5', r'\frac{1}{2}'),
-    (evaluation_settings.JsonlTask(reward='math_strict'), 'so it is 0.5', None, ''),
-    (evaluation_settings.JsonlTask(reward='exact'), ' 0.5', ' 0.5', ' 0.5'),
-    (settings.CountdownTask(), '<answer>(1+2)*3</answer>', '(1+2)*3', '(1+2)*3'),
-    (settings.ArithmeticTask(), '12', '12', '12'),
+    (config_lib.Gsm8kTask(), 'so 3 + 4 = 7\n#### 1,000', '1,000', '1000'),
+    (config_lib.Gsm8kTask(), 'so 7', None, ''),
+    (evaluate_config.JsonlTask(reward='math'), 'so it is 0.5', '0.5', r'\frac{1}{2}'),
+    (evaluate_config.JsonlTask(reward='math_strict'), 'so it is 0.5', None, ''),
+    (evaluate_config.JsonlTask(reward='exact'), ' 0.5', ' 0.5', ' 0.5'),
+    (config_lib.CountdownTask(), '<answer>(1+2)*3</answer>', '(1+2)*3', '(1+2)*3'),
+    (config_lib.ArithmeticTask(), '12', '12', '12'),
 ])
 def test_what_a_response_votes_for(task, response, answer, equal):
-  voting = evaluation_settings.voting(task)
+  voting = evaluate_config.voting(task)
   assert voting.answer(response) == answer
   if answer is not None:
     assert majority.group_answers([answer, equal, 'something else'], voting.same) == [0, 0, 1]
@@ -211,7 +215,7 @@ def test_the_configs_are_valid(name, tmp_path):
     config.validate()
   config.policy_init_from = str(tmp_path)
   config.validate()
-  assert evaluation_settings.voting(config.task).answer('') in (None, '')
+  assert evaluate_config.voting(config.task).answer('') in (None, '')
 
 
 @pytest.mark.parametrize(('more', 'line'), [

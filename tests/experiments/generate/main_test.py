@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 from absl import flags
 
-from experiments import convert, generate
+from experiments.convert import __main__ as convert
+from experiments.generate import __main__ as generate
 from jaxrl_llm.tasks import arithmetic
 from tests.experiments import tiny
 

@@ -13,23 +13,18 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments import (
-  icl_hmm,
-  icl_hmm_checkpoint,
-  icl_hmm_checkpoint_report,
-  icl_hmm_report,
-  icl_hmm_scratch,
-  settings_hmm_checkpoint,
-)
 from experiments.configs import icl_hmm_checkpoint as config_file
+from experiments.icl_hmm import __main__ as icl_hmm_main
+from experiments.icl_hmm import checkpoint as icl_hmm_checkpoint
+from experiments.icl_hmm import checkpoint_config, checkpoint_report
+from experiments.icl_hmm import report as icl_hmm_report
+from experiments.icl_hmm import scratch as icl_hmm_scratch
 from jaxrl_llm import types
 from jaxrl_llm.data import tokenizers
-from jaxrl_llm.evaluation import in_context
+from jaxrl_llm.hmm import filtering, in_context, published_results
+from jaxrl_llm.hmm import random_models as hmm_task
 from jaxrl_llm.models import policy
 from jaxrl_llm.models.pretrained import huggingface
-from jaxrl_llm.rl import hmm
-from jaxrl_llm.tasks import hmm as hmm_task
-from jaxrl_llm.tasks import hmm_results
 from jaxrl_llm.training import loop, metrics
 from jaxrl_llm.types import ModelFns
 from tests.experiments import tiny
@@ -38,7 +33,7 @@ CONFIG = 'experiments/configs/icl_hmm_checkpoint.py'
 SMALL = ('--config.num_sequences=5', '--config.max_length=16', '--config.batch_size=4')
 KINDS = ('abc', '123', 'random')
 VOCABULARY = 11
-SCORES = icl_hmm_checkpoint_report.SCORES
+SCORES = checkpoint_report.SCORES
 TRANSITION = np.array([[.9, .1, 0], [.2, .7, .1], [.3, 0, .7]])
 EMISSION = np.array([[.6, .3, .1], [.1, .2, .7], [.2, .5, .3]])
 
@@ -48,11 +43,11 @@ def _recorded(transition=TRANSITION, emission=EMISSION, **changes):
       line=2, initial=np.array([1., 0, 0])[: len(transition)], transition=transition,
       emission=emission, stationary=np.full(len(transition), 1 / len(transition)), lambda2=.7,
       transition_entropy=1., emission_entropy=1., accuracy={}, hellinger={})
-  return hmm_results.RecordedHmm(**{**fields, **changes})
+  return published_results.RecordedHmm(**{**fields, **changes})
 
 
 def _config(**changes):
-  return settings_hmm_checkpoint.IclHmmCheckpoint(**{
+  return checkpoint_config.IclHmmCheckpoint(**{
       'checkpoint_dir': '.', 'results_file': 'a.csv', 'num_sequences': 6, 'max_length': 16,
       'batch_size': 4, **changes})
 
@@ -79,7 +74,7 @@ def _reader(config, law, *, tokens=None, seen=None):
 
 
 def _run(workdir, *arguments):
-  return tiny.run(icl_hmm.main, f'--workdir={workdir}', *arguments, experiment='icl_hmm',
+  return tiny.run(icl_hmm_main.main, f'--workdir={workdir}', *arguments, experiment='icl_hmm',
                   default_config=CONFIG)
 
 
@@ -215,7 +210,7 @@ def test_laws_are_of_the_state_at_the_place_given_the_true_one_before():
   drawn = icl_hmm_checkpoint.draw(keys, *model, lengths=(4, 8))
   assert drawn.symbols.shape == (3, 8)
   for n, key in enumerate(keys):
-    states, symbols = hmm.sample(key, *model, 8)
+    states, symbols = filtering.sample(key, *model, 8)
     np.testing.assert_array_equal(drawn.symbols[n], symbols)
     np.testing.assert_allclose(drawn.laws[n], TRANSITION[np.asarray(states)[[3, 7]]], atol=1e-6)
     for k, length in enumerate((4, 8)):  # What followed the last symbol so far.
@@ -261,7 +256,7 @@ def test_convergence_is_of_the_mean_gap_of_a_group():
 def test_the_shares_are_bits_of_bits():
   # 1 bit of log2 4, and of log2 8: never above 1, unlike the paper's axes.
   model = _recorded(np.full((4, 4), .25), np.full((4, 8), .125), initial=np.full(4, .25))
-  found = icl_hmm_checkpoint_report.shares([model])
+  found = checkpoint_report.shares([model])
   np.testing.assert_allclose(np.concatenate(found), [1 / 2, 1 / 3])
 
 
@@ -296,7 +291,7 @@ def test_a_run_leaves_its_numbers_tables_and_figures(finished):
   assert (results['experiment'], results['setting']) == ('icl_hmm', 'checkpoint')
   assert results['num_models'] == 4  # Of four states and four symbols.
   assert results['sampled_tokens'] == 4 * 5 * 16
-  for method in (*icl_hmm_checkpoint_report.BASELINES, *KINDS):
+  for method in (*checkpoint_report.BASELINES, *KINDS):
     for score in SCORES[:4]:
       for length in (4, 8, 16):
         assert 0 <= results[f'eval/{method}/{score}/T{length}'] <= 1
@@ -324,7 +319,7 @@ def test_a_run_leaves_its_numbers_tables_and_figures(finished):
 def test_what_the_file_records_of_other_models_stands_beside(finished, data_dir):
   workdir, _ = finished
   results = _results(workdir)
-  models = [model for model in hmm_results.read(
+  models = [model for model in published_results.read(
       data_dir / 'icl_hmm' / 'entropy_results.csv', methods={},
       optional={'viterbi': 'viterbi', 'llm': 'llm_qwen_1_5b'}) if model.emission.shape == (4, 4)]
   for k, length in enumerate((4, 8, 16)):
@@ -356,7 +351,7 @@ def test_the_run_is_what_the_checkpoint_says_in_its_own_tokens(finished, checkpo
   config = dataclasses.replace(
       config_file.get_config(), checkpoint_dir=str(checkpoint), num_sequences=5, max_length=16,
       batch_size=4)
-  recorded = hmm_results.read(config.results_file, methods={})[9]
+  recorded = published_results.read(config.results_file, methods={})[9]
   shape = tiny.shape(151_936, width=8, num_heads=1, num_kv_heads=1, mlp_width=8)
   tokenizer = tokenizers.load_tokenizer(data_dir / 'tokenizers' / 'qwen2')
   own = {kind: in_context.Predictor(
@@ -414,15 +409,15 @@ def test_rows_are_chosen_by_size_and_spread_over_the_file():
 
 def test_the_lengths_are_doublings():
   assert _config(max_length=4).lengths == (4,)
-  assert _config(max_length=2048).lengths == hmm_results.PLACES
+  assert _config(max_length=2048).lengths == published_results.PLACES
 
 
 def test_every_field_is_read():
-  modules = (icl_hmm_checkpoint, icl_hmm_checkpoint_report,
-             settings_hmm_checkpoint.IclHmmCheckpoint)
+  modules = (icl_hmm_checkpoint, checkpoint_report,
+             checkpoint_config.IclHmmCheckpoint)
   read = {node.attr for module in modules for node in ast.walk(ast.parse(inspect.getsource(module)))
           if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Load)}
-  names = {field.name for field in dataclasses.fields(settings_hmm_checkpoint.IclHmmCheckpoint)}
+  names = {field.name for field in dataclasses.fields(checkpoint_config.IclHmmCheckpoint)}
   assert names <= read
 
 

@@ -13,18 +13,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments import (
-  icl_hmm,
-  icl_hmm_mice,
-  icl_hmm_mice_predictors,
-  icl_hmm_mice_report,
-  icl_hmm_mice_training,
-  settings_mice,
-)
-from jaxrl_llm.data import animals, tokenizers
-from jaxrl_llm.evaluation import in_context
+from experiments.icl_hmm import __main__ as icl_hmm_main
+from experiments.icl_hmm import mice as icl_hmm_mice
+from experiments.icl_hmm import mice_config, mice_predictors, mice_report, mice_training
+from jaxrl_llm.data import tokenizers
+from jaxrl_llm.hmm import animals, in_context, simulated_mice
 from jaxrl_llm.models import configs, policy
-from jaxrl_llm.tasks import mice
 from jaxrl_llm.training import metrics, optim
 from jaxrl_llm.training import step as step_lib
 from jaxrl_llm.types import TrainState
@@ -46,9 +40,10 @@ SMALL = (
 @functools.cache
 def _animal(seed=0, sessions=4, length=12):
   generator = np.random.default_rng(seed)
-  trials = mice.simulate(mice.draw(generator, 1), generator, num_trials=sessions * length,
+  trials = simulated_mice.simulate(
+      simulated_mice.draw(generator, 1), generator, num_trials=sessions * length,
                          session_length=length)
-  return mice.as_animal(trials, 0, f'M{seed}')
+  return simulated_mice.as_animal(trials, 0, f'M{seed}')
 
 
 def _write(folder, animal):
@@ -63,7 +58,7 @@ def _write(folder, animal):
 
 
 def _run(workdir, *arguments):
-  return tiny.run(icl_hmm.main, f'--workdir={workdir}', *arguments, experiment='icl_hmm',
+  return tiny.run(icl_hmm_main.main, f'--workdir={workdir}', *arguments, experiment='icl_hmm',
                   default_config=CONFIG)
 
 
@@ -96,7 +91,7 @@ def _results(workdir):
 
 
 METHODS = {'chance', 'bias', 'glm', 'glm_levels', 'glm_hmm2', 'ngram2', 'ngram3', 'context_ngram2',
-           'context_ngram3', *(f'icl_{arm}' for arm in icl_hmm_mice_training.ARMS)}
+           'context_ngram3', *(f'icl_{arm}' for arm in mice_training.ARMS)}
 
 
 def test_a_run_leaves_its_numbers_tables_and_a_figure_with_its_data(workdir):
@@ -134,7 +129,7 @@ def _timeless(results):
 
 
 def test_a_run_that_is_killed_in_training_ends_alike(workdir, data, tmp_path, monkeypatch):
-  options, draw = (*SMALL, f'--config.data_dir={data}'), icl_hmm_mice_training.draw_batch
+  options, draw = (*SMALL, f'--config.data_dir={data}'), mice_training.draw_batch
   killed_at = [('stim_choice_reward', 1), ('stim_choice', 3)]  # Every other step is saved.
 
   def killing(config, arm, step):
@@ -144,7 +139,7 @@ def test_a_run_that_is_killed_in_training_ends_alike(workdir, data, tmp_path, mo
     return draw(config, arm, step)
 
   with monkeypatch.context() as patch:
-    patch.setattr(icl_hmm_mice_training, 'draw_batch', killing)
+    patch.setattr(mice_training, 'draw_batch', killing)
     for _ in range(2):
       with pytest.raises(_Killed):
         _run(tmp_path / 'run', *options)
@@ -162,7 +157,7 @@ def test_animals_that_are_done_are_kept(workdir, data, monkeypatch):
   path.unlink()
   (workdir / 'results.json').unlink()
   predicted = []
-  monkeypatch.setattr(icl_hmm_mice_training, 'meta_train', _untrained)
+  monkeypatch.setattr(mice_training, 'meta_train', _untrained)
   monkeypatch.setattr(icl_hmm_mice, 'predict_animal', lambda config, animal, *rest: (
       predicted.append(animal.name), arrays)[1])
   assert _run(workdir, *SMALL, f'--config.data_dir={data}') == 0
@@ -170,7 +165,7 @@ def test_animals_that_are_done_are_kept(workdir, data, monkeypatch):
 
 
 def test_a_kept_animal_of_other_data_is_refused(workdir, tmp_path, capsys, monkeypatch):
-  monkeypatch.setattr(icl_hmm_mice_training, 'meta_train', _untrained)
+  monkeypatch.setattr(mice_training, 'meta_train', _untrained)
   (workdir / 'results.json').rename(workdir / 'results.kept')
   try:
     _write(tmp_path, dataclasses.replace(_animal(5), name='M0'))
@@ -209,14 +204,14 @@ def test_a_checkpoint_is_read_in_its_own_tokens(tmp_path):
 
 
 def test_a_checkpoint_predicts_beside_the_others(data, tmp_path, monkeypatch):
-  monkeypatch.setattr(icl_hmm_mice_training, 'meta_train', _untrained)
-  monkeypatch.setattr(icl_hmm_mice_predictors, 'make_reader', lambda *_, **__: _reader())
+  monkeypatch.setattr(mice_training, 'meta_train', _untrained)
+  monkeypatch.setattr(mice_predictors, 'make_reader', lambda *_, **__: _reader())
   monkeypatch.setattr(
       icl_hmm_mice, 'read_checkpoint', lambda config: _reader()._replace(name='checkpoint'))
   assert _run(tmp_path / 'run', *SMALL, f'--config.data_dir={data}', '--config.num_simulated=0',
               '--config.checkpoint=somewhere') == 0
   results = _results(tmp_path / 'run')
-  for arm in icl_hmm_mice_training.ARMS:
+  for arm in mice_training.ARMS:
     assert results[f'mice/M0/checkpoint_{arm}/accuracy'] == results[f'mice/M0/icl_{arm}/accuracy']
   assert 'checkpoint: contrast, choice' in (tmp_path / 'run' / 'table.md').read_text()
 
@@ -228,7 +223,7 @@ def test_every_choice_is_predicted_once_from_training_sessions_and_its_own_past(
   animal = dataclasses.replace(_animal(), choices=_animal().choices.copy())
   animal.choices[[3, 20]] = -1
   fold = animals.folds(animal.num_sessions, 2, 0)
-  trials, predicted = icl_hmm_mice_predictors.held_out_windows(animal, fold, 30)
+  trials, predicted = mice_predictors.held_out_windows(animal, fold, 30)
   found = trials[predicted]
   np.testing.assert_array_equal(np.sort(found), np.flatnonzero(animal.choices >= 0))
   order = []
@@ -253,16 +248,16 @@ def _settings(**options):
                model=configs.TransformerConfig(
                    num_layers=1, width=8, num_heads=1, num_kv_heads=1, head_dim=8, mlp_width=8,
                    max_length=64, tie_embeddings=False))
-  return settings_mice.IclHmmMice(**small | options)
+  return mice_config.IclHmmMice(**small | options)
 
 
 @functools.cache
 def _reader():
-  model = icl_hmm_mice_training.make_model(_settings())
+  model = mice_training.make_model(_settings())
   params = jax.jit(model.init)(jax.random.key(0))
-  return icl_hmm_mice_predictors.make_reader(
-      'icl', model, dict.fromkeys(icl_hmm_mice_training.ARMS, params),
-      icl_hmm_mice_training.TOKENISATION, num_trials=8, batch_size=4)
+  return mice_predictors.make_reader(
+      'icl', model, dict.fromkeys(mice_training.ARMS, params),
+      mice_training.TOKENISATION, num_trials=8, batch_size=4)
 
 
 @functools.cache
@@ -305,7 +300,7 @@ def test_8_12_a_held_out_session_is_not_read_by_another_of_its_fold():
 
 def test_counts_by_hand():
   levels, choices = np.array([3, 3, 5, 3, 3]), np.array([1, 0, 1, 1, 1])
-  found = icl_hmm_mice_predictors.count_predictions(levels, choices)
+  found = mice_predictors.count_predictions(levels, choices)
   # 1-gram: (ones + 1/2) / (count + 1).
   np.testing.assert_allclose(found[0], [.5, 1.5 / 2, 1.5 / 3, 2.5 / 4, 3.5 / 5])
   # 2-gram, with the 1-gram as one more observation.
@@ -320,7 +315,7 @@ def test_fitted_models_are_the_same_whatever_arrays_are_filled_up_to():
   config, animal = _settings(), _animal()
   fold = animals.folds(4, 2, 0)
   found = {name: _predictions()[f'chance/{name}'] for name in ('glm', 'glm_levels', 'glm_hmm2')}
-  wide = icl_hmm_mice_predictors.fitted_predictions(config, animal, fold, (6, 15))
+  wide = mice_predictors.fitted_predictions(config, animal, fold, (6, 15))
   for name in found:
     np.testing.assert_allclose(wide[name], found[name], atol=2e-4)
 
@@ -328,14 +323,14 @@ def test_fitted_models_are_the_same_whatever_arrays_are_filled_up_to():
 # --- Meta-training.
 
 
-@pytest.mark.parametrize('name', icl_hmm_mice_training.ARMS)
+@pytest.mark.parametrize('name', mice_training.ARMS)
 def test_labels_stand_behind_the_places_that_predict_them(name):
   width = 6
-  batch = icl_hmm_mice_training.encode_batch(np.random.default_rng(0), name, 3, width)
-  arm = icl_hmm_mice_training.ARMS[name]
+  batch = mice_training.encode_batch(np.random.default_rng(0), name, 3, width)
+  arm = mice_training.ARMS[name]
   generator = np.random.default_rng(0)
-  drawn = mice.draw(generator, 3)
-  trials = mice.simulate(drawn, generator, num_trials=width + arm.shift,
+  drawn = simulated_mice.draw(generator, 3)
+  trials = simulated_mice.simulate(drawn, generator, num_trials=width + arm.shift,
                          phase=generator.integers(90, size=3))
   tokens = np.concatenate([batch.tokens, np.full((3, 1), -1)], axis=1)
   labels = np.take_along_axis(tokens, batch.places + 1, axis=1)
@@ -344,7 +339,7 @@ def test_labels_stand_behind_the_places_that_predict_them(name):
       (labels - animals.CHOICE_SYMBOLS[0])[shown], trials.choices[:, :width][shown])
   assert (batch.tokens[:, 0] == animals.NUM_SYMBOLS).all()
   assert batch.tokens[:, 1:].max() < animals.NUM_SYMBOLS
-  best = mice.predict(drawn, trials)[:, :width]
+  best = simulated_mice.predict(drawn, trials)[:, :width]
   zero = trials.levels[:, :width] == animals.ZERO_LEVEL
   if arm.shift:  # Contrast and reward have been read: they say which choice it was.
     np.testing.assert_array_equal(batch.chances[~zero], trials.choices[:, :width][~zero])
@@ -354,19 +349,19 @@ def test_labels_stand_behind_the_places_that_predict_them(name):
 
 def test_a_batch_is_a_function_of_seed_and_step():
   config, arm = _settings(short_fraction=.25, short_trials=4), 'stim_choice'
-  a, b = (icl_hmm_mice_training.draw_batch(config, arm, 3) for _ in range(2))
+  a, b = (mice_training.draw_batch(config, arm, 3) for _ in range(2))
   jax.tree.map(np.testing.assert_array_equal, a, b)
-  other = icl_hmm_mice_training.draw_batch(dataclasses.replace(config, seed=1), arm, 3)
+  other = mice_training.draw_batch(dataclasses.replace(config, seed=1), arm, 3)
   assert (a.tokens != other.tokens).any()
-  assert icl_hmm_mice_training.draw_batch(config, arm, 0).places.shape == (4, 4)
+  assert mice_training.draw_batch(config, arm, 0).places.shape == (4, 4)
   assert a.places.shape == (2, 8)
 
 
 def test_the_loss_is_the_cross_entropy_with_who_knows_the_mouse():
   config = _settings()
-  model = icl_hmm_mice_training.make_model(config)
-  batch = icl_hmm_mice_training.encode_batch(np.random.default_rng(1), 'stim_choice', 2, 5)
-  loss, extra = jax.jit(functools.partial(icl_hmm_mice_training.loss_fn, model))(
+  model = mice_training.make_model(config)
+  batch = mice_training.encode_batch(np.random.default_rng(1), 'stim_choice', 2, 5)
+  loss, extra = jax.jit(functools.partial(mice_training.loss_fn, model))(
       {'policy': _reader().params['stim_choice']}, batch)
   trials = np.arange(10).reshape(2, 5)
   symbols = batch.tokens[:, 1:].reshape(2, -1)
@@ -385,7 +380,7 @@ def test_the_loss_is_the_cross_entropy_with_who_knows_the_mouse():
 
 def test_the_predictor_learns_to_follow_the_contrast():
   config = _settings(batch_size=32)
-  model = icl_hmm_mice_training.make_model(config)
+  model = mice_training.make_model(config)
   optimizer = optim.make_optimizer(optim.OptimizerConfig(learning_rate=2e-2))
 
   @jax.jit
@@ -394,10 +389,10 @@ def test_the_predictor_learns_to_follow_the_contrast():
     return TrainState(jnp.int32(0), params, optimizer.init(params), jax.random.key(0), {})
 
   step = jax.jit(lambda state, batch: step_lib.take_step(
-      functools.partial(icl_hmm_mice_training.loss_fn, model), optimizer, state, batch))
+      functools.partial(mice_training.loss_fn, model), optimizer, state, batch))
   state, losses = init(), []
   for index in range(60):
-    batch = icl_hmm_mice_training.encode_batch(
+    batch = mice_training.encode_batch(
         np.random.default_rng(index), 'stim_choice', 32, 16)
     state, update = step(state, batch)
     losses.append(float(update['train/loss'].value()))
@@ -407,9 +402,9 @@ def test_the_predictor_learns_to_follow_the_contrast():
 def test_7g_reading_the_answer_beats_who_knows_the_mouse():
   # The rule 'the choice fits the contrast and the reward that were read', with no parameter.
   generator = np.random.default_rng(3)
-  drawn = mice.draw(generator, 100)
-  trials = mice.simulate(drawn, generator, num_trials=180)
-  best = icl_hmm_mice_report.hits(mice.predict(drawn, trials), trials.choices)[:, :-1].mean()
+  drawn = simulated_mice.draw(generator, 100)
+  trials = simulated_mice.simulate(drawn, generator, num_trials=180)
+  best = mice_report.hits(simulated_mice.predict(drawn, trials), trials.choices)[:, :-1].mean()
   symbols = animals.encode(
       trials.levels, trials.choices, trials.rewards, 'stim_choice_reward', shift=True)
   labels = animals.label_positions('stim_choice_reward', 180, shift=True)[1:]
@@ -417,7 +412,7 @@ def test_7g_reading_the_answer_beats_who_knows_the_mouse():
   level = symbols[:, labels - 4]
   guess = np.where(rewarded, level > animals.ZERO_LEVEL, level < animals.ZERO_LEVEL)
   chances = np.where(level == animals.ZERO_LEVEL, .5, guess)
-  leaked = icl_hmm_mice_report.hits(chances, symbols[:, labels] - animals.CHOICE_SYMBOLS[0])
+  leaked = mice_report.hits(chances, symbols[:, labels] - animals.CHOICE_SYMBOLS[0])
   assert leaked.mean() == pytest.approx(17 / 18, abs=.01)
   assert leaked.mean() > best + .1
 
@@ -426,11 +421,11 @@ def test_7g_reading_the_answer_beats_who_knows_the_mouse():
 
 
 def test_every_field_is_read():
-  modules = (icl_hmm_mice, icl_hmm_mice_training, icl_hmm_mice_report, icl_hmm_mice_predictors,
-             settings_mice.IclHmmMice)
+  modules = (icl_hmm_mice, mice_training, mice_report, mice_predictors,
+             mice_config.IclHmmMice)
   read = {node.attr for module in modules for node in ast.walk(ast.parse(inspect.getsource(module)))
           if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Load)}
-  assert {field.name for field in dataclasses.fields(settings_mice.IclHmmMice)} <= read
+  assert {field.name for field in dataclasses.fields(mice_config.IclHmmMice)} <= read
 
 
 @pytest.mark.parametrize('argument, words', [
@@ -450,7 +445,7 @@ def test_every_field_is_read():
     ('--config.checkpoint=/nowhere', "config.checkpoint is no folder: '/nowhere'"),
 ])
 def test_bad_settings_end_in_one_line(tmp_path, capsys, monkeypatch, argument, words):
-  monkeypatch.setattr(icl_hmm_mice_training, 'meta_train', _never_trained)
+  monkeypatch.setattr(mice_training, 'meta_train', _never_trained)
   data = () if 'data_dir' in argument else ('--config.data_dir=',)
   assert _run(tmp_path / 'run', *SMALL, *data, argument) == 2
   error = capsys.readouterr().err
@@ -465,7 +460,7 @@ def test_fewer_sessions_than_folds_are_refused(data, tmp_path, capsys):
 
 
 def test_a_real_animal_is_not_named_like_a_simulated_one(tmp_path, capsys, monkeypatch):
-  monkeypatch.setattr(icl_hmm_mice_training, 'meta_train', _never_trained)
+  monkeypatch.setattr(mice_training, 'meta_train', _never_trained)
   _write(tmp_path, dataclasses.replace(_animal(), name='simulated_0'))
   assert _run(tmp_path / 'run', *SMALL, f'--config.data_dir={tmp_path}') == 2
   error = capsys.readouterr().err
@@ -473,7 +468,7 @@ def test_a_real_animal_is_not_named_like_a_simulated_one(tmp_path, capsys, monke
 
 
 def test_a_fold_without_a_choice_to_score_is_refused(tmp_path, capsys, monkeypatch):
-  monkeypatch.setattr(icl_hmm_mice_training, 'meta_train', _never_trained)
+  monkeypatch.setattr(mice_training, 'meta_train', _never_trained)
   animal = _animal()
   fold = animals.folds(animal.num_sessions, 2, 0)[animal.sessions]
   choices = np.where(fold == 1, -1, animal.choices)
@@ -491,6 +486,6 @@ def test_the_default_config_is_valid_and_small():
 
   settings = config.get_config()
   settings.validate()
-  model = icl_hmm_mice_training.make_model(settings)
+  model = mice_training.make_model(settings)
   shapes = jax.eval_shape(model.init, jax.random.key(0))
   assert sum(leaf.size for leaf in jax.tree.leaves(shapes)) <= 300_000

@@ -12,9 +12,10 @@ import jax
 import numpy as np
 import pytest
 
-from experiments import icl_hmm, icl_hmm_published, settings_hmm
-from jaxrl_llm.rl import hmm
-from jaxrl_llm.tasks import hmm_results
+from experiments.icl_hmm import __main__ as icl_hmm_main
+from experiments.icl_hmm import config as icl_hmm_config
+from experiments.icl_hmm import published as icl_hmm_published
+from jaxrl_llm.hmm import filtering, published_results
 from jaxrl_llm.training import metrics
 from tests.experiments import tiny
 
@@ -23,13 +24,13 @@ SMALL = ('--config.num_sequences=24', '--config.baum_welch_sequences=4',
          '--config.baum_welch_best5_sequences=2', '--config.baum_welch_steps=3')
 TRANSITIONS = ([[.9, .1], [.4, .6]], [[.5, .5], [.3, .7]])
 EMISSION = [[.6, .3, .1], [.1, .2, .7]]
-PLACES = hmm_results.PLACES
+PLACES = published_results.PLACES
 
 
 def _true_state(transition):
   """What who knows the state scores at each place, by the law of the chain."""
   transition, emission = np.array(transition), np.array(EMISSION)
-  distances = np.asarray(hmm.hellinger(
+  distances = np.asarray(filtering.hellinger(
       (transition @ emission)[:, None].astype(np.float32), emission.astype(np.float32)))
   scores = []
   for place in PLACES:
@@ -47,7 +48,7 @@ def _write(path, transitions=TRANSITIONS, **changes):
     cells = {'num_state': 2, 'steady_state': [share, 1 - share],
              'lambda2': transition[0][0] + transition[1][1] - 1, 'A': transition, 'A_entropy': 0.5,
              'num_observation': 3, 'B': EMISSION, 'B_entropy': 1, 'pi_0': [1, 0]}
-    for ours, column in hmm_results.METHODS.items():
+    for ours, column in published_results.METHODS.items():
       exact = _true_state(transition).tolist() if ours == 'true_state' else [[.5] * 10] * 2
       cells |= {f'{column}_acc': exact[0], f'{column}_hellinger_distance': exact[1]}
     cells['bw_hellinger_distance'] = [math.nan] * 9 + [.5]
@@ -60,7 +61,7 @@ def _write(path, transitions=TRANSITIONS, **changes):
 
 
 def _run(workdir, *arguments):
-  return tiny.run(icl_hmm.main, f'--workdir={workdir}', *arguments,
+  return tiny.run(icl_hmm_main.main, f'--workdir={workdir}', *arguments,
                   experiment='icl_hmm', default_config=CONFIG)
 
 
@@ -84,7 +85,7 @@ def test_a_run_leaves_its_numbers_a_table_and_a_figure_with_its_data(finished):
   # Who knows the state is averaged over the label exactly: little noise is left of 24 samples.
   assert results['published/true_state/accuracy_mae'] < .03
   assert results['published/true_state/hellinger_mae'] < .02
-  for method in hmm_results.METHODS:
+  for method in published_results.METHODS:
     assert 0 <= results[f'published/{method}/accuracy_mae'] < 1
     assert results[f'published/{method}/accuracy_cells'] == 20
   assert results['published/within_bars'] == 0  # The other methods were recorded as .5.
@@ -181,7 +182,7 @@ def test_models_that_are_kept_are_not_simulated_again(finished, monkeypatch):
 
 
 def test_H9_published_numbers_come_out_again(data_dir):
-  models = [model for model in hmm_results.read(
+  models = [model for model in published_results.read(
       data_dir / 'icl_hmm' / 'entropy_results.csv', optional=icl_hmm_published.OPTIONAL)
             if model.emission.shape == (4, 4)]
   assert len(models) == 4
@@ -298,7 +299,7 @@ def test_a_score_is_an_average_over_states_and_symbols():
 
 def test_baum_welch_is_fitted_to_what_stands_before_each_place(finished):
   del finished  # It has compiled these shapes.
-  config = settings_hmm.IclHmmPublished(baum_welch_steps=3)
+  config = icl_hmm_config.IclHmmPublished(baum_welch_steps=3)
   keys = jax.random.split(jax.random.key(0), 4)
   rng = np.random.default_rng(0)
   observations = rng.integers(3, size=(4, PLACES[-1])).astype(np.int32)
@@ -356,10 +357,10 @@ def test_differences_leave_out_what_was_not_recorded():
 
 
 def test_every_field_is_read():
-  source = ''.join(map(inspect.getsource, (icl_hmm_published, settings_hmm.IclHmmPublished)))
+  source = ''.join(map(inspect.getsource, (icl_hmm_published, icl_hmm_config.IclHmmPublished)))
   read = {node.attr for node in ast.walk(ast.parse(source))
           if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Load)}
-  assert {field.name for field in dataclasses.fields(settings_hmm.IclHmmPublished)} <= read
+  assert {field.name for field in dataclasses.fields(icl_hmm_config.IclHmmPublished)} <= read
 
 
 @pytest.mark.parametrize('arguments, words', [
@@ -389,8 +390,8 @@ def test_a_bad_file_is_one_line_and_leaves_nothing(tmp_path, capsys):
 
 def test_settings_of_another_kind_are_refused(tmp_path, capsys):
   other = tmp_path / 'other.py'
-  other.write_text('from experiments import settings_games\n\n\n'
-                   'def get_config():\n  return settings_games.RebelGames()\n')
+  other.write_text('from experiments.rebel_games import config\n\n\n'
+                   'def get_config():\n  return config.RebelGames()\n')
   assert _run(tmp_path / 'run', f'--config={other}') == 2
   line = capsys.readouterr().err.strip()
   assert 'other.py must return settings of IclHmm, IclHmmPublished' in line

@@ -7,9 +7,11 @@ import jax
 import numpy as np
 import pytest
 
-from experiments import icl_hmm_report, icl_hmm_scratch, launch
 from experiments.configs import icl_hmm as config_file
-from jaxrl_llm.rl import hmm_oracles
+from experiments.icl_hmm import report as icl_hmm_report
+from experiments.icl_hmm import scratch as icl_hmm_scratch
+from jaxrl_llm.hmm import oracles
+from jaxrl_llm.runs import launch
 from jaxrl_llm.training import loop, rng
 
 SIZE, LENGTH, ROWS = 3, 16, 256
@@ -50,7 +52,7 @@ def test_draws_are_of_the_seed_and_the_step_and_know_their_laws():
   assert batch.symbols.shape == (5, LENGTH + 1) and batch.laws.shape == (5, LENGTH, SIZE)
   # Row t − 1 is the law of symbol t.
   row = 2
-  expected = hmm_oracles.predict_next(
+  expected = oracles.predict_next(
       *(np.asarray(x[row], np.float32) for x in models[:3]), batch.symbols[row])
   np.testing.assert_allclose(batch.laws[row], expected[1:-1], atol=1e-6)
 

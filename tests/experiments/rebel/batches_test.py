@@ -8,24 +8,24 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments import (
-    components,
-    frozen_references,
-    launch,
-    rebel_batches,
-    rebel_evaluation,
-    reward_loading,
-    settings_rebel,
-)
+from experiments.rebel import batches as rebel_batches
 from jaxrl_llm.algorithms import rebel
 from jaxrl_llm.data import response_batches, tokenizers
 from jaxrl_llm.models import lora
 from jaxrl_llm.rl import scoring
+from jaxrl_llm.runs import (
+  launch,
+  policy_evaluation,
+  references,
+  reward_config,
+  reward_models,
+  setup,
+)
 from jaxrl_llm.training import optim
 from jaxrl_llm.types import Batch
 from tests.experiments import tiny_rebel
 
-OFF = settings_rebel.RewardSettings(eos_check='off', missing_stop_penalty=0.0)
+OFF = reward_config.RewardSettings(eos_check='off', missing_stop_penalty=0.0)
 
 
 @pytest.fixture(scope='module')
@@ -51,14 +51,14 @@ def _config(folder, **changes):
 
 def _reward(values):
   """A reward model that gives these scores."""
-  return reward_loading.RewardModel(OFF, None, lambda *arguments: values, 'name', '')
+  return reward_models.RewardModel(OFF, None, lambda *arguments: values, 'name', '')
 
 
 def test_comparators_make_preferences_and_are_no_part_of_the_pair(folder):
   config = _config(
       folder, algorithm={'signal': 'preferences'}, num_comparators=3)
   scores = np.random.default_rng(0).normal(size=(8, 5)).astype(np.float32)
-  with components.build(_run(config)) as parts:
+  with setup.build(_run(config)) as parts:
     data = rebel_batches.Prompts(parts, config.algorithm)
     make = rebel_batches.Maker(config, parts, _reward(scores))
     prompts, responses = data.batch(8, seed=0, step=0)
@@ -105,9 +105,9 @@ def test_without_a_penalty_the_reference_is_not_asked(folder):
   config = _config(folder)
   config.algorithm = dataclasses.replace(config.algorithm, kl_coefficient=0.0)
   scores = np.array([[1.0, 2.0], [np.nan, 0.0], [5.0, 5.0], [0.0, 4.0]] * 2, np.float32)
-  with components.build(_run(config)) as parts:
+  with setup.build(_run(config)) as parts:
     make = rebel_batches.Maker(config, parts, _reward(scores))
-    scored = reward_loading.Scored(scores, scores, np.full((8, 2), 3), np.zeros((8, 2), bool))
+    scored = reward_models.Scored(scores, scores, np.full((8, 2), 3), np.zeros((8, 2), bool))
     batch = make(_rollouts(), scored, None)
   assert batch.reference_log_probs is None
   np.testing.assert_array_equal(batch.rewards, scores)
@@ -127,15 +127,15 @@ def _rollouts():
     {'train_last_layers': 1}, {'lora': lora.LoraConfig(rank=2)}, {}])
 def test_a_reference_shares_what_is_not_trained(folder, changes):
   config = _config(folder, **changes)
-  with components.build(_run(config)) as parts:
+  with setup.build(_run(config)) as parts:
     options = rebel.Config(kl_coefficient=0.0, head_chunk=0, num_epochs=1)
     algorithm = rebel.make(
         options, parts.policy, parts.make_optimizer(optim.OptimizerConfig(learning_rate=0.1)))
     plain = parts.initial_params()
-    state, train_step, reference = frozen_references.begin(
+    state, train_step, reference = references.begin(
         _run(config), parts, algorithm, finetune=None)
     shared = _shared(state.params['policy'], reference.of(state.params['policy']))
-    score = rebel_evaluation.scorer(parts, temperature=1.0, chunk_size=0, micro=1)
+    score = policy_evaluation.scorer(parts, temperature=1.0, chunk_size=0, micro=1)
     rollouts = parts.put(dataclasses.replace(
         _rollouts(), log_probs=np.zeros((8, 2, 3), np.float32)))
     before = np.asarray(score(parts.form.frozen(plain), rollouts))
@@ -157,7 +157,7 @@ def _shared(policy, reference):
 
 
 def test_what_looks_wrong_is_said_once(capsys):
-  watch = rebel_evaluation.Watch()
+  watch = policy_evaluation.Watch()
   say = lambda target, gap: watch({'rollout/median_target': target, 'train/sampler_gap': gap})
   say(1.0, 1e-3)
   assert not capsys.readouterr().err

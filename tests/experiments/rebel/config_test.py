@@ -6,9 +6,12 @@ import re
 
 import pytest
 
-from experiments import command_line, rebel, settings, settings_rebel
+from experiments.rebel import __main__ as rebel_main
+from experiments.rebel import config as rebel_config
 from jaxrl_llm.algorithms import rebel as algorithm
 from jaxrl_llm.models import configs, lora
+from jaxrl_llm.runs import command_line, reward_config
+from jaxrl_llm.runs import config as config_lib
 from jaxrl_llm.sharding import mesh
 from jaxrl_llm.training import checkpoints, metrics, optim
 from tests.experiments import tiny, tiny_rebel
@@ -43,7 +46,7 @@ _ONLINE_ERRORS = {
     'evaluation.batch_size': (0, 'evaluation.batch_size must be at least 1, got 0'),
     'evaluation.num_shown': (-1, 'evaluation.num_shown must be at least 0, got -1'),
     'algorithm.eta': (0.0, r'eta must be positive and finite, got 0.0 \(config.algorithm\)'),
-    'algorithm.num_micro_batches': (3, r'divided by num_minibatches x num_micro_batches \(3\), g'),
+    'algorithm.num_micro_batches': (3, r'divisible by num_minibatches x num_micro_batches \(3\)'),
     'optimizer.warmup_steps': (8, 'must be less than the 8 optimizer steps of the run, got 8'),
     'optimizer.learning_rate': (0.0, 'learning_rate must be positive'),
 }
@@ -117,8 +120,8 @@ def test_every_field_of_the_online_pipeline_is_in_a_list(folder):
     elif not dataclasses.is_dataclass(part):
       names.add(field.name)
   assert names == (set(_CHANGED) - {'sft.steps'}) | _ELSEWHERE
-  large = {field.name for field in dataclasses.fields(settings_rebel.LargeBatch)}
-  online = {field.name for field in dataclasses.fields(settings_rebel.Online)}
+  large = {field.name for field in dataclasses.fields(rebel_config.LargeBatch)}
+  online = {field.name for field in dataclasses.fields(rebel_config.Online)}
   assert large - online == {
       'rounds', 'top_p', 'keep_truncated', 'generation_batch_size'}  # rebel_largebatch_test.
 
@@ -138,7 +141,7 @@ def changed(folder, tmp_path_factory):
   config.sft = dataclasses.replace(
       config.sft, batch_size=4, optimizer=optim.OptimizerConfig(learning_rate=1e-2))
   workdir = tmp_path_factory.mktemp('changed') / 'run'
-  tiny_rebel.run(rebel.main, config, workdir)
+  tiny_rebel.run(rebel_main.main, config, workdir)
   return workdir
 
 
@@ -208,7 +211,7 @@ def task_folder(tmp_path_factory):
 
 
 def _task(folder, **options):
-  task = settings_rebel.PreferencesTask(**{
+  task = reward_config.PreferencesTask(**{
       'files': 'pairs.json', 'num_evaluation': 3, 'tokenizer_dir': str(folder / 'tokens'),
       **options})
   made = task.make(0, str(folder))
@@ -225,7 +228,7 @@ def test_every_field_of_the_task_changes_it(task_folder, name):
 
 
 def test_the_fields_of_the_task_that_name_folders(task_folder, tmp_path):
-  assert {field.name for field in dataclasses.fields(settings_rebel.PreferencesTask)} == {
+  assert {field.name for field in dataclasses.fields(reward_config.PreferencesTask)} == {
       *_TASK, 'max_vocabulary', 'tokenizer_dir', 'tfds_dir'}
   base = _task(task_folder)
   assert _task(task_folder, tokenizer_dir=str(task_folder / 'others')) != base
@@ -246,7 +249,7 @@ def test_bad_fields_of_the_task(task_folder, options, message):
 
 
 def test_the_task_needs_a_folder_and_the_vocabulary_of_a_checkpoint():
-  task = settings_rebel.PreferencesTask()
+  task = reward_config.PreferencesTask()
   with pytest.raises(ValueError, match='needs the folder of dpo_en_demo.json: --config.data_dir='):
     task.make(0, '')
   with pytest.raises(ValueError, match="'full' or 'auto' for a policy from a Hugging Face"):
@@ -265,7 +268,7 @@ def test_the_task_needs_a_folder_and_the_vocabulary_of_a_checkpoint():
 ])
 def test_every_config_is_valid_where_its_folders_are(spec, tmp_path):
   config = command_line.load_config(str(CONFIGS / spec))
-  if isinstance(config, settings_rebel.Online | settings_rebel.LargeBatch):
+  if isinstance(config, rebel_config.Online | rebel_config.LargeBatch):
     config.reward_init_from = str(tmp_path)
   if ':demo' not in spec and 'reward_model_demo' not in spec:
     config.policy_init_from = str(tmp_path)
@@ -301,4 +304,4 @@ def test_the_published_numbers():
   assert (large.steps, large.batch_size, large.rounds, large.algorithm.eta) == (468, 128, 3, 1e6)
   assert algorithm.Config().kl_coefficient == tldr.algorithm.kl_coefficient == 0.05
   assert isinstance(command_line.load_config(str(CONFIGS / 'rebel_tldr.py:sft')),
-                    settings.Experiment)
+                    config_lib.Experiment)

@@ -8,7 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments import rebel, rebel_largebatch, rebel_stages
+from experiments.rebel import __main__ as rebel_main
+from experiments.rebel import largebatch as rebel_largebatch
+from experiments.rebel import stages as rebel_stages
 from jaxrl_llm.algorithms import rebel as algorithm
 from jaxrl_llm.data import tokenizers
 from jaxrl_llm.models import configs, policy
@@ -36,7 +38,7 @@ def folder(data_dir, tmp_path_factory):
 def whole(folder, tmp_path_factory):
   """An undisturbed run. Copy the workdir before you change it."""
   workdir = tmp_path_factory.mktemp('whole') / 'run'
-  tiny_rebel.run(rebel.main, tiny_rebel.large_batch(folder), workdir)
+  tiny_rebel.run(rebel_main.main, tiny_rebel.large_batch(folder), workdir)
   return workdir
 
 
@@ -188,7 +190,7 @@ def test_killed_in_every_stage_the_run_ends_with_the_same_numbers(folder, whole,
     with pytest.MonkeyPatch.context() as patch:
       patch.setattr(holder, name, tiny_rebel.dying(getattr(holder, name), count))
       with pytest.raises(tiny_rebel.Killed):
-        tiny_rebel.run(rebel.main, config, workdir)
+        tiny_rebel.run(rebel_main.main, config, workdir)
 
   lines = lambda number, name: len(_stage(workdir, number, name)[1])
   die(metrics.JsonlFile, 'write', 20)  # In the second batch of generated responses.
@@ -197,7 +199,7 @@ def test_killed_in_every_stage_the_run_ends_with_the_same_numbers(folder, whole,
   assert lines(1, 'log_probs') == lines(1, 'pairs')
   die(checkpoints, 'save_params', 1)  # The first round is complete.
   assert (workdir / 'round1' / 'params').exists() and not (workdir / 'round2').exists()
-  tiny_rebel.run(rebel.main, config, workdir)
+  tiny_rebel.run(rebel_main.main, config, workdir)
   mine, theirs = tiny_rebel.outcome(workdir), tiny_rebel.outcome(whole)
   assert mine.keys() == theirs.keys()
   for name, expected in theirs.items():
@@ -211,11 +213,11 @@ def test_stages_of_something_else_are_refused(folder, whole, tmp_path):
   (workdir / 'round1' / 'generated.jsonl').write_text(text)
   config = dataclasses.replace(tiny_rebel.large_batch(folder), top_p=0.5)
   with pytest.raises(ValueError, match='top_p: 0.9 there, 0.5 now'):
-    tiny_rebel.run(rebel.main, config, workdir)
+    tiny_rebel.run(rebel_main.main, config, workdir)
 
 
 def test_a_round_without_pairs_says_why(folder, tmp_path):
   config = tiny_rebel.large_batch(folder, keep_truncated=False)
   config.task.num_train = 8
   with pytest.raises(ValueError, match=r"left no pair of 16 prompts: .*'truncated': 16.*keep_tru"):
-    tiny_rebel.run(rebel.main, config, tmp_path / 'run')
+    tiny_rebel.run(rebel_main.main, config, tmp_path / 'run')

@@ -6,8 +6,9 @@ import shutil
 
 import pytest
 
-from experiments import rebel, rebel_report, settings_rebel
+from experiments.rebel import __main__ as rebel_main
 from jaxrl_llm.models.pretrained import huggingface
+from jaxrl_llm.runs import policy_report, reward_config
 from jaxrl_llm.training import loop, metrics
 from tests.experiments import tiny, tiny_rebel
 
@@ -29,14 +30,14 @@ def _online(folder):
   return tiny_rebel.online(
       folder, algorithm={'signal': 'preferences', 'offline_fraction': 0.3}, num_comparators=1,
       train_last_layers=1,
-      reward=settings_rebel.RewardSettings(eos_check='off', missing_stop_penalty=0.0))
+      reward=reward_config.RewardSettings(eos_check='off', missing_stop_penalty=0.0))
 
 
 @pytest.fixture(scope='module')
 def online(folder, tmp_path_factory):
   """An undisturbed run. Copy the workdir before you change it."""
   workdir = tmp_path_factory.mktemp('online') / 'run'
-  tiny_rebel.run(rebel.main, _online(folder), workdir)
+  tiny_rebel.run(rebel_main.main, _online(folder), workdir)
   return workdir
 
 
@@ -81,13 +82,13 @@ def test_killed_the_online_pipeline_ends_with_the_same_numbers(folder, online, t
   with pytest.MonkeyPatch.context() as patch:
     patch.setattr(loop.Keeper, 'after_step', tiny_rebel.dying(loop.Keeper.after_step, 3))
     with pytest.raises(tiny_rebel.Killed):
-      tiny_rebel.run(rebel.main, config, workdir)
+      tiny_rebel.run(rebel_main.main, config, workdir)
   assert [r['step'] for r in metrics.read_jsonl(workdir / 'metrics.jsonl')] == [0, 1, 2]
   with pytest.MonkeyPatch.context() as patch:  # Once more, when all but the results is there.
-    patch.setattr(rebel_report, '_figure', tiny_rebel.dying(rebel_report._figure, 1))
+    patch.setattr(policy_report, '_figure', tiny_rebel.dying(policy_report._figure, 1))
     with pytest.raises(tiny_rebel.Killed):
-      tiny_rebel.run(rebel.main, config, workdir)
-  tiny_rebel.run(rebel.main, config, workdir)
+      tiny_rebel.run(rebel_main.main, config, workdir)
+  tiny_rebel.run(rebel_main.main, config, workdir)
   mine, theirs = tiny_rebel.outcome(workdir), tiny_rebel.outcome(online)
   assert mine.keys() == theirs.keys()
   for name, expected in theirs.items():
@@ -101,7 +102,7 @@ def test_another_reward_model_under_the_same_name_is_refused(folder, online, tmp
   tiny_rebel.write_reward(other, model, tokenizer_from=folder / 'policy', seed=2)
   config = dataclasses.replace(_online(folder), reward_init_from=str(other))
   with pytest.raises(ValueError, match='was trained with the reward model .*another --workdir'):
-    tiny_rebel.run(rebel.main, config, workdir)
+    tiny_rebel.run(rebel_main.main, config, workdir)
 
 
 # --- A published setting: ids of its schema, a reward model with a tokenizer of its own, bfloat16.
@@ -122,7 +123,7 @@ def test_the_published_settings_of_nectar_run_on_small_checkpoints(tmp_path, cap
            'rm_tokens': [padding, padding, 12, 13 + i]} for i in range(24)]
   (tmp_path / 'train.jsonl').write_text(''.join(json.dumps(row) + '\n' for row in rows))
   status = tiny.run(
-      rebel.main,
+      rebel_main.main,
       f'--config={tiny.REPOSITORY}/experiments/configs/rebel_chat.py:nectar_openchat',
       f'--workdir={tmp_path / "run"}', f'--config.data_dir={tmp_path}',
       f'--config.policy_init_from={tmp_path / "policy"}',
@@ -146,7 +147,7 @@ def test_the_published_settings_of_nectar_run_on_small_checkpoints(tmp_path, cap
 def _command(folder, tmp_path, *arguments, config='rebel_chat'):
   """Runs the command of a user in this process; its status."""
   return tiny.run(
-      rebel.main, f'--config={tiny.REPOSITORY / "experiments" / "configs" / config}.py',
+      rebel_main.main, f'--config={tiny.REPOSITORY / "experiments" / "configs" / config}.py',
       f'--workdir={tmp_path / "run"}', f'--config.data_dir={folder}',
       f'--config.policy_init_from={folder / "policy"}', '--config.task.files=pairs.json',
       '--config.task.num_evaluation=8', '--config.task.template=auto', *arguments,

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxrl_llm.rl import games
+from experiments.rebel_games import games
 
 # Paper (1) beats rock (0), scissors (2) beat paper, rock beats scissors.
 GAME = np.array([[0.0, -1, 1], [1, 0, -1], [-1, 1, 0]])

@@ -10,8 +10,9 @@ import re
 import numpy as np
 import pytest
 
-from experiments import rebel_games, settings_games
-from jaxrl_llm.rl import games
+from experiments.rebel_games import __main__ as rebel_games_main
+from experiments.rebel_games import config as games_config
+from experiments.rebel_games import games
 from jaxrl_llm.training import metrics
 from tests.experiments import tiny
 
@@ -20,7 +21,7 @@ SMALL = ('--config.steps=20', '--config.num_seeds=2', '--config.batch_size=8')
 
 
 def _run(workdir, *arguments):
-  return tiny.run(rebel_games.main, f'--workdir={workdir}', *arguments,
+  return tiny.run(rebel_games_main.main, f'--workdir={workdir}', *arguments,
                   experiment='rebel_games', default_config=CONFIG)
 
 
@@ -37,22 +38,22 @@ def _results(workdir):
 
 def test_a_run_leaves_its_numbers_a_table_and_a_figure_with_its_data(workdir):
   results = _results(workdir)
-  for arm in (*rebel_games.ARMS, *rebel_games.EXACT):
+  for arm in (*rebel_games_main.ARMS, *rebel_games_main.EXACT):
     for name in ('average_exploitability', 'last_exploitability'):
       assert 0 <= results[f'eval/{arm}/{name}'] <= 1
-      assert (f'eval/{arm}/{name}_se' in results) == (arm in rebel_games.ARMS)
+      assert (f'eval/{arm}/{name}_se' in results) == (arm in rebel_games_main.ARMS)
   assert results['eval/preferences/average_exploitability'] < .5  # It has begun to turn.
   assert results['comparisons'] == 2 * 20 * 8  # Of y and of y' with one comparator each.
   assert results['sampled_tokens'] == 2 * 20 * 8 * (3 + 2 + 2)
   assert (workdir / 'figures' / 'exploitability.png').read_bytes().startswith(b'\x89PNG')
   with open(workdir / 'figures' / 'exploitability.csv', newline='') as file:
     rows = list(csv.DictReader(file))
-  assert {row['arm'] for row in rows} == {'bound', *rebel_games.ARMS, *rebel_games.EXACT}
+  assert {row['arm'] for row in rows} == {'bound', *rebel_games_main.ARMS, *rebel_games_main.EXACT}
   assert 'bound of the average' in (workdir / 'table.md').read_text()
   records = metrics.read_jsonl(workdir / 'metrics.jsonl')
   assert [record['step'] for record in records] == list(range(20))
   # Iteration 0: the average is the policy at the start, of which paper gains .5.
-  for arm in (*rebel_games.ARMS, *rebel_games.EXACT):
+  for arm in (*rebel_games_main.ARMS, *rebel_games_main.EXACT):
     assert records[0][f'eval/{arm}/average_exploitability'] == pytest.approx(.5, abs=1e-5)
 
 
@@ -60,11 +61,11 @@ def test_arms_that_are_kept_are_not_played_again(workdir, monkeypatch):
   before = _results(workdir)
   (workdir / 'results.json').unlink()
   (workdir / 'arms' / 'reward_same.npz').unlink()
-  played, play = [], rebel_games.play
-  monkeypatch.setattr(rebel_games, 'play', lambda *arguments, title: (
+  played, play = [], rebel_games_main.play
+  monkeypatch.setattr(rebel_games_main, 'play', lambda *arguments, title: (
       played.append(title), play(*arguments, title=title))[1])
   assert _run(workdir, *SMALL) == 0
-  assert played == [rebel_games.ARMS['reward_same']]
+  assert played == [rebel_games_main.ARMS['reward_same']]
   timeless = lambda results: {k: v for k, v in results.items() if k not in ('wall_seconds',
                                                                            'commit')}
   assert timeless(_results(workdir)) == timeless(before)
@@ -72,14 +73,14 @@ def test_arms_that_are_kept_are_not_played_again(workdir, monkeypatch):
 
 def test_an_iteration_is_a_step_of_mirror_descent_up_to_sampling():
   # With 4,096 pairs the regression sees every pair of moves; three steps with eta = .5.
-  config = settings_games.RebelGames(num_seeds=1, steps=3, batch_size=4_096, num_comparators=2)
+  config = games_config.RebelGames(num_seeds=1, steps=3, batch_size=4_096, num_comparators=2)
   config.algorithm.eta, config.algorithm.num_epochs = .5, 30
-  player = rebel_games.Player(config, 'preferences')
-  played = rebel_games.play(config, player, rebel_games.PREFERENCE[None], title='test')
+  player = rebel_games_main.Player(config, 'preferences')
+  played = rebel_games_main.play(config, player, rebel_games_main.PREFERENCE[None], title='test')
   policy = np.array(config.initial_policy)
   np.testing.assert_allclose(played['policies'][0, 0], policy, atol=1e-5)
   for step in range(1, 4):
-    policy = games.mirror_descent_step(rebel_games.PREFERENCE, policy, eta=.5)
+    policy = games.mirror_descent_step(rebel_games_main.PREFERENCE, policy, eta=.5)
     np.testing.assert_allclose(played['policies'][0, step], policy, atol=.02)
   # Comparisons are of y ~ π or y' uniform with y'' ~ π: half of the moves are of the data set.
   won = played['won'][0]
@@ -88,35 +89,35 @@ def test_an_iteration_is_a_step_of_mirror_descent_up_to_sampling():
 
 
 def test_R15_exact_arms_at_the_size_of_the_study():
-  config = settings_games.RebelGames()
-  exact = rebel_games.play_exactly(config)
-  average, last = rebel_games.exploitabilities(exact['exact_preferences'])
+  config = games_config.RebelGames()
+  exact = rebel_games_main.play_exactly(config)
+  average, last = rebel_games_main.exploitabilities(exact['exact_preferences'])
   assert (average[-1], last[-1]) == pytest.approx((.0130, .650), abs=5e-4)
   bound = float(games.average_iterate_bound(np.array([.6, .3, .1]), eta=.05, steps=2_000))
   assert average[-1] < bound
   # One reward for each move ends in one move, which another one beats.
-  average, last = rebel_games.exploitabilities(exact['exact_reward'])
+  average, last = rebel_games_main.exploitabilities(exact['exact_reward'])
   assert average[-1] > .95 and last[-1] > .999
-  average, _ = rebel_games.exploitabilities(exact['exact_refit'])
+  average, _ = rebel_games_main.exploitabilities(exact['exact_refit'])
   assert average[-1] < bound
 
 
 def test_exploitabilities_are_of_averages_and_of_what_follows_each_step():
   policies = np.random.default_rng(0).dirichlet(np.ones(3), (2, 5))  # Four steps.
-  average, last = rebel_games.exploitabilities(policies)
+  average, last = rebel_games_main.exploitabilities(policies)
   for seed in range(2):
     for t in range(4):
       mean = policies[seed, : t + 1].mean(axis=0)
-      assert average[seed, t] == pytest.approx((rebel_games.PREFERENCE @ mean).max(), abs=1e-6)
+      assert average[seed, t] == pytest.approx((rebel_games_main.PREFERENCE @ mean).max(), abs=1e-6)
       assert last[seed, t] == pytest.approx(
-          (rebel_games.PREFERENCE @ policies[seed, t + 1]).max(), abs=1e-6)
+          (rebel_games_main.PREFERENCE @ policies[seed, t + 1]).max(), abs=1e-6)
 
 
 def test_every_field_is_read():
-  source = ''.join(map(inspect.getsource, (rebel_games, settings_games.RebelGames)))
+  source = ''.join(map(inspect.getsource, (rebel_games_main, games_config.RebelGames)))
   read = {node.attr for node in ast.walk(ast.parse(source))
           if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Load)}
-  assert {field.name for field in dataclasses.fields(settings_games.RebelGames)} <= read
+  assert {field.name for field in dataclasses.fields(games_config.RebelGames)} <= read
 
 
 @pytest.mark.parametrize('argument, words', [
@@ -125,7 +126,7 @@ def test_every_field_is_read():
     ('--config.learning_rate=-1', 'config.learning_rate must be positive and finite, got -1'),
     ('--config.algorithm.signal=rewards', 'config.algorithm.signal must be .*the arms set it'),
     ('--config.algorithm.kl_coefficient=.1', 'config.algorithm.kl_coefficient must be 0'),
-    ('--config.algorithm.num_minibatches=5', 'config.batch_size must be divided by .*5.*got 64'),
+    ('--config.algorithm.num_minibatches=5', 'config.batch_size must be divisible by .*5.*got 64'),
     ('--config.model.vocab_size=4', 'config.model.vocab_size must be 3'),
     ('--config.model.tie_embeddings=true', 'config.model.tie_embeddings must be False'),
 ])

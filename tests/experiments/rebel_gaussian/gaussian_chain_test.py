@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from jaxrl_llm.rl import gaussian_chain, regression_losses
+from experiments.rebel_gaussian import gaussian_chain
+from jaxrl_llm.rl import regression_losses
 
 ETA = .7
 

@@ -13,7 +13,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments import rebel_gaussian, settings_games
+from experiments.rebel_gaussian import __main__ as rebel_gaussian_main
+from experiments.rebel_gaussian import config as gaussian_config
 from jaxrl_llm.training import metrics
 from tests.experiments import tiny
 
@@ -21,11 +22,11 @@ CONFIG = 'experiments/configs/rebel_gaussian.py'
 STEPS = 8
 SMALL = (f'--config.steps={STEPS}', '--config.num_seeds=2', '--config.num_tuning_seeds=1',
          '--config.evaluation_samples=16')
-TWO = {name: rebel_gaussian.ARMS[name] for name in ('rebel', 'ppo')}
+TWO = {name: rebel_gaussian_main.ARMS[name] for name in ('rebel', 'ppo')}
 
 
 def _run(workdir, *arguments):
-  return tiny.run(rebel_gaussian.main, f'--workdir={workdir}', *arguments,
+  return tiny.run(rebel_gaussian_main.main, f'--workdir={workdir}', *arguments,
                   experiment='rebel_gaussian', default_config=CONFIG)
 
 
@@ -33,7 +34,7 @@ def _run(workdir, *arguments):
 def workdir(tmp_path_factory):
   workdir = tmp_path_factory.mktemp('gaussian') / 'run'
   with pytest.MonkeyPatch.context() as patch:
-    patch.setattr(rebel_gaussian, 'ARMS', TWO)
+    patch.setattr(rebel_gaussian_main, 'ARMS', TWO)
     assert _run(workdir, *SMALL) == 0
   return workdir
 
@@ -45,7 +46,7 @@ def _results(workdir):
 def test_a_run_leaves_its_numbers_a_table_and_a_figure_with_its_data(workdir):
   results = _results(workdir)
   for arm in TWO:
-    assert results[f'setting/{arm}/learning_rate'] in settings_games.RebelGaussian().learning_rates
+    assert results[f'setting/{arm}/learning_rate'] in gaussian_config.RebelGaussian().learning_rates
     assert 0 <= results[f'eval/{arm}/reached'] <= 1
     assert results[f'eval/{arm}/queries_to_goal'] <= STEPS * 64 == results['reward_queries']
     assert .2 < results[f'eval/{arm}/final_fraction'] < 1  # It learns.
@@ -65,8 +66,8 @@ def test_a_run_leaves_its_numbers_a_table_and_a_figure_with_its_data(workdir):
 def test_arms_that_are_kept_are_not_trained_again(workdir, monkeypatch):
   before = _results(workdir)
   (workdir / 'results.json').unlink()
-  monkeypatch.setattr(rebel_gaussian, 'ARMS', TWO)
-  monkeypatch.setattr(rebel_gaussian, 'train', lambda *_: pytest.fail('trained again'))
+  monkeypatch.setattr(rebel_gaussian_main, 'ARMS', TWO)
+  monkeypatch.setattr(rebel_gaussian_main, 'train', lambda *_: pytest.fail('trained again'))
   assert _run(workdir, *SMALL) == 0
   timeless = lambda results: {k: v for k, v in results.items() if k not in ('wall_seconds',
                                                                            'commit')}
@@ -78,8 +79,8 @@ def test_arms_that_are_kept_are_not_trained_again(workdir, monkeypatch):
 
 @functools.cache
 def _world(**changes):
-  config = settings_games.RebelGaussian(**changes)
-  return config, rebel_gaussian.World(config)
+  config = gaussian_config.RebelGaussian(**changes)
+  return config, rebel_gaussian_main.World(config)
 
 
 def test_scores_at_the_start_and_at_best_are_what_sampling_says():
@@ -122,7 +123,7 @@ def _batch(world, config, pairs=3):
 def test_losses_are_the_equations_spelt_out(arm):
   config, world = _world(eta=.7)
   params, batch = _batch(world, config)
-  loss_fn = rebel_gaussian.make_loss(config, world, rebel_gaussian.ARMS[arm])
+  loss_fn = rebel_gaussian_main.make_loss(config, world, rebel_gaussian_main.ARMS[arm])
   loss, _ = jax.jit(loss_fn)({'policy': params}, batch)
   flat = lambda leaf: leaf.reshape(6, *leaf.shape[2:])
   new = np.asarray(world.log_probs(
@@ -161,27 +162,27 @@ def test_queries_are_counted_up_to_the_first_evaluation_at_the_goal():
   config, _ = _world()
   fractions = np.array([[0, .5, .91, .8, .95], [0, .1, .2, .3, .4]])
   np.testing.assert_array_equal(
-      rebel_gaussian.queries_to_goal(config, fractions), [2 * 64, np.nan])
+      rebel_gaussian_main.queries_to_goal(config, fractions), [2 * 64, np.nan])
 
 
 def test_the_learning_rate_is_chosen_on_the_tuning_seeds_alone():
   config, _ = _world(num_seeds=1, num_tuning_seeds=2, steps=3)
   fast, slow, never = [0, 1, 1, 1], [0, 0, 1, 1], [0, 0, 0, 0]
   fractions = np.array([[fast, slow, never], [never, fast, slow], [fast, slow, slow]], float)
-  best, queries = rebel_gaussian.tune(config, fractions)
+  best, queries = rebel_gaussian_main.tune(config, fractions)
   # (128 + 2 * 192) / 2; (64 + 128) / 2; 128.
   assert best == 1 and queries.tolist() == [256, 96, 128]
-  best, _ = rebel_gaussian.tune(config, fractions * np.array([.2, .1, .5])[:, None, None])
+  best, _ = rebel_gaussian_main.tune(config, fractions * np.array([.2, .1, .5])[:, None, None])
   assert best == 2  # Where none of them gets there: the one that ends best.
 
 
 def test_every_field_is_read():
-  source = ''.join(map(inspect.getsource, (rebel_gaussian, settings_games.RebelGaussian)))
+  source = ''.join(map(inspect.getsource, (rebel_gaussian_main, gaussian_config.RebelGaussian)))
   read = {node.attr for node in ast.walk(ast.parse(source))
           if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Load)}
-  fields = {field.name for field in dataclasses.fields(settings_games.RebelGaussian)}
+  fields = {field.name for field in dataclasses.fields(gaussian_config.RebelGaussian)}
   # An arm names its clip: `getattr(config, arm.clip)`.
-  assert fields - {arm.clip for arm in rebel_gaussian.ARMS.values()} <= read
+  assert fields - {arm.clip for arm in rebel_gaussian_main.ARMS.values()} <= read
 
 
 @pytest.mark.parametrize('argument, words', [
@@ -189,7 +190,7 @@ def test_every_field_is_read():
     ('--config.eta=0', 'config.eta must be positive and finite, got 0'),
     ('--config.clip=2', 'config.clip and config.published_clip must be at most 1, got 2'),
     ('--config.reduction=max', "config.reduction must be 'sum' or 'mean', got 'max'"),
-    ('--config.num_minibatches=5', 'config.batch_size must be divided by .*5.*got 32'),
+    ('--config.num_minibatches=5', 'config.batch_size must be divisible by .*5.*got 32'),
     ('--config.alpha_bar=(0.5,0.3)', 'config.alpha_bar must increase between 0 and 1'),
     ('--config.learning_rates=(0.0,)', 'config.learning_rates must be positive and finite'),
 ])

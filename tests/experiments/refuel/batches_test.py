@@ -7,9 +7,10 @@ import jax
 import numpy as np
 import pytest
 
-from experiments import components, launch, refuel_batches, reward_loading, settings_rebel
+from experiments.refuel import batches as refuel_batches
 from jaxrl_llm.data import batching
 from jaxrl_llm.data import dialogues as dialogues_lib
+from jaxrl_llm.runs import launch, reward_config, reward_models, setup
 from jaxrl_llm.types import STOPPED, TRUNCATED, Rollouts
 from tests.experiments import tiny_refuel
 
@@ -33,8 +34,8 @@ def world(folder):
   """Parts, parameters, and a pair of dialogues of each of eight prompts."""
   config = tiny_refuel.config(folder)
   config.validate()
-  with components.build(launch.Run(config, None, 'refuel', '', 'x.py', (), 'commit')) as parts:
-    make = refuel_batches.Maker(config, parts, reward_loading.load(config, parts))
+  with setup.build(launch.Run(config, None, 'refuel', '', 'x.py', (), 'commit')) as parts:
+    make = refuel_batches.Maker(config, parts, reward_models.load(config, parts))
     prompts = make.prompts(0)
     params = parts.form.frozen(parts.initial_params())
     pair = make.roll_out(params, parts.task.questions, prompts, KEY)
@@ -100,7 +101,7 @@ def test_the_score_is_that_of_the_very_ids(world):
   pair, parts = world.pair, world.parts
   rollouts, _ = refuel_batches.as_rollouts(
       [pair.first, pair.second], pair.turn, parts.task.max_response_tokens)
-  reward = reward_loading.load(world.config, parts)
+  reward = reward_models.load(world.config, parts)
   expected = reward(parts.put(rollouts), world.prompts.examples)
   np.testing.assert_allclose(world.make.score(pair).scores, expected.scores, atol=1e-5)
 
@@ -112,9 +113,9 @@ def test_a_reward_model_that_reads_text_is_given_the_conversation(world):
     seen.append((rollouts, examples))
     return np.zeros(rollouts.lengths.shape, np.float32)
 
-  settings = settings_rebel.RewardSettings(template='auto', max_tokens=9)
+  settings = reward_config.RewardSettings(template='auto', max_tokens=9)
   judge = refuel_batches.Judge(
-      world.parts, reward_loading.RewardModel(settings, None, score, 'name', ''))
+      world.parts, reward_models.RewardModel(settings, None, score, 'name', ''))
   said, last = world.pair.first, world.pair.num_turns - 1
   judge(said, last)
   (rollouts, examples), task = seen[0], world.parts.task
@@ -146,7 +147,7 @@ def test_F10_pairs_are_left_out_as_in_the_released_setting_one(world, max_tokens
     assert 0 < expected.sum() < 8
   scores = np.zeros((8, 2), np.float32)
   scores[0] = np.nan  # A failed score is left to the train step, which counts it.
-  scored = reward_loading.Scored(scores, scores, np.ones((8, 2), int), np.zeros((8, 2), bool))
+  scored = reward_models.Scored(scores, scores, np.ones((8, 2), int), np.zeros((8, 2), bool))
   batch = make(pair, scored, world.params)
   np.testing.assert_array_equal(batch.weight, expected)
   assert batch.rollouts.tokens.shape[-1] == min(max_tokens, world.parts.task.max_response_tokens)

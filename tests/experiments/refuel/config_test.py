@@ -4,7 +4,9 @@ import dataclasses
 
 import pytest
 
-from experiments import command_line, settings_rebel, settings_refuel
+from experiments.refuel import config as refuel_config
+from experiments.refuel import dialogues as refuel_dialogues
+from jaxrl_llm.runs import command_line, reward_config
 from jaxrl_llm.training import optim
 from tests.experiments import tiny, tiny_rebel, tiny_refuel
 
@@ -28,11 +30,11 @@ _ERRORS = {
     'reward_init_from': ('', 'REFUEL needs a reward model: .*, got none'),
     'value_init_from': ('.', 'value_init_from has no effect: Refuel has no value network'),
     'reward.eos_check': ('pad', "eos_check must be 'eos' or 'off'.* got 'pad' and 'same'"),
-    'reward': (settings_rebel.RewardSettings(template='none', max_tokens=9),
+    'reward': (reward_config.RewardSettings(template='none', max_tokens=9),
                "not 'none', for dialogues, got 'eos' and 'none'"),
     'algorithm.eta': (0.0, r'eta must be positive and finite, got 0.0 \(config.algorithm\)'),
     'algorithm.samples_per_prompt': (3, r'must be 2 for REFUEL, got 3 \(config.algorithm\)'),
-    'algorithm.num_micro_batches': (3, r'divided by num_minibatches x num_micro_batches \(3\), g'),
+    'algorithm.num_micro_batches': (3, r'divisible by num_minibatches x num_micro_batches \(3\)'),
     'optimizer': (optim.OptimizerConfig(schedule='linear', warmup_steps=9),
                   'warmup_steps must be less than the 6 optimizer steps of the run, got 9'),
     'task.first_only': (True, "first_only must be true for a user that is simulated.*'fixed'"),
@@ -74,7 +76,7 @@ _SERVER = {'kind': 'endpoint', 'url': 'http://a', 'model': 'm', 'mark': 'Q:'}
 ])
 def test_bad_users(options, message):
   with pytest.raises(ValueError, match=message):
-    settings_refuel.UserSettings(**options).validate('config.user')
+    refuel_config.UserSettings(**options).validate('config.user')
 
 
 @pytest.mark.parametrize('options, message', [
@@ -103,10 +105,10 @@ _SEEN = {
 
 
 def test_every_field_is_in_a_list():
-  names = {field.name for field in dataclasses.fields(settings_refuel.Refuel)}
+  names = {field.name for field in dataclasses.fields(refuel_config.Refuel)}
   assert names == set().union(*_SEEN.values())
-  read = {name for names in settings_refuel._READ.values() for name in names}
-  assert read == {field.name for field in dataclasses.fields(settings_refuel.UserSettings)} - {
+  read = {name for names in refuel_config._READ.values() for name in names}
+  assert read == {field.name for field in dataclasses.fields(refuel_config.UserSettings)} - {
       'kind'}
 
 
@@ -118,7 +120,7 @@ def test_every_field_is_in_a_list():
     'refuel_two.py:ultrainteract'])
 def test_every_config_is_valid_where_its_folders_are(spec, tmp_path):
   config = command_line.load_config(str(CONFIGS / spec))
-  assert isinstance(config, settings_refuel.Refuel)
+  assert isinstance(config, refuel_config.Refuel)
   config.reward_init_from = str(tmp_path)
   if ':demo' not in spec:
     config.policy_init_from = str(tmp_path)
@@ -152,7 +154,7 @@ def test_the_published_numbers():
     assert two.algorithm.kl_coefficient == coefficient and two.algorithm.eta == 1
     assert (two.optimizer.learning_rate, two.optimizer.b2, two.batch_size) == (3e-7, 0.95, 32)
     assert (two.train_last_layers, two.algorithm.num_epochs, two.law) == (4, 4, 'two')
-  limits = settings_refuel.parse_limits(two.task.limits)
+  limits = refuel_dialogues.parse_limits(two.task.limits)
   assert limits[5] == (128, 512)
   # The window of the released code holds each of them.
   assert max(turns * (user + reply) for turns, (user, reply) in limits.items()) == 3_200

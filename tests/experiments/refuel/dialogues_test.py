@@ -6,7 +6,7 @@ import json
 import numpy as np
 import pytest
 
-from experiments import refuel_dialogues, settings_refuel
+from experiments.refuel import dialogues as refuel_dialogues
 from jaxrl_llm.data import chat_templates
 from jaxrl_llm.data import dialogues as dialogues_lib
 from jaxrl_llm.types import STOPPED, TRUNCATED
@@ -199,10 +199,10 @@ def test_ids_are_no_conversations(folder):
 
 
 def test_limits_are_read():
-  assert settings_refuel.parse_limits(' 1=3:4,2=5 : 6 ') == {1: (3, 4), 2: (5, 6)}
+  assert refuel_dialogues.parse_limits(' 1=3:4,2=5 : 6 ') == {1: (3, 4), 2: (5, 6)}
   for text in ('1', '1=2', '1=2:0', 'a=2:3', '1=2:3:4'):
     with pytest.raises(ValueError, match="limits must be written as 'TURNS=USER:REPLY"):
-      settings_refuel.parse_limits(text)
+      refuel_dialogues.parse_limits(text)
 
 
 def test_the_questions_of_MT_bench(data_dir):

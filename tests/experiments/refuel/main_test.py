@@ -6,7 +6,9 @@ import json
 
 import pytest
 
-from experiments import refuel, refuel_batches, settings_refuel
+from experiments.refuel import __main__ as refuel_main
+from experiments.refuel import batches as refuel_batches
+from experiments.refuel import config as refuel_config
 from jaxrl_llm.training import metrics
 from tests.experiments import tiny, tiny_rebel, tiny_refuel
 
@@ -42,7 +44,7 @@ def fixed(tmp_path_factory):
   output = io.StringIO()
   with contextlib.redirect_stdout(output):
     status = tiny.run(
-        refuel.main, f'--config={tiny.REPOSITORY}/experiments/configs/refuel_two.py:hh',
+        refuel_main.main, f'--config={tiny.REPOSITORY}/experiments/configs/refuel_two.py:hh',
         f'--workdir={folder / "run"}', f'--config.data_dir={folder}',
         f'--config.policy_init_from={folder / "policy"}',
         f'--config.reward_init_from={folder / "reward"}', '--config.task.num_evaluation=8',
@@ -121,7 +123,7 @@ def test_the_questions_of_MT_bench_are_talked_about(data_dir, tmp_path, capsys):
       max_message_tokens=160)
   config = tiny_refuel.config(
       tmp_path, task=task, data_dir=str(data_dir / 'mt_bench'), steps=1, save_every=1)
-  tiny_refuel.run(refuel.main, config, tmp_path / 'run')
+  tiny_refuel.run(refuel_main.main, config, tmp_path / 'run')
   outcome = tiny_rebel.outcome(tmp_path / 'run')
   assert outcome['results']['eval/dialogues/turn_2'] == 4
   assert outcome['metrics.jsonl'][0]['rollout/num_turns'] == 2
@@ -145,12 +147,12 @@ def test_the_questions_of_MT_bench_are_talked_about(data_dir, tmp_path, capsys):
 
 
 def test_the_reference_plays_the_user_and_a_kill_is_not_seen(folder, tmp_path):
-  user = settings_refuel.UserSettings(
+  user = refuel_config.UserSettings(
       kind='model', max_tokens=6, mark='a', instruction='Say')
   config = tiny_refuel.simulated(
       folder, user, steps=2, save_every=1, eval_every=5, seed=3,
       task=tiny_refuel.task(first_only=True, num_turns=2))
-  tiny_refuel.run(refuel.main, config, tmp_path / 'whole')
+  tiny_refuel.run(refuel_main.main, config, tmp_path / 'whole')
   whole = tiny_rebel.outcome(tmp_path / 'whole')
   results = whole['results']
   assert [results[f'eval/dialogues/turn_{turn}'] for turn in (1, 2)] == [4, 4]
@@ -172,8 +174,8 @@ def test_the_reference_plays_the_user_and_a_kill_is_not_seen(folder, tmp_path):
   with pytest.MonkeyPatch.context() as patch:  # Within the second iteration.
     patch.setattr(refuel_batches.Maker, 'score', tiny_rebel.dying(refuel_batches.Maker.score, 2))
     with pytest.raises(tiny_rebel.Killed):
-      tiny_refuel.run(refuel.main, config, tmp_path / 'killed')
-  tiny_refuel.run(refuel.main, config, tmp_path / 'killed')
+      tiny_refuel.run(refuel_main.main, config, tmp_path / 'killed')
+  tiny_refuel.run(refuel_main.main, config, tmp_path / 'killed')
   killed = tiny_rebel.outcome(tmp_path / 'killed')
   assert killed.keys() == whole.keys()
   for name, expected in whole.items():
@@ -186,7 +188,7 @@ def test_the_reference_plays_the_user_and_a_kill_is_not_seen(folder, tmp_path):
 def _command(folder, tmp_path, *arguments, config):
   """Runs the command of a user in this process; its status."""
   return tiny.run(
-      refuel.main, f'--config={tiny.REPOSITORY / "experiments" / "configs" / config}.py',
+      refuel_main.main, f'--config={tiny.REPOSITORY / "experiments" / "configs" / config}.py',
       f'--workdir={tmp_path / "run"}', f'--config.data_dir={folder}',
       f'--config.policy_init_from={folder / "policy"}',
       f'--config.reward_init_from={folder / "reward"}', '--config.task.files=talks.json',

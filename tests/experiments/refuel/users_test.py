@@ -6,9 +6,11 @@ import jax
 import numpy as np
 import pytest
 
-from experiments import components, launch, refuel_users, settings_refuel
+from experiments.refuel import config as refuel_config
+from experiments.refuel import users as refuel_users
 from jaxrl_llm.data import dialogues as dialogues_lib
 from jaxrl_llm.models.pretrained import huggingface
+from jaxrl_llm.runs import launch, setup
 from jaxrl_llm.tasks import endpoint_user
 from jaxrl_llm.types import STOPPED, TRUNCATED, Rollouts
 from tests.experiments import tiny, tiny_refuel
@@ -26,14 +28,14 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope='module')
 def parts(folder):
-  config = tiny_refuel.simulated(folder, settings_refuel.UserSettings(kind='model', max_tokens=6))
+  config = tiny_refuel.simulated(folder, refuel_config.UserSettings(kind='model', max_tokens=6))
   config.validate()
-  with components.build(launch.Run(config, None, 'refuel', '', 'x.py', (), 'commit')) as parts:
+  with setup.build(launch.Run(config, None, 'refuel', '', 'x.py', (), 'commit')) as parts:
     yield parts
 
 
 def _users(parts, **options):
-  config = dataclasses.replace(parts.config, user=settings_refuel.UserSettings(**options))
+  config = dataclasses.replace(parts.config, user=refuel_config.UserSettings(**options))
   config.validate()
   return refuel_users.Users(config, parts)
 

@@ -7,16 +7,12 @@ import jax
 import numpy as np
 import pytest
 
-from experiments import (
-  components,
-  launch,
-  reward_loading,
-  reward_model,
-  reward_pairs,
-  settings_rebel,
-)
+from experiments.reward_model import __main__ as reward_model_main
+from experiments.reward_model import config as reward_model_config
+from experiments.reward_model import pairs as reward_pairs
 from jaxrl_llm.models import configs
 from jaxrl_llm.models import reward as reward_lib
+from jaxrl_llm.runs import launch, reward_models, setup
 from jaxrl_llm.training import checkpoints, loop, metrics, optim
 from tests.experiments import tiny, tiny_rebel
 
@@ -45,14 +41,14 @@ def folder(data_dir, tmp_path_factory):
 
 def _config(folder, **changes):
   task = dataclasses.replace(tiny_rebel.task(), max_response_tokens=RESPONSE, num_evaluation=20)
-  return settings_rebel.RewardModel(**{
+  return reward_model_config.RewardModel(**{
       'data_dir': str(folder), 'task': task, 'policy_init_from': str(folder / 'policy'),
       'optimizer': optim.OptimizerConfig(learning_rate=1e-2), 'steps': 8, 'batch_size': 8,
       'evaluation_batch_size': 8, 'eval_every': 5, 'save_every': 3, 'log_every': 2, **changes})
 
 
 def _run(config, workdir):
-  tiny_rebel.run(reward_model.main, config, workdir, 'reward_model')
+  tiny_rebel.run(reward_model_main.main, config, workdir, 'reward_model')
 
 
 @pytest.fixture(scope='module')
@@ -111,14 +107,14 @@ def test_it_learns_says_how_well_and_is_centred(folder, whole):
 
 def test_the_folder_is_a_reward_model_for_others_and_where_to_go_on(folder, whole):
   config = tiny_rebel.online(folder, reward_init_from=str(whole / 'params'))
-  with components.build(_launched(config)) as parts:
-    assert reward_loading.load(config, parts).fingerprint == json.loads(
+  with setup.build(_launched(config)) as parts:
+    assert reward_models.load(config, parts).fingerprint == json.loads(
         (whole / 'results.json').read_text())['fingerprint']
   config = _config(folder, policy_init_from=str(whole / 'params'))
-  with components.build(_launched(config)) as parts:
+  with setup.build(_launched(config)) as parts:
     network = reward_lib.make(parts.model)
-    abstract = components.abstract_params(network, parts.mesh)
-    params = reward_loading.initial_params(parts, network, abstract, head_init='zero')
+    abstract = setup.abstract_params(network, parts.mesh)
+    params = reward_models.initial_params(parts, network, abstract, head_init='zero')
     expected, _ = checkpoints.load_params(whole / 'params', abstract)
     jax.tree.map(np.testing.assert_array_equal, params, expected)
 
@@ -149,10 +145,10 @@ def test_where_a_head_begins(folder):
   config = _config(
       folder, policy_init_from='', model=configs.TransformerConfig(**model, max_length=1024),
       task=dataclasses.replace(task, tokenizer_dir=str(folder / 'policy')))
-  with components.build(_launched(config)) as parts:
+  with setup.build(_launched(config)) as parts:
     network = reward_lib.make(parts.model)
-    abstract = components.abstract_params(network, parts.mesh)
-    normal, zero = (reward_loading.initial_params(parts, network, abstract, head_init=kind)
+    abstract = setup.abstract_params(network, parts.mesh)
+    normal, zero = (reward_models.initial_params(parts, network, abstract, head_init=kind)
                     for kind in ('normal', 'zero'))
   kernel = np.asarray(normal['value_head']['kernel'])
   assert np.sqrt(np.mean(kernel**2)) == pytest.approx(65**-0.5, rel=0.3)
@@ -160,10 +156,10 @@ def test_where_a_head_begins(folder):
   jax.tree.map(np.testing.assert_array_equal, normal['layers'], zero['layers'])
   # A policy's trunk is taken; its head over the vocabulary stays behind.
   config = _config(folder)
-  with components.build(_launched(config)) as parts:
+  with setup.build(_launched(config)) as parts:
     network = reward_lib.make(parts.model)
-    abstract = components.abstract_params(network, parts.mesh)
-    params = reward_loading.initial_params(parts, network, abstract, head_init='normal')
+    abstract = setup.abstract_params(network, parts.mesh)
+    params = reward_models.initial_params(parts, network, abstract, head_init='normal')
     plain = parts.initial_params()
   assert params.keys() == {*plain.keys(), 'value_head'} - {'head'}
   jax.tree.map(np.testing.assert_array_equal, params['layers'], plain['layers'])
@@ -176,7 +172,7 @@ def test_references_of_another_file(folder, tmp_path):
                           for r in rows))
   config = _config(folder, centring_file='references.jsonl', centring_schema='conversations')
   config.validate()
-  with components.build(_launched(config)) as parts:
+  with setup.build(_launched(config)) as parts:
     references = reward_pairs.references(_launched(config), parts)
     assert len(references) == 5 and references.rollouts.tokens.shape[1] == 1
     assert set(references.rollouts.lengths.ravel()) == {2}  # A digit and the stop token.
@@ -194,12 +190,12 @@ def test_references_of_another_file(folder, tmp_path):
      ['config.centring_file has no effect without config.centre']),
     (['--config.centring_schema=tldr'], ['no effect without config.centring_file']),
     (['--config.head_init=one'], ["head_init must be 'normal' or 'zero', got 'one'"]),
-    (['--config.algorithm.num_micro_batches=3'], ['must be divided by', '(3), got 8']),
+    (['--config.algorithm.num_micro_batches=3'], ['must be divisible by', '(3), got 8']),
 ])
 def test_bad_input_is_one_line(folder, tmp_path, capsys, arguments, words):
   file = tiny.REPOSITORY / 'experiments' / 'configs' / 'reward_model_demo.py'
   status = tiny.run(
-      reward_model.main, f'--config={file}', f'--workdir={tmp_path / "run"}',
+      reward_model_main.main, f'--config={file}', f'--workdir={tmp_path / "run"}',
       f'--config.data_dir={folder}', f'--config.policy_init_from={folder / "policy"}',
       '--config.task.files=pairs.json', '--config.task.template=auto',
       '--config.task.num_evaluation=8', *arguments, experiment='reward_model')

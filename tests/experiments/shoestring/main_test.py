@@ -13,9 +13,9 @@ import types
 import numpy as np
 import pytest
 
-from experiments import settings_shoestring, shoestring
-from jaxrl_llm.data import planetoid
-from jaxrl_llm.tasks import graphs
+from experiments.shoestring import __main__ as shoestring_main
+from experiments.shoestring import config as shoestring_config
+from jaxrl_llm.graphs import block_model, planetoid
 from jaxrl_llm.training import metrics
 from tests.experiments import tiny
 
@@ -29,7 +29,7 @@ SMALL_BLOCKS = (*SMALL, '--config.labels_per_class=(1,3)', '--config.backbones=g
 
 
 def _run(workdir, *arguments, config=BLOCKS):
-  return tiny.run(shoestring.main, f'--workdir={workdir}', f'--config={config}', *arguments,
+  return tiny.run(shoestring_main.main, f'--workdir={workdir}', f'--config={config}', *arguments,
                   experiment='shoestring', default_config=BLOCKS)
 
 
@@ -116,8 +116,8 @@ def test_arms_that_are_kept_are_not_trained_again(workdir, monkeypatch):
   before = _results(workdir)
   (workdir / 'results.json').unlink()
   (workdir / 'arms' / 'gcn_cos_n3.npz').unlink()
-  trained, train = [], shoestring.Trainer.train
-  monkeypatch.setattr(shoestring.Trainer, 'train', lambda *arguments: (
+  trained, train = [], shoestring_main.Trainer.train
+  monkeypatch.setattr(shoestring_main.Trainer, 'train', lambda *arguments: (
       trained.append(arguments[-1]), train(*arguments))[1])
   assert _run(workdir, *SMALL_BLOCKS) == 0
   assert trained == ['gcn_cos_n3']
@@ -130,7 +130,7 @@ def test_arms_that_are_kept_are_not_trained_again(workdir, monkeypatch):
 def data_folder(tmp_path_factory):
   """A small graph under Cora's name, with a public split."""
   folder = tmp_path_factory.mktemp('planetoid')
-  graph = graphs.make_graph(seed=0, num_classes=3, nodes_per_class=16, num_words=30,
+  graph = block_model.make_graph(seed=0, num_classes=3, nodes_per_class=16, num_words=30,
                             words_per_node=5, word_signal=.8)
   train, test = planetoid.random_split(graph.labels, 4, seed=9)
   planetoid.write(folder / 'cora.npz', dataclasses.replace(
@@ -157,7 +157,7 @@ def test_the_public_split_has_its_own_numbers_and_data_may_move(tmp_path, data_f
 
 # A tiny study, and for every field another value.
 _TINY = dict(num_splits=2, backbones='gcn', heads='softmax,cos', labels_per_class=(1,), steps=2,
-             width=3, refinement_ratios=(), blocks=settings_shoestring.BlockModel(
+             width=3, refinement_ratios=(), blocks=shoestring_config.BlockModel(
                  num_classes=2, nodes_per_class=8, num_words=16, words_per_node=4))
 _CHANGES = {
     'seed': 5, 'num_splits': 3, 'data_dir': '/tmp', 'dataset': 'pubmed', 'backbones': 'gcn,mlp',
@@ -173,7 +173,7 @@ _ELSEWHERE = {'note', 'ar_heads'}  # In the two tests below this one.
 
 
 def _tiny_config(changes=()):
-  config = settings_shoestring.Shoestring(**copy.deepcopy(_TINY))
+  config = shoestring_config.Shoestring(**copy.deepcopy(_TINY))
   for name, value in dict(changes).items():
     *parents, last = name.split('.')
     setattr(functools.reduce(getattr, parents, config), last, value)
@@ -182,7 +182,7 @@ def _tiny_config(changes=()):
 
 def _study(folder, config):
   folder.mkdir(exist_ok=True)
-  return shoestring.Study(types.SimpleNamespace(
+  return shoestring_main.Study(types.SimpleNamespace(
       workdir=folder, config=config, save_clock=lambda: None))
 
 
@@ -255,13 +255,13 @@ def test_honest_readings_do_not_see_the_labels_of_test_nodes(tmp_path, monkeypat
   # node has each class once, so that the fractions that are right must add up to 1.
   config = _tiny_config({'backbones': 'gcn,lp', 'refinement_ratios': (0.0, .3), 'steps': 6})
   study = _study(tmp_path / 'run', config)
-  graph, split = study._graph, shoestring.make_split(config, study._graph, 1)
-  monkeypatch.setattr(shoestring, 'make_split', lambda *_: split)
+  graph, split = study._graph, shoestring_main.make_split(config, study._graph, 1)
+  monkeypatch.setattr(shoestring_main, 'make_split', lambda *_: split)
   kept, read = [], study._read
   monkeypatch.setattr(study, '_read', lambda head, outputs, *more: (
       kept.append(outputs), read(head, outputs, *more))[1])
   shared = ~np.isin(np.arange(graph.num_nodes), split.train)  # Not trained on in any split.
-  split = shoestring.Split(split.train, np.stack([shared] * 2).astype(np.float32))
+  split = shoestring_main.Split(split.train, np.stack([shared] * 2).astype(np.float32))
   total = 0
   for shift in range(graph.num_classes):
     labels = np.where(shared, (graph.labels + shift) % graph.num_classes, graph.labels)
@@ -346,7 +346,7 @@ def test_a_missing_folder_and_a_hostile_pickle_are_one_line_and_status_2(tmp_pat
 
 def test_a_graph_that_is_damaged_too_large_or_another_one_is_refused_at_once(tmp_path, capsys):
   folder = tmp_path / 'data'
-  graph = graphs.make_graph(seed=0, num_classes=2, nodes_per_class=8, num_words=8,
+  graph = block_model.make_graph(seed=0, num_classes=2, nodes_per_class=8, num_words=8,
                             words_per_node=3)
   run = lambda: _run(tmp_path / 'run', '--config.public_split=false',
                      f'--config.data_dir={folder}', config=CORA)

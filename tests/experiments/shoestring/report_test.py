@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from experiments import shoestring_criteria, shoestring_report
+from experiments.shoestring import criteria as shoestring_criteria
+from experiments.shoestring import report as shoestring_report
 
 
 def _outcome(**readings):

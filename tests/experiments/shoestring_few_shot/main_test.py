@@ -12,9 +12,10 @@ import jax
 import numpy as np
 import pytest
 
-from experiments import settings_shoestring, shoestring_few_shot
+from experiments.shoestring_few_shot import __main__ as shoestring_few_shot
+from experiments.shoestring_few_shot import config as few_shot_config
 from jaxrl_llm.algorithms import shoestring
-from jaxrl_llm.tasks import episodes
+from jaxrl_llm.graphs import episodes
 from jaxrl_llm.training import metrics
 from tests.experiments import tiny
 
@@ -74,7 +75,7 @@ def test_batches_that_are_kept_are_not_played_again(workdir, monkeypatch):
 
 @functools.cache
 def _classifier():
-  config = settings_shoestring.FewShot(
+  config = few_shot_config.FewShot(
       way=3, shots=(1,), queries=9, neighbours=5, batch_size=24, episodes=24, steps=40)
   return config, shoestring_few_shot.Classifier(config, 1, 8)
 
@@ -128,7 +129,7 @@ def test_predictions_do_not_depend_on_the_labels_of_queries():
 @functools.cache
 def _without_graph():
   """Settings under which graph and refinement do nothing: none of them may be given to a run."""
-  config = settings_shoestring.FewShot(
+  config = few_shot_config.FewShot(
       way=3, shots=(1,), queries=4, neighbours=3, batch_size=8, steps=1, refinement_ratio=0.0,
       feature_alpha=0.0, label_alpha=0.0)
   data = episodes.make_features(
@@ -162,7 +163,7 @@ def test_prototypes_of_one_shot_are_the_closest_example():
 
 
 _TINY = dict(way=2, shots=(1,), queries=2, neighbours=2, batch_size=2, episodes=4, steps=2, width=3,
-             generated=settings_shoestring.GeneratedFeatures(
+             generated=few_shot_config.GeneratedFeatures(
                  num_classes=4, per_class=6, width=5),
              algorithm=shoestring.Config(weight_decay=.2))
 _CHANGES = {
@@ -186,7 +187,7 @@ def _leaves(thing, prefix=''):
 
 
 def _changed(name=None):
-  config = settings_shoestring.FewShot(**copy.deepcopy(_TINY))
+  config = few_shot_config.FewShot(**copy.deepcopy(_TINY))
   if name:
     *parents, last = name.split('.')
     setattr(functools.reduce(getattr, parents, config), last, _CHANGES[name])
@@ -263,7 +264,8 @@ def test_every_field_has_an_effect_or_is_refused(name, tmp_path, monkeypatch):
     ('--config.way=1', 'config.way must be at least 2, got 1'),
     ('--config.way=30', 'way must be at most 20, the classes with 1 . 15 examples, got 30'),
     ('--config.shots=(5,1)', 'config.shots must be positive and increasing'),
-    ('--config.batch_size=7', 'config.episodes must be divided by config.batch_size .7., got 600'),
+    ('--config.batch_size=7',
+    'config.episodes must be divisible by config.batch_size .7., got 600'),
     ('--config.neighbours=80', 'config.neighbours must be less than the 80 nodes'),
     ('--config.label_alpha=0.0', 'config.label_alpha must be positive and finite'),
     ('--config.dropout=1.0', 'config.dropout must lie in'),
@@ -331,6 +333,6 @@ def test_a_run_goes_on_with_its_own_features_only(tmp_path, capsys):
 
 
 def test_another_seed_generates_other_features():
-  config = settings_shoestring.FewShot(seed=3)
+  config = few_shot_config.FewShot(seed=3)
   assert not np.array_equal(
-      config.features().features, settings_shoestring.FewShot().features().features)
+      config.features().features, few_shot_config.FewShot().features().features)

@@ -9,7 +9,7 @@ import sys
 import numpy as np
 import pytest
 
-from experiments import bench_load
+from experiments.bench_load import __main__ as bench_load
 
 REPOSITORY = pathlib.Path(__file__).resolve().parents[3]
 LIMIT = 1.3  # Of the parameters' size, which itself is part of what is measured.

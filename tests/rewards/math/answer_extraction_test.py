@@ -5,7 +5,8 @@ import time
 
 import pytest
 
-from jaxrl_llm.rewards import answer_extraction, answer_phrases, math_answer, reasoning
+from jaxrl_llm.rewards import math_answer
+from jaxrl_llm.rewards.math import answer_extraction, answer_phrases, reasoning
 
 
 def _check(cases):

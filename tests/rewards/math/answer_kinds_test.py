@@ -5,7 +5,8 @@ import pathlib
 
 import pytest
 
-from jaxrl_llm.rewards import equivalence, math_answer
+from jaxrl_llm.rewards import math_answer
+from jaxrl_llm.rewards.math import equivalence
 
 
 def _rows():

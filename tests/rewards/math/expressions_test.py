@@ -5,7 +5,7 @@ import time
 
 import pytest
 
-from jaxrl_llm.rewards import expressions, finiteness, symbolic
+from jaxrl_llm.rewards.math import expressions, finiteness, symbolic
 
 
 @pytest.mark.parametrize(('text', 'same'), [

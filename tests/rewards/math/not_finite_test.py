@@ -2,7 +2,8 @@ r"""Values that are not finite equal nothing; the named infinities equal themsel
 
 import pytest
 
-from jaxrl_llm.rewards import math_answer, truths, worker_pool
+from jaxrl_llm.rewards import math_answer
+from jaxrl_llm.rewards.math import truths, worker_pool
 
 NOT_FINITE = [
     '1/0', r'\frac{1}{0}', r'\frac{5}{2-2}', r'\tan(\pi/2)', r'\tan\frac{\pi}{2}', r'\log 0',

@@ -12,9 +12,9 @@ import time
 
 import pytest
 
-from jaxrl_llm.rewards import worker_pool
+from jaxrl_llm.rewards.math import worker_pool
 
-REPOSITORY = pathlib.Path(__file__).resolve().parents[2]
+REPOSITORY = pathlib.Path(__file__).resolve().parents[3]
 TRUE = (r'\sqrt{8}', r'2\sqrt{2}')
 FALSE = (r'\sqrt{8}', r'3\sqrt{2}')
 BOMB = (r'\sqrt{9^{9^9}}', '5')
@@ -158,7 +158,7 @@ def test_no_main_guard_is_needed_and_main_is_not_run_again(tmp_path):
 def test_a_worker_imports_nothing_heavy():
   loaded = _python("""
       import sys
-      from jaxrl_llm.rewards import symbolic, worker
+      from jaxrl_llm.rewards.math import symbolic, worker
       symbolic.warm_up()
       heavy = ('jax', 'flax', 'numpy', 'torch', 'tensorflow')
       print([name for name in heavy if name in sys.modules])
@@ -176,7 +176,7 @@ def test_workers_end_with_their_parent():
   for ending in ('pass', 'os.kill(os.getpid(), signal.SIGKILL)'):
     printed = _python(f"""
         import os, signal
-        from jaxrl_llm.rewards import worker_pool
+        from jaxrl_llm.rewards.math import worker_pool
         worker_pool.shared().start()
         print(worker_pool.shared().process_ids()[0], flush=True)
         {ending}
@@ -187,7 +187,7 @@ def test_workers_end_with_their_parent():
 def test_a_forked_parent_gets_workers_of_its_own():
   printed = _python(r"""
       import os
-      from jaxrl_llm.rewards import worker_pool
+      from jaxrl_llm.rewards.math import worker_pool
       pair = (r'\sqrt{8}', r'2\sqrt{2}')
       worker_pool.shared().ask(*pair)
       before = worker_pool.shared().process_ids()
@@ -207,7 +207,7 @@ def _outcome(leaf):
   """What becomes of a question whose comparison does `leaf`."""
   return _python(f"""
       import os, sys, time
-      from jaxrl_llm.rewards import symbolic, worker
+      from jaxrl_llm.rewards.math import symbolic, worker
       symbolic.equal = lambda candidate, answer: {leaf}
       reply = worker.decide({{'candidate': 'x+y', 'answer': 'x+z', 'seconds': 1.0}})
       print(reply['outcome'], reply['verdict'], reply['peak_kib'] < 512 * 1024)

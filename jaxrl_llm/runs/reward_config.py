@@ -1,16 +1,14 @@
-"""What the configs of experiments/rebel.py and experiments/reward_model.py can set."""
+"""Configs of what every pipeline with a reward model has: preferences, rewards, evaluation."""
 
 import dataclasses
 import pathlib
 from typing import Any, ClassVar
 
-from experiments import settings
-from jaxrl_llm.algorithms import rebel, reward_model
+from jaxrl_llm import checks
+from jaxrl_llm.algorithms import rebel
 from jaxrl_llm.data import preference_rows
-from jaxrl_llm.models import configs
-from jaxrl_llm.models import lora as lora_lib
 from jaxrl_llm.rewards import model_reward
-from jaxrl_llm.sharding import mesh as mesh_lib
+from jaxrl_llm.runs import config as config_lib
 from jaxrl_llm.training import optim
 
 _MAKES_ONE = (
@@ -26,7 +24,7 @@ class PreferencesTask:
   `files` and `evaluation_files` name files in the data folder, with commas between them;
   `stop_tokens` likewise. A `file_pad_id` of -1 is none. A `tokenizer_dir` of '' is that of the
   policy's folder, or DATA_DIR/../tokenizers/qwen2 where the policy is drawn; `vocabulary` as in
-  `settings.Gsm8kTask`. With `tfds_dir` the files are read through TFDS, prepared in that folder.
+  `config_lib.Gsm8kTask`. With `tfds_dir` the files are read through TFDS, prepared in that folder.
   """
 
   files: str = 'dpo_en_demo.json'
@@ -54,7 +52,7 @@ class PreferencesTask:
     if not data_dir:
       raise ValueError(
           f'the preferences task needs the folder of {self.files}: --config.data_dir=DIR')
-    settings.at_least(
+    checks.at_least(
         self, 'config.task', num_train=0, num_evaluation=0, max_prompt_tokens=1,
         max_response_tokens=1, max_vocabulary=0, file_pad_id=-1,
     )
@@ -174,105 +172,14 @@ class RebelEvaluation:
 
   def validate(self, prefix: str) -> None:
     """Raises ValueError with one line for the first field that is out of range."""
-    settings.at_least(self, prefix, num_samples=1, batch_size=1, num_shown=0)
+    checks.at_least(self, prefix, num_samples=1, batch_size=1, num_shown=0)
     if not 0 <= self.temperature < float('inf'):
       raise ValueError(
           f'{prefix}.temperature must be 0 (greedy) or positive, got {self.temperature}')
 
 
 @dataclasses.dataclass
-class RewardModel:
-  """One run of experiments/reward_model.py.
-
-  Attributes:
-    seed: of everything that is drawn.
-    data_dir: folder of the task's data.
-    task: its files hold pairs.
-    model: the shape, as in `settings.Experiment`.
-    policy_init_from: a policy (or a reward model, whose head is then kept), as there; '' draws
-      everything.
-    head_init: of a head that is drawn: 'normal' (standard deviation (D + 1)^-1/2) or 'zero'.
-    algorithm: settings of the loss.
-    optimizer: its settings.
-    steps: optimizer steps; 0 for one pass over the pairs.
-    batch_size: pairs a step.
-    evaluation_batch_size: pairs a batch where nothing is trained.
-    centre: whether the mean score of reference responses is taken off every score.
-    centring_file: a file of them in the data folder; '' for the chosen responses of the pairs.
-    centring_schema: its schema; '' for that of the task.
-    eval_every: steps between evaluations; the last step is followed by one in any case.
-    save_every: steps between checkpoints.
-    log_every: steps between lines in metrics.jsonl.
-    mesh: sizes of the device mesh.
-    wandb_project: a Weights & Biases project; '' is off.
-    note: what a reader must know about the setting; printed with its results.
-    scale_note: the same of what was scaled down for a model that is drawn.
-  """
-
-  seed: int = 0
-  data_dir: str = ''
-  task: PreferencesTask = dataclasses.field(default_factory=PreferencesTask)
-  model: configs.TransformerConfig = dataclasses.field(default_factory=configs.TransformerConfig)
-  policy_init_from: str = ''
-  head_init: str = 'normal'
-  algorithm: reward_model.Config = dataclasses.field(default_factory=reward_model.Config)
-  optimizer: optim.OptimizerConfig = dataclasses.field(default_factory=optim.OptimizerConfig)
-  steps: int = 0
-  batch_size: int = 64
-  evaluation_batch_size: int = 64
-  centre: bool = True
-  centring_file: str = ''
-  centring_schema: str = ''
-  eval_every: int = 100
-  save_every: int = 100
-  log_every: int = 10
-  mesh: mesh_lib.MeshConfig = dataclasses.field(default_factory=mesh_lib.MeshConfig)
-  wandb_project: str = ''
-  note: str = ''
-  scale_note: str = ''
-
-  # All parameters are trained (`components.build`).
-  lora: ClassVar[lora_lib.LoraConfig] = lora_lib.LoraConfig()
-  train_last_layers: ClassVar[int] = 0
-
-  def validate(self) -> None:
-    """Raises ValueError with one line for the first field that is out of range."""
-    settings.at_least(
-        self, 'config', seed=0, steps=0, batch_size=1, evaluation_batch_size=1, eval_every=1,
-        save_every=1, log_every=1,
-    )
-    if self.policy_init_from and not pathlib.Path(self.policy_init_from).is_dir():
-      raise ValueError(f'config.policy_init_from is no folder: {self.policy_init_from!r}')
-    if self.head_init not in ('normal', 'zero'):
-      raise ValueError(f"config.head_init must be 'normal' or 'zero', got {self.head_init!r}")
-    for name in ('centring_file', 'centring_schema'):
-      needed = 'centre' if name == 'centring_file' else 'centring_file'
-      if getattr(self, name) and not getattr(self, needed):
-        raise ValueError(
-            f'config.{name} has no effect without config.{needed}, got {getattr(self, name)!r}')
-    if self.centring_schema and self.centring_schema not in preference_rows.SCHEMAS:
-      raise ValueError(
-          f'config.centring_schema must be one of {", ".join(preference_rows.SCHEMAS)}, got '
-          f'{self.centring_schema!r}'
-      )
-    with settings.named('config.model'):
-      dataclasses.replace(self.model, vocab_size=self.model.vocab_size or 1).validate()
-    with settings.named('config.algorithm'):
-      self.algorithm.validate()
-    self.optimizer.validate('config.optimizer')
-    self.mesh.validate()
-    _check_divides('config', self.batch_size, self.algorithm.num_micro_batches)
-
-  def batch_sizes(self) -> dict[str, tuple[int, int]]:
-    """As in `settings.Experiment`."""
-    return {
-        'batch_size': (self.batch_size, self.algorithm.num_micro_batches),
-        'evaluation_batch_size': (self.evaluation_batch_size, 1),
-    }
-
-
-@dataclasses.dataclass
-class LearnedReward(settings.Experiment):
+class LearnedReward(config_lib.Experiment):
   """What all pipelines with a reward model have.
 
   Attributes:
@@ -299,14 +206,14 @@ class LearnedReward(settings.Experiment):
   def validate(self) -> None:
     """Raises ValueError with one line for the first field that is out of range."""
     super().validate()
-    settings.at_least(self, 'config', batch_size=1, save_every=1)
+    checks.at_least(self, 'config', batch_size=1, save_every=1)
     if not self.reward_init_from:
       raise ValueError(f'{self.METHOD} needs a reward model: {_MAKES_ONE}, got none')
     self.reward.validate('config.reward')
-    with settings.named('config.algorithm'):
+    with checks.within('config.algorithm'):
       self.algorithm.validate()
     self.optimizer.validate('config.optimizer')
-    _check_divides('config', self.batch_size, self.parts)
+    check_divides('config', self.batch_size, self.parts)
 
   @property
   def parts(self) -> int:
@@ -314,89 +221,14 @@ class LearnedReward(settings.Experiment):
     return self.algorithm.num_minibatches * self.algorithm.num_micro_batches
 
   def batch_sizes(self) -> dict[str, tuple[int, int]]:
-    """As in `settings.Experiment`."""
+    """As in `config_lib.Experiment`."""
     return {**super().batch_sizes(), 'batch_size': (self.batch_size, self.parts)}
 
 
-@dataclasses.dataclass
-class Online(LearnedReward):
-  """The online pipelines of experiments/rebel.py: sample, score, fit, again and again.
-
-  Attributes:
-    num_comparators: M further samples a prompt that a pair is compared with, where
-      algorithm.signal is 'preferences'; 0 otherwise.
-    steps: batches of rollouts.
-    eval_every: batches between evaluations; one stands before the first batch and one after the
-      last, in any case.
-  """
-
-  num_comparators: int = 0
-  steps: int = 100
-  eval_every: int = 20
-
-  def validate(self) -> None:
-    """Raises ValueError with one line for the first field that is out of range."""
-    super().validate()
-    settings.at_least(self, 'config', steps=0, eval_every=1, num_comparators=0)
-    if (self.algorithm.signal == 'preferences') != (self.num_comparators > 0):
-      raise ValueError(
-          "config.num_comparators must be positive with algorithm.signal 'preferences', and 0 "
-          f'with {"rewards"!r}, got {self.num_comparators} with {self.algorithm.signal!r}'
-      )
-    settings.check_schedule(
-        self.optimizer, self.steps * self.algorithm.num_epochs * self.algorithm.num_minibatches,
-        'config.optimizer')
-
-
-@dataclasses.dataclass
-class LargeBatch(LearnedReward):
-  """The large-batch pipeline of experiments/rebel.py: generate, rank, filter, fit once; iterated.
-
-  Attributes:
-    rounds: iterations of all stages, each from the policy of the one before.
-    top_p: of the generated responses; log-probs are of the whole distribution, as in the
-      released code.
-    keep_truncated: whether a prompt stays of which a response did not stop.
-    generation_batch_size: prompts a batch where responses are generated, ranked and scored.
-    steps: batches of pairs a round; 0 for one pass.
-    eval_every: batches between evaluations on held-out pairs.
-  """
-
-  rounds: int = 3
-  top_p: float = 0.9
-  keep_truncated: bool = False
-  generation_batch_size: int = 64
-  steps: int = 0
-  eval_every: int = 50
-
-  def validate(self) -> None:
-    """Raises ValueError with one line for the first field that is out of range."""
-    super().validate()
-    settings.at_least(
-        self, 'config', rounds=1, generation_batch_size=1, steps=0, eval_every=1)
-    if not 0 < self.top_p <= 1:
-      raise ValueError(f'config.top_p must lie in (0, 1], got {self.top_p}')
-    for name, only, why in (
-        ('pairs', 'best_worst', 'the best and the worst response are kept'),
-        ('signal', 'rewards', 'responses are ranked'),
-        ('kl_coefficient', 0.0, 'rewards are not shaped'),
-        ('offline_fraction', 0.0, 'both responses are generated'),
-        ('whiten_rewards', False, 'rewards are not shaped'),
-    ):
-      if getattr(self.algorithm, name) != only:
-        raise ValueError(
-            f'config.algorithm.{name} must be {only!r} in the large-batch pipeline ({why}), got '
-            f'{getattr(self.algorithm, name)!r}'
-        )
-
-  def batch_sizes(self) -> dict[str, tuple[int, int]]:
-    """As in `settings.Experiment`."""
-    return {**super().batch_sizes(), 'generation_batch_size': (self.generation_batch_size, 1)}
-
-
-def _check_divides(prefix: str, batch_size: int, parts: int) -> None:
+def check_divides(prefix: str, batch_size: int, parts: int) -> None:
+  """Raises ValueError unless a batch can be cut into equal parts."""
   if batch_size % parts:
     raise ValueError(
-        f'{prefix}.batch_size must be divided by num_minibatches x num_micro_batches ({parts}), '
+        f'{prefix}.batch_size must be divisible by num_minibatches x num_micro_batches ({parts}), '
         f'got {batch_size}'
     )

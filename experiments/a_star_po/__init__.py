@@ -1,0 +1,1 @@
+"""A*-PO: `python -m experiments.a_star_po`."""

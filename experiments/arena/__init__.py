@@ -1,0 +1,1 @@
+"""One comparison of all algorithms: `python -m experiments.arena`."""

@@ -1,0 +1,1 @@
+"""Speed of training and sampling: `python -m experiments.bench`."""

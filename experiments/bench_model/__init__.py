@@ -1,0 +1,1 @@
+"""Speed of a model of published size: `python -m experiments.bench_model`."""

@@ -1,0 +1,1 @@
+"""Verdicts of the math verifier on labelled solutions: `python -m experiments.check_verifier`."""

@@ -1,0 +1,116 @@
+r"""Converts parameters: a Hugging Face checkpoint to a folder of this project's, or back.
+
+    python -m experiments.convert --from=HUGGING_FACE_DIR --to=DIR
+    python -m experiments.convert --from=WORKDIR/trained --to=DIR --model_type=qwen2 \
+        --tokenizer=DIR_OF_THE_TOKENIZER
+
+What --from is is found out, --format says what is written (by default the other one). A folder
+of this project's that came from a checkpoint remembers its family, its config.json and where its
+tokenizer lies; otherwise --model_type and --tokenizer say so. All of --to is written or nothing.
+"""
+
+import dataclasses
+import functools
+import pathlib
+
+import jax
+from absl import flags
+
+from jaxrl_llm.data import tokenizers
+from jaxrl_llm.models import configs
+from jaxrl_llm.models.pretrained import huggingface
+from jaxrl_llm.runs import checkpoint_sources, conversion, export, launch
+from jaxrl_llm.runs.command_line import UsageError
+from jaxrl_llm.training import checkpoints
+from jaxrl_llm.types import Tokenizer
+
+FORMATS = ('hugging_face', 'orbax')
+DTYPES = ('float32', 'bfloat16')
+
+
+def define_flags(values: flags.FlagValues) -> None:
+  """Defines the flags of this tool."""
+  text = functools.partial(flags.DEFINE_string, flag_values=values)
+  choice = functools.partial(flags.DEFINE_enum, flag_values=values)
+  text('from', '', 'the folder that is read.')
+  text('to', '', 'the folder that is written: new, or empty.')
+  choice('format', None, FORMATS, 'what is written; by default what --from is not.')
+  text('model_type', '', "the family that is written, as in config.json; by default --from's.")
+  choice('dtype', None, DTYPES, "of what is written; by default --from's (float32 for float16).")
+  text('tokenizer', '', 'a folder whose tokenizer belongs to the parameters; for Hugging Face its '
+       'files are copied.')
+
+
+def main(values: flags.FlagValues) -> None:
+  """Converts what the flags name."""
+  directory, target = values['from'].value, pathlib.Path(values.to)
+  if not directory or not values.to:
+    raise UsageError('--from=DIR and --to=DIR are required')
+  if target.exists() and (not target.is_dir() or any(target.iterdir())):
+    raise UsageError(f'--to must be a new or an empty folder, got {values.to!r}')
+  source = conversion.read(directory, field='--from', tokenizer_named=bool(values.tokenizer))
+  written = values.format or ('orbax' if source.origin.checkpoint else 'hugging_face')
+  dtype = values.dtype or source.model.param_dtype
+  model_type = values.model_type or source.hugging_face.get('model_type', '')
+  if written == 'hugging_face' and not model_type:
+    known = sorted(name for family in huggingface.FAMILIES for name in family.MODEL_TYPES)
+    raise UsageError(
+        f'{directory} does not say which family it is: --model_type must be one of '
+        f'{", ".join(known)}'
+    )
+  tokenizer_dir, tokenizer = conversion.find_tokenizer(source, values.tokenizer)
+  print(f'reading {directory} ...', flush=True)
+  params = conversion.load(source)
+  if written == 'hugging_face':
+    beside = export_tokenizer(source, tokenizer_dir, tokenizer, model_type=model_type)
+    huggingface.save(
+        target, whole_context(source), params, model_type=model_type, dtype=dtype,
+        role=source.role, fields=beside.fields, files=beside.files,
+    )
+    for note in beside.notes:
+      print(note)
+  else:
+    params = jax.tree.map(lambda leaf: leaf.astype(dtype), params)
+    origin = source.origin
+    metadata = checkpoint_sources.identity(origin.tokenizer, source.model)
+    metadata |= {name: list(getattr(origin, name)) for name in checkpoint_sources.ABOUT_TOKENIZER}
+    if tokenizer:
+      metadata |= {
+          'tokenizer': tokenizer.fingerprint, **checkpoint_sources.about_tokenizer(tokenizer)}
+    if source.hugging_face:
+      kept = {'model_type': model_type}
+      if tokenizer_dir:
+        kept['directory'] = str(pathlib.Path(tokenizer_dir).absolute())
+      metadata['hugging_face'] = source.hugging_face | kept
+    checkpoints.save_params(target, params, metadata)
+  print(f'{directory} -> {target}: {written}, {source.role}, {dtype}')
+
+
+def export_tokenizer(
+    source: conversion.Source, directory: str, tokenizer: Tokenizer | None, *, model_type: str
+) -> export.Export:
+  """What is written beside the parameters; without a tokenizer at least what ends a response."""
+  about = source.hugging_face
+  fields = about.get('fields', {}) if about.get('model_type') == model_type else {}
+  reduced = isinstance(tokenizer, tokenizers.CompactTokenizer)
+  if tokenizer and not reduced:
+    return export.of_tokenizer(tokenizer, directory, fields, model_type=model_type)
+  why = 'transformers cannot read a reduced one' if reduced else 'none is known (--tokenizer)'
+  notes, files = [f'no tokenizer was copied: {why}'], {}
+  if source.origin.stop_ids:
+    fields, generation = export.special_ids(source.origin.stop_ids, fields, None)
+    files = export.generation_file(generation)
+  return export.Export(files, fields, notes)
+
+
+def whole_context(source: conversion.Source) -> configs.TransformerConfig:
+  """The model with the context of its checkpoint, where a run used less of rotary positions."""
+  known = source.hugging_face.get('fields', {}).get('max_position_embeddings')
+  if source.model.positions != 'rope' or known is None:
+    return source.model
+  return dataclasses.replace(source.model, max_length=max(known, source.model.max_length))
+
+
+if __name__ == '__main__':
+  define_flags(flags.FLAGS)
+  launch.run_tool(functools.partial(main, flags.FLAGS))

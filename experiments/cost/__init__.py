@@ -1,0 +1,1 @@
+"""Memory and compute of algorithms at published sizes: `python -m experiments.cost`."""

@@ -1,0 +1,1 @@
+"""Evaluates a policy on a task: `python -m experiments.evaluate`."""

@@ -1,0 +1,1 @@
+"""Samples from a policy: `python -m experiments.generate`."""

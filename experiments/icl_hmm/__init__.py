@@ -1,0 +1,1 @@
+"""Hidden Markov models in context: `python -m experiments.icl_hmm`."""

@@ -1,0 +1,1 @@
+"""REBEL with a reward model: `python -m experiments.rebel`."""

@@ -1,0 +1,83 @@
+"""What the configs of experiments/rebel/ and experiments/reward_model/ can set."""
+
+import dataclasses
+
+from jaxrl_llm import checks
+from jaxrl_llm.runs import config as config_lib
+from jaxrl_llm.runs import reward_config
+
+
+@dataclasses.dataclass
+class Online(reward_config.LearnedReward):
+  """The online pipelines of experiments/rebel/: sample, score, fit, again and again.
+
+  Attributes:
+    num_comparators: M further samples a prompt that a pair is compared with, where
+      algorithm.signal is 'preferences'; 0 otherwise.
+    steps: batches of rollouts.
+    eval_every: batches between evaluations; one stands before the first batch and one after the
+      last, in any case.
+  """
+
+  num_comparators: int = 0
+  steps: int = 100
+  eval_every: int = 20
+
+  def validate(self) -> None:
+    """Raises ValueError with one line for the first field that is out of range."""
+    super().validate()
+    checks.at_least(self, 'config', steps=0, eval_every=1, num_comparators=0)
+    if (self.algorithm.signal == 'preferences') != (self.num_comparators > 0):
+      raise ValueError(
+          "config.num_comparators must be positive with algorithm.signal 'preferences', and 0 "
+          f'with {"rewards"!r}, got {self.num_comparators} with {self.algorithm.signal!r}'
+      )
+    config_lib.check_schedule(
+        self.optimizer, self.steps * self.algorithm.num_epochs * self.algorithm.num_minibatches,
+        'config.optimizer')
+
+
+@dataclasses.dataclass
+class LargeBatch(reward_config.LearnedReward):
+  """The large-batch pipeline of experiments/rebel/: generate, rank, filter, fit once; iterated.
+
+  Attributes:
+    rounds: iterations of all stages, each from the policy of the one before.
+    top_p: of the generated responses; log-probs are of the whole distribution, as in the
+      released code.
+    keep_truncated: whether a prompt stays of which a response did not stop.
+    generation_batch_size: prompts a batch where responses are generated, ranked and scored.
+    steps: batches of pairs a round; 0 for one pass.
+    eval_every: batches between evaluations on held-out pairs.
+  """
+
+  rounds: int = 3
+  top_p: float = 0.9
+  keep_truncated: bool = False
+  generation_batch_size: int = 64
+  steps: int = 0
+  eval_every: int = 50
+
+  def validate(self) -> None:
+    """Raises ValueError with one line for the first field that is out of range."""
+    super().validate()
+    checks.at_least(
+        self, 'config', rounds=1, generation_batch_size=1, steps=0, eval_every=1)
+    if not 0 < self.top_p <= 1:
+      raise ValueError(f'config.top_p must lie in (0, 1], got {self.top_p}')
+    for name, only, why in (
+        ('pairs', 'best_worst', 'the best and the worst response are kept'),
+        ('signal', 'rewards', 'responses are ranked'),
+        ('kl_coefficient', 0.0, 'rewards are not shaped'),
+        ('offline_fraction', 0.0, 'both responses are generated'),
+        ('whiten_rewards', False, 'rewards are not shaped'),
+    ):
+      if getattr(self.algorithm, name) != only:
+        raise ValueError(
+            f'config.algorithm.{name} must be {only!r} in the large-batch pipeline ({why}), got '
+            f'{getattr(self.algorithm, name)!r}'
+        )
+
+  def batch_sizes(self) -> dict[str, tuple[int, int]]:
+    """As in `config_lib.Experiment`."""
+    return {**super().batch_sizes(), 'generation_batch_size': (self.generation_batch_size, 1)}

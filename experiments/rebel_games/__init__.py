@@ -1,0 +1,1 @@
+"""REBEL with intransitive preferences: `python -m experiments.rebel_games`."""

@@ -1,0 +1,71 @@
+"""What the configs of the two small studies of REBEL can set."""
+
+import dataclasses
+
+from jaxrl_llm import checks
+from jaxrl_llm.algorithms import rebel
+from jaxrl_llm.models import configs
+
+
+@dataclasses.dataclass
+class RebelGames:
+  """One run of experiments/rebel_games/; all seeds side by side.
+
+  Attributes:
+    seed: the first seed.
+    num_seeds: seed, seed + 1, ...
+    initial_policy: π_0 of rock, paper, scissors.
+    algorithm: settings of REBEL. An arm sets `signal` itself.
+    model: the policy; its vocabulary is the three moves.
+    learning_rate: of gradient descent on the head. The regression is linear there, with a
+      curvature of at most 2 |hidden|² = 2 · width: 1 / width is where descent diverges.
+    steps: iterations, T.
+    batch_size: pairs an iteration.
+    num_comparators: M, responses that each pair is compared with.
+    note: what a reader must know; printed with the results.
+  """
+
+  seed: int = 0
+  num_seeds: int = 5
+  initial_policy: tuple[float, ...] = (0.6, 0.3, 0.1)
+  algorithm: rebel.Config = dataclasses.field(
+      default_factory=lambda: rebel.Config(
+          eta=0.05, kl_coefficient=0.0, signal='preferences', offline_fraction=1.0,
+          temperature=1.0, num_epochs=8, head_chunk=0))
+  model: configs.TransformerConfig = dataclasses.field(
+      default_factory=lambda: configs.TransformerConfig(
+          vocab_size=3, num_layers=1, width=16, num_heads=2, num_kv_heads=2, head_dim=8,
+          mlp_width=32, max_length=4, tie_embeddings=False))
+  learning_rate: float = 0.03
+  steps: int = 2_000
+  batch_size: int = 64
+  num_comparators: int = 1
+  note: str = ''
+
+  def validate(self) -> None:
+    """Raises ValueError with one line for the first field that is out of range."""
+    checks.at_least(
+        self, 'config', seed=0, num_seeds=1, steps=1, batch_size=1, num_comparators=1)
+    checks.positive(self, 'config', 'learning_rate')
+    policy = self.initial_policy
+    if len(policy) != 3 or not min(policy) > 0 or abs(sum(policy) - 1) > 1e-6:
+      raise ValueError(
+          f'config.initial_policy must be three positive numbers that sum to 1, got {policy}')
+    self.algorithm.validate()
+    for name, needed, why in (
+        ('signal', 'preferences', 'the arms set it'),
+        ('pairs', 'all', 'a preference has no best of several'),
+        ('kl_coefficient', 0, 'the bound knows no penalty'),
+        ('whiten_rewards', False, 'the bound is for preferences as they are'),
+    ):
+      if getattr(self.algorithm, name) != needed:
+        raise ValueError(f'config.algorithm.{name} must be {needed!r} here ({why}), got '
+                         f'{getattr(self.algorithm, name)!r}')
+    self.model.validate()
+    if self.model.vocab_size != 3:
+      raise ValueError(f'config.model.vocab_size must be 3, the moves, got {self.model.vocab_size}')
+    if self.model.tie_embeddings:
+      raise ValueError('config.model.tie_embeddings must be False (the head alone is trained), got '
+                       'True')
+    checks.divisible(self, 'config', 'batch_size',
+    self.algorithm.num_minibatches * self.algorithm.num_micro_batches, of='the number of its parts')

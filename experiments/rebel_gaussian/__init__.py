@@ -1,0 +1,1 @@
+"""REBEL against PPO on a chain of Gaussians: `python -m experiments.rebel_gaussian`."""

@@ -1,0 +1,85 @@
+"""Config of experiments/rebel_gaussian/."""
+
+import dataclasses
+import math
+
+from jaxrl_llm import checks
+
+
+@dataclasses.dataclass
+class RebelGaussian:
+  """One run of experiments/rebel_gaussian/; all seeds and learning rates side by side.
+
+  Attributes:
+    seed: the first seed.
+    num_seeds: seed, seed + 1, ...
+    num_tuning_seeds: further seeds, on which alone each arm's learning rate is chosen.
+    num_prompts: prompts; each has a target of its own on a circle.
+    radius: of that circle.
+    data_std: of the normal distribution that the sampler draws from before training.
+    alpha_bar: ᾱ_{t−1}, the share of signal after each step of the chain, increasing.
+    width: of the two hidden layers.
+    batch_size: pairs of samples an iteration, 2 reward queries each.
+    steps: iterations.
+    num_epochs: passes over the samples of an iteration (the released code: 1).
+    num_minibatches: optimizer steps of a pass.
+    learning_rates: of Adam, from which each arm has its own chosen.
+    eta: η of REBEL on standardised rewards (the released code: 1).
+    clip: ε of PPO.
+    published_clip: ε of the released code's PPO, which is an arm of its own.
+    advantage_clip: of PPO's advantages.
+    max_grad_norm: of both.
+    reduction: of a step's log-density over dimensions: 'sum', or 'mean' as released.
+    buffer_size: rewards kept a prompt to standardise by.
+    min_count: from how many on.
+    evaluation_samples: fresh samples a prompt after each iteration; no queries of the method.
+    note: what a reader must know; printed with the results.
+  """
+
+  seed: int = 0
+  num_seeds: int = 5
+  num_tuning_seeds: int = 5
+  num_prompts: int = 8
+  radius: float = 1.5
+  data_std: float = 0.5
+  alpha_bar: tuple[float, ...] = (0.05, 0.15, 0.3, 0.45, 0.6, 0.75, 0.9, 0.98)
+  width: int = 32
+  batch_size: int = 32
+  steps: int = 100
+  num_epochs: int = 1
+  num_minibatches: int = 8
+  learning_rates: tuple[float, ...] = (1e-3, 2e-3, 4e-3, 8e-3, 1.6e-2)
+  eta: float = 1.0
+  clip: float = 0.2
+  published_clip: float = 1e-4
+  advantage_clip: float = 10.0
+  max_grad_norm: float = 5.0
+  reduction: str = 'sum'
+  buffer_size: int = 32
+  min_count: int = 16
+  evaluation_samples: int = 32
+  note: str = ''
+
+  def validate(self) -> None:
+    """Raises ValueError with one line for the first field that is out of range."""
+    checks.at_least(
+        self, 'config', seed=0, num_seeds=1, num_tuning_seeds=1, num_prompts=1, width=1,
+        batch_size=1, steps=1, num_epochs=1, num_minibatches=1, buffer_size=1, min_count=1,
+        evaluation_samples=1)
+    checks.positive(
+        self, 'config', 'radius', 'data_std', 'eta', 'clip', 'published_clip', 'advantage_clip',
+        'max_grad_norm')
+    shares = (0.0, *self.alpha_bar, 1.0)
+    if len(shares) < 3 or any(a >= b for a, b in zip(shares, shares[1:])):
+      raise ValueError(
+          f'config.alpha_bar must increase between 0 and 1, both excluded, got {self.alpha_bar}')
+    rates = self.learning_rates
+    if not rates or not all(0 < rate < math.inf for rate in rates):
+      raise ValueError(f'config.learning_rates must be positive and finite, got {rates}')
+    if max(self.clip, self.published_clip) > 1:
+      raise ValueError(f'config.clip and config.published_clip must be at most 1, got {self.clip} '
+                       f'and {self.published_clip}')
+    if self.reduction not in ('sum', 'mean'):
+      raise ValueError(f"config.reduction must be 'sum' or 'mean', got {self.reduction!r}")
+    checks.divisible(
+        self, 'config', 'batch_size', self.num_minibatches, of='the number of its parts')

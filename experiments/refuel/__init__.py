@@ -1,0 +1,1 @@
+"""REFUEL on dialogues: `python -m experiments.refuel`."""

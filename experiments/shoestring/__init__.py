@@ -1,0 +1,1 @@
+"""Node classification with few labels: `python -m experiments.shoestring`."""

@@ -1,0 +1,106 @@
+"""Config of experiments/shoestring_few_shot/."""
+
+import dataclasses
+import math
+
+from jaxrl_llm import checks
+from jaxrl_llm.algorithms import shoestring
+from jaxrl_llm.graphs import episodes as episodes_lib
+
+
+@dataclasses.dataclass
+class GeneratedFeatures:
+  """Features for a machine without image features; fields as in `episodes.make_features`."""
+
+  num_classes: int = 20
+  per_class: int = 100
+  width: int = 64
+  spread: float = 0.22
+  curvature: float = 0.4
+
+
+@dataclasses.dataclass
+class FewShot:
+  """One run of experiments/shoestring_few_shot.py.
+
+  Attributes:
+    seed: of the episodes, and of generated features, weights and dropout.
+    data_dir: the folder of `features_file`; '' generates features.
+    features_file: an npz with 'features' [M, D] and 'labels' [M] of novel classes, made by
+      whatever network; '' generates features.
+    generated: the generated features.
+    way: classes of an episode.
+    shots: labelled examples a class; each is a study of its own.
+    queries: unlabelled examples a class, which are classified together.
+    episodes: how many.
+    batch_size: episodes side by side; divides `episodes`.
+    neighbours: k of the graph.
+    label_alpha: α of label propagation. In so small a graph 100, as for citation graphs, lets the
+      class of the best-connected labelled example take over.
+    feature_alpha: α of the filter in front of the prototypes.
+    refinement_ratio: of the arm with refined prototypes.
+    steps: of the graph network; each episode trains its own.
+    learning_rate: of Adam.
+    width: of the hidden layer.
+    dropout: of both layers' inputs.
+    algorithm: settings of Shoestring; its metric is that of all arms with prototypes.
+    note: what a reader must know; printed with the results.
+  """
+
+  seed: int = 0
+  data_dir: str = ''
+  features_file: str = ''
+  generated: GeneratedFeatures = dataclasses.field(default_factory=GeneratedFeatures)
+  way: int = 5
+  shots: tuple[int, ...] = (1, 5)
+  queries: int = 15
+  episodes: int = 600
+  batch_size: int = 100
+  neighbours: int = 10
+  label_alpha: float = 10.0
+  feature_alpha: float = 5.0
+  refinement_ratio: float = 0.1
+  steps: int = 100
+  learning_rate: float = 0.01
+  width: int = 16
+  dropout: float = 0.5
+  algorithm: shoestring.Config = dataclasses.field(default_factory=shoestring.Config)
+  note: str = ''
+
+  def validate(self) -> None:
+    """Raises ValueError with one line for the first field that is out of range."""
+    checks.at_least(self, 'config', seed=0, way=2, queries=1, episodes=2, batch_size=1,
+                      neighbours=1, steps=1, width=1)
+    if self.seed >= 2**32:
+      raise ValueError(f'config.seed must be less than 2**32, got {self.seed}')
+    if not self.shots or min(self.shots) < 1 or list(self.shots) != sorted(set(self.shots)):
+      raise ValueError(f'config.shots must be positive and increasing, got {self.shots}')
+    if bool(self.data_dir) != bool(self.features_file):
+      raise ValueError('config.data_dir and config.features_file must be given both or neither, '
+                       f'got {self.data_dir!r} and {self.features_file!r}')
+    if self.episodes % self.batch_size:
+      raise ValueError(f'config.episodes must be divisible by config.batch_size '
+                       f'({self.batch_size}), got {self.episodes}')
+    nodes = self.way * (min(self.shots) + self.queries)
+    if self.neighbours >= nodes:
+      raise ValueError(f'config.neighbours must be less than the {nodes} nodes of an episode, got '
+                       f'{self.neighbours}')
+    for name in ('label_alpha', 'feature_alpha', 'learning_rate'):
+      if not 0 < getattr(self, name) < math.inf:
+        raise ValueError(f'config.{name} must be positive and finite, got {getattr(self, name)}')
+    if not 0 <= self.dropout < 1:
+      raise ValueError(f'config.dropout must lie in [0, 1), got {self.dropout}')
+    if not 0 <= self.refinement_ratio <= 1:
+      raise ValueError(
+          f'config.refinement_ratio must lie in [0, 1], got {self.refinement_ratio}')
+    self.algorithm.validate()
+    for name, needed in (('leaky_eval', False), ('refinement_ratio', 0)):
+      if getattr(self.algorithm, name) != needed:
+        raise ValueError(f'config.algorithm.{name} must be {needed!r} here, got '
+                         f'{getattr(self.algorithm, name)!r}')
+
+  def features(self) -> episodes_lib.Features:
+    """The features that episodes are drawn from."""
+    if not self.features_file:
+      return episodes_lib.make_features(seed=self.seed, **dataclasses.asdict(self.generated))
+    return episodes_lib.read_features(f'{self.data_dir}/{self.features_file}')

@@ -1,0 +1,68 @@
+"""Checks that config dataclasses declare, one line each; every error states rule, value and field.
+
+  def validate(self, prefix: str) -> None:
+    checks.at_least(self, prefix, steps=0, batch_size=1)
+    checks.positive(self, prefix, 'eta', 'temperature')
+    checks.one_of(self, prefix, pairs=PAIRS)
+
+`prefix` is where the dataclass is in the config ('config.sft'), or '' for a part that is checked
+inside `within`, which adds its place to the message.
+"""
+
+import contextlib
+import math
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+
+def at_least(holder: Any, prefix: str, **minimum: float) -> None:
+  """Raises ValueError for the first named field below its minimum."""
+  for name, least in minimum.items():
+    value = getattr(holder, name)
+    if not value >= least:
+      raise ValueError(f'{_field(prefix, name)} must be at least {least}, got {value}')
+
+
+def positive(holder: Any, prefix: str, *names: str) -> None:
+  """Raises ValueError for the first named field that is not positive and finite."""
+  for name in names:
+    value = getattr(holder, name)
+    if not 0 < value < math.inf:
+      raise ValueError(f'{_field(prefix, name)} must be positive and finite, got {value}')
+
+
+def non_negative(holder: Any, prefix: str, *names: str) -> None:
+  """Raises ValueError for the first named field that is negative or not finite."""
+  for name in names:
+    value = getattr(holder, name)
+    if not 0 <= value < math.inf:
+      raise ValueError(f'{_field(prefix, name)} must be non-negative and finite, got {value}')
+
+
+def one_of(holder: Any, prefix: str, **allowed: Sequence[str]) -> None:
+  """Raises ValueError for the first named field that is none of its allowed values."""
+  for name, values in allowed.items():
+    value = getattr(holder, name)
+    if value not in values:
+      raise ValueError(
+          f'{_field(prefix, name)} must be one of {", ".join(values)}, got {value!r}')
+
+
+def divisible(holder: Any, prefix: str, name: str, parts: int, of: str) -> None:
+  """Raises ValueError unless the named field is divisible by `parts`, which `of` describes."""
+  value = getattr(holder, name)
+  if value % parts:
+    raise ValueError(f'{_field(prefix, name)} must be divisible by {of} ({parts}), got {value}')
+
+
+@contextlib.contextmanager
+def within(prefix: str) -> Iterator[None]:
+  """Adds the place of a part to the errors of that part's own `validate`."""
+  try:
+    yield
+  except ValueError as error:
+    raise ValueError(f'{error} ({prefix})') from error
+
+
+def _field(prefix: str, name: str) -> str:
+  return f'{prefix}.{name}' if prefix else name

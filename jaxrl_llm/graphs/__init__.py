@@ -1,0 +1,1 @@
+"""Node classification with few labels: graph networks, prototypes, data sets."""

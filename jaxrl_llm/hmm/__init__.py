@@ -1,0 +1,1 @@
+"""Hidden Markov models: filtering, oracles, learners, and learning them in context."""

@@ -1,0 +1,1 @@
+"""The verifier of mathematical answers; `rewards.math_answer` is its entry."""

@@ -1,0 +1,1 @@
+"""What every run needs: command line, workdir, config, setup, records, figures."""

@@ -1,0 +1,118 @@
+"""Reads a policy or a value function from any directory that holds one, without a config."""
+
+import contextlib
+import dataclasses
+import json
+from typing import Any, NamedTuple
+
+import jax
+
+from jaxrl_llm.data import tokenizers
+from jaxrl_llm.models import configs, value
+from jaxrl_llm.models import policy as policy_lib
+from jaxrl_llm.runs import checkpoint_sources
+from jaxrl_llm.runs.command_line import UsageError
+from jaxrl_llm.types import Params, Tokenizer
+
+
+class Source(NamedTuple):
+  """What is converted.
+
+  Attributes:
+    origin: where it lies.
+    model: its shape, and the dtype of its parameters.
+    role: 'policy', or 'value' for a sequence classifier.
+    num_outputs: rows of a value head.
+    hugging_face: {'model_type', 'fields', 'directory'} of the checkpoint that it is, or came
+      from; {} if it never was one.
+  """
+
+  origin: checkpoint_sources.Origin
+  model: configs.TransformerConfig
+  role: str
+  num_outputs: int
+  hugging_face: dict[str, Any]
+
+
+def read(directory: str, *, field: str, tokenizer_named: bool = False) -> Source:
+  """Finds out what lies in a folder; ValueError with one line if nothing that can be read.
+
+  Arguments as of `checkpoint_sources.read`.
+  """
+  origin = checkpoint_sources.read(directory, field=field, tokenizer_named=tokenizer_named)
+  about = origin.hugging_face
+  role = about.get('role', 'policy')
+  if role not in ('policy', 'value'):
+    raise UsageError(
+        f'{directory} holds a {role}: only language models and sequence classifiers are converted'
+    )
+  model = dataclasses.replace(origin.model, param_dtype=stored_dtype(origin))
+  return Source(origin, model, role, about.get('num_outputs', 1), about)
+
+
+def stored_dtype(origin: checkpoint_sources.Origin) -> str:
+  """The dtype of the parameters in a folder: 'bfloat16', or 'float32' for any other."""
+  if origin.checkpoint:
+    fields = origin.checkpoint.fields
+    found = {fields.get('dtype') or fields.get('torch_dtype')}
+  else:
+    document = json.loads((origin.directory / 'document' / 'metadata').read_bytes())
+    found = {leaf['dtype'] for leaf in document['tree'].values()}
+  return 'bfloat16' if found == {'bfloat16'} else 'float32'
+
+
+def load(source: Source) -> Params:
+  """The parameters in main memory, in their own dtype."""
+  if source.role == 'value':
+    model = value.make(source.model, num_outputs=source.num_outputs)
+  else:
+    model = policy_lib.make(source.model)
+  place = jax.sharding.SingleDeviceSharding(jax.devices('cpu')[0])
+  abstract = jax.tree.map(
+      lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place),
+      jax.eval_shape(model.init, jax.random.key(0)),
+  )
+  return source.origin.load(abstract)
+
+
+def find_tokenizer(source: Source, directory: str) -> tuple[str, Tokenizer | None]:
+  """The tokenizer that belongs to parameters.
+
+  Args:
+    source: the parameters.
+    directory: where it lies, or where that lies of which it is a part; '' looks for it: beside
+      the parameters, or beside the checkpoint that they came from.
+
+  Returns:
+    (its folder, the tokenizer with the stop ids of the parameters), or ('', None) where none is
+    known.
+
+  Raises:
+    ValueError: `directory` holds no tokenizer, what was found is another one than the parameters
+      were trained with, or it has more tokens than the embedding has rows.
+  """
+  origin = source.origin
+  found = directory or origin.tokenizer_dir
+  if not found:
+    return '', None
+  try:
+    tokenizer = tokenizers.load_tokenizer(found)
+  except ValueError:
+    if directory:
+      raise
+    return '', None  # None lay beside the checkpoint, or it is gone.
+  if origin.kept_ids and isinstance(tokenizer, tokenizers.HuggingFaceTokenizer):
+    with contextlib.suppress(ValueError):  # Of another base: said below.
+      tokenizer = tokenizers.restore_compact(tokenizer, origin.kept_ids)
+  other = origin.tokenizer and not tokenizers.is_same(tokenizer, origin.tokenizer)
+  if not origin.checkpoint and other:
+    raise UsageError(
+        f'{origin.directory} was trained with another tokenizer ({origin.tokenizer}) than lies in '
+        f'{found} ({tokenizer.fingerprint}): give its own (--tokenizer)'
+    )
+  if tokenizer.vocab_size > source.model.vocab_size:
+    raise UsageError(
+        f'the tokenizer in {found} has {tokenizer.vocab_size} ids and the embedding in '
+        f'{origin.directory} only {source.model.vocab_size} rows (--tokenizer)'
+    )
+  return str(found), origin.stopping(tokenizer)

@@ -1,0 +1,108 @@
+"""The frozen reference π_ref: loaded or fine-tuned, and shared with the policy where it can be.
+
+Where all parameters are trained, the reference is a copy. Adapters leave their base unchanged, so
+that base is the reference. If only the last blocks are trained, only those blocks are copied.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from jaxrl_llm.models import partial
+from jaxrl_llm.runs import launch, setup
+from jaxrl_llm.training import fingerprint
+from jaxrl_llm.training import step as step_lib
+from jaxrl_llm.types import Algorithm, Params, TrainState
+
+
+class Reference(NamedTuple):
+  """π_ref, frozen.
+
+  Attributes:
+    of: the policy's parameters, as they are trained -> the reference's, as `Components.policy`
+      takes frozen ones. The result is valid as long as the parameters that it was given.
+    start: the plain parameters from which the policy starts: those of π_ref, unless
+      `reference_init_from` names others. None once the policy has been made from them.
+    fingerprint: of the plain parameters of π_ref.
+    metrics_offset: bytes of metrics.jsonl written while it was made.
+    steps: optimizer steps that made it; training counts on from here.
+    seconds: time it took to make it.
+  """
+
+  of: Callable[[Params], Params]
+  start: Params | None
+  fingerprint: str
+  metrics_offset: int
+  steps: int
+  seconds: float
+
+  @property
+  def params(self) -> Params:
+    """The reference's own parameters, where it shares none with the policy."""
+    return self.of({})
+
+  def check(self, other: str) -> None:
+    """Raises ValueError unless a checkpoint's reference is this one."""
+    if other != self.fingerprint:
+      raise ValueError(
+          f'the checkpoint was trained against the reference {other}, this run has '
+          f'{self.fingerprint}; give another --workdir'
+      )
+
+
+def make_reference(
+    run: launch.Run,
+    parts: setup.Components,
+    finetune: Callable[[], tuple[Params, dict[str, Any]]],
+) -> Reference:
+  """Loads π_ref, or fine-tunes it; it shares nothing with the policy.
+
+  Args:
+    run: the run.
+    parts: what `setup.build` made of its config.
+    finetune: makes the reference where none is loaded (`supervised.finetune`).
+
+  Returns:
+    The reference.
+  """
+  config = run.config
+  if config.policy_init_from:
+    start = plain = parts.initial_params()
+    if config.reference_init_from:
+      plain = parts.load_alike(config.reference_init_from, 'config.reference_init_from')
+    frozen = parts.form.frozen(plain)
+    return Reference(lambda policy: frozen, start, fingerprint.of_params(plain), 0, 0, 0.0)
+  start, about = finetune()
+  frozen = parts.form.frozen(start)
+  return Reference(
+      lambda policy: frozen, start, about['fingerprint'], about['metrics_offset'],
+      config.sft.steps, about['seconds'],
+  )
+
+
+def begin(
+    run: launch.Run,
+    parts: setup.Components,
+    algorithm: Algorithm,
+    finetune: Callable[[], tuple[Params, dict[str, Any]]],
+) -> tuple[TrainState, step_lib.CountedJit, Reference]:
+  """The policy at its start, its train step, and the reference without what the two share.
+
+  Args:
+    run: the run.
+    parts: what `setup.build` made of its config.
+    algorithm: trains the policy.
+    finetune: makes the reference where none is loaded (`supervised.finetune`).
+
+  Returns:
+    (state, jitted train step, reference).
+  """
+  config = run.config
+  reference = make_reference(run, parts, finetune)
+  state, train_step = parts.start(algorithm, reference.start)
+  of = reference.of
+  if not config.reference_init_from and config.lora.rank:
+    of = lambda policy: {'base': policy['base'], 'adapters': {}}
+  elif not config.reference_init_from and config.train_last_layers:
+    branch = partial.branch(state.params['policy'])
+    of = lambda policy: {**policy, **branch}
+  return state, train_step, reference._replace(of=of, start=None)

@@ -1,0 +1,140 @@
+"""Supervised fine-tuning as the first stage of a run, resumable mid-way."""
+
+import contextlib
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+from jaxrl_llm.algorithms import sft
+from jaxrl_llm.data import mixtures, sft_batches, tokenizers
+from jaxrl_llm.runs import launch, setup
+from jaxrl_llm.training import checkpoints, fingerprint, loop, metrics, optim
+from jaxrl_llm.types import Params
+
+
+def finetune(
+    run: launch.Run, parts: setup.Components, writer: metrics.MetricsWriter
+) -> tuple[Params, dict[str, Any]]:
+  """Trains by maximum likelihood, or goes on with it; keeps the outcome in WORKDIR/params.
+
+  Args:
+    run: the run.
+    parts: what `setup.build` made of its config.
+    writer: the metrics of the update that follows s updates are written as step s.
+
+  Returns:
+    The policy's parameters on the mesh, and what was kept with them: 'fingerprint',
+    'metrics_offset', 'seconds'.
+  """
+  config = run.config.sft
+  path = run.workdir / 'params'
+  if path.exists():
+    return _load(parts, path)
+  if config.steps:
+    params, initial = _train(run, parts, writer)
+  else:
+    params = parts.initial_params()
+    initial = _initial(parts, params)
+  about = {
+      'metrics_offset': writer.offset(), 'seconds': run.wall_seconds(),
+      'fingerprint': fingerprint.of_params(params), **initial,
+  }
+  checkpoints.save_params(path, params, {**parts.metadata(), **about})
+  return params, about
+
+
+def _load(parts: setup.Components, path: pathlib.Path) -> tuple[Params, dict[str, Any]]:
+  """What an earlier process left in WORKDIR/params; ValueError if it is not of this run."""
+  about, expected = checkpoints.read_metadata(path), parts.identity()
+  if 'initial' in about:
+    _check_initial(parts, about, _initial(parts, parts.initial_params()))
+  if tokenizers.is_same(parts.task.tokenizer, about.get('tokenizer', '')):
+    expected['tokenizer'] = about['tokenizer']
+  return checkpoints.load_params(path, parts.abstract_params, expected=expected)
+
+
+def _initial(parts: setup.Components, params: Params) -> dict[str, str]:
+  """What is kept of the parameters that a run starts from: nothing where they are drawn."""
+  return {'initial': fingerprint.of_params(params)} if parts.origin else {}
+
+
+def _check_initial(
+    parts: setup.Components, then: Mapping[str, Any], now: Mapping[str, str]
+) -> None:
+  """Raises ValueError if policy_init_from holds other parameters than at the start."""
+  if then.get('initial') not in (None, now.get('initial')):
+    raise ValueError(
+        f'{parts.origin.directory} (config.policy_init_from) holds other parameters '
+        f'({now["initial"]}) than those that this run started from ({then["initial"]}): give '
+        'another --workdir'
+    )
+
+
+def _train(
+    run: launch.Run, parts: setup.Components, writer: metrics.MetricsWriter
+) -> tuple[Params, dict[str, str]]:
+  """The optimizer steps of `finetune`, and what is kept of where they started."""
+  config = run.config.sft
+  batches = _batches(run, parts)
+  optimizer_config = optim.for_run(config.optimizer, config.steps)
+  algorithm = sft.make(config.algorithm, parts.policy, parts.make_optimizer(optimizer_config))
+  params = parts.initial_params()
+  initial = _initial(parts, params)
+  state, train_step = parts.start(algorithm, params)
+  del params  # The state has a copy.
+
+  saved = checkpoints.Checkpoints(run.workdir / 'checkpoints' / 'sft')
+  keeper = loop.Keeper(
+      saved, files={'metrics': writer}, total=config.steps, save_every=config.save_every,
+      stopper=parts.stopper, on_save=run.save_clock,
+  )
+  restored = keeper.restore(state)
+  if restored:
+    _check_initial(parts, restored.metadata, initial)
+  shown = {}
+  start, state = (restored.step, restored.state) if restored else (0, state)
+  # Closing waits for the save under way, also where the loop ends in an error.
+  with contextlib.closing(saved), loop.progress(
+      config.steps, 'supervised fine-tuning', start
+  ) as bar:
+    for step in range(start, config.steps):
+      state, update = train_step(state, parts.put(batches.batch(step)))
+      logs = loop.should(config.log_every, step) or step == config.steps - 1
+      if logs:
+        learning_rate = optim.learning_rate_at(optimizer_config, step)
+        values = writer.write(step, {**update, 'train/learning_rate': learning_rate})
+        shown = {'loss': values['train/loss']}
+      if logs or loop.should(config.save_every, step + 1) or parts.stopper.requested:
+        # Looking costs a wait for the device; a state that is saved is looked at in any case.
+        loop.check_finite(step, metrics.to_floats(update), last_saved=keeper.last_saved)
+      bar.update(1, **shown)
+      keeper.after_step(step + 1, state, initial)
+  parts.export_adapters(run.workdir / 'adapters', state.params['policy'])
+  return parts.plain(state.params['policy']), initial
+
+
+def _batches(run: launch.Run, parts: setup.Components) -> sft_batches.Batches:
+  """The demonstrations as a function of the step."""
+  config = run.config.sft
+  sequences = sft_batches.encode_demonstrations(
+      parts.task, overlong='filter', loss_on=config.loss_on
+  )
+  if not len(sequences):
+    too_long = getattr(parts.task, 'num_filtered', {}).get('demonstrations', 0)
+    raise ValueError(
+        f'{parts.task.name} has no demonstrations: {too_long} are too long '
+        '(config.task.max_response_tokens)' if too_long else
+        f'{parts.task.name} has no demonstrations (config.task.num_demonstrations)'
+    )
+  if sequences.num_filtered:
+    print(f'{sequences.num_filtered} demonstrations are too long and were left out', flush=True)
+  batches = sft_batches.Batches(
+      sequences, batch_size=config.batch_size, seed=run.seed, packed_length=config.packed_length,
+      weights=mixtures.parse_weights(config.mixture) or None,
+  )
+  if config.packed_length:
+    print(
+        f'{len(sequences)} demonstrations packed into {batches.num_rows} rows of '
+        f'{config.packed_length} slots, {100 * batches.utilisation:.0f} % of them used', flush=True
+    )
+  return batches
