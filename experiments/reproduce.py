@@ -1,0 +1,130 @@
+"""Runs a committed setting again, and compares every headline number with the committed one.
+
+  python -m experiments.reproduce --experiment=a_star_po --setting=arithmetic --seeds=0
+
+Verdicts: `equal` (the same bits), `k SE` (the distance in standard errors of the committed seeds),
+or `differs` beyond --tolerance of them. A setting with one committed seed has no standard error;
+its numbers are equal or they differ. Exit status 1 if a number differs.
+"""
+
+import functools
+import json
+import pathlib
+import subprocess
+import sys
+from typing import Any
+
+from absl import flags
+
+from jaxrl_llm.runs import figures, launch
+from jaxrl_llm.tables import render
+
+# Studies whose settings are not named after a config file: config file and further flags.
+_COMMANDS = {
+    'arena': lambda setting: (
+        ':'.join(filter(None, ['arena.py', setting.partition('_')[2]])),
+        [f'--config.task={setting.partition("_")[0]}', '--config.num_seeds=1']),
+}
+
+
+def define_flags(values: flags.FlagValues) -> None:
+  """Defines the flags of this tool."""
+  text = functools.partial(flags.DEFINE_string, flag_values=values)
+  text('experiment', '', 'the program, as in results/EXPERIMENT/')
+  text('setting', 'default', 'the setting, as in results/EXPERIMENT/SETTING/')
+  text('runs', 'results', 'the committed results')
+  text('workdir', 'runs/reproduce', 'where the new runs write')
+  flags.DEFINE_list('seeds', ['0'], 'seeds to run again', flag_values=values)
+  flags.DEFINE_list('overrides', [], 'further config fields, as data_dir=DIR', flag_values=values)
+  flags.DEFINE_float(
+      'tolerance', 3.0, 'standard errors that a number may be away', flag_values=values)
+
+
+def command_of(experiment: str, setting: str) -> tuple[str, list[str]]:
+  """The config (FILE.py[:variant]) and further flags that make a committed setting.
+
+  Raises:
+    ValueError: no config file is named after it.
+  """
+  folder = launch.REPOSITORY / 'experiments' / 'configs'
+  if experiment in _COMMANDS:
+    file, more = _COMMANDS[experiment](setting)
+    return str(folder / file), more
+  words = [] if setting == 'default' else setting.split('_')
+  for count in range(len(words), -1, -1):  # The longest file name wins; the rest is the variant.
+    path = folder / f'{"_".join([experiment, *words[:count]])}.py'
+    if path.is_file():
+      variant = '_'.join(words[count:])
+      return (f'{path}:{variant}' if variant else str(path)), []
+  raise ValueError(
+      f'setting must be one of a config {experiment}*.py in {folder}, got {setting!r} (--setting)')
+
+
+def verdict(new: float, old: float, error: float | None, tolerance: float) -> str:
+  """'equal', the distance in standard errors, or 'differs'."""
+  if new == old or (new != new and old != old):
+    return 'equal'
+  if not error:
+    return 'differs'
+  distance = abs(new - old) / error
+  return f'{distance:.1f} SE' if distance <= tolerance else f'differs ({distance:.1f} SE)'
+
+
+def compare(
+    new: dict[str, Any], committed: render.Setting, seed: int, tolerance: float
+) -> list[tuple[str, float, float, str]]:
+  """(name, committed, new, verdict) of each headline number."""
+  old, rows = committed.runs[seed], []
+  for name in render.headlines(committed.experiment, committed.quantities()):
+    if name == 'wall_seconds' or name.startswith('time/') or name not in old:
+      continue
+    error = committed.summary(name).standard_error
+    number = new.get(name, 'missing')
+    said = 'differs' if isinstance(number, str) else verdict(number, old[name], error, tolerance)
+    rows.append((name, old[name], number, said))
+  return rows
+
+
+def main(values: flags.FlagValues) -> None:
+  """Runs the seeds again and prints a table for each."""
+  found = {(s.experiment, s.name): s for s in render.read_results(values.runs)}
+  committed = found.get((values.experiment, values.setting))
+  if committed is None:
+    known = ', '.join(sorted(f'{experiment}/{name}' for experiment, name in found))
+    raise ValueError(f'{values.experiment}/{values.setting} must be one of {known}')
+  for seed in values.seeds:
+    if not seed.isdigit() or int(seed) not in committed.runs:
+      raise ValueError(
+          f'seeds must be some of {", ".join(map(str, committed.runs))}, got {seed!r} (--seeds)')
+
+  config, more = command_of(values.experiment, values.setting)
+  more += [f'--config.{override}' for override in values.overrides]
+  differing = 0
+  for seed in map(int, values.seeds):
+    workdir = pathlib.Path(values.workdir) / f'{values.experiment}_{values.setting}_seed{seed}'
+    command = [sys.executable, '-m', f'experiments.{values.experiment}', f'--config={config}',
+               f'--config.seed={seed}', f'--workdir={workdir}', *more]
+    print(' '.join(command[1:]), flush=True)
+    if status := subprocess.run(command).returncode:
+      raise ValueError(f'the run ended with status {status}; this command resumes it')
+
+    new = json.loads((workdir / 'results.json').read_text())
+    rows = compare(new, committed, seed, values.tolerance)
+    print('\n' + figures.markdown_table(['number', 'committed', 'new', 'verdict'], rows))
+    there, here = (_machine(run) for run in (committed.runs[seed], new))
+    print(f'\nseed {seed}: committed on {there}, now on {here}')
+    differing += sum('differs' in row[3] for row in rows)
+  if differing:
+    print(f'{differing} numbers differ by more than {values.tolerance:g} standard errors')
+    sys.exit(1)
+
+
+def _machine(run: dict[str, Any]) -> str:
+  known = [f'{run[name]}{unit}' for name, unit in (
+      ('device', ''), ('processor/model', ''), ('processor/threads', ' threads')) if name in run]
+  return f'{", ".join(known)} (jax {run.get("versions/jax", "?")})'
+
+
+if __name__ == '__main__':
+  define_flags(flags.FLAGS)
+  launch.run_tool(functools.partial(main, flags.FLAGS))

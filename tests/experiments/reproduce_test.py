@@ -1,0 +1,84 @@
+"""experiments/reproduce: which command a committed result belongs to, and its verdicts."""
+
+import json
+import subprocess
+import types
+
+import pytest
+from absl import flags
+
+from experiments import reproduce
+from jaxrl_llm.tables import render
+from tests.experiments import tiny
+
+
+def _run(**changes):
+  return {'experiment': 'a_star_po', 'setting': 'arithmetic', 'seed': 0, 'commit': 'c',
+          'device': '1 x cpu', 'sampled_tokens': 7, 'versions/jax': '0',
+          'eval/trained/pass@1': 0.5, 'wall_seconds': 10.0, **changes}
+
+
+def _values(tmp_path, *arguments):
+  values = flags.FlagValues()
+  reproduce.define_flags(values)
+  values(['reproduce', f'--runs={tmp_path / "committed"}', f'--workdir={tmp_path / "new"}',
+          '--experiment=a_star_po', '--setting=arithmetic', *arguments])
+  return values
+
+
+def _commit(tmp_path, *runs):
+  for run in runs:
+    folder = tmp_path / 'committed' / f'seed{run["seed"]}'
+    folder.mkdir(parents=True)
+    (folder / 'results.json').write_text(json.dumps(run))
+
+
+def test_every_committed_setting_has_its_config():
+  for setting in render.read_results(tiny.REPOSITORY / 'results'):
+    config, _ = reproduce.command_of(setting.experiment, setting.name)
+    assert config.startswith(f'{tiny.REPOSITORY}/experiments/configs/{setting.experiment}')
+  config, more = reproduce.command_of('arena', 'dialogue_one_turn')
+  assert config.endswith('/arena.py:one_turn') and '--config.task=dialogue' in more
+  with pytest.raises(ValueError, match="got 'x' \\(--setting\\)"):
+    reproduce.command_of('nothing', 'x')
+
+
+def test_verdicts_by_hand():
+  assert reproduce.verdict(0.5, 0.5, None, 3) == 'equal'
+  assert reproduce.verdict(float('nan'), float('nan'), None, 3) == 'equal'
+  assert reproduce.verdict(0.6, 0.5, 0.05, 3) == '2.0 SE'
+  assert reproduce.verdict(0.7, 0.5, 0.05, 3) == 'differs (4.0 SE)'
+  assert reproduce.verdict(0.5 + 1e-9, 0.5, None, 3) == 'differs'  # One seed: no error is known.
+
+
+@pytest.mark.parametrize('new, status, said', [
+    (0.5, 0, 'equal'), (0.6, 0, '1.0 SE'), (0.9, 1, 'differs (4.0 SE)')])
+def test_a_run_is_compared(tmp_path, monkeypatch, capsys, new, status, said):
+  # Seeds at 0.5 and 0.7: a standard error of 0.1.
+  _commit(tmp_path, _run(), _run(seed=1, **{'eval/trained/pass@1': 0.7}))
+
+  def run(command):
+    assert f'--config.seed={0}' in command and command[2] == 'experiments.a_star_po'
+    workdir = tmp_path / 'new' / 'a_star_po_arithmetic_seed0'
+    workdir.mkdir(parents=True)
+    found = _run(wall_seconds=99.0, **{'eval/trained/pass@1': new, 'processor/model': 'Other'})
+    (workdir / 'results.json').write_text(json.dumps(found))
+    return types.SimpleNamespace(returncode=0)
+
+  monkeypatch.setattr(subprocess, 'run', run)
+  if status:
+    with pytest.raises(SystemExit) as error:
+      reproduce.main(_values(tmp_path))
+    assert error.value.code == 1
+  else:
+    reproduce.main(_values(tmp_path))
+  shown = capsys.readouterr().out
+  assert said in shown and 'Other' in shown and 'wall_seconds' not in shown
+
+
+def test_bad_input_is_one_line(tmp_path):
+  _commit(tmp_path, _run())
+  with pytest.raises(ValueError, match='must be one of a_star_po/arithmetic'):
+    reproduce.main(_values(tmp_path, '--setting=other'))
+  with pytest.raises(ValueError, match="got '7' \\(--seeds\\)"):
+    reproduce.main(_values(tmp_path, '--seeds=7'))
