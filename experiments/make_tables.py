@@ -1,27 +1,29 @@
 """Makes the tables: results.json files in, Markdown and CSV out.
 
-  python -m experiments.make_tables [--runs=results] [--out=DIR] [--readme=README.md]
+  python -m experiments.make_tables [--runs=results] [--out=DIR] [--pages=README.md,docs]
 
 For each experiment: mean and standard error over seeds, the provenance of every row, and the
-published numbers with their addresses. With --readme=README.md the blocks of that file are
-filled from the same results. Writes DIR/<experiment>.md and DIR/<experiment>.csv (by
-default next to the runs, in RUNS/tables) and prints the Markdown.
+published numbers with their addresses. Writes DIR/<experiment>.md and DIR/<experiment>.csv (by
+default in RUNS/tables) and prints the Markdown. With --pages, the blocks of these Markdown files,
+and of all files in these directories, are filled from the same results.
 """
 
 import itertools
 import pathlib
+from collections.abc import Sequence
 
 from absl import flags
 
-from experiments import launch
+from jaxrl_llm.runs import launch
 from jaxrl_llm.tables import readme, render
 from jaxrl_llm.training import metrics
 
 _RUNS = flags.DEFINE_string('runs', 'results', 'folder of results.json files.')
-_README = flags.DEFINE_string('readme', '', 'a README whose blocks are filled from the runs.')
+_PAGES = flags.DEFINE_list(
+    'pages', [], 'Markdown files, or directories of them, to fill from the runs.')
 _OUT = flags.DEFINE_string('out', '', 'where the tables go; by default RUNS/tables.')
 
-# Rows of the README's speed table: name in the benchmark's file, label, decimals.
+# Rows of the speed table: name in the benchmark's file, label, decimals.
 _SPEED = (
     ('sft_step/seconds', 'SFT step, 8 x 256 tokens (s)', 2),
     ('sft_step/tokens_per_second', 'SFT, tokens/s', 0),
@@ -29,7 +31,7 @@ _SPEED = (
     ('sample_batch_16/tokens_per_second', 'sampling 32 + 128, batch 16 (tokens/s)', 0),
     ('sample_batch_64/tokens_per_second', 'sampling 32 + 128, batch 64 (tokens/s)', 0),
 )
-_STUDIES = ('arithmetic', 'summarisation', 'dialogue')  # Of the arena, shown in a README.
+_STUDIES = ('arithmetic', 'summarisation', 'dialogue')  # Of the arena, shown on pages.
 
 
 def main() -> None:
@@ -47,23 +49,35 @@ def main() -> None:
     metrics.write_text_atomic(out / f'{experiment}.csv', render.csv_text(group))
     written += [out / f'{experiment}.md', out / f'{experiment}.csv']
     print(text)
-  if _README.value:
-    path = pathlib.Path(_README.value)
-    metrics.write_text_atomic(path, readme_text(path.read_text(), settings, _RUNS.value))
-    written.append(path)
+  if _PAGES.value:
+    blocks = page_blocks(settings, _RUNS.value)
+    for path in find_pages(_PAGES.value):
+      metrics.write_text_atomic(path, readme.fill(path.read_text(), blocks))
+      written.append(path)
   print('written: ' + ', '.join(map(str, written)))
 
 
-def readme_text(text: str, settings: list[render.Setting], runs: str) -> str:
-  """The README with its blocks filled.
+def find_pages(names: Sequence[str]) -> list[pathlib.Path]:
+  """The Markdown files that are named, or are in the directories named."""
+  pages = []
+  for path in map(pathlib.Path, names):
+    found = sorted(path.rglob('*.md')) if path.is_dir() else [path]
+    if not found or not all(page.is_file() for page in found):
+      raise ValueError(
+          f'pages must name Markdown files or directories of them, got {path} (--pages)')
+    pages += found
+  return pages
+
+
+def page_blocks(settings: list[render.Setting], runs: str) -> dict[str, str]:
+  """The content of every block that a page can have.
 
   Args:
-    text: as it stands.
     settings: all settings of `runs`.
-    runs: the folder, for the benchmark's files.
+    runs: the directory, for the benchmark's files.
 
   Returns:
-    The new text.
+    Markdown by name.
 
   Raises:
     ValueError: the main job or the benchmark has no committed result.
@@ -72,12 +86,12 @@ def readme_text(text: str, settings: list[render.Setting], runs: str) -> str:
   main_job = by_name.get(('a_star_po', 'arithmetic'))
   benches = sorted(pathlib.Path(runs, 'bench').glob('*.json'))
   if not main_job or not benches:
-    raise ValueError(f'{runs} must hold a_star_po/arithmetic and bench/*.json to fill a README')
+    raise ValueError(f'{runs} must hold a_star_po/arithmetic and bench/*.json to fill pages')
   blocks = {'main job': readme.main_job(main_job), 'speed': readme.speed(benches, _SPEED)}
   for study in _STUDIES:
     if ('arena', study) in by_name:
       blocks[f'arena {study}'] = readme.arena(by_name['arena', study])
-  return readme.fill(text, blocks)
+  return blocks
 
 
 if __name__ == '__main__':

@@ -1,4 +1,4 @@
-"""The blocks of README.md that come from committed results, so that they stay true.
+"""The blocks of README.md and docs/ that come from committed results, so that they stay true.
 
 A block stands between `<!-- begin NAME -->` and `<!-- end NAME -->`.
 """
@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 
 from jaxrl_llm.tables import render
 
+_BLOCK = re.compile(r'<!-- begin ([^>\n]+) -->\n.*?<!-- end \1 -->', re.DOTALL)
 _POLICIES = (
     ('reference', 'reference', 'reference'),
     ('reference at temperature 0.5', 'control', 'reference'),
@@ -26,24 +27,29 @@ _ARENA = (
 
 
 def fill(text: str, blocks: Mapping[str, str]) -> str:
-  """Replaces the content of the named blocks.
+  """Replaces the content of every block of a text.
 
   Args:
-    text: of the README.
-    blocks: content by name.
+    text: Markdown.
+    blocks: content by name; the text need not use all of them.
 
   Returns:
     The text with its blocks filled.
 
   Raises:
-    ValueError: a block is not in the text.
+    ValueError: the text has a block that `blocks` does not name, or one that does not end.
   """
-  for name, content in blocks.items():
-    pattern = re.compile(rf'(<!-- begin {name} -->\n).*?(<!-- end {name} -->)', re.DOTALL)
-    if not pattern.search(text):
-      raise ValueError(f'README must have a block {name!r} (<!-- begin {name} -->), got none')
-    text = pattern.sub(lambda match, new=content: f'{match[1]}{new}\n{match[2]}', text)
-  return text
+  def content(match: re.Match) -> str:
+    if match[1] not in blocks:
+      raise ValueError(
+          f'a block must be one of {", ".join(sorted(blocks))}, got {match[1]!r} '
+          f'(<!-- begin {match[1]} -->)')
+    return f'<!-- begin {match[1]} -->\n{blocks[match[1]]}\n<!-- end {match[1]} -->'
+
+  filled = _BLOCK.sub(content, text)
+  if len(re.findall('<!-- begin ', filled)) != len(_BLOCK.findall(filled)):
+    raise ValueError('every <!-- begin NAME --> must be followed by its <!-- end NAME -->')
+  return filled
 
 
 def main_job(setting: render.Setting) -> str:
@@ -112,7 +118,7 @@ def _show(setting: render.Setting, key: str, scale: float, digits: int) -> str:
 
 
 def speed(files: Sequence[pathlib.Path], keys: Sequence[tuple[str, str, int]]) -> str:
-  """A table of benchmark numbers, a column for each JSON file of experiments/bench.py.
+  """A table of benchmark numbers, a column for each JSON file of experiments/bench/.
 
   Args:
     files: the JSON files.

@@ -1,4 +1,4 @@
-"""README.md stays true: numbers are those of committed results, the map names what exists."""
+"""README.md and docs/ stay true: numbers are those of committed results, what they name exists."""
 
 import pathlib
 import re
@@ -9,12 +9,17 @@ from experiments import make_tables
 from jaxrl_llm.tables import readme, render
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
-TEXT = (ROOT / 'README.md').read_text()
+PAGES = make_tables.find_pages([str(ROOT / 'README.md'), str(ROOT / 'docs')])
 
 
 def test_the_blocks_are_those_of_the_committed_results():
-  settings = render.read_results(ROOT / 'results')
-  assert make_tables.readme_text(TEXT, settings, str(ROOT / 'results')) == TEXT
+  blocks = make_tables.page_blocks(render.read_results(ROOT / 'results'), str(ROOT / 'results'))
+  used = set()
+  for page in PAGES:
+    text = page.read_text()
+    assert readme.fill(text, blocks) == text, page
+    used |= set(re.findall('<!-- begin (.+) -->', text))
+  assert used == set(blocks)  # Every table is shown somewhere.
 
 
 def test_the_committed_tables_are_those_of_the_committed_results():
@@ -31,21 +36,37 @@ def test_committed_results_come_from_clean_commits():
       assert re.fullmatch('[0-9a-f]{40}', run['commit'])
 
 
-def test_every_algorithm_and_config_stands_in_the_map():
+def test_every_algorithm_and_config_is_in_the_map():
+  text = (ROOT / 'docs' / 'algorithms.md').read_text()
   for folder in ('jaxrl_llm/algorithms', 'experiments/configs'):
     for path in (ROOT / folder).glob('*.py'):
       if path.stem != '__init__':
-        assert f'{folder}/{path.name}' in TEXT, path
+        assert f'{folder}/{path.name}' in text, path
 
 
-def test_every_file_and_command_of_the_readme_exists():
-  for target in re.findall(r'\]\(([^)#:]+)\)', TEXT):
-    assert (ROOT / target).exists(), target
-  for module in re.findall(r'python -m experiments\.(\w+)', TEXT):
-    assert (ROOT / 'experiments' / f'{module}.py').exists(), module
+@pytest.mark.parametrize('page', PAGES, ids=lambda page: page.name)
+def test_every_file_and_command_of_a_page_exists(page):
+  text = page.read_text()
+  for target in re.findall(r'\]\(([^)#:]+)\)', text):
+    assert (page.parent / target).exists(), target
+  for module in re.findall(r'python -m experiments\.(\w+)', text):
+    program = ROOT / 'experiments' / module
+    assert program.with_suffix('.py').exists() or (program / '__main__.py').exists(), module
   targets = re.findall(r'^(\w+):', (ROOT / 'Makefile').read_text(), re.MULTILINE)
-  for target in re.findall(r'`?make (\w+)`', TEXT):
-    assert target in targets
+  for target in re.findall(r'`make (\w+)`|^make (\w+) ', text, re.MULTILINE):
+    assert ''.join(target) in targets
+
+
+def test_the_readme_is_short_and_its_example_runs():
+  text = (ROOT / 'README.md').read_text()
+  assert len(text.encode()) <= 9_000
+  code = re.search(r'```python\n(.*?)```', text, re.DOTALL)[1]
+  statements = [line for line in code.splitlines() if line and not re.match('import|from', line)]
+  assert len(statements) <= 12
+  names = {}
+  exec(compile(code, 'README.md', 'exec'), names)
+  assert int(names['state'].step) == 1
+  assert names['scored'].rewards.shape == (64, 4)
 
 
 def test_fill_replaces_a_block_and_nothing_else():
@@ -55,9 +76,11 @@ def test_fill_replaces_a_block_and_nothing_else():
   assert readme.fill(filled, {'x': r'new \1'}) == filled
 
 
-def test_a_missing_block_is_named():
-  with pytest.raises(ValueError, match="block 'y'"):
-    readme.fill('nothing', {'y': ''})
+def test_an_unknown_block_is_named():
+  with pytest.raises(ValueError, match="got 'y'"):
+    readme.fill('<!-- begin y -->\nold\n<!-- end y -->', {'x': ''})
+  with pytest.raises(ValueError, match='must be followed by'):
+    readme.fill('<!-- begin x -->\nold', {'x': ''})
 
 
 def test_a_study_of_the_arena_is_a_table_of_its_algorithms():
