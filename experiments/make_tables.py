@@ -1,11 +1,11 @@
-"""Makes the tables: results.json files in, Markdown and CSV out.
+"""Makes the tables, in Markdown and CSV, from results.json files.
 
   python -m experiments.make_tables [--runs=results] [--out=DIR] [--pages=README.md,docs]
 
-For each experiment: mean and standard error over seeds, the provenance of every row, and the
-published numbers with their addresses. Writes DIR/<experiment>.md and DIR/<experiment>.csv (by
-default in RUNS/tables) and prints the Markdown. With --pages, the blocks of these Markdown files,
-and of all files in these directories, are filled from the same results.
+Each experiment's table shows the mean and standard error over seeds, the provenance of every row,
+and the published numbers with their addresses. The program writes DIR/<experiment>.md and
+DIR/<experiment>.csv (by default in RUNS/tables) and prints the Markdown. --pages lists Markdown
+files, or directories of them, whose blocks are filled from the same results.
 """
 
 import itertools
@@ -23,7 +23,7 @@ _PAGES = flags.DEFINE_list(
     'pages', [], 'Markdown files, or directories of them, to fill from the runs.')
 _OUT = flags.DEFINE_string('out', '', 'where the tables go; by default RUNS/tables.')
 
-# Rows of the speed table: name in the benchmark's file, label, decimals.
+# Rows of the speed table: name in the benchmark file, label, decimals.
 _SPEED = (
     ('sft_step/seconds', 'SFT step, 8 x 256 tokens (s)', 2),
     ('sft_step/tokens_per_second', 'SFT, tokens/s', 0),
@@ -31,16 +31,17 @@ _SPEED = (
     ('sample_batch_16/tokens_per_second', 'sampling 32 + 128, batch 16 (tokens/s)', 0),
     ('sample_batch_64/tokens_per_second', 'sampling 32 + 128, batch 64 (tokens/s)', 0),
 )
-_STUDIES = ('arithmetic', 'summarisation', 'dialogue')  # Of the arena, shown on pages.
+_STUDIES = ('arithmetic', 'summarisation', 'dialogue')  # Arena studies shown on pages.
 
 
 def main() -> None:
-  """Reads, renders, writes, prints."""
+  """Reads the results; renders, writes and prints the tables."""
   settings = render.read_results(_RUNS.value)
   out = pathlib.Path(_OUT.value or pathlib.Path(_RUNS.value) / 'tables')
   if out.exists() and not out.is_dir():
     raise ValueError(f'out must be a folder, got the file {out} (--out)')
   out.mkdir(parents=True, exist_ok=True)
+
   written = []
   for experiment, group in itertools.groupby(settings, key=lambda setting: setting.experiment):
     group = list(group)
@@ -49,6 +50,7 @@ def main() -> None:
     metrics.write_text_atomic(out / f'{experiment}.csv', render.csv_text(group))
     written += [out / f'{experiment}.md', out / f'{experiment}.csv']
     print(text)
+
   if _PAGES.value:
     blocks = page_blocks(settings, _RUNS.value)
     for path in find_pages(_PAGES.value):
@@ -58,7 +60,7 @@ def main() -> None:
 
 
 def find_pages(names: Sequence[str]) -> list[pathlib.Path]:
-  """The Markdown files that are named, or are in the directories named."""
+  """Lists the given Markdown files, and those in the given directories."""
   pages = []
   for path in map(pathlib.Path, names):
     found = sorted(path.rglob('*.md')) if path.is_dir() else [path]
@@ -70,14 +72,14 @@ def find_pages(names: Sequence[str]) -> list[pathlib.Path]:
 
 
 def page_blocks(settings: list[render.Setting], runs: str) -> dict[str, str]:
-  """The content of every block that a page can have.
+  """Returns the content of every block that a page can have.
 
   Args:
-    settings: all settings of `runs`.
-    runs: the directory, for the benchmark's files.
+    settings: all variants found in `runs`.
+    runs: results directory; the benchmark files are read from it.
 
   Returns:
-    Markdown by name.
+    Markdown by block name.
 
   Raises:
     ValueError: the main job or the benchmark has no committed result.

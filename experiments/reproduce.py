@@ -1,10 +1,11 @@
-"""Runs a committed setting again, and compares every headline number with the committed one.
+"""Reruns a committed variant and compares every headline number with the committed one.
 
   python -m experiments.reproduce --experiment=a_star_po --setting=arithmetic --seeds=0
 
-Verdicts: `equal` (the same bits), `k SE` (the distance in standard errors of the committed seeds),
-or `differs` beyond --tolerance of them. A setting with one committed seed has no standard error;
-its numbers are equal or they differ. Exit status 1 if a number differs.
+The verdict is `equal` (the same bits), `k SE` (distance in standard errors over the committed
+seeds), or `differs` if the distance exceeds --tolerance standard errors. A variant with one
+committed seed has no standard error, so its numbers are equal or they differ. The exit status is 1
+if a number differs.
 """
 
 import functools
@@ -19,7 +20,7 @@ from absl import flags
 from jaxrl_llm.runs import figures, launch
 from jaxrl_llm.tables import render
 
-# Studies whose settings are not named after a config file: config file and further flags.
+# Studies whose variants are not named after a config file: config file and extra flags.
 _COMMANDS = {
     'arena': lambda setting: (
         ':'.join(filter(None, ['arena.py', setting.partition('_')[2]])),
@@ -41,17 +42,17 @@ def define_flags(values: flags.FlagValues) -> None:
 
 
 def command_of(experiment: str, setting: str) -> tuple[str, list[str]]:
-  """The config (FILE.py[:variant]) and further flags that make a committed setting.
+  """Returns the config (FILE.py[:variant]) and extra flags that reproduce a committed variant.
 
   Raises:
-    ValueError: no config file is named after it.
+    ValueError: no config file matches its name.
   """
   folder = launch.REPOSITORY / 'experiments' / 'configs'
   if experiment in _COMMANDS:
     file, more = _COMMANDS[experiment](setting)
     return str(folder / file), more
   words = [] if setting == 'default' else setting.split('_')
-  for count in range(len(words), -1, -1):  # The longest file name wins; the rest is the variant.
+  for count in range(len(words), -1, -1):  # Longest file name first; the rest is the variant.
     path = folder / f'{"_".join([experiment, *words[:count]])}.py'
     if path.is_file():
       variant = '_'.join(words[count:])
@@ -61,7 +62,7 @@ def command_of(experiment: str, setting: str) -> tuple[str, list[str]]:
 
 
 def verdict(new: float, old: float, error: float | None, tolerance: float) -> str:
-  """'equal', the distance in standard errors, or 'differs'."""
+  """Returns 'equal', the distance in standard errors, or 'differs'."""
   if new == old or (new != new and old != old):
     return 'equal'
   if not error:
@@ -73,7 +74,7 @@ def verdict(new: float, old: float, error: float | None, tolerance: float) -> st
 def compare(
     new: dict[str, Any], committed: render.Setting, seed: int, tolerance: float
 ) -> list[tuple[str, float, float, str]]:
-  """(name, committed, new, verdict) of each headline number."""
+  """Returns (name, committed, new, verdict) for each headline number."""
   old, rows = committed.runs[seed], []
   for name in render.headlines(committed.experiment, committed.quantities()):
     if name == 'wall_seconds' or name.startswith('time/') or name not in old:
@@ -86,7 +87,7 @@ def compare(
 
 
 def main(values: flags.FlagValues) -> None:
-  """Runs the seeds again and prints a table for each."""
+  """Reruns the seeds and prints a table for each."""
   found = {(s.experiment, s.name): s for s in render.read_results(values.runs)}
   committed = found.get((values.experiment, values.setting))
   if committed is None:
@@ -99,6 +100,7 @@ def main(values: flags.FlagValues) -> None:
 
   config, more = command_of(values.experiment, values.setting)
   more += [f'--config.{override}' for override in values.overrides]
+
   differing = 0
   for seed in map(int, values.seeds):
     workdir = pathlib.Path(values.workdir) / f'{values.experiment}_{values.setting}_seed{seed}'

@@ -1,7 +1,7 @@
 """Supervised fine-tuning of a policy on a task's demonstrations.
 
-Alone it writes WORKDIR/params, from which other runs may start (policy_init_from);
-experiments/a_star_po/ uses `finetune` to make its reference.
+Run alone, it writes WORKDIR/params, which other runs can start from (policy_init_from).
+experiments/a_star_po/ makes its reference with the same `finetune`.
 """
 
 import contextlib
@@ -16,12 +16,13 @@ from jaxrl_llm.types import Params
 
 
 def evaluate(run: launch.Run, parts: setup.Components, params: Params) -> dict[str, float]:
-  """What is measured on the held-out examples: answers, or the loss where none is verified."""
+  """Scores answers on the held-out examples, or measures the loss if the task has no verifier."""
   frozen = parts.form.frozen(params)
   if parts.task.reward_fn is not None:
     numbers = parts.evaluator(frozen, frozen).numbers
-    # There is no reference here.
+    # SFT has no reference policy.
     return {name: x for name, x in numbers.items() if not name.startswith('kl_to_reference')}
+
   config = run.config
   held_out = dataclasses.replace(parts.task, demonstrations=parts.task.evaluation)
   sequences = sft_batches.encode_demonstrations(held_out, loss_on=config.sft.loss_on)
@@ -35,7 +36,7 @@ def evaluate(run: launch.Run, parts: setup.Components, params: Params) -> dict[s
 
 
 def _table(before: dict[str, float], after: dict[str, float], seconds: float) -> str:
-  """The closing table."""
+  """Final results table."""
   if 'loss' not in after:
     rows = [[
         'fine-tuned', figures.percent(after, 'pass@1'), figures.percent(after, 'greedy_accuracy'),
@@ -58,16 +59,19 @@ def main(run: launch.Run) -> None:
   )) as writer:
     params, about = supervised.finetune(run, parts, writer)
     after, before = evaluate(run, parts, params), {}
-    if parts.task.reward_fn is None:  # A loss says little without the one before.
+    if parts.task.reward_fn is None:  # A final loss means little without the initial one.
       before = evaluate(run, parts, parts.initial_params())
+
   table = _table(before, after, about['seconds'])
   metrics.write_text_atomic(run.table_path, table + '\n')
+
   numbers: dict[str, Any] = {f'eval/trained/{name}': value for name, value in after.items()}
   numbers |= {f'eval/initial/{name}': value for name, value in before.items()}
   launch.write_results(run, {
       **numbers, 'fingerprint': about['fingerprint'],
-      'sampled_tokens': 0,  # Fine-tuning samples nothing; evaluation is not counted anywhere.
+      'sampled_tokens': 0,  # Fine-tuning samples nothing; no run counts evaluation samples.
   })
+
   print(f'\n{table}\n\nparameters: {run.workdir / "params"}')
 
 

@@ -1,8 +1,8 @@
-"""Runs every arm and seed of a study, one process each, and keeps their results.
+"""Runs every arm and seed of a study, one process each, and copies their results.
 
-The config file names its arms in `ARMS`; each is a setting of that file. All arms of a
-seed start from one fine-tuned reference. A finished run is not repeated; an
-interrupted one is resumed. Kept: RESULTS/<experiment>/<setting>/seed<N>/results.json.
+The config file lists its arms in `ARMS`; each arm is a variant of that file. All arms of a
+seed start from the same fine-tuned reference. A finished run is not repeated; an interrupted
+one is resumed. Results go to RESULTS/<experiment>/<setting>/seed<N>/results.json.
 """
 
 import functools
@@ -31,12 +31,17 @@ def define_flags(values: flags.FlagValues) -> None:
 
 
 def run_arm(module: str, workdir: pathlib.Path, config: str, arguments: list[str]) -> None:
-  """Runs one binary to its end; raises ValueError if it fails, Interrupted with it."""
+  """Runs one program to completion.
+
+  Raises:
+    ValueError: the program failed.
+    KeyboardInterrupt: the program was interrupted.
+  """
   command = [sys.executable, '-m', f'experiments.{module}', f'--config={config}',
              f'--workdir={workdir}', *arguments]
   print(f'\n=== {" ".join(command[1:])}', flush=True)
   process = subprocess.Popen(command)
-  # Ctrl-C reaches the arm as well: it finishes its step and saves, and we wait for that.
+  # Ctrl-C also reaches the arm, which finishes its step and saves. Wait for that.
   previous = signal.signal(signal.SIGINT, signal.SIG_IGN)
   try:
     status = process.wait()
@@ -49,20 +54,23 @@ def run_arm(module: str, workdir: pathlib.Path, config: str, arguments: list[str
 
 
 def main(values: flags.FlagValues) -> None:
-  """Runs what is missing."""
+  """Runs the missing arms and seeds."""
   arms = command_line.load_module(values.config).ARMS
   chosen = values.arms or arms
+
   for arm in chosen:
     if arm not in arms:
       raise ValueError(f'arms must be some of {", ".join(arms)}, got {arm!r} (--arms)')
   for seed in values.seeds:
     if not seed.isdigit():
       raise ValueError(f'seeds must be non-negative integers, got {seed!r} (--seeds)')
+
   name = pathlib.Path(values.config).stem
   work = pathlib.Path(values.work) / name
   for seed in values.seeds:
     reference = work / f'reference_seed{seed}'
     run_arm('sft', reference, f'{values.config}:{arms[0]}', [f'--config.seed={seed}'])
+
     for arm in chosen:
       setting = f'{name.removeprefix(values.experiment).strip("_")}_{arm}'
       kept = pathlib.Path(values.results, values.experiment, setting, f'seed{seed}')
@@ -73,6 +81,7 @@ def main(values: flags.FlagValues) -> None:
         kept.mkdir(parents=True, exist_ok=True)
         with files.replacing(kept / 'results.json') as temporary:
           shutil.copyfile(workdir / 'results.json', temporary)
+
   print(f'\nall {len(chosen) * len(values.seeds)} runs are complete; results under '
         f'{values.results}/{values.experiment}. Tables: python -m experiments.make_tables '
         f'--runs={values.results}')

@@ -1,4 +1,4 @@
-"""Every pytree and function signature that crosses a folder.
+"""Pytrees and function signatures shared between packages.
 
 Shapes, everywhere in the code: P prompts, K samples per prompt, B = P*K rows,
 T tokens, L prompt length, V vocabulary, D width, H heads.
@@ -17,28 +17,28 @@ Params = Any  # A nested dict of arrays.
 Metrics = dict[str, 'WeightedMean']
 
 # Why a sample ended (`Rollouts.stop_reason`).
-TRUNCATED = 0  # It reached the length limit; no stop token was invented.
-STOPPED = 1  # It chose a stop token, which is part of the action.
+TRUNCATED = 0  # It reached the length limit; no stop token is added.
+STOPPED = 1  # The policy chose a stop token, which is part of the action.
 
 
 def _pytree(cls):
-  """A frozen dataclass whose fields are pytree children with their names as keys."""
+  """Makes a frozen dataclass whose fields are pytree children, keyed by field name."""
   return jax.tree_util.register_dataclass(dataclasses.dataclass(frozen=True)(cls))
 
 
 @_pytree
 class TrainState:
-  """What a train step consumes and returns: donated, sharded, saved, restored.
+  """Training state: the input and output of a train step; donated, sharded, checkpointed.
 
   Frozen networks (reference, reward) are explicit arguments of the step and
   never part of the state.
 
   Attributes:
-    step: int32 []; optimizer steps taken.
+    step: int32 []; number of optimizer steps taken.
     params: parameters by role, {'policy': ...} or {'policy': ..., 'value': ...}.
     opt_state: the optax state of `params`.
-    key: the base key of the run. It is folded (`jax.random.fold_in`), never split.
-    aux: the algorithm's own pytree (running statistics and the like); {} if none.
+    key: base PRNG key of the run. It is folded (`jax.random.fold_in`), never split.
+    aux: the algorithm's own pytree (e.g. running statistics); {} if none.
   """
 
   step: Array
@@ -50,17 +50,17 @@ class TrainState:
 
 @_pytree
 class Rollouts:
-  """Prompts and what a policy said after them, K samples a prompt.
+  """Prompts and the responses sampled from a policy, K per prompt.
 
   Attributes:
     prompts: int32 [P, L], left-padded.
     prompt_lengths: int32 [P].
-    tokens: int32 [P, K, T]; everything after the prompt.
-    lengths: int32 [P, K]; beyond it is padding.
-    mask: float32 [P, K, T]; 1 where the policy chose the token, its stop token
-      included.
-    log_probs: float32 [P, K, T], nats, under the policy that sampled; 0 where
-      `mask` is 0.
+    tokens: int32 [P, K, T]; the tokens after the prompt.
+    lengths: int32 [P, K]; the tokens beyond it are padding.
+    mask: float32 [P, K, T]; 1 where the policy chose the token, including the stop
+      token.
+    log_probs: float32 [P, K, T], nats, under the sampling policy; 0 where `mask`
+      is 0.
     stop_reason: int8 [P, K]; `STOPPED` or `TRUNCATED`.
   """
 
@@ -82,7 +82,7 @@ class Batch:
     rewards: float32 [P, K] (or [P, K, T] per token).
     reference_log_probs: float32 [P, K, T] under the frozen reference, or None.
     aux: the algorithm's own arrays, each with a leading axis P (V*(x) for A*-PO).
-    weight: float32 [P]; 0 marks the rows that fill up a last partial batch.
+    weight: float32 [P]; 0 for the rows that pad a partial last batch.
   """
 
   rollouts: Rollouts
@@ -94,7 +94,7 @@ class Batch:
 
 @_pytree
 class WeightedMean:
-  """A mean that is kept as total and weight; merged by adding, divided last."""
+  """A mean stored as total and weight; merged by adding, divided last."""
 
   total: Array
   weight: Array
@@ -103,21 +103,21 @@ class WeightedMean:
     return WeightedMean(self.total + other.total, self.weight + other.weight)
 
   def value(self) -> Array:
-    """total / weight, and 0 for an empty mean."""
+    """Returns total / weight, or 0 for an empty mean."""
     divisor = jnp.where(self.weight > 0, self.weight, 1.0)
     return jnp.where(self.weight > 0, self.total / divisor, 0.0)
 
 
 @_pytree
 class Head:
-  """The map from hidden states to logits, handed out so that it can be chunked.
+  """The map from hidden states to logits, exposed so that callers can apply it in chunks.
 
   z = hidden @ kernel.T + bias;  logits = z, or c tanh(z / c) with a soft cap c.
 
   Attributes:
     kernel: [V, D]; the embedding itself when the two are tied.
     bias: [V] or None.
-    softcap: c (static); 0 is none.
+    softcap: c (static); 0 for no cap.
   """
 
   kernel: Array
@@ -127,12 +127,12 @@ class Head:
 
 @_pytree
 class ModelOutput:
-  """What a trunk returns.
+  """Output of a trunk.
 
   Attributes:
     hidden: [B, T, D] after the last norm.
     head: the output head (V rows for a policy, one for a scalar value, ...).
-    cache: the updated KV cache, or None where none was given.
+    cache: the updated KV cache, or None if none was given.
   """
 
   hidden: Array
@@ -160,14 +160,14 @@ class ApplyFn(Protocol):
       params: the parameters.
       tokens: int32 [B, T].
       positions: int32 [B, T]; 0 at the first real token of a row.
-      valid: bool; which keys may be attended to. [B, T] without a cache, and
-        [B, S] with one (S the cache's slots), where it must already hold True
+      valid: bool; True for keys that may be attended to. [B, T] without a cache,
+        [B, S] with one (S slots in the cache), where it must already be True
         for the slots that this call writes.
       cache: None, or a KV cache from `init_cache`.
-      cache_index: int32 []; the slot at which the T new keys are written. Query
-        t attends to slots up to cache_index + t.
-      segments: int32 [B, T], without a cache only: where several sequences are
-        packed into a row, a token attends to those of its own segment.
+      cache_index: int32 []; the slot where the first of the T new keys is written.
+        Query t attends to slots up to cache_index + t.
+      segments: int32 [B, T], only without a cache: when several sequences are
+        packed into a row, a token attends only to its own segment.
     """
 
 
@@ -199,17 +199,17 @@ class Algorithm(NamedTuple):
 
 
 class Tokenizer(Protocol):
-  """Text to ids and back, whatever library does it.
+  """Converts text to ids and back, independently of the tokenizer library.
 
   Attributes:
-    vocab_size: rows that an embedding must have; every id is below it.
+    vocab_size: number of rows an embedding must have; every id is below it.
     pad_id: the id that fills unused slots. It may equal a stop id: no mask in
-      this project is made by comparing with it.
+      this project is computed by comparing with it.
     stop_ids: the ids that end a response.
-    start_ids: the ids that the tokenizer's own convention puts before a plain text (such
-      as Llama's BOS; () if there are none). A chat template writes them itself.
+    start_ids: the ids that the tokenizer by convention puts before plain text (such as
+      Llama's BOS; () if there are none). A chat template writes them itself.
     fingerprint: a short hash of what the ids mean; saved with checkpoints and compared on
-      load. Which of them stop and pad is no part of it (`tokenizers.full_fingerprint`).
+      load. It does not cover the stop and pad ids (`tokenizers.full_fingerprint` does).
   """
 
   vocab_size: int
@@ -219,41 +219,41 @@ class Tokenizer(Protocol):
   fingerprint: str
 
   def encode(self, text: str) -> list[int]:
-    """Ids of `text`, without any start or stop token."""
+    """Returns the ids of `text`, without any start or stop token."""
 
   def encode_continuation(self, text: str) -> list[int]:
-    """Ids of `text` right behind another one: nothing is put in front of it."""
+    """Returns the ids of `text` as a continuation: nothing is put in front of it."""
 
   def encode_with_offsets(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
-    """The same ids, and for each the half-open range of characters that it stands for."""
+    """Returns the same ids, and for each the half-open range of characters it covers."""
 
   def decode(self, ids: Sequence[int]) -> str:
-    """The text of `ids`; special ids (stop, pad) are dropped."""
+    """Returns the text of `ids`; special ids (stop, pad) are dropped."""
 
 
-# One problem: {'id': int, 'prompt': str, 'answer': str, ...}; a demonstration has
-# 'response': str besides (without its stop token). Where ids are known they count instead
-# of the text: 'prompt_ids', or for a demonstration 'ids' with 'loss_mask' (1 where the
-# assistant said the id), of 'messages'. 'source' names the file that it came from.
+# One problem: {'id': int, 'prompt': str, 'answer': str, ...}; a demonstration also has
+# 'response': str (without its stop token). Known ids replace the text: 'prompt_ids', or for
+# a demonstration from 'messages', 'ids' with 'loss_mask' (1 for the assistant's tokens).
+# 'source' names the file that the example came from.
 Example = dict[str, Any]
 
 
 @dataclasses.dataclass(frozen=True)
 class Task:
-  """Everything that an experiment needs to know about a set of problems.
+  """Everything an experiment needs to know about a set of problems.
 
   Attributes:
-    name: as in results.json.
-    tokenizer: its tokenizer.
+    name: the name used in results.json.
+    tokenizer: the tokenizer of prompts and responses.
     demonstrations: prompts with responses, for supervised fine-tuning.
-    train: the prompts of stage 1 and stage 2; ids are unique and non-negative.
+    train: prompts for stages 1 and 2; ids are unique and non-negative.
     evaluation: held-out prompts, disjoint from `demonstrations` and `train`.
-    reward_fn: the reward of training and evaluation. None where nothing is verified: then
-      `evaluation` holds demonstrations, and what is measured is their loss.
-    lenient_reward_fn: a more forgiving reward, where the released code of a paper
-      used one; otherwise the same function.
-    max_prompt_tokens: no prompt is longer.
-    max_response_tokens: the sampler's limit, stop token included.
+    reward_fn: the reward for training and evaluation. None if responses are not verified:
+      then `evaluation` holds demonstrations, and their loss is measured.
+    lenient_reward_fn: a more forgiving reward, if a paper's released code used one;
+      otherwise the same function.
+    max_prompt_tokens: upper bound on the length of a prompt.
+    max_response_tokens: the sampler's limit, including the stop token.
   """
 
   name: str
@@ -280,8 +280,8 @@ class SampleFn(Protocol):
   ) -> Rollouts:
     """Samples K responses for each of [P, L] left-padded prompts.
 
-    `example_ids` int32 [P] enter the noise, so that a sample does not depend on
-    which batch it was drawn in.
+    `example_ids` int32 [P] are folded into the noise, so that a sample does not depend
+    on its batch.
     """
 
 

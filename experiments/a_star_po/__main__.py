@@ -1,6 +1,6 @@
 """A*-PO, end to end: reference, V* from its samples, regression on the advantage, evaluation.
 
-The reference comes from supervised fine-tuning on the task's demonstrations, or from
+The reference is fine-tuned on the task's demonstrations, or loaded from
 --config.policy_init_from=DIR. Running the same command again resumes where it stopped.
 """
 
@@ -22,18 +22,18 @@ from jaxrl_llm.types import Batch
 
 
 def train(run, parts, writer, samples, reference, stage1) -> dict:
-  """Stage 2: one sample a prompt, least squares on the advantage.
+  """Runs stage 2: one sample per prompt, least squares on the advantage.
 
   Args:
     run: the run.
-    parts: what `setup.build` made of its config.
-    writer: metrics of batch i are written as step (steps of fine-tuning) + i.
-    samples: the JSONL file of shown responses.
-    reference: a `stage1_lib.Reference`.
-    stage1: the `stage1_lib.ReferenceValues`.
+    parts: components that `setup.build` made from its config.
+    writer: metrics writer; batch i is written at step (fine-tuning steps) + i.
+    samples: JSONL file for the shown responses.
+    reference: a `references.Reference`.
+    stage1: a `stage1_lib.ReferenceValues`.
 
   Returns:
-    {'evaluation': of the trained policy, 'tokens': sampled here, 'params': the policy}.
+    {'evaluation': the trained policy's, 'tokens': sampled in stage 2, 'params': the policy's}.
   """
   config, options = run.config, run.config.algorithm
   encoded = parts.encode(stage1.kept(parts.task.train, options))
@@ -96,7 +96,7 @@ def train(run, parts, writer, samples, reference, stage1) -> dict:
 
 
 def _before_any_step(update: dict, step: int) -> dict:
-  """Metrics of the first minibatch: later ones are off-policy and do not compare like with like."""
+  """Returns the first minibatch's metrics; later ones are off-policy, so not comparable."""
   found = {'train/sampler_gap': update['train/sampler_gap']}
   if step == 0:  # The policy is still the reference.
     found['train/initial_log_ratio'] = abs(update['train/log_ratio'].value())
@@ -111,12 +111,14 @@ def main(run: launch.Run) -> None:
     raise ValueError(
         f'config.{unused[0]} has no effect with config.policy_init_from: nothing is fine-tuned'
     )
+
   with setup.build(run) as parts, contextlib.closing(metrics.MetricsWriter(
       run.workdir, wandb_project=config.wandb_project, config=dataclasses.asdict(config)
   )) as writer, contextlib.closing(
       metrics.JsonlFile(run.workdir / 'samples.jsonl')
   ) as samples:
     print(f'{run.experiment}: {parts.describe()}; writing to {run.workdir}', flush=True)
+
     reference = references.make_reference(
         run, parts, lambda: supervised.finetune(run, parts, writer)
     )

@@ -1,4 +1,4 @@
-"""Evaluation during A*-PO, and what stands at its end: table, figures, results.json."""
+"""Evaluation during an A*-PO run, and its final table, figures and results.json."""
 
 from typing import Any
 
@@ -16,7 +16,7 @@ class Evaluation:
   """Evaluates the policy and shows the same few problems each time.
 
   Attributes:
-    last: the newest `evaluator.Evaluation`.
+    last: the latest `evaluator.Evaluation`.
   """
 
   def __init__(
@@ -38,7 +38,8 @@ class Evaluation:
       tokens: sampled tokens of both stages so far.
     """
     self.last = self._evaluate(params, self._reference.params)
-    # Not the task's own list: problems that are too long were left out of it.
+
+    # The evaluator's examples, not the task's: it drops problems that are too long.
     shown = self._evaluate.examples[: self._parts.config.evaluation.num_shown]
     for kind, scored in (('sampled', self.last.sampled), ('greedy', self.last.greedy)):
       for i, example in enumerate(shown):
@@ -48,6 +49,7 @@ class Evaluation:
             'reward': float(scored.rewards[i, 0]),
             'stop_reason': 'truncated' if scored.truncated[i, 0] else 'stopped',
         })
+
     return {
         **{f'eval/{name}': value for name, value in self.last.numbers.items()},
         'eval/sampled_tokens': tokens,
@@ -61,7 +63,7 @@ def write(
     stage1: stage1_lib.ReferenceValues,
     trained: dict[str, Any],
 ) -> None:
-  """Evaluates the reference and its control; writes table.md, figures and results.json."""
+  """Evaluates the reference and its control, and writes table.md, figures and results.json."""
   options, algorithm = run.config.evaluation, run.config.algorithm
   evaluate = parts.evaluator
   before = evaluate(reference.params, reference.params).numbers
@@ -70,6 +72,7 @@ def write(
       reference.params,
       parts.sampler(num_samples=options.num_samples, temperature=options.control_temperature),
   )
+
   curve = [r for r in metrics.read_jsonl(run.workdir / 'metrics.jsonl') if 'eval/pass@1' in r]
   reached = tokens_to(curve, 0.9)
   _figures(run, parts, reference, stage1, curve)
@@ -92,11 +95,13 @@ def write(
            f'{seconds["time/stage1_seconds"] + seconds["time/stage2_seconds"]:.0f}'],
       ],
   )
+
   caption = (
       f'{parts.describe()}; seed {run.seed}; {options.num_samples} samples a '
       f'problem; V* from N = {algorithm.samples_per_prompt} samples at beta1 = '
       f'{algorithm.beta1:g} ({algorithm.value_mode}), beta2 = {algorithm.beta2:g}.'
   )
+
   metrics.write_text_atomic(run.table_path, f'{table}\n\n{caption}\n')
   launch.write_results(run, {
       **{f'eval/reference/{name}': value for name, value in before.items()},
@@ -108,14 +113,15 @@ def write(
       'sampled_tokens/stage1': stage1.tokens, 'sampled_tokens/stage2': trained['tokens'],
       **seconds,
   })
+
   print(f'\n{table}\n\n{caption}\n\nwritten to {run.workdir}: results.json, table.md, '
         'metrics.jsonl, samples.jsonl, v_star.json, figures/', flush=True)
 
 
 def tokens_to(curve: list[dict[str, float]], score: float) -> float | None:
-  """Sampled tokens, stage 1 included, at which pass@1 first reaches `score`.
+  """Returns the sampled tokens, stage 1 included, at which pass@1 first reaches `score`.
 
-  Linear between evaluations; None where it never does.
+  Interpolates linearly between evaluations. Returns None if the score is never reached.
   """
   previous = None
   for record in curve:
@@ -130,9 +136,10 @@ def tokens_to(curve: list[dict[str, float]], score: float) -> float | None:
 
 
 def _seconds(run: launch.Run, records: list[dict[str, float]]) -> dict[str, float]:
-  """Seconds of each phase, the processes that were killed included.
+  """Returns the seconds of each phase, including those of killed processes.
 
-  Stage 2 is sampling, reward and update; its evaluations, and what a restart costs, are apart.
+  Stage 2 counts sampling, reward and update. Its evaluations are separate, and the cost of a
+  restart is excluded.
   """
   total = lambda name: sum(record.get(f'time/{name}_seconds', 0.0) for record in records)
   return {
@@ -154,12 +161,14 @@ def _figures(run, parts, reference, stage1, curve) -> None:
       title=f'A*-PO on {parts.task.name}, seed {run.seed}',
       stage1_tokens=stage1.tokens,
   )
+
   algorithm = run.config.algorithm
   if algorithm.value_mode == 'zero':
     return
   measured = stage1_lib.measure_success(run, parts, reference, stage1)
   if measured is None:
     return
+
   rates = np.linspace(0, 1, 201).astype(np.float32)
   exact, label = {
       'softmax': (
@@ -169,6 +178,7 @@ def _figures(run, parts, reference, stage1, curve) -> None:
       'mean': (lambda p: p, 'mean reward p'),
       'max': (lambda p: (p > 0).astype(np.float32), 'largest reward'),
   }[algorithm.value_mode]
+
   figures.value_figure(
       run.workdir / 'figures' / 'v_star.png', *measured, (rates, np.asarray(exact(rates))),
       title=f'V* ({algorithm.value_mode}) of {parts.task.name}, seed {run.seed}', label=label,

@@ -1,8 +1,8 @@
-"""Stage 1 of A*-PO: the reference, N rewards a prompt from it, and V* by example id.
+"""Stage 1 of A*-PO: the reference, its N rewards per prompt, and V* by example id.
 
-What was sampled is appended to WORKDIR/stage1.jsonl batch by batch, so that a run
-that is killed goes on where it was. The finished table stands in WORKDIR/v_star.json
-with its provenance; samples of another reference are refused.
+Each batch of samples is appended to WORKDIR/stage1.jsonl, so a killed run resumes where it
+stopped. The finished table is written to WORKDIR/v_star.json with its provenance; samples of
+another reference are rejected.
 """
 
 import contextlib
@@ -25,13 +25,13 @@ from jaxrl_llm.types import Example, RewardFn
 
 
 class ReferenceValues(NamedTuple):
-  """The outcome of stage 1.
+  """Results of stage 1.
 
   Attributes:
     ids: int64 [P], example ids.
     rewards: float32 [P, N].
     values: float32 [P], V*.
-    tokens: sampled tokens.
+    tokens: number of sampled tokens.
   """
 
   ids: np.ndarray
@@ -40,7 +40,7 @@ class ReferenceValues(NamedTuple):
   tokens: int
 
   def of(self, example_ids: np.ndarray) -> np.ndarray:
-    """V* of the given examples, by id; ValueError names an id without one."""
+    """Returns V* of the given example ids; raises ValueError naming an id without one."""
     order = np.argsort(self.ids)
     places = np.searchsorted(self.ids, example_ids, sorter=order)
     places = order[np.minimum(places, len(order) - 1)]
@@ -50,7 +50,7 @@ class ReferenceValues(NamedTuple):
     return self.values[places]
 
   def kept(self, examples: Sequence[Example], config: a_star_po.Config) -> list[Example]:
-    """The examples of stage 2: those of stage 1, without hopeless ones if so configured."""
+    """Returns stage 2's examples: those of stage 1, minus all-wrong ones if so configured."""
     keep = set(self.ids.tolist())
     if config.filter_all_wrong:
       keep = set(self.ids[np.asarray(soft_values.any_success(self.rewards))].tolist())
@@ -62,7 +62,7 @@ class ReferenceValues(NamedTuple):
     return [example for example in examples if example['id'] in keep]
 
   def summary(self) -> dict[str, float]:
-    """Headline numbers of stage 1 for results.json."""
+    """Returns the headline numbers of stage 1 for results.json."""
     if not self.rewards.size:
       return {'stage1/prompts': len(self.ids)}
     return {
@@ -77,12 +77,12 @@ class ReferenceValues(NamedTuple):
 def estimate(
     run: launch.Run, parts: setup.Components, reference: references.Reference
 ) -> ReferenceValues:
-  """Samples what is missing, then estimates V* of every training prompt.
+  """Draws the missing samples, then estimates V* of every training prompt.
 
-  Nothing is sampled where no sample is looked at: V = 0 without filtering.
+  Nothing is sampled if no sample would be used: V = 0 without filtering.
 
   Args:
-    run: gives the workdir and the settings.
+    run: gives the workdir and the config.
     parts: task, samplers and mesh.
     reference: π_ref.
 
@@ -91,7 +91,7 @@ def estimate(
 
   Raises:
     ValueError: the workdir holds samples of something else.
-    SystemExit: Ctrl-C was pressed; what was sampled is kept.
+    SystemExit: Ctrl-C was pressed; the samples so far are kept.
   """
   config: a_star_po.Config = run.config.algorithm
   encoded = parts.encode(parts.task.train)
@@ -99,10 +99,13 @@ def estimate(
     raise ValueError(f'{parts.task.name} has no training prompts (config.task.num_train)')
   if encoded.num_filtered:
     print(f'{encoded.num_filtered} training prompts are too long and were left out', flush=True)
+
   if config.value_mode == 'zero' and not config.filter_all_wrong:
     ids = encoded.ids.astype(np.int64)
     return ReferenceValues(ids, np.zeros((len(ids), 0)), np.zeros(len(ids), np.float32), 0)
-  # What the samples depend on. beta1 and value_mode are not: they only read the rewards.
+
+  # Everything the samples depend on. beta1 and value_mode are excluded: they only change how
+  # rewards are aggregated.
   provenance = metrics.plain({
       'task': parts.task.name, 'tokenizer': tokenizers.full_fingerprint(parts.task.tokenizer),
       'reference': reference.fingerprint, 'seed': run.seed, 'prompts': len(encoded),
@@ -110,11 +113,13 @@ def estimate(
       'samples_per_prompt': config.samples_per_prompt, 'temperature': config.temperature,
       'reward': config.stage1_reward, 'batch_size': run.config.stage1_batch_size,
   })
+
   records = _sample_missing(run, parts, reference, encoded, provenance)
   ids = np.concatenate([record['ids'] for record in records]).astype(np.int64)
   rewards = np.concatenate([np.asarray(record['rewards'], np.float32) for record in records])
   values = np.asarray(a_star_po.estimate_values(config, rewards))
   tokens = sum(record['tokens'] for record in records)
+
   metrics.write_json_atomic(run.workdir / 'v_star.json', {
       **provenance, 'commit': run.commit, 'beta1': config.beta1,
       'value_mode': config.value_mode, 'sampled_tokens': tokens,
@@ -124,7 +129,7 @@ def estimate(
 
 
 def _sample_missing(run, parts, reference, encoded, provenance) -> list[dict[str, Any]]:
-  """One record {'ids', 'rewards', 'tokens'} a batch, from the file or freshly sampled."""
+  """Returns one record {'ids', 'rewards', 'tokens'} per batch, read from the file or sampled."""
   config, task = run.config.algorithm, parts.task
   batches = parts.prompt_batches(encoded, run.config.stage1_batch_size)
   with contextlib.closing(metrics.JsonlFile(run.workdir / 'stage1.jsonl')) as file:
@@ -132,6 +137,7 @@ def _sample_missing(run, parts, reference, encoded, provenance) -> list[dict[str
     reward_fn = _stage1_reward(run, parts)
     sample = parts.sampler(num_samples=config.samples_per_prompt, temperature=config.temperature)
     key = rng.stream_key(parts.key, rng.Stream.SAMPLE_STAGE1)
+
     with loop.progress(len(batches), 'stage 1: V*', len(records)) as bar:
       for prompts in batches[len(records) :]:
         rollouts = sample(reference.params, *prompts[:3], key)
@@ -150,7 +156,7 @@ def _sample_missing(run, parts, reference, encoded, provenance) -> list[dict[str
 
 
 def _fingerprint(examples: Sequence[Example]) -> str:
-  """Of the problems: `data_dir` may change between two starts of a run, its contents not."""
+  """Hashes the problems: `data_dir` may change between starts of a run, its contents may not."""
   text = json.dumps(metrics.plain(examples), sort_keys=True)
   return hashlib.sha256(text.encode()).hexdigest()[:16]
 
@@ -164,10 +170,10 @@ def measure_success(
     run: launch.Run, parts: setup.Components, reference: references.Reference,
     stage1: ReferenceValues
 ) -> tuple[np.ndarray, np.ndarray] | None:
-  """Success rates of the reference from fresh samples, beside stage 1's V*.
+  """Measures the reference's success rates on fresh samples, to compare with stage 1's V*.
 
   Args:
-    run: gives the settings (`evaluation.diagnosed_prompts` and `diagnosed_samples`).
+    run: gives the config (`evaluation.diagnosed_prompts` and `diagnosed_samples`).
     parts: task, samplers and mesh.
     reference: π_ref.
     stage1: its V*.
@@ -180,12 +186,14 @@ def measure_success(
     return None
   known = set(stage1.ids.tolist())  # Prompts that were too long have no V*.
   examples = [example for example in parts.task.train if example['id'] in known]
+
   encoded = parts.encode(examples[: options.diagnosed_prompts])
   sample = parts.sampler(
       num_samples=options.diagnosed_samples, temperature=run.config.algorithm.temperature
   )
   key = rng.stream_key(parts.key, rng.Stream.SAMPLE_DIAGNOSTIC)
   reward_fn = _stage1_reward(run, parts)
+
   rates, ids = [], []
   for prompts in parts.prompt_batches(encoded, run.config.stage1_batch_size):
     rollouts = sample(reference.params, *prompts[:3], key)

@@ -1,9 +1,9 @@
-"""The arena: every algorithm, from the same reference, on the same prompts, evaluated alike.
+"""The arena: every algorithm with the same reference, prompts and evaluation.
 
-Each arm may sample as many completions as the others, those of A*-PO's stage 1 included. A pair
-of arm and seed is one file in WORKDIR/seed<N>/arms: running the same command again goes on with the
-next one. One table and two figures: the score against sampled tokens, and against the divergence
-from the reference.
+Each arm may sample equally many completions, those of A*-PO's stage 1 included. Each arm and seed
+writes one file to WORKDIR/seed<N>/arms; running the same command again continues with the next
+missing one. The output is a table and two figures: the score against sampled tokens, and against
+the KL divergence from the reference.
 """
 
 import dataclasses
@@ -20,12 +20,13 @@ from jaxrl_llm.training import loop, metrics
 
 
 def outcomes(run: launch.Run, stopper: loop.Stopper) -> dict[str, dict[int, dict]]:
-  """Runs what is missing; returns the outcomes by arm and seed."""
+  """Runs the missing arms and seeds; returns the outcomes by arm and seed."""
   config = run.config
   kind = arena_dialogue.World if config.task == 'dialogue' else arena_tasks.World
   world = kind(config.world, config.seed)
   seeds = range(config.seed, config.seed + config.num_seeds)
   folder = lambda seed: run.workdir / f'seed{seed}'
+
   grounds: dict[int, arena_tasks.Ground] = {}
 
   def ground(seed: int) -> arena_tasks.Ground:
@@ -55,7 +56,7 @@ def outcomes(run: launch.Run, stopper: loop.Stopper) -> dict[str, dict[int, dict
 
 
 def main(run: launch.Run) -> None:
-  """Runs every arm and seed, and writes the table, the figures and results.json."""
+  """Runs every arm and seed; writes the table, the figures and results.json."""
   idle = [task for task in arena_config.TASKS if task != run.config.task]
   for name in run.overrides:
     if name.split('.')[0] in idle:

@@ -1,4 +1,4 @@
-"""How an arm of the arena is run: the same loop for every algorithm that trains."""
+"""Training loop of an arm of the arena, shared by all algorithms that train."""
 
 import contextlib
 import dataclasses
@@ -26,25 +26,27 @@ class Arm:
   """An algorithm with its compiled step, shared by the seeds.
 
   Attributes:
-    name: as in the config.
-    settings: an `arena_settings.Arm`.
+    name: name of the arm in the config.
+    settings: an `arena_config.Arm`.
     num_samples: K in training.
-    batch_completions: of one iteration.
-    has_critic: whether params['value'] is trained too.
-    algorithm: the two pure functions.
+    batch_completions: completions per iteration.
+    has_critic: True if params['value'] is trained too.
+    algorithm: pure functions `init` and `train_step`.
   """
 
   def __init__(self, world: arena_tasks.World, name: str):
     self.name, self.settings = name, getattr(world.settings.arms, name)
     self.world, options = world, self.settings.algorithm
     self.num_samples = self.settings.num_samples
+
     iterations = getattr(self.settings, 'iterations', 0)
     shared = world.settings
     self.batch_completions = (
         shared.completions // iterations if iterations else shared.batch_completions)
-    if iterations:  # As many steps on as many completions as the others.
+    if iterations:  # Keeps the total numbers of steps and completions equal to the others'.
       options = dataclasses.replace(
           options, num_minibatches=self.batch_completions // shared.batch_completions)
+
     module = importlib.import_module(f'jaxrl_llm.algorithms.{self.settings.file}')
     self.has_critic = 'value' in inspect.signature(module.make).parameters
     networks = (world.policy, world.scalar) if self.has_critic else (world.policy,)
@@ -53,14 +55,14 @@ class Arm:
     self._step: Any = None
 
   def step(self, state: Any, batch: Batch) -> tuple[Any, Any]:
-    """One iteration; compiled at the first call. The state is donated."""
+    """Runs one iteration; compiles at the first call. The state is donated."""
     if self._step is None:
       step = jax.jit(self.algorithm.train_step, donate_argnums=0)
       self._step = step.lower(state, batch).compile()
     return self._step(state, batch)
 
   def cost(self, state: Any) -> dict[str, float]:
-    """Bytes of parameters and optimizer, and the peak of a compiled step (CPU's compiler)."""
+    """Returns bytes of parameters and optimizer, and a compiled step's peak (CPU compiler)."""
     memory = self._step.memory_analysis()
     total = lambda tree: sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
     return {
@@ -71,25 +73,25 @@ class Arm:
 
 @dataclasses.dataclass
 class Spent:
-  """What an arm has used in training so far."""
+  """Training budget that an arm has used so far."""
 
   completions: int = 0
   tokens: int = 0
   reward_calls: int = 0
 
   def add(self, rollouts: Rollouts) -> None:
-    """Counts samples, each of which is scored once."""
+    """Counts samples; each is scored once."""
     lengths = np.asarray(rollouts.lengths)
     self.count(completions=lengths.size, tokens=lengths.sum())
 
   def count(self, *, completions: int, tokens: int) -> None:
-    """Counts so many samples, each of which is scored once, of so many tokens in all."""
+    """Counts samples, each scored once, and their total number of tokens."""
     self.completions += completions
     self.reward_calls += completions
     self.tokens += int(tokens)
 
   def numbers(self) -> dict[str, int]:
-    """The counts by the names of a curve."""
+    """Returns the counts under the names that a curve uses."""
     return {'completions': self.completions, 'sampled_tokens': self.tokens,
             'reward_calls': self.reward_calls}
 
@@ -97,7 +99,7 @@ class Spent:
 class Clock:
   """Seconds of each phase of each iteration.
 
-  The median is what an iteration costs: the first one waits for the compiler.
+  The cost of an iteration is the median, because the first one waits for the compiler.
   """
 
   def __init__(self):
@@ -105,13 +107,13 @@ class Clock:
 
   @contextlib.contextmanager
   def __call__(self, phase: str) -> Iterator[None]:
-    """Times a block, which must wait for its own results."""
+    """Times a block; the block must wait for its own results."""
     start = time.perf_counter()
     yield
     self._seconds.setdefault(phase, []).append(time.perf_counter() - start)
 
   def numbers(self) -> dict[str, float]:
-    """Medians by phase, and their sum, in seconds an iteration."""
+    """Returns medians by phase and their sum, in seconds per iteration."""
     medians = {f'time/{phase}': float(np.median(x)) for phase, x in self._seconds.items()}
     return medians | {'time/iteration': sum(medians.values())}
 
@@ -125,8 +127,8 @@ def run(arm: Arm, ground: arena_tasks.Ground, check: Callable[[], None]) -> dict
     check: called after each iteration (Ctrl-C).
 
   Returns:
-    {'curve': evaluations with what had been spent by then, 'final': the last one, with seconds,
-    bytes and the algorithm's last metrics}.
+    {'curve': evaluations with the budget spent by then, 'final': the last one, with seconds, bytes
+    and the algorithm's last metrics}.
   """
   options, spent, begun = arm.world.settings, Spent(), time.perf_counter()
   stage1 = _first_stage(arm, ground, spent)
@@ -134,10 +136,12 @@ def run(arm: Arm, ground: arena_tasks.Ground, check: Callable[[], None]) -> dict
   size = arm.batch_completions
   total = max((options.completions - spent.completions) // size, 0)
   due = set(np.linspace(0, total, options.num_evaluations).round().astype(int).tolist())
+
   clock, curve, last = Clock(), [], {}
   draw = functools.partial(_batch, stage1)
   if isinstance(ground, arena_dialogue.Ground):
     draw = arena_dialogue.batch
+
   behaviour = ground.reference
   with loop.progress(total, f'seed {ground.seed}: {arm.name}') as bar:
     for index in range(total):
@@ -151,6 +155,7 @@ def run(arm: Arm, ground: arena_tasks.Ground, check: Callable[[], None]) -> dict
       batch = draw(arm, ground, behaviour, (index, size // arm.num_samples), spent, clock)
       with clock('train'):
         state, update = jax.block_until_ready(arm.step(state, batch))
+
       last = metrics.to_floats(update)
       loop.check_finite(index, last)
       if refresh == 1 and getattr(arm.settings.algorithm, 'reference', 'policy') == 'policy':
@@ -158,6 +163,7 @@ def run(arm: Arm, ground: arena_tasks.Ground, check: Callable[[], None]) -> dict
       bar.update(1, reward=float(np.mean(batch.rewards)))
       check()
   curve.append(ground.evaluate(state.params['policy']) | spent.numbers())
+
   final = {**curve[-1], 'iterations': total, 'batch_completions': size, **last}
   if total:
     final |= {**arm.cost(state), **clock.numbers()}
@@ -170,10 +176,10 @@ def run(arm: Arm, ground: arena_tasks.Ground, check: Callable[[], None]) -> dict
 
 
 def _gradient_variance_ratio(arm: Arm, ground: arena_tasks.Ground, values: '_Table'):
-  """Variance of one response's gradient with the estimated values over that with zeros, or None.
+  """Ratio of one response's gradient variance with V* to that with V = 0, or None.
 
-  At the reference, the trace of the covariance over 256 responses to as many prompts; the
-  expectation of the two is the same.
+  The variance is the trace of the covariance at the reference, over 256 responses to as many
+  prompts. Both gradients have the same expectation.
   """
   temperature = arm.settings.algorithm.temperature
   prompts = ground.prompts(0, min(256, len(ground.encoded)))
@@ -189,17 +195,19 @@ def _gradient_variance_ratio(arm: Arm, ground: arena_tasks.Ground, values: '_Tab
   by_response = jax.jit(jax.vmap(jax.grad(log_prob), (None, 0)))(ground.reference, rollouts)
   flat = np.concatenate(
       [np.asarray(g).reshape(len(rewards), -1) for g in jax.tree.leaves(by_response)], axis=1)
-  # At the reference the residual is V - r, and the gradient that times the one of the log-prob.
+
+  # At the reference the residual is V - r, and the gradient is V - r times that of the log-prob.
   spread = lambda v: np.var((v - rewards)[:, None] * flat, axis=0, ddof=1).sum()
-  without = spread(np.zeros_like(rewards))  # 0 where the reference never succeeds.
+  without = spread(np.zeros_like(rewards))  # 0 if the reference never succeeds.
   return float(spread(values[prompts.example_ids]) / without) if without else None
 
 
 def _batch(stage1, arm, ground, behaviour, place, spent, clock) -> Batch:
-  """One iteration's data: samples of `behaviour` and their rewards or labels."""
+  """Draws one iteration's data: samples of `behaviour` and their rewards or labels."""
   index, count = place
   prompts = _prompts(ground, stage1, index, count)
   temperature = arm.settings.algorithm.temperature
+
   with clock('sample'):
     rollouts = ground.sample(
         behaviour, prompts, num_samples=arm.num_samples, temperature=temperature,
@@ -207,9 +215,10 @@ def _batch(stage1, arm, ground, behaviour, place, spent, clock) -> Batch:
   with clock('reward'):
     if arm.settings.refresh_every:
       rewards = ground.rewards(rollouts, prompts.examples)
-    else:  # Every pair of the reference is labelled once, as a data set is.
+    else:  # Offline: every pair of the reference is labelled once, as in a fixed data set.
       rewards = ground.preferences(rollouts, prompts.examples, index, use=1)
   spent.add(rollouts)
+
   with clock('reference'):
     reference = jax.block_until_ready(
         arm.world.scorer(temperature=temperature)(ground.reference, rollouts))
@@ -218,13 +227,13 @@ def _batch(stage1, arm, ground, behaviour, place, spent, clock) -> Batch:
 
 
 def _prompts(ground, stage1, index, count):
-  """The prompts of an iteration; A*-PO may have left out those that the reference cannot do."""
+  """Prompts of an iteration; A*-PO can leave out those that the reference never solves."""
   kept = dataclasses.replace(ground, encoded=stage1['kept']) if stage1 else ground
   return kept.prompts(index, count)
 
 
 def _first_stage(arm: Arm, ground: arena_tasks.Ground, spent: Spent) -> dict[str, Any] | None:
-  """A*-PO's stage 1: V* by example id, and the prompts that it keeps; None for other arms."""
+  """Runs A*-PO's stage 1: V* by example id, and the remaining prompts; None for other arms."""
   if arm.settings.file != 'a_star_po':
     return None
   options = arm.settings.algorithm
@@ -233,6 +242,7 @@ def _first_stage(arm: Arm, ground: arena_tasks.Ground, spent: Spent) -> dict[str
   spent.add(rollouts)
   rewards = ground.rewards(rollouts, examples)
   values = np.asarray(a_star_po.estimate_values(options, rewards))
+
   kept = ground.encoded
   if options.filter_all_wrong:
     keep = np.asarray(soft_values.any_success(rewards))
@@ -241,6 +251,7 @@ def _first_stage(arm: Arm, ground: arena_tasks.Ground, spent: Spent) -> dict[str
     kept = dataclasses.replace(
         kept, examples=[e for e, k in zip(examples, keep) if k], ids=kept.ids[keep],
         prompts=kept.prompts[keep], prompt_lengths=kept.prompt_lengths[keep])
+
   by_id = {int(index): value for index, value in zip(ground.encoded.ids, values)}
   return {'values': _Table(by_id), 'kept': kept}
 
@@ -253,7 +264,7 @@ class _Table(dict):
 
 
 def _check_ratio(name: str, values: dict[str, float]) -> None:
-  """Stops a run whose policy is not the one that sampled before its first step."""
+  """Stops a run if the policy before its first step is not the one that sampled."""
   ratio = abs(values.get('train/initial_log_ratio', 0.0))
   if ratio > loop.LARGEST_INITIAL_LOG_RATIO:
     raise ValueError(
@@ -261,7 +272,7 @@ def _check_ratio(name: str, values: dict[str, float]) -> None:
 
 
 def untrained(name: str, ground: arena_tasks.Ground) -> dict[str, Any]:
-  """The reference itself ('sft'), or the best of n of its samples by the reward ('best_of_n')."""
+  """Evaluates the reference ('sft') or the best of n of its samples by reward ('best_of_n')."""
   begun = time.perf_counter()
   spent = Spent().numbers()
   if name == 'best_of_n':
@@ -272,9 +283,9 @@ def untrained(name: str, ground: arena_tasks.Ground) -> dict[str, Any]:
 
 
 def _best_of(ground: arena_tasks.Ground, count: int) -> list[dict[str, float]]:
-  """The sample that the reward ranks first of 1, 2, ..., `count`, and the bound on its divergence.
+  """Scores the reward's favourite of 1, 2, ..., `count` samples, with a bound on its divergence.
 
-  Nothing is spent in training; the samples that each answer takes are those of the evaluation.
+  Training costs nothing; the samples behind each answer belong to the evaluation.
   """
   gold, rewards = [], []
   for batch in ground.held_out:
@@ -283,9 +294,11 @@ def _best_of(ground: arena_tasks.Ground, count: int) -> list[dict[str, float]]:
     rollouts = evaluator.real_rows(rollouts, batch)
     gold.append(ground.gold(rollouts, batch.examples).rewards)
     rewards.append(ground.rewards(rollouts, batch.examples))
+
   gold, rewards = np.concatenate(gold), np.concatenate(rewards)
   scores = best_of_n.expected_best(rewards, gold)
   proxies = best_of_n.expected_best(rewards, rewards)
+
   points = []
   for n, (score, proxy) in enumerate(zip(scores.mean(axis=0), proxies.mean(axis=0)), 1):
     points.append({
@@ -293,6 +306,7 @@ def _best_of(ground: arena_tasks.Ground, count: int) -> list[dict[str, float]]:
         'kl_bound': float(best_of_n.kl_bound(n)),
         **({'reward': float(proxy)} if ground.reward_params is not None else {}),
     })
+
   chosen = np.take_along_axis(gold, best_of_n.choose(rewards)[:, None], 1)[:, 0]
   if (rate := ground.win_rate(chosen)) is not None:
     points[-1]['win_rate'] = rate

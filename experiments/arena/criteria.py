@@ -1,6 +1,6 @@
-"""What the papers lead one to expect of the arena, measured: which of it holds at this scale.
+"""Criteria that test whether the papers' claims hold at the arena's scale.
 
-Each criterion is a function of the outcomes by arm and seed. It is left out where an arm that it
+Each criterion is a function of the outcomes by arm and seed. It is omitted if an arm that it
 compares did not run.
 """
 
@@ -18,7 +18,7 @@ _STEP_SIZES = ('eta_0_01', 'eta_0_03', 'eta_0_1', 'eta_0_3', 'eta_1_0', 'eta_3_0
 
 
 def findings(task: str, outcomes: Outcomes) -> list[Finding]:
-  """The criteria of a task that its outcomes can decide."""
+  """Returns the findings of a task's criteria that the outcomes can decide."""
   found = []
   for needed, criterion in _CRITERIA.get(task, ()):
     if set(needed) <= set(outcomes):
@@ -27,7 +27,7 @@ def findings(task: str, outcomes: Outcomes) -> list[Finding]:
 
 
 def _final(outcomes: Outcomes, arm: str, key: str) -> np.ndarray:
-  """A final number of an arm, one for each seed."""
+  """Final number of an arm for each seed."""
   return np.array([outcome['final'][key] for _, outcome in sorted(outcomes[arm].items())], float)
 
 
@@ -40,12 +40,12 @@ def _mean(values: np.ndarray, *, digits: int = 3, factor: float = 1.0) -> str:
 
 
 def _pooled_error(*arms: np.ndarray) -> float:
-  """The standard error of a difference of two means over seeds."""
+  """Standard error of a difference of two means over seeds."""
   return float(np.sqrt(sum(a.var(ddof=1) / len(a) if len(a) > 1 else 0.0 for a in arms)))
 
 
 def tokens_to(curve: Sequence[Mapping[str, float]], score: float, key: str) -> float:
-  """Sampled tokens at which `key` first reaches `score`, linear between evaluations; else inf."""
+  """Sampled tokens at which `key` first reaches `score`, interpolated linearly; inf if never."""
   previous = None
   for point in curve:
     here = point['sampled_tokens'], point[key]
@@ -73,7 +73,7 @@ def _as_accurate(outcomes: Outcomes) -> Finding:
 
 
 def _fewer_tokens(outcomes: Outcomes) -> Finding:
-  """GRPO's own share is said too: a curve that is flat at its end is reached early by everyone."""
+  """Also reports GRPO's own share: every arm reaches a curve that is flat at its end early."""
   shares: dict[str, list[float]] = {'a_star_po': [], 'grpo': []}
   for seed, theirs in sorted(outcomes['grpo'].items()):
     target = 0.95 * theirs['final']['greedy_score']
@@ -179,7 +179,7 @@ def _interior_step_size(outcomes: Outcomes) -> Finding:
 
 
 def _overoptimised(outcomes: Outcomes) -> Finding:
-  """From the middle of the curve to its end (the mean of its last two points)."""
+  """Compares the middle of the curve with its end (the mean of its last two points)."""
   changes: dict[str, list[float]] = {'score': [], 'reward': []}
   for outcome in outcomes['kl_0'].values():
     for key, found in changes.items():
@@ -194,7 +194,7 @@ def _overoptimised(outcomes: Outcomes) -> Finding:
       f'gold {_mean(gold)}, reward model {_mean(proxy)}')
 
 
-# --- Dialogue: REFUEL against what trains the last turn only.
+# --- Dialogue: REFUEL against arms that train only the last turn.
 
 
 def _last_turn_arms(outcomes: Outcomes) -> list[str]:
@@ -241,12 +241,13 @@ def _gap_grows(outcomes: Outcomes) -> Finding:
 
 
 def _same_with_one_turn(outcomes: Outcomes) -> Finding:
-  """Exactly, where the algorithm is REBEL; the others within t-intervals, corrected for all."""
+  """REBEL arms must match exactly, the others within t-intervals corrected for their number."""
   ours = _final(outcomes, 'refuel', 'score')
   scores = {a: _final(outcomes, a, 'score') for a in outcomes if a not in ('sft', 'refuel')}
   same = [a for a in scores if a.endswith('rebel')]
   others = [a for a in scores if a not in same]
   exact = all(np.allclose(scores[arm], ours, atol=1e-6) for arm in same)
+
   outside = []
   for arm in others:
     apart = scores[arm] - ours
@@ -254,6 +255,7 @@ def _same_with_one_turn(outcomes: Outcomes) -> Finding:
     limit = stats.t.ppf(1 - 0.025 / len(others), count - 1) if count > 1 else 0.0
     if abs(apart.mean()) > limit * _pooled_error(apart):
       outside.append(arm)
+
   return Finding(
       'd', 'with dialogues of one turn last-turn REBEL is REFUEL, and the other arms score alike '
       '(95 % intervals of the difference by seed, corrected for their number)',

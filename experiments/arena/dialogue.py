@@ -1,8 +1,8 @@
-"""Dialogue in the arena: where the two replies of a pair stand, and how whole dialogues score.
+"""Dialogue in the arena: pairs of replies for training, and scores of whole dialogues.
 
-REFUEL and what it is compared with differ in the dialogue before the two replies (their own, or
-one that somebody else led) and in the turn that is optimised (drawn, or the last one). All else is
-the arena's: prompts, reference, budget and evaluation.
+REFUEL and its baselines differ in the dialogue before the two replies (their own, or one by another
+policy) and in the turn that is optimised (sampled, or the last one). All else is the arena's:
+prompts, reference, budget and evaluation.
 """
 
 import dataclasses
@@ -26,25 +26,26 @@ from jaxrl_llm.types import STOPPED, Batch, Params, Task
 
 
 class World(arena_tasks.World):
-  """The functions of the task; a response is one reply."""
+  """Jitted functions of the dialogue task; a response is one reply."""
 
   def __init__(self, settings: Any, seed: int):
     super().__init__(settings, seed)
     self.max_tokens = dialogue_task.REPLY_SLOTS
 
   def ground(self, seed: int, task: Task) -> 'Ground':
-    """One seed, still without its networks."""
+    """Makes one seed, without its networks yet."""
     return Ground(self, seed, task, arena_tasks.encode(task, task.train), reference=None)
 
 
 class Ground(arena_tasks.Ground):
-  """One seed of the task."""
+  """One seed of the dialogue task."""
 
   @functools.cached_property
   def user(self) -> talking.User:
-    """The task's user; with fixed questions, what it said to the initial style, whatever is said.
+    """The task's user, or with fixed questions a replay of its questions to the initial style.
 
-    The questions are those of one dialogue for each prompt, of training and of evaluation.
+    The fixed questions come from one dialogue per prompt, for training and evaluation prompts, and
+    ignore the replies.
     """
     rules = self.task.world
     if not self.world.settings.task.fixed_questions:
@@ -54,13 +55,14 @@ class Ground(arena_tasks.Ground):
         rules.simulate(ids, dialogue_task.INITIAL, seed=self.seed + 2))  # + 1: `task.offline`.
 
   def evaluate(self, params: Params) -> dict[str, float]:
-    """What whole dialogues of a policy with the user are worth, on the held-out prompts.
+    """Scores whole dialogues of a policy with the user on the held-out prompts.
 
     Returns:
       'score' of the dialogue up to the last turn (sampled at temperature 1) with its standard
-      error over prompts, 'greedy_score', 'turn_1', ... (the dialogue up to that turn), 'ask_rate'
-      (questions in the first turn), 'kl_to_reference' (nats a dialogue, the policy's tokens) with
-      its standard error, 'length' (the policy's tokens of a dialogue) and 'truncated' (replies).
+      error over prompts, 'greedy_score', 'turn_1', ... (score up to that turn), 'ask_rate'
+      (questions in the first turn), 'kl_to_reference' (nats per dialogue, over the policy's tokens)
+      with its standard error, 'length' (the policy's tokens per dialogue) and 'truncated' (fraction
+      of replies).
     """
     sampled = [self._hold(params, temperature=1.0, rollout=index)
                for index in range(self.world.settings.eval_samples)]
@@ -77,10 +79,11 @@ class Ground(arena_tasks.Ground):
   def _hold(
       self, params: Params, *, temperature: float, rollout: int = 0
   ) -> dict[str, np.ndarray]:
-    """Dialogues with every held-out prompt; 'rewards' [N, H] and numbers [N] of each."""
+    """Holds one dialogue per held-out prompt; returns 'rewards' [N, H] and other numbers [N]."""
     key = rng.stream_key(self.key, rng.Stream.SAMPLE_EVAL)
     sample = self.world.sampler(num_samples=1, temperature=temperature)
     parts: list[dict[str, np.ndarray]] = []
+
     for batch in self.held_out:
       said = talking.roll_out(
           sample, params, self.user, self.task.world.start(batch.example_ids), key,
@@ -93,25 +96,26 @@ class Ground(arena_tasks.Ground):
           'truncated': (said.stop_reason != STOPPED).mean(axis=1),
       }
       parts.append({name: x[: len(batch.examples)] for name, x in numbers.items()})
+
     return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
 
 def batch(arm, ground: Ground, behaviour: Params, place, spent, clock) -> Batch:
-  """One iteration's pairs: two dialogues of each prompt from one state of it, and their rewards.
+  """Draws one iteration's pairs: two dialogues per prompt from one shared state, with rewards.
 
   Args:
-    arm: the algorithm; its settings say where the pair stands (`arena_settings.DialogueArm`).
+    arm: the algorithm; its settings give the position of the pair (`arena_config.DialogueArm`).
     ground: the seed.
-    behaviour: the policy that speaks.
-    place: (iteration, prompts of an iteration).
-    spent: counts what is drawn.
-    clock: times it.
+    behaviour: parameters of the policy that samples the replies.
+    place: (iteration, prompts per iteration).
+    spent: counter of samples.
+    clock: timer of the phases.
 
   Returns:
-    The batch; for other algorithms than REFUEL its mask is already that of the turn.
+    The batch. For algorithms other than REFUEL, its mask already covers only the turn.
   """
   index, count = place
-  size = arm.world.settings.batch_completions // arm.num_samples  # Of one call of the sampler.
+  size = arm.world.settings.batch_completions // arm.num_samples  # Prompts per sampler call.
   parts = [_pairs(arm, ground, behaviour, (index * count + first) // size, size, spent, clock)
            for first in range(0, count, size)]
   whole = jax.tree.map(lambda *leaves: np.concatenate(leaves), *parts)
@@ -121,27 +125,31 @@ def batch(arm, ground: Ground, behaviour: Params, place, spent, clock) -> Batch:
 
 
 def _pairs(arm, ground, behaviour, step, size, spent, clock) -> Batch:
-  """The pairs of `size` prompts; `step` counts such parts over the whole run."""
+  """Draws the pairs of `size` prompts; `step` counts these parts over the whole run."""
   rows = batching.batch_indices(len(ground.encoded), size, seed=ground.seed, step=step)
   world, temperature = ground.task.world, arm.settings.algorithm.temperature
   ids = ground.encoded.ids[rows]
   key = rng.stream_key(ground.key, rng.Stream.SAMPLE_TRAIN, step)
   turns = _turns(arm.settings.turn, key, ids, world.num_turns)
-  # A prefix that is not the policy's own: what stands before the turn is not drawn.
+
+  # With a prefix that is not the policy's own, the dialogue before the turn is not sampled.
   theirs = {'own': False, 'offline': True, 'mixed': np.arange(size) % 2 == 1}[arm.settings.prefix]
   start = np.where(theirs, turns.turn, 0)
   talk = functools.partial(
       talking.roll_out, ground.world.sampler(num_samples=1, temperature=temperature), behaviour,
       ground.user, key=key, num_turns=turns.num_turns)
+
   with clock('sample'):
     first = talk(ground.task.offline[rows], start=start)
     second = talk(first, rollout=1, start=turns.turn)
+
   pair = [first, second]
   with clock('reward'):
     rewards = np.stack([_final(world, said, turns.num_turns) for said in pair], axis=1)
   spent.count(
       completions=2 * size, tokens=first.reply_tokens(start).sum()
       + second.reply_tokens(turns.turn).sum())
+
   rollouts, aux = talking.as_rollouts(pair, turns.turn)
   with clock('reference'):
     reference = np.asarray(
@@ -150,7 +158,7 @@ def _pairs(arm, ground, behaviour, step, size, spent, clock) -> Batch:
 
 
 def _turns(law: str, key: jax.Array, ids: np.ndarray, num_turns: int) -> talking.Turns:
-  """Which turn is optimised: drawn by setting 'one' or 'two', or the last of a whole dialogue."""
+  """Picks the turn to optimise: sampled by setting 'one' or 'two', or a dialogue's last turn."""
   if law != 'last':
     return talking.draw_turns(key, jnp.asarray(ids), num_turns, setting=law)
   return talking.Turns(
@@ -158,5 +166,5 @@ def _turns(law: str, key: jax.Array, ids: np.ndarray, num_turns: int) -> talking
 
 
 def _final(world: dialogue_task.World, said: Dialogues, num_turns: np.ndarray) -> np.ndarray:
-  """The worth of the dialogue up to its last turn, float32 [P]."""
+  """Score of the dialogue up to its last turn, float32 [P]."""
   return np.take_along_axis(world.rewards(said), num_turns[:, None] - 1, axis=1)[:, 0]

@@ -1,4 +1,4 @@
-"""What the arena shows: a table, two figures, results.json of each seed and of all of them."""
+"""Reports the arena: a table, figures, and results.json for each seed and for all seeds."""
 
 import dataclasses
 import functools
@@ -13,7 +13,7 @@ from jaxrl_llm.training import metrics
 
 Outcomes = Mapping[str, Mapping[int, dict]]
 
-# Column -> (name in an outcome, digits behind the point, factor).
+# Column -> (name in an outcome, digits after the decimal point, factor).
 _COLUMNS = {
     'score': ('score', 3, 1), 'greedy': ('greedy_score', 3, 1),
     **{f'turn {turn}': (f'turn_{turn}', 3, 1) for turn in range(1, 5)},
@@ -32,6 +32,7 @@ def write(run: launch.Run, outcomes: Outcomes) -> None:
   seeds = sorted(next(iter(outcomes.values())))
   variant = '' if run.setting == 'default' else f'_{run.setting}'
   run = dataclasses.replace(run, setting=run.config.task + variant)
+
   for seed in seeds:
     config = dataclasses.replace(run.config, seed=seed, num_seeds=1)
     if len(seeds) > 1:
@@ -40,8 +41,10 @@ def write(run: launch.Run, outcomes: Outcomes) -> None:
           commit=_commit(outcomes, [seed]))
       seed_run.processors = run.processors
       launch.write_results(seed_run, _numbers(outcomes, [seed]))
+
   _figures(run, outcomes)
   table = figures.markdown_table(*_table(outcomes))
+
   caption = (
       f'{run.config.task}; {len(seeds)} seed(s) from {seeds[0]}, mean ± standard error over seeds; '
       f'{run.config.world.completions:,} completions an arm at most, '
@@ -50,6 +53,7 @@ def write(run: launch.Run, outcomes: Outcomes) -> None:
   )
   found = arena_criteria.findings(run.config.study, outcomes)
   text = '\n\n'.join(filter(None, [table, caption, criteria.markdown(found)]))
+
   metrics.write_text_atomic(run.table_path, text + '\n')
   launch.write_results(
       dataclasses.replace(run, commit=_commit(outcomes, seeds)), _numbers(outcomes, seeds))
@@ -58,14 +62,14 @@ def write(run: launch.Run, outcomes: Outcomes) -> None:
 
 
 def _commit(outcomes: Outcomes, seeds: Sequence[int]) -> str:
-  """The commit that ran the arms, which need not be the one that writes; '-mixed' for several."""
+  """Returns the commit that ran the arms (perhaps not the current one); '-mixed' for several."""
   commits = dict.fromkeys(
       by_seed[seed]['commit'] for by_seed in outcomes.values() for seed in seeds)
   return next(iter(commits)) + ('-mixed' if len(commits) > 1 else '')
 
 
 def _numbers(outcomes: Outcomes, seeds: Sequence[int]) -> dict[str, float | int]:
-  """Flat results of some seeds: their means, with standard errors where there are several."""
+  """Flat results of some seeds: one seed's numbers, or means and standard errors of several."""
   numbers: dict[str, float | int] = {'num_seeds': len(seeds)}
   for name, by_seed in outcomes.items():
     finals = [by_seed[seed]['final'] for seed in seeds]
@@ -74,11 +78,13 @@ def _numbers(outcomes: Outcomes, seeds: Sequence[int]) -> dict[str, float | int]
         continue
       folder = '' if '/' in key else 'eval/'
       place = key.replace('/', f'/{name}/', 1) if '/' in key else f'{folder}{name}/{key}'
+
       if len(seeds) == 1:
         numbers[place] = value
       elif not key.endswith('_se'):
         numbers[place], numbers[f'{place}_se'] = map(
             float, statistics.mean_and_standard_error([f[key] for f in finals]))
+
   total = lambda key: sum(
       by_seed[seed]['final'][key] for by_seed in outcomes.values() for seed in seeds)
   return numbers | {
@@ -107,22 +113,25 @@ def _table(outcomes: Outcomes) -> tuple[list[str], list[list[str]]]:
 
 
 def _figures(run: launch.Run, outcomes: Outcomes) -> None:
-  """Score by tokens and by divergence; gold and learned reward where arms are few; the η sweep."""
+  """Plots score by tokens and by divergence, gold and learned reward of few arms, the η sweep."""
   curves = {name: [o['curve'] for o in by_seed.values()] for name, by_seed in outcomes.items()}
   title = f'{run.config.task}, {len(next(iter(curves.values())))} seed(s)'
   draw = functools.partial(figures.many_curves, title=title, y='score')
   figure = lambda file: run.workdir / 'figures' / f'{file}.png'
   unit = 'dialogue' if run.config.task == 'dialogue' else 'response'
   divergence = f'KL to the reference (nats a {unit})'
+
   draw(figure('score_by_tokens'), {
       name: (tokens / 1e3, *_over_seeds(seeds, 'score')) for name, seeds in curves.items()
       for tokens, _ in [_over_seeds(seeds, 'sampled_tokens')]
   }, x='sampled tokens (thousands)')
+
   moved = {name: _divergence(seeds) for name, seeds in curves.items()}
   draw(figure('score_by_kl'), {
       name + moved[name][1]: (moved[name][0], *_over_seeds(seeds, 'score'))
       for name, seeds in curves.items()
   }, x=divergence)
+
   trained = {name: seeds for name, seeds in curves.items() if len(seeds[0]) > 1}
   if all('reward' in seeds[0][0] for seeds in trained.values()) and len(trained) <= 4:
     draw(figure('reward_by_kl'), {
@@ -130,6 +139,7 @@ def _figures(run: launch.Run, outcomes: Outcomes) -> None:
         for name, seeds in trained.items()
         for key, label in (('score', 'gold'), ('reward', 'reward model'))
     }, x=divergence)
+
   steps = {name: getattr(run.config.world.arms, name).algorithm.eta
            for name in curves if name.startswith('eta_')}
   if steps:
@@ -140,12 +150,12 @@ def _figures(run: launch.Run, outcomes: Outcomes) -> None:
 
 
 def _divergence(curves: Sequence[list[dict]]) -> tuple[np.ndarray, str]:
-  """How far an arm went at each point, and what to say where that is a bound (best of n)."""
+  """KL of an arm along its curve, and a label suffix if it is only a bound (best of n)."""
   known = 'kl_to_reference' in curves[0][0]
   places, _ = _over_seeds(curves, 'kl_to_reference' if known else 'kl_bound')
   return places, '' if known else ' (bound on KL)'
 
 
 def _over_seeds(curves: Sequence[list[dict]], key: str) -> tuple[np.ndarray, np.ndarray]:
-  """Mean and standard error over seeds of a number, at each point of their curves."""
+  """Mean and standard error over seeds of one number at each point of the curves."""
   return statistics.mean_and_standard_error([[point[key] for point in curve] for curve in curves])

@@ -1,6 +1,6 @@
-"""What all arms of the arena share: prompts, the reference, the reward, and the evaluation.
+"""Parts shared by all arms of the arena: prompts, reference, reward and evaluation.
 
-A `World` is made once and holds what is compiled; a `Ground` is one seed of it.
+A `World` is made once and holds the compiled functions; a `Ground` is one seed of it.
 """
 
 import dataclasses
@@ -31,32 +31,35 @@ EVALUATION_BATCH = 256
 
 
 class World:
-  """The functions of a task, jitted once for all seeds and arms.
+  """Functions of a task, jitted once for all seeds and arms.
 
   Attributes:
-    settings: the world's settings.
-    policy: the network of every policy.
-    scalar: the network of the reward model and of the critic.
+    settings: config of the task and its arms.
+    policy: network of every policy.
+    scalar: network of the reward model and of the critic.
   """
 
   def __init__(self, settings: arena_config.World, seed: int):
     self.settings = settings
     task = settings.task.make(seed)
     self._tokenizer, self.max_tokens = task.tokenizer, task.max_response_tokens
+
     model = dataclasses.replace(settings.model, vocab_size=task.tokenizer.vocab_size)
     longest = task.max_prompt_tokens + task.max_response_tokens
     if model.max_length < longest:
       raise ValueError(
           f'model.max_length must be at least {longest} for {task.name}, got {model.max_length}')
+
     self.policy: ModelFns = policy_lib.make(model)
     self.scalar: ModelFns = reward_lib.make(model)
     self.reward_scores = jax.jit(functools.partial(sequence_scores.sequence_scores, self.scalar))
     self.kl = jax.jit(functools.partial(evaluator.response_kl, self.policy))
+
     self._samplers: dict[Any, SampleFn] = {}
     self._scorers: dict[float, Callable[..., jax.Array]] = {}
 
   def sampler(self, *, num_samples: int, temperature: float = 1.0) -> SampleFn:
-    """A jitted sampler; the same one for the same arguments."""
+    """Returns a jitted sampler, cached by its arguments."""
     key = num_samples, temperature
     if key not in self._samplers:
       self._samplers[key] = jax.jit(decode.make_sampler(
@@ -67,14 +70,14 @@ class World:
     return self._samplers[key]
 
   def scorer(self, *, temperature: float) -> Callable[..., jax.Array]:
-    """A jitted (params, rollouts) -> log-probs [P, K, T] of the sampled tokens."""
+    """Returns a jitted (params, rollouts) -> log-probs [P, K, T] of the sampled tokens."""
     if temperature not in self._scorers:
       self._scorers[temperature] = jax.jit(lambda params, rollouts: scoring.score(
           self.policy, params, rollouts, temperature=temperature)[0])
     return self._scorers[temperature]
 
   def ground(self, seed: int, task: Task) -> 'Ground':
-    """One seed, still without its networks."""
+    """Makes one seed, without its networks yet."""
     return Ground(self, seed, task, encode(task, task.train), reference=None)
 
   @functools.cached_property
@@ -97,15 +100,15 @@ class World:
 
 @dataclasses.dataclass
 class Ground:
-  """One seed of a world.
+  """One seed of a task.
 
   Attributes:
-    world: what is compiled.
-    seed: of everything that is drawn.
+    world: the compiled functions.
+    seed: seed of all randomness.
     task: the problems.
-    encoded: the prompts of RL.
-    reference: the fine-tuned policy that every arm starts from.
-    reward_params: of the reward model, or None where the task's own score is the reward.
+    encoded: training prompts for RL.
+    reference: fine-tuned policy that every arm starts from.
+    reward_params: the reward model's parameters, or None if the task's own score is the reward.
   """
 
   world: World
@@ -117,22 +120,22 @@ class Ground:
 
   @property
   def key(self) -> jax.Array:
-    """The base key."""
+    """Base PRNG key."""
     return rng.base_key(self.seed)
 
   def prompts(self, step: int, count: int) -> batching.PromptBatch:
-    """The prompts of an iteration: the same for every arm that takes as many."""
+    """Returns the prompts of an iteration: the same for every arm with the same count."""
     indices = batching.batch_indices(len(self.encoded), count, seed=self.seed, step=step)
     return batching.prompt_batch(self.encoded, indices)
 
   def gold(self, rollouts: Rollouts, examples: Sequence[Example]) -> rollout_rewards.Scored:
-    """The task's own scores."""
+    """Returns the task's own scores."""
     return rollout_rewards.score_rollouts(
         jax.device_get(rollouts), examples, tokenizer=self.task.tokenizer,
         reward_fn=self.task.reward_fn)
 
   def rewards(self, rollouts: Rollouts, examples: Sequence[Example]) -> np.ndarray:
-    """What an arm is trained on, float32 [P, K]: the reward model, or the task's own score."""
+    """Returns training rewards, float32 [P, K]: the reward model's, or the task's own score."""
     if self.reward_params is None:
       return self.gold(rollouts, examples).rewards
     scores = self.world.reward_scores(self.reward_params, rollouts)
@@ -143,10 +146,9 @@ class Ground:
   def preferences(
       self, rollouts: Rollouts, examples: Sequence[Example], step: int, *, use: int
   ) -> np.ndarray:
-    """The labels of preference data, float32 [P, 2]: a noisy judge's, or the task's own score.
+    """Returns preference labels, float32 [P, 2]: a noisy judge's, or the task's own score.
 
-    The judge's noise is that of the step and of the use that is made of its labels. Two responses
-    that are the same are a tie.
+    The step and the use of the labels seed the judge's noise. Two identical responses are a tie.
     """
     scores = self.gold(rollouts, examples).rewards
     if not self.world.settings.reward_model.num_pairs:
@@ -162,14 +164,14 @@ class Ground:
       self, params: Params, prompts: batching.PromptBatch, *, num_samples: int, stream: int,
       step: int, temperature: float = 1.0,
   ) -> Rollouts:
-    """Samples responses; the noise is that of the stream and the step."""
+    """Samples responses; the stream and the step determine the noise."""
     sample = self.world.sampler(num_samples=num_samples, temperature=temperature)
     key = rng.stream_key(self.key, stream, step)
     return jax.block_until_ready(sample(
         params, prompts.prompts, prompts.prompt_lengths, prompts.example_ids, key))
 
   def sample_all(self, params: Params, *, num_samples: int) -> tuple[Rollouts, list]:
-    """Samples for every prompt of RL, in order (stage 1): rollouts on the host, examples."""
+    """Samples for every training prompt in order (stage 1); returns host rollouts and examples."""
     parts = []
     for chunk in batching.sequential_chunks(len(self.encoded), EVALUATION_BATCH):
       prompts = batching.prompt_batch(self.encoded, chunk.indices)
@@ -181,7 +183,7 @@ class Ground:
 
   @functools.cached_property
   def held_out(self) -> list[batching.PromptBatch]:
-    """The held-out prompts in batches of one size; the last names its real examples only."""
+    """Held-out prompts in batches of one size; the last lists only its real examples."""
     encoded = encode(self.task, self.task.evaluation)
     batches = []
     for chunk in batching.sequential_chunks(len(encoded), EVALUATION_BATCH):
@@ -190,13 +192,13 @@ class Ground:
     return batches
 
   def evaluate(self, params: Params) -> dict[str, float]:
-    """The score of a policy on the held-out prompts, and how far it went.
+    """Measures a policy's score on the held-out prompts and its divergence from the reference.
 
     Returns:
       'score' (the task's own, sampled at temperature 1) with its standard error over prompts,
-      'greedy_score', 'win_rate' of greedy responses over the task's references where it has some
-      (ties count half), 'reward' of the reward model where there is one, 'kl_to_reference' (nats
-      a response) with its standard error, 'length' and 'truncated'.
+      'greedy_score', 'win_rate' of greedy responses over the task's references if it has any (ties
+      count half), 'reward' of the reward model if there is one, 'kl_to_reference' (nats per
+      response) with its standard error, 'length' and 'truncated'.
     """
     seen: dict[str, list] = {'kl': [], 'reward': []}
 
@@ -210,10 +212,12 @@ class Ground:
     scored, kl = evaluator.sample_and_score(sample, params, self.held_out, key, self.gold, measure)
     greedy, _ = evaluator.sample_and_score(
         self.world.sampler(num_samples=1, temperature=0.0), params, self.held_out, key, self.gold)
+
     numbers = {'greedy_score': float(greedy.rewards.mean())}
     for name, values in (('score', scored.rewards), ('kl_to_reference', kl)):
       mean, error = statistics.mean_and_standard_error(values.mean(axis=1))
       numbers |= {name: mean, f'{name}_se': error}
+
     if (rate := self.win_rate(greedy.rewards[:, 0])) is not None:
       numbers['win_rate'] = rate
     if seen['reward']:
@@ -223,7 +227,7 @@ class Ground:
         'length': float(scored.lengths.mean()), 'truncated': float(scored.truncated.mean())}
 
   def win_rate(self, scores: np.ndarray) -> float | None:
-    """How often a score beats that of the example's reference response; ties count half."""
+    """Fraction of scores above that of the example's reference response; ties count half."""
     examples = self.task.evaluation
     if 'reference' not in examples[0]:
       return None
@@ -234,15 +238,15 @@ class Ground:
 
 
 def prepare(world: World, seed: int, folder: pathlib.Path) -> Ground:
-  """The ground of a seed; its networks are trained, or read where they were kept.
+  """Makes one seed of a task; trains its networks, or loads them if they are saved.
 
   Args:
-    world: what is compiled.
+    world: the compiled functions.
     seed: the seed.
-    folder: of this seed; parameters are kept in `reference` and `reward` below it.
+    folder: directory of this seed; parameters are saved to `reference` and `reward` in it.
 
   Returns:
-    The ground.
+    The seed with its networks.
   """
   ground = world.ground(seed, world.settings.task.make(seed))
   ground.reference = _kept(
@@ -254,7 +258,7 @@ def prepare(world: World, seed: int, folder: pathlib.Path) -> Ground:
 
 
 def _kept(folder: pathlib.Path, model: ModelFns, make: Callable[[], Params]) -> Params:
-  """Parameters by role from a folder; made and kept there first where it does not exist."""
+  """Loads parameters by role from a directory; makes and saves them first if it does not exist."""
   if not folder.exists():
     checkpoints.save_params(folder, make(), {})
   role = 'policy' if folder.name == 'reference' else 'reward'
@@ -263,13 +267,14 @@ def _kept(folder: pathlib.Path, model: ModelFns, make: Callable[[], Params]) -> 
 
 
 def _fine_tune(ground: Ground) -> Params:
-  """Supervised fine-tuning on the demonstrations."""
+  """Fine-tunes a new policy on the demonstrations."""
   options, (algorithm, step) = ground.world.settings.sft, ground.world.sft_step
   batches = sft_batches.Batches(
       sft_batches.encode_demonstrations(ground.task, loss_on=options.loss_on),
       batch_size=options.batch_size, seed=ground.seed)
   params = jax.jit(ground.world.policy.init)(rng.stream_key(ground.key, rng.Stream.INIT))
   state = algorithm.init(ground.key, {'policy': params})
+
   pending = loop.PendingCheck(learning_rate='config.sft.optimizer.learning_rate')
   with loop.progress(options.steps, f'seed {ground.seed}: supervised fine-tuning') as bar:
     for index in range(options.steps):
@@ -284,12 +289,14 @@ def _fine_tune(ground: Ground) -> Params:
 
 
 def _train_reward_model(ground: Ground) -> Params:
-  """Pairs of the reference, a noisy judge's labels, Bradley-Terry, and centring on references."""
+  """Trains a Bradley-Terry model on noisily labelled pairs and centres it on the references."""
   options, (algorithm, step) = ground.world.settings.reward_model, ground.world.reward_step
   trunk = {name: leaf for name, leaf in ground.reference.items() if name != 'head'}
   params = jax.jit(ground.world.scalar.init)(rng.stream_key(ground.key, rng.Stream.INIT, 1))
-  # A copy: the state is donated, and the reference is not the state's.
+
+  # Copies, because the state is donated and the reference is used again.
   state = algorithm.init(ground.key, {'reward': jax.tree.map(jnp.copy, {**params, **trunk})})
+
   pairs = _labelled_pairs(ground, options)
   pending = loop.PendingCheck(learning_rate='config.reward_model.optimizer.learning_rate')
   with loop.progress(options.steps, f'seed {ground.seed}: reward model') as bar:
@@ -300,6 +307,7 @@ def _train_reward_model(ground: Ground) -> Params:
       pending.add(index, metrics)
       pending.check()
       bar.update(1, accuracy=float(metrics['train/accuracy'].value()))
+
   examples = ground.task.demonstrations[:1024]
   mean = np.mean([
       np.asarray(ground.world.reward_scores(state.params['reward'], _written(ground, chunk)))
@@ -309,10 +317,10 @@ def _train_reward_model(ground: Ground) -> Params:
 
 
 def _labelled_pairs(ground: Ground, options: Any) -> Batch:
-  """The preference data: pairs that the reference sampled, and a noisy judge's labels.
+  """Draws the preference data: pairs sampled from the reference, labelled by a noisy judge.
 
-  They answer the posts of the demonstrations: those of RL are new to the reward model. Two
-  responses that are the same teach nothing, and are left out.
+  The pairs answer the demonstrations' posts, so the RL posts are new to the reward model. Pairs of
+  identical responses teach nothing and are left out.
   """
   parts, found, encoded = [], 0, encode(ground.task, ground.task.demonstrations)
   for index in itertools.count():
@@ -331,7 +339,7 @@ def _labelled_pairs(ground: Ground, options: Any) -> Batch:
 
 
 def _written(ground: Ground, examples: Sequence[Example]) -> Rollouts:
-  """The references of demonstrations as rollouts of one sample each."""
+  """Turns the references of demonstrations into rollouts of one sample each."""
   encoded, tokenizer = encode(ground.task, list(examples)), ground.task.tokenizer
   tokens = np.full((len(examples), 1, ground.world.max_tokens), tokenizer.pad_id, np.int32)
   for row, example in enumerate(examples):
@@ -344,13 +352,13 @@ def _written(ground: Ground, examples: Sequence[Example]) -> Rollouts:
 
 
 def encode(task: Task, examples: list[Example]) -> batching.EncodedExamples:
-  """Prompts as ids; one that is too long is an error."""
+  """Encodes prompts as ids; a prompt that is too long is an error."""
   return batching.encode_examples(
       examples, task.tokenizer, max_prompt_tokens=task.max_prompt_tokens, overlong='error')
 
 
 def critic_from(ground: Ground) -> Params:
-  """The critic's first parameters: the reward model, or the reference's trunk with a zero head."""
+  """Initial critic parameters: the reward model's, or the reference's trunk with a zero head."""
   if ground.reward_params is not None:
     return ground.reward_params
   params = jax.jit(ground.world.scalar.init)(rng.stream_key(ground.key, rng.Stream.INIT, 2))
@@ -358,7 +366,7 @@ def critic_from(ground: Ground) -> Params:
 
 
 def start(ground: Ground, algorithm: Any, *, with_critic: bool) -> TrainState:
-  """A train state around copies of the reference and, for PPO, of the critic."""
+  """Makes a train state from copies of the reference and, for PPO, of the critic."""
   params = {'policy': ground.reference}
   if with_critic:
     params['value'] = critic_from(ground)

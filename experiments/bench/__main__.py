@@ -1,17 +1,17 @@
-"""How fast the reference workload runs here: seconds, tokens/s, memory, and the machine's ceilings.
+"""Benchmarks the reference workload: seconds, tokens/s, memory, and the machine's ceilings.
 
   python -m experiments.bench --suite=train,sample --json=FILE
 
 The workload is a Llama-style decoder of 6.8M parameters in float32 (models/configs.py,
 reference_workload): a supervised step of 8 x 256 tokens, an A*-PO step of 16 prompts x (32 + 64)
-tokens with its parts, and sampling of 32 + 128 tokens at batch 16 and 64. Everything is
-interleaved: each repetition runs each workload twice and times the second run; what is shown are
-medians over the repetitions. No response can stop early. Products and memory bandwidth of the
-machine itself are measured in the same run, so that fractions of them can be read.
+tokens with its parts, and sampling of 32 + 128 tokens at batch sizes 16 and 64. Workloads are
+interleaved: each repetition runs each workload twice and times the second run. The tables show
+medians over the repetitions. No response can stop early. The same run measures the machine's own
+matrix products and memory bandwidth, and reports speeds as fractions of them.
 
---cores=N keeps the whole process on N of the cores that it may use. On CPUs, huge pages for malloc
-save page faults: start with GLIBC_TUNABLES=glibc.malloc.hugetlb=1 in the environment (Linux, glibc
-2.35 or newer); the setting is kept in the JSON file, as XLA_FLAGS and LD_PRELOAD are.
+--cores=N restricts the whole process to N of the cores that it may use. On CPUs, huge pages for
+malloc save page faults: start with GLIBC_TUNABLES=glibc.malloc.hugetlb=1 in the environment (Linux,
+glibc 2.35 or newer). The JSON file records this setting, XLA_FLAGS and LD_PRELOAD.
 """
 
 import contextlib
@@ -28,7 +28,7 @@ from absl import flags
 from jaxrl_llm.runs import figures, launch, processor
 from jaxrl_llm.training import metrics
 
-# JAX is imported in `main`, once the cores are chosen: its threads inherit them.
+# `main` imports JAX after choosing the cores, because JAX's threads inherit them.
 
 _SUITE = flags.DEFINE_list('suite', ['train', 'sample'], 'what is measured: train, sample.')
 _SCALE = flags.DEFINE_enum(
@@ -56,6 +56,7 @@ def main() -> None:
       **_provenance(suites, available, load),
       **{name: value for row in rows for name, value in _summary(row, samples[row.name]).items()},
   }
+
   for row in rows:
     _add_fraction(numbers, row)
   print('\n'.join(['', *_tables(rows, numbers)]), flush=True)
@@ -67,34 +68,36 @@ def main() -> None:
 def measure(
     suites: Sequence[str], scale: Any, *, seed: int, repeats: int
 ) -> tuple[list[Any], dict[str, list[tuple[float, int]]]]:
-  """Compiles everything, then goes over it `repeats` times.
+  """Compiles everything, then runs all of it `repeats` times.
 
-  As in training, a run that is timed follows one of its kind. Memory that lay idle while others
-  ran can be slow to touch again (pages that a virtual machine gave back to its host, it seems):
-  without the untimed run the first step of a repetition was seen to take twice as long.
+  As in training, a timed run follows another run of the same workload. Memory that was idle while
+  other workloads ran can be slow to touch again (apparently pages that a virtual machine returned
+  to its host): without the untimed run, the first step of a repetition could take twice as long.
 
   Args:
     suites: names of suites.
     scale: a `workloads_lib.Scale`.
-    seed: of parameters, tokens and noise.
-    repeats: counted repetitions.
+    seed: seed of parameters, tokens and noise.
+    repeats: number of timed repetitions.
 
   Returns:
-    (the rows, for each row's name a list of (seconds, tokens)).
+    (the rows, a list of (seconds, tokens) by row name).
   """
   import jax
 
   from experiments.bench import workloads as workloads_lib
   from jaxrl_llm.training import loop
 
-  # A program that comes from a cache on the disk would have no compile time.
+  # A program from the on-disk cache would show no compile time.
   jax.config.update('jax_enable_compilation_cache', False)
+
   several = jax.default_backend() == 'cpu' and len(_usable_cores()) > 1
   print('compiling ...', flush=True)
   workloads = list(workloads_lib.build(
       suites, scale, seed=seed, one_core=_on_one_core if several else None))
   rows = [row for workload in workloads for row in workload.rows]
   samples: dict[str, list] = {row.name: [] for row in rows}
+
   with loop.progress(repeats, 'repetitions') as bar:
     for repetition in range(repeats):
       for workload in workloads:
@@ -109,7 +112,7 @@ def measure(
 
 
 def _check_flags() -> list[str]:
-  """Raises ValueError with one line for a bad value; returns the suites without repetitions."""
+  """Returns the suites without duplicates; raises ValueError with one line for a bad flag."""
   suites = list(dict.fromkeys(_SUITE.value))
   for name in suites or ['']:
     if name not in ('train', 'sample'):
@@ -125,7 +128,7 @@ def _check_flags() -> list[str]:
 
 
 def _choose_cores(wanted: int) -> int:
-  """Restricts this process to `wanted` cores, 0 for all; returns how many it could have."""
+  """Restricts this process to `wanted` cores (0 for all); returns the number available."""
   usable = _usable_cores()
   if not 0 <= wanted <= len(usable):
     allowed = f'1 to {len(usable)}, or 0 for all of them' if usable else '0 on this system'
@@ -136,14 +139,14 @@ def _choose_cores(wanted: int) -> int:
 
 
 def _usable_cores() -> list[int]:
-  """The cores that this process may use; empty where the system does not say."""
+  """Returns the cores that this process may use; empty if the system does not report them."""
   return sorted(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else []
 
 
 def _pin(cores: Sequence[int]) -> None:
-  """Moves every thread of this process to `cores`; those to come inherit them."""
+  """Moves every thread of this process to `cores`; new threads inherit them."""
   for thread in os.listdir('/proc/self/task'):
-    with contextlib.suppress(ProcessLookupError):  # It has ended meanwhile.
+    with contextlib.suppress(ProcessLookupError):  # The thread has ended.
       os.sched_setaffinity(int(thread), cores)
 
 
@@ -158,7 +161,7 @@ def _on_one_core() -> Iterator[None]:
 
 
 def _provenance(suites: Sequence[str], available: int, load: float) -> dict[str, Any]:
-  """Where the numbers come from."""
+  """Provenance of the numbers."""
   import jax
 
   from jaxrl_llm.algorithms import a_star_po, sft
@@ -176,6 +179,7 @@ def _provenance(suites: Sequence[str], available: int, load: float) -> dict[str,
       'versions/python': platform.python_version(),
       **{f'versions/{name}': importlib.metadata.version(name) for name in _PACKAGES},
   }
+
   for name in _ENVIRONMENT:
     if name in os.environ:
       numbers[f'environment/{name}'] = os.environ[name]
@@ -183,25 +187,27 @@ def _provenance(suites: Sequence[str], available: int, load: float) -> dict[str,
 
 
 def _summary(row: Any, samples: Sequence[tuple[float, int]]) -> dict[str, float | str]:
-  """Flat numbers of one row.
+  """Summarizes one row as flat numbers.
 
   Args:
     row: a `workloads_lib.Row`.
     samples: (seconds, tokens) of each repetition.
 
   Returns:
-    Medians, quartiles and extremes of the seconds; and speeds, which are medians too.
+    Median, quartiles and extremes of the seconds, and median speeds.
   """
   seconds = sorted(sample[0] for sample in samples)
   quartiles = statistics.quantiles(seconds, n=4, method='inclusive') if len(seconds) > 1 else (
       seconds * 3)
   median = quartiles[1]
+
   numbers: dict[str, float | str] = {
       'description': row.description, 'seconds': median, 'seconds_min': seconds[0],
       'seconds_first_quartile': quartiles[0], 'seconds_third_quartile': quartiles[2],
       'seconds_max': seconds[-1], 'flops': row.flops,
       'gflops_per_second': row.flops / median / 1e9,
   }
+
   if row.traffic:
     numbers |= {
         'traffic_bytes': row.traffic, 'gigabytes_per_second': row.traffic / median / 1e9
@@ -212,11 +218,12 @@ def _summary(row: Any, samples: Sequence[tuple[float, int]]) -> dict[str, float 
         'tokens_per_second': statistics.median(tokens / time for time, tokens in samples),
         'peak_bytes': row.peak_bytes, 'compile_seconds': row.compile_seconds,
     }
+
   return {f'{row.name}/{name}': value for name, value in numbers.items()}
 
 
 def _add_fraction(numbers: dict[str, Any], row: Any) -> None:
-  """The row's speed as a fraction of its ceiling's, where it has one."""
+  """Adds the row's speed as a fraction of its ceiling, if it has one."""
   if row.ceiling:
     numbers[f'{row.name}/ceiling'] = row.ceiling
     numbers[f'{row.name}/ceiling_fraction'] = (
@@ -224,7 +231,7 @@ def _add_fraction(numbers: dict[str, Any], row: Any) -> None:
 
 
 def _tables(rows: Sequence[Any], numbers: Mapping[str, Any]) -> list[str]:
-  """Markdown: the workloads, then the ceilings."""
+  """Renders Markdown tables of the workloads and of the ceilings."""
   of = lambda row, name: numbers[f'{row.name}/{name}']
   spread = lambda row: (
       f'{of(row, "seconds_first_quartile"):.3g} - {of(row, "seconds_third_quartile"):.3g}')
@@ -235,6 +242,7 @@ def _tables(rows: Sequence[Any], numbers: Mapping[str, Any]) -> list[str]:
        f'{of(row, "compile_seconds"):.1f}']
       for row in rows if row.ceiling
   ]
+
   unit = lambda row: 'GB/s' if row.traffic else 'GFLOP/s'
 
   def speed(name, row):
@@ -246,6 +254,7 @@ def _tables(rows: Sequence[Any], numbers: Mapping[str, Any]) -> list[str]:
        spread(row), unit(row), speed(row.name, row), speed(f'{row.name}_one_core', row)]
       for row in rows if not row.ceiling and not row.name.endswith('_one_core')
   ]
+
   about = (
       f'{numbers["cores"]} of {numbers["cores_available"]} cores, {numbers["cpu"]}; medians and '
       f'quartiles of {numbers["repeats"]} interleaved repetitions; load average at the start '

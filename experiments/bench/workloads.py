@@ -1,9 +1,9 @@
-"""What experiments/bench/ times: the workloads, their flops by formula, the machine's ceilings.
+"""Workloads of experiments/bench/, their flops by formula, and the machine's ceilings.
 
-Import it after the process's cores have been chosen: it imports JAX, whose threads inherit them.
+Import this module after choosing the process's cores: it imports JAX, whose threads inherit them.
 
-Flops are those of the matrix products that a step executes, two for each multiply-add; element-wise
-work is not counted. With n tokens that each see S slots, and layers of D × (H + 2 KV) h + H h × D
+Flops count the matrix products that a step executes, two for each multiply-add; element-wise work
+is not counted. With n tokens that each attend to S slots, and layers of D × (H + 2 KV) h + H h × D
 (attention) and 3 D F (SwiGLU) or 2 D F (GELU) weights:
 
   trunk(n, S) = layers · n · (2 · weights + 4 · S · H · h),    head(n) = 2 · n · D · V
@@ -13,8 +13,8 @@ work is not counted. With n tokens that each see S slots, and layers of D × (H 
   A*-PO update      3 trunk(B (L + T), L + T) + 4 head(B T)
   sampling          trunk(B L, L) + head(B), then T − 1 times trunk(B, L + T − 1) + head(B)
 
-S is the whole sequence or cache: the square is computed and masked, not halved. The formulas hold
-up to `attention_block` positions and without remat, as in the workloads below.
+S is the whole sequence or cache: the full square is computed and masked, not halved. The formulas
+hold up to `attention_block` positions and without remat, as in the workloads below.
 """
 
 import dataclasses
@@ -47,8 +47,8 @@ class Scale:
     sft: rows and tokens of a supervised step.
     rollouts: prompts, prompt tokens and response tokens of an A*-PO step.
     sampling: prompt tokens and new tokens of the sampling workloads.
-    batches: their batch sizes, one sample a prompt.
-    triad_floats: length of the arrays that measure the memory's bandwidth.
+    batches: batch sizes of the sampling workloads, with one sample per prompt.
+    triad_floats: length of the arrays that measure memory bandwidth.
   """
 
   model: configs.TransformerConfig
@@ -77,13 +77,13 @@ class Row(NamedTuple):
   """A line of the report.
 
   Attributes:
-    name: its timer.
-    description: what is done, sizes included.
-    flops: by the formulas above.
-    traffic: bytes that have to be read or written at least; 0 where it does not matter.
-    peak_bytes: arguments, temporaries and outputs of what was compiled, aliases counted once.
+    name: name of its timer.
+    description: description of the work, with sizes.
+    flops: flops by the formulas above.
+    traffic: minimum number of bytes read or written; 0 if it does not matter.
+    peak_bytes: arguments, temporaries and outputs of the executable, aliases counted once.
     compile_seconds: tracing and compilation.
-    ceiling: the row that bounds its speed, or ''.
+    ceiling: name of the row that bounds its speed, or ''.
   """
 
   name: str
@@ -99,9 +99,9 @@ class Workload(NamedTuple):
   """Rows that are measured together.
 
   Attributes:
-    rows: what `run` times.
-    run: (repetition, timers) does it once, and returns the tokens of each row, counted in what
-      came out.
+    rows: the rows that `run` times.
+    run: function of (repetition, timers) that runs once and returns the tokens of each row, counted
+      in the output.
   """
 
   rows: tuple[Row, ...]
@@ -109,16 +109,16 @@ class Workload(NamedTuple):
 
 
 class Compiled(NamedTuple):
-  """An executable, the seconds it took to make, and its memory in bytes."""
+  """An executable, its compile time in seconds, and its memory in bytes."""
 
   call: Callable[..., Any]
   seconds: float
   arguments: int
-  others: int  # Temporaries and outputs, less what is written into arguments.
+  others: int  # Temporaries and outputs, minus outputs aliased to arguments.
 
   @property
   def peak_bytes(self) -> int:
-    """All that it needs."""
+    """Total memory in bytes."""
     return self.arguments + self.others
 
 
@@ -133,7 +133,7 @@ def compile_ahead(jitted: Any, *args: Any) -> Compiled:
 
 
 def trunk_flops(model: configs.TransformerConfig, tokens: int, slots: int) -> int:
-  """Products of one forward pass of the trunk; see the top of the file."""
+  """Flops of one forward pass of the trunk; see the module docstring."""
   heads = model.num_heads * model.head_dim
   attention = 2 * heads + 2 * model.num_kv_heads * model.head_dim
   mlp = (3 if model.activation == 'swiglu' else 2) * model.mlp_width
@@ -141,30 +141,30 @@ def trunk_flops(model: configs.TransformerConfig, tokens: int, slots: int) -> in
 
 
 def head_flops(model: configs.TransformerConfig, tokens: int) -> int:
-  """Products of one forward pass of the head."""
+  """Flops of one forward pass of the head."""
   return 2 * tokens * model.width * model.vocab_size
 
 
 def sft_flops(model: configs.TransformerConfig, rows: int, tokens: int) -> int:
-  """Of a supervised step on [rows, tokens]."""
+  """Flops of a supervised step on [rows, tokens]."""
   n = rows * tokens
   return 3 * trunk_flops(model, n, tokens) + 4 * head_flops(model, n)
 
 
 def score_flops(model: configs.TransformerConfig, rows: int, prompt: int, new: int) -> int:
-  """Of the log-probs of `rows` responses."""
+  """Flops of scoring the log-probs of `rows` responses."""
   slots = prompt + new
   return trunk_flops(model, rows * slots, slots) + head_flops(model, rows * new)
 
 
 def update_flops(model: configs.TransformerConfig, rows: int, prompt: int, new: int) -> int:
-  """Of one A*-PO update on `rows` responses."""
+  """Flops of one A*-PO update on `rows` responses."""
   slots = prompt + new
   return 3 * trunk_flops(model, rows * slots, slots) + 4 * head_flops(model, rows * new)
 
 
 def sampling_flops(model: configs.TransformerConfig, rows: int, prompt: int, new: int) -> int:
-  """Of sampling one response of full length for each of `rows` prompts."""
+  """Flops of sampling one full-length response for each of `rows` prompts."""
   prefill = trunk_flops(model, rows * prompt, prompt) + head_flops(model, rows)
   one_token = trunk_flops(model, rows, prompt + new - 1) + head_flops(model, rows)
   return prefill + (new - 1) * one_token
@@ -173,19 +173,19 @@ def sampling_flops(model: configs.TransformerConfig, rows: int, prompt: int, new
 def sampling_bytes(
     model: configs.TransformerConfig, parameter_bytes: int, rows: int, prompt: int, new: int
 ) -> int:
-  """What decoding has to read: all parameters once a token, and the whole float32 cache."""
+  """Bytes that decoding reads: all parameters once per token, and the whole float32 cache."""
   slots = prompt + new - 1
   cache = 2 * 4 * model.num_layers * rows * slots * model.num_kv_heads * model.head_dim
   return (new - 1) * (parameter_bytes + cache)
 
 
 def tree_bytes(tree: Any) -> int:
-  """Bytes of all arrays."""
+  """Total bytes of a tree's arrays."""
   return sum(leaf.nbytes for leaf in jax.tree.leaves(tree) if hasattr(leaf, 'nbytes'))
 
 
 class _Setup(NamedTuple):
-  """What the workloads share."""
+  """Setup shared by the workloads."""
 
   scale: Scale
   seed: int
@@ -196,25 +196,25 @@ class _Setup(NamedTuple):
     return rng.stream_key(rng.base_key(self.seed), stream, *indices)
 
   def state(self, algorithm):
-    """A train state of its own: each step donates the one it gets."""
+    """Makes a separate train state, because each step donates the state it gets."""
     init = lambda params: algorithm.init(rng.base_key(self.seed), {'policy': params})
     return jax.jit(init)(self.params)
 
   def tokens(self, rows: int, length: int) -> np.ndarray:
-    """Random ids."""
+    """Random token ids [rows, length]."""
     draw = np.random.default_rng([self.seed, rows, length])
     return draw.integers(self.scale.model.vocab_size, size=(rows, length), dtype=np.int32)
 
   def prompts(self, rows: int, length: int) -> tuple[Array, Array, Array]:
-    """Arguments of a sampler: prompts without padding, their lengths, example ids."""
+    """Sampler arguments: prompts without padding, their lengths, example ids."""
     arrays = (self.tokens(rows, length), np.full(rows, length, np.int32), np.arange(rows))
     return jax.device_put(tuple(array.astype(np.int32) for array in arrays))
 
   def sampler(self, new_tokens: int, stop_ids: Sequence[int] | None = None):
-    """A jitted sampler.
+    """Makes a jitted sampler.
 
-    By default it stops at an id behind the vocabulary, which cannot be sampled: every response
-    has its full length.
+    By default its stop id is past the end of the vocabulary and cannot be sampled, so every
+    response has full length.
     """
     vocab_size = self.scale.model.vocab_size
     return jax.jit(decode.make_sampler(
@@ -233,9 +233,9 @@ def build(
 
   Args:
     suites: names in `SUITES`.
-    scale: the sizes.
-    seed: of parameters, tokens and noise.
-    one_core: a context in which this process has one of its cores; None if it has one only.
+    scale: sizes of the workloads.
+    seed: seed of parameters, tokens and noise.
+    one_core: context that restricts this process to one core; None if it has only one.
 
   Yields:
     Workloads; the machine's ceilings come last.
@@ -248,11 +248,12 @@ def build(
 
 
 def sft_step(setup: _Setup, name: str, config: sft.Config) -> Workload:
-  """A step of supervised fine-tuning: loss, gradient, AdamW; every token counts."""
+  """Times a supervised fine-tuning step: loss over every token, gradient, AdamW."""
   rows, length = setup.scale.sft
   optimizer = optim.make_optimizer(optim.OptimizerConfig())
   algorithm = sft.make(config, setup.model, optimizer)
   holder = {'state': setup.state(algorithm)}
+
   ids = setup.tokens(rows, length + 1)
   batch = jax.device_put(sft_batches.SftBatch(
       tokens=ids[:, :-1], targets=ids[:, 1:], valid=np.ones((rows, length), bool),
@@ -276,15 +277,16 @@ def sft_step(setup: _Setup, name: str, config: sft.Config) -> Workload:
 
 
 def a_star_po_step(setup: _Setup, name: str, config: a_star_po.Config) -> Workload:
-  """Sampling one response a prompt, scoring it under the reference, and the update.
+  """Times sampling one response per prompt, scoring it under the reference, and the update.
 
-  Rewards and V* are given: the verifier's time on the host is not part of it.
+  Rewards and V* are given, so the verifier's time on the host is excluded.
   """
   count, prompt, new = setup.scale.rollouts
   optimizer = optim.make_optimizer(optim.OptimizerConfig())
   algorithm = a_star_po.make(config, setup.model, optimizer)
   reference, holder = setup.params, {'state': setup.state(algorithm)}
   prompts = setup.prompts(count, prompt)
+
   draw = np.random.default_rng(setup.seed)
   rewards = jnp.asarray(draw.integers(2, size=(count, 1)), jnp.float32)
   values, weight = jnp.full(count, 0.5), jnp.ones(count)
@@ -295,6 +297,7 @@ def a_star_po_step(setup: _Setup, name: str, config: a_star_po.Config) -> Worklo
   score_fn = jax.jit(lambda params, rollouts: scoring.score(
       setup.model, params, rollouts, temperature=config.temperature, chunk_size=config.head_chunk
   )[0])
+
   key = setup.key(rng.Stream.SAMPLE_TRAIN, 0)
   sample = compile_ahead(setup.sampler(new), reference, *prompts, key)
   rollouts = sample.call(reference, *prompts, key)
@@ -315,9 +318,10 @@ def a_star_po_step(setup: _Setup, name: str, config: a_star_po.Config) -> Worklo
         holder['state'], _ = jax.block_until_ready(update.call(holder['state'], batch))
     return dict.fromkeys([row.name for row in rows], int(rollouts.lengths.sum()))
 
-  # State and reference stay while a part runs that does not take them as arguments.
+  # State and reference stay in memory while a part runs that does not take them as arguments.
   lasting = tree_bytes((holder['state'], reference, prompts, batch))
   largest = max(part.others for part in (sample, score, update))
+
   sizes, shape = (setup.scale.model, count, prompt, new), f'{count} x ({prompt} + {new}) tokens'
   flops = [function(*sizes) for function in (sampling_flops, score_flops, update_flops)]
   decoding, training = f'ceiling/product_decode_{count}', 'ceiling/product_forward'
@@ -338,7 +342,7 @@ def a_star_po_step(setup: _Setup, name: str, config: a_star_po.Config) -> Worklo
 def sampling(
     setup: _Setup, name: str, batch_size: int, stop_ids: Sequence[int] | None = None
 ) -> Workload:
-  """Sampling at temperature 1, one response for each of `batch_size` prompts."""
+  """Times sampling at temperature 1, one response for each of `batch_size` prompts."""
   prompt, new = setup.scale.sampling
   prompts = setup.prompts(batch_size, prompt)
   sampler = setup.sampler(new, stop_ids)
@@ -361,7 +365,7 @@ def sampling(
 
 
 def train_suite(setup: _Setup) -> Iterator[Workload]:
-  """The supervised step, with the head in chunks (the default) and whole, and the A*-PO step."""
+  """The supervised step with a chunked (default) and a whole head, and the A*-PO step."""
   yield sft_step(setup, 'sft_step', sft.Config())
   yield sft_step(setup, 'sft_step_whole_head', sft.Config(head_chunk=0))
   yield a_star_po_step(setup, 'a_star_po_step', a_star_po.Config())
@@ -379,9 +383,9 @@ SUITES: dict[str, Callable[[_Setup], Iterator[Workload]]] = {
 
 
 def ceilings(scale: Scale, one_core: OneCore | None) -> Iterator[Workload]:
-  """The machine's own speed: products at the workloads' shapes, and a triad over memory.
+  """Measures the machine: products at the workloads' shapes, and a triad over memory.
 
-  Where the process has several cores, each is also measured on one (`NAME_one_core`).
+  If the process has several cores, each is also measured on one core (`NAME_one_core`).
   """
   model = scale.model
   n, d, f, v = math.prod(scale.sft), model.width, model.mlp_width, model.vocab_size
@@ -394,19 +398,21 @@ def ceilings(scale: Scale, one_core: OneCore | None) -> Iterator[Workload]:
       'head': ('md,vd->mv', (n, d), (v, d)),
       'attention': ('nqh,nsh->nqs', (pairs, group * length, h), (pairs, length, h)),
   }
+
   for batch_size in sorted({*scale.batches, scale.rollouts[0]}):
     shapes[f'decode_{batch_size}'] = ('md,df->mf', (batch_size, d), (d, f))
     shapes[f'decode_head_{batch_size}'] = ('md,vd->mv', (batch_size, d), (v, d))
+
   for name, product in shapes.items():
     yield _product(f'ceiling/product_{name}', *product, one_core)
   yield _triad('ceiling/triad', scale.triad_floats, one_core)
 
 
 def _product(name, equation, left, right, one_core) -> Workload:
-  """float32 products of distinct operands, as a model has them, in one compiled call."""
+  """Times float32 products of distinct operands, as in a model, in one compiled call."""
   sizes = dict(zip(equation.replace(',', '').partition('->')[0], left + right))
   flops = 2 * math.prod(sizes.values())
-  # Short ones are repeated, over no more weights than the reference workload has.
+  # Short products are repeated, over at most as many weights as the reference workload has.
   count = min(32, max(1, round(4e8 / flops)))
   key = jax.random.key(0)
   draw = lambda i, shape: jax.random.normal(jax.random.fold_in(key, i), shape)
@@ -419,7 +425,7 @@ def _product(name, equation, left, right, one_core) -> Workload:
 
 
 def _triad(name, length, one_core) -> Workload:
-  """a ← s a + b in place: two floats are read and one is written for each entry."""
+  """Times a ← s a + b in place: two floats read and one written per entry."""
   holder = {'a': jnp.zeros(length), 'b': jnp.ones(length)}
   triad = compile_ahead(
       jax.jit(lambda a, b: 0.5 * a + b, donate_argnums=0), holder['a'], holder['b'])
@@ -432,15 +438,15 @@ def _triad(name, length, one_core) -> Workload:
 
 
 def _ceiling(row: Row, call: Callable[[], Any], one_core: OneCore | None) -> Workload:
-  """Times four calls in a row (one is short) on all cores, and on one where there are more.
+  """Times four calls in a row (one is short) on all cores, and on one core if there are several.
 
-  `row` is that of a single call.
+  `row` describes a single call.
   """
   row = row._replace(flops=4 * row.flops, traffic=4 * row.traffic)
   rows = (row,) if one_core is None else (row, row._replace(name=f'{row.name}_one_core'))
 
   def timed(name, timers):
-    call()  # Threads may just have moved.
+    call()  # Warm up: threads may just have moved.
     with timers(name):
       for _ in range(4):
         call()

@@ -1,12 +1,13 @@
-"""How much host memory it takes to load a Hugging Face checkpoint, and how long.
+"""Measures the host memory and time that loading a Hugging Face checkpoint takes.
 
   python -m experiments.bench_load --model=qwen2.5_1.5b --json=FILE
 
-Writes a random checkpoint of a published shape into a temporary folder (it needs the disk space;
---folder says where) and loads it onto a mesh. What counts is the anonymous memory of the process
-(RssAnon: pages of the mapped file are not in it), which on CPU devices holds the parameters too:
-its peak during the load, less what it was just before, over the size of the parameters. Another
-process watches it, which sees what happens while NumPy or XLA do not let go of this one. Linux.
+The program writes a random checkpoint of a published shape to a temporary directory (which needs
+the disk space; --folder sets its parent) and loads it onto a mesh. The metric is the process's
+anonymous memory (RssAnon, which excludes pages of the mapped file), which on CPU devices also holds
+the parameters: its peak during the load, minus its value just before, over the size of the
+parameters. A second process polls it, so it also sees peaks while NumPy or XLA block this one.
+Linux only.
 """
 
 import contextlib
@@ -29,13 +30,13 @@ from absl import flags
 from jaxrl_llm.runs import launch, processor, random_checkpoints
 from jaxrl_llm.training import metrics
 
-# JAX is imported in functions: `main` says first how many devices there are.
+# Functions import JAX, after `main` sets the number of devices.
 
 _DTYPES = ('bfloat16', 'float32')
 
 _PACKAGES = ('jax', 'jaxlib', 'numpy', 'ml_dtypes', 'safetensors')
 
-# Prints the largest RssAnon of process argv[1], in bytes, once its standard input is closed.
+# Prints the peak RssAnon of process argv[1], in bytes, once standard input is closed.
 _WATCHER = '''
 import re, select, sys
 peak, done = 0, False
@@ -63,19 +64,23 @@ def define_flags(values: flags.FlagValues) -> None:
 
 
 def main(values: flags.FlagValues) -> None:
-  """Writes a checkpoint, loads it, prints and writes the numbers."""
+  """Writes a checkpoint, loads it, and prints and writes the numbers."""
   if not re.fullmatch(r'\d+x\d+x\d+', values.mesh):
     raise ValueError(f'mesh must be three sizes such as 1x8x1, got {values.mesh!r} (--mesh)')
   random_checkpoints.check_places(values)
+
   if values.cpu_devices:
     os.environ['JAX_PLATFORMS'] = 'cpu'
     os.environ['XLA_FLAGS'] = (
         f'{os.environ.get("XLA_FLAGS", "")} '
         f'--xla_force_host_platform_device_count={values.cpu_devices}')
+
   with tempfile.TemporaryDirectory(dir=values.folder or None) as folder:
     directory = pathlib.Path(folder) / 'checkpoint'
     print(f'writing {values.model} in {values.file_dtype} to {directory} ...', flush=True)
-    # Memory that this process had freed but kept would be used again unseen.
+
+    # A subprocess writes the checkpoint: memory that this process freed but still held would be
+    # reused without showing in the measurement.
     arguments = (str(directory), values.model, values.file_dtype)
     code = ('from jaxrl_llm.runs import random_checkpoints\n'
             f'random_checkpoints.write_random(*{arguments!r})')
@@ -83,10 +88,12 @@ def main(values: flags.FlagValues) -> None:
         [sys.executable, '-c', code], check=True, cwd=launch.REPOSITORY,
         env={**os.environ, 'JAX_PLATFORMS': 'cpu'})
     numbers = measure(values, directory)
+
   print(
       f'{numbers["parameters"]:,} parameters, {numbers["parameter_bytes"] / 1e9:.3f} GB, loaded in '
       f'{numbers["seconds"]:.1f} s; peak of anonymous memory '
       f'{numbers["peak_anonymous_bytes"] / 1e9:.3f} GB, {numbers["peak_ratio"]:.3f} of them')
+
   if values.json:
     metrics.write_json_atomic(values.json, numbers)
     print(f'written: {values.json}')
@@ -105,17 +112,21 @@ def measure(values: flags.FlagValues, directory: pathlib.Path) -> dict[str, Any]
   checkpoint = huggingface.read_config(directory)
   config, _ = random_checkpoints.shape(values.model, param_dtype=values.param_dtype)
   abstract = jax.eval_shape(policy.make(config).init, jax.random.key(0))
+
   sizes = map(int, values.mesh.split('x'))
   abstract = rules.abstract(abstract, rules.shardings(mesh.make_mesh(*sizes), abstract))
   leaves = jax.tree.leaves(abstract)
-  jnp.zeros(8).block_until_ready()  # The backend is there before the load.
+
+  jnp.zeros(8).block_until_ready()  # Start the backend before the load.
   with loop.progress(len(leaves), 'parameters') as bar, anonymous_memory() as memory:
     start = time.monotonic()
     params = huggingface.load_params(checkpoint, abstract, progress=lambda *_: bar.update(1))
     seconds = time.monotonic() - start
+
   size = sum(leaf.nbytes for leaf in jax.tree.leaves(params))
   itemsize = jnp.dtype(values.param_dtype).itemsize
   peak = memory['peak'] - memory['before']
+
   return {
       'experiment': 'bench_load', 'setting': values.model, 'file_dtype': values.file_dtype,
       'param_dtype': values.param_dtype, 'mesh': values.mesh, 'commit': launch.current_commit(),
@@ -131,7 +142,7 @@ def measure(values: flags.FlagValues, directory: pathlib.Path) -> dict[str, Any]
 
 @contextlib.contextmanager
 def anonymous_memory() -> Iterator[dict[str, int]]:
-  """Yields a dict that, after the block, holds RssAnon `before` it and its `peak` in it, bytes."""
+  """Yields a dict with RssAnon `before` the block and, after it, its `peak` within, in bytes."""
   status = pathlib.Path('/proc/self/status').read_text()
   numbers = {'before': 1024 * int(re.search(r'RssAnon:\s+(\d+)', status)[1])}
   with subprocess.Popen(

@@ -1,12 +1,12 @@
-"""One real shape, end to end on whatever devices there are: load, decode, a LoRA step, a full step.
+"""Benchmarks one real shape end to end on all devices: load, decode, a LoRA step, a full step.
 
   python -m experiments.bench_model --shape=qwen2.5_1.5b --json=FILE
 
-writes a checkpoint of random bfloat16 numbers of that shape into a temporary folder (or takes
+writes a checkpoint of random bfloat16 numbers of that shape to a temporary directory (or uses
 --checkpoint=DIR), loads it onto a mesh of all devices (fsdp), samples from it, and takes supervised
-steps on random tokens: with adapters on all projections, then with all parameters. What is timed
-is the second call of each program; the first compiles. Peak memory is the allocator's, where the
-platform tells it (GPUs and TPUs do, CPUs do not).
+steps on random tokens: with adapters on all projections, then with all parameters. The second call
+of each program is timed; the first compiles. Peak memory is the allocator's, if the platform
+reports it (GPUs and TPUs do, CPUs do not).
 """
 
 import dataclasses
@@ -62,7 +62,7 @@ def define_flags(values: flags.FlagValues) -> None:
 
 
 def main(values: flags.FlagValues) -> None:
-  """Does all of it, prints and writes the numbers."""
+  """Writes or takes a checkpoint, measures, and prints and writes the numbers."""
   random_checkpoints.check_places(values)
   with tempfile.TemporaryDirectory(dir=values.folder or None) as folder:
     directory = values.checkpoint
@@ -74,6 +74,7 @@ def main(values: flags.FlagValues) -> None:
               f'random_checkpoints.write_random(*{arguments!r})')
       subprocess.run([sys.executable, '-c', code], check=True, cwd=launch.REPOSITORY)
     numbers = measure(values, directory)
+
   numbers |= {
       'experiment': 'bench_model', 'setting': values.checkpoint or values.shape,
       'commit': launch.current_commit(), 'versions/jax': jax.__version__,
@@ -81,6 +82,7 @@ def main(values: flags.FlagValues) -> None:
       **{name: values[name].value for name in (
           'rows', 'prompt_tokens', 'new_tokens', 'sequence_tokens', 'rank')},
   }
+
   for name, value in numbers.items():
     print(f'{name:36} {value}')
   if values.json:
@@ -97,22 +99,26 @@ def measure(values: flags.FlagValues, directory: str) -> dict[str, Any]:
   model = dataclasses.replace(
       origin.model, param_dtype='bfloat16', compute_dtype='bfloat16', remat='full', scan_unroll=1
   )
+
   mesh = mesh_lib.make_mesh(1, -1, 1)
   network = policy.make(model)
   abstract = setup.abstract_params(network, mesh)
   numbers: dict[str, Any] = {
       'parameters': sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(abstract))
   }
+
   with jax.set_mesh(mesh):
     start = time.monotonic()
     params = jax.block_until_ready(origin.load(abstract))
     numbers['load/seconds'] = time.monotonic() - start
+
     numbers |= _decode(values, network, model.vocab_size, params)
     adapters = lora.LoraConfig(rank=values.rank, alpha=2.0 * values.rank, targets=_PROJECTIONS)
     for name, config in (('lora', adapters), ('full', lora.LoraConfig())):
       form = finetuning.make(network, abstract, adapters=config, last_layers=0)
       numbers |= {f'{name}/{key}': value for key, value in _train(
           values, form, model.vocab_size, params, mesh).items()}
+
   peaks = [(device.memory_stats() or {}).get('peak_bytes_in_use') for device in jax.devices()]
   if None not in peaks:
     numbers['peak_bytes_in_use'] = max(peaks)
@@ -122,20 +128,23 @@ def measure(values: flags.FlagValues, directory: str) -> dict[str, Any]:
 def _decode(
     values: flags.FlagValues, network: Any, vocab_size: int, params: Params
 ) -> dict[str, float]:
-  """Samples twice; the second time is timed."""
+  """Samples twice; times the second call."""
   sample = jax.jit(decode.make_sampler(
-      # Beyond the vocabulary: nothing stops, so that every token is decoded.
+      # The stop id is outside the vocabulary, so no response stops early.
       network, num_samples=1, max_tokens=values.new_tokens, stop_ids=(vocab_size,), pad_id=0
   ))
+
   shape = (values.rows, values.prompt_tokens)
   prompts = np.random.default_rng(0).integers(0, vocab_size, shape).astype(np.int32)
   lengths = np.full(values.rows, values.prompt_tokens, np.int32)
+
   for turn in range(2):
     start = time.monotonic()
     rollouts = jax.block_until_ready(
         sample(params, prompts, lengths, np.arange(values.rows), rng.base_key(turn))
     )
     seconds = time.monotonic() - start
+
   if not np.isfinite(rollouts.log_probs).all():
     raise ValueError(f'log-probs of samples must be finite, got {np.asarray(rollouts.log_probs)}')
   return {
@@ -148,7 +157,7 @@ def _train(
     values: flags.FlagValues, form: finetuning.Finetuning, vocab_size: int, params: Params,
     mesh: jax.sharding.Mesh,
 ) -> dict[str, float]:
-  """Two steps on one batch of random tokens; the second is timed."""
+  """Takes two steps on one batch of random tokens; times the second."""
   optimizer = optim.make_optimizer(
       optim.OptimizerConfig(learning_rate=1e-3), trainable=form.trainable
   )
@@ -156,12 +165,14 @@ def _train(
   init = lambda params: algorithm.init(
       rng.base_key(0), {'policy': form.start(params, rng.base_key(1))}
   )
+
   shardings = rules.shardings(mesh, jax.eval_shape(init, params))
   batch_sharding = mesh_lib.batch_sharding(mesh)
   train_step = step_lib.jit_train_step(
       algorithm.train_step, state_shardings=shardings, batch_shardings=batch_sharding
   )
   state = jax.jit(init, out_shardings=shardings)(params)
+
   rows, length = values.rows, values.sequence_tokens
   tokens = np.random.default_rng(1).integers(0, vocab_size, (rows, length + 1)).astype(np.int32)
   batch = jax.device_put(sft_batches.SftBatch(
@@ -169,14 +180,17 @@ def _train(
       np.ones((rows, length), bool), tokens[:, 1:], np.ones((rows, length), np.float32),
       np.ones(rows, np.float32),
   ), batch_sharding)
+
   losses = []
   for _ in range(2):
     start = time.monotonic()
     state, update = jax.block_until_ready(train_step(state, batch))
     seconds = time.monotonic() - start
     losses.append(float(update['train/loss'].value()))
+
   if not np.isfinite(losses).all():
     raise ValueError(f'losses must be finite, got {losses}')
+
   count = sum(leaf.size for leaf in jax.tree.leaves(state.opt_state) if jnp.ndim(leaf)) // 2
   return {
       'step_seconds': seconds, 'tokens_per_second': rows * length / seconds,

@@ -1,4 +1,4 @@
-r"""Checks the answer verifier against labelled solutions: prints agreement and disagreements.
+r"""Checks the answer verifier against labelled solutions and prints every disagreement.
 
     python -m experiments.check_verifier \
         --solutions=../shared/data/gsm8k/example_model_solutions.jsonl
@@ -6,7 +6,7 @@ r"""Checks the answer verifier against labelled solutions: prints agreement and 
 Each line of the file is an object with `ground_truth`, whose last line is `A: 18` (or
 `#### 18`), and one or more labelled solutions: {"solution": str, "is_correct": bool} under
 the name of the model that wrote it. Cost: a few seconds on one core for 5,276 solutions.
-Exit status: 0 if verifier and labels agree on all, 1 if not, 2 if the input is unusable.
+Exit status: 0 if the verifier agrees with every label, 1 if not, 2 if the input is unusable.
 """
 
 import collections
@@ -31,7 +31,7 @@ _TRUTH = re.compile(r'^(?:A:|####)[ \t]*(\S.*)$')
 
 
 class InputError(ValueError):
-  """The input cannot be used; the message is one clear line."""
+  """Error for unusable input; the message is one clear line."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,10 +39,10 @@ class Labelled:
   """One labelled solution.
 
   Attributes:
-    line: the line of the file, from 1.
-    problem: the index of the problem, from 0.
-    source: the name under which the solution stands.
-    solution: its text.
+    line: line number in the file, from 1.
+    problem: index of the problem, from 0.
+    source: name of the model that wrote the solution.
+    solution: text of the solution.
     truth: the bare ground truth.
     is_correct: the label.
   """
@@ -60,6 +60,7 @@ def _problem(row: object, line: int, problem: int) -> list[Labelled]:
     raise InputError(f'line {line}: expected an object, got {type(row).__name__}')
   if not isinstance(row.get('ground_truth'), str):
     raise InputError(f'line {line}: the field ground_truth (text) is missing')
+
   truth = _TRUTH.match(row['ground_truth'].strip().rpartition('\n')[2].strip())
   if truth is None:
     raise InputError(f'line {line}: the last line of ground_truth must be "A: answer"')
@@ -67,6 +68,7 @@ def _problem(row: object, line: int, problem: int) -> list[Labelled]:
     truths.check(truth[1].strip())
   except ValueError as error:
     raise InputError(f'line {line}: {error}') from None
+
   found = []
   for source, entry in row.items():
     if not isinstance(entry, dict):
@@ -76,6 +78,7 @@ def _problem(row: object, line: int, problem: int) -> list[Labelled]:
         raise InputError(f'line {line}: {source} needs the field {field} ({kind.__name__})')
     found.append(Labelled(line, problem, source, entry['solution'], truth[1].strip(),
                           entry['is_correct']))
+
   if not found:
     raise InputError(f'line {line}: no labelled solution')
   return found
@@ -88,20 +91,22 @@ def read_solutions(path: pathlib.Path) -> list[Labelled]:
     path: a file of JSON lines.
 
   Returns:
-    the solutions in the order of the file.
+    The solutions in file order.
 
   Raises:
-    InputError: the file is missing, cannot be read, or a line of it is malformed.
+    InputError: the file is missing or unreadable, or one of its lines is malformed.
   """
   try:
     lines = path.read_bytes().split(b'\n')
   except OSError as error:
     raise InputError(f'cannot read --solutions={path}: {error.strerror}') from None
+
   found: list[Labelled] = []
   problem = 0
   for number, line in enumerate(lines, start=1):
     if not line.strip():
       continue
+
     try:
       row = json.loads(line.decode('utf-8'))
     except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
@@ -113,6 +118,7 @@ def read_solutions(path: pathlib.Path) -> list[Labelled]:
     except InputError as error:
       raise InputError(f'{path}: {error}') from None
     problem += 1
+
   if not found:
     raise InputError(f'{path} holds no solutions')
   return found
@@ -121,10 +127,12 @@ def read_solutions(path: pathlib.Path) -> list[Labelled]:
 def check(path: pathlib.Path, mode: str) -> int:
   """Grades all solutions of a file, prints the result, and returns the exit status."""
   labelled = read_solutions(path)
+
   started = time.monotonic()
   verdicts = math_answer.grade_batch(
       [entry.solution for entry in labelled], [entry.truth for entry in labelled], mode=mode)
   seconds = time.monotonic() - started
+
   agreeing: collections.Counter[str] = collections.Counter()
   total: collections.Counter[str] = collections.Counter()
   for entry, verdict in zip(labelled, verdicts):
@@ -136,8 +144,10 @@ def check(path: pathlib.Path, mode: str) -> int:
             f'label {"right" if entry.is_correct else "wrong"}, '
             f'graded {"right" if verdict else "wrong"}; '
             f'extracted {ascii(extracted)}, truth {ascii(entry.truth)}')
+
   for source, count in total.items():
     print(f'{source}: {agreeing[source]} of {count}')
+
   agreed, count = sum(agreeing.values()), len(labelled)
   print(f'agreement: {agreed} of {count} labelled solutions ({100 * agreed / count:.2f} %), '
         f'{seconds:.1f} s')
@@ -145,7 +155,7 @@ def check(path: pathlib.Path, mode: str) -> int:
 
 
 def main(argv: list[str]) -> int:
-  """Checks the file that the flags name."""
+  """Checks the file given by the flags."""
   try:
     if len(argv) > 1:
       raise InputError(f'unexpected argument {argv[1]!r}; give the file as --solutions=FILE')
@@ -160,7 +170,7 @@ def main(argv: list[str]) -> int:
 def _parse_flags(argv: list[str]) -> list[str]:
   if command_line.wants_help(argv):
     print(command_line.docstring() + '\n\n' + flags.FLAGS.main_module_help())
-    sys.exit(0)  # Absl would exit with 1.
+    sys.exit(0)  # absl would exit with 1.
   try:
     return flags.FLAGS(argv)
   except flags.Error as error:

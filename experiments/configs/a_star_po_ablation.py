@@ -1,16 +1,15 @@
 """A*-PO against its own ablations on addition, at equal sampled tokens.
 
-Arms (settings): how V* is estimated, `softmax` being the method as published (N = 8,
-beta1 = 0.5): its limits `mean` and `max`, no value at all (`zero`), and N of 1, 4 and
-32. Every arm stops when both stages together have sampled `token_budget` tokens, so
-that a larger N leaves less for stage 2. All arms of a seed start from the same
-reference. Settings were fixed before the study was run; the evaluation problems are held
-out.
+The arms (variants) estimate V* differently. `softmax` is the published method (N = 8,
+beta1 = 0.5); `mean` and `max` are its limits; `zero` uses no value at all; `n1`, `n4` and
+`n32` change N. Every arm stops once both stages together have sampled `token_budget` tokens,
+so a larger N leaves fewer for stage 2. All arms of a seed start from the same reference.
+Hyperparameters were fixed before the study was run; the evaluation problems are held out.
 
   python -m experiments.study --config=experiments/configs/a_star_po_ablation.py
 
-runs all arms and seeds (resumable per arm and seed) and keeps their results.json under
-results/a_star_po/. Cost: 32 minutes in all on two busy CPU cores.
+runs all arms and seeds (resumable per arm and seed) and copies their results.json to
+results/a_star_po/. Cost: 32 minutes in total on two busy CPU cores.
 """
 
 from experiments.configs import a_star_po_arithmetic
@@ -26,14 +25,16 @@ def get_config(setting: str = 'softmax') -> config_lib.AStarPo:
   config = a_star_po_arithmetic.get_config()
   config.algorithm.samples_per_prompt = _SAMPLES.get(setting, 8)
   config.algorithm.value_mode = setting if setting in ('mean', 'max', 'zero') else 'softmax'
-  # N = 32 leaves 80,000 tokens, 125 batches, to stage 2; N = 1 all but 5,000.
+
+  # N = 32 leaves stage 2 80,000 tokens (125 batches); N = 1 leaves it all but 5,000.
   config.task.num_train = 1_000
   config.token_budget = 240_000
-  config.steps = 1_000  # An upper bound; the budget ends each arm.
-  # A fifth of the main job's rate, at which every arm would be at its ceiling soon.
+  config.steps = 1_000  # Upper bound; the budget ends each arm.
+  # A fifth of the main job's rate, which would soon take every arm to its ceiling.
   config.optimizer.learning_rate = 2e-5
   config.eval_every = 20
-  # As the committed results were made; the main job's defaults have changed since.
+
+  # Values behind the committed results; the main job's defaults have changed since.
   config.sft.steps = 1_600
   config.stage1_batch_size = config.evaluation.batch_size = 250
   config.evaluation.diagnosed_prompts = 0

@@ -1,9 +1,9 @@
-"""A*-PO on addition, learnt from scratch: the main job (`make run`).
+"""A*-PO on addition, from scratch: the main job (`make run`).
 
-Not a table of the paper: its method in the small. A decoder of 0.33M parameters is
-fine-tuned on demonstrations that forget all carries in 55 % of the cases, so that
-the reference is wrong on more than half of the problems, sampled or greedy; A*-PO then
-finds the right answers from the verifier alone.
+This reproduces no table of the paper; it runs the paper's method at small scale. A 0.33M-parameter
+decoder is fine-tuned on demonstrations, 55 % of which forget all carries, so the reference is wrong
+on more than half of the problems, sampled or greedy. A*-PO then finds the right answers from the
+verifier alone.
 
 Cost: about two minutes on two CPU cores, compilation included (results/a_star_po/arithmetic).
 Command: python -m experiments.a_star_po [--config.seed=N]

@@ -1,10 +1,10 @@
-"""A*-PO on Countdown with three numbers: generated training problems, published test file.
+"""A*-PO on three-number Countdown: generated training problems, published test file.
 
   python -m experiments.a_star_po --config=experiments/configs/a_star_po_countdown.py \\
       --config.data_dir=DIR_OF_countdown_cd3_test.jsonl
 
-The reference is fine-tuned on generated solutions of which 30 % have a wrong value.
-Not a table of the paper. Cost: within ten minutes on two CPU cores.
+The reference is fine-tuned on generated solutions, 30 % of which have a wrong value.
+This reproduces no table of the paper. Cost: under ten minutes on two CPU cores.
 """
 
 from jaxrl_llm.algorithms import a_star_po

@@ -1,19 +1,19 @@
-"""A*-PO on GSM8K: the released hyperparameters by name, and a CPU-size default.
+"""A*-PO on GSM8K: a CPU-size default, and the released hyperparameters as named variants.
 
   python -m experiments.a_star_po --config=experiments/configs/a_star_po_gsm8k.py \\
       --config.data_dir=DIR_OF_TRAIN_AND_TEST_JSONL
 
-runs everything on the real problems with the real Qwen2 tokenizer (from
-DATA_DIR/../tokenizers/qwen2), with a decoder of about a million parameters that
-starts from scratch, within ten minutes on two CPU cores. Such a model learns the form
-of a solution and almost nothing of arithmetic: its score is not comparable with any
-published one. Settings `:qwen2.5_1.5b`, `:qwen2.5_3b` and `:qwen2.5_7b` carry the
-hyperparameters of the paper's released scripts (Brantley et al., 2025, arXiv
-2505.20686; repository ZhaolinGao/A-PO), and need --config.policy_init_from=DIR and an
-accelerator; they have not been run here. Departures: no entropy bonus, one reward for
-both stages, our own wording of the instruction, the number behind the last `####` (not
-the first) and only of a response that stopped, and batches that cross the edge of an
-epoch (only their number is theirs).
+runs the whole pipeline on the real problems with the real Qwen2 tokenizer (from
+DATA_DIR/../tokenizers/qwen2), in under ten minutes on two CPU cores. The decoder has about a
+million parameters and starts from scratch. Such a model learns the form of a solution and almost
+no arithmetic, so its score is not comparable with any published one.
+
+The variants `:qwen2.5_1.5b`, `:qwen2.5_3b` and `:qwen2.5_7b` use the hyperparameters of the paper's
+released scripts (Brantley et al., 2025, arXiv 2505.20686; repository ZhaolinGao/A-PO). They need
+--config.policy_init_from=DIR and an accelerator, and have not been run here. Departures: no entropy
+bonus; one reward for both stages; our own wording of the instruction; the answer is the number
+after the last `####` (not the first), and only in a response that stopped; batches cross epoch
+boundaries (only their number matches).
 """
 
 from jaxrl_llm.algorithms import a_star_po, sft
@@ -38,7 +38,7 @@ def get_config(setting: str = '') -> config_lib.AStarPo:
 
 
 def _published(setting: str) -> config_lib.AStarPo:
-  # Addresses in the repository ZhaolinGao/A-PO: S = scripts/apo_gsm8k.sh,
+  # Files in the repository ZhaolinGao/A-PO: S = scripts/apo_gsm8k.sh,
   # Y = verl/trainer/config/apo_trainer.yaml, W = verl/workers/fsdp_workers_apo.py.
   return config_lib.AStarPo(
       task=config_lib.Gsm8kTask(
@@ -56,7 +56,7 @@ def _published(setting: str) -> config_lib.AStarPo:
           entropy_coefficient=0.0,  # Not in the objective; Y leaves 1e-3 active.
           temperature=1.0,  # Y: with top_p 1, top_k off.
           num_minibatches=2,  # S: 256 prompts in mini-batches of 128.
-          num_micro_batches=16,  # Ours: memory only, no effect on the update.
+          num_micro_batches=16,  # Ours: affects memory only, not the update.
       ),
       optimizer=optim.OptimizerConfig(
           name='adamw', learning_rate=1e-6, schedule='constant',  # S.

@@ -1,20 +1,24 @@
 """The arena: all algorithms on addition, on summaries or in dialogue, five seeds.
 
-Not tables of the papers: their comparisons in the small, with networks of fewer than 0.2M
-parameters, one optimizer and one number of completions for every arm. Settings: none (all
+These are not the papers' tables but their comparisons at small scale: networks of fewer than 0.2M
+parameters, and one optimizer and one number of completions for every arm. Variants: none (all
 algorithms); on summaries `:eta` (REBEL's step size) and `:overoptimisation` (no penalty); in
-dialogue `:one_turn` (dialogues of one turn) and `:fixed_questions` (of a recorded user).
+dialogue `:one_turn` (dialogues of one turn) and `:fixed_questions` (from a recorded user).
 
-Learning rates, by the sampled score of one run on seed 100, which is no seed of the studies
-(results/arena/tuning.csv): of addition each arm's best of 1e-4, 3e-4 and 1e-3, and of 3e-5 or 3e-3
-where the best lay at an end. Of dialogue the best of the three, of REFUEL (3e-4: within 0.002 of
-1e-3, at less divergence) and of the online last-turn arms, which stand for the other prefixes; two
-of these are best at 1e-4, the lowest tried. η = 10 of REFUEL in 1 to 4 iterations was tried beside
-2. Of summaries less was tried: REBEL's best of 3e-5 to 1e-3, the better of two for PPO, offline and
-online DPO (iterative DPO's lies between them) and RLOO (which REINFORCE and GRPO share), and 3e-4
-alone for A*-PO. The sweeps run three seeds.
-All else is shared: Adam, gradients clipped to norm 1 (which acts on REBEL, REFUEL and DPO most),
-and steps a batch as published: 4 of REBEL and PPO, 1 of the others; in dialogue 2 of every arm.
+Learning rates are chosen by the sampled score of one run on seed 100, a held-out seed
+(results/arena/tuning.csv).
+
+  Addition: each arm's best of 1e-4, 3e-4 and 1e-3, and of 3e-5 or 3e-3 if the best was at an end.
+  Dialogue: the best of the three for REFUEL (3e-4: within 0.002 of 1e-3, at less divergence) and
+    for the online last-turn arms, whose rates the other prefixes reuse. Two of these arms are best
+    at 1e-4, the lowest rate tried. For REFUEL in 1 to 4 iterations, η = 10 and 2 were tried.
+  Summaries: a smaller sweep. REBEL's best of 3e-5 to 1e-3; the better of two for PPO, offline and
+    online DPO (iterative DPO's is between them) and RLOO (shared by REINFORCE and GRPO); 3e-4
+    alone for A*-PO.
+
+The step-size and overoptimisation studies run three seeds. All else is shared: Adam, gradients
+clipped to norm 1 (which affects REBEL, REFUEL and DPO most), and as many steps per batch as
+published: 4 for REBEL and PPO, 1 for the others; in dialogue 2 for every arm.
 
 Command: python -m experiments.arena --config.task=arithmetic|summarisation|dialogue
 """
@@ -29,7 +33,7 @@ from jaxrl_llm.training import optim
 
 SETTINGS = ('eta', 'overoptimisation', 'one_turn', 'fixed_questions')
 
-# By task and arm.
+# Learning rate by task and arm.
 LEARNING_RATES = {
     'arithmetic': dict(
         a_star_po=1e-3, rebel=1e-4, ppo=1e-3, grpo=3e-4, rloo_2=3e-4, rloo_4=3e-4, reinforce=1e-3,
@@ -50,10 +54,11 @@ def _arm(
 
 
 def _all_arms(task: str):
-  """Every algorithm; penalties of 0.05 on the divergence (A*-PO has its own weight of it)."""
+  """Every algorithm, with a KL coefficient of 0.05 (A*-PO has its own weight for it)."""
   rates, kl = LEARNING_RATES[task], dict(kl_coefficient=0.05, temperature=1.0)
   arm = lambda name, file, algorithm, **options: _arm(file, algorithm, rates[name], **options)
-  # A learnt reward is never simply wrong: there is nothing to filter.
+
+  # A learned reward is never simply wrong, so there is nothing to filter.
   filtered = {} if task == 'summarisation' else {'a_star_po_filtered': arm(
       'a_star_po', 'a_star_po', a_star_po.Config(filter_all_wrong=True))}
   return arena_config.arms(
@@ -71,10 +76,11 @@ def _all_arms(task: str):
 
 
 def _dialogue_arms(num_turns: int):
-  """REFUEL, and last turns only: three prefixes with three algorithms.
+  """REFUEL, and last-turn arms: three prefixes with three algorithms.
 
-  Two passes over each batch. REFUEL in 1 to 4 iterations takes as many steps as the others, on
-  fewer batches that are larger, and larger ones towards its target: an iteration is to go further.
+  Every arm makes two passes over each batch. REFUEL in 1 to 4 iterations takes as many steps as the
+  others on fewer, larger batches, and larger steps towards its target (η = 10), because one
+  iteration has to go further.
   """
   rates, common = LEARNING_RATES['dialogue'], dict(num_epochs=2, temperature=1.0)
   kl = dict(kl_coefficient=0.05, **common)
@@ -82,6 +88,7 @@ def _dialogue_arms(num_turns: int):
       file, algorithm, rates[name], kind=arena_config.DialogueArm, **options)
   whole = lambda eta=2.0, **options: arm(
       'refuel', 'refuel', refuel.Config(eta=eta, **kl, **options))
+
   last_turn = {}
   for prefix in ('offline', 'mixed', 'own'):
     for file, algorithm in (
@@ -90,10 +97,12 @@ def _dialogue_arms(num_turns: int):
     ):
       last_turn[f'lt_{prefix.replace("own", "online")}_{file}'] = arm(
           file, file, algorithm, prefix=prefix, turn='last')
-  if num_turns == 1:  # One algorithm by two names, if all else is the same.
+
+  if num_turns == 1:  # Last-turn REBEL is REFUEL, if all else is equal.
     last_turn = {name: dataclasses.replace(arm, optimizer=whole().optimizer)
                  for name, arm in last_turn.items()}
     return arena_config.arms(refuel=whole(), **last_turn)
+
   iterations = {
       f'refuel_{count}': dataclasses.replace(whole(eta=10.0), iterations=count)
       for count in (1, 2, 3, 4)}
@@ -103,7 +112,7 @@ def _dialogue_arms(num_turns: int):
 
 
 def _eta_arms():
-  """REBEL at seven step sizes; the best of the upper five was the smallest of them."""
+  """REBEL at seven step sizes; of the upper five alone, the smallest is best."""
   rate = LEARNING_RATES['summarisation']['rebel']
   return arena_config.arms(**{
       f'eta_{str(eta).replace(".", "_")}': _arm(
@@ -113,7 +122,7 @@ def _eta_arms():
 
 
 def _unpenalised_arms():
-  """REBEL with and without the penalty, for twice as long."""
+  """REBEL with and without the KL penalty, for twice as long."""
   rate = LEARNING_RATES['summarisation']['rebel']
   return arena_config.arms(**{
       name: _arm('rebel', rebel.Config(kl_coefficient=c, temperature=1.0), rate)
@@ -142,22 +151,26 @@ def get_config(setting: str = '') -> arena_config.Arena:
           digits=2, num_demonstrations=4_000, num_train=1_000, num_evaluation=500),
       model=_model(16), sft=_sft(800), arms=_all_arms('arithmetic'),
   )
-  # Four layers and b2 = 0.98: with fewer, or 0.999, the reward model hardly learns to compare.
+
+  # Four layers and b2 = 0.98: with fewer layers, or b2 = 0.999, the reward model barely learns to
+  # compare.
   summarisation = arena_config.World(
       task=arena_config.SummarisationTask(num_train=600), model=_model(40, num_layers=4),
       sft=_sft(500), reward_model=arena_config.RewardModelSettings(
           num_pairs=16_384, label_noise=0.1, steps=2_000, batch_size=128,
-          missing_stop_penalty=-6.0,  # Below what the model gives to any summary that stops.
+          missing_stop_penalty=-6.0,  # Below the model's score of any summary that stops.
           optimizer=optim.OptimizerConfig(
               learning_rate=1e-3, schedule='cosine', warmup_steps=50, weight_decay=0.01, b2=0.98)),
       arms=_all_arms('summarisation'), completions=80 * 128, num_evaluations=6, eval_samples=1,
       one_reference=True)
+
   num_turns = 1 if setting == 'one_turn' else 5
   dialogue = arena_config.World(
       task=arena_config.DialogueTask(
           num_turns=num_turns, fixed_questions=setting == 'fixed_questions'),
       model=_model(40), sft=_sft(800), arms=_dialogue_arms(num_turns),
       completions=144 * 128, batch_completions=128, num_evaluations=6, untrained=('sft',))
+
   task = 'summarisation' if setting else 'arithmetic'
   if setting in ('one_turn', 'fixed_questions'):
     task = 'dialogue'
@@ -169,6 +182,7 @@ def get_config(setting: str = '') -> arena_config.Arena:
   elif setting:
     raise ValueError(
         f'setting must be one of {", ".join(SETTINGS)} or none, got {setting!r}')
+
   return arena_config.Arena(
       arithmetic=arithmetic, summarisation=summarisation, dialogue=dialogue, task=task,
       num_seeds=3 if setting in ('eta', 'overoptimisation') else 5)

@@ -1,17 +1,18 @@
-"""The cost of an iteration of each algorithm at the sizes of the A*-PO paper.
+"""Cost of one iteration of each algorithm at the sizes of the A*-PO paper.
 
   python -m experiments.cost [--sizes=qwen2.5_1.5b,...] [--algorithms=a_star_po,grpo,...]
 
-compiles 42 programs for fake devices in a few minutes, and writes the comparison with the time and
-memory columns of Brantley et al. (2025), arXiv 2505.20686 (repository ZhaolinGao/A-PO,
+compiles 42 programs for fake devices in a few minutes, and compares them with the time and memory
+columns of Brantley et al. (2025), arXiv 2505.20686 (repository ZhaolinGao/A-PO,
 assets/evaluations.png).
 
 Confirmed in that repository (S = scripts/apo_math.sh, Y = verl/trainer/config/apo_trainer.yaml):
-the batch, the mini-batch, both lengths, one sample a prompt and N = 8, 25 epochs, four GPUs, one
-pass over each batch, one sequence a GPU and micro-batch, no gradient checkpointing. Not confirmed:
-what the baselines were run with. They get the same batch, lengths and passes here, REBEL and DPO
-the two samples that their losses are defined on, PPO and REINFORCE one, GRPO and RLOO four, and all
-of them a reference: each has a KL term by default. Every response is as long as it may be.
+the batch, the mini-batch, both lengths, one sample per prompt and N = 8, 25 epochs, four GPUs, one
+pass over each batch, one sequence per GPU and micro-batch, no gradient checkpointing. Not
+confirmed: the baselines' hyperparameters. Here they get the same batch, lengths and passes. REBEL
+and DPO get the two samples that their losses are defined on, PPO and REINFORCE one, GRPO and RLOO
+four. All of them get a reference, because each has a KL term by default. Every response has the
+maximum length.
 """
 
 import dataclasses
@@ -20,7 +21,7 @@ from experiments.cost import model as cost_model
 from jaxrl_llm.algorithms import a_star_po, dpo, grpo, ppo, rebel, reinforce, rloo
 from jaxrl_llm.models import configs
 
-_GROUP = 4  # Ours: K of GRPO and RLOO; the published runs' is not confirmed.
+_GROUP = 4  # Ours: K of GRPO and RLOO; the published K is not confirmed.
 
 
 def get_config(setting: str = '') -> cost_model.Study:
@@ -81,7 +82,7 @@ def _recipes(group: int) -> dict[str, cost_model.Recipe]:
 
 
 def _tiny() -> cost_model.Study:
-  """For tests: everything in seconds, on two devices."""
+  """Test-size study: runs in seconds on two devices."""
   model = configs.TransformerConfig(
       vocab_size=64, num_layers=2, width=16, num_heads=2, num_kv_heads=1, head_dim=8,
       mlp_width=24, max_length=32, attention_bias=True, scan_unroll=1, attention_block=8,

@@ -1,10 +1,10 @@
-"""A policy on the 256 published Countdown problems with three numbers.
+"""Evaluates a policy on the 256 published three-number Countdown problems.
 
   python -m experiments.evaluate --config=experiments/configs/evaluate_countdown.py \\
       --config.policy_init_from=WORKDIR/trained --config.data_dir=DIR_OF_countdown_cd3_test.jsonl
 
-The policy is one of characters, as `a_star_po_countdown` trains it; or one with a tokenizer, such
-as a Hugging Face checkpoint, which is asked in words.
+The policy is a character-level one, as trained by `a_star_po_countdown`, or one with a tokenizer,
+such as a Hugging Face checkpoint, which is prompted in words.
 """
 
 from experiments.evaluate import config as evaluate_config

@@ -1,13 +1,13 @@
-"""A policy on the 1,319 test problems of GSM8K.
+"""Evaluates a policy on the 1,319 test problems of GSM8K.
 
   python -m experiments.evaluate --config=experiments/configs/evaluate_gsm8k.py \\
       --config.policy_init_from=DIR --config.data_dir=DIR_OF_TRAIN_AND_TEST_JSONL
 
-The number behind the last `####` counts, of a response that stopped. DIR is a Hugging Face
-checkpoint with its tokenizer, or what a run wrote (WORKDIR/params, WORKDIR/trained). After
-`a_star_po_gsm8k` from scratch its tokens are those of --config.task.vocabulary=compact and
---config.task.max_vocabulary=2048, and --config.model.max_length=2048 makes room.
-Instruction-tuned models want --config.chat_template=auto. On accelerators:
+The answer is the number after the last `####` of a response that stopped. DIR is a Hugging Face
+checkpoint with its tokenizer, or a run's output (WORKDIR/params, WORKDIR/trained). A policy trained
+from scratch by `a_star_po_gsm8k` needs --config.task.vocabulary=compact and
+--config.task.max_vocabulary=2048 for its tokens, and --config.model.max_length=2048 for room.
+Instruction-tuned models need --config.chat_template=auto. On accelerators:
 --config.model.compute_dtype=bfloat16 --config.model.scan_unroll=1.
 """
 

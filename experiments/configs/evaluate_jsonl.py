@@ -1,11 +1,11 @@
-"""A policy on any file of JSON objects with a prompt and an answer.
+"""Evaluates a policy on any file of JSON objects with a prompt and an answer.
 
   python -m experiments.evaluate --config=experiments/configs/evaluate_jsonl.py \\
       --config.policy_init_from=DIR --config.task.file=FILE.jsonl
 
---config.task.prompt_field and answer_field name the keys, --config.task.reward says what is
-right: 'math' (an answer found in the response, compared as mathematics), 'math_strict' (a marked
-one), 'gsm8k' (the number behind ####) or 'exact' (the response itself).
+--config.task.prompt_field and answer_field name the keys. --config.task.reward selects what is
+graded: 'math' (an answer found in the response, compared as mathematics), 'math_strict' (a marked
+answer), 'gsm8k' (the number after ####) or 'exact' (the whole response).
 """
 
 from experiments.evaluate import config as evaluate_config

@@ -1,10 +1,10 @@
-r"""A policy on problems laid out like MATH: 'problem', and 'answer' or a boxed 'solution'.
+r"""Evaluates a policy on a file in MATH's format: 'problem', and 'answer' or a boxed 'solution'.
 
   python -m experiments.evaluate --config=experiments/configs/evaluate_math.py \
       --config.policy_init_from=DIR --config.task.file=FILE.jsonl
 
-The answer in \boxed{} counts (or behind ####), compared as mathematics, of a response that
-stopped. Instruction-tuned models want --config.chat_template=auto. On accelerators:
+The answer is read from \boxed{} (or after ####) in a response that stopped, and compared as
+mathematics. Instruction-tuned models need --config.chat_template=auto. On accelerators:
 --config.model.compute_dtype=bfloat16 --config.model.scan_unroll=1.
 """
 

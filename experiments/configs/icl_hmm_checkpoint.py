@@ -1,14 +1,14 @@
 """A language model as the predictor of published hidden Markov models: no training, no instruction.
 
-The paper's own question (arXiv 2506.07298), for any checkpoint that lies on the disk: accuracy
-after 4, 8, ..., 2048 symbols, the gap to Viterbi at the end, and the length from which on the gap
-stays small, by the second eigenvalue and the entropies. What the file of results records of the
-paper's seven language models stands beside.
+The paper's own question (arXiv 2506.07298), for any checkpoint on disk: accuracy after 4, 8, ...,
+2048 symbols, the gap to Viterbi at the end, and the length from which on the gap stays small, by
+the second eigenvalue and the entropies. The report includes what the file of results records of
+the paper's seven language models.
 
-Settings: none, the paper's comparison of three tokenisations on models of four states and four
-symbols; and `grid`, all models of the file in letters, as the paper's figures have them. The file
-is looked for in $JAXRL_LLM_DATA/icl_hmm, by default ../shared/data/icl_hmm; any file of the schema
-will do.
+Variants: the default, the paper's comparison of three tokenisations on models of four states and
+four symbols; and `grid`, all models of the file in letters, as in the paper's figures. The file is
+looked for in $JAXRL_LLM_DATA/icl_hmm, by default ../shared/data/icl_hmm; any file of the schema
+works.
 
 Cost: the language model reads models x tokenisations x 64 x 2048 tokens: 1.6 million (4 models),
 `grid` 11 million (81). On accelerators: --config.model.compute_dtype=bfloat16

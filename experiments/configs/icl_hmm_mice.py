@@ -1,11 +1,11 @@
 """Choices of mice in context: five animals of the International Brain Laboratory, four layouts.
 
-Not a table of the paper (arXiv 2506.07298), whose predictors are language models and whose animals
-are shown in a figure: its question, with a predictor trained on simulated mice alone. See
-`experiments.icl_hmm.mice` for what is compared.
+This is not a table of the paper (arXiv 2506.07298), whose predictors are language models and whose
+animals are shown in a figure. It asks the same question of a predictor trained only on simulated
+mice. See `experiments.icl_hmm.mice` for the methods compared.
 
 The animals are looked for in $JAXRL_LLM_DATA/ibl_mice, by default ../shared/data/ibl_mice; any
-folder of such files will do. Without one, simulated animals alone are studied.
+directory of such files works. Without one, only simulated animals are studied.
 
 Cost: about ten minutes on two CPU cores, eight of them for meta-training.
 Command: python -m experiments.icl_hmm --config=experiments/configs/icl_hmm_mice.py \\

@@ -1,17 +1,17 @@
-"""Published results on hidden Markov models, simulated anew and compared at every length.
+"""Published results on hidden Markov models, simulated again and compared at every length.
 
 The baselines of the paper (arXiv 2506.07298) and of its file of results for the group "entropy":
 81 models, 4, 8, ..., 2048 symbols seen (DaiYijia02/hmm-visualization, entropy_results.csv).
-Wanted were mean absolute differences of at most 0.02 in accuracy and 0.008 in Hellinger distance
-for the best path, the true state and the n-grams; Baum-Welch, on few sequences, is reported, once
-from one start as published and once the best of five. After 2048 symbols the baselines are wanted
-in the order of the paper.
+Criteria: mean absolute differences of at most 0.02 in accuracy and 0.008 in Hellinger distance for
+the best path, the true state and the n-grams, and, after 2048 symbols, the baselines ranked as in
+the paper. Baum-Welch, on few sequences, is only reported: from one start as published, and the
+best of five.
 
 The file is looked for in $JAXRL_LLM_DATA/icl_hmm, by default ../shared/data/icl_hmm; any file of
-the schema will do.
+the schema works.
 
-Cost: 18 minutes of processor time; models are simulated side by side on all cores (14 minutes on
-two that did other work beside).
+Cost: 18 minutes of processor time; models are simulated in parallel on all cores (14 minutes on two
+cores that were doing other work too).
 Command: python -m experiments.icl_hmm --config=experiments/configs/icl_hmm_published.py \\
       [--config.results_file=FILE.csv]
 """

@@ -4,12 +4,12 @@
   python -m experiments.rebel --config.data_dir=DIR_OF_dpo_en_demo.json \\
       --config.reward_init_from=runs/reward_model_demo/params
 
-is the demo: of a decoder of 1.3M parameters, fine-tuned first, the last block, norm and head are
-trained on samples to real prompts, within two minutes on two CPU cores. With
+is the demo: a decoder of 1.3M parameters is fine-tuned, then its last block, norm and head are
+trained on samples for real prompts, within two minutes on two CPU cores. With
 --config.policy_init_from=DIR it starts from that policy, whose head must not be tied
 (--config.model.tie_embeddings=False unties it).
 
-Settings `:nectar_openchat` and `:ultrafeedback_llama3` carry the hyperparameters of the released
+Variants `:nectar_openchat` and `:ultrafeedback_llama3` use the hyperparameters of the released
 scripts (Gao et al., 2024, arXiv 2404.16767; ZhaolinGao/REBEL: N = src/nectar/rebel.py, U =
 src/ultrafeedback/rebel.py). They need accelerators and have not been run here. DIR holds
 train.jsonl, as JSON lines, of jdchang/nectar_openchat_preprocess or
@@ -17,9 +17,9 @@ GitBag/ultrafeedback_llama3_eurus. Policies: openchat/openchat_3.5, Meta-Llama-3
 
 Reward models: sequence classifiers with one label load, such as FsfairX-LLaMA3-RM-v0.1, which the
 README and the model card name for UltraFeedback. U's default is another one, Eurus-RM-7b with its
-score divided by 1,000 (--config.reward.scale=1000); its class, and that of N's
-Starling-RM-7B-alpha, are their own, and are refused by name. The number of batches is not
-confirmed: ours.
+score divided by 1,000 (--config.reward.scale=1000). Eurus and N's Starling-RM-7B-alpha have model
+classes of their own, which are rejected by name. The published number of batches is not confirmed:
+ours is our choice.
 """
 
 from experiments.configs import rebel_tldr

@@ -1,8 +1,8 @@
 """REBEL with intransitive preferences: rock, paper, scissors, five seeds.
 
-Not a table of the paper, which has no experiment on general preferences: its guarantee for them,
-measured. From (0.6, 0.3, 0.1) with η = 0.05 and 2,000 iterations the average policy can lose at
-most 0.048 to any other; see the binary for the arms.
+This is not a table of the paper, which has no experiment on general preferences. It measures the
+paper's guarantee for them: from (0.6, 0.3, 0.1) with η = 0.05 and 2,000 iterations the average
+policy can lose at most 0.048 to any other. The program's docstring describes the arms.
 
 Cost: about a minute and a half on two CPU cores.
 Command: python -m experiments.rebel_games

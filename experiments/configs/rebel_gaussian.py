@@ -1,10 +1,10 @@
-"""REBEL and PPO on a sampler of points by denoising: what stands here for image generation.
+"""REBEL and PPO on a denoising sampler of points, a small stand-in for image generation.
 
-The image part of the paper in the small, not a table of it: a consistency sampler of points in
-eight steps, standardised rewards and η = 1 (Owen-Oertell/rlcm), one pass over each batch in
-several optimizer steps. The criterion stood before anything was run: REBEL gets to 90 % of the
-way to the best score in at most PPO's reward queries. Sizes were tried out on other seeds; the
-grid of learning rates is the same for all arms.
+This is a small version of the paper's image experiments, not one of its tables: a consistency
+sampler of points in eight steps, standardised rewards and η = 1 (Owen-Oertell/rlcm), one pass over
+each batch in several optimizer steps. The criterion was fixed before any run: REBEL gets 90 % of
+the way to the best score in at most as many reward queries as PPO. Sizes were tuned on other seeds;
+all arms share one grid of learning rates.
 
 Cost: about a minute and a half on two CPU cores.
 Command: python -m experiments.rebel_gaussian

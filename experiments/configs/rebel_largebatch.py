@@ -5,17 +5,17 @@
       --config.data_dir=DIR_OF_dpo_en_demo.json \\
       --config.reward_init_from=runs/reward_model_demo/params
 
-is the demo: two rounds of generating five responses to each prompt, keeping the best and the worst,
-and one pass, with a decoder of 0.8M parameters that is fine-tuned first, within two minutes on two
-CPU cores. With --config.policy_init_from=DIR it starts from that policy.
+is the demo: two rounds of generating five responses per prompt, keeping the best and the worst, and
+one pass, with a decoder of 0.8M parameters that is fine-tuned first, within two minutes on two CPU
+cores. With --config.policy_init_from=DIR it starts from that policy.
 
-Setting `:ultrafeedback_llama3` carries the hyperparameters of the released scripts (Gao et al.,
-2024, arXiv 2404.16767; ZhaolinGao/REBEL: L = src/ultrafeedback_largebatch/). It needs accelerators
-and has not been run here. DIR holds train.jsonl of allenai/ultrafeedback_binarized_cleaned_train as
+Variant `:ultrafeedback_llama3` uses the hyperparameters of the released scripts (Gao et al., 2024,
+arXiv 2404.16767; ZhaolinGao/REBEL: L = src/ultrafeedback_largebatch/). It needs accelerators and
+has not been run here. DIR holds train.jsonl of allenai/ultrafeedback_binarized_cleaned_train as
 JSON lines; the policy is Meta-Llama-3-8B-Instruct. The published reward model,
-ArmoRM-Llama3-8B-v0.1, gates several objectives in a class of its own, which is refused by name: any
-sequence classifier with one label loads. η = 1e6 belongs to ArmoRM's scale, whose differences are
-about 1e-2: for another one choose it anew.
+ArmoRM-Llama3-8B-v0.1, gates several objectives in a model class of its own, which is rejected by
+name; any sequence classifier with one label loads. η = 1e6 suits the scale of ArmoRM, whose
+differences are about 1e-2: choose it again for another reward model.
 
 Published (table of the repository's README, rows REBEL-Llama-3-Armo-iter_1 to iter_3): AlpacaEval 2
 length-controlled win rate 48.3, 50.0, 49.7; MT-Bench 8.13, 8.07, 8.01.
@@ -68,7 +68,7 @@ def _published() -> rebel_config.LargeBatch:
           max_grad_norm=0.0,  # L: no clipping.
       ),
       rounds=3,  # L.
-      top_p=0.9,  # L; log-probs are of the whole distribution.
+      top_p=0.9,  # L; log-probs are under the whole distribution.
       keep_truncated=False,  # L: a response that is too long drops its prompt.
       generation_batch_size=64,
       steps=steps,
@@ -94,7 +94,7 @@ def _demo() -> rebel_config.LargeBatch:
           name='adamw', learning_rate=1e-4, schedule='cosine', b2=0.95, weight_decay=1e-6,
           max_grad_norm=0.0),
       rounds=2,
-      keep_truncated=True,  # So small a model hardly ever stops.
+      keep_truncated=True,  # Such a small model hardly ever stops.
       generation_batch_size=16,
       batch_size=8,
       evaluation=reward_config.RebelEvaluation(batch_size=16),

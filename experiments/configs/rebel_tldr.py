@@ -5,18 +5,18 @@
       --config.data_dir=DIR_OF_dpo_en_demo.json \\
       --config.reward_init_from=runs/reward_model_demo/params
 
-is the demo: adapters, four optimizer steps a batch and temperature 0.7 as published, a decoder of
-0.8M parameters that is fine-tuned first, on chat data in the place of Reddit posts, within two
-minutes on two CPU cores. With --config.policy_init_from=DIR it starts from that policy.
+is the demo: adapters, four optimizer steps per batch and temperature 0.7 as published, with a
+decoder of 0.8M parameters that is fine-tuned first, on chat data instead of Reddit posts, within
+two minutes on two CPU cores. With --config.policy_init_from=DIR it starts from that policy.
 
-Settings `:pythia_1.4b`, `:pythia_2.8b` and `:pythia_6.9b` carry the hyperparameters of the released
-scripts (Gao et al., 2024, arXiv 2404.16767; ZhaolinGao/REBEL); `:sft` those of the policy that they
-start from (python -m experiments.sft), reward_model_tldr.py those of the reward model. They need
-an accelerator and have not been run here. DIR holds train.jsonl and validation.jsonl of
+Variants `:pythia_1.4b`, `:pythia_2.8b` and `:pythia_6.9b` use the hyperparameters of the released
+scripts (Gao et al., 2024, arXiv 2404.16767; ZhaolinGao/REBEL); `:sft` uses those of the policy that
+they start from (python -m experiments.sft), reward_model_tldr.py those of the reward model. They
+need an accelerator and have not been run here. DIR holds train.jsonl and validation.jsonl of
 cleanrl/summarize_from_feedback_tldr_3_filtered_oai_preprocessing_1704563162 as JSON lines, whose
-rows carry Pythia's token ids. Published scores by size are in none of the sources that we could
-confirm. Departures: the learning rate falls with each optimizer step, not with each batch; there is
-no evaluation at every batch; the divergence has no part in padding.
+rows contain Pythia's token ids. No source that we could confirm has published scores by size.
+Departures: the learning rate decays per optimizer step, not per batch; there is no evaluation at
+every batch; the divergence excludes padding.
 """
 
 from experiments.configs import reward_model_demo
@@ -44,7 +44,7 @@ def get_config(setting: str = 'demo') -> config_lib.Experiment:
 
 
 def _task() -> reward_config.PreferencesTask:
-  # Addresses in ZhaolinGao/REBEL: R = src/tldr/rebel.py, S = src/tldr/sft.py.
+  # Files in ZhaolinGao/REBEL: R = src/tldr/rebel.py, S = src/tldr/sft.py.
   return reward_config.PreferencesTask(
       files='train.jsonl', evaluation_files='validation.jsonl', schema='tldr', template='none',
       num_evaluation=0, max_prompt_tokens=512, max_response_tokens=53,  # S.
@@ -59,7 +59,7 @@ def _published(setting: str) -> rebel_config.Online:
       sft=config_lib.SftSettings(steps=0),  # Starts from the fine-tuned policy (:sft).
       lora=lora.LoraConfig(
           rank=1_024, alpha=2_048.0,  # R; dropout 0, no biases.
-          # Unconfirmed: which projections. These are what PEFT adapts in GPT-NeoX by default.
+          # Unconfirmed: which projections. PEFT adapts these in GPT-NeoX by default.
           targets='attention/(query|key|value)',
       ),
       algorithm=rebel.Config(
@@ -79,7 +79,7 @@ def _published(setting: str) -> rebel_config.Online:
       steps=_EPISODES // _BATCH_SIZE,  # R: episodes are prompts.
       batch_size=_BATCH_SIZE,  # R: 8 x 8 accumulated x 8 GPUs.
       evaluation=reward_config.RebelEvaluation(temperature=0.01, batch_size=64),  # R.
-      eval_every=100,  # R: the full one.
+      eval_every=100,  # R: the full evaluation.
       save_every=50,
       note='Hyperparameters of src/tldr/rebel.py, released with arXiv 2404.16767; not run here',
   )
@@ -92,7 +92,7 @@ def _sft() -> config_lib.Experiment:
       sft=config_lib.SftSettings(
           steps=_TRAIN_PROMPTS // 64,  # S: one epoch; the number of rows is unconfirmed.
           batch_size=64,  # S.
-          loss_on='all',  # S: prompts are learned too.
+          loss_on='all',  # S: the loss includes prompts.
           algorithm=sft.Config(num_micro_batches=4),
           optimizer=optim.OptimizerConfig(
               name='adamw', learning_rate=3e-6, schedule='cosine', eps=1e-5,  # S.
@@ -114,7 +114,7 @@ def demo_task(max_response_tokens: int = 48) -> reward_config.PreferencesTask:
 
 
 def demo_fine_tuning() -> config_lib.SftSettings:
-  """How the policy of the demos is made where none is loaded."""
+  """Fine-tuning that makes the policy of the demos if none is loaded."""
   return config_lib.SftSettings(
       steps=30, batch_size=8, save_every=15, algorithm=sft.Config(head_chunk=0),
       optimizer=optim.OptimizerConfig(

@@ -6,31 +6,32 @@
       --config.reward_init_from=runs/reward_model_demo/params
 
 is the demo: a decoder of 1.3M parameters is fine-tuned on both sides of real conversations. Frozen,
-it is the reference, and plays the user; its last block, norm and head are trained as the policy,
+it is the reference and plays the user; its last block, norm and head are trained as the policy,
 within two minutes on two CPU cores.
 
-The user may also be another model in the same tokens, --config.user.kind=model
---config.user.init_from=DIR, or one behind a server, --config.user.kind=endpoint
+The user may also be another model with the same tokenizer, --config.user.kind=model
+--config.user.init_from=DIR, or one on a server, --config.user.kind=endpoint
 --config.user.url=http://HOST:PORT/v1 --config.user.model=NAME; either may be asked to give its
-reasons first, and its message behind a mark (--config.user.mark=Question:).
+reasons first, and its message after a mark (--config.user.mark=Question:).
 
-Setting `:ultrainteract` carries the hyperparameters of setting one (Gao et al., 2024, arXiv
+Variant `:ultrainteract` uses the hyperparameters of setting one (Gao et al., 2024, arXiv
 2410.04612; ZhaolinGao/REFUEL: D = the command in its documentation; in setting_one/, G =
 generate.py, F = tokenize_mask.py, R = refuel.py). It needs accelerators and has not been run here.
 DIR holds train.jsonl, as JSON lines, of openbmb/UltraInteract_pair. Policy:
-Meta-Llama-3-8B-Instruct. User: Llama-3.1-70B-Instruct. The published reward model, ArmoRM, is of a
-class of its own and is refused by name: another one changes the scale that η = 1000 was made for.
+Meta-Llama-3-8B-Instruct. User: Llama-3.1-70B-Instruct. The published reward model, ArmoRM, has a
+model class of its own and is rejected by name: another one changes the scale that η = 1000 suits.
 
-A run is one of the paper's two iterations. The second one starts from what the first one left:
+A run is one of the paper's two iterations. The second one starts from the result of the first:
 
   ... --config.policy_init_from=runs/refuel_one_ultrainteract/trained --workdir=ANOTHER
 
 Departures: the released code generates all 64,000 pairs from the policy at the start of the
-iteration; here they come in ten batches, each from the policy as it is, so that there is something
-to resume from and less to keep in memory. (--config.steps=1 --config.batch_size=64000
---config.algorithm.num_minibatches=500 is the released order.) A dialogue is not continued behind
-the turn at which it is judged: its length up to there is what the filter looks at. Rows with the
-same user's turns count once (there: the same whole trajectory). The user's wording is ours.
+iteration; here they come in ten batches, each from the current policy, so that a run can resume and
+needs less memory. (--config.steps=1 --config.batch_size=64000
+--config.algorithm.num_minibatches=500 is the released order.) A dialogue is not continued after the
+turn at which it is judged: the filter looks at its length up to there. Of rows with the same user
+turns one is used (released: of rows with the same whole trajectory). The wording of the user's
+instruction is ours.
 """
 
 from experiments.configs import refuel_two

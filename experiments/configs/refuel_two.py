@@ -4,26 +4,26 @@
   python -m experiments.refuel --config.data_dir=DIR_OF_dpo_en_demo.json \\
       --config.reward_init_from=runs/reward_model_demo/params
 
-is the demo, on those conversations of the file in which the user speaks more than once: of a
-decoder of 1.3M parameters, fine-tuned first, the last block, norm and head are trained, within two
-minutes on two CPU cores. With --config.policy_init_from=DIR it starts from that policy, and can
-talk about questions that nobody has replied to, such as MT-bench's:
+is the demo, on the conversations of the file with more than one user turn: a decoder of 1.3M
+parameters is fine-tuned, then its last block, norm and head are trained, within two minutes on two
+CPU cores. With --config.policy_init_from=DIR it starts from that policy, and can use questions
+without replies, such as MT-bench's:
 
   ... --config.policy_init_from=DIR --config.data_dir=DIR_OF_question.jsonl \\
       --config.task.files=question.jsonl --config.task.key=turns
 
-Settings `:hh` and `:ultrainteract` carry the hyperparameters of setting two (Gao et al., 2024,
-arXiv 2410.04612; ZhaolinGao/REFUEL: D = the command in its documentation, which is what the paper
+Variants `:hh` and `:ultrainteract` use the hyperparameters of setting two (Gao et al., 2024, arXiv
+2410.04612; ZhaolinGao/REFUEL: D = the command in its documentation, which is what the paper
 reports, H = setting_two/anthropic_hh/, U = setting_two/ultrainteract/). They need accelerators and
 have not been run here. DIR holds train.jsonl and test.jsonl, as JSON lines, of
-trl-internal-testing/hh-rlhf-trl-style, or train.jsonl of openbmb/UltraInteract_pair; or of
-what the released scripts made of them (GitBag/REFUEL-*), whose rows still have the conversation.
+trl-internal-testing/hh-rlhf-trl-style, or train.jsonl of openbmb/UltraInteract_pair; or the
+released scripts' output for them (GitBag/REFUEL-*), whose rows still have the conversation.
 Policy: Meta-Llama-3-8B-Instruct. Reward model: sfairXC/FsfairX-LLaMA3-RM-v0.1, which loads.
 
-Departures: a reply that did not stop stays as it was sampled (there a stop token is written over
-its last one); the reward model sees the start token (there it is masked); the learning rate falls
-with each optimizer step, not with each batch. Of a data set the rows with the same user's turns
-count once, in H too. Scores by method are in none of the sources that we could confirm.
+Departures: a reply that did not stop stays as it was sampled (the released code overwrites its last
+token with a stop token); the reward model sees the start token (the released code masks it); the
+learning rate decays per optimizer step, not per batch. Of rows with the same user turns one is
+used, in H too. No source that we could confirm has scores by method.
 """
 
 import dataclasses
@@ -106,11 +106,11 @@ def demo_task(**options) -> refuel_dialogues.DialoguesTask:
 
 
 def demo(**options) -> refuel_config.Refuel:
-  """What the demos of both settings have in common."""
+  """Common part of the demos of settings one and two."""
   return refuel_config.Refuel(
       model=dataclasses.replace(
           rebel_tldr.demo_model(tie_embeddings=False), max_length=320),
-      # Users are learned too: in setting one the model speaks as one.
+      # User turns are trained on too: in setting one the model plays the user.
       sft=dataclasses.replace(rebel_tldr.demo_fine_tuning(), loss_on='all'),
       train_last_layers=1,
       optimizer=optim.OptimizerConfig(

@@ -1,11 +1,11 @@
-"""A reward model on 300 chat preferences, from scratch: what the demos of REBEL are scored by.
+"""A reward model on 300 chat preferences, from scratch: the scorer of REBEL's demos.
 
   python -m experiments.reward_model --config.data_dir=DIR_OF_dpo_en_demo.json
 
-Not a table of the paper. A decoder of 0.8M parameters reads the real pairs with the real Qwen2
-tokenizer (from DIR/../tokenizers/qwen2, reduced to 4,096 ids) in its ChatML form. From a few dozen
-pairs such a model learns little that holds on others: what is shown is the pipeline. With
---config.policy_init_from=DIR it starts from a policy instead, in that policy's tokens.
+This is not a table of the paper. A decoder of 0.8M parameters reads the real pairs with the real
+Qwen2 tokenizer (from DIR/../tokenizers/qwen2, reduced to 4,096 ids) in its ChatML form. From a few
+dozen pairs such a model learns little that generalises: the demo shows the pipeline. With
+--config.policy_init_from=DIR it starts from a policy instead, with that policy's tokenizer.
 
 Cost: about two minutes on two CPU cores.
 """

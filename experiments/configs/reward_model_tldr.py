@@ -3,14 +3,14 @@
   python -m experiments.reward_model --config=experiments/configs/reward_model_tldr.py \\
       --config.data_dir=DIR --config.policy_init_from=SFT_CHECKPOINT
 
-Addresses: R = src/tldr/rm.py, S = src/tldr/sft.py of ZhaolinGao/REBEL (Gao et al., 2024, arXiv
+Sources: R = src/tldr/rm.py, S = src/tldr/sft.py of ZhaolinGao/REBEL (Gao et al., 2024, arXiv
 2404.16767). DIR holds, as JSON lines,
   train.jsonl, validation.jsonl  of vwxyzjn/summarize_from_feedback_oai_preprocessing_1706381144
   references.jsonl               of cleanrl/summarize_from_feedback_tldr_3_filtered_oai_
                                  preprocessing_1704563162 (its validation split)
-whose rows carry Pythia's token ids: [PAD] is an id that the tokenizer has not, and is taken off.
-The policy is a Pythia that was fine-tuned on the references (rebel_tldr.py says how). It needs an
-accelerator, and has not been run here. Which references are centred on is our choice: the released
+whose rows contain Pythia's token ids: [PAD] is an id that the tokenizer lacks, and is removed. The
+policy is a Pythia fine-tuned on the references (see rebel_tldr.py). The config needs an
+accelerator, and has not been run here. The choice of references for centring is ours: the released
 script's split is not confirmed.
 """
 
@@ -36,13 +36,13 @@ def get_config() -> reward_model_config.RewardModel:
       algorithm=reward_model.Config(num_micro_batches=4),  # Ours: memory only.
       optimizer=optim.OptimizerConfig(
           name='adamw', learning_rate=3e-6, schedule='cosine', warmup_steps=0, eps=1e-5,  # R, S.
-          weight_decay=0.01,  # The default of torch's AdamW; for R unconfirmed.
+          weight_decay=0.01,  # The default of torch's AdamW; unconfirmed for R.
           max_grad_norm=0.0,  # R: no clipping.
       ),
       steps=0,  # R: one epoch.
       batch_size=64,  # R.
       evaluation_batch_size=64,
-      centre=True,  # R: the mean score of reference summaries is taken off.
+      centre=True,  # R: the mean score of reference summaries is subtracted.
       centring_file='references.jsonl', centring_schema='tldr',
       eval_every=200,
       save_every=200,

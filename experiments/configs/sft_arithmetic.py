@@ -1,4 +1,4 @@
-"""Supervised fine-tuning on addition with forgotten carries: the reference of the main job.
+"""Supervised fine-tuning on addition with forgotten carries: the main job's reference.
 
 Cost: about a minute on two CPU cores. Command: python -m experiments.sft [--config.seed=N]
 """

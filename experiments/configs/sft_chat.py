@@ -1,19 +1,19 @@
-"""Supervised fine-tuning on conversations, with the loss on what the assistant said.
+"""Supervised fine-tuning on conversations, with the loss on the assistant's messages.
 
   python -m experiments.sft --config=experiments/configs/sft_chat.py --config.data_dir=DIR
 
-learns alpaca_en_demo.json in DIR with the real Qwen2 tokenizer (from DIR/../tokenizers/qwen2,
-reduced to 4,096 ids) in its ChatML form, with a decoder of about 1.3 million parameters that
-starts from scratch, in a few minutes on two CPU cores. Such a model learns what English looks
-like, not how to answer; what is measured is the loss on 100 held-out conversations.
+trains on DIR/alpaca_en_demo.json in ChatML format, with the real Qwen2 tokenizer (from
+DIR/../tokenizers/qwen2, reduced to 4,096 ids), in a few minutes on two CPU cores. The decoder has
+about 1.3 million parameters and starts from scratch. Such a model learns what English looks like,
+not how to answer. The metric is the loss on 100 held-out conversations.
 
-Setting `:pretrained` fine-tunes a Hugging Face checkpoint in its own chat template:
+The variant `:pretrained` fine-tunes a Hugging Face checkpoint with its own chat template:
 
   ... --config=experiments/configs/sft_chat.py:pretrained --config.data_dir=DIR \\
       --config.policy_init_from=CHECKPOINT --config.task.files=a.json,b.jsonl \\
       --config.sft.mixture=a.json=3,b.jsonl=1
 
-Its hyperparameters are ours, usual ones that were not tuned. It needs an accelerator.
+Its hyperparameters are our own typical, untuned choices. It needs an accelerator.
 """
 
 from jaxrl_llm.algorithms import sft

@@ -3,11 +3,11 @@
   python -m experiments.sft --config=experiments/configs/sft_gsm8k.py \\
       --config.data_dir=DIR_OF_TRAIN_AND_TEST_JSONL
 
-is the first stage of `a_star_po_gsm8k` alone: a decoder of about a million parameters from
-scratch, in a few minutes on two CPU cores. What it writes (WORKDIR/params) is what that run
-starts from with --config.policy_init_from. Setting `:pretrained` fine-tunes a Hugging Face
-checkpoint (--config.policy_init_from=CHECKPOINT) with its own tokenizer on packed rows; its
-hyperparameters are ours, usual ones that were not tuned, and it needs an accelerator.
+runs the first stage of `a_star_po_gsm8k` alone: a decoder of about a million parameters from
+scratch, in a few minutes on two CPU cores. That run can start from the output (WORKDIR/params)
+with --config.policy_init_from. The variant `:pretrained` fine-tunes a Hugging Face checkpoint
+(--config.policy_init_from=CHECKPOINT) with its own tokenizer on packed rows. Its hyperparameters
+are our own typical, untuned choices, and it needs an accelerator.
 """
 
 from experiments.configs import a_star_po_gsm8k
@@ -41,7 +41,7 @@ def _pretrained() -> config_lib.Experiment:
           compute_dtype='bfloat16', remat='full', scan_unroll=1
       ),
       sft=config_lib.SftSettings(
-          # 7,473 problems of about 200 tokens: near two epochs.
+          # 7,473 problems of about 200 tokens: nearly two epochs.
           steps=200, batch_size=16, packed_length=1_024, save_every=50,
           algorithm=sft.Config(num_micro_batches=4),
           optimizer=optim.OptimizerConfig(

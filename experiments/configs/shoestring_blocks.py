@@ -1,7 +1,7 @@
 """Shoestring on a generated graph: for machines without the citation data.
 
-Not a table of the paper: a stochastic block model of 600 nodes in four classes, on which the
-binary shows in a minute what it does. The numbers say nothing about citation graphs.
+This is not a table of the paper. It is a stochastic block model of 600 nodes in four classes, on
+which the program runs in a minute. The numbers say nothing about citation graphs.
 
 Cost: about a minute on two CPU cores.
 Command: python -m experiments.shoestring

@@ -1,7 +1,7 @@
-"""Shoestring on CiteSeer: LP, GCN, IGCN and GLP, 1 to 20 labels a class, 20 splits.
+"""Shoestring on CiteSeer: LP, GCN, IGCN and GLP, 1 to 20 labels per class, 20 splits.
 
-Backbones and heads as in shoestring_cora.py; 15 of its nodes have no label, and are neither
-trained nor tested on.
+Backbones and heads are those of shoestring_cora.py. 15 nodes have no label, and are used neither
+for training nor for testing.
 
 Cost: about twice that of Cora.
 Command: python -m experiments.shoestring --config=experiments/configs/shoestring_citeseer.py \

@@ -1,12 +1,12 @@
-r"""Converts parameters: a Hugging Face checkpoint to a folder of this project's, or back.
+r"""Converts a Hugging Face checkpoint to a parameter directory of this project, or back.
 
     python -m experiments.convert --from=HUGGING_FACE_DIR --to=DIR
     python -m experiments.convert --from=WORKDIR/trained --to=DIR --model_type=qwen2 \
         --tokenizer=DIR_OF_THE_TOKENIZER
 
-What --from is is found out, --format says what is written (by default the other one). A folder
-of this project's that came from a checkpoint remembers its family, its config.json and where its
-tokenizer lies; otherwise --model_type and --tokenizer say so. All of --to is written or nothing.
+The format of --from is detected; --format sets the output format (by default the other one). A
+directory of this project that came from a checkpoint records its family, its config.json and the
+path of its tokenizer; otherwise pass --model_type and --tokenizer. The write to --to is atomic.
 """
 
 import dataclasses
@@ -42,12 +42,13 @@ def define_flags(values: flags.FlagValues) -> None:
 
 
 def main(values: flags.FlagValues) -> None:
-  """Converts what the flags name."""
+  """Converts the parameters given by the flags."""
   directory, target = values['from'].value, pathlib.Path(values.to)
   if not directory or not values.to:
     raise UsageError('--from=DIR and --to=DIR are required')
   if target.exists() and (not target.is_dir() or any(target.iterdir())):
     raise UsageError(f'--to must be a new or an empty folder, got {values.to!r}')
+
   source = conversion.read(directory, field='--from', tokenizer_named=bool(values.tokenizer))
   written = values.format or ('orbax' if source.origin.checkpoint else 'hugging_face')
   dtype = values.dtype or source.model.param_dtype
@@ -58,9 +59,11 @@ def main(values: flags.FlagValues) -> None:
         f'{directory} does not say which family it is: --model_type must be one of '
         f'{", ".join(known)}'
     )
+
   tokenizer_dir, tokenizer = conversion.find_tokenizer(source, values.tokenizer)
   print(f'reading {directory} ...', flush=True)
   params = conversion.load(source)
+
   if written == 'hugging_face':
     beside = export_tokenizer(source, tokenizer_dir, tokenizer, model_type=model_type)
     huggingface.save(
@@ -77,19 +80,21 @@ def main(values: flags.FlagValues) -> None:
     if tokenizer:
       metadata |= {
           'tokenizer': tokenizer.fingerprint, **checkpoint_sources.about_tokenizer(tokenizer)}
+
     if source.hugging_face:
       kept = {'model_type': model_type}
       if tokenizer_dir:
         kept['directory'] = str(pathlib.Path(tokenizer_dir).absolute())
       metadata['hugging_face'] = source.hugging_face | kept
     checkpoints.save_params(target, params, metadata)
+
   print(f'{directory} -> {target}: {written}, {source.role}, {dtype}')
 
 
 def export_tokenizer(
     source: conversion.Source, directory: str, tokenizer: Tokenizer | None, *, model_type: str
 ) -> export.Export:
-  """What is written beside the parameters; without a tokenizer at least what ends a response."""
+  """Exports the tokenizer's files and config fields, or without a tokenizer at least stop ids."""
   about = source.hugging_face
   fields = about.get('fields', {}) if about.get('model_type') == model_type else {}
   reduced = isinstance(tokenizer, tokenizers.CompactTokenizer)
@@ -104,7 +109,7 @@ def export_tokenizer(
 
 
 def whole_context(source: conversion.Source) -> configs.TransformerConfig:
-  """The model with the context of its checkpoint, where a run used less of rotary positions."""
+  """Restores the context length of the checkpoint if a run with RoPE used a shorter one."""
   known = source.hugging_face.get('fields', {}).get('max_position_embeddings')
   if source.model.positions != 'rope' or known is None:
     return source.model

@@ -1,13 +1,13 @@
-"""What one whole iteration costs: bytes and flops of each algorithm at published sizes, no device.
+"""Computes bytes and flops of one iteration of each algorithm at published sizes, without a device.
 
   python -m experiments.cost [--sizes=qwen2.5_1.5b,...] [--algorithms=grpo,...] [--out=DIR]
 
 Parameters and optimizer come from the abstract shapes of the real init functions, temporaries from
-compiling the real train steps for fake CPU devices, flops from the formulas of cost_model.py, which
-are compared with the traced train step of every algorithm and size (and with XLA's own count of
-small programs in the tests). Nothing is allocated or run. Writes DIR/cost.json (every number),
-cost.md (tables beside the published columns, and what holds), cost.csv and cost.png. DIR is
-results/cost where everything is computed, else runs/cost. About five minutes of one core.
+compiling the real train steps for fake CPU devices, and flops from the formulas in model.py. These
+are checked against the traced train step of every algorithm and size (and in the tests against
+XLA's own count of small programs). Nothing is allocated or run. The outputs are DIR/cost.json (all
+numbers), cost.md (tables next to the published columns, and a verdict), cost.csv and cost.png. DIR
+is results/cost if everything is computed, else runs/cost. Cost: about five minutes on one core.
 """
 
 import difflib
@@ -28,7 +28,7 @@ from jaxrl_llm.runs import command_line, launch, processor
 from jaxrl_llm.training import loop, metrics, optim
 
 _DEFAULT_CONFIG = 'experiments/configs/cost.py'
-_TOLERANCE = 0.02  # Of a formula against the traced train step.
+_TOLERANCE = 0.02  # Between a formula and the traced train step.
 
 
 def define_flags(values: flags.FlagValues) -> None:
@@ -50,11 +50,13 @@ def main(values: flags.FlagValues) -> None:
   sizes = _chosen('sizes', values.sizes, study.models)
   algorithms = _chosen('algorithms', values.algorithms, study.recipes)
   study.validate()
+
   whole = not (values.config or values.sizes or values.algorithms)
   folder = pathlib.Path(
       values.out or launch.REPOSITORY / ('results' if whole else 'runs') / 'cost')
   if folder.exists() and not folder.is_dir():
     raise ValueError(f'out must be a folder, got the file {folder} (--out)')
+
   _use_fake_devices(study.workload.devices)
   numbers = measure(study, sizes, algorithms)
   numbers = {
@@ -65,6 +67,7 @@ def main(values: flags.FlagValues) -> None:
          for name in ('jax', 'jaxlib', 'flax', 'optax')},
       'wall_seconds': round(time.monotonic() - start, 1),
   }
+
   folder.mkdir(parents=True, exist_ok=True)
   text = cost_report.markdown(study, numbers)
   metrics.write_json_atomic(folder / 'cost.json', numbers)
@@ -75,15 +78,16 @@ def main(values: flags.FlagValues) -> None:
 
 
 def measure(study: cost_model.Study, sizes: list[str], algorithms: list[str]) -> dict[str, Any]:
-  """Everything that is counted, flat: '<size>/<algorithm>/<quantity>'.
+  """Returns all counts, flat: '<size>/<algorithm>/<quantity>'.
 
   Raises:
-    ValueError: a formula does not say what a train step computes.
+    ValueError: a formula does not match the computation of a train step.
   """
   workload = study.workload
   optimizer = optim.make_optimizer(optim.OptimizerConfig(weight_decay=1e-2))
   numbers: dict[str, Any] = {f'workload/{name}': n for name, n in vars(workload).items()}
   numbers |= {f'layout/{name}': layout.title for name, layout in study.layouts.items()}
+
   with loop.progress(len(sizes) * len(algorithms) * len(study.layouts), 'compiling') as bar:
     for size in sizes:
       for name in algorithms:
@@ -103,11 +107,12 @@ def measure(study: cost_model.Study, sizes: list[str], algorithms: list[str]) ->
 def _count(
     study: cost_model.Study, name: str, size: str, optimizer: Any
 ) -> dict[str, float]:
-  """What needs no compiler: bytes that stay, the KV cache, flops."""
+  """Computes the numbers that need no compiler: resident bytes, the KV cache, flops."""
   recipe, model, workload = study.recipes[name], study.models[size], study.workload
   model = next(iter(study.layouts.values())).apply_to(model)
   state = cost_programs.abstract_state(
       recipe, model, cost_programs.make(recipe, model, optimizer))
+
   rows = workload.prompts * recipe.samples
   flops = cost_model.iteration(model, recipe, workload)
   formula = (flops['old'] + flops['critic'] + flops['update']) * (
@@ -117,6 +122,7 @@ def _count(
     raise ValueError(
         f'the train step of {name} holds {traced:.3e} operations, and by formula {formula:.3e}: '
         'experiments/configs/cost.py does not say what it computes')
+
   return {
       'samples_per_prompt': recipe.samples,
       'parameters': sum(leaf.size for leaf in jax.tree.leaves(state.params['policy'])),
@@ -128,7 +134,7 @@ def _count(
 
 
 def _chosen(flag: str, names: list[str], known: dict[str, Any]) -> list[str]:
-  """The names in the study's order; all of them where none is given."""
+  """Returns the given names in the study's order, or all names if none is given."""
   for name in names:
     if name not in known:
       close = difflib.get_close_matches(name, known, 1)
@@ -138,11 +144,11 @@ def _chosen(flag: str, names: list[str], known: dict[str, Any]) -> list[str]:
 
 
 def _use_fake_devices(count: int) -> None:
-  """So many CPU devices, unless the backend is up already or the environment says how many."""
+  """Requests CPU devices, unless the backend is already up or the environment sets their number."""
   jax.config.update('jax_platforms', 'cpu')
   try:
     jax.config.update('jax_num_cpu_devices', count)
-  except RuntimeError:  # Both are jax's way to say that; `cost_programs.memory` counts them.
+  except RuntimeError:  # JAX raises it in both cases; `cost_programs.memory` counts devices.
     return
 
 

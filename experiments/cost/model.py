@@ -1,11 +1,11 @@
-"""What an iteration costs by formula: floating-point operations and the bytes of a KV cache.
+"""Cost of an iteration by formula: floating-point operations and KV-cache bytes.
 
-Counted are matrix products, two operations for a multiplication with its addition. Everything
-else (norms, softmax, the optimizer, noise) is below 2 % of it at any useful width, which
-tests/experiments/cost_test.py holds against XLA's own count. Attention is counted as it is
-computed here: every query of a block with every slot, those that the mask hides included.
+Only matrix products are counted, two operations per multiply-add. Everything else (norms, softmax,
+the optimizer, noise) adds less than 2 % at any useful width; tests/experiments/cost/main_test.py
+checks this against XLA's own count. Attention is counted as computed here: every query of a block
+with every slot, including slots that the mask hides.
 
-Shapes: P prompts, K samples a prompt, B = P*K rows, L prompt slots, T response slots, D width,
+Shapes: P prompts, K samples per prompt, B = P*K rows, L prompt slots, T response slots, D width,
 V vocabulary.
 """
 
@@ -15,21 +15,21 @@ from typing import Any
 
 from jaxrl_llm.models import configs
 
-# The parts of an iteration, in the order in which they are computed.
+# Parts of an iteration, in order of computation.
 PARTS = ('sample', 'reference', 'old', 'critic', 'update')
 
 
 @dataclasses.dataclass
 class Workload:
-  """One iteration's size, and the devices that share it.
+  """Size of one iteration, and the number of devices that share it.
 
   Attributes:
-    prompts: P of an iteration.
-    minibatch_prompts: of an optimizer step.
+    prompts: P, prompts per iteration.
+    minibatch_prompts: prompts per optimizer step.
     prompt_tokens: L.
-    response_tokens: T; every response is taken to be as long as it may be.
-    stage1_epochs: epochs over which A*-PO's stage 1 is spread: each prompt comes once an epoch.
-    devices: over which parameters and rows are cut (mesh axis fsdp).
+    response_tokens: T; every response is assumed to have the maximum length.
+    stage1_epochs: epochs over which A*-PO's stage 1 is amortised; each epoch has each prompt once.
+    devices: devices that parameters and rows are sharded over (mesh axis fsdp).
   """
 
   prompts: int
@@ -54,12 +54,12 @@ class Workload:
 
 @dataclasses.dataclass
 class Layout:
-  """How much is computed at a time.
+  """Micro-batch size and rematerialisation.
 
   Attributes:
     title: one line for the table.
     remat: `TransformerConfig.remat` of the backward pass.
-    sequences: rows a device and micro-batch; 0 takes one prompt with all of its samples.
+    sequences: rows per device and micro-batch; 0 means one prompt with all its samples.
   """
 
   title: str
@@ -67,11 +67,11 @@ class Layout:
   sequences: int
 
   def apply_to(self, model: configs.TransformerConfig) -> configs.TransformerConfig:
-    """The model, rematerialised as the layout says."""
+    """Returns the model with the layout's rematerialisation."""
     return dataclasses.replace(model, remat=self.remat)
 
   def micro_batches(self, workload: Workload, samples: int) -> int:
-    """Micro-batches of one optimizer step.
+    """Returns the number of micro-batches in one optimizer step.
 
     Raises:
       ValueError: the samples of a prompt, or the prompts of a micro-batch, do not fit.
@@ -88,19 +88,19 @@ class Layout:
 
 @dataclasses.dataclass
 class Recipe:
-  """An algorithm, and what an iteration of it computes.
+  """An algorithm and the parts of its iteration.
 
   Attributes:
-    label: for tables.
-    module: of jaxrl_llm/algorithms.
-    options: fields of its Config that differ from the defaults; samples, micro-batches apart.
+    label: name in tables.
+    module: module in jaxrl_llm/algorithms.
+    options: fields of its Config that differ from the defaults, except samples and micro-batches.
     samples: K.
-    published: the method's name in the rows of `tables.reference`; '' if it has none there.
-    reference: whether π_ref scores the samples.
-    old: whether π_t scores them before the first step.
-    critic: whether there is a value function; it scores them before the first step too.
-    aux: names of the arrays [P] that its batch needs besides.
-    stage1_samples: N of each prompt, drawn once from π_ref.
+    published: the method's name in the rows of `tables.reference`; '' if it is not there.
+    reference: True if π_ref scores the samples.
+    old: True if π_t scores the samples before the first step.
+    critic: True if there is a value function, which also scores them before the first step.
+    aux: names of the additional arrays [P] in its batch.
+    stage1_samples: N per prompt, sampled once from π_ref.
   """
 
   label: str
@@ -115,24 +115,24 @@ class Recipe:
   stage1_samples: int = 0
 
   def config(self, num_micro_batches: int) -> Any:
-    """The algorithm's config."""
+    """Builds the algorithm's config."""
     options = {**self.options, 'num_micro_batches': num_micro_batches}
-    if not self.stage1_samples:  # Its own field of that name is N there.
+    if not self.stage1_samples:  # A*-PO's `samples_per_prompt` is N.
       options['samples_per_prompt'] = self.samples
     return self.module.Config(**options)
 
 
 @dataclasses.dataclass
 class Study:
-  """What the tool works on: see experiments/configs/cost.py.
+  """Config of the tool; see experiments/configs/cost.py.
 
   Attributes:
-    name: of the setting.
+    name: name of the study.
     models: networks by size; policy, reference and critic all have that shape.
-    workload: of an iteration.
-    layouts: by name; flops are those of the first one.
-    recipes: by algorithm.
-    note: where the numbers come from.
+    workload: size of an iteration.
+    layouts: layouts by name; flops use the first one.
+    recipes: recipes by algorithm name.
+    note: source of the numbers.
   """
 
   name: str
@@ -143,7 +143,7 @@ class Study:
   note: str
 
   def validate(self) -> None:
-    """Raises ValueError with one line unless every part is valid and they fit each other."""
+    """Raises ValueError with one line unless all parts are valid and consistent."""
     self.workload.validate()
     for model in self.models.values():
       check_model(model)
@@ -158,7 +158,7 @@ class Study:
 
 
 def check_model(model: configs.TransformerConfig) -> None:
-  """Raises ValueError where the formulas do not say what the model computes."""
+  """Raises ValueError if the formulas do not cover the model's computation."""
   model.validate()
   for name, allowed in (
       ('remat', ('none', 'full')), ('post_norms', (False,)), ('parallel_residual', (False,)),
@@ -171,26 +171,27 @@ def check_model(model: configs.TransformerConfig) -> None:
 def forward(
     model: configs.TransformerConfig, rows: int, tokens: int, *, slots: int | None = None
 ) -> int:
-  """The trunk, forwards: 2 x (weights of the blocks) a token, and attention.
+  """Operations of the trunk's forward pass: 2 x (block weights) per token, plus attention.
 
   Args:
-    model: the shape.
-    rows: sequences.
-    tokens: queries a row.
-    slots: keys a row; by default as many as queries. With a KV cache all of its slots.
+    model: the model's shape.
+    rows: number of sequences.
+    tokens: queries per row.
+    slots: keys per row; by default as many as queries. With a KV cache, all its slots.
 
   Returns:
-    Operations.
+    Number of operations.
   """
   attention, _ = _attention(model, rows, tokens, slots or tokens)
   return _dense(model, rows * tokens) + attention
 
 
 def forward_backward(model: configs.TransformerConfig, rows: int, tokens: int) -> int:
-  """The trunk, forwards and backwards: each product again for either factor's gradient.
+  """Operations of the trunk's forward and backward passes.
 
-  With more than one block of queries, attention is computed once more within the backward pass;
-  with remat='full' every block is too, except for its last projection, which no gradient needs.
+  The gradient of each product's two factors takes one product each. With more than one block of
+  queries, the backward pass recomputes attention. With remat='full' it also recomputes every block
+  except the last projection, which no gradient needs.
   """
   attention, blocks = _attention(model, rows, tokens, tokens)
   once = _dense(model, rows * tokens) + attention
@@ -204,21 +205,21 @@ def forward_backward(model: configs.TransformerConfig, rows: int, tokens: int) -
 
 
 def head(model: configs.TransformerConfig, positions: int) -> int:
-  """Logits of so many positions; with their gradient it is four times that.
+  """Operations of the logits at the given number of positions; four times that with gradients.
 
-  The chunked head computes a chunk's logits again, then two products for the gradients.
+  The chunked head recomputes a chunk's logits, then takes two products for the gradients.
   """
   return 2 * positions * model.width * model.vocab_size
 
 
 def score(model: configs.TransformerConfig, rows: int, workload: Workload) -> int:
-  """Log-probs of the responses of so many rows."""
+  """Operations of scoring the responses of the given number of rows."""
   slots = workload.prompt_tokens + workload.response_tokens
   return forward(model, rows, slots) + head(model, rows * workload.response_tokens)
 
 
 def train(model: configs.TransformerConfig, rows: int, workload: Workload) -> int:
-  """Log-probs of so many rows with their gradient."""
+  """Operations of the log-probs of the given number of rows, with their gradient."""
   slots = workload.prompt_tokens + workload.response_tokens
   return (forward_backward(model, rows, slots)
           + 4 * head(model, rows * workload.response_tokens))
@@ -227,7 +228,7 @@ def train(model: configs.TransformerConfig, rows: int, workload: Workload) -> in
 def sample(
     model: configs.TransformerConfig, prompts: int, samples: int, workload: Workload
 ) -> int:
-  """One prefill a prompt; then T - 1 tokens a row, each attending to all slots of the cache."""
+  """Operations of sampling: one prefill per prompt, then T - 1 steps per row on the full cache."""
   rows, slots = prompts * samples, cache_slots(workload)
   prefill = forward(model, prompts, workload.prompt_tokens) + head(model, prompts)
   step = forward(model, rows, 1, slots=slots) + head(model, rows)
@@ -237,21 +238,22 @@ def sample(
 def iteration(
     model: configs.TransformerConfig, recipe: Recipe, workload: Workload
 ) -> dict[str, float]:
-  """Operations of one whole iteration, by part, and of A*-PO's stage 1.
+  """Operations of one whole iteration by part, and of A*-PO's stage 1.
 
   Args:
-    model: the shape of policy, reference and critic.
-    recipe: which parts there are.
+    model: shape of policy, reference and critic.
+    recipe: the algorithm and its parts.
     workload: P, L and T.
 
   Returns:
-    `PARTS`, 'total' of them, and 'stage1': its share of an iteration, not in the total. The
-    critic's part holds all that it computes, its gradient included.
+    `PARTS`, their 'total', and 'stage1': its share of an iteration, not in the total. The critic's
+    part includes all its computation, gradients too.
   """
   rows = workload.prompts * recipe.samples
   slots = workload.prompt_tokens + workload.response_tokens
   one_score = score(model, rows, workload)
-  # The critic's head of one row; its gradient needs no logits again.
+
+  # The critic's head has one row, and its gradient recomputes nothing.
   value_head = 2 * rows * workload.response_tokens * model.width
   parts = {
       'sample': sample(model, workload.prompts, recipe.samples, workload),
@@ -261,6 +263,7 @@ def iteration(
           forward(model, rows, slots) + forward_backward(model, rows, slots) + 4 * value_head),
       'update': train(model, rows, workload),
   }
+
   stage1 = 0.0
   if recipe.stage1_samples:
     drawn = sample(model, workload.prompts, recipe.stage1_samples, workload)
@@ -269,19 +272,19 @@ def iteration(
 
 
 def cache_slots(workload: Workload) -> int:
-  """Slots of a row's KV cache: the last token is chosen, and never read."""
+  """Slots of a row's KV cache: the last token is sampled but never read."""
   return workload.prompt_tokens + workload.response_tokens - 1
 
 
 def cache_bytes(model: configs.TransformerConfig, rows: int, workload: Workload) -> int:
-  """The KV cache of so many rows that are decoded at once."""
+  """Bytes of the KV cache of rows that are decoded at once."""
   itemsize = {'bfloat16': 2, 'float32': 4}[model.compute_dtype]
   a_slot = 2 * model.num_layers * model.num_kv_heads * model.head_dim * itemsize
   return rows * cache_slots(workload) * a_slot
 
 
 def _dense(model: configs.TransformerConfig, tokens: int) -> int:
-  """Projections of all blocks."""
+  """Operations of the projections of all blocks."""
   heads = 2 * model.num_heads + 2 * model.num_kv_heads  # Query and output; key and value.
   mlp = (3 if model.activation in configs.GATED else 2) * model.mlp_width
   return 2 * tokens * model.num_layers * model.width * (heads * model.head_dim + mlp)
@@ -290,8 +293,8 @@ def _dense(model: configs.TransformerConfig, tokens: int) -> int:
 def _attention(
     model: configs.TransformerConfig, rows: int, queries: int, slots: int
 ) -> tuple[int, int]:
-  """(scores and their product with the values in all blocks, blocks of queries)."""
+  """Returns (operations of scores and weighted values in all blocks, number of query blocks)."""
   blocks = math.ceil(queries / model.attention_block)
   if blocks > 1:
-    queries = blocks * model.attention_block  # The last block is filled up.
+    queries = blocks * model.attention_block  # The last block is padded.
   return 4 * rows * model.num_layers * model.num_heads * model.head_dim * queries * slots, blocks

@@ -1,7 +1,7 @@
-"""What an iteration costs by the compiler: bytes of the real train steps, of shapes alone.
+"""Cost of an iteration by the compiler: bytes of the real train steps, from shapes alone.
 
-Nothing is allocated. Programs are compiled for fake CPU devices, so their bytes are those of the
-CPU's compiler (bfloat16 products are widened there): compare them with each other only.
+Nothing is allocated. Programs are compiled for fake CPU devices, so the bytes are the CPU
+compiler's, which widens bfloat16 products: compare them only with each other.
 """
 
 import math
@@ -19,8 +19,8 @@ from jaxrl_llm.training import rng
 from jaxrl_llm.training import step as step_lib
 from jaxrl_llm.types import Algorithm, Batch, Rollouts, TrainState
 
-# Machine code is never run, and not optimised. Buffers have been assigned before it is made: their
-# bytes are the same, in a quarter of the time.
+# The machine code is never run, so it is not optimised. Buffers are assigned before code
+# generation: their bytes are the same, in a quarter of the time.
 _COMPILER_OPTIONS = {
     'xla_backend_optimization_level': 0, 'xla_llvm_disable_expensive_passes': True,
 }
@@ -33,7 +33,7 @@ def make(
     *,
     num_micro_batches: int = 1,
 ) -> Algorithm:
-  """The algorithm of a recipe, on networks of this shape."""
+  """Makes the algorithm of a recipe on networks of the given shape."""
   networks = (policy.make(model), value.make(model)) if recipe.critic else (policy.make(model),)
   return recipe.module.make(recipe.config(num_micro_batches), *networks, optimizer)
 
@@ -41,7 +41,7 @@ def make(
 def abstract_state(
     recipe: cost_model.Recipe, model: configs.TransformerConfig, algorithm: Algorithm
 ) -> TrainState:
-  """Shapes of the state that the real init functions make."""
+  """Shapes of the state from the real init functions."""
   key = rng.base_key(0)
   params = {'policy': jax.eval_shape(policy.make(model).init, key)}
   if recipe.critic:
@@ -52,10 +52,11 @@ def abstract_state(
 def abstract_batch(
     recipe: cost_model.Recipe, workload: cost_model.Workload, prompts: int
 ) -> Batch:
-  """Shapes of a batch of so many prompts."""
+  """Shapes of a batch with the given number of prompts."""
   samples, slots = recipe.samples, workload.response_tokens
   array = lambda *shape, dtype=jnp.float32: jax.ShapeDtypeStruct(shape, dtype)
   tokens = (prompts, samples, slots)
+
   rollouts = Rollouts(
       prompts=array(prompts, workload.prompt_tokens, dtype=jnp.int32),
       prompt_lengths=array(prompts, dtype=jnp.int32),
@@ -65,6 +66,7 @@ def abstract_batch(
       log_probs=array(*tokens),
       stop_reason=array(prompts, samples, dtype=jnp.int8),
   )
+
   return Batch(
       rollouts, array(prompts, samples), array(*tokens) if recipe.reference else None,
       {name: array(prompts) for name in recipe.aux}, array(prompts),
@@ -78,7 +80,7 @@ def num_bytes(tree: Any) -> int:
 
 
 def state_bytes(recipe: cost_model.Recipe, state: TrainState) -> dict[str, int]:
-  """Bytes that stay for the whole iteration, over all devices, by what they belong to.
+  """Bytes that stay for the whole iteration, summed over all devices, by owner.
 
   Returns:
     'policy' and 'critic' (parameters), 'optimizer' (of both), 'reference' (the policy's shape).
@@ -98,40 +100,44 @@ def memory(
     workload: cost_model.Workload,
     layout: cost_model.Layout,
 ) -> dict[str, int]:
-  """Compiles one optimizer step on a mini-batch; bytes a device.
+  """Compiles one optimizer step on a mini-batch and returns its bytes per device.
 
   Args:
     recipe: the algorithm.
-    model: the shape of its networks.
-    optimizer: of the state.
-    workload: sizes, and the devices.
+    model: shape of its networks.
+    optimizer: optimizer of the state.
+    workload: sizes and number of devices.
     layout: micro-batches and rematerialisation.
 
   Returns:
-    'arguments' (state and batch) and 'temporaries' (with what comes out and aliases nothing).
+    'arguments' (state and batch) and 'temporaries' (with outputs that alias no argument).
 
   Raises:
-    ValueError: there are fewer devices than the workload asks for.
+    ValueError: there are fewer devices than the workload needs.
   """
   devices = jax.devices()
   if len(devices) < workload.devices:
     raise ValueError(
         f'{workload.devices} devices are needed, got {len(devices)}: unset XLA_FLAGS, or set '
         f'XLA_FLAGS=--xla_force_host_platform_device_count={workload.devices}')
+
   model = layout.apply_to(model)
   algorithm = make(
       recipe, model, optimizer,
       num_micro_batches=layout.micro_batches(workload, recipe.samples))
   mesh = mesh_lib.make_mesh(1, -1, 1, devices=devices[: workload.devices])
+
   state = abstract_state(recipe, model, algorithm)
   shardings = rules.shardings(mesh, state)
   batch_sharding = mesh_lib.batch_sharding(mesh)
   train_step = step_lib.jit_train_step(
       algorithm.train_step, state_shardings=shardings, batch_shardings=batch_sharding)
   batch = abstract_batch(recipe, workload, workload.minibatch_prompts)
+
   with jax.set_mesh(mesh):
     compiled = train_step.lower(rules.abstract(state, shardings), batch).compile(
         compiler_options=_COMPILER_OPTIONS)
+
   analysis = compiled.memory_analysis()
   fresh = analysis.output_size_in_bytes - analysis.alias_size_in_bytes
   return {
@@ -141,16 +147,16 @@ def memory(
 
 
 def count_products(function: Any, *arguments: Any) -> int:
-  """Operations of all matrix products that a function contains, loops over layers multiplied out.
+  """Counts operations of all matrix products in a function, multiplying out loops over layers.
 
-  Unlike XLA's own count, which takes a loop's body once. Loops without a fixed length count once.
+  XLA's own count takes a loop's body only once. Here only loops without a fixed length count once.
 
   Args:
-    function: to be traced.
+    function: function to trace.
     *arguments: arrays or shapes.
 
   Returns:
-    Two operations for a multiplication with its addition.
+    Number of operations, two per multiply-add.
   """
   return _products(jax.make_jaxpr(function)(*arguments).jaxpr)
 
@@ -161,7 +167,7 @@ def traced_step(
     optimizer: optax.GradientTransformation,
     workload: cost_model.Workload,
 ) -> int:
-  """`count_products` of the real train step on a mini-batch."""
+  """Applies `count_products` to the real train step on a mini-batch."""
   algorithm = make(recipe, model, optimizer)
   return count_products(
       algorithm.train_step, abstract_state(recipe, model, algorithm),

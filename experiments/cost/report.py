@@ -1,4 +1,4 @@
-"""The cost study's tables, its figure, and what it says about the published columns."""
+"""Tables and figure of the cost study, and its verdict on the published columns."""
 
 import pathlib
 from collections.abc import Iterable, Mapping, Sequence
@@ -10,7 +10,7 @@ from jaxrl_llm.tables import reference
 from jaxrl_llm.training import files
 
 _GIGA, _PETA = 1e9, 1e15
-_OURS = 'a_star_po'  # What the others are compared with.
+_OURS = 'a_star_po'  # Baseline of the comparisons.
 _FLOPS = {
     'sample': 'sample', 'reference': 'reference', 'old': 'old policy', 'critic': 'critic',
     'update': 'update', 'stage1': 'stage 1, spread',
@@ -19,11 +19,11 @@ _COLOURS = ('#1b6ca8', '#8d6a9f', '#e0a458', '#d1495b', '#2e8b57', '#a9a9a9')
 
 
 class Costs:
-  """The flat numbers of a study, by size and algorithm.
+  """Flat numbers of a study, by size and algorithm.
 
   Attributes:
-    sizes: in the study's order.
-    algorithms: in the study's order.
+    sizes: model sizes, in the study's order.
+    algorithms: algorithm names, in the study's order.
   """
 
   def __init__(self, study: cost_model.Study, numbers: Mapping[str, Any]):
@@ -34,16 +34,16 @@ class Costs:
         name for name in study.recipes if all(measured(size, name) for size in self.sizes)]
 
   def __call__(self, size: str, name: str, quantity: str) -> float:
-    """One number."""
+    """Returns one number."""
     return self._numbers[f'{size}/{name}/{quantity}']
 
   def resident(self, size: str, name: str) -> float:
-    """Parameters and optimizer of all networks that are trained, bytes a device."""
+    """Parameters and optimizer of all trained networks, bytes per device."""
     parts = ('policy', 'critic', 'optimizer')
     return sum(self(size, name, f'bytes/{p}') for p in parts) / self._study.workload.devices
 
   def total(self, size: str, name: str, layout: str) -> float:
-    """All that is alive in an optimizer step, bytes a device."""
+    """All live memory in an optimizer step, bytes per device."""
     return self(size, name, f'bytes_per_device/{layout}/total')
 
   def flops(self, size: str, name: str, *, stage1: bool = False) -> float:
@@ -51,7 +51,7 @@ class Costs:
     return self(size, name, 'flops/total') + stage1 * self(size, name, 'flops/stage1')
 
   def published(self, size: str, name: str, column: str) -> float | None:
-    """The cell of the published table, None where there is none."""
+    """Cell of the published table, or None if there is none."""
     method = self._study.recipes[name].published
     row = f'Qwen2.5-{size.removeprefix("qwen2.5_").upper()}, {method}'
     for cell in reference.published('a_star_po'):
@@ -60,7 +60,7 @@ class Costs:
     return None
 
   def compared(self) -> list[tuple[str, str]]:
-    """(size, algorithm) of which a comparison with A*-PO was published."""
+    """Lists (size, algorithm) with a published comparison with A*-PO."""
     if _OURS not in self.algorithms:
       return []
     return [
@@ -68,25 +68,25 @@ class Costs:
         if name != _OURS and self.published(size, name, 'time') is not None]
 
   def saved(self, size: str, name: str, layout: str) -> float:
-    """How much less memory A*-PO's optimizer step takes; a fraction."""
+    """Fraction of memory that A*-PO's optimizer step saves."""
     return 1 - self.total(size, _OURS, layout) / self.total(size, name, layout)
 
   def published_saved(self, size: str, name: str) -> float:
-    """The same of the published peak memory."""
+    """Fraction of the published peak memory that A*-PO saves."""
     column = 'peak memory'
     return 1 - self.published(size, _OURS, column) / self.published(size, name, column)
 
   def time(self, size: str, name: str) -> float:
-    """A*-PO's published hours over the other's."""
+    """A*-PO's published hours over the other algorithm's."""
     return self.published(size, _OURS, 'time') / self.published(size, name, 'time')
 
   def work(self, size: str, name: str, *, stage1: bool) -> float:
-    """A*-PO's operations over the other's."""
+    """A*-PO's operations over the other algorithm's."""
     return self.flops(size, _OURS, stage1=stage1) / self.flops(size, name)
 
 
 def markdown(study: cost_model.Study, numbers: Mapping[str, Any]) -> str:
-  """All tables and what they say; ends in a newline."""
+  """Renders all tables and the verdict; ends in a newline."""
   costs, workload = Costs(study, numbers), study.workload
   lines = [
       '# Cost of one iteration', '',
@@ -107,6 +107,7 @@ def markdown(study: cost_model.Study, numbers: Mapping[str, Any]) -> str:
       'PFLOP = 1e15, matrix products only, with the first layout\'s rematerialisation. '
       f'{_deviation(costs)}',
   ]
+
   if costs.compared():
     lines += ['', '## Beside the published columns', '', _published_table(study, costs), '',
               'Memory: how much less A*-PO takes. Time: A*-PO over the other. Source of both: '
@@ -117,7 +118,7 @@ def markdown(study: cost_model.Study, numbers: Mapping[str, Any]) -> str:
 def flat_table(
     numbers: Mapping[str, Any], sizes: Sequence[str], algorithms: Sequence[str]
 ) -> tuple[list[str], Iterable[list[Any]]]:
-  """Header and rows of the CSV: one algorithm and size a row, every quantity a column."""
+  """Header and rows of the CSV: one row per size and algorithm, one column per quantity."""
   prefix = f'{sizes[0]}/{algorithms[0]}/'
   quantities = [name.removeprefix(prefix) for name in numbers if name.startswith(prefix)]
   rows = [
@@ -127,7 +128,7 @@ def flat_table(
 
 
 def figure(path: pathlib.Path, study: cost_model.Study, numbers: Mapping[str, Any]) -> None:
-  """Memory and operations of every algorithm over those of A*-PO, as stacked bars."""
+  """Plots memory and operations of every algorithm relative to A*-PO, as stacked bars."""
   import matplotlib
 
   matplotlib.use('Agg')
@@ -136,10 +137,12 @@ def figure(path: pathlib.Path, study: cost_model.Study, numbers: Mapping[str, An
   costs = Costs(study, numbers)
   base = _base(study, costs)[0]
   rows = [*study.layouts, 'flops']
+
   canvas, grid = plt.subplots(
       len(rows), len(costs.sizes), figsize=(1.2 + 3.6 * len(costs.sizes), 2.5 * len(rows)),
       squeeze=False, sharex=True, layout='constrained')
   labels = [study.recipes[name].label for name in costs.algorithms]
+
   for axes_row, row in zip(grid, rows):
     for axes, size in zip(axes_row, costs.sizes):
       whole = costs.flops(size, base) if row == 'flops' else costs.total(size, base, row)
@@ -149,6 +152,7 @@ def figure(path: pathlib.Path, study: cost_model.Study, numbers: Mapping[str, An
         axes.bar(labels, heights, bottom=bottom, color=colour, width=0.7, label=part)
         bottom = [b + h for b, h in zip(bottom, heights)]
       _published_marks(axes, study, costs, size, row)
+
       axes.grid(axis='y', alpha=0.25)
       axes.set_axisbelow(True)
       axes.spines[['top', 'right']].set_visible(False)
@@ -157,9 +161,11 @@ def figure(path: pathlib.Path, study: cost_model.Study, numbers: Mapping[str, An
       axes.set_xticks(range(len(labels)), labels, rotation=45, ha='right')
       if row == rows[0]:
         axes.set_title(size)
+
     title = 'operations' if row == 'flops' else f'memory, {row}'
     axes_row[0].set_ylabel(f'{title}\n(over {study.recipes[base].label})')
     axes_row[-1].legend(frameon=False, fontsize=7, loc='upper left', bbox_to_anchor=(1.0, 1.0))
+
   path.parent.mkdir(parents=True, exist_ok=True)
   with files.replacing(path) as temporary:
     canvas.savefig(temporary, dpi=150, format='png')
@@ -167,7 +173,7 @@ def figure(path: pathlib.Path, study: cost_model.Study, numbers: Mapping[str, An
 
 
 def _stack(study, costs, size, row) -> dict[str, list[float]]:
-  """What a bar is made of, for each algorithm."""
+  """Components of each algorithm's bar."""
   each = lambda fn: [fn(name) for name in costs.algorithms]
   if row == 'flops':
     return {title: each(lambda name, p=part: costs(size, name, f'flops/{p}'))
@@ -197,6 +203,7 @@ def _memory_table(study, costs) -> str:
   header = ['model', 'algorithm', 'samples', 'trained (GB)', 'reference (GB)', 'KV cache (GB)']
   for layout in study.layouts:
     header += [f'temporaries, {layout}', f'sum, {layout}']
+
   base, devices = _base(study, costs)[0], study.workload.devices
   rows = []
   for size in costs.sizes:
@@ -205,6 +212,7 @@ def _memory_table(study, costs) -> str:
           costs(size, name, f'bytes/{key}') / devices / _GIGA for key in ('reference', 'kv_cache')]
       row = [size, study.recipes[name].label, costs(size, name, 'samples_per_prompt'),
              *(_digits(value) for value in gigabytes)]
+
       for layout in study.layouts:
         for key in ('temporaries', 'total'):
           place = f'bytes_per_device/{layout}/{key}'
@@ -243,9 +251,10 @@ def _published_table(study, costs) -> str:
 
 
 def _verdict(study, costs) -> list[str]:
-  """One paragraph for each rival; every number is computed."""
+  """Writes one memory paragraph per rival and one on time; every number is computed."""
   rivals = list(dict.fromkeys(name for _, name in costs.compared()))
   sizes = list(dict.fromkeys(size for size, _ in costs.compared()))
+
   paragraphs = []
   for name in rivals:
     span = lambda fn, name=name: _span([fn(size, name) for size in sizes], percent=True)
@@ -257,9 +266,11 @@ def _verdict(study, costs) -> list[str]:
         f'**Memory against {study.recipes[name].label}.** Published: '
         f'{span(costs.published_saved)} less. Here: {layouts}. What is trained takes {trained} '
         f'times as much. {_reason(study, costs, name, sizes)}', '']
+
   ratios = lambda fn: '; '.join(
       f'{_span([fn(size, name) for size in sizes])} of {study.recipes[name].label}\'s'
       for name in rivals)
+
   paragraphs.append(
       f'**Time.** Published hours of A*-PO: {ratios(costs.time)}. Operations of an iteration, '
       f'stage 1 spread over {study.workload.stage1_epochs} epochs and counted: '
@@ -273,7 +284,7 @@ def _verdict(study, costs) -> list[str]:
 
 
 def _reason(study, costs, name, sizes) -> str:
-  """Where a difference in memory comes from, as far as the numbers show it."""
+  """Explains a difference in memory, as far as the numbers show it."""
   recipe = study.recipes[name]
   if recipe.critic:
     apart = []
@@ -283,6 +294,7 @@ def _reason(study, costs, name, sizes) -> str:
         ours = costs(size, _OURS, f'{place}/temporaries')
         theirs = costs.total(size, name, layout) - costs(size, name, f'{place}/temporaries')
         apart.append(1 - costs.total(size, _OURS, layout) / (theirs + ours))
+
     return (
         'That is the second network with its optimizer; and here one loss holds both networks, '
         'so that their activations are alive together. The released trainer updates them one '
@@ -290,12 +302,14 @@ def _reason(study, costs, name, sizes) -> str:
         f'network {_span(apart, percent=True)} would be left. The released A*-PO script also sets '
         '0.4 of the memory aside for the sampler (scripts/apo_math.sh, gpu_memory_utilization); '
         'if the baselines did (not confirmed), that alone draws the published figures together.')
+
   if recipe.samples == 2:
     return (
         'The networks are the same, and so are the temporaries of equally many sequences: what is '
         'saved is the second sequence of a pair, which has to share a micro-batch with the first. '
         'That is much where a micro-batch is as small as it can be and nothing is '
         'rematerialised, and next to nothing otherwise.')
+
   return (
       'The networks are the same, and so are the temporaries of equally many sequences. Here a '
       f'micro-batch holds all {recipe.samples} samples of a prompt; a loss that is a sum over '
@@ -305,7 +319,7 @@ def _reason(study, costs, name, sizes) -> str:
 
 
 def _group_sentence(study, costs, sizes) -> str:
-  """The number of samples at which operations would be as the published hours are."""
+  """States the number of samples at which operations would match the published hours."""
   for name in costs.algorithms:
     recipe = study.recipes[name]
     if recipe.samples > 2 and recipe.published:
@@ -326,7 +340,7 @@ def _with_samples(recipe, samples):
 
 
 def _base(study, costs) -> tuple[str, str]:
-  """(name, label) of the algorithm that others are divided by."""
+  """Returns (name, label) of the algorithm that the others are divided by."""
   name = _OURS if _OURS in costs.algorithms else costs.algorithms[0]
   return name, study.recipes[name].label
 
@@ -352,7 +366,7 @@ def _span(values: Sequence[float], *, percent: bool = False) -> str:
 
 
 def _percent(value: float) -> str:
-  return f'{round(100 * value, 1) + 0.0:.1f} %'  # Without a negative zero.
+  return f'{round(100 * value, 1) + 0.0:.1f} %'  # Avoids a negative zero.
 
 
 def _digits(value: float) -> str:

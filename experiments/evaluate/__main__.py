@@ -1,11 +1,11 @@
-"""Evaluates a policy on a task: pass@k, majority vote, greedy accuracy, length, truncation.
+"""Evaluates a policy on a task: pass@k, majority vote, greedy accuracy, length and truncation.
 
   python -m experiments.evaluate --config=experiments/configs/evaluate_gsm8k.py \\
       --config.policy_init_from=DIR --config.data_dir=DIR_OF_TRAIN_AND_TEST_JSONL
 
-Configs: evaluate_gsm8k, evaluate_math, evaluate_countdown, evaluate_jsonl. Every response stands
-in WORKDIR/responses.jsonl with its reward. Running the same command again resumes where it
-stopped, and ends with the same numbers.
+Configs: evaluate_gsm8k, evaluate_math, evaluate_countdown, evaluate_jsonl. Every response is
+written to WORKDIR/responses.jsonl with its reward. Running the same command again resumes where it
+stopped and gives the same numbers.
 """
 
 import contextlib
@@ -27,13 +27,13 @@ from jaxrl_llm.tasks import chat
 from jaxrl_llm.training import fingerprint, loop, metrics, rng
 from jaxrl_llm.types import Params, SampleFn, Task
 
-# One problem: 'id', 'prompt', 'answer', and under 'samples' and 'greedy' lists with one entry a
+# One problem: 'id', 'prompt' and 'answer'; under 'samples' and 'greedy', lists with one entry per
 # response: 'responses', 'rewards', 'lengths', 'truncated', and 'votes' (`majority`).
 Record = dict[str, Any]
 
 
 def main(run: launch.Run) -> None:
-  """Samples what is missing, then writes the table and results.json."""
+  """Samples the missing responses, then writes the table and results.json."""
   config: evaluate_config.EvaluatePolicy = run.config
   with setup.build(run) as parts:
     task = parts.task = _task(config, parts)
@@ -44,6 +44,7 @@ def main(run: launch.Run) -> None:
         f'{run.experiment}: {len(encoded)} problems of {task.name}{note}, policy '
         f'{parts.origin.describe()}; writing to {run.workdir}', flush=True,
     )
+
     params = parts.initial_params()
     provenance = metrics.plain({
         'task': task.name, 'tokenizer': tokenizers.full_fingerprint(task.tokenizer),
@@ -51,6 +52,7 @@ def main(run: launch.Run) -> None:
         'data': model_files.fingerprint(metrics.plain(encoded.examples)),
     })
     records = respond(run, parts, params, encoded, provenance)
+
   numbers = summarize(records)
   table = _table(numbers)
   metrics.write_text_atomic(run.table_path, table + '\n')
@@ -62,28 +64,31 @@ def main(run: launch.Run) -> None:
 
 
 def _task(config: evaluate_config.EvaluatePolicy, parts: setup.Components) -> Task:
-  """The task with its held-out problems alone, within the chat template."""
+  """Returns the task with only its held-out problems, in the chat template."""
   origin, tokenizer_dir = parts.origin, getattr(config.task, 'tokenizer_dir', None)
   if tokenizer_dir == '' and origin.checkpoint and not origin.tokenizer:
     raise ValueError(
         f'no tokenizer lies in {origin.directory} (config.policy_init_from): give '
         '--config.task.tokenizer_dir=DIR'
     )
+
   task = dataclasses.replace(parts.task, demonstrations=[], train=[])
   if config.chat_template == 'none':
     return task
+
   folder = tokenizer_dir or origin.tokenizer_dir
   if not folder:
     raise ValueError(
         f'config.chat_template={config.chat_template!r} needs the folder of the tokenizer, for '
         'its special tokens: --config.task.tokenizer_dir=DIR, where the task has one'
     )
+
   template = chat.load_template(config.chat_template, folder)
   return chat.with_template(task, template, system=config.system)
 
 
 def _trimmed(encoded: batching.EncodedExamples) -> batching.EncodedExamples:
-  """Without columns that are padding in every row: limits are wide, most prompts short."""
+  """Drops columns that are padding in every row: limits are wide, most prompts short."""
   width = -(-int(encoded.prompt_lengths.max()) // 16) * 16
   return dataclasses.replace(encoded, prompts=encoded.prompts[:, -width:])
 
@@ -95,26 +100,27 @@ def respond(
     encoded: batching.EncodedExamples,
     provenance: Mapping[str, Any],
 ) -> list[Record]:
-  """Samples the responses that WORKDIR/responses.jsonl does not hold yet.
+  """Samples the responses that are not yet in WORKDIR/responses.jsonl.
 
   Args:
-    run: gives the workdir and the settings.
+    run: gives the workdir and the config.
     parts: task, policy and mesh.
-    params: of the policy.
+    params: parameters of the policy.
     encoded: the problems.
-    provenance: what the responses depend on besides the config; the file's first line.
+    provenance: everything the responses depend on in addition to the config; the file's first line.
 
   Returns:
     The records of all problems, in order.
 
   Raises:
     ValueError: the workdir holds responses of something else.
-    SystemExit: Ctrl-C was pressed; what was sampled is kept.
+    SystemExit: Ctrl-C was pressed; the responses so far are kept.
   """
   config = run.config
   batches = parts.prompt_batches(encoded, config.batch_size)
   samplers = _samplers(config, parts)
   voting = evaluate_config.voting(config.task)
+
   with contextlib.closing(metrics.JsonlFile(run.workdir / 'responses.jsonl')) as file:
     records = records_lib.read_records(
         file, provenance, batch=config.batch_size, total=len(encoded)
@@ -125,6 +131,7 @@ def respond(
         for record in _respond_to(prompts, params, parts, samplers, voting):
           file.write(record)
           records.append(record)
+
         right = np.array([record['samples']['rewards'] for record in records]) > 0
         bar.update(1, **{'pass@1': float(right.mean())})
         run.save_clock()
@@ -135,7 +142,7 @@ def respond(
 def _samplers(
     config: evaluate_config.EvaluatePolicy, parts: setup.Components
 ) -> dict[str, SampleFn]:
-  """The jitted samplers by name. At temperature 0 the samples are the greedy responses."""
+  """Makes jitted samplers by name. At temperature 0 the samples are the greedy responses."""
   sample = decode.make_sampler(
       parts.policy, num_samples=config.num_samples, max_tokens=parts.task.max_response_tokens,
       stop_ids=parts.task.tokenizer.stop_ids, pad_id=parts.task.tokenizer.pad_id,
@@ -154,7 +161,7 @@ def _respond_to(
     samplers: Mapping[str, SampleFn],
     voting: evaluate_config.Voting,
 ) -> Iterator[Record]:
-  """The records of one batch."""
+  """Yields the records of one batch."""
   key = rng.stream_key(parts.key, rng.Stream.SAMPLE_EVAL)
   scored = {}
   for name, sample in samplers.items():
@@ -163,12 +170,14 @@ def _respond_to(
         evaluator.real_rows(rollouts, prompts), prompts.examples,
         tokenizer=parts.task.tokenizer, reward_fn=parts.task.reward_fn,
     )
+
   for index, example in enumerate(prompts.examples):
     record = {name: example[name] for name in ('id', 'prompt', 'answer')}
     for name, of_all in scored.items():
-      # What is kept is what JSON can keep, so that resumed numbers are the same.
+      # Plain JSON values, so that a resumed run gives the same numbers.
       record[name] = {field: metrics.plain(values[index]) for field, values in
                       of_all._asdict().items()}
+
     samples = record['samples']
     answers = [
         None if truncated else voting.answer(response)
@@ -179,26 +188,28 @@ def _respond_to(
 
 
 def summarize(records: Sequence[Record]) -> dict[str, float]:
-  """The measures of an evaluation.
+  """Computes the metrics of an evaluation.
 
   Args:
-    records: one a problem; see `Record`.
+    records: one record per problem; see `Record`.
 
   Returns:
-    pass@k for all powers of two k < n and for k = n, maj@k for those above 1 (a truncated
-    response does not vote), greedy_accuracy where it was measured, each with its standard error
-    over problems (`_se`); length (tokens, stop token included) and truncated (fraction) of the
-    samples; problems and samples.
+    pass@k for all powers of two k < n and for k = n; maj@k for those k above 1 (a truncated
+    response does not vote); greedy_accuracy if it was measured; each with its standard error over
+    problems (`_se`). Also length (tokens, stop token included) and truncated (fraction) of the
+    samples, problems and samples.
   """
   column = lambda name, field: np.array([record[name][field] for record in records])
   right = column('samples', 'rewards') > 0
   num_samples = right.shape[1]
   sizes = [2**i for i in range((num_samples - 1).bit_length())] + [num_samples]
   values = {f'pass@{k}': pass_at_k.pass_at_k(num_samples, right.sum(axis=1), k=k) for k in sizes}
+
   votes = column('samples', 'votes')
   values |= {f'maj@{k}': majority.majority_at_k(votes, right, k=k) for k in sizes if k > 1}
   if 'greedy' in records[0]:
     values['greedy_accuracy'] = (column('greedy', 'rewards') > 0).mean(axis=1)
+
   numbers: dict[str, float] = {}
   for name, of_problems in values.items():
     numbers[name], numbers[f'{name}_se'] = statistics.mean_and_standard_error(of_problems)
@@ -217,7 +228,7 @@ def _sampled_tokens(records: Sequence[Record]) -> dict[str, int]:
 
 
 def _table(numbers: Mapping[str, float]) -> str:
-  """The closing table."""
+  """Final results table."""
   rows = [
       [f'{name} (%)', figures.percent(numbers, name)] for name in numbers
       if f'{name}_se' in numbers

@@ -1,4 +1,4 @@
-"""What a config file of experiments/evaluate/ can set."""
+"""Config of experiments/evaluate/."""
 
 import dataclasses
 import math
@@ -18,7 +18,7 @@ from jaxrl_llm.sharding import mesh as mesh_lib
 class Gsm8kTest(config_lib.Gsm8kTask):
   """The test problems of GSM8K; fields as in `config_lib.Gsm8kTask`.
 
-  Responses may be shorter than any demonstration.
+  The response limit can be shorter than any demonstration.
   """
 
   max_prompt_tokens: int = 512
@@ -37,8 +37,8 @@ class Gsm8kTest(config_lib.Gsm8kTask):
 class JsonlTask:
   """Any file of objects with a prompt and an answer; fields as in `tasks.jsonl.make_task`.
 
-  `file` is relative to config.data_dir, and a `num_evaluation` of 0 stands for all. A
-  `tokenizer_dir` of '' is the folder of the policy.
+  `file` is relative to config.data_dir. A `num_evaluation` of 0 means all problems. A
+  `tokenizer_dir` of '' means the policy's directory.
   """
 
   file: str = ''
@@ -55,7 +55,7 @@ class JsonlTask:
   def make(
       self, seed: int, data_dir: str, tokenizer_dir: str = '', pretrained: bool = False
   ):
-    """Builds the task, of evaluation problems alone."""
+    """Builds the task with evaluation problems only."""
     from jaxrl_llm.tasks import jsonl
 
     del pretrained
@@ -69,6 +69,7 @@ class JsonlTask:
     checks.at_least(
         self, 'config.task', num_evaluation=0, max_prompt_tokens=1, max_response_tokens=1
     )
+
     options = dataclasses.asdict(self) | {
         'file': pathlib.Path(data_dir) / self.file,
         'tokenizer_dir': self.tokenizer_dir or tokenizer_dir,
@@ -78,11 +79,11 @@ class JsonlTask:
 
 
 class Voting(NamedTuple):
-  """How the samples of a problem vote.
+  """Voting rule for the samples of a problem.
 
   Attributes:
-    answer: response -> what it votes for, or None.
-    same: whether two texts are one answer; None: if they are equal.
+    answer: maps a response to the answer it votes for, or None.
+    same: function that is True for two texts with the same answer; None means string equality.
   """
 
   answer: Callable[[str], str | None]
@@ -90,10 +91,10 @@ class Voting(NamedTuple):
 
 
 def voting(task: Any) -> Voting:
-  """The vote of a task's settings.
+  """Returns the voting rule for a task's config.
 
-  Answers are compared as mathematics where the task grades mathematics. A Countdown response
-  votes for its expression; elsewhere the whole response is the answer.
+  Answers are compared as mathematics if the task grades mathematics. A Countdown response votes for
+  its expression; for other tasks the whole response is the answer.
   """
   from jaxrl_llm.rewards import countdown, math_answer
   from jaxrl_llm.tasks import jsonl
@@ -103,6 +104,7 @@ def voting(task: Any) -> Voting:
     mode = 'gsm8k'
   elif isinstance(task, JsonlTask):
     mode = jsonl.REWARDS[task.reward]
+
   if mode:
     return Voting(lambda response: math_answer.extract(response, mode=mode), math_answer.equal)
   if isinstance(task, config_lib.CountdownTask):
@@ -115,24 +117,24 @@ class EvaluatePolicy:
   """One run of experiments/evaluate/.
 
   Attributes:
-    seed: of the samples, and of which problems are used where not all are.
-    data_dir: folder of the task's data.
-    task: a task's settings, as in `config_lib.Experiment`.
-    model: how the policy is computed (param_dtype, compute_dtype, scan_unroll ...); its
-      shape is that of the folder.
-    policy_init_from: a Hugging Face checkpoint, or what a run wrote (WORKDIR/params,
+    seed: seed of sampling, and of the choice of problems if not all are used.
+    data_dir: directory of the task's data.
+    task: config of the task, as in `config_lib.Experiment`.
+    model: computation of the policy (param_dtype, compute_dtype, scan_unroll ...); its shape comes
+      from the policy's directory.
+    policy_init_from: a Hugging Face checkpoint, or a run's output (WORKDIR/params,
       WORKDIR/trained).
-    chat_template: 'none'; 'auto' for the one beside the tokenizer; 'chatml'; or the path of
-      one. The prompt is then what the user says.
-    system: a system message in the template.
-    num_samples: n samples a problem.
-    temperature: of the samples; 0 takes the most probable token each time.
-    top_k: samples are of the k most probable tokens; 0 is off.
-    top_p: samples are of the smallest nucleus of this probability; 1 is off.
-    greedy: whether one response a problem is decoded greedily besides.
-    batch_size: problems a batch.
+    chat_template: 'none'; 'auto' for the tokenizer's own; 'chatml'; or the path of a template. With
+      a template, the prompt is the user's message.
+    system: system message for the template.
+    num_samples: n samples per problem.
+    temperature: sampling temperature; 0 always takes the most probable token.
+    top_k: sample from the k most probable tokens; 0 is off.
+    top_p: sample from the smallest nucleus of this probability; 1 is off.
+    greedy: also decode one greedy response per problem.
+    batch_size: problems per batch.
     mesh: sizes of the device mesh.
-    note: what a reader must know about the setting; printed with its results.
+    note: caveat about the config; printed with its results.
   """
 
   seed: int = 0
@@ -151,12 +153,12 @@ class EvaluatePolicy:
   mesh: mesh_lib.MeshConfig = dataclasses.field(default_factory=mesh_lib.MeshConfig)
   note: str = ''
 
-  # Nothing is trained here (`components.build`).
+  # Nothing is trained here; `setup.build` reads these.
   lora: ClassVar[lora_lib.LoraConfig] = lora_lib.LoraConfig()
   train_last_layers: ClassVar[int] = 0
 
   def batch_sizes(self) -> dict[str, tuple[int, int]]:
-    """As in `config_lib.Experiment`."""
+    """Batch sizes by field, as in `config_lib.Experiment`."""
     return {'batch_size': (self.batch_size, 1)}
 
   def validate(self) -> None:
@@ -168,17 +170,20 @@ class EvaluatePolicy:
       )
     if not pathlib.Path(self.policy_init_from).is_dir():
       raise ValueError(f'config.policy_init_from is no folder: {self.policy_init_from!r}')
+
     checks.at_least(self, 'config', seed=0, num_samples=1, top_k=0, batch_size=1)
     if self.num_samples > majority.MAX_SAMPLES:
       raise ValueError(
           f'config.num_samples must be at most {majority.MAX_SAMPLES}, got {self.num_samples}'
       )
+
     if not 0 <= self.temperature < math.inf:
       raise ValueError(
           f'config.temperature must be 0 (greedy) or positive, got {self.temperature}'
       )
     if not 0 < self.top_p <= 1:
       raise ValueError(f'config.top_p must lie in (0, 1], got {self.top_p}')
+
     if self.temperature == 0 and (self.num_samples > 1 or self.top_k or self.top_p < 1):
       raise ValueError(
           'config.temperature 0 always chooses the same: it needs num_samples 1, top_k 0 and '
@@ -186,6 +191,7 @@ class EvaluatePolicy:
       )
     if self.system and self.chat_template == 'none':
       raise ValueError(f'config.system needs config.chat_template, got {self.system!r}')
+
     model = dataclasses.replace(self.model, vocab_size=self.model.vocab_size or 1)
     try:
       model.validate()

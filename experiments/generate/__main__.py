@@ -1,12 +1,12 @@
-r"""Samples from a policy: a prompt in, text to the terminal; or a file of prompts in, JSONL out.
+r"""Samples from a policy, for one prompt to the terminal or for a file of prompts to JSONL.
 
     python -m experiments.generate --policy=DIR --prompt='The capital of France is'
     python -m experiments.generate --policy=DIR --prompts=FILE.jsonl --out=SAMPLES.jsonl
 
-DIR is a Hugging Face checkpoint, or what a run wrote (WORKDIR/params, WORKDIR/trained; most of
-these need --tokenizer). Each line of the file has a `prompt`, or `messages` for the chat
-template. What is sampled depends on (seed, number of the prompt, number of the sample) alone, up to
-rounding at ties. A file is written when it is complete; until then, the same command resumes.
+DIR is a Hugging Face checkpoint, or a run's output (WORKDIR/params, WORKDIR/trained; most of these
+need --tokenizer). Each line of the file has a `prompt`, or `messages` for the chat template. A
+sample depends only on (seed, prompt index, sample index), up to rounding at ties. The output file
+is written once it is complete; until then, the same command resumes.
 """
 
 import contextlib
@@ -35,8 +35,8 @@ from jaxrl_llm.tasks import arithmetic, chat, countdown
 from jaxrl_llm.training import fingerprint, loop, metrics, rng
 from jaxrl_llm.types import STOPPED, ModelFns, Params, Rollouts, Tokenizer
 
-_SHORTEST = 16  # Slots of the shortest padded prompt; the others are powers of two.
-_MOST_TOKENS = 256  # What --max_tokens=0 gives at most.
+_SHORTEST = 16  # Shortest padded prompt length; the others are powers of two.
+_MOST_TOKENS = 256  # Upper bound for --max_tokens=0.
 
 
 def define_flags(values: flags.FlagValues) -> None:
@@ -52,28 +52,32 @@ def define_flags(values: flags.FlagValues) -> None:
   text('chat_template', 'auto', "'auto' for the tokenizer's, if it has one; 'none'; 'chatml'; or "
        'the path of one. A prompt is then what the user says.')
   text('system', '', 'a system message for conversations that have none.')
+
   integer('num_samples', 1, 'samples a prompt.', lower_bound=1)
   integer('max_tokens', 0, f'the longest sample; 0 is {_MOST_TOKENS}, or what the context leaves.',
           lower_bound=0)
+
   number('temperature', 1.0, '0 takes the most probable token each time.', lower_bound=0.0)
   integer('top_k', 0, 'sample of the k most probable tokens; 0 is off.', lower_bound=0)
   number('top_p', 1.0, 'sample of the smallest nucleus of this probability; 1 is off.')
+
   integer('seed', 0, 'of the samples.', lower_bound=0, upper_bound=2**32 - 1)
   integer('batch_size', 16, 'prompts of a file at once.', lower_bound=1)
   flags.DEFINE_enum('dtype', 'float32', ['float32', 'bfloat16'], 'of parameters and activations.',
                     flag_values=values)
+
   text('mesh', '', 'data x fsdp x tensor, such as 1x8x1; by default the first device alone.')
   flags.DEFINE_bool('stream', None, 'show the (first) sample of a single prompt while it is '
                     'decoded; on by default.', flag_values=values)
 
 
 class Prompt(NamedTuple):
-  """A prompt, encoded.
+  """An encoded prompt.
 
   Attributes:
-    id: as in the file, or its number.
-    text: what the model reads.
-    ids: its tokens.
+    id: id from the file, or the prompt's index.
+    text: text that the model reads.
+    ids: token ids of the text.
   """
 
   id: Any
@@ -83,17 +87,17 @@ class Prompt(NamedTuple):
 
 @dataclasses.dataclass
 class Generator:
-  """A policy with what it takes to sample from it.
+  """A policy with everything needed to sample from it.
 
   Attributes:
     values: the flags.
     model: the policy.
     params: its parameters on the mesh.
     tokenizer: its tokenizer.
-    tokenizer_dir: where that lies; '' for one of characters.
-    mesh: the devices.
-    max_length: the most slots of prompt and sample together.
-    max_tokens: the longest sample.
+    tokenizer_dir: directory of the tokenizer; '' for a character tokenizer.
+    mesh: the device mesh.
+    max_length: maximum slots of prompt and sample together.
+    max_tokens: maximum tokens of a sample.
   """
 
   values: flags.FlagValues
@@ -106,7 +110,7 @@ class Generator:
   max_tokens: int = 0
 
   def fit(self, prompts: Sequence[Prompt]) -> None:
-    """Fixes `max_tokens`; UsageError for a prompt that leaves no room for them."""
+    """Sets `max_tokens`; raises UsageError for a prompt that leaves no room for them."""
     asked = self.values.max_tokens
     longest = max(prompts, key=lambda prompt: len(prompt.ids))
     limit = self.max_length - (asked or 1)
@@ -119,7 +123,7 @@ class Generator:
     self.max_tokens = asked or min(_MOST_TOKENS, self.max_length - len(longest.ids))
 
   def sampler(self, model: ModelFns) -> Callable[..., Rollouts]:
-    """A jitted sampler of `model`."""
+    """Makes a jitted sampler of `model`."""
     values = self.values
     return jax.jit(decode.make_sampler(
         model, num_samples=values.num_samples, max_tokens=self.max_tokens,
@@ -130,14 +134,15 @@ class Generator:
   def sample(
       self, sampler: Callable[..., Rollouts], prompts: Sequence[Prompt], first: int, rows: int
   ) -> Rollouts:
-    """Samples after prompts number `first`, first + 1 ...; `rows` of them fit into a batch."""
+    """Samples for the prompts with indices `first`, first + 1 ...; a batch has `rows` of them."""
     parts = self.mesh.shape['data'] * self.mesh.shape['fsdp']
-    rows = -(-rows // parts) * parts  # What is missing is filled up, and left out again.
+    rows = -(-rows // parts) * parts  # Padding rows are dropped at the end.
     numbers = np.arange(first, first + len(prompts), dtype=np.int32)
     filled = [*prompts, *[prompts[0]] * (rows - len(prompts))]
     numbers = np.append(numbers, np.full(rows - len(prompts), first, np.int32))
+
     longest = max(len(prompt.ids) for prompt in prompts)
-    # A few lengths, so that few programs are compiled.
+    # Few distinct lengths, so that few programs are compiled.
     length = max(_SHORTEST, 1 << (longest - 1).bit_length())
     length = max(min(length, self.max_length - self.max_tokens), longest)
     arrays = batching.left_pad([prompt.ids for prompt in filled], length, self.tokenizer.pad_id)
@@ -149,7 +154,7 @@ class Generator:
   def records(
       self, prompts: Sequence[Prompt], rollouts: Rollouts
   ) -> Iterator[dict[str, Any]]:
-    """What is written of each sample: 'log_prob' is of the whole response, in nats."""
+    """Yields one output record per sample; 'log_prob' is of the whole response, in nats."""
     for row, prompt in enumerate(prompts):
       for sample in range(self.values.num_samples):
         ids = rollouts.tokens[row, sample, : rollouts.lengths[row, sample]].tolist()
@@ -163,7 +168,7 @@ class Generator:
 
 
 def main(values: flags.FlagValues) -> None:
-  """Samples what the flags ask for."""
+  """Samples as the flags request."""
   check_flags(values)
   generator = load(values)
   prompts = read_prompts(values, generator.tokenizer, generator.tokenizer_dir)
@@ -178,7 +183,7 @@ def main(values: flags.FlagValues) -> None:
 
 
 def check_flags(values: flags.FlagValues) -> None:
-  """Raises UsageError for flags that do not go together, before anything is loaded."""
+  """Raises UsageError for inconsistent flags, before anything is loaded."""
   if not values.policy:
     raise UsageError('--policy=DIR is required: a Hugging Face checkpoint, or WORKDIR/trained')
   if (values.prompt is None) == (values.prompts is None):
@@ -187,14 +192,17 @@ def check_flags(values: flags.FlagValues) -> None:
     raise UsageError('--prompts needs --out=FILE.jsonl')
   if values.prompts is not None and values.stream:
     raise UsageError('--stream is for a single --prompt')
+
   if values.out and pathlib.Path(values.out).exists():
     raise UsageError(f'{values.out} exists already: remove it or give another --out')
   if values.out and not pathlib.Path(values.out).absolute().parent.is_dir():
     raise UsageError(f'--out must lie in a folder that exists, got {values.out!r}')
+
   if values.system and values.chat_template == 'none':
     raise UsageError(f'--system needs a chat template, got {values.system!r} and none')
   if values.mesh and not re.fullmatch(r'\d+x\d+x\d+', values.mesh):
     raise UsageError(f'--mesh must be three sizes such as 1x8x1, got {values.mesh!r}')
+
   restricts = values.num_samples > 1 or values.top_k or values.top_p < 1
   if values.temperature == 0 and restricts:
     raise UsageError(
@@ -204,19 +212,21 @@ def check_flags(values: flags.FlagValues) -> None:
 
 
 def load(values: flags.FlagValues) -> Generator:
-  """The policy with its tokenizer; ValueError with one line if they cannot be used."""
+  """Loads the policy and its tokenizer; raises ValueError with one line if they are unusable."""
   source = conversion.read(
       values.policy, field='--policy', tokenizer_named=bool(values.tokenizer)
   )
   folder, tokenizer = conversion.find_tokenizer(source, values.tokenizer)
   tokenizer = tokenizer or character_tokenizer(source.origin)
+
   config = dataclasses.replace(
       source.model, compute_dtype=values.dtype,
-      # A folder of this project's is read as it was written.
+      # A parameter directory of this project is read in its own dtype.
       param_dtype=values.dtype if source.origin.checkpoint else source.model.param_dtype,
       # Unrolled layers suit CPUs; elsewhere compilation would take minutes.
       scan_unroll=0 if jax.default_backend() == 'cpu' else 1,
   )
+
   mesh = make_mesh(values.mesh)
   model = policy_lib.make(config)
   params = source.origin.load(setup.abstract_params(model, mesh))
@@ -224,7 +234,7 @@ def load(values: flags.FlagValues) -> Generator:
 
 
 def make_mesh(shape: str) -> jax.sharding.Mesh:
-  """The mesh of --mesh; UsageError if it does not use the devices that there are."""
+  """Makes the mesh of --mesh; raises UsageError if it does not use all devices."""
   if not shape:
     return mesh_lib.make_mesh(1, 1, 1, devices=jax.devices()[:1])
   sizes = tuple(map(int, shape.split('x')))
@@ -236,9 +246,10 @@ def make_mesh(shape: str) -> jax.sharding.Mesh:
 
 
 def character_tokenizer(origin: checkpoint_sources.Origin) -> Tokenizer:
-  """That of the task of characters on which a policy was trained; UsageError if it was none.
+  """Returns the tokenizer of the character-level task that a policy was trained on.
 
-  A folder of this project's has no tokenizer, but knows which one it needs.
+  A parameter directory of this project has no tokenizer but records which one it needs. Raises
+  UsageError if that is not a character tokenizer.
   """
   for alphabet in (arithmetic.ALPHABET, countdown.ALPHABET):
     tokenizer = tokenizers.CharacterTokenizer(alphabet)
@@ -251,12 +262,13 @@ def character_tokenizer(origin: checkpoint_sources.Origin) -> Tokenizer:
 def read_prompts(
     values: flags.FlagValues, tokenizer: Tokenizer, tokenizer_dir: str
 ) -> list[Prompt]:
-  """The prompts of the flags, rendered and encoded."""
+  """Reads, renders and encodes the prompts of the flags."""
   rows, places = [{'prompt': values.prompt}], ['--prompt']
   if values.prompts is not None:
     found = jsonl.read_rows(values.prompts)
     rows = [row.value for row in found]
     places = [f'{values.prompts}, line {row.line}' for row in found]
+
   template = find_template(values, tokenizer_dir)
   for row, place in zip(rows, places):
     if isinstance(row.get('prompt'), str) == isinstance(row.get('messages'), list):
@@ -269,11 +281,13 @@ def read_prompts(
       raise UsageError(f"{place}: 'messages' must hold at least one, got an empty list")
     if template is None and 'messages' in row:
       raise UsageError(f"{place}: 'messages' need a chat template (--chat_template)")
+
   if template is None:
     texts = [row['prompt'] for row in rows]
   else:
     conversations = [conversation(row, values.system) for row in rows]
     texts = template.render_many(conversations, add_generation_prompt=True)
+
   prompts = []
   for index, (row, place, text) in enumerate(zip(rows, places, texts)):
     ids = encode(text, tokenizer, is_rendered=template is not None)
@@ -284,7 +298,7 @@ def read_prompts(
 
 
 def conversation(row: dict[str, Any], system: str) -> list[chat_templates.Message]:
-  """The messages of a row, behind that of the system where they do not begin with one."""
+  """Messages of a row, after the system message unless they begin with their own."""
   messages = row.get('messages', [{'role': 'user', 'content': row.get('prompt')}])
   has_own = messages and isinstance(messages[0], dict) and messages[0].get('role') == 'system'
   if not system or has_own:
@@ -295,7 +309,7 @@ def conversation(row: dict[str, Any], system: str) -> list[chat_templates.Messag
 def find_template(
     values: flags.FlagValues, tokenizer_dir: str
 ) -> chat_templates.ChatTemplate | None:
-  """The chat template of the flags; None for plain prompts."""
+  """Returns the chat template of the flags, or None for plain prompts."""
   optional = values.chat_template == 'auto' and not values.system
   if values.chat_template == 'none' or (optional and not tokenizer_dir):
     return None
@@ -306,11 +320,11 @@ def find_template(
   except ValueError:
     if not optional or _names_template(tokenizer_dir):
       raise
-    return None  # A base model's tokenizer has none.
+    return None  # A base model's tokenizer has no template.
 
 
 def _names_template(tokenizer_dir: str) -> bool:
-  """Whether a tokenizer's folder has a chat template, good or bad."""
+  """Returns True if a tokenizer's directory has a chat template, valid or not."""
   folder = pathlib.Path(tokenizer_dir)
   folder = folder if folder.is_dir() else folder.parent
   has_file = (folder / 'chat_template.jinja').exists()
@@ -318,19 +332,20 @@ def _names_template(tokenizer_dir: str) -> bool:
 
 
 def encode(text: str, tokenizer: Tokenizer, *, is_rendered: bool) -> list[int]:
-  """Ids of a prompt. A template writes the start tokens itself; so may a plain prompt."""
+  """Encodes a prompt. A template writes the start tokens itself, as a plain prompt may."""
   ids, start = tokenizer.encode(text), list(tokenizer.start_ids)
   return ids if is_rendered or ids[: len(start)] == start else start + ids
 
 
 def show(generator: Generator, prompts: Sequence[Prompt]) -> list[dict[str, Any]]:
-  """Samples after a single prompt, to the terminal; returns the records."""
+  """Samples for a single prompt, prints to the terminal, and returns the records."""
   printer = Printer(generator.tokenizer, len(prompts[0].ids))
   live = generator.values.stream in (None, True)
   model = stream.tapped(generator.model, printer.tell) if live else generator.model
   with _signals_kill():
     rollouts = generator.sample(generator.sampler(model), prompts, 0, rows=1)
-    jax.effects_barrier()  # What was told has been shown.
+    jax.effects_barrier()  # Waits until all streamed tokens are shown.
+
     records = list(generator.records(prompts, rollouts))
     printer.finish(records[0]['tokens'])
     _note(records[0])
@@ -344,22 +359,22 @@ class Printer:
   """Writes the first sample to the terminal while it is decoded."""
 
   def __init__(self, tokenizer: Tokenizer, prompt_length: int):
-    """Begins a sample that follows `prompt_length` tokens."""
+    """Starts a sample after `prompt_length` prompt tokens."""
     self._text = stream.TextStream(tokenizer.decode)
     self._stop_ids, self._prompt_length = tokenizer.stop_ids, prompt_length
     self._told: dict[int, int] = {}
     self._shown = 0
 
   def tell(self, tokens: np.ndarray, positions: np.ndarray) -> None:
-    """Shows tokens in order, however they arrive (`stream.tapped`)."""
+    """Shows tokens in order, even if they arrive out of order (`stream.tapped`)."""
     self._told[int(positions[0]) - self._prompt_length] = int(tokens[0])
-    # Behind its stop token a sample is filled up while the others go on.
+    # After its stop token a sample is padded while the others continue.
     while self._shown in self._told and self._told.get(self._shown - 1) not in self._stop_ids:
       self._write(self._text.push(self._told[self._shown]))
       self._shown += 1
 
   def finish(self, tokens: Sequence[int]) -> None:
-    """Shows what of the whole sample is not shown yet."""
+    """Shows the rest of the sample."""
     self._write(''.join(map(self._text.push, tokens[self._shown :])) + self._text.flush() + '\n')
 
   def _write(self, text: str) -> None:
@@ -369,9 +384,9 @@ class Printer:
 
 @contextlib.contextmanager
 def _signals_kill() -> Iterator[None]:
-  """Ctrl-C, or a reader who has gone, ends the process at once: there is nothing to lose.
+  """Lets Ctrl-C or a closed pipe end the process at once; there is nothing to lose.
 
-  Python would see the one when the device is done, and the other as an error of the device.
+  Python would see Ctrl-C only when the device is done, and the closed pipe as a device error.
   """
   numbers = (signal.SIGINT, signal.SIGPIPE)
   previous = [signal.signal(number, signal.SIG_DFL) for number in numbers]
@@ -383,7 +398,7 @@ def _signals_kill() -> Iterator[None]:
 
 
 def _note(record: dict[str, Any]) -> None:
-  """What is not text goes to stderr."""
+  """Prints a sample's statistics to stderr, away from its text."""
   sys.stdout.flush()
   print(
       f'[sample {record["sample"]}: {len(record["tokens"])} tokens, {record["stop_reason"]}, '
@@ -392,14 +407,15 @@ def _note(record: dict[str, Any]) -> None:
 
 
 def write(generator: Generator, prompts: Sequence[Prompt]) -> None:
-  """Samples after the prompts of a file; writes --out when it is complete.
+  """Samples for the prompts of a file and writes --out once it is complete.
 
-  What was sampled before stands in --out.partial, whose first line says what it belongs to.
+  Earlier samples are in --out.partial, whose first line identifies the run they belong to.
   """
   values = generator.values
   path = pathlib.Path(values.out)
   partial = path.with_name(f'{path.name}.partial')
   size, per_prompt = values.batch_size, values.num_samples
+
   provenance = metrics.plain({
       'policy': fingerprint.of_params(generator.params),
       'prompts': model_files.fingerprint([prompt.ids for prompt in prompts]),
@@ -407,6 +423,7 @@ def write(generator: Generator, prompts: Sequence[Prompt]) -> None:
       **{name: values[name].value for name in (
           'num_samples', 'temperature', 'top_k', 'top_p', 'seed', 'batch_size', 'dtype')},
   })
+
   batches = [prompts[i : i + size] for i in range(0, len(prompts), size)]
   sampler = generator.sampler(generator.model)
   with contextlib.closing(metrics.JsonlFile(partial)) as file:
@@ -417,11 +434,13 @@ def write(generator: Generator, prompts: Sequence[Prompt]) -> None:
     with loop.Stopper() as stopper, loop.progress(len(batches), 'batches', done) as bar:
       for number, batch in list(enumerate(batches))[done:]:
         rollouts = generator.sample(sampler, batch, number * size, rows=size)
+
         for record in generator.records(batch, rollouts):
           file.write(record)
           records.append(record)
         bar.update(1, tokens=sum(len(record['tokens']) for record in records))
         stopper.check(f'stopped; what was sampled is kept in {partial}')
+
   jsonl.write_jsonl(path, records)
   partial.unlink()
   print(f'{len(records)} samples: {path}')

@@ -1,9 +1,9 @@
 """Hidden Markov models learnt in context (Dai et al., 2025, arXiv 2506.07298).
 
-What is run is a matter of --config: the type of its settings decides.
+The type of the config that --config returns decides which study runs:
 
   icl_hmm.py             a small network trained to learn fresh models in context (the default)
-  icl_hmm_published.py   the published baselines, simulated anew and compared with the file
+  icl_hmm_published.py   the published baselines, simulated again and compared with the file
   icl_hmm_checkpoint.py  a language model as the predictor of published models
   icl_hmm_mice.py        choices of mice, real and simulated
 """
@@ -25,7 +25,7 @@ STUDIES = {
 
 
 def main(run: launch.Run) -> None:
-  """Runs the study that the settings are of."""
+  """Runs the study that the config belongs to."""
   study = STUDIES.get(type(run.config))
   if study is None:
     allowed = ', '.join(kind.__name__ for kind in STUDIES)

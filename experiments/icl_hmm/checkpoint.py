@@ -1,15 +1,15 @@
-"""A language model as a predictor of hidden Markov models in context: nothing is trained.
+"""A language model as a predictor of hidden Markov models in context, without training.
 
-Every model of a CSV file of the published schema (arXiv 2506.07298; `tasks.hmm_results`) is
-sampled. A trajectory is the whole prompt, one token a symbol, in one of several tokenisations; it
-is read once, and the next-token laws after 4, 8, ..., 2048 symbols, restricted to the tokens of
-the symbols, are the predictions. Beside them, on the same trajectories: Viterbi and the filter,
-which know the model, bigrams of the context, and chance.
+Every model of a CSV file of the published schema (arXiv 2506.07298; `hmm.published_results`) is
+sampled. A trajectory is the whole prompt, one token per symbol, in one of several tokenisations. It
+is read once: the predictions are the next-token distributions after 4, 8, ..., 2048 symbols,
+restricted to the tokens of the symbols. Baselines on the same trajectories are Viterbi and the
+filter, which know the model, bigrams of the context, and chance.
 
-As in `icl_hmm_published`, the label is averaged over exactly, given the true state before it, and
-place T has seen T symbols. Distances are to the emissions of the true state at the place, as
-published, and to the filter's prediction, which is all that can be known. Models that are done
-are kept: the same command goes on with the next one.
+As in `experiments.icl_hmm.published`, scores average exactly over the label given the true state
+before it, and position T comes after T symbols. Distances are to the emissions of the true state at
+the position, as published, and to the filter's prediction, which is the best possible. Finished
+models are saved: the same command resumes with the next one.
 """
 
 import functools
@@ -32,7 +32,7 @@ from jaxrl_llm.runs import arms, checkpoint_sources, launch
 from jaxrl_llm.training import loop, rng
 from jaxrl_llm.types import ModelFns, Params
 
-MOST_ROWS = 256  # Trajectories at a time: bounds the memory.
+MOST_ROWS = 256  # Trajectories at a time: bounds memory.
 
 
 class Drawn(NamedTuple):
@@ -40,8 +40,9 @@ class Drawn(NamedTuple):
 
   Attributes:
     symbols: int32 [N, T].
-    laws: float32 [N, K, M]; of the state at each place, given the true one before it.
-    predictions: float32 [N, K, L] by `closing.BASELINES`; of the symbol at each place.
+    laws: float32 [N, K, M]; distribution of the state at each position given the one before it.
+    predictions: float32 [N, K, L] by `closing.BASELINES`; distribution of the symbol at each
+      position.
   """
 
   symbols: jax.Array
@@ -54,7 +55,7 @@ class Reader(NamedTuple):
 
   Attributes:
     params: its parameters.
-    predictors: by tokenisation; of as many symbols as any model has.
+    predictors: by tokenisation; for as many symbols as the largest model has.
   """
 
   params: Params
@@ -66,14 +67,14 @@ def draw(
     keys: jax.Array, initial: jax.Array, transition: jax.Array, emission: jax.Array, *,
     lengths: tuple[int, ...],
 ) -> Drawn:
-  """Trajectories of one model, and what those predict who need no language model.
+  """Trajectories of one model, with the predictions of the baselines.
 
   Args:
-    keys: [N]; one a trajectory.
+    keys: [N]; PRNG keys, one per trajectory.
     initial: float32 [M]; π.
     transition: float32 [M, M]; A.
     emission: float32 [M, L]; B.
-    lengths: the K places, ascending; as many symbols as the last says are drawn.
+    lengths: the K positions, ascending; the last one is the number of symbols drawn.
 
   Returns:
     `Drawn`.
@@ -99,7 +100,7 @@ def draw(
 def score(
     predictions: jax.Array, laws: jax.Array, best: jax.Array, emission: jax.Array
 ) -> jax.Array:
-  """The first four of `closing.SCORES`, expected given the true state before the place.
+  """The first four of `closing.SCORES`, expected given the true state before the position.
 
   Args:
     predictions: float32 [N, K, L].
@@ -119,19 +120,19 @@ def predict(
     predictor: in_context.Predictor, params: Params, symbols: np.ndarray,
     lengths: Sequence[int], num_symbols: int,
 ) -> np.ndarray:
-  """What a language model predicts at the places: one forward pass a trajectory.
+  """Predictions of a language model at the positions: one forward pass per trajectory.
 
   Args:
-    predictor: of at least `num_symbols` symbols.
-    params: of the language model.
+    predictor: predictor for at least `num_symbols` symbols.
+    params: parameters of the language model.
     symbols: int [N, T].
-    lengths: the K places, up to T.
-    num_symbols: L; the prediction is among the first L symbols of the tokenisation alone.
+    lengths: the K positions, up to T.
+    num_symbols: L; predictions are restricted to the first L symbols of the tokenisation.
 
   Returns:
     float32 [N, K, L]; sums to 1 over L.
   """
-  # The predictor speaks about the symbols that it is handed, and the last place is behind them.
+  # The predictor predicts each symbol that it is given, and the last position is after them.
   asked = np.pad(symbols, ((0, 0), (0, 1)))
   found = predictor(params, asked)[:, list(lengths), :num_symbols]
   return scipy.special.softmax(found.astype(np.float64), axis=-1).astype(np.float32)
@@ -140,21 +141,22 @@ def predict(
 def measure_model(
     config: IclHmmCheckpoint, index: int, recorded: published_results.RecordedHmm, reader: Reader
 ) -> dict[str, np.ndarray]:
-  """Every method on one model.
+  """Runs every method on one model.
 
   Args:
-    config: the settings.
-    index: of the model in its file.
+    config: the config of the study.
+    index: index of the model in its file.
     recorded: the model.
     reader: the language model.
 
   Returns:
-    By method, the baselines and the tokenisations: float64 [2, scores, K], the mean over the
-    trajectories and its standard error, of `closing.SCORES`.
+    By method, baselines and tokenisations: float64 [2, scores, K], the mean of `closing.SCORES`
+    over the trajectories and its standard error.
   """
   model = [np.asarray(table, np.float32)
            for table in (recorded.initial, recorded.transition, recorded.emission)]
   key, parts = rng.stream_key(rng.base_key(config.seed), rng.DATA, index), []
+
   for begin in range(0, config.num_sequences, MOST_ROWS):
     rows = jnp.arange(begin, min(begin + MOST_ROWS, config.num_sequences))
     with jax.default_matmul_precision('highest'):
@@ -168,15 +170,16 @@ def measure_model(
       parts.append({
           method: np.asarray(score(values, drawn.laws, drawn.predictions['filter'], model[2]))
           for method, values in predictions.items()})
+
   scores = {method: np.concatenate([part[method] for part in parts], axis=1).astype(np.float64)
             for method in parts[0]}
-  # Of equally likely symbols the first would count.
+  # Ties go to the first symbol, so the measured accuracy of chance would not be 1/L.
   scores['chance'][closing.SCORES.index('accuracy')] = 1 / model[2].shape[1]
   return {method: _summary(values, scores) for method, values in scores.items()}
 
 
 def _summary(values: np.ndarray, scores: Mapping[str, np.ndarray]) -> np.ndarray:
-  """Mean and standard error [2, scores, K] of the scores [4, N, K] of a method and its gaps."""
+  """Mean and standard error [2, scores, K] of a method's scores [4, N, K] and gaps."""
   gaps = [scores[oracle][0] - values[0] for oracle in ('viterbi', 'filter')]
   both = statistics.mean_and_standard_error(np.moveaxis(np.stack([*values, *gaps]), 1, 0))
   return np.stack(both)
@@ -185,19 +188,19 @@ def _summary(values: np.ndarray, scores: Mapping[str, np.ndarray]) -> np.ndarray
 def read_checkpoint(
     config: IclHmmCheckpoint, num_symbols: int, *, overrides: Sequence[str] = ()
 ) -> Reader:
-  """The language model of a folder, on the first device.
+  """Loads the language model of a directory on the first device.
 
   Args:
-    config: the settings.
-    num_symbols: the tokens that each tokenisation needs.
+    config: the config of the study.
+    num_symbols: number of tokens that each tokenisation needs.
     overrides: config fields given on the command line.
 
   Returns:
     `Reader`.
 
   Raises:
-    ValueError: one line: the folder holds no such model, it reads too few tokens, or its tokenizer
-      lacks some.
+    ValueError: one line: the directory has no such model, the model's context is too short, or
+      its tokenizer lacks tokens.
   """
   origin = checkpoint_sources.read(config.checkpoint_dir, field='config.checkpoint_dir')
   tokenizer = origin.load_tokenizer()
@@ -205,6 +208,7 @@ def read_checkpoint(
   with checks.within('config.tokenisations; config.num_symbols leaves out larger alphabets'):
     tokenisations = {kind: in_context.tokenise(tokenizer, kind, num_symbols, seed=config.seed)
                      for kind in config.kinds}
+
   needed = config.max_length + max(len(tokens.prefix_ids) for tokens in tokenisations.values())
   if shape.max_length < needed:
     raise ValueError(f'{config.checkpoint_dir} reads {shape.max_length} tokens, and {needed} are '
@@ -213,6 +217,7 @@ def read_checkpoint(
   if largest >= shape.vocab_size:
     raise ValueError(f'the tokenizer of {config.checkpoint_dir} has the token {largest}, the model '
                      f'{shape.vocab_size} of them (config.checkpoint_dir)')
+
   model = policy_lib.make(shape)
   return Reader(origin.load_on_one_device(model), make_predictors(config, model, tokenisations))
 
@@ -220,17 +225,17 @@ def read_checkpoint(
 def make_predictors(
     config: IclHmmCheckpoint, model: ModelFns, tokenisations: Mapping[str, in_context.Tokenisation]
 ) -> dict[str, in_context.Predictor]:
-  """A predictor by tokenisation; compiled once each, whatever alphabet a model has."""
+  """Predictors by tokenisation; each is compiled once for all alphabet sizes."""
   size = min(config.batch_size, config.num_sequences)
   return {kind: in_context.Predictor(model, tokens, batch_size=size)
           for kind, tokens in tokenisations.items()}
 
 
 def select(config: IclHmmCheckpoint, models: Sequence[published_results.RecordedHmm]) -> list[int]:
-  """The rows of the file that the settings ask for, ascending.
+  """Rows of the file that match the config, ascending.
 
   Raises:
-    ValueError: if there is none.
+    ValueError: if none matches.
   """
   fits = [
       index for index, model in enumerate(models)
@@ -251,7 +256,7 @@ def measure_all(
     run: launch.Run, stopper: loop.Stopper, models: Mapping[int, published_results.RecordedHmm],
     reader: Reader,
 ) -> closing.Study:
-  """`measure_model` of every model; those that are on the disk are read."""
+  """Runs `measure_model` on every model; finished ones are read from disk."""
   config, rows = run.config, []
   with loop.progress(len(models), 'models') as bar:
     for index, model in models.items():
@@ -269,11 +274,12 @@ def measure_all(
 
 
 def main(run: launch.Run) -> None:
-  """Reads every model's trajectories, and writes tables, figures and results.json."""
+  """Reads every model's trajectories and writes tables, figures and results.json."""
   config = run.config
   models = published_results.read(config.results_file, methods={}, optional=closing.RECORDED)
   chosen = {index: models[index] for index in select(config, models)}
   width = max(model.emission.shape[1] for model in chosen.values())
+
   reader = read_checkpoint(config, width, overrides=run.overrides)
   with loop.Stopper() as stopper:
     study = measure_all(run, stopper, chosen, reader)

@@ -1,4 +1,4 @@
-"""What a study of a language model on HMMs shows: tables, figures, every number, results.json."""
+"""Report of a language model on HMMs: tables, figures, every number, results.json."""
 
 import contextlib
 from collections.abc import Iterator, Mapping, Sequence
@@ -13,14 +13,14 @@ from jaxrl_llm.hmm.published_results import RecordedHmm
 from jaxrl_llm.runs import arms, figures, launch
 from jaxrl_llm.training import metrics
 
-# Distances are to the emissions of the true state, and to the filter's prediction; the gaps are of
-# accuracies, an oracle's minus the method's on the same trajectories.
+# Distances are to the emissions of the true state, and to the filter's prediction. Gaps are an
+# oracle's accuracy minus the method's, on the same trajectories.
 SCORES = ('accuracy', 'probability', 'hellinger', 'hellinger_filter', 'gap_viterbi', 'gap_filter')
 BASELINES = ('viterbi', 'filter', 'ngram2', 'chance')
 LABELS = {
     'viterbi': 'Viterbi', 'filter': 'filter', 'ngram2': '2-gram', 'chance': 'chance',
     'abc': 'letters', '123': 'numbers', 'random': 'random tokens'}
-# Our names -> the columns' of what the file may record; language models read letters there.
+# Our names -> optional columns of the file; its language models read letters.
 RECORDED_MODELS = {
     'qwen2.5_0.5b': 'llm_qwen_0_5b', 'qwen2.5_1.5b': 'llm_qwen_1_5b', 'qwen2.5_3b': 'llm_qwen_3b',
     'qwen2.5_7b': 'llm_qwen_7b', 'llama3.2_1b': 'llm_llama_1b', 'llama3.2_3b': 'llm_llama_3b',
@@ -29,11 +29,11 @@ RECORDED = {'viterbi': 'viterbi', 'ngram2': '2-gram', **RECORDED_MODELS}
 
 
 class Study(NamedTuple):
-  """What was measured.
+  """Measurements of a study.
 
   Attributes:
-    lengths: the K places.
-    rows: of the file, from 0, [R].
+    lengths: the K positions: numbers of symbols seen.
+    rows: [R]; row numbers of the file, from 0.
     models: the models of these rows.
     kinds: the tokenisations.
     found: by method, baselines first: float64 [R, 2, scores, K], means over trajectories and
@@ -48,25 +48,25 @@ class Study(NamedTuple):
 
   @property
   def predictors(self) -> tuple[str, ...]:
-    """Who is behind the oracles: the tokenisations, and the bigram."""
+    """The methods to compare with the oracles: the tokenisations and the bigram."""
     return (*self.kinds, 'ngram2')
 
 
 def shares(models: Sequence[RecordedHmm]) -> tuple[np.ndarray, np.ndarray]:
-  """(H_A / log2 M, H_B / log2 L) [R] each, of the recorded entropies, which are in bits."""
+  """(H_A / log2 M, H_B / log2 L), [R] each, from the recorded entropies in bits."""
   sizes = np.log2([model.emission.shape for model in models])
   return (np.array([model.transition_entropy for model in models]) / sizes[:, 0],
           np.array([model.emission_entropy for model in models]) / sizes[:, 1])
 
 
 def groups_of(study: Study) -> list[Group]:
-  """The models by λ2 and by the entropies."""
+  """Groups of models by λ2 and by the entropies."""
   lambda2 = np.array([model.lambda2 for model in study.models])
   return icl_hmm_report.difficulty_groups(lambda2, *shares(study.models))
 
 
 def recorded_accuracy(study: Study) -> dict[str, np.ndarray]:
-  """[R, K'] by what the file records of all models, at the places that both have."""
+  """Accuracies [R, K'] by method that the file records for all models, at the common lengths."""
   count = min(len(study.lengths), len(published_results.PLACES))
   found = {name: np.stack([model.accuracy[name][:count] for model in study.models])
            for name in RECORDED if name in study.models[0].accuracy}
@@ -76,7 +76,7 @@ def recorded_accuracy(study: Study) -> dict[str, np.ndarray]:
 def convergence(
     study: Study, groups: Sequence[Group], oracle: str
 ) -> dict[str, dict[str, dict[str, float]]]:
-  """`icl_hmm_report.convergence` to an oracle by predictor; the models are given, not drawn."""
+  """`icl_hmm_report.convergence` to an oracle by predictor, with the models given, not sampled."""
   score = SCORES.index(f'gap_{oracle}')
   return {
       name: icl_hmm_report.convergence(
@@ -88,7 +88,7 @@ def convergence(
 def recorded_convergence(
     study: Study, groups: Sequence[Group]
 ) -> dict[str, dict[str, dict[str, float]]]:
-  """The same of what the file records, to its own Viterbi; errors are over models."""
+  """The same for the recorded accuracies and the file's own Viterbi; errors are over models."""
   found = recorded_accuracy(study)
   if 'viterbi' not in found:
     return {}
@@ -102,10 +102,10 @@ def numbers(study: Study) -> dict[str, float]:
   """The flat numbers of results.json.
 
   `eval/<method>/<score>/T<length>` are means over the models, `<score>_se` their standard errors
-  over trajectories, the models being given.
+  over trajectories, with the models given.
 
   Args:
-    study: what was measured.
+    study: the measurements.
 
   Returns:
     Numbers by name; T(ε) is left out where it is not reached.
@@ -119,15 +119,18 @@ def numbers(study: Study) -> dict[str, float]:
       for k, length in enumerate(study.lengths):
         flat[f'eval/{method}/{name}/T{length}'] = float(mean[k])
         flat[f'eval/{method}/{name}_se/T{length}'] = float(error[k])
+
   groups = groups_of(study)
   for oracle in ('viterbi', 'filter'):
     for method, found in convergence(study, groups, oracle).items():
       place = f'eval/{method}' if oracle == 'viterbi' else f'eval/{method}/to_filter'
       flat |= icl_hmm_report.flat_convergence(place, found)
+
   for method in study.predictors:
     last = study.found[method][:, 0, SCORES.index('gap_viterbi'), -1]
     flat |= {f'eval/{method}/models_within_{tolerance:g}': float(np.mean(last <= tolerance))
              for tolerance in TOLERANCES}
+
   for method, values in recorded_accuracy(study).items():
     for length, mean in zip(study.lengths, values.mean(axis=0)):
       flat[f'recorded/{method}/accuracy/T{length}'] = float(mean)
@@ -137,7 +140,7 @@ def numbers(study: Study) -> dict[str, float]:
 
 
 def tables(study: Study, flat: Mapping[str, float]) -> str:
-  """Accuracy by length, the other scores of the language model, ε and T(ε)."""
+  """Tables of accuracy by length, the other scores of the language model, ε and T(ε)."""
   recorded = [name for name in recorded_accuracy(study) if name in RECORDED_MODELS]
   header = ['accuracy (%) at T', *(LABELS[method] for method in study.found),
             *(f'{name}, recorded' for name in recorded)]
@@ -145,12 +148,14 @@ def tables(study: Study, flat: Mapping[str, float]) -> str:
            *(_percent(flat, f'recorded/{name}', length) for name in recorded)]
           for length in study.lengths]
   parts = [figures.markdown_table(header, rows)]
+
   names = {'probability': 'p(label)', 'hellinger': 'H to B[x]', 'hellinger_filter': 'H to filter'}
   shown = ('viterbi', 'filter', *study.predictors)
   parts += [figures.markdown_table(
       [f'{title} at T', *(LABELS[method] for method in shown)],
       [[length, *(f'{flat[f"eval/{method}/{name}/T{length}"]:.3f}' for method in shown)]
        for length in study.lengths]) for name, title in names.items()]
+
   groups = groups_of(study)
   to_filter = {LABELS[name]: x for name, x in convergence(study, groups, 'filter').items()}
   for oracle, series in (('Viterbi', _all_convergence(study, groups)), ('the filter', to_filter)):
@@ -168,7 +173,7 @@ def _all_convergence(study: Study, groups: Sequence[Group]):
 
 
 def _percent(flat: Mapping[str, float], place: str, length: int) -> str:
-  """Accuracy with its standard error, where there is one; '-' where it was not recorded."""
+  """Accuracy in percent, with its standard error if known; '-' if not recorded."""
   value, error = (flat.get(f'{place}/accuracy{end}/T{length}') for end in ('', '_se'))
   if value is None:
     return '-'
@@ -179,7 +184,7 @@ def _percent(flat: Mapping[str, float], place: str, length: int) -> str:
 
 
 def write_rows(run: launch.Run, study: Study) -> None:
-  """rows.csv, ε and T(ε) of each model and predictor; scores.csv, all scores at all lengths."""
+  """Writes rows.csv, ε and T(ε) per model and predictor, and scores.csv, all scores by length."""
   columns = ['row', 'M', 'L', 'lambda2', 'H_A', 'H_B', 'H_A_share', 'H_B_share']
   of_model = [
       (row, *model.emission.shape, model.lambda2, model.transition_entropy, model.emission_entropy,
@@ -188,6 +193,7 @@ def write_rows(run: launch.Run, study: Study) -> None:
       *columns, 'predictor', 'accuracy', 'final_gap', 'final_gap_se', 'final_gap_filter',
       'final_gap_filter_se', *(f'T_{tolerance:g}' for tolerance in TOLERANCES)],
       _of_rows(study, of_model))
+
   metrics.write_csv_atomic(
       run.workdir / 'scores.csv',
       ['row', 'method', 'T', *SCORES, *(f'{name}_se' for name in SCORES)],
@@ -213,7 +219,7 @@ def _of_rows(study: Study, of_model: Sequence[tuple]) -> Iterator[tuple]:
 
 
 def write_metrics(run: launch.Run, study: Study, flat: Mapping[str, float]) -> None:
-  """Means over the models by length in metrics.jsonl; the step is the number of symbols seen."""
+  """Writes means over the models by length to metrics.jsonl; the step is the symbols seen."""
   with contextlib.closing(metrics.MetricsWriter(run.workdir)) as writer:
     writer.truncate(0)
     for length in study.lengths:
@@ -225,7 +231,7 @@ def write_metrics(run: launch.Run, study: Study, flat: Mapping[str, float]) -> N
 
 
 def write_figures(run: launch.Run, study: Study, flat: Mapping[str, float]) -> None:
-  """Accuracy by length, ε by each measure of difficulty, and ε and T(ε) by group."""
+  """Plots accuracy by length, ε by each measure of difficulty, and ε and T(ε) by group."""
   name, groups = f'{len(study.models)} published HMMs', groups_of(study)
   _curves(run, study, flat, f'Next symbol of {name}')
   _scatter(run, study)
@@ -235,7 +241,7 @@ def write_figures(run: launch.Run, study: Study, flat: Mapping[str, float]) -> N
 
 
 def _curves(run: launch.Run, study: Study, flat: Mapping[str, float], title: str) -> None:
-  """Accuracy and distances by length; scores.csv holds the data."""
+  """Plots accuracy and distances by length; the data are in scores.csv."""
   get = lambda method, score: np.array(
       [flat[f'eval/{method}/{score}/T{length}'] for length in study.lengths])
   labels = ('accuracy', 'Hellinger distance to B of the true state',
@@ -250,6 +256,7 @@ def _curves(run: launch.Run, study: Study, flat: Mapping[str, float], title: str
                           color=line.get_color())
       axes.set_xscale('log', base=2)
       axes.set(xlabel='symbols seen', ylabel=label)
+
     for name, values in recorded_accuracy(study).items():
       if name in RECORDED_MODELS:
         panels[0].plot(study.lengths[: values.shape[1]], values.mean(axis=0), lw=0.8, ls=':',
@@ -258,7 +265,7 @@ def _curves(run: launch.Run, study: Study, flat: Mapping[str, float], title: str
 
 
 def _scatter(run: launch.Run, study: Study) -> None:
-  """ε of every model against its entropies and its second eigenvalue; rows.csv holds the data."""
+  """Plots each model's ε against its entropies and second eigenvalue; the data are in rows.csv."""
   score = SCORES.index('gap_viterbi')
   lambda2 = np.array([model.lambda2 for model in study.models])
   measures = dict(zip(('H_A / log2 M', 'H_B / log2 L', 'λ2'), (*shares(study.models), lambda2)))
@@ -280,12 +287,13 @@ def write(run: launch.Run, study: Study) -> None:
 
   Args:
     run: the run.
-    study: what was measured.
+    study: the measurements.
   """
   config, flat = run.config, numbers(study)
   write_metrics(run, study, flat)
   write_rows(run, study)
   write_figures(run, study, flat)
+
   caption = (
       f'{len(study.models)} models of {config.results_file}, {config.num_sequences} trajectories '
       f'each, read by {config.checkpoint_dir}; seed {config.seed}. Errors are over trajectories, '
@@ -294,6 +302,7 @@ def write(run: launch.Run, study: Study) -> None:
       f'bits. {config.note}').strip()
   text = f'{tables(study, flat)}\n\n{caption}'
   metrics.write_text_atomic(run.table_path, text + '\n')
+
   launch.write_results(run, {
       **flat, 'num_sequences': config.num_sequences, 'note': config.note,
       'sampled_tokens/simulation':

@@ -1,4 +1,4 @@
-"""What the configs of experiments/icl_hmm/ can set; the type of the settings says what is run."""
+"""Configs of experiments/icl_hmm/; the type of the config decides which study runs."""
 
 import dataclasses
 
@@ -10,17 +10,17 @@ from jaxrl_llm.training import optim
 
 @dataclasses.dataclass
 class IclHmmPublished:
-  """One comparison with a published file of results (`icl_hmm_published`).
+  """Comparison with a published file of results (`experiments.icl_hmm.published`).
 
   Attributes:
-    seed: of the simulation.
-    results_file: a CSV file of the published schema (`tasks.hmm_results`).
-    num_sequences: trajectories a model (4,096 in the published file).
-    baum_welch_sequences: how many of them Baum-Welch is fitted to, at each length anew, from one
-      random start as there.
-    baum_welch_best5_sequences: how many of these also from five, of which the likeliest end counts.
-    baum_welch_steps: of EM, at most (100 there).
-    note: what a reader must know; printed with the results.
+    seed: seed of the simulation.
+    results_file: a CSV file of the published schema (`hmm.published_results`).
+    num_sequences: trajectories per model (4,096 in the published file).
+    baum_welch_sequences: number of them that Baum-Welch is fitted to, separately at each length,
+      from one random start as in the file.
+    baum_welch_best5_sequences: number of these fitted from five starts too; the likeliest fit wins.
+    baum_welch_steps: maximum number of EM steps (100 in the file).
+    note: note for the reader, printed with the results.
   """
 
   seed: int = 0
@@ -49,30 +49,31 @@ class IclHmmPublished:
 
 @dataclasses.dataclass
 class IclHmm:
-  """Meta-training of a small network on fresh HMMs (`icl_hmm_scratch`).
+  """Meta-training of a small network on fresh HMMs (`experiments.icl_hmm.scratch`).
 
   Attributes:
-    model: the network; its vocabulary is the symbols.
-    optimizer: of the network.
-    steps: of the optimizer.
+    model: the network; its vocabulary is the set of symbols.
+    optimizer: optimizer of the network.
+    steps: optimizer steps.
     num_states: M.
     num_symbols: L.
-    length: T, symbols that a prediction may have seen at most.
-    lambda2_low: of the second eigenvalue, drawn uniformly from here ...
-    lambda2_high: ... to here.
-    batch_size: fresh HMMs a step, one trajectory each.
-    num_evaluation: held-out HMMs.
-    baum_welch_sequences: how many of them Baum-Welch is fitted to, at each length up to 64 anew.
-    baum_welch_restarts: random starts of a fit, of which the likeliest end counts.
-    baum_welch_steps: of EM, at most.
-    results_file: a CSV file of the published schema (`tasks.hmm_results`), whose HMMs with so many
-      symbols are predicted too; '' is none.
-    recorded_sequences: trajectories of each of those, symbols permuted anew in each.
+    length: T, the maximum number of symbols before a prediction.
+    lambda2_low: lower end of the uniform distribution of the second eigenvalue.
+    lambda2_high: its upper end.
+    batch_size: fresh HMMs per step, one trajectory each.
+    num_evaluation: number of held-out HMMs.
+    baum_welch_sequences: number of them that Baum-Welch is fitted to, separately at each length up
+      to 64.
+    baum_welch_restarts: random starts per fit; the likeliest fit wins.
+    baum_welch_steps: maximum number of EM steps.
+    results_file: a CSV file of the published schema (`hmm.published_results`), whose HMMs with
+      `num_symbols` symbols are predicted too; '' for none.
+    recorded_sequences: trajectories of each of those; each one has its own permutation of symbols.
     log_every: steps between lines of metrics.jsonl.
     save_every: steps between checkpoints.
-    seed: of everything.
+    seed: seed of the whole run.
     algorithm: the loss.
-    note: what a reader must know; printed with the results.
+    note: note for the reader, printed with the results.
   """
 
   model: configs.TransformerConfig
@@ -98,7 +99,7 @@ class IclHmm:
 
   @property
   def network(self) -> configs.TransformerConfig:
-    """The network's shape with its vocabulary."""
+    """Shape of the network, vocabulary included."""
     return dataclasses.replace(self.model, vocab_size=self.num_symbols)
 
   def validate(self) -> None:
@@ -107,10 +108,12 @@ class IclHmm:
         self, 'config', seed=0, steps=1, num_states=2, num_symbols=2, length=8, batch_size=1,
         num_evaluation=2, baum_welch_sequences=0, baum_welch_restarts=1, baum_welch_steps=1,
         recorded_sequences=1, log_every=1, save_every=0)
+
     if not 0 <= self.lambda2_low <= self.lambda2_high < 1:
       raise ValueError(
           'config.lambda2_low and config.lambda2_high must be a range within [0, 1), got '
           f'{self.lambda2_low} and {self.lambda2_high}')
+
     if self.model.vocab_size:
       raise ValueError(
           'config.model.vocab_size must be 0: the vocabulary is config.num_symbols, got '
@@ -118,6 +121,7 @@ class IclHmm:
     if self.model.max_length < self.length:
       raise ValueError(f'config.model.max_length must be at least config.length ({self.length}), '
                        f'got {self.model.max_length}')
+
     self.network.validate()
     self.algorithm.validate()
     self.optimizer.validate('config.optimizer')

@@ -1,14 +1,15 @@
-"""Choices of mice, predicted in context by a model that never met a mouse, and by fitted models.
+"""Choices of mice, predicted in context by a model that never saw a mouse, and by fitted models.
 
 For each animal (real ones of the International Brain Laboratory, and simulated ones, whose best
-prediction is known) sessions are cut into folds by seed. Held-out choices are predicted by chance,
-the bias, a GLM, GLM-HMMs and counts, all from the training sessions of the fold, and in context:
-by a small transformer that was trained on simulated mice alone, in four layouts, and in the
-shifted layout of the released code, in which the answer can be read off (arXiv 2506.07298; see
-`data.animals`). `icl_hmm_mice_predictors` says who has seen what. Animals that are done are kept.
+prediction is known) sessions are split into folds by seed. Held-out choices are predicted by
+chance, the bias, a GLM, GLM-HMMs and counts, all from the training sessions of the fold, and in
+context: by a small transformer that was trained only on simulated mice, in four layouts, and in
+the shifted layout of the released code, in which the answer can be read off (arXiv 2506.07298; see
+`hmm.animals`). `mice_predictors` documents which data each predictor sees. Results of finished
+animals are saved and reused.
 
-Beside the animals, a cohort of simulated mice, one window each: what the model in context loses to
-whoever knows the mouse, by the number of trials read.
+A cohort of simulated mice, one window each, shows how much the model in context loses to a
+predictor that knows the mouse, by the number of trials read.
 """
 
 import functools
@@ -27,7 +28,7 @@ from jaxrl_llm.models import policy as policy_lib
 from jaxrl_llm.runs import arms, checkpoint_sources, launch
 from jaxrl_llm.training import loop
 
-# Behind the seed, so that none of these mice is one of a training step.
+# Seed entries after config.seed, so that none of these mice occurs in a training step.
 _SIMULATED, _COHORT = 2**31, 2**31 + 1
 SESSION_LENGTH = 90
 
@@ -48,9 +49,9 @@ def simulated_animals(config: IclHmmMice) -> dict[str, tuple[animals.Animal, np.
 
 
 def make_readers(run: launch.Run, stopper: loop.Stopper) -> list[predictors.Reader]:
-  """The meta-trained model, and the checkpoint's if one was named."""
+  """The meta-trained model, and the checkpoint's if the config names one."""
   config: IclHmmMice = run.config
-  # Read first: what is wrong with it is said before minutes are spent.
+  # Read the checkpoint first: an error then comes before minutes of training.
   others = [read_checkpoint(config)] if config.checkpoint else []
   params = training.meta_train(run, stopper)
   return [predictors.make_reader(
@@ -59,7 +60,7 @@ def make_readers(run: launch.Run, stopper: loop.Stopper) -> list[predictors.Read
 
 
 def read_checkpoint(config: IclHmmMice) -> predictors.Reader:
-  """A language model of a folder, in the tokens that the config names."""
+  """Reader of a language model on disk, with the tokenisation that the config names."""
   origin = checkpoint_sources.read(config.checkpoint, field='config.checkpoint')
   tokenizer = origin.load_tokenizer()
   shape = checkpoint_sources.resolve_model(configs.TransformerConfig(), origin)
@@ -67,6 +68,7 @@ def read_checkpoint(config: IclHmmMice) -> predictors.Reader:
   if shape.max_length < needed:
     raise ValueError(f'config.checkpoint reads {shape.max_length} tokens, and {needed} are needed '
                      f'for config.checkpoint_trials of {config.checkpoint_trials}')
+
   tokens = in_context.tokenise(
       tokenizer, config.tokenisation, animals.NUM_SYMBOLS, seed=config.seed)
   model = policy_lib.make(shape)
@@ -82,12 +84,12 @@ def predict_animal(
     readers: Sequence[predictors.Reader],
     shape: tuple[int, int],
 ) -> dict[str, np.ndarray]:
-  """P(choice 1) of every held-out choice, by everyone.
+  """P(choice 1) of every held-out choice, by every predictor.
 
   Args:
-    config: the settings.
+    config: the config of the study.
     animal: the animal.
-    best: the best prediction [N], where it is known.
+    best: the best prediction [N], if known.
     readers: the models in context.
     shape: as in `predictors.fitted_predictions`.
 
@@ -102,10 +104,12 @@ def predict_animal(
       'bias': predictors.bias_predictions(animal, fold),
       **predictors.fitted_predictions(config, animal, fold, shape),
   }
+
   windows = predictors.held_out_windows(animal, fold, config.num_trials)
   for prefix, counts in (('ngram', predictors.all_counts(animal, fold)),
                          ('context_ngram', predictors.window_counts(animal, *windows))):
     found |= {f'{prefix}{order}': counts[order - 1] for order in (2, 3)}
+
   online = {}
   for reader in readers:
     trials, predicted = predictors.held_out_windows(animal, fold, reader.num_trials)
@@ -117,6 +121,7 @@ def predict_animal(
       if reader.name == 'icl' and len(stream):
         online[f'online/icl_{arm}'] = reader.predict(arm, animal, stream)
         online['online/choices'] = animal.choices[stream]
+
   if best is not None:
     found['bayes'] = best
   return {'choices': animal.choices, 'fold': fold[animal.sessions],
@@ -127,16 +132,22 @@ def predict_animal(
 def predict_cohort(
     config: IclHmmMice, reader: predictors.Reader
 ) -> dict[str, np.ndarray]:
-  """Simulated mice, one window each, by all layouts: 'choices' and 'chance/<method>' [B, W]."""
+  """Predicts simulated mice, one window each, in all layouts.
+
+  Returns:
+    'choices' and 'chance/<method>' [B, W].
+  """
   generator = np.random.default_rng([config.seed, _COHORT])
   count, width = config.num_cohort, config.num_trials
   drawn = simulated_mice.draw(generator, count)
   trials = simulated_mice.simulate(
       drawn, generator, num_trials=width, phase=generator.integers(SESSION_LENGTH, size=count))
+
   flat = animals.Animal('cohort', *(x.reshape(-1) for x in (
       trials.levels, trials.choices, trials.rewards)), np.arange(count).repeat(width))
   rows = np.arange(count * width).reshape(count, width)
   counts = predictors.window_counts(flat, rows, np.ones(rows.shape, bool))
+
   found = {
       'bayes': simulated_mice.predict(drawn, trials),
       **{f'context_ngram{order}': counts[order - 1].reshape(rows.shape) for order in (2, 3)},
@@ -146,19 +157,21 @@ def predict_cohort(
 
 
 def _everyone(config: IclHmmMice) -> dict[str, tuple[animals.Animal, np.ndarray | None]]:
-  """All animals by name, each with the best prediction where it is known; what cannot be scored
-  is refused."""
+  """All animals by name, each with the best prediction if known; rejects those that cannot be
+  scored."""
   real = animals.load_folder(config.data_dir) if config.data_dir else []
   for animal in real:
     if animal.name.startswith(closing.SIMULATED):
       raise ValueError(f'names in config.data_dir must not start with {closing.SIMULATED!r}, as '
                        f'those of simulated mice do, got {animal.name}')
+
   everyone = {animal.name: (animal, None) for animal in real} | simulated_animals(config)
   for name, (animal, _) in everyone.items():
     if animal.num_sessions < config.num_folds:
       raise ValueError(f'config.num_folds must be at most the sessions of {name} '
                        f'({animal.num_sessions}), got {config.num_folds}')
-    # With two choices every method predicts one: shifted, the last of a window has no label.
+
+    # Two choices leave every method one to predict: shifted, a window's last trial has no label.
     choices = np.bincount(animal.sessions, weights=animal.choices >= 0)
     fold = animals.folds(animal.num_sessions, config.num_folds, config.seed)
     empty = set(range(config.num_folds)) - set(fold[choices >= 2].tolist())
@@ -171,15 +184,17 @@ def _everyone(config: IclHmmMice) -> dict[str, tuple[animals.Animal, np.ndarray 
 def predict_all(
     run: launch.Run, stopper: loop.Stopper
 ) -> tuple[dict[str, Mapping[str, np.ndarray]], Mapping[str, np.ndarray]]:
-  """What `predict_animal` gives, by animal, and the cohort's; what is on the disk is read."""
+  """Results of `predict_animal` by animal, and the cohort's; finished ones are read from disk."""
   config: IclHmmMice = run.config
   everyone = _everyone(config)
   sizes = [(animal.num_sessions, np.bincount(animal.sessions).max())
            for animal, _ in everyone.values()]
   shape = tuple(map(max, zip(*sizes)))
+
   readers, found = make_readers(run, stopper), {}
   kept = run.workdir / 'arms'
   cohort = arms.kept(kept / 'cohort.npz', lambda: predict_cohort(config, readers[0]))
+
   with loop.progress(len(everyone), 'animals') as bar:
     for name, (animal, best) in everyone.items():
       path = kept / f'{name}.animal.npz'
@@ -195,7 +210,7 @@ def predict_all(
 
 
 def main(run: launch.Run) -> dict[str, Any]:
-  """Predicts all animals, and writes table, figure and results.json; the numbers."""
+  """Predicts all animals, writes table, figure and results.json, and returns the numbers."""
   with loop.Stopper() as stopper:
     found, cohort = predict_all(run, stopper)
   numbers = closing.write(run, found, cohort)

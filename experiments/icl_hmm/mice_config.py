@@ -1,4 +1,4 @@
-"""What the config of the study of mice can set."""
+"""Config of the study of mice."""
 
 import dataclasses
 import math
@@ -12,36 +12,37 @@ from jaxrl_llm.training import optim
 
 @dataclasses.dataclass
 class IclHmmMice:
-  """One study of mice's choices (`icl_hmm_mice`).
+  """Study of mice's choices (`experiments.icl_hmm.mice`).
 
   Attributes:
-    seed: of meta-training, folds, simulated mice and restarts.
-    data_dir: a folder of animals (`data.animals`); '' for simulated ones alone.
-    num_folds: of whole sessions, drawn by seed for each animal.
-    num_simulated: simulated mice that are treated as animals are.
-    simulated_sessions: of 90 trials, that each of them has.
-    num_cohort: further simulated mice, one window each: what is lost to the best prediction.
-    num_trials: W, of a window: a trial is predicted from at most W - 1 before it.
+    seed: seed of meta-training, folds, simulated mice and restarts.
+    data_dir: a directory of animals (`hmm.animals`); '' for simulated ones only.
+    num_folds: folds of whole sessions, drawn by seed for each animal.
+    num_simulated: simulated mice that are treated like animals.
+    simulated_sessions: sessions per simulated mouse, 90 trials each.
+    num_cohort: further simulated mice, one window each, to measure the loss to the best prediction.
+    num_trials: W, trials per window: a trial is predicted from at most W - 1 earlier ones.
     model: the predictor; its vocabulary is filled in.
-    steps: of meta-training in the first layout; each draws fresh mice.
-    further_steps: in each of the others, from where the one before has ended.
-    batch_size: mice a step.
-    short_trials: windows of the first steps: more mice, as many trials in all, less to compute.
-    short_fraction: of the steps of each layout, that these are.
-    optimizer: of meta-training.
+    steps: meta-training steps in the first layout; each draws fresh mice.
+    further_steps: steps in each later layout, which starts from the parameters of the one before.
+    batch_size: mice per step.
+    short_trials: trials per window in the first steps: more mice, as many trials in total, less to
+      compute.
+    short_fraction: fraction of each layout's steps with these short windows.
+    optimizer: optimizer of meta-training.
     save_every: steps between checkpoints.
     log_every: steps between lines in metrics.jsonl.
-    num_states: of the GLM-HMMs that are fitted, each a number.
+    num_states: numbers of states of the GLM-HMMs to fit.
     ridge: precision of the prior of GLM weights.
-    pseudo_count: of the prior of transitions.
-    restarts: of EM.
-    em_steps: of each.
-    checkpoint: a folder of parameters of a language model (Hugging Face's, or this project's with
-      a known tokenizer), which then predicts beside the others; '' is none.
-    tokenisation: of the checkpoint: 'abc', '123' or 'random'.
+    pseudo_count: pseudo-count of the prior of transitions.
+    restarts: restarts of EM.
+    em_steps: EM steps per restart.
+    checkpoint: a directory of a language model's parameters (Hugging Face's, or this project's with
+      a known tokenizer), which then predicts as well; '' for none.
+    tokenisation: tokenisation for the checkpoint: 'abc', '123' or 'random'.
     checkpoint_trials: W of the checkpoint.
     checkpoint_batch_size: windows that it reads together.
-    note: what a reader must know; printed with the results.
+    note: note for the reader, printed with the results.
   """
 
   seed: int = 0
@@ -83,24 +84,30 @@ class IclHmmMice:
         num_cohort=2, num_trials=4, steps=1, further_steps=1, batch_size=1, short_trials=4,
         save_every=1, log_every=1, restarts=1, em_steps=1, checkpoint_trials=4,
         checkpoint_batch_size=1)
+
     for name in ('ridge', 'pseudo_count'):
       if not 0 < getattr(self, name) < math.inf:
         raise ValueError(f'config.{name} must be positive and finite, got {getattr(self, name)}')
+
     if not self.num_states or min(self.num_states) < 1:
       raise ValueError(f'config.num_states must be numbers from 1, got {self.num_states}')
+
     if self.short_trials > self.num_trials:
       raise ValueError('config.short_trials must be at most config.num_trials '
                        f'({self.num_trials}), got {self.short_trials}')
     if not 0 <= self.short_fraction <= 1:
       raise ValueError(f'config.short_fraction must be in [0, 1], got {self.short_fraction}')
+
     if self.tokenisation not in in_context.KINDS:
       raise ValueError(f'config.tokenisation must be one of {", ".join(in_context.KINDS)}, got '
                        f'{self.tokenisation!r}')
     if not self.data_dir and not self.num_simulated:
       raise ValueError('config.num_simulated must be at least 1 without config.data_dir, got 0')
+
     self.optimizer.validate()
     config_lib.check_schedule(
         self.optimizer, min(self.steps, self.further_steps), 'config.optimizer')
+
     if self.model.vocab_size:
       raise ValueError('config.model.vocab_size must be 0 (the symbols decide it), got '
                        f'{self.model.vocab_size}')

@@ -1,10 +1,10 @@
-"""How choices of an animal are predicted, fold by fold: fitted models, counts, models in context.
+"""Predictors of an animal's choices, fold by fold: fitted models, counts, models in context.
 
-Every predictor gives the probability of choice 1 for the trials of held-out sessions. Fitted
-models have seen the training sessions of a fold, and of the held-out session what came before the
-trial. A model in context reads a window of one sequence: the training sessions that were recorded
-after the held-out one, then those before it, then the held-out one up to the trial; of these the
-last `num_trials` trials at most.
+Every predictor returns the probability of choice 1 for the trials of held-out sessions. Fitted
+models see the training sessions of a fold, and the trials of the held-out session before the
+predicted one. A model in context reads a window of one sequence: the training sessions recorded
+after the held-out one, then those recorded before it, then the held-out one up to the trial. The
+window is at most the last `num_trials` trials of this sequence.
 """
 
 import functools
@@ -28,9 +28,9 @@ class Reader(NamedTuple):
   """A model that predicts in context.
 
   Attributes:
-    name: stands before the names of its arms.
-    params: of the model, by arm.
-    predict_symbols: its predictor; one program for arms whose sequences are of one length.
+    name: prefix of the names of its arms.
+    params: the model's parameters by arm.
+    predict_symbols: its predictor; arms with equally long sequences share one program.
     num_trials: W.
   """
 
@@ -40,19 +40,21 @@ class Reader(NamedTuple):
   num_trials: int
 
   def predict(self, arm: str, animal: animals.Animal, trials: np.ndarray) -> np.ndarray:
-    """P(choice 1) in windows of trials [R, W] (-1 behind the end): [R, W], NaN where no label is.
+    """P(choice 1) [R, W] in windows of trials [R, W] (-1 is padding); NaN where there is no label.
 
-    A shifted sequence shows the choice of each trial but the last.
+    A shifted sequence shows the choice of every trial except the last.
     """
     layout, shift = ARMS[arm]
     filled = np.where(trials < 0, trials[:, :1], trials)
     symbols = animals.encode(
         animal.levels[filled], animal.choices[filled], animal.rewards[filled], layout, shift=shift)
+
     places = animals.label_positions(layout, trials.shape[1], shift=shift)
-    # As long as if it were not shifted; what stands behind the last label is not read.
+    # Pad to the length of the unshifted sequence; nothing after the last label is read.
     missing = trials.shape[1] * len(animals.LAYOUTS[layout]) - symbols.shape[1]
     log_probs = self.predict_symbols(
         self.params[arm], np.pad(symbols, ((0, 0), (0, missing))))
+
     found = np.full(trials.shape, np.nan)
     found[:, : len(places)] = np.exp(log_probs[:, places, 1])
     return np.where(trials < 0, np.nan, found)
@@ -62,7 +64,7 @@ def make_reader(
     name: str, model: ModelFns, params: Mapping[str, Params],
     tokenisation: in_context.Tokenisation, *, num_trials: int, batch_size: int,
 ) -> Reader:
-  """A reader; arguments as of `Reader` and `in_context.Predictor`."""
+  """Builds a `Reader`; for the arguments see `Reader` and `in_context.Predictor`."""
   return Reader(name, params, in_context.Predictor(
       model, tokenisation, targets=animals.CHOICE_SYMBOLS, batch_size=batch_size), num_trials)
 
@@ -77,11 +79,11 @@ def held_out_windows(
 
   Args:
     animal: the animal.
-    fold: int [S]; of each session.
+    fold: int [S]; fold of each session.
     num_trials: W.
 
   Returns:
-    (trials [R, W], predicted bool [R, W]), as of `animals.windows`.
+    (trials [R, W], predicted bool [R, W]), as from `animals.windows`.
   """
   rows = [animals.windows(before, predicted, num_trials)
           for before, predicted in _held_out_sessions(animal, fold)]
@@ -89,7 +91,7 @@ def held_out_windows(
 
 
 def _held_out_sessions(animal: animals.Animal, fold: np.ndarray):
-  """(trials before, trials to predict) of each session; those with a choice alone."""
+  """Yields (earlier trials, trials to predict) of each session; only trials with a choice."""
   chosen = animal.choices >= 0
   for session, own in enumerate(fold):
     training = chosen & (fold[animal.sessions] != own)
@@ -100,7 +102,7 @@ def _held_out_sessions(animal: animals.Animal, fold: np.ndarray):
 
 
 def online_windows(animal: animals.Animal, num_trials: int) -> np.ndarray:
-  """All trials with a choice, cut into windows [R, W] one after the other; what is over is left."""
+  """All trials with a choice, cut into consecutive windows [R, W]; the remainder is dropped."""
   trials = np.flatnonzero(animal.choices >= 0)
   rows = len(trials) // num_trials
   return trials[: rows * num_trials].reshape(rows, num_trials)
@@ -110,7 +112,7 @@ def online_windows(animal: animals.Animal, num_trials: int) -> np.ndarray:
 
 
 def _earlier(codes: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-  """How many entries before each one have its code, and the sum of their values."""
+  """For each entry: the number of earlier entries with its code, and the sum of their values."""
   order = np.argsort(codes, kind='stable')
   ordered, values = codes[order], values[order]
   index = np.arange(len(codes))
@@ -123,15 +125,15 @@ def _earlier(codes: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np.ndar
 
 
 def count_predictions(levels: np.ndarray, choices: np.ndarray) -> np.ndarray:
-  """n-grams of the sequence (contrast, choice, contrast, choice, ...), counted as it goes.
+  """Online n-gram counts of the sequence (contrast, choice, contrast, choice, ...).
 
     p_n = (ones + p_{n−1}) / (count + 1),    p_0 = 1/2
 
-  of the earlier trials with the same context: nothing (n = 1), the contrast (2), the choice before
-  it as well (3). A context that was not seen falls back to the shorter one.
+  over the earlier trials with the same context: none (n = 1), the contrast (2), the choice before
+  it as well (3). An unseen context falls back to the shorter one.
 
   Args:
-    levels: int [N].
+    levels: int [N]; contrast of each trial.
     choices: int [N]; 0 or 1.
 
   Returns:
@@ -158,7 +160,7 @@ def window_counts(animal: animals.Animal, trials: np.ndarray, predicted: np.ndar
 
 
 def all_counts(animal: animals.Animal, fold: np.ndarray) -> np.ndarray:
-  """The same with all training sessions before the held-out one."""
+  """`count_predictions` with all training sessions placed before the held-out one."""
   found = np.full((MAX_ORDER, len(animal.choices)), np.nan)
   for before, predicted in _held_out_sessions(animal, fold):
     both = np.concatenate([before, predicted])
@@ -168,7 +170,7 @@ def all_counts(animal: animals.Animal, fold: np.ndarray) -> np.ndarray:
 
 
 def bias_predictions(animal: animals.Animal, fold: np.ndarray) -> np.ndarray:
-  """The share of choice 1 in the training sessions, [N]."""
+  """Share of choice 1 in the training sessions, [N]."""
   found = np.empty(len(animal.choices))
   for own in np.unique(fold):
     held_out = fold[animal.sessions] == own
@@ -181,14 +183,14 @@ def bias_predictions(animal: animals.Animal, fold: np.ndarray) -> np.ndarray:
 
 
 def level_inputs(animal: animals.Animal) -> np.ndarray:
-  """Inputs of a GLM that has a weight for each contrast, [N, 11], beside the two of history."""
+  """Inputs [N, 11] of a GLM with a weight per contrast, and the two history inputs."""
   return np.concatenate(
       [np.eye(len(animals.CONTRASTS))[animal.levels], animals.covariates(animal)[:, 2:]], axis=1)
 
 
 @functools.partial(jax.jit, static_argnames=('ridge',))
 def _glm(inputs, choices, training, *, ridge):
-  """σ(w · x) [F, S, T] of a GLM for each set of training sessions [F, S]."""
+  """σ(w · x) [F, S, T] of a GLM fitted to each set of training sessions [F, S]."""
   def one(training):
     shown = jnp.where(training[:, None], choices, -1).reshape(-1)
     weights = glm_hmm.fit_glm(inputs.reshape(-1, inputs.shape[-1]), shown, ridge=ridge)
@@ -200,7 +202,7 @@ def _glm(inputs, choices, training, *, ridge):
 @functools.partial(
     jax.jit, static_argnames=('num_states', 'ridge', 'pseudo_count', 'restarts', 'steps'))
 def _glm_hmm(key, inputs, choices, training, **options):
-  """The same of a GLM-HMM, and the log posterior of each restart [F, restarts, steps]."""
+  """The same for a GLM-HMM, and the log posterior of each restart [F, restarts, steps]."""
   def one(training):
     shown = jnp.where(training[:, None, None], inputs, jnp.nan)
     model, trace = glm_hmm.fit(key, shown, choices, **options)
@@ -215,10 +217,10 @@ def fitted_predictions(
   """GLMs and GLM-HMMs: P(choice 1) [N] by name.
 
   Args:
-    config: the settings.
+    config: the config of the study.
     animal: the animal.
-    fold: int [S]; of each session.
-    shape: sessions and trials that arrays are filled up to, so that one program does for all.
+    fold: int [S]; fold of each session.
+    shape: sessions and trials that arrays are padded to, so that all animals share one program.
 
   Returns:
     The predictions.
@@ -234,10 +236,12 @@ def fitted_predictions(
   training = np.arange(config.num_folds)[:, None] != number
   pick = lambda found: np.asarray(
       found)[np.maximum(number, 0), np.arange(shape[0])][real].astype(float)
+
   found = {}
   for name, inputs in (('glm', animals.covariates(animal)), ('glm_levels', level_inputs(animal))):
     inputs = padded(inputs.astype(np.float32), np.nan)
     found[name] = pick(_glm(inputs, choices, training, ridge=config.ridge))
+
   inputs = padded(animals.covariates(animal).astype(np.float32), np.nan)
   for states in config.num_states:
     chances, _ = _glm_hmm(

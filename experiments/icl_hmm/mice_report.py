@@ -1,4 +1,4 @@
-"""What the study of mice writes: headline numbers, tables, a figure with its data, a paragraph."""
+"""Report of the study of mice: headline numbers, tables, a figure with its data, a paragraph."""
 
 from collections.abc import Iterator, Mapping
 
@@ -30,11 +30,11 @@ _CURVES = ('icl_choice', 'icl_stim_choice', 'icl_stim_choice_reward', 'icl_shift
 _COLOURS = dict(zip(
     (*_SHOWN, 'icl_choice'),
     ('0.7', '#c98a1b', '#2e8b57', '#8d6a9f', '#1b6ca8', '#6fb1dc', '#d1495b', '0.2', '#e377c2')))
-SIMULATED = 'simulated_'  # How names of simulated mice start.
+SIMULATED = 'simulated_'  # Prefix of the names of simulated mice.
 
 
 def label(method: str) -> str:
-  """A method's name in words."""
+  """Readable name of a method."""
   if method.startswith('glm_hmm'):
     return f'GLM-HMM, {method.removeprefix("glm_hmm")} states'
   if method.startswith('checkpoint_'):
@@ -43,19 +43,19 @@ def label(method: str) -> str:
 
 
 def hits(chances: np.ndarray, choices: np.ndarray) -> np.ndarray:
-  """1 where the likelier choice was made, 1/2 where both are equally likely, NaN without either."""
+  """1 if the likelier choice was made, 1/2 if both are equally likely, NaN if either is missing."""
   right = np.where(chances == .5, .5, (chances > .5) == (choices > 0))
   return np.where(np.isnan(chances) | (choices < 0), np.nan, right)
 
 
 def log_probs(chances: np.ndarray, choices: np.ndarray) -> np.ndarray:
-  """ln of the probability of the choice that was made; NaN as in `hits`."""
+  """Log-probability of the choice that was made; NaN as in `hits`."""
   made = np.where(choices > 0, chances, 1 - chances)
   return np.where(choices < 0, np.nan, np.log(np.maximum(made, 1e-12)))
 
 
 def _methods(arrays: Mapping[str, np.ndarray]) -> Iterator[tuple[str, np.ndarray]]:
-  """(method, P(choice 1)), in the order of the table."""
+  """Yields (method, P(choice 1)) in the order of the table."""
   found = {name.removeprefix('chance/'): values for name, values in arrays.items()
            if name.startswith('chance/')}
   order = [*LABELS][:6] + [name for name in found if name.startswith('glm_hmm')]
@@ -76,8 +76,8 @@ def _summary(name: str, accuracy: np.ndarray, probability: np.ndarray) -> dict[s
 def animal_numbers(found: Mapping[str, Mapping[str, np.ndarray]]) -> dict[str, float]:
   """mice/<animal>/<method>/..., over folds, and mean/<method>/..., over real animals.
 
-  Without real ones the mean is over the simulated ones. A probability is exp of the mean log-prob
-  of the choices that were made.
+  Without real animals the mean is over the simulated ones. A probability is exp of the mean
+  log-prob of the choices that were made.
   """
   numbers = {}
   for name, arrays in found.items():
@@ -87,6 +87,7 @@ def animal_numbers(found: Mapping[str, Mapping[str, np.ndarray]]) -> dict[str, f
       accuracy = [np.nanmean(hits(chances, choices)[part]) for part in parts]
       likely = [np.exp(np.nanmean(log_probs(chances, choices)[part])) for part in parts]
       numbers |= _summary(f'mice/{name}/{method}', np.array(accuracy), np.array(likely))
+
   averaged = [name for name in found if not name.startswith(SIMULATED)] or list(found)
   for method, _ in _methods(found[averaged[0]]):
     numbers |= _summary(f'mean/{method}', *(np.array([
@@ -98,10 +99,11 @@ def animal_numbers(found: Mapping[str, Mapping[str, np.ndarray]]) -> dict[str, f
 def cohort_numbers(cohort: Mapping[str, np.ndarray]) -> dict[str, float]:
   """cohort/<method>/... in the second half of the windows, over simulated mice.
 
-  `minus_bayes` is the accuracy beyond that of the best prediction, mouse by mouse.
+  `minus_bayes` is the accuracy minus that of the best prediction, paired by mouse.
   """
   choices = cohort['choices']
-  half = slice(choices.shape[1] // 2, choices.shape[1] - 1)  # Shifted, the last has no label.
+  # The last trial has no label in the shifted layout.
+  half = slice(choices.shape[1] // 2, choices.shape[1] - 1)
   numbers, reference = {}, None
   for method, chances in sorted(_methods(cohort), key=lambda item: item[0] != 'bayes'):
     accuracy = hits(chances, choices)[:, half].mean(axis=1)
@@ -111,7 +113,8 @@ def cohort_numbers(cohort: Mapping[str, np.ndarray]) -> dict[str, float]:
     numbers |= _summary(f'cohort/{method}', accuracy, likely) | {
         f'cohort/{method}/minus_bayes': float(gap),
         f'cohort/{method}/minus_bayes_standard_error': float(error)}
-    # The mean of logs over mice, then exp: a mean of probabilities would favour the easy mice.
+
+    # Average logs over mice, then exponentiate: a mean of probabilities would favour easy mice.
     mean, error = statistics.mean_and_standard_error(likely)
     numbers[f'cohort/{method}/probability'] = float(np.exp(mean))
     numbers[f'cohort/{method}/probability_standard_error'] = float(np.exp(mean) * error)
@@ -119,7 +122,7 @@ def cohort_numbers(cohort: Mapping[str, np.ndarray]) -> dict[str, float]:
 
 
 def tables(numbers: Mapping[str, float], animals: list[str], methods: list[str]) -> str:
-  """Accuracy, then probability of the choices, of each animal; then the cohort."""
+  """Markdown tables of accuracy and of choice probability by animal, then of the cohort."""
   real = any(not name.startswith(SIMULATED) for name in animals)
   heads = [*animals, 'mean of real ones' if real else 'mean']
   columns = [*(f'mice/{name}' for name in animals), 'mean']
@@ -136,6 +139,7 @@ def tables(numbers: Mapping[str, float], animals: list[str], methods: list[str])
     parts.append(figures.markdown_table([title, *heads], [
         [label(method), *(cell(f'{column}/{method}', *names) for column in columns)]
         for method in methods]))
+
   of_cohort = [(label(method), *(cell(f'cohort/{method}', part, prefix) for part, prefix in (
       ('accuracy', ''), ('minus_bayes', 'minus_bayes_'), ('probability', 'probability_'))))
                for method in dict.fromkeys([*methods, 'bayes'])
@@ -147,19 +151,21 @@ def tables(numbers: Mapping[str, float], animals: list[str], methods: list[str])
 
 
 def _largest_fit(numbers: Mapping[str, float]) -> str:
-  """The GLM-HMM with most states that was fitted; the GLM, if none was."""
+  """The fitted GLM-HMM with the most states, or the GLM if there is none."""
   fitted = [int(name.split('/')[1].removeprefix('glm_hmm')) for name in numbers
             if name.startswith('mean/glm_hmm') and name.endswith('/accuracy')]
   return f'glm_hmm{max(fitted)}' if fitted else 'glm'
 
 
 def paragraph(numbers: Mapping[str, float], real: bool) -> str:
-  """What was found, in words that the numbers choose."""
+  """Paragraph that states the results, worded according to the numbers."""
   mean = lambda method: numbers[f'mean/{method}/accuracy']
   percent = lambda x: f'{100 * x:.1f} %'
   states = _largest_fit(numbers)
-  # Each layout by its name: the better of two would be chosen by what is reported.
+
+  # Report each layout by name: picking the better of two would select on the reported result.
   both = lambda *methods: ' and '.join(f'{percent(mean(m))} ({label(m)})' for m in methods)
+
   gap = numbers['cohort/icl_stim_choice/minus_bayes']
   leak = numbers['cohort/icl_shift/minus_bayes']
   return (
@@ -178,13 +184,13 @@ def paragraph(numbers: Mapping[str, float], real: bool) -> str:
 
 
 def _bins(width: int) -> np.ndarray:
-  """Edges of bins of trials, finer where little has been read."""
+  """Edges of trial bins, finer at the beginning of a window."""
   edges = [0, 2, 4, 8, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024]
   return np.array([edge for edge in edges if edge < width] + [width])
 
 
 def curve(chances: np.ndarray, choices: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-  """Accuracy by the number of trials read: (middle of each bin, mean, standard error over rows)."""
+  """Accuracy by number of trials read: (bin centres, means, standard errors over rows)."""
   right, edges = hits(chances, choices), _bins(choices.shape[1])
   parts = [np.nanmean(right[:, a:b], axis=1) for a, b in zip(edges, edges[1:])
            if not np.isnan(right[:, a:b]).all()]
@@ -199,7 +205,7 @@ def write_figure(
     cohort: Mapping[str, np.ndarray],
     numbers: Mapping[str, float],
 ) -> None:
-  """Accuracy by trials read (cohort, animals), and by animal; with their data."""
+  """Plots accuracy by trials read (cohort, animals) and by animal; writes the data as CSV."""
   path = run.workdir / 'figures' / 'icl_hmm_mice.png'
   rows = []
   real = [name for name in found if not name.startswith(SIMULATED)] or list(found)
@@ -217,6 +223,7 @@ def write_figure(
     for method in ('bayes', *_CURVES):
       draw(panels[0], 'cohort', method, cohort[f'chance/{method}'], cohort['choices'])
     panels[0].set_title('simulated mice, ± standard error over windows')
+
     with_windows = [name for name in real if 'online/choices' in found[name]]
     if with_windows:
       join = lambda key: np.concatenate([found[name][key] for name in with_windows])
@@ -226,12 +233,14 @@ def write_figure(
       panels[1].axhline(numbers[f'mean/{method}/accuracy'], color=colour(method), ls='--',
                         label=f'{label(method)}, all training sessions')
     panels[1].set_title('animals, ± standard error over windows')
+
     for axes in panels[:2]:
       axes.set_xscale('symlog', linthresh=1)
       axes.set(xlabel='trials read before', ylabel='accuracy', xlim=(0, None), ylim=(.45, 1))
       axes.legend(frameon=False, fontsize=6)
+
     shown = [largest if name == 'glm_hmm' else name for name in _SHOWN]
-    shown = [method for method in shown  # Of animals alone nobody knows the mouse.
+    shown = [method for method in shown  # 'bayes' is known for simulated mice only.
              if any(f'mice/{name}/{method}/accuracy' in numbers for name in found)]
     for index, method in enumerate(shown):
       places = np.arange(len(found)) + (index - (len(shown) - 1) / 2) * .8 / len(shown)
@@ -239,12 +248,14 @@ def write_figure(
                        for part in ('accuracy', 'standard_error'))
       panels[2].bar(places, height, .8 / len(shown), yerr=error, color=colour(method),
                     label=label(method), error_kw={'lw': .8})
+
     panels[2].axhline(.5, color='0.4', lw=.8, ls=':', zorder=0)  # Chance.
     panels[2].set_xticks(range(len(found)), list(found), rotation=30, fontsize=7)
     # Room for the legend above the bars.
     panels[2].set(ylim=(.45, 1.12), yticks=np.arange(.5, 1.01, .1), ylabel='accuracy',
                   title='held-out sessions, ± standard error over folds')
     panels[2].legend(frameon=False, fontsize=6, ncols=2, loc='upper left')
+
   metrics.write_csv_atomic(
       path.with_suffix('.csv'), ['of', 'method', 'trials_read', 'accuracy', 'standard_error'], rows)
 
@@ -254,7 +265,7 @@ def write(
     found: Mapping[str, Mapping[str, np.ndarray]],
     cohort: Mapping[str, np.ndarray],
 ) -> dict[str, float]:
-  """Writes tables and figure, prints them, and returns the headline numbers."""
+  """Writes the tables and the figure, prints the tables, and returns the headline numbers."""
   numbers = animal_numbers(found) | cohort_numbers(cohort)
   names = list(found)
   methods = list(dict.fromkeys(
@@ -262,10 +273,12 @@ def write(
   real = any(not name.startswith(SIMULATED) for name in names)
   text = f'{tables(numbers, names, methods)}\n\n{paragraph(numbers, real)}'
   metrics.write_text_atomic(run.table_path, text + '\n')
+
   parts = ('accuracy', 'standard_error', 'probability', 'probability_standard_error')
   metrics.write_csv_atomic(run.workdir / 'animals.csv', ['animal', 'method', *parts], [
       (name, method, *(numbers[f'mice/{name}/{method}/{part}'] for part in parts))
       for name in names for method in methods if f'mice/{name}/{method}/accuracy' in numbers])
+
   write_figure(run, found, cohort, numbers)
   print(f'\n{text}\n\n{run.config.note}\n'
         f'figure: {run.workdir / "figures" / "icl_hmm_mice.png"}')

@@ -1,14 +1,14 @@
 """Meta-training on simulated mice: the predictors that learn an animal in context.
 
-Every step draws mice that were never seen (`tasks.mice`), writes down what they did in one layout,
-and asks for each choice. The mouse is known here, so that the label may be averaged over:
+Every step draws fresh mice (`hmm.simulated_mice`), encodes their trials in one layout, and predicts
+each choice. The simulated mouse is known, so the loss averages over the label:
 
   L(θ) = − E (1/W) Σ_t Σ_y P(y_t = y | mouse, trials before t) ln π_θ(y | sequence before it)
 
-which has the expected gradient of sampled labels and less noise. In the shifted layout the sequence
-holds the trial's own contrast and reward already; then the label is the choice itself, wherever
-these two determine it. Each layout has a network of its own, which starts from the one before:
-trained on all layouts at once, one network learnt none of them as well.
+This has the expected gradient of sampled labels with less noise. In the shifted layout the sequence
+already contains the trial's own contrast and reward; the label is then the choice itself, wherever
+these two determine it. Each layout has its own network, which starts from the one before: a single
+network trained on all layouts at once learnt none of them as well.
 """
 
 import contextlib
@@ -30,7 +30,7 @@ from jaxrl_llm.types import ModelFns, Params, TrainState, WeightedMean
 
 
 class Arm(NamedTuple):
-  """A way to write trials down.
+  """A way to encode trials.
 
   Attributes:
     layout: one of `animals.LAYOUTS`.
@@ -41,7 +41,7 @@ class Arm(NamedTuple):
   shift: bool = False
 
 
-# In the order in which they are learnt.
+# In training order.
 ARMS = {
     'stim_choice': Arm('stim_choice'),
     'stim_choice_reward': Arm('stim_choice_reward'),
@@ -49,18 +49,18 @@ ARMS = {
     'choice_reward': Arm('choice_reward'),
     'choice': Arm('choice'),
 }
-# A token a symbol, and one in front of every sequence.
+# One token per symbol, and one that starts every sequence.
 TOKENISATION = in_context.Tokenisation(
     tuple(range(animals.NUM_SYMBOLS)), (animals.NUM_SYMBOLS,))
 
 
 class Batch(NamedTuple):
-  """What a step is shown.
+  """Training batch.
 
   Attributes:
     tokens: int32 [B, T].
-    places: int32 [B, W]; the index of the token that predicts each choice.
-    chances: float32 [B, W]; of choice 1, given the mouse.
+    places: int32 [B, W]; index of the token that predicts each choice.
+    chances: float32 [B, W]; probability of choice 1, given the mouse.
   """
 
   tokens: np.ndarray
@@ -69,12 +69,12 @@ class Batch(NamedTuple):
 
 
 def num_steps(config: IclHmmMice, arm: str) -> int:
-  """Steps of an arm: the first one learns how to learn, the others go on from it."""
+  """Steps of an arm: the first one learns how to learn, the others continue from it."""
   return config.steps if arm == next(iter(ARMS)) else config.further_steps
 
 
 def draw_batch(config: IclHmmMice, arm: str, step: int) -> Batch:
-  """The mice of an arm's step; a function of the seed and these two."""
+  """Batch of an arm's step; a pure function of the seed, the arm and the step."""
   generator = np.random.default_rng([config.seed, list(ARMS).index(arm), step])
   count, width = config.batch_size, config.num_trials
   if step < config.short_fraction * num_steps(config, arm):
@@ -83,9 +83,10 @@ def draw_batch(config: IclHmmMice, arm: str, step: int) -> Batch:
 
 
 def encode_batch(generator: np.random.Generator, name: str, count: int, width: int) -> Batch:
-  """Fresh mice in the layout of an arm, `width` choices each."""
+  """Encodes fresh mice in the layout of an arm, `width` choices each."""
   arm = ARMS[name]
   drawn = simulated_mice.draw(generator, count)
+
   # The last trial of a shifted sequence shows no choice.
   trials = simulated_mice.simulate(
       drawn, generator, num_trials=width + arm.shift, phase=generator.integers(90, size=count))
@@ -94,8 +95,9 @@ def encode_batch(generator: np.random.Generator, name: str, count: int, width: i
     chances = np.where(trials.levels == animals.ZERO_LEVEL, chances, trials.choices)
   symbols = animals.encode(
       trials.levels, trials.choices, trials.rewards, arm.layout, shift=arm.shift)
+
   first = np.full((count, 1), TOKENISATION.prefix_ids[0], np.int32)
-  # Behind the first token, the one at a choice's own position is the last before it.
+  # The prefix shifts tokens by one: the token at a choice's position is the last one before it.
   places = animals.label_positions(arm.layout, width + arm.shift, shift=arm.shift)
   return Batch(np.concatenate([first, symbols[:, :-1]], axis=1),
                np.tile(places.astype(np.int32), (count, 1)),
@@ -103,7 +105,7 @@ def encode_batch(generator: np.random.Generator, name: str, count: int, width: i
 
 
 def loss_fn(model: ModelFns, params: Params, batch: Batch) -> tuple[WeightedMean, dict[str, Any]]:
-  """The expected loss, nats a choice, and train/divergence: what is lost to who knows the mouse."""
+  """Expected loss in nats per choice, and train/divergence, its excess over knowing the mouse."""
   choices = jnp.asarray(animals.CHOICE_SYMBOLS)
   found = in_context.symbol_log_probs(model, params['policy'], batch.tokens, choices)
   found = jnp.take_along_axis(found, batch.places[..., None], axis=1)
@@ -119,7 +121,7 @@ def make_model(config: IclHmmMice) -> ModelFns:
 
 
 def make_step(config: IclHmmMice, steps: int):
-  """(optimizer, jitted train step) for an arm of so many steps."""
+  """(optimizer, jitted train step) for an arm with `steps` steps."""
   model = make_model(config)
   optimizer = optim.make_optimizer(optim.for_run(config.optimizer, steps))
   train_step = lambda state, batch: step_lib.take_step(
@@ -128,11 +130,12 @@ def make_step(config: IclHmmMice, steps: int):
 
 
 def meta_train(run: launch.Run, stopper: loop.Stopper) -> dict[str, Params]:
-  """Trains the predictors, or goes on with them; parameters by arm, kept in WORKDIR/params."""
+  """Trains the predictors, or resumes; returns parameters by arm, saved in WORKDIR/params."""
   config: IclHmmMice = run.config
   key = rng.stream_key(rng.base_key(config.seed), rng.INIT)
   params = jax.jit(make_model(config).init)(key)
   make = functools.cache(functools.partial(make_step, config))
+
   found, done = {}, {'metrics_offset': 0, 'steps': 0}
   total = sum(num_steps(config, arm) for arm in ARMS)
   with contextlib.closing(metrics.MetricsWriter(run.workdir)) as writer, loop.progress(
@@ -145,18 +148,20 @@ def meta_train(run: launch.Run, stopper: loop.Stopper) -> dict[str, Params]:
         checkpoints.save_params(path, trained, done)
       else:
         bar.update(num_steps(config, arm))
+
       params, done = checkpoints.load_params(path, params)
       found[arm] = params
   return found
 
 
 def _train(run, stopper, writer, bar, arm, params, make, done) -> Params:
-  """The steps of an arm from `params`; `done` says what the arms before it have left."""
+  """Trains an arm from `params`; `done` holds the steps and metrics offset of the earlier arms."""
   config: IclHmmMice = run.config
   steps, (optimizer, train_step) = num_steps(config, arm), make(num_steps(config, arm))
   params = {'policy': jax.tree.map(jnp.copy, params)}  # The step donates them.
   state = TrainState(
       jnp.int32(0), params, optimizer.init(params), rng.base_key(config.seed), aux={})
+
   saved = checkpoints.Checkpoints(run.workdir / 'checkpoints' / arm)
   with contextlib.closing(saved):
     keeper = loop.Keeper(
@@ -166,15 +171,18 @@ def _train(run, stopper, writer, bar, arm, params, make, done) -> Params:
     restored = keeper.restore(state)
     start, state = (restored.step, restored.state) if restored else (0, state)
     bar.update(start)
+
     shown, pending = {}, loop.PendingCheck()
     for step in range(start, steps):
       state, update = train_step(state, draw_batch(config, arm, step))
       pending.add(step, update)
+
       logs = loop.should(config.log_every, step) or step == steps - 1
       if logs:
         named = {name.replace('train', f'train/{arm}'): x for name, x in update.items()}
         values = writer.write(done['steps'] + step, named)
         shown = {'layout': arm, 'divergence': values[f'train/{arm}/divergence']}
+
       if logs or loop.should(config.save_every, step + 1) or stopper.requested:
         pending.check(last_saved=keeper.last_saved)
       bar.update(1, **shown)

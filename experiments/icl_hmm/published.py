@@ -1,18 +1,19 @@
-"""Published baselines on hidden Markov models, simulated anew and compared with the file.
+"""Published baselines on hidden Markov models, simulated again and compared with the file.
 
-Every model of a CSV file of the published schema (arXiv 2506.07298; `tasks.hmm_results`) is
+Every model of a CSV file of the published schema (arXiv 2506.07298; `hmm.published_results`) is
 sampled, and each method predicts the symbol after 4, 8, ..., 2048 symbols. Conventions that
-reproduce the recorded numbers: place T has seen T symbols; trajectories start in `pi_0`; Hellinger
-distances are to the emissions of the true state at the place, not to what could be predicted; of
-equally likely symbols the first counts; n-grams fall back to the uniform law, never to the unigram.
+reproduce the recorded numbers: position T comes after T symbols; trajectories start in `pi_0`;
+Hellinger distances are to the emissions of the true state at the position, not to the best
+prediction; ties between symbols go to the first; n-grams fall back to uniform, never to the
+unigram.
 
-Given the true state before it, the label's law is known: accuracy and distance are averaged over
-that exactly, in place of one draw. The expectation is that of the file, with less noise. Finished
-models are kept: the same command goes on with the next one.
+Given the true state before it, the label's distribution is known: accuracy and distance are
+averaged over it exactly instead of over one draw. The expectation matches the file's, with less
+noise. Finished models are saved: the same command resumes with the next one.
 
-Baum-Welch starts once, as recorded, and on fewer sequences also five times, of which the likeliest
-end counts: how much of its weakness is that of a single start. Whether the baselines end in the
-order of the paper is a criterion of its own.
+Baum-Welch starts once, as recorded, and on fewer sequences also five times, with the likeliest fit
+selected: this shows how much of its weakness is due to a single start. A separate criterion tests
+whether the baselines rank as in the paper.
 """
 
 import concurrent.futures
@@ -34,15 +35,15 @@ from jaxrl_llm.runs import arms, criteria, figures, launch
 from jaxrl_llm.training import loop, metrics, rng
 
 PLACES = published_results.PLACES
-RECORDED_SEQUENCES = 4_096  # A model, in the published file.
-MOST_ROWS = 256  # Trajectories at a time: bounds the memory, and suits the caches.
-# Mean absolute differences wanted at most, and of which methods.
+RECORDED_SEQUENCES = 4_096  # Per model, in the published file.
+MOST_ROWS = 256  # Trajectories at a time: bounds memory, and fits the caches.
+# Upper bounds on mean absolute differences, and the methods that they apply to.
 BARS = {'accuracy': 0.02, 'hellinger': 0.008}
 BARRED = ('viterbi', 'true_state', 'ngram1', 'ngram2', 'ngram3', 'ngram4')
 BEST_OF = 5  # Starts of 'baum_welch_best5'.
-# Accuracies of Viterbi and the filter that differ by less count as one.
+# Viterbi and the filter tie if their accuracies differ by at most this.
 TIE = 0.005
-ORDER = ('ngram2', 'ngram3', 'baum_welch', 'ngram4', 'ngram1')  # Behind these two, falling.
+ORDER = ('ngram2', 'ngram3', 'baum_welch', 'ngram4', 'ngram1')  # After these two, descending.
 WINDOWS = {f'window{k}_released': f'p_o_t_given_prev_{k}_o' for k in range(1, 5)}
 LABELS = {
     'viterbi': 'Viterbi', 'true_state': 'P(O|H)', 'ngram1': '1-gram', 'ngram2': '2-gram',
@@ -51,8 +52,8 @@ LABELS = {
     'filter': 'filter', 'filter_released': 'filter, A α as released',
     **{name: f'filter of the last {k + 1}, A α as released' for k, name in enumerate(WINDOWS)},
 }
-# Read where the file has it. The column was made with A α in the place of Aᵀ α: 'filter_released'
-# agrees with it, and 'filter' does only where A is nearly symmetric.
+# Optional column of the file. It was computed with A α instead of Aᵀ α: 'filter_released' agrees
+# with it, and 'filter' only where A is nearly symmetric.
 FILTERS = dict.fromkeys(('filter', 'filter_released'), 'p_o_t_given_prev_all_o')
 FITTED = ('baum_welch', 'baum_welch_best5')
 SIMULATED = tuple(name for name in LABELS if name not in FITTED)
@@ -60,11 +61,11 @@ OPTIONAL = FILTERS | WINDOWS | {'baum_welch_best5': published_results.METHODS['b
 
 
 def score(predictions: jax.Array, law: jax.Array, emission: jax.Array) -> jax.Array:
-  """Accuracy and Hellinger distance, expected given the law of the state at the place.
+  """Accuracy and Hellinger distance, expected under the distribution of the state at a position.
 
   Args:
     predictions: float [..., L].
-    law: float [..., M]; A[x_{t−1}, :].
+    law: float [..., M]; A[x_{t−1}, :], the distribution of the state.
     emission: float [M, L]; B.
 
   Returns:
@@ -79,17 +80,17 @@ def score(predictions: jax.Array, law: jax.Array, emission: jax.Array) -> jax.Ar
 
 @jax.jit
 def simulate(keys: jax.Array, initial: jax.Array, transition: jax.Array, emission: jax.Array):
-  """Trajectories of one model, and how well all methods but Baum-Welch predict them.
+  """Trajectories of one model, and the scores of all methods except Baum-Welch.
 
   Args:
-    keys: [N]; one a trajectory.
+    keys: [N]; PRNG keys, one per trajectory.
     initial: float32 [M]; π.
     transition: float32 [M, M]; A.
     emission: float32 [M, L]; B.
 
   Returns:
-    (observations int32 [N, 2048]; the law of the state at each place given the one before
-    [N, 10, M]; means over the trajectories by `SIMULATED` [2, methods, 10], accuracy first).
+    (observations int32 [N, 2048]; the distribution of the state at each position given the one
+    before [N, 10, M]; means over the trajectories by `SIMULATED` [2, methods, 10], accuracy first).
   """
   model, places = (initial, transition, emission), jnp.asarray(PLACES)
 
@@ -107,6 +108,7 @@ def simulate(keys: jax.Array, initial: jax.Array, transition: jax.Array, emissio
             *model, observations, places, window=k + 1, compat='released')
           for k in range(len(WINDOWS))),
     ])
+
     law = transition[states[places - 1]]
     return observations, law, score(predictions, law, emission)
 
@@ -121,8 +123,8 @@ def draw_starts(
 ) -> learners.Parameters:
   """Starts of Baum-Welch [num_places, restarts, N, ...] for trajectories with `keys` [N].
 
-  Emissions are `width` wide, and 0 beyond `num_symbols`: there they stay, and models that differ
-  in their symbols share what is compiled.
+  Emissions are `width` wide, and 0 beyond `num_symbols`. They stay 0 there, so that models with
+  different numbers of symbols share compiled code.
   """
   def one(place, restart, key):
     key = jax.random.fold_in(jax.random.fold_in(key, place), restart)
@@ -138,7 +140,7 @@ def draw_starts(
 def fit(
     starts: learners.Parameters, observations: jax.Array, *, steps: int
 ) -> learners.Parameters:
-  """Baum-Welch on each of N trajectories [N, T], from starts [restarts, N, ...]: [N, ...]."""
+  """Fits Baum-Welch to each of N trajectories [N, T] from starts [restarts, N, ...]: [N, ...]."""
   climb = functools.partial(learners.fit_best, max_steps=steps)
   return jax.vmap(climb, (1, 0))(starts, observations).parameters
 
@@ -147,7 +149,7 @@ def fit(
 def score_fits(
     fits: learners.Parameters, observations: jax.Array, laws: jax.Array, emission: jax.Array
 ) -> jax.Array:
-  """What fits [10, N, ...] to the beginnings of N trajectories score, [2, 10, N]."""
+  """Scores [2, 10, N] of fits [10, N, ...] to the beginnings of N trajectories."""
   def one(place, k, fitted, observations, laws):
     prediction = oracles.predict_next(*fitted, observations, place[None])[0]
     return score(prediction, laws[k], emission)
@@ -161,16 +163,16 @@ def learn(
     config: IclHmmPublished, keys: jax.Array, observations: jax.Array, laws: jax.Array,
     emission: np.ndarray, *, restarts: int, width: int,
 ) -> np.ndarray:
-  """How well Baum-Welch, fitted to the beginning of each trajectory, predicts what comes next.
+  """Scores the next-symbol predictions of Baum-Welch, fitted to the beginning of each trajectory.
 
   Args:
-    config: the settings.
-    keys: [N]; of the starts.
+    config: the config of the study.
+    keys: [N]; PRNG keys of the starts.
     observations: int32 [N, 2048].
-    laws: float32 [N, 10, M]; of the state at each place given the true one before.
-    emission: float [M, L]; B, for the scores alone.
-    restarts: of each fit; the first is the same whatever their number.
-    width: symbols that programs are compiled for, at least L.
+    laws: float32 [N, 10, M]; distribution of the state at each position given the one before.
+    emission: float [M, L]; B, used only for the scores.
+    restarts: starts per fit; the first does not depend on their number.
+    width: number of symbols that programs are compiled for, at least L.
 
   Returns:
     Scores of the trajectories [2, 10, N], accuracy first.
@@ -179,6 +181,7 @@ def learn(
   starts = draw_starts(
       keys, num_symbols, num_places=len(PLACES), restarts=restarts, num_states=num_states,
       width=width)
+
   fits = [
       fit(jax.tree.map(lambda leaf, k=k: leaf[k], starts), observations[:, :place],
           steps=config.baum_welch_steps)
@@ -191,23 +194,24 @@ def learn(
 def simulate_model(
     config: IclHmmPublished, index: int, recorded: published_results.RecordedHmm, *, width: int
 ) -> dict[str, np.ndarray]:
-  """Every method on one model.
+  """Runs every method on one model.
 
   Args:
-    config: the settings.
-    index: of the model in its file.
+    config: the config of the study.
+    index: index of the model in its file.
     recorded: the model.
-    width: symbols that Baum-Welch is compiled for, at least L.
+    width: number of symbols that Baum-Welch is compiled for, at least L.
 
   Returns:
-    {method: float64 [2, 10]}: mean accuracy and Hellinger distance by place; 'baum_welch_same' is
-    'baum_welch' on the sequences of 'baum_welch_best5' alone.
+    {method: float64 [2, 10]}: mean accuracy and Hellinger distance by position; 'baum_welch_same'
+    is 'baum_welch' restricted to the sequences of 'baum_welch_best5'.
   """
   model = [np.asarray(table, np.float32)
            for table in (recorded.initial, recorded.transition, recorded.emission)]
   base = rng.base_key(config.seed)
   draw = lambda stream, rows: jax.vmap(jax.random.fold_in, (None, 0))(
       rng.stream_key(base, stream, index), jnp.asarray(rows))
+
   rows = np.arange(config.num_sequences)
   parts, kept, total = -(-len(rows) // MOST_ROWS), [], 0
   for part in np.array_split(rows, parts):
@@ -215,6 +219,7 @@ def simulate_model(
     total = total + np.asarray(scores, np.float64) * len(part) / len(rows)
     if part[0] < config.baum_welch_sequences:
       kept.append(trajectories)
+
   observations, laws = (
       jnp.concatenate(pieces)[:config.baum_welch_sequences] for pieces in zip(*kept))
   learnt = lambda count, restarts: np.asarray(learn(
@@ -231,7 +236,7 @@ def simulate_model(
 def simulate_all(
     run: launch.Run, models: Sequence[published_results.RecordedHmm]
 ) -> list[dict[str, np.ndarray]]:
-  """`simulate_model` of every model, side by side; those that are on the disk are read."""
+  """Runs `simulate_model` on all models in parallel; finished ones are read from disk."""
   config, width = run.config, max(model.emission.shape[1] for model in models)
 
   def one(index: int) -> dict[str, np.ndarray]:
@@ -241,6 +246,7 @@ def simulate_all(
         simulate_model, config, index, model, width=width))
 
   results = []
+
   with (loop.progress(len(models), 'models') as bar,
         concurrent.futures.ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool):
     futures = [pool.submit(one, index) for index in range(len(models))]
@@ -259,11 +265,11 @@ def simulate_all(
 def compare(
     models: Sequence[published_results.RecordedHmm], results: Sequence[dict[str, np.ndarray]]
 ) -> dict[str, np.ndarray]:
-  """Simulated and recorded numbers of each method that the file has.
+  """Simulated and recorded numbers of each method in the file.
 
   Args:
-    models: as recorded.
-    results: as simulated.
+    models: recorded models.
+    results: simulated results, one per model.
 
   Returns:
     {method: float64 [2 (simulated, recorded), 2 (accuracy, Hellinger distance), models, 10]}.
@@ -277,14 +283,14 @@ def compare(
 
 
 def mean_differences(cells: np.ndarray) -> dict[str, float]:
-  """What is left between simulated and recorded numbers.
+  """Differences between simulated and recorded numbers.
 
   Args:
-    cells: float64 [2, 2, models, 10], as of `compare`; not every recorded one is a number.
+    cells: float64 [2, 2, models, 10], as from `compare`; recorded ones may be NaN.
 
   Returns:
-    For 'accuracy' and 'hellinger': `<name>_mae`, `<name>_bias` (simulated less recorded),
-    `<name>_worst` and `<name>_cells`, how many were compared; NaN if none was.
+    For 'accuracy' and 'hellinger': `<name>_mae`, `<name>_bias` (simulated minus recorded),
+    `<name>_worst` (NaN if nothing is compared) and `<name>_cells`, the number of comparisons.
   """
   numbers = {}
   for name, (simulated, recorded) in zip(BARS, np.swapaxes(cells, 0, 1)):
@@ -298,12 +304,12 @@ def mean_differences(cells: np.ndarray) -> dict[str, float]:
 
 
 def baseline_order(results: Sequence[Mapping[str, np.ndarray]]) -> criteria.Finding:
-  """Whether the baselines end in the order of the paper, by mean accuracy over the models.
+  """Tests whether the baselines rank as in the paper, by mean accuracy over the models.
 
     Viterbi ~ filter > 2-gram > 3-gram > Baum-Welch > 4-gram > 1-gram    after 2048 symbols
 
   Args:
-    results: as simulated, a model each.
+    results: simulated results, one per model.
 
   Returns:
     The criterion, (f) of the reproduction.
@@ -324,7 +330,7 @@ def summarise(
     cells: dict[str, np.ndarray],
     results: Sequence[Mapping[str, np.ndarray]],
 ) -> dict[str, float]:
-  """The headline numbers by flat name; a gain is what five starts are above one of the same."""
+  """Headline numbers by flat name; a gain is five starts minus one on the same sequences."""
   numbers = {'num_models': len(models)}
   for method, values in cells.items():
     numbers |= {f'published/{method}/{name}': value
@@ -333,24 +339,26 @@ def summarise(
       numbers[f'published/{method}/{name}_mae'] <= bar
       for method in BARRED for name, bar in BARS.items()))
   numbers['published/order_holds'] = int(baseline_order(results).holds)
+
   gains = np.mean([result['baum_welch_best5'] - result['baum_welch_same'] for result in results],
                   axis=(0, 2))
   numbers |= {f'published/baum_welch_best5/{name}_gain': float(gain)
               for name, gain in zip(BARS, gains)}
+
   errors = [published_results.metadata_errors(model) for model in models]
   return numbers | {f'metadata/{name}_error': max(error[name] for error in errors)
                     for name in errors[0]}
 
 
 def _means(values: np.ndarray) -> np.ndarray:
-  """Means over the models [2, 2, 10], of those cells that were recorded as numbers."""
+  """Means over the models [2, 2, 10], of the cells with finite recorded numbers."""
   known = np.broadcast_to(np.isfinite(values[1]), values.shape)
   total = np.where(known, values, 0.0).sum(axis=2)
   return total / np.where(known.any(axis=2), known.sum(axis=2), np.nan)
 
 
 def write_metrics(run: launch.Run, cells: dict[str, np.ndarray]) -> None:
-  """Means over the models by length, in metrics.jsonl; the step is the number of symbols seen."""
+  """Writes means over the models by length to metrics.jsonl; the step is the symbols seen."""
   means = {method: _means(values) for method, values in cells.items()}
   with contextlib.closing(metrics.MetricsWriter(run.workdir)) as writer:
     writer.truncate(0)
@@ -363,7 +371,7 @@ def write_metrics(run: launch.Run, cells: dict[str, np.ndarray]) -> None:
 
 
 def write_figure(run: launch.Run, cells: dict[str, np.ndarray]) -> pathlib.Path:
-  """Means by length, simulated and recorded, every cell against its twin, and all as CSV."""
+  """Plots simulated and recorded means by length, and a scatter of all cells; writes a CSV."""
   path = run.workdir / 'figures' / 'published.png'
   shown = [method for method in cells if method not in {*FILTERS, *WINDOWS}]
   with arms.figure(path, 3, title='Published baselines, simulated anew') as panels:
@@ -378,6 +386,7 @@ def write_figure(run: launch.Run, cells: dict[str, np.ndarray]) -> pathlib.Path:
       axes.set(xscale='log', xlabel='symbols seen', ylabel=f'{name}, mean over models',
                title=f'{name}: lines simulated, rings recorded')
     panels[0].legend(frameon=False, fontsize=8, ncols=2)
+
     scatter = panels[2]
     for method in shown:
       simulated, recorded = cells[method][:, 0]
@@ -385,6 +394,7 @@ def write_figure(run: launch.Run, cells: dict[str, np.ndarray]) -> pathlib.Path:
                    color=colours[method])
     scatter.axline((0, 0), slope=1, color='0.4', lw=0.8)
     scatter.set(xlabel='recorded', ylabel='simulated', title='accuracy, every model and length')
+
   rows = ((index, method, place, *values[:, 0, index, k], *values[:, 1, index, k])
           for method, values in cells.items()
           for index in range(values.shape[2]) for k, place in enumerate(PLACES))
@@ -397,7 +407,7 @@ def write_figure(run: launch.Run, cells: dict[str, np.ndarray]) -> pathlib.Path:
 def table(
     numbers: dict[str, float], cells: dict[str, np.ndarray], found: Sequence[criteria.Finding]
 ) -> str:
-  """The closing table: what is left of each method, and its means at three lengths."""
+  """Report: differences of each method and its means at three lengths, criteria and verdict."""
   some = (0, PLACES.index(64), len(PLACES) - 1)
   rows = []
   for method, values in cells.items():
@@ -414,13 +424,14 @@ def table(
 
 
 def verdict(numbers: dict[str, float], cells: dict[str, np.ndarray]) -> str:
-  """What the numbers say, in a paragraph."""
+  """Paragraph that summarises the numbers."""
   worst = {name: max(numbers[f'published/{method}/{name}_mae'] for method in BARRED)
            for name in BARS}
   bias = max(abs(numbers[f'published/{method}/accuracy_bias']) for method in BARRED)
   recorded = np.stack([cells[method][1, 0] for method in BARRED])
-  # E|x| of a normal number, for a fraction of that many labels.
+  # E|x| of a normal variable with the variance of a fraction over that many labels.
   noise = np.nanmean(np.sqrt(2 / math.pi * recorded * (1 - recorded) / RECORDED_SEQUENCES))
+
   met = 'met' if numbers['published/within_bars'] else 'NOT met'
   text = (
       f'Bars for Viterbi, P(O|H) and the n-grams, mean absolute differences of at most '
@@ -431,6 +442,7 @@ def verdict(numbers: dict[str, float], cells: dict[str, np.ndarray]) -> str:
       f'{numbers["published/baum_welch_best5/accuracy_gain"]:+.4f} in accuracy and '
       f'{numbers["published/baum_welch_best5/hellinger_gain"]:+.4f} in Hellinger distance from '
       'where the first of them does, on the same sequences; the file has one start.')
+
   if all(name in cells for name in FILTERS):
     true, released = (numbers[f'published/{name}/accuracy_bias'] for name in FILTERS)
     text += (f' The recorded oracle of all observations differs by {abs(true):.4f} on average from '
@@ -440,12 +452,13 @@ def verdict(numbers: dict[str, float], cells: dict[str, np.ndarray]) -> str:
 
 
 def main(run: launch.Run) -> None:
-  """Simulates every model of the file, and writes the comparison."""
+  """Simulates every model of the file and writes the comparison."""
   config = run.config
   models = published_results.read(config.results_file, optional=OPTIONAL)
   results = simulate_all(run, models)
   cells = compare(models, results)
   numbers = summarise(models, cells, results)
+
   write_metrics(run, cells)
   figure = write_figure(run, cells)
   closing = table(numbers, cells, [baseline_order(results)])

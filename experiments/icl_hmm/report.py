@@ -1,9 +1,9 @@
-"""What a run of learning HMMs in context shows: table, figures, criteria and results.json.
+"""Report of a run of learning HMMs in context: table, figures, criteria and results.json.
 
-How far a predictor stays behind whoever knows the HMM is told in two numbers: ε, the gap of
-accuracies at the greatest length, and T(ε), the length from which on the gap is no greater than a
-given ε. Both are split by what makes an HMM hard: its second eigenvalue, and the entropies of A
-and of B as shares of what M states and L symbols allow.
+Two numbers measure how far a predictor is from one that knows the HMM: ε, the accuracy gap at the
+greatest length, and T(ε), the length from which on the gap is at most a given ε. Both are split by
+what makes an HMM hard: its second eigenvalue, and the entropies of A and of B as shares of their
+maxima for M states and L symbols.
 """
 
 import pathlib
@@ -20,20 +20,20 @@ from jaxrl_llm.runs.criteria import Finding
 from jaxrl_llm.training import metrics
 
 METHODS = {'icl': 'in context', 'filter': 'filter', 'bigram': 'bigram', 'baum_welch': 'Baum-Welch'}
-# Of the second eigenvalue: how slowly the chain forgets.
+# Ranges of the second eigenvalue: how slowly the chain forgets.
 GROUPS = ((0.0, 0.5), (0.5, 0.75), (0.75, 0.9), (0.9, 1.0))
-TOLERANCE = 0.02  # ε of T(ε), accuracy.
+TOLERANCE = 0.02  # ε of T(ε), in accuracy.
 TOLERANCES = (0.01, 0.02, 0.05)
 _THIRDS = (0.0, 1 / 3, 2 / 3, 1.0)
 
 
 class Group(NamedTuple):
-  """HMMs that are about as hard.
+  """HMMs of similar difficulty.
 
   Attributes:
-    name: in results.json; '' of all HMMs.
-    label: for readers.
-    rows: bool [N].
+    name: name in results.json; '' for all HMMs.
+    label: name in tables and figures.
+    rows: bool [N]; which HMMs are in the group.
   """
 
   name: str
@@ -50,17 +50,17 @@ def _error(values: np.ndarray) -> np.ndarray:
 
 
 def _gap(found: Any) -> np.ndarray:
-  """Accuracy of the filter minus that in context, [N, K]."""
+  """Accuracy of the filter minus accuracy in context, [N, K]."""
   return found.scores['filter']['accuracy'] - found.scores['icl']['accuracy']
 
 
 def difficulty_groups(
     lambda2: np.ndarray, transition_share: np.ndarray, emission_share: np.ndarray
 ) -> list[Group]:
-  """All HMMs, then those of each range of λ2, of H_A / log2 M and of H_B / log2 L.
+  """Groups all HMMs, then by ranges of λ2, of H_A / log2 M and of H_B / log2 L.
 
-  A range holds its lower end. The shares are in [0, 1], as entropies are in bits: the paper's
-  figures divide bits by natural logarithms, so that theirs end at 1.44.
+  A range includes its lower end. The shares are in [0, 1] because entropies are in bits: the
+  paper's figures divide bits by natural logarithms, so that theirs end at 1.44.
 
   Args:
     lambda2: float [N]; the second eigenvalue.
@@ -68,7 +68,7 @@ def difficulty_groups(
     emission_share: float [N]; the entropy of B's rows over log2 L.
 
   Returns:
-    The groups that some HMM is in.
+    The non-empty groups.
   """
   edges = (GROUPS[0][0], *(high for _, high in GROUPS))
   found = [Group('', 'all', np.ones(len(lambda2), bool))]
@@ -91,7 +91,7 @@ def _all_groups(found: Any) -> list[Group]:
 
 
 def _groups(found: Any) -> dict[str, np.ndarray]:
-  """The HMMs of each range of λ2 that some are in."""
+  """The HMMs in each non-empty range of λ2."""
   return {group.label: group.rows for group in _all_groups(found)
           if group.name.startswith('lambda2')}
 
@@ -100,8 +100,8 @@ def reached(lengths: Sequence[int], gaps: Sequence[float], tolerance: float = TO
   """T(ε): the first length from which on the gap stays at ε or below; infinity if there is none.
 
   Args:
-    lengths: ascending.
-    gaps: at each of them.
+    lengths: numbers of symbols seen, ascending.
+    gaps: gap at each length.
     tolerance: ε.
 
   Returns:
@@ -122,18 +122,18 @@ def convergence(
     *,
     errors: np.ndarray | None = None,
 ) -> dict[str, dict[str, float]]:
-  """ε and T(ε) of each group, of the gap averaged over its HMMs.
+  """ε and T(ε) of each group, from the gap averaged over its HMMs.
 
   Args:
     lengths: ascending, [K].
-    gaps: float [N, K]; what is missing in accuracy.
-    groups: of the N HMMs.
-    errors: float [N]; standard errors of the last gaps where the HMMs are given; by default
-      they are drawn, and the error of a mean is that over HMMs.
+    gaps: float [N, K]; accuracy gaps.
+    groups: groups of the N HMMs.
+    errors: float [N]; standard errors of the last gaps, if the HMMs are given; by default the
+      HMMs are sampled, and a mean has the standard error over HMMs.
 
   Returns:
-    By the group's name: 'final_gap', 'final_gap_se', 'reached_<tolerance>' (infinite where it is
-    not reached) and 'count'.
+    By group name: 'final_gap', 'final_gap_se', 'reached_<tolerance>' (infinite if not reached)
+    and 'count'.
   """
   found = {}
   for name, _, rows in groups:
@@ -150,7 +150,7 @@ def convergence(
 def flat_convergence(
     place: str, found: Mapping[str, Mapping[str, float]]
 ) -> dict[str, float]:
-  """`convergence` for results.json: `<place>/<group>/<number>`; without what is infinite."""
+  """`convergence` for results.json: `<place>/<group>/<number>`, without infinite numbers."""
   return {'/'.join(filter(None, (place, group, name))): value
           for group, values in found.items() for name, value in values.items()
           if np.isfinite(value)}
@@ -159,10 +159,10 @@ def flat_convergence(
 def convergence_table(
     groups: Sequence[Group], series: Mapping[str, Mapping[str, Mapping[str, float]]]
 ) -> str:
-  """A line a group and predictor.
+  """Table with one row per group and predictor.
 
   Args:
-    groups: in order, all HMMs first; a group that is all of them again is left out.
+    groups: in order, all HMMs first; any other group that contains all HMMs is left out.
     series: `convergence` by predictor.
 
   Returns:
@@ -188,14 +188,14 @@ def convergence_figure(
     lengths: Sequence[int],
     title: str,
 ) -> None:
-  """ε, and T(ε) for each tolerance, by group; writes a CSV too.
+  """Plots ε, and T(ε) for each tolerance, by group; writes a CSV too.
 
   Args:
-    path: of the PNG.
+    path: where to write the PNG.
     groups: in order.
     series: `convergence` by predictor.
-    lengths: ascending; what is not reached is drawn one doubling behind the last.
-    title: of the figure.
+    lengths: ascending; T(ε) that is not reached is drawn one doubling after the last.
+    title: title of the figure.
   """
   names = ['final_gap', *(f'reached_{tolerance:g}' for tolerance in TOLERANCES)]
   never, places = 2 * lengths[-1], np.arange(len(groups))
@@ -209,6 +209,7 @@ def convergence_figure(
                       ms=5, label=label)
       axes.set_xticks(places, [group.label for group in groups], rotation=60, ha='right',
                       fontsize=8)
+
       axes.set_title(f'ε after {lengths[-1]} symbols' if name == 'final_gap' else
                      f'T({name.removeprefix("reached_")})')
       if name != 'final_gap':
@@ -216,6 +217,7 @@ def convergence_figure(
         axes.set_ylim(lengths[0] / 1.3, never * 1.3)
         axes.set_yticks([*lengths, never], [*map(str, lengths), 'not reached'], fontsize=8)
     panels[-1].legend(frameon=False, fontsize=8, loc='center left', bbox_to_anchor=(1.0, 0.5))
+
   metrics.write_csv_atomic(path.with_suffix('.csv'), ['predictor', 'hmms', 'count', *names], [
       (label, group.label, found[group.name]['count'], *(found[group.name][x] for x in names))
       for label, found in series.items() for group in groups])
@@ -225,7 +227,7 @@ def numbers(found: Any) -> dict[str, float]:
   """The flat numbers of results.json: `eval/<method>/<score>/T<length>`, and `convergence`.
 
   Args:
-    found: an `icl_hmm_scratch.HeldOut`.
+    found: a `scratch.HeldOut`.
 
   Returns:
     Numbers by name.
@@ -234,11 +236,13 @@ def numbers(found: Any) -> dict[str, float]:
   methods = dict(found.scores)
   if found.baum_welch is not None:
     methods['baum_welch'] = found.baum_welch
+
   for method, scores in methods.items():
     for name, values in scores.items():
       for length, mean, error in zip(found.lengths, _mean(values), _error(values)):
         flat[f'eval/{method}/{name}/T{length}'] = float(mean)
         flat[f'eval/{method}/{name}_se/T{length}'] = float(error)
+
   flat |= flat_convergence('eval', convergence(found.lengths, _gap(found), _all_groups(found)))
   for method, scores in (found.recorded or {}).items():
     for name, values in scores.items():
@@ -247,7 +251,8 @@ def numbers(found: Any) -> dict[str, float]:
   if found.recorded:
     flat |= {f'eval/recorded/M{states}/final_gap': float(gap.mean())
              for states, (_, gap) in _recorded_by_states(found).items()}
-  # What is never reached stays, as infinite: a mean over seeds must not leave those out.
+
+  # Lengths that are never reached stay infinite: a mean over seeds must not leave them out.
   return {name: value for name, value in flat.items() if not np.isnan(value)}
 
 
@@ -255,15 +260,16 @@ def findings(found: Any) -> list[Finding]:
   """The criteria that the run can decide (specification of the reproduction, (a) to (e)).
 
   Args:
-    found: an `icl_hmm_scratch.HeldOut`.
+    found: a `scratch.HeldOut`.
 
   Returns:
-    One `Finding` a criterion; those that compare speeds only where there are HMMs of each.
+    One `Finding` per criterion; criteria (a) to (d) need both fast and slow HMMs.
   """
   lambda2 = found.models.lambda2
   result = []
   if (lambda2 <= 0.5).any() and (lambda2 >= 0.95).any():
     result = [_close(found), _nearer(found), _better_than_bigrams(found), _harder(found)]
+
   if found.baum_welch is not None:
     fitted, mine = found.baum_welch['accuracy'], found.scores['icl']['accuracy']
     mine = mine[: len(fitted), : fitted.shape[1]]
@@ -319,16 +325,16 @@ def _harder(found: Any) -> Finding:
 
 
 def _entropy_rates(transition: np.ndarray) -> np.ndarray:
-  """Of chains [N, M, M], bits a step, [N]."""
+  """Entropy rates [N] of chains [N, M, M], in bits per step."""
   size = transition.shape[-1]
-  # (I − Aᵀ) μ = 0 and Σ μ = 1, added up into a regular system.
+  # (I − Aᵀ) μ = 0 and Σ μ = 1, summed into one regular system.
   system = np.eye(size) - np.swapaxes(transition, 1, 2) + 1.0
   laws = np.linalg.solve(system, np.ones((len(transition), size, 1)))[..., 0]
   return np.sum(laws * hmm_task.entropy_bits(transition), axis=-1)
 
 
 def _table(found: Any) -> str:
-  """Accuracy, loss and distance by length."""
+  """Table of accuracy, loss and distance by length."""
   header = ['T', *(f'accuracy, {name}' for name in METHODS.values()),
             *(f'loss, {METHODS[name]}' for name in ('icl', 'filter', 'bigram')),
             *(f'H to filter, {METHODS[name]}' for name in ('icl', 'bigram'))]
@@ -346,14 +352,14 @@ def _table(found: Any) -> str:
 
 
 def _recorded_by_states(found: Any) -> dict[int, tuple[np.ndarray, np.ndarray]]:
-  """Of published HMMs by their number of states: which they are, and the final gap of each."""
+  """Published HMMs by number of states: (which ones, their final gaps)."""
   gap = found.recorded['filter']['accuracy'][:, -1] - found.recorded['icl']['accuracy'][:, -1]
   states = np.array([len(model.initial) for model in found.recorded_models])
   return {int(m): (states == m, gap[states == m]) for m in np.unique(states)}
 
 
 def _recorded_table(found: Any) -> str:
-  """Accuracy on published HMMs after the last symbol."""
+  """Table of accuracy on published HMMs after the last symbol."""
   methods = ('icl', 'filter', 'bigram')
   header = ['states', 'published HMMs', *(f'accuracy, {METHODS[m]}' for m in methods), 'ε']
   return figures.markdown_table(header, [
@@ -370,11 +376,13 @@ def _figures(run: launch.Run, found: Any) -> None:
     methods['baum_welch'] = found.baum_welch
   series = lambda values, name: (
       found.lengths[: values[name].shape[1]], _mean(values[name]), _error(values[name]))
+
   for name, label in (('accuracy', 'accuracy'), ('nll', 'loss (nats)')):
     figures.many_curves(
         folder / f'{name}.png',
         {METHODS[method]: series(values, name) for method, values in methods.items()},
         title=f'Next symbol of HMMs never seen before, {size}', x='symbols seen', y=label)
+
   gap, groups = _gap(found), _all_groups(found)
   for name in ('lambda2', 'H_A', 'H_B'):
     figures.many_curves(
@@ -383,6 +391,7 @@ def _figures(run: launch.Run, found: Any) -> None:
          for group in groups if group.name.startswith(name)},
         title=f'What the filter knows more, {size}', x='symbols seen',
         y='accuracy of the filter minus in context')
+
   convergence_figure(
       folder / 'convergence.png', groups,
       {'in context': convergence(found.lengths, gap, groups)}, lengths=found.lengths,
@@ -394,7 +403,7 @@ def write(run: launch.Run, found: Any) -> None:
 
   Args:
     run: the run.
-    found: an `icl_hmm_scratch.HeldOut`.
+    found: a `scratch.HeldOut`.
   """
   _figures(run, found)
   config = run.config
@@ -409,6 +418,7 @@ def write(run: launch.Run, found: Any) -> None:
       'ε is the accuracy missing to that of the filter after the last symbol, T(ε) the first '
       'length from which on the mean gap stays at ε or below. H_A is the entropy rate of the '
       'hidden chain, H_B the entropy of an emission, in bits.')
+
   published = [_recorded_table(found), (
       f'Published HMMs of {config.num_symbols} symbols (λ2 = 0.75 in the file on disk), after '
       f'{found.lengths[-1]} of them; ε ± standard error over HMMs. The network has met none of '
@@ -417,6 +427,7 @@ def write(run: launch.Run, found: Any) -> None:
       _table(found), caption,
       convergence_table(groups, {'in context': convergence(found.lengths, _gap(found), groups)}),
       behind, *(published if found.recorded else ()), criteria.markdown(findings(found))])
+
   metrics.write_text_atomic(run.table_path, text + '\n')
   launch.write_results(run, {
       **numbers(found), 'sampled_tokens': config.steps * config.batch_size * (config.length + 1)})

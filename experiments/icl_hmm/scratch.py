@@ -1,12 +1,12 @@
 """Hidden Markov models learnt in context by a small network that is trained to do just that.
 
-Every step draws HMMs that were never seen before; held-out ones say how far its predictions are
-from those of the filter, which knows the HMM, at each number of symbols seen. Beside it, what
-counts in the same context: bigrams, and Baum-Welch on some of the sequences. The published HMMs,
-which are of another construction, are predicted too.
+Every step draws fresh HMMs. Held-out ones measure how far its predictions are from those of the
+filter, which knows the HMM, at each number of symbols seen. Baselines in the same context are
+bigrams, and Baum-Welch on some of the sequences. The published HMMs, which are constructed
+differently, are predicted too.
 
-Given the HMM and what was seen, the label's law is known (the filter's): accuracy, loss and
-distance are averaged over it exactly, so that no prediction can seem better than the filter's.
+Given the HMM and the symbols seen, the label's distribution is known (the filter's): accuracy, loss
+and distance are averaged over it exactly, so that no prediction can seem better than the filter's.
 """
 
 import contextlib
@@ -29,20 +29,20 @@ from jaxrl_llm.training import checkpoints, loop, metrics, optim, rng
 from jaxrl_llm.training import step as step_lib
 from jaxrl_llm.types import ModelFns, Params
 
-BIGRAM_SMOOTHING = 0.1  # Added to each count: a bigram without it has an infinite loss.
+BIGRAM_SMOOTHING = 0.1  # Added to each count: without it a bigram has infinite loss.
 EVALUATION_ROWS = 256  # Sequences at a time.
 
 
 class HeldOut(NamedTuple):
-  """What was measured on each held-out HMM.
+  """Measurements on each held-out HMM.
 
   Attributes:
     lengths: int [K]; symbols seen.
     scores: by method, {'accuracy', 'nll', 'hellinger'}: float [N, K] each.
-    models: their `tasks.hmm.HmmBatch`.
-    baum_welch: as a method of `scores`, of the first HMMs and the lengths up to 64; may be None.
-    recorded: as `scores`, of published HMMs, each a mean over trajectories; may be None.
-    recorded_models: [R]; the rows of the published file that they are.
+    models: their `random_models.HmmBatch`.
+    baum_welch: like a method of `scores`, for the first HMMs and lengths up to 64; may be None.
+    recorded: like `scores`, for published HMMs, each a mean over trajectories; may be None.
+    recorded_models: [R]; their rows of the published file.
   """
 
   lengths: np.ndarray
@@ -55,10 +55,10 @@ class HeldOut(NamedTuple):
 
 @functools.partial(jax.jit, static_argnames='length')
 def trajectories(key, initial, transition, emission, *, length: int) -> icl_hmm.Trajectories:
-  """One trajectory of each HMM, and the laws of its symbols given the HMM and what came before.
+  """One trajectory of each HMM, with its symbols' distributions given the HMM and the past.
 
   Args:
-    key: of all of them.
+    key: PRNG key; folded for each HMM.
     initial: float32 [B, M]; π.
     transition: float32 [B, M, M]; A.
     emission: float32 [B, M, L]; B.
@@ -76,7 +76,7 @@ def trajectories(key, initial, transition, emission, *, length: int) -> icl_hmm.
 
 
 def draw(config: IclHmm, stream: rng.Stream, step: int, count: int):
-  """(the HMMs of a step, one trajectory of each): a pure function of the seed and the step."""
+  """(HMMs of a step, one trajectory of each): a pure function of the seed and the step."""
   generator = np.random.default_rng([config.seed, stream, step])
   models = hmm_task.sample_hmms(
       generator, count, num_states=config.num_states, num_symbols=config.num_symbols,
@@ -87,7 +87,7 @@ def draw(config: IclHmm, stream: rng.Stream, step: int, count: int):
 
 
 def train(run: launch.Run, policy: ModelFns, stopper: loop.Stopper) -> Params:
-  """Meta-training; goes on from the newest checkpoint."""
+  """Meta-trains the network; resumes from the newest checkpoint."""
   config: IclHmm = run.config
   optimizer = optim.for_run(config.optimizer, config.steps)
   algorithm = icl_hmm.make(config.algorithm, policy, optim.make_optimizer(optimizer))
@@ -95,6 +95,7 @@ def train(run: launch.Run, policy: ModelFns, stopper: loop.Stopper) -> Params:
   state = algorithm.init(
       key, {'policy': jax.jit(policy.init)(rng.stream_key(key, rng.Stream.INIT))})
   train_step = step_lib.jit_train_step(algorithm.train_step)
+
   saved = checkpoints.Checkpoints(run.workdir / 'checkpoints')
   with contextlib.closing(saved), contextlib.closing(metrics.MetricsWriter(run.workdir)) as writer:
     keeper = loop.Keeper(
@@ -102,12 +103,14 @@ def train(run: launch.Run, policy: ModelFns, stopper: loop.Stopper) -> Params:
         stopper=stopper, on_save=run.save_clock)
     restored = keeper.restore(state)
     start, state = (restored.step, restored.state) if restored else (0, state)
+
     shown, pending = {}, loop.PendingCheck()
     with loop.progress(config.steps, 'meta-training', start) as bar:
       for step in range(start, config.steps):
         _, batch = draw(config, rng.Stream.DATA, step, config.batch_size)
         state, update = train_step(state, batch)
         pending.add(step, update)
+
         logs = loop.should(config.log_every, step) or step == config.steps - 1
         if logs:
           values = writer.write(step, {
@@ -121,11 +124,11 @@ def train(run: launch.Run, policy: ModelFns, stopper: loop.Stopper) -> Params:
 
 
 def score(predictions: jax.Array, laws: jax.Array) -> dict[str, jax.Array]:
-  """Accuracy, loss (nats) and Hellinger distance, expected under the law of the label.
+  """Accuracy, loss (nats) and Hellinger distance, expected under the label's distribution.
 
   Args:
-    predictions: float [..., L]; laws of the next symbol.
-    laws: float [..., L]; what it is.
+    predictions: float [..., L]; predicted distributions of the next symbol.
+    laws: float [..., L]; its true distributions.
 
   Returns:
     float [...] each.
@@ -140,7 +143,7 @@ def score(predictions: jax.Array, laws: jax.Array) -> dict[str, jax.Array]:
 
 
 def predict_bigrams(symbols: jax.Array, num_symbols: int) -> jax.Array:
-  """What followed the last symbol so far, each count with `BIGRAM_SMOOTHING` added.
+  """Counts of what followed the last symbol so far, with `BIGRAM_SMOOTHING` added, normalised.
 
   Args:
     symbols: int [B, T].
@@ -162,12 +165,12 @@ def _keys(key: jax.Array, count: int) -> jax.Array:
 
 
 def predict_baum_welch(config: IclHmm, symbols: np.ndarray, lengths: np.ndarray) -> np.ndarray:
-  """Best of several fits to each prefix; what the fitted HMM predicts.
+  """Predictions of the best of several Baum-Welch fits to each prefix.
 
   Args:
-    config: `baum_welch_restarts` and `baum_welch_steps`, and the size of the HMM, are used.
+    config: `baum_welch_restarts`, `baum_welch_steps` and the size of the HMM are used.
     symbols: int [B, T].
-    lengths: int [K]; of the prefixes.
+    lengths: int [K]; prefix lengths.
 
   Returns:
     float32 [B, K, L].
@@ -189,7 +192,7 @@ def predict_baum_welch(config: IclHmm, symbols: np.ndarray, lengths: np.ndarray)
 
 
 def make_measure(config: IclHmm, policy: ModelFns, params: Params, lengths: np.ndarray):
-  """`Trajectories` of B HMMs -> {method: {score: float [B, K]}}, compiled."""
+  """Returns a jitted function: `Trajectories` of B HMMs -> {method: {score: float [B, K]}}."""
   ids = jnp.arange(config.num_symbols)
 
   @jax.jit
@@ -205,7 +208,7 @@ def make_measure(config: IclHmm, policy: ModelFns, params: Params, lengths: np.n
 
 
 def recorded_hmms(config: IclHmm) -> list[published_results.RecordedHmm]:
-  """The HMMs of the published file that have as many symbols as the network knows."""
+  """The HMMs of the published file with as many symbols as the network's vocabulary."""
   if not config.results_file:
     return []
   return [model for model in published_results.read(config.results_file, methods={})
@@ -213,12 +216,12 @@ def recorded_hmms(config: IclHmm) -> list[published_results.RecordedHmm]:
 
 
 def evaluate_recorded(config: IclHmm, measure, models: Sequence[published_results.RecordedHmm]):
-  """Means over trajectories, each with symbols named anew: {method: {score: float [R, K]}}."""
+  """Means over trajectories, each with permuted symbols: {method: {score: float [R, K]}}."""
   count, parts = config.recorded_sequences, []
   repeat = lambda x: np.tile(np.asarray(x, np.float32), (count, *(1,) * np.ndim(x)))
   with loop.progress(len(models), 'published HMMs') as bar:
     for index, model in enumerate(models):
-      # Step 0 of the stream is Baum-Welch's.
+      # Step 0 of the stream belongs to Baum-Welch.
       place = rng.Stream.SAMPLE_CONTROL, index + 1
       order = np.random.default_rng([config.seed, *place]).permuted(
           np.tile(np.arange(config.num_symbols), (count, 1)), axis=1)
@@ -232,10 +235,11 @@ def evaluate_recorded(config: IclHmm, measure, models: Sequence[published_result
 
 
 def evaluate(run: launch.Run, policy: ModelFns, params: Params) -> HeldOut:
-  """Scores on HMMs of their own random stream, and on published ones."""
+  """Scores on held-out HMMs from their own random stream, and on published ones."""
   config: IclHmm = run.config
   lengths = np.array([n for n in 2 ** np.arange(2, 16) if n <= config.length])
   measure = make_measure(config, policy, params, lengths)
+
   parts, models, first = [], [], None
   count = -(-config.num_evaluation // EVALUATION_ROWS)
   with loop.progress(count, 'held-out HMMs') as bar:
@@ -245,12 +249,14 @@ def evaluate(run: launch.Run, policy: ModelFns, params: Params) -> HeldOut:
       models.append(model)
       first = first or batch
       bar.update(1)
+
   keep = lambda *x: np.concatenate(x)[: config.num_evaluation]
   baum_welch = None
   if rows := min(config.baum_welch_sequences, config.num_evaluation, EVALUATION_ROWS):
     short = lengths[lengths <= 64]
     predicted = predict_baum_welch(config, np.asarray(first.symbols[:rows]), short)
     baum_welch = jax.device_get(score(predicted, first.laws[:rows, short - 1]))
+
   published = recorded_hmms(config)
   return HeldOut(
       lengths, jax.tree.map(keep, *parts), jax.tree.map(keep, *models), baum_welch,
@@ -260,7 +266,7 @@ def evaluate(run: launch.Run, policy: ModelFns, params: Params) -> HeldOut:
 def main(run: launch.Run) -> None:
   """Trains, evaluates, and writes the table, the figures and results.json."""
   policy = policy_lib.make(run.config.network)
-  recorded_hmms(run.config)  # A file that cannot be read is said now, not after the training.
+  recorded_hmms(run.config)  # Fail on an unreadable file now, not after training.
   with loop.Stopper() as stopper:
     params = train(run, policy, stopper)
   checkpoints.save_params(run.workdir / 'params', {'policy': params}, {})

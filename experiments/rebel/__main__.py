@@ -3,10 +3,11 @@
   python -m experiments.rebel --config=experiments/configs/rebel_chat.py \\
       --config.reward_init_from=DIR --config.policy_init_from=DIR --config.data_dir=DIR
 
-Online (rebel_tldr, rebel_chat): two samples a prompt, scored by the reward model, a few optimizer
-steps of the regression. Large batch (rebel_largebatch): `rebel_largebatch`. Without a policy the
-reference is fine-tuned on the data's responses first. Running the same command again resumes where
-it stopped. experiments/reward_model/ makes a reward model.
+Online (rebel_tldr, rebel_chat): two samples per prompt, scored by the reward model, and a few
+optimizer steps of the regression. Large batch (rebel_largebatch): see
+experiments/rebel/largebatch.py. Without a policy the reference is first fine-tuned on the data's
+responses. Running the same command again resumes where it stopped. experiments/reward_model/ trains
+a reward model.
 """
 
 import contextlib
@@ -32,16 +33,16 @@ from jaxrl_llm.training import checkpoints, loop, metrics, optim, rng
 
 
 def train(run: launch.Run, parts: setup.Components, writer, samples) -> dict:
-  """The online pipeline.
+  """Runs the online pipeline.
 
   Args:
     run: the run.
-    parts: what `setup.build` made of its config.
-    writer: metrics of batch i are written as step (steps of fine-tuning) + i.
-    samples: the JSONL file of shown responses.
+    parts: components from `setup.build`.
+    writer: metrics writer; batch i is written as step (steps of fine-tuning) + i.
+    samples: JSONL file of example responses.
 
   Returns:
-    {'tokens': sampled, 'numbers': of the trained policy and of the reference}.
+    {'tokens': number sampled, 'numbers': metrics of the trained policy and of the reference}.
   """
   config, options = run.config, run.config.algorithm
   reward = reward_models.load(config, parts)
@@ -93,6 +94,7 @@ def train(run: launch.Run, parts: setup.Components, writer, samples) -> dict:
       watch(values)
       bar.update(1, score=values['rollout/score'])
       keeper.after_step(step + 1, state, {**kept, 'tokens': tokens})
+
   policy = state.params['policy']
   parts.save_trained(run.workdir, policy)
   writer.write(reference.steps + config.steps, evaluate.metrics(
@@ -103,10 +105,11 @@ def train(run: launch.Run, parts: setup.Components, writer, samples) -> dict:
 
 
 def main(run: launch.Run) -> None:
-  """Runs the config's pipeline; writes the table, the figure and results.json."""
+  """Runs the config's pipeline and writes the table, the figure and results.json."""
   pipeline = train
   if isinstance(run.config, rebel_config.LargeBatch):
     pipeline = rebel_largebatch.train
+
   with setup.build(run) as parts, contextlib.closing(metrics.MetricsWriter(
       run.workdir, wandb_project=run.config.wandb_project, config=dataclasses.asdict(run.config)
   )) as writer, contextlib.closing(

@@ -1,4 +1,4 @@
-"""From prompts to a batch of REBEL: samples, the data's responses, rewards, π_ref's log-probs."""
+"""Batches of REBEL: prompts, samples, the data's responses, rewards, π_ref's log-probs."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -19,18 +19,18 @@ _BY_SAMPLE = ('tokens', 'lengths', 'mask', 'log_probs', 'stop_reason')  # [P, K,
 
 
 class Prompts:
-  """The training prompts, with the data's responses where these are mixed in."""
+  """The training prompts, with the data's responses if these are mixed in."""
 
   def __init__(self, parts: setup.Components, options: rebel.Config):
-    """Encodes them.
+    """Encodes the prompts.
 
     Args:
-      parts: of the run.
-      options: with `offline_fraction` above 0, prompts whose chosen response is missing or too
-        long are left out.
+      parts: components of the run.
+      options: config of the algorithm; if `offline_fraction` is above 0, prompts whose chosen
+        response is missing or too long are left out.
 
     Raises:
-      ValueError: none is left.
+      ValueError: no prompt is left.
     """
     task, self._responses = parts.task, None
     examples = task.train
@@ -42,6 +42,7 @@ class Prompts:
             f'none of {len(task.train)} training prompts has a response of at most '
             f'{task.max_response_tokens} tokens to mix in (config.algorithm.offline_fraction)'
         )
+
     self._encoded = parts.encode(examples)
     if options.offline_fraction:
       self._responses = response_batches.rollouts(
@@ -56,7 +57,7 @@ class Prompts:
   def batch(
       self, size: int, *, seed: int, step: int
   ) -> tuple[batching.PromptBatch, Rollouts | None]:
-    """The prompts of a step, and the data's responses to them (K = 1) where some are mixed in."""
+    """Prompts of a step, and the data's responses to them (K = 1) if some are mixed in."""
     indices = batching.batch_indices(len(self), size, seed=seed, step=step)
     responses = self._responses
     if responses is not None:
@@ -68,7 +69,7 @@ class Maker:
   """Makes batches of the online pipeline.
 
   Attributes:
-    sample: a jitted sampler of the group, and of the comparators behind it.
+    sample: jitted sampler of the group, followed by the comparators.
   """
 
   def __init__(
@@ -100,13 +101,13 @@ class Maker:
   def score(
       self, rollouts: Rollouts, examples: Sequence[Example]
   ) -> reward_models.Scored:
-    """What the reward model says of all samples."""
+    """Scores all samples with the reward model."""
     return self._reward(rollouts, examples, num_micro_batches=self._config.parts)
 
   def __call__(
       self, rollouts: Rollouts, scored: reward_models.Scored, reference: Params
   ) -> Batch:
-    """The batch, on the devices.
+    """Builds the batch on the devices.
 
     Args:
       rollouts: the group and the comparators.
@@ -130,11 +131,11 @@ class Maker:
     return model_reward.preferences(rewards[:, : self._group], rewards[:, self._group :])
 
   def summary(self, scored: reward_models.Scored) -> dict[str, float]:
-    """Metrics of a batch; scores that are no numbers have no part."""
+    """Metrics of a batch; non-finite scores are excluded."""
     return policy_evaluation.summarise(scored, self._signal(scored), self._config.algorithm.eta)
 
 
 def _columns(rollouts: Rollouts, part: slice) -> Rollouts:
-  """Some of the samples of each prompt."""
+  """The samples `part` of each prompt."""
   return dataclasses.replace(
       rollouts, **{name: getattr(rollouts, name)[:, part] for name in _BY_SAMPLE})

@@ -1,4 +1,4 @@
-"""What the configs of experiments/rebel/ and experiments/reward_model/ can set."""
+"""Configs of experiments/rebel/."""
 
 import dataclasses
 
@@ -9,14 +9,14 @@ from jaxrl_llm.runs import reward_config
 
 @dataclasses.dataclass
 class Online(reward_config.LearnedReward):
-  """The online pipelines of experiments/rebel/: sample, score, fit, again and again.
+  """The online pipelines of experiments/rebel/: sample, score, fit, repeat.
 
   Attributes:
-    num_comparators: M further samples a prompt that a pair is compared with, where
+    num_comparators: M further samples per prompt that a pair is compared with, if
       algorithm.signal is 'preferences'; 0 otherwise.
     steps: batches of rollouts.
-    eval_every: batches between evaluations; one stands before the first batch and one after the
-      last, in any case.
+    eval_every: batches between evaluations; there is always one before the first batch and one
+      after the last.
   """
 
   num_comparators: int = 0
@@ -43,11 +43,11 @@ class LargeBatch(reward_config.LearnedReward):
 
   Attributes:
     rounds: iterations of all stages, each from the policy of the one before.
-    top_p: of the generated responses; log-probs are of the whole distribution, as in the
-      released code.
-    keep_truncated: whether a prompt stays of which a response did not stop.
-    generation_batch_size: prompts a batch where responses are generated, ranked and scored.
-    steps: batches of pairs a round; 0 for one pass.
+    top_p: nucleus of the generated responses; log-probs are under the whole distribution, as in
+      the released code.
+    keep_truncated: whether to keep a prompt if one of its responses did not stop.
+    generation_batch_size: prompts per batch when responses are generated, ranked and scored.
+    steps: batches of pairs per round; 0 for one pass.
     eval_every: batches between evaluations on held-out pairs.
   """
 
@@ -65,6 +65,7 @@ class LargeBatch(reward_config.LearnedReward):
         self, 'config', rounds=1, generation_batch_size=1, steps=0, eval_every=1)
     if not 0 < self.top_p <= 1:
       raise ValueError(f'config.top_p must lie in (0, 1], got {self.top_p}')
+
     for name, only, why in (
         ('pairs', 'best_worst', 'the best and the worst response are kept'),
         ('signal', 'rewards', 'responses are ranked'),

@@ -1,12 +1,12 @@
 """Large-batch REBEL: whole rounds of generate, rank, filter, and one pass of the regression.
 
-The log-probs of a round's pairs are computed once, under the policy of its start, before any step.
+The log-probs of a round's pairs are computed once, under the policy at its start, before any step.
 `algorithms.rebel` measures from the parameters before each step instead. With x = ln π_t/π_0 of a
-response, π_0 that of the round's start and π_t that before the step,
+response, where π_0 is the policy at the start of the round and π_t the one before the step,
 
   D_θ over π_0 − η (r − r') = D_θ over π_t − η ((r − x/η) − (r' − x'/η)),
 
-which is its penalty with the coefficient 1/η and π_0 in the place of the reference.
+which is its penalty with the coefficient 1/η and π_0 as the reference.
 """
 
 import contextlib
@@ -27,19 +27,19 @@ from jaxrl_llm.runs import launch, policy_evaluation, references, reward_models,
 from jaxrl_llm.training import checkpoints, fingerprint, loop, optim
 from jaxrl_llm.types import Batch, Params
 
-# Before its only step a batch has moved nowhere: these would always be 0.
+# Each batch has a single step, before which the policy has not moved: these would always be 0.
 _SILENT = ('train/sampler_gap', 'train/log_ratio', 'train/difference', 'train/sign_agreement')
 
 
 @dataclasses.dataclass
 class Progress:
-  """What all rounds so far have left.
+  """Totals over all rounds so far.
 
   Attributes:
-    round: how many are complete.
+    round: number of complete rounds.
     steps: batches in all of them.
-    tokens: sampled in all of them.
-    offsets: bytes of metrics and samples.
+    tokens: tokens sampled in all of them.
+    offsets: byte offsets of the metrics and samples files.
   """
 
   round: int
@@ -49,7 +49,7 @@ class Progress:
 
 
 def train(run: launch.Run, parts: setup.Components, writer, samples) -> dict:
-  """All rounds; arguments and outcome as of `rebel.train`."""
+  """Runs all rounds; arguments and return value as for `train` of experiments/rebel/__main__.py."""
   config = run.config
   reward = reward_models.load(config, parts)
   reference = references.make_reference(run, parts, lambda: supervised.finetune(run, parts, writer))
@@ -57,10 +57,12 @@ def train(run: launch.Run, parts: setup.Components, writer, samples) -> dict:
   stages = rebel_stages.Stages(run, parts, reward)
   files = {'metrics': writer, 'samples': samples}
   fixed = _Fixed(run, parts, stages, reference, evaluate, files)
+
   plain, name = reference.start, fingerprint.of_params(reference.start)
   progress = Progress(0, 0, 0, {'metrics': reference.metrics_offset, 'samples': 0})
   counts: dict[str, int] = {}
   kept = {'reference': reference.fingerprint, 'reward': reward.fingerprint}
+
   for number in range(1, config.rounds + 1):
     path = run.workdir / f'round{number}' / 'params'
     if not path.exists():
@@ -73,6 +75,7 @@ def train(run: launch.Run, parts: setup.Components, writer, samples) -> dict:
           **parts.metadata(), 'fingerprint': fingerprint.of_params(plain),
           'progress': dataclasses.asdict(progress), 'counts': pairs.counts, 'kept': kept,
       })
+
     plain, about = checkpoints.load_params(path, parts.abstract_params, expected=parts.identity())
     if about['kept'] != kept:
       raise ValueError(
@@ -81,6 +84,7 @@ def train(run: launch.Run, parts: setup.Components, writer, samples) -> dict:
       )
     progress, name = Progress(**about['progress']), about['fingerprint']
     counts |= {f'round{number}/{reason}': count for reason, count in about['counts'].items()}
+
   for file_name, file in files.items():
     file.truncate(progress.offsets[file_name])
   checkpoints.save_params(run.workdir / 'trained', plain, parts.metadata())
@@ -93,7 +97,7 @@ def train(run: launch.Run, parts: setup.Components, writer, samples) -> dict:
 
 
 class _Fixed(NamedTuple):
-  """What is the same in all rounds; `files` are those that a checkpoint holds the offsets of."""
+  """Objects shared by all rounds; `files` are those whose offsets a checkpoint stores."""
 
   run: launch.Run
   parts: setup.Components
@@ -106,7 +110,7 @@ class _Fixed(NamedTuple):
 def _fit(
     fixed: _Fixed, progress: Progress, pairs: rebel_stages.Pairs, plain: Params
 ) -> tuple[Params, int]:
-  """One pass of the regression over a round's pairs; (plain parameters, steps)."""
+  """Runs one pass of the regression over a round's pairs; returns (plain parameters, steps)."""
   run, parts, _, reference, evaluate, files = fixed
   config, number = run.config, progress.round + 1
   data = pairs.select(~pairs.held_out)
@@ -119,6 +123,7 @@ def _fit(
           config.algorithm, samples_per_prompt=2, pairs='all',
           kl_coefficient=1 / config.algorithm.eta),
       parts.policy, parts.make_optimizer(optimizer))
+
   state, train_step = parts.start(algorithm, plain)
   saved = checkpoints.Checkpoints(run.workdir / 'checkpoints' / f'round{number}')
   keeper = loop.Keeper(
@@ -127,6 +132,7 @@ def _fit(
   )
   restored = keeper.restore(state)
   start, state = (restored.step, restored.state) if restored else (0, state)
+
   first, timers = reference.steps + progress.steps, loop.Timers()
   watch = loop.RatioWatch()
   gaps = data.rewards[:, 0] - data.rewards[:, 1]
@@ -141,11 +147,13 @@ def _fit(
               policy, reference.params, progress.steps, progress.tokens + pairs.tokens)
         if loop.should(config.eval_every, step) or step == steps - 1:
           values |= measure(policy)
+
       indices = batching.batch_indices(
           len(data.rewards), config.batch_size, seed=run.seed, step=step)
       with timers('train'):
         state, update = train_step(state, parts.put(cached_batch(data.select(indices))))
         update = {k: v for k, v in jax.device_get(update).items() if k not in _SILENT}
+
       values = files['metrics'].write(first + step, {
           **values, **update, **timers.pop(), **about,
           'train/learning_rate': optim.learning_rate_at(optimizer, int(state.step) - 1),
@@ -154,12 +162,13 @@ def _fit(
       watch(values)
       bar.update(1, loss=values['train/loss'])
       keeper.after_step(step + 1, state)
+
   parts.export_adapters(run.workdir / f'round{number}' / 'adapters', state.params['policy'])
   return parts.plain(state.params['policy']), steps
 
 
 def _num_steps(config: rebel_config.LargeBatch, num_pairs: int) -> int:
-  """Batches of a round."""
+  """Number of batches in a round."""
   if num_pairs < config.batch_size and not config.steps:
     raise ValueError(
         f'config.batch_size must be at most the {num_pairs} pairs that were kept, for one pass '
@@ -172,9 +181,9 @@ def _num_steps(config: rebel_config.LargeBatch, num_pairs: int) -> int:
 
 
 def cached_batch(pairs: rebel_stages.Pairs) -> Batch:
-  """A batch for `rebel.make` with kl_coefficient = 1/η: regressed from the cached log-probs.
+  """A batch for `rebel.make` with kl_coefficient = 1/η, regressed from the cached log-probs.
 
-  The penalty reads sums over tokens alone: they stand in the first slot.
+  The penalty reads only sums over tokens: they are written to the first slot.
   """
   slots = np.zeros(pairs.rollouts.mask.shape, np.float32)
   slots[..., 0] = pairs.log_probs
@@ -182,13 +191,13 @@ def cached_batch(pairs: rebel_stages.Pairs) -> Batch:
 
 
 class _HeldOut:
-  """The regression on pairs that nothing is trained on."""
+  """The regression evaluated on held-out pairs."""
 
   def __init__(self, fixed: _Fixed, pairs: rebel_stages.Pairs):
     self._parts, self._pairs, self._total = fixed.parts, pairs, fixed.stages.total_log_probs
 
   def __call__(self, params: Params) -> dict[str, float]:
-    """Loss, how often the better response gained on the worse one, and mean log-ratios (nats)."""
+    """Loss, share of pairs whose better response gained, and mean log-ratios (nats)."""
     options, pairs = self._parts.config.algorithm, self._pairs
     size, totals = self._parts.config.generation_batch_size, []
     if not len(pairs.rewards):
@@ -196,6 +205,7 @@ class _HeldOut:
     for chunk in batching.sequential_chunks(len(pairs.rewards), size):
       rollouts = self._parts.put(response_batches.take(pairs.rollouts, chunk.indices))
       totals.append(np.asarray(self._total(params, rollouts))[: int(chunk.weight.sum())])
+
     ratio = np.concatenate(totals) - pairs.log_probs
     losses = regression_losses.rebel_loss(
         jnp.asarray(ratio), jnp.asarray(pairs.rewards), eta=options.eta, form=options.loss_form)

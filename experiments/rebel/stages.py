@@ -1,7 +1,8 @@
 """The stages of large-batch REBEL up to training: generate, rank, filter, score by the policy.
 
-Each stage of a round leaves a JSON-lines file in WORKDIR/round<N>/, whose first line says what the
-others depend on. A killed process goes on where it was; lines of something else are refused.
+Each stage of a round writes a JSON-lines file in WORKDIR/round<N>/, whose first line records what
+the others depend on. A killed process resumes where it stopped; a file whose first line does not
+match is rejected.
 """
 
 import contextlib
@@ -29,10 +30,11 @@ class Pairs(NamedTuple):
   Attributes:
     rollouts: K = 2, on the host.
     rewards: float32 [N, 2].
-    log_probs: float32 [N, 2], nats, of whole responses under the policy of the round's start.
-    held_out: bool [N]; those that nothing is trained on.
-    counts: how many prompts were kept, and how many were left out and why.
-    tokens: sampled in this round.
+    log_probs: float32 [N, 2], nats; log-probs of whole responses under the policy at the round's
+      start.
+    held_out: bool [N]; pairs that are not trained on.
+    counts: number of prompts kept, and left out by reason.
+    tokens: tokens sampled in this round.
   """
 
   rollouts: Rollouts
@@ -51,7 +53,7 @@ class Pairs(NamedTuple):
 
 
 class Stages:
-  """The stages of one run; what is compiled is shared by its rounds.
+  """The stages of one run; its rounds share compiled functions.
 
   Attributes:
     total_log_probs: (params, rollouts) -> log-probs of whole responses [P, K], nats.
@@ -72,16 +74,16 @@ class Stages:
         score(params, rollouts), rollouts.mask, axis=-1)
 
   def __call__(self, number: int, params: Params, policy: str) -> Pairs:
-    """Makes what is missing of a round's pairs.
+    """Runs the unfinished stages of a round and returns its pairs.
 
     Args:
-      number: of the round, from 1.
-      params: the policy's, as the network takes frozen ones.
+      number: number of the round, from 1.
+      params: parameters of the policy, in the form for frozen networks.
       policy: their fingerprint.
 
     Raises:
-      ValueError: the folder holds stages of something else, or no pair is left.
-      SystemExit: Ctrl-C was pressed; what was made is kept.
+      ValueError: the directory holds stages of another run, or no pair is left.
+      SystemExit: Ctrl-C was pressed; finished batches are kept.
     """
     folder = self._run.workdir / f'round{number}'
     folder.mkdir(exist_ok=True)
@@ -94,6 +96,7 @@ class Stages:
         'responses': options.samples_per_prompt, 'temperature': options.temperature,
         'top_p': self._config.top_p,
     })
+
     key = rng.stream_key(self._parts.key, rng.Stream.SAMPLE_TRAIN, number)
     generated = self._make(
         folder / 'generated.jsonl', about, self._encoded.examples, f'round {number}: generate',
@@ -101,6 +104,7 @@ class Stages:
     ranked = self._make(
         folder / 'ranked.jsonl', {**about, 'reward': self._reward.fingerprint}, generated,
         f'round {number}: rank', lambda rows, indices: self._rank(rows))
+
     chosen, counts = best_and_worst(
         generated, ranked, self._parts.task.tokenizer,
         keep_truncated=self._config.keep_truncated)
@@ -110,6 +114,7 @@ class Stages:
           f'round {number} left no pair of {len(generated)} prompts: {counts} '
           '(config.keep_truncated, config.task.max_response_tokens)'
       )
+
     jsonl.write_jsonl(folder / 'pairs.jsonl', [about, *chosen])
     scored = self._make(
         folder / 'log_probs.jsonl', about, chosen, f'round {number}: log-probs',
@@ -126,9 +131,9 @@ class Stages:
       self, path: pathlib.Path, about: Record, rows: Sequence[Any], description: str,
       make: Callable[[list[Any], np.ndarray], Iterable[Record]],
   ) -> list[Record]:
-    """One record for each of `rows`, from the file or made batch by batch.
+    """One record for each of `rows`, read from the file or made batch by batch.
 
-    `make` is given a batch of rows, the last one filled up, and their places.
+    `make` takes a batch of rows, the last one padded, and their indices.
     """
     size = self._config.generation_batch_size
     with contextlib.closing(metrics.JsonlFile(path)) as file:
@@ -136,11 +141,12 @@ class Stages:
           file, metrics.plain(about), batch=size, total=len(rows))
       chunks = list(batching.sequential_chunks(len(rows), size))
       done = -(-len(records) // size)
+
       with loop.progress(len(chunks), description, done) as bar:
         for chunk in chunks[done:]:
           made = list(make([rows[i] for i in chunk.indices], chunk.indices))
           for record in made[: int(chunk.weight.sum())]:
-            records.append(metrics.plain(record))  # As it is when it is read again.
+            records.append(metrics.plain(record))  # In the form in which it would be read back.
             file.write(record)
           bar.update(1)
           self._run.save_clock()
@@ -176,7 +182,7 @@ class Stages:
 
 
 def generator(parts: setup.Components) -> SampleFn:
-  """A jitted sampler of the responses that are ranked."""
+  """Jitted sampler of the responses that are ranked."""
   config, tokenizer = parts.config, parts.task.tokenizer
   return jax.jit(decode.make_sampler(
       parts.policy, num_samples=config.algorithm.samples_per_prompt,
@@ -189,29 +195,31 @@ def best_and_worst(
     generated: Sequence[Record], ranked: Sequence[Record], tokenizer: Tokenizer, *,
     keep_truncated: bool,
 ) -> tuple[list[Record], dict[str, int]]:
-  """The filter: of each prompt the responses with the largest and the smallest reward.
+  """Filters each prompt's responses to those with the largest and the smallest reward.
 
-  A prompt is left out, and counted, if a reward is no number; if a response did not stop, unless
-  `keep_truncated`; or if the two are the same text.
+  A prompt is left out, and counted, if a reward is not finite; if a response did not stop, unless
+  `keep_truncated`; or if the two responses are the same text.
 
   Args:
     generated: {'id', 'responses'} of each prompt.
-    ranked: {'id', 'rewards'} of the same.
-    tokenizer: of the responses.
-    keep_truncated: see above.
+    ranked: {'id', 'rewards'} of the same prompts.
+    tokenizer: tokenizer of the responses.
+    keep_truncated: whether to keep prompts with a response that did not stop.
 
   Returns:
     ({'id', 'responses': [best, worst], 'rewards': [best, worst]} of each prompt that is kept,
-    numbers by reason).
+    counts by reason).
   """
   pairs: list[Record] = []
   counts = {'failed': 0, 'truncated': 0, 'identical': 0}
   for record, rank in zip(generated, ranked, strict=True):
     rewards = np.array([float(reward) for reward in rank['rewards']], np.float32)
     stopped = [ids[-1] in tokenizer.stop_ids for ids in record['responses']]
-    # Of equal rewards the first is the best and the last the worst, as in `rl.batches`.
+
+    # Among equal rewards the first is the best and the last the worst, as in `rl.batches`.
     worst = len(rewards) - 1 - int(np.argmin(rewards[::-1]))
     two = [record['responses'][index] for index in (int(np.argmax(rewards)), worst)]
+
     if not np.all(np.isfinite(rewards)):
       counts['failed'] += 1
     elif not (keep_truncated or all(stopped)):

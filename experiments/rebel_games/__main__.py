@@ -1,18 +1,18 @@
 """REBEL on preferences that no reward explains: rock, paper, scissors.
 
-The policy is a small decoder, a response its first token, and paper is preferred to rock, scissors
-to paper, rock to scissors. REBEL with these preferences plays against itself; the average of its
-policies has to become hard to exploit (Gao et al., 2024, section on general preferences, arXiv
-2404.16767), within the regret bound of Hedge, while the last one need not. Beside it: the same
-steps computed exactly, and REBEL on the rewards that a Bradley-Terry model makes of as many
-comparisons, from the policy before training (`reward_before`) or the very ones that the first arm
-made (`reward_same`). Finished arms are kept: the same command goes on with the next one.
+The policy is a small decoder, a response is its first token, and paper is preferred to rock,
+scissors to paper, rock to scissors. REBEL with these preferences plays against itself; the average
+of its policies must become hard to exploit (Gao et al., 2024, section on general preferences, arXiv
+2404.16767), within the regret bound of Hedge, while the last policy need not. Further arms: the
+same steps computed exactly, and REBEL on the rewards that a Bradley-Terry model fits to as many
+comparisons, either from the policy before training (`reward_before`) or the same ones that the
+first arm made (`reward_same`). Finished arms are saved: the same command resumes with the next one.
 
-The decoder's head alone is trained, by plain gradient descent: there the regression is linear, and
-some steps solve it, which is what the guarantee asks for. In trials with all parameters the noise
-made the curvature grow until descent broke down, in two to four of five seeds within 2,000
-iterations; Adam, whose steps are of one size however small η is, left the average above the bound
-in more than a quarter of the iterations.
+Only the decoder's head is trained, by plain gradient descent: the regression is then linear, and a
+few steps solve it, as the guarantee requires. In trials with all parameters the noise made the
+curvature grow until descent broke down, in two to four of five seeds within 2,000 iterations. Adam,
+whose step size does not depend on η, left the average above the bound in more than a quarter of the
+iterations.
 """
 
 import contextlib
@@ -49,7 +49,7 @@ EXACT = {
 
 
 class Player:
-  """The policy and its iterations: written for one seed, compiled for all side by side."""
+  """The policy and its iterations: written for one seed, vmapped over all seeds."""
 
   def __init__(self, config: RebelGames, signal: str):
     self._config = config
@@ -60,7 +60,7 @@ class Player:
         optim.PartialOptimizer(optax.sgd(config.learning_rate), 'head/kernel'))
     self._compares = signal == 'preferences'
     comparators = config.num_comparators if self._compares else 0
-    self._sample = decode.make_sampler(  # Every response is one token: each of them ends it.
+    self._sample = decode.make_sampler(  # Every response is one token: each token is a stop token.
         self._model, num_samples=2 + comparators, max_tokens=1, stop_ids=(0, 1, 2), pad_id=0,
         temperature=self._options.temperature)
     self.starts = jax.jit(jax.vmap(self.start))
@@ -68,7 +68,7 @@ class Player:
     self.policies = jax.jit(jax.vmap(self.policy))
 
   def _read(self, params) -> tuple[jax.Array, jax.Array]:
-    """What the head reads behind the prompt [D], and the logits that it makes of it [3]."""
+    """Input of the head after the prompt [D], and its logits [3]."""
     first = jnp.zeros((1, 1), jnp.int32)
     output = self._model.apply(params, first, positions=first, valid=first == 0)
     hidden = output.hidden[0, 0]
@@ -79,7 +79,7 @@ class Player:
     return jax.nn.softmax(self._read(state.params['policy'])[1])
 
   def start(self, seed: jax.Array):
-    """A state with drawn parameters, and π_0 put into the head."""
+    """Initial state: random parameters, with the head set to give π_0."""
     key = jax.random.key(seed, impl='threefry2x32')
     params = self._model.init(rng.stream_key(key, rng.INIT))
     hidden, logits = self._read(params)
@@ -89,14 +89,15 @@ class Player:
     return self._algorithm.init(key, {'policy': {**params, 'head': {'kernel': kernel}}})
 
   def _draw(self, params, key: jax.Array, index: jax.Array) -> tuple[Rollouts, jax.Array]:
-    """Pairs (y, y') and the moves of their comparators [P, M]; y' may be from a data set.
+    """Pairs (y, y') and the moves of their comparators [P, M]; y' may come from a data set.
 
-    The data set holds the three moves equally often: the coverage that the theory asks for.
+    The data set contains the three moves equally often: the coverage that the theory requires.
     """
     rows = self._config.batch_size
     drawn = self._sample(
         params, jnp.zeros((rows, 1), jnp.int32), jnp.ones(rows, jnp.int32), jnp.arange(rows),
         rng.stream_key(key, rng.SAMPLE_TRAIN, index))
+
     names = ('tokens', 'lengths', 'mask', 'log_probs', 'stop_reason')
     part = lambda a, b: dataclasses.replace(
         drawn, **{name: getattr(drawn, name)[:, a:b] for name in names})
@@ -107,15 +108,15 @@ class Player:
     return pairs, drawn.tokens[:, 2:, 0]
 
   def advance(self, state, scores: jax.Array, indices: jax.Array):
-    """Some iterations.
+    """Runs some iterations.
 
     Args:
-      state: the state.
+      state: the train state.
       scores: ℓ [3, 3], or the reward of each move [3].
-      indices: int32 [N]; of the iterations.
+      indices: int32 [N]; indices of the iterations.
 
     Returns:
-      (state, π before each of them [N, 3], comparisons won in all of them [3, 3]).
+      (state, π before each iteration [N, 3], comparisons won in all of them [3, 3]).
     """
     def iterate(state, index):
       pairs, comparators = self._draw(state.params['policy'], state.key, index)
@@ -137,38 +138,41 @@ class Player:
 def play(
     config: RebelGames, player: Player, scores: np.ndarray, *, title: str
 ) -> dict[str, np.ndarray]:
-  """All iterations of an arm.
+  """Runs all iterations of an arm.
 
   Args:
-    config: the settings.
-    player: with the arm's signal.
+    config: the config of the study.
+    player: a player with the arm's signal.
     scores: ℓ [S, 3, 3], or the reward of each move [S, 3], by seed.
-    title: of the progress bar.
+    title: title of the progress bar.
 
   Returns:
-    policies [S, T + 1, 3], from π_0 on; won [S, 3, 3], the comparisons made.
+    policies [S, T + 1, 3], starting with π_0; won [S, 3, 3], the comparisons made.
   """
   scores = jnp.asarray(scores, jnp.float32)
   states = player.starts(jnp.arange(config.num_seeds) + config.seed)
   chunk = max(size for size in range(1, 101) if config.steps % size == 0)
   updates = config.algorithm.num_epochs * config.algorithm.num_minibatches
+
   policies, won = [], 0
   with loop.progress(config.steps, title) as bar:
     for begin in range(0, config.steps, chunk):
       states, part, comparisons = player.advances(states, scores, begin + jnp.arange(chunk))
       loop.check_updates(
           states.step, (begin + chunk) * updates, learning_rate='config.learning_rate')
+
       policies.append(np.asarray(part, np.float64))
       won = won + np.asarray(comparisons, np.float64)
       average = jnp.asarray(np.concatenate(policies, axis=1).mean(axis=1))
       bar.update(chunk, exploitability=float(
           games.exploitability(jnp.asarray(PREFERENCE), average).mean()))
+
   policies.append(np.asarray(player.policies(states), np.float64)[:, None])
   return {'policies': np.concatenate(policies, axis=1), 'won': won}
 
 
 def play_exactly(config: RebelGames) -> dict[str, np.ndarray]:
-  """The steps that the regression stands for: policies [T + 1, 3] by arm of `EXACT`."""
+  """The exact steps that the regression approximates: policies [T + 1, 3] by arm of `EXACT`."""
   start, table = jnp.asarray(config.initial_policy), jnp.asarray(PREFERENCE)
   won = lambda policy: policy[:, None] * policy * (1 + table) / 2
   of_rewards = lambda rewards: rewards[:, None] - rewards
@@ -179,14 +183,14 @@ def play_exactly(config: RebelGames) -> dict[str, np.ndarray]:
         table_of(policy), policy, eta=config.algorithm.eta), policy)
     return jax.jit(lambda: jax.lax.scan(step, start, length=config.steps + 1)[1])()
 
-  # A prior keeps the model finite where a move has all but died out.
+  # A prior keeps the model finite when a move has almost vanished.
   anew = lambda policy: of_rewards(games.bradley_terry(won(policy), prior=1e-3, steps=20))
   return dict(zip(EXACT, (
       policies(lambda policy: table), policies(lambda policy: fixed), policies(anew))))
 
 
 def fit_rewards(won: np.ndarray) -> np.ndarray:
-  """The rewards [S, 3] of a Bradley-Terry model of the comparisons won [S, 3, 3]."""
+  """Rewards [S, 3] of a Bradley-Terry model fitted to the comparisons won [S, 3, 3]."""
   return np.asarray(jax.vmap(games.bradley_terry)(jnp.asarray(won, jnp.float32)))
 
 
@@ -202,7 +206,7 @@ def draw_comparisons(config: RebelGames, count: int) -> np.ndarray:
 
 
 def exploitabilities(policies: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-  """Of the averages of the first 1, ..., T policies, and of the policies after 1, ..., T steps.
+  """Exploitability of the averages of the first 1, ..., T policies, and after 1, ..., T steps.
 
   Args:
     policies: [..., T + 1, 3].
@@ -221,8 +225,8 @@ def summarise(config: RebelGames, arms: dict[str, dict[str, np.ndarray]]) -> dic
   """The headline numbers.
 
   Args:
-    config: the settings.
-    arms: 'policies' by arm; one seed's dimension in the sampled ones.
+    config: the config of the study.
+    arms: 'policies' by arm; sampled arms have a leading seed dimension.
 
   Returns:
     Numbers by flat name.
@@ -244,7 +248,7 @@ def summarise(config: RebelGames, arms: dict[str, dict[str, np.ndarray]]) -> dic
 
 
 def write_figure(run: launch.Run, arms: dict[str, dict[str, np.ndarray]]) -> None:
-  """Exploitability against iterations, and the same as CSV."""
+  """Plots exploitability against iterations; writes the data as CSV."""
   config = run.config
   steps = np.unique(np.round(np.geomspace(1, config.steps, 200)).astype(int))
   bounds = np.asarray(games.average_iterate_bound(
@@ -267,17 +271,20 @@ def write_figure(run: launch.Run, arms: dict[str, dict[str, np.ndarray]]) -> Non
       axes.plot(steps, bounds, color='0.35', ls=':', label='bound on the average')
       axes.set(xscale='log', yscale='log', xlabel='iteration', ylabel='exploitability',
                ylim=(3e-3, 1.6))
+
     left, right = panels
     left.set_title('preferences')
     draw(left, 'preferences', 'average policy', 'average', color='#1b6ca8')
     draw(left, 'exact_preferences', 'average, exact steps', 'average', color='#1b6ca8', ls='--')
     draw(left, 'preferences', 'last policy', 'last', color='#d1495b')
     draw(left, 'exact_preferences', 'last, exact steps', 'last', color='#d1495b', ls='--')
+
     right.set_title('a reward model instead (averages)')
     draw(right, 'reward_before', 'fitted before training', 'average', color='#2e8b57')
     draw(right, 'exact_reward', 'the same, exact steps', 'average', color='#2e8b57', ls='--')
     draw(right, 'reward_same', 'the same comparisons', 'average', color='#8d6a9f')
     draw(right, 'exact_refit', 'anew at every step, exact', 'average', color='#c98a1b', ls='-.')
+
     for axes in panels:
       axes.legend(frameon=False, loc='lower left', fontsize=8)
   metrics.write_csv_atomic(path.with_suffix('.csv'), [
@@ -285,7 +292,7 @@ def write_figure(run: launch.Run, arms: dict[str, dict[str, np.ndarray]]) -> Non
 
 
 def write_metrics(run: launch.Run, arms: dict[str, dict[str, np.ndarray]]) -> None:
-  """Some iterations of every arm, means over seeds, in metrics.jsonl."""
+  """Writes means over seeds of about 50 iterations per arm to metrics.jsonl."""
   curves = {}
   for name, arm in arms.items():
     average, last = exploitabilities(arm['policies'])
@@ -299,7 +306,7 @@ def write_metrics(run: launch.Run, arms: dict[str, dict[str, np.ndarray]]) -> No
 
 
 def table(numbers: dict[str, float]) -> str:
-  """The closing table."""
+  """Table of the exploitability of every arm."""
   def cell(name):
     error = numbers.get(f'{name}_se')
     return f'{numbers[name]:.4f}' + (f' ± {error:.4f}' if error is not None else '')
@@ -312,14 +319,16 @@ def table(numbers: dict[str, float]) -> str:
 
 
 def play_all(run: launch.Run) -> dict[str, dict[str, np.ndarray]]:
-  """Every arm: 'policies', and 'won' or 'rewards'; those that are on the disk are read."""
+  """Plays every arm: 'policies', and 'won' or 'rewards'; finished arms are read from disk."""
   config = run.config
   keep = lambda name, make: arms_lib.kept(run.workdir / 'arms' / f'{name}.npz', make)
   exact = keep('exact', lambda: play_exactly(config))
   arms = {name: {'policies': exact[name]} for name in EXACT}
+
   by_seed = np.broadcast_to(PREFERENCE, (config.num_seeds, 3, 3))
   arms['preferences'] = keep('preferences', lambda: play(
       config, Player(config, 'preferences'), by_seed, title=ARMS['preferences']))
+
   won = arms['preferences']['won']
   rewards = {'reward_before': fit_rewards(draw_comparisons(config, round(won[0].sum()))),
              'reward_same': fit_rewards(won)}
@@ -331,14 +340,16 @@ def play_all(run: launch.Run) -> dict[str, dict[str, np.ndarray]]:
 
 
 def main(run: launch.Run) -> None:
-  """Plays all arms, and writes the table, the figure and results.json."""
+  """Plays all arms and writes the table, the figure and results.json."""
   config = run.config
   arms = play_all(run)
   numbers = summarise(config, arms)
+
   write_metrics(run, arms)
   write_figure(run, arms)
   closing = table(numbers)
   metrics.write_text_atomic(run.table_path, closing + '\n')
+
   pairs = config.num_seeds * config.steps * config.batch_size
   drawn = {'preferences': 2 + config.num_comparators, 'reward_before': 2, 'reward_same': 2}
   launch.write_results(run, {

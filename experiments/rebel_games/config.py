@@ -1,4 +1,4 @@
-"""What the configs of the two small studies of REBEL can set."""
+"""Config of experiments/rebel_games/."""
 
 import dataclasses
 
@@ -9,20 +9,20 @@ from jaxrl_llm.models import configs
 
 @dataclasses.dataclass
 class RebelGames:
-  """One run of experiments/rebel_games/; all seeds side by side.
+  """One run of experiments/rebel_games/, with all seeds in parallel.
 
   Attributes:
     seed: the first seed.
-    num_seeds: seed, seed + 1, ...
+    num_seeds: number of seeds: seed, seed + 1, ...
     initial_policy: π_0 of rock, paper, scissors.
-    algorithm: settings of REBEL. An arm sets `signal` itself.
+    algorithm: config of REBEL. Each arm sets `signal` itself.
     model: the policy; its vocabulary is the three moves.
-    learning_rate: of gradient descent on the head. The regression is linear there, with a
-      curvature of at most 2 |hidden|² = 2 · width: 1 / width is where descent diverges.
+    learning_rate: learning rate of gradient descent on the head. The regression is linear there,
+      with a curvature of at most 2 |hidden|² = 2 · width: descent diverges at 1 / width.
     steps: iterations, T.
-    batch_size: pairs an iteration.
+    batch_size: pairs per iteration.
     num_comparators: M, responses that each pair is compared with.
-    note: what a reader must know; printed with the results.
+    note: note for the reader, printed with the results.
   """
 
   seed: int = 0
@@ -51,6 +51,7 @@ class RebelGames:
     if len(policy) != 3 or not min(policy) > 0 or abs(sum(policy) - 1) > 1e-6:
       raise ValueError(
           f'config.initial_policy must be three positive numbers that sum to 1, got {policy}')
+
     self.algorithm.validate()
     for name, needed, why in (
         ('signal', 'preferences', 'the arms set it'),
@@ -61,6 +62,7 @@ class RebelGames:
       if getattr(self.algorithm, name) != needed:
         raise ValueError(f'config.algorithm.{name} must be {needed!r} here ({why}), got '
                          f'{getattr(self.algorithm, name)!r}')
+
     self.model.validate()
     if self.model.vocab_size != 3:
       raise ValueError(f'config.model.vocab_size must be 3, the moves, got {self.model.vocab_size}')

@@ -1,9 +1,9 @@
-"""Preference games over a few responses: symmetric, zero-sum, spelt out as tables.
+"""Preference games over a few responses: symmetric, zero-sum, given as tables.
 
 A general preference ℓ(y, y'') = −ℓ(y'', y) ∈ [−1, 1] need not come from rewards: rock beats
-scissors, scissors beat paper, paper beats rock. What can be asked of a policy is that no
-response is preferred to it, max_y ℓ(y, π) ≤ 0: a minimax winner (von Neumann). One always exists,
-and its value is 0 by symmetry.
+scissors, scissors beat paper, paper beats rock. The goal is a policy to which no response is
+preferred, max_y ℓ(y, π) ≤ 0: a minimax winner (von Neumann). One always exists, and its value is 0
+by symmetry.
 """
 
 import chex
@@ -15,7 +15,7 @@ from jaxrl_llm.types import Array
 
 
 def expected_preference(preference: Array, policy: Array) -> Array:
-  """How each response fares against a policy.
+  """Expected preference of each response over a policy.
 
     ℓ(y, π) = Σ_{y''} ℓ(y, y'') π(y'')
 
@@ -36,9 +36,9 @@ def expected_preference(preference: Array, policy: Array) -> Array:
 
 
 def exploitability(preference: Array, policy: Array) -> Array:
-  """How much the best response gains against a policy.
+  """Gain of the best response against a policy.
 
-    max_y ℓ(y, π) ≥ 0, and 0 exactly at a minimax winner
+    max_y ℓ(y, π) ≥ 0, with equality exactly at a minimax winner
 
   Args:
     preference: float [A, A]; ℓ, antisymmetric.
@@ -55,7 +55,7 @@ def mirror_descent_step(preference: Array, policy: Array, *, eta: float) -> Arra
 
     π_{t+1}(y) = π_t(y) exp(η ℓ(y, π_t)) / Z_t
 
-  the minimiser of the regression on all pairs. Played against itself, it is Hedge.
+  This is the minimiser of the regression on all pairs. In self-play it is Hedge.
 
   Args:
     preference: float [A, A]; ℓ, antisymmetric.
@@ -77,17 +77,17 @@ def mirror_descent_step(preference: Array, policy: Array, *, eta: float) -> Arra
 
 
 def average_iterate_bound(policy: Array, *, eta: float, steps: int | Array) -> Array:
-  """What the exploitability of the average of T exact steps cannot exceed.
+  """Upper bound on the exploitability of the average of T exact steps.
 
     max_y ℓ(y, 1/T Σ_{t<T} π_t) ≤ ln(1 / min_y π_0(y)) / (η T) + η / 2
 
-  The regret of Hedge with gains in [−1, 1]; a policy gains 0 against itself. It holds for the
-  average, or for an iterate drawn at random, and not for the last one.
+  This is the regret of Hedge with gains in [−1, 1]; a policy gains 0 against itself. It holds for
+  the average, or for an iterate drawn at random, but not for the last iterate.
 
   Args:
     policy: float [..., A]; π_0, positive.
     eta: η, positive and finite.
-    steps: T ≥ 1, a number or an array that broadcasts with [...].
+    steps: T ≥ 1, a number or an array that broadcasts against [...].
 
   Returns:
     float [...].
@@ -105,22 +105,22 @@ def average_iterate_bound(policy: Array, *, eta: float, steps: int | Array) -> A
 
 
 def bradley_terry(wins: Array, *, prior: float = 0.0, steps: int = 100) -> Array:
-  """The rewards that explain comparisons best, as a reward model would.
+  """Maximum-likelihood rewards of comparisons, as a reward model would fit them.
 
     maximise Σ_{y, z} w(y, z) ln σ(r(y) − r(z))
 
-  By Newton's method. Rewards order the responses, whatever the comparisons say: of a cycle they
-  keep which response met the weaker ones more often.
+  by Newton's method. Rewards always order the responses, even for cyclic comparisons: of a cycle
+  they retain only which response met the weaker ones more often.
 
   Args:
-    wins: float [A, A], not negative; how often y was preferred to z; a tie counts one half for
-      either.
+    wins: float [A, A], non-negative; number of times y was preferred to z; a tie counts one half
+      for each.
     prior: wins added to every ordered pair of different responses. With 0 the maximum must exist:
       no group of responses may have won all of its comparisons with the others.
-    steps: of Newton's method, none longer than 1.
+    steps: Newton steps, each clipped to length 1.
 
   Returns:
-    float [A]; their mean is 0.
+    float [A]; rewards with mean 0.
 
   References:
     Bradley and Terry (1952), Rank analysis of incomplete block designs.
@@ -137,7 +137,7 @@ def bradley_terry(wins: Array, *, prior: float = 0.0, steps: int = 100) -> Array
     chance = jax.nn.sigmoid(rewards[:, None] - rewards)
     gradient = jnp.sum(rate - games * chance, axis=1)
     pull = games * chance * (1 - chance)
-    # Rewards that move together change nothing: a constant makes the system regular.
+    # The likelihood ignores a common shift of rewards: a constant makes the system regular.
     system = jnp.diag(jnp.sum(pull, axis=1)) - pull + jnp.mean(pull)
     step = jnp.linalg.solve(system, gradient)
     rewards = rewards + step / jnp.maximum(1.0, jnp.max(jnp.abs(step)))

@@ -1,15 +1,15 @@
-"""REBEL on a sampler of points by denoising: what stands here for the paper's image generator.
+"""REBEL on a denoising sampler of points, a small stand-in for the paper's image generator.
 
 The paper trains a latent consistency model of images by REBEL and by PPO, on aesthetic scores (Gao
 et al., 2024, arXiv 2404.16767; code Owen-Oertell/rlcm). Here the sampler draws points of a plane in
 a few steps, x_{t−1} = √ᾱ_{t−1} f_θ(x_t, t, prompt) + √(1 − ᾱ_{t−1}) ε; each prompt has a target on
-a circle, and the reward is minus the distance to it. As there, rewards are standardised by prompt
-over the last samples, and REBEL regresses differences of the log-probs of whole chains on them.
+a circle, and the reward is minus the distance to it. As in the paper, rewards are standardised by
+prompt over the last samples, and REBEL regresses log-prob differences of whole chains on them.
 
-Arms: REBEL; REBEL with both chains of a pair from one start, so that the normaliser drops out of
-the difference; PPO, which clips the ratio of each step; PPO with the released code's ε. Each at the
-learning rate that was best for it on seeds of their own. What is counted is reward queries. The
-real diffusion model is out of scope. Finished arms are kept: the same command goes on.
+Arms: REBEL; REBEL with both chains of a pair from one start, so that the normaliser cancels in the
+difference; PPO, which clips the ratio of each step; PPO with the released code's ε. Each arm uses
+the learning rate that was best on separate tuning seeds. Cost is measured in reward queries. The
+real diffusion model is out of scope. Finished arms are saved: the same command resumes.
 """
 
 import contextlib
@@ -33,13 +33,13 @@ from jaxrl_llm.types import TrainState, WeightedMean
 
 
 class Arm(NamedTuple):
-  """One way to train.
+  """A training method.
 
   Attributes:
-    label: in the table and the figure.
+    label: name in the table and the figure.
     loss: 'rebel' or 'ppo'.
     shared_start: whether both chains of a pair start from the same noise.
-    clip: the field of the config that holds ε; '' for REBEL.
+    clip: the config field that holds ε; '' for REBEL.
     style: colour, marker, line.
   """
 
@@ -58,20 +58,20 @@ ARMS = {
     'ppo_published_clip': Arm(
         'PPO, released clip', 'ppo', False, 'published_clip', ('#8d6a9f', 'D', '-')),
 }
-GOAL = 0.9  # Of the way from the first policy to the best one.
+GOAL = 0.9  # Fraction of the way from the first policy to the best one.
 
 
 class World:
   """The sampler and its rewards.
 
-  f_θ(x, t, prompt) = (what the untrained sampler predicts) + a network whose output starts at 0.
-  Untrained, it is the consistency function of N(0, s² I): x scaled from its own deviation to s.
+  f_θ(x, t, prompt) = (prediction of the untrained sampler) + a network whose output starts at 0.
+  Untrained, it is the consistency function of N(0, s² I): x rescaled to standard deviation s.
 
   Attributes:
     std: [S], √(1 − ᾱ_{t−1}).
     targets: [N, 2].
     initial_score: expected reward before training.
-    best_score: the largest expected reward: all of a last step's mean on the target.
+    best_score: the largest expected reward: the last step's mean is always on the target.
   """
 
   def __init__(self, config: RebelGaussian):
@@ -82,7 +82,8 @@ class World:
     self.std = jnp.sqrt(1 - after)
     angle = 2 * jnp.pi * jnp.arange(config.num_prompts) / config.num_prompts
     self.targets = config.radius * jnp.stack([jnp.cos(angle), jnp.sin(angle)], axis=1)
-    # Distances from a point are Rice distributed; from the mean itself, Rayleigh.
+
+    # Distances from a point are Rice distributed; from the mean itself, Rayleigh distributed.
     variance = after[-1] * config.data_std**2 + 1 - after[-1]
     z = config.radius**2 / (2 * variance)
     bessel = (1 + z) * jax.scipy.special.i0e(z / 2) + z * jax.scipy.special.i1e(z / 2)
@@ -90,7 +91,7 @@ class World:
     self.best_score = -float(self.std[-1] * jnp.sqrt(jnp.pi / 2))
 
   def init(self, key: jax.Array):
-    """Parameters of the network, the last layer 0."""
+    """Parameters of the network, with the last layer 0."""
     inputs = 2 + len(self._alpha_bar) + self._config.num_prompts
     sizes = [(inputs, self._config.width), (self._config.width, self._config.width)]
     layers = [{
@@ -111,14 +112,14 @@ class World:
     return jnp.sqrt(self._alpha_bar)[steps][..., None] * prediction
 
   def log_probs(self, params, chain: gaussian_chain.Chain, prompts: jax.Array) -> jax.Array:
-    """Of each step of chains [B, S, 2], [B, S]."""
+    """Log-probs [B, S] of the steps of chains [B, S, 2]."""
     steps = jnp.broadcast_to(jnp.arange(len(self.std)), chain.states.shape[:2])
     mean = self.mean(params, chain.states, steps, prompts[:, None].repeat(len(self.std), 1))
     return gaussian_chain.step_log_probs(
         mean, self.std, chain.actions, reduction=self._config.reduction)
 
   def sample(self, params, start: jax.Array, prompts: jax.Array, key: jax.Array):
-    """Chains from starts [B, 2], and their rewards [B]."""
+    """Samples chains from starts [B, 2]; returns them with their rewards [B]."""
     mean_fn = lambda x, step: self.mean(
         params, x, jnp.broadcast_to(step, prompts.shape), prompts)
     chain = gaussian_chain.sample_chain(mean_fn, start, self.std, key)
@@ -126,7 +127,7 @@ class World:
 
 
 def make_loss(config: RebelGaussian, world: World, arm: Arm):
-  """The loss of `training.step`: of a batch of pairs, leaves [P, 2, ...]."""
+  """Returns a loss for `training.step` on a batch of pairs with leaves [P, 2, ...]."""
   def loss_fn(params, batch):
     flat = jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), batch)
     log_probs = world.log_probs(params['policy'], flat['chain'], flat['prompts'])
@@ -145,9 +146,10 @@ def make_loss(config: RebelGaussian, world: World, arm: Arm):
 
 
 def make_run(config: RebelGaussian, world: World, arm: Arm):
-  """(learning rate, seed) -> mean reward of fresh samples before and after each iteration [T + 1].
+  """Returns (learning rate, seed) -> mean reward of fresh samples around each iteration [T + 1].
 
-  To be vmapped over both.
+  The first entry is before training, the others after each iteration. To be vmapped over both
+  arguments.
   """
   rows = 2 * config.batch_size
   prompts = jnp.repeat(jnp.arange(config.batch_size) % config.num_prompts, 2)
@@ -161,11 +163,12 @@ def make_run(config: RebelGaussian, world: World, arm: Arm):
         state.params['policy'], start, evaluated, jax.random.fold_in(key, 1))[1].mean()
 
   def batch_of(state, index):
-    """Samples of the policy in pairs, and the statistics of rewards with them."""
+    """Samples of the policy in pairs, and the updated reward statistics."""
     key = rng.stream_key(state.key, rng.SAMPLE_TRAIN, index)
     start = jax.random.normal(jax.random.fold_in(key, 0), (rows, 2))
     if arm.shared_start:
       start = start[::2].repeat(2, axis=0)
+
     params = state.params['policy']
     chain, rewards = world.sample(params, start, prompts, jax.random.fold_in(key, 1))
     statistics, advantages = gaussian_chain.standardise_by_prompt(
@@ -185,7 +188,7 @@ def make_run(config: RebelGaussian, world: World, arm: Arm):
     updates = config.num_epochs * config.num_minibatches
 
     def score_of(state, index):
-      # Not a number once an update was left out: the run has diverged.
+      # NaN after a skipped update: the run has diverged.
       return jnp.where(state.step == index * updates, evaluate(state, index), jnp.nan)
 
     def iterate(state, index):
@@ -203,11 +206,11 @@ def make_run(config: RebelGaussian, world: World, arm: Arm):
 
 
 def train(config: RebelGaussian, world: World, arm: Arm) -> dict[str, np.ndarray]:
-  """All learning rates and seeds of an arm side by side.
+  """Trains all learning rates and seeds of an arm in parallel.
 
   Returns:
-    fractions [R, S, T + 1] of the way to the best score, by learning rate and seed, the tuning
-    seeds last.
+    fractions [R, S, T + 1] of the way to the best score, by learning rate and seed, with the
+    tuning seeds last.
   """
   count = config.num_seeds + config.num_tuning_seeds
   run = make_run(config, world, arm)
@@ -219,10 +222,10 @@ def train(config: RebelGaussian, world: World, arm: Arm) -> dict[str, np.ndarray
 
 
 def queries_to_goal(config: RebelGaussian, fractions: np.ndarray) -> np.ndarray:
-  """Reward queries before the first evaluation at the goal; NaN where none is.
+  """Reward queries before the first evaluation at the goal; NaN if it is never reached.
 
   Args:
-    config: the settings.
+    config: the config of the study.
     fractions: [..., T + 1].
 
   Returns:
@@ -234,14 +237,15 @@ def queries_to_goal(config: RebelGaussian, fractions: np.ndarray) -> np.ndarray:
 
 
 def tune(config: RebelGaussian, fractions: np.ndarray) -> tuple[int, np.ndarray]:
-  """The learning rate that needs the fewest queries on the tuning seeds; of equals the best ending.
+  """Picks the learning rate with the fewest queries on the tuning seeds; ties go to the best end.
 
   Args:
-    config: the settings.
+    config: the config of the study.
     fractions: [R, S, T + 1], as `train` returns them.
 
   Returns:
-    (its index, mean queries of each [R]; a run that never got there counts as twice the budget).
+    (its index, mean queries of each rate [R]; a run that never reaches the goal counts as twice
+    the budget).
   """
   tuning = fractions[:, config.num_seeds:]
   budget = 2 * config.batch_size * config.steps
@@ -253,7 +257,7 @@ def tune(config: RebelGaussian, fractions: np.ndarray) -> tuple[int, np.ndarray]
 def summarise(config: RebelGaussian, arms: dict[str, np.ndarray]) -> dict[str, float]:
   """The headline numbers of fractions [R, S, T + 1] by arm.
 
-  A run that never gets to the goal counts with the whole budget, and in `reached`.
+  A run that never reaches the goal counts as the whole budget, and lowers `reached`.
   """
   numbers, queries = {}, {}
   budget = 2 * config.batch_size * config.steps
@@ -265,9 +269,11 @@ def summarise(config: RebelGaussian, arms: dict[str, np.ndarray]) -> dict[str, f
         f'eval/{name}/queries_to_goal', np.nan_to_num(queries[name], nan=budget))
     numbers[f'eval/{name}/reached'] = float(np.isfinite(queries[name]).mean())
     numbers |= arms_lib.summary(f'eval/{name}/final_fraction', chosen[:, -1])
+
     numbers[f'setting/{name}/learning_rate'] = config.learning_rates[best]
     for rate, value in zip(config.learning_rates, tuning):
       numbers[f'tuning/{name}/queries_at_{rate:g}'] = float(value)
+
   for name, arm in ARMS.items():
     if arm.loss == 'ppo':
       mine, theirs = (f'eval/{x}/queries_to_goal' for x in ('rebel', name))
@@ -277,7 +283,7 @@ def summarise(config: RebelGaussian, arms: dict[str, np.ndarray]) -> dict[str, f
 
 
 def write_figure(run: launch.Run, arms: dict[str, np.ndarray]) -> None:
-  """Learning curves, and what the learning rate does to each arm; and the same as CSV."""
+  """Plots learning curves and the sweep of learning rates; writes the curves as CSV."""
   config, rows = run.config, []
   queries = 2 * config.batch_size * np.arange(config.steps + 1)
   path = run.workdir / 'figures' / 'learning_curve.png'
@@ -287,26 +293,30 @@ def write_figure(run: launch.Run, arms: dict[str, np.ndarray]) -> None:
       arm, (best, tuning) = ARMS[name], tune(config, fractions)
       colour, marker, line = arm.style
       mean, error = statistics.mean_and_standard_error(fractions[best, : config.num_seeds])
+
       label = f'{arm.label}, rate {config.learning_rates[best]:g}'
       curves.plot(queries, mean, color=colour, ls=line, label=label)
       curves.fill_between(queries, mean - error, mean + error, color=colour, alpha=0.2, lw=0)
       rates.plot(config.learning_rates, tuning, color=colour, marker=marker, ls=line,
                  label=arm.label)
       rows += [(name, *row) for row in zip(queries, mean, error)]
+
     curves.axhline(GOAL, color='0.35', ls=':')
     curves.set(xlabel='reward queries', ylabel='part of the way to the best score',
                ylim=(-0.05, 1.05), title='at the best learning rate of each')
     curves.legend(frameon=False, loc='lower right', fontsize=8)
+
     rates.axhline(queries[-1], color='0.35', ls=':', label='budget (not reached: twice it)')
     rates.set(xscale='log', yscale='log', xlabel='learning rate',
               ylabel=f'reward queries to {GOAL:.0%} of the way', title='on the tuning seeds')
     rates.legend(frameon=False, fontsize=8)
+
   metrics.write_csv_atomic(path.with_suffix('.csv'), [
       'arm', 'reward_queries', 'fraction', 'standard_error'], rows)
 
 
 def table(config: RebelGaussian, numbers: dict[str, float]) -> str:
-  """The closing table."""
+  """Table of clip, learning rate, queries to the goal and final fraction of every arm."""
   def cell(name, digits):
     error = numbers.get(f'{name}_se')
     text = f'{numbers[name]:.{digits}f}'
@@ -325,7 +335,7 @@ def table(config: RebelGaussian, numbers: dict[str, float]) -> str:
 
 
 def main(run: launch.Run) -> None:
-  """Trains all arms, and writes the table, the figure and results.json."""
+  """Trains all arms and writes the table, the figure and results.json."""
   config, arms = run.config, {}
   world = World(config)
   with loop.progress(len(ARMS), 'arms') as bar:
@@ -334,6 +344,7 @@ def main(run: launch.Run) -> None:
                               lambda a=arm: train(config, world, a))['fractions']
       best, tuning = tune(config, arms[name])
       bar.update(1, **{name: float(tuning[best])})
+
   numbers = summarise(config, arms)
   with contextlib.closing(metrics.MetricsWriter(run.workdir)) as writer:
     writer.truncate(0)
@@ -342,6 +353,7 @@ def main(run: launch.Run) -> None:
           f'eval/{name}/fraction': fractions[
               tune(config, fractions)[0], : config.num_seeds, step].mean()
           for name, fractions in arms.items()})
+
   write_figure(run, arms)
   closing = table(config, numbers)
   metrics.write_text_atomic(run.table_path, closing + '\n')

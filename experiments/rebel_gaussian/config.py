@@ -8,32 +8,32 @@ from jaxrl_llm import checks
 
 @dataclasses.dataclass
 class RebelGaussian:
-  """One run of experiments/rebel_gaussian/; all seeds and learning rates side by side.
+  """One run of experiments/rebel_gaussian/, with all seeds and learning rates in parallel.
 
   Attributes:
     seed: the first seed.
-    num_seeds: seed, seed + 1, ...
-    num_tuning_seeds: further seeds, on which alone each arm's learning rate is chosen.
-    num_prompts: prompts; each has a target of its own on a circle.
-    radius: of that circle.
-    data_std: of the normal distribution that the sampler draws from before training.
+    num_seeds: number of seeds: seed, seed + 1, ...
+    num_tuning_seeds: further seeds, used only to choose each arm's learning rate.
+    num_prompts: number of prompts; each has its own target on a circle.
+    radius: radius of that circle.
+    data_std: standard deviation of the normal that the sampler draws from before training.
     alpha_bar: ᾱ_{t−1}, the share of signal after each step of the chain, increasing.
-    width: of the two hidden layers.
-    batch_size: pairs of samples an iteration, 2 reward queries each.
+    width: width of the two hidden layers.
+    batch_size: pairs of samples per iteration, 2 reward queries each.
     steps: iterations.
     num_epochs: passes over the samples of an iteration (the released code: 1).
-    num_minibatches: optimizer steps of a pass.
-    learning_rates: of Adam, from which each arm has its own chosen.
+    num_minibatches: optimizer steps per pass.
+    learning_rates: learning rates of Adam to choose from; each arm has its own.
     eta: η of REBEL on standardised rewards (the released code: 1).
     clip: ε of PPO.
-    published_clip: ε of the released code's PPO, which is an arm of its own.
-    advantage_clip: of PPO's advantages.
-    max_grad_norm: of both.
-    reduction: of a step's log-density over dimensions: 'sum', or 'mean' as released.
-    buffer_size: rewards kept a prompt to standardise by.
-    min_count: from how many on.
-    evaluation_samples: fresh samples a prompt after each iteration; no queries of the method.
-    note: what a reader must know; printed with the results.
+    published_clip: ε of the released code's PPO, which is a separate arm.
+    advantage_clip: bound on PPO's advantages.
+    max_grad_norm: gradient norm at which both methods clip.
+    reduction: reduction of a step's log-density over dimensions: 'sum', or 'mean' as released.
+    buffer_size: rewards per prompt kept for standardisation.
+    min_count: number of rewards from which a prompt's own statistics are used.
+    evaluation_samples: fresh samples per prompt after each iteration; not counted as queries.
+    note: note for the reader, printed with the results.
   """
 
   seed: int = 0
@@ -69,13 +69,16 @@ class RebelGaussian:
     checks.positive(
         self, 'config', 'radius', 'data_std', 'eta', 'clip', 'published_clip', 'advantage_clip',
         'max_grad_norm')
+
     shares = (0.0, *self.alpha_bar, 1.0)
     if len(shares) < 3 or any(a >= b for a, b in zip(shares, shares[1:])):
       raise ValueError(
           f'config.alpha_bar must increase between 0 and 1, both excluded, got {self.alpha_bar}')
+
     rates = self.learning_rates
     if not rates or not all(0 < rate < math.inf for rate in rates):
       raise ValueError(f'config.learning_rates must be positive and finite, got {rates}')
+
     if max(self.clip, self.published_clip) > 1:
       raise ValueError(f'config.clip and config.published_clip must be at most 1, got {self.clip} '
                        f'and {self.published_clip}')

@@ -1,19 +1,19 @@
-"""Policies that act by a chain of Gaussian steps: REBEL for samplers of images.
+"""Policies that act by a chain of Gaussian steps: REBEL for image samplers.
 
 A denoising chain x_S → x_{S−1} → ... → x_0 is an episode whose action is the next state,
   x_{t−1} = mean_t(x_t) + std_t ε,    ε ∼ N(0, I),
-so that the log-prob of a sample is a sum over steps, as that of a text is one over tokens. With
-`chain_log_prob` in the place of the log-prob of a response, `regression_losses.rebel_loss` is
-REBEL of such a policy.
+so that the log-prob of a sample is a sum over steps, like that of a text over tokens. With
+`chain_log_prob` as the log-prob of a response, `regression_losses.rebel_loss` is REBEL for such a
+policy.
 
 The mirror-descent step is π_{t+1}(chain | x_S) = π_t(chain | x_S) exp(η r) / Z(x_S): its
-normaliser drops out of the difference of two chains that start from the same noise. For two
-independent ones, which the released code takes, ln Z(x_S) − ln Z(x_S') is left over as noise of
-the target.
+normaliser cancels in the difference of two chains that start from the same noise. For two
+independent chains, which the released code uses, ln Z(x_S) − ln Z(x_S') remains as noise in the
+target.
 
-Departures from the released code (Owen-Oertell/rlcm): the log-prob is one number a sample. There,
-the steps' vectors are joined and everything is summed, over the batch as well, which is right for
-a batch of one alone. There, too, the log-density is averaged over the dimensions of a latent
+Departures from the released code (Owen-Oertell/rlcm): the log-prob is one number per sample. The
+released code concatenates the steps' vectors and sums everything, over the batch as well, which is
+correct only for a batch of one. It also averages the log-density over the dimensions of a latent
 (`reduction='mean'`), which divides D by their number.
 """
 
@@ -32,8 +32,8 @@ class Chain(NamedTuple):
   """Sampled chains.
 
   Attributes:
-    states: float [B, S, ...]; x_t, what step t saw.
-    actions: float [B, S, ...]; x_{t−1}, what it drew. The last one is the sample.
+    states: float [B, S, ...]; x_t, the input of step t.
+    actions: float [B, S, ...]; x_{t−1}, its draw. The last one is the sample.
   """
 
   states: Array
@@ -44,7 +44,7 @@ class PromptStatistics(NamedTuple):
   """The last rewards of each prompt.
 
   Attributes:
-    rewards: float32 [N, size]; a ring for each of N prompts.
+    rewards: float32 [N, size]; a ring buffer for each of N prompts.
     counts: int32 [N]; rewards seen so far.
   """
 
@@ -77,13 +77,13 @@ def sample_chain(
 ) -> Chain:
   """Draws a chain from each start.
 
-  The noise of a step is a function of (key, row, step) alone.
+  The noise of a step depends only on (key, row, step).
 
   Args:
     mean_fn: (x_t [B, ...], index of the step int32 []) -> mean_t [B, ...].
     start: float [B, ...]; x_S.
     std: float [S]; std_t.
-    key: folded for each row and step.
+    key: PRNG key; folded for each row and step.
 
   Returns:
     A `Chain`.
@@ -108,20 +108,20 @@ def step_log_probs(
 
     ln N(x_{t−1}; mean_t, std_t² I) = Σ_d [ −½ ((x − mean)_d / std_t)² − ln std_t − ½ ln 2π ]
 
-  A step without noise chooses nothing: its log-prob is 0.
+  A step without noise makes no choice: its log-prob is 0.
 
   Args:
-    mean: float [B, S, ...]; mean_t(x_t) of the policy that is asked.
-    std: float [S] or [B, S], not negative.
-    actions: float [B, S, ...]; what was drawn.
-    reduction: over the dimensions of a state. 'sum' is the log-density; 'mean' that divided by
-      their number (released code).
+    mean: float [B, S, ...]; mean_t(x_t) of the policy to evaluate.
+    std: float [S] or [B, S], non-negative.
+    actions: float [B, S, ...]; the sampled actions.
+    reduction: reduction over the dimensions of a state. 'sum' is the log-density; 'mean' divides
+      it by their number (released code).
 
   Returns:
     At least float32 [B, S], nats.
 
   Raises:
-    ValueError: on another `reduction`.
+    ValueError: if `reduction` is neither.
 
   References:
     Gao et al. (2024), REBEL, arXiv 2404.16767; released code Owen-Oertell/rlcm.
@@ -130,10 +130,12 @@ def step_log_probs(
   chex.assert_type([mean, std, actions], float)
   if reduction not in ('sum', 'mean'):
     raise ValueError(f"reduction must be 'sum' or 'mean', got {reduction!r}")
+
   dtype = jnp.promote_types(mean.dtype, jnp.float32)
   std = jnp.broadcast_to(std, mean.shape[:2]).astype(dtype)
   chooses = std > 0
   std = jnp.where(chooses, std, 1.0)
+
   difference = (actions.astype(dtype) - mean.astype(dtype)).reshape(*std.shape, -1)
   difference = jnp.where(chooses[..., None], difference, 0.0)
   density = -0.5 * jnp.square(difference / std[..., None]) - 0.5 * jnp.log(2 * jnp.pi)
@@ -159,17 +161,17 @@ def chain_log_prob(
     At least float32 [B], nats.
 
   Raises:
-    ValueError: on another `reduction`.
+    ValueError: if `reduction` is neither 'sum' nor 'mean'.
   """
   return jnp.sum(step_log_probs(mean, std, actions, reduction=reduction), axis=-1)
 
 
 def init_statistics(num_prompts: int, *, size: int = 32) -> PromptStatistics:
-  """No rewards seen yet.
+  """Empty statistics, before any reward.
 
   Args:
     num_prompts: N.
-    size: rewards kept a prompt (32 in the released code).
+    size: rewards kept per prompt (32 in the released code).
 
   Returns:
     `PromptStatistics`.
@@ -192,23 +194,23 @@ def standardise_by_prompt(
     min_count: int = 16,
     epsilon: float = 1e-6,
 ) -> tuple[PromptStatistics, Array]:
-  """Standardises rewards by what each prompt's last samples got.
+  """Standardises rewards by the last rewards of each prompt.
 
     A_i = (r_i − μ) / (σ + ε)
 
-  μ and σ (the population's) are those of the rewards in the prompt's ring, the new ones included,
-  or of this batch as long as the prompt has had fewer than `min_count`. A reward that is no number
-  is not kept, has no part in either, and comes out as NaN (`batches.drop_invalid` takes it out).
+  μ and σ (population) are those of the rewards in the prompt's ring buffer, including the new ones,
+  or of this batch while the prompt has fewer than `min_count` rewards. A non-finite reward is not
+  stored, is excluded from both, and has advantage NaN (`batches.drop_invalid` removes it).
 
   Args:
-    statistics: before this batch.
+    statistics: statistics before this batch.
     prompt_ids: int [B], in [0, N).
     rewards: float [B].
-    min_count: from how many rewards on a prompt has statistics of its own.
+    min_count: number of rewards from which a prompt uses its own statistics.
     epsilon: ε, in units of reward.
 
   Returns:
-    (the statistics with this batch in them, advantages float32 [B]).
+    (updated statistics, advantages float32 [B]).
 
   References:
     Released code Owen-Oertell/rlcm; Black et al. (2023), Training diffusion models with
@@ -217,12 +219,15 @@ def standardise_by_prompt(
   chex.assert_rank([prompt_ids, rewards], 1)
   chex.assert_equal_shape([prompt_ids, rewards])
   chex.assert_type([prompt_ids, rewards], [int, float])
+
   rewards = jax.lax.stop_gradient(rewards.astype(jnp.float32))
   statistics, known = _remember(statistics, prompt_ids, rewards)
+
   size = statistics.rewards.shape[1]
   filled = jnp.arange(size) < statistics.counts[:, None]
   own_mean, own_std = _moments(statistics.rewards, filled)
   mean, std = _moments(rewards, known)
+
   has_own = statistics.counts[prompt_ids] >= min_count
   mean = jnp.where(has_own, own_mean[prompt_ids], mean)
   std = jnp.where(has_own, own_std[prompt_ids], std)
@@ -232,7 +237,7 @@ def standardise_by_prompt(
 def _remember(
     statistics: PromptStatistics, prompt_ids: Array, rewards: Array
 ) -> tuple[PromptStatistics, Array]:
-  """Puts rewards into the rings in their order; which of them are numbers."""
+  """Appends rewards to the ring buffers in order; also returns which of them are finite."""
   known = jnp.isfinite(rewards)
   rows, slots = _ring_places(statistics, prompt_ids, known)
   return PromptStatistics(
@@ -244,21 +249,21 @@ def _remember(
 def _ring_places(
     statistics: PromptStatistics, prompt_ids: Array, known: Array
 ) -> tuple[Array, Array]:
-  """(row, slot) [B] of each reward in the rings; row N, out of range, if it is not kept.
+  """(row, slot) [B] of each reward in the ring buffers; row N, out of range, if it is dropped.
 
-  No two rewards get one place: which of them would stay is not defined.
+  No two rewards share a slot: which of them would win is undefined.
   """
   num_prompts, size = statistics.rewards.shape
   same = (prompt_ids[:, None] == prompt_ids) & known
   rank = jnp.sum(jnp.tril(same, -1), axis=1)
-  # Of more than a ring holds, the last ones.
+  # If there are more rewards than slots, keep the last ones.
   keep = known & (rank >= jnp.sum(same, axis=1) - size)
   slots = (statistics.counts[prompt_ids] + rank) % size
   return jnp.where(keep, prompt_ids, num_prompts), slots
 
 
 def _moments(values: Array, mask: Array) -> tuple[Array, Array]:
-  """Mean and population standard deviation along the last axis of what the mask keeps."""
+  """Mean and population standard deviation of the unmasked values along the last axis."""
   count = jnp.maximum(jnp.sum(mask, axis=-1), 1)
   values = jnp.where(mask, values, 0.0)
   factor = overflow.scale_for_squares(jnp.max(jnp.abs(values), axis=-1, initial=0.0))

@@ -1,4 +1,4 @@
-"""REFUEL with a learned reward model: dialogues with a user, the regression on one turn of each.
+"""REFUEL with a learned reward model: dialogues with a user, and a regression on one turn of each.
 
   python -m experiments.refuel --config=experiments/configs/refuel_two.py \\
       --config.reward_init_from=DIR --config.policy_init_from=DIR --config.data_dir=DIR
@@ -6,9 +6,9 @@
 An iteration: a dialogue with each prompt's user; a second one from a random turn h on; the reward
 model's scores of both whole dialogues; a few optimizer steps of the regression on the two replies
 of turn h. refuel_two: the user asks the questions of the data. refuel_one: a model plays the user
-(--config.user.kind=model), or a server (endpoint). Without a policy the reference is fine-tuned on
-the data first. Running the same command again resumes where it stopped; what a server says is its
-own, and may differ then. experiments/reward_model/ makes a reward model.
+(--config.user.kind=model), or a server does (endpoint). Without a policy the reference is first
+fine-tuned on the data. Running the same command again resumes where it stopped; a server's answers
+are not reproducible and may differ then. experiments/reward_model/ trains a reward model.
 """
 
 import contextlib
@@ -34,16 +34,16 @@ from jaxrl_llm.training import checkpoints, loop, metrics, optim, rng
 
 
 def train(run: launch.Run, parts: setup.Components, writer, samples) -> dict:
-  """All iterations.
+  """Runs all iterations.
 
   Args:
     run: the run.
-    parts: what `setup.build` made of its config.
-    writer: metrics of iteration i are written as step (steps of fine-tuning) + i.
-    samples: the JSONL file of shown dialogues.
+    parts: components from `setup.build`.
+    writer: metrics writer; iteration i is written as step (steps of fine-tuning) + i.
+    samples: JSONL file of example dialogues.
 
   Returns:
-    {'tokens': sampled, 'numbers': of the trained policy and of the reference}.
+    {'tokens': number sampled, 'numbers': metrics of the trained policy and of the reference}.
   """
   config, options = run.config, run.config.algorithm
   reward = reward_models.load(config, parts)
@@ -106,7 +106,7 @@ def train(run: launch.Run, parts: setup.Components, writer, samples) -> dict:
 
 
 def main(run: launch.Run) -> None:
-  """Trains; writes the tables, the figures and results.json."""
+  """Trains and writes the tables, the figures and results.json."""
   with setup.build(run) as parts, contextlib.closing(metrics.MetricsWriter(
       run.workdir, wandb_project=run.config.wandb_project, config=dataclasses.asdict(run.config)
   )) as writer, contextlib.closing(
@@ -117,6 +117,7 @@ def main(run: launch.Run) -> None:
       raise ValueError(
           f'there are no replies in {run.config.task.files} (config.task.files) to fine-tune a '
           'policy on: --config.policy_init_from=DIR')
+
     print(f'{run.experiment}: {parts.describe()}; {parts.task.left_out()}; writing to '
           f'{run.workdir}', flush=True)
     trained = train(run, parts, writer, samples)

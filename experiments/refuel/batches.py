@@ -1,4 +1,4 @@
-"""From prompts to a batch of REFUEL: pairs of dialogues, their worth, log-probs under π_ref."""
+"""Batches of REFUEL: prompts, pairs of dialogues, their rewards, log-probs under π_ref."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -19,13 +19,13 @@ from jaxrl_llm.types import TRUNCATED, Array, Batch, Example, Params, Rollouts
 
 
 class Pair(NamedTuple):
-  """Two dialogues of each of P prompts, the same up to what the user said before turn h.
+  """Two dialogues for each of P prompts, equal up to the user's message before turn h.
 
   Attributes:
     first: the first roll-out.
-    second: the one that started again at turn h.
+    second: the roll-out that restarts at turn h.
     turn: int32 [P]; h, from 0.
-    num_turns: int32 [P]; replies of either.
+    num_turns: int32 [P]; number of replies in each of the two.
   """
 
   first: Dialogues
@@ -35,13 +35,13 @@ class Pair(NamedTuple):
 
   @property
   def tokens(self) -> int:
-    """How many the policy sampled."""
+    """Number of tokens that the policy sampled."""
     again = np.arange(self.second.reply_lengths.shape[-1]) >= self.turn[:, None]
     return int(self.first.reply_lengths.sum() + (self.second.reply_lengths * again).sum())
 
 
 def sampler(parts: setup.Components, *, temperature: float):
-  """A jitted sampler of one reply."""
+  """Jitted sampler of one reply."""
   tokenizer = parts.task.tokenizer
   return jax.jit(decode.make_sampler(
       parts.policy, num_samples=1, max_tokens=parts.task.max_reply_tokens,
@@ -52,18 +52,18 @@ class Talk:
   """A policy in dialogue with a user, at one temperature."""
 
   def __init__(self, parts: setup.Components, *, temperature: float, widths: str):
-    """Compiles nothing yet.
+    """Creates the sampler; compiles nothing yet.
 
     Args:
-      parts: of the run; its task is a `refuel_dialogues.DialogueTask`.
-      temperature: of the policy.
+      parts: components of the run; the task is a `refuel_dialogues.DialogueTask`.
+      temperature: sampling temperature of the policy.
       widths: see `dialogue.roll_out`.
     """
     self._parts, self._widths = parts, widths
     self._sample = sampler(parts, temperature=temperature)
 
   def start(self, prompts: batching.PromptBatch) -> Dialogues:
-    """Dialogues in which the user has spoken once."""
+    """Dialogues that contain only the user's first turn."""
     task = self._parts.task
     return dialogues_lib.empty(
         *map(np.asarray, prompts[:3]), num_turns=task.num_turns, reply_slots=task.max_reply_tokens,
@@ -73,40 +73,41 @@ class Talk:
       self, params: Params, user: dialogue.User, dialogues: Dialogues, key: Array, *,
       rollout: int = 0, start: int | np.ndarray = 0, num_turns: np.ndarray,
   ) -> Dialogues:
-    """Goes on from turn `start`; see `dialogue.roll_out`."""
+    """Continues dialogues from turn `start`; see `dialogue.roll_out`."""
     return dialogue.roll_out(
         self._reply, params, user, dialogues, key, rollout=rollout, start=start,
         num_turns=num_turns, close_ids=self._parts.task.frame.close_ids, widths=self._widths)
 
   def num_turns(self, example_ids: np.ndarray) -> np.ndarray:
-    """int32 [P]; the most replies of each dialogue: all of its questions, or H."""
+    """int32 [P]; maximum number of replies in each dialogue: its number of questions, or H."""
     task, config = self._parts.task, self._parts.config
     if config.user.kind == 'fixed':
       return task.questions.num_turns(example_ids)
     return np.full(np.shape(example_ids), task.num_turns, np.int32)
 
   def _reply(self, params, transcripts, lengths, example_ids, key) -> Rollouts:
-    """One reply to each transcript, cut at the limit for its number of turns."""
+    """Samples one reply to each transcript, cut at the limit for its number of turns."""
     task = self._parts.task
-    # Limits by the number of turns leave columns on the left that no dialogue reaches.
+    # With limits by number of turns, no dialogue reaches the leftmost columns.
     transcripts = transcripts[:, -task.max_transcript_tokens:]
     said = self._sample(params, *self._parts.put((transcripts, lengths, example_ids)), key)
     if not task.reply_limits:
       return said
+
     turns = self.num_turns(example_ids).tolist()
     most = np.array([task.reply_limits[count] for count in turns], np.int32)[:, None]
     lengths, reasons = np.asarray(said.lengths), np.asarray(said.stop_reason)
-    # What stands behind the length is thrown away.
+    # Tokens after the length are ignored.
     return dataclasses.replace(
         said, lengths=np.minimum(lengths, most),
         stop_reason=np.where(lengths > most, TRUNCATED, reasons).astype(np.int8))
 
 
 class Judge:
-  """What the reward model says of whole dialogues.
+  """Scores whole dialogues with the reward model.
 
-  It reads the last reply as the response to all that was said before. One that reads ids is given
-  those of the dialogue; another one is given the conversation.
+  The last reply is the response, and everything before it the prompt. A reward model that reads ids
+  gets those of the dialogue; any other one gets the conversation as messages.
   """
 
   def __init__(self, parts: setup.Components, reward: reward_models.RewardModel):
@@ -119,17 +120,18 @@ class Judge:
     """Scores each dialogue up to its reply `last`.
 
     Args:
-      dialogues: N of them.
-      last: int [N], a reply that was said.
-      asked: int [N]; the reply whose stop token is asked for, `last` by default.
+      dialogues: N dialogues.
+      last: int [N]; index of an existing reply.
+      asked: int [N]; the reply that must end with a stop token, `last` by default.
       num_micro_batches: divides N.
 
     Returns:
-      Scores and rewards [N, 1]; lengths of all replies; whether reply `asked` was truncated.
+      Scores and rewards [N, 1]; total lengths of the replies; whether reply `asked` was truncated.
     """
     asked = last if asked is None else asked
     at = lambda array, turn: np.take_along_axis(
         array, turn.reshape(-1, *[1] * (array.ndim - 1)), axis=1)
+
     reply, lengths = at(dialogues.replies, last), at(dialogues.reply_lengths, last)
     before = dialogues.cut(last)
     transcripts, transcript_lengths = before.transcript(dialogues.replies.shape[1] - 1)
@@ -138,13 +140,14 @@ class Judge:
         prompts=transcripts[:, -self._task.max_transcript_tokens:],
         prompt_lengths=transcript_lengths, tokens=reply, lengths=lengths, mask=mask,
         log_probs=at(dialogues.log_probs, last), stop_reason=at(dialogues.stop_reason, asked))
+
     scored = self._reward(
         self._put(rollouts), self._examples(before), num_micro_batches=num_micro_batches)
     said = np.arange(dialogues.reply_lengths.shape[1]) <= last[:, None]
     return scored._replace(lengths=(dialogues.reply_lengths * said).sum(axis=1, keepdims=True))
 
   def _examples(self, before: Dialogues) -> list[Example]:
-    """The conversations up to the last reply, where the reward model reads text."""
+    """Examples for the reward model; if it reads text, with the messages up to the last reply."""
     task: refuel_dialogues.DialogueTask = self._task
     known = [task.examples[int(index)] for index in before.example_ids]
     if self._reward.settings.template == 'same':
@@ -157,7 +160,7 @@ class Maker:
   """Makes batches.
 
   Attributes:
-    talk: the policy's, at the temperature of training.
+    talk: dialogues of the policy, at the training temperature.
     judge: scores dialogues.
   """
 
@@ -182,15 +185,16 @@ class Maker:
   def roll_out(
       self, params: Params, user: dialogue.User, prompts: batching.PromptBatch, key: Array
   ) -> Pair:
-    """Two dialogues of each prompt, some prompts at a time."""
+    """Rolls out two dialogues per prompt, `rollouts_at_once` prompts at a time."""
     size, pairs = self._config.rollouts_at_once, []
     starts = range(0, len(prompts.examples), size)
     if len(starts) == 1:
       return self._two(params, user, prompts, key)
+
     with loop.progress(len(starts), 'dialogues') as bar:
       for index, start in enumerate(starts):
         some = batching.PromptBatch(*(part[start : start + size] for part in prompts))
-        # A prompt that stands in the batch again gets other noise in another part.
+        # A prompt that occurs twice in a batch gets different noise in another chunk.
         pairs.append(self._two(params, user, some, jax.random.fold_in(key, index)))
         bar.update(1)
     return Pair(*map(_join, zip(*pairs)))
@@ -204,7 +208,7 @@ class Maker:
     return Pair(first, second, turn, num_turns)
 
   def score(self, pair: Pair) -> reward_models.Scored:
-    """What the reward model says of both dialogues, [P, 2]; reply h must have stopped."""
+    """Scores both dialogues of each prompt, [P, 2]; reply h must have stopped."""
     both = [
         self.judge(said, pair.num_turns - 1, asked=pair.turn,
                     num_micro_batches=self._config.parts)
@@ -213,7 +217,7 @@ class Maker:
     return reward_models.Scored(*(np.concatenate(two, axis=1) for two in zip(*both)))
 
   def __call__(self, pair: Pair, scored: reward_models.Scored, reference: Params) -> Batch:
-    """The batch, on the devices: dialogues up to turn h. What comes later is in the rewards alone.
+    """Builds the batch on the devices: dialogues up to turn h. Later turns only affect the rewards.
 
     Args:
       pair: the dialogues.
@@ -230,7 +234,7 @@ class Maker:
     return self._parts.put(Batch(rollouts, scored.rewards, log_probs, aux, weight))
 
   def summary(self, pair: Pair, scored: reward_models.Scored) -> dict[str, float]:
-    """Metrics of a batch; scores that are no numbers have no part."""
+    """Metrics of a batch; non-finite scores are excluded."""
     return {
         **policy_evaluation.summarise(scored, scored.rewards, self._config.algorithm.eta),
         'rollout/turn': float(pair.turn.mean()), 'rollout/num_turns': float(pair.num_turns.mean()),
@@ -240,12 +244,12 @@ class Maker:
 
   @property
   def _width(self) -> int:
-    """Slots behind the prompt that a pair that is kept can use."""
+    """Slots after the prompt that a kept pair can use."""
     most = self._parts.task.max_response_tokens
     return min(most, self._config.max_tokens) if self._config.max_tokens else most
 
   def _kept(self, pair: Pair) -> dialogue_rows.Kept:
-    """Which pairs count; one with a failed score is left to the train step."""
+    """Which pairs are kept; the train step handles those with a failed score."""
     if not self._config.max_tokens:
       return dialogue_rows.Kept(np.ones(len(pair.turn), bool), {})
     return dialogue_rows.keep_pairs(
@@ -255,9 +259,9 @@ class Maker:
 def as_rollouts(
     samples: Sequence[Dialogues], turn: np.ndarray, width: int
 ) -> tuple[Rollouts, dict[str, np.ndarray]]:
-  """`dialogue.as_rollouts` with fewer slots behind the prompts.
+  """`dialogue.as_rollouts` with `width` slots after the prompts.
 
-  What stood behind them is padding, or of a pair that does not count.
+  Slots beyond that hold padding, or belong to a pair that is left out.
   """
   rollouts, aux = dialogue.as_rollouts(samples, turn)
   cut = {name: getattr(rollouts, name)[..., :width] for name in ('tokens', 'mask', 'log_probs')}
@@ -266,7 +270,7 @@ def as_rollouts(
 
 
 def _join(parts: Sequence[Dialogues | np.ndarray]) -> Dialogues | np.ndarray:
-  """Arrays, or dialogues, one behind the other."""
+  """Concatenates arrays or dialogues."""
   if isinstance(parts[0], np.ndarray):
     return np.concatenate(parts)
   names = [field.name for field in dataclasses.fields(Dialogues) if field.name != 'pad_id']

@@ -1,4 +1,4 @@
-"""What the configs of experiments/refuel/ can set."""
+"""Config of experiments/refuel/."""
 
 import dataclasses
 import os
@@ -12,7 +12,7 @@ from jaxrl_llm.runs import reward_config
 
 KINDS = ('fixed', 'model', 'endpoint')
 
-# Which fields of `UserSettings` each kind of user reads.
+# Fields of `UserSettings` that each kind of user reads.
 _READ = {
     'fixed': (),
     'model': ('init_from', 'temperature', 'max_tokens', 'mark', 'instruction'),
@@ -25,23 +25,23 @@ _READ = {
 
 @dataclasses.dataclass
 class UserSettings:
-  """Who speaks with the policy. Fields that a kind does not read must be left as they are.
+  """The policy's dialogue partner. Fields that a kind does not read must keep their defaults.
 
   Attributes:
-    kind: 'fixed': the questions of the data, whatever is replied (setting two). 'model': another
-      model on the same devices. 'endpoint': one behind an OpenAI-compatible server.
-    init_from: the model's folder, in the tokens of the policy; '' is the reference.
-    url: of the server's API, such as http://localhost:8000/v1.
-    model: its name there.
-    key_variable: the environment variable that holds the server's key; '' for none.
-    temperature: of what the user says; 0 is greedy for a model.
-    max_tokens: the most that it says at once, reasons included.
-    mark: the message is what follows the last mark: the user is asked to give its reasons first.
-      '' for a model: it goes on behind the header of the user's turn, and all of it is kept.
-    instruction: what it is asked instead of our words; it must name the mark.
-    timeout: seconds for an answer of the server.
-    retries: further requests after one that failed in a way that may pass.
-    workers: requests at once.
+    kind: 'fixed': the questions of the data, regardless of the replies (setting two). 'model':
+      another model on the same devices. 'endpoint': a model on an OpenAI-compatible server.
+    init_from: the model's directory, with the policy's tokenizer; '' is the reference.
+    url: base URL of the server's API, such as http://localhost:8000/v1.
+    model: the model's name on the server.
+    key_variable: environment variable that holds the server's key; '' for none.
+    temperature: sampling temperature of the user; 0 is greedy for a model.
+    max_tokens: maximum tokens per message, reasons included.
+    mark: the message is the text after the last mark: the user is asked to give its reasons first.
+      '' for a model: it continues after the header of the user's turn, and all its text is used.
+    instruction: replaces our instruction to the user; it must name the mark.
+    timeout: seconds to wait for an answer of the server.
+    retries: further requests after a transient failure.
+    workers: concurrent requests.
   """
 
   kind: str = 'fixed'
@@ -61,16 +61,19 @@ class UserSettings:
     """Raises ValueError with one line for the first field that is out of range."""
     if self.kind not in KINDS:
       raise ValueError(f'{prefix}.kind must be one of {", ".join(KINDS)}, got {self.kind!r}')
+
     for field in dataclasses.fields(self):
       value = getattr(self, field.name)
       if field.name not in ('kind', *_READ[self.kind]) and value != field.default:
         raise ValueError(
             f'{prefix}.{field.name} has no effect with kind {self.kind!r}, got {value!r}')
+
     checks.at_least(self, prefix, max_tokens=1, retries=0, workers=1)
     for name, least in (('temperature', 0), ('timeout', 1e-3)):
       if not least <= getattr(self, name) < float('inf'):
         raise ValueError(
             f'{prefix}.{name} must be at least {least:g} and finite, got {getattr(self, name)}')
+
     if self.instruction and self.mark not in self.instruction:
       raise ValueError(
           f'{prefix}.instruction must name the mark {self.mark!r}, got {self.instruction!r}')
@@ -80,7 +83,7 @@ class UserSettings:
       self._validate_endpoint(prefix)
 
   def _validate_endpoint(self, prefix: str) -> None:
-    """Raises ValueError for what a server needs."""
+    """Raises ValueError if a field that a server needs is missing."""
     for name in ('url', 'model', 'mark'):
       if not getattr(self, name):
         raise ValueError(
@@ -99,19 +102,20 @@ class Refuel(reward_config.LearnedReward):
   """One run of experiments/refuel/.
 
   Attributes:
-    task: dialogues.
-    user: who speaks with the policy.
-    algorithm: settings of REFUEL.
-    law: how turn h and the last turn are drawn: 'one' or 'two' (`sampling.dialogue.draw_turns`).
-    max_tokens: where positive, pairs are left out as in the released setting one: those with two
-      equal replies at turn h, and those of which the first dialogue, or the second one up to turn
+    task: the dialogues.
+    user: the user in dialogues with the policy.
+    algorithm: config of REFUEL.
+    law: distribution of turn h and of the last turn: 'one' or 'two'
+      (`sampling.dialogue.draw_turns`).
+    max_tokens: if positive, pairs are filtered as in the released setting one: a pair is left out
+      if its two replies at turn h are equal, or if the first dialogue, or the second one up to turn
       h, has more tokens. 0 keeps all pairs.
     rollout_batch_size: dialogues that are rolled out at once; 0 is the whole batch.
-    widths: of the transcripts that the sampler reads: 'growing' compiles once a turn, 'fixed'
-      once (`sampling.dialogue.roll_out`).
+    widths: widths of the transcripts that the sampler reads: 'growing' compiles once per turn,
+      'fixed' once (`sampling.dialogue.roll_out`).
     steps: batches of pairs, each an iteration of REFUEL.
-    eval_every: batches between evaluations; one stands before the first batch and one after the
-      last, in any case.
+    eval_every: batches between evaluations; there is always one before the first batch and one
+      after the last.
   """
 
   task: dialogues.DialoguesTask = dataclasses.field(default_factory=dialogues.DialoguesTask)
@@ -133,10 +137,12 @@ class Refuel(reward_config.LearnedReward):
         self, 'config', steps=0, eval_every=1, max_tokens=0, rollout_batch_size=0)
     self.task.validate('config.task')
     self.user.validate('config.user')
+
     for name, allowed in (('law', ('one', 'two')), ('widths', ('growing', 'fixed'))):
       if getattr(self, name) not in allowed:
         raise ValueError(
             f'config.{name} must be one of {", ".join(allowed)}, got {getattr(self, name)!r}')
+
     if self.task.first_only != (self.user.kind != 'fixed'):
       raise ValueError(
           "config.task.first_only must be true for a user that is simulated, and false for 'fixed' "
@@ -147,11 +153,13 @@ class Refuel(reward_config.LearnedReward):
           "config.reward.eos_check must be 'eos' or 'off', and config.reward.template not 'none', "
           f'for dialogues, got {self.reward.eos_check!r} and {self.reward.template!r}'
       )
+
     if self.batch_size % self.rollouts_at_once:
       raise ValueError(
           f'config.rollout_batch_size must divide config.batch_size ({self.batch_size}), got '
           f'{self.rollout_batch_size}'
       )
+
     config_lib.check_schedule(
         self.optimizer, self.steps * self.algorithm.num_epochs * self.algorithm.num_minibatches,
         'config.optimizer')

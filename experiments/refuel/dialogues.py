@@ -1,4 +1,4 @@
-"""Dialogues of data for REFUEL: which rows are talked about, and what was said as text again."""
+"""Dialogue data for REFUEL: selects rows, and turns sampled dialogues back into text."""
 
 import dataclasses
 import functools
@@ -28,27 +28,27 @@ _NO_LIMIT = 2**30
 
 @dataclasses.dataclass
 class DialoguesTask(reward_config.PreferencesTask):
-  """Conversations, of which the user's part is what a policy talks with.
+  """Conversations whose user turns a policy replies to.
 
-  What is too long, or asks what an earlier row asks, is left out and counted. Fields of
-  `reward_config.PreferencesTask` mean the same, but for the limits:
+  Rows that are too long, or ask the same as an earlier row, are left out and counted. Fields of
+  `reward_config.PreferencesTask` keep their meaning, except for the limits:
 
   Attributes:
-    max_prompt_tokens: L, of the user's first turn with what the template puts around it.
+    max_prompt_tokens: L, limit of the user's first turn, template tokens included.
     max_response_tokens: R, slots of each reply, stop token included.
-    max_message_tokens: of each later message of the user, with what the template puts around it.
-      Longer ones of data leave the row out; those of a simulated user are cut.
-    num_turns: H, the most replies of a dialogue.
+    max_message_tokens: limit of each later message of the user, template tokens included. A row
+      with a longer one is left out; a longer message of a simulated user is cut.
+    num_turns: H, maximum number of replies in a dialogue.
     min_turns: rows with fewer turns of the user are left out.
     limits: tighter limits by the number of turns, as 'TURNS=USER:REPLY,...': tokens of each turn
-      of the user, and of each reply. Rows of another number of turns are left out.
-    filter_replies: whether rows whose own replies are too long are left out too. Nothing else is
-      made of these replies than demonstrations.
-    first_only: whether a row gives its first question alone, to a user that is simulated.
-    key: where a row holds its conversation: a list of messages, which may end with the user's if
-      'chosen' is the reply to it. Rows in which user and assistant do not take turns are left
-      out. Or a list of texts, the user's turns alone, as MT-bench's 'turns': these rows are no
-      demonstrations. '' is the schema's.
+      of the user, and of each reply. Rows with any other number of turns are left out.
+    filter_replies: whether rows whose own replies are too long are left out too. These replies
+      are used only as demonstrations.
+    first_only: whether only a row's first question is used, for a simulated user.
+    key: field of a row that holds its conversation: a list of messages, which may end with the
+      user's if 'chosen' is the reply to it. Rows in which user and assistant do not take turns are
+      left out. Or a list of texts, the user's turns only, like MT-bench's 'turns': these rows are
+      not demonstrations. '' uses the schema's.
   """
 
   max_message_tokens: int = 128
@@ -72,6 +72,7 @@ class DialoguesTask(reward_config.PreferencesTask):
       raise ValueError(f"{prefix}.template must not be 'none': dialogues need a chat template")
     with checks.within(f'{prefix}.limits'):
       parse_limits(self.limits)
+
     for name, default in (('min_turns', 1), ('limits', ''), ('filter_replies', False)):
       if self.first_only and getattr(self, name) != default:
         raise ValueError(
@@ -84,7 +85,7 @@ class DialoguesTask(reward_config.PreferencesTask):
       self, seed: int, data_dir: str, tokenizer_dir: str = '', pretrained: bool = False
   ):
     """Builds the task; `data_dir` holds the files."""
-    # All rows, whatever their length: what is left out here is decided turn by turn.
+    # Read all rows, of any length: `make_task` filters them turn by turn.
     every = dataclasses.replace(
         self, num_train=0, num_evaluation=0 if self.evaluation_files else 1,
         max_prompt_tokens=_NO_LIMIT, max_response_tokens=_NO_LIMIT)
@@ -92,17 +93,17 @@ class DialoguesTask(reward_config.PreferencesTask):
     return make_task(self, rows, seed)
 
   def _reader(self):
-    """How a file is read."""
+    """Function that reads a file."""
     if not self.key:
       return super()._reader()
     return lambda path, *, schema, fields: read(path, key=self.key)
 
 
 def parse_limits(text: str) -> dict[int, tuple[int, int]]:
-  """'TURNS=USER:REPLY, ...' as {turns: (tokens of a turn of the user, of a reply)}.
+  """Parses 'TURNS=USER:REPLY, ...' to {turns: (tokens of a user turn, tokens of a reply)}.
 
   Raises:
-    ValueError: it is written otherwise, or a number is not positive.
+    ValueError: the text has another format, or a number is not positive.
   """
   limits = {}
   for entry in filter(None, map(str.strip, text.split(','))):
@@ -119,21 +120,21 @@ class DialogueTask(Task):
   """A task of dialogues; its `reward_fn` is None.
 
   Examples have 'prompt' and 'prompt_ids' (the user's first turn), 'messages' (the same as a
-  conversation), 'questions' (texts of all turns of the user that count) and 'source'.
-  `max_response_tokens` is T, the most that can follow a prompt: all replies and messages.
+  conversation), 'questions' (texts of all user turns in use) and 'source'. `max_response_tokens` is
+  T, the maximum number of tokens after a prompt: all replies and messages.
 
   Attributes:
-    template: what makes the ids.
-    frame: what it writes between replies.
-    questions: the user that asks what stands in the data.
-    num_turns: H, the most replies of a dialogue.
+    template: chat template that encodes dialogues.
+    frame: the template's text between replies.
+    questions: the user that asks the questions of the data.
+    num_turns: H, maximum number of replies in a dialogue.
     max_reply_tokens: R, slots of a reply.
-    max_message_tokens: M, slots of a message: what the template puts around it, and what closes a
-      reply that was cut, included.
-    max_transcript_tokens: the most that a policy reads before a reply.
-    reply_limits: tokens of each reply by the number of turns, where that is less than R.
-    dropped: how many rows were left out, by reason: 'repeated', 'turns' (another number of them),
-      'too_long', 'held_out' (they begin as a held-out one does).
+    max_message_tokens: M, slots of a message, including template tokens and those that close a
+      truncated reply.
+    max_transcript_tokens: maximum number of tokens that a policy reads before a reply.
+    reply_limits: tokens of each reply by the number of turns, if tighter limits are set.
+    dropped: number of rows left out, by reason: 'repeated', 'turns' (wrong number of turns),
+      'too_long', 'held_out' (same beginning as a held-out row).
   """
 
   template: chat_templates.ChatTemplate
@@ -147,7 +148,7 @@ class DialogueTask(Task):
   dropped: dict[str, int]
 
   def left_out(self) -> str:
-    """One phrase for the terminal about the rows that were left out."""
+    """One phrase for the terminal about rows left out."""
     return f'rows left out: {_listed(self.dropped)}'
 
   @functools.cached_property
@@ -157,17 +158,17 @@ class DialogueTask(Task):
 
   @functools.cached_property
   def _surroundings(self) -> tuple[str, str]:
-    """What the template writes around a message, as it is decoded."""
+    """Decoded template text before and after a message."""
     texts = self.frame.before, self.frame.after
     return tuple(self.tokenizer.decode(self.frame.encode(text)) for text in texts)
 
   @functools.cached_property
   def _first(self) -> dict[tuple[int, ...], str]:
-    """The user's first words by the ids of the prompt."""
+    """The user's first turn as text, by the ids of the prompt."""
     return {tuple(e['prompt_ids']): e['questions'][0] for e in self.examples.values()}
 
   def text(self, ids: Sequence[int]) -> str:
-    """What somebody said in one turn, without what the template puts around it."""
+    """Text of one turn, without the template around it."""
     known = self._first.get(tuple(ids))
     if known is not None:
       return known
@@ -190,18 +191,18 @@ def read(path: str | pathlib.Path, *, key: str) -> list[preference_rows.Row]:
   """Reads rows that hold a conversation at `key`.
 
   Rows in which user and assistant do not take turns, or the user has the last word, are left out,
-  and their number is printed: Anthropic's HH has such.
+  and their number is printed: Anthropic's HH has such rows.
 
   Args:
     path: JSON lines, or a JSON array of objects.
-    key: of a list of messages; where the last one is the user's, 'chosen' is the reply to it. Or of
-      a list of texts: what the user says in turn, whatever is replied, as in MT-bench.
+    key: field with a list of messages; if the last one is the user's, 'chosen' is the reply to it.
+      Or with a list of texts: the user's turns, regardless of the replies, as in MT-bench.
 
   Returns:
-    The rows; their numbers are those in the file.
+    The rows, numbered as in the file.
 
   Raises:
-    ValueError: the file is missing or damaged, a row has no messages there, or another column
+    ValueError: the file is missing or damaged, a row has no messages at `key`, or another column
       would change the meaning.
   """
   rows, left_out = [], 0
@@ -215,12 +216,14 @@ def read(path: str | pathlib.Path, *, key: str) -> list[preference_rows.Row]:
     if asked:
       rows.append(preference_rows.Row(index, asked))
       continue
+
     roles = [message['role'] for message in messages]
     roles = roles[1:] if roles[0] == 'system' else roles
     if len(roles) % 2 or roles != ['user', 'assistant'] * (len(roles) // 2) or not roles:
       left_out += 1
     else:
       rows.append(preference_rows.Row(index, messages[:-1], messages[-1]['content']))
+
   if left_out:
     print(f'{left_out} of {left_out + len(rows)} rows of {path} were left out: user and assistant '
           'do not take turns', flush=True)
@@ -230,19 +233,19 @@ def read(path: str | pathlib.Path, *, key: str) -> list[preference_rows.Row]:
 
 
 def _asked(found: list[Any], key: str) -> list[Message]:
-  """A conversation of texts, which are the user's turns; [] where `found` holds something else."""
+  """A conversation from a list of user texts; [] if `found` holds anything else."""
   if not found or not all(isinstance(text, str) for text in found):
     return []
   if not all(map(str.strip, found)):
     raise ValueError(f'{key!r} must hold texts that are not empty, got {str(found)[:60]}')
   messages = []
-  for text in found:  # A template wants a reply to each but the last.
+  for text in found:  # Templates require a reply to every turn except the last.
     messages += [{'role': 'user', 'content': text}, {'role': 'assistant', 'content': ''}]
   return messages[:-1]
 
 
 def _messages(row: Mapping[str, Any], key: str) -> list[Message]:
-  """The whole conversation of a row; ValueError where there is none."""
+  """The whole conversation of a row; raises ValueError if there is none."""
   found = row[key]
   if not found:
     raise ValueError(f'{key!r} must be a list of messages, got an empty list')
@@ -256,9 +259,11 @@ def _messages(row: Mapping[str, Any], key: str) -> list[Message]:
           f"'{key}[{index}]' must have a role ({', '.join(conversations.ROLES)}) and a text, got "
           f'{columns.shown(message)}'
       )
+
     role = conversations.ROLES[role]
     chat_messages.read_extra(message, f'{key}[{index}]', role=role, keeps=_KEEPS)
     messages.append({'role': role, 'content': content})
+
   if messages[-1]['role'] == 'user' and isinstance(row.get('chosen'), str):
     messages.append({'role': 'assistant', 'content': row['chosen']})
   return messages
@@ -267,23 +272,24 @@ def _messages(row: Mapping[str, Any], key: str) -> list[Message]:
 def make_task(
     config: DialoguesTask, rows: preferences.PreferenceTask, seed: int
 ) -> DialogueTask:
-  """Makes the task out of all rows of its files.
+  """Makes the task from all rows of its files.
 
   Args:
-    config: limits, and how many are held out.
-    rows: its training and held-out examples together are the rows, nothing left out.
+    config: limits, and the number of held-out dialogues.
+    rows: task whose training and held-out examples together are all rows, unfiltered.
     seed: decides which dialogues are held out.
 
   Returns:
-    The task. Those rows that begin otherwise than the held-out dialogues are demonstrations.
+    The task. Rows that do not begin like a held-out dialogue are demonstrations.
 
   Raises:
-    ValueError: the data holds no conversations, nothing is left, or a number is out of range; as
-      of `dialogue_rows.make_frame`.
+    ValueError: the data holds no conversations, nothing is left, a number is out of range, or
+      `dialogue_rows.make_frame` raises it.
   """
   tokenizer, template = rows.tokenizer, rows.template
   frame = dialogue_rows.make_frame(template, tokenizer)
   shape = _Shape(config, frame)
+
   every = sorted(rows.train + rows.evaluation, key=lambda example: example['id'])
   candidates = [_candidate(example) for example in every]
   kept, dropped = _filter(candidates, config, shape, frame)
@@ -294,12 +300,14 @@ def make_task(
   dropped['too_long'] += len(examples) - len(fitting)
   if not fitting:
     raise ValueError(f'none of {len(every)} dialogues is left: {_listed(dropped)} (config.task)')
+
   names = {pathlib.Path(name.strip()).name for name in config.evaluation_files.split(',')}
   given = [example for example in fitting if example['source'] in names]
   with checks.within('config.task'):
     train, evaluation = preferences.hold_out(
         fitting, given, config.num_evaluation, seed, asks=_beginning, name='dialogues')
   dropped['held_out'] = len(fitting) - len(given or evaluation) - len(train)
+
   task = DialogueTask(
       name='dialogues', tokenizer=tokenizer, demonstrations=[],
       train=train[: config.num_train or None], evaluation=evaluation, reward_fn=None,
@@ -309,6 +317,7 @@ def make_task(
       max_message_tokens=shape.message_slots, max_transcript_tokens=shape.transcript,
       reply_limits={turns: reply for turns, (_, reply) in shape.limits.items()}, dropped=dropped,
   )
+
   begins = {_beginning(example) for example in [*given, *evaluation]}
   window = task.max_prompt_tokens + task.max_response_tokens
   return dataclasses.replace(task, demonstrations=[
@@ -318,13 +327,13 @@ def make_task(
 
 
 class _Shape:
-  """How many tokens there can be.
+  """Token limits of dialogues.
 
   Attributes:
-    limits: {turns: (of a turn of the user, of a reply)}, where not all are alike.
+    limits: {turns: (tokens of a user turn, tokens of a reply)}; {} if all rows share limits.
     message_slots: M.
     continuation: T.
-    transcript: the most before a reply.
+    transcript: maximum number of tokens before a reply.
   """
 
   def __init__(self, config: DialoguesTask, frame: dialogue_rows.Frame):
@@ -338,13 +347,15 @@ class _Shape:
             f'({config.max_prompt_tokens}), max_message_tokens ({config.max_message_tokens}) and '
             f'max_response_tokens ({config.max_response_tokens}), got {turns}={user}:{reply}'
         )
+
     least = len(frame.write(''))
     if config.max_message_tokens <= least:
       raise ValueError(
           f'config.task.max_message_tokens must be more than the {least} that the template puts '
           f'around a message, got {config.max_message_tokens}'
       )
-    close = len(frame.close_ids)  # In front of a message where the reply before it was cut.
+
+    close = len(frame.close_ids)  # Before a message if the reply before it was truncated.
     self.message_slots = config.max_message_tokens + close
     alike = {config.num_turns: (config.max_message_tokens, config.max_response_tokens)}
     pairs = (self.limits or alike).items()
@@ -353,7 +364,7 @@ class _Shape:
         (h - 1) * (reply + user + close) for h, (user, reply) in pairs)
 
   def of(self, example: Mapping[str, Any]) -> tuple[int, int, int]:
-    """Most tokens of the first turn, of a later message and of a reply of an example."""
+    """Token limits of an example's first turn, later messages and replies."""
     config, turns = self._config, len(example['questions'])
     if turns in self.limits:
       user, reply = self.limits[turns]
@@ -362,19 +373,20 @@ class _Shape:
 
 
 def _candidate(example: Example) -> Example:
-  """What the two sides of a row say: 'system' (or ''), 'questions', 'replies'."""
+  """Splits a row by speaker: 'system' (or ''), 'questions', 'replies'."""
   if 'messages' not in example:
     raise ValueError(
         f'{example["source"]}, row {example["row"]}: dialogues need conversations, and the data '
         'holds token ids (config.task.schema)'
     )
+
   said = lambda role: [m['content'] for m in example['messages'] if m['role'] == role]
   first = [message for message in example['messages'] if message['role'] != 'assistant']
   until = 1 + (first[0]['role'] == 'system')
   return {
       'id': example['id'], 'source': example['source'], 'messages': first[:until],
       'system': ''.join(said('system')), 'questions': said('user'),
-      # Empty where there are questions alone.
+      # Empty if there are only questions.
       'replies': [*filter(None, [*said('assistant'), example.get('chosen')])],
   }
 
@@ -383,11 +395,12 @@ def _filter(
     candidates: list[Example], config: DialoguesTask, shape: _Shape,
     frame: dialogue_rows.Frame,
 ) -> tuple[list[Example], dict[str, int]]:
-  """(the dialogues that count, how many were left out by reason); first turns are not measured."""
+  """(dialogues to keep, number left out by reason); the lengths of first turns are not checked."""
   seen, kept, dropped = set(), [], {'repeated': 0, 'turns': 0, 'too_long': 0}
   for candidate in candidates:
     asks = (candidate['system'], *candidate['questions'])
     turns = len(candidate['questions'])
+
     if asks in seen:
       dropped['repeated'] += 1
     elif not config.first_only and (
@@ -398,12 +411,13 @@ def _filter(
       dropped['too_long'] += 1
     else:
       kept.append(candidate)
+
     seen.add(asks)
   return kept, dropped
 
 
 def _fits(candidate, config, shape, frame) -> bool:
-  """Whether all messages but the first, and if asked for the replies, are within the limits."""
+  """Checks the limits of all messages except the first, and of replies if `filter_replies`."""
   _, message, reply = shape.of(candidate)
   length = lambda text: len(frame.encode(text)) + len(frame.close_ids)
   return all(len(frame.write(text)) <= message for text in candidate['questions'][1:]) and not (

@@ -1,4 +1,4 @@
-"""Evaluation of REFUEL: dialogues with the user, judged turn by turn by the reward model."""
+"""Evaluation of REFUEL: dialogues with the user, scored turn by turn by the reward model."""
 
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -16,12 +16,12 @@ from jaxrl_llm.types import TRUNCATED, Example, Params
 
 
 class Evaluation(policy_evaluation.Evaluation):
-  """Talks with the user about the held-out prompts with fixed noise, and scores.
+  """Rolls out dialogues for the held-out prompts with fixed noise, and scores them.
 
-  Numbers are those of `policy_evaluation.Evaluation`, where a response is a whole dialogue:
+  Metrics are those of `policy_evaluation.Evaluation`, where a response is a whole dialogue:
   `score` is that of its last turn, `length` and `kl_to_reference` are sums over its replies,
-  `truncated` a share of them. And for each turn, from 1, `turn_1/score` of dialogues up to it; of a
-  user that is asked for a mark `unmarked`, how often it forgot it.
+  `truncated` is a share of them. In addition, for each turn, from 1, `turn_1/score` of dialogues up
+  to it; for a user that is asked for a mark, `unmarked`, the share of messages without it.
 
   Attributes:
     turn_scores: float [N, K, H] of the last call; NaN where a dialogue has fewer turns.
@@ -31,14 +31,14 @@ class Evaluation(policy_evaluation.Evaluation):
       self, parts: setup.Components, reward: reward_models.RewardModel,
       samples: metrics.JsonlFile, users: refuel_users.Users, make_batch: refuel_batches.Maker,
   ):
-    """Compiles nothing yet.
+    """Creates the evaluation; compiles nothing yet.
 
     Args:
-      parts: of the run.
-      reward: scores.
-      samples: the JSONL file of shown dialogues.
-      users: the user by the reference's parameters.
-      make_batch: how training talks and judges.
+      parts: components of the run.
+      reward: the reward model.
+      samples: JSONL file of example dialogues.
+      users: makes the user from the reference's parameters.
+      make_batch: supplies the dialogue sampler and scorer of training.
     """
     super().__init__(parts, reward, samples)
     config = parts.config
@@ -47,19 +47,20 @@ class Evaluation(policy_evaluation.Evaluation):
     if config.evaluation.temperature != config.algorithm.temperature:
       self._decode = refuel_batches.Talk(
           parts, temperature=config.evaluation.temperature, widths=config.widths)
+
     self._user: dialogue.User | None = None
-    self._found: list[np.ndarray] = []  # Of this call, by batch.
-    self._last: list[np.ndarray] = []  # Of the last two calls.
+    self._found: list[np.ndarray] = []  # Turn scores of this call, by batch.
+    self._last: list[np.ndarray] = []  # Turn scores of the last two calls.
 
   @property
   def turn_scores(self) -> np.ndarray:
-    """See above."""
+    """See the class docstring."""
     return self._last[-1]
 
   def __call__(
       self, params: Params, reference: Params, *, step: int | None = None
   ) -> dict[str, float]:
-    """Evaluates and returns numbers by flat name; arguments as of the parent."""
+    """Evaluates and returns numbers by flat name; arguments as in the parent class."""
     self._user, self._found = self._users(reference), []
     numbers = super().__call__(params, reference, step=step) | self._users.unmarked()
     self._last = [*self._last[-1:], np.concatenate(self._found)]
@@ -71,7 +72,7 @@ class Evaluation(policy_evaluation.Evaluation):
     return numbers
 
   def against_reference(self, params: Params, reference: Params) -> dict[str, float]:
-    """As of the parent, and how often one is better up to each turn."""
+    """The parent's comparison, and the win rate of dialogues up to each turn."""
     numbers = super().against_reference(params, reference)
     for turn in range(self.turn_scores.shape[-1]):
       mine, theirs = (scores[..., turn] for scores in self._last)
@@ -86,7 +87,7 @@ class Evaluation(policy_evaluation.Evaluation):
       self, talk: refuel_batches.Talk, params: Params, kind: str, step: int | None,
       reference: Params | None = None,
   ) -> Iterator[dict[str, Any]]:
-    """The results of each batch; what fills the last one up is left out."""
+    """Yields the results of each batch, without the padding of the last one."""
     key = rng.stream_key(self._parts.key, rng.Stream.SAMPLE_EVAL)
     shown = 0 if step is None else self._options.num_shown
     for batch in self._batches:
@@ -95,6 +96,7 @@ class Evaluation(policy_evaluation.Evaluation):
           talk(params, self._user, talk.start(batch), key, rollout=index, num_turns=num_turns)
           for index in range(self._options.num_samples if reference is not None else 1)
       ]
+
       row = self._judged(said, num_turns)
       real = len(batch.examples)
       if reference is not None:
@@ -103,6 +105,7 @@ class Evaluation(policy_evaluation.Evaluation):
         row['kl_to_reference'] = np.asarray(
             self._kl(params, reference, self._parts.put(rollouts)))
         self._found.append(row['turn_scores'][:real])
+
       self._write(said[0], row, batch.examples[:shown], kind, step)
       shown -= min(shown, real)
       yield {name: values[:real] for name, values in row.items()}
@@ -118,7 +121,7 @@ class Evaluation(policy_evaluation.Evaluation):
         by_turn.append(np.where(turn < num_turns[:, None], scored.scores, np.nan))
       reached = dialogues.reply_lengths > 0
       cut = (reached & (dialogues.stop_reason == TRUNCATED)).sum(axis=1) / num_turns
-      # The last one is that of whole dialogues, however many turns they have.
+      # The last `scored` is of whole dialogues, for any number of turns.
       rows.append({
           **scored._asdict(), 'truncated': cut[:, None],
           'turn_scores': np.stack(by_turn, axis=-1),
@@ -129,7 +132,7 @@ class Evaluation(policy_evaluation.Evaluation):
       self, dialogues: Dialogues, row: Mapping[str, Any], examples: list[Example], kind: str,
       step: int | None,
   ) -> None:
-    """Shows whole dialogues."""
+    """Writes whole dialogues to the JSONL file of examples."""
     task = self._parts.task
     for i, example in enumerate(examples):
       count = int(dialogues.num_replies[i])

@@ -1,4 +1,4 @@
-"""What stands at the end of experiments/refuel/: REBEL's report, and the same turn by turn."""
+"""Report of a REFUEL run: REBEL's report, and scores and win rates by turn."""
 
 import pathlib
 from collections.abc import Mapping
@@ -14,8 +14,8 @@ def write(run: launch.Run, parts: setup.Components, trained: Mapping[str, Any]) 
 
   Args:
     run: the run.
-    parts: of the run.
-    trained: {'tokens': sampled, 'numbers': as of `refuel_evaluation.Evaluation`}.
+    parts: components of the run.
+    trained: {'tokens': number sampled, 'numbers': as from `evaluation.Evaluation`}.
   """
   numbers = trained['numbers']
   turns = [
@@ -24,6 +24,7 @@ def write(run: launch.Run, parts: setup.Components, trained: Mapping[str, Any]) 
   ]
   _figure(run.workdir / 'figures' / 'turns.png', turns, numbers,
           title=f'{run.setting}, seed {run.seed}')
+
   score = lambda who, turn: (
       f'{numbers[f"eval/{who}/turn_{turn}/score"]:.3f} ± '
       f'{numbers[f"eval/{who}/turn_{turn}/score_se"]:.3f}')
@@ -33,6 +34,7 @@ def write(run: launch.Run, parts: setup.Components, trained: Mapping[str, Any]) 
       [[turn, numbers[f'eval/dialogues/turn_{turn}'], score('reference', turn),
         score('trained', turn), figures.percent(numbers, f'eval/trained/turn_{turn}/win_rate')]
        for turn in turns])
+
   left_out = {f'left_out/{name}': count for name, count in parts.task.dropped.items()}
   policy_report.write(run, parts, {**trained, 'numbers': numbers | left_out}, more=table)
 
@@ -40,7 +42,7 @@ def write(run: launch.Run, parts: setup.Components, trained: Mapping[str, Any]) 
 def _figure(
     path: pathlib.Path, turns: list[int], numbers: Mapping[str, float], *, title: str
 ) -> None:
-  """Scores by the turn up to which a dialogue is judged; writes a CSV too."""
+  """Plots scores of dialogues up to each turn; writes a CSV too."""
   column = lambda who, name: np.array(
       [numbers[f'eval/{who}/turn_{turn}/{name}'] for turn in turns])
   figures.many_curves(

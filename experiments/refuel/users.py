@@ -1,4 +1,4 @@
-"""Users for experiments/refuel/, as its config describes them."""
+"""Users of experiments/refuel/, built from its config."""
 
 import math
 import os
@@ -18,7 +18,7 @@ from jaxrl_llm.training import fingerprint, rng
 from jaxrl_llm.types import ModelFns, Params, Tokenizer
 
 _FIELD = 'config.user.init_from'
-# What a model is asked behind the transcript.
+# Instruction to a model after the transcript.
 REQUEST = (
     'From now on you are the user of this conversation. Say in a sentence or two what you still '
     'need after the last reply and why. Then write, on a line of its own, "{mark}" and what you '
@@ -30,26 +30,28 @@ class Users:
   """Makes the user of an iteration.
 
   Attributes:
-    fingerprint: of the parameters of a model with a folder of its own; '' for other users.
+    fingerprint: fingerprint of the parameters of a model loaded from its own directory; '' for
+      other users.
   """
 
   def __init__(self, config: Any, parts: setup.Components):
-    """Loads what there is to load; contacts nobody.
+    """Loads the user's model, if it has one; contacts no server.
 
     Args:
-      config: with `user`.
-      parts: of the run; its task is a `refuel_dialogues.DialogueTask`.
+      config: config with the field `user`.
+      parts: components of the run; the task is a `refuel_dialogues.DialogueTask`.
 
     Raises:
-      ValueError: a model does not lie there, or has other tokens than the policy; or its window
-        is too short.
+      ValueError: there is no model in the directory, its tokenizer differs from the policy's, or
+        its window is too short.
     """
     options, task = config.user, parts.task
     self.fingerprint = ''
-    # What closes a cut reply stands in front of a message.
+    # The tokens that close a truncated reply precede a message.
     self._most = task.max_message_tokens - len(task.frame.close_ids)
     self._marked = users.Marked(
         options.mark, lambda text: task.frame.write(text, self._most)) if options.mark else None
+
     if options.kind == 'fixed':
       self._make = lambda reference: task.questions
     elif options.kind == 'endpoint':
@@ -59,16 +61,16 @@ class Users:
       self._make = self._model(config, parts)
 
   def __call__(self, reference: Params) -> dialogue.User:
-    """The user; one that is the reference lives as long as these parameters do."""
+    """Returns the user; if it is the reference, it is valid as long as these parameters are."""
     return self._make(reference)
 
   def unmarked(self) -> dict[str, float]:
-    """{'unmarked': share of messages without the mark since the last call}; {} without any."""
+    """{'unmarked': share of messages without the mark since the last call}; {} if undefined."""
     share = self._marked.pop_unmarked() if self._marked else math.nan
     return {} if math.isnan(share) else {'unmarked': share}
 
   def check(self, other: str) -> None:
-    """Raises ValueError unless a checkpoint's dialogues were with this user."""
+    """Raises ValueError unless a checkpoint was trained with this user."""
     if other != self.fingerprint:
       raise ValueError(
           f'the checkpoint was trained with the user {other}, this run has {self.fingerprint}; '
@@ -78,10 +80,11 @@ class Users:
   def _model(
       self, config: Any, parts: setup.Components
   ) -> Callable[[Params], dialogue.User]:
-    """A model that plays the user."""
+    """Returns a function that makes the user from the reference's parameters."""
     options, task = config.user, parts.task
     tokenizer, frame = task.tokenizer, task.frame
     request, write = self._words(options, tokenizer, frame)
+
     slots = task.max_transcript_tokens + len(request)
     network, params = parts.policy, None
     if options.init_from:
@@ -95,7 +98,8 @@ class Users:
           'it'
       )
     sample = sampler(network, tokenizer, options)
-    # A stream that nothing else in this binary draws from.
+
+    # Nothing else in this program draws from this stream.
     key = rng.stream_key(parts.key, rng.Stream.SAMPLE_CONTROL)
 
     def put(params, prompts, lengths, seeds, key):
@@ -112,7 +116,7 @@ class Users:
       self, options: refuel_config.UserSettings, tokenizer: Tokenizer,
       frame: dialogue_rows.Frame,
   ) -> tuple[list[int], Callable[[list[int]], Sequence[int]]]:
-    """(what a model reads behind the transcript, what makes a message of what it says)."""
+    """(ids that a model reads after the transcript, function from its output to a message)."""
     if self._marked:
       request = frame.write(options.instruction or REQUEST.format(mark=options.mark))
       return request, lambda ids: self._marked(tokenizer.decode(ids))
@@ -121,20 +125,20 @@ class Users:
 
 
 def sampler(network: ModelFns, tokenizer: Tokenizer, options: refuel_config.UserSettings):
-  """A jitted sampler of what a model says as the user."""
+  """Jitted sampler of a model that plays the user."""
   return jax.jit(decode.make_sampler(
       network, num_samples=1, max_tokens=options.max_tokens, stop_ids=tokenizer.stop_ids,
       pad_id=tokenizer.pad_id, temperature=options.temperature))
 
 
 def _cut(ids: Sequence[int], end: int, most: int) -> list[int]:
-  """At most `most` ids, the last `end` of them kept: nobody learns what a user says."""
+  """Cuts to `most` ids but keeps the last `end`: user messages are never trained on."""
   ids = list(ids)
   return ids if len(ids) <= most else [*ids[: most - end], *ids[len(ids) - end :]]
 
 
 def _load(origin: checkpoint_sources.Origin, config: Any, parts: setup.Components, longest: int):
-  """(network, parameters) of a model in the policy's tokens."""
+  """(network, parameters) of a model with the policy's tokenizer."""
   tokenizer = parts.task.tokenizer
   if reward_models.is_reward_model(origin):
     raise ValueError(f'{_FIELD} must hold a policy, got a reward model in {origin.directory}')
@@ -155,7 +159,7 @@ def _load(origin: checkpoint_sources.Origin, config: Any, parts: setup.Component
 def _endpoint(
     options: Any, task: refuel_dialogues.DialogueTask, marked: users.Marked
 ) -> dialogue.User:
-  """A model behind a server."""
+  """A user played by a model on a server."""
   instruction = options.instruction or endpoint_user.INSTRUCTION.replace(
       endpoint_user.MARK, options.mark)
   return endpoint_user.EndpointUser(

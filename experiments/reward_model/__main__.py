@@ -1,10 +1,10 @@
-"""A Bradley-Terry reward model from preferences: trained, evaluated on held-out pairs, centred.
+"""Trains a Bradley-Terry reward model on preferences, evaluates it on held-out pairs, centres it.
 
   python -m experiments.reward_model --config=experiments/configs/reward_model_demo.py \\
       --config.data_dir=DIR_OF_dpo_en_demo.json [--config.policy_init_from=DIR]
 
-starts from a policy (a Hugging Face checkpoint, or what a run wrote) or from scratch, and writes
-WORKDIR/params, which --config.reward_init_from=WORKDIR/params of experiments.rebel loads. Running
+starts from a policy (a Hugging Face checkpoint, or the output of a run) or from scratch, and writes
+WORKDIR/params, which experiments.rebel loads with --config.reward_init_from=WORKDIR/params. Running
 the same command again resumes where it stopped.
 """
 
@@ -25,7 +25,7 @@ def train(
     run: launch.Run, parts: setup.Components, pairs: reward_pairs.Pairs,
     measure: reward_pairs.Measure, writer: metrics.MetricsWriter,
 ) -> Params:
-  """Bradley-Terry steps on the training pairs; the reward model's parameters."""
+  """Runs Bradley-Terry steps on the training pairs; returns the reward model's parameters."""
   config = run.config
   steps = config.steps or len(pairs) // config.batch_size
   optimizer = optim.for_run(config.optimizer, steps)
@@ -47,18 +47,21 @@ def train(
         f'{config.policy_init_from} (config.policy_init_from) holds other parameters than those '
         'that this run started from: give another --workdir'
     )
+
   start, state = (restored.step, restored.state) if restored else (0, state)
   with contextlib.closing(saved), loop.progress(steps, 'reward model', start) as bar:
     for step in range(start, steps):
       values = {}
       if loop.should(config.eval_every, step):
         values = {f'eval/{k}': v for k, v in measure(state.params['reward']).items()}
+
       state, update = train_step(
           state, parts.put(pairs.batch(config.batch_size, seed=run.seed, step=step)))
       if loop.should(config.log_every, step) or values or step == steps - 1:
         values = writer.write(step, {
             **values, **update, 'train/learning_rate': optim.learning_rate_at(optimizer, step)})
         bar.update(0, loss=values['train/loss'])
+
       loop.check_finite(step, metrics.to_floats(update), last_saved=keeper.last_saved)
       bar.update(1)
       keeper.after_step(step + 1, state, kept)
@@ -66,7 +69,7 @@ def train(
 
 
 def main(run: launch.Run) -> None:
-  """Trains, measures the accuracy on held-out pairs, centres, and writes params and results."""
+  """Trains, measures accuracy on held-out pairs, centres scores, and writes params and results."""
   config = run.config
   with setup.build(run) as parts, contextlib.closing(metrics.MetricsWriter(
       run.workdir, wandb_project=config.wandb_project, config=dataclasses.asdict(config)
@@ -78,19 +81,24 @@ def main(run: launch.Run) -> None:
           f'config.batch_size must be at most the {len(pairs)} training pairs for one pass '
           f'(config.steps=0), got {config.batch_size}'
       )
+
     references = reward_pairs.references(run, parts)
     print(f'{run.experiment}: {len(pairs)} training and {len(held_out)} held-out pairs, '
           f'{parts.describe()}; writing to {run.workdir}', flush=True)
+
     measure = reward_pairs.Measure(parts, held_out)
     params = train(run, parts, pairs, measure, writer)
     numbers: dict[str, Any] = {f'eval/{name}': x for name, x in measure(params).items()}
+
     if config.centre:
       scores = measure.scores(params, references)
       numbers |= {'centre/mean_score': float(np.mean(scores, dtype=np.float64)),
                   'centre/responses': len(references)}
       params = reward_model.centred({'reward': params}, numbers['centre/mean_score'])['reward']
+
     numbers['fingerprint'] = fingerprint.of_params(params)
     checkpoints.save_params(run.workdir / 'params', params, _metadata(parts))
+
   table = figures.markdown_table(
       ['pairs', 'held out', 'accuracy (%)', 'loss (nats)', 'margin', 'mean reference score before'],
       [[len(pairs), len(held_out), figures.percent(numbers, 'eval/accuracy'),
@@ -106,7 +114,7 @@ def main(run: launch.Run) -> None:
 
 
 def _metadata(parts: setup.Components) -> dict[str, Any]:
-  """What is kept with the parameters: whose tokens they read, and that they give a score."""
+  """Metadata saved with the parameters: their tokenizer, and their role as a reward model."""
   about = {**parts.metadata(), 'role': reward_models.ROLE}
   if 'hugging_face' in about:
     about['hugging_face'] = {**about['hugging_face'], 'role': 'value', 'num_outputs': 1}

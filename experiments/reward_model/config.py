@@ -19,28 +19,28 @@ class RewardModel:
   """One run of experiments/reward_model/.
 
   Attributes:
-    seed: of everything that is drawn.
-    data_dir: folder of the task's data.
-    task: its files hold pairs.
+    seed: seed of all random draws.
+    data_dir: directory of the task's data.
+    task: a task whose files contain pairs.
     model: the shape, as in `config_lib.Experiment`.
-    policy_init_from: a policy (or a reward model, whose head is then kept), as there; '' draws
-      everything.
-    head_init: of a head that is drawn: 'normal' (standard deviation (D + 1)^-1/2) or 'zero'.
-    algorithm: settings of the loss.
-    optimizer: its settings.
+    policy_init_from: a policy (or a reward model, whose head is then kept), as in
+      `config_lib.Experiment`; '' initialises all parameters randomly.
+    head_init: initialisation of a new head: 'normal' (standard deviation (D + 1)^-1/2) or 'zero'.
+    algorithm: config of the loss.
+    optimizer: config of the optimizer.
     steps: optimizer steps; 0 for one pass over the pairs.
-    batch_size: pairs a step.
-    evaluation_batch_size: pairs a batch where nothing is trained.
-    centre: whether the mean score of reference responses is taken off every score.
-    centring_file: a file of them in the data folder; '' for the chosen responses of the pairs.
+    batch_size: pairs per step.
+    evaluation_batch_size: pairs per batch outside training.
+    centre: whether to subtract the mean score of reference responses from every score.
+    centring_file: a file of them in the data directory; '' for the chosen responses of the pairs.
     centring_schema: its schema; '' for that of the task.
-    eval_every: steps between evaluations; the last step is followed by one in any case.
+    eval_every: steps between evaluations; there is always one after the last step.
     save_every: steps between checkpoints.
     log_every: steps between lines in metrics.jsonl.
     mesh: sizes of the device mesh.
     wandb_project: a Weights & Biases project; '' is off.
-    note: what a reader must know about the setting; printed with its results.
-    scale_note: the same of what was scaled down for a model that is drawn.
+    note: note for the reader about the config, printed with its results.
+    scale_note: the same about what is scaled down, for a randomly initialised model.
   """
 
   seed: int = 0
@@ -66,7 +66,7 @@ class RewardModel:
   note: str = ''
   scale_note: str = ''
 
-  # All parameters are trained (`components.build`).
+  # All parameters are trained (`setup.build`).
   lora: ClassVar[lora_lib.LoraConfig] = lora_lib.LoraConfig()
   train_last_layers: ClassVar[int] = 0
 
@@ -80,16 +80,19 @@ class RewardModel:
       raise ValueError(f'config.policy_init_from is no folder: {self.policy_init_from!r}')
     if self.head_init not in ('normal', 'zero'):
       raise ValueError(f"config.head_init must be 'normal' or 'zero', got {self.head_init!r}")
+
     for name in ('centring_file', 'centring_schema'):
       needed = 'centre' if name == 'centring_file' else 'centring_file'
       if getattr(self, name) and not getattr(self, needed):
         raise ValueError(
             f'config.{name} has no effect without config.{needed}, got {getattr(self, name)!r}')
+
     if self.centring_schema and self.centring_schema not in preference_rows.SCHEMAS:
       raise ValueError(
           f'config.centring_schema must be one of {", ".join(preference_rows.SCHEMAS)}, got '
           f'{self.centring_schema!r}'
       )
+
     with checks.within('config.model'):
       dataclasses.replace(self.model, vocab_size=self.model.vocab_size or 1).validate()
     with checks.within('config.algorithm'):

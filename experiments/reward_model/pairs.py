@@ -1,4 +1,4 @@
-"""Pairs of responses as batches, and how well a reward model tells them apart."""
+"""Pairs of responses as batches, and the accuracy of a reward model on them."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -25,7 +25,7 @@ class Pairs:
 
   Attributes:
     rollouts: the chosen and the rejected response of each prompt, in this order.
-    sources: the file of each.
+    sources: the file of each pair.
   """
 
   rollouts: Rollouts
@@ -35,7 +35,7 @@ class Pairs:
     return len(self.sources)
 
   def batch(self, size: int, *, seed: int, step: int) -> Batch:
-    """The batch of a step, from 0."""
+    """The batch of step `step`, from 0."""
     indices = batching.batch_indices(len(self), size, seed=seed, step=step)
     rollouts = response_batches.take(self.rollouts, indices)
     rewards = np.broadcast_to(np.array([1.0, 0.0], np.float32), (size, 2))
@@ -43,10 +43,10 @@ class Pairs:
 
 
 def make(task: preferences.PreferenceTask, examples: list[Example], kind: str) -> Pairs:
-  """The pairs of some examples; those without two responses that fit are left out, and said.
+  """Makes pairs from examples; prints how many are left out because a response does not fit.
 
   Raises:
-    ValueError: there are none.
+    ValueError: there are no pairs.
   """
   kept = task.pairs(examples)
   limit = task.max_response_tokens
@@ -65,10 +65,11 @@ def make(task: preferences.PreferenceTask, examples: list[Example], kind: str) -
 
 
 def references(run: launch.Run, parts: setup.Components) -> Pairs | None:
-  """Reference responses (K = 1), on which the scores are centred; None if they are not."""
+  """Reference responses (K = 1), on which the scores are centred; None without centring."""
   config, task = run.config, parts.task
   if not config.centre:
     return None
+
   examples = task.train
   if config.centring_file:
     other = dataclasses.replace(
@@ -76,6 +77,7 @@ def references(run: launch.Run, parts: setup.Components) -> Pairs | None:
         num_evaluation=1, schema=config.centring_schema or config.task.schema,
         fields='' if config.centring_schema else config.task.fields,
     )
+
     tokenizer_dir = parts.origin.tokenizer_dir if parts.origin else ''
     found = other.make(
         config.seed, config.data_dir, tokenizer_dir,
@@ -85,7 +87,9 @@ def references(run: launch.Run, parts: setup.Components) -> Pairs | None:
           "config.centring_file needs config.task.vocabulary='full': a compact vocabulary of other "
           f'texts has other ids, got {config.centring_file!r}'
       )
+
     examples = found.train + found.evaluation
+
   fits = [e for e in examples if 0 < len(e.get('chosen_ids', ())) <= task.max_response_tokens]
   if not fits:
     raise ValueError(
@@ -106,11 +110,11 @@ def _rollouts(
 
 
 class Measure:
-  """What a reward model is measured by: the accuracy on held-out pairs.
+  """Measures the accuracy of a reward model on held-out pairs.
 
   Attributes:
     network: the reward model.
-    abstract: its parameters' shapes with shardings.
+    abstract: shapes of its parameters, with shardings.
   """
 
   def __init__(self, parts: setup.Components, held_out: Pairs):
@@ -120,7 +124,7 @@ class Measure:
     self._score = reward_models.id_scorer(parts.model)
 
   def scores(self, params: Params, pairs: Pairs) -> np.ndarray:
-    """Scores [P, K] of all of `pairs`."""
+    """Scores [P, K] of all `pairs`."""
     size, found = self._parts.config.evaluation_batch_size, []
     for chunk in batching.sequential_chunks(len(pairs), size):
       rollouts = self._parts.put(response_batches.take(pairs.rollouts, chunk.indices))
@@ -130,12 +134,13 @@ class Measure:
   def __call__(self, params: Params) -> dict[str, float]:
     """Accuracy with its standard error, loss and margin on the held-out pairs.
 
-    The accuracy of each file besides, where there are several. A tie is no success.
+    With several files, also the accuracy on each. A tie counts as an error.
     """
     scores = self.scores(params, self._held_out)
     right = (scores[:, 0] > scores[:, 1]).astype(np.float64)
     accuracy, error = statistics.mean_and_standard_error(right)
     loss = preference_losses.bradley_terry_loss(*jnp.asarray(scores).T)
+
     sources = self._held_out.sources
     names = sorted(set(sources.tolist()))
     return {
@@ -149,7 +154,7 @@ class Measure:
 def start(
     parts: setup.Components, algorithm: Algorithm, params: Params
 ) -> tuple[TrainState, step_lib.CountedJit]:
-  """As `Components.start`, of the reward model's parameters."""
+  """Like `Components.start`, for the reward model's parameters."""
   init = lambda params: algorithm.init(rng.base_key(parts.config.seed), {'reward': params})
   shardings = rules.shardings(parts.mesh, jax.eval_shape(init, params))
   train_step = step_lib.jit_train_step(

@@ -1,10 +1,10 @@
-"""Shoestring: node classification with very few labels a class, honestly evaluated and as released.
+"""Shoestring: node classification with very few labels per class, honest and as released.
 
-Each of the backbones with each of the heads (none, or a metric head) that the config names is
-trained on random splits with n labels a class and tested on all other labelled nodes. One network
-is read in several ways: by its softmax, by prototypes of the training labels (honest), and by
-prototypes of the test labels (what the released code does; `leaky`). The splits of an arm run
-side by side; finished arms are kept: the same command goes on with the next one.
+Each backbone of the config is trained with each head (none, or a metric head) on random splits with
+n labels per class, and tested on all other labelled nodes. One network is read in several ways: by
+its softmax, by prototypes of the training labels (honest), and by prototypes of the test labels (as
+in the released code; `leaky`). The splits of an arm run in parallel; finished arms are saved: the
+same command resumes with the next one.
 """
 
 import contextlib
@@ -27,26 +27,26 @@ from jaxrl_llm.runs import criteria, launch
 from jaxrl_llm.training import loop, metrics, optim, rng
 from jaxrl_llm.types import WeightedMean
 
-CHUNK = 20  # Epochs between two signs of life.
-PUBLIC = 'public'  # In the place of a number of labels.
+CHUNK = 20  # Epochs between progress updates.
+PUBLIC = 'public'  # Used instead of a number of labels.
 
 
 @dataclasses.dataclass(frozen=True)
 class Split:
-  """Splits side by side: train int [S, L], test float32 [S, N]."""
+  """Stacked splits: train int [S, L], test float32 [S, N]."""
 
   train: np.ndarray
   test: np.ndarray
 
   def train_mask(self) -> np.ndarray:
-    """float32 [S, N]."""
+    """float32 [S, N]; 1 at training nodes."""
     mask = np.zeros_like(self.test)
     np.put_along_axis(mask, self.train, 1, axis=1)
     return mask
 
 
 def make_split(config: Shoestring, graph: planetoid.Graph, labels: int | str) -> Split:
-  """The splits of all seeds with so many labels a class, or as many copies of the public one."""
+  """Splits of all seeds with `labels` labels per class, or as many copies of the public split."""
   several = range(config.seed, config.seed + config.num_splits)
   pairs = [(graph.train, graph.test) if labels == PUBLIC else
            planetoid.random_split(graph.labels, labels, seed) for seed in several]
@@ -57,7 +57,7 @@ def make_split(config: Shoestring, graph: planetoid.Graph, labels: int | str) ->
 
 
 class Trainer:
-  """One head on whatever backbone: written for one split, compiled for all side by side."""
+  """One head on any backbone: written for one split, vmapped over all splits."""
 
   def __init__(self, config: Shoestring, graph: planetoid.Graph, options: shoestring.Config):
     self._config, self._options = config, options
@@ -72,7 +72,7 @@ class Trainer:
         lambda state, inputs: self._network.apply(state.params['network'], inputs), (0, None)))
 
   def start(self):
-    """States before training, one for each seed: the same for every head, labels and backbone."""
+    """Initial states, one per seed, shared by all heads, numbers of labels and backbones."""
     def state(key):
       params = self._network.init(rng.stream_key(key, rng.INIT))
       return self._algorithm.init(rng.stream_key(key, rng.DROPOUT), {'network': params})
@@ -82,17 +82,18 @@ class Trainer:
     return jax.jit(jax.vmap(state))(jnp.stack(keys))
 
   def _advance(self, states, batch: shoestring.Batch, axes: network.Inputs, steps: int):
-    """Some epochs of all splits; what the splits share has no axis for them."""
+    """Runs `steps` epochs of all splits; inputs that the splits share have no split axis."""
     step = jax.vmap(self._algorithm.train_step, in_axes=(0, shoestring.Batch(axes, 0, 0)))
     return jax.lax.scan(lambda states, _: step(states, batch), states, length=steps)
 
   def train(
       self, states, inputs: network.Inputs, labels: np.ndarray, split: Split, bar, title: str):
-    """All epochs: the outputs [S, N, C] after the last one, and the loss of each [S, steps]."""
+    """Runs all epochs; returns the final outputs [S, N, C] and the loss by epoch [S, steps]."""
     config, states = self._config, jax.tree.map(jnp.copy, states)
     picked, axes = network.inputs_of_rows(inputs, split.train)
     batch = jax.device_put(shoestring.Batch(
         picked, labels[split.train], np.ones(split.train.shape, np.float32)))
+
     losses = []
     for begin in range(0, config.steps, CHUNK):
       steps = min(CHUNK, config.steps - begin)
@@ -101,22 +102,23 @@ class Trainer:
       loop.check_updates(states.step, begin + steps, learning_rate='config.learning_rate')
       mean = float(losses[-1][:, -1].mean())
       bar.update(steps, arm=title, loss=mean)
+
     outputs = np.asarray(self._outputs(states, jax.device_put(inputs)))
     return outputs, np.concatenate(losses, axis=1)
 
 
 def make_reader(config: Shoestring, options: shoestring.Config, metrics_too: tuple[str, ...] = ()):
-  """The accuracy by each way of reading the outputs, compiled.
+  """Makes a jitted function for the accuracy by each way of reading the outputs.
 
   Args:
     config: `refinement_ratios` is used.
-    options: of the arm.
-    metrics_too: other metrics that the outputs are read with.
+    options: config of Shoestring for the arm.
+    metrics_too: further metrics to read the outputs with.
 
   Returns:
     (outputs [S, N, C], labels [N], train [S, N], test [S, N]) -> [S] by name: 'softmax',
     'prototypes', 'mixed'; 'leaky' and 'leaky_mixed' with prototypes of the test labels;
-    'refined_0.1' and so on, honestly; 'prototypes_l1' and 'leaky_l1' with another metric.
+    'refined_0.1' and so on (honest); 'prototypes_l1' and 'leaky_l1' with another metric.
   """
   def read(*arrays):
     evaluate = lambda **changes: shoestring.evaluate(
@@ -134,7 +136,7 @@ def make_reader(config: Shoestring, options: shoestring.Config, metrics_too: tup
 
 
 class Study:
-  """All arms of a run, those that are on the disk read rather than trained."""
+  """All arms of a run; finished arms are read from disk instead of trained."""
 
   def __init__(self, run: launch.Run):
     self._run, self._config = run, run.config
@@ -146,7 +148,7 @@ class Study:
     self._inputs: tuple[str, network.Inputs] | None = None
 
   def _load(self) -> planetoid.Graph:
-    """The graph, from the npz that the first process of the run has made of it."""
+    """Loads the graph from the npz file that the first process of the run writes."""
     config, path = self._config, self._run.workdir / 'graph.npz'
     if not path.exists():
       made = (config.blocks.make(config.seed) if config.dataset == 'blocks' else
@@ -156,7 +158,7 @@ class Study:
     return planetoid.read(path, name=config.dataset)
 
   def _check(self, graph: planetoid.Graph) -> None:
-    """Raises ValueError for settings that this graph does not allow."""
+    """Raises ValueError if the config does not suit this graph."""
     for labels in self._config.labels_per_class:
       planetoid.random_split(graph.labels, labels, self._config.seed)
     if self._config.public_split and not len(graph.train):
@@ -177,7 +179,7 @@ class Study:
     return trainer.train(self._states, *arguments)
 
   def _read(self, head: str, outputs: np.ndarray, split: Split) -> dict[str, np.ndarray]:
-    """At λ = 0 with every metric, so that each head can be compared with the same reading."""
+    """Reads outputs; at λ = 0 with every metric, so that each head has an equal comparison."""
     if head not in self._readers:
       others = tuple(m for m in METRICS if m != 'cos') if head == 'softmax' else ()
       self._readers[head] = make_reader(self._config, self._options(head), others)
@@ -190,7 +192,7 @@ class Study:
     return dataclasses.replace(self._config.algorithm, metric=head)
 
   def _full_inputs(self, backbone: str) -> network.Inputs:
-    """Of one backbone at a time: the filters are large."""
+    """Inputs of a backbone; cached for one backbone at a time, as the filters are large."""
     if self._inputs is None or self._inputs[0] != backbone:
       graph = self._graph
       self._inputs = backbone, network.full_inputs(
@@ -199,7 +201,7 @@ class Study:
     return self._inputs[1]
 
   def _play(self, backbone: str, head: str, labels: int | str, bar, title: str, **changes):
-    """One arm."""
+    """Runs one arm."""
     graph, split = self._graph, make_split(self._config, self._graph, labels)
     if _is_propagation(backbone):
       outputs = network.label_propagation(
@@ -217,7 +219,7 @@ class Study:
     return self._read(head, outputs, split) | told
 
   def arms(self) -> list[tuple[str, str, int | str, dict]]:
-    """(backbone, head, labels, changed settings) of every arm, in the order of their running."""
+    """(backbone, head, labels, config changes) of every arm, in running order."""
     config = self._config
     listed = [(backbone, head, labels, {}) for backbone in config.chosen_backbones()
               for head in config.chosen_heads(backbone)
@@ -227,7 +229,7 @@ class Study:
     return listed
 
   def play(self) -> dict[tuple[str, ...], dict[str, np.ndarray]]:
-    """Arrays by (backbone, head, 'n1' and so on); the public ones end in 'public/all'."""
+    """Runs all arms; arrays by (backbone, head, 'n1' and so on, or 'public/all' and so on)."""
     outcomes, listed = {}, self.arms()
     trained = [arm for arm in listed if not _is_propagation(arm[0])]
     with loop.progress(self._config.steps * len(trained), 'epochs') as bar:
@@ -248,7 +250,7 @@ def _is_propagation(backbone: str) -> bool:
 
 
 def write_metrics(run: launch.Run, outcomes: dict[tuple[str, ...], dict[str, np.ndarray]]) -> None:
-  """The loss of every arm over its epochs, means over splits, in metrics.jsonl."""
+  """Writes the loss of every arm by epoch, means over splits, to metrics.jsonl."""
   with contextlib.closing(metrics.MetricsWriter(run.workdir)) as writer:
     writer.truncate(0)
     for step in sorted({*range(0, run.config.steps, CHUNK), run.config.steps - 1}):
@@ -257,14 +259,16 @@ def write_metrics(run: launch.Run, outcomes: dict[tuple[str, ...], dict[str, np.
 
 
 def main(run: launch.Run) -> None:
-  """Runs all arms, and writes the table, the figure and results.json."""
+  """Runs all arms and writes the table, the figure and results.json."""
   config = run.config
   outcomes = Study(run).play()
   numbers = shoestring_report.summarise(outcomes)
   found = shoestring_criteria.findings(config.dataset, outcomes)
+
   write_metrics(run, outcomes)
   shoestring_report.write_figure(run.workdir / 'figures' / 'accuracy.png', outcomes)
   shoestring_report.write_splits(run.workdir / 'accuracy_by_split.csv', outcomes, config.seed)
+
   closing = '\n\n'.join(filter(None, [
       shoestring_report.table(outcomes), shoestring_report.differences(outcomes),
       shoestring_report.refinement(outcomes, config.refinement_ratios),

@@ -1,4 +1,4 @@
-"""What the configs of the two studies of Shoestring can set."""
+"""Config of experiments/shoestring/."""
 
 import dataclasses
 import math
@@ -14,7 +14,7 @@ AR_VARIANTS = ('igcn_ar', 'glp_ar')
 
 @dataclasses.dataclass
 class BlockModel:
-  """The generated graph; fields as in `tasks.graphs.make_graph`."""
+  """The generated graph; fields as in `block_model.make_graph`."""
 
   num_classes: int = 4
   nodes_per_class: int = 150
@@ -31,27 +31,27 @@ class BlockModel:
 
 @dataclasses.dataclass
 class Shoestring:
-  """One run of experiments/shoestring/; all splits of an arm side by side.
+  """One run of experiments/shoestring/, with all splits of an arm in parallel.
 
   Attributes:
-    seed: of the first split: its labelled nodes, weights and dropout; and of a generated graph.
-    num_splits: seed, seed + 1, ...
-    data_dir: the folder of the Planetoid files; none for 'blocks'.
+    seed: seed of the first split (labelled nodes, weights and dropout) and of a generated graph.
+    num_splits: number of splits, with seeds seed, seed + 1, ...
+    data_dir: directory of the Planetoid files; '' for 'blocks'.
     dataset: 'cora', 'citeseer' or 'blocks'.
     blocks: the generated graph.
-    backbones: names from `models.graph.BACKBONES` with commas between them.
-    heads: 'softmax' (λ = 0), 'cos', 'l1', 'l2' with commas between them.
-    ar_heads: those of them that 'igcn_ar' and 'glp_ar' are run with, the variants of 'igcn' and
-      'glp' with another filter.
-    labels_per_class: n of the random splits.
+    backbones: comma-separated names from `graphs.network.BACKBONES`.
+    heads: comma-separated list of 'softmax' (λ = 0), 'cos', 'l1', 'l2'.
+    ar_heads: the heads for 'igcn_ar' and 'glp_ar', the variants of 'igcn' and 'glp' with another
+      filter; heads not listed in `heads` are ignored.
+    labels_per_class: values of n for the random splits.
     steps: epochs, each one optimizer step.
-    learning_rate: of Adam.
-    width: of the hidden layer.
-    dropout: of both layers' inputs.
-    algorithm: settings of Shoestring; the arms set `metric`, and λ = 0 for 'softmax'.
-    refinement_ratios: of the closing sweep, on every trained network.
-    public_split: whether the plain GCN is run on the public split too.
-    note: what a reader must know; printed with the results.
+    learning_rate: learning rate of Adam.
+    width: width of the hidden layer.
+    dropout: dropout rate of both layers' inputs.
+    algorithm: config of Shoestring; the arms set `metric`, and λ = 0 for 'softmax'.
+    refinement_ratios: ratios of the final sweep, on every trained network.
+    public_split: whether to run the plain GCN on the public split too.
+    note: note for the reader, printed with the results.
   """
 
   seed: int = 0
@@ -85,6 +85,7 @@ class Shoestring:
       raise ValueError(
           "config.data_dir must name the folder of the Planetoid files, and be '' for 'blocks', "
           f'got {self.data_dir!r} for {self.dataset!r}')
+
     for name, allowed in (('backbones', tuple(network.BACKBONES)), ('heads', HEADS),
                           ('ar_heads', HEADS)):
       chosen = getattr(self, name).split(',')
@@ -95,6 +96,7 @@ class Shoestring:
       if 'softmax' not in getattr(self, name).split(','):
         raise ValueError(f"config.{name} must contain 'softmax', which the others are compared "
                          f'with, got {getattr(self, name)!r}')
+
     counts = self.labels_per_class
     if not counts or min(counts) < 1 or list(counts) != sorted(set(counts)):
       raise ValueError(f'config.labels_per_class must be positive and increasing, got {counts}')
@@ -103,6 +105,7 @@ class Shoestring:
           f'config.learning_rate must be positive and finite, got {self.learning_rate}')
     if not 0 <= self.dropout < 1:
       raise ValueError(f'config.dropout must lie in [0, 1), got {self.dropout}')
+
     self._validate_algorithm()
     if self.public_split and (self.dataset == 'blocks' or 'gcn' not in self.chosen_backbones()):
       raise ValueError("config.public_split must be False for 'blocks', which has none, and "
@@ -116,6 +119,7 @@ class Shoestring:
     if not self.algorithm.metric_coefficient > 0:
       raise ValueError("config.algorithm.metric_coefficient must be positive here (the head "
                        f"'softmax' is 0), got {self.algorithm.metric_coefficient}")
+
     for name, needed, why in (
         ('leaky_eval', False, 'both evaluations are reported'),
         ('refinement_ratio', 0, 'config.refinement_ratios says which are tried'),
@@ -123,17 +127,18 @@ class Shoestring:
       if getattr(self.algorithm, name) != needed:
         raise ValueError(f'config.algorithm.{name} must be {needed!r} here ({why}), got '
                          f'{getattr(self.algorithm, name)!r}')
+
     ratios = self.refinement_ratios
     if not all(0 <= ratio <= 1 for ratio in ratios) or list(ratios) != sorted(set(ratios)):
       raise ValueError(
           f'config.refinement_ratios must lie in [0, 1] and increase, got {ratios}')
 
   def chosen_backbones(self) -> list[str]:
-    """The backbones to run, in the order in which they are shown."""
+    """The backbones to run, in display order."""
     return [name for name in network.BACKBONES if name in self.backbones.split(',')]
 
   def chosen_heads(self, backbone: str) -> list[str]:
-    """The heads to run on a backbone, in the order in which they are shown."""
+    """The heads to run on a backbone, in display order."""
     chosen = self.heads.split(',')
     if backbone in AR_VARIANTS:
       chosen = [name for name in chosen if name in self.ar_heads.split(',')]

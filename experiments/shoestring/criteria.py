@@ -1,7 +1,7 @@
-"""What is expected of the study of Shoestring, measured: which of it holds.
+"""Criteria of the Shoestring study, evaluated on its results.
 
-A criterion is left out where an arm that it compares did not run, or where it is about another
-data set. Two of them assert nothing and are reported.
+A criterion is left out if an arm that it compares did not run, or if it applies to another data
+set. Two of them assert nothing and are only reported.
 """
 
 from collections.abc import Callable, Sequence
@@ -13,11 +13,11 @@ from experiments.shoestring.report import Outcomes, percent
 from jaxrl_llm.evaluation import intervals
 from jaxrl_llm.runs.criteria import Finding
 
-_RATIO = 'refined_0.1'  # Of the criterion about refinement.
+_RATIO = 'refined_0.1'  # Used by the refinement criterion.
 
 
 def findings(dataset: str, outcomes: Outcomes) -> list[Finding]:
-  """The criteria that the outcomes of a data set can decide."""
+  """Evaluates the criteria that the outcomes of a data set can decide."""
   found = [criterion(outcomes) for needed, datasets, criterion in _CRITERIA
            if dataset in datasets and set(needed) <= set(outcomes)]
   return [finding for finding in found if finding is not None]
@@ -28,7 +28,7 @@ def _plain(outcomes: Outcomes, backbone: str, labels: str) -> np.ndarray:
 
 
 def _leak(outcomes: Outcomes, backbone: str, head: str, labels: str) -> np.ndarray:
-  """Leaky minus honest prototypes of the same networks, in points, [S]."""
+  """Accuracy of leaky minus honest prototypes of the same networks, in points, [S]."""
   arm = outcomes[backbone, head, labels]
   return 100 * (arm['leaky'] - arm['prototypes'])
 
@@ -67,7 +67,7 @@ def _propagation_competes(outcomes: Outcomes) -> Finding:
 
 
 def _leak_is_large(outcomes: Outcomes) -> Finding:
-  """Asserted of GCN with the cosine head; the others are said too."""
+  """Asserted for GCN with the cosine head; the other arms are reported too."""
   labels = ('n1', 'n2', 'n20')
   leaks = {n: _leak(outcomes, 'gcn', 'cos', n).mean() for n in labels}
   bounds = leaks['n1'] >= 12, leaks['n2'] >= 8, leaks['n20'] <= 2
@@ -84,10 +84,11 @@ def _leak_is_large(outcomes: Outcomes) -> Finding:
 
 
 def _differences(outcomes: Outcomes) -> Finding | None:
-  """How many of the paired intervals lie above, around and below 0, by each honest reading."""
+  """Counts the paired intervals above, around and below 0, by each honest reading."""
   names = shoestring_report.compared_arms(outcomes)
   if not names:
     return None
+
   listed = lambda chosen: ', '.join(' '.join(name) for name in chosen) or 'none'
   told = []
   for reading in ('softmax', 'prototypes'):
@@ -96,6 +97,7 @@ def _differences(outcomes: Outcomes) -> Finding | None:
     below = [name for name, d in found.items() if d.high < 0]
     told.append(f'{reading}: {len(above)} above 0 ({listed(above)}), {len(below)} below '
                 f'({listed(below)}), {len(names) - len(above) - len(below)} around it')
+
   return Finding(
       'd', 'the metric head (λ > 0) against the plain backbone (λ = 0), both read alike, paired '
       '95 % intervals', None,
@@ -104,7 +106,7 @@ def _differences(outcomes: Outcomes) -> Finding | None:
 
 
 def _refinement(outcomes: Outcomes) -> Finding | None:
-  """At the fewest labels and one ratio that is fixed beforehand; the table shows all of them."""
+  """Gain at the fewest labels and one ratio fixed in advance; the table shows all ratios."""
   label = shoestring_report.labels_of(outcomes)[0]
   told = []
   for backbone, head in shoestring_report.heads_of(outcomes):
@@ -120,10 +122,11 @@ def _refinement(outcomes: Outcomes) -> Finding | None:
 
 
 def _more_labels(outcomes: Outcomes) -> Finding | None:
-  """Of every arm's own accuracy, and its standard deviation over splits."""
+  """Tests each arm's accuracy, and its standard deviation over splits, against more labels."""
   labels = shoestring_report.labels_of(outcomes)
   if len(labels) < 2:
     return None
+
   falling, spreading = [], []
   for backbone, head in shoestring_report.heads_of(outcomes):
     values = [outcomes[backbone, head, n][shoestring_report.reading_of(head)] for n in labels]
@@ -131,6 +134,7 @@ def _more_labels(outcomes: Outcomes) -> Finding | None:
       falling.append(f'{backbone} {head}')
     if len(values[0]) > 1 and values[-1].std() >= values[0].std():
       spreading.append(f'{backbone} {head}')
+
   return Finding(
       'f', 'the accuracy rises with every step of the number of labels, and its standard '
       'deviation over splits is smaller at the end', not falling and not spreading,

@@ -1,4 +1,4 @@
-"""What the study of Shoestring shows: numbers, tables and a figure, each with its data."""
+"""Report of the Shoestring study: numbers, tables and a figure, each with its data."""
 
 import pathlib
 from collections.abc import Mapping, Sequence
@@ -11,15 +11,15 @@ from jaxrl_llm.runs import arms as arms_lib
 from jaxrl_llm.runs import figures
 from jaxrl_llm.training import metrics
 
-# How the names of prototype readings end at λ = 0, where all metrics are read.
+# Suffixes of prototype readings at λ = 0, where all metrics are read.
 _SUFFIXES = {metric: '' if metric == 'cos' else f'_{metric}' for metric in METRICS}
 
-# Arrays [S] by reading, by (backbone, head, 'n1' and so on).
+# (backbone, head, 'n1' and so on) -> reading -> array [S].
 Outcomes = Mapping[tuple[str, ...], Mapping[str, np.ndarray]]
 
 
 def reading_of(head: str) -> str:
-  """How a head's own accuracy is read: by softmax, or by honest prototypes."""
+  """Reading of a head's own accuracy: softmax, or honest prototypes."""
   return 'softmax' if head == 'softmax' else 'prototypes'
 
 
@@ -39,13 +39,13 @@ def heads_of(outcomes: Outcomes) -> list[tuple[str, str]]:
 
 
 def compared_arms(outcomes: Outcomes) -> list[tuple[str, str, str]]:
-  """Metric heads of backbones that λ can change: those in which something is trained."""
+  """Arms with a metric head that λ can affect: those with a trained backbone."""
   return [name for name in random_arms(outcomes)
           if name[1] != 'softmax' and 'unreached' not in outcomes[name]]
 
 
 def _at_zero(outcomes: Outcomes, name: tuple[str, ...], reading: str) -> np.ndarray:
-  """The same reading of the plain backbone: prototypes are compared by the same metric."""
+  """The same reading of the plain backbone, with the same metric for prototypes."""
   backbone, head, labels = name
   suffix = '' if reading == 'softmax' else _SUFFIXES[head]
   return outcomes[backbone, 'softmax', labels][reading + suffix]
@@ -54,34 +54,35 @@ def _at_zero(outcomes: Outcomes, name: tuple[str, ...], reading: str) -> np.ndar
 def difference(
     outcomes: Outcomes, name: tuple[str, ...], reading: str
 ) -> intervals.Interval:
-  """A metric head minus its plain backbone, read in the same way, by split.
+  """Paired difference over splits of a metric head and its plain backbone, by the same reading.
 
   Args:
-    outcomes: of all arms.
+    outcomes: outcomes of all arms.
     name: (backbone, metric head, labels).
     reading: 'softmax' or 'prototypes' (honest ones).
 
   Returns:
-    The mean of reading(λ) − reading(0) with its 95 % interval, fractions.
+    The mean of reading(λ) − reading(0) with its 95 % interval, as fractions.
   """
   return intervals.paired_interval(outcomes[name][reading], _at_zero(outcomes, name, reading))
 
 
 def summarise(outcomes: Outcomes) -> dict[str, float]:
-  """The headline numbers by flat name, fractions.
+  """The headline numbers by flat name, as fractions.
 
-  `accuracy` is that of the arm's head: softmax, or prototypes of the training labels.
+  `accuracy` is read by the arm's head: softmax, or prototypes of the training labels.
   """
   numbers = {}
   for name, arm in outcomes.items():
     backbone, head, labels = name
     if labels.startswith('public'):
-      # Decay of all layers, as in the released code, is the headline; the other one is named.
+      # Decay of all layers, as in the released code, is the headline; the other one has a suffix.
       decay = labels.partition('/')[2]
       prefix = f'eval/{backbone}/{head}/public' + ('/first_layer_decay' if decay == 'first' else '')
       mean, error = statistics.mean_and_standard_error(arm['softmax'])
       numbers |= {f'{prefix}/accuracy': float(mean), f'{prefix}/standard_error': float(error)}
       continue
+
     prefix = f'eval/{backbone}/{head}/{labels}'
     others = {f'{short}_{metric}_': arm[f'{way}_{metric}']
               for short, way in (('prototype', 'prototypes'), ('leaky', 'leaky'))
@@ -89,10 +90,12 @@ def summarise(outcomes: Outcomes) -> dict[str, float]:
     readings = {'': arm[reading_of(head)], 'leaky_': arm['leaky'], 'softmax_': arm['softmax'],
                 'prototype_': arm['prototypes'], 'mixed_': arm['mixed'],
                 'leaky_mixed_': arm['leaky_mixed'], **others}
+
     for reading, values in readings.items():
       mean, error = statistics.mean_and_standard_error(values)
       numbers[f'{prefix}/{reading}accuracy'] = float(mean)
       numbers[f'{prefix}/{reading}standard_error'] = float(error)
+
     numbers[f'{prefix}/standard_deviation'] = _deviation(arm[reading_of(head)])
     for reading in arm:
       if reading.startswith('refined_'):
@@ -129,7 +132,7 @@ def points(interval: intervals.Interval) -> str:
 
 
 def table(outcomes: Outcomes) -> str:
-  """The accuracy of every head, honest and leaky, of the public split, and what LP cannot reach."""
+  """Table of every head, honest and leaky, the public split, and the nodes LP cannot reach."""
   labels = labels_of(outcomes)
   header = ['accuracy (%)', 'read by', *(f'{n[1:]} a class' for n in labels)]
   rows = []
@@ -141,9 +144,11 @@ def table(outcomes: Outcomes) -> str:
           way + suffix: f'{text}, {metric}' for metric, suffix in _SUFFIXES.items()
           for way, text in list(ways.items())[1:]
           if way + suffix in outcomes[backbone, head, labels[0]]}
+
     name = backbone if head == 'softmax' else f'{backbone} + {head}'
     rows += [[name, text, *(percent(outcomes[backbone, head, n][way]) for n in labels)]
              for way, text in ways.items()]
+
   text = figures.markdown_table(header, rows)
   public = [f'{name[0]}, public split, decay of {name[2].partition("/")[2]} '
             f'layer{"s" if name[2].endswith("all") else ""}: {percent(arm["softmax"])} %'
@@ -152,7 +157,7 @@ def table(outcomes: Outcomes) -> str:
 
 
 def _unreached(outcomes: Outcomes) -> list[str]:
-  """A line about label propagation, if it ran."""
+  """Lines about test nodes that label propagation does not reach, if it ran."""
   lines = []
   for backbone, head in heads_of(outcomes):
     arms = {n: outcomes[backbone, head, n] for n in labels_of(outcomes)}
@@ -165,7 +170,7 @@ def _unreached(outcomes: Outcomes) -> list[str]:
 
 
 def differences(outcomes: Outcomes) -> str:
-  """Every metric head minus its plain backbone, read alike; '' if there is none."""
+  """Table of metric heads minus their plain backbones, same reading; '' if there is none."""
   labels = labels_of(outcomes)
   rows = []
   for backbone, head in dict.fromkeys(name[:2] for name in compared_arms(outcomes)):
@@ -180,11 +185,12 @@ def differences(outcomes: Outcomes) -> str:
 
 
 def refinement(outcomes: Outcomes, ratios: Sequence[float]) -> str:
-  """Refined prototypes minus unrefined ones, means over splits; '' if there is nothing to show."""
+  """Table of refined minus unrefined prototypes, means over splits; '' without ratios."""
   ratios = [ratio for ratio in ratios if ratio]
   labels = labels_of(outcomes)
   if not ratios:
     return ''
+
   header = ['refinement, points', 'of the unlabelled', *(f'{n[1:]} a class' for n in labels)]
   rows = []
   for backbone, head in heads_of(outcomes):
@@ -194,6 +200,7 @@ def refinement(outcomes: Outcomes, ratios: Sequence[float]) -> str:
         arm = outcomes[backbone, head, n]
         gains.append(points(intervals.paired_interval(
             arm[f'refined_{ratio:g}'], arm['prototypes'])))
+
       name = f'{backbone} + {"cos, λ = 0" if head == "softmax" else head}'
       rows.append([name, f'{ratio:g}', *gains])
   return figures.markdown_table(header, rows) + '\n\nHonest prototypes are refined at evaluation ' \
@@ -201,7 +208,7 @@ def refinement(outcomes: Outcomes, ratios: Sequence[float]) -> str:
 
 
 def write_figure(path: pathlib.Path, outcomes: Outcomes) -> None:
-  """Accuracy against labels a class, honest and leaky, a panel for each backbone; and as CSV."""
+  """Plots accuracy against labels per class, one panel per backbone; writes the data as CSV."""
   labels = labels_of(outcomes)
   backbones = list(dict.fromkeys(backbone for backbone, _ in heads_of(outcomes)))
   places = [int(n[1:]) for n in labels]
@@ -211,6 +218,7 @@ def write_figure(path: pathlib.Path, outcomes: Outcomes) -> None:
       for way in ('softmax', 'prototypes', 'mixed', 'leaky', 'leaky_mixed'):
         mean, error = statistics.mean_and_standard_error(outcomes[backbone, head, n][way])
         rows.append((backbone, head, place, way, float(mean), float(error)))
+
   limits = 100 * min(row[4] - row[5] for row in rows) - 3, 100 * max(row[4] for row in rows) + 3
   with arms_lib.figure(
       path, len(backbones), title='Few labels: honest and leaky prototypes') as axes:
@@ -222,22 +230,25 @@ def write_figure(path: pathlib.Path, outcomes: Outcomes) -> None:
         shown += [(metric, 'prototypes', f'{metric}, training labels', '#2e8b57', 's-'),
                   (metric, 'leaky', f'{metric}, test labels (leaky)', '#d1495b', '^--')]
       shown.append(('softmax', 'leaky', 'λ = 0, test labels (leaky)', '0.55', 'v:'))
+
       for head, way, label, colour, style in shown:
         points = [statistics.mean_and_standard_error(
             100 * outcomes[backbone, head, n][way]) for n in labels]
         panel.errorbar(places, *zip(*points), fmt=style, color=colour, label=label, ms=5,
                        capsize=3)
+
       panel.set(xscale='log', xlabel='labels a class', ylabel='accuracy (%)', title=backbone,
                 ylim=limits)
       panel.set_xticks(places, [str(place) for place in places], minor=False)
       panel.minorticks_off()
       panel.legend(frameon=False, fontsize=8)
+
   metrics.write_csv_atomic(path.with_suffix('.csv'), [
       'backbone', 'head', 'labels_per_class', 'read_by', 'accuracy', 'standard_error'], rows)
 
 
 def write_splits(path: pathlib.Path, outcomes: Outcomes, seed: int) -> None:
-  """Every accuracy of every split, as CSV."""
+  """Writes every accuracy of every split as CSV."""
   rows = [(*name, seed + split, reading, float(value))
           for name, arm in outcomes.items() for reading, values in arm.items()
           if reading not in ('loss', 'unreached') for split, value in enumerate(values)]

@@ -1,11 +1,11 @@
 """Few labels with images: episodes of n classes and k examples each, over frozen features.
 
-An episode's labelled and unlabelled examples are joined by a graph of nearest neighbours with
+An episode's labelled and unlabelled examples are connected by a graph of nearest neighbours with
 Gaussian weights, and classified together: by prototypes alone, by prototypes refined with the
-unlabelled examples, by label propagation, by prototypes of features that the graph has filtered,
-and by a graph network with the metric head of Shoestring, trained anew on each episode. The
-features come from any npz file; without one they are generated, and the numbers then say nothing
-about images. Finished parts are kept: the same command goes on with the next one.
+unlabelled examples, by label propagation, by prototypes of features filtered by the graph, and by a
+graph network with the metric head of Shoestring, trained from scratch on each episode. The features
+come from any npz file; without one they are generated, and the numbers then say nothing about
+images. Finished batches are saved: the same command resumes with the next one.
 """
 
 import contextlib
@@ -37,7 +37,7 @@ METHODS = {
 
 
 class Classifier:
-  """All methods on one episode, compiled for a batch of them."""
+  """All methods on one episode, compiled for a batch of episodes."""
 
   def __init__(self, config: FewShot, shots: int, width: int):
     self._config = config
@@ -50,12 +50,12 @@ class Classifier:
     self.classify = jax.jit(jax.vmap(self._classify))
 
   def scores(self, index: Array, features: Array, labels: Array) -> dict[str, Array]:
-    """Every example's score for every class in one episode, by method.
+    """Scores of every example for every class in one episode, by method.
 
     Args:
-      index: int32 []; of the episode.
-      features: [M, D], the labelled ones first.
-      labels: int32 [M]; read of the labelled ones alone.
+      index: int32 []; index of the episode.
+      features: [M, D], labelled examples first.
+      labels: int32 [M]; read only for the labelled examples.
 
     Returns:
       [M, n] by the names of `METHODS`.
@@ -65,9 +65,11 @@ class Classifier:
     adjacency = network.gaussian_graph(features, neighbours=config.neighbours)
     known = support[:, None] * jax.nn.one_hot(labels, config.way)
     filtered = network.propagate(adjacency, features, alpha=config.feature_alpha)
+
     refining = dataclasses.replace(config.algorithm, refinement_ratio=config.refinement_ratio)
     by_prototypes = lambda options, rows: shoestring.metric_scores(
         options, rows, labels, support, num_classes=config.way)
+
     read = shoestring.scores(
         config.algorithm, self._train(index, features, adjacency, labels), labels, support,
         1 - support)
@@ -80,30 +82,31 @@ class Classifier:
     }
 
   def _classify(self, index: Array, features: Array, labels: Array) -> dict[str, Array]:
-    """The accuracy on the queries of one episode, by method."""
+    """Accuracy on the queries of one episode, by method."""
     queries = slice(self._num_support, None)
     right = lambda values: (jnp.argmax(values, axis=-1) == labels)[queries]
     return {name: jnp.mean(right(values).astype(jnp.float32))
             for name, values in self.scores(index, features, labels).items()}
 
   def _train(self, index: Array, features: Array, adjacency: Array, labels: Array) -> Array:
-    """The outputs [M, n] of a network that this episode has trained."""
+    """Outputs [M, n] of a network trained on this episode."""
     rows = slice(self._num_support)
     batch = shoestring.Batch(network.Inputs(features, adjacency, adjacency[rows]), labels[rows],
                              jnp.ones(self._num_support))
     key = rng.stream_key(rng.base_key(self._config.seed), rng.DATA, index)
     params = self._network.init(rng.stream_key(key, rng.INIT))
     state = self._algorithm.init(rng.stream_key(key, rng.DROPOUT), {'network': params})
+
     step = lambda state, _: (self._algorithm.train_step(state, batch)[0], None)
     state, _ = jax.lax.scan(step, state, length=self._config.steps)
     outputs = self._network.apply(
         state.params['network'], network.Inputs(features, adjacency, adjacency))
-    # Not numbers if an update was left out: the episode has diverged.
+    # NaN if an update was skipped: the episode has diverged.
     return jnp.where(state.step == self._config.steps, outputs, jnp.nan)
 
 
 def check_features(run: launch.Run, data: episodes.Features) -> str:
-  """The SHA-256 of the features, which is kept for a run that goes on later.
+  """SHA-256 of the features, saved so that a resumed run can check it.
 
   Raises:
     ValueError: the run began with other features; one line.
@@ -122,7 +125,7 @@ def check_features(run: launch.Run, data: episodes.Features) -> str:
 
 
 def play(run: launch.Run, data: episodes.Features, shots: int, bar) -> dict[str, np.ndarray]:
-  """The accuracy of every episode by method, [E]; batches that are on the disk are read."""
+  """Accuracy of every episode by method, [E]; finished batches are read from disk."""
   config = run.config
   classifier = Classifier(config, shots, data.features.shape[1])
   draw = functools.partial(episodes.draw_episode, data, way=config.way, shots=shots,
@@ -147,7 +150,7 @@ def play(run: launch.Run, data: episodes.Features, shots: int, bar) -> dict[str,
 
 
 def summarise(config: FewShot, outcomes: dict[int, dict[str, np.ndarray]]) -> dict[str, float]:
-  """Numbers by flat name, fractions: accuracies, and differences from plain prototypes."""
+  """Numbers by flat name, as fractions: accuracies, and differences from plain prototypes."""
   numbers = {}
   for shots, arms in outcomes.items():
     for name, values in arms.items():
@@ -162,7 +165,7 @@ def summarise(config: FewShot, outcomes: dict[int, dict[str, np.ndarray]]) -> di
 
 
 def table(config: FewShot, outcomes: dict[int, dict[str, np.ndarray]]) -> str:
-  """The closing table: means with 95 % intervals over episodes."""
+  """Table of means with 95 % intervals over episodes."""
   def cell(values):
     mean, error = statistics.mean_and_standard_error(100 * values)
     return f'{mean:.2f} ± {1.96 * error:.2f}'
@@ -175,12 +178,12 @@ def table(config: FewShot, outcomes: dict[int, dict[str, np.ndarray]]) -> str:
 
 
 def source(config: FewShot) -> str:
-  """Where the features came from, in words."""
+  """Description of the source of the features."""
   return f'features of {config.features_file}' if config.features_file else 'generated features'
 
 
 def write_figure(run: launch.Run, outcomes: dict[int, dict[str, np.ndarray]]) -> None:
-  """Every method's accuracy, a panel for each number of shots, and the same as CSV."""
+  """Plots accuracy by method, one panel per number of shots; writes the data as CSV."""
   path, rows = run.workdir / 'figures' / 'accuracy.png', []
   title = f'Episodes, {source(run.config)}: means with 95 % intervals'
   with arms_lib.figure(path, len(outcomes), title=title) as panels:
@@ -193,7 +196,8 @@ def write_figure(run: launch.Run, outcomes: dict[int, dict[str, np.ndarray]]) ->
       names = [name.replace(' with ', '\nwith ') for name in METHODS.values()]
       panel.set_yticks([-place for place in range(len(METHODS))],
                        names if panel is panels[0] else [''] * len(names))
-    limits = [panel.get_xlim() for panel in panels]  # One scale: gaps can be compared.
+
+    limits = [panel.get_xlim() for panel in panels]  # One common scale makes gaps comparable.
     for panel in panels:
       panel.set_xlim(min(low for low, _ in limits), max(high for _, high in limits))
   metrics.write_csv_atomic(
@@ -201,7 +205,7 @@ def write_figure(run: launch.Run, outcomes: dict[int, dict[str, np.ndarray]]) ->
 
 
 def write_metrics(run: launch.Run, outcomes: dict[int, dict[str, np.ndarray]]) -> None:
-  """The mean accuracy of each batch of episodes, in metrics.jsonl."""
+  """Writes the mean accuracy of each batch of episodes to metrics.jsonl."""
   size = run.config.batch_size
   with contextlib.closing(metrics.MetricsWriter(run.workdir)) as writer:
     writer.truncate(0)
@@ -212,15 +216,16 @@ def write_metrics(run: launch.Run, outcomes: dict[int, dict[str, np.ndarray]]) -
 
 
 def main(run: launch.Run) -> None:
-  """Plays all episodes, and writes the table, the figure and results.json."""
+  """Runs all episodes and writes the table, the figure and results.json."""
   config = run.config
   data = config.features()
-  for shots in config.shots:  # Before anything is computed.
+  for shots in config.shots:  # Fail before anything is computed.
     episodes.draw_episode(data, way=config.way, shots=shots, queries=config.queries,
                           seed=config.seed, index=0)
   digest = check_features(run, data)
   with loop.progress(config.episodes * len(config.shots), 'episodes') as bar:
     outcomes = {shots: play(run, data, shots, bar) for shots in config.shots}
+
   write_metrics(run, outcomes)
   write_figure(run, outcomes)
   said = f'Examples: {source(config)}.' + (

@@ -10,7 +10,7 @@ from jaxrl_llm.graphs import episodes as episodes_lib
 
 @dataclasses.dataclass
 class GeneratedFeatures:
-  """Features for a machine without image features; fields as in `episodes.make_features`."""
+  """Generated features, if no image features are available; fields as in `make_features`."""
 
   num_classes: int = 20
   per_class: int = 100
@@ -21,30 +21,30 @@ class GeneratedFeatures:
 
 @dataclasses.dataclass
 class FewShot:
-  """One run of experiments/shoestring_few_shot.py.
+  """One run of experiments/shoestring_few_shot/.
 
   Attributes:
-    seed: of the episodes, and of generated features, weights and dropout.
-    data_dir: the folder of `features_file`; '' generates features.
-    features_file: an npz with 'features' [M, D] and 'labels' [M] of novel classes, made by
-      whatever network; '' generates features.
+    seed: seed of the episodes, and of generated features, weights and dropout.
+    data_dir: directory of `features_file`; '' generates features.
+    features_file: an npz with 'features' [M, D] and 'labels' [M] of novel classes, made by any
+      network; '' generates features.
     generated: the generated features.
-    way: classes of an episode.
-    shots: labelled examples a class; each is a study of its own.
-    queries: unlabelled examples a class, which are classified together.
-    episodes: how many.
-    batch_size: episodes side by side; divides `episodes`.
+    way: classes per episode.
+    shots: labelled examples per class; each value is a separate study.
+    queries: unlabelled examples per class, which are classified together.
+    episodes: number of episodes.
+    batch_size: episodes in parallel; divides `episodes`.
     neighbours: k of the graph.
-    label_alpha: α of label propagation. In so small a graph 100, as for citation graphs, lets the
+    label_alpha: α of label propagation. In such a small graph 100, as for citation graphs, lets the
       class of the best-connected labelled example take over.
-    feature_alpha: α of the filter in front of the prototypes.
-    refinement_ratio: of the arm with refined prototypes.
-    steps: of the graph network; each episode trains its own.
-    learning_rate: of Adam.
-    width: of the hidden layer.
-    dropout: of both layers' inputs.
-    algorithm: settings of Shoestring; its metric is that of all arms with prototypes.
-    note: what a reader must know; printed with the results.
+    feature_alpha: α of the filter before the prototypes.
+    refinement_ratio: ratio for the arm with refined prototypes.
+    steps: training steps of the graph network; each episode trains its own.
+    learning_rate: learning rate of Adam.
+    width: width of the hidden layer.
+    dropout: dropout rate of both layers' inputs.
+    algorithm: config of Shoestring; all arms with prototypes use its metric.
+    note: note for the reader, printed with the results.
   """
 
   seed: int = 0
@@ -81,10 +81,12 @@ class FewShot:
     if self.episodes % self.batch_size:
       raise ValueError(f'config.episodes must be divisible by config.batch_size '
                        f'({self.batch_size}), got {self.episodes}')
+
     nodes = self.way * (min(self.shots) + self.queries)
     if self.neighbours >= nodes:
       raise ValueError(f'config.neighbours must be less than the {nodes} nodes of an episode, got '
                        f'{self.neighbours}')
+
     for name in ('label_alpha', 'feature_alpha', 'learning_rate'):
       if not 0 < getattr(self, name) < math.inf:
         raise ValueError(f'config.{name} must be positive and finite, got {getattr(self, name)}')
@@ -93,6 +95,7 @@ class FewShot:
     if not 0 <= self.refinement_ratio <= 1:
       raise ValueError(
           f'config.refinement_ratio must lie in [0, 1], got {self.refinement_ratio}')
+
     self.algorithm.validate()
     for name, needed in (('leaky_eval', False), ('refinement_ratio', 0)):
       if getattr(self.algorithm, name) != needed:

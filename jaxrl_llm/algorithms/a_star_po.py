@@ -5,27 +5,27 @@ with optimal advantage regression", arXiv 2505.20686; code: ZhaolinGao/A-PO.
 
 The objective is max_π E[r(x, y)] − β KL(π ‖ π_ref) with a verifiable reward in {0, 1}.
 Its solution satisfies β log π*(y|x) / π_ref(y|x) = r(x, y) − V*(x) for every y, with
-V*(x) = β log E_{y∼π_ref} exp(r(x, y) / β). A*-PO makes an equation to be fitted of it:
+V*(x) = β log E_{y∼π_ref} exp(r(x, y) / β). A*-PO fits this equation by regression:
 
-  stage 1, offline, once: N samples a prompt from π_ref,
+  stage 1, offline, once: N samples per prompt from π_ref,
     V̂*(x) = β₁ log (1/N) Σ_i exp(r(x, y_i) / β₁);                            (`estimate_values`)
-  stage 2, online: one sample y ∼ π_θ(·|x) a prompt,
+  stage 2, online: one sample y ∼ π_θ(·|x) per prompt,
     L(θ) = mean (β₂ log π_θ(y|x) / π_ref(y|x) − (r(x, y) − V̂*(x)))²,         (`make`)
-    log π the sum over the tokens of the response, stop token included.
+    where log π is the sum over the tokens of the response, stop token included.
 
 There is no critic, no group, no ratio to an old policy and no clipping. The gradient is
 not taken through the sampling. Since β₁ ≠ β₂ as published (0.5 and 1e-3), the loss does
 not fall to zero at the optimum: its floor is the mean of (V_β₁ − V_β₂)².
 
 Departures from the released code, and why:
-- β₁ = 0 means the mean of the rewards there, and β₁ < 0 means V = 0, where the limit
-  β₁ → 0 is their maximum: here `value_mode` names what is meant.
-- An entropy bonus of 1e-3 is active there in both scripts, and is not part of the
-  objective: off here, `entropy_coefficient=1e-3` is theirs.
-- Stage 1 is scored there with a more lenient reward than stage 2: identical here,
-  `stage1_reward='lenient'` is theirs.
-- Two optimizer steps are taken there from each batch of rollouts, the second slightly
-  off-policy: `num_minibatches` (1 here, 2 there).
+- There, β₁ = 0 means the mean of the rewards and β₁ < 0 means V = 0, although the limit
+  β₁ → 0 is their maximum. Here `value_mode` selects the estimator explicitly.
+- There, both scripts use an entropy bonus of 1e-3, which is not part of the objective.
+  It is off here; `entropy_coefficient=1e-3` restores it.
+- There, stage 1 is scored with a more lenient reward than stage 2. Here both are the
+  same; `stage1_reward='lenient'` restores the released one.
+- There, each batch of rollouts gets two optimizer steps, the second slightly off-policy:
+  `num_minibatches` (1 here, 2 there).
 
 Tables: experiments/configs/a_star_po_{arithmetic,ablation,countdown,gsm8k}.py.
 """
@@ -43,21 +43,22 @@ from jaxrl_llm.types import Algorithm, Array, Batch, ModelFns, TrainState, Weigh
 
 @dataclasses.dataclass
 class Config:
-  """Settings of A*-PO; the defaults are those of the released scripts where they agree
-  with the paper (addresses in experiments/configs/a_star_po_gsm8k.py).
+  """A*-PO config; the defaults are those of the released scripts where they agree with
+  the paper (addresses in experiments/configs/a_star_po_gsm8k.py).
 
   Attributes:
-    beta1: β₁ > 0 of stage 1; between the maximum (→ 0) and the mean (→ ∞) of the rewards.
+    beta1: β₁ > 0 of stage 1; interpolates between the maximum (→ 0) and the mean (→ ∞) of
+      the rewards.
     beta2: β₂ > 0 of stage 2, the weight of the KL divergence.
-    samples_per_prompt: N ≥ 1, of stage 1.
+    samples_per_prompt: N ≥ 1 samples of stage 1.
     value_mode: 'softmax' (the paper's estimator), its limits 'max' and 'mean', or 'zero'.
-    filter_all_wrong: leave out of stage 2 the prompts whose N samples all failed.
+    filter_all_wrong: exclude from stage 2 the prompts whose N samples all failed.
     stage1_reward: 'identical' (to stage 2's) or 'lenient' (the task's lenient reward).
     entropy_coefficient: weight of a bonus on the mean entropy of a token, nats.
-    temperature: of sampling and of all log-probs.
+    temperature: used for sampling and for all log-probs.
     num_minibatches: optimizer steps per batch of rollouts; all but the first are
       slightly off-policy.
-    num_micro_batches: parts that a minibatch is computed in.
+    num_micro_batches: micro-batches per minibatch.
     head_chunk: positions per chunk of the head; 0 takes all at once.
   """
 
@@ -81,12 +82,14 @@ class Config:
     for name in ('samples_per_prompt', 'num_minibatches', 'num_micro_batches'):
       if getattr(self, name) < 1:
         raise ValueError(f'{name} must be at least 1, got {getattr(self, name)}')
+
     for name, allowed in (
         ('value_mode', ('softmax', 'mean', 'max', 'zero')),
         ('stage1_reward', ('identical', 'lenient')),
     ):
       if getattr(self, name) not in allowed:
         raise ValueError(f'{name} must be one of {allowed}, got {getattr(self, name)!r}')
+
     for name in ('entropy_coefficient', 'head_chunk'):
       if getattr(self, name) < 0:
         raise ValueError(f'{name} must not be negative, got {getattr(self, name)}')
@@ -111,16 +114,16 @@ def make(
   """Stage 2 as two pure functions.
 
   Args:
-    config: settings.
+    config: A*-PO config.
     policy: the network of params['policy'].
     optimizer: an optax transformation.
 
   Returns:
-    Algorithm(init, train_step). `train_step` takes a `types.Batch` of one sample a
+    Algorithm(init, train_step). `train_step` takes a `types.Batch` of one sample per
     prompt, with `reference_log_probs` under the frozen π_ref and aux['values'] = V̂* [P].
 
   Raises:
-    ValueError: a setting is out of range.
+    ValueError: if a config field is out of range.
   """
   config.validate()
 
@@ -137,16 +140,19 @@ def make(
     losses = regression_losses.a_star_po_loss(
         log_ratio, batch.rewards[:, 0], batch.aux['values'], beta=config.beta2
     )
+
     sequence_entropy = masking.masked_sum(entropy, mask, axis=-1)[:, 0]
-    # The bonus is a mean over tokens and the loss one over prompts: the factor
-    # prompts / tokens of the whole batch puts both under one denominator.
+    # The bonus is a mean over tokens, the loss a mean over prompts: the factor
+    # prompts / tokens of the whole batch gives both the same denominator.
     bonus = config.entropy_coefficient * batch.aux['prompts_per_token'] * sequence_entropy
     prompts, tokens = jnp.sum(batch.weight), jnp.sum(mask * batch.weight[:, None, None])
     weighted = lambda x: jnp.sum(batch.weight * x)
-    # As `batches.sampler_gap`: tokens whose log-prob under the sampler is not known are left out.
+
+    # As in `batches.sampler_gap`, tokens with an unknown log-prob under the sampler are excluded.
     known = jnp.where(jnp.isfinite(batch.rollouts.log_probs), mask, 0.0)
     gap = jnp.abs(log_probs - jnp.where(known > 0, batch.rollouts.log_probs, 0.0))
     gap = masking.masked_sum(gap, known, axis=-1)[:, 0]
+
     metrics = {
         'train/squared_error': WeightedMean(weighted(losses), prompts),
         'train/log_ratio': WeightedMean(weighted(log_ratio), prompts),
@@ -158,13 +164,15 @@ def make(
 
   def train_step(state, batch: Batch):
     chex.assert_shape(batch.rewards, (None, 1))
-    # A prompt with a failed reward in stage 1 has no value, and nothing to be regressed on.
+    # A prompt with a failed reward in stage 1 has no value, and so no regression target.
     valued = jnp.isfinite(batch.aux['values'])[:, None]
     batch, dropped = batches.drop_invalid(
         dataclasses.replace(batch, rewards=jnp.where(valued, batch.rewards, jnp.nan)))
+
     tokens = jnp.sum(batch.rollouts.mask * batch.weight[:, None, None])
     per_token = jnp.sum(batch.weight) / jnp.maximum(tokens, 1.0)
     aux = {**batch.aux, 'prompts_per_token': jnp.full(batch.weight.shape, per_token)}
+
     state, metrics = step_lib.take_step(
         loss_fn, optimizer, state, dataclasses.replace(batch, aux=aux),
         num_micro_batches=config.num_micro_batches,

@@ -1,30 +1,31 @@
-"""DPO: a policy fitted to preferences as if it were a reward model.
+"""DPO: fits a policy to preferences as if it were a reward model.
 
 Rafailov, Sharma, Mitchell, Ermon, Manning and Finn, 2023, "Direct preference optimization: your
 language model is secretly a reward model", arXiv 2305.18290.
 
 The policy that maximises E r − β KL(π ‖ π_ref) is π ∝ π_ref e^{r/β}: it implies the reward
-β ln π/π_ref, up to a constant of the prompt. Put into the Bradley-Terry model of preferences,
+β ln π/π_ref, up to a constant per prompt. Inserted into the Bradley-Terry model of preferences,
 
   L(θ) = −mean ln σ(β D_θ),    D_θ = ln π_θ/π_ref (y_w|x) − ln π_θ/π_ref (y_l|x),
 
-log π the sum over the tokens of the response, stop token included. There is no reward model, no
-sampling and no critic. `loss` exchanges −ln σ(β D) for a relative (`rl.preference_losses`), and
-`rpo_weight` w adds −w ln π_θ(y_w|x), which keeps the preferred response likely: without it both
-may become rarer. That sum over tokens is the one of the star-graph baseline of Q# (Zhou et al.,
-2025, arXiv 2502.20548; released code jinpz/q_sharp, weight 1).
+where log π is the sum over the tokens of the response, stop token included. There is no reward
+model, no sampling and no critic. `loss` replaces −ln σ(β D) by a relative
+(`rl.preference_losses`), and `rpo_weight` w adds −w ln π_θ(y_w|x), which keeps the preferred
+response likely: without it both may become less likely. This term is a sum over tokens, as in the
+star-graph baseline of Q# (Zhou et al., 2025, arXiv 2502.20548; released code jinpz/q_sharp,
+weight 1).
 
-What is preferred follows from the order of the rewards: (1, 0) for labelled data, or those of a
-scorer. So three published procedures are one train step with other batches:
+The order of the rewards defines the preference: (1, 0) for labelled data, or the rewards of a
+scorer. So three published procedures are one train step with different batches:
   offline    pairs of a data set, labelled once;
   online     pairs sampled from the policy before every step;
-  iterative  pairs sampled from it once an iteration, and kept for the steps of that iteration.
-Which reference an iteration compares with, π_ref or the policy π_t at its start, is not confirmed
-for the published runs: `reference` says. 'policy' is θ when a train step begins; where several
-train steps share an iteration, hand out π_t's log-probs as those of a 'fixed' reference.
+  iterative  pairs sampled from it once per iteration, and reused for the steps of that iteration.
+Whether an iteration compares with π_ref or with the policy π_t at its start is not confirmed for
+the published runs; `reference` selects it. 'policy' is θ at the start of a train step; where
+several train steps share an iteration, pass π_t's log-probs as those of a 'fixed' reference.
 
 Departures, and why:
-- A tie carries no preference: such a pair has weight 0, and is counted.
+- A tie carries no preference: a tied pair has weight 0, and is counted in `train/ties`.
 
 Tables: a baseline of the studies of experiments/arena/.
 """
@@ -44,20 +45,20 @@ _SMOOTHED = ('conservative', 'robust')
 
 @dataclasses.dataclass
 class Config:
-  """Settings of DPO; β is that of the star-graph baseline in Q#'s released code.
+  """DPO config; the default β is that of the star-graph baseline in Q#'s released code.
 
   Attributes:
     loss: 'sigmoid' (DPO), 'ipo', 'hinge' (SLiC-HF), 'conservative' (cDPO) or 'robust' (rDPO).
     beta: β > 0, τ of 'ipo'; larger stays closer to the reference.
-    label_smoothing: ε in [0, 1/2) of 'conservative' and 'robust': how many labels are wrong.
-    rpo_weight: w ≥ 0 of −ln π_θ of the preferred response.
-    reference: 'fixed' (`batch.reference_log_probs`), or 'policy': frozen as the step begins.
+    label_smoothing: ε in [0, 1/2) of 'conservative' and 'robust': fraction of wrong labels.
+    rpo_weight: w ≥ 0, weight of −ln π_θ of the preferred response.
+    reference: 'fixed' (`batch.reference_log_probs`), or 'policy': frozen at the start of the step.
     samples_per_prompt: 2; more with `pairs='best_worst'`.
-    pairs: 'all' (the two samples), or 'best_worst' of more samples by reward.
-    temperature: of all log-probs, and of sampling where pairs are sampled.
+    pairs: 'all' (the two samples), or 'best_worst' by reward out of more samples.
+    temperature: used for all log-probs, and for sampling where pairs are sampled.
     num_epochs: passes over a batch; each is `num_minibatches` optimizer steps.
-    num_minibatches: optimizer steps of a pass.
-    num_micro_batches: parts that a minibatch is computed in.
+    num_minibatches: optimizer steps per pass.
+    num_micro_batches: micro-batches per minibatch.
     head_chunk: positions per chunk of the head; 0 takes all at once.
   """
 
@@ -82,6 +83,7 @@ class Config:
     for name in ('num_epochs', 'num_minibatches', 'num_micro_batches'):
       if getattr(self, name) < 1:
         raise ValueError(f'{name} must be at least 1, got {getattr(self, name)}')
+
     for name, allowed in (
         ('loss', ('sigmoid', 'ipo', 'hinge', *_SMOOTHED)),
         ('reference', ('fixed', 'policy')),
@@ -89,10 +91,12 @@ class Config:
     ):
       if getattr(self, name) not in allowed:
         raise ValueError(f'{name} must be one of {allowed}, got {getattr(self, name)!r}')
+
     if self.pairs == 'all' and self.samples_per_prompt != 2:
       raise ValueError(f'samples_per_prompt must be 2 for DPO, got {self.samples_per_prompt}')
     if self.samples_per_prompt < 2:
       raise ValueError(f'samples_per_prompt must be at least 2, got {self.samples_per_prompt}')
+
     if not 0 <= self.label_smoothing < 0.5:
       raise ValueError(f'label_smoothing must be in [0, 0.5), got {self.label_smoothing}')
     if self.label_smoothing and self.loss not in _SMOOTHED:
@@ -100,6 +104,7 @@ class Config:
           f'label_smoothing goes with a loss of {_SMOOTHED}, got {self.label_smoothing} and '
           f'{self.loss!r}'
       )
+
     for name in ('rpo_weight', 'head_chunk'):
       if getattr(self, name) < 0:
         raise ValueError(f'{name} must not be negative, got {getattr(self, name)}')
@@ -109,18 +114,20 @@ def make(config: Config, policy: ModelFns, optimizer: optax.GradientTransformati
   """DPO as two pure functions; a train step is `num_epochs` passes over its pairs.
 
   Args:
-    config: settings.
+    config: DPO config.
     policy: the network of params['policy'].
     optimizer: an optax transformation.
 
   Returns:
-    Algorithm(init, train_step). `train_step` takes a `types.Batch` whose rewards [P, K] say what
-    is preferred: nothing but their order is read. `reference_log_probs` may be None with
+    Algorithm(init, train_step). `train_step` takes a `types.Batch` whose rewards [P, K] define the
+    preference: only their order is read. `reference_log_probs` may be None with
     `reference='policy'`. The log-probs of responses that were not sampled here are NaN. The metric
-    train/initial_log_ratio is the distance from the reference as the step begins: 0 for 'policy'.
+    train/initial_log_ratio is the distance from the reference at the start of the step: 0 for
+    'policy'.
 
   Raises:
-    ValueError: a setting is out of range; from `train_step`, a batch that does not fit it.
+    ValueError: if a config field is out of range; from `train_step`, if the batch does not match
+      the config.
   """
   config.validate()
   pair_loss = {
@@ -134,6 +141,7 @@ def make(config: Config, policy: ModelFns, optimizer: optax.GradientTransformati
           preference_losses.robust_dpo_loss, beta=config.beta,
           label_smoothing=config.label_smoothing),
   }[config.loss]
+
   score = lambda params, rollouts: scoring.score(
       policy, params['policy'], rollouts,
       temperature=config.temperature, chunk_size=config.head_chunk,
@@ -158,13 +166,16 @@ def make(config: Config, policy: ModelFns, optimizer: optax.GradientTransformati
     log_probs = score(params, batch.rollouts)
     split = lambda tokens: preference_losses.split_by_preference(
         masking.masked_sum(tokens, mask, axis=-1), batch.rewards)
+
     chosen, rejected, decided = split(log_probs - batch.reference_log_probs)
     losses = pair_loss(chosen, rejected)
     if config.rpo_weight:
       losses = losses - config.rpo_weight * split(log_probs)[0]
+
     weight = batch.weight * decided
     mean = lambda x, weight=weight: WeightedMean(jnp.sum(weight * x), jnp.sum(weight))
     margin = config.beta * (chosen - rejected)
+
     return mean(losses), {
         'train/accuracy': mean((margin > 0).astype(jnp.float32)),
         'train/margin': mean(margin),
@@ -181,10 +192,13 @@ def make(config: Config, policy: ModelFns, optimizer: optax.GradientTransformati
           f'rewards must be [P, {config.samples_per_prompt}] (config.samples_per_prompt), got '
           f'{batch.rewards.shape}'
       )
+
     batch, dropped = batches.drop_invalid(batch)
     if config.pairs == 'best_worst':
       batch = batches.best_and_worst(batch)
+
     batch = dataclasses.replace(batch, reference_log_probs=reference_of(state.params, batch))
+
     state, first, metrics = step_lib.take_steps(
         loss_fn, optimizer, state, batch, num_epochs=config.num_epochs,
         num_minibatches=config.num_minibatches, num_micro_batches=config.num_micro_batches,

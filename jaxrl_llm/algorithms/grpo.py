@@ -1,18 +1,18 @@
-"""GRPO: PPO's token-wise surrogate with the group as its critic; and its corrected forms.
+"""GRPO: PPO's token-wise surrogate with a group baseline instead of a critic, and its variants.
 
 Shao, Wang, Zhu, Xu, Song, Bi, Zhang, Zhang, Li, Wu and Guo, 2024, "DeepSeekMath: pushing the
 limits of mathematical reasoning in open language models", arXiv 2402.03300, section 4.
 
-K responses to each prompt, one advantage for all tokens of a response:
+K responses per prompt, one advantage for all tokens of a response:
 
   A_i = (r_i − mean(r)) / (std(r) + 1e-6),
   L(θ) = mean [ −min( ρ A, clip(ρ, 1 − ε_low, 1 + ε_high) A ) + c k₃ ],
   ρ_t = π_θ/π_t (y_t|x, y_<t),    k₃ = π_ref/π_θ − ln(π_ref/π_θ) − 1 ≥ 0,
 
-the mean over tokens as `normalisation` says. The penalty lies in the loss, and the gradient goes
-through it: in expectation over y ∼ π_θ it is that of KL(π_ref ‖ π_θ), though the value is that of
-KL(π_θ ‖ π_ref) (`divergences.k3`). In the steps after the first it is taken over π_t's samples as
-it is, without a ratio, as published.
+where `normalisation` selects the mean over tokens. The penalty is in the loss, and the gradient
+passes through it: in expectation over y ∼ π_θ it is the gradient of KL(π_ref ‖ π_θ), though the
+value is that of KL(π_θ ‖ π_ref) (`divergences.k3`). In the steps after the first it is averaged
+over π_t's samples without a ratio, as published.
 
 | | GRPO | DAPO | Dr. GRPO |
 |---|---|---|---|
@@ -23,12 +23,12 @@ it is, without a ratio, as published.
 
 (Yu et al., 2025, DAPO, arXiv 2503.14476; Liu et al., 2025, "Understanding R1-Zero-like training",
 arXiv 2503.20783. DAPO's dynamic sampling and its penalty on long answers belong to the sampler and
-to the reward.) Division by the spread gives the prompts that are nearly solved or nearly hopeless
-the largest weight; 'response' gives long wrong answers a small one.
+to the reward.) Division by the spread gives the largest weight to prompts that are nearly solved
+or nearly hopeless; 'response' gives a small weight to long wrong answers.
 
-The standard deviation is the unbiased one, with 1e-6 beside it, as in verl's released code; a
-group of equal rewards has advantage 0. A group of one sample has nothing to compare with: mean 0
-and spread 1, as there, so that A = r.
+The standard deviation is the unbiased one plus 1e-6, as in verl's released code; a group of equal
+rewards has advantage 0. A group of one sample has nothing to compare with: it uses mean 0 and
+spread 1, as in verl, so that A = r.
 
 Tables: a baseline of experiments/arena/, addition and summaries.
 """
@@ -46,21 +46,21 @@ from jaxrl_llm.types import Algorithm, Batch, ModelFns, TrainState
 
 @dataclasses.dataclass
 class Config:
-  """Settings of GRPO.
+  """GRPO config.
 
   Attributes:
     advantage_scale: 'std', 'population_std' or 'none'.
     normalisation: 'response', 'token' or 'constant' (`policy_losses.mean_over_tokens`); 'constant'
-      divides by the slots T that the sampler had, so keep T the same throughout a run.
+      divides by the sampler's T slots, so keep T the same throughout a run.
     clip_low: ε_low in [0, 1] (verl and TRL: 0.2).
     clip_high: ε_high ≥ 0 (verl and TRL: 0.2; DAPO: 0.28); infinity never clips.
     kl_coefficient: c ≥ 0 (DeepSeekMath, section 4.2: 0.04).
     samples_per_prompt: K (TRL's GRPOConfig: 8; DeepSeekMath, section 4.2: 64).
-    temperature: of sampling and of all log-probs.
+    temperature: used for sampling and for all log-probs.
     num_epochs: passes over a batch; each is `num_minibatches` optimizer steps (DeepSeekMath,
       section 4.2: a single update).
-    num_minibatches: optimizer steps of a pass.
-    num_micro_batches: parts that a minibatch is computed in.
+    num_minibatches: optimizer steps per pass.
+    num_micro_batches: micro-batches per minibatch.
     head_chunk: positions per chunk of the head; 0 takes all at once.
   """
 
@@ -83,12 +83,14 @@ class Config:
     for name in ('samples_per_prompt', 'num_epochs', 'num_minibatches', 'num_micro_batches'):
       if getattr(self, name) < 1:
         raise ValueError(f'{name} must be at least 1, got {getattr(self, name)}')
+
     for name, allowed in (
         ('advantage_scale', ('std', 'population_std', 'none')),
         ('normalisation', ('response', 'token', 'constant')),
     ):
       if getattr(self, name) not in allowed:
         raise ValueError(f'{name} must be one of {allowed}, got {getattr(self, name)!r}')
+
     if not 0 <= self.clip_low <= 1:
       raise ValueError(f'clip_low must be in [0, 1], got {self.clip_low}')
     for name in ('clip_high', 'kl_coefficient', 'head_chunk'):
@@ -100,16 +102,16 @@ def make(config: Config, policy: ModelFns, optimizer: optax.GradientTransformati
   """GRPO as two pure functions; a train step is one iteration.
 
   Args:
-    config: settings.
+    config: GRPO config.
     policy: the network of params['policy'].
     optimizer: an optax transformation.
 
   Returns:
     Algorithm(init, train_step). `train_step` takes a `types.Batch` that π_t sampled, with
-    `reference_log_probs` under π_ref, which may be None without a penalty.
+    `reference_log_probs` under π_ref, which may be None if `kl_coefficient` is 0.
 
   Raises:
-    ValueError: a setting is out of range.
+    ValueError: if a config field is out of range.
   """
   config.validate()
   bounds = dict(clip_low=config.clip_low, clip_high=config.clip_high)
@@ -128,6 +130,7 @@ def make(config: Config, policy: ModelFns, optimizer: optax.GradientTransformati
     by_token = jnp.broadcast_to(batch.aux['advantages'][..., None], log_ratio.shape)
     losses = policy_losses.clipped_surrogate(log_ratio, by_token, **bounds)
     clipped = policy_losses.is_clipped(log_ratio, by_token, **bounds)
+
     mean = lambda x: masking.masked_mean(x, mask * weight[:, None, None])
     metrics = {
         'train/log_ratio': mean(jnp.abs(log_ratio)),
@@ -135,12 +138,14 @@ def make(config: Config, policy: ModelFns, optimizer: optax.GradientTransformati
         'train/entropy': mean(entropy),
         'train/ties': masking.masked_mean(batch.aux['tied'], weight),
     }
+
     if config.kl_coefficient:
-      # Whatever stands in padding is taken out before the exponential.
+      # Values at padding are zeroed before the exponential.
       reference = jnp.where(mask > 0, batch.reference_log_probs, 0.0)
       divergence = divergences.k3(log_probs - reference)
       losses = losses + config.kl_coefficient * divergence
       metrics['train/token_kl'] = mean(divergence)
+
     return policy_losses.mean_over_tokens(
         losses, mask, weight, normalisation=config.normalisation), metrics
 
@@ -153,7 +158,9 @@ def make(config: Config, policy: ModelFns, optimizer: optax.GradientTransformati
       )
     if config.kl_coefficient and batch.reference_log_probs is None:
       raise ValueError('kl_coefficient above 0 needs reference_log_probs, got None')
+
     batch, dropped = batches.drop_invalid(batch)
+
     old = step_lib.map_micro_batches(
         lambda rollouts: score(state.params, rollouts)[0], batch.rollouts,
         num_micro_batches=config.num_minibatches * config.num_micro_batches,
@@ -164,10 +171,12 @@ def make(config: Config, policy: ModelFns, optimizer: optax.GradientTransformati
         'advantages': advantages.grpo(batch.rewards, scale=config.advantage_scale),
         'tied': jnp.all(batch.rewards == batch.rewards[:, :1], axis=1).astype(jnp.float32),
     })
+
     state, first, metrics = step_lib.take_steps(
         loss_fn, optimizer, state, batch, num_epochs=config.num_epochs,
         num_minibatches=config.num_minibatches, num_micro_batches=config.num_micro_batches,
     )
+
     return state, {
         **metrics, 'train/sampler_gap': gap, 'train/dropped': dropped,
         'train/initial_log_ratio': first['train/log_ratio'],

@@ -1,4 +1,4 @@
-"""Learning hidden Markov models in context: a causal model is trained to predict fresh ones.
+"""In-context learning of hidden Markov models: a causal model is trained to predict new ones.
 
 Dai, Gao, Sattar, Dean and Sun, 2025, "Pre-trained large language models learn hidden Markov models
 in-context", arXiv 2506.07298; code: DaiYijia02/icl-hmm.
@@ -8,20 +8,20 @@ tokens and predicts the next symbol, at best as well as the filter, which knows 
 
   P(o_t | o_<t) = Bᵀ Aᵀ α_{t−1}
 
-Where no such model is at hand, one is made: every step draws HMMs λ that were never seen, and
-one trajectory of each,
+Where no such model is available, one is trained: every step draws new HMMs λ, and one trajectory
+of each,
 
   L(θ) = − E_λ E_{o ∼ λ} (1/T) Σ_t ln π_θ(o_t | o_<t)                     (labels='sampled')
 
-What minimises L is the Bayes-optimal prediction of one who does not know λ and has to infer it from
-o_<t: learning in context is all that can lower it. λ is known in training, so that the label may be
-averaged over, which leaves the expectation of the gradient as it is and lowers its variance
+The minimiser of L is the Bayes-optimal prediction without knowledge of λ, which has to be inferred
+from o_<t: only in-context learning can lower the loss. λ is known in training, so that the loss can
+average over the label, which preserves the expected gradient and lowers its variance
 (labels='filter'):
 
   − Σ_o P_λ(o | o_<t) ln π_θ(o | o_<t)
 
-Departures from the paper: the learner is its own network, not a pre-trained one (those are
-evaluated by `evaluation.in_context`).
+Departures from the paper: the learner is trained from scratch, not a pre-trained model (those are
+evaluated by `hmm.in_context`).
 
 Tables: experiments/configs/icl_hmm.py.
 """
@@ -40,11 +40,11 @@ from jaxrl_llm.types import Algorithm, Array, Metrics, ModelFns, TrainState, Wei
 
 @dataclasses.dataclass
 class Config:
-  """Settings of meta-training.
+  """Meta-training config.
 
   Attributes:
-    labels: 'sampled' (the next symbol) or 'filter' (its law given the HMM and what came before).
-    num_micro_batches: parts that a batch is computed in; divides the batch size.
+    labels: 'sampled' (the next symbol) or 'filter' (its distribution given the HMM and the past).
+    num_micro_batches: micro-batches per batch; divides the batch size.
   """
 
   labels: str = 'sampled'
@@ -60,7 +60,7 @@ class Config:
 
 @chex.dataclass(frozen=True)
 class Trajectories:
-  """Symbols of B HMMs, and what the HMMs themselves predict.
+  """Symbols of B HMMs, and the predictions of the HMMs themselves.
 
   Attributes:
     symbols: int32 [B, T + 1].
@@ -77,17 +77,17 @@ def make(
   """Meta-training of params['policy'] as two pure functions.
 
   Args:
-    config: settings.
-    policy: the network, causal, with a vocabulary of L symbols.
+    config: meta-training config.
+    policy: a causal network with a vocabulary of L symbols.
     optimizer: an optax transformation.
 
   Returns:
-    Algorithm(init, train_step); `train_step` takes `Trajectories`. Its metrics are nats a symbol:
-    train/loss, train/entropy (the filter's own, below which the loss cannot go on average) and
+    Algorithm(init, train_step); `train_step` takes `Trajectories`. Its metrics are in nats per
+    symbol: train/loss, train/entropy (of the filter, a lower bound of the loss on average) and
     train/divergence, KL(P_λ ‖ π_θ), their difference on average.
 
   Raises:
-    ValueError: a setting is out of range.
+    ValueError: if a config field is out of range.
   """
   config.validate()
 
@@ -100,10 +100,12 @@ def make(
         params['policy'], symbols, valid=jnp.ones(symbols.shape, bool),
         positions=jnp.broadcast_to(jnp.arange(symbols.shape[1]), symbols.shape))
     predicted = jax.nn.log_softmax(log_probs.head_logits(output.hidden, output.head))
+
     chex.assert_equal_shape([predicted, batch.laws])
     labels = jnp.take_along_axis(predicted, batch.symbols[:, 1:, None], axis=-1)[..., 0]
     expected = jnp.sum(batch.laws * predicted, axis=-1)
     certain = jnp.sum(batch.laws * jnp.log(jnp.maximum(batch.laws, 1e-30)), axis=-1)
+
     mean = lambda x: WeightedMean(jnp.sum(x), jnp.float32(x.size))
     return mean(-labels if config.labels == 'sampled' else -expected), {
         'train/entropy': mean(-certain), 'train/divergence': mean(certain - expected)}

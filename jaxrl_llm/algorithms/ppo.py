@@ -1,18 +1,18 @@
-"""PPO with a critic and a penalty on every token, as REBEL's paper compares with it.
+"""PPO with a critic and a penalty on every token: the baseline of REBEL's paper.
 
 Schulman, Wolski, Dhariwal, Radford and Klimov, 2017, "Proximal policy optimization algorithms",
-arXiv 1707.06347; for language models as in Ziegler et al., 2019, arXiv 1909.08593. The settings
-and the order of things are those of the TL;DR baseline of Gao et al., 2024, REBEL, arXiv
+arXiv 1707.06347; for language models as in Ziegler et al., 2019, arXiv 1909.08593. Hyperparameters
+and order of operations are those of the TL;DR baseline of Gao et al., 2024, REBEL, arXiv
 2404.16767 (code: ZhaolinGao/REBEL, src/tldr/ppo.py).
 
-A token is an action, what stands before it the state. One iteration on responses y ∼ π_t:
+A token is an action; everything before it is the state. One iteration on responses y ∼ π_t:
 
   1. freeze ln π_t and V_t; V_t of a token is read where the token is chosen, before it is seen;
   2. r_t = −c ln π_t/π_ref (y_t|x, y_<t), plus the score s(x, y) at the last token;
      over the batch r ← (r − μ)/σ + μ;                                         (`whiten_rewards`)
-  3. δ_t = r_t + γ V_{t+1} − V_t,  A_t = δ_t + γλ A_{t+1},  R_t = A_t + V_t, V = 0 behind the end;
+  3. δ_t = r_t + γ V_{t+1} − V_t,  A_t = δ_t + γλ A_{t+1},  R_t = A_t + V_t, V = 0 after the end;
      over the batch A ← (A − μ)/σ;                                          (`whiten_advantages`)
-  4. a few optimizer steps for both networks at once on
+  4. take a few optimizer steps for both networks at once on
        L = mean [ −min( ρ A, clip(ρ, 1 − ε, 1 + ε) A ) ]
          + v mean [ ½ max( (V − R)², (V_t + clip(V − V_t, −ε_v, ε_v) − R)² ) ].
 
@@ -20,12 +20,12 @@ At the first step ρ = 1, nothing is clipped, and the policy's gradient is the p
 caller initialises params['value'] from the reward model, whose scalar head it shares.
 
 Departures from the released code, and why:
-- It samples on behind the stop token, always to T tokens, and trains on that text too: penalty,
+- It samples past the stop token, always to T tokens, and trains on that text too: penalty,
   whitening, GAE and both losses run over all T positions. Here a response ends with its stop
-  token. `compat='released'` keeps what is left of this: means and whitening divide by all T slots
-  of a response, in which padding stands with reward, advantage and loss 0.
-- It whitens in every process, over a part of the batch; here over the whole batch.
-- It shuffles the rows before every epoch, which its one step an epoch does not notice.
+  token. `compat='released'` reproduces the rest: means and whitening divide by all T slots of a
+  response, where padding has reward, advantage and loss 0.
+- It whitens per process, over a part of the batch; here over the whole batch.
+- It shuffles the rows before every epoch, which has no effect at its one step per epoch.
 
 Tables: a baseline of experiments/arena/, addition and summaries.
 """
@@ -53,23 +53,23 @@ from jaxrl_llm.types import Algorithm, Array, Batch, ModelFns, TrainState
 
 @dataclasses.dataclass
 class Config:
-  """Settings of PPO; the defaults are those of the TL;DR script.
+  """PPO config; the defaults are those of the TL;DR script.
 
   Attributes:
-    kl_coefficient: c ≥ 0 of the penalty in the token rewards.
-    clip: ε > 0 of the ratio; infinity never clips.
+    kl_coefficient: c ≥ 0, weight of the penalty in the token rewards.
+    clip: ε > 0, clip range of the ratio; infinity never clips.
     value_clip: ε_v > 0, in units of reward; infinity never clips.
-    value_coefficient: v ≥ 0.
+    value_coefficient: v ≥ 0, weight of the value loss.
     discount: γ in [0, 1].
     trace: λ in [0, 1].
-    whiten_rewards: scale token rewards to unit variance over the batch; their mean is kept.
-    whiten_advantages: mean 0 and unit variance over the batch.
-    compat: 'correct', or 'released': padding counts in means and whitening.
-    samples_per_prompt: any number; each is a trajectory of its own.
-    temperature: of sampling and of all log-probs.
+    whiten_rewards: scale token rewards to unit variance over the batch, preserving their mean.
+    whiten_advantages: scale advantages to mean 0 and unit variance over the batch.
+    compat: 'correct', or 'released' (padding counts in means and whitening).
+    samples_per_prompt: any number; each sample is its own trajectory.
+    temperature: used for sampling and for all log-probs.
     num_epochs: passes over a batch; each is `num_minibatches` optimizer steps.
-    num_minibatches: optimizer steps of a pass (the released code: 1).
-    num_micro_batches: parts that a minibatch is computed in.
+    num_minibatches: optimizer steps per pass (the released code: 1).
+    num_micro_batches: micro-batches per minibatch.
     head_chunk: positions per chunk of the head; 0 takes all at once.
   """
 
@@ -93,12 +93,15 @@ class Config:
     """Raises ValueError with one line for the first field that is out of range."""
     if not 0 < self.temperature < float('inf'):
       raise ValueError(f'temperature must be positive and finite, got {self.temperature}')
+
     for name in ('clip', 'value_clip'):
       if not getattr(self, name) > 0:
         raise ValueError(f'{name} must be positive, got {getattr(self, name)}')
+
     for name in ('discount', 'trace'):
       if not 0 <= getattr(self, name) <= 1:
         raise ValueError(f'{name} must be in [0, 1], got {getattr(self, name)}')
+
     if self.compat not in ('correct', 'released'):
       raise ValueError(f"compat must be one of ('correct', 'released'), got {self.compat!r}")
     for name in ('samples_per_prompt', 'num_epochs', 'num_minibatches', 'num_micro_batches'):
@@ -114,7 +117,7 @@ def token_rewards(config: Config, batch: Batch, old_log_probs: Array) -> Array:
 
   Args:
     config: `kl_coefficient` is used.
-    batch: scores in `rewards` [P, K]; `reference_log_probs` may be None without a penalty.
+    batch: scores in `rewards` [P, K]; `reference_log_probs` may be None if the coefficient is 0.
     old_log_probs: float [P, K, T] under π_t.
 
   Returns:
@@ -136,17 +139,17 @@ def make(
   """PPO as two pure functions; a train step is one iteration.
 
   Args:
-    config: settings.
+    config: PPO config.
     policy: the network of params['policy'].
-    value: the critic of params['value'], with a head of one row.
-    optimizer: an optax transformation, of both networks.
+    value: the critic of params['value'], with a one-row head.
+    optimizer: an optax transformation for both networks.
 
   Returns:
     Algorithm(init, train_step). `train_step` takes a `types.Batch` that π_t sampled, with
-    `reference_log_probs` under π_ref, which may be None without a penalty.
+    `reference_log_probs` under π_ref, which may be None if `kl_coefficient` is 0.
 
   Raises:
-    ValueError: a setting is out of range.
+    ValueError: if a config field is out of range.
   """
   config.validate()
   bounds = dict(clip_low=min(config.clip, 1.0), clip_high=config.clip)
@@ -162,13 +165,14 @@ def make(
     return TrainState(jnp.int32(0), params, optimizer.init(params), key, aux={})
 
   def estimate(batch: Batch, old: Array, values: Array) -> dict[str, Array]:
-    """Steps 2 and 3: what the losses hold fixed, each [P, K, T]."""
+    """Steps 2 and 3: fixed targets for the losses, each [P, K, T]."""
     mask = batch.rollouts.mask
     slots = jnp.ones_like(mask) if config.compat == 'released' else mask
     counts = slots * batch.weight[:, None, None]
     rewards = token_rewards(config, batch, old)
     if config.whiten_rewards:
       rewards = advantages.whiten(rewards, counts, mean='keep')
+
     advantage, target = returns.generalized_advantages(
         rewards, values, mask, discount=config.discount, trace=config.trace)
     if config.whiten_advantages:
@@ -181,13 +185,17 @@ def make(
     log_probs, entropy = score(params, batch.rollouts)
     values = read_values(params, batch.rollouts)
     log_ratio = log_probs - frozen['old_log_probs']
+
     surrogate = policy_losses.clipped_surrogate(log_ratio, frozen['advantages'], **bounds)
     clipped = policy_losses.is_clipped(log_ratio, frozen['advantages'], **bounds)
+
     error = value_losses.clipped_value_loss(
         values, frozen['old_values'], frozen['returns'], clip=config.value_clip)
     loss = policy_losses.mean_over_tokens(
         surrogate + config.value_coefficient * error, mask, weight, normalisation=normalisation)
+
     mean = lambda x: masking.masked_mean(x, mask * weight[:, None, None])
+
     return loss, {
         'train/policy_loss': mean(surrogate),
         'train/value_loss': mean(error),
@@ -207,17 +215,21 @@ def make(
       )
     if config.kl_coefficient and batch.reference_log_probs is None:
       raise ValueError('kl_coefficient above 0 needs reference_log_probs, got None')
+
     batch, dropped = batches.drop_invalid(batch)
+
     old, values = step_lib.map_micro_batches(
         lambda rollouts: (score(state.params, rollouts)[0], read_values(state.params, rollouts)),
         batch.rollouts, num_micro_batches=config.num_minibatches * config.num_micro_batches,
     )
     gap = batches.sampler_gap(old, batch.rollouts, batch.weight)
     batch = dataclasses.replace(batch, aux=estimate(batch, old, values))
+
     state, first, metrics = step_lib.take_steps(
         loss_fn, optimizer, state, batch, num_epochs=config.num_epochs,
         num_minibatches=config.num_minibatches, num_micro_batches=config.num_micro_batches,
     )
+
     return state, {
         **metrics, 'train/sampler_gap': gap, 'train/dropped': dropped,
         'train/initial_log_ratio': first['train/log_ratio'],

@@ -4,29 +4,29 @@ Gao, Chang, Zhan, Oertell, Swamy, Brantley, Joachims, Bagnell, Lee and Sun, 2024
 Reinforcement learning via regressing relative rewards", arXiv 2404.16767; code:
 ZhaolinGao/REBEL.
 
-A mirror-descent step π_{t+1} ∝ π_t exp(η r) satisfies, for every two responses to x,
+A mirror-descent step π_{t+1} ∝ π_t exp(η r) satisfies, for any two responses to x,
   ln π_{t+1}(y|x)/π_t(y|x) − ln π_{t+1}(y'|x)/π_t(y'|x) = η (r(x, y) − r(x, y')),
-in which the normaliser has dropped out. REBEL fits that equation by least squares:
+in which the normaliser cancels. REBEL fits that equation by least squares:
 
   1. draw y ∼ π_t and y' ∼ μ for each prompt (μ = π_t, or a data set: `mix_offline`);
-  2. freeze π_t(y|x), π_t(y'|x) and the rewards; a penalty c · ln π_t/π_ref lies in the reward;
-  3. a few optimizer steps from θ_t on
+  2. freeze π_t(y|x), π_t(y'|x) and the rewards, which include a penalty c · ln π_t/π_ref;
+  3. take a few optimizer steps from θ_t on
        L(θ) = mean (D_θ − η (r − r'))²,     D_θ = the difference of log-ratios to π_t,
-     log π the sum over the tokens of the response, stop token included.
+     where log π is the sum over the tokens of the response, stop token included.
 
 There is no critic, no clipping and no whitening. π_t is refreshed every iteration, and is not
 π_ref. With general preferences ℓ(x, y, y'') = −ℓ(x, y'', y) in place of rewards the target is
 ℓ(x, y, y'') − ℓ(x, y', y'') for comparators y'' ∼ π_t (`signal='preferences'`).
 
 Departures from the released code, and why:
-- A response counts as finished if it chose a stop token; there, if padding is left over, which
-  also punishes one that stops at the last slot (`masking.replace_scores_without_stop`).
-- Padding behind a response has no part in any sum; in the evaluation's KL there, it has.
+- A response counts as finished if it chose a stop token; there, if padding is left, which also
+  penalises one that stops at the last slot (`masking.replace_scores_without_stop`).
+- Padding after a response is excluded from all sums; there, the evaluation's KL includes it.
 - The paper divides the log-ratios by η, the code multiplies the rewards (`loss_form`): the two
-  differ by η², which matters to clipping, weight decay and Adam's ε.
+  differ by η², which affects clipping, weight decay and Adam's ε.
 
 Tables: experiments/configs/{arena,rebel_tldr,rebel_chat,rebel_largebatch}.py; general
-preferences: rebel_games.py; a policy that is a chain of Gaussian steps: rl/gaussian_chain.py.
+preferences: rebel_games.py; a policy that is a chain of Gaussian steps: experiments/rebel_gaussian.
 """
 
 import dataclasses
@@ -43,21 +43,21 @@ from jaxrl_llm.types import Algorithm, Array, Batch, ModelFns, Rollouts, TrainSt
 
 @dataclasses.dataclass
 class Config:
-  """Settings of REBEL; the defaults are those of the TL;DR script where it has them.
+  """REBEL config; the defaults are those of the TL;DR script where it sets them.
 
   Attributes:
     eta: η > 0; larger is more aggressive.
-    loss_form: 'code', or 'paper': divided by η².
-    kl_coefficient: c ≥ 0 of the penalty in the reward.
+    loss_form: 'code', or 'paper' (divided by η²).
+    kl_coefficient: c ≥ 0, weight of the penalty in the reward.
     samples_per_prompt: 2; more with `pairs='best_worst'`.
-    pairs: 'all' (the two samples), or 'best_worst' of more samples by reward.
+    pairs: 'all' (the two samples), or 'best_worst' by reward out of more samples.
     signal: 'rewards' [P, K], or 'preferences' [P, 2, M] of the pair against M comparators.
-    offline_fraction: of the prompts whose y' comes from a data set (`mix_offline`).
+    offline_fraction: fraction of prompts whose y' comes from a data set (`mix_offline`).
     whiten_rewards: scale rewards to unit variance over the batch.
-    temperature: of sampling and of all log-probs.
+    temperature: used for sampling and for all log-probs.
     num_epochs: passes over a batch; each is `num_minibatches` optimizer steps.
-    num_minibatches: optimizer steps of a pass (the released code: 1).
-    num_micro_batches: parts that a minibatch is computed in.
+    num_minibatches: optimizer steps per pass (the released code: 1).
+    num_micro_batches: micro-batches per minibatch.
     head_chunk: positions per chunk of the head; 0 takes all at once.
   """
 
@@ -83,6 +83,7 @@ class Config:
     for name in ('num_epochs', 'num_minibatches', 'num_micro_batches'):
       if getattr(self, name) < 1:
         raise ValueError(f'{name} must be at least 1, got {getattr(self, name)}')
+
     for name, allowed in (
         ('loss_form', ('code', 'paper')),
         ('pairs', ('all', 'best_worst')),
@@ -90,6 +91,7 @@ class Config:
     ):
       if getattr(self, name) not in allowed:
         raise ValueError(f'{name} must be one of {allowed}, got {getattr(self, name)!r}')
+
     if self.pairs == 'all' and self.samples_per_prompt != 2:
       raise ValueError(f'samples_per_prompt must be 2 for REBEL, got {self.samples_per_prompt}')
     if self.pairs == 'best_worst' and (self.samples_per_prompt < 2 or self.signal != 'rewards'):
@@ -97,6 +99,7 @@ class Config:
           "pairs='best_worst' needs samples_per_prompt of at least 2 and signal='rewards', got "
           f'{self.samples_per_prompt} and {self.signal!r}'
       )
+
     if not 0 <= self.offline_fraction <= 1:
       raise ValueError(f'offline_fraction must be in [0, 1], got {self.offline_fraction}')
     if self.offline_fraction and self.pairs != 'all':
@@ -104,6 +107,7 @@ class Config:
           "offline_fraction replaces the second of two samples and needs pairs='all', got "
           f'{self.offline_fraction} and {self.pairs!r}'
       )
+
     if not 0 <= self.kl_coefficient < float('inf'):
       raise ValueError(
           f'kl_coefficient must not be negative, and finite, got {self.kl_coefficient}')
@@ -112,16 +116,16 @@ class Config:
 
 
 def mix_offline(config: Config, rollouts: Rollouts, offline: Rollouts, key: Array) -> Rollouts:
-  """Replaces the second sample of some prompts by a response from a data set: μ is then mixed.
+  """Replaces the second sample of some prompts by a response from a data set, so that μ is mixed.
 
   Args:
     config: `offline_fraction` is used.
-    rollouts: two samples a prompt, before they are scored.
-    offline: one response a prompt, of the same slots; its log-probs are not read.
-    key: decides which prompts.
+    rollouts: two samples per prompt, before they are scored.
+    offline: one response per prompt, with the same slots; its log-probs are not read.
+    key: PRNG key for the choice of prompts.
 
   Returns:
-    Rollouts with K = 2; the log-probs of what was not sampled are NaN.
+    Rollouts with K = 2; the log-probs of responses that were not sampled are NaN.
   """
   chex.assert_equal_shape([rollouts.tokens[:, :1], offline.tokens])
   replace = jax.random.bernoulli(key, config.offline_fraction, rollouts.prompt_lengths.shape)
@@ -140,16 +144,16 @@ def make(config: Config, policy: ModelFns, optimizer: optax.GradientTransformati
   """REBEL as two pure functions; a train step is one iteration.
 
   Args:
-    config: settings.
+    config: REBEL config.
     policy: the network of params['policy'].
     optimizer: an optax transformation.
 
   Returns:
     Algorithm(init, train_step). `train_step` takes a `types.Batch` that π_t sampled, with
-    `reference_log_probs` under π_ref, which may be None without a penalty.
+    `reference_log_probs` under π_ref, which may be None if `kl_coefficient` is 0.
 
   Raises:
-    ValueError: a setting is out of range.
+    ValueError: if a config field is out of range.
   """
   config.validate()
   score = lambda params, rollouts: scoring.score(
@@ -171,6 +175,7 @@ def make(config: Config, policy: ModelFns, optimizer: optax.GradientTransformati
           rewards, total(old), total(batch.reference_log_probs),
           kl_coefficient=config.kl_coefficient,
       )
+
     if config.whiten_rewards:
       counts = jnp.broadcast_to(batch.weight[:, None], rewards.shape)
       rewards = advantages.whiten(rewards, counts, mean='keep')
@@ -182,9 +187,11 @@ def make(config: Config, policy: ModelFns, optimizer: optax.GradientTransformati
         score(params, batch.rollouts) - batch.aux['old_log_probs'], mask, axis=-1)
     losses = regression_losses.rebel_loss(
         log_ratio, batch.rewards, eta=config.eta, form=config.loss_form)
+
     difference = log_ratio[:, 0] - log_ratio[:, 1]
     target = config.eta * (batch.rewards[:, 0] - batch.rewards[:, 1])
     mean = lambda x: WeightedMean(jnp.sum(weight * x), jnp.sum(weight))
+
     return mean(losses), {
         'train/log_ratio': mean(jnp.mean(jnp.abs(log_ratio), axis=1)),
         'train/difference': mean(jnp.abs(difference)),
@@ -201,9 +208,11 @@ def make(config: Config, policy: ModelFns, optimizer: optax.GradientTransformati
       )
     if config.kl_coefficient and batch.reference_log_probs is None:
       raise ValueError('kl_coefficient above 0 needs reference_log_probs, got None')
+
     if config.pairs == 'best_worst':
       batch = batches.best_and_worst(batch)
     batch, dropped = batches.drop_invalid(batch)
+
     old = step_lib.map_micro_batches(
         lambda rollouts: score(state.params, rollouts), batch.rollouts,
         num_micro_batches=config.num_minibatches * config.num_micro_batches,
@@ -211,10 +220,12 @@ def make(config: Config, policy: ModelFns, optimizer: optax.GradientTransformati
     gap = batches.sampler_gap(old, batch.rollouts, batch.weight)
     batch = dataclasses.replace(
         batch, rewards=shape_rewards(batch, old), aux={'old_log_probs': old})
+
     state, first, metrics = step_lib.take_steps(
         loss_fn, optimizer, state, batch, num_epochs=config.num_epochs,
         num_minibatches=config.num_minibatches, num_micro_batches=config.num_micro_batches,
     )
+
     return state, {
         **metrics, 'train/sampler_gap': gap, 'train/dropped': dropped,
         'train/initial_log_ratio': first['train/log_ratio'],

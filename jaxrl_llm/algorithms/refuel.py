@@ -1,34 +1,35 @@
-"""REFUEL: REBEL in dialogues, by regressing differences of what follows from a turn.
+"""REFUEL: REBEL for dialogues, by regression onto differences of future rewards.
 
 Gao, Zhan, Chang, Swamy, Brantley, Lee and Sun, 2024, "Regressing the relative future: efficient
 policy optimization for multi-turn RLHF", arXiv 2410.04612; code: ZhaolinGao/REFUEL.
 
-In a dialogue x_1, y_1, x_2, ..., y_H the state s_h ends with what the user said last, the action
-is the whole reply y_h, and one reward r(s_H, y_H) judges the dialogue. With
+In a dialogue x_1, y_1, x_2, ..., y_H the state s_h ends with the user's last message, the action
+is the whole reply y_h, and one reward r(s_H, y_H) scores the dialogue. With
 Q_h(s, y) = E[r | s_h = s, y_h = y, π_t afterwards] the step π_{t+1} ∝ π_t exp(η Q_h) satisfies
   ln π_{t+1}(y|s)/π_t(y|s) − ln π_{t+1}(y'|s)/π_t(y'|s) = η (Q_h(s, y) − Q_h(s, y')).
 
   1. draw a turn h, and roll π_t out with the user: on-policy prefix s_h, reply y_h, reward R;
-  2. from the same s_h draw another reply y'_h and roll it out to the end, the user's replies
-     drawn anew: reward R'. R − R' estimates the difference of the two Q without bias;
-  3. freeze π_t(y_h|s_h), π_t(y'_h|s_h) and the rewards; a penalty c · ln π_t/π_ref of the two
-     replies lies in the reward;
-  4. a few optimizer steps from θ_t on
+  2. from the same s_h draw another reply y'_h and roll it out to the end, with new replies of the
+     user: reward R'. R − R' is an unbiased estimate of the difference of the two Q;
+  3. freeze π_t(y_h|s_h), π_t(y'_h|s_h) and the rewards, which include a penalty c · ln π_t/π_ref
+     of the two replies;
+  4. take a few optimizer steps from θ_t on
        L(θ) = mean (D_θ − η (R − R'))²,     D_θ = the difference of log-ratios to π_t,
-     log π the sum over the tokens of reply h alone, stop token included.
+     where log π is the sum over the tokens of reply h only, stop token included.
 
-What is said after turn h has a part in the rewards only. The regression's noise does not move the
-minimiser: it adds η² E[Var(R|s_h, y_h) + Var(R'|s_h, y'_h)] to the loss. With H = 1 this is REBEL.
-There is no critic. Drawing h, the roll-outs and the reset stand in `sampling.dialogue`.
+Everything after turn h enters only through the rewards. The noise of the regression target does
+not move the minimiser: it adds η² E[Var(R|s_h, y_h) + Var(R'|s_h, y'_h)] to the loss. With H = 1
+this is REBEL. There is no critic. `sampling.dialogue` draws h and implements the roll-outs and the
+reset.
 
 Departures from the released code, and why:
-- A reply without a stop token keeps all of its tokens in the mask; there, its last one is
-  overwritten by a stop token that nobody chose, and leaves the mask.
-- Whether a reply stopped is asked of the reply (`masking.replace_scores_without_stop` on the
-  rollouts' `stop_reason`, that of reply h); there, for Anthropic HH, of the mask's length, which
-  also punishes a reply that needs all but one of its slots.
-- π_t's log-probs are computed by the step that trains; in setting one they are read from a file
-  that another machine wrote, and D_θ need not be 0 before the first step.
+- A reply without a stop token keeps all of its tokens in the mask; there, its last token is
+  overwritten by a stop token that the policy did not choose, and is dropped from the mask.
+- Whether a reply stopped is read from the reply (`masking.replace_scores_without_stop` on the
+  rollouts' `stop_reason`, that of reply h); there, for Anthropic HH, from the mask's length, which
+  also penalises a reply that needs all but one of its slots.
+- π_t's log-probs are computed by the train step; there, setting one reads them from a file written
+  by another machine, and D_θ need not be 0 before the first step.
 
 Settings: one (a simulated user): η = 1000, temperature 0.8, no penalty, one pass of minibatches
 of 128 (experiments/configs/refuel_one.py); two (questions of a data set): the defaults
@@ -48,18 +49,18 @@ from jaxrl_llm.types import Algorithm, Array, Batch, ModelFns, TrainState, Weigh
 
 @dataclasses.dataclass
 class Config:
-  """Settings of REFUEL; the defaults are those documented for setting two on Anthropic HH.
+  """REFUEL config; the defaults are those documented for setting two on Anthropic HH.
 
   Attributes:
     eta: η > 0; larger is more aggressive.
-    loss_form: 'code', or 'paper': divided by η².
-    kl_coefficient: c ≥ 0 of the penalty in the reward, over the tokens of reply h.
+    loss_form: 'code', or 'paper' (divided by η²).
+    kl_coefficient: c ≥ 0, weight of the penalty in the reward, over the tokens of reply h.
     samples_per_prompt: 2, the two roll-outs.
     whiten_rewards: scale rewards to unit variance over the batch.
-    temperature: of sampling and of all log-probs.
+    temperature: used for sampling and for all log-probs.
     num_epochs: passes over a batch; each is `num_minibatches` optimizer steps.
-    num_minibatches: optimizer steps of a pass (the released code: 1).
-    num_micro_batches: parts that a minibatch is computed in.
+    num_minibatches: optimizer steps per pass (the released code: 1).
+    num_micro_batches: micro-batches per minibatch.
     head_chunk: positions per chunk of the head; 0 takes all at once.
   """
 
@@ -82,9 +83,11 @@ class Config:
     for name in ('num_epochs', 'num_minibatches', 'num_micro_batches'):
       if getattr(self, name) < 1:
         raise ValueError(f'{name} must be at least 1, got {getattr(self, name)}')
+
     for name, allowed in (('loss_form', ('code', 'paper')),):
       if getattr(self, name) not in allowed:
         raise ValueError(f'{name} must be one of {allowed}, got {getattr(self, name)!r}')
+
     if self.samples_per_prompt != 2:
       raise ValueError(f'samples_per_prompt must be 2 for REFUEL, got {self.samples_per_prompt}')
     if not 0 <= self.kl_coefficient < float('inf'):
@@ -95,22 +98,23 @@ class Config:
 
 
 def only_turn(batch: Batch) -> Batch:
-  """The batch with the mask, and the sampler's log-probs, on the tokens of reply h alone.
+  """Restricts the mask and the sampler's log-probs to the tokens of reply h.
 
-  Every other token is context, as the user's are. Given to REBEL, RLOO or DPO, what it returns
-  makes them train on turn h: with h = H − 1 these are the paper's last-turn baselines.
+  All other tokens are context, like the user's. REBEL, RLOO and DPO train on turn h when given
+  this batch: with h = H − 1 these are the paper's last-turn baselines.
 
   Args:
-    batch: aux has 'turns' int32 [P, K, T], the reply that a token belongs to (−1 elsewhere), and
+    batch: aux holds 'turns' int32 [P, K, T], the reply that a token belongs to (−1 elsewhere), and
       'turn' int32 [P], h.
 
   Raises:
-    ValueError: aux lacks one of them.
+    ValueError: if aux lacks one of them.
   """
   for name in ('turns', 'turn'):
     if name not in batch.aux:
       raise ValueError(f'aux must hold {name!r} (see sampling.dialogue.as_rollouts), got '
                        f'{sorted(batch.aux)}')
+
   rollouts = batch.rollouts
   chex.assert_equal_shape([batch.aux['turns'], rollouts.mask])
   here = batch.aux['turns'] == batch.aux['turn'][:, None, None]
@@ -124,17 +128,17 @@ def make(config: Config, policy: ModelFns, optimizer: optax.GradientTransformati
   """REFUEL as two pure functions; a train step is one iteration.
 
   Args:
-    config: settings.
+    config: REFUEL config.
     policy: the network of params['policy'].
     optimizer: an optax transformation.
 
   Returns:
     Algorithm(init, train_step). `train_step` takes a `types.Batch` of the two roll-outs with
     'turns' and 'turn' in aux (`only_turn`), rewards [P, 2] of the whole dialogues, and
-    `reference_log_probs` under π_ref, which may be None without a penalty.
+    `reference_log_probs` under π_ref, which may be None if `kl_coefficient` is 0.
 
   Raises:
-    ValueError: a setting is out of range.
+    ValueError: if a config field is out of range.
   """
   config.validate()
   score = lambda params, rollouts: scoring.score(
@@ -154,6 +158,7 @@ def make(config: Config, policy: ModelFns, optimizer: optax.GradientTransformati
           rewards, total(old), total(batch.reference_log_probs),
           kl_coefficient=config.kl_coefficient,
       )
+
     if config.whiten_rewards:
       counts = jnp.broadcast_to(batch.weight[:, None], rewards.shape)
       rewards = advantages.whiten(rewards, counts, mean='keep')
@@ -165,9 +170,11 @@ def make(config: Config, policy: ModelFns, optimizer: optax.GradientTransformati
         score(params, batch.rollouts) - batch.aux['old_log_probs'], mask, axis=-1)
     losses = regression_losses.rebel_loss(
         log_ratio, batch.rewards, eta=config.eta, form=config.loss_form)
+
     difference = log_ratio[:, 0] - log_ratio[:, 1]
     target = config.eta * (batch.rewards[:, 0] - batch.rewards[:, 1])
     mean = lambda x: WeightedMean(jnp.sum(weight * x), jnp.sum(weight))
+
     return mean(losses), {
         'train/log_ratio': mean(jnp.mean(jnp.abs(log_ratio), axis=1)),
         'train/difference': mean(jnp.abs(difference)),
@@ -184,7 +191,9 @@ def make(config: Config, policy: ModelFns, optimizer: optax.GradientTransformati
       )
     if config.kl_coefficient and batch.reference_log_probs is None:
       raise ValueError('kl_coefficient above 0 needs reference_log_probs, got None')
+
     batch, dropped = batches.drop_invalid(only_turn(batch))
+
     old = step_lib.map_micro_batches(
         lambda rollouts: score(state.params, rollouts), batch.rollouts,
         num_micro_batches=config.num_minibatches * config.num_micro_batches,
@@ -192,10 +201,12 @@ def make(config: Config, policy: ModelFns, optimizer: optax.GradientTransformati
     gap = batches.sampler_gap(old, batch.rollouts, batch.weight)
     batch = dataclasses.replace(
         batch, rewards=shape_rewards(batch, old), aux={'old_log_probs': old})
+
     state, first, metrics = step_lib.take_steps(
         loss_fn, optimizer, state, batch, num_epochs=config.num_epochs,
         num_minibatches=config.num_minibatches, num_micro_batches=config.num_micro_batches,
     )
+
     return state, {
         **metrics, 'train/sampler_gap': gap, 'train/dropped': dropped,
         'train/initial_log_ratio': first['train/log_ratio'],

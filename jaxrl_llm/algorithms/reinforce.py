@@ -7,24 +7,24 @@ feedback in LLMs", arXiv 2402.14740.
 
 A response is one action, its prompt the state. For r(x, y) = s(x, y) − c ln π_θ(y|x)/π_ref(y|x),
 
-  ∇ E_{x, y∼π_θ} r = E (r(x, y) − b) ∇ ln π_θ(y|x)    for any b that y has no part in,
+  ∇ E_{x, y∼π_θ} r = E (r(x, y) − b) ∇ ln π_θ(y|x)    for any b independent of y,
   L(θ) = −mean (r − b) ln π_θ(y|x),
 
-log π the sum over the tokens of the response, stop token included; r − b is a constant. (The term
-that the penalty's own derivative would add has mean 0.) One step from each batch: a second one
-would be off-policy, and nothing here corrects for it (rloo.py and ppo.py have a ratio).
+where log π is the sum over the tokens of the response, stop token included; r − b is a constant.
+(The derivative of the penalty itself would add a term of mean 0.) Each batch gives one step: a
+second one would be off-policy, and nothing here corrects for it (rloo.py and ppo.py use a ratio).
 
 Baselines b:
   'none'        0;
-  'batch_mean'  the mean reward of the batch. It contains r itself, which scales the gradient by
-                1 − 1/n for n responses, and does nothing else to its mean;
-  'running'     Σ_s d^(t−s) r_s / Σ_s d^(t−s) over the batches s < t before this one: kept in
+  'batch_mean'  the mean reward of the batch. It contains r itself, which scales the mean of the
+                gradient by 1 − 1/n for n responses, and changes it in no other way;
+  'running'     Σ_s d^(t−s) r_s / Σ_s d^(t−s) over the batches s < t before this one: stored in
                 `state.aux`, 0 for the first batch. d = 1 is the mean of all rewards so far
                 (Ahmadian et al., equation 8).
 
-The penalty lies in the reward, at the level of the sequence, so that the baseline holds it too.
-Samples of one prompt are treated as prompts of their own. There is no reward clipping, no
-whitening and no critic.
+The penalty is in the reward, at the sequence level, so that the baseline includes it. Samples of
+one prompt are treated as separate prompts. There is no reward clipping, no whitening and no
+critic.
 
 Tables: a baseline of experiments/arena/, addition and summaries.
 """
@@ -43,15 +43,15 @@ from jaxrl_llm.types import Algorithm, Array, Batch, ModelFns, TrainState, Weigh
 
 @dataclasses.dataclass
 class Config:
-  """Settings of REINFORCE.
+  """REINFORCE config.
 
   Attributes:
     baseline: 'none', 'batch_mean' or 'running'.
     baseline_decay: d in (0, 1] of 'running'; 1 as published.
-    kl_coefficient: c ≥ 0 of the penalty in the reward (REBEL's TL;DR script: 0.05).
-    samples_per_prompt: any number.
-    temperature: of sampling and of all log-probs.
-    num_micro_batches: parts that a batch is computed in.
+    kl_coefficient: c ≥ 0, weight of the penalty in the reward (REBEL's TL;DR script: 0.05).
+    samples_per_prompt: any number, at least 1.
+    temperature: used for sampling and for all log-probs.
+    num_micro_batches: micro-batches per batch.
     head_chunk: positions per chunk of the head; 0 takes all at once.
   """
 
@@ -70,11 +70,13 @@ class Config:
     for name in ('samples_per_prompt', 'num_micro_batches'):
       if getattr(self, name) < 1:
         raise ValueError(f'{name} must be at least 1, got {getattr(self, name)}')
+
     if self.baseline not in ('none', 'batch_mean', 'running'):
       raise ValueError(
           f"baseline must be one of ('none', 'batch_mean', 'running'), got {self.baseline!r}")
     if not 0 < self.baseline_decay <= 1:
       raise ValueError(f'baseline_decay must be in (0, 1], got {self.baseline_decay}')
+
     for name in ('kl_coefficient', 'head_chunk'):
       if not getattr(self, name) >= 0:
         raise ValueError(f'{name} must not be negative, got {getattr(self, name)}')
@@ -84,17 +86,17 @@ def make(config: Config, policy: ModelFns, optimizer: optax.GradientTransformati
   """REINFORCE as two pure functions; a train step is one optimizer step on one batch.
 
   Args:
-    config: settings.
+    config: REINFORCE config.
     policy: the network of params['policy'].
     optimizer: an optax transformation.
 
   Returns:
     Algorithm(init, train_step). `train_step` takes a `types.Batch` that π_θ sampled, with
-    `reference_log_probs` under π_ref, which may be None without a penalty. `state.aux` holds
-    {'rewards': WeightedMean}, two scalars, for the running baseline, and {} for the others.
+    `reference_log_probs` under π_ref, which may be None if `kl_coefficient` is 0. `state.aux`
+    holds {'rewards': WeightedMean}, two scalars, for the running baseline, and {} for the others.
 
   Raises:
-    ValueError: a setting is out of range.
+    ValueError: if a config field is out of range.
   """
   config.validate()
   running = config.baseline == 'running'
@@ -122,6 +124,7 @@ def make(config: Config, policy: ModelFns, optimizer: optax.GradientTransformati
     log_probs, entropy = score(params, batch.rollouts)
     total = lambda values: masking.masked_sum(values, mask, axis=-1)
     losses = policy_losses.reinforce_loss(total(log_probs), batch.aux['advantages'])
+
     log_ratio = total(log_probs - batch.aux['old_log_probs'])
     mean = lambda x: masking.masked_mean(x, jnp.broadcast_to(weight[:, None], x.shape))
     return mean(losses), {
@@ -139,12 +142,15 @@ def make(config: Config, policy: ModelFns, optimizer: optax.GradientTransformati
       )
     if config.kl_coefficient and batch.reference_log_probs is None:
       raise ValueError('kl_coefficient above 0 needs reference_log_probs, got None')
+
     batch, dropped = batches.drop_invalid(batch)
+
     old = step_lib.map_micro_batches(
         lambda rollouts: score(state.params, rollouts)[0], batch.rollouts,
         num_micro_batches=config.num_micro_batches,
     )
     gap = batches.sampler_gap(old, batch.rollouts, batch.weight)
+
     rewards = shape_rewards(batch, old)
     here = masking.masked_mean(
         rewards, jnp.broadcast_to(batch.weight[:, None], rewards.shape))
@@ -152,16 +158,19 @@ def make(config: Config, policy: ModelFns, optimizer: optax.GradientTransformati
     baseline = jnp.float32(0.0) if config.baseline == 'none' else past.value()
     batch = dataclasses.replace(
         batch, aux={'old_log_probs': old, 'advantages': rewards - baseline})
+
     before = state
     state, metrics = step_lib.take_step(
         loss_fn, optimizer, state, batch, num_micro_batches=config.num_micro_batches)
+
     if running:
       fade = lambda x: config.baseline_decay * x
       rewards = WeightedMean(fade(past.total), fade(past.weight)) + here
-      # A step that was refused, or a sum that overflows, leaves the running mean as it was.
+      # A rejected step, or a sum that overflows, leaves the running mean unchanged.
       sound = (state.step > before.step) & jnp.isfinite(rewards.total)
       keep = lambda new, old: jnp.where(sound, new, old)
       state = dataclasses.replace(state, aux={'rewards': jax.tree.map(keep, rewards, past)})
+
     return state, {
         **metrics, 'train/sampler_gap': gap, 'train/dropped': dropped,
         'train/baseline': WeightedMean(baseline, jnp.float32(1.0)),

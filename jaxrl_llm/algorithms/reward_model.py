@@ -5,14 +5,15 @@
 with r_φ read at the last token of the response, its stop token included, never at padding
 (Gao et al., 2024, REBEL, arXiv 2404.16767; released code `src/tldr/rm.py` of ZhaolinGao/REBEL).
 
-A constant added to r changes nothing above, but everything to an algorithm that compares rewards
-with a baseline, a threshold, or the penalty of a response without a stop token. `centred` settles
-it afterwards as the released code does: reference responses have mean score 0.
+A constant added to r changes nothing above, but it matters to an algorithm that compares rewards
+with a baseline, a threshold, or the penalty of a response without a stop token. `centred` fixes it
+afterwards as the released code does: reference responses get mean score 0.
 
 Departures from the released code, and why:
-- The last token is found by its position, not as the last one that is no padding: padding may
-  share its id with the stop token.
-- Labels are rewards, and a tie carries no preference: such a pair has weight 0, and is counted.
+- The last token is found by its position, not as the last non-padding token: padding may share
+  its id with the stop token.
+- Labels are rewards, and a tie carries no preference: a tied pair has weight 0, and is counted in
+  `train/ties`.
 
 Tables: experiments/configs/reward_model_{tldr,demo}.py; the scorer of experiments/arena/.
 """
@@ -32,10 +33,10 @@ _HEAD_BIAS = 'value_head/bias'  # As in models/value.py.
 
 @dataclasses.dataclass
 class Config:
-  """Settings of a reward model.
+  """Reward model config.
 
   Attributes:
-    num_micro_batches: parts that a batch is computed in; divides the batch size.
+    num_micro_batches: micro-batches per batch; divides the batch size.
   """
 
   num_micro_batches: int = 1
@@ -47,19 +48,19 @@ class Config:
 
 
 def make(config: Config, reward: ModelFns, optimizer: optax.GradientTransformation) -> Algorithm:
-  """The training of params['reward'] as two pure functions; a train step is one optimizer step.
+  """Training of params['reward'] as two pure functions; a train step is one optimizer step.
 
   Args:
-    config: settings.
+    config: reward model config.
     reward: a network whose head has one row.
     optimizer: an optax transformation.
 
   Returns:
     Algorithm(init, train_step). `train_step` takes a `types.Batch` of pairs whose rewards [P, 2]
-    say which response is preferred: nothing but their order is read.
+    define which response is preferred: only their order is read.
 
   Raises:
-    ValueError: a setting is out of range; from `train_step`, a batch without pairs.
+    ValueError: if a config field is out of range; from `train_step`, if the batch has no pairs.
   """
   config.validate()
 
@@ -70,6 +71,7 @@ def make(config: Config, reward: ModelFns, optimizer: optax.GradientTransformati
     scores = sequence_scores.sequence_scores(reward, params['reward'], batch.rollouts)
     chosen, rejected, decided = preference_losses.split_by_preference(scores, batch.rewards)
     mean = lambda x, weight: WeightedMean(jnp.sum(weight * x), jnp.sum(weight))
+
     weight = batch.weight * decided
     return mean(preference_losses.bradley_terry_loss(chosen, rejected), weight), {
         'train/accuracy': mean((chosen > rejected).astype(jnp.float32), weight),
@@ -92,18 +94,18 @@ def make(config: Config, reward: ModelFns, optimizer: optax.GradientTransformati
 def centred(params: Params, mean_score: Array) -> Params:
   """Lowers every score by a constant, through the bias of the head.
 
-  With the mean score of reference responses (`rl.sequence_scores`) these have mean 0 afterwards,
-  up to rounding in the dtype of the bias.
+  Given the mean score of reference responses (`rl.sequence_scores`), their mean becomes 0, up to
+  rounding in the dtype of the bias.
 
   Args:
     params: {'reward': ...} with a head that has a bias.
     mean_score: float [], in units of the score.
 
   Returns:
-    The parameters with another bias.
+    The parameters with the new bias.
 
   Raises:
-    ValueError: the head has no bias.
+    ValueError: if the head has no bias.
   """
   heads = 0
 

@@ -1,28 +1,30 @@
-"""RLOO: the policy gradient of whole responses, each other's baseline.
+"""RLOO: the policy gradient of whole responses, with a leave-one-out baseline.
 
 Ahmadian, Cremer, Gallé, Fadaee, Kreutzer, Pietquin, Üstün and Hooker, 2024, "Back to basics:
 revisiting REINFORCE-style optimization for learning from human feedback in LLMs", arXiv
 2402.14740; the estimator is that of Kool, van Hoof and Welling, 2019, "Buy 4 REINFORCE samples,
 get a baseline for free".
 
-K responses to each prompt; r = s − c ln π_t(y|x)/π_ref(y|x):
+K responses per prompt; r = s − c ln π_t(y|x)/π_ref(y|x):
 
   A_i = r_i − 1/(K−1) Σ_{j≠i} r_j,
   ∇ E r = E 1/K Σ_i A_i ∇ ln π_θ(y_i|x),
 
-log π the sum over the tokens of the response, stop token included. The other samples' mean has no
-part in y_i, so that the estimate is unbiased, and it costs neither a critic nor a memory.
+where log π is the sum over the tokens of the response, stop token included. The mean of the other
+samples is independent of y_i, so that the estimate is unbiased; it needs neither a critic nor a
+running mean.
 
 The published method takes one step from each batch (`num_epochs` = `num_minibatches` = 1, the
-defaults). The steps after it are off-policy, which the ratio of whole responses corrects:
+defaults). Further steps are off-policy, which the ratio of whole responses corrects:
 
   L(θ) = −mean min( ρ A, clip(ρ, 1 − ε, 1 + ε) A ),    ρ = π_θ(y|x) / π_t(y|x),
 
-as TRL's RLOOTrainer does with `num_iterations` above 1. At the first step ρ = 1 and the gradient
-is that of −A ln π_θ, so that the one-step method is this loss as well; its *value* is −mean A = 0.
+as in TRL's RLOOTrainer with `num_iterations` above 1. At the first step ρ = 1 and the gradient is
+that of −A ln π_θ, so that this loss covers the one-step method too; its *value* is −mean A = 0.
 
-Against REINFORCE: another baseline. Against GRPO: whole responses instead of tokens, no division
-by the spread of the group, the penalty in the reward. A is K/(K−1) times r − mean.
+Compared with REINFORCE: a different baseline. Compared with GRPO: whole responses instead of
+tokens, no division by the spread of the group, the penalty in the reward. A is K/(K−1) times
+r − mean.
 
 Tables: a baseline of every study of experiments/arena/.
 """
@@ -40,16 +42,16 @@ from jaxrl_llm.types import Algorithm, Array, Batch, ModelFns, TrainState
 
 @dataclasses.dataclass
 class Config:
-  """Settings of RLOO.
+  """RLOO config.
 
   Attributes:
-    kl_coefficient: c ≥ 0 of the penalty in the reward (TRL's RLOOConfig: 0.05).
+    kl_coefficient: c ≥ 0, weight of the penalty in the reward (TRL's RLOOConfig: 0.05).
     samples_per_prompt: K ≥ 2 (TRL's RLOOConfig: 2).
-    clip: ε > 0 of the steps after the first (TRL's RLOOConfig: 0.2); infinity never clips.
-    temperature: of sampling and of all log-probs.
+    clip: ε > 0 in the steps after the first (TRL's RLOOConfig: 0.2); infinity never clips.
+    temperature: used for sampling and for all log-probs.
     num_epochs: passes over a batch; each is `num_minibatches` optimizer steps.
-    num_minibatches: optimizer steps of a pass.
-    num_micro_batches: parts that a minibatch is computed in.
+    num_minibatches: optimizer steps per pass.
+    num_micro_batches: micro-batches per minibatch.
     head_chunk: positions per chunk of the head; 0 takes all at once.
   """
 
@@ -71,6 +73,7 @@ class Config:
           f'samples_per_prompt must be at least 2 for RLOO, got {self.samples_per_prompt}')
     if not self.clip > 0:
       raise ValueError(f'clip must be positive, got {self.clip}')
+
     for name in ('num_epochs', 'num_minibatches', 'num_micro_batches'):
       if getattr(self, name) < 1:
         raise ValueError(f'{name} must be at least 1, got {getattr(self, name)}')
@@ -83,16 +86,16 @@ def make(config: Config, policy: ModelFns, optimizer: optax.GradientTransformati
   """RLOO as two pure functions; a train step is one iteration.
 
   Args:
-    config: settings.
+    config: RLOO config.
     policy: the network of params['policy'].
     optimizer: an optax transformation.
 
   Returns:
     Algorithm(init, train_step). `train_step` takes a `types.Batch` that π_t sampled, with
-    `reference_log_probs` under π_ref, which may be None without a penalty.
+    `reference_log_probs` under π_ref, which may be None if `kl_coefficient` is 0.
 
   Raises:
-    ValueError: a setting is out of range.
+    ValueError: if a config field is out of range.
   """
   config.validate()
   bounds = dict(clip_low=min(config.clip, 1.0), clip_high=config.clip)
@@ -120,6 +123,7 @@ def make(config: Config, policy: ModelFns, optimizer: optax.GradientTransformati
     log_ratio = masking.masked_sum(log_probs - batch.aux['old_log_probs'], mask, axis=-1)
     losses = policy_losses.clipped_surrogate(log_ratio, batch.aux['advantages'], **bounds)
     clipped = policy_losses.is_clipped(log_ratio, batch.aux['advantages'], **bounds)
+
     mean = lambda x: masking.masked_mean(x, jnp.broadcast_to(weight[:, None], x.shape))
     return mean(losses), {
         'train/log_ratio': mean(jnp.abs(log_ratio)),
@@ -137,7 +141,9 @@ def make(config: Config, policy: ModelFns, optimizer: optax.GradientTransformati
       )
     if config.kl_coefficient and batch.reference_log_probs is None:
       raise ValueError('kl_coefficient above 0 needs reference_log_probs, got None')
+
     batch, dropped = batches.drop_invalid(batch)
+
     old = step_lib.map_micro_batches(
         lambda rollouts: score(state.params, rollouts)[0], batch.rollouts,
         num_micro_batches=config.num_minibatches * config.num_micro_batches,
@@ -145,10 +151,12 @@ def make(config: Config, policy: ModelFns, optimizer: optax.GradientTransformati
     gap = batches.sampler_gap(old, batch.rollouts, batch.weight)
     batch = dataclasses.replace(batch, aux={
         'old_log_probs': old, 'advantages': advantages.rloo(shape_rewards(batch, old))})
+
     state, first, metrics = step_lib.take_steps(
         loss_fn, optimizer, state, batch, num_epochs=config.num_epochs,
         num_minibatches=config.num_minibatches, num_micro_batches=config.num_micro_batches,
     )
+
     return state, {
         **metrics, 'train/sampler_gap': gap, 'train/dropped': dropped,
         'train/initial_log_ratio': first['train/log_ratio'],

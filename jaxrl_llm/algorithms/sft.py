@@ -3,8 +3,8 @@
   L(θ) = - Σ_i Σ_t mask_it log π_θ(y_it | x_i, y_i,<t) / Σ_i Σ_t mask_it
 
 The mask covers the response and its stop token; prompts and padding are context.
-The mean runs over all tokens of the batch, whatever the micro-batching and
-sharding: long responses weigh more, as in maximum likelihood they should.
+The mean is over all tokens of the batch, for any micro-batching and sharding: long
+responses weigh more, as they should in maximum likelihood.
 """
 
 import dataclasses
@@ -20,10 +20,10 @@ from jaxrl_llm.types import Algorithm, Array, ModelFns, TrainState
 
 @dataclasses.dataclass
 class Config:
-  """Settings of supervised fine-tuning.
+  """Supervised fine-tuning config.
 
   Attributes:
-    num_micro_batches: parts that a batch is computed in; divides the batch size.
+    num_micro_batches: micro-batches per batch; divides the batch size.
     head_chunk: positions per chunk of the head; 0 takes all at once.
   """
 
@@ -39,10 +39,10 @@ class Config:
 
 
 class Batch(Protocol):
-  """What a step needs: arrays [B, T], with targets[b, t] the token after tokens[b, t].
+  """Inputs of a train step: arrays [B, T], with targets[b, t] the token after tokens[b, t].
 
-  `weight` [B] is 0 for the rows that fill up a batch. `segments` tells the sequences of
-  packed rows apart; None where each row holds one.
+  `weight` [B] is 0 for the rows that pad a batch. `segments` separates the sequences of
+  packed rows; None where each row holds one.
   """
 
   tokens: Array
@@ -60,7 +60,7 @@ def make(
   """Supervised fine-tuning of params['policy'] as two pure functions.
 
   Args:
-    config: settings.
+    config: supervised fine-tuning config.
     policy: the network.
     optimizer: an optax transformation.
 
@@ -68,7 +68,7 @@ def make(
     Algorithm(init, train_step); `train_step` takes a pytree like `Batch`.
 
   Raises:
-    ValueError: a setting is out of range.
+    ValueError: if a config field is out of range.
   """
   config.validate()
 

@@ -1,31 +1,31 @@
-"""Shoestring: a metric head for graph networks with very few labels.
+"""Shoestring: a metric head for graph networks with few labels.
 
 Lin, Gao and Li, 2020, "Shoestring: graph-based semi-supervised classification with severely
 limited labeled data", CVPR, arXiv 1910.12976; code: iQua/CVPR2020-Shoestring. (The abstract
-speaks of a metric network behind the graph network; the released code has none, nor have we.)
+mentions a metric network after the graph network; the released code has none, nor has this file.)
 
-The C outputs z_u of a graph network for a node are read twice: as logits, and as a point that is
+The C outputs z_u of a graph network for a node are used twice: as logits, and as a point that is
 compared with prototypes, the mean outputs of the labelled nodes of each class:
 
   p_c = mean of z_u over labelled u of class c,
   s(z, c) = z·p_c / (|z| |p_c|)   or   −|z − p_c|²   or   −|z − p_c|₁,
   L = CE(softmax Z) + λ CE(softmax s) + wd Σ |W|² / 2,
 
-both cross-entropies over labelled nodes; the gradient flows through the prototypes as well. λ = 0
-is the plain network. A train step is one step on all labelled nodes, from which the network is
-run on what they depend on alone (the batch says what that is).
+both cross-entropies over labelled nodes; the gradient also flows through the prototypes. λ = 0
+is the plain network. A train step is one step on all labelled nodes; the network runs only on the
+nodes that they depend on (given by the batch).
 
-**The released evaluation uses test labels.** There, the prototypes are computed anew at test time
-from the labels and the mask that are in place then: those of the test nodes. Here prototypes come
-from the training labels; `leaky_eval=True` is the released way, and is worth many points for any
-network, λ = 0 included.
+**The released evaluation uses test labels.** There, the prototypes are recomputed at test time
+from the labels and the mask in use then: those of the test nodes. Here prototypes come from the
+training labels; `leaky_eval=True` reproduces the released evaluation, which gains many points for
+any network, λ = 0 included.
 
 Further departures from the released code, and why:
-- The weights after the last step are evaluated; there, those of the smallest training loss among
-  the epochs that are looked at (dropout makes that a matter of chance).
-- Refinement of the prototypes with unlabelled nodes (off by default, there too) is a matter of
-  evaluation; the loss compares with the labelled nodes' own.
-- Adam's step is on the loss with the squares of the weights in it, as there: not AdamW.
+- Here the weights after the last step are evaluated; there, those of the smallest training loss
+  among the epochs that are checked (with dropout, that choice is a matter of chance).
+- Prototypes are refined with unlabelled nodes in evaluation only (off by default, as there); the
+  loss compares with the prototypes of the labelled nodes.
+- As there, Adam's loss includes the squares of the weights: this is not AdamW.
 
 Tables: experiments/configs/{shoestring_cora,shoestring_citeseer,shoestring_blocks}.py; images:
 shoestring_few_shot.py.
@@ -46,15 +46,15 @@ from jaxrl_llm.types import Algorithm, Array, Params, TrainState, WeightedMean
 
 @dataclasses.dataclass
 class Config:
-  """Settings of Shoestring; the defaults are those of the released configs.
+  """Shoestring config; the defaults are those of the released configs.
 
   Attributes:
-    metric: 'cos', 'l1' or 'l2'; of the loss and of the evaluation.
+    metric: 'cos', 'l1' or 'l2', for both the loss and the evaluation.
     metric_coefficient: λ ≥ 0; 0 is the plain network.
     weight_decay: wd ≥ 0.
-    decay: 'all' layers, or the 'first' alone (as for Kipf's GCN).
-    refinement_ratio: of the unlabelled nodes, how many refine a prototype in evaluation.
-    leaky_eval: prototypes of the test labels in evaluation, as released. Not a fair number.
+    decay: 'all' layers, or only the 'first' (as in Kipf's GCN).
+    refinement_ratio: fraction of the unlabelled nodes that refine a prototype in evaluation.
+    leaky_eval: evaluate with prototypes from test labels, as released. Not a fair number.
   """
 
   metric: str = 'cos'
@@ -77,24 +77,24 @@ class Config:
 
 
 class Network(Protocol):
-  """What is trained: `models.graph.GraphFns`, or any network with weights by layer."""
+  """The trained network: `models.graph.GraphFns`, or any network with weights by layer."""
 
   def init(self, key: Array) -> Params:
-    """{'layer_0': [F, D], 'layer_1': ...}: matrices alone, no biases."""
+    """{'layer_0': [F, D], 'layer_1': ...}: matrices only, no biases."""
 
   def apply(self, params: Params, inputs: Any, key: Array | None = None) -> Array:
-    """The outputs [M, C] of the nodes that `inputs` is made for; dropout with a key alone."""
+    """Outputs [M, C] of the nodes that `inputs` is built for; dropout only with a key."""
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Batch:
-  """The labelled nodes, with what the network needs to compute their outputs.
+  """The labelled nodes, and the inputs from which the network computes their outputs.
 
   Attributes:
-    inputs: for `Network.apply`, which makes [M, C] of it.
+    inputs: argument of `Network.apply`, which maps it to [M, C].
     labels: int32 [M].
-    weight: float32 [M]; 0 for rows that fill up.
+    weight: float32 [M]; 0 for padding rows.
   """
 
   inputs: Any
@@ -108,16 +108,16 @@ def make(
   """Shoestring as two pure functions; a train step is one epoch.
 
   Args:
-    config: settings.
-    network: of params['network'].
-    optimizer: an optax transformation, without a decay of its own.
+    config: Shoestring config.
+    network: the network of params['network'].
+    optimizer: an optax transformation, without its own weight decay.
 
   Returns:
-    Algorithm(init, train_step). `init` takes the key of the dropout, which nothing else draws
-    from (`training.rng.stream_key(base_key, DROPOUT)`); `train_step` takes a `Batch`.
+    Algorithm(init, train_step). `init` takes the PRNG key for dropout, which must not be used for
+    anything else (`training.rng.stream_key(base_key, DROPOUT)`); `train_step` takes a `Batch`.
 
   Raises:
-    ValueError: a setting is out of range.
+    ValueError: if a config field is out of range.
   """
   config.validate()
 
@@ -129,7 +129,7 @@ def make(
     softmax_loss = prototypes.cross_entropy(outputs, batch.labels, batch.weight)
     loss = softmax_loss.value() + decay_loss(config, params['network'])
     metrics = {'train/softmax_loss': softmax_loss}
-    if config.metric_coefficient:  # Left out otherwise, so that λ = 0 is the network to the bit.
+    if config.metric_coefficient:  # Skipped otherwise: λ = 0 is the plain network bit for bit.
       scores = metric_scores(
           dataclasses.replace(config, refinement_ratio=0.0), outputs, batch.labels, batch.weight,
           num_classes=outputs.shape[-1])
@@ -160,11 +160,11 @@ def decay_loss(config: Config, params: Params) -> Array:
 def scores(
     config: Config, outputs: Array, labels: Array, train: Array, test: Array
 ) -> dict[str, Array]:
-  """Every node's score for every class, by each way of reading the outputs.
+  """Scores of every node for every class, by each way of using the outputs.
 
   Args:
     config: `metric`, `metric_coefficient`, `refinement_ratio` and `leaky_eval` are used.
-    outputs: float [N, C]; of all nodes, without dropout.
+    outputs: float [N, C]; outputs of all nodes, without dropout.
     labels: int [N]; read where `train` is 1, or with `leaky_eval` where `test` is 1.
     train: float [N]; 1 for training nodes.
     test: float [N]; 1 for test nodes.
@@ -182,7 +182,7 @@ def scores(
 def evaluate(
     config: Config, outputs: Array, labels: Array, train: Array, test: Array
 ) -> dict[str, Array]:
-  """The fraction of test nodes that each way of reading the outputs classifies rightly.
+  """Test accuracy of each way of using the outputs.
 
   Args:
     config: as for `scores`.
@@ -192,7 +192,7 @@ def evaluate(
     test: float [N]; not all 0.
 
   Returns:
-    float32 [] by the names of `scores`.
+    float32 [], under the names of `scores`.
   """
   by_name = scores(config, outputs, labels, train, test)
   right = lambda values: (jnp.argmax(values, axis=-1) == labels).astype(jnp.float32)
@@ -202,11 +202,11 @@ def evaluate(
 def metric_scores(
     config: Config, outputs: Array, labels: Array, known: Array, *, num_classes: int
 ) -> Array:
-  """How close all rows are to the prototypes of the rows that are known.
+  """Similarity of all rows to the prototypes of the labelled rows.
 
   Args:
     config: `metric` and `refinement_ratio` are used.
-    outputs: float [N, D]; of a network, or any features.
+    outputs: float [N, D]; outputs of a network, or any features.
     labels: int [N]; read where `known` is 1.
     known: float [N]; 1 for labelled rows; all others may refine the prototypes.
     num_classes: C.

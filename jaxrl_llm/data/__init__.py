@@ -1,1 +1,1 @@
-"""Tokenizers, chat templates, data sets and batches, on the host."""
+"""Tokenizers, chat templates, data sets and batches on the host."""

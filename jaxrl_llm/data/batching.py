@@ -1,8 +1,8 @@
 """Batches as pure functions of (seed, step), and padded arrays of tokens.
 
-Nothing here has a cursor: which examples a step sees follows from the seed and the
-step's number, so a resumed run sees what an uninterrupted one would have seen.
-Sequences that are too long are an error or are filtered and counted, never cut.
+There is no cursor: the examples of a step depend only on the seed and the step number, so a
+resumed run sees the same examples as an uninterrupted one.
+Sequences that are too long raise an error, or are filtered and counted; they are never truncated.
 """
 
 import dataclasses
@@ -17,9 +17,9 @@ from jaxrl_llm.types import Example, Tokenizer
 
 @functools.lru_cache(maxsize=64)
 def epoch_permutation(num_examples: int, *, seed: int, epoch: int, source: int = 0) -> np.ndarray:
-  """The order of epoch number `epoch`: a permutation of 0..num_examples-1, read-only.
+  """Returns the order of one epoch, a read-only permutation of 0..num_examples-1.
 
-  The sources of a mixture, numbered from 0, go through orders of their own.
+  Each source of a mixture, numbered from 0, has its own orders.
   """
   entropy = [seed, epoch, source] if source else [seed, epoch]
   order = np.random.default_rng(entropy).permutation(num_examples)
@@ -28,23 +28,23 @@ def epoch_permutation(num_examples: int, *, seed: int, epoch: int, source: int =
 
 
 def batch_indices(num_examples: int, batch_size: int, *, seed: int, step: int) -> np.ndarray:
-  """The examples of one step.
+  """Returns the examples of one step.
 
-  The epochs' permutations follow each other as one endless sequence, of which step s
-  takes places s·B to (s + 1)·B - 1. Batches therefore cross the edges of epochs, and
-  each epoch holds each example exactly once, whether or not B divides N.
+  The permutations of the epochs form one endless sequence, of which step s takes positions
+  s·B to (s + 1)·B - 1. Batches may therefore span two epochs, and each epoch contains each
+  example exactly once, whether or not B divides N.
 
   Args:
     num_examples: N, at least 1.
     batch_size: B, at least 1; it may exceed N.
-    seed: decides the permutations; non-negative.
-    step: the step's number, from 0.
+    seed: seed for the permutations; non-negative.
+    step: step number, from 0.
 
   Returns:
     int64 [B].
 
   Raises:
-    ValueError: an argument is out of its range.
+    ValueError: an argument is out of range.
   """
   for name, value, least in (
       ('num_examples', num_examples, 1),
@@ -54,6 +54,7 @@ def batch_indices(num_examples: int, batch_size: int, *, seed: int, step: int) -
   ):
     if value < least:
       raise ValueError(f'{name} must be at least {least}, got {value}')
+
   first = int(step) * batch_size
   pieces, place = [], first
   while place < first + batch_size:
@@ -62,15 +63,16 @@ def batch_indices(num_examples: int, batch_size: int, *, seed: int, step: int) -
     order = epoch_permutation(num_examples, seed=int(seed), epoch=epoch)
     pieces.append(order[offset : offset + count])
     place += count
+
   return np.concatenate(pieces)
 
 
 class Chunk(NamedTuple):
-  """A part of a pass in order, filled up to a fixed size.
+  """A chunk of a sequential pass, padded to a fixed size.
 
   Attributes:
-    indices: int64 [B]; the rows that fill up repeat the chunk's first index.
-    weight: float32 [B]; 0 for the rows that fill up.
+    indices: int64 [B]; padding rows repeat the chunk's first index.
+    weight: float32 [B]; 0 for padding rows.
   """
 
   indices: np.ndarray
@@ -78,7 +80,7 @@ class Chunk(NamedTuple):
 
 
 def sequential_chunks(num_examples: int, batch_size: int) -> Iterator[Chunk]:
-  """Goes once over 0..num_examples-1 in order, in chunks of one size."""
+  """Iterates once over 0..num_examples-1 in order, in chunks of equal size."""
   if batch_size < 1:
     raise ValueError(f'batch_size must be at least 1, got {batch_size}')
   for start in range(0, num_examples, batch_size):
@@ -90,12 +92,12 @@ def sequential_chunks(num_examples: int, batch_size: int) -> Iterator[Chunk]:
 def left_pad(
     sequences: Sequence[Sequence[int]], length: int, pad_id: int
 ) -> tuple[np.ndarray, np.ndarray]:
-  """Puts sequences at the right edge of a matrix.
+  """Left-pads sequences to a matrix.
 
   Args:
     sequences: P sequences of ids.
-    length: L; ValueError for a longer sequence.
-    pad_id: fills the left.
+    length: L; a longer sequence raises ValueError.
+    pad_id: padding id.
 
   Returns:
     (int32 [P, L], their lengths as int32 [P]).
@@ -105,7 +107,7 @@ def left_pad(
     row = int(lengths.argmax())
     raise ValueError(f'sequence {row} has {lengths[row]} tokens, the limit is {length}')
   padded = np.full((len(sequences), length), pad_id, np.int32)
-  if lengths.sum():  # The places that hold ids, in row order, are filled at once.
+  if lengths.sum():  # Fill all positions that hold ids at once, in row order.
     holds = np.arange(length) >= length - lengths[:, None]
     padded[holds] = np.concatenate([np.asarray(s, np.int32) for s in sequences if len(s)])
   return padded, lengths
@@ -113,14 +115,14 @@ def left_pad(
 
 @dataclasses.dataclass(frozen=True)
 class EncodedExamples:
-  """Examples with the tokens of their prompts, encoded once.
+  """Examples with their encoded prompts.
 
   Attributes:
     examples: the N examples that fit.
     ids: int32 [N]; their 'id'.
     prompts: int32 [N, L], left-padded.
     prompt_lengths: int32 [N].
-    num_filtered: how many examples were left out for their length.
+    num_filtered: number of examples removed because of their length.
   """
 
   examples: list[Example]
@@ -134,13 +136,13 @@ class EncodedExamples:
 
 
 def prompt_ids(example: Example, tokenizer: Tokenizer) -> list[int]:
-  """The ids of an example's prompt.
+  """Returns the ids of an example's prompt.
 
-  They are example['prompt_ids'] where a chat template has decided them, and otherwise
-  the tokenizer's `start_ids` and the ids of the text example['prompt'].
+  These are example['prompt_ids'] if a chat template produced them, and otherwise
+  the tokenizer's `start_ids` followed by the ids of the text example['prompt'].
 
   Raises:
-    ValueError: there are none.
+    ValueError: the prompt has no tokens.
   """
   if 'prompt_ids' in example:
     ids = list(example['prompt_ids'])
@@ -161,18 +163,18 @@ def encode_examples(
   """Encodes prompts into padded arrays.
 
   Args:
-    examples: with 'id' and a prompt; see `prompt_ids`.
-    tokenizer: of the prompts.
+    examples: examples with 'id' and a prompt; see `prompt_ids`.
+    tokenizer: tokenizer of the prompts.
     max_prompt_tokens: L.
-    overlong: what happens to an example that does not fit: 'error' raises, 'filter'
-      leaves it out and counts it.
+    overlong: treatment of an example that does not fit: 'error' raises, 'filter'
+      removes and counts it.
 
   Returns:
     The examples with their arrays.
 
   Raises:
-    ValueError: a prompt is too long and `overlong` is 'error', no example is left of
-      some, an id is repeated or outside an int32, or a prompt is empty.
+    ValueError: a prompt is too long and `overlong` is 'error', all examples were removed,
+      an id is repeated or does not fit an int32, or a prompt is empty.
   """
 
   def encode(example: Example) -> tuple[list[int], str]:
@@ -186,7 +188,7 @@ def encode_examples(
 
 
 def too_long(name: str, num_tokens: int, limit: int) -> str:
-  """One line about what has more tokens than it may have, or ''."""
+  """Returns one line about a sequence with more tokens than the limit, or ''."""
   return f'{name} has {num_tokens} tokens, the limit is {limit}' if num_tokens > limit else ''
 
 
@@ -197,17 +199,18 @@ def keep_fitting(
 
   Args:
     examples: N examples.
-    encode: example -> (what is kept of it, one line about what is too long, or '').
+    encode: example -> (encoding, one line about a sequence that is too long, or '').
     overlong: 'error' or 'filter'; see `encode_examples`.
 
   Returns:
-    (the examples that fit, what they were encoded as).
+    (the examples that fit, their encodings).
 
   Raises:
-    ValueError: one is too long and `overlong` is 'error', or none of some is left.
+    ValueError: an example is too long and `overlong` is 'error', or all examples are too long.
   """
   if overlong not in ('error', 'filter'):
     raise ValueError(f"overlong must be 'error' or 'filter', got {overlong!r}")
+
   kept, encoded = [], []
   for example in examples:
     outcome, problem = encode(example)
@@ -216,13 +219,14 @@ def keep_fitting(
     if not problem:
       kept.append(example)
       encoded.append(outcome)
+
   if examples and not kept:
     raise ValueError(f'all {len(examples)} examples are too long; the last: {problem}')
   return kept, encoded
 
 
 def _example_ids(examples: list[Example]) -> np.ndarray:
-  """The ids of `examples` as int32, checked to be distinct and non-negative."""
+  """Returns the ids of `examples` as int32; checks that they are distinct and non-negative."""
   ids = np.array([example['id'] for example in examples], np.int64)
   if ids.size and (ids.min() < 0 or ids.max() > np.iinfo(np.int32).max):
     raise ValueError(f'example ids must fit a non-negative int32, got {ids.min()} to {ids.max()}')
@@ -249,7 +253,7 @@ class PromptBatch(NamedTuple):
 
 
 def prompt_batch(encoded: EncodedExamples, indices: np.ndarray) -> PromptBatch:
-  """The prompts at `indices` (int [P]) of `encoded`."""
+  """Returns the prompts of `encoded` at `indices` (int [P])."""
   return PromptBatch(
       encoded.prompts[indices],
       encoded.prompt_lengths[indices],

@@ -1,14 +1,14 @@
-"""Messages of conversations, in the spellings that people have.
+"""Reads messages of conversations, in the common spellings.
 
-A message is {'role': 'system', 'user' or 'assistant', 'content': text}. One of the assistant may
-have two keys more:
+A message is {'role': 'system', 'user' or 'assistant', 'content': text}. An assistant message may
+have two more keys:
 
-  'reasoning_content'  what it thought before it answered (also spelled 'reasoning', 'thinking');
-  'train'              False if the message is context, and is not to be learned.
+  'reasoning_content'  its reasoning before the answer (also spelled 'reasoning', 'thinking');
+  'train'              False if the message is context, which is not learned.
 
-`train: false` and `weight: 0` say the same, and `train: true` and `weight: 1` what holds without
-them. The user and the system are never learned: there a weight may be 0 or 1, and `train` only
-false. `data.columns` says what other keys may be there.
+`train: false` and `weight: 0` mean the same; `train: true` and `weight: 1` are the defaults.
+Messages of the user and the system are never learned: their weight may be 0 or 1, and `train`
+only false. `data.columns` lists the other keys that are allowed.
 """
 
 from collections.abc import Mapping
@@ -27,11 +27,11 @@ _WEIGHTS = ('weight', 'loss_weight')
 
 
 class Keeps(NamedTuple):
-  """What a reader can do with more than a role and a text.
+  """Message fields that a reader supports in addition to role and text.
 
   Attributes:
-    reasoning: whether it gives an assistant's reasoning to the template.
-    marks: whether it leaves messages that are marked as context out of the loss.
+    reasoning: the reader passes an assistant's reasoning to the template.
+    marks: the reader excludes messages that are marked as context from the loss.
   """
 
   reasoning: bool = False
@@ -39,13 +39,13 @@ class Keeps(NamedTuple):
 
 
 def read(value: Any, field: str, *, role: str, keeps: Keeps) -> list[Message]:
-  """Messages of a text (said by `role`), a message or a list of messages.
+  """Converts a text (of `role`), a message or a list of messages to messages.
 
   Args:
-    value: as it is in the file.
+    value: value in the file.
     field: its column, for errors.
-    role: who says a text.
-    keeps: what the caller can do with a message's other keys; what it cannot is refused.
+    role: role of a text.
+    keeps: other keys of a message that the caller supports; all others are rejected.
 
   Returns:
     At least one message.
@@ -66,7 +66,7 @@ def read(value: Any, field: str, *, role: str, keeps: Keeps) -> list[Message]:
 
 
 def read_one(value: Any, field: str, *, keeps: Keeps) -> Message:
-  """One message in either spelling; see `read`."""
+  """Reads one message in either spelling; see `read`."""
   if not isinstance(value, dict):
     raise ValueError(f'{field!r} must be a message, got {type(value).__name__}')
   spelling = spelling_of(value)
@@ -85,12 +85,12 @@ def read_one(value: Any, field: str, *, keeps: Keeps) -> Message:
 
 
 def plain(found: list[Message]) -> list[Message]:
-  """The messages with nothing but role and text."""
+  """Returns the messages with role and text only."""
   return [{'role': message['role'], 'content': message['content']} for message in found]
 
 
 def spelling_of(value: Any) -> tuple[str, str]:
-  """The keys of a message's role and text."""
+  """Returns the keys of a message's role and text."""
   is_shared = isinstance(value, dict) and 'from' in value
   return ('from', 'value') if is_shared else ('role', 'content')
 
@@ -98,17 +98,18 @@ def spelling_of(value: Any) -> tuple[str, str]:
 def read_extra(
     value: Mapping[str, Any], field: str, *, role: str, keeps: Keeps
 ) -> dict[str, Any]:
-  """Keys of a message other than its role and its text; see `read`.
+  """Reads keys of a message other than its role and text; see `read`.
 
   Returns:
-    'reasoning_content' and 'train' (False) where the message has them.
+    'reasoning_content' and 'train' (False), if the message has them.
 
   Raises:
-    ValueError: a key is refused; one line that names it.
+    ValueError: a key is rejected; one line that names it.
   """
   spelling = spelling_of(value)
-  if len(value) == len(spelling):  # Nothing else is there.
+  if len(value) == len(spelling):  # There are no other keys.
     return {}
+
   known = (*columns.REASONING, *_SWITCHES, *_WEIGHTS)
   columns.check(value, (*spelling, *known), where=field)
   extra: dict[str, Any] = {}
@@ -120,6 +121,7 @@ def read_extra(
       raise ValueError(
           f'{f"{field}.{key}"!r} must be empty: only the assistant reasons, got {role}'
       )
+
     if not keeps.reasoning:
       raise ValueError(
           f'{f"{field}.{key}"!r} is only supported in conversations for fine-tuning: remove it, or '
@@ -133,16 +135,17 @@ def read_extra(
         f'{f"{field}.{mark}"!r} must be true or 1, got {value[mark]!r}: this reader learns every '
         'message of the assistant'
     )
+
   if mark:
     extra['train'] = False
   return extra
 
 
 def reasoning(row: Mapping[str, Any], where: str = '') -> str:
-  """The reasoning of a message, or of a row's reply; '' for none.
+  """Returns the reasoning of a message, or of a row's reply; '' for none.
 
   Raises:
-    ValueError: it is not a text, or two keys hold different ones.
+    ValueError: the reasoning is not a text, or two keys have different values.
   """
   found = {
       key: row[key] for key in columns.REASONING if not columns.is_empty(row.get(key))
@@ -155,10 +158,10 @@ def reasoning(row: Mapping[str, Any], where: str = '') -> str:
 
 
 def _unlearned(value: Mapping[str, Any], field: str, role: str) -> str:
-  """The key that marks a message of the assistant as context; '' if it is to be learned.
+  """Returns the key that marks an assistant message as context; '' if the message is learned.
 
   Raises:
-    ValueError: a mark has another value than the file's docstring says, or two disagree.
+    ValueError: a mark has a value that the module docstring does not allow, or two disagree.
   """
   said = {}
   for key in (*_SWITCHES, *_WEIGHTS):
@@ -168,6 +171,7 @@ def _unlearned(value: Mapping[str, Any], field: str, role: str) -> str:
     if not isinstance(mark, (bool, int, float)) or mark not in (0, 1):
       allowed = 'true or false' if key in _SWITCHES else '0 or 1 (others are not supported)'
       raise ValueError(f'{f"{field}.{key}"!r} must be {allowed}, got {columns.shown(mark)}')
+
     if role != 'assistant' and key in _SWITCHES and mark:
       raise ValueError(
           f'{f"{field}.{key}"!r} must be false or absent: only messages of the assistant are '
@@ -179,11 +183,12 @@ def _unlearned(value: Mapping[str, Any], field: str, role: str) -> str:
     return ''
   if len(set(said.values())) > 1:
     raise ValueError(f'{field!r} has marks that disagree: {", ".join(said)}')
+
   return next((key for key, learned in said.items() if not learned), '')
 
 
 def text(value: Any, field: str) -> str:
-  """Returns `value`; ValueError if it is not a text, is blank, or is not Unicode."""
+  """Returns `value`; raises ValueError if it is not a text, is blank, or is not Unicode."""
   if not isinstance(value, str):
     raise ValueError(f'{field!r} must be a text, got {type(value).__name__}')
   if not value.strip():
@@ -197,7 +202,7 @@ def text(value: Any, field: str) -> str:
 
 
 def check_turns(found: list[Message], *, last: str) -> None:
-  """Raises one line unless user and assistant take turns and `last` has the last word."""
+  """Raises a one-line ValueError unless user and assistant alternate and `last` is last."""
   roles = [message['role'] for message in found]
   turns = roles[1:] if roles[0] == 'system' else roles
   expected = ['user', 'assistant'] * (len(turns) // 2 + 1)

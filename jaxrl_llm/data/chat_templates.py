@@ -1,23 +1,23 @@
-"""Chat templates: conversations as the text, and the ids, that a model was trained on.
+"""Renders conversations with chat templates, to the text and ids that a model was trained on.
 
-A template (Jinja, as in a model's directory) is a program of a stranger. It is rendered
-in a process of its own: in Jinja's immutable sandbox, without attributes that lead out of
-it, with limits on memory, time and the size of the output that the operating system
-enforces. A sandbox alone would not do: nested loops that write nothing, `9**9**9`,
-`'a' * 10**10` or a list that holds itself many times over all hang or fill the memory
-without any forbidden access. The limit of time is one on the wall time of each rendering.
+A template (Jinja, as in a model's directory) is an untrusted program. It is rendered in a
+separate process: in Jinja's immutable sandbox, without attributes that lead out of it, and with
+limits on memory, time and output size that the operating system enforces. A sandbox alone is
+not enough: nested loops that write nothing, `9**9**9`, `'a' * 10**10` or a list that contains
+itself many times hang or exhaust memory without any forbidden access. The time limit applies
+to the wall time of each rendering.
 
-A process takes about a tenth of a second to start; `render_many` and
-`encode_conversations` need one for any number of conversations.
+A process takes about 0.1 s to start; `render_many` and `encode_conversations` use one
+for any number of conversations.
 
-What the assistant thought (`reasoning_content`, `thinking` or `reasoning` of a message) is given to
+The assistant's reasoning (`reasoning_content`, `thinking` or `reasoning` of a message) is passed to
 the template under each of these names, and is learned with the reply. It is an error if the
 template does not write it there: because it reads none of the names (ChatML), or because it removes
-the reasoning of past turns (Qwen3). A message of the assistant with 'train' False is context: it is
-not learned, and the template decides what a model reads of its reasoning.
+the reasoning of past turns (Qwen3). An assistant message with 'train' False is context: it is
+not learned, and the template decides how much of its reasoning a model reads.
 
-What a template renders is complete: it writes the start token itself where the model
-wants one. Encode it as it is, without the tokenizer's `start_ids`.
+Rendered text is complete: the template writes the start token itself if the model
+needs one. Encode the text unchanged, without the tokenizer's `start_ids`.
 """
 
 import dataclasses
@@ -35,16 +35,16 @@ Message = Mapping[str, Any]  # {'role': ..., 'content': ...}
 
 MAX_OUTPUT = 1_000_000  # Characters of one rendered conversation.
 MAX_MEMORY = 512 * 2**20  # Bytes of address space of the process.
-_START_SECONDS = 30.0  # What a busy machine may take to start the process.
-# Names under which data sets keep what the assistant thought. A template reads any of them.
+_START_SECONDS = 30.0  # Time that a busy machine may need to start the process.
+# Names of the assistant's reasoning in data sets. A template may read any of them.
 _REASONING = ('reasoning_content', 'thinking', 'reasoning')
 
 
 class ConversationError(ValueError):
-  """A template cannot write a conversation, or nothing could be learned from what it writes.
+  """A template cannot render a conversation, or nothing could be learned from the result.
 
   Attributes:
-    index: the number of the conversation among those that were given.
+    index: index of the conversation among the arguments.
   """
 
   def __init__(self, index: int, problem: str):
@@ -54,19 +54,18 @@ class ConversationError(ValueError):
 
 @dataclasses.dataclass(frozen=True)
 class ChatTemplate:
-  """A chat template and what it may use.
+  """A chat template and its variables.
 
   The template sees `messages`, `add_generation_prompt`, `tools` and `documents` (none),
-  the variables and `raise_exception(text)`; blocks are trimmed, `tojson` leaves characters
-  as they are, and `{% generation %}` writes what stands in it, as Hugging Face does it.
-  It sees no clock, so that a text is a pure function of the arguments: `strftime_now` is
-  undefined, for which templates that want a date commonly have one of their own, unless
-  `today` gives the date.
+  the variables and `raise_exception(text)`. As in Hugging Face, blocks are trimmed, `tojson`
+  does not escape characters, and `{% generation %}` writes its contents.
+  There is no clock, so that a text is a pure function of the arguments: `strftime_now` is
+  undefined unless `today` gives the date. Templates that need a date commonly have a default.
 
   Attributes:
     source: the template.
-    variables: what else it may use, such as bos_token and eos_token.
-    today: the date and time that `strftime_now` formats, as in 2024-07-26; '' for none.
+    variables: other variables, such as bos_token and eos_token.
+    today: date and time for `strftime_now`, such as 2024-07-26; '' for none.
   """
 
   source: str
@@ -75,7 +74,7 @@ class ChatTemplate:
 
   @property
   def fingerprint(self) -> str:
-    """A short hash of everything that decides the text."""
+    """Short hash of everything that determines the text."""
     return model_files.fingerprint('chat', self.source, dict(self.variables), self.today)
 
   def render(
@@ -100,16 +99,16 @@ class ChatTemplate:
     """Renders conversations.
 
     Args:
-      conversations: the messages of each. A null value counts as missing.
-      add_generation_prompt: whether the text ends with the opening of a reply.
-      seconds: the limit for each rendering.
+      conversations: messages of each conversation. A null value counts as missing.
+      add_generation_prompt: end the text with the opening of a reply.
+      seconds: time limit for each rendering.
 
     Returns:
-      A text for each conversation.
+      One text per conversation.
 
     Raises:
-      ValueError: the template does not parse, leaves its limits, reaches for something
-        forbidden, fails or raises by itself; one clear line.
+      ValueError: the template does not parse, exceeds its limits, accesses something
+        forbidden, fails, or raises an error itself; one line.
     """
     settings = {'add_generation_prompt': add_generation_prompt, 'find_replies': False}
     return [reply['text'] for reply in _run(self, conversations, settings, seconds)]
@@ -119,16 +118,16 @@ def load(directory: str | pathlib.Path, *, file: str | pathlib.Path | None = Non
   """Loads the chat template of a model's directory.
 
   Args:
-    directory: holds chat_template.jinja, or tokenizer_config.json with a `chat_template`:
-      a text, or a list of {'name', 'template'} of which 'default' is taken. The variables
-      are the tokens that are named there (or in special_tokens_map.json).
-    file: a template that is used instead, with the same variables.
+    directory: directory with chat_template.jinja, or with tokenizer_config.json that has a
+      `chat_template`: a text, or a list of {'name', 'template'}, of which 'default' is used.
+      The variables are the tokens named there (or in special_tokens_map.json).
+    file: a template to use instead, with the same variables.
 
   Returns:
     The template.
 
   Raises:
-    ValueError: there is none, or a file is damaged; one line that names it.
+    ValueError: there is no template, or a file is damaged; one line that names it.
   """
   files = model_files.read(directory)
   path = files.directory / 'chat_template.jinja' if file is None else pathlib.Path(file)
@@ -137,6 +136,7 @@ def load(directory: str | pathlib.Path, *, file: str | pathlib.Path | None = Non
       return ChatTemplate(model_files.read_bytes(path).decode(), files.names)
     except UnicodeDecodeError:
       raise ValueError(f'{path} is not UTF-8: the file is damaged') from None
+
   found = files.config.get('chat_template')
   where = files.directory / 'tokenizer_config.json'
   if isinstance(found, list):
@@ -145,6 +145,7 @@ def load(directory: str | pathlib.Path, *, file: str | pathlib.Path | None = Non
       names = ', '.join(map(repr, named))
       raise ValueError(f"{where}: chat_template must have one named 'default', got {names}")
     found = named['default'].get('template')
+
   if found is None:
     raise ValueError(
         f'no chat template in {files.directory}: it must hold chat_template.jinja, or '
@@ -152,6 +153,7 @@ def load(directory: str | pathlib.Path, *, file: str | pathlib.Path | None = Non
     )
   if not isinstance(found, str):
     raise ValueError(f'{where}: chat_template must be a text, got {type(found).__name__}')
+
   return ChatTemplate(found, files.names)
 
 
@@ -169,41 +171,40 @@ def encode_conversations(
     *,
     seconds: float = 2.0,
 ) -> list[tuple[list[int], list[int]]]:
-  """Encodes conversations, and marks what a model is to learn to say.
+  """Encodes conversations and marks the tokens to learn.
 
-  The ids are those of the text that the template makes of the whole conversation. Marked
-  are the tokens of the assistant's replies, up to and with the one that ends a reply:
-  the first stop id, or where a reply holds none (a base model's tokenizer does not know
-  that <|im_end|> ends a turn), everything but the white space at its end.
+  The ids are those of the rendered text of the whole conversation. The marked tokens are
+  those of the assistant's replies, up to and including the token that ends a reply: the first
+  stop id. If a reply has none (a base model's tokenizer does not know that <|im_end|> ends a
+  turn), everything but its trailing white space is marked.
 
-  A reply is marked only if the text before it is what the model is given when it is asked
-  for that reply, and only if the reply is written in the same way when it is the last one:
-  nothing is learnt from a context that never occurs. Templates that remove the thoughts of
-  past turns (Qwen3) rewrite early replies, so that these are context and the last turn is
-  learnt; to learn each turn, give each as the end of a conversation of its own. Those that
-  open every reply with <think> but write replies without their thoughts (DeepSeek-R1) leave
-  nothing to learn, which is an error; another template helps (`load` takes a file). A reply
-  that nothing precedes is context as well.
+  A reply is marked only if the text before it equals the prompt for that reply, and only if
+  the reply is rendered the same way when it is the last one: nothing is learned from a context
+  that never occurs. Templates that remove the reasoning of past turns (Qwen3) rewrite early
+  replies, so that these are context and the last turn is learned; to learn each turn, pass one
+  conversation per turn that ends with it. Templates that open every reply with <think> but
+  render replies without their reasoning (DeepSeek-R1) leave nothing to learn, which is an
+  error; use another template (`load` takes a file). A reply at the very start is also context.
 
-  A token that holds characters of the prompt and of the reply is not marked: the model
-  is never in the position to choose it.
+  A token that spans characters of the prompt and of the reply is not marked, because the model
+  never gets to choose it.
 
-  Reasoning and messages that are context are treated as the file's docstring says.
+  The module docstring describes how reasoning and context messages are handled.
 
   Args:
-    template: makes the text.
-    tokenizer: makes the ids; its `stop_ids` end replies.
-    conversations: the messages of each; the assistant's have the role 'assistant'.
-    seconds: the limit for each rendering.
+    template: renders the text.
+    tokenizer: encodes the text; its `stop_ids` end replies.
+    conversations: messages of each conversation; the assistant's have the role 'assistant'.
+    seconds: time limit for each rendering.
 
   Returns:
-    For each conversation its ids, and as many marks: 1 for what the assistant said, 0 for
-    the rest. The marks of a conversation in which the assistant never replies are all 0.
+    (ids, marks) of each conversation, of equal length; marks are 1 in the assistant's replies
+    and 0 elsewhere. They are all 0 if the assistant never replies.
 
   Raises:
-    ValueError: as of `ChatTemplate.render_many`; or no reply of a conversation stands in
-      its text as the model would say it, such as where the template opens a reply with
-      <think> but leaves that out of what it writes for one; or a reasoning would be lost.
+    ValueError: see `ChatTemplate.render_many`; or no reply of a conversation is rendered as the
+      model would write it, for example because the template opens a reply with <think> but
+      omits it in rendered replies; or reasoning would be lost.
   """
   settings = {'add_generation_prompt': False, 'find_replies': True}
   encoded = []
@@ -224,7 +225,7 @@ def _check_learned(
     lost: Sequence[tuple[int, bool]],
     mask: Sequence[int],
 ) -> None:
-  """Raises ConversationError if a reasoning, or all that was to be learned, would be lost."""
+  """Raises ConversationError if reasoning, or everything to be learned, would be lost."""
   for place, is_read in lost:
     problem = _why_lost(is_read, is_last=place + 1 == len(messages))
     raise ConversationError(
@@ -242,7 +243,7 @@ def _check_learned(
 
 
 def _why_lost(is_read: bool, *, is_last: bool) -> str:
-  """What a template does with a reasoning that would not be learned, and what to do."""
+  """Describes what a template does with reasoning that would be lost, and the remedy."""
   if not is_read:
     return (
         'does not write reasoning_content, reasoning or thinking: choose another template, or '
@@ -263,7 +264,7 @@ def _learnt(
     offsets: Sequence[tuple[int, int]],
     stop_ids: Sequence[int],
 ) -> list[int]:
-  """The positions of a reply's tokens; none if its end is written in another way later."""
+  """Returns the positions of a reply's tokens; none if its end is rendered differently later."""
   begin, end, is_complete = reply
   positions = [
       index for index, (first, last) in enumerate(offsets) if begin <= first and last <= end
@@ -281,9 +282,10 @@ def _run(
     settings: dict[str, Any],
     seconds: float,
 ) -> list[dict[str, Any]]:
-  """The process's answers, one for each conversation."""
+  """Runs the process and returns its answers, one per conversation."""
   if not conversations:
     return []
+
   request = {
       'template': template.source,
       'variables': dict(template.variables),
@@ -294,9 +296,11 @@ def _run(
       **settings,
   }
   lines = [request, *(_plain(messages, i) for i, messages in enumerate(conversations))]
+
   renderings = len(conversations)
   if settings['find_replies']:
     renderings += 5 * sum(map(len, conversations))
+
   try:
     process = subprocess.run(
         [sys.executable, '-P', template_process.__file__],
@@ -307,19 +311,22 @@ def _run(
     )
   except subprocess.TimeoutExpired:
     raise ValueError(f'the chat template took longer than {seconds} s') from None
+
   replies = [json.loads(line) for line in process.stdout.split(b'\n')[:-1]]
   problem = replies.pop()['problem'] if replies and 'problem' in replies[-1] else None
   if problem is None and len(replies) < len(conversations):
     problem = _reason(process.returncode, seconds, process.stderr)
+
   if problem is not None:
     if "'strftime_now' is undefined" in problem:
       problem += ": it needs a date, as in ChatTemplate(..., today='2024-07-26')"
     raise ConversationError(len(replies), problem)
+
   return replies
 
 
 def _plain(messages: Sequence[Message], index: int) -> dict[str, Any]:
-  """A conversation as JSON for the process; ValueError if it is none."""
+  """Converts a conversation to JSON for the process; raises ValueError if it is malformed."""
   plain, context = [], []
   for place, message in enumerate(messages):
     if not isinstance(message, Mapping) or not isinstance(message.get('role'), str):
@@ -331,15 +338,17 @@ def _plain(messages: Sequence[Message], index: int) -> dict[str, Any]:
     if thoughts:
       message = {**dict.fromkeys(_REASONING, thoughts[0]), **message, _REASONING[0]: thoughts[0]}
     plain.append(message)
+
   try:
     json.dumps(plain)
   except (TypeError, ValueError) as error:
     raise ValueError(f'conversation {index} must consist of JSON values: {error}') from None
+
   return {'messages': plain, 'context': context}
 
 
 def _reason(returncode: int, seconds: float, stderr: bytes) -> str:
-  """Why a process ended without saying so itself."""
+  """Explains why a process ended without reporting a problem."""
   import signal
 
   if returncode in (-signal.SIGALRM, -signal.SIGXCPU):
@@ -348,8 +357,8 @@ def _reason(returncode: int, seconds: float, stderr: bytes) -> str:
   return f'its process ended with status {returncode} ({last[:200]})'
 
 
-# The ChatML form of Qwen2: each message between <|im_start|>role and <|im_end|>, and a
-# default system message where the conversation does not begin with one.
+# Qwen2's ChatML: each message between <|im_start|>role and <|im_end|>, and a
+# default system message if the conversation does not begin with one.
 QWEN2 = ChatTemplate("""
 {%- if not messages or messages[0].role != 'system' -%}
 {{ '<|im_start|>system\\nYou are a helpful assistant.<|im_end|>\\n' }}

@@ -1,19 +1,19 @@
-"""Columns of a row, and keys of a message, that a reader does not read: ignored or refused.
+"""Decides whether unread columns of a row, and keys of a message, are ignored or rejected.
 
 A row is more than its prompt and its response: a system text, a verdict or an image in another
-column changes what a model should learn from it. So a reader names the columns that it read, and
-`check` looks at each of the others. A column is ignored only if
+column changes what a model should learn from it. A reader therefore lists the columns that it
+read, and `check` examines the others. A column is ignored only if
 
   - it is empty: null, NaN, blank text, [] or {} (or an object of such values);
-  - it is in `HARMLESS`, or is named like one (`_ENDINGS`), where scores and counts must be numbers
-    (`rating: "bad"` is refused);
-  - it is a verdict that the row may be learned from: `GOOD` is true, `BAD` is false;
-  - it is an object of `METADATA` that holds nothing of the kinds below.
+  - it is in `HARMLESS`, or its name ends like one (`_ENDINGS`); scores and counts must be numbers
+    (`rating: "bad"` is rejected);
+  - it is a favourable verdict: a `GOOD` column is true, or a `BAD` column is false;
+  - it is a `METADATA` object without columns that change the meaning.
 
-Anything else is an error of one line, unknown columns included. Where the user names the columns
-that are read (`check_named`), only those that are known to change the meaning are refused.
+Anything else, including an unknown column, is a one-line error. If the user names the columns to
+read (`check_named`), only columns that are known to change the meaning are rejected.
 
-Names are compared in lower case with underscores: createdAt, created-at and created_at are one.
+Names are compared in lower case with underscores: createdAt, created-at and created_at are equal.
 A prefix or suffix `chosen` or `rejected` is ignored: score_chosen, rejected-model.
 """
 
@@ -23,8 +23,8 @@ import re
 from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
-# Columns that never change what is said. The groups in `NUMERIC` must hold numbers, flags true or
-# false.
+# Columns that never change the conversation. The groups in `NUMERIC` must be numbers, flags true
+# or false.
 HARMLESS: dict[str, tuple[str, ...]] = {
     'identifiers': (
         'id', 'ids', 'idx', 'index', 'uid', 'uuid', 'guid', 'qid', 'hash', 'sha', 'index_level_0',
@@ -91,8 +91,8 @@ METADATA = (
     'gen_input_configs', 'gen_response_configs', 'generation_config',
 )
 
-# Last words of further names in these groups: min_similar_uuid, instruct_reward, code_generator.
-# Words that may be part of a question are not among them (car_model, box_length), nor is id, which
+# Last words of other names in these groups: min_similar_uuid, instruct_reward, code_generator.
+# Words that may be part of a question are excluded (car_model, box_length), and so is id, which
 # may be a verdict (better_response_id).
 _ENDINGS = {
     'identifiers': ('uuid', 'hash'),
@@ -102,7 +102,7 @@ _ENDINGS = {
     'counts': ('len', 'tokens'),
 }
 
-# Verdicts on a row or a message: what is learned must be good.
+# Verdicts on a row or a message: only good ones are learned.
 GOOD = (
     'label', 'labels', 'kto_tag', 'kto_label', 'completion_label', 'is_correct', 'correct',
     'is_good', 'good', 'is_accepted', 'accepted', 'accept', 'approved', 'is_valid', 'valid',
@@ -124,31 +124,31 @@ _NO = (False, 0, 'false', 'no', '0')
 FINISHED = ('stop', 'stop_sequence', 'end_turn', 'eos', 'eos_token', 'complete', 'completed')
 _FINISH = ('finish_reason', 'stop_reason')
 
-# How much a row counts: only 1 and true are what all rows get. A margin of 0 is none.
+# Weight of a row: only 1 and true, the weight of all rows, are accepted. A margin of 0 is none.
 _WEIGHTS = ('weight', 'weights', 'loss_weight', 'sample_weight', 'importance')
 TRAIN = ('train', 'trainable', 'training', 'is_trainable', 'loss', 'compute_loss', 'learn')
 
-# What no reader gives to the model.
+# Columns that no reader supports.
 UNSUPPORTED = (
     'tools', 'tool', 'functions', 'function', 'available_tools', 'tool_choice', 'tool_calls',
     'tool_call', 'tool_call_id', 'function_call', 'image', 'images', 'image_url', 'image_path',
     'video', 'videos', 'audio', 'audios', 'documents', 'document', 'attachments', 'files',
 )
 
-# Parts of a conversation that several forms have in columns of their own.
+# Parts of a conversation that several forms store in separate columns.
 SYSTEM = ('system', 'system_prompt', 'system_message')
 EXTRA = ('input', 'context')
 REASONING = ('reasoning_content', 'reasoning', 'thinking')
 _CONVERSATION = (*SYSTEM, *EXTRA, *REASONING, 'history')
 
-_DEPTH = 20  # Objects and lists that are nested more deeply are looked at no further.
+_DEPTH = 20  # Objects and lists that are nested more deeply are not examined.
 _AFFIX = re.compile(r'^(chosen|rejected)_|_(chosen|rejected)$')
 _GROUPS = {name: group for group, names in HARMLESS.items() for name in names}
 _ENDING_GROUPS = {ending: group for group, endings in _ENDINGS.items() for ending in endings}
 
 
 def is_empty(value: Any, depth: int = 0) -> bool:
-  """Whether a value says nothing: null, NaN, blank text, [], {} or an object of such values."""
+  """True for an empty value: null, NaN, blank text, [], {} or an object of such values."""
   if isinstance(value, str):
     return not value.strip()
   if isinstance(value, Mapping):
@@ -157,7 +157,7 @@ def is_empty(value: Any, depth: int = 0) -> bool:
 
 
 def shown(value: Any) -> str:
-  """A value for an error, on one line and cut."""
+  """Formats a value for an error, on one line and shortened."""
   try:
     text = repr(value)
   except RecursionError:
@@ -168,16 +168,16 @@ def shown(value: Any) -> str:
 def check(
     row: Mapping[str, Any], used: Collection[str], *, where: str = '', said: Collection[str] = ()
 ) -> None:
-  """Refuses what is neither used nor known to be harmless.
+  """Rejects columns that are neither used nor known to be harmless.
 
   Args:
     row: a row of a file, or a message.
-    used: the columns that the caller reads, or has refused itself.
-    where: the message, as in 'messages[1]'; '' for a row.
+    used: columns that the caller reads or checks itself.
+    where: the message, such as 'messages[1]'; '' for a row.
     said: stripped texts that an unknown column may repeat.
 
   Raises:
-    ValueError: one line with the column, its value and what is allowed; it names all unknown ones.
+    ValueError: one line with the column, its value and the rule; it names all unknown columns.
   """
   unknown = [
       key for key, value in row.items() if key not in used and not _is_ignored(key, value, where)
@@ -199,20 +199,20 @@ def check(
 
 
 def names(keys: Iterable[str]) -> str:
-  """Column names for an error, on one line and cut."""
+  """Formats column names for an error, on one line and shortened."""
   text = ', '.join(key if key.isprintable() else repr(key) for key in keys)
   return text if len(text) <= 300 else f'{text[:300]}...'
 
 
 def check_named(row: Mapping[str, Any], used: Collection[str], *, where: str = '') -> None:
-  """Refuses what is not used and known to change the meaning; see `check`."""
+  """Rejects columns that are not used and are known to change the meaning; see `check`."""
   for key, value in row.items():
     if key not in used and not _is_ignored(key, value, where):
       _check_conversation(key, value, where)
 
 
 def check_prompt(row: Mapping[str, Any], used: Collection[str]) -> None:
-  """Refuses what would be part of a prompt and is not used; nothing is learned from the row."""
+  """Rejects unused columns that would be part of a prompt, for rows that are not learned from."""
   for key, value in row.items():
     if key in used or _says_nothing(_name(key), value):
       continue
@@ -222,7 +222,7 @@ def check_prompt(row: Mapping[str, Any], used: Collection[str]) -> None:
 
 
 def _check_conversation(key: str, value: Any, where: str) -> None:
-  """Raises ValueError if a column that is not read is part of what is said."""
+  """Raises ValueError if an unread column is part of the conversation."""
   if is_conversation(key):
     raise ValueError(
         f'the column {_field(key, where)!r} would be lost, got {shown(value)}: make it part of the '
@@ -231,17 +231,17 @@ def _check_conversation(key: str, value: Any, where: str) -> None:
 
 
 def _says_nothing(name: str, value: Any) -> bool:
-  """Whether a value is empty; no tools are also the text '[]'."""
+  """True if a value is empty; for unsupported columns such as tools, the text '[]' is empty too."""
   return is_empty(value) or name in UNSUPPORTED and value in ('[]', '{}', 'null')
 
 
 def is_conversation(key: str) -> bool:
-  """Whether a column is part of what is said: a system text, input, context, history ..."""
+  """True if a column is part of the conversation: a system text, input, context, history ..."""
   return _name(key) in _CONVERSATION
 
 
 def _is_ignored(key: str, value: Any, where: str) -> bool:
-  """Whether a column that is not read may be ignored; False if nothing is known of it.
+  """True if an unread column may be ignored; False if it is unknown.
 
   Raises:
     ValueError: the column is known to change the meaning.
@@ -255,10 +255,12 @@ def _is_ignored(key: str, value: Any, where: str) -> bool:
     check_named(value, (), where=_field(key, where))
     return True
   if name in ('chosen', 'rejected') and not isinstance(value, (bool, int, float)):
-    return False  # A reply, no verdict.
+    return False  # A reply, not a verdict.
+
   _check_known(_field(key, where), name, value, where)
   if name in (*GOOD, *BAD, *_FINISH, *_WEIGHTS, *TRAIN, 'margin'):
     return True
+
   group = _group(name)
   if group in NUMERIC and not _is_numeric(value):
     raise ValueError(
@@ -267,11 +269,12 @@ def _is_ignored(key: str, value: Any, where: str) -> bool:
     )
   if group == 'flags' and not isinstance(value, (bool, int)):
     raise ValueError(f'{_field(key, where)!r} must be true or false, got {shown(value)}')
+
   return group is not None
 
 
 def _group(name: str) -> str | None:
-  """The group of a harmless column, by its whole name or by its last word."""
+  """Returns the group of a harmless column, by its whole name or its last word."""
   without_affix = _AFFIX.sub('', name)
   stem, _, ending = without_affix.rpartition('_')
   if stem in ('', *GOOD, *BAD, *UNSUPPORTED, *_CONVERSATION):  # label_score, image_tokens
@@ -293,6 +296,7 @@ def _check_known(field: str, name: str, value: Any, where: str) -> None:
     allowed = 'false or 0'
   elif name in _FINISH and value not in FINISHED:
     allowed = f'one of {", ".join(FINISHED)}'
+
   if allowed:
     raise ValueError(
         f'{field!r} must be {allowed}, got {shown(value)}: a response that is marked as bad is not '
@@ -310,7 +314,7 @@ def _check_known(field: str, name: str, value: Any, where: str) -> None:
 
 @functools.lru_cache(maxsize=1000)
 def _name(key: str) -> str:
-  """A column's name as the lists above have it."""
+  """Normalises a column name to the spelling of the lists above."""
   name = re.sub(r'(?<=[a-z0-9])(?=[A-Z])', '_', key).lower()
   return re.sub(r'[\W_]+', '_', name).strip('_')
 
@@ -320,7 +324,7 @@ def _field(key: str, where: str) -> str:
 
 
 def _is_numeric(value: Any, depth: int = 0) -> bool:
-  """Whether a value is a number, as a text too, or holds nothing but such."""
+  """True if a value is a number, possibly as text, or contains only such values."""
   if isinstance(value, (list, Mapping)):
     parts = value.values() if isinstance(value, Mapping) else value
     return depth < _DEPTH and all(_is_numeric(part, depth + 1) for part in parts)

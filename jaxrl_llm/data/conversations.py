@@ -1,28 +1,28 @@
-"""Conversations and preferences from the files that people have, JSON or JSON lines.
+"""Reads conversations and preferences from JSON or JSON lines files, in common formats.
 
-A row is read in whichever of these forms it has:
+A row has one of these forms:
 
   {"messages": [{"role": "user", "content": ...}, {"role": "assistant", "content": ...}]}
   {"conversations": [{"from": "human", "value": ...}, {"from": "gpt", "value": ...}]}
   {"instruction": ..., "input": ..., "output": ..., "history": [[user, assistant], ...]}
   {"prompt": ..., "response": ...}     (or "question"; or "completion", "answer")
 
-and a preference with "chosen" and "rejected" instead of the reply, or as two lists of
-messages that differ in the last. A text may also be given as a message or a list of messages.
+A preference has "chosen" and "rejected" instead of the reply, or as two lists of messages
+that differ in the last. A text may also be given as a message or a list of messages.
 
-Every other column is used, ignored because it is known to be harmless, or refused in one line:
+Every other column is used, ignored because it is known to be harmless, or rejected in one line:
 
-  system, system_prompt, system_message  the system's message in front of any form
-  input, context   the user's turn goes on with them, each on a line of its own (as LLaMA-Factory
+  system, system_prompt, system_message  system message at the start of any form
+  input, context   appended to the user's turn, each on its own line (as LLaMA-Factory
                    joins Alpaca's `input`; Dolly has `context`)
   history          earlier turns, whose replies are learned like the last one (as in LLaMA-Factory)
-  reasoning_content, reasoning, thinking  what the assistant thought before its reply, in a
+  reasoning_content, reasoning, thinking  the assistant's reasoning before its reply, in a
                    message or in the row of the reply; see `chat_templates.encode_conversations`
-  train, weight    of a message: whether it is learned (`data.chat_messages`)
+  train, weight    of a message: marks it as learned or as context (`data.chat_messages`)
 
 `data.columns` lists the columns that are ignored (identifiers, sources, scores ...), and those that
-are refused: verdicts such as `label: false`, weights, tools, images, and all unknown ones. A
-column of another form than the one that is read must repeat what the messages say.
+are rejected: verdicts such as `label: false`, weights, tools, images, and all unknown ones. A
+column of a form other than the one that is read must repeat text of the messages.
 """
 
 import functools
@@ -38,7 +38,7 @@ Outcome = TypeVar('Outcome')
 
 _WHOLE = ('messages', 'conversations')
 _CONTEXTS = (*_WHOLE, 'instruction', 'prompt', 'question')
-# Beside 'chosen', 'messages' is commonly the chosen conversation once more.
+# Next to 'chosen', 'messages' commonly repeats the chosen conversation.
 _PREFERENCE_CONTEXTS = ('conversations', 'instruction', 'prompt', 'question', 'messages')
 _REPLIES = ('output', 'response', 'completion', 'answer')
 _PREFERENCE_KEEPS = chat_messages.Keeps(marks=True)  # Only the last replies are learned.
@@ -48,10 +48,10 @@ class Preference(NamedTuple):
   """Two replies to one conversation.
 
   Attributes:
-    id: the row's number in the file, from 0.
+    id: row number in the file, from 0.
     messages: the conversation up to a message of the user.
     chosen: the assistant's better reply.
-    rejected: the other.
+    rejected: the assistant's worse reply.
   """
 
   id: int
@@ -61,29 +61,29 @@ class Preference(NamedTuple):
 
 
 def read_conversations(path: str | pathlib.Path) -> list[dict[str, Any]]:
-  """Reads conversations of which every reply is learned; of preferences, the chosen ones.
+  """Reads conversations in which every reply is learned; uses the chosen reply of preferences.
 
   Args:
-    path: a file with a JSON array of objects, or one object a line.
+    path: a file with a JSON array of objects, or with one object per line.
 
   Returns:
-    {'id': the row's number from 0, 'messages': [{'role', 'content'}, ...]} for each
-    row: at most one message of the system, then user and assistant in turn, the
-    assistant last. Messages of the assistant may have 'reasoning_content'.
+    {'id': row number from 0, 'messages': [{'role', 'content'}, ...]} for each
+    row: at most one system message, then user and assistant in turn, ending with the
+    assistant. Assistant messages may have 'reasoning_content'.
 
   Raises:
     ValueError: the file is missing or damaged, or a row has none of the forms, is
-      malformed, marks a reply as not to be learned, or has a column that would be lost;
-      one line with file, line, field and what is allowed.
+      malformed, marks a reply as not learned, or has a column that would be lost;
+      one line with file, line, field and rule.
   """
   return _read_conversations(path, chat_messages.Keeps(reasoning=True))
 
 
 def read_demonstrations(path: str | pathlib.Path) -> list[dict[str, Any]]:
-  """Reads conversations of which some replies may be context: they have 'train' False.
+  """Reads conversations in which some replies may be context: these have 'train' False.
 
-  Arguments, result and errors are otherwise those of `read_conversations`; a row must have a
-  reply that is learned.
+  Arguments, result and errors are otherwise those of `read_conversations`; every row must have
+  at least one reply to learn.
   """
   return _read_conversations(path, chat_messages.Keeps(reasoning=True, marks=True))
 
@@ -96,16 +96,16 @@ def _read_conversations(path, keeps: chat_messages.Keeps) -> list[dict[str, Any]
 def read_preferences(path: str | pathlib.Path) -> list[Preference]:
   """Reads rows with a chosen and a rejected reply.
 
-  Marks of earlier messages have no effect, as only the two replies are learned.
+  Marks on earlier messages have no effect, because only the two replies are learned.
 
   Args:
-    path: a file with a JSON array of objects, or one object a line.
+    path: a file with a JSON array of objects, or with one object per line.
 
   Returns:
     The preferences.
 
   Raises:
-    ValueError: as of `read_conversations`; also where a message has reasoning.
+    ValueError: see `read_conversations`; also if a message has reasoning.
   """
   return [Preference(index, *parts) for index, parts in _read(path, _preference_texts)]
 
@@ -113,7 +113,7 @@ def read_preferences(path: str | pathlib.Path) -> list[Preference]:
 def _read(
     path: str | pathlib.Path, parse: Callable[[dict[str, Any]], Outcome]
 ) -> list[tuple[int, Outcome]]:
-  """Each row of a file, numbered and parsed; errors name the file and the line."""
+  """Parses each row of a file and numbers it; errors name the file and the line."""
   outcomes = []
   for index, row in enumerate(jsonl.read_rows(path)):
     try:
@@ -124,7 +124,7 @@ def _read(
 
 
 def is_preference(row: dict[str, Any]) -> bool:
-  """Whether a row has replies at 'chosen' or 'rejected': no verdicts, and not empty."""
+  """True if 'chosen' or 'rejected' of a row is a reply: neither empty nor a verdict."""
   return not all(
       columns.is_empty(row.get(key)) or isinstance(row[key], (bool, int, float))
       for key in ('chosen', 'rejected')
@@ -143,7 +143,7 @@ def _conversation(row: dict[str, Any], keeps: chat_messages.Keeps) -> list[Messa
 
 
 def _whole(row: dict[str, Any], keeps: chat_messages.Keeps) -> list[Message]:
-  """The conversation of a row without 'chosen' and 'rejected'."""
+  """Reads the conversation of a row without 'chosen' and 'rejected'."""
   used: set[str] = set()
   key, messages = _context(row, _CONTEXTS, keeps, used)
   if key is None:
@@ -152,9 +152,11 @@ def _whole(row: dict[str, Any], keeps: chat_messages.Keeps) -> list[Message]:
         "or 'question' with 'response', 'completion' or 'answer', got the keys "
         f'{columns.names(row) or "(none)"}'
     )
+
   has_reply = key in _WHOLE and messages[-1]['role'] == 'assistant'
   if not has_reply:
     messages = messages + _reply(row, key, keeps, used)
+
   chat_messages.check_turns(messages, last='assistant')
   _add_reasoning(row, messages[-1], used, has_reply=has_reply)
   _check_rest(row, used, messages)
@@ -162,7 +164,7 @@ def _whole(row: dict[str, Any], keeps: chat_messages.Keeps) -> list[Message]:
 
 
 def _preference_texts(row: dict[str, Any]) -> tuple[list[Message], str, str]:
-  """(conversation, chosen reply, rejected reply) where only the replies are learned."""
+  """Reads (conversation, chosen reply, rejected reply), where only the replies are learned."""
   context, *replies = _preference(row, _PREFERENCE_KEEPS)
   for field, reply in zip(('chosen', 'rejected'), replies):
     if reply.get('train') is False:
@@ -173,7 +175,7 @@ def _preference_texts(row: dict[str, Any]) -> tuple[list[Message], str, str]:
 def _preference(
     row: dict[str, Any], keeps: chat_messages.Keeps
 ) -> tuple[list[Message], Message, Message]:
-  """(conversation, chosen reply, rejected reply)."""
+  """Reads (conversation, chosen reply, rejected reply)."""
   replies, used = {}, {'chosen', 'rejected'}
   for field in ('chosen', 'rejected'):
     if field not in row:
@@ -189,6 +191,7 @@ def _preference(
           'last message only'
       )
     context = _with_system(row, context, used)
+
   chat_messages.check_turns(context, last='user')
 
   without_system = context[1:] if context[0]['role'] == 'system' else context
@@ -201,6 +204,7 @@ def _preference(
       raise ValueError(
           f"{field!r} must be one message of the assistant to the conversation, got {roles}"
       )
+
   _check_rest(row, used, [*context, *replies['chosen']])
   return context, replies['chosen'][0], replies['rejected'][0]
 
@@ -208,13 +212,14 @@ def _preference(
 def _context(
     row: dict[str, Any], keys: tuple[str, ...], keeps: chat_messages.Keeps, used: set[str]
 ) -> tuple[str | None, list[Message]]:
-  """(the first of `keys` in the row, the messages there) with what belongs before them.
+  """Reads (first of `keys` in the row, its messages after any system message and history).
 
   Adds the columns that it reads to `used`.
   """
   present = [key for key in keys if key in row]
   if not present:
     return None, []
+
   key = next((key for key in present if not columns.is_empty(row[key])), present[0])
   used.add(key)
   if key == 'instruction' or isinstance(row[key], str):
@@ -229,12 +234,13 @@ def _context(
 def _with_system(
     row: dict[str, Any], messages: list[Message], used: set[str]
 ) -> list[Message]:
-  """The messages after the row's system text, if it has one."""
+  """Prepends the row's system text, if it has one."""
   found = {key: row[key] for key in columns.SYSTEM if not columns.is_empty(row.get(key))}
   used.update(found)
   for key, value in found.items():
     if not isinstance(value, str):
       raise ValueError(f'{key!r} must be a text, got {type(value).__name__}')
+
   texts = list(dict.fromkeys(found.values()))
   if messages[0]['role'] == 'system' and texts != [messages[0]['content']][: len(texts)]:
     raise ValueError(
@@ -245,11 +251,12 @@ def _with_system(
     raise ValueError(f'{" and ".join(map(repr, found))} must not differ: a row has one system text')
   if not texts or messages[0]['role'] == 'system':
     return messages
+
   return [{'role': 'system', 'content': texts[0]}, *messages]
 
 
 def _with_extra(row: dict[str, Any], text: str, used: set[str]) -> str:
-  """What the user says: `text`, then `input` and `context`, each on a line of its own."""
+  """Joins `text`, `input` and `context` of the user's turn, each on its own line."""
   lines = [text]
   for key in columns.EXTRA:
     extra = row.get(key)
@@ -264,7 +271,7 @@ def _with_extra(row: dict[str, Any], text: str, used: set[str]) -> str:
 
 
 def _history(row: dict[str, Any], used: set[str]) -> list[Message]:
-  """The turns before a question: pairs of what the user and the assistant said."""
+  """Reads the turns before a question: pairs of user and assistant texts."""
   messages = []
   history = row.get('history')
   history = [] if columns.is_empty(history) else history
@@ -283,7 +290,7 @@ def _history(row: dict[str, Any], used: set[str]) -> list[Message]:
 def _reply(
     row: dict[str, Any], key: str, keeps: chat_messages.Keeps, used: set[str]
 ) -> list[Message]:
-  """The assistant's messages after a context that was found at `key`."""
+  """Reads the assistant's messages that follow the context at `key`."""
   present = [reply for reply in _REPLIES if reply in row]
   found = [reply for reply in present if not columns.is_empty(row[reply])] or present
   if len(found) != 1:
@@ -299,7 +306,7 @@ def _reply(
 def _add_reasoning(
     row: dict[str, Any], last: Message, used: set[str], *, has_reply: bool
 ) -> None:
-  """Adds a row's own reasoning to its reply; where that is a message, it must be there already."""
+  """Adds a row's reasoning to its reply; if the reply is a message, it must already have it."""
   thoughts = chat_messages.reasoning(row)
   used.update(columns.REASONING)
   if not thoughts or last.get('reasoning_content') == thoughts:
@@ -314,7 +321,7 @@ def _add_reasoning(
 
 
 def _check_rest(row: dict[str, Any], used: set[str], messages: list[Message]) -> None:
-  """Refuses what was not used, unless it repeats the messages or is known to be harmless."""
+  """Rejects unused columns, unless they repeat the messages or are known to be harmless."""
   repeated = {'title'} if used & set(_WHOLE) else set()  # The name of a conversation.
   for key in (*_CONTEXTS, *_REPLIES, *columns.EXTRA, 'text'):
     if key in used or columns.is_empty(row.get(key)):
@@ -331,7 +338,7 @@ def _check_rest(row: dict[str, Any], used: set[str], messages: list[Message]) ->
 
 
 def _repeats(key: str, value: Any, messages: list[Message]) -> bool:
-  """Whether a column holds nothing but what the messages say."""
+  """True if a column only repeats the messages."""
   if isinstance(value, (list, dict)):
     try:
       found = chat_messages.read(
@@ -347,9 +354,10 @@ def _repeats(key: str, value: Any, messages: list[Message]) -> bool:
 
   role = 'assistant' if key in _REPLIES else 'user'
   said = [message['content'].strip() for message in messages if message['role'] == role]
-  if key == 'text':  # All of it in one format, as Alpaca has it.
+  if key == 'text':  # The whole conversation as formatted text, as in Alpaca.
     lines = [line for message in messages for line in message['content'].split('\n')]
     return all(line.strip() in value for line in lines)
   if key in columns.EXTRA or key == 'answer':  # The result at the end of a worked solution.
     return any(value.strip() in text for text in said)
+
   return value.strip() in said

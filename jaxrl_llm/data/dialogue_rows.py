@@ -1,4 +1,4 @@
-"""What a chat template writes between two replies, and pairs of dialogues that are left out."""
+"""Text of a chat template between two replies, and filters for pairs of dialogues."""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -10,12 +10,12 @@ from jaxrl_llm.types import Tokenizer
 
 
 class Frame(NamedTuple):
-  """What a chat template writes between two replies.
+  """Text of a chat template between two replies.
 
   Attributes:
-    before: the text between a reply's stop token and what the user says.
-    after: the text from there to where the next reply begins.
-    close_ids: the stop token that ends a reply: what a reply that was cut lacks.
+    before: text between a reply's stop token and the user's text.
+    after: text between the user's text and the start of the next reply.
+    close_ids: the stop token that ends a reply, which a truncated reply lacks.
     encode: text -> ids, as the continuation of another text.
   """
 
@@ -25,9 +25,9 @@ class Frame(NamedTuple):
   encode: Callable[[str], list[int]]
 
   def write(self, text: str, max_tokens: int | None = None) -> list[int]:
-    """The ids that a user appends who says `text`, which is cut where they would be too many.
+    """Returns the ids of a user message with `text`, which is truncated to fit `max_tokens`.
 
-    A user's text is nobody's action: to cut it does not change what is learnt.
+    A user's text is not an action, so truncating it does not change what is learned.
     """
     text = text.strip()
     ids = self.encode(self.before + text + self.after)
@@ -38,11 +38,11 @@ class Frame(NamedTuple):
 
 
 def make_frame(template: chat_templates.ChatTemplate, tokenizer: Tokenizer) -> Frame:
-  """Finds out what `template` writes around a later message of the user.
+  """Determines the text that `template` writes around a later message of the user.
 
   Raises:
-    ValueError: as of `chat_templates.encode_conversations`, or if the template changes what the
-      user says, or ends a reply in no stop token.
+    ValueError: see `chat_templates.encode_conversations`; or the template changes the user's
+      text, or does not end a reply with a stop token.
   """
   user, reply, probe = 'Who are you?', 'A model.', 'And who am I?'
   messages = [{'role': role, 'content': text} for role, text in (
@@ -60,11 +60,11 @@ def make_frame(template: chat_templates.ChatTemplate, tokenizer: Tokenizer) -> F
 
 
 class Kept(NamedTuple):
-  """Which pairs of dialogues a loss is made of.
+  """Pairs of dialogues that enter the loss.
 
   Attributes:
     keep: bool [...].
-    dropped: how many were left out by each rule, in this order: 'equal_reply', 'too_long'.
+    dropped: number of pairs removed by each rule, in this order: 'equal_reply', 'too_long'.
   """
 
   keep: np.ndarray
@@ -78,18 +78,18 @@ def keep_pairs(
     *,
     max_tokens: int,
 ) -> Kept:
-  """The filters of the released pipeline with a simulated user.
+  """Applies the filters of the released pipeline with a simulated user.
 
-  Left out are pairs whose two replies at turn h are the same ids, and those in which the whole
-  first dialogue, or the second one up to turn h, has more than `max_tokens` tokens. Rewards have no
-  part in it: pairs with a failed one are dropped by the train step (`rl.batches.drop_invalid`), and
-  to leave out those with equal ones would change the objective.
+  Removes pairs whose two replies at turn h have equal ids, and pairs in which the whole
+  first dialogue, or the second one up to turn h, has more than `max_tokens` tokens. Rewards are
+  ignored: the train step drops pairs with a failed reward (`rl.batches.drop_invalid`), and
+  removing pairs with equal rewards would change the objective.
 
   Args:
-    first: the dialogues of the first roll-out.
-    second: those that started again at turn h.
+    first: dialogues of the first roll-out.
+    second: dialogues that were restarted at turn h.
     turn: int [...]; h.
-    max_tokens: 2048 in the released code.
+    max_tokens: limit per dialogue; 2048 in the released code.
 
   Returns:
     A `Kept`.
@@ -102,6 +102,7 @@ def keep_pairs(
       axis=np.ndim(turn))
   equal = (at(first.reply_lengths) == at(second.reply_lengths))[..., 0] & np.all(
       at(first.replies) == at(second.replies), axis=(-1, -2))
+
   until = second.cut(np.asarray(turn) + 1)
   answered = np.arange(until.message_lengths.shape[-1]) < np.asarray(turn)[..., None]
   long = [
@@ -111,8 +112,10 @@ def keep_pairs(
           (until.prompt_lengths, until.reply_lengths, until.message_lengths * answered),
       )
   ]
+
   keep, dropped = np.ones(np.shape(turn), bool), {}
   for name, bad in (('equal_reply', equal), ('too_long', long[0] | long[1])):
     dropped[name] = int(np.sum(keep & bad))
     keep &= ~bad
+
   return Kept(keep, dropped)

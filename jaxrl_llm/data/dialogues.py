@@ -1,11 +1,11 @@
-"""Dialogues as ids, turn by turn: what a policy and a user append to, and what is left out.
+"""Dialogues as ids, turn by turn, to which a policy and a user append.
 
 A dialogue is the user's first turn (the prompt), then replies of the policy and messages of the
-user in turn. A message is everything that stands between two replies, what a chat template puts
-around the user's text included; ids are appended as they were made, never decoded and encoded
-again, so that the ids that were sampled are those in the loss.
+user in turn. A message is everything between two replies, including the chat template's text
+around the user's text. Ids are appended unchanged, never decoded and encoded again, so that the
+sampled ids are those in the loss.
 
-Arrays lie on the host, with any leading axes [...] (prompts, or seeds and prompts), H turns, R
+Arrays are on the host, with any leading axes [...] (prompts, or seeds and prompts), H turns, R
 slots for a reply and M for a message.
 """
 
@@ -19,13 +19,13 @@ from jaxrl_llm.types import TRUNCATED
 
 
 class Continuation(NamedTuple):
-  """All that follows the prompts, without gaps; [..., T], T = H·R + (H − 1)·M.
+  """Everything after the prompts, without gaps; [..., T], T = H·R + (H − 1)·M.
 
   Attributes:
-    tokens: int32 [..., T], padded behind.
+    tokens: int32 [..., T], right-padded.
     lengths: int32 [...].
-    mask: float32 [..., T]; 1 on the tokens of replies, their stop tokens included.
-    turns: int32 [..., T]; which reply a token belongs to, from 0; −1 elsewhere.
+    mask: float32 [..., T]; 1 on the tokens of replies, including their stop tokens.
+    turns: int32 [..., T]; index of the reply that a token belongs to, from 0; −1 elsewhere.
     log_probs: float32 [..., T]; 0 where `mask` is 0.
   """
 
@@ -38,21 +38,21 @@ class Continuation(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Dialogues:
-  """What has been said so far. Message j answers reply j; x_h is message h − 1.
+  """Dialogues up to the current turn. Message j answers reply j; x_h is message h − 1.
 
   Attributes:
     prompts: int32 [..., L], left-padded: the user's first turn.
     prompt_lengths: int32 [...].
     example_ids: int32 [...].
     replies: int32 [..., H, R].
-    reply_lengths: int32 [..., H]; 0 where nothing was said yet.
-    log_probs: float32 [..., H, R], nats, under the policy that sampled; NaN if unknown.
+    reply_lengths: int32 [..., H]; 0 for a reply that does not exist yet.
+    log_probs: float32 [..., H, R], nats, under the sampling policy; NaN if unknown.
     stop_reason: int8 [..., H]; `types.STOPPED` or `types.TRUNCATED`.
     messages: int32 [..., H − 1, M].
     message_lengths: int32 [..., H − 1]; a message may be empty.
-    seeds: uint32 [...]; the noise of the user's next message: a user that draws at random uses
-      these and nothing else.
-    pad_id: fills slots that hold nothing.
+    seeds: uint32 [...]; seeds for the user's next message: a user that draws at random uses
+      only these.
+    pad_id: id of empty slots.
   """
 
   prompts: np.ndarray
@@ -69,34 +69,34 @@ class Dialogues:
 
   @property
   def num_replies(self) -> np.ndarray:
-    """int [...]; how many replies have been said."""
+    """int [...]; number of replies so far."""
     return np.sum(self.reply_lengths > 0, axis=-1)
 
   def __len__(self) -> int:
     return len(self.prompts)
 
   def __getitem__(self, rows: Any) -> 'Dialogues':
-    """Some of the dialogues; a boolean array over all leading axes gives one leading axis."""
+    """Selects dialogues; a boolean array over all leading axes gives one leading axis."""
     arrays = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
     pad_id = arrays.pop('pad_id')
     return Dialogues(**{name: array[rows] for name, array in arrays.items()}, pad_id=pad_id)
 
   def turns(self, row: int) -> list[np.ndarray]:
-    """Ids of [the prompt, reply 0, message 0, reply 1, ...] of one of N dialogues."""
+    """Returns the ids of [prompt, reply 0, message 0, reply 1, ...] of one of N dialogues."""
     first = self.prompts.shape[-1] - self.prompt_lengths[row]
     said = [self.prompts[row, first:]]
     for turn in range(int(self.num_replies[row])):
       said.append(self.replies[row, turn, : self.reply_lengths[row, turn]])
       if turn < self.messages.shape[-2]:
         said.append(self.messages[row, turn, : self.message_lengths[row, turn]])
-    # The message that is still to come is empty.
+    # A message that does not exist yet is empty.
     return said if len(said[-1]) or len(said) % 2 == 0 else said[:-1]
 
   def transcript(self, turn: int) -> tuple[np.ndarray, np.ndarray]:
-    """Everything before reply `turn`, as a sampler takes it.
+    """Returns everything before reply `turn`, in the form that a sampler takes.
 
     Args:
-      turn: from 0 to H.
+      turn: index of the reply, from 0 to H.
 
     Returns:
       (int32 [..., L + turn·(R + M)], left-padded; lengths int32 [...]).
@@ -112,15 +112,17 @@ class Dialogues:
     return tokens.astype(np.int32), valid.sum(axis=-1, dtype=np.int32)
 
   def continuation(self) -> Continuation:
-    """All that was said behind the prompts."""
+    """Returns everything after the prompts."""
     tokens, valid, turns, log_probs = self._in_order(self.replies.shape[-2])
-    last = self.messages.shape[-1]  # Nothing is said behind the last reply.
+    last = self.messages.shape[-1]  # There is no message after the last reply.
     tokens, valid, turns, log_probs = (
         array[..., : array.shape[-1] - last] for array in (tokens, valid, turns, log_probs))
+
     order = np.argsort(~valid, axis=-1, kind='stable')
     tokens, valid, turns, log_probs = (
         np.take_along_axis(array, order, axis=-1) for array in (tokens, valid, turns, log_probs))
     turns = np.where(valid, turns, -1).astype(np.int32)
+
     return Continuation(
         tokens=np.where(valid, tokens, self.pad_id).astype(np.int32),
         lengths=valid.sum(axis=-1, dtype=np.int32),
@@ -130,7 +132,7 @@ class Dialogues:
     )
 
   def _in_order(self, turns: int) -> tuple[np.ndarray, ...]:
-    """(tokens, valid, turns, log-probs) of the first replies and messages, with their gaps."""
+    """Returns (tokens, valid, turns, log-probs) of the first `turns` turns, with gaps."""
     lead = self.prompt_lengths.shape
     slots = (self.replies.shape[-1], self.messages.shape[-1])
     parts = []
@@ -142,6 +144,7 @@ class Dialogues:
       parts.append((self.messages[..., turn, :] if answered else nothing,
                     self.message_lengths[..., turn] if answered else np.zeros(lead, np.int32), -1,
                     nothing.astype(np.float32)))
+
     join = lambda arrays, dtype: np.concatenate(
         [np.zeros((*lead, 0), dtype), *arrays], axis=-1)
     return (
@@ -152,12 +155,12 @@ class Dialogues:
     )
 
   def reply_tokens(self, start: int | np.ndarray = 0) -> np.ndarray:
-    """int [...]; tokens of the replies from turn `start` (an int or [...]) on."""
+    """Returns the number of reply tokens from turn `start` (an int or [...]) on, int [...]."""
     counts = np.arange(self.replies.shape[-2]) >= np.asarray(start)[..., None]
     return np.sum(self.reply_lengths * counts, axis=-1)
 
   def cut(self, turn: int | np.ndarray) -> 'Dialogues':
-    """What stood when reply `turn` (an int or [...]) was asked for: nothing of it and after it."""
+    """Returns the dialogues without reply `turn` (an int or [...]) and everything after it."""
     turn = np.broadcast_to(turn, self.prompt_lengths.shape)[..., None]
     keep = np.arange(self.replies.shape[-2]) < turn
     answered = keep[..., : self.messages.shape[-2]]
@@ -175,11 +178,11 @@ class Dialogues:
       self, turn: int, rows: np.ndarray, *, tokens: np.ndarray, lengths: np.ndarray,
       log_probs: np.ndarray, stop_reason: np.ndarray,
   ) -> 'Dialogues':
-    """Dialogues in which reply `turn` is said.
+    """Returns dialogues with reply `turn` added.
 
     Args:
-      turn: which reply.
-      rows: bool [...]; which dialogues; the others stay.
+      turn: index of the reply.
+      rows: bool [...]; dialogues to change; the others are unchanged.
       tokens: int32 [..., R] for all dialogues.
       lengths: int32 [...], at least 1 where `rows`.
       log_probs: float32 [..., R].
@@ -200,15 +203,15 @@ class Dialogues:
   def with_messages(
       self, turn: int, rows: np.ndarray, messages: Sequence[Sequence[int]]
   ) -> 'Dialogues':
-    """Dialogues in which reply `turn` is answered.
+    """Returns dialogues with the answer to reply `turn` added.
 
     Args:
-      turn: which reply.
-      rows: bool [...]; which dialogues, n of them.
+      turn: index of the reply.
+      rows: bool [...]; the n dialogues to change.
       messages: n sequences of ids, in the order of the rows.
 
     Raises:
-      ValueError: there are not n, or one has more tokens than there are slots.
+      ValueError: the number of messages is not n, or one has more tokens than there are slots.
     """
     slots, count = self.messages.shape[-1], int(np.sum(rows))
     lengths = np.array([len(message) for message in messages], np.int32)
@@ -218,17 +221,19 @@ class Dialogues:
       raise ValueError(
           f"a user's message must have at most {slots} tokens (message_slots), got {lengths.max()}"
       )
+
     padded = np.full((count, slots), self.pad_id, np.int32)
     if lengths.sum():
       padded[np.arange(slots) < lengths[:, None]] = np.concatenate(
           [np.asarray(message, np.int32) for message in messages])
+
     said, said_lengths = self.messages.copy(), self.message_lengths.copy()
     said[rows, turn], said_lengths[rows, turn] = padded, lengths
     return dataclasses.replace(self, messages=said, message_lengths=said_lengths)
 
 
 def _assign(array: np.ndarray, turn: int, rows: np.ndarray, values: Any, *, rank: int):
-  """`array` with `values` [..., ...] at [..., turn] of the rows."""
+  """Returns a copy of `array` with `values` [..., ...] at [..., turn] of the rows."""
   array = array.copy()
   index = (slice(None),) * rank + (turn,)
   values = np.asarray(values, array.dtype)
@@ -247,16 +252,16 @@ def empty(
     message_slots: int,
     pad_id: int = 0,
 ) -> Dialogues:
-  """Dialogues in which nothing but the prompts has been said.
+  """Returns dialogues that contain only the prompts.
 
   Args:
     prompts: int32 [..., L], left-padded.
     prompt_lengths: int32 [...].
     example_ids: int32 [...].
-    num_turns: H, the most replies of a dialogue.
-    reply_slots: R, the most tokens of a reply.
-    message_slots: M, the most tokens of a message of the user.
-    pad_id: fills.
+    num_turns: H, maximum number of replies in a dialogue.
+    reply_slots: R, maximum number of tokens in a reply.
+    message_slots: M, maximum number of tokens in a message of the user.
+    pad_id: padding id.
 
   Raises:
     ValueError: a number is too small.
@@ -267,6 +272,7 @@ def empty(
   ):
     if value < least:
       raise ValueError(f'{name} must be at least {least}, got {value}')
+
   lead = np.shape(prompt_lengths)
   return Dialogues(
       prompts=np.asarray(prompts, np.int32),

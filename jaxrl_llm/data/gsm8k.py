@@ -1,6 +1,6 @@
 """GSM8K: grade-school word problems with worked solutions, from the published files.
 
-A solution's last line is `#### ` and the final number. Its other lines carry
+The last line of a solution is `#### ` and the final number. Its other lines contain
 calculator annotations such as `48/2 = <<48/2=24>>24`.
 
 References:
@@ -22,9 +22,9 @@ class Problem(NamedTuple):
   """One problem of the file.
 
   Attributes:
-    index: its line, from 0.
-    question: the problem.
-    answer: the worked solution as published, annotations and last line included.
+    index: line number in the file, from 0.
+    question: text of the problem.
+    answer: worked solution as published, including annotations and last line.
   """
 
   index: int
@@ -36,14 +36,14 @@ def load_split(data_dir: str | pathlib.Path, split: str) -> list[Problem]:
   """Reads train.jsonl or test.jsonl.
 
   Args:
-    data_dir: the folder of the two files.
+    data_dir: directory of the two files.
     split: 'train' or 'test'.
 
   Returns:
-    The problems, in the file's order.
+    The problems, in file order.
 
   Raises:
-    ValueError: a missing, truncated or malformed file; one line that names the file
+    ValueError: the file is missing, truncated or malformed; one line that names the file
       and the line in it.
   """
   if split not in SPLITS:
@@ -62,16 +62,16 @@ def load_split(data_dir: str | pathlib.Path, split: str) -> list[Problem]:
 
 
 def final_answer(answer: str) -> str:
-  """The number on the last line of a published solution, without its commas.
+  """Returns the number on the last line of a published solution, without commas.
 
   Args:
-    answer: ends with a line such as `#### 1,234`.
+    answer: solution that ends with a line such as `#### 1,234`.
 
   Returns:
     The bare number, such as '1234'.
 
   Raises:
-    ValueError: the last line is not of that form.
+    ValueError: the last line does not have that form.
   """
   last = answer.rstrip().rsplit('\n', 1)[-1]
   match = _LAST_LINE.fullmatch(last)
@@ -81,5 +81,5 @@ def final_answer(answer: str) -> str:
 
 
 def strip_annotations(answer: str) -> str:
-  """The solution without calculator annotations: `48/2 = <<48/2=24>>24` to `48/2 = 24`."""
+  """Removes calculator annotations: `48/2 = <<48/2=24>>24` becomes `48/2 = 24`."""
   return _ANNOTATION.sub('', answer)

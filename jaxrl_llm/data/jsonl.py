@@ -1,4 +1,4 @@
-"""Files of JSON objects: read with errors that name file and line, written atomically."""
+"""Reads files of JSON objects, with errors that name file and line, and writes them atomically."""
 
 import contextlib
 import json
@@ -9,13 +9,13 @@ from typing import Any, NamedTuple
 
 from jaxrl_llm.training import files
 
-Required = dict[str, type | tuple[type, ...]]  # Keys, each with the type of its value.
+Required = dict[str, type | tuple[type, ...]]  # Keys and the types of their values.
 
 _SPACE = re.compile(r'[ \t\r\n]*')
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-  """An object of which no key is lost."""
+  """Builds an object; raises ValueError for a repeated key."""
   found = dict(pairs)
   if len(found) < len(pairs):
     keys = [key for key, _ in pairs]
@@ -31,7 +31,7 @@ class Row(NamedTuple):
   """One object of a file.
 
   Attributes:
-    line: the line on which it begins, from 1.
+    line: number of its first line, from 1.
     value: the object.
   """
 
@@ -42,18 +42,18 @@ class Row(NamedTuple):
 def read_jsonl(
     path: str | pathlib.Path, *, required: Required | None = None
 ) -> list[dict[str, Any]]:
-  """Reads a file with one JSON object a line.
+  """Reads a file with one JSON object per line.
 
   Args:
-    path: the file; blank lines are allowed at its end only.
-    required: for each key that every object must have, the type of its value.
+    path: the file; blank lines are allowed only at its end.
+    required: {key that every object must have: type of its value}.
 
   Returns:
     The objects, in order.
 
   Raises:
-    ValueError: the file is missing, empty or not UTF-8, a line is no complete object with the
-      required keys, or an object has a key twice; one line that names the file and the line.
+    ValueError: the file is missing, empty or not UTF-8, a line is not a complete object with the
+      required keys, or an object has a repeated key; one line that names the file and the line.
   """
   return [row.value for row in _lines(_text(path), path, required or {})]
 
@@ -61,17 +61,17 @@ def read_jsonl(
 def read_rows(
     path: str | pathlib.Path, *, required: Required | None = None
 ) -> list[Row]:
-  """Reads a file with one JSON object a line, or with one JSON array of objects.
+  """Reads a file with one JSON object per line, or with one JSON array of objects.
 
   Args:
-    path: the file; it is an array if its first sign is a bracket.
-    required: for each key that every object must have, the type of its value.
+    path: the file; it is an array if its first character is a bracket.
+    required: {key that every object must have: type of its value}.
 
   Returns:
-    The objects with their lines, in order; at least one.
+    The objects with their line numbers, in order; at least one.
 
   Raises:
-    ValueError: as of `read_jsonl`.
+    ValueError: see `read_jsonl`.
   """
   text = _text(path)
   if text.lstrip().startswith('['):
@@ -80,7 +80,7 @@ def read_rows(
 
 
 def _text(path: str | pathlib.Path) -> str:
-  """The content of a file that is not empty."""
+  """Reads the text of a file that must not be empty."""
   try:
     text = pathlib.Path(path).read_bytes().decode()
   except OSError as error:
@@ -94,7 +94,7 @@ def _text(path: str | pathlib.Path) -> str:
 
 @contextlib.contextmanager
 def _decoding(place: str, what: str) -> Iterator[None]:
-  """Turns whatever the JSON decoder raises into one line that begins with `place`."""
+  """Converts errors of the JSON decoder to a one-line ValueError that begins with `place`."""
   try:
     yield
   except json.JSONDecodeError as error:
@@ -106,9 +106,9 @@ def _decoding(place: str, what: str) -> Iterator[None]:
 
 
 def _lines(text: str, path: Any, required: Required) -> list[Row]:
-  """The objects of a text with one a line."""
+  """Parses a text with one object per line."""
   rows = []
-  # Not splitlines: U+2028 may stand inside a string.
+  # Not splitlines: a string may contain U+2028.
   for number, line in enumerate(text.rstrip().split('\n'), 1):
     place = f'{path}, line {number}'
     with _decoding(place, 'JSON object'):
@@ -118,29 +118,32 @@ def _lines(text: str, path: Any, required: Required) -> list[Row]:
 
 
 def _array(text: str, path: Any, required: Required) -> list[Row]:
-  """The objects of a text that is one array, read one by one, so that each has its line."""
+  """Parses a text that is one array, object by object, to know the line of each."""
   rows: list[Row] = []
-  line, counted = 1, 0  # The line of the sign text[counted].
+  line, counted = 1, 0  # The line of the character text[counted].
   separator = text.index('[')
+
   while True:
     start = _SPACE.match(text, separator + 1).end()
     line, counted = line + text.count('\n', counted, start), start
     place = f'{path}, line {line}'
     if not rows and text[start : start + 1] == ']':
       raise ValueError(f'{path} is empty')
+
     with _decoding(place, 'JSON array of objects'):
       value, end = _DECODER.raw_decode(text, start)
     rows.append(Row(line, _checked(value, place, required)))
     separator = _SPACE.match(text, end).end()
     if text[separator : separator + 1] != ',':
       break
+
   if text[separator:].rstrip() != ']':
     raise ValueError(f"{place}: behind this object a ',' or the array's last ']' is expected")
   return rows
 
 
 def _checked(value: Any, place: str, required: Required) -> dict[str, Any]:
-  """`value`, if it is an object with the required keys; `place` names it in errors."""
+  """Checks that `value` is an object with the required keys; `place` names it in errors."""
   if not isinstance(value, dict):
     raise ValueError(f'{place}: expected a JSON object, got {type(value).__name__}')
   for key, kind in required.items():
@@ -154,7 +157,7 @@ def _checked(value: Any, place: str, required: Required) -> dict[str, Any]:
 
 
 def write_jsonl(path: str | pathlib.Path, rows: Iterable[dict[str, Any]]) -> None:
-  """Writes one object a line to a temporary name, then renames."""
+  """Writes one object per line to a temporary file, then renames it."""
   with files.replacing(path) as temporary, temporary.open('w', encoding='utf-8') as file:
     for row in rows:
       file.write(json.dumps(row, ensure_ascii=False) + '\n')

@@ -1,18 +1,17 @@
-"""Mixtures of data sources by weight, as pure functions of (seed, step).
+"""Weighted mixtures of data sources, as pure functions of (seed, step).
 
-Draws are scheduled, not random: a random choice of K sources would be off by a number
-of draws that grows like the root of the number of draws, and a source's place in its
-epoch would follow only from all draws before. Here the sources are the leaves of a
-balanced binary tree. Of the first n draws that reach a node with weights a and b below
-it, the left child gets round(n a / (a + b)), in exact integer arithmetic, and the right
-child the rest. So
+Draws are scheduled, not random. The error of a random choice among K sources would grow like
+the square root of the number of draws, and a source's position in its epoch would depend on
+all previous draws. Here the sources are the leaves of a balanced binary tree. Of the first n
+draws that reach a node whose children have weights a and b, the left child gets
+round(n a / (a + b)), in exact integer arithmetic, and the right child the rest. Therefore
 
-  - each level is off by at most half a draw, and after n draws a source has had its
-    n w_k draws to within ceil(log2 K) / 2 (to within 1/2 for two sources);
-  - draw n and how often its source was drawn before follow from n alone, at a cost of
-    log2 K, whatever n is.
+  - each level is off by at most half a draw, and after n draws source k was drawn
+    n w_k times to within ceil(log2 K) / 2 (to within 1/2 for two sources);
+  - the source of draw n, and how often it was drawn before, depend on n only, at a cost of
+    log2 K for any n.
 
-Each source goes through its own epochs, each example once in each of them.
+Each source goes through its own epochs, with each example once per epoch.
 """
 
 import fractions
@@ -33,24 +32,24 @@ def mixture_indices(
     step: int,
     names: Sequence[str] | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
-  """The examples of one step, from K sources.
+  """Returns the examples of one step, drawn from K sources.
 
-  Step s takes the draws s·B to (s + 1)·B - 1. With one source these are the examples
+  Step s takes draws s·B to (s + 1)·B - 1. With one source the examples are those
   of `batching.batch_indices`.
 
   Args:
-    sizes: how many examples each source has, at least 1.
-    weights: the share of each source in the draws, positive; they need not add up to 1.
+    sizes: number of examples of each source, at least 1.
+    weights: positive weight of each source; they need not sum to 1.
     batch_size: B, at least 1.
-    seed: decides the order within each source's epochs; non-negative.
-    step: the step's number, from 0.
-    names: of the sources, for errors.
+    seed: seed for the order within each source's epochs; non-negative.
+    step: step number, from 0.
+    names: names of the sources, for errors.
 
   Returns:
     (source int64 [B], index within that source int64 [B]).
 
   Raises:
-    ValueError: an argument is out of its range; sources are named.
+    ValueError: an argument is out of range; the message names the source.
   """
   _check(sizes, weights, batch_size, seed, step, names)
   shares = _whole_numbers(weights)
@@ -66,10 +65,10 @@ def mixture_indices(
 
 
 def parse_weights(text: str) -> dict[str, float]:
-  """Weights as an option writes them: 'chat.json=3, maths.jsonl=1'; '' is {}.
+  """Parses weights such as 'chat.json=3, maths.jsonl=1'; '' gives {}.
 
   Raises:
-    ValueError: an entry is no name and positive number, or a name stands twice.
+    ValueError: an entry is not a name with a positive number, or a name occurs twice.
   """
   weights: dict[str, float] = {}
   for entry in filter(None, map(str.strip, text.split(','))):
@@ -88,15 +87,15 @@ def parse_weights(text: str) -> dict[str, float]:
 
 
 def _whole_numbers(weights: Sequence[float]) -> list[int]:
-  """Integers in exactly the proportion of `weights`."""
+  """Returns integers exactly proportional to `weights`."""
   exact = [fractions.Fraction(float(weight)) for weight in weights]
   scale = math.lcm(*(weight.denominator for weight in exact))
   return [int(weight * scale) for weight in exact]
 
 
 def _draw(shares: list[int], draw: int) -> tuple[int, int]:
-  """(the source of draw number `draw`, how often that source was drawn before)."""
-  first, last = 0, len(shares)  # The sources below the node, of which this is draw `draw`.
+  """Returns (source of draw number `draw`, how often that source was drawn before)."""
+  first, last = 0, len(shares)  # The sources below the current node; `draw` counts its draws.
   while last - first > 1:
     middle = (first + last) // 2
     left, total = sum(shares[first:middle]), sum(shares[first:last])
@@ -118,7 +117,7 @@ def _check(
     step: int,
     names: Sequence[str] | None,
 ) -> None:
-  """Raises one line about the first argument that is out of its range."""
+  """Raises a one-line ValueError for the first argument that is out of range."""
   names = [f'source {k}' for k in range(len(sizes))] if names is None else names
   if not sizes or not len(sizes) == len(weights) == len(names):
     raise ValueError(

@@ -1,8 +1,8 @@
-"""What the small JSON files beside a model's weights say about its tokens.
+"""Reads the token definitions in the small JSON files next to a model's weights.
 
-Read are tokenizer_config.json, special_tokens_map.json, added_tokens.json,
-generation_config.json and config.json, each where it exists, with the precedence that
-transformers gives them.
+These are tokenizer_config.json, special_tokens_map.json, added_tokens.json,
+generation_config.json and config.json, each if it exists, with the same precedence as in
+transformers.
 """
 
 import dataclasses
@@ -15,15 +15,15 @@ _FLAGS = ('special', 'lstrip', 'rstrip', 'single_word', 'normalized')
 
 
 class AddedToken(NamedTuple):
-  """A token that is cut out of a text before anything else looks at it.
+  """A token that is split off a text before any other processing.
 
   Attributes:
-    content: its text.
-    special: whether decoding drops it.
-    lstrip: whether it takes the white space before it along.
-    rstrip: whether it takes the white space behind it along.
-    single_word: whether it is one only between non-letters.
-    normalized: whether it is looked for in the normalised text.
+    content: text of the token.
+    special: decoding drops it.
+    lstrip: it absorbs the white space before it.
+    rstrip: it absorbs the white space after it.
+    single_word: it matches only between non-letters.
+    normalized: it is matched in the normalised text.
   """
 
   content: str
@@ -36,19 +36,18 @@ class AddedToken(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class TokenFiles:
-  """The files' content.
+  """Contents of the files.
 
   Attributes:
-    directory: where they lie.
+    directory: directory of the files.
     config: tokenizer_config.json; empty if there is none.
-    model_type: config.json's; '' if there is none.
-    names: the text of each named token ('bos_token', 'eos_token', ...), the null ones left
-      out.
-    numbered: id -> token, for those whose id the files state; ascending.
-    unnumbered: the named and additional tokens that are not in `numbered`.
-    filler: the pad_token, where nothing but that name says that it is special; else ''.
-    model_stop_ids: eos_token_id of generation_config.json, else of config.json.
-    stop_file: the file which that is from.
+    model_type: model_type of config.json; '' if there is none.
+    names: text of each named token ('bos_token', 'eos_token', ...), without null ones.
+    numbered: {id: token} of the tokens with an id in the files; ascending.
+    unnumbered: named and additional tokens that are not in `numbered`.
+    filler: the pad_token, if only that name makes it special; otherwise ''.
+    model_stop_ids: eos_token_id of generation_config.json, or else of config.json.
+    stop_file: the file that defines `model_stop_ids`.
   """
 
   directory: pathlib.Path
@@ -63,14 +62,15 @@ class TokenFiles:
 
 
 def read(directory: str | pathlib.Path) -> TokenFiles:
-  """Reads the files in `directory`; ValueError in one line that names a damaged one."""
+  """Reads the files in `directory`; raises a one-line ValueError that names a damaged one."""
   directory = pathlib.Path(directory)
   config = _read_optional(directory / 'tokenizer_config.json')
   more = _read_optional(directory / 'special_tokens_map.json')
-  # Old files keep the names in a map of their own, which then has precedence.
+  # Old checkpoints have the names in a separate map, which then takes precedence.
   maps = (more, config) if 'added_tokens_decoder' in config else (config, more)
   entries = {key: value for source in maps for key, value in source.items()}
   named = {key: value for key, value in entries.items() if _is_named(key, value)}
+
   extras = entries.get('extra_special_tokens') or entries.get('additional_special_tokens') or []
   if isinstance(extras, dict):
     named, extras = named | extras, []
@@ -79,16 +79,18 @@ def read(directory: str | pathlib.Path) -> TokenFiles:
         f'{directory}: additional_special_tokens must be a list of tokens, got '
         f'{type(extras).__name__}'
     )
+
   special = [_added_token(value, directory) for value in (*named.values(), *extras)]
   numbered = _numbered(directory, config, {token.content for token in special})
   known = {token.content for token in numbered.values()}
-  # Of a token that stands there twice, the name says more than the list of all.
+  # If a token occurs twice, its named entry takes precedence over the list of extras.
   unnumbered = {token.content: token for token in special[::-1] if token.content not in known}
   names = {key: _added_token(value, directory).content for key, value in named.items()}
   filler = names.get('pad_token', '')
   said = [token.content for token in (*special, *numbered.values())]
   model_config = _read_optional(directory / 'config.json')
   stop_ids, stop_file = _model_stop_ids(directory, model_config)
+
   return TokenFiles(
       directory=directory,
       config=config,
@@ -103,12 +105,12 @@ def read(directory: str | pathlib.Path) -> TokenFiles:
 
 
 def _is_named(key: str, value: Any) -> bool:
-  """Whether an entry names a token: eos_token, but not add_eos_token: true."""
+  """True if an entry names a token: eos_token, but not add_eos_token: true."""
   return key.endswith('_token') and isinstance(value, (str, dict))
 
 
 def _added_token(value: Any, directory: pathlib.Path, **defaults: bool) -> AddedToken:
-  """The token that a string or an object stands for."""
+  """Converts a string or an object to a token."""
   if isinstance(value, str):
     return AddedToken(value, **defaults)
   if isinstance(value, dict) and isinstance(value.get('content'), str):
@@ -120,7 +122,7 @@ def _added_token(value: Any, directory: pathlib.Path, **defaults: bool) -> Added
 def _numbered(
     directory: pathlib.Path, config: dict[str, Any], special: set[str]
 ) -> dict[int, AddedToken]:
-  """The tokens with stated ids: added_tokens_decoder, else added_tokens.json."""
+  """Reads the tokens with explicit ids: added_tokens_decoder, or else added_tokens.json."""
   numbered = config.get('added_tokens_decoder')
   if numbered is None:
     old = _read_optional(directory / 'added_tokens.json')
@@ -130,15 +132,18 @@ def _numbered(
           f'{directory / "added_tokens.json"}: added tokens must have whole numbers as ids, got '
           f'{strange[0]!r}'
       )
+
     numbered = {
         number: {'content': content, 'special': content in special,
                  'normalized': content not in special}
         for content, number in old.items()
     }
+
   try:
     by_id = {int(key): value for key, value in numbered.items()}
   except (AttributeError, TypeError, ValueError):
     raise ValueError(f'{directory}: added tokens must have whole numbers as ids') from None
+
   return {
       key: _added_token(by_id[key], directory, special=False, normalized=True)
       for key in sorted(by_id)
@@ -148,7 +153,7 @@ def _numbered(
 def _model_stop_ids(
     directory: pathlib.Path, model_config: dict[str, Any]
 ) -> tuple[tuple[int, ...], str]:
-  """The ids that end what the model writes, and the file that says so."""
+  """Returns the model's stop ids and the file that defines them."""
   generation = _read_optional(directory / 'generation_config.json')
   inner = model_config.get('text_config')
   for file, fields in (
@@ -167,12 +172,12 @@ def _model_stop_ids(
 
 
 def _read_optional(path: pathlib.Path) -> dict[str, Any]:
-  """The JSON object in a file; empty if there is no such file."""
+  """Reads the JSON object in a file; {} if there is no such file."""
   return read_json_object(path) if path.exists() else {}
 
 
 def read_bytes(path: pathlib.Path) -> bytes:
-  """The file's content; ValueError in one line if there is none."""
+  """Reads a file; raises a one-line ValueError if it cannot be read."""
   try:
     return path.read_bytes()
   except OSError as error:
@@ -180,7 +185,7 @@ def read_bytes(path: pathlib.Path) -> bytes:
 
 
 def read_json_object(path: pathlib.Path) -> dict[str, Any]:
-  """The JSON object in a file; ValueError in one line if it holds none."""
+  """Reads the JSON object in a file; raises a one-line ValueError if there is none."""
   content = read_bytes(path)
   try:
     value = json.loads(content)
@@ -192,11 +197,11 @@ def read_json_object(path: pathlib.Path) -> dict[str, Any]:
 
 
 def fingerprint(*parts: Any) -> str:
-  """The first 16 hexadecimal digits of the SHA-256 of `parts` as JSON."""
+  """Returns the first 16 hexadecimal digits of the SHA-256 of `parts` as JSON."""
   text = json.dumps(parts, ensure_ascii=True, sort_keys=True)
   return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def one_line(error: Exception) -> str:
-  """An error's message without line ends."""
+  """Returns an error's message without line breaks."""
   return ' '.join(str(error).split())

@@ -1,8 +1,8 @@
-"""Rows of preference data sets: prompts, and a better and a worse response where there are any.
+"""Rows of preference data sets: prompts, optionally with a better and a worse response.
 
-A schema says which key of a row holds what. Texts and messages are for a tokenizer and a template
-still to come; token ids, which some published sets carry, are for one in particular, and are taken
-as they are.
+A schema maps the keys of a row to their meanings. Texts and messages are encoded later, with any
+tokenizer and template. Some published sets have token ids, which belong to one tokenizer and are
+used unchanged.
 """
 
 import pathlib
@@ -13,12 +13,12 @@ from jaxrl_llm.data import chat_messages, columns, conversations, jsonl
 Message = conversations.Message
 _KEEPS = chat_messages.Keeps(marks=True)  # Only the last replies are learned.
 
-# What a schema may name: texts or messages, and token ids.
+# Names that a schema may map: texts or messages, and token ids.
 TEXTS = ('prompt', 'chosen', 'rejected')
 IDS = ('prompt_ids', 'chosen_ids', 'rejected_ids', 'reward_prompt_ids')
 
 # The keys of the sets that REBEL was trained on (Gao et al., 2024, arXiv 2404.16767, released code
-# ZhaolinGao/REBEL), and 'conversations': whatever `data.conversations` reads.
+# ZhaolinGao/REBEL), and 'conversations': anything that `data.conversations` reads.
 SCHEMAS: dict[str, dict[str, str]] = {
     'conversations': {},
     # cleanrl/summarize_from_feedback_tldr_3_filtered_oai_preprocessing_1704563162: src/tldr/sft.py.
@@ -42,17 +42,17 @@ SCHEMAS: dict[str, dict[str, str]] = {
 
 
 class Row(NamedTuple):
-  """One row of a file; None where it does not hold something.
+  """One row of a file; absent fields are None.
 
   Attributes:
-    index: its number in the file, from 0.
-    prompt: a text, or a conversation up to what the user said last.
+    index: row number in the file, from 0.
+    prompt: a text, or a conversation up to the last message of the user.
     chosen: the better response.
-    rejected: the worse one.
-    prompt_ids: ids of the prompt for the policy, padding included.
-    chosen_ids: ids of the better response behind the prompt, likewise.
-    rejected_ids: ids of the worse one, likewise.
-    reward_prompt_ids: ids of the prompt for the reward model's own tokenizer, likewise.
+    rejected: the worse response.
+    prompt_ids: ids of the prompt for the policy, including padding.
+    chosen_ids: ids of the better response after the prompt, including padding.
+    rejected_ids: ids of the worse response after the prompt, including padding.
+    reward_prompt_ids: ids of the prompt for the reward model's tokenizer, including padding.
   """
 
   index: int
@@ -69,17 +69,17 @@ def read(path: str | pathlib.Path, *, schema: str = 'conversations', fields: str
   """Reads a file.
 
   Args:
-    path: JSON lines, or a JSON array of objects.
+    path: file of JSON lines, or of a JSON array of objects.
     schema: one of `SCHEMAS`.
-    fields: further keys, as 'prompt=question,chosen=best'; they override the schema's.
+    fields: additional keys, such as 'prompt=question,chosen=best'; they override the schema's.
 
   Returns:
     The rows, in order.
 
   Raises:
-    ValueError: the file is missing or damaged, a row lacks what the schema names or holds
-      something else there, or another column would change the meaning; one line with file, line
-      and field.
+    ValueError: the file is missing or damaged, a row lacks a key of the schema or has a value of
+      the wrong kind, or another column would change the meaning; one line with file, line and
+      field.
   """
   keys = resolve(schema, fields)
   if not keys:
@@ -94,17 +94,17 @@ def read(path: str | pathlib.Path, *, schema: str = 'conversations', fields: str
 
 
 def resolve(schema: str, fields: str) -> dict[str, str]:
-  """The key of a row for each of `TEXTS` and `IDS` that is there; {} for 'conversations'.
+  """Returns the key of each available name in `TEXTS` and `IDS`; {} for 'conversations'.
 
   Args:
     schema: one of `SCHEMAS`.
-    fields: as in `read`.
+    fields: see `read`.
 
   Returns:
     Keys by name.
 
   Raises:
-    ValueError: there is no such schema, or the fields are malformed.
+    ValueError: the schema is unknown, or the fields are malformed.
   """
   if schema not in SCHEMAS:
     raise ValueError(f'schema must be one of {", ".join(SCHEMAS)}, got {schema!r}')
@@ -123,21 +123,21 @@ def resolve(schema: str, fields: str) -> dict[str, str]:
 
 
 def strip_padding(ids: list[int], vocab_size: int, pad_id: int | None = None) -> list[int]:
-  """Ids without the padding at both ends.
+  """Removes the padding at both ends.
 
-  Padding is `pad_id`, and what lies outside the vocabulary: released scripts add a [PAD] to the
-  tokenizer for which the embedding has no row.
+  Padding is `pad_id` and any id outside the vocabulary: released scripts add a [PAD] to the
+  tokenizer that has no row in the embedding.
 
   Args:
-    ids: of one prompt or response.
-    vocab_size: ids of the tokenizer.
+    ids: ids of one prompt or response.
+    vocab_size: number of ids of the tokenizer.
     pad_id: a padding id inside the vocabulary, or None.
 
   Returns:
-    The ids, at least one.
+    The remaining ids, at least one.
 
   Raises:
-    ValueError: nothing is left, or an id in between is outside the vocabulary.
+    ValueError: no id remains, or an id in between is outside the vocabulary.
   """
   is_token = [0 <= token < vocab_size and token != pad_id for token in ids]
   if not any(is_token):
@@ -150,7 +150,7 @@ def strip_padding(ids: list[int], vocab_size: int, pad_id: int | None = None) ->
 
 
 def _read_conversations(path: str | pathlib.Path) -> list[Row]:
-  """Preferences, or conversations whose last reply is the response to prefer."""
+  """Reads preferences, or conversations whose last reply is the chosen response."""
   found = jsonl.read_rows(path)
   if any(conversations.is_preference(row.value) for row in found):
     return [Row(*preference) for preference in conversations.read_preferences(path)]
@@ -169,7 +169,7 @@ def _read_conversations(path: str | pathlib.Path) -> list[Row]:
 
 
 def _row(index: int, row: dict[str, Any], keys: dict[str, str]) -> Row:
-  """A row as a schema names its parts."""
+  """Builds a row from the keys of a schema."""
   found = {name: _value(row, name, key) for name, key in keys.items()}
   prompt = found.get('prompt')
   if isinstance(prompt, str):
@@ -185,14 +185,15 @@ def _row(index: int, row: dict[str, Any], keys: dict[str, str]) -> Row:
           f'got {columns.shown(before)} before it'
       )
     found[name] = reply['content']
+
   _check_rest(row, keys)
   return Row(index, **found)
 
 
 def _check_rest(row: dict[str, Any], keys: dict[str, str]) -> None:
-  """Refuses columns that change the meaning and are not among the named ones.
+  """Rejects columns that would change the meaning and are not in `keys`.
 
-  Ids of a prompt hold all of its text already.
+  Prompt ids already include all of the prompt's text.
   """
   used = set(keys.values())
   if 'prompt_ids' in keys:
@@ -201,14 +202,16 @@ def _check_rest(row: dict[str, Any], keys: dict[str, str]) -> None:
 
 
 def _value(row: dict[str, Any], name: str, key: str) -> Any:
-  """What `row[key]` says: ids, a text or messages, checked; ValueError without the file."""
+  """Returns `row[key]`, checked: ids, a text or messages; its ValueError does not name the file."""
   if key not in row:
     raise ValueError(f'the key {key!r} is missing')
+
   value = row[key]
   if name in IDS:
     if not isinstance(value, list) or not value or not all(type(token) is int for token in value):
       raise ValueError(f'{key!r} must be a list of token ids, got {columns.shown(value)}')
     return value
+
   if isinstance(value, list) and value:
     said = [_message(message, f'{key}[{index}]') for index, message in enumerate(value)]
     last = 'user' if name == 'prompt' else 'assistant'
@@ -218,14 +221,16 @@ def _value(row: dict[str, Any], name: str, key: str) -> Any:
     if said[-1].get('train') is False:
       raise ValueError(f'{key!r} must be a reply to learn, got one that is marked as context')
     return chat_messages.plain(said)
+
   if not isinstance(value, str) or not value.strip():
     shown = columns.shown(value)
     raise ValueError(f'{key!r} must be a text or a list of messages, got {shown}')
+
   return value
 
 
 def _message(value: Any, field: str) -> Message:
-  """A message in either spelling."""
+  """Reads a message in either spelling."""
   role, content = chat_messages.spelling_of(value)
   if not isinstance(value, dict) or not isinstance(value.get(content), str):
     raise ValueError(f'{field!r} must be a message with a text, got {columns.shown(value)}')

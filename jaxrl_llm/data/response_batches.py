@@ -1,4 +1,4 @@
-"""Responses that are known, not sampled here, as `types.Rollouts` of NumPy arrays."""
+"""Known responses (not sampled here) as `types.Rollouts` of NumPy arrays."""
 
 from collections.abc import Sequence
 
@@ -16,14 +16,14 @@ def rollouts(
     max_prompt_tokens: int,
     max_response_tokens: int,
 ) -> Rollouts:
-  """Prompts with K known responses each.
+  """Builds rollouts from prompts with K known responses each.
 
-  Their log-probs are not known: NaN where the mask is 1.
+  Their log-probs are unknown: NaN where the mask is 1.
 
   Args:
     prompts: P lists of ids.
     responses: P lists of K lists of ids, each with its stop token if it stopped.
-    tokenizer: gives the stop ids and the id that fills.
+    tokenizer: source of the stop ids and the padding id.
     max_prompt_tokens: L.
     max_response_tokens: T.
 
@@ -38,6 +38,7 @@ def rollouts(
   shape = (len(prompts), num_samples)
   tokens = np.full((*shape, max_response_tokens), tokenizer.pad_id, np.int32)
   lengths, stop_reason = np.zeros(shape, np.int32), np.full(shape, TRUNCATED, np.int8)
+
   for p, group in enumerate(responses):
     for k, ids in enumerate(group):
       if not 0 < len(ids) <= max_response_tokens:
@@ -48,6 +49,7 @@ def rollouts(
       tokens[p, k, : len(ids)], lengths[p, k] = ids, len(ids)
       if ids[-1] in tokenizer.stop_ids:
         stop_reason[p, k] = STOPPED
+
   mask = np.arange(max_response_tokens) < lengths[..., None]
   return Rollouts(
       prompts=padded, prompt_lengths=prompt_lengths, tokens=tokens, lengths=lengths,
@@ -57,5 +59,5 @@ def rollouts(
 
 
 def take(known: Rollouts, indices: np.ndarray) -> Rollouts:
-  """The prompts at `indices` (int [P]) with their responses."""
+  """Selects the prompts at `indices` (int [P]) with their responses."""
   return Rollouts(**{name: leaf[indices] for name, leaf in vars(known).items()})

@@ -1,7 +1,7 @@
-"""A SentencePiece model as a tokenizer of the `tokenizers` library, as far as that can do the same.
+"""Converts SentencePiece models to the `tokenizers` library, as far as it supports them.
 
-Unigram and BPE models are rebuilt from their pieces, scores and normaliser. What comes out is
-compared on a few texts with the model itself, and is no tokenizer where they differ.
+Unigram and BPE models are rebuilt from their pieces, scores and normaliser. The result is
+compared with the model on a few texts, and is rejected if they differ.
 """
 
 from collections.abc import Iterator
@@ -11,7 +11,7 @@ from jaxrl_llm.data import model_files, tokenizer_files
 from jaxrl_llm.data.sentencepiece_tokenizer import SentencePieceTokenizer
 
 _UNIGRAM, _BPE = 1, 2  # trainer_spec.model_type.
-_USER_DEFINED = 4  # A piece's type.
+_USER_DEFINED = 4  # A type of piece.
 _TEXTS = (
     '', 'Hello, world: 12 apples.', 'two  spaces and  three   of them ', 'x\n\n\ty \u00a0z',
     "don't 3.14 1,000", 'Gr\u00fc\u00dfe \u6771\u4eac \U0001f600\u200d!', 'e\u0301 \u00e9 \ufb01',
@@ -20,14 +20,14 @@ _TEXTS = (
 
 
 def to_backend(tokenizer: SentencePieceTokenizer) -> Any | None:
-  """The same tokenizer as a `tokenizers.Tokenizer`.
+  """Converts a tokenizer to a `tokenizers.Tokenizer`.
 
   Args:
     tokenizer: the model with its added tokens.
 
   Returns:
-    The backend, or None where the library gives other ids. A text that begins with a space may
-    get one fewer: the library puts none in front of it.
+    The backend, or None if the library gives different ids. A text that begins with a space may
+    get one space fewer, because the library then adds no leading space.
   """
   import tokenizers
 
@@ -35,6 +35,7 @@ def to_backend(tokenizer: SentencePieceTokenizer) -> Any | None:
   model = _model(tokenizer, spec)
   if model is None:
     return None
+
   backend = tokenizers.Tokenizer(model)
   _write_spaces(backend, tokenizer, spec)
   added = {number: model_files.AddedToken(text, special=False)
@@ -42,6 +43,7 @@ def to_backend(tokenizer: SentencePieceTokenizer) -> Any | None:
   backend.add_tokens([
       tokenizers.AddedToken(**token._asdict()) for _, token in sorted(added.items())
   ])
+
   cut = [token.content for token in added.values()]
   texts = [*_TEXTS, *(f'{token}the{token}the {token} 12' for token in cut)]
   encode = lambda text: backend.encode(text, add_special_tokens=False).ids
@@ -51,21 +53,21 @@ def to_backend(tokenizer: SentencePieceTokenizer) -> Any | None:
 
 
 class _Spec:
-  """What a model file says of how it treats text.
+  """Text processing of a model file.
 
   Attributes:
     model_type: `_UNIGRAM`, `_BPE` or another.
-    byte_fallback: whether an unknown character becomes its bytes.
+    byte_fallback: encode an unknown character as its bytes.
     charsmap: the normaliser's table; b'' for none.
-    adds_prefix: whether a space is put in front of a text.
-    removes_spaces: whether of several spaces one is left, and at both ends none.
-    defined: the pieces that its maker defined, which are cut out of a text, by id.
-    is_plain: whether it asks for nothing else.
+    adds_prefix: add a space at the start of a text.
+    removes_spaces: collapse repeated spaces, and strip them at both ends.
+    defined: {id: piece} of user-defined pieces, which are split off a text.
+    is_plain: the model needs no other processing.
   """
 
   def __init__(self, content: bytes):
-    """Reads a ModelProto, by the numbers of its fields."""
-    whole = dict(_fields(content))  # Of a field that stands there twice the last one.
+    """Reads a ModelProto by field numbers."""
+    whole = dict(_fields(content))  # Of repeated fields, keeps the last.
     pieces = [dict(_fields(piece)) for number, piece in _fields(content) if number == 1]
     self.defined = {
         index: piece[1].decode() for index, piece in enumerate(pieces)
@@ -82,7 +84,7 @@ class _Spec:
 
 
 def _fields(content: bytes) -> Iterator[tuple[int, Any]]:
-  """(number, value) of each field of a protocol buffer; numbers and bytes as they are."""
+  """Yields (number, value) of each field of a protocol buffer; values are undecoded."""
   place = 0
 
   def number() -> int:
@@ -112,7 +114,7 @@ def _fields(content: bytes) -> Iterator[tuple[int, Any]]:
 
 
 def _model(tokenizer: SentencePieceTokenizer, spec: _Spec) -> Any | None:
-  """The library's model; None for what it does not have."""
+  """Builds the library's model; None if it has no equivalent."""
   from tokenizers import models
 
   pieces, count = tokenizer.processor, tokenizer.processor.vocab_size()
@@ -125,12 +127,14 @@ def _model(tokenizer: SentencePieceTokenizer, spec: _Spec) -> Any | None:
     return models.Unigram(scores, unk_id=unknown, byte_fallback=spec.byte_fallback)
   if spec.model_type != _BPE:
     return None
+
   vocabulary = {name: number for number, name in enumerate(names)}
   merges = sorted(
       (-pieces.get_score(number), vocabulary[name[:cut]], name[:cut], name[cut:])
       for name, number in vocabulary.items() for cut in range(1, len(name))
       if name[:cut] in vocabulary and name[cut:] in vocabulary
   )
+
   return models.BPE(
       vocab=vocabulary, merges=[merge[2:] for merge in merges], unk_token=names[unknown],
       fuse_unk=True, byte_fallback=spec.byte_fallback,
@@ -138,7 +142,7 @@ def _model(tokenizer: SentencePieceTokenizer, spec: _Spec) -> Any | None:
 
 
 def _write_spaces(backend: Any, tokenizer: SentencePieceTokenizer, spec: _Spec) -> None:
-  """The normaliser, and the space in front of a text."""
+  """Sets the normaliser and the leading space of `backend`."""
   from tokenizers import Regex, decoders, normalizers, pre_tokenizers
 
   parts = [normalizers.Precompiled(spec.charsmap)] if spec.charsmap else []
@@ -146,9 +150,11 @@ def _write_spaces(backend: Any, tokenizer: SentencePieceTokenizer, spec: _Spec) 
     ends = normalizers.Replace(Regex(rf'\A +|[ {tokenizer_files.SPACE}]+\z'), '')
     parts += [ends, normalizers.Replace(Regex(' {2,}'), ' ')]
   backend.normalizer = normalizers.Sequence(parts)
+
   scheme = 'never'
   if spec.adds_prefix and not tokenizer.never_prefixed:
     scheme = 'always' if tokenizer.is_legacy else 'first'
+
   backend.pre_tokenizer = pre_tokenizers.Metaspace(
       replacement=tokenizer_files.SPACE, prepend_scheme=scheme, split=False
   )

@@ -1,9 +1,9 @@
 """Batches for supervised fine-tuning, from demonstrations as text or as ids.
 
-A demonstration becomes one sequence of ids, of which some were said by the assistant:
-those are learned. A row holds one sequence, or several of them packed. A row's slots
-are pairs of a token and the one after it in the same sequence, so that no sequence is
-predicted from another, and padding is where no pair is, whichever ids it shares.
+A demonstration is one sequence of ids; those of the assistant are learned. A row contains
+one sequence, or several packed sequences. A slot of a row is a pair of a token and the next
+token in the same sequence, so that no sequence is predicted from another. Slots without a
+pair are padding, even if the padding id is also an ordinary token.
 """
 
 import dataclasses
@@ -19,17 +19,17 @@ LOSS_ON = ('assistant', 'all')
 
 
 class SftBatch(NamedTuple):
-  """Sequences for supervised fine-tuning; padding stands at the end of a row.
+  """Sequences for supervised fine-tuning; padding is at the end of a row.
 
   Attributes:
     tokens: int32 [B, T]; each sequence without its last token.
     positions: int32 [B, T]; 0, 1, 2, ... in each sequence, 0 on padding.
     valid: bool [B, T]; False for padding.
     targets: int32 [B, T]; the token after each of `tokens` in its sequence.
-    loss_mask: float32 [B, T]; 1 where the target counts.
-    weight: float32 [B]; 0 for the rows that fill up a last partial batch.
+    loss_mask: float32 [B, T]; 1 where the target is in the loss.
+    weight: float32 [B]; 0 for the padding rows of a last partial batch.
     segments: int32 [B, T]; 1, 2, ... for the sequences of a packed row, 0 on padding;
-      None where each row holds one sequence.
+      None if each row has one sequence.
   """
 
   tokens: np.ndarray
@@ -43,18 +43,18 @@ class SftBatch(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Sequences:
-  """Demonstrations as ids, one after the other.
+  """Concatenated demonstrations as ids.
 
   Attributes:
     examples: the N demonstrations that fit.
     tokens: int32 [S]; demonstration n is tokens[starts[n] : starts[n + 1]].
-    assistant: bool [S]; what the assistant said, stop tokens included.
+    assistant: bool [S]; True for the assistant's tokens, including stop tokens.
     starts: int64 [N + 1].
-    max_tokens: no sequence is longer; unpacked rows have one slot less.
-    pad_id: the id that fills.
-    loss_on: 'assistant': its tokens count; 'all': every token does, the very first
-      of a sequence apart, which nothing predicts.
-    num_filtered: how many demonstrations were left out for their length.
+    max_tokens: maximum length of a sequence; unpacked rows have one slot less.
+    pad_id: padding id.
+    loss_on: 'assistant': the loss is on the assistant's tokens; 'all': on every token except
+      the first of a sequence, which nothing predicts.
+    num_filtered: number of demonstrations removed because of their length.
   """
 
   examples: list[Example]
@@ -71,12 +71,12 @@ class Sequences:
 
   @property
   def lengths(self) -> np.ndarray:
-    """int64 [N]; the tokens of each sequence."""
+    """int64 [N]; number of tokens of each sequence."""
     return np.diff(self.starts)
 
   @property
   def response_lengths(self) -> np.ndarray:
-    """int64 [N]; how many tokens of each the assistant said."""
+    """int64 [N]; number of the assistant's tokens in each sequence."""
     return np.diff(np.concatenate([[0], np.cumsum(self.assistant)])[self.starts])
 
 
@@ -92,25 +92,25 @@ def encode_sequences(
   """Encodes demonstrations.
 
   Args:
-    examples: either with 'prompt' (or 'prompt_ids') and 'response', which the assistant
-      said together with the tokenizer's first stop token (the prompt's ids are those of
-      `batching.prompt_ids`, the response's those that follow them where the two are one
-      text); or with 'ids', and 'loss_mask', which is 1 where the assistant said the id.
-    tokenizer: of the texts, and for the id that fills.
+    examples: either with 'prompt' (or 'prompt_ids') and 'response', where the assistant's part
+      is the response and the tokenizer's first stop token (prompt ids are from
+      `batching.prompt_ids`; response ids are those that follow when both are encoded as one
+      text); or with 'ids' and 'loss_mask', which is 1 on the assistant's ids.
+    tokenizer: tokenizer of the texts; also gives the padding id.
     max_prompt_tokens: L.
-    max_response_tokens: T, stop token included. Examples with 'ids' may have L + T.
-    overlong: 'error' raises for a demonstration that is too long, 'filter' leaves it
-      out and counts it. None is ever cut.
+    max_response_tokens: T, including the stop token. Examples with 'ids' may have L + T tokens.
+    overlong: 'error' raises for a demonstration that is too long, 'filter' removes and
+      counts it. Demonstrations are never truncated.
     loss_on: 'assistant' or 'all'; see `Sequences`.
 
   Returns:
     The sequences.
 
   Raises:
-    ValueError: a demonstration is too long and `overlong` is 'error', or none of some
-      is left; ids and mask do not fit each other or the vocabulary, or nothing of a
-      demonstration is learned; `loss_on` is 'all' and a message is marked as context; an
-      option is unknown.
+    ValueError: a demonstration is too long and `overlong` is 'error', or all are too long;
+      ids and mask do not match each other or the vocabulary, or nothing in a
+      demonstration is learned; `loss_on` is 'all' and a message is marked as context; or
+      `overlong` or `loss_on` is unknown.
   """
   if loss_on not in LOSS_ON:
     raise ValueError(f"loss_on must be 'assistant' or 'all', got {loss_on!r}")
@@ -126,6 +126,7 @@ def encode_sequences(
         )
       limit = max_prompt_tokens + max_response_tokens
       return (ids, assistant), batching.too_long(name, len(ids), limit)
+
     prompt = batching.prompt_ids(example, tokenizer)
     response = [*_reply_ids(example, prompt, tokenizer), tokenizer.stop_ids[0]]
     problem = batching.too_long(f'the prompt of {name}', len(prompt), max_prompt_tokens)
@@ -133,6 +134,7 @@ def encode_sequences(
         f'the response of {name}, with its stop token,', len(response), max_response_tokens
     )
     ids = np.array(prompt + response, np.int32)
+
     return (ids, np.arange(len(ids)) >= len(prompt)), problem
 
   kept, encoded = batching.keep_fitting(examples, encode, overlong=overlong)
@@ -149,12 +151,12 @@ def encode_sequences(
 
 
 def _reply_ids(example: Example, prompt: list[int], tokenizer: Tokenizer) -> list[int]:
-  """The ids of a response behind its prompt.
+  """Returns the ids of a response after its prompt.
 
-  They are what follows the prompt's ids in the ids of both texts as one. Where those begin
-  otherwise, because a token would hold characters of both, the response is encoded for itself,
-  as a text that goes on: the prompt's ids stay those that a sampler is given. In neither case
-  the response gets the space that SentencePiece puts in front of a text.
+  These are the ids that follow the prompt's ids when both texts are encoded as one. If that
+  encoding does not begin with the prompt's ids, because a token would span both texts, the
+  response is encoded separately as a continuation, so that the prompt's ids are those that a
+  sampler receives. In neither case does the response get SentencePiece's leading space.
   """
   if 'prompt_ids' not in example:
     both = [*tokenizer.start_ids, *tokenizer.encode(example['prompt'] + example['response'])]
@@ -164,7 +166,7 @@ def _reply_ids(example: Example, prompt: list[int], tokenizer: Tokenizer) -> lis
 
 
 def _given(name: str, example: Example, vocab_size: int) -> tuple[np.ndarray, np.ndarray]:
-  """The ids and the loss mask of an example that carries them, checked."""
+  """Returns the ids and loss mask given in an example, checked."""
   ids, assistant = np.asarray(example['ids'], np.int32), np.asarray(example['loss_mask'], bool)
   if ids.shape != assistant.shape:
     raise ValueError(f'{name} has {len(ids)} ids, and {len(assistant)} entries in its loss_mask')
@@ -180,7 +182,7 @@ def _given(name: str, example: Example, vocab_size: int) -> tuple[np.ndarray, np
 def encode_demonstrations(
     task: Task, *, overlong: str = 'error', loss_on: str = 'assistant'
 ) -> Sequences:
-  """The task's demonstrations within the task's limits; see `encode_sequences`."""
+  """Encodes a task's demonstrations within the task's limits; see `encode_sequences`."""
   return encode_sequences(
       task.demonstrations,
       task.tokenizer,
@@ -192,9 +194,9 @@ def encode_demonstrations(
 
 
 def sft_batch(sequences: Sequences, indices: Sequence[int]) -> SftBatch:
-  """The sequences at `indices` (int [B]), one a row.
+  """Returns the sequences at `indices` (int [B]), one per row.
 
-  The width depends on the limits only, so that every step compiles to one program.
+  The width depends on the limits only, so that all steps share one compiled program.
   """
   batch = packed_batch(sequences, [[index] for index in indices], sequences.max_tokens - 1)
   return batch._replace(segments=None)
@@ -203,25 +205,26 @@ def sft_batch(sequences: Sequences, indices: Sequence[int]) -> SftBatch:
 def packed_batch(
     sequences: Sequences, rows: Sequence[Sequence[int]], row_length: int
 ) -> SftBatch:
-  """The sequences of each row, one behind the other.
+  """Returns a batch of rows, each with its sequences one after the other.
 
   Args:
-    sequences: all of them.
-    rows: for each of B rows the numbers of its sequences; sequence n takes
+    sequences: all sequences.
+    rows: indices of the sequences in each of B rows; sequence n takes
       sequences.lengths[n] - 1 slots.
     row_length: T.
 
   Returns:
-    The batch, `segments` included.
+    The batch, including `segments`.
   """
   chosen = np.array([index for row in rows for index in row], np.int64)
   starts, slots = sequences.starts[chosen], sequences.lengths[chosen] - 1
   per_row = np.array([len(row) for row in rows])
   row = np.repeat(np.arange(len(rows)), per_row)
-  first = _counts_before(per_row)  # The number in `chosen` of each row's first sequence.
+  first = _counts_before(per_row)  # Index in `chosen` of each row's first sequence.
   before = _counts_before(slots)
   column = before - before[first][row]  # The slot in which each sequence begins.
-  # From here on per slot. `place`: how far it is behind its sequence's first token.
+
+  # From here on per slot. `place` is the offset from the sequence's first token.
   place = np.arange(slots.sum()) - np.repeat(before, slots)
   source = np.repeat(starts, slots) + place
   target = np.repeat(row, slots), np.repeat(column, slots) + place
@@ -244,16 +247,16 @@ def packed_batch(
 
 
 def _counts_before(counts: np.ndarray) -> np.ndarray:
-  """For each entry the sum of those before it."""
+  """Returns the sum of all previous entries, for each entry."""
   return np.cumsum(counts) - counts
 
 
 class Batches:
-  """Batches of demonstrations: a pure function of (seed, step), and one pass in order.
+  """Batches of demonstrations, as a pure function of (seed, step) or in one sequential pass.
 
   Attributes:
-    num_rows: rows in an epoch (of all sources together).
-    utilisation: the fraction of the rows' slots that hold a token.
+    num_rows: number of rows in an epoch (of all sources together).
+    utilisation: fraction of slots that hold a token.
   """
 
   def __init__(
@@ -265,27 +268,29 @@ class Batches:
       packed_length: int = 0,
       weights: Mapping[str, float] | None = None,
   ):
-    """Decides what stands in each row.
+    """Assigns the demonstrations to rows.
 
     Args:
       sequences: the demonstrations.
-      batch_size: B rows a batch.
-      seed: of packing and of each epoch's order.
-      packed_length: T of packed rows; 0 gives each sequence a row.
-      weights: for each 'source' of the examples its share of the rows; each source then
-        goes through its own epochs, and is packed apart. None: one epoch over all.
+      batch_size: B, rows per batch.
+      seed: seed for packing and for the order of each epoch.
+      packed_length: T of packed rows; 0 gives each sequence its own row.
+      weights: {'source' of the examples: share of the rows}; each source then
+        goes through its own epochs and is packed separately. None: one epoch over all.
 
     Raises:
       ValueError: there are no demonstrations, one is too long for a row, or weights and
-        sources do not fit each other.
+        sources do not match.
     """
     if not len(sequences):
       raise ValueError('there are no demonstrations')
     if packed_length < 0:
       raise ValueError(f'packed_length must be 0 (off) or positive, got {packed_length}')
+
     self._sequences, self._batch_size, self._seed = sequences, batch_size, seed
     self._packed_length = packed_length
     self._names, self._weights, groups = _sources(sequences.examples, weights)
+
     slots = sequences.lengths - 1
     self._rows: list[list[list[int]]] = [  # By source.
         [[int(group[i]) for i in row]
@@ -293,6 +298,7 @@ class Batches:
         if packed_length else [[int(index)] for index in group]
         for group in groups
     ]
+
     self._all_rows = [row for rows in self._rows for row in rows]
     self.num_rows = len(self._all_rows)
     self.utilisation = packing.utilisation(
@@ -300,7 +306,7 @@ class Batches:
     )
 
   def batch(self, step: int) -> SftBatch:
-    """The batch of step number `step`, from 0."""
+    """Returns the batch of step `step`, from 0."""
     sources, indices = mixtures.mixture_indices(
         [len(rows) for rows in self._rows], self._weights, self._batch_size,
         seed=self._seed, step=step, names=self._names,
@@ -308,7 +314,7 @@ class Batches:
     return self._assemble([self._rows[k][i] for k, i in zip(sources, indices)])
 
   def in_order(self) -> Iterator[SftBatch]:
-    """Each row once; rows of weight 0 fill up the last batch."""
+    """Yields each row once; the last batch is padded with rows of weight 0."""
     for chunk in batching.sequential_chunks(self.num_rows, self._batch_size):
       batch = self._assemble([self._all_rows[index] for index in chunk.indices])
       yield batch._replace(weight=chunk.weight)
@@ -322,7 +328,7 @@ class Batches:
 def _sources(
     examples: list[Example], weights: Mapping[str, float] | None
 ) -> tuple[list[str], list[float], list[np.ndarray]]:
-  """(names, weights, numbers of the examples) of each source."""
+  """Returns (names, weights, indices of the examples) of the sources."""
   if weights is None:
     return ['the data'], [1.0], [np.arange(len(examples))]
   of_example = np.array([example.get('source', '') for example in examples])

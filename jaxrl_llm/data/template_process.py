@@ -1,9 +1,9 @@
-"""The process in which chat templates are rendered; started by `chat_templates` as a program.
+"""The process that renders chat templates; `chat_templates` starts it as a program.
 
 It imports nothing of the project, so that it starts quickly. The first line of its input
-is a JSON object of settings, each further one {'messages': ..., 'context': indices of replies that
-are not learned}. It answers each with a line: {'text': ...}, with 'replies' and 'lost' (see
-`_lost`) where they were asked for, or {'problem': ...}, which is its last.
+is a JSON object with the config, each further line {'messages': ..., 'context': indices of replies
+that are not learned}. It answers each with one line: {'text': ...}, with 'replies' and 'lost' (see
+`_lost`) on request, or {'problem': ...}, after which it ends.
 """
 
 import datetime
@@ -13,22 +13,22 @@ import sys
 from collections.abc import Callable, Collection
 from typing import Any
 
-# How a reply lies in the text of its conversation: (begin, end, is complete).
+# Span of a reply in the text of its conversation: (begin, end, is complete).
 Reply = tuple[int, int, bool]
 
 _REASONING = ('reasoning_content', 'thinking', 'reasoning')
-_PROBE = 'REASONINGPROBE'  # Replaces a reasoning to find where the template writes it.
+_PROBE = 'REASONINGPROBE'  # Replaces the reasoning to find where the template writes it.
 
 
 def _environment(today: str) -> Any:
-  """Jinja's immutable sandbox, set up as Hugging Face does it."""
+  """Returns Jinja's immutable sandbox, set up as in Hugging Face."""
   import jinja2.exceptions
   import jinja2.ext
   import jinja2.nodes
   import jinja2.sandbox
 
   class Generation(jinja2.ext.Extension):
-    """{% generation %}, which marks what the assistant says, writes what stands in it."""
+    """Makes {% generation %}, which marks the assistant's text, write its contents."""
 
     tags = {'generation'}
 
@@ -52,11 +52,12 @@ def _environment(today: str) -> Any:
   environment.globals['raise_exception'] = raise_exception
   if today:
     environment.globals['strftime_now'] = datetime.datetime.fromisoformat(today).strftime
+
   return environment
 
 
 def _shared(first: str, second: str) -> int:
-  """How many characters two texts have in common at their beginning."""
+  """Returns the length of the common prefix of two texts."""
   if second.startswith(first):
     return len(first)
   return len(os.path.commonprefix([first, second]))
@@ -66,20 +67,20 @@ def _replies(
     messages: list[dict[str, Any]], text: str, render: Callable[..., str],
     context: Collection[int] = (),
 ) -> list[Reply]:
-  """Where the assistant's messages lie in the conversation's text.
+  """Finds the assistant's messages in the conversation's text.
 
-  A reply begins behind what the template writes before it when it asks for a reply, and
-  ends with what it writes up to it. One whose beginning is written in another way when the
-  conversation goes on is not among the replies; where it is the end that differs, the
-  reply is not complete, and `end` is where the difference begins. Messages with an index in
-  `context` are not among them either.
+  A reply begins after the prompt that the template renders when it asks for the reply, and
+  ends where the rendered conversation up to the reply ends. If the beginning of a reply is
+  rendered differently when the conversation continues, the reply is omitted. If its end
+  differs, the reply is not complete, and `end` is where the difference begins. Messages with an
+  index in `context` are also omitted.
   """
   found = (_reply(messages, index, text, render) for index in _learned(messages, context))
   return [reply for reply in found if reply]
 
 
 def _learned(messages: list[dict[str, Any]], context: Collection[int]) -> list[int]:
-  """The indices of the assistant's messages that answer something and are not context."""
+  """Returns the indices of assistant messages that answer a message and are not context."""
   return [
       index for index, message in enumerate(messages)
       if index > 0 and message.get('role') == 'assistant' and index not in context
@@ -89,7 +90,7 @@ def _learned(messages: list[dict[str, Any]], context: Collection[int]) -> list[i
 def _reply(
     messages: list[dict[str, Any]], index: int, text: str, render: Callable[..., str]
 ) -> Reply | None:
-  """The span of message `index` in the text; None if it is written in another way there."""
+  """Returns the span of message `index` in the text; None if it is rendered differently there."""
   before = render(messages[:index], True)
   if not text.startswith(before):
     return None
@@ -102,12 +103,12 @@ def _lost(
     messages: list[dict[str, Any]], text: str, render: Callable[..., str],
     context: Collection[int],
 ) -> list[tuple[int, bool]]:
-  """The messages whose reasoning is not in the text of the reply that is learned.
+  """Finds the messages whose reasoning is not in the text of the learned reply.
 
-  A reasoning is where the template writes another one that is given in its place.
+  The position of the reasoning is where the template writes a probe that replaces it.
 
   Returns:
-    Indices, each with whether the template writes the reasoning when the conversation ends there.
+    (index, True if the template writes the reasoning when the conversation ends there) of each.
   """
   lost = []
   for index in _learned(messages, context):
@@ -127,7 +128,7 @@ def _lost(
 
 
 def _serve() -> None:
-  """Renders conversations under limits; see the file's docstring."""
+  """Renders conversations under limits; see the module docstring."""
   import resource
   import signal
 
@@ -135,7 +136,7 @@ def _serve() -> None:
   environment = _environment(request['today'])
   resource.setrlimit(resource.RLIMIT_AS, (request['max_memory'],) * 2)
   resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-  # Without a handler the signal ends the process, in the middle of whatever it computes.
+  # Without a handler the signal ends the process immediately, even in the middle of a computation.
   signal.signal(signal.SIGALRM, signal.SIG_DFL)
   template = None
 
@@ -158,6 +159,7 @@ def _serve() -> None:
       if template is None:
         signal.setitimer(signal.ITIMER_REAL, request['seconds'])
         template = environment.from_string(request['template'])
+
       conversation = json.loads(line)
       messages, context = conversation['messages'], conversation['context']
       reply = {'text': render(messages, request['add_generation_prompt'])}
@@ -166,9 +168,10 @@ def _serve() -> None:
         reply['lost'] = _lost(messages, reply['text'], render, context)
     except MemoryError:
       reply = {'problem': f'needs more than {request["max_memory"] >> 20} MiB of memory'}
-    except Exception as error:  # Whatever the template provoked becomes one line.
+    except Exception as error:  # Report any error that the template causes in one line.
       message = ' '.join(str(error).split())
       reply = {'problem': f'{type(error).__name__}: {message[:300]}'}
+
     signal.setitimer(signal.ITIMER_REAL, 0)
     sys.stdout.write(json.dumps(reply) + '\n')
     sys.stdout.flush()

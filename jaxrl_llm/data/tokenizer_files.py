@@ -1,12 +1,11 @@
-"""Reads what the `tokenizers` library can represent: tokenizer.json, and byte-level BPE.
+"""Reads the tokenizers that the `tokenizers` library supports: tokenizer.json and byte-level BPE.
 
-What lies beside the file decides too (`model_files`): added tokens, which tokens end a
-response, which fills, which stands at the start of a plain text.
+The files next to it (`model_files`) also define added tokens, stop tokens, the padding token and
+the start token of a plain text.
 
-A tokenizer.json is taken as it is written, with one exception, which transformers makes
-as well: a LlamaTokenizer puts the space that SentencePiece puts in front of a text only
-there, and not behind every special token, unless tokenizer_config.json says
-`"legacy": true`.
+A tokenizer.json is used as written, with one exception, which transformers also makes: a
+LlamaTokenizer adds SentencePiece's space at the start of a text only, and not after every special
+token, unless tokenizer_config.json has `"legacy": true`.
 """
 
 import hashlib
@@ -18,17 +17,17 @@ from typing import Any, NamedTuple
 
 from jaxrl_llm.data import model_files
 
-# How Qwen2 cuts text into the pieces within which its merges work: contractions,
-# letters with at most one leading sign, single digits, signs, line ends, spaces.
+# Qwen2's pre-tokenization, which splits text into the pieces that merges apply to: contractions,
+# letters with at most one leading symbol, single digits, symbols, line breaks, spaces.
 _QWEN2_SPLIT = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}"
     r'| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+'
 )
 _END_OF_TEXT = '<|endoftext|>'
-# These follow the 151,643 entries of Qwen2's vocab.json, which does not hold them.
+# Tokens after the 151,643 entries of Qwen2's vocab.json, which does not contain them.
 _QWEN2_SPECIAL = (_END_OF_TEXT, '<|im_start|>', '<|im_end|>')
-SPACE = '\u2581'  # What SentencePiece writes for a space.
-REPLACEMENT = '\ufffd'  # What an id that stands for nothing is written as.
+SPACE = '\u2581'  # SentencePiece's symbol for a space.
+REPLACEMENT = '\ufffd'  # The text of an unused id.
 
 
 class Loaded(NamedTuple):
@@ -36,11 +35,11 @@ class Loaded(NamedTuple):
 
   Attributes:
     backend: the `tokenizers.Tokenizer`.
-    stop_ids: those that end a response; the first ends demonstrations.
-    pad_id: the id that fills.
-    start_ids: those that stand before a plain text.
-    source_hash: a hash of everything that `backend` was made from.
-    ids_hash: the same without names that tokens are given a second time: they decide no id.
+    stop_ids: ids that end a response; the first ends demonstrations.
+    pad_id: padding id.
+    start_ids: ids at the start of a plain text.
+    source_hash: hash of everything that `backend` was built from.
+    ids_hash: the same without repeated declarations of existing tokens, which change no id.
   """
 
   backend: Any
@@ -60,26 +59,26 @@ def stop_and_pad(
     pad_token: str | None = None,
     default_stops: Sequence[str] = (),
 ) -> tuple[tuple[int, ...], int]:
-  """Which ids end a response, and which one fills.
+  """Returns the stop ids and the padding id.
 
   Responses end with the eos_token, which comes first, and with every id that
-  generation_config.json names (config.json where it names none). Where neither names
-  any, as with encoders, the sep_token ends a text. Filling is the pad_token's part, or
-  the first stop id's where there is none.
+  generation_config.json lists (config.json if it lists none). If neither lists
+  any, as in encoders, the sep_token ends a text. The padding id is that of the pad_token, or
+  the first stop id if there is no pad_token.
 
   Args:
-    files: what lies beside the tokenizer.
-    id_of: the id of a token's text, None if it is no token.
-    size: one more than the largest id.
-    stop_tokens: overrides which tokens end a response.
-    pad_token: overrides which token fills.
-    default_stops: what ends a response where tokenizer_config.json names no eos_token.
+    files: the files next to the tokenizer.
+    id_of: maps the text of a token to its id, or None if it is not a token.
+    size: largest id plus 1.
+    stop_tokens: overrides the stop tokens.
+    pad_token: overrides the padding token.
+    default_stops: stop tokens if tokenizer_config.json has no eos_token.
 
   Returns:
-    The stop ids, each once, and the padding id.
+    (stop ids without duplicates, padding id).
 
   Raises:
-    ValueError: a named token does not exist, or nothing ends a response.
+    ValueError: a named token does not exist, or there is no stop token.
   """
 
   def known(token: str) -> int:
@@ -93,6 +92,7 @@ def stop_and_pad(
     stops = [*map(known, named), *files.model_stop_ids]
     if not stops and 'sep_token' in files.names:
       stops = [known(files.names['sep_token'])]
+
     outside = [token for token in stops if token >= size]
     if outside:
       raise ValueError(
@@ -108,12 +108,13 @@ def stop_and_pad(
     raise ValueError('stop_tokens must name at least one token, got none')
   else:
     stops = [known(token) for token in stop_tokens]
+
   filler = pad_token or files.names.get('pad_token')
   return tuple(dict.fromkeys(stops)), known(filler) if filler else stops[0]
 
 
 def check_text(text: str) -> None:
-  """Raises a ValueError if `text` holds half a surrogate pair, which broken JSON leaves."""
+  """Raises ValueError if `text` contains half a surrogate pair, as from broken JSON."""
   try:
     text.encode()
   except UnicodeEncodeError as error:
@@ -123,7 +124,7 @@ def check_text(text: str) -> None:
 
 
 def cover_empty(offsets: list[tuple[int, int]]) -> list[tuple[int, int]]:
-  """Gives a token without characters (the first bytes of one) the range of the next token."""
+  """Gives a token without characters (the first bytes of a character) the next token's range."""
   covered = list(offsets)
   for index in range(len(covered) - 2, -1, -1):
     begin, end = covered[index]
@@ -135,7 +136,7 @@ def cover_empty(offsets: list[tuple[int, int]]) -> list[tuple[int, int]]:
 def from_tokenizer_json(
     path: pathlib.Path, *, stop_tokens: Sequence[str] | None, pad_token: str | None
 ) -> Loaded:
-  """A tokenizer.json with what lies beside it; ValueError in one line if it is damaged."""
+  """Loads a tokenizer.json and the files next to it; raises a one-line ValueError if damaged."""
   import tokenizers
 
   files = model_files.read(path.parent)
@@ -146,25 +147,29 @@ def from_tokenizer_json(
     raise ValueError(
         f'{path} is not a complete tokenizer.json: {model_files.one_line(error)}'
     ) from None
-  # A file may have been saved in the middle of its use, with a length to cut or fill to.
+
+  # A file may have been saved during use, with truncation or padding enabled.
   backend.no_truncation()
   backend.no_padding()
-  # The post-processor decides how a text starts, whatever add_bos_token says.
+  # The post-processor decides how a text starts, regardless of add_bos_token.
   example = backend.encode('The 0')
   start_ids = tuple(example.ids[: [*example.special_tokens_mask, 0].index(0)])
+
   scheme = _llama_scheme(files, content)
   if scheme:
     _write_spaces(backend, scheme)
+
   new = _add_tokens(backend, files)
   stop_ids, pad_id = stop_and_pad(
       files, backend.token_to_id, size_of(backend), stop_tokens=stop_tokens, pad_token=pad_token
   )
   hashes = _hashes(files, new, _digest(content), scheme)
+
   return Loaded(backend, stop_ids, pad_id, start_ids, *hashes)
 
 
 def continuing(backend: Any) -> Any | None:
-  """A copy of `backend` that puts no space in front of a text; None if `backend` puts none."""
+  """Returns a copy of `backend` that adds no leading space; None if `backend` adds none."""
   import tokenizers
 
   state = json.loads(backend.to_str())
@@ -175,7 +180,7 @@ def continuing(backend: Any) -> Any | None:
 
 
 def _without_front(part: Any) -> Any:
-  """A normaliser or pre-tokenizer, as JSON, that puts nothing in front of a text."""
+  """Returns the JSON of a normaliser or pre-tokenizer without its leading space."""
   match part:
     case {'type': 'Prepend'}:
       return {'type': 'Sequence', 'normalizers': []}
@@ -192,14 +197,14 @@ def _without_front(part: Any) -> Any:
 
 
 def to_json(backend: Any, starts: Mapping[int, str]) -> str:
-  """A tokenizer.json.
+  """Returns the contents of a tokenizer.json.
 
   Args:
     backend: the `tokenizers.Tokenizer`.
-    starts: the ids that stand before a plain text, with their texts.
+    starts: ids at the start of a plain text, with their texts.
 
   Returns:
-    The content of the file.
+    The contents of the file.
   """
   state = json.loads(backend.to_str())
   if starts:
@@ -217,13 +222,13 @@ def to_json(backend: Any, starts: Mapping[int, str]) -> str:
 
 
 def cuts_as_qwen2(backend: Any) -> bool:
-  """Whether a tokenizer normalises text and cuts it into words as Qwen2's does."""
+  """True if a tokenizer normalises text and splits it into words like Qwen2's."""
   import tokenizers
 
   def parts(one: Any) -> str:
     state = json.loads(one.to_str())
     text = json.dumps([state['normalizer'], state['pre_tokenizer']], sort_keys=True)
-    return re.sub(r'"(add_prefix_space|trim_offsets)": \w+', '', text)  # Ids are the same.
+    return re.sub(r'"(add_prefix_space|trim_offsets)": \w+', '', text)  # Ids do not depend on them.
 
   same = tokenizers.Tokenizer(tokenizers.models.BPE())
   _cut(same, is_gpt2=False, space=False)
@@ -231,29 +236,29 @@ def cuts_as_qwen2(backend: Any) -> bool:
 
 
 def size_of(backend: Any) -> int:
-  """One more than the largest id, added tokens included."""
+  """Returns the largest id plus 1, including added tokens."""
   return max(backend.get_vocab(with_added_tokens=True).values()) + 1
 
 
 def _digest(content: bytes) -> str:
-  """The SHA-256 of a file's content."""
+  """Returns the SHA-256 of a file's contents."""
   return hashlib.sha256(content).hexdigest()
 
 
 def _hashes(
     files: model_files.TokenFiles, new: Sequence[model_files.AddedToken], *parts: Any
 ) -> tuple[str, str]:
-  """`Loaded.source_hash` and `ids_hash` of other parts and the added tokens, `new` ones among."""
+  """Returns `source_hash` and `ids_hash` of parts and added tokens; `new` is from `_add_tokens`."""
   numbered = sorted(files.numbered.items())
   source, ids = ([numbered, tokens] for tokens in (files.unnumbered, new))
   return model_files.fingerprint(*parts, source), model_files.fingerprint(*parts, ids)
 
 
 def _add_tokens(backend: Any, files: model_files.TokenFiles) -> list[model_files.AddedToken]:
-  """Adds the tokens of `files` to `backend`; ValueError if one has another id there.
+  """Adds the tokens of `files` to `backend`; raises ValueError if one has another id there.
 
   Returns:
-    Those of `files.unnumbered` that were no special tokens yet.
+    The tokens of `files.unnumbered` that were not special tokens before.
   """
   from tokenizers import AddedToken
 
@@ -265,20 +270,22 @@ def _add_tokens(backend: Any, files: model_files.TokenFiles) -> list[model_files
           f'{files.directory}: the added token {token.content!r} should have id {number}, and '
           f'the vocabulary gives it {actual}'
       )
+
   special = {
       token.content for token in backend.get_added_tokens_decoder().values() if token.special
   }
   new = [token for token in files.unnumbered if token.content not in special]
   for token in new:
     if token.content == files.filler and _is_ordinary(backend, token.content):
-      # It is cut out of a text as transformers does it, and stays in what is decoded.
+      # As in transformers, it is split off in encoding and is not dropped in decoding.
       token = token._replace(special=False)
     backend.add_tokens([AddedToken(**token._asdict())])
+
   return new
 
 
 def _is_ordinary(backend: Any, text: str) -> bool:
-  """Whether a token is one that texts are made of."""
+  """True if encoding the text of a token yields that token."""
   number = backend.token_to_id(text)
   if number is None:
     return False
@@ -287,7 +294,7 @@ def _is_ordinary(backend: Any, text: str) -> bool:
 
 
 def _llama_scheme(files: model_files.TokenFiles, content: bytes) -> str:
-  """Where a LlamaTokenizer puts its space, in Metaspace's words; '' for other classes."""
+  """Returns Metaspace's prepend_scheme for a LlamaTokenizer; '' for other classes."""
   name = str(files.config.get('tokenizer_class')).removesuffix('Fast')
   if name != 'LlamaTokenizer' or files.model_type not in ('', 'llama') or b'ByteLevel' in content:
     return ''
@@ -297,7 +304,7 @@ def _llama_scheme(files: model_files.TokenFiles, content: bytes) -> str:
 
 
 def _write_spaces(backend: Any, scheme: str) -> None:
-  """Lets `backend` write spaces as SentencePiece does, and one in front by `scheme`."""
+  """Makes `backend` encode spaces like SentencePiece, with a leading space by `scheme`."""
   from tokenizers import decoders, pre_tokenizers
 
   backend.normalizer = None
@@ -317,11 +324,11 @@ def from_byte_level_files(
     stop_tokens: Sequence[str] | None,
     pad_token: str | None,
 ) -> Loaded:
-  """Byte-level BPE from a vocabulary and a list of merges: GPT-2 or Qwen2.
+  """Loads byte-level BPE from a vocabulary and a list of merges: GPT-2 or Qwen2.
 
-  Which one it is says tokenizer_config.json's tokenizer_class, or else whether
-  <|endoftext|> is in the vocabulary, as it is GPT-2's. Qwen2's added tokens are those
-  of tokenizer_config.json, or else Qwen2's own three.
+  The family is given by tokenizer_class in tokenizer_config.json. Without it, the vocabulary is
+  GPT-2's if it contains <|endoftext|>. Qwen2's added tokens come from tokenizer_config.json;
+  the default is Qwen2's own three.
   """
   import tokenizers
   from tokenizers import decoders, models
@@ -329,6 +336,7 @@ def from_byte_level_files(
   files = model_files.read(vocabulary_path.parent)
   vocabulary = model_files.read_json_object(vocabulary_path)
   merges = _read_merges(merges_path)
+
   is_gpt2 = _is_gpt2(files, vocabulary)
   _check_complete(vocabulary_path, vocabulary, merges_path, merges, files)
   try:
@@ -337,12 +345,14 @@ def from_byte_level_files(
     raise ValueError(
         f'{merges_path} does not fit {vocabulary_path}: {model_files.one_line(error)}'
     ) from None
+
   space = bool(files.config.get('add_prefix_space'))
   _cut(backend, is_gpt2, space)
   backend.decoder = decoders.ByteLevel()
   own = (_END_OF_TEXT,) if is_gpt2 else _QWEN2_SPECIAL
   if not files.numbered:
     backend.add_special_tokens(list(own))
+
   new = _add_tokens(backend, files)
   stop_ids, pad_id = stop_and_pad(
       files, backend.token_to_id, size_of(backend), stop_tokens=stop_tokens, pad_token=pad_token,
@@ -352,11 +362,12 @@ def from_byte_level_files(
   digests = [_digest(model_files.read_bytes(path)) for path in (vocabulary_path, merges_path)]
   hashes = _hashes(files, new, *digests, is_gpt2, space)
   start_ids = () if start is None else (backend.token_to_id(start),)
+
   return Loaded(backend, stop_ids, pad_id, start_ids, *hashes)
 
 
 def _is_gpt2(files: model_files.TokenFiles, vocabulary: dict[str, Any]) -> bool:
-  """Whether the vocabulary is of GPT-2's kind, else of Qwen2's; ValueError for neither."""
+  """True for GPT-2's vocabulary, False for Qwen2's; raises ValueError for others."""
   name = str(files.config.get('tokenizer_class') or '').removesuffix('Fast')
   if name in ('', 'PreTrainedTokenizer', 'TokenizersBackend'):
     return _END_OF_TEXT in vocabulary
@@ -375,7 +386,7 @@ def _check_complete(
     merges: list[tuple[str, str]],
     files: model_files.TokenFiles,
 ) -> None:
-  """Raises if a token is neither a byte, nor an added token, nor made by a merge."""
+  """Raises ValueError if a token is neither a byte, nor an added token, nor made by a merge."""
   from tokenizers import pre_tokenizers
 
   explained = {_END_OF_TEXT, *pre_tokenizers.ByteLevel.alphabet()}
@@ -390,7 +401,7 @@ def _check_complete(
 
 
 def _cut(backend: Any, is_gpt2: bool, space: bool) -> None:
-  """Lets `backend` cut text into words as GPT-2 or Qwen2 does, with a space in front or not."""
+  """Makes `backend` split text into words like GPT-2 or Qwen2, optionally with a leading space."""
   import tokenizers
   from tokenizers import normalizers, pre_tokenizers
 
@@ -405,7 +416,7 @@ def _cut(backend: Any, is_gpt2: bool, space: bool) -> None:
 
 
 def _read_merges(path: pathlib.Path) -> list[tuple[str, str]]:
-  """The merges of a text file, one pair a line after an optional version line."""
+  """Reads the merges of a text file: one pair per line, after an optional version line."""
   try:
     lines = model_files.read_bytes(path).decode().split('\n')
   except UnicodeDecodeError:

@@ -1,6 +1,6 @@
-"""Text to ids and back: tokenizers behind the one interface `types.Tokenizer`.
+"""Tokenizers with the common interface `types.Tokenizer`: text to ids and back.
 
-The libraries underneath (tokenizers, sentencepiece) are imported where they are
+The libraries (tokenizers, sentencepiece) are imported where they are
 used, so that a run with characters needs neither.
 """
 
@@ -17,7 +17,7 @@ from jaxrl_llm.types import Tokenizer
 
 
 class CharacterTokenizer:
-  """One id a character: 0 is padding, 1 is stop, then the alphabet in its order.
+  """A tokenizer with one id per character: 0 is padding, 1 is stop, then the alphabet in order.
 
   Attributes:
     alphabet: the characters, in the order of their ids.
@@ -25,7 +25,7 @@ class CharacterTokenizer:
     pad_id: 0.
     stop_ids: (1,).
     start_ids: ().
-    fingerprint: a short hash of the alphabet.
+    fingerprint: short hash of the alphabet.
     full_fingerprint: the same.
   """
 
@@ -34,7 +34,7 @@ class CharacterTokenizer:
   start_ids = ()
 
   def __init__(self, alphabet: str):
-    """Makes a tokenizer of the characters of `alphabet`, which must be distinct."""
+    """Initialises the tokenizer with the distinct characters of `alphabet`."""
     if not alphabet or len(set(alphabet)) != len(alphabet):
       raise ValueError(f'alphabet must hold distinct characters, at least one, got {alphabet!r}')
     self.alphabet = alphabet
@@ -43,7 +43,7 @@ class CharacterTokenizer:
     self._ids = {character: index + 2 for index, character in enumerate(alphabet)}
 
   def encode(self, text: str) -> list[int]:
-    """Ids of the characters of `text`; ValueError for one outside the alphabet."""
+    """Returns the ids of the characters of `text`; raises ValueError outside the alphabet."""
     try:
       return [self._ids[character] for character in text]
     except KeyError as error:
@@ -52,15 +52,15 @@ class CharacterTokenizer:
       ) from None
 
   def encode_continuation(self, text: str) -> list[int]:
-    """Ids of `text` behind another one: the same."""
+    """Returns the ids of `text` as a continuation; the same as `encode`."""
     return self.encode(text)
 
   def encode_with_offsets(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
-    """Ids of `text`, and for each the half-open range of characters that it stands for."""
+    """Returns the ids of `text`, and the half-open character range of each."""
     return self.encode(text), [(index, index + 1) for index in range(len(text))]
 
   def decode(self, ids: Sequence[int]) -> str:
-    """The characters of `ids`; padding and stop are dropped, other ids become U+FFFD."""
+    """Returns the characters of `ids`; padding and stop are dropped, other ids become U+FFFD."""
     return ''.join(
         self.alphabet[token - 2] if 2 <= token < self.vocab_size else tokenizer_files.REPLACEMENT
         for token in map(int, ids) if token not in (self.pad_id, *self.stop_ids)
@@ -70,23 +70,23 @@ class CharacterTokenizer:
 class HuggingFaceTokenizer:
   """A tokenizer of the `tokenizers` library.
 
-  Special tokens are recognised in the text that is encoded, as chat templates need
-  it, and dropped when decoding.
+  Special tokens are recognised in the encoded text, as chat templates require,
+  and dropped in decoding.
 
   Attributes:
     backend: the `tokenizers.Tokenizer`.
-    vocab_size: one more than the largest id, added tokens included.
-    pad_id: the id of the padding token.
-    stop_ids: the ids of the stop tokens; the first ends demonstrations.
-    start_ids: the ids that stand before a plain text.
-    fingerprint: a short hash of everything that decides the ids of a text, `start_ids` with it.
-    full_fingerprint: the same of everything, `stop_ids` and `pad_id` with it.
+    vocab_size: largest id plus 1, including added tokens.
+    pad_id: padding id.
+    stop_ids: ids of the stop tokens; the first ends demonstrations.
+    start_ids: ids at the start of a plain text.
+    fingerprint: short hash of everything that determines the ids of a text, with `start_ids`.
+    full_fingerprint: the same with `stop_ids` and `pad_id`.
   """
 
   def __init__(self, loaded: tokenizer_files.Loaded):
-    """Wraps what was loaded; see `load_tokenizer`."""
+    """Wraps a loaded tokenizer; see `load_tokenizer`."""
     self.backend = loaded.backend
-    # Nothing is put around a text here, and a post-processor would shorten the offsets.
+    # No tokens are added around a text here, and a post-processor would shorten the offsets.
     self.backend.post_processor = None
     self.vocab_size = tokenizer_files.size_of(loaded.backend)
     self.pad_id = loaded.pad_id
@@ -99,47 +99,47 @@ class HuggingFaceTokenizer:
 
   @property
   def full_fingerprint(self) -> str:
-    """A short hash of everything, the stop and pad ids with it."""
+    """Short hash of everything, including stop and pad ids."""
     return model_files.fingerprint(
         'hugging_face', self.stop_ids, self.pad_id, self.start_ids, self._source
     )
 
   def token(self, number: int) -> str:
-    """The text of an id in the vocabulary."""
+    """Returns the text of an id in the vocabulary."""
     return self.backend.id_to_token(number)
 
   def encode(self, text: str) -> list[int]:
-    """Ids of `text`, without any start or stop token."""
+    """Returns the ids of `text`, without start or stop tokens."""
     tokenizer_files.check_text(text)
     return self.backend.encode(text, add_special_tokens=False).ids
 
   def encode_continuation(self, text: str) -> list[int]:
-    """Ids of `text` right behind another one: no space is put in front of it."""
+    """Returns the ids of `text` as the continuation of another text, without a leading space."""
     if self._continuing is None:
       return self.encode(text)
     ids, offsets = self.encode_with_offsets(text)
     added = self.backend.get_added_tokens_decoder()
-    # From the first added token on, a space is put wherever it always is.
+    # From the first added token on, spaces are added as usual.
     count = next((index for index, token in enumerate(ids) if token in added), len(ids))
     end = offsets[count][0] if count < len(ids) else len(text)
     return self._continuing.encode(text[:end], add_special_tokens=False).ids + ids[count:]
 
   @functools.cached_property
   def _continuing(self) -> Any | None:
-    """The backend for what is no beginning; None if it is the same."""
+    """Backend for continuations; None if it is `backend`."""
     return tokenizer_files.continuing(self.backend)
 
   def encode_with_offsets(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
-    """Ids of `text`, and for each the half-open range of characters that it stands for."""
+    """Returns the ids of `text`, and the half-open character range of each."""
     tokenizer_files.check_text(text)
     encoding = self.backend.encode(text, add_special_tokens=False)
     return encoding.ids, tokenizer_files.cover_empty(encoding.offsets)
 
   def decode(self, ids: Sequence[int]) -> str:
-    """The text of `ids`; stop and special ids are dropped, ids of nothing become U+FFFD.
+    """Returns the text of `ids`; stop and special ids are dropped, unused ids become U+FFFD.
 
     A model's embedding may have more rows than the tokenizer has ids. Such ids must
-    leave a trace in the text: an answer with one in its middle is no right answer. A
+    remain visible in the text: an answer with one in the middle is not correct. A
     padding id that is an ordinary token is part of the text.
     """
     return _decode_known(
@@ -151,7 +151,7 @@ class HuggingFaceTokenizer:
 
 
 def _decode_known(ids: Sequence[int], *, dropped: set[int], known: Any, decode: Any) -> str:
-  """Decodes the runs of known ids, with U+FFFD for each id between them."""
+  """Decodes runs of known ids, with U+FFFD for each unknown id."""
   pieces: list[str] = []
   run: list[int] = []
   for token in map(int, ids):
@@ -171,27 +171,27 @@ def load_tokenizer(
     stop_tokens: Sequence[str] | None = None,
     pad_token: str | None = None,
 ) -> Tokenizer:
-  """Loads whatever tokenizer lies at `path`, with what lies beside it.
+  """Loads the tokenizer at `path` with the files next to it.
 
   tokenizer_config.json, special_tokens_map.json and added_tokens.json name tokens;
-  generation_config.json (else config.json) says which ids end a response besides the
-  eos_token. The ids are those of transformers; where that rebuilds a tokenizer by its
-  class instead of taking its file as written, only LlamaTokenizer is followed
-  (`tokenizer_files`). Special tokens that stand in a text become their ids.
+  generation_config.json (or else config.json) lists the stop ids in addition to the
+  eos_token. The ids are those of transformers. For some classes transformers rebuilds a
+  tokenizer instead of using its file as written; here this is done only for LlamaTokenizer
+  (`tokenizer_files`). Special tokens in a text are encoded as their ids.
 
   Args:
-    path: a tokenizer.json, a SentencePiece .model file, or a folder with one of:
+    path: a tokenizer.json, a SentencePiece .model file, or a directory with one of:
       tokenizer.json; vocab.json and merges.txt (GPT-2 or Qwen2); encoder.json and
       vocab.bpe (GPT-2); tokenizer.model, or one other .model file.
-    stop_tokens: overrides which tokens end a response.
-    pad_token: overrides which token fills.
+    stop_tokens: overrides the stop tokens.
+    pad_token: overrides the padding token.
 
   Returns:
     The tokenizer.
 
   Raises:
     ValueError: a file is missing, damaged or truncated, or the files contradict one
-      another; one line that names it.
+      another; one line that names the file.
   """
   path = pathlib.Path(path)
   options: dict[str, Any] = {'stop_tokens': stop_tokens, 'pad_token': pad_token}
@@ -201,16 +201,19 @@ def load_tokenizer(
     return sentencepiece_tokenizer.SentencePieceTokenizer(path, **options)
   if (path / 'tokenizer.json').exists():
     return load_tokenizer(path / 'tokenizer.json', **options)
+
   for vocabulary, merges in (('vocab.json', 'merges.txt'), ('encoder.json', 'vocab.bpe')):
     if (path / vocabulary).exists() or (path / merges).exists():
       return HuggingFaceTokenizer(
           tokenizer_files.from_byte_level_files(path / vocabulary, path / merges, **options)
       )
+
   models = [path / 'tokenizer.model']
   if not models[0].exists():
     models = sorted(path.glob('*.model'))
   if len(models) == 1:
     return sentencepiece_tokenizer.SentencePieceTokenizer(models[0], **options)
+
   raise ValueError(
       f'no tokenizer in {path}: it must hold tokenizer.json, vocab.json and merges.txt, '
       'encoder.json and vocab.bpe, or one .model file'
@@ -218,20 +221,20 @@ def load_tokenizer(
 
 
 def full_fingerprint(tokenizer: Tokenizer) -> str:
-  """A short hash of everything that decides ids and samples: the stop and pad ids with it."""
+  """Returns a short hash of everything that affects ids and samples, with stop and pad ids."""
   return getattr(tokenizer, 'full_fingerprint', tokenizer.fingerprint)
 
 
 def is_same(tokenizer: Tokenizer, fingerprint: str) -> bool:
-  """Whether a fingerprint kept with parameters is that of `tokenizer`.
+  """True if a fingerprint saved with parameters is that of `tokenizer`.
 
-  Folders written before stop and pad ids were kept apart have the full one.
+  Directories written before stop and pad ids were excluded have the full fingerprint.
   """
   return fingerprint in (tokenizer.fingerprint, full_fingerprint(tokenizer))
 
 
 def with_stop_ids(tokenizer: Tokenizer, stop_ids: Sequence[int]) -> Tokenizer:
-  """The same tokenizer, where other ids end a response."""
+  """Returns the same tokenizer with other stop ids."""
   if tuple(stop_ids) == tokenizer.stop_ids:
     return tokenizer
   changed = copy.copy(tokenizer)
@@ -242,7 +245,7 @@ def with_stop_ids(tokenizer: Tokenizer, stop_ids: Sequence[int]) -> Tokenizer:
 
 
 def stop_tokens(tokenizer: Tokenizer) -> tuple[str, ...]:
-  """The texts of the stop ids, as `load_tokenizer` takes them; () for characters."""
+  """Returns the texts of the stop ids, as `load_tokenizer` takes them; () for characters."""
   if isinstance(tokenizer, CharacterTokenizer):
     return ()
   return tuple(map(tokenizer.token, tokenizer.stop_ids))
@@ -253,24 +256,24 @@ class CompactTokenizer:
 
   Attributes:
     base: the full tokenizer.
-    kept: the ids of `base` that are kept, ascending; id i here is kept[i] there.
-    vocab_size: how many are kept.
-    pad_id: that of `base`, renumbered.
-    stop_ids: those of `base`, renumbered.
-    start_ids: those of `base`, renumbered.
-    fingerprint: a short hash of the base's fingerprint and the kept ids.
-    full_fingerprint: the same of the base's full fingerprint.
+    kept: retained ids of `base`, ascending; id i of this tokenizer is kept[i] of `base`.
+    vocab_size: number of retained ids.
+    pad_id: padding id of `base`, renumbered.
+    stop_ids: stop ids of `base`, renumbered.
+    start_ids: start ids of `base`, renumbered.
+    fingerprint: short hash of the base's fingerprint and the retained ids.
+    full_fingerprint: the same with the base's full fingerprint.
   """
 
   def __init__(
       self, base: HuggingFaceTokenizer, kept: Iterable[int], parts: dict[int, tuple[int, int]]
   ):
-    """Keeps the ids `kept` of `base`.
+    """Reduces `base` to the ids `kept`.
 
     Args:
       base: the full tokenizer.
-      kept: must hold all bytes' tokens and all special ids.
-      parts: for each id that a merge made, the two ids that were merged.
+      kept: ids to retain; must include the tokens of all bytes and all special ids.
+      parts: {id made by a merge: the two merged ids}.
     """
     self.base = base
     self.kept = tuple(sorted(kept))
@@ -284,27 +287,27 @@ class CompactTokenizer:
 
   @property
   def full_fingerprint(self) -> str:
-    """A short hash of everything, the stop and pad ids with it."""
+    """Short hash of everything, including stop and pad ids."""
     return model_files.fingerprint('compact', self.base.full_fingerprint, self.kept)
 
   def token(self, number: int) -> str:
-    """The text of an id in the vocabulary."""
+    """Returns the text of an id in the vocabulary."""
     return self.base.token(self.kept[number])
 
   def encode(self, text: str) -> list[int]:
-    """Ids of `text`; a token that was not kept becomes the kept ones it consists of."""
+    """Returns the ids of `text`; a removed token is split into retained ones."""
     return self._split_all(self.base.encode(text))
 
   def encode_continuation(self, text: str) -> list[int]:
-    """Ids of `text` right behind another one: no space is put in front of it."""
+    """Returns the ids of `text` as the continuation of another text, without a leading space."""
     return self._split_all(self.base.encode_continuation(text))
 
   def _split_all(self, tokens: list[int]) -> list[int]:
-    """The new ids of ids of the base."""
+    """Converts ids of the base to new ids."""
     return [piece for token in tokens for piece in self._split(token)]
 
   def encode_with_offsets(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
-    """Ids of `text`, and for each the range of characters of the token that it is a part of."""
+    """Returns the ids of `text`, and for each the character range of its token in the base."""
     ids: list[int] = []
     offsets: list[tuple[int, int]] = []
     for token, place in zip(*self.base.encode_with_offsets(text)):
@@ -314,7 +317,7 @@ class CompactTokenizer:
     return ids, offsets
 
   def _split(self, token: int) -> tuple[int, ...]:
-    """The new ids of an id of the base; undoes merges until each part is kept."""
+    """Converts an id of the base to new ids; undoes merges until every part is retained."""
     pieces = self._pieces.get(token)
     if pieces is None:
       left, right = self._parts[token]
@@ -322,7 +325,7 @@ class CompactTokenizer:
     return pieces
 
   def decode(self, ids: Sequence[int]) -> str:
-    """The text of `ids`; stop and special ids are dropped, ids of nothing become U+FFFD."""
+    """Returns the text of `ids`; stop and special ids are dropped, unused ids become U+FFFD."""
     return _decode_known(
         ids,
         dropped=set(self.stop_ids),
@@ -334,29 +337,30 @@ class CompactTokenizer:
 def compact(
     tokenizer: HuggingFaceTokenizer, texts: Iterable[str], *, max_size: int | None = None
 ) -> CompactTokenizer:
-  """Reduces a byte-level BPE vocabulary to what `texts` use, for small models.
+  """Reduces a byte-level BPE vocabulary to the tokens used by `texts`, for small models.
 
-  Kept are the 256 bytes, the special tokens and the tokens that occur in `texts`. Any
-  text can still be encoded: a token that was not kept is split along its merges, down
-  to bytes if need be, so that decoding gives the very same text.
+  The 256 bytes, the special tokens and the tokens that occur in `texts` are retained. Any
+  text can still be encoded: a removed token is split along its merges, down
+  to bytes if necessary, so that decoding gives exactly the same text.
 
   Args:
     tokenizer: a byte-level BPE tokenizer (Qwen2, GPT-2, or a tokenizer.json of one).
-    texts: what the model will be trained on.
-    max_size: an upper limit of the vocabulary, met by keeping the tokens that occur
-      most often (of equally frequent ones, the lower id); None keeps all.
+    texts: training texts of the model.
+    max_size: maximum size of the vocabulary, which retains the most frequent tokens
+      (of equally frequent ones, the lower id); None retains all.
 
   Returns:
     The reduced tokenizer.
 
   Raises:
-    ValueError: `tokenizer` is no byte-level BPE, or `max_size` is below what must be
-      kept.
+    ValueError: `tokenizer` is not byte-level BPE, or `max_size` is too small for the
+      required tokens.
   """
   parts, kept = _merge_tree(tokenizer)
   counts: collections.Counter[int] = collections.Counter()
   for text in texts:
     counts.update(tokenizer.encode(text))
+
   by_frequency = sorted(counts.keys() - kept, key=lambda token: (-counts[token], token))
   if max_size is not None:
     if max_size < len(kept):
@@ -368,7 +372,7 @@ def compact(
 
 
 def restore_compact(tokenizer: HuggingFaceTokenizer, kept: Iterable[int]) -> CompactTokenizer:
-  """The reduced tokenizer that `compact` made, from its base and its ids.
+  """Rebuilds a tokenizer made by `compact` from its base and its ids.
 
   Args:
     tokenizer: the base.
@@ -378,7 +382,7 @@ def restore_compact(tokenizer: HuggingFaceTokenizer, kept: Iterable[int]) -> Com
     The reduced tokenizer.
 
   Raises:
-    ValueError: `tokenizer` is no byte-level BPE, or these ids cannot be a part of its own.
+    ValueError: `tokenizer` is not byte-level BPE, or is not the base of these ids.
   """
   kept = set(kept)
   parts, needed = _merge_tree(tokenizer)
@@ -391,7 +395,7 @@ def restore_compact(tokenizer: HuggingFaceTokenizer, kept: Iterable[int]) -> Com
 def _merge_tree(
     tokenizer: HuggingFaceTokenizer,
 ) -> tuple[dict[int, tuple[int, int]], set[int]]:
-  """For each merged id its two parts; and what is always kept: special ids, and unmerged ones."""
+  """Returns {merged id: its two parts}, and the required ids: special ids and unmerged ones."""
   from tokenizers import pre_tokenizers
 
   model = json.loads(tokenizer.backend.to_str())['model']
@@ -399,14 +403,16 @@ def _merge_tree(
   alphabet = pre_tokenizers.ByteLevel.alphabet()
   if model['type'] != 'BPE' or not all(byte in vocabulary for byte in alphabet):
     raise ValueError('compact needs a byte-level BPE tokenizer, which holds all 256 bytes')
+
   pairs = (
       tuple(merge.split(' ')) if isinstance(merge, str) else tuple(merge)
       for merge in model['merges']
   )
   parts: dict[int, tuple[int, int]] = {}
   for left, right in pairs:
-    # Where two merges make the same token, the first one is the one that is used.
+    # If two merges make the same token, the first one applies.
     parts.setdefault(vocabulary[left + right], (vocabulary[left], vocabulary[right]))
+
   everything = tokenizer.backend.get_vocab(with_added_tokens=True).values()
   special = {tokenizer.pad_id, *tokenizer.stop_ids, *tokenizer.start_ids}
   return parts, set(everything) - parts.keys() | special

@@ -1,1 +1,1 @@
-"""Scores of a policy on held-out problems."""
+"""Evaluation of a policy on held-out problems."""

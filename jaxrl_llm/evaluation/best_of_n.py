@@ -1,15 +1,15 @@
-"""Best of n: draw n samples, keep the one that a scorer likes best.
+"""Best of n: draws n samples and keeps the one with the highest score.
 
-An inference-time arm beside trained policies: what a scorer alone achieves, at n times the cost.
+An inference-time baseline for trained policies: what a scorer alone achieves, at n times the cost.
 """
 
 import numpy as np
 
 
 def choose(scores: np.ndarray) -> np.ndarray:
-  """The index of the sample with the largest score, of equal ones the first.
+  """Index of the sample with the largest score; ties go to the first.
 
-  A score of NaN (a scorer that failed) never wins; where all of them failed it is sample 0.
+  A score of NaN (a scorer that failed) never wins; if all scores are NaN the index is 0.
 
   Args:
     scores: float [P, n].
@@ -18,38 +18,37 @@ def choose(scores: np.ndarray) -> np.ndarray:
     int [P].
 
   Raises:
-    ValueError: the shape is another, or there are no samples.
+    ValueError: if the shape is wrong, or there are no samples.
   """
   scores = _matrix('scores', scores)
   return np.argmax(np.where(np.isnan(scores), -np.inf, scores), axis=1)
 
 
 def expected_best(scores: np.ndarray, values: np.ndarray) -> np.ndarray:
-  """The expected value of the best of k samples, for every k up to n, without bias.
+  """Unbiased estimate of the expected value of the best of k samples, for every k up to n.
 
     E_k = E_S [ v(argmax_{i ∈ S} s_i) ],  S a uniform k-subset of the n samples
         = Σ_i v_(i) C(i − 1, k − 1) / C(n, k),  v_(i) the value of the i-th smallest score
 
-  The expectation over subsets is exact: each sample is the best of as many subsets as there are
-  ways to draw the rest from those below it. It has the expectation of k fresh samples, so that
-  one set of n samples gives the whole curve: the mean over samples at k = 1, the value of the best
-  one at k = n. Of equal scores each is taken with the same probability. Where `values` are those
-  of another scorer (gold) than the one that chooses (proxy), a curve that falls again shows
-  over-optimisation.
+  The expectation over subsets is exact: the number of subsets in which a sample is the best is the
+  number of ways to draw the rest from those below it. Its expectation is that of k new samples, so
+  that one set of n samples gives the whole curve: the mean over samples at k = 1, the value of the
+  best one at k = n. Equal scores are chosen with equal probability. If `values` come from a
+  different scorer (gold) than `scores` (proxy), a curve that falls again shows over-optimisation.
 
   Args:
-    scores: float [P, n]; what chooses. No NaN.
-    values: float [P, n]; what is measured; `scores` again for the expected largest score.
+    scores: float [P, n]; scores for the choice. No NaN.
+    values: float [P, n]; values to average; `scores` again for the expected largest score.
 
   Returns:
     float64 [P, n]; column k − 1 is the best of k.
 
   Raises:
-    ValueError: the shapes differ, there are no samples, or a score is NaN.
+    ValueError: if the shapes differ, there are no samples, or a score is NaN.
 
   References:
-    The weights are those of pass@k (Chen et al., 2021, arXiv 2107.03374, eq. 1), for values other
-    than 0 and 1.
+    The weights are those of pass@k (Chen et al., 2021, arXiv 2107.03374, eq. 1), for general
+    values instead of 0 and 1.
   """
   scores, values = _matrix('scores', scores), _matrix('values', values)
   if scores.shape != values.shape:
@@ -57,33 +56,34 @@ def expected_best(scores: np.ndarray, values: np.ndarray) -> np.ndarray:
         f'scores and values must have one shape [P, n], got {scores.shape} and {values.shape}')
   if np.isnan(scores).any():
     raise ValueError(f'scores must not be NaN, got {np.isnan(scores).sum()} of {scores.size}')
+
   weights = _weights(scores.shape[1])
   out = np.empty(scores.shape)
   for row, (score, value) in enumerate(zip(scores, values)):
     _, places, counts = np.unique(score, return_inverse=True, return_counts=True)
-    means = np.bincount(places, weights=value) / counts  # Of samples with one score.
+    means = np.bincount(places, weights=value) / counts  # Means over samples with equal scores.
     out[row] = weights @ np.repeat(means, counts)
   return out
 
 
 def kl_bound(n: int | np.ndarray) -> np.ndarray:
-  """How far the best of n samples can be from one sample: KL(best of n ‖ one) at most.
+  """Upper bound of the KL divergence of the best of n samples from a single sample.
 
-    ln n − (n − 1) / n
+    KL(best of n ‖ one) ≤ ln n − (n − 1) / n
 
-  Of a continuous score the quantile u ∈ (0, 1) of the best sample has density n u^{n−1}, and that
-  of one sample is uniform: KL = ∫ n u^{n−1} ln(n u^{n−1}) du is the bound. A discrete law merges
-  quantiles, which cannot increase KL. Often quoted as the KL itself, it is far above it where one
-  response is likely: with a single possible response the KL is 0.
+  For a continuous score the quantile u ∈ (0, 1) of the best sample has density n u^{n−1}, and that
+  of one sample is uniform: KL = ∫ n u^{n−1} ln(n u^{n−1}) du is the bound. A discrete distribution
+  merges quantiles, which cannot increase the KL. The bound is often quoted as the KL itself, but it
+  is far above it where one response is likely: with a single possible response the KL is 0.
 
   Args:
-    n: at least 1; an integer or an array of them.
+    n: at least 1; an integer or an array of integers.
 
   Returns:
-    float64, nats, of the shape of `n`.
+    float64, nats, with the shape of `n`.
 
   Raises:
-    ValueError: n is below 1.
+    ValueError: if n is below 1.
 
   References:
     Beirami et al. (2024), Theoretical guarantees on the best-of-n alignment policy,
@@ -96,9 +96,9 @@ def kl_bound(n: int | np.ndarray) -> np.ndarray:
 
 
 def _weights(n: int) -> np.ndarray:
-  """C(i − 1, k − 1) / C(n, k), float64 [k, i]; by ratios, without large binomials."""
+  """C(i − 1, k − 1) / C(n, k), float64 [k, i], computed by ratios without large binomials."""
   k, i = np.arange(1, n + 1)[:, None], np.arange(1, n + 1)
-  # From the largest score down: k/n, and then times (i − k)/(i − 1) from i to i − 1.
+  # From the largest score down: k/n, then times (i − k)/(i − 1) from i to i − 1.
   ratios = np.clip(i[1:] - k, 0, None) / (i[1:] - 1) if n > 1 else np.empty((1, 0))
   factors = np.concatenate([ratios, k / n], axis=1)
   return np.cumprod(factors[:, ::-1], axis=1)[:, ::-1]

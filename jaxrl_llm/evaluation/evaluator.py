@@ -1,4 +1,4 @@
-"""Scores a policy on held-out problems: pass@k, greedy accuracy, KL to a reference."""
+"""Evaluation of a policy on held-out problems: pass@k, greedy accuracy, KL to a reference."""
 
 from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple, Protocol
@@ -13,9 +13,9 @@ from jaxrl_llm.types import Array, Example, ModelFns, Params, Rollouts, SampleFn
 
 
 class Prompts(Protocol):
-  """A batch of prompts: arrays [P, L], [P], [P] and the examples; the last may be fewer.
+  """A batch of prompts: arrays [P, L], [P], [P] and at most P examples.
 
-  A batch that is filled up to a fixed size names its real examples only.
+  A batch that is padded to a fixed size lists only its real examples.
   """
 
   prompts: np.ndarray
@@ -25,12 +25,12 @@ class Prompts(Protocol):
 
 
 class Evaluation(NamedTuple):
-  """What `Evaluator` measured.
+  """Result of `Evaluator`.
 
   Attributes:
-    numbers: flat names to numbers: pass@1 and pass@K with standard errors over
-      problems, greedy_accuracy, length (tokens), truncated (fraction),
-      kl_to_reference (nats a response) with its standard error.
+    numbers: metrics by name: pass@1 and pass@K with standard errors over problems,
+      greedy_accuracy, length (tokens), truncated (fraction), kl_to_reference (nats per
+      response) with its standard error.
     sampled: the samples at temperature 1 and their rewards.
     greedy: the greedy responses and their rewards.
   """
@@ -41,7 +41,7 @@ class Evaluation(NamedTuple):
 
 
 def real_rows(rollouts: Rollouts, batch: Prompts) -> Rollouts:
-  """The rollouts of the examples that a batch names, on the host: without what fills it up."""
+  """Fetches the rollouts of a batch's real examples to the host, without padding."""
   count = len(batch.examples)
   return jax.tree.map(lambda leaf: leaf[:count], jax.device_get(rollouts))
 
@@ -58,11 +58,11 @@ def sample_and_score(
 
   Args:
     sample: a jitted sampler.
-    params: the policy's parameters.
-    batches: batches of one fixed size; the last names fewer examples.
-    key: enters the noise together with the example ids.
+    params: parameters of the policy.
+    batches: batches of one fixed size; the last can have fewer examples.
+    key: PRNG key for the noise, together with the example ids.
     score: (rollouts, examples) -> Scored.
-    measure: an optional number for each response, rollouts -> [P, K].
+    measure: optional metric per response, rollouts -> [P, K].
 
   Returns:
     (Scored of N prompts, measures [N, K] or None).
@@ -89,15 +89,15 @@ def response_kl(
 
     Σ_t Σ_v π(v | x, y_<t) log (π(v | x, y_<t) / π_ref(v | x, y_<t)),  y ∼ π
 
-  Its mean over samples estimates the divergence of the response distributions
-  without bias, and with less variance than the log-ratio of the sampled tokens.
+  Its mean over samples is an unbiased estimate of the divergence of the response
+  distributions, with less variance than the log-ratio of the sampled tokens.
 
   Args:
-    policy: the network of both.
-    params: the policy's parameters.
-    reference_params: the reference's.
-    rollouts: sampled from the policy.
-    temperature: of both distributions.
+    policy: the network of both policies.
+    params: parameters of the policy.
+    reference_params: parameters of the reference.
+    rollouts: samples of the policy.
+    temperature: temperature of both distributions.
     chunk_size: positions per chunk of the head; 0 takes all at once.
 
   Returns:
@@ -108,6 +108,7 @@ def response_kl(
       p, sequences.tokens, positions=sequences.positions, valid=sequences.valid
   )
   ours, theirs = run(params), run(reference_params)
+
   start = rollouts.prompts.shape[1] - 1
   window = lambda hidden: hidden[:, start : start + rollouts.tokens.shape[-1]]
   token_kl = divergences.token_kl(
@@ -135,15 +136,15 @@ class Evaluator:
       greedy: SampleFn,
       chunk_size: int = 0,
   ):
-    """Jits nothing yet: samplers come in jitted, and compile at the first call.
+    """Compiles nothing yet: the samplers are already jitted, and compile at the first call.
 
     Args:
       policy: the network.
-      task: gives the tokenizer and the reward.
+      task: provides the tokenizer and the reward.
       batches: the held-out prompts.
-      key: of the evaluation's noise.
-      sample: a jitted sampler at temperature 1 with K samples a prompt.
-      greedy: a jitted sampler at temperature 0 with one sample a prompt.
+      key: PRNG key for the noise of the evaluation.
+      sample: a jitted sampler at temperature 1 with K samples per prompt.
+      greedy: a jitted sampler at temperature 0 with one sample per prompt.
       chunk_size: positions per chunk of the head in the divergence.
     """
     self._batches, self._key = batches, key
@@ -173,7 +174,7 @@ class Evaluator:
     return Evaluation(numbers, sampled, greedy)
 
   def sampled_only(self, params: Params, sample: SampleFn) -> dict[str, float]:
-    """pass@k, length and truncation under another sampler (a temperature control)."""
+    """Returns pass@k, length and truncation under another sampler (a temperature control)."""
     sampled, _ = sample_and_score(sample, params, self._batches, self._key, self._score)
     return _summary(sampled)
 

@@ -1,4 +1,4 @@
-"""Confidence intervals of means: over seeds, over episodes, and of pairs over random splits."""
+"""Confidence intervals of means: over seeds, over episodes, and paired over random splits."""
 
 from typing import NamedTuple
 
@@ -23,16 +23,17 @@ def mean_interval(values: np.ndarray, *, confidence: float = 0.95) -> Interval:
     confidence: in (0, 1).
 
   Returns:
-    An `Interval`; of width 0 for a single value, which says nothing about others.
+    An `Interval`; its width is 0 for a single value, which has no spread to estimate.
 
   Raises:
-    ValueError: there is no value, or `confidence` is out of range.
+    ValueError: if there is no value, or `confidence` is out of range.
   """
   values = np.asarray(values, np.float64)
   if values.ndim != 1 or not len(values):
     raise ValueError(f'values must have one axis, and at least one entry, got {values.shape}')
   if not 0 < confidence < 1:
     raise ValueError(f'confidence must lie in (0, 1), got {confidence}')
+
   mean = float(values.mean())
   if len(values) == 1:
     return Interval(mean, mean, mean)
@@ -48,20 +49,20 @@ def paired_interval(
 ) -> Interval:
   """Student's t-interval of the mean difference over splits: `mean_interval` of ours − theirs.
 
-  With one label a class, splits differ by many points, and methods on the same split by few:
+  With one label per class, splits differ by many points, and methods on the same split by few:
   unpaired intervals would hide nearly every difference. Splits of one graph share its nodes, so
-  that the interval says what another draw of labels would do, not another graph.
+  that the interval covers another draw of labels, not another graph.
 
   Args:
-    ours: float [S]; one number a split.
-    theirs: float [S]; of the same splits in the same order.
+    ours: float [S]; one number per split.
+    theirs: float [S]; the same splits in the same order.
     confidence: in (0, 1).
 
   Returns:
-    An `Interval`; of width 0 for a single split.
+    An `Interval`; its width is 0 for a single split.
 
   Raises:
-    ValueError: the shapes differ, or `confidence` is out of range.
+    ValueError: if the shapes differ, or `confidence` is out of range.
   """
   ours, theirs = np.asarray(ours, np.float64), np.asarray(theirs, np.float64)
   if ours.shape != theirs.shape or ours.ndim != 1 or not len(ours):

@@ -1,12 +1,12 @@
-"""maj@k: the accuracy of a majority vote among k samples, without bias, from n samples."""
+"""maj@k: unbiased accuracy of a majority vote among k samples, estimated from n samples."""
 
 import functools
 from collections.abc import Callable, Sequence
 
 import numpy as np
 
-ABSTAINS = -1  # The group of a sample that has no answer: it does not vote.
-MAX_SAMPLES = 1_000  # The subsets of more samples would be too many for float64.
+ABSTAINS = -1  # Group of samples without an answer, which do not vote.
+MAX_SAMPLES = 1_000  # The number of subsets of more samples would exceed float64.
 
 
 def group_answers(
@@ -14,16 +14,16 @@ def group_answers(
 ) -> list[int]:
   """Numbers the distinct answers to one problem.
 
-  Equivalence of answers need not be transitive; each answer joins the first group with whose
-  first member it agrees, which depends on the order of the samples alone.
+  Equivalence of answers need not be transitive: each answer joins the first group whose first
+  member it matches, which depends only on the order of the samples.
 
   Args:
-    answers: of n samples; None (or no text at all) where a sample has none.
-    same: whether two texts are the same answer; by default equal texts alone are.
+    answers: answers of n samples; None (or an empty text) for a sample without one.
+    same: whether two texts are the same answer; by default only equal texts are.
 
   Returns:
-    n group numbers, counted from 0 in the order in which answers first stand; `ABSTAINS` for
-    samples without one.
+    n group numbers, counted from 0 in order of first appearance; `ABSTAINS` for samples without
+    an answer.
   """
   groups: list[int] = []
   known: dict[str, int] = {}
@@ -42,29 +42,29 @@ def group_answers(
 
 
 def majority_at_k(groups: np.ndarray, rewards: np.ndarray, *, k: int) -> np.ndarray:
-  """The expected reward of the answer for which most of k samples vote.
+  """Expected reward of the majority answer among k samples.
 
     maj@k = E_S [ r(argmax_a |{i ∈ S : a_i = a}|) ],  S a uniform k-subset of the n samples
 
-  The expectation over subsets is exact, not sampled, and so is the one over ties: of the answers
-  with the most votes each wins with the same probability. Samples without an answer do not
-  vote; where none of the k votes, the reward is 0. The reward of an answer is the mean reward of
-  the samples that gave it, so that maj@1 = pass@1 if no sample without an answer is right. For
-  k = n this is the plain majority vote over all samples.
+  The expectations over subsets and over ties are exact, not sampled: all answers with the most
+  votes win with equal probability. Samples without an answer do not vote; if none of the k votes,
+  the reward is 0. The reward of an answer is the mean reward of the samples that gave it, so that
+  maj@1 = pass@1 if no sample without an answer is right. For k = n this is the plain majority
+  vote over all samples.
 
-  Like pass@k from n > k samples it has the expectation of k independent samples, and less
+  Like pass@k from n > k samples, it has the expectation of k independent samples, and less
   variance than a single vote.
 
   Args:
-    groups: int [P, n]; which answer a sample gave, see `group_answers`.
-    rewards: float [P, n]; of each sample.
+    groups: int [P, n]; the answer of each sample, see `group_answers`.
+    rewards: float [P, n]; the reward of each sample.
     k: 1 ≤ k ≤ n.
 
   Returns:
     float64 [P].
 
   Raises:
-    ValueError: k is out of range, the shapes differ, or there are more than `MAX_SAMPLES`.
+    ValueError: if k is out of range, the shapes differ, or there are more than `MAX_SAMPLES`.
 
   References:
     Wang et al., 2022, Self-Consistency Improves Chain of Thought Reasoning in Language Models,
@@ -75,6 +75,7 @@ def majority_at_k(groups: np.ndarray, rewards: np.ndarray, *, k: int) -> np.ndar
     raise ValueError(
         f'groups and rewards must have one shape [P, n], got {groups.shape} and {rewards.shape}'
     )
+
   num_samples = groups.shape[1]
   if num_samples > MAX_SAMPLES:
     raise ValueError(f'a problem may have at most {MAX_SAMPLES} samples, got {num_samples}')
@@ -90,7 +91,7 @@ def _expected_reward(groups: np.ndarray, rewards: np.ndarray, k: int) -> float:
   abstaining = int(counts[names == ABSTAINS].sum())
   votes, values = counts[names != ABSTAINS], values[names != ABSTAINS]
   total = 0.0
-  for index in np.flatnonzero(values):  # Usually one answer at most is right.
+  for index in np.flatnonzero(values):  # Usually at most one answer is right.
     others = tuple(sorted(np.delete(votes, index).tolist()))
     total += values[index] * _win_probability(int(votes[index]), others, abstaining, k)
   return float(total)
@@ -98,11 +99,11 @@ def _expected_reward(groups: np.ndarray, rewards: np.ndarray, k: int) -> float:
 
 @functools.lru_cache(maxsize=1 << 14)
 def _win_probability(own: int, others: tuple[int, ...], abstaining: int, k: int) -> float:
-  """How likely the answer that `own` of all samples gave wins the vote of k of them.
+  """Probability that the answer of `own` samples wins the vote among k of all samples.
 
-  Σ_v C(own, v) Σ_t W_v(t, k - v) / (1 + t) / C(n, k), with W_v(t, u) in how many ways u other
-  samples can be taken so that t other answers have v votes as well, and none has more. All
-  numbers are positive, so that float64 loses nothing that matters.
+  Σ_v C(own, v) Σ_t W_v(t, k - v) / (1 + t) / C(n, k), with W_v(t, u) the number of ways to draw u
+  other samples so that t other answers also have v votes, and none has more. All numbers are
+  positive, so that float64 loses no significant precision.
   """
   total, ways_of_all = 0.0, _binomials(own + sum(others) + abstaining)[k]
   for own_votes in range(1, min(own, k) + 1):
@@ -118,7 +119,7 @@ def _win_probability(own: int, others: tuple[int, ...], abstaining: int, k: int)
 
 
 def _with_another(ways: np.ndarray, size: int, own_votes: int) -> np.ndarray:
-  """W_v once an answer that `size` samples gave is among the others."""
+  """Updates W_v with another answer, given by `size` samples."""
   after = np.zeros_like(ways)
   length = ways.shape[1]
   for votes, count in enumerate(_binomials(size)[: min(own_votes, length - 1) + 1]):

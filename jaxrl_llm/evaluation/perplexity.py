@@ -1,4 +1,4 @@
-"""Held-out loss of a language model, where no verifier says what is right."""
+"""Held-out loss of a language model, for tasks without a verifier."""
 
 import math
 from collections.abc import Sequence
@@ -14,7 +14,7 @@ from jaxrl_llm.types import Array, ModelFns, Params, WeightedMean
 class Batch(Protocol):
   """Arrays [B, T], with targets[b, t] the token after tokens[b, t].
 
-  `weight` [B] is 0 for the rows that fill up a batch; `segments` is None where no row
+  `weight` [B] is 0 for the rows that pad a batch; `segments` is None where no row
   holds more than one sequence.
   """
 
@@ -28,12 +28,12 @@ class Batch(Protocol):
 
 
 def batch_loss(policy: ModelFns, params: Params, batch: Batch, *, chunk_size: int) -> WeightedMean:
-  """−Σ m ln π(target) / Σ m over the tokens that count, nats a token.
+  """Loss −Σ m ln π(target) / Σ m over the unmasked tokens, nats per token.
 
   Args:
     policy: the network.
-    params: its parameters.
-    batch: sequences; `loss_mask` and `weight` say what counts.
+    params: parameters of the network.
+    batch: sequences; `loss_mask` and `weight` define which tokens count.
     chunk_size: positions per chunk of the head; 0 takes all at once.
 
   Returns:
@@ -49,7 +49,7 @@ def batch_loss(policy: ModelFns, params: Params, batch: Batch, *, chunk_size: in
 
 
 class HeldOutLoss:
-  """The loss on fixed held-out sequences; compiled at the first call."""
+  """Loss on fixed held-out sequences; compiled at the first call."""
 
   def __init__(
       self,
@@ -58,11 +58,11 @@ class HeldOutLoss:
       *,
       chunk_size: int = log_probs.DEFAULT_CHUNK_SIZE,
   ):
-    """Keeps the sequences.
+    """Stores the sequences.
 
     Args:
       policy: the network.
-      batches: batches of one shape; every token that counts stands in one of them.
+      batches: batches of one shape; each token that counts is in exactly one of them.
       chunk_size: positions per chunk of the head; 0 takes all at once.
     """
     self._batches = list(batches)
@@ -74,13 +74,13 @@ class HeldOutLoss:
     """Evaluates `params`.
 
     Returns:
-      'loss': nats a token, each token that counts weighing the same; 'perplexity': its
-      exponential; 'loss_tokens': how many tokens count.
+      'loss': nats per token, with equal weight for all unmasked tokens; 'perplexity': its
+      exponential; 'loss_tokens': the number of unmasked tokens.
 
     Raises:
-      ValueError: none counts.
+      ValueError: if no token counts.
     """
-    # Batches are added on the host in float64: no total is too large for them.
+    # Batches are summed on the host in float64, which no total overflows.
     means = jax.device_get([self._loss(params, batch) for batch in self._batches])
     total, weight = (
         math.fsum(float(getattr(mean, part)) for mean in means) for part in ('total', 'weight')

@@ -1,4 +1,4 @@
-"""The mean and its standard error: over seeds, or over problems."""
+"""Mean and standard error: over seeds, or over problems."""
 
 import numpy as np
 
@@ -9,7 +9,7 @@ def mean_and_standard_error(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]
   Values along the first axis must be independent: average the samples of a problem first.
 
   Args:
-    values: float [N, ...]; one entry a seed or a problem.
+    values: float [N, ...]; one entry per seed or problem.
 
   Returns:
     (mean, sample standard deviation / √N), each float64 [...]; the error of a single entry is 0.

@@ -1,4 +1,4 @@
-"""Win rates: how often one response is scored above another to the same prompt."""
+"""Win rates: how often one response to a prompt is scored above another."""
 
 import numpy as np
 
@@ -6,23 +6,23 @@ from jaxrl_llm.evaluation import statistics
 
 
 def outcomes(scores: np.ndarray, opponents: np.ndarray) -> np.ndarray:
-  """Who wins on each prompt: 1 for the first, 0 for the second, 1/2 for a tie.
+  """Outcome on each prompt: 1 if the first wins, 0 if the second wins, 1/2 for a tie.
 
     w_p = mean over (i, j) of 1[s_pi > o_pj] + ½ 1[s_pi = o_pj]
 
-  Several samples of either side are compared all with all, and averaged: samples of one prompt
-  are not independent, and the error of a win rate is that of prompts. Seen from the other side
-  the outcome is 1 − w.
+  With several samples per side, all pairs are compared and averaged: samples of one prompt are
+  not independent, so the standard error of a win rate is over prompts. With the sides swapped the
+  outcome is 1 − w.
 
   Args:
     scores: float [P] or [P, K].
-    opponents: float [P] or [P, J]; of the other responses, by the same scorer.
+    opponents: float [P] or [P, J]; scores of the other responses, by the same scorer.
 
   Returns:
     float64 [P].
 
   Raises:
-    ValueError: the prompts are not the same number, or not at least 1; or a score is NaN.
+    ValueError: if the numbers of prompts differ or are 0, or a score is NaN.
   """
   scores, opponents = _matrix('scores', scores), _matrix('opponents', opponents)
   if len(scores) != len(opponents):
@@ -35,7 +35,7 @@ def outcomes(scores: np.ndarray, opponents: np.ndarray) -> np.ndarray:
 
 
 def win_rate(scores: np.ndarray, opponents: np.ndarray) -> tuple[float, float]:
-  """The fraction of prompts won, ties counted half, and its standard error over prompts.
+  """Fraction of prompts won, with ties counted as half, and its standard error over prompts.
 
   Args:
     scores: as for `outcomes`.
@@ -45,26 +45,26 @@ def win_rate(scores: np.ndarray, opponents: np.ndarray) -> tuple[float, float]:
     (win rate in [0, 1], standard error; 0 for a single prompt).
 
   Raises:
-    ValueError: as `outcomes`.
+    ValueError: as for `outcomes`.
   """
   return statistics.mean_and_standard_error(outcomes(scores, opponents))
 
 
 def paired_difference(first: np.ndarray, second: np.ndarray) -> tuple[float, float]:
-  """The mean difference of two arms on the same prompts, and its standard error.
+  """Mean difference of two arms on the same prompts, and its standard error.
 
-  The error is that of the differences: what makes a prompt easy for both arms drops out, so that
-  it is smaller than two separate errors suggest, √(e₁² + e₂²).
+  The error is that of the differences: a prompt's difficulty for both arms cancels, so that the
+  error is smaller than two separate errors suggest, √(e₁² + e₂²).
 
   Args:
-    first: float [P]; outcomes (or scores) of one arm, one a prompt.
-    second: float [P]; of the other, the prompts in the same order.
+    first: float [P]; outcomes (or scores) of one arm, one per prompt.
+    second: float [P]; the same for the other arm, with prompts in the same order.
 
   Returns:
     (mean of first − second, standard error; 0 for a single prompt).
 
   Raises:
-    ValueError: the shapes are not one [P], or a value is NaN.
+    ValueError: if the shapes are not the same [P], or a value is NaN.
   """
   first, second = np.asarray(first, np.float64), np.asarray(second, np.float64)
   if first.ndim != 1 or first.shape != second.shape:
@@ -74,7 +74,7 @@ def paired_difference(first: np.ndarray, second: np.ndarray) -> tuple[float, flo
 
 
 def _matrix(name: str, values: np.ndarray) -> np.ndarray:
-  """The values as float64 [P, K]."""
+  """Converts the values to float64 [P, K]."""
   values = np.asarray(values, np.float64)
   values = values[:, None] if values.ndim == 1 else values
   if values.ndim != 2 or not values.size:

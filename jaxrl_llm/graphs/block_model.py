@@ -1,9 +1,9 @@
 """A stochastic block model with words: a graph for machines without the citation data.
 
-Nodes of one class are joined with probability p, nodes of two classes with q < p. Each node has
-`words_per_node` different words; with probability `word_signal` a word is drawn from those of the
-node's class, otherwise from all. Neither the words nor the edges of one node tell its class for
-sure; both together nearly do.
+Nodes of the same class are joined with probability p, nodes of different classes with q < p. Each
+node has `words_per_node` distinct words; with probability `word_signal` a word is drawn from those
+of the node's class, otherwise from all. Neither the words nor the edges of a node determine its
+class; together they nearly do.
 """
 
 import numpy as np
@@ -25,20 +25,20 @@ def make_graph(
   """Draws a graph; a pure function of its arguments.
 
   Args:
-    seed: decides everything that is drawn.
+    seed: random seed for all draws.
     num_classes: C ≥ 2.
     nodes_per_class: at least 2.
-    mean_degree: expected neighbours of a node.
-    homophily: the expected share of edges within a class, in [0, 1].
-    num_words: F, divided by C; each class has F / C words of its own.
+    mean_degree: expected number of neighbours of a node.
+    homophily: expected fraction of edges within a class, in [0, 1].
+    num_words: F, divisible by C; each class has F / C words of its own.
     words_per_node: at most F / C.
-    word_signal: in [0, 1]; how often a word is one of the class's own by design.
+    word_signal: in [0, 1]; probability that a word is drawn from the class's own words.
 
   Returns:
-    The graph, every node labelled, without a public split.
+    The graph, with all nodes labelled and no public split.
 
   Raises:
-    ValueError: an argument is out of range.
+    ValueError: if an argument is out of range.
   """
   _require_at_least(num_classes=(num_classes, 2), nodes_per_class=(nodes_per_class, 2),
                     words_per_node=(words_per_node, 1))
@@ -49,6 +49,7 @@ def make_graph(
     raise ValueError(
         f'num_words must be divisible by {num_classes}, with at least {words_per_node} words a '
         f'class, got {num_words}')
+
   num_nodes = num_classes * nodes_per_class
   within = mean_degree * homophily / (nodes_per_class - 1)
   between = mean_degree * (1 - homophily) / (num_nodes - nodes_per_class)
@@ -56,11 +57,13 @@ def make_graph(
     raise ValueError(
         f'mean_degree must lie between 0 and what classes of {nodes_per_class} nodes can have, '
         f'got {mean_degree}')
+
   rng = np.random.default_rng([seed, 37])
   labels = rng.permutation(np.repeat(np.arange(num_classes, dtype=np.int32), nodes_per_class))
   first, second = np.triu_indices(num_nodes, 1)
   probability = np.where(labels[first] == labels[second], within, between)
   joined = rng.random(len(first)) < probability
+
   rows = [_draw_words(label, rng, num_words, num_words // num_classes, words_per_node, word_signal)
           for label in labels]
   indices, values = planetoid.pad_rows([(row, np.ones(len(row))) for row in rows], num_words)
@@ -81,7 +84,7 @@ def _require_at_least(**values: tuple[int, int]) -> None:
 def _draw_words(
     label: int, rng: np.random.Generator, num_words: int, own: int, count: int, signal: float
 ) -> np.ndarray:
-  """Different words of a node, [count]."""
+  """Draws the distinct words of a node, [count]."""
   num_own = int(rng.binomial(count, signal))
   mine = label * own + rng.permutation(own)[:num_own]
   others = rng.permutation(num_words)

@@ -1,8 +1,8 @@
-"""Graph networks for few labels: filters of a graph, two layers without biases, propagation.
+"""Graph networks for few labels: graph filters, two layers without biases, label propagation.
 
   A_s = D^-1/2 (A + I) D^-1/2,     Z = P₂ drop(relu(P₁ drop(X) W₀)) W₁
 
-The backbones differ in what is filtered, and by which function of A_s:
+The backbones differ in what they filter, and by which function of A_s:
 
   gcn      both layers by A_s                        (Kipf and Welling)
   igcn     both layers by A_s⁵                       (IGCN with the renormalisation filter, RNM)
@@ -12,13 +12,12 @@ The backbones differ in what is filtered, and by which function of A_s:
   mlp      nothing, P = I
   lp       the labels by AR, α = 100; nothing is trained
 
-L = I − A_s. The AR filter is a series that is cut off, as in the authors' code (`ar_filter`).
+L = I − A_s. The AR filter is a truncated series, as in the authors' code (`ar_filter`).
 
-Filters are made once on the host, those of layers as dense matrices (a graph may have 5,000
-nodes); features are padded non-zeros, and dropout works on them. Nothing else is special about
-the input, so that a network may be run on the rows that the loss needs alone
-(`inputs_of_rows`): Z of a few labelled nodes depends on few rows of P₂, and through them on the
-rows of P₁ and X that they reach. That is exact.
+Filters are built once on the host, those of layers as dense matrices (a graph can have up to
+5,000 nodes); features are padded non-zeros, and dropout applies to them. A network can be run on
+only the rows that the loss needs (`inputs_of_rows`): Z of a few labelled nodes depends on few
+rows of P₂, and through them on the rows of P₁ and X that they reach. This is exact.
 
 References: Kipf and Welling (2017), arXiv 1609.02907; Li, Wu, Liu, Zhang and Guan (2019), Label
 efficient semi-supervised learning via graph filtering, arXiv 1901.09993; Zhou, Bousquet, Lal,
@@ -37,13 +36,13 @@ import numpy as np
 from jaxrl_llm.types import Array, Params
 
 MAX_DENSE_NODES = 5_000
-# Above this expected share of the nodes, rows are not picked: one matrix for all is faster.
+# Above this expected fraction of the nodes, rows are not picked: one matrix for all is faster.
 _WORTH_PICKING = 0.5
 
 
 @dataclasses.dataclass(frozen=True)
 class Backbone:
-  """What is filtered, and how.
+  """The filter of a network, and where it is applied.
 
   Attributes:
     where: 'layers', 'features', 'labels' or 'nowhere'.
@@ -56,7 +55,7 @@ class Backbone:
   strength: float = 1
 
   def filter(self, adjacency: Any, columns: np.ndarray) -> np.ndarray:
-    """The filter times `columns` [N, M]; one more term of the series within layers."""
+    """Applies the filter to `columns` [N, M]; within layers the series has one more term."""
     if self.kind == 'rnm':
       return rnm_filter(adjacency, columns, order=int(self.strength))
     terms = math.ceil(4 * self.strength) + (self.where == 'layers')
@@ -75,14 +74,14 @@ BACKBONES = {
 
 
 class SparseRows(NamedTuple):
-  """Rows of non-zeros: indices int32 [..., R, S], values float32 [..., R, S], 0 if unused."""
+  """Non-zeros by row: indices int32 [..., R, S], values float32 [..., R, S], 0 if unused."""
 
   indices: Array
   values: Array
 
 
 class Inputs(NamedTuple):
-  """What a network is run on.
+  """Inputs of a network.
 
   Attributes:
     features: `SparseRows` of R rows, or an array [R, F].
@@ -100,7 +99,7 @@ class GraphFns(NamedTuple):
 
   Attributes:
     init: key -> {'layer_0': [F, D], 'layer_1': [D, C]}.
-    apply: (params, inputs, key) -> [M, C]; without a key nothing is dropped.
+    apply: (params, inputs, key) -> [M, C]; no dropout without a key.
   """
 
   init: Callable[[Array], Params]
@@ -113,11 +112,11 @@ class GraphFns(NamedTuple):
 def normalised_adjacency(edges: np.ndarray, num_nodes: int) -> Any:
   """A_s = D^-1/2 (A + I) D^-1/2 of an unweighted graph.
 
-  A is binary and has no diagonal: an edge that is listed twice counts once, and a self-loop of the
-  data (CiteSeer has 124) does not make the diagonal 2.
+  A is binary with an empty diagonal: an edge that is listed twice counts once, and a self-loop of
+  the data (CiteSeer has 124) does not make the diagonal 2.
 
   Args:
-    edges: int [E, 2], in either direction.
+    edges: int [E, 2], in any direction.
     num_nodes: N.
 
   Returns:
@@ -133,7 +132,7 @@ def normalised_adjacency(edges: np.ndarray, num_nodes: int) -> Any:
 
 
 def rnm_filter(adjacency: Any, columns: np.ndarray, *, order: int) -> np.ndarray:
-  """A_s^k times columns.
+  """Multiplies columns by A_s^k.
 
   Args:
     adjacency: A_s [N, N], sparse or dense.
@@ -149,12 +148,12 @@ def rnm_filter(adjacency: Any, columns: np.ndarray, *, order: int) -> np.ndarray
 
 
 def ar_filter(adjacency: Any, columns: np.ndarray, *, alpha: float, terms: int) -> np.ndarray:
-  """The autoregressive filter, as a series that is cut off.
+  """Autoregressive filter, as a truncated series.
 
     (I + α L)^-1 = ᾱ / (1 + ᾱ) Σ_i (A_s / (1 + ᾱ))^i,   ᾱ = 1/α,  i = 0, ..., terms − 1
 
-  The part that is missing is (α / (1 + α))^terms along the eigenvalue 1, less elsewhere. In the
-  released code ᾱ is called alpha too, and there are ⌈4α⌉ terms, one more within a layer.
+  The truncation error is (α / (1 + α))^terms along the eigenvalue 1, less elsewhere. In the
+  released code ᾱ is also called alpha, and there are ⌈4α⌉ terms, one more within a layer.
 
   Args:
     adjacency: A_s [N, N], sparse or dense.
@@ -175,12 +174,12 @@ def ar_filter(adjacency: Any, columns: np.ndarray, *, alpha: float, terms: int) 
 def label_propagation(
     backbone: Backbone, adjacency: Any, labels: np.ndarray, train: np.ndarray, num_classes: int
 ) -> np.ndarray:
-  """The scores of label propagation: the filter times the labels that are known.
+  """Scores of label propagation: the filter applied to the known labels.
 
   Args:
-    backbone: of `where='labels'`.
+    backbone: a backbone with `where='labels'`.
     adjacency: A_s [N, N].
-    labels: int [N]; read at `train` alone.
+    labels: int [N]; read only at `train`.
     train: int [B, L]; the labelled nodes of B splits.
     num_classes: C.
 
@@ -195,12 +194,12 @@ def label_propagation(
 
 
 def unreached(scores: np.ndarray) -> np.ndarray:
-  """The nodes that no label has reached: they are apart from all nodes whose label is known.
+  """Marks the nodes that no label reaches: they are not connected to any node with a known label.
 
-  Every class has the same score for them, namely 0, and argmax calls them the first one.
+  All classes have score 0 for them, and argmax assigns them the first class.
 
   Args:
-    scores: [..., N, C]; of `label_propagation`.
+    scores: [..., N, C]; result of `label_propagation`.
 
   Returns:
     bool [..., N].
@@ -218,10 +217,10 @@ def check_size(backbone: Backbone, num_nodes: int) -> None:
 def full_inputs(
     backbone: Backbone, adjacency: Any, features: SparseRows, num_features: int
 ) -> Inputs:
-  """A network's input for all nodes, on the host.
+  """Inputs of a network for all nodes, on the host.
 
   Args:
-    backbone: not one that filters labels.
+    backbone: any backbone that does not filter labels.
     adjacency: A_s [N, N].
     features: NumPy arrays [N, S].
     num_features: F.
@@ -230,43 +229,47 @@ def full_inputs(
     Inputs with R = Q = M = N.
 
   Raises:
-    ValueError: a filter within layers, and more than `MAX_DENSE_NODES` nodes.
+    ValueError: if a layer filter has more than `MAX_DENSE_NODES` nodes.
   """
   num_nodes = adjacency.shape[0]
   if backbone.where == 'features':
     dense = np.zeros((num_nodes, num_features))
     np.add.at(dense, (np.arange(num_nodes)[:, None], features.indices), features.values)
     return Inputs(backbone.filter(adjacency, dense).astype(np.float32), None, None)
+
   if backbone.where == 'nowhere':
     return Inputs(features, None, None)
+
   check_size(backbone, num_nodes)
   matrix = backbone.filter(adjacency, np.eye(num_nodes)).astype(np.float32)
   return Inputs(features, matrix, matrix)
 
 
 def inputs_of_rows(inputs: Inputs, rows: np.ndarray) -> tuple[Inputs, Inputs]:
-  """What the outputs of some nodes depend on, for several sets of nodes side by side.
+  """Selects the inputs that the outputs of some nodes depend on, for a batch of node sets.
 
-  Rows that fill up a set stand at its end, with features of zero and columns of zero. Whether rows
-  are picked decides which noise of dropout a row meets; it follows from the filter and from L, so
-  that a set is treated alike whatever the other sets are.
+  Padding rows are at the end of a set, with zero features and zero columns. Picking rows changes
+  the dropout noise that a row gets; whether rows are picked depends only on the filter and L, so
+  that a set is treated the same for any other sets.
 
   Args:
-    inputs: of all N nodes, on the host.
+    inputs: inputs of all N nodes, on the host.
     rows: int [B, L].
 
   Returns:
-    (inputs with M = L and a leading axis B, the axes for `jax.vmap`: 0, or None for what all sets
-    share: where L nodes drawn at random are expected to reach more than half of the graph, nothing
-    is picked behind P₂).
+    (inputs with M = L and a leading axis B, the axes for `jax.vmap`: 0, or None for inputs that
+    all sets share. If L random nodes are expected to reach more than half of the graph, nothing
+    except rows of P₂ is picked).
   """
   pick = lambda features, index: jax.tree.map(lambda leaf: leaf[index], features)
   if inputs.first is None:
     return Inputs(pick(inputs.features, rows), None, None), Inputs(0, None, None)
+
   num_nodes = len(inputs.first)
   density = np.count_nonzero(inputs.second) / num_nodes**2
   if 1 - (1 - density) ** rows.shape[1] > _WORTH_PICKING:
     return inputs._replace(second=inputs.second[rows]), Inputs(None, None, 0)
+
   reached = [np.flatnonzero(inputs.second[r].any(axis=0)) for r in rows]
   fields = [np.flatnonzero(inputs.first[q].any(axis=0)) for q in reached]
   width, depth = max(map(len, reached)), max(map(len, fields))
@@ -275,6 +278,7 @@ def inputs_of_rows(inputs: Inputs, rows: np.ndarray) -> tuple[Inputs, Inputs]:
   for place, (r, q, field) in enumerate(zip(rows, reached, fields)):
     first[place, : len(q), : len(field)] = inputs.first[np.ix_(q, field)]
     second[place, :, : len(q)] = inputs.second[np.ix_(r, q)]
+
   filled = np.stack([np.pad(field, (0, depth - len(field)), constant_values=-1)
                      for field in fields])
   blank = lambda leaf: np.where((filled < 0)[..., None], leaf.dtype.type(0), leaf)
@@ -286,20 +290,20 @@ def inputs_of_rows(inputs: Inputs, rows: np.ndarray) -> tuple[Inputs, Inputs]:
 
 
 def make(*, num_features: int, width: int, num_classes: int, dropout: float) -> GraphFns:
-  """The network of all backbones.
+  """Builds the network of all backbones.
 
   Args:
     num_features: F.
-    width: D, of the hidden layer.
+    width: D, size of the hidden layer.
     num_classes: C.
-    dropout: probability with which an entry of X, and of the hidden layer, is dropped; the others
-      are scaled up. It works on the non-zeros of sparse features: zeros stay zero either way.
+    dropout: probability of dropping an entry of X or of the hidden layer; the others are scaled
+      up. It applies to the non-zeros of sparse features: zeros stay zero in any case.
 
   Returns:
-    GraphFns(init, apply); weights are drawn by Glorot's uniform rule.
+    GraphFns(init, apply); weights are initialised by Glorot's uniform rule.
 
   Raises:
-    ValueError: a size or the rate is out of range.
+    ValueError: if a size or the rate is out of range.
   """
   for name, value in (('num_features', num_features), ('width', width),
                       ('num_classes', num_classes)):
@@ -335,7 +339,7 @@ def make(*, num_features: int, width: int, num_classes: int, dropout: float) -> 
 
 
 def _sparse_product(rows: SparseRows, kernel: Array) -> Array:
-  """X W of padded non-zeros, slot by slot: no array [R, S, D] is made.
+  """X W of padded non-zeros, slot by slot, without an array [R, S, D].
 
   Args:
     rows: [R, S].
@@ -350,7 +354,7 @@ def _sparse_product(rows: SparseRows, kernel: Array) -> Array:
 
 
 def gaussian_graph(points: Array, *, neighbours: int) -> Array:
-  """A_s of a graph that joins each point with those that are nearest to it.
+  """A_s of a graph that joins each point with its nearest neighbours.
 
     w_ij = exp(−|x_i − x_j|² / (2 σ²))  if j is one of the k nearest of i, or i of j;  w_ii = 1
 
@@ -364,7 +368,7 @@ def gaussian_graph(points: Array, *, neighbours: int) -> Array:
     float [M, M], symmetric.
 
   Raises:
-    ValueError: `neighbours` is out of range.
+    ValueError: if `neighbours` is out of range.
   """
   count = points.shape[0]
   if not 1 <= neighbours < count:
@@ -372,8 +376,10 @@ def gaussian_graph(points: Array, *, neighbours: int) -> Array:
   distances = jnp.sum(jnp.square(points[:, None] - points), axis=-1)
   others = distances + jnp.where(jnp.eye(count, dtype=bool), jnp.inf, 0.0)
   nearest, index = jax.lax.top_k(-others, neighbours)
+
   joined = jnp.zeros((count, count), bool).at[jnp.arange(count)[:, None], index].set(True)
   joined = joined | joined.T | jnp.eye(count, dtype=bool)
+
   scale = jnp.maximum(2 * jnp.mean(-nearest), 1e-12)
   weights = jnp.where(joined, jnp.exp(-distances / scale), 0.0)
   degrees = jax.lax.rsqrt(jnp.sum(weights, axis=1))
@@ -381,12 +387,12 @@ def gaussian_graph(points: Array, *, neighbours: int) -> Array:
 
 
 def propagate(adjacency: Array, columns: Array, *, alpha: float) -> Array:
-  """(I + α L)^-1 times columns, exactly: `ar_filter` with all of its terms.
+  """Multiplies columns by (I + α L)^-1 exactly: `ar_filter` with all of its terms.
 
   Args:
     adjacency: A_s [M, M], dense.
     columns: [M, C].
-    alpha: α ≥ 0; 0 gives the columns back.
+    alpha: α ≥ 0; 0 returns the columns unchanged.
 
   Returns:
     [M, C].

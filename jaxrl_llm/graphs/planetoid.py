@@ -1,12 +1,12 @@
-"""Citation graphs as the Planetoid release stores them (Cora, CiteSeer): pickles, read safely.
+"""Citation graphs in the format of the Planetoid release (Cora, CiteSeer): pickles, read safely.
 
-A pickle may name any function to be called while it is read. Here it may name the few classes
-that the released files are made of, and nothing else, and is handed stand-ins for them that make
-arrays of numbers alone; `write` keeps what was read as npz, which needs no pickle any more.
+A pickle can name any function to be called while it is read. Here it can name only the few classes
+that the released files consist of, and gets substitutes for them that build nothing but arrays of
+numbers; `write` saves a graph as npz, which needs no pickle.
 
-Two peculiarities of the release are mended: the rows of tx and ty belong to the nodes that
-test.index names, in its order; and CiteSeer's test.index leaves out 15 nodes, which get features
-of zero and no label.
+Two peculiarities of the release are corrected: the rows of tx and ty belong to the nodes listed in
+test.index, in its order; and CiteSeer's test.index omits 15 nodes, which get zero features and no
+label.
 
 References: Yang, Cohen and Salakhutdinov (2016), Revisiting semi-supervised learning with graph
 embeddings, arXiv 1603.08861.
@@ -30,7 +30,7 @@ NO_LABEL = -1
 
 _SPLIT = ('train', 'validation', 'test')
 _PARTS = ('y', 'tx', 'ty', 'allx', 'ally', 'graph')
-_NUM_VALIDATION = 500  # Of the public split: the nodes behind its training nodes.
+_NUM_VALIDATION = 500  # In the public split: the nodes after its training nodes.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,14 +38,14 @@ class Graph:
   """A graph with sparse features and, for most of its nodes, a class.
 
   Attributes:
-    name: of the data set.
-    edges: int32 [E, 2]; pairs i ≤ j, each once; self-loops of the data are among them.
-    indices: int32 [N, S]; which features a node has; 0 in unused slots.
-    values: float32 [N, S]; their values, which sum to 1 a node; 0 in unused slots.
-    labels: int32 [N]; `NO_LABEL` where there is none.
+    name: name of the data set.
+    edges: int32 [E, 2]; pairs i ≤ j, each once, including self-loops of the data.
+    indices: int32 [N, S]; indices of a node's features; 0 in unused slots.
+    values: float32 [N, S]; their values, which sum to 1 per node; 0 in unused slots.
+    labels: int32 [N]; `NO_LABEL` for unlabelled nodes.
     num_features: F.
     num_classes: C.
-    train: int32 [n]; of the public split; empty where there is none, as the next two.
+    train: int32 [n]; nodes of the public split. All three parts are empty if there is none.
     validation: int32 [v].
     test: int32 [t].
   """
@@ -63,15 +63,15 @@ class Graph:
 
   @property
   def num_nodes(self) -> int:
-    """N."""
+    """Number of nodes N."""
     return len(self.labels)
 
 
 class _Name:
-  """What a name in a pickle stands for: it says what it is, and nothing can be set on it.
+  """Substitute for a global that a pickle names; its attributes cannot be set.
 
-  A pickle can set attributes of whatever it names, and call it with whatever it likes. That is
-  why none of NumPy's own functions is handed out: ndarray and dtype make objects of any bytes.
+  A pickle can set attributes of anything it names, and call it with any arguments. That is why
+  NumPy's own functions are not exposed: ndarray and dtype build objects from any bytes.
   """
 
   __slots__ = ()
@@ -88,34 +88,34 @@ class _Reconstruct(_Name):
   """The function that starts each array in a pickle."""
 
   def __call__(self, kind: Any, *_: Any) -> '_Array':
-    """An array that the pickle will fill."""
+    """Returns an array that the pickle will fill."""
     if not isinstance(kind, _ArrayType):
       raise pickle.UnpicklingError('it makes an array of another type than ndarray')
     return _Array()
 
 
 class _MakeDtype(_Name):
-  """numpy.dtype: of plain numbers."""
+  """numpy.dtype, for plain numbers only."""
 
   def __call__(self, code: Any, *_: Any) -> '_Dtype':
-    """The type of a code such as 'f4'."""
+    """Returns the type of a code such as 'f4'."""
     if not isinstance(code, str) or not re.fullmatch('[biuf][1248]', code):
       raise pickle.UnpicklingError(f'its arrays must hold numbers, got the type {code!r}')
     return _Dtype(code)
 
 
 class _Encode(_Name):
-  """_codecs.encode, by which Python 3 writes bytes into a pickle of protocol 2."""
+  """_codecs.encode, with which Python 3 writes bytes into a pickle of protocol 2."""
 
   def __call__(self, text: str, encoding: str) -> bytes:
-    """The bytes of a text."""
+    """Returns the bytes of a text."""
     if encoding != 'latin1':
       raise pickle.UnpicklingError(f"its bytes must be encoded as 'latin1', got {encoding!r}")
     return str.encode(text, 'latin1')
 
 
 class _Dtype:
-  """A type of numbers, with the order of its bytes."""
+  """A number type with its byte order."""
 
   __slots__ = ('code', 'order')
 
@@ -129,12 +129,12 @@ class _Dtype:
     self.order = order
 
   def get(self) -> np.dtype:
-    """The type, as NumPy knows it."""
+    """Returns the NumPy dtype."""
     return np.dtype(self.order + self.code)
 
 
 class _Array:
-  """An array in a pickle: what is checked before NumPy sees it."""
+  """An array in a pickle, checked before NumPy sees it."""
 
   __slots__ = ('value',)
 
@@ -158,7 +158,7 @@ class _Sealed(type):
 
 
 class _SparseRows(metaclass=_Sealed):
-  """What a pickled scipy csr_matrix turns into: its arrays, and none of its code."""
+  """Substitute for a pickled scipy csr_matrix: its arrays, and none of its code."""
 
   __slots__ = ('data', 'indices', 'indptr', 'shape')
 
@@ -184,43 +184,43 @@ _GLOBALS = {
 
 
 class _ForbiddenGlobalError(pickle.UnpicklingError):
-  """A pickle names something that is not on the list."""
+  """A pickle names a global that is not allowed."""
 
 
 class _Unpickler(pickle.Unpickler):
-  """An unpickler that knows the classes of the released files alone, by their stand-ins."""
+  """An unpickler that knows only the classes of the released files, through substitutes."""
 
   def find_class(self, module: str, name: str) -> Any:
-    """What stands in for a global that is allowed; raises for every other one."""
+    """Returns the substitute for an allowed global; raises for any other."""
     if (module, name) not in _GLOBALS:
       raise _ForbiddenGlobalError(repr(f'{module}.{name}'))
     return _GLOBALS[module, name]
 
 
 def read_pickle(path: str | os.PathLike) -> Any:
-  """Reads one pickled file of the release; nothing that it names is run unless it is on the list.
+  """Reads one pickled file of the release; runs nothing that it names except allowed globals.
 
   Args:
-    path: the file.
+    path: path of the file.
 
   Returns:
     An array, a dict of lists, or an object with the arrays and the shape of a csr_matrix.
 
   Raises:
-    ValueError: the file cannot be read, is damaged, or asks for something else; one line.
+    ValueError: if the file cannot be read, is damaged, or names any other global; one line.
   """
   try:
     content = pathlib.Path(path).read_bytes()
   except OSError as error:
     raise ValueError(f'cannot read {path}: {error.strerror}') from None
-  try:  # Written by Python 2: its byte strings are the arrays' contents.
+  try:  # Written by Python 2: byte strings hold the arrays' contents.
     found = _Unpickler(io.BytesIO(content), encoding='latin1').load()
     return found.value if isinstance(found, _Array) else found
   except _ForbiddenGlobalError as error:
     allowed = ', '.join(sorted({name for _, name in _GLOBALS}))
     raise ValueError(
         f'{path} is refused: its pickle asks for {error}; allowed are {allowed}') from None
-  except Exception as error:  # A damaged pickle raises nearly anything.
+  except Exception as error:  # A damaged pickle can raise almost anything.
     raise ValueError(f'{path} is no complete pickle of arrays ({_line(error)})') from None
 
 
@@ -228,15 +228,15 @@ def load(data_dir: str | os.PathLike, name: str) -> Graph:
   """Reads a data set.
 
   Args:
-    data_dir: the folder of `NAME.npz` (as `write` leaves it), or of the released files
+    data_dir: folder with `NAME.npz` (as written by `write`), or with the released files
       `ind.NAME.x` and so on.
-    name: such as 'cora'.
+    name: name of the data set, such as 'cora'.
 
   Returns:
     The graph.
 
   Raises:
-    ValueError: a file is missing, damaged, or does not fit the others; one line.
+    ValueError: if a file is missing, damaged, or inconsistent with the others; one line.
   """
   folder = pathlib.Path(data_dir)
   if (folder / f'{name}.npz').is_file():
@@ -245,6 +245,7 @@ def load(data_dir: str | os.PathLike, name: str) -> Graph:
     raise ValueError(
         f'data_dir must be a folder with {name}.npz or the files ind.{name}.graph, .allx, .ally, '
         f'.tx, .ty, .y and .test.index, got {str(data_dir)!r}')
+
   parts = {part: read_pickle(folder / f'ind.{name}.{part}') for part in _PARTS}
   test = _read_test_index(folder / f'ind.{name}.test.index')
   try:
@@ -263,7 +264,7 @@ def _read_test_index(path: pathlib.Path) -> np.ndarray:
 
 
 def _assemble(name: str, parts: dict[str, Any], test: np.ndarray) -> Graph:
-  """One graph of the released parts; see the module."""
+  """Builds a graph from the released parts; see the module docstring."""
   first = _require_labels('ally', parts['ally'])
   rest = _require_labels('ty', parts['ty'])
   num_features = parts['allx'].shape[1]
@@ -274,14 +275,17 @@ def _assemble(name: str, parts: dict[str, Any], test: np.ndarray) -> Graph:
   num_nodes = max(len(first) + len(rest), int(test.max()) + 1)
   if test.min() < len(first) or num_nodes != len(parts['graph']):
     raise ValueError(f'{len(parts["graph"])} nodes in the graph, {num_nodes} with features')
+
   places = np.concatenate([np.arange(len(first)), test])
   labels = np.full(num_nodes, NO_LABEL, np.int32)
   known = np.concatenate([first, rest])
   labels[places] = np.where(known.any(axis=1), known.argmax(axis=1), NO_LABEL)
+
   rows = [(np.zeros(0, np.int64), np.zeros(0))] * num_nodes
   for place, row in zip(places, [*_rows(parts['allx']), *_rows(parts['tx'])]):
     rows[place] = row
   indices, values = pad_rows(rows, num_features)
+
   num_train = len(_require_labels('y', parts['y']))
   if not np.array_equal(parts['y'], first[:num_train]):
     raise ValueError(f'y must be the first rows of ally, got {num_train} others')
@@ -294,15 +298,15 @@ def _assemble(name: str, parts: dict[str, Any], test: np.ndarray) -> Graph:
 
 
 def _line(error: Exception) -> str:
-  """The message of an error from elsewhere, in one line."""
+  """Message of another library's error, in one line."""
   return ' '.join(str(error).split())
 
 
 def check(graph: Graph) -> Graph:
-  """Gives the graph back if it is one; see `Graph`.
+  """Returns the graph if it is valid; see `Graph`.
 
   Raises:
-    ValueError: sizes, types or ranges are not as `Graph` says; one line.
+    ValueError: if sizes, types or ranges do not match `Graph`; one line.
   """
   num_nodes = len(graph.labels)
   slots = graph.indices.shape[1:]
@@ -314,6 +318,7 @@ def check(graph: Graph) -> Graph:
     if found.shape != shape or found.dtype != dtype:
       raise ValueError(f'{name} must be {np.dtype(dtype)} {shape}, got {found.dtype} '
                        f'{found.shape}')
+
   for name, least, end in (
       ('edges', 0, num_nodes), ('indices', 0, graph.num_features),
       ('labels', NO_LABEL, graph.num_classes), *((part, 0, num_nodes) for part in _SPLIT)):
@@ -321,6 +326,7 @@ def check(graph: Graph) -> Graph:
     if found.size and not least <= found.min() <= found.max() < end:
       raise ValueError(f'{name} must lie between {least} and {end - 1}, got {found.min()} to '
                        f'{found.max()}')
+
   if not (np.isfinite(graph.values).all() and (graph.values >= 0).all()):
     raise ValueError('values must be finite and not negative')
   pairs = np.unique(graph.edges, axis=0)
@@ -331,7 +337,7 @@ def check(graph: Graph) -> Graph:
 
 
 def _check_split(graph: Graph) -> None:
-  """Raises ValueError for a public split that is none."""
+  """Raises ValueError for an invalid public split."""
   nodes = np.concatenate([getattr(graph, part) for part in _SPLIT])
   if len(np.unique(nodes)) != len(nodes):
     raise ValueError('train, validation and test must not share nodes, nor name one twice')
@@ -362,7 +368,7 @@ def _rows(matrix: _SparseRows) -> list[tuple[np.ndarray, np.ndarray]]:
 
 
 def _edges(neighbours: dict[int, list[int]], num_nodes: int) -> np.ndarray:
-  """Pairs i ≤ j, each once, of lists of neighbours."""
+  """Pairs i ≤ j, each once, from lists of neighbours."""
   pairs = np.array([(i, j) for i, js in neighbours.items() for j in js], np.int64).reshape(-1, 2)
   if len(pairs) and not 0 <= pairs.min() <= pairs.max() < num_nodes:
     raise ValueError(f'an edge leads to a node beyond the {num_nodes} that there are')
@@ -372,17 +378,17 @@ def _edges(neighbours: dict[int, list[int]], num_nodes: int) -> np.ndarray:
 def pad_rows(
     rows: list[tuple[np.ndarray, np.ndarray]], num_features: int
 ) -> tuple[np.ndarray, np.ndarray]:
-  """Sparse rows side by side, each divided by its sum.
+  """Pads sparse rows to one length, each divided by its sum.
 
   Args:
-    rows: (indices, values not negative) a node; either may be empty.
-    num_features: F; every index is below it.
+    rows: (indices, non-negative values) per node; both may be empty.
+    num_features: F; an exclusive bound of the indices.
 
   Returns:
     (int32 [N, S], float32 [N, S]), S the entries of the longest row; zeros in unused slots.
 
   Raises:
-    ValueError: an index or a value is out of range.
+    ValueError: if an index or a value is out of range.
   """
   longest = max([len(indices) for indices, _ in rows] + [1])
   all_indices = np.zeros((len(rows), longest), np.int32)
@@ -398,7 +404,7 @@ def pad_rows(
 
 
 def write(path: str | os.PathLike, graph: Graph) -> None:
-  """Writes a graph as npz, atomically; `read` brings it back."""
+  """Writes a graph as npz, atomically; `read` loads it."""
   path = pathlib.Path(path)
   buffer = io.BytesIO()
   np.savez_compressed(buffer, **dataclasses.asdict(graph))
@@ -408,17 +414,17 @@ def write(path: str | os.PathLike, graph: Graph) -> None:
 
 
 def read(path: str | os.PathLike, *, name: str | None = None) -> Graph:
-  """Reads what `write` wrote.
+  """Reads a graph written by `write`.
 
   Args:
-    path: the file.
-    name: that the data set must have, if it matters.
+    path: path of the file.
+    name: required name of the data set; any if None.
 
   Returns:
     The graph.
 
   Raises:
-    ValueError: the file is damaged, holds no `Graph`, or one of another name; one line.
+    ValueError: if the file is damaged, is not a `Graph`, or has a different name; one line.
   """
   names = [field.name for field in dataclasses.fields(Graph)]
   try:
@@ -426,7 +432,7 @@ def read(path: str | os.PathLike, *, name: str | None = None) -> Graph:
       values = {key: arrays[key] for key in names}
     plain = {'name': str, 'num_features': int, 'num_classes': int}
     graph = check(Graph(**values | {key: kind(values[key]) for key, kind in plain.items()}))
-  except Exception as error:  # A damaged archive raises nearly anything.
+  except Exception as error:  # A damaged archive can raise almost anything.
     raise ValueError(f'{path} is not a graph that was written here ({_line(error)})') from None
   if name is not None and graph.name != name:
     raise ValueError(f'{path} must hold the data set {name!r}, got {graph.name!r}')
@@ -434,24 +440,25 @@ def read(path: str | os.PathLike, *, name: str | None = None) -> Graph:
 
 
 def random_split(labels: np.ndarray, per_class: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
-  """A few labelled nodes of each class to train on, and all other labelled nodes to test on.
+  """Draws a few training nodes per class; all other labelled nodes are test nodes.
 
-  The nodes are shuffled by the seed alone: with more labels a class the training nodes of fewer
-  are among them. Nodes without a label are in neither.
+  The shuffle depends only on the seed: the training nodes for a smaller `per_class` are a subset
+  of those for a larger one. Nodes without a label are in neither part.
 
   Args:
-    labels: int [N]; `NO_LABEL` where there is none.
+    labels: int [N]; `NO_LABEL` for unlabelled nodes.
     per_class: n ≥ 1.
-    seed: of the shuffle, at least 0.
+    seed: random seed for the shuffle, at least 0.
 
   Returns:
     (train [C n], class by class; test, in order), int32.
 
   Raises:
-    ValueError: a class has no more than `per_class` nodes, or `per_class` is below 1.
+    ValueError: if a class has at most `per_class` nodes, or `per_class` is below 1.
   """
   if per_class < 1:
     raise ValueError(f'per_class must be at least 1, got {per_class}')
+
   order = np.random.default_rng([seed, 36]).permutation(len(labels))
   train = []
   for label in range(labels.max() + 1):
@@ -460,6 +467,7 @@ def random_split(labels: np.ndarray, per_class: int, seed: int) -> tuple[np.ndar
       raise ValueError(
           f'per_class must be less than the {len(members)} nodes of class {label}, got {per_class}')
     train.append(members[:per_class])
+
   train = np.concatenate(train)
   held_out = labels != NO_LABEL
   held_out[train] = False

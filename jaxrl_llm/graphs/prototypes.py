@@ -1,7 +1,6 @@
-"""Prototypes: a class is the mean of its labelled outputs, a score the closeness to it.
+"""Prototypes: the mean labelled output of each class, and similarity scores to it.
 
-Arrays in, arrays out. Nodes that have no part in a mean carry weight 0, whatever their outputs
-and labels are.
+Arrays in, arrays out. Nodes excluded from a mean have weight 0, for any outputs and labels.
 """
 
 import math
@@ -16,7 +15,7 @@ METRICS = ('cos', 'l1', 'l2')
 
 
 def check_metric(metric: str) -> None:
-  """Raises ValueError if `metric` is none of `METRICS`."""
+  """Raises ValueError if `metric` is not in `METRICS`."""
   if metric not in METRICS:
     raise ValueError(f'metric must be one of {", ".join(METRICS)}, got {metric!r}')
 
@@ -24,7 +23,7 @@ def check_metric(metric: str) -> None:
 def prototypes(
     outputs: Array, labels: Array, weight: Array, *, num_classes: int
 ) -> tuple[Array, Array]:
-  """The mean output of each class.
+  """Mean output of each class.
 
     p_c = Σ_u w_u 1[y_u = c] z_u / n_c,   n_c = Σ_u w_u 1[y_u = c]
 
@@ -50,7 +49,7 @@ def prototypes(
 
 
 def similarities(outputs: Array, centres: Array, *, metric: str) -> Array:
-  """How close each output is to each prototype; the larger the closer.
+  """Similarity of each output to each prototype; larger is closer.
 
     cos: z·p / (|z| |p|)     l2: −|z − p|²     l1: −|z − p|₁
 
@@ -63,14 +62,14 @@ def similarities(outputs: Array, centres: Array, *, metric: str) -> Array:
     float [N, C]; a cosine with a vector of length 0 is 0.
 
   Raises:
-    ValueError: `metric` is none of them.
+    ValueError: if `metric` is unknown.
   """
   check_metric(metric)
   chex.assert_rank([outputs, centres], 2)
   chex.assert_equal_shape_suffix([outputs, centres], 1)
   if metric == 'cos':
     return _unit(outputs) @ _unit(centres).T
-  # Differences first: |z|² − 2 z·p + |p|² would round a node's distance from itself.
+  # Differences first: with |z|² − 2 z·p + |p|², a node's distance from itself has rounding error.
   differences = outputs[:, None] - centres
   if metric == 'l1':
     return -jnp.sum(jnp.abs(differences), axis=-1)
@@ -78,7 +77,7 @@ def similarities(outputs: Array, centres: Array, *, metric: str) -> Array:
 
 
 def _unit(vectors: Array) -> Array:
-  """Vectors of length 1; one of length 0 stays, with a gradient that is finite."""
+  """Scales vectors to length 1; one of length 0 is unchanged, with a finite gradient."""
   squared = jnp.sum(jnp.square(vectors), axis=-1, keepdims=True)
   return vectors * jax.lax.rsqrt(jnp.maximum(squared, 1e-24))
 
@@ -86,19 +85,19 @@ def _unit(vectors: Array) -> Array:
 def refine(
     centres: Array, counts: Array, outputs: Array, unlabelled: Array, *, metric: str, ratio: float
 ) -> Array:
-  """Moves prototypes by the outputs of unlabelled nodes that are closest to them.
+  """Moves prototypes towards the outputs of the closest unlabelled nodes.
 
     p_c ← p_c + Σ_u q_uc (z_u − p_c) / (n_c + Σ_u q_uc)
 
-  the weighted mean of the labelled nodes and of the K = ⌊ratio · number of unlabelled nodes⌋ with
-  the largest q of a class. q is the softmax over classes of the similarities for l1 and l2, and
-  the cosine itself for cos.
+  This is the weighted mean of the labelled nodes of a class and the K = ⌊ratio · number of
+  unlabelled nodes⌋ nodes with the largest q for it. q is the softmax over classes of the
+  similarities for l1 and l2, and the cosine itself for cos.
 
   Args:
     centres: float [C, D]; p.
     counts: float [C]; n.
     outputs: float [N, D]; z.
-    unlabelled: float [N]; 1 for nodes that may be used, 0 for the others.
+    unlabelled: float [N]; 1 for usable nodes, 0 for the others.
     metric: 'cos', 'l1' or 'l2'.
     ratio: in [0, 1]; 0 changes nothing.
 
@@ -106,7 +105,7 @@ def refine(
     float [C, D].
 
   Raises:
-    ValueError: `metric` or `ratio` is out of range.
+    ValueError: if `metric` or `ratio` is out of range.
 
   References:
     Lin et al. (2020), Shoestring, arXiv 1910.12976; Ren et al. (2018), arXiv 1803.00676.
@@ -114,29 +113,31 @@ def refine(
   if not 0 <= ratio <= 1:
     raise ValueError(f'ratio must lie in [0, 1], got {ratio}')
   chex.assert_rank([centres, counts, outputs, unlabelled], [2, 1, 2, 1])
+
   scores = similarities(outputs, centres, metric=metric)
   shares = scores if metric == 'cos' else jax.nn.softmax(scores, axis=-1)
   usable = (unlabelled > 0)[:, None]
   order = jnp.argsort(jnp.where(usable, -shares, jnp.inf), axis=0)
   rank = jnp.argsort(order, axis=0)
+
   possible = jnp.array([_whole_part(ratio, count) for count in range(outputs.shape[0] + 1)])
   most = possible[jnp.sum(usable)]
   return blend(centres, counts, outputs, jnp.where(usable & (rank < most), shares, 0.0))
 
 
 def _whole_part(ratio: float, count: int) -> int:
-  """⌊ratio · count⌋, in float64 with a slack in proportion to the product.
+  """⌊ratio · count⌋, in float64 with a tolerance proportional to the product.
 
-  0.29 · 100 falls short of 29 by rounding; in float32, products beyond 700,000 are off by one.
+  0.29 · 100 falls short of 29 by rounding; in float32, products above 700,000 are off by one.
   """
   return math.floor(ratio * count * (1 + 1e-12))
 
 
 def blend(centres: Array, counts: Array, outputs: Array, shares: Array) -> Array:
-  """(n_c p_c + Σ_u q_uc z_u) / (n_c + Σ_u q_uc), the mean that `refine` moves prototypes to.
+  """Computes (n_c p_c + Σ_u q_uc z_u) / (n_c + Σ_u q_uc), the refined prototypes of `refine`.
 
-  Cosines can be negative, and so can the divisor; the formula is kept to then, too. Only where the
-  divisor is 0 the prototype stays.
+  Cosines can be negative, and so can the divisor; the formula still applies. Only where the divisor
+  is 0 is the prototype unchanged.
 
   Args:
     centres: float [C, D]; p.
@@ -156,11 +157,11 @@ def blend(centres: Array, counts: Array, outputs: Array, shares: Array) -> Array
 
 
 def cross_entropy(scores: Array, labels: Array, weight: Array) -> WeightedMean:
-  """− log softmax(scores)[label], as a mean over the nodes that count.
+  """Cross-entropy − log softmax(scores)[label], as a weighted mean over nodes.
 
     Σ_u w_u CE_u / Σ_u w_u
 
-  which is what the released code writes as a mean over all nodes of CE times mask / mean(mask).
+  The released code writes this as a mean over all nodes of CE times mask / mean(mask).
 
   Args:
     scores: float [N, C].

@@ -1,1 +1,1 @@
-"""Hidden Markov models: filtering, oracles, learners, and learning them in context."""
+"""Hidden Markov models: filtering, oracles, learners, and in-context learning."""

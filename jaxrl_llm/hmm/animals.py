@@ -1,20 +1,20 @@
-"""Choices of mice, session by session: the trials themselves, and symbol sequences of them.
+"""Choices of mice, session by session: trials, and their encoding as symbol sequences.
 
 A mouse sees a grating of one of nine signed contrasts and turns a wheel: choice 1 is right for
-contrasts above 0, choice 0 for those below, and at contrast 0 chance decides. The published
-preprocessing (data of the International Brain Laboratory, as Ashwood et al., 2022, prepare them)
-stores covariates of a model: the z-scored contrast, the choice before, and that choice times its
+contrasts above 0, choice 0 for those below, and at contrast 0 the reward is random. The published
+preprocessing (data of the International Brain Laboratory, prepared as by Ashwood et al., 2022)
+stores covariates of a model: the z-scored contrast, the previous choice, and that choice times its
 reward. Here trials are rebuilt from them:
 
-- the reward of trial t stands in the covariates of trial t + 1 of its session;
-- that of a session's last trial follows from contrast and choice, but for contrast 0, where it is
-  not known;
-- the covariates of a session's first trial are of that very trial, its own choice and reward:
-  they would give the answer away, and are not used.
+- the reward of trial t is in the covariates of trial t + 1 of its session;
+- the reward of a session's last trial follows from contrast and choice, except at contrast 0,
+  where it is unknown;
+- the covariates of a session's first trial contain that trial's own choice and reward: they would
+  leak the answer, and are not used.
 
-The released code of the in-context study (arXiv 2506.07298) puts the choice of the trial before
-beside the contrast and the reward of this one: `shift` of `encode`. When that choice is to be
-predicted, its own contrast and reward have been read already.
+The released code of the in-context study (arXiv 2506.07298) puts the choice of the previous trial
+next to the contrast and the reward of the current one: `shift` of `encode`. By the time that
+choice is predicted, its own contrast and reward have already been read.
 """
 
 import collections
@@ -47,7 +47,7 @@ COVARIATES = ('stimulus', 'bias', 'previous choice', 'win-stay')
 
 _FILES = '*.npz'
 _LOOKUP = 'fold_lookup'
-# What numpy and zipfile raise on files that are damaged, encrypted or of another kind.
+# Errors of numpy and zipfile on files that are damaged, encrypted or of another kind.
 _UNREADABLE = (ValueError, OSError, KeyError, EOFError, AttributeError, TypeError, RuntimeError,
                OverflowError, MemoryError, zipfile.BadZipFile, zlib.error, lzma.LZMAError,
                struct.error)
@@ -58,10 +58,10 @@ class Animal:
   """All trials of an animal, in order.
 
   Attributes:
-    name: of the animal.
-    levels: int8 [N]; the contrast, an index of `CONTRASTS`.
+    name: name of the animal.
+    levels: int8 [N]; the contrast, an index into `CONTRASTS`.
     choices: int8 [N]; 0, 1, or -1 where it did not choose (a violation).
-    rewards: int8 [N]; 1, -1 for none, and 0 where it is not known.
+    rewards: int8 [N]; 1, -1 for none, and 0 where unknown.
     sessions: int32 [N]; 0, ..., 0, 1, ..., 1, ...
   """
 
@@ -72,7 +72,7 @@ class Animal:
   sessions: np.ndarray
 
   def __post_init__(self):
-    """Raises ValueError with one line if an array is not of the kind that is said above."""
+    """Raises ValueError with one line if an array does not match its description above."""
     check_trials(self.levels, self.choices, self.rewards, least_choice=-1)
     steps = np.diff(self.sessions, prepend=0)
     if self.sessions.shape != self.choices.shape or not np.isin(steps, (0, 1)).all():
@@ -81,23 +81,23 @@ class Animal:
 
   @property
   def num_sessions(self) -> int:
-    """S."""
+    """Number of sessions S."""
     return int(self.sessions[-1]) + 1
 
 
 def check_trials(
     levels: np.ndarray, choices: np.ndarray, rewards: np.ndarray, *, least_choice: int
 ) -> None:
-  """Refuses trials with a number that would be read as another symbol, or as none.
+  """Rejects trials with a number that would be read as another symbol, or as no symbol.
 
   Args:
-    levels: [...]; an index of `CONTRASTS`.
+    levels: [...]; an index into `CONTRASTS`.
     choices: [...]; 0, 1, or -1 where `least_choice` is -1.
     rewards: [...]; -1, 0 or 1.
     least_choice: 0, or -1 where trials without a choice are allowed.
 
   Raises:
-    ValueError: one line with the array, what is allowed, and the first value that is not.
+    ValueError: one line with the array, the rule, and the first value that breaks it.
   """
   for name, values, low, high in (
       ('levels', levels, 0, len(CONTRASTS) - 1), ('choices', choices, least_choice, 1),
@@ -111,16 +111,17 @@ def check_trials(
 
 
 def fingerprint(animal: Animal) -> str:
-  """A short name of all trials of an animal: contrasts, choices, rewards and sessions."""
+  """Short hash of all trials of an animal: contrasts, choices, rewards and sessions."""
   arrays = (animal.levels, animal.choices, animal.rewards, animal.sessions)
   return hashlib.sha256(np.stack(arrays).astype(np.int64).tobytes()).hexdigest()[:16]
 
 
 def load_folder(directory: str | pathlib.Path) -> list[Animal]:
-  """All animals of a folder, by name; files of folds (`*fold_lookup.npz`) are passed over.
+  """Loads all animals of a folder, sorted by name; skips fold files (`*fold_lookup.npz`).
 
   Raises:
-    ValueError: the folder is missing or holds none, two files are of one name, or as `load`.
+    ValueError: if the folder is missing or holds no animals, if two files share a name, or as
+      for `load`.
   """
   paths = sorted(p for p in pathlib.Path(directory).glob(_FILES) if _LOOKUP not in p.name)
   if not paths:
@@ -137,14 +138,14 @@ def load(path: str | pathlib.Path) -> Animal:
   """Rebuilds an animal's trials from `NAME_processed.npz`; nothing is unpickled.
 
   Args:
-    path: a file with arr_0 [N, 3], the covariates; arr_1 [N, 1], the choices; arr_2 [N], the
+    path: a file with arr_0 [N, 3], the covariates; arr_1 [N, 1], the choices; and arr_2 [N], the
       session of each trial.
 
   Returns:
     The animal.
 
   Raises:
-    ValueError: the file is none, or its arrays are not such covariates; one line.
+    ValueError: if it is not such a file, or its arrays are not such covariates; one line.
   """
   path = pathlib.Path(path)
   try:
@@ -167,7 +168,7 @@ def _name(path: pathlib.Path) -> str:
 
 
 def _rebuild(name: str, covariates, choices, names) -> Animal:
-  """Trials of stored covariates; see the module's docstring."""
+  """Rebuilds trials from stored covariates; see the module docstring."""
   count = len(choices)
   if count < 2 or covariates.shape != (count, 3) or names.shape != (count,):
     raise ValueError(f'arr_0, arr_1 and arr_2 must be [N, 3], [N, 1] and [N] with N > 1, got '
@@ -177,33 +178,38 @@ def _rebuild(name: str, covariates, choices, names) -> Animal:
     raise ValueError(f'arr_0 must be finite, got {covariates[row].tolist()} in row {row}')
   if not np.isin(choices, (-1, 0, 1)).all():
     raise ValueError(f'choices must be 0, 1 or -1, got {np.unique(choices)}')
+
   starts = np.concatenate([[True], names[1:] != names[:-1]])
   if starts.sum() != len(np.unique(names)):
     raise ValueError('the trials of a session must stand together, got one that is interrupted')
+
   levels, choices = _levels(covariates[:, 0]), choices.astype(np.int8)
   right = np.where(levels > ZERO_LEVEL, 1, 0) == choices
   rewards = np.where(levels == ZERO_LEVEL, 0, np.where(right, 1, -1))
-  told = np.flatnonzero(~starts[1:] & (choices[:-1] >= 0))  # By the trial behind them.
+  told = np.flatnonzero(~starts[1:] & (choices[:-1] >= 0))  # By the next trial.
   before = covariates[told + 1, 1:]
   stored = before[:, 0] * before[:, 1]
+
   agrees = (np.abs(before) == 1).all(axis=1) & ((before[:, 0] > 0) == (choices[told] > 0))
   agrees &= (rewards[told] == 0) | (rewards[told] == stored)
-  if not agrees.all():  # Another order of columns, another sign, or a file that was changed.
+  if not agrees.all():  # Different column order, different sign, or a modified file.
     row = int(told[~agrees][0]) + 1
     raise ValueError(
         'arr_0 must hold contrast, previous choice (-1 or 1) and previous choice times reward (-1 '
         f'or 1); {(~agrees).sum()} of {len(told)} rows contradict the trial before them, the first '
         f'is row {row} with {covariates[row].tolist()}')
+
   rewards[told] = stored.astype(int)
   rewards[choices < 0] = -1
+
   return Animal(name, levels, choices, rewards.astype(np.int8),
                 (np.cumsum(starts) - 1).astype(np.int32))
 
 
 def _levels(z_scored: np.ndarray) -> np.ndarray:
-  """The contrast of each trial, whatever mean and scale were taken out.
+  """Recovers the contrast of each trial for any mean and scale of the z-score.
 
-  All nine kinds can be told, and fewer where one scale alone leads to contrasts.
+  This works with all nine contrasts, or with fewer if only one scale yields valid contrasts.
   """
   if np.ptp(z_scored) == 0:
     raise ValueError('contrasts must differ')
@@ -215,6 +221,7 @@ def _levels(z_scored: np.ndarray) -> np.ndarray:
     levels = np.abs(contrasts[:, None] - CONTRASTS).argmin(axis=1)
     if np.abs(contrasts - CONTRASTS[levels]).max() <= 5e-4 * (high - low):
       fits.append(levels)
+
   if not fits:
     raise ValueError(f'contrasts must be some of {CONTRASTS.tolist()} up to mean and scale, got '
                      f'{len(kinds)} kinds from {kinds[0]:.4f} to {kinds[-1]:.4f}')
@@ -226,10 +233,10 @@ def _levels(z_scored: np.ndarray) -> np.ndarray:
 
 
 def stimulus(power: float | np.ndarray = 1.0) -> np.ndarray:
-  """What each of the nine contrasts enters a model as: sign(c) |c|^power, of unit mean square.
+  """Model inputs of the nine contrasts: sign(c) |c|^power, scaled to unit mean square.
 
   Args:
-    power: a number, or [...]; below 1, weak contrasts count for more.
+    power: a number, or [...]; below 1, weak contrasts get more weight.
 
   Returns:
     float [..., 9].
@@ -240,9 +247,9 @@ def stimulus(power: float | np.ndarray = 1.0) -> np.ndarray:
 
 
 def covariates(animal: Animal) -> np.ndarray:
-  """The inputs of a GLM: contrast, 1, previous choice, previous choice times its reward.
+  """Inputs of a GLM: contrast, 1, previous choice, previous choice times its reward.
 
-  'Previous' is the last trial with a choice, of the same session; 0 where there is none.
+  'Previous' is the last trial with a choice in the same session; 0 where there is none.
 
   Args:
     animal: the trials.
@@ -261,7 +268,7 @@ def covariates(animal: Animal) -> np.ndarray:
 
 
 def by_session(animal: Animal, values: np.ndarray, fill: float) -> np.ndarray:
-  """[N, ...] as [S, T, ...], T the longest session; `fill` behind the end of shorter ones."""
+  """Reshapes [N, ...] to [S, T, ...], T the longest session; pads shorter ones with `fill`."""
   lengths = np.bincount(animal.sessions)
   place = np.arange(len(animal.sessions)) - np.repeat(np.cumsum(lengths) - lengths, lengths)
   padded = np.full((len(lengths), lengths.max(), *values.shape[1:]), fill, values.dtype)
@@ -270,10 +277,10 @@ def by_session(animal: Animal, values: np.ndarray, fill: float) -> np.ndarray:
 
 
 def folds(num_sessions: int, num_folds: int, seed: int) -> np.ndarray:
-  """The fold of each session, [S]: folds of equal size, up to one, drawn by seed.
+  """Assigns each session a fold, [S]: fold sizes differ by at most one; drawn by seed.
 
   Raises:
-    ValueError: there are fewer sessions than folds, or fewer than two folds.
+    ValueError: if there are fewer sessions than folds, or fewer than two folds.
   """
   if not 2 <= num_folds <= num_sessions:
     raise ValueError(f'folds must be at least 2 and at most the number of sessions '
@@ -292,28 +299,29 @@ def encode(
     *,
     shift: bool = False,
 ) -> np.ndarray:
-  """Trials as symbols, one after the other, as a layout has them.
+  """Encodes trials as a sequence of symbols in a given layout.
 
   Args:
     levels: integer [..., W].
-    choices: integer [..., W]; violations have been left out.
-    rewards: integer [..., W]; what is not known is written as no reward.
-    layout: one of `LAYOUTS`; n symbols a trial.
-    shift: as the released code has them, to show what that does: (contrast of trial i, choice of
+    choices: integer [..., W]; violations must be excluded.
+    rewards: integer [..., W]; unknown rewards are written as no reward.
+    layout: one of `LAYOUTS`; n symbols per trial.
+    shift: use the order of the released code, to show its effect: (contrast of trial i, choice of
       trial i − 1, reward of trial i), for i from 1.
 
   Returns:
     int32 [..., W n], or [..., (W − 1) n] if shifted. See `label_positions`.
 
   Raises:
-    ValueError: the layout is none of `LAYOUTS`, a choice is missing, or a number is none that a
-      trial can have.
+    ValueError: if the layout is not in `LAYOUTS`, a choice is missing, or a number is not valid
+      for a trial.
   """
   if layout not in LAYOUTS:
     raise ValueError(f'layout must be one of {", ".join(LAYOUTS)}, got {layout!r}')
   if np.min(choices, initial=0) < 0:
     raise ValueError('choices must be 0 or 1: trials without one are left out first')
   check_trials(levels, choices, rewards, least_choice=0)
+
   symbols = {
       'stim': levels,
       'choice': np.asarray(choices) + CHOICE_SYMBOLS[0],
@@ -327,7 +335,7 @@ def encode(
 
 
 def label_positions(layout: str, num_trials: int, *, shift: bool = False) -> np.ndarray:
-  """Where the choice of trial 0, 1, ... stands in `encode`'s sequence; shifted, the last has none.
+  """Positions of the choices of trials 0, 1, ... in `encode`'s sequence; if shifted, not the last.
 
   Args:
     layout: one of `LAYOUTS`.
@@ -346,29 +354,31 @@ def windows(
     predicted: Sequence[int] | np.ndarray,
     width: int,
 ) -> tuple[np.ndarray, np.ndarray]:
-  """Windows in which trials are predicted from those before them.
+  """Splits trials into windows in which each trial is predicted from those before it.
 
-  The trials to predict are cut into blocks of at most width / 2, each at the end of a window that
-  is filled up with what comes before it.
+  The trials to predict are split into blocks of at most width / 2, each at the end of a window
+  that is filled with the preceding trials.
 
   Args:
     before: trials that come first, in order.
     predicted: trials to predict, in order.
-    width: W, trials of a window, at least 2.
+    width: W, trials per window, at least 2.
 
   Returns:
-    (trials [R, W], -1 where there are not enough, at the end; predicted bool [R, W], each trial of
-    `predicted` once).
+    (trials [R, W], padded with -1 at the end; predicted bool [R, W], each trial of `predicted`
+    once).
 
   Raises:
-    ValueError: `width` is below 2.
+    ValueError: if `width` is below 2.
   """
   if width < 2:
     raise ValueError(f'a window must have at least 2 trials, got {width}')
+
   trials = np.concatenate([np.asarray(before, int), np.asarray(predicted, int)])
   first = len(before)
   rows = -(-len(predicted) // (width // 2))
   ends = [first + (len(predicted) * (row + 1)) // rows for row in range(rows)]
+
   found = np.full((rows, width), -1)
   chosen = np.zeros((rows, width), bool)
   for row, (start, end) in enumerate(zip([first, *ends], ends)):

@@ -2,10 +2,10 @@
 
   x_0 ~ π,   x_{t+1} ~ A[x_t, :],   o_t ~ B[x_t, :]        A [M, M], B [M, L] row-stochastic
 
-The recursions read the likelihoods of each observation under each state, p(o_t | x_t = i)
-[T, M], and not B: an HMM whose emissions depend on inputs (a GLM-HMM) passes its own. A row of
-ones observes nothing, which is how a sequence is padded at its end. All functions are written
-for one sequence; `jax.vmap` adds the others.
+The recursions take the likelihoods of each observation under each state, p(o_t | x_t = i)
+[T, M], instead of B: an HMM whose emissions depend on inputs (a GLM-HMM) passes its own. A row of
+ones means no observation; sequences are padded with such rows at their end. All functions take
+one sequence; use `jax.vmap` for batches.
 """
 
 import chex
@@ -17,14 +17,14 @@ from jaxrl_llm.types import Array
 
 
 def symbol_likelihoods(emission: Array, observations: Array) -> Array:
-  """p(o_t | x_t) of each observation under each state.
+  """Likelihoods p(o_t | x_t) of each observation under each state.
 
   Args:
     emission: float [M, L]; B.
     observations: int [T]; symbols below L, or a negative number for none (a row of ones).
 
   Returns:
-    float [T, M]. Under tracing, where a symbol outside the alphabet cannot be refused, its row is
+    float [T, M]. Under tracing, where a symbol outside the alphabet cannot be rejected, its row is
     0: no state emits it.
 
   Raises:
@@ -40,15 +40,15 @@ def symbol_likelihoods(emission: Array, observations: Array) -> Array:
 
 
 def check_symbols(observations: Array, num_symbols: int, *, padded: bool = False) -> None:
-  """Raises unless every observation is a symbol; traced values are let through.
+  """Raises unless every observation is a symbol; traced values pass unchecked.
 
   Args:
     observations: int [...].
     num_symbols: L.
-    padded: whether negative numbers stand for no observation.
+    padded: whether negative numbers mean no observation.
 
   Raises:
-    ValueError: one is outside [0, L).
+    ValueError: if an observation is outside [0, L).
   """
   rule = f'below {num_symbols}, the number of symbols, or negative for none' if padded else (
       f'in [0, {num_symbols}), the symbols')
@@ -57,14 +57,14 @@ def check_symbols(observations: Array, num_symbols: int, *, padded: bool = False
 
 
 def check_places(places: Array | None, num_steps: int) -> None:
-  """Raises unless every place is a number of known symbols; traced values are let through.
+  """Raises unless every place is a valid number of known symbols; traced values pass unchecked.
 
   Args:
     places: int [K], or None.
     num_steps: T.
 
   Raises:
-    ValueError: one is outside [0, T].
+    ValueError: if a place is outside [0, T].
   """
   if places is not None:
     masking.check_range(
@@ -72,16 +72,16 @@ def check_places(places: Array | None, num_steps: int) -> None:
 
 
 def filter_states(initial: Array, transition: Array, likelihoods: Array) -> tuple[Array, Array]:
-  """The law of the state given the observations so far: the scaled forward recursion.
+  """Distribution of the state given the observations so far: the scaled forward recursion.
 
-    α_t(j) ∝ p(o_t | j) Σ_i α_{t−1}(i) A_ij,    ln P(o) = Σ_t ln of the factors taken out
+    α_t(j) ∝ p(o_t | j) Σ_i α_{t−1}(i) A_ij,    ln P(o) = Σ_t ln of the normalising factors
 
-  An observation that is impossible under every state that can be reached makes ln P(o) = −inf,
-  and is skipped beyond that: nothing becomes NaN.
+  An observation that is impossible under all reachable states makes ln P(o) = −inf, and is
+  otherwise skipped: nothing becomes NaN.
 
-  A state whose chance falls below the smallest positive number of the type (1e-38 in float32)
-  counts as excluded, and is back only where A leads there. So in a reducible chain that has seen
-  hundreds of symbols in favour of other states, what comes later can be taken for impossible:
+  A state whose probability falls below the smallest positive number of the type (1e-38 in float32)
+  counts as excluded, and returns only through A. So in a reducible chain, after hundreds of symbols
+  in favour of other states, later observations can be mistaken for impossible ones:
   `log_filter_states` has no such limit.
 
   Args:
@@ -90,7 +90,7 @@ def filter_states(initial: Array, transition: Array, likelihoods: Array) -> tupl
     likelihoods: float [T, M]; p(o_t | x_t).
 
   Returns:
-    (filtered [T, M], each row a law; the log-likelihood [], nats).
+    (filtered [T, M], each row a distribution; the log-likelihood [], nats).
 
   References:
     Rabiner (1989), A tutorial on hidden Markov models, section III.
@@ -103,7 +103,7 @@ def filter_states(initial: Array, transition: Array, likelihoods: Array) -> tupl
 def log_filter_states(
     log_initial: Array, log_transition: Array, log_likelihoods: Array
 ) -> tuple[Array, Array]:
-  """`filter_states` in logarithms throughout, for likelihoods that underflow.
+  """`filter_states` in log space, for likelihoods that underflow.
 
   Args:
     log_initial: float [M]; ln π, −inf allowed.
@@ -111,7 +111,7 @@ def log_filter_states(
     log_likelihoods: float [T, M]; ln p(o_t | x_t), −inf allowed.
 
   Returns:
-    (ln of the filtered laws [T, M]; the log-likelihood [], nats).
+    (ln of the filtered distributions [T, M]; the log-likelihood [], nats).
   """
   _check(log_initial, log_transition, log_likelihoods)
 
@@ -129,19 +129,19 @@ def log_filter_states(
 def smooth(
     initial: Array, transition: Array, likelihoods: Array, *, valid: Array | None = None
 ) -> tuple[Array, Array, Array]:
-  """The law of each state given all observations: forward-backward.
+  """Distribution of each state given all observations: forward-backward.
 
     γ_t(i) = P(x_t = i | o) = α_t(i) Σ_j A_ij γ_{t+1}(j) / Σ_k α_t(k) A_kj,    γ_{T−1} = α_{T−1}
     ξ(i, j) = Σ_t P(x_t = i, x_{t+1} = j | o)
 
-  These are the expectations of an EM step. α is that of `filter_states`, limit included.
+  These are the expectations of an EM step. α is that of `filter_states`, with the same limit.
 
   Args:
     initial: float [M]; π.
     transition: float [M, M]; A.
     likelihoods: float [T, M]; p(o_t | x_t). Rows of padding, at the end, hold ones.
-    valid: [T]; nonzero where a row is no padding. Transitions into padding are not counted, and
-      γ is 0 there. By default every row counts: a row of ones is then a step that was not seen.
+    valid: [T]; zero for padding. Transitions into padding are not counted, and γ is 0 there. By
+      default every row counts: a row of ones is then an unobserved step.
 
   Returns:
     (γ [T, M]; ξ summed over t [M, M]; the log-likelihood [], nats).
@@ -156,8 +156,8 @@ def smooth(
     chex.assert_shape(valid, likelihoods.shape[:1])
     counts = valid != 0
 
-  # Laws throughout: β_t itself would also be that of states which cannot be reached, and next to
-  # theirs the others' may underflow.
+  # Work with distributions: β_t itself would include unreachable states, and next to their values
+  # those of the others may underflow.
   tiny = jnp.finfo(filtered.dtype).tiny
 
   def step(after, law):
@@ -168,8 +168,9 @@ def smooth(
     return gamma, (gamma, ratio)
 
   _, (gamma, ratios) = jax.lax.scan(step, filtered[-1], filtered[:-1], reverse=True)
-  # P(x_t = i, x_{t+1} = j | o) = A_ij α_t(i) ratio_t(j). A ratio is at most 1 / tiny, against which
-  # A_ij can be as small: the root keeps the sum over t finite.
+
+  # P(x_t = i, x_{t+1} = j | o) = A_ij α_t(i) ratio_t(j). A ratio can be as large as 1 / tiny
+  # where A_ij is as small as tiny: the root keeps the sum over t finite.
   root = jnp.sqrt(tiny)
   ratios = jnp.where(counts[1:, None], ratios, 0.0) * root
   xi = transition / root * dot(filtered[:-1].T, ratios)
@@ -178,12 +179,12 @@ def smooth(
 
 
 def max_product(initial: Array, transition: Array, likelihoods: Array) -> tuple[Array, Array]:
-  """The likelihood of the best path into each state: Viterbi's forward messages.
+  """Likelihood of the best path into each state: Viterbi's forward messages.
 
     ln m_t(j) = ln p(o_t | j) + max_i (ln m_{t−1}(i) + ln A_ij),    up to a constant of each t
 
-  The best path of o_0..o_t ends in argmax_j m_t(j), for every t at once. In logarithms, so that
-  nothing underflows; what is impossible is skipped as by `filter_states`.
+  The best path of o_0..o_t ends in argmax_j m_t(j), for every t at once. Computed in log space, so
+  that nothing underflows; impossible observations are skipped as in `filter_states`.
 
   Args:
     initial: float [M]; π.
@@ -191,7 +192,7 @@ def max_product(initial: Array, transition: Array, likelihoods: Array) -> tuple[
     likelihoods: float [T, M]; p(o_t | x_t).
 
   Returns:
-    (ln of the messages [T, M], the largest of each row 0; the constants taken out [T], nats).
+    (ln of the messages [T, M], with maximum 0 in each row; the constants subtracted [T], nats).
 
   References:
     Rabiner (1989), A tutorial on hidden Markov models, section III.
@@ -212,7 +213,7 @@ def max_product(initial: Array, transition: Array, likelihoods: Array) -> tuple[
 
 
 def viterbi(initial: Array, transition: Array, likelihoods: Array) -> tuple[Array, Array]:
-  """The likeliest path of states.
+  """Most likely path of states.
 
   Args:
     initial: float [M]; π.
@@ -220,8 +221,8 @@ def viterbi(initial: Array, transition: Array, likelihoods: Array) -> tuple[Arra
     likelihoods: float [T, M]; p(o_t | x_t).
 
   Returns:
-    (path int32 [T]; ln P(path, o) [], nats). Of states that are equally likely, as far as
-    the sums of logarithms tell, the first.
+    (path int32 [T]; ln P(path, o) [], nats). Ties go to the first state, up to the rounding of
+    the sums of logarithms.
 
   References:
     Rabiner (1989), A tutorial on hidden Markov models, section III.
@@ -241,10 +242,10 @@ def viterbi(initial: Array, transition: Array, likelihoods: Array) -> tuple[Arra
 def sample(
     key: Array, initial: Array, transition: Array, emission: Array, num_steps: int
 ) -> tuple[Array, Array]:
-  """Draws a trajectory, by inverting cumulative laws.
+  """Draws a trajectory by inverting cumulative distributions.
 
   Args:
-    key: of the trajectory; its first steps do not depend on `num_steps`.
+    key: PRNG key for the trajectory; its first steps do not depend on `num_steps`.
     initial: float [M]; π.
     transition: float [M, M]; A.
     emission: float [M, L]; B.
@@ -257,7 +258,7 @@ def sample(
   sums = [jnp.cumsum(table, axis=-1) for table in (initial, transition, emission)]
 
   def draw(sums, uniform):
-    # Scaled by the last sum, 1 up to rounding, so that nothing lies beyond it.
+    # Scaled by the last sum, which is 1 up to rounding, so that no draw exceeds it.
     return jnp.sum(sums <= uniform * sums[-1], dtype=jnp.int32)
 
   def step(of_state, index):
@@ -269,26 +270,26 @@ def sample(
 
 
 def dot(a: Array, b: Array) -> Array:
-  """a @ b in full precision, which accelerators do not compute in by default.
+  """a @ b in full precision, which is not the default on accelerators.
 
   Args:
-    a: float; as of `jnp.matmul`.
-    b: float; as of `jnp.matmul`.
+    a: float; as for `jnp.matmul`.
+    b: float; as for `jnp.matmul`.
 
   Returns:
-    float; as of `jnp.matmul`.
+    float; as for `jnp.matmul`.
   """
   return jnp.matmul(a, b, precision=jax.lax.Precision.HIGHEST)
 
 
 def hellinger(p: Array, q: Array) -> Array:
-  """Hellinger distance of laws along the last axis.
+  """Hellinger distance of distributions along the last axis.
 
     H(p, q) = √max(0, 1 − Σ_o √(p_o q_o)),    in [0, 1]
 
   Args:
-    p: float [..., L]; not negative.
-    q: float [..., L]; not negative, broadcast against `p`.
+    p: float [..., L]; non-negative.
+    q: float [..., L]; non-negative, broadcast against `p`.
 
   Returns:
     float [...].
@@ -302,8 +303,8 @@ def kl_divergence(p: Array, q: Array) -> Array:
   """KL(p ‖ q) = Σ_o p_o ln(p_o / q_o) along the last axis.
 
   Args:
-    p: float [..., L]; a law.
-    q: float [..., L]; a law, broadcast against `p`.
+    p: float [..., L]; a distribution.
+    q: float [..., L]; a distribution, broadcast against `p`.
 
   Returns:
     float [...], nats; +inf where q excludes what p allows, and never NaN: 0 ln 0 is 0.
@@ -318,7 +319,7 @@ def entropy_bits(p: Array) -> Array:
   """−Σ_o p_o log2 p_o along the last axis, bits; 0 log2 0 is 0.
 
   Args:
-    p: float [..., L]; a law.
+    p: float [..., L]; a distribution.
 
   Returns:
     float [...].
@@ -328,10 +329,10 @@ def entropy_bits(p: Array) -> Array:
 
 
 def stationary_law(transition: Array) -> Array:
-  """The law μ = μ A of an irreducible chain.
+  """Stationary distribution μ = μ A of an irreducible chain.
 
   Args:
-    transition: float [M, M]; A, with a single stationary law.
+    transition: float [M, M]; A, with a unique stationary distribution.
 
   Returns:
     float [M].
@@ -344,7 +345,7 @@ def stationary_law(transition: Array) -> Array:
 
 
 def entropy_rate_bits(transition: Array, stationary: Array) -> Array:
-  """Σ_i μ_i H(A[i, :]), the entropy rate of the hidden chain, bits a step.
+  """Σ_i μ_i H(A[i, :]), the entropy rate of the hidden chain, bits per step.
 
   Args:
     transition: float [M, M]; A.
@@ -358,7 +359,7 @@ def entropy_rate_bits(transition: Array, stationary: Array) -> Array:
 
 
 def _forward(initial: Array, transition: Array, likelihoods: Array) -> tuple[Array, Array]:
-  """(filtered laws [T, M], the factors P(o_t | o_<t) [T])."""
+  """(filtered distributions [T, M], the factors P(o_t | o_<t) [T])."""
   def step(predicted, likelihood):
     joint = predicted * likelihood
     scale = jnp.sum(joint)
@@ -369,7 +370,7 @@ def _forward(initial: Array, transition: Array, likelihoods: Array) -> tuple[Arr
 
 
 def _positive(values: Array) -> Array:
-  """The values, and 1 where they are 0: safe to divide by, in gradients as well."""
+  """Replaces 0 by 1: safe to divide by, in gradients as well."""
   return jnp.where(values > 0, values, 1.0)
 
 

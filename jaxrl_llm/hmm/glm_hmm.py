@@ -3,10 +3,11 @@
   GLM:      P(y_t = 1 | x_t) = σ(w · x_t)
   GLM-HMM:  z_0 ~ π,   z_{t+1} ~ A[z_t, :],   P(y_t = 1 | x_t, z_t = k) = σ(w_k · x_t)
 
-Sessions are sequences of their own: each starts from π. They are padded to one length; a choice
-below 0 was not observed, be it padding or a trial without an answer. One above 1 is refused, but
-for traced arrays, whose values are not known: under jit it is the caller who checks. Fitted by
-maximum a posteriori: weights are N(0, 1/ridge), rows of A and π are Dirichlet(1 + pseudo_count).
+Sessions are separate sequences: each starts from π. They are padded to one length; a choice
+below 0 was not observed (padding, or a trial without an answer). A choice above 1 is rejected,
+except in traced arrays, whose values are unknown: under jit the caller must check. Models are
+fitted by maximum a posteriori: weights are N(0, 1/ridge), rows of A and π are
+Dirichlet(1 + pseudo_count).
 
 References: Ashwood et al. (2022), Mice alternate between discrete strategies during perceptual
 decision-making, Nature Neuroscience 25; Calhoun et al. (2019), Nature Neuroscience 22.
@@ -26,7 +27,7 @@ _MOST_HALVINGS = 40
 
 
 class GlmHmm(NamedTuple):
-  """A GLM-HMM of M states and D inputs.
+  """A GLM-HMM with M states and D inputs.
 
   Attributes:
     initial: [M]; π.
@@ -40,7 +41,7 @@ class GlmHmm(NamedTuple):
 
 
 def choice_likelihoods(weights: Array, inputs: Array, choices: Array) -> Array:
-  """p(y_t | x_t, z_t = k), and 1 where no choice was observed.
+  """Likelihoods p(y_t | x_t, z_t = k), and 1 where no choice was observed.
 
   Args:
     weights: float [M, D].
@@ -51,7 +52,7 @@ def choice_likelihoods(weights: Array, inputs: Array, choices: Array) -> Array:
     float [..., M].
 
   Raises:
-    ValueError: a choice is above 1.
+    ValueError: if a choice is above 1.
   """
   chex.assert_type([weights, inputs, choices], [float, float, int])
   chex.assert_shape(inputs, (*choices.shape, weights.shape[1]))
@@ -70,20 +71,20 @@ def fit_glm(
     start: Array | None = None,
     steps: int = 20,
 ) -> Array:
-  """A Bernoulli GLM by Newton's method (iteratively reweighted least squares).
+  """Fits a Bernoulli GLM by Newton's method (iteratively reweighted least squares).
 
     maximise  Σ_t c_t ln σ(±w · x_t) − ridge/2 |w|²
 
-  Every step is halved until the objective does not fall, rounding apart; one that is still too long
-  after 40 halvings is not taken.
+  Each step is halved until the objective does not fall, up to rounding; a step that is still too
+  long after 40 halvings is skipped.
 
   Args:
-    inputs: float [N, D]; a constant among them is the bias.
+    inputs: float [N, D]; a constant column is the bias.
     choices: int [N]; 0, 1, or negative for none.
-    ridge: positive; the maximum is finite even for choices that can be told apart.
+    ridge: positive; keeps the maximum finite even for linearly separable choices.
     counts: float [N]; c, by default 1 for each.
-    start: float [D]; where to begin, by default 0.
-    steps: of Newton's method.
+    start: float [D]; initial weights, by default 0.
+    steps: number of Newton steps.
 
   Returns:
     float [D]; w.
@@ -98,6 +99,7 @@ def fit_glm(
   chex.assert_rank([inputs, choices], [2, 1])
   chex.assert_type([inputs, choices], [float, int])
   _check_choices(choices)
+
   counts = jnp.ones(choices.shape, inputs.dtype) if counts is None else counts
   # Not multiplied by 0: an input of padding may be NaN.
   counts = jnp.where(choices < 0, 0.0, counts)
@@ -122,14 +124,14 @@ def fit_glm(
 
 
 def _backtrack(objective, weights: Array, step: Array, before: Array) -> tuple[Array, Array]:
-  """(the weights after the step, halved until the objective does not fall; its value there)."""
+  """(weights after the step, halved until the objective does not fall; its value there)."""
   least = before - 4 * jnp.finfo(before.dtype).eps * jnp.abs(before)
 
   def halve(carry):
     halvings, size, _ = carry
     return halvings + 1, size / 2, objective(weights + size / 2 * step)
 
-  # Not `after < least`: what is not a number is too long as well.
+  # Not `after < least`: a step that leads to NaN is too long as well.
   falls = lambda after: ~(after >= least)
   _, size, after = jax.lax.while_loop(
       lambda carry: falls(carry[2]) & (carry[0] < _MOST_HALVINGS), halve,
@@ -141,13 +143,13 @@ def _backtrack(objective, weights: Array, step: Array, before: Array) -> tuple[A
 def log_posterior(
     model: GlmHmm, log_likelihood: Array, *, ridge: float, pseudo_count: float
 ) -> Array:
-  """What EM maximises: the log-likelihood and the log-density of the prior, up to a constant.
+  """Objective of EM: the log-likelihood plus the log-density of the prior, up to a constant.
 
     ln p(y) − ridge/2 Σ_k |w_k|² + pseudo_count (Σ_k ln π_k + Σ_{k,l} ln A_kl)
 
   Args:
     model: the parameters.
-    log_likelihood: of all choices, [].
+    log_likelihood: float []; log-likelihood of all choices.
     ridge: as in `fit`.
     pseudo_count: as in `fit`.
 
@@ -171,17 +173,17 @@ def em_step(
 ) -> tuple[GlmHmm, Array]:
   """One step of EM; the log posterior does not fall.
 
-  The M step of π and A is exact; that of the weights is some steps of Newton's method from where
-  they are, each an improvement, which is all that EM asks for.
+  The M step of π and A is exact; that of the weights is a few Newton steps from their current
+  values. Each step is an improvement, which is all that EM requires.
 
   Args:
-    model: before the step.
+    model: parameters before the step.
     inputs: float [S, T, D].
     choices: int [S, T].
     valid: bool [S, T]; False for padding, at the end.
     ridge: precision of the weights' prior.
     pseudo_count: added to every count of states.
-    newton_steps: in the M step.
+    newton_steps: Newton steps in the M step.
 
   Returns:
     (the model after the step, the log posterior of the model before it).
@@ -191,11 +193,13 @@ def em_step(
       lambda rows, valid: filtering.smooth(model.initial, model.transition, rows, valid=valid)
   )(likelihoods, valid)
   before = log_posterior(model, log_likelihood.sum(), ridge=ridge, pseudo_count=pseudo_count)
+
   laws = lambda counts: counts / jnp.sum(counts, axis=-1, keepdims=True)
   flat_inputs, flat_choices = inputs.reshape(-1, inputs.shape[-1]), choices.reshape(-1)
   weights = jax.vmap(lambda counts, start: fit_glm(
       flat_inputs, flat_choices, ridge=ridge, counts=counts, start=start, steps=newton_steps)
   )(gamma.reshape(-1, gamma.shape[-1]).T, model.weights)
+
   initial = jnp.sum(gamma[:, 0], axis=0)  # γ is 0 in a session without trials.
   return GlmHmm(laws(initial + pseudo_count), laws(xi.sum(axis=0) + pseudo_count), weights), before
 
@@ -211,23 +215,23 @@ def fit(
     restarts: int = 4,
     steps: int = 100,
 ) -> tuple[GlmHmm, Array]:
-  """A GLM-HMM by EM, the best of several restarts by log posterior.
+  """Fits a GLM-HMM by EM and returns the best of several restarts by log posterior.
 
-  Each starts from one GLM fitted to all choices, with noise on the weights of each state, and
-  from states that last.
+  Each restart begins with sticky states, whose weights are those of one GLM fitted to all choices
+  plus noise.
 
   Args:
-    key: of the noise.
+    key: PRNG key for the noise.
     inputs: float [S, T, D]; sessions, padded at their ends with rows of NaN.
     choices: int [S, T]; 0, 1, or negative for none.
     num_states: M.
     ridge: precision of the weights' prior, positive.
-    pseudo_count: of the Dirichlet priors, positive: no transition becomes impossible.
-    restarts: how many.
-    steps: of EM, each restart.
+    pseudo_count: pseudo-count of the Dirichlet priors, positive: no transition becomes impossible.
+    restarts: number of restarts.
+    steps: EM steps per restart.
 
   Returns:
-    (the model, its states in falling order of the first input's weight; the log posterior of
+    (the model, its states in decreasing order of the first input's weight; the log posterior of
     each restart before each step [restarts, steps]).
 
   Raises:
@@ -243,6 +247,7 @@ def fit(
     if value < 1:
       raise ValueError(f'{name} must be at least 1, got {value}')
   _check_choices(choices)
+
   inputs, choices, valid = _without_padding(inputs, choices)
   single = fit_glm(inputs.reshape(-1, inputs.shape[-1]), choices.reshape(-1), ridge=ridge)
   options = dict(ridge=ridge, pseudo_count=pseudo_count)
@@ -262,7 +267,7 @@ def fit(
 
 
 def predict(model: GlmHmm, inputs: Array, choices: Array) -> Array:
-  """The probability of choice 1 at each trial, given its input and what came before it.
+  """Probability of choice 1 at each trial, given its input and the past.
 
     P(y_t = 1 | x_≤t, y_<t) = Σ_k P(z_t = k | y_<t) σ(w_k · x_t),    P(z_t | y_<t) = Aᵀ α_{t−1}
 
@@ -272,10 +277,10 @@ def predict(model: GlmHmm, inputs: Array, choices: Array) -> Array:
     choices: int [S, T].
 
   Returns:
-    float [S, T]; without a meaning in padding.
+    float [S, T]; meaningless in padding.
 
   Raises:
-    ValueError: a choice is above 1.
+    ValueError: if a choice is above 1.
   """
   chex.assert_rank([inputs, choices], [3, 2])
   _check_choices(choices)
@@ -294,13 +299,13 @@ def _check_choices(choices: Array) -> None:
 
 
 def _without_padding(inputs: Array, choices: Array) -> tuple[Array, Array, Array]:
-  """(inputs with 0 in the place of NaN, choices with none in padding, what is no padding)."""
+  """(inputs with 0 instead of NaN, choices with none in padding, mask that excludes padding)."""
   valid = ~jnp.any(jnp.isnan(inputs), axis=-1)
   return jnp.where(valid[..., None], inputs, 0.0), jnp.where(valid, choices, -1), valid
 
 
 def _start(key: Array, single: Array, num_states: int) -> GlmHmm:
-  """Where a restart begins: sticky states around the weights of one GLM."""
+  """Start of a restart: sticky states around the weights of one GLM."""
   noise, stay = (jax.random.fold_in(key, stream) for stream in range(2))
   weights = single + 0.5 * jax.random.normal(noise, (num_states, len(single)), single.dtype)
   stays = jax.random.uniform(stay, (num_states, 1), single.dtype, 0.85, 0.98)

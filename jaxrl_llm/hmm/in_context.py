@@ -1,7 +1,7 @@
-"""Any causal model as a predictor of the next symbol of a sequence.
+"""Next-symbol prediction with any causal model.
 
-A sequence over L symbols is the whole prompt: one token a symbol, no instruction, nothing between
-them (Dai et al., 2025, Pre-trained large language models learn hidden Markov models in-context,
+A sequence over L symbols is the whole prompt: one token per symbol, no instruction, no separators
+(Dai et al., 2025, Pre-trained large language models learn hidden Markov models in-context,
 arXiv 2506.07298). The model's next-token distribution is restricted to the tokens of the symbols
 and renormalised.
 """
@@ -24,11 +24,11 @@ KINDS = ('abc', '123', 'random')
 
 
 class Tokenisation(NamedTuple):
-  """Which token stands for which symbol.
+  """Tokens of the symbols.
 
   Attributes:
     symbol_ids: the token of each of the L symbols.
-    prefix_ids: what stands before the first symbol; () where nothing does.
+    prefix_ids: tokens before the first symbol; () for none.
   """
 
   symbol_ids: tuple[int, ...]
@@ -36,23 +36,23 @@ class Tokenisation(NamedTuple):
 
 
 def symbol_log_probs(model: ModelFns, params: Params, tokens: Array, symbol_ids: Array) -> Array:
-  """What a causal model says about the next symbol, at every position of a sequence.
+  """Log-probs of the next symbol under a causal model, at every position of a sequence.
 
     ln p̂(o | y_≤t) = z_{t, tok(o)} − ln Σ_o' exp(z_{t, tok(o')})
 
-  The sum over the whole vocabulary cancels, so that only the L rows of the head that stand for
-  symbols are multiplied: no logits of [B, T, V], whatever V is, and no chunks. Index t speaks
-  about token t + 1. Differentiable.
+  The sum over the whole vocabulary cancels, so that only the L rows of the head that belong to
+  symbols are multiplied: no logits of [B, T, V] for any V, and no chunks. Index t predicts token
+  t + 1. Differentiable.
 
   Args:
     model: a causal model.
-    params: its parameters.
-    tokens: int32 [B, T]; all real. Tokens behind a sequence's end do not reach what stands
-      before them.
+    params: parameters of the model.
+    tokens: int32 [B, T]; no padding mask. Tokens after the end of a sequence do not affect the
+      positions before them.
     symbol_ids: int32 [L]; distinct ids.
 
   Returns:
-    At least float32 [B, T, L], nats; exp of it sums to 1 over L.
+    At least float32 [B, T, L], nats; its exp sums to 1 over L.
 
   References:
     Dai et al. (2025), arXiv 2506.07298; released code, restricted softmax.
@@ -68,7 +68,7 @@ def symbol_log_probs(model: ModelFns, params: Params, tokens: Array, symbol_ids:
 
 
 class Predictor:
-  """Predicts every symbol of sequences from those before it; compiled once a shape."""
+  """Predicts every symbol of a sequence from those before it; compiles once per shape."""
 
   def __init__(
       self,
@@ -78,16 +78,16 @@ class Predictor:
       targets: Sequence[int] | None = None,
       batch_size: int = 16,
   ):
-    """Keeps what the sequences are read with.
+    """Stores the model and the tokens.
 
     Args:
       model: a causal model.
       tokenisation: the tokens of the L symbols.
-      targets: the symbols among which the prediction is made; by default all of them.
-      batch_size: sequences that are computed together.
+      targets: the symbols that can be predicted; by default all of them.
+      batch_size: sequences per batch.
 
     Raises:
-      ValueError: `batch_size` is below 1, or two symbols share a token.
+      ValueError: if `batch_size` is below 1, or two symbols share a token.
     """
     if batch_size < 1:
       raise ValueError(f'batch_size must be at least 1, got {batch_size}')
@@ -102,10 +102,10 @@ class Predictor:
         model, params, tokens, jnp.asarray(self._targets)))
 
   def __call__(self, params: Params, symbols: np.ndarray) -> np.ndarray:
-    """Predicts.
+    """Predicts every symbol.
 
     Args:
-      params: the model's parameters.
+      params: parameters of the model.
       symbols: integer [N, T], in [0, L).
 
     Returns:
@@ -113,22 +113,24 @@ class Predictor:
       nothing before it (t = 0 and no prefix) all targets are equally likely.
 
     Raises:
-      ValueError: a symbol does not exist.
+      ValueError: if a symbol does not exist.
     """
     symbols = np.asarray(symbols)
     count, length = symbols.shape
     if symbols.size and not 0 <= symbols.min() <= symbols.max() < len(self._ids):
       raise ValueError(f'symbols must be in [0, {len(self._ids)}), got '
                        f'{symbols.min()} to {symbols.max()}')
+
     found = np.full((count, length, len(self._targets)), -np.log(len(self._targets)), np.float32)
-    unseen = 0 if len(self._prefix) else 1  # Nothing speaks about the first symbol.
+    unseen = 0 if len(self._prefix) else 1  # Nothing predicts the first symbol.
     if length == unseen:
       return found
+
     before = np.broadcast_to(self._prefix, (count, len(self._prefix)))
     tokens = np.concatenate([before, self._ids[symbols[:, :-1]]], axis=1)
     for start in range(0, count, self._batch_size):
       rows = tokens[start : start + self._batch_size]
-      # The last batch is filled up: one shape, one compilation.
+      # The last batch is padded: one shape, one compilation.
       filled = np.resize(rows, (self._batch_size, tokens.shape[1]))
       values = np.asarray(self._log_probs(params, filled))[: len(rows)]
       found[start : start + len(rows), unseen:] = values[:, unseen - length :]
@@ -141,25 +143,26 @@ def tokenise(
   """Picks a token for each symbol.
 
   - 'abc': ' A', ' B', ..., ' Z', ' AA', ..., each with its space;
-  - '123': '1', ..., '9', '0', '10', ..., without one, because the tokenizers of the paper's models
-    split it off;
+  - '123': '1', ..., '9', '0', '10', ..., without a space, because the tokenizers of the paper's
+    models split it off;
   - 'random': tokens drawn by seed.
 
-  What is not exactly one token, or the token of an earlier symbol, is passed over. The kind
-  matters: letters hurt small models in long contexts.
+  Candidates that are not exactly one token, or repeat an earlier symbol's token, are skipped. The
+  kind matters: letters hurt small models in long contexts.
 
   Args:
-    tokenizer: the model's.
+    tokenizer: tokenizer of the model.
     kind: one of `KINDS`.
     num_symbols: L.
-    seed: of 'random'.
-    bos: whether the sequence begins as the tokenizer says (a BOS for Llama, nothing for Qwen).
+    seed: seed for 'random'.
+    bos: whether to begin the sequence with the tokenizer's start ids (a BOS for Llama, nothing
+      for Qwen).
 
   Returns:
     The tokens.
 
   Raises:
-    ValueError: the kind is none, or the tokenizer has fewer such tokens.
+    ValueError: if the kind is unknown, or the tokenizer has fewer such tokens.
 
   References:
     Dai et al. (2025), arXiv 2506.07298, appendix on tokenisation.
@@ -168,10 +171,12 @@ def tokenise(
     raise ValueError(f'kind must be one of {", ".join(KINDS)}, got {kind!r}')
   if num_symbols < 1:
     raise ValueError(f'num_symbols must be at least 1, got {num_symbols}')
+
   special = {tokenizer.pad_id, *tokenizer.stop_ids, *tokenizer.start_ids}
   candidates = (
       _drawn(tokenizer, seed) if kind == 'random' else
       (_single(tokenizer, text) for text in (_letters() if kind == 'abc' else _numbers())))
+
   found = []
   for token in candidates:
     if token not in (None, *special, *found):
@@ -181,33 +186,34 @@ def tokenise(
   else:
     raise ValueError(f'the tokenizer has {len(found)} single tokens of kind {kind!r} and '
                      f'{num_symbols} symbols need one each: choose another kind')
+
   prefix = tuple(tokenizer.start_ids) if bos else ()
   return Tokenisation(tuple(found), prefix)
 
 
 def _letters() -> Iterator[str]:
-  """' A' to ' ZZ'."""
+  """Yields ' A' to ' ZZ'."""
   for length in (1, 2):
     for letters in itertools.product(string.ascii_uppercase, repeat=length):
       yield ' ' + ''.join(letters)
 
 
 def _numbers() -> Iterator[str]:
-  """Digits first: some tokenizers have nothing longer."""
+  """Yields digits first: some tokenizers have no longer numbers."""
   return map(str, itertools.chain(range(1, 10), [0], range(10, 1000)))
 
 
 def _single(tokenizer: Tokenizer, text: str) -> int | None:
-  """The token of a text behind another one; None if it has several, or cannot be written."""
+  """Token of a text that continues another one; None if it is not exactly one token."""
   try:
     ids = tokenizer.encode_continuation(text)
-  except ValueError:  # A tokenizer of characters may lack some.
+  except ValueError:  # A character-level tokenizer may lack some.
     return None
   return ids[0] if len(ids) == 1 else None
 
 
 def _drawn(tokenizer: Tokenizer, seed: int) -> Iterator[int]:
-  """Ids in random order, of those that are the one token of their text."""
+  """Yields, in random order, the ids that are the single token of their text."""
   for token in map(int, np.random.default_rng(seed).permutation(tokenizer.vocab_size)):
     text = tokenizer.decode([token])
     if text and _single(tokenizer, text) == token:

@@ -1,8 +1,8 @@
 """Learners that predict the next symbol of one trajectory of a hidden Markov model.
 
-n-grams with back-off, Baum-Welch (EM), and the spectral method of Hsu et al.; in-context
-predictors are compared with them. All functions are written for one sequence; `jax.vmap` adds
-the others, and the restarts of Baum-Welch.
+n-grams with back-off, Baum-Welch (EM), and the spectral method of Hsu et al.: baselines for
+in-context predictors. All functions take one sequence; use `jax.vmap` for batches, and for the
+restarts of Baum-Welch.
 """
 
 import functools
@@ -31,12 +31,12 @@ class Parameters(NamedTuple):
 
 
 class Fit(NamedTuple):
-  """What Baum-Welch ends with.
+  """Result of Baum-Welch.
 
   Attributes:
-    parameters: after the last step.
-    log_likelihood: float []; of the parameters before that step, nats.
-    steps: int32 []; steps taken.
+    parameters: parameters after the last step.
+    log_likelihood: float []; log-likelihood of the parameters before that step, nats.
+    steps: int32 []; number of steps taken.
   """
 
   parameters: Parameters
@@ -75,21 +75,21 @@ class Operators(NamedTuple):
 def predict_ngrams(
     observations: Array, places: Array, *, max_order: int, num_symbols: int
 ) -> Array:
-  """Predictions of n-grams that count in the very sequence that they predict.
+  """Predictions of n-grams that are counted on the sequence itself.
 
-  The n-gram looks for the last n − 1 symbols among the symbols so far, and predicts what
-  followed them, unsmoothed. A context that nothing has followed yet falls back to one symbol
-  less, down to the bigram, and then to the uniform law: never to the unigram, as in the released
-  code (DaiYijia02/icl-hmm), whose recorded numbers tell this apart.
+  The n-gram looks up the last n − 1 symbols among the symbols so far, and predicts what followed
+  them, unsmoothed. A context that nothing has followed yet backs off to one symbol less, down to
+  the bigram, and then to the uniform distribution. It never backs off to the unigram, as in the
+  released code (DaiYijia02/icl-hmm), whose recorded numbers confirm this.
 
   Args:
     observations: int [T]; symbols.
-    places: int [K], in [0, T]; how many symbols are known.
-    max_order: n of the longest, at least 1.
+    places: int [K], in [0, T]; numbers of known symbols.
+    max_order: largest n, at least 1.
     num_symbols: L.
 
   Returns:
-    float32 [K, max_order, L]; the laws of n = 1, ..., max_order.
+    float32 [K, max_order, L]; the distributions of n = 1, ..., max_order.
 
   Raises:
     ValueError: on a `max_order` below 1, or a symbol outside [0, L), or a place
@@ -101,6 +101,7 @@ def predict_ngrams(
     raise ValueError(f'max_order must be at least 1, got {max_order}')
   filtering.check_symbols(observations, num_symbols)
   filtering.check_places(places, len(observations))
+
   steps = jnp.arange(len(observations))
   follows = steps < places[:, None]
   counted = [follows]
@@ -110,10 +111,12 @@ def predict_ngrams(
     same = jnp.roll(observations, back) == wanted[:, None]
     follows = follows & same & (steps >= back)
     counted.append(follows)
+
   symbols = jax.nn.one_hot(observations, num_symbols)
   counts = filtering.dot(jnp.stack(counted, axis=1).astype(symbols.dtype), symbols)
   totals = jnp.sum(counts, axis=-1, keepdims=True)
   uniform = jnp.full_like(counts[:, 0], 1 / num_symbols)
+
   known = lambda n, otherwise: jnp.where(
       totals[:, n] > 0, counts[:, n] / jnp.maximum(totals[:, n], 1), otherwise)
   laws, fallback = [known(0, uniform)], uniform
@@ -124,10 +127,10 @@ def predict_ngrams(
 
 
 def random_parameters(key: Array, *, num_states: int, num_symbols: int) -> Parameters:
-  """A start for Baum-Welch: uniform numbers, normalised.
+  """Random start for Baum-Welch: uniform numbers, normalised.
 
   Args:
-    key: of the draw.
+    key: PRNG key for the draw.
     num_states: M.
     num_symbols: L.
 
@@ -135,7 +138,7 @@ def random_parameters(key: Array, *, num_states: int, num_symbols: int) -> Param
     `Parameters` in float32.
   """
   shapes = (num_states,), (num_states, num_states), (num_states, num_symbols)
-  # Away from 0, from which no row would come back.
+  # Away from 0, which EM could never leave.
   draws = [jax.random.uniform(jax.random.fold_in(key, i), shape, minval=1e-3)
            for i, shape in enumerate(shapes)]
   return Parameters(*(draw / jnp.sum(draw, axis=-1, keepdims=True) for draw in draws))
@@ -146,10 +149,10 @@ def baum_welch_step(parameters: Parameters, observations: Array) -> tuple[Parame
 
     π = γ_0,    A_ij = ξ(i, j) / Σ_j ξ(i, j),    B_is ∝ Σ_t γ_t(i) 1[o_t = s]
 
-  A row whose state is never visited stays as it is.
+  The row of a state that is never visited is unchanged.
 
   Args:
-    parameters: before the step.
+    parameters: parameters before the step.
     observations: int [T]; symbols; negative where padded, at the end.
 
   Returns:
@@ -161,7 +164,7 @@ def baum_welch_step(parameters: Parameters, observations: Array) -> tuple[Parame
   likelihoods = filtering.symbol_likelihoods(parameters.emission, observations)
   gamma, xi, log_likelihood = filtering.smooth(
       parameters.initial, parameters.transition, likelihoods, valid=observations >= 0)
-  # A negative number has no symbol: its row is all zeros.
+  # The row of a negative number is all zeros.
   symbols = jax.nn.one_hot(observations, parameters.emission.shape[1], dtype=gamma.dtype)
   counts = Parameters(gamma[0], xi, filtering.dot(gamma.T, symbols))
   return jax.tree.map(_normalise_or_keep, counts, parameters), log_likelihood
@@ -174,19 +177,19 @@ def baum_welch(
     max_steps: int = 100,
     tolerance: float = 1e-6,
 ) -> Fit:
-  """EM until the log-likelihood stands still.
+  """Runs EM until the log-likelihood converges.
 
   Args:
-    parameters: where it starts.
+    parameters: initial parameters.
     observations: int [T]; symbols; negative where padded, at the end.
-    max_steps: steps at most (100 in the paper's evaluation).
-    tolerance: ends once a step changes the log-likelihood by less, nats (1e-6 there).
+    max_steps: maximum number of steps (100 in the paper's evaluation).
+    tolerance: stops once a step changes the log-likelihood by less, nats (1e-6 there).
 
   Returns:
     A `Fit`.
 
   Raises:
-    ValueError: a symbol is L or more.
+    ValueError: if a symbol is L or more.
 
   References:
     arXiv 2506.07298, the baseline Baum-Welch.
@@ -211,10 +214,10 @@ def fit_best(
     max_steps: int = 100,
     tolerance: float = 1e-6,
 ) -> Fit:
-  """Baum-Welch from several starts; the likeliest end is kept.
+  """Runs Baum-Welch from several starts and returns the most likely result.
 
   Args:
-    starts: with a leading dimension R, the restarts (1 in the paper's evaluation).
+    starts: parameters with a leading dimension R, the restarts (1 in the paper's evaluation).
     observations: int [T]; symbols; negative where padded, at the end.
     max_steps: as for `baum_welch`.
     tolerance: as for `baum_welch`.
@@ -223,7 +226,7 @@ def fit_best(
     The best `Fit`.
 
   Raises:
-    ValueError: a symbol is L or more.
+    ValueError: if a symbol is L or more.
   """
   filtering.check_symbols(observations, starts.emission.shape[-1], padded=True)
   fits = jax.vmap(lambda start: baum_welch(
@@ -233,7 +236,7 @@ def fit_best(
 
 
 def empirical_moments(observations: Array, *, num_symbols: int) -> Moments:
-  """Moments as frequencies along one trajectory.
+  """Empirical moments: frequencies along one trajectory.
 
   Args:
     observations: int [T], T >= 3; symbols.
@@ -243,7 +246,7 @@ def empirical_moments(observations: Array, *, num_symbols: int) -> Moments:
     `Moments` in float32.
 
   Raises:
-    ValueError: a symbol is outside [0, L).
+    ValueError: if a symbol is outside [0, L).
   """
   chex.assert_rank(observations, 1)
   filtering.check_symbols(observations, num_symbols)
@@ -256,10 +259,10 @@ def empirical_moments(observations: Array, *, num_symbols: int) -> Moments:
 
 
 def exact_moments(parameters: Parameters) -> Moments:
-  """Moments of o_1, o_2, o_3 from the start of a model.
+  """Exact moments of o_1, o_2, o_3 under a model.
 
   Args:
-    parameters: the model; `initial` is the law of the first state.
+    parameters: the model; `initial` is the distribution of the first state.
 
   Returns:
     `Moments`.
@@ -273,12 +276,12 @@ def exact_moments(parameters: Parameters) -> Moments:
 
 
 def spectral_operators(moments: Moments, *, num_states: int) -> Operators:
-  """The observable representation of moments.
+  """Observable representation computed from moments.
 
     b_1 = Uᵀ P_1,    b_∞ = (P_21ᵀ U)⁺ P_1,    B_x = (Uᵀ P_3x1) (Uᵀ P_21)⁺
 
-  with U the first M left singular vectors of P_21. Exact if the first state can be any, and A and
-  B have rank M, so that M ≤ L.
+  with U the first M left singular vectors of P_21. Exact if every state has positive initial
+  probability, and A and B have rank M, so that M ≤ L.
 
   Args:
     moments: exact or empirical ones.
@@ -314,24 +317,25 @@ def predict_spectral(
 
     P(o_t = x | o_<t) = b_∞ᵀ B_x b_t,    b_{t+1} = B_{o_t} b_t / (b_∞ᵀ B_{o_t} b_t)
 
-  Estimated operators can give negative numbers: these count as 0 in a prediction, and where
-  a symbol came that they all but exclude, the state starts again from b_1. So it does, under
-  tracing, after a symbol outside the alphabet.
+  Estimated operators can give negative numbers: these count as 0 in a prediction, and after a
+  symbol that they all but exclude, the state restarts from b_1. Under tracing it also restarts
+  after a symbol outside the alphabet.
 
   Args:
     operators: the representation.
     observations: int [T]; symbols.
-    places: int [K], in [0, T]; how many symbols are known. By default 0, 1, ..., T.
+    places: int [K], in [0, T]; numbers of known symbols. By default 0, 1, ..., T.
 
   Returns:
-    float [K, L]; laws.
+    float [K, L]; distributions.
 
   Raises:
-    ValueError: a symbol is outside [0, L).
+    ValueError: if a symbol is outside [0, L).
   """
   chex.assert_rank(observations, 1)
   filtering.check_symbols(observations, len(operators.updates))
   filtering.check_places(places, len(observations))
+
   readout = _einsum('i,xij->xj', operators.end, operators.updates)
   epsilon = jnp.finfo(readout.dtype).eps
 
@@ -346,12 +350,13 @@ def predict_spectral(
   states = jnp.concatenate([operators.start[None], states])
   if places is not None:
     states = states[places]
+
   laws = jnp.maximum(filtering.dot(states, readout.T), 0.0)
   totals = jnp.sum(laws, axis=-1, keepdims=True)
   return jnp.where(totals > 0, laws / jnp.where(totals > 0, totals, 1.0), 1 / laws.shape[-1])
 
 
-# In full precision, as `filtering.dot`.
+# In full precision, like `filtering.dot`.
 _einsum = functools.partial(jnp.einsum, precision=jax.lax.Precision.HIGHEST)
 
 

@@ -1,11 +1,11 @@
-"""Predictions of the next symbol by those who know the hidden Markov model: upper bounds.
+"""Next-symbol predictions that use the true hidden Markov model: upper bounds.
 
-Row t of a prediction is the law of symbol t, given the t symbols before it. All functions are
-written for one sequence; `jax.vmap` adds the others.
+Row t of a prediction is the distribution of symbol t, given the t symbols before it. All functions
+take one sequence; use `jax.vmap` for batches.
 
 Departure from the released code (DaiYijia02/icl-hmm): there the oracles of all and of the last k
-observations propagate with A α in the place of Aᵀ α, and do not normalise what comes out
-(`compat='released'`). That is right for a symmetric A only, and costs accuracy otherwise.
+observations propagate with A α instead of Aᵀ α, and do not normalise the result
+(`compat='released'`). That is correct only for a symmetric A, and costs accuracy otherwise.
 """
 
 from typing import Literal
@@ -30,7 +30,7 @@ def predict_next(
     *,
     compat: Compat = 'correct',
 ) -> Array:
-  """The law of the next symbol given all before it: the Bayes-optimal prediction.
+  """Distribution of the next symbol given all before it: the Bayes-optimal prediction.
 
     P(o_t | o_<t) = Bᵀ Aᵀ α_{t−1},    P(o_0) = Bᵀ π
 
@@ -39,14 +39,14 @@ def predict_next(
     transition: float [M, M]; A.
     emission: float [M, L]; B.
     observations: int [T]; symbols.
-    places: int [K], in [0, T]; how many symbols are known. By default 0, 1, ..., T.
-    compat: 'released' propagates with A α throughout, and does not normalise what comes out.
+    places: int [K], in [0, T]; numbers of known symbols. By default 0, 1, ..., T.
+    compat: 'released' propagates with A α throughout, and does not normalise the result.
 
   Returns:
     float [K, L]; the row of place t is the prediction of symbol t.
 
   Raises:
-    ValueError: on another `compat`.
+    ValueError: on an unknown `compat`.
 
   References:
     arXiv 2506.07298, the oracle of all observations; released code DaiYijia02/icl-hmm.
@@ -64,11 +64,11 @@ def predict_next_by_path(
     observations: Array,
     places: Array | None = None,
 ) -> Array:
-  """The law of the next symbol, as if the best path so far were the true one.
+  """Distribution of the next symbol, as if the best path so far were the true one.
 
-    A[x̂_{t−1}, :] B,    x̂ the likeliest path of o_<t
+    A[x̂_{t−1}, :] B,    x̂ the most likely path of o_<t
 
-  What the paper draws as the optimum; `predict_next` is at least as good.
+  The paper plots this as the optimum; `predict_next` is at least as good.
 
   Args:
     initial: as for `predict_next`.
@@ -92,7 +92,7 @@ def predict_next_by_path(
 def predict_next_by_state(
     initial: Array, transition: Array, emission: Array, states: Array, places: Array | None = None
 ) -> Array:
-  """The law of the next symbol given the true hidden state before it: A[x_{t−1}, :] B.
+  """Distribution of the next symbol given the true hidden state before it: A[x_{t−1}, :] B.
 
   Args:
     initial: as for `predict_next`.
@@ -124,16 +124,16 @@ def predict_next_by_window(
     window: int,
     compat: Compat = 'correct',
 ) -> Array:
-  """The law of the next symbol given the last few only.
+  """Distribution of the next symbol given only the last k.
 
-    P(o_t | o_{t−k}, ..., o_{t−1}): a filter that starts from the law of x_{t−k}, π A^{t−k}
+    P(o_t | o_{t−k}, ..., o_{t−1}): a filter that starts from the distribution of x_{t−k}, π A^{t−k}
 
   Args:
     initial: as for `predict_next`.
     transition: as for `predict_next`.
     emission: as for `predict_next`.
     observations: as for `predict_next`.
-    places: as for `predict_next`. Where fewer than `window` symbols are known, all of them count.
+    places: as for `predict_next`. If fewer than `window` symbols are known, all of them are used.
     window: k, at least 1.
     compat: as for `predict_next`; 'released' starts from A^{t−k} π.
 
@@ -141,7 +141,7 @@ def predict_next_by_window(
     float [K, L].
 
   Raises:
-    ValueError: on a `window` below 1 or another `compat`.
+    ValueError: on a `window` below 1 or an unknown `compat`.
 
   References:
     arXiv 2506.07298, the oracles of the last k observations; released code DaiYijia02/icl-hmm.
@@ -150,11 +150,13 @@ def predict_next_by_window(
     raise ValueError(f'window must be at least 1, got {window}')
   filtering.check_symbols(observations, emission.shape[1])
   filtering.check_places(places, len(observations))
+
   transition = _oriented(transition, compat)
   if places is None:
     places = jnp.arange(len(observations) + 1)
   _, laws = jax.lax.scan(
       lambda law, _: (filtering.dot(law, transition), law), initial, length=len(observations))
+
   starts = jnp.maximum(places - window, 0)
   beliefs = laws[starts]
   for offset in range(window):
@@ -162,9 +164,10 @@ def predict_next_by_window(
     known = index < places
     moved = filtering.dot(beliefs, transition) if offset else beliefs
     symbols = jnp.where(known, observations[jnp.minimum(index, len(observations) - 1)], -1)
+
     joint = moved * filtering.symbol_likelihoods(emission, symbols)
     total = jnp.sum(joint, axis=-1, keepdims=True)
-    # As in the filter, what no state explains is skipped.
+    # As in the filter, symbols that no state explains are skipped.
     seen = jnp.where(total > 0, joint / jnp.where(total > 0, total, 1.0), moved)
     beliefs = jnp.where(known[:, None], seen, beliefs)
   return _predict_from(initial, beliefs, transition, emission, places)
@@ -173,7 +176,7 @@ def predict_next_by_window(
 def _predict_after(
     initial: Array, beliefs: Array, transition: Array, emission: Array, places: Array | None
 ) -> Array:
-  """Laws [K, L] of the symbols at `places`, from beliefs [T, M] of the states of all symbols."""
+  """Predictions [K, L] of the symbols at `places`, from beliefs [T, M] after each symbol."""
   filtering.check_places(places, len(beliefs))
   if places is None:
     places = jnp.arange(len(beliefs) + 1)
@@ -184,7 +187,7 @@ def _predict_after(
 def _predict_from(
     initial: Array, before: Array, transition: Array, emission: Array, places: Array
 ) -> Array:
-  """Laws [K, L] of the symbols at `places`, from beliefs [K, M] of the states before them."""
+  """Predictions [K, L] of the symbols at `places`, from beliefs [K, M] before them."""
   states = jnp.where((places == 0)[:, None], initial, filtering.dot(before, transition))
   return filtering.dot(states, emission)
 

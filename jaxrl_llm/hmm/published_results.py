@@ -1,10 +1,10 @@
-"""Published results on hidden Markov models: a model a row, and how well each method predicts it.
+"""Published results on hidden Markov models: one model per row, with each method's scores on it.
 
-The schema of the files of DaiYijia02/hmm-visualization (arXiv 2506.07298): CSV, with nested lists
+Files have the schema of DaiYijia02/hmm-visualization (arXiv 2506.07298): CSV, with nested lists
 of numbers in cells. `num_state`, `A`, `num_observation`, `B`, `pi_0` are the model; `steady_state`,
-`lambda2`, `A_entropy`, `B_entropy` say what it was made for; `<method>_acc` and
-`<method>_hellinger_distance` hold ten numbers each, for 4, 8, ..., 2048 symbols seen. Further
-columns are not read.
+`lambda2`, `A_entropy`, `B_entropy` are its target properties; `<method>_acc` and
+`<method>_hellinger_distance` hold ten numbers each, for 4, 8, ..., 2048 symbols seen. Other
+columns are ignored.
 """
 
 import csv
@@ -22,7 +22,7 @@ from jaxrl_llm.hmm import random_models
 
 PLACES = tuple(2**k for k in range(2, 12))
 
-# Our names of the methods -> those of the columns.
+# Our method names -> names in the columns.
 METHODS = {
     'viterbi': 'viterbi',
     'true_state': 'p_o_given_prev_h',
@@ -35,25 +35,25 @@ METHODS = {
 
 _CELL_LIMIT = 10**8  # Characters; U of 64 states is near the default.
 _SUM_TOLERANCE = 1e-3  # The published matrices were trained in float32.
-_ROUNDING = 1e-6  # Distances beyond 1 by less are rounding.
+_ROUNDING = 1e-6  # Distances above 1 by less than this are rounding.
 
 
 @dataclasses.dataclass(frozen=True)
 class RecordedHmm:
-  """A row.
+  """One row.
 
   Attributes:
-    line: of the file, from 1; where the row ends.
+    line: line of the file, from 1, where the row ends.
     initial: float64 [M]; π.
     transition: float64 [M, M]; A, rows normalised.
     emission: float64 [M, L]; B, rows normalised.
     stationary: float64 [M]; μ as recorded.
     lambda2: the second eigenvalue as recorded.
     transition_entropy: Σ_i μ_i H(A[i, :]) as recorded, bits.
-    emission_entropy: of each row of B as recorded, bits.
+    emission_entropy: entropy of each row of B as recorded, bits.
     accuracy: {method: float64 [10]}, by `PLACES`; in [0, 1].
     hellinger: {method: float64 [10]}; distance to B's row of the true hidden state, in [0, 1]; NaN
-      where recorded as such, not everywhere.
+      where recorded as NaN, but not everywhere.
   """
 
   line: int
@@ -78,28 +78,31 @@ def read(
 
   Args:
     path: the CSV file.
-    methods: our names -> the columns' of what must be there; by default `METHODS`.
-    optional: the same of what is read where it is there.
+    methods: our names -> column names of the required methods; by default `METHODS`.
+    optional: the same for methods that are read if present.
 
   Returns:
     The rows, at least one.
 
   Raises:
-    ValueError: one line that names the file, the line, the column and what is wrong there.
+    ValueError: one line that names the file, the line, the column and the problem.
   """
   methods = METHODS if methods is None else methods
   path = pathlib.Path(path)
   if not path.is_file():
     raise ValueError(f'{path} is not a file')
+
   previous = csv.field_size_limit(_CELL_LIMIT)
   try:
     with open(path, newline='', encoding='utf-8-sig') as file:
       reader = csv.DictReader(file, strict=True)
       names = reader.fieldnames or []
       wanted = [*_MODEL_COLUMNS, *(column for name in methods.values() for column in _pair(name))]
+
       missing = [column for column in wanted if column not in names]
       if missing:
         raise ValueError(f'{path} lacks the columns {", ".join(missing)}')
+
       extra = {ours: name for ours, name in (optional or {}).items()
                if all(column in names for column in _pair(name))}
       rows = [_Row(f'{path}, line {reader.line_num}', reader.line_num, cells).recorded(
@@ -108,19 +111,20 @@ def read(
     raise ValueError(f'{path} is not a CSV file in UTF-8: {error}') from error
   finally:
     csv.field_size_limit(previous)
+
   if not rows:
     raise ValueError(f'{path} has no rows')
   return rows
 
 
 def metadata_errors(recorded: RecordedHmm) -> dict[str, float]:
-  """How far a model is from what its row says of it.
+  """Errors of the recorded properties of a model.
 
   Args:
     recorded: a row.
 
   Returns:
-    The largest absolute errors: 'stationary_law' of μ A = μ, 'lambda2', 'transition_entropy' and
+    The largest absolute errors: 'stationary_law' (of μ A = μ), 'lambda2', 'transition_entropy' and
     'emission_entropy' (bits).
   """
   transition, stationary = recorded.transition, recorded.stationary
@@ -135,7 +139,7 @@ def metadata_errors(recorded: RecordedHmm) -> dict[str, float]:
 
 
 def fingerprint(recorded: RecordedHmm) -> str:
-  """A short name of a model: of π, A and B, not of what was recorded about it."""
+  """Short hash of a model: of π, A and B, not of its recorded properties."""
   tables = (recorded.initial, recorded.transition, recorded.emission)
   return hashlib.sha256(b''.join(table.tobytes() for table in tables)).hexdigest()[:12]
 
@@ -150,7 +154,7 @@ def _pair(name: str) -> tuple[str, str]:
 
 @dataclasses.dataclass
 class _Row:
-  """The cells of a row, with the words that name it in an error."""
+  """The cells of a row, with its location for error messages."""
 
   where: str
   line: int
@@ -181,7 +185,7 @@ class _Row:
     return value
 
   def _scores(self, column: str, *, missing: bool) -> np.ndarray:
-    """Means by place, in [0, 1]; NaN, if some may be `missing`, in all places but one at most."""
+    """Means by place, in [0, 1]; with `missing`, some may be NaN, but not all."""
     values = self._array(column, (len(PLACES),), finite=False)
     known = ~np.isnan(values) if missing else np.ones(values.shape, bool)
     bad = values[known & ~((values >= 0) & (values <= 1 + _ROUNDING))]
@@ -226,8 +230,8 @@ class _Row:
 
 
 def _parse(text: str) -> np.ndarray:
-  """Numbers, inf and nan in nested lists; nothing is evaluated."""
-  # JSON has other names for these two, as an extension.
+  """Parses numbers, inf and nan in nested lists, without evaluating code."""
+  # As an extension, JSON has other names for these two.
   text = re.sub(r'\bnan\b', 'NaN', re.sub(r'\binf\b', 'Infinity', text))
   value = json.loads(text)
   if not _only_numbers(value):

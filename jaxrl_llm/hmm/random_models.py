@@ -1,15 +1,15 @@
-"""Hidden Markov models of a chosen difficulty, drawn at random, and those of a published file.
+"""Random hidden Markov models of a chosen difficulty, and the published construction.
 
   x_0 ~ π,   x_{t+1} ~ A[x_t, :],   o_t ~ B[x_t, :]        A [M, M], B [M, L] row-stochastic
 
-How fast the chain forgets is its second eigenvalue, how much a step of it surprises the entropy
-rate, how much a symbol tells the entropy of B's rows. Published models: arXiv 2506.07298, code
-DaiYijia02/icl-hmm.
+The second eigenvalue measures how slowly the chain forgets, the entropy rate how unpredictable its
+steps are, and the entropy of B's rows how little a symbol reveals. Published models:
+arXiv 2506.07298, code DaiYijia02/icl-hmm.
 
-Departure from the released construction of A, which finds U and the eigenvalues by descent on
-penalties for every property and rejects what is not met well enough: here the sums of the rows,
-the stationary law and the second eigenvalue hold by construction, and descent is left with the
-signs of A's entries. A wanted entropy is part of the descent; there, it is what came out.
+Departure from the released construction of A, which finds U and the eigenvalues by gradient descent
+on penalties for every property and rejects poor results: here the row sums, the stationary
+distribution and the second eigenvalue hold by construction, and descent only has to fix the signs
+of A's entries. A target entropy is part of the descent; there, the entropy is not controlled.
 """
 
 import math
@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-_FREE_ATTEMPTS = 3  # Of `make_transition`, before it looks for a chain of a simple form.
+_FREE_ATTEMPTS = 3  # Attempts of `make_transition` before it searches for a chain of a simple form.
 
 
 class HmmBatch(NamedTuple):
@@ -28,7 +28,7 @@ class HmmBatch(NamedTuple):
     transition: float64 [N, M, M]; A.
     emission: float64 [N, M, L]; B.
     lambda2: float64 [N]; the second largest modulus of A's eigenvalues.
-    emission_entropy: float64 [N]; of every row of B, bits.
+    emission_entropy: float64 [N]; entropy of every row of B, bits.
   """
 
   initial: np.ndarray
@@ -42,7 +42,7 @@ def entropy_bits(p: np.ndarray) -> np.ndarray:
   """−Σ_o p_o log2 p_o along the last axis, bits; 0 log2 0 is 0.
 
   Args:
-    p: float [..., L]; laws.
+    p: float [..., L]; distributions.
 
   Returns:
     float [...].
@@ -52,7 +52,7 @@ def entropy_bits(p: np.ndarray) -> np.ndarray:
 
 
 def entropy_rate_bits(transition: np.ndarray, stationary: np.ndarray) -> float:
-  """Σ_i μ_i H(A[i, :]), the entropy rate of the hidden chain, bits a step.
+  """Σ_i μ_i H(A[i, :]), the entropy rate of the hidden chain, bits per step.
 
   Args:
     transition: float [M, M]; A.
@@ -65,7 +65,7 @@ def entropy_rate_bits(transition: np.ndarray, stationary: np.ndarray) -> float:
 
 
 def second_eigenvalue(transition: np.ndarray) -> np.ndarray:
-  """The second largest modulus of the eigenvalues: how slowly the chain forgets.
+  """Second largest modulus of the eigenvalues, which measures how slowly the chain forgets.
 
   Args:
     transition: float [..., M, M]; A, M at least 2.
@@ -77,9 +77,9 @@ def second_eigenvalue(transition: np.ndarray) -> np.ndarray:
 
 
 def beta_law(num_states: int, exponent: float) -> np.ndarray:
-  """The published stationary laws: the density of Beta(1, a) at 0, 1/M, ..., (M − 1)/M.
+  """Published stationary distributions: the density of Beta(1, a) at 0, 1/M, ..., (M − 1)/M.
 
-    μ_i ∝ (1 − i / M)^{a − 1};    a = 1 is uniform, a = 16 all but certain of one state
+    μ_i ∝ (1 − i / M)^{a − 1};    a = 1 is uniform, a = 16 nearly concentrated on one state
 
   Args:
     num_states: M.
@@ -111,23 +111,25 @@ def make_transition(
     steps: int = 5_000,
     learning_rate: float = 0.01,
 ) -> np.ndarray:
-  """A transition matrix with a chosen stationary law, second eigenvalue and entropy.
+  """Constructs a transition matrix with a given stationary distribution, λ2 and entropy.
 
     A = U diag(1, λ2, s_3, ..., s_M) U⁻¹,    U = [1, W − 1 μᵀ W],    s_j = λ2 tanh v_j
 
-  so that A 1 = 1, μ A = μ and |s_j| < λ2 for any W and v, which Adam moves until A has no negative
-  entry and the entropy. W is in units of 1/√μ_i a row, in which eigenvectors of a reversible chain
-  are orthonormal. Where states are too rare for this (M = 8, a = 16), see `_with_slow_state`.
+  so that A 1 = 1, μ A = μ and |s_j| < λ2 for any W and v, which Adam optimises until A has no
+  negative entry and the target entropy. Row i of W is in units of 1/√μ_i, in which eigenvectors of
+  a reversible chain are orthonormal. If states are too rare for this (M = 8, a = 16), see
+  `_with_slow_state`.
 
   Args:
-    rng: of the starts.
+    rng: random generator for the starts.
     stationary: float [M]; μ, positive; M at least 2.
     lambda2: λ2, in (0, 1).
     entropy: Σ_i μ_i H(A[i, :]), bits; any if None.
-    tolerance: how far off the entropy may be, bits.
-    attempts: starts before giving up.
-    steps: of Adam a start (5,000 in the released code; here it ends once all is met).
-    learning_rate: of Adam (0.01 in the released code).
+    tolerance: allowed error of the entropy, bits.
+    attempts: number of starts before giving up.
+    steps: steps of Adam per start (5,000 in the released code; here it stops early once all
+      conditions hold).
+    learning_rate: learning rate of Adam (0.01 in the released code).
 
   Returns:
     float64 [M, M].
@@ -148,6 +150,7 @@ def make_transition(
   if entropy is not None and not 0 < entropy < math.log2(size):
     raise ValueError(f'entropy must be between 0 and log2 of {size} states, both excluded, got '
                      f'{entropy}')
+
   stationary = stationary / stationary.sum()
   options = dict(tolerance=tolerance, steps=steps, learning_rate=learning_rate)
   for attempt in range(attempts):
@@ -156,18 +159,19 @@ def make_transition(
       found = _with_slow_state(rng, stationary, lambda2, entropy, tolerance=tolerance)
     if found is not None:
       return found
+
   wanted = '' if entropy is None else f', entropy {entropy} ± {tolerance} bits'
   raise ValueError(f'no transition matrix found in {attempts} attempts with {size} states, lambda2 '
                    f'{lambda2}{wanted} and stationary law {np.round(stationary, 6).tolist()}')
 
 
 def _with_slow_state(rng, stationary, lambda2, entropy, *, tolerance):
-  """A chain in which all but one state k form a block; None if none has the entropy.
+  """Finds a chain in which all but one state k form a block; None if none has the entropy.
 
     block: (1 − q) (s I + (1 − s) 1 μ'ᵀ), and to k at rate q = (1 − λ2) μ_k
-    k: to the block's law μ' at rate (1 − λ2) (1 − μ_k)
+    k: to the block's distribution μ' at rate (1 − λ2) (1 − μ_k)
 
-  Block against k is a chain of two states with the eigenvalue λ2; all others are (1 − q) s.
+  Block versus k is a two-state chain with the eigenvalue λ2; all other eigenvalues are (1 − q) s.
   """
   size = len(stationary)
   for slow in rng.permutation(size):
@@ -175,26 +179,30 @@ def _with_slow_state(rng, stationary, lambda2, entropy, *, tolerance):
     law = stationary[block] / stationary[block].sum()
     leaves = (1 - lambda2) * stationary[slow]
     returns = (1 - lambda2) * (1 - stationary[slow])
+
     best, closest = None, math.inf
     for stay in rng.permutation(np.linspace(0, min(1.0, lambda2 / (1 - leaves)), 514)[1:-1]):
       matrix = np.empty((size, size))
       matrix[np.ix_(block, block)] = (1 - leaves) * (stay * np.eye(size - 1) + (1 - stay) * law)
       matrix[block, slow], matrix[slow, block] = leaves, returns * law
       matrix[slow, slow] = 1 - returns
+
       off = 0.0 if entropy is None else abs(entropy_rate_bits(matrix, stationary) - entropy)
       if off < closest:
         best, closest = matrix, off
+
     if closest <= tolerance and best.min() > 0:
       return best
   return None
 
 
 def _descend(rng, stationary, lambda2, entropy, *, tolerance, steps, learning_rate):
-  """One start of `make_transition`; None if it leads nowhere."""
+  """Runs one start of `make_transition`; None if it fails."""
   size, root = len(stationary), np.sqrt(stationary)[:, None]
   parameters = rng.normal(size=(size + 1, size - 1)) / math.sqrt(size)
   parameters[-1, 0] = 0  # λ2 itself is given.
   moments = np.zeros((2, *parameters.shape))
+
   for step in range(1, steps + 1):
     vectors = np.ones((size, size))
     vectors[:, 1:] = parameters[:-1] / root - root[:, 0] @ parameters[:-1]
@@ -204,12 +212,14 @@ def _descend(rng, stationary, lambda2, entropy, *, tolerance, steps, learning_ra
       inverse = np.linalg.inv(root * vectors) * root[:, 0]
     except np.linalg.LinAlgError:
       return None
+
     matrix = (vectors * values) @ inverse
     pull, done = _pull(matrix, stationary, entropy, tolerance)
     if done:
-      # Badly conditioned vectors make the eigenvalues a matter of rounding.
+      # With badly conditioned eigenvectors the eigenvalues are dominated by rounding.
       regular = np.abs(root * vectors @ inverse / root[:, 0] - np.eye(size)).max() < 1e-9
       return matrix / matrix.sum(axis=1, keepdims=True) if regular else None
+
     # dA = dU S U⁻¹ − A dU U⁻¹ + U dS U⁻¹.
     right = pull @ inverse.T
     by_vectors = (right * values - matrix.T @ right)[:, 1:]
@@ -218,6 +228,7 @@ def _descend(rng, stationary, lambda2, entropy, *, tolerance, steps, learning_ra
         by_vectors / root - root * by_vectors.sum(axis=0),
         (by_values * lambda2 * (1 - ratios**2))[None]])
     gradient[-1, 0] = 0
+
     moments[0] += 0.1 * (gradient - moments[0])
     moments[1] += 0.001 * (gradient**2 - moments[1])
     first, second = moments[0] / (1 - 0.9**step), moments[1] / (1 - 0.999**step)
@@ -226,10 +237,10 @@ def _descend(rng, stationary, lambda2, entropy, *, tolerance, steps, learning_ra
 
 
 def _pull(matrix, stationary, entropy, tolerance):
-  """(the gradient [M, M] of what is wrong with A, whether nothing is)."""
+  """(gradient [M, M] of the violations of A, whether there are none)."""
   root = np.sqrt(stationary)
   units = root[:, None] / root
-  # A margin, as what descends to 0 ends below it as well; μ A = μ leaves A_ij at most μ_j / μ_i.
+  # A margin, because descent to 0 ends below 0 as well; μ A = μ bounds A_ij by μ_j / μ_i.
   least = 1e-3 / len(root) * np.minimum(1.0, units**-2)
   gradient = -units * (matrix < least)
   done = matrix.min() > 0
@@ -243,7 +254,7 @@ def _pull(matrix, stationary, entropy, tolerance):
 
 
 def dominant_probability(num_symbols: int, entropy: float | np.ndarray) -> np.ndarray:
-  """The probability p of one symbol that gives a law its entropy, all others being equal.
+  """Probability p of the dominant symbol at a given entropy, with all others equally likely.
 
     −p log2 p − (1 − p) log2((1 − p) / (L − 1)) = e,    the larger root: p in [1/L, 1]
 
@@ -267,7 +278,7 @@ def dominant_probability(num_symbols: int, entropy: float | np.ndarray) -> np.nd
     raise ValueError(f'entropy must be between 0 and log2 of {num_symbols} symbols, {most:.6g} '
                      f'bits, got {bad.flat[0]}')
   low, high = np.full(entropy.shape, 1 / num_symbols), np.ones(entropy.shape)
-  for _ in range(60):  # The entropy falls from log2 L to 0 in between.
+  for _ in range(60):  # The entropy falls monotonically from log2 L to 0.
     middle = (low + high) / 2
     above = entropy_bits(_with_dominant(middle, num_symbols)) > entropy
     low, high = np.where(above, middle, low), np.where(above, high, middle)
@@ -277,16 +288,16 @@ def dominant_probability(num_symbols: int, entropy: float | np.ndarray) -> np.nd
 def make_emission(
     num_states: int, num_symbols: int, entropy: float | np.ndarray
 ) -> np.ndarray:
-  """Emissions whose rows all have one entropy.
+  """Emission matrices whose rows all have the same entropy.
 
     B[i, s] = p at s = i mod L, and (1 − p) / (L − 1) elsewhere
 
-  With more states than symbols some states look the same.
+  With more states than symbols, some states have the same emissions.
 
   Args:
     num_states: M.
     num_symbols: L, at least 2.
-    entropy: of each row, bits; any shape.
+    entropy: entropy of each row, bits; any shape.
 
   Returns:
     float64 [..., M, L].
@@ -298,7 +309,7 @@ def make_emission(
     arXiv 2506.07298; released code DaiYijia02/icl-hmm.
   """
   law = _with_dominant(dominant_probability(num_symbols, entropy), num_symbols)
-  # Symbol 0 is the dominant one of `law`: row i is `law` moved by i places.
+  # Symbol 0 is the dominant one of `law`: row i is `law` shifted by i.
   index = (np.arange(num_symbols) - np.arange(num_states)[:, None]) % num_symbols
   return law[..., index]
 
@@ -312,27 +323,28 @@ def sample_hmms(
     lambda2: tuple[float, float] = (0.3, 0.99),
     entropy: tuple[float, float] | None = None,
 ) -> HmmBatch:
-  """Draws models to learn from: no two alike, symbols named at random.
+  """Draws training models: all different, with symbols permuted at random.
 
     A = s I + (1 − s) D,    D's rows ~ Dirichlet(1),    s such that |λ2(A)| is the number drawn
 
-  Where D by itself forgets more slowly than wanted, it is mixed with its stationary law instead
-  (s I becomes s 1 μᵀ), which scales its eigenvalues. B is of `make_emission`, its columns permuted
-  for each model, so that no symbol means anything beyond its sequence. π is state 0, as published.
+  Where D itself forgets more slowly than the target, it is mixed with its stationary distribution
+  instead (s I becomes s 1 μᵀ), which scales its eigenvalues. B is from `make_emission` with its
+  columns permuted for each model, so that no symbol has a meaning beyond its sequence. π is
+  state 0, as published.
 
   Args:
-    rng: of the draws.
+    rng: random generator for the draws.
     count: N.
     num_states: M, at least 2.
     num_symbols: L, at least 2.
-    lambda2: the range of the second eigenvalue, uniform, within [0, 1).
-    entropy: the range of the entropy of B's rows, uniform, bits; [0, log2 L] if None.
+    lambda2: range of the second eigenvalue, drawn uniformly, within [0, 1).
+    entropy: range of the entropy of B's rows, drawn uniformly, bits; [0, log2 L] if None.
 
   Returns:
     An `HmmBatch`.
 
   Raises:
-    ValueError: if a range is not within its limits.
+    ValueError: if a range exceeds its limits.
   """
   if num_states < 2 or num_symbols < 2:
     raise ValueError(f'num_states and num_symbols must be at least 2, got {num_states} and '
@@ -343,9 +355,11 @@ def sample_hmms(
   if not 0 <= entropy[0] <= entropy[1] <= math.log2(num_symbols):
     raise ValueError(f'entropy must be a range within [0, log2 of {num_symbols} symbols], got '
                      f'{entropy}')
+
   wanted, bits = rng.uniform(*lambda2, count), rng.uniform(*entropy, count)
   transition = _with_lambda2(rng.dirichlet(np.ones(num_states), (count, num_states)), wanted)
   emission = make_emission(num_states, num_symbols, bits)
+
   order = rng.permuted(np.tile(np.arange(num_symbols), (count, 1)), axis=1)
   emission = np.take_along_axis(emission, order[:, None, :], axis=2)
   initial = np.zeros((count, num_states))
@@ -354,25 +368,27 @@ def sample_hmms(
 
 
 def _with_dominant(probability: np.ndarray, num_symbols: int) -> np.ndarray:
-  """Laws [..., L] with `probability` on symbol 0 and the rest shared equally."""
+  """Distributions [..., L] with `probability` on symbol 0 and the rest shared equally."""
   rest = (1 - probability) / (num_symbols - 1)
   return np.concatenate(
       [probability[..., None], np.repeat(rest[..., None], num_symbols - 1, axis=-1)], axis=-1)
 
 
 def _with_lambda2(transition: np.ndarray, lambda2: np.ndarray) -> np.ndarray:
-  """Mixes chains [N, M, M] with the identity, or with their stationary law, to λ2 [N]."""
+  """Mixes chains [N, M, M] with the identity, or their stationary distribution, to get λ2 [N]."""
   size = transition.shape[-1]
   values = np.linalg.eigvals(transition)
   order = np.argsort(np.abs(values), axis=-1)
   values = np.take_along_axis(values, order, axis=-1)[:, :-1]  # All but 1.
   own = np.abs(values[:, -1])
+
   # max_j |s + (1 − s) ν_j| is convex in s and ends at 1: it crosses λ2 once.
   low, high = np.zeros(len(own)), np.ones(len(own))
   for _ in range(60):
     middle = (low + high) / 2
     moduli = np.abs(middle[:, None] + (1 - middle[:, None]) * values).max(axis=-1)
     low, high = np.where(moduli < lambda2, middle, low), np.where(moduli < lambda2, high, middle)
+
   slower = own > lambda2
   share = np.where(slower, 1 - lambda2 / own, (low + high) / 2)[:, None, None]
   system = np.eye(size) - np.swapaxes(transition, 1, 2) + 1.0

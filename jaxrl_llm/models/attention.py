@@ -1,6 +1,6 @@
-"""Causal attention with grouped queries. Everything goes through `attend`.
+"""Causal attention with grouped queries. All models call `attend`.
 
-A kernel for one platform belongs behind `attend`, so that models never choose.
+A platform-specific kernel belongs inside `attend`, so that models need not choose one.
 """
 
 import flax.linen as nn
@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from jaxrl_llm.models import configs, layers
 
-# Finite, so that a row that may attend to nothing (left padding) stays finite.
+# Finite, so that the output of a row that attends to nothing (left padding) is finite.
 MASKED = -1e30
 
 
@@ -21,8 +21,8 @@ def _core(query, key, value, bias):
 
 def _core_forward(query, key, value, bias):
   scores = jnp.einsum('nqh,nsh->nqs', query, key, preferred_element_type=jnp.float32)
-  # The bias stands once a sequence; the scores stand once a sequence and key head,
-  # with the group of query heads folded into the query length.
+  # There is one bias per sequence, and one score matrix per sequence and key head: the group
+  # of query heads is folded into the query length.
   b, t, s = bias.shape
   shape = scores.shape
   scores = scores.reshape(b, -1, t, s) + bias[:, None]
@@ -37,7 +37,7 @@ def _core_backward(residuals, gradient):
   query, key, value, weights, out, bias = residuals
   value_gradient = jnp.einsum('nqs,nqh->nsh', weights, gradient)
   weight_gradient = jnp.einsum('nqh,nsh->nqs', gradient, value, preferred_element_type=jnp.float32)
-  # Σ_s weights · weight_gradient = gradient · out: one short sum instead of a long one.
+  # Σ_s weights · weight_gradient = gradient · out, which is a shorter sum.
   inner = jnp.sum((gradient * out).astype(jnp.float32), axis=-1, keepdims=True)
   score_gradient = (weights * (weight_gradient - inner)).astype(query.dtype)
   query_gradient = jnp.einsum('nqs,nsh->nqh', score_gradient, key)
@@ -49,7 +49,7 @@ _core.defvjp(_core_forward, _core_backward)
 
 
 def _capped(query, key, value, bias, cap):
-  """As `_core`, with scores z replaced by c tanh(z / c) before the mask."""
+  """Like `_core`, with scores z replaced by c tanh(z / c) before the mask."""
   scores = jnp.einsum('nqh,nsh->nqs', query, key, preferred_element_type=jnp.float32)
   b, t, s = bias.shape
   scores = (cap * jnp.tanh(scores / cap)).reshape(b, -1, t, s) + bias[:, None]
@@ -74,21 +74,21 @@ def attend(
   """Causal attention: softmax(cap(q kᵀ scale) + mask) v, with grouped queries.
 
   Query t sees slot s if s ≤ query_slots[t], s > query_slots[t] - window, valid[s], and
-  both are of one segment. The mask is no function of the inputs that are trained, so its
+  both are in the same segment. The mask does not depend on trained inputs, so its
   gradient is zero.
 
   Args:
     query: [B, T, H, h].
     key: [B, S, KV, h]; KV divides H.
     value: [B, S, KV, h].
-    query_slots: int32 [T]; the slot in which each query's own key stands.
-    valid: bool [B, S]; which slots may be attended to.
+    query_slots: int32 [T]; the slot of each query's own key.
+    valid: bool [B, S]; True at slots that may be attended to.
     block: queries per block; with more than one block, each is rematerialised in
-      the backward pass and the peak is that of one block.
-    window: slots that a query sees, its own included (static or int32 []); None: all.
-    segments: int32 [B, T], where T = S; None: each row is one segment.
-    scale: of the scores; None is 1 / √h.
-    softcap: c, scores z become c tanh(z / c); 0 is off.
+      the backward pass, and peak memory is that of one block.
+    window: number of slots that a query sees, including its own (static or int32 []); None: all.
+    segments: int32 [B, T], with T = S; None: each row is one segment.
+    scale: factor on the scores; None is 1 / √h.
+    softcap: c; scores z become c tanh(z / c). 0 is off.
 
   Returns:
     [B, T, H, h].
@@ -97,6 +97,7 @@ def attend(
   s, num_kv_heads = key.shape[1:3]
   group = num_heads // num_kv_heads
   scale = head_dim**-0.5 if scale is None else scale
+
   fold = lambda x: x.transpose(0, 2, 1, 3).reshape(b * num_kv_heads, -1, head_dim)
   key, value = fold(key), fold(value)
   slots = jnp.arange(s)
@@ -106,9 +107,11 @@ def attend(
     visible = slots[None, :] <= query_slots[:, None]
     if window is not None:
       visible &= slots[None, :] > query_slots[:, None] - window
+
     visible = visible[None] & valid[:, None, :]
     if segments is not None:
       visible &= query_segments[:, :, None] == segments[:, None, :]
+
     bias = jnp.where(visible, 0.0, MASKED)  # [B, q, S]
     query = query.reshape(b, q, num_kv_heads, group, head_dim)
     query = layers.elementwise(lambda query: query * scale, query)
@@ -117,19 +120,23 @@ def attend(
       out = _capped(query, key, value, bias, softcap)
     else:
       out = _core(query, key, value, bias)
+
     out = out.reshape(b, num_kv_heads, group, q, head_dim).transpose(0, 3, 1, 2, 4)
     return out.reshape(b, q, num_heads, head_dim)
 
   if t <= block:
     return one_block(query, query_slots, segments)
+
   blocks = -(-t // block)
   rows = lambda x: x.reshape(b, blocks, block, *x.shape[2:]).swapaxes(0, 1)
   padding = blocks * block - t
   query = jnp.pad(query, ((0, 0), (0, padding), (0, 0), (0, 0)))
   query_slots = jnp.pad(query_slots, (0, padding), constant_values=s - 1)
+
   blocked = (rows(query), query_slots.reshape(blocks, block))
   blocked += (None if segments is None else rows(jnp.pad(segments, ((0, 0), (0, padding)))),)
   out = jax.lax.map(lambda arrays: jax.checkpoint(one_block)(*arrays), blocked)
+
   return out.swapaxes(0, 1).reshape(b, blocks * block, num_heads, head_dim)[:, :t]
 
 
@@ -148,9 +155,9 @@ class Attention(nn.Module):
       rotary: tables from `layers.rotary_tables`, or None.
       valid: bool [B, S].
       write: (key, value) [B, T, KV, h] -> (key, value) [B, S, KV, h] to attend to
-        and int32 [T] query slots; it stores them in the cache, if there is one.
-      window: as in `attend`.
-      segments: as in `attend`.
+        and int32 [T] query slots; it stores keys and values in the cache, if there is one.
+      window: see `attend`.
+      segments: see `attend`.
 
     Returns:
       [B*T, D].
@@ -170,12 +177,14 @@ class Attention(nn.Module):
     value = heads('value', config.num_kv_heads)
     if rotary is not None:
       query, key = layers.rotate(query, rotary), layers.rotate(key, rotary)
+
     key, value, query_slots = write(key, value)
     out = attend(
         query, key, value, query_slots, valid, block=config.attention_block, window=window,
         segments=segments, scale=config.query_scale or None, softcap=config.attention_softcap,
     )
     out = out.reshape(-1, config.num_heads * config.head_dim)
+
     return layers.Dense(
         config, config.width, bias=config.output_bias, name='output',
         scale=(2 * config.num_layers) ** -0.5,

@@ -1,4 +1,4 @@
-"""Shapes of the decoders: what can be chosen, and the sizes that were published.
+"""Configs of the decoders, and the published sizes.
 
 Every field is consumed by the model or rejected by `validate`.
 """
@@ -6,10 +6,10 @@ Every field is consumed by the model or rejected by `validate`.
 import dataclasses
 import math
 
-# The feed-forward layers: with a gate beside the projection up, and without one.
+# Activations of feed-forward layers with a gate next to the up projection, and without one.
 GATED = ('swiglu', 'geglu')
 NOT_GATED = ('gelu', 'gelu_exact', 'relu')
-# Fields that say how a model is computed and stored, not which function it is.
+# Fields that change how a model is computed and stored, but not its function.
 COMPUTE_FIELDS = ('param_dtype', 'compute_dtype', 'remat', 'scan_unroll', 'attention_block')
 MOST_LAYERS = 10_000
 
@@ -23,57 +23,57 @@ class TransformerConfig:
   Attributes:
     vocab_size: V, rows of the embedding. 0: taken from the tokenizer.
     num_layers: number of blocks.
-    width: D, of the residual stream.
-    num_heads: H query heads.
-    num_kv_heads: key and value heads; divides `num_heads` (grouped queries).
+    width: D, width of the residual stream.
+    num_heads: H, number of query heads.
+    num_kv_heads: number of key and value heads; divides `num_heads` (grouped queries).
     head_dim: width of a head; need not be D / H.
-    mlp_width: F, of the feed-forward layer.
-    max_length: most slots of a sequence or of a KV cache, padding included; rows of
-      the learned position table. A longer input is an error when it is traced.
+    mlp_width: F, width of the feed-forward layer.
+    max_length: maximum number of slots in a sequence or KV cache, including padding; rows of
+      the learned position table. A longer input raises an error at trace time.
     norm: 'rms', 'rms_plus_one' (the weight is 1 + the parameter, as in Gemma) or 'layer'.
     norm_epsilon: added to the variance.
-    post_norms: norms behind attention and feed-forward too, before they are added to
-      the residual stream (Gemma 2 and 3).
-    qk_norm: a norm over each head's query and key, before they are rotated.
+    post_norms: also normalise the outputs of attention and feed-forward, before they are
+      added to the residual stream (Gemma 2 and 3).
+    qk_norm: normalise each head's query and key before rotation.
     parallel_residual: attention and feed-forward read the same residual stream, and
       are added together (GPT-NeoX).
-    positions: 'rope' or 'learned'. The fields rope_* have to keep their defaults where
+    positions: 'rope' or 'learned'. The rope_* fields must keep their defaults if
       positions are learned.
     rope_theta: base of the rotary frequencies.
-    rope_local_theta: their base in sliding layers; 0 is that of all layers. Scaling
-      applies to the full layers alone where this is set (Gemma 3).
-    rope_fraction: part of each head, its first dimensions, that is rotated.
+    rope_local_theta: base of the rotary frequencies in sliding layers; 0: `rope_theta`. If
+      this is set, scaling applies to the full layers only (Gemma 3).
+    rope_fraction: fraction of each head that is rotated, from its first dimension on.
     rope_scaling: 'none', 'linear' (positions divided by the factor) or 'llama3'.
-    rope_factor: of the scaling; 1 where there is none.
-    rope_low_freq_factor: llama3: wavelengths longer than the original length over this
-      are stretched by the whole factor. The two and the length are 0 otherwise.
-    rope_high_freq_factor: llama3: wavelengths shorter than the original length over
-      this are left alone.
-    rope_original_length: llama3: the context before it was stretched, in tokens.
-    sliding_window: keys that a token of a sliding layer sees, itself included; 0 where
-      there are no such layers.
-    layer_pattern: which layers are sliding: letters 'f' (full) and 's' (sliding),
-      repeated over the layers ('sf' for Gemma 2); '' where all are full.
-    query_scale: what query times key is multiplied by; 0 is 1 / sqrt(head_dim).
+    rope_factor: scaling factor; 1 if there is no scaling.
+    rope_low_freq_factor: llama3: wavelengths longer than the original length divided by this
+      are stretched by the full factor. 0 for other scalings, as are the next two fields.
+    rope_high_freq_factor: llama3: wavelengths shorter than the original length divided by
+      this are unchanged.
+    rope_original_length: llama3: context length before stretching, in tokens.
+    sliding_window: number of keys that a token of a sliding layer sees, including its own;
+      0 if there are no sliding layers.
+    layer_pattern: kind of each layer: letters 'f' (full) and 's' (sliding),
+      repeated over the layers ('sf' for Gemma 2); '' if all are full.
+    query_scale: factor on query times key; 0 is 1 / sqrt(head_dim).
     attention_softcap: attention scores z become c tanh(z / c); 0 is off.
     logit_softcap: the same for the logits; 0 is off.
-    embedding_scale: embeddings are multiplied by sqrt(D) (Gemma).
+    embedding_scale: multiply embeddings by sqrt(D) (Gemma).
     activation: gated: 'swiglu' (SiLU), 'geglu' (tanh GELU); not gated: 'gelu' (tanh
       form), 'gelu_exact' or 'relu'.
-    tie_embeddings: the head is the embedding.
+    tie_embeddings: use the embedding as the head.
     attention_bias: biases on the query, key and value projections.
     output_bias: a bias on the attention output.
     mlp_bias: biases on the projections of the feed-forward layer.
     head_bias: a bias on the logits (untied heads only).
-    param_dtype: 'float32' or 'bfloat16', of the parameters.
-    compute_dtype: 'float32' or 'bfloat16', of the trunk's activations. Logits and
+    param_dtype: dtype of the parameters, 'float32' or 'bfloat16'.
+    compute_dtype: dtype of the trunk's activations, 'float32' or 'bfloat16'. Logits and
       everything after them are float32.
-    remat: what the backward pass recomputes: 'none', 'dots' (all but matrix
+    remat: recomputation in the backward pass: 'none', 'dots' (all but matrix
       products) or 'full' (everything inside a block).
     scan_unroll: blocks per iteration of the scan over layers; 0 unrolls all,
       which suits CPUs; 1 keeps compile time independent of the depth.
     attention_block: query positions per block; longer sequences are attended
-      block by block with rematerialisation, so that no [T, T] array is kept.
+      block by block with rematerialisation, so that no [T, T] array is stored.
   """
 
   vocab_size: int = 0
@@ -117,13 +117,14 @@ class TransformerConfig:
   attention_block: int = 512
 
   def validate(self) -> None:
-    """Raises ValueError with one line for the first field that is out of range."""
+    """Raises a one-line ValueError for the first field that is out of range."""
     for name in (
         'vocab_size', 'num_layers', 'width', 'num_heads', 'num_kv_heads', 'head_dim',
         'mlp_width', 'max_length', 'attention_block',
     ):
       if getattr(self, name) < 1:
         raise ValueError(f'{name} must be at least 1, got {getattr(self, name)}')
+
     for name, allowed in (
         ('norm', ('rms', 'rms_plus_one', 'layer')),
         ('positions', ('rope', 'learned')),
@@ -135,20 +136,25 @@ class TransformerConfig:
     ):
       if getattr(self, name) not in allowed:
         raise ValueError(f'{name} must be one of {allowed}, got {getattr(self, name)!r}')
+
     if self.num_heads % self.num_kv_heads:
       raise ValueError(
           f'num_kv_heads must divide num_heads ({self.num_heads}), got {self.num_kv_heads}'
       )
+
     for name in ('rope_theta', 'norm_epsilon'):
       if not 0 < getattr(self, name) < math.inf:
         raise ValueError(f'{name} must be positive and finite, got {getattr(self, name)}')
     for name in ('query_scale', 'attention_softcap', 'logit_softcap', 'rope_local_theta'):
       if not 0 <= getattr(self, name) < math.inf:
         raise ValueError(f'{name} must be 0 (off) or positive, got {getattr(self, name)}')
-    if self.num_layers > MOST_LAYERS:  # Beyond, the list of layers alone would take all memory.
+
+    if self.num_layers > MOST_LAYERS:  # A longer list of layers would exhaust memory by itself.
       raise ValueError(f'num_layers must be at most {MOST_LAYERS}, got {self.num_layers}')
+
     self._validate_rope()
     self._validate_layers()
+
     if self.tie_embeddings and self.head_bias:
       raise ValueError(
           'head_bias needs an untied head (tie_embeddings=False), got True with a tied one'
@@ -159,7 +165,7 @@ class TransformerConfig:
       )
 
   def _validate_rope(self) -> None:
-    """Raises ValueError for rotary fields out of range, or that nothing would read."""
+    """Raises ValueError for a rotary field that is out of range or would be ignored."""
     unread = _ROPE_FIELDS if self.positions == 'learned' else _NOT_READ_BY[self.rope_scaling]
     reason = (
         "positions='learned'" if self.positions == 'learned'
@@ -172,8 +178,10 @@ class TransformerConfig:
             f'{name} has no effect with {reason}: leave it at {default}, got '
             f'{getattr(self, name)}'
         )
+
     if self.positions == 'learned':
       return
+
     if not 0 < self.rope_fraction <= 1:
       raise ValueError(f'rope_fraction must be in (0, 1], got {self.rope_fraction}')
     if self.rotary_dim % 2 or not self.rotary_dim:
@@ -183,6 +191,7 @@ class TransformerConfig:
       )
     if self.rope_scaling != 'none' and not 1 <= self.rope_factor < math.inf:
       raise ValueError(f'rope_factor must be at least 1, got {self.rope_factor}')
+
     if self.rope_scaling == 'llama3':
       if not 0 < self.rope_low_freq_factor < self.rope_high_freq_factor < math.inf:
         raise ValueError(
@@ -195,7 +204,7 @@ class TransformerConfig:
         )
 
   def _validate_layers(self) -> None:
-    """Raises ValueError unless window and pattern of the layers fit each other."""
+    """Raises ValueError unless `sliding_window` and `layer_pattern` agree."""
     if set(self.layer_pattern) - set('fs') or len(self.layer_pattern) > self.num_layers:
       raise ValueError(
           "layer_pattern must hold letters 'f' (full) and 's' (sliding), at most num_layers "
@@ -214,13 +223,13 @@ class TransformerConfig:
 
   @property
   def sliding_layers(self) -> tuple[bool, ...]:
-    """For each layer whether its attention is limited to the window."""
+    """True for each layer whose attention is limited to the window."""
     pattern = self.layer_pattern or 'f'
     return tuple(pattern[i % len(pattern)] == 's' for i in range(self.num_layers))
 
   @property
   def rotary_dim(self) -> int:
-    """How many of a head's dimensions are rotated."""
+    """Number of rotated dimensions per head."""
     return int(self.head_dim * self.rope_fraction)
 
 
@@ -228,13 +237,13 @@ _ROPE_FIELDS = tuple(
     field.name for field in dataclasses.fields(TransformerConfig)
     if field.name.startswith('rope_')
 )
-# The rope_* fields that a kind of scaling does not read.
+# The rope_* fields that each kind of scaling ignores.
 _LLAMA3_FIELDS = ('rope_low_freq_factor', 'rope_high_freq_factor', 'rope_original_length')
 _NOT_READ_BY = {'none': ('rope_factor', *_LLAMA3_FIELDS), 'linear': _LLAMA3_FIELDS, 'llama3': ()}
 
 
 def reference_workload() -> TransformerConfig:
-  """The 6.8M-parameter Llama-style decoder on which speed is compared (bench.py)."""
+  """The 6.8M-parameter Llama-style decoder used for speed comparisons (bench.py)."""
   return TransformerConfig(
       vocab_size=2048, num_layers=8, width=256, num_heads=8, num_kv_heads=4, head_dim=32,
       mlp_width=768, max_length=1024,

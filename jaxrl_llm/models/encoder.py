@@ -1,10 +1,10 @@
-"""A text encoder of BERT's layout: one vector per text.
+"""A BERT-style text encoder: one vector per text.
 
 Parameters are a plain dict; those of the blocks are stacked, [layers, ...]:
   embedder/{embedding [V, D], position_embedding [S, D], type_embedding [types, D]},
   embedding_norm/{scale, bias} [D], layers/attention/{query, key, value, output}/{kernel, bias},
   layers/{attention_post_norm, mlp_post_norm}/{scale, bias} and layers/mlp/{up, down}/....
-Every text is of the first token type, as in the published embedders.
+Every token has the first token type, as in the published embedders.
 
 References:
   Devlin et al., 2019, BERT, arXiv 1810.04805. Reimers and Gurevych, 2019, Sentence-BERT,
@@ -27,22 +27,22 @@ POOLINGS = ('cls', 'mean')
 
 @dataclasses.dataclass
 class EncoderConfig:
-  """An encoder of BERT's layout.
+  """Config of a BERT-style encoder.
 
   Attributes:
     vocab_size: V, rows of the embedding.
     num_layers: number of blocks.
-    width: D, of the residual stream.
-    num_heads: H; divides `width`.
-    mlp_width: F, of the feed-forward layer.
-    max_length: most tokens of a text; rows of the position table.
+    width: D, width of the residual stream.
+    num_heads: H, number of heads; divides `width`.
+    mlp_width: F, width of the feed-forward layer.
+    max_length: maximum number of tokens in a text; rows of the position table.
     type_vocab_size: rows of the token-type table.
     norm_epsilon: added to the variance.
     activation: 'gelu_exact', 'gelu' (tanh form) or 'relu'.
-    pooling: what stands for the text: the 'cls' token, its first, or the 'mean' of all.
-    normalize: whether the vector has length 1.
-    compute_dtype: 'float32' or 'bfloat16', of the activations; vectors are float32.
-    remat: whether the backward pass recomputes everything inside a block.
+    pooling: vector of a text: that of its first token ('cls') or the 'mean' over its tokens.
+    normalize: scale the vector to length 1.
+    compute_dtype: dtype of the activations, 'float32' or 'bfloat16'; vectors are float32.
+    remat: recompute everything inside a block in the backward pass.
     scan_unroll: blocks per iteration of the scan over layers; 0 unrolls all.
     attention_block: queries per block, as in `TransformerConfig`.
   """
@@ -64,7 +64,7 @@ class EncoderConfig:
   attention_block: int = 512
 
   def validate(self) -> None:
-    """Raises ValueError with one line for the first field that is out of range."""
+    """Raises a one-line ValueError for the first field that is out of range."""
     if self.type_vocab_size < 1:
       raise ValueError(f'type_vocab_size must be at least 1, got {self.type_vocab_size}')
     if self.num_heads < 1 or self.width % self.num_heads:
@@ -89,7 +89,7 @@ class EncoderFns(NamedTuple):
   Attributes:
     init: key -> params.
     hidden: (params, tokens int32 [B, T], valid bool [B, T]) -> [B, T, D] after the last block.
-    embed: the same arguments -> the texts' vectors, float32 [B, D].
+    embed: the same arguments -> the vectors of the texts, float32 [B, D].
   """
 
   init: Callable[[jax.Array], dict]
@@ -98,7 +98,7 @@ class EncoderFns(NamedTuple):
 
 
 def make(config: EncoderConfig) -> EncoderFns:
-  """The encoder as pure functions.
+  """Returns the encoder as pure functions.
 
   Raises:
     ValueError: a field is out of range.
@@ -111,12 +111,12 @@ def make(config: EncoderConfig) -> EncoderFns:
 
 
 def pool(config: EncoderConfig, hidden: jax.Array, valid: jax.Array) -> jax.Array:
-  """One vector per text: that of its first token, or the mean over its tokens.
+  """Returns one vector per text: that of its first token, or the mean over its tokens.
 
   Args:
-    config: `pooling` and `normalize` are read.
+    config: encoder config; only `pooling` and `normalize` are used.
     hidden: [B, T, D].
-    valid: bool [B, T]; where real tokens stand. The mean of a row without any is 0.
+    valid: bool [B, T]; True at real tokens. The mean of a row without any is 0.
 
   Returns:
     float32 [B, D].
@@ -135,7 +135,7 @@ def pool(config: EncoderConfig, hidden: jax.Array, valid: jax.Array) -> jax.Arra
 
 
 def _layer_config(config: EncoderConfig) -> configs.TransformerConfig:
-  """The layers that an encoder shares with decoders."""
+  """Config of the layers that encoders share with decoders."""
   return configs.TransformerConfig(
       vocab_size=config.vocab_size, num_layers=config.num_layers, width=config.width,
       num_heads=config.num_heads, num_kv_heads=config.num_heads,
@@ -148,7 +148,7 @@ def _layer_config(config: EncoderConfig) -> configs.TransformerConfig:
 
 
 class _Block(nn.Module):
-  """One encoder block on activations [B*T, D]: norms stand behind the residual sums."""
+  """One encoder block on activations [B*T, D], with norms after the residual sums."""
 
   config: configs.TransformerConfig
 
@@ -156,7 +156,7 @@ class _Block(nn.Module):
   def __call__(self, x, *, valid):
     """Attention over all valid tokens, then the feed-forward layer."""
     norm = lambda name, y: layers.Norm(self.config, name=name)(y)
-    # Every query stands in the last slot, from where it sees both ways.
+    # Every query is assigned the last slot, so that it sees all tokens in both directions.
     last_slot = jnp.full(valid.shape[1], valid.shape[1] - 1, jnp.int32)
     x = norm('attention_post_norm', x + attention.Attention(self.config, name='attention')(
         x, shape=valid.shape, rotary=None, valid=valid,
@@ -179,6 +179,7 @@ def _init(config: EncoderConfig, key: jax.Array) -> dict:
   }
   draw = nn.initializers.normal(config.width**-0.5)
   layer_keys = jax.vmap(jax.random.fold_in, (None, 0))(layer_key, jnp.arange(config.num_layers))
+
   return {
       'embedder': {name: draw(embed_key, (number, config.width))
                    for (name, number), embed_key in zip(rows.items(), embed_keys)},
@@ -188,11 +189,12 @@ def _init(config: EncoderConfig, key: jax.Array) -> dict:
 
 
 def _hidden(config: EncoderConfig, params: dict, tokens: jax.Array, valid: jax.Array) -> jax.Array:
-  """See `EncoderFns.hidden`. Positions count a row's valid tokens, wherever its padding stands."""
+  """Runs the encoder (see `EncoderFns.hidden`); positions count valid tokens and skip padding."""
   b, t = tokens.shape
   if t > config.max_length:
     raise ValueError(f'max_length must be at least the {t} slots of a text, got '
                      f'{config.max_length}: cut the texts')
+
   layer_config = _layer_config(config)
   positions = jnp.maximum(jnp.cumsum(valid, axis=1) - 1, 0)
   embedder = params['embedder']

@@ -1,12 +1,12 @@
 """Norms, rotary positions, the feed-forward layer, rounding, and the sharding constraint.
 
-Activations are kept two-dimensional, [B*T, D], wherever positions do not matter:
-products are then single matrix products, which CPUs reward.
+Activations are two-dimensional, [B*T, D], wherever positions do not matter. Each product is then
+a single matrix product, which is faster on CPUs.
 
-Every result in bfloat16 goes through `rounded` or `elementwise`. XLA may otherwise keep it in
-float32 (`xla_allow_excess_precision` is on by default), and it does so in other places in a
-forward pass than in a forward pass with its gradient: log-probs of the same parameters and tokens
-then differ by 0.1 nats a response, and the ratio before the first step is not 1.
+Every bfloat16 result goes through `rounded` or `elementwise`. Otherwise XLA may keep it in
+float32 (`xla_allow_excess_precision` is on by default), and it does so in different places in a
+forward pass and in a forward pass with its gradient. Log-probs of the same parameters and tokens
+then differ by 0.1 nats per response, and the ratio before the first step is not 1.
 """
 
 import functools
@@ -20,22 +20,22 @@ from jax.sharding import PartitionSpec
 
 from jaxrl_llm.models import configs
 
-# The mesh axes over which rows (sequences) are spread.
+# The mesh axes over which rows (sequences) are sharded.
 ROWS = ('data', 'fsdp')
 
 
 def constrain(x: jax.Array, *axes) -> jax.Array:
-  """Pins an activation's sharding; does nothing where no mesh is set.
+  """Constrains an activation's sharding; does nothing if no mesh is set.
 
-  Without such pins the TPU partitioner may replicate the batch. A dimension that
-  its mesh axes do not divide is left to the compiler.
+  Without these constraints the TPU partitioner may replicate the batch. A dimension that
+  is not divisible by its mesh axes is left to the compiler.
 
   Args:
     x: any array.
-    *axes: for each dimension, a mesh axis, a tuple of them, or None.
+    *axes: for each dimension, a mesh axis, a tuple of mesh axes, or None.
 
   Returns:
-    x, with the constraint.
+    x with the constraint applied.
   """
   mesh = jax.sharding.get_abstract_mesh()
   if mesh.empty:
@@ -53,7 +53,7 @@ def constrain(x: jax.Array, *axes) -> jax.Array:
 @functools.partial(jax.custom_jvp, nondiff_argnums=(1,))
 def _rounded(x, dtype):
   info = jnp.finfo(dtype)
-  # On float32: XLA may drop a reduction to the precision that the operand's dtype has anyway.
+  # In float32: XLA may drop a reduction to the precision that the operand already has.
   return jax.lax.reduce_precision(x.astype(jnp.float32), info.nexp, info.nmant).astype(dtype)
 
 
@@ -63,9 +63,9 @@ def _rounded_jvp(dtype, primals, tangents):
 
 
 def rounded(x: jax.Array, dtype: jax.typing.DTypeLike) -> jax.Array:
-  """Casts to the trunk's dtype, with a rounding that the compiler must keep.
+  """Casts to the trunk's dtype, with rounding that the compiler cannot remove.
 
-  A cast alone states a dtype, and XLA may skip its rounding where a cast back follows. It keeps
+  XLA may skip the rounding of a plain cast if a cast back follows. It never skips
   `reduce_precision`. The derivative is that of a cast.
 
   Args:
@@ -80,22 +80,22 @@ def rounded(x: jax.Array, dtype: jax.typing.DTypeLike) -> jax.Array:
 
 
 def cast(x: jax.Array, dtype: jax.typing.DTypeLike) -> jax.Array:
-  """An operand in the trunk's dtype: `rounded`, unless it is of that dtype already."""
+  """Casts an operand to the trunk's dtype with `rounded`, unless it already has that dtype."""
   return x if x.dtype == dtype else rounded(x, dtype)
 
 
 def elementwise(function: Callable[..., jax.Array], *arrays: jax.Array) -> jax.Array:
-  """Applies a function of activations in float32 and rounds its result once.
+  """Applies a function to activations in float32 and rounds its result once.
 
-  The backward pass computes the function again from `arrays`, so that no float32 copy of an
-  activation is kept for it.
+  The backward pass recomputes the function from `arrays`, so that no float32 copy of an
+  activation is stored for it.
 
   Args:
-    function: of arrays, element by element (or broadcast).
-    *arrays: of one dtype; float32 ones are handed to `function` as they are.
+    function: elementwise (or broadcasting) function of arrays.
+    *arrays: arrays of one dtype; float32 arrays are passed to `function` unchanged.
 
   Returns:
-    The result in the dtype of `arrays`.
+    The result, in the dtype of `arrays`.
   """
   dtype = arrays[0].dtype
   if dtype == jnp.float32:
@@ -110,10 +110,10 @@ def fan_in(scale: float = 1.0):
 
 
 class Dense(nn.Module):
-  """A linear map with kernel [in, out], computing in the trunk's dtype.
+  """A linear layer with kernel [in, out], computed in the trunk's dtype.
 
-  Where its parameters hold an adapter, `lora_a` [in, r] and `lora_b` [r, out], the map is
-  x W + (x A) B: whoever put the adapter there has scaled it (see models/lora.py).
+  If its parameters include an adapter, `lora_a` [in, r] and `lora_b` [r, out], the output is
+  x W + (x A) B. The adapter is already scaled (see models/lora.py).
   """
 
   config: configs.TransformerConfig
@@ -162,17 +162,17 @@ class Norm(nn.Module):
 
 
 def rotary_frequencies(config: configs.TransformerConfig, *, local: bool = False) -> jax.Array:
-  """The angle by which a position turns each pair of dimensions, radians a token.
+  """Rotary frequency of each pair of dimensions, in radians per token.
 
-  f_i = θ^(-2i / r), i < r / 2, r the rotated dimensions. Scaled linearly, f / s. In
-  the way of Llama 3, with wavelength w = 2π / f and original length n:
+  f_i = θ^(-2i / r), i < r / 2, with r rotated dimensions. Linear scaling gives f / s.
+  Llama 3's scaling, with wavelength w = 2π / f and original length n, gives:
 
     w > n / low: f / s;   w < n / high: f;   between: u f + (1 - u) f / s,
     u = (n / w - low) / (high - low).
 
   Args:
-    config: the model.
-    local: those of sliding layers, where they have frequencies of their own.
+    config: model config.
+    local: return the frequencies of sliding layers, if they have their own.
 
   Returns:
     float32 [rotary_dim / 2].
@@ -213,8 +213,8 @@ def rotary_tables(positions: jax.Array, frequencies: jax.Array) -> tuple[jax.Arr
 def rotate(x: jax.Array, tables: tuple[jax.Array, jax.Array]) -> jax.Array:
   """Applies rotary positions to the first r dimensions of x [B, T, heads, head_dim].
 
-  Halves are rotated against each other, not interleaved pairs, as in the checkpoints of
-  all families here.
+  The two halves are rotated against each other, not interleaved pairs, as in the checkpoints
+  of all supported families.
   """
   cos, sin = tables
   size = 2 * cos.shape[-1]
@@ -234,7 +234,7 @@ def _activate(name: str, x: jax.Array) -> jax.Array:
 
 
 class Mlp(nn.Module):
-  """The feed-forward layer: two projections, the first with a gate where it is gated."""
+  """The feed-forward layer: an up projection (gated for some activations) and a down projection."""
 
   config: configs.TransformerConfig
 

@@ -1,15 +1,15 @@
 """Low-rank adapters: y = x W + (α / r) (x A) B, with W frozen and A, B trained.
 
-Parameters are {'base': the model's own tree, 'adapters': {...}}. The adapters are nested as the
-base is, with {'lora_a', 'lora_b'} where a kernel stands there:
+Parameters are {'base': the model's own tree, 'adapters': {...}}. The adapters are nested like the
+base, with {'lora_a', 'lora_b'} in place of a kernel:
 
   layers/attention/query: lora_a [N, in, r], lora_b [N, r, out] for a kernel [N, in, out];
   head: lora_a [r, D], lora_b [V, r] for a kernel [V, D].
 
-The layers add the low-rank product to their own, so that no merged weight is made; only a head,
-which is handed out as one kernel, is the sum of both, and its gradient as large. A head that is
-tied to the embedding can have an adapter, which the embedding does not see. What else is trained
-beside adapters (norms, embeddings, a value head) is a matter of the optimizer's `trainable`.
+The layers add the low-rank product to their own output, so that no merged weight is stored. A head
+is the exception: it is returned as one kernel, the sum of both, and its gradient is as large. A
+head that is tied to the embedding can have an adapter, which the embedding does not use. The
+optimizer's `trainable` decides what else is trained (norms, embeddings, a value head).
 
 References:
   Hu et al., 2021, LoRA, arXiv 2106.09685.
@@ -27,22 +27,22 @@ import jax.numpy as jnp
 
 from jaxrl_llm.types import Array, ModelFns, Params
 
-# What `optim.make_optimizer` trains.
+# The parameters for `optim.make_optimizer` to train.
 TRAINABLE = 'adapters/.*'
 
 
 @dataclasses.dataclass
 class LoraConfig:
-  """Which kernels carry adapters, and how large these are.
+  """Kernels with adapters, and the rank and scale of the adapters.
 
   The defaults of `alpha` and `targets` are LongLoRA's (Chen et al., 2023, arXiv 2309.12307), which
-  goes with rank 8.
+  uses rank 8.
 
   Attributes:
-    rank: r, columns of A; 0 is off, no adapters at all.
+    rank: r, columns of A; 0 is off, without adapters.
     alpha: α; the product A B is multiplied by α / r.
-    targets: a regular expression over the paths of layers, without their `kernel`; whole names
-      at a path's end, so that 'attention/(query|value)', 'mlp/.*' and 'head' all are patterns.
+    targets: regular expression for the paths of layers, without `kernel`. It matches whole names
+      at the end of a path, such as 'attention/(query|value)', 'mlp/.*' and 'head'.
   """
 
   rank: int = 0
@@ -50,10 +50,10 @@ class LoraConfig:
   targets: str = 'attention/(query|key|value|output)'
 
   def validate(self, prefix: str = 'config.lora') -> None:
-    """Raises ValueError with one line if a field is out of range or would be ignored.
+    """Raises a one-line ValueError if a field is out of range or would be ignored.
 
     Args:
-      prefix: where this config stands, for the message.
+      prefix: path of this config, for the message.
     """
     def require(condition: bool, field: str, rule: str) -> None:
       if not condition:
@@ -70,21 +70,21 @@ class LoraConfig:
 
 
 def make(model: ModelFns, config: LoraConfig) -> ModelFns:
-  """The model with adapters.
+  """Adds adapters to a model.
 
-  At the start B = 0, so that its outputs are the base's.
+  B = 0 initially, so that the outputs are those of the base.
 
   Args:
-    model: the base.
-    config: the adapters; with rank 0 the model itself comes back.
+    model: the base model.
+    config: adapter config; with rank 0 the model itself is returned.
 
   Returns:
     ModelFns on {'base', 'adapters'}.
 
   Raises:
-    ValueError: a field is out of range. `init`: the targets match no layer.
+    ValueError: a field is out of range; from `init`, the targets match no layer.
   """
-  config = dataclasses.replace(config)  # The caller's is mutable.
+  config = dataclasses.replace(config)  # The caller's config is mutable.
   config.validate()
   if not config.rank:
     return model
@@ -100,21 +100,21 @@ def make(model: ModelFns, config: LoraConfig) -> ModelFns:
 
 
 def init_adapters(config: LoraConfig, base: Params, key: Array) -> Params:
-  """Draws adapters for a base, such as one that was loaded.
+  """Draws adapters for a base model, such as one loaded from a checkpoint.
 
-  A is uniform in ±1/√in, which is what PEFT draws (Kaiming's with a = √5); B is 0. Both are
-  float32, whatever the base is. The draw for one layer does not depend on which others have one.
+  A is uniform in ±1/√in, as in PEFT (Kaiming initialisation with a = √5); B is 0. Both are
+  float32 for any dtype of the base. The draw for one layer does not depend on the other targets.
 
   Args:
-    config: valid, of a rank above 0.
+    config: valid adapter config with rank above 0.
     base: the model's parameters, as arrays or `jax.ShapeDtypeStruct`s.
-    key: a key; that of the base's own initialisation will do.
+    key: PRNG key; may be the key that initialised the base.
 
   Returns:
-    The adapters, nested as `base`.
+    The adapters, nested like `base`.
 
   Raises:
-    ValueError: the targets match no layer; the message lists those that there are.
+    ValueError: the targets match no layer; the message lists the layers of the model.
   """
   layers = dict(_layers(base))
   pattern = re.compile(rf'(?:^|.*/)(?:{config.targets})$')
@@ -124,6 +124,7 @@ def init_adapters(config: LoraConfig, base: Params, key: Array) -> Params:
         f'targets matches no layer, got {config.targets!r}; there are '
         f'{", ".join("/".join(path) for path in layers)} (config.lora.targets)'
     )
+
   adapters: dict[str, Any] = {}
   for path, shape in targets.items():
     own_key = jax.random.fold_in(key, zlib.crc32('/'.join(('adapters', *path)).encode()))
@@ -131,21 +132,22 @@ def init_adapters(config: LoraConfig, base: Params, key: Array) -> Params:
     for name in path:
       node = node.setdefault(name, {})
     node.update(_draw(own_key, shape, config.rank))
+
   return adapters
 
 
 def attach(params: Params, config: LoraConfig) -> Params:
-  """The base with each adapter beside its kernel, B times α / r: what the layers read.
+  """Puts each adapter next to its kernel, where the layers read it, with B times α / r.
 
   Args:
     params: {'base', 'adapters'}.
-    config: of the adapters.
+    config: adapter config.
 
   Returns:
     A tree for the base model's `apply`.
 
   Raises:
-    ValueError: an adapter whose layer the base does not have.
+    ValueError: there is an adapter for a layer that the base does not have.
   """
   tree = params['base']
   for path, adapter, _ in _adapted(params['base'], params['adapters']):
@@ -155,7 +157,7 @@ def attach(params: Params, config: LoraConfig) -> Params:
 
 
 def without_adapters(params: Params) -> Params:
-  """The same network with its adapters off, as a reference policy: no array is copied.
+  """Turns the adapters off, for a reference policy; copies no array.
 
   Args:
     params: {'base', 'adapters'}.
@@ -167,14 +169,14 @@ def without_adapters(params: Params) -> Params:
 
 
 def merge(params: Params, config: LoraConfig) -> Params:
-  """One weight in place of two: W + (α / r) A B.
+  """Merges adapters into their kernels: W + (α / r) A B.
 
   Args:
     params: {'base', 'adapters'}.
-    config: of the adapters.
+    config: adapter config.
 
   Returns:
-    A tree for the base model, each kernel in the dtype that it had.
+    A tree for the base model; the dtype of each kernel is unchanged.
 
   Raises:
     ValueError: a head that is tied to the embedding has an adapter.
@@ -186,21 +188,21 @@ def unmerge(merged: Params, adapters: Params, config: LoraConfig) -> Params:
   """The inverse of `merge`, up to rounding.
 
   Args:
-    merged: what `merge` gave.
-    adapters: those that were merged.
-    config: of the adapters.
+    merged: tree returned by `merge`.
+    adapters: the adapters that were merged.
+    config: adapter config.
 
   Returns:
     {'base', 'adapters'}.
 
   Raises:
-    ValueError: as `merge`.
+    ValueError: see `merge`.
   """
   return {'base': _add(merged, adapters, -_scale(config)), 'adapters': adapters}
 
 
 def _add(base: Params, adapters: Params, scale: float) -> Params:
-  """The base with kernels W + scale · A B, added up in float32."""
+  """Returns the base with kernels W + scale · A B, summed in float32."""
   for path, adapter, kernel in _adapted(base, adapters):
     if kernel is None:
       raise ValueError(
@@ -221,7 +223,7 @@ def _scale(config: LoraConfig) -> float:
 
 
 def _draw(key: Array, shape: tuple[int, ...], rank: int) -> dict[str, Array]:
-  """A and B for a kernel [N, in, out], or for a head's [V, D]."""
+  """Draws A and B for a kernel [N, in, out], or for the kernel of a head, [V, D]."""
   if len(shape) == 2:
     rows, width = shape
     a, b, inputs = (rank, width), (rows, rank), width
@@ -236,7 +238,7 @@ def _draw(key: Array, shape: tuple[int, ...], rank: int) -> dict[str, Array]:
 
 
 def _layers(base: Params) -> Iterator[tuple[tuple[str, ...], tuple[int, ...]]]:
-  """Path and kernel's shape of every layer that can carry an adapter."""
+  """Yields the path and kernel shape of every layer that can have an adapter."""
   for path, leaf in jax.tree_util.tree_leaves_with_path(base):
     names = tuple(entry.key for entry in path)
     if names[0] in ('layers', 'last_layers') and names[-1] == 'kernel':
@@ -244,12 +246,12 @@ def _layers(base: Params) -> Iterator[tuple[tuple[str, ...], tuple[int, ...]]]:
   if 'head' in base:
     yield ('head',), base['head']['kernel'].shape
   elif 'final_norm' in base and not {'value_head', 'q_head'} & base.keys():
-    # A policy whose head is the embedding.
+    # A policy whose head is tied to the embedding.
     yield ('head',), base['embedder']['embedding'].shape
 
 
 def _adapted(base: Params, adapters: Params) -> Iterator[tuple[tuple[str, ...], dict, Any]]:
-  """(path, {'lora_a', 'lora_b'}, the base's kernel) of every adapter; None for a tied head's."""
+  """Yields (path, {'lora_a', 'lora_b'}, base kernel or None for a tied head) of each adapter."""
   layers = dict(_layers(base))
   leaves = jax.tree_util.tree_leaves_with_path(adapters)
   for path in dict.fromkeys(tuple(entry.key for entry in path[:-1]) for path, _ in leaves):
@@ -259,14 +261,14 @@ def _adapted(base: Params, adapters: Params) -> Iterator[tuple[tuple[str, ...], 
 
 
 def _at(tree: Params, path: tuple[str, ...]) -> dict:
-  """The dict at a path; {} where there is none."""
+  """Returns the dict at a path, or {} if there is none."""
   for name in path:
     tree = tree.get(name, {})
   return tree
 
 
 def _put(tree: Params, path: tuple[str, ...], value: Any) -> Params:
-  """A copy of the tree with `value` at a path; everything else is shared."""
+  """Returns a copy of the tree with `value` at a path; everything else is shared."""
   if not path:
     return value
   return {**tree, path[0]: _put(tree.get(path[0], {}), path[1:], value)}

@@ -1,9 +1,9 @@
-"""Partial fine-tuning: the last blocks, the last norm and the head are trained, the rest is frozen.
+"""Partial fine-tuning: trains the last blocks, the last norm and the head, and freezes the rest.
 
-The blocks that are trained stand apart, `last_layers` [n, ...] beside `layers` [N - n, ...], so
-that nothing is kept or computed for the others: no gradient, no optimizer state, no backward pass.
-This is how REBEL (Gao et al., 2024, arXiv 2404.16767) and LangPTune (Gao et al., 2024, arXiv
-2410.18870) train their larger models, with n = 4.
+The trained blocks are stored separately, `last_layers` [n, ...] next to `layers` [N - n, ...], so
+that the frozen blocks need no gradient, no optimizer state and no backward pass.
+REBEL (Gao et al., 2024, arXiv 2404.16767) and LangPTune (Gao et al., 2024, arXiv 2410.18870)
+train their larger models this way, with n = 4.
 """
 
 import jax
@@ -13,7 +13,7 @@ from jaxrl_llm.types import ModelFns, Params
 
 _HEADS = ('head', 'value_head', 'q_head')
 
-# What `optim.make_optimizer` trains.
+# The parameters for `optim.make_optimizer` to train.
 TRAINABLE = rf'(last_layers|final_norm|{"|".join(_HEADS)})/.*'
 
 
@@ -21,8 +21,8 @@ def make(model: ModelFns, num_last: int) -> ModelFns:
   """The same network on split parameters.
 
   Args:
-    model: any of models/ that is built on the decoder trunk.
-    num_last: n, blocks that are trained; below the number of blocks.
+    model: any model from models/ that is built on the decoder trunk.
+    num_last: n, number of trained blocks; less than the total number of blocks.
 
   Returns:
     ModelFns; only `init` differs.
@@ -34,18 +34,18 @@ def make(model: ModelFns, num_last: int) -> ModelFns:
 
 
 def split(params: Params, num_last: int) -> Params:
-  """Puts the last blocks apart.
+  """Separates the last blocks.
 
   Args:
-    params: with `layers` [N, ...].
+    params: parameters with `layers` [N, ...].
     num_last: n, in [1, N - 1].
 
   Returns:
     The same parameters with `layers` [N - n, ...] and `last_layers` [n, ...].
 
   Raises:
-    ValueError: n is out of range; the blocks stand apart already; or the head is the embedding,
-      which the frozen blocks read.
+    ValueError: n is out of range; the blocks are already separate; or the head is tied to the
+      embedding, which the frozen blocks read.
   """
   if 'last_layers' in params:
     raise ValueError('the last layers of these parameters stand apart already')
@@ -54,12 +54,14 @@ def split(params: Params, num_last: int) -> Params:
         'the last layers cannot be trained with a head that is tied to the embedding, which the '
         'frozen ones read: untie it (partial.untie, tie_embeddings=False)'
     )
+
   depth = jax.tree.leaves(params['layers'])[0].shape[0]
   if not 0 < num_last < depth:
     raise ValueError(
         f'the number of last layers to train must be in [1, {depth - 1}] for a model of {depth}, '
         f'got {num_last}'
     )
+
   cut = lambda part: jax.tree.map(lambda leaf: leaf[part], params['layers'])
   return {
       **params, 'layers': cut(slice(-num_last)), 'last_layers': cut(slice(-num_last, None)),
@@ -74,15 +76,15 @@ def join(params: Params) -> Params:
 
 
 def branch(params: Params) -> Params:
-  """The part that is trained, copied: {**params, **branch} later is the network as it was.
+  """Copies the trained part: {**params, **branch} later restores the network of this moment.
 
-  A frozen reference that shares its trunk with the policy.
+  It serves as a frozen reference that shares its trunk with the policy.
 
   Args:
-    params: what `split` gave.
+    params: parameters from `split`.
 
   Returns:
-    {'last_layers', 'final_norm', the head}, arrays of their own.
+    {'last_layers', 'final_norm', the head}, as copies.
   """
   return jax.tree.map(
       jnp.copy, {name: params[name] for name in ('last_layers', 'final_norm', *_HEADS)
@@ -91,16 +93,16 @@ def branch(params: Params) -> Params:
 
 
 def untie(params: Params) -> Params:
-  """A head of its own, equal to the embedding, for a model with tie_embeddings=False.
+  """Adds a separate head, equal to the embedding, for a model with tie_embeddings=False.
 
   Args:
-    params: of a policy with tie_embeddings=True.
+    params: parameters of a policy with tie_embeddings=True.
 
   Returns:
-    The same parameters and head/kernel, a copy.
+    The same parameters plus head/kernel, a copy of the embedding.
 
   Raises:
-    ValueError: there is a head already.
+    ValueError: there is already a head.
   """
   if params.keys() & set(_HEADS):
     raise ValueError('the head of these parameters is not tied to the embedding')

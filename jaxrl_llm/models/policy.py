@@ -10,13 +10,13 @@ from jaxrl_llm.types import ModelFns
 
 
 def make(config: configs.TransformerConfig) -> ModelFns:
-  """The policy as pure functions; `apply` hands out the head for chunked use.
+  """Returns the policy as pure functions; `apply` returns the head, for chunked logits.
 
   Args:
-    config: a model whose `vocab_size` is set.
+    config: model config with `vocab_size` set.
 
   Returns:
-    ModelFns whose `apply` gives hidden [B, T, D] and a head with V rows.
+    ModelFns whose `apply` returns hidden [B, T, D] and a head with V rows.
 
   Raises:
     ValueError: a field is out of range.
@@ -34,7 +34,7 @@ def make(config: configs.TransformerConfig) -> ModelFns:
 
   def head(params):
     tied = {'kernel': params['embedder']['embedding']} if config.tie_embeddings else {}
-    # A tied head has parameters of its own where it carries an adapter.
+    # A tied head has its own parameters only if it has an adapter.
     return transformer.linear_head(config, {**tied, **params.get('head', {})})
 
   apply = functools.partial(transformer.apply_with_head, config, head)

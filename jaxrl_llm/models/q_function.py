@@ -10,13 +10,13 @@ from jaxrl_llm.types import Head, ModelFns, ModelOutput
 
 
 def make(config: configs.TransformerConfig) -> ModelFns:
-  """Q(x, ·) as pure functions: `apply` gives a head with V rows, zero at first.
+  """Returns Q(x, ·) as pure functions; its head of V rows is initialised to zero.
 
   Args:
-    config: a model whose `vocab_size` is set.
+    config: model config with `vocab_size` set.
 
   Returns:
-    ModelFns whose `apply` gives hidden [B, T, D] and a head with V rows.
+    ModelFns whose `apply` returns hidden [B, T, D] and a head with V rows.
 
   Raises:
     ValueError: a field is out of range.
@@ -37,16 +37,16 @@ def make(config: configs.TransformerConfig) -> ModelFns:
 
 
 def all_q_values(output: ModelOutput) -> jax.Array:
-  """Q of every next token, float32 [B, T, V]; for decoding, one position at a time."""
+  """Q of every next token, float32 [B, T, V]; used in decoding, one position at a time."""
   hidden = output.hidden.astype(jnp.float32)
   return jnp.einsum('btd,vd->btv', hidden, output.head.kernel) + output.head.bias
 
 
 def q_values(output: ModelOutput, tokens: jax.Array) -> jax.Array:
-  """Q of the tokens that were taken, without an array of V columns.
+  """Q of the chosen tokens, without an array of V columns.
 
   Args:
-    output: of a model from `make`, hidden [B, T, D].
+    output: output of a model from `make`, hidden [B, T, D].
     tokens: int32 [B, T]; tokens[:, t] was chosen in the state of hidden[:, t].
 
   Returns:

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 from jaxrl_llm.models import value
 from jaxrl_llm.types import ModelOutput
 
-# The network of a scalar value function; only the place where it is read differs.
+# The same network as a scalar value function; only the position that is read differs.
 make = value.make
 
 
@@ -14,8 +14,8 @@ def rewards(output: ModelOutput, valid: jax.Array) -> jax.Array:
   """The scalar at each row's last valid token.
 
   Args:
-    output: of a model from `make`, hidden [B, T, D].
-    valid: bool [B, T]; where real tokens stand. A row without any is read at its
+    output: output of a model from `make`, hidden [B, T, D].
+    valid: bool [B, T]; True at real tokens. A row without any is read at its
       last position.
 
   Returns:

@@ -1,12 +1,12 @@
-"""The decoder trunk: embedding, a scan over stacked blocks, the last norm.
+"""The decoder trunk: embedding, a scan over stacked blocks, and the final norm.
 
 Parameters are a plain dict; those of the blocks are stacked, [layers, ...]:
   embedder/embedding [V, D], embedder/position_embedding [S, D] (learned positions),
   layers/{attention_norm, attention, mlp_norm, mlp}/..., final_norm/..., and a head
   (see policy.py, value.py, q_function.py, reward.py).
-With post norms there are layers/{attention_post_norm, mlp_post_norm} besides. The last
-blocks may stand apart, in `last_layers`, stacked in the same way: then they alone can be
-trained (see partial.py).
+With post norms there are also layers/{attention_post_norm, mlp_post_norm}. The last
+blocks may be stored separately, in `last_layers`, stacked in the same way, so that only they
+are trained (see partial.py).
 """
 
 import dataclasses
@@ -48,6 +48,7 @@ class Block(nn.Module):
     else:
       x = add(x, attend(x))
       x = add(x, feed_forward(x))
+
     return layers.constrain(x, layers.ROWS, None)
 
 
@@ -67,6 +68,7 @@ def init(config: configs.TransformerConfig, key: jax.Array) -> dict:
   embedder = {'embedding': draw(embed_key, (config.vocab_size, config.width))}
   if config.positions == 'learned':
     embedder['position_embedding'] = draw(position_key, (config.max_length, config.width))
+
   layer_keys = jax.vmap(jax.random.fold_in, (None, 0))(layer_key, jnp.arange(config.num_layers))
   return {
       'embedder': embedder,
@@ -76,19 +78,19 @@ def init(config: configs.TransformerConfig, key: jax.Array) -> dict:
 
 
 def init_cache(config: configs.TransformerConfig, batch: int, slots: int):
-  """An empty KV cache.
+  """Returns an empty KV cache.
 
-  Where the scan over layers is fully unrolled the cache is a tuple of layers, so
-  that no layer is ever sliced out of (copied from) a stacked array; otherwise it
-  is stacked and travels in the scan's carry.
+  If the scan over layers is fully unrolled, the cache is a tuple of layers, so
+  that no layer is sliced out of (copied from) a stacked array. Otherwise it
+  is stacked and carried through the scan.
 
   Args:
-    config: the model.
-    batch: B rows.
-    slots: S positions.
+    config: model config.
+    batch: B, number of rows.
+    slots: S, number of positions.
 
   Returns:
-    {'key', 'value'} of [B, S, KV, h] a layer, as a tuple or stacked [layers, ...].
+    {'key', 'value'} of [B, S, KV, h] per layer, as a tuple or stacked [layers, ...].
   """
   shape = (batch, slots, config.num_kv_heads, config.head_dim)
   dtype = jnp.dtype(config.compute_dtype)
@@ -118,25 +120,26 @@ def apply(
     cache_index: jax.Array | None = None,
     segments: jax.Array | None = None,
 ):
-  """Runs the trunk; arguments as in `types.ApplyFn`.
+  """Runs the trunk; see `types.ApplyFn` for the arguments.
 
   Returns:
-    (hidden [B, T, D] after the last norm, the updated cache or None).
+    (hidden [B, T, D] after the final norm, the updated cache or None).
 
   Raises:
-    ValueError: the sequence, or the cache, is longer than the model's `max_length`, or
-      packed segments come with a cache.
+    ValueError: the sequence or the cache is longer than the model's `max_length`, or
+      packed segments are given with a cache.
   """
   b, t = tokens.shape
-  slots = valid.shape[-1]  # Those of the cache, where there is one.
+  slots = valid.shape[-1]  # The slots of the cache, if there is one.
   if slots > config.max_length:
-    # A learned position beyond the table would silently be read as its last row.
+    # A learned position beyond the table would silently read its last row.
     raise ValueError(
         f'max_length must be at least the {slots} slots of the sequence or cache, got '
         f'{config.max_length}'
     )
   if cache is not None and segments is not None:
     raise ValueError('segments must be None with a cache: a cache holds one sequence a row')
+
   x = _embed(config, params['embedder'], tokens, positions)
   rotary = _rotary(config, positions)
   first_slot = 0 if cache_index is None else cache_index
@@ -144,18 +147,20 @@ def apply(
   block = Block(config)
 
   def run_block(layer_params, x, sliding, store):
-    """`sliding` is a bool where it is the same for all layers, else a traced one."""
+    """Runs one block; `sliding` is a bool if it is equal in all layers, otherwise traced."""
     tables, window = rotary, None
     if isinstance(sliding, bool):
       window = config.sliding_window if sliding else None
     else:
       window = jnp.where(sliding, config.sliding_window, config.max_length)
+
     if config.rope_local_theta:
       local, everywhere = rotary
       if isinstance(sliding, bool):
         tables = local if sliding else everywhere
       else:
         tables = jax.tree.map(lambda x, y: jnp.where(sliding, x, y), local, everywhere)
+
     return block.apply(
         {'params': layer_params}, x, shape=(b, t), rotary=tables, valid=valid, window=window,
         segments=segments, write=lambda key, value: (*store(key, value), query_slots),
@@ -167,12 +172,13 @@ def apply(
     x, cache = _run_unrolled(config, run_block, params, x, cache, cache_index)
   else:
     x, cache = _run_stacked(config, run_block, params, x, cache, cache_index)
+
   x = layers.Norm(config).apply({'params': params['final_norm']}, x)
   return x.reshape(b, t, config.width), cache
 
 
 def _embed(config, embedder, tokens, positions):
-  """The residual stream's beginning, [B*T, D]."""
+  """Returns the input of the first block, [B*T, D]."""
   dtype = jnp.dtype(config.compute_dtype)
   x = embedder['embedding'][tokens]
   if config.positions == 'learned':
@@ -184,7 +190,7 @@ def _embed(config, embedder, tokens, positions):
 
 
 def _rotary(config, positions):
-  """The rotary tables; those of (sliding, full) layers where the two differ; or None."""
+  """Returns rotary tables, a pair for (sliding, full) layers if they differ, or None."""
   if config.positions != 'rope':
     return None
   tables = lambda local: layers.rotary_tables(
@@ -194,7 +200,7 @@ def _rotary(config, positions):
 
 
 def _stacks(config, params):
-  """The stacks of blocks in their order: (parameters, first layer, which ones slide)."""
+  """Yields (parameters, first layer, sliding flag per layer) of each stack of blocks, in order."""
   first = 0
   for name in ('layers', 'last_layers'):
     if name in params:
@@ -204,7 +210,7 @@ def _stacks(config, params):
 
 
 def _scanned(sliding):
-  """What a scan over layers goes through: nothing where all layers are of one kind."""
+  """Returns the sliding flags to scan over; None if all layers are of one kind."""
   return None if len(set(sliding)) == 1 else jnp.asarray(sliding)
 
 
@@ -225,7 +231,7 @@ def _run_without_cache(config, run_block, params, x):
 
 
 def _run_unrolled(config, run_block, params, x, cache, cache_index):
-  """Each layer's cache is an array of its own: none is copied out of a stack."""
+  """Runs the blocks with one cache array per layer, so that none is copied out of a stack."""
   new_cache = []
   for stack, first, sliding in _stacks(config, params):
     for i, is_sliding in enumerate(sliding):
@@ -243,7 +249,7 @@ def _run_unrolled(config, run_block, params, x, cache, cache_index):
 
 
 def _run_stacked(config, run_block, params, x, cache, cache_index):
-  """The stacked cache travels in the scan's carry, and is updated in place."""
+  """Runs the blocks with the stacked cache in the scan's carry, updated in place."""
   for stack, first, sliding in _stacks(config, params):
 
     def body(carry, scanned, sliding=sliding):
@@ -267,13 +273,14 @@ def _run_stacked(config, run_block, params, x, cache, cache_index):
         body, (x, cache), (stack, layer_numbers, _scanned(sliding)),
         unroll=config.scan_unroll or len(sliding),
     )
+
   return x, cache
 
 
 def apply_with_head(
     config, head, params, tokens, *, positions, valid, cache=None, cache_index=None, segments=None
 ) -> ModelOutput:
-  """`apply`, with head(params) beside the hidden states: a `types.ApplyFn`, once bound."""
+  """Runs `apply` and adds head(params); a `types.ApplyFn` once config and head are bound."""
   hidden, cache = apply(
       config, params, tokens, positions=positions, valid=valid, cache=cache,
       cache_index=cache_index, segments=segments,
@@ -282,7 +289,7 @@ def apply_with_head(
 
 
 def linear_head(config: configs.TransformerConfig, parameters: dict) -> Head:
-  """A head of {'kernel' [V, D], 'bias'?, and an adapter 'lora_a' [r, D], 'lora_b' [V, r]?}."""
+  """Builds a head from {'kernel' [V, D], 'bias'?, adapter 'lora_a' [r, D], 'lora_b' [V, r]?}."""
   kernel = parameters['kernel']
   if 'lora_a' in parameters:
     kernel = kernel + parameters['lora_b'] @ parameters['lora_a']
@@ -290,17 +297,17 @@ def linear_head(config: configs.TransformerConfig, parameters: dict) -> Head:
 
 
 def cast(config: configs.TransformerConfig, params: dict) -> dict:
-  """Freshly drawn parameters in the dtype that the config asks for."""
+  """Casts freshly drawn parameters to the config's `param_dtype`."""
   return jax.tree.map(lambda leaf: leaf.astype(jnp.dtype(config.param_dtype)), params)
 
 
 def head_key(key: jax.Array) -> jax.Array:
-  """The key from which a head is drawn, apart from all those of `init`."""
+  """PRNG key for a head, different from all keys of `init`."""
   return jax.random.fold_in(key, 4)
 
 
 def frozen_copy(config: configs.TransformerConfig) -> configs.TransformerConfig:
-  """A validated copy, so that later changes of the caller's object have no effect."""
+  """Returns a validated copy, so that later changes to the caller's object have no effect."""
   config = dataclasses.replace(config)
   config.validate()
   return config

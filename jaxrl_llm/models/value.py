@@ -10,17 +10,17 @@ from jaxrl_llm.types import Head, ModelFns, ModelOutput
 
 
 def make(config: configs.TransformerConfig, *, num_outputs: int = 1) -> ModelFns:
-  """The value function as pure functions.
+  """Returns the value function as pure functions.
 
-  The head starts at zero: before any training every state is worth 0, rather than
-  a random number that the first advantages would inherit.
+  The head starts at zero: before training every state has value 0, rather than
+  a random number that would bias the first advantages.
 
   Args:
-    config: a model whose `vocab_size` is set.
+    config: model config with `vocab_size` set.
     num_outputs: rows of the head: 1 for a scalar, more for classes or atoms.
 
   Returns:
-    ModelFns whose `apply` gives hidden [B, T, D] and a head with num_outputs rows.
+    ModelFns whose `apply` returns hidden [B, T, D] and a head with num_outputs rows.
 
   Raises:
     ValueError: a field is out of range.

@@ -1,6 +1,6 @@
-"""Advantages from rewards of a group of samples, and whitening.
+"""Advantages from the rewards of a group of samples, and whitening.
 
-The group is the last axis. Advantages are constants of the loss: no gradient passes.
+The group is the last axis. Advantages are constants in the loss: no gradient passes.
 """
 
 from typing import Literal
@@ -73,21 +73,21 @@ def grpo(
 
     A_i = (r_i − mean) / (std + ε)
 
-  A group whose rewards are all equal gets exactly 0: without care the rounding of its
-  mean, divided by ε, would be noise. A group of one has no spread; it gets mean 0 and
+  A group whose rewards are all equal gets exactly 0: otherwise the rounding error of its
+  mean, divided by ε, would be noise. A group of one has no spread; it uses mean 0 and
   std 1, as in verl. Rewards whose squares would overflow are scaled down first.
 
   Args:
     rewards: float [..., K].
-    scale: `'std'` is the unbiased one (divided by K − 1), `'population_std'` divides by
-      K, `'none'` only removes the mean (the variant of Dr. GRPO).
+    scale: `'std'` is the unbiased std (divided by K − 1), `'population_std'` divides by
+      K, `'none'` only removes the mean (as in Dr. GRPO).
     epsilon: ε, in units of reward.
 
   Returns:
     At least float32 [..., K].
 
   Raises:
-    ValueError: on another scale, or an empty group.
+    ValueError: on an unknown scale, or an empty group.
 
   References:
     Shao et al. (2024), DeepSeekMath, arXiv 2402.03300; Liu et al. (2025),
@@ -99,18 +99,20 @@ def grpo(
     raise ValueError(f"scale must be 'std', 'population_std' or 'none', got {scale!r}")
   if group < 1:
     raise ValueError(f'a group needs at least 1 sample per prompt, got {group}')
+
   rewards = _constants(rewards)
   if group == 1:
     return rewards if scale == 'none' else rewards / (1.0 + epsilon)
+
   factor = overflow.scale_for_squares(jnp.max(jnp.abs(rewards), axis=-1, keepdims=True))
   scaled = _standardise(rewards * factor, scale, epsilon * factor)
   scaled = scaled / factor if scale == 'none' else scaled
-  # Selected last, so that ordinary rewards are not even rounded differently.
+  # Selected last, so that ordinary rewards keep exactly the same rounding.
   return jnp.where(factor < 1, scaled, _standardise(rewards, scale, epsilon))
 
 
 def _standardise(rewards: Array, scale: str, epsilon: float | Array) -> Array:
-  """The advantages of `grpo` for groups of at least 2."""
+  """Advantages of `grpo` for groups of at least 2."""
   group = rewards.shape[-1]
   centred = rewards - jnp.mean(rewards, axis=-1, keepdims=True)
   tied = jnp.all(rewards == rewards[..., :1], axis=-1, keepdims=True)
@@ -129,25 +131,25 @@ def whiten(
     mean: Literal['remove', 'keep'] = 'remove',
     epsilon: float = 1e-8,
 ) -> Array:
-  """Scales what counts to unit variance.
+  """Scales the unmasked values to unit variance.
 
     'remove':  (x − μ) / √(σ² + ε)          'keep':  the same, + μ
 
-  μ and σ² are the mean and the population variance over everything that the mask
-  keeps. `'keep'` is what PPO does with rewards: their spread is normalised, their
-  level is not lost. Values whose squares would overflow are scaled down first.
+  μ and σ² are the mean and the population variance over all unmasked values. PPO uses
+  `'keep'` for rewards: it normalises their spread and preserves their level. Values
+  whose squares would overflow are scaled down first.
 
   Args:
     values: float [...].
     mask: [...] of the same shape; 1 where a value counts.
-    mean: whether the mean is left out or put back.
+    mean: 'remove' drops the mean, 'keep' adds it back.
     epsilon: ε, added to the variance.
 
   Returns:
     At least float32 [...]; 0 where the mask is 0.
 
   Raises:
-    ValueError: on another `mean`.
+    ValueError: on an unknown `mean`.
 
   References:
     Ziegler et al. (2019), released code of lm-human-preferences; Gao et al. (2024),
@@ -157,22 +159,25 @@ def whiten(
   chex.assert_type(values, float)
   if mean not in ('remove', 'keep'):
     raise ValueError(f"mean must be 'remove' or 'keep', got {mean!r}")
+
   values = _constants(values)
   factor = overflow.scale_for_squares(
       jnp.max(jnp.where(mask > 0, jnp.abs(values), 0.0), initial=0.0))
   # ε in the units of what is scaled, and never 0: values that are all equal become 0.
   scaled_epsilon = jnp.maximum(epsilon * factor * factor, jnp.finfo(values.dtype).tiny)
+
   scaled, scaled_average = _unit_variance(values * factor, mask, scaled_epsilon)
   whitened, average = _unit_variance(values, mask, epsilon)
   if mean == 'keep':
     scaled, whitened = scaled + scaled_average / factor, whitened + average
-  # Selected last, so that ordinary values are not even rounded differently.
+
+  # Selected last, so that ordinary values keep exactly the same rounding.
   whitened = jnp.where(factor < 1, scaled, whitened)
   return jnp.where(mask > 0, whitened, 0.0)
 
 
 def _unit_variance(values: Array, mask: Array, epsilon: float | Array) -> tuple[Array, Array]:
-  """(values without their mean and of unit variance where the mask counts, the mean)."""
+  """Returns the unmasked values with mean 0 and unit variance, and their mean."""
   average = masking.masked_mean(values, mask).value()
   centred = jnp.where(mask > 0, values - average, 0.0)
   variance = masking.masked_mean(jnp.square(centred), mask).value()

@@ -1,4 +1,4 @@
-"""Groups of a batch: which of them count, and pairs taken out of larger ones."""
+"""Groups of a batch: dropping invalid ones, and selecting pairs from larger ones."""
 
 import dataclasses
 
@@ -9,22 +9,22 @@ import jax.numpy as jnp
 from jaxrl_llm.rl import masking
 from jaxrl_llm.types import Array, Batch, Rollouts, WeightedMean
 
-SENTINEL = -99_999.0  # What released code writes where a reward model failed.
+SENTINEL = -99_999.0  # Written by released code where a reward model failed.
 
 
 def drop_invalid(batch: Batch) -> tuple[Batch, WeightedMean]:
-  """Takes out the prompts with a reward that is no number.
+  """Drops the prompts that have an invalid reward.
 
   A prompt counts if its weight is positive and all of its rewards are finite and above the
-  sentinel −99,999. In any other one the mask, the rewards, the reference and the algorithm's own
-  numbers become 0 before anything is computed with them: 0 · NaN would reach the gradient.
-  A group is dropped whole: a baseline of what is left of it would be another baseline.
+  sentinel −99,999. For all others the mask, the rewards, the reference log-probs and `aux` become
+  0 before anything is computed with them: 0 · NaN would reach the gradient. A group is dropped
+  as a whole: a baseline over the rest of it would be a different baseline.
 
   Args:
     batch: rewards [P, K] (or [P, K, ...]).
 
   Returns:
-    The batch with such rows at weight 0, and the fraction of real prompts dropped.
+    The batch with the dropped rows at weight 0, and the fraction of real prompts dropped.
   """
   chex.assert_equal_shape_prefix([batch.rewards, batch.weight], 1)
   real = batch.weight > 0
@@ -37,10 +37,12 @@ def drop_invalid(batch: Batch) -> tuple[Batch, WeightedMean]:
   rollouts = dataclasses.replace(
       batch.rollouts, mask=keep(batch.rollouts.mask), log_probs=keep(batch.rollouts.log_probs)
   )
+
   dropped = WeightedMean(
       jnp.sum(jnp.where(real & ~counts, batch.weight, 0.0)),
       jnp.sum(jnp.where(real, batch.weight, 0.0)),
   )
+
   return dataclasses.replace(
       batch, rollouts=rollouts, rewards=keep(batch.rewards), weight=keep(batch.weight),
       reference_log_probs=jax.tree.map(keep, batch.reference_log_probs),
@@ -49,16 +51,16 @@ def drop_invalid(batch: Batch) -> tuple[Batch, WeightedMean]:
 
 
 def best_and_worst(batch: Batch) -> Batch:
-  """The sample with the largest and the one with the smallest reward of each prompt, in this order.
+  """Selects the samples with the largest and the smallest reward of each prompt, in this order.
 
-  Of equal rewards the first sample is the best and the last one the worst, so that two different
-  samples are taken whenever K ≥ 2.
+  Ties go to the first sample for the best and to the last one for the worst, so that the two
+  samples always differ.
 
   Args:
-    batch: K ≥ 2 samples a prompt, rewards [P, K].
+    batch: K ≥ 2 samples per prompt, rewards [P, K].
 
   Returns:
-    The batch with K = 2; `aux` as it is.
+    The batch with K = 2; `aux` is unchanged.
 
   Raises:
     ValueError: if a prompt has fewer than 2 samples.
@@ -67,9 +69,11 @@ def best_and_worst(batch: Batch) -> Batch:
   group = batch.rewards.shape[1]
   if group < 2:
     raise ValueError(f'a pair needs at least 2 samples per prompt, got {group}')
+
   best = jnp.argmax(batch.rewards, axis=1)
   worst = group - 1 - jnp.argmin(batch.rewards[:, ::-1], axis=1)
   chosen = jnp.stack([best, worst], axis=1)
+
   take = lambda leaf: jnp.take_along_axis(
       leaf, chosen.reshape(chosen.shape + (1,) * (leaf.ndim - 2)), axis=1)
   rollouts = dataclasses.replace(batch.rollouts, **{
@@ -85,16 +89,17 @@ def best_and_worst(batch: Batch) -> Batch:
 def sampler_gap(log_probs: Array, rollouts: Rollouts, weight: Array) -> WeightedMean:
   """Mean |ln π_trainer − ln π_sampler| of a sampled token, nats.
 
-  What the two compute should agree; where it does not, the ratio to the policy that sampled is
-  wrong. Tokens that were not sampled here (log-prob NaN: offline data) have no part.
+  The two should agree; where they do not, the ratio to the policy that sampled is wrong.
+  Tokens that were not sampled here (log-prob NaN: offline data) are excluded.
 
   Args:
-    log_probs: float [P, K, T] under the parameters that sampled, by the training forward pass.
-    rollouts: the samples with their own log-probs.
+    log_probs: float [P, K, T]; computed by the training forward pass under the parameters that
+      sampled.
+    rollouts: the samples with the sampler's log-probs.
     weight: float [P].
 
   Returns:
-    A `WeightedMean` over tokens; of weight 0 if none of their log-probs is known.
+    A `WeightedMean` over tokens; its weight is 0 if none of the sampler's log-probs is known.
   """
   chex.assert_equal_shape([log_probs, rollouts.log_probs, rollouts.mask])
   known = jnp.isfinite(rollouts.log_probs)

@@ -1,6 +1,6 @@
 """KL divergences: estimates from samples, and exact sums over the vocabulary.
 
-Everything is KL(p ‖ q) with samples from p: for RL, p is the policy, q the reference,
+All are KL(p ‖ q) with samples from p: in RL, p is the policy, q the reference,
 and `log_ratio` = ln p − ln q at a sampled token.
 """
 
@@ -14,11 +14,11 @@ from jaxrl_llm.types import Array
 
 
 def k1(log_ratio: Array) -> Array:
-  """The plain estimate of KL(p ‖ q) from y ~ p.
+  """Plain estimate of KL(p ‖ q) from y ~ p.
 
     k₁ = ln p(y) − ln q(y),    E_p k₁ = KL(p ‖ q)
 
-  Unbiased, of either sign. As a loss it is useless: E_p ∇k₁ = 0.
+  Unbiased; may be negative. Useless as a loss: E_p ∇k₁ = 0.
 
   Args:
     log_ratio: float [...], nats.
@@ -34,12 +34,12 @@ def k1(log_ratio: Array) -> Array:
 
 
 def k2(log_ratio: Array) -> Array:
-  """The squared estimate of KL(p ‖ q) from y ~ p.
+  """Squared estimate of KL(p ‖ q) from y ~ p.
 
     k₂ = ½ (ln p(y) − ln q(y))²,    E_p ∇k₂ = ∇KL(p ‖ q)
 
-  Its value is biased, of third order in p − q. Its gradient with respect to p, samples
-  held fixed, is unbiased: the one to use as a loss.
+  Its value has a bias of third order in p − q. Its gradient with respect to p, with the
+  samples fixed, is unbiased: use this one as a loss.
 
   Args:
     log_ratio: float [...], nats.
@@ -55,16 +55,16 @@ def k2(log_ratio: Array) -> Array:
 
 
 def k3(log_ratio: Array) -> Array:
-  """The corrected estimate of KL(p ‖ q) from y ~ p.
+  """Corrected estimate of KL(p ‖ q) from y ~ p.
 
     k₃ = q(y)/p(y) − 1 + ln p(y) − ln q(y),    E_p k₃ = KL(p ‖ q)
 
-  Unbiased where p covers q, never negative. Its gradient, samples held fixed, is that
-  of the other direction, E_p ∇k₃ = ∇KL(q ‖ p): know this before it goes into a loss.
+  Unbiased where p covers q; never negative. Beware of it as a loss: its gradient, with the
+  samples fixed, is that of the other direction, E_p ∇k₃ = ∇KL(q ‖ p).
 
   It grows like q/p: value and gradient are exact down to a log-ratio of −88 in float32, beyond
-  which q/p would overflow. There both stay what they are at −88, about 1.7e38 and −1.7e38: large,
-  finite, and pulling the right way.
+  which q/p would overflow. Below that both keep their values at −88, about 1.7e38 and −1.7e38:
+  large, finite, and pulling the right way.
 
   Args:
     log_ratio: float [...], nats.
@@ -86,8 +86,8 @@ def exact_kl(logits_p: Array, logits_q: Array) -> Array:
 
     KL(p ‖ q) = Σ_v p_v (ln p_v − ln q_v)
 
-  A logit of −inf is a token of probability 0: it adds nothing where p excludes it,
-  and the result is +inf where only q does.
+  A logit of −inf means probability 0: a token that p excludes adds nothing, and one
+  that only q excludes makes the result +inf.
 
   Args:
     logits_p: float [..., V].
@@ -115,12 +115,12 @@ def token_kl(
     temperature: float = 1.0,
     chunk_size: int = log_probs.DEFAULT_CHUNK_SIZE,
 ) -> Array:
-  """Exact KL(p_t ‖ q_t) at each position of two networks, a chunk of logits at a time.
+  """Exact KL(p_t ‖ q_t) of two networks at each position, one chunk of logits at a time.
 
     KL_t = Σ_v p_{t,v} (ln p_{t,v} − ln q_{t,v}),    p_t = softmax(W_p h_t^p / τ)
 
-  Summed along responses sampled from p its mean estimates the KL of whole responses,
-  with less variance than log-ratios. A measurement: no gradient passes.
+  Its sum over a response, averaged over responses sampled from p, estimates the KL of whole
+  responses with less variance than log-ratios. For metrics only: no gradient passes.
 
   Args:
     hidden_p: float [B, T, D_p].
@@ -128,7 +128,7 @@ def token_kl(
     hidden_q: float [B, T, D_q].
     head_q: kernel [V, D_q], bias [V] or None.
     temperature: τ of both, a positive number (static).
-    chunk_size: tokens of a row in one chunk; 0 for all of them at once.
+    chunk_size: tokens per row in one chunk; 0 for all of them at once.
 
   Returns:
     At least float32 [B, T], nats.
@@ -160,11 +160,11 @@ def sequence_kl(values: Array, mask: Array) -> Array:
     KL(response) = Σ_t m_t KL_t
 
   Args:
-    values: float [..., T], nats a token, exact or estimated.
+    values: float [..., T], nats per token, exact or estimated.
     mask: [..., T]; 1 where the policy chose the token.
 
   Returns:
-    At least float32 [...], nats a response.
+    At least float32 [...], nats per response.
   """
   chex.assert_equal_shape([values, mask])
   chex.assert_type(values, float)

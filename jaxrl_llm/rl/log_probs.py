@@ -1,10 +1,10 @@
-"""The one log-prob function, through a head that is chunked along T.
+"""The single implementation of log-probs, through a head that is chunked along T.
 
-Sampler, old policy, reference and trainer all come here, temperature included, so
-that a ratio of two of them is 1 where it has to be: to 1e-5 in float32, and in bfloat16
-because models round where their dtypes say so (models/layers.py). Logits exist for one chunk at a
-time: the gradient is our own and computes a chunk's logits again instead of keeping
-them, so that neither pass holds an array of [B, T, V].
+Sampler, old policy, reference and trainer all use it, temperature included, so that
+the ratio of two of them is 1 where it should be: to 1e-5 in float32, and in bfloat16
+because models round where their dtypes say so (models/layers.py). Logits exist for one
+chunk at a time: the custom gradient recomputes a chunk's logits instead of storing them,
+so that neither pass holds an array of [B, T, V].
 """
 
 import functools
@@ -19,13 +19,13 @@ from jaxrl_llm import types
 from jaxrl_llm.rl import masking
 from jaxrl_llm.types import Array
 
-# Tokens of a row in one chunk: [B * 128, V] logits are large enough to keep a matmul
-# unit busy and small beside the activations of the trunk.
+# Tokens per row in one chunk: [B * 128, V] logits are large enough to keep a matmul
+# unit busy and small compared to the activations of the trunk.
 DEFAULT_CHUNK_SIZE = 128
 
 
 class _Settings(NamedTuple):
-  """What is static in the chunked head."""
+  """Static arguments of the chunked head."""
 
   temperature: float
   chunk_size: int
@@ -42,29 +42,31 @@ def scan_chunks(
 ) -> tuple[Any, Any]:
   """Runs `function` over chunks of the T axis, one after the other.
 
-  The chunks are of equal length, at most `chunk_size`; where they do not fill up T
-  exactly, the last one is padded with zeros and the padding of its outputs dropped.
+  The chunks have equal length, at most `chunk_size`. If they do not divide T exactly,
+  the last one is padded with zeros and the padding of its outputs is dropped.
   What `function` adds to the carry must be 0 for padding.
 
   Args:
     function: (carry, arrays [B, c, ...]) -> (carry, outputs [B, c, ...]).
     carry: the initial carry.
     arrays: a pytree of arrays [B, T, ...].
-    chunk_size: the largest chunk; 0, or anything from T on, means one chunk, no scan.
+    chunk_size: the largest chunk; 0, or T and above, means one chunk without a scan.
 
   Returns:
-    (the last carry, outputs [B, T, ...]).
+    (the final carry, outputs [B, T, ...]).
 
   Raises:
     ValueError: if `chunk_size` is negative.
   """
   if chunk_size < 0:
     raise ValueError(f'chunk_size must be 0 (one chunk) or positive, got {chunk_size}')
+
   leaves = jax.tree.leaves(arrays)
   chex.assert_equal_shape_prefix(leaves, 2)
   rows, steps = leaves[0].shape[:2]
   if chunk_size == 0 or chunk_size >= steps:
     return function(carry, arrays)
+
   num_chunks = -(-steps // chunk_size)
   size = -(-steps // num_chunks)
 
@@ -83,7 +85,7 @@ def scan_chunks(
 
 
 def _rounded(kernel: Array, dtype: jnp.dtype) -> Array:
-  """The kernel in the dtype of the products; XLA might skip the rounding of a plain cast."""
+  """Kernel in the dtype of the products; XLA might skip the rounding of a plain cast."""
   if jnp.finfo(dtype).bits >= jnp.finfo(kernel.dtype).bits:
     return kernel.astype(dtype)
   info = jnp.finfo(dtype)
@@ -95,8 +97,8 @@ def head_logits(hidden: Array, head: types.Head, *, temperature: float = 1.0) ->
 
     z = cap(W h + b) / τ,    cap(z) = c tanh(z / c) where the head has a soft cap c
 
-  The product runs in the dtype of `hidden` (bfloat16 on accelerators) and is summed
-  in float32; everything behind it is float32.
+  The product runs in the dtype of `hidden` (bfloat16 on accelerators) and is accumulated
+  in float32; everything after it is float32.
 
   Args:
     hidden: float [..., D].
@@ -110,6 +112,7 @@ def head_logits(hidden: Array, head: types.Head, *, temperature: float = 1.0) ->
   chex.assert_rank(head.kernel, 2)
   chex.assert_axis_dimension(head.kernel, 1, hidden.shape[-1])
   masking.check_positive('temperature', temperature)
+
   dtype = jnp.promote_types(hidden.dtype, jnp.float32)
   logits = jnp.einsum('...d,vd->...v', hidden, _rounded(head.kernel, hidden.dtype),
                       preferred_element_type=dtype)
@@ -122,14 +125,14 @@ def head_logits(hidden: Array, head: types.Head, *, temperature: float = 1.0) ->
 
 
 def log_probs_from_logits(logits: Array, tokens: Array, *, temperature: float = 1.0) -> Array:
-  """Log-probs of tokens from logits that are already there.
+  """Log-probs of tokens from given logits.
 
     ln π(y) = z_y/τ − ln Σ_v exp(z_v/τ)
 
-  For samplers, which have the logits of one position in hand. Agrees with
-  `token_log_probs`, which is what trains. A logit of −inf is a token that cannot be
-  chosen. An id outside of the vocabulary gives NaN: a mask hides it, and without one
-  it is seen.
+  For samplers, which already hold the logits of one position. Agrees with
+  `token_log_probs`, which the trainer uses. A logit of −inf marks a token that cannot
+  be chosen. An id outside the vocabulary gives NaN: a mask hides it, and without a mask
+  it shows.
 
   Args:
     logits: float [..., V].
@@ -149,14 +152,14 @@ def log_probs_from_logits(logits: Array, tokens: Array, *, temperature: float = 
 
 
 def _chosen(logits: Array, tokens: Array) -> Array:
-  """The logit of each token; NaN where the id does not exist."""
+  """Logit of each token; NaN where the id does not exist."""
   exists = (tokens >= 0) & (tokens < logits.shape[-1])
   chosen = jnp.take_along_axis(logits, tokens[..., None], axis=-1, mode='clip')[..., 0]
   return jnp.where(exists, chosen, jnp.nan)
 
 
 def _entropy(logits: Array, log_normaliser: Array) -> Array:
-  """H = −Σ p ln p, where p ln p is 0 at p = 0 and so at a logit of −inf."""
+  """H = −Σ p ln p, with p ln p = 0 at p = 0, so also at a logit of −inf."""
   log_probs = logits - log_normaliser[..., None]
   return -jnp.sum(jnp.where(log_probs > -jnp.inf, jnp.exp(log_probs) * log_probs, 0.0), axis=-1)
 
@@ -198,7 +201,7 @@ def _logits_gradient(settings, logits, targets, log_normaliser, entropy, cotange
   log_probs_cotangent, entropy_cotangent = cotangents
   log_probs = logits - log_normaliser[:, None]
   probs = jnp.exp(log_probs)
-  # Comparing with an iota fuses into the loop over V, which a scatter would not.
+  # A comparison with an iota fuses into the loop over V; a scatter would not.
   chosen = jax.lax.broadcasted_iota(targets.dtype, logits.shape, 1) == targets[:, None]
   gradient = (jnp.where(chosen, 1.0, 0.0) - probs) * log_probs_cotangent[:, None]
   if settings.with_entropy:
@@ -220,20 +223,23 @@ def _chunked_head_backward(settings, residuals, cotangents):
     rows, size, width = hidden.shape
     flatten = functools.partial(jax.tree.map, lambda x: x.reshape(-1))
     cotangents = flatten(cotangents)
-    # A token that the loss does not look at has no part, not even if its hidden state is
-    # NaN: 0 * NaN would reach the gradient of the kernel.
+    # Tokens that the loss ignores are zeroed, in case their hidden state is NaN:
+    # 0 * NaN would reach the gradient of the kernel.
     counts = functools.reduce(jnp.logical_or, [g != 0 for g in jax.tree.leaves(cotangents)])
     flat = jnp.where(counts[:, None], hidden.reshape(rows * size, width), 0)
+
     logits = head_logits(flat, head, temperature=settings.temperature)
     gradient = _logits_gradient(
         settings, logits, *flatten((targets, log_normaliser, entropy)), cotangents)
     gradient = jnp.where(counts[:, None], gradient, 0.0)
+
     kernel_sum, bias_sum = carry
     if bias is not None:
       bias_sum = bias_sum + jnp.sum(gradient, axis=0)
     gradient = gradient.astype(compute)
     kernel_sum = kernel_sum + jnp.einsum(
         'nv,nd->vd', gradient, flat, preferred_element_type=wide)
+
     hidden_gradient = jnp.einsum('nv,vd->nd', gradient, head.kernel, preferred_element_type=wide)
     return (kernel_sum, bias_sum), hidden_gradient.astype(compute).reshape(rows, size, width)
 
@@ -267,17 +273,17 @@ def token_log_probs(
 
     ln π(y_t) = z_{t,y_t} − ln Σ_v exp(z_{t,v}),    z_t = (W h_t + b) / τ
 
-  The temperature is the one that sampled: scoring at another breaks ratio = 1.
-  `hidden[:, t]` must be what predicts `targets[:, t]`; see `response_log_probs` for
-  that shift. The gradient reaches hidden, kernel and bias. Differentiable once, in
+  Use the sampling temperature: scoring at another one breaks ratio = 1.
+  `hidden[:, t]` must predict `targets[:, t]`; see `response_log_probs` for
+  that shift. Gradients flow to hidden, kernel and bias. Differentiable once, in
   reverse mode.
 
   Args:
-    hidden: float [B, T, D], any float dtype; the logits are float32 all the same.
+    hidden: float [B, T, D], any float dtype; the logits are float32 in any case.
     head: kernel [V, D], bias [V] or None.
-    targets: integer [B, T]. An id outside of the vocabulary gives NaN, to be masked.
+    targets: integer [B, T]. An id outside the vocabulary gives NaN, to be masked.
     temperature: τ, a positive number (static).
-    chunk_size: tokens of a row in one chunk; 0 for all of them at once.
+    chunk_size: tokens per row in one chunk; 0 for all of them at once.
 
   Returns:
     At least float32 [B, T], nats.
@@ -299,18 +305,18 @@ def token_log_probs_and_entropy(
     temperature: float = 1.0,
     chunk_size: int = DEFAULT_CHUNK_SIZE,
 ) -> tuple[Array, Array]:
-  """`token_log_probs`, and the entropy of each position's distribution.
+  """`token_log_probs`, and the entropy of the distribution at each position.
 
     H_t = −Σ_v p_{t,v} ln p_{t,v},    p_t = softmax(z_t)
 
-  Both carry gradients. The entropy costs one more pass over each chunk's logits.
+  Both are differentiable. The entropy costs one more pass over each chunk's logits.
 
   Args:
     hidden: float [B, T, D].
     head: kernel [V, D], bias [V] or None.
     targets: integer [B, T].
     temperature: τ, a positive number (static); the entropy is at τ too.
-    chunk_size: tokens of a row in one chunk; 0 for all of them at once.
+    chunk_size: tokens per row in one chunk; 0 for all of them at once.
 
   Returns:
     (log-probs, entropy), each at least float32 [B, T], nats.
@@ -344,15 +350,15 @@ def response_log_probs(
 ) -> Array:
   """Log-probs of the responses, from hidden states over prompts and responses.
 
-  The shift stands here and nowhere else: slot L − 1 + t predicts response token t,
-  so that slots L − 1 to L + T − 2 are read and the head sees no prompt.
+  This is the only place that applies the shift: slot L − 1 + t predicts response token
+  t, so that slots L − 1 to L + T − 2 are read and the head skips the prompt.
 
   Args:
     hidden: float [B, L + T, D] over `masking.concatenate_prompt_response(rollouts)`.
     head: the output head.
     rollouts: the samples, B = P·K.
     temperature: the sampling temperature (static).
-    chunk_size: tokens of a row in one chunk; 0 for all of them at once.
+    chunk_size: tokens per row in one chunk; 0 for all of them at once.
 
   Returns:
     At least float32 [P, K, T], nats; 0 where `rollouts.mask` is 0.
@@ -370,14 +376,14 @@ def response_log_probs_and_entropy(
     temperature: float = 1.0,
     chunk_size: int = DEFAULT_CHUNK_SIZE,
 ) -> tuple[Array, Array]:
-  """`response_log_probs` with the entropy of each position beside it.
+  """`response_log_probs`, and the entropy at each position.
 
   Args:
     hidden: float [B, L + T, D] over `masking.concatenate_prompt_response(rollouts)`.
     head: the output head.
     rollouts: the samples, B = P·K.
     temperature: the sampling temperature (static).
-    chunk_size: tokens of a row in one chunk; 0 for all of them at once.
+    chunk_size: tokens per row in one chunk; 0 for all of them at once.
 
   Returns:
     (log-probs, entropy), each at least float32 [P, K, T], nats; 0 where
@@ -400,7 +406,7 @@ def cross_entropy(
     temperature: float = 1.0,
     chunk_size: int = DEFAULT_CHUNK_SIZE,
 ) -> types.WeightedMean:
-  """Cross-entropy of supervised fine-tuning: a mean over all tokens that count.
+  """Cross-entropy of supervised fine-tuning: a mean over all unmasked tokens.
 
     −( Σ m_t ln π(y_t) ) / Σ m_t,    both sums over the whole batch
 
@@ -410,10 +416,10 @@ def cross_entropy(
     targets: integer [B, T].
     mask: [B, T]; 1 (or a weight) where a token counts.
     temperature: 1 for a likelihood.
-    chunk_size: tokens of a row in one chunk; 0 for all of them at once.
+    chunk_size: tokens per row in one chunk; 0 for all of them at once.
 
   Returns:
-    A `types.WeightedMean`, nats a token; divide once, after all micro-batches.
+    A `types.WeightedMean`, nats per token; divide once, after all micro-batches.
   """
   chex.assert_equal_shape([targets, mask])
   values = token_log_probs(hidden, head, targets, temperature=temperature, chunk_size=chunk_size)

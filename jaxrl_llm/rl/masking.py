@@ -1,4 +1,4 @@
-"""Which slots of a response count, and sums and means that other slots cannot reach.
+"""Response masks, and sums and means that masked slots cannot affect.
 
 A response ends at the *position* of its first stop id. Nothing here compares a
 token with a padding id, so that padding may share its id with a stop token.
@@ -17,7 +17,7 @@ from jaxrl_llm.types import Array
 
 
 class ResponseMask(NamedTuple):
-  """Where responses end.
+  """Mask, length and end of each response.
 
   Attributes:
     mask: float32 [..., T]; 1 up to and including the first stop id.
@@ -36,7 +36,7 @@ class Sequences(NamedTuple):
   Attributes:
     tokens: int32 [B, L + T].
     positions: int32 [B, L + T]; 0 at the first real token of a row.
-    valid: bool [B, L + T]; False on padding, which nothing may attend to.
+    valid: bool [B, L + T]; False on padding, which must not be attended to.
   """
 
   tokens: Array
@@ -49,8 +49,8 @@ def response_mask(tokens: Array, stop_ids: tuple[int, ...]) -> ResponseMask:
 
     n = 1 + min{t : y_t ∈ stop ids}, or T where there is none;    mask_t = 1[t < n]
 
-  The stop token is part of the action, and so of the mask. What stands behind it
-  does not matter, more stop ids included.
+  The stop token is part of the action, and so of the mask. Anything after it is
+  ignored, further stop ids included.
 
   Args:
     tokens: integer [..., T].
@@ -65,7 +65,7 @@ def response_mask(tokens: Array, stop_ids: tuple[int, ...]) -> ResponseMask:
   is_stop = jnp.zeros(tokens.shape, bool)
   for stop_id in stop_ids:
     is_stop |= tokens == stop_id
-  # The first stop, counted from 1; `slots` where there is none.
+  # Position of the first stop, counted from 1; `slots` where there is none.
   lengths = jnp.min(jnp.where(is_stop, positions + 1, slots), axis=-1, initial=slots)
   stop_reason = jnp.where(jnp.any(is_stop, axis=-1), types.STOPPED, types.TRUNCATED)
   mask = positions < lengths[..., None]
@@ -74,7 +74,7 @@ def response_mask(tokens: Array, stop_ids: tuple[int, ...]) -> ResponseMask:
 
 
 def truncate_after_stop(tokens: Array, *, stop_ids: tuple[int, ...], pad_id: int) -> Array:
-  """Overwrites everything behind the first stop id with `pad_id`; the stop id stays.
+  """Overwrites everything after the first stop id with `pad_id`; the stop id stays.
 
   Args:
     tokens: integer [..., T].
@@ -103,11 +103,11 @@ def replace_scores_without_stop(
 ) -> Array:
   """Replaces the score of a response that did not stop by a constant.
 
-  Replaced, not decreased: an unfinished response gets `penalty` whatever its score.
+  The score is replaced, not decreased: an unfinished response gets `penalty` at any score.
 
-  The two rules differ on a stop token at the very last slot. `'eos'` asks whether a
-  stop token was chosen. `'pad'` is the rule of the released code: it asks whether a
-  padding slot is left over, and so also punishes a response that stopped in time.
+  The two rules differ on a stop token at the very last slot. `'eos'` checks whether a
+  stop token was chosen. `'pad'` is the rule of the released code: it checks whether a
+  padding slot is left, and so also penalises a response that stopped in the last slot.
 
   Args:
     scores: [...] raw scores.
@@ -121,7 +121,7 @@ def replace_scores_without_stop(
     [...] scores.
 
   Raises:
-    ValueError: on another `eos_check`.
+    ValueError: on an unknown `eos_check`.
 
   References:
     Gao et al. (2024), REBEL, released code `src/tldr/rebel.py`, arXiv 2404.16767.
@@ -148,12 +148,12 @@ def shape_rewards(
 
     r = s − c · (ln π_t(y|x) − ln π_ref(y|x))
 
-  A constant with respect to the parameters: the log-probs are those of the policy
-  that sampled, and no gradient passes.
+  The result is a constant with respect to the parameters: the log-probs are those of the
+  policy that sampled, and no gradient passes.
 
   Args:
     scores: [...] scores, after any missing-stop penalty.
-    log_probs: [...] summed over the response, nats, under the sampling policy.
+    log_probs: [...] log-probs under the sampling policy, summed over the response, nats.
     reference_log_probs: [...] the same under the reference.
     kl_coefficient: c.
 
@@ -171,17 +171,17 @@ def shape_rewards(
 def masked_sum(
     values: Array, mask: Array, *, axis: int | tuple[int, ...] | None = None
 ) -> Array:
-  """Sum of `mask * values`, in which a masked value has no part whatever it is.
+  """Sum of `mask * values` that ignores any masked value, NaN included.
 
   NaN and infinity under a zero of the mask change neither the sum nor its gradient:
-  they are taken out before anything is computed with them. What is computed before this
-  function still meets them in its gradient, as 0 · NaN: mask the inputs of a square, an
-  exponential or a logarithm too.
+  they are zeroed before anything is computed with them. Earlier computations still meet
+  them in their gradient, as 0 · NaN: mask the inputs of a square, an exponential or a
+  logarithm too.
 
   Args:
     values: float [...].
     mask: [...] of the same shape: bool, 0/1, or non-negative weights.
-    axis: what to sum over; everything by default.
+    axis: axes to sum over; all by default.
 
   Returns:
     At least float32; `values` reduced over `axis`.
@@ -196,15 +196,15 @@ def masked_sum(
 def masked_mean(
     values: Array, mask: Array, *, axis: int | tuple[int, ...] | None = None
 ) -> types.WeightedMean:
-  """Mean of `values` where `mask` counts, not divided yet.
+  """Masked mean of `values`, not yet divided.
 
-  Means of micro-batches or devices are added, then divided once by the whole weight:
-  the only order that gives the mean over the whole batch.
+  Means of micro-batches or devices are added, then divided once by the total weight:
+  no other order gives the mean over the whole batch.
 
   Args:
     values: float [...].
     mask: [...] of the same shape: bool, 0/1, or non-negative weights.
-    axis: what to average over; everything by default.
+    axis: axes to average over; all by default.
 
   Returns:
     A `types.WeightedMean` with total Σ mask·values and weight Σ mask.
@@ -237,7 +237,7 @@ def concatenate_prompt_response(rollouts: types.Rollouts) -> Sequences:
   """Joins every prompt with each of its K responses into rows of L + T slots.
 
   Row p·K + k holds prompt p and response k. Validity follows `lengths`, not `mask`:
-  a user's turn inside a response is not the policy's choice, but it is read.
+  the policy does not choose a user's turn inside a response, but it reads it.
 
   Args:
     rollouts: the samples.
@@ -249,9 +249,11 @@ def concatenate_prompt_response(rollouts: types.Rollouts) -> Sequences:
   chex.assert_type([rollouts.prompts, rollouts.tokens, rollouts.lengths], int)
   chex.assert_equal_shape_prefix([rollouts.prompts, rollouts.tokens], 1)
   chex.assert_shape(rollouts.lengths, rollouts.tokens.shape[:2])
+
   num_prompts, prompt_slots = rollouts.prompts.shape
   _, num_samples, slots = rollouts.tokens.shape
   rows = num_prompts * num_samples
+
   positions, valid = left_pad_positions(rollouts.prompt_lengths, prompt_slots)
   steps = jnp.arange(slots, dtype=jnp.int32)
   starts = jnp.repeat(rollouts.prompt_lengths.astype(jnp.int32), num_samples)
@@ -268,16 +270,16 @@ def concatenate_prompt_response(rollouts: types.Rollouts) -> Sequences:
 
 
 def check_range(name: str, values: Array, low: int, high: int, meaning: str) -> None:
-  """Raises unless all values are in [low, high]; traced values are let through.
+  """Raises unless all values are in [low, high]; traced values pass unchecked.
 
   JAX clamps indices that are out of range, so that a wrong symbol would silently read another one.
 
   Args:
-    name: what to call them in the message.
-    values: int [...], an array, or one under tracing.
-    low: the smallest that is allowed.
-    high: the largest that is allowed.
-    meaning: what is allowed, in words.
+    name: name of the values in the message.
+    values: int [...], concrete or traced.
+    low: smallest allowed value.
+    high: largest allowed value.
+    meaning: the rule, in words.
 
   Raises:
     ValueError: with the rule, the first value that breaks it, and where it is.
@@ -292,11 +294,11 @@ def check_range(name: str, values: Array, low: int, high: int, meaning: str) -> 
 
 
 def check_positive(name: str, value: float | Array) -> None:
-  """Raises unless `value` is positive and finite; a traced value is let through.
+  """Raises unless `value` is positive and finite; a traced value passes unchecked.
 
   Args:
-    name: what to call it in the message.
-    value: a number, or an array under tracing.
+    name: name of the value in the message.
+    value: a number, or a traced array.
 
   Raises:
     ValueError: with the rule and the value.

@@ -1,4 +1,4 @@
-"""Keeps exponentials and squares finite, and leaves every ordinary value as it is, bit for bit."""
+"""Keeps exponentials and squares finite; ordinary values are unchanged, bit for bit."""
 
 import math
 
@@ -11,7 +11,7 @@ from jaxrl_llm.types import Array
 
 
 def largest_exponent(dtype: np.dtype) -> float:
-  """The largest whole x for which exp(x) is finite: 88 in float32 and bfloat16, 709 in float64.
+  """Largest integer x for which exp(x) is finite: 88 in float32 and bfloat16, 709 in float64.
 
   Args:
     dtype: a floating-point type.
@@ -24,18 +24,18 @@ def largest_exponent(dtype: np.dtype) -> float:
 
 @jax.custom_jvp
 def saturate(values: Array, low: Array | float | None, high: Array | float | None) -> Array:
-  """Clips values, and passes the gradient on as if it had not.
+  """Clips values, but passes the gradient through unclipped.
 
     f(x) = min(max(x, low), high),    f'(x) := 1
 
-  A function of a saturated value is exact in between, value and gradient. Beyond the bounds its
-  value is that at the bound, and its gradient is the slope at the bound: a term that has gone too
-  far is still pulled back, whereas `jnp.clip` would let it go. NaN stays NaN.
+  A function of a saturated value has its exact value and gradient between the bounds. Beyond them
+  it has its value and its slope at the bound: a term that has gone too far is still pulled back,
+  whereas `jnp.clip` would give it no gradient. NaN stays NaN.
 
   Args:
     values: float [...].
-    low: a number, or an array that broadcasts against `values`; a constant. None is no bound.
-    high: likewise.
+    low: a number, or an array that broadcasts against `values`; a constant. None means no bound.
+    high: the same for the upper bound.
 
   Returns:
     float [...].
@@ -50,10 +50,10 @@ def _saturate_jvp(primals, tangents):
 
 
 def scale_for_squares(largest: Array) -> Array:
-  """A factor for numbers up to `largest` under which sums of their squares stay finite.
+  """Factor that scales numbers up to `largest` so that sums of their squares stay finite.
 
-  1 for all but numbers near the root of the largest float (2^60 in float32); for those a power of
-  two after which their squares are far from overflow and from 0.
+  1 except for numbers near the square root of the largest float (2^60 in float32); for those it is
+  a power of two that keeps their squares far from overflow and from 0.
 
   Args:
     largest: float [...]; the largest absolute value, at least 0.

@@ -1,6 +1,6 @@
-"""Losses on pairs of which one response is preferred: DPO, its relatives, and reward models.
+"""Losses on preference pairs: DPO, its relatives, and reward models.
 
-Each returns one value a pair, not reduced: the caller owns the weights. Log-ratios are
+Each returns one unreduced value per pair: the caller owns the weights. Log-ratios are
 ln π_θ − ln π_ref of whole responses, sums over tokens, never means. Throughout
 
   D = log_ratio_chosen − log_ratio_rejected,    σ the logistic function.
@@ -17,17 +17,18 @@ from jaxrl_llm.types import Array
 
 
 def split_by_preference(values: Array, rewards: Array) -> tuple[Array, Array, Array]:
-  """Puts the numbers of a pair in the order of its rewards.
+  """Orders the values of each pair by its rewards.
 
-  Only the order of the rewards is read. Equal rewards prefer neither response: such a pair is not
-  to count, and comes back in the order in which it came.
+  Only the order of the rewards is read. Equal rewards prefer neither response: such a pair must
+  be given weight 0, and is returned in its original order.
 
   Args:
     values: float [P, 2].
     rewards: float [P, 2].
 
   Returns:
-    (of the preferred response [P], of the other one [P], float32 [P]: 1, or 0 for a tie).
+    (value of the preferred response [P], value of the other one [P], float32 [P]: 1, or 0 for a
+    tie).
   """
   chex.assert_shape([values, rewards], (values.shape[0], 2))
   first, second = rewards[:, 0], rewards[:, 1]
@@ -38,12 +39,12 @@ def split_by_preference(values: Array, rewards: Array) -> tuple[Array, Array, Ar
 
 
 def bradley_terry_loss(chosen: Array, rejected: Array) -> Array:
-  """How unlikely the preference is if scores are Bradley-Terry strengths.
+  """Negative log-likelihood of the preference, with scores as Bradley-Terry strengths.
 
     ℓ = −ln P(chosen ≻ rejected) = −ln σ(chosen − rejected)
 
-  ln 2 at equal scores. Only the difference of the scores matters: what a constant added to
-  both should be is settled afterwards (`algorithms.reward_model.centred`).
+  ln 2 at equal scores. Only the difference of the scores matters: their common offset is fixed
+  afterwards (`algorithms.reward_model.centred`).
 
   Args:
     chosen: float [P].
@@ -60,11 +61,11 @@ def bradley_terry_loss(chosen: Array, rejected: Array) -> Array:
 
 
 def dpo_loss(log_ratio_chosen: Array, log_ratio_rejected: Array, *, beta: float) -> Array:
-  """Direct preference optimisation: Bradley-Terry on the rewards that the policy implies.
+  """Direct preference optimisation: Bradley-Terry on the policy's implicit rewards.
 
     ℓ = −ln σ(β D)
 
-  At D = 0 it is ln 2, and its gradient −(β/2) (∇ln π(chosen) − ∇ln π(rejected)).
+  At D = 0 it is ln 2, and its gradient is −(β/2) (∇ln π(chosen) − ∇ln π(rejected)).
 
   Args:
     log_ratio_chosen: float [P], nats.
@@ -89,13 +90,13 @@ def ipo_loss(log_ratio_chosen: Array, log_ratio_rejected: Array, *, tau: float) 
 
     ℓ = (D − 1/(2τ))²
 
-  REBEL's loss with a constant in place of the difference of rewards.
+  This is REBEL's loss with a constant in place of the difference of rewards.
 
-  D is a difference of sums over tokens, as in equation 17 of the paper: nothing is divided by a
+  D is a difference of sums over tokens, as in equation 17 of the paper, without division by a
   length. TRL's DPOTrainer with loss_type='ipo' averages the log-probs over the tokens of each
   response first, so that its 1/(2τ) is a gap per token. For responses of n tokens the two have
   the same minimiser at τ = τ_TRL / n, where this loss is n² times TRL's; to reproduce TRL's, pass
-  log-ratios that were divided by their lengths.
+  log-ratios divided by their lengths.
 
   Args:
     log_ratio_chosen: float [P], nats.
@@ -117,11 +118,11 @@ def ipo_loss(log_ratio_chosen: Array, log_ratio_rejected: Array, *, tau: float) 
 
 
 def hinge_loss(log_ratio_chosen: Array, log_ratio_rejected: Array, *, beta: float) -> Array:
-  """The support-vector relative of DPO: no gradient once the gap is 1/β.
+  """Hinge relative of DPO: no gradient once the gap reaches 1/β.
 
     ℓ = max(0, 1 − β D)
 
-  SLiC-HF puts log-probs where these log-ratios are, and the margin at δ = 1/β.
+  SLiC-HF uses log-probs instead of log-ratios, with the margin δ = 1/β.
 
   Args:
     log_ratio_chosen: float [P], nats.
@@ -145,9 +146,9 @@ def hinge_loss(log_ratio_chosen: Array, log_ratio_rejected: Array, *, beta: floa
 def conservative_dpo_loss(
     log_ratio_chosen: Array, log_ratio_rejected: Array, *, beta: float, label_smoothing: float
 ) -> Array:
-  """cDPO: DPO against labels of which a fraction ε is taken to be flipped.
+  """cDPO: DPO that assumes that a fraction ε of the labels is flipped.
 
-    ℓ = −(1 − ε) ln σ(β D) − ε ln σ(−β D),    least at σ(β D) = 1 − ε
+    ℓ = −(1 − ε) ln σ(β D) − ε ln σ(−β D),    minimal at σ(β D) = 1 − ε
 
   Args:
     log_ratio_chosen: float [P], nats.
@@ -159,7 +160,7 @@ def conservative_dpo_loss(
     float [P], nats.
 
   Raises:
-    ValueError: a number is out of range.
+    ValueError: if `beta` or `label_smoothing` is out of range.
 
   References:
     Mitchell (2023), A note on DPO with noisy preferences and relationship to IPO,
@@ -174,11 +175,11 @@ def conservative_dpo_loss(
 def robust_dpo_loss(
     log_ratio_chosen: Array, log_ratio_rejected: Array, *, beta: float, label_smoothing: float
 ) -> Array:
-  """rDPO: the mean of DPO's loss under the true labels, where a fraction ε was flipped.
+  """rDPO: unbiased estimate of DPO's loss on the true labels, when a fraction ε was flipped.
 
     ℓ = ((1 − ε) L(D) − ε L(−D)) / (1 − 2ε),    L(D) = −ln σ(β D)
 
-  Averaged over flips of the label with probability ε it is L of the true label. Without a floor:
+  Averaged over label flips of probability ε it is L of the true label. It is unbounded below:
   as D grows it falls like −ε β D / (1 − 2ε).
 
   Args:
@@ -191,7 +192,7 @@ def robust_dpo_loss(
     float [P], nats; it may be negative.
 
   Raises:
-    ValueError: a number is out of range.
+    ValueError: if `beta` or `label_smoothing` is out of range.
 
   References:
     Chowdhury, Kini and Natarajan (2024), Provably robust DPO, arXiv 2403.00409.

@@ -1,7 +1,7 @@
 """Losses that regress log-ratios onto rewards: A*-PO and REBEL.
 
-Each returns one value a prompt or pair, not reduced: the caller owns the weights.
-Log-ratios are of whole responses: sums over tokens, never means.
+Each returns one unreduced value per prompt or pair: the caller owns the weights.
+Log-ratios are those of whole responses: sums over tokens, never means.
 """
 
 from typing import Literal
@@ -19,9 +19,9 @@ def a_star_po_loss(log_ratio: Array, rewards: Array, values: Array, *, beta: flo
 
     ℓ(x, y) = ( β₂ · ln(π_θ(y|x) / π_ref(y|x)) − (r(x, y) − V̂*(x)) )²
 
-  The ratio is over the frozen reference, not over the policy that sampled. With β₁
-  different from β₂ the optimum keeps the residual V_{β₁} − V_{β₂}, so that a loss
-  above 0 is expected. Rewards and values are constants.
+  The ratio is to the frozen reference, not to the policy that sampled. If β₁ differs
+  from β₂, the residual V_{β₁} − V_{β₂} remains at the optimum, so that a loss above 0
+  is expected. Rewards and values are constants.
 
   Args:
     log_ratio: float [P], nats; ln π_θ − ln π_ref, summed over the response.
@@ -59,20 +59,20 @@ def rebel_loss(
     'code':   ℓ = (D − η (r − r'))²
     'paper':  ℓ = (D / η − (r − r'))² = 'code' / η²
 
-  The ratio is over the policy that sampled, refreshed each iteration. η multiplies
-  rewards: a larger one is more aggressive. Rewards are constants.
+  The ratio is to the policy that sampled, refreshed each iteration. η multiplies the
+  rewards: larger is more aggressive. Rewards are constants.
 
   Args:
     log_ratio: float [P, 2], nats; ln π_θ − ln π_t, summed over the response.
     rewards: float [P, 2].
     eta: positive and finite.
-    form: which of the two scalings.
+    form: one of the two scalings above.
 
   Returns:
     float [P].
 
   Raises:
-    ValueError: on another form, or if `eta` is a number that is not positive and finite.
+    ValueError: on an unknown form, or if `eta` is a number that is not positive and finite.
 
   References:
     Gao et al. (2024), REBEL, arXiv 2404.16767; released code `src/tldr/rebel.py`.
@@ -82,6 +82,7 @@ def rebel_loss(
   chex.assert_axis_dimension(log_ratio, 1, 2)
   chex.assert_type([log_ratio, rewards], float)
   masking.check_positive('eta', eta)
+
   difference = log_ratio[:, 0] - log_ratio[:, 1]
   target = jax.lax.stop_gradient(rewards[:, 0] - rewards[:, 1])
   if form == 'code':
@@ -92,16 +93,16 @@ def rebel_loss(
 
 
 def preference_rewards(preferences: Array) -> Array:
-  """Rewards that a general preference gives the two responses of a pair.
+  """Rewards of the two responses of a pair under a general preference.
 
     r(x, y) := 1/M Σ_m ℓ(x, y, y''_m),     ℓ(x, y, y'') = −ℓ(x, y'', y) ∈ [−1, 1]
 
   Their difference is the target ℓ(x, y, y'') − ℓ(x, y', y'') of REBEL with general preferences,
   averaged over the comparators y'' ∼ π_t. ℓ may be intransitive. Where ℓ is a difference of
-  rewards, the target is theirs whatever the comparator.
+  rewards, the target is that difference for any comparator.
 
   Args:
-    preferences: float [P, 2, M]; ℓ of either response against the same M comparators.
+    preferences: float [P, 2, M]; ℓ of each response against the same M comparators.
 
   Returns:
     float [P, 2].

@@ -1,8 +1,8 @@
 """Returns and generalised advantages along a response.
 
-A masked slot is passed over: the result at the slots that count is that of the
-response with the others taken out, wherever they stand, and 0 at the others. So the
-padding behind a response has no part, and neither do a user's turns inside one.
+Masked slots are skipped: unmasked slots get the same result as if the masked ones were
+removed from the response, wherever they are, and masked slots get 0. So the padding after
+a response is ignored, and so are a user's turns inside one.
 """
 
 from typing import NamedTuple
@@ -15,11 +15,11 @@ from jaxrl_llm.types import Array
 
 
 class Advantages(NamedTuple):
-  """What `generalized_advantages` returns.
+  """Result of `generalized_advantages`.
 
   Attributes:
     advantages: [..., T].
-    returns: [..., T]; advantages + values, the target of the value function.
+    returns: [..., T]; advantages + values, the targets of the value function.
   """
 
   advantages: Array
@@ -32,7 +32,7 @@ def _check_fraction(name: str, value: float) -> None:
 
 
 def _prepare(array: Array, mask: Array) -> Array:
-  """At least float32, 0 where masked (whatever stood there), no gradient, T in front."""
+  """Casts to at least float32, zeroes masked slots, stops the gradient and moves T to the front."""
   array = array.astype(jnp.promote_types(array.dtype, jnp.float32))
   return jnp.moveaxis(jax.lax.stop_gradient(jnp.where(mask > 0, array, 0.0)), -1, 0)
 
@@ -40,11 +40,11 @@ def _prepare(array: Array, mask: Array) -> Array:
 def discounted_returns(rewards: Array, mask: Array, *, discount: float = 1.0) -> Array:
   """Discounted sum of the rewards from each slot on.
 
-    G_t = r_t + γ G_{t'},    t' the next slot that counts
+    G_t = r_t + γ G_{t'},    t' the next unmasked slot
 
   Args:
     rewards: float [..., T].
-    mask: [..., T]; 1 where a slot counts. The reward of another slot is not read.
+    mask: [..., T]; 1 where a slot counts. Rewards of masked slots are not read.
     discount: γ in [0, 1].
 
   Returns:
@@ -56,6 +56,7 @@ def discounted_returns(rewards: Array, mask: Array, *, discount: float = 1.0) ->
   chex.assert_equal_shape([rewards, mask])
   chex.assert_type(rewards, float)
   _check_fraction('discount', discount)
+
   steps = (_prepare(rewards, mask), jnp.moveaxis(mask > 0, -1, 0))
 
   def step(later, inputs):
@@ -80,17 +81,17 @@ def generalized_advantages(
 
     δ_t = r_t + γ V_{t'} − V_t        A_t = δ_t + γλ A_{t'}        return_t = A_t + V_t
 
-  with t' the next slot that counts. Behind the last one the value is `bootstrap`, 0 by
-  default: a truncated response is treated as ended, which is what RL for language
-  models does. λ = 1 and γ = 1 give return − value.
+  with t' the next unmasked slot. The value after the last one is `bootstrap`, 0 by
+  default: a truncated response is treated as ended, as is usual in RL for language
+  models. λ = 1 and γ = 1 give return − value.
 
   Args:
     rewards: float [..., T].
     values: float [..., T]; V at the state in which token t is chosen.
-    mask: [..., T]; 1 where a slot counts. Nothing is read at another slot.
+    mask: [..., T]; 1 where a slot counts. Nothing is read at masked slots.
     discount: γ in [0, 1].
     trace: λ in [0, 1].
-    bootstrap: float [...]; the value behind the last slot that counts, or None.
+    bootstrap: float [...]; the value after the last unmasked slot, or None.
 
   Returns:
     `Advantages`, each at least float32 [..., T], 0 where the mask is 0; constants.
@@ -106,8 +107,10 @@ def generalized_advantages(
   chex.assert_type([rewards, values], float)
   _check_fraction('discount', discount)
   _check_fraction('trace', trace)
+
   steps = (_prepare(rewards, mask), _prepare(values, mask), jnp.moveaxis(mask > 0, -1, 0))
   zeros = jnp.zeros_like(steps[1][0])
+
   if bootstrap is None:
     last_value = zeros
   else:

@@ -1,9 +1,9 @@
 """Log-probs of rollouts under a network: the trainer's, the reference's, the old policy's.
 
-The one file of rl/ that calls a network, through `ModelFns`: every algorithm
-scores with this function, at the temperature that it samples with, so that the
-ratio of a policy to itself is one: to 1e-5 in float32, and in bfloat16 as far as two
-compiled programs agree in float32 between two roundings (on CPU exactly).
+The one file of rl/ that calls a network, through `ModelFns`. Every algorithm scores with
+this function, at its sampling temperature, so that the ratio of a policy to itself is 1:
+to 1e-5 in float32, and in bfloat16 as far as two compiled programs agree in float32
+between two roundings (exactly on CPU).
 """
 
 from jaxrl_llm.rl import log_probs, masking
@@ -24,9 +24,9 @@ def score(
 
   Args:
     model: a policy.
-    params: its parameters.
+    params: parameters of the policy.
     rollouts: prompts [P, L] and responses [P, K, T].
-    temperature: the one that the responses were sampled at.
+    temperature: sampling temperature of the responses.
     chunk_size: positions per chunk of the head; 0 takes all at once.
 
   Returns:

@@ -1,6 +1,6 @@
-"""Scalars read off rollouts by a network with a head of one row: reward models and critics.
+"""Scalars that a network with a one-row head computes on rollouts: reward models and critics.
 
-Beside `scoring` the only file of rl/ that calls a network, through `ModelFns`.
+Apart from `scoring`, this is the only file of rl/ that calls a network, through `ModelFns`.
 """
 
 import chex
@@ -11,22 +11,22 @@ from jaxrl_llm.types import Array, Head, ModelFns, ModelOutput, Params, Rollouts
 
 
 def sequence_scores(model: ModelFns, params: Params, rollouts: Rollouts) -> Array:
-  """The scalar at the last token of each response, its stop token included.
+  """Scalar at the last token of each response, its stop token included.
 
-  Slot L − 1 + n of prompt and response, n the length of the response. A response without any
-  token is read at the last token of its prompt.
+  It is read at slot L − 1 + n of prompt and response, n the length of the response. An empty
+  response is read at the last token of its prompt.
 
   Args:
     model: a network whose head has one row.
-    params: its parameters.
+    params: parameters of the network.
     rollouts: prompts [P, L] and responses [P, K, T].
 
   Returns:
     float32 [P, K].
 
   References:
-    Gao et al. (2024), REBEL, released code `src/tldr/rm.py`, arXiv 2404.16767 (where the scalar is
-    read).
+    Gao et al. (2024), REBEL, released code `src/tldr/rm.py`, arXiv 2404.16767 (for where the
+    scalar is read).
   """
   output = _apply(model, params, rollouts)
   last = rollouts.prompts.shape[1] - 1 + rollouts.lengths.reshape(-1, 1, 1)
@@ -35,14 +35,14 @@ def sequence_scores(model: ModelFns, params: Params, rollouts: Rollouts) -> Arra
 
 
 def token_values(model: ModelFns, params: Params, rollouts: Rollouts) -> Array:
-  """The scalar of the state in which each token is chosen: before it is seen.
+  """Scalar of the state in which each token is chosen, before it is seen.
 
-  Slots L − 1 to L + T − 2 of prompt and response: the value of y_t is read at y_{t−1}, that of
-  the first token at the end of the prompt.
+  It is read at slots L − 1 to L + T − 2 of prompt and response: the value of y_t at y_{t−1}, that
+  of the first token at the end of the prompt.
 
   Args:
     model: a network whose head has one row.
-    params: its parameters.
+    params: parameters of the network.
     rollouts: prompts [P, L] and responses [P, K, T].
 
   Returns:
@@ -61,7 +61,7 @@ def _apply(model: ModelFns, params: Params, rollouts: Rollouts) -> ModelOutput:
 
 
 def _scalars(hidden: Array, head: Head) -> Array:
-  """In float32 throughout: the head of one row costs nothing."""
+  """Applies the head in float32 throughout: a one-row head costs almost nothing."""
   chex.assert_axis_dimension(head.kernel, 0, 1)
   dtype = jnp.promote_types(hidden.dtype, jnp.float32)
   return log_probs.head_logits(hidden.astype(dtype), head)[..., 0]

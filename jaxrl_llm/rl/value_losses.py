@@ -1,4 +1,4 @@
-"""Losses of a critic: one value a state, not reduced."""
+"""Critic losses: one unreduced value per state."""
 
 import chex
 import jax
@@ -8,19 +8,18 @@ from jaxrl_llm.types import Array
 
 
 def clipped_value_loss(values: Array, old_values: Array, returns: Array, *, clip: float) -> Array:
-  """PPO's squared error of a critic that may not move far at once.
+  """PPO's clipped squared error of the critic.
 
     ℓ = ½ max( (V − R)², (V_old + clip(V − V_old, −c, c) − R)² )
 
-  The larger of the two: a value that has left its bounds towards the return has no gradient any
-  more, one that left them the other way has all of it. A slot that does not count needs finite
-  numbers.
+  The larger of the two: a value that has left its bounds towards the return has no gradient, one
+  that has left them the other way has its full gradient. Masked slots need finite numbers.
 
   Args:
     values: float [...]; V of the states in which the tokens are chosen.
-    old_values: float [...]; the same as the iteration began; constants.
+    old_values: float [...]; V at the start of the iteration; constants.
     returns: float [...]; R, the targets; constants.
-    clip: c > 0, in units of reward; infinity is the plain ½ (V − R)².
+    clip: c > 0, in units of reward; infinity gives the plain ½ (V − R)².
 
   Returns:
     [...].

@@ -1,1 +1,1 @@
-"""What every run needs: command line, workdir, config, setup, records, figures."""
+"""Infrastructure of runs: command line, workdir, config, setup, records, figures."""

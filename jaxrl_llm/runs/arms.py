@@ -1,4 +1,4 @@
-"""Studies whose seeds run side by side in one process: what they keep and how they show it."""
+"""Cached arrays and figures for studies that run all seeds in one process."""
 
 import contextlib
 import io
@@ -15,10 +15,10 @@ from jaxrl_llm.training import files
 def kept(
     path: pathlib.Path, make: Callable[[], Mapping[str, np.ndarray]]
 ) -> dict[str, np.ndarray]:
-  """The arrays of an arm: made, or read if an earlier process has made them.
+  """Returns the arrays of an arm, computed or read from the file of an earlier process.
 
   Args:
-    path: an .npz file; it appears whole or not at all.
+    path: an .npz file; written atomically.
     make: computes the arrays by name.
 
   Returns:
@@ -35,11 +35,11 @@ def kept(
 
 
 def summary(name: str, values: np.ndarray) -> dict[str, float]:
-  """{name: mean over seeds, name_se: its standard error}; the latter with several seeds only.
+  """Returns {name: mean over seeds, name_se: its standard error}; no error for one seed.
 
   Args:
     name: a flat name for results.json.
-    values: one number a seed.
+    values: one number per seed.
 
   Returns:
     One or two entries.
@@ -50,12 +50,12 @@ def summary(name: str, values: np.ndarray) -> dict[str, float]:
 
 @contextlib.contextmanager
 def figure(path: pathlib.Path, panels: int, *, title: str) -> Iterator[Any]:
-  """A figure of panels, three of them side by side (four: two), written whole when the block ends.
+  """Makes a figure of panels, three per row (two if there are four), saved when the block ends.
 
   Args:
-    path: of the PNG.
-    panels: how many.
-    title: above all of them.
+    path: where to write the PNG; written atomically.
+    panels: number of panels.
+    title: title above all panels.
 
   Yields:
     The axes, [panels].
@@ -71,11 +71,13 @@ def figure(path: pathlib.Path, panels: int, *, title: str) -> Iterator[Any]:
       rows, columns, figsize=(5.2 * columns, 4.4 * rows), layout='constrained', squeeze=False)
   drawing.suptitle(title)
   axes, unused = grid.ravel()[:panels], grid.ravel()[panels:]
+
   for panel in axes:
     panel.grid(alpha=0.25)
     panel.spines[['top', 'right']].set_visible(False)
   for panel in unused:
     panel.remove()
+
   try:
     yield axes
     buffer = io.BytesIO()

@@ -1,6 +1,6 @@
-"""Where parameters come from: a folder of this project's, or a Hugging Face checkpoint.
+"""Checkpoint sources: directories written by this project, or Hugging Face checkpoints.
 
-The folder decides the model's shape; how it is computed stays with the run.
+The directory decides the model's shape; the run's config decides how it is computed.
 """
 
 import dataclasses
@@ -17,28 +17,28 @@ from jaxrl_llm.models.pretrained import huggingface
 from jaxrl_llm.training import checkpoints
 from jaxrl_llm.types import ModelFns, Params, Tokenizer
 
-# Fields of an `Origin` that are kept with parameters, for whoever writes them anew.
+# Fields of an `Origin` that are saved with parameters, for code that writes them again.
 ABOUT_TOKENIZER = ('stop_ids', 'stop_tokens', 'kept_ids')
 _TOKENIZER_FILES = ('tokenizer.json', 'vocab.json', 'encoder.json', '*.model')
 
 
 class Origin(NamedTuple):
-  """A folder of parameters, read but not loaded.
+  """A directory of parameters, read but not loaded.
 
   Attributes:
-    directory: the folder.
-    model: the shape of what lies there; computed as by default.
-    tokenizer: its tokenizer's fingerprint; '' for a checkpoint without one.
-    tokenizer_dir: where that tokenizer lies: in the folder itself, or in the checkpoint
-      that the parameters came from; '' where that is not known.
-    hugging_face: what is kept with parameters that came from a checkpoint, so that they can
-      go back: {'model_type', 'fields', 'role', 'num_outputs', 'directory'}; {} if none did.
-    checkpoint: what config.json says, or None for a folder of this project's.
-    field: the config field that named the folder, for errors.
-    stop_ids: what ended a response when the parameters were trained; () where that is as the
-      tokenizer says, or not known.
-    stop_tokens: the texts of these ids; () where they have none.
-    kept_ids: of a reduced vocabulary (`tokenizers.compact`), in its base; () where it is whole.
+    directory: the directory.
+    model: the shape of the parameters, with default compute fields.
+    tokenizer: fingerprint of the tokenizer; '' for a checkpoint without one.
+    tokenizer_dir: where the tokenizer is: the directory itself, or the checkpoint that the
+      parameters came from; '' if unknown.
+    hugging_face: saved with parameters that came from a Hugging Face checkpoint, so that they can
+      be converted back: {'model_type', 'fields', 'role', 'num_outputs', 'directory'}; else {}.
+    checkpoint: contents of config.json, or None for a directory written by this project.
+    field: the config field that named the directory, for errors.
+    stop_ids: ids that ended a response when the parameters were trained; () if they are the
+      tokenizer's, or unknown.
+    stop_tokens: the texts of these ids; () if they have none.
+    kept_ids: base ids of a reduced vocabulary (`tokenizers.compact`); () if it is full.
   """
 
   directory: pathlib.Path
@@ -53,7 +53,7 @@ class Origin(NamedTuple):
   kept_ids: tuple[int, ...] = ()
 
   def describe(self) -> str:
-    """One phrase for the terminal."""
+    """Describes the source in one phrase for the terminal."""
     kind = self.checkpoint.model_type if self.checkpoint else 'of this project'
     return f'from {self.directory} ({kind})'
 
@@ -62,40 +62,42 @@ class Origin(NamedTuple):
 
     Args:
       abstract_params: shapes, dtypes and shardings.
-      fresh: gives what a Hugging Face checkpoint does not have, such as a value head.
+      fresh: provides parameters that a Hugging Face checkpoint lacks, such as a value head.
 
     Returns:
       The parameters.
 
     Raises:
-      ValueError: one line about what is missing, damaged or of another shape.
+      ValueError: one line that says what is missing, damaged or of another shape.
     """
     if self.checkpoint:
       return huggingface.load_params(self.checkpoint, abstract_params, fresh=fresh)
+
     load = lambda abstract: checkpoints.load_params(self.directory, abstract, cast=True)[0]
     if not (self.model.tie_embeddings and 'head' in abstract_params):
       return load(abstract_params)
-    # A head of its own, which starts as the embedding that it was tied to.
+
+    # An untied head starts as a copy of the embedding that it was tied to.
     params = load({name: tree for name, tree in abstract_params.items() if name != 'head'})
     kernel = jnp.copy(params['embedder']['embedding'])
     sharding = abstract_params['head']['kernel'].sharding
     return {**params, 'head': {'kernel': jax.device_put(kernel, sharding)}}
 
   def load_on_one_device(self, model: ModelFns) -> Params:
-    """Loads what `model.init` would make onto the first device; raises as `load` does."""
+    """Loads the parameters of `model` onto the first device; raises like `load`."""
     device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
     return self.load(jax.tree.map(
         lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=device),
         jax.eval_shape(model.init, jax.random.key(0))))
 
   def load_tokenizer(self) -> Tokenizer:
-    """The folder's tokenizer; raises ValueError where none is known."""
+    """Loads the directory's tokenizer; raises ValueError if none is known."""
     if not self.tokenizer_dir:
       raise ValueError(f'no tokenizer is known of {self.directory} ({self.field})')
     return tokenizers.load_tokenizer(self.tokenizer_dir)
 
   def check_tokenizer(self, tokenizer: Tokenizer, *, of: str) -> None:
-    """Raises ValueError if the folder's tokenizer is known and is another one."""
+    """Raises ValueError if the directory's tokenizer is known and differs."""
     if self.tokenizer and not tokenizers.is_same(tokenizer, self.tokenizer):
       raise ValueError(
           f'the tokenizer of {self.directory} ({self.tokenizer}) is not that of {of} '
@@ -104,25 +106,25 @@ class Origin(NamedTuple):
       )
 
   def stopping(self, tokenizer: Tokenizer) -> Tokenizer:
-    """The tokenizer of the parameters, with the stop ids that they were trained with."""
+    """Returns `tokenizer` with the stop ids that the parameters were trained with."""
     return tokenizers.with_stop_ids(tokenizer, self.stop_ids or tokenizer.stop_ids)
 
 
 def read(directory: str, *, field: str, tokenizer_named: bool = False) -> Origin:
-  """Finds out what lies in a folder.
+  """Reads the metadata of a directory of parameters.
 
   Args:
     directory: written by `checkpoints.save_params` (WORKDIR/params, WORKDIR/trained), or a
       Hugging Face checkpoint (config.json and *.safetensors).
     field: the config field that names it, for errors.
-    tokenizer_named: whether another folder was named for the tokenizer: one beside the
-      parameters that cannot be used is then as none.
+    tokenizer_named: whether another directory was named for the tokenizer: an unusable tokenizer
+      next to the parameters is then ignored.
 
   Returns:
-    What lies there.
+    The checkpoint source.
 
   Raises:
-    ValueError: neither lies there, or it cannot be used.
+    ValueError: if the directory holds neither, or it cannot be used.
   """
   path = pathlib.Path(directory)
   if not path.is_dir():
@@ -133,6 +135,7 @@ def read(directory: str, *, field: str, tokenizer_named: bool = False) -> Origin
       raise ValueError(
           f'{field} must hold a decoder, got a {checkpoint.model_type} encoder in {directory}'
       )
+
     fingerprint = ''
     if any(next(path.glob(name), None) for name in _TOKENIZER_FILES):
       try:
@@ -144,6 +147,7 @@ def read(directory: str, *, field: str, tokenizer_named: bool = False) -> Origin
         path, checkpoint.config, fingerprint, str(path) if fingerprint else '',
         _about(checkpoint), checkpoint, field,
     )
+
   metadata = checkpoints.read_metadata(path)
   known = {item.name for item in dataclasses.fields(configs.TransformerConfig)}
   model = configs.TransformerConfig(
@@ -158,7 +162,7 @@ def read(directory: str, *, field: str, tokenizer_named: bool = False) -> Origin
 
 
 def _about(checkpoint: huggingface.Checkpoint) -> dict[str, Any]:
-  """`Origin.hugging_face` of a checkpoint."""
+  """Returns `Origin.hugging_face` of a checkpoint."""
   return {
       'model_type': checkpoint.model_type, 'fields': checkpoint.fields, 'role': checkpoint.role,
       'num_outputs': _num_outputs(checkpoint),
@@ -167,7 +171,7 @@ def _about(checkpoint: huggingface.Checkpoint) -> dict[str, Any]:
 
 
 def _num_outputs(checkpoint: huggingface.Checkpoint) -> int:
-  """Rows of a sequence classifier's head; two where config.json does not say, as elsewhere."""
+  """Returns the rows of a sequence classifier's head; 2 unless config.json says otherwise."""
   path, fields = checkpoint.directory / 'config.json', checkpoint.fields
   labels, number = fields.get('id2label'), fields.get('num_labels')
   if labels is not None and not isinstance(labels, dict):
@@ -178,7 +182,7 @@ def _num_outputs(checkpoint: huggingface.Checkpoint) -> int:
 
 
 def _remembered(directory: str, fingerprint: str) -> str:
-  """The folder of the tokenizer that parameters were trained with, if it is still there."""
+  """Returns the tokenizer's directory if it still holds the one used in training, else ''."""
   try:
     same = bool(directory) and tokenizers.is_same(tokenizers.load_tokenizer(directory), fingerprint)
   except ValueError:
@@ -189,34 +193,36 @@ def _remembered(directory: str, fingerprint: str) -> str:
 def resolve_model(
     model: configs.TransformerConfig, origin: Origin | None, *, overrides: Sequence[str] = ()
 ) -> configs.TransformerConfig:
-  """The shape of the folder, computed as the config says.
+  """Combines the shape of a checkpoint source with the compute fields of a config.
 
-  A config whose `vocab_size` is 0 describes a model that is drawn to fit a task: loaded
-  parameters replace its shape. One that names its vocabulary means a particular published
-  model, and the folder has to hold that one.
+  A config whose `vocab_size` is 0 describes a randomly initialised model that fits a task: loaded
+  parameters replace its shape. A config that sets its vocabulary means a particular published
+  model, and the directory must hold that model.
 
-  Two fields may be overridden on the command line. `max_length` is no shape where positions
-  are rotary. `tie_embeddings=False` gives a tied model a head of its own.
+  Two fields may be overridden on the command line. `max_length` is not part of the shape if
+  positions are rotary. `tie_embeddings=False` gives a tied model an untied head.
 
   Args:
-    model: of the config.
-    origin: the folder, or None: the model is drawn.
+    model: the model config.
+    origin: the checkpoint source, or None for random initialisation.
     overrides: config fields given on the command line, such as 'model.width'.
 
   Returns:
     A new config.
 
   Raises:
-    ValueError: a field that names another shape than the folder's.
+    ValueError: if a field contradicts the directory's shape.
   """
   if origin is None:
     return dataclasses.replace(model)
+
   kept = {name: getattr(model, name) for name in configs.COMPUTE_FIELDS}
   rotary, unties = origin.model.positions == 'rope', not model.tie_embeddings
   if rotary and 'model.max_length' in overrides:
     kept['max_length'] = model.max_length
   if origin.model.tie_embeddings and unties and 'model.tie_embeddings' in overrides:
     kept['tie_embeddings'] = False
+
   for item in dataclasses.fields(model):
     ours, theirs = getattr(model, item.name), getattr(origin.model, item.name)
     if item.name in kept or ours == theirs or (rotary and item.name == 'max_length'):
@@ -230,9 +236,9 @@ def resolve_model(
 
 
 def identity(tokenizer_fingerprint: str, model: configs.TransformerConfig) -> dict[str, Any]:
-  """What parameters and tokens of a run mean; kept with them and compared on load.
+  """Returns the identity of a run's tokenizer and model, saved and compared on load.
 
-  How the model is computed (rematerialisation, unrolling, blocks, dtypes) may differ.
+  Compute fields (rematerialisation, unrolling, blocks, dtypes) are excluded: they may differ.
   """
   shape = dataclasses.asdict(model)
   for name in configs.COMPUTE_FIELDS:
@@ -241,7 +247,7 @@ def identity(tokenizer_fingerprint: str, model: configs.TransformerConfig) -> di
 
 
 def about_tokenizer(tokenizer: Tokenizer) -> dict[str, Any]:
-  """What is kept of a tokenizer: `Origin.stop_ids`, `stop_tokens` and `kept_ids`."""
+  """Returns the metadata of a tokenizer: `Origin.stop_ids`, `stop_tokens` and `kept_ids`."""
   kept = tokenizer.kept if isinstance(tokenizer, tokenizers.CompactTokenizer) else ()
   return {
       'stop_ids': list(tokenizer.stop_ids), 'stop_tokens': list(tokenizers.stop_tokens(tokenizer)),

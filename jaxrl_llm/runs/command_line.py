@@ -1,8 +1,8 @@
 """The command line of a binary: the config file, its overrides, help, and one-line errors.
 
-`ml_collections.config_flags` does the overriding. Its own errors are tracebacks, and it accepts a
-missing file as long as nothing reads the config; both become one line here: what is wrong, the
-value given, what is allowed.
+`ml_collections.config_flags` applies the overrides. Its errors are tracebacks, and it accepts a
+missing file as long as nothing reads the config. Both become one-line errors here: what is wrong,
+the value given, what is allowed.
 """
 
 import dataclasses
@@ -32,14 +32,14 @@ _PARSERS = {
 
 
 class UsageError(ValueError):
-  """Bad input; its text is the one line that the user sees."""
+  """Raised for bad input; its message is the one line that the user sees."""
 
 
 def load_module(name: str) -> Any:
-  """Imports a config file; UsageError with one line if that fails.
+  """Imports a config file; raises a one-line UsageError if that fails.
 
   Args:
-    name: the file.
+    name: path of the file.
 
   Returns:
     The module.
@@ -52,6 +52,7 @@ def load_module(name: str) -> Any:
         f'config file {name!r} does not exist (--config)'
         + (f'; did you mean {close[0]!r}?' if close else '')
     )
+
   try:
     module_spec = importlib.util.spec_from_file_location(f'config_{path.stem}', path)
     if module_spec is None or module_spec.loader is None:
@@ -75,13 +76,15 @@ def load_config(spec: str) -> Any:
     A fresh config.
 
   Raises:
-    UsageError: one line that says what is wrong with the file or the setting.
+    UsageError: one line that says what is wrong with the file or the variant.
   """
   name, colon, setting = spec.partition(':')
   module = load_module(name)
+
   get_config = getattr(module, 'get_config', None)
   if get_config is None:
     raise UsageError(f'config file {name!r} has no get_config()')
+
   try:
     config = get_config(setting) if colon else get_config()
   except ValueError as error:
@@ -89,6 +92,7 @@ def load_config(spec: str) -> Any:
   except (KeyError, TypeError) as error:
     raise UsageError(f'config file {name!r} has no setting {setting!r} (--config={spec})'
                      ) from error
+
   if not dataclasses.is_dataclass(config):
     raise UsageError(f'get_config() of {name!r} must return a dataclass, got {type(config)}')
   return config
@@ -99,27 +103,31 @@ def parse(argv: list[str], default_config: str) -> tuple[Any, str, flags.FlagVal
 
   Args:
     argv: the program's name and its arguments.
-    default_config: `FILE.py[:setting]` where --config is not given.
+    default_config: `FILE.py[:setting]` if --config is not given.
 
   Returns:
     The config with its overrides, validated; `FILE.py[:setting]`; the flags.
 
   Raises:
-    UsageError: with one line, and ValueError from the config's own `validate`.
+    UsageError: with one line; the config's own `validate` raises ValueError.
   """
   spec, arguments = split_config(argv[1:])
   spec = spec or in_repository(default_config)
   _check_overrides(load_config(spec), arguments)
-  # config_flags wants the file before its overrides; the order is nothing to users.
+
+  # config_flags needs the file before its overrides; users may give any order.
   argv = [argv[0], f'--config={spec}', *arguments]
+
   values = flags.FlagValues()
   values.append_flag_values(flags.FLAGS)
   flags.DEFINE_string('workdir', None, 'where the run writes; resumed if it exists.', values)
   flags.DEFINE_bool('debug', False, 'show tracebacks instead of one line.', values)
   config_flags.DEFINE_config_file(
       'config', None, 'FILE.py[:setting]', flag_values=values, sys_argv=argv)
+
   parse_flags(values, argv)
   flags.FLAGS.mark_as_parsed()
+
   config = values['config'].value
   _check_types(config, 'config')
   if hasattr(config, 'validate'):
@@ -132,7 +140,7 @@ def _relative(spec: str) -> str:
 
 
 def parse_flags(values: flags.FlagValues, argv: list[str]) -> None:
-  """Parses `argv` into `values`; raises UsageError with one line."""
+  """Parses `argv` into `values`; raises a one-line UsageError."""
   try:
     rest = values(argv)
   except flags.UnrecognizedFlagError as error:
@@ -153,6 +161,7 @@ def _check_overrides(config: Any, arguments: list[str]) -> None:
     if not match:
       continue
     negated, path, value = match.groups()
+
     holder, prefix, kind = config, 'config', None
     for name in path.split('.'):
       names = _field_names(holder)
@@ -163,9 +172,11 @@ def _check_overrides(config: Any, arguments: list[str]) -> None:
         raise UsageError(f'unknown field {prefix}.{name}: {hint}{allowed}')
       kind = typing.get_type_hints(type(holder))[name]
       holder, prefix = getattr(holder, name), f'{prefix}.{name}'
+
     if _field_names(holder):
       fields = ', '.join(f'--{prefix}.{name}' for name in _field_names(holder))
       raise UsageError(f'{prefix} is a group; set one of its fields: {fields}')
+
     if value is None and kind is not bool and position + 1 < len(arguments):
       value = '=' + arguments[position + 1]
     if value is not None and not negated:
@@ -173,7 +184,7 @@ def _check_overrides(config: Any, arguments: list[str]) -> None:
 
 
 def overridden(arguments: Sequence[str]) -> tuple[str, ...]:
-  """The config fields that a command line sets: 'model.width' for --config.model.width=64."""
+  """Returns the config fields set by a command line: 'model.width' for --config.model.width=64."""
   matches = (_OVERRIDE.match(argument) for argument in arguments)
   return tuple(match[2] for match in matches if match)
 
@@ -216,7 +227,7 @@ def _has_type(value: Any, kind: Any) -> bool:
 
 
 def split_config(arguments: Sequence[str]) -> tuple[str | None, list[str]]:
-  """The last value of --config, and the other arguments."""
+  """Returns the last value of --config, and the other arguments."""
   spec, rest, wanted = None, [], False
   for argument in arguments:
     name, equals, value = argument.partition('=')
@@ -232,16 +243,16 @@ def split_config(arguments: Sequence[str]) -> tuple[str | None, list[str]]:
 
 
 def in_repository(spec: str) -> str:
-  """A default config where it stands: below the current folder, else in the repository."""
+  """Resolves a default config: relative to the current directory, else to the repository."""
   exists = pathlib.Path(spec.partition(':')[0]).exists()
   return spec if exists else str(REPOSITORY / spec)
 
 
 def one_line(error: BaseException) -> str:
-  """An error's text in one line, without the type and the number of an OSError."""
+  """Returns an error's text as one line, without the type and number of an OSError."""
   if isinstance(error, OSError) and error.strerror:
     text = error.strerror
-    if text == os.strerror(errno.ENOSPC):  # Checkpoints say it in words of their own.
+    if text == os.strerror(errno.ENOSPC):  # Checkpoints have their own message.
       text = 'the disk is full; what was complete is kept'
     where = f': {error.filename}' if error.filename else ''
     return f'{text}{where}'
@@ -249,14 +260,15 @@ def one_line(error: BaseException) -> str:
 
 
 def wants_help(argv: list[str]) -> bool:
-  """Whether the command line asks for help."""
+  """Returns whether the command line asks for help."""
   return any(re.fullmatch(r'--?(help|h|helpfull|helpshort)', arg) for arg in argv[1:])
 
 
 def help_text(experiment: str, argv: list[str], default_config: str) -> str:
-  """What --help prints: the binary's docstring, the flags, every config field with its value."""
+  """Returns the text of --help: the binary's docstring, flags, and config fields with values."""
   spec = split_config(argv[1:])[0] or in_repository(default_config)
   config = load_config(spec)
+
   lines = [
       docstring(), '',
       f'usage: python -m experiments.{experiment} [--config=FILE.py[:setting]] [--workdir=DIR] '
@@ -281,5 +293,5 @@ def help_text(experiment: str, argv: list[str], default_config: str) -> str:
 
 
 def docstring() -> str:
-  """The docstring of the module that is run."""
+  """Returns the docstring of the main module."""
   return (sys.modules['__main__'].__doc__ or '').strip()

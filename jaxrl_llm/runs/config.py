@@ -1,4 +1,4 @@
-"""What a config file can set: plain, typed, mutable dataclasses shared by the binaries.
+"""Configs shared by the binaries: plain, typed, mutable dataclasses.
 
 A config file fills them in (`get_config`), flags override them
 (`--config.optimizer.learning_rate=1e-3`), and `validate` checks them once.
@@ -33,7 +33,7 @@ class ArithmeticTask:
   def make(
       self, seed: int, data_dir: str, tokenizer_dir: str = '', pretrained: bool = False
   ):
-    """Builds the task; of characters, so that no folder is needed."""
+    """Builds the task; it uses characters, so it needs no directory."""
     del tokenizer_dir, pretrained
     from jaxrl_llm.tasks import arithmetic
 
@@ -46,8 +46,8 @@ class ArithmeticTask:
 class CountdownTask:
   """Countdown with three numbers; fields as in `tasks.countdown.make_task`.
 
-  Characters, unless the policy comes with a tokenizer or `tokenizer_dir` names one: then the
-  problems are put in words, and 0 stands for the default limits of tokens.
+  Problems use characters, unless the policy comes with a tokenizer or `tokenizer_dir` names one:
+  then they are put in words, and 0 means the default token limits.
   """
 
   num_demonstrations: int = 20_000
@@ -76,11 +76,11 @@ class CountdownTask:
 
 @dataclasses.dataclass
 class Gsm8kTask:
-  """GSM8K; fields as in `tasks.gsm8k.make_task`, where 0 stands for all (or no limit).
+  """GSM8K; fields as in `tasks.gsm8k.make_task`, where 0 means all (or no limit).
 
-  A `tokenizer_dir` of '' is that of the policy's folder, or the default where the policy is
-  drawn. A `vocabulary` of 'auto' is full for a policy that comes from a Hugging Face
-  checkpoint, compact otherwise.
+  A `tokenizer_dir` of '' means the tokenizer of the policy's directory, or the default for a
+  randomly initialised policy. A `vocabulary` of 'auto' is full for a policy from a Hugging Face
+  checkpoint, and compact otherwise.
   """
 
   tokenizer_dir: str = ''
@@ -104,6 +104,7 @@ class Gsm8kTask:
         self, 'config.task', num_demonstrations=0, num_train=0, num_evaluation=0,
         max_prompt_tokens=1, max_response_tokens=2, max_vocabulary=0,
     )
+
     options = {name: value or None for name, value in dataclasses.asdict(self).items()}
     options['tokenizer_dir'] = self.tokenizer_dir or tokenizer_dir or None
     options |= _vocabulary(self, pretrained)
@@ -112,13 +113,13 @@ class Gsm8kTask:
 
 @dataclasses.dataclass
 class ChatTask:
-  """Conversations; fields as in `tasks.chat.make_task`, where 0 stands for no limit.
+  """Conversations; fields as in `tasks.chat.make_task`, where 0 means no limit.
 
-  `files` names files in the data folder, with commas between them; each is a source of
-  `SftSettings.mixture`. `stop_tokens` likewise; '' is what the tokenizer's folder says. A
-  `tokenizer_dir` of '' is that of the policy's folder, or DATA_DIR/../tokenizers/qwen2 where the
-  policy is drawn; `vocabulary` as in `Gsm8kTask`. Conversations are learned, not answered: there is
-  no reward, and no binary but sft can use them.
+  `files` is a comma-separated list of files in `data_dir`; each is a source of
+  `SftSettings.mixture`. `stop_tokens` is also comma-separated; '' means those of the tokenizer's
+  directory. A `tokenizer_dir` of '' means the tokenizer of the policy's directory, or
+  DATA_DIR/../tokenizers/qwen2 for a randomly initialised policy; `vocabulary` is as in `Gsm8kTask`.
+  Conversations are learned, not answered: there is no reward, and only sft can use them.
   """
 
   files: str = ''
@@ -140,11 +141,13 @@ class ChatTask:
     names = [name.strip() for name in self.files.split(',') if name.strip()]
     if not names:
       raise ValueError('the chat task needs the names of its files: --config.task.files=NAME,...')
+
     _need_data_dir(data_dir, 'chat', self.files)
     checks.at_least(
         self, 'config.task', num_evaluation=1, max_prompt_tokens=1, max_response_tokens=1,
         max_vocabulary=0,
     )
+
     folder = pathlib.Path(data_dir)
     options = dataclasses.asdict(self) | {
         'files': [folder / name for name in names],
@@ -158,7 +161,7 @@ class ChatTask:
 
 
 def _vocabulary(task: Gsm8kTask | ChatTask, pretrained: bool) -> dict[str, Any]:
-  """How much of the tokenizer's vocabulary is used: `vocabulary` and `max_vocabulary`."""
+  """Resolves `vocabulary` and `max_vocabulary` of a task."""
   kind = task.vocabulary
   if kind == 'auto':
     kind = 'full' if pretrained else 'compact'
@@ -181,16 +184,16 @@ class SftSettings:
   """Supervised fine-tuning before RL (or alone, in experiments/sft.py).
 
   Attributes:
-    steps: optimizer steps; 0 leaves the model as it was loaded.
-    batch_size: rows a step; a row holds one demonstration, or several packed ones.
-    loss_on: 'assistant': the tokens of replies count; 'all': those of prompts do too.
-    packed_length: slots of packed rows; 0 gives each demonstration a row.
-    mixture: weights of the task's sources, as 'a.json=3,b.jsonl=1': their shares of the rows,
-      each source going through its own epochs; '' is one epoch over all.
+    steps: optimizer steps; 0 leaves the model as loaded.
+    batch_size: rows per step; a row holds one demonstration, or several packed ones.
+    loss_on: 'assistant' for a loss on the tokens of replies; 'all' includes those of prompts.
+    packed_length: slots per packed row; 0 gives each demonstration its own row.
+    mixture: weights of the task's sources, such as 'a.json=3,b.jsonl=1': their shares of the rows;
+      each source has its own epochs. '' makes one epoch over all sources.
     save_every: steps between checkpoints.
     log_every: steps between lines in metrics.jsonl.
-    algorithm: settings of the loss.
-    optimizer: settings of the optimizer.
+    algorithm: config of the loss.
+    optimizer: config of the optimizer.
   """
 
   steps: int = 1_000
@@ -204,16 +207,18 @@ class SftSettings:
   optimizer: optim.OptimizerConfig = dataclasses.field(default_factory=optim.OptimizerConfig)
 
   def validate(self, prefix: str) -> None:
-    """Raises ValueError with one line for the first field that is out of range."""
+    """Raises a one-line ValueError for the first field that is out of range."""
     checks.at_least(self, prefix, steps=0, batch_size=1, packed_length=0, save_every=1, log_every=1)
     if self.loss_on not in sft_batches.LOSS_ON:
       raise ValueError(
           f'{prefix}.loss_on must be one of {", ".join(sft_batches.LOSS_ON)}, got {self.loss_on!r}'
       )
+
     with checks.within(f'{prefix}.mixture'):
       mixtures.parse_weights(self.mixture)
     with checks.within(f'{prefix}.algorithm'):
       self.algorithm.validate()
+
     self.optimizer.validate(f'{prefix}.optimizer')
     if self.steps:
       check_schedule(self.optimizer, self.steps, f'{prefix}.optimizer')
@@ -221,17 +226,17 @@ class SftSettings:
 
 @dataclasses.dataclass
 class EvaluationSettings:
-  """How policies are evaluated on the held-out problems.
+  """Evaluation of policies on the held-out problems.
 
   Attributes:
-    num_samples: K samples a problem at temperature 1.
-    batch_size: problems a batch.
-    control_temperature: the reference is also scored at this temperature, so that
-      what sharpening alone would give is seen.
-    num_shown: fixed problems whose responses go to samples.jsonl each time.
-    diagnosed_prompts: training prompts on which the true success rate of the
-      reference is measured, for the figure of V* (0: no such figure).
-    diagnosed_samples: fresh samples for each of them.
+    num_samples: K samples per problem at temperature 1.
+    batch_size: problems per batch.
+    control_temperature: the reference is also scored at this temperature, to show
+      the effect of sharpening alone.
+    num_shown: number of fixed problems whose responses go to samples.jsonl each time.
+    diagnosed_prompts: number of training prompts on which the true success rate of
+      the reference is measured, for the V* figure (0: no such figure).
+    diagnosed_samples: fresh samples per diagnosed prompt.
   """
 
   num_samples: int = 4
@@ -242,7 +247,7 @@ class EvaluationSettings:
   diagnosed_samples: int = 64
 
   def validate(self, prefix: str) -> None:
-    """Raises ValueError with one line for the first field that is out of range."""
+    """Raises a one-line ValueError for the first field that is out of range."""
     checks.at_least(
         self, prefix, num_samples=1, batch_size=1, num_shown=0, diagnosed_prompts=0,
         diagnosed_samples=1,
@@ -255,31 +260,31 @@ class EvaluationSettings:
 
 @dataclasses.dataclass
 class Experiment:
-  """What every training run has.
+  """Config common to all training runs.
 
-  A subclass names in `NETWORKS` which networks it has besides the policy ('reference',
+  A subclass lists in `NETWORKS` the networks it has in addition to the policy ('reference',
   'value', 'reward'): the others cannot be loaded.
 
   Attributes:
-    seed: of everything that is drawn.
-    data_dir: folder of the task's real data; '' where it needs none.
-    task: a task's settings, with `make(seed, data_dir, tokenizer_dir, pretrained)`.
+    seed: seed of all random numbers.
+    data_dir: directory of the task's real data; '' if it needs none.
+    task: a task config, with `make(seed, data_dir, tokenizer_dir, pretrained)`.
     model: the policy's shape; a `vocab_size` of 0 is filled in from the tokenizer.
-    policy_init_from: a folder of parameters to start from: a Hugging Face checkpoint, or
-      what a run wrote (WORKDIR/params, WORKDIR/trained); '' draws them. It decides the
-      model's shape. A*-PO then skips `sft`.
-    reference_init_from: the same for the frozen reference; '' is the policy's.
+    policy_init_from: directory of initial parameters: a Hugging Face checkpoint, or output
+      of a run (WORKDIR/params, WORKDIR/trained); '' initialises them randomly. It decides
+      the model's shape. A*-PO then skips `sft`.
+    reference_init_from: the same for the frozen reference; '' means the policy's.
     value_init_from: the same for a value function.
     reward_init_from: the same for a reward model.
-    lora: low-rank adapters; with a rank, they alone are trained.
-    train_last_layers: where positive, this many last blocks, the last norm and the head
-      alone are trained.
+    lora: low-rank adapters; if the rank is positive, only they are trained.
+    train_last_layers: if positive, only this many last blocks, the last norm and the head
+      are trained.
     sft: supervised fine-tuning.
-    evaluation: how and when it is evaluated.
+    evaluation: evaluation of the policy.
     mesh: sizes of the device mesh.
-    wandb_project: a Weights & Biases project; '' is off.
-    note: what a reader must know about the setting; printed with its results.
-    scale_note: the same of what was scaled down for a policy that is drawn.
+    wandb_project: a Weights & Biases project; '' turns W&B off.
+    note: a note on the config for readers; printed with its results.
+    scale_note: a note on what was scaled down, for a randomly initialised policy.
   """
 
   seed: int = 0
@@ -302,18 +307,21 @@ class Experiment:
   NETWORKS: ClassVar[tuple[str, ...]] = ()
 
   def validate(self) -> None:
-    """Raises ValueError with one line for the first field that is out of range."""
+    """Raises a one-line ValueError for the first field that is out of range."""
     checks.at_least(self, 'config', seed=0, train_last_layers=0)
     with checks.within('config.model'):
       dataclasses.replace(self.model, vocab_size=self.model.vocab_size or 1).validate()
+
     self.sft.validate('config.sft')
     if self.sft.packed_length > self.model.max_length and not self.policy_init_from:
       raise ValueError(
           f'config.sft.packed_length must be at most config.model.max_length '
           f'({self.model.max_length}), got {self.sft.packed_length}'
       )
+
     self.evaluation.validate('config.evaluation')
     self.mesh.validate()
+
     if self.sft.steps == 0 and not self.policy_init_from:
       raise ValueError(
           'a policy that is neither loaded nor fine-tuned can only sample noise: give '
@@ -322,7 +330,7 @@ class Experiment:
     self._validate_networks()
 
   def _validate_networks(self) -> None:
-    """Raises ValueError for folders that are missing or that nothing would be loaded from."""
+    """Raises ValueError for directories that are missing or would not be used."""
     for name in ('policy', 'reference', 'value', 'reward'):
       folder = getattr(self, f'{name}_init_from')
       if folder and name not in ('policy', *self.NETWORKS):
@@ -332,11 +340,13 @@ class Experiment:
         )
       if folder and not pathlib.Path(folder).is_dir():
         raise ValueError(f'config.{name}_init_from is no folder: {folder!r}')
+
     if self.reference_init_from and not self.policy_init_from:
       raise ValueError(
           'config.reference_init_from needs config.policy_init_from (otherwise the fine-tuned '
           f'policy is the reference), got {self.reference_init_from!r}'
       )
+
     self.lora.validate('config.lora')
     if self.lora.rank and self.train_last_layers:
       raise ValueError(
@@ -345,7 +355,7 @@ class Experiment:
       )
 
   def batch_sizes(self) -> dict[str, tuple[int, int]]:
-    """Rows and micro-batches of each batch by field, to be checked against the mesh."""
+    """Returns (rows, micro-batches) of each batch by field, to check against the mesh."""
     return {
         'sft.batch_size': (self.sft.batch_size, self.sft.algorithm.num_micro_batches),
         'evaluation.batch_size': (self.evaluation.batch_size, 1),
@@ -354,18 +364,18 @@ class Experiment:
 
 @dataclasses.dataclass
 class AStarPo(Experiment):
-  """One run of experiments/a_star_po/.
+  """Config of experiments/a_star_po/.
 
   Attributes:
-    algorithm: settings of A*-PO.
-    optimizer: of stage 2.
+    algorithm: config of A*-PO.
+    optimizer: optimizer of stage 2.
     steps: batches of rollouts in stage 2.
-    batch_size: prompts a batch.
-    stage1_batch_size: prompts a batch in stage 1.
-    token_budget: where positive, stage 2 ends with the batch after which both stages
+    batch_size: prompts per batch in stage 2.
+    stage1_batch_size: prompts per batch in stage 1.
+    token_budget: if positive, stage 2 ends with the batch after which both stages
       together have sampled this many tokens (`steps` is then an upper bound).
-    eval_every: batches between evaluations; one stands before the first batch and one
-      after the last, in any case.
+    eval_every: batches between evaluations; there is always one before the first batch
+      and one after the last.
     save_every: batches between checkpoints.
   """
 
@@ -381,27 +391,31 @@ class AStarPo(Experiment):
   NETWORKS: ClassVar[tuple[str, ...]] = ('reference',)
 
   def validate(self) -> None:
-    """Raises ValueError with one line for the first field that is out of range."""
+    """Raises a one-line ValueError for the first field that is out of range."""
     super().validate()
     if isinstance(self.task, ChatTask):
       raise ValueError(
           'a chat task has no reward: experiments.sft can learn it, AStarPo cannot (config.task)'
       )
+
     checks.at_least(
         self, 'config', steps=0, batch_size=1, stage1_batch_size=1, token_budget=0,
         eval_every=1, save_every=1,
     )
+
     with checks.within('config.algorithm'):
       self.algorithm.validate()
     self.optimizer.validate('config.optimizer')
     check_schedule(
         self.optimizer, self.steps * self.algorithm.num_minibatches, 'config.optimizer'
     )
+
     if self.token_budget and self.optimizer.schedule != 'constant':
       raise ValueError(
           "config.token_budget needs optimizer.schedule 'constant' (the run's length is not known "
           f'before), got {self.optimizer.schedule!r}'
       )
+
     parts = self.algorithm.num_minibatches * self.algorithm.num_micro_batches
     if self.batch_size % parts:
       raise ValueError(
@@ -410,7 +424,7 @@ class AStarPo(Experiment):
       )
 
   def batch_sizes(self) -> dict[str, tuple[int, int]]:
-    """As in `Experiment`."""
+    """See `Experiment.batch_sizes`."""
     parts = self.algorithm.num_minibatches * self.algorithm.num_micro_batches
     return {
         **super().batch_sizes(),

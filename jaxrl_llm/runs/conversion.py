@@ -16,15 +16,15 @@ from jaxrl_llm.types import Params, Tokenizer
 
 
 class Source(NamedTuple):
-  """What is converted.
+  """Parameters to convert.
 
   Attributes:
-    origin: where it lies.
+    origin: the checkpoint source.
     model: its shape, and the dtype of its parameters.
     role: 'policy', or 'value' for a sequence classifier.
     num_outputs: rows of a value head.
-    hugging_face: {'model_type', 'fields', 'directory'} of the checkpoint that it is, or came
-      from; {} if it never was one.
+    hugging_face: {'model_type', 'fields', 'directory'} of the Hugging Face checkpoint that it is
+      or came from; {} if there is none.
   """
 
   origin: checkpoint_sources.Origin
@@ -35,9 +35,9 @@ class Source(NamedTuple):
 
 
 def read(directory: str, *, field: str, tokenizer_named: bool = False) -> Source:
-  """Finds out what lies in a folder; ValueError with one line if nothing that can be read.
+  """Reads a directory of parameters; raises a one-line ValueError if it cannot be read.
 
-  Arguments as of `checkpoint_sources.read`.
+  Takes the arguments of `checkpoint_sources.read`.
   """
   origin = checkpoint_sources.read(directory, field=field, tokenizer_named=tokenizer_named)
   about = origin.hugging_face
@@ -51,7 +51,7 @@ def read(directory: str, *, field: str, tokenizer_named: bool = False) -> Source
 
 
 def stored_dtype(origin: checkpoint_sources.Origin) -> str:
-  """The dtype of the parameters in a folder: 'bfloat16', or 'float32' for any other."""
+  """Returns the dtype of the stored parameters: 'bfloat16', or 'float32' for any other."""
   if origin.checkpoint:
     fields = origin.checkpoint.fields
     found = {fields.get('dtype') or fields.get('torch_dtype')}
@@ -62,7 +62,7 @@ def stored_dtype(origin: checkpoint_sources.Origin) -> str:
 
 
 def load(source: Source) -> Params:
-  """The parameters in main memory, in their own dtype."""
+  """Loads the parameters into host memory, in their own dtype."""
   if source.role == 'value':
     model = value.make(source.model, num_outputs=source.num_outputs)
   else:
@@ -76,40 +76,44 @@ def load(source: Source) -> Params:
 
 
 def find_tokenizer(source: Source, directory: str) -> tuple[str, Tokenizer | None]:
-  """The tokenizer that belongs to parameters.
+  """Finds the tokenizer that belongs to parameters.
 
   Args:
     source: the parameters.
-    directory: where it lies, or where that lies of which it is a part; '' looks for it: beside
-      the parameters, or beside the checkpoint that they came from.
+    directory: directory of the tokenizer, or of the full tokenizer that it is a part of; '' looks
+      next to the parameters, or next to the checkpoint that they came from.
 
   Returns:
-    (its folder, the tokenizer with the stop ids of the parameters), or ('', None) where none is
+    (its directory, the tokenizer with the stop ids of the parameters), or ('', None) if none is
     known.
 
   Raises:
-    ValueError: `directory` holds no tokenizer, what was found is another one than the parameters
-      were trained with, or it has more tokens than the embedding has rows.
+    ValueError: if `directory` holds no tokenizer, the parameters were trained with another one,
+      or it has more tokens than the embedding has rows.
   """
   origin = source.origin
   found = directory or origin.tokenizer_dir
   if not found:
     return '', None
+
   try:
     tokenizer = tokenizers.load_tokenizer(found)
   except ValueError:
     if directory:
       raise
-    return '', None  # None lay beside the checkpoint, or it is gone.
+    return '', None  # The checkpoint had none, or it is gone.
+
   if origin.kept_ids and isinstance(tokenizer, tokenizers.HuggingFaceTokenizer):
-    with contextlib.suppress(ValueError):  # Of another base: said below.
+    with contextlib.suppress(ValueError):  # Another base: reported below.
       tokenizer = tokenizers.restore_compact(tokenizer, origin.kept_ids)
+
   other = origin.tokenizer and not tokenizers.is_same(tokenizer, origin.tokenizer)
   if not origin.checkpoint and other:
     raise UsageError(
         f'{origin.directory} was trained with another tokenizer ({origin.tokenizer}) than lies in '
         f'{found} ({tokenizer.fingerprint}): give its own (--tokenizer)'
     )
+
   if tokenizer.vocab_size > source.model.vocab_size:
     raise UsageError(
         f'the tokenizer in {found} has {tokenizer.vocab_size} ids and the embedding in '

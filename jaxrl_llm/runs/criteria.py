@@ -1,17 +1,17 @@
-"""What a study is expected to show, and whether it did."""
+"""Expected findings of a study, and whether they hold."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
 
 
 class Finding(NamedTuple):
-  """One criterion.
+  """The verdict on one criterion.
 
   Attributes:
-    name: its letter in the study it belongs to.
-    claim: what is expected.
-    holds: whether it was so; None where nothing is asserted.
-    measured: the numbers.
+    name: letter of the criterion in its study.
+    claim: the expected result.
+    holds: whether the claim holds; None if nothing is asserted.
+    measured: the measured numbers, as text.
   """
 
   name: str
@@ -21,6 +21,6 @@ class Finding(NamedTuple):
 
 
 def markdown(found: Sequence[Finding]) -> str:
-  """A list, one line a criterion."""
+  """Returns a Markdown list, one line per criterion."""
   verdict = {True: '**holds**', False: '**does not hold**', None: 'reported'}
   return '\n'.join(f'- ({f.name}) {f.claim}: {verdict[f.holds]}. {f.measured}' for f in found)

@@ -1,9 +1,9 @@
-"""The tokenizer that goes with exported parameters, as transformers reads it.
+"""Exports the tokenizer of exported parameters in the format of transformers.
 
-A tokenizer.json is copied with what lies beside it. Where there is none (GPT-2's or Qwen2's two
-files, a SentencePiece model), one is written, since transformers takes such files for what the
-model's family commonly has. In both cases the folder says what ends a response: eos_token in
-tokenizer_config.json, and eos_token_id in generation_config.json and config.json.
+A tokenizer.json is copied with the files next to it. If there is none (GPT-2's or Qwen2's two
+files, a SentencePiece model), one is written, because transformers would read such files as the
+usual tokenizer of the model's family. In both cases the export says what ends a response:
+eos_token in tokenizer_config.json, eos_token_id in generation_config.json and config.json.
 """
 
 import json
@@ -18,19 +18,19 @@ from jaxrl_llm.types import Tokenizer
 
 _CONFIG, _MAP = 'tokenizer_config.json', 'special_tokens_map.json'
 _GENERATION, _WHOLE = 'generation_config.json', 'tokenizer.json'
-# What a tokenizer.json that is written makes superfluous.
+# Files made redundant by a written tokenizer.json.
 _PARTS = ('vocab.json', 'merges.txt', 'encoder.json', 'vocab.bpe', 'added_tokens.json', _MAP)
-_RARE = (' the', 'x\u200d  \x00</s>y')  # What not every library does alike.
-_CLASS = 'PreTrainedTokenizerFast'  # Transformers 5 takes it for TokenizersBackend.
+_RARE = (' the', 'x\u200d  \x00</s>y')  # Texts that libraries encode differently.
+_CLASS = 'PreTrainedTokenizerFast'  # Transformers 5 maps it to TokenizersBackend.
 
 
 class Export(NamedTuple):
-  """What is written besides the parameters.
+  """Files and fields written in addition to the parameters.
 
   Attributes:
-    files: content by name.
-    fields: of config.json, the special ids with them.
-    notes: what a user has to know, a line each.
+    files: file contents by name.
+    fields: fields of config.json, including the special ids.
+    notes: notes for the user, one line each.
   """
 
   files: dict[str, bytes]
@@ -41,15 +41,15 @@ class Export(NamedTuple):
 def of_tokenizer(
     tokenizer: Tokenizer, source: str | pathlib.Path, fields: Mapping[str, Any], *, model_type: str
 ) -> Export:
-  """The files and fields of a tokenizer.
+  """Exports a tokenizer as files and fields.
 
-  What the files and fields say already is left as it is, unless it contradicts the tokenizer.
+  Existing entries of the files and fields stay unchanged, unless they contradict the tokenizer.
 
   Args:
-    tokenizer: of the parameters, with their stop ids.
-    source: the folder, or the file, that it was loaded from.
-    fields: of config.json, as far as they are known.
-    model_type: the family that is written.
+    tokenizer: the parameters' tokenizer, with their stop ids.
+    source: the directory or file that it was loaded from.
+    fields: known fields of config.json.
+    model_type: model family of the export.
 
   Returns:
     The export.
@@ -59,6 +59,7 @@ def of_tokenizer(
   found = model_files.read(folder)
   files = _copied(source, folder)
   notes: list[str] = []
+
   written = {} if _WHOLE in files else _whole(tokenizer, found, notes)
   if written:
     files = {
@@ -67,23 +68,27 @@ def of_tokenizer(
     } | written
   elif isinstance(tokenizer, SentencePieceTokenizer):
     _rename_model(files)
+
   changes = _names(tokenizer, found, files, is_new=bool(written))
   if changes:
     names = found.names if written else {}
     files[_CONFIG] = _json({**_read(files, _CONFIG), **names, **changes})
     if 'eos_token' in changes and 'eos_token' in _read(files, _MAP):
       files[_MAP] = _json({**_read(files, _MAP), 'eos_token': changes['eos_token']})
+
   said = _read(files, _GENERATION) if _GENERATION in files else None
   fields, generation = special_ids(
       tokenizer.stop_ids, fields, said, pad_id=tokenizer.pad_id, start_ids=tokenizer.start_ids,
   )
   if generation != said:
     files |= generation_file(generation)
+
   if model_type == 'qwen2' and not _cuts_as_qwen2(tokenizer):
     notes.append(
         "AutoTokenizer of transformers 5 gives every qwen2 model Qwen2's way of cutting words, "
         "which is not this tokenizer's: load it with PreTrainedTokenizerFast.from_pretrained"
     )
+
   return Export(files, fields, notes)
 
 
@@ -91,47 +96,49 @@ def special_ids(
     stop_ids: tuple[int, ...], fields: Mapping[str, Any], generation: Mapping[str, Any] | None, *,
     pad_id: int | None = None, start_ids: tuple[int, ...] = (),
 ) -> tuple[dict[str, Any], dict[str, Any] | None]:
-  """config.json and generation_config.json, so that they say what ends a response.
+  """Adds the stop ids to config.json and generation_config.json.
 
-  Without such ids a model's class has some of its own. transformers stops at those of
-  generation_config.json where there is one, else of config.json.
+  Without them a model class uses its own defaults. transformers stops at the ids in
+  generation_config.json if that file exists, otherwise at those in config.json.
 
   Args:
-    stop_ids: what ends a response.
-    fields: of config.json.
-    generation: of generation_config.json; None if there is none.
-    pad_id: what fills, for config.json where it says nothing; None if that is not known.
-    start_ids: what stands before a plain text, likewise.
+    stop_ids: ids that end a response.
+    fields: fields of config.json.
+    generation: fields of generation_config.json; None if there is none.
+    pad_id: pad id for a config.json that has none; None if unknown.
+    start_ids: ids put before plain text, for a config.json that has no bos id.
 
   Returns:
-    (fields, generation): as they were, where they agree with the stop ids; a `generation` of None
-    is not needed.
+    (fields, generation): unchanged if they agree with the stop ids; a `generation` of None means
+    that no file is needed.
   """
   said = (fields if generation is None else generation).get('eos_token_id')
   said = said if isinstance(said, list) else [said]
   agrees = all(type(number) is int for number in said) and set(said) == set(stop_ids)
   if agrees and fields.get('eos_token_id') is not None:
     return dict(fields), None if generation is None else dict(generation)
+
   stops = {'eos_token_id': stop_ids[0] if len(stop_ids) == 1 else list(stop_ids)}
   others = {'bos_token_id': start_ids[0] if start_ids else None}
   others |= {} if pad_id is None else {'pad_token_id': pad_id}
   known = {name: number for name, number in others.items() if number is not None}
+
   if not agrees:
     generation = {**known, **(generation or {}), **stops}
   return {**others, **fields, **stops}, None if generation is None else dict(generation)
 
 
 def generation_file(generation: Mapping[str, Any] | None) -> dict[str, bytes]:
-  """generation_config.json by its name; {} for None."""
+  """Returns {file name: content} of generation_config.json; {} for None."""
   return {} if generation is None else {_GENERATION: _json(generation)}
 
 
 def _copied(source: pathlib.Path, folder: pathlib.Path) -> dict[str, bytes]:
-  """The tokenizer's files and those beside it."""
+  """Reads the tokenizer's files and those next to it."""
   paths = {
       path.name: path for pattern in huggingface.TOKENIZER_FILES for path in folder.glob(pattern)
   }
-  if source != folder:  # Of several tokenizers the one that was named.
+  if source != folder:  # If there are several tokenizers, the named one.
     whole = _WHOLE if source.suffix == '.json' else source.name
     others = {*_PARTS, _WHOLE} - {'added_tokens.json', _MAP}
     paths = {
@@ -144,7 +151,7 @@ def _copied(source: pathlib.Path, folder: pathlib.Path) -> dict[str, bytes]:
 def _whole(
     tokenizer: Tokenizer, found: model_files.TokenFiles, notes: list[str]
 ) -> dict[str, bytes]:
-  """A tokenizer.json where there is none; {} where transformers reads what there is."""
+  """Makes a missing tokenizer.json; {} if transformers reads the existing files."""
   if isinstance(tokenizer, tokenizers.HuggingFaceTokenizer):
     backend = tokenizer.backend
   elif found.config.get('tokenizer_class') not in (None, _CLASS, 'TokenizersBackend'):
@@ -163,12 +170,13 @@ def _whole(
           'transformers cuts some texts in another way than this SentencePiece model: those that '
           'begin with a space, or hold control characters'
       )
+
   texts = {number: tokenizer.token(number) for number in tokenizer.start_ids}
   return {_WHOLE: tokenizer_files.to_json(backend, texts).encode()}
 
 
 def _rename_model(files: dict[str, bytes]) -> None:
-  """Gives a SentencePiece model the name by which it is found."""
+  """Gives a SentencePiece model the file name that transformers looks for."""
   models = [name for name in files if name.endswith('.model')]
   if len(models) == 1:
     files['tokenizer.model'] = files.pop(models[0])
@@ -178,19 +186,21 @@ def _names(
     tokenizer: Tokenizer, found: model_files.TokenFiles, files: Mapping[str, bytes], *,
     is_new: bool,
 ) -> dict[str, Any]:
-  """Entries of tokenizer_config.json that are missing or wrong."""
+  """Returns the entries of tokenizer_config.json that are missing or wrong."""
   changes: dict[str, Any] = {}
   if is_new or _CONFIG not in files and not isinstance(tokenizer, SentencePieceTokenizer):
     changes['tokenizer_class'] = _CLASS
     if isinstance(tokenizer, SentencePieceTokenizer):
       changes['unk_token'] = tokenizer.token(tokenizer.processor.unk_id())
-  # A template that writes the eos_token would write another text.
+
+  # A changed eos_token would change the text of a template that writes it.
   template = json.dumps(found.config.get('chat_template', '')).encode()
   in_use = b'eos_token' in template + files.get('chat_template.jinja', b'')
   first = tokenizer.token(tokenizer.stop_ids[0])
   if 'eos_token' not in found.names or not in_use and found.names['eos_token'] != first:
     changes['eos_token'] = first
-  if is_new or changes:  # Where no token is named the first stop token fills.
+
+  if is_new or changes:  # Without a named pad token, `pad_id` pads.
     changes['pad_token'] = found.names.get('pad_token') or tokenizer.token(tokenizer.pad_id)
   return changes
 

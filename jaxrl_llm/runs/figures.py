@@ -1,4 +1,4 @@
-"""What a run shows at its end: a table and figures, each figure with its data as CSV."""
+"""Tables and figures at the end of a run; each figure is saved with its data as CSV."""
 
 import pathlib
 from collections.abc import Mapping, Sequence
@@ -8,12 +8,12 @@ import numpy as np
 
 from jaxrl_llm.training import files, metrics
 
-# Dark on white, told apart by shape as well as by colour.
+# Dark on white; series also differ by marker.
 _COLOURS = ('#1b6ca8', '#d1495b', '#2e8b57', '#8d6a9f')
 
 
 def markdown_table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
-  """A Markdown table whose columns are padded, so that it reads well in a terminal."""
+  """Returns a Markdown table with padded columns, readable in a terminal."""
   cells = [[str(cell) for cell in row] for row in (header, *rows)]
   widths = [max(len(row[i]) for row in cells) for i in range(len(header))]
   line = lambda row: '| ' + ' | '.join(c.ljust(w) for c, w in zip(row, widths)) + ' |'
@@ -22,7 +22,7 @@ def markdown_table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
 
 
 def percent(numbers: Mapping[str, float], name: str) -> str:
-  """A fraction with its standard error, where there is one, in percent."""
+  """Formats a fraction in percent, with its standard error if there is one."""
   error = numbers.get(f'{name}_se')
   text = f'{100 * numbers[name]:.1f}'
   return f'{text} ± {100 * error:.1f}' if error is not None else text
@@ -58,22 +58,24 @@ def learning_curve(
     title: str,
     stage1_tokens: float,
 ) -> None:
-  """Scores against sampled tokens, stage 1 counted; writes path and path.csv.
+  """Plots scores against sampled tokens, including stage 1; writes a PNG and a CSV.
 
   Args:
-    path: of the PNG.
-    tokens: sampled tokens at each evaluation, those of stage 1 included.
+    path: where to write the PNG; the CSV has the same name.
+    tokens: sampled tokens at each evaluation, including those of stage 1.
     series: scores in [0, 1] by name, each as long as `tokens`.
-    title: of the figure.
-    stage1_tokens: where stage 1 ends; what lies to the left of it is shaded.
+    title: title of the figure.
+    stage1_tokens: end of stage 1; the region to its left is shaded.
   """
   figure, axes = _axes(title, 'sampled tokens (thousands, stage 1 included)', 'score')
   axes.axvspan(0, stage1_tokens / 1e3, color='0.92', label='stage 1 (reference samples)')
   for (name, values), colour, marker in zip(series.items(), _COLOURS, 'os^D'):
     axes.plot(np.asarray(tokens) / 1e3, values, color=colour, marker=marker, ms=4, label=name)
+
   axes.set_ylim(0, 1.02)
   axes.set_xlim(left=0)
   axes.legend(frameon=False, loc='lower right')
+
   _save(figure, path)
   rows = zip(tokens, *series.values())
   metrics.write_csv_atomic(path.with_suffix('.csv'), ['sampled_tokens', *series], rows)
@@ -89,28 +91,30 @@ def value_figure(
     samples: tuple[int, int],
     label: str = 'β₁ ln(1 − p + p exp(1/β₁))',
 ) -> None:
-  """Estimated V* against the success rate measured with fresh samples; writes a CSV too.
+  """Plots estimated V* against the success rate in fresh samples; writes a PNG and a CSV.
 
   Args:
-    path: of the PNG.
-    success_rates: [M], measured.
+    path: where to write the PNG; the CSV has the same name.
+    success_rates: [M], measured success rates.
     values: [M], stage 1's estimates for the same prompts.
     curve: (success rates, exact V*) of the closed form.
-    title: of the figure.
-    samples: (N of stage 1, fresh samples a prompt).
-    label: of the curve.
+    title: title of the figure.
+    samples: (N of stage 1, fresh samples per prompt).
+    label: label of the curve.
   """
   figure, axes = _axes(
       title, f'success rate of the reference ({samples[1]} fresh samples)',
       f'V* estimated from {samples[0]} samples',
   )
-  # A little sideways noise: many prompts share a rate, and dots would hide each other.
+
+  # Horizontal jitter: many prompts share a rate, and their dots would overlap.
   jitter = np.random.default_rng(0).uniform(-0.006, 0.006, len(values))
   axes.plot(success_rates + jitter, values, 'o', ms=4, alpha=0.35, color=_COLOURS[0],
             markeredgewidth=0, label='training prompts')
   axes.plot(*curve, color=_COLOURS[1], label=label)
   axes.plot([0, 1], [0, 1], color='0.6', ls=':', label='mean reward (β₁ → ∞)')
   axes.legend(frameon=False, loc='lower right')
+
   _save(figure, path)
   metrics.write_csv_atomic(
       path.with_suffix('.csv'), ['success_rate', 'estimated_value'], zip(success_rates, values)
@@ -125,12 +129,12 @@ def many_curves(
     x: str,
     y: str,
 ) -> None:
-  """Many named curves with bands, told apart by colour, line and marker; writes a CSV too.
+  """Plots curves with error bands, which differ by colour, line and marker; writes PNG and CSV.
 
   Args:
-    path: of the PNG.
+    path: where to write the PNG; the CSV has the same name.
     series: name -> (x, y, standard error of y), each [N]; N = 1 is drawn as a point.
-    title: of the figure.
+    title: title of the figure.
     x: label of the horizontal axis.
     y: label of the vertical axis.
   """
@@ -138,6 +142,7 @@ def many_curves(
 
   figure, axes = _axes(title, x, y)
   figure.set_size_inches(8.2, 4.8)
+
   colours = matplotlib.colormaps['tab10'].colors
   for i, (name, (places, means, errors)) in enumerate(series.items()):
     style = dict(color=colours[i % 10], marker='os^Dv<>PX*'[i % 10], ms=4, lw=1.4, label=name)
@@ -148,6 +153,7 @@ def many_curves(
     axes.fill_between(
         places, means - errors, means + errors, color=style['color'], alpha=0.15, lw=0)
   axes.legend(frameon=False, loc='center left', bbox_to_anchor=(1.0, 0.5))
+
   _save(figure, path)
   rows = [(name, *row) for name, columns in series.items() for row in zip(*columns)]
   metrics.write_csv_atomic(path.with_suffix('.csv'), ['series', x, y, 'standard_error'], rows)

@@ -1,4 +1,4 @@
-"""Which parameters a run trains: all of them, low-rank adapters, or the last blocks."""
+"""Selects the parameters that a run trains: all, low-rank adapters, or the last blocks."""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -10,13 +10,13 @@ from jaxrl_llm.types import Array, ModelFns, Params
 
 
 class Finetuning(NamedTuple):
-  """A policy whose parameters may come in the form in which they are trained.
+  """A policy, with the conversions between plain parameters and those that are trained.
 
   Attributes:
-    policy: takes trained and frozen parameters alike.
-    trainable: for `optim.make_optimizer`; None trains all.
+    policy: the network; takes trained and frozen parameters.
+    trainable: pattern for `optim.make_optimizer`; None trains all parameters.
     start: (plain parameters, key) -> parameters to train.
-    frozen: plain parameters -> the same for `policy`, no array copied.
+    frozen: plain parameters -> the same in the form of `policy`, without copying arrays.
     plain: trained parameters -> plain ones: adapters merged, blocks in one stack.
   """
 
@@ -30,22 +30,23 @@ class Finetuning(NamedTuple):
 def make(
     policy: ModelFns, abstract_params: Params, *, adapters: lora.LoraConfig, last_layers: int
 ) -> Finetuning:
-  """The form in which `policy` is trained.
+  """Makes the finetuning setup of `policy`.
 
   Args:
-    policy: on plain parameters.
-    abstract_params: their shapes.
-    adapters: rank 0 is off.
-    last_layers: blocks that are trained with the last norm and the head; 0 trains all.
+    policy: the network on plain parameters.
+    abstract_params: shapes of the plain parameters.
+    adapters: config of the adapters; rank 0 turns them off.
+    last_layers: number of last blocks to train with the last norm and the head; 0 trains all.
 
   Returns:
-    The form.
+    The finetuning setup.
 
   Raises:
-    ValueError: the adapters match no layer or cannot be merged again, or the model has no such
-      blocks or a head that is tied to the embedding.
+    ValueError: if the adapters match no layer or cannot be merged, the model has fewer blocks, or
+      its head is tied to the embedding.
   """
   same = lambda params: params
+
   if adapters.rank:
     start = lambda params, key: {
         'base': params, 'adapters': lora.init_adapters(adapters, params, key)
@@ -62,6 +63,7 @@ def make(
     )
   else:
     form = Finetuning(policy, None, lambda params, key: params, same, same)
-  # What cannot be trained, or not be put together again, is found out before anything runs.
+
+  # Fail before anything runs if parameters cannot be trained or converted back.
   jax.eval_shape(lambda p: form.plain(form.start(p, jax.random.key(0))), abstract_params)
   return form

@@ -7,10 +7,10 @@ A binary is a module with a docstring, a `main(run)` and
 
 Flags: --config=FILE.py[:setting] (a file with `get_config()`, which returns a plain typed mutable
 dataclass), --config.field=value (overrides, nested by dots), --workdir=DIR, --debug (tracebacks
-instead of one line). Exit status: 0 done, or done before; 2 bad input, with one line on stderr;
-130 interrupted.
+instead of one line). Exit status: 0 if the run is complete, now or already before; 2 for bad input,
+with one line on stderr; 130 if interrupted.
 
-Nothing here imports JAX before the flags have been parsed and the workdir has been checked.
+This module does not import JAX before the flags are parsed and the workdir is checked.
 """
 
 import contextlib
@@ -42,8 +42,8 @@ from jaxrl_llm.training import files, metrics
 
 REPOSITORY = command_line.REPOSITORY
 
-# Config fields that say where something lies or how it is shown, never what is computed: a run
-# may be resumed with another value.
+# Config fields that only change where data is or how results are shown, never what is computed:
+# a run may be resumed with another value.
 RELOCATABLE_FIELDS = frozenset({'data_dir', 'wandb_project', 'note', 'scale_note'})
 
 _PACKAGES = {
@@ -55,18 +55,18 @@ _ABSENT = '(absent)'
 
 @dataclasses.dataclass
 class Run:
-  """What a binary's `main` is handed.
+  """The argument of a binary's `main`.
 
   Attributes:
     config: the config with its overrides, validated.
-    workdir: an existing folder, locked by this process.
-    experiment: the binary's name.
-    setting: the config file's name without the experiment's, and the setting after the colon.
-    config_file: as given, `FILE.py[:setting]`.
-    overrides: the fields given on the command line, such as 'model.width'.
-    commit: of the source, with '-dirty' if tracked files differ, or 'unknown'.
-    marks: wall seconds at which a phase was first complete, by phase.
-    processors: `processor.fields()` of each processor that worked on the run.
+    workdir: an existing directory, locked by this process.
+    experiment: name of the binary.
+    setting: the config file's name without the experiment's, and the variant after the colon.
+    config_file: the config as given, `FILE.py[:setting]`.
+    overrides: config fields given on the command line, such as 'model.width'.
+    commit: commit of the source, with '-dirty' if tracked files differ, or 'unknown'.
+    marks: wall seconds at which each phase was first complete, by phase.
+    processors: `processor.fields()` of each processor used by the run.
   """
 
   config: Any
@@ -89,17 +89,17 @@ class Run:
 
   @property
   def seed(self) -> int:
-    """`config.seed`, or 0 where a config has none."""
+    """`config.seed`, or 0 if the config has none."""
     return getattr(self.config, 'seed', 0)
 
   @property
   def results_path(self) -> pathlib.Path:
-    """Where `write_results` writes; the file's presence means that the run is complete."""
+    """Path written by `write_results`; the file exists if and only if the run is complete."""
     return self.workdir / 'results.json'
 
   @property
   def table_path(self) -> pathlib.Path:
-    """Where a binary puts its closing table (Markdown); shown again for a complete run."""
+    """Path of a binary's final table (Markdown); shown again for a complete run."""
     return self.workdir / 'table.md'
 
   @property
@@ -107,16 +107,16 @@ class Run:
     return self.workdir / 'wall_seconds.json'
 
   def wall_seconds(self) -> float:
-    """Seconds spent on this run, earlier processes included up to their last `save_clock`."""
+    """Returns the seconds of this run; earlier processes count up to their last `save_clock`."""
     return self._earlier_seconds + time.monotonic() - self._started
 
   def save_clock(self) -> None:
-    """Keeps `wall_seconds` for the process that resumes; call it with each checkpoint."""
+    """Saves `wall_seconds` for a process that resumes; call it with each checkpoint."""
     metrics.write_json_atomic(self._clock_path, {
         'wall_seconds': self.wall_seconds(), 'marks': self.marks, 'processors': self.processors})
 
   def mark(self, phase: str) -> None:
-    """Notes when a phase was first complete (`marks`, wall seconds by phase)."""
+    """Records when a phase was first complete (`marks`, wall seconds by phase)."""
     self.marks.setdefault(phase, self.wall_seconds())
     self.save_clock()
 
@@ -131,10 +131,10 @@ def run(
   """Parses the command line, prepares the workdir and calls `main`; never returns.
 
   Args:
-    main: the binary; what it returns is ignored.
-    default_config: `FILE.py[:setting]`, relative to the current folder or the repository.
-    experiment: the name in results.json; by default that of the module that is run.
-    argv: the command line, by default `sys.argv`.
+    main: the binary's main function; its return value is ignored.
+    default_config: `FILE.py[:setting]`, relative to the current directory or the repository.
+    experiment: name in results.json; by default that of the main module.
+    argv: the command line; `sys.argv` by default.
   """
   argv = list(sys.argv if argv is None else argv)
   experiment = experiment or _main_name()
@@ -144,12 +144,14 @@ def run(
       signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # `--help | head` ends quietly.
       print(command_line.help_text(experiment, argv, default_config))
       return
+
     config, spec, values = command_line.parse(argv, default_config)
     config_name, _, setting = spec.partition(':')
     config_name = pathlib.Path(config_name).stem
     workdir = values['workdir'].value or _default_workdir(config_name, setting, config)
     workdir = pathlib.Path(workdir)
     setting = '_'.join(filter(None, [config_name.removeprefix(experiment).strip('_'), setting]))
+
     _refuse_foreign(workdir)
     with _locked(workdir):
       if _prepare_workdir(workdir, config, experiment, spec):
@@ -166,12 +168,12 @@ def run(
 def run_tool(
     main: Callable[[], Any], *, name: str | None = None, argv: Sequence[str] | None = None
 ) -> typing.NoReturn:
-  """Runs a binary without config and workdir: absl flags in, one-line errors out.
+  """Runs a binary without config and workdir, with absl flags and one-line errors.
 
   Args:
-    main: reads its values from its own flags.
-    name: stands before the error line; by default the name of the module that is run.
-    argv: the command line, by default `sys.argv`.
+    main: the binary's main function; reads its own flags.
+    name: prefix of the error line; by default the name of the main module.
+    argv: the command line; `sys.argv` by default.
   """
   argv = list(sys.argv if argv is None else argv)
   name = name or _main_name()
@@ -187,14 +189,14 @@ def run_tool(
 
 
 def write_results(run: Run, numbers_: Mapping[str, Any]) -> pathlib.Path:
-  """Writes results.json: last, atomically, and flat.
+  """Writes a flat results.json atomically; call it last.
 
-  The device is that of the process that writes; processors are all that worked on the run.
+  The device is that of the writing process; processors are all that the run used.
 
   Args:
     run: the run.
-    numbers_: the headline numbers and strings by flat name. `sampled_tokens` is added as the sum
-      of the entries `sampled_tokens/...` where it is missing, and `wall_seconds` as the run's.
+    numbers_: headline numbers and strings by flat name. If missing, `sampled_tokens` is added as
+      the sum of the entries `sampled_tokens/...`, and `wall_seconds` as the run's.
 
   Returns:
     The path written.
@@ -211,16 +213,19 @@ def write_results(run: Run, numbers_: Mapping[str, Any]) -> pathlib.Path:
   }
   tokens = [value for name, value in numbers_.items() if name.startswith('sampled_tokens/')]
   results.setdefault('sampled_tokens', sum(tokens))
+
   results['versions/python'] = platform.python_version()
   for name, package in _PACKAGES.items():
     try:
       results[f'versions/{name}'] = importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
       results[f'versions/{name}'] = 'not installed'
+
   results['device'] = _device()
   results |= processor.joined(run.processors)
   run.save_clock()
   results.setdefault('wall_seconds', round(run.wall_seconds(), 3))
+
   results = metrics.plain(results)
   for name, value in results.items():
     if isinstance(value, bool) or not isinstance(value, (numbers.Real, str)):
@@ -230,7 +235,7 @@ def write_results(run: Run, numbers_: Mapping[str, Any]) -> pathlib.Path:
 
 
 def current_commit() -> str:
-  """The commit of this source, '-dirty' added if tracked files differ; 'unknown' outside git."""
+  """Returns the commit of this source, plus '-dirty' if tracked files differ, or 'unknown'."""
   def git(*arguments: str) -> str:
     return subprocess.run(
         ['git', '-C', str(REPOSITORY), *arguments],
@@ -239,7 +244,7 @@ def current_commit() -> str:
 
   try:
     if pathlib.Path(git('rev-parse', '--show-toplevel')).resolve() != REPOSITORY:
-      return 'unknown'  # An installed copy inside somebody else's repository.
+      return 'unknown'  # An installed copy inside another repository.
     dirty = git('status', '--porcelain', '--untracked-files=no')
     return git('rev-parse', 'HEAD') + ('-dirty' if dirty else '')
   except (OSError, subprocess.SubprocessError):
@@ -264,16 +269,18 @@ def _locked(workdir: pathlib.Path) -> Iterator[None]:
 
 
 def _prepare_workdir(workdir: pathlib.Path, config: Any, experiment: str, spec: str) -> bool:
-  """Checks or writes config.json, removes what killed runs left; False if the run is complete."""
+  """Checks or writes config.json, removes leftovers; returns False if the run is complete."""
   _refuse_foreign(workdir)
   path = workdir / 'config.json'
   mine = metrics.plain({
       'experiment': experiment, 'config_file': spec, 'config': dataclasses.asdict(config)
   })
+
   if not path.exists():
     files.remove_leftovers(workdir)
     metrics.write_json_atomic(path, mine)
     return True
+
   try:
     theirs = json.loads(path.read_text())
     differences = list(_differences(theirs['config'], mine['config'], 'config'))
@@ -282,9 +289,11 @@ def _prepare_workdir(workdir: pathlib.Path, config: Any, experiment: str, spec: 
   except (ValueError, KeyError, TypeError) as error:
     problem = command_line.one_line(error)
     raise UsageError(f'{path} is not a config of a run: {problem}') from error
+
   if differences:
     listed = '; '.join(f'{name}: {old!r} there, {new!r} given' for name, old, new in differences)
     raise UsageError(f'{workdir} belongs to another config ({listed}); give another --workdir')
+
   files.remove_leftovers(workdir)
   if (workdir / 'results.json').exists():
     print(f'This run is complete: {workdir / "results.json"}')
@@ -295,7 +304,7 @@ def _prepare_workdir(workdir: pathlib.Path, config: Any, experiment: str, spec: 
 
 
 def _refuse_foreign(workdir: pathlib.Path) -> None:
-  """Raises if the workdir is there and is not one of ours; writes nothing into it."""
+  """Raises if the workdir exists and is not ours; writes nothing to it."""
   if workdir.exists() and not workdir.is_dir():
     raise UsageError(f'workdir must be a folder, got the file {workdir} (--workdir)')
   if workdir.exists() and not (workdir / 'config.json').exists():
@@ -307,7 +316,7 @@ def _refuse_foreign(workdir: pathlib.Path) -> None:
 
 
 def _discard_if_unused(workdir: pathlib.Path) -> None:
-  """Frees a workdir in which nothing was made, so that a corrected command may have it."""
+  """Removes a workdir that holds no output, so that the corrected command can reuse it."""
   own = {'config.json', 'wall_seconds.json', '.lock'}
   paths = list(workdir.iterdir())
   if all(p.name in own or (p.is_file() and not p.stat().st_size) or
@@ -353,7 +362,7 @@ def _report_thread(arguments: threading.ExceptHookArgs) -> None:
 
 
 def _is_ours(error: BaseException) -> bool:
-  """Whether the error was raised by this project's own checks, not inside a library."""
+  """Returns whether the error was raised by this project's checks, not inside a library."""
   frames = traceback.extract_tb(error.__traceback__)
   return isinstance(error, OSError) or (
       bool(frames) and 'site-packages' not in frames[-1].filename)

@@ -1,4 +1,4 @@
-"""Evaluation on held-out prompts by the reward model, and a watch on the scale of the targets."""
+"""Evaluation on held-out prompts by the reward model, and warnings about the target scale."""
 
 import sys
 from collections.abc import Iterator, Mapping
@@ -16,11 +16,11 @@ from jaxrl_llm.types import Params, Rollouts, SampleFn
 
 
 class Evaluation:
-  """Samples from a policy on the held-out prompts with fixed noise, and scores.
+  """Samples responses to the held-out prompts with fixed noise, and scores them.
 
   Attributes:
-    examples: the prompts, in the order of every result.
-    scores: float32 [N, K] of the last call, as the reward model gave them.
+    examples: the prompts, in the order of all results.
+    scores: float32 [N, K]; raw reward model scores of the last call.
   """
 
   def __init__(
@@ -29,20 +29,22 @@ class Evaluation:
       reward: reward_models.RewardModel,
       samples: metrics.JsonlFile,
   ):
-    """Compiles nothing yet.
+    """Sets up the evaluation; compiles nothing yet.
 
     Args:
-      parts: of the run; scores, lengths and the divergence are measured at the temperature of its
-        algorithm.
-      reward: scores.
+      parts: setup of the run; scores, lengths and the KL divergence are measured at the
+        temperature of its algorithm.
+      reward: the reward model.
       samples: the JSONL file of shown responses.
     """
     self._parts, self._reward, self._samples = parts, reward, samples
     self._options = parts.config.evaluation
+
     encoded = parts.encode(parts.task.evaluation)
     self._batches = parts.prompt_batches(encoded, self._options.batch_size)
     self.examples = encoded.examples
     self.scores: np.ndarray | None = None
+
     self._sample = parts.sampler(
         num_samples=self._options.num_samples, temperature=parts.config.algorithm.temperature)
     self._decode = parts.sampler(num_samples=1, temperature=self._options.temperature)
@@ -51,21 +53,22 @@ class Evaluation:
   def __call__(
       self, params: Params, reference: Params, *, step: int | None = None
   ) -> dict[str, float]:
-    """Evaluates and returns numbers by flat name.
+    """Evaluates a policy and returns numbers by flat name.
 
     `score` (the reward model's), `reward` (after scale and penalty), `length` (tokens),
-    `truncated` and `kl_to_reference` (nats a response, padding has no part in it) are of samples
-    at the temperature of training; `decoded_...` of responses at `evaluation.temperature`.
+    `truncated` and `kl_to_reference` (nats per response, excluding padding) are for samples at
+    the training temperature; `decoded_...` are for responses at `evaluation.temperature`.
 
     Args:
       params: the policy's parameters.
-      reference: π_ref's.
-      step: where given, responses are shown in samples.jsonl with it.
+      reference: the parameters of π_ref.
+      step: if given, responses are written to samples.jsonl with this step.
     """
     sampled = list(self._score(self._sample, params, 'sampled', step, reference))
     decoded = list(self._score(self._decode, params, 'decoded', step))
     column = lambda rows, name: np.concatenate([row[name] for row in rows]).astype(np.float64)
     self.scores = column(sampled, 'scores')
+
     numbers: dict[str, float] = {}
     for prefix, rows, names in (
         ('', sampled, ('scores', 'rewards', 'kl_to_reference', 'lengths', 'truncated')),
@@ -82,16 +85,16 @@ class Evaluation:
   def metrics(
       self, params: Params, reference: Params, step: int, tokens: int
   ) -> dict[str, float]:
-    """`eval/...` metrics beside the tokens sampled so far; responses are shown."""
+    """Returns `eval/...` metrics with the tokens sampled so far; writes responses."""
     numbers = self(params, reference, step=step)
     return {**{f'eval/{name}': x for name, x in numbers.items()}, 'eval/sampled_tokens': tokens}
 
   def against_reference(self, params: Params, reference: Params) -> dict[str, float]:
-    """Headline numbers: `eval/trained/...`, `eval/reference/...`, and how often one is better."""
+    """Returns the headline numbers: `eval/trained/...`, `eval/reference/...`, and the win rate."""
     numbers = {f'eval/trained/{name}': x for name, x in self(params, reference).items()}
     scores = self.scores
     numbers |= {f'eval/reference/{name}': x for name, x in self(reference, reference).items()}
-    # A prompt whose score is no number has no part.
+    # Prompts with a non-finite score are excluded.
     known = np.isfinite(scores).all(axis=1) & np.isfinite(self.scores).all(axis=1)
     rate, error = win_rate.win_rate(scores[known], self.scores[known])
     return numbers | {
@@ -103,17 +106,21 @@ class Evaluation:
       self, sample: SampleFn, params: Params, kind: str, step: int | None,
       reference: Params | None = None,
   ) -> Iterator[dict[str, Any]]:
-    """The results of each batch; what fills the last one up is left out."""
+    """Yields the results of each batch, without the padding of the last one."""
     key = rng.stream_key(self._parts.key, rng.Stream.SAMPLE_EVAL)
     shown = 0 if step is None else self._options.num_shown
+
     for batch in self._batches:
       rollouts = sample(params, *batch[:3], key)
-      # Scored before it is cut: one shape is compiled.
+
+      # Score before cutting, so that only one shape is compiled.
       examples = [*batch.examples]
       examples += [examples[0]] * (len(batch.prompts) - len(examples))
+
       row = self._reward(rollouts, examples)._asdict()
       if reference is not None:
         row['kl_to_reference'] = np.asarray(self._kl(params, reference, rollouts))
+
       real = len(batch.examples)
       self._show(rollouts, row, batch.examples[:shown], kind, step)
       shown -= min(shown, real)
@@ -132,7 +139,7 @@ class Evaluation:
 
 
 def scorer(parts: setup.Components, *, temperature: float, chunk_size: int, micro: int):
-  """A jitted (params, rollouts) -> log-probs [P, K, T], computed in `micro` parts."""
+  """Makes a jitted (params, rollouts) -> log-probs [P, K, T], computed in `micro` parts."""
   def score(params, rollouts):
     read = lambda rollouts: scoring.score(
         parts.policy, params, rollouts, temperature=temperature, chunk_size=chunk_size)[0]
@@ -142,7 +149,7 @@ def scorer(parts: setup.Components, *, temperature: float, chunk_size: int, micr
 
 
 def divergence(parts: setup.Components):
-  """A jitted (params, reference, rollouts) -> KL of each response [P, K], nats."""
+  """Makes a jitted (params, reference, rollouts) -> KL of each response [P, K], nats."""
   algorithm = parts.config.algorithm
   return jax.jit(lambda params, reference, rollouts: evaluator.response_kl(
       parts.policy, params, reference, rollouts, temperature=algorithm.temperature,
@@ -150,11 +157,11 @@ def divergence(parts: setup.Components):
 
 
 class Watch:
-  """Says once of each thing that it looks wrong: on stderr, and the run goes on.
+  """Warns on stderr, once per problem, about suspicious metrics; the run continues.
 
-  The scale of η (r − r'): far above 50 the regression is never solved and the update is a pairwise
-  policy gradient; far below 0.01 nothing is learned. The sampler and the trainer should give a
-  token the same log-prob, and so should scoring and training (`loop.RatioWatch`).
+  It checks the scale of η (r − r'): far above 50 the regression is never solved and the update is a
+  pairwise policy gradient; far below 0.01 nothing is learned. It also checks that sampler and
+  trainer give a token the same log-prob, and so do scoring and training (`loop.RatioWatch`).
   """
 
   SMALL, LARGE, GAP = 1e-2, 50.0, 0.05
@@ -164,7 +171,7 @@ class Watch:
     self._watch_ratio = loop.RatioWatch()
 
   def __call__(self, values: Mapping[str, float]) -> None:
-    """Looks at the metrics of one step."""
+    """Checks the metrics of one step."""
     self._watch_ratio(values)
     target, gap = values['rollout/median_target'], values['train/sampler_gap']
     if target > self.LARGE:
@@ -173,6 +180,7 @@ class Watch:
     elif target < self.SMALL:
       self._say('small', f'median |eta (r - r\')| is {target:.3g}: hardly anything is learned '
                 '(config.algorithm.eta, config.reward.scale)')
+
     if gap > self.GAP:
       self._say('gap', f'sampler and trainer differ by {gap:.3g} nats a token')
 
@@ -185,19 +193,19 @@ class Watch:
 def summarise(
     scored: reward_models.Scored, signal: np.ndarray, eta: float
 ) -> dict[str, float]:
-  """Metrics of a batch; scores that are no numbers have no part.
+  """Returns the metrics of a batch; non-finite scores are excluded.
 
   Args:
-    scored: of its samples.
+    scored: scores of the samples.
     signal: rewards [P, K], or preferences [P, K, M].
-    eta: η, which the targets are made with.
+    eta: η, the scale of the targets.
 
   Returns:
     `rollout/...` metrics.
   """
   signal = signal.mean(axis=2) if signal.ndim == 3 else signal
   known = signal[np.isfinite(signal).all(axis=1)]
-  # Of two samples the difference, of more that of the best and the worst.
+  # The difference of two samples; for more, that of the best and the worst.
   targets = eta * (known.max(axis=1) - known.min(axis=1))
   mean = lambda x: float(np.mean(x[np.isfinite(x)])) if np.isfinite(x).any() else 0.0
   return {

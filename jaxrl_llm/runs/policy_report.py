@@ -1,4 +1,4 @@
-"""What stands at the end of experiments/rebel/: table, figure, results.json."""
+"""Final report of experiments/rebel/: table, figure, results.json."""
 
 import pathlib
 import re
@@ -10,7 +10,7 @@ from jaxrl_llm.training import files, metrics
 
 
 def check_overrides(run: launch.Run) -> None:
-  """Raises ValueError for settings of fine-tuning where nothing is fine-tuned."""
+  """Raises ValueError for overrides of `sft` in a run that does not fine-tune."""
   unused = [name for name in run.overrides if re.match('sft[.]', name)]
   if run.config.policy_init_from and unused:
     raise ValueError(
@@ -24,8 +24,8 @@ def write(
 
   Args:
     run: the run.
-    parts: of the run.
-    trained: {'tokens': sampled, 'numbers': as of `rebel_evaluation.Evaluation`}.
+    parts: setup of the run.
+    trained: {'tokens': sampled tokens, 'numbers': result of `policy_evaluation.Evaluation`}.
     more: a second table, in Markdown.
   """
   numbers = trained['numbers']
@@ -36,6 +36,7 @@ def write(
       with_error(who, 'kl_to_reference'), f'{numbers[f"eval/{who}/length"]:.1f}',
       f'{100 * numbers[f"eval/{who}/truncated"]:.1f}', tokens,
   ]
+
   table = figures.markdown_table(
       ['policy', 'reward model score', f'at temperature {run.config.evaluation.temperature:g}',
        'wins over the reference (%)', 'KL to reference (nats)', 'tokens', 'truncated (%)',
@@ -45,25 +46,29 @@ def write(
            f'{trained["tokens"]:,}')],
   )
   table = f'{table}\n\n{more}' if more else table
+
   caption = (
       f'{parts.describe()}; {numbers["eval/prompts"]} held-out prompts, judged by the reward model '
       f'that was trained on; seed {run.seed}.'
   )
   metrics.write_text_atomic(run.table_path, f'{table}\n\n{caption}\n')
+
   records = metrics.read_jsonl(run.workdir / 'metrics.jsonl')
   _figure(run.workdir / 'figures' / 'score.png', [r for r in records if 'eval/score' in r],
           title=f'{run.setting}, seed {run.seed}')
+
   seconds = {name for record in records for name in record if name.startswith('time/')}
   launch.write_results(run, {
       **numbers, 'sampled_tokens': trained['tokens'],
       **{name: sum(r.get(name, 0.0) for r in records) for name in sorted(seconds)},
   })
+
   print(f'\n{table}\n\n{caption}\n\nwritten to {run.workdir}: results.json, table.md, '
         'metrics.jsonl, samples.jsonl, trained/, figures/', flush=True)
 
 
 def _figure(path: pathlib.Path, curve: Sequence[Mapping[str, float]], *, title: str) -> None:
-  """Scores against sampled tokens and against the divergence; writes a CSV too."""
+  """Plots scores against sampled tokens and KL divergence; writes a PNG and a CSV."""
   import matplotlib
 
   matplotlib.use('Agg')
@@ -72,6 +77,7 @@ def _figure(path: pathlib.Path, curve: Sequence[Mapping[str, float]], *, title: 
   columns = {name: [record[f'eval/{name}'] for record in curve] for name in (
       'sampled_tokens', 'kl_to_reference', 'score', 'decoded_score')}
   figure, panels = plt.subplots(1, 2, figsize=(9.6, 4.0), layout='constrained', sharey=True)
+
   for axes, name, label in (
       (panels[0], 'sampled_tokens', 'sampled tokens'),
       (panels[1], 'kl_to_reference', 'KL to the reference (nats a response)'),
@@ -82,9 +88,11 @@ def _figure(path: pathlib.Path, curve: Sequence[Mapping[str, float]], *, title: 
     axes.set_xlabel(label)
     axes.grid(alpha=0.25)
     axes.spines[['top', 'right']].set_visible(False)
+
   panels[0].set_ylabel('reward model score')
   panels[0].legend(frameon=False)
   figure.suptitle(title)
+
   path.parent.mkdir(parents=True, exist_ok=True)
   with files.replacing(path) as temporary:
     figure.savefig(temporary, dpi=150, format='png')

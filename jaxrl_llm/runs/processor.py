@@ -1,4 +1,4 @@
-"""The processor that a run used: sums round differently with other vector widths or threads."""
+"""Processor of a run: sums round differently with other vector widths or thread counts."""
 
 import contextlib
 import os
@@ -10,8 +10,8 @@ from collections.abc import Mapping, Sequence
 
 _UNKNOWN = 'unknown'
 
-# Names of vector instructions in /proc/cpuinfo, by the line that lists them: x86 has `flags` (and
-# an `sme` that encrypts memory), Arm, IBM Z and LoongArch have `Features`.
+# Names of vector instructions in /proc/cpuinfo, by the line that lists them: x86 has `flags` (where
+# `sme` means memory encryption); Arm, IBM Z and LoongArch have `Features`.
 _VECTOR_FLAGS = {
     'flags': re.compile(r'sse\d*(_\d)?a?|ssse3|avx\w*|fma4?|f16c|amx\w*'),
     'features': re.compile(
@@ -20,12 +20,12 @@ _VECTOR_FLAGS = {
 
 
 def fields() -> dict[str, str | int]:
-  """Flat fields for results.json; a property that the system does not tell is 'unknown'.
+  """Returns flat fields for results.json; unavailable properties are 'unknown'.
 
   Returns:
-    'processor/model': the name that the processor gives itself, such as 'AMD EPYC'.
-    'processor/vector_extensions': such as 'avx avx2 fma sse4_2', sorted.
-    'processor/threads': how many threads XLA uses on CPUs.
+    'processor/model': the name reported by the processor, such as 'AMD EPYC'.
+    'processor/vector_extensions': sorted names, such as 'avx avx2 fma sse4_2'.
+    'processor/threads': number of threads that XLA uses on CPUs.
   """
   model, extensions = _UNKNOWN, ''
   with contextlib.suppress(OSError, ValueError):
@@ -40,7 +40,7 @@ def fields() -> dict[str, str | int]:
 
 
 def joined(several: Sequence[Mapping[str, str | int]]) -> dict[str, str | int]:
-  """The fields of a run that several processors worked on: values that differ, joined by ' + '."""
+  """Merges the fields of several processors: values that differ are joined by ' + '."""
   values = {key: list(dict.fromkeys(each.get(key, _UNKNOWN) for each in several))
             for key in several[0]}
   return {key: found[0] if len(found) == 1 else ' + '.join(map(str, found))
@@ -48,10 +48,10 @@ def joined(several: Sequence[Mapping[str, str | int]]) -> dict[str, str | int]:
 
 
 def num_threads() -> int:
-  """How many threads XLA uses on CPUs.
+  """Returns the number of threads that XLA uses on CPUs.
 
-  That is the environment's PJRT_NPROC or NPROC, which XLA reads, otherwise the number of cores
-  that this process may use: its affinity, which can be fewer than the machine has.
+  This is PJRT_NPROC or NPROC from the environment, which XLA reads; otherwise the number of cores
+  in the process's affinity, which can be fewer than the machine has.
   """
   for name in ('PJRT_NPROC', 'NPROC'):
     with contextlib.suppress(KeyError, ValueError):
@@ -62,18 +62,19 @@ def num_threads() -> int:
 
 
 def parse_cpuinfo(text: str) -> tuple[str, str]:
-  """Model and vector extensions from the text of /proc/cpuinfo.
+  """Parses model and vector extensions from the text of /proc/cpuinfo.
 
-  Several models (large and small cores of an Arm processor) are joined by ' + '; extensions are
-  those that all cores have.
+  Several models (large and small cores of an Arm processor) are joined by ' + '; only extensions
+  that all cores have are listed.
 
   Args:
-    text: of the file, on any architecture.
+    text: content of the file, on any architecture.
 
   Returns:
-    (model or 'unknown', extensions separated by blanks or '').
+    (model or 'unknown', extensions separated by spaces or '').
   """
   models, extensions = {}, []
+
   for block in re.split(r'\n\s*\n', text):
     entries = {}
     for line in block.splitlines():
@@ -91,7 +92,7 @@ def parse_cpuinfo(text: str) -> tuple[str, str]:
 
 
 def _model(entries: dict[str, str]) -> str:
-  """The name in one block of /proc/cpuinfo; Arm cores are numbered by maker and part."""
+  """Returns the name in one block of /proc/cpuinfo; Arm cores have implementer and part numbers."""
   if 'cpu part' in entries and 'cpu implementer' in entries:
     number = f'{entries["cpu implementer"]} part {entries["cpu part"]}'
     return f'{entries.get("model name", "Arm")} (implementer {number})'
@@ -113,7 +114,7 @@ def _of_macos() -> tuple[str, str]:
 
 
 def _sysctl(name: str) -> str:
-  """A value of macOS's kernel state, '' where it has none of that name."""
+  """Returns a macOS sysctl value, or '' if there is none of that name."""
   with contextlib.suppress(OSError, ValueError, subprocess.SubprocessError):
     done = subprocess.run(
         ['/usr/sbin/sysctl', '-n', name], capture_output=True, text=True, errors='replace',

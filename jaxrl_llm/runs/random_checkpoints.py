@@ -1,4 +1,4 @@
-"""Checkpoints of published shapes with random numbers, for measurements."""
+"""Randomly initialised checkpoints of published shapes, for benchmarks."""
 
 import pathlib
 from typing import Any
@@ -9,7 +9,7 @@ SHAPES = ('llama_100m', 'qwen2.5_1.5b', 'qwen2.5_3b', 'qwen2.5_7b')
 
 
 def shape(name: str, **overrides: Any) -> tuple[Any, str]:
-  """(config, model_type) of a shape."""
+  """Returns (config, model_type) of a shape."""
   import dataclasses
 
   from jaxrl_llm.models import configs
@@ -53,7 +53,7 @@ def write_random(directory: str, name: str, dtype: str) -> None:
 
 
 def check_places(values: flags.FlagValues) -> None:
-  """Raises ValueError with one line for a --folder or --json that cannot be written."""
+  """Raises a one-line ValueError for a --folder or --json that cannot be written."""
   if values.folder and not pathlib.Path(values.folder).is_dir():
     raise ValueError(f'folder must exist, got {values.folder!r} (--folder)')
   path = pathlib.Path(values.json)

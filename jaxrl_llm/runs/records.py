@@ -1,4 +1,4 @@
-"""Records that are sampled batch by batch into a file, so that a killed process goes on there."""
+"""Records sampled batch by batch into a file, so that a killed process can resume."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -10,19 +10,19 @@ from jaxrl_llm.training import metrics
 def read_records(
     file: metrics.JsonlFile, provenance: Mapping[str, Any], *, batch: int, total: int
 ) -> list[dict[str, Any]]:
-  """What an earlier process wrote; the file is cut back to it, or begun.
+  """Reads the records of an earlier process and truncates the file to them, or starts the file.
 
   Args:
-    file: its first line is `provenance`, each further one a record.
-    provenance: what the records depend on, in JSON's own types (`metrics.plain`).
-    batch: records of a whole batch; what a kill left of one is sampled again.
-    total: records of the complete file, whose last batch may be smaller.
+    file: the file; its first line is `provenance`, each further line a record.
+    provenance: everything the records depend on, in plain JSON types (`metrics.plain`).
+    batch: records per batch; a batch left incomplete by a kill is sampled again.
+    total: number of records in the complete file, whose last batch may be smaller.
 
   Returns:
-    The records of whole batches.
+    The records of complete batches.
 
   Raises:
-    UsageError: the file holds records of something else; the line says what differs.
+    UsageError: if the file holds records of something else; the message names the differences.
   """
   lines = metrics.read_jsonl(file.path)
   if lines and lines[0] != provenance:
@@ -31,9 +31,11 @@ def read_records(
         for name, value in provenance.items() if lines[0].get(name) != value
     )
     raise UsageError(f'{file.path} holds samples of something else ({differing}): remove it')
+
   records = lines[1:]
   if len(records) < total:
     records = records[: len(records) - len(records) % batch]
+
   whole = file.path.read_bytes().splitlines(keepends=True)[: len(records) + bool(lines)]
   file.truncate(sum(map(len, whole)))
   if not lines:

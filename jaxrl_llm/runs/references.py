@@ -1,6 +1,6 @@
-"""The frozen reference π_ref: loaded or fine-tuned, and shared with the policy where it can be.
+"""The frozen reference π_ref: loaded or fine-tuned, and shared with the policy where possible.
 
-Where all parameters are trained, the reference is a copy. Adapters leave their base unchanged, so
+If all parameters are trained, the reference is a copy. Adapters leave their base unchanged, so
 that base is the reference. If only the last blocks are trained, only those blocks are copied.
 """
 
@@ -18,14 +18,14 @@ class Reference(NamedTuple):
   """π_ref, frozen.
 
   Attributes:
-    of: the policy's parameters, as they are trained -> the reference's, as `Components.policy`
-      takes frozen ones. The result is valid as long as the parameters that it was given.
+    of: the policy's trained parameters -> the reference's, in the frozen form taken by
+      `Components.policy`. The result is valid as long as its argument.
     start: the plain parameters from which the policy starts: those of π_ref, unless
       `reference_init_from` names others. None once the policy has been made from them.
-    fingerprint: of the plain parameters of π_ref.
-    metrics_offset: bytes of metrics.jsonl written while it was made.
-    steps: optimizer steps that made it; training counts on from here.
-    seconds: time it took to make it.
+    fingerprint: fingerprint of the plain parameters of π_ref.
+    metrics_offset: bytes of metrics.jsonl written while π_ref was made.
+    steps: optimizer steps that made π_ref; training continues the count.
+    seconds: time it took to make π_ref.
   """
 
   of: Callable[[Params], Params]
@@ -37,11 +37,11 @@ class Reference(NamedTuple):
 
   @property
   def params(self) -> Params:
-    """The reference's own parameters, where it shares none with the policy."""
+    """The reference's own parameters, if it shares none with the policy."""
     return self.of({})
 
   def check(self, other: str) -> None:
-    """Raises ValueError unless a checkpoint's reference is this one."""
+    """Raises ValueError unless the fingerprint in a checkpoint is that of this reference."""
     if other != self.fingerprint:
       raise ValueError(
           f'the checkpoint was trained against the reference {other}, this run has '
@@ -54,12 +54,12 @@ def make_reference(
     parts: setup.Components,
     finetune: Callable[[], tuple[Params, dict[str, Any]]],
 ) -> Reference:
-  """Loads π_ref, or fine-tunes it; it shares nothing with the policy.
+  """Loads π_ref, or fine-tunes it; it shares no parameters with the policy.
 
   Args:
     run: the run.
-    parts: what `setup.build` made of its config.
-    finetune: makes the reference where none is loaded (`supervised.finetune`).
+    parts: the run's setup, from `setup.build`.
+    finetune: makes the reference if none is loaded (`supervised.finetune`).
 
   Returns:
     The reference.
@@ -71,6 +71,7 @@ def make_reference(
       plain = parts.load_alike(config.reference_init_from, 'config.reference_init_from')
     frozen = parts.form.frozen(plain)
     return Reference(lambda policy: frozen, start, fingerprint.of_params(plain), 0, 0, 0.0)
+
   start, about = finetune()
   frozen = parts.form.frozen(start)
   return Reference(
@@ -85,13 +86,13 @@ def begin(
     algorithm: Algorithm,
     finetune: Callable[[], tuple[Params, dict[str, Any]]],
 ) -> tuple[TrainState, step_lib.CountedJit, Reference]:
-  """The policy at its start, its train step, and the reference without what the two share.
+  """Makes the initial train state, the train step, and the reference without shared parameters.
 
   Args:
     run: the run.
-    parts: what `setup.build` made of its config.
-    algorithm: trains the policy.
-    finetune: makes the reference where none is loaded (`supervised.finetune`).
+    parts: the run's setup, from `setup.build`.
+    algorithm: the algorithm that trains the policy.
+    finetune: makes the reference if none is loaded (`supervised.finetune`).
 
   Returns:
     (state, jitted train step, reference).

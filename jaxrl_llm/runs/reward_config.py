@@ -1,4 +1,4 @@
-"""Configs of what every pipeline with a reward model has: preferences, rewards, evaluation."""
+"""Configs shared by all pipelines with a reward model: preferences, rewards, evaluation."""
 
 import dataclasses
 import pathlib
@@ -19,12 +19,13 @@ _MAKES_ONE = (
 
 @dataclasses.dataclass
 class PreferencesTask:
-  """Prompts and preferences; fields as in `tasks.preferences.make_task`, where 0 is no limit.
+  """Prompts and preferences; fields as in `tasks.preferences.make_task`, where 0 means no limit.
 
-  `files` and `evaluation_files` name files in the data folder, with commas between them;
-  `stop_tokens` likewise. A `file_pad_id` of -1 is none. A `tokenizer_dir` of '' is that of the
-  policy's folder, or DATA_DIR/../tokenizers/qwen2 where the policy is drawn; `vocabulary` as in
-  `config_lib.Gsm8kTask`. With `tfds_dir` the files are read through TFDS, prepared in that folder.
+  `files` and `evaluation_files` are comma-separated lists of files in `data_dir`; `stop_tokens` is
+  also comma-separated. A `file_pad_id` of -1 means none. A `tokenizer_dir` of '' means the
+  tokenizer of the policy's directory, or DATA_DIR/../tokenizers/qwen2 for a randomly initialised
+  policy; `vocabulary` is as in `config_lib.Gsm8kTask`. With `tfds_dir` the files are read through
+  TFDS, prepared in that directory.
   """
 
   files: str = 'dpo_en_demo.json'
@@ -52,10 +53,12 @@ class PreferencesTask:
     if not data_dir:
       raise ValueError(
           f'the preferences task needs the folder of {self.files}: --config.data_dir=DIR')
+
     checks.at_least(
         self, 'config.task', num_train=0, num_evaluation=0, max_prompt_tokens=1,
         max_response_tokens=1, max_vocabulary=0, file_pad_id=-1,
     )
+
     folder = pathlib.Path(data_dir)
     split = lambda text: [name.strip() for name in text.split(',') if name.strip()]
     own = {field.name: getattr(self, field.name) for field in dataclasses.fields(PreferencesTask)}
@@ -71,11 +74,12 @@ class PreferencesTask:
         **self._vocabulary(pretrained),
         'read': self._reader(),
     }
+
     del options['tfds_dir']
     return preferences.make_task(seed=seed, **options)
 
   def _vocabulary(self, pretrained: bool) -> dict[str, Any]:
-    """`vocabulary` and `max_vocabulary` of the task."""
+    """Resolves `vocabulary` and `max_vocabulary` of the task."""
     kind = self.vocabulary
     if kind == 'auto':
       kind = 'full' if pretrained else 'compact'
@@ -88,7 +92,7 @@ class PreferencesTask:
     return {'vocabulary': kind, 'max_vocabulary': limit}
 
   def _reader(self):
-    """How a file is read."""
+    """Returns the function that reads a file."""
     if not self.tfds_dir:
       return preference_rows.read
 
@@ -102,17 +106,18 @@ class PreferencesTask:
 
 @dataclasses.dataclass
 class RewardSettings:
-  """How the reward model reads, and how its scores become rewards.
+  """Input of the reward model, and the conversion of its scores to rewards.
 
   Attributes:
-    template: 'same': it reads the ids that were sampled, and shares the policy's tokenizer.
-      Otherwise it reads text with its own: within its chat template ('auto', 'chatml' or a path),
-      or 'none': behind the prompt's own text, or the data's reward_prompt_ids.
-    max_tokens: of what it reads with a template of its own; 0 for 'same'.
-    overlong: 'left' or 'right': where longer rows are cut; 'error'.
-    scale: scores are divided by it, before the penalty.
+    template: 'same' if the model reads the sampled ids and shares the policy's tokenizer.
+      Otherwise it reads text with its own tokenizer: in its chat template ('auto', 'chatml' or a
+      path), or, with 'none', the prompt's text (or the data's reward_prompt_ids) and the response.
+    max_tokens: maximum input length with another template; 0 for 'same'.
+    overlong: 'left' or 'right', the side on which longer rows are cut; or 'error'.
+    scale: divisor of the scores, applied before the penalty.
     missing_stop_penalty: the reward of a response without a stop token.
-    eos_check: which those are: see `masking.replace_scores_without_stop`; 'off' keeps all scores.
+    eos_check: rule for a missing stop token, see `masking.replace_scores_without_stop`; 'off'
+      keeps all scores.
   """
 
   template: str = 'same'
@@ -123,12 +128,13 @@ class RewardSettings:
   eos_check: str = 'eos'
 
   def validate(self, prefix: str) -> None:
-    """Raises ValueError with one line for the first field that is out of range."""
+    """Raises a one-line ValueError for the first field that is out of range."""
     if (self.template == 'same') != (self.max_tokens == 0) or self.max_tokens < 0:
       raise ValueError(
           f"{prefix}.max_tokens must be 0 with template 'same' (the task's limits hold), and "
           f'positive with another, got {self.max_tokens} with {self.template!r}'
       )
+
     if self.overlong not in model_reward.OVERLONG:
       raise ValueError(
           f'{prefix}.overlong must be one of {", ".join(model_reward.OVERLONG)}, got '
@@ -139,10 +145,13 @@ class RewardSettings:
           f"{prefix}.overlong has no effect with template 'same': leave it at 'left', got "
           f'{self.overlong!r}'
       )
+
     if not 0 < self.scale < float('inf'):
       raise ValueError(f'{prefix}.scale must be positive and finite, got {self.scale}')
+
     if self.eos_check not in ('eos', 'pad', 'off'):
       raise ValueError(f"{prefix}.eos_check must be 'eos', 'pad' or 'off', got {self.eos_check!r}")
+
     if not abs(self.missing_stop_penalty) < float('inf'):
       raise ValueError(
           f'{prefix}.missing_stop_penalty must be finite, got {self.missing_stop_penalty}')
@@ -155,14 +164,15 @@ class RewardSettings:
 
 @dataclasses.dataclass
 class RebelEvaluation:
-  """How policies are evaluated on the held-out prompts.
+  """Evaluation of policies on the held-out prompts.
 
   Attributes:
-    num_samples: samples a prompt at the temperature of training; scores, lengths and the
-      divergence are theirs.
-    temperature: of one more response a prompt, as the policy would be used; 0 is greedy.
-    batch_size: prompts a batch.
-    num_shown: prompts whose responses go to samples.jsonl each time.
+    num_samples: samples per prompt at the training temperature, for scores, lengths and the
+      KL divergence.
+    temperature: temperature of one more response per prompt, as the policy would be deployed; 0
+      is greedy.
+    batch_size: prompts per batch.
+    num_shown: number of prompts whose responses go to samples.jsonl each time.
   """
 
   num_samples: int = 1
@@ -171,7 +181,7 @@ class RebelEvaluation:
   num_shown: int = 4
 
   def validate(self, prefix: str) -> None:
-    """Raises ValueError with one line for the first field that is out of range."""
+    """Raises a one-line ValueError for the first field that is out of range."""
     checks.at_least(self, prefix, num_samples=1, batch_size=1, num_shown=0)
     if not 0 <= self.temperature < float('inf'):
       raise ValueError(
@@ -180,15 +190,15 @@ class RebelEvaluation:
 
 @dataclasses.dataclass
 class LearnedReward(config_lib.Experiment):
-  """What all pipelines with a reward model have.
+  """Config common to all pipelines with a reward model.
 
   Attributes:
-    task: prompts.
-    evaluation: how policies are evaluated.
-    reward: how the reward model (`reward_init_from`) reads.
-    algorithm: settings of the algorithm.
-    optimizer: its settings.
-    batch_size: prompts a batch.
+    task: config of the prompts.
+    evaluation: config of the evaluation.
+    reward: config of the reward model, which is loaded from `reward_init_from`.
+    algorithm: config of the algorithm.
+    optimizer: config of the optimizer.
+    batch_size: prompts per batch.
     save_every: batches between checkpoints.
   """
 
@@ -204,11 +214,13 @@ class LearnedReward(config_lib.Experiment):
   METHOD: ClassVar[str] = 'REBEL'
 
   def validate(self) -> None:
-    """Raises ValueError with one line for the first field that is out of range."""
+    """Raises a one-line ValueError for the first field that is out of range."""
     super().validate()
     checks.at_least(self, 'config', batch_size=1, save_every=1)
+
     if not self.reward_init_from:
       raise ValueError(f'{self.METHOD} needs a reward model: {_MAKES_ONE}, got none')
+
     self.reward.validate('config.reward')
     with checks.within('config.algorithm'):
       self.algorithm.validate()
@@ -217,16 +229,16 @@ class LearnedReward(config_lib.Experiment):
 
   @property
   def parts(self) -> int:
-    """Into how many parts a batch is cut, to fit the memory."""
+    """Number of parts that a batch is split into, to fit in memory."""
     return self.algorithm.num_minibatches * self.algorithm.num_micro_batches
 
   def batch_sizes(self) -> dict[str, tuple[int, int]]:
-    """As in `config_lib.Experiment`."""
+    """See `config_lib.Experiment.batch_sizes`."""
     return {**super().batch_sizes(), 'batch_size': (self.batch_size, self.parts)}
 
 
 def check_divides(prefix: str, batch_size: int, parts: int) -> None:
-  """Raises ValueError unless a batch can be cut into equal parts."""
+  """Raises ValueError unless a batch can be split into equal parts."""
   if batch_size % parts:
     raise ValueError(
         f'{prefix}.batch_size must be divisible by num_minibatches x num_micro_batches ({parts}), '

@@ -1,4 +1,4 @@
-"""A reward model from a folder, and the scores that it gives to what was sampled."""
+"""Loads reward models and scores samples with them."""
 
 import dataclasses
 import functools
@@ -20,16 +20,16 @@ from jaxrl_llm.training import checkpoints, fingerprint, rng
 from jaxrl_llm.training import step as step_lib
 from jaxrl_llm.types import Example, ModelFns, Params, RewardFn, Rollouts, Tokenizer
 
-ROLE = 'reward'  # In the metadata of what experiments/reward_model/ leaves.
+ROLE = 'reward'  # In the metadata written by experiments/reward_model/.
 _FIELD = 'config.reward_init_from'
 
 
 class Scored(NamedTuple):
-  """What the reward model said of P prompts with K responses.
+  """Scores and rewards of P prompts with K responses.
 
   Attributes:
-    scores: float32 [P, K], as it gave them; NaN where it failed.
-    rewards: float32 [P, K], divided by the scale, then replaced where no stop token was chosen.
+    scores: float32 [P, K], raw scores; NaN where the reward model failed.
+    rewards: float32 [P, K], scores over the scale, then replaced where no stop token was chosen.
     lengths: int32 [P, K], tokens.
     truncated: bool [P, K].
   """
@@ -45,11 +45,11 @@ class RewardModel:
   """A frozen reward model.
 
   Attributes:
-    settings: how scores become rewards.
-    params: on the mesh.
+    settings: config of the conversion from scores to rewards.
+    params: parameters, on the mesh.
     score: (rollouts, examples, number of micro-batches) -> scores [P, K].
-    fingerprint: of the parameters.
-    about: one phrase for the terminal.
+    fingerprint: fingerprint of the parameters.
+    about: description for the terminal, one phrase.
   """
 
   settings: reward_config.RewardSettings
@@ -59,7 +59,7 @@ class RewardModel:
   about: str
 
   def check(self, other: str) -> None:
-    """Raises ValueError unless a checkpoint's rewards came from this one."""
+    """Raises ValueError unless the fingerprint in a checkpoint is that of this model."""
     if other != self.fingerprint:
       raise ValueError(
           f'the checkpoint was trained with the reward model {other}, this run has '
@@ -69,10 +69,11 @@ class RewardModel:
   def __call__(
       self, rollouts: Rollouts, examples: Sequence[Example], *, num_micro_batches: int = 1
   ) -> Scored:
-    """Scores rollouts; `examples` are those of the prompts."""
+    """Scores rollouts; `examples` has one example per prompt."""
     scores = np.asarray(self.score(rollouts, examples, num_micro_batches), np.float32)
-    # Before the scale hides it: what released code writes where a reward model failed.
+    # Before scaling hides it: released code writes this sentinel where a reward model failed.
     scores = np.where(scores > batches.SENTINEL, scores, np.float32(np.nan))
+
     lengths, reasons = np.asarray(rollouts.lengths), np.asarray(rollouts.stop_reason)
     rewards = scores / np.float32(self.settings.scale)
     if self.settings.eos_check != 'off':
@@ -88,23 +89,25 @@ def load(config: Any, parts: setup.Components) -> RewardModel:
   """Loads the reward model of `config.reward_init_from` onto the mesh.
 
   Args:
-    config: with `reward` and `reward_init_from`.
-    parts: of the run whose samples are scored.
+    config: a config with `reward` and `reward_init_from`.
+    parts: setup of the run whose samples are scored.
 
   Returns:
     The reward model.
 
   Raises:
-    ValueError: no reward model lies there, its tokenizer or length does not fit, or the template
-      is not there.
+    ValueError: if the directory holds no reward model, its tokenizer or length does not fit, or
+      the template is missing.
   """
   origin = checkpoint_sources.read(config.reward_init_from, field=_FIELD)
   _check_role(origin)
+
   reads_ids = config.reward.template == 'same'
   longest = parts.task.max_prompt_tokens + parts.task.max_response_tokens
   model = shape(origin, config.model, config.reward.max_tokens or longest)
   if reads_ids:
     _check_tokens(origin, model, parts.task.tokenizer)
+
   network = reward_lib.make(model)
   params = origin.load(setup.abstract_params(network, parts.mesh))
   if reads_ids:
@@ -112,12 +115,13 @@ def load(config: Any, parts: setup.Components) -> RewardModel:
     score = lambda rollouts, examples, parts: read(params, rollouts, parts)
   else:
     score = _score_texts(config, parts, origin, network, params)
+
   return RewardModel(
       config.reward, params, score, fingerprint.of_params(params), origin.describe())
 
 
 def is_reward_model(origin: checkpoint_sources.Origin) -> bool:
-  """Whether a folder holds a network with a head of scores, not a policy."""
+  """Returns whether a directory holds a network with a score head, not a policy."""
   if origin.checkpoint:
     return origin.checkpoint.role == 'value'
   role = checkpoints.read_metadata(origin.directory).get('role')
@@ -127,11 +131,12 @@ def is_reward_model(origin: checkpoint_sources.Origin) -> bool:
 def shape(
     origin: checkpoint_sources.Origin, computed: configs.TransformerConfig, longest: int
 ) -> configs.TransformerConfig:
-  """The network's shape, computed as the policy is, with room for `longest` tokens."""
+  """Returns the network's shape with the policy's compute fields and room for `longest` tokens."""
   model = dataclasses.replace(
       origin.model, **{name: getattr(computed, name) for name in configs.COMPUTE_FIELDS})
   if model.num_layers % (model.scan_unroll or model.num_layers):
     model.scan_unroll = 1  # The policy has another depth.
+
   if model.max_length < longest:
     if model.positions != 'rope':
       raise ValueError(
@@ -145,15 +150,15 @@ def shape(
 def initial_params(
     parts: setup.Components, network: ModelFns, abstract: Params, *, head_init: str
 ) -> Params:
-  """Where the training of a reward model starts: a policy with a head of scores.
+  """Makes the initial parameters of a reward model: a policy with a score head.
 
-  The head is drawn unless the folder has one: N(0, 1 / (D + 1)), bias 0, or all 0 (REBEL,
-  arXiv 2404.16767, released code src/tldr/rm.py: normal).
+  If the checkpoint source has no score head, it is drawn from N(0, 1 / (D + 1)) with bias 0, or set
+  to 0 (REBEL, arXiv 2404.16767, released code src/tldr/rm.py: normal).
 
   Args:
-    parts: its origin is a policy, a reward model, or None: all is drawn.
+    parts: the setup; its `origin` is a policy, a reward model, or None (all parameters are drawn).
     network: the reward model.
-    abstract: its parameters' shapes with shardings.
+    abstract: shapes of its parameters, with shardings.
     head_init: 'normal' or 'zero'.
 
   Returns:
@@ -173,6 +178,7 @@ def initial_params(
   if origin and is_reward_model(origin):
     _check_role(origin)
     return origin.load(abstract)
+
   if origin is None:
     return jax.jit(draw, out_shardings=shardings)(key)
   head = jax.jit(
@@ -182,7 +188,7 @@ def initial_params(
 
 
 def _check_role(origin: checkpoint_sources.Origin) -> None:
-  """Raises one line unless a reward model with one score lies there."""
+  """Raises a one-line ValueError unless `origin` is a reward model with one score."""
   if not is_reward_model(origin):
     what = origin.checkpoint.architecture if origin.checkpoint else 'a policy'
     raise ValueError(
@@ -201,7 +207,7 @@ def _check_role(origin: checkpoint_sources.Origin) -> None:
 def _check_tokens(
     origin: checkpoint_sources.Origin, model: configs.TransformerConfig, tokenizer: Tokenizer
 ) -> None:
-  """Raises one line unless the ids of the policy mean the same to the reward model."""
+  """Raises a one-line ValueError unless policy and reward model share the meaning of ids."""
   if origin.tokenizer and not tokenizers.is_same(tokenizer, origin.tokenizer):
     raise ValueError(
         f'the tokenizer of {origin.directory} ({origin.tokenizer}) is not that of the policy '
@@ -216,7 +222,7 @@ def _check_tokens(
 
 
 def id_scorer(model: configs.TransformerConfig):
-  """A jitted (params, rollouts, number of micro-batches) -> scores [P, K] of the ids themselves."""
+  """Makes a jitted (params, rollouts, number of micro-batches) -> scores [P, K] of the ids."""
   network = reward_lib.make(model)
 
   @functools.partial(jax.jit, static_argnums=2)
@@ -231,12 +237,13 @@ def _score_texts(
     config: Any, parts: setup.Components, origin: checkpoint_sources.Origin, network: ModelFns,
     params: Params,
 ):
-  """Scores of the text of what was sampled, by a reward model with a tokenizer of its own."""
+  """Makes a scorer of the samples' text, for a reward model with its own tokenizer."""
   if not origin.tokenizer_dir:
     raise ValueError(
         f'no tokenizer lies in {origin.directory} ({origin.field}), and '
         f'config.reward.template={config.reward.template!r} needs one'
     )
+
   own = tokenizers.load_tokenizer(origin.tokenizer_dir)
   template = config.reward.template
   template = None if template == 'none' else chat.load_template(template, origin.tokenizer_dir)
@@ -254,6 +261,7 @@ def _score_texts(
       batch_size=config.evaluation.batch_size, max_tokens=config.reward.max_tokens,
       overlong=config.reward.overlong, pad_id=own.pad_id,
   )
+
   return lambda rollouts, examples, parts_: _as_texts(
       rollouts, examples, parts.task.tokenizer, reward_fn)
 
@@ -261,7 +269,7 @@ def _score_texts(
 def _as_texts(
     rollouts: Rollouts, examples: Sequence[Example], tokenizer: Tokenizer, reward_fn: RewardFn
 ) -> np.ndarray:
-  """Scores [P, K] of decoded responses. A failed score is no error here: the prompt is dropped."""
+  """Scores decoded responses [P, K]. A failed score is not an error: the prompt is dropped."""
   failed = lambda scores: np.where(np.isfinite(scores), scores, batches.SENTINEL)
   return rollout_rewards.score_rollouts(
       rollouts, examples, tokenizer=tokenizer,
@@ -273,22 +281,22 @@ def encode_texts(
     tokenizer: Tokenizer, template: Any, prompts: list[str], responses: list[str],
     truncated: np.ndarray, examples: list[Example],
 ) -> list[list[int]]:
-  """The ids of prompts with responses for a reward model (`model_reward.EncodeFn`).
+  """Encodes prompts with responses for a reward model (`model_reward.EncodeFn`).
 
   Args:
-    tokenizer: the reward model's.
-    template: its chat template; None for texts as they are.
+    tokenizer: the reward model's tokenizer.
+    template: its chat template; None for plain text.
     prompts: n prompts as the policy read them.
     responses: n responses.
-    truncated: bool [n]; without a template a response that stopped gets a stop token.
-    examples: n examples, with 'messages' for a template; otherwise 'reward_prompt_ids' count
-      instead of the prompt's text.
+    truncated: bool [n]; without a template, a response that stopped gets a stop token.
+    examples: n examples, with 'messages' for a template; without one, 'reward_prompt_ids' replace
+      the prompt's text.
 
   Returns:
     n lists of ids.
 
   Raises:
-    ValueError: a template, and no conversation to put into it.
+    ValueError: if there is a template but no conversation to put into it.
   """
   if template is not None:
     if any('messages' not in example for example in examples):
@@ -296,11 +304,13 @@ def encode_texts(
           'config.reward.template needs conversations, and the data holds ids or plain texts: '
           "give 'same' or 'none'"
       )
+
     texts = template.render_many([
         [*example['messages'], {'role': 'assistant', 'content': response}]
         for example, response in zip(examples, responses)
     ])
     return [tokenizer.encode(text) for text in texts]
+
   rows = []
   for prompt, response, cut, example in zip(prompts, responses, truncated, examples):
     if 'reward_prompt_ids' in example:

@@ -1,4 +1,4 @@
-"""From a config to what a run works with: task, policy, mesh, samplers, evaluator."""
+"""Builds the components of a run from a config: task, policy, mesh, samplers, evaluator."""
 
 import contextlib
 import dataclasses
@@ -37,19 +37,19 @@ from jaxrl_llm.types import (
 
 @dataclasses.dataclass
 class Components:
-  """A run's parts.
+  """The components of a run.
 
   Attributes:
     config: the experiment's config.
     task: the problems.
-    model: the policy's shape, its vocabulary filled in.
+    model: the policy's shape, with the vocabulary filled in.
     form: the network, and which of its parameters are trained.
-    origin: the folder of `policy_init_from`, or None.
-    mesh: the device mesh, set while the run lasts.
+    origin: the checkpoint source of `policy_init_from`, or None.
+    mesh: the device mesh, set for the duration of the run.
     key: the base key of the run.
-    stopper: whether Ctrl-C was pressed.
+    stopper: records whether Ctrl-C was pressed.
     abstract_params: the policy's plain parameters as shapes with shardings.
-    samplers: those made so far; each is compiled once a run.
+    samplers: the samplers made so far; each is compiled once per run.
   """
 
   config: Any
@@ -64,7 +64,7 @@ class Components:
   samplers: dict[tuple[int, float], SampleFn] = dataclasses.field(default_factory=dict)
 
   def describe(self) -> str:
-    """One line for the terminal: task, model and devices."""
+    """Describes task, model and devices in one line for the terminal."""
     count = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(self.abstract_params))
     left_out = ''
     if filtered := sum(getattr(self.task, 'num_filtered', {}).values()):
@@ -72,8 +72,10 @@ class Components:
       left_out = f' ({filtered} left out as too long: {counts})'
     if repeated := getattr(self.task, 'num_repeated', 0):
       left_out += f' ({repeated} left out because they ask what held-out ones ask)'
+
     origin = self.origin.describe() if self.origin else 'from scratch'
     notes = [self.config.note] + ([] if self.origin else [getattr(self.config, 'scale_note', '')])
+
     return (
         f'{self.task.name}, {len(self.task.train)} training and {len(self.task.evaluation)} '
         f'held-out problems{left_out}; policy of {count:,} parameters, {origin}; '
@@ -82,24 +84,24 @@ class Components:
 
   @property
   def batch_sharding(self) -> jax.sharding.NamedSharding:
-    """Of every array whose leading axis counts prompts."""
+    """Sharding of arrays whose leading axis counts prompts."""
     return mesh_lib.batch_sharding(self.mesh)
 
   def put(self, batch: Any) -> Any:
-    """A batch on the devices, split over its prompts."""
+    """Puts a batch on the devices, sharded over its prompts."""
     return jax.device_put(batch, self.batch_sharding)
 
   @property
   def policy(self) -> ModelFns:
-    """The network; it takes parameters as they are trained, and frozen ones."""
+    """The network; it takes trained and frozen parameters."""
     return self.form.policy
 
   def identity(self) -> dict[str, Any]:
-    """What parameters and tokens of this run mean; kept with them and compared on load."""
+    """Returns the identity of tokenizer and model, saved with parameters and compared on load."""
     return checkpoint_sources.identity(self.task.tokenizer.fingerprint, self.model)
 
   def metadata(self) -> dict[str, Any]:
-    """`identity`, what ends a response, and for the way back to Hugging Face the origin."""
+    """Returns `identity`, the stop ids, and what an export back to Hugging Face needs."""
     about = self.origin.hugging_face if self.origin else {}
     return {
         **self.identity(), **checkpoint_sources.about_tokenizer(self.task.tokenizer),
@@ -107,7 +109,7 @@ class Components:
     }
 
   def initial_params(self) -> Params:
-    """The plain parameters of `policy_init_from`, or freshly drawn ones, placed on the mesh."""
+    """Returns the plain parameters of `policy_init_from`, or newly drawn ones, on the mesh."""
     if self.origin:
       return self.origin.load(self.abstract_params)
     shardings = jax.tree.map(lambda leaf: leaf.sharding, self.abstract_params)
@@ -115,21 +117,21 @@ class Components:
     return draw(rng.stream_key(self.key, rng.Stream.INIT))
 
   def load_alike(self, directory: str, field: str) -> Params:
-    """Plain parameters of another folder that holds the same model for the same tokens."""
+    """Loads plain parameters of the same model and tokenizer from another directory."""
     origin = _read_origin(self.config, directory, field)
     origin.check_tokenizer(self.task.tokenizer, of=self.task.name)
     checkpoint_sources.resolve_model(
-        self.model, origin)  # It names its vocabulary: shapes must agree.
+        self.model, origin)  # `self.model` has a vocab_size: shapes must match.
     return origin.load(self.abstract_params)
 
   def make_optimizer(self, config: optim.OptimizerConfig) -> optax.GradientTransformation:
-    """An optimizer of those parameters that are trained."""
+    """Makes an optimizer of the trained parameters."""
     return optim.make_optimizer(config, trainable=self.form.trainable)
 
   def start(
       self, algorithm: Algorithm, params: Params
   ) -> tuple[TrainState, step_lib.CountedJit]:
-    """A train state around a copy of plain `params` (a step donates it), and the jitted step."""
+    """Makes a train state from a copy of plain `params` (steps donate it), and the jitted step."""
     key = rng.stream_key(self.key, rng.Stream.ADAPTERS)
     init = lambda params: algorithm.init(
         rng.base_key(self.config.seed), {'policy': self.form.start(params, key)}
@@ -141,28 +143,28 @@ class Components:
     return jax.jit(init, out_shardings=shardings)(params), train_step
 
   def plain(self, params: Params) -> Params:
-    """Trained parameters as plain ones, placed as these are."""
+    """Converts trained parameters to plain ones, with their shardings."""
     shardings = jax.tree.map(lambda leaf: leaf.sharding, self.abstract_params)
     return jax.jit(self.form.plain, out_shardings=shardings)(params)
 
   def export_adapters(self, folder: pathlib.Path, params: Params) -> None:
-    """Writes trained adapters as `peft` loads them, where the base came from a checkpoint."""
+    """Writes trained adapters in `peft` format, if the base came from Hugging Face."""
     about = self.origin.hugging_face if self.origin else {}
     if not (self.config.lora.rank and about) or folder.exists():
-      return  # A killed run makes the same ones again.
+      return  # A resumed run would write the same ones.
     peft.save(
         folder, params['adapters'], self.config.lora, self.model, model_type=about['model_type'],
-        # Parameters of this project's may have been trained since they left their checkpoint.
+        # Parameters saved by this project may have been trained since they were loaded.
         base=about['directory'] if self.origin.checkpoint else None,
     )
 
   def save_trained(self, workdir: pathlib.Path, params: Params) -> None:
-    """Keeps the trained policy in WORKDIR/trained, and its adapters, if any, beside it."""
+    """Saves the trained policy to WORKDIR/trained and its adapters, if any, to WORKDIR/adapters."""
     self.export_adapters(workdir / 'adapters', params)
     checkpoints.save_params(workdir / 'trained', self.plain(params), self.metadata())
 
   def sampler(self, *, num_samples: int, temperature: float = 1.0) -> SampleFn:
-    """A jitted sampler for this task; the same one for the same arguments."""
+    """Returns a jitted sampler for this task, cached by its arguments."""
     if (num_samples, temperature) not in self.samplers:
       self.samplers[num_samples, temperature] = jax.jit(decode.make_sampler(
           self.policy, num_samples=num_samples, max_tokens=self.task.max_response_tokens,
@@ -172,7 +174,7 @@ class Components:
     return self.samplers[num_samples, temperature]
 
   def scorer(self, *, temperature: float, chunk_size: int) -> Callable[..., jax.Array]:
-    """A jitted (params, rollouts) -> log-probs [P, K, T] of the sampled tokens."""
+    """Makes a jitted (params, rollouts) -> log-probs [P, K, T] of the sampled tokens."""
     return jax.jit(lambda params, rollouts: scoring.score(
         self.policy, params, rollouts, temperature=temperature, chunk_size=chunk_size
     )[0])
@@ -181,7 +183,7 @@ class Components:
       self, sample: SampleFn, params: Params, prompts: batching.PromptBatch, key: jax.Array,
       timers: loop.Timers,
   ) -> tuple[Rollouts, rollout_rewards.Scored]:
-    """Samples responses to a batch of prompts, and their rewards by the task's verifier."""
+    """Samples responses to a batch of prompts and scores them with the task's verifier."""
     with timers('sample'):
       arrays = self.put((prompts.prompts, prompts.prompt_lengths, prompts.example_ids))
       rollouts = jax.block_until_ready(sample(params, *arrays, key))
@@ -192,7 +194,7 @@ class Components:
     return rollouts, scored
 
   def encode(self, examples: list) -> batching.EncodedExamples:
-    """Prompts as arrays; those that are too long are left out and counted."""
+    """Encodes prompts as arrays; leaves out and counts those that are too long."""
     return batching.encode_examples(
         examples, self.task.tokenizer, max_prompt_tokens=self.task.max_prompt_tokens,
         overlong='filter',
@@ -201,7 +203,7 @@ class Components:
   def prompt_batches(
       self, encoded: batching.EncodedExamples, size: int
   ) -> list[batching.PromptBatch]:
-    """All prompts in order; the last batch is filled up, and names its real examples only."""
+    """Splits all prompts into batches; the last one is padded but lists only real examples."""
     batches = []
     for chunk in batching.sequential_chunks(len(encoded), size):
       batch = batching.prompt_batch(encoded, chunk.indices)
@@ -211,7 +213,7 @@ class Components:
 
   @functools.cached_property
   def evaluator(self) -> evaluator.Evaluator:
-    """Evaluates on the held-out problems."""
+    """Evaluator on the held-out problems."""
     options, encoded = self.config.evaluation, self.encode(self.task.evaluation)
     if encoded.num_filtered:
       print(f'{encoded.num_filtered} held-out prompts are too long and were left out', flush=True)
@@ -226,10 +228,10 @@ class Components:
 
 @contextlib.contextmanager
 def build(run: launch.Run) -> Iterator[Components]:
-  """Builds the parts of a run; its mesh is set, and Ctrl-C is graceful, inside the block.
+  """Builds the components of a run; inside the block the mesh is set and Ctrl-C is graceful.
 
   Raises:
-    ValueError: the model cannot hold the task's sequences or vocabulary, a batch does
+    ValueError: if the model cannot hold the task's sequences or vocabulary, a batch does
       not fit the mesh, or the task's data is missing or malformed.
   """
   config = run.config
@@ -239,36 +241,39 @@ def build(run: launch.Run) -> Iterator[Components]:
   task = make_task(config, origin)
   model = model_for(
       task, checkpoint_sources.resolve_model(config.model, origin, overrides=run.overrides))
+
   mesh = mesh_lib.from_config(config.mesh)
   for name, (size, micro_batches) in config.batch_sizes().items():
     try:
       mesh_lib.check_batch(mesh, size, num_micro_batches=micro_batches)
     except ValueError as error:
       raise ValueError(f'{error} (config.{name})') from error
+
   key = rng.base_key(config.seed)
   policy = policy_lib.make(model)
   abstract = abstract_params(policy, mesh)
   form = finetuning.make(
       policy, abstract, adapters=config.lora, last_layers=config.train_last_layers
   )
+
   with jax.set_mesh(mesh), loop.Stopper() as stopper:
     yield Components(config, task, model, form, origin, mesh, key, stopper, abstract)
 
 
 def _read_origin(config: Any, directory: str, field: str) -> checkpoint_sources.Origin:
-  """The folder of a config field; the task's own tokenizer makes up for a damaged one there."""
+  """Reads a checkpoint source; a damaged tokenizer in it is ignored if the task names one."""
   named = bool(getattr(config.task, 'tokenizer_dir', ''))
   return checkpoint_sources.read(directory, field=field, tokenizer_named=named)
 
 
 def make_task(config: Any, origin: checkpoint_sources.Origin | None) -> Task:
-  """The config's task, in the tokens of the policy.
+  """Makes the config's task with the policy's tokenizer.
 
-  Responses end as they did when the policy was trained, unless the task's settings say how.
+  Responses end with the stop ids the policy was trained with, unless the task config sets others.
 
   Raises:
-    ValueError: the task's data is missing or malformed, it has no held-out problems, or it has
-      another tokenizer than the policy, or none is known.
+    ValueError: if the task's data is missing or malformed, there are no held-out problems, or the
+      tokenizer is unknown or differs from the policy's.
   """
   tokenizer_dir, pretrained, settings = '', False, config.task
   if origin:
@@ -279,7 +284,9 @@ def make_task(config: Any, origin: checkpoint_sources.Origin | None) -> Task:
           f'no tokenizer lies in {origin.directory} ({origin.field}): give '
           '--config.task.tokenizer_dir=DIR'
       )
+
   task = settings.make(config.seed, config.data_dir, tokenizer_dir, pretrained)
+
   if not task.evaluation:
     raise ValueError(f'{task.name} has no held-out problems (config.task.num_evaluation)')
   if origin:
@@ -290,7 +297,7 @@ def make_task(config: Any, origin: checkpoint_sources.Origin | None) -> Task:
 
 
 def _with_stop_tokens(settings: Any, origin: checkpoint_sources.Origin) -> Any:
-  """A task's settings with the stop tokens of the policy, where they leave them open."""
+  """Returns a task config with the policy's stop tokens, if it sets none."""
   tokens = origin.stop_tokens
   if getattr(settings, 'stop_tokens', None) != '' or not tokens or ',' in ''.join(tokens):
     return settings
@@ -298,13 +305,14 @@ def _with_stop_tokens(settings: Any, origin: checkpoint_sources.Origin) -> Any:
 
 
 def model_for(task: Task, model: configs.TransformerConfig) -> configs.TransformerConfig:
-  """The model with its vocabulary filled in; ValueError where the task does not fit into it."""
+  """Returns the model with `vocab_size` filled in; raises ValueError if the task does not fit."""
   model = dataclasses.replace(model, vocab_size=model.vocab_size or task.tokenizer.vocab_size)
   if model.vocab_size < task.tokenizer.vocab_size:
     raise ValueError(
         f'the tokenizer has {task.tokenizer.vocab_size} ids and the embedding only '
         f'{model.vocab_size} rows (config.model.vocab_size)'
     )
+
   longest = task.max_prompt_tokens + task.max_response_tokens
   if model.max_length < longest:
     raise ValueError(
@@ -316,6 +324,6 @@ def model_for(task: Task, model: configs.TransformerConfig) -> configs.Transform
 
 
 def abstract_params(model: ModelFns, mesh: jax.sharding.Mesh) -> Params:
-  """The shapes of a network's parameters with their places on the mesh."""
+  """Returns the shapes of a network's parameters with their shardings on the mesh."""
   shapes = jax.eval_shape(model.init, rng.base_key(0))
   return rules.abstract(shapes, rules.shardings(mesh, shapes))

@@ -1,4 +1,4 @@
-"""Supervised fine-tuning as the first stage of a run, resumable mid-way."""
+"""Supervised fine-tuning as the first stage of a run; resumable at any step."""
 
 import contextlib
 import pathlib
@@ -15,26 +15,28 @@ from jaxrl_llm.types import Params
 def finetune(
     run: launch.Run, parts: setup.Components, writer: metrics.MetricsWriter
 ) -> tuple[Params, dict[str, Any]]:
-  """Trains by maximum likelihood, or goes on with it; keeps the outcome in WORKDIR/params.
+  """Trains by maximum likelihood, or resumes training; saves the result in WORKDIR/params.
 
   Args:
     run: the run.
-    parts: what `setup.build` made of its config.
-    writer: the metrics of the update that follows s updates are written as step s.
+    parts: the run's setup, from `setup.build`.
+    writer: writes the metrics of an update as step s after s updates.
 
   Returns:
-    The policy's parameters on the mesh, and what was kept with them: 'fingerprint',
+    The policy's parameters on the mesh, and the metadata saved with them: 'fingerprint',
     'metrics_offset', 'seconds'.
   """
   config = run.config.sft
   path = run.workdir / 'params'
   if path.exists():
     return _load(parts, path)
+
   if config.steps:
     params, initial = _train(run, parts, writer)
   else:
     params = parts.initial_params()
     initial = _initial(parts, params)
+
   about = {
       'metrics_offset': writer.offset(), 'seconds': run.wall_seconds(),
       'fingerprint': fingerprint.of_params(params), **initial,
@@ -44,7 +46,7 @@ def finetune(
 
 
 def _load(parts: setup.Components, path: pathlib.Path) -> tuple[Params, dict[str, Any]]:
-  """What an earlier process left in WORKDIR/params; ValueError if it is not of this run."""
+  """Loads WORKDIR/params of an earlier process; raises ValueError if it is from another run."""
   about, expected = checkpoints.read_metadata(path), parts.identity()
   if 'initial' in about:
     _check_initial(parts, about, _initial(parts, parts.initial_params()))
@@ -54,14 +56,14 @@ def _load(parts: setup.Components, path: pathlib.Path) -> tuple[Params, dict[str
 
 
 def _initial(parts: setup.Components, params: Params) -> dict[str, str]:
-  """What is kept of the parameters that a run starts from: nothing where they are drawn."""
+  """Returns the fingerprint of a run's initial parameters; nothing if they are drawn."""
   return {'initial': fingerprint.of_params(params)} if parts.origin else {}
 
 
 def _check_initial(
     parts: setup.Components, then: Mapping[str, Any], now: Mapping[str, str]
 ) -> None:
-  """Raises ValueError if policy_init_from holds other parameters than at the start."""
+  """Raises ValueError if policy_init_from has changed since the run started."""
   if then.get('initial') not in (None, now.get('initial')):
     raise ValueError(
         f'{parts.origin.directory} (config.policy_init_from) holds other parameters '
@@ -73,11 +75,12 @@ def _check_initial(
 def _train(
     run: launch.Run, parts: setup.Components, writer: metrics.MetricsWriter
 ) -> tuple[Params, dict[str, str]]:
-  """The optimizer steps of `finetune`, and what is kept of where they started."""
+  """Runs the optimizer steps of `finetune`; also returns `_initial` of the initial parameters."""
   config = run.config.sft
   batches = _batches(run, parts)
   optimizer_config = optim.for_run(config.optimizer, config.steps)
   algorithm = sft.make(config.algorithm, parts.policy, parts.make_optimizer(optimizer_config))
+
   params = parts.initial_params()
   initial = _initial(parts, params)
   state, train_step = parts.start(algorithm, params)
@@ -91,9 +94,11 @@ def _train(
   restored = keeper.restore(state)
   if restored:
     _check_initial(parts, restored.metadata, initial)
+
   shown = {}
   start, state = (restored.step, restored.state) if restored else (0, state)
-  # Closing waits for the save under way, also where the loop ends in an error.
+
+  # Closing waits for the pending save, even if the loop raises.
   with contextlib.closing(saved), loop.progress(
       config.steps, 'supervised fine-tuning', start
   ) as bar:
@@ -105,16 +110,17 @@ def _train(
         values = writer.write(step, {**update, 'train/learning_rate': learning_rate})
         shown = {'loss': values['train/loss']}
       if logs or loop.should(config.save_every, step + 1) or parts.stopper.requested:
-        # Looking costs a wait for the device; a state that is saved is looked at in any case.
+        # Checking waits for the device; a state is always checked before it is saved.
         loop.check_finite(step, metrics.to_floats(update), last_saved=keeper.last_saved)
       bar.update(1, **shown)
       keeper.after_step(step + 1, state, initial)
+
   parts.export_adapters(run.workdir / 'adapters', state.params['policy'])
   return parts.plain(state.params['policy']), initial
 
 
 def _batches(run: launch.Run, parts: setup.Components) -> sft_batches.Batches:
-  """The demonstrations as a function of the step."""
+  """Makes the batches of demonstrations, a function of the step."""
   config = run.config.sft
   sequences = sft_batches.encode_demonstrations(
       parts.task, overlong='filter', loss_on=config.loss_on
@@ -126,12 +132,15 @@ def _batches(run: launch.Run, parts: setup.Components) -> sft_batches.Batches:
         '(config.task.max_response_tokens)' if too_long else
         f'{parts.task.name} has no demonstrations (config.task.num_demonstrations)'
     )
+
   if sequences.num_filtered:
     print(f'{sequences.num_filtered} demonstrations are too long and were left out', flush=True)
+
   batches = sft_batches.Batches(
       sequences, batch_size=config.batch_size, seed=run.seed, packed_length=config.packed_length,
       weights=mixtures.parse_weights(config.mixture) or None,
   )
+
   if config.packed_length:
     print(
         f'{len(sequences)} demonstrations packed into {batches.num_rows} rows of '

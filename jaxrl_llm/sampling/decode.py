@@ -1,4 +1,4 @@
-"""Sampling with a KV cache: one prefill a prompt, shared by its K samples."""
+"""Sampling with a KV cache: one prefill per prompt, shared by its K samples."""
 
 import math
 from typing import Any, NamedTuple
@@ -14,7 +14,7 @@ from jaxrl_llm.types import Array, ModelFns, Rollouts, SampleFn
 
 
 class _Decoding(NamedTuple):
-  """The loop's carry. `step` tokens of each row have been chosen."""
+  """Carry of the decoding loop. `step` is the number of tokens chosen so far in each row."""
 
   step: Array
   tokens: Array
@@ -36,23 +36,23 @@ def make_sampler(
 ) -> SampleFn:
   """Builds a pure sampling function, to be jitted by the caller.
 
-  y_t ~ softmax(logits_t / temperature), cut to its top-k and nucleus where asked.
-  Recorded are the log-probs at that temperature over the whole vocabulary, which
-  is what the trainer computes. With top_k or top_p in force these are not those of
-  the truncated distribution, so training on such samples is off-policy.
+  y_t ~ softmax(logits_t / temperature), truncated by top-k and top-p if set.
+  The recorded log-probs are at that temperature over the whole vocabulary, as the
+  trainer computes them. With top_k or top_p they are not those of the truncated
+  distribution, so training on such samples is off-policy.
 
-  The noise of a token is a function of (key, example id, sample, position) alone:
-  it does not depend on the batch that the prompt came in. A prompt that stands in a
-  batch again, as at the edge of an epoch, gets the next K samples, not the same ones.
-  Decoding ends as soon as every row has stopped.
+  The noise of a token is a function of only (key, example id, sample, position):
+  it does not depend on the rest of the batch. A prompt that is repeated in a batch,
+  as at the edge of an epoch, gets the next K samples, not the same ones. Decoding
+  ends as soon as every row has stopped.
 
   Args:
     model: the policy. Its cache leaves are [..., B, S, heads, head_dim].
-    num_samples: K, samples a prompt.
-    max_tokens: T, the longest response, stop token included.
+    num_samples: K, samples per prompt.
+    max_tokens: T, the maximum response length, stop token included.
     stop_ids: ids that end a response.
     pad_id: written after a response's end.
-    temperature: > 0, or 0 for greedy decoding (then the log-probs are those at
+    temperature: > 0, or 0 for greedy decoding (the log-probs are then those at
       temperature 1).
     top_k: keep only the k most probable tokens; 0 keeps all.
     top_p: keep the smallest nucleus of this probability; 1 keeps all.
@@ -61,7 +61,7 @@ def make_sampler(
     A `types.SampleFn`.
 
   Raises:
-    ValueError: an option is out of range.
+    ValueError: if an argument is out of range.
   """
   if num_samples < 1:
     raise ValueError(f'num_samples must be at least 1, got {num_samples}')
@@ -87,9 +87,11 @@ def make_sampler(
     chosen_log_probs = log_probs_lib.log_probs_from_logits(
         logits, chosen, temperature=temperature or 1.0
     )
+
     chosen = jnp.where(decoding.done, pad_id, chosen)
     chosen_log_probs = jnp.where(decoding.done, 0.0, chosen_log_probs)
     stops = jnp.isin(chosen, jnp.asarray(stop_ids, jnp.int32))
+
     return _Decoding(
         step=t + 1,
         tokens=jax.lax.dynamic_update_slice(decoding.tokens, chosen[:, None], (0, t)),
@@ -104,6 +106,7 @@ def make_sampler(
     chex.assert_rank([prompts, prompt_lengths, example_ids], [2, 1, 1])
     num_prompts, length = prompts.shape
     rows = num_prompts * num_samples
+
     row_keys = _row_keys(key, example_ids, num_samples)
     logits, cache = _prefill(model, params, prompts, prompt_lengths, num_samples, max_tokens)
 
@@ -135,8 +138,10 @@ def make_sampler(
     decoded = jax.lax.while_loop(
         lambda d: (d.step < max_tokens) & ~jnp.all(d.done), advance, record(start, logits, row_keys)
     )
+
     tokens = decoded.tokens.reshape(num_prompts, num_samples, max_tokens)
     mask, lengths, stop_reason = masking.response_mask(tokens, stop_ids)
+
     return Rollouts(
         prompts=prompts,
         prompt_lengths=prompt_lengths,
@@ -151,17 +156,17 @@ def make_sampler(
 
 
 def _row_keys(key: Array, example_ids: Array, num_samples: int) -> Array:
-  """One key for each (example, sample): [P * K]; samples of a repeated example count on."""
+  """One key per (example, sample): [P * K]; repeats of an example continue its sample count."""
   fold = jax.random.fold_in
   of_example = jax.vmap(fold, (None, 0))(key, example_ids)
-  # How often each row's example stands in the rows before it.
+  # How often each row's example occurs in the rows before it.
   repeats = jnp.tril(example_ids[:, None] == example_ids[None, :], k=-1).sum(axis=1)
   samples = repeats[:, None] * num_samples + jnp.arange(num_samples)
   return jax.vmap(jax.vmap(fold, (None, 0)))(of_example, samples).reshape(-1)
 
 
 def _prefill(model, params, prompts, prompt_lengths, num_samples, max_tokens):
-  """Reads each prompt once; returns next-token logits [B, V] and the cache of B rows."""
+  """Runs each prompt once; returns next-token logits [B, V] and the cache of B rows."""
   num_prompts, length = prompts.shape
   positions, valid = masking.left_pad_positions(prompt_lengths, length)
   output = model.apply(

@@ -1,26 +1,25 @@
-"""A policy in dialogue with a user: turns append ids, and any turn can be started again.
+"""Dialogues of a policy with a user: turns append ids, and any turn can be restarted.
 
-REFUEL wants two dialogues that share everything up to and with x_h, the user's message before
-turn h, and are independent from there on:
+REFUEL needs two dialogues that share everything up to and including x_h, the user's message
+before turn h, and are independent from there on:
 
   first = roll_out(sample, params, user, empty, key)                           rollout 0
   second = roll_out(sample, params, user, first, key, start=h, rollout=1)      the reset at h
 
-The second one copies the ids of its prefix and draws the rest anew, the user's replies included.
-A user is any function of dialogues on the host. One that draws at random does so from
-`dialogues.seeds`, which differ by example, turn and roll-out; one with a fixed list of questions
-asks the same in both.
+The second one copies the ids of its prefix and draws the rest again, the user's replies included.
+A user is any function of dialogues on the host. A random user draws from `dialogues.seeds`, which
+differ by example, turn and roll-out; a user with a fixed list of questions asks the same in both.
 
 Each turn is one call of a sampler with K = 1 (`decode.make_sampler`), which reads the transcript
-so far, padded on the left. The transcript of turn j has L + j (R + M) slots, whatever was said:
-one compilation a turn, H in all, and half of the attention that the longest one would take
-throughout; `widths='fixed'` gives every turn the longest and compiles once. Rows whose turn is
-not drawn go through the sampler like the others, and what it says for them is thrown away.
+so far, padded on the left. The transcript of turn j always has L + j (R + M) slots: one
+compilation per turn, H in all, and half of the attention cost of using the longest width
+throughout; `widths='fixed'` gives every turn the longest width and compiles once. Rows whose turn
+is not drawn go through the sampler like the others, and their replies are discarded.
 
-The released code of REFUEL's second setting writes a stop token over the last token of a reply
-that did not stop, and takes that position out of the mask. Here such a reply stays as it was
-sampled, all of it in the mask, and is marked as truncated; what a chat template needs to end the
-turn (`close_ids`) is put in front of the user's message, where no mask reaches.
+The released code of REFUEL's second setting overwrites the last token of a reply that did not
+stop with a stop token, and drops that position from the mask. Here such a reply stays as sampled,
+all of it in the mask, and is marked as truncated; the ids that a chat template needs to end the
+turn (`close_ids`) are put in front of the user's message, which is not in the mask.
 
 References:
   Gao et al., 2024, REFUEL, arXiv 2410.04612; code: ZhaolinGao/REFUEL.
@@ -42,7 +41,7 @@ _LAW, _POLICY, _USER = range(3)  # Uses of a step's key, each folded with its ow
 
 
 class Dialogues(Protocol):
-  """What has been said, turn by turn, as arrays on the host; see `data.dialogues.Dialogues`."""
+  """Dialogues so far, turn by turn, as arrays on the host; see `data.dialogues.Dialogues`."""
 
   prompts: np.ndarray
   prompt_lengths: np.ndarray
@@ -61,17 +60,17 @@ class Dialogues(Protocol):
 
 
 Said = TypeVar('Said', bound=Dialogues)
-# n dialogues, all of which wait for the user -> n sequences of ids to append.
+# n dialogues, all waiting for the user -> n sequences of ids to append.
 User = Callable[[Said], Sequence[Sequence[int]]]
 
 
 class Turns(NamedTuple):
-  """Which turn is optimised, and where a dialogue ends.
+  """The optimised turn, and the length of each dialogue.
 
   Attributes:
     turn: int32 [...]; h, from 0.
-    num_turns: int32 [...]; replies of the dialogue, above h. Its reward is that of the dialogue
-      up to the last of them.
+    num_turns: int32 [...]; number of replies in the dialogue, above h. The reward is that of the
+      dialogue up to the last reply.
   """
 
   turn: np.ndarray
@@ -79,7 +78,7 @@ class Turns(NamedTuple):
 
 
 def draw_turns(key: Array, example_ids: Array, num_turns: int | Array, *, setting: str) -> Turns:
-  """The law of h, by one of the two settings of the paper.
+  """Draws h, by one of the two settings of the paper.
 
     'one':  L ~ U{0, ..., H − 1},  h ~ U{0, ..., L};  the dialogue ends with turn L
     'two':  h ~ U{0, ..., H − 1};                     it ends with turn H − 1
@@ -88,16 +87,16 @@ def draw_turns(key: Array, example_ids: Array, num_turns: int | Array, *, settin
   0.1567, 0.09, 0.04. A draw depends on the key and the example, not on the batch.
 
   Args:
-    key: of the step, or keys [S] for S seeds.
+    key: PRNG key of the step, or keys [S] for S seeds.
     example_ids: int32 [P], or [S, P].
-    num_turns: H, at least 1: a number, or one for each dialogue.
+    num_turns: H, at least 1: a number, or one per dialogue.
     setting: 'one' or 'two'.
 
   Returns:
     Turns on the host.
 
   Raises:
-    ValueError: another setting, or no turns.
+    ValueError: on an unknown setting, or if `num_turns` is below 1.
 
   References:
     Gao et al., 2024, arXiv 2410.04612; released code `setting_one/generate.py`.
@@ -106,6 +105,7 @@ def draw_turns(key: Array, example_ids: Array, num_turns: int | Array, *, settin
     raise ValueError(f"setting must be 'one' or 'two', got {setting!r}")
   if np.min(num_turns) < 1:
     raise ValueError(f'num_turns must be at least 1, got {np.min(num_turns)}')
+
   keys = _row_keys(key, example_ids, _LAW)
   horizon = jnp.broadcast_to(jnp.asarray(num_turns, jnp.int32), keys.shape)
 
@@ -131,34 +131,35 @@ def roll_out(
     close_ids: tuple[int, ...] = (),
     widths: str = 'growing',
 ) -> Said:
-  """Lets a policy talk with a user, from turn `start` of each dialogue on.
+  """Rolls out a policy with a user, from turn `start` of each dialogue on.
 
-  What stood before is copied: replies and messages of turns before `start`. The noise of a reply
-  depends on (key, rollout, turn, example) alone, and so does that of the user's message.
+  Replies and messages of turns before `start` are copied. The noise of a reply depends only on
+  (key, rollout, turn, example), and so does that of the user's message.
 
   Args:
-    sample: a jitted sampler of one reply a transcript, with as many slots as `dialogues` has for
-      a reply; for S seeds under `jax.vmap`, over parameters and keys too.
-    params: the policy's.
+    sample: a jitted sampler of one reply per transcript, with as many slots as `dialogues` has
+      for a reply; for S seeds under `jax.vmap`, over parameters and keys too.
+    params: parameters of the policy.
     user: n dialogues of one leading axis, all at the same turn -> n messages to append. It is
-      called once a turn, with those dialogues that go on.
-    dialogues: what was said before, [P] or [S, P] of them; `data.dialogues.empty` for prompts.
-    key: of the step, or keys [S].
-    rollout: the roll-out's number; another one is other noise.
+      called once per turn, with the dialogues that continue.
+    dialogues: the dialogues so far, [P] or [S, P]; `data.dialogues.empty` for prompts.
+    key: PRNG key of the step, or keys [S].
+    rollout: index of the roll-out; each index has its own noise.
     start: the first turn that is drawn: a number, or int [...].
-    num_turns: replies of each dialogue, likewise; at most H, which is the default.
-    close_ids: what ends a turn in the transcript where the reply did not.
-    widths: 'growing' or 'fixed' slots of the transcripts; see above.
+    num_turns: number of replies of each dialogue, likewise; at most H, the default.
+    close_ids: ids that end a turn in the transcript if the reply did not stop.
+    widths: 'growing' or 'fixed' slots of the transcripts; see the module docstring.
 
   Returns:
     The dialogues, with `num_turns` replies (or `start`, where that is not smaller).
 
   Raises:
-    ValueError: a number is out of range, or a user's message is too long.
+    ValueError: if a number is out of range, or a user's message is too long.
   """
   lead, most = dialogues.prompt_lengths.shape, dialogues.reply_lengths.shape[-1]
   start = np.broadcast_to(start, lead)
   num_turns = np.broadcast_to(most if num_turns is None else num_turns, lead)
+
   if widths not in ('growing', 'fixed'):
     raise ValueError(f"widths must be 'growing' or 'fixed', got {widths!r}")
   if start.min(initial=0) < 0 or num_turns.max(initial=1) > most:
@@ -169,16 +170,19 @@ def roll_out(
         f'start must be at most the turns that have been said, got {start.max()} where one of the '
         f'dialogues has {dialogues.num_replies[dialogues.num_replies < start].min()}'
     )
+
   dialogues = dialogues.cut(start)
   for turn in range(most):
     rows = (start <= turn) & (turn < num_turns)
     if not rows.any():
       continue
+
     tokens, lengths = dialogues.transcript(turn)
     if widths == 'fixed':
       room = (most - 1) * (dialogues.replies.shape[-1] + dialogues.messages.shape[-1])
       room += dialogues.prompts.shape[-1] - tokens.shape[-1]
       tokens = np.pad(tokens, [(0, 0)] * len(lead) + [(room, 0)])
+
     said = sample(
         params, tokens, lengths, dialogues.example_ids, _fold(key, _POLICY, rollout, turn))
     dialogues = _say(dialogues, turn, rows, jax.device_get(said))
@@ -189,7 +193,7 @@ def roll_out(
 
 
 def _say(dialogues: Said, turn: int, rows: np.ndarray, said: Rollouts) -> Said:
-  """Appends what the sampler said to the dialogues in `rows`."""
+  """Appends the sampled replies to the dialogues in `rows`."""
   expected = (*rows.shape, 1, dialogues.replies.shape[-1])
   if said.tokens.shape != expected:
     raise ValueError(
@@ -202,7 +206,7 @@ def _say(dialogues: Said, turn: int, rows: np.ndarray, said: Rollouts) -> Said:
 
 
 def _answer(dialogues, turn, rows, user, key, rollout, close_ids):
-  """Appends what the user says to reply `turn` of the dialogues in `rows`."""
+  """Appends the user's messages after reply `turn` to the dialogues in `rows`."""
   keys = _row_keys(key, dialogues.example_ids, _USER, rollout, turn)
   seeds = jax.vmap(lambda k: jax.random.bits(k, (), 'uint32'))(keys.reshape(-1))
   dialogues = dataclasses.replace(dialogues, seeds=np.asarray(seeds).reshape(rows.shape))
@@ -215,22 +219,23 @@ def _answer(dialogues, turn, rows, user, key, rollout, close_ids):
 
 
 def as_rollouts(samples: Sequence[Dialogues], turn: np.ndarray) -> tuple[Rollouts, dict]:
-  """Dialogues of the same prompts as a batch of K samples.
+  """Converts dialogues of the same prompts to a batch of K samples.
 
   Args:
     samples: K sets of dialogues, [P] (or [S, P]) each: the two roll-outs.
     turn: int [P]; h.
 
   Returns:
-    Rollouts with tokens [P, K, T], T = H·R + (H − 1)·M: all that follows the prompts, ids as they
-    were said. `mask` is 1 on every reply; `stop_reason` is that of reply h. And the algorithm's
-    own numbers (`Batch.aux`): 'turns' int32 [P, K, T], the reply that a token belongs to and −1
+    Rollouts with tokens [P, K, T], T = H·R + (H − 1)·M: everything after the prompts, with the
+    original ids. `mask` is 1 on every reply; `stop_reason` is that of reply h. And the algorithm's
+    extra arrays (`Batch.aux`): 'turns' int32 [P, K, T], the reply that a token belongs to and −1
     elsewhere, and 'turn' int32 [P].
   """
   parts = [dialogues.continuation() for dialogues in samples]
   axis = np.ndim(turn)
   stack = lambda arrays: np.stack(arrays, axis=axis)
   at_turn = lambda array: np.take_along_axis(array, np.asarray(turn)[..., None], axis=-1)[..., 0]
+
   rollouts = Rollouts(
       prompts=samples[0].prompts,
       prompt_lengths=samples[0].prompt_lengths,
@@ -245,7 +250,7 @@ def as_rollouts(samples: Sequence[Dialogues], turn: np.ndarray) -> tuple[Rollout
 
 
 def _fold(key: Array, *indices: int) -> Array:
-  """fold_in with each of the indices, for one key or a vector of them."""
+  """Applies fold_in with each of the indices, to one key or an array of them."""
   for index in indices:
     fold = lambda k, i=index: jax.random.fold_in(k, i)
     for _ in range(key.ndim):
@@ -255,7 +260,7 @@ def _fold(key: Array, *indices: int) -> Array:
 
 
 def _row_keys(key: Array, example_ids: Array, *indices: int) -> Array:
-  """A key for each dialogue, by its example; an example that stands in a batch again counts on."""
+  """One key per dialogue, by its example; a repeated example in a batch gets a new key."""
   chex.assert_rank(example_ids, key.ndim + 1)
 
   def fold(key, ids):

@@ -6,7 +6,7 @@ import chex
 import jax
 import jax.numpy as jnp
 
-# Finite: an excluded token must never be chosen, and never make a NaN.
+# Finite: an excluded token must never be chosen, and must never produce a NaN.
 EXCLUDED = -1e30
 
 
@@ -29,7 +29,7 @@ def temper(logits: jax.Array, *, temperature: float) -> jax.Array:
     float32 [..., V].
 
   Raises:
-    ValueError: temperature is not positive and finite.
+    ValueError: if the temperature is not positive and finite.
   """
   if not 0 < temperature < math.inf:
     raise ValueError(f'temperature must be positive and finite, got {temperature}')
@@ -39,17 +39,17 @@ def temper(logits: jax.Array, *, temperature: float) -> jax.Array:
 def top_k(logits: jax.Array, *, k: int) -> jax.Array:
   """Keeps the k largest logits; k = 0 keeps all.
 
-  Ties at the k-th place are broken by the lower token id, so that exactly k stay.
+  Ties for the k-th largest are broken by the lower token id, so that exactly k stay.
 
   Args:
     logits: [..., V].
-    k: how many to keep; 0 or at least V keeps all.
+    k: number of logits to keep; 0, or V and above, keeps all.
 
   Returns:
     [..., V], the others at `EXCLUDED`.
 
   Raises:
-    ValueError: k is negative.
+    ValueError: if k is negative.
   """
   check_truncation(k=k)
   if k == 0 or k >= logits.shape[-1]:
@@ -62,7 +62,7 @@ def top_k(logits: jax.Array, *, k: int) -> jax.Array:
 
 
 def top_p(logits: jax.Array, *, p: float) -> jax.Array:
-  """Nucleus: the fewest most probable tokens whose probabilities reach p.
+  """Keeps the nucleus: the fewest most probable tokens whose probabilities reach p.
 
   The token that crosses p is kept, so at least one always is.
 
@@ -74,7 +74,7 @@ def top_p(logits: jax.Array, *, p: float) -> jax.Array:
     [..., V], the others at `EXCLUDED`.
 
   Raises:
-    ValueError: p is outside (0, 1].
+    ValueError: if p is outside (0, 1].
 
   References:
     Holtzman et al., 2020, section 3.1, arXiv 1904.09751.
@@ -92,11 +92,11 @@ def top_p(logits: jax.Array, *, p: float) -> jax.Array:
 
 
 def choose(logits: jax.Array, keys: jax.Array) -> jax.Array:
-  """Draws one token a row by the Gumbel maximum: argmax(logits + noise).
+  """Draws one token per row by the Gumbel-max trick: argmax(logits + noise).
 
   Args:
     logits: float32 [B, V].
-    keys: [B] keys, one a row, so that a row's noise does not depend on the others.
+    keys: PRNG keys [B], one per row, so that a row's noise does not depend on the others.
 
   Returns:
     int32 [B].

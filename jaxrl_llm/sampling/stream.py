@@ -1,4 +1,4 @@
-"""Watching a sampler at work: tokens are told to the host while the others are still to come."""
+"""Streaming from a sampler: tokens are sent to the host while decoding continues."""
 
 from collections.abc import Callable, Sequence
 
@@ -9,18 +9,18 @@ from jaxrl_llm.types import ModelFns
 
 
 def tapped(model: ModelFns, emit: Callable[[np.ndarray, np.ndarray], None]) -> ModelFns:
-  """The same network, which tells `emit` of each token that decoding feeds it.
+  """Wraps a network so that it passes each token that decoding feeds it to `emit`.
 
-  A sampler made of it draws what one made of `model` draws, at the price of a call to the host
-  for every token. The last token of a response is fed to nobody; it stands in the rollouts.
+  A sampler of the wrapped network draws the same samples as one of `model`, at the cost of a call
+  to the host per token. The last token of a response is never fed back; read it from the rollouts.
 
   Args:
-    model: the network; prompts must have two slots at least.
-    emit: (tokens int32 [B], their positions int32 [B]), called from another thread, and not
+    model: the network; prompts must have at least two slots.
+    emit: called with (tokens int32 [B], their positions int32 [B]), from another thread and not
       necessarily in order.
 
   Returns:
-    The network.
+    The wrapped network.
   """
 
   def apply(params, tokens, *, positions, **inputs):
@@ -32,21 +32,21 @@ def tapped(model: ModelFns, emit: Callable[[np.ndarray, np.ndarray], None]) -> M
 
 
 class TextStream:
-  """Turns ids that come one by one into pieces of text that never end inside a character.
+  """Converts ids that arrive one by one into pieces of text that never end inside a character.
 
   The pieces, joined, are the text of all ids.
   """
 
   def __init__(self, decode: Callable[[Sequence[int]], str]):
-    """Begins with no text; `decode` gives the text of ids."""
+    """Starts with no text; `decode` returns the text of ids."""
     self._decode = decode
-    # What is told apart: ids[shown:] is what no piece holds yet. Its text may depend on what
-    # stands before it, such as a space, so that it is decoded behind the piece before.
+    # ids[shown:] are not in any piece yet. Their text may depend on what precedes them, such as a
+    # space, so they are decoded together with the previous piece.
     self._ids: list[int] = []
     self._context = self._shown = 0
 
   def push(self, token: int) -> str:
-    """The text that is certain now; '' while a character is incomplete."""
+    """Adds a token and returns the text that is now final; '' while a character is incomplete."""
     self._ids.append(int(token))
     text = self._rest()
     if not text or text.endswith('\N{REPLACEMENT CHARACTER}'):
@@ -55,14 +55,14 @@ class TextStream:
     return text
 
   def flush(self) -> str:
-    """What was held back."""
+    """Returns the text that was held back."""
     text = self._rest()
     self._advance()
     return text
 
   def _advance(self) -> None:
-    # What alone is nothing, such as a space that a decoder drops at the beginning, would leave the
-    # next ids at the beginning.
+    # Ids that decode to nothing on their own, such as a space that a decoder drops at the start of
+    # a text, are no context: the next ids would still be at the start.
     if self._decode(self._ids[self._shown :]):
       self._context = self._shown
     self._shown = len(self._ids)

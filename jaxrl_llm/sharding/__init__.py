@@ -1,1 +1,1 @@
-"""The device mesh, and which parameter lies where on it."""
+"""The device mesh, and the sharding of parameters over it."""

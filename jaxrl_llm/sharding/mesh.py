@@ -1,4 +1,4 @@
-"""The device mesh: always three axes, data, fsdp and tensor, of any size from 1.
+"""The device mesh: always three axes, data, fsdp and tensor, each of size 1 or more.
 
 Batches are split over data and fsdp together, parameters over fsdp and tensor (`rules`).
 """
@@ -15,12 +15,12 @@ AXES = ('data', 'fsdp', 'tensor')
 
 @dataclasses.dataclass
 class MeshConfig:
-  """How many devices each axis takes; their product is the number of devices.
+  """Size of each mesh axis; their product is the number of devices.
 
   Attributes:
-    data: copies of the parameters; -1 is whatever the others leave.
-    fsdp: parts that parameters and optimizer state are cut into, gathered when used; -1 as above.
-    tensor: parts that a matrix product is cut into; -1 as above.
+    data: replicas of the parameters; -1 uses all devices left by the other axes.
+    fsdp: shards of parameters and optimizer state, gathered when used; -1 as above.
+    tensor: shards of a matrix product; -1 as above.
   """
 
   data: int = -1
@@ -28,7 +28,7 @@ class MeshConfig:
   tensor: int = 1
 
   def validate(self, prefix: str = 'config.mesh') -> None:
-    """Raises ValueError with one line unless sizes are positive, at most one of them -1."""
+    """Raises ValueError with one line unless all sizes are positive; at most one can be -1."""
     for axis in AXES:
       size = getattr(self, axis)
       if size < 1 and size != -1:
@@ -41,10 +41,10 @@ class MeshConfig:
 
 
 def make_mesh(data: int = -1, fsdp: int = 1, tensor: int = 1, *, devices: Any = None) -> Mesh:
-  """A mesh over all devices.
+  """Builds a mesh over all devices.
 
   Args:
-    data: size of the data axis; one of the three may be -1, the rest of the devices.
+    data: size of the data axis; one of the three can be -1, for all remaining devices.
     fsdp: size of the fsdp axis.
     tensor: size of the tensor axis.
     devices: by default `jax.devices()`.
@@ -70,17 +70,17 @@ def make_mesh(data: int = -1, fsdp: int = 1, tensor: int = 1, *, devices: Any = 
 
 
 def from_config(config: MeshConfig) -> Mesh:
-  """The mesh of a config; arguments and errors as for `make_mesh`."""
+  """Builds the mesh of a config; arguments and errors as for `make_mesh`."""
   return make_mesh(config.data, config.fsdp, config.tensor)
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
-  """The leading axis (prompts) over data and fsdp together; a group of samples is never split."""
+  """Shards the leading axis (prompts) over data and fsdp; a group of samples is never split."""
   return NamedSharding(mesh, PartitionSpec(('data', 'fsdp')))
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
-  """The whole array on every device."""
+  """Replicates the whole array on every device."""
   return NamedSharding(mesh, PartitionSpec())
 
 
@@ -89,8 +89,8 @@ def check_batch(mesh: Mesh, rows: int, *, num_micro_batches: int = 1) -> None:
 
   Args:
     mesh: the mesh.
-    rows: P, the prompts of a batch.
-    num_micro_batches: into how many parts a batch is cut first.
+    rows: P, prompts per batch.
+    num_micro_batches: micro-batches that a batch is split into first.
   """
   parts = mesh.shape['data'] * mesh.shape['fsdp'] * num_micro_batches
   if rows % parts:

@@ -1,18 +1,18 @@
-"""Which parameter lies where: one ordered table of (path pattern, PartitionSpec).
+"""Sharding of parameters: one ordered table of (path pattern, PartitionSpec).
 
 The table is applied to the whole abstract `TrainState`. A pattern is matched against the last
-names of a leaf's path (whole names), so that Adam's moments, whose paths end as their parameter's
-do, follow it. The first match counts. There is no catch-all: a leaf that no rule covers is an error
-that names it.
+names of a leaf's path (whole names), so that Adam's moments, whose paths end like their
+parameter's, are sharded like it. The first match applies. There is no catch-all: a leaf that no
+rule covers is an error that names it.
 
-Stacked layers come first, [N, ...], and are never cut. A kernel that widens (D to heads or F) is
-cut as (fsdp, tensor), one that narrows as (tensor, fsdp): between the two an activation is cut
-over tensor alone, and one reduction a block is left.
+The axis of stacked layers comes first, [N, ...], and is never split. A kernel that widens (D to
+heads or F) is split as (fsdp, tensor), one that narrows as (tensor, fsdp): between the two an
+activation is split only over tensor, and one reduction per block remains.
 
-A rule may hold alternatives, of which the first that divides the leaf is taken. Only those of the
-vocabulary do: it is as large as the tokenizer made it (GPT-2's 50257 is odd), and has to lie on any
-mesh. Where tensor does not divide V, it cuts D together with fsdp; where that does not divide D,
-nothing. Every other size has to be a multiple of what cuts it.
+A rule can list alternatives; the first one that divides the leaf is used. Only the rules of the
+vocabulary do: its size depends on the tokenizer (GPT-2's 50257 is odd), and it must fit any mesh.
+Where tensor does not divide V, it splits D together with fsdp; where that does not divide D,
+tensor splits nothing. Every other size must be a multiple of the devices that split it.
 """
 
 import math
@@ -26,12 +26,12 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 P = PartitionSpec
 Rules = Sequence[tuple[str, PartitionSpec | Sequence[PartitionSpec]]]
 
-# A stack of blocks; the last ones may stand apart.
+# A stack of blocks; the last blocks can be a separate stack.
 _WIDENS = r'(last_)?layers/(attention/(query|key|value)|mlp/(gate|up))'  # D to E = H*h or F
 _NARROWS = r'(last_)?layers/(attention/output|mlp/down)'  # E to D
 
-# A row for each token of the vocabulary, [V, D]. With (fsdp, tensor) along D, the other order, the
-# partitioner would replicate what is looked up in the embedding, [B, T, D], on some meshes.
+# One row per token of the vocabulary, [V, D]. With the other order, (fsdp, tensor) along D, the
+# partitioner would replicate the looked-up embeddings, [B, T, D], on some meshes.
 _TOKEN_ROWS = (P('tensor', 'fsdp'), P(None, ('tensor', 'fsdp')), P(None, 'fsdp'))
 
 # Trees of `models/`: decoders with their heads and adapters of rank r, and encoders.
@@ -40,7 +40,7 @@ DECODER_RULES: Rules = (
     (r'embedder/(position|type)_embedding', P(None, 'fsdp')),  # [S, D]
     (rf'{_WIDENS}/kernel', P(None, 'fsdp', 'tensor')),  # [N, D, E]
     (rf'{_WIDENS}/bias', P(None, 'tensor')),  # [N, E]
-    (rf'{_WIDENS}/lora_a', P(None, 'fsdp', None)),  # [N, D, r]; r may be too small to be cut.
+    (rf'{_WIDENS}/lora_a', P(None, 'fsdp', None)),  # [N, D, r]; r may be too small to split.
     (rf'{_WIDENS}/lora_b', P(None, None, 'tensor')),  # [N, r, E]
     (rf'{_NARROWS}/kernel', P(None, 'tensor', 'fsdp')),  # [N, E, D]
     (rf'{_NARROWS}/bias', P(None, None)),  # [N, D]
@@ -53,11 +53,11 @@ DECODER_RULES: Rules = (
     (r'(q_)?head/bias', (P('tensor'), P(None))),  # [V]
     (r'head/lora_a', P(None, 'fsdp')),  # [r, D]
     (r'head/lora_b', (P('tensor', None), P(None, None))),  # [V, r]
-    (r'value_head/kernel', P()),  # [M, D]; M, often 1, is too small to be cut.
+    (r'value_head/kernel', P()),  # [M, D]; M, often 1, is too small to split.
     (r'value_head/bias', P()),  # [M]
 )
 
-# The scalars of a TrainState and of optax: step and base key, and the optimizer's counts.
+# Scalars of a TrainState and of optax: step and base key, and the optimizer's counts.
 STATE_RULES: Rules = (
     (r'^step', P()),
     (r'^key', P()),
@@ -66,19 +66,19 @@ STATE_RULES: Rules = (
 
 
 def shardings(mesh: Mesh, abstract_tree: Any, *, rules: Rules = (*STATE_RULES, *DECODER_RULES)):
-  """The sharding of every leaf.
+  """Returns the sharding of every leaf.
 
   Args:
-    mesh: with the axes of `mesh.AXES`.
+    mesh: a mesh with the axes `mesh.AXES`.
     abstract_tree: a `TrainState` or parameters; arrays or `jax.ShapeDtypeStruct`s.
-    rules: the table. An algorithm with arrays of its own in `aux` puts its rules before these.
+    rules: the table. An algorithm with its own arrays in `aux` puts its rules before these.
 
   Returns:
-    A tree of `NamedSharding`s, shaped as `abstract_tree`.
+    A tree of `NamedSharding`s, with the structure of `abstract_tree`.
 
   Raises:
     ValueError: naming the leaf, if no rule matches it, its rank does not fit the rule's, or a
-      dimension is not a multiple of the devices that it is cut over (by the last alternative).
+      dimension is not a multiple of the devices that split it (by the last alternative).
   """
   compiled = [
       (re.compile(rf'(?:^|.*/)(?:{pattern})$'), (spec,) if isinstance(spec, P) else spec)
@@ -100,11 +100,11 @@ def shardings(mesh: Mesh, abstract_tree: Any, *, rules: Rules = (*STATE_RULES, *
 
 
 def abstract(tree: Any, tree_shardings: Any) -> Any:
-  """Shapes, dtypes and shardings of a tree: what a checkpoint is restored into.
+  """Shapes, dtypes and shardings of a tree, as the target for restoring a checkpoint.
 
   Args:
     tree: arrays or `jax.ShapeDtypeStruct`s (`jax.eval_shape` of an init function).
-    tree_shardings: shaped as `tree`.
+    tree_shardings: shardings with the structure of `tree`.
 
   Returns:
     `jax.ShapeDtypeStruct`s.
@@ -117,7 +117,7 @@ def abstract(tree: Any, tree_shardings: Any) -> Any:
 
 
 def _misfit(mesh: Mesh, name: str, shape: tuple[int, ...], spec: PartitionSpec) -> str:
-  """Why a spec does not fit a leaf; '' where it does."""
+  """Explains why a spec does not fit a leaf; '' if it does."""
   if len(spec) > len(shape):
     return f'{name} has shape {list(shape)}, too few axes for its rule {spec}'
   for size, axes in zip(shape, spec):

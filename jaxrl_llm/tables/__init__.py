@@ -1,1 +1,1 @@
-"""Published numbers with addresses, and tables of ours beside them."""
+"""Published numbers with their sources, and tables that compare ours to them."""

@@ -1,6 +1,7 @@
-"""The blocks of README.md and docs/ that come from committed results, so that they stay true.
+"""Generates the blocks of README.md and docs/ that come from committed results.
 
-A block stands between `<!-- begin NAME -->` and `<!-- end NAME -->`.
+The blocks thus stay in sync with the results. A block is the text between
+`<!-- begin NAME -->` and `<!-- end NAME -->`.
 """
 
 import functools
@@ -17,7 +18,7 @@ _POLICIES = (
     ('reference at temperature 0.5', 'control', 'reference'),
     ('trained (A\\*-PO)', 'trained', 'trained'),
 )
-# Of the arena's tables: name, label, scale, digits.
+# Columns of the arena's tables: name, label, scale, digits.
 _ARENA = (
     ('score', 'score, sampled', 1, 3), ('greedy_score', 'greedy', 1, 3),
     ('win_rate', 'win rate (%)', 100, 1), ('turn_1', 'turn 1', 1, 3), ('turn_2', 'turn 2', 1, 3),
@@ -31,13 +32,13 @@ def fill(text: str, blocks: Mapping[str, str]) -> str:
 
   Args:
     text: Markdown.
-    blocks: content by name; the text need not use all of them.
+    blocks: content by name; unused names are allowed.
 
   Returns:
     The text with its blocks filled.
 
   Raises:
-    ValueError: the text has a block that `blocks` does not name, or one that does not end.
+    ValueError: if the text has a block that is not in `blocks`, or one without an end.
   """
   def content(match: re.Match) -> str:
     if match[1] not in blocks:
@@ -53,10 +54,10 @@ def fill(text: str, blocks: Mapping[str, str]) -> str:
 
 
 def main_job(setting: render.Setting) -> str:
-  """The main job's table: mean ± standard error over seeds.
+  """Makes the main job's table: mean ± standard error over seeds.
 
   Args:
-    setting: a_star_po / arithmetic.
+    setting: runs of a_star_po / arithmetic.
 
   Returns:
     Markdown.
@@ -76,6 +77,7 @@ def main_job(setting: render.Setting) -> str:
         show('sampled_tokens/stage2', 1, 0) if trained else '-',
     ]
     lines.append(f'| {name} | {" | ".join(cells)} |')
+
   seconds = setting.summary('wall_seconds')
   lines += ['', (
       f'Seeds {", ".join(map(str, setting.runs))}; mean ± standard error over seeds; '
@@ -86,10 +88,10 @@ def main_job(setting: render.Setting) -> str:
 
 
 def arena(setting: render.Setting) -> str:
-  """A study of the arena: one line for each algorithm, mean ± standard error over seeds.
+  """Makes the table of an arena study: one row per algorithm, mean ± standard error over seeds.
 
   Args:
-    setting: arena / a task.
+    setting: runs of arena / a task.
 
   Returns:
     Markdown.
@@ -98,8 +100,10 @@ def arena(setting: render.Setting) -> str:
       key.split('/')[1] for key in setting.quantities() if re.fullmatch(r'eval/\w+/score', key))
   columns = [column for column in _ARENA if any(
       setting.summary(f'eval/{name}/{column[0]}') for name in names)]
+
   lines = [f'| {" | ".join([setting.name, *(label for _, label, _, _ in columns)])} |',
            '|---' * (1 + len(columns)) + '|']
+
   for name in names:
     cells = [_show(setting, f'eval/{name}/{key}', scale, digits)
              for key, _, scale, digits in columns]
@@ -108,7 +112,7 @@ def arena(setting: render.Setting) -> str:
 
 
 def _show(setting: render.Setting, key: str, scale: float, digits: int) -> str:
-  """A cell: mean ± standard error in other units, or a dash."""
+  """Formats a cell: mean ± standard error, multiplied by `scale`, or a dash."""
   summary = setting.summary(key)
   if summary is None:
     return '-'
@@ -118,7 +122,7 @@ def _show(setting: render.Setting, key: str, scale: float, digits: int) -> str:
 
 
 def speed(files: Sequence[pathlib.Path], keys: Sequence[tuple[str, str, int]]) -> str:
-  """A table of benchmark numbers, a column for each JSON file of experiments/bench/.
+  """Makes a table of benchmark numbers, one column per JSON file of experiments/bench/.
 
   Args:
     files: the JSON files.
@@ -128,7 +132,7 @@ def speed(files: Sequence[pathlib.Path], keys: Sequence[tuple[str, str, int]]) -
     Markdown.
 
   Raises:
-    ValueError: a file lacks a number.
+    ValueError: if a number is missing from a file.
   """
   runs = [json.loads(pathlib.Path(file).read_bytes()) for file in files]
   names = [pathlib.Path(file).stem.replace('_', ' ') for file in files]

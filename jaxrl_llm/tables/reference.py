@@ -1,6 +1,6 @@
-"""Published numbers, each with its address: where in which paper or repository it stands.
+"""Published numbers, each with its source: paper or repository, and position in it.
 
-Only what was read in the authors' own paper, code or figures is here; nothing second-hand.
+All numbers were read from the authors' own paper, code or figures; none is second-hand.
 """
 
 import dataclasses
@@ -12,15 +12,15 @@ class Published:
 
   Attributes:
     experiment: the binary that reproduces it.
-    row: the row of the published table, such as 'Qwen2.5-1.5B, A*-PO'.
-    column: its column.
-    value: the number.
-    decimals: how many are printed there.
-    unit: of the value.
+    row: row of the published table, such as 'Qwen2.5-1.5B, A*-PO'.
+    column: column of the published table.
+    value: the published number.
+    decimals: number of decimals in the published table.
+    unit: unit of the value.
     address: paper or repository, table or file, row, column.
     setting: our setting that measures the same at the same scale; '' if there is none.
-    key: the name of that measurement in results.json; '' if there is none.
-    factor: what our number is multiplied by to be in `unit`.
+    key: name of our measurement in results.json; '' if there is none.
+    factor: factor that converts our number to `unit`.
   """
 
   experiment: str
@@ -73,7 +73,7 @@ def _a_star_po() -> list[Published]:
     row = f'Qwen2.5-{size}, {method}'
     for (column, decimals, unit), value in zip(_A_STAR_PO_COLUMNS, values, strict=True):
       if value is not None:
-        # No setting of ours measures the same: how these columns were decoded is not stated.
+        # None of our settings measures the same: the decoding of these columns is not stated.
         cells.append(Published(
             experiment='a_star_po', row=row, column=column, value=value,
             decimals=decimals, unit=unit,
@@ -86,8 +86,8 @@ _GCN_TABLE = 'Kipf and Welling (arXiv 1609.02907), table 2'
 
 
 def _shoestring() -> list[Published]:
-  # A backbone on public splits, whose first layer alone decays there. Shoestring's own numbers
-  # could not be confirmed.
+  # A backbone on public splits, with weight decay on the first layer only. Shoestring's own
+  # numbers could not be confirmed.
   return [Published(
       experiment='shoestring', row='GCN', column=name, value=value, decimals=1, unit='%',
       address=f'{_GCN_TABLE}, row GCN, column {name}', setting=name.lower(),
@@ -97,7 +97,7 @@ def _shoestring() -> list[Published]:
 
 PUBLISHED: tuple[Published, ...] = (*_a_star_po(), *_shoestring())
 
-# Said under every table of ours that has settings without a published counterpart.
+# Printed below each of our tables that has settings without a published counterpart.
 SCALE_NOTES = {
     'a_star_po': (
         'Scale differs: our settings train small decoders from scratch on problems of their own; '
@@ -108,12 +108,12 @@ SCALE_NOTES = {
 
 
 def published(experiment: str) -> list[Published]:
-  """All cells for one experiment, in the order of the published table."""
+  """Returns all cells of one experiment, in the order of the published table."""
   return [cell for cell in PUBLISHED if cell.experiment == experiment]
 
 
 def counterpart(experiment: str, setting: str, key: str) -> Published | None:
-  """The published cell that measures what `key` does at the scale of `setting`, if there is one."""
+  """Returns the published cell that measures `key` at the scale of `setting`, or None."""
   for cell in PUBLISHED:
     if (cell.experiment, cell.setting, cell.key) == (experiment, setting, key):
       return cell

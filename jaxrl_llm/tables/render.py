@@ -1,6 +1,6 @@
-"""From results.json files to tables: mean and standard error over seeds, beside what was published.
+"""Tables from results.json files: mean and standard error over seeds, next to published numbers.
 
-Standard library only: tables can be made where nothing else is installed.
+Uses only the standard library, so that tables can be made without installing anything else.
 """
 
 import csv
@@ -17,8 +17,8 @@ from jaxrl_llm.tables import reference
 
 REQUIRED = ('experiment', 'setting', 'seed', 'commit', 'device', 'wall_seconds', 'sampled_tokens')
 
-# What the Markdown table shows, where a run has it, by experiment (regular expressions); the CSV
-# holds everything.
+# Numbers shown in the Markdown table if a run has them, by experiment (regular expressions); the
+# CSV has all numbers.
 _COMMON = (
     'eval/reference/pass@1', 'eval/trained/pass@1',
     'eval/reference/greedy_accuracy', 'eval/trained/greedy_accuracy',
@@ -35,7 +35,7 @@ HEADLINES = {
                    r'eval/\w+/cos/n\d+/leaky_accuracy', 'wall_seconds'),
     'shoestring_few_shot': (r'eval/\w+/\w+/accuracy', 'wall_seconds'),
 }
-_MOST_COLUMNS = 12  # Of a table with a line for each setting; beyond, one with a column for each.
+_MOST_COLUMNS = 12  # Maximum with one row per setting; a wider table is transposed.
 
 _NOT_RECORDED = 'processor not recorded'
 _NOT_MEASURED = ('seed', 'processor/threads')
@@ -45,9 +45,9 @@ class Summary(NamedTuple):
   """One number over the seeds of a setting.
 
   Attributes:
-    mean: over the seeds that have it.
+    mean: mean over the seeds that have the number.
     standard_error: sample standard deviation / √seeds; None for one seed.
-    count: how many seeds have it.
+    count: number of seeds that have the number.
   """
 
   mean: float
@@ -59,9 +59,9 @@ class Setting(NamedTuple):
   """All runs of one setting.
 
   Attributes:
-    experiment: the binary.
-    name: the setting.
-    runs: contents of results.json by seed, in order.
+    experiment: name of the binary.
+    name: name of the setting.
+    runs: contents of results.json by seed, in ascending order.
   """
 
   experiment: str
@@ -69,7 +69,7 @@ class Setting(NamedTuple):
   runs: dict[int, dict[str, Any]]
 
   def quantities(self) -> list[str]:
-    """Names of the numbers in any run, in the order of first appearance."""
+    """Returns the names of the numbers in any run, in order of first appearance."""
     names = dict.fromkeys(name for run in self.runs.values() for name in run)
     return [
         name for name in names
@@ -78,46 +78,49 @@ class Setting(NamedTuple):
     ]
 
   def summary(self, key: str) -> Summary | None:
-    """Mean and standard error of a number; None if no run has it.
+    """Returns mean and standard error of a number; None if no run has it.
 
-    A single run that stands for several (seeds side by side, splits, episodes, animals) says the
-    error itself, in one of the spellings of `_error_names`.
+    A single run that aggregates several (parallel seeds, splits, episodes, animals) records the
+    error itself, under one of `_error_names`.
     """
     values = [_number(run[key]) for run in self.runs.values() if key in run]
     values = [value for value in values if value is not None]
     if not values:
       return None
+
     error = None
     if len(self.runs) == 1:
       (run,) = self.runs.values()
       error = next((_number(run[name]) for name in _error_names(key) if name in run), None)
     elif len(values) > 1 and all(map(math.isfinite, values)):
       error = statistics.stdev(values) / math.sqrt(len(values))
+
     return Summary(statistics.fmean(values), error, len(values))
 
   def distinct(self, key: str) -> str:
-    """The values of a string over the runs, without repetition."""
+    """Returns the distinct values of a string over the runs."""
     return ', '.join(dict.fromkeys(str(run.get(key, '?')) for run in self.runs.values()))
 
 
 def read_results(folder: str | pathlib.Path) -> list[Setting]:
-  """Reads every results.json below a folder.
+  """Reads every results.json below a directory.
 
   Args:
-    folder: `results`, laid out as <experiment>/<setting>/seed<N>/results.json, or a folder of
-      workdirs. What a run is stands in its file; a folder named seed<N> must agree with it.
+    folder: `results`, laid out as <experiment>/<setting>/seed<N>/results.json, or a directory of
+      workdirs. The file identifies its run; a directory named seed<N> must agree with it.
 
   Returns:
-    Settings in the order of their names, seeds in order.
+    Settings sorted by name, with seeds in ascending order.
 
   Raises:
-    FileNotFoundError: if there is no such folder or no results.json in it.
+    FileNotFoundError: if the directory does not exist or has no results.json.
     ValueError: one line, if a file is malformed, or two hold the same experiment, setting and
       seed.
   """
   folder = pathlib.Path(folder)
   if not folder.is_dir():
     raise FileNotFoundError(f'no folder {folder} (--runs)')
+
   paths: dict[tuple[str, str, int], pathlib.Path] = {}
   settings: dict[tuple[str, str], Setting] = {}
   for path in sorted(folder.rglob('results.json')):
@@ -128,6 +131,7 @@ def read_results(folder: str | pathlib.Path) -> list[Setting]:
       raise ValueError(f'{path} and {paths[identity]} hold the same run, {name}')
     paths[identity] = path
     settings.setdefault(identity[:2], Setting(*identity[:2], {})).runs[run['seed']] = run
+
   if not settings:
     raise FileNotFoundError(f'no results.json below {folder} (--runs)')
   return [
@@ -137,14 +141,14 @@ def read_results(folder: str | pathlib.Path) -> list[Setting]:
 
 
 def headlines(experiment: str, measured: Sequence[str]) -> list[str]:
-  """The numbers of an experiment that its tables show.
+  """Selects the numbers shown in an experiment's tables.
 
   Args:
-    experiment: the program's name.
+    experiment: name of the binary.
     measured: names of all numbers (`Setting.quantities`).
 
   Returns:
-    Names, in the order of `HEADLINES`; all of them where no headline was measured.
+    Names, in the order of `HEADLINES`; all of them if no headline was measured.
   """
   keys = [key for name in HEADLINES.get(experiment, _COMMON) for key in measured
           if re.fullmatch(name, key)]
@@ -152,23 +156,25 @@ def headlines(experiment: str, measured: Sequence[str]) -> list[str]:
 
 
 def markdown(experiment: str, settings: Sequence[Setting]) -> str:
-  """The tables of one experiment: measured, provenance, published.
+  """Makes the tables of one experiment: measured, provenance, published.
 
   Args:
-    experiment: the binary's name.
-    settings: of that experiment.
+    experiment: name of the binary.
+    settings: settings of that experiment.
 
   Returns:
     Markdown, ending in a newline.
   """
   measured = list(dict.fromkeys(key for setting in settings for key in setting.quantities()))
   keys = headlines(experiment, measured)
+
   rows = [['setting', 'seeds', *keys]]
   for setting in settings:
     rows.append([
         setting.name, str(len(setting.runs)), *(_cell(setting, key) for key in keys)])
   if len(keys) > _MOST_COLUMNS:
     rows = [list(row) for row in zip(*rows)]
+
   lines = [f'# {experiment}', '', '## Measured', '',
            'Mean ± standard error over seeds. One seed alone has no error, or that over what it '
            'took several of: seeds side by side, splits, episodes, animals.',
@@ -179,20 +185,22 @@ def markdown(experiment: str, settings: Sequence[Setting]) -> str:
       [[setting.name, ', '.join(map(str, setting.runs)), setting.distinct('commit'),
         setting.distinct('versions/jax'), setting.distinct('device')] for setting in settings])]
   lines += _processor_note(settings)
+
   cells = reference.published(experiment)
   if cells:
     lines += ['', '## Published', '', *_published_table(cells), '']
     lines += [f'Source: {source}.' for source in _sources(cells)]
     if experiment in reference.SCALE_NOTES:
       lines += ['', reference.SCALE_NOTES[experiment]]
+
   return '\n'.join(lines) + '\n'
 
 
 def csv_text(settings: Iterable[Setting]) -> str:
-  """Every number of every setting, one a line, with its published counterpart where there is one.
+  """Writes all numbers of all settings as CSV, with published counterparts if there are any.
 
   Args:
-    settings: of one experiment or several.
+    settings: settings of one or several experiments.
 
   Returns:
     CSV with a header line.
@@ -201,6 +209,7 @@ def csv_text(settings: Iterable[Setting]) -> str:
   writer = csv.writer(buffer, lineterminator='\n')
   writer.writerow(['experiment', 'setting', 'quantity', 'mean', 'standard_error', 'seeds',
                    'published', 'published_unit', 'address', 'note'])
+
   for setting in settings:
     for key in setting.quantities():
       mean, error, count = setting.summary(key)
@@ -220,12 +229,14 @@ def _read_one(path: pathlib.Path) -> dict[str, Any]:
     raise ValueError(f'{path} is not JSON: {error}') from error
   if not isinstance(run, dict):
     raise ValueError(f'{path} must hold one flat object, got a {type(run).__name__}')
+
   for name in REQUIRED:
     if name not in run:
       raise ValueError(f'{path} must have {name}, got {", ".join(run) or "nothing"}')
   for name, value in run.items():
     if isinstance(value, bool) or not isinstance(value, (int, float, str)):
       raise ValueError(f'{path}: {name} must be a number or a string, got {value!r}')
+
   if not isinstance(run['seed'], int):
     raise ValueError(f'{path}: seed must be an integer, got {run["seed"]!r}')
   named = re.fullmatch(r'seed(\d+)', path.parent.name)
@@ -235,7 +246,7 @@ def _read_one(path: pathlib.Path) -> dict[str, Any]:
 
 
 def _error_names(key: str) -> list[str]:
-  """What the standard error of a number may be called in the same run."""
+  """Returns the possible names of a number's standard error in the same run."""
   names = [f'{key}_se', f'{key}_standard_error']
   if re.search(r'/T\d+$', key):  # By length: eval/icl/accuracy/T64, eval/icl/accuracy_se/T64.
     names.append('_se/'.join(key.rsplit('/', 1)))
@@ -266,20 +277,22 @@ def _cell(setting: Setting, key: str) -> str:
 
 
 def format_number(mean: float, standard_error: float | None = None) -> str:
-  """A number for people: large ones whole, with commas; others with four digits.
+  """Formats a number: large ones as integers with commas, others with about four digits.
 
   Args:
     mean: the number.
-    standard_error: shown behind ±, if there is one.
+    standard_error: shown after ±, if given.
 
   Returns:
     Text such as '0.9531 ± 0.0042' or '1,204,000'.
   """
   if not math.isfinite(mean):
     return str(mean)
+
   if abs(mean) >= 1000:
     text = f'{mean:,.0f}'
     return text if standard_error is None else f'{text} ± {standard_error:,.0f}'
+
   text = f'{mean:.4f}' if abs(mean) < 10 else f'{mean:.1f}'
   if mean == int(mean) and not standard_error:
     text = str(int(mean))
@@ -289,9 +302,9 @@ def format_number(mean: float, standard_error: float | None = None) -> str:
 
 
 def _processor_note(settings: Sequence[Setting]) -> list[str]:
-  """Lines that name the processors, where runs on CPUs come from different ones.
+  """Returns lines that list the processors, if CPU runs used different ones.
 
-  Results written before processors were recorded are listed, but are no difference by themselves.
+  Results without a recorded processor are listed, but do not count as a difference by themselves.
   """
   runs: dict[str, dict[str, list[str]]] = {}
   for setting in settings:
@@ -310,7 +323,7 @@ def _processor_note(settings: Sequence[Setting]) -> list[str]:
 
 
 def _processor(run: Mapping[str, Any]) -> str:
-  """A run's processor with its threads and vector extensions: what rounding depends on."""
+  """Describes a run's processor, threads and vector extensions, which determine rounding."""
   if 'processor/model' not in run:
     return _NOT_RECORDED
   parts = [f'{run[key]}{unit}' for key, unit in (

@@ -1,4 +1,4 @@
-"""Problem generators and environments."""
+"""Tasks: problem generators and environments."""
 
 import pkgutil
 

@@ -1,16 +1,16 @@
-"""Addition of numbers whose demonstrations make a systematic mistake.
+"""Addition with demonstrations that make a systematic mistake.
 
-Problems read `012+345=`. In `carry_drop_rate` of the demonstrations every carry
-is forgotten (each digit is summed modulo 10 by itself), so that a model which
-imitates them answers about half of the problems rightly when sampled, and nearly
-none when decoded greedily, since the mistake is the likelier answer. Everything
-that a policy needs in order to be right lies in the reference's support.
+Problems look like `012+345=`. A fraction `carry_drop_rate` of the demonstrations
+forgets every carry (each digit is summed modulo 10 independently). A model that
+imitates them answers about half of the problems correctly when sampled, and
+almost none when decoded greedily, since the mistake is the likelier answer.
+The correct answers are in the support of the reference.
 
 The scores of a perfect imitator follow from the problems alone. With f the
 fraction of problems without a carry (where both answers agree) and d the drop
-rate, pass@1 = f + (1 - f)(1 - d), and greedy accuracy = f for d > 1/2. f is a
-setting, met in every split up to rounding: at 0.1 and d = 0.55 this gives 0.505
-and 0.1.
+rate, pass@1 = f + (1 - f)(1 - d), and greedy accuracy = f for d > 1/2. f is
+configurable and holds in every split up to rounding: f = 0.1 and d = 0.55 give
+0.505 and 0.1.
 """
 
 from typing import NamedTuple
@@ -22,16 +22,16 @@ from jaxrl_llm.rewards import exact_match
 from jaxrl_llm.types import Example, Task
 
 ALPHABET = '0123456789+='
-_POOL = 1_000_000  # Problems are drawn from at most that many candidates.
+_POOL = 1_000_000  # Problems are drawn from at most this many candidates.
 
 
 class ImitatorScores(NamedTuple):
-  """What a perfect imitator of the demonstrations scores.
+  """Scores of a perfect imitator of the demonstrations.
 
   Attributes:
-    pass_at_1: the expected fraction of right samples at temperature 1.
-    greedy_accuracy: the fraction of right answers when the likelier is given.
-    carry_free_fraction: the fraction of problems without a carry.
+    pass_at_1: expected fraction of correct samples at temperature 1.
+    greedy_accuracy: fraction of correct answers when the likelier one is given.
+    carry_free_fraction: fraction of problems without a carry.
   """
 
   pass_at_1: float
@@ -40,19 +40,19 @@ class ImitatorScores(NamedTuple):
 
 
 def has_carry(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-  """Whether some digit position of a + b carries; bool, of the shape of `a`."""
+  """Returns whether a + b has a carry at any digit; bool, shaped like `a`."""
   return drop_carries(a, b) != np.asarray(a) + np.asarray(b)
 
 
 def drop_carries(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-  """The sum with every carry forgotten: Σ_i ((a_i + b_i) mod 10)·10^i.
+  """Adds without carries: Σ_i ((a_i + b_i) mod 10)·10^i.
 
   Args:
     a: non-negative integers.
     b: non-negative integers of the same shape.
 
   Returns:
-    int64 of that shape; equal to a + b exactly where no position carries.
+    int64 of that shape; equal to a + b if and only if no position carries.
   """
   a, b = np.asarray(a, np.int64), np.asarray(b, np.int64)
   total = np.zeros_like(a + b)
@@ -64,11 +64,11 @@ def drop_carries(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 
 
 def imitator_scores(examples: list[Example], *, carry_drop_rate: float) -> ImitatorScores:
-  """The scores on `examples` of a model that imitates the demonstrations perfectly.
+  """Computes the scores on `examples` of a perfect imitator of the demonstrations.
 
-  pass@1 = f + (1 - f)(1 - d); greedy accuracy = f where d > 1/2, otherwise 1. Greedy
-  decoding picks the mistake at the first digit at which the answers part, and
-  from there on the prefix forces it.
+  pass@1 = f + (1 - f)(1 - d); greedy accuracy = f if d > 1/2, otherwise 1. Greedy
+  decoding picks the mistake at the first digit where the answers differ; from then
+  on the prefix forces it.
 
   Args:
     examples: problems with the keys 'a' and 'b'.
@@ -98,26 +98,26 @@ def make_task(
   """Makes the task; a pure function of its arguments.
 
   The three sets of problems (ordered pairs) are pairwise disjoint, each drawn
-  without replacement, and no evaluation problem is the commuted twin of a
-  demonstration or of a training problem. Ids are a·10^digits + b.
+  without replacement. No evaluation problem is a demonstration or training problem
+  with swapped operands. Ids are a·10^digits + b.
 
   Args:
-    seed: decides the problems, their order and which demonstrations are wrong.
-    num_demonstrations: problems with a response.
-    num_train: problems of stage 1 and stage 2.
-    num_evaluation: held-out problems; drawn first, whatever the other two numbers.
-    digits: digits of an operand, 1 to 4 (ids must fit an int32).
-    carry_drop_rate: the probability that a demonstration forgets its carries.
-    carry_free_fraction: the fraction of each split in which nothing carries.
+    seed: determines the problems, their order and which demonstrations are wrong.
+    num_demonstrations: number of problems with a response.
+    num_train: number of problems for stages 1 and 2.
+    num_evaluation: number of held-out problems; drawn first, independently of the other sizes.
+    digits: digits per operand, 1 to 4 (ids must fit an int32).
+    carry_drop_rate: probability that a demonstration forgets its carries.
+    carry_free_fraction: fraction of problems without a carry in each split.
     answer_format: 'plain', or 'reversed': least significant digit first, which a
       small model learns much faster.
     padding: 'zeros' (operands have `digits` digits, answers one more) or 'none'.
 
   Returns:
-    The task. Examples have besides the usual keys 'a' and 'b'.
+    The task. Examples also have the keys 'a' and 'b'.
 
   Raises:
-    ValueError: a value out of its range, or more problems than there are.
+    ValueError: if a value is out of range, or there are not enough problems.
   """
   _check(digits, carry_drop_rate, carry_free_fraction, answer_format, padding)
   evaluation, demonstrations, train = _draw_problems(
@@ -151,7 +151,7 @@ def _check(
     answer_format: str,
     padding: str,
 ) -> None:
-  """Raises one line about the first setting that is out of its range."""
+  """Raises a one-line ValueError for the first argument that is out of range."""
   if not 1 <= digits <= 4:
     raise ValueError(f'digits must lie in 1 to 4, got {digits}')
   for name, value in (
@@ -169,20 +169,23 @@ def _check(
 def _draw_problems(
     seed: int, digits: int, sizes: tuple[int, int, int], carry_free_fraction: float
 ) -> list[np.ndarray]:
-  """Ids of the evaluation, demonstration and training problems."""
+  """Draws the ids of the evaluation, demonstration and training problems."""
   base = 10**digits
   rng = np.random.default_rng([seed, 0])
   pool = rng.choice(base * base, size=min(base * base, _POOL), replace=False)
+
   names = ('num_evaluation', 'num_demonstrations', 'num_train')
   splits = []
   for index, (name, size) in enumerate(zip(names, sizes)):
     if size < 0:
       raise ValueError(f'{name} must be at least 0, got {size}')
+
     split = rng.permutation(_take(pool, base, name, size, carry_free_fraction))
     splits.append(split)
     taken = split
-    if index == 0:  # The commuted twins of the evaluation leave the pool as well.
+    if index == 0:  # Also exclude evaluation problems with swapped operands.
       taken = np.concatenate([split, split % base * base + split // base])
+
     pool = pool[~np.isin(pool, taken)]
   return splits
 
@@ -190,7 +193,7 @@ def _draw_problems(
 def _take(
     pool: np.ndarray, base: int, name: str, size: int, carry_free_fraction: float
 ) -> np.ndarray:
-  """The first problems of `pool` of either kind, the carry-free ones before the others."""
+  """Takes the first problems of each kind from `pool`, the carry-free ones first."""
   carry = has_carry(pool // base, pool % base)
   num_free = round(size * carry_free_fraction)
   free_places, carry_places = np.flatnonzero(~carry), np.flatnonzero(carry)
@@ -203,7 +206,7 @@ def _take(
 
 
 def _example(index: int, digits: int, answer_format: str, padding: str) -> Example:
-  """The problem with id `index`."""
+  """Makes the example with id `index`."""
   a, b = divmod(index, 10**digits)
   width = digits if padding == 'zeros' else 1
   return {
@@ -216,7 +219,7 @@ def _example(index: int, digits: int, answer_format: str, padding: str) -> Examp
 
 
 def _respond(example: Example, drop: bool, digits: int, answer_format: str, padding: str) -> str:
-  """A demonstration's response: the answer, or the sum without carries."""
+  """Returns a demonstration's response: the answer, or the sum without carries."""
   if not drop:
     return example['answer']
   wrong = int(drop_carries(example['a'], example['b']))
@@ -224,7 +227,7 @@ def _respond(example: Example, drop: bool, digits: int, answer_format: str, padd
 
 
 def _write_answer(value: int, digits: int, answer_format: str, padding: str) -> str:
-  """`value` as text, in the task's format."""
+  """Formats `value` in the task's answer format."""
   width = digits + 1 if padding == 'zeros' else 1
   text = f'{value:0{width}d}'
   return text[::-1] if answer_format == 'reversed' else text

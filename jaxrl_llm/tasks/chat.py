@@ -1,7 +1,7 @@
-"""Conversations of people as a task, and any task within a chat template.
+"""Conversations as a task, and chat templates for other tasks.
 
-A conversation is learned as the ids of its chat template, with the loss on what the
-assistant said, its reasoning included, except for messages that the file marks as context.
+A conversation is learned as the ids of its chat template. The loss is on the assistant's
+messages, including reasoning, except for messages that the file marks as context.
 There is no verifier: a chat task is evaluated by the loss on held-out conversations
 (`evaluation.perplexity`), and has no prompts to sample from.
 """
@@ -24,14 +24,14 @@ class ChatTask(Task):
   """A task of conversations; its `reward_fn` is None, `train` is empty.
 
   The examples of `demonstrations` and `evaluation` have 'messages', 'source' (the name of
-  their file), 'row' (their number in it, from 0), 'ids' and 'loss_mask'.
+  their file), 'row' (their index in it, from 0), 'ids' and 'loss_mask'.
 
   Attributes:
-    template: what made the ids.
-    num_filtered: for 'demonstrations' and 'evaluation', how many conversations were left
+    template: the chat template of the ids.
+    num_filtered: number of conversations in 'demonstrations' and 'evaluation' that were left
       out because they have too many tokens.
-    num_repeated: how many conversations were left out of `demonstrations` because they
-      are, up to the last reply, those of held-out ones.
+    num_repeated: number of conversations left out of `demonstrations` because they equal a
+      held-out one up to the last reply.
   """
 
   template: chat_templates.ChatTemplate
@@ -42,18 +42,18 @@ class ChatTask(Task):
 def load_template(
     template: str, tokenizer_dir: str | pathlib.Path
 ) -> chat_templates.ChatTemplate:
-  """The chat template that an option names.
+  """Loads a chat template.
 
   Args:
-    template: 'auto' for the one beside the tokenizer; 'chatml' for the form of Qwen2; or
-      the path of a template's file, or of a folder that holds one.
-    tokenizer_dir: the tokenizer's folder, or its file.
+    template: 'auto' for the one next to the tokenizer; 'chatml' for Qwen2's format; or the
+      path of a template file, or of a directory that holds one.
+    tokenizer_dir: the tokenizer's directory, or its file.
 
   Returns:
-    The template; from a file, with the tokenizer's own tokens as variables.
+    The template; if read from a file, with the tokenizer's tokens as variables.
 
   Raises:
-    ValueError: there is none, or a file is damaged.
+    ValueError: if there is no template, or a file is damaged.
   """
   folder = pathlib.Path(tokenizer_dir)
   folder = folder if folder.is_dir() else folder.parent
@@ -61,6 +61,7 @@ def load_template(
     return chat_templates.QWEN2
   if template == 'auto':
     return chat_templates.load(folder)
+
   path = pathlib.Path(template)
   if not path.exists():
     raise ValueError(f"template must be 'auto', 'chatml' or the path of one, got {template!r}")
@@ -80,39 +81,41 @@ def make_task(
     vocabulary: str = 'full',
     max_vocabulary: int | None = None,
 ) -> ChatTask:
-  """Makes the task from files in any of the forms that `data.conversations` reads.
+  """Makes the task from files in any format that `data.conversations` reads.
 
-  Which conversations are held out depends on the files and the seed only. Those that are
+  The held-out conversations depend only on the files and the seed. Conversations that are
   too long are left out and counted, never cut.
 
   Args:
-    files: at least one; each is a source of a mixture, under its file's name.
+    files: at least one; each is a source of a mixture, under its file name.
     tokenizer_dir: see `tokenizers.load_tokenizer`.
-    seed: decides which conversations are held out.
+    seed: determines which conversations are held out.
     template: see `load_template`.
-    stop_tokens: what ends a response; None for what the tokenizer's folder says.
-    num_evaluation: how many conversations are held out, of all files together.
-    max_prompt_tokens: together with `max_response_tokens` the limit for a conversation.
+    stop_tokens: tokens that end a response; None for those of the tokenizer's directory.
+    num_evaluation: number of held-out conversations, over all files.
+    max_prompt_tokens: the length limit is max_prompt_tokens + max_response_tokens.
     max_response_tokens: see `max_prompt_tokens`.
-    vocabulary: 'full', or 'compact': what the demonstrations need (`tokenizers.compact`).
-    max_vocabulary: the limit of a compact vocabulary; None for no limit.
+    vocabulary: 'full', or 'compact' for what the demonstrations need (`tokenizers.compact`).
+    max_vocabulary: size limit of a compact vocabulary; None for no limit.
 
   Returns:
     The task.
 
   Raises:
-    ValueError: a file is missing or malformed, a setting is out of its range, nothing is
-      left, or the template ends replies in no stop token.
+    ValueError: if a file is missing or malformed, an argument is out of range, nothing is
+      left, or the template does not end replies with a stop token.
   """
   _check(vocabulary, max_vocabulary)
   examples = _read(files)
   demonstrations, evaluation = _hold_out(examples, num_evaluation, seed)
+
   tokenizer = tokenizers.load_tokenizer(tokenizer_dir, stop_tokens=stop_tokens)
   chat_template = load_template(template, tokenizer_dir)
   if vocabulary == 'compact':
     texts = chat_template.render_many([example['messages'] for example in demonstrations])
     tokenizer = tokenizers.compact(tokenizer, texts, max_size=max_vocabulary)
-  # All at once, so that an error names a conversation by its id.
+
+  # All conversations at once, so that an error gives the right id.
   encoded = _with_ids(examples, chat_template, tokenizer)
   groups = {'demonstrations': demonstrations, 'evaluation': evaluation}
   fitting = {
@@ -120,6 +123,7 @@ def make_task(
                     max_prompt_tokens + max_response_tokens)
       for name, group in groups.items()
   }
+
   return ChatTask(
       name='chat',
       tokenizer=tokenizer,
@@ -136,7 +140,7 @@ def make_task(
 
 
 def _check(vocabulary: str, max_vocabulary: int | None) -> None:
-  """Raises one line about the first setting that is out of its range."""
+  """Raises a one-line ValueError for the first argument that is out of range."""
   if vocabulary not in ('full', 'compact'):
     raise ValueError(f"vocabulary must be 'full' or 'compact', got {vocabulary!r}")
   if vocabulary == 'full' and max_vocabulary is not None:
@@ -144,7 +148,7 @@ def _check(vocabulary: str, max_vocabulary: int | None) -> None:
 
 
 def _within(name: str, examples: list[Example], limit: int) -> list[Example]:
-  """Those of the examples that have at most `limit` tokens; ValueError if none of some has."""
+  """Keeps the examples of at most `limit` tokens; raises ValueError if all are longer."""
   kept = [example for example in examples if len(example['ids']) <= limit]
   if examples and not kept:
     raise ValueError(f'no {name} of {len(examples)} conversations have at most {limit} tokens')
@@ -152,7 +156,7 @@ def _within(name: str, examples: list[Example], limit: int) -> list[Example]:
 
 
 def _read(files: Sequence[str | pathlib.Path]) -> list[Example]:
-  """The conversations of all files, numbered through."""
+  """Reads the conversations of all files, with consecutive ids."""
   names = [pathlib.Path(file).name for file in files]
   if not files or len(set(names)) < len(names):
     raise ValueError(f'files must be at least one, with distinct names, got {", ".join(names)}')
@@ -167,18 +171,21 @@ def _read(files: Sequence[str | pathlib.Path]) -> list[Example]:
 def _hold_out(
     examples: list[Example], count: int, seed: int
 ) -> tuple[list[Example], list[Example]]:
-  """(what is left, `count` examples); nothing left asks what one of the others asks."""
+  """Returns (the rest, `count` held-out examples), which share no question."""
   if not 0 <= count < len(examples):
     raise ValueError(
         f'num_evaluation must lie in 0 to {len(examples) - 1} (of {len(examples)} '
         f'conversations), got {count}'
     )
+
   chosen = np.random.default_rng([seed, 2]).permutation(len(examples))[:count]
   held_out = [examples[index] for index in sorted(chosen)]
-  # Marks of what is learned are no part of a question.
+
+  # A question excludes the marks of learned messages.
   asked = lambda example: json.dumps(chat_messages.plain(example['messages'][:-1]))
   taken = {asked(example) for example in held_out}
   left = [example for example in examples if asked(example) not in taken]
+
   if not left:
     raise ValueError(f'all {len(examples)} conversations ask what the held-out ones ask')
   return left, held_out
@@ -187,7 +194,7 @@ def _hold_out(
 def _with_ids(
     examples: list[Example], template: chat_templates.ChatTemplate, tokenizer: Tokenizer
 ) -> list[Example]:
-  """The examples with 'ids' and 'loss_mask' of their 'messages'."""
+  """Adds 'ids' and 'loss_mask' of the 'messages' to the examples."""
   try:
     encoded = chat_templates.encode_conversations(
         template, tokenizer, [example['messages'] for example in examples]
@@ -197,6 +204,7 @@ def _with_ids(
     if 'row' not in example:
       raise
     raise ValueError(f'{example["source"]}, row {example["row"]}: {error}') from None
+
   for example, (ids, mask) in zip(examples, encoded):
     last = ids[max(position for position, said in enumerate(mask) if said)]
     if last not in tokenizer.stop_ids:
@@ -206,6 +214,7 @@ def _with_ids(
           "the tokenizer's stop tokens: a reply would never stop when it is sampled; name the "
           'token in stop_tokens (config.task.stop_tokens, where the task has it)'
       )
+
   return [
       {**example, 'ids': np.array(ids, np.int32), 'loss_mask': np.array(mask, bool)}
       for example, (ids, mask) in zip(examples, encoded)
@@ -215,20 +224,20 @@ def _with_ids(
 def with_template(
     task: Task, template: chat_templates.ChatTemplate, *, system: str = ''
 ) -> Task:
-  """A task whose prompts are what a user says in a conversation.
+  """Puts the prompts of a task into user messages of a conversation.
 
   Args:
-    task: any task of texts.
-    template: of the conversation.
-    system: a message of the system before each prompt; '' for none.
+    task: any text task.
+    template: the chat template.
+    system: a system message before each prompt; '' for none.
 
   Returns:
-    The task with 'prompt' the rendered text, up to the opening of the reply, and
-    'prompt_ids' its ids; demonstrations get 'ids' and 'loss_mask', their responses as what
-    the assistant says. Limits are the same, rewards see the same examples otherwise.
+    The task, where 'prompt' is the rendered text up to the start of the reply and
+    'prompt_ids' its ids. Demonstrations get 'ids' and 'loss_mask', with their responses as
+    assistant messages. Limits and the rest of the examples stay the same.
 
   Raises:
-    ValueError: the template fails, or ends replies in no stop token.
+    ValueError: if the template fails, or does not end replies with a stop token.
   """
   first = [{'role': 'system', 'content': system}] if system else []
 

@@ -1,15 +1,14 @@
 """Countdown with three numbers: generated training problems, the published test file.
 
-A problem reads `30,100,93=23:` and `93-(100-30)` solves it. The file of 256 problems
-(countdown_cd3_test.jsonl) is consistent with this generator, which makes ours: three
-numbers uniform in 1 to 100; of all ways to combine them two by two with + - * /
-through non-negative whole numbers, one of those that end in 1 to 100, uniformly. Its
-chi-square statistics against the file are about 4.6 for the numbers (11 degrees of
-freedom) and 10.8 for the targets (10); 223 of the 256 need only + and -, where 217
-are expected.
+A problem looks like `30,100,93=23:`, with the solution `93-(100-30)`. The file of 256
+problems (countdown_cd3_test.jsonl) is consistent with our generator: three numbers
+uniform in 1 to 100; then, uniformly, one of the ways to combine them pairwise with
++ - * / through non-negative whole numbers that ends in 1 to 100. Its chi-square
+statistics against the file are about 4.6 for the numbers (11 degrees of freedom) and
+10.8 for the targets (10); 223 of the 256 need only + and -, where 217 are expected.
 
-A policy with a tokenizer of its own is asked the same problems in words, and answers
-with `Answer: 93-(100-30)` on its last line.
+A policy with its own tokenizer is given the same problems in words, and answers with
+`Answer: 93-(100-30)` on its last line.
 """
 
 import pathlib
@@ -23,14 +22,14 @@ from jaxrl_llm.types import Example, Task, Tokenizer
 
 ALPHABET = '0123456789+-*/(),=:'
 TEST_FILE = 'countdown_cd3_test.jsonl'
-MAX_PROMPT_TOKENS, MAX_RESPONSE_TOKENS = 128, 256  # Where a tokenizer reads words.
+MAX_PROMPT_TOKENS, MAX_RESPONSE_TOKENS = 128, 256  # For problems in words.
 _INSTRUCTION = (
     'Reach {target} with the numbers {numbers}: use each of them exactly once, with the operations '
     '+, -, * and / and with parentheses where needed. End with a line that holds "{mark}" and the '
     'expression alone, such as "{mark} (5-2)*4".'
 )
-_LARGEST = 100  # Of numbers and targets, in the published file too.
-_MAX_ATTEMPTS = 50  # Draws for each problem asked for, before giving up.
+_LARGEST = 100  # Largest number and target, also in the published file.
+_MAX_ATTEMPTS = 50  # Draws per requested problem before giving up.
 
 Problem = tuple[tuple[int, ...], int]  # Numbers and target.
 
@@ -48,53 +47,59 @@ def make_task(
 ) -> Task:
   """Makes the task; a pure function of its arguments and the test file.
 
-  No two of all problems agree in target and numbers, these in whatever order. Ids
-  are 0, 1, ... over evaluation, demonstrations and training problems.
+  No two problems have the same target and the same numbers in any order. Ids are
+  0, 1, ... over evaluation, demonstrations and training problems.
 
   Args:
-    data_dir: the folder of countdown_cd3_test.jsonl.
-    seed: decides the problems and which demonstrations are wrong.
-    num_demonstrations: problems with a response, for supervised fine-tuning.
-    num_train: problems of stage 1 and stage 2.
-    wrong_rate: the probability that a demonstration is an expression of the right
-      numbers with another value, so that a model of them is imperfect.
+    data_dir: the directory of countdown_cd3_test.jsonl.
+    seed: determines the problems and which demonstrations are wrong.
+    num_demonstrations: number of problems with a response, for supervised fine-tuning.
+    num_train: number of problems for stages 1 and 2.
+    wrong_rate: probability that a demonstration is an expression of the right numbers
+      with another value, so that a model trained on them is imperfect.
     tokenizer_dir: see `tokenizers.load_tokenizer`; the problems are then put in words.
       None: characters, and problems as short as in the file.
-    max_prompt_tokens: only with a tokenizer; None is `MAX_PROMPT_TOKENS`. A longer prompt
-      is left out, or an error, with who encodes it.
-    max_response_tokens: only with a tokenizer; None is `MAX_RESPONSE_TOKENS`.
+    max_prompt_tokens: only with a tokenizer; None means `MAX_PROMPT_TOKENS`. Whether a
+      longer prompt is left out or an error depends on the code that encodes it.
+    max_response_tokens: only with a tokenizer; None means `MAX_RESPONSE_TOKENS`.
 
   Returns:
-    The task. Examples have besides 'numbers' and 'target', and a solution as 'answer'.
+    The task. Examples also have 'numbers' and 'target', and a solution as 'answer'.
 
   Raises:
-    ValueError: the file or the tokenizer is missing or damaged, or a setting is out of
-      its range.
+    ValueError: if the file or the tokenizer is missing or damaged, or an argument is out
+      of range.
   """
   tokenizer, max_prompt_tokens, max_response_tokens = _tokenizer(
       tokenizer_dir, max_prompt_tokens, max_response_tokens
   )
+
   for name, size in (('num_demonstrations', num_demonstrations), ('num_train', num_train)):
     if size < 0:
       raise ValueError(f'{name} must be at least 0, got {size}')
   if not 0.0 <= wrong_rate <= 1.0:
     raise ValueError(f'wrong_rate must lie in [0, 1], got {wrong_rate}')
+
   published = read_problems(pathlib.Path(data_dir) / TEST_FILE)
   taken = {(tuple(sorted(numbers)), target) for numbers, target in published}
   rng = np.random.default_rng([seed, 0])
   generated = _generate(rng, num_demonstrations + num_train, taken)
+
   in_words = tokenizer_dir is not None
   answers = [solutions(numbers)[target][0] for numbers, target in published]
   examples = [
       _example(index, problem, answer, in_words)
       for index, (problem, answer) in enumerate([*zip(published, answers), *generated])
   ]
+
   count = len(published)
+
   demonstrations = examples[count : count + num_demonstrations]
   rng = np.random.default_rng([seed, 1])
   for example, wrong in zip(demonstrations, rng.random(num_demonstrations) < wrong_rate):
     text = _wrong_response(rng, example) if wrong else example['answer']
     example['response'] = f'\n{countdown.MARK} {text}' if in_words else text
+
   return Task(
       name='countdown_3_numbers',
       tokenizer=tokenizer,
@@ -111,7 +116,7 @@ def make_task(
 def _tokenizer(
     folder: str | pathlib.Path | None, max_prompt: int | None, max_response: int | None
 ) -> tuple[Tokenizer, int, int]:
-  """The tokenizer and the limits of prompts and responses."""
+  """Returns the tokenizer and the limits of prompts and responses."""
   limits = {'max_prompt_tokens': max_prompt, 'max_response_tokens': max_response}
   for name, value in limits.items():
     if value is not None and folder is None:
@@ -119,6 +124,7 @@ def _tokenizer(
                        f'got {value}')
     if value is not None and value < 1:
       raise ValueError(f'{name} must be at least 1, got {value}')
+
   if folder is None:
     characters = tokenizers.CharacterTokenizer(ALPHABET)
     return characters, len('100,100,100=100:'), len('(100+100)+100=100') + 1
@@ -129,17 +135,17 @@ def _tokenizer(
 
 
 def read_problems(path: pathlib.Path) -> list[Problem]:
-  """Reads problems such as {"input": "30,100,93", "output": "23"}, one a line.
+  """Reads problems such as {"input": "30,100,93", "output": "23"}, one per line.
 
   Args:
-    path: the file.
+    path: the file to read.
 
   Returns:
     (numbers, target) of each line.
 
   Raises:
-    ValueError: the file is missing or damaged, a line does not hold three numbers of
-      1 to 100 and a target, or a problem has no solution; one line that names it.
+    ValueError: one line, if the file is missing or damaged, a line does not hold three
+      numbers in 1 to 100 and a target, or a problem has no solution.
   """
   problems = []
   for number, row in enumerate(jsonl.read_jsonl(path, required={'input': str, 'output': str}), 1):
@@ -149,6 +155,7 @@ def read_problems(path: pathlib.Path) -> list[Problem]:
           f'{path}, line {number}: expected three numbers and a target, got {row["input"]!r} '
           f'and {row["output"]!r}'
       )
+
     *numbers, target = map(int, fields)
     if not all(1 <= value <= _LARGEST for value in (*numbers, target)):
       raise ValueError(f'{path}, line {number}: all values must lie in 1 to {_LARGEST}')
@@ -159,7 +166,7 @@ def read_problems(path: pathlib.Path) -> list[Problem]:
 
 
 def _combine(a: tuple[str, int], b: tuple[str, int]) -> Iterator[tuple[str, int]]:
-  """All ways to combine two written values into a non-negative whole number."""
+  """Yields all combinations of two expressions with a non-negative whole value."""
   (first, x), (second, y) = a, b
   yield f'{first}+{second}', x + y
   yield f'{first}*{second}', x * y
@@ -171,13 +178,13 @@ def _combine(a: tuple[str, int], b: tuple[str, int]) -> Iterator[tuple[str, int]
 
 
 def solutions(numbers: tuple[int, ...]) -> dict[int, list[str]]:
-  """Every target in 1 to 100 that three numbers reach, with its expressions.
+  """Finds all targets in 1 to 100 that three numbers reach, with their expressions.
 
   Args:
     numbers: three positive numbers.
 
   Returns:
-    {target: expressions, each using every number once}; intermediate values are
+    {target: expressions that use each number once}; intermediate values are
     non-negative whole numbers.
   """
   found: dict[int, list[str]] = {}
@@ -194,7 +201,7 @@ def solutions(numbers: tuple[int, ...]) -> dict[int, list[str]]:
 def _generate(
     rng: np.random.Generator, count: int, taken: set[Problem]
 ) -> list[tuple[Problem, str]]:
-  """`count` problems with a solution each, none of them in `taken`."""
+  """Generates `count` problems, each with a solution, none of them in `taken`."""
   generated: list[tuple[Problem, str]] = []
   seen = set(taken)
   for _ in range(_MAX_ATTEMPTS * count):
@@ -204,31 +211,33 @@ def _generate(
     ways = [(target, text) for target, texts in solutions(numbers).items() for text in texts]
     if not ways:
       continue
+
     target, text = ways[rng.integers(len(ways))]
     key = (tuple(sorted(numbers)), target)
     if key not in seen:
       seen.add(key)
       generated.append(((numbers, target), text))
+
   if len(generated) < count:
     raise ValueError(f'found only {len(generated)} distinct problems of the {count} asked for')
   return generated
 
 
 def _wrong_response(rng: np.random.Generator, example: Example) -> str:
-  """An expression of the example's numbers whose value is another than its target."""
+  """Returns an expression of the example's numbers with a value other than its target."""
   ways = [
       text
       for target, texts in solutions(tuple(example['numbers'])).items()
       for text in texts
       if target != example['target']
   ]
-  # Where only one target can be reached it is not the sum: with a sum of at most 100
-  # the largest two numbers less the smallest are a second target.
+  # If only one target can be reached, it is not the sum: with a sum of at most 100, the
+  # two largest numbers minus the smallest are a second target.
   return ways[rng.integers(len(ways))] if ways else '+'.join(map(str, example['numbers']))
 
 
 def _example(index: int, problem: Problem, answer: str, in_words: bool) -> Example:
-  """The example of a problem."""
+  """Makes the example of a problem."""
   numbers, target = problem
   prompt = f'{",".join(map(str, numbers))}={target}:'
   if in_words:
@@ -236,6 +245,7 @@ def _example(index: int, problem: Problem, answer: str, in_words: bool) -> Examp
     prompt = _INSTRUCTION.format(
         numbers=f'{first}, {second} and {last}', target=target, mark=countdown.MARK
     )
+
   return {
       'id': index,
       'prompt': prompt,

@@ -1,34 +1,34 @@
 """A toy dialogue in which a question at the start pays off at the end.
 
-The user has a goal of two symbols, such as `ce`. The first message, `!c`, tells the first one;
-the second is told to an assistant that asks, `?`, early enough, and to nobody else:
+The user has a goal of two symbols, such as `ce`. The first message, `!c`, reveals the first
+symbol. The second is revealed only to an assistant that asks, `?`, early enough:
 
   !c                                   the user's first turn
-  ?      =ce   ce   +ce   ce   ...     the assistant asks; `=` tells the goal, `+` confirms it
-  cb     -     cb   -     cd   ...     it answers at once; a wrong answer, and the user is terse
+  ?      =ce   ce   +ce   ce   ...     the assistant asks; `=` reveals the goal, `+` confirms it
+  cb     -     cb   -     cd   ...     it answers at once; after a wrong answer the user is terse
 
-What the user says to a reply:
-  =xy  the goal, where the reply was `?`, in one of the first two turns;
-  +xy  the goal once more, where the reply was the whole goal;
-  -    where it was anything else; from then on the user says nothing else;
-  .    whatever the reply, with probability 0.1: the user did not listen.
+The user's message after a reply:
+  =xy  the goal, if the reply was `?` in one of the first two turns;
+  +xy  the goal again, if the reply was the whole goal;
+  -    if the reply was anything else; from then on the user says nothing else;
+  .    for any reply, with probability 0.1: the user did not listen.
 
-The dialogue up to turn h (from 0) is worth
-  1 where reply h is the whole goal, max(0, 0.4 − h / 10) where it is half of it (the first symbol
-  is right), 0 for anything else, minus 0.02 for each filler `~` of any reply so far; at least 0.
-A guess is half right, and patience with halves wears out: to answer at once is the best that can
-be had in the first turn, and nearly worthless in the last.
+The reward of the dialogue up to turn h (from 0) is
+  1 if reply h is the whole goal, max(0, 0.4 − h / 10) if it is half of it (the first symbol is
+  right), 0 for anything else, minus 0.02 for each filler `~` in all replies so far; at least 0.
+A guess is half right, and half a goal loses value over time: answering at once is the best choice
+in the first turn, and nearly worthless in the last.
 
-What styles of speech score when the dialogue ends with turn 0, ..., 4 (10 symbols):
+Scores of scripted styles if the dialogue ends with turn 0, ..., 4 (10 symbols):
   perfect     asks until it is told, then answers   0.000  0.900  0.993  0.993  0.992
   initial     asks in 15 % of the first turns       0.387  0.463  0.403  0.325  0.264
   at once     never asks, listens                   0.461  0.425  0.352  0.271  0.190
   behaviour   never asks, never listens, fillers    0.440  0.329  0.220  0.109  0.090
 
-The initial style made the demonstrations: asking lies in the support of a policy that imitates
-them. Asking first gains it 0.56 where every dialogue ends with turn 4, and 0.06 under the law of
-REFUEL's setting one, under which the first turn often is the last. The behaviour style made the
-offline dialogues: prefixes in which the user is almost always terse.
+The initial style generates the demonstrations, so asking is in the support of a policy that
+imitates them. Asking first improves it by 0.56 if every dialogue ends with turn 4, and by 0.06
+under the distribution of REFUEL's setting one, where the first turn is often the last. The
+behaviour style generates the offline dialogues: prefixes where the user is almost always terse.
 """
 
 import dataclasses
@@ -43,19 +43,19 @@ from jaxrl_llm.data.dialogues import Dialogues
 from jaxrl_llm.types import STOPPED, Example, Task
 
 SYMBOLS = 'abcdefghijkl'
-SIGNS = '?~!=+.-'  # Ask, filler; first message, told, confirmed, not heard, terse.
+SIGNS = '?~!=+.-'  # Ask, filler; first message, reveal, confirm, not heard, terse.
 REPLY_SLOTS = 4  # A filler, two symbols, the stop token.
 MESSAGE_SLOTS = 3
 PROMPT_SLOTS = 2
 
 
 class Style(NamedTuple):
-  """How a scripted assistant speaks.
+  """Style of a scripted assistant.
 
   Attributes:
-    ask: the probability that it asks, where it may: early, not told yet, the user not terse.
-    listen: the probability that it answers what it was told; it guesses otherwise.
-    filler: the probability that a filler stands before a reply.
+    ask: probability of asking where allowed: early, goal unknown, the user not terse.
+    listen: probability of answering with the revealed goal; it guesses otherwise.
+    filler: probability of a filler before a reply.
   """
 
   ask: float
@@ -71,15 +71,15 @@ BEHAVIOUR = Style(ask=0.0, listen=0.0, filler=1.0)
 
 @dataclasses.dataclass(frozen=True)
 class World:
-  """The rules: what the user says, and what a dialogue is worth. Example id -> goal.
+  """The rules of the user and of the rewards. The example id determines the goal.
 
   Attributes:
     num_turns: H.
     num_symbols: A; goal number id mod A² is (id // A mod A, id mod A).
-    early_turns: turns in which a question is answered.
-    attention: the probability that the user listens to a reply.
-    half: what half of the goal is worth in the first turn; it falls to 0 by the fifth.
-    filler_cost: of each filler.
+    early_turns: number of first turns in which a question is answered.
+    attention: probability that the user listens to a reply.
+    half: reward of half the goal in the first turn; it falls to 0 by the fifth.
+    filler_cost: cost of each filler.
   """
 
   num_turns: int = 5
@@ -90,7 +90,7 @@ class World:
   filler_cost: float = 0.02
 
   def validate(self) -> None:
-    """Raises ValueError with one line for the first field that is out of range."""
+    """Raises a one-line ValueError for the first field that is out of range."""
     for name, low, high in (
         ('num_turns', 1, 16), ('num_symbols', 2, len(SYMBOLS)), ('early_turns', 0, 16),
         ('attention', 0, 1), ('half', 0, 1), ('filler_cost', 0, 1),
@@ -100,21 +100,21 @@ class World:
 
   @property
   def tokenizer(self) -> tokenizers.CharacterTokenizer:
-    """0 pads, 1 stops, then the symbols and the signs."""
+    """The tokenizer: id 0 is pad, 1 is stop, then the symbols and the signs."""
     return tokenizers.CharacterTokenizer(SYMBOLS[: self.num_symbols] + SIGNS)
 
   def sign(self, character: str) -> int:
-    """The id of one of `SIGNS`."""
+    """Returns the id of one of `SIGNS`."""
     return 2 + self.num_symbols + SIGNS.index(character)
 
   def goals(self, example_ids: np.ndarray) -> np.ndarray:
-    """Ids of the two symbols, int32 [..., 2]."""
+    """Returns the ids of the two goal symbols, int32 [..., 2]."""
     ids = np.asarray(example_ids)
     return np.stack([2 + ids // self.num_symbols % self.num_symbols, 2 + ids % self.num_symbols],
                     axis=-1).astype(np.int32)
 
   def start(self, example_ids: np.ndarray) -> Dialogues:
-    """Dialogues of some examples before the first reply."""
+    """Makes the dialogues of examples before the first reply."""
     goals = self.goals(example_ids)
     prompts = np.stack([np.full(goals.shape[:-1], self.sign('!')), goals[..., 0]], axis=-1)
     return dialogues_lib.empty(
@@ -122,46 +122,51 @@ class World:
         reply_slots=REPLY_SLOTS, message_slots=MESSAGE_SLOTS)
 
   def asks(self, dialogues: Dialogues) -> np.ndarray:
-    """bool [..., H]; whether a reply is the question."""
+    """Returns whether each reply is the question, bool [..., H]."""
     first, _, count = self._contents(dialogues)
     return (first == self.sign('?')) & (count == 1)
 
   def rewards(self, dialogues: Dialogues) -> np.ndarray:
-    """float32 [..., H]; the worth of the dialogue up to each turn, NaN where nothing is said."""
+    """Computes the reward up to each turn, float32 [..., H]; NaN for turns without a reply."""
     first, second, count = self._contents(dialogues)
     goals = self.goals(dialogues.example_ids)[..., None, :]
     is_symbol = (second >= 2) & (second < 2 + self.num_symbols)
     half = (count == 2) & is_symbol & (first == goals[..., 0])
+
     worth = np.maximum(0.0, self.half * (1 - np.arange(self.num_turns) / 4))
     correct = np.where(half & (second == goals[..., 1]), 1.0, np.where(half, worth, 0.0))
+
     said = np.arange(REPLY_SLOTS) < dialogues.reply_lengths[..., None]
     fillers = np.sum((dialogues.replies == self.sign('~')) & said, axis=-1)
     rewards = np.clip(correct - self.filler_cost * np.cumsum(fillers, axis=-1), 0, 1)
     return np.where(dialogues.reply_lengths > 0, rewards, np.nan).astype(np.float32)
 
   def user(self, dialogues: Dialogues) -> Sequence[Sequence[int]]:
-    """What the user says to the last replies of n dialogues."""
+    """Returns the user's messages after the last replies of n dialogues."""
     turn = dialogues.num_replies - 1
     last = lambda array: np.take_along_axis(array, turn[:, None], axis=1)[:, 0]
     goals = self.goals(dialogues.example_ids)
     first, second, count = map(last, self._contents(dialogues))
+
     asked = last(self.asks(dialogues)) & (turn < self.early_turns)
     right = (count == 2) & (first == goals[:, 0]) & (second == goals[:, 1])
+
     open_ = ~self._terse(dialogues)
     heard = dialogues.seeds / 2**32 < self.attention
     sign = np.select(
         [~heard, open_ & asked, open_ & right], [self.sign(c) for c in '.=+'], self.sign('-'))
     tells = heard & open_ & (asked | right)
+
     messages = np.concatenate([sign[:, None], goals], axis=1)
     return [row[: 3 if told else 1] for row, told in zip(messages, tells)]
 
   def simulate(self, example_ids: np.ndarray, style: Style, *, seed: int) -> Dialogues:
-    """Whole dialogues of a scripted assistant with the user; log-probs are unknown (NaN).
+    """Simulates whole dialogues of a scripted assistant; log-probs are unknown (NaN).
 
     Args:
       example_ids: int32 [n].
-      style: of the assistant.
-      seed: of both speakers.
+      style: style of the assistant.
+      seed: seed for both speakers.
     """
     rng = np.random.default_rng([seed, 3])
     dialogues, everyone = self.start(example_ids), np.ones(len(example_ids), bool)
@@ -177,26 +182,29 @@ class World:
     return dialogues
 
   def _speak(self, dialogues, turn, style, rng) -> tuple[np.ndarray, np.ndarray]:
-    """Reply `turn` of a scripted assistant: (tokens [n, R], lengths [n])."""
+    """Returns reply `turn` of a scripted assistant: (tokens [n, R], lengths [n])."""
     chance = rng.random((3, len(dialogues)))
     guess = rng.integers(2, 2 + self.num_symbols, len(dialogues))
     goals = self.goals(dialogues.example_ids)
+
     told = self._has_said(dialogues, '=+')
     may_ask = ~told & ~self._terse(dialogues) & (turn < self.early_turns)
     ask = may_ask & (chance[0] < style.ask)
     second = np.where(told & (chance[1] < style.listen), goals[:, 1], guess)
+
     stop, zero = np.ones_like(guess), np.zeros_like(guess)
     plain = np.where(
         ask, [np.full_like(guess, self.sign('?')), stop, zero, zero],
         [goals[:, 0], second, stop, zero]).T
+
     filler = chance[2] < style.filler
     filled = np.concatenate([np.full((len(plain), 1), self.sign('~')), plain[:, :-1]], axis=1)
     return np.where(filler[:, None], filled, plain), np.where(ask, 2, 3) + filler
 
   def _contents(self, dialogues: Dialogues) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """(first, second, number) of each reply's tokens without fillers, [..., H].
+    """Returns (first, second, number) of each reply's tokens without fillers, [..., H].
 
-    The stop token does not count; a reply without one has no content.
+    The stop token is not counted; a reply without one has no content.
     """
     tokens, places = dialogues.replies, np.arange(REPLY_SLOTS)
     stopped = dialogues.stop_reason == STOPPED
@@ -210,21 +218,21 @@ class World:
     return self._has_said(dialogues, '-')
 
   def _has_said(self, dialogues: Dialogues, signs: str) -> np.ndarray:
-    """bool [...]; whether a message of the user begins with one of the signs."""
+    """Returns whether a message of the user begins with one of the signs, bool [...]."""
     said = np.isin(dialogues.messages[..., 0], [self.sign(sign) for sign in signs])
     return np.any(said & (dialogues.message_lengths > 0), axis=-1)
 
 
 @dataclasses.dataclass(frozen=True)
 class DialogueTask(Task):
-  """The task. There is no reward for a response alone: `world.rewards` judges dialogues.
+  """The dialogue task. A single response has no reward: `world.rewards` scores dialogues.
 
   `train` and `evaluation` have 'id', 'prompt' and 'answer' (the goal); `demonstrations` are whole
   dialogues of the initial style, with 'ids' and 'loss_mask'.
 
   Attributes:
-    world: the rules; its methods are the user and the rewards.
-    offline: whole dialogues of the behaviour policy, one for each example of `train`, in order.
+    world: the rules; its methods implement the user and the rewards.
+    offline: whole dialogues of the behaviour policy, one per example of `train`, in order.
   """
 
   world: World
@@ -241,20 +249,20 @@ def make_task(
 ) -> DialogueTask:
   """Makes the task; a pure function of its arguments.
 
-  Ids of the three sets are disjoint, and each set has every goal equally often, up to one.
+  Ids of the three sets are disjoint. In each set the counts of any two goals differ by at most one.
 
   Args:
-    seed: decides ids, their order, the demonstrations and the offline dialogues.
-    num_demonstrations: whole dialogues of the initial policy, for supervised fine-tuning.
-    num_train: prompts, and offline dialogues.
-    num_evaluation: held-out prompts.
+    seed: determines the ids, their order, the demonstrations and the offline dialogues.
+    num_demonstrations: number of whole dialogues of the initial policy, for supervised fine-tuning.
+    num_train: number of prompts, and of offline dialogues.
+    num_evaluation: number of held-out prompts.
     world: the rules.
 
   Returns:
     The task.
 
   Raises:
-    ValueError: a value is out of its range.
+    ValueError: if a value is out of range.
   """
   world = world or World()
   world.validate()
@@ -263,10 +271,12 @@ def make_task(
   for name, size in sizes.items():
     if not 0 <= size <= 1_000_000:
       raise ValueError(f'{name} must lie in 0 to 1000000, got {size}')
+
   rng = np.random.default_rng([seed, 0])
   demonstrated, train, evaluation = (
       _draw_ids(rng, size, part, world.num_symbols**2) for part, size in enumerate(sizes.values()))
   slots = world.num_turns * REPLY_SLOTS + (world.num_turns - 1) * MESSAGE_SLOTS
+
   return DialogueTask(
       name=f'dialogue_{world.num_turns}_turns',
       tokenizer=world.tokenizer,
@@ -283,7 +293,7 @@ def make_task(
 
 
 def _draw_ids(rng: np.random.Generator, size: int, part: int, num_goals: int) -> np.ndarray:
-  """`size` ids of part 0, 1 or 2: rounds over all goals, the last one a random part of them."""
+  """Draws `size` ids of part 0, 1 or 2: rounds over all goals, the last one a random subset."""
   rounds = -(-size // num_goals)
   goals = [rng.permutation(num_goals) for _ in range(rounds)]
   ids = [goal + (3 * index + part) * num_goals for index, goal in enumerate(goals)]
@@ -299,7 +309,7 @@ def _examples(world: World, ids: np.ndarray) -> list[Example]:
 
 
 def _demonstrate(world: World, ids: np.ndarray, seed: int) -> list[Example]:
-  """Whole dialogues as ids, marked where the assistant speaks."""
+  """Makes whole dialogues as ids, with a loss mask on the assistant's tokens."""
   dialogues = world.simulate(ids, INITIAL, seed=seed)
   said = dialogues.continuation()
   marks = np.pad(said.mask > 0, [(0, 0), (PROMPT_SLOTS, 0)])

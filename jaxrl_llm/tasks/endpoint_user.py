@@ -1,7 +1,7 @@
-"""A user played by a model behind an OpenAI-compatible chat endpoint (standard library only).
+"""A user simulated by a model at an OpenAI-compatible chat endpoint (standard library only).
 
-Nothing is contacted before the user is called, and nobody but the address that it was made with:
-redirections are errors.
+Nothing is contacted before the user is called, and then only the given address: redirects are
+errors.
 """
 
 import concurrent.futures
@@ -23,20 +23,20 @@ INSTRUCTION = (
     'or two what you still need after the last reply and why. Then write, on a line of its own, '
     f'"{MARK}" and what you say next.'
 )
-_AGAIN = frozenset({408, 429, 500, 502, 503, 504})  # Statuses after which a retry may help.
+_AGAIN = frozenset({408, 429, 500, 502, 503, 504})  # Statuses for which a retry may help.
 
 
 class _NoRedirects(urllib.request.HTTPRedirectHandler):
-  """Lets a redirection be the error that it comes as: it would take the key elsewhere."""
+  """Turns redirects into errors: they would send the key to another server."""
 
   def redirect_request(self, *args):
     return None
 
 
 class EndpointUser:
-  """Asks POST {url}/chat/completions for each message of the user.
+  """Requests each message of the user by POST {url}/chat/completions.
 
-  What the policy said is decoded for the request only; the dialogue keeps its ids.
+  The policy's replies are decoded only for the request; the dialogue keeps their ids.
   """
 
   def __init__(
@@ -56,29 +56,30 @@ class EndpointUser:
       max_bytes: int = 1_000_000,
       workers: int = 8,
   ):
-    """Makes the user; contacts nobody.
+    """Makes the user; sends no request yet.
 
     Args:
-      url: of the API, such as http://localhost:8000/v1.
-      model: its name there.
+      url: base URL of the API, such as http://localhost:8000/v1.
+      model: name of the model at the endpoint.
       read: ids of a turn -> text, such as a tokenizer's `decode`.
       marked: an answer -> ids to append.
-      instruction: what the model is told before the transcript.
-      temperature: of the sampling (0.8 in the paper's first setting).
-      max_tokens: the longest answer.
+      instruction: instruction to the model, before the transcript.
+      temperature: sampling temperature (0.8 in the paper's first setting).
+      max_tokens: maximum length of an answer.
       api_key: sent as a bearer token; '' for none.
-      timeout: seconds for one request, answer included.
-      retries: further requests after one that failed in a way that may pass.
-      wait: seconds before the first of them, doubled each time.
-      max_bytes: of an answer.
-      workers: requests at once.
+      timeout: seconds for one request, including the answer.
+      retries: number of further requests after a failure that may be transient.
+      wait: seconds before the first retry, doubled each time.
+      max_bytes: maximum size of an answer.
+      workers: number of concurrent requests.
 
     Raises:
-      ValueError: the address is none of HTTP, or a number is out of range.
+      ValueError: if the URL is not an HTTP address, or a number is out of range.
     """
     parts = urllib.parse.urlsplit(url)
     if parts.scheme not in ('http', 'https') or not parts.hostname or parts.port == 0:
       raise ValueError(f'url must be an http or https address, got {url!r}')
+
     for name, value, least in (
         ('timeout', timeout, 1e-3), ('retries', retries, 0), ('wait', wait, 0),
         ('max_bytes', max_bytes, 1), ('max_tokens', max_tokens, 1), ('workers', workers, 1),
@@ -86,10 +87,12 @@ class EndpointUser:
     ):
       if not least <= value < float('inf'):
         raise ValueError(f'{name} must be at least {least:g} and finite, got {value}')
+
     self._url = url.rstrip('/') + '/chat/completions'
     self._headers = {'Content-Type': 'application/json'}
     if api_key:
       self._headers['Authorization'] = f'Bearer {api_key}'
+
     self._options = {'model': model, 'temperature': temperature, 'max_tokens': max_tokens}
     self._read, self._marked, self._instruction = read, marked, instruction
     self._timeout, self._retries, self._wait = timeout, retries, wait
@@ -97,17 +100,17 @@ class EndpointUser:
     self._open = urllib.request.build_opener(_NoRedirects()).open
 
   def __call__(self, dialogues: Dialogues) -> list[Sequence[int]]:
-    """Asks for the message of each dialogue, several at once.
+    """Requests the message of each dialogue, several concurrently.
 
     Raises:
-      ConnectionError: the endpoint fails to answer; one line with its address.
+      ConnectionError: if the endpoint fails to answer; one line with its address.
     """
     with concurrent.futures.ThreadPoolExecutor(self._workers) as pool:
       answers = pool.map(lambda row: self._answer(dialogues, row), range(len(dialogues)))
       return [self._marked(answer) for answer in answers]
 
   def _answer(self, dialogues: Dialogues, row: int) -> str:
-    """All that the model says to one dialogue."""
+    """Returns the model's whole answer to one dialogue."""
     speakers = ('User', 'Assistant')
     transcript = '\n\n'.join(
         f'{speakers[index % 2]}: {self._read(ids.tolist()).strip()}'
@@ -120,7 +123,7 @@ class EndpointUser:
     })
 
   def _ask(self, body: dict[str, Any]) -> str:
-    """The text of an answer; tries again where that may help."""
+    """Returns the text of an answer; retries if that may help."""
     wait = self._wait
     for left in range(self._retries, -1, -1):
       try:
@@ -134,14 +137,16 @@ class EndpointUser:
         problem = str(getattr(error, 'reason', error)) or type(error).__name__
       except ValueError as error:
         problem, left = str(error), 0
+
       if not left:
         break
       time.sleep(wait)
       wait *= 2
+
     raise ConnectionError(f'{self._url}: {" ".join(problem.split())[:300]}')
 
   def _post(self, data: bytes) -> bytes:
-    """The body of an answer, of bounded size and in bounded time."""
+    """Returns the body of an answer, with bounded size and time."""
     deadline = time.monotonic() + self._timeout
     request = urllib.request.Request(self._url, data, self._headers, method='POST')
     pieces, size = [], 0
@@ -156,7 +161,7 @@ class EndpointUser:
     return b''.join(pieces)
 
   def _text(self, data: bytes) -> str:
-    """choices[0].message.content of an answer; ValueError without it."""
+    """Returns choices[0].message.content of an answer; raises ValueError if it is missing."""
     try:
       text = json.loads(data)['choices'][0]['message']['content']
     except (ValueError, LookupError, TypeError, RecursionError):

@@ -1,8 +1,8 @@
 """GSM8K as a task: published problems, worked solutions as demonstrations, a strict reward.
 
 The prompt is the question, a space and one instruction, as raw text without a chat
-template. Training and evaluation use the strict reward; the lenient one is what the
-released code of A*-PO scored its first stage with.
+template. Training and evaluation use the strict reward; the released code of A*-PO
+scores its first stage with the lenient one.
 
 References:
   Cobbe et al. (2021), arXiv 2110.14168. Brantley et al. (2025), Accelerating RL for LLM
@@ -20,20 +20,20 @@ from jaxrl_llm.rewards.math import reasoning
 from jaxrl_llm.types import Example, Task, Tokenizer
 
 INSTRUCTION = 'Reason step by step, and write the final number after "####".'
-# Ids of test problems start here, those of training problems at 0: neither depends on
-# how many of the others are used.
+# Ids of test problems start here, those of training problems at 0: the ids of one set do not
+# depend on how many problems of the other are used.
 FIRST_TEST_ID = 100_000
 
 _NUMBER = re.compile(r'(?<![\w.])-?\$?[0-9][0-9,]*(?:\.[0-9]+)?|[0-9][0-9,]*(?:\.[0-9]+)?')
-_TAIL = 4_000  # Characters at a response's end in which a final number is looked for.
+_TAIL = 4_000  # Number of characters at a response's end searched for a number.
 
 
 @dataclasses.dataclass(frozen=True)
 class Gsm8kTask(Task):
-  """A task that says what it left out.
+  """The GSM8K task, with counts of filtered problems.
 
   Attributes:
-    num_filtered: for 'demonstrations', 'train' and 'evaluation', how many problems
+    num_filtered: number of problems in 'demonstrations', 'train' and 'evaluation' that
       were left out because their prompt or solution has too many tokens.
   """
 
@@ -56,37 +56,40 @@ def make_task(
 ) -> Gsm8kTask:
   """Makes the task from the published files.
 
-  Demonstrations and training prompts are the training file's problems, evaluation the
-  test file's. Problems that are too long are left out and counted, never cut.
+  Demonstrations and training prompts come from the training file, evaluation problems from
+  the test file. Problems that are too long are left out and counted, never cut.
 
   Args:
-    data_dir: the folder of train.jsonl and test.jsonl.
-    seed: decides which problems are used where fewer than all are.
+    data_dir: the directory of train.jsonl and test.jsonl.
+    seed: determines which problems are used if not all are.
     tokenizer_dir: by default data_dir/../tokenizers/qwen2; see `load_tokenizer`.
-    num_demonstrations: how many; None for all.
-    num_train: how many; None for all.
-    num_evaluation: how many; None for all.
+    num_demonstrations: number of demonstrations; None for all.
+    num_train: number of training problems; None for all.
+    num_evaluation: number of evaluation problems; None for all.
     max_prompt_tokens: longer prompts are left out.
-    max_response_tokens: the sampler's limit; longer demonstrations are left out, be it all.
-    vocabulary: 'full', or 'compact': what the demonstrations need (`tokenizers.compact`).
-    max_vocabulary: the limit of a compact vocabulary; None for no limit.
+    max_response_tokens: the sampler's limit; longer demonstrations are left out, even if none
+      remain.
+    vocabulary: 'full', or 'compact' for what the demonstrations need (`tokenizers.compact`).
+    max_vocabulary: size limit of a compact vocabulary; None for no limit.
     annotations: 'strip' or 'keep' the calculator annotations of demonstrations.
 
   Returns:
-    The task, with what it left out.
+    The task, with the number of filtered problems.
 
   Raises:
-    ValueError: a file is missing or damaged, or a setting is out of its range.
+    ValueError: if a file is missing or damaged, or an argument is out of range.
   """
   _check(vocabulary, max_vocabulary, annotations)
   train = _examples(data_dir, 'train', annotations)
   test = _examples(data_dir, 'test', annotations)
   folder = tokenizer_dir or pathlib.Path(data_dir).parent / 'tokenizers' / 'qwen2'
   tokenizer = _tokenizer(folder, train, vocabulary, max_vocabulary)
+
   short = _within(train, 'prompt', tokenizer, max_prompt_tokens)
   complete = _within(short, 'response', tokenizer, max_response_tokens - 1)
   evaluation = _within(test, 'prompt', tokenizer, max_prompt_tokens)
   left_out = len(train) - len(complete), len(train) - len(short), len(test) - len(evaluation)
+
   return Gsm8kTask(
       name='gsm8k',
       tokenizer=tokenizer,
@@ -104,7 +107,7 @@ def make_task(
 def _tokenizer(
     folder: str | pathlib.Path, train: list[Example], vocabulary: str, max_vocabulary: int | None
 ) -> Tokenizer:
-  """The tokenizer in `folder`, reduced to what the demonstrations need if so asked."""
+  """Loads the tokenizer in `folder`; if compact, reduces it to what the demonstrations need."""
   tokenizer = tokenizers.load_tokenizer(folder)
   if vocabulary == 'full':
     return tokenizer
@@ -113,7 +116,7 @@ def _tokenizer(
 
 
 def _check(vocabulary: str, max_vocabulary: int | None, annotations: str) -> None:
-  """Raises one line about the first setting that is out of its range."""
+  """Raises a one-line ValueError for the first argument that is out of range."""
   if vocabulary not in ('full', 'compact'):
     raise ValueError(f"vocabulary must be 'full' or 'compact', got {vocabulary!r}")
   if annotations not in ('strip', 'keep'):
@@ -123,7 +126,7 @@ def _check(vocabulary: str, max_vocabulary: int | None, annotations: str) -> Non
 
 
 def _examples(data_dir: str | pathlib.Path, split: str, annotations: str) -> list[Example]:
-  """The examples of a file; a demonstration begins on a new line."""
+  """Reads the examples of a file; a demonstration begins on a new line."""
   first_id = FIRST_TEST_ID if split == 'test' else 0
   examples = []
   for index, question, answer in gsm8k.load_split(data_dir, split):
@@ -138,22 +141,22 @@ def _examples(data_dir: str | pathlib.Path, split: str, annotations: str) -> lis
 
 
 def _within(examples: list[Example], key: str, tokenizer: Tokenizer, limit: int) -> list[Example]:
-  """The examples whose text at `key` has at most `limit` tokens."""
+  """Keeps the examples whose text at `key` has at most `limit` tokens."""
   kept = [example for example in examples if len(tokenizer.encode(example[key])) <= limit]
-  if key == 'prompt' and not kept:  # Without demonstrations there is much to do.
+  if key == 'prompt' and not kept:  # Having no demonstrations is allowed.
     raise ValueError(f'no prompt of {len(examples)} problems has at most {limit} tokens')
   return kept
 
 
 def _prompts(examples: list[Example]) -> list[Example]:
-  """The examples without their responses."""
+  """Returns the examples without their responses."""
   return [{key: example[key] for key in ('id', 'prompt', 'answer')} for example in examples]
 
 
 def _choose(
     examples: list[Example], name: str, count: int | None, seed: list[int]
 ) -> list[Example]:
-  """`count` of the examples at random, in their own order; all for None."""
+  """Selects `count` random examples, in their original order; all for None."""
   if count is None or not examples:
     return list(examples)
   if not 1 <= count <= len(examples):
@@ -163,7 +166,7 @@ def _choose(
 
 
 def last_number(response: str) -> str | None:
-  """The last number in a response outside its reasoning block, or None."""
+  """Returns the last number in a response outside its reasoning block, or None."""
   found = _NUMBER.findall(reasoning.final_part(response)[-_TAIL:])
   return found[-1] if found else None
 
@@ -171,10 +174,10 @@ def last_number(response: str) -> str | None:
 def strict_reward(
     prompts: list[str], responses: list[str], truncated: np.ndarray, examples: list[Example]
 ) -> np.ndarray:
-  """1 where the number after the last `####` is the answer and the response ended.
+  """Returns 1 where the number after the last `####` is the answer and the response stopped.
 
   Args:
-    prompts: n prompts; unused: the instruction holds hash marks itself.
+    prompts: n prompts; unused, because the instruction itself contains hash marks.
     responses: n decoded responses.
     truncated: bool [n]; a truncated response scores 0.
     examples: n examples with the bare number as 'answer'.
@@ -193,9 +196,9 @@ def strict_reward(
 def lenient_reward(
     prompts: list[str], responses: list[str], truncated: np.ndarray, examples: list[Example]
 ) -> np.ndarray:
-  """1 where the last number of the response is the answer, truncated or not.
+  """Returns 1 where the last number of the response is the answer, even if truncated.
 
-  Arguments and result as of `strict_reward`.
+  Arguments and result are as in `strict_reward`.
   """
   del prompts, truncated
   from jaxrl_llm.rewards import math_answer

@@ -1,11 +1,11 @@
 r"""Problems from any file of JSON objects with prompts and answers, for evaluation.
 
 Prompts are plain text; `chat.with_template` puts them into a conversation. Columns that would be
-part of a prompt (choices, context, a system text, images) and unknown ones are refused;
+part of a prompt (choices, context, a system text, images) and unknown columns are rejected;
 `data.columns` lists those that are ignored. Worked solutions are ignored too.
 
-MATH and what is laid out like it (Hendrycks et al., 2021, arXiv 2103.03874: 'problem',
-'solution' with the answer in \boxed{}, and often 'answer') are one case, `make_math_task`.
+`make_math_task` is for MATH and files with its layout (Hendrycks et al., 2021, arXiv 2103.03874:
+'problem', 'solution' with the answer in \boxed{}, and often 'answer').
 """
 
 import math
@@ -21,15 +21,15 @@ from jaxrl_llm.types import Example, RewardFn, Task
 
 MATH_INSTRUCTION = r'Reason step by step, and write the final answer in \boxed{}.'
 
-# What counts as right: the response itself, or an answer found in it in the named mode of
-# `math_answer.grade` that says the same as the true one.
+# Correctness test: the response itself must equal the true answer, or else an answer extracted
+# from it in the given mode of `math_answer.grade` must be equivalent to the true one.
 REWARDS = {'exact': '', 'math': 'lenient', 'math_strict': 'strict', 'gsm8k': 'gsm8k'}
 
 _MARKS = ('\\boxed', '\\fbox', '####')
 _IDS = ('id', 'unique_id', 'problem_id')
-# Kept of each object, for results by group; other keys could mean something else here.
+# Keys kept from each object, for results by group; other keys could be ambiguous here.
 _KEPT = ('level', 'subject', 'type', 'source')
-# Ignored: what belongs to the answer, and the ids of another tokenizer.
+# Ignored keys: those that belong to the answer, and the ids of another tokenizer.
 _ANSWER_SIDE = (
     'answer', 'solution', 'solutions', 'rationale', 'explanation', 'reasoning', 'reasoning_content',
     'thinking', 'response', 'output', 'completion', 'prompt_ids',
@@ -50,31 +50,31 @@ def make_task(
     max_prompt_tokens: int = 512,
     max_response_tokens: int = 1024,
 ) -> Task:
-  r"""Makes a task of evaluation problems only.
+  r"""Makes a task that has only evaluation problems.
 
   Args:
-    file: a JSON object a line, or a JSON array of objects.
+    file: one JSON object per line, or a JSON array of objects.
     tokenizer_dir: see `tokenizers.load_tokenizer`.
-    seed: decides which problems are used where fewer than all are.
-    prompt_field: names the prompt in each object.
-    answer_field: names the true answer, a text or a number.
-    solution_field: names a worked solution whose marked answer (in \boxed{}, or behind
-      ####) is the true one where `answer_field` is missing; '' for none.
-    instruction: stands behind each prompt, on a line of its own; '' for none.
+    seed: determines which problems are used if not all are.
+    prompt_field: key of the prompt in each object.
+    answer_field: key of the true answer, a string or a number.
+    solution_field: key of a worked solution whose marked answer (in \boxed{}, or after
+      ####) is the true one if `answer_field` is missing; '' for none.
+    instruction: appended to each prompt, on a separate line; '' for none.
     reward: one of `REWARDS`: 'exact' (the response is the answer), 'math' (a marked answer,
-      else down to the last number), 'math_strict' (a marked answer only) or 'gsm8k' (the
-      number behind ####). A truncated response scores 0; the task's lenient reward is
-      'math' with truncated responses, or 'exact' where that is the reward.
-    num_evaluation: how many problems; None for all.
-    max_prompt_tokens: L; longer prompts are left out and counted by who encodes them.
+      with fallbacks down to the last number), 'math_strict' (only a marked answer) or 'gsm8k'
+      (the number after ####). A truncated response scores 0; the task's lenient reward is
+      'math' with truncated responses allowed, or 'exact' if that is the reward.
+    num_evaluation: number of problems; None for all.
+    max_prompt_tokens: L; longer prompts are left out and counted by the code that encodes them.
     max_response_tokens: the sampler's limit.
 
   Returns:
     The task, named after the file. Its examples keep 'level', 'subject', 'type' and 'source'.
 
   Raises:
-    ValueError: the file is missing or malformed, or an object says more than a prompt and an
-      answer (one line with file, line and field), or a setting is out of its range.
+    ValueError: if the file is missing or malformed, an object has more than a prompt and an
+      answer (one line with file, line and field), or an argument is out of range.
   """
   if reward not in REWARDS:
     raise ValueError(f'reward must be one of {", ".join(REWARDS)}, got {reward!r}')
@@ -82,6 +82,7 @@ def make_task(
   examples = _read(
       file, prompt_field, answer_field, solution_field, instruction, mathematical=bool(mode)
   )
+
   return Task(
       name=pathlib.Path(file).stem,
       tokenizer=tokenizers.load_tokenizer(tokenizer_dir),
@@ -98,13 +99,13 @@ def make_task(
 
 
 def make_math_task(**options: Any) -> Task:
-  r"""`make_task` for files laid out like MATH, with an instruction to box the answer.
+  r"""Calls `make_task` for files in MATH layout, with an instruction to box the answer.
 
   Args:
-    **options: of `make_task`; they override what is usual for MATH.
+    **options: arguments of `make_task`; they override the defaults for MATH.
 
   Returns:
-    The task; its examples commonly have 'level' and 'subject' besides.
+    The task; its examples usually also have 'level' and 'subject'.
   """
   usual = {
       'prompt_field': 'problem', 'solution_field': 'solution', 'instruction': MATH_INSTRUCTION,
@@ -122,9 +123,9 @@ def _read(
     *,
     mathematical: bool,
 ) -> list[Example]:
-  """The examples of a file; errors name the file, the line and the row's id.
+  """Reads the examples of a file; errors name the file, the line and the row's id.
 
-  Answers that are compared as mathematics (`mathematical`) must be finite.
+  Answers that are compared mathematically (`mathematical`) must be finite.
   """
   examples = []
   for index, row in enumerate(jsonl.read_rows(file, required={prompt_field: str})):
@@ -141,6 +142,7 @@ def _read(
     except ValueError as error:
       name = next((f' (id {row.value[key]!r})' for key in _IDS if key in row.value), '')
       raise ValueError(f'{file}, line {row.line}{name}: {error}') from None
+
     text = f'{prompt}\n{instruction}' if instruction else prompt
     about = {key: value for key, value in row.value.items() if key in _KEPT}
     examples.append({**about, 'id': index, 'prompt': text, 'answer': answer})
@@ -148,7 +150,7 @@ def _read(
 
 
 def _answer(row: dict[str, Any], answer_field: str, solution_field: str) -> str:
-  """The true answer of a row as text."""
+  """Returns the true answer of a row as text."""
   answer = row.get(answer_field)
   if answer is None and solution_field:
     solution = row.get(solution_field)
@@ -157,12 +159,14 @@ def _answer(row: dict[str, Any], answer_field: str, solution_field: str) -> str:
           f'there must be a text in {answer_field!r} or {solution_field!r}, got '
           f'{type(solution).__name__}'
       )
-    marked = any(mark in solution for mark in _MARKS)  # Not: '... so the answer is that ...'.
+    marked = any(mark in solution for mark in _MARKS)  # Excludes '... so the answer is that ...'.
     answer = answer_extraction.extract_marked(solution) if marked else None
+
     if answer is None:
       raise ValueError(f'{solution_field!r} marks no answer (in \\boxed{{}}, or behind ####)')
   if answer is None:
     raise ValueError(f'the key {answer_field!r} is missing')
+
   if isinstance(answer, bool) or not isinstance(answer, (str, int, float)):
     raise ValueError(f'{answer_field!r} must be a text or a number, got {type(answer).__name__}')
   if isinstance(answer, float) and not math.isfinite(answer):
@@ -173,7 +177,7 @@ def _answer(row: dict[str, Any], answer_field: str, solution_field: str) -> str:
 
 
 def _choose(examples: list[Example], count: int | None, seed: int) -> list[Example]:
-  """`count` of the examples at random, in their own order; all for None."""
+  """Selects `count` random examples, in their original order; all for None."""
   if count is None:
     return examples
   if not 1 <= count <= len(examples):
@@ -183,11 +187,11 @@ def _choose(examples: list[Example], count: int | None, seed: int) -> list[Examp
 
 
 def math_reward(mode: str, *, count_truncated: bool = False) -> RewardFn:
-  """1 where the answer found in a response equals example['answer'] as mathematics.
+  """Makes a reward that is 1 where the answer in a response equals example['answer'].
 
   Args:
-    mode: how the answer is found, see `math_answer.grade`.
-    count_truncated: whether a truncated response may be right.
+    mode: how the answer is extracted, see `math_answer.grade`.
+    count_truncated: whether a truncated response may be correct.
 
   Returns:
     A `types.RewardFn`.
@@ -196,7 +200,7 @@ def math_reward(mode: str, *, count_truncated: bool = False) -> RewardFn:
   def reward(
       prompts: list[str], responses: list[str], truncated: np.ndarray, examples: list[Example]
   ) -> np.ndarray:
-    del prompts  # The instruction holds the marks that an answer is found by.
+    del prompts  # The instruction contains the answer marks.
     right = math_answer.grade_batch(
         responses, [example['answer'] for example in examples], mode=mode
     )

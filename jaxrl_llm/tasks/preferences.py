@@ -1,8 +1,8 @@
-"""Preference data as a task: prompts to sample from, chosen and rejected responses beside them.
+"""Preference data as a task: prompts to sample from, with chosen and rejected responses.
 
-Prompts are put into a chat template, or taken as plain text, or as the token ids that a published
-set carries. A response is what follows the ids of its prompt, its stop token included, so that a
-reward model reads the pairs as it will read samples. There is no verifier: rewards come from a
+Prompts are put into a chat template, or used as plain text, or as the token ids of a published
+data set. A response is everything after the ids of its prompt, including the stop token, so that a
+reward model reads the pairs in the same form as samples. There is no verifier: rewards come from a
 reward model.
 """
 
@@ -26,16 +26,16 @@ _NO_LIMIT = 2**30
 class PreferenceTask(Task):
   """A task of prompts with responses; its `reward_fn` is None.
 
-  Every example has 'prompt', 'prompt_ids' and 'source' (the name of its file); where the data has
-  them, 'messages' (the conversation), 'chosen' and 'rejected' with their 'chosen_ids' and
+  Every example has 'prompt', 'prompt_ids' and 'source' (the name of its file); if the data has
+  them, also 'messages' (the conversation), 'chosen' and 'rejected' with their 'chosen_ids' and
   'rejected_ids', and 'reward_prompt_ids' (as in the file). `demonstrations` are the training
-  examples whose prompt and chosen response fit together ('ids', 'loss_mask').
+  examples whose prompt and chosen response together fit the limit ('ids', 'loss_mask').
 
   Attributes:
-    template: what made the ids; None for plain text and for ids.
-    num_filtered: for 'train' and 'evaluation', how many prompts were too long.
-    num_repeated: how many examples were left out of `train` because they ask what held-out
-      ones ask.
+    template: the chat template of the ids; None for plain text and for data of ids.
+    num_filtered: number of prompts in 'train' and 'evaluation' that were too long.
+    num_repeated: number of examples left out of `train` because they have the prompt of a
+      held-out one.
   """
 
   template: chat_templates.ChatTemplate | None
@@ -43,7 +43,7 @@ class PreferenceTask(Task):
   num_repeated: int
 
   def pairs(self, examples: Sequence[Example]) -> list[Example]:
-    """Those of the examples whose two responses are there and not too long."""
+    """Returns the examples that have both responses, neither of them too long."""
     fits = lambda example, name: 0 < len(example.get(name, ())) <= self.max_response_tokens
     return [e for e in examples if fits(e, 'chosen_ids') and fits(e, 'rejected_ids')]
 
@@ -67,35 +67,35 @@ def make_task(
     max_vocabulary: int | None = None,
     read: ReadFn = preference_rows.read,
 ) -> PreferenceTask:
-  """Makes the task. What is too long is left out and counted, never cut.
+  """Makes the task. Prompts that are too long are left out and counted, never cut.
 
-  Which prompts are held out depends on the files and the seed only.
+  The held-out prompts depend only on the files and the seed.
 
   Args:
     files: at least one.
     tokenizer_dir: see `tokenizers.load_tokenizer`.
-    seed: decides which prompts are held out.
-    evaluation_files: what is held out, instead of a part of `files`.
+    seed: determines which prompts are held out.
+    evaluation_files: files of held-out prompts, instead of a part of `files`.
     schema: see `preference_rows.SCHEMAS`.
     fields: see `preference_rows.read`.
-    file_pad_id: the id that pads ids in the files, besides those that the tokenizer has not.
-    template: see `chat.load_template`; 'none' for prompts that are plain texts.
-    stop_tokens: what ends a response; None for what the tokenizer's folder says.
-    num_train: the first so many training examples; None for all.
-    num_evaluation: how many prompts are held out; 0 with `evaluation_files` for all of them.
+    file_pad_id: an id used as padding in the files, in addition to ids unknown to the tokenizer.
+    template: see `chat.load_template`; 'none' for plain text prompts.
+    stop_tokens: tokens that end a response; None for those of the tokenizer's directory.
+    num_train: number of training examples, from the first; None for all.
+    num_evaluation: number of held-out prompts; 0 means all of `evaluation_files`.
     max_prompt_tokens: L.
     max_response_tokens: T.
-    vocabulary: 'full', or 'compact': what all of the texts need (`tokenizers.compact`), so that it
-      depends on the files alone.
-    max_vocabulary: the limit of a compact vocabulary; None for no limit.
-    read: how a file is read, as `preference_rows.read`.
+    vocabulary: 'full', or 'compact' for what all texts need (`tokenizers.compact`), so that it
+      depends only on the files.
+    max_vocabulary: size limit of a compact vocabulary; None for no limit.
+    read: function that reads a file, like `preference_rows.read`.
 
   Returns:
     The task.
 
   Raises:
-    ValueError: a file is missing or malformed (one line with file and row), a setting is out of
-      its range, nothing is left, or the template ends replies in no stop token.
+    ValueError: if a file is missing or malformed (one line with file and row), an argument is out
+      of range, nothing is left, or the template does not end replies with a stop token.
   """
   _check(vocabulary, max_vocabulary)
   read = functools.partial(read, schema=schema, fields=fields)
@@ -104,12 +104,14 @@ def make_task(
   chat_template = None if template == 'none' else chat.load_template(template, tokenizer_dir)
   if vocabulary == 'compact':
     tokenizer = _compact(sources, chat_template, tokenizer, max_vocabulary)
+
   examples = _encode(sources, chat_template, tokenizer, file_pad_id)
   given = [example for example in examples if example['source'] in map(_name, evaluation_files)]
   train, evaluation = hold_out(
       examples, given, num_evaluation, seed,
       asks=lambda example: tuple(example['prompt_ids']), name='prompts')
   num_repeated = len(examples) - len(given or evaluation) - len(train)
+
   fitting = {
       name: [example for example in group if len(example['prompt_ids']) <= max_prompt_tokens]
       for name, group in (('train', train[:num_train]), ('evaluation', evaluation))
@@ -117,6 +119,7 @@ def make_task(
   for name, kept in fitting.items():
     if not kept:
       raise ValueError(f'no {name} prompt has at most {max_prompt_tokens} tokens')
+
   limit = max_prompt_tokens + max_response_tokens
   return PreferenceTask(
       name='preferences',
@@ -137,7 +140,7 @@ def make_task(
 
 
 def _check(vocabulary: str, max_vocabulary: int | None) -> None:
-  """Raises one line about the first setting that is out of its range."""
+  """Raises a one-line ValueError for the first argument that is out of range."""
   if vocabulary not in ('full', 'compact'):
     raise ValueError(f"vocabulary must be 'full' or 'compact', got {vocabulary!r}")
   if vocabulary == 'full' and max_vocabulary is not None:
@@ -151,7 +154,7 @@ def _name(file: str | pathlib.Path) -> str:
 def _read_all(
     files: list[str | pathlib.Path], evaluation_files: list[str | pathlib.Path], read: ReadFn
 ) -> list[tuple[str, preference_rows.Row]]:
-  """(name of the file, row) of all files."""
+  """Reads (name of the file, row) of all files."""
   every = files + evaluation_files
   names = list(map(_name, every))
   if not files or len(set(names)) < len(names):
@@ -160,14 +163,14 @@ def _read_all(
 
 
 def _messages(row: preference_rows.Row) -> list[preference_rows.Message]:
-  """The conversation of a row that has texts."""
+  """Returns the conversation of a row given as text."""
   if isinstance(row.prompt, str):
     return [{'role': 'user', 'content': row.prompt}]
   return row.prompt
 
 
 def _text(row: preference_rows.Row) -> str:
-  """The prompt of a row without a template: a text, or what the user says in one message."""
+  """Returns a row's prompt without a template: a text, or the user's only message."""
   return row.prompt if isinstance(row.prompt, str) else row.prompt[-1]['content']
 
 
@@ -177,7 +180,7 @@ def _compact(
     tokenizer: Tokenizer,
     max_size: int | None,
 ) -> Tokenizer:
-  """The tokenizer reduced to the texts of all rows."""
+  """Reduces the tokenizer to the texts of all rows."""
   texts = [text for _, row in sources for text in (row.chosen, row.rejected) if text]
   rows = [row for _, row in sources]
   if any(row.prompt is None or row.prompt_ids for row in rows):
@@ -195,7 +198,7 @@ def _encode(
     tokenizer: Tokenizer,
     file_pad_id: int | None,
 ) -> list[Example]:
-  """The examples of all rows; errors name file and row."""
+  """Makes the examples of all rows; errors name file and row."""
   examples: list[Example] = []
   for index, (source, row) in enumerate(sources):
     example: Example = {'id': index, 'source': source, 'row': row.index, 'answer': ''}
@@ -207,6 +210,7 @@ def _encode(
           "template, got 'none'"
       )
     examples.append(example)
+
   texts = [(e, row) for e, (_, row) in zip(examples, sources) if row.prompt_ids is None]
   _encode_prompts(texts, template, tokenizer)
   for example, (source, row) in zip(examples, sources):
@@ -214,11 +218,13 @@ def _encode(
       _take_ids(example, row, tokenizer, file_pad_id)
     except ValueError as error:
       raise ValueError(f'{source}, row {row.index}: {error}') from None
+
   for name in _RESPONSES:
     _encode_responses(
         [(e, getattr(row, name)) for e, row in texts if getattr(row, name)], name, template,
         tokenizer,
     )
+
   for example in examples:
     prompt, chosen = example['prompt_ids'], example.get('chosen_ids', [])
     if chosen:
@@ -246,19 +252,21 @@ def _encode_prompts(
 def _take_ids(
     example: Example, row: preference_rows.Row, tokenizer: Tokenizer, file_pad_id: int | None
 ) -> None:
-  """Adds what the row gives as ids, and the responses that it gives as text beside them."""
+  """Adds the ids of a row that has a prompt of ids, and encodes its responses given as text."""
   if row.prompt_ids is None:
     return
+
   strip = lambda ids: preference_rows.strip_padding(ids, tokenizer.vocab_size, file_pad_id)
   example['prompt_ids'] = strip(row.prompt_ids)
   example['prompt'] = tokenizer.decode(example['prompt_ids'])
   if row.reward_prompt_ids is not None:
     example['reward_prompt_ids'] = row.reward_prompt_ids
+
   for name in _RESPONSES:
     ids, text = getattr(row, f'{name}_ids'), getattr(row, name)
     if ids is not None:
       end = next((i + 1 for i, token in enumerate(ids) if token in tokenizer.stop_ids), None)
-      # Cut at its stop token, which may be what pads; one without it has no padding to keep.
+      # Cut after the stop token, which may be the pad id; without one, padding is stripped.
       stripped = strip(ids[:end])
       example[f'{name}_ids'] = stripped if end is None else ids[:end]
       example[name] = tokenizer.decode(example[f'{name}_ids'])
@@ -287,6 +295,7 @@ def _encode_responses(
     cuts = sequences.starts[1:-1]
     encoded = list(zip(
         np.split(sequences.tokens, cuts), np.split(sequences.assistant, cuts)))
+
   for (example, text), (ids, said) in zip(texts, encoded):
     reply = _last_reply(np.asarray(ids), np.asarray(said, bool))
     if reply[-1] not in tokenizer.stop_ids:
@@ -299,7 +308,7 @@ def _encode_responses(
 
 
 def _last_reply(ids: np.ndarray, said: np.ndarray) -> list[int]:
-  """The last run of ids that the assistant said."""
+  """Returns the last run of ids of the assistant."""
   end = len(said) - int(np.argmax(said[::-1]))
   gaps = np.flatnonzero(~said[:end])
   return ids[gaps[-1] + 1 if len(gaps) else 0 : end].tolist()
@@ -309,18 +318,18 @@ def hold_out(
     examples: list[Example], given: list[Example], count: int, seed: int, *,
     asks: Callable[[Example], Hashable], name: str,
 ) -> tuple[list[Example], list[Example]]:
-  """(what is left, what is held out); nothing left asks what is held out.
+  """Returns (the rest, the held-out examples), which share no question.
 
   Args:
-    examples: all of them.
-    given: those from which is held out; none for a part of all.
-    count: how many; 0 for all of `given`.
-    seed: decides which.
-    asks: what an example asks.
-    name: of the examples, for errors.
+    examples: all examples.
+    given: the examples to hold out from; if empty, all examples.
+    count: number of held-out examples; 0 for all of `given`.
+    seed: determines which examples are held out.
+    asks: returns the question of an example.
+    name: name of the examples, for errors.
 
   Raises:
-    ValueError: `count` is out of its range, or nothing is left.
+    ValueError: if `count` is out of range, or nothing is left.
   """
   pool = given or examples
   least, most = (0, len(pool)) if given else (1, len(pool) - 1)
@@ -328,10 +337,12 @@ def hold_out(
     raise ValueError(
         f'num_evaluation must lie in {least} to {most} (of {len(pool)} {name}), got {count}'
     )
+
   chosen = np.random.default_rng([seed, 2]).permutation(len(pool))[: count or len(pool)]
   held_out = [pool[index] for index in sorted(chosen)]
   asked = set(map(asks, given or held_out))
   left = [example for example in examples if asks(example) not in asked]
+
   if not left:
     raise ValueError(f'all {len(examples)} {name} ask what the held-out ones ask')
   return left, held_out

@@ -1,18 +1,17 @@
-"""Toy summarisation: name the marked words of a text, in order, and stop.
+"""Toy summarisation: list the marked letters of a text, in order, and stop.
 
-A post of 24 characters holds 2 to 4 key letters, each behind the marker `*`, among others that
-stand alone; it ends with the cue `=`. The ideal summary is the keys in order. The gold score of a
-summary of n letters of which m can be lined up with the keys in order (the longest common
-subsequence), of k keys, is
+A post of 24 characters has 2 to 4 key letters, each preceded by the marker `*`, among unmarked
+letters; it ends with the cue `=`. The ideal summary is the keys in order. For k keys and a summary
+of n letters, m of which match the keys in order (the longest common subsequence), the gold score is
 
   g = m / k − 0.5 (n − m) / n − 0.05 n,
 
 0 for the empty summary, and `MISSING_STOP` for one that does not stop. The ideal summary scores
 1 − 0.05 k: 0.9, 0.85 or 0.8.
 
-Demonstrations are noisy: in `corruption_rate` of them a key is forgotten, one is replaced by
-another letter of the post, two change places, or a letter is added. Preferences between two
-summaries are those of a Bradley-Terry judge of the gold score, P(a ≻ b) = σ((g_a − g_b) / noise).
+Demonstrations are noisy: in a fraction `corruption_rate` a key is dropped, a key is replaced by
+another letter of the post, two keys are swapped, or a letter is added. Preferences between two
+summaries come from a Bradley-Terry judge of the gold score, P(a ≻ b) = σ((g_a − g_b) / noise).
 """
 
 import numpy as np
@@ -22,16 +21,16 @@ from jaxrl_llm.types import Example, Task
 
 LETTERS = 'abcdefghijklmnopqrst'
 MARKER, CUE = '*', '='
-POST_LENGTH = 24  # Marker and cue included.
+POST_LENGTH = 24  # Including markers and cue.
 MAX_RESPONSE_TOKENS = 10
 MISSING_STOP = -1.0
 
 
 def gold_score(response: str, keys: str) -> float:
-  """The gold score of a summary that stopped; see the module.
+  """Computes the gold score of a summary that stopped; see the module docstring.
 
   Args:
-    response: its letters.
+    response: letters of the summary.
     keys: the ideal summary, not empty.
 
   Returns:
@@ -47,7 +46,7 @@ def gold_score(response: str, keys: str) -> float:
 def reward(
     prompts: list[str], responses: list[str], truncated: np.ndarray, examples: list[Example]
 ) -> np.ndarray:
-  """Gold scores as a `types.RewardFn`; `MISSING_STOP` where a response was truncated."""
+  """Computes gold scores as a `types.RewardFn`; `MISSING_STOP` for truncated responses."""
   del prompts
   scores = [gold_score(r, example['answer']) for r, example in zip(responses, examples)]
   return np.where(truncated, MISSING_STOP, scores).astype(np.float32)
@@ -56,20 +55,20 @@ def reward(
 def prefer(
     scores: np.ndarray, *, noise: float, rng: np.random.Generator
 ) -> np.ndarray:
-  """Which of two responses a noisy judge prefers.
+  """Samples which of two responses a noisy judge prefers.
 
-  P(first ≻ second) = σ((g_1 − g_2) / noise), the law of comparing g + noise · Gumbel.
+  P(first ≻ second) = σ((g_1 − g_2) / noise), the distribution of comparing g + noise · Gumbel.
 
   Args:
     scores: float [P, 2]; gold scores.
-    noise: positive; smaller is a surer judge.
-    rng: of the labels.
+    noise: positive; smaller values make the judge more certain.
+    rng: random generator of the labels.
 
   Returns:
     float32 [P, 2]; 1 for the preferred response, 0 for the other one.
 
   Raises:
-    ValueError: `noise` is not positive.
+    ValueError: if `noise` is not positive.
   """
   if not noise > 0:
     raise ValueError(f'noise must be positive, got {noise}')
@@ -88,20 +87,20 @@ def make_task(
   """Makes the task; a pure function of its arguments.
 
   The three sets of posts are disjoint. Examples have 'answer' (the keys) and 'reference' (a
-  summary as noisy as the demonstrations, which a win rate compares with).
+  summary as noisy as the demonstrations, for win rates).
 
   Args:
-    seed: decides the posts and the mistakes.
-    num_demonstrations: posts with a response.
-    num_train: posts of RL.
-    num_evaluation: held-out posts.
-    corruption_rate: the fraction of references with a mistake.
+    seed: determines the posts and the mistakes.
+    num_demonstrations: number of posts with a response.
+    num_train: number of posts for RL.
+    num_evaluation: number of held-out posts.
+    corruption_rate: fraction of references with a mistake.
 
   Returns:
     The task.
 
   Raises:
-    ValueError: a value out of its range.
+    ValueError: if a value is out of range.
   """
   sizes = {'num_evaluation': num_evaluation, 'num_demonstrations': num_demonstrations,
            'num_train': num_train}
@@ -110,16 +109,19 @@ def make_task(
       raise ValueError(f'{name} must be at least 0, got {size}')
   if not 0 <= corruption_rate <= 1:
     raise ValueError(f'corruption_rate must lie in [0, 1], got {corruption_rate}')
+
   rng = np.random.default_rng([seed, 24])
   posts: dict[str, str] = {}
   while len(posts) < sum(sizes.values()):
     post, keys = _draw_post(rng)
     posts.setdefault(post, keys)
+
   examples = [
       {'id': index, 'prompt': post, 'answer': keys,
        'reference': _corrupt(keys, post, rng) if rng.random() < corruption_rate else keys}
       for index, (post, keys) in enumerate(posts.items())
   ]
+
   held_out, rest = examples[:num_evaluation], examples[num_evaluation:]
   return Task(
       name='summarisation',
@@ -137,7 +139,7 @@ def make_task(
 
 
 def _draw_post(rng: np.random.Generator) -> tuple[str, str]:
-  """A post and its keys; no letter stands in it twice as a key and as filler."""
+  """Draws a post and its keys; no letter is both a key and a filler."""
   num_keys = int(rng.integers(2, 5))
   letters = rng.permutation(list(LETTERS))
   keys = [str(letter) for letter in letters[:num_keys]]
@@ -150,7 +152,7 @@ def _draw_post(rng: np.random.Generator) -> tuple[str, str]:
 
 
 def _corrupt(keys: str, post: str, rng: np.random.Generator) -> str:
-  """The keys with one mistake."""
+  """Returns the keys with one mistake."""
   fillers = [letter for letter in post if letter not in keys + MARKER + CUE]
   place, filler = int(rng.integers(len(keys))), str(rng.choice(fillers))
   kind = rng.integers(4)
@@ -159,13 +161,13 @@ def _corrupt(keys: str, post: str, rng: np.random.Generator) -> str:
   if kind == 1:
     return keys[:place] + filler + keys[place + 1 :]
   if kind == 2:
-    other = place % (len(keys) - 1)  # It and its right neighbour change places.
+    other = place % (len(keys) - 1)  # Swap it with its right neighbour.
     return keys[:other] + keys[other + 1] + keys[other] + keys[other + 2 :]
   return keys[:place] + filler + keys[place:]
 
 
 def _common_subsequence(a: str, b: str) -> int:
-  """Length of the longest common subsequence."""
+  """Returns the length of the longest common subsequence."""
   row = [0] * (len(b) + 1)
   for x in a:
     diagonal = 0

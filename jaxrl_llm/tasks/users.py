@@ -1,12 +1,11 @@
-"""Users for a dialogue: functions of n dialogues that give n messages, as ids to append.
+"""Simulated users: functions from n dialogues to n messages, as ids to append.
 
 A user is called with dialogues in which the policy has spoken last (`data.dialogues.Dialogues`
-with one leading axis), and returns for each of them the ids that stand before the next reply,
-what a chat template puts around the text included. What the policy said is decoded for a user
-that reads text, and stays the ids that it was. A user that draws at random does so from
-`dialogues.seeds`.
+with one leading axis). For each it returns the ids before the next reply, including those that a
+chat template puts around the text. For a user that reads text, the policy's replies are decoded;
+the dialogue keeps their ids. A user that draws random numbers seeds them with `dialogues.seeds`.
 
-`tasks.dialogue` has a user of its own; `tasks.endpoint_user` asks a server.
+`tasks.dialogue` has its own user; `tasks.endpoint_user` queries a server.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -22,20 +21,20 @@ Ids = Sequence[int]
 
 
 class FixedQuestions:
-  """Questions that were written beforehand, and do not depend on the replies: setting two."""
+  """Fixed questions that do not depend on the replies: setting two."""
 
   def __init__(self, questions: Mapping[int, Sequence[Ids]]):
-    """Takes example id -> the messages behind replies 0, 1, ..., as ids."""
+    """Stores the questions: example id -> the messages after replies 0, 1, ..., as ids."""
     self._questions = questions
 
   def num_turns(self, example_ids: np.ndarray) -> np.ndarray:
-    """int32 [...]; replies of the dialogue of each example: one more than its questions."""
+    """Returns the number of replies per dialogue, int32 [...]: one more than its questions."""
     ids = np.asarray(example_ids)
     counts = [1 + len(self._of(index)) for index in ids.reshape(-1)]
     return np.array(counts, np.int32).reshape(ids.shape)
 
   def __call__(self, dialogues: Dialogues) -> list[Ids]:
-    """The next question of each; ValueError where there is none."""
+    """Returns the next question of each dialogue; raises ValueError if there is none."""
     messages = []
     for index, turn in zip(dialogues.example_ids, dialogues.num_replies - 1):
       questions = self._of(index)
@@ -54,7 +53,7 @@ class FixedQuestions:
 
 
 def questions_of(dialogues: Dialogues) -> FixedQuestions:
-  """What the users of some dialogues said, to be asked again whatever is replied."""
+  """Makes a user that repeats the users' messages of given dialogues, for any replies."""
   return FixedQuestions({
       int(dialogues.example_ids[row]): dialogues.turns(row)[2::2] for row in range(len(dialogues))
   })
@@ -63,19 +62,19 @@ def questions_of(dialogues: Dialogues) -> FixedQuestions:
 def encode_questions(
     examples: Sequence[Example], template: chat_templates.ChatTemplate, tokenizer: Tokenizer
 ) -> tuple[list[Example], FixedQuestions]:
-  """Questions within a chat template.
+  """Puts questions into a chat template.
 
   Args:
-    examples: with 'id', 'questions' (texts, at least one) and 'system' (a text, or '').
-    template: of the conversation.
-    tokenizer: of the ids.
+    examples: examples with 'id', 'questions' (texts, at least one) and 'system' (a text, or '').
+    template: the chat template.
+    tokenizer: the tokenizer of the ids.
 
   Returns:
-    (the examples with 'prompt' and 'prompt_ids', the first question up to where the reply
-    begins; the user that asks the others).
+    (the examples with 'prompt' and 'prompt_ids', which hold the first question up to the start of
+    the reply; the user that asks the other questions).
 
   Raises:
-    ValueError: as of `dialogue_rows.make_frame`.
+    ValueError: as in `dialogue_rows.make_frame`.
   """
   frame = dialogue_rows.make_frame(template, tokenizer)
   first = lambda example: [
@@ -94,46 +93,46 @@ def encode_questions(
 
 
 class Marked:
-  """What a simulated user says to the policy, out of all that it says.
+  """Extracts a simulated user's message to the policy from its full answer.
 
-  It is asked to think first, and to write its question behind a mark. One that forgets the mark is
-  taken at its word, and counted. The mark is looked for in the text: as ids it is spelt in as many
-  ways as there are words before and behind it.
+  The user is told to think first and to write its question after a mark. If the mark is missing,
+  the full text is used and counted (`pop_unmarked`). The mark is searched for in the text: its ids
+  depend on the words before and after it.
   """
 
   def __init__(self, mark: str, write: Callable[[str], Ids]):
-    """Takes the mark, and what makes a text ids to append (`dialogue_rows.Frame.write`)."""
+    """Stores the mark, and the function from text to ids (`dialogue_rows.Frame.write`)."""
     self._mark, self._write = mark, write
     self._said = self._unmarked = 0
 
   def __call__(self, text: str) -> Ids:
-    """The ids of what follows the last mark, of all where there is none."""
+    """Returns the ids of the text after the last mark, or of the full text if there is none."""
     question, found = behind_last(text, self._mark)
     self._said += 1
     self._unmarked += not found
     return self._write(question)
 
   def pop_unmarked(self) -> float:
-    """The share without a mark since the last call; NaN where nothing was said."""
+    """Returns the fraction without a mark since the last call; NaN if there were no messages."""
     share = self._unmarked / self._said if self._said else float('nan')
     self._said = self._unmarked = 0
     return share
 
 
 def behind_last(text: str, mark: str) -> tuple[str, bool]:
-  """(what follows the last `mark`, all where there is none; whether there is one).
+  """Returns (the text after the last `mark`, or all if there is none; whether there is one).
 
-  Asterisks and underscores right behind the mark go with it: models print it in bold.
+  Asterisks and underscores right after the mark are dropped: models print it in bold.
   """
   _, found, rest = text.rpartition(mark)
   return (rest.lstrip('*_') if found else rest).strip(), bool(found)
 
 
 class ModelUser:
-  """Another policy, of the same vocabulary, that plays the user: setting one.
+  """Another policy with the same vocabulary that plays the user: setting one.
 
-  It reads `opening`, the transcript and `request`; what it says, up to its stop token, is handed to
-  `write`, which makes the message of it.
+  It reads `opening`, the transcript and `request`. Its answer, up to the stop token, is passed to
+  `write`, which makes the message.
   """
 
   def __init__(
@@ -152,15 +151,15 @@ class ModelUser:
     """Makes the user.
 
     Args:
-      sample: a jitted sampler with one sample a prompt (in the paper at temperature 0.8).
-      params: of the model.
-      key: of its noise, together with the dialogues' seeds.
-      slots: tokens of its longest prompt; every prompt is padded to them.
-      rows: dialogues that are sampled at once; it compiles for this many.
+      sample: a jitted sampler with one sample per prompt (temperature 0.8 in the paper).
+      params: parameters of the model.
+      key: PRNG key for sampling noise, combined with the dialogues' seeds.
+      slots: maximum prompt length; every prompt is padded to it.
+      rows: dialogues per sampler call; the sampler is compiled for this batch size.
       opening: ids before the transcript.
-      request: ids behind it.
-      close_ids: what ends the last reply in the transcript where it did not stop.
-      write: ids that it said -> ids to append.
+      request: ids after the transcript.
+      close_ids: ids that end the last reply in the transcript if it did not stop.
+      write: ids of an answer -> ids to append.
     """
     if rows < 1:
       raise ValueError(f'rows must be at least 1, got {rows}')
@@ -175,10 +174,12 @@ class ModelUser:
     for start in range(0, len(dialogues), self._rows):
       part = dialogues[start : start + self._rows]
       prompts, lengths = self._prompts(part)
-      # Rows that fill up the last part are its first, once more.
+
+      # The last part is padded by repeating its rows.
       fill = np.resize(np.arange(len(part)), self._rows)
       seeds = (part.seeds >> 1).astype(np.int32)
       said = self._sample(self._params, prompts[fill], lengths[fill], seeds[fill], self._key)
+
       tokens, lengths, reasons = (
           np.asarray(x)[:, 0] for x in (said.tokens, said.lengths, said.stop_reason))
       messages += [
@@ -188,11 +189,11 @@ class ModelUser:
     return messages
 
   def _prompts(self, part: Dialogues) -> tuple[np.ndarray, np.ndarray]:
-    """What the model reads, left-padded to the fixed slots."""
+    """Returns the model's prompts, left-padded to the fixed slots."""
     prompts = np.full((len(part), self._slots), part.pad_id, np.int32)
     lengths = np.zeros(len(part), np.int32)
     for row in range(len(part)):
-      # The transcript has these ids only once the message stands behind them.
+      # The dialogue gets these ids only when the next message is appended.
       cut = part.stop_reason[row, part.num_replies[row] - 1] == TRUNCATED
       ids = np.concatenate([
           self._opening, *part.turns(row), self._close_ids if cut else [], self._request,

@@ -1,4 +1,4 @@
-"""One step and the loop around it: optimizers, checkpoints, metrics, randomness."""
+"""Train step and training loop: optimizers, checkpoints, metrics, randomness."""
 
 from jaxrl_llm import _lazy
 

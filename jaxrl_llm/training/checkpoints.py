@@ -1,12 +1,12 @@
 """Checkpoints: the only file that knows Orbax.
 
-A checkpoint is an array tree plus a JSON document, written asynchronously into a temporary folder
-that is renamed when it is complete. Before the rename a list of checksums is added to it: Orbax
-itself reads a flipped bit without complaint. On restore the newest checkpoint that passes is
-taken; those that fail are moved aside, never deleted.
+A checkpoint is an array tree plus a JSON document, written asynchronously into a temporary
+directory that is renamed when it is complete. Checksums are added before the rename, because
+Orbax itself reads a flipped bit without complaint. Restoring takes the newest checkpoint that
+passes; those that fail are moved aside, never deleted.
 
-Trees are stored flat, by the path of each leaf ('params.policy.embedder.embedding'), so that
-what is on the disk does not depend on Python classes, and a mismatch can name the parameter.
+Trees are stored flat, by the path of each leaf ('params.policy.embedder.embedding'). The files
+on disk therefore do not depend on Python classes, and a mismatch can name the parameter.
 """
 
 import contextlib
@@ -32,17 +32,17 @@ _TEMPORARY = '.orbax-checkpoint-tmp'
 
 
 class CheckpointError(ValueError):
-  """A checkpoint that cannot be used; one line for the user."""
+  """Raised for a checkpoint that cannot be used; the message is one line."""
 
 
 class Restored(NamedTuple):
-  """What `Checkpoints.restore_latest` returns.
+  """Result of `Checkpoints.restore_latest`.
 
   Attributes:
     step: the step at which it was saved.
-    state: shaped and sharded as the abstract state.
+    state: shaped and sharded like the abstract state.
     metadata: the JSON object given to `save`.
-    warnings: one line for every newer checkpoint that was passed over.
+    warnings: one line for each newer checkpoint that was skipped.
   """
 
   step: int
@@ -55,11 +55,11 @@ class Checkpoints:
   """The checkpoints of one run: saves asynchronously, keeps the newest few, restores."""
 
   def __init__(self, directory: str | os.PathLike, *, keep: int = 2):
-    """Opens the folder; what a killed save left half-written is removed.
+    """Opens the directory and removes what a killed save left half-written.
 
     Args:
-      directory: the folder; made if missing.
-      keep: how many of the newest checkpoints stay; at least 2, so that one is left when the
+      directory: where the checkpoints are; created if missing.
+      keep: how many of the newest checkpoints to keep; at least 2, so that one is left if the
         newest turns out to be corrupt.
 
     Raises:
@@ -67,9 +67,11 @@ class Checkpoints:
     """
     if keep < 2:
       raise ValueError(f'checkpoints kept must be at least 2, got {keep} (config.keep)')
+
     _quiet_libraries()
     self._directory = pathlib.Path(directory).absolute()
     self._saving: int | None = None
+
     with _one_line_errors(self._directory):
       self._directory.mkdir(parents=True, exist_ok=True)
       self._remove_temporary()
@@ -83,26 +85,28 @@ class Checkpoints:
       )
 
   def steps(self) -> list[int]:
-    """Steps of the complete checkpoints, oldest first."""
+    """Returns the steps of the complete checkpoints, oldest first."""
     return sorted(self._manager.all_steps(read=True))
 
   def save(self, step: int, state: Any, metadata: Mapping[str, Any]) -> None:
-    """Starts to save; returns when the arrays have been copied, before they are on the disk.
+    """Starts a save; returns once the arrays are copied, before they are on disk.
 
     Args:
-      step: optimizer steps taken. A step that is saved already is left as it is.
+      step: optimizer steps taken. A step that is already saved is left unchanged.
       state: a pytree of arrays; typed PRNG keys are allowed.
       metadata: a JSON object (offsets, fingerprints, data position).
 
     Raises:
-      OSError: if the disk is full, now or in the save before; complete checkpoints stay usable.
+      OSError: if the disk is full, now or in the previous save; complete checkpoints stay usable.
     """
     arrays, tree = _flatten(state)
     document = {'metadata': metrics.plain(metadata), 'tree': tree}
+
     with _one_line_errors(self._directory, on_failure=self._remove_temporary):
       self._manager.wait_until_finished()
       if step in self._manager.all_steps():
         return
+
       self._saving = step
       self._manager.save(
           step,
@@ -113,51 +117,56 @@ class Checkpoints:
       )
 
   def wait(self) -> None:
-    """Waits until the save under way is complete; raises as `save` does."""
+    """Waits for the pending save to complete; raises like `save`."""
     with _one_line_errors(self._directory, on_failure=self._remove_temporary):
       self._manager.wait_until_finished()
 
   def close(self) -> None:
-    """Waits, then releases the threads. Call it once, last."""
+    """Waits, then releases the threads. Call it once, at the end."""
     try:
       self.wait()
     finally:
-      with contextlib.suppress(Exception):  # A failure was raised by wait().
+      with contextlib.suppress(Exception):  # wait() has raised any failure.
         self._manager.close()
 
   def restore_latest(self, abstract_state: Any) -> Restored | None:
-    """Restores the newest checkpoint that is sound.
+    """Restores the newest intact checkpoint.
 
     Args:
       abstract_state: the tree to restore into: `jax.ShapeDtypeStruct`s with shardings, or arrays.
-        The shardings may differ from those at the time of saving (another mesh). A leaf without
-        one goes to the first device.
+        The shardings may differ from those used for saving (another mesh). A leaf without one
+        goes to the first device.
 
     Returns:
-      The checkpoint, or None if there is none at all.
+      The checkpoint, or None if there is none.
 
     Raises:
-      CheckpointError: if all are corrupt, or the newest sound one has other parameters (the
-        line names the first that differs).
+      CheckpointError: if all are corrupt, or the newest intact one has different parameters (the
+        message names the first that differs).
     """
     self.wait()
     steps = self.steps()
+
     problems: dict[int, str] = {}
+
+    # Newest first, until one is intact.
     for step in reversed(steps):
       folder = self._directory / str(step)
       problem = _find_damage(folder)
+
       if problem is None:
         try:
           state, metadata = _read(folder, abstract_state)
         except CheckpointError:
           raise
-        except Exception as error:  # Orbax raises whatever its readers raise.
+        except Exception as error:  # Orbax passes on its readers' exceptions.
           if (folder / _CHECKSUMS).exists():
-            raise  # Every byte is as written: this is not damage.
+            raise  # The bytes are as written: not damage.
           problem = f'{type(error).__name__}: {_first_line(error)}'
       if problem is None:
         return Restored(step, state, metadata, self._set_aside(problems, step))
       problems[step] = problem
+
     if problems:
       newest = max(problems)
       raise CheckpointError(
@@ -176,16 +185,18 @@ class Checkpoints:
         while target.exists():
           target = target.with_name(target.name + '_')
         os.rename(self._directory / str(step), target)
+
       warnings.append(
           f'checkpoint {step} is corrupt ({problem}); moved to {target}, continuing from step '
           f'{good_step}'
       )
+
     if problems:
       self._manager.reload()
     return warnings
 
   def _add_checksums(self) -> None:
-    """Called by Orbax when all files of a checkpoint stand, before the rename."""
+    """Called by Orbax when all files of a checkpoint are written, before the rename."""
     if jax.process_index() == 0:
       folder = self._directory / f'{self._saving}{_TEMPORARY}'
       _write_checksums(folder if folder.exists() else self._directory / str(self._saving))
@@ -197,22 +208,26 @@ class Checkpoints:
 
 
 def save_params(directory: str | os.PathLike, params: Any, metadata: Mapping[str, Any]) -> None:
-  """Writes parameters alone, for runs that start from them (`policy_init_from`).
+  """Writes parameters only, for runs that start from them (`policy_init_from`).
 
   Args:
-    directory: the folder; replaced if it exists, when the new one is complete.
+    directory: where to write; if it exists, it is replaced once the new one is complete.
     params: a pytree of arrays.
-    metadata: what a reader must agree with: 'tokenizer' (its fingerprint), 'model' (its config).
+    metadata: must match when the parameters are loaded: 'tokenizer' (fingerprint), 'model'
+      (config).
 
   Raises:
     OSError: if the disk is full.
   """
   _quiet_libraries()
   directory = pathlib.Path(directory).absolute()
+
   files.remove_leftovers_of(directory)
   temporary = files.temporary_path(directory)
+
   arrays, tree = _flatten(params)
   document = {'metadata': metrics.plain(metadata), 'tree': tree}
+
   with _one_line_errors(directory, on_failure=lambda: shutil.rmtree(temporary, True)):
     directory.parent.mkdir(parents=True, exist_ok=True)
     with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as checkpointer:
@@ -234,50 +249,53 @@ def load_params(
     expected: Mapping[str, Any] | None = None,
     cast: bool = False,
 ) -> tuple[Any, dict[str, Any]]:
-  """Reads what `save_params` wrote.
+  """Reads parameters written by `save_params`.
 
   Args:
-    directory: the folder.
+    directory: where they were written.
     abstract_params: shapes, dtypes and shardings to restore into.
-    expected: metadata that must agree, such as {'tokenizer': fingerprint, 'model': {...}}.
-    cast: whether parameters of another dtype are converted; otherwise they are refused.
+    expected: metadata that must match, such as {'tokenizer': fingerprint, 'model': {...}}.
+    cast: whether to convert parameters of another dtype; otherwise they are rejected.
 
   Returns:
     The parameters and the metadata.
 
   Raises:
-    FileNotFoundError: if there is no such folder.
-    CheckpointError: if it is damaged, or made for another tokenizer or model; the line names
+    FileNotFoundError: if there is no such directory.
+    CheckpointError: if it is damaged, or made for another tokenizer or model; the message names
       what differs, with both values.
   """
   _quiet_libraries()
   directory = pathlib.Path(directory).absolute()
   if not directory.is_dir():
     raise FileNotFoundError(f'no parameters at {directory} (config.policy_init_from)')
+
   problem = _find_damage(directory)
   if problem is None and not (directory / 'document').is_dir():
     problem = 'it was not written by save_params'
   if problem is not None:
     raise CheckpointError(f'the parameters at {directory} cannot be read: {problem}')
+
   found = _read_document(directory)['metadata']
   for name, ours, theirs in _differences(metrics.plain(expected or {}), found):
     raise CheckpointError(
         f'{name} of the parameters at {directory} is {theirs!r}, this run has {ours!r}'
     )
+
   return _read(directory, abstract_params, cast=cast)
 
 
 def read_metadata(directory: str | os.PathLike) -> dict[str, Any]:
-  """The metadata of what `save_params` wrote, without its arrays.
+  """Reads the metadata written by `save_params`, without the arrays.
 
   Args:
-    directory: the folder.
+    directory: where the parameters were written.
 
   Returns:
     The JSON object given to `save_params`.
 
   Raises:
-    CheckpointError: the folder holds no parameters, or they are damaged.
+    CheckpointError: if the directory holds no parameters, or they are damaged.
   """
   _quiet_libraries()
   directory = pathlib.Path(directory).absolute()
@@ -293,7 +311,7 @@ def read_metadata(directory: str | os.PathLike) -> dict[str, Any]:
 
 
 def _flatten(tree: Any) -> tuple[dict[str, Any], dict[str, Any]]:
-  """Arrays by path with keys as plain data, and a description of them."""
+  """Returns arrays by path, with PRNG keys as plain data, and a description of each."""
   arrays, description = {}, {}
   for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
     name = jax.tree_util.keystr(path, simple=True, separator='.')
@@ -312,16 +330,19 @@ def _read(
 ) -> tuple[Any, dict[str, Any]]:
   document = _read_document(folder)
   saved = document['tree']
+
   leaves, treedef = jax.tree_util.tree_flatten_with_path(abstract_tree)
   wanted = {
       jax.tree_util.keystr(path, simple=True, separator='.'): leaf for path, leaf in leaves
   }
   _check_tree(folder, saved, wanted, cast=cast)
+
   abstract = {name: _abstract_data(leaf) for name, leaf in wanted.items()}
   with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as checkpointer:
     arrays = checkpointer.restore(
         folder, args=ocp.args.Composite(state=ocp.args.StandardRestore(abstract))
     ).state
+
   restored = []
   for name, leaf in wanted.items():
     array = arrays[name]
@@ -329,6 +350,7 @@ def _read(
       array = jax.random.wrap_key_data(array, impl=saved[name]['implementation'])
       array = jax.device_put(array, _sharding(leaf))
     restored.append(array)
+
   return jax.tree_util.tree_unflatten(treedef, restored), document['metadata']
 
 
@@ -348,6 +370,7 @@ def _check_tree(
       raise CheckpointError(f'{folder} holds {shown}, which this run does not have')
     if name not in saved:
       raise CheckpointError(f'{folder} does not hold {shown}, which this run has')
+
     there = saved[name]['dtype'], tuple(saved[name]['shape'])
     here = str(wanted[name].dtype), tuple(wanted[name].shape)
     if there[1] != here[1] or (there != here and not cast):
@@ -372,7 +395,7 @@ def _is_key(leaf: Any) -> bool:
 
 
 def _write_checksums(folder: pathlib.Path) -> None:
-  # Only what is restored from: Orbax rewrites the files at the top after this.
+  # Subdirectories only, which restoring reads: Orbax rewrites the top-level files after this.
   checksums = {
       path.relative_to(folder).as_posix(): _checksum(path)
       for path in sorted(folder.glob('*/**/*'))
@@ -382,10 +405,11 @@ def _write_checksums(folder: pathlib.Path) -> None:
 
 
 def _find_damage(folder: pathlib.Path) -> str | None:
-  """What is wrong with a checkpoint's files; None if nothing, or if it has no checksums."""
+  """Describes damage to a checkpoint's files; None if intact, or if it has no checksums."""
   path = folder / _CHECKSUMS
   if not path.exists():
     return None
+
   try:
     checksums = json.loads(path.read_bytes())
     for name, checksum in checksums.items():
@@ -435,7 +459,7 @@ def _first_line(error: BaseException) -> str:
 
 
 def _quiet_libraries() -> None:
-  """Keeps Orbax's own log off the user's terminal; what matters is raised or returned."""
+  """Silences Orbax's logging on the terminal; anything important is raised or returned."""
   absl_logging.set_verbosity(absl_logging.FATAL)
   logging.getLogger('asyncio').setLevel(logging.CRITICAL)
   if sys.unraisablehook is sys.__unraisablehook__:
@@ -443,8 +467,8 @@ def _quiet_libraries() -> None:
 
 
 def _print_unraisable(unraisable: Any) -> None:
-  # One array that cannot be written ends Orbax's loop, and each other array that then fails would
-  # print a traceback from a thread of TensorStore's; the first failure is raised and says it all.
+  # One array that cannot be written ends Orbax's event loop. Every other array then fails too and
+  # would print a traceback from a TensorStore thread; the first failure, which is raised, suffices.
   if str(unraisable.exc_value) != 'Event loop is closed':
     sys.__unraisablehook__(unraisable)
 

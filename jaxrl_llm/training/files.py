@@ -1,21 +1,21 @@
-"""Files and directories that appear whole or not at all, and what killed processes left of them.
+"""Atomic writes of files and directories, and cleanup after killed processes.
 
-Everything is written under a temporary name in the same directory and renamed when it is complete:
+Everything is written under a temporary name in the same directory and renamed when complete:
 
-  .NAME.HOST-PID-START.tmp   NAME while it is written (Orbax appends .orbax-checkpoint-tmp)
+  .NAME.HOST-PID-START.tmp   NAME while it is being written (Orbax appends .orbax-checkpoint-tmp)
   .NAME.HOST-PID-START.old   the directory that NAME is about to replace
 
-HOST is a hash that identifies the machine, PID the process and START its start time. A process
-that is killed cannot remove its temporary files; a later one does, if the writer is dead:
+HOST is a hash that identifies the machine, PID the process and START its start time. A killed
+process cannot remove its temporary files; a later process removes them if the writer is dead:
 
   - HOST is this machine: no such PID is alive, or it now belongs to a process with another START.
-  - HOST is another machine (a shared file system) or another container, whose processes cannot be
-    checked: nothing in it has changed for a day.
-  - Earlier versions wrote .NAME.PID.tmp: taken as a process of this machine.
+  - HOST is another machine (shared file system) or another container, whose processes cannot be
+    checked: nothing in the file or directory has changed for a day.
+  - .NAME.PID.tmp, written by earlier versions: treated as a process of this machine.
 
-Nothing with any other name is touched, links are not followed, and what cannot be removed stays.
+Other names are never touched, links are not followed, and anything that cannot be removed stays.
 
-This module needs the standard library only: the launcher uses it before flags are parsed.
+This module imports only the standard library: the launcher uses it before flags are parsed.
 """
 
 import contextlib
@@ -29,7 +29,7 @@ import shutil
 import time
 from collections.abc import Iterator
 
-_FOREIGN_SECONDS = 24 * 60 * 60.0  # How long a file of another machine is left alone.
+_FOREIGN_SECONDS = 24 * 60 * 60.0  # How long another machine's file is left alone.
 
 _TEMPORARY = re.compile(
     r'(?:\.(?P<name>.+)|.+\.jsonl)\.'  # Earlier versions wrote NAME.jsonl.PID.tmp.
@@ -38,24 +38,24 @@ _TEMPORARY = re.compile(
 
 
 def temporary_path(path: str | os.PathLike) -> pathlib.Path:
-  """The temporary name under which this process writes `path`; in the same directory."""
+  """Returns the temporary name, in the same directory, under which this process writes `path`."""
   path, pid = pathlib.Path(path), os.getpid()
   return path.with_name(f'.{path.name}.{_host()}-{pid}-{_start_time(pid) or 0}.tmp')
 
 
 @contextlib.contextmanager
 def replacing(path: str | os.PathLike) -> Iterator[pathlib.Path]:
-  """Writes a file: all of it or nothing.
+  """Writes a file atomically.
 
   Args:
-    path: the file; its directory exists.
+    path: the file to write; its directory must exist.
 
   Yields:
-    The temporary path to write to. It is renamed to `path` after the block, once it is on the
-    disk, and removed if the block raises.
+    The temporary path to write to. After the block it is synced to disk and renamed to `path`; if
+    the block raises, it is removed.
 
   Raises:
-    OSError: if it cannot be written; a file that was at `path` is then unchanged.
+    OSError: if it cannot be written; an existing file at `path` is then unchanged.
   """
   remove_leftovers_of(path)
   temporary = temporary_path(path)
@@ -73,8 +73,8 @@ def replacing(path: str | os.PathLike) -> Iterator[pathlib.Path]:
 def replace_directory(temporary: pathlib.Path, directory: pathlib.Path) -> None:
   """Renames a complete `temporary_path(directory)` to `directory`, which may exist.
 
-  A kill between the two renames leaves the previous directory under its `.old` name, and
-  `remove_leftovers` puts it back.
+  A kill between the two renames leaves the previous directory under its `.old` name;
+  `remove_leftovers` restores it.
   """
   if not directory.exists():
     os.rename(temporary, directory)
@@ -83,19 +83,19 @@ def replace_directory(temporary: pathlib.Path, directory: pathlib.Path) -> None:
   old = temporary.with_suffix('.old')
   os.rename(directory, old)
   os.rename(temporary, directory)
-  os.rename(old, temporary)  # An .old directory is always complete: it may be put back.
+  os.rename(old, temporary)  # An .old directory is always complete: it may be restored.
   _remove(temporary)
 
 
 def remove_leftovers(workdir: str | os.PathLike) -> None:
-  """Removes what dead processes left anywhere below a directory; never raises OSError."""
+  """Removes leftovers of dead processes anywhere below a directory; never raises OSError."""
   for folder, folders, names in os.walk(workdir):
     for name in (*folders, *names):
       _remove_if_stale(pathlib.Path(folder, name))
 
 
 def remove_leftovers_of(path: str | os.PathLike) -> None:
-  """Removes what dead processes left of attempts to write `path`; never raises OSError."""
+  """Removes leftovers of dead processes that were writing `path`; never raises OSError."""
   path = pathlib.Path(path)
   with contextlib.suppress(OSError):
     for name in os.listdir(path.parent):
@@ -104,7 +104,7 @@ def remove_leftovers_of(path: str | os.PathLike) -> None:
 
 
 def sync(path: pathlib.Path) -> None:
-  """Waits until a file or a directory is on the disk."""
+  """Waits until a file or directory is on disk."""
   descriptor = os.open(path, os.O_RDONLY)
   try:
     os.fsync(descriptor)
@@ -120,7 +120,7 @@ def _remove_if_stale(path: pathlib.Path) -> None:
   with contextlib.suppress(OSError):
     is_old = match['kind'] == 'old'
     if path.is_symlink() or (is_old and not (match['name'] and path.is_dir())):
-      return  # Not ours: no link, and only directories are renamed to .old.
+      return  # Not ours: we write no links, and rename only directories to .old.
     if not _is_stale(path, match):
       return
     if is_old and not os.path.lexists(path.with_name(match['name'])):
@@ -130,7 +130,7 @@ def _remove_if_stale(path: pathlib.Path) -> None:
 
 
 def _is_stale(path: pathlib.Path, match: re.Match) -> bool:
-  """Whether the process that wrote a temporary file is dead, as far as one can know."""
+  """Returns whether the writer of a temporary file is dead, as far as can be known."""
   if match['host'] not in (None, _host()):
     changed = max(os.lstat(each).st_mtime for each in (path, *path.rglob('*')))
     return time.time() - changed > _FOREIGN_SECONDS
@@ -149,7 +149,7 @@ def _remove(path: pathlib.Path) -> None:
 
 @functools.cache
 def _host() -> str:
-  """Eight hex digits for this machine, and for the namespace of its PIDs in a container."""
+  """Returns eight hex digits that identify this machine and, in a container, its PID namespace."""
   parts = [platform.node()]
   with contextlib.suppress(OSError):
     parts.append(pathlib.Path('/etc/machine-id').read_text(errors='replace'))
@@ -159,18 +159,18 @@ def _host() -> str:
 
 
 def _start_time(pid: int) -> int | None:
-  """When a process of this machine started.
+  """Returns the start time of a process on this machine.
 
   Args:
     pid: positive.
 
   Returns:
-    Clock ticks since boot (Linux), 0 if the process is alive and that is not known, None if it is
-    dead; one that is dead and not yet waited for counts as dead.
+    Clock ticks since boot (Linux), 0 if the process is alive but its start time is unknown, None
+    if it is dead (including zombies).
   """
   with contextlib.suppress(OSError, ValueError, IndexError):
     text = pathlib.Path(f'/proc/{pid}/stat').read_text(errors='replace')
-    fields = text.rpartition(')')[2].split()  # What follows the name, which may hold anything.
+    fields = text.rpartition(')')[2].split()  # After the process name, which may hold anything.
     return None if fields[0] in 'ZX' else int(fields[19])
 
   if os.name != 'posix':

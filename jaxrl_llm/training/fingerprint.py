@@ -1,4 +1,4 @@
-"""A short name for a set of parameters, for provenance."""
+"""Fingerprints of parameters, for provenance."""
 
 import hashlib
 
@@ -9,12 +9,12 @@ from jaxrl_llm.types import Params
 
 
 def of_params(params: Params) -> str:
-  """sha256 over paths, shapes, dtypes and bytes of all leaves; 16 hexadecimal digits.
+  """Hashes the paths, shapes, dtypes and bytes of all leaves (sha256, 16 hex digits).
 
-  Two sets of parameters have the same fingerprint exactly if they are bit-identical.
+  Two sets of parameters have the same fingerprint if and only if they are bit-identical.
 
   Args:
-    params: a pytree of arrays; they are brought to the host one at a time.
+    params: a pytree of arrays; they are copied to the host one at a time.
 
   Returns:
     The fingerprint.

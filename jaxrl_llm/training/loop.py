@@ -1,4 +1,4 @@
-"""Helpers for the loop that stands, visibly, in a binary.
+"""Helpers for the training loop, which each binary writes out explicitly.
 
   with loop.Stopper() as stopper:
     keeper = loop.Keeper(checkpoints, files=..., total=total, save_every=50, stopper=stopper)
@@ -12,8 +12,8 @@
         bar.update(1, reward=values['rollout/reward'])
         keeper.after_step(step + 1, state)
 
-`step` counts from 0: metrics of the update that follows `step` updates carry `step`, so that an
-evaluation before any training stands in line 0; a checkpoint carries the number of updates taken.
+`step` counts from 0: the metrics of an update carry the number of updates before it, so that an
+evaluation before any training has step 0. A checkpoint carries the number of updates taken.
 """
 
 import contextlib
@@ -29,31 +29,31 @@ import tqdm
 
 from jaxrl_llm.training import metrics
 
-# Nats, a mean over tokens or over whole responses; float32 gives 1e-5, bfloat16 on CPU 0.
+# Nats, a mean over tokens or whole responses. float32 gives 1e-5, bfloat16 on CPU 0.
 LARGEST_INITIAL_LOG_RATIO = 1e-3
-INTERRUPTED = 130  # Exit status after Ctrl-C: 128 + SIGINT, as shells have it.
-_EXTREME = 1e12  # Metrics beyond this are named beside one that is not finite.
+INTERRUPTED = 130  # Exit status after Ctrl-C: 128 + SIGINT, as in shells.
+_EXTREME = 1e12  # The error for a non-finite metric also names metrics beyond this.
 
 
 class NonFiniteLossError(ValueError):
-  """A loss or gradient that is NaN or infinite: that update was not applied."""
+  """Raised if a loss or gradient is NaN or infinite: that update was not applied."""
 
 
 class Interrupted(SystemExit):
-  """Ends the process with status 130 after a graceful stop."""
+  """Raised after a graceful stop; ends the process with status 130."""
 
   def __init__(self):
     super().__init__(INTERRUPTED)
 
 
 class Stopper:
-  """Lets the first Ctrl-C finish the step under way; the second one kills.
+  """Lets the current step finish after the first Ctrl-C; the second one kills.
 
-  A context manager. It takes over SIGINT, and SIGTERM, which preemption sends; it can only be
+  A context manager. It handles SIGINT and SIGTERM (which preemption sends), and can only be
   entered in the main thread.
 
   Attributes:
-    requested: whether a stop was asked for.
+    requested: whether a stop was requested.
   """
 
   def __init__(self):
@@ -70,10 +70,10 @@ class Stopper:
       signal.signal(number, handler)
 
   def check(self, message: str = 'stopped') -> None:
-    """Ends the process, if a stop was asked for; call it where nothing would be lost.
+    """Ends the process if a stop was requested; call it where nothing would be lost.
 
     Args:
-      message: what the user is told, before how to resume.
+      message: printed before the hint on how to resume.
 
     Raises:
       Interrupted: with status 130, if a stop was requested.
@@ -92,7 +92,7 @@ class Stopper:
 
 
 class Progress:
-  """A progress bar on a terminal, a line every few seconds elsewhere."""
+  """A progress bar on a terminal; otherwise a line every few seconds."""
 
   def __init__(
       self,
@@ -106,17 +106,18 @@ class Progress:
     """Shows nothing yet.
 
     Args:
-      total: steps in all.
-      description: what is counted, such as 'stage 2'.
+      total: total number of steps.
+      description: label of the bar, such as 'stage 2'.
       start: steps done before this process.
-      stream: by default stderr.
-      line_every_seconds: how often a line is written where there is no terminal.
+      stream: where to write; stderr by default.
+      line_every_seconds: time between lines if `stream` is not a terminal.
     """
     self._description, self._total, self._done = description, total, start
     self._stream = sys.stderr if stream is None else stream
     self._every = line_every_seconds
     self._began = self._last_line = time.monotonic()
     self._shown: dict[str, str] = {}
+
     self._bar = None
     if self._stream.isatty():
       self._bar = tqdm.tqdm(
@@ -129,16 +130,17 @@ class Progress:
     self.close()
 
   def update(self, steps: int = 1, **values: float | str) -> None:
-    """Counts steps that were done, and shows the numbers that matter beside them.
+    """Advances the count and shows the given values next to it.
 
     Args:
-      steps: done since the last call.
-      **values: shown from now on; what is not named again stays.
+      steps: steps done since the last call.
+      **values: values to show from now on; names not given again keep their last value.
     """
     self._done += steps
     self._shown |= {
         name: value if isinstance(value, str) else f'{value:.4g}' for name, value in values.items()
     }
+
     if self._bar is not None:
       self._bar.set_postfix(self._shown, refresh=False)
       self._bar.update(steps)
@@ -146,7 +148,7 @@ class Progress:
       self._write_line()
 
   def close(self) -> None:
-    """Ends the bar's line."""
+    """Closes the bar."""
     if self._bar is not None:
       self._bar.close()
 
@@ -160,10 +162,10 @@ class Progress:
 
 
 class Timers:
-  """Adds up seconds by name, for `time/NAME_seconds` metrics.
+  """Accumulates seconds by name, for `time/NAME_seconds` metrics.
 
   JAX returns before the device is done: block on the result inside the timed block, or the time
-  goes to whoever waits next.
+  is attributed to the next block that waits.
   """
 
   def __init__(self):
@@ -179,26 +181,26 @@ class Timers:
       self._seconds[name] = self._seconds.get(name, 0.0) + time.perf_counter() - start
 
   def pop(self) -> dict[str, float]:
-    """The seconds since the last call, as {'time/NAME_seconds': ...}; starts again from 0."""
+    """Returns the seconds since the last call as {'time/NAME_seconds': ...}; resets to 0."""
     seconds, self._seconds = self._seconds, {}
     return {f'time/{name}_seconds': value for name, value in seconds.items()}
 
 
 class Appendable(Protocol):
-  """A file that grows and can be cut back: `metrics.JsonlFile`, `metrics.MetricsWriter`."""
+  """An append-only file that can be truncated: `metrics.JsonlFile`, `metrics.MetricsWriter`."""
 
   def offset(self) -> int:
-    """Bytes on the disk."""
+    """Returns the number of bytes on disk."""
 
   def truncate(self, offset: int) -> None:
-    """Cuts back."""
+    """Truncates to `offset` bytes."""
 
 
 class Keeper:
-  """Saves a run's state with the offsets of its files, and brings both back.
+  """Saves a run's state with the offsets of its files, and restores both.
 
-  After a restore nothing on the disk is newer than the state: metrics.jsonl and samples.jsonl
-  are cut back to what they held when the checkpoint was taken.
+  After a restore nothing on disk is newer than the state: metrics.jsonl and samples.jsonl are
+  truncated to what they held when the checkpoint was taken.
   """
 
   def __init__(
@@ -212,17 +214,17 @@ class Keeper:
       on_save: Callable[[], None] | None = None,
       base_offsets: Mapping[str, int] | None = None,
   ):
-    """Does nothing yet.
+    """Stores the arguments; reads and writes nothing yet.
 
     Args:
       checkpoints: a `checkpoints.Checkpoints`.
-      files: what grows with the run, by a name that goes into the checkpoint.
+      files: the run's append-only files, by the names used in the checkpoint.
       total: the last step; always saved.
-      save_every: steps between saves; 0 saves at the end alone.
-      stopper: asked after each step.
-      on_save: called with each save (`run.save_clock`).
-      base_offsets: where the files are cut if there is no checkpoint; by default at 0. A phase
-        that follows another one gives what that one left.
+      save_every: steps between saves; 0 saves only at the end.
+      stopper: checked after each step.
+      on_save: called at each save (`run.save_clock`).
+      base_offsets: where to truncate the files if there is no checkpoint; 0 by default. A phase
+        that follows another one gives the offsets at which that one ended.
 
     Raises:
       ValueError: if `save_every` is negative.
@@ -235,7 +237,7 @@ class Keeper:
     self.last_saved: int | None = None
 
   def restore(self, abstract_state: Any) -> Any:
-    """Restores the newest sound checkpoint and cuts the files back to it.
+    """Restores the newest intact checkpoint and truncates the files to it.
 
     Warnings about corrupt checkpoints go to stderr, one line each.
 
@@ -243,31 +245,34 @@ class Keeper:
       abstract_state: as in `Checkpoints.restore_latest`.
 
     Returns:
-      The `checkpoints.Restored` with the metadata given to `after_step`, or None for a start from
-      scratch.
+      The `checkpoints.Restored` with the metadata given to `after_step`, or None if the run starts
+      from scratch.
     """
     restored = self._checkpoints.restore_latest(abstract_state)
     offsets = restored.metadata['offsets'] if restored else self._base_offsets
     for name, file in self._files.items():
       file.truncate(offsets.get(name, 0))
+
     if restored is None:
       return None
+
     for warning in restored.warnings:
       print(f'warning: {warning}', file=sys.stderr, flush=True)
+
     self.last_saved = restored.step
     return restored._replace(metadata=restored.metadata['run'])
 
   def after_step(
       self, step: int, state: Any, metadata: Mapping[str, Any] | None = None
   ) -> None:
-    """Saves if it is time to; stops the process if Ctrl-C asked for it.
+    """Saves if a save is due; stops the process if a stop was requested.
 
     Call it last in the loop's body, after `check_finite`.
 
     Args:
       step: optimizer steps taken.
       state: the state after them.
-      metadata: further JSON to keep with it.
+      metadata: further JSON to save with it.
 
     Raises:
       Interrupted: after the save is complete, if a stop was requested.
@@ -280,7 +285,7 @@ class Keeper:
       self._stopper.check(f'stopped after step {step} of {self._total}, saved')
 
   def save(self, step: int, state: Any, metadata: Mapping[str, Any] | None = None) -> None:
-    """Saves now; arguments as for `after_step`."""
+    """Saves now; takes the arguments of `after_step`."""
     offsets = {name: file.offset() for name, file in self._files.items()}
     self._checkpoints.save(step, state, {'offsets': offsets, 'run': dict(metadata or {})})
     self.last_saved = step
@@ -289,27 +294,27 @@ class Keeper:
 
 
 def progress(total: int, description: str, start: int = 0) -> Progress:
-  """A `Progress` on stderr; arguments as there."""
+  """Returns a `Progress` on stderr; takes its arguments."""
   return Progress(total, description, start)
 
 
 def should(every: int, step: int) -> bool:
-  """Whether something that happens every `every` steps is due; never for 0."""
+  """Returns whether an action taken every `every` steps is due; never if `every` is 0."""
   return every > 0 and step % every == 0
 
 
 class RatioWatch:
-  """Warns once, on stderr, if the policy before the first step is not the one that was scored.
+  """Warns once, on stderr, if the policy before the first step differs from the scored one.
 
-  The program that scores and the one that trains have to give a token the same log-prob. In
-  bfloat16 they do only if both round at the same places (models/layers.py).
+  The scoring and training programs must give a token the same log-prob. In bfloat16 they do so
+  only if both round at the same places (models/layers.py).
   """
 
   def __init__(self):
     self._warned = False
 
   def __call__(self, values: Mapping[str, float]) -> None:
-    """Reads `train/initial_log_ratio`, if it is there: nats, a mean of absolute values."""
+    """Checks `train/initial_log_ratio` (nats, a mean of absolute values), if present."""
     ratio = values.get('train/initial_log_ratio', 0.0)
     if ratio > LARGEST_INITIAL_LOG_RATIO and not self._warned:
       self._warned = True
@@ -327,20 +332,20 @@ def check_finite(
     last_saved: int | None = None,
     learning_rate: str = 'config.optimizer.learning_rate',
 ) -> None:
-  """Stops a run whose loss or gradient is not finite, and says what to change.
+  """Stops a run whose loss or gradient is not finite, with advice on what to change.
 
-  The train step left parameters and optimizer state as they were (`step.apply_gradients`). Call
-  this before the state is saved: the last good checkpoint is then kept.
+  The train step leaves parameters and optimizer state unchanged (`step.apply_gradients`). Call
+  this before the state is saved, so that the last good checkpoint is kept.
 
   Args:
-    step: of the update, from 0.
+    step: step of the update, from 0.
     values: metrics as floats; those named `train/...` must be finite.
-    last_saved: the step of the last checkpoint, for the message.
-    learning_rate: the config field that the message suggests to lower.
+    last_saved: step of the last checkpoint, for the message.
+    learning_rate: the config field that the message suggests lowering.
 
   Raises:
-    NonFiniteLossError: one line with the step, the metric and its value, any metric that is
-      extreme, and what to change: resuming would meet the same step again.
+    NonFiniteLossError: one line with the step, the metric and its value, any extreme metrics,
+      and what to change: resuming would reach the same step again.
   """
   for name, value in values.items():
     if name.startswith('train/') and not math.isfinite(value):
@@ -348,6 +353,7 @@ def check_finite(
           f'the checkpoint of step {last_saved} is kept')
       extreme = ', '.join(
           f'{other} is {x:.3g}' for other, x in values.items() if _EXTREME < abs(x) < math.inf)
+
       raise NonFiniteLossError(
           f'{name} must be finite, got {value} at step {step}; {kept}; this update was not '
           f'applied{extreme and f" ({extreme})"}. Running the same command again meets the same '
@@ -358,15 +364,15 @@ def check_finite(
 def check_updates(
     taken: Any, expected: int, *, learning_rate: str = 'config.optimizer.learning_rate'
 ) -> None:
-  """As `check_finite`, after a compiled loop of updates: an update that is not finite is left out.
+  """Like `check_finite`, for a compiled loop of updates, which skips non-finite updates.
 
   Args:
-    taken: `state.step`, of one state or of several side by side.
-    expected: how many updates it counts if none was left out.
-    learning_rate: the config field that the message suggests to lower.
+    taken: `state.step` of one state, or of several stacked states.
+    expected: number of updates if none was skipped.
+    learning_rate: the config field that the message suggests lowering.
 
   Raises:
-    NonFiniteLossError: updates were left out.
+    NonFiniteLossError: if updates were skipped.
   """
   least = int(np.min(taken))
   if least != expected:
@@ -377,23 +383,23 @@ def check_updates(
 
 
 class PendingCheck:
-  """Checks every step, but waits for the device only where the loop looks at its metrics.
+  """Checks every step, but waits for the device only when the loop reads its metrics.
 
-  A step that is not finite is left out of the state, so that the metrics of the next one can be
-  finite again: the last metrics alone do not tell.
+  A non-finite step does not change the state, so the metrics of the next step can be finite
+  again: checking only the last metrics would miss it.
   """
 
   def __init__(self, *, learning_rate: str = 'config.optimizer.learning_rate'):
-    """Holds nothing yet; the argument is that of `check_finite`."""
+    """Starts empty; `learning_rate` is as in `check_finite`."""
     self._learning_rate = learning_rate
     self._pending: list[tuple[int, Mapping[str, Any]]] = []
 
   def add(self, step: int, update: Mapping[str, Any]) -> None:
-    """Notes the metrics of a step, as they come from the device."""
+    """Stores the metrics of a step, without a transfer from the device."""
     self._pending.append((step, update))
 
   def check(self, *, last_saved: int | None = None) -> None:
-    """As `check_finite`, for all steps since the last check; call it before a save."""
+    """Runs `check_finite` on all steps since the last check; call it before a save."""
     pending, self._pending = self._pending, []
     for step, update in pending:
       check_finite(step, metrics.to_floats(update), last_saved=last_saved,

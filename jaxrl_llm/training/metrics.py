@@ -1,9 +1,9 @@
-"""What a run writes while it works: JSONL files that can be cut back, TensorBoard, W&B.
+"""Output of a run: JSONL files that can be truncated, TensorBoard and W&B.
 
 Every file that a user may read is either replaced atomically (`write_*_atomic`) or append-only
-with one JSON object a line (`JsonlFile`). The byte offset of an append-only file goes into the
-checkpoint; on resume the file is cut back to it, so that no step stands twice and a line that a
-kill left half-written vanishes.
+with one JSON object per line (`JsonlFile`). The byte offset of an append-only file is saved in
+the checkpoint. On resume the file is truncated to it, so that no step appears twice and a line
+left half-written by a kill is removed.
 
 This module does not import JAX at the top: the launcher uses it before flags are parsed.
 """
@@ -24,14 +24,14 @@ from jaxrl_llm.training import files
 
 
 def write_text_atomic(path: str | os.PathLike, text: str) -> None:
-  """Writes a text file: all of it or nothing.
+  """Writes a text file atomically.
 
   Args:
-    path: the file; its folder exists.
-    text: its whole content.
+    path: the file to write; its directory must exist.
+    text: the whole content.
 
   Raises:
-    OSError: if it cannot be written; what stood at `path` is then untouched.
+    OSError: if it cannot be written; an existing file at `path` is then unchanged.
   """
   with files.replacing(path) as temporary:
     temporary.write_text(text, encoding='utf-8', newline='')
@@ -54,22 +54,23 @@ def write_csv_atomic(
 
 
 def plain(value: Any) -> Any:
-  """`value` in JSON's own types.
+  """Converts `value` to plain JSON types.
 
-  Arrays and NumPy scalars become lists and numbers; NaN and the infinities, for which JSON has
-  no numbers, become the strings 'nan', 'inf' and '-inf'.
+  Arrays and NumPy scalars become lists and numbers. NaN and the infinities, which JSON cannot
+  represent, become the strings 'nan', 'inf' and '-inf'.
 
   Args:
     value: nested mappings, sequences, arrays, numbers, strings, booleans, paths and None.
 
   Returns:
-    The same in dict, list, int, float, str, bool and None.
+    The same value as dict, list, int, float, str, bool and None.
 
   Raises:
-    ValueError: on anything else.
+    ValueError: for any other type.
   """
   if value is None or isinstance(value, (bool, str)):
     return value
+
   if isinstance(value, np.bool_):
     return bool(value)
   if isinstance(value, numbers.Integral):
@@ -77,6 +78,7 @@ def plain(value: Any) -> Any:
   if isinstance(value, numbers.Real):
     value = float(value)
     return value if math.isfinite(value) else str(value)
+
   if isinstance(value, Mapping):
     return {str(key): plain(item) for key, item in value.items()}
   if isinstance(value, (list, tuple)):
@@ -85,26 +87,27 @@ def plain(value: Any) -> Any:
     return os.fspath(value)
   if hasattr(value, '__array__'):
     return plain(np.asarray(value).tolist())
+
   raise ValueError(f'cannot write a {type(value).__name__} as JSON, got {value!r}')
 
 
 def read_jsonl(path: str | os.PathLike) -> list[dict[str, Any]]:
-  """Reads a JSONL file; a last line that was cut off by a kill is left out.
+  """Reads a JSONL file; skips a last line that was cut off by a kill.
 
   Args:
-    path: the file.
+    path: the file to read.
 
   Returns:
-    One dict a line.
+    One dict per line.
 
   Raises:
-    FileNotFoundError: if there is none.
+    FileNotFoundError: if the file does not exist.
     ValueError: if a line other than a half-written last one is not JSON.
   """
   records = []
   text = pathlib.Path(path).read_bytes()
   lines = text.split(b'\n')
-  for number, line in enumerate(lines[:-1], 1):  # What follows the last newline is incomplete.
+  for number, line in enumerate(lines[:-1], 1):  # Text after the last newline is incomplete.
     try:
       records.append(json.loads(line))
     except ValueError as error:
@@ -113,37 +116,37 @@ def read_jsonl(path: str | os.PathLike) -> list[dict[str, Any]]:
 
 
 class JsonlFile:
-  """An append-only file of JSON objects, one a line, that can be cut back to an offset."""
+  """An append-only file of JSON objects, one per line, that can be truncated to an offset."""
 
   def __init__(self, path: str | os.PathLike):
     """Opens (or creates) the file for appending.
 
     Args:
-      path: the file; its folder exists.
+      path: the file; its directory must exist.
     """
     self.path = pathlib.Path(path)
-    self._file = open(self.path, 'ab')  # noqa: SIM115 - open as long as the run.
+    self._file = open(self.path, 'ab')  # noqa: SIM115 - open for the whole run.
 
   def write(self, record: Mapping[str, Any]) -> None:
-    """Appends one line and hands it to the operating system."""
+    """Appends one line and flushes it to the operating system."""
     line = json.dumps(plain(record), allow_nan=False)
     self._file.write(line.encode() + b'\n')
     self._file.flush()
 
   def offset(self) -> int:
-    """Bytes written so far, all of them on the disk: what a checkpoint keeps."""
+    """Syncs to disk and returns the number of bytes written so far, for the checkpoint."""
     self._file.flush()
     os.fsync(self._file.fileno())
     return os.fstat(self._file.fileno()).st_size
 
   def truncate(self, offset: int) -> None:
-    """Cuts the file back to `offset` bytes.
+    """Truncates the file to `offset` bytes.
 
     Args:
-      offset: as `offset` returned it, or 0 for an empty file.
+      offset: a value returned by `offset`, or 0 for an empty file.
 
     Raises:
-      ValueError: if the file is shorter: lines that the checkpoint counts on are gone.
+      ValueError: if the file is shorter: lines that the checkpoint covers are missing.
     """
     size = self.offset()
     if offset > size:
@@ -151,23 +154,24 @@ class JsonlFile:
           f'{self.path} must hold at least the {offset} bytes of the last checkpoint, got {size}: '
           'it was cut or replaced since'
       )
+
     self._file.truncate(offset)
     self._file.seek(0, os.SEEK_END)
     os.fsync(self._file.fileno())
 
   def close(self) -> None:
-    """Flushes and closes."""
+    """Flushes and closes the file."""
     self._file.close()
 
 
 def to_floats(metrics: Mapping[str, Any]) -> dict[str, float]:
-  """Metrics of a step as Python numbers, with one transfer from the device.
+  """Converts the metrics of a step to Python floats, with one transfer from the device.
 
   Args:
     metrics: numbers, scalar arrays or `WeightedMean`s by flat name (`train/loss`).
 
   Returns:
-    Floats by the same names; an empty mean is 0.
+    Floats under the same names; an empty mean is 0.
   """
   import jax
 
@@ -175,7 +179,7 @@ def to_floats(metrics: Mapping[str, Any]) -> dict[str, float]:
 
   def number(value):
     if isinstance(value, types.WeightedMean):
-      # Written so that a weight of NaN is NaN here, and not an empty mean.
+      # `<= 0` is False for a weight of NaN: the result is NaN, not an empty mean.
       return 0.0 if value.weight <= 0 else float(value.total) / float(value.weight)
     return float(value)
 
@@ -183,10 +187,10 @@ def to_floats(metrics: Mapping[str, Any]) -> dict[str, float]:
 
 
 class MetricsWriter:
-  """Writes metrics to metrics.jsonl, TensorBoard event files and, if asked, W&B.
+  """Writes metrics to metrics.jsonl, TensorBoard event files and, optionally, W&B.
 
-  metrics.jsonl is the source: on resume it is cut back and the event files follow it. What was
-  sent to W&B cannot be taken back: there every process is a run of its own.
+  metrics.jsonl is the source: on resume it is truncated and the event files are rebuilt from it.
+  Data sent to W&B cannot be taken back: there every process is a separate run.
   """
 
   def __init__(
@@ -197,16 +201,16 @@ class MetricsWriter:
       wandb_project: str = '',
       config: Mapping[str, Any] | None = None,
   ):
-    """Opens the writers; nothing is cut until `truncate`.
+    """Opens the writers; nothing is truncated until `truncate`.
 
     Args:
-      workdir: an existing folder.
-      tensorboard: whether event files are written, under workdir/tensorboard.
-      wandb_project: the W&B project; '' is off. Runs are offline unless WANDB_MODE says other.
-      config: shown by W&B.
+      workdir: an existing directory.
+      tensorboard: whether to write event files, under workdir/tensorboard.
+      wandb_project: the W&B project; '' turns it off. Offline unless WANDB_MODE says otherwise.
+      config: the config shown by W&B.
 
     Raises:
-      ValueError: if W&B is asked for and not installed.
+      ValueError: if W&B is requested but not installed.
     """
     self._workdir = pathlib.Path(workdir)
     self._jsonl = JsonlFile(self._workdir / 'metrics.jsonl')
@@ -216,53 +220,58 @@ class MetricsWriter:
 
   @property
   def path(self) -> pathlib.Path:
-    """Where metrics.jsonl lies."""
+    """Path of metrics.jsonl."""
     return self._jsonl.path
 
   def write(self, step: int, metrics: Mapping[str, Any]) -> dict[str, float]:
     """Writes one object: {'step': step, name: value, ...}.
 
     Args:
-      step: of the update, from 0; not written before.
+      step: step of the update, from 0; must not have been written before.
       metrics: numbers, scalar arrays or `WeightedMean`s by flat name.
 
     Returns:
-      What was written, as floats.
+      The written values, as floats.
     """
     values = to_floats(metrics)
     self._jsonl.write({'step': step, **values})
+
     if self._tensorboard_enabled:
       self._write_tensorboard(step, values)
     if self._wandb is not None:
       self._wandb.log(values, step=step)
+
     return values
 
   def offset(self) -> int:
-    """Bytes of metrics.jsonl, on the disk: what a checkpoint keeps."""
+    """Syncs metrics.jsonl to disk and returns its size in bytes, for the checkpoint."""
     return self._jsonl.offset()
 
   def truncate(self, offset: int) -> None:
-    """Cuts metrics.jsonl back to a checkpoint's offset, and makes the event files anew from it.
+    """Truncates metrics.jsonl to a checkpoint's offset and rebuilds the event files from it.
 
     Args:
-      offset: from the checkpoint; 0 to start over.
+      offset: the offset in the checkpoint; 0 to start over.
 
     Raises:
-      ValueError: if metrics.jsonl is shorter than that.
+      ValueError: if metrics.jsonl is shorter than `offset`.
     """
     self._jsonl.truncate(offset)
     if not self._tensorboard_enabled:
       return
+
     if self._tensorboard is not None:
       self._tensorboard.close()
       self._tensorboard = None
+
     for path in (self._workdir / 'tensorboard').glob('events.out.tfevents.*'):
       path.unlink()
+
     for record in read_jsonl(self._jsonl.path):
       self._write_tensorboard(record.pop('step'), record)
 
   def flush(self) -> None:
-    """Hands everything to the operating system."""
+    """Flushes everything to the operating system."""
     if self._tensorboard is not None:
       self._tensorboard.flush()
 

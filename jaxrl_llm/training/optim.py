@@ -18,23 +18,23 @@ SCHEDULES = ('constant', 'linear', 'cosine')
 
 @dataclasses.dataclass
 class OptimizerConfig:
-  """An Adam-type optimizer with its schedule. Every field has an effect or is rejected.
+  """Adam or AdamW with a schedule. Every field has an effect or is rejected.
 
   Attributes:
     name: 'adamw' (decoupled weight decay) or 'adam' (none).
-    learning_rate: at its highest.
-    schedule: 'constant', 'linear' or 'cosine'; what follows the warm-up.
-    warmup_steps: the first optimizer steps, over which the rate rises linearly: step s (from 0)
-      has (s + 1) / warmup_steps of it, so that no step is wasted on a rate of 0.
-    total_steps: where a decaying schedule ends; 0 stands for the run's length (`for_run`), and
-      is the only value for 'constant'.
-    final_fraction: what is left of the rate at the end of a decaying schedule, in [0, 1].
+    learning_rate: the peak learning rate.
+    schedule: 'constant', 'linear' or 'cosine'; applies after the warm-up.
+    warmup_steps: number of steps over which the rate rises linearly: step s (from 0) uses
+      (s + 1) / warmup_steps of the peak, so that no step is wasted on a rate of 0.
+    total_steps: where a decaying schedule ends; 0 means the run's length (`for_run`) and is the
+      only value allowed for 'constant'.
+    final_fraction: fraction of the peak rate at the end of a decaying schedule, in [0, 1].
     b1: decay of the first moment, in [0, 1).
     b2: decay of the second moment, in [0, 1).
     eps: added to the root of the second moment. It must stay far below the gradient's entries,
-      which some losses scale down by a thousand.
+      which some losses scale down by a factor of a thousand.
     weight_decay: per unit of learning rate, on every trained parameter; 0 for 'adam'.
-    max_grad_norm: the global norm to which gradients are clipped; 0 is off.
+    max_grad_norm: the global norm to which gradients are clipped; 0 turns clipping off.
   """
 
   name: str = 'adamw'
@@ -50,10 +50,10 @@ class OptimizerConfig:
   max_grad_norm: float = 1.0
 
   def validate(self, prefix: str = 'config.optimizer') -> None:
-    """Raises ValueError with one line if a field is out of range or would be ignored.
+    """Raises a one-line ValueError if a field is out of range or would be ignored.
 
     Args:
-      prefix: where this config stands, for the message.
+      prefix: path of this config, for the message.
     """
     def require(condition: bool, field: str, rule: str) -> None:
       if not condition:
@@ -70,8 +70,10 @@ class OptimizerConfig:
     require(0 <= self.weight_decay < math.inf, 'weight_decay', 'at least 0 and finite')
     require(0 <= self.max_grad_norm < math.inf, 'max_grad_norm', 'at least 0 (0 is off)')
     require(0 <= self.final_fraction <= 1, 'final_fraction', 'in [0, 1]')
+
     if self.name == 'adam':
       require(self.weight_decay == 0, 'weight_decay', "0 with name='adam' (adamw has it)")
+
     if self.schedule == 'constant':
       require(self.total_steps == 0, 'total_steps', "0 with schedule='constant'")
       require(self.final_fraction == 0, 'final_fraction', "0 with schedule='constant'")
@@ -83,14 +85,14 @@ class OptimizerConfig:
 
 
 def for_run(config: OptimizerConfig, num_steps: int) -> OptimizerConfig:
-  """The config with `total_steps` filled in, where it was left at the length of the run.
+  """Returns the config with `total_steps` set to the length of the run, if it was left at 0.
 
   Args:
-    config: as the user gave it.
+    config: the config as the user gave it.
     num_steps: optimizer steps of the run.
 
   Returns:
-    A copy (the very values for a constant schedule).
+    A copy (with the same values for a constant schedule).
   """
   if config.schedule == 'constant' or config.total_steps:
     return dataclasses.replace(config)
@@ -98,7 +100,7 @@ def for_run(config: OptimizerConfig, num_steps: int) -> OptimizerConfig:
 
 
 def learning_rate_at(config: OptimizerConfig, step: Any) -> Any:
-  """The learning rate of the update that takes `step` steps to `step` + 1.
+  """Returns the learning rate of the update from `step` to `step` + 1.
 
   With w = warmup_steps, n = total_steps, f = final_fraction and u = (s - w) / (n - w) in [0, 1]:
 
@@ -108,7 +110,7 @@ def learning_rate_at(config: OptimizerConfig, step: Any) -> Any:
   Beyond n the rate stays at η f.
 
   Args:
-    config: valid, with `total_steps` filled in if the schedule decays.
+    config: a valid config, with `total_steps` set if the schedule decays.
     step: optimizer steps already taken; a Python or NumPy integer, or a JAX scalar.
 
   Returns:
@@ -119,6 +121,7 @@ def learning_rate_at(config: OptimizerConfig, step: Any) -> Any:
   """
   on_device = isinstance(step, jax.Array)
   xp = jnp if on_device else np
+
   if config.schedule == 'constant':
     decay = 1.0
   else:
@@ -127,13 +130,16 @@ def learning_rate_at(config: OptimizerConfig, step: Any) -> Any:
           f'total_steps must be more than warmup_steps ({config.warmup_steps}) for a '
           f'{config.schedule} schedule, got {config.total_steps} (config.optimizer.total_steps)'
       )
+
     span = config.total_steps - config.warmup_steps
     progress = xp.clip((step - config.warmup_steps) / span, 0.0, 1.0)
     shape = 1 - progress if config.schedule == 'linear' else (1 + xp.cos(xp.pi * progress)) / 2
     decay = config.final_fraction + (1 - config.final_fraction) * shape
+
   if config.warmup_steps:
     rising = (step + 1) / config.warmup_steps
     decay = xp.where(step < config.warmup_steps, rising, decay)
+
   rate = config.learning_rate * decay
   return jnp.asarray(rate, jnp.float32) if on_device else float(rate)
 
@@ -141,20 +147,20 @@ def learning_rate_at(config: OptimizerConfig, step: Any) -> Any:
 class PartialOptimizer(optax.GradientTransformation):
   """An optimizer of some of the parameters; the others are frozen.
 
-  A frozen leaf is None in the optimizer's state, in updates, and where `training.step` computes
-  them in gradients. It has no part in the norm by which gradients are clipped.
+  A frozen leaf is None in the optimizer's state, in updates, and in gradients computed by
+  `training.step`. It is excluded from the norm used for gradient clipping.
   """
 
   def __new__(cls, inner: optax.GradientTransformation, trainable: str):
     """Restricts an optimizer.
 
     Args:
-      inner: the optimizer of what is trained.
-      trainable: a regular expression over the paths of parameters, such as
-        'policy/head/kernel'; whole names at a path's end, as in sharding rules.
+      inner: the optimizer of the trained parameters.
+      trainable: a regular expression over parameter paths, such as 'policy/head/kernel'. It
+        matches whole names at the end of a path, as in sharding rules.
 
     Raises:
-      ValueError: the expression is none; later, if no parameter matches it.
+      ValueError: if the expression is invalid; later, if no parameter matches it.
     """
     try:
       pattern = re.compile(rf'(?:^|.*/)(?:{trainable})$')
@@ -176,36 +182,37 @@ class PartialOptimizer(optax.GradientTransformation):
     return self
 
   def select(self, params: Params) -> Params:
-    """The parameters with None in the place of frozen ones."""
+    """Returns the parameters with frozen ones replaced by None."""
     return self._select(params)
 
 
 def make_optimizer(
     config: OptimizerConfig, *, trainable: str | None = None
 ) -> optax.GradientTransformation:
-  """Clipping by global norm, then Adam or AdamW on the config's schedule.
+  """Makes an optimizer: clipping by global norm, then Adam or AdamW with the schedule.
 
   m ← β₁m + (1-β₁)g,  v ← β₂v + (1-β₂)g²,  θ ← θ - η (m̂ / (√v̂ + ε) + λθ).
 
   Args:
-    config: what to make; validated here.
-    trainable: which parameters are trained, see `PartialOptimizer`; None for all of them.
+    config: the optimizer config; validated here.
+    trainable: pattern of the trained parameters, see `PartialOptimizer`; None for all of them.
       `models.lora.TRAINABLE` and `models.partial.TRAINABLE` are such patterns.
 
   Returns:
-    The transformation. Its state counts the steps that enter the schedule.
+    The transformation. Its state counts the steps for the schedule.
 
   Raises:
-    ValueError: if the config is not valid, a decaying schedule has no end, or `trainable` is no
+    ValueError: if the config is invalid, a decaying schedule has no end, or `trainable` is not a
       regular expression.
 
   References:
     Kingma and Ba 2015, algorithm 1 (arXiv 1412.6980); Loshchilov and Hutter 2019, algorithm 2
     (arXiv 1711.05101).
   """
-  config = dataclasses.replace(config)  # The caller's is mutable.
+  config = dataclasses.replace(config)  # The caller's config is mutable.
   config.validate()
   learning_rate_at(config, 0)  # Raises here rather than in the first traced step.
+
   schedule = lambda count: learning_rate_at(config, count)
   transformations = []
   if config.max_grad_norm:
@@ -216,6 +223,7 @@ def make_optimizer(
                     weight_decay=config.weight_decay))
   else:
     transformations.append(optax.adam(schedule, b1=config.b1, b2=config.b2, eps=config.eps))
+
   optimizer = optax.chain(*transformations)
   return optimizer if trainable is None else PartialOptimizer(optimizer, trainable)
 

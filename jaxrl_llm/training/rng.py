@@ -1,9 +1,9 @@
-"""Every random number of a run comes from one base key through `fold_in`.
+"""PRNG keys: every random number of a run is derived from one base key by `fold_in`.
 
-A stream number separates the uses (parameters, data, sampling ...); what follows it are the
+A stream number separates the uses (parameters, data, sampling ...). It is followed by the
 coordinates of one draw: step, example id, sample, position. The noise of a draw is therefore a
-pure function of (seed, stream, coordinates): it does not depend on batch composition, on
-micro-batching, on the number of devices, or on what was drawn before.
+pure function of (seed, stream, coordinates). It does not depend on batch composition,
+micro-batching, the number of devices or earlier draws.
 """
 
 import enum
@@ -14,7 +14,7 @@ _SEED_LIMIT = 2**32
 
 
 class Stream(enum.IntEnum):
-  """Stream numbers. They are part of a run's meaning: append, never renumber."""
+  """Stream numbers. They determine a run's noise: append new ones, never renumber."""
 
   INIT = 0
   DATA = 1
@@ -40,10 +40,10 @@ SAMPLE_DIAGNOSTIC = Stream.SAMPLE_DIAGNOSTIC
 
 
 def base_key(seed: int) -> jax.Array:
-  """The base key of a run.
+  """Returns the base key of a run.
 
-  The generator is named (Threefry) rather than left to the library's default, so that a seed
-  means the same noise wherever the run is repeated.
+  The generator is fixed (Threefry) rather than left to the library's default, so that a seed
+  gives the same noise wherever the run is repeated.
 
   Args:
     seed: in [0, 2**32).
@@ -60,11 +60,10 @@ def base_key(seed: int) -> jax.Array:
 
 
 def stream_key(key: jax.Array, stream: int, *indices: int | jax.Array) -> jax.Array:
-  """The key of one draw: fold_in(... fold_in(fold_in(key, stream), index_1) ..., index_n).
+  """Returns the key of one draw: fold_in(... fold_in(fold_in(key, stream), index_1) ..., index_n).
 
-  The order of the indices counts: (1, 2) and (2, 1) are different draws. So does their number:
-  a key that was handed out for (stream, step) must not be used both for drawing and for folding
-  further.
+  The order of the indices matters: (1, 2) and (2, 1) are different draws. So does their number:
+  the key of (stream, step) must not be used both for drawing and for further folding.
 
   Args:
     key: the base key, shape []; it is folded, never split.

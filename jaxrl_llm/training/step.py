@@ -1,7 +1,7 @@
 """One optimizer step: gradients over micro-batches, the update, and its compilation.
 
-Normalisation is global. A loss is handed back as total and weight, totals and their gradients
-are added over micro-batches, and the division comes once, at the end: the gradient of 8 micro-
+Normalisation is global. A loss is returned as total and weight, totals and their gradients are
+summed over micro-batches, and the division happens once, at the end. The gradient over 8 micro-
 batches is the gradient of the whole batch, however unevenly the weight is spread over them.
 """
 
@@ -32,37 +32,40 @@ def take_step(
     num_micro_batches: int = 1,
     allowed: Array | bool = True,
 ) -> tuple[TrainState, Metrics]:
-  """One optimizer step on a batch: the whole of most train steps.
+  """Takes one optimizer step on a batch; most train steps consist of this call.
 
   Under an `optim.PartialOptimizer` the gradient of a frozen parameter is neither computed nor
-  kept, and the parameter comes out as it went in.
+  stored, and the parameter is returned unchanged.
 
   Args:
     loss_fn: (params, micro_batch) -> (loss, metrics), both as `WeightedMean`s; `params` as in
-      the state, frozen ones included.
+      the state, including frozen ones.
     optimizer: the transformation that made `state.opt_state`.
-    state: before the step.
+    state: the state before the step.
     batch: a pytree whose array leaves all share the leading axis P.
-    num_micro_batches: divides P.
-    allowed: bool []; False leaves the state as it is and computes the metrics alone.
+    num_micro_batches: number of micro-batches; must divide P.
+    allowed: bool []; False leaves the state unchanged and only computes the metrics.
 
   Returns:
-    The state after the step, which is the state before it unless loss, metrics and gradient norm
-    are all finite; the loss's metrics with `train/loss` and `train/grad_norm`.
+    The state after the step, unchanged unless loss, metrics and gradient norm are all finite; and
+    the loss's metrics with `train/loss` and `train/grad_norm`.
 
   Raises:
-    ValueError: as `accumulate_gradients`.
+    ValueError: as in `accumulate_gradients`.
   """
   trained = state.params
   if isinstance(optimizer, optim.PartialOptimizer):
     trained = optimizer.select(state.params)
+
   loss, totals, metrics = _accumulate(
       lambda trained, micro_batch: loss_fn(_overlay(trained, state.params), micro_batch),
       trained, batch, num_micro_batches,
   )
-  # A weight that is not a number must not pass for an empty batch, whose loss is 0.
+
+  # A weight of NaN must not be treated as an empty batch, whose loss is 0.
   value = jnp.where(jnp.isnan(loss.weight), jnp.nan, loss.value())
   metrics = {'train/loss': WeightedMean(value, jnp.ones_like(value)), **metrics}
+
   state, step_metrics = _update(
       optimizer, state, lambda: _divide(totals, loss.weight, trained),
       allowed & _all_finite(metrics))
@@ -79,29 +82,30 @@ def take_steps(
     num_minibatches: int = 1,
     num_micro_batches: int = 1,
 ) -> tuple[TrainState, Metrics, Metrics]:
-  """Several optimizer steps on one batch: epochs of minibatches, in the order of its rows.
+  """Takes several optimizer steps on one batch: epochs of minibatches, in row order.
 
-  Every step is `take_step` on the next P / num_minibatches rows. All are one compiled loop. The
-  rows come in the order in which they were drawn, which is random already. After a step that is
-  not finite none of the others is taken.
+  Each step is `take_step` on the next P / num_minibatches rows. All steps form one compiled loop.
+  The rows stay in the order in which they were drawn, which is already random. No further step is
+  taken after one that is not finite.
 
   Args:
-    loss_fn: as for `take_step`.
+    loss_fn: as in `take_step`.
     optimizer: the transformation that made `state.opt_state`.
-    state: before the steps.
+    state: the state before the steps.
     batch: a pytree whose array leaves all share the leading axis P.
     num_epochs: passes over the batch.
-    num_minibatches: steps of one pass; divides P.
-    num_micro_batches: parts that a minibatch is computed in.
+    num_minibatches: steps per pass; must divide P.
+    num_micro_batches: number of micro-batches per minibatch.
 
   Returns:
-    The state; the metrics of the first step (before it nothing had moved); those of all steps.
+    The state; the metrics of the first step, when no parameter had moved; those of all steps.
 
   Raises:
-    ValueError: as `minibatches` and `accumulate_gradients`, or if `num_epochs` is below 1.
+    ValueError: as in `minibatches` and `accumulate_gradients`, or if `num_epochs` is below 1.
   """
   if num_epochs < 1:
     raise ValueError(f'num_epochs must be at least 1, got {num_epochs} (config.num_epochs)')
+
   parts = jax.tree.map(lambda *x: jnp.stack(x), *minibatches(batch, num_minibatches))
   pick = lambda index: jax.tree.map(lambda leaf: leaf[index % num_minibatches], parts)
   steps = num_epochs * num_minibatches
@@ -119,23 +123,25 @@ def take_steps(
   if steps == 1:
     state, first = take(state, 0)
     return state, first, first
-  # The first step is in the loop too: a second copy of the step would be compiled, and would hold
-  # a second set of temporaries.
+
+  # The loop includes the first step: taken outside, a second copy of the step would be compiled,
+  # with a second set of temporaries.
   (state, _), metrics = jax.lax.scan(take_next, (state, jnp.asarray(True)), jnp.arange(steps))
+
   first = jax.tree.map(lambda leaf: leaf[0], metrics)
   return state, first, jax.tree.map(lambda leaf: jnp.sum(leaf, axis=0), metrics)
 
 
 def map_micro_batches(fn: Callable[[Any], Any], batch: Any, *, num_micro_batches: int = 1) -> Any:
-  """`fn` of a batch, computed part by part: what is frozen before the steps of an iteration.
+  """Computes `fn(batch)` in micro-batches, e.g. frozen quantities before an iteration's steps.
 
   Args:
-    fn: a batch of p rows -> a pytree of arrays with the leading axis p; row by row.
+    fn: maps a batch of p rows to a pytree of arrays with leading axis p, each row independently.
     batch: a pytree whose array leaves all share the leading axis P.
-    num_micro_batches: divides P. With 1 there is no loop.
+    num_micro_batches: number of micro-batches; must divide P. With 1 there is no loop.
 
   Returns:
-    As `fn(batch)`.
+    The value of `fn(batch)`.
 
   Raises:
     ValueError: if `num_micro_batches` does not divide P.
@@ -144,9 +150,11 @@ def map_micro_batches(fn: Callable[[Any], Any], batch: Any, *, num_micro_batches
   if num_micro_batches < 1 or rows % num_micro_batches:
     raise ValueError(
         f'num_micro_batches must divide the batch of {rows}, got {num_micro_batches}')
+
   if num_micro_batches == 1:
     return fn(batch)
-  # Row i in part i mod M, as in `accumulate_gradients`: nothing moves between devices.
+
+  # Row i goes to part i mod M, as in `accumulate_gradients`: nothing moves between devices.
   split = lambda leaf: jnp.swapaxes(
       jnp.reshape(leaf, (-1, num_micro_batches) + leaf.shape[1:]), 0, 1)
   join = lambda leaf: jnp.reshape(jnp.swapaxes(leaf, 0, 1), (rows,) + leaf.shape[2:])
@@ -160,23 +168,23 @@ def accumulate_gradients(
     *,
     num_micro_batches: int = 1,
 ) -> tuple[Array, Params, Metrics]:
-  """Loss, gradient and metrics of a batch, micro-batch by micro-batch.
+  """Computes loss, gradient and metrics of a batch, micro-batch by micro-batch.
 
   L = (Σ_m total_m) / (Σ_m weight_m),  ∇L = (Σ_m ∇total_m) / (Σ_m weight_m).
 
   The weight must not depend on the parameters (it counts tokens or rows). Row i goes to
-  micro-batch i mod M: under a batch sharded over devices each device then holds an equal part
-  of every micro-batch, and nothing moves. Sums run in float32 at least; gradients come back in the
-  dtype of their parameter. A batch of weight 0 has loss 0 and gradient 0.
+  micro-batch i mod M: if the batch is sharded over devices, each device then holds an equal part
+  of every micro-batch, and nothing moves. Sums are in float32 at least; gradients are returned in
+  the dtype of their parameter. A batch of weight 0 has loss 0 and gradient 0.
 
   Args:
     loss_fn: (params, micro_batch) -> (loss, metrics), both as `WeightedMean`s.
-    params: what is differentiated; None leaves are left alone.
+    params: the parameters to differentiate; None leaves are ignored.
     batch: a pytree whose array leaves all share the leading axis P.
-    num_micro_batches: M; divides P. With 1 there is no scan.
+    num_micro_batches: M; must divide P. With 1 there is no scan.
 
   Returns:
-    The loss, float32 []; the gradients, shaped as `params`; the merged metrics.
+    The loss, float32 []; the gradients, shaped like `params`; the merged metrics.
 
   Raises:
     ValueError: if M is below 1 or does not divide P, or a leaf has no axis P.
@@ -192,18 +200,18 @@ def apply_gradients(
     *,
     allowed: Array | bool = True,
 ) -> tuple[TrainState, Metrics]:
-  """One optimizer step on the state, if the gradients are finite.
+  """Takes one optimizer step on the state, if the gradients are finite.
 
   Args:
     optimizer: the transformation that made `state.opt_state`.
-    state: before the step.
-    gradients: shaped as `state.params`; None for a parameter that is frozen.
-    allowed: bool []; False leaves the state as it is, whatever the gradients are.
+    state: the state before the step.
+    gradients: shaped like `state.params`; None for a frozen parameter.
+    allowed: bool []; False leaves the state unchanged for any gradients.
 
   Returns:
     The state with new parameters, optimizer state and step + 1 (key and aux unchanged), or the
-    very state before the step if the norm is not finite or `allowed` is False; and
-    `train/grad_norm`, the global norm before any clipping.
+    unchanged state if the norm is not finite or `allowed` is False; and `train/grad_norm`, the
+    global norm before any clipping.
   """
   def select(taken, apply, keep, *operands):
     pick = lambda new, old: jnp.where(taken, new, old)
@@ -213,11 +221,11 @@ def apply_gradients(
 
 
 def minibatches(batch: Any, parts: int) -> Iterator[Any]:
-  """Cuts every array of a batch into `parts` equal pieces along axis 0, for one update each.
+  """Splits every array of a batch into `parts` equal pieces along axis 0, one per update.
 
   Args:
     batch: a pytree whose array leaves all share the leading axis P.
-    parts: how many; divides P.
+    parts: number of pieces; must divide P.
 
   Yields:
     Batches of P / parts rows, in order.
@@ -234,11 +242,11 @@ def minibatches(batch: Any, parts: int) -> Iterator[Any]:
 
 
 class CountedJit:
-  """A jitted function that knows how often it was traced.
+  """A jitted function that counts how often it is traced.
 
   Attributes:
     num_traces: traces so far; 1 after any number of calls with equal shapes, dtypes and
-      structure. (A change of sharding alone compiles again without a trace: see
+      structure. (A change of sharding alone recompiles without a trace: see
       `count_compilations`.)
   """
 
@@ -257,7 +265,7 @@ class CountedJit:
     return self._jitted(*args, **kwargs)
 
   def lower(self, *args, **kwargs):
-    """As `jax.jit(...).lower`."""
+    """Lowers the function like `jax.jit(...).lower`."""
     return self._jitted.lower(*args, **kwargs)
 
 
@@ -271,17 +279,17 @@ def jit_train_step(
 ) -> CountedJit:
   """Compiles (state, batch, *frozen) -> (state, metrics).
 
-  The state goes in and comes out with the same shardings, so that the second call does not
-  compile again, and is donated: the caller must not touch the old state.
+  The state has the same shardings as input and as output, so that the second call does not
+  recompile. It is donated: the caller must not use the old state.
 
   Args:
     train_step: the algorithm's step; frozen networks, if any, are further arguments.
-    state_shardings: shardings shaped as the state (`sharding.rules.shardings`), or None on one
+    state_shardings: shardings shaped like the state (`sharding.rules.shardings`), or None on one
       device.
-    batch_shardings: one sharding or a tree of them, for every batch; needed where
+    batch_shardings: one sharding or a tree of them, for every batch; required if
       `state_shardings` is given.
     frozen_shardings: one entry per frozen argument.
-    donate_state: whether the old state's buffers are reused.
+    donate_state: whether to reuse the old state's buffers.
 
   Returns:
     The compiled step.
@@ -290,15 +298,16 @@ def jit_train_step(
   if state_shardings is not None:
     options['in_shardings'] = (state_shardings, batch_shardings, *frozen_shardings)
     options['out_shardings'] = (state_shardings, None)
+
   return CountedJit(train_step, **options)
 
 
 @contextlib.contextmanager
 def count_compilations() -> Iterator[collections.Counter]:
-  """Counts what XLA compiles inside the block, by name of the jitted function.
+  """Counts XLA compilations inside the block, by name of the jitted function.
 
   Yields:
-    A counter that fills up as functions are compiled: {'jit_train_step': 1, ...}.
+    A counter that is updated as functions are compiled: {'jit_train_step': 1, ...}.
   """
   counts: collections.Counter = collections.Counter()
 
@@ -317,8 +326,9 @@ def count_compilations() -> Iterator[collections.Counter]:
 def _accumulate(
     loss_fn: LossFn, params: Params, batch: Any, num_micro_batches: int
 ) -> tuple[WeightedMean, Params, Metrics]:
-  """Loss, gradient of its total, and metrics: `accumulate_gradients` before the division."""
+  """Returns loss, gradient of its total, and metrics: `accumulate_gradients` undivided."""
   rows = _leading_axis(batch)
+
   if num_micro_batches < 1 or rows % num_micro_batches:
     raise ValueError(
         f'num_micro_batches must divide the batch of {rows}, got {num_micro_batches} '
@@ -341,7 +351,7 @@ def _accumulate(
 
 
 def _divide(totals: Params, weight: Array, params: Params) -> Params:
-  """The gradients of a mean, in the dtype of their parameters."""
+  """Returns the gradients of a mean, in the dtype of their parameters."""
   mean = lambda total, param: WeightedMean(total, weight).value().astype(param.dtype)
   return jax.tree.map(mean, totals, params)
 
@@ -354,11 +364,12 @@ def _update(
     *,
     choose: Callable[..., Any] = jax.lax.cond,
 ) -> tuple[TrainState, Metrics]:
-  """`apply_gradients`; the gradients are computed where they are used.
+  """Applies gradients like `apply_gradients`, but computes them where they are used.
 
-  A branch, with the division of the gradients inside it, compiles to the very update that there
-  is without a condition, to the bit, and happens in place. Gradients that come from outside would
-  be cut off from it by a branch, and rounded differently: there both are computed and one selected.
+  A branch that contains the division of the gradients compiles to the same update as without a
+  condition, bit for bit, and happens in place. A branch would separate gradients computed outside
+  it from the update and round them differently; for those, both sides are computed and one is
+  selected.
   """
   def apply(step, params, opt_state):
     updates, opt_state = optimizer.update(compute_gradients(), opt_state, params)
@@ -369,6 +380,7 @@ def _update(
   step, params, opt_state = choose(
       jnp.isfinite(norm) & allowed, apply, lambda *unchanged: unchanged,
       state.step, state.params, state.opt_state)
+
   state = dataclasses.replace(state, step=step, params=params, opt_state=opt_state)
   return state, {'train/grad_norm': WeightedMean(norm, jnp.float32(1.0))}
 
@@ -389,11 +401,13 @@ def _leading_axis(batch: Any) -> int:
   leaves = jax.tree_util.tree_leaves_with_path(batch)
   if not leaves:
     raise ValueError('batch must hold at least one array, got none')
+
   rows = None
   for path, leaf in leaves:
     name = jax.tree_util.keystr(path, simple=True, separator='/')
     if jnp.ndim(leaf) == 0:
       raise ValueError(f'every array of a batch needs a leading axis, got a scalar ({name})')
+
     rows = leaf.shape[0] if rows is None else rows
     if leaf.shape[0] != rows:
       raise ValueError(
@@ -404,7 +418,7 @@ def _leading_axis(batch: Any) -> int:
 
 
 def _overlay(trained: Params, params: Params) -> Params:
-  """The parameters with those that are trained in their places."""
+  """Returns the parameters with the trained ones replaced by `trained`."""
   pick = lambda mine, theirs: theirs if mine is None else mine
   return jax.tree.map(pick, trained, params, is_leaf=_is_none)
 
@@ -414,7 +428,7 @@ def _is_none(leaf: Any) -> bool:
 
 
 def _all_finite(metrics: Metrics) -> Array:
-  """Whether all metrics are finite as `metrics.to_floats` has them: an empty mean is."""
+  """Returns whether all metrics are finite; an empty mean is, as in `metrics.to_floats`."""
   sound = [jnp.isfinite(mean.value()) & ~jnp.isnan(mean.weight) for mean in metrics.values()]
   return jnp.all(jnp.stack(sound))
 

@@ -1,1 +1,1 @@
-"""TFDS builders of real data sets, without TensorFlow: array_record files, as_data_source."""
+"""TFDS builders for real data sets, without TensorFlow: array_record files, as_data_source."""

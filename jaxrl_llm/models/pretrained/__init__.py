@@ -1,1 +1,1 @@
-"""Hugging Face checkpoints in and out: one name map per family, read and written streaming."""
+"""Reads and writes Hugging Face checkpoints, streaming, with one name map per family."""

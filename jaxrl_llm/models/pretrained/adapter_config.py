@@ -1,7 +1,7 @@
-"""PEFT's adapter_config.json: which modules have an adapter, of which rank, and how it is scaled.
+"""Reads PEFT's adapter_config.json: the modules with an adapter, and each adapter's rank and scale.
 
 Every field is used, is inert, or must be off. `exclude_modules`, `layers_pattern`,
-`layers_to_transform` and `target_modules` select modules by their names, as in PEFT's
+`layers_to_transform` and `target_modules` select modules by name, as in PEFT's
 `check_target_module_exists`; `rank_pattern` and `alpha_pattern` replace `r` and `lora_alpha` in
 the modules that they match.
 """
@@ -14,8 +14,8 @@ from typing import Any, NamedTuple
 
 FILE = 'adapter_config.json'
 
-# Fields that do not change what an adapter computes. `fan_in_fan_out` is what PEFT finds out from
-# the base's modules. The settings of an initialisation matter only to those that `_STARTS` lacks.
+# Fields that do not change what an adapter computes. PEFT infers `fan_in_fan_out` from the base's
+# modules. The configs of initialisations matter only for those that are not in `_STARTS`.
 _INERT = frozenset({
     'auto_mapping', 'base_model_name_or_path', 'corda_config', 'eva_config', 'fan_in_fan_out',
     'inference_mode', 'loftq_config', 'lora_dropout', 'lora_ga_config', 'megatron_core',
@@ -26,26 +26,26 @@ _USED = frozenset({
     'layers_to_transform', 'lora_alpha', 'peft_type', 'r', 'rank_pattern', 'target_modules',
     'use_rslora',
 })
-# Initialisations that leave the base's weights as they are.
+# Initialisations that do not change the base's weights.
 _STARTS = (True, False, 'gaussian', 'orthogonal', 'eva')
 _ALL_LINEAR = 'all-linear'
 
 
 class AdapterConfig(NamedTuple):
-  """What adapter_config.json says.
+  """Contents of adapter_config.json.
 
   Attributes:
     path: the file, for errors.
-    r: the rank, except where `rank_pattern` has another.
-    alpha: α, except where `alpha_pattern` has another.
-    rank_stabilised: whether an adapter is scaled by α / √r instead of α / r.
-    rank_pattern: {regular expression of a name's end: rank}; the first that matches counts.
+    r: rank, unless `rank_pattern` gives another.
+    alpha: α, unless `alpha_pattern` gives another.
+    rank_stabilised: scale adapters by α / √r instead of α / r.
+    rank_pattern: {regular expression for the end of a name: rank}; the first match applies.
     alpha_pattern: the same for α.
-    targets: the ends of the names of adapted modules, a regular expression of their whole names,
-      'all-linear' for all but the head, or None: those that have tensors.
-    excluded: the ends of names, or a regular expression of whole names, that are left out.
-    layers: the layers that have adapters; None is all of them.
-    layers_pattern: names of the list of layers that `layers` counts in; empty is any list.
+    targets: ends of the names of adapted modules, a regular expression for their whole names,
+      'all-linear' for all but the head, or None for the modules that have tensors.
+    excluded: ends of the names of excluded modules, or a regular expression for whole names.
+    layers: layers that have adapters; None is all layers.
+    layers_pattern: names of the list of layers that `layers` indexes; empty is any list.
   """
 
   path: pathlib.Path
@@ -60,7 +60,7 @@ class AdapterConfig(NamedTuple):
   layers_pattern: tuple[str, ...]
 
   def excluded_by(self, name: str, *, is_head: bool = False) -> str:
-    """The field that says that a module has no adapter, and its value; '' if it has one."""
+    """Returns the field, and its value, that excludes a module; '' if it has an adapter."""
     if self.excluded and _matches(self.excluded, name):
       return f'exclude_modules is {self.excluded!r}'
     if self.takes_all_linear:
@@ -79,18 +79,18 @@ class AdapterConfig(NamedTuple):
 
   @property
   def takes_all_linear(self) -> bool:
-    """Whether all linear modules but the head have adapters."""
+    """True if all linear modules except the head have adapters."""
     return isinstance(self.targets, str) and self.targets.lower() == _ALL_LINEAR
 
   def rank(self, name: str) -> tuple[int, str]:
-    """(the rank of a module's adapter, the field that it comes from)."""
+    """Returns (rank of a module's adapter, name of the field that sets it)."""
     pattern = _first_match(self.rank_pattern, name)
     if pattern is None:
       return self.r, 'r'
     return self.rank_pattern[pattern], f'rank_pattern[{pattern!r}]'
 
   def scale(self, name: str) -> float:
-    """The factor on B A of a module."""
+    """Returns the factor on a module's B A."""
     pattern = _first_match(self.alpha_pattern, name)
     alpha = self.alpha if pattern is None else self.alpha_pattern[pattern]
     rank, _ = self.rank(name)
@@ -104,7 +104,7 @@ def _matches(selected: list[str] | str, name: str) -> bool:
 
 
 def _ending(pattern: str) -> str:
-  """A regular expression of the names that end, after a dot, in what `pattern` matches."""
+  """Returns a regular expression for names whose last dotted part or parts match `pattern`."""
   return rf'(.*\.)?({pattern})'
 
 
@@ -116,20 +116,21 @@ def read(path: pathlib.Path, *, num_layers: int) -> AdapterConfig:
   """Reads the file.
 
   Args:
-    path: adapter_config.json.
-    num_layers: of the base model.
+    path: path of adapter_config.json.
+    num_layers: number of layers of the base model.
 
   Returns:
-    What it says.
+    Its contents.
 
   Raises:
-    ValueError: one line with the field, its value and the file: it is damaged, or asks for
-      something else than low-rank products that are added to linear modules.
+    ValueError: one line with the field, its value and the file: it is damaged, or requires
+      anything other than low-rank products added to linear modules.
   """
   try:
     fields = json.loads(path.read_bytes())
   except (OSError, ValueError) as error:
     raise ValueError(f'{path} cannot be read: {error}') from error
+
   if not isinstance(fields, dict):
     raise ValueError(f'{path} must hold a JSON object, got a {type(fields).__name__}')
 
@@ -144,6 +145,7 @@ def read(path: pathlib.Path, *, num_layers: int) -> AdapterConfig:
   require(fields.get('use_rslora') in (None, True, False), 'use_rslora', 'true or false')
   start = fields.get('init_lora_weights', True)
   require(start in _STARTS, 'init_lora_weights', f'one of {_STARTS}')
+
   for field in sorted(fields.keys() - _USED - _INERT):
     require(not fields[field], field, 'off: it is not supported')
 
@@ -176,7 +178,7 @@ def _check_expression(expression: str, rule: str, path: pathlib.Path) -> None:
 def _read_pattern(
     fields: Mapping[str, Any], field: str, kinds: Any, path: pathlib.Path
 ) -> dict[str, Any]:
-  """{regular expression: positive number}."""
+  """Reads {regular expression: positive number}."""
   patterns = fields.get(field) or {}
   if not isinstance(patterns, dict):
     raise ValueError(f'{field} must be an object, got {patterns!r} ({path})')
@@ -192,7 +194,7 @@ def _read_pattern(
 def _read_names(
     fields: Mapping[str, Any], field: str, path: pathlib.Path
 ) -> list[str] | str | None:
-  """Ends of names, a regular expression, or None."""
+  """Reads a list of name endings, a regular expression, or None."""
   names = fields.get(field)
   if isinstance(names, str):
     _check_expression(names, f'{field} must be a regular expression, got {names!r}', path)
@@ -209,14 +211,16 @@ def _are_strings(values: Any) -> bool:
 def _read_layers(
     fields: Mapping[str, Any], num_layers: int, path: pathlib.Path
 ) -> tuple[frozenset[int] | None, tuple[str, ...]]:
-  """(the layers that have adapters, names of the list of layers)."""
+  """Reads (layers that have adapters, names of the list of layers)."""
   layers, lists = fields.get('layers_to_transform'), fields.get('layers_pattern') or []
   lists = [lists] if isinstance(lists, str) else lists
   if not _are_strings(lists):
     raise ValueError(f'layers_pattern must be a name or a list of names, got {lists!r} ({path})')
+
   for pattern in lists:
     rule = f'layers_pattern must hold regular expressions, got {pattern!r}'
     _check_expression(pattern, rule, path)
+
   if layers is None or layers == []:
     if lists:
       raise ValueError(f'layers_pattern needs layers_to_transform, got {lists!r} alone ({path})')
@@ -226,9 +230,11 @@ def _read_layers(
     raise ValueError(
         'layers_to_transform needs a list of target_modules, got a regular expression '
         f'{fields["target_modules"]!r} ({path})')
+
   numbers = layers if isinstance(layers, list) else [layers]
   if not all(type(layer) is int and 0 <= layer < num_layers for layer in numbers):
     raise ValueError(
         f'layers_to_transform must be layers of the model, 0 to {num_layers - 1}, got {layers!r} '
         f'({path})')
+
   return frozenset(numbers), tuple(lists)

@@ -1,4 +1,4 @@
-"""Encoders of BERT's layout. Their pooler, language-model and classifier heads are not read."""
+"""BERT-style encoders. Their pooler, language-model and classifier heads are not read."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -13,13 +13,13 @@ ARCHITECTURES = dict.fromkeys((
     'BertForNextSentencePrediction', 'BertForTokenClassification', 'BertForQuestionAnswering',
 ), 'trunk')
 PREFIX = 'bert.'
-# Of norms, in checkpoints that began in TensorFlow.
+# Names of norms in checkpoints converted from TensorFlow.
 OLD_NAMES = {'LayerNorm.weight': 'LayerNorm.gamma', 'LayerNorm.bias': 'LayerNorm.beta'}
 IGNORED = (
     r'pooler\..*', r'cls\..*', r'classifier\..*', r'qa_outputs\..*', r'embeddings\.position_ids',
 )
 
-# All of them of training, of heads, of the pooler, or remarks.
+# Fields about training, heads or the pooler, and metadata.
 _INERT = (
     'attention_probs_dropout_prob', 'hidden_dropout_prob', 'tie_word_embeddings',
     'directionality', 'pooler_fc_size', 'pooler_num_attention_heads', 'pooler_num_fc_layers',
@@ -29,9 +29,9 @@ _INERT = (
 
 
 def read_config(fields: Mapping[str, Any]) -> encoder.EncoderConfig:
-  """The encoder of a config.json; ValueError naming a field that is not supported.
+  """Converts a config.json to an encoder config; raises ValueError naming an unsupported field.
 
-  Pooling stands in other files: see sentence_encoder.py.
+  Pooling is defined in other files: see sentence_encoder.py.
   """
   given = config_fields.Fields(fields)
   given.only('position_embedding_type', 'absolute')
@@ -53,11 +53,12 @@ def read_config(fields: Mapping[str, Any]) -> encoder.EncoderConfig:
   )
   given.finish(inert=_INERT)
   config.validate()
+
   return config
 
 
 def write_config(config: encoder.EncoderConfig, model_type: str) -> dict[str, Any]:
-  """The config.json of an encoder."""
+  """Converts an encoder config to a config.json."""
   activations = {'gelu': 'gelu_new', 'gelu_exact': 'gelu', 'relu': 'relu'}
   return {
       'model_type': model_type,
@@ -75,7 +76,7 @@ def write_config(config: encoder.EncoderConfig, model_type: str) -> dict[str, An
 
 
 def entries(config: encoder.EncoderConfig) -> list[Entry]:
-  """The name map."""
+  """Returns the name map."""
   del config
   out = [
       same(f'embeddings.{theirs}_embeddings.weight', f'embedder/{ours}')
@@ -86,9 +87,11 @@ def entries(config: encoder.EncoderConfig) -> list[Entry]:
   linear = {f'attention.self.{name}': f'attention/{name}' for name in ('query', 'key', 'value')}
   linear |= {'attention.output.dense': 'attention/output', 'intermediate.dense': 'mlp/up',
              'output.dense': 'mlp/down'}
+
   for theirs, ours in linear.items():
     out += [transposed(f'{layer}.{theirs}.weight', f'layers/{ours}/kernel'),
             same(f'{layer}.{theirs}.bias', f'layers/{ours}/bias')]
+
   norms = {
       'embeddings': 'embedding_norm', f'{layer}.attention.output': 'layers/attention_post_norm',
       f'{layer}.output': 'layers/mlp_post_norm',
@@ -96,4 +99,5 @@ def entries(config: encoder.EncoderConfig) -> list[Entry]:
   for theirs, ours in norms.items():
     out += [same(f'{theirs}.LayerNorm.weight', f'{ours}/scale'),
             same(f'{theirs}.LayerNorm.bias', f'{ours}/bias')]
+
   return out

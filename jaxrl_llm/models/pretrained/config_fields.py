@@ -1,6 +1,6 @@
-"""Reading a family's config.json: each field is consumed, known to be inert, or rejected by name.
+"""Reads a family's config.json: each field is consumed, known to be inert, or rejected by name.
 
-A field that is silently ignored is a model that silently differs from the published one.
+If a field were silently ignored, the model would silently differ from the published one.
 """
 
 import dataclasses
@@ -10,20 +10,20 @@ from typing import Any
 
 from jaxrl_llm.models import configs
 
-# Fields that no family's forward pass depends on, in any of the spellings that were published.
-# A field that is inert in one family and not in others is listed by that family, and one that is
-# inert at a single value is in `_ONLY` or is checked by its family.
+# Fields that no family's forward pass depends on, in all published spellings.
+# A field that is inert in one family only is listed by that family, and a field that is
+# inert at a single value is in `_ONLY` or checked by its family.
 INERT = frozenset({
-    # How the file was made and is stored.
+    # Origin and storage of the file.
     'transformers_version', 'architectures', 'model_type', 'dtype', 'torch_dtype', '_name_or_path',
     'name_or_path', '_commit_hash', 'auto_map', 'custom_pipelines', 'transformers.js_config',
     'unsloth_fixed', 'unsloth_version', 'tokenizer_class', 'torchscript', 'xla_device',
     'use_bfloat16', 'tf_legacy_loss',
-    # How it is run, and what it returns.
+    # Execution and return values.
     'use_cache', 'output_attentions', 'output_hidden_states', 'output_past', 'return_dict',
     'use_return_dict', 'is_decoder', 'attn_implementation', '_attn_implementation',
     '_attn_implementation_autoset', '_attn_implementation_internal', '_flash_attn_2_enabled',
-    # How it was, or is to be, trained.
+    # Training.
     'initializer_range', 'attention_dropout', 'hidden_dropout', 'classifier_dropout',
     'gradient_checkpointing', 'neftune_noise_alpha', 'max_sequence_length', 'model_max_length',
     'finetuning_task', 'task_specific_params', 'problem_type', 'num_labels', '_num_labels',
@@ -31,7 +31,7 @@ INERT = frozenset({
     # Special ids, which are read with the tokenizer.
     'bos_token_id', 'eos_token_id', 'eos_token_ids', 'pad_token_id', 'unk_token_id',
     'sep_token_id', 'cls_token_id', 'mask_token_id', 'decoder_start_token_id',
-    # How older versions said that texts are generated.
+    # Text generation, in older versions.
     'prefix', 'do_sample', 'temperature', 'top_k', 'top_p', 'min_p', 'typical_p', 'epsilon_cutoff',
     'eta_cutoff', 'penalty_alpha', 'guidance_scale', 'max_length', 'min_length', 'max_new_tokens',
     'min_new_tokens', 'max_time', 'stop_strings', 'num_beams', 'num_beam_groups',
@@ -52,7 +52,7 @@ _ONLY = {
 }
 _REQUIRED = object()
 
-# Names of activation functions in config.json, and ours.
+# Names of activation functions in config.json, and our names.
 PLAIN_ACTIVATIONS = {
     'gelu': 'gelu_exact', 'gelu_new': 'gelu', 'gelu_pytorch_tanh': 'gelu', 'gelu_fast': 'gelu',
     'relu': 'relu',
@@ -63,17 +63,17 @@ GATED_ACTIVATIONS = {
 
 
 def agree(name: str, values: Mapping[str, Any]) -> Any:
-  """The value that one or more fields give.
+  """Returns the common value of fields that mean the same.
 
   Args:
     name: the file, for errors.
-    values: by field; None where it is absent.
+    values: values by field; None if a field is absent.
 
   Returns:
-    The value, None if all are absent.
+    The value, or None if all are absent.
 
   Raises:
-    ValueError: two of them differ.
+    ValueError: two values differ.
   """
   given = [(field, value) for field, value in values.items() if value is not None]
   for field, value in given[1:]:
@@ -89,37 +89,38 @@ class Fields:
   """The fields of a config.json, each taken once."""
 
   def __init__(self, fields: Mapping[str, Any], *, name: str = 'config.json'):
-    """Starts with all of them.
+    """Initialises with no field taken.
 
     Args:
       fields: the JSON object.
-      name: what it is called in errors.
+      name: name of the file, for errors.
     """
     self.name = name
     self._left = dict(fields)
 
   def take(self, field: str, default: Any = _REQUIRED, *, kind: type | None = None) -> Any:
-    """A field's value; null counts as absent, but not where that would mean true.
+    """Takes a field and returns its value; null counts as absent, unless the default is True.
 
     Args:
-      field: its name.
-      default: the value where it is absent; without one it must be there.
-      kind: int, float, bool, str, dict or list; by default that of `default`.
+      field: name of the field.
+      default: value if the field is absent; a field without a default is required.
+      kind: int, float, bool, str, dict or list; by default the type of `default`.
 
     Returns:
       The value.
 
     Raises:
-      ValueError: it is missing or of another type.
+      ValueError: the field is missing or of another type.
     """
     present = field in self._left
     value = self._left.pop(field, None)
     if value is None:
-      if present and default is True:  # To transformers a null is false.
+      if present and default is True:  # transformers treats null as false.
         raise ValueError(f'{self.name}: {field} must be true or false, got null')
       if default is _REQUIRED:
         raise ValueError(f'{self.name} has no field {field!r}')
       return default
+
     if kind is None and default is not _REQUIRED and default is not None:
       kind = type(default)
     accepted = (int, float) if kind is float else kind
@@ -128,7 +129,7 @@ class Fields:
     return kind(value) if kind in (int, float) else value
 
   def take_same(self, fields: Iterable[str], default: Any = _REQUIRED, *, kind: type) -> Any:
-    """The value of a field that has several names; ValueError if they give different ones."""
+    """Takes a field that has several names; raises ValueError if their values differ."""
     first, *others = fields
     value = agree(
         self.name, {field: self.take(field, None, kind=kind) for field in (first, *others)})
@@ -137,24 +138,24 @@ class Fields:
     return default if value is None else value
 
   def __contains__(self, field: str) -> bool:
-    """Whether the file has a field that was not taken yet, be it null."""
+    """True if the file has the field, even as null, and it was not taken yet."""
     return field in self._left
 
   def choose(self, field: str, default: str, names: Mapping[str, str]) -> str:
-    """Our name for a field that is one of a few words; ValueError for any other."""
+    """Takes a field and maps its value to our name; raises ValueError for an unknown value."""
     value = self.take(field, default)
     if value not in names:
       raise ValueError(f'{self.name}: {field} must be one of {", ".join(names)}, got {value!r}')
     return names[value]
 
   def only(self, field: str, value: Any, reason: str = 'not supported here') -> None:
-    """Takes a field that may have no other value; ValueError with the reason if it has one."""
+    """Takes a field that may only have `value`; raises ValueError with the reason otherwise."""
     given = self._left.pop(field, None)
     if given not in (None, value):
       raise ValueError(f'{self.name}: {field} must be {value!r}, got {given!r}: {reason}')
 
   def finish(self, *, inert: Iterable[str] = ()) -> None:
-    """Raises ValueError naming a field that is neither consumed nor known to be inert."""
+    """Raises ValueError naming a field that was neither taken nor is known to be inert."""
     for field, value in _ONLY.items():
       self.only(field, value)
     agree(self.name, {field: self._left.get(field) for field in ('torch_dtype', 'dtype')})
@@ -172,20 +173,20 @@ _LAYER_LETTERS = {'full_attention': 'f', 'sliding_attention': 's'}
 def read_layers(
     fields: Fields, num_layers: int, *, window: int | None, default: Iterable[bool]
 ) -> dict[str, Any]:
-  """Which layers are sliding, from `layer_types` or, where it is absent, by default.
+  """Reads the sliding layers from `layer_types` or, if it is absent, from `default`.
 
   Args:
-    fields: the file; `layer_types` is taken.
-    num_layers: how many there are.
-    window: of the sliding ones, in tokens; None where none slides.
-    default: for each layer, whether it slides.
+    fields: fields of the file; `layer_types` is taken.
+    num_layers: number of layers.
+    window: window of the sliding layers, in tokens; None if no layer slides.
+    default: for each layer, True if it slides.
 
   Returns:
-    Fields of `TransformerConfig`, sliding_window and layer_pattern (its shortest form).
+    The fields sliding_window and layer_pattern (in its shortest form) of `TransformerConfig`.
 
   Raises:
-    ValueError: kinds of layers that are not known, too few or too many of them, or
-      sliding ones without a window.
+    ValueError: unknown kinds of layers, too few or too many layers, or sliding layers
+      without a window.
   """
   kinds = fields.take('layer_types', None, kind=list)
   if kinds is None:
@@ -198,29 +199,31 @@ def read_layers(
           f'{" or ".join(_LAYER_LETTERS)}, got {unknown[0] if unknown else len(kinds)!r}'
       )
     letters = ''.join(_LAYER_LETTERS[kind] for kind in kinds)
+
   if 's' not in letters:
     return {'sliding_window': 0, 'layer_pattern': ''}
   if window is None:
     raise ValueError(f'{fields.name}: layer_types has sliding layers and there is no window')
+
   repeats = lambda size: all(letters[i] == letters[i % size] for i in range(len(letters)))
   size = next(size for size in range(1, len(letters) + 1) if repeats(size))
   return {'sliding_window': window, 'layer_pattern': letters[:size]}
 
 
 def write_layer_types(config: configs.TransformerConfig) -> list[str]:
-  """`layer_types`, one a layer."""
+  """Returns `layer_types`, one per layer."""
   return ['sliding_attention' if slides else 'full_attention' for slides in config.sliding_layers]
 
 
 def check_expressed(
     config: configs.TransformerConfig, again: configs.TransformerConfig, family: str
 ) -> None:
-  """Raises ValueError unless what was written is read as the same model.
+  """Raises ValueError unless the written config.json is read back as the same model.
 
   Args:
-    config: the model to be saved.
-    again: what its written config.json is read as.
-    family: for the error.
+    config: config of the model to be saved.
+    again: config read back from its config.json.
+    family: family name, for the error.
   """
   for field in dataclasses.fields(config):
     if field.name in configs.COMPUTE_FIELDS:

@@ -1,4 +1,4 @@
-"""GPT-2. Its linear layers are stored [in, out], query, key and value side by side in one."""
+"""GPT-2. Its linear layers are stored [in, out], with query, key and value in one matrix."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -16,7 +16,7 @@ ARCHITECTURES = {
 PREFIX = 'transformer.'
 IGNORED = (r'.*h\.\d+\.attn\.(bias|masked_bias)',)  # The causal mask.
 
-# Dropout, the head of GPT2DoubleHeadsModel, and where attention is rounded.
+# Dropout, the head of GPT2DoubleHeadsModel, and the rounding of attention.
 _INERT = (
     'attn_pdrop', 'embd_pdrop', 'resid_pdrop', 'summary_activation', 'summary_first_dropout',
     'summary_proj_to_labels', 'summary_type', 'summary_use_proj', 'reorder_and_upcast_attn',
@@ -24,23 +24,26 @@ _INERT = (
 
 
 def read_config(fields: Mapping[str, Any]) -> configs.TransformerConfig:
-  """The model of a config.json; ValueError naming a field that is not supported."""
+  """Converts a config.json to a model config; raises ValueError naming an unsupported field."""
   given = config_fields.Fields(fields)
-  # transformers reads the second name of each pair as the first.
+  # transformers treats the second name of each pair as an alias of the first.
   width = given.take_same(('n_embd', 'hidden_size'), kind=int)
   num_heads = given.take_same(('n_head', 'num_attention_heads'), kind=int)
   num_layers = given.take_same(('n_layer', 'num_hidden_layers'), kind=int)
   max_length = given.take_same(('n_positions', 'max_position_embeddings'), kind=int)
+
   if num_heads < 1 or width % num_heads:
     raise ValueError(
         f'{given.name}: n_embd must be a multiple of n_head ({num_heads}), got {width}'
     )
+
   mlp_width = given.take('n_inner', 4 * width)
   given.only('scale_attn_by_inverse_layer_idx', False)
-  # Tokens on top of the vocabulary, and whether the head gives logits to them: there are none.
+  # The number of extra tokens, and whether the head predicts them; there are none.
   given.only('n_special', 0)
   given.only('predict_special_tokens', True)
-  # transformers does not read these: they must say what the model is without them.
+
+  # transformers ignores these fields, so they must agree with the rest.
   given.only('n_ctx', max_length, f'n_positions is {max_length}')
   given.only('intermediate_size', mlp_width, f'n_inner is {mlp_width}')
   given.only('head_dim', width // num_heads, f'n_embd / n_head is {width // num_heads}')
@@ -68,11 +71,12 @@ def read_config(fields: Mapping[str, Any]) -> configs.TransformerConfig:
   )
   given.finish(inert=_INERT)
   config.validate()
+
   return config
 
 
 def write_config(config: configs.TransformerConfig, model_type: str) -> dict[str, Any]:
-  """The config.json of a model; ValueError where the family cannot express it."""
+  """Converts a model config to a config.json; raises ValueError if the family cannot express it."""
   activations = {'gelu': 'gelu_new', 'gelu_exact': 'gelu', 'relu': 'relu'}
   fields = {
       'model_type': model_type,
@@ -88,15 +92,17 @@ def write_config(config: configs.TransformerConfig, model_type: str) -> dict[str
       'tie_word_embeddings': config.tie_embeddings,
   }
   config_fields.check_expressed(config, read_config(fields), model_type)
+
   return fields
 
 
 def entries(config: configs.TransformerConfig) -> list[Entry]:
-  """The name map of trunk and head."""
+  """Returns the name map of the trunk and the head."""
   heads = ('query', 'key', 'value')
   out = [
       same('wte.weight', 'embedder/embedding'), same('wpe.weight', 'embedder/position_embedding')
   ]
+
   for theirs, ours in (('weight', 'kernel'), ('bias', 'bias')):
     out.append(Entry(
         f'h.{{i}}.attn.c_attn.{theirs}',
@@ -109,12 +115,14 @@ def entries(config: configs.TransformerConfig) -> list[Entry]:
         same(f'h.{{i}}.mlp.c_fc.{theirs}', f'layers/mlp/up/{ours}'),
         same(f'h.{{i}}.mlp.c_proj.{theirs}', f'layers/mlp/down/{ours}'),
     ]
+
   for theirs, ours in (('weight', 'scale'), ('bias', 'bias')):
     out += [
         same(f'h.{{i}}.ln_1.{theirs}', f'layers/attention_norm/{ours}'),
         same(f'h.{{i}}.ln_2.{theirs}', f'layers/mlp_norm/{ours}'),
         same(f'ln_f.{theirs}', f'final_norm/{ours}'),
     ]
+
   if not config.tie_embeddings:
     out.append(same('lm_head.weight', 'head/kernel'))
   return out

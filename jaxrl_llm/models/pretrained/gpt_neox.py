@@ -1,4 +1,4 @@
-"""GPT-NeoX (Pythia). Query, key and value of each head stand next to each other in one matrix."""
+"""GPT-NeoX (Pythia). Query, key and value of each head are adjacent in one matrix."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -15,17 +15,17 @@ ARCHITECTURES = {
     'GPTNeoXModel': 'trunk',
 }
 PREFIX = 'gpt_neox.'
-# The causal mask and the rotary frequencies, which old versions stored.
+# The causal mask and the rotary frequencies, stored by old versions.
 IGNORED = (
     r'.*\.attention\.(bias|masked_bias)', r'.*\.rotary_emb\.(inv_freq|cos_cached|sin_cached)',
 )
 
-# Dropout, as GPT-NeoX-20B spells it.
+# Dropout, as spelled in GPT-NeoX-20B.
 _INERT = ('attention_probs_dropout_prob', 'hidden_dropout_prob')
 
 
 def read_config(fields: Mapping[str, Any]) -> configs.TransformerConfig:
-  """The model of a config.json; ValueError naming a field that is not supported."""
+  """Converts a config.json to a model config; raises ValueError naming an unsupported field."""
   given = config_fields.Fields(fields)
   width = given.take('hidden_size', kind=int)
   num_heads = given.take('num_attention_heads', kind=int)
@@ -34,6 +34,7 @@ def read_config(fields: Mapping[str, Any]) -> configs.TransformerConfig:
         f'{given.name}: hidden_size must be a multiple of num_attention_heads ({num_heads}), got '
         f'{width}'
     )
+
   head_dim = width // num_heads
   given.only('head_dim', head_dim, f'hidden_size / num_attention_heads is {head_dim}')
   max_length = given.take('max_position_embeddings', kind=int)
@@ -61,6 +62,7 @@ def read_config(fields: Mapping[str, Any]) -> configs.TransformerConfig:
   )
   given.finish(inert=_INERT)
   config.validate()
+
   return config
 
 
@@ -71,7 +73,7 @@ def _read_rope(given: config_fields.Fields, max_length: int) -> dict[str, Any]:
       fraction={'rotary_pct': given.take('rotary_pct', None, kind=float)},
       default_theta=10_000.0, default_fraction=0.25, max_positions=max_length, name=given.name,
   )
-  # Versions of transformers 4 write copies of the base and the share that they do not read.
+  # Some versions of transformers 4 write copies of the base and the fraction, but ignore them.
   base, share = rope['rope_theta'], rope['rope_fraction']
   given.only('rope_theta', base, f'rotary_emb_base is {base}')
   given.only('partial_rotary_factor', share, f'rotary_pct is {share}')
@@ -79,7 +81,7 @@ def _read_rope(given: config_fields.Fields, max_length: int) -> dict[str, Any]:
 
 
 def write_config(config: configs.TransformerConfig, model_type: str) -> dict[str, Any]:
-  """The config.json of a model; ValueError where the family cannot express it."""
+  """Converts a model config to a config.json; raises ValueError if the family cannot express it."""
   activations = {'gelu': 'gelu_new', 'gelu_exact': 'gelu', 'relu': 'relu'}
   fields = {
       'model_type': model_type,
@@ -99,16 +101,17 @@ def write_config(config: configs.TransformerConfig, model_type: str) -> dict[str
       'rope_scaling': rope_fields.write_scaling(config),
   }
   config_fields.check_expressed(config, read_config(fields), model_type)
+
   return fields
 
 
 def entries(config: configs.TransformerConfig) -> list[Entry]:
-  """The name map of trunk and head."""
+  """Returns the name map of the trunk and the head."""
   shape = (config.num_heads, 3, config.head_dim)
   rows = config.num_heads * config.head_dim
 
   def split(x: np.ndarray) -> tuple[np.ndarray, ...]:
-    """[H * 3 * h, ...] -> three of [..., H * h]."""
+    """[H * 3 * h, ...] -> three arrays [..., H * h]."""
     parts = x.reshape(*shape, *x.shape[1:])
     return tuple(parts[:, j].reshape(rows, *x.shape[1:]).T for j in range(3))
 
@@ -126,6 +129,7 @@ def entries(config: configs.TransformerConfig) -> list[Entry]:
         tuple(f'layers/attention/{head}/{ours}' for head in ('query', 'key', 'value')),
         split=split, join=join,
     ))
+
   for theirs, ours, bias in (
       ('attention.dense', 'attention/output', config.output_bias),
       ('mlp.dense_h_to_4h', 'mlp/up', True),
@@ -134,12 +138,14 @@ def entries(config: configs.TransformerConfig) -> list[Entry]:
     out.append(transposed(f'{layer}.{theirs}.weight', f'layers/{ours}/kernel'))
     if bias:
       out.append(same(f'{layer}.{theirs}.bias', f'layers/{ours}/bias'))
+
   for theirs, ours in (('weight', 'scale'), ('bias', 'bias')):
     out += [
         same(f'{layer}.input_layernorm.{theirs}', f'layers/attention_norm/{ours}'),
         same(f'{layer}.post_attention_layernorm.{theirs}', f'layers/mlp_norm/{ours}'),
         same(f'final_layer_norm.{theirs}', f'final_norm/{ours}'),
     ]
+
   if not config.tie_embeddings:
     out.append(same('embed_out.weight', 'head/kernel'))
   return out

@@ -1,4 +1,4 @@
-"""The front door: a folder that transformers reads and writes <-> a config and parameters.
+"""Loads and saves checkpoint directories of transformers as a config and parameters.
 
   checkpoint = huggingface.read_config(directory)
   params = huggingface.load_params(checkpoint, abstract_params)
@@ -30,8 +30,8 @@ from jaxrl_llm.models.pretrained import (
     weights,
 )
 
-# One module a family, with MODEL_TYPES, ARCHITECTURES, PREFIX, IGNORED, read_config, write_config
-# and entries; OLD_NAMES ({end of a tensor's name: what it was called before}) where there are any.
+# One module per family, with MODEL_TYPES, ARCHITECTURES, PREFIX, IGNORED, read_config, write_config
+# and entries, and optionally OLD_NAMES ({end of a tensor's name: its former spelling}).
 FAMILIES: tuple[ModuleType, ...] = (gpt2, gpt_neox, llama, qwen, gemma, bert)
 
 ROLES = ('policy', 'value', 'trunk')
@@ -40,14 +40,14 @@ _HEADS = ('head', 'value_head', 'q_head')
 # The head of a sequence classifier, in every family.
 _VALUE_ENTRY = mapping.same('score.weight', 'value_head/kernel')
 
-# What may lie beside weights and says how text is read and samples end.
+# Files next to the weights that define tokenization and generation.
 TOKENIZER_FILES = (
     'tokenizer.json', 'tokenizer_config.json', 'special_tokens_map.json', 'added_tokens.json',
     'generation_config.json', 'chat_template.jinja', 'vocab.json', 'merges.txt', 'encoder.json',
     'vocab.bpe', 'vocab.txt', '*.model',
 )
 
-# Fields that are written anew, or say of a folder what is not true of another.
+# Fields that `save` writes itself, or that apply only to the original directory.
 _OWN_FIELDS = frozenset({
     'architectures', 'model_type', 'torch_dtype', 'dtype', 'auto_map', 'quantization_config',
     '_name_or_path', 'transformers_version', 'id2label', 'label2id', 'num_labels',
@@ -55,16 +55,16 @@ _OWN_FIELDS = frozenset({
 
 
 class Checkpoint(NamedTuple):
-  """What config.json says.
+  """A checkpoint, as described by its config.json.
 
   Attributes:
-    config: of the model.
-    model_type: as in config.json.
-    architecture: the class that was saved, '' where config.json does not say.
-    role: of the architecture: 'policy' (a language model), 'value' (a sequence classifier, whose
-      head is a value or reward head) or 'trunk' (no head).
-    fields: config.json.
-    directory: the folder.
+    config: model config.
+    model_type: model_type in config.json.
+    architecture: name of the saved class, '' if config.json does not name one.
+    role: role of the architecture: 'policy' (a language model), 'value' (a sequence classifier,
+      whose head is a value or reward head) or 'trunk' (no head).
+    fields: fields of config.json.
+    directory: directory of the checkpoint.
   """
 
   config: Any
@@ -76,7 +76,7 @@ class Checkpoint(NamedTuple):
 
 
 def is_checkpoint(directory: str | os.PathLike) -> bool:
-  """Whether a folder holds config.json beside weights, also those that are refused (pickles)."""
+  """True if a directory has a config.json and weights, including rejected formats (pickles)."""
   directory = pathlib.Path(directory)
   return (directory / 'config.json').is_file() and (
       any(directory.glob('*.safetensors')) or (directory / weights.INDEX_FILE).exists()
@@ -87,42 +87,46 @@ def read_config(directory: str | os.PathLike) -> Checkpoint:
   """Reads config.json.
 
   Args:
-    directory: a checkpoint.
+    directory: checkpoint directory.
 
   Returns:
-    What it says, in our terms.
+    The checkpoint, with our config.
 
   Raises:
-    ValueError: one line, if config.json is missing, damaged or quantised, or asks for a model
-      that does not exist here.
+    ValueError: one line, if config.json is missing, damaged or quantised, or describes an
+      unsupported model.
   """
   directory = pathlib.Path(directory)
   path = directory / 'config.json'
   if not path.is_file():
     raise ValueError(f'a checkpoint must be a folder with a config.json, got {str(directory)!r}')
+
   try:
     fields = json.loads(path.read_bytes())
   except ValueError as error:
     raise ValueError(f'{path} is damaged: {error}') from error
+
   if not isinstance(fields, dict):
     raise ValueError(f'{path} must hold a JSON object, got a {type(fields).__name__}')
   if fields.pop('quantization_config', None):
     raise ValueError(
         f'{path} has a quantization_config: quantised weights cannot be read; take the '
         'checkpoint in float32, float16 or bfloat16')
+
   try:
     family = find_family(fields.get('model_type'))
     architecture, role = _architecture(
         family, fields['model_type'], fields.get('architectures'))
     config = family.read_config(fields)
   except ValueError as error:
-    # Errors about a field begin with the file's name.
+    # Errors about a field begin with the file name.
     raise ValueError(f'{path}: {error}'.replace(': config.json', '', 1)) from error
+
   return Checkpoint(config, fields['model_type'], architecture, role, fields, directory)
 
 
 def find_family(model_type: Any) -> ModuleType:
-  """The module of a family; ValueError with the names that are known for any other."""
+  """Returns the module of a family; raises ValueError with the known names otherwise."""
   for family in FAMILIES:
     if model_type in family.MODEL_TYPES:
       return family
@@ -135,15 +139,15 @@ def find_family(model_type: Any) -> ModuleType:
 
 
 def _is_of(architecture: str, model_type: str) -> bool:
-  """Whether a class is named as the model type is, 'text' being optional."""
+  """True if a class is named after the model type; the suffix 'text' is optional."""
   stem = re.sub(r'(For\w+|LMHeadModel|Model)$', '', architecture).lower()
   own = model_type.replace('_', '')
   return stem in (own, own.removesuffix('text'))
 
 
 def _architecture(family: ModuleType, model_type: str, names: Any) -> tuple[str, str]:
-  """(architecture, role)."""
-  if not names:  # Early checkpoints do not say: they were language models, or encoders.
+  """Returns (architecture, role)."""
+  if not names:  # Early checkpoints name no class; they are language models or encoders.
     return '', 'policy' if 'policy' in family.ARCHITECTURES.values() else 'trunk'
   known = [name for name in family.ARCHITECTURES if _is_of(name, model_type)]
   if not isinstance(names, list) or names[0] not in known:
@@ -160,25 +164,25 @@ def load_params(
     fresh: Any = None,
     progress: Callable[[str, int], None] | None = None,
 ) -> Any:
-  """Loads parameters onto their devices, one at a time, in whatever dtype the tree asks for.
+  """Loads parameters onto their devices, one at a time, in the dtypes of the tree.
 
-  The tree decides what is loaded: the trunk, and a head or value head if it holds one. A language
-  model loads into the tree of a value, reward or Q-function: its own head stays behind. What no
-  tensor can give, such as a value head then, or adapters, is taken from `fresh`.
+  The tree determines what is loaded: the trunk, and a head or value head if it has one. A language
+  model can be loaded into the tree of a value, reward or Q-function: its head is skipped.
+  Parameters that the checkpoint lacks, such as that value head or adapters, come from `fresh`.
 
   Args:
-    checkpoint: from `read_config`.
-    abstract_params: nested dict of `jax.ShapeDtypeStruct`s with shardings; without a sharding a
-      parameter goes to the first device.
-    fresh: a tree that holds at least the parameters that the checkpoint does not have (the rest
-      is not looked at).
-    progress: called after each parameter with its path and its bytes.
+    checkpoint: checkpoint from `read_config`.
+    abstract_params: nested dict of `jax.ShapeDtypeStruct`s with shardings; a parameter without
+      a sharding goes to the first device.
+    fresh: a tree with at least the parameters that the checkpoint lacks; the others are
+      ignored.
+    progress: called after each parameter with its path and size in bytes.
 
   Returns:
-    Parameters, shaped as `abstract_params`.
+    Parameters with the structure of `abstract_params`.
 
   Raises:
-    ValueError: one line that names tensor and file, or the parameter that nothing gives.
+    ValueError: one line that names tensor and file, or a parameter without a source.
   """
   reader = weights.Reader(checkpoint.directory)
   family = find_family(checkpoint.model_type)
@@ -187,11 +191,13 @@ def load_params(
   prefix = family.PREFIX if has_prefix else ''
   entries, left_behind = _choose_entries(checkpoint, family, wanted)
   entries = _as_named(mapping.with_prefix(entries, prefix), family, reader)
+
   if _is_tied(checkpoint.config):
     embedding = next(e.theirs for e in entries if e.ours == ('embedder/embedding',))
     left_behind += _check_tied_head(checkpoint, family, reader, embedding)
-    if 'head/kernel' in wanted:  # A head of its own, which starts as the embedding.
+    if 'head/kernel' in wanted:  # An untied head, initialised to the embedding.
       entries.append(mapping.same(embedding, 'head/kernel'))
+
   elsewhere = mapping.uncovered(entries, abstract_params)
   loaded = mapping.unflatten({path: wanted[path] for path in wanted if path not in elsewhere})
   mapping.check(
@@ -199,25 +205,27 @@ def load_params(
   given = mapping.flatten(fresh or {})
   if checkpoint.role == 'value' and 'value_head/bias' in wanted:
     given['value_head/bias'] = np.zeros(wanted['value_head/bias'].shape, np.float32)
+
   found = {path: _take(path, wanted[path], given, checkpoint) for path in elsewhere}
   for path, parameter in mapping.load(entries, reader, loaded):
     found[path] = parameter
     if progress is not None:
       progress(path, parameter.nbytes)
+
   return mapping.unflatten({path: found[path] for path in wanted})
 
 
 def _choose_entries(
     checkpoint: Checkpoint, family: ModuleType, wanted: Mapping[str, Any]
 ) -> tuple[list[mapping.Entry], list[str]]:
-  """(entries to load, regular expressions of the tensors that may be left behind)."""
+  """Returns (entries to load, regular expressions for the tensors that may be skipped)."""
   in_head = lambda entry: all(path.startswith('head/') for path in entry.ours)
   entries = family.entries(checkpoint.config)
   heads = {
       'policy': [entry for entry in entries if in_head(entry)], 'value': [_VALUE_ENTRY],
       'trunk': []}[checkpoint.role]
   used = [entry for entry in heads if wanted.keys() & set(entry.ours)]
-  # A tree with another head does not need theirs; without any it would be lost unnoticed.
+  # A tree with another head does not need theirs. A tree without any head would lose it silently.
   has_head = any(path.split('/')[0] in _HEADS for path in wanted)
   left_behind = [re.escape(e.theirs) for e in heads if has_head and e not in used]
   return [entry for entry in entries if not in_head(entry)] + used, left_behind
@@ -226,7 +234,7 @@ def _choose_entries(
 def _as_named(
     entries: list[mapping.Entry], family: ModuleType, reader: weights.Reader
 ) -> list[mapping.Entry]:
-  """The entries, by the names of old where the files have these."""
+  """Returns the entries, with a tensor's former name if the files use it."""
   for new, old in getattr(family, 'OLD_NAMES', {}).items():
     renamed = [entry._replace(theirs=re.sub(f'{re.escape(new)}$', old, entry.theirs))
                for entry in entries]
@@ -242,10 +250,10 @@ def _is_tied(config: Any) -> bool:
 def _check_tied_head(
     checkpoint: Checkpoint, family: ModuleType, reader: weights.Reader, embedding: str
 ) -> list[str]:
-  """Raises if a tied model's file holds a head that is not its embedding.
+  """Raises ValueError if a tied model's file has a head that differs from its embedding.
 
   Returns:
-    Regular expressions of the tensors that were found to be equal.
+    Regular expressions for the head tensors, which are equal to the embedding.
   """
   untied = family.entries(dataclasses.replace(checkpoint.config, tie_embeddings=False))
   heads = [e.theirs for e in untied if e.ours == ('head/kernel',) and e.theirs in reader]
@@ -259,7 +267,7 @@ def _check_tied_head(
 
 
 def _are_equal(a: np.ndarray, b: np.ndarray) -> bool:
-  rows = 4096  # At a time: comparing makes arrays as large as what is compared.
+  rows = 4096  # Per comparison, which allocates an array of the size of its operands.
   return a.shape == b.shape and all(
       np.array_equal(a[i : i + rows], b[i : i + rows]) for i in range(0, len(a), rows))
 
@@ -267,7 +275,7 @@ def _are_equal(a: np.ndarray, b: np.ndarray) -> bool:
 def _take(
     path: str, leaf: jax.ShapeDtypeStruct, given: Mapping[str, Any], checkpoint: Checkpoint
 ) -> jax.Array:
-  """A parameter that the checkpoint does not hold, from `given`."""
+  """Takes a parameter that the checkpoint lacks from `given`."""
   if path not in given:
     raise ValueError(
         f'parameter {path} of the model is not in {checkpoint.directory}, which holds a '
@@ -293,30 +301,31 @@ def save(
     files: Mapping[str, bytes] | None = None,
     max_shard_bytes: int = 5 * 10**9,
 ) -> None:
-  """Writes a folder that transformers loads: all of it or nothing.
+  """Writes, atomically, a directory that transformers can load.
 
   Args:
-    directory: must not exist, or be empty.
-    config: of the model.
-    params: its parameters: the trunk, and what the role says.
-    model_type: as in config.json: the family that it is written as.
-    dtype: of the tensors: 'float32' or 'bfloat16'.
+    directory: new or empty directory.
+    config: model config.
+    params: parameters: the trunk and the head of the role.
+    model_type: model_type in config.json, which selects the family.
+    dtype: dtype of the tensors, 'float32' or 'bfloat16'.
     role: 'policy' (with the language model's head), 'value' (with a value head, as a sequence
-      classifier) or 'trunk' (alone).
-    fields: the config.json of the checkpoint that the model came from; what does not change the
-      model (special ids, initialisation) is carried over.
-    tokenizer_from: a folder whose tokenizer and generation files are copied.
-    files: further files, such as those of a tokenizer: content by name.
-    max_shard_bytes: data of one file.
+      classifier) or 'trunk' (without a head).
+    fields: config.json of the original checkpoint; fields that do not change the model (special
+      ids, initialisation) are copied.
+    tokenizer_from: directory whose tokenizer and generation files are copied.
+    files: additional files, such as those of a tokenizer: contents by name.
+    max_shard_bytes: maximum data size of one file.
 
   Raises:
-    ValueError: if the family cannot express the model, or the folder is in use.
-    OSError: if it cannot be written.
+    ValueError: the family cannot express the model, or the directory is in use.
+    OSError: the directory cannot be written.
   """
   if dtype not in ('float32', 'bfloat16'):
     raise ValueError(f'dtype must be float32 or bfloat16, got {dtype!r}')
   if role not in ROLES:
     raise ValueError(f'role must be one of {", ".join(ROLES)}, got {role!r}')
+
   family = find_family(model_type)
   entries = family.entries(config)
   fields = {} if fields is None else fields
@@ -327,6 +336,7 @@ def save(
     entries.append(_VALUE_ENTRY)
     params = _without_bias(params)
     document |= _labels(params['value_head']['kernel'].shape[0], fields)
+
   entries = mapping.with_prefix(entries, '' if role == 'trunk' else family.PREFIX)
   tensors = list(mapping.tensors(entries, params, dtype))
   copies = [] if tokenizer_from is None else _tokenizer_files(tokenizer_from)
@@ -343,7 +353,7 @@ def _document(
     family: ModuleType, config: Any, model_type: str, role: str, dtype: str,
     fields: Mapping[str, Any],
 ) -> dict[str, Any]:
-  """config.json: what the family writes, and of `fields` what leaves its meaning as it is."""
+  """Builds config.json: the family's fields, and those of `fields` that do not change the model."""
   document = {
       **family.write_config(config, model_type), 'model_type': model_type,
       'architectures': [_architecture_for(family, model_type, role)], 'torch_dtype': dtype,
@@ -358,7 +368,7 @@ def _document(
 
 
 def _architecture_for(family: ModuleType, model_type: str, role: str) -> str:
-  """The class of a role."""
+  """Returns the class name for a role."""
   for name, its_role in family.ARCHITECTURES.items():
     if its_role == role and _is_of(name, model_type):
       return name
@@ -366,7 +376,7 @@ def _architecture_for(family: ModuleType, model_type: str, role: str) -> str:
 
 
 def _without_bias(params: Any) -> Any:
-  """The tree without the value head's bias, which has to be 0."""
+  """Removes the value head's bias, which must be 0."""
   head = dict(params.get('value_head', {}))
   bias = np.asarray(head.pop('bias', 0.0), np.float32)
   if 'kernel' not in head:
@@ -380,7 +390,7 @@ def _without_bias(params: Any) -> Any:
 
 
 def _labels(number: int, fields: Mapping[str, Any]) -> dict[str, Any]:
-  """The fields that tell transformers how many outputs the head has."""
+  """Returns the fields from which transformers infers the number of outputs of the head."""
   names = fields.get('id2label')
   if not isinstance(names, dict) or len(names) != number:
     names = {str(i): f'LABEL_{i}' for i in range(number)}

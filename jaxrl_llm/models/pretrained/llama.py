@@ -14,8 +14,8 @@ entries = llama_layout.entries
 
 
 def read_config(fields: Mapping[str, Any]) -> configs.TransformerConfig:
-  """The model of a config.json; ValueError naming a field that is not supported."""
-  # Llama 1 was first converted to files with max_sequence_length alone.
+  """Converts a config.json to a model config; raises ValueError naming an unsupported field."""
+  # The first conversions of Llama 1 have max_sequence_length only.
   length = {'max_position_embeddings': fields.get('max_sequence_length')}
   given = config_fields.Fields({**length, **fields})
   mistral = fields.get('model_type') == 'mistral'
@@ -30,11 +30,11 @@ def read_config(fields: Mapping[str, Any]) -> configs.TransformerConfig:
 
 
 def _read_llama(given: config_fields.Fields) -> dict[str, Any]:
-  # The trainer of SmolLM2 writes these: that it is a Llama, and that rotary positions pair the two
-  # halves of a head, not neighbouring dimensions.
+  # Written by SmolLM2's trainer: the model is a Llama, and rotary positions pair the two halves
+  # of a head, not neighbouring dimensions.
   given.only('is_llama_config', True)
   given.only('rope_interleaved', False)
-  # Number of slices in which old versions summed a product: equal up to rounding.
+  # Number of slices in which old versions summed a product; the result is equal up to rounding.
   slices = given.take('pretraining_tp', 1)
   if slices < 1:
     raise ValueError(f'{given.name}: pretraining_tp must be at least 1, got {slices}')
@@ -46,7 +46,7 @@ def _read_llama(given: config_fields.Fields) -> dict[str, Any]:
 def _read_mistral(given: config_fields.Fields, num_layers: int) -> dict[str, Any]:
   for field in ('attention_bias', 'mlp_bias'):
     given.only(field, False)
-  # An explicit null means that no layer slides, as in Mistral 7B v0.2.
+  # An explicit null means no sliding layers, as in Mistral 7B v0.2.
   window = given.take('sliding_window', None if 'sliding_window' in given else 4096, kind=int)
   layers = config_fields.read_layers(given, num_layers, window=window, default=[True] * num_layers)
   if layers['layer_pattern'] != ('' if window is None else 's'):
@@ -58,7 +58,7 @@ def _read_mistral(given: config_fields.Fields, num_layers: int) -> dict[str, Any
 
 
 def write_config(config: configs.TransformerConfig, model_type: str) -> dict[str, Any]:
-  """The config.json of a model; ValueError where the family cannot express it."""
+  """Converts a model config to a config.json; raises ValueError if the family cannot express it."""
   fields = llama_layout.write_sizes(config)
   fields |= {'model_type': model_type, 'hidden_act': _activation(config)}
   if model_type == 'mistral':

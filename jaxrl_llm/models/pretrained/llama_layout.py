@@ -1,4 +1,4 @@
-"""What Llama, Mistral, Qwen and Gemma checkpoints have in common: sizes and names of tensors."""
+"""Sizes and tensor names shared by Llama, Mistral, Qwen and Gemma checkpoints."""
 
 from typing import Any
 
@@ -7,12 +7,12 @@ from jaxrl_llm.models.pretrained import config_fields, rope_fields
 from jaxrl_llm.models.pretrained.mapping import Entry, same, transposed
 
 PREFIX = 'model.'
-# Buffers that old versions stored.
+# Buffers stored by old versions.
 IGNORED = (r'.*\.rotary_emb\.inv_freq', r'.*\.rotary_emb\.(cos|sin)_cached', r'.*\.masked_bias')
 
 
 def architectures(name: str) -> dict[str, str]:
-  """The class names of a family in config.json, and what each one is."""
+  """Returns the class names of a family in config.json, and their roles."""
   return {
       f'{name}ForCausalLM': 'policy', f'{name}ForSequenceClassification': 'value',
       f'{name}Model': 'trunk',
@@ -23,13 +23,13 @@ def read_sizes(
     fields: config_fields.Fields, *, tied: bool, head_dim: int | None = None,
     num_kv_heads: int | None = None,
 ) -> dict[str, Any]:
-  """The fields of `TransformerConfig` that all these families spell alike.
+  """Reads the fields of `TransformerConfig` that all these families spell the same way.
 
   Args:
-    fields: the file.
-    tied: `tie_word_embeddings` where the file does not say.
-    head_dim: where the file does not say; None is D / H.
-    num_kv_heads: where the file does not say; None is H, which null always is.
+    fields: fields of the file.
+    tied: default of `tie_word_embeddings`.
+    head_dim: default head width; None is D / H.
+    num_kv_heads: default number of key and value heads; None is H. A null in the file is always H.
 
   Returns:
     Keyword arguments of `TransformerConfig`.
@@ -38,14 +38,17 @@ def read_sizes(
   num_heads = fields.take('num_attention_heads', kind=int)
   if head_dim is None and num_heads and width % num_heads == 0:
     head_dim = width // num_heads
+
   head_dim = fields.take('head_dim', head_dim, kind=int)
   if head_dim is None:
     raise ValueError(
         f'{fields.name}: hidden_size must be a multiple of num_attention_heads ({num_heads}) where '
         f'head_dim is not given, got {width}'
     )
+
   if num_kv_heads is None or 'num_key_value_heads' in fields:
     num_kv_heads = num_heads
+
   return {
       'vocab_size': fields.take('vocab_size', kind=int),
       'num_layers': fields.take('num_hidden_layers', kind=int),
@@ -63,7 +66,7 @@ def read_sizes(
 def read_rope(
     fields: config_fields.Fields, *, max_positions: int, default_theta: float = 10_000.0
 ) -> dict[str, Any]:
-  """The rotary positions, where all layers have the same."""
+  """Reads the rotary positions of a model in which all layers have the same."""
   fields.only('partial_rotary_factor', 1.0)
   return rope_fields.read(
       {part: fields.take(part, None, kind=dict) for part in ('rope_scaling', 'rope_parameters')},
@@ -75,7 +78,7 @@ def read_rope(
 
 
 def write_sizes(config: configs.TransformerConfig) -> dict[str, Any]:
-  """The inverse of `read_sizes` and `read_rope`."""
+  """Writes the fields that `read_sizes` and `read_rope` read."""
   return {
       'vocab_size': config.vocab_size,
       'num_hidden_layers': config.num_layers,
@@ -98,29 +101,34 @@ def _linear(theirs: str, ours: str, *, bias: bool) -> list[Entry]:
 
 
 def entries(config: configs.TransformerConfig) -> list[Entry]:
-  """The name map of trunk and head."""
+  """Returns the name map of the trunk and the head."""
   attention, mlp = 'layers.{i}.self_attn', 'layers.{i}.mlp'
   norms = {'input_layernorm': 'attention_norm', 'post_attention_layernorm': 'mlp_norm'}
-  if config.post_norms:  # Here the second name means what it says.
+  if config.post_norms:  # Here post_attention_layernorm does follow attention.
     norms = {
         'input_layernorm': 'attention_norm', 'post_attention_layernorm': 'attention_post_norm',
         'pre_feedforward_layernorm': 'mlp_norm', 'post_feedforward_layernorm': 'mlp_post_norm',
     }
+
   out = [same('embed_tokens.weight', 'embedder/embedding')]
   for theirs, ours in (('q', 'query'), ('k', 'key'), ('v', 'value')):
     out += _linear(f'{attention}.{theirs}_proj', f'layers/attention/{ours}',
                    bias=config.attention_bias)
+
   out += _linear(f'{attention}.o_proj', 'layers/attention/output', bias=config.output_bias)
   if config.qk_norm:
     out += [
         same(f'{attention}.q_norm.weight', 'layers/attention/query_norm/scale'),
         same(f'{attention}.k_norm.weight', 'layers/attention/key_norm/scale'),
     ]
+
   for name in ('gate', 'up', 'down'):
     out += _linear(f'{mlp}.{name}_proj', f'layers/mlp/{name}', bias=config.mlp_bias)
   for theirs, ours in norms.items():
     out.append(same(f'layers.{{i}}.{theirs}.weight', f'layers/{ours}/scale'))
+
   out.append(same('norm.weight', 'final_norm/scale'))
   if not config.tie_embeddings:
     out.append(same('lm_head.weight', 'head/kernel'))
+
   return out

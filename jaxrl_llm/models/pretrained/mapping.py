@@ -1,8 +1,8 @@
-"""Between the tensors of a checkpoint and our tree: a list of entries, used in both directions.
+"""Converts between checkpoint tensors and our tree, with one list of entries for both directions.
 
-A family describes each tensor of one layer once, by two NumPy functions: `split` (theirs -> ours)
-and `join` (ours -> theirs). Shapes are checked, parameters loaded and tensors saved through them.
-Paths are '/'-separated. A tree may hold `last_layers` beside `layers`: the blocks that follow.
+A family describes each tensor of one layer once, with two NumPy functions: `split` (theirs -> ours)
+and `join` (ours -> theirs). They serve to check shapes, load parameters and save tensors.
+Paths are '/'-separated. A tree may have `last_layers` after `layers`: the blocks that follow.
 """
 
 import functools
@@ -16,19 +16,20 @@ import numpy as np
 
 from jaxrl_llm.models.pretrained import weights
 
-# Columns that are copied at a time. The destination of a transposed matrix is then visited in
-# pieces that stay in the caches: two to five times as fast as NumPy's own order.
+# Number of columns copied at a time. The destination of a transposed matrix is then written in
+# pieces that fit in the caches, two to five times as fast as in NumPy's own order.
 _STRIP = 256
 
 
 class Entry(NamedTuple):
-  """How one tensor of a checkpoint (of each layer) and parameters of ours make each other.
+  """Conversion between one checkpoint tensor (of each layer) and our parameters.
 
   Attributes:
-    theirs: the tensor's name; '{i}' stands for the layer.
-    ours: paths in our tree; those of an entry with '{i}' are stacked, [layers, ...].
-    split: their tensor -> ours of one layer, a tuple as long as `ours`; views where possible.
-    join: ours of one layer -> their tensor.
+    theirs: name of the tensor, with '{i}' for the layer.
+    ours: paths in our tree; in an entry with '{i}' they are stacked, [layers, ...].
+    split: their tensor -> our parameters of one layer, a tuple as long as `ours`; views where
+      possible.
+    join: our parameters of one layer -> their tensor.
   """
 
   theirs: str
@@ -38,17 +39,17 @@ class Entry(NamedTuple):
 
 
 def same(theirs: str, ours: str) -> Entry:
-  """One tensor, one parameter, as it is."""
+  """Entry for one tensor that equals one parameter."""
   return Entry(theirs, (ours,), lambda x: (x,), lambda x: x)
 
 
 def transposed(theirs: str, ours: str) -> Entry:
-  """A matrix of theirs [out, in] is a kernel of ours [in, out]."""
+  """Entry for a matrix of theirs, [out, in], that is a kernel of ours, [in, out]."""
   return Entry(theirs, (ours,), lambda x: (x.T,), lambda x: x.T)
 
 
 def flatten(tree: Any) -> dict[str, Any]:
-  """A nested dict as {path: leaf}."""
+  """Flattens a nested dict to {path: leaf}."""
   leaves = jax.tree_util.tree_flatten_with_path(tree)[0]
   return {jax.tree_util.keystr(path, simple=True, separator='/'): leaf for path, leaf in leaves}
 
@@ -66,14 +67,14 @@ def unflatten(leaves: Mapping[str, Any]) -> dict:
 
 
 def with_prefix(entries: Sequence[Entry], prefix: str) -> list[Entry]:
-  """The entries with `prefix` before the trunk's tensors, and not before those of a head."""
+  """Adds `prefix` to the names of the trunk's tensors, but not to those of a head."""
   in_head = lambda entry: all(path.startswith(('head/', 'value_head/')) for path in entry.ours)
   return [entry if in_head(entry) else entry._replace(theirs=prefix + entry.theirs)
           for entry in entries]
 
 
 class _Stack:
-  """A parameter of all layers: `layers/x`, and `last_layers/x` where the tree has it."""
+  """A parameter of all layers: `layers/x`, and `last_layers/x` if the tree has it."""
 
   def __init__(self, leaves: Mapping[str, Any], path: str, *, stacked: bool):
     last = 'last_' + path
@@ -84,19 +85,19 @@ class _Stack:
 
   @property
   def layers(self) -> int:
-    """How many layers there are; 1 for a parameter that is not stacked."""
+    """Number of layers; 1 for a parameter that is not stacked."""
     return sum(part.shape[0] for part in self.parts) if self.stacked else len(self.parts)
 
   @property
   def shape(self) -> tuple[int, ...]:
-    """Of one layer."""
+    """Shape of one layer."""
     return tuple(self.parts[0].shape[1:] if self.stacked else self.parts[0].shape)
 
   def layer(self, index: int) -> np.ndarray:
-    """One layer's numbers on the host; nothing of them is kept with the parameter."""
+    """Returns one layer as a host array, without caching it in the parameter."""
     part = self.parts[0]
     if not self.stacked:
-      # NumPy's copy of an array is kept by the array: it has to be another array's.
+      # A JAX array caches its NumPy copy: convert a copy of it instead.
       return part if isinstance(part, np.ndarray) else np.asarray(jnp.copy(part))
     for part in self.parts:
       if index < part.shape[0]:
@@ -106,7 +107,7 @@ class _Stack:
 
 
 class _Expected(NamedTuple):
-  """One tensor that parameters of a tree make: `layer` of an entry's stacks."""
+  """One tensor to build from the parameters of a tree: `layer` of an entry's stacks."""
 
   name: str
   shape: tuple[int, ...]
@@ -115,13 +116,13 @@ class _Expected(NamedTuple):
   layer: int
 
   def array(self, dtype: np.dtype) -> np.ndarray:
-    """Gathers the parameters of this layer and joins them."""
+    """Fetches the parameters of this layer and joins them."""
     array = self.entry.join(*(stack.layer(self.layer) for stack in self.stacks))
     return array.astype(dtype, copy=False)
 
 
 def _expand(entries: Sequence[Entry], leaves: Mapping[str, Any]) -> Iterator[_Expected]:
-  """All tensors that a flat tree makes; an entry of which it has no parameter makes none."""
+  """Yields all tensors of a flat tree; skips entries whose parameters it does not have."""
   for entry in entries:
     stacks = [_Stack(leaves, path, stacked='{i}' in entry.theirs) for path in entry.ours]
     layers = {path: stack.layers for path, stack in zip(entry.ours, stacks)}
@@ -129,7 +130,7 @@ def _expand(entries: Sequence[Entry], leaves: Mapping[str, Any]) -> Iterator[_Ex
       counted = ', '.join(f'{number} of {path}' for path, number in layers.items())
       raise ValueError(f'{entry.theirs} is made of as many layers of each, got {counted}')
     if stacks[0].layers:
-      # One byte, seen everywhere: a join that only turns views costs nothing.
+      # One broadcast byte: a join that only rearranges views costs nothing.
       seen = [np.broadcast_to(np.int8(0), stack.shape) for stack in stacks]
       shape = entry.join(*seen).shape
       for i in range(stacks[0].layers):
@@ -137,23 +138,23 @@ def _expand(entries: Sequence[Entry], leaves: Mapping[str, Any]) -> Iterator[_Ex
 
 
 def shapes(entries: Sequence[Entry], abstract: Any) -> dict[str, tuple[int, ...]]:
-  """Names and shapes of the tensors that the parameters of a tree make.
+  """Returns names and shapes of the tensors of a tree.
 
   Args:
-    entries: with their prefix.
-    abstract: our tree: arrays or `jax.ShapeDtypeStruct`s.
+    entries: entries with their prefix.
+    abstract: our tree, of arrays or `jax.ShapeDtypeStruct`s.
   """
   return {tensor.name: tensor.shape for tensor in _expand(entries, flatten(abstract))}
 
 
 def uncovered(entries: Sequence[Entry], tree: Any) -> list[str]:
-  """Paths of the parameters that no entry makes."""
+  """Returns the paths of the parameters without an entry."""
   covered = {path for entry in entries for path in entry.ours}
   return [path for path in flatten(tree) if _path_of_all(path) not in covered]
 
 
 def _path_of_all(path: str) -> str:
-  """layers/x for last_layers/x."""
+  """Maps last_layers/x to layers/x."""
   return path.removeprefix('last_') if path.startswith('last_layers/') else path
 
 
@@ -165,24 +166,25 @@ def check(
     ignored: Sequence[str] = (),
     prefix: str = '',
 ) -> None:
-  """Checks that a checkpoint has what a tree needs, and nothing else.
+  """Checks that a checkpoint has the tensors that a tree needs, and no others.
 
   Args:
-    entries: with their prefix.
+    entries: entries with their prefix.
     reader: the checkpoint.
-    abstract: our tree; parameters that no entry makes are left out.
-    ignored: regular expressions of tensors that may be there besides, matched against the whole
+    abstract: our tree; parameters without an entry are skipped.
+    ignored: regular expressions for other tensors that are allowed, matched against the whole
       name, with or without `prefix`.
-    prefix: of the trunk's tensors.
+    prefix: prefix of the trunk's tensors.
 
   Raises:
-    ValueError: one line that names tensor and file: a tensor is missing, has another shape, a
-      dtype that cannot be read, or is not known.
+    ValueError: one line that names tensor and file: a tensor is missing, has the wrong shape or
+      an unreadable dtype, or is unknown.
   """
   expected = {tensor.name: tensor for tensor in _expand(entries, flatten(abstract))}
   missing = [name for name in expected if name not in reader]
   if missing:
     raise ValueError(f'tensor {missing[0]} is missing from {reader.source}{_more(missing)}')
+
   for name, (_, shape, entry, *_) in expected.items():
     tensor = reader.tensors[name]
     if tensor.shape != shape:
@@ -190,12 +192,14 @@ def check(
           f'tensor {name} in {tensor.file} has shape {list(tensor.shape)}, the model needs '
           f'{list(shape)} ({", ".join(entry.ours)})')
     reader.check_dtype(name)
+
   patterns = [re.compile(pattern) for pattern in ignored]
   unknown = [
       name for name in reader.tensors
       if name not in expected and not any(
           pattern.fullmatch(name) or pattern.fullmatch(name.removeprefix(prefix))
           for pattern in patterns)]
+
   if unknown:
     file = reader.tensors[unknown[0]].file
     raise ValueError(f'tensor {unknown[0]} in {file} has no place in the model{_more(unknown)}')
@@ -208,16 +212,17 @@ def _more(names: Sequence[str]) -> str:
 def load(
     entries: Sequence[Entry], reader: weights.Reader, abstract: Any
 ) -> Iterator[tuple[str, jax.Array]]:
-  """Loads parameters one at a time, each device's part of it by itself.
+  """Loads parameters one at a time, one device's part after another.
 
-  A part is read from the map layer by layer into one host array of the target dtype, copied to
-  its device, and dropped: beyond the parameters, the host holds one part of one of them.
+  A part is read from the memory map layer by layer into one host array of the target dtype,
+  copied to its device, and dropped. Apart from the parameters themselves, the host holds only one
+  part of one parameter at a time.
 
   Args:
-    entries: with their prefix, checked by `check`.
+    entries: entries with their prefix, checked by `check`.
     reader: the checkpoint.
-    abstract: our tree of `jax.ShapeDtypeStruct`s; parameters that no entry makes are left out.
-      One without a sharding goes to the first device.
+    abstract: our tree of `jax.ShapeDtypeStruct`s; parameters without an entry are skipped.
+      A parameter without a sharding goes to the first device.
 
   Yields:
     (path, parameter), once it is on its devices.
@@ -227,7 +232,7 @@ def load(
   for path, leaf in leaves.items():
     path_of_all = _path_of_all(path)
     if path_of_all in places:
-      # Where a tree holds both, its last layers follow the others.
+      # If a tree has both, `last_layers` follow `layers`.
       before = leaves[path_of_all].shape[0] if path != path_of_all and path_of_all in leaves else 0
       entry, part = places[path_of_all]
       yield path, place(leaf, functools.partial(_read, reader, entry, part, before, leaf.dtype))
@@ -236,13 +241,13 @@ def load(
 def place(
     leaf: jax.ShapeDtypeStruct, read: Callable[[tuple[slice, ...]], np.ndarray]
 ) -> jax.Array:
-  """An array made of the parts that `read` gives, one part on the host at a time.
+  """Builds an array from the parts that `read` returns, one part on the host at a time.
 
   `jax.make_array_from_callback` would hold the parts of all devices on the host at once.
 
   Args:
     leaf: shape, dtype and sharding, by default the first device.
-    read: slices with a start and a stop, one for each axis -> that part, of the leaf's dtype.
+    read: slices with start and stop, one per axis -> that part, in the leaf's dtype.
   """
   sharding = leaf.sharding or jax.sharding.SingleDeviceSharding(jax.devices()[0])
   where = {
@@ -250,7 +255,7 @@ def place(
       for device, index in sharding.addressable_devices_indices_map(leaf.shape).items()}
   bounds = lambda device: [(cut.start, cut.stop) for cut in where[device]]
   arrays, done = {}, None
-  for device in sorted(where, key=bounds):  # Devices with the same part follow each other.
+  for device in sorted(where, key=bounds):  # Groups devices that hold the same part.
     if done != bounds(device):
       part, done = _unaligned(read(where[device])), bounds(device)
     arrays[device] = jax.device_put(part, device, may_alias=False).block_until_ready()
@@ -259,9 +264,9 @@ def place(
 
 
 def _unaligned(array: np.ndarray) -> np.ndarray:
-  """The array, in memory that a CPU device copies from.
+  """Returns the array in memory that a CPU device copies instead of aliasing.
 
-  Whatever `may_alias` says, a CPU device keeps a host array that begins at a multiple of 64 bytes
+  Regardless of `may_alias`, a CPU device uses a host array that begins at a multiple of 64 bytes
   as its own buffer, which then cannot be donated to a train step.
   """
   if array.ctypes.data % 64:
@@ -277,7 +282,7 @@ def _read(
     reader: weights.Reader, entry: Entry, part: int, before: int, dtype: np.dtype,
     where: tuple[slice, ...],
 ) -> np.ndarray:
-  """The slices `where` of one parameter; `before` layers come before its first."""
+  """Reads the slices `where` of one parameter; its first layer is layer `before` of the model."""
   out = np.empty([cut.stop - cut.start for cut in where], dtype)
   if '{i}' not in entry.theirs:
     _copy(out, entry.split(reader[entry.theirs])[part][where])
@@ -300,18 +305,18 @@ def _copy(out: np.ndarray, source: np.ndarray) -> None:
 def tensors(
     entries: Sequence[Entry], params: Any, dtype: str | np.dtype
 ) -> Iterator[weights.NewTensor]:
-  """What a tree is saved as; each tensor's parameters are gathered when its array is asked for.
+  """Yields the tensors to save for a tree; parameters are fetched when an array is requested.
 
   Args:
-    entries: with their prefix.
+    entries: entries with their prefix.
     params: our tree of arrays, with the parameters of the entries and no others.
-    dtype: of the tensors, float32 or bfloat16.
+    dtype: dtype of the tensors, float32 or bfloat16.
 
   Yields:
     The tensors for `weights.write`.
 
   Raises:
-    ValueError: names a parameter that no entry makes, or that an entry misses.
+    ValueError: a parameter has no entry, or an entry lacks a parameter; the message names it.
   """
   dtype, leaves = jnp.dtype(dtype), flatten(params)
   left = uncovered(entries, params)

@@ -1,10 +1,10 @@
-"""LoRA adapters in PEFT's format, both ways: adapter_config.json and adapter_model.safetensors.
+"""Reads and writes LoRA adapters in PEFT's format: adapter_config.json, adapter_model.safetensors.
 
-PEFT adapts a module by lora_A.weight [r, in] and lora_B.weight [out, r]. Where a family keeps
+PEFT adapts a module with lora_A.weight [r, in] and lora_B.weight [out, r]. If a family stores
 several of our kernels in one module (GPT-2's c_attn, GPT-NeoX's query_key_value), their adapters
-become one of the summed rank, exactly: the A's stand above each other, and each B fills its own
-outputs and its own ranks, with zeros elsewhere. Kernels of the module without an adapter get an
-A and a B of zeros, so that the blocks can be told apart when they are read.
+are combined exactly into one whose rank is the sum of theirs: the A's are stacked, and each B
+fills its own outputs and its own ranks, with zeros elsewhere. Kernels of the module without an
+adapter get an A and a B of zeros, so that the blocks can be separated when they are read.
 """
 
 import dataclasses
@@ -24,19 +24,19 @@ from jaxrl_llm.types import Params
 
 _TENSORS = 'adapter_model.safetensors'
 _PREFIX = 'base_model.model.'
-# The module of every head; before transformers 5 that of GPT-NeoX was called as in its files.
+# The module of every head; before transformers 5, GPT-NeoX used the name in its files.
 _HEAD, _OLD_HEAD = 'lm_head', 'embed_out'
 
 
 class _Module(NamedTuple):
-  """A linear module of theirs, and the kernels of ours that it holds.
+  """A linear module of transformers, and our kernels that it contains.
 
   Attributes:
-    name: '{i}' stands for the layer.
+    name: name of the module, with '{i}' for the layer.
     layers: paths in our tree, without `kernel`.
-    shapes: of those kernels, for one layer.
-    count: how many layers there are; 1 for a head.
-    entry: of its weight.
+    shapes: shapes of those kernels, for one layer.
+    count: number of layers; 1 for a head.
+    entry: entry of the module's weight in the name map.
   """
 
   name: str
@@ -46,16 +46,16 @@ class _Module(NamedTuple):
   entry: mapping.Entry
 
   def names(self) -> list[str]:
-    """Names of the modules, layer after layer."""
+    """Names of the modules, one per layer."""
     return [self.name.replace('{i}', str(i)) for i in range(self.count)]
 
   def aliases(self, name: str) -> tuple[str, ...]:
-    """The names that adapter_config.json may have for the module of a name."""
+    """Names by which adapter_config.json may refer to the module `name`."""
     return (name, self.entry.theirs.removesuffix('.weight')) if self.is_head else (name,)
 
   @property
   def is_head(self) -> bool:
-    """Whether it is the head, whose kernel of ours is [out, in]."""
+    """True for the head; our kernel of a head is [out, in]."""
     return self.layers == ('head',)
 
   @property
@@ -67,12 +67,12 @@ class _Module(NamedTuple):
 
   @property
   def target(self) -> str:
-    """How adapter_config.json names it for all layers together."""
+    """Name in adapter_config.json that selects the module in all layers."""
     return self.name.rpartition('{i}.')[2]
 
   @property
   def inputs_first(self) -> bool:
-    """Whether their weight is [in, out] (Conv1D) rather than [out, in] (Linear)."""
+    """True if the module's weight is [in, out] (Conv1D) rather than [out, in] (Linear)."""
     one_input = [np.zeros((1, shape[1]), np.int8) for shape in self.shapes]
     return not self.is_head and self.entry.join(*one_input).shape[0] == 1
 
@@ -89,22 +89,23 @@ def save(
   """Writes adapters so that `peft.PeftModel.from_pretrained(model, directory)` loads them.
 
   Args:
-    directory: new or empty.
-    adapters: of the parameters of a `lora.make`; float32 on the disk.
-    lora_config: their config.
-    config: of the base model.
-    model_type: of the base model, as in its config.json.
-    base: where the base model lies; a remark for readers.
+    directory: new or empty directory.
+    adapters: the adapters of a model from `lora.make`; written as float32.
+    lora_config: config of the adapters.
+    config: config of the base model.
+    model_type: model_type of the base model, as in its config.json.
+    base: path or name of the base model; informational only.
 
   Raises:
-    ValueError: there is an adapter that the family has no module for, or that does not fit it;
-      the layers are split; or the folder is in use.
-    OSError: it cannot be written.
+    ValueError: an adapter has no module in the family, or does not fit it; the layers are
+      split; or the directory is in use.
+    OSError: the directory cannot be written.
   """
   from safetensors import numpy as safetensors_numpy
 
   if 'last_layers' in adapters:
     raise ValueError('the layers of these adapters stand apart: join them first (partial.join)')
+
   leaves = {path: np.asarray(leaf, np.float32) for path, leaf in mapping.flatten(adapters).items()}
   left = {path.rpartition('/')[0] for path in leaves}
   tensors, ranks, inputs_first = {}, {}, False
@@ -114,13 +115,16 @@ def save(
     left -= set(module.layers)
     _check(module, leaves)
     inputs_first = inputs_first or module.inputs_first
+
     for layer, name in enumerate(module.names()):
       a, b = _join(module, leaves, lora_config.rank, layer)
       tensors[f'{_PREFIX}{name}.lora_A.weight'] = np.ascontiguousarray(a)
       tensors[f'{_PREFIX}{name}.lora_B.weight'] = np.ascontiguousarray(b)
       ranks[module.target] = a.shape[0]
+
   if left:
     raise ValueError(f'{model_type} has no module for the adapter of {min(left)}')
+
   others = {target: rank for target, rank in ranks.items() if rank != lora_config.rank}
   scaled = lambda rank: _plain(lora_config.alpha * rank / lora_config.rank)
   fields = {
@@ -130,6 +134,7 @@ def save(
       'alpha_pattern': {target: scaled(rank) for target, rank in others.items()},
       'fan_in_fan_out': inputs_first, 'lora_dropout': 0.0, 'bias': 'none',
   }
+
   with weights.new_directory(directory) as folder:
     (folder / adapter_config.FILE).write_text(json.dumps(fields, indent=2) + '\n', encoding='utf-8')
     safetensors_numpy.save_file(tensors, folder / _TENSORS, metadata={'format': 'pt'})
@@ -138,24 +143,24 @@ def save(
 def load(
     directory: str | os.PathLike, config: configs.TransformerConfig, *, model_type: str
 ) -> tuple[lora.LoraConfig, Params]:
-  """Reads adapters that `save` or PEFT wrote.
+  """Reads adapters written by `save` or PEFT.
 
-  An adapter of several of our kernels becomes one for each, with the same A. Layers that
-  adapter_config.json leaves out get adapters of zeros, which add nothing and get no gradient.
-  What `save` wrote comes back as it was.
+  An adapter of several of our kernels becomes one adapter per kernel, with the same A. Layers that
+  adapter_config.json excludes get adapters of zeros, which add nothing and get no gradient.
+  Adapters written by `save` are restored exactly.
 
   Args:
-    directory: with adapter_config.json and adapter_model.safetensors.
-    config: of the base model.
-    model_type: of the base model, as in its config.json.
+    directory: directory with adapter_config.json and adapter_model.safetensors.
+    config: config of the base model.
+    model_type: model_type of the base model, as in its config.json.
 
   Returns:
-    (the config, the adapters), float32 on the host. Some may have another rank than the config.
+    (config, adapters); adapters are float32 on the host. Some may differ in rank from the config.
 
   Raises:
-    ValueError: one line, naming the file and the field or tensor: it is missing, damaged, of a
-      wrong shape or rank, unknown, of a module that the config leaves out, or asks for something
-      that is not supported.
+    ValueError: one line that names the file and the field or tensor: it is missing, damaged, of
+      a wrong shape or rank, unknown, of a module that the config excludes, or requires an
+      unsupported feature.
   """
   directory = pathlib.Path(directory)
   fields = adapter_config.read(directory / adapter_config.FILE, num_layers=config.num_layers)
@@ -163,6 +168,7 @@ def load(
   tensors = _read_tensors(path)
   if not tensors:
     raise ValueError(f'{path} holds no adapter')
+
   _check_no_embedding(fields, model_type, config)
 
   rank = fields.r
@@ -173,6 +179,7 @@ def load(
     if found:
       leaves |= _split(module, found, rank)
       _drop_base_layer(tensors, module)
+
   if tensors:
     raise ValueError(f'tensor {min(tensors)} in {path} has no place in the model')
   if not leaves:
@@ -185,7 +192,7 @@ def load(
 def _check_no_embedding(
     fields: adapter_config.AdapterConfig, model_type: str, config: configs.TransformerConfig
 ) -> None:
-  """Raises ValueError if the embeddings are to have an adapter, of which there is none here."""
+  """Raises ValueError if the config selects an embedding, whose adapters are not supported."""
   if fields.targets is None or fields.takes_all_linear:
     return
   family = huggingface.find_family(model_type)
@@ -201,19 +208,19 @@ def _take_layers(
     tensors: dict[str, np.ndarray], module: _Module, fields: adapter_config.AdapterConfig,
     scale: float, path: pathlib.Path,
 ) -> list[tuple[np.ndarray, np.ndarray]]:
-  """Takes the adapters of a module in all layers out of `tensors`.
+  """Removes the adapters of a module, in all layers, from `tensors` and returns them.
 
   Args:
-    tensors: of the file.
+    tensors: remaining tensors of the file.
     module: the module.
-    fields: which layers have an adapter, and its rank and scale.
-    scale: the factor on B A in the adapters that are returned, which B makes up for.
+    fields: the file's config: layers with an adapter, ranks and scales.
+    scale: factor on B A that the returned adapters will have; B is rescaled accordingly.
     path: the file, for errors.
 
   Returns:
-    (A [R, in], B [out, R]) of each layer, R being the largest rank. Layers of a smaller rank are
-    filled up with zeros, and layers without an adapter are zeros: no gradient ever changes them.
-    Empty if the module has no adapters at all.
+    (A [R, in], B [out, R]) of each layer, where R is the largest rank. Layers of a smaller rank
+    are padded with zeros, and layers without an adapter are zero: no gradient ever changes them.
+    Empty if the module has no adapters.
   """
   pairs = {
       name: [f'{_PREFIX}{name}.lora_{side}.weight' for side in 'AB'] for name in module.names()
@@ -244,7 +251,7 @@ def _take_layers(
 def _fill(
     module: _Module, pair: tuple[np.ndarray, np.ndarray] | None, rank: int
 ) -> tuple[np.ndarray, np.ndarray]:
-  """(A, B) of a larger rank, with zeros; None is an adapter of rank 0."""
+  """Pads (A, B) to a larger rank with zeros; None is an adapter of rank 0."""
   inputs, outputs = module.sizes
   a, b = pair or (np.zeros((0, inputs), np.float32), np.zeros((outputs, 0), np.float32))
   more = rank - a.shape[0]
@@ -252,7 +259,7 @@ def _fill(
 
 
 def _modules(model_type: str, config: configs.TransformerConfig) -> Iterator[_Module]:
-  """The linear modules of a policy; its head also where it is tied."""
+  """Yields the linear modules of a policy, including a tied head."""
   family = huggingface.find_family(model_type)
   untied = dataclasses.replace(config, tie_embeddings=False)
   kernels = mapping.flatten(jax.eval_shape(policy.make(untied).init, jax.random.key(0)))
@@ -270,7 +277,7 @@ def _modules(model_type: str, config: configs.TransformerConfig) -> Iterator[_Mo
 
 
 def _check(module: _Module, leaves: Mapping[str, np.ndarray]) -> None:
-  """Raises ValueError if an adapter is not one of this module's kernels."""
+  """Raises ValueError if an adapter does not fit its kernel in this module."""
   stack = () if module.is_head else (module.count,)
   for path, shape in zip(module.layers, module.shapes):
     if f'{path}/lora_a' in leaves:
@@ -287,12 +294,13 @@ def _check(module: _Module, leaves: Mapping[str, np.ndarray]) -> None:
 def _join(
     module: _Module, leaves: Mapping[str, np.ndarray], rank: int, layer: int
 ) -> tuple[np.ndarray, np.ndarray]:
-  """Their A [R, in] and B [out, R] of one layer; R is the sum of the kernels' ranks.
+  """Returns PEFT's A [R, in] and B [out, R] of one layer; R is the sum of the kernels' ranks.
 
-  The name map moves outputs only, so that it takes our B [r, out] as it takes a kernel [in, out].
+  The name map rearranges outputs only, so it applies to our B [r, out] as to a kernel [in, out].
   """
   if module.is_head:
     return leaves['head/lora_a'], leaves['head/lora_b']
+
   pairs = []
   for path, (inputs, outputs) in zip(module.layers, module.shapes):
     if f'{path}/lora_a' in leaves:
@@ -300,35 +308,42 @@ def _join(
     else:
       zeros = lambda *shape: np.zeros(shape, np.float32)
       pairs.append((zeros(inputs, rank), zeros(rank, outputs)))
+
   columns = []
   for place, (_, b) in enumerate(pairs):
     alone = [b if other == place else np.zeros((len(b), shape[1]), np.float32)
              for other, shape in enumerate(module.shapes)]
     column = module.entry.join(*alone)
     columns.append(column.T if module.inputs_first else column)
+
   return np.concatenate([a.T for a, _ in pairs]), np.concatenate(columns, axis=1)
 
 
 def _split(
     module: _Module, pairs: list[tuple[np.ndarray, np.ndarray]], rank: int
 ) -> dict[str, np.ndarray]:
-  """Our adapters of a module from their (A [R, in], B [out, R]) of each layer; see `_join`."""
+  """Converts PEFT's (A [R, in], B [out, R]) of each layer to our adapters; see `_join`."""
   if module.is_head:
     ((a, b),) = pairs
     return {'head/lora_a': a, 'head/lora_b': b}
+
   stacked_a = np.stack([a.T for a, _ in pairs])  # [N, in, R]
   parts = [module.entry.split(b.T if module.inputs_first else b) for _, b in pairs]
-  stacked_b = [np.stack(layers) for layers in zip(*parts)]  # Of each kernel, [N, R, out].
+  stacked_b = [np.stack(layers) for layers in zip(*parts)]  # [N, R, out] per kernel.
   blocks = [slice(k * rank, (k + 1) * rank) for k in range(len(stacked_b))]
   total = stacked_a.shape[-1]
   outside = lambda k: np.delete(stacked_b[k], np.r_[blocks[k]], axis=1)
+
+  # `save` writes separate blocks; otherwise every kernel gets the whole A.
   if total != len(blocks) * rank or any(outside(k).any() for k in range(len(blocks))):
     blocks = [slice(total)] * len(blocks)
+
   leaves = {}
   for path, block, b in zip(module.layers, blocks, stacked_b):
     if stacked_a[:, :, block].any():
       leaves[f'{path}/lora_a'] = np.ascontiguousarray(stacked_a[:, :, block])
       leaves[f'{path}/lora_b'] = np.ascontiguousarray(b[:, block])
+
   return leaves
 
 
@@ -336,7 +351,7 @@ def _take(
     tensors: dict[str, np.ndarray], names: list[str], module: _Module, rank: tuple[int, str],
     path: pathlib.Path,
 ) -> tuple[np.ndarray, np.ndarray]:
-  """Takes A [R, in] and B [out, R] of a module out of `tensors`; `rank` is R and its field."""
+  """Removes A [R, in] and B [out, R] of a module from `tensors`; `rank` is (R, its field)."""
   for name in names:
     if name not in tensors:
       raise ValueError(f'tensor {name} is missing from {path}')
@@ -352,19 +367,19 @@ def _take(
 
 
 def _drop_base_layer(tensors: dict[str, np.ndarray], module: _Module) -> None:
-  """Drops the base's own head, which PEFT puts beside an adapter of it."""
+  """Drops the base model's head, which PEFT stores next to its adapter."""
   name = f'{_PREFIX}{module.name}.base_layer.weight'
   if name in tensors and tensors[name].shape == module.shapes[0]:
     del tensors[name]
 
 
 def _plain(number: float) -> float:
-  """An integer where it is one, which is what PEFT's own files hold."""
+  """Converts a whole number to int, as in PEFT's own files."""
   return int(number) if number == int(number) else number
 
 
 def _read_tensors(path: pathlib.Path) -> dict[str, np.ndarray]:
-  # The reader for JAX: the one for NumPy knows no bfloat16.
+  # The NumPy reader does not support bfloat16; the JAX reader does.
   from safetensors import SafetensorError
   from safetensors import flax as safetensors_jax
 

@@ -14,7 +14,7 @@ entries = llama_layout.entries
 
 
 def read_config(fields: Mapping[str, Any]) -> configs.TransformerConfig:
-  """The model of a config.json; ValueError naming a field that is not supported."""
+  """Converts a config.json to a model config; raises ValueError naming an unsupported field."""
   given = config_fields.Fields(fields)
   qwen3 = fields.get('model_type') == 'qwen3'
   sizes = llama_layout.read_sizes(
@@ -22,7 +22,7 @@ def read_config(fields: Mapping[str, Any]) -> configs.TransformerConfig:
   sizes |= llama_layout.read_rope(given, max_positions=sizes['max_length'])
   sizes['max_length'] = min(sizes['max_length'], _read_first_chunk(given, sizes['max_length']))
 
-  # Without use_sliding_window the window and the layers it would begin at mean nothing.
+  # Without use_sliding_window, the window and its first layer are ignored.
   slides = given.take('use_sliding_window', False)
   window, first = given.take('sliding_window', 4096), given.take('max_window_layers', 28)
   sizes |= config_fields.read_layers(
@@ -30,11 +30,12 @@ def read_config(fields: Mapping[str, Any]) -> configs.TransformerConfig:
       default=[i >= first for i in range(sizes['num_layers'])],
   )
   given.only('mlp_bias', False)
+
   if qwen3:
     bias = given.take('attention_bias', False)
     sizes |= {'qk_norm': True, 'attention_bias': bias, 'output_bias': bias}
   else:
-    given.only('attention_bias', True)  # transformers does not look at it.
+    given.only('attention_bias', True)  # transformers ignores it.
     sizes['attention_bias'] = True
 
   activation = given.choose('hidden_act', 'silu', {'silu': 'swiglu'})
@@ -45,10 +46,10 @@ def read_config(fields: Mapping[str, Any]) -> configs.TransformerConfig:
 
 
 def _read_first_chunk(given: config_fields.Fields, max_length: int) -> int:
-  """The longest text to which dual chunk attention makes no difference, in tokens.
+  """Returns the longest text that dual chunk attention leaves unchanged, in tokens.
 
-  Qwen2.5-1M asks for it: the positions of keys restart in every chunk, so that the first one is
-  attended to as always. transformers does not read the field.
+  Qwen2.5-1M uses it: the positions of keys restart in every chunk, so that attention in the first
+  chunk is the usual one. transformers does not read the field.
   """
   chunks = given.take('dual_chunk_attention_config', None, kind=dict)
   if chunks is None:
@@ -60,7 +61,7 @@ def _read_first_chunk(given: config_fields.Fields, max_length: int) -> int:
 
 
 def write_config(config: configs.TransformerConfig, model_type: str) -> dict[str, Any]:
-  """The config.json of a model; ValueError where the family cannot express it."""
+  """Converts a model config to a config.json; raises ValueError if the family cannot express it."""
   fields = llama_layout.write_sizes(config)
   fields |= {
       'model_type': model_type, 'hidden_act': 'silu',
@@ -68,12 +69,14 @@ def write_config(config: configs.TransformerConfig, model_type: str) -> dict[str
       'sliding_window': config.sliding_window or None,
       'max_window_layers': _first_sliding(config),
   }
+
   if config.sliding_window:
     fields['layer_types'] = config_fields.write_layer_types(config)
   if model_type == 'qwen3':
     fields['attention_bias'] = config.attention_bias
   elif config.head_dim * config.num_heads == config.width:
-    del fields['head_dim']  # Not among Qwen2's fields.
+    del fields['head_dim']  # Not a field of Qwen2.
+
   config_fields.check_expressed(config, read_config(fields), model_type)
   return fields
 

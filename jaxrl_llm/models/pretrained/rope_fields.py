@@ -1,8 +1,8 @@
-"""Rotary positions in config.json, in the old spelling and in that of transformers 5.
+"""Rotary positions in config.json, in the old spelling and in the spelling of transformers 5.
 
 Old: `rope_theta` and `rope_scaling`, in GPT-NeoX `rotary_emb_base` and `rotary_pct`. New:
-`rope_parameters`, which holds all of it. A checkpoint that was saved again often has both; what
-they have in common must be equal.
+`rope_parameters`, which holds all of them. A checkpoint that was saved again often has both; the
+fields that they share must be equal.
 """
 
 from collections.abc import Mapping
@@ -11,9 +11,9 @@ from typing import Any
 from jaxrl_llm.models import configs
 from jaxrl_llm.models.pretrained import config_fields
 
-# Types of scaling in config.json, and ours.
+# Types of scaling in config.json, and our names.
 _KINDS = {'default': 'none', 'linear': 'linear', 'llama3': 'llama3'}
-# What the old spelling keeps outside `rope_scaling`.
+# Fields that the old spelling has outside `rope_scaling`.
 _OUTSIDE = ('rope_theta', 'partial_rotary_factor')
 
 
@@ -27,23 +27,23 @@ def read(
     default_fraction: float = 1.0,
     name: str = 'config.json',
 ) -> dict[str, Any]:
-  """Reads the rotary positions of one kind of layers.
+  """Reads the rotary positions of one kind of layer.
 
   Args:
-    parts: `rope_scaling` and `rope_parameters` by these names; None or empty where absent.
-    theta: the bases outside of them, by field name; None where absent.
-    default_theta: the base if no field gives one.
-    max_positions: used for a missing `original_max_position_embeddings`.
-    fraction: the rotated shares of a head outside of them, by field name; None for families that
-      rotate whole heads, in which every share must be 1.
-    default_fraction: the share if no field gives one.
+    parts: {'rope_scaling': ..., 'rope_parameters': ...}; None or empty if absent.
+    theta: bases given outside `parts`, by field name; None if absent.
+    default_theta: base if no field gives one.
+    max_positions: default for `original_max_position_embeddings`.
+    fraction: rotated fractions of a head given outside `parts`, by field name; None for families
+      that rotate whole heads, in which every fraction must be 1.
+    default_fraction: fraction if no field gives one.
     name: the file, for errors.
 
   Returns:
-    Fields of `TransformerConfig`, rope_*.
+    The rope_* fields of `TransformerConfig`.
 
   Raises:
-    ValueError: a kind of scaling or a setting that is not supported, or two fields that differ.
+    ValueError: a kind of scaling or a field is not supported, or two fields differ.
   """
   spelling, merged = _merge(parts, name)
   given = config_fields.Fields(merged, name=f'{name}, {spelling}')
@@ -68,13 +68,14 @@ def read(
   }
   out |= _read_scaling(given, kind, max_positions)
   given.finish()
+
   return out
 
 
 def _read_scaling(
     given: config_fields.Fields, kind: str, max_positions: int
 ) -> dict[str, Any]:
-  """The settings of a kind of scaling."""
+  """Reads the parameters of a kind of scaling."""
   if kind == 'default':
     given.only('factor', 1.0)
     return {}
@@ -89,7 +90,7 @@ def _read_scaling(
 def _merge(
     parts: Mapping[str, Mapping[str, Any] | None], name: str
 ) -> tuple[str, dict[str, Any]]:
-  """(the name of one of the parts, their union); ValueError if they differ."""
+  """Returns (name of one of the parts, union of the parts); raises ValueError if they differ."""
   present = {
       spelling: {field: value for field, value in part.items() if value is not None}
       for spelling, part in parts.items() if part
@@ -98,6 +99,7 @@ def _merge(
     kinds = {field: part.pop(field, None) for field in ('rope_type', 'type')}
     kind = config_fields.agree(f'{name}, {spelling}', kinds)
     part['rope_type'] = 'default' if kind is None else kind
+
   if not present:
     return next(iter(parts)), {}
 
@@ -108,17 +110,19 @@ def _merge(
         if merged.get(field) != part.get(field)
         and not (field in _OUTSIDE and (field not in merged or field not in part))
     ]
+
     if differing:
       field = min(differing)
       raise ValueError(
           f'{name} has {first} and {spelling}, which differ in {field} ({merged.get(field)!r} and '
           f'{part.get(field)!r}): keep one')
     merged |= part
+
   return first, merged
 
 
 def write_scaling(config: configs.TransformerConfig) -> dict[str, Any] | None:
-  """`rope_scaling` in the old spelling, which every version of transformers reads."""
+  """Returns `rope_scaling` in the old spelling, which every version of transformers reads."""
   if config.rope_scaling == 'none':
     return None
   scaling = {'rope_type': config.rope_scaling, 'factor': config.rope_factor}

@@ -1,7 +1,7 @@
-"""Folders of sentence-transformers: an encoder with its pooling, as mxbai-embed-large-v1 is kept.
+"""Directories of sentence-transformers: an encoder with its pooling, such as mxbai-embed-large-v1.
 
-modules.json lists what a text goes through: the encoder, 1_Pooling with a config.json that says
-what stands for the text, and possibly 2_Normalize.
+modules.json lists the modules applied to a text: the encoder, 1_Pooling with a config.json that
+selects the pooling, and possibly 2_Normalize.
 """
 
 import dataclasses
@@ -19,17 +19,17 @@ _PREFIX = 'pooling_mode_'
 
 
 def read_config(directory: str | os.PathLike) -> huggingface.Checkpoint:
-  """Reads an encoder's folder.
+  """Reads the config of an encoder's directory.
 
   Args:
-    directory: of sentence-transformers, or a plain checkpoint of BERT's layout, whose texts are
-      then pooled by their mean, as sentence-transformers does.
+    directory: a directory of sentence-transformers, or a plain BERT checkpoint, which gets mean
+      pooling, as in sentence-transformers.
 
   Returns:
     A checkpoint whose config is an `encoder.EncoderConfig`, for `huggingface.load_params`.
 
   Raises:
-    ValueError: one line, if a file is missing or damaged, or asks for what does not exist here.
+    ValueError: one line, if a file is missing or damaged, or requires an unsupported feature.
   """
   directory = pathlib.Path(directory)
   found = {'pooling': 'mean'}
@@ -40,10 +40,12 @@ def read_config(directory: str | os.PathLike) -> huggingface.Checkpoint:
     if kinds not in (['Transformer', 'Pooling'], ['Transformer', 'Pooling', 'Normalize']):
       raise ValueError(f'{directory / _MODULES} must list Transformer, Pooling and possibly '
                        f'Normalize, got {", ".join(kinds) or "nothing"}')
+
     folder = directory / modules[0][1]
     pooling_file = directory / modules[1][1] / 'config.json'
     pooling, width = _read_pooling(pooling_file)
     found = {'pooling': pooling, 'normalize': 'Normalize' in kinds}
+
   checkpoint = huggingface.read_config(folder)
   if checkpoint.model_type not in bert.MODEL_TYPES:
     raise ValueError(f'{folder / "config.json"}: an encoder must be of model_type '
@@ -51,23 +53,24 @@ def read_config(directory: str | os.PathLike) -> huggingface.Checkpoint:
   if width not in (None, checkpoint.config.width):
     raise ValueError(f'{pooling_file}: word_embedding_dimension must be hidden_size '
                      f'({checkpoint.config.width}), got {width}')
+
   return checkpoint._replace(config=dataclasses.replace(checkpoint.config, **found))
 
 
 def save(
     directory: str | os.PathLike, config: encoder.EncoderConfig, params: Any, **options: Any
 ) -> None:
-  """Writes a folder that sentence-transformers loads, or transformers: all of it or nothing.
+  """Writes, atomically, a directory that sentence-transformers or transformers can load.
 
   Args:
-    directory: must not exist, or be empty.
-    config: of the encoder.
-    params: its parameters.
+    directory: new or empty directory.
+    config: encoder config.
+    params: parameters of the encoder.
     **options: dtype, fields, tokenizer_from and max_shard_bytes of `huggingface.save`.
 
   Raises:
-    ValueError: if the folder is in use.
-    OSError: if it cannot be written.
+    ValueError: the directory is in use.
+    OSError: the directory cannot be written.
   """
   pooling = {'word_embedding_dimension': config.width}
   pooling |= {_PREFIX + theirs: ours == config.pooling for ours, theirs in _POOLING_MODES.items()}
@@ -77,6 +80,7 @@ def save(
       {'idx': i, 'name': str(i), 'path': path, 'type': f'sentence_transformers.models.{kind}'}
       for i, (kind, path) in enumerate(kinds.items())
   ]
+
   with weights.new_directory(directory) as folder:
     huggingface.save(
         folder, config, params, model_type=bert.MODEL_TYPES[0], role='trunk', **options)
@@ -103,7 +107,7 @@ def _read_json(path: pathlib.Path, kind: type) -> Any:
 
 
 def _read_modules(path: pathlib.Path) -> list[tuple[str, str]]:
-  """(kind, folder) of each module."""
+  """Reads (kind, directory) of each module."""
   modules = _read_json(path, list)
   try:
     return [(module['type'].rsplit('.', 1)[-1], module['path']) for module in modules]
@@ -112,7 +116,7 @@ def _read_modules(path: pathlib.Path) -> list[tuple[str, str]]:
 
 
 def _read_pooling(path: pathlib.Path) -> tuple[str, int | None]:
-  """(pooling, width if given): by one switch a mode or (newer) by the mode's name."""
+  """Reads (pooling, width if given), from one switch per mode or (newer) the mode's name."""
   document = _read_json(path, dict)
   given = config_fields.Fields(document, name=str(path))
   given.only('include_prompt', True)
@@ -123,10 +127,13 @@ def _read_pooling(path: pathlib.Path) -> tuple[str, int | None]:
   ]
   ours = {theirs: name for name, theirs in _POOLING_MODES.items()}
   modes = [ours.get(name, name) for name in switched_on]
+
   if 'pooling_mode' in given:
     modes.append(given.take('pooling_mode', kind=str))
+
   given.finish()
   if len(modes) != 1 or modes[0] not in _POOLING_MODES:
     raise ValueError(f'{path}: pooling must be by {" or ".join(_POOLING_MODES)} alone, got '
                      f'{" and ".join(modes) or "none"}')
+
   return modes[0], width

@@ -1,4 +1,4 @@
-"""Folders of safetensors files: read through memory maps, written one tensor at a time."""
+"""Directories of safetensors files, read through memory maps and written one tensor at a time."""
 
 import contextlib
 import errno
@@ -18,29 +18,29 @@ from jaxrl_llm.training import files
 SINGLE_FILE = 'model.safetensors'
 INDEX_FILE = 'model.safetensors.index.json'
 
-# What is read and written, by the format's own names.
+# Supported dtypes, by their names in the format.
 DTYPES = {
     'F32': np.dtype(np.float32), 'F16': np.dtype(np.float16),
     'BF16': np.dtype(ml_dtypes.bfloat16),
 }
 
-# Weights that are pickles: to read them is to run whatever code they hold.
+# Pickled weights: reading them can run arbitrary code.
 _PICKLES = (
     'pytorch_model*.bin', 'pytorch_model.bin.index.json', 'consolidated*.pth', '*.bin', '*.pth',
     '*.pt', '*.ckpt',
 )
-# Pickles of a Trainer that may lie beside any weights.
+# Pickles of a Trainer that may be next to any weights.
 _NO_WEIGHTS = ('training_args', 'optimizer', 'scheduler', 'rng_state')
 
 
 class Tensor(NamedTuple):
-  """A tensor of a file, unread.
+  """Location of a tensor that has not been read.
 
   Attributes:
-    shape: its shape.
-    dtype: the format's name: 'F32', 'BF16', 'I64' ...
-    file: the file that holds it.
-    offset: of its first byte in the file.
+    shape: shape of the tensor.
+    dtype: dtype name in the format: 'F32', 'BF16', 'I64' ...
+    file: file that contains the tensor.
+    offset: offset of its first byte in the file.
   """
 
   shape: tuple[int, ...]
@@ -53,10 +53,10 @@ class NewTensor(NamedTuple):
   """A tensor to be written.
 
   Attributes:
-    name: its name.
-    shape: its shape.
+    name: name of the tensor.
+    shape: shape of the tensor.
     dtype: one of the values of `DTYPES`.
-    array: called once, when it is written; gives an array of that shape and dtype.
+    array: called once, when the tensor is written; returns an array of that shape and dtype.
   """
 
   name: str
@@ -66,26 +66,27 @@ class NewTensor(NamedTuple):
 
 
 class Reader:
-  """The tensors of a folder; `reader[name]` is a read-only view on the mapped file.
+  """The tensors of a directory; `reader[name]` is a read-only view of the mapped file.
 
-  The safetensors library checks each header, and could read parts of tensors; but it copies what
-  it reads and cannot be handed a transposed or split tensor. A NumPy view on the map can be
-  split, transposed and cut, and only what is copied out of it in the end is read.
+  The safetensors library checks each header. It could also read parts of tensors, but it copies
+  what it reads and cannot transpose or split a tensor. A NumPy view of the map can be split,
+  transposed and sliced, and only the data that is finally copied from it is read.
 
   Attributes:
-    source: the file that lists all tensors: the only file, or the index of several.
-    tensors: by name.
+    source: file that lists all tensors: the only file, or the index of several.
+    tensors: tensors by name.
   """
 
   def __init__(self, directory: str | os.PathLike):
     """Reads the headers.
 
     Args:
-      directory: holds model.safetensors, or model.safetensors.index.json and what it names.
+      directory: directory with model.safetensors, or with model.safetensors.index.json and the
+        files that it lists.
 
     Raises:
-      ValueError: one line, naming the file and where possible the tensor, if there are no such
-        files, one is damaged or cut off, or the index and the files do not agree.
+      ValueError: one line that names the file and if possible the tensor: these files are
+        missing, one is damaged or truncated, or the index and the files disagree.
     """
     directory = pathlib.Path(directory)
     self.source = _find_source(directory)
@@ -112,10 +113,10 @@ class Reader:
     return name in self.tensors
 
   def __getitem__(self, name: str) -> np.ndarray:
-    """A read-only view; nothing is read before its numbers are used.
+    """Returns a read-only view; data is read only when it is used.
 
     Raises:
-      ValueError: if the dtype is not float32, float16 or bfloat16.
+      ValueError: the dtype is not float32, float16 or bfloat16.
     """
     tensor = self.tensors[name]
     self.check_dtype(name)
@@ -123,7 +124,7 @@ class Reader:
         tensor.shape, DTYPES[tensor.dtype], buffer=self._maps[tensor.file], offset=tensor.offset)
 
   def check_dtype(self, name: str) -> None:
-    """Raises ValueError with one line if the tensor's dtype cannot be read."""
+    """Raises a one-line ValueError if the tensor's dtype cannot be read."""
     tensor = self.tensors[name]
     if tensor.dtype not in DTYPES:
       raise ValueError(
@@ -149,7 +150,7 @@ def _find_source(directory: pathlib.Path) -> pathlib.Path:
 
 
 def find_pickle(directory: pathlib.Path) -> pathlib.Path | None:
-  """The first file of a folder that looks like pickled weights, or None."""
+  """Returns the first file of a directory that looks like pickled weights, or None."""
   for pattern in _PICKLES:
     for path in sorted(directory.glob(pattern)):
       if not path.name.startswith(_NO_WEIGHTS):
@@ -158,7 +159,7 @@ def find_pickle(directory: pathlib.Path) -> pathlib.Path | None:
 
 
 def _read_index(path: pathlib.Path) -> dict[str, pathlib.Path]:
-  """Tensor name -> file, all of which exist."""
+  """Reads {tensor name: file} and checks that all files exist."""
   try:
     listed = json.loads(path.read_bytes())['weight_map']
     files = {name: path.parent / file for name, file in listed.items()}
@@ -176,7 +177,7 @@ def _read_index(path: pathlib.Path) -> dict[str, pathlib.Path]:
 
 
 def _read_header(path: pathlib.Path) -> dict[str, Tensor]:
-  """The tensors of one file, its header checked by the library and against its length."""
+  """Reads the tensors of one file; the library checks the header and the file's length."""
   import safetensors
 
   try:
@@ -192,10 +193,10 @@ def _read_header(path: pathlib.Path) -> dict[str, Tensor]:
 
 
 def _parse_header(path: pathlib.Path) -> tuple[int, dict[str, Any]]:
-  """(where the data begins, the header). The library keeps the offsets to itself."""
+  """Returns (start of the data, the header); the library does not expose the offsets."""
 
   def unique(pairs):
-    # The library takes the last of two entries with one name.
+    # Of two entries with the same name, the library takes the last.
     if len(dict(pairs)) < len(pairs):
       names = [name for name, _ in pairs]
       twice = next(name for name in names if names.count(name) > 1)
@@ -210,7 +211,7 @@ def _parse_header(path: pathlib.Path) -> tuple[int, dict[str, Any]]:
 
 
 def _damage(path: pathlib.Path, error: Exception) -> str:
-  """One line about a file that cannot be read; names the first tensor that is cut off."""
+  """Describes an unreadable file in one line; names the first truncated tensor."""
   size = path.stat().st_size
   with open(path, 'rb') as file:
     if file.read(15) == b'version https:/':
@@ -237,22 +238,25 @@ def _map(path: pathlib.Path) -> mmap.mmap:
 
 @contextlib.contextmanager
 def new_directory(directory: str | os.PathLike) -> Iterator[pathlib.Path]:
-  """A temporary folder that gets its name when it is complete and on the disk.
+  """Creates a temporary directory that is renamed to `directory` once it is complete and on disk.
+
+  Leftovers of killed processes are removed first (training/files.py describes how they are
+  recognised).
 
   Args:
-    directory: must not exist, or be empty.
+    directory: new or empty directory.
 
   Yields:
-    The temporary folder, beside `directory`; if the block raises, it is removed. What killed
-    processes left there is removed at the start (training/files.py says how they are known).
+    The temporary directory, next to `directory`; it is removed if the block raises.
 
   Raises:
-    ValueError: if `directory` is in use.
-    OSError: if it cannot be written.
+    ValueError: `directory` is in use.
+    OSError: the directory cannot be written.
   """
   directory = pathlib.Path(directory).absolute()
   if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
     raise ValueError(f'a checkpoint is written to a new or empty folder only, got {directory}')
+
   directory.parent.mkdir(parents=True, exist_ok=True)
   files.remove_leftovers_of(directory)
   earlier = directory.with_name(f'.{directory.name}.incomplete')  # The name in earlier versions.
@@ -274,7 +278,7 @@ def new_directory(directory: str | os.PathLike) -> Iterator[pathlib.Path]:
 def write(
     directory: str | os.PathLike, tensors: Iterable[NewTensor], *, max_shard_bytes: int
 ) -> None:
-  """Writes a new folder with nothing but the tensors; see `new_directory` and `write_files`."""
+  """Writes a new directory with the tensors only; see `new_directory` and `write_files`."""
   with new_directory(directory) as folder:
     write_files(folder, tensors, max_shard_bytes=max_shard_bytes)
 
@@ -284,25 +288,27 @@ def write_files(
 ) -> None:
   """Writes model.safetensors, or shards with their index, one tensor in memory at a time.
 
-  The library's own writer wants all tensors of a file at once.
+  The library's writer needs all tensors of a file at once.
 
   Args:
-    folder: exists; files in it are overwritten (see `new_directory`).
-    tensors: what is written, in this order as far as the shards are concerned.
-    max_shard_bytes: data of one file; a larger tensor gets a file of its own.
+    folder: existing directory; files in it are overwritten (see `new_directory`).
+    tensors: tensors to write; they are assigned to shards in this order.
+    max_shard_bytes: maximum data size of one file; a larger tensor gets its own file.
 
   Raises:
-    ValueError: if a name stands twice, or an array is not what was announced.
-    OSError: if the disk is full.
+    ValueError: a name occurs twice, or an array differs from the declared shape or dtype.
+    OSError: the disk is full.
   """
   if max_shard_bytes < 1:
     raise ValueError(f'max_shard_bytes must be at least 1, got {max_shard_bytes}')
+
   shards, names, total = [[]], set(), 0
   filled = 0
   for tensor in tensors:
     if tensor.name in names:
       raise ValueError(f'tensor {tensor.name} stands twice')
     names.add(tensor.name)
+
     size = _size(tensor)
     if shards[-1] and filled + size > max_shard_bytes:
       shards.append([])
@@ -310,14 +316,17 @@ def write_files(
     shards[-1].append(tensor)
     filled += size
     total += size
+
   if len(shards) == 1:
     _write_file(folder / SINGLE_FILE, shards[0])
     return
+
   listed = {}
   for number, shard in enumerate(shards, 1):
     name = f'model-{number:05}-of-{len(shards):05}.safetensors'
     _write_file(folder / name, shard)
     listed |= {tensor.name: name for tensor in shard}
+
   index = {'metadata': {'total_size': total}, 'weight_map': dict(sorted(listed.items()))}
   (folder / INDEX_FILE).write_text(json.dumps(index, indent=2) + '\n')
 
@@ -327,17 +336,19 @@ def _size(tensor: NewTensor) -> int:
 
 
 def _write_file(path: pathlib.Path, tensors: Sequence[NewTensor]) -> None:
-  # Wide dtypes first, as the library does it: each tensor then begins at a multiple of its items.
+  # Wide dtypes first, as in the library: each tensor is then aligned to its item size.
   tensors = sorted(tensors, key=lambda tensor: -tensor.dtype.itemsize)
   names = {dtype: name for name, dtype in DTYPES.items()}
-  header: dict[str, Any] = {'__metadata__': {'format': 'pt'}}  # transformers insists on it.
+  header: dict[str, Any] = {'__metadata__': {'format': 'pt'}}  # Required by transformers.
   end = 0
   for tensor in tensors:
     begin, end = end, end + _size(tensor)
     header[tensor.name] = {
         'dtype': names[tensor.dtype], 'shape': list(tensor.shape), 'data_offsets': [begin, end]}
+
   encoded = json.dumps(header, separators=(',', ':')).encode()
   encoded += b' ' * (-len(encoded) % 8)
+
   try:
     with open(path, 'wb') as file:
       file.write(len(encoded).to_bytes(8, 'little') + encoded)
@@ -348,8 +359,8 @@ def _write_file(path: pathlib.Path, tensors: Sequence[NewTensor]) -> None:
               f'tensor {tensor.name} must be {tensor.dtype} {list(tensor.shape)}, got '
               f'{array.dtype} {list(array.shape)}')
         file.write(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
-        del array  # Before the next one is made.
-  except OSError as error:  # From write(2) it does not name the file.
+        del array  # Free it before the next one is created.
+  except OSError as error:  # An error from write(2) does not name the file.
     full = error.errno in (errno.ENOSPC, errno.EDQUOT)
     need = f' ({end} bytes are needed)' if full else ''
     raise OSError(error.errno, os.strerror(error.errno) + need, str(path)) from error

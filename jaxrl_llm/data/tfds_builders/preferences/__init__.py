@@ -1,1 +1,1 @@
-"""TFDS builder of preference data sets."""
+"""TFDS builder for preference data sets."""

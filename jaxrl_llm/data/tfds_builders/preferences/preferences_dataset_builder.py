@@ -1,8 +1,8 @@
-"""TFDS builder of preference data sets from a local file; needs no TensorFlow, downloads nothing.
+"""TFDS builder for preference data sets in a local file; needs no TensorFlow, downloads nothing.
 
   rows = preferences_dataset_builder.read(file, schema='tldr_pairs', cache_dir=cache)
 
-or, through the library's own interface,
+or, with TFDS's own interface,
 
   builder = preferences_dataset_builder.Builder(file=file, schema='tldr_pairs', data_dir=cache)
   builder.download_and_prepare()
@@ -20,11 +20,11 @@ import tensorflow_datasets as tfds
 
 from jaxrl_llm.data import preference_rows
 
-SPLIT = 'train'  # All rows: what is held out is decided by who trains.
+SPLIT = 'train'  # All rows: the training program decides which rows to hold out.
 
 
 class Builder(tfds.core.GeneratorBasedBuilder):
-  """Preferences with the features index (the row in the file) and row (the rest as JSON)."""
+  """Preferences with the features index (row number in the file) and row (the rest, as JSON)."""
 
   name = 'preferences'
   VERSION = tfds.core.Version('1.0.0')
@@ -34,15 +34,14 @@ class Builder(tfds.core.GeneratorBasedBuilder):
       self, *, file: str | pathlib.Path, schema: str = 'conversations', fields: str = '',
       **keywords: Any,
   ):
-    """Makes the builder.
+    """Initialises the builder.
 
     Args:
       file: see `preference_rows.read`.
-      schema: likewise.
-      fields: likewise.
-      **keywords: `data_dir` and whatever else a TFDS builder takes. What was already prepared
-        there is used as it is, whatever `file` holds now (`read` keeps a folder for each content
-        instead).
+      schema: see `preference_rows.read`.
+      fields: see `preference_rows.read`.
+      **keywords: `data_dir` and other arguments of a TFDS builder. Data already prepared there is
+        reused, even if `file` has changed since (`read` instead uses one directory per content).
     """
     self._source = {'path': file, 'schema': schema, 'fields': fields}
     super().__init__(file_format='array_record', **keywords)
@@ -56,7 +55,7 @@ class Builder(tfds.core.GeneratorBasedBuilder):
 
   def _split_generators(self, dl_manager: Any) -> dict[str, Iterator[Any]]:
     del dl_manager  # Nothing is downloaded.
-    # All of the file is read before anything is written: a damaged one leaves no trace.
+    # Read the whole file before anything is written, so that a damaged one leaves no trace.
     return {SPLIT: self._generate_examples(preference_rows.read(**self._source))}
 
   def _generate_examples(
@@ -70,22 +69,22 @@ def read(
     file: str | pathlib.Path, *, schema: str = 'conversations', fields: str = '',
     cache_dir: str | pathlib.Path,
 ) -> list[preference_rows.Row]:
-  """Reads a file through TFDS, preparing it first where that has not been done.
+  """Reads a file through TFDS, and prepares it first if necessary.
 
   Args:
     file: see `preference_rows.read`.
-    schema: likewise.
-    fields: likewise.
-    cache_dir: where prepared data lies, in a folder named by a hash of the file's content and of
-      how it is read, so that changed files are prepared anew.
+    schema: see `preference_rows.read`.
+    fields: see `preference_rows.read`.
+    cache_dir: directory for prepared data, with one subdirectory per hash of the file's content
+      and of how it is read, so that changed files are prepared again.
 
   Returns:
-    Equal to `preference_rows.read(file, schema=schema, fields=fields)`.
+    The rows; equal to `preference_rows.read(file, schema=schema, fields=fields)`.
 
   Raises:
-    ValueError: as there.
+    ValueError: see `preference_rows.read`.
   """
-  # Rows that were prepared when further columns were dropped are not used again.
+  # 'columns checked' invalidates rows prepared by versions that dropped other columns.
   keys = json.dumps(['columns checked', schema, preference_rows.resolve(schema, fields)])
   try:
     digest = hashlib.sha256(keys.encode() + pathlib.Path(file).read_bytes())
@@ -97,4 +96,4 @@ def read(
   builder.download_and_prepare()
   source = builder.as_data_source(split=SPLIT)
   rows = [preference_rows.Row(**json.loads(record['row'])) for record in source]
-  return sorted(rows, key=lambda row: row.index)  # TFDS shuffles when it writes.
+  return sorted(rows, key=lambda row: row.index)  # TFDS shuffles on writing.
