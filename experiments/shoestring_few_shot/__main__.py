@@ -12,6 +12,7 @@ import contextlib
 import dataclasses
 import functools
 import hashlib
+import os
 
 import jax
 import jax.numpy as jnp
@@ -239,5 +240,17 @@ def main(run: launch.Run) -> None:
         f'results: {run.results_path}')
 
 
+def _avoid_deadlock() -> None:
+  """Turns off XLA's scheduler for concurrent operations, before the first array is made.
+
+  With two threads it deadlocks on this program: every thread waits (jaxlib 0.10.2, AMD EPYC). A
+  later XLA may not know the flag, and ends the process for unknown ones.
+  """
+  if jax.__version__.startswith('0.10.'):
+    os.environ['XLA_FLAGS'] = ' '.join(filter(None, [
+        os.environ.get('XLA_FLAGS'), '--xla_cpu_enable_concurrency_optimized_scheduler=false']))
+
+
 if __name__ == '__main__':
+  _avoid_deadlock()
   launch.run(main, default_config='experiments/configs/shoestring_few_shot.py')
