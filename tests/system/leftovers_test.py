@@ -17,13 +17,13 @@ BINARY = textwrap.dedent('''
     """Writes files."""
     import os, signal
     import numpy as np
-    from experiments import launch, seeds
     from jaxrl_llm.data import jsonl
+    from jaxrl_llm.runs import arms, launch
     from jaxrl_llm.training import files, metrics
 
     def main(run):
       folder = run.workdir / 'seed1'
-      arm = seeds.kept(folder / 'arms' / 'a.npz', lambda: {'x': np.arange(3)})
+      arm = arms.kept(folder / 'arms' / 'a.npz', lambda: {'x': np.arange(3)})
       run.save_clock()
       params = folder / 'params'  # Written by each start; replaces what the one before wrote.
       temporary = files.temporary_path(params)
