@@ -142,7 +142,9 @@ def test_a_field_that_we_take_for_inert_is_inert(model_type, tmp_path):
       except Exception as error:
         offences.append((field, other, error))
         continue
-      if _gap(record, found, expected, batch[1]) > 1e-6:
+      # One changes where attention is rounded, by as much as the processor's order of sums does.
+      bound = 1e-4 if field == 'reorder_and_upcast_attn' else 1e-6
+      if _gap(record, found, expected, batch[1]) > bound:
         offences.append((field, other))
   assert 'initializer_range' in inert
   assert not offences
