@@ -1,0 +1,53 @@
+"""The checks that configs declare: what passes, and the one line that says what does not."""
+
+import math
+import types
+
+import pytest
+
+from jaxrl_llm import checks
+
+
+def _config(**fields):
+  return types.SimpleNamespace(**fields)
+
+
+@pytest.mark.parametrize('value, passes', [(1, True), (2.5, True), (0, False), (math.nan, False)])
+def test_at_least(value, passes):
+  if passes:
+    checks.at_least(_config(steps=value), 'config', steps=1)
+  else:
+    with pytest.raises(ValueError, match=f'^config.steps must be at least 1, got {value}$'):
+      checks.at_least(_config(steps=value), 'config', steps=1)
+
+
+@pytest.mark.parametrize('value, positive, non_negative', [
+    (1e-9, True, True), (0, False, True), (-1e-9, False, False), (math.inf, False, False),
+    (math.nan, False, False)])
+def test_signs(value, positive, non_negative):
+  for check, passes, rule in (
+      (checks.positive, positive, 'positive'), (checks.non_negative, non_negative, 'non-negative')):
+    if passes:
+      check(_config(eta=value), '', 'eta')
+    else:
+      with pytest.raises(ValueError, match=f'^eta must be {rule} and finite, got {value}$'):
+        check(_config(eta=value), '', 'eta')
+
+
+def test_one_of():
+  checks.one_of(_config(mode='max'), 'config', mode=('mean', 'max'))
+  with pytest.raises(ValueError, match="^config.mode must be one of mean, max, got 'x'$"):
+    checks.one_of(_config(mode='x'), 'config', mode=('mean', 'max'))
+
+
+def test_divisible():
+  checks.divisible(_config(batch_size=8), 'config', 'batch_size', 4, of='the parts')
+  message = r'^config.batch_size must be divisible by the parts \(4\), got 10$'
+  with pytest.raises(ValueError, match=message):
+    checks.divisible(_config(batch_size=10), 'config', 'batch_size', 4, of='the parts')
+
+
+def test_within_adds_the_place():
+  message = r'^eta must be positive \(config.algorithm\)$'
+  with pytest.raises(ValueError, match=message), checks.within('config.algorithm'):
+    raise ValueError('eta must be positive')
