@@ -10,27 +10,28 @@ from typing import Any
 
 from jaxrl_llm.data import sft_batches
 from jaxrl_llm.evaluation import perplexity
-from jaxrl_llm.runs import figures, launch, setup, supervised
+from jaxrl_llm.runs import figures, launch, supervised
+from jaxrl_llm.runs import setup as setup_lib
 from jaxrl_llm.training import metrics
 from jaxrl_llm.types import Params
 
 
-def evaluate(run: launch.Run, parts: setup.Components, params: Params) -> dict[str, float]:
+def evaluate(run: launch.Run, setup: setup_lib.Setup, params: Params) -> dict[str, float]:
   """Scores answers on the held-out examples, or measures the loss if the task has no verifier."""
-  frozen = parts.form.frozen(params)
-  if parts.task.reward_fn is not None:
-    numbers = parts.evaluator(frozen, frozen).numbers
+  frozen = setup.finetuning.frozen(params)
+  if setup.task.reward_fn is not None:
+    numbers = setup.evaluator(frozen, frozen).numbers
     # SFT has no reference policy.
     return {name: x for name, x in numbers.items() if not name.startswith('kl_to_reference')}
 
   config = run.config
-  held_out = dataclasses.replace(parts.task, demonstrations=parts.task.evaluation)
+  held_out = dataclasses.replace(setup.task, demonstrations=setup.task.evaluation)
   sequences = sft_batches.encode_demonstrations(held_out, loss_on=config.sft.loss_on)
   batches = sft_batches.Batches(
       sequences, batch_size=config.evaluation.batch_size, seed=run.seed
   )
   return perplexity.HeldOutLoss(
-      parts.policy, [parts.put(batch) for batch in batches.in_order()],
+      setup.policy, [setup.put(batch) for batch in batches.in_order()],
       chunk_size=config.sft.algorithm.head_chunk,
   )(frozen)
 
@@ -54,13 +55,13 @@ def _table(before: dict[str, float], after: dict[str, float], seconds: float) ->
 
 def main(run: launch.Run) -> None:
   """Fine-tunes, evaluates on the held-out examples, and writes results.json."""
-  with setup.build(run) as parts, contextlib.closing(metrics.MetricsWriter(
+  with setup_lib.build(run) as setup, contextlib.closing(metrics.MetricsWriter(
       run.workdir, wandb_project=run.config.wandb_project, config=dataclasses.asdict(run.config)
   )) as writer:
-    params, about = supervised.finetune(run, parts, writer)
-    after, before = evaluate(run, parts, params), {}
-    if parts.task.reward_fn is None:  # A final loss means little without the initial one.
-      before = evaluate(run, parts, parts.initial_params())
+    params, about = supervised.finetune(run, setup, writer)
+    after, before = evaluate(run, setup, params), {}
+    if setup.task.reward_fn is None:  # A final loss means little without the initial one.
+      before = evaluate(run, setup, setup.initial_params())
 
   table = _table(before, after, about['seconds'])
   metrics.write_text_atomic(run.table_path, table + '\n')

@@ -15,18 +15,19 @@ from experiments.a_star_po import report
 from experiments.a_star_po import stage1 as stage1_lib
 from jaxrl_llm.algorithms import a_star_po
 from jaxrl_llm.data import batching
-from jaxrl_llm.runs import launch, references, setup, supervised
+from jaxrl_llm.runs import launch, references, supervised
+from jaxrl_llm.runs import setup as setup_lib
 from jaxrl_llm.training import checkpoints, loop, metrics, optim, rng
 from jaxrl_llm.training import step as step_lib
 from jaxrl_llm.types import Batch
 
 
-def train(run, parts, writer, samples, reference, stage1) -> dict:
+def train(run, setup, writer, samples, reference, stage1) -> dict:
   """Runs stage 2: one sample per prompt, least squares on the advantage.
 
   Args:
     run: the run.
-    parts: components that `setup.build` made from its config.
+    setup: components that `setup_lib.build` made from its config.
     writer: metrics writer; batch i is written at step (fine-tuning steps) + i.
     samples: JSONL file for the shown responses.
     reference: a `references.Reference`.
@@ -36,18 +37,18 @@ def train(run, parts, writer, samples, reference, stage1) -> dict:
     {'evaluation': the trained policy's, 'tokens': sampled in stage 2, 'params': the policy's}.
   """
   config, options = run.config, run.config.algorithm
-  encoded = parts.encode(stage1.kept(parts.task.train, options))
+  encoded = setup.encode(stage1.kept(setup.task.train, options))
   optimizer = optim.for_run(config.optimizer, config.steps * options.num_minibatches)
-  algorithm = a_star_po.make(options, parts.policy, parts.make_optimizer(optimizer))
-  state, train_step = parts.start(algorithm, reference.start)
-  sample = parts.sampler(num_samples=1, temperature=options.temperature)
-  score = parts.scorer(temperature=options.temperature, chunk_size=options.head_chunk)
-  evaluate = report.Evaluation(parts, reference, samples)
+  algorithm = a_star_po.make(options, setup.policy, setup.make_optimizer(optimizer))
+  state, train_step = setup.start(algorithm, reference.start)
+  sample = setup.sampler(num_samples=1, temperature=options.temperature)
+  score = setup.scorer(temperature=options.temperature, chunk_size=options.head_chunk)
+  evaluate = report.Evaluation(setup, reference, samples)
 
   saved = checkpoints.Checkpoints(run.workdir / 'checkpoints' / 'a_star_po')
   keeper = loop.Keeper(
       saved, files={'metrics': writer, 'samples': samples}, total=config.steps,
-      save_every=config.save_every, stopper=parts.stopper, on_save=run.save_clock,
+      save_every=config.save_every, stopper=setup.stopper, on_save=run.save_clock,
       base_offsets={'metrics': reference.metrics_offset},
   )
   done, tokens = 0, 0
@@ -65,8 +66,8 @@ def train(run, parts, writer, samples, reference, stage1) -> dict:
           values = evaluate(state.params['policy'], step, stage1.tokens + tokens)
       indices = batching.batch_indices(len(encoded), config.batch_size, seed=run.seed, step=step)
       prompts = batching.prompt_batch(encoded, indices)
-      key = rng.stream_key(parts.key, rng.Stream.SAMPLE_TRAIN, step)
-      rollouts, scored = parts.roll_out(sample, state.params['policy'], prompts, key, timers)
+      key = rng.stream_key(setup.key, rng.Stream.SAMPLE_TRAIN, step)
+      rollouts, scored = setup.roll_out(sample, state.params['policy'], prompts, key, timers)
       with timers('train'):
         batch = Batch(
             rollouts, scored.rewards, score(reference.params, rollouts),
@@ -74,7 +75,7 @@ def train(run, parts, writer, samples, reference, stage1) -> dict:
         )
         updates = []
         for minibatch in step_lib.minibatches(batch, options.num_minibatches):
-          state, update = train_step(state, parts.put(minibatch))
+          state, update = train_step(state, setup.put(minibatch))
           updates.append(jax.device_get(update))
       tokens += int(scored.lengths.sum())
       values = writer.write(reference.steps + step, {
@@ -90,7 +91,7 @@ def train(run, parts, writer, samples, reference, stage1) -> dict:
       bar.update(1, reward=values['rollout/reward'])
       keeper.after_step(done, state, {'tokens': tokens, 'reference': reference.fingerprint})
   params = state.params['policy']
-  parts.save_trained(run.workdir, params)
+  setup.save_trained(run.workdir, params)
   writer.write(reference.steps + done, evaluate(params, done, stage1.tokens + tokens))
   return {'evaluation': evaluate.last, 'tokens': tokens, 'params': params}
 
@@ -112,22 +113,22 @@ def main(run: launch.Run) -> None:
         f'config.{unused[0]} has no effect with config.policy_init_from: nothing is fine-tuned'
     )
 
-  with setup.build(run) as parts, contextlib.closing(metrics.MetricsWriter(
+  with setup_lib.build(run) as setup, contextlib.closing(metrics.MetricsWriter(
       run.workdir, wandb_project=config.wandb_project, config=dataclasses.asdict(config)
   )) as writer, contextlib.closing(
       metrics.JsonlFile(run.workdir / 'samples.jsonl')
   ) as samples:
-    print(f'{run.experiment}: {parts.describe()}; writing to {run.workdir}', flush=True)
+    print(f'{run.experiment}: {setup.describe()}; writing to {run.workdir}', flush=True)
 
     reference = references.make_reference(
-        run, parts, lambda: supervised.finetune(run, parts, writer)
+        run, setup, lambda: supervised.finetune(run, setup, writer)
     )
     run.mark('reference')
-    stage1 = stage1_lib.estimate(run, parts, reference)
+    stage1 = stage1_lib.estimate(run, setup, reference)
     run.mark('stage1')
-    trained = train(run, parts, writer, samples, reference, stage1)
+    trained = train(run, setup, writer, samples, reference, stage1)
     run.mark('stage2')
-    report.write(run, parts, reference, stage1, trained)
+    report.write(run, setup, reference, stage1, trained)
 
 
 if __name__ == '__main__':

@@ -7,7 +7,8 @@ import numpy as np
 from experiments.a_star_po import stage1 as stage1_lib
 from jaxrl_llm.evaluation import evaluator
 from jaxrl_llm.rl import soft_values
-from jaxrl_llm.runs import figures, launch, references, setup
+from jaxrl_llm.runs import figures, launch, references
+from jaxrl_llm.runs import setup as setup_lib
 from jaxrl_llm.training import metrics
 from jaxrl_llm.types import Params
 
@@ -21,12 +22,12 @@ class Evaluation:
 
   def __init__(
       self,
-      parts: setup.Components,
+      setup: setup_lib.Setup,
       reference: references.Reference,
       samples: metrics.JsonlFile,
   ):
-    self._parts, self._reference, self._samples = parts, reference, samples
-    self._evaluate = parts.evaluator
+    self._setup, self._reference, self._samples = setup, reference, samples
+    self._evaluate = setup.evaluator
     self.last: evaluator.Evaluation | None = None
 
   def __call__(self, params: Params, step: int, tokens: int) -> dict[str, float]:
@@ -40,7 +41,7 @@ class Evaluation:
     self.last = self._evaluate(params, self._reference.params)
 
     # The evaluator's examples, not the task's: it drops problems that are too long.
-    shown = self._evaluate.examples[: self._parts.config.evaluation.num_shown]
+    shown = self._evaluate.examples[: self._setup.config.evaluation.num_shown]
     for kind, scored in (('sampled', self.last.sampled), ('greedy', self.last.greedy)):
       for i, example in enumerate(shown):
         self._samples.write({
@@ -58,24 +59,24 @@ class Evaluation:
 
 def write(
     run: launch.Run,
-    parts: setup.Components,
+    setup: setup_lib.Setup,
     reference: references.Reference,
     stage1: stage1_lib.ReferenceValues,
     trained: dict[str, Any],
 ) -> None:
   """Evaluates the reference and its control, and writes table.md, figures and results.json."""
   options, algorithm = run.config.evaluation, run.config.algorithm
-  evaluate = parts.evaluator
+  evaluate = setup.evaluator
   before = evaluate(reference.params, reference.params).numbers
   after = trained['evaluation'].numbers
   control = evaluate.sampled_only(
       reference.params,
-      parts.sampler(num_samples=options.num_samples, temperature=options.control_temperature),
+      setup.sampler(num_samples=options.num_samples, temperature=options.control_temperature),
   )
 
   curve = [r for r in metrics.read_jsonl(run.workdir / 'metrics.jsonl') if 'eval/pass@1' in r]
   reached = tokens_to(curve, 0.9)
-  _figures(run, parts, reference, stage1, curve)
+  _figures(run, setup, reference, stage1, curve)
 
   seconds = _seconds(run, metrics.read_jsonl(run.workdir / 'metrics.jsonl'))
   kl = f'{after["kl_to_reference"]:.3f} ± {after["kl_to_reference_se"]:.3f}'
@@ -97,7 +98,7 @@ def write(
   )
 
   caption = (
-      f'{parts.describe()}; seed {run.seed}; {options.num_samples} samples a '
+      f'{setup.describe()}; seed {run.seed}; {options.num_samples} samples a '
       f'problem; V* from N = {algorithm.samples_per_prompt} samples at beta1 = '
       f'{algorithm.beta1:g} ({algorithm.value_mode}), beta2 = {algorithm.beta2:g}.'
   )
@@ -150,7 +151,7 @@ def _seconds(run: launch.Run, records: list[dict[str, float]]) -> dict[str, floa
   }
 
 
-def _figures(run, parts, reference, stage1, curve) -> None:
+def _figures(run, setup, reference, stage1, curve) -> None:
   figures.learning_curve(
       run.workdir / 'figures' / 'learning_curve.png',
       [record['eval/sampled_tokens'] for record in curve],
@@ -158,14 +159,14 @@ def _figures(run, parts, reference, stage1, curve) -> None:
           'pass@1, sampled': [record['eval/pass@1'] for record in curve],
           'accuracy, greedy': [record['eval/greedy_accuracy'] for record in curve],
       },
-      title=f'A*-PO on {parts.task.name}, seed {run.seed}',
+      title=f'A*-PO on {setup.task.name}, seed {run.seed}',
       stage1_tokens=stage1.tokens,
   )
 
   algorithm = run.config.algorithm
   if algorithm.value_mode == 'zero':
     return
-  measured = stage1_lib.measure_success(run, parts, reference, stage1)
+  measured = stage1_lib.measure_success(run, setup, reference, stage1)
   if measured is None:
     return
 
@@ -181,6 +182,6 @@ def _figures(run, parts, reference, stage1, curve) -> None:
 
   figures.value_figure(
       run.workdir / 'figures' / 'v_star.png', *measured, (rates, np.asarray(exact(rates))),
-      title=f'V* ({algorithm.value_mode}) of {parts.task.name}, seed {run.seed}', label=label,
+      title=f'V* ({algorithm.value_mode}) of {setup.task.name}, seed {run.seed}', label=label,
       samples=(algorithm.samples_per_prompt, run.config.evaluation.diagnosed_samples),
   )

@@ -18,8 +18,9 @@ from jaxrl_llm.data import tokenizers
 from jaxrl_llm.evaluation import evaluator
 from jaxrl_llm.rewards import rollout_rewards
 from jaxrl_llm.rl import soft_values
-from jaxrl_llm.runs import launch, references, setup
+from jaxrl_llm.runs import launch, references
 from jaxrl_llm.runs import records as records_lib
+from jaxrl_llm.runs import setup as setup_lib
 from jaxrl_llm.training import loop, metrics, rng
 from jaxrl_llm.types import Example, RewardFn
 
@@ -75,7 +76,7 @@ class ReferenceValues(NamedTuple):
 
 
 def estimate(
-    run: launch.Run, parts: setup.Components, reference: references.Reference
+    run: launch.Run, setup: setup_lib.Setup, reference: references.Reference
 ) -> ReferenceValues:
   """Draws the missing samples, then estimates V* of every training prompt.
 
@@ -83,7 +84,7 @@ def estimate(
 
   Args:
     run: gives the workdir and the config.
-    parts: task, samplers and mesh.
+    setup: task, samplers and mesh.
     reference: π_ref.
 
   Returns:
@@ -94,9 +95,9 @@ def estimate(
     SystemExit: Ctrl-C was pressed; the samples so far are kept.
   """
   config: a_star_po.Config = run.config.algorithm
-  encoded = parts.encode(parts.task.train)
+  encoded = setup.encode(setup.task.train)
   if not len(encoded):
-    raise ValueError(f'{parts.task.name} has no training prompts (config.task.num_train)')
+    raise ValueError(f'{setup.task.name} has no training prompts (config.task.num_train)')
   if encoded.num_filtered:
     print(f'{encoded.num_filtered} training prompts are too long and were left out', flush=True)
 
@@ -107,14 +108,14 @@ def estimate(
   # Everything the samples depend on. beta1 and value_mode are excluded: they only change how
   # rewards are aggregated.
   provenance = metrics.plain({
-      'task': parts.task.name, 'tokenizer': tokenizers.full_fingerprint(parts.task.tokenizer),
+      'task': setup.task.name, 'tokenizer': tokenizers.full_fingerprint(setup.task.tokenizer),
       'reference': reference.fingerprint, 'seed': run.seed, 'prompts': len(encoded),
       'data': _fingerprint(encoded.examples),
       'samples_per_prompt': config.samples_per_prompt, 'temperature': config.temperature,
       'reward': config.stage1_reward, 'batch_size': run.config.stage1_batch_size,
   })
 
-  records = _sample_missing(run, parts, reference, encoded, provenance)
+  records = _sample_missing(run, setup, reference, encoded, provenance)
   ids = np.concatenate([record['ids'] for record in records]).astype(np.int64)
   rewards = np.concatenate([np.asarray(record['rewards'], np.float32) for record in records])
   values = np.asarray(a_star_po.estimate_values(config, rewards))
@@ -128,15 +129,15 @@ def estimate(
   return ReferenceValues(ids, rewards, values, tokens)
 
 
-def _sample_missing(run, parts, reference, encoded, provenance) -> list[dict[str, Any]]:
+def _sample_missing(run, setup, reference, encoded, provenance) -> list[dict[str, Any]]:
   """Returns one record {'ids', 'rewards', 'tokens'} per batch, read from the file or sampled."""
-  config, task = run.config.algorithm, parts.task
-  batches = parts.prompt_batches(encoded, run.config.stage1_batch_size)
+  config, task = run.config.algorithm, setup.task
+  batches = setup.prompt_batches(encoded, run.config.stage1_batch_size)
   with contextlib.closing(metrics.JsonlFile(run.workdir / 'stage1.jsonl')) as file:
     records = records_lib.read_records(file, provenance, batch=1, total=len(batches))
-    reward_fn = _stage1_reward(run, parts)
-    sample = parts.sampler(num_samples=config.samples_per_prompt, temperature=config.temperature)
-    key = rng.stream_key(parts.key, rng.Stream.SAMPLE_STAGE1)
+    reward_fn = _stage1_reward(run, setup)
+    sample = setup.sampler(num_samples=config.samples_per_prompt, temperature=config.temperature)
+    key = rng.stream_key(setup.key, rng.Stream.SAMPLE_STAGE1)
 
     with loop.progress(len(batches), 'stage 1: V*', len(records)) as bar:
       for prompts in batches[len(records) :]:
@@ -151,7 +152,7 @@ def _sample_missing(run, parts, reference, encoded, provenance) -> list[dict[str
         })
         file.write(records[-1])
         bar.update(1, success=float(scored.rewards.mean()))
-        parts.stopper.check('stopped in stage 1; what was sampled is kept')
+        setup.stopper.check('stopped in stage 1; what was sampled is kept')
   return records
 
 
@@ -161,20 +162,20 @@ def _fingerprint(examples: Sequence[Example]) -> str:
   return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def _stage1_reward(run: launch.Run, parts: setup.Components) -> RewardFn:
+def _stage1_reward(run: launch.Run, setup: setup_lib.Setup) -> RewardFn:
   lenient = run.config.algorithm.stage1_reward == 'lenient'
-  return parts.task.lenient_reward_fn if lenient else parts.task.reward_fn
+  return setup.task.lenient_reward_fn if lenient else setup.task.reward_fn
 
 
 def measure_success(
-    run: launch.Run, parts: setup.Components, reference: references.Reference,
+    run: launch.Run, setup: setup_lib.Setup, reference: references.Reference,
     stage1: ReferenceValues
 ) -> tuple[np.ndarray, np.ndarray] | None:
   """Measures the reference's success rates on fresh samples, to compare with stage 1's V*.
 
   Args:
     run: gives the config (`evaluation.diagnosed_prompts` and `diagnosed_samples`).
-    parts: task, samplers and mesh.
+    setup: task, samplers and mesh.
     reference: π_ref.
     stage1: its V*.
 
@@ -185,21 +186,21 @@ def measure_success(
   if not options.diagnosed_prompts:
     return None
   known = set(stage1.ids.tolist())  # Prompts that were too long have no V*.
-  examples = [example for example in parts.task.train if example['id'] in known]
+  examples = [example for example in setup.task.train if example['id'] in known]
 
-  encoded = parts.encode(examples[: options.diagnosed_prompts])
-  sample = parts.sampler(
+  encoded = setup.encode(examples[: options.diagnosed_prompts])
+  sample = setup.sampler(
       num_samples=options.diagnosed_samples, temperature=run.config.algorithm.temperature
   )
-  key = rng.stream_key(parts.key, rng.Stream.SAMPLE_DIAGNOSTIC)
-  reward_fn = _stage1_reward(run, parts)
+  key = rng.stream_key(setup.key, rng.Stream.SAMPLE_DIAGNOSTIC)
+  reward_fn = _stage1_reward(run, setup)
 
   rates, ids = [], []
-  for prompts in parts.prompt_batches(encoded, run.config.stage1_batch_size):
+  for prompts in setup.prompt_batches(encoded, run.config.stage1_batch_size):
     rollouts = sample(reference.params, *prompts[:3], key)
     scored = rollout_rewards.score_rollouts(
         evaluator.real_rows(rollouts, prompts), prompts.examples,
-        tokenizer=parts.task.tokenizer, reward_fn=reward_fn,
+        tokenizer=setup.task.tokenizer, reward_fn=reward_fn,
     )
     rates.append(scored.rewards.mean(axis=1))
     ids += [example['id'] for example in prompts.examples]

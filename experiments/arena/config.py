@@ -149,7 +149,7 @@ def arms(**by_name: Arm) -> Any:
 
 
 @dataclasses.dataclass
-class RewardModelSettings:
+class RewardModelConfig:
   """Bradley-Terry reward model trained on noisy labels of pairs sampled from the reference.
 
   Attributes:
@@ -203,9 +203,9 @@ class World:
 
   task: Any
   model: configs.TransformerConfig
-  sft: config_lib.SftSettings
+  sft: config_lib.SftConfig
   arms: Any
-  reward_model: RewardModelSettings = dataclasses.field(default_factory=RewardModelSettings)
+  reward_model: RewardModelConfig = dataclasses.field(default_factory=RewardModelConfig)
   completions: int = 25_600
   batch_completions: int = 128
   num_evaluations: int = 9

@@ -27,14 +27,8 @@ from absl import flags
 from jaxrl_llm.algorithms import sft
 from jaxrl_llm.data import sft_batches
 from jaxrl_llm.models import lora, policy
-from jaxrl_llm.runs import (
-  checkpoint_sources,
-  finetuning,
-  launch,
-  processor,
-  random_checkpoints,
-  setup,
-)
+from jaxrl_llm.runs import checkpoint_sources, finetuning, launch, processor, random_checkpoints
+from jaxrl_llm.runs import setup as setup_lib
 from jaxrl_llm.sampling import decode
 from jaxrl_llm.sharding import mesh as mesh_lib
 from jaxrl_llm.sharding import rules
@@ -95,21 +89,21 @@ def measure(values: flags.FlagValues, directory: str) -> dict[str, Any]:
   Raises:
     ValueError: the checkpoint cannot be used, or a loss is not finite.
   """
-  origin = checkpoint_sources.read(directory, field='--checkpoint')
+  source = checkpoint_sources.read(directory, field='--checkpoint')
   model = dataclasses.replace(
-      origin.model, param_dtype='bfloat16', compute_dtype='bfloat16', remat='full', scan_unroll=1
+      source.model, param_dtype='bfloat16', compute_dtype='bfloat16', remat='full', scan_unroll=1
   )
 
   mesh = mesh_lib.make_mesh(1, -1, 1)
   network = policy.make(model)
-  abstract = setup.abstract_params(network, mesh)
+  abstract = setup_lib.abstract_params(network, mesh)
   numbers: dict[str, Any] = {
       'parameters': sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(abstract))
   }
 
   with jax.set_mesh(mesh):
     start = time.monotonic()
-    params = jax.block_until_ready(origin.load(abstract))
+    params = jax.block_until_ready(source.load(abstract))
     numbers['load/seconds'] = time.monotonic() - start
 
     numbers |= _decode(values, network, model.vocab_size, params)

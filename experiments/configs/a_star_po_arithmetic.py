@@ -22,7 +22,7 @@ def get_config() -> config_lib.AStarPo:
           num_layers=2, width=128, num_heads=4, num_kv_heads=4, head_dim=32, mlp_width=256,
           max_length=16, positions='learned',
       ),
-      sft=config_lib.SftSettings(
+      sft=config_lib.SftConfig(
           steps=2_400,
           batch_size=128,
           save_every=400,

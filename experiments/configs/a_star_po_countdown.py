@@ -20,7 +20,7 @@ def get_config() -> config_lib.AStarPo:
           num_layers=3, width=128, num_heads=4, num_kv_heads=4, head_dim=32, mlp_width=384,
           max_length=48, positions='learned',
       ),
-      sft=config_lib.SftSettings(
+      sft=config_lib.SftConfig(
           steps=1_500, batch_size=128, save_every=250,
           optimizer=optim.OptimizerConfig(
               learning_rate=1e-3, schedule='cosine', warmup_steps=50, weight_decay=0.01
@@ -31,6 +31,6 @@ def get_config() -> config_lib.AStarPo:
       steps=200,
       batch_size=128,
       eval_every=20,
-      evaluation=config_lib.EvaluationSettings(batch_size=256),
+      evaluation=config_lib.EvaluationConfig(batch_size=256),
       scale_note='A decoder of 0.6M parameters from scratch, on characters',
   )

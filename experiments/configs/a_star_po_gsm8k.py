@@ -46,7 +46,7 @@ def _published(setting: str) -> config_lib.AStarPo:
           max_response_tokens=1_024,  # S.
       ),
       model=_PUBLISHED[setting](),  # Qwen2.5 base models of three sizes.
-      sft=config_lib.SftSettings(steps=0),  # S: starts from the base model.
+      sft=config_lib.SftConfig(steps=0),  # S: starts from the base model.
       algorithm=a_star_po.Config(
           samples_per_prompt=8,  # S and Y: num_gen_to_use.
           beta1=0.5,  # S.
@@ -66,7 +66,7 @@ def _published(setting: str) -> config_lib.AStarPo:
       steps=_EPOCHS * (_TRAIN_PROBLEMS // _BATCH_SIZE),  # S: 25 epochs, last batches dropped.
       batch_size=_BATCH_SIZE,  # S.
       stage1_batch_size=64,
-      evaluation=config_lib.EvaluationSettings(
+      evaluation=config_lib.EvaluationConfig(
           num_samples=1, batch_size=64, diagnosed_prompts=0
       ),
       eval_every=50,  # S: test_freq, and before the first step.
@@ -85,7 +85,7 @@ def _cpu_size() -> config_lib.AStarPo:
           num_layers=4, width=128, num_heads=4, num_kv_heads=2, head_dim=32, mlp_width=384,
           max_length=320,
       ),
-      sft=config_lib.SftSettings(
+      sft=config_lib.SftConfig(
           steps=300, batch_size=16, save_every=100, algorithm=sft.Config(head_chunk=0),
           optimizer=optim.OptimizerConfig(
               learning_rate=3e-3, schedule='cosine', warmup_steps=30, weight_decay=0.01
@@ -98,7 +98,7 @@ def _cpu_size() -> config_lib.AStarPo:
       stage1_batch_size=32,
       save_every=5,
       eval_every=10,
-      evaluation=config_lib.EvaluationSettings(
+      evaluation=config_lib.EvaluationConfig(
           num_samples=2, batch_size=64, diagnosed_prompts=32, diagnosed_samples=8
       ),
       scale_note=(

@@ -137,8 +137,8 @@ def _model(max_length: int, num_layers: int = 2) -> configs.TransformerConfig:
   )
 
 
-def _sft(steps: int) -> config_lib.SftSettings:
-  return config_lib.SftSettings(
+def _sft(steps: int) -> config_lib.SftConfig:
+  return config_lib.SftConfig(
       steps=steps, batch_size=128, log_every=100,
       optimizer=optim.OptimizerConfig(
           learning_rate=2e-3, schedule='cosine', warmup_steps=50, weight_decay=0.01),
@@ -156,7 +156,7 @@ def get_config(setting: str = '') -> arena_config.Arena:
   # compare.
   summarisation = arena_config.World(
       task=arena_config.SummarisationTask(num_train=600), model=_model(40, num_layers=4),
-      sft=_sft(500), reward_model=arena_config.RewardModelSettings(
+      sft=_sft(500), reward_model=arena_config.RewardModelConfig(
           num_pairs=16_384, label_noise=0.1, steps=2_000, batch_size=128,
           missing_stop_penalty=-6.0,  # Below the model's score of any summary that stops.
           optimizer=optim.OptimizerConfig(

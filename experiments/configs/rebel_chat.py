@@ -48,14 +48,14 @@ def _published(setting: str) -> rebel_config.Online:
           max_prompt_tokens=1_024, max_response_tokens=1_024,  # N, U.
       ),
       model=configs.TransformerConfig(compute_dtype='bfloat16', remat='full', scan_unroll=1),
-      sft=config_lib.SftSettings(steps=0),  # N, U: start from the chat model.
+      sft=config_lib.SftConfig(steps=0),  # N, U: start from the chat model.
       train_last_layers=4,  # N, U: with the last norm and the head.
       algorithm=rebel.Config(
           eta=1.0, kl_coefficient=0.05, temperature=0.5,  # N, U.
           num_epochs=4, num_minibatches=1,  # N, U: 4 steps on the whole batch.
           num_micro_batches=4,  # Ours: memory only.
       ),
-      reward=reward_config.RewardSettings(
+      reward=reward_config.RewardConfig(
           # N: the file's rm_tokens and the response's text; U: the reward model's own template.
           template='none' if nectar else 'auto',
           max_tokens=2_048, overlong='left',  # N: cut from the left; for U unconfirmed.
@@ -84,7 +84,7 @@ def _demo() -> rebel_config.Online:
       sft=rebel_tldr.demo_fine_tuning(),
       train_last_layers=1,
       algorithm=rebel.Config(temperature=0.5, head_chunk=0),
-      reward=reward_config.RewardSettings(missing_stop_penalty=-4.0),
+      reward=reward_config.RewardConfig(missing_stop_penalty=-4.0),
       optimizer=optim.OptimizerConfig(
           name='adamw', learning_rate=3e-4, schedule='linear', weight_decay=1e-6,
           max_grad_norm=0.0),

@@ -56,9 +56,9 @@ def _published() -> rebel_config.LargeBatch:
           max_prompt_tokens=1_024, max_response_tokens=2_048,  # L.
       ),
       model=configs.TransformerConfig(compute_dtype='bfloat16', remat='full', scan_unroll=1),
-      sft=config_lib.SftSettings(steps=0),  # L: starts from the chat model.
+      sft=config_lib.SftConfig(steps=0),  # L: starts from the chat model.
       algorithm=_algorithm(eta=1e6, num_micro_batches=16),  # L; micro-batches are ours.
-      reward=reward_config.RewardSettings(
+      reward=reward_config.RewardConfig(
           template='auto', max_tokens=4_096, overlong='right',  # L: truncated at 4,096.
           eos_check='off', missing_stop_penalty=0.0,  # L: no penalty.
       ),
@@ -89,7 +89,7 @@ def _demo() -> rebel_config.LargeBatch:
       model=rebel_tldr.demo_model(),
       sft=rebel_tldr.demo_fine_tuning(),
       algorithm=_algorithm(eta=1.0, head_chunk=0),
-      reward=reward_config.RewardSettings(eos_check='off', missing_stop_penalty=0.0),
+      reward=reward_config.RewardConfig(eos_check='off', missing_stop_penalty=0.0),
       optimizer=optim.OptimizerConfig(
           name='adamw', learning_rate=1e-4, schedule='cosine', b2=0.95, weight_decay=1e-6,
           max_grad_norm=0.0),

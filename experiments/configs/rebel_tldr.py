@@ -56,7 +56,7 @@ def _published(setting: str) -> rebel_config.Online:
       seed=555_134,  # R.
       task=_task(),
       model=configs.TransformerConfig(compute_dtype='bfloat16', remat='full', scan_unroll=1),
-      sft=config_lib.SftSettings(steps=0),  # Starts from the fine-tuned policy (:sft).
+      sft=config_lib.SftConfig(steps=0),  # Starts from the fine-tuned policy (:sft).
       lora=lora.LoraConfig(
           rank=1_024, alpha=2_048.0,  # R; dropout 0, no biases.
           # Unconfirmed: which projections. PEFT adapts these in GPT-NeoX by default.
@@ -67,7 +67,7 @@ def _published(setting: str) -> rebel_config.Online:
           num_epochs=4, num_minibatches=1,  # R: each epoch is one step on the whole batch.
           num_micro_batches=_MICRO_BATCHES[setting],
       ),
-      reward=reward_config.RewardSettings(
+      reward=reward_config.RewardConfig(
           missing_stop_penalty=-1.0,  # R.
           eos_check='eos',  # R: 'pad', which fails a response that stops at the last slot.
       ),
@@ -89,7 +89,7 @@ def _sft() -> config_lib.Experiment:
   return config_lib.Experiment(
       task=_task(),
       model=configs.TransformerConfig(compute_dtype='bfloat16', remat='full', scan_unroll=1),
-      sft=config_lib.SftSettings(
+      sft=config_lib.SftConfig(
           steps=_TRAIN_PROMPTS // 64,  # S: one epoch; the number of rows is unconfirmed.
           batch_size=64,  # S.
           loss_on='all',  # S: the loss includes prompts.
@@ -99,7 +99,7 @@ def _sft() -> config_lib.Experiment:
               weight_decay=0.01, max_grad_norm=0.0,  # Unconfirmed: torch's default, no clipping.
           ),
       ),
-      evaluation=config_lib.EvaluationSettings(batch_size=64),
+      evaluation=config_lib.EvaluationConfig(batch_size=64),
       note='Hyperparameters of src/tldr/sft.py, released with arXiv 2404.16767; not run here',
   )
 
@@ -113,9 +113,9 @@ def demo_task(max_response_tokens: int = 48) -> reward_config.PreferencesTask:
   )
 
 
-def demo_fine_tuning() -> config_lib.SftSettings:
+def demo_fine_tuning() -> config_lib.SftConfig:
   """Fine-tuning that makes the policy of the demos if none is loaded."""
-  return config_lib.SftSettings(
+  return config_lib.SftConfig(
       steps=30, batch_size=8, save_every=15, algorithm=sft.Config(head_chunk=0),
       optimizer=optim.OptimizerConfig(
           learning_rate=3e-3, schedule='cosine', warmup_steps=10, weight_decay=0.01),

@@ -63,15 +63,15 @@ def _published() -> refuel_config.Refuel:
           max_prompt_tokens=1_024, max_message_tokens=511,
       ),
       model=configs.TransformerConfig(compute_dtype='bfloat16', remat='full', scan_unroll=1),
-      sft=config_lib.SftSettings(steps=0),  # Starts from the chat model.
-      user=refuel_config.UserSettings(
+      sft=config_lib.SftConfig(steps=0),  # Starts from the chat model.
+      user=refuel_config.UserConfig(
           kind='endpoint', temperature=0.8, max_tokens=1_024, mark='Question:'),  # G.
       algorithm=refuel.Config(
           eta=1e3, kl_coefficient=0.0, temperature=0.8,  # D.
           num_epochs=1, num_minibatches=_UPDATES // _BATCHES,  # D: 500 updates of 128 pairs.
           num_micro_batches=16,  # D: 16 accumulated.
       ),
-      reward=reward_config.RewardSettings(
+      reward=reward_config.RewardConfig(
           template='auto', max_tokens=8_192,  # Ours: whole dialogues, in the model's own template.
           eos_check='off', missing_stop_penalty=0.0,  # F: there is none.
       ),
@@ -95,8 +95,8 @@ def _published() -> refuel_config.Refuel:
 def _demo() -> refuel_config.Refuel:
   return refuel_two.demo(
       task=refuel_two.demo_task(first_only=True, max_message_tokens=40),
-      user=refuel_config.UserSettings(kind='model', max_tokens=24),
+      user=refuel_config.UserConfig(kind='model', max_tokens=24),
       algorithm=refuel.Config(temperature=0.8, kl_coefficient=0.0, head_chunk=0),
-      reward=reward_config.RewardSettings(eos_check='off', missing_stop_penalty=0.0),
+      reward=reward_config.RewardConfig(eos_check='off', missing_stop_penalty=0.0),
       law='one',
   )

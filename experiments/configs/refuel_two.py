@@ -52,14 +52,14 @@ def _published(setting: str) -> refuel_config.Refuel:
       seed=555_134,  # H, U.
       task=_hh() if harmless else _ultrainteract(),
       model=configs.TransformerConfig(compute_dtype='bfloat16', remat='full', scan_unroll=1),
-      sft=config_lib.SftSettings(steps=0),  # Starts from the chat model.
+      sft=config_lib.SftConfig(steps=0),  # Starts from the chat model.
       train_last_layers=4,  # H, U: with the last norm and the head.
       algorithm=refuel.Config(
           eta=1.0, kl_coefficient=0.05 if harmless else 0.0, temperature=1.0,  # D.
           num_epochs=4, num_minibatches=1,  # D: 4 steps on the whole batch.
           num_micro_batches=4,  # Ours: memory only.
       ),
-      reward=reward_config.RewardSettings(
+      reward=reward_config.RewardConfig(
           template='same',  # H, U: it reads the policy's ids.
           missing_stop_penalty=-10.0 if harmless else -4.0,  # D; H and U by default: -2.
       ),
@@ -133,4 +133,4 @@ def demo(**options) -> refuel_config.Refuel:
 def _demo() -> refuel_config.Refuel:
   return demo(
       task=demo_task(min_turns=2, max_message_tokens=64), algorithm=refuel.Config(head_chunk=0),
-      reward=reward_config.RewardSettings(missing_stop_penalty=-4.0), law='two')
+      reward=reward_config.RewardConfig(missing_stop_penalty=-4.0), law='two')

@@ -40,14 +40,14 @@ def _cpu_size() -> config_lib.Experiment:
           num_layers=4, width=128, num_heads=4, num_kv_heads=2, head_dim=32, mlp_width=384,
           max_length=640,
       ),
-      sft=config_lib.SftSettings(
+      sft=config_lib.SftConfig(
           steps=200, batch_size=4, packed_length=640, save_every=50,
           algorithm=sft.Config(head_chunk=0),
           optimizer=optim.OptimizerConfig(
               learning_rate=3e-3, schedule='cosine', warmup_steps=30, weight_decay=0.01
           ),
       ),
-      evaluation=config_lib.EvaluationSettings(batch_size=4),
+      evaluation=config_lib.EvaluationConfig(batch_size=4),
       scale_note=(
           'Scaled for a CPU: a decoder of about 1.3M parameters from scratch, 4,096 of the '
           "tokenizer's ids"
@@ -64,13 +64,13 @@ def _pretrained() -> config_lib.Experiment:
       model=configs.TransformerConfig(
           compute_dtype='bfloat16', remat='full', scan_unroll=1
       ),
-      sft=config_lib.SftSettings(
+      sft=config_lib.SftConfig(
           steps=500, batch_size=16, packed_length=2_048, save_every=100,
           algorithm=sft.Config(num_micro_batches=4),
           optimizer=optim.OptimizerConfig(
               learning_rate=1e-5, schedule='cosine', warmup_steps=25, weight_decay=0.0
           ),
       ),
-      evaluation=config_lib.EvaluationSettings(batch_size=16),
+      evaluation=config_lib.EvaluationConfig(batch_size=16),
       note='Hyperparameters of our own, not tuned',
   )

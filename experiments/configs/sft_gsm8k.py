@@ -40,7 +40,7 @@ def _pretrained() -> config_lib.Experiment:
       model=configs.TransformerConfig(
           compute_dtype='bfloat16', remat='full', scan_unroll=1
       ),
-      sft=config_lib.SftSettings(
+      sft=config_lib.SftConfig(
           # 7,473 problems of about 200 tokens: nearly two epochs.
           steps=200, batch_size=16, packed_length=1_024, save_every=50,
           algorithm=sft.Config(num_micro_batches=4),
@@ -48,6 +48,6 @@ def _pretrained() -> config_lib.Experiment:
               learning_rate=1e-5, schedule='cosine', warmup_steps=20, weight_decay=0.0
           ),
       ),
-      evaluation=config_lib.EvaluationSettings(num_samples=1, batch_size=64),
+      evaluation=config_lib.EvaluationConfig(num_samples=1, batch_size=64),
       note='Hyperparameters of our own, not tuned',
   )

@@ -49,10 +49,10 @@ def main(values: flags.FlagValues) -> None:
   if target.exists() and (not target.is_dir() or any(target.iterdir())):
     raise UsageError(f'--to must be a new or an empty folder, got {values.to!r}')
 
-  source = conversion.read(directory, field='--from', tokenizer_named=bool(values.tokenizer))
-  written = values.format or ('orbax' if source.origin.checkpoint else 'hugging_face')
-  dtype = values.dtype or source.model.param_dtype
-  model_type = values.model_type or source.hugging_face.get('model_type', '')
+  stored = conversion.read(directory, field='--from', tokenizer_named=bool(values.tokenizer))
+  written = values.format or ('orbax' if stored.source.checkpoint else 'hugging_face')
+  dtype = values.dtype or stored.model.param_dtype
+  model_type = values.model_type or stored.hugging_face.get('model_type', '')
   if written == 'hugging_face' and not model_type:
     known = sorted(name for family in huggingface.FAMILIES for name in family.MODEL_TYPES)
     raise UsageError(
@@ -60,60 +60,60 @@ def main(values: flags.FlagValues) -> None:
         f'{", ".join(known)}'
     )
 
-  tokenizer_dir, tokenizer = conversion.find_tokenizer(source, values.tokenizer)
+  tokenizer_dir, tokenizer = conversion.find_tokenizer(stored, values.tokenizer)
   print(f'reading {directory} ...', flush=True)
-  params = conversion.load(source)
+  params = conversion.load(stored)
 
   if written == 'hugging_face':
-    beside = export_tokenizer(source, tokenizer_dir, tokenizer, model_type=model_type)
+    beside = export_tokenizer(stored, tokenizer_dir, tokenizer, model_type=model_type)
     huggingface.save(
-        target, whole_context(source), params, model_type=model_type, dtype=dtype,
-        role=source.role, fields=beside.fields, files=beside.files,
+        target, whole_context(stored), params, model_type=model_type, dtype=dtype,
+        role=stored.role, fields=beside.fields, files=beside.files,
     )
     for note in beside.notes:
       print(note)
   else:
     params = jax.tree.map(lambda leaf: leaf.astype(dtype), params)
-    origin = source.origin
-    metadata = checkpoint_sources.identity(origin.tokenizer, source.model)
-    metadata |= {name: list(getattr(origin, name)) for name in checkpoint_sources.ABOUT_TOKENIZER}
+    source = stored.source
+    metadata = checkpoint_sources.identity(source.tokenizer, stored.model)
+    metadata |= {name: list(getattr(source, name)) for name in checkpoint_sources.ABOUT_TOKENIZER}
     if tokenizer:
       metadata |= {
           'tokenizer': tokenizer.fingerprint, **checkpoint_sources.about_tokenizer(tokenizer)}
 
-    if source.hugging_face:
+    if stored.hugging_face:
       kept = {'model_type': model_type}
       if tokenizer_dir:
         kept['directory'] = str(pathlib.Path(tokenizer_dir).absolute())
-      metadata['hugging_face'] = source.hugging_face | kept
+      metadata['hugging_face'] = stored.hugging_face | kept
     checkpoints.save_params(target, params, metadata)
 
-  print(f'{directory} -> {target}: {written}, {source.role}, {dtype}')
+  print(f'{directory} -> {target}: {written}, {stored.role}, {dtype}')
 
 
 def export_tokenizer(
-    source: conversion.Source, directory: str, tokenizer: Tokenizer | None, *, model_type: str
+    stored: conversion.StoredModel, directory: str, tokenizer: Tokenizer | None, *, model_type: str
 ) -> export.Export:
   """Exports the tokenizer's files and config fields, or without a tokenizer at least stop ids."""
-  about = source.hugging_face
+  about = stored.hugging_face
   fields = about.get('fields', {}) if about.get('model_type') == model_type else {}
   reduced = isinstance(tokenizer, tokenizers.CompactTokenizer)
   if tokenizer and not reduced:
     return export.of_tokenizer(tokenizer, directory, fields, model_type=model_type)
   why = 'transformers cannot read a reduced one' if reduced else 'none is known (--tokenizer)'
   notes, files = [f'no tokenizer was copied: {why}'], {}
-  if source.origin.stop_ids:
-    fields, generation = export.special_ids(source.origin.stop_ids, fields, None)
+  if stored.source.stop_ids:
+    fields, generation = export.special_ids(stored.source.stop_ids, fields, None)
     files = export.generation_file(generation)
   return export.Export(files, fields, notes)
 
 
-def whole_context(source: conversion.Source) -> configs.TransformerConfig:
+def whole_context(stored: conversion.StoredModel) -> configs.TransformerConfig:
   """Restores the context length of the checkpoint if a run with RoPE used a shorter one."""
-  known = source.hugging_face.get('fields', {}).get('max_position_embeddings')
-  if source.model.positions != 'rope' or known is None:
-    return source.model
-  return dataclasses.replace(source.model, max_length=max(known, source.model.max_length))
+  known = stored.hugging_face.get('fields', {}).get('max_position_embeddings')
+  if stored.model.positions != 'rope' or known is None:
+    return stored.model
+  return dataclasses.replace(stored.model, max_length=max(known, stored.model.max_length))
 
 
 if __name__ == '__main__':

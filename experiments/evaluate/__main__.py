@@ -20,8 +20,9 @@ from experiments.evaluate import config as evaluate_config
 from jaxrl_llm.data import batching, model_files, tokenizers
 from jaxrl_llm.evaluation import evaluator, majority, pass_at_k, statistics
 from jaxrl_llm.rewards import rollout_rewards
-from jaxrl_llm.runs import figures, launch, setup
+from jaxrl_llm.runs import figures, launch
 from jaxrl_llm.runs import records as records_lib
+from jaxrl_llm.runs import setup as setup_lib
 from jaxrl_llm.sampling import decode
 from jaxrl_llm.tasks import chat
 from jaxrl_llm.training import fingerprint, loop, metrics, rng
@@ -35,23 +36,23 @@ Record = dict[str, Any]
 def main(run: launch.Run) -> None:
   """Samples the missing responses, then writes the table and results.json."""
   config: evaluate_config.EvaluatePolicy = run.config
-  with setup.build(run) as parts:
-    task = parts.task = _task(config, parts)
-    encoded = _trimmed(parts.encode(task.evaluation))
+  with setup_lib.build(run) as setup:
+    task = setup.task = _task(config, setup)
+    encoded = _trimmed(setup.encode(task.evaluation))
     left_out = encoded.num_filtered + getattr(task, 'num_filtered', {}).get('evaluation', 0)
     note = f' ({left_out} more have too long a prompt)' if left_out else ''
     print(
         f'{run.experiment}: {len(encoded)} problems of {task.name}{note}, policy '
-        f'{parts.origin.describe()}; writing to {run.workdir}', flush=True,
+        f'{setup.source.describe()}; writing to {run.workdir}', flush=True,
     )
 
-    params = parts.initial_params()
+    params = setup.initial_params()
     provenance = metrics.plain({
         'task': task.name, 'tokenizer': tokenizers.full_fingerprint(task.tokenizer),
         'policy': fingerprint.of_params(params),
         'data': model_files.fingerprint(metrics.plain(encoded.examples)),
     })
-    records = respond(run, parts, params, encoded, provenance)
+    records = respond(run, setup, params, encoded, provenance)
 
   numbers = summarize(records)
   table = _table(numbers)
@@ -63,20 +64,20 @@ def main(run: launch.Run) -> None:
   print(f'\n{table}\n\nresponses: {run.workdir / "responses.jsonl"}\n{run.results_path}')
 
 
-def _task(config: evaluate_config.EvaluatePolicy, parts: setup.Components) -> Task:
+def _task(config: evaluate_config.EvaluatePolicy, setup: setup_lib.Setup) -> Task:
   """Returns the task with only its held-out problems, in the chat template."""
-  origin, tokenizer_dir = parts.origin, getattr(config.task, 'tokenizer_dir', None)
-  if tokenizer_dir == '' and origin.checkpoint and not origin.tokenizer:
+  source, tokenizer_dir = setup.source, getattr(config.task, 'tokenizer_dir', None)
+  if tokenizer_dir == '' and source.checkpoint and not source.tokenizer:
     raise ValueError(
-        f'no tokenizer lies in {origin.directory} (config.policy_init_from): give '
+        f'no tokenizer lies in {source.directory} (config.policy_init_from): give '
         '--config.task.tokenizer_dir=DIR'
     )
 
-  task = dataclasses.replace(parts.task, demonstrations=[], train=[])
+  task = dataclasses.replace(setup.task, demonstrations=[], train=[])
   if config.chat_template == 'none':
     return task
 
-  folder = tokenizer_dir or origin.tokenizer_dir
+  folder = tokenizer_dir or source.tokenizer_dir
   if not folder:
     raise ValueError(
         f'config.chat_template={config.chat_template!r} needs the folder of the tokenizer, for '
@@ -95,7 +96,7 @@ def _trimmed(encoded: batching.EncodedExamples) -> batching.EncodedExamples:
 
 def respond(
     run: launch.Run,
-    parts: setup.Components,
+    setup: setup_lib.Setup,
     params: Params,
     encoded: batching.EncodedExamples,
     provenance: Mapping[str, Any],
@@ -104,7 +105,7 @@ def respond(
 
   Args:
     run: gives the workdir and the config.
-    parts: task, policy and mesh.
+    setup: task, policy and mesh.
     params: parameters of the policy.
     encoded: the problems.
     provenance: everything the responses depend on in addition to the config; the file's first line.
@@ -117,8 +118,8 @@ def respond(
     SystemExit: Ctrl-C was pressed; the responses so far are kept.
   """
   config = run.config
-  batches = parts.prompt_batches(encoded, config.batch_size)
-  samplers = _samplers(config, parts)
+  batches = setup.prompt_batches(encoded, config.batch_size)
+  samplers = _samplers(config, setup)
   voting = evaluate_config.voting(config.task)
 
   with contextlib.closing(metrics.JsonlFile(run.workdir / 'responses.jsonl')) as file:
@@ -128,47 +129,47 @@ def respond(
     done = -(-len(records) // config.batch_size)
     with loop.progress(len(batches), 'evaluation', done) as bar:
       for prompts in batches[done:]:
-        for record in _respond_to(prompts, params, parts, samplers, voting):
+        for record in _respond_to(prompts, params, setup, samplers, voting):
           file.write(record)
           records.append(record)
 
         right = np.array([record['samples']['rewards'] for record in records]) > 0
         bar.update(1, **{'pass@1': float(right.mean())})
         run.save_clock()
-        parts.stopper.check('stopped; the responses of whole batches are kept')
+        setup.stopper.check('stopped; the responses of whole batches are kept')
   return records
 
 
 def _samplers(
-    config: evaluate_config.EvaluatePolicy, parts: setup.Components
+    config: evaluate_config.EvaluatePolicy, setup: setup_lib.Setup
 ) -> dict[str, SampleFn]:
   """Makes jitted samplers by name. At temperature 0 the samples are the greedy responses."""
   sample = decode.make_sampler(
-      parts.policy, num_samples=config.num_samples, max_tokens=parts.task.max_response_tokens,
-      stop_ids=parts.task.tokenizer.stop_ids, pad_id=parts.task.tokenizer.pad_id,
+      setup.policy, num_samples=config.num_samples, max_tokens=setup.task.max_response_tokens,
+      stop_ids=setup.task.tokenizer.stop_ids, pad_id=setup.task.tokenizer.pad_id,
       temperature=config.temperature, top_k=config.top_k, top_p=config.top_p,
   )
   samplers = {'samples': jax.jit(sample)}
   if config.greedy and config.temperature > 0:
-    samplers['greedy'] = parts.sampler(num_samples=1, temperature=0.0)
+    samplers['greedy'] = setup.sampler(num_samples=1, temperature=0.0)
   return samplers
 
 
 def _respond_to(
     prompts: batching.PromptBatch,
     params: Params,
-    parts: setup.Components,
+    setup: setup_lib.Setup,
     samplers: Mapping[str, SampleFn],
     voting: evaluate_config.Voting,
 ) -> Iterator[Record]:
   """Yields the records of one batch."""
-  key = rng.stream_key(parts.key, rng.Stream.SAMPLE_EVAL)
+  key = rng.stream_key(setup.key, rng.Stream.SAMPLE_EVAL)
   scored = {}
   for name, sample in samplers.items():
     rollouts = sample(params, *prompts[:3], key)
     scored[name] = rollout_rewards.score_rollouts(
         evaluator.real_rows(rollouts, prompts), prompts.examples,
-        tokenizer=parts.task.tokenizer, reward_fn=parts.task.reward_fn,
+        tokenizer=setup.task.tokenizer, reward_fn=setup.task.reward_fn,
     )
 
   for index, example in enumerate(prompts.examples):

@@ -26,8 +26,9 @@ from absl import flags
 
 from jaxrl_llm.data import batching, chat_templates, columns, jsonl, model_files, tokenizers
 from jaxrl_llm.models import policy as policy_lib
-from jaxrl_llm.runs import checkpoint_sources, conversion, launch, setup
+from jaxrl_llm.runs import checkpoint_sources, conversion, launch
 from jaxrl_llm.runs import records as records_lib
+from jaxrl_llm.runs import setup as setup_lib
 from jaxrl_llm.runs.command_line import UsageError
 from jaxrl_llm.sampling import decode, stream
 from jaxrl_llm.sharding import mesh as mesh_lib
@@ -213,23 +214,23 @@ def check_flags(values: flags.FlagValues) -> None:
 
 def load(values: flags.FlagValues) -> Generator:
   """Loads the policy and its tokenizer; raises ValueError with one line if they are unusable."""
-  source = conversion.read(
+  stored = conversion.read(
       values.policy, field='--policy', tokenizer_named=bool(values.tokenizer)
   )
-  folder, tokenizer = conversion.find_tokenizer(source, values.tokenizer)
-  tokenizer = tokenizer or character_tokenizer(source.origin)
+  folder, tokenizer = conversion.find_tokenizer(stored, values.tokenizer)
+  tokenizer = tokenizer or character_tokenizer(stored.source)
 
   config = dataclasses.replace(
-      source.model, compute_dtype=values.dtype,
+      stored.model, compute_dtype=values.dtype,
       # A parameter directory of this project is read in its own dtype.
-      param_dtype=values.dtype if source.origin.checkpoint else source.model.param_dtype,
+      param_dtype=values.dtype if stored.source.checkpoint else stored.model.param_dtype,
       # Unrolled layers suit CPUs; elsewhere compilation would take minutes.
       scan_unroll=0 if jax.default_backend() == 'cpu' else 1,
   )
 
   mesh = make_mesh(values.mesh)
   model = policy_lib.make(config)
-  params = source.origin.load(setup.abstract_params(model, mesh))
+  params = stored.source.load(setup_lib.abstract_params(model, mesh))
   return Generator(values, model, params, tokenizer, folder, mesh, config.max_length)
 
 
@@ -245,7 +246,7 @@ def make_mesh(shape: str) -> jax.sharding.Mesh:
   return mesh_lib.make_mesh(*sizes)
 
 
-def character_tokenizer(origin: checkpoint_sources.Origin) -> Tokenizer:
+def character_tokenizer(source: checkpoint_sources.CheckpointSource) -> Tokenizer:
   """Returns the tokenizer of the character-level task that a policy was trained on.
 
   A parameter directory of this project has no tokenizer but records which one it needs. Raises
@@ -253,10 +254,10 @@ def character_tokenizer(origin: checkpoint_sources.Origin) -> Tokenizer:
   """
   for alphabet in (arithmetic.ALPHABET, countdown.ALPHABET):
     tokenizer = tokenizers.CharacterTokenizer(alphabet)
-    if tokenizer.fingerprint == origin.tokenizer:
+    if tokenizer.fingerprint == source.tokenizer:
       return tokenizer
-  whole = ' of the whole one of which its vocabulary is a part' if origin.kept_ids else ''
-  raise UsageError(f'no tokenizer lies in {origin.directory}: give --tokenizer=DIR{whole}')
+  whole = ' of the whole one of which its vocabulary is a part' if source.kept_ids else ''
+  raise UsageError(f'no tokenizer lies in {source.directory}: give --tokenizer=DIR{whole}')
 
 
 def read_prompts(

@@ -202,9 +202,9 @@ def read_checkpoint(
     ValueError: one line: the directory has no such model, the model's context is too short, or
       its tokenizer lacks tokens.
   """
-  origin = checkpoint_sources.read(config.checkpoint_dir, field='config.checkpoint_dir')
-  tokenizer = origin.load_tokenizer()
-  shape = checkpoint_sources.resolve_model(config.model, origin, overrides=overrides)
+  source = checkpoint_sources.read(config.checkpoint_dir, field='config.checkpoint_dir')
+  tokenizer = source.load_tokenizer()
+  shape = checkpoint_sources.resolve_model(config.model, source, overrides=overrides)
   with checks.within('config.tokenisations; config.num_symbols leaves out larger alphabets'):
     tokenisations = {kind: in_context.tokenise(tokenizer, kind, num_symbols, seed=config.seed)
                      for kind in config.kinds}
@@ -219,7 +219,7 @@ def read_checkpoint(
                      f'{shape.vocab_size} of them (config.checkpoint_dir)')
 
   model = policy_lib.make(shape)
-  return Reader(origin.load_on_one_device(model), make_predictors(config, model, tokenisations))
+  return Reader(source.load_on_one_device(model), make_predictors(config, model, tokenisations))
 
 
 def make_predictors(

@@ -61,9 +61,9 @@ def make_readers(run: launch.Run, stopper: loop.Stopper) -> list[predictors.Read
 
 def read_checkpoint(config: IclHmmMice) -> predictors.Reader:
   """Reader of a language model on disk, with the tokenisation that the config names."""
-  origin = checkpoint_sources.read(config.checkpoint, field='config.checkpoint')
-  tokenizer = origin.load_tokenizer()
-  shape = checkpoint_sources.resolve_model(configs.TransformerConfig(), origin)
+  source = checkpoint_sources.read(config.checkpoint, field='config.checkpoint')
+  tokenizer = source.load_tokenizer()
+  shape = checkpoint_sources.resolve_model(configs.TransformerConfig(), source)
   needed = 1 + 3 * config.checkpoint_trials
   if shape.max_length < needed:
     raise ValueError(f'config.checkpoint reads {shape.max_length} tokens, and {needed} are needed '
@@ -73,7 +73,7 @@ def read_checkpoint(config: IclHmmMice) -> predictors.Reader:
       tokenizer, config.tokenisation, animals.NUM_SYMBOLS, seed=config.seed)
   model = policy_lib.make(shape)
   return predictors.make_reader(
-      'checkpoint', model, dict.fromkeys(training.ARMS, origin.load_on_one_device(model)), tokens,
+      'checkpoint', model, dict.fromkeys(training.ARMS, source.load_on_one_device(model)), tokens,
       num_trials=config.checkpoint_trials, batch_size=config.checkpoint_batch_size)
 
 

@@ -26,18 +26,18 @@ from jaxrl_llm.runs import (
   policy_report,
   references,
   reward_models,
-  setup,
   supervised,
 )
+from jaxrl_llm.runs import setup as setup_lib
 from jaxrl_llm.training import checkpoints, loop, metrics, optim, rng
 
 
-def train(run: launch.Run, parts: setup.Components, writer, samples) -> dict:
+def train(run: launch.Run, setup: setup_lib.Setup, writer, samples) -> dict:
   """Runs the online pipeline.
 
   Args:
     run: the run.
-    parts: components from `setup.build`.
+    setup: components from `setup_lib.build`.
     writer: metrics writer; batch i is written as step (steps of fine-tuning) + i.
     samples: JSONL file of example responses.
 
@@ -45,21 +45,21 @@ def train(run: launch.Run, parts: setup.Components, writer, samples) -> dict:
     {'tokens': number sampled, 'numbers': metrics of the trained policy and of the reference}.
   """
   config, options = run.config, run.config.algorithm
-  reward = reward_models.load(config, parts)
+  reward = reward_models.load(config, setup)
   updates = config.steps * options.num_epochs * options.num_minibatches
   optimizer = optim.for_run(config.optimizer, updates)
-  algorithm = rebel.make(options, parts.policy, parts.make_optimizer(optimizer))
+  algorithm = rebel.make(options, setup.policy, setup.make_optimizer(optimizer))
   state, train_step, reference = references.begin(
-      run, parts, algorithm, lambda: supervised.finetune(run, parts, writer))
-  data = rebel_batches.Prompts(parts, options)
-  make_batch = rebel_batches.Maker(config, parts, reward)
-  evaluate = policy_evaluation.Evaluation(parts, reward, samples)
+      run, setup, algorithm, lambda: supervised.finetune(run, setup, writer))
+  data = rebel_batches.Prompts(setup, options)
+  make_batch = rebel_batches.Maker(config, setup, reward)
+  evaluate = policy_evaluation.Evaluation(setup, reward, samples)
   watch = policy_evaluation.Watch()
 
   saved = checkpoints.Checkpoints(run.workdir / 'checkpoints' / 'rebel')
   keeper = loop.Keeper(
       saved, files={'metrics': writer, 'samples': samples}, total=config.steps,
-      save_every=config.save_every, stopper=parts.stopper, on_save=run.save_clock,
+      save_every=config.save_every, stopper=setup.stopper, on_save=run.save_clock,
       base_offsets={'metrics': reference.metrics_offset},
   )
   done, tokens, kept = 0, 0, {'reference': reference.fingerprint, 'reward': reward.fingerprint}
@@ -76,8 +76,8 @@ def train(run: launch.Run, parts: setup.Components, writer, samples) -> dict:
           values = evaluate.metrics(policy, reference.of(policy), step, tokens)
       prompts, responses = data.batch(config.batch_size, seed=run.seed, step=step)
       with timers('sample'):
-        key = rng.stream_key(parts.key, rng.Stream.SAMPLE_TRAIN, step)
-        rollouts = make_batch.sample(policy, *parts.put(tuple(prompts[:3])), key)
+        key = rng.stream_key(setup.key, rng.Stream.SAMPLE_TRAIN, step)
+        rollouts = make_batch.sample(policy, *setup.put(tuple(prompts[:3])), key)
         tokens += int(np.asarray(rollouts.lengths).sum())
         rollouts = make_batch.mix_offline(rollouts, responses, step)
       with timers('reward'):
@@ -96,7 +96,7 @@ def train(run: launch.Run, parts: setup.Components, writer, samples) -> dict:
       keeper.after_step(step + 1, state, {**kept, 'tokens': tokens})
 
   policy = state.params['policy']
-  parts.save_trained(run.workdir, policy)
+  setup.save_trained(run.workdir, policy)
   writer.write(reference.steps + config.steps, evaluate.metrics(
       policy, reference.of(policy), config.steps, tokens))
   numbers = evaluate.against_reference(policy, reference.of(policy))
@@ -110,15 +110,15 @@ def main(run: launch.Run) -> None:
   if isinstance(run.config, rebel_config.LargeBatch):
     pipeline = rebel_largebatch.train
 
-  with setup.build(run) as parts, contextlib.closing(metrics.MetricsWriter(
+  with setup_lib.build(run) as setup, contextlib.closing(metrics.MetricsWriter(
       run.workdir, wandb_project=run.config.wandb_project, config=dataclasses.asdict(run.config)
   )) as writer, contextlib.closing(
       metrics.JsonlFile(run.workdir / 'samples.jsonl')
   ) as samples:
     policy_report.check_overrides(run)
-    print(f'{run.experiment}: {parts.describe()}; writing to {run.workdir}', flush=True)
-    trained = pipeline(run, parts, writer, samples)
-    policy_report.write(run, parts, trained)
+    print(f'{run.experiment}: {setup.describe()}; writing to {run.workdir}', flush=True)
+    trained = pipeline(run, setup, writer, samples)
+    policy_report.write(run, setup, trained)
 
 
 if __name__ == '__main__':

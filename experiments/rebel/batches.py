@@ -11,7 +11,8 @@ from experiments.rebel import config as rebel_config
 from jaxrl_llm.algorithms import rebel
 from jaxrl_llm.data import batching, response_batches
 from jaxrl_llm.rewards import model_reward
-from jaxrl_llm.runs import policy_evaluation, reward_models, setup
+from jaxrl_llm.runs import policy_evaluation, reward_models
+from jaxrl_llm.runs import setup as setup_lib
 from jaxrl_llm.training import rng
 from jaxrl_llm.types import Batch, Example, Params, Rollouts
 
@@ -21,18 +22,18 @@ _BY_SAMPLE = ('tokens', 'lengths', 'mask', 'log_probs', 'stop_reason')  # [P, K,
 class Prompts:
   """The training prompts, with the data's responses if these are mixed in."""
 
-  def __init__(self, parts: setup.Components, options: rebel.Config):
+  def __init__(self, setup: setup_lib.Setup, options: rebel.Config):
     """Encodes the prompts.
 
     Args:
-      parts: components of the run.
+      setup: components of the run.
       options: config of the algorithm; if `offline_fraction` is above 0, prompts whose chosen
         response is missing or too long are left out.
 
     Raises:
       ValueError: no prompt is left.
     """
-    task, self._responses = parts.task, None
+    task, self._responses = setup.task, None
     examples = task.train
     if options.offline_fraction:
       fits = lambda example: 0 < len(example.get('chosen_ids', ())) <= task.max_response_tokens
@@ -43,7 +44,7 @@ class Prompts:
             f'{task.max_response_tokens} tokens to mix in (config.algorithm.offline_fraction)'
         )
 
-    self._encoded = parts.encode(examples)
+    self._encoded = setup.encode(examples)
     if options.offline_fraction:
       self._responses = response_batches.rollouts(
           [example['prompt_ids'] for example in self._encoded.examples],
@@ -73,16 +74,17 @@ class Maker:
   """
 
   def __init__(
-      self, config: rebel_config.Online, parts: setup.Components,
+      self, config: rebel_config.Online, setup: setup_lib.Setup,
       reward: reward_models.RewardModel,
   ):
     options = config.algorithm
-    self._config, self._parts, self._reward = config, parts, reward
+    self._config, self._setup, self._reward = config, setup, reward
     self._group = options.samples_per_prompt
-    self.sample = parts.sampler(
+    self.sample = setup.sampler(
         num_samples=self._group + config.num_comparators, temperature=options.temperature)
     self._log_probs = policy_evaluation.scorer(
-        parts, temperature=options.temperature, chunk_size=options.head_chunk, micro=config.parts)
+        setup, temperature=options.temperature, chunk_size=options.head_chunk,
+        micro=config.num_parts)
     self._mix = jax.jit(lambda rollouts, offline, key: rebel.mix_offline(
         options, rollouts, offline, key))
 
@@ -90,8 +92,8 @@ class Maker:
     """Replaces the second sample of some prompts by the data's response."""
     if responses is None:
       return rollouts
-    key = rng.stream_key(self._parts.key, rng.Stream.DATA, step)
-    pair = self._mix(_columns(rollouts, slice(0, 2)), self._parts.put(responses), key)
+    key = rng.stream_key(self._setup.key, rng.Stream.DATA, step)
+    pair = self._mix(_columns(rollouts, slice(0, 2)), self._setup.put(responses), key)
     if not self._config.num_comparators:
       return pair
     rest = _columns(rollouts, slice(2, None))
@@ -102,7 +104,7 @@ class Maker:
       self, rollouts: Rollouts, examples: Sequence[Example]
   ) -> reward_models.Scored:
     """Scores all samples with the reward model."""
-    return self._reward(rollouts, examples, num_micro_batches=self._config.parts)
+    return self._reward(rollouts, examples, num_micro_batches=self._config.num_parts)
 
   def __call__(
       self, rollouts: Rollouts, scored: reward_models.Scored, reference: Params
@@ -121,7 +123,7 @@ class Maker:
     if self._config.algorithm.kl_coefficient:
       log_probs = self._log_probs(reference, group)
     weight = np.ones(len(scored.rewards), np.float32)
-    return self._parts.put(Batch(group, self._signal(scored), log_probs, {}, weight))
+    return self._setup.put(Batch(group, self._signal(scored), log_probs, {}, weight))
 
   def _signal(self, scored: reward_models.Scored) -> np.ndarray:
     """Rewards [P, K], or preferences [P, 2, M] over the comparators."""

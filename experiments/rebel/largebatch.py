@@ -23,7 +23,8 @@ from jaxrl_llm.algorithms import rebel
 from jaxrl_llm.data import batching, response_batches
 from jaxrl_llm.rl import regression_losses
 from jaxrl_llm.runs import config as config_lib
-from jaxrl_llm.runs import launch, policy_evaluation, references, reward_models, setup, supervised
+from jaxrl_llm.runs import launch, policy_evaluation, references, reward_models, supervised
+from jaxrl_llm.runs import setup as setup_lib
 from jaxrl_llm.training import checkpoints, fingerprint, loop, optim
 from jaxrl_llm.types import Batch, Params
 
@@ -48,15 +49,15 @@ class Progress:
   offsets: dict[str, int]
 
 
-def train(run: launch.Run, parts: setup.Components, writer, samples) -> dict:
+def train(run: launch.Run, setup: setup_lib.Setup, writer, samples) -> dict:
   """Runs all rounds; arguments and return value as for `train` of experiments/rebel/__main__.py."""
   config = run.config
-  reward = reward_models.load(config, parts)
-  reference = references.make_reference(run, parts, lambda: supervised.finetune(run, parts, writer))
-  evaluate = policy_evaluation.Evaluation(parts, reward, samples)
-  stages = rebel_stages.Stages(run, parts, reward)
+  reward = reward_models.load(config, setup)
+  reference = references.make_reference(run, setup, lambda: supervised.finetune(run, setup, writer))
+  evaluate = policy_evaluation.Evaluation(setup, reward, samples)
+  stages = rebel_stages.Stages(run, setup, reward)
   files = {'metrics': writer, 'samples': samples}
-  fixed = _Fixed(run, parts, stages, reference, evaluate, files)
+  fixed = _Fixed(run, setup, stages, reference, evaluate, files)
 
   plain, name = reference.start, fingerprint.of_params(reference.start)
   progress = Progress(0, 0, 0, {'metrics': reference.metrics_offset, 'samples': 0})
@@ -66,17 +67,17 @@ def train(run: launch.Run, parts: setup.Components, writer, samples) -> dict:
   for number in range(1, config.rounds + 1):
     path = run.workdir / f'round{number}' / 'params'
     if not path.exists():
-      pairs = stages(number, parts.form.frozen(plain), name)
+      pairs = stages(number, setup.finetuning.frozen(plain), name)
       plain, steps = _fit(fixed, progress, pairs, plain)
       progress = Progress(
           number, progress.steps + steps, progress.tokens + pairs.tokens,
           {name: file.offset() for name, file in files.items()})
       checkpoints.save_params(path, plain, {
-          **parts.metadata(), 'fingerprint': fingerprint.of_params(plain),
+          **setup.metadata(), 'fingerprint': fingerprint.of_params(plain),
           'progress': dataclasses.asdict(progress), 'counts': pairs.counts, 'kept': kept,
       })
 
-    plain, about = checkpoints.load_params(path, parts.abstract_params, expected=parts.identity())
+    plain, about = checkpoints.load_params(path, setup.abstract_params, expected=setup.identity())
     if about['kept'] != kept:
       raise ValueError(
           f'{path} came from the reference and reward model {about["kept"]}, this run has {kept}; '
@@ -87,8 +88,8 @@ def train(run: launch.Run, parts: setup.Components, writer, samples) -> dict:
 
   for file_name, file in files.items():
     file.truncate(progress.offsets[file_name])
-  checkpoints.save_params(run.workdir / 'trained', plain, parts.metadata())
-  policy = parts.form.frozen(plain)
+  checkpoints.save_params(run.workdir / 'trained', plain, setup.metadata())
+  policy = setup.finetuning.frozen(plain)
   writer.write(reference.steps + progress.steps, evaluate.metrics(
       policy, reference.params, progress.steps, progress.tokens))
   return {'tokens': progress.tokens, 'numbers': {
@@ -100,7 +101,7 @@ class _Fixed(NamedTuple):
   """Objects shared by all rounds; `files` are those whose offsets a checkpoint stores."""
 
   run: launch.Run
-  parts: setup.Components
+  setup: setup_lib.Setup
   stages: rebel_stages.Stages
   reference: references.Reference
   evaluate: policy_evaluation.Evaluation
@@ -111,7 +112,7 @@ def _fit(
     fixed: _Fixed, progress: Progress, pairs: rebel_stages.Pairs, plain: Params
 ) -> tuple[Params, int]:
   """Runs one pass of the regression over a round's pairs; returns (plain parameters, steps)."""
-  run, parts, _, reference, evaluate, files = fixed
+  run, setup, _, reference, evaluate, files = fixed
   config, number = run.config, progress.round + 1
   data = pairs.select(~pairs.held_out)
   measure = _HeldOut(fixed, pairs.select(pairs.held_out))
@@ -122,12 +123,12 @@ def _fit(
       dataclasses.replace(
           config.algorithm, samples_per_prompt=2, pairs='all',
           kl_coefficient=1 / config.algorithm.eta),
-      parts.policy, parts.make_optimizer(optimizer))
+      setup.policy, setup.make_optimizer(optimizer))
 
-  state, train_step = parts.start(algorithm, plain)
+  state, train_step = setup.start(algorithm, plain)
   saved = checkpoints.Checkpoints(run.workdir / 'checkpoints' / f'round{number}')
   keeper = loop.Keeper(
-      saved, files=files, total=steps, save_every=config.save_every, stopper=parts.stopper,
+      saved, files=files, total=steps, save_every=config.save_every, stopper=setup.stopper,
       on_save=run.save_clock, base_offsets=progress.offsets,
   )
   restored = keeper.restore(state)
@@ -151,7 +152,7 @@ def _fit(
       indices = batching.batch_indices(
           len(data.rewards), config.batch_size, seed=run.seed, step=step)
       with timers('train'):
-        state, update = train_step(state, parts.put(cached_batch(data.select(indices))))
+        state, update = train_step(state, setup.put(cached_batch(data.select(indices))))
         update = {k: v for k, v in jax.device_get(update).items() if k not in _SILENT}
 
       values = files['metrics'].write(first + step, {
@@ -163,8 +164,8 @@ def _fit(
       bar.update(1, loss=values['train/loss'])
       keeper.after_step(step + 1, state)
 
-  parts.export_adapters(run.workdir / f'round{number}' / 'adapters', state.params['policy'])
-  return parts.plain(state.params['policy']), steps
+  setup.export_adapters(run.workdir / f'round{number}' / 'adapters', state.params['policy'])
+  return setup.plain(state.params['policy']), steps
 
 
 def _num_steps(config: rebel_config.LargeBatch, num_pairs: int) -> int:
@@ -194,16 +195,16 @@ class _HeldOut:
   """The regression evaluated on held-out pairs."""
 
   def __init__(self, fixed: _Fixed, pairs: rebel_stages.Pairs):
-    self._parts, self._pairs, self._total = fixed.parts, pairs, fixed.stages.total_log_probs
+    self._setup, self._pairs, self._total = fixed.setup, pairs, fixed.stages.total_log_probs
 
   def __call__(self, params: Params) -> dict[str, float]:
     """Loss, share of pairs whose better response gained, and mean log-ratios (nats)."""
-    options, pairs = self._parts.config.algorithm, self._pairs
-    size, totals = self._parts.config.generation_batch_size, []
+    options, pairs = self._setup.config.algorithm, self._pairs
+    size, totals = self._setup.config.generation_batch_size, []
     if not len(pairs.rewards):
       return {}
     for chunk in batching.sequential_chunks(len(pairs.rewards), size):
-      rollouts = self._parts.put(response_batches.take(pairs.rollouts, chunk.indices))
+      rollouts = self._setup.put(response_batches.take(pairs.rollouts, chunk.indices))
       totals.append(np.asarray(self._total(params, rollouts))[: int(chunk.weight.sum())])
 
     ratio = np.concatenate(totals) - pairs.log_probs

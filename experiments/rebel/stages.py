@@ -15,8 +15,9 @@ import numpy as np
 
 from jaxrl_llm.data import batching, jsonl, model_files, response_batches, tokenizers
 from jaxrl_llm.rl import masking
-from jaxrl_llm.runs import launch, policy_evaluation, reward_models, setup
+from jaxrl_llm.runs import launch, policy_evaluation, reward_models
 from jaxrl_llm.runs import records as records_lib
+from jaxrl_llm.runs import setup as setup_lib
 from jaxrl_llm.sampling import decode
 from jaxrl_llm.training import loop, metrics, rng
 from jaxrl_llm.types import Example, Params, Rollouts, SampleFn, Tokenizer
@@ -60,16 +61,16 @@ class Stages:
   """
 
   def __init__(
-      self, run: launch.Run, parts: setup.Components, reward: reward_models.RewardModel
+      self, run: launch.Run, setup: setup_lib.Setup, reward: reward_models.RewardModel
   ):
     self._config, options = run.config, run.config.algorithm
-    self._run, self._parts, self._reward = run, parts, reward
-    self._held_out = {example['id'] for example in parts.task.evaluation}
-    self._encoded = parts.encode(parts.task.train + parts.task.evaluation)
+    self._run, self._setup, self._reward = run, setup, reward
+    self._held_out = {example['id'] for example in setup.task.evaluation}
+    self._encoded = setup.encode(setup.task.train + setup.task.evaluation)
     self._examples = {example['id']: example for example in self._encoded.examples}
-    self._sample = generator(parts)
+    self._sample = generator(setup)
     score = policy_evaluation.scorer(
-        parts, temperature=options.temperature, chunk_size=options.head_chunk, micro=1)
+        setup, temperature=options.temperature, chunk_size=options.head_chunk, micro=1)
     self.total_log_probs = lambda params, rollouts: masking.masked_sum(
         score(params, rollouts), rollouts.mask, axis=-1)
 
@@ -90,14 +91,14 @@ class Stages:
     options = self._config.algorithm
     about = metrics.plain({
         'round': number, 'policy': policy, 'seed': self._run.seed,
-        'tokenizer': tokenizers.full_fingerprint(self._parts.task.tokenizer),
+        'tokenizer': tokenizers.full_fingerprint(self._setup.task.tokenizer),
         'data': model_files.fingerprint(metrics.plain(
             [[e['id'], e['prompt_ids']] for e in self._encoded.examples])),
         'responses': options.samples_per_prompt, 'temperature': options.temperature,
         'top_p': self._config.top_p,
     })
 
-    key = rng.stream_key(self._parts.key, rng.Stream.SAMPLE_TRAIN, number)
+    key = rng.stream_key(self._setup.key, rng.Stream.SAMPLE_TRAIN, number)
     generated = self._make(
         folder / 'generated.jsonl', about, self._encoded.examples, f'round {number}: generate',
         lambda rows, indices: self._generate(params, indices, key))
@@ -106,7 +107,7 @@ class Stages:
         f'round {number}: rank', lambda rows, indices: self._rank(rows))
 
     chosen, counts = best_and_worst(
-        generated, ranked, self._parts.task.tokenizer,
+        generated, ranked, self._setup.task.tokenizer,
         keep_truncated=self._config.keep_truncated)
     about |= {'reward': self._reward.fingerprint, **counts}
     if not chosen:
@@ -150,11 +151,11 @@ class Stages:
             file.write(record)
           bar.update(1)
           self._run.save_clock()
-          self._parts.stopper.check(f'stopped ({description}); whole batches are kept')
+          self._setup.stopper.check(f'stopped ({description}); whole batches are kept')
     return records
 
   def _rollouts(self, rows: Sequence[Record], name: str) -> Rollouts:
-    task = self._parts.task
+    task = self._setup.task
     return response_batches.rollouts(
         [self._examples[row['id']]['prompt_ids'] for row in rows], [row[name] for row in rows],
         task.tokenizer, max_prompt_tokens=task.max_prompt_tokens,
@@ -163,7 +164,7 @@ class Stages:
 
   def _generate(self, params: Params, indices: np.ndarray, key: jax.Array) -> Iterable[Record]:
     prompts = batching.prompt_batch(self._encoded, indices)
-    rollouts = self._sample(params, *self._parts.put(tuple(prompts[:3])), key)
+    rollouts = self._sample(params, *self._setup.put(tuple(prompts[:3])), key)
     tokens, lengths = np.asarray(rollouts.tokens), np.asarray(rollouts.lengths)
     for example, group, ends in zip(prompts.examples, tokens, lengths):
       yield {'id': example['id'],
@@ -171,22 +172,22 @@ class Stages:
 
   def _rank(self, rows: list[Record]) -> Iterable[Record]:
     examples: list[Example] = [self._examples[row['id']] for row in rows]
-    scored = self._reward(self._parts.put(self._rollouts(rows, 'responses')), examples)
+    scored = self._reward(self._setup.put(self._rollouts(rows, 'responses')), examples)
     for row, scores, rewards in zip(rows, scored.scores, scored.rewards):
       yield {'id': row['id'], 'scores': scores, 'rewards': rewards}
 
   def _log_probs(self, rows: list[Record], params: Params) -> Iterable[Record]:
-    totals = self.total_log_probs(params, self._parts.put(self._rollouts(rows, 'responses')))
+    totals = self.total_log_probs(params, self._setup.put(self._rollouts(rows, 'responses')))
     for row, values in zip(rows, np.asarray(totals)):
       yield {'id': row['id'], 'log_probs': values}
 
 
-def generator(parts: setup.Components) -> SampleFn:
+def generator(setup: setup_lib.Setup) -> SampleFn:
   """Jitted sampler of the responses that are ranked."""
-  config, tokenizer = parts.config, parts.task.tokenizer
+  config, tokenizer = setup.config, setup.task.tokenizer
   return jax.jit(decode.make_sampler(
-      parts.policy, num_samples=config.algorithm.samples_per_prompt,
-      max_tokens=parts.task.max_response_tokens, stop_ids=tokenizer.stop_ids,
+      setup.policy, num_samples=config.algorithm.samples_per_prompt,
+      max_tokens=setup.task.max_response_tokens, stop_ids=tokenizer.stop_ids,
       pad_id=tokenizer.pad_id, temperature=config.algorithm.temperature, top_p=config.top_p,
   ))
 

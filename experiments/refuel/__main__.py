@@ -27,18 +27,18 @@ from jaxrl_llm.runs import (
   policy_report,
   references,
   reward_models,
-  setup,
   supervised,
 )
+from jaxrl_llm.runs import setup as setup_lib
 from jaxrl_llm.training import checkpoints, loop, metrics, optim, rng
 
 
-def train(run: launch.Run, parts: setup.Components, writer, samples) -> dict:
+def train(run: launch.Run, setup: setup_lib.Setup, writer, samples) -> dict:
   """Runs all iterations.
 
   Args:
     run: the run.
-    parts: components from `setup.build`.
+    setup: components from `setup_lib.build`.
     writer: metrics writer; iteration i is written as step (steps of fine-tuning) + i.
     samples: JSONL file of example dialogues.
 
@@ -46,21 +46,21 @@ def train(run: launch.Run, parts: setup.Components, writer, samples) -> dict:
     {'tokens': number sampled, 'numbers': metrics of the trained policy and of the reference}.
   """
   config, options = run.config, run.config.algorithm
-  reward = reward_models.load(config, parts)
-  users = refuel_users.Users(config, parts)
+  reward = reward_models.load(config, setup)
+  users = refuel_users.Users(config, setup)
   updates = config.steps * options.num_epochs * options.num_minibatches
   optimizer = optim.for_run(config.optimizer, updates)
-  algorithm = refuel.make(options, parts.policy, parts.make_optimizer(optimizer))
+  algorithm = refuel.make(options, setup.policy, setup.make_optimizer(optimizer))
   state, train_step, reference = references.begin(
-      run, parts, algorithm, lambda: supervised.finetune(run, parts, writer))
-  make_batch = refuel_batches.Maker(config, parts, reward)
-  evaluate = refuel_evaluation.Evaluation(parts, reward, samples, users, make_batch)
+      run, setup, algorithm, lambda: supervised.finetune(run, setup, writer))
+  make_batch = refuel_batches.Maker(config, setup, reward)
+  evaluate = refuel_evaluation.Evaluation(setup, reward, samples, users, make_batch)
   watch = policy_evaluation.Watch()
 
   saved = checkpoints.Checkpoints(run.workdir / 'checkpoints' / 'refuel')
   keeper = loop.Keeper(
       saved, files={'metrics': writer, 'samples': samples}, total=config.steps,
-      save_every=config.save_every, stopper=parts.stopper, on_save=run.save_clock,
+      save_every=config.save_every, stopper=setup.stopper, on_save=run.save_clock,
       base_offsets={'metrics': reference.metrics_offset},
   )
   frozen = {'reference': reference, 'reward': reward, 'user': users}
@@ -78,7 +78,7 @@ def train(run: launch.Run, parts: setup.Components, writer, samples) -> dict:
           values = evaluate.metrics(policy, reference.of(policy), step, tokens)
       prompts = make_batch.prompts(step)
       with timers('sample'):
-        key = rng.stream_key(parts.key, rng.Stream.SAMPLE_TRAIN, step)
+        key = rng.stream_key(setup.key, rng.Stream.SAMPLE_TRAIN, step)
         pair = make_batch.roll_out(policy, users(reference.of(policy)), prompts, key)
         tokens, unmarked = tokens + pair.tokens, users.unmarked()
       with timers('reward'):
@@ -97,7 +97,7 @@ def train(run: launch.Run, parts: setup.Components, writer, samples) -> dict:
       bar.update(1, score=values['rollout/score'])
       keeper.after_step(step + 1, state, {**kept, 'tokens': tokens})
   policy = state.params['policy']
-  parts.save_trained(run.workdir, policy)
+  setup.save_trained(run.workdir, policy)
   writer.write(reference.steps + config.steps, evaluate.metrics(
       policy, reference.of(policy), config.steps, tokens))
   numbers = evaluate.against_reference(policy, reference.of(policy))
@@ -107,21 +107,21 @@ def train(run: launch.Run, parts: setup.Components, writer, samples) -> dict:
 
 def main(run: launch.Run) -> None:
   """Trains and writes the tables, the figures and results.json."""
-  with setup.build(run) as parts, contextlib.closing(metrics.MetricsWriter(
+  with setup_lib.build(run) as setup, contextlib.closing(metrics.MetricsWriter(
       run.workdir, wandb_project=run.config.wandb_project, config=dataclasses.asdict(run.config)
   )) as writer, contextlib.closing(
       metrics.JsonlFile(run.workdir / 'samples.jsonl')
   ) as samples:
     policy_report.check_overrides(run)
-    if not (run.config.policy_init_from or parts.task.demonstrations):
+    if not (run.config.policy_init_from or setup.task.demonstrations):
       raise ValueError(
           f'there are no replies in {run.config.task.files} (config.task.files) to fine-tune a '
           'policy on: --config.policy_init_from=DIR')
 
-    print(f'{run.experiment}: {parts.describe()}; {parts.task.left_out()}; writing to '
+    print(f'{run.experiment}: {setup.describe()}; {setup.task.left_out()}; writing to '
           f'{run.workdir}', flush=True)
-    trained = train(run, parts, writer, samples)
-    refuel_report.write(run, parts, trained)
+    trained = train(run, setup, writer, samples)
+    refuel_report.write(run, setup, trained)
 
 
 if __name__ == '__main__':

@@ -12,7 +12,8 @@ from experiments.refuel import dialogues as refuel_dialogues
 from jaxrl_llm.data import batching, dialogue_rows
 from jaxrl_llm.data import dialogues as dialogues_lib
 from jaxrl_llm.data.dialogues import Dialogues
-from jaxrl_llm.runs import policy_evaluation, reward_models, setup
+from jaxrl_llm.runs import policy_evaluation, reward_models
+from jaxrl_llm.runs import setup as setup_lib
 from jaxrl_llm.sampling import decode, dialogue
 from jaxrl_llm.training import loop
 from jaxrl_llm.types import TRUNCATED, Array, Batch, Example, Params, Rollouts
@@ -40,31 +41,31 @@ class Pair(NamedTuple):
     return int(self.first.reply_lengths.sum() + (self.second.reply_lengths * again).sum())
 
 
-def sampler(parts: setup.Components, *, temperature: float):
+def sampler(setup: setup_lib.Setup, *, temperature: float):
   """Jitted sampler of one reply."""
-  tokenizer = parts.task.tokenizer
+  tokenizer = setup.task.tokenizer
   return jax.jit(decode.make_sampler(
-      parts.policy, num_samples=1, max_tokens=parts.task.max_reply_tokens,
+      setup.policy, num_samples=1, max_tokens=setup.task.max_reply_tokens,
       stop_ids=tokenizer.stop_ids, pad_id=tokenizer.pad_id, temperature=temperature))
 
 
 class Talk:
   """A policy in dialogue with a user, at one temperature."""
 
-  def __init__(self, parts: setup.Components, *, temperature: float, widths: str):
+  def __init__(self, setup: setup_lib.Setup, *, temperature: float, widths: str):
     """Creates the sampler; compiles nothing yet.
 
     Args:
-      parts: components of the run; the task is a `refuel_dialogues.DialogueTask`.
+      setup: components of the run; the task is a `refuel_dialogues.DialogueTask`.
       temperature: sampling temperature of the policy.
       widths: see `dialogue.roll_out`.
     """
-    self._parts, self._widths = parts, widths
-    self._sample = sampler(parts, temperature=temperature)
+    self._setup, self._widths = setup, widths
+    self._sample = sampler(setup, temperature=temperature)
 
   def start(self, prompts: batching.PromptBatch) -> Dialogues:
     """Dialogues that contain only the user's first turn."""
-    task = self._parts.task
+    task = self._setup.task
     return dialogues_lib.empty(
         *map(np.asarray, prompts[:3]), num_turns=task.num_turns, reply_slots=task.max_reply_tokens,
         message_slots=task.max_message_tokens, pad_id=task.tokenizer.pad_id)
@@ -76,21 +77,21 @@ class Talk:
     """Continues dialogues from turn `start`; see `dialogue.roll_out`."""
     return dialogue.roll_out(
         self._reply, params, user, dialogues, key, rollout=rollout, start=start,
-        num_turns=num_turns, close_ids=self._parts.task.frame.close_ids, widths=self._widths)
+        num_turns=num_turns, close_ids=self._setup.task.frame.close_ids, widths=self._widths)
 
   def num_turns(self, example_ids: np.ndarray) -> np.ndarray:
     """int32 [P]; maximum number of replies in each dialogue: its number of questions, or H."""
-    task, config = self._parts.task, self._parts.config
+    task, config = self._setup.task, self._setup.config
     if config.user.kind == 'fixed':
       return task.questions.num_turns(example_ids)
     return np.full(np.shape(example_ids), task.num_turns, np.int32)
 
   def _reply(self, params, transcripts, lengths, example_ids, key) -> Rollouts:
     """Samples one reply to each transcript, cut at the limit for its number of turns."""
-    task = self._parts.task
+    task = self._setup.task
     # With limits by number of turns, no dialogue reaches the leftmost columns.
     transcripts = transcripts[:, -task.max_transcript_tokens:]
-    said = self._sample(params, *self._parts.put((transcripts, lengths, example_ids)), key)
+    said = self._sample(params, *self._setup.put((transcripts, lengths, example_ids)), key)
     if not task.reply_limits:
       return said
 
@@ -110,8 +111,8 @@ class Judge:
   gets those of the dialogue; any other one gets the conversation as messages.
   """
 
-  def __init__(self, parts: setup.Components, reward: reward_models.RewardModel):
-    self._task, self._put, self._reward = parts.task, parts.put, reward
+  def __init__(self, setup: setup_lib.Setup, reward: reward_models.RewardModel):
+    self._task, self._put, self._reward = setup.task, setup.put, reward
 
   def __call__(
       self, dialogues: Dialogues, last: np.ndarray, *, asked: np.ndarray | None = None,
@@ -165,16 +166,17 @@ class Maker:
   """
 
   def __init__(
-      self, config: refuel_config.Refuel, parts: setup.Components,
+      self, config: refuel_config.Refuel, setup: setup_lib.Setup,
       reward: reward_models.RewardModel,
   ):
     options = config.algorithm
-    self._config, self._parts = config, parts
-    self._prompts = parts.encode(parts.task.train)
-    self.talk = Talk(parts, temperature=options.temperature, widths=config.widths)
-    self.judge = Judge(parts, reward)
+    self._config, self._setup = config, setup
+    self._prompts = setup.encode(setup.task.train)
+    self.talk = Talk(setup, temperature=options.temperature, widths=config.widths)
+    self.judge = Judge(setup, reward)
     self._log_probs = policy_evaluation.scorer(
-        parts, temperature=options.temperature, chunk_size=options.head_chunk, micro=config.parts)
+        setup, temperature=options.temperature, chunk_size=options.head_chunk,
+        micro=config.num_parts)
 
   def prompts(self, step: int) -> batching.PromptBatch:
     """The training prompts of a step."""
@@ -211,7 +213,7 @@ class Maker:
     """Scores both dialogues of each prompt, [P, 2]; reply h must have stopped."""
     both = [
         self.judge(said, pair.num_turns - 1, asked=pair.turn,
-                    num_micro_batches=self._config.parts)
+                    num_micro_batches=self._config.num_parts)
         for said in (pair.first, pair.second)
     ]
     return reward_models.Scored(*(np.concatenate(two, axis=1) for two in zip(*both)))
@@ -226,12 +228,12 @@ class Maker:
     """
     until = [said.cut(pair.turn + 1) for said in (pair.first, pair.second)]
     rollouts, aux = as_rollouts(until, pair.turn, self._width)
-    rollouts = self._parts.put(rollouts)
+    rollouts = self._setup.put(rollouts)
     log_probs = None
     if self._config.algorithm.kl_coefficient:
       log_probs = self._log_probs(reference, rollouts)
     weight = self._kept(pair).keep.astype(np.float32)
-    return self._parts.put(Batch(rollouts, scored.rewards, log_probs, aux, weight))
+    return self._setup.put(Batch(rollouts, scored.rewards, log_probs, aux, weight))
 
   def summary(self, pair: Pair, scored: reward_models.Scored) -> dict[str, float]:
     """Metrics of a batch; non-finite scores are excluded."""
@@ -245,7 +247,7 @@ class Maker:
   @property
   def _width(self) -> int:
     """Slots after the prompt that a kept pair can use."""
-    most = self._parts.task.max_response_tokens
+    most = self._setup.task.max_response_tokens
     return min(most, self._config.max_tokens) if self._config.max_tokens else most
 
   def _kept(self, pair: Pair) -> dialogue_rows.Kept:
@@ -269,10 +271,10 @@ def as_rollouts(
   return dataclasses.replace(rollouts, **cut), {**aux, 'turns': aux['turns'][..., :width]}
 
 
-def _join(parts: Sequence[Dialogues | np.ndarray]) -> Dialogues | np.ndarray:
+def _join(setup: Sequence[Dialogues | np.ndarray]) -> Dialogues | np.ndarray:
   """Concatenates arrays or dialogues."""
-  if isinstance(parts[0], np.ndarray):
-    return np.concatenate(parts)
+  if isinstance(setup[0], np.ndarray):
+    return np.concatenate(setup)
   names = [field.name for field in dataclasses.fields(Dialogues) if field.name != 'pad_id']
-  return dataclasses.replace(parts[0], **{
-      name: np.concatenate([getattr(part, name) for part in parts]) for name in names})
+  return dataclasses.replace(setup[0], **{
+      name: np.concatenate([getattr(part, name) for part in setup]) for name in names})

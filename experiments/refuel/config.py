@@ -12,7 +12,7 @@ from jaxrl_llm.runs import reward_config
 
 KINDS = ('fixed', 'model', 'endpoint')
 
-# Fields of `UserSettings` that each kind of user reads.
+# Fields of `UserConfig` that each kind of user reads.
 _READ = {
     'fixed': (),
     'model': ('init_from', 'temperature', 'max_tokens', 'mark', 'instruction'),
@@ -24,7 +24,7 @@ _READ = {
 
 
 @dataclasses.dataclass
-class UserSettings:
+class UserConfig:
   """The policy's dialogue partner. Fields that a kind does not read must keep their defaults.
 
   Attributes:
@@ -119,7 +119,7 @@ class Refuel(reward_config.LearnedReward):
   """
 
   task: dialogues.DialoguesTask = dataclasses.field(default_factory=dialogues.DialoguesTask)
-  user: UserSettings = dataclasses.field(default_factory=UserSettings)
+  user: UserConfig = dataclasses.field(default_factory=UserConfig)
   algorithm: refuel.Config = dataclasses.field(default_factory=refuel.Config)
   law: str = 'two'
   max_tokens: int = 0

@@ -9,7 +9,8 @@ from experiments.refuel import batches as refuel_batches
 from experiments.refuel import users as refuel_users
 from jaxrl_llm.data.dialogues import Dialogues
 from jaxrl_llm.evaluation import statistics, win_rate
-from jaxrl_llm.runs import policy_evaluation, reward_models, setup
+from jaxrl_llm.runs import policy_evaluation, reward_models
+from jaxrl_llm.runs import setup as setup_lib
 from jaxrl_llm.sampling import dialogue
 from jaxrl_llm.training import metrics, rng
 from jaxrl_llm.types import TRUNCATED, Example, Params
@@ -28,25 +29,25 @@ class Evaluation(policy_evaluation.Evaluation):
   """
 
   def __init__(
-      self, parts: setup.Components, reward: reward_models.RewardModel,
+      self, setup: setup_lib.Setup, reward: reward_models.RewardModel,
       samples: metrics.JsonlFile, users: refuel_users.Users, make_batch: refuel_batches.Maker,
   ):
     """Creates the evaluation; compiles nothing yet.
 
     Args:
-      parts: components of the run.
+      setup: components of the run.
       reward: the reward model.
       samples: JSONL file of example dialogues.
       users: makes the user from the reference's parameters.
       make_batch: supplies the dialogue sampler and scorer of training.
     """
-    super().__init__(parts, reward, samples)
-    config = parts.config
+    super().__init__(setup, reward, samples)
+    config = setup.config
     self._users, self._judge = users, make_batch.judge
     self._sample = self._decode = make_batch.talk
     if config.evaluation.temperature != config.algorithm.temperature:
       self._decode = refuel_batches.Talk(
-          parts, temperature=config.evaluation.temperature, widths=config.widths)
+          setup, temperature=config.evaluation.temperature, widths=config.widths)
 
     self._user: dialogue.User | None = None
     self._found: list[np.ndarray] = []  # Turn scores of this call, by batch.
@@ -88,7 +89,7 @@ class Evaluation(policy_evaluation.Evaluation):
       reference: Params | None = None,
   ) -> Iterator[dict[str, Any]]:
     """Yields the results of each batch, without the padding of the last one."""
-    key = rng.stream_key(self._parts.key, rng.Stream.SAMPLE_EVAL)
+    key = rng.stream_key(self._setup.key, rng.Stream.SAMPLE_EVAL)
     shown = 0 if step is None else self._options.num_shown
     for batch in self._batches:
       num_turns = talk.num_turns(np.asarray(batch.example_ids))
@@ -101,9 +102,9 @@ class Evaluation(policy_evaluation.Evaluation):
       real = len(batch.examples)
       if reference is not None:
         rollouts, _ = refuel_batches.as_rollouts(
-            said, num_turns - 1, self._parts.task.max_response_tokens)
+            said, num_turns - 1, self._setup.task.max_response_tokens)
         row['kl_to_reference'] = np.asarray(
-            self._kl(params, reference, self._parts.put(rollouts)))
+            self._kl(params, reference, self._setup.put(rollouts)))
         self._found.append(row['turn_scores'][:real])
 
       self._write(said[0], row, batch.examples[:shown], kind, step)
@@ -133,7 +134,7 @@ class Evaluation(policy_evaluation.Evaluation):
       step: int | None,
   ) -> None:
     """Writes whole dialogues to the JSONL file of examples."""
-    task = self._parts.task
+    task = self._setup.task
     for i, example in enumerate(examples):
       count = int(dialogues.num_replies[i])
       reasons = dialogues.stop_reason[i, :count]

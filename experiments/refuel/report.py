@@ -6,20 +6,21 @@ from typing import Any
 
 import numpy as np
 
-from jaxrl_llm.runs import figures, launch, policy_report, setup
+from jaxrl_llm.runs import figures, launch, policy_report
+from jaxrl_llm.runs import setup as setup_lib
 
 
-def write(run: launch.Run, parts: setup.Components, trained: Mapping[str, Any]) -> None:
+def write(run: launch.Run, setup: setup_lib.Setup, trained: Mapping[str, Any]) -> None:
   """Writes table.md, the figures with their CSV, and results.json.
 
   Args:
     run: the run.
-    parts: components of the run.
+    setup: components of the run.
     trained: {'tokens': number sampled, 'numbers': as from `evaluation.Evaluation`}.
   """
   numbers = trained['numbers']
   turns = [
-      turn for turn in range(1, parts.task.num_turns + 1)
+      turn for turn in range(1, setup.task.num_turns + 1)
       if f'eval/trained/turn_{turn}/win_rate' in numbers
   ]
   _figure(run.workdir / 'figures' / 'turns.png', turns, numbers,
@@ -35,8 +36,8 @@ def write(run: launch.Run, parts: setup.Components, trained: Mapping[str, Any]) 
         score('trained', turn), figures.percent(numbers, f'eval/trained/turn_{turn}/win_rate')]
        for turn in turns])
 
-  left_out = {f'left_out/{name}': count for name, count in parts.task.dropped.items()}
-  policy_report.write(run, parts, {**trained, 'numbers': numbers | left_out}, more=table)
+  left_out = {f'left_out/{name}': count for name, count in setup.task.dropped.items()}
+  policy_report.write(run, setup, {**trained, 'numbers': numbers | left_out}, more=table)
 
 
 def _figure(

@@ -11,7 +11,9 @@ from experiments.refuel import config as refuel_config
 from experiments.refuel import dialogues as refuel_dialogues
 from jaxrl_llm.data import dialogue_rows
 from jaxrl_llm.models import policy as policy_lib
-from jaxrl_llm.runs import checkpoint_sources, reward_models, setup
+from jaxrl_llm.runs import checkpoint_sources, reward_models
+from jaxrl_llm.runs import setup as setup_lib
+from jaxrl_llm.runs.checkpoint_sources import CheckpointSource
 from jaxrl_llm.sampling import decode, dialogue
 from jaxrl_llm.tasks import endpoint_user, users
 from jaxrl_llm.training import fingerprint, rng
@@ -34,18 +36,18 @@ class Users:
       other users.
   """
 
-  def __init__(self, config: Any, parts: setup.Components):
+  def __init__(self, config: Any, setup: setup_lib.Setup):
     """Loads the user's model, if it has one; contacts no server.
 
     Args:
       config: config with the field `user`.
-      parts: components of the run; the task is a `refuel_dialogues.DialogueTask`.
+      setup: components of the run; the task is a `refuel_dialogues.DialogueTask`.
 
     Raises:
       ValueError: there is no model in the directory, its tokenizer differs from the policy's, or
         its window is too short.
     """
-    options, task = config.user, parts.task
+    options, task = config.user, setup.task
     self.fingerprint = ''
     # The tokens that close a truncated reply precede a message.
     self._most = task.max_message_tokens - len(task.frame.close_ids)
@@ -58,7 +60,7 @@ class Users:
       user = _endpoint(options, task, self._marked)
       self._make = lambda reference: user
     else:
-      self._make = self._model(config, parts)
+      self._make = self._model(config, setup)
 
   def __call__(self, reference: Params) -> dialogue.User:
     """Returns the user; if it is the reference, it is valid as long as these parameters are."""
@@ -78,32 +80,32 @@ class Users:
       )
 
   def _model(
-      self, config: Any, parts: setup.Components
+      self, config: Any, setup: setup_lib.Setup
   ) -> Callable[[Params], dialogue.User]:
     """Returns a function that makes the user from the reference's parameters."""
-    options, task = config.user, parts.task
+    options, task = config.user, setup.task
     tokenizer, frame = task.tokenizer, task.frame
     request, write = self._words(options, tokenizer, frame)
 
     slots = task.max_transcript_tokens + len(request)
-    network, params = parts.policy, None
+    network, params = setup.policy, None
     if options.init_from:
-      origin = checkpoint_sources.read(options.init_from, field=_FIELD)
-      network, params = _load(origin, config, parts, slots + options.max_tokens)
+      source = checkpoint_sources.read(options.init_from, field=_FIELD)
+      network, params = _load(source, config, setup, slots + options.max_tokens)
       self.fingerprint = fingerprint.of_params(params)
-    elif parts.model.max_length < slots + options.max_tokens:
+    elif setup.model.max_length < slots + options.max_tokens:
       raise ValueError(
           f'config.model.max_length must be at least {slots + options.max_tokens} (what the user '
-          f'reads and says), got {parts.model.max_length}: lower config.user.max_tokens, or raise '
+          f'reads and says), got {setup.model.max_length}: lower config.user.max_tokens, or raise '
           'it'
       )
     sample = sampler(network, tokenizer, options)
 
     # Nothing else in this program draws from this stream.
-    key = rng.stream_key(parts.key, rng.Stream.SAMPLE_CONTROL)
+    key = rng.stream_key(setup.key, rng.Stream.SAMPLE_CONTROL)
 
     def put(params, prompts, lengths, seeds, key):
-      return sample(params, *parts.put((prompts, lengths, seeds)), key)
+      return sample(params, *setup.put((prompts, lengths, seeds)), key)
 
     def make(reference: Params) -> dialogue.User:
       return users.ModelUser(
@@ -113,7 +115,7 @@ class Users:
     return make
 
   def _words(
-      self, options: refuel_config.UserSettings, tokenizer: Tokenizer,
+      self, options: refuel_config.UserConfig, tokenizer: Tokenizer,
       frame: dialogue_rows.Frame,
   ) -> tuple[list[int], Callable[[list[int]], Sequence[int]]]:
     """(ids that a model reads after the transcript, function from its output to a message)."""
@@ -124,7 +126,7 @@ class Users:
     return before, lambda ids: _cut([*before, *ids, *after], len(after), self._most)
 
 
-def sampler(network: ModelFns, tokenizer: Tokenizer, options: refuel_config.UserSettings):
+def sampler(network: ModelFns, tokenizer: Tokenizer, options: refuel_config.UserConfig):
   """Jitted sampler of a model that plays the user."""
   return jax.jit(decode.make_sampler(
       network, num_samples=1, max_tokens=options.max_tokens, stop_ids=tokenizer.stop_ids,
@@ -137,23 +139,23 @@ def _cut(ids: Sequence[int], end: int, most: int) -> list[int]:
   return ids if len(ids) <= most else [*ids[: most - end], *ids[len(ids) - end :]]
 
 
-def _load(origin: checkpoint_sources.Origin, config: Any, parts: setup.Components, longest: int):
+def _load(source: CheckpointSource, config: Any, setup: setup_lib.Setup, longest: int):
   """(network, parameters) of a model with the policy's tokenizer."""
-  tokenizer = parts.task.tokenizer
-  if reward_models.is_reward_model(origin):
-    raise ValueError(f'{_FIELD} must hold a policy, got a reward model in {origin.directory}')
+  tokenizer = setup.task.tokenizer
+  if reward_models.is_reward_model(source):
+    raise ValueError(f'{_FIELD} must hold a policy, got a reward model in {source.directory}')
   try:
-    origin.check_tokenizer(tokenizer, of='the policy')
+    source.check_tokenizer(tokenizer, of='the policy')
   except ValueError as error:
     raise ValueError(f'{error}: let a server play the user, --config.user.kind=endpoint') from None
-  model = reward_models.shape(origin, config.model, longest)
+  model = reward_models.shape(source, config.model, longest)
   if model.vocab_size < tokenizer.vocab_size:
     raise ValueError(
-        f'the tokenizer has {tokenizer.vocab_size} ids and the embedding in {origin.directory} '
+        f'the tokenizer has {tokenizer.vocab_size} ids and the embedding in {source.directory} '
         f'only {model.vocab_size} rows ({_FIELD})'
     )
   network = policy_lib.make(model)
-  return network, origin.load(setup.abstract_params(network, parts.mesh))
+  return network, source.load(setup_lib.abstract_params(network, setup.mesh))
 
 
 def _endpoint(

@@ -16,13 +16,14 @@ import numpy as np
 
 from experiments.reward_model import pairs as reward_pairs
 from jaxrl_llm.algorithms import reward_model
-from jaxrl_llm.runs import figures, launch, reward_models, setup
+from jaxrl_llm.runs import figures, launch, reward_models
+from jaxrl_llm.runs import setup as setup_lib
 from jaxrl_llm.training import checkpoints, fingerprint, loop, metrics, optim
 from jaxrl_llm.types import Params
 
 
 def train(
-    run: launch.Run, parts: setup.Components, pairs: reward_pairs.Pairs,
+    run: launch.Run, setup: setup_lib.Setup, pairs: reward_pairs.Pairs,
     measure: reward_pairs.Measure, writer: metrics.MetricsWriter,
 ) -> Params:
   """Runs Bradley-Terry steps on the training pairs; returns the reward model's parameters."""
@@ -32,14 +33,14 @@ def train(
   algorithm = reward_model.make(
       config.algorithm, measure.network, optim.make_optimizer(optimizer))
   initial = reward_models.initial_params(
-      parts, measure.network, measure.abstract, head_init=config.head_init)
-  kept = {'initial': fingerprint.of_params(initial)} if parts.origin else {}
-  state, train_step = reward_pairs.start(parts, algorithm, initial)
+      setup, measure.network, measure.abstract, head_init=config.head_init)
+  kept = {'initial': fingerprint.of_params(initial)} if setup.source else {}
+  state, train_step = reward_pairs.start(setup, algorithm, initial)
 
   saved = checkpoints.Checkpoints(run.workdir / 'checkpoints' / 'reward_model')
   keeper = loop.Keeper(
       saved, files={'metrics': writer}, total=steps, save_every=config.save_every,
-      stopper=parts.stopper, on_save=run.save_clock,
+      stopper=setup.stopper, on_save=run.save_clock,
   )
   restored = keeper.restore(state)
   if restored and restored.metadata != kept:
@@ -56,7 +57,7 @@ def train(
         values = {f'eval/{k}': v for k, v in measure(state.params['reward']).items()}
 
       state, update = train_step(
-          state, parts.put(pairs.batch(config.batch_size, seed=run.seed, step=step)))
+          state, setup.put(pairs.batch(config.batch_size, seed=run.seed, step=step)))
       if loop.should(config.log_every, step) or values or step == steps - 1:
         values = writer.write(step, {
             **values, **update, 'train/learning_rate': optim.learning_rate_at(optimizer, step)})
@@ -71,23 +72,23 @@ def train(
 def main(run: launch.Run) -> None:
   """Trains, measures accuracy on held-out pairs, centres scores, and writes params and results."""
   config = run.config
-  with setup.build(run) as parts, contextlib.closing(metrics.MetricsWriter(
+  with setup_lib.build(run) as setup, contextlib.closing(metrics.MetricsWriter(
       run.workdir, wandb_project=config.wandb_project, config=dataclasses.asdict(config)
   )) as writer:
-    pairs = reward_pairs.make(parts.task, parts.task.train, 'training')
-    held_out = reward_pairs.make(parts.task, parts.task.evaluation, 'held-out')
+    pairs = reward_pairs.make(setup.task, setup.task.train, 'training')
+    held_out = reward_pairs.make(setup.task, setup.task.evaluation, 'held-out')
     if not config.steps and len(pairs) < config.batch_size:
       raise ValueError(
           f'config.batch_size must be at most the {len(pairs)} training pairs for one pass '
           f'(config.steps=0), got {config.batch_size}'
       )
 
-    references = reward_pairs.references(run, parts)
+    references = reward_pairs.references(run, setup)
     print(f'{run.experiment}: {len(pairs)} training and {len(held_out)} held-out pairs, '
-          f'{parts.describe()}; writing to {run.workdir}', flush=True)
+          f'{setup.describe()}; writing to {run.workdir}', flush=True)
 
-    measure = reward_pairs.Measure(parts, held_out)
-    params = train(run, parts, pairs, measure, writer)
+    measure = reward_pairs.Measure(setup, held_out)
+    params = train(run, setup, pairs, measure, writer)
     numbers: dict[str, Any] = {f'eval/{name}': x for name, x in measure(params).items()}
 
     if config.centre:
@@ -97,7 +98,7 @@ def main(run: launch.Run) -> None:
       params = reward_model.centred({'reward': params}, numbers['centre/mean_score'])['reward']
 
     numbers['fingerprint'] = fingerprint.of_params(params)
-    checkpoints.save_params(run.workdir / 'params', params, _metadata(parts))
+    checkpoints.save_params(run.workdir / 'params', params, _metadata(setup))
 
   table = figures.markdown_table(
       ['pairs', 'held out', 'accuracy (%)', 'loss (nats)', 'margin', 'mean reference score before'],
@@ -113,9 +114,9 @@ def main(run: launch.Run) -> None:
   print(f'\n{table}\n\nreward model: {run.workdir / "params"}', flush=True)
 
 
-def _metadata(parts: setup.Components) -> dict[str, Any]:
+def _metadata(setup: setup_lib.Setup) -> dict[str, Any]:
   """Metadata saved with the parameters: their tokenizer, and their role as a reward model."""
-  about = {**parts.metadata(), 'role': reward_models.ROLE}
+  about = {**setup.metadata(), 'role': reward_models.ROLE}
   if 'hugging_face' in about:
     about['hugging_face'] = {**about['hugging_face'], 'role': 'value', 'num_outputs': 1}
   return about

@@ -11,7 +11,8 @@ from jaxrl_llm.data import batching, response_batches
 from jaxrl_llm.evaluation import statistics
 from jaxrl_llm.models import reward as reward_lib
 from jaxrl_llm.rl import preference_losses
-from jaxrl_llm.runs import launch, reward_models, setup
+from jaxrl_llm.runs import launch, reward_models
+from jaxrl_llm.runs import setup as setup_lib
 from jaxrl_llm.sharding import rules
 from jaxrl_llm.tasks import preferences
 from jaxrl_llm.training import rng
@@ -64,9 +65,9 @@ def make(task: preferences.PreferenceTask, examples: list[Example], kind: str) -
   )
 
 
-def references(run: launch.Run, parts: setup.Components) -> Pairs | None:
+def references(run: launch.Run, setup: setup_lib.Setup) -> Pairs | None:
   """Reference responses (K = 1), on which the scores are centred; None without centring."""
-  config, task = run.config, parts.task
+  config, task = run.config, setup.task
   if not config.centre:
     return None
 
@@ -78,10 +79,10 @@ def references(run: launch.Run, parts: setup.Components) -> Pairs | None:
         fields='' if config.centring_schema else config.task.fields,
     )
 
-    tokenizer_dir = parts.origin.tokenizer_dir if parts.origin else ''
+    tokenizer_dir = setup.source.tokenizer_dir if setup.source else ''
     found = other.make(
         config.seed, config.data_dir, tokenizer_dir,
-        bool(parts.origin and parts.origin.hugging_face))
+        bool(setup.source and setup.source.hugging_face))
     if found.tokenizer.fingerprint != task.tokenizer.fingerprint:
       raise ValueError(
           "config.centring_file needs config.task.vocabulary='full': a compact vocabulary of other "
@@ -117,17 +118,17 @@ class Measure:
     abstract: shapes of its parameters, with shardings.
   """
 
-  def __init__(self, parts: setup.Components, held_out: Pairs):
-    self.network = reward_lib.make(parts.model)
-    self.abstract = setup.abstract_params(self.network, parts.mesh)
-    self._parts, self._held_out = parts, held_out
-    self._score = reward_models.id_scorer(parts.model)
+  def __init__(self, setup: setup_lib.Setup, held_out: Pairs):
+    self.network = reward_lib.make(setup.model)
+    self.abstract = setup_lib.abstract_params(self.network, setup.mesh)
+    self._setup, self._held_out = setup, held_out
+    self._score = reward_models.id_scorer(setup.model)
 
   def scores(self, params: Params, pairs: Pairs) -> np.ndarray:
     """Scores [P, K] of all `pairs`."""
-    size, found = self._parts.config.evaluation_batch_size, []
+    size, found = self._setup.config.evaluation_batch_size, []
     for chunk in batching.sequential_chunks(len(pairs), size):
-      rollouts = self._parts.put(response_batches.take(pairs.rollouts, chunk.indices))
+      rollouts = self._setup.put(response_batches.take(pairs.rollouts, chunk.indices))
       found.append(np.asarray(self._score(params, rollouts, 1))[: int(chunk.weight.sum())])
     return np.concatenate(found)
 
@@ -152,11 +153,11 @@ class Measure:
 
 
 def start(
-    parts: setup.Components, algorithm: Algorithm, params: Params
+    setup: setup_lib.Setup, algorithm: Algorithm, params: Params
 ) -> tuple[TrainState, step_lib.CountedJit]:
-  """Like `Components.start`, for the reward model's parameters."""
-  init = lambda params: algorithm.init(rng.base_key(parts.config.seed), {'reward': params})
-  shardings = rules.shardings(parts.mesh, jax.eval_shape(init, params))
+  """Like `Setup.start`, for the reward model's parameters."""
+  init = lambda params: algorithm.init(rng.base_key(setup.config.seed), {'reward': params})
+  shardings = rules.shardings(setup.mesh, jax.eval_shape(init, params))
   train_step = step_lib.jit_train_step(
-      algorithm.train_step, state_shardings=shardings, batch_shardings=parts.batch_sharding)
+      algorithm.train_step, state_shardings=shardings, batch_shardings=setup.batch_sharding)
   return jax.jit(init, out_shardings=shardings)(params), train_step

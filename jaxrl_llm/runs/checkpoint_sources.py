@@ -17,12 +17,12 @@ from jaxrl_llm.models.pretrained import huggingface
 from jaxrl_llm.training import checkpoints
 from jaxrl_llm.types import ModelFns, Params, Tokenizer
 
-# Fields of an `Origin` that are saved with parameters, for code that writes them again.
+# Fields of an `CheckpointSource` that are saved with parameters, for code that writes them again.
 ABOUT_TOKENIZER = ('stop_ids', 'stop_tokens', 'kept_ids')
 _TOKENIZER_FILES = ('tokenizer.json', 'vocab.json', 'encoder.json', '*.model')
 
 
-class Origin(NamedTuple):
+class CheckpointSource(NamedTuple):
   """A directory of parameters, read but not loaded.
 
   Attributes:
@@ -110,7 +110,7 @@ class Origin(NamedTuple):
     return tokenizers.with_stop_ids(tokenizer, self.stop_ids or tokenizer.stop_ids)
 
 
-def read(directory: str, *, field: str, tokenizer_named: bool = False) -> Origin:
+def read(directory: str, *, field: str, tokenizer_named: bool = False) -> CheckpointSource:
   """Reads the metadata of a directory of parameters.
 
   Args:
@@ -143,7 +143,7 @@ def read(directory: str, *, field: str, tokenizer_named: bool = False) -> Origin
       except ValueError:
         if not tokenizer_named:
           raise
-    return Origin(
+    return CheckpointSource(
         path, checkpoint.config, fingerprint, str(path) if fingerprint else '',
         _about(checkpoint), checkpoint, field,
     )
@@ -155,14 +155,14 @@ def read(directory: str, *, field: str, tokenizer_named: bool = False) -> Origin
   )
   fingerprint = str(metadata.get('tokenizer', ''))
   about = metadata.get('hugging_face', {})
-  return Origin(
+  return CheckpointSource(
       path, model, fingerprint, _remembered(about.get('directory', ''), fingerprint), about, None,
       field, **{name: tuple(metadata.get(name, ())) for name in ABOUT_TOKENIZER},
   )
 
 
 def _about(checkpoint: huggingface.Checkpoint) -> dict[str, Any]:
-  """Returns `Origin.hugging_face` of a checkpoint."""
+  """Returns `CheckpointSource.hugging_face` of a checkpoint."""
   return {
       'model_type': checkpoint.model_type, 'fields': checkpoint.fields, 'role': checkpoint.role,
       'num_outputs': _num_outputs(checkpoint),
@@ -191,7 +191,8 @@ def _remembered(directory: str, fingerprint: str) -> str:
 
 
 def resolve_model(
-    model: configs.TransformerConfig, origin: Origin | None, *, overrides: Sequence[str] = ()
+    model: configs.TransformerConfig, source: CheckpointSource | None, *,
+    overrides: Sequence[str] = (),
 ) -> configs.TransformerConfig:
   """Combines the shape of a checkpoint source with the compute fields of a config.
 
@@ -204,7 +205,7 @@ def resolve_model(
 
   Args:
     model: the model config.
-    origin: the checkpoint source, or None for random initialisation.
+    source: the checkpoint source, or None for random initialisation.
     overrides: config fields given on the command line, such as 'model.width'.
 
   Returns:
@@ -213,26 +214,26 @@ def resolve_model(
   Raises:
     ValueError: if a field contradicts the directory's shape.
   """
-  if origin is None:
+  if source is None:
     return dataclasses.replace(model)
 
   kept = {name: getattr(model, name) for name in configs.COMPUTE_FIELDS}
-  rotary, unties = origin.model.positions == 'rope', not model.tie_embeddings
+  rotary, unties = source.model.positions == 'rope', not model.tie_embeddings
   if rotary and 'model.max_length' in overrides:
     kept['max_length'] = model.max_length
-  if origin.model.tie_embeddings and unties and 'model.tie_embeddings' in overrides:
+  if source.model.tie_embeddings and unties and 'model.tie_embeddings' in overrides:
     kept['tie_embeddings'] = False
 
   for item in dataclasses.fields(model):
-    ours, theirs = getattr(model, item.name), getattr(origin.model, item.name)
+    ours, theirs = getattr(model, item.name), getattr(source.model, item.name)
     if item.name in kept or ours == theirs or (rotary and item.name == 'max_length'):
       continue
     if model.vocab_size or f'model.{item.name}' in overrides:
       raise ValueError(
-          f'config.model.{item.name} is {ours!r}, and {theirs!r} in {origin.directory}, which '
-          f'decides the shape ({origin.field})'
+          f'config.model.{item.name} is {ours!r}, and {theirs!r} in {source.directory}, which '
+          f'decides the shape ({source.field})'
       )
-  return dataclasses.replace(origin.model, **kept)
+  return dataclasses.replace(source.model, **kept)
 
 
 def identity(tokenizer_fingerprint: str, model: configs.TransformerConfig) -> dict[str, Any]:
@@ -247,7 +248,7 @@ def identity(tokenizer_fingerprint: str, model: configs.TransformerConfig) -> di
 
 
 def about_tokenizer(tokenizer: Tokenizer) -> dict[str, Any]:
-  """Returns the metadata of a tokenizer: `Origin.stop_ids`, `stop_tokens` and `kept_ids`."""
+  """Returns `stop_ids`, `stop_tokens` and `kept_ids` of a tokenizer, to save with parameters."""
   kept = tokenizer.kept if isinstance(tokenizer, tokenizers.CompactTokenizer) else ()
   return {
       'stop_ids': list(tokenizer.stop_ids), 'stop_tokens': list(tokenizers.stop_tokens(tokenizer)),

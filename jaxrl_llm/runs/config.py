@@ -116,7 +116,7 @@ class ChatTask:
   """Conversations; fields as in `tasks.chat.make_task`, where 0 means no limit.
 
   `files` is a comma-separated list of files in `data_dir`; each is a source of
-  `SftSettings.mixture`. `stop_tokens` is also comma-separated; '' means those of the tokenizer's
+  `SftConfig.mixture`. `stop_tokens` is also comma-separated; '' means those of the tokenizer's
   directory. A `tokenizer_dir` of '' means the tokenizer of the policy's directory, or
   DATA_DIR/../tokenizers/qwen2 for a randomly initialised policy; `vocabulary` is as in `Gsm8kTask`.
   Conversations are learned, not answered: there is no reward, and only sft can use them.
@@ -180,7 +180,7 @@ def _need_data_dir(data_dir: str, task: str, files: str) -> None:
 
 
 @dataclasses.dataclass
-class SftSettings:
+class SftConfig:
   """Supervised fine-tuning before RL (or alone, in experiments/sft.py).
 
   Attributes:
@@ -225,7 +225,7 @@ class SftSettings:
 
 
 @dataclasses.dataclass
-class EvaluationSettings:
+class EvaluationConfig:
   """Evaluation of policies on the held-out problems.
 
   Attributes:
@@ -297,8 +297,8 @@ class Experiment:
   reward_init_from: str = ''
   lora: lora_lib.LoraConfig = dataclasses.field(default_factory=lora_lib.LoraConfig)
   train_last_layers: int = 0
-  sft: SftSettings = dataclasses.field(default_factory=SftSettings)
-  evaluation: EvaluationSettings = dataclasses.field(default_factory=EvaluationSettings)
+  sft: SftConfig = dataclasses.field(default_factory=SftConfig)
+  evaluation: EvaluationConfig = dataclasses.field(default_factory=EvaluationConfig)
   mesh: mesh_lib.MeshConfig = dataclasses.field(default_factory=mesh_lib.MeshConfig)
   wandb_project: str = ''
   note: str = ''

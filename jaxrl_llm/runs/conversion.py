@@ -15,11 +15,11 @@ from jaxrl_llm.runs.command_line import UsageError
 from jaxrl_llm.types import Params, Tokenizer
 
 
-class Source(NamedTuple):
+class StoredModel(NamedTuple):
   """Parameters to convert.
 
   Attributes:
-    origin: the checkpoint source.
+    source: the checkpoint source.
     model: its shape, and the dtype of its parameters.
     role: 'policy', or 'value' for a sequence classifier.
     num_outputs: rows of a value head.
@@ -27,59 +27,59 @@ class Source(NamedTuple):
       or came from; {} if there is none.
   """
 
-  origin: checkpoint_sources.Origin
+  source: checkpoint_sources.CheckpointSource
   model: configs.TransformerConfig
   role: str
   num_outputs: int
   hugging_face: dict[str, Any]
 
 
-def read(directory: str, *, field: str, tokenizer_named: bool = False) -> Source:
+def read(directory: str, *, field: str, tokenizer_named: bool = False) -> StoredModel:
   """Reads a directory of parameters; raises a one-line ValueError if it cannot be read.
 
   Takes the arguments of `checkpoint_sources.read`.
   """
-  origin = checkpoint_sources.read(directory, field=field, tokenizer_named=tokenizer_named)
-  about = origin.hugging_face
+  source = checkpoint_sources.read(directory, field=field, tokenizer_named=tokenizer_named)
+  about = source.hugging_face
   role = about.get('role', 'policy')
   if role not in ('policy', 'value'):
     raise UsageError(
         f'{directory} holds a {role}: only language models and sequence classifiers are converted'
     )
-  model = dataclasses.replace(origin.model, param_dtype=stored_dtype(origin))
-  return Source(origin, model, role, about.get('num_outputs', 1), about)
+  model = dataclasses.replace(source.model, param_dtype=stored_dtype(source))
+  return StoredModel(source, model, role, about.get('num_outputs', 1), about)
 
 
-def stored_dtype(origin: checkpoint_sources.Origin) -> str:
+def stored_dtype(source: checkpoint_sources.CheckpointSource) -> str:
   """Returns the dtype of the stored parameters: 'bfloat16', or 'float32' for any other."""
-  if origin.checkpoint:
-    fields = origin.checkpoint.fields
+  if source.checkpoint:
+    fields = source.checkpoint.fields
     found = {fields.get('dtype') or fields.get('torch_dtype')}
   else:
-    document = json.loads((origin.directory / 'document' / 'metadata').read_bytes())
+    document = json.loads((source.directory / 'document' / 'metadata').read_bytes())
     found = {leaf['dtype'] for leaf in document['tree'].values()}
   return 'bfloat16' if found == {'bfloat16'} else 'float32'
 
 
-def load(source: Source) -> Params:
+def load(stored: StoredModel) -> Params:
   """Loads the parameters into host memory, in their own dtype."""
-  if source.role == 'value':
-    model = value.make(source.model, num_outputs=source.num_outputs)
+  if stored.role == 'value':
+    model = value.make(stored.model, num_outputs=stored.num_outputs)
   else:
-    model = policy_lib.make(source.model)
+    model = policy_lib.make(stored.model)
   place = jax.sharding.SingleDeviceSharding(jax.devices('cpu')[0])
   abstract = jax.tree.map(
       lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place),
       jax.eval_shape(model.init, jax.random.key(0)),
   )
-  return source.origin.load(abstract)
+  return stored.source.load(abstract)
 
 
-def find_tokenizer(source: Source, directory: str) -> tuple[str, Tokenizer | None]:
+def find_tokenizer(stored: StoredModel, directory: str) -> tuple[str, Tokenizer | None]:
   """Finds the tokenizer that belongs to parameters.
 
   Args:
-    source: the parameters.
+    stored: the parameters.
     directory: directory of the tokenizer, or of the full tokenizer that it is a part of; '' looks
       next to the parameters, or next to the checkpoint that they came from.
 
@@ -91,8 +91,8 @@ def find_tokenizer(source: Source, directory: str) -> tuple[str, Tokenizer | Non
     ValueError: if `directory` holds no tokenizer, the parameters were trained with another one,
       or it has more tokens than the embedding has rows.
   """
-  origin = source.origin
-  found = directory or origin.tokenizer_dir
+  source = stored.source
+  found = directory or source.tokenizer_dir
   if not found:
     return '', None
 
@@ -103,20 +103,20 @@ def find_tokenizer(source: Source, directory: str) -> tuple[str, Tokenizer | Non
       raise
     return '', None  # The checkpoint had none, or it is gone.
 
-  if origin.kept_ids and isinstance(tokenizer, tokenizers.HuggingFaceTokenizer):
+  if source.kept_ids and isinstance(tokenizer, tokenizers.HuggingFaceTokenizer):
     with contextlib.suppress(ValueError):  # Another base: reported below.
-      tokenizer = tokenizers.restore_compact(tokenizer, origin.kept_ids)
+      tokenizer = tokenizers.restore_compact(tokenizer, source.kept_ids)
 
-  other = origin.tokenizer and not tokenizers.is_same(tokenizer, origin.tokenizer)
-  if not origin.checkpoint and other:
+  other = source.tokenizer and not tokenizers.is_same(tokenizer, source.tokenizer)
+  if not source.checkpoint and other:
     raise UsageError(
-        f'{origin.directory} was trained with another tokenizer ({origin.tokenizer}) than lies in '
+        f'{source.directory} was trained with another tokenizer ({source.tokenizer}) than lies in '
         f'{found} ({tokenizer.fingerprint}): give its own (--tokenizer)'
     )
 
-  if tokenizer.vocab_size > source.model.vocab_size:
+  if tokenizer.vocab_size > stored.model.vocab_size:
     raise UsageError(
         f'the tokenizer in {found} has {tokenizer.vocab_size} ids and the embedding in '
-        f'{origin.directory} only {source.model.vocab_size} rows (--tokenizer)'
+        f'{source.directory} only {stored.model.vocab_size} rows (--tokenizer)'
     )
-  return str(found), origin.stopping(tokenizer)
+  return str(found), source.stopping(tokenizer)

@@ -9,7 +9,8 @@ import numpy as np
 
 from jaxrl_llm.evaluation import evaluator, statistics, win_rate
 from jaxrl_llm.rl import scoring
-from jaxrl_llm.runs import reward_models, setup
+from jaxrl_llm.runs import reward_models
+from jaxrl_llm.runs import setup as setup_lib
 from jaxrl_llm.training import loop, metrics, rng
 from jaxrl_llm.training import step as step_lib
 from jaxrl_llm.types import Params, Rollouts, SampleFn
@@ -25,30 +26,30 @@ class Evaluation:
 
   def __init__(
       self,
-      parts: setup.Components,
+      setup: setup_lib.Setup,
       reward: reward_models.RewardModel,
       samples: metrics.JsonlFile,
   ):
     """Sets up the evaluation; compiles nothing yet.
 
     Args:
-      parts: setup of the run; scores, lengths and the KL divergence are measured at the
+      setup: setup of the run; scores, lengths and the KL divergence are measured at the
         temperature of its algorithm.
       reward: the reward model.
       samples: the JSONL file of shown responses.
     """
-    self._parts, self._reward, self._samples = parts, reward, samples
-    self._options = parts.config.evaluation
+    self._setup, self._reward, self._samples = setup, reward, samples
+    self._options = setup.config.evaluation
 
-    encoded = parts.encode(parts.task.evaluation)
-    self._batches = parts.prompt_batches(encoded, self._options.batch_size)
+    encoded = setup.encode(setup.task.evaluation)
+    self._batches = setup.prompt_batches(encoded, self._options.batch_size)
     self.examples = encoded.examples
     self.scores: np.ndarray | None = None
 
-    self._sample = parts.sampler(
-        num_samples=self._options.num_samples, temperature=parts.config.algorithm.temperature)
-    self._decode = parts.sampler(num_samples=1, temperature=self._options.temperature)
-    self._kl = divergence(parts)
+    self._sample = setup.sampler(
+        num_samples=self._options.num_samples, temperature=setup.config.algorithm.temperature)
+    self._decode = setup.sampler(num_samples=1, temperature=self._options.temperature)
+    self._kl = divergence(setup)
 
   def __call__(
       self, params: Params, reference: Params, *, step: int | None = None
@@ -107,7 +108,7 @@ class Evaluation:
       reference: Params | None = None,
   ) -> Iterator[dict[str, Any]]:
     """Yields the results of each batch, without the padding of the last one."""
-    key = rng.stream_key(self._parts.key, rng.Stream.SAMPLE_EVAL)
+    key = rng.stream_key(self._setup.key, rng.Stream.SAMPLE_EVAL)
     shown = 0 if step is None else self._options.num_shown
 
     for batch in self._batches:
@@ -132,27 +133,27 @@ class Evaluation:
       ids = tokens[i, 0, : row['lengths'][i, 0]].tolist()
       self._samples.write({
           'step': step, 'kind': kind, 'id': example['id'], 'prompt': example['prompt'],
-          'response': self._parts.task.tokenizer.decode(ids),
+          'response': self._setup.task.tokenizer.decode(ids),
           'score': float(row['scores'][i, 0]),
           'stop_reason': 'truncated' if row['truncated'][i, 0] else 'stopped',
       })
 
 
-def scorer(parts: setup.Components, *, temperature: float, chunk_size: int, micro: int):
+def scorer(setup: setup_lib.Setup, *, temperature: float, chunk_size: int, micro: int):
   """Makes a jitted (params, rollouts) -> log-probs [P, K, T], computed in `micro` parts."""
   def score(params, rollouts):
     read = lambda rollouts: scoring.score(
-        parts.policy, params, rollouts, temperature=temperature, chunk_size=chunk_size)[0]
+        setup.policy, params, rollouts, temperature=temperature, chunk_size=chunk_size)[0]
     return step_lib.map_micro_batches(read, rollouts, num_micro_batches=micro)
 
   return jax.jit(score)
 
 
-def divergence(parts: setup.Components):
+def divergence(setup: setup_lib.Setup):
   """Makes a jitted (params, reference, rollouts) -> KL of each response [P, K], nats."""
-  algorithm = parts.config.algorithm
+  algorithm = setup.config.algorithm
   return jax.jit(lambda params, reference, rollouts: evaluator.response_kl(
-      parts.policy, params, reference, rollouts, temperature=algorithm.temperature,
+      setup.policy, params, reference, rollouts, temperature=algorithm.temperature,
       chunk_size=algorithm.head_chunk))
 
 

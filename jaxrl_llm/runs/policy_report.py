@@ -5,7 +5,8 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from jaxrl_llm.runs import figures, launch, setup
+from jaxrl_llm.runs import figures, launch
+from jaxrl_llm.runs import setup as setup_lib
 from jaxrl_llm.training import files, metrics
 
 
@@ -18,13 +19,13 @@ def check_overrides(run: launch.Run) -> None:
 
 
 def write(
-    run: launch.Run, parts: setup.Components, trained: Mapping[str, Any], *, more: str = ''
+    run: launch.Run, setup: setup_lib.Setup, trained: Mapping[str, Any], *, more: str = ''
 ) -> None:
   """Writes table.md, the figure with its CSV, and results.json.
 
   Args:
     run: the run.
-    parts: setup of the run.
+    setup: setup of the run.
     trained: {'tokens': sampled tokens, 'numbers': result of `policy_evaluation.Evaluation`}.
     more: a second table, in Markdown.
   """
@@ -48,7 +49,7 @@ def write(
   table = f'{table}\n\n{more}' if more else table
 
   caption = (
-      f'{parts.describe()}; {numbers["eval/prompts"]} held-out prompts, judged by the reward model '
+      f'{setup.describe()}; {numbers["eval/prompts"]} held-out prompts, judged by the reward model '
       f'that was trained on; seed {run.seed}.'
   )
   metrics.write_text_atomic(run.table_path, f'{table}\n\n{caption}\n')

@@ -8,7 +8,8 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from jaxrl_llm.models import partial
-from jaxrl_llm.runs import launch, setup
+from jaxrl_llm.runs import launch
+from jaxrl_llm.runs import setup as setup_lib
 from jaxrl_llm.training import fingerprint
 from jaxrl_llm.training import step as step_lib
 from jaxrl_llm.types import Algorithm, Params, TrainState
@@ -19,7 +20,7 @@ class Reference(NamedTuple):
 
   Attributes:
     of: the policy's trained parameters -> the reference's, in the frozen form taken by
-      `Components.policy`. The result is valid as long as its argument.
+      `Setup.policy`. The result is valid as long as its argument.
     start: the plain parameters from which the policy starts: those of π_ref, unless
       `reference_init_from` names others. None once the policy has been made from them.
     fingerprint: fingerprint of the plain parameters of π_ref.
@@ -51,14 +52,14 @@ class Reference(NamedTuple):
 
 def make_reference(
     run: launch.Run,
-    parts: setup.Components,
+    setup: setup_lib.Setup,
     finetune: Callable[[], tuple[Params, dict[str, Any]]],
 ) -> Reference:
   """Loads π_ref, or fine-tunes it; it shares no parameters with the policy.
 
   Args:
     run: the run.
-    parts: the run's setup, from `setup.build`.
+    setup: the run's setup, from `setup_lib.build`.
     finetune: makes the reference if none is loaded (`supervised.finetune`).
 
   Returns:
@@ -66,14 +67,14 @@ def make_reference(
   """
   config = run.config
   if config.policy_init_from:
-    start = plain = parts.initial_params()
+    start = plain = setup.initial_params()
     if config.reference_init_from:
-      plain = parts.load_alike(config.reference_init_from, 'config.reference_init_from')
-    frozen = parts.form.frozen(plain)
+      plain = setup.load_alike(config.reference_init_from, 'config.reference_init_from')
+    frozen = setup.finetuning.frozen(plain)
     return Reference(lambda policy: frozen, start, fingerprint.of_params(plain), 0, 0, 0.0)
 
   start, about = finetune()
-  frozen = parts.form.frozen(start)
+  frozen = setup.finetuning.frozen(start)
   return Reference(
       lambda policy: frozen, start, about['fingerprint'], about['metrics_offset'],
       config.sft.steps, about['seconds'],
@@ -82,7 +83,7 @@ def make_reference(
 
 def begin(
     run: launch.Run,
-    parts: setup.Components,
+    setup: setup_lib.Setup,
     algorithm: Algorithm,
     finetune: Callable[[], tuple[Params, dict[str, Any]]],
 ) -> tuple[TrainState, step_lib.CountedJit, Reference]:
@@ -90,7 +91,7 @@ def begin(
 
   Args:
     run: the run.
-    parts: the run's setup, from `setup.build`.
+    setup: the run's setup, from `setup_lib.build`.
     algorithm: the algorithm that trains the policy.
     finetune: makes the reference if none is loaded (`supervised.finetune`).
 
@@ -98,8 +99,8 @@ def begin(
     (state, jitted train step, reference).
   """
   config = run.config
-  reference = make_reference(run, parts, finetune)
-  state, train_step = parts.start(algorithm, reference.start)
+  reference = make_reference(run, setup, finetune)
+  state, train_step = setup.start(algorithm, reference.start)
   of = reference.of
   if not config.reference_init_from and config.lora.rank:
     of = lambda policy: {'base': policy['base'], 'adapters': {}}

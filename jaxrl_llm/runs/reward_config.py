@@ -105,7 +105,7 @@ class PreferencesTask:
 
 
 @dataclasses.dataclass
-class RewardSettings:
+class RewardConfig:
   """Input of the reward model, and the conversion of its scores to rewards.
 
   Attributes:
@@ -204,7 +204,7 @@ class LearnedReward(config_lib.Experiment):
 
   task: PreferencesTask = dataclasses.field(default_factory=PreferencesTask)
   evaluation: RebelEvaluation = dataclasses.field(default_factory=RebelEvaluation)
-  reward: RewardSettings = dataclasses.field(default_factory=RewardSettings)
+  reward: RewardConfig = dataclasses.field(default_factory=RewardConfig)
   algorithm: rebel.Config = dataclasses.field(default_factory=rebel.Config)
   optimizer: optim.OptimizerConfig = dataclasses.field(default_factory=optim.OptimizerConfig)
   batch_size: int = 32
@@ -225,16 +225,16 @@ class LearnedReward(config_lib.Experiment):
     with checks.within('config.algorithm'):
       self.algorithm.validate()
     self.optimizer.validate('config.optimizer')
-    check_divides('config', self.batch_size, self.parts)
+    check_divides('config', self.batch_size, self.num_parts)
 
   @property
-  def parts(self) -> int:
+  def num_parts(self) -> int:
     """Number of parts that a batch is split into, to fit in memory."""
     return self.algorithm.num_minibatches * self.algorithm.num_micro_batches
 
   def batch_sizes(self) -> dict[str, tuple[int, int]]:
     """See `config_lib.Experiment.batch_sizes`."""
-    return {**super().batch_sizes(), 'batch_size': (self.batch_size, self.parts)}
+    return {**super().batch_sizes(), 'batch_size': (self.batch_size, self.num_parts)}
 
 
 def check_divides(prefix: str, batch_size: int, parts: int) -> None:

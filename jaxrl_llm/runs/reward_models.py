@@ -14,7 +14,9 @@ from jaxrl_llm.models import configs
 from jaxrl_llm.models import reward as reward_lib
 from jaxrl_llm.rewards import model_reward, rollout_rewards
 from jaxrl_llm.rl import batches, masking, sequence_scores
-from jaxrl_llm.runs import checkpoint_sources, reward_config, setup
+from jaxrl_llm.runs import checkpoint_sources, reward_config
+from jaxrl_llm.runs import setup as setup_lib
+from jaxrl_llm.runs.checkpoint_sources import CheckpointSource
 from jaxrl_llm.tasks import chat
 from jaxrl_llm.training import checkpoints, fingerprint, rng
 from jaxrl_llm.training import step as step_lib
@@ -52,7 +54,7 @@ class RewardModel:
     about: description for the terminal, one phrase.
   """
 
-  settings: reward_config.RewardSettings
+  settings: reward_config.RewardConfig
   params: Params
   score: Callable[[Rollouts, Sequence[Example], int], np.ndarray]
   fingerprint: str
@@ -85,12 +87,12 @@ class RewardModel:
     return Scored(scores, rewards, lengths, reasons == 0)
 
 
-def load(config: Any, parts: setup.Components) -> RewardModel:
+def load(config: Any, setup: setup_lib.Setup) -> RewardModel:
   """Loads the reward model of `config.reward_init_from` onto the mesh.
 
   Args:
     config: a config with `reward` and `reward_init_from`.
-    parts: setup of the run whose samples are scored.
+    setup: setup of the run whose samples are scored.
 
   Returns:
     The reward model.
@@ -99,56 +101,56 @@ def load(config: Any, parts: setup.Components) -> RewardModel:
     ValueError: if the directory holds no reward model, its tokenizer or length does not fit, or
       the template is missing.
   """
-  origin = checkpoint_sources.read(config.reward_init_from, field=_FIELD)
-  _check_role(origin)
+  source = checkpoint_sources.read(config.reward_init_from, field=_FIELD)
+  _check_role(source)
 
   reads_ids = config.reward.template == 'same'
-  longest = parts.task.max_prompt_tokens + parts.task.max_response_tokens
-  model = shape(origin, config.model, config.reward.max_tokens or longest)
+  longest = setup.task.max_prompt_tokens + setup.task.max_response_tokens
+  model = shape(source, config.model, config.reward.max_tokens or longest)
   if reads_ids:
-    _check_tokens(origin, model, parts.task.tokenizer)
+    _check_tokens(source, model, setup.task.tokenizer)
 
   network = reward_lib.make(model)
-  params = origin.load(setup.abstract_params(network, parts.mesh))
+  params = source.load(setup_lib.abstract_params(network, setup.mesh))
   if reads_ids:
     read = id_scorer(model)
-    score = lambda rollouts, examples, parts: read(params, rollouts, parts)
+    score = lambda rollouts, examples, setup: read(params, rollouts, setup)
   else:
-    score = _score_texts(config, parts, origin, network, params)
+    score = _score_texts(config, setup, source, network, params)
 
   return RewardModel(
-      config.reward, params, score, fingerprint.of_params(params), origin.describe())
+      config.reward, params, score, fingerprint.of_params(params), source.describe())
 
 
-def is_reward_model(origin: checkpoint_sources.Origin) -> bool:
+def is_reward_model(source: CheckpointSource) -> bool:
   """Returns whether a directory holds a network with a score head, not a policy."""
-  if origin.checkpoint:
-    return origin.checkpoint.role == 'value'
-  role = checkpoints.read_metadata(origin.directory).get('role')
-  return role == ROLE or origin.hugging_face.get('role') == 'value'
+  if source.checkpoint:
+    return source.checkpoint.role == 'value'
+  role = checkpoints.read_metadata(source.directory).get('role')
+  return role == ROLE or source.hugging_face.get('role') == 'value'
 
 
 def shape(
-    origin: checkpoint_sources.Origin, computed: configs.TransformerConfig, longest: int
+    source: CheckpointSource, computed: configs.TransformerConfig, longest: int
 ) -> configs.TransformerConfig:
   """Returns the network's shape with the policy's compute fields and room for `longest` tokens."""
   model = dataclasses.replace(
-      origin.model, **{name: getattr(computed, name) for name in configs.COMPUTE_FIELDS})
+      source.model, **{name: getattr(computed, name) for name in configs.COMPUTE_FIELDS})
   if model.num_layers % (model.scan_unroll or model.num_layers):
     model.scan_unroll = 1  # The policy has another depth.
 
   if model.max_length < longest:
     if model.positions != 'rope':
       raise ValueError(
-          f'the model in {origin.directory} reads at most {model.max_length} tokens, and {longest} '
-          f'are needed ({origin.field})'
+          f'the model in {source.directory} reads at most {model.max_length} tokens, and {longest} '
+          f'are needed ({source.field})'
       )
     model.max_length = longest
   return model
 
 
 def initial_params(
-    parts: setup.Components, network: ModelFns, abstract: Params, *, head_init: str
+    setup: setup_lib.Setup, network: ModelFns, abstract: Params, *, head_init: str
 ) -> Params:
   """Makes the initial parameters of a reward model: a policy with a score head.
 
@@ -156,7 +158,7 @@ def initial_params(
   to 0 (REBEL, arXiv 2404.16767, released code src/tldr/rm.py: normal).
 
   Args:
-    parts: the setup; its `origin` is a policy, a reward model, or None (all parameters are drawn).
+    setup: the setup; its `source` is a policy, a reward model, or None (all parameters are drawn).
     network: the reward model.
     abstract: shapes of its parameters, with shardings.
     head_init: 'normal' or 'zero'.
@@ -174,50 +176,50 @@ def initial_params(
       kernel = (noise * (kernel.shape[-1] + 1) ** -0.5).astype(kernel.dtype)
     return {**params, 'value_head': {**params['value_head'], 'kernel': kernel}}
 
-  origin, key = parts.origin, rng.stream_key(parts.key, rng.Stream.INIT)
-  if origin and is_reward_model(origin):
-    _check_role(origin)
-    return origin.load(abstract)
+  source, key = setup.source, rng.stream_key(setup.key, rng.Stream.INIT)
+  if source and is_reward_model(source):
+    _check_role(source)
+    return source.load(abstract)
 
-  if origin is None:
+  if source is None:
     return jax.jit(draw, out_shardings=shardings)(key)
   head = jax.jit(
       lambda key: draw(key)['value_head'], out_shardings=shardings['value_head'])(key)
-  trunk = {name: leaf for name, leaf in parts.initial_params().items() if name != 'head'}
+  trunk = {name: leaf for name, leaf in setup.initial_params().items() if name != 'head'}
   return {**trunk, 'value_head': head}
 
 
-def _check_role(origin: checkpoint_sources.Origin) -> None:
-  """Raises a one-line ValueError unless `origin` is a reward model with one score."""
-  if not is_reward_model(origin):
-    what = origin.checkpoint.architecture if origin.checkpoint else 'a policy'
+def _check_role(source: CheckpointSource) -> None:
+  """Raises a one-line ValueError unless `source` is a reward model with one score."""
+  if not is_reward_model(source):
+    what = source.checkpoint.architecture if source.checkpoint else 'a policy'
     raise ValueError(
-        f'{origin.field} must hold a reward model (a *ForSequenceClassification checkpoint with '
+        f'{source.field} must hold a reward model (a *ForSequenceClassification checkpoint with '
         'one label, or WORKDIR/params of experiments.reward_model), got '
-        f'{what or "a language model"} in {origin.directory}'
+        f'{what or "a language model"} in {source.directory}'
     )
-  outputs = origin.hugging_face.get('num_outputs', 1)
+  outputs = source.hugging_face.get('num_outputs', 1)
   if outputs != 1:
     raise ValueError(
-        f'{origin.field} must hold a reward model with one score, got {outputs} labels in '
-        f'{origin.directory}'
+        f'{source.field} must hold a reward model with one score, got {outputs} labels in '
+        f'{source.directory}'
     )
 
 
 def _check_tokens(
-    origin: checkpoint_sources.Origin, model: configs.TransformerConfig, tokenizer: Tokenizer
+    source: CheckpointSource, model: configs.TransformerConfig, tokenizer: Tokenizer
 ) -> None:
   """Raises a one-line ValueError unless policy and reward model share the meaning of ids."""
-  if origin.tokenizer and not tokenizers.is_same(tokenizer, origin.tokenizer):
+  if source.tokenizer and not tokenizers.is_same(tokenizer, source.tokenizer):
     raise ValueError(
-        f'the tokenizer of {origin.directory} ({origin.tokenizer}) is not that of the policy '
+        f'the tokenizer of {source.directory} ({source.tokenizer}) is not that of the policy '
         f'({tokenizer.fingerprint}), whose ids it would be given: let it read text with its own, '
-        f'--config.reward.template=auto and --config.reward.max_tokens=N ({origin.field})'
+        f'--config.reward.template=auto and --config.reward.max_tokens=N ({source.field})'
     )
   if model.vocab_size < tokenizer.vocab_size:
     raise ValueError(
-        f'the tokenizer has {tokenizer.vocab_size} ids and the embedding in {origin.directory} '
-        f'only {model.vocab_size} rows ({origin.field})'
+        f'the tokenizer has {tokenizer.vocab_size} ids and the embedding in {source.directory} '
+        f'only {model.vocab_size} rows ({source.field})'
     )
 
 
@@ -226,27 +228,27 @@ def id_scorer(model: configs.TransformerConfig):
   network = reward_lib.make(model)
 
   @functools.partial(jax.jit, static_argnums=2)
-  def score(params, rollouts, parts):
+  def score(params, rollouts, setup):
     read = lambda rollouts: sequence_scores.sequence_scores(network, params, rollouts)
-    return step_lib.map_micro_batches(read, rollouts, num_micro_batches=parts)
+    return step_lib.map_micro_batches(read, rollouts, num_micro_batches=setup)
 
   return score
 
 
 def _score_texts(
-    config: Any, parts: setup.Components, origin: checkpoint_sources.Origin, network: ModelFns,
+    config: Any, setup: setup_lib.Setup, source: CheckpointSource, network: ModelFns,
     params: Params,
 ):
   """Makes a scorer of the samples' text, for a reward model with its own tokenizer."""
-  if not origin.tokenizer_dir:
+  if not source.tokenizer_dir:
     raise ValueError(
-        f'no tokenizer lies in {origin.directory} ({origin.field}), and '
+        f'no tokenizer lies in {source.directory} ({source.field}), and '
         f'config.reward.template={config.reward.template!r} needs one'
     )
 
-  own = tokenizers.load_tokenizer(origin.tokenizer_dir)
+  own = tokenizers.load_tokenizer(source.tokenizer_dir)
   template = config.reward.template
-  template = None if template == 'none' else chat.load_template(template, origin.tokenizer_dir)
+  template = None if template == 'none' else chat.load_template(template, source.tokenizer_dir)
 
   @jax.jit
   def read(params, tokens, lengths):
@@ -256,14 +258,14 @@ def _score_texts(
     return reward_lib.rewards(output, valid)
 
   reward_fn = model_reward.make(
-      lambda tokens, lengths: read(params, *parts.put((tokens, lengths))),
+      lambda tokens, lengths: read(params, *setup.put((tokens, lengths))),
       functools.partial(encode_texts, own, template),
       batch_size=config.evaluation.batch_size, max_tokens=config.reward.max_tokens,
       overlong=config.reward.overlong, pad_id=own.pad_id,
   )
 
   return lambda rollouts, examples, parts_: _as_texts(
-      rollouts, examples, parts.task.tokenizer, reward_fn)
+      rollouts, examples, setup.task.tokenizer, reward_fn)
 
 
 def _as_texts(

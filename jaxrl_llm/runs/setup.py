@@ -18,7 +18,8 @@ from jaxrl_llm.models import policy as policy_lib
 from jaxrl_llm.models.pretrained import peft
 from jaxrl_llm.rewards import rollout_rewards
 from jaxrl_llm.rl import scoring
-from jaxrl_llm.runs import checkpoint_sources, finetuning, launch
+from jaxrl_llm.runs import checkpoint_sources, launch
+from jaxrl_llm.runs import finetuning as finetuning_lib
 from jaxrl_llm.sampling import decode
 from jaxrl_llm.sharding import mesh as mesh_lib
 from jaxrl_llm.sharding import rules
@@ -36,15 +37,15 @@ from jaxrl_llm.types import (
 
 
 @dataclasses.dataclass
-class Components:
+class Setup:
   """The components of a run.
 
   Attributes:
     config: the experiment's config.
     task: the problems.
     model: the policy's shape, with the vocabulary filled in.
-    form: the network, and which of its parameters are trained.
-    origin: the checkpoint source of `policy_init_from`, or None.
+    finetuning: the network, and which of its parameters are trained.
+    source: the checkpoint source of `policy_init_from`, or None.
     mesh: the device mesh, set for the duration of the run.
     key: the base key of the run.
     stopper: records whether Ctrl-C was pressed.
@@ -55,8 +56,8 @@ class Components:
   config: Any
   task: Task
   model: configs.TransformerConfig
-  form: finetuning.Finetuning
-  origin: checkpoint_sources.Origin | None
+  finetuning: finetuning_lib.Finetuning
+  source: checkpoint_sources.CheckpointSource | None
   mesh: jax.sharding.Mesh
   key: jax.Array
   stopper: loop.Stopper
@@ -73,12 +74,12 @@ class Components:
     if repeated := getattr(self.task, 'num_repeated', 0):
       left_out += f' ({repeated} left out because they ask what held-out ones ask)'
 
-    origin = self.origin.describe() if self.origin else 'from scratch'
-    notes = [self.config.note] + ([] if self.origin else [getattr(self.config, 'scale_note', '')])
+    source = self.source.describe() if self.source else 'from scratch'
+    notes = [self.config.note] + ([] if self.source else [getattr(self.config, 'scale_note', '')])
 
     return (
         f'{self.task.name}, {len(self.task.train)} training and {len(self.task.evaluation)} '
-        f'held-out problems{left_out}; policy of {count:,} parameters, {origin}; '
+        f'held-out problems{left_out}; policy of {count:,} parameters, {source}; '
         f'{self.mesh.size} device(s)' + ''.join(f'. {note}' for note in notes if note)
     )
 
@@ -94,7 +95,7 @@ class Components:
   @property
   def policy(self) -> ModelFns:
     """The network; it takes trained and frozen parameters."""
-    return self.form.policy
+    return self.finetuning.policy
 
   def identity(self) -> dict[str, Any]:
     """Returns the identity of tokenizer and model, saved with parameters and compared on load."""
@@ -102,7 +103,7 @@ class Components:
 
   def metadata(self) -> dict[str, Any]:
     """Returns `identity`, the stop ids, and what an export back to Hugging Face needs."""
-    about = self.origin.hugging_face if self.origin else {}
+    about = self.source.hugging_face if self.source else {}
     return {
         **self.identity(), **checkpoint_sources.about_tokenizer(self.task.tokenizer),
         **({'hugging_face': about} if about else {}),
@@ -110,23 +111,23 @@ class Components:
 
   def initial_params(self) -> Params:
     """Returns the plain parameters of `policy_init_from`, or newly drawn ones, on the mesh."""
-    if self.origin:
-      return self.origin.load(self.abstract_params)
+    if self.source:
+      return self.source.load(self.abstract_params)
     shardings = jax.tree.map(lambda leaf: leaf.sharding, self.abstract_params)
     draw = jax.jit(policy_lib.make(self.model).init, out_shardings=shardings)
     return draw(rng.stream_key(self.key, rng.Stream.INIT))
 
   def load_alike(self, directory: str, field: str) -> Params:
     """Loads plain parameters of the same model and tokenizer from another directory."""
-    origin = _read_origin(self.config, directory, field)
-    origin.check_tokenizer(self.task.tokenizer, of=self.task.name)
+    source = _read_source(self.config, directory, field)
+    source.check_tokenizer(self.task.tokenizer, of=self.task.name)
     checkpoint_sources.resolve_model(
-        self.model, origin)  # `self.model` has a vocab_size: shapes must match.
-    return origin.load(self.abstract_params)
+        self.model, source)  # `self.model` has a vocab_size: shapes must match.
+    return source.load(self.abstract_params)
 
   def make_optimizer(self, config: optim.OptimizerConfig) -> optax.GradientTransformation:
     """Makes an optimizer of the trained parameters."""
-    return optim.make_optimizer(config, trainable=self.form.trainable)
+    return optim.make_optimizer(config, trainable=self.finetuning.trainable)
 
   def start(
       self, algorithm: Algorithm, params: Params
@@ -134,7 +135,7 @@ class Components:
     """Makes a train state from a copy of plain `params` (steps donate it), and the jitted step."""
     key = rng.stream_key(self.key, rng.Stream.ADAPTERS)
     init = lambda params: algorithm.init(
-        rng.base_key(self.config.seed), {'policy': self.form.start(params, key)}
+        rng.base_key(self.config.seed), {'policy': self.finetuning.start(params, key)}
     )
     shardings = rules.shardings(self.mesh, jax.eval_shape(init, params))
     train_step = step_lib.jit_train_step(
@@ -145,17 +146,17 @@ class Components:
   def plain(self, params: Params) -> Params:
     """Converts trained parameters to plain ones, with their shardings."""
     shardings = jax.tree.map(lambda leaf: leaf.sharding, self.abstract_params)
-    return jax.jit(self.form.plain, out_shardings=shardings)(params)
+    return jax.jit(self.finetuning.plain, out_shardings=shardings)(params)
 
   def export_adapters(self, folder: pathlib.Path, params: Params) -> None:
     """Writes trained adapters in `peft` format, if the base came from Hugging Face."""
-    about = self.origin.hugging_face if self.origin else {}
+    about = self.source.hugging_face if self.source else {}
     if not (self.config.lora.rank and about) or folder.exists():
       return  # A resumed run would write the same ones.
     peft.save(
         folder, params['adapters'], self.config.lora, self.model, model_type=about['model_type'],
         # Parameters saved by this project may have been trained since they were loaded.
-        base=about['directory'] if self.origin.checkpoint else None,
+        base=about['directory'] if self.source.checkpoint else None,
     )
 
   def save_trained(self, workdir: pathlib.Path, params: Params) -> None:
@@ -227,7 +228,7 @@ class Components:
 
 
 @contextlib.contextmanager
-def build(run: launch.Run) -> Iterator[Components]:
+def build(run: launch.Run) -> Iterator[Setup]:
   """Builds the components of a run; inside the block the mesh is set and Ctrl-C is graceful.
 
   Raises:
@@ -235,12 +236,12 @@ def build(run: launch.Run) -> Iterator[Components]:
       not fit the mesh, or the task's data is missing or malformed.
   """
   config = run.config
-  origin = None
+  source = None
   if config.policy_init_from:
-    origin = _read_origin(config, config.policy_init_from, 'config.policy_init_from')
-  task = make_task(config, origin)
+    source = _read_source(config, config.policy_init_from, 'config.policy_init_from')
+  task = make_task(config, source)
   model = model_for(
-      task, checkpoint_sources.resolve_model(config.model, origin, overrides=run.overrides))
+      task, checkpoint_sources.resolve_model(config.model, source, overrides=run.overrides))
 
   mesh = mesh_lib.from_config(config.mesh)
   for name, (size, micro_batches) in config.batch_sizes().items():
@@ -252,21 +253,21 @@ def build(run: launch.Run) -> Iterator[Components]:
   key = rng.base_key(config.seed)
   policy = policy_lib.make(model)
   abstract = abstract_params(policy, mesh)
-  form = finetuning.make(
+  finetuning = finetuning_lib.make(
       policy, abstract, adapters=config.lora, last_layers=config.train_last_layers
   )
 
   with jax.set_mesh(mesh), loop.Stopper() as stopper:
-    yield Components(config, task, model, form, origin, mesh, key, stopper, abstract)
+    yield Setup(config, task, model, finetuning, source, mesh, key, stopper, abstract)
 
 
-def _read_origin(config: Any, directory: str, field: str) -> checkpoint_sources.Origin:
+def _read_source(config: Any, directory: str, field: str) -> checkpoint_sources.CheckpointSource:
   """Reads a checkpoint source; a damaged tokenizer in it is ignored if the task names one."""
   named = bool(getattr(config.task, 'tokenizer_dir', ''))
   return checkpoint_sources.read(directory, field=field, tokenizer_named=named)
 
 
-def make_task(config: Any, origin: checkpoint_sources.Origin | None) -> Task:
+def make_task(config: Any, source: checkpoint_sources.CheckpointSource | None) -> Task:
   """Makes the config's task with the policy's tokenizer.
 
   Responses end with the stop ids the policy was trained with, unless the task config sets others.
@@ -276,12 +277,12 @@ def make_task(config: Any, origin: checkpoint_sources.Origin | None) -> Task:
       tokenizer is unknown or differs from the policy's.
   """
   tokenizer_dir, pretrained, settings = '', False, config.task
-  if origin:
-    settings = _with_stop_tokens(settings, origin)
-    tokenizer_dir, pretrained = origin.tokenizer_dir, bool(origin.hugging_face)
-    if origin.checkpoint and not tokenizer_dir and getattr(config.task, 'tokenizer_dir', 1) == '':
+  if source:
+    settings = _with_stop_tokens(settings, source)
+    tokenizer_dir, pretrained = source.tokenizer_dir, bool(source.hugging_face)
+    if source.checkpoint and not tokenizer_dir and getattr(config.task, 'tokenizer_dir', 1) == '':
       raise ValueError(
-          f'no tokenizer lies in {origin.directory} ({origin.field}): give '
+          f'no tokenizer lies in {source.directory} ({source.field}): give '
           '--config.task.tokenizer_dir=DIR'
       )
 
@@ -289,16 +290,16 @@ def make_task(config: Any, origin: checkpoint_sources.Origin | None) -> Task:
 
   if not task.evaluation:
     raise ValueError(f'{task.name} has no held-out problems (config.task.num_evaluation)')
-  if origin:
-    origin.check_tokenizer(task.tokenizer, of=task.name)
+  if source:
+    source.check_tokenizer(task.tokenizer, of=task.name)
     if not getattr(settings, 'stop_tokens', ''):
-      task = dataclasses.replace(task, tokenizer=origin.stopping(task.tokenizer))
+      task = dataclasses.replace(task, tokenizer=source.stopping(task.tokenizer))
   return task
 
 
-def _with_stop_tokens(settings: Any, origin: checkpoint_sources.Origin) -> Any:
+def _with_stop_tokens(settings: Any, source: checkpoint_sources.CheckpointSource) -> Any:
   """Returns a task config with the policy's stop tokens, if it sets none."""
-  tokens = origin.stop_tokens
+  tokens = source.stop_tokens
   if getattr(settings, 'stop_tokens', None) != '' or not tokens or ',' in ''.join(tokens):
     return settings
   return dataclasses.replace(settings, stop_tokens=','.join(tokens))

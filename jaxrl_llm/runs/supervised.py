@@ -7,19 +7,20 @@ from typing import Any
 
 from jaxrl_llm.algorithms import sft
 from jaxrl_llm.data import mixtures, sft_batches, tokenizers
-from jaxrl_llm.runs import launch, setup
+from jaxrl_llm.runs import launch
+from jaxrl_llm.runs import setup as setup_lib
 from jaxrl_llm.training import checkpoints, fingerprint, loop, metrics, optim
 from jaxrl_llm.types import Params
 
 
 def finetune(
-    run: launch.Run, parts: setup.Components, writer: metrics.MetricsWriter
+    run: launch.Run, setup: setup_lib.Setup, writer: metrics.MetricsWriter
 ) -> tuple[Params, dict[str, Any]]:
   """Trains by maximum likelihood, or resumes training; saves the result in WORKDIR/params.
 
   Args:
     run: the run.
-    parts: the run's setup, from `setup.build`.
+    setup: the run's setup, from `setup_lib.build`.
     writer: writes the metrics of an update as step s after s updates.
 
   Returns:
@@ -29,71 +30,71 @@ def finetune(
   config = run.config.sft
   path = run.workdir / 'params'
   if path.exists():
-    return _load(parts, path)
+    return _load(setup, path)
 
   if config.steps:
-    params, initial = _train(run, parts, writer)
+    params, initial = _train(run, setup, writer)
   else:
-    params = parts.initial_params()
-    initial = _initial(parts, params)
+    params = setup.initial_params()
+    initial = _initial(setup, params)
 
   about = {
       'metrics_offset': writer.offset(), 'seconds': run.wall_seconds(),
       'fingerprint': fingerprint.of_params(params), **initial,
   }
-  checkpoints.save_params(path, params, {**parts.metadata(), **about})
+  checkpoints.save_params(path, params, {**setup.metadata(), **about})
   return params, about
 
 
-def _load(parts: setup.Components, path: pathlib.Path) -> tuple[Params, dict[str, Any]]:
+def _load(setup: setup_lib.Setup, path: pathlib.Path) -> tuple[Params, dict[str, Any]]:
   """Loads WORKDIR/params of an earlier process; raises ValueError if it is from another run."""
-  about, expected = checkpoints.read_metadata(path), parts.identity()
+  about, expected = checkpoints.read_metadata(path), setup.identity()
   if 'initial' in about:
-    _check_initial(parts, about, _initial(parts, parts.initial_params()))
-  if tokenizers.is_same(parts.task.tokenizer, about.get('tokenizer', '')):
+    _check_initial(setup, about, _initial(setup, setup.initial_params()))
+  if tokenizers.is_same(setup.task.tokenizer, about.get('tokenizer', '')):
     expected['tokenizer'] = about['tokenizer']
-  return checkpoints.load_params(path, parts.abstract_params, expected=expected)
+  return checkpoints.load_params(path, setup.abstract_params, expected=expected)
 
 
-def _initial(parts: setup.Components, params: Params) -> dict[str, str]:
+def _initial(setup: setup_lib.Setup, params: Params) -> dict[str, str]:
   """Returns the fingerprint of a run's initial parameters; nothing if they are drawn."""
-  return {'initial': fingerprint.of_params(params)} if parts.origin else {}
+  return {'initial': fingerprint.of_params(params)} if setup.source else {}
 
 
 def _check_initial(
-    parts: setup.Components, then: Mapping[str, Any], now: Mapping[str, str]
+    setup: setup_lib.Setup, then: Mapping[str, Any], now: Mapping[str, str]
 ) -> None:
   """Raises ValueError if policy_init_from has changed since the run started."""
   if then.get('initial') not in (None, now.get('initial')):
     raise ValueError(
-        f'{parts.origin.directory} (config.policy_init_from) holds other parameters '
+        f'{setup.source.directory} (config.policy_init_from) holds other parameters '
         f'({now["initial"]}) than those that this run started from ({then["initial"]}): give '
         'another --workdir'
     )
 
 
 def _train(
-    run: launch.Run, parts: setup.Components, writer: metrics.MetricsWriter
+    run: launch.Run, setup: setup_lib.Setup, writer: metrics.MetricsWriter
 ) -> tuple[Params, dict[str, str]]:
   """Runs the optimizer steps of `finetune`; also returns `_initial` of the initial parameters."""
   config = run.config.sft
-  batches = _batches(run, parts)
+  batches = _batches(run, setup)
   optimizer_config = optim.for_run(config.optimizer, config.steps)
-  algorithm = sft.make(config.algorithm, parts.policy, parts.make_optimizer(optimizer_config))
+  algorithm = sft.make(config.algorithm, setup.policy, setup.make_optimizer(optimizer_config))
 
-  params = parts.initial_params()
-  initial = _initial(parts, params)
-  state, train_step = parts.start(algorithm, params)
+  params = setup.initial_params()
+  initial = _initial(setup, params)
+  state, train_step = setup.start(algorithm, params)
   del params  # The state has a copy.
 
   saved = checkpoints.Checkpoints(run.workdir / 'checkpoints' / 'sft')
   keeper = loop.Keeper(
       saved, files={'metrics': writer}, total=config.steps, save_every=config.save_every,
-      stopper=parts.stopper, on_save=run.save_clock,
+      stopper=setup.stopper, on_save=run.save_clock,
   )
   restored = keeper.restore(state)
   if restored:
-    _check_initial(parts, restored.metadata, initial)
+    _check_initial(setup, restored.metadata, initial)
 
   shown = {}
   start, state = (restored.step, restored.state) if restored else (0, state)
@@ -103,34 +104,34 @@ def _train(
       config.steps, 'supervised fine-tuning', start
   ) as bar:
     for step in range(start, config.steps):
-      state, update = train_step(state, parts.put(batches.batch(step)))
+      state, update = train_step(state, setup.put(batches.batch(step)))
       logs = loop.should(config.log_every, step) or step == config.steps - 1
       if logs:
         learning_rate = optim.learning_rate_at(optimizer_config, step)
         values = writer.write(step, {**update, 'train/learning_rate': learning_rate})
         shown = {'loss': values['train/loss']}
-      if logs or loop.should(config.save_every, step + 1) or parts.stopper.requested:
+      if logs or loop.should(config.save_every, step + 1) or setup.stopper.requested:
         # Checking waits for the device; a state is always checked before it is saved.
         loop.check_finite(step, metrics.to_floats(update), last_saved=keeper.last_saved)
       bar.update(1, **shown)
       keeper.after_step(step + 1, state, initial)
 
-  parts.export_adapters(run.workdir / 'adapters', state.params['policy'])
-  return parts.plain(state.params['policy']), initial
+  setup.export_adapters(run.workdir / 'adapters', state.params['policy'])
+  return setup.plain(state.params['policy']), initial
 
 
-def _batches(run: launch.Run, parts: setup.Components) -> sft_batches.Batches:
+def _batches(run: launch.Run, setup: setup_lib.Setup) -> sft_batches.Batches:
   """Makes the batches of demonstrations, a function of the step."""
   config = run.config.sft
   sequences = sft_batches.encode_demonstrations(
-      parts.task, overlong='filter', loss_on=config.loss_on
+      setup.task, overlong='filter', loss_on=config.loss_on
   )
   if not len(sequences):
-    too_long = getattr(parts.task, 'num_filtered', {}).get('demonstrations', 0)
+    too_long = getattr(setup.task, 'num_filtered', {}).get('demonstrations', 0)
     raise ValueError(
-        f'{parts.task.name} has no demonstrations: {too_long} are too long '
+        f'{setup.task.name} has no demonstrations: {too_long} are too long '
         '(config.task.max_response_tokens)' if too_long else
-        f'{parts.task.name} has no demonstrations (config.task.num_demonstrations)'
+        f'{setup.task.name} has no demonstrations (config.task.num_demonstrations)'
     )
 
   if sequences.num_filtered:

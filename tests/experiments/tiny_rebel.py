@@ -13,7 +13,8 @@ from jaxrl_llm.algorithms import rebel
 from jaxrl_llm.models import configs, policy, value
 from jaxrl_llm.models.pretrained import huggingface
 from jaxrl_llm.runs import config as config_lib
-from jaxrl_llm.runs import launch, policy_evaluation, reward_config, reward_models, setup
+from jaxrl_llm.runs import launch, policy_evaluation, reward_config, reward_models
+from jaxrl_llm.runs import setup as setup_lib
 from jaxrl_llm.training import checkpoints, metrics, optim
 from tests.experiments import tiny
 
@@ -53,7 +54,7 @@ def task(**options):
 
 def _common(folder):
   return dict(
-      data_dir=str(folder), task=task(), sft=config_lib.SftSettings(steps=0),
+      data_dir=str(folder), task=task(), sft=config_lib.SftConfig(steps=0),
       policy_init_from=str(folder / 'policy'), reward_init_from=str(folder / 'reward'),
       evaluation=reward_config.RebelEvaluation(
           num_samples=1, temperature=1.0, batch_size=8, num_shown=2),
@@ -80,7 +81,7 @@ def large_batch(folder, **changes):
       **_common(folder), 'algorithm': algorithm, 'rounds': 2, 'generation_batch_size': 16,
       'keep_truncated': True, 'eval_every': 2, 'save_every': 3,
       'optimizer': optim.OptimizerConfig(learning_rate=1e-3),
-      'reward': reward_config.RewardSettings(eos_check='off', missing_stop_penalty=0.0),
+      'reward': reward_config.RewardConfig(eos_check='off', missing_stop_penalty=0.0),
       **changes})
 
 
@@ -166,24 +167,24 @@ def share_programs(patch):
 
     patch.setattr(holder, name, wrapped)
 
-  def network(parts):
-    config = parts.config
-    return parts.model, getattr(config, 'lora', 0), getattr(config, 'train_last_layers', 0)
+  def network(setup):
+    config = setup.config
+    return setup.model, getattr(config, 'lora', 0), getattr(config, 'train_last_layers', 0)
 
-  shared(setup.Components, 'sampler', lambda parts, **options: (
-      network(parts), options, parts.task.max_response_tokens))
-  shared(policy_evaluation, 'scorer', lambda parts, **options: (
-      network(parts), options, parts.task.max_response_tokens))
-  shared(policy_evaluation, 'divergence', lambda parts: (network(parts), parts.config.algorithm))
+  shared(setup_lib.Setup, 'sampler', lambda setup, **options: (
+      network(setup), options, setup.task.max_response_tokens))
+  shared(policy_evaluation, 'scorer', lambda setup, **options: (
+      network(setup), options, setup.task.max_response_tokens))
+  shared(policy_evaluation, 'divergence', lambda setup: (network(setup), setup.config.algorithm))
   shared(reward_models, 'id_scorer', lambda model: model)
-  shared(rebel_stages, 'generator', lambda parts: (
-      network(parts), parts.config.algorithm, parts.config.top_p, parts.task.max_response_tokens))
-  start = setup.Components.start
+  shared(rebel_stages, 'generator', lambda setup: (
+      network(setup), setup.config.algorithm, setup.config.top_p, setup.task.max_response_tokens))
+  start = setup_lib.Setup.start
 
-  def shared_start(parts, algorithm, params):
-    state, train_step = start(parts, algorithm, params)
-    config = parts.config
-    setting = repr((network(parts), config.algorithm, config.optimizer, config.steps))
+  def shared_start(setup, algorithm, params):
+    state, train_step = start(setup, algorithm, params)
+    config = setup.config
+    setting = repr((network(setup), config.algorithm, config.optimizer, config.steps))
     return state, made.setdefault(setting, train_step)
 
-  patch.setattr(setup.Components, 'start', shared_start)
+  patch.setattr(setup_lib.Setup, 'start', shared_start)

@@ -50,7 +50,7 @@ def config(folder, **changes):
   algorithm = refuel.Config(**{
       'kl_coefficient': 0.01, 'head_chunk': 0, 'num_epochs': 2, **changes.pop('algorithm', {})})
   return refuel_config.Refuel(**{
-      'data_dir': str(folder), 'task': task(), 'sft': config_lib.SftSettings(steps=0),
+      'data_dir': str(folder), 'task': task(), 'sft': config_lib.SftConfig(steps=0),
       'policy_init_from': str(folder / 'policy'), 'reward_init_from': str(folder / 'reward'),
       'evaluation': reward_config.RebelEvaluation(
           num_samples=2, temperature=1.0, batch_size=8, num_shown=1),
@@ -64,7 +64,7 @@ def simulated(folder, user, **changes):
   return config(folder, **{
       'user': user, 'law': 'one', 'task': task(first_only=True), 'max_tokens': 90,
       'batch_size': 16, 'rollout_batch_size': 8, 'algorithm': {'kl_coefficient': 0.0},
-      'reward': reward_config.RewardSettings(eos_check='off', missing_stop_penalty=0.0),
+      'reward': reward_config.RewardConfig(eos_check='off', missing_stop_penalty=0.0),
       'evaluation': reward_config.RebelEvaluation(temperature=1.0, batch_size=8, num_shown=2),
       **changes})
 
@@ -90,7 +90,7 @@ def share_programs(patch):
 
     patch.setattr(holder, 'sampler', sampler)
 
-  shared(refuel_batches, lambda parts, *, temperature: (
-      parts.model, parts.config.lora, parts.config.train_last_layers, temperature,
-      parts.task.max_reply_tokens))
+  shared(refuel_batches, lambda setup, *, temperature: (
+      setup.model, setup.config.lora, setup.config.train_last_layers, temperature,
+      setup.task.max_reply_tokens))
   shared(refuel_users, lambda network, tokenizer, options: (tokenizer.fingerprint, options))

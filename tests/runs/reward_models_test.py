@@ -7,7 +7,8 @@ import pytest
 
 from jaxrl_llm.data import chat_templates, response_batches, tokenizers
 from jaxrl_llm.models import configs
-from jaxrl_llm.runs import checkpoint_sources, launch, reward_config, reward_models, setup
+from jaxrl_llm.runs import checkpoint_sources, launch, reward_config, reward_models
+from jaxrl_llm.runs import setup as setup_lib
 from tests.experiments import tiny, tiny_rebel
 
 TOKENIZER = tokenizers.CharacterTokenizer('abc')  # 0 pads, 1 stops.
@@ -19,7 +20,7 @@ SCORES = np.array([[2.0, -1.0], [3.0, np.nan]], np.float32)
 
 
 def _rewards(scores=SCORES, **options):
-  settings = reward_config.RewardSettings(**options)
+  settings = reward_config.RewardConfig(**options)
   settings.validate('config.reward')
   model = reward_models.RewardModel(settings, None, lambda *arguments: scores, 'name', '')
   return model(ROLLOUTS, [{}, {}])
@@ -59,18 +60,18 @@ def folder(data_dir, tmp_path_factory):
 def test_ids_and_text_of_the_same_tokens_have_the_same_scores(folder):
   """A reward model with the policy's template and tokenizer is given the same either way."""
   config = tiny_rebel.online(folder)
-  own = dataclasses.replace(config, reward=reward_config.RewardSettings(
+  own = dataclasses.replace(config, reward=reward_config.RewardConfig(
       template='auto', max_tokens=tiny_rebel.PROMPT + tiny_rebel.RESPONSE))
   run = launch.Run(config, None, 'rebel', '', 'tiny.py', (), 'commit')
-  with setup.build(run) as parts:
-    examples = [e for e in parts.task.train if len(e['chosen_ids']) <= tiny_rebel.RESPONSE][:4]
+  with setup_lib.build(run) as setup:
+    examples = [e for e in setup.task.train if len(e['chosen_ids']) <= tiny_rebel.RESPONSE][:4]
     examples *= 2
     known = response_batches.rollouts(
         [e['prompt_ids'] for e in examples], [[e['chosen_ids']] for e in examples],
-        parts.task.tokenizer, max_prompt_tokens=tiny_rebel.PROMPT,
+        setup.task.tokenizer, max_prompt_tokens=tiny_rebel.PROMPT,
         max_response_tokens=tiny_rebel.RESPONSE)
-    by_ids = reward_models.load(config, parts)(known, examples)
-    by_text = reward_models.load(own, parts)(known, examples)
+    by_ids = reward_models.load(config, setup)(known, examples)
+    by_text = reward_models.load(own, setup)(known, examples)
   assert np.std(by_ids.scores) > 0.1
   np.testing.assert_allclose(by_ids.scores, by_text.scores, atol=1e-4)
 
@@ -96,33 +97,34 @@ def test_a_template_needs_the_tokenizer_of_the_reward_model(folder, tmp_path):
   tiny_rebel.write_reward(tmp_path / 'bare', model)
   config = tiny_rebel.online(
       folder, reward_init_from=str(tmp_path / 'bare'),
-      reward=reward_config.RewardSettings(template='auto', max_tokens=64))
-  with setup.build(launch.Run(config, None, 'rebel', '', 'tiny.py', (), 'c')) as parts:
+      reward=reward_config.RewardConfig(template='auto', max_tokens=64))
+  with setup_lib.build(launch.Run(config, None, 'rebel', '', 'tiny.py', (), 'c')) as setup:
     with pytest.raises(ValueError, match='no tokenizer lies in .*bare'):
-      reward_models.load(config, parts)
+      reward_models.load(config, setup)
     # Without one, its ids are taken for those of the policy.
-    config.reward = reward_config.RewardSettings()
-    assert reward_models.load(config, parts).fingerprint
+    config.reward = reward_config.RewardConfig()
+    assert reward_models.load(config, setup).fingerprint
 
 
-def _origin(model):
-  return checkpoint_sources.Origin('there', model, '', '', {}, None, 'config.reward_init_from')
+def _source(model):
+  return checkpoint_sources.CheckpointSource(
+      'there', model, '', '', {}, None, 'config.reward_init_from')
 
 
 def test_it_is_computed_as_the_policy_is_and_has_the_room_that_is_needed():
   theirs = configs.TransformerConfig(vocab_size=9, num_layers=3, max_length=16)
   ours = configs.TransformerConfig(num_layers=4, scan_unroll=2, compute_dtype='bfloat16')
-  model = reward_models.shape(_origin(theirs), ours, 40)
+  model = reward_models.shape(_source(theirs), ours, 40)
   assert (model.compute_dtype, model.num_layers, model.max_length) == ('bfloat16', 3, 40)
   assert model.scan_unroll == 1  # 2 does not divide 3.
   model.validate()
   learned = dataclasses.replace(theirs, positions='learned')
-  assert reward_models.shape(_origin(learned), ours, 16).max_length == 16
+  assert reward_models.shape(_source(learned), ours, 16).max_length == 16
   with pytest.raises(ValueError, match='reads at most 16 tokens, and 40 are needed'):
-    reward_models.shape(_origin(learned), ours, 40)
+    reward_models.shape(_source(learned), ours, 40)
 
 
 def test_a_vocabulary_that_is_too_small_is_named(tmp_path):
   with pytest.raises(ValueError, match='the tokenizer has 5 ids and the embedding in there only 4'):
     reward_models._check_tokens(
-        _origin(None), configs.TransformerConfig(vocab_size=4), TOKENIZER)
+        _source(None), configs.TransformerConfig(vocab_size=4), TOKENIZER)

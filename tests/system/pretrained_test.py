@@ -171,16 +171,17 @@ def test_a_tokenizer_that_is_larger_than_the_embedding_names_both_sizes(
 
 @pytest.mark.parametrize('shape', [(8, 1, 1), (2, 2, 2), (1, 8, 1)])
 def test_meshes_load_the_same_numbers(shape, tmp_path):
-  from jaxrl_llm.runs import checkpoint_sources, setup
+  from jaxrl_llm.runs import checkpoint_sources
+  from jaxrl_llm.runs import setup as setup_lib
 
   model = configs.TransformerConfig(
       vocab_size=16, width=16, num_heads=8, num_kv_heads=8, head_dim=2, mlp_width=16)
   params = policy.make(model).init(jax.random.key(0))
   huggingface.save(tmp_path / 'hf', model, params, model_type='llama')
-  origin = checkpoint_sources.read(str(tmp_path / 'hf'), field='config.policy_init_from')
+  source = checkpoint_sources.read(str(tmp_path / 'hf'), field='config.policy_init_from')
   mesh = mesh_lib.make_mesh(*shape)
-  abstract = setup.abstract_params(policy.make(model), mesh)
+  abstract = setup_lib.abstract_params(policy.make(model), mesh)
   with jax.set_mesh(mesh):  # As in a run.
-    loaded = origin.load(abstract)
+    loaded = source.load(abstract)
   jax.tree.map(lambda x, y: np.testing.assert_array_equal(x, y), loaded, params)
   jax.tree.map(lambda x, a: x.sharding == a.sharding or pytest.fail(str(a)), loaded, abstract)

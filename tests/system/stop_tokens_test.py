@@ -72,10 +72,10 @@ def test_the_option_is_named_where_it_is_missing(folder, tmp_path, capsys):
 def test_the_folder_remembers_what_ends_a_turn(folder, trained, tmp_path, capsys):
   base = tokenizers.load_tokenizer(folder / 'base')
   close = base.backend.token_to_id(CLOSE)
-  origin = checkpoint_sources.read(str(trained), field='--policy')
-  assert (origin.stop_ids, origin.stop_tokens) == ((close,), (CLOSE,))
+  source = checkpoint_sources.read(str(trained), field='--policy')
+  assert (source.stop_ids, source.stop_tokens) == ((close,), (CLOSE,))
   # The tokenizer of the base is still its own, and ends samples as they were learned.
-  assert origin.tokenizer_dir == str(folder / 'base') and base.stop_ids != (close,)
+  assert source.tokenizer_dir == str(folder / 'base') and base.stop_ids != (close,)
   out = tmp_path / 'samples.jsonl'
   tool(generate, f'--policy={trained}', '--prompt=7?', '--nostream', '--temperature=0',
        f'--out={out}', '--max_tokens=20')

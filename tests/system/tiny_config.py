@@ -21,7 +21,7 @@ def get_config() -> config_lib.AStarPo:
           num_layers=1, width=16, num_heads=2, num_kv_heads=1, head_dim=8, mlp_width=32,
           max_length=8,
       ),
-      sft=config_lib.SftSettings(
+      sft=config_lib.SftConfig(
           steps=40, batch_size=8, save_every=10, log_every=3,
           optimizer=optim.OptimizerConfig(learning_rate=2e-2),
       ),
@@ -32,7 +32,7 @@ def get_config() -> config_lib.AStarPo:
       stage1_batch_size=8,
       save_every=3,
       eval_every=4,
-      evaluation=config_lib.EvaluationSettings(
+      evaluation=config_lib.EvaluationConfig(
           num_samples=4, batch_size=8, num_shown=2, diagnosed_prompts=8,
           diagnosed_samples=4,
       ),

@@ -64,9 +64,9 @@ def test_there_and_back_is_the_same_checkpoint(folder, tmp_path, dtype, capsys):
     assert (back / name).read_bytes() == (there / name).read_bytes()
   assert not (back / 'generation_config.json').exists()
   # What runs compare.
-  origin = checkpoint_sources.read(str(ours), field='--policy')
-  assert origin.tokenizer == tokenizers.load_tokenizer(there).fingerprint
-  assert origin.model == huggingface.read_config(there).config
+  source = checkpoint_sources.read(str(ours), field='--policy')
+  assert source.tokenizer == tokenizers.load_tokenizer(there).fingerprint
+  assert source.model == huggingface.read_config(there).config
   params = conversion.load(conversion.read(str(ours), field=''))
   assert {leaf.dtype.name for leaf in jax.tree.leaves(params)} == {dtype}
 
@@ -178,8 +178,8 @@ def test_a_damaged_tokenizer_is_passed_over_where_another_one_is_named(folder, t
   with pytest.raises(ValueError, match='is not a complete tokenizer.json'):
     main(tmp_path / 'there', tmp_path / 'ours')
   main(tmp_path / 'there', tmp_path / 'ours', f'--tokenizer={folder / "float32"}')
-  origin = checkpoint_sources.read(str(tmp_path / 'ours'), field='')
-  assert origin.tokenizer == tokenizers.load_tokenizer(folder / 'float32').fingerprint
+  source = checkpoint_sources.read(str(tmp_path / 'ours'), field='')
+  assert source.tokenizer == tokenizers.load_tokenizer(folder / 'float32').fingerprint
 
 
 def test_a_sequence_classifier_keeps_its_head(tmp_path):

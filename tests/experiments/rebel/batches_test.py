@@ -13,19 +13,13 @@ from jaxrl_llm.algorithms import rebel
 from jaxrl_llm.data import response_batches, tokenizers
 from jaxrl_llm.models import lora
 from jaxrl_llm.rl import scoring
-from jaxrl_llm.runs import (
-  launch,
-  policy_evaluation,
-  references,
-  reward_config,
-  reward_models,
-  setup,
-)
+from jaxrl_llm.runs import launch, policy_evaluation, references, reward_config, reward_models
+from jaxrl_llm.runs import setup as setup_lib
 from jaxrl_llm.training import optim
 from jaxrl_llm.types import Batch
 from tests.experiments import tiny_rebel
 
-OFF = reward_config.RewardSettings(eos_check='off', missing_stop_penalty=0.0)
+OFF = reward_config.RewardConfig(eos_check='off', missing_stop_penalty=0.0)
 
 
 @pytest.fixture(scope='module')
@@ -58,24 +52,24 @@ def test_comparators_make_preferences_and_are_no_part_of_the_pair(folder):
   config = _config(
       folder, algorithm={'signal': 'preferences'}, num_comparators=3)
   scores = np.random.default_rng(0).normal(size=(8, 5)).astype(np.float32)
-  with setup.build(_run(config)) as parts:
-    data = rebel_batches.Prompts(parts, config.algorithm)
-    make = rebel_batches.Maker(config, parts, _reward(scores))
+  with setup_lib.build(_run(config)) as setup:
+    data = rebel_batches.Prompts(setup, config.algorithm)
+    make = rebel_batches.Maker(config, setup, _reward(scores))
     prompts, responses = data.batch(8, seed=0, step=0)
     assert responses is None
-    params = parts.form.frozen(parts.initial_params())
-    rollouts = make.sample(params, *parts.put(tuple(prompts[:3])), jax.random.key(0))
+    params = setup.finetuning.frozen(setup.initial_params())
+    rollouts = make.sample(params, *setup.put(tuple(prompts[:3])), jax.random.key(0))
     assert rollouts.tokens.shape == (8, 5, 6)
     assert make.mix_offline(rollouts, None, 0) is rollouts
     scored = make.score(rollouts, prompts.examples)
     batch = make(rollouts, scored, params)
     log_probs = jax.jit(lambda params, rollouts: scoring.score(
-        parts.policy, params, rollouts)[0])(params, batch.rollouts)
+        setup.policy, params, rollouts)[0])(params, batch.rollouts)
     # With a response of the data in the second place of some pairs.
     mixed = dataclasses.replace(config.algorithm, offline_fraction=0.5)
     config.algorithm = mixed
-    data = rebel_batches.Prompts(parts, mixed)
-    make = rebel_batches.Maker(config, parts, _reward(scores))
+    data = rebel_batches.Prompts(setup, mixed)
+    make = rebel_batches.Maker(config, setup, _reward(scores))
     prompts, responses = data.batch(8, seed=0, step=1)
     both = make.mix_offline(rollouts, responses, step=1)
     again = make.mix_offline(rollouts, responses, step=1)
@@ -105,8 +99,8 @@ def test_without_a_penalty_the_reference_is_not_asked(folder):
   config = _config(folder)
   config.algorithm = dataclasses.replace(config.algorithm, kl_coefficient=0.0)
   scores = np.array([[1.0, 2.0], [np.nan, 0.0], [5.0, 5.0], [0.0, 4.0]] * 2, np.float32)
-  with setup.build(_run(config)) as parts:
-    make = rebel_batches.Maker(config, parts, _reward(scores))
+  with setup_lib.build(_run(config)) as setup:
+    make = rebel_batches.Maker(config, setup, _reward(scores))
     scored = reward_models.Scored(scores, scores, np.full((8, 2), 3), np.zeros((8, 2), bool))
     batch = make(_rollouts(), scored, None)
   assert batch.reference_log_probs is None
@@ -127,20 +121,20 @@ def _rollouts():
     {'train_last_layers': 1}, {'lora': lora.LoraConfig(rank=2)}, {}])
 def test_a_reference_shares_what_is_not_trained(folder, changes):
   config = _config(folder, **changes)
-  with setup.build(_run(config)) as parts:
+  with setup_lib.build(_run(config)) as setup:
     options = rebel.Config(kl_coefficient=0.0, head_chunk=0, num_epochs=1)
     algorithm = rebel.make(
-        options, parts.policy, parts.make_optimizer(optim.OptimizerConfig(learning_rate=0.1)))
-    plain = parts.initial_params()
+        options, setup.policy, setup.make_optimizer(optim.OptimizerConfig(learning_rate=0.1)))
+    plain = setup.initial_params()
     state, train_step, reference = references.begin(
-        _run(config), parts, algorithm, finetune=None)
+        _run(config), setup, algorithm, finetune=None)
     shared = _shared(state.params['policy'], reference.of(state.params['policy']))
-    score = policy_evaluation.scorer(parts, temperature=1.0, chunk_size=0, micro=1)
-    rollouts = parts.put(dataclasses.replace(
+    score = policy_evaluation.scorer(setup, temperature=1.0, chunk_size=0, micro=1)
+    rollouts = setup.put(dataclasses.replace(
         _rollouts(), log_probs=np.zeros((8, 2, 3), np.float32)))
-    before = np.asarray(score(parts.form.frozen(plain), rollouts))
+    before = np.asarray(score(setup.finetuning.frozen(plain), rollouts))
     rewards = np.tile(np.array([[1.0, 0.0]], np.float32), (8, 1))
-    batch = parts.put(Batch(rollouts, rewards, None, {}, np.ones(8, np.float32)))
+    batch = setup.put(Batch(rollouts, rewards, None, {}, np.ones(8, np.float32)))
     state, _ = train_step(state, batch)
     policy = state.params['policy']
     # The reference is what it was; the policy is not.

@@ -30,7 +30,7 @@ def _online(folder):
   return tiny_rebel.online(
       folder, algorithm={'signal': 'preferences', 'offline_fraction': 0.3}, num_comparators=1,
       train_last_layers=1,
-      reward=reward_config.RewardSettings(eos_check='off', missing_stop_penalty=0.0))
+      reward=reward_config.RewardConfig(eos_check='off', missing_stop_penalty=0.0))
 
 
 @pytest.fixture(scope='module')

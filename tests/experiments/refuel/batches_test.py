@@ -10,7 +10,8 @@ import pytest
 from experiments.refuel import batches as refuel_batches
 from jaxrl_llm.data import batching
 from jaxrl_llm.data import dialogues as dialogues_lib
-from jaxrl_llm.runs import launch, reward_config, reward_models, setup
+from jaxrl_llm.runs import launch, reward_config, reward_models
+from jaxrl_llm.runs import setup as setup_lib
 from jaxrl_llm.types import STOPPED, TRUNCATED, Rollouts
 from tests.experiments import tiny_refuel
 
@@ -34,16 +35,16 @@ def world(folder):
   """Parts, parameters, and a pair of dialogues of each of eight prompts."""
   config = tiny_refuel.config(folder)
   config.validate()
-  with setup.build(launch.Run(config, None, 'refuel', '', 'x.py', (), 'commit')) as parts:
-    make = refuel_batches.Maker(config, parts, reward_models.load(config, parts))
+  with setup_lib.build(launch.Run(config, None, 'refuel', '', 'x.py', (), 'commit')) as setup:
+    make = refuel_batches.Maker(config, setup, reward_models.load(config, setup))
     prompts = make.prompts(0)
-    params = parts.form.frozen(parts.initial_params())
-    pair = make.roll_out(params, parts.task.questions, prompts, KEY)
+    params = setup.finetuning.frozen(setup.initial_params())
+    pair = make.roll_out(params, setup.task.questions, prompts, KEY)
     yield types.SimpleNamespace(**locals())
 
 
 def test_F3_a_pair_is_the_same_up_to_turn_h(world):
-  pair, task = world.pair, world.parts.task
+  pair, task = world.pair, world.setup.task
   assert (pair.num_turns == task.questions.num_turns(world.prompts.example_ids)).all()
   assert (pair.turn >= 0).all() and (pair.turn < pair.num_turns).all() and pair.turn.any()
   for said in (pair.first, pair.second):
@@ -59,11 +60,11 @@ def test_F3_a_pair_is_the_same_up_to_turn_h(world):
 
 def test_parts_of_a_batch_are_whole_dialogues_with_noise_of_their_own(world):
   config = dataclasses.replace(world.config, batch_size=16, rollout_batch_size=8)
-  make = refuel_batches.Maker(config, world.parts, None)
+  make = refuel_batches.Maker(config, world.setup, None)
   twice = batching.PromptBatch(*(
       [*part, *part] if isinstance(part, list) else np.concatenate([part, part])
       for part in world.prompts))
-  both = make.roll_out(world.params, world.parts.task.questions, twice, KEY)
+  both = make.roll_out(world.params, world.setup.task.questions, twice, KEY)
   assert len(both.first) == len(both.turn) == 16
   assert (both.num_turns[:8] == both.num_turns[8:]).all()
   assert (both.first.replies[:8] != both.first.replies[8:]).any()
@@ -85,7 +86,7 @@ def test_the_batch_ends_with_turn_h_and_scores_are_of_the_whole(world):
   batch = jax.device_get(make(pair, scored, world.params))
   turns = batch.aux['turns']
   assert (turns.max(axis=2) == pair.turn[:, None]).all()
-  assert batch.rollouts.tokens.shape == (8, 2, world.parts.task.max_response_tokens)
+  assert batch.rollouts.tokens.shape == (8, 2, world.setup.task.max_response_tokens)
   assert (batch.weight == 1).all() and batch.reference_log_probs.shape == turns.shape
   # The reference is the policy here: what it gives is what was sampled with.
   mask = batch.rollouts.mask > 0
@@ -98,27 +99,27 @@ def test_the_batch_ends_with_turn_h_and_scores_are_of_the_whole(world):
 
 def test_the_score_is_that_of_the_very_ids(world):
   """The last reply behind the transcript, and the dialogue behind the prompt, are one row."""
-  pair, parts = world.pair, world.parts
+  pair, setup = world.pair, world.setup
   rollouts, _ = refuel_batches.as_rollouts(
-      [pair.first, pair.second], pair.turn, parts.task.max_response_tokens)
-  reward = reward_models.load(world.config, parts)
-  expected = reward(parts.put(rollouts), world.prompts.examples)
+      [pair.first, pair.second], pair.turn, setup.task.max_response_tokens)
+  reward = reward_models.load(world.config, setup)
+  expected = reward(setup.put(rollouts), world.prompts.examples)
   np.testing.assert_allclose(world.make.score(pair).scores, expected.scores, atol=1e-5)
 
 
 def test_a_reward_model_that_reads_text_is_given_the_conversation(world):
   seen = []
 
-  def score(rollouts, examples, parts):
+  def score(rollouts, examples, setup):
     seen.append((rollouts, examples))
     return np.zeros(rollouts.lengths.shape, np.float32)
 
-  settings = reward_config.RewardSettings(template='auto', max_tokens=9)
+  settings = reward_config.RewardConfig(template='auto', max_tokens=9)
   judge = refuel_batches.Judge(
-      world.parts, reward_models.RewardModel(settings, None, score, 'name', ''))
+      world.setup, reward_models.RewardModel(settings, None, score, 'name', ''))
   said, last = world.pair.first, world.pair.num_turns - 1
   judge(said, last)
-  (rollouts, examples), task = seen[0], world.parts.task
+  (rollouts, examples), task = seen[0], world.setup.task
   for row, example in enumerate(examples):
     whole = task.messages(said, row)
     ids = np.asarray(rollouts.tokens)[row, 0, : int(rollouts.lengths[row, 0])]
@@ -128,7 +129,7 @@ def test_a_reward_model_that_reads_text_is_given_the_conversation(world):
 @pytest.mark.parametrize('max_tokens, left', [(45, 'too_long'), (200, 'equal_reply')])
 def test_F10_pairs_are_left_out_as_in_the_released_setting_one(world, max_tokens, left):
   config = dataclasses.replace(world.config, max_tokens=max_tokens)
-  make = refuel_batches.Maker(config, world.parts, None)
+  make = refuel_batches.Maker(config, world.setup, None)
   pair = world.pair
   if left == 'equal_reply':  # The first two say the same again.
     first = pair.first
@@ -150,7 +151,7 @@ def test_F10_pairs_are_left_out_as_in_the_released_setting_one(world, max_tokens
   scored = reward_models.Scored(scores, scores, np.ones((8, 2), int), np.zeros((8, 2), bool))
   batch = make(pair, scored, world.params)
   np.testing.assert_array_equal(batch.weight, expected)
-  assert batch.rollouts.tokens.shape[-1] == min(max_tokens, world.parts.task.max_response_tokens)
+  assert batch.rollouts.tokens.shape[-1] == min(max_tokens, world.setup.task.max_response_tokens)
   summary = make.summary(pair, scored)
   assert summary[f'rollout/left_out/{left}'] == (~expected).sum() > 0
 
@@ -165,10 +166,10 @@ def test_widths_of_transcripts(world, monkeypatch, widths, seen):
     slots = np.ones((len(tokens), 1, tiny_refuel.REPLY), np.int32)
     return Rollouts(tokens, lengths, slots, ones, slots, slots * 0.0, ones)
 
-  monkeypatch.setattr(refuel_batches, 'sampler', lambda parts, temperature: sample)
-  talk = refuel_batches.Talk(world.parts, temperature=1.0, widths=widths)
+  monkeypatch.setattr(refuel_batches, 'sampler', lambda setup, temperature: sample)
+  talk = refuel_batches.Talk(world.setup, temperature=1.0, widths=widths)
   num_turns = talk.num_turns(world.prompts.example_ids)
-  talk({}, world.parts.task.questions, talk.start(world.prompts), KEY, num_turns=num_turns)
+  talk({}, world.setup.task.questions, talk.start(world.prompts), KEY, num_turns=num_turns)
   assert read == seen
 
 
@@ -176,8 +177,8 @@ def test_replies_are_cut_at_the_limit_for_their_number_of_turns(world, folder):
   config = dataclasses.replace(
       world.config, task=tiny_refuel.task(limits='1=28:4, 2=28:3, 3=28:2'))
   task = config.task.make(0, str(folder), str(folder / 'policy'), True)
-  parts = dataclasses.replace(world.parts, config=config, task=task)
-  talk = refuel_batches.Talk(parts, temperature=1.0, widths='fixed')
+  setup = dataclasses.replace(world.setup, config=config, task=task)
+  talk = refuel_batches.Talk(setup, temperature=1.0, widths='fixed')
   params, questions = world.params, task.questions
   num_turns = talk.num_turns(world.prompts.example_ids)
   said = talk(params, questions, talk.start(world.prompts), KEY, num_turns=num_turns)

@@ -30,7 +30,7 @@ _ERRORS = {
     'reward_init_from': ('', 'REFUEL needs a reward model: .*, got none'),
     'value_init_from': ('.', 'value_init_from has no effect: Refuel has no value network'),
     'reward.eos_check': ('pad', "eos_check must be 'eos' or 'off'.* got 'pad' and 'same'"),
-    'reward': (reward_config.RewardSettings(template='none', max_tokens=9),
+    'reward': (reward_config.RewardConfig(template='none', max_tokens=9),
                "not 'none', for dialogues, got 'eos' and 'none'"),
     'algorithm.eta': (0.0, r'eta must be positive and finite, got 0.0 \(config.algorithm\)'),
     'algorithm.samples_per_prompt': (3, r'must be 2 for REFUEL, got 3 \(config.algorithm\)'),
@@ -76,7 +76,7 @@ _SERVER = {'kind': 'endpoint', 'url': 'http://a', 'model': 'm', 'mark': 'Q:'}
 ])
 def test_bad_users(options, message):
   with pytest.raises(ValueError, match=message):
-    refuel_config.UserSettings(**options).validate('config.user')
+    refuel_config.UserConfig(**options).validate('config.user')
 
 
 @pytest.mark.parametrize('options, message', [
@@ -108,7 +108,7 @@ def test_every_field_is_in_a_list():
   names = {field.name for field in dataclasses.fields(refuel_config.Refuel)}
   assert names == set().union(*_SEEN.values())
   read = {name for names in refuel_config._READ.values() for name in names}
-  assert read == {field.name for field in dataclasses.fields(refuel_config.UserSettings)} - {
+  assert read == {field.name for field in dataclasses.fields(refuel_config.UserConfig)} - {
       'kind'}
 
 

@@ -147,7 +147,7 @@ def test_the_questions_of_MT_bench_are_talked_about(data_dir, tmp_path, capsys):
 
 
 def test_the_reference_plays_the_user_and_a_kill_is_not_seen(folder, tmp_path):
-  user = refuel_config.UserSettings(
+  user = refuel_config.UserConfig(
       kind='model', max_tokens=6, mark='a', instruction='Say')
   config = tiny_refuel.simulated(
       folder, user, steps=2, save_every=1, eval_every=5, seed=3,

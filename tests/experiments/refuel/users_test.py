@@ -10,7 +10,8 @@ from experiments.refuel import config as refuel_config
 from experiments.refuel import users as refuel_users
 from jaxrl_llm.data import dialogues as dialogues_lib
 from jaxrl_llm.models.pretrained import huggingface
-from jaxrl_llm.runs import launch, setup
+from jaxrl_llm.runs import launch
+from jaxrl_llm.runs import setup as setup_lib
 from jaxrl_llm.tasks import endpoint_user
 from jaxrl_llm.types import STOPPED, TRUNCATED, Rollouts
 from tests.experiments import tiny, tiny_refuel
@@ -27,22 +28,22 @@ def folder(tmp_path_factory):
 
 
 @pytest.fixture(scope='module')
-def parts(folder):
-  config = tiny_refuel.simulated(folder, refuel_config.UserSettings(kind='model', max_tokens=6))
+def setup(folder):
+  config = tiny_refuel.simulated(folder, refuel_config.UserConfig(kind='model', max_tokens=6))
   config.validate()
-  with setup.build(launch.Run(config, None, 'refuel', '', 'x.py', (), 'commit')) as parts:
-    yield parts
+  with setup_lib.build(launch.Run(config, None, 'refuel', '', 'x.py', (), 'commit')) as setup:
+    yield setup
 
 
-def _users(parts, **options):
-  config = dataclasses.replace(parts.config, user=refuel_config.UserSettings(**options))
+def _users(setup, **options):
+  config = dataclasses.replace(setup.config, user=refuel_config.UserConfig(**options))
   config.validate()
-  return refuel_users.Users(config, parts)
+  return refuel_users.Users(config, setup)
 
 
-def _talk(parts, rows=8, cut=()):
+def _talk(setup, rows=8, cut=()):
   """Dialogues in which the policy has replied once; those of `cut` lack the stop token."""
-  task = parts.task
+  task = setup.task
   examples = task.train[:rows]
   prompts = np.zeros((rows, task.max_prompt_tokens), np.int32)
   lengths = np.array([len(example['prompt_ids']) for example in examples])
@@ -61,9 +62,9 @@ def _talk(parts, rows=8, cut=()):
   return dataclasses.replace(talk, seeds=np.arange(rows, dtype=np.uint32) * 7)
 
 
-def test_a_model_goes_on_behind_the_header_of_the_users_turn(parts, folder, tmp_path):
-  users = _users(parts, kind='model', init_from=str(folder / 'user'), max_tokens=6)
-  talk, frame = _talk(parts), parts.task.frame
+def test_a_model_goes_on_behind_the_header_of_the_users_turn(setup, folder, tmp_path):
+  users = _users(setup, kind='model', init_from=str(folder / 'user'), max_tokens=6)
+  talk, frame = _talk(setup), setup.task.frame
   said = users(None)(talk)
   again = users('whatever the reference is')(talk)
   assert said == again and len({tuple(ids) for ids in said}) > 1
@@ -76,26 +77,26 @@ def test_a_model_goes_on_behind_the_header_of_the_users_turn(parts, folder, tmp_
   changed = jax.tree.map(lambda leaf: leaf + 1, tiny.params(checkpoint.config))
   huggingface.save(tmp_path / 'other', checkpoint.config, changed, model_type='qwen2',
                    tokenizer_from=folder / 'user')
-  other = _users(parts, kind='model', init_from=str(tmp_path / 'other'), max_tokens=6)
+  other = _users(setup, kind='model', init_from=str(tmp_path / 'other'), max_tokens=6)
   users.check(users.fingerprint)
   with pytest.raises(ValueError, match='was trained with the user .*another --workdir'):
     other.check(users.fingerprint)
 
 
 @pytest.fixture(scope='module')
-def real(parts, folder, data_dir):
+def real(setup, folder, data_dir):
   """The same with a real tokenizer, and room for what a user thinks."""
   task = tiny_refuel.task(
       first_only=True, tokenizer_dir=str(data_dir / 'tokenizers' / 'qwen2'), template='chatml',
       max_message_tokens=24)
   return dataclasses.replace(
-      parts, task=task.make(0, str(folder), pretrained=True),
-      model=dataclasses.replace(parts.model, max_length=4_096))
+      setup, task=task.make(0, str(folder), pretrained=True),
+      model=dataclasses.replace(setup.model, max_length=4_096))
 
 
-def _saying(patch, parts, texts):
+def _saying(patch, setup, texts):
   """Lets the model say these texts, without a model; the list of what it reads."""
-  tokenizer, read = parts.task.tokenizer, []
+  tokenizer, read = setup.task.tokenizer, []
 
   def sample(params, prompts, lengths, seeds, key):
     read.extend(np.asarray(row)[-length:].tolist() for row, length in zip(prompts, lengths))
@@ -150,13 +151,13 @@ def test_a_model_reads_a_reply_that_was_cut_as_one_that_ended(real, monkeypatch,
   assert 'assistant\nYes<|im_end|>\n<|im_start|>user\n' in text
 
 
-def test_a_model_is_asked_for_reasons_and_a_mark(parts, monkeypatch):
+def test_a_model_is_asked_for_reasons_and_a_mark(setup, monkeypatch):
   """What it reads is the dialogue and the request."""
-  wide = dataclasses.replace(parts, model=dataclasses.replace(parts.model, max_length=4_096))
+  wide = dataclasses.replace(setup, model=dataclasses.replace(setup.model, max_length=4_096))
   read = _saying(monkeypatch, wide, ['Ask: Why?'] * 8)
-  request = lambda: parts.task.tokenizer.decode(read.pop()).rpartition('[user]')[2]
+  request = lambda: setup.task.tokenizer.decode(read.pop()).rpartition('[user]')[2]
   messages = _users(wide, kind='model', max_tokens=6, mark='Ask:')('reference')(_talk(wide))
-  assert [parts.task.text(ids) for ids in messages] == ['Why?'] * 8
+  assert [setup.task.text(ids) for ids in messages] == ['Why?'] * 8
   text = request()
   assert '"Ask:"' in text and text.startswith('From now on') and text.endswith('[assistant]')
   options = {'mark': 'Q', 'instruction': 'Be a Q.'}
@@ -164,7 +165,7 @@ def test_a_model_is_asked_for_reasons_and_a_mark(parts, monkeypatch):
   assert request() == 'Be a Q.[assistant]'
 
 
-def test_a_server_is_told_who_said_what(parts, monkeypatch):
+def test_a_server_is_told_who_said_what(setup, monkeypatch):
   bodies = []
 
   def ask(self, body):
@@ -174,9 +175,9 @@ def test_a_server_is_told_who_said_what(parts, monkeypatch):
   monkeypatch.setattr(endpoint_user.EndpointUser, '_ask', ask)
   monkeypatch.setenv('THE_KEY', 'secret')
   users = _users(
-      parts, kind='endpoint', url='http://localhost:1/v1', model='big', mark='Ask:',
+      setup, kind='endpoint', url='http://localhost:1/v1', model='big', mark='Ask:',
       temperature=0.5, max_tokens=9, key_variable='THE_KEY')
-  talk, task = _talk(parts, rows=2), parts.task
+  talk, task = _talk(setup, rows=2), setup.task
   assert users.fingerprint == '' and not bodies
   said = users(None)(talk)
   # What follows the last mark, cut to the slots of a message.
@@ -192,8 +193,8 @@ def test_a_server_is_told_who_said_what(parts, monkeypatch):
       f'User: {example["questions"][0]}\n\nAssistant: Yes' for example in task.train[:2]}
 
 
-def test_models_that_cannot_play_the_user_are_refused(parts, folder, tmp_path):
-  ask = lambda where: _users(parts, kind='model', init_from=str(where), max_tokens=6)
+def test_models_that_cannot_play_the_user_are_refused(setup, folder, tmp_path):
+  ask = lambda where: _users(setup, kind='model', init_from=str(where), max_tokens=6)
   with pytest.raises(ValueError, match='config.user.init_from is no folder'):
     ask(tmp_path / 'nowhere')
   with pytest.raises(ValueError, match='must hold a policy, got a reward model in'):
@@ -202,4 +203,4 @@ def test_models_that_cannot_play_the_user_are_refused(parts, folder, tmp_path):
   with pytest.raises(ValueError, match='is not that of the policy .* let a server play the user'):
     ask(tmp_path / 'other')
   with pytest.raises(ValueError, match=r'max_length must be at least \d+ .*the user reads'):
-    _users(parts, kind='model', max_tokens=99)
+    _users(setup, kind='model', max_tokens=99)

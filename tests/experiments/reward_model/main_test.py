@@ -12,7 +12,8 @@ from experiments.reward_model import config as reward_model_config
 from experiments.reward_model import pairs as reward_pairs
 from jaxrl_llm.models import configs
 from jaxrl_llm.models import reward as reward_lib
-from jaxrl_llm.runs import launch, reward_models, setup
+from jaxrl_llm.runs import launch, reward_models
+from jaxrl_llm.runs import setup as setup_lib
 from jaxrl_llm.training import checkpoints, loop, metrics, optim
 from tests.experiments import tiny, tiny_rebel
 
@@ -26,9 +27,9 @@ def compiled_once():
     start = reward_pairs.start
     steps = {}
 
-    def shared(parts, algorithm, params):
-      state, train_step = start(parts, algorithm, params)
-      return state, steps.setdefault(repr((parts.model, parts.config.optimizer)), train_step)
+    def shared(setup, algorithm, params):
+      state, train_step = start(setup, algorithm, params)
+      return state, steps.setdefault(repr((setup.model, setup.config.optimizer)), train_step)
 
     patch.setattr(reward_pairs, 'start', shared)
     yield
@@ -107,14 +108,14 @@ def test_it_learns_says_how_well_and_is_centred(folder, whole):
 
 def test_the_folder_is_a_reward_model_for_others_and_where_to_go_on(folder, whole):
   config = tiny_rebel.online(folder, reward_init_from=str(whole / 'params'))
-  with setup.build(_launched(config)) as parts:
-    assert reward_models.load(config, parts).fingerprint == json.loads(
+  with setup_lib.build(_launched(config)) as setup:
+    assert reward_models.load(config, setup).fingerprint == json.loads(
         (whole / 'results.json').read_text())['fingerprint']
   config = _config(folder, policy_init_from=str(whole / 'params'))
-  with setup.build(_launched(config)) as parts:
-    network = reward_lib.make(parts.model)
-    abstract = setup.abstract_params(network, parts.mesh)
-    params = reward_models.initial_params(parts, network, abstract, head_init='zero')
+  with setup_lib.build(_launched(config)) as setup:
+    network = reward_lib.make(setup.model)
+    abstract = setup_lib.abstract_params(network, setup.mesh)
+    params = reward_models.initial_params(setup, network, abstract, head_init='zero')
     expected, _ = checkpoints.load_params(whole / 'params', abstract)
     jax.tree.map(np.testing.assert_array_equal, params, expected)
 
@@ -145,10 +146,10 @@ def test_where_a_head_begins(folder):
   config = _config(
       folder, policy_init_from='', model=configs.TransformerConfig(**model, max_length=1024),
       task=dataclasses.replace(task, tokenizer_dir=str(folder / 'policy')))
-  with setup.build(_launched(config)) as parts:
-    network = reward_lib.make(parts.model)
-    abstract = setup.abstract_params(network, parts.mesh)
-    normal, zero = (reward_models.initial_params(parts, network, abstract, head_init=kind)
+  with setup_lib.build(_launched(config)) as setup:
+    network = reward_lib.make(setup.model)
+    abstract = setup_lib.abstract_params(network, setup.mesh)
+    normal, zero = (reward_models.initial_params(setup, network, abstract, head_init=kind)
                     for kind in ('normal', 'zero'))
   kernel = np.asarray(normal['value_head']['kernel'])
   assert np.sqrt(np.mean(kernel**2)) == pytest.approx(65**-0.5, rel=0.3)
@@ -156,11 +157,11 @@ def test_where_a_head_begins(folder):
   jax.tree.map(np.testing.assert_array_equal, normal['layers'], zero['layers'])
   # A policy's trunk is taken; its head over the vocabulary stays behind.
   config = _config(folder)
-  with setup.build(_launched(config)) as parts:
-    network = reward_lib.make(parts.model)
-    abstract = setup.abstract_params(network, parts.mesh)
-    params = reward_models.initial_params(parts, network, abstract, head_init='normal')
-    plain = parts.initial_params()
+  with setup_lib.build(_launched(config)) as setup:
+    network = reward_lib.make(setup.model)
+    abstract = setup_lib.abstract_params(network, setup.mesh)
+    params = reward_models.initial_params(setup, network, abstract, head_init='normal')
+    plain = setup.initial_params()
   assert params.keys() == {*plain.keys(), 'value_head'} - {'head'}
   jax.tree.map(np.testing.assert_array_equal, params['layers'], plain['layers'])
 
@@ -172,12 +173,12 @@ def test_references_of_another_file(folder, tmp_path):
                           for r in rows))
   config = _config(folder, centring_file='references.jsonl', centring_schema='conversations')
   config.validate()
-  with setup.build(_launched(config)) as parts:
-    references = reward_pairs.references(_launched(config), parts)
+  with setup_lib.build(_launched(config)) as setup:
+    references = reward_pairs.references(_launched(config), setup)
     assert len(references) == 5 and references.rollouts.tokens.shape[1] == 1
     assert set(references.rollouts.lengths.ravel()) == {2}  # A digit and the stop token.
     assert reward_pairs.references(
-        _launched(dataclasses.replace(config, centre=False, centring_file='')), parts) is None
+        _launched(dataclasses.replace(config, centre=False, centring_file='')), setup) is None
 
 
 @pytest.mark.parametrize('arguments, words', [
