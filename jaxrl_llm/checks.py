@@ -39,6 +39,45 @@ def non_negative(holder: Any, prefix: str, *names: str) -> None:
       raise ValueError(f'{_field(prefix, name)} must be non-negative and finite, got {value}')
 
 
+def at_most(holder: Any, prefix: str, **maximum: float) -> None:
+  """Raises ValueError for the first named field above its maximum."""
+  for name, most in maximum.items():
+    value = getattr(holder, name)
+    if not value <= most:
+      raise ValueError(f'{_field(prefix, name)} must be at most {most}, got {value}')
+
+
+def finite(holder: Any, prefix: str, *names: str) -> None:
+  """Raises ValueError for the first named field that is not finite."""
+  for name in names:
+    value = getattr(holder, name)
+    if not math.isfinite(value):
+      raise ValueError(f'{_field(prefix, name)} must be finite, got {value}')
+
+
+def fraction(holder: Any, prefix: str, *names: str) -> None:
+  """Raises ValueError for the first named field outside [0, 1]."""
+  for name in names:
+    value = getattr(holder, name)
+    if not 0 <= value <= 1:
+      raise ValueError(f'{_field(prefix, name)} must be in [0, 1], got {value}')
+
+
+def fixed(holder: Any, prefix: str, because: str, **values: Any) -> None:
+  """Raises ValueError for the first named field that differs from the only value in use.
+
+  Args:
+    holder: the dataclass.
+    prefix: where it is in the config.
+    because: the condition under which the field has no effect, such as "with template 'same'".
+    **values: the only allowed value by field.
+  """
+  for name, only in values.items():
+    value = getattr(holder, name)
+    if value != only:
+      raise ValueError(f'{_field(prefix, name)} must be {only!r} {because}, got {value!r}')
+
+
 def one_of(holder: Any, prefix: str, **allowed: Sequence[str]) -> None:
   """Raises ValueError for the first named field that is none of its allowed values."""
   for name, values in allowed.items():

@@ -51,3 +51,19 @@ def test_within_adds_the_place():
   message = r'^eta must be positive \(config.algorithm\)$'
   with pytest.raises(ValueError, match=message), checks.within('config.algorithm'):
     raise ValueError('eta must be positive')
+
+
+@pytest.mark.parametrize('check, passing, failing, rule', [
+    (lambda c: checks.at_most(c, 'config', x=2), (2, -5), (3, math.nan), 'must be at most 2'),
+    (lambda c: checks.finite(c, 'config', 'x'), (-3.5, 0), (math.inf, math.nan), 'must be finite'),
+    (lambda c: checks.fraction(c, 'config', 'x'), (0, 0.5, 1), (-0.1, 1.1, math.nan),
+     r'must be in \[0, 1\]'),
+    (lambda c: checks.fixed(c, 'config', 'where a is off', x=0), (0,), (1,),
+     'must be 0 where a is off'),
+])
+def test_ranges(check, passing, failing, rule):
+  for value in passing:
+    check(_config(x=value))
+  for value in failing:
+    with pytest.raises(ValueError, match=f'^config.x {rule}, got {value}$'):
+      check(_config(x=value))
