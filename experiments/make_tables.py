@@ -8,6 +8,7 @@ DIR/<experiment>.csv (by default in RUNS/tables) and prints the Markdown. --page
 files, or directories of them, whose blocks are filled from the same results.
 """
 
+import functools
 import itertools
 import pathlib
 from collections.abc import Sequence
@@ -32,6 +33,15 @@ _SPEED = (
     ('sample_batch_64/tokens_per_second', 'sampling 32 + 128, batch 64 (tokens/s)', 0),
 )
 _STUDIES = ('arithmetic', 'summarisation', 'dialogue')  # Arena studies shown on pages.
+# Other blocks of pages: experiment, setting, how the table is made.
+_BLOCKS = {
+    'icl_hmm': ('icl_hmm', 'default', readme.icl_hmm),
+    'icl_hmm mice': ('icl_hmm', 'mice', readme.icl_hmm_mice),
+    'shoestring cora': ('shoestring', 'cora', functools.partial(readme.few_labels, title='Cora')),
+    'shoestring citeseer': (
+        'shoestring', 'citeseer', functools.partial(readme.few_labels, title='CiteSeer')),
+    'shoestring few shot': ('shoestring_few_shot', 'default', readme.few_shot),
+}
 
 
 def main() -> None:
@@ -93,6 +103,9 @@ def page_blocks(settings: list[render.Setting], runs: str) -> dict[str, str]:
   for study in _STUDIES:
     if ('arena', study) in by_name:
       blocks[f'arena {study}'] = readme.arena(by_name['arena', study])
+  for block, (experiment, name, make) in _BLOCKS.items():
+    if (experiment, name) in by_name:
+      blocks[block] = make(by_name[experiment, name])
   return blocks
 
 

@@ -26,6 +26,36 @@ _ARENA = (
     ('sampled_tokens', 'sampled tokens', 1, 0),
 )
 
+# Rows and columns of the other tables: label, and the parts of a key in results.json.
+_HMM_METHODS = (
+    ('in context', 'icl'), ('filter (knows the HMM)', 'filter'),
+    ('bigrams of the context', 'bigram'), ('Baum-Welch, best of 5', 'baum_welch'),
+    ('gap to the filter', 'gap'),
+)
+_MICE_METHODS = (
+    ('bias only (chance: 50)', 'bias'), ('counts in the same window', 'context_ngram3'),
+    ('GLM', 'glm'), ('GLM, a weight for each contrast', 'glm_levels'),
+    ('GLM-HMM, 3 states', 'glm_hmm3'), ('in context: choices', 'icl_choice'),
+    ('in context: contrasts, choices', 'icl_stim_choice'),
+    ('in context, layout of the released code (the answer can be read)', 'icl_shift'),
+)
+_FEW_LABELS = (
+    ('label propagation', 'lp/softmax/{}/accuracy'),
+    ('GCN', 'gcn/softmax/{}/accuracy'),
+    ('GCN + cos, prototypes from training labels', 'gcn/cos/{}/accuracy'),
+    ('IGCN', 'igcn/softmax/{}/accuracy'),
+    ('IGCN + cos, prototypes from training labels', 'igcn/cos/{}/accuracy'),
+    ('GCN (λ = 0), prototypes from *test* labels, as in the released code',
+     'gcn/softmax/{}/leaky_accuracy'),
+    ('IGCN + cos, prototypes from *test* labels', 'igcn/cos/{}/leaky_accuracy'),
+)
+_FEW_SHOT = (
+    ('prototypes', 'prototypes'), ('label propagation', 'lp'), ('refined prototypes', 'refined'),
+    ('prototypes of filtered features', 'filtered'),
+    ('graph network with the metric head, softmax', 'gcn_softmax'),
+    ('graph network with the metric head, prototypes', 'gcn_prototypes'),
+)
+
 
 def fill(text: str, blocks: Mapping[str, str]) -> str:
   """Replaces the content of every block of a text.
@@ -108,6 +138,85 @@ def arena(setting: render.Setting) -> str:
     cells = [_show(setting, f'eval/{name}/{key}', scale, digits)
              for key, _, scale, digits in columns]
     lines.append(f'| {name} | {" | ".join(cells)} |')
+  return '\n'.join(lines)
+
+
+def icl_hmm(setting: render.Setting) -> str:
+  """Makes the table of HMMs learnt in context: accuracy by number of symbols seen.
+
+  Args:
+    setting: runs of icl_hmm / default.
+
+  Returns:
+    Markdown.
+  """
+  prefix = 'eval/icl/accuracy/T'
+  lengths = [key.removeprefix(prefix) for key in setting.quantities() if key.startswith(prefix)]
+  # The gap of each run, so that its error over seeds is that of paired differences.
+  runs = {seed: run | {
+      f'eval/gap/accuracy/T{length}':
+          run[f'eval/filter/accuracy/T{length}'] - run[f'eval/icl/accuracy/T{length}']
+      for length in lengths} for seed, run in setting.runs.items()}
+
+  rows = [(length, f'eval/{{}}/accuracy/T{length}') for length in lengths]
+  return _grid(setting._replace(runs=runs), 'T', _HMM_METHODS, rows, scale=1, digits=3)
+
+
+def icl_hmm_mice(setting: render.Setting) -> str:
+  """Makes the table of mice's choices: accuracy by method and real animal, and their mean.
+
+  Args:
+    setting: runs of icl_hmm / mice.
+
+  Returns:
+    Markdown.
+  """
+  animals = dict.fromkeys(key.split('/')[1] for key in setting.quantities()
+                          if re.fullmatch(r'mice/[^/]+/glm/accuracy', key))
+  columns = [(name, f'mice/{name}') for name in animals if not name.startswith('simulated_')]
+  rows = [(label, f'{{}}/{method}/accuracy') for label, method in _MICE_METHODS]
+  return _grid(setting, 'accuracy (%)', [*columns, ('mean', 'mean')], rows, scale=100, digits=1)
+
+
+def few_labels(setting: render.Setting, title: str) -> str:
+  """Makes the table of a graph with few labels: accuracy by method and labels per class.
+
+  Args:
+    setting: runs of shoestring / a graph.
+    title: name of the graph.
+
+  Returns:
+    Markdown.
+  """
+  columns = [(f'{count} per class', f'n{count}') for count in (1, 2, 5, 20)]
+  rows = [(label, f'eval/{pattern}') for label, pattern in _FEW_LABELS]
+  return _grid(setting, title, columns, rows, scale=100, digits=1)
+
+
+def few_shot(setting: render.Setting) -> str:
+  """Makes the table of few-shot episodes: accuracy by method and shots.
+
+  Args:
+    setting: runs of shoestring_few_shot / default.
+
+  Returns:
+    Markdown.
+  """
+  columns = [('1 shot', '5way_1shot'), ('5 shots', '5way_5shot')]
+  rows = [(label, f'eval/{method}/{{}}/accuracy') for label, method in _FEW_SHOT]
+  return _grid(setting, 'accuracy (%)', columns, rows, scale=100, digits=1)
+
+
+def _grid(
+    setting: render.Setting, corner: str, columns: Sequence[tuple[str, str]],
+    rows: Sequence[tuple[str, str]], *, scale: float, digits: int,
+) -> str:
+  """Table of one quantity; a row's key has a {} for the name of the column."""
+  lines = [f'| {" | ".join([corner, *(label for label, _ in columns)])} |',
+           '|---' * (1 + len(columns)) + '|']
+  for label, pattern in rows:
+    cells = [_show(setting, pattern.format(name), scale, digits) for _, name in columns]
+    lines.append(f'| {label} | {" | ".join(cells)} |')
   return '\n'.join(lines)
 
 

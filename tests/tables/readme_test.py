@@ -90,3 +90,19 @@ def test_a_study_of_the_arena_is_a_table_of_its_algorithms():
   assert readme.arena(render.Setting('arena', 'addition', runs)).split('\n') == [
       '| addition | score, sampled | greedy | KL (nats) |', '|---|---|---|---|',
       '| sft | 0.500 | 0.250 | - |', '| ppo | 0.700 ± 0.100 | 0.750 | 1.50 |']
+
+
+def test_the_gap_of_hmms_in_context_is_paired_by_seed():
+  runs = {seed: {f'eval/{method}/accuracy/T4': accuracy + 0.1 * seed for method, accuracy in (
+      ('icl', 0.25), ('filter', 0.5), ('bigram', 0.125))} for seed in range(2)}
+  assert readme.icl_hmm(render.Setting('icl_hmm', 'default', runs)).split('\n') == [
+      '| T | in context | filter (knows the HMM) | bigrams of the context | Baum-Welch, best of 5 '
+      '| gap to the filter |', '|---|---|---|---|---|---|',
+      '| 4 | 0.300 ± 0.050 | 0.550 ± 0.050 | 0.175 ± 0.050 | - | 0.250 |']
+
+
+def test_simulated_mice_are_excluded_from_the_table_of_mice():
+  run = {'mice/M1/glm/accuracy': 0.5, 'mice/simulated_0/glm/accuracy': 0.75,
+         'mean/glm/accuracy': 0.5}
+  lines = readme.icl_hmm_mice(render.Setting('icl_hmm', 'mice', {0: run})).split('\n')
+  assert lines[0] == '| accuracy (%) | M1 | mean |' and '| GLM | 50.0 | 50.0 |' in lines
