@@ -1,5 +1,6 @@
 """Tables and figure of the cost study, and its verdict on the published columns."""
 
+import itertools
 import pathlib
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -7,7 +8,6 @@ from typing import Any
 from experiments.cost import model as cost_model
 from jaxrl_llm.runs import figures
 from jaxrl_llm.tables import reference
-from jaxrl_llm.training import files
 
 _GIGA, _PETA = 1e9, 1e15
 _OURS = 'a_star_po'  # Baseline of the comparisons.
@@ -129,47 +129,45 @@ def flat_table(
 
 def figure(path: pathlib.Path, study: cost_model.Study, numbers: Mapping[str, Any]) -> None:
   """Plots memory and operations of every algorithm relative to A*-PO, as stacked bars."""
-  import matplotlib
-
-  matplotlib.use('Agg')
-  import matplotlib.pyplot as plt
-
   costs = Costs(study, numbers)
   base = _base(study, costs)[0]
   rows = [*study.layouts, 'flops']
 
-  canvas, grid = plt.subplots(
-      len(rows), len(costs.sizes), figsize=(1.2 + 3.6 * len(costs.sizes), 2.5 * len(rows)),
-      squeeze=False, sharex=True, layout='constrained')
+  size = 1.2 + 3.6 * len(costs.sizes), 2.5 * len(rows)
   labels = [study.recipes[name].label for name in costs.algorithms]
 
-  for axes_row, row in zip(grid, rows):
-    for axes, size in zip(axes_row, costs.sizes):
-      whole = costs.flops(size, base) if row == 'flops' else costs.total(size, base, row)
-      bottom = [0.0] * len(labels)
-      for (part, values), colour in zip(_stack(study, costs, size, row).items(), _COLOURS):
-        heights = [value / whole for value in values]
-        axes.bar(labels, heights, bottom=bottom, color=colour, width=0.7, label=part)
-        bottom = [b + h for b, h in zip(bottom, heights)]
-      _published_marks(axes, study, costs, size, row)
-
-      axes.grid(axis='y', alpha=0.25)
-      axes.set_axisbelow(True)
-      axes.spines[['top', 'right']].set_visible(False)
-      axes.use_sticky_edges = False  # Room above the tallest bar.
-      axes.set_ylim(bottom=0)
+  with figures.figure(
+      path, len(rows) * len(costs.sizes), columns=len(costs.sizes), size=size, share_x=True
+  ) as panels:
+    for axes, (row, size) in zip(panels, itertools.product(rows, costs.sizes)):
+      _bars(axes, study, costs, size, row)
       axes.set_xticks(range(len(labels)), labels, rotation=45, ha='right')
       if row == rows[0]:
         axes.set_title(size)
 
-    title = 'operations' if row == 'flops' else f'memory, {row}'
-    axes_row[0].set_ylabel(f'{title}\n(over {study.recipes[base].label})')
-    axes_row[-1].legend(frameon=False, fontsize=7, loc='upper left', bbox_to_anchor=(1.0, 1.0))
+    for row, in_row in zip(rows, panels.reshape(len(rows), -1)):
+      title = 'operations' if row == 'flops' else f'memory, {row}'
+      in_row[0].set_ylabel(f'{title}\n(over {study.recipes[base].label})')
+      in_row[-1].legend(
+          frameon=False, fontsize=7, loc='upper left', bbox_to_anchor=(1.0, 1.0))
 
-  path.parent.mkdir(parents=True, exist_ok=True)
-  with files.replacing(path) as temporary:
-    canvas.savefig(temporary, dpi=150, format='png')
-  plt.close(canvas)
+
+def _bars(axes, study, costs, size, row) -> None:
+  """Draws one bar per algorithm, relative to the base, and the published values as marks."""
+  base = _base(study, costs)[0]
+  labels = [study.recipes[name].label for name in costs.algorithms]
+  whole = costs.flops(size, base) if row == 'flops' else costs.total(size, base, row)
+  bottom = [0.0] * len(labels)
+  for (part, values), colour in zip(_stack(study, costs, size, row).items(), _COLOURS):
+    heights = [value / whole for value in values]
+    axes.bar(labels, heights, bottom=bottom, color=colour, width=0.7, label=part)
+    bottom = [b + h for b, h in zip(bottom, heights)]
+  _published_marks(axes, study, costs, size, row)
+
+  axes.grid(False, axis='x')
+  axes.set_axisbelow(True)
+  axes.use_sticky_edges = False  # Room above the tallest bar.
+  axes.set_ylim(bottom=0)
 
 
 def _stack(study, costs, size, row) -> dict[str, list[float]]:

@@ -10,7 +10,7 @@ from experiments.icl_hmm import report as icl_hmm_report
 from experiments.icl_hmm.report import TOLERANCES, Group
 from jaxrl_llm.hmm import published_results
 from jaxrl_llm.hmm.published_results import RecordedHmm
-from jaxrl_llm.runs import arms, figures, launch
+from jaxrl_llm.runs import figures, launch
 from jaxrl_llm.training import metrics
 
 # Distances are to the emissions of the true state, and to the filter's prediction. Gaps are an
@@ -246,7 +246,7 @@ def _curves(run: launch.Run, study: Study, flat: Mapping[str, float], title: str
       [flat[f'eval/{method}/{score}/T{length}'] for length in study.lengths])
   labels = ('accuracy', 'Hellinger distance to B of the true state',
             'Hellinger distance to the filter')
-  with arms.figure(run.workdir / 'figures' / 'by_length.png', 3, title=title) as panels:
+  with figures.figure(run.workdir / 'figures' / 'by_length.png', 3, title=title) as panels:
     for axes, score, label in zip(panels, ('accuracy', 'hellinger', 'hellinger_filter'), labels):
       for index, method in enumerate(study.found):
         mean, error = get(method, score), get(method, f'{score}_se')
@@ -271,7 +271,7 @@ def _scatter(run: launch.Run, study: Study) -> None:
   measures = dict(zip(('H_A / log2 M', 'H_B / log2 L', 'λ2'), (*shares(study.models), lambda2)))
   path = run.workdir / 'figures' / 'gap_by_difficulty.png'
   title = f'ε after {study.lengths[-1]} symbols, model by model'
-  with arms.figure(path, 3, title=title) as panels:
+  with figures.figure(path, 3, title=title) as panels:
     for axes, (label, values) in zip(panels, measures.items()):
       for index, method in enumerate(study.predictors):
         mean, error = study.found[method][:, :, score, -1].T

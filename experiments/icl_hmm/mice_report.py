@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping
 import numpy as np
 
 from jaxrl_llm.evaluation import statistics
-from jaxrl_llm.runs import arms, figures, launch
+from jaxrl_llm.runs import figures, launch
 from jaxrl_llm.training import metrics
 
 LABELS = {
@@ -219,7 +219,7 @@ def write_figure(
     axes.fill_between(x, mean - error, mean + error, color=colour(method), alpha=.15, lw=0)
     rows.extend((who, method, *row) for row in zip(x, mean, error))
 
-  with arms.figure(path, 3, title='Choices of mice, predicted in context') as panels:
+  with figures.figure(path, 3, title='Choices of mice, predicted in context') as panels:
     for method in ('bayes', *_CURVES):
       draw(panels[0], 'cohort', method, cohort[f'chance/{method}'], cohort['choices'])
     panels[0].set_title('simulated mice, ± standard error over windows')

@@ -374,10 +374,8 @@ def write_figure(run: launch.Run, cells: dict[str, np.ndarray]) -> pathlib.Path:
   """Plots simulated and recorded means by length, and a scatter of all cells; writes a CSV."""
   path = run.workdir / 'figures' / 'published.png'
   shown = [method for method in cells if method not in {*FILTERS, *WINDOWS}]
-  with arms.figure(path, 3, title='Published baselines, simulated anew') as panels:
-    import matplotlib
-
-    colours = dict(zip(shown, matplotlib.colormaps['tab10'].colors))
+  with figures.figure(path, 3, title='Published baselines, simulated anew') as panels:
+    colours = dict(zip(shown, figures.palette()))
     for j, (axes, name) in enumerate(zip(panels, ('accuracy', 'Hellinger distance'))):
       for method in shown:
         simulated, recorded = _means(cells[method])[:, j]

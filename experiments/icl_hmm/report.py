@@ -15,7 +15,7 @@ from scipy import stats
 
 from jaxrl_llm.evaluation import statistics
 from jaxrl_llm.hmm import random_models as hmm_task
-from jaxrl_llm.runs import arms, criteria, figures, launch
+from jaxrl_llm.runs import criteria, figures, launch
 from jaxrl_llm.runs.criteria import Finding
 from jaxrl_llm.training import metrics
 
@@ -199,7 +199,7 @@ def convergence_figure(
   """
   names = ['final_gap', *(f'reached_{tolerance:g}' for tolerance in TOLERANCES)]
   never, places = 2 * lengths[-1], np.arange(len(groups))
-  with arms.figure(path, len(names), title=title) as panels:
+  with figures.figure(path, len(names), title=title) as panels:
     for axes, name in zip(panels, names):
       for index, (label, found) in enumerate(series.items()):
         x = places + (index - (len(series) - 1) / 2) * 0.7 / len(series)

@@ -265,7 +265,7 @@ def write_figure(run: launch.Run, arms: dict[str, dict[str, np.ndarray]]) -> Non
                       color=style['color'])
     rows.extend((name, which, *row) for row in zip(steps, mean, error))
 
-  with arms_lib.figure(
+  with figures.figure(
       path, 2, title='Rock, paper, scissors: what the best response gains') as panels:
     for axes in panels:
       axes.plot(steps, bounds, color='0.35', ls=':', label='bound on the average')

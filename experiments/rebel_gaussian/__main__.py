@@ -288,7 +288,7 @@ def write_figure(run: launch.Run, arms: dict[str, np.ndarray]) -> None:
   queries = 2 * config.batch_size * np.arange(config.steps + 1)
   path = run.workdir / 'figures' / 'learning_curve.png'
   title = f'Points by denoising in {len(config.alpha_bar)} steps: distance to a target'
-  with arms_lib.figure(path, 2, title=title) as (curves, rates):
+  with figures.figure(path, 2, title=title) as (curves, rates):
     for name, fractions in arms.items():
       arm, (best, tuning) = ARMS[name], tune(config, fractions)
       colour, marker, line = arm.style

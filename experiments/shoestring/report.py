@@ -7,7 +7,6 @@ import numpy as np
 
 from jaxrl_llm.evaluation import intervals, statistics
 from jaxrl_llm.graphs.prototypes import METRICS
-from jaxrl_llm.runs import arms as arms_lib
 from jaxrl_llm.runs import figures
 from jaxrl_llm.training import metrics
 
@@ -220,7 +219,7 @@ def write_figure(path: pathlib.Path, outcomes: Outcomes) -> None:
         rows.append((backbone, head, place, way, float(mean), float(error)))
 
   limits = 100 * min(row[4] - row[5] for row in rows) - 3, 100 * max(row[4] for row in rows) + 3
-  with arms_lib.figure(
+  with figures.figure(
       path, len(backbones), title='Few labels: honest and leaky prototypes') as axes:
     for panel, backbone in zip(axes, backbones):
       heads = [head for name, head in heads_of(outcomes) if name == backbone]

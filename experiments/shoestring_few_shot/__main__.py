@@ -187,7 +187,7 @@ def write_figure(run: launch.Run, outcomes: dict[int, dict[str, np.ndarray]]) ->
   """Plots accuracy by method, one panel per number of shots; writes the data as CSV."""
   path, rows = run.workdir / 'figures' / 'accuracy.png', []
   title = f'Episodes, {source(run.config)}: means with 95 % intervals'
-  with arms_lib.figure(path, len(outcomes), title=title) as panels:
+  with figures.figure(path, len(outcomes), title=title) as panels:
     for panel, (shots, arms) in zip(panels, outcomes.items()):
       for place, name in enumerate(METHODS):
         mean, error = statistics.mean_and_standard_error(arms[name])

@@ -1,10 +1,8 @@
 """Cached arrays and figures for studies that run all seeds in one process."""
 
-import contextlib
 import io
 import pathlib
-from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from collections.abc import Callable, Mapping
 
 import numpy as np
 
@@ -46,45 +44,6 @@ def summary(name: str, values: np.ndarray) -> dict[str, float]:
   """
   mean, error = statistics.mean_and_standard_error(values)
   return {name: float(mean)} | ({f'{name}_se': float(error)} if len(values) > 1 else {})
-
-
-@contextlib.contextmanager
-def figure(path: pathlib.Path, panels: int, *, title: str) -> Iterator[Any]:
-  """Makes a figure of panels, three per row (two if there are four), saved when the block ends.
-
-  Args:
-    path: where to write the PNG; written atomically.
-    panels: number of panels.
-    title: title above all panels.
-
-  Yields:
-    The axes, [panels].
-  """
-  import matplotlib
-
-  matplotlib.use('Agg')
-  import matplotlib.pyplot as plt
-
-  columns = 2 if panels == 4 else min(panels, 3)
-  rows = -(-panels // columns)
-  drawing, grid = plt.subplots(
-      rows, columns, figsize=(5.2 * columns, 4.4 * rows), layout='constrained', squeeze=False)
-  drawing.suptitle(title)
-  axes, unused = grid.ravel()[:panels], grid.ravel()[panels:]
-
-  for panel in axes:
-    panel.grid(alpha=0.25)
-    panel.spines[['top', 'right']].set_visible(False)
-  for panel in unused:
-    panel.remove()
-
-  try:
-    yield axes
-    buffer = io.BytesIO()
-    drawing.savefig(buffer, dpi=150, format='png')
-    _write_atomic(path, buffer.getvalue())
-  finally:
-    plt.close(drawing)
 
 
 def _write_atomic(path: pathlib.Path, content: bytes) -> None:

@@ -1,7 +1,8 @@
 """Tables and figures at the end of a run; each figure is saved with its data as CSV."""
 
+import contextlib
 import pathlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -10,13 +11,17 @@ from jaxrl_llm.training import files, metrics
 
 # Dark on white; series also differ by marker.
 _COLOURS = ('#1b6ca8', '#d1495b', '#2e8b57', '#8d6a9f')
+_SIZE = 6.4, 4.2  # Inches, of a figure with one panel.
 
 
 def markdown_table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
   """Returns a Markdown table with padded columns, readable in a terminal."""
   cells = [[str(cell) for cell in row] for row in (header, *rows)]
   widths = [max(len(row[i]) for row in cells) for i in range(len(header))]
-  line = lambda row: '| ' + ' | '.join(c.ljust(w) for c, w in zip(row, widths)) + ' |'
+
+  def line(row):
+    return '| ' + ' | '.join(cell.ljust(width) for cell, width in zip(row, widths)) + ' |'
+
   rule = '|' + '|'.join('-' * (width + 2) for width in widths) + '|'
   return '\n'.join([line(cells[0]), rule, *map(line, cells[1:])])
 
@@ -28,26 +33,59 @@ def percent(numbers: Mapping[str, float], name: str) -> str:
   return f'{text} ± {100 * error:.1f}' if error is not None else text
 
 
-def _axes(title: str, x: str, y: str):
-  import matplotlib
+@contextlib.contextmanager
+def figure(
+    path: pathlib.Path,
+    panels: int = 1,
+    *,
+    title: str = '',
+    columns: int = 0,
+    size: tuple[float, float] | None = None,
+    share_x: bool = False,
+    share_y: bool = False,
+) -> Iterator[Any]:
+  """Makes a figure of panels with a light grid; saved when the block ends.
 
-  matplotlib.use('Agg')
-  import matplotlib.pyplot as plt
+  Args:
+    path: where to write the PNG; written atomically.
+    panels: number of panels.
+    title: title above all panels.
+    columns: panels per row; by default three, or two if there are four panels.
+    size: width and height of the figure in inches; by default 5.2 x 4.4 per panel.
+    share_x: whether the panels share their horizontal axis.
+    share_y: whether the panels share their vertical axis.
 
-  figure, axes = plt.subplots(figsize=(6.4, 4.2), layout='constrained')
-  axes.set(title=title, xlabel=x, ylabel=y)
-  axes.grid(alpha=0.25)
-  axes.spines[['top', 'right']].set_visible(False)
-  return figure, axes
+  Yields:
+    The axes, [panels], row by row.
+  """
+  from matplotlib import figure as matplotlib_figure  # Not pyplot, which holds global state.
 
+  columns = columns or (2 if panels == 4 else min(panels, 3))
+  rows = -(-panels // columns)
+  drawing = matplotlib_figure.Figure(
+      figsize=size or (5.2 * columns, 4.4 * rows), layout='constrained')
+  grid = drawing.subplots(rows, columns, squeeze=False, sharex=share_x, sharey=share_y)
+  axes, unused = grid.ravel()[:panels], grid.ravel()[panels:]
 
-def _save(figure, path: pathlib.Path) -> None:
-  import matplotlib.pyplot as plt
+  if title:
+    drawing.suptitle(title)
+  for panel in axes:
+    panel.grid(alpha=0.25)
+    panel.spines[['top', 'right']].set_visible(False)
+  for panel in unused:
+    panel.remove()
 
+  yield axes
   path.parent.mkdir(parents=True, exist_ok=True)
   with files.replacing(path) as temporary:
-    figure.savefig(temporary, dpi=150, format='png')
-  plt.close(figure)
+    drawing.savefig(temporary, dpi=150, format='png')
+
+
+def palette() -> tuple[tuple[float, float, float], ...]:
+  """Returns ten colours (RGB) for curves that are told apart by colour."""
+  import matplotlib
+
+  return matplotlib.colormaps['tab10'].colors
 
 
 def learning_curve(
@@ -67,16 +105,17 @@ def learning_curve(
     title: title of the figure.
     stage1_tokens: end of stage 1; the region to its left is shaded.
   """
-  figure, axes = _axes(title, 'sampled tokens (thousands, stage 1 included)', 'score')
-  axes.axvspan(0, stage1_tokens / 1e3, color='0.92', label='stage 1 (reference samples)')
-  for (name, values), colour, marker in zip(series.items(), _COLOURS, 'os^D'):
-    axes.plot(np.asarray(tokens) / 1e3, values, color=colour, marker=marker, ms=4, label=name)
+  with figure(path, size=_SIZE) as (axes,):
+    axes.set(
+        title=title, xlabel='sampled tokens (thousands, stage 1 included)', ylabel='score')
+    axes.axvspan(0, stage1_tokens / 1e3, color='0.92', label='stage 1 (reference samples)')
+    for (name, values), colour, marker in zip(series.items(), _COLOURS, 'os^D'):
+      axes.plot(np.asarray(tokens) / 1e3, values, color=colour, marker=marker, ms=4, label=name)
 
-  axes.set_ylim(0, 1.02)
-  axes.set_xlim(left=0)
-  axes.legend(frameon=False, loc='lower right')
+    axes.set_ylim(0, 1.02)
+    axes.set_xlim(left=0)
+    axes.legend(frameon=False, loc='lower right')
 
-  _save(figure, path)
   rows = zip(tokens, *series.values())
   metrics.write_csv_atomic(path.with_suffix('.csv'), ['sampled_tokens', *series], rows)
 
@@ -102,20 +141,17 @@ def value_figure(
     samples: (N of stage 1, fresh samples per prompt).
     label: label of the curve.
   """
-  figure, axes = _axes(
-      title, f'success rate of the reference ({samples[1]} fresh samples)',
-      f'V* estimated from {samples[0]} samples',
-  )
-
   # Horizontal jitter: many prompts share a rate, and their dots would overlap.
   jitter = np.random.default_rng(0).uniform(-0.006, 0.006, len(values))
-  axes.plot(success_rates + jitter, values, 'o', ms=4, alpha=0.35, color=_COLOURS[0],
-            markeredgewidth=0, label='training prompts')
-  axes.plot(*curve, color=_COLOURS[1], label=label)
-  axes.plot([0, 1], [0, 1], color='0.6', ls=':', label='mean reward (β₁ → ∞)')
-  axes.legend(frameon=False, loc='lower right')
+  with figure(path, size=_SIZE) as (axes,):
+    axes.set(title=title, xlabel=f'success rate of the reference ({samples[1]} fresh samples)',
+             ylabel=f'V* estimated from {samples[0]} samples')
+    axes.plot(success_rates + jitter, values, 'o', ms=4, alpha=0.35, color=_COLOURS[0],
+              markeredgewidth=0, label='training prompts')
+    axes.plot(*curve, color=_COLOURS[1], label=label)
+    axes.plot([0, 1], [0, 1], color='0.6', ls=':', label='mean reward (β₁ → ∞)')
+    axes.legend(frameon=False, loc='lower right')
 
-  _save(figure, path)
   metrics.write_csv_atomic(
       path.with_suffix('.csv'), ['success_rate', 'estimated_value'], zip(success_rates, values)
   )
@@ -138,22 +174,17 @@ def many_curves(
     x: label of the horizontal axis.
     y: label of the vertical axis.
   """
-  import matplotlib
+  with figure(path, size=(8.2, 4.8)) as (axes,):
+    axes.set(title=title, xlabel=x, ylabel=y)
+    for i, (name, (positions, means, errors)) in enumerate(series.items()):
+      colour = palette()[i % 10]
+      style = dict(color=colour, marker='os^Dv<>PX*'[i % 10], ms=4, lw=1.4, label=name)
+      if len(positions) == 1:
+        axes.errorbar(positions, means, errors, **{**style, 'ms': 9, 'ls': 'none', 'mec': 'black'})
+        continue
+      axes.plot(positions, means, ls='-' if i < 10 else '--', **style)
+      axes.fill_between(positions, means - errors, means + errors, color=colour, alpha=0.15, lw=0)
+    axes.legend(frameon=False, loc='center left', bbox_to_anchor=(1.0, 0.5))
 
-  figure, axes = _axes(title, x, y)
-  figure.set_size_inches(8.2, 4.8)
-
-  colours = matplotlib.colormaps['tab10'].colors
-  for i, (name, (places, means, errors)) in enumerate(series.items()):
-    style = dict(color=colours[i % 10], marker='os^Dv<>PX*'[i % 10], ms=4, lw=1.4, label=name)
-    if len(places) == 1:
-      axes.errorbar(places, means, errors, **{**style, 'ms': 9, 'ls': 'none', 'mec': 'black'})
-      continue
-    axes.plot(places, means, ls='-' if i < 10 else '--', **style)
-    axes.fill_between(
-        places, means - errors, means + errors, color=style['color'], alpha=0.15, lw=0)
-  axes.legend(frameon=False, loc='center left', bbox_to_anchor=(1.0, 0.5))
-
-  _save(figure, path)
   rows = [(name, *row) for name, columns in series.items() for row in zip(*columns)]
   metrics.write_csv_atomic(path.with_suffix('.csv'), ['series', x, y, 'standard_error'], rows)

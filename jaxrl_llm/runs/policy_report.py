@@ -7,7 +7,7 @@ from typing import Any
 
 from jaxrl_llm.runs import figures, launch
 from jaxrl_llm.runs import setup as setup_lib
-from jaxrl_llm.training import files, metrics
+from jaxrl_llm.training import metrics
 
 
 def check_overrides(run: launch.Run) -> None:
@@ -70,32 +70,19 @@ def write(
 
 def _figure(path: pathlib.Path, curve: Sequence[Mapping[str, float]], *, title: str) -> None:
   """Plots scores against sampled tokens and KL divergence; writes a PNG and a CSV."""
-  import matplotlib
-
-  matplotlib.use('Agg')
-  import matplotlib.pyplot as plt
-
   columns = {name: [record[f'eval/{name}'] for record in curve] for name in (
       'sampled_tokens', 'kl_to_reference', 'score', 'decoded_score')}
-  figure, panels = plt.subplots(1, 2, figsize=(9.6, 4.0), layout='constrained', sharey=True)
+  with figures.figure(path, 2, title=title, size=(9.6, 4.0), share_y=True) as panels:
+    for axes, name, label in (
+        (panels[0], 'sampled_tokens', 'sampled tokens'),
+        (panels[1], 'kl_to_reference', 'KL to the reference (nats per response)'),
+    ):
+      axes.plot(columns[name], columns['score'], 'o-', ms=4, color='#1b6ca8', label='sampled')
+      axes.plot(columns[name], columns['decoded_score'], 's--', ms=4, color='#d1495b',
+                label='near-greedy')
+      axes.set_xlabel(label)
 
-  for axes, name, label in (
-      (panels[0], 'sampled_tokens', 'sampled tokens'),
-      (panels[1], 'kl_to_reference', 'KL to the reference (nats a response)'),
-  ):
-    axes.plot(columns[name], columns['score'], 'o-', ms=4, color='#1b6ca8', label='sampled')
-    axes.plot(columns[name], columns['decoded_score'], 's--', ms=4, color='#d1495b',
-              label='near-greedy')
-    axes.set_xlabel(label)
-    axes.grid(alpha=0.25)
-    axes.spines[['top', 'right']].set_visible(False)
+    panels[0].set_ylabel('reward model score')
+    panels[0].legend(frameon=False)
 
-  panels[0].set_ylabel('reward model score')
-  panels[0].legend(frameon=False)
-  figure.suptitle(title)
-
-  path.parent.mkdir(parents=True, exist_ok=True)
-  with files.replacing(path) as temporary:
-    figure.savefig(temporary, dpi=150, format='png')
-  plt.close(figure)
   metrics.write_csv_atomic(path.with_suffix('.csv'), list(columns), zip(*columns.values()))
