@@ -1,35 +1,92 @@
-"""Cached arrays and figures for studies that run all seeds in one process."""
+"""Finished arms of studies, read again instead of computed again; means over seeds."""
 
+import dataclasses
 import io
+import os
 import pathlib
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import numpy as np
 
 from jaxrl_llm.evaluation import statistics
+from jaxrl_llm.runs import artefacts, launch
 from jaxrl_llm.training import files
+
+
+def identity_of(experiment: str, config: Any, **more: Any) -> dict[str, Any]:
+  """Returns the identity of a result: its experiment, config and further fields.
+
+  Args:
+    experiment: name of the experiment.
+    config: a dataclass. Fields that never change what is computed (`launch.RELOCATABLE_FIELDS`)
+      are left out at every depth.
+    **more: what else the result depends on, such as `arm` and `seed`.
+
+  Returns:
+    Nested plain data for `finished`.
+  """
+  return {'experiment': experiment, 'config': _computing(dataclasses.asdict(config)), **more}
+
+
+def finished(
+    path: pathlib.Path,
+    identity: Mapping[str, Any],
+    make: Callable[[], Any],
+    *,
+    commit: str = '',
+) -> Any:
+  """Returns the result in a file of an earlier process, or computes it and writes the file.
+
+  A file that is damaged or made for something else is renamed to NAME.damaged and replaced, and a
+  line on stdout says so.
+
+  Args:
+    path: NAME.json or NAME.npz; see `artefacts`.
+    identity: what the result depends on; see `identity_of`.
+    make: computes the result: JSON data for NAME.json, arrays by name for NAME.npz.
+    commit: commit of the source, recorded in a file that is written.
+
+  Returns:
+    The result, as read from the file.
+
+  Raises:
+    artefacts.Damaged: the file is of an earlier version, without a digest.
+    OSError: the file cannot be read or written.
+  """
+  if path.exists():
+    try:
+      return artefacts.read(path, identity)
+    except artefacts.Damaged as error:
+      set_aside(error)
+
+  artefacts.write(path, make(), identity, commit=commit)
+  return artefacts.read(path, identity)
 
 
 def kept(
     path: pathlib.Path, make: Callable[[], Mapping[str, np.ndarray]]
 ) -> dict[str, np.ndarray]:
-  """Returns the arrays of an arm, computed or read from the file of an earlier process.
-
-  Args:
-    path: an .npz file; written atomically.
-    make: computes the arrays by name.
-
-  Returns:
-    The arrays by name.
-  """
+  """Returns the arrays of an arm, computed or read, with no check; `finished` replaces it."""
   if path.exists():
     with np.load(path) as arrays:
       return dict(arrays)
   arrays = {name: np.asarray(value) for name, value in make().items()}
   buffer = io.BytesIO()
   np.savez_compressed(buffer, **arrays)
-  _write_atomic(path, buffer.getvalue())
+  path.parent.mkdir(parents=True, exist_ok=True)
+  with files.replacing(path) as temporary:
+    temporary.write_bytes(buffer.getvalue())
   return arrays
+
+
+def set_aside(error: artefacts.Damaged) -> None:
+  """Renames a damaged file to NAME.damaged and prints a line; raises the error of an older file."""
+  if error.is_older:
+    raise error
+  os.replace(error.path, error.path.with_name(f'{error.path.name}.damaged'))
+  print(f'{error.path}: {error.problem}; renamed to {error.path.name}.damaged, computed again',
+        flush=True)
 
 
 def summary(name: str, values: np.ndarray) -> dict[str, float]:
@@ -46,7 +103,8 @@ def summary(name: str, values: np.ndarray) -> dict[str, float]:
   return {name: float(mean)} | ({f'{name}_se': float(error)} if len(values) > 1 else {})
 
 
-def _write_atomic(path: pathlib.Path, content: bytes) -> None:
-  path.parent.mkdir(parents=True, exist_ok=True)
-  with files.replacing(path) as temporary:
-    temporary.write_bytes(content)
+def _computing(config: Any) -> Any:
+  if isinstance(config, Mapping):
+    return {name: _computing(value) for name, value in config.items()
+            if name not in launch.RELOCATABLE_FIELDS}
+  return config
