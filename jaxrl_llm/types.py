@@ -26,6 +26,16 @@ def _pytree(cls):
   return jax.tree_util.register_dataclass(dataclasses.dataclass(frozen=True)(cls))
 
 
+def _along_samples(leaf: Array, index: Any) -> Array:
+  """Selects along axis 1 of [P, K, ...]; see `Rollouts.samples`."""
+  if isinstance(index, slice):
+    return leaf[:, index]
+  index = jnp.asarray(index)
+  if index.ndim == 1:
+    return leaf[:, index]
+  return jnp.take_along_axis(leaf, index.reshape(index.shape + (1,) * (leaf.ndim - 2)), axis=1)
+
+
 @_pytree
 class TrainState:
   """Training state: the input and output of a train step; donated, sharded, checkpointed.
@@ -46,6 +56,20 @@ class TrainState:
   opt_state: Any
   key: Array
   aux: Any
+
+  @classmethod
+  def create(
+      cls, params: dict[str, Params], optimizer: Any, key: Array, aux: Any = None
+  ) -> 'TrainState':
+    """Returns the state before the first step.
+
+    Args:
+      params: parameters by role.
+      optimizer: anything with `init(params) -> opt_state`, such as an optax transformation.
+      key: base PRNG key of the run.
+      aux: the algorithm's own pytree; {} by default.
+    """
+    return cls(jnp.int32(0), params, optimizer.init(params), key, {} if aux is None else aux)
 
 
 @_pytree
@@ -72,6 +96,31 @@ class Rollouts:
   log_probs: Array
   stop_reason: Array
 
+  def map_samples(self, fn: Callable[..., Array], *others: 'Rollouts') -> 'Rollouts':
+    """Applies `fn` to each field with an axis K, and to the same field of other rollouts.
+
+    Args:
+      fn: [P, K, ...] of each of the rollouts -> [P, k, ...].
+      *others: rollouts for the same prompts.
+
+    Returns:
+      Rollouts with the prompts of the first.
+    """
+    names = ('tokens', 'lengths', 'mask', 'log_probs', 'stop_reason')
+    fields = {name: fn(*(getattr(each, name) for each in (self, *others))) for name in names}
+    return dataclasses.replace(self, **fields)
+
+  def samples(self, index: Any) -> 'Rollouts':
+    """Selects samples of each prompt.
+
+    Args:
+      index: a slice, or integers: [k] for all prompts or [P, k] by prompt.
+
+    Returns:
+      Rollouts with k samples per prompt.
+    """
+    return self.map_samples(lambda leaf: _along_samples(leaf, index))
+
 
 @_pytree
 class Batch:
@@ -90,6 +139,16 @@ class Batch:
   reference_log_probs: Array | None
   aux: dict[str, Array]
   weight: Array
+
+  def samples(self, index: Any) -> 'Batch':
+    """Selects samples of each prompt, with their rewards and log-probs; see `Rollouts.samples`.
+
+    `aux` is unchanged.
+    """
+    reference = self.reference_log_probs
+    return dataclasses.replace(
+        self, rollouts=self.rollouts.samples(index), rewards=_along_samples(self.rewards, index),
+        reference_log_probs=None if reference is None else _along_samples(reference, index))
 
 
 @_pytree

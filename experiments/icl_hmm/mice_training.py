@@ -159,8 +159,7 @@ def _train(run, stopper, writer, bar, arm, params, make, done) -> Params:
   config: IclHmmMice = run.config
   steps, (optimizer, train_step) = num_steps(config, arm), make(num_steps(config, arm))
   params = {'policy': jax.tree.map(jnp.copy, params)}  # The step donates them.
-  state = TrainState(
-      jnp.int32(0), params, optimizer.init(params), rng.base_key(config.seed), aux={})
+  state = TrainState.create(params, optimizer, rng.base_key(config.seed))
 
   saved = checkpoints.Checkpoints(run.workdir / 'checkpoints' / arm)
   with contextlib.closing(saved):

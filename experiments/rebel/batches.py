@@ -1,6 +1,5 @@
 """Batches of REBEL: prompts, samples, the data's responses, rewards, π_ref's log-probs."""
 
-import dataclasses
 from collections.abc import Sequence
 
 import jax
@@ -15,8 +14,6 @@ from jaxrl_llm.runs import policy_evaluation, reward_models
 from jaxrl_llm.runs import setup as setup_lib
 from jaxrl_llm.training import rng
 from jaxrl_llm.types import Batch, Example, Params, Rollouts
-
-_BY_SAMPLE = ('tokens', 'lengths', 'mask', 'log_probs', 'stop_reason')  # [P, K, ...]
 
 
 class Prompts:
@@ -93,12 +90,11 @@ class Maker:
     if responses is None:
       return rollouts
     key = rng.stream_key(self._setup.key, rng.Stream.DATA, step)
-    pair = self._mix(_columns(rollouts, slice(0, 2)), self._setup.put(responses), key)
+    pair = self._mix(rollouts.samples(slice(0, 2)), self._setup.put(responses), key)
     if not self._config.num_comparators:
       return pair
-    rest = _columns(rollouts, slice(2, None))
-    join = lambda name: jnp.concatenate([getattr(pair, name), getattr(rest, name)], axis=1)
-    return dataclasses.replace(pair, **{name: join(name) for name in _BY_SAMPLE})
+    comparators = rollouts.samples(slice(2, None))
+    return pair.map_samples(lambda *leaves: jnp.concatenate(leaves, axis=1), comparators)
 
   def score(
       self, rollouts: Rollouts, examples: Sequence[Example]
@@ -118,7 +114,7 @@ class Maker:
     """
     group = rollouts
     if self._config.num_comparators:
-      group = _columns(rollouts, slice(0, self._group))
+      group = rollouts.samples(slice(0, self._group))
     log_probs = None
     if self._config.algorithm.kl_coefficient:
       log_probs = self._log_probs(reference, group)
@@ -135,9 +131,3 @@ class Maker:
   def summary(self, scored: reward_models.Scored) -> dict[str, float]:
     """Metrics of a batch; non-finite scores are excluded."""
     return policy_evaluation.summarise(scored, self._signal(scored), self._config.algorithm.eta)
-
-
-def _columns(rollouts: Rollouts, part: slice) -> Rollouts:
-  """The samples `part` of each prompt."""
-  return dataclasses.replace(
-      rollouts, **{name: getattr(rollouts, name)[:, part] for name in _BY_SAMPLE})

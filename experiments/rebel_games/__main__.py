@@ -98,13 +98,10 @@ class Player:
         params, jnp.zeros((rows, 1), jnp.int32), jnp.ones(rows, jnp.int32), jnp.arange(rows),
         rng.stream_key(key, rng.SAMPLE_TRAIN, index))
 
-    names = ('tokens', 'lengths', 'mask', 'log_probs', 'stop_reason')
-    part = lambda a, b: dataclasses.replace(
-        drawn, **{name: getattr(drawn, name)[:, a:b] for name in names})
     offline = dataclasses.replace(
-        part(1, 2), tokens=((jnp.arange(rows) + index) % 3)[:, None, None])
+        drawn.samples(slice(1, 2)), tokens=((jnp.arange(rows) + index) % 3)[:, None, None])
     pairs = rebel.mix_offline(
-        self._options, part(0, 2), offline, rng.stream_key(key, rng.DATA, index))
+        self._options, drawn.samples(slice(0, 2)), offline, rng.stream_key(key, rng.DATA, index))
     return pairs, drawn.tokens[:, 2:, 0]
 
   def advance(self, state, scores: jax.Array, indices: jax.Array):

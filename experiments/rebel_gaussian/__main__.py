@@ -183,7 +183,7 @@ def make_run(config: RebelGaussian, world: World, arm: Arm):
     key = jax.random.key(seed, impl='threefry2x32')
     params = {'policy': world.init(rng.stream_key(key, rng.INIT))}
     statistics = gaussian_chain.init_statistics(config.num_prompts, size=config.buffer_size)
-    state = TrainState(jnp.int32(0), params, optimizer.init(params), key, statistics)
+    state = TrainState.create(params, optimizer, key, statistics)
 
     updates = config.num_epochs * config.num_minibatches
 

@@ -128,7 +128,7 @@ def make(
   config.validate()
 
   def init(key, params) -> TrainState:
-    return TrainState(jnp.int32(0), params, optimizer.init(params), key, aux={})
+    return TrainState.create(params, optimizer, key)
 
   def loss_fn(params, batch: Batch):
     mask = batch.rollouts.mask

@@ -148,7 +148,7 @@ def make(config: Config, policy: ModelFns, optimizer: optax.GradientTransformati
   )[0]
 
   def init(key, params) -> TrainState:
-    return TrainState(jnp.int32(0), params, optimizer.init(params), key, aux={})
+    return TrainState.create(params, optimizer, key)
 
   def reference_of(params, batch: Batch) -> Array:
     """ln π_ref [P, 2, T], a constant."""

@@ -121,7 +121,7 @@ def make(config: Config, policy: ModelFns, optimizer: optax.GradientTransformati
   )
 
   def init(key, params) -> TrainState:
-    return TrainState(jnp.int32(0), params, optimizer.init(params), key, aux={})
+    return TrainState.create(params, optimizer, key)
 
   def loss_fn(params, batch: Batch):
     mask, weight = batch.rollouts.mask, batch.weight

@@ -162,7 +162,7 @@ def make(
       value, params['value'], rollouts)
 
   def init(key, params) -> TrainState:
-    return TrainState(jnp.int32(0), params, optimizer.init(params), key, aux={})
+    return TrainState.create(params, optimizer, key)
 
   def estimate(batch: Batch, old: Array, values: Array) -> dict[str, Array]:
     """Steps 2 and 3: fixed targets for the losses, each [P, K, T]."""

@@ -131,13 +131,11 @@ def mix_offline(config: Config, rollouts: Rollouts, offline: Rollouts, key: Arra
   replace = jax.random.bernoulli(key, config.offline_fraction, rollouts.prompt_lengths.shape)
   unknown = dataclasses.replace(offline, log_probs=jnp.full_like(offline.log_probs, jnp.nan))
 
-  def second(name):
-    ours, theirs = getattr(rollouts, name), getattr(unknown, name)
+  def mix(ours, theirs):
     chosen = replace.reshape((-1,) + (1,) * (ours.ndim - 1))
     return jnp.concatenate([ours[:, :1], jnp.where(chosen, theirs, ours[:, 1:])], axis=1)
 
-  names = ('tokens', 'lengths', 'mask', 'log_probs', 'stop_reason')
-  return dataclasses.replace(rollouts, **{name: second(name) for name in names})
+  return rollouts.map_samples(mix, unknown)
 
 
 def make(config: Config, policy: ModelFns, optimizer: optax.GradientTransformation) -> Algorithm:
@@ -162,7 +160,7 @@ def make(config: Config, policy: ModelFns, optimizer: optax.GradientTransformati
   )[0]
 
   def init(key, params) -> TrainState:
-    return TrainState(jnp.int32(0), params, optimizer.init(params), key, aux={})
+    return TrainState.create(params, optimizer, key)
 
   def shape_rewards(batch: Batch, old: Array) -> Array:
     """r − c ln π_t/π_ref of the pair, [P, 2]."""

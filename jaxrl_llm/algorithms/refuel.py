@@ -147,7 +147,7 @@ def make(config: Config, policy: ModelFns, optimizer: optax.GradientTransformati
   )[0]
 
   def init(key, params) -> TrainState:
-    return TrainState(jnp.int32(0), params, optimizer.init(params), key, aux={})
+    return TrainState.create(params, optimizer, key)
 
   def shape_rewards(batch: Batch, old: Array) -> Array:
     """R − c ln π_t/π_ref of the two replies, [P, 2]."""

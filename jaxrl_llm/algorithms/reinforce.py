@@ -107,7 +107,7 @@ def make(config: Config, policy: ModelFns, optimizer: optax.GradientTransformati
 
   def init(key, params) -> TrainState:
     aux = {'rewards': WeightedMean(jnp.float32(0.0), jnp.float32(0.0))} if running else {}
-    return TrainState(jnp.int32(0), params, optimizer.init(params), key, aux=aux)
+    return TrainState.create(params, optimizer, key, aux)
 
   def shape_rewards(batch: Batch, old: Array) -> Array:
     """r = s − c ln π_θ/π_ref, [P, K]."""

@@ -65,7 +65,7 @@ def make(config: Config, reward: ModelFns, optimizer: optax.GradientTransformati
   config.validate()
 
   def init(key, params) -> TrainState:
-    return TrainState(jnp.int32(0), params, optimizer.init(params), key, aux={})
+    return TrainState.create(params, optimizer, key)
 
   def loss_fn(params, batch: Batch):
     scores = sequence_scores.sequence_scores(reward, params['reward'], batch.rollouts)

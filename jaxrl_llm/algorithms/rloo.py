@@ -105,7 +105,7 @@ def make(config: Config, policy: ModelFns, optimizer: optax.GradientTransformati
   )
 
   def init(key, params) -> TrainState:
-    return TrainState(jnp.int32(0), params, optimizer.init(params), key, aux={})
+    return TrainState.create(params, optimizer, key)
 
   def shape_rewards(batch: Batch, old: Array) -> Array:
     """r = s − c ln π_t/π_ref, [P, K]."""

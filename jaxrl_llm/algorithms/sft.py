@@ -10,7 +10,6 @@ responses weigh more, as they should in maximum likelihood.
 import dataclasses
 from typing import Protocol
 
-import jax.numpy as jnp
 import optax
 
 from jaxrl_llm.rl import log_probs
@@ -73,7 +72,7 @@ def make(
   config.validate()
 
   def init(key, params) -> TrainState:
-    return TrainState(jnp.int32(0), params, optimizer.init(params), key, aux={})
+    return TrainState.create(params, optimizer, key)
 
   def loss_fn(params, batch):
     output = policy.apply(

@@ -73,17 +73,7 @@ def best_and_worst(batch: Batch) -> Batch:
   best = jnp.argmax(batch.rewards, axis=1)
   worst = group - 1 - jnp.argmin(batch.rewards[:, ::-1], axis=1)
   chosen = jnp.stack([best, worst], axis=1)
-
-  take = lambda leaf: jnp.take_along_axis(
-      leaf, chosen.reshape(chosen.shape + (1,) * (leaf.ndim - 2)), axis=1)
-  rollouts = dataclasses.replace(batch.rollouts, **{
-      name: take(getattr(batch.rollouts, name))
-      for name in ('tokens', 'lengths', 'mask', 'log_probs', 'stop_reason')
-  })
-  return dataclasses.replace(
-      batch, rollouts=rollouts, rewards=take(batch.rewards),
-      reference_log_probs=jax.tree.map(take, batch.reference_log_probs),
-  )
+  return batch.samples(chosen)
 
 
 def sampler_gap(log_probs: Array, rollouts: Rollouts, weight: Array) -> WeightedMean:

@@ -295,13 +295,7 @@ def test_best_and_worst_of_more_samples():
   rewards = jnp.asarray([[.5, -1, 2], [0, 3, 1], [4, 4, 4], [-2, -1, -3]], jnp.float32)
   data = dataclasses.replace(data, rewards=rewards)
   # The largest, then the smallest; of a tie the first and the last.
-  rows, chosen = np.arange(4)[:, None], np.array([[2, 1], [1, 0], [0, 2], [1, 2]])
-  take = lambda leaf: leaf[rows, chosen]
-  names = ('tokens', 'lengths', 'mask', 'log_probs', 'stop_reason')
-  pairs = groups.replace_rollouts(
-      data, **{name: take(getattr(data.rollouts, name)) for name in names})
-  pairs = dataclasses.replace(
-      pairs, rewards=take(rewards), reference_log_probs=take(data.reference_log_probs))
+  pairs = data.samples(np.array([[2, 1], [1, 0], [0, 2], [1, 2]]))
   best_worst = dict(pairs='best_worst', samples_per_prompt=3)
   groups.check_same_in_float64(_exactly(data, **best_worst), _exactly(pairs))
   # A group is whole, or it is dropped: also where the bad sample is not one of the two.

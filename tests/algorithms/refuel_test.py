@@ -213,14 +213,8 @@ def test_F11_the_order_of_a_pair_has_no_part():
   _, batch = _dialogues()
   order = np.argsort(-np.asarray(batch.rewards), axis=1)  # Chosen, rejected.
   assert (order[:, 0] == 1).any() and (order[:, 0] == 0).any()
-  take = lambda leaf: jnp.take_along_axis(
-      leaf, order.reshape(order.shape + (1,) * (leaf.ndim - 2)), axis=1)
-  names = ('tokens', 'lengths', 'mask', 'log_probs', 'stop_reason')
-  relabelled = dataclasses.replace(
-      batch, rewards=take(batch.rewards), reference_log_probs=take(batch.reference_log_probs),
-      rollouts=dataclasses.replace(batch.rollouts, **{
-          name: take(getattr(batch.rollouts, name)) for name in names}),
-      aux={**batch.aux, 'turns': take(batch.aux['turns'])})
+  turns = np.take_along_axis(np.asarray(batch.aux['turns']), order[..., None], axis=1)
+  relabelled = dataclasses.replace(batch.samples(order), aux={**batch.aux, 'turns': turns})
   assert (relabelled.rewards[:, 0] >= relabelled.rewards[:, 1]).all()
   groups._same(run(relabelled), run(batch))
 
@@ -263,11 +257,10 @@ def test_R3_R21_constants_and_equal_replies():
   shifted = dataclasses.replace(batch, rewards=batch.rewards + jnp.asarray([[1], [-2], [0], [5.0]]))
   groups._same(run(shifted, kl_coefficient=0.0), expected)
   # Equal replies whose dialogues end differently: (ηΔR)², and no gradient wherever θ is.
-  twice = lambda leaf: jnp.repeat(leaf[:, :1], 2, axis=1)
-  names = ('tokens', 'lengths', 'mask', 'log_probs', 'stop_reason')
-  equal = groups.replace_rollouts(
-      batch, **{name: twice(getattr(batch.rollouts, name)) for name in names})
-  equal = dataclasses.replace(equal, aux={**batch.aux, 'turns': twice(batch.aux['turns'])})
+  twice = batch.samples([0, 0])
+  equal = dataclasses.replace(
+      batch, rollouts=twice.rollouts,
+      aux={**batch.aux, 'turns': jnp.repeat(batch.aux['turns'][:, :1], 2, axis=1)})
   loss, gradient = visits.at(tiny.params(1), equal)
   target = 2 * (batch.rewards[:, 0] - batch.rewards[:, 1])
   assert loss == pytest.approx(float(jnp.mean(target**2)), rel=1e-5)

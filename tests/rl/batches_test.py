@@ -96,13 +96,7 @@ def test_best_and_worst_take_everything_along():
 
 def test_best_and_worst_of_two_samples_keep_both_and_of_one_there_are_none():
   data = _batch(np.zeros((PROMPTS, SAMPLES)))
-  two = jax.tree.map(lambda x: x, data)
-  cut = lambda x: x[:, :2]
-  rollouts = dataclasses.replace(two.rollouts, **{
-      name: cut(getattr(two.rollouts, name))
-      for name in ('tokens', 'lengths', 'mask', 'log_probs', 'stop_reason')})
-  two = dataclasses.replace(
-      two, rollouts=rollouts, rewards=cut(two.rewards), reference_log_probs=None)
+  two = dataclasses.replace(data, reference_log_probs=None).samples(slice(2))
   jax.tree.map(np.testing.assert_array_equal, batches.best_and_worst(two), two)
   with pytest.raises(ValueError, match='at least 2 samples per prompt, got 1'):
     batches.best_and_worst(dataclasses.replace(data, rewards=data.rewards[:, :1]))

@@ -40,8 +40,7 @@ ADAPTERS = lora.LoraConfig(rank=3, targets='(attention|mlp)/.*|head')  # No mesh
 def _abstract_state(params_by_role, optimizer='adamw'):
   def init():
     params = params_by_role()
-    return TrainState(
-        jnp.int32(0), params, OPTIMIZERS[optimizer].init(params), rng.base_key(0), {})
+    return TrainState.create(params, OPTIMIZERS[optimizer], rng.base_key(0))
   return jax.eval_shape(init)
 
 
@@ -116,7 +115,7 @@ def test_every_leaf_of_adapters_and_split_layers_has_a_rule(shape):
 
   def init():
     params = {role: model.init(rng.base_key(1)) for role, model in models.items()}
-    return TrainState(jnp.int32(0), params, optimizer.init(params), rng.base_key(0), {})
+    return TrainState.create(params, optimizer, rng.base_key(0))
 
   abstract = jax.eval_shape(init)
   specs = _specs(rules.shardings(mesh_lib.make_mesh(*shape), abstract))

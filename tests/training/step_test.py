@@ -137,7 +137,7 @@ def test_one_micro_batch_has_no_scan():
 
 
 def _state(params, optimizer):
-  return TrainState(jnp.int32(0), params, optimizer.init(params), rng.base_key(0), {})
+  return TrainState.create(params, optimizer, rng.base_key(0))
 
 
 def test_apply_gradients_by_hand():

@@ -40,7 +40,7 @@ def _problem():
       'weight': jnp.asarray(random.uniform(0.5, 3, ROWS)),
       'number': jnp.arange(ROWS, dtype=float), 'reference': None,
   }
-  return TrainState(jnp.int32(0), params, OPTIMIZER.init(params), rng.base_key(0), {}), batch
+  return TrainState.create(params, OPTIMIZER, rng.base_key(0)), batch
 
 
 @functools.cache
@@ -114,7 +114,7 @@ def test_seeds_side_by_side():
   state, batch = _problem()
   other = jax.tree.map(lambda x: x + 1.0, state.params)
   fold = lambda params: step.take_steps(
-      _loss, OPTIMIZER, TrainState(jnp.int32(0), params, OPTIMIZER.init(params), state.key, {}),
+      _loss, OPTIMIZER, TrainState.create(params, OPTIMIZER, state.key),
       batch, num_epochs=2, num_minibatches=2)[0].params['w']
   both = jax.jit(jax.vmap(fold))(
       jax.tree.map(lambda *x: jnp.stack(x), state.params, other))
@@ -127,7 +127,7 @@ def test_frozen_parameters_stay_as_they_are_through_all_steps():
   optimizer = optim.make_optimizer(
       optim.OptimizerConfig(name='adam', learning_rate=1e-2), trainable=r'w')
   assert isinstance(optimizer, optim.PartialOptimizer)
-  state = TrainState(jnp.int32(0), params, optimizer.init(params), rng.base_key(0), {})
+  state = TrainState.create(params, optimizer, rng.base_key(0))
   state, _, _ = jax.jit(lambda s, b: step.take_steps(
       _loss, optimizer, s, b, num_epochs=2, num_minibatches=2))(state, _problem()[1])
   np.testing.assert_array_equal(state.params['rest'], params['rest'])

@@ -9,7 +9,6 @@ import json
 import re
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -386,7 +385,7 @@ def test_the_predictor_learns_to_follow_the_contrast():
   @jax.jit
   def init():
     params = {'policy': model.init(jax.random.key(0))}
-    return TrainState(jnp.int32(0), params, optimizer.init(params), jax.random.key(0), {})
+    return TrainState.create(params, optimizer, jax.random.key(0))
 
   step = jax.jit(lambda state, batch: step_lib.take_step(
       functools.partial(mice_training.loss_fn, model), optimizer, state, batch))
