@@ -63,6 +63,24 @@ def fraction(holder: Any, prefix: str, *names: str) -> None:
       raise ValueError(f'{_field(prefix, name)} must be in [0, 1], got {value}')
 
 
+def interval(holder: Any, prefix: str, bounds: str, *names: str) -> None:
+  """Raises ValueError for the first named field outside an interval.
+
+  Args:
+    holder: the dataclass.
+    prefix: where it is in the config.
+    bounds: the interval as it is written, such as '[0, 1)' or '(0, inf]'.
+    *names: the fields.
+  """
+  low, high = (float(bound) for bound in bounds[1:-1].split(','))
+  for name in names:
+    value = getattr(holder, name)
+    above = value >= low if bounds[0] == '[' else value > low
+    below = value <= high if bounds[-1] == ']' else value < high
+    if not (above and below):
+      raise ValueError(f'{_field(prefix, name)} must be in {bounds}, got {value}')
+
+
 def fixed(holder: Any, prefix: str, because: str, **values: Any) -> None:
   """Raises ValueError for the first named field that differs from the only value in use.
 

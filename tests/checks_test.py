@@ -58,6 +58,10 @@ def test_within_adds_the_place():
     (lambda c: checks.finite(c, 'config', 'x'), (-3.5, 0), (math.inf, math.nan), 'must be finite'),
     (lambda c: checks.fraction(c, 'config', 'x'), (0, 0.5, 1), (-0.1, 1.1, math.nan),
      r'must be in \[0, 1\]'),
+    (lambda c: checks.interval(c, 'config', '[0, 0.5)', 'x'), (0, 0.49), (-0.1, 0.5, math.nan),
+     r'must be in \[0, 0.5\)'),
+    (lambda c: checks.interval(c, 'config', '(0, inf]', 'x'), (1e-9, math.inf), (0, -1, math.nan),
+     r'must be in \(0, inf\]'),
     (lambda c: checks.fixed(c, 'config', 'where a is off', x=0), (0,), (1,),
      'must be 0 where a is off'),
 ])

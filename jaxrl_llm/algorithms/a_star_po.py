@@ -36,6 +36,7 @@ import chex
 import jax.numpy as jnp
 import optax
 
+from jaxrl_llm import checks
 from jaxrl_llm.rl import batches, masking, regression_losses, scoring, soft_values
 from jaxrl_llm.training import step as step_lib
 from jaxrl_llm.types import Algorithm, Array, Batch, ModelFns, TrainState, WeightedMean
@@ -76,23 +77,12 @@ class Config:
 
   def validate(self) -> None:
     """Raises ValueError with one line for the first field that is out of range."""
-    for name in ('beta1', 'beta2', 'temperature'):
-      if not 0 < getattr(self, name) < float('inf'):
-        raise ValueError(f'{name} must be positive and finite, got {getattr(self, name)}')
-    for name in ('samples_per_prompt', 'num_minibatches', 'num_micro_batches'):
-      if getattr(self, name) < 1:
-        raise ValueError(f'{name} must be at least 1, got {getattr(self, name)}')
-
-    for name, allowed in (
-        ('value_mode', ('softmax', 'mean', 'max', 'zero')),
-        ('stage1_reward', ('identical', 'lenient')),
-    ):
-      if getattr(self, name) not in allowed:
-        raise ValueError(f'{name} must be one of {allowed}, got {getattr(self, name)!r}')
-
-    for name in ('entropy_coefficient', 'head_chunk'):
-      if getattr(self, name) < 0:
-        raise ValueError(f'{name} must not be negative, got {getattr(self, name)}')
+    checks.positive(self, '', 'beta1', 'beta2', 'temperature')
+    checks.at_least(self, '', samples_per_prompt=1, num_minibatches=1)
+    checks.at_least(self, '', num_micro_batches=1, head_chunk=0)
+    checks.one_of(self, '', value_mode=('softmax', 'mean', 'max', 'zero'))
+    checks.one_of(self, '', stage1_reward=('identical', 'lenient'))
+    checks.non_negative(self, '', 'entropy_coefficient')
 
 
 def estimate_values(config: Config, rewards: Array) -> Array:

@@ -33,12 +33,14 @@ Tables: a baseline of the studies of experiments/arena/.
 import dataclasses
 import functools
 
+import chex
 import jax.numpy as jnp
 import optax
 
+from jaxrl_llm import checks
 from jaxrl_llm.rl import batches, masking, preference_losses, scoring
 from jaxrl_llm.training import step as step_lib
-from jaxrl_llm.types import Algorithm, Array, Batch, ModelFns, TrainState, WeightedMean
+from jaxrl_llm.types import Algorithm, Array, Batch, ModelFns, TrainState
 
 _SMOOTHED = ('conservative', 'robust')
 
@@ -77,37 +79,17 @@ class Config:
 
   def validate(self) -> None:
     """Raises ValueError with one line for the first field that is out of range."""
-    for name in ('beta', 'temperature'):
-      if not 0 < getattr(self, name) < float('inf'):
-        raise ValueError(f'{name} must be positive and finite, got {getattr(self, name)}')
-    for name in ('num_epochs', 'num_minibatches', 'num_micro_batches'):
-      if getattr(self, name) < 1:
-        raise ValueError(f'{name} must be at least 1, got {getattr(self, name)}')
-
-    for name, allowed in (
-        ('loss', ('sigmoid', 'ipo', 'hinge', *_SMOOTHED)),
-        ('reference', ('fixed', 'policy')),
-        ('pairs', ('all', 'best_worst')),
-    ):
-      if getattr(self, name) not in allowed:
-        raise ValueError(f'{name} must be one of {allowed}, got {getattr(self, name)!r}')
-
-    if self.pairs == 'all' and self.samples_per_prompt != 2:
-      raise ValueError(f'samples_per_prompt must be 2 for DPO, got {self.samples_per_prompt}')
-    if self.samples_per_prompt < 2:
-      raise ValueError(f'samples_per_prompt must be at least 2, got {self.samples_per_prompt}')
-
-    if not 0 <= self.label_smoothing < 0.5:
-      raise ValueError(f'label_smoothing must be in [0, 0.5), got {self.label_smoothing}')
-    if self.label_smoothing and self.loss not in _SMOOTHED:
-      raise ValueError(
-          f'label_smoothing goes with a loss of {_SMOOTHED}, got {self.label_smoothing} and '
-          f'{self.loss!r}'
-      )
-
-    for name in ('rpo_weight', 'head_chunk'):
-      if getattr(self, name) < 0:
-        raise ValueError(f'{name} must not be negative, got {getattr(self, name)}')
+    checks.positive(self, '', 'beta', 'temperature')
+    checks.at_least(self, '', num_epochs=1, num_minibatches=1, num_micro_batches=1, head_chunk=0)
+    checks.one_of(self, '', loss=('sigmoid', 'ipo', 'hinge', *_SMOOTHED))
+    checks.one_of(self, '', reference=('fixed', 'policy'), pairs=('all', 'best_worst'))
+    checks.at_least(self, '', samples_per_prompt=2)
+    if self.pairs == 'all':
+      checks.fixed(self, '', "with pairs='all'", samples_per_prompt=2)
+    checks.interval(self, '', '[0, 0.5)', 'label_smoothing')
+    if self.loss not in _SMOOTHED:
+      checks.fixed(self, '', f'with loss={self.loss!r}', label_smoothing=0)
+    checks.non_negative(self, '', 'rpo_weight')
 
 
 def make(config: Config, policy: ModelFns, optimizer: optax.GradientTransformation) -> Algorithm:
@@ -142,10 +124,8 @@ def make(config: Config, policy: ModelFns, optimizer: optax.GradientTransformati
           label_smoothing=config.label_smoothing),
   }[config.loss]
 
-  score = lambda params, rollouts: scoring.score(
-      policy, params['policy'], rollouts,
-      temperature=config.temperature, chunk_size=config.head_chunk,
-  )[0]
+  score = functools.partial(
+      scoring.score, policy, temperature=config.temperature, chunk_size=config.head_chunk)
 
   def init(key, params) -> TrainState:
     return TrainState.create(params, optimizer, key)
@@ -154,7 +134,7 @@ def make(config: Config, policy: ModelFns, optimizer: optax.GradientTransformati
     """ln π_ref [P, 2, T], a constant."""
     if config.reference == 'policy':
       return step_lib.map_micro_batches(
-          lambda rollouts: score(params, rollouts), batch.rollouts,
+          lambda rollouts: score(params['policy'], rollouts)[0], batch.rollouts,
           num_micro_batches=config.num_minibatches * config.num_micro_batches,
       )
     if batch.reference_log_probs is None:
@@ -163,7 +143,7 @@ def make(config: Config, policy: ModelFns, optimizer: optax.GradientTransformati
 
   def loss_fn(params, batch: Batch):
     mask = batch.rollouts.mask
-    log_probs = score(params, batch.rollouts)
+    log_probs, _ = score(params['policy'], batch.rollouts)
     split = lambda tokens: preference_losses.split_by_preference(
         masking.masked_sum(tokens, mask, axis=-1), batch.rewards)
 
@@ -173,7 +153,7 @@ def make(config: Config, policy: ModelFns, optimizer: optax.GradientTransformati
       losses = losses - config.rpo_weight * split(log_probs)[0]
 
     weight = batch.weight * decided
-    mean = lambda x, weight=weight: WeightedMean(jnp.sum(weight * x), jnp.sum(weight))
+    mean = functools.partial(batches.mean_over_prompts, weight=weight)
     margin = config.beta * (chosen - rejected)
 
     return mean(losses), {
@@ -181,18 +161,14 @@ def make(config: Config, policy: ModelFns, optimizer: optax.GradientTransformati
         'train/margin': mean(margin),
         'train/chosen_log_ratio': mean(chosen),
         'train/rejected_log_ratio': mean(rejected),
-        'train/log_ratio': mean((jnp.abs(chosen) + jnp.abs(rejected)) / 2, batch.weight),
-        'train/ties': mean(1 - decided, batch.weight),
+        'train/log_ratio': mean((jnp.abs(chosen) + jnp.abs(rejected)) / 2, weight=batch.weight),
+        'train/ties': mean(1 - decided, weight=batch.weight),
         'train/sampler_gap': batches.sampler_gap(log_probs, batch.rollouts, batch.weight),
     }
 
   def train_step(state, batch: Batch):
-    if batch.rewards.shape[1:] != (config.samples_per_prompt,):
-      raise ValueError(
-          f'rewards must be [P, {config.samples_per_prompt}] (config.samples_per_prompt), got '
-          f'{batch.rewards.shape}'
-      )
-
+    chex.assert_rank(batch.rewards, 2)
+    batches.check_samples(batch, config.samples_per_prompt)
     batch, dropped = batches.drop_invalid(batch)
     if config.pairs == 'best_worst':
       batch = batches.best_and_worst(batch)
@@ -203,9 +179,8 @@ def make(config: Config, policy: ModelFns, optimizer: optax.GradientTransformati
         loss_fn, optimizer, state, batch, num_epochs=config.num_epochs,
         num_minibatches=config.num_minibatches, num_micro_batches=config.num_micro_batches,
     )
-    return state, {
-        **metrics, 'train/sampler_gap': first['train/sampler_gap'], 'train/dropped': dropped,
-        'train/initial_log_ratio': first['train/log_ratio'],
-    }
+
+    gap = first['train/sampler_gap']
+    return state, batches.iteration_metrics(first, metrics, sampler_gap=gap, dropped=dropped)
 
   return Algorithm(init, train_step)

@@ -34,11 +34,13 @@ Tables: a baseline of experiments/arena/, addition and summaries.
 """
 
 import dataclasses
+import functools
 
 import chex
 import jax.numpy as jnp
 import optax
 
+from jaxrl_llm import checks
 from jaxrl_llm.rl import advantages, batches, divergences, masking, policy_losses, scoring
 from jaxrl_llm.training import step as step_lib
 from jaxrl_llm.types import Algorithm, Batch, ModelFns, TrainState
@@ -78,24 +80,14 @@ class Config:
 
   def validate(self) -> None:
     """Raises ValueError with one line for the first field that is out of range."""
-    if not 0 < self.temperature < float('inf'):
-      raise ValueError(f'temperature must be positive and finite, got {self.temperature}')
-    for name in ('samples_per_prompt', 'num_epochs', 'num_minibatches', 'num_micro_batches'):
-      if getattr(self, name) < 1:
-        raise ValueError(f'{name} must be at least 1, got {getattr(self, name)}')
-
-    for name, allowed in (
-        ('advantage_scale', ('std', 'population_std', 'none')),
-        ('normalisation', ('response', 'token', 'constant')),
-    ):
-      if getattr(self, name) not in allowed:
-        raise ValueError(f'{name} must be one of {allowed}, got {getattr(self, name)!r}')
-
-    if not 0 <= self.clip_low <= 1:
-      raise ValueError(f'clip_low must be in [0, 1], got {self.clip_low}')
-    for name in ('clip_high', 'kl_coefficient', 'head_chunk'):
-      if not getattr(self, name) >= 0:
-        raise ValueError(f'{name} must not be negative, got {getattr(self, name)}')
+    checks.positive(self, '', 'temperature')
+    checks.at_least(self, '', samples_per_prompt=1, num_epochs=1, num_minibatches=1)
+    checks.at_least(self, '', num_micro_batches=1, head_chunk=0)
+    checks.one_of(self, '', advantage_scale=('std', 'population_std', 'none'))
+    checks.one_of(self, '', normalisation=('response', 'token', 'constant'))
+    checks.fraction(self, '', 'clip_low')
+    checks.interval(self, '', '[0, inf]', 'clip_high')
+    checks.non_negative(self, '', 'kl_coefficient')
 
 
 def make(config: Config, policy: ModelFns, optimizer: optax.GradientTransformation) -> Algorithm:
@@ -115,17 +107,15 @@ def make(config: Config, policy: ModelFns, optimizer: optax.GradientTransformati
   """
   config.validate()
   bounds = dict(clip_low=config.clip_low, clip_high=config.clip_high)
-  score = lambda params, rollouts: scoring.score(
-      policy, params['policy'], rollouts,
-      temperature=config.temperature, chunk_size=config.head_chunk,
-  )
+  score = functools.partial(
+      scoring.score, policy, temperature=config.temperature, chunk_size=config.head_chunk)
 
   def init(key, params) -> TrainState:
     return TrainState.create(params, optimizer, key)
 
   def loss_fn(params, batch: Batch):
     mask, weight = batch.rollouts.mask, batch.weight
-    log_probs, entropy = score(params, batch.rollouts)
+    log_probs, entropy = score(params['policy'], batch.rollouts)
     log_ratio = log_probs - batch.aux['old_log_probs']
     by_token = jnp.broadcast_to(batch.aux['advantages'][..., None], log_ratio.shape)
     losses = policy_losses.clipped_surrogate(log_ratio, by_token, **bounds)
@@ -151,18 +141,13 @@ def make(config: Config, policy: ModelFns, optimizer: optax.GradientTransformati
 
   def train_step(state, batch: Batch):
     chex.assert_rank(batch.rewards, 2)
-    if batch.rewards.shape[1] != config.samples_per_prompt:
-      raise ValueError(
-          f'the batch must have samples_per_prompt = {config.samples_per_prompt} samples a '
-          f'prompt, got {batch.rewards.shape[1]}'
-      )
-    if config.kl_coefficient and batch.reference_log_probs is None:
-      raise ValueError('kl_coefficient above 0 needs reference_log_probs, got None')
+    batches.check_samples(batch, config.samples_per_prompt)
+    batches.check_reference(batch, config.kl_coefficient)
 
     batch, dropped = batches.drop_invalid(batch)
 
     old = step_lib.map_micro_batches(
-        lambda rollouts: score(state.params, rollouts)[0], batch.rollouts,
+        lambda rollouts: score(state.params['policy'], rollouts)[0], batch.rollouts,
         num_micro_batches=config.num_minibatches * config.num_micro_batches,
     )
     gap = batches.sampler_gap(old, batch.rollouts, batch.weight)
@@ -177,9 +162,6 @@ def make(config: Config, policy: ModelFns, optimizer: optax.GradientTransformati
         num_minibatches=config.num_minibatches, num_micro_batches=config.num_micro_batches,
     )
 
-    return state, {
-        **metrics, 'train/sampler_gap': gap, 'train/dropped': dropped,
-        'train/initial_log_ratio': first['train/log_ratio'],
-    }
+    return state, batches.iteration_metrics(first, metrics, sampler_gap=gap, dropped=dropped)
 
   return Algorithm(init, train_step)

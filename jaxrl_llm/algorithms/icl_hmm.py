@@ -33,6 +33,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from jaxrl_llm import checks
 from jaxrl_llm.rl import log_probs
 from jaxrl_llm.training import step as step_lib
 from jaxrl_llm.types import Algorithm, Array, Metrics, ModelFns, TrainState, WeightedMean
@@ -52,10 +53,8 @@ class Config:
 
   def validate(self) -> None:
     """Raises ValueError with one line for the first field that is out of range."""
-    if self.labels not in ('sampled', 'filter'):
-      raise ValueError(f"labels must be 'sampled' or 'filter', got {self.labels!r}")
-    if self.num_micro_batches < 1:
-      raise ValueError(f'num_micro_batches must be at least 1, got {self.num_micro_batches}')
+    checks.one_of(self, '', labels=('sampled', 'filter'))
+    checks.at_least(self, '', num_micro_batches=1)
 
 
 @chex.dataclass(frozen=True)

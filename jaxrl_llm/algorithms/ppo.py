@@ -31,12 +31,14 @@ Tables: a baseline of experiments/arena/, addition and summaries.
 """
 
 import dataclasses
+import functools
 
 import chex
 import jax
 import jax.numpy as jnp
 import optax
 
+from jaxrl_llm import checks
 from jaxrl_llm.rl import (
   advantages,
   batches,
@@ -91,25 +93,13 @@ class Config:
 
   def validate(self) -> None:
     """Raises ValueError with one line for the first field that is out of range."""
-    if not 0 < self.temperature < float('inf'):
-      raise ValueError(f'temperature must be positive and finite, got {self.temperature}')
-
-    for name in ('clip', 'value_clip'):
-      if not getattr(self, name) > 0:
-        raise ValueError(f'{name} must be positive, got {getattr(self, name)}')
-
-    for name in ('discount', 'trace'):
-      if not 0 <= getattr(self, name) <= 1:
-        raise ValueError(f'{name} must be in [0, 1], got {getattr(self, name)}')
-
-    if self.compat not in ('correct', 'released'):
-      raise ValueError(f"compat must be one of ('correct', 'released'), got {self.compat!r}")
-    for name in ('samples_per_prompt', 'num_epochs', 'num_minibatches', 'num_micro_batches'):
-      if getattr(self, name) < 1:
-        raise ValueError(f'{name} must be at least 1, got {getattr(self, name)}')
-    for name in ('kl_coefficient', 'value_coefficient', 'head_chunk'):
-      if not getattr(self, name) >= 0:
-        raise ValueError(f'{name} must not be negative, got {getattr(self, name)}')
+    checks.positive(self, '', 'temperature')
+    checks.interval(self, '', '(0, inf]', 'clip', 'value_clip')
+    checks.fraction(self, '', 'discount', 'trace')
+    checks.one_of(self, '', compat=('correct', 'released'))
+    checks.at_least(self, '', samples_per_prompt=1, num_epochs=1, num_minibatches=1)
+    checks.at_least(self, '', num_micro_batches=1, head_chunk=0)
+    checks.non_negative(self, '', 'kl_coefficient', 'value_coefficient')
 
 
 def token_rewards(config: Config, batch: Batch, old_log_probs: Array) -> Array:
@@ -154,12 +144,9 @@ def make(
   config.validate()
   bounds = dict(clip_low=min(config.clip, 1.0), clip_high=config.clip)
   normalisation = 'constant' if config.compat == 'released' else 'token'
-  score = lambda params, rollouts: scoring.score(
-      policy, params['policy'], rollouts,
-      temperature=config.temperature, chunk_size=config.head_chunk,
-  )
-  read_values = lambda params, rollouts: sequence_scores.token_values(
-      value, params['value'], rollouts)
+  score = functools.partial(
+      scoring.score, policy, temperature=config.temperature, chunk_size=config.head_chunk)
+  read_values = functools.partial(sequence_scores.token_values, value)
 
   def init(key, params) -> TrainState:
     return TrainState.create(params, optimizer, key)
@@ -182,8 +169,8 @@ def make(
 
   def loss_fn(params, batch: Batch):
     mask, weight, frozen = batch.rollouts.mask, batch.weight, batch.aux
-    log_probs, entropy = score(params, batch.rollouts)
-    values = read_values(params, batch.rollouts)
+    log_probs, entropy = score(params['policy'], batch.rollouts)
+    values = read_values(params['value'], batch.rollouts)
     log_ratio = log_probs - frozen['old_log_probs']
 
     surrogate = policy_losses.clipped_surrogate(log_ratio, frozen['advantages'], **bounds)
@@ -208,19 +195,18 @@ def make(
 
   def train_step(state, batch: Batch):
     chex.assert_rank(batch.rewards, 2)
-    if batch.rewards.shape[1] != config.samples_per_prompt:
-      raise ValueError(
-          f'the batch must have samples_per_prompt = {config.samples_per_prompt} samples a '
-          f'prompt, got {batch.rewards.shape[1]}'
-      )
-    if config.kl_coefficient and batch.reference_log_probs is None:
-      raise ValueError('kl_coefficient above 0 needs reference_log_probs, got None')
+    batches.check_samples(batch, config.samples_per_prompt)
+    batches.check_reference(batch, config.kl_coefficient)
 
     batch, dropped = batches.drop_invalid(batch)
 
+    def score_and_value(rollouts):
+      log_probs, _ = score(state.params['policy'], rollouts)
+      return log_probs, read_values(state.params['value'], rollouts)
+
     old, values = step_lib.map_micro_batches(
-        lambda rollouts: (score(state.params, rollouts)[0], read_values(state.params, rollouts)),
-        batch.rollouts, num_micro_batches=config.num_minibatches * config.num_micro_batches,
+        score_and_value, batch.rollouts,
+        num_micro_batches=config.num_minibatches * config.num_micro_batches,
     )
     gap = batches.sampler_gap(old, batch.rollouts, batch.weight)
     batch = dataclasses.replace(batch, aux=estimate(batch, old, values))
@@ -230,9 +216,6 @@ def make(
         num_minibatches=config.num_minibatches, num_micro_batches=config.num_micro_batches,
     )
 
-    return state, {
-        **metrics, 'train/sampler_gap': gap, 'train/dropped': dropped,
-        'train/initial_log_ratio': first['train/log_ratio'],
-    }
+    return state, batches.iteration_metrics(first, metrics, sampler_gap=gap, dropped=dropped)
 
   return Algorithm(init, train_step)

@@ -30,15 +30,17 @@ preferences: rebel_games.py; a policy that is a chain of Gaussian steps: experim
 """
 
 import dataclasses
+import functools
 
 import chex
 import jax
 import jax.numpy as jnp
 import optax
 
+from jaxrl_llm import checks
 from jaxrl_llm.rl import advantages, batches, masking, regression_losses, scoring
 from jaxrl_llm.training import step as step_lib
-from jaxrl_llm.types import Algorithm, Array, Batch, ModelFns, Rollouts, TrainState, WeightedMean
+from jaxrl_llm.types import Algorithm, Array, Batch, ModelFns, Rollouts, TrainState
 
 
 @dataclasses.dataclass
@@ -77,42 +79,18 @@ class Config:
 
   def validate(self) -> None:
     """Raises ValueError with one line for the first field that is out of range."""
-    for name in ('eta', 'temperature'):
-      if not 0 < getattr(self, name) < float('inf'):
-        raise ValueError(f'{name} must be positive and finite, got {getattr(self, name)}')
-    for name in ('num_epochs', 'num_minibatches', 'num_micro_batches'):
-      if getattr(self, name) < 1:
-        raise ValueError(f'{name} must be at least 1, got {getattr(self, name)}')
+    checks.positive(self, '', 'eta', 'temperature')
+    checks.at_least(self, '', num_epochs=1, num_minibatches=1, num_micro_batches=1, head_chunk=0)
+    checks.one_of(self, '', loss_form=('code', 'paper'), pairs=('all', 'best_worst'))
+    checks.one_of(self, '', signal=('rewards', 'preferences'))
+    checks.at_least(self, '', samples_per_prompt=2)
+    checks.fraction(self, '', 'offline_fraction')
+    checks.non_negative(self, '', 'kl_coefficient')
 
-    for name, allowed in (
-        ('loss_form', ('code', 'paper')),
-        ('pairs', ('all', 'best_worst')),
-        ('signal', ('rewards', 'preferences')),
-    ):
-      if getattr(self, name) not in allowed:
-        raise ValueError(f'{name} must be one of {allowed}, got {getattr(self, name)!r}')
-
-    if self.pairs == 'all' and self.samples_per_prompt != 2:
-      raise ValueError(f'samples_per_prompt must be 2 for REBEL, got {self.samples_per_prompt}')
-    if self.pairs == 'best_worst' and (self.samples_per_prompt < 2 or self.signal != 'rewards'):
-      raise ValueError(
-          "pairs='best_worst' needs samples_per_prompt of at least 2 and signal='rewards', got "
-          f'{self.samples_per_prompt} and {self.signal!r}'
-      )
-
-    if not 0 <= self.offline_fraction <= 1:
-      raise ValueError(f'offline_fraction must be in [0, 1], got {self.offline_fraction}')
-    if self.offline_fraction and self.pairs != 'all':
-      raise ValueError(
-          "offline_fraction replaces the second of two samples and needs pairs='all', got "
-          f'{self.offline_fraction} and {self.pairs!r}'
-      )
-
-    if not 0 <= self.kl_coefficient < float('inf'):
-      raise ValueError(
-          f'kl_coefficient must not be negative, and finite, got {self.kl_coefficient}')
-    if self.head_chunk < 0:
-      raise ValueError(f'head_chunk must not be negative, got {self.head_chunk}')
+    if self.pairs == 'all':
+      checks.fixed(self, '', "with pairs='all'", samples_per_prompt=2)
+    else:
+      checks.fixed(self, '', "with pairs='best_worst'", signal='rewards', offline_fraction=0)
 
 
 def mix_offline(config: Config, rollouts: Rollouts, offline: Rollouts, key: Array) -> Rollouts:
@@ -154,26 +132,19 @@ def make(config: Config, policy: ModelFns, optimizer: optax.GradientTransformati
     ValueError: if a config field is out of range.
   """
   config.validate()
-  score = lambda params, rollouts: scoring.score(
-      policy, params['policy'], rollouts,
-      temperature=config.temperature, chunk_size=config.head_chunk,
-  )[0]
+  score = functools.partial(
+      scoring.score, policy, temperature=config.temperature, chunk_size=config.head_chunk)
 
   def init(key, params) -> TrainState:
     return TrainState.create(params, optimizer, key)
 
   def shape_rewards(batch: Batch, old: Array) -> Array:
     """r − c ln π_t/π_ref of the pair, [P, 2]."""
-    rewards = batch.rewards
     if config.signal == 'preferences':
-      rewards = regression_losses.preference_rewards(rewards)
-    if config.kl_coefficient:
-      total = lambda log_probs: masking.masked_sum(log_probs, batch.rollouts.mask, axis=-1)
-      rewards = masking.shape_rewards(
-          rewards, total(old), total(batch.reference_log_probs),
-          kl_coefficient=config.kl_coefficient,
-      )
+      batch = dataclasses.replace(
+          batch, rewards=regression_losses.preference_rewards(batch.rewards))
 
+    rewards = batches.kl_shaped_rewards(batch, old, config.kl_coefficient)
     if config.whiten_rewards:
       counts = jnp.broadcast_to(batch.weight[:, None], rewards.shape)
       rewards = advantages.whiten(rewards, counts, mean='keep')
@@ -181,14 +152,14 @@ def make(config: Config, policy: ModelFns, optimizer: optax.GradientTransformati
 
   def loss_fn(params, batch: Batch):
     mask, weight = batch.rollouts.mask, batch.weight
-    log_ratio = masking.masked_sum(
-        score(params, batch.rollouts) - batch.aux['old_log_probs'], mask, axis=-1)
+    log_probs, _ = score(params['policy'], batch.rollouts)
+    log_ratio = masking.masked_sum(log_probs - batch.aux['old_log_probs'], mask, axis=-1)
     losses = regression_losses.rebel_loss(
         log_ratio, batch.rewards, eta=config.eta, form=config.loss_form)
 
     difference = log_ratio[:, 0] - log_ratio[:, 1]
     target = config.eta * (batch.rewards[:, 0] - batch.rewards[:, 1])
-    mean = lambda x: WeightedMean(jnp.sum(weight * x), jnp.sum(weight))
+    mean = functools.partial(batches.mean_over_prompts, weight=weight)
 
     return mean(losses), {
         'train/log_ratio': mean(jnp.mean(jnp.abs(log_ratio), axis=1)),
@@ -199,20 +170,15 @@ def make(config: Config, policy: ModelFns, optimizer: optax.GradientTransformati
     }
 
   def train_step(state, batch: Batch):
-    if batch.rewards.shape[1] != config.samples_per_prompt:
-      raise ValueError(
-          f'the batch must have samples_per_prompt = {config.samples_per_prompt} samples a '
-          f'prompt, got {batch.rewards.shape[1]}'
-      )
-    if config.kl_coefficient and batch.reference_log_probs is None:
-      raise ValueError('kl_coefficient above 0 needs reference_log_probs, got None')
+    batches.check_samples(batch, config.samples_per_prompt)
+    batches.check_reference(batch, config.kl_coefficient)
 
     if config.pairs == 'best_worst':
       batch = batches.best_and_worst(batch)
     batch, dropped = batches.drop_invalid(batch)
 
     old = step_lib.map_micro_batches(
-        lambda rollouts: score(state.params, rollouts), batch.rollouts,
+        lambda rollouts: score(state.params['policy'], rollouts)[0], batch.rollouts,
         num_micro_batches=config.num_minibatches * config.num_micro_batches,
     )
     gap = batches.sampler_gap(old, batch.rollouts, batch.weight)
@@ -224,9 +190,6 @@ def make(config: Config, policy: ModelFns, optimizer: optax.GradientTransformati
         num_minibatches=config.num_minibatches, num_micro_batches=config.num_micro_batches,
     )
 
-    return state, {
-        **metrics, 'train/sampler_gap': gap, 'train/dropped': dropped,
-        'train/initial_log_ratio': first['train/log_ratio'],
-    }
+    return state, batches.iteration_metrics(first, metrics, sampler_gap=gap, dropped=dropped)
 
   return Algorithm(init, train_step)

@@ -30,15 +30,17 @@ Tables: a baseline of experiments/arena/, addition and summaries.
 """
 
 import dataclasses
+import functools
 
 import chex
 import jax
 import jax.numpy as jnp
 import optax
 
+from jaxrl_llm import checks
 from jaxrl_llm.rl import batches, masking, policy_losses, scoring
 from jaxrl_llm.training import step as step_lib
-from jaxrl_llm.types import Algorithm, Array, Batch, ModelFns, TrainState, WeightedMean
+from jaxrl_llm.types import Algorithm, Batch, ModelFns, TrainState, WeightedMean
 
 
 @dataclasses.dataclass
@@ -65,21 +67,11 @@ class Config:
 
   def validate(self) -> None:
     """Raises ValueError with one line for the first field that is out of range."""
-    if not 0 < self.temperature < float('inf'):
-      raise ValueError(f'temperature must be positive and finite, got {self.temperature}')
-    for name in ('samples_per_prompt', 'num_micro_batches'):
-      if getattr(self, name) < 1:
-        raise ValueError(f'{name} must be at least 1, got {getattr(self, name)}')
-
-    if self.baseline not in ('none', 'batch_mean', 'running'):
-      raise ValueError(
-          f"baseline must be one of ('none', 'batch_mean', 'running'), got {self.baseline!r}")
-    if not 0 < self.baseline_decay <= 1:
-      raise ValueError(f'baseline_decay must be in (0, 1], got {self.baseline_decay}')
-
-    for name in ('kl_coefficient', 'head_chunk'):
-      if not getattr(self, name) >= 0:
-        raise ValueError(f'{name} must not be negative, got {getattr(self, name)}')
+    checks.positive(self, '', 'temperature')
+    checks.at_least(self, '', samples_per_prompt=1, num_micro_batches=1, head_chunk=0)
+    checks.one_of(self, '', baseline=('none', 'batch_mean', 'running'))
+    checks.interval(self, '', '(0, 1]', 'baseline_decay')
+    checks.non_negative(self, '', 'kl_coefficient')
 
 
 def make(config: Config, policy: ModelFns, optimizer: optax.GradientTransformation) -> Algorithm:
@@ -100,28 +92,16 @@ def make(config: Config, policy: ModelFns, optimizer: optax.GradientTransformati
   """
   config.validate()
   running = config.baseline == 'running'
-  score = lambda params, rollouts: scoring.score(
-      policy, params['policy'], rollouts,
-      temperature=config.temperature, chunk_size=config.head_chunk,
-  )
+  score = functools.partial(
+      scoring.score, policy, temperature=config.temperature, chunk_size=config.head_chunk)
 
   def init(key, params) -> TrainState:
     aux = {'rewards': WeightedMean(jnp.float32(0.0), jnp.float32(0.0))} if running else {}
     return TrainState.create(params, optimizer, key, aux)
 
-  def shape_rewards(batch: Batch, old: Array) -> Array:
-    """r = s − c ln π_θ/π_ref, [P, K]."""
-    if not config.kl_coefficient:
-      return batch.rewards
-    total = lambda log_probs: masking.masked_sum(log_probs, batch.rollouts.mask, axis=-1)
-    return masking.shape_rewards(
-        batch.rewards, total(old), total(batch.reference_log_probs),
-        kl_coefficient=config.kl_coefficient,
-    )
-
   def loss_fn(params, batch: Batch):
     mask, weight = batch.rollouts.mask, batch.weight
-    log_probs, entropy = score(params, batch.rollouts)
+    log_probs, entropy = score(params['policy'], batch.rollouts)
     total = lambda values: masking.masked_sum(values, mask, axis=-1)
     losses = policy_losses.reinforce_loss(total(log_probs), batch.aux['advantages'])
 
@@ -135,23 +115,19 @@ def make(config: Config, policy: ModelFns, optimizer: optax.GradientTransformati
 
   def train_step(state, batch: Batch):
     chex.assert_rank(batch.rewards, 2)
-    if batch.rewards.shape[1] != config.samples_per_prompt:
-      raise ValueError(
-          f'the batch must have samples_per_prompt = {config.samples_per_prompt} samples a '
-          f'prompt, got {batch.rewards.shape[1]}'
-      )
-    if config.kl_coefficient and batch.reference_log_probs is None:
-      raise ValueError('kl_coefficient above 0 needs reference_log_probs, got None')
+    batches.check_samples(batch, config.samples_per_prompt)
+    batches.check_reference(batch, config.kl_coefficient)
 
     batch, dropped = batches.drop_invalid(batch)
 
     old = step_lib.map_micro_batches(
-        lambda rollouts: score(state.params, rollouts)[0], batch.rollouts,
+        lambda rollouts: score(state.params['policy'], rollouts)[0], batch.rollouts,
         num_micro_batches=config.num_micro_batches,
     )
     gap = batches.sampler_gap(old, batch.rollouts, batch.weight)
 
-    rewards = shape_rewards(batch, old)
+    # r = s − c ln π_θ/π_ref, [P, K].
+    rewards = batches.kl_shaped_rewards(batch, old, config.kl_coefficient)
     here = masking.masked_mean(
         rewards, jnp.broadcast_to(batch.weight[:, None], rewards.shape))
     past = state.aux['rewards'] if running else here

@@ -19,14 +19,17 @@ Tables: experiments/configs/reward_model_{tldr,demo}.py; the scorer of experimen
 """
 
 import dataclasses
+import functools
 
+import chex
 import jax
 import jax.numpy as jnp
 import optax
 
+from jaxrl_llm import checks
 from jaxrl_llm.rl import batches, preference_losses, sequence_scores
 from jaxrl_llm.training import step as step_lib
-from jaxrl_llm.types import Algorithm, Array, Batch, ModelFns, Params, TrainState, WeightedMean
+from jaxrl_llm.types import Algorithm, Array, Batch, ModelFns, Params, TrainState
 
 _HEAD_BIAS = 'value_head/bias'  # As in models/value.py.
 
@@ -43,8 +46,7 @@ class Config:
 
   def validate(self) -> None:
     """Raises ValueError with one line for the first field that is out of range."""
-    if self.num_micro_batches < 1:
-      raise ValueError(f'num_micro_batches must be at least 1, got {self.num_micro_batches}')
+    checks.at_least(self, '', num_micro_batches=1)
 
 
 def make(config: Config, reward: ModelFns, optimizer: optax.GradientTransformation) -> Algorithm:
@@ -70,19 +72,16 @@ def make(config: Config, reward: ModelFns, optimizer: optax.GradientTransformati
   def loss_fn(params, batch: Batch):
     scores = sequence_scores.sequence_scores(reward, params['reward'], batch.rollouts)
     chosen, rejected, decided = preference_losses.split_by_preference(scores, batch.rewards)
-    mean = lambda x, weight: WeightedMean(jnp.sum(weight * x), jnp.sum(weight))
-
-    weight = batch.weight * decided
-    return mean(preference_losses.bradley_terry_loss(chosen, rejected), weight), {
-        'train/accuracy': mean((chosen > rejected).astype(jnp.float32), weight),
-        'train/margin': mean(chosen - rejected, weight),
-        'train/ties': mean(1 - decided, batch.weight),
+    mean = functools.partial(batches.mean_over_prompts, weight=batch.weight * decided)
+    return mean(preference_losses.bradley_terry_loss(chosen, rejected)), {
+        'train/accuracy': mean((chosen > rejected).astype(jnp.float32)),
+        'train/margin': mean(chosen - rejected),
+        'train/ties': mean(1 - decided, weight=batch.weight),
     }
 
   def train_step(state, batch: Batch):
-    if batch.rewards.shape[1:] != (2,):
-      raise ValueError(
-          f'a reward model is trained on pairs, rewards [P, 2], got {batch.rewards.shape}')
+    chex.assert_rank(batch.rewards, 2)
+    batches.check_samples(batch, 2)
     batch, dropped = batches.drop_invalid(batch)
     state, metrics = step_lib.take_step(
         loss_fn, optimizer, state, batch, num_micro_batches=config.num_micro_batches)

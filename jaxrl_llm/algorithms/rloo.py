@@ -30,14 +30,16 @@ Tables: a baseline of every study of experiments/arena/.
 """
 
 import dataclasses
+import functools
 
 import chex
 import jax.numpy as jnp
 import optax
 
+from jaxrl_llm import checks
 from jaxrl_llm.rl import advantages, batches, masking, policy_losses, scoring
 from jaxrl_llm.training import step as step_lib
-from jaxrl_llm.types import Algorithm, Array, Batch, ModelFns, TrainState
+from jaxrl_llm.types import Algorithm, Batch, ModelFns, TrainState
 
 
 @dataclasses.dataclass
@@ -66,20 +68,11 @@ class Config:
 
   def validate(self) -> None:
     """Raises ValueError with one line for the first field that is out of range."""
-    if not 0 < self.temperature < float('inf'):
-      raise ValueError(f'temperature must be positive and finite, got {self.temperature}')
-    if self.samples_per_prompt < 2:
-      raise ValueError(
-          f'samples_per_prompt must be at least 2 for RLOO, got {self.samples_per_prompt}')
-    if not self.clip > 0:
-      raise ValueError(f'clip must be positive, got {self.clip}')
-
-    for name in ('num_epochs', 'num_minibatches', 'num_micro_batches'):
-      if getattr(self, name) < 1:
-        raise ValueError(f'{name} must be at least 1, got {getattr(self, name)}')
-    for name in ('kl_coefficient', 'head_chunk'):
-      if not getattr(self, name) >= 0:
-        raise ValueError(f'{name} must not be negative, got {getattr(self, name)}')
+    checks.positive(self, '', 'temperature')
+    checks.at_least(self, '', samples_per_prompt=2, num_epochs=1, num_minibatches=1)
+    checks.at_least(self, '', num_micro_batches=1, head_chunk=0)
+    checks.interval(self, '', '(0, inf]', 'clip')
+    checks.non_negative(self, '', 'kl_coefficient')
 
 
 def make(config: Config, policy: ModelFns, optimizer: optax.GradientTransformation) -> Algorithm:
@@ -99,27 +92,15 @@ def make(config: Config, policy: ModelFns, optimizer: optax.GradientTransformati
   """
   config.validate()
   bounds = dict(clip_low=min(config.clip, 1.0), clip_high=config.clip)
-  score = lambda params, rollouts: scoring.score(
-      policy, params['policy'], rollouts,
-      temperature=config.temperature, chunk_size=config.head_chunk,
-  )
+  score = functools.partial(
+      scoring.score, policy, temperature=config.temperature, chunk_size=config.head_chunk)
 
   def init(key, params) -> TrainState:
     return TrainState.create(params, optimizer, key)
 
-  def shape_rewards(batch: Batch, old: Array) -> Array:
-    """r = s − c ln π_t/π_ref, [P, K]."""
-    if not config.kl_coefficient:
-      return batch.rewards
-    total = lambda log_probs: masking.masked_sum(log_probs, batch.rollouts.mask, axis=-1)
-    return masking.shape_rewards(
-        batch.rewards, total(old), total(batch.reference_log_probs),
-        kl_coefficient=config.kl_coefficient,
-    )
-
   def loss_fn(params, batch: Batch):
     mask, weight = batch.rollouts.mask, batch.weight
-    log_probs, entropy = score(params, batch.rollouts)
+    log_probs, entropy = score(params['policy'], batch.rollouts)
     log_ratio = masking.masked_sum(log_probs - batch.aux['old_log_probs'], mask, axis=-1)
     losses = policy_losses.clipped_surrogate(log_ratio, batch.aux['advantages'], **bounds)
     clipped = policy_losses.is_clipped(log_ratio, batch.aux['advantages'], **bounds)
@@ -134,32 +115,26 @@ def make(config: Config, policy: ModelFns, optimizer: optax.GradientTransformati
 
   def train_step(state, batch: Batch):
     chex.assert_rank(batch.rewards, 2)
-    if batch.rewards.shape[1] != config.samples_per_prompt:
-      raise ValueError(
-          f'the batch must have samples_per_prompt = {config.samples_per_prompt} samples a '
-          f'prompt, got {batch.rewards.shape[1]}'
-      )
-    if config.kl_coefficient and batch.reference_log_probs is None:
-      raise ValueError('kl_coefficient above 0 needs reference_log_probs, got None')
+    batches.check_samples(batch, config.samples_per_prompt)
+    batches.check_reference(batch, config.kl_coefficient)
 
     batch, dropped = batches.drop_invalid(batch)
 
     old = step_lib.map_micro_batches(
-        lambda rollouts: score(state.params, rollouts)[0], batch.rollouts,
+        lambda rollouts: score(state.params['policy'], rollouts)[0], batch.rollouts,
         num_micro_batches=config.num_minibatches * config.num_micro_batches,
     )
     gap = batches.sampler_gap(old, batch.rollouts, batch.weight)
-    batch = dataclasses.replace(batch, aux={
-        'old_log_probs': old, 'advantages': advantages.rloo(shape_rewards(batch, old))})
+    # r = s − c ln π_t/π_ref, [P, K].
+    rewards = batches.kl_shaped_rewards(batch, old, config.kl_coefficient)
+    batch = dataclasses.replace(
+        batch, aux={'old_log_probs': old, 'advantages': advantages.rloo(rewards)})
 
     state, first, metrics = step_lib.take_steps(
         loss_fn, optimizer, state, batch, num_epochs=config.num_epochs,
         num_minibatches=config.num_minibatches, num_micro_batches=config.num_micro_batches,
     )
 
-    return state, {
-        **metrics, 'train/sampler_gap': gap, 'train/dropped': dropped,
-        'train/initial_log_ratio': first['train/log_ratio'],
-    }
+    return state, batches.iteration_metrics(first, metrics, sampler_gap=gap, dropped=dropped)
 
   return Algorithm(init, train_step)

@@ -12,6 +12,7 @@ from typing import Protocol
 
 import optax
 
+from jaxrl_llm import checks
 from jaxrl_llm.rl import log_probs
 from jaxrl_llm.training import step as step_lib
 from jaxrl_llm.types import Algorithm, Array, ModelFns, TrainState
@@ -31,10 +32,7 @@ class Config:
 
   def validate(self) -> None:
     """Raises ValueError with one line for the first field that is out of range."""
-    if self.num_micro_batches < 1:
-      raise ValueError(f'num_micro_batches must be at least 1, got {self.num_micro_batches}')
-    if self.head_chunk < 0:
-      raise ValueError(f'head_chunk must be 0 (off) or positive, got {self.head_chunk}')
+    checks.at_least(self, '', num_micro_batches=1, head_chunk=0)
 
 
 class Batch(Protocol):

@@ -39,6 +39,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from jaxrl_llm import checks
 from jaxrl_llm.graphs import prototypes
 from jaxrl_llm.training import step as step_lib
 from jaxrl_llm.types import Algorithm, Array, Params, TrainState, WeightedMean
@@ -66,14 +67,9 @@ class Config:
 
   def validate(self) -> None:
     """Raises ValueError with one line for the first field that is out of range."""
-    prototypes.check_metric(self.metric)
-    for name in ('metric_coefficient', 'weight_decay'):
-      if not 0 <= getattr(self, name) < float('inf'):
-        raise ValueError(f'{name} must not be negative, and finite, got {getattr(self, name)}')
-    if self.decay not in ('all', 'first'):
-      raise ValueError(f"decay must be 'all' or 'first', got {self.decay!r}")
-    if not 0 <= self.refinement_ratio <= 1:
-      raise ValueError(f'refinement_ratio must lie in [0, 1], got {self.refinement_ratio}')
+    checks.one_of(self, '', metric=prototypes.METRICS, decay=('all', 'first'))
+    checks.non_negative(self, '', 'metric_coefficient', 'weight_decay')
+    checks.fraction(self, '', 'refinement_ratio')
 
 
 class Network(Protocol):

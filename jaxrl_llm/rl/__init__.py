@@ -4,7 +4,10 @@ from jaxrl_llm import _lazy
 
 __getattr__, __dir__, __all__ = _lazy.attach(__name__, {
     'advantages': ['grpo', 'leave_one_out_mean', 'rloo', 'whiten'],
-    'batches': ['best_and_worst', 'drop_invalid', 'sampler_gap'],
+    'batches': [
+        'best_and_worst', 'check_reference', 'check_samples', 'drop_invalid', 'iteration_metrics',
+        'kl_shaped_rewards', 'mean_over_prompts', 'sampler_gap',
+    ],
     'divergences': ['exact_kl', 'k1', 'k2', 'k3', 'sequence_kl', 'token_kl'],
     'log_probs': [
         'cross_entropy', 'log_probs_from_logits', 'response_log_probs',

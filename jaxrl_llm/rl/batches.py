@@ -1,4 +1,4 @@
-"""Groups of a batch: dropping invalid ones, and selecting pairs from larger ones."""
+"""Groups of samples: what an algorithm requires of a batch, and what it derives from one."""
 
 import dataclasses
 
@@ -7,9 +7,24 @@ import jax
 import jax.numpy as jnp
 
 from jaxrl_llm.rl import masking
-from jaxrl_llm.types import Array, Batch, Rollouts, WeightedMean
+from jaxrl_llm.types import Array, Batch, Metrics, Rollouts, WeightedMean
 
 SENTINEL = -99_999.0  # Written by released code where a reward model failed.
+
+
+def check_samples(batch: Batch, samples_per_prompt: int) -> None:
+  """Raises ValueError unless the rewards [P, K, ...] are those of K samples per prompt."""
+  if batch.rewards.shape[1] != samples_per_prompt:
+    raise ValueError(
+        f'the batch must have samples_per_prompt = {samples_per_prompt} samples a prompt, got '
+        f'{batch.rewards.shape[1]}'
+    )
+
+
+def check_reference(batch: Batch, kl_coefficient: float) -> None:
+  """Raises ValueError if a penalty needs the reference's log-probs and the batch has none."""
+  if kl_coefficient and batch.reference_log_probs is None:
+    raise ValueError('kl_coefficient above 0 needs reference_log_probs, got None')
 
 
 def drop_invalid(batch: Batch) -> tuple[Batch, WeightedMean]:
@@ -96,3 +111,50 @@ def sampler_gap(log_probs: Array, rollouts: Rollouts, weight: Array) -> Weighted
   mask = jnp.where(known, rollouts.mask, 0.0) * weight[:, None, None]
   gap = jnp.abs(jax.lax.stop_gradient(log_probs) - jnp.where(known, rollouts.log_probs, 0.0))
   return masking.masked_mean(gap, mask)
+
+
+def kl_shaped_rewards(batch: Batch, log_probs: Array, kl_coefficient: float) -> Array:
+  """Subtracts the sequence-level KL term from the rewards.
+
+    r = s − c ln π_t/π_ref (y|x),    log π the sum over the tokens that the policy chose
+
+  Args:
+    batch: scores s in `rewards` [P, K]; `reference_log_probs` may be None if c is 0.
+    log_probs: float [P, K, T] under π_t.
+    kl_coefficient: c; 0 returns the scores unchanged.
+
+  Returns:
+    [P, K]; constants.
+  """
+  if not kl_coefficient:
+    return batch.rewards
+  mask = batch.rollouts.mask
+  return masking.shape_rewards(
+      batch.rewards, masking.masked_sum(log_probs, mask, axis=-1),
+      masking.masked_sum(batch.reference_log_probs, mask, axis=-1), kl_coefficient=kl_coefficient)
+
+
+def mean_over_prompts(values: Array, weight: Array) -> WeightedMean:
+  """Mean of values [P] weighted by prompt [P], not yet divided."""
+  return WeightedMean(jnp.sum(weight * values), jnp.sum(weight))
+
+
+def iteration_metrics(
+    first: Metrics, metrics: Metrics, *, sampler_gap: WeightedMean, dropped: WeightedMean
+) -> Metrics:
+  """Metrics of a train step that takes several optimizer steps on one batch.
+
+  Args:
+    first: metrics of the first optimizer step, before any parameter has moved.
+    metrics: metrics of all optimizer steps, with 'train/log_ratio' to the frozen policy.
+    sampler_gap: from `sampler_gap`.
+    dropped: from `drop_invalid`.
+
+  Returns:
+    `metrics` with 'train/sampler_gap', 'train/dropped' and 'train/initial_log_ratio', which is 0
+    up to rounding if the frozen policy is that of the first step.
+  """
+  return {
+      **metrics, 'train/sampler_gap': sampler_gap, 'train/dropped': dropped,
+      'train/initial_log_ratio': first['train/log_ratio'],
+  }

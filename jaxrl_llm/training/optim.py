@@ -1,7 +1,6 @@
 """Optimizers and learning-rate schedules, from one typed config."""
 
 import dataclasses
-import math
 import re
 from typing import Any
 
@@ -10,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from jaxrl_llm import checks
 from jaxrl_llm.types import Params
 
 NAMES = ('adamw', 'adam')
@@ -55,33 +55,23 @@ class OptimizerConfig:
     Args:
       prefix: path of this config, for the message.
     """
-    def require(condition: bool, field: str, rule: str) -> None:
-      if not condition:
-        value = getattr(self, field)
-        raise ValueError(f'{field} must be {rule}, got {value!r} ({prefix}.{field})')
-
-    require(self.name in NAMES, 'name', f'one of {", ".join(NAMES)}')
-    require(self.schedule in SCHEDULES, 'schedule', f'one of {", ".join(SCHEDULES)}')
-    require(0 < self.learning_rate < math.inf, 'learning_rate', 'positive and finite')
-    require(self.warmup_steps >= 0, 'warmup_steps', 'at least 0')
-    require(0 <= self.b1 < 1, 'b1', 'in [0, 1)')
-    require(0 <= self.b2 < 1, 'b2', 'in [0, 1)')
-    require(0 < self.eps < math.inf, 'eps', 'positive and finite')
-    require(0 <= self.weight_decay < math.inf, 'weight_decay', 'at least 0 and finite')
-    require(0 <= self.max_grad_norm < math.inf, 'max_grad_norm', 'at least 0 (0 is off)')
-    require(0 <= self.final_fraction <= 1, 'final_fraction', 'in [0, 1]')
+    checks.one_of(self, prefix, name=NAMES, schedule=SCHEDULES)
+    checks.positive(self, prefix, 'learning_rate', 'eps')
+    checks.at_least(self, prefix, warmup_steps=0, total_steps=0)
+    checks.interval(self, prefix, '[0, 1)', 'b1', 'b2')
+    checks.non_negative(self, prefix, 'weight_decay', 'max_grad_norm')
+    checks.fraction(self, prefix, 'final_fraction')
 
     if self.name == 'adam':
-      require(self.weight_decay == 0, 'weight_decay', "0 with name='adam' (adamw has it)")
+      checks.fixed(self, prefix, "with name='adam' (adamw has it)", weight_decay=0)
 
     if self.schedule == 'constant':
-      require(self.total_steps == 0, 'total_steps', "0 with schedule='constant'")
-      require(self.final_fraction == 0, 'final_fraction', "0 with schedule='constant'")
-    else:
-      require(self.total_steps >= 0, 'total_steps', 'at least 0 (0: the length of the run)')
-      if self.total_steps:
-        require(self.total_steps > self.warmup_steps, 'total_steps',
-                f'more than warmup_steps ({self.warmup_steps})')
+      checks.fixed(self, prefix, "with schedule='constant'", total_steps=0, final_fraction=0)
+    elif self.total_steps and self.total_steps <= self.warmup_steps:
+      raise ValueError(
+          f'{prefix}.total_steps must be more than warmup_steps ({self.warmup_steps}), got '
+          f'{self.total_steps}'
+      )
 
 
 def for_run(config: OptimizerConfig, num_steps: int) -> OptimizerConfig:
@@ -127,8 +117,8 @@ def learning_rate_at(config: OptimizerConfig, step: Any) -> Any:
   else:
     if config.total_steps <= config.warmup_steps:
       raise ValueError(
-          f'total_steps must be more than warmup_steps ({config.warmup_steps}) for a '
-          f'{config.schedule} schedule, got {config.total_steps} (config.optimizer.total_steps)'
+          f'config.optimizer.total_steps must be more than warmup_steps ({config.warmup_steps}) '
+          f'for a {config.schedule} schedule, got {config.total_steps}'
       )
 
     span = config.total_steps - config.warmup_steps

@@ -353,8 +353,9 @@ def test_every_field_of_the_config_has_an_effect_or_an_error():
     (dict(num_micro_batches=-2), 'num_micro_batches must be at least 1, got -2'),
     (dict(value_mode='median'), "value_mode must be one of .*got 'median'"),
     (dict(stage1_reward='strict'), "stage1_reward must be one of .*got 'strict'"),
-    (dict(entropy_coefficient=-0.1), 'entropy_coefficient must not be negative, got -0.1'),
-    (dict(head_chunk=-1), 'head_chunk must not be negative, got -1'),
+    (dict(entropy_coefficient=-0.1),
+     'entropy_coefficient must be non-negative and finite, got -0.1'),
+    (dict(head_chunk=-1), 'head_chunk must be at least 0, got -1'),
 ])
 def test_bad_settings_are_named_in_one_line(changes, message):
   with pytest.raises(ValueError, match=message) as error:

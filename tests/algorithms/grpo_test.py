@@ -224,9 +224,9 @@ def test_every_field_of_the_config_has_an_effect_or_an_error():
     (dict(advantage_scale='batch'), "advantage_scale must be one of .*got 'batch'"),
     (dict(normalisation='prompt'), "normalisation must be one of .*got 'prompt'"),
     (dict(clip_low=1.5), r'clip_low must be in \[0, 1\], got 1.5'),
-    (dict(clip_high=-0.1), 'clip_high must not be negative, got -0.1'),
-    (dict(kl_coefficient=float('nan')), 'kl_coefficient must not be negative, got nan'),
-    (dict(head_chunk=-1), 'head_chunk must not be negative, got -1'),
+    (dict(clip_high=-0.1), r'clip_high must be in \[0, inf\], got -0.1'),
+    (dict(kl_coefficient=float('nan')), 'kl_coefficient must be non-negative and finite, got nan'),
+    (dict(head_chunk=-1), 'head_chunk must be at least 0, got -1'),
 ])
 def test_bad_settings_are_named_in_one_line(changes, message):
   with pytest.raises(ValueError, match=message) as error:

@@ -99,7 +99,7 @@ def test_micro_batches_agree():
 
 
 @pytest.mark.parametrize('changes, line', [
-    (dict(labels='true'), "labels must be 'sampled' or 'filter', got 'true'"),
+    (dict(labels='true'), "labels must be one of sampled, filter, got 'true'"),
     (dict(num_micro_batches=0), 'num_micro_batches must be at least 1, got 0'),
 ])
 def test_bad_settings_are_named(changes, line):

@@ -304,8 +304,8 @@ def test_every_field_of_the_config_has_an_effect_or_an_error():
 
 @pytest.mark.parametrize('changes, message', [
     (dict(temperature=0.0), 'temperature must be positive and finite, got 0.0'),
-    (dict(clip=0.0), 'clip must be positive, got 0.0'),
-    (dict(value_clip=-0.2), 'value_clip must be positive, got -0.2'),
+    (dict(clip=0.0), r'clip must be in \(0, inf\], got 0.0'),
+    (dict(value_clip=-0.2), r'value_clip must be in \(0, inf\], got -0.2'),
     (dict(discount=1.01), r'discount must be in \[0, 1\], got 1.01'),
     (dict(trace=-0.1), r'trace must be in \[0, 1\], got -0.1'),
     (dict(compat='legacy'), "compat must be one of .*got 'legacy'"),
@@ -313,9 +313,10 @@ def test_every_field_of_the_config_has_an_effect_or_an_error():
     (dict(num_epochs=0), 'num_epochs must be at least 1, got 0'),
     (dict(num_minibatches=0), 'num_minibatches must be at least 1, got 0'),
     (dict(num_micro_batches=0), 'num_micro_batches must be at least 1, got 0'),
-    (dict(kl_coefficient=-1.0), 'kl_coefficient must not be negative, got -1.0'),
-    (dict(value_coefficient=float('nan')), 'value_coefficient must not be negative, got nan'),
-    (dict(head_chunk=-1), 'head_chunk must not be negative, got -1'),
+    (dict(kl_coefficient=-1.0), 'kl_coefficient must be non-negative and finite, got -1.0'),
+    (dict(value_coefficient=float('nan')),
+     'value_coefficient must be non-negative and finite, got nan'),
+    (dict(head_chunk=-1), 'head_chunk must be at least 0, got -1'),
 ])
 def test_bad_settings_are_named_in_one_line(changes, message):
   with pytest.raises(ValueError, match=message) as error:

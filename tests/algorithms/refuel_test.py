@@ -274,13 +274,13 @@ def test_R3_R21_constants_and_equal_replies():
     ('eta', 0.0, 'eta must be positive and finite, got 0.0'),
     ('eta', float('nan'), 'eta must be positive and finite, got nan'),
     ('temperature', -1.0, 'temperature must be positive and finite, got -1.0'),
-    ('loss_form', 'both', "loss_form must be one of ('code', 'paper'), got 'both'"),
+    ('loss_form', 'both', "loss_form must be one of code, paper, got 'both'"),
     ('samples_per_prompt', 4, 'samples_per_prompt must be 2 for REFUEL, got 4'),
-    ('kl_coefficient', -0.1, 'kl_coefficient must not be negative, and finite, got -0.1'),
+    ('kl_coefficient', -0.1, 'kl_coefficient must be non-negative and finite, got -0.1'),
     ('num_epochs', 0, 'num_epochs must be at least 1, got 0'),
     ('num_minibatches', 0, 'num_minibatches must be at least 1, got 0'),
     ('num_micro_batches', 0, 'num_micro_batches must be at least 1, got 0'),
-    ('head_chunk', -1, 'head_chunk must not be negative, got -1'),
+    ('head_chunk', -1, 'head_chunk must be at least 0, got -1'),
 ])
 def test_settings_out_of_range_are_named(field, value, line):
   with pytest.raises(ValueError) as error:

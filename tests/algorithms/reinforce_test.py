@@ -226,9 +226,9 @@ def test_every_field_of_the_config_has_an_effect_or_an_error():
     (dict(baseline='median'), "baseline must be one of .*got 'median'"),
     (dict(baseline_decay=0.0), r'baseline_decay must be in \(0, 1\], got 0.0'),
     (dict(baseline_decay=1.1), r'baseline_decay must be in \(0, 1\], got 1.1'),
-    (dict(kl_coefficient=-0.1), 'kl_coefficient must not be negative, got -0.1'),
-    (dict(kl_coefficient=float('nan')), 'kl_coefficient must not be negative, got nan'),
-    (dict(head_chunk=-1), 'head_chunk must not be negative, got -1'),
+    (dict(kl_coefficient=-0.1), 'kl_coefficient must be non-negative and finite, got -0.1'),
+    (dict(kl_coefficient=float('nan')), 'kl_coefficient must be non-negative and finite, got nan'),
+    (dict(head_chunk=-1), 'head_chunk must be at least 0, got -1'),
 ])
 def test_bad_settings_are_named_in_one_line(changes, message):
   with pytest.raises(ValueError, match=message) as error:

@@ -221,7 +221,7 @@ def test_ties_have_no_part_and_are_counted():
 
 @pytest.mark.parametrize('samples', [1, 3])
 def test_what_is_no_pair_is_an_error(samples):
-  with pytest.raises(ValueError, match=rf'pairs, rewards \[P, 2\], got \(4, {samples}\)'):
+  with pytest.raises(ValueError, match=f'samples_per_prompt = 2 samples a prompt, got {samples}'):
     run_by_token(dataclasses.replace(_batch(), rewards=jnp.zeros((4, samples))))
 
 

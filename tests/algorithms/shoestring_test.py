@@ -295,10 +295,10 @@ def test_all_fields_are_perturbed_here():
 
 @pytest.mark.parametrize('field, value, words', [
     ('metric', 'dot', "metric must be one of cos, l1, l2, got 'dot'"),
-    ('metric_coefficient', -1.0, 'metric_coefficient must not be negative, and finite, got -1.0'),
-    ('weight_decay', float('inf'), 'weight_decay must not be negative, and finite, got inf'),
-    ('decay', 'second', "decay must be 'all' or 'first', got 'second'"),
-    ('refinement_ratio', 2.0, r'refinement_ratio must lie in \[0, 1\], got 2.0'),
+    ('metric_coefficient', -1.0, 'metric_coefficient must be non-negative and finite, got -1.0'),
+    ('weight_decay', float('inf'), 'weight_decay must be non-negative and finite, got inf'),
+    ('decay', 'second', "decay must be one of all, first, got 'second'"),
+    ('refinement_ratio', 2.0, r'refinement_ratio must be in \[0, 1\], got 2.0'),
 ])
 def test_bad_settings_are_one_line(field, value, words):
   with pytest.raises(ValueError, match=words):

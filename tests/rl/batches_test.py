@@ -1,4 +1,4 @@
-"""Which groups count, pairs out of larger groups, and the gap to the sampler."""
+"""Groups of samples: required shapes, dropped groups, pairs, shaped rewards and metrics."""
 
 import dataclasses
 
@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from jaxrl_llm.rl import batches
-from jaxrl_llm.types import Batch, Rollouts
+from jaxrl_llm.types import Batch, Rollouts, WeightedMean
 
 PROMPTS, SAMPLES, SLOTS = 4, 3, 2
 
@@ -114,3 +114,46 @@ def test_sampler_gap_is_the_mean_over_the_tokens_that_were_sampled():
   assert gap.weight == 16 and gap.total == 3
   gradient = jax.grad(lambda x: batches.sampler_gap(x, rollouts, jnp.ones(4)).total)(trainer)
   assert not gradient.any()
+
+
+def test_a_batch_needs_the_samples_and_the_reference_of_its_config():
+  batches.check_samples(_batch(), SAMPLES)
+  message = '^the batch must have samples_per_prompt = 2 samples a prompt, got 3$'
+  with pytest.raises(ValueError, match=message):
+    batches.check_samples(_batch(), 2)
+  batches.check_reference(_batch(), 0.1)
+  without = _batch(reference_log_probs=None)
+  batches.check_reference(without, 0.0)
+  with pytest.raises(
+      ValueError, match='^kl_coefficient above 0 needs reference_log_probs, got None$'):
+    batches.check_reference(without, 0.1)
+
+
+def test_kl_shaped_rewards_subtract_the_sum_over_the_tokens_that_count():
+  data = _batch()
+  data = dataclasses.replace(data, rollouts=dataclasses.replace(
+      data.rollouts, mask=data.rollouts.mask.at[0, 0, 1].set(0.0)))
+  log_probs = data.reference_log_probs + 0.5
+  log_probs = log_probs.at[0, 0, 1].set(jnp.nan)
+  shaped = batches.kl_shaped_rewards(data, log_probs, 0.1)
+  penalty = np.full((PROMPTS, SAMPLES), 0.1 * 0.5 * SLOTS)
+  penalty[0, 0] /= 2
+  np.testing.assert_allclose(shaped, data.rewards - penalty, rtol=1e-5)
+  gradient = jax.grad(lambda x: batches.kl_shaped_rewards(data, x, 0.1).sum())(log_probs)
+  assert not np.any(gradient)
+  without = dataclasses.replace(data, reference_log_probs=None)
+  assert batches.kl_shaped_rewards(without, log_probs, 0.0) is without.rewards
+
+
+def test_mean_over_prompts_is_weighted():
+  mean = batches.mean_over_prompts(jnp.asarray([1.0, 2, 3]), jnp.asarray([2.0, 0, 1]))
+  assert (mean.total, mean.weight) == (5, 3)
+
+
+def test_iteration_metrics_take_the_ratio_of_the_first_step():
+  first, last, gap, dropped = (WeightedMean(jnp.float32(x), jnp.float32(1)) for x in range(4))
+  got = batches.iteration_metrics(
+      {'train/log_ratio': first}, {'train/log_ratio': last}, sampler_gap=gap, dropped=dropped)
+  assert got == {
+      'train/log_ratio': last, 'train/initial_log_ratio': first, 'train/sampler_gap': gap,
+      'train/dropped': dropped}

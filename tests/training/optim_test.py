@@ -118,9 +118,9 @@ def test_every_field_has_an_effect_or_is_rejected(field):
     ('b1', 1.0, r'in \[0, 1\)'),
     ('b2', -0.1, r'in \[0, 1\)'),
     ('eps', 0.0, 'positive'),
-    ('weight_decay', -0.1, 'at least 0'),
-    ('max_grad_norm', -1.0, 'at least 0'),
-    ('max_grad_norm', math.nan, 'at least 0'),
+    ('weight_decay', -0.1, 'non-negative and finite'),
+    ('max_grad_norm', -1.0, 'non-negative and finite'),
+    ('max_grad_norm', math.nan, 'non-negative and finite'),
 ])
 def test_bad_values_give_one_line(field, value, rule):
   with pytest.raises(ValueError, match=rule) as error:
