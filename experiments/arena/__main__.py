@@ -7,16 +7,16 @@ the KL divergence from the reference.
 """
 
 import dataclasses
-import json
-import pathlib
+import functools
 
 from experiments.arena import arms as arena_arms
 from experiments.arena import config as arena_config
 from experiments.arena import dialogue as arena_dialogue
 from experiments.arena import report as arena_report
 from experiments.arena import tasks as arena_tasks
+from jaxrl_llm.runs import arms as arms_lib
 from jaxrl_llm.runs import launch
-from jaxrl_llm.training import loop, metrics
+from jaxrl_llm.training import loop
 
 
 def outcomes(run: launch.Run, stopper: loop.Stopper) -> dict[str, dict[int, dict]]:
@@ -37,21 +37,25 @@ def outcomes(run: launch.Run, stopper: loop.Stopper) -> dict[str, dict[int, dict
       stopper.check('stopped with the reference saved')
     return grounds[seed]
 
+  def play(arm: arena_arms.Arm | None, name: str, seed: int) -> dict:
+    if arm is None:
+      outcome = arena_arms.untrained(name, ground(seed))
+    else:
+      check = lambda: stopper.check('stopped; this arm starts again')
+      outcome = arena_arms.run(arm, ground(seed), check)
+    return outcome | {'commit': run.commit}
+
   found = {}
   for name in config.chosen():
     arm = None if name in arena_config.UNTRAINED else arena_arms.Arm(world, name)
     found[name] = {}
     for seed in seeds:
-      path: pathlib.Path = folder(seed) / 'arms' / f'{name}.json'
-      if not path.exists():
-        check = lambda: stopper.check('stopped; this arm starts again')
-        outcome = (
-            arena_arms.run(arm, ground(seed), check) if arm
-            else arena_arms.untrained(name, ground(seed)))
-        path.parent.mkdir(parents=True, exist_ok=True)
-        metrics.write_json_atomic(path, outcome | {'commit': run.commit})
-        run.save_clock()
-      found[name][seed] = json.loads(path.read_text())
+      identity = arms_lib.identity_of(
+          'arena', config.world, task=config.task, first_seed=config.seed, seed=seed, arm=name)
+      found[name][seed] = arms_lib.finished(
+          folder(seed) / 'arms' / f'{name}.json', identity,
+          functools.partial(play, arm, name, seed), commit=run.commit)
+      run.save_clock()
   return found
 
 

@@ -22,6 +22,7 @@ from jaxrl_llm.models import policy as policy_lib
 from jaxrl_llm.models import reward as reward_lib
 from jaxrl_llm.rewards import rollout_rewards
 from jaxrl_llm.rl import masking, scoring, sequence_scores
+from jaxrl_llm.runs import arms as arms_lib
 from jaxrl_llm.sampling import decode
 from jaxrl_llm.tasks import summarisation
 from jaxrl_llm.training import checkpoints, loop, optim, rng
@@ -248,22 +249,40 @@ def prepare(world: World, seed: int, folder: pathlib.Path) -> Ground:
   Returns:
     The seed with its networks.
   """
-  ground = world.ground(seed, world.settings.task.make(seed))
-  ground.reference = _kept(
-      folder / 'reference', world.policy, lambda: {'policy': _fine_tune(ground)})['policy']
-  if world.settings.reward_model.num_pairs:
-    ground.reward_params = _kept(
-        folder / 'reward', world.scalar, lambda: _train_reward_model(ground))['reward']
+  settings = world.settings
+  ground = world.ground(seed, settings.task.make(seed))
+  made_from = {name: dataclasses.asdict(getattr(settings, name)) for name in ('model', 'sft')}
+  made_from |= {'seed': seed, 'task': dataclasses.asdict(settings.task)}
+
+  ground.reference = _saved(
+      folder / 'reference', 'policy', world.policy, made_from,
+      lambda: {'policy': _fine_tune(ground)})
+  if settings.reward_model.num_pairs:
+    made_from['reward_model'] = dataclasses.asdict(settings.reward_model)
+    ground.reward_params = _saved(
+        folder / 'reward', 'reward', world.scalar, made_from, lambda: _train_reward_model(ground))
   return ground
 
 
-def _kept(folder: pathlib.Path, model: ModelFns, make: Callable[[], Params]) -> Params:
-  """Loads parameters by role from a directory; makes and saves them first if it does not exist."""
-  if not folder.exists():
-    checkpoints.save_params(folder, make(), {})
-  role = 'policy' if folder.name == 'reference' else 'reward'
-  return checkpoints.load_params(
-      folder, {role: jax.eval_shape(model.init, jax.random.key(0))})[0]
+def _saved(
+    folder: pathlib.Path, role: str, model: ModelFns, made_from: dict[str, Any],
+    make: Callable[[], Params],
+) -> Params:
+  """Loads the parameters of a role, or makes and saves them.
+
+  A directory that is damaged or was made from something else is renamed and replaced.
+  """
+  abstract = {role: jax.eval_shape(model.init, jax.random.key(0))}
+  load = functools.partial(
+      checkpoints.load_params, folder, abstract, expected={'made_from': made_from})
+
+  if folder.exists():
+    try:
+      return load()[0][role]
+    except checkpoints.CheckpointError as error:
+      arms_lib.set_aside(folder, str(error))
+  checkpoints.save_params(folder, make(), {'made_from': made_from})
+  return load()[0][role]
 
 
 def _fine_tune(ground: Ground) -> Params:

@@ -17,6 +17,7 @@ iterations.
 
 import contextlib
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -318,12 +319,17 @@ def table(numbers: dict[str, float]) -> str:
 def play_all(run: launch.Run) -> dict[str, dict[str, np.ndarray]]:
   """Plays every arm: 'policies', and 'won' or 'rewards'; finished arms are read from disk."""
   config = run.config
-  keep = lambda name, make: arms_lib.kept(run.workdir / 'arms' / f'{name}.npz', make)
-  exact = keep('exact', lambda: play_exactly(config))
+
+  def finished(name, make):
+    return arms_lib.finished(
+        run.workdir / 'arms' / f'{name}.npz',
+        arms_lib.identity_of('rebel_games', config, arm=name), make, commit=run.commit)
+
+  exact = finished('exact', lambda: play_exactly(config))
   arms = {name: {'policies': exact[name]} for name in EXACT}
 
   by_seed = np.broadcast_to(PREFERENCE, (config.num_seeds, 3, 3))
-  arms['preferences'] = keep('preferences', lambda: play(
+  arms['preferences'] = finished('preferences', lambda: play(
       config, Player(config, 'preferences'), by_seed, title=ARMS['preferences']))
 
   won = arms['preferences']['won']
@@ -331,7 +337,8 @@ def play_all(run: launch.Run) -> dict[str, dict[str, np.ndarray]]:
              'reward_same': fit_rewards(won)}
   player = Player(config, 'rewards')
   for name, values in rewards.items():
-    played = keep(name, lambda n=name, v=values: play(config, player, v, title=ARMS[n]))
+    played = finished(
+        name, functools.partial(play, config, player, values, title=ARMS[name]))
     arms[name] = {'policies': played['policies'], 'rewards': values}
   return arms
 

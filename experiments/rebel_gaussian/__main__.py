@@ -14,6 +14,7 @@ real diffusion model is out of scope. Finished arms are saved: the same command 
 
 import contextlib
 import dataclasses
+import functools
 from typing import NamedTuple
 
 import jax
@@ -340,8 +341,10 @@ def main(run: launch.Run) -> None:
   world = World(config)
   with loop.progress(len(ARMS), 'arms') as bar:
     for name, arm in ARMS.items():
-      arms[name] = arms_lib.kept(run.workdir / 'arms' / f'{name}.npz',
-                              lambda a=arm: train(config, world, a))['fractions']
+      arms[name] = arms_lib.finished(
+          run.workdir / 'arms' / f'{name}.npz',
+          arms_lib.identity_of('rebel_gaussian', config, arm=name),
+          functools.partial(train, config, world, arm), commit=run.commit)['fractions']
       best, tuning = tune(config, arms[name])
       bar.update(1, **{name: float(tuning[best])})
 

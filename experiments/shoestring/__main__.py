@@ -23,7 +23,7 @@ from jaxrl_llm.algorithms import shoestring
 from jaxrl_llm.graphs import network, planetoid
 from jaxrl_llm.graphs.prototypes import METRICS
 from jaxrl_llm.runs import arms as arms_lib
-from jaxrl_llm.runs import criteria, launch
+from jaxrl_llm.runs import artefacts, criteria, launch
 from jaxrl_llm.training import loop, metrics, optim, rng
 from jaxrl_llm.types import WeightedMean
 
@@ -141,6 +141,7 @@ class Study:
   def __init__(self, run: launch.Run):
     self._run, self._config = run, run.config
     self._graph = self._load()
+    self._graph_digest = artefacts.digest(dataclasses.asdict(self._graph))
     self._adjacency = network.normalised_adjacency(self._graph.edges, self._graph.num_nodes)
     self._trainers: dict[str, Trainer] = {}
     self._readers: dict[str, Any] = {}
@@ -149,13 +150,19 @@ class Study:
 
   def _load(self) -> planetoid.Graph:
     """Loads the graph from the npz file that the first process of the run writes."""
-    config, path = self._config, self._run.workdir / 'graph.npz'
-    if not path.exists():
+    config = self._config
+
+    def make():
       made = (config.blocks.make(config.seed) if config.dataset == 'blocks' else
               planetoid.load(config.data_dir, config.dataset))
       self._check(planetoid.check(made))
-      planetoid.write(path, made)
-    return planetoid.read(path, name=config.dataset)
+      return dataclasses.asdict(made)
+
+    identity = {'experiment': 'shoestring', 'dataset': config.dataset}
+    if config.dataset == 'blocks':
+      identity |= {'seed': config.seed, 'blocks': dataclasses.asdict(config.blocks)}
+    return planetoid.from_arrays(arms_lib.finished(
+        self._run.workdir / 'graph.npz', identity, make, commit=self._run.commit))
 
   def _check(self, graph: planetoid.Graph) -> None:
     """Raises ValueError if the config does not suit this graph."""
@@ -239,8 +246,10 @@ class Study:
         path = self._run.workdir / 'arms' / f'{title}.npz'
         if path.exists() and not _is_propagation(backbone):
           bar.update(self._config.steps, arm=title)
-        outcomes[backbone, head, last] = arms_lib.kept(path, functools.partial(
-            self._play, backbone, head, labels, bar, title, **changes))
+        identity = arms_lib.identity_of(
+            'shoestring', self._config, arm=title, graph=self._graph_digest)
+        outcomes[backbone, head, last] = arms_lib.finished(path, identity, functools.partial(
+            self._play, backbone, head, labels, bar, title, **changes), commit=self._run.commit)
         self._run.save_clock()
     return outcomes
 

@@ -125,8 +125,21 @@ def check_features(run: launch.Run, data: episodes.Features) -> str:
   return found
 
 
-def play(run: launch.Run, data: episodes.Features, shots: int, bar) -> dict[str, np.ndarray]:
-  """Accuracy of every episode by method, [E]; finished batches are read from disk."""
+def play(
+    run: launch.Run, data: episodes.Features, digest: str, shots: int, bar
+) -> dict[str, np.ndarray]:
+  """Accuracy of every episode by method, [E]; finished batches are read from disk.
+
+  Args:
+    run: the run.
+    data: the features.
+    digest: their digest, from `check_features`.
+    shots: labelled examples per class.
+    bar: progress bar.
+
+  Returns:
+    float64 [E] by the names of `METHODS`.
+  """
   config = run.config
   classifier = Classifier(config, shots, data.features.shape[1])
   draw = functools.partial(episodes.draw_episode, data, way=config.way, shots=shots,
@@ -141,7 +154,10 @@ def play(run: launch.Run, data: episodes.Features, shots: int, bar) -> dict[str,
   parts = []
   for begin in range(0, config.episodes, config.batch_size):
     path = run.workdir / 'arms' / f'{shots}shot_{begin}.npz'
-    parts.append(arms_lib.kept(path, functools.partial(classify, begin)))
+    identity = arms_lib.identity_of(
+        'shoestring_few_shot', config, features=digest, shots=shots, begin=begin)
+    parts.append(arms_lib.finished(
+        path, identity, functools.partial(classify, begin), commit=run.commit))
     shown = {name: float(np.concatenate([p[name] for p in parts]).mean())
              for name in ('prototypes', 'lp')}
     bar.update(config.batch_size, shots=str(shots), **shown)
@@ -225,7 +241,7 @@ def main(run: launch.Run) -> None:
                           seed=config.seed, index=0)
   digest = check_features(run, data)
   with loop.progress(config.episodes * len(config.shots), 'episodes') as bar:
-    outcomes = {shots: play(run, data, shots, bar) for shots in config.shots}
+    outcomes = {shots: play(run, data, digest, shots, bar) for shots in config.shots}
 
   write_metrics(run, outcomes)
   write_figure(run, outcomes)

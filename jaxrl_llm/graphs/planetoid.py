@@ -20,6 +20,7 @@ import os
 import pathlib
 import pickle
 import re
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -426,17 +427,24 @@ def read(path: str | os.PathLike, *, name: str | None = None) -> Graph:
   Raises:
     ValueError: if the file is damaged, is not a `Graph`, or has a different name; one line.
   """
-  names = [field.name for field in dataclasses.fields(Graph)]
   try:
     with np.load(path, allow_pickle=False) as arrays:
-      values = {key: arrays[key] for key in names}
-    plain = {'name': str, 'num_features': int, 'num_classes': int}
-    graph = check(Graph(**values | {key: kind(values[key]) for key, kind in plain.items()}))
+      graph = from_arrays({field.name: arrays[field.name] for field in dataclasses.fields(Graph)})
   except Exception as error:  # A damaged archive can raise almost anything.
     raise ValueError(f'{path} is not a graph that was written here ({_line(error)})') from None
   if name is not None and graph.name != name:
     raise ValueError(f'{path} must hold the data set {name!r}, got {graph.name!r}')
   return graph
+
+
+def from_arrays(arrays: Mapping[str, np.ndarray]) -> Graph:
+  """Returns the graph with these fields; name and sizes may be arrays of shape ().
+
+  Raises:
+    ValueError: if they are not a valid graph; see `check`.
+  """
+  plain = {'name': str, 'num_features': int, 'num_classes': int}
+  return check(Graph(**arrays | {name: kind(arrays[name]) for name, kind in plain.items()}))
 
 
 def random_split(labels: np.ndarray, per_class: int, seed: int) -> tuple[np.ndarray, np.ndarray]:

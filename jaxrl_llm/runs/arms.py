@@ -4,6 +4,7 @@ import dataclasses
 import io
 import os
 import pathlib
+import shutil
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -58,7 +59,9 @@ def finished(
     try:
       return artefacts.read(path, identity)
     except artefacts.Damaged as error:
-      set_aside(error)
+      if error.is_older:
+        raise
+      set_aside(path, f'{path}: {error.problem}')
 
   artefacts.write(path, make(), identity, commit=commit)
   return artefacts.read(path, identity)
@@ -80,13 +83,13 @@ def kept(
   return arrays
 
 
-def set_aside(error: artefacts.Damaged) -> None:
-  """Renames a damaged file to NAME.damaged and prints a line; raises the error of an older file."""
-  if error.is_older:
-    raise error
-  os.replace(error.path, error.path.with_name(f'{error.path.name}.damaged'))
-  print(f'{error.path}: {error.problem}; renamed to {error.path.name}.damaged, computed again',
-        flush=True)
+def set_aside(path: pathlib.Path, problem: str) -> None:
+  """Renames a file or directory to NAME.damaged, and prints the problem and that, in one line."""
+  damaged = path.with_name(f'{path.name}.damaged')
+  if damaged.is_dir():
+    shutil.rmtree(damaged)
+  os.replace(path, damaged)
+  print(f'{problem}; renamed to {damaged.name}, computed again', flush=True)
 
 
 def summary(name: str, values: np.ndarray) -> dict[str, float]:

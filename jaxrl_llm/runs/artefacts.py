@@ -99,20 +99,25 @@ def read(path: pathlib.Path, identity: Mapping[str, Any]) -> Any:
     if not isinstance(document, dict):
       raise ValueError('not a result')
     header = {name: document.get(name) for name in ('commit', 'identity')}
-    digest = _digest_of_json(header, content) if is_json else _digest_of_arrays(header, content)
+    actual = _digest_of_json(header, content) if is_json else _digest_of_arrays(header, content)
   except Exception as error:  # A damaged file can raise almost anything.
     reason = ' '.join(f'{type(error).__name__}: {error}'.split())
     raise Damaged(path, f'it is damaged ({reason[:200]})') from None
 
   if 'sha256' not in document:
     raise Damaged(path, 'it has no digest, like files of earlier versions', is_older=True)
-  if document['sha256'] != digest:
+  if document['sha256'] != actual:
     raise Damaged(path, 'it is damaged (its content does not match its digest)')
 
   differences = _differences(header['identity'], metrics.plain(identity))
   if differences:
     raise Damaged(path, 'it was made for something else: ' + '; '.join(differences[:3]))
   return content
+
+
+def digest(arrays: Mapping[str, Any]) -> str:
+  """Returns the SHA-256 digest of arrays by name, for the identity of what is made from them."""
+  return _digest_of_arrays({}, {name: np.asarray(value) for name, value in arrays.items()})
 
 
 def _read_json(data: bytes) -> tuple[Any, Any]:

@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -221,7 +222,7 @@ def test_F1_with_one_turn_the_last_turn_is_all_of_it(folder):
 
 
 def test_fixed_questions_do_not_depend_on_the_replies(folder):
-  ground = _ground('dialogue', folder / 'dialogue', fixed_questions=True)
+  ground = _ground('dialogue', folder / 'fixed_questions', fixed_questions=True)
   ids = ground.encoded.ids[:3]
   rules = ground.task.world
   said = rules.simulate(ids, dialogue_task.PERFECT, seed=0).cut(1)
@@ -237,7 +238,7 @@ def test_a_missing_value_is_an_error_and_not_zero():
     table[np.array([4])]
 
 
-def test_a_run_is_resumed_by_arm_and_seed_and_writes_each_seed(tmp_path, monkeypatch):
+def test_a_run_is_resumed_by_arm_and_seed_and_writes_each_seed(tmp_path, monkeypatch, capsys):
   config = _config(algorithms='sft,reinforce')
   config.num_seeds = 2
   ran = []
@@ -259,7 +260,7 @@ def test_a_run_is_resumed_by_arm_and_seed_and_writes_each_seed(tmp_path, monkeyp
   assert '| reinforce' in (tmp_path / 'table.md').read_text()
   # One file is lost: that arm and seed alone run again, and end the same.
   lost = tmp_path / 'seed1' / 'arms' / 'reinforce.json'
-  before = json.loads(lost.read_text())
+  before = json.loads(lost.read_text())['content']
   lost.unlink()
   here = launch.processor.fields()
   other = here | {'processor/model': 'another processor'}
@@ -269,9 +270,34 @@ def test_a_run_is_resumed_by_arm_and_seed_and_writes_each_seed(tmp_path, monkeyp
   for folder in ('.', 'seed0', 'seed1'):
     result = json.loads((tmp_path / folder / 'results.json').read_text())
     assert result['processor/model'] == f'{here["processor/model"]} + another processor'
-  again = json.loads(lost.read_text())
+  again = json.loads(lost.read_text())['content']
   timeless = lambda o: {k: v for k, v in o['final'].items() if not k.startswith('time/')}
   assert timeless(again) == timeless(before)
+
+  # A damaged file and one of another seed are set aside; a damaged reference too.
+  text = lost.read_text()
+  lost.write_text(text.replace('"score"', '"scores"'))
+  shutil.copy(tmp_path / 'seed1' / 'arms' / 'sft.json', tmp_path / 'seed0' / 'arms' / 'sft.json')
+  for path in (tmp_path / 'seed1' / 'reference' / 'state').rglob('*'):
+    if path.is_file():
+      path.write_bytes(path.read_bytes()[:-1])
+  capsys.readouterr()
+  arena_main.main(_run(config, tmp_path))
+
+  assert ran[3:] == [('reinforce', 1)]
+  lines = [line for line in capsys.readouterr().out.splitlines() if 'computed again' in line]
+  for line, words in zip(lines, ('seed is 1 there, 0 here', 'damaged', 'cannot be read')):
+    assert words in line
+  assert len(lines) == 3 and (tmp_path / 'seed1' / 'reference.damaged').is_dir()
+  assert timeless(json.loads(lost.read_text())['content']) == timeless(before)
+
+
+def test_an_arm_of_an_earlier_version_is_one_line(tmp_path):
+  path = tmp_path / 'seed0' / 'arms' / 'sft.json'
+  path.parent.mkdir(parents=True)
+  path.write_text('{"curve": [], "final": {}, "commit": ""}')
+  with pytest.raises(ValueError, match='sft.json cannot be used: .*no digest.*give another --wor'):
+    arena_main.main(_run(_config(algorithms='sft'), tmp_path))
 
 
 def test_a_stop_is_answered_between_iterations(folder):

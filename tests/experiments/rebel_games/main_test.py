@@ -6,6 +6,7 @@ import dataclasses
 import inspect
 import json
 import re
+import shutil
 
 import numpy as np
 import pytest
@@ -57,15 +58,21 @@ def test_a_run_leaves_its_numbers_a_table_and_a_figure_with_its_data(workdir):
     assert records[0][f'eval/{arm}/average_exploitability'] == pytest.approx(.5, abs=1e-5)
 
 
-def test_arms_that_are_kept_are_not_played_again(workdir, monkeypatch):
+def test_only_damaged_and_foreign_arms_are_played_again(workdir, monkeypatch, capsys):
   before = _results(workdir)
   (workdir / 'results.json').unlink()
-  (workdir / 'arms' / 'reward_same.npz').unlink()
+  arms = workdir / 'arms'
+  shutil.copy(arms / 'preferences.npz', arms / 'exact.npz')
+  (arms / 'reward_same.npz').write_bytes((arms / 'reward_same.npz').read_bytes()[:-30])
   played, play = [], rebel_games_main.play
   monkeypatch.setattr(rebel_games_main, 'play', lambda *arguments, title: (
       played.append(title), play(*arguments, title=title))[1])
+
   assert _run(workdir, *SMALL) == 0
   assert played == [rebel_games_main.ARMS['reward_same']]
+  out = capsys.readouterr().out
+  assert "exact.npz: it was made for something else: arm is 'preferences' there" in out
+  assert 'reward_same.npz: it is damaged' in out and out.count('computed again') == 2
   timeless = lambda results: {k: v for k, v in results.items() if k not in ('wall_seconds',
                                                                            'commit')}
   assert timeless(_results(workdir)) == timeless(before)

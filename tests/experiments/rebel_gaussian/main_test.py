@@ -7,6 +7,7 @@ import functools
 import inspect
 import json
 import re
+import shutil
 
 import jax
 import jax.numpy as jnp
@@ -69,6 +70,22 @@ def test_arms_that_are_kept_are_not_trained_again(workdir, monkeypatch):
   monkeypatch.setattr(rebel_gaussian_main, 'ARMS', TWO)
   monkeypatch.setattr(rebel_gaussian_main, 'train', lambda *_: pytest.fail('trained again'))
   assert _run(workdir, *SMALL) == 0
+  timeless = lambda results: {k: v for k, v in results.items() if k not in ('wall_seconds',
+                                                                           'commit')}
+  assert timeless(_results(workdir)) == timeless(before)
+
+
+def test_a_foreign_arm_is_trained_again(workdir, monkeypatch, capsys):
+  before = _results(workdir)
+  (workdir / 'results.json').unlink()
+  fractions = dict(np.load(workdir / 'arms' / 'ppo.npz'))
+  shutil.copy(workdir / 'arms' / 'rebel.npz', workdir / 'arms' / 'ppo.npz')
+  monkeypatch.setattr(rebel_gaussian_main, 'ARMS', TWO)
+  monkeypatch.setattr(rebel_gaussian_main, 'train', lambda *_: {  # Not compiled again here.
+      'fractions': fractions['fractions']})
+  assert _run(workdir, *SMALL) == 0
+  out = capsys.readouterr().out
+  assert "ppo.npz: it was made for something else: arm is 'rebel' there, 'ppo' here" in out
   timeless = lambda results: {k: v for k, v in results.items() if k not in ('wall_seconds',
                                                                            'commit')}
   assert timeless(_results(workdir)) == timeless(before)

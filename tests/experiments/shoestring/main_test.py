@@ -8,6 +8,7 @@ import importlib
 import json
 import pickle
 import re
+import shutil
 import types
 
 import numpy as np
@@ -126,6 +127,49 @@ def test_arms_that_are_kept_are_not_trained_again(workdir, monkeypatch):
   assert timeless(_results(workdir)) == timeless(before)
 
 
+def _permute_labels(arrays):
+  arrays['labels'] = arrays['labels'][::-1]
+
+
+def _remove_edge(arrays):
+  arrays['edges'] = arrays['edges'][1:]
+
+
+@pytest.mark.parametrize('change', [_permute_labels, _remove_edge, None])
+def test_a_changed_graph_is_made_again_and_a_damaged_arm_trained_again(
+    workdir, monkeypatch, capsys, change):
+  before = _results(workdir)
+  (workdir / 'results.json').unlink()
+  if change:
+    arrays = dict(np.load(workdir / 'graph.npz'))
+    change(arrays)
+    np.savez_compressed(workdir / 'graph.npz', **arrays)
+  else:  # An arm of other labels per class, and a graph that is a pickle.
+    np.savez(workdir / 'graph.npz', labels=np.array([{}], object))
+    shutil.copy(workdir / 'arms' / 'lp_cos_n1.npz', workdir / 'arms' / 'lp_cos_n3.npz')
+  assert _run(workdir, *SMALL_BLOCKS) == 0
+  out = capsys.readouterr().out
+  assert 'graph.npz: it is damaged' in out
+  assert out.count('computed again') == (1 if change else 2)
+  timeless = lambda results: {k: v for k, v in results.items() if k not in ('wall_seconds',
+                                                                           'commit')}
+  assert timeless(_results(workdir)) == timeless(before)
+
+
+def test_a_valid_graph_without_a_digest_is_refused(workdir, capsys):
+  results = (workdir / 'results.json').read_bytes()
+  graph = (workdir / 'graph.npz').read_bytes()
+  (workdir / 'results.json').unlink()
+  planetoid.write(workdir / 'graph.npz', block_model.make_graph(
+      seed=0, num_classes=4, nodes_per_class=12, num_words=48, words_per_node=6))
+  try:
+    assert _run(workdir, *SMALL_BLOCKS) == 2
+    _expect_line(capsys, 'graph.npz cannot be used: .*no digest.*delete it')
+  finally:
+    (workdir / 'graph.npz').write_bytes(graph)
+    (workdir / 'results.json').write_bytes(results)
+
+
 @pytest.fixture(scope='module')
 def data_folder(tmp_path_factory):
   """A small graph under Cora's name, with a public split."""
@@ -183,7 +227,7 @@ def _tiny_config(changes=()):
 def _study(folder, config):
   folder.mkdir(exist_ok=True)
   return shoestring_main.Study(types.SimpleNamespace(
-      workdir=folder, config=config, save_clock=lambda: None))
+      workdir=folder, config=config, save_clock=lambda: None, commit=''))
 
 
 def _leaves(thing, prefix=''):

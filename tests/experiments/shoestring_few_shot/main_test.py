@@ -6,6 +6,7 @@ import dataclasses
 import functools
 import json
 import re
+import shutil
 import types
 
 import jax
@@ -59,15 +60,21 @@ def test_a_run_leaves_its_numbers_a_table_and_a_figure_with_its_data(workdir):
   assert [r['step'] for r in metrics.read_jsonl(workdir / 'metrics.jsonl')] == [0, 3]
 
 
-def test_batches_that_are_kept_are_not_played_again(workdir, monkeypatch):
+def test_only_missing_and_damaged_batches_are_computed_again(workdir, monkeypatch, capsys):
   before = _results(workdir)
   (workdir / 'results.json').unlink()
-  (workdir / 'arms' / '2shot_3.npz').unlink()
+  arms = workdir / 'arms'
+  (arms / '2shot_3.npz').write_bytes((arms / '2shot_3.npz').read_bytes()[:-30])
+  shutil.copy(arms / '1shot_0.npz', arms / '1shot_3.npz')
   drawn, draw = [], episodes.draw_episode
   monkeypatch.setattr(episodes, 'draw_episode', lambda *arguments, **options: (
       drawn.append((options['shots'], options['index'])), draw(*arguments, **options))[1])
   assert _run(workdir, *SMALL_RUN) == 0
-  assert drawn == [(1, 0), (2, 0), (2, 3), (2, 4), (2, 5)]  # The first two look whether they can.
+  # The first two only test that episodes can be drawn.
+  assert drawn == [(1, 0), (2, 0), (1, 3), (1, 4), (1, 5), (2, 3), (2, 4), (2, 5)]
+  out = capsys.readouterr().out
+  assert '1shot_3.npz: it was made for something else: begin is 0 there, 3 here' in out
+  assert '2shot_3.npz: it is damaged' in out
   timeless = lambda results: {k: v for k, v in results.items() if k not in ('wall_seconds',
                                                                            'commit')}
   assert timeless(_results(workdir)) == timeless(before)
@@ -218,8 +225,9 @@ class _Sums:
 def _played(folder, config, monkeypatch):
   with monkeypatch.context() as patch:
     patch.setattr(shoestring_few_shot, 'Classifier', _Sums)
-    run = types.SimpleNamespace(workdir=folder, config=config, save_clock=lambda: None)
-    return shoestring_few_shot.play(run, config.features(), config.shots[0], _Bar())['lp']
+    run = types.SimpleNamespace(
+        workdir=folder, config=config, save_clock=lambda: None, commit='')
+    return shoestring_few_shot.play(run, config.features(), '', config.shots[0], _Bar())['lp']
 
 
 @functools.cache
