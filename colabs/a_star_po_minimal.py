@@ -28,8 +28,8 @@ SFT_STEPS, STEPS, SCALE = (10, 4, 50) if FAST else (700, 80, 500)
 N, BETA1, BETA2, BATCH, SEED = 8, 0.5, 1e-3, 128, 0
 
 # The task, and a decoder drawn at random.
-task = arithmetic.make_task(
-    seed=SEED, digits=2, num_demonstrations=8 * SCALE, num_train=2 * SCALE, num_evaluation=SCALE)
+task = arithmetic.Config(
+    digits=2, num_demonstrations=8 * SCALE, num_train=2 * SCALE, num_evaluation=SCALE).make(SEED)
 model = policy.make(configs.TransformerConfig(
     vocab_size=task.tokenizer.vocab_size, num_layers=2, width=96, num_heads=4, num_kv_heads=4,
     head_dim=24, mlp_width=192, max_length=16))

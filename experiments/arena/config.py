@@ -8,6 +8,8 @@ from jaxrl_llm import checks
 from jaxrl_llm.algorithms import reward_model
 from jaxrl_llm.models import configs
 from jaxrl_llm.runs import config as config_lib
+from jaxrl_llm.tasks import config as task_config
+from jaxrl_llm.tasks import dialogue
 from jaxrl_llm.training import optim
 
 TASKS = ('arithmetic', 'summarisation', 'dialogue')
@@ -16,52 +18,14 @@ UNTRAINED = ('sft', 'best_of_n')
 
 
 @dataclasses.dataclass
-class SummarisationTask:
-  """Toy summarisation; fields as in `tasks.summarisation.make_task`."""
-
-  num_demonstrations: int = 8_000
-  num_train: int = 2_000
-  num_evaluation: int = 512
-  corruption_rate: float = 0.3
-
-  def make(self, seed: int):
-    """Builds the task."""
-    from jaxrl_llm.tasks import summarisation
-
-    return summarisation.make_task(seed=seed, **dataclasses.asdict(self))
-
-
-@dataclasses.dataclass
-class ArithmeticTask(config_lib.ArithmeticTask):
-  """Addition with forgotten carries."""
-
-  def make(self, seed: int):
-    """Builds the task."""
-    return super().make(seed, data_dir='')
-
-
-@dataclasses.dataclass
-class DialogueTask:
-  """Toy dialogue; fields as in `tasks.dialogue.make_task`, and the following.
+class DialogueTask(dialogue.Config):
+  """Config of the dialogues.
 
   Attributes:
-    num_turns: H.
     fixed_questions: use the user's messages of a recorded dialogue, regardless of the replies.
   """
 
-  num_demonstrations: int = 4_000
-  num_train: int = 2_000
-  num_evaluation: int = 500
-  num_turns: int = 5
   fixed_questions: bool = False
-
-  def make(self, seed: int):
-    """Builds the task."""
-    from jaxrl_llm.tasks import dialogue
-
-    return dialogue.make_task(
-        seed=seed, num_demonstrations=self.num_demonstrations, num_train=self.num_train,
-        num_evaluation=self.num_evaluation, world=dialogue.World(num_turns=self.num_turns))
 
 
 @dataclasses.dataclass
@@ -186,7 +150,7 @@ class World:
   """A task with everything that all its arms share.
 
   Attributes:
-    task: config of the task, with `make(seed)`.
+    task: config of the task.
     model: architecture of the policy, the critic and the reward model.
     sft: supervised fine-tuning of the reference.
     reward_model: a learned reward, or the task's own.
@@ -201,7 +165,7 @@ class World:
     untrained: arms that train nothing.
   """
 
-  task: Any
+  task: task_config.TaskConfig
   model: configs.TransformerConfig
   sft: config_lib.SftConfig
   arms: Any

@@ -12,12 +12,13 @@ Command: python -m experiments.a_star_po [--config.seed=N]
 from jaxrl_llm.algorithms import a_star_po
 from jaxrl_llm.models import configs
 from jaxrl_llm.runs import config as config_lib
+from jaxrl_llm.tasks import arithmetic
 from jaxrl_llm.training import optim
 
 
 def get_config() -> config_lib.AStarPo:
   return config_lib.AStarPo(
-      task=config_lib.ArithmeticTask(digits=3),
+      task=arithmetic.Config(digits=3),
       model=configs.TransformerConfig(
           num_layers=2, width=128, num_heads=4, num_kv_heads=4, head_dim=32, mlp_width=256,
           max_length=16, positions='learned',

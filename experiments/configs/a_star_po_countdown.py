@@ -10,12 +10,13 @@ This reproduces no table of the paper. Cost: under ten minutes on two CPU cores.
 from jaxrl_llm.algorithms import a_star_po
 from jaxrl_llm.models import configs
 from jaxrl_llm.runs import config as config_lib
+from jaxrl_llm.tasks import countdown
 from jaxrl_llm.training import optim
 
 
 def get_config() -> config_lib.AStarPo:
   return config_lib.AStarPo(
-      task=config_lib.CountdownTask(),
+      task=countdown.Config(),
       model=configs.TransformerConfig(
           num_layers=3, width=128, num_heads=4, num_kv_heads=4, head_dim=32, mlp_width=384,
           max_length=48, positions='learned',

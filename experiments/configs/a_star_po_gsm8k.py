@@ -19,6 +19,7 @@ boundaries (only their number matches).
 from jaxrl_llm.algorithms import a_star_po, sft
 from jaxrl_llm.models import configs
 from jaxrl_llm.runs import config as config_lib
+from jaxrl_llm.tasks import gsm8k
 from jaxrl_llm.training import optim
 
 _PUBLISHED = {
@@ -41,7 +42,7 @@ def _published(setting: str) -> config_lib.AStarPo:
   # Files in the repository ZhaolinGao/A-PO: S = scripts/apo_gsm8k.sh,
   # Y = verl/trainer/config/apo_trainer.yaml, W = verl/workers/fsdp_workers_apo.py.
   return config_lib.AStarPo(
-      task=config_lib.Gsm8kTask(
+      task=gsm8k.Config(
           max_prompt_tokens=256,  # S: longer prompts are filtered.
           max_response_tokens=1_024,  # S.
       ),
@@ -77,7 +78,7 @@ def _published(setting: str) -> config_lib.AStarPo:
 
 def _cpu_size() -> config_lib.AStarPo:
   return config_lib.AStarPo(
-      task=config_lib.Gsm8kTask(
+      task=gsm8k.Config(
           num_train=256, num_evaluation=128, max_prompt_tokens=160, max_response_tokens=160,
           vocabulary='auto', max_vocabulary=2_048,
       ),

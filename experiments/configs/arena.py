@@ -26,6 +26,7 @@ Command: python -m experiments.arena --config.task=arithmetic|summarisation|dial
 import dataclasses
 
 from experiments.arena import config as arena_config
+from jaxrl_llm import tasks
 from jaxrl_llm.algorithms import a_star_po, dpo, grpo, ppo, rebel, refuel, reinforce, rloo
 from jaxrl_llm.models import configs
 from jaxrl_llm.runs import config as config_lib
@@ -147,7 +148,7 @@ def _sft(steps: int) -> config_lib.SftConfig:
 
 def get_config(setting: str = '') -> arena_config.Arena:
   arithmetic = arena_config.World(
-      task=arena_config.ArithmeticTask(
+      task=tasks.arithmetic.Config(
           digits=2, num_demonstrations=4_000, num_train=1_000, num_evaluation=500),
       model=_model(16), sft=_sft(800), arms=_all_arms('arithmetic'),
   )
@@ -155,7 +156,7 @@ def get_config(setting: str = '') -> arena_config.Arena:
   # Four layers and b2 = 0.98: with fewer layers, or b2 = 0.999, the reward model barely learns to
   # compare.
   summarisation = arena_config.World(
-      task=arena_config.SummarisationTask(num_train=600), model=_model(40, num_layers=4),
+      task=tasks.summarisation.Config(num_train=600), model=_model(40, num_layers=4),
       sft=_sft(500), reward_model=arena_config.RewardModelConfig(
           num_pairs=16_384, label_noise=0.1, steps=2_000, batch_size=128,
           missing_stop_penalty=-6.0,  # Below the model's score of any summary that stops.

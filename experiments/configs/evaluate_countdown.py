@@ -8,11 +8,11 @@ such as a Hugging Face checkpoint, which is prompted in words.
 """
 
 from experiments.evaluate import config as evaluate_config
-from jaxrl_llm.runs import config as config_lib
+from jaxrl_llm.tasks import countdown
 
 
 def get_config() -> evaluate_config.EvaluatePolicy:
   return evaluate_config.EvaluatePolicy(
-      task=config_lib.CountdownTask(num_demonstrations=0, num_train=0), num_samples=16,
+      task=countdown.Config(num_demonstrations=0, num_train=0), num_samples=16,
       batch_size=256,
   )

@@ -12,7 +12,8 @@ Instruction-tuned models need --config.chat_template=auto. On accelerators:
 """
 
 from experiments.evaluate import config as evaluate_config
+from jaxrl_llm.tasks import gsm8k
 
 
 def get_config() -> evaluate_config.EvaluatePolicy:
-  return evaluate_config.EvaluatePolicy(task=evaluate_config.Gsm8kTest())
+  return evaluate_config.EvaluatePolicy(task=gsm8k.Config(max_prompt_tokens=512))

@@ -13,9 +13,4 @@ from jaxrl_llm.tasks import jsonl
 
 
 def get_config() -> evaluate_config.EvaluatePolicy:
-  return evaluate_config.EvaluatePolicy(
-      task=evaluate_config.JsonlTask(
-          prompt_field='problem', solution_field='solution', instruction=jsonl.MATH_INSTRUCTION,
-          reward='math_strict', max_response_tokens=2048,
-      )
-  )
+  return evaluate_config.EvaluatePolicy(task=jsonl.math_config(max_response_tokens=2048))

@@ -28,6 +28,7 @@ from jaxrl_llm.algorithms import rebel
 from jaxrl_llm.models import configs
 from jaxrl_llm.runs import config as config_lib
 from jaxrl_llm.runs import reward_config
+from jaxrl_llm.tasks import preferences
 from jaxrl_llm.training import optim
 
 SETTINGS = ('demo', 'nectar_openchat', 'ultrafeedback_llama3')
@@ -42,7 +43,7 @@ def get_config(setting: str = 'demo') -> rebel_config.Online:
 def _published(setting: str) -> rebel_config.Online:
   nectar = setting == 'nectar_openchat'
   return rebel_config.Online(
-      task=reward_config.PreferencesTask(
+      task=preferences.Config(
           files='train.jsonl', schema='nectar' if nectar else 'ultrafeedback',
           num_evaluation=500,  # Ours.
           max_prompt_tokens=1_024, max_response_tokens=1_024,  # N, U.

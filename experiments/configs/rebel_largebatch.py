@@ -27,6 +27,7 @@ from jaxrl_llm.algorithms import rebel
 from jaxrl_llm.models import configs
 from jaxrl_llm.runs import config as config_lib
 from jaxrl_llm.runs import reward_config
+from jaxrl_llm.tasks import preferences
 from jaxrl_llm.training import optim
 
 SETTINGS = ('demo', 'ultrafeedback_llama3')
@@ -50,7 +51,7 @@ def _algorithm(**options) -> rebel.Config:
 def _published() -> rebel_config.LargeBatch:
   steps = _EPISODES // _BATCH_SIZE
   return rebel_config.LargeBatch(
-      task=reward_config.PreferencesTask(
+      task=preferences.Config(
           files='train.jsonl', schema='ultrafeedback_prompts',
           num_evaluation=1_000,  # L: the test split.
           max_prompt_tokens=1_024, max_response_tokens=2_048,  # L.

@@ -25,6 +25,7 @@ from jaxrl_llm.algorithms import rebel, sft
 from jaxrl_llm.models import configs, lora
 from jaxrl_llm.runs import config as config_lib
 from jaxrl_llm.runs import reward_config
+from jaxrl_llm.tasks import preferences
 from jaxrl_llm.training import optim
 
 # Micro-batches of 512 prompts: ours, memory only.
@@ -43,9 +44,9 @@ def get_config(setting: str = 'demo') -> config_lib.Experiment:
   return _published(setting)
 
 
-def _task() -> reward_config.PreferencesTask:
+def _task() -> preferences.Config:
   # Files in ZhaolinGao/REBEL: R = src/tldr/rebel.py, S = src/tldr/sft.py.
-  return reward_config.PreferencesTask(
+  return preferences.Config(
       files='train.jsonl', evaluation_files='validation.jsonl', schema='tldr', template='none',
       num_evaluation=0, max_prompt_tokens=512, max_response_tokens=53,  # S.
   )
@@ -104,9 +105,9 @@ def _sft() -> config_lib.Experiment:
   )
 
 
-def demo_task(max_response_tokens: int = 48) -> reward_config.PreferencesTask:
+def demo_task(max_response_tokens: int = 48) -> preferences.Config:
   """The prompts of the demos, in the tokens of `reward_model_demo`."""
-  return reward_config.PreferencesTask(
+  return preferences.Config(
       files=reward_model_demo.FILE, template='chatml', num_evaluation=60, max_prompt_tokens=192,
       max_response_tokens=max_response_tokens, vocabulary='auto',
       max_vocabulary=reward_model_demo.MAX_VOCABULARY,

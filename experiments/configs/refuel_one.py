@@ -56,7 +56,7 @@ def get_config(setting: str = 'demo') -> refuel_config.Refuel:
 def _published() -> refuel_config.Refuel:
   return refuel_config.Refuel(
       seed=555_134,  # R.
-      task=refuel_dialogues.DialoguesTask(
+      task=refuel_dialogues.Config(
           files='train.jsonl', key='trajectory', first_only=True,
           num_evaluation=500, num_turns=5, max_response_tokens=1_024,  # G, F.
           # Ours, so that five turns fit into 8,192 tokens.

@@ -79,8 +79,8 @@ def _published(setting: str) -> refuel_config.Refuel:
   )
 
 
-def _hh() -> refuel_dialogues.DialoguesTask:
-  return refuel_dialogues.DialoguesTask(
+def _hh() -> refuel_dialogues.Config:
+  return refuel_dialogues.Config(
       files='train.jsonl', evaluation_files='test.jsonl', key='chosen',
       num_evaluation=500,  # Ours.
       num_turns=5, max_prompt_tokens=128, max_message_tokens=128, filter_replies=True,  # H.
@@ -88,8 +88,8 @@ def _hh() -> refuel_dialogues.DialoguesTask:
   )
 
 
-def _ultrainteract() -> refuel_dialogues.DialoguesTask:
-  return refuel_dialogues.DialoguesTask(
+def _ultrainteract() -> refuel_dialogues.Config:
+  return refuel_dialogues.Config(
       files='train.jsonl', key='trajectory',
       num_evaluation=500, num_turns=5, filter_replies=True,  # U.
       max_prompt_tokens=1_024, max_message_tokens=768, max_response_tokens=1_024,
@@ -97,9 +97,9 @@ def _ultrainteract() -> refuel_dialogues.DialoguesTask:
   )
 
 
-def demo_task(**options) -> refuel_dialogues.DialoguesTask:
+def demo_task(**options) -> refuel_dialogues.Config:
   """The dialogues of the demos, in the tokens of `reward_model_demo`."""
-  return refuel_dialogues.DialoguesTask(
+  return refuel_dialogues.Config(
       files=reward_model_demo.FILE, template='chatml', num_evaluation=12, num_turns=3,
       max_prompt_tokens=96, max_response_tokens=24, vocabulary='auto',
       max_vocabulary=reward_model_demo.MAX_VOCABULARY, **options)

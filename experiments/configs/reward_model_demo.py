@@ -12,7 +12,7 @@ Cost: about two minutes on two CPU cores.
 
 from experiments.reward_model import config as reward_model_config
 from jaxrl_llm.models import configs
-from jaxrl_llm.runs import reward_config
+from jaxrl_llm.tasks import preferences
 from jaxrl_llm.training import optim
 
 FILE, MAX_VOCABULARY = 'dpo_en_demo.json', 4_096
@@ -20,7 +20,7 @@ FILE, MAX_VOCABULARY = 'dpo_en_demo.json', 4_096
 
 def get_config() -> reward_model_config.RewardModel:
   return reward_model_config.RewardModel(
-      task=reward_config.PreferencesTask(
+      task=preferences.Config(
           files=FILE, template='chatml', num_evaluation=60, max_prompt_tokens=256,
           max_response_tokens=384, vocabulary='auto', max_vocabulary=MAX_VOCABULARY,
       ),

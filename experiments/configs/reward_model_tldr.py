@@ -17,14 +17,14 @@ script's split is not confirmed.
 from experiments.reward_model import config as reward_model_config
 from jaxrl_llm.algorithms import reward_model
 from jaxrl_llm.models import configs
-from jaxrl_llm.runs import reward_config
+from jaxrl_llm.tasks import preferences
 from jaxrl_llm.training import optim
 
 
 def get_config() -> reward_model_config.RewardModel:
   return reward_model_config.RewardModel(
       seed=66_613,  # R.
-      task=reward_config.PreferencesTask(
+      task=preferences.Config(
           files='train.jsonl', evaluation_files='validation.jsonl', schema='tldr_pairs',
           template='none',
           num_train=92_832,  # R: the first rows.

@@ -19,6 +19,7 @@ Its hyperparameters are our own typical, untuned choices. It needs an accelerato
 from jaxrl_llm.algorithms import sft
 from jaxrl_llm.models import configs
 from jaxrl_llm.runs import config as config_lib
+from jaxrl_llm.tasks import chat
 from jaxrl_llm.training import optim
 
 _FILE = 'alpaca_en_demo.json'
@@ -32,7 +33,7 @@ def get_config(setting: str = '') -> config_lib.Experiment:
 
 def _cpu_size() -> config_lib.Experiment:
   return config_lib.Experiment(
-      task=config_lib.ChatTask(
+      task=chat.Config(
           files=_FILE, template='chatml', num_evaluation=100, max_prompt_tokens=256,
           max_response_tokens=384, vocabulary='auto', max_vocabulary=4_096,
       ),
@@ -57,7 +58,7 @@ def _cpu_size() -> config_lib.Experiment:
 
 def _pretrained() -> config_lib.Experiment:
   return config_lib.Experiment(
-      task=config_lib.ChatTask(
+      task=chat.Config(
           files=_FILE, template='auto', num_evaluation=100, max_prompt_tokens=1_024,
           max_response_tokens=1_024,
       ),

@@ -14,6 +14,7 @@ from experiments.configs import a_star_po_gsm8k
 from jaxrl_llm.algorithms import sft
 from jaxrl_llm.models import configs
 from jaxrl_llm.runs import config as config_lib
+from jaxrl_llm.tasks import gsm8k
 from jaxrl_llm.training import optim
 
 
@@ -36,7 +37,7 @@ def _cpu_size() -> config_lib.Experiment:
 
 def _pretrained() -> config_lib.Experiment:
   return config_lib.Experiment(
-      task=config_lib.Gsm8kTask(max_prompt_tokens=256, max_response_tokens=512),
+      task=gsm8k.Config(max_prompt_tokens=256, max_response_tokens=512),
       model=configs.TransformerConfig(
           compute_dtype='bfloat16', remat='full', scan_unroll=1
       ),

@@ -66,18 +66,11 @@ def main(run: launch.Run) -> None:
 
 def _task(config: evaluate_config.EvaluatePolicy, setup: setup_lib.Setup) -> Task:
   """Returns the task with only its held-out problems, in the chat template."""
-  source, tokenizer_dir = setup.source, getattr(config.task, 'tokenizer_dir', None)
-  if tokenizer_dir == '' and source.checkpoint and not source.tokenizer:
-    raise ValueError(
-        f'no tokenizer lies in {source.directory} (config.policy_init_from): give '
-        '--config.task.tokenizer_dir=DIR'
-    )
-
   task = dataclasses.replace(setup.task, demonstrations=[], train=[])
   if config.chat_template == 'none':
     return task
 
-  folder = tokenizer_dir or source.tokenizer_dir
+  folder = config.task.named_tokenizer_dir() or setup.source.tokenizer_dir
   if not folder:
     raise ValueError(
         f'config.chat_template={config.chat_template!r} needs the folder of the tokenizer, for '

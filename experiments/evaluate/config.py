@@ -4,78 +4,17 @@ import dataclasses
 import math
 import pathlib
 from collections.abc import Callable
-from typing import Any, ClassVar, NamedTuple
+from typing import ClassVar, NamedTuple
 
 from jaxrl_llm import checks
 from jaxrl_llm.evaluation import majority
 from jaxrl_llm.models import configs
 from jaxrl_llm.models import lora as lora_lib
-from jaxrl_llm.runs import config as config_lib
+from jaxrl_llm.rewards import countdown as countdown_reward
+from jaxrl_llm.rewards import math_answer
 from jaxrl_llm.sharding import mesh as mesh_lib
-
-
-@dataclasses.dataclass
-class Gsm8kTest(config_lib.Gsm8kTask):
-  """The test problems of GSM8K; fields as in `config_lib.Gsm8kTask`.
-
-  The response limit can be shorter than any demonstration.
-  """
-
-  max_prompt_tokens: int = 512
-
-  def make(
-      self, seed: int, data_dir: str, tokenizer_dir: str = '', pretrained: bool = False
-  ):
-    """Builds the task; `data_dir` holds train.jsonl and test.jsonl."""
-    checks.at_least(self, 'config.task', max_response_tokens=1)
-    changed = dataclasses.replace(self, max_response_tokens=max(self.max_response_tokens, 2))
-    task = config_lib.Gsm8kTask.make(changed, seed, data_dir, tokenizer_dir, pretrained)
-    return dataclasses.replace(task, max_response_tokens=self.max_response_tokens)
-
-
-@dataclasses.dataclass
-class JsonlTask:
-  """Any file of objects with a prompt and an answer; fields as in `tasks.jsonl.make_task`.
-
-  `file` is relative to config.data_dir. A `num_evaluation` of 0 means all problems. A
-  `tokenizer_dir` of '' means the policy's directory.
-  """
-
-  file: str = ''
-  tokenizer_dir: str = ''
-  prompt_field: str = 'prompt'
-  answer_field: str = 'answer'
-  solution_field: str = ''
-  instruction: str = ''
-  reward: str = 'math'
-  num_evaluation: int = 0
-  max_prompt_tokens: int = 512
-  max_response_tokens: int = 1024
-
-  def make(
-      self, seed: int, data_dir: str, tokenizer_dir: str = '', pretrained: bool = False
-  ):
-    """Builds the task with evaluation problems only."""
-    from jaxrl_llm.tasks import jsonl
-
-    del pretrained
-    if not self.file:
-      raise ValueError('a file of problems is needed: --config.task.file=FILE.jsonl')
-    if not (self.tokenizer_dir or tokenizer_dir):
-      raise ValueError(
-          'no tokenizer lies in the folder of config.policy_init_from: give '
-          '--config.task.tokenizer_dir=DIR'
-      )
-    checks.at_least(
-        self, 'config.task', num_evaluation=0, max_prompt_tokens=1, max_response_tokens=1
-    )
-
-    options = dataclasses.asdict(self) | {
-        'file': pathlib.Path(data_dir) / self.file,
-        'tokenizer_dir': self.tokenizer_dir or tokenizer_dir,
-        'num_evaluation': self.num_evaluation or None,
-    }
-    return jsonl.make_task(seed=seed, **options)
+from jaxrl_llm.tasks import config as task_config
+from jaxrl_llm.tasks import countdown, gsm8k, jsonl
 
 
 class Voting(NamedTuple):
@@ -90,25 +29,22 @@ class Voting(NamedTuple):
   same: Callable[[str, str], bool] | None
 
 
-def voting(task: Any) -> Voting:
+def voting(task: task_config.TaskConfig) -> Voting:
   """Returns the voting rule for a task's config.
 
   Answers are compared as mathematics if the task grades mathematics. A Countdown response votes for
   its expression; for other tasks the whole response is the answer.
   """
-  from jaxrl_llm.rewards import countdown, math_answer
-  from jaxrl_llm.tasks import jsonl
-
   mode = ''
-  if isinstance(task, config_lib.Gsm8kTask):
+  if isinstance(task, gsm8k.Config):
     mode = 'gsm8k'
-  elif isinstance(task, JsonlTask):
+  elif isinstance(task, jsonl.Config):
     mode = jsonl.REWARDS[task.reward]
 
   if mode:
     return Voting(lambda response: math_answer.extract(response, mode=mode), math_answer.equal)
-  if isinstance(task, config_lib.CountdownTask):
-    return Voting(countdown.extract_expression, None)
+  if isinstance(task, countdown.Config):
+    return Voting(countdown_reward.extract_expression, None)
   return Voting(lambda response: response, None)
 
 
@@ -139,7 +75,7 @@ class EvaluatePolicy:
 
   seed: int = 0
   data_dir: str = ''
-  task: Any = dataclasses.field(default_factory=JsonlTask)
+  task: task_config.TaskConfig = dataclasses.field(default_factory=jsonl.Config)
   model: configs.TransformerConfig = dataclasses.field(default_factory=configs.TransformerConfig)
   policy_init_from: str = ''
   chat_template: str = 'none'

@@ -118,7 +118,7 @@ class Refuel(reward_config.LearnedReward):
       after the last.
   """
 
-  task: dialogues.DialoguesTask = dataclasses.field(default_factory=dialogues.DialoguesTask)
+  task: dialogues.Config = dataclasses.field(default_factory=dialogues.Config)
   user: UserConfig = dataclasses.field(default_factory=UserConfig)
   algorithm: refuel.Config = dataclasses.field(default_factory=refuel.Config)
   law: str = 'two'

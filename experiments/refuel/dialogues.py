@@ -17,8 +17,8 @@ from jaxrl_llm.data import (
   preference_rows,
 )
 from jaxrl_llm.data.dialogues import Dialogues
-from jaxrl_llm.runs import reward_config
-from jaxrl_llm.tasks import preferences, users
+from jaxrl_llm.tasks import config as task_config
+from jaxrl_llm.tasks import preferences, splits, users
 from jaxrl_llm.types import Example, Task
 
 Message = conversations.Message
@@ -27,11 +27,11 @@ _NO_LIMIT = 2**30
 
 
 @dataclasses.dataclass
-class DialoguesTask(reward_config.PreferencesTask):
-  """Conversations whose user turns a policy replies to.
+class Config(preferences.Config):
+  """Config of conversations whose user turns a policy replies to.
 
   Rows that are too long, or ask the same as an earlier row, are left out and counted. Fields of
-  `reward_config.PreferencesTask` keep their meaning, except for the limits:
+  `preferences.Config` keep their meaning, except for the limits:
 
   Attributes:
     max_prompt_tokens: L, limit of the user's first turn, template tokens included.
@@ -61,10 +61,8 @@ class DialoguesTask(reward_config.PreferencesTask):
 
   def validate(self, prefix: str) -> None:
     """Raises ValueError with one line for the first field that is out of range."""
-    checks.at_least(
-        self, prefix, num_train=0, num_evaluation=0, max_prompt_tokens=1, max_response_tokens=1,
-        max_message_tokens=1, num_turns=1, min_turns=1,
-    )
+    super().validate(prefix)
+    checks.at_least(self, prefix, max_message_tokens=1, num_turns=1, min_turns=1)
     if self.min_turns > self.num_turns:
       raise ValueError(
           f'{prefix}.min_turns must be at most num_turns ({self.num_turns}), got {self.min_turns}')
@@ -82,21 +80,22 @@ class DialoguesTask(reward_config.PreferencesTask):
         raise ValueError(f'{prefix}.{name} has no effect with key, got {getattr(self, name)!r}')
 
   def make(
-      self, seed: int, data_dir: str, tokenizer_dir: str = '', pretrained: bool = False
-  ):
-    """Builds the task; `data_dir` holds the files."""
-    # Read all rows, of any length: `make_task` filters them turn by turn.
+      self,
+      seed: int,
+      data_dir: str | pathlib.Path = '',
+      policy: task_config.PolicyTokenizer = task_config.FROM_SCRATCH,
+  ) -> 'DialogueTask':
+    """See `TaskConfig.make`."""
+    # Read all rows, of any length: `_make_task` filters them turn by turn.
     every = dataclasses.replace(
         self, num_train=0, num_evaluation=0 if self.evaluation_files else 1,
         max_prompt_tokens=_NO_LIMIT, max_response_tokens=_NO_LIMIT)
-    rows = reward_config.PreferencesTask.make(every, seed, data_dir, tokenizer_dir, pretrained)
-    return make_task(self, rows, seed)
+    rows = preferences.Config.make(every, seed, data_dir, policy)
+    return _make_task(self, rows, seed)
 
-  def _reader(self):
-    """Function that reads a file."""
-    if not self.key:
-      return super()._reader()
-    return lambda path, *, schema, fields: read(path, key=self.key)
+  def read_rows(self, file: pathlib.Path) -> list[preference_rows.Row]:
+    """See `preferences.Config.read_rows`."""
+    return read(file, key=self.key) if self.key else super().read_rows(file)
 
 
 def parse_limits(text: str) -> dict[int, tuple[int, int]]:
@@ -269,8 +268,8 @@ def _messages(row: Mapping[str, Any], key: str) -> list[Message]:
   return messages
 
 
-def make_task(
-    config: DialoguesTask, rows: preferences.PreferenceTask, seed: int
+def _make_task(
+    config: Config, rows: preferences.PreferenceTask, seed: int
 ) -> DialogueTask:
   """Makes the task from all rows of its files.
 
@@ -303,9 +302,8 @@ def make_task(
 
   names = {pathlib.Path(name.strip()).name for name in config.evaluation_files.split(',')}
   given = [example for example in fitting if example['source'] in names]
-  with checks.within('config.task'):
-    train, evaluation = preferences.hold_out(
-        fitting, given, config.num_evaluation, seed, asks=_beginning, name='dialogues')
+  train, evaluation = splits.hold_out(
+      fitting, config.num_evaluation, seed, question=_beginning, name='dialogues', given=given)
   dropped['held_out'] = len(fitting) - len(given or evaluation) - len(train)
 
   task = DialogueTask(
@@ -336,7 +334,7 @@ class _Shape:
     transcript: maximum number of tokens before a reply.
   """
 
-  def __init__(self, config: DialoguesTask, frame: dialogue_rows.Frame):
+  def __init__(self, config: Config, frame: dialogue_rows.Frame):
     self.limits = parse_limits(config.limits)
     self._config = config
     for turns, (user, reply) in self.limits.items():
@@ -392,7 +390,7 @@ def _candidate(example: Example) -> Example:
 
 
 def _filter(
-    candidates: list[Example], config: DialoguesTask, shape: _Shape,
+    candidates: list[Example], config: Config, shape: _Shape,
     frame: dialogue_rows.Frame,
 ) -> tuple[list[Example], dict[str, int]]:
   """(dialogues to keep, number left out by reason); the lengths of first turns are not checked."""

@@ -11,6 +11,7 @@ from jaxrl_llm.models import configs
 from jaxrl_llm.models import lora as lora_lib
 from jaxrl_llm.runs import reward_config
 from jaxrl_llm.sharding import mesh as mesh_lib
+from jaxrl_llm.tasks import preferences
 from jaxrl_llm.training import optim
 
 
@@ -45,8 +46,7 @@ class RewardModel:
 
   seed: int = 0
   data_dir: str = ''
-  task: reward_config.PreferencesTask = dataclasses.field(
-      default_factory=reward_config.PreferencesTask)
+  task: preferences.Config = dataclasses.field(default_factory=preferences.Config)
   model: configs.TransformerConfig = dataclasses.field(default_factory=configs.TransformerConfig)
   policy_init_from: str = ''
   head_init: str = 'normal'

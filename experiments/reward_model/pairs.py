@@ -14,6 +14,7 @@ from jaxrl_llm.rl import preference_losses
 from jaxrl_llm.runs import launch, reward_models
 from jaxrl_llm.runs import setup as setup_lib
 from jaxrl_llm.sharding import rules
+from jaxrl_llm.tasks import config as task_config
 from jaxrl_llm.tasks import preferences
 from jaxrl_llm.training import rng
 from jaxrl_llm.training import step as step_lib
@@ -79,10 +80,8 @@ def references(run: launch.Run, setup: setup_lib.Setup) -> Pairs | None:
         fields='' if config.centring_schema else config.task.fields,
     )
 
-    tokenizer_dir = setup.source.tokenizer_dir if setup.source else ''
-    found = other.make(
-        config.seed, config.data_dir, tokenizer_dir,
-        bool(setup.source and setup.source.hugging_face))
+    policy = setup.source.policy_tokenizer() if setup.source else task_config.FROM_SCRATCH
+    found = other.make(config.seed, config.data_dir, policy)
     if found.tokenizer.fingerprint != task.tokenizer.fingerprint:
       raise ValueError(
           "config.centring_file needs config.task.vocabulary='full': a compact vocabulary of other "

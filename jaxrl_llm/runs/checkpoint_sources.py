@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from jaxrl_llm.data import tokenizers
 from jaxrl_llm.models import configs
 from jaxrl_llm.models.pretrained import huggingface
+from jaxrl_llm.tasks import config as task_config
 from jaxrl_llm.training import checkpoints
 from jaxrl_llm.types import ModelFns, Params, Tokenizer
 
@@ -95,6 +96,11 @@ class CheckpointSource(NamedTuple):
     if not self.tokenizer_dir:
       raise ValueError(f'no tokenizer is known of {self.directory} ({self.field})')
     return tokenizers.load_tokenizer(self.tokenizer_dir)
+
+  def policy_tokenizer(self) -> task_config.PolicyTokenizer:
+    """Returns what a task needs to know about the tokenizer."""
+    return task_config.PolicyTokenizer(
+        self.tokenizer_dir, bool(self.hugging_face), self.stop_tokens)
 
   def check_tokenizer(self, tokenizer: Tokenizer, *, of: str) -> None:
     """Raises ValueError if the directory's tokenizer is known and differs."""

@@ -6,7 +6,7 @@ A config file fills them in (`get_config`), flags override them
 
 import dataclasses
 import pathlib
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from jaxrl_llm import checks
 from jaxrl_llm.algorithms import a_star_po, sft
@@ -14,169 +14,9 @@ from jaxrl_llm.data import mixtures, sft_batches
 from jaxrl_llm.models import configs
 from jaxrl_llm.models import lora as lora_lib
 from jaxrl_llm.sharding import mesh as mesh_lib
+from jaxrl_llm.tasks import arithmetic, chat
+from jaxrl_llm.tasks import config as task_config
 from jaxrl_llm.training import optim
-
-
-@dataclasses.dataclass
-class ArithmeticTask:
-  """Addition with forgotten carries; fields as in `tasks.arithmetic.make_task`."""
-
-  digits: int = 3
-  num_demonstrations: int = 20_000
-  num_train: int = 2_000
-  num_evaluation: int = 1_000
-  carry_drop_rate: float = 0.55
-  carry_free_fraction: float = 0.1
-  answer_format: str = 'reversed'
-  padding: str = 'zeros'
-
-  def make(
-      self, seed: int, data_dir: str, tokenizer_dir: str = '', pretrained: bool = False
-  ):
-    """Builds the task; it uses characters, so it needs no directory."""
-    del tokenizer_dir, pretrained
-    from jaxrl_llm.tasks import arithmetic
-
-    if data_dir:
-      raise ValueError(f'the arithmetic task is generated, got config.data_dir={data_dir!r}')
-    return arithmetic.make_task(seed=seed, **dataclasses.asdict(self))
-
-
-@dataclasses.dataclass
-class CountdownTask:
-  """Countdown with three numbers; fields as in `tasks.countdown.make_task`.
-
-  Problems use characters, unless the policy comes with a tokenizer or `tokenizer_dir` names one:
-  then they are put in words, and 0 means the default token limits.
-  """
-
-  num_demonstrations: int = 20_000
-  num_train: int = 2_000
-  wrong_rate: float = 0.3
-  tokenizer_dir: str = ''
-  max_prompt_tokens: int = 0
-  max_response_tokens: int = 0
-
-  def make(
-      self, seed: int, data_dir: str, tokenizer_dir: str = '', pretrained: bool = False
-  ):
-    """Builds the task; `data_dir` holds the published test file."""
-    from jaxrl_llm.tasks import countdown
-
-    del pretrained
-    _need_data_dir(data_dir, 'countdown', countdown.TEST_FILE)
-    checks.at_least(self, 'config.task', max_prompt_tokens=0, max_response_tokens=0)
-    options = dataclasses.asdict(self) | {
-        'tokenizer_dir': self.tokenizer_dir or tokenizer_dir or None,
-        'max_prompt_tokens': self.max_prompt_tokens or None,
-        'max_response_tokens': self.max_response_tokens or None,
-    }
-    return countdown.make_task(data_dir=data_dir, seed=seed, **options)
-
-
-@dataclasses.dataclass
-class Gsm8kTask:
-  """GSM8K; fields as in `tasks.gsm8k.make_task`, where 0 means all (or no limit).
-
-  A `tokenizer_dir` of '' means the tokenizer of the policy's directory, or the default for a
-  randomly initialised policy. A `vocabulary` of 'auto' is full for a policy from a Hugging Face
-  checkpoint, and compact otherwise.
-  """
-
-  tokenizer_dir: str = ''
-  num_demonstrations: int = 0
-  num_train: int = 0
-  num_evaluation: int = 0
-  max_prompt_tokens: int = 256
-  max_response_tokens: int = 512
-  vocabulary: str = 'full'
-  max_vocabulary: int = 0
-  annotations: str = 'strip'
-
-  def make(
-      self, seed: int, data_dir: str, tokenizer_dir: str = '', pretrained: bool = False
-  ):
-    """Builds the task; `data_dir` holds train.jsonl and test.jsonl."""
-    from jaxrl_llm.tasks import gsm8k
-
-    _need_data_dir(data_dir, 'gsm8k', 'train.jsonl and test.jsonl')
-    checks.at_least(
-        self, 'config.task', num_demonstrations=0, num_train=0, num_evaluation=0,
-        max_prompt_tokens=1, max_response_tokens=2, max_vocabulary=0,
-    )
-
-    options = {name: value or None for name, value in dataclasses.asdict(self).items()}
-    options['tokenizer_dir'] = self.tokenizer_dir or tokenizer_dir or None
-    options |= _vocabulary(self, pretrained)
-    return gsm8k.make_task(data_dir=data_dir, seed=seed, **options)
-
-
-@dataclasses.dataclass
-class ChatTask:
-  """Conversations; fields as in `tasks.chat.make_task`, where 0 means no limit.
-
-  `files` is a comma-separated list of files in `data_dir`; each is a source of
-  `SftConfig.mixture`. `stop_tokens` is also comma-separated; '' means those of the tokenizer's
-  directory. A `tokenizer_dir` of '' means the tokenizer of the policy's directory, or
-  DATA_DIR/../tokenizers/qwen2 for a randomly initialised policy; `vocabulary` is as in `Gsm8kTask`.
-  Conversations are learned, not answered: there is no reward, and only sft can use them.
-  """
-
-  files: str = ''
-  tokenizer_dir: str = ''
-  template: str = 'auto'
-  stop_tokens: str = ''
-  num_evaluation: int = 100
-  max_prompt_tokens: int = 512
-  max_response_tokens: int = 512
-  vocabulary: str = 'full'
-  max_vocabulary: int = 0
-
-  def make(
-      self, seed: int, data_dir: str, tokenizer_dir: str = '', pretrained: bool = False
-  ):
-    """Builds the task; `data_dir` holds the files."""
-    from jaxrl_llm.tasks import chat
-
-    names = [name.strip() for name in self.files.split(',') if name.strip()]
-    if not names:
-      raise ValueError('the chat task needs the names of its files: --config.task.files=NAME,...')
-
-    _need_data_dir(data_dir, 'chat', self.files)
-    checks.at_least(
-        self, 'config.task', num_evaluation=1, max_prompt_tokens=1, max_response_tokens=1,
-        max_vocabulary=0,
-    )
-
-    folder = pathlib.Path(data_dir)
-    options = dataclasses.asdict(self) | {
-        'files': [folder / name for name in names],
-        'tokenizer_dir': (
-            self.tokenizer_dir or tokenizer_dir or folder.parent / 'tokenizers' / 'qwen2'
-        ),
-        'stop_tokens': self.stop_tokens.split(',') if self.stop_tokens else None,
-        **_vocabulary(self, pretrained),
-    }
-    return chat.make_task(seed=seed, **options)
-
-
-def _vocabulary(task: Gsm8kTask | ChatTask, pretrained: bool) -> dict[str, Any]:
-  """Resolves `vocabulary` and `max_vocabulary` of a task."""
-  kind = task.vocabulary
-  if kind == 'auto':
-    kind = 'full' if pretrained else 'compact'
-  elif kind == 'compact' and pretrained:
-    raise ValueError(
-        "config.task.vocabulary must be 'full' or 'auto' for a policy from a Hugging Face "
-        "checkpoint, whose ids are those of its tokenizer, got 'compact'"
-    )
-  drops = kind == 'full' and task.vocabulary == 'auto'
-  return {'vocabulary': kind, 'max_vocabulary': None if drops else task.max_vocabulary or None}
-
-
-def _need_data_dir(data_dir: str, task: str, files: str) -> None:
-  if not data_dir:
-    raise ValueError(f'the {task} task needs the folder of {files}: --config.data_dir=DIR')
 
 
 @dataclasses.dataclass
@@ -268,7 +108,7 @@ class Experiment:
   Attributes:
     seed: seed of all random numbers.
     data_dir: directory of the task's real data; '' if it needs none.
-    task: a task config, with `make(seed, data_dir, tokenizer_dir, pretrained)`.
+    task: config of the task.
     model: the policy's shape; a `vocab_size` of 0 is filled in from the tokenizer.
     policy_init_from: directory of initial parameters: a Hugging Face checkpoint, or output
       of a run (WORKDIR/params, WORKDIR/trained); '' initialises them randomly. It decides
@@ -289,7 +129,7 @@ class Experiment:
 
   seed: int = 0
   data_dir: str = ''
-  task: Any = dataclasses.field(default_factory=ArithmeticTask)
+  task: task_config.TaskConfig = dataclasses.field(default_factory=arithmetic.Config)
   model: configs.TransformerConfig = dataclasses.field(default_factory=configs.TransformerConfig)
   policy_init_from: str = ''
   reference_init_from: str = ''
@@ -393,7 +233,7 @@ class AStarPo(Experiment):
   def validate(self) -> None:
     """Raises a one-line ValueError for the first field that is out of range."""
     super().validate()
-    if isinstance(self.task, ChatTask):
+    if isinstance(self.task, chat.Config):
       raise ValueError(
           'a chat task has no reward: experiments.sft can learn it, AStarPo cannot (config.task)'
       )

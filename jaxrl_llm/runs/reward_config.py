@@ -1,107 +1,19 @@
 """Configs shared by all pipelines with a reward model: preferences, rewards, evaluation."""
 
 import dataclasses
-import pathlib
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from jaxrl_llm import checks
 from jaxrl_llm.algorithms import rebel
-from jaxrl_llm.data import preference_rows
 from jaxrl_llm.rewards import model_reward
 from jaxrl_llm.runs import config as config_lib
+from jaxrl_llm.tasks import preferences
 from jaxrl_llm.training import optim
 
 _MAKES_ONE = (
     '--config.reward_init_from=DIR (a *ForSequenceClassification checkpoint with one label, or '
     'WORKDIR/params of experiments.reward_model)'
 )
-
-
-@dataclasses.dataclass
-class PreferencesTask:
-  """Prompts and preferences; fields as in `tasks.preferences.make_task`, where 0 means no limit.
-
-  `files` and `evaluation_files` are comma-separated lists of files in `data_dir`; `stop_tokens` is
-  also comma-separated. A `file_pad_id` of -1 means none. A `tokenizer_dir` of '' means the
-  tokenizer of the policy's directory, or DATA_DIR/../tokenizers/qwen2 for a randomly initialised
-  policy; `vocabulary` is as in `config_lib.Gsm8kTask`. With `tfds_dir` the files are read through
-  TFDS, prepared in that directory.
-  """
-
-  files: str = 'dpo_en_demo.json'
-  evaluation_files: str = ''
-  schema: str = 'conversations'
-  fields: str = ''
-  file_pad_id: int = -1
-  tokenizer_dir: str = ''
-  template: str = 'auto'
-  stop_tokens: str = ''
-  num_train: int = 0
-  num_evaluation: int = 100
-  max_prompt_tokens: int = 512
-  max_response_tokens: int = 512
-  vocabulary: str = 'full'
-  max_vocabulary: int = 0
-  tfds_dir: str = ''
-
-  def make(
-      self, seed: int, data_dir: str, tokenizer_dir: str = '', pretrained: bool = False
-  ):
-    """Builds the task; `data_dir` holds the files."""
-    from jaxrl_llm.tasks import preferences
-
-    if not data_dir:
-      raise ValueError(
-          f'the preferences task needs the folder of {self.files}: --config.data_dir=DIR')
-
-    checks.at_least(
-        self, 'config.task', num_train=0, num_evaluation=0, max_prompt_tokens=1,
-        max_response_tokens=1, max_vocabulary=0, file_pad_id=-1,
-    )
-
-    folder = pathlib.Path(data_dir)
-    split = lambda text: [name.strip() for name in text.split(',') if name.strip()]
-    own = {field.name: getattr(self, field.name) for field in dataclasses.fields(PreferencesTask)}
-    options = own | {
-        'files': [folder / name for name in split(self.files)],
-        'evaluation_files': [folder / name for name in split(self.evaluation_files)],
-        'file_pad_id': None if self.file_pad_id < 0 else self.file_pad_id,
-        'tokenizer_dir': (
-            self.tokenizer_dir or tokenizer_dir or folder.parent / 'tokenizers' / 'qwen2'
-        ),
-        'stop_tokens': split(self.stop_tokens) or None,
-        'num_train': self.num_train or None,
-        **self._vocabulary(pretrained),
-        'read': self._reader(),
-    }
-
-    del options['tfds_dir']
-    return preferences.make_task(seed=seed, **options)
-
-  def _vocabulary(self, pretrained: bool) -> dict[str, Any]:
-    """Resolves `vocabulary` and `max_vocabulary` of the task."""
-    kind = self.vocabulary
-    if kind == 'auto':
-      kind = 'full' if pretrained else 'compact'
-    elif kind == 'compact' and pretrained:
-      raise ValueError(
-          "config.task.vocabulary must be 'full' or 'auto' for a policy from a Hugging Face "
-          "checkpoint, whose ids are those of its tokenizer, got 'compact'"
-      )
-    limit = None if kind == 'full' and self.vocabulary == 'auto' else self.max_vocabulary or None
-    return {'vocabulary': kind, 'max_vocabulary': limit}
-
-  def _reader(self):
-    """Returns the function that reads a file."""
-    if not self.tfds_dir:
-      return preference_rows.read
-
-    def read(file, **options):
-      from jaxrl_llm.data.tfds_builders.preferences import preferences_dataset_builder
-
-      return preferences_dataset_builder.read(file, cache_dir=self.tfds_dir, **options)
-
-    return read
 
 
 @dataclasses.dataclass
@@ -202,7 +114,7 @@ class LearnedReward(config_lib.Experiment):
     save_every: batches between checkpoints.
   """
 
-  task: PreferencesTask = dataclasses.field(default_factory=PreferencesTask)
+  task: preferences.Config = dataclasses.field(default_factory=preferences.Config)
   evaluation: RebelEvaluation = dataclasses.field(default_factory=RebelEvaluation)
   reward: RewardConfig = dataclasses.field(default_factory=RewardConfig)
   algorithm: rebel.Config = dataclasses.field(default_factory=rebel.Config)

@@ -23,6 +23,7 @@ from jaxrl_llm.runs import finetuning as finetuning_lib
 from jaxrl_llm.sampling import decode
 from jaxrl_llm.sharding import mesh as mesh_lib
 from jaxrl_llm.sharding import rules
+from jaxrl_llm.tasks import config as task_config
 from jaxrl_llm.training import checkpoints, loop, optim, rng
 from jaxrl_llm.training import step as step_lib
 from jaxrl_llm.types import (
@@ -263,8 +264,8 @@ def build(run: launch.Run) -> Iterator[Setup]:
 
 def _read_source(config: Any, directory: str, field: str) -> checkpoint_sources.CheckpointSource:
   """Reads a checkpoint source; a damaged tokenizer in it is ignored if the task names one."""
-  named = bool(getattr(config.task, 'tokenizer_dir', ''))
-  return checkpoint_sources.read(directory, field=field, tokenizer_named=named)
+  return checkpoint_sources.read(
+      directory, field=field, tokenizer_named=bool(config.task.named_tokenizer_dir()))
 
 
 def make_task(config: Any, source: checkpoint_sources.CheckpointSource | None) -> Task:
@@ -276,33 +277,24 @@ def make_task(config: Any, source: checkpoint_sources.CheckpointSource | None) -
     ValueError: if the task's data is missing or malformed, there are no held-out problems, or the
       tokenizer is unknown or differs from the policy's.
   """
-  tokenizer_dir, pretrained, settings = '', False, config.task
+  policy = task_config.FROM_SCRATCH
   if source:
-    settings = _with_stop_tokens(settings, source)
-    tokenizer_dir, pretrained = source.tokenizer_dir, bool(source.hugging_face)
-    if source.checkpoint and not tokenizer_dir and getattr(config.task, 'tokenizer_dir', 1) == '':
+    policy = source.policy_tokenizer()
+    if source.checkpoint and not policy.directory and config.task.needs_policy_tokenizer():
       raise ValueError(
-          f'no tokenizer lies in {source.directory} ({source.field}): give '
+          f'no tokenizer in {source.directory} ({source.field}): give '
           '--config.task.tokenizer_dir=DIR'
       )
 
-  task = settings.make(config.seed, config.data_dir, tokenizer_dir, pretrained)
+  task = config.task.make(config.seed, config.data_dir, policy)
 
   if not task.evaluation:
     raise ValueError(f'{task.name} has no held-out problems (config.task.num_evaluation)')
   if source:
     source.check_tokenizer(task.tokenizer, of=task.name)
-    if not getattr(settings, 'stop_tokens', ''):
+    if not config.task.named_stop_tokens():
       task = dataclasses.replace(task, tokenizer=source.stopping(task.tokenizer))
   return task
-
-
-def _with_stop_tokens(settings: Any, source: checkpoint_sources.CheckpointSource) -> Any:
-  """Returns a task config with the policy's stop tokens, if it sets none."""
-  tokens = source.stop_tokens
-  if getattr(settings, 'stop_tokens', None) != '' or not tokens or ',' in ''.join(tokens):
-    return settings
-  return dataclasses.replace(settings, stop_tokens=','.join(tokens))
 
 
 def model_for(task: Task, model: configs.TransformerConfig) -> configs.TransformerConfig:

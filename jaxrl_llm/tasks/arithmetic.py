@@ -13,12 +13,16 @@ configurable and holds in every split up to rounding: f = 0.1 and d = 0.55 give
 0.505 and 0.1.
 """
 
+import dataclasses
+import pathlib
 from typing import NamedTuple
 
 import numpy as np
 
+from jaxrl_llm import checks
 from jaxrl_llm.data import tokenizers
 from jaxrl_llm.rewards import exact_match
+from jaxrl_llm.tasks import config as config_lib
 from jaxrl_llm.types import Example, Task
 
 ALPHABET = '0123456789+='
@@ -83,109 +87,90 @@ def imitator_scores(examples: list[Example], *, carry_drop_rate: float) -> Imita
   return ImitatorScores(free + (1 - free) * (1 - carry_drop_rate), greedy, free)
 
 
-def make_task(
-    *,
-    seed: int,
-    num_demonstrations: int,
-    num_train: int,
-    num_evaluation: int,
-    digits: int = 3,
-    carry_drop_rate: float = 0.55,
-    carry_free_fraction: float = 0.1,
-    answer_format: str = 'reversed',
-    padding: str = 'zeros',
-) -> Task:
-  """Makes the task; a pure function of its arguments.
+@dataclasses.dataclass
+class Config(config_lib.TaskConfig):
+  """Config of the task.
 
-  The three sets of problems (ordered pairs) are pairwise disjoint, each drawn
-  without replacement. No evaluation problem is a demonstration or training problem
-  with swapped operands. Ids are a·10^digits + b.
+  The three sets of problems (ordered pairs) are pairwise disjoint, each drawn without replacement.
+  No evaluation problem is a demonstration or training problem with swapped operands. Ids are
+  a·10^digits + b. Examples also have the keys 'a' and 'b'.
 
-  Args:
-    seed: determines the problems, their order and which demonstrations are wrong.
+  Attributes:
+    digits: digits per operand, 1 to 4 (ids must fit an int32).
     num_demonstrations: number of problems with a response.
     num_train: number of problems for stages 1 and 2.
     num_evaluation: number of held-out problems; drawn first, independently of the other sizes.
-    digits: digits per operand, 1 to 4 (ids must fit an int32).
     carry_drop_rate: probability that a demonstration forgets its carries.
     carry_free_fraction: fraction of problems without a carry in each split.
-    answer_format: 'plain', or 'reversed': least significant digit first, which a
-      small model learns much faster.
+    answer_format: 'plain', or 'reversed': least significant digit first, which a small model
+      learns much faster.
     padding: 'zeros' (operands have `digits` digits, answers one more) or 'none'.
-
-  Returns:
-    The task. Examples also have the keys 'a' and 'b'.
-
-  Raises:
-    ValueError: if a value is out of range, or there are not enough problems.
   """
-  _check(digits, carry_drop_rate, carry_free_fraction, answer_format, padding)
-  evaluation, demonstrations, train = _draw_problems(
-      seed, digits, (num_evaluation, num_demonstrations, num_train), carry_free_fraction
-  )
 
-  def build(ids: np.ndarray) -> list[Example]:
-    return [_example(int(index), digits, answer_format, padding) for index in ids]
+  digits: int = 3
+  num_demonstrations: int = 20_000
+  num_train: int = 2_000
+  num_evaluation: int = 1_000
+  carry_drop_rate: float = 0.55
+  carry_free_fraction: float = 0.1
+  answer_format: str = 'reversed'
+  padding: str = 'zeros'
 
-  drops = np.random.default_rng([seed, 1]).random(num_demonstrations) < carry_drop_rate
-  return Task(
-      name=f'arithmetic_{digits}_digits',
-      tokenizer=tokenizers.CharacterTokenizer(ALPHABET),
-      demonstrations=[
-          example | {'response': _respond(example, drop, digits, answer_format, padding)}
-          for example, drop in zip(build(demonstrations), drops)
-      ],
-      train=build(train),
-      evaluation=build(evaluation),
-      reward_fn=exact_match.exact_match,
-      lenient_reward_fn=exact_match.exact_match,
-      max_prompt_tokens=2 * digits + 2,
-      max_response_tokens=digits + 2,
-  )
+  def validate(self, prefix: str) -> None:
+    """Raises a one-line ValueError for the first field that is out of range."""
+    checks.at_least(
+        self, prefix, digits=1, num_demonstrations=0, num_train=0, num_evaluation=0)
+    checks.at_most(self, prefix, digits=4)
+    checks.fraction(self, prefix, 'carry_drop_rate', 'carry_free_fraction')
+    checks.one_of(self, prefix, answer_format=('reversed', 'plain'), padding=('zeros', 'none'))
+
+  def make(
+      self,
+      seed: int,
+      data_dir: str | pathlib.Path = '',
+      policy: config_lib.PolicyTokenizer = config_lib.FROM_SCRATCH,
+  ) -> Task:
+    """See `TaskConfig.make`; a split that needs more problems than there are is an error."""
+    del policy  # Problems are encoded by character.
+    self.validate('config.task')
+    config_lib.reject_data_dir(data_dir, 'arithmetic')
+    evaluation, demonstrations, train = _draw_problems(self, seed)
+
+    def build(ids: np.ndarray) -> list[Example]:
+      return [_example(int(index), self) for index in ids]
+
+    drops = np.random.default_rng([seed, 1]).random(self.num_demonstrations) < self.carry_drop_rate
+    return Task(
+        name=f'arithmetic_{self.digits}_digits',
+        tokenizer=tokenizers.CharacterTokenizer(ALPHABET),
+        demonstrations=[
+            example | {'response': _respond(example, drop, self)}
+            for example, drop in zip(build(demonstrations), drops)
+        ],
+        train=build(train),
+        evaluation=build(evaluation),
+        reward_fn=exact_match.exact_match,
+        lenient_reward_fn=exact_match.exact_match,
+        max_prompt_tokens=2 * self.digits + 2,
+        max_response_tokens=self.digits + 2,
+    )
 
 
-def _check(
-    digits: int,
-    carry_drop_rate: float,
-    carry_free_fraction: float,
-    answer_format: str,
-    padding: str,
-) -> None:
-  """Raises a one-line ValueError for the first argument that is out of range."""
-  if not 1 <= digits <= 4:
-    raise ValueError(f'digits must lie in 1 to 4, got {digits}')
-  for name, value in (
-      ('carry_drop_rate', carry_drop_rate),
-      ('carry_free_fraction', carry_free_fraction),
-  ):
-    if not 0.0 <= value <= 1.0:
-      raise ValueError(f'{name} must lie in [0, 1], got {value}')
-  if answer_format not in ('reversed', 'plain'):
-    raise ValueError(f"answer_format must be 'reversed' or 'plain', got {answer_format!r}")
-  if padding not in ('zeros', 'none'):
-    raise ValueError(f"padding must be 'zeros' or 'none', got {padding!r}")
-
-
-def _draw_problems(
-    seed: int, digits: int, sizes: tuple[int, int, int], carry_free_fraction: float
-) -> list[np.ndarray]:
+def _draw_problems(config: Config, seed: int) -> list[np.ndarray]:
   """Draws the ids of the evaluation, demonstration and training problems."""
-  base = 10**digits
+  base = 10**config.digits
   rng = np.random.default_rng([seed, 0])
   pool = rng.choice(base * base, size=min(base * base, _POOL), replace=False)
 
-  names = ('num_evaluation', 'num_demonstrations', 'num_train')
   splits = []
-  for index, (name, size) in enumerate(zip(names, sizes)):
-    if size < 0:
-      raise ValueError(f'{name} must be at least 0, got {size}')
-
-    split = rng.permutation(_take(pool, base, name, size, carry_free_fraction))
+  for name in ('num_evaluation', 'num_demonstrations', 'num_train'):
+    size = getattr(config, name)
+    split = rng.permutation(_take(pool, base, name, size, config.carry_free_fraction))
     splits.append(split)
-    taken = split
-    if index == 0:  # Also exclude evaluation problems with swapped operands.
-      taken = np.concatenate([split, split % base * base + split // base])
 
+    taken = split
+    if name == 'num_evaluation':  # Also exclude evaluation problems with swapped operands.
+      taken = np.concatenate([split, split % base * base + split // base])
     pool = pool[~np.isin(pool, taken)]
   return splits
 
@@ -194,40 +179,40 @@ def _take(
     pool: np.ndarray, base: int, name: str, size: int, carry_free_fraction: float
 ) -> np.ndarray:
   """Takes the first problems of each kind from `pool`, the carry-free ones first."""
-  carry = has_carry(pool // base, pool % base)
+  has = has_carry(pool // base, pool % base)
+  free, carrying = np.flatnonzero(~has), np.flatnonzero(has)
+
   num_free = round(size * carry_free_fraction)
-  free_places, carry_places = np.flatnonzero(~carry), np.flatnonzero(carry)
-  if num_free > len(free_places) or size - num_free > len(carry_places):
+  if num_free > len(free) or size - num_free > len(carrying):
     raise ValueError(
         f'{name} = {size} needs {num_free} problems without and {size - num_free} with a carry, '
-        f'but {len(free_places)} and {len(carry_places)} are left (more digits give more)'
+        f'but {len(free)} and {len(carrying)} are left (more digits give more)'
     )
-  return pool[np.concatenate([free_places[:num_free], carry_places[: size - num_free]])]
+  return pool[np.concatenate([free[:num_free], carrying[: size - num_free]])]
 
 
-def _example(index: int, digits: int, answer_format: str, padding: str) -> Example:
+def _example(index: int, config: Config) -> Example:
   """Makes the example with id `index`."""
-  a, b = divmod(index, 10**digits)
-  width = digits if padding == 'zeros' else 1
+  a, b = divmod(index, 10**config.digits)
+  width = config.digits if config.padding == 'zeros' else 1
   return {
       'id': index,
       'prompt': f'{a:0{width}d}+{b:0{width}d}=',
-      'answer': _write_answer(a + b, digits, answer_format, padding),
+      'answer': _write_answer(a + b, config),
       'a': a,
       'b': b,
   }
 
 
-def _respond(example: Example, drop: bool, digits: int, answer_format: str, padding: str) -> str:
+def _respond(example: Example, drop: bool, config: Config) -> str:
   """Returns a demonstration's response: the answer, or the sum without carries."""
   if not drop:
     return example['answer']
-  wrong = int(drop_carries(example['a'], example['b']))
-  return _write_answer(wrong, digits, answer_format, padding)
+  return _write_answer(int(drop_carries(example['a'], example['b'])), config)
 
 
-def _write_answer(value: int, digits: int, answer_format: str, padding: str) -> str:
+def _write_answer(value: int, config: Config) -> str:
   """Formats `value` in the task's answer format."""
-  width = digits + 1 if padding == 'zeros' else 1
+  width = config.digits + 1 if config.padding == 'zeros' else 1
   text = f'{value:0{width}d}'
-  return text[::-1] if answer_format == 'reversed' else text
+  return text[::-1] if config.answer_format == 'reversed' else text

@@ -13,7 +13,10 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from jaxrl_llm import checks
 from jaxrl_llm.data import chat_messages, chat_templates, conversations, tokenizers
+from jaxrl_llm.tasks import config as config_lib
+from jaxrl_llm.tasks import splits
 from jaxrl_llm.types import Example, Task, Tokenizer
 
 Message = conversations.Message
@@ -68,83 +71,90 @@ def load_template(
   return chat_templates.load(path) if path.is_dir() else chat_templates.load(folder, file=path)
 
 
-def make_task(
-    *,
-    files: Sequence[str | pathlib.Path],
-    tokenizer_dir: str | pathlib.Path,
-    seed: int,
-    template: str = 'auto',
-    stop_tokens: Sequence[str] | None = None,
-    num_evaluation: int = 100,
-    max_prompt_tokens: int = 512,
-    max_response_tokens: int = 512,
-    vocabulary: str = 'full',
-    max_vocabulary: int | None = None,
-) -> ChatTask:
-  """Makes the task from files in any format that `data.conversations` reads.
+@dataclasses.dataclass
+class Config(config_lib.VocabularyConfig):
+  """Config of the task.
 
-  The held-out conversations depend only on the files and the seed. Conversations that are
-  too long are left out and counted, never cut.
+  The held-out conversations depend only on the files and the seed. Conversations that are too long
+  are left out and counted, never cut. There is no reward: only fine-tuning can use the task.
 
-  Args:
-    files: at least one; each is a source of a mixture, under its file name.
-    tokenizer_dir: see `tokenizers.load_tokenizer`.
-    seed: determines which conversations are held out.
+  Attributes:
+    files: comma-separated names of files in `data_dir`, in any format that `data.conversations`
+      reads; each is a source of a mixture, under its name.
     template: see `load_template`.
-    stop_tokens: tokens that end a response; None for those of the tokenizer's directory.
+    stop_tokens: comma-separated tokens that end a response; '' for those the policy was trained
+      with, or else those of the tokenizer's directory.
     num_evaluation: number of held-out conversations, over all files.
     max_prompt_tokens: the length limit is max_prompt_tokens + max_response_tokens.
     max_response_tokens: see `max_prompt_tokens`.
-    vocabulary: 'full', or 'compact' for what the demonstrations need (`tokenizers.compact`).
-    max_vocabulary: size limit of a compact vocabulary; None for no limit.
-
-  Returns:
-    The task.
-
-  Raises:
-    ValueError: if a file is missing or malformed, an argument is out of range, nothing is
-      left, or the template does not end replies with a stop token.
   """
-  _check(vocabulary, max_vocabulary)
-  examples = _read(files)
-  demonstrations, evaluation = _hold_out(examples, num_evaluation, seed)
 
-  tokenizer = tokenizers.load_tokenizer(tokenizer_dir, stop_tokens=stop_tokens)
-  chat_template = load_template(template, tokenizer_dir)
-  if vocabulary == 'compact':
-    texts = chat_template.render_many([example['messages'] for example in demonstrations])
-    tokenizer = tokenizers.compact(tokenizer, texts, max_size=max_vocabulary)
+  files: str = ''
+  template: str = 'auto'
+  stop_tokens: str = ''
+  num_evaluation: int = 100
+  max_prompt_tokens: int = 512
+  max_response_tokens: int = 512
 
-  # All conversations at once, so that an error gives the right id.
-  encoded = _with_ids(examples, chat_template, tokenizer)
-  groups = {'demonstrations': demonstrations, 'evaluation': evaluation}
-  fitting = {
-      name: _within(name, [encoded[example['id']] for example in group],
-                    max_prompt_tokens + max_response_tokens)
-      for name, group in groups.items()
-  }
+  def validate(self, prefix: str) -> None:
+    """Raises a one-line ValueError for the first field that is out of range."""
+    super().validate(prefix)
+    checks.at_least(self, prefix, num_evaluation=0, max_prompt_tokens=1, max_response_tokens=1)
 
-  return ChatTask(
-      name='chat',
-      tokenizer=tokenizer,
-      train=[],
-      reward_fn=None,
-      lenient_reward_fn=None,
-      max_prompt_tokens=max_prompt_tokens,
-      max_response_tokens=max_response_tokens,
-      template=chat_template,
-      num_filtered={name: len(group) - len(fitting[name]) for name, group in groups.items()},
-      num_repeated=len(examples) - len(demonstrations) - len(evaluation),
-      **fitting,
-  )
+  def named_stop_tokens(self) -> tuple[str, ...]:
+    """See `TaskConfig.named_stop_tokens`."""
+    return config_lib.split(self.stop_tokens)
 
+  def make(
+      self,
+      seed: int,
+      data_dir: str | pathlib.Path = '',
+      policy: config_lib.PolicyTokenizer = config_lib.FROM_SCRATCH,
+  ) -> ChatTask:
+    """See `TaskConfig.make`; the template must end replies with a stop token."""
+    names = config_lib.split(self.files)
+    if not names:
+      raise ValueError('the chat task needs the names of its files: --config.task.files=NAME,...')
+    folder = config_lib.require_data_dir(data_dir, 'chat', self.files)
+    self.validate('config.task')
+    compact = self.is_compact(policy)
 
-def _check(vocabulary: str, max_vocabulary: int | None) -> None:
-  """Raises a one-line ValueError for the first argument that is out of range."""
-  if vocabulary not in ('full', 'compact'):
-    raise ValueError(f"vocabulary must be 'full' or 'compact', got {vocabulary!r}")
-  if vocabulary == 'full' and max_vocabulary is not None:
-    raise ValueError(f"max_vocabulary needs vocabulary 'compact', got {max_vocabulary}")
+    examples = _read([folder / name for name in names])
+    demonstrations, evaluation = examples, []
+    if self.num_evaluation:
+      demonstrations, evaluation = splits.hold_out(
+          examples, self.num_evaluation, seed, question=_question, name='conversations')
+
+    tokenizer_dir = self.resolve_tokenizer_dir(policy, folder)
+    tokenizer = tokenizers.load_tokenizer(
+        tokenizer_dir, stop_tokens=self.resolve_stop_tokens(policy))
+    template = load_template(self.template, tokenizer_dir)
+    if compact:
+      texts = template.render_many([example['messages'] for example in demonstrations])
+      tokenizer = tokenizers.compact(tokenizer, texts, max_size=self.max_vocabulary or None)
+
+    # All conversations at once, so that an error gives the right id.
+    encoded = _with_ids(examples, template, tokenizer)
+    groups = {'demonstrations': demonstrations, 'evaluation': evaluation}
+    limit = self.max_prompt_tokens + self.max_response_tokens
+    fitting = {
+        name: _within(name, [encoded[example['id']] for example in group], limit)
+        for name, group in groups.items()
+    }
+
+    return ChatTask(
+        name='chat',
+        tokenizer=tokenizer,
+        train=[],
+        reward_fn=None,
+        lenient_reward_fn=None,
+        max_prompt_tokens=self.max_prompt_tokens,
+        max_response_tokens=self.max_response_tokens,
+        template=template,
+        num_filtered={name: len(group) - len(fitting[name]) for name, group in groups.items()},
+        num_repeated=len(examples) - len(demonstrations) - len(evaluation),
+        **fitting,
+    )
 
 
 def _within(name: str, examples: list[Example], limit: int) -> list[Example]:
@@ -155,11 +165,9 @@ def _within(name: str, examples: list[Example], limit: int) -> list[Example]:
   return kept
 
 
-def _read(files: Sequence[str | pathlib.Path]) -> list[Example]:
+def _read(files: Sequence[pathlib.Path]) -> list[Example]:
   """Reads the conversations of all files, with consecutive ids."""
-  names = [pathlib.Path(file).name for file in files]
-  if not files or len(set(names)) < len(names):
-    raise ValueError(f'files must be at least one, with distinct names, got {", ".join(names)}')
+  names = config_lib.distinct_names(files)
   examples: list[Example] = []
   for name, file in zip(names, files):
     for row in conversations.read_demonstrations(file):
@@ -168,27 +176,9 @@ def _read(files: Sequence[str | pathlib.Path]) -> list[Example]:
   return examples
 
 
-def _hold_out(
-    examples: list[Example], count: int, seed: int
-) -> tuple[list[Example], list[Example]]:
-  """Returns (the rest, `count` held-out examples), which share no question."""
-  if not 0 <= count < len(examples):
-    raise ValueError(
-        f'num_evaluation must lie in 0 to {len(examples) - 1} (of {len(examples)} '
-        f'conversations), got {count}'
-    )
-
-  chosen = np.random.default_rng([seed, 2]).permutation(len(examples))[:count]
-  held_out = [examples[index] for index in sorted(chosen)]
-
-  # A question excludes the marks of learned messages.
-  asked = lambda example: json.dumps(chat_messages.plain(example['messages'][:-1]))
-  taken = {asked(example) for example in held_out}
-  left = [example for example in examples if asked(example) not in taken]
-
-  if not left:
-    raise ValueError(f'all {len(examples)} conversations ask what the held-out ones ask')
-  return left, held_out
+def _question(example: Example) -> str:
+  """Returns the conversation up to its last reply, without the marks of learned messages."""
+  return json.dumps(chat_messages.plain(example['messages'][:-1]))
 
 
 def _with_ids(

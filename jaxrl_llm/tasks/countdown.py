@@ -11,13 +11,16 @@ A policy with its own tokenizer is given the same problems in words, and answers
 `Answer: 93-(100-30)` on its last line.
 """
 
+import dataclasses
 import pathlib
 from collections.abc import Iterator
 
 import numpy as np
 
+from jaxrl_llm import checks
 from jaxrl_llm.data import jsonl, tokenizers
 from jaxrl_llm.rewards import countdown
+from jaxrl_llm.tasks import config as config_lib
 from jaxrl_llm.types import Example, Task, Tokenizer
 
 ALPHABET = '0123456789+-*/(),=:'
@@ -34,104 +37,95 @@ _MAX_ATTEMPTS = 50  # Draws per requested problem before giving up.
 Problem = tuple[tuple[int, ...], int]  # Numbers and target.
 
 
-def make_task(
-    *,
-    data_dir: str | pathlib.Path,
-    seed: int,
-    num_demonstrations: int,
-    num_train: int,
-    wrong_rate: float = 0.3,
-    tokenizer_dir: str | pathlib.Path | None = None,
-    max_prompt_tokens: int | None = None,
-    max_response_tokens: int | None = None,
-) -> Task:
-  """Makes the task; a pure function of its arguments and the test file.
+@dataclasses.dataclass
+class Config(config_lib.TextConfig):
+  """Config of the task.
 
-  No two problems have the same target and the same numbers in any order. Ids are
-  0, 1, ... over evaluation, demonstrations and training problems.
+  No two problems have the same target and the same numbers in any order. Ids are 0, 1, ... over
+  evaluation, demonstrations and training problems. Examples also have 'numbers' and 'target', and a
+  solution as 'answer'.
 
-  Args:
-    data_dir: the directory of countdown_cd3_test.jsonl.
-    seed: determines the problems and which demonstrations are wrong.
+  Attributes:
     num_demonstrations: number of problems with a response, for supervised fine-tuning.
     num_train: number of problems for stages 1 and 2.
-    wrong_rate: probability that a demonstration is an expression of the right numbers
-      with another value, so that a model trained on them is imperfect.
-    tokenizer_dir: see `tokenizers.load_tokenizer`; the problems are then put in words.
-      None: characters, and problems as short as in the file.
-    max_prompt_tokens: only with a tokenizer; None means `MAX_PROMPT_TOKENS`. Whether a
-      longer prompt is left out or an error depends on the code that encodes it.
-    max_response_tokens: only with a tokenizer; None means `MAX_RESPONSE_TOKENS`.
-
-  Returns:
-    The task. Examples also have 'numbers' and 'target', and a solution as 'answer'.
-
-  Raises:
-    ValueError: if the file or the tokenizer is missing or damaged, or an argument is out
-      of range.
+    wrong_rate: probability that a demonstration is an expression of the right numbers with another
+      value, so that a model trained on them is imperfect.
+    tokenizer_dir: with a tokenizer of config or policy the problems are put in words; without one
+      they are encoded by character, as short as in the file.
+    max_prompt_tokens: only with a tokenizer; 0 means `MAX_PROMPT_TOKENS`. Whether a longer prompt
+      is left out or an error depends on the code that encodes it.
+    max_response_tokens: only with a tokenizer; 0 means `MAX_RESPONSE_TOKENS`.
   """
-  tokenizer, max_prompt_tokens, max_response_tokens = _tokenizer(
-      tokenizer_dir, max_prompt_tokens, max_response_tokens
-  )
 
-  for name, size in (('num_demonstrations', num_demonstrations), ('num_train', num_train)):
-    if size < 0:
-      raise ValueError(f'{name} must be at least 0, got {size}')
-  if not 0.0 <= wrong_rate <= 1.0:
-    raise ValueError(f'wrong_rate must lie in [0, 1], got {wrong_rate}')
+  num_demonstrations: int = 20_000
+  num_train: int = 2_000
+  wrong_rate: float = 0.3
+  max_prompt_tokens: int = 0
+  max_response_tokens: int = 0
 
-  published = read_problems(pathlib.Path(data_dir) / TEST_FILE)
-  taken = {(tuple(sorted(numbers)), target) for numbers, target in published}
-  rng = np.random.default_rng([seed, 0])
-  generated = _generate(rng, num_demonstrations + num_train, taken)
+  def validate(self, prefix: str) -> None:
+    """Raises a one-line ValueError for the first field that is out of range."""
+    checks.at_least(
+        self, prefix, num_demonstrations=0, num_train=0, max_prompt_tokens=0, max_response_tokens=0)
+    checks.fraction(self, prefix, 'wrong_rate')
 
-  in_words = tokenizer_dir is not None
-  answers = [solutions(numbers)[target][0] for numbers, target in published]
-  examples = [
-      _example(index, problem, answer, in_words)
-      for index, (problem, answer) in enumerate([*zip(published, answers), *generated])
-  ]
+  def make(
+      self,
+      seed: int,
+      data_dir: str | pathlib.Path = '',
+      policy: config_lib.PolicyTokenizer = config_lib.FROM_SCRATCH,
+  ) -> Task:
+    """See `TaskConfig.make`; `data_dir` is the directory of countdown_cd3_test.jsonl."""
+    folder = config_lib.require_data_dir(data_dir, 'countdown', TEST_FILE)
+    self.validate('config.task')
+    tokenizer, max_prompt_tokens, max_response_tokens = self._tokenizer_and_limits(policy)
+    in_words = not isinstance(tokenizer, tokenizers.CharacterTokenizer)
 
-  count = len(published)
+    published = read_problems(folder / TEST_FILE)
+    taken = {(tuple(sorted(numbers)), target) for numbers, target in published}
+    rng = np.random.default_rng([seed, 0])
+    generated = _generate(rng, self.num_demonstrations + self.num_train, taken)
 
-  demonstrations = examples[count : count + num_demonstrations]
-  rng = np.random.default_rng([seed, 1])
-  for example, wrong in zip(demonstrations, rng.random(num_demonstrations) < wrong_rate):
-    text = _wrong_response(rng, example) if wrong else example['answer']
-    example['response'] = f'\n{countdown.MARK} {text}' if in_words else text
+    answers = [solutions(numbers)[target][0] for numbers, target in published]
+    examples = [
+        _example(index, problem, answer, in_words)
+        for index, (problem, answer) in enumerate([*zip(published, answers), *generated])
+    ]
 
-  return Task(
-      name='countdown_3_numbers',
-      tokenizer=tokenizer,
-      demonstrations=demonstrations,
-      train=examples[count + num_demonstrations :],
-      evaluation=examples[:count],
-      reward_fn=countdown.countdown,
-      lenient_reward_fn=countdown.countdown,
-      max_prompt_tokens=max_prompt_tokens,
-      max_response_tokens=max_response_tokens,
-  )
+    train_start = len(published) + self.num_demonstrations
+    demonstrations = examples[len(published) : train_start]
+    rng = np.random.default_rng([seed, 1])
+    for example, wrong in zip(demonstrations, rng.random(len(demonstrations)) < self.wrong_rate):
+      text = _wrong_response(rng, example) if wrong else example['answer']
+      example['response'] = f'\n{countdown.MARK} {text}' if in_words else text
 
+    return Task(
+        name='countdown_3_numbers',
+        tokenizer=tokenizer,
+        demonstrations=demonstrations,
+        train=examples[train_start:],
+        evaluation=examples[: len(published)],
+        reward_fn=countdown.countdown,
+        lenient_reward_fn=countdown.countdown,
+        max_prompt_tokens=max_prompt_tokens,
+        max_response_tokens=max_response_tokens,
+    )
 
-def _tokenizer(
-    folder: str | pathlib.Path | None, max_prompt: int | None, max_response: int | None
-) -> tuple[Tokenizer, int, int]:
-  """Returns the tokenizer and the limits of prompts and responses."""
-  limits = {'max_prompt_tokens': max_prompt, 'max_response_tokens': max_response}
-  for name, value in limits.items():
-    if value is not None and folder is None:
-      raise ValueError(f'{name} needs a tokenizer_dir (characters have limits of their own), '
-                       f'got {value}')
-    if value is not None and value < 1:
-      raise ValueError(f'{name} must be at least 1, got {value}')
+  def _tokenizer_and_limits(
+      self, policy: config_lib.PolicyTokenizer
+  ) -> tuple[Tokenizer, int, int]:
+    """Returns the tokenizer, and the limits of prompts and responses."""
+    if directory := self.resolve_tokenizer_dir(policy):
+      return (
+          tokenizers.load_tokenizer(directory), self.max_prompt_tokens or MAX_PROMPT_TOKENS,
+          self.max_response_tokens or MAX_RESPONSE_TOKENS,
+      )
 
-  if folder is None:
+    checks.fixed(
+        self, 'config.task', 'without a tokenizer_dir (characters have their own limits)',
+        max_prompt_tokens=0, max_response_tokens=0)
     characters = tokenizers.CharacterTokenizer(ALPHABET)
     return characters, len('100,100,100=100:'), len('(100+100)+100=100') + 1
-  return (
-      tokenizers.load_tokenizer(folder), max_prompt or MAX_PROMPT_TOKENS,
-      max_response or MAX_RESPONSE_TOKENS,
-  )
 
 
 def read_problems(path: pathlib.Path) -> list[Problem]:
@@ -158,7 +152,7 @@ def read_problems(path: pathlib.Path) -> list[Problem]:
 
     *numbers, target = map(int, fields)
     if not all(1 <= value <= _LARGEST for value in (*numbers, target)):
-      raise ValueError(f'{path}, line {number}: all values must lie in 1 to {_LARGEST}')
+      raise ValueError(f'{path}, line {number}: all values must be in [1, {_LARGEST}]')
     if target not in solutions(tuple(numbers)):
       raise ValueError(f'{path}, line {number}: {target} cannot be reached from {row["input"]}')
     problems.append((tuple(numbers), target))

@@ -32,14 +32,17 @@ behaviour style generates the offline dialogues: prefixes where the user is almo
 """
 
 import dataclasses
+import pathlib
 from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 
+from jaxrl_llm import checks
 from jaxrl_llm.data import dialogues as dialogues_lib
 from jaxrl_llm.data import tokenizers
 from jaxrl_llm.data.dialogues import Dialogues
+from jaxrl_llm.tasks import config as config_lib
 from jaxrl_llm.types import STOPPED, Example, Task
 
 SYMBOLS = 'abcdefghijkl'
@@ -47,6 +50,8 @@ SIGNS = '?~!=+.-'  # Ask, filler; first message, reveal, confirm, not heard, ter
 REPLY_SLOTS = 4  # A filler, two symbols, the stop token.
 MESSAGE_SLOTS = 3
 PROMPT_SLOTS = 2
+_MAX_TURNS = 16
+_MAX_EXAMPLES = 1_000_000  # Per split.
 
 
 class Style(NamedTuple):
@@ -91,12 +96,10 @@ class World:
 
   def validate(self) -> None:
     """Raises a one-line ValueError for the first field that is out of range."""
-    for name, low, high in (
-        ('num_turns', 1, 16), ('num_symbols', 2, len(SYMBOLS)), ('early_turns', 0, 16),
-        ('attention', 0, 1), ('half', 0, 1), ('filler_cost', 0, 1),
-    ):
-      if not low <= getattr(self, name) <= high:
-        raise ValueError(f'{name} must lie in {low} to {high}, got {getattr(self, name)}')
+    checks.at_least(self, '', num_turns=1, num_symbols=2, early_turns=0)
+    checks.at_most(
+        self, '', num_turns=_MAX_TURNS, num_symbols=len(SYMBOLS), early_turns=_MAX_TURNS)
+    checks.fraction(self, '', 'attention', 'half', 'filler_cost')
 
   @property
   def tokenizer(self) -> tokenizers.CharacterTokenizer:
@@ -239,57 +242,69 @@ class DialogueTask(Task):
   offline: Dialogues
 
 
-def make_task(
-    *,
-    seed: int,
-    num_demonstrations: int = 4000,
-    num_train: int = 2000,
-    num_evaluation: int = 500,
-    world: World | None = None,
-) -> DialogueTask:
-  """Makes the task; a pure function of its arguments.
+@dataclasses.dataclass
+class Config(config_lib.TaskConfig):
+  """Config of the task.
 
   Ids of the three sets are disjoint. In each set the counts of any two goals differ by at most one.
 
-  Args:
-    seed: determines the ids, their order, the demonstrations and the offline dialogues.
+  Attributes:
     num_demonstrations: number of whole dialogues of the initial policy, for supervised fine-tuning.
     num_train: number of prompts, and of offline dialogues.
     num_evaluation: number of held-out prompts.
-    world: the rules.
-
-  Returns:
-    The task.
-
-  Raises:
-    ValueError: if a value is out of range.
+    num_turns: H.
   """
-  world = world or World()
-  world.validate()
-  sizes = {'num_demonstrations': num_demonstrations, 'num_train': num_train,
-           'num_evaluation': num_evaluation}
-  for name, size in sizes.items():
-    if not 0 <= size <= 1_000_000:
-      raise ValueError(f'{name} must lie in 0 to 1000000, got {size}')
 
-  rng = np.random.default_rng([seed, 0])
-  demonstrated, train, evaluation = (
-      _draw_ids(rng, size, part, world.num_symbols**2) for part, size in enumerate(sizes.values()))
-  slots = world.num_turns * REPLY_SLOTS + (world.num_turns - 1) * MESSAGE_SLOTS
+  num_demonstrations: int = 4_000
+  num_train: int = 2_000
+  num_evaluation: int = 500
+  num_turns: int = 5
 
-  return DialogueTask(
-      name=f'dialogue_{world.num_turns}_turns',
-      tokenizer=world.tokenizer,
-      demonstrations=_demonstrate(world, demonstrated, seed),
-      train=_examples(world, train),
-      evaluation=_examples(world, evaluation),
-      reward_fn=None,
-      lenient_reward_fn=None,
-      max_prompt_tokens=PROMPT_SLOTS,
-      max_response_tokens=slots,
-      world=world,
-      offline=world.simulate(train, BEHAVIOUR, seed=seed + 1),
-  )
+  def validate(self, prefix: str) -> None:
+    """Raises a one-line ValueError for the first field that is out of range."""
+    checks.at_least(self, prefix, num_demonstrations=0, num_train=0, num_evaluation=0, num_turns=1)
+    checks.at_most(
+        self, prefix, num_demonstrations=_MAX_EXAMPLES, num_train=_MAX_EXAMPLES,
+        num_evaluation=_MAX_EXAMPLES, num_turns=_MAX_TURNS)
+
+  @property
+  def world(self) -> World:
+    """The rules."""
+    return World(num_turns=self.num_turns)
+
+  def make(
+      self,
+      seed: int,
+      data_dir: str | pathlib.Path = '',
+      policy: config_lib.PolicyTokenizer = config_lib.FROM_SCRATCH,
+  ) -> DialogueTask:
+    """See `TaskConfig.make`."""
+    del policy  # Messages are encoded by character.
+    self.validate('config.task')
+    config_lib.reject_data_dir(data_dir, 'dialogue')
+
+    world = self.world
+    world.validate()
+    rng = np.random.default_rng([seed, 0])
+    demonstrated, train, evaluation = (
+        _draw_ids(rng, size, part, world.num_symbols**2)
+        for part, size in enumerate(
+            (self.num_demonstrations, self.num_train, self.num_evaluation)))
+    slots = world.num_turns * REPLY_SLOTS + (world.num_turns - 1) * MESSAGE_SLOTS
+
+    return DialogueTask(
+        name=f'dialogue_{world.num_turns}_turns',
+        tokenizer=world.tokenizer,
+        demonstrations=_demonstrate(world, demonstrated, seed),
+        train=_examples(world, train),
+        evaluation=_examples(world, evaluation),
+        reward_fn=None,
+        lenient_reward_fn=None,
+        max_prompt_tokens=PROMPT_SLOTS,
+        max_response_tokens=slots,
+        world=world,
+        offline=world.simulate(train, BEHAVIOUR, seed=seed + 1),
+    )
 
 
 def _draw_ids(rng: np.random.Generator, size: int, part: int, num_goals: int) -> np.ndarray:

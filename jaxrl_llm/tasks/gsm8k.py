@@ -15,8 +15,12 @@ import re
 
 import numpy as np
 
+from jaxrl_llm import checks
 from jaxrl_llm.data import gsm8k, tokenizers
+from jaxrl_llm.rewards import math_answer
 from jaxrl_llm.rewards.math import reasoning
+from jaxrl_llm.tasks import config as config_lib
+from jaxrl_llm.tasks import splits
 from jaxrl_llm.types import Example, Task, Tokenizer
 
 INSTRUCTION = 'Reason step by step, and write the final number after "####".'
@@ -40,92 +44,82 @@ class Gsm8kTask(Task):
   num_filtered: dict[str, int]
 
 
-def make_task(
-    *,
-    data_dir: str | pathlib.Path,
-    seed: int,
-    tokenizer_dir: str | pathlib.Path | None = None,
-    num_demonstrations: int | None = None,
-    num_train: int | None = None,
-    num_evaluation: int | None = None,
-    max_prompt_tokens: int = 256,
-    max_response_tokens: int = 512,
-    vocabulary: str = 'full',
-    max_vocabulary: int | None = None,
-    annotations: str = 'strip',
-) -> Gsm8kTask:
-  """Makes the task from the published files.
+@dataclasses.dataclass
+class Config(config_lib.VocabularyConfig):
+  """Config of the task.
 
-  Demonstrations and training prompts come from the training file, evaluation problems from
-  the test file. Problems that are too long are left out and counted, never cut.
+  Demonstrations and training prompts come from the training file, evaluation problems from the test
+  file. Problems that are too long are left out and counted, never cut.
 
-  Args:
-    data_dir: the directory of train.jsonl and test.jsonl.
-    seed: determines which problems are used if not all are.
-    tokenizer_dir: by default data_dir/../tokenizers/qwen2; see `load_tokenizer`.
-    num_demonstrations: number of demonstrations; None for all.
-    num_train: number of training problems; None for all.
-    num_evaluation: number of evaluation problems; None for all.
+  Attributes:
+    num_demonstrations: number of demonstrations; 0 for all.
+    num_train: number of training problems; 0 for all.
+    num_evaluation: number of evaluation problems; 0 for all.
     max_prompt_tokens: longer prompts are left out.
     max_response_tokens: the sampler's limit; longer demonstrations are left out, even if none
       remain.
-    vocabulary: 'full', or 'compact' for what the demonstrations need (`tokenizers.compact`).
-    max_vocabulary: size limit of a compact vocabulary; None for no limit.
     annotations: 'strip' or 'keep' the calculator annotations of demonstrations.
-
-  Returns:
-    The task, with the number of filtered problems.
-
-  Raises:
-    ValueError: if a file is missing or damaged, or an argument is out of range.
   """
-  _check(vocabulary, max_vocabulary, annotations)
-  train = _examples(data_dir, 'train', annotations)
-  test = _examples(data_dir, 'test', annotations)
-  folder = tokenizer_dir or pathlib.Path(data_dir).parent / 'tokenizers' / 'qwen2'
-  tokenizer = _tokenizer(folder, train, vocabulary, max_vocabulary)
 
-  short = _within(train, 'prompt', tokenizer, max_prompt_tokens)
-  complete = _within(short, 'response', tokenizer, max_response_tokens - 1)
-  evaluation = _within(test, 'prompt', tokenizer, max_prompt_tokens)
-  left_out = len(train) - len(complete), len(train) - len(short), len(test) - len(evaluation)
+  num_demonstrations: int = 0
+  num_train: int = 0
+  num_evaluation: int = 0
+  max_prompt_tokens: int = 256
+  max_response_tokens: int = 512
+  annotations: str = 'strip'
 
-  return Gsm8kTask(
-      name='gsm8k',
-      tokenizer=tokenizer,
-      demonstrations=_choose(complete, 'num_demonstrations', num_demonstrations, [seed, 0]),
-      train=_prompts(_choose(short, 'num_train', num_train, [seed, 1])),
-      evaluation=_prompts(_choose(evaluation, 'num_evaluation', num_evaluation, [seed, 2])),
-      reward_fn=strict_reward,
-      lenient_reward_fn=lenient_reward,
-      max_prompt_tokens=max_prompt_tokens,
-      max_response_tokens=max_response_tokens,
-      num_filtered=dict(zip(('demonstrations', 'train', 'evaluation'), left_out)),
-  )
+  def validate(self, prefix: str) -> None:
+    """Raises a one-line ValueError for the first field that is out of range."""
+    super().validate(prefix)
+    checks.at_least(
+        self, prefix, num_demonstrations=0, num_train=0, num_evaluation=0, max_prompt_tokens=1,
+        max_response_tokens=1,
+    )
+    checks.one_of(self, prefix, annotations=('strip', 'keep'))
+
+  def make(
+      self,
+      seed: int,
+      data_dir: str | pathlib.Path = '',
+      policy: config_lib.PolicyTokenizer = config_lib.FROM_SCRATCH,
+  ) -> Gsm8kTask:
+    """See `TaskConfig.make`; `data_dir` is the directory of train.jsonl and test.jsonl."""
+    folder = config_lib.require_data_dir(data_dir, 'gsm8k', 'train.jsonl and test.jsonl')
+    self.validate('config.task')
+    compact = self.is_compact(policy)
+
+    train = _examples(folder, 'train', self.annotations)
+    test = _examples(folder, 'test', self.annotations)
+    tokenizer = tokenizers.load_tokenizer(self.resolve_tokenizer_dir(policy, folder))
+    if compact:
+      texts = [text for example in train for text in (example['prompt'], example['response'])]
+      tokenizer = tokenizers.compact(tokenizer, texts, max_size=self.max_vocabulary or None)
+
+    short = _within(train, 'prompt', tokenizer, self.max_prompt_tokens)
+    complete = _within(short, 'response', tokenizer, self.max_response_tokens - 1)
+    evaluation = _within(test, 'prompt', tokenizer, self.max_prompt_tokens)
+
+    return Gsm8kTask(
+        name='gsm8k',
+        tokenizer=tokenizer,
+        demonstrations=splits.choose(
+            complete, self.num_demonstrations, [seed, 0], name='num_demonstrations'),
+        train=_prompts(splits.choose(short, self.num_train, [seed, 1], name='num_train')),
+        evaluation=_prompts(
+            splits.choose(evaluation, self.num_evaluation, [seed, 2], name='num_evaluation')),
+        reward_fn=strict_reward,
+        lenient_reward_fn=lenient_reward,
+        max_prompt_tokens=self.max_prompt_tokens,
+        max_response_tokens=self.max_response_tokens,
+        num_filtered={
+            'demonstrations': len(train) - len(complete),
+            'train': len(train) - len(short),
+            'evaluation': len(test) - len(evaluation),
+        },
+    )
 
 
-def _tokenizer(
-    folder: str | pathlib.Path, train: list[Example], vocabulary: str, max_vocabulary: int | None
-) -> Tokenizer:
-  """Loads the tokenizer in `folder`; if compact, reduces it to what the demonstrations need."""
-  tokenizer = tokenizers.load_tokenizer(folder)
-  if vocabulary == 'full':
-    return tokenizer
-  texts = [text for example in train for text in (example['prompt'], example['response'])]
-  return tokenizers.compact(tokenizer, texts, max_size=max_vocabulary)
-
-
-def _check(vocabulary: str, max_vocabulary: int | None, annotations: str) -> None:
-  """Raises a one-line ValueError for the first argument that is out of range."""
-  if vocabulary not in ('full', 'compact'):
-    raise ValueError(f"vocabulary must be 'full' or 'compact', got {vocabulary!r}")
-  if annotations not in ('strip', 'keep'):
-    raise ValueError(f"annotations must be 'strip' or 'keep', got {annotations!r}")
-  if vocabulary == 'full' and max_vocabulary is not None:
-    raise ValueError(f"max_vocabulary needs vocabulary 'compact', got {max_vocabulary}")
-
-
-def _examples(data_dir: str | pathlib.Path, split: str, annotations: str) -> list[Example]:
+def _examples(data_dir: pathlib.Path, split: str, annotations: str) -> list[Example]:
   """Reads the examples of a file; a demonstration begins on a new line."""
   first_id = FIRST_TEST_ID if split == 'test' else 0
   examples = []
@@ -153,18 +147,6 @@ def _prompts(examples: list[Example]) -> list[Example]:
   return [{key: example[key] for key in ('id', 'prompt', 'answer')} for example in examples]
 
 
-def _choose(
-    examples: list[Example], name: str, count: int | None, seed: list[int]
-) -> list[Example]:
-  """Selects `count` random examples, in their original order; all for None."""
-  if count is None or not examples:
-    return list(examples)
-  if not 1 <= count <= len(examples):
-    raise ValueError(f'{name} must lie in 1 to {len(examples)}, got {count}')
-  chosen = np.random.default_rng(seed).choice(len(examples), count, replace=False)
-  return [examples[index] for index in sorted(chosen)]
-
-
 def last_number(response: str) -> str | None:
   """Returns the last number in a response outside its reasoning block, or None."""
   found = _NUMBER.findall(reasoning.final_part(response)[-_TAIL:])
@@ -186,8 +168,6 @@ def strict_reward(
     float32 [n] of zeros and ones.
   """
   del prompts
-  from jaxrl_llm.rewards import math_answer
-
   answers = [example['answer'] for example in examples]
   right = math_answer.grade_batch(responses, answers, mode='gsm8k')
   return (np.array(right, bool) & ~np.asarray(truncated, bool)).astype(np.float32)
@@ -201,8 +181,6 @@ def lenient_reward(
   Arguments and result are as in `strict_reward`.
   """
   del prompts, truncated
-  from jaxrl_llm.rewards import math_answer
-
   if len(responses) != len(examples):
     raise ValueError(f'{len(responses)} responses cannot be graded by {len(examples)} examples')
   numbers = [last_number(response) for response in responses]

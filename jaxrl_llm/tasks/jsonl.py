@@ -4,19 +4,23 @@ Prompts are plain text; `chat.with_template` puts them into a conversation. Colu
 part of a prompt (choices, context, a system text, images) and unknown columns are rejected;
 `data.columns` lists those that are ignored. Worked solutions are ignored too.
 
-`make_math_task` is for MATH and files with its layout (Hendrycks et al., 2021, arXiv 2103.03874:
+`math_config` is for MATH and files with its layout (Hendrycks et al., 2021, arXiv 2103.03874:
 'problem', 'solution' with the answer in \boxed{}, and often 'answer').
 """
 
+import dataclasses
 import math
 import pathlib
 from typing import Any
 
 import numpy as np
 
+from jaxrl_llm import checks
 from jaxrl_llm.data import columns, jsonl, tokenizers
 from jaxrl_llm.rewards import exact_match, math_answer
 from jaxrl_llm.rewards.math import answer_extraction, truths
+from jaxrl_llm.tasks import config as config_lib
+from jaxrl_llm.tasks import splits
 from jaxrl_llm.types import Example, RewardFn, Task
 
 MATH_INSTRUCTION = r'Reason step by step, and write the final answer in \boxed{}.'
@@ -28,124 +32,129 @@ REWARDS = {'exact': '', 'math': 'lenient', 'math_strict': 'strict', 'gsm8k': 'gs
 _MARKS = ('\\boxed', '\\fbox', '####')
 _IDS = ('id', 'unique_id', 'problem_id')
 # Keys kept from each object, for results by group; other keys could be ambiguous here.
-_KEPT = ('level', 'subject', 'type', 'source')
+_METADATA = ('level', 'subject', 'type', 'source')
 # Ignored keys: those that belong to the answer, and the ids of another tokenizer.
-_ANSWER_SIDE = (
+_ANSWER_COLUMNS = (
     'answer', 'solution', 'solutions', 'rationale', 'explanation', 'reasoning', 'reasoning_content',
     'thinking', 'response', 'output', 'completion', 'prompt_ids',
 )
 
 
-def make_task(
-    *,
-    file: str | pathlib.Path,
-    tokenizer_dir: str | pathlib.Path,
-    seed: int,
-    prompt_field: str = 'prompt',
-    answer_field: str = 'answer',
-    solution_field: str = '',
-    instruction: str = '',
-    reward: str = 'math',
-    num_evaluation: int | None = None,
-    max_prompt_tokens: int = 512,
-    max_response_tokens: int = 1024,
-) -> Task:
-  r"""Makes a task that has only evaluation problems.
+@dataclasses.dataclass
+class Config(config_lib.TextConfig):
+  r"""Config of a task that has only evaluation problems.
 
-  Args:
-    file: one JSON object per line, or a JSON array of objects.
-    tokenizer_dir: see `tokenizers.load_tokenizer`.
-    seed: determines which problems are used if not all are.
+  The task is named after the file. Its examples keep 'level', 'subject', 'type' and 'source'.
+
+  Attributes:
+    file: one JSON object per line, or a JSON array of objects; relative to `data_dir`.
     prompt_field: key of the prompt in each object.
     answer_field: key of the true answer, a string or a number.
-    solution_field: key of a worked solution whose marked answer (in \boxed{}, or after
-      ####) is the true one if `answer_field` is missing; '' for none.
+    solution_field: key of a worked solution whose marked answer (in \boxed{}, or after ####) is the
+      true one if `answer_field` is missing; '' for none.
     instruction: appended to each prompt, on a separate line; '' for none.
-    reward: one of `REWARDS`: 'exact' (the response is the answer), 'math' (a marked answer,
-      with fallbacks down to the last number), 'math_strict' (only a marked answer) or 'gsm8k'
-      (the number after ####). A truncated response scores 0; the task's lenient reward is
-      'math' with truncated responses allowed, or 'exact' if that is the reward.
-    num_evaluation: number of problems; None for all.
+    reward: one of `REWARDS`: 'exact' (the response is the answer), 'math' (a marked answer, with
+      fallbacks down to the last number), 'math_strict' (only a marked answer) or 'gsm8k' (the
+      number after ####). A truncated response scores 0; the task's lenient reward is 'math' with
+      truncated responses allowed, or 'exact' if that is the reward.
+    num_evaluation: number of problems; 0 for all.
     max_prompt_tokens: L; longer prompts are left out and counted by the code that encodes them.
     max_response_tokens: the sampler's limit.
-
-  Returns:
-    The task, named after the file. Its examples keep 'level', 'subject', 'type' and 'source'.
-
-  Raises:
-    ValueError: if the file is missing or malformed, an object has more than a prompt and an
-      answer (one line with file, line and field), or an argument is out of range.
   """
-  if reward not in REWARDS:
-    raise ValueError(f'reward must be one of {", ".join(REWARDS)}, got {reward!r}')
-  mode = REWARDS[reward]
-  examples = _read(
-      file, prompt_field, answer_field, solution_field, instruction, mathematical=bool(mode)
-  )
 
-  return Task(
-      name=pathlib.Path(file).stem,
-      tokenizer=tokenizers.load_tokenizer(tokenizer_dir),
-      demonstrations=[],
-      train=[],
-      evaluation=_choose(examples, num_evaluation, seed),
-      reward_fn=math_reward(mode) if mode else exact_match.exact_match,
-      lenient_reward_fn=(
-          math_reward('lenient', count_truncated=True) if mode else exact_match.exact_match
-      ),
-      max_prompt_tokens=max_prompt_tokens,
-      max_response_tokens=max_response_tokens,
-  )
+  file: str = ''
+  prompt_field: str = 'prompt'
+  answer_field: str = 'answer'
+  solution_field: str = ''
+  instruction: str = ''
+  reward: str = 'math'
+  num_evaluation: int = 0
+  max_prompt_tokens: int = 512
+  max_response_tokens: int = 1024
+
+  def validate(self, prefix: str) -> None:
+    """Raises a one-line ValueError for the first field that is out of range."""
+    checks.at_least(self, prefix, num_evaluation=0, max_prompt_tokens=1, max_response_tokens=1)
+    checks.one_of(self, prefix, reward=tuple(REWARDS))
+
+  def make(
+      self,
+      seed: int,
+      data_dir: str | pathlib.Path = '',
+      policy: config_lib.PolicyTokenizer = config_lib.FROM_SCRATCH,
+  ) -> Task:
+    """See `TaskConfig.make`; errors of a row name the file, the line and the field."""
+    if not self.file:
+      raise ValueError('a file of problems is needed: --config.task.file=FILE.jsonl')
+    directory = self.resolve_tokenizer_dir(policy)
+    if not directory:
+      raise ValueError(
+          'no tokenizer in the directory of config.policy_init_from: give '
+          '--config.task.tokenizer_dir=DIR'
+      )
+    self.validate('config.task')
+
+    path, mode = pathlib.Path(data_dir) / self.file, REWARDS[self.reward]
+    examples = _read(path, self)
+    reward_fn = lenient_reward_fn = exact_match.exact_match
+    if mode:
+      reward_fn = math_reward(mode)
+      lenient_reward_fn = math_reward('lenient', count_truncated=True)
+
+    return Task(
+        name=path.stem,
+        tokenizer=tokenizers.load_tokenizer(directory),
+        demonstrations=[],
+        train=[],
+        evaluation=splits.choose(
+            examples, self.num_evaluation, [seed, 2], name='num_evaluation'),
+        reward_fn=reward_fn,
+        lenient_reward_fn=lenient_reward_fn,
+        max_prompt_tokens=self.max_prompt_tokens,
+        max_response_tokens=self.max_response_tokens,
+    )
 
 
-def make_math_task(**options: Any) -> Task:
-  r"""Calls `make_task` for files in MATH layout, with an instruction to box the answer.
+def math_config(**fields: Any) -> Config:
+  r"""Config for files in MATH's layout, with an instruction to box the answer.
 
   Args:
-    **options: arguments of `make_task`; they override the defaults for MATH.
+    **fields: fields of `Config`; they override the defaults for MATH.
 
   Returns:
-    The task; its examples usually also have 'level' and 'subject'.
+    The config; its task's examples usually also have 'level' and 'subject'.
   """
-  usual = {
+  return Config(**{
       'prompt_field': 'problem', 'solution_field': 'solution', 'instruction': MATH_INSTRUCTION,
-      'reward': 'math_strict',
-  }
-  return make_task(**(usual | options))
+      'reward': 'math_strict', **fields,
+  })
 
 
-def _read(
-    file: str | pathlib.Path,
-    prompt_field: str,
-    answer_field: str,
-    solution_field: str,
-    instruction: str,
-    *,
-    mathematical: bool,
-) -> list[Example]:
+def _read(file: pathlib.Path, config: Config) -> list[Example]:
   """Reads the examples of a file; errors name the file, the line and the row's id.
 
-  Answers that are compared mathematically (`mathematical`) must be finite.
+  Answers that are compared mathematically must be finite.
   """
+  fields = {config.prompt_field, config.answer_field, config.solution_field}
   examples = []
-  for index, row in enumerate(jsonl.read_rows(file, required={prompt_field: str})):
+  for index, row in enumerate(jsonl.read_rows(file, required={config.prompt_field: str})):
     try:
-      answer = _answer(row.value, answer_field, solution_field)
-      prompt = row.value[prompt_field]
+      answer = _answer(row.value, config.answer_field, config.solution_field)
+      prompt = row.value[config.prompt_field]
       if not prompt.strip():
-        raise ValueError(f'{prompt_field!r} must not be empty')
+        raise ValueError(f'{config.prompt_field!r} must not be empty')
+
       repeated = {key for key, value in row.value.items() if value in ('', prompt)}
-      used = {prompt_field, answer_field, solution_field, *_KEPT, *_ANSWER_SIDE}
-      columns.check(row.value, used | repeated)
-      if mathematical:
+      columns.check(row.value, fields | {*_METADATA, *_ANSWER_COLUMNS} | repeated)
+      if REWARDS[config.reward]:
         truths.check(answer)
     except ValueError as error:
       name = next((f' (id {row.value[key]!r})' for key in _IDS if key in row.value), '')
       raise ValueError(f'{file}, line {row.line}{name}: {error}') from None
 
-    text = f'{prompt}\n{instruction}' if instruction else prompt
-    about = {key: value for key, value in row.value.items() if key in _KEPT}
-    examples.append({**about, 'id': index, 'prompt': text, 'answer': answer})
+    text = f'{prompt}\n{config.instruction}' if config.instruction else prompt
+    metadata = {key: value for key, value in row.value.items() if key in _METADATA}
+    examples.append({**metadata, 'id': index, 'prompt': text, 'answer': answer})
   return examples
 
 
@@ -163,7 +172,7 @@ def _answer(row: dict[str, Any], answer_field: str, solution_field: str) -> str:
     answer = answer_extraction.extract_marked(solution) if marked else None
 
     if answer is None:
-      raise ValueError(f'{solution_field!r} marks no answer (in \\boxed{{}}, or behind ####)')
+      raise ValueError(f'{solution_field!r} marks no answer (in \\boxed{{}}, or after ####)')
   if answer is None:
     raise ValueError(f'the key {answer_field!r} is missing')
 
@@ -174,16 +183,6 @@ def _answer(row: dict[str, Any], answer_field: str, solution_field: str) -> str:
   if not str(answer).strip():
     raise ValueError(f'{answer_field!r} must not be empty')
   return str(answer)
-
-
-def _choose(examples: list[Example], count: int | None, seed: int) -> list[Example]:
-  """Selects `count` random examples, in their original order; all for None."""
-  if count is None:
-    return examples
-  if not 1 <= count <= len(examples):
-    raise ValueError(f'num_evaluation must lie in 1 to {len(examples)}, got {count}')
-  chosen = np.random.default_rng([seed, 2]).choice(len(examples), count, replace=False)
-  return [examples[index] for index in sorted(chosen)]
 
 
 def math_reward(mode: str, *, count_truncated: bool = False) -> RewardFn:

@@ -7,17 +7,17 @@ reward model.
 """
 
 import dataclasses
-import functools
 import pathlib
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 
+from jaxrl_llm import checks
 from jaxrl_llm.data import chat_templates, preference_rows, sft_batches, tokenizers
-from jaxrl_llm.tasks import chat
+from jaxrl_llm.tasks import chat, splits
+from jaxrl_llm.tasks import config as config_lib
 from jaxrl_llm.types import Example, Task, Tokenizer
 
-ReadFn = Callable[..., list[preference_rows.Row]]
 _RESPONSES = ('chosen', 'rejected')
 _NO_LIMIT = 2**30
 
@@ -48,118 +48,148 @@ class PreferenceTask(Task):
     return [e for e in examples if fits(e, 'chosen_ids') and fits(e, 'rejected_ids')]
 
 
-def make_task(
-    *,
-    files: Sequence[str | pathlib.Path],
-    tokenizer_dir: str | pathlib.Path,
-    seed: int,
-    evaluation_files: Sequence[str | pathlib.Path] = (),
-    schema: str = 'conversations',
-    fields: str = '',
-    file_pad_id: int | None = None,
-    template: str = 'auto',
-    stop_tokens: Sequence[str] | None = None,
-    num_train: int | None = None,
-    num_evaluation: int = 100,
-    max_prompt_tokens: int = 512,
-    max_response_tokens: int = 512,
-    vocabulary: str = 'full',
-    max_vocabulary: int | None = None,
-    read: ReadFn = preference_rows.read,
-) -> PreferenceTask:
-  """Makes the task. Prompts that are too long are left out and counted, never cut.
+@dataclasses.dataclass
+class Config(config_lib.VocabularyConfig):
+  """Config of the task.
 
-  The held-out prompts depend only on the files and the seed.
+  The held-out prompts depend only on the files and the seed. Prompts that are too long are left out
+  and counted, never cut. A compact vocabulary covers all texts of the files, and depends only on
+  them.
 
-  Args:
-    files: at least one.
-    tokenizer_dir: see `tokenizers.load_tokenizer`.
-    seed: determines which prompts are held out.
+  Attributes:
+    files: comma-separated names of files in `data_dir`.
     evaluation_files: files of held-out prompts, instead of a part of `files`.
     schema: see `preference_rows.SCHEMAS`.
     fields: see `preference_rows.read`.
-    file_pad_id: an id used as padding in the files, in addition to ids unknown to the tokenizer.
+    file_pad_id: an id used as padding in the files, in addition to ids unknown to the tokenizer; -1
+      for none.
     template: see `chat.load_template`; 'none' for plain text prompts.
-    stop_tokens: tokens that end a response; None for those of the tokenizer's directory.
-    num_train: number of training examples, from the first; None for all.
+    stop_tokens: comma-separated tokens that end a response; '' for those the policy was trained
+      with, or else those of the tokenizer's directory.
+    num_train: number of training examples, from the first; 0 for all.
     num_evaluation: number of held-out prompts; 0 means all of `evaluation_files`.
     max_prompt_tokens: L.
     max_response_tokens: T.
-    vocabulary: 'full', or 'compact' for what all texts need (`tokenizers.compact`), so that it
-      depends only on the files.
-    max_vocabulary: size limit of a compact vocabulary; None for no limit.
-    read: function that reads a file, like `preference_rows.read`.
-
-  Returns:
-    The task.
-
-  Raises:
-    ValueError: if a file is missing or malformed (one line with file and row), an argument is out
-      of range, nothing is left, or the template does not end replies with a stop token.
+    tfds_dir: with a directory, files are read through TFDS, prepared there; '' reads them directly.
   """
-  _check(vocabulary, max_vocabulary)
-  read = functools.partial(read, schema=schema, fields=fields)
-  sources = _read_all([*files], [*evaluation_files], read)
-  tokenizer = tokenizers.load_tokenizer(tokenizer_dir, stop_tokens=stop_tokens)
-  chat_template = None if template == 'none' else chat.load_template(template, tokenizer_dir)
-  if vocabulary == 'compact':
-    tokenizer = _compact(sources, chat_template, tokenizer, max_vocabulary)
 
-  examples = _encode(sources, chat_template, tokenizer, file_pad_id)
-  given = [example for example in examples if example['source'] in map(_name, evaluation_files)]
-  train, evaluation = hold_out(
-      examples, given, num_evaluation, seed,
-      asks=lambda example: tuple(example['prompt_ids']), name='prompts')
-  num_repeated = len(examples) - len(given or evaluation) - len(train)
+  files: str = ''
+  evaluation_files: str = ''
+  schema: str = 'conversations'
+  fields: str = ''
+  file_pad_id: int = -1
+  template: str = 'auto'
+  stop_tokens: str = ''
+  num_train: int = 0
+  num_evaluation: int = 100
+  max_prompt_tokens: int = 512
+  max_response_tokens: int = 512
+  tfds_dir: str = ''
 
-  fitting = {
-      name: [example for example in group if len(example['prompt_ids']) <= max_prompt_tokens]
-      for name, group in (('train', train[:num_train]), ('evaluation', evaluation))
-  }
-  for name, kept in fitting.items():
-    if not kept:
-      raise ValueError(f'no {name} prompt has at most {max_prompt_tokens} tokens')
+  def validate(self, prefix: str) -> None:
+    """Raises a one-line ValueError for the first field that is out of range."""
+    super().validate(prefix)
+    checks.at_least(
+        self, prefix, num_train=0, num_evaluation=0, max_prompt_tokens=1, max_response_tokens=1,
+        file_pad_id=-1,
+    )
 
-  limit = max_prompt_tokens + max_response_tokens
-  return PreferenceTask(
-      name='preferences',
-      tokenizer=tokenizer,
-      demonstrations=[e for e in fitting['train'] if 0 < len(e.get('ids', ())) <= limit],
-      reward_fn=None,
-      lenient_reward_fn=None,
-      max_prompt_tokens=max_prompt_tokens,
-      max_response_tokens=max_response_tokens,
-      template=chat_template,
-      num_filtered={
-          'train': len(train[:num_train]) - len(fitting['train']),
-          'evaluation': len(evaluation) - len(fitting['evaluation']),
-      },
-      num_repeated=num_repeated,
-      **fitting,
-  )
+  def named_stop_tokens(self) -> tuple[str, ...]:
+    """See `TaskConfig.named_stop_tokens`."""
+    return config_lib.split(self.stop_tokens)
+
+  def read_rows(self, file: pathlib.Path) -> list[preference_rows.Row]:
+    """Reads the rows of one file; a subclass may read other formats."""
+    if not self.tfds_dir:
+      return preference_rows.read(file, schema=self.schema, fields=self.fields)
+
+    # TensorFlow Datasets are heavy, and rarely used.
+    from jaxrl_llm.data.tfds_builders.preferences import preferences_dataset_builder
+
+    return preferences_dataset_builder.read(
+        file, cache_dir=self.tfds_dir, schema=self.schema, fields=self.fields)
+
+  def make(
+      self,
+      seed: int,
+      data_dir: str | pathlib.Path = '',
+      policy: config_lib.PolicyTokenizer = config_lib.FROM_SCRATCH,
+  ) -> PreferenceTask:
+    """See `TaskConfig.make`; errors name file and row.
+
+    The template must end replies with a stop token.
+    """
+    if not config_lib.split(self.files):
+      raise ValueError(
+          'the preferences task needs the names of its files: --config.task.files=NAME,...')
+    folder = config_lib.require_data_dir(data_dir, 'preferences', self.files)
+    self.validate('config.task')
+    compact = self.is_compact(policy)
+
+    files, evaluation_files = (
+        [folder / name for name in config_lib.split(names)]
+        for names in (self.files, self.evaluation_files))
+    names = config_lib.distinct_names(files + evaluation_files)
+    sources = [
+        (name, row) for name, file in zip(names, files + evaluation_files)
+        for row in self.read_rows(file)]
+
+    tokenizer_dir = self.resolve_tokenizer_dir(policy, folder)
+    tokenizer = tokenizers.load_tokenizer(
+        tokenizer_dir, stop_tokens=self.resolve_stop_tokens(policy))
+    template = None
+    if self.template != 'none':
+      template = chat.load_template(self.template, tokenizer_dir)
+    if compact:
+      tokenizer = _compact(sources, template, tokenizer, self.max_vocabulary or None)
+
+    file_pad_id = None if self.file_pad_id < 0 else self.file_pad_id
+    examples = _encode(sources, template, tokenizer, file_pad_id)
+    return self._split(examples, seed, names[len(files):], template, tokenizer)
+
+  def _split(
+      self,
+      examples: list[Example],
+      seed: int,
+      evaluation_names: list[str],
+      template: chat_templates.ChatTemplate | None,
+      tokenizer: Tokenizer,
+  ) -> PreferenceTask:
+    """Holds out prompts, and leaves out those that are too long."""
+    given = [example for example in examples if example['source'] in evaluation_names]
+    rest, evaluation = splits.hold_out(
+        examples, self.num_evaluation, seed, question=_question, name='prompts', given=given)
+    train = rest[: self.num_train or None]
+
+    fitting = {
+        name: [e for e in group if len(e['prompt_ids']) <= self.max_prompt_tokens]
+        for name, group in (('train', train), ('evaluation', evaluation))
+    }
+    for name, group in fitting.items():
+      if not group:
+        raise ValueError(f'no {name} prompt has at most {self.max_prompt_tokens} tokens')
+
+    limit = self.max_prompt_tokens + self.max_response_tokens
+    return PreferenceTask(
+        name='preferences',
+        tokenizer=tokenizer,
+        demonstrations=[e for e in fitting['train'] if 0 < len(e.get('ids', ())) <= limit],
+        reward_fn=None,
+        lenient_reward_fn=None,
+        max_prompt_tokens=self.max_prompt_tokens,
+        max_response_tokens=self.max_response_tokens,
+        template=template,
+        num_filtered={
+            'train': len(train) - len(fitting['train']),
+            'evaluation': len(evaluation) - len(fitting['evaluation']),
+        },
+        num_repeated=len(examples) - len(given or evaluation) - len(rest),
+        **fitting,
+    )
 
 
-def _check(vocabulary: str, max_vocabulary: int | None) -> None:
-  """Raises a one-line ValueError for the first argument that is out of range."""
-  if vocabulary not in ('full', 'compact'):
-    raise ValueError(f"vocabulary must be 'full' or 'compact', got {vocabulary!r}")
-  if vocabulary == 'full' and max_vocabulary is not None:
-    raise ValueError(f"max_vocabulary needs vocabulary 'compact', got {max_vocabulary}")
-
-
-def _name(file: str | pathlib.Path) -> str:
-  return pathlib.Path(file).name
-
-
-def _read_all(
-    files: list[str | pathlib.Path], evaluation_files: list[str | pathlib.Path], read: ReadFn
-) -> list[tuple[str, preference_rows.Row]]:
-  """Reads (name of the file, row) of all files."""
-  every = files + evaluation_files
-  names = list(map(_name, every))
-  if not files or len(set(names)) < len(names):
-    raise ValueError(f'files must be at least one, with distinct names, got {", ".join(names)}')
-  return [(name, row) for name, file in zip(names, every) for row in read(file)]
+def _question(example: Example) -> tuple[int, ...]:
+  return tuple(example['prompt_ids'])
 
 
 def _messages(row: preference_rows.Row) -> list[preference_rows.Message]:
@@ -312,37 +342,3 @@ def _last_reply(ids: np.ndarray, said: np.ndarray) -> list[int]:
   end = len(said) - int(np.argmax(said[::-1]))
   gaps = np.flatnonzero(~said[:end])
   return ids[gaps[-1] + 1 if len(gaps) else 0 : end].tolist()
-
-
-def hold_out(
-    examples: list[Example], given: list[Example], count: int, seed: int, *,
-    asks: Callable[[Example], Hashable], name: str,
-) -> tuple[list[Example], list[Example]]:
-  """Returns (the rest, the held-out examples), which share no question.
-
-  Args:
-    examples: all examples.
-    given: the examples to hold out from; if empty, all examples.
-    count: number of held-out examples; 0 for all of `given`.
-    seed: determines which examples are held out.
-    asks: returns the question of an example.
-    name: name of the examples, for errors.
-
-  Raises:
-    ValueError: if `count` is out of range, or nothing is left.
-  """
-  pool = given or examples
-  least, most = (0, len(pool)) if given else (1, len(pool) - 1)
-  if not least <= count <= most:
-    raise ValueError(
-        f'num_evaluation must lie in {least} to {most} (of {len(pool)} {name}), got {count}'
-    )
-
-  chosen = np.random.default_rng([seed, 2]).permutation(len(pool))[: count or len(pool)]
-  held_out = [pool[index] for index in sorted(chosen)]
-  asked = set(map(asks, given or held_out))
-  left = [example for example in examples if asks(example) not in asked]
-
-  if not left:
-    raise ValueError(f'all {len(examples)} {name} ask what the held-out ones ask')
-  return left, held_out

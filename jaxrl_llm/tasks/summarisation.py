@@ -14,9 +14,14 @@ another letter of the post, two keys are swapped, or a letter is added. Preferen
 summaries come from a Bradley-Terry judge of the gold score, P(a ≻ b) = σ((g_a − g_b) / noise).
 """
 
+import dataclasses
+import pathlib
+
 import numpy as np
 
+from jaxrl_llm import checks
 from jaxrl_llm.data import tokenizers
+from jaxrl_llm.tasks import config as config_lib
 from jaxrl_llm.types import Example, Task
 
 LETTERS = 'abcdefghijklmnopqrst'
@@ -76,66 +81,68 @@ def prefer(
   return np.stack([first, ~first], axis=1).astype(np.float32)
 
 
-def make_task(
-    *,
-    seed: int,
-    num_demonstrations: int,
-    num_train: int,
-    num_evaluation: int,
-    corruption_rate: float = 0.3,
-) -> Task:
-  """Makes the task; a pure function of its arguments.
+@dataclasses.dataclass
+class Config(config_lib.TaskConfig):
+  """Config of the task.
 
-  The three sets of posts are disjoint. Examples have 'answer' (the keys) and 'reference' (a
-  summary as noisy as the demonstrations, for win rates).
+  The three sets of posts are disjoint. Examples have 'answer' (the keys) and 'reference' (a summary
+  as noisy as the demonstrations, for win rates).
 
-  Args:
-    seed: determines the posts and the mistakes.
+  Attributes:
     num_demonstrations: number of posts with a response.
     num_train: number of posts for RL.
     num_evaluation: number of held-out posts.
     corruption_rate: fraction of references with a mistake.
-
-  Returns:
-    The task.
-
-  Raises:
-    ValueError: if a value is out of range.
   """
-  sizes = {'num_evaluation': num_evaluation, 'num_demonstrations': num_demonstrations,
-           'num_train': num_train}
-  for name, size in sizes.items():
-    if size < 0:
-      raise ValueError(f'{name} must be at least 0, got {size}')
-  if not 0 <= corruption_rate <= 1:
-    raise ValueError(f'corruption_rate must lie in [0, 1], got {corruption_rate}')
 
-  rng = np.random.default_rng([seed, 24])
-  posts: dict[str, str] = {}
-  while len(posts) < sum(sizes.values()):
-    post, keys = _draw_post(rng)
-    posts.setdefault(post, keys)
+  num_demonstrations: int = 8_000
+  num_train: int = 2_000
+  num_evaluation: int = 512
+  corruption_rate: float = 0.3
 
-  examples = [
-      {'id': index, 'prompt': post, 'answer': keys,
-       'reference': _corrupt(keys, post, rng) if rng.random() < corruption_rate else keys}
-      for index, (post, keys) in enumerate(posts.items())
-  ]
+  def validate(self, prefix: str) -> None:
+    """Raises a one-line ValueError for the first field that is out of range."""
+    checks.at_least(self, prefix, num_demonstrations=0, num_train=0, num_evaluation=0)
+    checks.fraction(self, prefix, 'corruption_rate')
 
-  held_out, rest = examples[:num_evaluation], examples[num_evaluation:]
-  return Task(
-      name='summarisation',
-      tokenizer=tokenizers.CharacterTokenizer(LETTERS + MARKER + CUE),
-      demonstrations=[
-          example | {'response': example['reference']} for example in rest[:num_demonstrations]
-      ],
-      train=rest[num_demonstrations:],
-      evaluation=held_out,
-      reward_fn=reward,
-      lenient_reward_fn=reward,
-      max_prompt_tokens=POST_LENGTH,
-      max_response_tokens=MAX_RESPONSE_TOKENS,
-  )
+  def make(
+      self,
+      seed: int,
+      data_dir: str | pathlib.Path = '',
+      policy: config_lib.PolicyTokenizer = config_lib.FROM_SCRATCH,
+  ) -> Task:
+    """See `TaskConfig.make`."""
+    del policy  # Posts are encoded by character.
+    self.validate('config.task')
+    config_lib.reject_data_dir(data_dir, 'summarisation')
+
+    rng = np.random.default_rng([seed, 24])
+    posts: dict[str, str] = {}
+    while len(posts) < self.num_demonstrations + self.num_train + self.num_evaluation:
+      post, keys = _draw_post(rng)
+      posts.setdefault(post, keys)
+
+    examples = []
+    for index, (post, keys) in enumerate(posts.items()):
+      corrupted = rng.random() < self.corruption_rate
+      reference = _corrupt(keys, post, rng) if corrupted else keys
+      examples.append({'id': index, 'prompt': post, 'answer': keys, 'reference': reference})
+
+    held_out, rest = examples[: self.num_evaluation], examples[self.num_evaluation :]
+    return Task(
+        name='summarisation',
+        tokenizer=tokenizers.CharacterTokenizer(LETTERS + MARKER + CUE),
+        demonstrations=[
+            example | {'response': example['reference']}
+            for example in rest[: self.num_demonstrations]
+        ],
+        train=rest[self.num_demonstrations :],
+        evaluation=held_out,
+        reward_fn=reward,
+        lenient_reward_fn=reward,
+        max_prompt_tokens=POST_LENGTH,
+        max_response_tokens=MAX_RESPONSE_TOKENS,
+    )
 
 
 def _draw_post(rng: np.random.Generator) -> tuple[str, str]:

@@ -89,8 +89,8 @@ def test_loss_on_all_counts_everything_but_padding():
 
 
 def test_texts_against_a_loop():
-  task = arithmetic.make_task(seed=0, num_demonstrations=50, num_train=0, num_evaluation=0,
-                              padding='none')
+  task = arithmetic.Config(
+      num_demonstrations=50, num_train=0, num_evaluation=0, padding='none').make(0)
   encoded = sft_batches.encode_demonstrations(task)
   indices = batching.batch_indices(50, 20, seed=0, step=3)
   batch = sft_batches.sft_batch(encoded, indices)
@@ -189,12 +189,13 @@ def _assert_encoded_apart(task):
 
 def test_bytes_and_characters_of_our_tasks_are_encoded_as_if_apart(data_dir, load):
   for padding in ('zeros', 'none'):
-    _assert_encoded_apart(arithmetic.make_task(
-        seed=0, num_demonstrations=500, num_train=0, num_evaluation=0, padding=padding))
-  _assert_encoded_apart(countdown.make_task(
-      data_dir=data_dir / 'countdown', seed=0, num_demonstrations=500, num_train=0))
-  task = gsm8k.make_task(data_dir=data_dir / 'gsm8k', seed=0, num_demonstrations=1500,
-                         tokenizer_dir=data_dir / 'tokenizers' / 'gpt2')
+    _assert_encoded_apart(arithmetic.Config(
+        num_demonstrations=500, num_train=0, num_evaluation=0, padding=padding).make(0))
+  _assert_encoded_apart(countdown.Config(num_demonstrations=500, num_train=0).make(
+      0, data_dir / 'countdown'))
+  task = gsm8k.Config(
+      num_demonstrations=1500, tokenizer_dir=str(data_dir / 'tokenizers' / 'gpt2')).make(
+          0, data_dir / 'gsm8k')
   texts = [example['response'] for example in task.demonstrations]
   qwen2 = load('qwen2')
   for tokenizer in (task.tokenizer, qwen2, tokenizers.compact(qwen2, texts, max_size=1000)):

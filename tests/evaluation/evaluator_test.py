@@ -13,9 +13,9 @@ from jaxrl_llm.models import configs, policy
 from jaxrl_llm.sampling import decode
 from jaxrl_llm.tasks import arithmetic
 
-TASK = arithmetic.make_task(
-    seed=0, digits=1, num_demonstrations=4, num_train=4, num_evaluation=10,
-    carry_free_fraction=0.5, padding='none')
+TASK = arithmetic.Config(
+    digits=1, num_demonstrations=4, num_train=4, num_evaluation=10, carry_free_fraction=0.5,
+    padding='none').make(0)
 MODEL = policy.make(configs.TransformerConfig(
     vocab_size=TASK.tokenizer.vocab_size, num_layers=1, width=16, num_heads=2, num_kv_heads=1,
     head_dim=8, mlp_width=32, max_length=16))

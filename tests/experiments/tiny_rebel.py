@@ -15,6 +15,7 @@ from jaxrl_llm.models.pretrained import huggingface
 from jaxrl_llm.runs import config as config_lib
 from jaxrl_llm.runs import launch, policy_evaluation, reward_config, reward_models
 from jaxrl_llm.runs import setup as setup_lib
+from jaxrl_llm.tasks import preferences
 from jaxrl_llm.training import checkpoints, metrics, optim
 from tests.experiments import tiny
 
@@ -47,7 +48,7 @@ def write_reward(
 
 
 def task(**options):
-  return reward_config.PreferencesTask(
+  return preferences.Config(
       files='pairs.json', num_evaluation=8, max_prompt_tokens=PROMPT,
       max_response_tokens=RESPONSE, **options)
 

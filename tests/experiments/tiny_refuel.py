@@ -40,7 +40,7 @@ def write(folder, rows=18, characters=CHARACTERS):
 
 
 def task(**options):
-  return refuel_dialogues.DialoguesTask(**{
+  return refuel_dialogues.Config(**{
       'files': 'talks.json', 'num_evaluation': 4, 'num_turns': TURNS, 'max_prompt_tokens': PROMPT,
       'max_message_tokens': MESSAGE, 'max_response_tokens': REPLY, **options})
 

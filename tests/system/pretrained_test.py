@@ -146,7 +146,7 @@ def test_a_checkpoint_without_a_tokenizer_is_not_trained_on_other_ids(
         experiment, f'--config={running.REPOSITORY}/experiments/configs/{config}.py',
         f'--config.policy_init_from={checkpoint}', f'--config.data_dir={data_dir / folder}',
         cwd=tmp_path)
-    running.assert_one_line(done, 'no tokenizer lies in', '--config.task.tokenizer_dir=DIR')
+    running.assert_one_line(done, 'no tokenizer in', '--config.task.tokenizer_dir=DIR')
 
 
 def test_settings_of_fine_tuning_are_refused_where_nothing_is_fine_tuned(

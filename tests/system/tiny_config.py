@@ -8,12 +8,13 @@ programs to compile down.
 from jaxrl_llm.algorithms import a_star_po
 from jaxrl_llm.models import configs
 from jaxrl_llm.runs import config as config_lib
+from jaxrl_llm.tasks import arithmetic
 from jaxrl_llm.training import optim
 
 
 def get_config() -> config_lib.AStarPo:
   return config_lib.AStarPo(
-      task=config_lib.ArithmeticTask(
+      task=arithmetic.Config(
           digits=1, num_demonstrations=32, num_train=32, num_evaluation=10,
           carry_free_fraction=0.5, carry_drop_rate=0.3, padding='none',
       ),

@@ -6,9 +6,9 @@ import pytest
 from jaxrl_llm.tasks import arithmetic
 
 
-def _make(**overrides):
-  settings = {'seed': 3, 'num_demonstrations': 4000, 'num_train': 1000, 'num_evaluation': 1000}
-  return arithmetic.make_task(**(settings | overrides))
+def _make(seed=3, **overrides):
+  fields = {'num_demonstrations': 4000, 'num_train': 1000, 'num_evaluation': 1000}
+  return arithmetic.Config(**(fields | overrides)).make(seed=seed)
 
 
 @pytest.fixture(scope='module')
@@ -40,14 +40,17 @@ def test_has_carry_against_column_addition_of_all_two_digit_pairs():
 
 
 def test_examples_by_hand():
-  reversed_zeros = arithmetic._example(12_045, 3, 'reversed', 'zeros')
-  assert reversed_zeros == {
+  def example(answer_format, padding):
+    return arithmetic._example(
+        12_045, arithmetic.Config(digits=3, answer_format=answer_format, padding=padding))
+
+  assert example('reversed', 'zeros') == {
       'id': 12_045, 'prompt': '012+045=', 'answer': '7500', 'a': 12, 'b': 45
   }
-  plain = arithmetic._example(12_045, 3, 'plain', 'none')
+  plain = example('plain', 'none')
   assert (plain['prompt'], plain['answer']) == ('12+45=', '57')
-  assert arithmetic._example(12_045, 3, 'reversed', 'none')['answer'] == '75'
-  assert arithmetic._example(12_045, 3, 'plain', 'zeros')['answer'] == '0057'
+  assert example('reversed', 'none')['answer'] == '75'
+  assert example('plain', 'zeros')['answer'] == '0057'
 
 
 def test_splits_are_disjoint_and_without_commuted_twins(task):
@@ -105,7 +108,7 @@ def test_imitator_scores_by_hand_and_by_simulation(task):
           arithmetic.drop_carries(e['a'], e['b']) if drop else e['a'] + e['b']
           for e, drop in zip(task.evaluation, drops)
       ]
-      responses = [arithmetic._write_answer(int(v), 3, 'reversed', 'zeros') for v in values]
+      responses = [arithmetic._write_answer(int(v), arithmetic.Config()) for v in values]
       rewards = task.reward_fn([''] * 1000, responses, np.zeros(1000, bool), task.evaluation)
       total[column] += rewards.mean() / 20
   # 20,000 draws: five standard deviations are 5 * 0.5 / sqrt(20000) = 0.018.
@@ -138,15 +141,22 @@ def test_truncated_is_wrong(task):
 @pytest.mark.parametrize(
     'overrides, message',
     [
-        ({'digits': 5}, 'digits must lie in 1 to 4, got 5'),
-        ({'carry_drop_rate': 1.5}, r'carry_drop_rate must lie in \[0, 1\], got 1.5'),
-        ({'answer_format': 'x'}, "answer_format must be 'reversed' or 'plain', got 'x'"),
-        ({'padding': 'x'}, "padding must be 'zeros' or 'none', got 'x'"),
+        ({'digits': 5}, 'config.task.digits must be at most 4, got 5'),
+        ({'digits': 0}, 'digits must be at least 1, got 0'),
+        ({'carry_drop_rate': 1.5}, r'carry_drop_rate must be in \[0, 1\], got 1.5'),
+        ({'carry_free_fraction': -1}, r'carry_free_fraction must be in \[0, 1\], got -1'),
+        ({'answer_format': 'x'}, "answer_format must be one of reversed, plain, got 'x'"),
+        ({'padding': 'x'}, "padding must be one of zeros, none, got 'x'"),
         ({'num_train': -1}, 'num_train must be at least 0, got -1'),
         ({'digits': 1}, 'num_evaluation = 1000 needs'),
     ],
 )
-def test_bad_settings_are_one_clear_line(overrides, message):
+def test_bad_fields_are_one_clear_line(overrides, message):
   with pytest.raises(ValueError, match=message) as error:
     _make(**overrides)
   assert '\n' not in str(error.value)
+
+
+def test_a_generated_task_takes_no_directory():
+  with pytest.raises(ValueError, match="arithmetic task is generated, got config.data_dir='x'"):
+    arithmetic.Config().make(0, 'x')

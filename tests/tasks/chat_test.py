@@ -46,9 +46,10 @@ def files(tmp_path_factory):
   return [folder / 'a.json', folder / 'b.jsonl']
 
 
-def _make(files, folder, **options):
-  settings = {'seed': 0, 'template': 'chatml', 'num_evaluation': 3}
-  return chat.make_task(files=files, tokenizer_dir=folder, **(settings | options))
+def _make(files, folder, seed=0, **options):
+  fields = {'template': 'chatml', 'num_evaluation': 3} | options
+  config = chat.Config(files=','.join(map(str, files)), tokenizer_dir=str(folder), **fields)
+  return config.make(seed, '.')
 
 
 def test_conversations_become_ids_with_the_assistants_marked(files, folders):
@@ -94,7 +95,7 @@ def test_what_is_asked_in_a_held_out_conversation_is_not_trained_on(tmp_path, fo
   held_out = {example['messages'][0]['content'] for example in task.evaluation}
   assert not held_out & {example['messages'][0]['content'] for example in task.demonstrations}
   assert task.num_repeated == 12 - 2 - len(task.demonstrations) > 0
-  with pytest.raises(ValueError, match='all 12 conversations ask what the held-out ones ask'):
+  with pytest.raises(ValueError, match='all 12 conversations ask the same as the held-out ones'):
     _make([path], folders['qwen2'], num_evaluation=11)
 
 
@@ -136,8 +137,8 @@ def test_a_reply_must_end_in_a_stop_token(files, folders):
   with pytest.raises(ValueError, match=r'ends a reply with .*<\|im_end\|>.*none of the tokenizer'):
     _make(files, folders['gpt2'])
   with pytest.raises(ValueError, match='name the token in stop_tokens'):
-    _make(files, folders['qwen2'], stop_tokens=('<|endoftext|>',))
-  task = _make(files, folders['qwen2'], stop_tokens=('<|im_end|>',))
+    _make(files, folders['qwen2'], stop_tokens='<|endoftext|>')
+  task = _make(files, folders['qwen2'], stop_tokens='<|im_end|>')
   assert len(task.tokenizer.stop_ids) == 1
 
 
@@ -150,17 +151,17 @@ def test_a_compact_vocabulary(files, folders):
 
 
 @pytest.mark.parametrize('options, message', [
-    ({'num_evaluation': 12}, r'num_evaluation must lie in 0 to 11 \(of 12 conversations\), got 12'),
-    ({'num_evaluation': -1}, 'num_evaluation must lie in 0 to 11'),
-    ({'vocabulary': 'x'}, "vocabulary must be 'full' or 'compact', got 'x'"),
-    ({'max_vocabulary': 500}, "max_vocabulary needs vocabulary 'compact', got 500"),
+    ({'num_evaluation': 12}, r'num_evaluation must be in \[1, 11\] \(of 12 convers.*, got 12'),
+    ({'num_evaluation': -1}, 'config.task.num_evaluation must be at least 0, got -1'),
+    ({'vocabulary': 'x'}, "vocabulary must be one of full, compact, auto, got 'x'"),
+    ({'max_vocabulary': 500}, "max_vocabulary must be 0 with vocabulary 'full', got 500"),
     ({'template': 'nowhere.jinja'}, "'auto', 'chatml' or the path of one, got 'nowhere.jinja'"),
     ({'template': 'auto'}, 'no chat template in .*qwen2'),
-    ({'files': []}, 'files must be at least one, with distinct names, got $'),
-    ({'files': ['x/a.json', 'a.json']}, 'with distinct names, got a.json, a.json'),
+    ({'files': []}, 'needs the names of its files: --config.task.files=NAME,...'),
+    ({'files': ['x/a.json', 'a.json']}, 'must have distinct names, got a.json, a.json'),
     ({'files': ['missing.json']}, 'cannot read missing.json'),
 ])
-def test_bad_settings_are_one_line(files, folders, options, message):
+def test_bad_fields_are_one_line(files, folders, options, message):
   with pytest.raises(ValueError, match=message) as error:
     _make(**({'files': files, 'folder': folders['qwen2']} | options))
   assert '\n' not in str(error.value)
@@ -174,9 +175,8 @@ def test_a_template_that_fails_names_the_conversation(files, folders, tmp_path):
 
 
 def test_the_public_instructions(data_dir, folders):
-  task = chat.make_task(
-      files=[data_dir / 'preferences' / 'alpaca_en_demo.json'], tokenizer_dir=folders['qwen2'],
-      seed=0, template='chatml', num_evaluation=99)
+  task = _make(
+      [data_dir / 'preferences' / 'alpaca_en_demo.json'], folders['qwen2'], num_evaluation=99)
   assert (len(task.demonstrations), len(task.evaluation)) == (900, 99)
   batches = sft_batches.Batches(
       sft_batches.encode_demonstrations(task), batch_size=8, seed=0, packed_length=1023)
@@ -201,8 +201,7 @@ def qwen3(data_dir, tmp_path_factory):
 def _of_rows(tmp_path, folder, rows, **options):
   path = tmp_path / 'rows.jsonl'
   path.write_text(''.join(json.dumps(row) + '\n' for row in rows))
-  return chat.make_task(
-      files=[path], tokenizer_dir=folder, seed=0, **{'num_evaluation': 0, **options})
+  return _make([path], folder, **{'num_evaluation': 0, 'template': 'auto', **options})
 
 
 def _learned(task):
@@ -268,7 +267,7 @@ def test_a_mark_does_not_make_another_question(tmp_path, folders):
                     {'role': 'assistant', 'content': 'r', 'train': trained},
                     {'role': 'user', 'content': 'q2'}, {'role': 'assistant', 'content': 's'}]}
       for trained in (True, False)]
-  with pytest.raises(ValueError, match='all 2 conversations ask what the held-out ones ask'):
+  with pytest.raises(ValueError, match='all 2 conversations ask the same as the held-out ones'):
     _of_rows(tmp_path, folders['qwen2'], rows, template='chatml', num_evaluation=1)
 
 
@@ -279,8 +278,9 @@ def test_prompts_and_demonstrations_within_a_template(data_dir, folders, tmp_pat
   for split in ('train', 'test'):
     lines = (data_dir / 'gsm8k' / f'{split}.jsonl').read_text().split('\n')
     (tmp_path / f'{split}.jsonl').write_text('\n'.join(lines[:9]))
-  plain = gsm8k.make_task(data_dir=tmp_path, tokenizer_dir=folders['qwen2'], seed=0,
-                          num_demonstrations=5, num_train=4, num_evaluation=3)
+  plain = gsm8k.Config(
+      tokenizer_dir=str(folders['qwen2']), num_demonstrations=5, num_train=4,
+      num_evaluation=3).make(0, tmp_path)
   task = chat.with_template(plain, chat_templates.QWEN2, system='Be exact.')
   for before, after in zip(plain.evaluation + plain.train, task.evaluation + task.train):
     assert after['prompt'] == chat_templates.QWEN2.render(
@@ -301,6 +301,6 @@ def test_prompts_and_demonstrations_within_a_template(data_dir, folders, tmp_pat
 
 
 def test_a_template_that_the_tokenizer_cannot_say(files):
-  task = arithmetic.make_task(seed=0, num_demonstrations=2, num_train=1, num_evaluation=1)
+  task = arithmetic.Config(num_demonstrations=2, num_train=1, num_evaluation=1).make(0)
   with pytest.raises(ValueError, match='is not in the alphabet'):
     chat.with_template(task, chat_templates.QWEN2)

@@ -11,9 +11,8 @@ from jaxrl_llm.tasks import countdown
 
 @pytest.fixture(scope='module')
 def task(data_dir):
-  return countdown.make_task(
-      data_dir=data_dir / 'countdown', seed=1, num_demonstrations=2000, num_train=1000
-  )
+  return countdown.Config(num_demonstrations=2000, num_train=1000).make(
+      seed=1, data_dir=data_dir / 'countdown')
 
 
 def _key(example):
@@ -52,8 +51,8 @@ def test_every_answer_is_right_and_demonstrations_are_wrong_at_the_rate(task):
 
 @pytest.mark.parametrize('rate', [0.0, 1.0])
 def test_wrong_rate_at_its_ends(data_dir, rate):
-  task = countdown.make_task(data_dir=data_dir / 'countdown', seed=0, num_demonstrations=300,
-                             num_train=0, wrong_rate=rate)
+  task = countdown.Config(num_demonstrations=300, num_train=0, wrong_rate=rate).make(
+      seed=0, data_dir=data_dir / 'countdown')
   assert np.all(_score(task, task.demonstrations, 'response') == 1.0 - rate)
   # A wrong demonstration is no nonsense: it uses the right numbers.
   for example in task.demonstrations:
@@ -115,10 +114,10 @@ def test_generated_problems_are_distributed_like_the_published_ones(task):
 
 @pytest.fixture(scope='module')
 def in_words(data_dir):
-  return countdown.make_task(
-      data_dir=data_dir / 'countdown', seed=1, num_demonstrations=2000, num_train=1000,
-      tokenizer_dir=data_dir / 'tokenizers' / 'gpt2', max_response_tokens=64,
-  )
+  config = countdown.Config(
+      num_demonstrations=2000, num_train=1000, tokenizer_dir=str(data_dir / 'tokenizers' / 'gpt2'),
+      max_response_tokens=64)
+  return config.make(seed=1, data_dir=data_dir / 'countdown')
 
 
 def test_in_words_the_problems_are_the_same(task, in_words):
@@ -149,8 +148,8 @@ def test_in_words_the_limits_are_options_and_demonstrations_fit(in_words, data_d
 
 def test_pure_function_of_the_seed(task, data_dir):
   folder = data_dir / 'countdown'
-  again = countdown.make_task(data_dir=folder, seed=1, num_demonstrations=2000, num_train=1000)
-  other = countdown.make_task(data_dir=folder, seed=2, num_demonstrations=2000, num_train=1000)
+  config = countdown.Config(num_demonstrations=2000, num_train=1000)
+  again, other = (config.make(seed=seed, data_dir=folder) for seed in (1, 2))
   assert again.train == task.train and again.demonstrations == task.demonstrations
   assert other.train != task.train
 
@@ -160,7 +159,7 @@ def test_pure_function_of_the_seed(task, data_dir):
     [
         ('{"input": "1,2", "output": "3"}', 'line 2: expected three numbers and a target'),
         ('{"input": "1,2,x", "output": "3"}', 'line 2: expected three numbers and a target'),
-        ('{"input": "1,2,101", "output": "3"}', 'line 2: all values must lie in 1 to 100'),
+        ('{"input": "1,2,101", "output": "3"}', 'line 2: all values must be in .1, 100.'),
         ('{"input": "1,1,1", "output": "99"}', 'line 2: 99 cannot be reached from 1,1,1'),
         ('{"input": "1,1,1", "output": 3}', "line 2: 'output' must be str, got int"),
         ('{"input": "1,1', 'line 2: not a complete JSON object'),
@@ -169,22 +168,25 @@ def test_pure_function_of_the_seed(task, data_dir):
 def test_damaged_files_are_one_clear_line(tmp_path, line, message):
   (tmp_path / countdown.TEST_FILE).write_text('{"input": "1,1,1", "output": "3"}\n' + line)
   with pytest.raises(ValueError, match=message) as error:
-    countdown.make_task(data_dir=tmp_path, seed=0, num_demonstrations=1, num_train=1)
+    countdown.Config(num_demonstrations=1, num_train=1).make(seed=0, data_dir=tmp_path)
   assert '\n' not in str(error.value) and countdown.TEST_FILE in str(error.value)
 
 
-def test_bad_settings(data_dir, tmp_path):
-  settings = {'data_dir': data_dir / 'countdown', 'seed': 0, 'num_demonstrations': 1,
-              'num_train': 1}
-  for override, message in (
-      ({'wrong_rate': -0.1}, r'wrong_rate must lie in \[0, 1\], got -0.1'),
+def test_bad_fields(data_dir, tmp_path):
+  folder = data_dir / 'countdown'
+  for fields, message in (
+      ({'wrong_rate': -0.1}, r'wrong_rate must be in \[0, 1\], got -0.1'),
       ({'num_train': -1}, 'num_train must be at least 0, got -1'),
-      ({'max_prompt_tokens': 9}, 'max_prompt_tokens needs a tokenizer_dir .*, got 9'),
-      ({'max_response_tokens': 9}, 'max_response_tokens needs a tokenizer_dir .*, got 9'),
-      ({'max_response_tokens': 0, 'tokenizer_dir': data_dir / 'tokenizers' / 'gpt2'},
-       'max_response_tokens must be at least 1, got 0'),
-      ({'tokenizer_dir': tmp_path}, 'no tokenizer in'),
-      ({'data_dir': tmp_path}, 'cannot read .*countdown_cd3_test.jsonl'),
+      ({'max_prompt_tokens': 9}, 'max_prompt_tokens must be 0 without a tokenizer_dir .*, got 9'),
+      ({'max_response_tokens': 9}, 'max_response_tokens must be 0 without a tokenizer_.*, got 9'),
+      ({'max_response_tokens': -1}, 'config.task.max_response_tokens must be at least 0, got -1'),
+      ({'tokenizer_dir': str(tmp_path)}, 'no tokenizer in'),
   ):
     with pytest.raises(ValueError, match=message):
-      countdown.make_task(**(settings | override))
+      countdown.Config(**{'num_demonstrations': 1, 'num_train': 1, **fields}).make(0, folder)
+
+  config = countdown.Config(num_demonstrations=1, num_train=1)
+  with pytest.raises(ValueError, match='cannot read .*countdown_cd3_test.jsonl'):
+    config.make(0, tmp_path)
+  with pytest.raises(ValueError, match='needs the directory of countdown_cd3_test.jsonl: --config'):
+    config.make(0)

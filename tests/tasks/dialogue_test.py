@@ -126,9 +126,8 @@ def test_asking_first_pays_under_both_laws_of_the_turn():
 
 
 def test_the_task_is_a_function_of_its_seed():
-  options = dict(num_demonstrations=150, num_train=230, num_evaluation=70)
-  task, again = (dialogue.make_task(seed=3, **options) for _ in range(2))
-  other = dialogue.make_task(seed=4, **options)
+  config = dialogue.Config(num_demonstrations=150, num_train=230, num_evaluation=70)
+  task, again, other = (config.make(seed) for seed in (3, 3, 4))
   assert task.train == again.train != other.train
   np.testing.assert_array_equal(task.offline.replies, again.offline.replies)
   parts = [task.demonstrations, task.train, task.evaluation]
@@ -146,7 +145,7 @@ def test_the_task_is_a_function_of_its_seed():
 
 
 def test_demonstrations_are_whole_dialogues_for_fine_tuning():
-  task = dialogue.make_task(seed=0, num_demonstrations=300, num_train=10, num_evaluation=0)
+  task = dialogue.Config(num_demonstrations=300, num_train=10, num_evaluation=0).make(0)
   assert task.tokenizer.vocab_size == 19 and task.max_response_tokens == 32
   encoded = sft_batches.encode_demonstrations(task)
   assert len(encoded) == 300 and encoded.lengths.max() <= 34
@@ -163,7 +162,7 @@ def test_demonstrations_are_whole_dialogues_for_fine_tuning():
 
 
 def test_the_offline_dialogues_are_the_behaviours_on_the_training_prompts():
-  task = dialogue.make_task(seed=0, num_demonstrations=0, num_train=300, num_evaluation=0)
+  task = dialogue.Config(num_demonstrations=0, num_train=300, num_evaluation=0).make(0)
   offline = task.offline
   assert offline.example_ids.tolist() == [example['id'] for example in task.train]
   assert not task.world.asks(offline).any() and (offline.num_replies == 5).all()
@@ -173,19 +172,28 @@ def test_the_offline_dialogues_are_the_behaviours_on_the_training_prompts():
   assert terse > 0.7
 
 
+@pytest.mark.parametrize('field, value, rule', [
+    ('num_turns', 0, 'at least 1'), ('num_turns', 17, 'at most 16'),
+    ('num_symbols', 13, 'at most 12'), ('attention', 1.5, 'in .0, 1.'), ('half', -0.1, 'in .0, 1.'),
+    ('filler_cost', 2, 'in .0, 1.'), ('early_turns', -1, 'at least 0')])
+def test_bad_rules(field, value, rule):
+  with pytest.raises(ValueError, match=f'{field} must be {rule}, got {value}'):
+    dataclasses.replace(WORLD, **{field: value}).validate()
+
+
+@pytest.mark.parametrize('field, value, rule', [
+    ('num_train', -1, 'at least 0'), ('num_evaluation', 1_000_001, 'at most 1000000'),
+    ('num_turns', 17, 'at most 16')])
+def test_bad_fields(field, value, rule):
+  with pytest.raises(ValueError, match=f'config.task.{field} must be {rule}, got {value}'):
+    dialogue.Config(**{field: value}).make(0)
+
+
 def test_other_worlds():
-  one = dialogue.make_task(
-      seed=0, num_demonstrations=20, num_train=20, num_evaluation=5,
-      world=dialogue.World(num_turns=1, num_symbols=3))
+  one = dialogue.Config(num_demonstrations=20, num_train=20, num_evaluation=5, num_turns=1).make(0)
   assert one.name == 'dialogue_1_turns' and one.max_response_tokens == 4
-  assert one.world.rewards(one.offline).shape == (20, 1) and one.tokenizer.vocab_size == 12
-  for field, value in (
-      ('num_turns', 0), ('num_symbols', 13), ('attention', 1.5), ('half', -0.1),
-      ('filler_cost', 2), ('early_turns', -1)):
-    with pytest.raises(ValueError, match=f'{field} must lie in .* got {value}'):
-      dialogue.make_task(seed=0, world=dataclasses.replace(WORLD, **{field: value}))
-  with pytest.raises(ValueError, match='num_train must lie in 0 to 1000000, got -1'):
-    dialogue.make_task(seed=0, num_train=-1)
+  assert one.world.rewards(one.offline).shape == (20, 1)
+  assert dialogue.World(num_symbols=3).tokenizer.vocab_size == 12
   # A user that always listens, and one that never does.
   for attention, signs in ((1.0, '-=+'), (0.0, '.')):
     world = dialogue.World(attention=attention)

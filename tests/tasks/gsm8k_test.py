@@ -24,12 +24,12 @@ def folder(data_dir, tmp_path_factory):
 
 @pytest.fixture(scope='module')
 def task(folder):
-  return gsm8k.make_task(data_dir=folder, seed=0)
+  return gsm8k.Config().make(0, folder)
 
 
 def test_the_published_files(data_dir):
   # The prompt limit of the paper admits every problem of both files with the whole vocabulary.
-  task = gsm8k.make_task(data_dir=data_dir / 'gsm8k', seed=0)
+  task = gsm8k.Config().make(0, data_dir / 'gsm8k')
   assert (len(task.demonstrations), len(task.train), len(task.evaluation)) == (7473, 7473, 1319)
   assert task.num_filtered == {'demonstrations': 0, 'train': 0, 'evaluation': 0}
   ids = [example['id'] for example in task.train + task.evaluation]
@@ -50,12 +50,12 @@ def test_examples_by_hand(task, folder):
   assert task.train[0] == {key: first[key] for key in ('id', 'prompt', 'answer')}
   assert task.evaluation[0]['id'] == gsm8k.FIRST_TEST_ID
   assert task.tokenizer.vocab_size == 151_646
-  kept = gsm8k.make_task(data_dir=folder, seed=0, annotations='keep')
+  kept = gsm8k.Config(annotations='keep').make(0, folder)
   assert '<<48/2=24>>24 clips' in kept.demonstrations[0]['response']
 
 
 def test_too_long_problems_are_counted_and_the_rest_fits(folder):
-  task = gsm8k.make_task(data_dir=folder, seed=0, max_prompt_tokens=80, max_response_tokens=100)
+  task = gsm8k.Config(max_prompt_tokens=80, max_response_tokens=100).make(0, folder)
   assert task.num_filtered['train'] == 120 - len(task.train) > 0
   assert task.num_filtered['evaluation'] == 60 - len(task.evaluation) > 0
   assert task.num_filtered['demonstrations'] == 120 - len(task.demonstrations)
@@ -65,36 +65,43 @@ def test_too_long_problems_are_counted_and_the_rest_fits(folder):
   assert encoded.num_filtered == 0 and encoded.response_lengths.max() <= 100
   batching.encode_examples(task.evaluation, task.tokenizer, max_prompt_tokens=80)
   with pytest.raises(ValueError, match='no prompt of 120 problems has at most 3 tokens'):
-    gsm8k.make_task(data_dir=folder, seed=0, max_prompt_tokens=3)
+    gsm8k.Config(max_prompt_tokens=3).make(0, folder)
 
 
 def test_responses_may_be_shorter_than_any_demonstration(folder):
-  task = gsm8k.make_task(data_dir=folder, seed=0, max_response_tokens=8, num_demonstrations=5)
+  task = gsm8k.Config(max_response_tokens=8, num_demonstrations=5).make(0, folder)
   assert task.demonstrations == [] and task.num_filtered['demonstrations'] == 120
   assert len(task.train) == 120 and len(task.evaluation) == 60
 
 
 def test_numbers_asked_for(folder):
   sizes = {'num_demonstrations': 50, 'num_train': 30, 'num_evaluation': 20}
-  one, again, other = (gsm8k.make_task(data_dir=folder, seed=s, **sizes) for s in (0, 0, 1))
+  one, again, other = (gsm8k.Config(**sizes).make(s, folder) for s in (0, 0, 1))
   assert [len(x) for x in (one.demonstrations, one.train, one.evaluation)] == [50, 30, 20]
   assert one.train == again.train != other.train
   assert len({example['id'] for example in one.train}) == 30
-  for override, message in (
-      ({'num_train': 121}, 'num_train must lie in 1 to 120, got 121'),
-      ({'num_evaluation': 0}, 'num_evaluation must lie in 1 to 60, got 0'),
-      ({'vocabulary': 'x'}, "vocabulary must be 'full' or 'compact', got 'x'"),
-      ({'annotations': 'x'}, "annotations must be 'strip' or 'keep', got 'x'"),
-      ({'max_vocabulary': 500}, "max_vocabulary needs vocabulary 'compact', got 500"),
-      ({'tokenizer_dir': folder}, 'no tokenizer in '),
-      ({'data_dir': folder.parent}, 'cannot read '),
+
+
+def test_bad_fields(folder):
+  for fields, message in (
+      ({'num_train': 121}, 'config.task.num_train must be at most 120, got 121'),
+      ({'num_evaluation': -1}, 'config.task.num_evaluation must be at least 0, got -1'),
+      ({'vocabulary': 'x'}, "vocabulary must be one of full, compact, auto, got 'x'"),
+      ({'annotations': 'x'}, "annotations must be one of strip, keep, got 'x'"),
+      ({'max_vocabulary': 500}, "max_vocabulary must be 0 with vocabulary 'full', got 500"),
+      ({'tokenizer_dir': str(folder)}, 'no tokenizer in '),
   ):
     with pytest.raises(ValueError, match=message):
-      gsm8k.make_task(**({'data_dir': folder, 'seed': 0} | override))
+      gsm8k.Config(**fields).make(0, folder)
+
+  with pytest.raises(ValueError, match='cannot read '):
+    gsm8k.Config().make(0, folder.parent)
+  with pytest.raises(ValueError, match='needs the directory of train.jsonl and test.jsonl: --con'):
+    gsm8k.Config().make(0)
 
 
 def test_compact_vocabulary_encodes_the_test_file(folder):
-  task = gsm8k.make_task(data_dir=folder, seed=0, vocabulary='compact', max_vocabulary=600)
+  task = gsm8k.Config(vocabulary='compact', max_vocabulary=600).make(0, folder)
   assert task.tokenizer.vocab_size == 600
   for example in task.evaluation:
     ids = task.tokenizer.encode(example['prompt'])
@@ -166,8 +173,8 @@ def test_a_truncated_file_is_one_clear_line(folder, tmp_path):
   for split in files.SPLITS:
     (tmp_path / f'{split}.jsonl').write_text((folder / f'{split}.jsonl').read_text()[:-20])
   with pytest.raises(ValueError, match='train.jsonl, line 120: not a complete') as error:
-    gsm8k.make_task(data_dir=tmp_path, seed=0)
+    gsm8k.Config().make(0, tmp_path)
   assert '\n' not in str(error.value)
   (tmp_path / 'train.jsonl').write_text(json.dumps({'question': 'q', 'answer': 'five'}))
   with pytest.raises(ValueError, match="line 1: the answer's last line"):
-    gsm8k.make_task(data_dir=tmp_path, seed=0)
+    gsm8k.Config().make(0, tmp_path)

@@ -6,7 +6,7 @@ import json
 import numpy as np
 import pytest
 
-from jaxrl_llm.data import chat_templates, preference_rows, sft_batches, tokenizers
+from jaxrl_llm.data import chat_templates, sft_batches, tokenizers
 from jaxrl_llm.tasks import preferences
 from tests.experiments import tiny
 
@@ -29,9 +29,9 @@ def file(tmp_path_factory):
   return path
 
 
-def _make(file, tokenizer_dir, **options):
-  settings = {'files': [file], 'seed': 0, 'num_evaluation': 3, **options}
-  return preferences.make_task(tokenizer_dir=tokenizer_dir, **settings)
+def _make(file, tokenizer_dir, *, seed=0, kind=preferences.Config, **options):
+  fields = {'files': str(file), 'num_evaluation': 3, **options}
+  return kind(tokenizer_dir=str(tokenizer_dir), **fields).make(seed, '.')
 
 
 def test_ids_are_those_of_the_template_and_the_stop_token(file, tokenizer_dir):
@@ -140,11 +140,11 @@ def test_nothing_left_asks_what_is_held_out(tmp_path, tokenizer_dir):
 def test_held_out_files(file, tmp_path, tokenizer_dir):
   rows = [{'prompt': f'Say {word}.', 'chosen': 'x', 'rejected': 'y'} for word in WORDS[:2]]
   other = _jsonl(tmp_path, rows)
-  task = _make(file, tokenizer_dir, evaluation_files=[other], num_evaluation=0)
+  task = _make(file, tokenizer_dir, evaluation_files=str(other), num_evaluation=0)
   assert {e['source'] for e in task.evaluation} == {'rows.jsonl'} and len(task.evaluation) == 2
   assert len(task.train) == 6 and task.num_repeated == 2
   # All that lie there are kept out of training, also where fewer are looked at.
-  task = _make(file, tokenizer_dir, evaluation_files=[other], num_evaluation=1)
+  task = _make(file, tokenizer_dir, evaluation_files=str(other), num_evaluation=1)
   assert (len(task.train), len(task.evaluation)) == (6, 1)
 
 
@@ -177,15 +177,17 @@ def test_a_compact_vocabulary_is_that_of_the_files_whatever_the_seed(data_dir, f
       assert task.tokenizer.decode(example[f'{name}_ids']) == example[name]
 
 
-def test_how_files_are_read_is_an_argument(file, tokenizer_dir):
+def test_a_subclass_may_read_files_differently(file, tokenizer_dir):
   seen = []
 
-  def read(path, **options):
-    seen.append((path, options))
-    return preference_rows.read(path, **options)
+  class Config(preferences.Config):
 
-  task = _make(file, tokenizer_dir, read=read, fields='prompt=prompt,chosen=rejected')
-  assert seen == [(file, {'schema': 'conversations', 'fields': 'prompt=prompt,chosen=rejected'})]
+    def read_rows(self, file):
+      seen.append(file)
+      return super().read_rows(file)
+
+  task = _make(file, tokenizer_dir, kind=Config, fields='prompt=prompt,chosen=rejected')
+  assert seen == [file]
   assert task.train[0]['chosen'].endswith('or not') and 'rejected_ids' not in task.train[0]
 
 
@@ -201,18 +203,18 @@ def test_the_public_preferences(data_dir, tokenizer_dir):
 
 
 @pytest.mark.parametrize('options, message', [
-    ({'num_evaluation': 8}, r'num_evaluation must lie in 1 to 7 \(of 8 prompts\), got 8'),
-    ({'num_evaluation': 0}, 'num_evaluation must lie in 1 to 7'),
-    ({'vocabulary': 'x'}, "vocabulary must be 'full' or 'compact', got 'x'"),
-    ({'max_vocabulary': 500}, "max_vocabulary needs vocabulary 'compact', got 500"),
+    ({'num_evaluation': 8}, r'num_evaluation must be in \[1, 7\] \(of 8 prompts\), got 8'),
+    ({'num_evaluation': 0}, r'num_evaluation must be in \[1, 7\]'),
+    ({'vocabulary': 'x'}, "vocabulary must be one of full, compact, auto, got 'x'"),
+    ({'max_vocabulary': 500}, "max_vocabulary must be 0 with vocabulary 'full', got 500"),
     ({'template': 'nowhere.jinja'}, "'auto', 'chatml' or the path of one, got 'nowhere.jinja'"),
     ({'template': 'chatml'}, 'pairs.json, row 0: the chat template ends a reply with the token'),
-    ({'files': []}, 'files must be at least one, with distinct names, got $'),
-    ({'files': ['x/a.json', 'a.json']}, 'with distinct names, got a.json, a.json'),
-    ({'files': ['missing.json']}, 'cannot read missing.json'),
+    ({'files': ''}, 'needs the names of its files: --config.task.files=NAME,...'),
+    ({'files': 'x/a.json, a.json'}, 'must have distinct names, got a.json, a.json'),
+    ({'files': 'missing.json'}, 'cannot read missing.json'),
     ({'schema': 'x'}, "schema must be one of .*, got 'x'"),
 ])
-def test_bad_settings_are_one_line(file, tokenizer_dir, options, message):
+def test_bad_fields_are_one_line(file, tokenizer_dir, options, message):
   with pytest.raises(ValueError, match=message) as error:
     _make(file, tokenizer_dir, **options)
   assert '\n' not in str(error.value)
@@ -228,7 +230,7 @@ def test_bad_settings_are_one_line(file, tokenizer_dir, options, message):
     ([{'p': [1]}], {'fields': 'prompt_ids=p', 'vocabulary': 'compact'},
      "vocabulary must be 'full' for data of token ids"),
     ([{'prompt': 'x', 'chosen': 'a', 'rejected': 'b'}] * 2, {'num_evaluation': 1},
-     'all 2 prompts ask what the held-out ones ask'),
+     'all 2 prompts ask the same as the held-out ones'),
 ])
 def test_bad_rows_are_one_line(tmp_path, tokenizer_dir, rows, options, message):
   with pytest.raises(ValueError, match=message) as error:

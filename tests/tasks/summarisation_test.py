@@ -8,9 +8,9 @@ import pytest
 from jaxrl_llm.tasks import summarisation
 
 
-def _task(**changes):
+def _task(seed=3, **changes):
   sizes = dict(num_demonstrations=400, num_train=50, num_evaluation=60)
-  return summarisation.make_task(**{'seed': 3, **sizes, **changes})
+  return summarisation.Config(**{**sizes, **changes}).make(seed)
 
 
 @pytest.mark.parametrize('response, expected', [
@@ -96,7 +96,7 @@ def test_the_judge_follows_the_bradley_terry_law():
 
 @pytest.mark.parametrize('changes, message', [
     (dict(num_train=-1), 'num_train must be at least 0, got -1'),
-    (dict(corruption_rate=1.5), r'corruption_rate must lie in \[0, 1\], got 1.5'),
+    (dict(corruption_rate=1.5), r'corruption_rate must be in \[0, 1\], got 1.5'),
 ])
 def test_bad_values_are_named(changes, message):
   with pytest.raises(ValueError, match=message):

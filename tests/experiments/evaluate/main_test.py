@@ -13,8 +13,7 @@ from experiments.evaluate import __main__ as evaluate_main
 from experiments.evaluate import config as evaluate_config
 from jaxrl_llm.evaluation import majority
 from jaxrl_llm.runs import command_line
-from jaxrl_llm.runs import config as config_lib
-from jaxrl_llm.tasks import countdown
+from jaxrl_llm.tasks import arithmetic, countdown, gsm8k, jsonl
 from jaxrl_llm.training import metrics
 from tests.experiments import tiny
 from tests.system import running
@@ -193,13 +192,13 @@ def test_countdown_by_a_policy_of_this_project(tmp_path, data_dir):
 
 
 @pytest.mark.parametrize(('task', 'response', 'answer', 'equal'), [
-    (config_lib.Gsm8kTask(), 'so 3 + 4 = 7\n#### 1,000', '1,000', '1000'),
-    (config_lib.Gsm8kTask(), 'so 7', None, ''),
-    (evaluate_config.JsonlTask(reward='math'), 'so it is 0.5', '0.5', r'\frac{1}{2}'),
-    (evaluate_config.JsonlTask(reward='math_strict'), 'so it is 0.5', None, ''),
-    (evaluate_config.JsonlTask(reward='exact'), ' 0.5', ' 0.5', ' 0.5'),
-    (config_lib.CountdownTask(), '<answer>(1+2)*3</answer>', '(1+2)*3', '(1+2)*3'),
-    (config_lib.ArithmeticTask(), '12', '12', '12'),
+    (gsm8k.Config(), 'so 3 + 4 = 7\n#### 1,000', '1,000', '1000'),
+    (gsm8k.Config(), 'so 7', None, ''),
+    (jsonl.Config(reward='math'), 'so it is 0.5', '0.5', r'\frac{1}{2}'),
+    (jsonl.Config(reward='math_strict'), 'so it is 0.5', None, ''),
+    (jsonl.Config(reward='exact'), ' 0.5', ' 0.5', ' 0.5'),
+    (countdown.Config(), '<answer>(1+2)*3</answer>', '(1+2)*3', '(1+2)*3'),
+    (arithmetic.Config(), '12', '12', '12'),
 ])
 def test_what_a_response_votes_for(task, response, answer, equal):
   voting = evaluate_config.voting(task)
@@ -250,7 +249,7 @@ def test_tokenizers_that_do_not_fit_are_one_line(folder, tmp_path, capsys):
   bare = tmp_path / 'bare'
   shutil.copytree(folder / 'policy', bare)
   (bare / 'tokenizer.json').unlink()
-  assert 'no tokenizer lies in' in error(bare) and not (tmp_path / 'run').exists()
+  assert 'no tokenizer in' in error(bare) and not (tmp_path / 'run').exists()
   (bare / 'tokenizer.json').write_text('{')
   assert 'is not a complete tokenizer.json' in error(bare)
   tiny.write_tokenizer(tmp_path / 'large', characters='0123456789')

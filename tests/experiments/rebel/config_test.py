@@ -10,9 +10,11 @@ from experiments.rebel import __main__ as rebel_main
 from experiments.rebel import config as rebel_config
 from jaxrl_llm.algorithms import rebel as algorithm
 from jaxrl_llm.models import configs, lora
-from jaxrl_llm.runs import command_line, reward_config
+from jaxrl_llm.runs import command_line
 from jaxrl_llm.runs import config as config_lib
 from jaxrl_llm.sharding import mesh
+from jaxrl_llm.tasks import config as task_config
+from jaxrl_llm.tasks import preferences
 from jaxrl_llm.training import checkpoints, metrics, optim
 from tests.experiments import tiny, tiny_rebel
 
@@ -211,7 +213,7 @@ def task_folder(tmp_path_factory):
 
 
 def _task(folder, **options):
-  task = reward_config.PreferencesTask(**{
+  task = preferences.Config(**{
       'files': 'pairs.json', 'num_evaluation': 3, 'tokenizer_dir': str(folder / 'tokens'),
       **options})
   made = task.make(0, str(folder))
@@ -228,7 +230,7 @@ def test_every_field_of_the_task_changes_it(task_folder, name):
 
 
 def test_the_fields_of_the_task_that_name_folders(task_folder, tmp_path):
-  assert {field.name for field in dataclasses.fields(reward_config.PreferencesTask)} == {
+  assert {field.name for field in dataclasses.fields(preferences.Config)} == {
       *_TASK, 'max_vocabulary', 'tokenizer_dir', 'tfds_dir'}
   base = _task(task_folder)
   assert _task(task_folder, tokenizer_dir=str(task_folder / 'others')) != base
@@ -240,7 +242,7 @@ def test_the_fields_of_the_task_that_name_folders(task_folder, tmp_path):
     ({'num_train': -1}, 'config.task.num_train must be at least 0, got -1'),
     ({'file_pad_id': -2}, 'config.task.file_pad_id must be at least -1, got -2'),
     ({'max_prompt_tokens': 0}, 'config.task.max_prompt_tokens must be at least 1, got 0'),
-    ({'files': ''}, 'files must be at least one'),
+    ({'files': ''}, 'needs the names of its files'),
     ({'vocabulary': 'compact', 'max_vocabulary': 9}, 'max_size must be at least 258'),
 ])
 def test_bad_fields_of_the_task(task_folder, options, message):
@@ -249,11 +251,12 @@ def test_bad_fields_of_the_task(task_folder, options, message):
 
 
 def test_the_task_needs_a_folder_and_the_vocabulary_of_a_checkpoint():
-  task = reward_config.PreferencesTask()
-  with pytest.raises(ValueError, match='needs the folder of dpo_en_demo.json: --config.data_dir='):
+  task = preferences.Config(files='dpo_en_demo.json')
+  with pytest.raises(ValueError, match='needs the directory of dpo_en_demo.json: --config.data'):
     task.make(0, '')
   with pytest.raises(ValueError, match="'full' or 'auto' for a policy from a Hugging Face"):
-    dataclasses.replace(task, vocabulary='compact').make(0, '.', pretrained=True)
+    dataclasses.replace(task, vocabulary='compact').make(
+        0, '.', task_config.PolicyTokenizer(pretrained=True))
 
 
 # --- The configs.

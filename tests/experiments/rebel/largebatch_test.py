@@ -16,6 +16,7 @@ from jaxrl_llm.data import tokenizers
 from jaxrl_llm.models import configs, policy
 from jaxrl_llm.models.pretrained import huggingface
 from jaxrl_llm.rl import masking
+from jaxrl_llm.tasks import config as task_config
 from jaxrl_llm.training import checkpoints, fingerprint, loop, metrics
 from tests.algorithms import groups
 from tests.algorithms import tiny as tiny_algorithm
@@ -101,13 +102,13 @@ def test_the_cached_log_probs_are_those_of_the_policy_that_began_the_round(folde
 
 
 def _examples(folder):
-  task = tiny_rebel.task().make(0, str(folder), str(folder / 'policy'))
+  task = tiny_rebel.task().make(0, folder, task_config.PolicyTokenizer(str(folder / 'policy')))
   return task.train + task.evaluation
 
 
 def test_rounds_train_what_is_not_held_out(folder, whole):
-  held_out = {e['id'] for e in tiny_rebel.task().make(
-      0, str(folder), str(folder / 'policy')).evaluation}
+  policy = task_config.PolicyTokenizer(str(folder / 'policy'))
+  held_out = {e['id'] for e in tiny_rebel.task().make(0, folder, policy).evaluation}
   records = metrics.read_jsonl(whole / 'metrics.jsonl')
   steps = 0
   for number in (1, 2):

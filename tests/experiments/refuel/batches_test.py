@@ -12,6 +12,7 @@ from jaxrl_llm.data import batching
 from jaxrl_llm.data import dialogues as dialogues_lib
 from jaxrl_llm.runs import launch, reward_config, reward_models
 from jaxrl_llm.runs import setup as setup_lib
+from jaxrl_llm.tasks import config as task_config
 from jaxrl_llm.types import STOPPED, TRUNCATED, Rollouts
 from tests.experiments import tiny_refuel
 
@@ -176,7 +177,8 @@ def test_widths_of_transcripts(world, monkeypatch, widths, seen):
 def test_replies_are_cut_at_the_limit_for_their_number_of_turns(world, folder):
   config = dataclasses.replace(
       world.config, task=tiny_refuel.task(limits='1=28:4, 2=28:3, 3=28:2'))
-  task = config.task.make(0, str(folder), str(folder / 'policy'), True)
+  task = config.task.make(
+      0, folder, task_config.PolicyTokenizer(str(folder / 'policy'), pretrained=True))
   setup = dataclasses.replace(world.setup, config=config, task=task)
   talk = refuel_batches.Talk(setup, temperature=1.0, widths='fixed')
   params, questions = world.params, task.questions

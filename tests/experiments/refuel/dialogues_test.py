@@ -9,6 +9,7 @@ import pytest
 from experiments.refuel import dialogues as refuel_dialogues
 from jaxrl_llm.data import chat_templates
 from jaxrl_llm.data import dialogues as dialogues_lib
+from jaxrl_llm.tasks import config as task_config
 from jaxrl_llm.types import STOPPED, TRUNCATED
 from tests.experiments import tiny, tiny_refuel
 
@@ -181,7 +182,7 @@ def test_rows_that_are_damaged_are_named(tmp_path, row, words):
 
 @pytest.mark.parametrize('options, words', [
     ({'max_prompt_tokens': 4}, 'none of 3 dialogues is left: 0 repeated, 0 turns, 3 too_long'),
-    ({'num_turns': 1}, r'num_evaluation must lie in 1 to 0 \(of 1 dialogues\), got 1'),
+    ({'num_turns': 1}, r'num_evaluation must be in \[1, 0\] \(of 1 dialogues\), got 1'),
     ({'max_message_tokens': 18}, 'max_message_tokens must be more than the 18 .*, got 18'),
 ])
 def test_data_that_is_not_enough_is_named(folder, options, words):
@@ -213,7 +214,7 @@ def test_the_questions_of_MT_bench(data_dir):
       tokenizer_dir=str(data_dir / 'tokenizers' / 'qwen2'))
   settings.validate('config.task')
   make = lambda **options: dataclasses.replace(settings, **options).make(
-      0, str(data_dir / 'mt_bench'), pretrained=True)
+      0, data_dir / 'mt_bench', task_config.PolicyTokenizer(pretrained=True))
   task = make()
   path = data_dir / 'mt_bench' / 'question.jsonl'
   asked = [json.loads(line)['turns'] for line in path.read_text().splitlines()]
@@ -238,7 +239,7 @@ def test_real_conversations_fit_the_demo(data_dir, tmp_path):
   several = [row for row in rows if len(row['conversations']) == 5][:14]
   (tmp_path / 'dpo_en_demo.json').write_text(json.dumps(several))
   make = lambda task, **options: dataclasses.replace(task, num_evaluation=2, **options).make(
-      0, str(tmp_path), str(data_dir / 'tokenizers' / 'qwen2'))
+      0, tmp_path, task_config.PolicyTokenizer(str(data_dir / 'tokenizers' / 'qwen2')))
   task = make(refuel_two.get_config().task)
   assert task.template is chat_templates.QWEN2 and len(task.evaluation) == 2
   assert 3 < len(task.train) < 12 and all(len(e['questions']) == 3 for e in task.train)

@@ -12,6 +12,7 @@ from jaxrl_llm.data import dialogues as dialogues_lib
 from jaxrl_llm.models.pretrained import huggingface
 from jaxrl_llm.runs import launch
 from jaxrl_llm.runs import setup as setup_lib
+from jaxrl_llm.tasks import config as task_config
 from jaxrl_llm.tasks import endpoint_user
 from jaxrl_llm.types import STOPPED, TRUNCATED, Rollouts
 from tests.experiments import tiny, tiny_refuel
@@ -90,7 +91,7 @@ def real(setup, folder, data_dir):
       first_only=True, tokenizer_dir=str(data_dir / 'tokenizers' / 'qwen2'), template='chatml',
       max_message_tokens=24)
   return dataclasses.replace(
-      setup, task=task.make(0, str(folder), pretrained=True),
+      setup, task=task.make(0, folder, task_config.PolicyTokenizer(pretrained=True)),
       model=dataclasses.replace(setup.model, max_length=4_096))
 
 

@@ -14,6 +14,7 @@ from jaxrl_llm.models import configs
 from jaxrl_llm.models import reward as reward_lib
 from jaxrl_llm.runs import launch, reward_models
 from jaxrl_llm.runs import setup as setup_lib
+from jaxrl_llm.tasks import config as task_config
 from jaxrl_llm.training import checkpoints, loop, metrics, optim
 from tests.experiments import tiny, tiny_rebel
 
@@ -89,7 +90,8 @@ def test_it_learns_says_how_well_and_is_centred(folder, whole):
   assert [record['step'] for record in records] == [0, 2, 4, 5, 6, 7]
   assert [record['step'] for record in records if 'eval/accuracy' in record] == [0, 5]
   assert records[-1]['train/loss'] < 0.5 * records[0]['train/loss']
-  task = _config(folder).task.make(0, str(folder), str(folder / 'policy'))
+  task = _config(folder).task.make(
+      0, folder, task_config.PolicyTokenizer(str(folder / 'policy')))
   held_out, trained = task.pairs(task.evaluation), task.pairs(task.train)
   assert results['pairs/train'] == len(trained) > 4
   assert results['pairs/evaluation'] == len(held_out) > 1
