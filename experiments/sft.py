@@ -4,7 +4,6 @@ Run alone, it writes WORKDIR/params, which other runs can start from (policy_ini
 experiments/a_star_po/ makes its reference with the same `finetune`.
 """
 
-import contextlib
 import dataclasses
 from typing import Any
 
@@ -16,7 +15,7 @@ from jaxrl_llm.training import metrics
 from jaxrl_llm.types import Params
 
 
-def evaluate(run: launch.Run, setup: setup_lib.Setup, params: Params) -> dict[str, float]:
+def evaluate(setup: setup_lib.Setup, params: Params) -> dict[str, float]:
   """Scores answers on the held-out examples, or measures the loss if the task has no verifier."""
   frozen = setup.finetuning.frozen(params)
   if setup.task.reward_fn is not None:
@@ -24,11 +23,11 @@ def evaluate(run: launch.Run, setup: setup_lib.Setup, params: Params) -> dict[st
     # SFT has no reference policy.
     return {name: x for name, x in numbers.items() if not name.startswith('kl_to_reference')}
 
-  config = run.config
+  config = setup.config
   held_out = dataclasses.replace(setup.task, demonstrations=setup.task.evaluation)
   sequences = sft_batches.encode_demonstrations(held_out, loss_on=config.sft.loss_on)
   batches = sft_batches.Batches(
-      sequences, batch_size=config.evaluation.batch_size, seed=run.seed
+      sequences, batch_size=config.evaluation.batch_size, seed=config.seed
   )
   return perplexity.HeldOutLoss(
       setup.policy, [setup.put(batch) for batch in batches.in_order()],
@@ -55,21 +54,23 @@ def _table(before: dict[str, float], after: dict[str, float], seconds: float) ->
 
 def main(run: launch.Run) -> None:
   """Fine-tunes, evaluates on the held-out examples, and writes results.json."""
-  with setup_lib.build(run) as setup, contextlib.closing(metrics.MetricsWriter(
-      run.workdir, wandb_project=run.config.wandb_project, config=dataclasses.asdict(run.config)
-  )) as writer:
-    params, about = supervised.finetune(run, setup, writer)
-    after, before = evaluate(run, setup, params), {}
+  config = run.config
+  with (
+      setup_lib.build(run, lora=config.lora, last_layers=config.train_last_layers) as setup,
+      run.open_metrics() as writer,
+  ):
+    params, metadata = supervised.finetune(setup, writer)
+    after, before = evaluate(setup, params), {}
     if setup.task.reward_fn is None:  # A final loss means little without the initial one.
-      before = evaluate(run, setup, setup.initial_params())
+      before = evaluate(setup, setup.initial_params())
 
-  table = _table(before, after, about['seconds'])
+  table = _table(before, after, metadata['seconds'])
   metrics.write_text_atomic(run.table_path, table + '\n')
 
   numbers: dict[str, Any] = {f'eval/trained/{name}': value for name, value in after.items()}
   numbers |= {f'eval/initial/{name}': value for name, value in before.items()}
   launch.write_results(run, {
-      **numbers, 'fingerprint': about['fingerprint'],
+      **numbers, 'fingerprint': metadata['fingerprint'],
       'sampled_tokens': 0,  # Fine-tuning samples nothing; no run counts evaluation samples.
   })
 

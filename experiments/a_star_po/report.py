@@ -1,11 +1,12 @@
 """Evaluation during an A*-PO run, and its final table, figures and results.json."""
 
+import math
 from typing import Any
 
 import numpy as np
 
 from experiments.a_star_po import stage1 as stage1_lib
-from jaxrl_llm.evaluation import evaluator
+from jaxrl_llm.evaluation import evaluator, statistics
 from jaxrl_llm.rl import soft_values
 from jaxrl_llm.runs import figures, launch, references
 from jaxrl_llm.runs import setup as setup_lib
@@ -58,27 +59,29 @@ class Evaluation:
 
 
 def write(
-    run: launch.Run,
     setup: setup_lib.Setup,
     reference: references.Reference,
     stage1: stage1_lib.ReferenceValues,
     trained: dict[str, Any],
 ) -> None:
   """Evaluates the reference and its control, and writes table.md, figures and results.json."""
-  options, algorithm = run.config.evaluation, run.config.algorithm
-  evaluate = setup.evaluator
+  run, evaluate = setup.run, setup.evaluator
+  config, algorithm = setup.config.evaluation, setup.config.algorithm
   before = evaluate(reference.params, reference.params).numbers
   after = trained['evaluation'].numbers
   control = evaluate.sampled_only(
       reference.params,
-      setup.sampler(num_samples=options.num_samples, temperature=options.control_temperature),
+      setup.sampler(num_samples=config.num_samples, temperature=config.control_temperature),
   )
 
-  curve = [r for r in metrics.read_jsonl(run.workdir / 'metrics.jsonl') if 'eval/pass@1' in r]
-  reached = tokens_to(curve, 0.9)
-  _figures(run, setup, reference, stage1, curve)
+  records = metrics.read_jsonl(run.workdir / 'metrics.jsonl')
+  curve = [record for record in records if 'eval/pass@1' in record]
+  reached = statistics.first_crossing(
+      [record['eval/sampled_tokens'] for record in curve],
+      [record['eval/pass@1'] for record in curve], level=0.9)
+  _figures(setup, reference, stage1, curve)
 
-  seconds = _seconds(run, metrics.read_jsonl(run.workdir / 'metrics.jsonl'))
+  seconds = _seconds(run, records)
   kl = f'{after["kl_to_reference"]:.3f} ± {after["kl_to_reference_se"]:.3f}'
   tokens = (f'{stage1.tokens:,}', f'{trained["tokens"]:,}')
   table = figures.markdown_table(
@@ -88,7 +91,7 @@ def write(
           ['reference', figures.percent(before, 'pass@1'),
            figures.percent(before, 'greedy_accuracy'), '0', '-', '-',
            f'{seconds["time/reference_seconds"]:.0f}'],
-          [f'reference at temperature {options.control_temperature:g}',
+          [f'reference at temperature {config.control_temperature:g}',
            figures.percent(control, 'pass@1'), figures.percent(before, 'greedy_accuracy'), '-',
            '-', '-', '-'],
           ['trained (A*-PO)', figures.percent(after, 'pass@1'),
@@ -98,7 +101,7 @@ def write(
   )
 
   caption = (
-      f'{setup.describe()}; seed {run.seed}; {options.num_samples} samples a '
+      f'{setup.describe()}; seed {run.seed}; {config.num_samples} samples per '
       f'problem; V* from N = {algorithm.samples_per_prompt} samples at beta1 = '
       f'{algorithm.beta1:g} ({algorithm.value_mode}), beta2 = {algorithm.beta2:g}.'
   )
@@ -108,7 +111,7 @@ def write(
       **{f'eval/reference/{name}': value for name, value in before.items()},
       **{f'eval/control/{name}': value for name, value in control.items()},
       **{f'eval/trained/{name}': value for name, value in after.items()},
-      **({'eval/trained/tokens_to_pass@1_0.9': reached} if reached is not None else {}),
+      **({'eval/trained/tokens_to_pass@1_0.9': reached} if reached < math.inf else {}),
       'eval/problems': len(trained['evaluation'].sampled.responses),
       **stage1.summary(), 'fingerprint/reference': reference.fingerprint,
       'sampled_tokens/stage1': stage1.tokens, 'sampled_tokens/stage2': trained['tokens'],
@@ -117,23 +120,6 @@ def write(
 
   print(f'\n{table}\n\n{caption}\n\nwritten to {run.workdir}: results.json, table.md, '
         'metrics.jsonl, samples.jsonl, v_star.json, figures/', flush=True)
-
-
-def tokens_to(curve: list[dict[str, float]], score: float) -> float | None:
-  """Returns the sampled tokens, stage 1 included, at which pass@1 first reaches `score`.
-
-  Interpolates linearly between evaluations. Returns None if the score is never reached.
-  """
-  previous = None
-  for record in curve:
-    here = record['eval/sampled_tokens'], record['eval/pass@1']
-    if here[1] >= score:
-      if previous is None or here[1] == previous[1]:
-        return here[0]
-      part = (score - previous[1]) / (here[1] - previous[1])
-      return previous[0] + part * (here[0] - previous[0])
-    previous = here
-  return None
 
 
 def _seconds(run: launch.Run, records: list[dict[str, float]]) -> dict[str, float]:
@@ -151,7 +137,12 @@ def _seconds(run: launch.Run, records: list[dict[str, float]]) -> dict[str, floa
   }
 
 
-def _figures(run, setup, reference, stage1, curve) -> None:
+def _figures(
+    setup: setup_lib.Setup, reference: references.Reference, stage1: stage1_lib.ReferenceValues,
+    curve: list[dict[str, float]],
+) -> None:
+  """Writes the learning curve, and V* of stage 1 against measured success rates."""
+  run = setup.run
   figures.learning_curve(
       run.workdir / 'figures' / 'learning_curve.png',
       [record['eval/sampled_tokens'] for record in curve],
@@ -163,10 +154,10 @@ def _figures(run, setup, reference, stage1, curve) -> None:
       stage1_tokens=stage1.tokens,
   )
 
-  algorithm = run.config.algorithm
+  algorithm = setup.config.algorithm
   if algorithm.value_mode == 'zero':
     return
-  measured = stage1_lib.measure_success(run, setup, reference, stage1)
+  measured = stage1_lib.measure_success(setup, reference, stage1)
   if measured is None:
     return
 
@@ -183,5 +174,5 @@ def _figures(run, setup, reference, stage1, curve) -> None:
   figures.value_figure(
       run.workdir / 'figures' / 'v_star.png', *measured, (rates, np.asarray(exact(rates))),
       title=f'V* ({algorithm.value_mode}) of {setup.task.name}, seed {run.seed}', label=label,
-      samples=(algorithm.samples_per_prompt, run.config.evaluation.diagnosed_samples),
+      samples=(algorithm.samples_per_prompt, setup.config.evaluation.diagnosed_samples),
   )

@@ -14,12 +14,12 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from jaxrl_llm.algorithms import a_star_po
-from jaxrl_llm.data import tokenizers
+from jaxrl_llm.data import batching, tokenizers
 from jaxrl_llm.evaluation import evaluator
 from jaxrl_llm.rewards import rollout_rewards
 from jaxrl_llm.rl import soft_values
-from jaxrl_llm.runs import launch, references
 from jaxrl_llm.runs import records as records_lib
+from jaxrl_llm.runs import references
 from jaxrl_llm.runs import setup as setup_lib
 from jaxrl_llm.training import loop, metrics, rng
 from jaxrl_llm.types import Example, RewardFn
@@ -43,14 +43,14 @@ class ReferenceValues(NamedTuple):
   def of(self, example_ids: np.ndarray) -> np.ndarray:
     """Returns V* of the given example ids; raises ValueError naming an id without one."""
     order = np.argsort(self.ids)
-    places = np.searchsorted(self.ids, example_ids, sorter=order)
-    places = order[np.minimum(places, len(order) - 1)]
-    missing = self.ids[places] != example_ids
+    rows = np.searchsorted(self.ids, example_ids, sorter=order)
+    rows = order[np.minimum(rows, len(order) - 1)]
+    missing = self.ids[rows] != example_ids
     if np.any(missing):
       raise ValueError(f'no V* was estimated for example {np.asarray(example_ids)[missing][0]}')
-    return self.values[places]
+    return self.values[rows]
 
-  def kept(self, examples: Sequence[Example], config: a_star_po.Config) -> list[Example]:
+  def trainable(self, examples: Sequence[Example], config: a_star_po.Config) -> list[Example]:
     """Returns stage 2's examples: those of stage 1, minus all-wrong ones if so configured."""
     keep = set(self.ids.tolist())
     if config.filter_all_wrong:
@@ -75,26 +75,23 @@ class ReferenceValues(NamedTuple):
     }
 
 
-def estimate(
-    run: launch.Run, setup: setup_lib.Setup, reference: references.Reference
-) -> ReferenceValues:
+def estimate(setup: setup_lib.Setup, reference: references.Reference) -> ReferenceValues:
   """Draws the missing samples, then estimates V* of every training prompt.
 
   Nothing is sampled if no sample would be used: V = 0 without filtering.
 
   Args:
-    run: gives the workdir and the config.
-    setup: task, samplers and mesh.
+    setup: the run's setup.
     reference: π_ref.
 
   Returns:
     The rewards and values.
 
   Raises:
-    ValueError: the workdir holds samples of something else.
-    SystemExit: Ctrl-C was pressed; the samples so far are kept.
+    ValueError: if the workdir holds samples of something else.
+    SystemExit: if Ctrl-C was pressed; the samples so far are saved.
   """
-  config: a_star_po.Config = run.config.algorithm
+  run, config = setup.run, setup.config.algorithm
   encoded = setup.encode(setup.task.train)
   if not len(encoded):
     raise ValueError(f'{setup.task.name} has no training prompts (config.task.num_train)')
@@ -112,10 +109,10 @@ def estimate(
       'reference': reference.fingerprint, 'seed': run.seed, 'prompts': len(encoded),
       'data': _fingerprint(encoded.examples),
       'samples_per_prompt': config.samples_per_prompt, 'temperature': config.temperature,
-      'reward': config.stage1_reward, 'batch_size': run.config.stage1_batch_size,
+      'reward': config.stage1_reward, 'batch_size': setup.config.stage1_batch_size,
   })
 
-  records = _sample_missing(run, setup, reference, encoded, provenance)
+  records = _sample_missing(setup, reference, encoded, provenance)
   ids = np.concatenate([record['ids'] for record in records]).astype(np.int64)
   rewards = np.concatenate([np.asarray(record['rewards'], np.float32) for record in records])
   values = np.asarray(a_star_po.estimate_values(config, rewards))
@@ -129,13 +126,16 @@ def estimate(
   return ReferenceValues(ids, rewards, values, tokens)
 
 
-def _sample_missing(run, setup, reference, encoded, provenance) -> list[dict[str, Any]]:
+def _sample_missing(
+    setup: setup_lib.Setup, reference: references.Reference, encoded: batching.EncodedExamples,
+    provenance: dict[str, Any],
+) -> list[dict[str, Any]]:
   """Returns one record {'ids', 'rewards', 'tokens'} per batch, read from the file or sampled."""
-  config, task = run.config.algorithm, setup.task
-  batches = setup.prompt_batches(encoded, run.config.stage1_batch_size)
-  with contextlib.closing(metrics.JsonlFile(run.workdir / 'stage1.jsonl')) as file:
+  config, task = setup.config.algorithm, setup.task
+  batches = setup.prompt_batches(encoded, setup.config.stage1_batch_size)
+  with contextlib.closing(metrics.JsonlFile(setup.run.workdir / 'stage1.jsonl')) as file:
     records = records_lib.read_records(file, provenance, batch=1, total=len(batches))
-    reward_fn = _stage1_reward(run, setup)
+    reward_fn = _stage1_reward(setup)
     sample = setup.sampler(num_samples=config.samples_per_prompt, temperature=config.temperature)
     key = rng.stream_key(setup.key, rng.Stream.SAMPLE_STAGE1)
 
@@ -152,7 +152,7 @@ def _sample_missing(run, setup, reference, encoded, provenance) -> list[dict[str
         })
         file.write(records[-1])
         bar.update(1, success=float(scored.rewards.mean()))
-        setup.stopper.check('stopped in stage 1; what was sampled is kept')
+        setup.stopper.check('stopped in stage 1; all complete batches are saved')
   return records
 
 
@@ -162,41 +162,40 @@ def _fingerprint(examples: Sequence[Example]) -> str:
   return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def _stage1_reward(run: launch.Run, setup: setup_lib.Setup) -> RewardFn:
-  lenient = run.config.algorithm.stage1_reward == 'lenient'
+def _stage1_reward(setup: setup_lib.Setup) -> RewardFn:
+  lenient = setup.config.algorithm.stage1_reward == 'lenient'
   return setup.task.lenient_reward_fn if lenient else setup.task.reward_fn
 
 
 def measure_success(
-    run: launch.Run, setup: setup_lib.Setup, reference: references.Reference,
-    stage1: ReferenceValues
+    setup: setup_lib.Setup, reference: references.Reference, stage1: ReferenceValues
 ) -> tuple[np.ndarray, np.ndarray] | None:
   """Measures the reference's success rates on fresh samples, to compare with stage 1's V*.
 
   Args:
-    run: gives the config (`evaluation.diagnosed_prompts` and `diagnosed_samples`).
-    setup: task, samplers and mesh.
+    setup: the run's setup; `evaluation.diagnosed_prompts` and `diagnosed_samples` of its config
+      are the numbers of prompts and of samples for each.
     reference: π_ref.
     stage1: its V*.
 
   Returns:
     (success rates [M], V* [M]) of the first M training prompts, or None for M = 0.
   """
-  options = run.config.evaluation
-  if not options.diagnosed_prompts:
+  config = setup.config
+  if not config.evaluation.diagnosed_prompts:
     return None
   known = set(stage1.ids.tolist())  # Prompts that were too long have no V*.
   examples = [example for example in setup.task.train if example['id'] in known]
 
-  encoded = setup.encode(examples[: options.diagnosed_prompts])
+  encoded = setup.encode(examples[: config.evaluation.diagnosed_prompts])
   sample = setup.sampler(
-      num_samples=options.diagnosed_samples, temperature=run.config.algorithm.temperature
+      num_samples=config.evaluation.diagnosed_samples, temperature=config.algorithm.temperature
   )
   key = rng.stream_key(setup.key, rng.Stream.SAMPLE_DIAGNOSTIC)
-  reward_fn = _stage1_reward(run, setup)
+  reward_fn = _stage1_reward(setup)
 
   rates, ids = [], []
-  for prompts in setup.prompt_batches(encoded, run.config.stage1_batch_size):
+  for prompts in setup.prompt_batches(encoded, config.stage1_batch_size):
     rollouts = sample(reference.params, *prompts[:3], key)
     scored = rollout_rewards.score_rollouts(
         evaluator.real_rows(rollouts, prompts), prompts.examples,

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 from scipy import stats
 
-from jaxrl_llm.evaluation import intervals
+from jaxrl_llm.evaluation import intervals, statistics
 from jaxrl_llm.runs.criteria import Finding
 
 Outcomes = Mapping[str, Mapping[int, dict]]
@@ -46,16 +46,8 @@ def _pooled_error(*arms: np.ndarray) -> float:
 
 def tokens_to(curve: Sequence[Mapping[str, float]], score: float, key: str) -> float:
   """Sampled tokens at which `key` first reaches `score`, interpolated linearly; inf if never."""
-  previous = None
-  for point in curve:
-    here = point['sampled_tokens'], point[key]
-    if here[1] >= score:
-      if previous is None or here[1] == previous[1]:
-        return here[0]
-      part = (score - previous[1]) / (here[1] - previous[1])
-      return previous[0] + part * (here[0] - previous[0])
-    previous = here
-  return float('inf')
+  return statistics.first_crossing(
+      [point['sampled_tokens'] for point in curve], [point[key] for point in curve], level=score)
 
 
 # --- Addition: A*-PO against the others.

@@ -109,7 +109,7 @@ def measure(values: flags.FlagValues, directory: str) -> dict[str, Any]:
     numbers |= _decode(values, network, model.vocab_size, params)
     adapters = lora.LoraConfig(rank=values.rank, alpha=2.0 * values.rank, targets=_PROJECTIONS)
     for name, config in (('lora', adapters), ('full', lora.LoraConfig())):
-      form = finetuning.make(network, abstract, adapters=config, last_layers=0)
+      form = finetuning.make(network, abstract, lora=config, last_layers=0)
       numbers |= {f'{name}/{key}': value for key, value in _train(
           values, form, model.vocab_size, params, mesh).items()}
 

@@ -37,7 +37,7 @@ def main(run: launch.Run) -> None:
   """Samples the missing responses, then writes the table and results.json."""
   config: evaluate_config.EvaluatePolicy = run.config
   with setup_lib.build(run) as setup:
-    task = setup.task = _task(config, setup)
+    task = setup.task = _task(setup)
     encoded = _trimmed(setup.encode(task.evaluation))
     left_out = encoded.num_filtered + getattr(task, 'num_filtered', {}).get('evaluation', 0)
     note = f' ({left_out} more have too long a prompt)' if left_out else ''
@@ -52,7 +52,7 @@ def main(run: launch.Run) -> None:
         'policy': fingerprint.of_params(params),
         'data': model_files.fingerprint(metrics.plain(encoded.examples)),
     })
-    records = respond(run, setup, params, encoded, provenance)
+    records = respond(setup, params, encoded, provenance)
 
   numbers = summarize(records)
   table = _table(numbers)
@@ -64,8 +64,9 @@ def main(run: launch.Run) -> None:
   print(f'\n{table}\n\nresponses: {run.workdir / "responses.jsonl"}\n{run.results_path}')
 
 
-def _task(config: evaluate_config.EvaluatePolicy, setup: setup_lib.Setup) -> Task:
+def _task(setup: setup_lib.Setup) -> Task:
   """Returns the task with only its held-out problems, in the chat template."""
+  config = setup.config
   task = dataclasses.replace(setup.task, demonstrations=[], train=[])
   if config.chat_template == 'none':
     return task
@@ -88,7 +89,6 @@ def _trimmed(encoded: batching.EncodedExamples) -> batching.EncodedExamples:
 
 
 def respond(
-    run: launch.Run,
     setup: setup_lib.Setup,
     params: Params,
     encoded: batching.EncodedExamples,
@@ -97,8 +97,7 @@ def respond(
   """Samples the responses that are not yet in WORKDIR/responses.jsonl.
 
   Args:
-    run: gives the workdir and the config.
-    setup: task, policy and mesh.
+    setup: the run's setup.
     params: parameters of the policy.
     encoded: the problems.
     provenance: everything the responses depend on in addition to the config; the file's first line.
@@ -107,15 +106,15 @@ def respond(
     The records of all problems, in order.
 
   Raises:
-    ValueError: the workdir holds responses of something else.
-    SystemExit: Ctrl-C was pressed; the responses so far are kept.
+    ValueError: if the workdir holds responses of something else.
+    SystemExit: if Ctrl-C was pressed; the responses so far are saved.
   """
-  config = run.config
+  config = setup.config
   batches = setup.prompt_batches(encoded, config.batch_size)
-  samplers = _samplers(config, setup)
+  samplers = _samplers(setup)
   voting = evaluate_config.voting(config.task)
 
-  with contextlib.closing(metrics.JsonlFile(run.workdir / 'responses.jsonl')) as file:
+  with contextlib.closing(metrics.JsonlFile(setup.run.workdir / 'responses.jsonl')) as file:
     records = records_lib.read_records(
         file, provenance, batch=config.batch_size, total=len(encoded)
     )
@@ -128,15 +127,14 @@ def respond(
 
         right = np.array([record['samples']['rewards'] for record in records]) > 0
         bar.update(1, **{'pass@1': float(right.mean())})
-        run.save_clock()
-        setup.stopper.check('stopped; the responses of whole batches are kept')
+        setup.run.save_clock()
+        setup.stopper.check('stopped; the responses of complete batches are saved')
   return records
 
 
-def _samplers(
-    config: evaluate_config.EvaluatePolicy, setup: setup_lib.Setup
-) -> dict[str, SampleFn]:
+def _samplers(setup: setup_lib.Setup) -> dict[str, SampleFn]:
   """Makes jitted samplers by name. At temperature 0 the samples are the greedy responses."""
+  config = setup.config
   sample = decode.make_sampler(
       setup.policy, num_samples=config.num_samples, max_tokens=setup.task.max_response_tokens,
       stop_ids=setup.task.tokenizer.stop_ids, pad_id=setup.task.tokenizer.pad_id,

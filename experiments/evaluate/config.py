@@ -105,7 +105,7 @@ class EvaluatePolicy:
           "a run's WORKDIR/params or WORKDIR/trained)"
       )
     if not pathlib.Path(self.policy_init_from).is_dir():
-      raise ValueError(f'config.policy_init_from is no folder: {self.policy_init_from!r}')
+      raise ValueError(f'config.policy_init_from: not a directory: {self.policy_init_from!r}')
 
     checks.at_least(self, 'config', seed=0, num_samples=1, top_k=0, batch_size=1)
     if self.num_samples > majority.MAX_SAMPLES:

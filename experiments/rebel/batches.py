@@ -19,20 +19,21 @@ from jaxrl_llm.types import Batch, Example, Params, Rollouts
 class Prompts:
   """The training prompts, with the data's responses if these are mixed in."""
 
-  def __init__(self, setup: setup_lib.Setup, options: rebel.Config):
+  def __init__(self, setup: setup_lib.Setup):
     """Encodes the prompts.
 
+    If the algorithm's `offline_fraction` is positive, prompts whose chosen response is missing or
+    too long are left out.
+
     Args:
-      setup: components of the run.
-      options: config of the algorithm; if `offline_fraction` is above 0, prompts whose chosen
-        response is missing or too long are left out.
+      setup: the run's setup.
 
     Raises:
-      ValueError: no prompt is left.
+      ValueError: if no prompt is left.
     """
     task, self._responses = setup.task, None
-    examples = task.train
-    if options.offline_fraction:
+    examples, mixes = task.train, setup.config.algorithm.offline_fraction > 0
+    if mixes:
       fits = lambda example: 0 < len(example.get('chosen_ids', ())) <= task.max_response_tokens
       examples = [example for example in task.train if fits(example)]
       if not examples:
@@ -42,7 +43,7 @@ class Prompts:
         )
 
     self._encoded = setup.encode(examples)
-    if options.offline_fraction:
+    if mixes:
       self._responses = response_batches.rollouts(
           [example['prompt_ids'] for example in self._encoded.examples],
           [[example['chosen_ids']] for example in self._encoded.examples], task.tokenizer,
@@ -63,27 +64,26 @@ class Prompts:
     return batching.prompt_batch(self._encoded, indices), responses
 
 
-class Maker:
-  """Makes batches of the online pipeline.
+class BatchBuilder:
+  """Builds batches of the online pipeline.
 
   Attributes:
     sample: jitted sampler of the group, followed by the comparators.
   """
 
-  def __init__(
-      self, config: rebel_config.Online, setup: setup_lib.Setup,
-      reward: reward_models.RewardModel,
-  ):
-    options = config.algorithm
+  def __init__(self, setup: setup_lib.Setup, reward: reward_models.RewardModel):
+    config: rebel_config.Online = setup.config
+    algorithm = config.algorithm
     self._config, self._setup, self._reward = config, setup, reward
-    self._group = options.samples_per_prompt
+    self._group = algorithm.samples_per_prompt
+
     self.sample = setup.sampler(
-        num_samples=self._group + config.num_comparators, temperature=options.temperature)
+        num_samples=self._group + config.num_comparators, temperature=algorithm.temperature)
     self._log_probs = policy_evaluation.scorer(
-        setup, temperature=options.temperature, chunk_size=options.head_chunk,
+        setup, temperature=algorithm.temperature, chunk_size=algorithm.head_chunk,
         micro=config.num_parts)
     self._mix = jax.jit(lambda rollouts, offline, key: rebel.mix_offline(
-        options, rollouts, offline, key))
+        algorithm, rollouts, offline, key))
 
   def mix_offline(self, rollouts: Rollouts, responses: Rollouts | None, step: int) -> Rollouts:
     """Replaces the second sample of some prompts by the data's response."""
@@ -102,7 +102,7 @@ class Maker:
     """Scores all samples with the reward model."""
     return self._reward(rollouts, examples, num_micro_batches=self._config.num_parts)
 
-  def __call__(
+  def build(
       self, rollouts: Rollouts, scored: reward_models.Scored, reference: Params
   ) -> Batch:
     """Builds the batch on the devices.
@@ -130,4 +130,4 @@ class Maker:
 
   def summary(self, scored: reward_models.Scored) -> dict[str, float]:
     """Metrics of a batch; non-finite scores are excluded."""
-    return policy_evaluation.summarise(scored, self._signal(scored), self._config.algorithm.eta)
+    return policy_evaluation.summarize(scored, self._signal(scored), self._config.algorithm.eta)

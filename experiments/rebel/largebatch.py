@@ -9,8 +9,8 @@ response, where π_0 is the policy at the start of the round and π_t the one be
 which is its penalty with the coefficient 1/η and π_0 as the reference.
 """
 
-import contextlib
 import dataclasses
+import functools
 from typing import Any, NamedTuple
 
 import jax
@@ -23,7 +23,13 @@ from jaxrl_llm.algorithms import rebel
 from jaxrl_llm.data import batching, response_batches
 from jaxrl_llm.rl import regression_losses
 from jaxrl_llm.runs import config as config_lib
-from jaxrl_llm.runs import launch, policy_evaluation, references, reward_models, supervised
+from jaxrl_llm.runs import (
+  policy_evaluation,
+  references,
+  reward_models,
+  supervised,
+  training_loop,
+)
 from jaxrl_llm.runs import setup as setup_lib
 from jaxrl_llm.training import checkpoints, fingerprint, loop, optim
 from jaxrl_llm.types import Batch, Params
@@ -49,60 +55,60 @@ class Progress:
   offsets: dict[str, int]
 
 
-def train(run: launch.Run, setup: setup_lib.Setup, writer, samples) -> dict:
+def train(setup: setup_lib.Setup, files: dict) -> dict:
   """Runs all rounds; arguments and return value as for `train` of experiments/rebel/__main__.py."""
-  config = run.config
-  reward = reward_models.load(config, setup)
-  reference = references.make_reference(run, setup, lambda: supervised.finetune(run, setup, writer))
-  evaluate = policy_evaluation.Evaluation(setup, reward, samples)
-  stages = rebel_stages.Stages(run, setup, reward)
-  files = {'metrics': writer, 'samples': samples}
-  fixed = _Fixed(run, setup, stages, reference, evaluate, files)
+  config = setup.config
+  reward = reward_models.load(setup)
+  reference = references.make_reference(
+      setup, functools.partial(supervised.finetune, setup, files['metrics']))
+  evaluate = policy_evaluation.Evaluation(setup, reward, files['samples'])
+  large_batch = rebel_stages.LargeBatchRound(setup, reward)
+  fixed = _Fixed(setup, large_batch, reference, evaluate, files)
 
   plain, name = reference.start, fingerprint.of_params(reference.start)
   progress = Progress(0, 0, 0, {'metrics': reference.metrics_offset, 'samples': 0})
   counts: dict[str, int] = {}
-  kept = {'reference': reference.fingerprint, 'reward': reward.fingerprint}
+  fingerprints = {'reference': reference.fingerprint, 'reward': reward.fingerprint}
 
   for number in range(1, config.rounds + 1):
-    path = run.workdir / f'round{number}' / 'params'
+    path = setup.run.workdir / f'round{number}' / 'params'
     if not path.exists():
-      pairs = stages(number, setup.finetuning.frozen(plain), name)
+      pairs = large_batch(number, setup.finetuning.frozen(plain), name)
       plain, steps = _fit(fixed, progress, pairs, plain)
       progress = Progress(
           number, progress.steps + steps, progress.tokens + pairs.tokens,
           {name: file.offset() for name, file in files.items()})
       checkpoints.save_params(path, plain, {
           **setup.metadata(), 'fingerprint': fingerprint.of_params(plain),
-          'progress': dataclasses.asdict(progress), 'counts': pairs.counts, 'kept': kept,
+          'progress': dataclasses.asdict(progress), 'counts': pairs.counts, 'kept': fingerprints,
       })
 
-    plain, about = checkpoints.load_params(path, setup.abstract_params, expected=setup.identity())
-    if about['kept'] != kept:
+    plain, metadata = checkpoints.load_params(
+        path, setup.abstract_params, expected=setup.identity())
+    if metadata['kept'] != fingerprints:
       raise ValueError(
-          f'{path} came from the reference and reward model {about["kept"]}, this run has {kept}; '
-          'give another --workdir'
+          f'{path} came from the reference and reward model {metadata["kept"]}, this run has '
+          f'{fingerprints}; give another --workdir'
       )
-    progress, name = Progress(**about['progress']), about['fingerprint']
-    counts |= {f'round{number}/{reason}': count for reason, count in about['counts'].items()}
+    progress, name = Progress(**metadata['progress']), metadata['fingerprint']
+    counts |= {f'round{number}/{reason}': count for reason, count in metadata['counts'].items()}
 
   for file_name, file in files.items():
     file.truncate(progress.offsets[file_name])
-  checkpoints.save_params(run.workdir / 'trained', plain, setup.metadata())
+  checkpoints.save_params(setup.run.workdir / 'trained', plain, setup.metadata())
   policy = setup.finetuning.frozen(plain)
-  writer.write(reference.steps + progress.steps, evaluate.metrics(
+  files['metrics'].write(reference.steps + progress.steps, evaluate.metrics(
       policy, reference.params, progress.steps, progress.tokens))
   return {'tokens': progress.tokens, 'numbers': {
       **evaluate.against_reference(policy, reference.params), **counts,
-      **{f'fingerprint/{name}': value for name, value in kept.items()}}}
+      **{f'fingerprint/{name}': value for name, value in fingerprints.items()}}}
 
 
 class _Fixed(NamedTuple):
   """Objects shared by all rounds; `files` are those whose offsets a checkpoint stores."""
 
-  run: launch.Run
   setup: setup_lib.Setup
-  stages: rebel_stages.Stages
+  large_batch: rebel_stages.LargeBatchRound
   reference: references.Reference
   evaluate: policy_evaluation.Evaluation
   files: dict[str, Any]
@@ -112,11 +118,12 @@ def _fit(
     fixed: _Fixed, progress: Progress, pairs: rebel_stages.Pairs, plain: Params
 ) -> tuple[Params, int]:
   """Runs one pass of the regression over a round's pairs; returns (plain parameters, steps)."""
-  run, setup, _, reference, evaluate, files = fixed
-  config, number = run.config, progress.round + 1
+  setup, _, reference, evaluate, files = fixed
+  config, number = setup.config, progress.round + 1
   data = pairs.select(~pairs.held_out)
   measure = _HeldOut(fixed, pairs.select(pairs.held_out))
   steps = _num_steps(config, len(data.rewards))
+
   optimizer = optim.for_run(
       config.optimizer, steps * config.algorithm.num_epochs * config.algorithm.num_minibatches)
   algorithm = rebel.make(
@@ -124,25 +131,22 @@ def _fit(
           config.algorithm, samples_per_prompt=2, pairs='all',
           kl_coefficient=1 / config.algorithm.eta),
       setup.policy, setup.make_optimizer(optimizer))
-
   state, train_step = setup.start(algorithm, plain)
-  saved = checkpoints.Checkpoints(run.workdir / 'checkpoints' / f'round{number}')
-  keeper = loop.Keeper(
-      saved, files=files, total=steps, save_every=config.save_every, stopper=setup.stopper,
-      on_save=run.save_clock, base_offsets=progress.offsets,
-  )
-  restored = keeper.restore(state)
-  start, state = (restored.step, restored.state) if restored else (0, state)
 
-  first, timers = reference.steps + progress.steps, loop.Timers()
-  watch = loop.RatioWatch()
+  first = reference.steps + progress.steps
   gaps = data.rewards[:, 0] - data.rewards[:, 1]
-  about = {'round': number, 'rollout/reward_gap': float(gaps.mean()),
-           'rollout/median_target': config.algorithm.eta * float(np.median(gaps))}
-  with contextlib.closing(saved), loop.progress(steps, f'round {number}: fit', start) as bar:
-    for step in range(start, steps):
-      policy, values = state.params['policy'], {}
-      with timers('evaluate'):
+  round_metrics = {
+      'round': number, 'rollout/reward_gap': float(gaps.mean()),
+      'rollout/median_target': config.algorithm.eta * float(np.median(gaps)),
+  }
+
+  with training_loop.start(
+      setup, f'round{number}', state, files=files, total=steps, save_every=config.save_every,
+      description=f'round {number}: fit', base_offsets=progress.offsets,
+  ) as training:
+    for step in training.steps():
+      policy, values = training.state.params['policy'], {}
+      with training.timers('evaluate'):
         if step == 0:
           values = evaluate.metrics(
               policy, reference.params, progress.steps, progress.tokens + pairs.tokens)
@@ -150,22 +154,21 @@ def _fit(
           values |= measure(policy)
 
       indices = batching.batch_indices(
-          len(data.rewards), config.batch_size, seed=run.seed, step=step)
-      with timers('train'):
-        state, update = train_step(state, setup.put(cached_batch(data.select(indices))))
+          len(data.rewards), config.batch_size, seed=config.seed, step=step)
+      with training.timers('train'):
+        batch = setup.put(cached_batch(data.select(indices)))
+        training.state, update = train_step(training.state, batch)
         update = {k: v for k, v in jax.device_get(update).items() if k not in _SILENT}
 
-      values = files['metrics'].write(first + step, {
-          **values, **update, **timers.pop(), **about,
-          'train/learning_rate': optim.learning_rate_at(optimizer, int(state.step) - 1),
+      values = training.log(first + step, {
+          **values, **update, **round_metrics,
+          'train/learning_rate': optim.learning_rate_at(optimizer, int(training.state.step) - 1),
       })
-      loop.check_finite(first + step, values, last_saved=keeper.last_saved)
-      watch(values)
-      bar.update(1, loss=values['train/loss'])
-      keeper.after_step(step + 1, state)
+      training.end_step(step, loss=values['train/loss'])
 
-  setup.export_adapters(run.workdir / f'round{number}' / 'adapters', state.params['policy'])
-  return setup.plain(state.params['policy']), steps
+  policy = training.state.params['policy']
+  setup.export_adapters(setup.run.workdir / f'round{number}' / 'adapters', policy)
+  return setup.plain(policy), steps
 
 
 def _num_steps(config: rebel_config.LargeBatch, num_pairs: int) -> int:
@@ -195,7 +198,7 @@ class _HeldOut:
   """The regression evaluated on held-out pairs."""
 
   def __init__(self, fixed: _Fixed, pairs: rebel_stages.Pairs):
-    self._setup, self._pairs, self._total = fixed.setup, pairs, fixed.stages.total_log_probs
+    self._setup, self._pairs, self._total = fixed.setup, pairs, fixed.large_batch.total_log_probs
 
   def __call__(self, params: Params) -> dict[str, float]:
     """Loss, share of pairs whose better response gained, and mean log-ratios (nats)."""

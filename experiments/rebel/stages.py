@@ -15,7 +15,7 @@ import numpy as np
 
 from jaxrl_llm.data import batching, jsonl, model_files, response_batches, tokenizers
 from jaxrl_llm.rl import masking
-from jaxrl_llm.runs import launch, policy_evaluation, reward_models
+from jaxrl_llm.runs import policy_evaluation, reward_models
 from jaxrl_llm.runs import records as records_lib
 from jaxrl_llm.runs import setup as setup_lib
 from jaxrl_llm.sampling import decode
@@ -53,24 +53,22 @@ class Pairs(NamedTuple):
     )
 
 
-class Stages:
-  """The stages of one run; its rounds share compiled functions.
+class LargeBatchRound:
+  """The stages of each round of a run; the rounds share compiled functions.
 
   Attributes:
     total_log_probs: (params, rollouts) -> log-probs of whole responses [P, K], nats.
   """
 
-  def __init__(
-      self, run: launch.Run, setup: setup_lib.Setup, reward: reward_models.RewardModel
-  ):
-    self._config, options = run.config, run.config.algorithm
-    self._run, self._setup, self._reward = run, setup, reward
+  def __init__(self, setup: setup_lib.Setup, reward: reward_models.RewardModel):
+    self._config, algorithm = setup.config, setup.config.algorithm
+    self._run, self._setup, self._reward = setup.run, setup, reward
     self._held_out = {example['id'] for example in setup.task.evaluation}
     self._encoded = setup.encode(setup.task.train + setup.task.evaluation)
     self._examples = {example['id']: example for example in self._encoded.examples}
     self._sample = generator(setup)
     score = policy_evaluation.scorer(
-        setup, temperature=options.temperature, chunk_size=options.head_chunk, micro=1)
+        setup, temperature=algorithm.temperature, chunk_size=algorithm.head_chunk, micro=1)
     self.total_log_probs = lambda params, rollouts: masking.masked_sum(
         score(params, rollouts), rollouts.mask, axis=-1)
 
@@ -88,37 +86,37 @@ class Stages:
     """
     folder = self._run.workdir / f'round{number}'
     folder.mkdir(exist_ok=True)
-    options = self._config.algorithm
-    about = metrics.plain({
+    algorithm = self._config.algorithm
+    provenance = metrics.plain({
         'round': number, 'policy': policy, 'seed': self._run.seed,
         'tokenizer': tokenizers.full_fingerprint(self._setup.task.tokenizer),
         'data': model_files.fingerprint(metrics.plain(
             [[e['id'], e['prompt_ids']] for e in self._encoded.examples])),
-        'responses': options.samples_per_prompt, 'temperature': options.temperature,
+        'responses': algorithm.samples_per_prompt, 'temperature': algorithm.temperature,
         'top_p': self._config.top_p,
     })
 
     key = rng.stream_key(self._setup.key, rng.Stream.SAMPLE_TRAIN, number)
     generated = self._make(
-        folder / 'generated.jsonl', about, self._encoded.examples, f'round {number}: generate',
+        folder / 'generated.jsonl', provenance, self._encoded.examples, f'round {number}: generate',
         lambda rows, indices: self._generate(params, indices, key))
     ranked = self._make(
-        folder / 'ranked.jsonl', {**about, 'reward': self._reward.fingerprint}, generated,
+        folder / 'ranked.jsonl', {**provenance, 'reward': self._reward.fingerprint}, generated,
         f'round {number}: rank', lambda rows, indices: self._rank(rows))
 
     chosen, counts = best_and_worst(
         generated, ranked, self._setup.task.tokenizer,
         keep_truncated=self._config.keep_truncated)
-    about |= {'reward': self._reward.fingerprint, **counts}
+    provenance |= {'reward': self._reward.fingerprint, **counts}
     if not chosen:
       raise ValueError(
           f'round {number} left no pair of {len(generated)} prompts: {counts} '
           '(config.keep_truncated, config.task.max_response_tokens)'
       )
 
-    jsonl.write_jsonl(folder / 'pairs.jsonl', [about, *chosen])
+    jsonl.write_jsonl(folder / 'pairs.jsonl', [provenance, *chosen])
     scored = self._make(
-        folder / 'log_probs.jsonl', about, chosen, f'round {number}: log-probs',
+        folder / 'log_probs.jsonl', provenance, chosen, f'round {number}: log-probs',
         lambda rows, indices: self._log_probs(rows, params))
     return Pairs(
         self._rollouts(chosen, 'responses'),
@@ -129,7 +127,7 @@ class Stages:
     )
 
   def _make(
-      self, path: pathlib.Path, about: Record, rows: Sequence[Any], description: str,
+      self, path: pathlib.Path, provenance: Record, rows: Sequence[Any], description: str,
       make: Callable[[list[Any], np.ndarray], Iterable[Record]],
   ) -> list[Record]:
     """One record for each of `rows`, read from the file or made batch by batch.
@@ -139,7 +137,7 @@ class Stages:
     size = self._config.generation_batch_size
     with contextlib.closing(metrics.JsonlFile(path)) as file:
       records = records_lib.read_records(
-          file, metrics.plain(about), batch=size, total=len(rows))
+          file, metrics.plain(provenance), batch=size, total=len(rows))
       chunks = list(batching.sequential_chunks(len(rows), size))
       done = -(-len(records) // size)
 
@@ -151,7 +149,7 @@ class Stages:
             file.write(record)
           bar.update(1)
           self._run.save_clock()
-          self._setup.stopper.check(f'stopped ({description}); whole batches are kept')
+          self._setup.stopper.check(f'stopped ({description}); all complete batches are saved')
     return records
 
   def _rollouts(self, rows: Sequence[Record], name: str) -> Rollouts:

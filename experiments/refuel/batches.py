@@ -37,8 +37,8 @@ class Pair(NamedTuple):
   @property
   def tokens(self) -> int:
     """Number of tokens that the policy sampled."""
-    again = np.arange(self.second.reply_lengths.shape[-1]) >= self.turn[:, None]
-    return int(self.first.reply_lengths.sum() + (self.second.reply_lengths * again).sum())
+    resampled = np.arange(self.second.reply_lengths.shape[-1]) >= self.turn[:, None]
+    return int(self.first.reply_lengths.sum() + (self.second.reply_lengths * resampled).sum())
 
 
 def sampler(setup: setup_lib.Setup, *, temperature: float):
@@ -49,7 +49,7 @@ def sampler(setup: setup_lib.Setup, *, temperature: float):
       stop_ids=tokenizer.stop_ids, pad_id=tokenizer.pad_id, temperature=temperature))
 
 
-class Talk:
+class DialogueSampler:
   """A policy in dialogue with a user, at one temperature."""
 
   def __init__(self, setup: setup_lib.Setup, *, temperature: float, widths: str):
@@ -91,20 +91,20 @@ class Talk:
     task = self._setup.task
     # With limits by number of turns, no dialogue reaches the leftmost columns.
     transcripts = transcripts[:, -task.max_transcript_tokens:]
-    said = self._sample(params, *self._setup.put((transcripts, lengths, example_ids)), key)
+    rollouts = self._sample(params, *self._setup.put((transcripts, lengths, example_ids)), key)
     if not task.reply_limits:
-      return said
+      return rollouts
 
     turns = self.num_turns(example_ids).tolist()
     most = np.array([task.reply_limits[count] for count in turns], np.int32)[:, None]
-    lengths, reasons = np.asarray(said.lengths), np.asarray(said.stop_reason)
+    lengths, reasons = np.asarray(rollouts.lengths), np.asarray(rollouts.stop_reason)
     # Tokens after the length are ignored.
     return dataclasses.replace(
-        said, lengths=np.minimum(lengths, most),
+        rollouts, lengths=np.minimum(lengths, most),
         stop_reason=np.where(lengths > most, TRUNCATED, reasons).astype(np.int8))
 
 
-class Judge:
+class DialogueScorer:
   """Scores whole dialogues with the reward model.
 
   The last reply is the response, and everything before it the prompt. A reward model that reads ids
@@ -115,7 +115,7 @@ class Judge:
     self._task, self._put, self._reward = setup.task, setup.put, reward
 
   def __call__(
-      self, dialogues: Dialogues, last: np.ndarray, *, asked: np.ndarray | None = None,
+      self, dialogues: Dialogues, last: np.ndarray, *, stopped: np.ndarray | None = None,
       num_micro_batches: int = 1,
   ) -> reward_models.Scored:
     """Scores each dialogue up to its reply `last`.
@@ -123,13 +123,14 @@ class Judge:
     Args:
       dialogues: N dialogues.
       last: int [N]; index of an existing reply.
-      asked: int [N]; the reply that must end with a stop token, `last` by default.
+      stopped: int [N]; the reply that must end with a stop token, `last` by default.
       num_micro_batches: divides N.
 
     Returns:
-      Scores and rewards [N, 1]; total lengths of the replies; whether reply `asked` was truncated.
+      Scores and rewards [N, 1]; total lengths of the replies; whether reply `stopped` was
+      truncated.
     """
-    asked = last if asked is None else asked
+    stopped = last if stopped is None else stopped
     at = lambda array, turn: np.take_along_axis(
         array, turn.reshape(-1, *[1] * (array.ndim - 1)), axis=1)
 
@@ -140,42 +141,42 @@ class Judge:
     rollouts = Rollouts(
         prompts=transcripts[:, -self._task.max_transcript_tokens:],
         prompt_lengths=transcript_lengths, tokens=reply, lengths=lengths, mask=mask,
-        log_probs=at(dialogues.log_probs, last), stop_reason=at(dialogues.stop_reason, asked))
+        log_probs=at(dialogues.log_probs, last), stop_reason=at(dialogues.stop_reason, stopped))
 
     scored = self._reward(
         self._put(rollouts), self._examples(before), num_micro_batches=num_micro_batches)
-    said = np.arange(dialogues.reply_lengths.shape[1]) <= last[:, None]
-    return scored._replace(lengths=(dialogues.reply_lengths * said).sum(axis=1, keepdims=True))
+    scored_replies = np.arange(dialogues.reply_lengths.shape[1]) <= last[:, None]
+    lengths = (dialogues.reply_lengths * scored_replies).sum(axis=1, keepdims=True)
+    return scored._replace(lengths=lengths)
 
   def _examples(self, before: Dialogues) -> list[Example]:
     """Examples for the reward model; if it reads text, with the messages up to the last reply."""
     task: refuel_dialogues.DialogueTask = self._task
     known = [task.examples[int(index)] for index in before.example_ids]
-    if self._reward.settings.template == 'same':
+    if self._reward.config.template == 'same':
       return known
     return [
         {**example, 'messages': task.messages(before, row)} for row, example in enumerate(known)]
 
 
-class Maker:
-  """Makes batches.
+class BatchBuilder:
+  """Builds batches of pairs.
 
   Attributes:
-    talk: dialogues of the policy, at the training temperature.
-    judge: scores dialogues.
+    sampler: samples dialogues of the policy, at the training temperature.
+    scorer: scores dialogues.
   """
 
-  def __init__(
-      self, config: refuel_config.Refuel, setup: setup_lib.Setup,
-      reward: reward_models.RewardModel,
-  ):
-    options = config.algorithm
+  def __init__(self, setup: setup_lib.Setup, reward: reward_models.RewardModel):
+    config: refuel_config.Refuel = setup.config
+    algorithm = config.algorithm
     self._config, self._setup = config, setup
     self._prompts = setup.encode(setup.task.train)
-    self.talk = Talk(setup, temperature=options.temperature, widths=config.widths)
-    self.judge = Judge(setup, reward)
+    self.sampler = DialogueSampler(
+        setup, temperature=algorithm.temperature, widths=config.widths)
+    self.scorer = DialogueScorer(setup, reward)
     self._log_probs = policy_evaluation.scorer(
-        setup, temperature=options.temperature, chunk_size=options.head_chunk,
+        setup, temperature=algorithm.temperature, chunk_size=algorithm.head_chunk,
         micro=config.num_parts)
 
   def prompts(self, step: int) -> batching.PromptBatch:
@@ -202,23 +203,24 @@ class Maker:
     return Pair(*map(_join, zip(*pairs)))
 
   def _two(self, params, user, prompts, key) -> Pair:
-    talk = self.talk
+    sample = self.sampler
     turn, num_turns = dialogue.draw_turns(
-        key, prompts.example_ids, talk.num_turns(prompts.example_ids), setting=self._config.law)
-    first = talk(params, user, talk.start(prompts), key, num_turns=num_turns)
-    second = talk(params, user, first, key, rollout=1, start=turn, num_turns=num_turns)
+        key, prompts.example_ids, sample.num_turns(prompts.example_ids), setting=self._config.law)
+    first = sample(params, user, sample.start(prompts), key, num_turns=num_turns)
+    second = sample(params, user, first, key, rollout=1, start=turn, num_turns=num_turns)
     return Pair(first, second, turn, num_turns)
 
   def score(self, pair: Pair) -> reward_models.Scored:
     """Scores both dialogues of each prompt, [P, 2]; reply h must have stopped."""
     both = [
-        self.judge(said, pair.num_turns - 1, asked=pair.turn,
-                    num_micro_batches=self._config.num_parts)
-        for said in (pair.first, pair.second)
+        self.scorer(
+            dialogues, pair.num_turns - 1, stopped=pair.turn,
+            num_micro_batches=self._config.num_parts)
+        for dialogues in (pair.first, pair.second)
     ]
     return reward_models.Scored(*(np.concatenate(two, axis=1) for two in zip(*both)))
 
-  def __call__(self, pair: Pair, scored: reward_models.Scored, reference: Params) -> Batch:
+  def build(self, pair: Pair, scored: reward_models.Scored, reference: Params) -> Batch:
     """Builds the batch on the devices: dialogues up to turn h. Later turns only affect the rewards.
 
     Args:
@@ -226,22 +228,22 @@ class Maker:
       scored: their rewards.
       reference: parameters of π_ref.
     """
-    until = [said.cut(pair.turn + 1) for said in (pair.first, pair.second)]
+    until = [dialogues.cut(pair.turn + 1) for dialogues in (pair.first, pair.second)]
     rollouts, aux = as_rollouts(until, pair.turn, self._width)
     rollouts = self._setup.put(rollouts)
     log_probs = None
     if self._config.algorithm.kl_coefficient:
       log_probs = self._log_probs(reference, rollouts)
-    weight = self._kept(pair).keep.astype(np.float32)
+    weight = self._filter(pair).keep.astype(np.float32)
     return self._setup.put(Batch(rollouts, scored.rewards, log_probs, aux, weight))
 
   def summary(self, pair: Pair, scored: reward_models.Scored) -> dict[str, float]:
     """Metrics of a batch; non-finite scores are excluded."""
     return {
-        **policy_evaluation.summarise(scored, scored.rewards, self._config.algorithm.eta),
+        **policy_evaluation.summarize(scored, scored.rewards, self._config.algorithm.eta),
         'rollout/turn': float(pair.turn.mean()), 'rollout/num_turns': float(pair.num_turns.mean()),
         **{f'rollout/left_out/{name}': float(count)
-           for name, count in self._kept(pair).dropped.items()},
+           for name, count in self._filter(pair).dropped.items()},
     }
 
   @property
@@ -250,7 +252,7 @@ class Maker:
     most = self._setup.task.max_response_tokens
     return min(most, self._config.max_tokens) if self._config.max_tokens else most
 
-  def _kept(self, pair: Pair) -> dialogue_rows.Kept:
+  def _filter(self, pair: Pair) -> dialogue_rows.Kept:
     """Which pairs are kept; the train step handles those with a failed score."""
     if not self._config.max_tokens:
       return dialogue_rows.Kept(np.ones(len(pair.turn), bool), {})
@@ -271,10 +273,10 @@ def as_rollouts(
   return dataclasses.replace(rollouts, **cut), {**aux, 'turns': aux['turns'][..., :width]}
 
 
-def _join(setup: Sequence[Dialogues | np.ndarray]) -> Dialogues | np.ndarray:
+def _join(parts: Sequence[Dialogues | np.ndarray]) -> Dialogues | np.ndarray:
   """Concatenates arrays or dialogues."""
-  if isinstance(setup[0], np.ndarray):
-    return np.concatenate(setup)
+  if isinstance(parts[0], np.ndarray):
+    return np.concatenate(parts)
   names = [field.name for field in dataclasses.fields(Dialogues) if field.name != 'pad_id']
-  return dataclasses.replace(setup[0], **{
-      name: np.concatenate([getattr(part, name) for part in setup]) for name in names})
+  return dataclasses.replace(parts[0], **{
+      name: np.concatenate([getattr(part, name) for part in parts]) for name in names})

@@ -30,7 +30,7 @@ class Evaluation(policy_evaluation.Evaluation):
 
   def __init__(
       self, setup: setup_lib.Setup, reward: reward_models.RewardModel,
-      samples: metrics.JsonlFile, users: refuel_users.Users, make_batch: refuel_batches.Maker,
+      samples: metrics.JsonlFile, users: refuel_users.Users, builder: refuel_batches.BatchBuilder,
   ):
     """Creates the evaluation; compiles nothing yet.
 
@@ -39,32 +39,34 @@ class Evaluation(policy_evaluation.Evaluation):
       reward: the reward model.
       samples: JSONL file of example dialogues.
       users: makes the user from the reference's parameters.
-      make_batch: supplies the dialogue sampler and scorer of training.
+      builder: has the dialogue sampler and scorer of training.
     """
     super().__init__(setup, reward, samples)
     config = setup.config
-    self._users, self._judge = users, make_batch.judge
-    self._sample = self._decode = make_batch.talk
+    self._users, self._scorer = users, builder.scorer
+    self._sample = self._decode = builder.sampler
     if config.evaluation.temperature != config.algorithm.temperature:
-      self._decode = refuel_batches.Talk(
+      self._decode = refuel_batches.DialogueSampler(
           setup, temperature=config.evaluation.temperature, widths=config.widths)
 
     self._user: dialogue.User | None = None
-    self._found: list[np.ndarray] = []  # Turn scores of this call, by batch.
-    self._last: list[np.ndarray] = []  # Turn scores of the last two calls.
+    self._batch_turn_scores: list[np.ndarray] = []  # Of this call.
+    self._last_turn_scores: list[np.ndarray] = []  # Of the last two calls.
 
   @property
   def turn_scores(self) -> np.ndarray:
     """See the class docstring."""
-    return self._last[-1]
+    return self._last_turn_scores[-1]
 
   def __call__(
       self, params: Params, reference: Params, *, step: int | None = None
   ) -> dict[str, float]:
     """Evaluates and returns numbers by flat name; arguments as in the parent class."""
-    self._user, self._found = self._users(reference), []
+    self._user, self._batch_turn_scores = self._users(reference), []
     numbers = super().__call__(params, reference, step=step) | self._users.unmarked()
-    self._last = [*self._last[-1:], np.concatenate(self._found)]
+    self._last_turn_scores = [
+        *self._last_turn_scores[-1:], np.concatenate(self._batch_turn_scores)]
+
     for turn, scores in enumerate(np.moveaxis(self.turn_scores, -1, 0), 1):
       values = scores.mean(axis=1)
       if np.isfinite(values).any():
@@ -76,7 +78,7 @@ class Evaluation(policy_evaluation.Evaluation):
     """The parent's comparison, and the win rate of dialogues up to each turn."""
     numbers = super().against_reference(params, reference)
     for turn in range(self.turn_scores.shape[-1]):
-      mine, theirs = (scores[..., turn] for scores in self._last)
+      mine, theirs = (scores[..., turn] for scores in self._last_turn_scores)
       both = np.isfinite(mine).all(axis=1) & np.isfinite(theirs).all(axis=1)
       numbers[f'eval/dialogues/turn_{turn + 1}'] = int(both.sum())
       if both.any():
@@ -85,41 +87,44 @@ class Evaluation(policy_evaluation.Evaluation):
     return numbers
 
   def _score(
-      self, talk: refuel_batches.Talk, params: Params, kind: str, step: int | None,
+      self, sample: refuel_batches.DialogueSampler, params: Params, kind: str, step: int | None,
       reference: Params | None = None,
   ) -> Iterator[dict[str, Any]]:
     """Yields the results of each batch, without the padding of the last one."""
     key = rng.stream_key(self._setup.key, rng.Stream.SAMPLE_EVAL)
-    shown = 0 if step is None else self._options.num_shown
+    shown = 0 if step is None else self._config.num_shown
     for batch in self._batches:
-      num_turns = talk.num_turns(np.asarray(batch.example_ids))
-      said = [
-          talk(params, self._user, talk.start(batch), key, rollout=index, num_turns=num_turns)
-          for index in range(self._options.num_samples if reference is not None else 1)
+      num_turns = sample.num_turns(np.asarray(batch.example_ids))
+      samples = [
+          sample(params, self._user, sample.start(batch), key, rollout=index, num_turns=num_turns)
+          for index in range(self._config.num_samples if reference is not None else 1)
       ]
 
-      row = self._judged(said, num_turns)
+      row = self._score_turns(samples, num_turns)
       real = len(batch.examples)
       if reference is not None:
         rollouts, _ = refuel_batches.as_rollouts(
-            said, num_turns - 1, self._setup.task.max_response_tokens)
+            samples, num_turns - 1, self._setup.task.max_response_tokens)
         row['kl_to_reference'] = np.asarray(
             self._kl(params, reference, self._setup.put(rollouts)))
-        self._found.append(row['turn_scores'][:real])
+        self._batch_turn_scores.append(row['turn_scores'][:real])
 
-      self._write(said[0], row, batch.examples[:shown], kind, step)
+      self._write(samples[0], row, batch.examples[:shown], kind, step)
       shown -= min(shown, real)
       yield {name: values[:real] for name, values in row.items()}
 
-  def _judged(self, said: list[Dialogues], num_turns: np.ndarray) -> dict[str, np.ndarray]:
+  def _score_turns(
+      self, samples: list[Dialogues], num_turns: np.ndarray
+  ) -> dict[str, np.ndarray]:
     """Scores, rewards, lengths and truncated replies [P, K], and scores by turn [P, K, H]."""
     rows = []
-    for dialogues in said:
+    for dialogues in samples:
       by_turn = []
       for turn in range(dialogues.reply_lengths.shape[1]):
         last = np.minimum(turn, num_turns - 1)
-        scored = self._judge(dialogues, last)
+        scored = self._scorer(dialogues, last)
         by_turn.append(np.where(turn < num_turns[:, None], scored.scores, np.nan))
+
       reached = dialogues.reply_lengths > 0
       cut = (reached & (dialogues.stop_reason == TRUNCATED)).sum(axis=1) / num_turns
       # The last `scored` is of whole dialogues, for any number of turns.

@@ -6,19 +6,18 @@ from typing import Any
 
 import numpy as np
 
-from jaxrl_llm.runs import figures, launch, policy_report
+from jaxrl_llm.runs import figures, policy_report
 from jaxrl_llm.runs import setup as setup_lib
 
 
-def write(run: launch.Run, setup: setup_lib.Setup, trained: Mapping[str, Any]) -> None:
+def write(setup: setup_lib.Setup, trained: Mapping[str, Any]) -> None:
   """Writes table.md, the figures with their CSV, and results.json.
 
   Args:
-    run: the run.
-    setup: components of the run.
+    setup: the run's setup.
     trained: {'tokens': number sampled, 'numbers': as from `evaluation.Evaluation`}.
   """
-  numbers = trained['numbers']
+  run, numbers = setup.run, trained['numbers']
   turns = [
       turn for turn in range(1, setup.task.num_turns + 1)
       if f'eval/trained/turn_{turn}/win_rate' in numbers
@@ -37,7 +36,7 @@ def write(run: launch.Run, setup: setup_lib.Setup, trained: Mapping[str, Any]) -
        for turn in turns])
 
   left_out = {f'left_out/{name}': count for name, count in setup.task.dropped.items()}
-  policy_report.write(run, setup, {**trained, 'numbers': numbers | left_out}, more=table)
+  policy_report.write(setup, {**trained, 'numbers': numbers | left_out}, more=table)
 
 
 def _figure(

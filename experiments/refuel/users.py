@@ -3,7 +3,6 @@
 import math
 import os
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import jax
 
@@ -36,31 +35,31 @@ class Users:
       other users.
   """
 
-  def __init__(self, config: Any, setup: setup_lib.Setup):
+  def __init__(self, setup: setup_lib.Setup):
     """Loads the user's model, if it has one; contacts no server.
 
     Args:
-      config: config with the field `user`.
-      setup: components of the run; the task is a `refuel_dialogues.DialogueTask`.
+      setup: the run's setup; its config is a `refuel_config.Refuel`, its task a
+        `refuel_dialogues.DialogueTask`.
 
     Raises:
       ValueError: there is no model in the directory, its tokenizer differs from the policy's, or
         its window is too short.
     """
-    options, task = config.user, setup.task
+    config, task = setup.config.user, setup.task
     self.fingerprint = ''
     # The tokens that close a truncated reply precede a message.
     self._most = task.max_message_tokens - len(task.frame.close_ids)
     self._marked = users.Marked(
-        options.mark, lambda text: task.frame.write(text, self._most)) if options.mark else None
+        config.mark, lambda text: task.frame.write(text, self._most)) if config.mark else None
 
-    if options.kind == 'fixed':
+    if config.kind == 'fixed':
       self._make = lambda reference: task.questions
-    elif options.kind == 'endpoint':
-      user = _endpoint(options, task, self._marked)
+    elif config.kind == 'endpoint':
+      user = _endpoint(config, task, self._marked)
       self._make = lambda reference: user
     else:
-      self._make = self._model(config, setup)
+      self._make = self._model(setup)
 
   def __call__(self, reference: Params) -> dialogue.User:
     """Returns the user; if it is the reference, it is valid as long as these parameters are."""
@@ -79,27 +78,25 @@ class Users:
           'give another --workdir'
       )
 
-  def _model(
-      self, config: Any, setup: setup_lib.Setup
-  ) -> Callable[[Params], dialogue.User]:
+  def _model(self, setup: setup_lib.Setup) -> Callable[[Params], dialogue.User]:
     """Returns a function that makes the user from the reference's parameters."""
-    options, task = config.user, setup.task
+    config, task = setup.config.user, setup.task
     tokenizer, frame = task.tokenizer, task.frame
-    request, write = self._words(options, tokenizer, frame)
+    request, write = self._prompting(config, tokenizer, frame)
 
     slots = task.max_transcript_tokens + len(request)
     network, params = setup.policy, None
-    if options.init_from:
-      source = checkpoint_sources.read(options.init_from, field=_FIELD)
-      network, params = _load(source, config, setup, slots + options.max_tokens)
+    if config.init_from:
+      source = checkpoint_sources.read(config.init_from, field=_FIELD)
+      network, params = _load(source, setup, slots + config.max_tokens)
       self.fingerprint = fingerprint.of_params(params)
-    elif setup.model.max_length < slots + options.max_tokens:
+    elif setup.model.max_length < slots + config.max_tokens:
       raise ValueError(
-          f'config.model.max_length must be at least {slots + options.max_tokens} (what the user '
-          f'reads and says), got {setup.model.max_length}: lower config.user.max_tokens, or raise '
-          'it'
+          f'config.model.max_length must be at least {slots + config.max_tokens} (the user\'s '
+          f'input and output), got {setup.model.max_length}: raise it, or lower '
+          'config.user.max_tokens'
       )
-    sample = sampler(network, tokenizer, options)
+    sample = sampler(network, tokenizer, config)
 
     # Nothing else in this program draws from this stream.
     key = rng.stream_key(setup.key, rng.Stream.SAMPLE_CONTROL)
@@ -110,27 +107,28 @@ class Users:
     def make(reference: Params) -> dialogue.User:
       return users.ModelUser(
           put, reference if params is None else params, key, slots=slots,
-          rows=config.rollouts_at_once, request=request, close_ids=frame.close_ids, write=write)
+          rows=setup.config.rollouts_at_once, request=request, close_ids=frame.close_ids,
+          write=write)
 
     return make
 
-  def _words(
-      self, options: refuel_config.UserConfig, tokenizer: Tokenizer,
+  def _prompting(
+      self, config: refuel_config.UserConfig, tokenizer: Tokenizer,
       frame: dialogue_rows.Frame,
   ) -> tuple[list[int], Callable[[list[int]], Sequence[int]]]:
     """(ids that a model reads after the transcript, function from its output to a message)."""
     if self._marked:
-      request = frame.write(options.instruction or REQUEST.format(mark=options.mark))
+      request = frame.write(config.instruction or REQUEST.format(mark=config.mark))
       return request, lambda ids: self._marked(tokenizer.decode(ids))
     before, after = frame.encode(frame.before), frame.encode(frame.after)
     return before, lambda ids: _cut([*before, *ids, *after], len(after), self._most)
 
 
-def sampler(network: ModelFns, tokenizer: Tokenizer, options: refuel_config.UserConfig):
+def sampler(network: ModelFns, tokenizer: Tokenizer, config: refuel_config.UserConfig):
   """Jitted sampler of a model that plays the user."""
   return jax.jit(decode.make_sampler(
-      network, num_samples=1, max_tokens=options.max_tokens, stop_ids=tokenizer.stop_ids,
-      pad_id=tokenizer.pad_id, temperature=options.temperature))
+      network, num_samples=1, max_tokens=config.max_tokens, stop_ids=tokenizer.stop_ids,
+      pad_id=tokenizer.pad_id, temperature=config.temperature))
 
 
 def _cut(ids: Sequence[int], end: int, most: int) -> list[int]:
@@ -139,7 +137,7 @@ def _cut(ids: Sequence[int], end: int, most: int) -> list[int]:
   return ids if len(ids) <= most else [*ids[: most - end], *ids[len(ids) - end :]]
 
 
-def _load(source: CheckpointSource, config: Any, setup: setup_lib.Setup, longest: int):
+def _load(source: CheckpointSource, setup: setup_lib.Setup, longest: int):
   """(network, parameters) of a model with the policy's tokenizer."""
   tokenizer = setup.task.tokenizer
   if reward_models.is_reward_model(source):
@@ -148,7 +146,7 @@ def _load(source: CheckpointSource, config: Any, setup: setup_lib.Setup, longest
     source.check_tokenizer(tokenizer, of='the policy')
   except ValueError as error:
     raise ValueError(f'{error}: let a server play the user, --config.user.kind=endpoint') from None
-  model = reward_models.shape(source, config.model, longest)
+  model = reward_models.shape(source, setup.config.model, longest)
   if model.vocab_size < tokenizer.vocab_size:
     raise ValueError(
         f'the tokenizer has {tokenizer.vocab_size} ids and the embedding in {source.directory} '
@@ -159,14 +157,14 @@ def _load(source: CheckpointSource, config: Any, setup: setup_lib.Setup, longest
 
 
 def _endpoint(
-    options: Any, task: refuel_dialogues.DialogueTask, marked: users.Marked
+    config: refuel_config.UserConfig, task: refuel_dialogues.DialogueTask, marked: users.Marked
 ) -> dialogue.User:
   """A user played by a model on a server."""
-  instruction = options.instruction or endpoint_user.INSTRUCTION.replace(
-      endpoint_user.MARK, options.mark)
+  instruction = config.instruction or endpoint_user.INSTRUCTION.replace(
+      endpoint_user.MARK, config.mark)
   return endpoint_user.EndpointUser(
-      options.url, options.model, read=task.text, marked=marked, instruction=instruction,
-      temperature=options.temperature, max_tokens=options.max_tokens,
-      api_key=os.environ.get(options.key_variable, ''), timeout=options.timeout,
-      retries=options.retries, workers=options.workers,
+      config.url, config.model, read=task.text, marked=marked, instruction=instruction,
+      temperature=config.temperature, max_tokens=config.max_tokens,
+      api_key=os.environ.get(config.key_variable, ''), timeout=config.timeout,
+      retries=config.retries, workers=config.workers,
   )

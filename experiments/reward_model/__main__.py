@@ -8,73 +8,60 @@ WORKDIR/params, which experiments.rebel loads with --config.reward_init_from=WOR
 the same command again resumes where it stopped.
 """
 
-import contextlib
-import dataclasses
 from typing import Any
 
 import numpy as np
 
 from experiments.reward_model import pairs as reward_pairs
 from jaxrl_llm.algorithms import reward_model
-from jaxrl_llm.runs import figures, launch, reward_models
+from jaxrl_llm.runs import figures, launch, reward_models, training_loop
 from jaxrl_llm.runs import setup as setup_lib
 from jaxrl_llm.training import checkpoints, fingerprint, loop, metrics, optim
 from jaxrl_llm.types import Params
 
 
 def train(
-    run: launch.Run, setup: setup_lib.Setup, pairs: reward_pairs.Pairs,
-    measure: reward_pairs.Measure, writer: metrics.MetricsWriter,
+    setup: setup_lib.Setup, pairs: reward_pairs.Pairs, measure: reward_pairs.Measure,
+    writer: metrics.MetricsWriter,
 ) -> Params:
   """Runs Bradley-Terry steps on the training pairs; returns the reward model's parameters."""
-  config = run.config
+  config = setup.config
   steps = config.steps or len(pairs) // config.batch_size
   optimizer = optim.for_run(config.optimizer, steps)
   algorithm = reward_model.make(
       config.algorithm, measure.network, optim.make_optimizer(optimizer))
-  initial = reward_models.initial_params(
+  params = reward_models.initial_params(
       setup, measure.network, measure.abstract, head_init=config.head_init)
-  kept = {'initial': fingerprint.of_params(initial)} if setup.source else {}
-  state, train_step = reward_pairs.start(setup, algorithm, initial)
+  initial = {'initial': setup.source.initial(params)} if setup.source else {}
+  state, train_step = reward_pairs.start(setup, algorithm, params)
 
-  saved = checkpoints.Checkpoints(run.workdir / 'checkpoints' / 'reward_model')
-  keeper = loop.Keeper(
-      saved, files={'metrics': writer}, total=steps, save_every=config.save_every,
-      stopper=setup.stopper, on_save=run.save_clock,
-  )
-  restored = keeper.restore(state)
-  if restored and restored.metadata != kept:
-    raise ValueError(
-        f'{config.policy_init_from} (config.policy_init_from) holds other parameters than those '
-        'that this run started from: give another --workdir'
-    )
-
-  start, state = (restored.step, restored.state) if restored else (0, state)
-  with contextlib.closing(saved), loop.progress(steps, 'reward model', start) as bar:
-    for step in range(start, steps):
+  with training_loop.start(
+      setup, 'reward_model', state, files={'metrics': writer}, total=steps,
+      save_every=config.save_every, description='reward model', frozen=initial,
+  ) as training:
+    shown = {}
+    for step in training.steps():
       values = {}
       if loop.should(config.eval_every, step):
-        values = {f'eval/{k}': v for k, v in measure(state.params['reward']).items()}
+        numbers = measure(training.state.params['reward'])
+        values = {f'eval/{name}': value for name, value in numbers.items()}
 
-      state, update = train_step(
-          state, setup.put(pairs.batch(config.batch_size, seed=run.seed, step=step)))
+      batch = setup.put(pairs.batch(config.batch_size, seed=config.seed, step=step))
+      training.state, update = train_step(training.state, batch)
       if loop.should(config.log_every, step) or values or step == steps - 1:
-        values = writer.write(step, {
+        values = training.log(step, {
             **values, **update, 'train/learning_rate': optim.learning_rate_at(optimizer, step)})
-        bar.update(0, loss=values['train/loss'])
-
-      loop.check_finite(step, metrics.to_floats(update), last_saved=keeper.last_saved)
-      bar.update(1)
-      keeper.after_step(step + 1, state, kept)
-  return state.params['reward']
+        shown = {'loss': values['train/loss']}
+      else:
+        training.check(step, update)
+      training.end_step(step, **shown)
+  return training.state.params['reward']
 
 
 def main(run: launch.Run) -> None:
   """Trains, measures accuracy on held-out pairs, centres scores, and writes params and results."""
   config = run.config
-  with setup_lib.build(run) as setup, contextlib.closing(metrics.MetricsWriter(
-      run.workdir, wandb_project=config.wandb_project, config=dataclasses.asdict(config)
-  )) as writer:
+  with setup_lib.build(run) as setup, run.open_metrics() as writer:
     pairs = reward_pairs.make(setup.task, setup.task.train, 'training')
     held_out = reward_pairs.make(setup.task, setup.task.evaluation, 'held-out')
     if not config.steps and len(pairs) < config.batch_size:
@@ -83,12 +70,12 @@ def main(run: launch.Run) -> None:
           f'(config.steps=0), got {config.batch_size}'
       )
 
-    references = reward_pairs.references(run, setup)
+    references = reward_pairs.references(setup)
     print(f'{run.experiment}: {len(pairs)} training and {len(held_out)} held-out pairs, '
           f'{setup.describe()}; writing to {run.workdir}', flush=True)
 
     measure = reward_pairs.Measure(setup, held_out)
-    params = train(run, setup, pairs, measure, writer)
+    params = train(setup, pairs, measure, writer)
     numbers: dict[str, Any] = {f'eval/{name}': x for name, x in measure(params).items()}
 
     if config.centre:

@@ -77,7 +77,7 @@ class RewardModel:
         save_every=1, log_every=1,
     )
     if self.policy_init_from and not pathlib.Path(self.policy_init_from).is_dir():
-      raise ValueError(f'config.policy_init_from is no folder: {self.policy_init_from!r}')
+      raise ValueError(f'config.policy_init_from: not a directory: {self.policy_init_from!r}')
     if self.head_init not in ('normal', 'zero'):
       raise ValueError(f"config.head_init must be 'normal' or 'zero', got {self.head_init!r}")
 

@@ -11,7 +11,7 @@ from jaxrl_llm.data import batching, response_batches
 from jaxrl_llm.evaluation import statistics
 from jaxrl_llm.models import reward as reward_lib
 from jaxrl_llm.rl import preference_losses
-from jaxrl_llm.runs import launch, reward_models
+from jaxrl_llm.runs import reward_models
 from jaxrl_llm.runs import setup as setup_lib
 from jaxrl_llm.sharding import rules
 from jaxrl_llm.tasks import config as task_config
@@ -66,9 +66,9 @@ def make(task: preferences.PreferenceTask, examples: list[Example], kind: str) -
   )
 
 
-def references(run: launch.Run, setup: setup_lib.Setup) -> Pairs | None:
+def references(setup: setup_lib.Setup) -> Pairs | None:
   """Reference responses (K = 1), on which the scores are centred; None without centring."""
-  config, task = run.config, setup.task
+  config, task = setup.config, setup.task
   if not config.centre:
     return None
 

@@ -15,10 +15,10 @@ from jaxrl_llm.data import tokenizers
 from jaxrl_llm.models import configs
 from jaxrl_llm.models.pretrained import huggingface
 from jaxrl_llm.tasks import config as task_config
-from jaxrl_llm.training import checkpoints
+from jaxrl_llm.training import checkpoints, fingerprint
 from jaxrl_llm.types import ModelFns, Params, Tokenizer
 
-# Fields of an `CheckpointSource` that are saved with parameters, for code that writes them again.
+# Fields of a `CheckpointSource` that are saved with parameters, for code that writes them again.
 ABOUT_TOKENIZER = ('stop_ids', 'stop_tokens', 'kept_ids')
 _TOKENIZER_FILES = ('tokenizer.json', 'vocab.json', 'encoder.json', '*.model')
 
@@ -84,6 +84,10 @@ class CheckpointSource(NamedTuple):
     sharding = abstract_params['head']['kernel'].sharding
     return {**params, 'head': {'kernel': jax.device_put(kernel, sharding)}}
 
+  def initial(self, params: Params) -> 'InitialParams':
+    """Returns the identity of `params`, which were loaded from here."""
+    return InitialParams(fingerprint.of_params(params), self)
+
   def load_on_one_device(self, model: ModelFns) -> Params:
     """Loads the parameters of `model` onto the first device; raises like `load`."""
     device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
@@ -116,6 +120,26 @@ class CheckpointSource(NamedTuple):
     return tokenizers.with_stop_ids(tokenizer, self.stop_ids or tokenizer.stop_ids)
 
 
+class InitialParams(NamedTuple):
+  """The parameters from which a run started.
+
+  Attributes:
+    fingerprint: their fingerprint.
+    source: the checkpoint source that they were loaded from.
+  """
+
+  fingerprint: str
+  source: CheckpointSource
+
+  def check(self, other: str) -> None:
+    """Raises ValueError unless the fingerprint in a checkpoint is that of these parameters."""
+    if other != self.fingerprint:
+      raise ValueError(
+          f'{self.source.directory} ({self.source.field}) holds other parameters '
+          f'({self.fingerprint}) than this run started from ({other}); give another --workdir'
+      )
+
+
 def read(directory: str, *, field: str, tokenizer_named: bool = False) -> CheckpointSource:
   """Reads the metadata of a directory of parameters.
 
@@ -134,7 +158,7 @@ def read(directory: str, *, field: str, tokenizer_named: bool = False) -> Checkp
   """
   path = pathlib.Path(directory)
   if not path.is_dir():
-    raise ValueError(f'{field} is no folder: {directory!r}')
+    raise ValueError(f'{field}: not a directory: {directory!r}')
   if huggingface.is_checkpoint(path):
     checkpoint = huggingface.read_config(path)
     if not isinstance(checkpoint.config, configs.TransformerConfig):
@@ -142,15 +166,15 @@ def read(directory: str, *, field: str, tokenizer_named: bool = False) -> Checkp
           f'{field} must hold a decoder, got a {checkpoint.model_type} encoder in {directory}'
       )
 
-    fingerprint = ''
+    tokenizer = ''
     if any(next(path.glob(name), None) for name in _TOKENIZER_FILES):
       try:
-        fingerprint = tokenizers.load_tokenizer(path).fingerprint
+        tokenizer = tokenizers.load_tokenizer(path).fingerprint
       except ValueError:
         if not tokenizer_named:
           raise
     return CheckpointSource(
-        path, checkpoint.config, fingerprint, str(path) if fingerprint else '',
+        path, checkpoint.config, tokenizer, str(path) if tokenizer else '',
         _about(checkpoint), checkpoint, field,
     )
 
@@ -159,10 +183,10 @@ def read(directory: str, *, field: str, tokenizer_named: bool = False) -> Checkp
   model = configs.TransformerConfig(
       **{name: value for name, value in metadata.get('model', {}).items() if name in known}
   )
-  fingerprint = str(metadata.get('tokenizer', ''))
+  tokenizer = str(metadata.get('tokenizer', ''))
   about = metadata.get('hugging_face', {})
   return CheckpointSource(
-      path, model, fingerprint, _remembered(about.get('directory', ''), fingerprint), about, None,
+      path, model, tokenizer, _remembered(about.get('directory', ''), tokenizer), about, None,
       field, **{name: tuple(metadata.get(name, ())) for name in ABOUT_TOKENIZER},
   )
 
@@ -187,10 +211,10 @@ def _num_outputs(checkpoint: huggingface.Checkpoint) -> int:
   return len(labels) if labels else number or 2
 
 
-def _remembered(directory: str, fingerprint: str) -> str:
+def _remembered(directory: str, tokenizer: str) -> str:
   """Returns the tokenizer's directory if it still holds the one used in training, else ''."""
   try:
-    same = bool(directory) and tokenizers.is_same(tokenizers.load_tokenizer(directory), fingerprint)
+    same = bool(directory) and tokenizers.is_same(tokenizers.load_tokenizer(directory), tokenizer)
   except ValueError:
     same = False
   return directory if same else ''

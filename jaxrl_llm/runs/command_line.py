@@ -130,8 +130,7 @@ def parse(argv: list[str], default_config: str) -> tuple[Any, str, flags.FlagVal
 
   config = values['config'].value
   _check_types(config, 'config')
-  if hasattr(config, 'validate'):
-    config.validate()
+  config.validate()
   return config, _relative(spec), values
 
 

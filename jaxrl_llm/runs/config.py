@@ -179,7 +179,7 @@ class Experiment:
             f'got {folder!r}'
         )
       if folder and not pathlib.Path(folder).is_dir():
-        raise ValueError(f'config.{name}_init_from is no folder: {folder!r}')
+        raise ValueError(f'config.{name}_init_from: not a directory: {folder!r}')
 
     if self.reference_init_from and not self.policy_init_from:
       raise ValueError(

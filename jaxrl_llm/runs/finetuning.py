@@ -5,7 +5,8 @@ from typing import NamedTuple
 
 import jax
 
-from jaxrl_llm.models import lora, partial
+from jaxrl_llm.models import lora as lora_lib
+from jaxrl_llm.models import partial
 from jaxrl_llm.types import Array, ModelFns, Params
 
 
@@ -18,6 +19,8 @@ class Finetuning(NamedTuple):
     start: (plain parameters, key) -> parameters to train.
     frozen: plain parameters -> the same in the form of `policy`, without copying arrays.
     plain: trained parameters -> plain ones: adapters merged, blocks in one stack.
+    lora: config of the adapters; rank 0 without them.
+    last_layers: number of last blocks that are trained; 0 if all are, or only adapters.
   """
 
   policy: ModelFns
@@ -25,17 +28,19 @@ class Finetuning(NamedTuple):
   start: Callable[[Params, Array], Params]
   frozen: Callable[[Params], Params]
   plain: Callable[[Params], Params]
+  lora: lora_lib.LoraConfig
+  last_layers: int
 
 
 def make(
-    policy: ModelFns, abstract_params: Params, *, adapters: lora.LoraConfig, last_layers: int
+    policy: ModelFns, abstract_params: Params, *, lora: lora_lib.LoraConfig, last_layers: int
 ) -> Finetuning:
   """Makes the finetuning setup of `policy`.
 
   Args:
     policy: the network on plain parameters.
     abstract_params: shapes of the plain parameters.
-    adapters: config of the adapters; rank 0 turns them off.
+    lora: config of the adapters; rank 0 turns them off.
     last_layers: number of last blocks to train with the last norm and the head; 0 trains all.
 
   Returns:
@@ -47,23 +52,27 @@ def make(
   """
   same = lambda params: params
 
-  if adapters.rank:
-    start = lambda params, key: {
-        'base': params, 'adapters': lora.init_adapters(adapters, params, key)
-    }
-    plain = lambda params: lora.merge(params, adapters)
-    form = Finetuning(
-        lora.make(policy, adapters), lora.TRAINABLE, start,
-        lambda params: {'base': params, 'adapters': {}}, plain,
+  if lora.rank:
+    finetuning = Finetuning(
+        lora_lib.make(policy, lora), lora_lib.TRAINABLE,
+        start=lambda params, key: {
+            'base': params, 'adapters': lora_lib.init_adapters(lora, params, key)},
+        frozen=lambda params: {'base': params, 'adapters': {}},
+        plain=lambda params: lora_lib.merge(params, lora), lora=lora, last_layers=0,
     )
   elif last_layers:
-    form = Finetuning(
-        policy, partial.TRAINABLE, lambda params, key: partial.split(params, last_layers), same,
-        partial.join,
+    finetuning = Finetuning(
+        policy, partial.TRAINABLE,
+        start=lambda params, key: partial.split(params, last_layers), frozen=same,
+        plain=partial.join, lora=lora, last_layers=last_layers,
     )
   else:
-    form = Finetuning(policy, None, lambda params, key: params, same, same)
+    finetuning = Finetuning(
+        policy, None, start=lambda params, key: params, frozen=same, plain=same, lora=lora,
+        last_layers=0,
+    )
 
   # Fail before anything runs if parameters cannot be trained or converted back.
-  jax.eval_shape(lambda p: form.plain(form.start(p, jax.random.key(0))), abstract_params)
-  return form
+  jax.eval_shape(
+      lambda p: finetuning.plain(finetuning.start(p, jax.random.key(0))), abstract_params)
+  return finetuning

@@ -5,7 +5,7 @@ A binary is a module with a docstring, a `main(run)` and
   if __name__ == '__main__':
     launch.run(main, default_config='experiments/configs/NAME.py')
 
-Flags: --config=FILE.py[:setting] (a file with `get_config()`, which returns a plain typed mutable
+Flags: --config=FILE.py[:variant] (a file with `get_config()`, which returns a plain typed mutable
 dataclass), --config.field=value (overrides, nested by dots), --workdir=DIR, --debug (tracebacks
 instead of one line). Exit status: 0 if the run is complete, now or already before; 2 for bad input,
 with one line on stderr; 130 if interrupted.
@@ -58,11 +58,11 @@ class Run:
   """The argument of a binary's `main`.
 
   Attributes:
-    config: the config with its overrides, validated.
+    config: the config with its overrides, validated; it has a field `seed`.
     workdir: an existing directory, locked by this process.
     experiment: name of the binary.
     setting: the config file's name without the experiment's, and the variant after the colon.
-    config_file: the config as given, `FILE.py[:setting]`.
+    config_file: the config as given, `FILE.py[:variant]`.
     overrides: config fields given on the command line, such as 'model.width'.
     commit: commit of the source, with '-dirty' if tracked files differ, or 'unknown'.
     marks: wall seconds at which each phase was first complete, by phase.
@@ -89,8 +89,8 @@ class Run:
 
   @property
   def seed(self) -> int:
-    """`config.seed`, or 0 if the config has none."""
-    return getattr(self.config, 'seed', 0)
+    """The config's seed."""
+    return self.config.seed
 
   @property
   def results_path(self) -> pathlib.Path:
@@ -115,6 +115,16 @@ class Run:
     metrics.write_json_atomic(self._clock_path, {
         'wall_seconds': self.wall_seconds(), 'marks': self.marks, 'processors': self.processors})
 
+  def open_metrics(self) -> contextlib.closing:
+    """Opens the `MetricsWriter` of a program that trains, as a context manager."""
+    return contextlib.closing(metrics.MetricsWriter(
+        self.workdir, wandb_project=self.config.wandb_project,
+        config=dataclasses.asdict(self.config)))
+
+  def open_samples(self) -> contextlib.closing:
+    """Opens WORKDIR/samples.jsonl, as a context manager."""
+    return contextlib.closing(metrics.JsonlFile(self.workdir / 'samples.jsonl'))
+
   def mark(self, phase: str) -> None:
     """Records when a phase was first complete (`marks`, wall seconds by phase)."""
     self.marks.setdefault(phase, self.wall_seconds())
@@ -132,7 +142,7 @@ def run(
 
   Args:
     main: the binary's main function; its return value is ignored.
-    default_config: `FILE.py[:setting]`, relative to the current directory or the repository.
+    default_config: `FILE.py[:variant]`, relative to the current directory or the repository.
     experiment: name in results.json; by default that of the main module.
     argv: the command line; `sys.argv` by default.
   """
@@ -253,12 +263,12 @@ def current_commit() -> str:
 
 def _default_workdir(config_name: str, setting: str, config: Any) -> str:
   name = '_'.join(filter(None, [config_name, re.sub(r'[^\w.-]', '_', setting)]))
-  seed = getattr(config, 'seed', 0)
-  return os.path.join('runs', name if seed == 0 else f'{name}_seed{seed}')
+  return os.path.join('runs', f'{name}_seed{config.seed}' if config.seed else name)
 
 
 @contextlib.contextmanager
 def _locked(workdir: pathlib.Path) -> Iterator[None]:
+  """Holds the lock of a workdir; raises UsageError if another process holds it."""
   workdir.mkdir(parents=True, exist_ok=True)
   with open(workdir / '.lock', 'a') as file:
     try:
@@ -272,20 +282,20 @@ def _prepare_workdir(workdir: pathlib.Path, config: Any, experiment: str, spec: 
   """Checks or writes config.json, removes leftovers; returns False if the run is complete."""
   _refuse_foreign(workdir)
   path = workdir / 'config.json'
-  mine = metrics.plain({
+  ours = metrics.plain({
       'experiment': experiment, 'config_file': spec, 'config': dataclasses.asdict(config)
   })
 
   if not path.exists():
     files.remove_leftovers(workdir)
-    metrics.write_json_atomic(path, mine)
+    metrics.write_json_atomic(path, ours)
     return True
 
   try:
-    theirs = json.loads(path.read_text())
-    differences = list(_differences(theirs['config'], mine['config'], 'config'))
-    if theirs['experiment'] != experiment:
-      differences.insert(0, ('experiment', theirs['experiment'], experiment))
+    earlier = json.loads(path.read_text())
+    differences = list(_differences(earlier['config'], ours['config'], 'config'))
+    if earlier['experiment'] != experiment:
+      differences.insert(0, ('experiment', earlier['experiment'], experiment))
   except (ValueError, KeyError, TypeError) as error:
     problem = command_line.one_line(error)
     raise UsageError(f'{path} is not a config of a run: {problem}') from error
@@ -306,20 +316,20 @@ def _prepare_workdir(workdir: pathlib.Path, config: Any, experiment: str, spec: 
 def _refuse_foreign(workdir: pathlib.Path) -> None:
   """Raises if the workdir exists and is not ours; writes nothing to it."""
   if workdir.exists() and not workdir.is_dir():
-    raise UsageError(f'workdir must be a folder, got the file {workdir} (--workdir)')
+    raise UsageError(f'--workdir: not a directory: {str(workdir)!r}')
   if workdir.exists() and not (workdir / 'config.json').exists():
     others = sorted(p.name for p in workdir.iterdir() if not p.name.startswith('.'))
     if others:
       raise UsageError(
-          f'{workdir} is not a run (it holds {others[0]} and no config.json); give an empty or a '
-          'new folder (--workdir)')
+          f'{workdir} is not the directory of a run: it contains {others[0]} and no config.json; '
+          'give an empty or a new one (--workdir)')
 
 
 def _discard_if_unused(workdir: pathlib.Path) -> None:
   """Removes a workdir that holds no output, so that the corrected command can reuse it."""
-  own = {'config.json', 'wall_seconds.json', '.lock'}
+  empty = {'config.json', 'wall_seconds.json', '.lock'}
   paths = list(workdir.iterdir())
-  if all(p.name in own or (p.is_file() and not p.stat().st_size) or
+  if all(p.name in empty or (p.is_file() and not p.stat().st_size) or
          (p.is_dir() and not any(p.iterdir())) for p in paths):
     for path in paths:
       path.rmdir() if path.is_dir() else path.unlink()
@@ -327,14 +337,15 @@ def _discard_if_unused(workdir: pathlib.Path) -> None:
       workdir.rmdir()
 
 
-def _differences(theirs: Any, mine: Any, name: str) -> Iterator[tuple[str, Any, Any]]:
-  if isinstance(theirs, dict) and isinstance(mine, dict):
-    for key in [*theirs, *(key for key in mine if key not in theirs)]:
+def _differences(earlier: Any, ours: Any, name: str) -> Iterator[tuple[str, Any, Any]]:
+  """Yields (field, earlier value, our value) of all fields that differ."""
+  if isinstance(earlier, dict) and isinstance(ours, dict):
+    for key in [*earlier, *(key for key in ours if key not in earlier)]:
       if key not in RELOCATABLE_FIELDS:
         yield from _differences(
-            theirs.get(key, _ABSENT), mine.get(key, _ABSENT), f'{name}.{key}')
-  elif theirs != mine:
-    yield name, theirs, mine
+            earlier.get(key, _ABSENT), ours.get(key, _ABSENT), f'{name}.{key}')
+  elif earlier != ours:
+    yield name, earlier, ours
 
 
 def _exit_with_one_line(start: Callable[[], None], *, name: str, debug: bool) -> typing.NoReturn:

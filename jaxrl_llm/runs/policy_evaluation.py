@@ -9,7 +9,7 @@ import numpy as np
 
 from jaxrl_llm.evaluation import evaluator, statistics, win_rate
 from jaxrl_llm.rl import scoring
-from jaxrl_llm.runs import reward_models
+from jaxrl_llm.runs import references, reward_models, training_loop
 from jaxrl_llm.runs import setup as setup_lib
 from jaxrl_llm.training import loop, metrics, rng
 from jaxrl_llm.training import step as step_lib
@@ -39,16 +39,16 @@ class Evaluation:
       samples: the JSONL file of shown responses.
     """
     self._setup, self._reward, self._samples = setup, reward, samples
-    self._options = setup.config.evaluation
+    self._config = setup.config.evaluation
 
     encoded = setup.encode(setup.task.evaluation)
-    self._batches = setup.prompt_batches(encoded, self._options.batch_size)
+    self._batches = setup.prompt_batches(encoded, self._config.batch_size)
     self.examples = encoded.examples
     self.scores: np.ndarray | None = None
 
     self._sample = setup.sampler(
-        num_samples=self._options.num_samples, temperature=setup.config.algorithm.temperature)
-    self._decode = setup.sampler(num_samples=1, temperature=self._options.temperature)
+        num_samples=self._config.num_samples, temperature=setup.config.algorithm.temperature)
+    self._decode = setup.sampler(num_samples=1, temperature=self._config.temperature)
     self._kl = divergence(setup)
 
   def __call__(
@@ -109,7 +109,7 @@ class Evaluation:
   ) -> Iterator[dict[str, Any]]:
     """Yields the results of each batch, without the padding of the last one."""
     key = rng.stream_key(self._setup.key, rng.Stream.SAMPLE_EVAL)
-    shown = 0 if step is None else self._options.num_shown
+    shown = 0 if step is None else self._config.num_shown
 
     for batch in self._batches:
       rollouts = sample(params, *batch[:3], key)
@@ -157,7 +157,33 @@ def divergence(setup: setup_lib.Setup):
       chunk_size=algorithm.head_chunk))
 
 
-class Watch:
+def finish(
+    setup: setup_lib.Setup, training: training_loop.TrainingLoop, evaluate: Evaluation,
+    reference: references.Reference,
+) -> dict[str, Any]:
+  """Saves the trained policy, and logs its last evaluation.
+
+  Args:
+    setup: setup of the run.
+    training: the complete training loop, whose metadata has 'tokens'.
+    evaluate: the run's evaluation.
+    reference: π_ref.
+
+  Returns:
+    {'tokens': sampled tokens, 'numbers': results of `Evaluation.against_reference`, and the
+    fingerprints of the frozen parts}.
+  """
+  policy, tokens = training.state.params['policy'], training.metadata['tokens']
+  setup.save_trained(policy)
+
+  training.write(
+      training.done, evaluate.metrics(policy, reference.of(policy), training.done, tokens))
+  numbers = evaluate.against_reference(policy, reference.of(policy))
+  numbers |= {f'fingerprint/{name}': value for name, value in training.fingerprints.items()}
+  return {'tokens': tokens, 'numbers': numbers}
+
+
+class TargetScaleMonitor:
   """Warns on stderr, once per problem, about suspicious metrics; the run continues.
 
   It checks the scale of η (r − r'): far above 50 the regression is never solved and the update is a
@@ -168,30 +194,30 @@ class Watch:
   SMALL, LARGE, GAP = 1e-2, 50.0, 0.05
 
   def __init__(self):
-    self._said: set[str] = set()
-    self._watch_ratio = loop.RatioWatch()
+    self._warned: set[str] = set()
+    self._check_ratio = loop.RatioWatch()
 
   def __call__(self, values: Mapping[str, float]) -> None:
     """Checks the metrics of one step."""
-    self._watch_ratio(values)
+    self._check_ratio(values)
     target, gap = values['rollout/median_target'], values['train/sampler_gap']
     if target > self.LARGE:
-      self._say('large', f'median |eta (r - r\')| is {target:.3g}: the regression cannot be '
+      self._warn('large', f'median |eta (r - r\')| is {target:.3g}: the regression cannot be '
                 'solved in a few steps (config.algorithm.eta, config.reward.scale)')
     elif target < self.SMALL:
-      self._say('small', f'median |eta (r - r\')| is {target:.3g}: hardly anything is learned '
+      self._warn('small', f'median |eta (r - r\')| is {target:.3g}: hardly anything is learned '
                 '(config.algorithm.eta, config.reward.scale)')
 
     if gap > self.GAP:
-      self._say('gap', f'sampler and trainer differ by {gap:.3g} nats a token')
+      self._warn('gap', f'sampler and trainer differ by {gap:.3g} nats a token')
 
-  def _say(self, name: str, text: str) -> None:
-    if name not in self._said:
-      self._said.add(name)
+  def _warn(self, name: str, text: str) -> None:
+    if name not in self._warned:
+      self._warned.add(name)
       print(f'warning: {text}', file=sys.stderr, flush=True)
 
 
-def summarise(
+def summarize(
     scored: reward_models.Scored, signal: np.ndarray, eta: float
 ) -> dict[str, float]:
   """Returns the metrics of a batch; non-finite scores are excluded.

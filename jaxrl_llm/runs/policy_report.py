@@ -19,17 +19,16 @@ def check_overrides(run: launch.Run) -> None:
 
 
 def write(
-    run: launch.Run, setup: setup_lib.Setup, trained: Mapping[str, Any], *, more: str = ''
+    setup: setup_lib.Setup, trained: Mapping[str, Any], *, more: str = ''
 ) -> None:
   """Writes table.md, the figure with its CSV, and results.json.
 
   Args:
-    run: the run.
     setup: setup of the run.
     trained: {'tokens': sampled tokens, 'numbers': result of `policy_evaluation.Evaluation`}.
     more: a second table, in Markdown.
   """
-  numbers = trained['numbers']
+  run, numbers = setup.run, trained['numbers']
   with_error = lambda who, name: (
       f'{numbers[f"eval/{who}/{name}"]:.3f} ± {numbers[f"eval/{who}/{name}_se"]:.3f}')
   row = lambda who, wins, tokens: [

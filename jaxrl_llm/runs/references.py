@@ -8,7 +8,6 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from jaxrl_llm.models import partial
-from jaxrl_llm.runs import launch
 from jaxrl_llm.runs import setup as setup_lib
 from jaxrl_llm.training import fingerprint
 from jaxrl_llm.training import step as step_lib
@@ -51,25 +50,23 @@ class Reference(NamedTuple):
 
 
 def make_reference(
-    run: launch.Run,
     setup: setup_lib.Setup,
     finetune: Callable[[], tuple[Params, dict[str, Any]]],
 ) -> Reference:
   """Loads π_ref, or fine-tunes it; it shares no parameters with the policy.
 
   Args:
-    run: the run.
     setup: the run's setup, from `setup_lib.build`.
     finetune: makes the reference if none is loaded (`supervised.finetune`).
 
   Returns:
     The reference.
   """
-  config = run.config
+  config = setup.config
   if config.policy_init_from:
     start = plain = setup.initial_params()
     if config.reference_init_from:
-      plain = setup.load_alike(config.reference_init_from, 'config.reference_init_from')
+      plain = setup.load_same_model(config.reference_init_from, 'config.reference_init_from')
     frozen = setup.finetuning.frozen(plain)
     return Reference(lambda policy: frozen, start, fingerprint.of_params(plain), 0, 0, 0.0)
 
@@ -82,7 +79,6 @@ def make_reference(
 
 
 def begin(
-    run: launch.Run,
     setup: setup_lib.Setup,
     algorithm: Algorithm,
     finetune: Callable[[], tuple[Params, dict[str, Any]]],
@@ -90,7 +86,6 @@ def begin(
   """Makes the initial train state, the train step, and the reference without shared parameters.
 
   Args:
-    run: the run.
     setup: the run's setup, from `setup_lib.build`.
     algorithm: the algorithm that trains the policy.
     finetune: makes the reference if none is loaded (`supervised.finetune`).
@@ -98,13 +93,16 @@ def begin(
   Returns:
     (state, jitted train step, reference).
   """
-  config = run.config
-  reference = make_reference(run, setup, finetune)
+  reference = make_reference(setup, finetune)
   state, train_step = setup.start(algorithm, reference.start)
-  of = reference.of
-  if not config.reference_init_from and config.lora.rank:
-    of = lambda policy: {'base': policy['base'], 'adapters': {}}
-  elif not config.reference_init_from and config.train_last_layers:
+  reference = reference._replace(start=None)
+  if setup.config.reference_init_from:
+    return state, train_step, reference
+
+  if setup.finetuning.lora.rank:
+    reference = reference._replace(
+        of=lambda policy: {'base': policy['base'], 'adapters': {}})
+  elif setup.finetuning.last_layers:
     branch = partial.branch(state.params['policy'])
-    of = lambda policy: {**policy, **branch}
-  return state, train_step, reference._replace(of=of, start=None)
+    reference = reference._replace(of=lambda policy: {**policy, **branch})
+  return state, train_step, reference

@@ -47,18 +47,18 @@ class RewardModel:
   """A frozen reward model.
 
   Attributes:
-    settings: config of the conversion from scores to rewards.
+    config: config of the conversion from scores to rewards.
     params: parameters, on the mesh.
     score: (rollouts, examples, number of micro-batches) -> scores [P, K].
     fingerprint: fingerprint of the parameters.
-    about: description for the terminal, one phrase.
+    description: one phrase for the terminal.
   """
 
-  settings: reward_config.RewardConfig
+  config: reward_config.RewardConfig
   params: Params
   score: Callable[[Rollouts, Sequence[Example], int], np.ndarray]
   fingerprint: str
-  about: str
+  description: str
 
   def check(self, other: str) -> None:
     """Raises ValueError unless the fingerprint in a checkpoint is that of this model."""
@@ -77,22 +77,22 @@ class RewardModel:
     scores = np.where(scores > batches.SENTINEL, scores, np.float32(np.nan))
 
     lengths, reasons = np.asarray(rollouts.lengths), np.asarray(rollouts.stop_reason)
-    rewards = scores / np.float32(self.settings.scale)
-    if self.settings.eos_check != 'off':
+    rewards = scores / np.float32(self.config.scale)
+    if self.config.eos_check != 'off':
       rewards = np.asarray(masking.replace_scores_without_stop(
           jnp.asarray(rewards), jnp.asarray(lengths), jnp.asarray(reasons),
-          penalty=self.settings.missing_stop_penalty, slots=rollouts.tokens.shape[-1],
-          eos_check=self.settings.eos_check,
+          penalty=self.config.missing_stop_penalty, slots=rollouts.tokens.shape[-1],
+          eos_check=self.config.eos_check,
       ))
     return Scored(scores, rewards, lengths, reasons == 0)
 
 
-def load(config: Any, setup: setup_lib.Setup) -> RewardModel:
+def load(setup: setup_lib.Setup) -> RewardModel:
   """Loads the reward model of `config.reward_init_from` onto the mesh.
 
   Args:
-    config: a config with `reward` and `reward_init_from`.
-    setup: setup of the run whose samples are scored.
+    setup: setup of the run whose samples are scored; its config is a
+      `reward_config.LearnedReward`.
 
   Returns:
     The reward model.
@@ -101,6 +101,7 @@ def load(config: Any, setup: setup_lib.Setup) -> RewardModel:
     ValueError: if the directory holds no reward model, its tokenizer or length does not fit, or
       the template is missing.
   """
+  config = setup.config
   source = checkpoint_sources.read(config.reward_init_from, field=_FIELD)
   _check_role(source)
 
@@ -114,9 +115,9 @@ def load(config: Any, setup: setup_lib.Setup) -> RewardModel:
   params = source.load(setup_lib.abstract_params(network, setup.mesh))
   if reads_ids:
     read = id_scorer(model)
-    score = lambda rollouts, examples, setup: read(params, rollouts, setup)
+    score = lambda rollouts, examples, num_parts: read(params, rollouts, num_parts)
   else:
-    score = _score_texts(config, setup, source, network, params)
+    score = _text_scorer(setup, source, network, params)
 
   return RewardModel(
       config.reward, params, score, fingerprint.of_params(params), source.describe())
@@ -228,22 +229,22 @@ def id_scorer(model: configs.TransformerConfig):
   network = reward_lib.make(model)
 
   @functools.partial(jax.jit, static_argnums=2)
-  def score(params, rollouts, setup):
+  def score(params, rollouts, num_parts):
     read = lambda rollouts: sequence_scores.sequence_scores(network, params, rollouts)
-    return step_lib.map_micro_batches(read, rollouts, num_micro_batches=setup)
+    return step_lib.map_micro_batches(read, rollouts, num_micro_batches=num_parts)
 
   return score
 
 
-def _score_texts(
-    config: Any, setup: setup_lib.Setup, source: CheckpointSource, network: ModelFns,
-    params: Params,
+def _text_scorer(
+    setup: setup_lib.Setup, source: CheckpointSource, network: ModelFns, params: Params
 ):
   """Makes a scorer of the samples' text, for a reward model with its own tokenizer."""
+  config = setup.config
   if not source.tokenizer_dir:
     raise ValueError(
-        f'no tokenizer lies in {source.directory} ({source.field}), and '
-        f'config.reward.template={config.reward.template!r} needs one'
+        f'{source.directory} ({source.field}) has no tokenizer, which config.reward.template='
+        f'{config.reward.template!r} needs'
     )
 
   own = tokenizers.load_tokenizer(source.tokenizer_dir)
@@ -252,9 +253,9 @@ def _score_texts(
 
   @jax.jit
   def read(params, tokens, lengths):
-    places = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
-    valid = places < lengths[:, None]
-    output = network.apply(params, tokens, positions=places, valid=valid)
+    positions = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
+    valid = positions < lengths[:, None]
+    output = network.apply(params, tokens, positions=positions, valid=valid)
     return reward_lib.rewards(output, valid)
 
   reward_fn = model_reward.make(
@@ -264,11 +265,11 @@ def _score_texts(
       overlong=config.reward.overlong, pad_id=own.pad_id,
   )
 
-  return lambda rollouts, examples, parts_: _as_texts(
+  return lambda rollouts, examples, num_parts: _score_texts(
       rollouts, examples, setup.task.tokenizer, reward_fn)
 
 
-def _as_texts(
+def _score_texts(
     rollouts: Rollouts, examples: Sequence[Example], tokenizer: Tokenizer, reward_fn: RewardFn
 ) -> np.ndarray:
   """Scores decoded responses [P, K]. A failed score is not an error: the prompt is dropped."""

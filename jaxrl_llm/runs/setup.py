@@ -14,6 +14,7 @@ import optax
 from jaxrl_llm.data import batching
 from jaxrl_llm.evaluation import evaluator
 from jaxrl_llm.models import configs
+from jaxrl_llm.models import lora as lora_lib
 from jaxrl_llm.models import policy as policy_lib
 from jaxrl_llm.models.pretrained import peft
 from jaxrl_llm.rewards import rollout_rewards
@@ -42,7 +43,7 @@ class Setup:
   """The components of a run.
 
   Attributes:
-    config: the experiment's config.
+    run: the run that they were built for.
     task: the problems.
     model: the policy's shape, with the vocabulary filled in.
     finetuning: the network, and which of its parameters are trained.
@@ -54,7 +55,7 @@ class Setup:
     samplers: the samplers made so far; each is compiled once per run.
   """
 
-  config: Any
+  run: launch.Run
   task: Task
   model: configs.TransformerConfig
   finetuning: finetuning_lib.Finetuning
@@ -64,6 +65,11 @@ class Setup:
   stopper: loop.Stopper
   abstract_params: Params
   samplers: dict[tuple[int, float], SampleFn] = dataclasses.field(default_factory=dict)
+
+  @property
+  def config(self) -> Any:
+    """The run's config."""
+    return self.run.config
 
   def describe(self) -> str:
     """Describes task, model and devices in one line for the terminal."""
@@ -76,7 +82,7 @@ class Setup:
       left_out += f' ({repeated} left out because they ask what held-out ones ask)'
 
     source = self.source.describe() if self.source else 'from scratch'
-    notes = [self.config.note] + ([] if self.source else [getattr(self.config, 'scale_note', '')])
+    notes = [self.config.note] + ([] if self.source else [self.config.scale_note])
 
     return (
         f'{self.task.name}, {len(self.task.train)} training and {len(self.task.evaluation)} '
@@ -118,7 +124,7 @@ class Setup:
     draw = jax.jit(policy_lib.make(self.model).init, out_shardings=shardings)
     return draw(rng.stream_key(self.key, rng.Stream.INIT))
 
-  def load_alike(self, directory: str, field: str) -> Params:
+  def load_same_model(self, directory: str, field: str) -> Params:
     """Loads plain parameters of the same model and tokenizer from another directory."""
     source = _read_source(self.config, directory, field)
     source.check_tokenizer(self.task.tokenizer, of=self.task.name)
@@ -152,18 +158,19 @@ class Setup:
   def export_adapters(self, folder: pathlib.Path, params: Params) -> None:
     """Writes trained adapters in `peft` format, if the base came from Hugging Face."""
     about = self.source.hugging_face if self.source else {}
-    if not (self.config.lora.rank and about) or folder.exists():
+    if not (self.finetuning.lora.rank and about) or folder.exists():
       return  # A resumed run would write the same ones.
     peft.save(
-        folder, params['adapters'], self.config.lora, self.model, model_type=about['model_type'],
+        folder, params['adapters'], self.finetuning.lora, self.model,
+        model_type=about['model_type'],
         # Parameters saved by this project may have been trained since they were loaded.
         base=about['directory'] if self.source.checkpoint else None,
     )
 
-  def save_trained(self, workdir: pathlib.Path, params: Params) -> None:
+  def save_trained(self, params: Params) -> None:
     """Saves the trained policy to WORKDIR/trained and its adapters, if any, to WORKDIR/adapters."""
-    self.export_adapters(workdir / 'adapters', params)
-    checkpoints.save_params(workdir / 'trained', self.plain(params), self.metadata())
+    self.export_adapters(self.run.workdir / 'adapters', params)
+    checkpoints.save_params(self.run.workdir / 'trained', self.plain(params), self.metadata())
 
   def sampler(self, *, num_samples: int, temperature: float = 1.0) -> SampleFn:
     """Returns a jitted sampler for this task, cached by its arguments."""
@@ -216,21 +223,31 @@ class Setup:
   @functools.cached_property
   def evaluator(self) -> evaluator.Evaluator:
     """Evaluator on the held-out problems."""
-    options, encoded = self.config.evaluation, self.encode(self.task.evaluation)
+    config, encoded = self.config.evaluation, self.encode(self.task.evaluation)
     if encoded.num_filtered:
       print(f'{encoded.num_filtered} held-out prompts are too long and were left out', flush=True)
     return evaluator.Evaluator(
-        self.policy, self.task, self.prompt_batches(encoded, options.batch_size),
+        self.policy, self.task, self.prompt_batches(encoded, config.batch_size),
         rng.stream_key(self.key, rng.Stream.SAMPLE_EVAL),
-        sample=self.sampler(num_samples=options.num_samples),
+        sample=self.sampler(num_samples=config.num_samples),
         greedy=self.sampler(num_samples=1, temperature=0.0),
         chunk_size=self.config.sft.algorithm.head_chunk,
     )
 
 
 @contextlib.contextmanager
-def build(run: launch.Run) -> Iterator[Setup]:
+def build(
+    run: launch.Run, *, lora: lora_lib.LoraConfig | None = None, last_layers: int = 0
+) -> Iterator[Setup]:
   """Builds the components of a run; inside the block the mesh is set and Ctrl-C is graceful.
+
+  Args:
+    run: a run whose config is a `runs.config.RunConfig`.
+    lora: config of the adapters; None for a run without any.
+    last_layers: number of last blocks to train; 0 trains all parameters.
+
+  Yields:
+    The components.
 
   Raises:
     ValueError: if the model cannot hold the task's sequences or vocabulary, a batch does
@@ -255,11 +272,11 @@ def build(run: launch.Run) -> Iterator[Setup]:
   policy = policy_lib.make(model)
   abstract = abstract_params(policy, mesh)
   finetuning = finetuning_lib.make(
-      policy, abstract, adapters=config.lora, last_layers=config.train_last_layers
+      policy, abstract, lora=lora or lora_lib.LoraConfig(), last_layers=last_layers
   )
 
   with jax.set_mesh(mesh), loop.Stopper() as stopper:
-    yield Setup(config, task, model, finetuning, source, mesh, key, stopper, abstract)
+    yield Setup(run, task, model, finetuning, source, mesh, key, stopper, abstract)
 
 
 def _read_source(config: Any, directory: str, field: str) -> checkpoint_sources.CheckpointSource:

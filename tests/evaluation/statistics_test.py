@@ -1,6 +1,9 @@
 """The mean and its standard error, by hand."""
 
+import math
+
 import numpy as np
+import pytest
 
 from jaxrl_llm.evaluation import statistics
 
@@ -20,3 +23,10 @@ def test_over_the_first_axis_only():
 
 def test_one_value_has_no_error():
   assert statistics.mean_and_standard_error(np.array([0.25])) == (0.25, 0.0)
+
+
+def test_first_crossing_is_interpolated():
+  x, y = (100, 200, 300), (0.5, 0.7, 1.0)
+  assert statistics.first_crossing(x, y, level=0.6) == pytest.approx(150)
+  assert statistics.first_crossing(x, y, level=0.4) == 100
+  assert statistics.first_crossing(x[:2], y[:2], level=0.9) == math.inf

@@ -86,11 +86,27 @@ def large_batch(folder, **changes):
       **changes})
 
 
+def launched(config, workdir=None, experiment='rebel', overrides=()):
+  """The run that a command would make of a config."""
+  return launch.Run(config, workdir, experiment, 'tiny', 'tiny.py', overrides, 'commit')
+
+
+def build(config):
+  """The setup of a run that trains a policy."""
+  return setup_lib.build(
+      launched(config), lora=config.lora, last_layers=config.train_last_layers)
+
+
+def with_config(setup, config):
+  """A copy of a setup with another config."""
+  return dataclasses.replace(setup, run=launched(config, setup.run.workdir))
+
+
 def run(main, config, workdir, experiment='rebel', overrides=()):
-  """Runs a binary's main on a config, as its command would."""
+  """Runs a program's main on a config, as its command would."""
   config.validate()
   workdir.mkdir(parents=True, exist_ok=True)
-  main(launch.Run(config, workdir, experiment, 'tiny', 'tiny.py', overrides, 'commit'))
+  main(launched(config, workdir, experiment, overrides))
 
 
 class Killed(BaseException):
@@ -169,8 +185,7 @@ def share_programs(patch):
     patch.setattr(holder, name, wrapped)
 
   def network(setup):
-    config = setup.config
-    return setup.model, getattr(config, 'lora', 0), getattr(config, 'train_last_layers', 0)
+    return setup.model, setup.finetuning.lora, setup.finetuning.last_layers
 
   shared(setup_lib.Setup, 'sampler', lambda setup, **options: (
       network(setup), options, setup.task.max_response_tokens))

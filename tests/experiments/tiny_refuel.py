@@ -91,6 +91,6 @@ def share_programs(patch):
     patch.setattr(holder, 'sampler', sampler)
 
   shared(refuel_batches, lambda setup, *, temperature: (
-      setup.model, setup.config.lora, setup.config.train_last_layers, temperature,
+      setup.model, setup.finetuning.lora, setup.finetuning.last_layers, temperature,
       setup.task.max_reply_tokens))
-  shared(refuel_users, lambda network, tokenizer, options: (tokenizer.fingerprint, options))
+  shared(refuel_users, lambda network, tokenizer, config: (tokenizer.fingerprint, config))

@@ -7,8 +7,7 @@ import pytest
 
 from jaxrl_llm.data import chat_templates, response_batches, tokenizers
 from jaxrl_llm.models import configs
-from jaxrl_llm.runs import checkpoint_sources, launch, reward_config, reward_models
-from jaxrl_llm.runs import setup as setup_lib
+from jaxrl_llm.runs import checkpoint_sources, reward_config, reward_models
 from tests.experiments import tiny, tiny_rebel
 
 TOKENIZER = tokenizers.CharacterTokenizer('abc')  # 0 pads, 1 stops.
@@ -62,16 +61,15 @@ def test_ids_and_text_of_the_same_tokens_have_the_same_scores(folder):
   config = tiny_rebel.online(folder)
   own = dataclasses.replace(config, reward=reward_config.RewardConfig(
       template='auto', max_tokens=tiny_rebel.PROMPT + tiny_rebel.RESPONSE))
-  run = launch.Run(config, None, 'rebel', '', 'tiny.py', (), 'commit')
-  with setup_lib.build(run) as setup:
+  with tiny_rebel.build(config) as setup:
     examples = [e for e in setup.task.train if len(e['chosen_ids']) <= tiny_rebel.RESPONSE][:4]
     examples *= 2
     known = response_batches.rollouts(
         [e['prompt_ids'] for e in examples], [[e['chosen_ids']] for e in examples],
         setup.task.tokenizer, max_prompt_tokens=tiny_rebel.PROMPT,
         max_response_tokens=tiny_rebel.RESPONSE)
-    by_ids = reward_models.load(config, setup)(known, examples)
-    by_text = reward_models.load(own, setup)(known, examples)
+    by_ids = reward_models.load(setup)(known, examples)
+    by_text = reward_models.load(tiny_rebel.with_config(setup, own))(known, examples)
   assert np.std(by_ids.scores) > 0.1
   np.testing.assert_allclose(by_ids.scores, by_text.scores, atol=1e-4)
 
@@ -98,12 +96,12 @@ def test_a_template_needs_the_tokenizer_of_the_reward_model(folder, tmp_path):
   config = tiny_rebel.online(
       folder, reward_init_from=str(tmp_path / 'bare'),
       reward=reward_config.RewardConfig(template='auto', max_tokens=64))
-  with setup_lib.build(launch.Run(config, None, 'rebel', '', 'tiny.py', (), 'c')) as setup:
-    with pytest.raises(ValueError, match='no tokenizer lies in .*bare'):
-      reward_models.load(config, setup)
-    # Without one, its ids are taken for those of the policy.
+  with tiny_rebel.build(config) as setup:
+    with pytest.raises(ValueError, match='bare .* has no tokenizer'):
+      reward_models.load(setup)
+    # Without a template it reads the policy's ids.
     config.reward = reward_config.RewardConfig()
-    assert reward_models.load(config, setup).fingerprint
+    assert reward_models.load(setup).fingerprint
 
 
 def _source(model):

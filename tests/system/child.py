@@ -91,8 +91,8 @@ class _Recorder:
     self._wrap(metrics.MetricsWriter, 'write', self._note_compilations)
     note_reference = lambda reference: self.found['reference'].append(
         [reference.fingerprint, fingerprint.of_params(reference.params)])
-    self._wrap(stage1_lib, 'estimate', lambda run, setup, ref: note_reference(ref))
-    self._wrap(report, 'write', lambda run, setup, ref, *rest: note_reference(ref))
+    self._wrap(stage1_lib, 'estimate', lambda setup, ref: note_reference(ref))
+    self._wrap(report, 'write', lambda setup, ref, *rest: note_reference(ref))
     self._wrap(a_star_po_main, 'Batch', self._note_batch)
 
   def _wrap(self, holder, name, note) -> None:

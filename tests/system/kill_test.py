@@ -83,7 +83,7 @@ def test_stopped_by_signals_the_run_says_how_to_go_on_and_ends_the_same(runner, 
   step, total = re.match(r'stopped after step (\d+) of (\d+), saved', said).groups()
   assert (workdir / 'checkpoints' / 'sft' / step).is_dir() and int(total) == running.SFT_STEPS
   said = stop(signal.SIGINT, _lines(workdir, 'stage1.jsonl', 2))
-  assert said.startswith('stopped in stage 1; what was sampled is kept')
+  assert said.startswith('stopped in stage 1; all complete batches are saved')
   assert 2 <= running.num_lines(workdir / 'stage1.jsonl') <= 5
   logged = running.num_lines(workdir / 'metrics.jsonl')
   said = stop(signal.SIGINT, _lines(workdir, 'metrics.jsonl', logged + 2))

@@ -57,6 +57,9 @@ CONFIG = textwrap.dedent('''
     class Config:
       seed: int = 0
 
+      def validate(self):
+        pass
+
     def get_config():
       return Config()
 ''')

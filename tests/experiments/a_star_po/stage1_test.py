@@ -3,7 +3,6 @@
 import numpy as np
 import pytest
 
-from experiments.a_star_po import report
 from experiments.a_star_po import stage1 as stage1_lib
 from jaxrl_llm.algorithms import a_star_po
 from jaxrl_llm.runs import references
@@ -34,7 +33,7 @@ def test_a_prompt_without_a_value_is_an_error_not_zero(missing):
 
 def test_A13_the_filter_keeps_exactly_the_prompts_with_a_success():
   keep = lambda **options: [
-      e['id'] for e in VALUES.kept(EXAMPLES, a_star_po.Config(**options))]
+      e['id'] for e in VALUES.trainable(EXAMPLES, a_star_po.Config(**options))]
   assert keep() == [10, 20, 30]
   assert keep(filter_all_wrong=True) == [10, 20]
 
@@ -42,7 +41,7 @@ def test_A13_the_filter_keeps_exactly_the_prompts_with_a_success():
 def test_nothing_left_is_one_line():
   hopeless = VALUES._replace(rewards=np.zeros((3, 2), np.float32))
   with pytest.raises(ValueError, match='filter_all_wrong left no prompt'):
-    hopeless.kept(EXAMPLES, a_star_po.Config(filter_all_wrong=True))
+    hopeless.trainable(EXAMPLES, a_star_po.Config(filter_all_wrong=True))
 
 
 def test_a_checkpoint_of_another_reference_is_refused():
@@ -50,11 +49,3 @@ def test_a_checkpoint_of_another_reference_is_refused():
   reference.check('aaaa')
   with pytest.raises(ValueError, match='bbbb'):
     reference.check('bbbb')
-
-
-def test_tokens_to_a_score_are_interpolated():
-  points = ((100, 0.5), (200, 0.7), (300, 1.0))
-  curve = [{'eval/sampled_tokens': t, 'eval/pass@1': p} for t, p in points]
-  assert report.tokens_to(curve, 0.6) == pytest.approx(150)
-  assert report.tokens_to(curve, 0.4) == 100
-  assert report.tokens_to(curve[:2], 0.9) is None

@@ -209,7 +209,7 @@ def test_what_came_from_a_checkpoint_that_is_gone_has_no_tokenizer(folder, tmp_p
 @pytest.mark.parametrize(('source', 'target', 'more', 'line'), [
     ('', 'new', [], '--from=DIR and --to=DIR are required'),
     ('float32', '', [], '--from=DIR and --to=DIR are required'),
-    ('absent', 'new', [], '--from is no folder'),
+    ('absent', 'new', [], '--from: not a directory'),
     ('.', 'new', [], 'neither parameters'),
     ('float32', 'bfloat16', [], '--to must be a new or an empty folder, got'),
     ('float32', 'float32/config.json', [], '--to must be a new or an empty folder, got'),

@@ -36,11 +36,12 @@ def compiled_once(monkeypatch):
 _SAMPLERS, _MADE = evaluate_main._samplers, {}
 
 
-def _shared_samplers(config, parts):
-  setting = repr((config.num_samples, config.temperature, config.greedy, config.mesh))
-  if setting not in _MADE:
-    _MADE[setting] = _SAMPLERS(config, parts)
-  return _MADE[setting]
+def _shared_samplers(setup):
+  config = setup.config
+  key = repr((config.num_samples, config.temperature, config.greedy, config.mesh))
+  if key not in _MADE:
+    _MADE[key] = _SAMPLERS(setup)
+  return _MADE[key]
 
 
 @pytest.fixture(scope='module')
@@ -218,7 +219,7 @@ def test_the_configs_are_valid(name, tmp_path):
 
 
 @pytest.mark.parametrize(('more', 'line'), [
-    (['--config.policy_init_from=nowhere'], "policy_init_from is no folder: 'nowhere'"),
+    (['--config.policy_init_from=nowhere'], "policy_init_from: not a directory: 'nowhere'"),
     (['--config.task.file='], 'a file of problems is needed'),
     (['--config.task.file=nothing.jsonl'], 'nothing.jsonl'),
     (['--config.task.answer_field=truth'], "line 1: the key 'truth' is missing"),

@@ -270,7 +270,7 @@ def test_a_policy_with_a_part_of_a_vocabulary_takes_it_out_of_the_whole(tmp_path
 
 @pytest.mark.parametrize(('arguments', 'line'), [
     (['--prompt=x'], '--policy=DIR is required'),
-    (['--policy=nowhere', '--prompt=x'], "--policy is no folder: 'nowhere'"),
+    (['--policy=nowhere', '--prompt=x'], "--policy: not a directory: 'nowhere'"),
     (['--policy={bytes}'], 'give either --prompt=TEXT or --prompts=FILE'),
     (['--policy={bytes}', '--prompt=x', '--prompts=f'], 'give either'),
     (['--policy={bytes}', '--prompts=f'], '--prompts needs --out'),

@@ -441,7 +441,7 @@ def test_every_field_is_read():
     ('--config.model.vocab_size=20', 'config.model.vocab_size must be 0 .*, got 20'),
     ('--config.model.max_length=24', 'config.model.max_length must be at least 25 .*, got 24'),
     ('--config.data_dir=/nowhere', '/nowhere must be a folder of animals'),
-    ('--config.checkpoint=/nowhere', "config.checkpoint is no folder: '/nowhere'"),
+    ('--config.checkpoint=/nowhere', "config.checkpoint: not a directory: '/nowhere'"),
 ])
 def test_bad_settings_end_in_one_line(tmp_path, capsys, monkeypatch, argument, words):
   monkeypatch.setattr(mice_training, 'meta_train', _never_trained)

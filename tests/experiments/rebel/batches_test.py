@@ -13,8 +13,7 @@ from jaxrl_llm.algorithms import rebel
 from jaxrl_llm.data import response_batches, tokenizers
 from jaxrl_llm.models import lora
 from jaxrl_llm.rl import scoring
-from jaxrl_llm.runs import launch, policy_evaluation, references, reward_config, reward_models
-from jaxrl_llm.runs import setup as setup_lib
+from jaxrl_llm.runs import policy_evaluation, references, reward_config, reward_models
 from jaxrl_llm.training import optim
 from jaxrl_llm.types import Batch
 from tests.experiments import tiny_rebel
@@ -31,10 +30,6 @@ def folder(data_dir, tmp_path_factory):
   return folder
 
 
-def _run(config):
-  return launch.Run(config, None, 'rebel', '', 'tiny.py', (), 'commit')
-
-
 def _config(folder, **changes):
   config = tiny_rebel.online(folder, reward=OFF, **changes)
   config.task.max_prompt_tokens, config.task.max_response_tokens = 32, 6
@@ -44,43 +39,42 @@ def _config(folder, **changes):
 
 
 def _reward(values):
-  """A reward model that gives these scores."""
+  """A reward model with fixed scores."""
   return reward_models.RewardModel(OFF, None, lambda *arguments: values, 'name', '')
 
 
-def test_comparators_make_preferences_and_are_no_part_of_the_pair(folder):
+def test_comparators_make_preferences_and_are_excluded_from_the_pair(folder):
   config = _config(
       folder, algorithm={'signal': 'preferences'}, num_comparators=3)
   scores = np.random.default_rng(0).normal(size=(8, 5)).astype(np.float32)
-  with setup_lib.build(_run(config)) as setup:
-    data = rebel_batches.Prompts(setup, config.algorithm)
-    make = rebel_batches.Maker(config, setup, _reward(scores))
+  with tiny_rebel.build(config) as setup:
+    data = rebel_batches.Prompts(setup)
+    builder = rebel_batches.BatchBuilder(setup, _reward(scores))
     prompts, responses = data.batch(8, seed=0, step=0)
     assert responses is None
     params = setup.finetuning.frozen(setup.initial_params())
-    rollouts = make.sample(params, *setup.put(tuple(prompts[:3])), jax.random.key(0))
+    rollouts = builder.sample(params, *setup.put(tuple(prompts[:3])), jax.random.key(0))
     assert rollouts.tokens.shape == (8, 5, 6)
-    assert make.mix_offline(rollouts, None, 0) is rollouts
-    scored = make.score(rollouts, prompts.examples)
-    batch = make(rollouts, scored, params)
+    assert builder.mix_offline(rollouts, None, 0) is rollouts
+    scored = builder.score(rollouts, prompts.examples)
+    batch = builder.build(rollouts, scored, params)
     log_probs = jax.jit(lambda params, rollouts: scoring.score(
         setup.policy, params, rollouts)[0])(params, batch.rollouts)
-    # With a response of the data in the second place of some pairs.
-    mixed = dataclasses.replace(config.algorithm, offline_fraction=0.5)
-    config.algorithm = mixed
-    data = rebel_batches.Prompts(setup, mixed)
-    make = rebel_batches.Maker(config, setup, _reward(scores))
+    # Some pairs have a response of the data as their second.
+    config.algorithm = dataclasses.replace(config.algorithm, offline_fraction=0.5)
+    data = rebel_batches.Prompts(setup)
+    builder = rebel_batches.BatchBuilder(setup, _reward(scores))
     prompts, responses = data.batch(8, seed=0, step=1)
-    both = make.mix_offline(rollouts, responses, step=1)
-    again = make.mix_offline(rollouts, responses, step=1)
-    other = make.mix_offline(rollouts, responses, step=2)
+    both = builder.mix_offline(rollouts, responses, step=1)
+    again = builder.mix_offline(rollouts, responses, step=1)
+    other = builder.mix_offline(rollouts, responses, step=2)
   np.testing.assert_array_equal(batch.rollouts.tokens, rollouts.tokens[:, :2])
   expected = np.tanh((scores[:, :2, None] - scores[:, None, 2:]) / 2)
   np.testing.assert_allclose(batch.rewards, expected, rtol=1e-6)
   np.testing.assert_allclose(batch.reference_log_probs, log_probs, atol=1e-5)
   np.testing.assert_array_equal(batch.weight, np.ones(8))
   targets = np.abs(np.diff(expected.mean(axis=2), axis=1))
-  assert make.summary(scored)['rollout/median_target'] == pytest.approx(np.median(targets))
+  assert builder.summary(scored)['rollout/median_target'] == pytest.approx(np.median(targets))
   # Responses of the data: whole, finished, of unknown log-probs; everything else as it was.
   taken = np.isnan(both.log_probs[:, 1]).any(axis=-1)
   assert 0 < taken.sum() < 8
@@ -95,18 +89,18 @@ def test_comparators_make_preferences_and_are_no_part_of_the_pair(folder):
   assert {example['chosen'] for example in prompts.examples} == {'yes'}
 
 
-def test_without_a_penalty_the_reference_is_not_asked(folder):
+def test_the_reference_is_not_scored_without_a_penalty(folder):
   config = _config(folder)
   config.algorithm = dataclasses.replace(config.algorithm, kl_coefficient=0.0)
   scores = np.array([[1.0, 2.0], [np.nan, 0.0], [5.0, 5.0], [0.0, 4.0]] * 2, np.float32)
-  with setup_lib.build(_run(config)) as setup:
-    make = rebel_batches.Maker(config, setup, _reward(scores))
+  with tiny_rebel.build(config) as setup:
+    builder = rebel_batches.BatchBuilder(setup, _reward(scores))
     scored = reward_models.Scored(scores, scores, np.full((8, 2), 3), np.zeros((8, 2), bool))
-    batch = make(_rollouts(), scored, None)
+    batch = builder.build(_rollouts(), scored, None)
   assert batch.reference_log_probs is None
   np.testing.assert_array_equal(batch.rewards, scores)
-  summary = make.summary(scored)
-  # The prompt with a failed score has no part in what is shown.
+  summary = builder.summary(scored)
+  # The prompt with a failed score is excluded.
   assert summary['rollout/median_target'] == 1.0 and summary['rollout/length'] == 3
   assert summary['rollout/score'] == pytest.approx(17 / 7)
 
@@ -119,15 +113,14 @@ def _rollouts():
 
 @pytest.mark.parametrize('changes', [
     {'train_last_layers': 1}, {'lora': lora.LoraConfig(rank=2)}, {}])
-def test_a_reference_shares_what_is_not_trained(folder, changes):
+def test_a_reference_shares_untrained_parameters(folder, changes):
   config = _config(folder, **changes)
-  with setup_lib.build(_run(config)) as setup:
-    options = rebel.Config(kl_coefficient=0.0, head_chunk=0, num_epochs=1)
+  with tiny_rebel.build(config) as setup:
     algorithm = rebel.make(
-        options, setup.policy, setup.make_optimizer(optim.OptimizerConfig(learning_rate=0.1)))
+        rebel.Config(kl_coefficient=0.0, head_chunk=0, num_epochs=1), setup.policy,
+        setup.make_optimizer(optim.OptimizerConfig(learning_rate=0.1)))
     plain = setup.initial_params()
-    state, train_step, reference = references.begin(
-        _run(config), setup, algorithm, finetune=None)
+    state, train_step, reference = references.begin(setup, algorithm, finetune=None)
     shared = _shared(state.params['policy'], reference.of(state.params['policy']))
     score = policy_evaluation.scorer(setup, temperature=1.0, chunk_size=0, micro=1)
     rollouts = setup.put(dataclasses.replace(
@@ -137,28 +130,29 @@ def test_a_reference_shares_what_is_not_trained(folder, changes):
     batch = setup.put(Batch(rollouts, rewards, None, {}, np.ones(8, np.float32)))
     state, _ = train_step(state, batch)
     policy = state.params['policy']
-    # The reference is what it was; the policy is not.
+    # Only the policy has changed.
     np.testing.assert_allclose(score(reference.of(policy), rollouts), before, atol=1e-6)
     assert jnp.abs(score(policy, rollouts) - before).max() > 1e-3
   total = sum(leaf.size for leaf in jax.tree.leaves(plain))
-  assert (shared > 0.4 * total) == bool(changes)  # Numbers that are there once.
+  assert (shared > 0.4 * total) == bool(changes)  # Arrays that are stored once.
 
 
 def _shared(policy, reference):
-  """How many numbers of the reference are arrays of the policy."""
+  """Number of the reference's parameters in arrays of the policy."""
   pointers = {id(leaf) for leaf in jax.tree.leaves(policy)}
   return sum(leaf.size for leaf in jax.tree.leaves(reference) if id(leaf) in pointers)
 
 
-def test_what_looks_wrong_is_said_once(capsys):
-  watch = policy_evaluation.Watch()
-  say = lambda target, gap: watch({'rollout/median_target': target, 'train/sampler_gap': gap})
-  say(1.0, 1e-3)
+def test_each_problem_with_the_targets_is_reported_once(capsys):
+  monitor = policy_evaluation.TargetScaleMonitor()
+  check = lambda target, gap: monitor(
+      {'rollout/median_target': target, 'train/sampler_gap': gap})
+  check(1.0, 1e-3)
   assert not capsys.readouterr().err
-  say(100.0, 1e-3)
-  say(100.0, 0.1)
+  check(100.0, 1e-3)
+  check(100.0, 0.1)
   lines = capsys.readouterr().err.splitlines()
   assert [line.split(':')[0] for line in lines] == ['warning', 'warning']
   assert 'is 100' in lines[0] and 'config.algorithm.eta' in lines[0] and '0.1 nats' in lines[1]
-  say(1e-4, 1e-3)
+  check(1e-4, 1e-3)
   assert 'hardly anything is learned' in capsys.readouterr().err

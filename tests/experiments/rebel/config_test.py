@@ -36,7 +36,7 @@ _ONLINE_ERRORS = {
     'num_comparators': (2, "num_comparators must be positive with .* and 0 with 'rewards', got 2"),
     'reward_init_from': ('', 'REBEL needs a reward model: .*, got none'),
     'value_init_from': ('.', 'value_init_from has no effect'),
-    'reference_init_from': ('nowhere', "reference_init_from is no folder: 'nowhere'"),
+    'reference_init_from': ('nowhere', "reference_init_from: not a directory: 'nowhere'"),
     'reward.template': ('auto', "max_tokens must be 0 with template 'same'.*got 0 with 'auto'"),
     'reward.max_tokens': (9, "max_tokens must be 0 with template 'same'.*got 9 with 'same'"),
     'reward.overlong': ('right', "overlong has no effect with template 'same'.*got 'right'"),

@@ -156,7 +156,7 @@ def _command(folder, tmp_path, *arguments, config='rebel_chat'):
 
 @pytest.mark.parametrize('arguments, words', [
     ([], ['REBEL needs a reward model: --config.reward_init_from=DIR']),
-    (['--config.reward_init_from=nowhere'], ["reward_init_from is no folder: 'nowhere'"]),
+    (['--config.reward_init_from=nowhere'], ["reward_init_from: not a directory: 'nowhere'"]),
     (['--config.reward_init_from={folder}/policy'],
      ['must hold a reward model', 'got Qwen2ForCausalLM in']),
     (['--config.reward_init_from={folder}/two'], ['one score, got 2 labels']),

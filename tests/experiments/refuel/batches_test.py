@@ -1,4 +1,4 @@
-"""Batches of REFUEL: pairs that share their beginning, limits, what is judged and what is left."""
+"""Batches of REFUEL: pairs with a common beginning, limits, scores, and pairs that are left out."""
 
 import dataclasses
 import types
@@ -10,11 +10,10 @@ import pytest
 from experiments.refuel import batches as refuel_batches
 from jaxrl_llm.data import batching
 from jaxrl_llm.data import dialogues as dialogues_lib
-from jaxrl_llm.runs import launch, reward_config, reward_models
-from jaxrl_llm.runs import setup as setup_lib
+from jaxrl_llm.runs import reward_config, reward_models
 from jaxrl_llm.tasks import config as task_config
 from jaxrl_llm.types import STOPPED, TRUNCATED, Rollouts
-from tests.experiments import tiny_refuel
+from tests.experiments import tiny_rebel, tiny_refuel
 
 KEY = jax.random.key(0)
 
@@ -33,14 +32,14 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope='module')
 def world(folder):
-  """Parts, parameters, and a pair of dialogues of each of eight prompts."""
+  """The setup, parameters, and a pair of dialogues for each of eight prompts."""
   config = tiny_refuel.config(folder)
   config.validate()
-  with setup_lib.build(launch.Run(config, None, 'refuel', '', 'x.py', (), 'commit')) as setup:
-    make = refuel_batches.Maker(config, setup, reward_models.load(config, setup))
-    prompts = make.prompts(0)
+  with tiny_rebel.build(config) as setup:
+    builder = refuel_batches.BatchBuilder(setup, reward_models.load(setup))
+    prompts = builder.prompts(0)
     params = setup.finetuning.frozen(setup.initial_params())
-    pair = make.roll_out(params, setup.task.questions, prompts, KEY)
+    pair = builder.roll_out(params, setup.task.questions, prompts, KEY)
     yield types.SimpleNamespace(**locals())
 
 
@@ -48,81 +47,82 @@ def test_F3_a_pair_is_the_same_up_to_turn_h(world):
   pair, task = world.pair, world.setup.task
   assert (pair.num_turns == task.questions.num_turns(world.prompts.example_ids)).all()
   assert (pair.turn >= 0).all() and (pair.turn < pair.num_turns).all() and pair.turn.any()
-  for said in (pair.first, pair.second):
-    assert (said.num_replies == pair.num_turns).all()
-  before = [said.cut(pair.turn).transcript(2)[0] for said in (pair.first, pair.second)]
+  for dialogues in (pair.first, pair.second):
+    assert (dialogues.num_replies == pair.num_turns).all()
+  before = [each.cut(pair.turn).transcript(2)[0] for each in (pair.first, pair.second)]
   np.testing.assert_array_equal(*before)
-  replies = [said.replies[np.arange(8), pair.turn] for said in (pair.first, pair.second)]
+  replies = [each.replies[np.arange(8), pair.turn] for each in (pair.first, pair.second)]
   assert (replies[0] != replies[1]).any(axis=1).sum() > 4
   lengths = pair.second.reply_lengths
   again = sum(lengths[row, turn:].sum() for row, turn in enumerate(pair.turn))
   assert pair.tokens == pair.first.reply_lengths.sum() + again
 
 
-def test_parts_of_a_batch_are_whole_dialogues_with_noise_of_their_own(world):
+def test_chunks_of_a_batch_are_whole_dialogues_with_different_noise(world):
   config = dataclasses.replace(world.config, batch_size=16, rollout_batch_size=8)
-  make = refuel_batches.Maker(config, world.setup, None)
+  builder = refuel_batches.BatchBuilder(
+      tiny_rebel.with_config(world.setup, config), None)
   twice = batching.PromptBatch(*(
       [*part, *part] if isinstance(part, list) else np.concatenate([part, part])
       for part in world.prompts))
-  both = make.roll_out(world.params, world.setup.task.questions, twice, KEY)
+  both = builder.roll_out(world.params, world.setup.task.questions, twice, KEY)
   assert len(both.first) == len(both.turn) == 16
   assert (both.num_turns[:8] == both.num_turns[8:]).all()
   assert (both.first.replies[:8] != both.first.replies[8:]).any()
-  whole = [said.num_replies for said in (both.first, both.second)]
+  whole = [each.num_replies for each in (both.first, both.second)]
   np.testing.assert_array_equal(whole, [both.num_turns] * 2)
 
 
 def test_the_batch_ends_with_turn_h_and_scores_are_of_the_whole(world):
-  pair, make = world.pair, world.make
-  scored = make.score(pair)
+  pair, builder = world.pair, world.builder
+  scored = builder.score(pair)
   assert scored.scores.shape == (8, 2) and np.isfinite(scored.scores).all()
-  at_h = np.stack([said.stop_reason[np.arange(8), pair.turn]
-                   for said in (pair.first, pair.second)], axis=1)
+  at_h = np.stack([each.stop_reason[np.arange(8), pair.turn]
+                   for each in (pair.first, pair.second)], axis=1)
   np.testing.assert_array_equal(scored.truncated, at_h == TRUNCATED)
   assert 0 < scored.truncated.sum() < 16
   np.testing.assert_array_equal(scored.rewards, np.where(at_h == STOPPED, scored.scores, -1))
   np.testing.assert_array_equal(
       scored.lengths[:, 0], pair.first.reply_lengths.sum(axis=1))
-  batch = jax.device_get(make(pair, scored, world.params))
+  batch = jax.device_get(builder.build(pair, scored, world.params))
   turns = batch.aux['turns']
   assert (turns.max(axis=2) == pair.turn[:, None]).all()
   assert batch.rollouts.tokens.shape == (8, 2, world.setup.task.max_response_tokens)
   assert (batch.weight == 1).all() and batch.reference_log_probs.shape == turns.shape
-  # The reference is the policy here: what it gives is what was sampled with.
+  # The reference is the policy here, so its log-probs are those of the sampler.
   mask = batch.rollouts.mask > 0
   np.testing.assert_allclose(
       batch.reference_log_probs[mask], batch.rollouts.log_probs[mask], atol=1e-5)
-  summary = make.summary(pair, scored)
+  summary = builder.summary(pair, scored)
   assert summary['rollout/turn'] == pair.turn.mean()
   assert not any('left_out' in name for name in summary)
 
 
-def test_the_score_is_that_of_the_very_ids(world):
-  """The last reply behind the transcript, and the dialogue behind the prompt, are one row."""
+def test_scores_are_those_of_the_whole_row_of_ids(world):
+  """The last reply after the transcript, and the dialogue after the prompt, are the same row."""
   pair, setup = world.pair, world.setup
   rollouts, _ = refuel_batches.as_rollouts(
       [pair.first, pair.second], pair.turn, setup.task.max_response_tokens)
-  reward = reward_models.load(world.config, setup)
+  reward = reward_models.load(setup)
   expected = reward(setup.put(rollouts), world.prompts.examples)
-  np.testing.assert_allclose(world.make.score(pair).scores, expected.scores, atol=1e-5)
+  np.testing.assert_allclose(world.builder.score(pair).scores, expected.scores, atol=1e-5)
 
 
-def test_a_reward_model_that_reads_text_is_given_the_conversation(world):
+def test_a_reward_model_of_text_reads_the_conversation(world):
   seen = []
 
   def score(rollouts, examples, setup):
     seen.append((rollouts, examples))
     return np.zeros(rollouts.lengths.shape, np.float32)
 
-  settings = reward_config.RewardConfig(template='auto', max_tokens=9)
-  judge = refuel_batches.Judge(
-      world.setup, reward_models.RewardModel(settings, None, score, 'name', ''))
-  said, last = world.pair.first, world.pair.num_turns - 1
-  judge(said, last)
+  config = reward_config.RewardConfig(template='auto', max_tokens=9)
+  scorer = refuel_batches.DialogueScorer(
+      world.setup, reward_models.RewardModel(config, None, score, 'name', ''))
+  dialogues, last = world.pair.first, world.pair.num_turns - 1
+  scorer(dialogues, last)
   (rollouts, examples), task = seen[0], world.setup.task
   for row, example in enumerate(examples):
-    whole = task.messages(said, row)
+    whole = task.messages(dialogues, row)
     ids = np.asarray(rollouts.tokens)[row, 0, : int(rollouts.lengths[row, 0])]
     assert whole == [*example['messages'], {'role': 'assistant', 'content': task.text(ids)}]
 
@@ -130,9 +130,10 @@ def test_a_reward_model_that_reads_text_is_given_the_conversation(world):
 @pytest.mark.parametrize('max_tokens, left', [(45, 'too_long'), (200, 'equal_reply')])
 def test_F10_pairs_are_left_out_as_in_the_released_setting_one(world, max_tokens, left):
   config = dataclasses.replace(world.config, max_tokens=max_tokens)
-  make = refuel_batches.Maker(config, world.setup, None)
+  builder = refuel_batches.BatchBuilder(
+      tiny_rebel.with_config(world.setup, config), None)
   pair = world.pair
-  if left == 'equal_reply':  # The first two say the same again.
+  if left == 'equal_reply':  # The first two dialogues are repeated.
     first = pair.first
     same = dataclasses.replace(first, **{
         name: np.where(np.arange(8).reshape(-1, *[1] * (array.ndim - 1)) < 2, array,
@@ -140,7 +141,7 @@ def test_F10_pairs_are_left_out_as_in_the_released_setting_one(world, max_tokens
         for name, array in vars(first).items() if name != 'pad_id'})
     pair = pair._replace(second=same)
     equal = [a == b for a, b in zip(*(
-        said.replies[np.arange(8), pair.turn].tolist() for said in (pair.first, pair.second)))]
+        each.replies[np.arange(8), pair.turn].tolist() for each in (pair.first, pair.second)))]
     expected = ~np.array(equal)
   else:
     first = pair.first
@@ -150,10 +151,10 @@ def test_F10_pairs_are_left_out_as_in_the_released_setting_one(world, max_tokens
   scores = np.zeros((8, 2), np.float32)
   scores[0] = np.nan  # A failed score is left to the train step, which counts it.
   scored = reward_models.Scored(scores, scores, np.ones((8, 2), int), np.zeros((8, 2), bool))
-  batch = make(pair, scored, world.params)
+  batch = builder.build(pair, scored, world.params)
   np.testing.assert_array_equal(batch.weight, expected)
   assert batch.rollouts.tokens.shape[-1] == min(max_tokens, world.setup.task.max_response_tokens)
-  summary = make.summary(pair, scored)
+  summary = builder.summary(pair, scored)
   assert summary[f'rollout/left_out/{left}'] == (~expected).sum() > 0
 
 
@@ -168,9 +169,12 @@ def test_widths_of_transcripts(world, monkeypatch, widths, seen):
     return Rollouts(tokens, lengths, slots, ones, slots, slots * 0.0, ones)
 
   monkeypatch.setattr(refuel_batches, 'sampler', lambda setup, temperature: sample)
-  talk = refuel_batches.Talk(world.setup, temperature=1.0, widths=widths)
-  num_turns = talk.num_turns(world.prompts.example_ids)
-  talk({}, world.setup.task.questions, talk.start(world.prompts), KEY, num_turns=num_turns)
+  sample_dialogues = refuel_batches.DialogueSampler(
+      world.setup, temperature=1.0, widths=widths)
+  num_turns = sample_dialogues.num_turns(world.prompts.example_ids)
+  sample_dialogues(
+      {}, world.setup.task.questions, sample_dialogues.start(world.prompts), KEY,
+      num_turns=num_turns)
   assert read == seen
 
 
@@ -179,18 +183,19 @@ def test_replies_are_cut_at_the_limit_for_their_number_of_turns(world, folder):
       world.config, task=tiny_refuel.task(limits='1=28:4, 2=28:3, 3=28:2'))
   task = config.task.make(
       0, folder, task_config.PolicyTokenizer(str(folder / 'policy'), pretrained=True))
-  setup = dataclasses.replace(world.setup, config=config, task=task)
-  talk = refuel_batches.Talk(setup, temperature=1.0, widths='fixed')
+  setup = dataclasses.replace(tiny_rebel.with_config(world.setup, config), task=task)
+  sample = refuel_batches.DialogueSampler(setup, temperature=1.0, widths='fixed')
   params, questions = world.params, task.questions
-  num_turns = talk.num_turns(world.prompts.example_ids)
-  said = talk(params, questions, talk.start(world.prompts), KEY, num_turns=num_turns)
+  num_turns = sample.num_turns(world.prompts.example_ids)
+  limited = sample(params, questions, sample.start(world.prompts), KEY, num_turns=num_turns)
   most = np.array([0, 4, 3, 2])[num_turns]
-  assert (said.reply_lengths <= most[:, None]).all()
-  cut = (said.stop_reason == TRUNCATED) & (said.reply_lengths > 0)
-  assert (said.reply_lengths == most[:, None])[cut].all() and cut.any()
+  assert (limited.reply_lengths <= most[:, None]).all()
+  cut = (limited.stop_reason == TRUNCATED) & (limited.reply_lengths > 0)
+  assert (limited.reply_lengths == most[:, None])[cut].all() and cut.any()
   # Up to the first cut it is the same dialogue as without the limit.
-  free = world.make.talk(params, questions, talk.start(world.prompts), KEY, num_turns=num_turns)
+  free = world.builder.sampler(
+      params, questions, sample.start(world.prompts), KEY, num_turns=num_turns)
   for row in range(8):
     np.testing.assert_array_equal(
-        said.replies[row, 0, : most[row]], free.replies[row, 0, : most[row]])
-  assert isinstance(said, dialogues_lib.Dialogues)
+        limited.replies[row, 0, : most[row]], free.replies[row, 0, : most[row]])
+  assert isinstance(limited, dialogues_lib.Dialogues)

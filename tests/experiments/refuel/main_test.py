@@ -172,7 +172,8 @@ def test_the_reference_plays_the_user_and_a_kill_is_not_seen(folder, tmp_path):
   said = [m['content'] for line in whole['samples.jsonl'] for m in line['messages'][2::2]]
   assert len(set(said)) > 1 and not {text[:4] for text in said} & {'More', 'Why '}
   with pytest.MonkeyPatch.context() as patch:  # Within the second iteration.
-    patch.setattr(refuel_batches.Maker, 'score', tiny_rebel.dying(refuel_batches.Maker.score, 2))
+    patch.setattr(refuel_batches.BatchBuilder, 'score',
+        tiny_rebel.dying(refuel_batches.BatchBuilder.score, 2))
     with pytest.raises(tiny_rebel.Killed):
       tiny_refuel.run(refuel_main.main, config, tmp_path / 'killed')
   tiny_refuel.run(refuel_main.main, config, tmp_path / 'killed')

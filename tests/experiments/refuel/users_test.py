@@ -10,12 +10,10 @@ from experiments.refuel import config as refuel_config
 from experiments.refuel import users as refuel_users
 from jaxrl_llm.data import dialogues as dialogues_lib
 from jaxrl_llm.models.pretrained import huggingface
-from jaxrl_llm.runs import launch
-from jaxrl_llm.runs import setup as setup_lib
 from jaxrl_llm.tasks import config as task_config
 from jaxrl_llm.tasks import endpoint_user
 from jaxrl_llm.types import STOPPED, TRUNCATED, Rollouts
-from tests.experiments import tiny, tiny_refuel
+from tests.experiments import tiny, tiny_rebel, tiny_refuel
 
 
 @pytest.fixture(scope='module')
@@ -32,14 +30,14 @@ def folder(tmp_path_factory):
 def setup(folder):
   config = tiny_refuel.simulated(folder, refuel_config.UserConfig(kind='model', max_tokens=6))
   config.validate()
-  with setup_lib.build(launch.Run(config, None, 'refuel', '', 'x.py', (), 'commit')) as setup:
+  with tiny_rebel.build(config) as setup:
     yield setup
 
 
 def _users(setup, **options):
   config = dataclasses.replace(setup.config, user=refuel_config.UserConfig(**options))
   config.validate()
-  return refuel_users.Users(config, setup)
+  return refuel_users.Users(tiny_rebel.with_config(setup, config))
 
 
 def _talk(setup, rows=8, cut=()):
@@ -196,12 +194,12 @@ def test_a_server_is_told_who_said_what(setup, monkeypatch):
 
 def test_models_that_cannot_play_the_user_are_refused(setup, folder, tmp_path):
   ask = lambda where: _users(setup, kind='model', init_from=str(where), max_tokens=6)
-  with pytest.raises(ValueError, match='config.user.init_from is no folder'):
+  with pytest.raises(ValueError, match='config.user.init_from: not a directory'):
     ask(tmp_path / 'nowhere')
   with pytest.raises(ValueError, match='must hold a policy, got a reward model in'):
     ask(folder / 'reward')
   tiny.write_checkpoint(tmp_path / 'other', characters='abc')
   with pytest.raises(ValueError, match='is not that of the policy .* let a server play the user'):
     ask(tmp_path / 'other')
-  with pytest.raises(ValueError, match=r'max_length must be at least \d+ .*the user reads'):
+  with pytest.raises(ValueError, match=r"max_length must be at least \d+ .*the user's input"):
     _users(setup, kind='model', max_tokens=99)

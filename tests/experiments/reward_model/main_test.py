@@ -12,7 +12,7 @@ from experiments.reward_model import config as reward_model_config
 from experiments.reward_model import pairs as reward_pairs
 from jaxrl_llm.models import configs
 from jaxrl_llm.models import reward as reward_lib
-from jaxrl_llm.runs import launch, reward_models
+from jaxrl_llm.runs import reward_models
 from jaxrl_llm.runs import setup as setup_lib
 from jaxrl_llm.tasks import config as task_config
 from jaxrl_llm.training import checkpoints, loop, metrics, optim
@@ -110,20 +110,16 @@ def test_it_learns_says_how_well_and_is_centred(folder, whole):
 
 def test_the_folder_is_a_reward_model_for_others_and_where_to_go_on(folder, whole):
   config = tiny_rebel.online(folder, reward_init_from=str(whole / 'params'))
-  with setup_lib.build(_launched(config)) as setup:
-    assert reward_models.load(config, setup).fingerprint == json.loads(
+  with tiny_rebel.build(config) as setup:
+    assert reward_models.load(setup).fingerprint == json.loads(
         (whole / 'results.json').read_text())['fingerprint']
   config = _config(folder, policy_init_from=str(whole / 'params'))
-  with setup_lib.build(_launched(config)) as setup:
+  with setup_lib.build(tiny_rebel.launched(config)) as setup:
     network = reward_lib.make(setup.model)
     abstract = setup_lib.abstract_params(network, setup.mesh)
     params = reward_models.initial_params(setup, network, abstract, head_init='zero')
     expected, _ = checkpoints.load_params(whole / 'params', abstract)
     jax.tree.map(np.testing.assert_array_equal, params, expected)
-
-
-def _launched(config, folder=None):
-  return launch.Run(config, folder, 'reward_model', '', 'tiny.py', (), 'commit')
 
 
 def test_killed_it_ends_with_the_same_numbers(folder, whole, tmp_path):
@@ -148,7 +144,7 @@ def test_where_a_head_begins(folder):
   config = _config(
       folder, policy_init_from='', model=configs.TransformerConfig(**model, max_length=1024),
       task=dataclasses.replace(task, tokenizer_dir=str(folder / 'policy')))
-  with setup_lib.build(_launched(config)) as setup:
+  with setup_lib.build(tiny_rebel.launched(config)) as setup:
     network = reward_lib.make(setup.model)
     abstract = setup_lib.abstract_params(network, setup.mesh)
     normal, zero = (reward_models.initial_params(setup, network, abstract, head_init=kind)
@@ -159,7 +155,7 @@ def test_where_a_head_begins(folder):
   jax.tree.map(np.testing.assert_array_equal, normal['layers'], zero['layers'])
   # A policy's trunk is taken; its head over the vocabulary stays behind.
   config = _config(folder)
-  with setup_lib.build(_launched(config)) as setup:
+  with setup_lib.build(tiny_rebel.launched(config)) as setup:
     network = reward_lib.make(setup.model)
     abstract = setup_lib.abstract_params(network, setup.mesh)
     params = reward_models.initial_params(setup, network, abstract, head_init='normal')
@@ -175,16 +171,16 @@ def test_references_of_another_file(folder, tmp_path):
                           for r in rows))
   config = _config(folder, centring_file='references.jsonl', centring_schema='conversations')
   config.validate()
-  with setup_lib.build(_launched(config)) as setup:
-    references = reward_pairs.references(_launched(config), setup)
+  with setup_lib.build(tiny_rebel.launched(config)) as setup:
+    references = reward_pairs.references(setup)
     assert len(references) == 5 and references.rollouts.tokens.shape[1] == 1
     assert set(references.rollouts.lengths.ravel()) == {2}  # A digit and the stop token.
-    assert reward_pairs.references(
-        _launched(dataclasses.replace(config, centre=False, centring_file='')), setup) is None
+    config = dataclasses.replace(config, centre=False, centring_file='')
+    assert reward_pairs.references(tiny_rebel.with_config(setup, config)) is None
 
 
 @pytest.mark.parametrize('arguments, words', [
-    (['--config.policy_init_from=nowhere'], ["policy_init_from is no folder: 'nowhere'"]),
+    (['--config.policy_init_from=nowhere'], ["policy_init_from: not a directory: 'nowhere'"]),
     (['--config.task.max_response_tokens=4'],
      ['none of', 'has a chosen and a rejected response of at most 4 tokens']),
     (['--config.steps=0', '--config.batch_size=512'],
