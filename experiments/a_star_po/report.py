@@ -66,24 +66,47 @@ def write(
 ) -> None:
   """Evaluates the reference and its control, and writes table.md, figures and results.json."""
   run, evaluate = setup.run, setup.evaluator
-  config, algorithm = setup.config.evaluation, setup.config.algorithm
   before = evaluate(reference.params, reference.params).numbers
-  after = trained['evaluation'].numbers
   control = evaluate.sampled_only(
       reference.params,
-      setup.sampler(num_samples=config.num_samples, temperature=config.control_temperature),
+      setup.sampler(
+          num_samples=setup.config.evaluation.num_samples,
+          temperature=setup.config.evaluation.control_temperature),
   )
+  after = trained['evaluation'].numbers
 
   records = metrics.read_jsonl(run.workdir / 'metrics.jsonl')
   curve = [record for record in records if 'eval/pass@1' in record]
+  _figures(setup, reference, stage1, curve)
+  seconds = _seconds(run, records)
+
+  tokens = {'stage1': stage1.tokens, 'stage2': trained['tokens']}
+  table = _table(setup, before, control, after, tokens, seconds)
+  metrics.write_text_atomic(run.table_path, table + '\n')
+
+  numbers: dict[str, Any] = {'fingerprint/reference': reference.fingerprint}
+  for policy, values in (('reference', before), ('control', control), ('trained', after)):
+    numbers |= {f'eval/{policy}/{name}': value for name, value in values.items()}
   reached = statistics.first_crossing(
       [record['eval/sampled_tokens'] for record in curve],
       [record['eval/pass@1'] for record in curve], level=0.9)
-  _figures(setup, reference, stage1, curve)
+  if reached < math.inf:
+    numbers['eval/trained/tokens_to_pass@1_0.9'] = reached
 
-  seconds = _seconds(run, records)
+  numbers['eval/problems'] = len(trained['evaluation'].sampled.responses)
+  numbers |= {f'sampled_tokens/{stage}': count for stage, count in tokens.items()}
+  launch.write_results(run, numbers | stage1.summary() | seconds)
+  print(f'\n{table}\n\nwritten to {run.workdir}: results.json, table.md, metrics.jsonl, '
+        'samples.jsonl, v_star.json, figures/', flush=True)
+
+
+def _table(
+    setup: setup_lib.Setup, before: dict[str, float], control: dict[str, float],
+    after: dict[str, float], tokens: dict[str, int], seconds: dict[str, float],
+) -> str:
+  """Returns the final table with its caption."""
+  config, algorithm = setup.config.evaluation, setup.config.algorithm
   kl = f'{after["kl_to_reference"]:.3f} ± {after["kl_to_reference_se"]:.3f}'
-  tokens = (f'{stage1.tokens:,}', f'{trained["tokens"]:,}')
   table = figures.markdown_table(
       ['policy', 'pass@1 (%)', 'greedy (%)', 'KL to reference (nats)', 'tokens, stage 1',
        'tokens, stage 2', 'seconds'],
@@ -95,31 +118,17 @@ def write(
            figures.percent(control, 'pass@1'), figures.percent(before, 'greedy_accuracy'), '-',
            '-', '-', '-'],
           ['trained (A*-PO)', figures.percent(after, 'pass@1'),
-           figures.percent(after, 'greedy_accuracy'), kl, *tokens,
+           figures.percent(after, 'greedy_accuracy'), kl, f'{tokens["stage1"]:,}',
+           f'{tokens["stage2"]:,}',
            f'{seconds["time/stage1_seconds"] + seconds["time/stage2_seconds"]:.0f}'],
       ],
   )
-
   caption = (
-      f'{setup.describe()}; seed {run.seed}; {config.num_samples} samples per '
-      f'problem; V* from N = {algorithm.samples_per_prompt} samples at beta1 = '
-      f'{algorithm.beta1:g} ({algorithm.value_mode}), beta2 = {algorithm.beta2:g}.'
+      f'{setup.describe()}; seed {setup.run.seed}; {config.num_samples} samples per problem; '
+      f'V* from N = {algorithm.samples_per_prompt} samples at beta1 = {algorithm.beta1:g} '
+      f'({algorithm.value_mode}), beta2 = {algorithm.beta2:g}.'
   )
-
-  metrics.write_text_atomic(run.table_path, f'{table}\n\n{caption}\n')
-  launch.write_results(run, {
-      **{f'eval/reference/{name}': value for name, value in before.items()},
-      **{f'eval/control/{name}': value for name, value in control.items()},
-      **{f'eval/trained/{name}': value for name, value in after.items()},
-      **({'eval/trained/tokens_to_pass@1_0.9': reached} if reached < math.inf else {}),
-      'eval/problems': len(trained['evaluation'].sampled.responses),
-      **stage1.summary(), 'fingerprint/reference': reference.fingerprint,
-      'sampled_tokens/stage1': stage1.tokens, 'sampled_tokens/stage2': trained['tokens'],
-      **seconds,
-  })
-
-  print(f'\n{table}\n\n{caption}\n\nwritten to {run.workdir}: results.json, table.md, '
-        'metrics.jsonl, samples.jsonl, v_star.json, figures/', flush=True)
+  return f'{table}\n\n{caption}'
 
 
 def _seconds(run: launch.Run, records: list[dict[str, float]]) -> dict[str, float]:
