@@ -1,4 +1,4 @@
-"""The command line of a binary: the config file, its overrides, help, and one-line errors.
+"""The command line of a program: the config file, its overrides, help, and one-line errors.
 
 `ml_collections.config_flags` applies the overrides. Its errors are tracebacks, and it accepts a
 missing file as long as nothing reads the config. Both become one-line errors here: what is wrong,
@@ -70,7 +70,7 @@ def load_config(spec: str) -> Any:
   """Calls `get_config` of a config file.
 
   Args:
-    spec: `FILE.py[:setting]`.
+    spec: `FILE.py[:variant]`.
 
   Returns:
     A fresh config.
@@ -78,7 +78,7 @@ def load_config(spec: str) -> Any:
   Raises:
     UsageError: one line that says what is wrong with the file or the variant.
   """
-  name, colon, setting = spec.partition(':')
+  name, colon, variant = spec.partition(':')
   module = load_module(name)
 
   get_config = getattr(module, 'get_config', None)
@@ -86,12 +86,12 @@ def load_config(spec: str) -> Any:
     raise UsageError(f'config file {name!r} has no get_config()')
 
   try:
-    config = get_config(setting) if colon else get_config()
+    config = get_config(variant) if colon else get_config()
   except ValueError as error:
     raise UsageError(f'{one_line(error)} (--config={spec})') from error
   except (KeyError, TypeError) as error:
-    raise UsageError(f'config file {name!r} has no setting {setting!r} (--config={spec})'
-                     ) from error
+    raise UsageError(
+        f'config file {name!r} has no variant {variant!r} (--config={spec})') from error
 
   if not dataclasses.is_dataclass(config):
     raise UsageError(f'get_config() of {name!r} must return a dataclass, got {type(config)}')
@@ -99,14 +99,14 @@ def load_config(spec: str) -> Any:
 
 
 def parse(argv: list[str], default_config: str) -> tuple[Any, str, flags.FlagValues]:
-  """Parses the command line of a binary that has a config.
+  """Parses the command line of a program that has a config.
 
   Args:
     argv: the program's name and its arguments.
-    default_config: `FILE.py[:setting]` if --config is not given.
+    default_config: `FILE.py[:variant]` if --config is not given.
 
   Returns:
-    The config with its overrides, validated; `FILE.py[:setting]`; the flags.
+    The config with its overrides, validated; `FILE.py[:variant]`; the flags.
 
   Raises:
     UsageError: with one line; the config's own `validate` raises ValueError.
@@ -120,10 +120,10 @@ def parse(argv: list[str], default_config: str) -> tuple[Any, str, flags.FlagVal
 
   values = flags.FlagValues()
   values.append_flag_values(flags.FLAGS)
-  flags.DEFINE_string('workdir', None, 'where the run writes; resumed if it exists.', values)
+  flags.DEFINE_string('workdir', None, 'directory of the run; resumed if it exists.', values)
   flags.DEFINE_bool('debug', False, 'show tracebacks instead of one line.', values)
   config_flags.DEFINE_config_file(
-      'config', None, 'FILE.py[:setting]', flag_values=values, sys_argv=argv)
+      'config', None, 'FILE.py[:variant]', flag_values=values, sys_argv=argv)
 
   parse_flags(values, argv)
   flags.FLAGS.mark_as_parsed()
@@ -174,7 +174,7 @@ def _check_overrides(config: Any, arguments: list[str]) -> None:
 
     if _field_names(holder):
       fields = ', '.join(f'--{prefix}.{name}' for name in _field_names(holder))
-      raise UsageError(f'{prefix} is a group; set one of its fields: {fields}')
+      raise UsageError(f'{prefix} has fields; set one of them: {fields}')
 
     if value is None and kind is not bool and position + 1 < len(arguments):
       value = '=' + arguments[position + 1]
@@ -194,11 +194,11 @@ def _field_names(holder: Any) -> list[str]:
 
 def _check_text(path: str, kind: Any, text: str) -> None:
   if kind in _PARSERS:
-    wanted, parser = _PARSERS[kind]
+    description, parser = _PARSERS[kind]
     try:
       parser.parse(text)
     except (ValueError, TypeError) as error:
-      raise UsageError(f'config.{path} must be {wanted}, got {text!r}') from error
+      raise UsageError(f'config.{path} must be {description}, got {text!r}') from error
 
 
 def _check_types(holder: Any, prefix: str) -> None:
@@ -207,8 +207,8 @@ def _check_types(holder: Any, prefix: str) -> None:
     if dataclasses.is_dataclass(value):
       _check_types(value, path)
     elif not _has_type(value, kind):
-      wanted = kind.__name__ if isinstance(kind, type) else kind
-      raise UsageError(f'{path} must be {wanted}, got {value!r}')
+      name = kind.__name__ if isinstance(kind, type) else kind
+      raise UsageError(f'{path} must be {name}, got {value!r}')
 
 
 def _has_type(value: Any, kind: Any) -> bool:
@@ -227,16 +227,16 @@ def _has_type(value: Any, kind: Any) -> bool:
 
 def split_config(arguments: Sequence[str]) -> tuple[str | None, list[str]]:
   """Returns the last value of --config, and the other arguments."""
-  spec, rest, wanted = None, [], False
+  spec, rest, needs_value = None, [], False
   for argument in arguments:
     name, equals, value = argument.partition('=')
-    if wanted:
-      spec, wanted = argument, False
+    if needs_value:
+      spec, needs_value = argument, False
     elif name in ('--config', '-config'):
-      spec, wanted = (value, False) if equals else (spec, True)
+      spec, needs_value = (value, False) if equals else (spec, True)
     else:
       rest.append(argument)
-  if wanted or spec == '':
+  if needs_value or spec == '':
     raise UsageError('Missing value for flag --config')
   return spec, rest
 
@@ -264,17 +264,17 @@ def wants_help(argv: list[str]) -> bool:
 
 
 def help_text(experiment: str, argv: list[str], default_config: str) -> str:
-  """Returns the text of --help: the binary's docstring, flags, and config fields with values."""
+  """Returns the text of --help: the program's docstring, flags, and config fields with values."""
   spec = split_config(argv[1:])[0] or in_repository(default_config)
   config = load_config(spec)
 
   lines = [
       docstring(), '',
-      f'usage: python -m experiments.{experiment} [--config=FILE.py[:setting]] [--workdir=DIR] '
+      f'usage: python -m experiments.{experiment} [--config=FILE.py[:variant]] [--workdir=DIR] '
       '[--config.field=value ...] [--debug]', '',
-      f'  --config   the setting; now {spec}',
-      '  --workdir  where the run writes, resumed if it exists (default: runs/<config>, with '
-      '_seed<N> for other seeds than 0)',
+      f'  --config   the config file and its variant; now {spec}',
+      '  --workdir  directory of the run, which is resumed if it exists (default: runs/<config>, '
+      'with _seed<N> for other seeds than 0)',
       '  --debug    show tracebacks instead of one line', '',
       f'fields of {spec}:',
   ]

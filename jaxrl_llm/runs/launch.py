@@ -1,6 +1,6 @@
-"""Starts every experiment binary: flags, config and workdir checks, one-line errors, results.json.
+"""Starts every program of experiments/: flags, config and workdir checks, one-line errors, results.json.
 
-A binary is a module with a docstring, a `main(run)` and
+A program is a module with a docstring, a `main(run)` and
 
   if __name__ == '__main__':
     launch.run(main, default_config='experiments/configs/NAME.py')
@@ -55,12 +55,12 @@ _ABSENT = '(absent)'
 
 @dataclasses.dataclass
 class Run:
-  """The argument of a binary's `main`.
+  """The argument of a program's `main`.
 
   Attributes:
     config: the config with its overrides, validated; it has a field `seed`.
     workdir: an existing directory, locked by this process.
-    experiment: name of the binary.
+    experiment: name of the program.
     setting: the config file's name without the experiment's, and the variant after the colon.
     config_file: the config as given, `FILE.py[:variant]`.
     overrides: config fields given on the command line, such as 'model.width'.
@@ -99,7 +99,7 @@ class Run:
 
   @property
   def table_path(self) -> pathlib.Path:
-    """Path of a binary's final table (Markdown); shown again for a complete run."""
+    """Path of a program's final table (Markdown); shown again for a complete run."""
     return self.workdir / 'table.md'
 
   @property
@@ -141,7 +141,7 @@ def run(
   """Parses the command line, prepares the workdir and calls `main`; never returns.
 
   Args:
-    main: the binary's main function; its return value is ignored.
+    main: the program's main function; its return value is ignored.
     default_config: `FILE.py[:variant]`, relative to the current directory or the repository.
     experiment: name in results.json; by default that of the main module.
     argv: the command line; `sys.argv` by default.
@@ -156,11 +156,11 @@ def run(
       return
 
     config, spec, values = command_line.parse(argv, default_config)
-    config_name, _, setting = spec.partition(':')
+    config_name, _, variant = spec.partition(':')
     config_name = pathlib.Path(config_name).stem
-    workdir = values['workdir'].value or _default_workdir(config_name, setting, config)
+    workdir = values['workdir'].value or _default_workdir(config_name, variant, config)
     workdir = pathlib.Path(workdir)
-    setting = '_'.join(filter(None, [config_name.removeprefix(experiment).strip('_'), setting]))
+    setting = '_'.join(filter(None, [config_name.removeprefix(experiment).strip('_'), variant]))
 
     _refuse_foreign(workdir)
     with _locked(workdir):
@@ -178,10 +178,10 @@ def run(
 def run_tool(
     main: Callable[[], Any], *, name: str | None = None, argv: Sequence[str] | None = None
 ) -> typing.NoReturn:
-  """Runs a binary without config and workdir, with absl flags and one-line errors.
+  """Runs a program without config and workdir, with absl flags and one-line errors.
 
   Args:
-    main: the binary's main function; reads its own flags.
+    main: the program's main function; reads its own flags.
     name: prefix of the error line; by default the name of the main module.
     argv: the command line; `sys.argv` by default.
   """
@@ -261,8 +261,8 @@ def current_commit() -> str:
     return 'unknown'
 
 
-def _default_workdir(config_name: str, setting: str, config: Any) -> str:
-  name = '_'.join(filter(None, [config_name, re.sub(r'[^\w.-]', '_', setting)]))
+def _default_workdir(config_name: str, variant: str, config: Any) -> str:
+  name = '_'.join(filter(None, [config_name, re.sub(r'[^\w.-]', '_', variant)]))
   return os.path.join('runs', f'{name}_seed{config.seed}' if config.seed else name)
 
 

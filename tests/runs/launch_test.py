@@ -72,9 +72,9 @@ CONFIG = textwrap.dedent('''
           raise ValueError(f'learning_rate must be positive, got {self.optimizer.learning_rate} '
                            '(config.optimizer.learning_rate)')
 
-    def get_config(setting='small'):
-      if setting not in ('small', 'big'):
-        raise ValueError(f'setting must be small or big, got {setting!r}')
+    def get_config(variant='small'):
+      if variant not in ('small', 'big'):
+        raise ValueError(f'variant must be small or big, got {variant!r}')
       return Config()
 ''')
 
@@ -130,7 +130,7 @@ def test_overrides_and_default_workdir(binary, arguments, line):
     (['--config.sead=1'], ['unknown field config.sead', 'mean seed?', 'allowed are seed, ']),
     (['--config.optimizer.rate=1'], ['unknown field config.optimizer.rate', 'learning_rate, ']),
     (['--config.seed.x=1'], ['unknown field config.seed.x', 'config.seed is a single value']),
-    (['--config.optimizer=1'], ['config.optimizer is a group', '--config.optimizer.learning_rate']),
+    (['--config.optimizer=1'], ['config.optimizer has fields', '--config.optimizer.learning_rate']),
     (['--config.seed=x'], ["config.seed must be an integer, got 'x'"]),
     (['--config.seed=1.5'], ["config.seed must be an integer, got '1.5'"]),
     (['--config.seed', 'x'], ["config.seed must be an integer, got 'x'"]),
@@ -140,21 +140,21 @@ def test_overrides_and_default_workdir(binary, arguments, line):
     (['--config.sizes=(1,b)'], ['config.sizes must be tuple[int, ...], got']),
     (['--config.optimizer.learning_rate=-1'], ['learning_rate must be positive, got -1.0']),
     (['--config=adding_smal.py'], ["'adding_smal.py' does not exist", "mean 'adding_small.py'?"]),
-    (['--config=adding_small.py:huge'], ["setting must be small or big, got 'huge'"]),
+    (['--config=adding_small.py:huge'], ["variant must be small or big, got 'huge'"]),
     (['--config=adding.py'], ["config file 'adding.py' has no get_config()"]),
     (['--config'], ['Missing value for flag --config']),
     (['--config='], ['Missing value for flag --config']),
     (['--config.seed'], ['Missing value for flag --config.seed']),
     (['--confg=3'], ['unknown flag --confg; did you mean --config?']),
     (['extra'], ["unexpected argument 'extra'"]),
-    (['--workdir=adding.py'], ['workdir must be a folder, got the file adding.py (--workdir)']),
-    (['--workdir=.'], ['. is not a run (it holds ', 'and no config.json)']),
+    (['--workdir=adding.py'], ["--workdir: not a directory: 'adding.py'"]),
+    (['--workdir=.'], ['. is not the directory of a run: it contains ', ' and no config.json']),
 ])
 def test_bad_command_lines(binary, tmp_path, arguments, words):
   before = sorted(tmp_path.iterdir())
   _assert_one_line(binary(*arguments), *words)
   after = [path for path in sorted(tmp_path.iterdir()) if path.name != '__pycache__']
-  assert after == before  # Nothing was made.
+  assert after == before  # Nothing was written.
 
 
 @pytest.mark.parametrize('content,words', [
@@ -168,11 +168,11 @@ def test_bad_config_files(binary, tmp_path, content, words):
   _assert_one_line(binary('--config=bad.py'), 'bad.py', *words)
 
 
-def test_a_setting_that_the_file_does_not_take(binary, tmp_path):
-  (tmp_path / 'plain.py').write_text(CONFIG.replace("get_config(setting='small')", 'get_config()')
-                                     .replace('if setting not in', 'if "small" not in'))
+def test_a_variant_that_the_file_does_not_have(binary, tmp_path):
+  (tmp_path / 'plain.py').write_text(CONFIG.replace("get_config(variant='small')", 'get_config()')
+                                     .replace('if variant not in', 'if "small" not in'))
   assert binary('--config=plain.py').returncode == 0
-  _assert_one_line(binary('--config=plain.py:x'), "'plain.py' has no setting 'x'")
+  _assert_one_line(binary('--config=plain.py:x'), "'plain.py' has no variant 'x'")
 
 
 @pytest.mark.parametrize('fail,words', [
@@ -194,19 +194,19 @@ def test_debug_shows_the_traceback(binary):
   assert done.returncode == 2 and 'Traceback' in done.stderr
 
 
-def test_a_workdir_in_which_nothing_was_made_is_free_again(binary, tmp_path):
+def test_a_workdir_without_output_can_be_reused(binary, tmp_path):
   _assert_one_line(binary('--config.fail=value'))
   assert not (tmp_path / 'runs/adding_small').exists()
   assert binary().returncode == 0
 
 
-def test_a_workdir_with_work_in_it_is_kept(binary, tmp_path):
+def test_a_workdir_with_output_is_preserved(binary, tmp_path):
   _assert_one_line(binary('--config.fail=late'), 'got nan at step 3')
   assert (tmp_path / 'runs/adding_small/metrics.jsonl').read_text() == '{}'
   _assert_one_line(binary(), "config.fail: 'late' there, '' given")
 
 
-def test_a_complete_run_says_so(binary, tmp_path):
+def test_a_complete_run_is_reported(binary, tmp_path):
   assert binary().returncode == 0
   done = binary()
   assert done.returncode == 0 and 'main' not in done.stdout
@@ -215,7 +215,7 @@ def test_a_complete_run_says_so(binary, tmp_path):
       'Its table, runs/adding_small/table.md:\n\n| a | table |\n\n')
 
 
-def test_workdir_of_another_config_says_which_fields_differ(binary):
+def test_workdir_of_another_config_is_refused_with_the_fields_that_differ(binary):
   assert binary('--workdir=w').returncode == 0
   done = binary('--workdir=w', '--config.seed=2', '--config.optimizer.warmup=7')
   _assert_one_line(done, 'w belongs to another config (config.seed: 0 there, 2 given; '
@@ -260,7 +260,7 @@ def test_two_processes_in_one_workdir(binary):
     _, error = first.communicate()
   assert first.returncode == 130
   assert error == 'adding: interrupted; run the same command again to resume\n'
-  # The lock went with the process.
+  # The lock was released with the process.
   done = binary('--config.fail=wait', process=subprocess.Popen)
   assert done.stdout.readline().startswith('main')
   done.kill()
@@ -304,34 +304,34 @@ def test_results_fields(tmp_path):
   assert all(isinstance(value, (int, float, str)) for value in results.values())
 
 
-def test_results_name_every_processor_that_worked_on_the_run(tmp_path, monkeypatch):
-  def work(model, threads):
+def test_results_list_every_processor_of_the_run(tmp_path, monkeypatch):
+  def run_on(model, threads):
     monkeypatch.setattr(launch.processor, 'fields', lambda: {
         'processor/model': model, 'processor/vector_extensions': 'avx2',
         'processor/threads': threads})
     _run(tmp_path).save_clock()
 
-  def found():
+  def processors():
     results = json.loads(launch.write_results(_run(tmp_path), {}).read_text())
     return [results[f'processor/{key}'] for key in ('model', 'vector_extensions', 'threads')]
 
-  work('AMD EPYC', 2)
-  work('AMD EPYC', 2)
-  assert found() == ['AMD EPYC', 'avx2', 2]
-  work('Intel Xeon', 4)
-  work('AMD EPYC', 2)
-  assert found() == ['Intel Xeon + AMD EPYC', 'avx2', '4 + 2']
+  run_on('AMD EPYC', 2)
+  run_on('AMD EPYC', 2)
+  assert processors() == ['AMD EPYC', 'avx2', 2]
+  run_on('Intel Xeon', 4)
+  run_on('AMD EPYC', 2)
+  assert processors() == ['Intel Xeon + AMD EPYC', 'avx2', '4 + 2']
 
 
 @pytest.mark.parametrize('processors', [None, 1, ['x'], [[1]], [{}], {'a': 1}])
-def test_a_clock_with_other_processors_is_no_reason_to_stop(tmp_path, processors):
+def test_a_clock_file_with_malformed_processors_is_ignored(tmp_path, processors):
   (tmp_path / 'wall_seconds.json').write_text(json.dumps(
       {'wall_seconds': 1.0, 'marks': {}, 'processors': processors}))
   results = json.loads(launch.write_results(_run(tmp_path), {}).read_text())
   assert 'processor/model' in results
 
 
-def test_total_given_by_the_binary_is_kept(tmp_path):
+def test_a_total_given_by_the_program_is_used(tmp_path):
   path = launch.write_results(_run(tmp_path), {'sampled_tokens': 5, 'sampled_tokens/stage1': 1})
   assert json.loads(path.read_text())['sampled_tokens'] == 5
 
@@ -354,7 +354,7 @@ def test_wall_seconds_add_up_over_resumes(tmp_path):
   assert _run(tmp_path).marks == run.marks
   run.save_clock()
   assert _run(tmp_path).wall_seconds() >= run._earlier_seconds
-  (tmp_path / 'wall_seconds.json').write_text('{"wall_')  # Never a reason to stop.
+  (tmp_path / 'wall_seconds.json').write_text('{"wall_')  # It is ignored.
   assert _run(tmp_path).wall_seconds() < 60
 
 
