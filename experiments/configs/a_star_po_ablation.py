@@ -19,12 +19,12 @@ ARMS = ('softmax', 'mean', 'max', 'zero', 'n1', 'n4', 'n32')
 _SAMPLES = {'n1': 1, 'n4': 4, 'n32': 32}
 
 
-def get_config(setting: str = 'softmax') -> config_lib.AStarPo:
-  if setting not in ARMS:
-    raise ValueError(f'setting must be one of {", ".join(ARMS)}, got {setting!r}')
+def get_config(variant: str = 'softmax') -> config_lib.AStarPo:
+  if variant not in ARMS:
+    raise ValueError(f'variant must be one of {", ".join(ARMS)}, got {variant!r}')
   config = a_star_po_arithmetic.get_config()
-  config.algorithm.samples_per_prompt = _SAMPLES.get(setting, 8)
-  config.algorithm.value_mode = setting if setting in ('mean', 'max', 'zero') else 'softmax'
+  config.algorithm.samples_per_prompt = _SAMPLES.get(variant, 8)
+  config.algorithm.value_mode = variant if variant in ('mean', 'max', 'zero') else 'softmax'
 
   # N = 32 leaves stage 2 80,000 tokens (125 batches); N = 1 leaves it all but 5,000.
   config.task.num_train = 1_000

@@ -30,15 +30,15 @@ _PUBLISHED = {
 _EPOCHS, _BATCH_SIZE, _TRAIN_PROBLEMS = 25, 256, 7_473
 
 
-def get_config(setting: str = '') -> config_lib.AStarPo:
-  if not setting:
+def get_config(variant: str = '') -> config_lib.AStarPo:
+  if not variant:
     return _cpu_size()
-  if setting not in _PUBLISHED:
-    raise ValueError(f'setting must be one of {", ".join(_PUBLISHED)} or none, got {setting!r}')
-  return _published(setting)
+  if variant not in _PUBLISHED:
+    raise ValueError(f'variant must be one of {", ".join(_PUBLISHED)} or none, got {variant!r}')
+  return _published(variant)
 
 
-def _published(setting: str) -> config_lib.AStarPo:
+def _published(variant: str) -> config_lib.AStarPo:
   # Files in the repository ZhaolinGao/A-PO: S = scripts/apo_gsm8k.sh,
   # Y = verl/trainer/config/apo_trainer.yaml, W = verl/workers/fsdp_workers_apo.py.
   return config_lib.AStarPo(
@@ -46,7 +46,7 @@ def _published(setting: str) -> config_lib.AStarPo:
           max_prompt_tokens=256,  # S: longer prompts are filtered.
           max_response_tokens=1_024,  # S.
       ),
-      model=_PUBLISHED[setting](),  # Qwen2.5 base models of three sizes.
+      model=_PUBLISHED[variant](),  # Qwen2.5 base models of three sizes.
       sft=config_lib.SftConfig(steps=0),  # S: starts from the base model.
       algorithm=a_star_po.Config(
           samples_per_prompt=8,  # S and Y: num_gen_to_use.

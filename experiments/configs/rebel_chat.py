@@ -31,17 +31,17 @@ from jaxrl_llm.runs import reward_config
 from jaxrl_llm.tasks import preferences
 from jaxrl_llm.training import optim
 
-SETTINGS = ('demo', 'nectar_openchat', 'ultrafeedback_llama3')
+VARIANTS = ('demo', 'nectar_openchat', 'ultrafeedback_llama3')
 
 
-def get_config(setting: str = 'demo') -> rebel_config.Online:
-  if setting not in SETTINGS:
-    raise ValueError(f'setting must be one of {", ".join(SETTINGS)}, got {setting!r}')
-  return _demo() if setting == 'demo' else _published(setting)
+def get_config(variant: str = 'demo') -> rebel_config.Online:
+  if variant not in VARIANTS:
+    raise ValueError(f'variant must be one of {", ".join(VARIANTS)}, got {variant!r}')
+  return _demo() if variant == 'demo' else _published(variant)
 
 
-def _published(setting: str) -> rebel_config.Online:
-  nectar = setting == 'nectar_openchat'
+def _published(variant: str) -> rebel_config.Online:
+  nectar = variant == 'nectar_openchat'
   return rebel_config.Online(
       task=preferences.Config(
           files='train.jsonl', schema='nectar' if nectar else 'ultrafeedback',

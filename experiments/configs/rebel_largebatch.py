@@ -30,14 +30,14 @@ from jaxrl_llm.runs import reward_config
 from jaxrl_llm.tasks import preferences
 from jaxrl_llm.training import optim
 
-SETTINGS = ('demo', 'ultrafeedback_llama3')
+VARIANTS = ('demo', 'ultrafeedback_llama3')
 _EPISODES, _BATCH_SIZE = 60_000, 128
 
 
-def get_config(setting: str = 'demo') -> rebel_config.LargeBatch:
-  if setting not in SETTINGS:
-    raise ValueError(f'setting must be one of {", ".join(SETTINGS)}, got {setting!r}')
-  return _demo() if setting == 'demo' else _published()
+def get_config(variant: str = 'demo') -> rebel_config.LargeBatch:
+  if variant not in VARIANTS:
+    raise ValueError(f'variant must be one of {", ".join(VARIANTS)}, got {variant!r}')
+  return _demo() if variant == 'demo' else _published()
 
 
 def _algorithm(**options) -> rebel.Config:

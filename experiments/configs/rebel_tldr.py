@@ -33,15 +33,15 @@ _MICRO_BATCHES = {'pythia_1.4b': 8, 'pythia_2.8b': 16, 'pythia_6.9b': 32}
 _EPISODES, _BATCH_SIZE, _TRAIN_PROMPTS = 1_000_000, 512, 116_722
 
 
-def get_config(setting: str = 'demo') -> config_lib.Experiment:
-  if setting == 'demo':
+def get_config(variant: str = 'demo') -> config_lib.Experiment:
+  if variant == 'demo':
     return _demo()
-  if setting == 'sft':
+  if variant == 'sft':
     return _sft()
-  if setting not in _MICRO_BATCHES:
+  if variant not in _MICRO_BATCHES:
     names = ', '.join(('demo', 'sft', *_MICRO_BATCHES))
-    raise ValueError(f'setting must be one of {names}, got {setting!r}')
-  return _published(setting)
+    raise ValueError(f'variant must be one of {names}, got {variant!r}')
+  return _published(variant)
 
 
 def _task() -> preferences.Config:
@@ -52,7 +52,7 @@ def _task() -> preferences.Config:
   )
 
 
-def _published(setting: str) -> rebel_config.Online:
+def _published(variant: str) -> rebel_config.Online:
   return rebel_config.Online(
       seed=555_134,  # R.
       task=_task(),
@@ -66,7 +66,7 @@ def _published(setting: str) -> rebel_config.Online:
       algorithm=rebel.Config(
           eta=1.0, kl_coefficient=0.05, temperature=0.7,  # R.
           num_epochs=4, num_minibatches=1,  # R: each epoch is one step on the whole batch.
-          num_micro_batches=_MICRO_BATCHES[setting],
+          num_micro_batches=_MICRO_BATCHES[variant],
       ),
       reward=reward_config.RewardConfig(
           missing_stop_penalty=-1.0,  # R.

@@ -43,14 +43,14 @@ from jaxrl_llm.runs import config as config_lib
 from jaxrl_llm.runs import reward_config
 from jaxrl_llm.training import optim
 
-SETTINGS = ('demo', 'ultrainteract')
+VARIANTS = ('demo', 'ultrainteract')
 _UPDATES, _PAIRS, _BATCHES = 500, 128, 10
 
 
-def get_config(setting: str = 'demo') -> refuel_config.Refuel:
-  if setting not in SETTINGS:
-    raise ValueError(f'setting must be one of {", ".join(SETTINGS)}, got {setting!r}')
-  return _demo() if setting == 'demo' else _published()
+def get_config(variant: str = 'demo') -> refuel_config.Refuel:
+  if variant not in VARIANTS:
+    raise ValueError(f'variant must be one of {", ".join(VARIANTS)}, got {variant!r}')
+  return _demo() if variant == 'demo' else _published()
 
 
 def _published() -> refuel_config.Refuel:

@@ -37,17 +37,17 @@ from jaxrl_llm.runs import config as config_lib
 from jaxrl_llm.runs import reward_config
 from jaxrl_llm.training import optim
 
-SETTINGS = ('demo', 'hh', 'ultrainteract')
+VARIANTS = ('demo', 'hh', 'ultrainteract')
 
 
-def get_config(setting: str = 'demo') -> refuel_config.Refuel:
-  if setting not in SETTINGS:
-    raise ValueError(f'setting must be one of {", ".join(SETTINGS)}, got {setting!r}')
-  return _demo() if setting == 'demo' else _published(setting)
+def get_config(variant: str = 'demo') -> refuel_config.Refuel:
+  if variant not in VARIANTS:
+    raise ValueError(f'variant must be one of {", ".join(VARIANTS)}, got {variant!r}')
+  return _demo() if variant == 'demo' else _published(variant)
 
 
-def _published(setting: str) -> refuel_config.Refuel:
-  harmless = setting == 'hh'
+def _published(variant: str) -> refuel_config.Refuel:
+  harmless = variant == 'hh'
   return refuel_config.Refuel(
       seed=555_134,  # H, U.
       task=_hh() if harmless else _ultrainteract(),
@@ -75,7 +75,7 @@ def _published(setting: str) -> refuel_config.Refuel:
       evaluation=reward_config.RebelEvaluation(temperature=0.01, batch_size=32),  # H, U.
       eval_every=200,  # H, U.
       save_every=50,
-      note=f'Hyperparameters of arXiv 2410.04612, setting two ({setting}); not run here',
+      note=f'Hyperparameters of arXiv 2410.04612, setting two ({variant}); not run here',
   )
 
 

@@ -25,10 +25,10 @@ from jaxrl_llm.training import optim
 _FILE = 'alpaca_en_demo.json'
 
 
-def get_config(setting: str = '') -> config_lib.Experiment:
-  if setting not in ('', 'pretrained'):
-    raise ValueError(f"setting must be 'pretrained' or none, got {setting!r}")
-  return _pretrained() if setting else _cpu_size()
+def get_config(variant: str = '') -> config_lib.Experiment:
+  if variant not in ('', 'pretrained'):
+    raise ValueError(f"variant must be 'pretrained' or none, got {variant!r}")
+  return _pretrained() if variant else _cpu_size()
 
 
 def _cpu_size() -> config_lib.Experiment:

@@ -18,10 +18,10 @@ from jaxrl_llm.tasks import gsm8k
 from jaxrl_llm.training import optim
 
 
-def get_config(setting: str = '') -> config_lib.Experiment:
-  if setting not in ('', 'pretrained'):
-    raise ValueError(f"setting must be 'pretrained' or none, got {setting!r}")
-  return _pretrained() if setting else _cpu_size()
+def get_config(variant: str = '') -> config_lib.Experiment:
+  if variant not in ('', 'pretrained'):
+    raise ValueError(f"variant must be 'pretrained' or none, got {variant!r}")
+  return _pretrained() if variant else _cpu_size()
 
 
 def _cpu_size() -> config_lib.Experiment:

@@ -1,4 +1,4 @@
-"""Starts every program of experiments/: flags, config and workdir checks, one-line errors, results.json.
+"""Starts the programs of experiments/: flags, config, workdir, one-line errors, results.json.
 
 A program is a module with a docstring, a `main(run)` and
 

@@ -291,7 +291,7 @@ def test_what_was_scaled_down_is_what_the_config_has(name):
 
 @pytest.mark.parametrize('name', ['rebel_tldr', 'rebel_chat', 'rebel_largebatch'])
 def test_a_setting_that_is_not_there_is_named(name):
-  with pytest.raises(command_line.UsageError, match="setting must be one of demo, .*got 'llama'"):
+  with pytest.raises(command_line.UsageError, match="variant must be one of demo, .*got 'llama'"):
     command_line.load_config(str(CONFIGS / f'{name}.py:llama'))
 
 

@@ -136,7 +136,7 @@ def test_every_config_is_valid_where_its_folders_are(spec, tmp_path):
 
 @pytest.mark.parametrize('name', ['refuel_one', 'refuel_two'])
 def test_a_setting_that_is_not_there_is_named(name):
-  with pytest.raises(command_line.UsageError, match="setting must be one of demo, .*got 'llama'"):
+  with pytest.raises(command_line.UsageError, match="variant must be one of demo, .*got 'llama'"):
     command_line.load_config(str(CONFIGS / f'{name}.py:llama'))
 
 
