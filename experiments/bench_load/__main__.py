@@ -67,7 +67,7 @@ def main(values: flags.FlagValues) -> None:
   """Writes a checkpoint, loads it, and prints and writes the numbers."""
   if not re.fullmatch(r'\d+x\d+x\d+', values.mesh):
     raise ValueError(f'mesh must be three sizes such as 1x8x1, got {values.mesh!r} (--mesh)')
-  random_checkpoints.check_places(values)
+  random_checkpoints.check_paths(values)
 
   if values.cpu_devices:
     os.environ['JAX_PLATFORMS'] = 'cpu'

@@ -57,7 +57,7 @@ def define_flags(values: flags.FlagValues) -> None:
 
 def main(values: flags.FlagValues) -> None:
   """Writes or takes a checkpoint, measures, and prints and writes the numbers."""
-  random_checkpoints.check_places(values)
+  random_checkpoints.check_paths(values)
   with tempfile.TemporaryDirectory(dir=values.folder or None) as folder:
     directory = values.checkpoint
     if not directory:

@@ -23,9 +23,9 @@ from jaxrl_llm.rewards import math_answer
 from jaxrl_llm.rewards.math import truths
 from jaxrl_llm.runs import command_line
 
-_SOLUTIONS = flags.DEFINE_string('solutions', None, 'JSON lines with labelled solutions.')
+_SOLUTIONS = flags.DEFINE_string('solutions', None, 'JSON Lines file of labelled solutions.')
 _MODE = flags.DEFINE_enum(
-    'mode', 'lenient', list(math_answer.MODES), 'What counts as the answer of a solution.')
+    'mode', 'lenient', list(math_answer.MODES), 'how the answer of a solution is extracted.')
 
 _TRUTH = re.compile(r'^(?:A:|####)[ \t]*(\S.*)$')
 
@@ -69,19 +69,19 @@ def _problem(row: object, line: int, problem: int) -> list[Labelled]:
   except ValueError as error:
     raise InputError(f'line {line}: {error}') from None
 
-  found = []
+  labelled = []
   for source, entry in row.items():
     if not isinstance(entry, dict):
       continue
     for field, kind in (('solution', str), ('is_correct', bool)):
       if not isinstance(entry.get(field), kind):
         raise InputError(f'line {line}: {source} needs the field {field} ({kind.__name__})')
-    found.append(Labelled(line, problem, source, entry['solution'], truth[1].strip(),
-                          entry['is_correct']))
+    labelled.append(Labelled(
+        line, problem, source, entry['solution'], truth[1].strip(), entry['is_correct']))
 
-  if not found:
+  if not labelled:
     raise InputError(f'line {line}: no labelled solution')
-  return found
+  return labelled
 
 
 def read_solutions(path: pathlib.Path) -> list[Labelled]:
@@ -94,14 +94,14 @@ def read_solutions(path: pathlib.Path) -> list[Labelled]:
     The solutions in file order.
 
   Raises:
-    InputError: the file is missing or unreadable, or one of its lines is malformed.
+    InputError: if the file is missing or unreadable, or one of its lines is malformed.
   """
   try:
     lines = path.read_bytes().split(b'\n')
   except OSError as error:
     raise InputError(f'cannot read --solutions={path}: {error.strerror}') from None
 
-  found: list[Labelled] = []
+  labelled: list[Labelled] = []
   problem = 0
   for number, line in enumerate(lines, start=1):
     if not line.strip():
@@ -114,14 +114,14 @@ def read_solutions(path: pathlib.Path) -> list[Labelled]:
       raise InputError(
           f'{path}: line {number} is not valid JSON ({reason}); is the file truncated?') from None
     try:
-      found.extend(_problem(row, number, problem))
+      labelled.extend(_problem(row, number, problem))
     except InputError as error:
       raise InputError(f'{path}: {error}') from None
     problem += 1
 
-  if not found:
-    raise InputError(f'{path} holds no solutions')
-  return found
+  if not labelled:
+    raise InputError(f'{path} contains no solutions')
+  return labelled
 
 
 def check(path: pathlib.Path, mode: str) -> int:

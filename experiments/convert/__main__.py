@@ -32,13 +32,14 @@ def define_flags(values: flags.FlagValues) -> None:
   """Defines the flags of this tool."""
   text = functools.partial(flags.DEFINE_string, flag_values=values)
   choice = functools.partial(flags.DEFINE_enum, flag_values=values)
-  text('from', '', 'the folder that is read.')
-  text('to', '', 'the folder that is written: new, or empty.')
-  choice('format', None, FORMATS, 'what is written; by default what --from is not.')
-  text('model_type', '', "the family that is written, as in config.json; by default --from's.")
-  choice('dtype', None, DTYPES, "of what is written; by default --from's (float32 for float16).")
-  text('tokenizer', '', 'a folder whose tokenizer belongs to the parameters; for Hugging Face its '
-       'files are copied.')
+  text('from', '', 'directory to convert.')
+  text('to', '', 'output directory, new or empty.')
+  choice('format', None, FORMATS, 'output format; by default the one that --from does not have.')
+  text('model_type', '', "model_type of the output's config.json; by default that of --from.")
+  choice('dtype', None, DTYPES, 'dtype of the output; by default that of --from (float32 for '
+         'float16).')
+  text('tokenizer', '', 'directory of the tokenizer of the parameters; its files are copied to a '
+       'Hugging Face output.')
 
 
 def main(values: flags.FlagValues) -> None:
@@ -47,16 +48,16 @@ def main(values: flags.FlagValues) -> None:
   if not directory or not values.to:
     raise UsageError('--from=DIR and --to=DIR are required')
   if target.exists() and (not target.is_dir() or any(target.iterdir())):
-    raise UsageError(f'--to must be a new or an empty folder, got {values.to!r}')
+    raise UsageError(f'--to must be a new or empty directory, got {values.to!r}')
 
   stored = conversion.read(directory, field='--from', tokenizer_named=bool(values.tokenizer))
-  written = values.format or ('orbax' if stored.source.checkpoint else 'hugging_face')
+  output_format = values.format or ('orbax' if stored.source.checkpoint else 'hugging_face')
   dtype = values.dtype or stored.model.param_dtype
   model_type = values.model_type or stored.hugging_face.get('model_type', '')
-  if written == 'hugging_face' and not model_type:
+  if output_format == 'hugging_face' and not model_type:
     known = sorted(name for family in huggingface.FAMILIES for name in family.MODEL_TYPES)
     raise UsageError(
-        f'{directory} does not say which family it is: --model_type must be one of '
+        f'{directory} does not record its model family: --model_type must be one of '
         f'{", ".join(known)}'
     )
 
@@ -64,13 +65,13 @@ def main(values: flags.FlagValues) -> None:
   print(f'reading {directory} ...', flush=True)
   params = conversion.load(stored)
 
-  if written == 'hugging_face':
-    beside = export_tokenizer(stored, tokenizer_dir, tokenizer, model_type=model_type)
+  if output_format == 'hugging_face':
+    exported = export_tokenizer(stored, tokenizer_dir, tokenizer, model_type=model_type)
     huggingface.save(
         target, whole_context(stored), params, model_type=model_type, dtype=dtype,
-        role=stored.role, fields=beside.fields, files=beside.files,
+        role=stored.role, fields=exported.fields, files=exported.files,
     )
-    for note in beside.notes:
+    for note in exported.notes:
       print(note)
   else:
     params = jax.tree.map(lambda leaf: leaf.astype(dtype), params)
@@ -82,26 +83,26 @@ def main(values: flags.FlagValues) -> None:
           'tokenizer': tokenizer.fingerprint, **checkpoint_sources.about_tokenizer(tokenizer)}
 
     if stored.hugging_face:
-      kept = {'model_type': model_type}
+      changes = {'model_type': model_type}
       if tokenizer_dir:
-        kept['directory'] = str(pathlib.Path(tokenizer_dir).absolute())
-      metadata['hugging_face'] = stored.hugging_face | kept
+        changes['directory'] = str(pathlib.Path(tokenizer_dir).absolute())
+      metadata['hugging_face'] = stored.hugging_face | changes
     checkpoints.save_params(target, params, metadata)
 
-  print(f'{directory} -> {target}: {written}, {stored.role}, {dtype}')
+  print(f'{directory} -> {target}: {output_format}, {stored.role}, {dtype}')
 
 
 def export_tokenizer(
     stored: conversion.StoredModel, directory: str, tokenizer: Tokenizer | None, *, model_type: str
 ) -> export.Export:
   """Exports the tokenizer's files and config fields, or without a tokenizer at least stop ids."""
-  about = stored.hugging_face
-  fields = about.get('fields', {}) if about.get('model_type') == model_type else {}
+  original = stored.hugging_face
+  fields = original.get('fields', {}) if original.get('model_type') == model_type else {}
   reduced = isinstance(tokenizer, tokenizers.CompactTokenizer)
   if tokenizer and not reduced:
     return export.of_tokenizer(tokenizer, directory, fields, model_type=model_type)
-  why = 'transformers cannot read a reduced one' if reduced else 'none is known (--tokenizer)'
-  notes, files = [f'no tokenizer was copied: {why}'], {}
+  reason = 'transformers cannot read a reduced one' if reduced else 'none is known (--tokenizer)'
+  notes, files = [f'no tokenizer was copied: {reason}'], {}
   if stored.source.stop_ids:
     fields, generation = export.special_ids(stored.source.stop_ids, fields, None)
     files = export.generation_file(generation)

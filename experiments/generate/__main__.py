@@ -45,29 +45,29 @@ def define_flags(values: flags.FlagValues) -> None:
   text = functools.partial(flags.DEFINE_string, flag_values=values)
   integer = functools.partial(flags.DEFINE_integer, flag_values=values)
   number = functools.partial(flags.DEFINE_float, flag_values=values)
-  text('policy', '', 'folder of the parameters.')
+  text('policy', '', 'directory of the parameters.')
   text('prompt', None, 'one prompt.')
   text('prompts', None, 'a file of prompts: objects with `prompt` or `messages`.')
-  text('out', None, 'where the samples go as JSON lines; a file of prompts needs it.')
-  text('tokenizer', '', "folder of the tokenizer; by default the policy's.")
+  text('out', None, 'JSON Lines file for the samples; required with --prompts.')
+  text('tokenizer', '', "directory of the tokenizer; by default the policy's.")
   text('chat_template', 'auto', "'auto' for the tokenizer's, if it has one; 'none'; 'chatml'; or "
-       'the path of one. A prompt is then what the user says.')
-  text('system', '', 'a system message for conversations that have none.')
+       'the path of a template. A prompt is then the message of the user.')
+  text('system', '', 'system message of conversations that have none.')
 
-  integer('num_samples', 1, 'samples a prompt.', lower_bound=1)
-  integer('max_tokens', 0, f'the longest sample; 0 is {_MOST_TOKENS}, or what the context leaves.',
+  integer('num_samples', 1, 'samples per prompt.', lower_bound=1)
+  integer('max_tokens', 0, f'maximum tokens per sample; 0 is {_MOST_TOKENS}, or as many as fit.',
           lower_bound=0)
 
-  number('temperature', 1.0, '0 takes the most probable token each time.', lower_bound=0.0)
-  integer('top_k', 0, 'sample of the k most probable tokens; 0 is off.', lower_bound=0)
-  number('top_p', 1.0, 'sample of the smallest nucleus of this probability; 1 is off.')
+  number('temperature', 1.0, 'sampling temperature; 0 is greedy.', lower_bound=0.0)
+  integer('top_k', 0, 'sample from the k most probable tokens; 0 is off.', lower_bound=0)
+  number('top_p', 1.0, 'sample from the smallest nucleus of this probability; 1 is off.')
 
-  integer('seed', 0, 'of the samples.', lower_bound=0, upper_bound=2**32 - 1)
-  integer('batch_size', 16, 'prompts of a file at once.', lower_bound=1)
-  flags.DEFINE_enum('dtype', 'float32', ['float32', 'bfloat16'], 'of parameters and activations.',
-                    flag_values=values)
+  integer('seed', 0, 'seed of the samples.', lower_bound=0, upper_bound=2**32 - 1)
+  integer('batch_size', 16, 'prompts per batch.', lower_bound=1)
+  flags.DEFINE_enum('dtype', 'float32', ['float32', 'bfloat16'],
+                    'dtype of parameters and activations.', flag_values=values)
 
-  text('mesh', '', 'data x fsdp x tensor, such as 1x8x1; by default the first device alone.')
+  text('mesh', '', 'data x fsdp x tensor, such as 1x8x1; by default one device.')
   flags.DEFINE_bool('stream', None, 'show the (first) sample of a single prompt while it is '
                     'decoded; on by default.', flag_values=values)
 
@@ -112,16 +112,16 @@ class Generator:
 
   def fit(self, prompts: Sequence[Prompt]) -> None:
     """Sets `max_tokens`; raises UsageError for a prompt that leaves no room for them."""
-    asked = self.values.max_tokens
+    requested = self.values.max_tokens
     longest = max(prompts, key=lambda prompt: len(prompt.ids))
-    limit = self.max_length - (asked or 1)
+    limit = self.max_length - (requested or 1)
     if len(longest.ids) > limit:
       raise UsageError(
-          f'prompt {longest.id!r} has {len(longest.ids)} tokens, the limit is {max(limit, 0)}: '
-          f'prompt and sample (--max_tokens={asked}) have to fit into the {self.max_length} slots '
-          'of the model'
+          f'prompts must have at most {max(limit, 0)} tokens, got {len(longest.ids)} (prompt '
+          f'{longest.id!r}): prompt and sample (--max_tokens={requested}) must fit into the '
+          f'{self.max_length} slots of the model'
       )
-    self.max_tokens = asked or min(_MOST_TOKENS, self.max_length - len(longest.ids))
+    self.max_tokens = requested or min(_MOST_TOKENS, self.max_length - len(longest.ids))
 
   def sampler(self, model: ModelFns) -> Callable[..., Rollouts]:
     """Makes a jitted sampler of `model`."""
@@ -136,8 +136,8 @@ class Generator:
       self, sampler: Callable[..., Rollouts], prompts: Sequence[Prompt], first: int, rows: int
   ) -> Rollouts:
     """Samples for the prompts with indices `first`, first + 1 ...; a batch has `rows` of them."""
-    parts = self.mesh.shape['data'] * self.mesh.shape['fsdp']
-    rows = -(-rows // parts) * parts  # Padding rows are dropped at the end.
+    shards = self.mesh.shape['data'] * self.mesh.shape['fsdp']
+    rows = -(-rows // shards) * shards  # Padding rows are dropped at the end.
     numbers = np.arange(first, first + len(prompts), dtype=np.int32)
     filled = [*prompts, *[prompts[0]] * (rows - len(prompts))]
     numbers = np.append(numbers, np.full(rows - len(prompts), first, np.int32))
@@ -195,9 +195,9 @@ def check_flags(values: flags.FlagValues) -> None:
     raise UsageError('--stream is for a single --prompt')
 
   if values.out and pathlib.Path(values.out).exists():
-    raise UsageError(f'{values.out} exists already: remove it or give another --out')
+    raise UsageError(f'--out: {values.out!r} exists already: remove it or give another name')
   if values.out and not pathlib.Path(values.out).absolute().parent.is_dir():
-    raise UsageError(f'--out must lie in a folder that exists, got {values.out!r}')
+    raise UsageError(f'--out must be in an existing directory, got {values.out!r}')
 
   if values.system and values.chat_template == 'none':
     raise UsageError(f'--system needs a chat template, got {values.system!r} and none')
@@ -256,32 +256,32 @@ def character_tokenizer(source: checkpoint_sources.CheckpointSource) -> Tokenize
     tokenizer = tokenizers.CharacterTokenizer(alphabet)
     if tokenizer.fingerprint == source.tokenizer:
       return tokenizer
-  whole = ' of the whole one of which its vocabulary is a part' if source.kept_ids else ''
-  raise UsageError(f'no tokenizer lies in {source.directory}: give --tokenizer=DIR{whole}')
+  whole = ' of the full tokenizer of its reduced vocabulary' if source.kept_ids else ''
+  raise UsageError(f'{source.directory} has no tokenizer: give --tokenizer=DIR{whole}')
 
 
 def read_prompts(
     values: flags.FlagValues, tokenizer: Tokenizer, tokenizer_dir: str
 ) -> list[Prompt]:
   """Reads, renders and encodes the prompts of the flags."""
-  rows, places = [{'prompt': values.prompt}], ['--prompt']
+  rows, sources = [{'prompt': values.prompt}], ['--prompt']
   if values.prompts is not None:
-    found = jsonl.read_rows(values.prompts)
-    rows = [row.value for row in found]
-    places = [f'{values.prompts}, line {row.line}' for row in found]
+    lines = jsonl.read_rows(values.prompts)
+    rows = [line.value for line in lines]
+    sources = [f'{values.prompts}, line {line.line}' for line in lines]
 
   template = find_template(values, tokenizer_dir)
-  for row, place in zip(rows, places):
+  for row, source in zip(rows, sources):
     if isinstance(row.get('prompt'), str) == isinstance(row.get('messages'), list):
-      raise UsageError(f"{place}: needs either a text 'prompt' or a list 'messages'")
+      raise UsageError(f"{source}: needs either a text 'prompt' or a list 'messages'")
     try:
       columns.check_prompt(row, ('prompt', 'messages', *columns.REASONING))
     except ValueError as error:
-      raise UsageError(f'{place}: {error}') from None
+      raise UsageError(f'{source}: {error}') from None
     if row.get('messages') == []:
-      raise UsageError(f"{place}: 'messages' must hold at least one, got an empty list")
+      raise UsageError(f"{source}: 'messages' must not be empty")
     if template is None and 'messages' in row:
-      raise UsageError(f"{place}: 'messages' need a chat template (--chat_template)")
+      raise UsageError(f"{source}: 'messages' need a chat template (--chat_template)")
 
   if template is None:
     texts = [row['prompt'] for row in rows]
@@ -290,10 +290,10 @@ def read_prompts(
     texts = template.render_many(conversations, add_generation_prompt=True)
 
   prompts = []
-  for index, (row, place, text) in enumerate(zip(rows, places, texts)):
+  for index, (row, source, text) in enumerate(zip(rows, sources, texts)):
     ids = encode(text, tokenizer, is_rendered=template is not None)
     if not ids:
-      raise UsageError(f'{place}: the prompt has no tokens')
+      raise UsageError(f'{source}: the prompt has no tokens')
     prompts.append(Prompt(row.get('id', index), text, ids))
   return prompts
 
@@ -315,7 +315,7 @@ def find_template(
   if values.chat_template == 'none' or (optional and not tokenizer_dir):
     return None
   if not tokenizer_dir:
-    raise UsageError('a chat template needs the folder of a tokenizer (--tokenizer=DIR)')
+    raise UsageError('a chat template needs the directory of a tokenizer (--tokenizer=DIR)')
   try:
     return chat.load_template(values.chat_template, tokenizer_dir)
   except ValueError:
@@ -342,7 +342,7 @@ def show(generator: Generator, prompts: Sequence[Prompt]) -> list[dict[str, Any]
   """Samples for a single prompt, prints to the terminal, and returns the records."""
   printer = Printer(generator.tokenizer, len(prompts[0].ids))
   live = generator.values.stream in (None, True)
-  model = stream.tapped(generator.model, printer.tell) if live else generator.model
+  model = stream.tapped(generator.model, printer.push) if live else generator.model
   with _signals_kill():
     rollouts = generator.sample(generator.sampler(model), prompts, 0, rows=1)
     jax.effects_barrier()  # Waits until all streamed tokens are shown.
@@ -363,15 +363,15 @@ class Printer:
     """Starts a sample after `prompt_length` prompt tokens."""
     self._text = stream.TextStream(tokenizer.decode)
     self._stop_ids, self._prompt_length = tokenizer.stop_ids, prompt_length
-    self._told: dict[int, int] = {}
+    self._tokens: dict[int, int] = {}
     self._shown = 0
 
-  def tell(self, tokens: np.ndarray, positions: np.ndarray) -> None:
+  def push(self, tokens: np.ndarray, positions: np.ndarray) -> None:
     """Shows tokens in order, even if they arrive out of order (`stream.tapped`)."""
-    self._told[int(positions[0]) - self._prompt_length] = int(tokens[0])
+    self._tokens[int(positions[0]) - self._prompt_length] = int(tokens[0])
     # After its stop token a sample is padded while the others continue.
-    while self._shown in self._told and self._told.get(self._shown - 1) not in self._stop_ids:
-      self._write(self._text.push(self._told[self._shown]))
+    while self._shown in self._tokens and self._tokens.get(self._shown - 1) not in self._stop_ids:
+      self._write(self._text.push(self._tokens[self._shown]))
       self._shown += 1
 
   def finish(self, tokens: Sequence[int]) -> None:
@@ -440,7 +440,7 @@ def write(generator: Generator, prompts: Sequence[Prompt]) -> None:
           file.write(record)
           records.append(record)
         bar.update(1, tokens=sum(len(record['tokens']) for record in records))
-        stopper.check(f'stopped; what was sampled is kept in {partial}')
+        stopper.check(f'stopped; complete batches are saved in {partial}')
 
   jsonl.write_jsonl(path, records)
   partial.unlink()

@@ -40,25 +40,25 @@ def read(directory: str, *, field: str, tokenizer_named: bool = False) -> Stored
   Takes the arguments of `checkpoint_sources.read`.
   """
   source = checkpoint_sources.read(directory, field=field, tokenizer_named=tokenizer_named)
-  about = source.hugging_face
-  role = about.get('role', 'policy')
+  hugging_face = source.hugging_face
+  role = hugging_face.get('role', 'policy')
   if role not in ('policy', 'value'):
     raise UsageError(
-        f'{directory} holds a {role}: only language models and sequence classifiers are converted'
+        f'{directory} is a {role}: only language models and sequence classifiers are supported'
     )
   model = dataclasses.replace(source.model, param_dtype=stored_dtype(source))
-  return StoredModel(source, model, role, about.get('num_outputs', 1), about)
+  return StoredModel(source, model, role, hugging_face.get('num_outputs', 1), hugging_face)
 
 
 def stored_dtype(source: checkpoint_sources.CheckpointSource) -> str:
   """Returns the dtype of the stored parameters: 'bfloat16', or 'float32' for any other."""
   if source.checkpoint:
     fields = source.checkpoint.fields
-    found = {fields.get('dtype') or fields.get('torch_dtype')}
+    dtypes = {fields.get('dtype') or fields.get('torch_dtype')}
   else:
     document = json.loads((source.directory / 'document' / 'metadata').read_bytes())
-    found = {leaf['dtype'] for leaf in document['tree'].values()}
-  return 'bfloat16' if found == {'bfloat16'} else 'float32'
+    dtypes = {leaf['dtype'] for leaf in document['tree'].values()}
+  return 'bfloat16' if dtypes == {'bfloat16'} else 'float32'
 
 
 def load(stored: StoredModel) -> Params:
@@ -67,9 +67,9 @@ def load(stored: StoredModel) -> Params:
     model = value.make(stored.model, num_outputs=stored.num_outputs)
   else:
     model = policy_lib.make(stored.model)
-  place = jax.sharding.SingleDeviceSharding(jax.devices('cpu')[0])
+  host = jax.sharding.SingleDeviceSharding(jax.devices('cpu')[0])
   abstract = jax.tree.map(
-      lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place),
+      lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=host),
       jax.eval_shape(model.init, jax.random.key(0)),
   )
   return stored.source.load(abstract)
@@ -92,12 +92,12 @@ def find_tokenizer(stored: StoredModel, directory: str) -> tuple[str, Tokenizer 
       or it has more tokens than the embedding has rows.
   """
   source = stored.source
-  found = directory or source.tokenizer_dir
-  if not found:
+  folder = directory or source.tokenizer_dir
+  if not folder:
     return '', None
 
   try:
-    tokenizer = tokenizers.load_tokenizer(found)
+    tokenizer = tokenizers.load_tokenizer(folder)
   except ValueError:
     if directory:
       raise
@@ -110,13 +110,13 @@ def find_tokenizer(stored: StoredModel, directory: str) -> tuple[str, Tokenizer 
   other = source.tokenizer and not tokenizers.is_same(tokenizer, source.tokenizer)
   if not source.checkpoint and other:
     raise UsageError(
-        f'{source.directory} was trained with another tokenizer ({source.tokenizer}) than lies in '
-        f'{found} ({tokenizer.fingerprint}): give its own (--tokenizer)'
+        f'{source.directory} was trained with another tokenizer ({source.tokenizer}) than that in '
+        f'{folder} ({tokenizer.fingerprint}): give its own (--tokenizer)'
     )
 
   if tokenizer.vocab_size > stored.model.vocab_size:
     raise UsageError(
-        f'the tokenizer in {found} has {tokenizer.vocab_size} ids and the embedding in '
+        f'the tokenizer in {folder} has {tokenizer.vocab_size} ids and the embedding in '
         f'{source.directory} only {stored.model.vocab_size} rows (--tokenizer)'
     )
-  return str(found), source.stopping(tokenizer)
+  return str(folder), source.stopping(tokenizer)

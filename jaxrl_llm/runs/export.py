@@ -56,11 +56,11 @@ def of_tokenizer(
   """
   source = pathlib.Path(source)
   folder = source if source.is_dir() else source.parent
-  found = model_files.read(folder)
+  token_files = model_files.read(folder)
   files = _copied(source, folder)
   notes: list[str] = []
 
-  written = {} if _WHOLE in files else _whole(tokenizer, found, notes)
+  written = {} if _WHOLE in files else _whole(tokenizer, token_files, notes)
   if written:
     files = {
         name: content for name, content in files.items()
@@ -69,24 +69,24 @@ def of_tokenizer(
   elif isinstance(tokenizer, SentencePieceTokenizer):
     _rename_model(files)
 
-  changes = _names(tokenizer, found, files, is_new=bool(written))
+  changes = _names(tokenizer, token_files, files, is_new=bool(written))
   if changes:
-    names = found.names if written else {}
+    names = token_files.names if written else {}
     files[_CONFIG] = _json({**_read(files, _CONFIG), **names, **changes})
     if 'eos_token' in changes and 'eos_token' in _read(files, _MAP):
       files[_MAP] = _json({**_read(files, _MAP), 'eos_token': changes['eos_token']})
 
-  said = _read(files, _GENERATION) if _GENERATION in files else None
+  original = _read(files, _GENERATION) if _GENERATION in files else None
   fields, generation = special_ids(
-      tokenizer.stop_ids, fields, said, pad_id=tokenizer.pad_id, start_ids=tokenizer.start_ids,
+      tokenizer.stop_ids, fields, original, pad_id=tokenizer.pad_id, start_ids=tokenizer.start_ids,
   )
-  if generation != said:
+  if generation != original:
     files |= generation_file(generation)
 
-  if model_type == 'qwen2' and not _cuts_as_qwen2(tokenizer):
+  if model_type == 'qwen2' and not _splits_as_qwen2(tokenizer):
     notes.append(
-        "AutoTokenizer of transformers 5 gives every qwen2 model Qwen2's way of cutting words, "
-        "which is not this tokenizer's: load it with PreTrainedTokenizerFast.from_pretrained"
+        "AutoTokenizer of transformers 5 splits words as Qwen2 does for every qwen2 model, unlike "
+        "this tokenizer: load it with PreTrainedTokenizerFast.from_pretrained"
     )
 
   return Export(files, fields, notes)
@@ -112,9 +112,9 @@ def special_ids(
     (fields, generation): unchanged if they agree with the stop ids; a `generation` of None means
     that no file is needed.
   """
-  said = (fields if generation is None else generation).get('eos_token_id')
-  said = said if isinstance(said, list) else [said]
-  agrees = all(type(number) is int for number in said) and set(said) == set(stop_ids)
+  eos_ids = (fields if generation is None else generation).get('eos_token_id')
+  eos_ids = eos_ids if isinstance(eos_ids, list) else [eos_ids]
+  agrees = all(type(number) is int for number in eos_ids) and set(eos_ids) == set(stop_ids)
   if agrees and fields.get('eos_token_id') is not None:
     return dict(fields), None if generation is None else dict(generation)
 
@@ -149,26 +149,26 @@ def _copied(source: pathlib.Path, folder: pathlib.Path) -> dict[str, bytes]:
 
 
 def _whole(
-    tokenizer: Tokenizer, found: model_files.TokenFiles, notes: list[str]
+    tokenizer: Tokenizer, token_files: model_files.TokenFiles, notes: list[str]
 ) -> dict[str, bytes]:
   """Makes a missing tokenizer.json; {} if transformers reads the existing files."""
   if isinstance(tokenizer, tokenizers.HuggingFaceTokenizer):
     backend = tokenizer.backend
-  elif found.config.get('tokenizer_class') not in (None, _CLASS, 'TokenizersBackend'):
+  elif token_files.config.get('tokenizer_class') not in (None, _CLASS, 'TokenizersBackend'):
     return {}  # A class for SentencePiece models.
   else:
     backend = sentencepiece_export.to_backend(tokenizer)
     if backend is None:
       notes.append(
-          'transformers has no tokenizer that does what this SentencePiece model does: '
-          'AutoTokenizer gives other ids; use the sentencepiece library'
+          'transformers has no equivalent of this SentencePiece model: AutoTokenizer gives other '
+          'ids; use the sentencepiece library'
       )
       return {}
     encode = lambda text: backend.encode(text, add_special_tokens=False).ids
     if any(encode(text) != tokenizer.encode(text) for text in _RARE):
       notes.append(
-          'transformers cuts some texts in another way than this SentencePiece model: those that '
-          'begin with a space, or hold control characters'
+          'transformers encodes some texts differently from this SentencePiece model: those that '
+          'begin with a space or contain control characters'
       )
 
   texts = {number: tokenizer.token(number) for number in tokenizer.start_ids}
@@ -183,7 +183,7 @@ def _rename_model(files: dict[str, bytes]) -> None:
 
 
 def _names(
-    tokenizer: Tokenizer, found: model_files.TokenFiles, files: Mapping[str, bytes], *,
+    tokenizer: Tokenizer, token_files: model_files.TokenFiles, files: Mapping[str, bytes], *,
     is_new: bool,
 ) -> dict[str, Any]:
   """Returns the entries of tokenizer_config.json that are missing or wrong."""
@@ -194,18 +194,18 @@ def _names(
       changes['unk_token'] = tokenizer.token(tokenizer.processor.unk_id())
 
   # A changed eos_token would change the text of a template that writes it.
-  template = json.dumps(found.config.get('chat_template', '')).encode()
+  template = json.dumps(token_files.config.get('chat_template', '')).encode()
   in_use = b'eos_token' in template + files.get('chat_template.jinja', b'')
   first = tokenizer.token(tokenizer.stop_ids[0])
-  if 'eos_token' not in found.names or not in_use and found.names['eos_token'] != first:
+  if 'eos_token' not in token_files.names or not in_use and token_files.names['eos_token'] != first:
     changes['eos_token'] = first
 
   if is_new or changes:  # Without a named pad token, `pad_id` pads.
-    changes['pad_token'] = found.names.get('pad_token') or tokenizer.token(tokenizer.pad_id)
+    changes['pad_token'] = token_files.names.get('pad_token') or tokenizer.token(tokenizer.pad_id)
   return changes
 
 
-def _cuts_as_qwen2(tokenizer: Tokenizer) -> bool:
+def _splits_as_qwen2(tokenizer: Tokenizer) -> bool:
   return isinstance(tokenizer, tokenizers.HuggingFaceTokenizer) and (
       tokenizer_files.cuts_as_qwen2(tokenizer.backend))
 

@@ -43,8 +43,8 @@ def joined(several: Sequence[Mapping[str, str | int]]) -> dict[str, str | int]:
   """Merges the fields of several processors: values that differ are joined by ' + '."""
   values = {key: list(dict.fromkeys(each.get(key, _UNKNOWN) for each in several))
             for key in several[0]}
-  return {key: found[0] if len(found) == 1 else ' + '.join(map(str, found))
-          for key, found in values.items()}
+  return {key: different[0] if len(different) == 1 else ' + '.join(map(str, different))
+          for key, different in values.items()}
 
 
 def num_threads() -> int:
@@ -107,10 +107,10 @@ def _of_macos() -> tuple[str, str]:
   names = ('machdep.cpu.brand_string', 'machdep.cpu.features', 'machdep.cpu.leaf7_features')
   model, *flags = map(_sysctl, names)
   lowered = ' '.join(flags).lower().replace('avx1.0', 'avx').replace('.', '_').split()
-  found = {flag for flag in lowered if _VECTOR_FLAGS['flags'].fullmatch(flag)}
+  extensions = {flag for flag in lowered if _VECTOR_FLAGS['flags'].fullmatch(flag)}
   if platform.machine() == 'arm64':
-    found.add('asimd')  # Every arm64 processor has it, and sysctl lists no flags.
-  return model or _UNKNOWN, ' '.join(sorted(found))
+    extensions.add('asimd')  # Every arm64 processor has it, and sysctl lists no flags.
+  return model or _UNKNOWN, ' '.join(sorted(extensions))
 
 
 def _sysctl(name: str) -> str:

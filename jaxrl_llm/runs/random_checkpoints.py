@@ -52,7 +52,7 @@ def write_random(directory: str, name: str, dtype: str) -> None:
     weights.write_files(folder, tensors(), max_shard_bytes=10**9)
 
 
-def check_places(values: flags.FlagValues) -> None:
+def check_paths(values: flags.FlagValues) -> None:
   """Raises a one-line ValueError for a --folder or --json that cannot be written."""
   if values.folder and not pathlib.Path(values.folder).is_dir():
     raise ValueError(f'folder must exist, got {values.folder!r} (--folder)')

@@ -74,7 +74,7 @@ def test_exits_with_0_where_all_agree(tmp_path, capsys):
      'm needs the field is_correct (bool)'),
     ('[1, 2]\n', 'line 1: expected an object, got list'),
     ('[' * 100_000, 'line 1 is not valid JSON'),
-    ('\n\n', 'holds no solutions'),
+    ('\n\n', 'contains no solutions'),
 ])
 def test_malformed_files_name_the_line(tmp_path, content, message):
   path = tmp_path / 'solutions.jsonl'

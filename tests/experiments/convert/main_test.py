@@ -211,8 +211,8 @@ def test_what_came_from_a_checkpoint_that_is_gone_has_no_tokenizer(folder, tmp_p
     ('float32', '', [], '--from=DIR and --to=DIR are required'),
     ('absent', 'new', [], '--from: not a directory'),
     ('.', 'new', [], 'neither parameters'),
-    ('float32', 'bfloat16', [], '--to must be a new or an empty folder, got'),
-    ('float32', 'float32/config.json', [], '--to must be a new or an empty folder, got'),
+    ('float32', 'bfloat16', [], '--to must be a new or empty directory, got'),
+    ('float32', 'float32/config.json', [], '--to must be a new or empty directory, got'),
     ('float32', 'new', ['--tokenizer=absent'], 'absent'),
     ('float32', 'new', ['--format=hugging_face', '--model_type=gpt2'], 'gpt2'),
 ])

@@ -126,13 +126,13 @@ def test_streamed_or_not_one_prompt_gives_what_it_gives_in_a_file(folder, whole,
 def test_the_text_is_written_while_it_is_decoded(capsys):
   tokenizer = generate.tokenizers.CharacterTokenizer('abc')
   printer = generate.Printer(tokenizer, prompt_length=7)
-  tell = lambda place, token: printer.tell(np.array([token, 0]), np.array([7 + place, 99]))
-  tell(1, 3)
+  push = lambda index, token: printer.push(np.array([token, 0]), np.array([7 + index, 99]))
+  push(1, 3)
   assert capsys.readouterr().out == ''  # The first one is still to come.
-  tell(0, 2)
+  push(0, 2)
   assert capsys.readouterr().out == 'ab'
-  tell(2, 1)  # The stop token; what follows fills up.
-  tell(3, 0)
+  push(2, 1)  # The stop token; what follows fills up.
+  push(3, 0)
   printer.finish([2, 3, 1])
   assert capsys.readouterr().out == '\n'
 
@@ -246,10 +246,10 @@ def test_a_policy_of_this_project_finds_its_characters(tmp_path, capsys):
   # Eight of the sixteen slots are left.
   assert '[sample 0: 8 tokens, length' in said.err or ', stop' in said.err
   tiny.write_ours(tmp_path / 'other', 'abc')
-  with pytest.raises(ValueError, match=f'no tokenizer lies in {tmp_path / "other"}: give --tok'):
+  with pytest.raises(ValueError, match=f'{tmp_path / "other"} has no tokenizer: give --tok'):
     main(f'--policy={tmp_path / "other"}', '--prompt=a')
   tiny.write_tokenizer(tmp_path / 'tokenizer', characters='abc')
-  with pytest.raises(ValueError, match='was trained with another tokenizer .* than lies in'):
+  with pytest.raises(ValueError, match='was trained with another tokenizer .* than that in'):
     main(f'--policy={tmp_path / "other"}', '--prompt=a', f'--tokenizer={tmp_path / "tokenizer"}')
 
 
@@ -257,14 +257,14 @@ def test_a_policy_with_a_part_of_a_vocabulary_takes_it_out_of_the_whole(tmp_path
   config = tiny.write_reduced(tmp_path / 'params', tmp_path / 'base', num_layers=1)
   arguments = (f'--policy={tmp_path / "params"}', '--prompt=the an', f'--out={tmp_path / "out"}',
                '--nostream', '--max_tokens=9')
-  with pytest.raises(ValueError, match='no tokenizer .*: give --tokenizer=DIR of the whole one'):
+  with pytest.raises(ValueError, match='has no tokenizer: give --tokenizer=DIR of the full'):
     main(*arguments)
   main(*arguments, f'--tokenizer={tmp_path / "base"}')
   record = json.loads((tmp_path / 'out').read_text())
   assert max(record['tokens']) < config.vocab_size
   tiny.write_tokenizer(tmp_path / 'other')
   (tmp_path / 'out').unlink()
-  with pytest.raises(ValueError, match='was trained with another tokenizer .* than lies in'):
+  with pytest.raises(ValueError, match='was trained with another tokenizer .* than that in'):
     main(*arguments, f'--tokenizer={tmp_path / "other"}')
 
 
@@ -292,9 +292,9 @@ def test_a_policy_with_a_part_of_a_vocabulary_takes_it_out_of_the_whole(tmp_path
     (['--policy={bytes}', '--prompt=x', '--tokenizer=absent'], 'absent'),
     (['--policy={chat}', '--prompt=x', '--tokenizer={bytes}'], 'has 258 ids and the embedding in'),
     (['--policy={bytes}', '--prompt=' + 'x' * 130],
-     'prompt 0 has 131 tokens, the limit is 127: prompt and sample (--max_tokens=0) have to fit '
+     'at most 127 tokens, got 131 (prompt 0): prompt and sample (--max_tokens=0) must fit '
      'into the 128 slots of the model'),
-    (['--policy={bytes}', '--prompt=x', '--max_tokens=127'], 'has 2 tokens, the limit is 1'),
+    (['--policy={bytes}', '--prompt=x', '--max_tokens=127'], 'at most 1 tokens, got 2'),
 ])
 def test_bad_input_is_one_line(folder, tmp_path, monkeypatch, arguments, line):
   monkeypatch.chdir(tmp_path)
