@@ -1,15 +1,15 @@
-"""Starts a binary as its command does, with probes: `python -m tests.system.child PROBES NAME ...`.
+"""Starts a program like its command, with probes: `python -m tests.system.child PROBES NAME ...`.
 
 PROBES is a JSON object, any of:
   die: [point, n]; SIGKILL at the n-th time that the point is reached:
-    'checkpoint': a checkpoint's files stand in a temporary folder, which is not renamed yet;
-    'params': the same for the parameters that fine-tuning leaves;
+    'checkpoint': a checkpoint has been written to a temporary directory that is not renamed yet;
+    'params': the same for the parameters that fine-tuning saves;
     a name such as 'stage1.jsonl': half a line of that file has been written;
-    'results': results.json is about to be renamed into place.
-  slow: seconds that every line of a JSONL file takes, so that an observer can keep up.
-  record: a file for what tests want to know of the inside of a run (`_Recorder`).
+    'results': results.json is about to be renamed.
+  slow: seconds to wait before each line of a JSONL file, so that an observer can keep up.
+  record: a file for internals of the run (`_Recorder`).
 
-What comes after NAME are the arguments of `python -m experiments.NAME`.
+The arguments after NAME are those of `python -m experiments.NAME`.
 """
 
 import collections
@@ -76,7 +76,7 @@ def _install_slowness(seconds: float) -> None:
 
 
 class _Recorder:
-  """Keeps, as JSON: compilations, fingerprints of the reference, prompts with their V*."""
+  """Records as JSON: compilations, fingerprints of the reference, prompts with their V*."""
 
   def __init__(self, path: str):
     from experiments.a_star_po import __main__ as a_star_po_main
@@ -85,11 +85,11 @@ class _Recorder:
     from jaxrl_llm.training import fingerprint, step
 
     self.path = path
-    self.found = {'compiled_at': [], 'reference': [], 'batches': []}
+    self.record = {'compiled_at': [], 'reference': [], 'batches': []}
     self.counting = step.count_compilations()
     self.counts = self.counting.__enter__()
     self._wrap(metrics.MetricsWriter, 'write', self._note_compilations)
-    note_reference = lambda reference: self.found['reference'].append(
+    note_reference = lambda reference: self.record['reference'].append(
         [reference.fingerprint, fingerprint.of_params(reference.params)])
     self._wrap(stage1_lib, 'estimate', lambda setup, ref: note_reference(ref))
     self._wrap(report, 'write', lambda setup, ref, *rest: note_reference(ref))
@@ -106,7 +106,7 @@ class _Recorder:
 
   def _note_compilations(self, writer, step, values) -> None:
     del writer, values
-    self.found['compiled_at'].append([step, dict(self.counts)])
+    self.record['compiled_at'].append([step, dict(self.counts)])
 
   def _note_batch(self, rollouts, rewards, reference_log_probs, aux, weight) -> None:
     import numpy as np
@@ -114,19 +114,19 @@ class _Recorder:
     del reference_log_probs, weight
     lengths = np.asarray(rollouts.prompt_lengths)
     prompts = [row[len(row) - n :] for row, n in zip(np.asarray(rollouts.prompts), lengths)]
-    self.found['batches'].append({
+    self.record['batches'].append({
         'prompts': [prompt.tolist() for prompt in prompts],
         'values': np.asarray(aux['values']).tolist(), 'rewards': rewards[:, 0].tolist(),
     })
 
   def write(self) -> None:
-    """Writes what was found."""
-    self.found['compiled'] = dict(self.counts)
-    metrics.write_json_atomic(self.path, self.found)
+    """Writes the record."""
+    self.record['compiled'] = dict(self.counts)
+    metrics.write_json_atomic(self.path, self.record)
 
 
 def main() -> None:
-  """Installs the probes and runs the binary."""
+  """Installs the probes and runs the program."""
   probes, name, arguments = json.loads(sys.argv[1]), sys.argv[2], sys.argv[3:]
   recorder = _Recorder(probes['record']) if 'record' in probes else None
   if 'die' in probes:
@@ -135,10 +135,10 @@ def main() -> None:
     _install_slowness(probes['slow'])
   room = importlib.util.find_spec(f'experiments.{name}').submodule_search_locations
   suffix = '.__main__' if room else ''
-  binary = importlib.import_module(f'experiments.{name}{suffix}')
+  program = importlib.import_module(f'experiments.{name}{suffix}')
   try:
     launch.run(
-        binary.main, default_config='tests/system/tiny_config.py', experiment=name,
+        program.main, default_config='tests/system/tiny_config.py', experiment=name,
         argv=[name, *arguments],
     )
   finally:

@@ -10,7 +10,7 @@ from tests.system import running
 
 
 class Whole(NamedTuple):
-  """A complete run: its workdir, what the recorder saw, what it printed."""
+  """A complete run: its workdir, the record of `tests/system/child.py`, and its output."""
 
   workdir: pathlib.Path
   record: dict

@@ -1,4 +1,4 @@
-"""Corrupt files, a full disk, a diverging loss, a reference that was exchanged."""
+"""Corrupt files, a full disk, a diverging loss, a replaced reference."""
 
 import contextlib
 import ctypes
@@ -25,7 +25,7 @@ def _flip(folder: pathlib.Path) -> None:
   path.write_bytes(content)
 
 
-def test_corrupt_newest_checkpoint_falls_back_says_so_and_ends_the_same(runner, whole, tmp_path):
+def test_a_corrupt_checkpoint_is_skipped_with_a_warning(runner, whole, tmp_path):
   workdir = running.copy(whole.workdir, tmp_path / 'run')
   folder = workdir / 'checkpoints' / 'a_star_po'
   assert {path.name for path in folder.iterdir()} == {'9', '10'}
@@ -38,7 +38,7 @@ def test_corrupt_newest_checkpoint_falls_back_says_so_and_ends_the_same(runner, 
   running.assert_same(workdir, whole.workdir)
 
 
-def test_all_checkpoints_corrupt_is_one_line_and_nothing_is_lost(runner, whole, tmp_path):
+def test_corruption_of_all_checkpoints_is_one_line_and_no_data_are_lost(runner, whole, tmp_path):
   workdir = running.copy(whole.workdir, tmp_path / 'run')
   for name in ('9', '10'):
     _flip(workdir / 'checkpoints' / 'a_star_po' / name)
@@ -47,7 +47,7 @@ def test_all_checkpoints_corrupt_is_one_line_and_nothing_is_lost(runner, whole, 
       runner.finish(workdir), 'every checkpoint in ', ' is corrupt (steps 9, 10',
       'remove the folder to start over')
   assert {p: p.read_bytes() for p in workdir.glob('*.jsonl')} == before
-  # Doing what the line says starts stage 2 over, and ends the same.
+  # Following the advice of the line restarts stage 2, with the same results.
   shutil.rmtree(workdir / 'checkpoints' / 'a_star_po')
   assert runner.finish(workdir).returncode == 0
   running.assert_same(workdir, whole.workdir)
@@ -64,7 +64,7 @@ def _small_disk(folder: pathlib.Path):
   try:
     yield folder
   finally:
-    libc.umount2(os.fsencode(folder), 2)  # Lazily: nothing of it is needed any more.
+    libc.umount2(os.fsencode(folder), 2)  # Lazily: the disk is no longer needed.
 
 
 def _fill(folder: pathlib.Path, *, leave: int) -> pathlib.Path:
@@ -75,7 +75,7 @@ def _fill(folder: pathlib.Path, *, leave: int) -> pathlib.Path:
 
 
 @pytest.mark.parametrize('room', [0, 24_000], ids=['at a line', 'at a checkpoint'])
-def test_full_disk_is_one_line_and_nothing_is_lost(runner, whole, tmp_path, room):
+def test_a_full_disk_is_one_line_and_no_data_are_lost(runner, whole, tmp_path, room):
   with _small_disk(tmp_path / 'disk') as disk:
     workdir = (disk or tmp_path) / 'run'
     _at_step_six(whole.workdir, workdir)
@@ -83,7 +83,7 @@ def test_full_disk_is_one_line_and_nothing_is_lost(runner, whole, tmp_path, room
       filler = _fill(disk, leave=room)
       done = runner.finish(workdir)
       filler.unlink()
-    else:  # The kernel refuses the same writes, by another rule and another name.
+    else:  # A limit on file sizes makes the same writes fail.
       limit = (workdir / 'metrics.jsonl').stat().st_size + 100
       limits = resource.getrlimit(resource.RLIMIT_FSIZE)
       resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limits[1]))
@@ -92,25 +92,24 @@ def test_full_disk_is_one_line_and_nothing_is_lost(runner, whole, tmp_path, room
       finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     running.assert_one_line(done)
-    # A save that fails in the background and the next line race for the last bytes: either may
-    # be the one that is refused, and says so.
+    # The save in the background and the next line compete for the last bytes: either may fail.
     assert not disk or re.search(
         'error: the disk is full; (the last complete checkpoint|what was complete) is kept',
         done.stderr)
     assert '6' in os.listdir(workdir / 'checkpoints' / 'a_star_po')
     assert not (workdir / 'results.json').exists()
     if room:
-      again = runner.finish(workdir)  # There is room again.
+      again = runner.finish(workdir)  # The disk is no longer full.
       assert again.returncode == 0, again.stderr
       running.assert_same(workdir, whole.workdir)
 
 
 def _at_step_six(whole: pathlib.Path, workdir: pathlib.Path) -> None:
-  """The run as it was when its checkpoint of step 6 was the newest: see the fixture's copy."""
+  """Copies the run of the fixture `at_six`, whose newest checkpoint is that of step 6."""
   source = whole.parent / 'at_six'
   if not source.exists():
     pytest.fail('the fixture at_six did not run')
-  # What the kill left half-written would be room to write in, once the next start removes it.
+  # The next start would gain space by removing the partial files of the kill.
   shutil.copytree(source, workdir, ignore=shutil.ignore_patterns('*.orbax-checkpoint-tmp*'))
 
 
@@ -130,13 +129,13 @@ def test_diverging_fine_tuning_stops_before_it_saves(runner, tmp_path):
       workdir, '--config.sft.optimizer.learning_rate=1e30', '--config.sft.save_every=2',
       '--config.sft.log_every=30', experiment='sft')
   running.assert_one_line(done, 'must be finite, got nan at step ')
-  # No line was due between the steps 0 and 30, yet no state that diverged was saved.
+  # No line was due between steps 0 and 30, but no diverged state was saved.
   step = int(done.stderr.partition('at step ')[2].partition(';')[0])
   assert step < 30
   saved = [int(name) for name in os.listdir(workdir / 'checkpoints' / 'sft')]
   assert all(number <= step for number in saved)
-  kept = f'the checkpoint of step {max(saved)} is kept' if saved else 'no checkpoint was saved yet'
-  assert kept in done.stderr
+  advice = f'the checkpoint of step {max(saved)} is kept' if saved else 'no checkpoint was saved'
+  assert advice in done.stderr
   assert not (workdir / 'params').exists()
 
 
@@ -150,28 +149,28 @@ def test_diverging_stage_2_stops_with_the_step_and_keeps_the_last_checkpoint(
   running.assert_one_line(done, ' must be finite, got nan at step 1; ',
                           'the checkpoint of step 1 is kept')
   assert os.listdir(workdir / 'checkpoints' / 'a_star_po') == ['1']
-  # Starting again ends in the same line: nothing of the bad step was kept.
+  # Starting again ends with the same line: the bad step was not saved.
   again = runner.finish(
       workdir, f'--config.policy_init_from={whole.workdir / "params"}', '--config.save_every=1',
       '--config.optimizer.learning_rate=1e30')
   assert again.stderr.splitlines()[-1] == done.stderr.splitlines()[-1]
 
 
-def test_another_reference_is_refused_by_samples_and_by_checkpoints(runner, whole, tmp_path):
+def test_samples_and_checkpoints_of_another_reference_are_refused(runner, whole, tmp_path):
   other = tmp_path / 'other'
   assert runner.finish(other, '--config.seed=1', experiment='sft').returncode == 0
   workdir = running.copy(whole.workdir, tmp_path / 'run')
   shutil.rmtree(workdir / 'params')
   shutil.copytree(other / 'params', workdir / 'params')
-  theirs = running.results(other)['fingerprint']
-  ours = running.results(whole.workdir)['fingerprint/reference']
+  replaced = running.results(other)['fingerprint']
+  original = running.results(whole.workdir)['fingerprint/reference']
   running.assert_one_line(
       runner.finish(workdir), 'stage1.jsonl holds samples of something else',
-      f"reference: '{ours}' there, '{theirs}' now")
-  # Samples that claim to be of the other reference do not help: the checkpoint knows its own.
+      f"reference: '{original}' there, '{replaced}' now")
+  # The checkpoint is also refused if the samples claim to be of the other reference.
   lines = (workdir / 'stage1.jsonl').read_text().splitlines(keepends=True)
-  provenance = metrics.plain(json.loads(lines[0]) | {'reference': theirs})
+  provenance = metrics.plain(json.loads(lines[0]) | {'reference': replaced})
   (workdir / 'stage1.jsonl').write_text(json.dumps(provenance) + '\n' + ''.join(lines[1:]))
   running.assert_one_line(
       runner.finish(workdir), 'the checkpoint was trained against the reference',
-      ours, theirs, 'give another --workdir')
+      original, replaced, 'give another --workdir')

@@ -1,4 +1,4 @@
-"""No setting of a run is ignored: each field has an effect that can be seen, or is refused.
+"""Every field of a config has a visible effect or is refused.
 
 Fields of the algorithm, the model and the optimizers are perturbed in their own tests.
 """
@@ -11,7 +11,7 @@ from jaxrl_llm.runs import config as config_lib
 from jaxrl_llm.training import metrics
 from tests.system import running, tiny_config
 
-# One run with everything changed that leaves its trace in a place of its own.
+# Changed in a single run; each leaves its own trace.
 _CHANGED = {
     'note': 'a note', 'scale_note': 'scaled', 'steps': 9, 'batch_size': 16,
     'stage1_batch_size': 16, 'eval_every': 5,
@@ -20,8 +20,7 @@ _CHANGED = {
     'evaluation.control_temperature': 0.7, 'evaluation.num_shown': 3,
     'evaluation.diagnosed_prompts': 6, 'evaluation.diagnosed_samples': 5,
 }
-# Looked at elsewhere: tests/system/{run,real_data,pretrained}_test.py and
-# tests/training/metrics_test.py.
+# Tested in tests/system/{run,real_data,pretrained}_test.py and tests/training/metrics_test.py.
 _ELSEWHERE = {
     'seed', 'data_dir', 'policy_init_from', 'reference_init_from', 'value_init_from',
     'reward_init_from', 'train_last_layers', 'token_budget', 'wandb_project', 'sft.loss_on',
@@ -48,7 +47,7 @@ def test_every_field_is_in_one_of_the_lists():
   assert names - {'sft.algorithm', 'sft.optimizer'} == set(_CHANGED) | _ELSEWHERE
 
 
-def test_steps_batches_and_intervals_are_seen_in_the_files(changed):
+def test_steps_batches_and_intervals_show_in_the_files(changed):
   workdir, _ = changed
   records = metrics.read_jsonl(workdir / 'metrics.jsonl')
   fine_tuning = [r['step'] for r in records if 'rollout/reward' not in r and 'train/loss' in r]
@@ -64,7 +63,7 @@ def test_steps_batches_and_intervals_are_seen_in_the_files(changed):
   assert sum(lengths) == pytest.approx(running.results(workdir)['sampled_tokens/stage2'])
 
 
-def test_evaluation_settings_are_seen_in_the_results(changed, whole):
+def test_evaluation_fields_show_in_the_results(changed, whole):
   workdir, done = changed
   results = running.results(workdir)
   assert 'eval/trained/pass@2' in results and 'eval/trained/pass@4' not in results
@@ -79,18 +78,18 @@ def test_evaluation_settings_are_seen_in_the_results(changed, whole):
   assert 'scaled' in done.stdout and 'scaled' not in whole.stdout
 
 
-def test_the_batch_of_an_evaluation_matters_to_memory_alone(runner, whole, tmp_path):
+def test_the_batch_size_of_an_evaluation_does_not_change_results(runner, whole, tmp_path):
   done = runner.finish(tmp_path / 'run', '--config.evaluation.batch_size=5')
   assert done.returncode == 0, done.stderr
-  mine, theirs = running.results(tmp_path / 'run'), running.results(whole.workdir)
+  changed, expected = running.results(tmp_path / 'run'), running.results(whole.workdir)
   for name in ('eval/trained/pass@1', 'eval/trained/greedy_accuracy', 'sampled_tokens/stage2'):
-    assert mine[name] == theirs[name]
+    assert changed[name] == expected[name]
   done = runner.finish(tmp_path / 'bad', '--config.evaluation.batch_size=0')
   running.assert_one_line(done, 'evaluation.batch_size must be at least 1', '0')
 
 
 @pytest.mark.parametrize('axis', ['data', 'fsdp', 'tensor'])
-def test_a_mesh_that_the_devices_do_not_make_is_refused(runner, tmp_path, axis):
+def test_a_mesh_of_another_size_than_the_devices_is_refused(runner, tmp_path, axis):
   done = runner.finish(tmp_path / 'run', f'--config.mesh.{axis}=2')
   running.assert_one_line(done, 'must use all 1 devices')
 

@@ -30,7 +30,7 @@ def _model(kind):
 
 @functools.cache
 def _params(kind):
-  """On the host, of the usual sizes; no adapter's B is 0, nor then a gradient."""
+  """Parameters of the usual scale on the host; no adapter's B is 0, so no gradient is."""
   generator = np.random.default_rng(0)
 
   def draw(path, leaf):
@@ -60,11 +60,11 @@ def _leaves(tree):
 
 
 def _is_trained(kind, name):
-  parts = {'lora': ('adapters',), 'partial': ('last_layers', 'final_norm', 'head')}[kind]
-  return any(f'/{part}/' in f'/{name}' for part in parts)
+  groups = {'lora': ('adapters',), 'partial': ('last_layers', 'final_norm', 'head')}[kind]
+  return any(f'/{group}/' in f'/{name}' for group in groups)
 
 
-def _placed(algorithm, kind, mesh):
+def _on_mesh(algorithm, kind, mesh):
   """(the state on a mesh, the compiled step)."""
   state = algorithm.init(rng.base_key(0), {'policy': _params(kind)})
   shardings = rules.shardings(mesh, state)
@@ -84,18 +84,18 @@ def _gradients(name, kind, mesh_shape, num_micro_batches=1):
   optimizer = optim.PartialOptimizer(train_steps.recording(), KINDS[kind])
   algorithm = _algorithm(name, kind, optimizer, num_micro_batches=num_micro_batches)
   with jax.set_mesh(mesh):
-    state, train_step = _placed(algorithm, kind, mesh)
+    state, train_step = _on_mesh(algorithm, kind, mesh)
     state, metrics = train_step(state, jax.device_put(_batch(name), mesh_lib.batch_sharding(mesh)))
   gradients = {leaf: np.asarray(array) for leaf, array in _leaves(state.opt_state).items()}
   return gradients, {name: float(metric.value()) for name, metric in metrics.items()}
 
 
-@pytest.mark.parametrize('kind, name, shape, parts', [
+@pytest.mark.parametrize('kind, name, shape, micro_batches', [
     ('lora', 'sft', (8, 1, 1), 1), ('lora', 'sft', (1, 4, 2), 1),
     ('lora', 'a_star_po', (2, 2, 2), 2), ('partial', 'sft', (2, 2, 2), 2)])
-def test_meshes_and_micro_batches_agree_with_one_device(kind, name, shape, parts):
+def test_meshes_and_micro_batches_agree_with_one_device(kind, name, shape, micro_batches):
   expected, expected_metrics = _gradients(name, kind, (1, 1, 1))
-  gradients, metrics = _gradients(name, kind, shape, parts)
+  gradients, metrics = _gradients(name, kind, shape, micro_batches)
   assert gradients.keys() == expected.keys()
   assert all(_is_trained(kind, leaf) for leaf in gradients) and len(gradients) > 5
   largest = max(np.abs(leaf).max() for leaf in expected.values())
@@ -114,26 +114,26 @@ def _adam(kind):
   """(a maker of states on a mesh, the compiled step, a batch there)."""
   mesh = mesh_lib.make_mesh(*MESH)
   algorithm = _algorithm('sft', kind, optim.make_optimizer(ADAM, trainable=KINDS[kind]))
-  _, train_step = _placed(algorithm, kind, mesh)
+  _, train_step = _on_mesh(algorithm, kind, mesh)
 
   def run_step(state, batch):
     with jax.set_mesh(mesh):
       return train_step(state, batch)
 
   batch = jax.device_put(_batch(), mesh_lib.batch_sharding(mesh))
-  return lambda: _placed(algorithm, kind, mesh)[0], run_step, batch
+  return lambda: _on_mesh(algorithm, kind, mesh)[0], run_step, batch
 
 
 @pytest.mark.parametrize('kind', KINDS)
-def test_what_is_frozen_comes_out_bit_for_bit_and_has_no_optimizer_state(kind):
+def test_frozen_parameters_are_unchanged_and_have_no_optimizer_state(kind):
   make_state, run_step, batch = _adam(kind)
-  given = make_state()
-  moments = {name for name in _leaves(given.opt_state) if '/mu/' in name or '/nu/' in name}
-  trained = {name for name in _leaves(given.params) if _is_trained(kind, name)}
+  initial = make_state()
+  moments = {name for name in _leaves(initial.opt_state) if '/mu/' in name or '/nu/' in name}
+  trained = {name for name in _leaves(initial.params) if _is_trained(kind, name)}
   assert len(moments) == 2 * len(trained)
   assert all(_is_trained(kind, name) for name in moments)
-  state, _ = run_step(given, batch)
-  assert all(leaf.is_deleted() for leaf in jax.tree.leaves(given.params))  # Donated, all of it.
+  state, _ = run_step(initial, batch)
+  assert all(leaf.is_deleted() for leaf in jax.tree.leaves(initial.params))  # All of it is donated.
   before = _leaves({'policy': _params(kind)})
   for name, leaf in _leaves(state.params).items():
     assert np.array_equal(leaf, before[name]) != _is_trained(kind, name), name
@@ -143,7 +143,7 @@ def test_what_is_frozen_comes_out_bit_for_bit_and_has_no_optimizer_state(kind):
 
 
 @pytest.mark.parametrize('kind', KINDS)
-def test_it_learns(kind):
+def test_the_loss_decreases(kind):
   make_state, run_step, batch = _adam(kind)
   state, losses = make_state(), []
   for _ in range(60):
@@ -177,10 +177,10 @@ def _memory(kind):
 
 
 @pytest.mark.parametrize('kind', KINDS)
-def test_a_step_holds_no_gradient_of_the_base(kind):
+def test_a_step_allocates_no_gradient_of_the_base(kind):
   temporary, optimizer, base = _memory(kind)
   assert temporary < 0.4 * base and optimizer < 0.4 * base
-  # The witness: where everything is trained, gradients and moments are seen.
+  # If everything is trained, the same measurement shows gradients and moments.
   temporary, optimizer, _ = _memory('full')
   assert temporary > base and optimizer > 1.9 * base
 
@@ -192,21 +192,21 @@ def test_a_step_holds_no_gradient_of_the_base(kind):
 def test_a_state_is_saved_and_restored_onto_another_mesh(tmp_path, kind):
   make_state, run_step, batch = _adam(kind)
   state, _ = run_step(make_state(), batch)
-  here = mesh_lib.make_mesh(1, 8, 1)
+  other = mesh_lib.make_mesh(1, 8, 1)
   abstract = jax.eval_shape(lambda: state)
-  abstract = rules.abstract(abstract, rules.shardings(here, abstract))
+  abstract = rules.abstract(abstract, rules.shardings(other, abstract))
   with contextlib.closing(checkpoints.Checkpoints(tmp_path / 'c')) as folder:
     folder.save(1, state, {})
     folder.wait()
     restored = folder.restore_latest(abstract).state
   assert jax.tree.structure(restored) == jax.tree.structure(state)
-  for leaf, wanted in zip(jax.tree.leaves(restored), jax.tree.leaves(abstract), strict=True):
-    assert leaf.sharding.is_equivalent_to(wanted.sharding, leaf.ndim)
+  for leaf, expected in zip(jax.tree.leaves(restored), jax.tree.leaves(abstract), strict=True):
+    assert leaf.sharding.is_equivalent_to(expected.sharding, leaf.ndim)
   plain = lambda tree: _leaves(dataclasses.replace(tree, key=jax.random.key_data(tree.key)))
   expected = plain(state)
   for name, leaf in plain(restored).items():
     np.testing.assert_array_equal(leaf, expected[name], err_msg=name)
-  # And it goes on as if nothing had happened.
+  # Training continues as without the restore.
   again = jax.device_put(restored, jax.tree.map(lambda leaf: leaf.sharding, state))
   for a, b in zip(*(jax.tree.leaves(run_step(one, batch)[0].params) for one in (state, again)),
                   strict=True):

@@ -1,4 +1,4 @@
-"""kill -9, Ctrl-C and preemption: the same command again ends with the same numbers."""
+"""kill -9, Ctrl-C and preemption: rerunning the command gives the same results."""
 
 import random
 import re
@@ -8,7 +8,7 @@ import time
 from jaxrl_llm.training import metrics
 from tests.system import running
 
-SLOW = 0.03  # Seconds a line: keeps phases long enough to be hit.
+SLOW = 0.03  # Seconds per line: phases last long enough to be interrupted.
 
 
 def _lines(workdir, name, count):
@@ -35,13 +35,13 @@ def _temporary(folder):
   return [path.name for path in folder.glob('*tmp*')]
 
 
-def test_killed_in_every_phase_the_run_ends_with_the_same_numbers(runner, whole, tmp_path):
+def test_a_run_killed_in_every_phase_has_the_same_results(runner, whole, tmp_path):
   workdir = tmp_path / 'run'
   saved = workdir / 'checkpoints'
   _kill_when(runner, workdir, _lines(workdir, 'metrics.jsonl', 3))  # In fine-tuning.
   assert not (workdir / 'params').exists()
   _die(runner, workdir, 'checkpoint', 2)
-  assert _temporary(saved / 'sft')  # The kill came while a checkpoint was written.
+  assert _temporary(saved / 'sft')  # Killed while writing a checkpoint.
   _die(runner, workdir, 'params', 1)
   assert not (workdir / 'params').exists() and list(workdir.glob('.params*'))
   _die(runner, workdir, 'stage1.jsonl', 3)
@@ -64,7 +64,7 @@ def test_killed_in_every_phase_the_run_ends_with_the_same_numbers(runner, whole,
   assert not [path for path in workdir.rglob('*') if '.tmp' in path.name or '-tmp' in path.name]
 
 
-def test_stopped_by_signals_the_run_says_how_to_go_on_and_ends_the_same(runner, whole, tmp_path):
+def test_a_run_stopped_by_signals_resumes_to_the_same_results(runner, whole, tmp_path):
   workdir = tmp_path / 'run'
 
   def stop(number, condition):
@@ -79,17 +79,17 @@ def test_stopped_by_signals_the_run_says_how_to_go_on_and_ends_the_same(runner, 
     assert not (workdir / 'results.json').exists()
     return last
 
-  said = stop(signal.SIGTERM, _lines(workdir, 'metrics.jsonl', 3))
-  step, total = re.match(r'stopped after step (\d+) of (\d+), saved', said).groups()
+  line = stop(signal.SIGTERM, _lines(workdir, 'metrics.jsonl', 3))
+  step, total = re.match(r'stopped after step (\d+) of (\d+), saved', line).groups()
   assert (workdir / 'checkpoints' / 'sft' / step).is_dir() and int(total) == running.SFT_STEPS
-  said = stop(signal.SIGINT, _lines(workdir, 'stage1.jsonl', 2))
-  assert said.startswith('stopped in stage 1; all complete batches are saved')
+  line = stop(signal.SIGINT, _lines(workdir, 'stage1.jsonl', 2))
+  assert line.startswith('stopped in stage 1; all complete batches are saved')
   assert 2 <= running.num_lines(workdir / 'stage1.jsonl') <= 5
   logged = running.num_lines(workdir / 'metrics.jsonl')
-  said = stop(signal.SIGINT, _lines(workdir, 'metrics.jsonl', logged + 2))
-  step = int(re.match(r'stopped after step (\d+) of 10, saved', said)[1])
+  line = stop(signal.SIGINT, _lines(workdir, 'metrics.jsonl', logged + 2))
+  step = int(re.match(r'stopped after step (\d+) of 10, saved', line)[1])
   assert (workdir / 'checkpoints' / 'a_star_po' / str(step)).is_dir()
-  # The step under way was finished, and it is the last one.
+  # The current step was completed, and no other was started.
   last = metrics.read_jsonl(workdir / 'metrics.jsonl')[-1]['step']
   assert last == running.SFT_STEPS + step - 1
 

@@ -1,4 +1,4 @@
-"""kill -9 before any rename: the next start removes what it left and ends with the same files."""
+"""kill -9 before any rename: the next start removes temporary files and writes the same files."""
 
 import os
 import pathlib
@@ -12,7 +12,7 @@ import pytest
 
 REPOSITORY = pathlib.Path(__file__).resolve().parents[2]
 
-# A binary that writes in every way, without JAX, which dies before its n-th rename.
+# A program without JAX that writes files in every way and dies before its n-th rename.
 BINARY = textwrap.dedent('''
     """Writes files."""
     import os, signal
@@ -25,7 +25,7 @@ BINARY = textwrap.dedent('''
       folder = run.workdir / 'seed1'
       arm = arms.kept(folder / 'arms' / 'a.npz', lambda: {'x': np.arange(3)})
       run.save_clock()
-      params = folder / 'params'  # Written by each start; replaces what the one before wrote.
+      params = folder / 'params'  # Written and replaced by each start.
       temporary = files.temporary_path(params)
       temporary.mkdir()
       metrics.write_json_atomic(temporary / 'x.json', arm)
@@ -80,7 +80,7 @@ def binary(tmp_path_factory):
 
 
 def _contents(workdir):
-  """Bytes by path, the clock apart."""
+  """Bytes by path, except for the clock."""
   return {path.relative_to(workdir).as_posix(): path.read_bytes() if path.is_file() else b''
           for path in workdir.rglob('*') if path.name != 'wall_seconds.json'}
 
@@ -93,13 +93,13 @@ def _writers(workdir):
   return {re.search(r'\.([0-9a-f]{8}-\d+-\d+)\.(tmp|old)', name)[1] for name in _temporary(workdir)}
 
 
-def test_killed_before_any_rename_it_leaves_nothing_in_the_end(binary, tmp_path):
+def test_a_run_killed_before_any_rename_leaves_no_temporary_files(binary, tmp_path):
   assert binary(tmp_path / 'whole').returncode == 0
   expected = _contents(tmp_path / 'whole')
   assert 'seed1/params/x.json' in expected and not _temporary(tmp_path / 'whole')
 
   workdir, kills = tmp_path / 'run', 0
-  # Each start is killed one rename later than the one before; each removes what that one left.
+  # Each start is killed one rename later than the last, whose temporary files it removes.
   while (done := binary(workdir, die=kills + 1)).returncode == -signal.SIGKILL:
     kills += 1
     assert len(_writers(workdir)) == 1, _temporary(workdir)
@@ -119,8 +119,8 @@ def test_a_complete_run_is_cleaned_and_another_config_is_not(binary, tmp_path):
   assert not _temporary(workdir)
   stale = workdir / 'seed1' / f'.reference.{process.pid}.tmp.orbax-checkpoint-tmp'
   (stale / 'state').mkdir(parents=True)
-  mine = workdir / f'.mine.{os.getpid()}.tmp'
-  mine.write_text('of a process that is alive')
+  live = workdir / f'.live.{os.getpid()}.tmp'
+  live.write_text('of a live process')
 
   config = (workdir / 'config.json').read_text()
   (workdir / 'config.json').write_text(config.replace('"seed": 0', '"seed": 9'))
@@ -131,6 +131,6 @@ def test_a_complete_run_is_cleaned_and_another_config_is_not(binary, tmp_path):
   done = binary(workdir)
   assert done.returncode == 0 and 'This run is complete' in done.stdout
 
-  assert mine.read_text() == 'of a process that is alive'
-  mine.unlink()
+  assert live.read_text() == 'of a live process'
+  live.unlink()
   assert _contents(workdir) == expected

@@ -29,7 +29,7 @@ def _compiled(name: str, chunk: int) -> str:
 def test_no_buffer_of_the_step_has_time_times_vocabulary_elements(name):
   sizes = _largest_buffers(_compiled(name, CHUNK))
   assert max(sizes) < TOKENS * VOCABULARY
-  assert ROWS * CHUNK * VOCABULARY in sizes  # The witness: one chunk's logits are seen.
+  assert ROWS * CHUNK * VOCABULARY in sizes  # The search does find the logits of a chunk.
 
 
 def test_without_chunks_the_same_search_finds_the_array():

@@ -1,4 +1,4 @@
-"""Runs that start from folders of parameters: ours, Hugging Face checkpoints, with adapters."""
+"""Runs from directories of parameters: ours and Hugging Face checkpoints, with adapters."""
 
 import json
 
@@ -14,7 +14,7 @@ from tests.system import running
 
 
 def _load(folder):
-  """(config, parameters) of a folder that a run wrote."""
+  """(config, parameters) of a directory that a run wrote."""
   model = configs.TransformerConfig(**checkpoints.read_metadata(folder)['model'])
   abstract = jax.eval_shape(policy.make(model).init, jax.random.key(0))
   return model, checkpoints.load_params(folder, abstract)[0]
@@ -29,16 +29,16 @@ def _largest_change(before, after):
 
 @pytest.fixture(scope='module')
 def checkpoint(whole, tmp_path_factory):
-  """The reference of the undisturbed run as transformers would read it."""
+  """The reference of the uninterrupted run as a Hugging Face checkpoint."""
   folder = tmp_path_factory.mktemp('checkpoint') / 'llama'
   model, params = _load(whole.workdir / 'params')
   huggingface.save(folder, model, params, model_type='llama')
   return folder
 
 
-def test_a_hugging_face_checkpoint_gives_the_same_run_as_our_own_folder(
+def test_a_hugging_face_checkpoint_and_our_own_directory_give_the_same_run(
     runner, whole, checkpoint, tmp_path):
-  # Another config shape: the folder decides.
+  # The directory decides the shape, not the config.
   theirs = runner.finish(
       tmp_path / 'theirs', f'--config.policy_init_from={checkpoint}', '--config.steps=3')
   assert theirs.returncode == 0, theirs.stderr
@@ -53,7 +53,7 @@ def test_a_hugging_face_checkpoint_gives_the_same_run_as_our_own_folder(
     assert one[name] == two[name]
 
 
-def test_the_reference_may_be_another_folder(runner, whole, checkpoint, tmp_path):
+def test_the_reference_can_have_its_own_directory(runner, whole, checkpoint, tmp_path):
   done = runner.finish(
       tmp_path / 'run', f'--config.policy_init_from={whole.workdir / "trained"}',
       f'--config.reference_init_from={checkpoint}', '--config.steps=2')
@@ -66,7 +66,7 @@ def test_the_reference_may_be_another_folder(runner, whole, checkpoint, tmp_path
       running.results(whole.workdir)['eval/trained/kl_to_reference'], rel=1e-4)
 
 
-def test_adapters_alone_are_trained_and_merged_in_the_end(runner, checkpoint, whole, tmp_path):
+def test_only_adapters_are_trained_and_then_merged(runner, checkpoint, whole, tmp_path):
   arguments = [
       f'--config.policy_init_from={checkpoint}', '--config.steps=6', '--config.lora.rank=2',
       '--config.lora.targets=attention/query|mlp/.*',
@@ -80,7 +80,7 @@ def test_adapters_alone_are_trained_and_merged_in_the_end(runner, checkpoint, wh
   assert moved == {
       f'layers/{name}/kernel' for name in ('attention/query', 'mlp/up', 'mlp/gate', 'mlp/down')
   }
-  # What peft loads on top of the checkpoint is what was merged.
+  # The exported adapters are those that were merged.
   lora_config = lora.LoraConfig(rank=2, targets='attention/query|mlp/.*')
   model, _ = _load(whole.workdir / 'params')
   adapters = peft.load(tmp_path / 'run' / 'adapters', model, model_type='llama')[1]
@@ -88,7 +88,7 @@ def test_adapters_alone_are_trained_and_merged_in_the_end(runner, checkpoint, wh
   assert max(_largest_change(merged, after).values()) < 1e-6
   adapter_config = json.loads((tmp_path / 'run' / 'adapters' / 'adapter_config.json').read_text())
   assert adapter_config['base_model_name_or_path'] == str(checkpoint)
-  # A run from there has another base than the checkpoint, and does not claim it.
+  # A run from there does not have the checkpoint as its base.
   chained = runner.finish(
       tmp_path / 'chained', f'--config.policy_init_from={tmp_path / "run" / "trained"}',
       '--config.steps=1', '--config.lora.rank=2')
@@ -102,7 +102,7 @@ def test_adapters_alone_are_trained_and_merged_in_the_end(runner, checkpoint, wh
   running.assert_same(tmp_path / 'killed', tmp_path / 'run')
 
 
-def test_the_last_layers_alone_are_trained_and_a_tied_head_is_untied(runner, tmp_path):
+def test_only_the_last_layers_are_trained_and_a_tied_head_is_untied(runner, tmp_path):
   shape = ['--config.model.num_layers=2']
   done = runner.finish(tmp_path / 'sft', *shape, experiment='sft')
   assert done.returncode == 0, done.stderr
@@ -137,7 +137,7 @@ def test_bad_input_is_one_line(runner, tmp_path, arguments, words):
   running.assert_one_line(done, *words)
 
 
-def test_a_checkpoint_without_a_tokenizer_is_not_trained_on_other_ids(
+def test_a_checkpoint_without_a_tokenizer_is_refused(
     runner, checkpoint, data_dir, tmp_path):
   for experiment, config, folder in (
       ('sft', 'sft_gsm8k', 'gsm8k'), ('a_star_po', 'a_star_po_gsm8k', 'gsm8k'),
@@ -149,14 +149,14 @@ def test_a_checkpoint_without_a_tokenizer_is_not_trained_on_other_ids(
     running.assert_one_line(done, 'no tokenizer in', '--config.task.tokenizer_dir=DIR')
 
 
-def test_settings_of_fine_tuning_are_refused_where_nothing_is_fine_tuned(
+def test_fine_tuning_fields_are_refused_if_the_policy_is_loaded(
     runner, checkpoint, tmp_path):
   done = runner.finish(
       tmp_path / 'run', f'--config.policy_init_from={checkpoint}', '--config.sft.steps=3')
   running.assert_one_line(done, 'config.sft.steps has no effect', 'policy_init_from')
 
 
-def test_a_tokenizer_that_is_larger_than_the_embedding_names_both_sizes(
+def test_a_tokenizer_larger_than_the_embedding_is_refused_with_both_sizes(
     runner, checkpoint, tmp_path):
   # Two digits and another padding: more characters than the checkpoint has rows.
   rows = huggingface.read_config(checkpoint).config.vocab_size

@@ -1,4 +1,4 @@
-"""The GSM8K and Countdown configs through the binary, on real files, cut down to seconds."""
+"""The GSM8K and Countdown configs on real files, reduced to seconds."""
 
 import pytest
 
@@ -29,7 +29,7 @@ _TASKS = {
 
 
 @pytest.mark.parametrize('task', _TASKS)
-def test_the_binary_runs_on_the_real_files(runner, data_dir, tmp_path, task):
+def test_the_program_runs_on_the_real_files(runner, data_dir, tmp_path, task):
   if task == 'gsm8k':
     # Demonstrations longer than the response limit are left out and counted.
     arguments = [*_SMALL, *_TASKS[task], '--config.task.max_response_tokens=60']
@@ -47,7 +47,7 @@ def test_the_binary_runs_on_the_real_files(runner, data_dir, tmp_path, task):
   assert [record['step'] for record in records if 'rollout/reward' in record] == [2, 3]
 
 
-def test_the_released_settings_ask_for_a_checkpoint(runner, data_dir, tmp_path):
+def test_the_released_variants_need_a_checkpoint(runner, data_dir, tmp_path):
   config = running.REPOSITORY / 'experiments' / 'configs' / 'a_star_po_gsm8k.py'
   done = runner.command(
       'a_star_po', f'--config={config}:qwen2.5_1.5b', f'--config.data_dir={data_dir / "gsm8k"}',

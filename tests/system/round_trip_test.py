@@ -1,4 +1,4 @@
-"""Real tokenizers all the way: fine-tune a checkpoint, convert it, load it again, evaluate it."""
+"""Fine-tunes a checkpoint with a real tokenizer, converts it, loads it again and evaluates it."""
 
 import json
 
@@ -11,7 +11,7 @@ from jaxrl_llm.models import configs, policy
 from jaxrl_llm.models.pretrained import huggingface
 from tests.system import running
 
-# GPT-2 knows one special token, which ends its replies.
+# GPT-2 has one special token, which ends its replies.
 _TEMPLATE = (
     "{% for message in messages %}{{ message.role }}: {{ message.content }}<|endoftext|>\n"
     "{% endfor %}{% if add_generation_prompt %}assistant: {% endif %}"
@@ -71,8 +71,8 @@ def test_fine_tune_convert_load_and_evaluate(runner, data_dir, tmp_path, family)
   before, after = (huggingface.read_config(tmp_path / name) for name in ('checkpoint', 'out'))
   assert before.config == after.config
   weights = [huggingface.load_params(
-      found, jax.eval_shape(policy.make(found.config).init, jax.random.key(0)))
-             for found in (before, after)]
+      each, jax.eval_shape(policy.make(each.config).init, jax.random.key(0)))
+             for each in (before, after)]
   changed = jax.tree.map(lambda x, y: np.abs(x - y).max() > 0, *weights)
   assert all(jax.tree.leaves(changed['layers']))
 
@@ -80,7 +80,7 @@ def test_fine_tune_convert_load_and_evaluate(runner, data_dir, tmp_path, family)
   for name, source in (('hugging_face', tmp_path / 'out'), ('ours', tmp_path / 'sft' / 'params')):
     done = runner.command(
         'evaluate', config('evaluate_jsonl'), f'--config.policy_init_from={source}',
-        # Both folders know their tokenizer: ours remembers the checkpoint that it came from.
+        # Both directories record their tokenizer.
         f'--config.task.file={tmp_path / "data" / "sums.jsonl"}',
         '--config.task.max_prompt_tokens=24', '--config.task.max_response_tokens=4',
         '--config.num_samples=2', '--config.batch_size=3',

@@ -1,4 +1,4 @@
-"""What an undisturbed run of the whole binary leaves behind, and what it does inside."""
+"""Outputs and internals of an uninterrupted run of experiments/a_star_po/."""
 
 import collections
 import csv
@@ -25,13 +25,13 @@ def _task():
 
 
 def test_every_jitted_function_is_compiled_once(whole):
-  """Samplers (one per shape of K and temperature), scorer, steps and divergence: never again."""
+  """Samplers (one per K and temperature), scorer, train steps and KL divergence."""
   compiled = whole.record['compiled']
   assert compiled['jit(train_step)'] == 2  # One of fine-tuning, one of A*-PO.
   assert compiled['jit(sample)'] == 4  # N of stage 1, one, K and greedy of the evaluation.
-  # By stage 2's second batch all that stage 2 needs has been compiled.
+  # Nothing is compiled after the first batch of stage 2.
   first = running.SFT_STEPS
-  counts = {step: sum(found.values()) for step, found in whole.record['compiled_at']}
+  counts = {step: sum(compiled.values()) for step, compiled in whole.record['compiled_at']}
   stage2 = [counts[step] for step in sorted(counts) if first < step <= first + running.STEPS]
   assert len(stage2) >= 5
   assert len(set(stage2)) == 1, stage2
@@ -45,7 +45,7 @@ def test_the_reference_stays_bit_identical(whole):
 
 
 def test_A12_values_follow_the_example_through_shuffling_and_epochs(whole):
-  """V* in each batch is that of the prompt in it, by a table made from the rewards on disk."""
+  """V* in each batch matches a table made from the rewards on disk."""
   task = _task()
   ids = {tuple(task.tokenizer.encode(e['prompt'])): e['id'] for e in task.train}
   lines = metrics.read_jsonl(whole.workdir / 'stage1.jsonl')[1:]
@@ -63,7 +63,7 @@ def test_A12_values_follow_the_example_through_shuffling_and_epochs(whole):
   assert max(seen.values()) > 1  # More than one epoch: repeated prompts were looked up again.
 
 
-def test_results_carry_the_names_that_others_call(whole):
+def test_results_have_the_keys_that_readers_use(whole):
   results = running.results(whole.workdir)
   for name in (
       'eval/reference/pass@1', 'eval/trained/pass@1', 'eval/reference/greedy_accuracy',
@@ -78,7 +78,7 @@ def test_results_carry_the_names_that_others_call(whole):
   assert all(isinstance(value, (int, float, str)) for value in results.values())
 
 
-def test_what_is_logged_at_every_batch(whole, records):
+def test_metrics_of_every_batch(whole, records):
   stage2 = [r for r in records if 'rollout/reward' in r]
   assert [r['step'] for r in stage2] == [running.SFT_STEPS + i for i in range(running.STEPS)]
   for record in stage2:
@@ -91,7 +91,7 @@ def test_what_is_logged_at_every_batch(whole, records):
   assert (whole.workdir / 'tensorboard').is_dir()
 
 
-def test_evaluations_stand_before_the_first_batch_every_few_and_after_the_last(records):
+def test_evaluations_are_before_the_first_batch_every_few_and_after_the_last(records):
   evaluated = [r['step'] - running.SFT_STEPS for r in records if 'eval/pass@1' in r]
   assert evaluated == [0, 4, 8, 10]
 
@@ -110,7 +110,7 @@ def test_samples_show_the_same_problems_at_each_evaluation(whole):
     assert [line['id'] for line in lines] == [e['id'] for e in task.evaluation[:2]]
 
 
-def test_figures_have_their_data_beside_them(whole, records):
+def test_figures_have_their_data_next_to_them(whole, records):
   figures = whole.workdir / 'figures'
   for name in ('learning_curve', 'v_star'):
     assert (figures / f'{name}.png').read_bytes().startswith(b'\x89PNG')
@@ -118,14 +118,14 @@ def test_figures_have_their_data_beside_them(whole, records):
   evaluated = [r for r in records if 'eval/pass@1' in r]
   assert [row['sampled_tokens'] for row in curve] == [r['eval/sampled_tokens'] for r in evaluated]
   assert [row['pass@1, sampled'] for row in curve] == [r['eval/pass@1'] for r in evaluated]
-  # Stage 1 is counted: the curve starts where it ended.
+  # The curve starts with the tokens of stage 1.
   assert curve[0]['sampled_tokens'] == running.results(whole.workdir)['sampled_tokens/stage1']
   rows = running.read_csv(figures / 'v_star.csv')
   grid = {float(soft_values.binary_v_star(np.float32(k / 4), beta=0.5)) for k in range(5)}
   assert all(min(abs(row['estimated_value'] - v) for v in grid) < 1e-6 for row in rows)
 
 
-def test_the_table_is_shown_and_kept(whole):
+def test_the_table_is_printed_and_saved(whole):
   table = (whole.workdir / 'table.md').read_text()
   assert table.splitlines()[0] in whole.stdout
   for row in ('| reference ', '| reference at temperature 0.5', '| trained (A*-PO)'):
@@ -141,7 +141,7 @@ def test_evaluation_problems_are_in_neither_sft_nor_either_stage():
   assert arithmetic.has_carry([e['a'] for e in task.train], [e['b'] for e in task.train]).any()
 
 
-def test_a_complete_run_says_so(runner, whole):
+def test_a_complete_run_is_reported(runner, whole):
   before = (whole.workdir / 'results.json').read_bytes()
   done = runner.finish(whole.workdir)
   assert done.returncode == 0
@@ -155,7 +155,7 @@ def test_another_config_in_the_same_workdir_is_refused_by_field(runner, whole):
       done, 'config.steps: 10 there, 11 given', 'config.optimizer.learning_rate: 0.01 there')
 
 
-def test_sft_alone_makes_the_same_reference_and_others_start_from_it(runner, whole, tmp_path):
+def test_sft_alone_makes_the_same_reference_and_other_runs_start_from_it(runner, whole, tmp_path):
   done = runner.finish(tmp_path / 'sft', experiment='sft')
   assert done.returncode == 0, done.stderr
   reference = running.results(whole.workdir)['fingerprint/reference']
@@ -169,7 +169,7 @@ def test_sft_alone_makes_the_same_reference_and_others_start_from_it(runner, who
   assert results['fingerprint/reference'] == reference
   steps = [r['step'] for r in metrics.read_jsonl(tmp_path / 'run' / 'metrics.jsonl')]
   assert steps == [0, 1, 2]  # Nothing was fine-tuned here.
-  # Parameters of another model or tokenizer are refused, and the line says which field.
+  # Parameters of another model are refused, with the field.
   done = runner.finish(
       tmp_path / 'other', f'--config.policy_init_from={params}', '--config.model.width=32')
   running.assert_one_line(done, 'model.width', '16', '32')
@@ -206,7 +206,7 @@ def test_a_token_budget_ends_stage_2_and_a_restart_ends_the_same(runner, whole, 
         (['--config.batch_size=7', '--config.algorithm.num_minibatches=2'], ['batch_size', '7']),
     ],
 )
-def test_bad_input_is_one_line_and_leaves_nothing(runner, tmp_path, arguments, words):
+def test_bad_input_is_one_line_and_writes_nothing(runner, tmp_path, arguments, words):
   done = runner.finish(tmp_path / 'run', *arguments)
   running.assert_one_line(done, *words)
   assert not (tmp_path / 'run').exists() or not list((tmp_path / 'run').glob('*.json*'))

@@ -1,4 +1,4 @@
-"""Runs of the tiny config in processes of their own, and what is compared between them."""
+"""Runs of the tiny config in child processes, and comparisons of their outcomes."""
 
 import csv
 import json
@@ -17,7 +17,7 @@ SFT_STEPS, STEPS = 40, 10  # Of the tiny config.
 
 
 class Runner:
-  """Starts binaries on one device; compiled programs are shared between the processes."""
+  """Starts programs on one device; they share a compilation cache."""
 
   def __init__(self, cache: pathlib.Path):
     self._environment = os.environ | {
@@ -37,7 +37,7 @@ class Runner:
     return wait(self.start(workdir, *arguments, **options))
 
   def command(self, experiment, *arguments, cwd) -> subprocess.CompletedProcess:
-    """The very command of a user, in the folder `cwd`."""
+    """Runs the command of a user in the directory `cwd`."""
     return wait(self._popen(
         [sys.executable, '-m', f'experiments.{experiment}', *map(str, arguments)], cwd=cwd))
 
@@ -48,7 +48,7 @@ class Runner:
 
 
 def wait(process: subprocess.Popen, timeout: float = 300) -> subprocess.CompletedProcess:
-  """The finished process with what it wrote."""
+  """Waits for a process; returns it with its output."""
   out, error = process.communicate(timeout=timeout)
   return subprocess.CompletedProcess(process.args, process.returncode, out, error)
 
@@ -58,17 +58,17 @@ def wait_until(process: subprocess.Popen, condition, timeout: float = 300) -> No
   end = time.monotonic() + timeout
   while not condition():
     assert process.poll() is None, (process.returncode, process.communicate())
-    assert time.monotonic() < end, 'the run did not get there'
+    assert time.monotonic() < end, 'the condition did not become true'
     time.sleep(0.002)
 
 
 def num_lines(path: pathlib.Path) -> int:
-  """Complete lines of a file that may not exist yet."""
+  """Number of complete lines of a file that may not exist yet."""
   return path.read_bytes().count(b'\n') if path.exists() else 0
 
 
 def copy(source: pathlib.Path, target: pathlib.Path, *, complete: bool = False) -> pathlib.Path:
-  """A copy of a workdir; without its results, so that a start goes on from its checkpoints."""
+  """A copy of a workdir; without its results unless `complete`, so that a start resumes it."""
   shutil.copytree(source, target)
   if not complete:
     (target / 'results.json').unlink()
@@ -85,7 +85,7 @@ def _is_time(name: str) -> bool:
 
 
 def outcome(workdir: pathlib.Path) -> dict:
-  """All that two runs of one config must agree on, bit for bit."""
+  """Everything that must be equal, bit for bit, in two runs of one config."""
   timeless = lambda record: {k: v for k, v in record.items() if not _is_time(k) and k != 'commit'}
   read = lambda name: (workdir / name).read_text()
   return {
@@ -98,16 +98,16 @@ def outcome(workdir: pathlib.Path) -> dict:
 
 
 def assert_same(workdir: pathlib.Path, whole: pathlib.Path) -> None:
-  """Both runs ended with the same numbers, and no step stands twice."""
-  mine, theirs = outcome(workdir), outcome(whole)
-  for name, value in theirs.items():
-    assert mine[name] == value, name
-  steps = [record['step'] for record in mine['metrics']]
+  """Checks that both runs have the same outcome, and that no step is logged twice."""
+  actual, expected = outcome(workdir), outcome(whole)
+  for name, value in expected.items():
+    assert actual[name] == value, name
+  steps = [record['step'] for record in actual['metrics']]
   assert steps == sorted(set(steps))
 
 
 def assert_one_line(done: subprocess.CompletedProcess, *words: str) -> None:
-  """Exit status 2, and one error line on stderr beside the lines of progress."""
+  """Checks for exit status 2 and a single error line on stderr."""
   assert done.returncode == 2, done
   lines = [line for line in done.stderr.splitlines() if 'error' in line.lower()]
   assert len(lines) == 1 and ': error: ' in lines[0], done.stderr

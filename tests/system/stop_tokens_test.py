@@ -1,4 +1,4 @@
-"""A base model learns a chat template whose turns end in a token of their own."""
+"""A base model learns a chat template whose turns end with their own token."""
 
 import json
 import shutil
@@ -47,7 +47,7 @@ def tool(module, *arguments):
 
 @pytest.fixture(scope='module')
 def folder(tmp_path_factory):
-  """A base checkpoint (it ends texts with one token, turns with another), and conversations."""
+  """A base checkpoint (texts and turns end with different tokens), and conversations."""
   folder = tmp_path_factory.mktemp('stop_tokens')
   tiny.write_checkpoint(folder / 'base', template=CHATML, more=(OPEN, CLOSE), num_layers=1)
   rows = [{'messages': [{'role': 'user', 'content': f'{i}?'},
@@ -58,23 +58,23 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope='module')
 def trained(folder):
-  """WORKDIR/params of a run that was told what ends a turn."""
+  """WORKDIR/params of a run whose config has the stop token of turns."""
   assert sft_run(folder, folder / 'run', folder / 'base', f'--config.task.stop_tokens={CLOSE}') == 0
   return folder / 'run' / 'params'
 
 
-def test_the_option_is_named_where_it_is_missing(folder, tmp_path, capsys):
+def test_a_missing_stop_token_is_named(folder, tmp_path, capsys):
   assert sft_run(folder, tmp_path / 'run', folder / 'base') == 2
-  said = capsys.readouterr().err
-  assert 'is none of the tokenizer' in said and 'config.task.stop_tokens' in said
+  error = capsys.readouterr().err
+  assert 'is none of the tokenizer' in error and 'config.task.stop_tokens' in error
 
 
-def test_the_folder_remembers_what_ends_a_turn(folder, trained, tmp_path, capsys):
+def test_stop_tokens_are_saved_with_the_parameters(folder, trained, tmp_path, capsys):
   base = tokenizers.load_tokenizer(folder / 'base')
   close = base.backend.token_to_id(CLOSE)
   source = checkpoint_sources.read(str(trained), field='--policy')
   assert (source.stop_ids, source.stop_tokens) == ((close,), (CLOSE,))
-  # The tokenizer of the base is still its own, and ends samples as they were learned.
+  # The tokenizer is still that of the base, but samples stop as in training.
   assert source.tokenizer_dir == str(folder / 'base') and base.stop_ids != (close,)
   out = tmp_path / 'samples.jsonl'
   tool(generate, f'--policy={trained}', '--prompt=7?', '--nostream', '--temperature=0',
@@ -82,13 +82,13 @@ def test_the_folder_remembers_what_ends_a_turn(folder, trained, tmp_path, capsys
   record = json.loads(out.read_text())
   assert (record['response'], record['stop_reason']) == ('yes', 'stop')
   assert record['tokens'][-1] == close
-  # A further run on it needs no option.
+  # A run from these parameters needs no stop tokens in its config.
   capsys.readouterr()
   assert sft_run(folder, tmp_path / 'more', trained, '--config.sft.steps=1') == 0
   assert checkpoints.read_metadata(tmp_path / 'more' / 'params')['stop_ids'] == [close]
 
 
-def test_so_does_what_goes_to_hugging_face_and_comes_back(folder, trained, tmp_path):
+def test_stop_tokens_survive_a_conversion_to_hugging_face_and_back(folder, trained, tmp_path):
   tool(convert, f'--from={trained}', f'--to={tmp_path / "out"}')
   read = lambda name: json.loads((tmp_path / 'out' / name).read_text())
   close = tokenizers.load_tokenizer(folder / 'base').backend.token_to_id(CLOSE)
@@ -105,7 +105,7 @@ def test_so_does_what_goes_to_hugging_face_and_comes_back(folder, trained, tmp_p
   assert json.loads(out.read_text())['response'] == 'yes'
 
 
-def test_evaluation_stops_there_too(folder, trained, tmp_path):
+def test_evaluation_uses_the_saved_stop_tokens(folder, trained, tmp_path):
   (tmp_path / 'problems.jsonl').write_text(json.dumps({'prompt': '7?', 'answer': 'yes'}) + '\n')
   assert tiny.run(
       evaluate_main.main, f'--config={CONFIGS / "evaluate_jsonl.py"}',
@@ -119,8 +119,8 @@ def test_evaluation_stops_there_too(folder, trained, tmp_path):
   assert results['eval/pass@1'] == 1 and results['eval/truncated'] == 0
 
 
-def test_a_folder_of_the_former_fingerprint_still_loads(folder, trained, tmp_path):
-  # It counted stop and pad ids in, and did not keep them.
+def test_parameters_with_an_earlier_kind_of_fingerprint_load(folder, trained, tmp_path):
+  # That fingerprint included stop and pad ids, which were not saved.
   source = conversion.read(str(trained), field='')
   base = tokenizers.load_tokenizer(folder / 'base')
   metadata = checkpoints.read_metadata(trained)
@@ -129,9 +129,10 @@ def test_a_folder_of_the_former_fingerprint_still_loads(folder, trained, tmp_pat
   for name in ('stop_ids', 'stop_tokens'):
     del metadata[name]
   checkpoints.save_params(tmp_path / 'old', conversion.load(source), metadata)
-  found, tokenizer = conversion.find_tokenizer(conversion.read(str(tmp_path / 'old'), field=''), '')
-  assert found == str(folder / 'base') and tokenizer.stop_ids == base.stop_ids
-  # Of one that was trained with other stop tokens nobody knows which: one clear line.
+  directory, tokenizer = conversion.find_tokenizer(
+      conversion.read(str(tmp_path / 'old'), field=''), '')
+  assert directory == str(folder / 'base') and tokenizer.stop_ids == base.stop_ids
+  # Unknown stop tokens are an error.
   metadata['tokenizer'] = tokenizers.load_tokenizer(
       folder / 'base', stop_tokens=[CLOSE]).full_fingerprint
   checkpoints.save_params(tmp_path / 'older', conversion.load(source), metadata)
@@ -139,25 +140,25 @@ def test_a_folder_of_the_former_fingerprint_still_loads(folder, trained, tmp_pat
     tool(generate, f'--policy={tmp_path / "older"}', '--prompt=x', f'--tokenizer={folder / "base"}')
 
 
-def test_a_workdir_whose_base_was_replaced_says_so(folder, trained, tmp_path, capsys):
+def test_a_run_whose_base_was_replaced_is_refused(folder, trained, tmp_path, capsys):
   base, run = tmp_path / 'base', tmp_path / 'run'
   shutil.copytree(folder / 'base', base)
   options = (f'--config.task.stop_tokens={CLOSE}', '--config.sft.steps=2',
              '--config.sft.save_every=1')
   assert sft_run(folder, run, base, *options) == 0
   (run / 'results.json').unlink()
-  assert sft_run(folder, run, base, *options) == 0  # Unchanged: it goes on.
+  assert sft_run(folder, run, base, *options) == 0  # Unchanged: the run resumes.
   checkpoint = huggingface.read_config(base)
   params = tiny.params(checkpoint.config)
   params = {**params, 'final_norm': {'scale': 2 * params['final_norm']['scale']}}
   shutil.rmtree(base)
   huggingface.save(base, checkpoint.config, params, model_type='qwen2',
                    tokenizer_from=folder / 'base')
-  for without in ('results.json', 'params'):  # After training, and in its middle.
+  for without in ('results.json', 'params'):  # After and during training.
     path = run / without
     shutil.rmtree(path) if path.is_dir() else path.unlink()
     capsys.readouterr()
     assert sft_run(folder, run, base, *options) == 2
-    said = [line for line in capsys.readouterr().err.splitlines() if 'error' in line]
-    assert len(said) == 1 and 'holds other parameters' in said[0] and str(base) in said[0]
+    errors = [line for line in capsys.readouterr().err.splitlines() if 'error' in line]
+    assert len(errors) == 1 and 'holds other parameters' in errors[0] and str(base) in errors[0]
   assert np.isfinite(params['final_norm']['scale']).all()

@@ -1,8 +1,7 @@
-"""A*-PO in the smallest: every phase of the main job, in a few seconds.
+"""A*-PO at the smallest size: every phase of the main job in a few seconds.
 
-The system tests start it again and again. What it learns is little, but its rewards are
-not all equal. One number of samples and one batch size everywhere keep the number of
-programs to compile down.
+The system tests start it many times. It learns little, but its rewards vary. All phases have the
+same number of samples and batch size, so that few programs are compiled.
 """
 
 from jaxrl_llm.algorithms import a_star_po

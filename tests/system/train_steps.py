@@ -1,4 +1,4 @@
-"""The two train steps of the main job on fixed tokens, and a way to look at their gradients."""
+"""The two train steps of the main job on fixed tokens, with access to their gradients."""
 
 import dataclasses
 
@@ -22,7 +22,7 @@ PROMPTS, PROMPT_LENGTH, PAD, STOP = 16, 6, 0, 1
 
 
 def model(**changes) -> configs.TransformerConfig:
-  """A small decoder whose every axis can be cut by eight devices."""
+  """A small decoder whose axes are all divisible by eight devices."""
   return dataclasses.replace(configs.TransformerConfig(
       vocab_size=24, num_layers=2, width=16, num_heads=4, num_kv_heads=2, head_dim=8,
       mlp_width=32, max_length=64, tie_embeddings=False, attention_bias=True,
@@ -30,20 +30,20 @@ def model(**changes) -> configs.TransformerConfig:
 
 
 def recording() -> optax.GradientTransformation:
-  """Changes nothing and keeps the gradient, bit for bit, as its state."""
+  """An optimizer without updates whose state is the gradient."""
   zeros = lambda tree: jax.tree.map(jnp.zeros_like, tree)
   return optax.GradientTransformation(zeros, lambda gradients, *_: (zeros(gradients), gradients))
 
 
 def rollout_batch(vocab_size: int, tokens: int, rows: int = PROMPTS) -> Batch:
-  """Prompts and responses of unequal lengths, the last row a filler of weight 0."""
+  """Prompts and responses of unequal lengths, the last row is padding of weight 0."""
   generator = np.random.default_rng(0)
   prompt_lengths = generator.integers(1, PROMPT_LENGTH + 1, rows).astype(np.int32)
   columns = np.arange(PROMPT_LENGTH)[None]
   prompts = generator.integers(2, vocab_size, (rows, PROMPT_LENGTH)).astype(np.int32)
   prompts[columns < PROMPT_LENGTH - prompt_lengths[:, None]] = PAD
   chosen = generator.integers(2, vocab_size, (rows, 1, tokens)).astype(np.int32)
-  ends = generator.integers(0, tokens + 1, rows)  # Where it is `tokens`, nothing stops it.
+  ends = generator.integers(0, tokens + 1, rows)  # If it is `tokens`, there is no stop token.
   for row, end in enumerate(ends):
     chosen[row, 0, end:] = PAD
     chosen[row, 0, end : end + 1] = STOP
@@ -98,7 +98,7 @@ def main_job_model() -> configs.TransformerConfig:
 def loss_and_gradients(
     name: str, *, mesh_shape=(1, 1, 1), num_micro_batches=1, shape=None, rows=PROMPTS
 ):
-  """One train step as binaries compile it, on a mesh; float64 copies of what came out."""
+  """One train step on a mesh, compiled as in programs; returns float64 copies."""
   devices = jax.devices()[: int(np.prod(mesh_shape))]
   mesh = mesh_lib.make_mesh(*mesh_shape, devices=devices)
   shape = shape or model()
