@@ -277,7 +277,7 @@ def test_a_policy_with_a_part_of_a_vocabulary_takes_it_out_of_the_whole(tmp_path
     (['--policy={bytes}', '--prompts=f', '--out=o', '--stream'], '--stream is for a single'),
     (['--policy={bytes}', '--prompts=absent', '--out=o'], 'cannot read absent'),
     (['--policy={bytes}', '--prompt=x', '--out={prompts}'], 'exists already: remove it'),
-    (['--policy={bytes}', '--prompt=x', '--out=absent/o'], 'in a folder that exists'),
+    (['--policy={bytes}', '--prompt=x', '--out=absent/o'], 'in an existing directory'),
     (['--policy={bytes}', '--prompt=x', '--chat_template=none', '--system=s'], "got 's' and none"),
     (['--policy={bytes}', '--prompt=x', '--system=s'], 'no chat template in'),
     (['--policy={bytes}', '--prompt=x', '--mesh=2x2'], "such as 1x8x1, got '2x2'"),
@@ -309,7 +309,7 @@ def test_rows_without_a_prompt_name_their_line(folder, tmp_path):
   for rows, line in (
       ([{'prompt': 'a'}, {'text': 'b'}], "line 2: needs either a text 'prompt' or a list"),
       ([{'prompt': 'a', 'messages': []}], 'line 1: needs either'),
-      ([{'prompt': 'a'}, {'messages': []}], r"rows.jsonl, line 2: 'messages' must hold at least"),
+      ([{'prompt': 'a'}, {'messages': []}], r"rows.jsonl, line 2: 'messages' must not be empty"),
       ([{'prompt': 'a', 'label': False}, {'prompt': 'b', 'system': 'S'}],
        "line 2: the column 'system' would be lost, got 'S'"),
       ([{'prompt': 'a', 'images': ['b.png']}], "line 1: 'images' are not supported"),

@@ -113,7 +113,7 @@ def test_whole_dialogues_are_shown(fixed):
     assert asked == [m['content'] for m in talk if m['role'] == 'user']
 
 
-def test_the_questions_of_MT_bench_are_talked_about(data_dir, tmp_path, capsys):
+def test_dialogues_on_the_questions_of_MT_bench(data_dir, tmp_path, capsys):
   """Of a policy that is loaded: there is nothing to fine-tune one on."""
   model = tiny.write_checkpoint(tmp_path / 'policy', template=tiny.TEMPLATE, **{
       **tiny_refuel.SHAPE, 'max_length': 512})
@@ -139,14 +139,14 @@ def test_the_questions_of_MT_bench_are_talked_about(data_dir, tmp_path, capsys):
       f'--config.reward_init_from={tmp_path / "reward"}', '--config.train_last_layers=1',
       config='refuel_two')
   errors = capsys.readouterr().err
-  assert status == 2 and 'there are no replies in question.jsonl' in errors, errors
+  assert status == 2 and 'question.jsonl (config.task.files) has no replies' in errors, errors
   assert 'Traceback' not in errors
 
 
 # --- A user that is simulated.
 
 
-def test_the_reference_plays_the_user_and_a_kill_is_not_seen(folder, tmp_path):
+def test_the_reference_plays_the_user_and_a_killed_run_resumes(folder, tmp_path):
   user = refuel_config.UserConfig(
       kind='model', max_tokens=6, mark='a', instruction='Say')
   config = tiny_refuel.simulated(
@@ -168,11 +168,12 @@ def test_the_reference_plays_the_user_and_a_kill_is_not_seen(folder, tmp_path):
   shares = [record['rollout/unmarked'] for record in records[:2]]
   shares += [records[0]['eval/unmarked'], results['eval/trained/unmarked']]
   assert all(0 <= share <= 1 for share in shares) and 0 < sum(shares) < 4
-  # It is the user of a transcript, not a list of questions.
-  said = [m['content'] for line in whole['samples.jsonl'] for m in line['messages'][2::2]]
-  assert len(set(said)) > 1 and not {text[:4] for text in said} & {'More', 'Why '}
+  # The user replies to the transcript instead of reading a list of questions.
+  messages = [m['content'] for line in whole['samples.jsonl'] for m in line['messages'][2::2]]
+  assert len(set(messages)) > 1 and not {text[:4] for text in messages} & {'More', 'Why '}
   with pytest.MonkeyPatch.context() as patch:  # Within the second iteration.
-    patch.setattr(refuel_batches.BatchBuilder, 'score',
+    patch.setattr(
+        refuel_batches.BatchBuilder, 'score',
         tiny_rebel.dying(refuel_batches.BatchBuilder.score, 2))
     with pytest.raises(tiny_rebel.Killed):
       tiny_refuel.run(refuel_main.main, config, tmp_path / 'killed')
@@ -183,7 +184,7 @@ def test_the_reference_plays_the_user_and_a_kill_is_not_seen(folder, tmp_path):
     assert killed[name] == expected, name
 
 
-# --- What is refused, in one line and with status 2.
+# --- Bad input is one line, with status 2.
 
 
 def _command(folder, tmp_path, *arguments, config):
@@ -203,7 +204,7 @@ def _command(folder, tmp_path, *arguments, config):
     ('refuel_two', ['--config.reward_init_from='], 'REFUEL needs a reward model: '),
     ('refuel_two', ['--config.task.max_prompt_tokens=99'], 'max_length must be at least'),
     ('refuel_two', ['--config.task.files=missing.json'], 'cannot read'),
-    ('refuel_one', ['--config.user.max_tokens=99'], 'what the user reads and says'),
+    ('refuel_one', ['--config.user.max_tokens=99'], "the user's input and output"),
     ('refuel_one', ['--config.user.kind=endpoint'], 'config.user.url must be given'),
 ])
 def test_bad_input_is_one_line(folder, tmp_path, capsys, config, arguments, words):
@@ -215,7 +216,7 @@ def test_bad_input_is_one_line(folder, tmp_path, capsys, config, arguments, word
   assert not (tmp_path / 'run' / 'results.json').exists()
 
 
-def test_a_server_that_is_not_there_is_one_line(folder, tmp_path, capsys):
+def test_an_unreachable_server_is_one_line(folder, tmp_path, capsys):
   status = _command(
       folder, tmp_path, '--config.user.kind=endpoint', '--config.user.url=http://localhost:1/v1',
       '--config.user.model=big', '--config.user.mark=Ask:', '--config.user.retries=0',
