@@ -6,12 +6,15 @@ Every field is consumed by the model or rejected by `validate`.
 import dataclasses
 import math
 
+from jaxrl_llm import checks
+
 # Activations of feed-forward layers with a gate next to the up projection, and without one.
 GATED = ('swiglu', 'geglu')
 NOT_GATED = ('gelu', 'gelu_exact', 'relu')
 # Fields that change how a model is computed and stored, but not its function.
 COMPUTE_FIELDS = ('param_dtype', 'compute_dtype', 'remat', 'scan_unroll', 'attention_block')
-MOST_LAYERS = 10_000
+DTYPES = ('float32', 'bfloat16')
+MAX_LAYERS = 10_000  # The list of more layers would exhaust memory by itself.
 
 
 @dataclasses.dataclass
@@ -118,39 +121,21 @@ class TransformerConfig:
 
   def validate(self) -> None:
     """Raises a one-line ValueError for the first field that is out of range."""
-    for name in (
-        'vocab_size', 'num_layers', 'width', 'num_heads', 'num_kv_heads', 'head_dim',
-        'mlp_width', 'max_length', 'attention_block',
-    ):
-      if getattr(self, name) < 1:
-        raise ValueError(f'{name} must be at least 1, got {getattr(self, name)}')
+    checks.at_least(
+        self, '', vocab_size=1, num_layers=1, width=1, num_heads=1, num_kv_heads=1, head_dim=1,
+        mlp_width=1, max_length=1, attention_block=1, scan_unroll=0)
+    checks.at_most(self, '', num_layers=MAX_LAYERS)
+    checks.one_of(
+        self, '', norm=('rms', 'rms_plus_one', 'layer'), positions=('rope', 'learned'),
+        rope_scaling=('none', 'linear', 'llama3'), activation=(*GATED, *NOT_GATED),
+        param_dtype=DTYPES, compute_dtype=DTYPES, remat=('none', 'dots', 'full'))
 
-    for name, allowed in (
-        ('norm', ('rms', 'rms_plus_one', 'layer')),
-        ('positions', ('rope', 'learned')),
-        ('rope_scaling', ('none', 'linear', 'llama3')),
-        ('activation', (*GATED, *NOT_GATED)),
-        ('param_dtype', ('float32', 'bfloat16')),
-        ('compute_dtype', ('float32', 'bfloat16')),
-        ('remat', ('none', 'dots', 'full')),
-    ):
-      if getattr(self, name) not in allowed:
-        raise ValueError(f'{name} must be one of {allowed}, got {getattr(self, name)!r}')
-
-    if self.num_heads % self.num_kv_heads:
-      raise ValueError(
-          f'num_kv_heads must divide num_heads ({self.num_heads}), got {self.num_kv_heads}'
-      )
-
-    for name in ('rope_theta', 'norm_epsilon'):
-      if not 0 < getattr(self, name) < math.inf:
-        raise ValueError(f'{name} must be positive and finite, got {getattr(self, name)}')
-    for name in ('query_scale', 'attention_softcap', 'logit_softcap', 'rope_local_theta'):
-      if not 0 <= getattr(self, name) < math.inf:
-        raise ValueError(f'{name} must be 0 (off) or positive, got {getattr(self, name)}')
-
-    if self.num_layers > MOST_LAYERS:  # A longer list of layers would exhaust memory by itself.
-      raise ValueError(f'num_layers must be at most {MOST_LAYERS}, got {self.num_layers}')
+    checks.positive(self, '', 'rope_theta', 'norm_epsilon')
+    checks.non_negative(
+        self, '', 'query_scale', 'attention_softcap', 'logit_softcap', 'rope_local_theta')
+    checks.divisible(self, '', 'num_heads', self.num_kv_heads, 'num_kv_heads')
+    if self.scan_unroll:
+      checks.divisible(self, '', 'num_layers', self.scan_unroll, 'scan_unroll')
 
     self._validate_rope()
     self._validate_layers()
@@ -159,28 +144,15 @@ class TransformerConfig:
       raise ValueError(
           'head_bias needs an untied head (tie_embeddings=False), got True with a tied one'
       )
-    if self.scan_unroll < 0 or self.num_layers % (self.scan_unroll or self.num_layers):
-      raise ValueError(
-          f'scan_unroll must be 0 or divide num_layers ({self.num_layers}), got {self.scan_unroll}'
-      )
 
   def _validate_rope(self) -> None:
     """Raises ValueError for a rotary field that is out of range or would be ignored."""
-    unread = _ROPE_FIELDS if self.positions == 'learned' else _NOT_READ_BY[self.rope_scaling]
-    reason = (
-        "positions='learned'" if self.positions == 'learned'
-        else f'rope_scaling={self.rope_scaling!r}'
-    )
-    for name in unread:
-      default = getattr(TransformerConfig, name)
-      if getattr(self, name) != default:
-        raise ValueError(
-            f'{name} has no effect with {reason}: leave it at {default}, got '
-            f'{getattr(self, name)}'
-        )
-
     if self.positions == 'learned':
+      checks.fixed(self, '', "with positions='learned'", **_defaults(_ROPE_FIELDS))
       return
+
+    unread = _defaults(_NOT_READ_BY[self.rope_scaling])
+    checks.fixed(self, '', f'with rope_scaling={self.rope_scaling!r}', **unread)
 
     if not 0 < self.rope_fraction <= 1:
       raise ValueError(f'rope_fraction must be in (0, 1], got {self.rope_fraction}')
@@ -189,8 +161,9 @@ class TransformerConfig:
           f'head_dim must be even for rotary positions, got {self.rotary_dim} rotated dimensions '
           f'of head_dim {self.head_dim}'
       )
-    if self.rope_scaling != 'none' and not 1 <= self.rope_factor < math.inf:
-      raise ValueError(f'rope_factor must be at least 1, got {self.rope_factor}')
+    if self.rope_scaling != 'none':
+      checks.at_least(self, '', rope_factor=1)
+      checks.finite(self, '', 'rope_factor')
 
     if self.rope_scaling == 'llama3':
       if not 0 < self.rope_low_freq_factor < self.rope_high_freq_factor < math.inf:
@@ -198,16 +171,13 @@ class TransformerConfig:
             'rope_low_freq_factor must be positive and below rope_high_freq_factor '
             f'({self.rope_high_freq_factor}), got {self.rope_low_freq_factor}'
         )
-      if self.rope_original_length < 1:
-        raise ValueError(
-            f'rope_original_length must be at least 1, got {self.rope_original_length}'
-        )
+      checks.at_least(self, '', rope_original_length=1)
 
   def _validate_layers(self) -> None:
     """Raises ValueError unless `sliding_window` and `layer_pattern` agree."""
     if set(self.layer_pattern) - set('fs') or len(self.layer_pattern) > self.num_layers:
       raise ValueError(
-          "layer_pattern must hold letters 'f' (full) and 's' (sliding), at most num_layers "
+          "layer_pattern must consist of letters 'f' (full) and 's' (sliding), at most num_layers "
           f'({self.num_layers}) of them, got {self.layer_pattern!r}'
       )
     if self.sliding_window < 0 or bool(self.sliding_window) != any(self.sliding_layers):
@@ -240,6 +210,11 @@ _ROPE_FIELDS = tuple(
 # The rope_* fields that each kind of scaling ignores.
 _LLAMA3_FIELDS = ('rope_low_freq_factor', 'rope_high_freq_factor', 'rope_original_length')
 _NOT_READ_BY = {'none': ('rope_factor', *_LLAMA3_FIELDS), 'linear': _LLAMA3_FIELDS, 'llama3': ()}
+
+
+def _defaults(names: tuple[str, ...]) -> dict[str, float | str]:
+  """Returns default values by field name."""
+  return {name: getattr(TransformerConfig, name) for name in names}
 
 
 def reference_workload() -> TransformerConfig:

@@ -20,6 +20,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from jaxrl_llm import checks
 from jaxrl_llm.models import attention, configs, layers
 
 POOLINGS = ('cls', 'mean')
@@ -65,13 +66,9 @@ class EncoderConfig:
 
   def validate(self) -> None:
     """Raises a one-line ValueError for the first field that is out of range."""
-    if self.type_vocab_size < 1:
-      raise ValueError(f'type_vocab_size must be at least 1, got {self.type_vocab_size}')
-    if self.num_heads < 1 or self.width % self.num_heads:
-      raise ValueError(f'num_heads must divide width ({self.width}), got {self.num_heads}')
-    for name, allowed in (('activation', configs.NOT_GATED), ('pooling', POOLINGS)):
-      if getattr(self, name) not in allowed:
-        raise ValueError(f'{name} must be one of {allowed}, got {getattr(self, name)!r}')
+    checks.at_least(self, '', type_vocab_size=1, num_heads=1)
+    checks.divisible(self, '', 'width', self.num_heads, 'num_heads')
+    checks.one_of(self, '', activation=configs.NOT_GATED, pooling=POOLINGS)
     _layer_config(self).validate()
 
 
@@ -192,8 +189,9 @@ def _hidden(config: EncoderConfig, params: dict, tokens: jax.Array, valid: jax.A
   """Runs the encoder (see `EncoderFns.hidden`); positions count valid tokens and skip padding."""
   b, t = tokens.shape
   if t > config.max_length:
-    raise ValueError(f'max_length must be at least the {t} slots of a text, got '
-                     f'{config.max_length}: cut the texts')
+    raise ValueError(
+        f'max_length must be at least the number of slots of a text ({t}), got '
+        f'{config.max_length}: truncate the texts')
 
   layer_config = _layer_config(config)
   positions = jnp.maximum(jnp.cumsum(valid, axis=1) - 1, 0)

@@ -16,7 +16,6 @@ References:
 """
 
 import dataclasses
-import math
 import re
 import zlib
 from collections.abc import Iterator
@@ -25,6 +24,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from jaxrl_llm import checks
 from jaxrl_llm.types import Array, ModelFns, Params
 
 # The parameters for `optim.make_optimizer` to train.
@@ -55,18 +55,14 @@ class LoraConfig:
     Args:
       prefix: path of this config, for the message.
     """
-    def require(condition: bool, field: str, rule: str) -> None:
-      if not condition:
-        value = getattr(self, field)
-        raise ValueError(f'{field} must be {rule}, got {value!r} ({prefix}.{field})')
-
-    require(self.rank >= 0, 'rank', 'at least 0 (0 is off)')
-    require(0 < self.alpha < math.inf, 'alpha', 'positive and finite')
-    require(_is_pattern(self.targets), 'targets', 'a regular expression')
+    checks.at_least(self, prefix, rank=0)
+    checks.positive(self, prefix, 'alpha')
+    if not _is_pattern(self.targets):
+      raise ValueError(
+          f'{prefix}.targets must be a regular expression, got {self.targets!r}')
     if not self.rank:
-      for field in ('alpha', 'targets'):
-        default = getattr(LoraConfig, field)
-        require(getattr(self, field) == default, field, f'left at {default!r} with rank=0 (off)')
+      checks.fixed(
+          self, prefix, 'with rank=0 (off)', alpha=LoraConfig.alpha, targets=LoraConfig.targets)
 
 
 def make(model: ModelFns, config: LoraConfig) -> ModelFns:
@@ -121,8 +117,8 @@ def init_adapters(config: LoraConfig, base: Params, key: Array) -> Params:
   targets = {path: shape for path, shape in layers.items() if pattern.match('/'.join(path))}
   if not targets:
     raise ValueError(
-        f'targets matches no layer, got {config.targets!r}; there are '
-        f'{", ".join("/".join(path) for path in layers)} (config.lora.targets)'
+        f'config.lora.targets must match a layer, got {config.targets!r}; there are '
+        f'{", ".join("/".join(path) for path in layers)}'
     )
 
   adapters: dict[str, Any] = {}

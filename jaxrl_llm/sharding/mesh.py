@@ -32,12 +32,12 @@ class MeshConfig:
     for axis in AXES:
       size = getattr(self, axis)
       if size < 1 and size != -1:
-        raise ValueError(f'{axis} must be at least 1, or -1 for the rest, got {size} '
-                         f'({prefix}.{axis})')
+        raise ValueError(
+            f'{prefix}.{axis} must be at least 1, or -1 for the remaining devices, got {size}')
     if (self.data, self.fsdp, self.tensor).count(-1) > 1:
       raise ValueError(
-          f'at most one axis may be -1, got data={self.data}, fsdp={self.fsdp}, '
-          f'tensor={self.tensor} ({prefix})')
+          f'{prefix}: at most one axis may be -1, got data={self.data}, fsdp={self.fsdp}, '
+          f'tensor={self.tensor}')
 
 
 def make_mesh(data: int = -1, fsdp: int = 1, tensor: int = 1, *, devices: Any = None) -> Mesh:
@@ -64,8 +64,8 @@ def make_mesh(data: int = -1, fsdp: int = 1, tensor: int = 1, *, devices: Any = 
   if math.prod(sizes) != len(devices):
     shape = 'x'.join(map(str, (data, fsdp, tensor)))
     raise ValueError(
-        f'a mesh (data x fsdp x tensor) must use all {len(devices)} devices, got {shape} '
-        '(config.mesh)')
+        f'config.mesh: a mesh (data x fsdp x tensor) must use all {len(devices)} devices, '
+        f'got {shape}')
   return jax.make_mesh(tuple(sizes), AXES, axis_types=(AxisType.Auto,) * 3, devices=devices)
 
 
@@ -95,4 +95,4 @@ def check_batch(mesh: Mesh, rows: int, *, num_micro_batches: int = 1) -> None:
   parts = mesh.shape['data'] * mesh.shape['fsdp'] * num_micro_batches
   if rows % parts:
     raise ValueError(
-        f'a batch must be a multiple of data x fsdp x micro-batches = {parts}, got {rows} prompts')
+        f'a batch must be divisible by data x fsdp x micro-batches ({parts}), got {rows} prompts')

@@ -85,7 +85,7 @@ def shardings(mesh: Mesh, abstract_tree: Any, *, rules: Rules = (*STATE_RULES, *
       for pattern, spec in rules
   ]
 
-  def place(path: Any, leaf: Any) -> NamedSharding:
+  def choose(path: Any, leaf: Any) -> NamedSharding:
     name = jax.tree_util.keystr(path, simple=True, separator='/')
     for pattern, specs in compiled:
       if pattern.match(name):
@@ -96,7 +96,7 @@ def shardings(mesh: Mesh, abstract_tree: Any, *, rules: Rules = (*STATE_RULES, *
         raise ValueError(misfit)
     raise ValueError(f'no sharding rule matches {name}, shape {list(leaf.shape)}')
 
-  return jax.tree_util.tree_map_with_path(place, abstract_tree)
+  return jax.tree_util.tree_map_with_path(choose, abstract_tree)
 
 
 def abstract(tree: Any, tree_shardings: Any) -> Any:
@@ -125,6 +125,6 @@ def _misfit(mesh: Mesh, name: str, shape: tuple[int, ...], spec: PartitionSpec) 
     parts = math.prod(mesh.shape[axis] for axis in axes)
     if size % parts:
       return (
-          f'{name}, shape {list(shape)}, cannot be cut: {size} is not a multiple of mesh axis '
-          f'{"x".join(axes)} = {parts} (config.mesh)')
+          f'{name}, shape {list(shape)}, cannot be sharded: {size} must be divisible by mesh axis '
+          f'{"x".join(axes)} ({parts}) (config.mesh)')
   return ''

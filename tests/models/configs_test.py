@@ -19,10 +19,10 @@ BASE = configs.TransformerConfig(
 )
 LENGTH = 6
 
-# field -> (another value, what has to change):
+# field -> (another value, what it must change):
 #   params   the shapes of the parameters, and so the function;
-#   logits   the logits at the same parameters;
-#   program  what is computed in which order, or kept, for the same logits.
+#   logits   the logits for the same parameters;
+#   program  the order of computation or the stored arrays, for the same logits.
 PERTURBATIONS = {
     'vocab_size': (14, 'params'),
     'num_layers': (3, 'params'),
@@ -64,11 +64,11 @@ PERTURBATIONS = {
     'attention_block': (3, 'program'),
     'max_length': (LENGTH - 1, 'error'),
 }
-# Fields that mean something only beside others: what the base has for their test.
+# Fields that have an effect only together with others, which the base gets in their test.
 _LLAMA3 = dict(rope_scaling='llama3', rope_factor=8.0, rope_low_freq_factor=1.0,
                rope_high_freq_factor=4.0, rope_original_length=12)
 _SLIDING = dict(sliding_window=2, layer_pattern='sf')
-BESIDE = {
+TOGETHER_WITH = {
     'rope_scaling': dict(rope_factor=8.0),
     'rope_factor': _LLAMA3, 'rope_low_freq_factor': _LLAMA3, 'rope_high_freq_factor': _LLAMA3,
     'rope_original_length': _LLAMA3,
@@ -107,8 +107,8 @@ def _program(config):
 
 
 @functools.lru_cache
-def _base(beside=()):
-  config = dataclasses.replace(BASE, **dict(beside))
+def _base(changes=()):
+  config = dataclasses.replace(BASE, **dict(changes))
   model, logits = _logits_fn(config)
   params = witness.draw_params(model)
   return config, params, np.asarray(jax.jit(logits)(params)), _shapes(config), _program(config)
@@ -121,15 +121,15 @@ def test_every_field_is_perturbed():
 @pytest.mark.parametrize('name', PERTURBATIONS)
 def test_every_field_has_an_effect_or_an_error(name):
   other, effect = PERTURBATIONS[name]
-  beside = dict(BESIDE.get(name, {}))
-  if name == 'rope_scaling':
-    # The factor cannot stand there without a scaling: switched on, it comes along.
+  others = TOGETHER_WITH.get(name, {})
+  if name == 'rope_scaling':  # The base cannot have the factor without a scaling.
     base, params, expected, shapes, program = _base()
-    config = dataclasses.replace(base, **{name: other}, **beside)
+    config = dataclasses.replace(base, **{name: other}, **others)
   else:
-    base, params, expected, shapes, program = _base(tuple(beside.items()))
+    base, params, expected, shapes, program = _base(tuple(others.items()))
     config = dataclasses.replace(base, **{name: other})
   assert getattr(base, name) != other
+
   if effect == 'error':
     with pytest.raises(ValueError, match=name):
       jax.eval_shape(_logits_fn(config)[1], params)
@@ -138,25 +138,28 @@ def test_every_field_has_an_effect_or_an_error(name):
     drawn = jax.eval_shape(policy.make(config).init, jax.random.key(0))
     assert {leaf.dtype for leaf in jax.tree.leaves(drawn)} == {jnp.dtype(other)}
     return
+
   assert (_shapes(config) == shapes) == (effect != 'params')
-  if effect == 'params':
-    # What the parameters are, they are used for: the witness gives the same logits.
+  if effect == 'params':  # The parameters are used as intended: the witness has the same logits.
     model, logits = _logits_fn(config)
     drawn = witness.draw_params(model)
-    by_hand = np.stack([witness.forward(config, drawn, row)[1] for row in _inputs()[0]])
-    np.testing.assert_allclose(
-        jax.jit(logits)(drawn), by_hand, atol=2e-5 * np.abs(by_hand).max())
+    _assert_equals_witness(config, drawn, jax.jit(logits)(drawn))
     return
-  changed = np.abs(np.asarray(jax.jit(_logits_fn(config)[1])(params)) - expected).max()
+
+  logits = np.asarray(jax.jit(_logits_fn(config)[1])(params))
+  change = np.abs(logits - expected).max()
   if effect == 'logits':
-    assert changed > 1e-3
+    assert change > 1e-3
     if config.compute_dtype == 'float32':
-      by_hand = np.stack([witness.forward(config, params, row)[1] for row in _inputs()[0]])
-      np.testing.assert_allclose(
-          jax.jit(_logits_fn(config)[1])(params), by_hand, atol=2e-5 * np.abs(by_hand).max())
+      _assert_equals_witness(config, params, logits)
   else:
-    assert changed < 1e-4
+    assert change < 1e-4
     assert _program(config) != program
+
+
+def _assert_equals_witness(config, params, logits):
+  expected = np.stack([witness.forward(config, params, row)[1] for row in _inputs()[0]])
+  np.testing.assert_allclose(logits, expected, atol=2e-5 * np.abs(expected).max())
 
 
 def test_max_length_is_the_number_of_learned_positions_and_bounds_the_cache():
@@ -172,7 +175,7 @@ def test_max_length_is_the_number_of_learned_positions_and_bounds_the_cache():
         cache_index=jnp.int32(0))
 
   jax.eval_shape(functools.partial(decode, slots=8), params)
-  with pytest.raises(ValueError, match='max_length must be at least the 9 slots.*got 8'):
+  with pytest.raises(ValueError, match=r'max_length must be at least .*\(9\), got 8'):
     jax.eval_shape(functools.partial(decode, slots=9), params)
 
 
@@ -187,30 +190,33 @@ def test_max_length_is_the_number_of_learned_positions_and_bounds_the_cache():
     ({'rope_fraction': 0.0}, r'rope_fraction must be in \(0, 1\], got 0.0'),
     ({'rope_fraction': 0.25}, 'head_dim must be even for rotary positions, got 1 rotated'),
     ({'rope_scaling': 'yarn'}, "rope_scaling must be one of .*got 'yarn'"),
-    ({'rope_factor': 2.0}, "rope_factor has no effect with rope_scaling='none'.*got 2.0"),
+    ({'rope_factor': 2.0}, "rope_factor must be 1.0 with rope_scaling='none', got 2.0"),
     ({'rope_scaling': 'linear', 'rope_factor': 0.5}, 'rope_factor must be at least 1, got 0.5'),
-    ({'rope_scaling': 'linear', 'rope_original_length': 8}, "no effect with rope_scaling='linear'"),
+    ({'rope_scaling': 'linear', 'rope_original_length': 8},
+     "rope_original_length must be 0 with rope_scaling='linear', got 8"),
     (_LLAMA3 | {'rope_low_freq_factor': 4.0}, 'rope_low_freq_factor must be .*got 4.0'),
     (_LLAMA3 | {'rope_original_length': 0}, 'rope_original_length must be at least 1, got 0'),
-    ({'positions': 'learned', 'rope_fraction': 0.5}, "rope_fraction has no effect with positions"),
-    ({'layer_pattern': 'fx'}, "layer_pattern must hold letters .*got 'fx'"),
+    ({'positions': 'learned', 'rope_fraction': 0.5},
+     "rope_fraction must be 1.0 with positions='learned', got 0.5"),
+    ({'layer_pattern': 'fx'}, "layer_pattern must consist of letters .*got 'fx'"),
     ({'layer_pattern': 'fff'}, "layer_pattern .*at most num_layers.*got 'fff'"),
     ({'layer_pattern': 's'}, "sliding_window must be positive where .*got 0 with 's'"),
     ({'sliding_window': 4}, "sliding_window must be positive where .*got 4 with ''"),
     ({'rope_local_theta': 10.0}, 'rope_local_theta needs sliding layers'),
-    ({'query_scale': -1.0}, r'query_scale must be 0 \(off\) or positive, got -1.0'),
-    ({'logit_softcap': float('inf')}, 'logit_softcap must be 0'),
+    ({'query_scale': -1.0}, 'query_scale must be non-negative and finite, got -1.0'),
+    ({'logit_softcap': float('inf')}, 'logit_softcap must be non-negative and finite, got inf'),
     ({'compute_dtype': 'float16'}, "compute_dtype must be one of .*got 'float16'"),
     ({'remat': 'some'}, "remat must be one of .*got 'some'"),
-    ({'num_kv_heads': 3}, r'num_kv_heads must divide num_heads \(4\), got 3'),
+    ({'num_kv_heads': 3}, r'num_heads must be divisible by num_kv_heads \(3\), got 4'),
     ({'head_dim': 5}, 'head_dim must be even'),
     ({'rope_theta': 0.0}, 'rope_theta must be positive and finite, got 0.0'),
     ({'rope_theta': float('nan')}, 'rope_theta must be positive and finite, got nan'),
-    ({'positions': 'learned', 'rope_theta': 5e5}, 'rope_theta has no effect.*got 500000.0'),
+    ({'positions': 'learned', 'rope_theta': 5e5}, 'rope_theta must be 10000.0 with .*got 500000.0'),
     ({'norm_epsilon': float('inf')}, 'norm_epsilon must be positive and finite, got inf'),
     ({'tie_embeddings': True, 'head_bias': True}, 'head_bias needs an untied head'),
-    ({'scan_unroll': -1}, 'scan_unroll must be 0 or divide num_layers'),
-    ({'num_layers': 4, 'scan_unroll': 3}, r'divide num_layers \(4\), got 3'),
+    ({'scan_unroll': -1}, 'scan_unroll must be at least 0, got -1'),
+    ({'num_layers': 4, 'scan_unroll': 3},
+     r'num_layers must be divisible by scan_unroll \(3\), got 4'),
 ])
 def test_bad_fields_are_named_in_one_line(changes, message):
   with pytest.raises(ValueError, match=message) as error:
@@ -233,7 +239,7 @@ def _count(config):
 
 
 def _by_arithmetic(*, vocab, layers, width, heads, kv_heads, head_dim, mlp, tied, bias):
-  """Parameters of a Llama or Qwen2 decoder, from the sizes alone."""
+  """Number of parameters of a Llama or Qwen2 decoder, from the sizes alone."""
   queries, keys = heads * head_dim, kv_heads * head_dim
   block = width * (queries + 2 * keys) + bias * (queries + 2 * keys) + queries * width
   block += 3 * width * mlp + 2 * width
@@ -262,15 +268,15 @@ def test_published_sizes(config, sizes, published):
   assert _count(config) == published
 
 
-def test_published_settings_beyond_the_sizes():
+def test_published_fields_other_than_sizes():
   for config in (configs.qwen2_5_1_5b(), configs.qwen2_5_3b(), configs.qwen2_5_7b()):
     assert config.rope_theta == 1e6 and config.norm == 'rms' and config.norm_epsilon == 1e-6
     assert config.activation == 'swiglu' and not config.output_bias
-    # Written for accelerators: one block compiled, nothing kept inside it.
+    # For accelerators: one block is compiled, and nothing inside it is stored.
     assert (config.compute_dtype, config.remat, config.scan_unroll) == ('bfloat16', 'full', 1)
 
 
-def test_a_config_of_a_billion_layers_is_refused_before_they_are_listed():
+def test_a_billion_layers_are_rejected_before_they_are_listed():
   config = configs.TransformerConfig(vocab_size=3, num_layers=10**9)
   with pytest.raises(ValueError, match='num_layers must be at most 10000, got 1000000000'):
     config.validate()

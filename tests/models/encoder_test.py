@@ -1,6 +1,6 @@
-"""Encoders: both ways of attention, both poolings, padding, gradients, meshes and every field.
+"""Encoders: bidirectional attention, poolings, padding, gradients, meshes and every field.
 
-The numbers are compared with transformers' in tests/models/pretrained/bert_test.py.
+tests/models/pretrained/bert_test.py compares the hidden states with those of transformers.
 """
 
 import dataclasses
@@ -38,7 +38,7 @@ def _params():
 
 
 def _batch(*, width=12, left=False, seed=1):
-  """Three texts; what stands in the padding depends on the seed, the texts do not."""
+  """Three texts; the tokens in the padding depend on the seed, the texts do not."""
   texts = [np.random.default_rng(i).integers(0, 32, n) for i, n in enumerate(LENGTHS)]
   tokens = np.random.default_rng(seed).integers(0, 32, (3, width)).astype(np.int32)
   valid = np.zeros((3, width), bool)
@@ -68,8 +68,8 @@ def test_pooling_by_hand():
   hidden = jnp.array(
       [[[1.0, 2.0], [3.0, 6.0], [50.0, 50.0]], [[50.0, 50.0], [3.0, 4.0], [5.0, 0.0]]])
   valid = jnp.array([[True, True, False], [False, True, True]])
-  pool = lambda **options: encoder.pool(
-      dataclasses.replace(CONFIG, **options), hidden, valid).tolist()
+  pool = lambda **changes: encoder.pool(
+      dataclasses.replace(CONFIG, **changes), hidden, valid).tolist()
   assert pool(pooling='cls') == [[1.0, 2.0], [3.0, 4.0]]
   assert pool(pooling='mean') == [[2.0, 4.0], [4.0, 2.0]]
   np.testing.assert_allclose(
@@ -86,7 +86,7 @@ def test_padding_does_not_matter(pooling):
   assert np.min(np.max(np.abs(attended - expected), axis=1)) > 1e-2
 
 
-def test_attention_goes_both_ways():
+def test_attention_is_bidirectional():
   tokens, valid = _batch()
   before = _hidden()(_params(), tokens, valid)
   for changed, seen_at in ((6, 0), (0, 6)):
@@ -98,7 +98,7 @@ def test_attention_goes_both_ways():
 
 @functools.cache
 def _value_and_gradient(**changes):
-  """Of a loss over texts the last of which is empty."""
+  """Value and gradient of a loss over texts, the last of which is empty."""
   tokens, valid = _batch()
   valid[2] = False
   embed = encoder.make(
@@ -112,12 +112,12 @@ def test_gradients_reach_every_parameter_and_are_finite_for_an_empty_text():
   assert np.isfinite(value)
   for path, gradient in jax.tree_util.tree_leaves_with_path(gradients):
     assert np.all(np.isfinite(gradient)), path
-    if path[-2].key != 'key' or path[-1].key != 'bias':  # It shifts all scores of a query alike.
+    if path[-2].key != 'key' or path[-1].key != 'bias':  # Shifts all scores of a query equally.
       assert np.max(np.abs(gradient)) > 0, path
 
 
 @pytest.mark.parametrize('changes', [{'remat': True}, {'scan_unroll': 0}, {'attention_block': 5}])
-def test_how_it_is_computed_does_not_matter(changes):
+def test_compute_fields_do_not_change_the_result(changes):
   jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-5),
                _value_and_gradient(), _value_and_gradient(**changes))
 
@@ -128,12 +128,12 @@ def test_a_mesh_gives_the_same_vectors():
   expected = _embed((tokens, valid))
   sharded = jax.device_put(_params(), rules.shardings(mesh, _params()))
   with jax.set_mesh(mesh):
-    found = _jit(encoder.make(CONFIG).embed)(sharded, *jax.device_put(
+    vectors = _jit(encoder.make(CONFIG).embed)(sharded, *jax.device_put(
         (tokens, valid), mesh_lib.batch_sharding(mesh)))
-  np.testing.assert_allclose(found, expected, atol=1e-5)
+  np.testing.assert_allclose(vectors, expected, atol=1e-5)
 
 
-# Each field's other value: it changes parameters, vectors or what is compiled, or is an error.
+# Another value of each field, which changes parameters, vectors or the program, or is an error.
 CHANGES = {
     'vocab_size': 33, 'num_layers': 1, 'width': 20, 'num_heads': 2, 'mlp_width': 25,
     'max_length': 13, 'type_vocab_size': 3, 'norm_epsilon': 0.1, 'activation': 'relu',
@@ -157,14 +157,14 @@ def test_every_field_has_an_effect(field):
 
 
 @pytest.mark.parametrize('changes, message', [
-    ({'num_heads': 3}, r'num_heads must divide width \(16\), got 3'),
-    ({'num_heads': 0}, r'num_heads must divide width \(16\), got 0'),
+    ({'num_heads': 3}, r'width must be divisible by num_heads \(3\), got 16'),
+    ({'num_heads': 0}, 'num_heads must be at least 1, got 0'),
     ({'activation': 'swiglu'}, "activation must be one of .*, got 'swiglu'"),
-    ({'pooling': 'max'}, r"pooling must be one of \('cls', 'mean'\), got 'max'"),
+    ({'pooling': 'max'}, "pooling must be one of cls, mean, got 'max'"),
     ({'type_vocab_size': 0}, 'type_vocab_size must be at least 1, got 0'),
     ({'num_layers': 0}, 'num_layers must be at least 1, got 0'),
     ({'norm_epsilon': 0.0}, 'norm_epsilon must be positive'),
-    ({'scan_unroll': 3}, 'scan_unroll must be 0 or divide num_layers'),
+    ({'scan_unroll': 3}, 'num_layers must be divisible by scan_unroll'),
 ])
 def test_a_field_out_of_range_is_an_error(changes, message):
   with pytest.raises(ValueError, match=message):
@@ -172,11 +172,11 @@ def test_a_field_out_of_range_is_an_error(changes, message):
 
 
 def test_a_text_longer_than_the_position_table_is_an_error():
-  with pytest.raises(ValueError, match='max_length must be at least the 13 slots .* got 12'):
+  with pytest.raises(ValueError, match=r'max_length must be at least .*\(13\), got 12'):
     encoder.make(CONFIG).embed(_params(), *_batch(width=13))
 
 
 def test_the_published_size():
   params = jax.eval_shape(encoder.make(encoder.mxbai_embed_large()).init, jax.random.key(0))
-  # BERT-large has 335.1M parameters, its pooler of 1024 x 1025 included.
+  # BERT-large has 335.1M parameters, including its pooler of 1024 x 1025.
   assert sum(leaf.size for leaf in jax.tree.leaves(params)) == 335_141_888 - 1024 * 1025

@@ -1,4 +1,4 @@
-"""Adapters: the base's outputs at the start, the merged model's afterwards, and its gradients."""
+"""Adapters: initially the base's outputs, then those of the merged model, and its gradients."""
 
 import dataclasses
 import functools
@@ -31,7 +31,7 @@ def _base(**changes):
 
 
 def _trained(config, base, seed=1):
-  """Parameters whose adapters have gone somewhere, B included."""
+  """Parameters with random adapters, including B."""
   adapters = lora.init_adapters(config, base, jax.random.key(0))
   rng = np.random.default_rng(seed)
   draw = lambda leaf: jnp.asarray(0.2 * rng.standard_normal(leaf.shape), jnp.float32)
@@ -80,12 +80,13 @@ def test_L10_merged_weights_W_plus_2_AB_give_the_same_logits():
   np.testing.assert_allclose(
       merged['head']['kernel'], base['head']['kernel']
       + 2 * params['adapters']['head']['lora_b'] @ params['adapters']['head']['lora_a'], atol=1e-6)
+
   expected = _logits(lora.make(model, CONFIG), params)
   largest = np.abs(expected).max()
   np.testing.assert_allclose(_logits(model, merged), expected, rtol=0, atol=1e-5 * largest)
   other = dataclasses.replace(CONFIG, alpha=3.0)
   assert np.abs(_logits(model, lora.merge(params, other)) - expected).max() > 1e-2
-  # And back again.
+
   again = lora.unmerge(merged, params['adapters'], CONFIG)
   assert again['adapters'] is params['adapters']
   for got, before in zip(jax.tree.leaves(again['base']), jax.tree.leaves(base), strict=True):
@@ -118,9 +119,10 @@ def test_gradients_are_those_of_the_merged_weights_by_the_chain_rule(tied):
   untied, _ = _base()
   whole = partial.untie(base) if tied else base
   merged = lora.merge({**params, 'base': whole}, CONFIG)
-  if tied:  # The embedding as it was, and a head of its own.
+  if tied:  # The embedding is unchanged, next to a separate head.
     np.testing.assert_array_equal(merged['embedder']['embedding'], base['embedder']['embedding'])
   dense = jax.jit(jax.grad(loss(untied)))(merged)
+
   for path in _paths(params['adapters']):
     if not path.endswith('lora_a'):
       continue
@@ -163,7 +165,7 @@ def test_cached_decoding_agrees_with_the_whole_sequence(scan_unroll):
         log_probs.head_logits(output.hidden[:, 0], output.head), expected[:, t], atol=1e-4)
 
 
-def test_layers_that_stand_apart_have_adapters_of_their_own():
+def test_last_layers_have_their_own_adapters():
   model, base = _base()
   whole = _trained(dataclasses.replace(CONFIG, targets='attention/.*|head'), base)
   halves = lambda tree, **rest: {**partial.split({'head': {}, **tree}, 1), **rest}
@@ -221,7 +223,7 @@ def test_targets_are_whole_names_at_a_paths_end(targets, expected):
 @pytest.mark.parametrize('targets', ['quer', 'uery', 'attention', 'norm', 'value_head', 'embedder'])
 def test_targets_that_match_nothing_are_an_error_that_lists_the_layers(targets):
   model = lora.make(value.make(SHAPE), dataclasses.replace(CONFIG, targets=targets))
-  message = rf"matches no layer, got '{targets}'; there are layers/"
+  message = rf"must match a layer, got '{targets}'; there are layers/"
   with pytest.raises(ValueError, match=message) as error:
     jax.eval_shape(model.init, jax.random.key(0))
   assert '\n' not in str(error.value) and 'head' not in str(error.value).split('there are')[1]
@@ -234,18 +236,20 @@ def test_every_field_has_an_effect_or_an_error():
       lambda leaf: leaf.shape, jax.eval_shape(lora.make(model, config).init, jax.random.key(0)))
   for name, other in (('rank', 4), ('targets', 'head')):
     assert shapes(dataclasses.replace(CONFIG, **{name: other})) != shapes(CONFIG)
+
   params = _trained(CONFIG, base)
   louder = lora.make(model, dataclasses.replace(CONFIG, alpha=7.0))
   assert np.abs(_logits(louder, params) - _logits(lora.make(model, CONFIG), params)).max() > 1e-2
-  # Switched off, there is no other model, and nothing to set.
+
+  # With rank 0 the model is the base, and the other fields must keep their defaults.
   assert lora.make(model, lora.LoraConfig()) is model
   for changes in ({'alpha': 2.0}, {'targets': 'head'}):
-    with pytest.raises(ValueError, match=r'must be left at .* with rank=0.*config\.lora\.'):
+    with pytest.raises(ValueError, match=r'^config\.lora\..* must be .* with rank=0'):
       lora.make(model, lora.LoraConfig(**changes))
 
 
 @pytest.mark.parametrize('changes, message', [
-    ({'rank': -1}, r'rank must be at least 0 \(0 is off\), got -1 \(config\.lora\.rank\)'),
+    ({'rank': -1}, r'config\.lora\.rank must be at least 0, got -1'),
     ({'alpha': 0.0}, 'alpha must be positive and finite, got 0.0'),
     ({'alpha': float('nan')}, 'alpha must be positive and finite, got nan'),
     ({'targets': '(query'}, r"targets must be a regular expression, got '\(query'"),

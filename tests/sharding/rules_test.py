@@ -1,4 +1,4 @@
-"""The table covers every parameter of every model, and names what it does not cover."""
+"""The table covers every parameter of every model; errors name a leaf that it does not cover."""
 
 import dataclasses
 import functools
@@ -63,14 +63,14 @@ def test_every_leaf_of_a_train_state_has_a_rule(config, optimizer, shape):
   shardings = rules.shardings(mesh_lib.make_mesh(*shape), abstract)
   specs = _specs(shardings)
   assert len(specs) == len(jax.tree.leaves(abstract))
-  # Adam's moments lie where their parameter lies.
-  followed = 0
+  # Adam's moments are sharded like their parameter.
+  num_moments = 0
   for name, spec in specs.items():
     for moment in ('/mu/', '/nu/'):
       if moment in name:
         assert spec == specs['params/' + name.split(moment)[1]], name
-        followed += 1
-  assert followed == 2 * len([name for name in specs if name.startswith('params/')])
+        num_moments += 1
+  assert num_moments == 2 * len([name for name in specs if name.startswith('params/')])
 
 
 def test_rules_by_name():
@@ -78,6 +78,7 @@ def test_rules_by_name():
   abstract = _abstract_state(lambda: {
       'policy': model.init(rng.base_key(0)), 'value': value.make(UNTIED).init(rng.base_key(0))})
   specs = _specs(rules.shardings(mesh_lib.make_mesh(2, 2, 2), abstract))
+
   expected = {
       'step': P(),
       'key': P(),
@@ -120,7 +121,8 @@ def test_every_leaf_of_adapters_and_split_layers_has_a_rule(shape):
   abstract = jax.eval_shape(init)
   specs = _specs(rules.shardings(mesh_lib.make_mesh(*shape), abstract))
   assert len(specs) == len(jax.tree.leaves(abstract))
-  # An adapter lies as its kernel does, its rank whole; what stands apart as what does not.
+
+  # Adapters are sharded like their kernels, except for the rank; last layers like the others.
   for name, spec in specs.items():
     if '/adapters/layers/' in name:
       layer, _, side = name.partition('params/')[2].rpartition('/')
@@ -129,6 +131,7 @@ def test_every_leaf_of_adapters_and_split_layers_has_a_rule(shape):
         assert spec == (P(None, rows, None) if side == 'lora_a' else P(None, None, columns))
     if name.startswith('params/') and '/last_layers/' in name:
       assert spec == specs[name.replace('last_layers', 'layers')]
+
   expected = {
       'params/policy/adapters/layers/attention/query/lora_a': P(None, 'fsdp', None),
       'params/policy/adapters/layers/attention/query/lora_b': P(None, None, 'tensor'),
@@ -145,7 +148,7 @@ def test_every_leaf_of_adapters_and_split_layers_has_a_rule(shape):
   assert not [name for name in specs if name.startswith('opt_state') and '/base/layers/' in name]
 
 
-# --- A vocabulary that no mesh divides.
+# --- A vocabulary whose size is not divisible by the mesh.
 
 
 @pytest.mark.parametrize('vocab_size, width, shape, table, rows', [
@@ -154,9 +157,9 @@ def test_every_leaf_of_adapters_and_split_layers_has_a_rule(shape):
     (11, 16, (1, 1, 8), P(None, ('tensor', 'fsdp')), P(None)),
     (11, 18, (2, 2, 2), P(None, 'fsdp'), P(None)),
     (50257, 768, (1, 2, 4), P(None, ('tensor', 'fsdp')), P(None)),
-    (50257, 768, (4, 2, 1), P('tensor', 'fsdp'), P('tensor')),  # Tensor cuts nothing there.
+    (50257, 768, (4, 2, 1), P('tensor', 'fsdp'), P('tensor')),  # Tensor splits nothing here.
 ])
-def test_tables_of_a_vocabulary_lie_on_any_mesh(vocab_size, width, shape, table, rows):
+def test_tables_of_a_vocabulary_fit_any_mesh(vocab_size, width, shape, table, rows):
   config = dataclasses.replace(
       UNTIED, vocab_size=vocab_size, width=width, num_heads=8, num_kv_heads=8)
   adapted = lora.make(policy.make(dataclasses.replace(config, head_bias=False)), ADAPTERS)
@@ -165,6 +168,7 @@ def test_tables_of_a_vocabulary_lie_on_any_mesh(vocab_size, width, shape, table,
       lambda: {role: model.init(rng.base_key(1)) for role, model in models.items()})
   shardings = rules.shardings(mesh_lib.make_mesh(*shape), abstract)
   rules.abstract(abstract, shardings)
+
   specs = _specs(shardings)
   expected = {
       'policy/embedder/embedding': table, 'policy/head/kernel': table, 'q/q_head/kernel': table,
@@ -172,13 +176,14 @@ def test_tables_of_a_vocabulary_lie_on_any_mesh(vocab_size, width, shape, table,
       'lora/adapters/head/lora_b': P(*rows, None), 'lora/adapters/head/lora_a': P(None, 'fsdp'),
       'policy/embedder/position_embedding': P(None, 'fsdp'),
   }
-  for place in ('params', 'opt_state/1/0/mu', 'opt_state/1/0/nu'):
-    assert {name: specs[f'{place}/{name}'] for name in expected} == expected
+  for prefix in ('params', 'opt_state/1/0/mu', 'opt_state/1/0/nu'):
+    assert {name: specs[f'{prefix}/{name}'] for name in expected} == expected
 
 
 @pytest.mark.parametrize('leaf', ['embedder/embedding', 'head/kernel'])
-def test_a_width_that_cannot_be_cut_is_named_in_a_table_of_any_vocabulary(leaf):
-  message = rf'{leaf}, shape \[11, 9\], cannot be cut: 9 is not a multiple of mesh axis fsdp = 2'
+def test_a_width_that_cannot_be_sharded_is_named(leaf):
+  message = (
+      rf'{leaf}, shape \[11, 9\], cannot be sharded: 9 must be divisible by mesh axis fsdp \(2\)')
   part, name = leaf.split('/')
   with pytest.raises(ValueError, match=message):
     rules.shardings(mesh_lib.make_mesh(2, 2, 2), {part: {name: jnp.zeros((11, 9))}})
@@ -186,7 +191,7 @@ def test_a_width_that_cannot_be_cut_is_named_in_a_table_of_any_vocabulary(leaf):
 
 @pytest.fixture(scope='module', params=['tied', 'untied'])
 def odd_checkpoint(request, tmp_path_factory):
-  """(the folder of a GPT-2 with 11 tokens, its config)."""
+  """(directory of a GPT-2 with 11 tokens, its config)."""
   config = dataclasses.replace(
       GPT, vocab_size=11, num_layers=1, norm_epsilon=1e-5, num_heads=8, num_kv_heads=8, head_dim=2,
       tie_embeddings=request.param == 'tied')
@@ -197,13 +202,14 @@ def odd_checkpoint(request, tmp_path_factory):
 
 
 def _loaded_and_stepped(directory, config, shape):
-  """(loss, parameters, gradients) of one step from a loaded checkpoint."""
+  """Runs one step from a loaded checkpoint; returns (loss, parameters, gradients)."""
   mesh = mesh_lib.make_mesh(*shape, devices=jax.devices()[: int(np.prod(shape))])
   model, algorithm = train_steps.make('sft', config, train_steps.recording(), head_chunk=4)
   shapes = jax.eval_shape(model.init, rng.base_key(0))
   params = huggingface.load_params(
       huggingface.read_config(directory), rules.abstract(shapes, rules.shardings(mesh, shapes)))
   copy = jax.tree.map(np.array, params)
+
   with jax.set_mesh(mesh):
     state = algorithm.init(rng.base_key(0), {'policy': params})
     shardings = rules.shardings(mesh, state)
@@ -212,12 +218,13 @@ def _loaded_and_stepped(directory, config, shape):
         algorithm.train_step, state_shardings=shardings, batch_shardings=rows)
     batch = jax.device_put(train_steps.demonstration_batch(config.vocab_size, 9), rows)
     state, metrics = train_step(jax.device_put(state, shardings), batch)
+
   assert state.params['policy']['embedder']['embedding'].sharding == (
       shardings.params['policy']['embedder']['embedding'])
   return float(metrics['train/loss'].value()), copy, jax.device_get(state.opt_state)
 
 
-def test_a_vocabulary_that_no_mesh_divides_is_loaded_and_trained(odd_checkpoint):
+def test_an_odd_vocabulary_is_loaded_and_trained(odd_checkpoint):
   loss, params, gradients = _loaded_and_stepped(*odd_checkpoint, (1, 1, 1))
   largest = max(np.abs(leaf).max() for leaf in jax.tree.leaves(gradients))
   assert largest > 1e-4
@@ -229,7 +236,7 @@ def test_a_vocabulary_that_no_mesh_divides_is_loaded_and_trained(odd_checkpoint)
     assert max(jax.tree.leaves(gaps)) <= 1e-5, gaps
 
 
-def test_memory_is_really_divided():
+def test_each_device_holds_its_shard_only():
   mesh = mesh_lib.make_mesh(1, 4, 2)
   params = {'layers': {'mlp': {'up': {'kernel': jnp.zeros((2, 16, 24))}}}}
   placed = jax.device_put(params, rules.shardings(mesh, params))
@@ -249,28 +256,28 @@ def test_a_leaf_without_a_rule_is_named(name):
     rules.shardings(mesh_lib.make_mesh(8, 1, 1), tree)
 
 
-def test_a_dimension_that_cannot_be_cut_is_named():
+def test_a_dimension_that_cannot_be_sharded_is_named():
   tree = {'policy': {'layers': {'mlp': {'up': {'kernel': jnp.zeros((2, 16, 25))}}}}}
-  message = (r'policy/layers/mlp/up/kernel, shape \[2, 16, 25\], cannot be cut: 25 is not a '
-             r'multiple of mesh axis tensor = 2')
+  message = (r'policy/layers/mlp/up/kernel, shape \[2, 16, 25\], cannot be sharded: 25 must '
+             r'be divisible by mesh axis tensor \(2\)')
   with pytest.raises(ValueError, match=message):
     rules.shardings(mesh_lib.make_mesh(2, 2, 2), tree)
-  rules.shardings(mesh_lib.make_mesh(8, 1, 1), tree)  # Nothing is cut there.
+  rules.shardings(mesh_lib.make_mesh(8, 1, 1), tree)  # Nothing is split on this mesh.
 
 
-def test_a_rule_of_too_many_axes_is_named():
+def test_a_rule_with_too_many_axes_is_an_error():
   with pytest.raises(ValueError, match=r'head/kernel has shape \[8\], too few axes'):
     rules.shardings(mesh_lib.make_mesh(8, 1, 1), {'head': {'kernel': jnp.zeros(8)}})
 
 
-def test_the_first_rule_counts():
+def test_the_first_matching_rule_applies():
   table = (('policy/head/kernel', P()), *rules.DECODER_RULES)
   tree = {role: {'head': {'kernel': jnp.zeros((8, 8))}} for role in ('policy', 'value')}
   specs = _specs(rules.shardings(mesh_lib.make_mesh(2, 2, 2), tree, rules=table))
   assert specs == {'policy/head/kernel': P(), 'value/head/kernel': P('tensor', 'fsdp')}
 
 
-def test_abstract_carries_shapes_and_shardings():
+def test_abstract_has_shapes_dtypes_and_shardings():
   mesh = mesh_lib.make_mesh(2, 2, 2)
   tree = {'head': {'kernel': jnp.zeros((8, 4), jnp.bfloat16)}}
   shardings = rules.shardings(mesh, tree)
