@@ -1,7 +1,5 @@
 """A policy: the trunk with a head over the vocabulary."""
 
-import functools
-
 import jax
 import jax.numpy as jnp
 
@@ -23,19 +21,17 @@ def make(config: configs.TransformerConfig) -> ModelFns:
   """
   config = transformer.frozen_copy(config)
 
-  def init(key):
-    params = transformer.init(config, key)
-    if not config.tie_embeddings:
-      draw = jax.nn.initializers.normal(config.width**-0.5)
-      kernel = draw(transformer.head_key(key), (config.vocab_size, config.width))
-      bias = {'bias': jnp.zeros(config.vocab_size)} if config.head_bias else {}
-      params['head'] = {'kernel': kernel, **bias}
-    return transformer.cast(config, params)
+  def init_head(key):
+    if config.tie_embeddings:
+      return {}
+    draw = jax.nn.initializers.normal(config.width**-0.5)
+    kernel = draw(transformer.head_key(key), (config.vocab_size, config.width))
+    bias = {'bias': jnp.zeros(config.vocab_size)} if config.head_bias else {}
+    return {'head': {'kernel': kernel, **bias}}
 
   def head(params):
     tied = {'kernel': params['embedder']['embedding']} if config.tie_embeddings else {}
     # A tied head has its own parameters only if it has an adapter.
     return transformer.linear_head(config, {**tied, **params.get('head', {})})
 
-  apply = functools.partial(transformer.apply_with_head, config, head)
-  return ModelFns(init, apply, functools.partial(transformer.init_cache, config))
+  return transformer.with_head(config, init_head, head)

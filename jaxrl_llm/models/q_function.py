@@ -1,7 +1,5 @@
 """A Q-function: the trunk with one output for each next token."""
 
-import functools
-
 import jax
 import jax.numpy as jnp
 
@@ -23,23 +21,17 @@ def make(config: configs.TransformerConfig) -> ModelFns:
   """
   config = transformer.frozen_copy(config)
 
-  def init(key):
-    params = transformer.init(config, key)
-    params['q_head'] = {
-        'kernel': jnp.zeros((config.vocab_size, config.width)),
-        'bias': jnp.zeros(config.vocab_size),
-    }
-    return transformer.cast(config, params)
+  def init_head(key):
+    del key
+    kernel = jnp.zeros((config.vocab_size, config.width))
+    return {'q_head': {'kernel': kernel, 'bias': jnp.zeros(config.vocab_size)}}
 
-  head = lambda params: Head(**params['q_head'])
-  apply = functools.partial(transformer.apply_with_head, config, head)
-  return ModelFns(init, apply, functools.partial(transformer.init_cache, config))
+  return transformer.with_head(config, init_head, lambda params: Head(**params['q_head']))
 
 
 def all_q_values(output: ModelOutput) -> jax.Array:
   """Q of every next token, float32 [B, T, V]; used in decoding, one position at a time."""
-  hidden = output.hidden.astype(jnp.float32)
-  return jnp.einsum('btd,vd->btv', hidden, output.head.kernel) + output.head.bias
+  return transformer.linear_outputs(output)
 
 
 def q_values(output: ModelOutput, tokens: jax.Array) -> jax.Array:

@@ -11,13 +11,14 @@ are trained (see partial.py).
 
 import dataclasses
 import functools
+from collections.abc import Callable
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
 from jaxrl_llm.models import attention, configs, layers
-from jaxrl_llm.types import Head, ModelOutput
+from jaxrl_llm.types import Head, ModelFns, ModelOutput
 
 
 class Block(nn.Module):
@@ -134,11 +135,11 @@ def apply(
   if slots > config.max_length:
     # A learned position beyond the table would silently read its last row.
     raise ValueError(
-        f'max_length must be at least the {slots} slots of the sequence or cache, got '
+        f'max_length must be at least the number of slots of the sequence or cache ({slots}), got '
         f'{config.max_length}'
     )
   if cache is not None and segments is not None:
-    raise ValueError('segments must be None with a cache: a cache holds one sequence a row')
+    raise ValueError('segments must be None with a cache: a cache holds one sequence per row')
 
   x = _embed(config, params['embedder'], tokens, positions)
   rotary = _rotary(config, positions)
@@ -237,10 +238,9 @@ def _run_unrolled(config, run_block, params, x, cache, cache_index):
     for i, is_sliding in enumerate(sliding):
 
       def store(key, value, old=cache[first + i]):
-        place = lambda name, new: jax.lax.dynamic_update_slice_in_dim(
-            old[name], new, cache_index, axis=1
-        )
-        new_cache.append({'key': place('key', key), 'value': place('value', value)})
+        update = functools.partial(
+            jax.lax.dynamic_update_slice_in_dim, start_index=cache_index, axis=1)
+        new_cache.append({'key': update(old['key'], key), 'value': update(old['value'], value)})
         return new_cache[-1]['key'], new_cache[-1]['value']
 
       layer_params = jax.tree.map(lambda p: p[i], stack)  # noqa: B023
@@ -286,6 +286,35 @@ def apply_with_head(
       cache_index=cache_index, segments=segments,
   )
   return ModelOutput(layers.constrain(hidden, layers.ROWS, None, None), head(params), cache)
+
+
+def with_head(
+    config: configs.TransformerConfig,
+    init_head: Callable[[jax.Array], dict],
+    head: Callable[[dict], Head],
+) -> ModelFns:
+  """Builds a model from the trunk and a head.
+
+  Args:
+    config: validated model config.
+    init_head: key -> the head's parameters, float32, to be added to the trunk's.
+    head: parameters of the model -> its head.
+
+  Returns:
+    The model as pure functions.
+  """
+  def init_model(key):
+    return cast(config, init(config, key) | init_head(key))
+
+  return ModelFns(
+      init_model, functools.partial(apply_with_head, config, head),
+      functools.partial(init_cache, config))
+
+
+def linear_outputs(output: ModelOutput) -> jax.Array:
+  """All outputs of a small head with a bias at each position, float32 [B, T, outputs]."""
+  hidden = output.hidden.astype(jnp.float32)
+  return jnp.einsum('btd,od->bto', hidden, output.head.kernel) + output.head.bias
 
 
 def linear_head(config: configs.TransformerConfig, parameters: dict) -> Head:

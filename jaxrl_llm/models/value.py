@@ -1,7 +1,5 @@
 """A value function: the trunk with a small linear head at every position."""
 
-import functools
-
 import jax
 import jax.numpy as jnp
 
@@ -29,22 +27,17 @@ def make(config: configs.TransformerConfig, *, num_outputs: int = 1) -> ModelFns
   if num_outputs < 1:
     raise ValueError(f'num_outputs must be at least 1, got {num_outputs}')
 
-  def init(key):
-    params = transformer.init(config, key)
-    params['value_head'] = {
-        'kernel': jnp.zeros((num_outputs, config.width)), 'bias': jnp.zeros(num_outputs),
-    }
-    return transformer.cast(config, params)
+  def init_head(key):
+    del key
+    kernel = jnp.zeros((num_outputs, config.width))
+    return {'value_head': {'kernel': kernel, 'bias': jnp.zeros(num_outputs)}}
 
-  head = lambda params: Head(**params['value_head'])
-  apply = functools.partial(transformer.apply_with_head, config, head)
-  return ModelFns(init, apply, functools.partial(transformer.init_cache, config))
+  return transformer.with_head(config, init_head, lambda params: Head(**params['value_head']))
 
 
 def outputs(output: ModelOutput) -> jax.Array:
   """All outputs of the head at each position, float32 [B, T, num_outputs]."""
-  hidden = output.hidden.astype(jnp.float32)
-  return jnp.einsum('btd,od->bto', hidden, output.head.kernel) + output.head.bias
+  return transformer.linear_outputs(output)
 
 
 def values(output: ModelOutput) -> jax.Array:
