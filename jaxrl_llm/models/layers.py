@@ -192,8 +192,8 @@ def rotary_frequencies(config: configs.TransformerConfig, *, local: bool = False
     return stretched
   low, high = config.rope_low_freq_factor, config.rope_high_freq_factor
   turns = config.rope_original_length * frequency / (2 * math.pi)  # n / w
-  kept = jnp.clip((turns - low) / (high - low), 0.0, 1.0)
-  return kept * frequency + (1 - kept) * stretched
+  unscaled = jnp.clip((turns - low) / (high - low), 0.0, 1.0)
+  return unscaled * frequency + (1 - unscaled) * stretched
 
 
 def rotary_tables(positions: jax.Array, frequencies: jax.Array) -> tuple[jax.Array, jax.Array]:

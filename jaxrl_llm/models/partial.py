@@ -48,7 +48,7 @@ def split(params: Params, num_last: int) -> Params:
       embedding, which the frozen blocks read.
   """
   if 'last_layers' in params:
-    raise ValueError('the last layers of these parameters stand apart already')
+    raise ValueError('the last layers of these parameters are already split off')
   if not params.keys() & set(_HEADS):
     raise ValueError(
         'the last layers cannot be trained with a head that is tied to the embedding, which the '

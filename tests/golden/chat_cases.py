@@ -1,6 +1,6 @@
-"""The tokenizers, templates and conversations on which we are compared with transformers.
+"""Tokenizers, templates and conversations for the comparison with transformers.
 
-Each tokenizer is a directory as a model has it. Those of GPT-2 and Qwen2 are the real ones;
+Each tokenizer is a directory like that of a model. Those of GPT-2 and Qwen2 are the real ones;
 the others are tiny, with vocabularies in chat/ that make_chat_goldens.py trained. The templates
 in chat/templates/ are ours, each in the style of a family and with the Jinja that it uses.
 """
@@ -50,7 +50,7 @@ class Files:
     vocabulary: name in the directory -> file in chat/, or below the folder of real tokenizers.
     documents: name in the directory -> its JSON.
     patch: fields of tokenizer.json that differ from those of the file in chat/.
-    tokens: the added tokens of tokenizer.json, behind its vocabulary.
+    tokens: added tokens of tokenizer.json, with ids after its vocabulary.
   """
 
   vocabulary: dict[str, str]
@@ -193,7 +193,7 @@ TOKENIZERS = {
     ),
 }
 
-# Name -> (tokenizer, template, what else the template may use).
+# Name -> (tokenizer, template, other variables of the template).
 CASES: dict[str, tuple[str, str, dict[str, Any]]] = {
     'qwen25': ('qwen25', 'qwen25', {}),
     'qwen3': ('qwen3', 'qwen3', {}),
@@ -257,6 +257,7 @@ def write(name: str, directory: pathlib.Path, real: pathlib.Path | None) -> path
   for target, source in files.vocabulary.items():
     path = real / source if '/' in source else FOLDER / source
     shutil.copyfile(path, directory / target)
+
   if files.patch or files.tokens:
     tokenizer = json.loads((directory / 'tokenizer.json').read_text())
     size = len(tokenizer['model']['vocab'])
@@ -265,13 +266,14 @@ def write(name: str, directory: pathlib.Path, real: pathlib.Path | None) -> path
         {'id': size + index, **token} for index, token in enumerate(files.tokens)
     ]
     (directory / 'tokenizer.json').write_text(json.dumps(tokenizer))
+
   for target, document in files.documents.items():
     (directory / target).write_text(json.dumps(document))
   return directory
 
 
 def needs_real(name: str) -> bool:
-  """Whether a tokenizer's vocabulary is a real one."""
+  """True if a tokenizer's vocabulary is a real one."""
   return any('/' in source for source in TOKENIZERS[name].vocabulary.values())
 
 

@@ -1,7 +1,7 @@
 """Weights and inputs of the golden checkpoints, drawn from their names.
 
-NumPy's RandomState keeps its stream from version to version, so the golden files hold
-no weights: whoever knows a case's name and its tensors' shapes draws the same ones.
+The stream of NumPy's RandomState does not depend on its version, so the golden files need no
+weights: they are drawn again from a case's name and its tensors' shapes.
 """
 
 import json
@@ -11,8 +11,8 @@ import zlib
 
 import numpy as np
 
-# The spread of matrices: initialisation as libraries do it (0.02) hides most errors, since
-# attention is then flat, activations are linear, and biases and norms do nothing.
+# Standard deviation of matrices. The usual initialisation (0.02) hides most errors: attention is
+# flat, activations are linear, and biases and norms have no effect.
 SCALE = 0.3
 
 
@@ -24,10 +24,10 @@ def tensor(key: str, name: str, shape, *, norm_centre: float = 1.0) -> np.ndarra
   """One tensor of a checkpoint, float32.
 
   Args:
-    key: of the case (and, live, of the seed).
-    name: the tensor's name.
-    shape: its shape. Whatever is one-dimensional and called weight belongs to a norm.
-    norm_centre: mean of norm weights; 0 where the model adds one to them.
+    key: name of the case, and in live tests the seed.
+    name: name of the tensor.
+    shape: shape of the tensor; a one-dimensional weight belongs to a norm.
+    norm_centre: mean of norm weights; 0 if the model adds one to them.
   """
   values = SCALE * _random(key, name).standard_normal(tuple(shape))
   if len(shape) == 1 and name.endswith('weight'):
@@ -36,13 +36,13 @@ def tensor(key: str, name: str, shape, *, norm_centre: float = 1.0) -> np.ndarra
 
 
 def tensors(key: str, shapes: dict, *, norm_centre: float = 1.0) -> dict[str, np.ndarray]:
-  """All tensors of a checkpoint, by name."""
+  """Draws all tensors of a checkpoint, by name."""
   return {name: tensor(key, name, shape, norm_centre=norm_centre)
           for name, shape in shapes.items()}
 
 
 def in_shapes(key: str, weights: dict, shapes: dict, *, norm_centre: float) -> dict:
-  """Weights for other shapes: repeated where a shape differs, drawn where a tensor is new."""
+  """Weights for other shapes; tensors of another shape are repeated, new tensors are drawn."""
   drawn = tensors(key, shapes, norm_centre=norm_centre)
   return {name: np.resize(weights[name], shape) if name in weights else drawn[name]
           for name, shape in shapes.items()}
@@ -50,8 +50,8 @@ def in_shapes(key: str, weights: dict, shapes: dict, *, norm_centre: float) -> d
 
 def edited(weights: dict, edit: tuple[str, str]) -> dict:
   """Weights with tensors changed: `edit` is 'zero' or 'minus_one', and the names' regex."""
-  how, pattern = edit
-  changed = {name: value * 0 if how == 'zero' else value - 1 for name, value in weights.items()
+  kind, pattern = edit
+  changed = {name: value * 0 if kind == 'zero' else value - 1 for name, value in weights.items()
              if re.fullmatch(pattern, name)}
   if not changed:
     raise ValueError(f'{pattern} matches no tensor')
@@ -70,8 +70,8 @@ def padded(sequences, *, width: int, left: bool, fill=None):
   Args:
     sequences: lists of ids.
     width: T.
-    left: the side on which the padding stands.
-    fill: the id of the padding; None for arbitrary real ids, which must not matter.
+    left: whether the padding is on the left.
+    fill: id of the padding; None for arbitrary ids, which must have no effect.
 
   Returns:
     (tokens int32 [B, T], mask bool [B, T], positions int32 [B, T]: 0 at a row's first token).
@@ -86,18 +86,18 @@ def padded(sequences, *, width: int, left: bool, fill=None):
   return tokens, mask, np.maximum(np.cumsum(mask, axis=1) - 1, 0).astype(np.int32)
 
 
-def at_tokens(values, mask, places) -> np.ndarray:
-  """What stands at the given tokens of a padded batch.
+def at_tokens(values, mask, indices) -> np.ndarray:
+  """Values at some tokens of a padded batch.
 
   Args:
     values: [B, T, ...].
     mask: bool [B, T].
-    places: (row, number of the token in its row) pairs.
+    indices: (row, index of the token in its row) pairs.
 
   Returns:
-    [len(places), ...].
+    [len(indices), ...].
   """
-  return np.stack([np.asarray(values[row])[mask[row]][token] for row, token in places])
+  return np.stack([np.asarray(values[row])[mask[row]][token] for row, token in indices])
 
 
 def write_checkpoint(directory: pathlib.Path, fields: dict, weights: dict) -> pathlib.Path:

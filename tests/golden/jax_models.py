@@ -1,4 +1,4 @@
-"""Our side of parity: checkpoint directories, run by our models. No torch."""
+"""Runs checkpoint directories with our models, without torch."""
 
 import dataclasses
 import functools
@@ -20,8 +20,8 @@ KEY = jax.random.key(0)
 
 @functools.cache
 def records(*, encoders: bool = False) -> dict[str, dict]:
-  """The golden records by name; each with its arrays: 'golden', and 'controls' by name."""
-  found = {}
+  """Golden records by name, each with 'arrays': those of its case, '', and of its controls."""
+  all_records = {}
   for path in sorted(FOLDER.glob('*.json')):
     if (path.stem == 'bert') is encoders:
       with np.load(path.with_suffix('.npz')) as arrays:
@@ -29,12 +29,12 @@ def records(*, encoders: bool = False) -> dict[str, dict]:
           record['arrays'] = {
               key.removeprefix(record['name']).lstrip('/'): arrays[key] for key in arrays
               if key.split('/')[0] == record['name']}
-          found[record['name']] = record
-  return found
+          all_records[record['name']] = record
+  return all_records
 
 
 def reseeded(record: dict, seed: int) -> dict:
-  """The same model with other weights and tokens, for which there are no golden logits."""
+  """The same model with other weights and tokens, without golden logits."""
   key = f'{seed}/{record["name"]}'
   sequences = draws.rows(key, model_cases.LENGTHS, record['fields']['vocab_size'])
   return {**record, 'key': key, 'sequences': sequences, 'arrays': {}}
@@ -63,19 +63,19 @@ def batch(record: dict, *, left: bool):
   return draws.padded(record['sequences'], width=model_cases.WIDTH, left=left, fill=fill)
 
 
-def stored(record: dict, values: np.ndarray, mask: np.ndarray, places) -> np.ndarray:
-  """Of a model's outputs on a batch, what the golden files hold."""
-  return values if record['classifier'] else draws.at_tokens(values, mask, places)
+def stored(record: dict, values: np.ndarray, mask: np.ndarray, indices) -> np.ndarray:
+  """Selects the outputs of a model on a batch that the golden files contain."""
+  return values if record['classifier'] else draws.at_tokens(values, mask, indices)
 
 
 def file_bytes(directory: pathlib.Path) -> dict[str, bytes]:
-  """The numbers of each tensor of a directory's only file."""
+  """Data of each tensor of a directory's only file."""
   with safetensors.safe_open(directory / 'model.safetensors', 'np') as file:
     return {name: file.get_tensor(name).tobytes() for name in file.keys()}  # noqa: SIM118
 
 
 def functions(checkpoint, config=None):
-  """The model that a checkpoint's architecture asks for: a policy or a reward model."""
+  """Returns the model of a checkpoint's architecture: a policy or a reward model."""
   make = value.make if checkpoint.role == 'value' else policy.make
   return make(checkpoint.config if config is None else config)
 
@@ -94,7 +94,7 @@ def load_encoder(directory: pathlib.Path):
   return checkpoint, huggingface.load_params(checkpoint, abstract)
 
 
-# The tests compile many small models, and run each a few times.
+# The tests compile many small models and run each only a few times.
 compiled = functools.partial(jax.jit, compiler_options={'xla_backend_optimization_level': 0})
 
 
@@ -111,7 +111,7 @@ class Model:
   """A loaded model, compiled once for all batches of one shape."""
 
   def __init__(self, checkpoint, params, **changes):
-    """Fields of the config are changed by keyword."""
+    """Compiles lazily; `changes` are fields of the config."""
     self.role, self.params = checkpoint.role, params
     self.fns = functions(checkpoint, dataclasses.replace(checkpoint.config, **changes))
 
@@ -134,13 +134,13 @@ class Model:
     return np.asarray(self._run(params, tokens, mask, positions))
 
   def decoded_logits(self, tokens, mask, positions, *, prefill=1) -> np.ndarray:
-    """The same through the cache: the first `prefill` columns at once, the others one by one."""
+    """The same with a cache: the first `prefill` columns at once, the others one by one."""
     cache = self.fns.init_cache(*tokens.shape)
     pieces, start = [], 0
     for end in range(prefill, tokens.shape[1] + 1):
-      here = mask & (np.arange(tokens.shape[1]) < end)
+      valid = mask & (np.arange(tokens.shape[1]) < end)
       logits, cache = self._step(
-          self.params, tokens[:, start:end], here, positions[:, start:end], cache,
+          self.params, tokens[:, start:end], valid, positions[:, start:end], cache,
           jnp.int32(start))
       pieces.append(np.asarray(logits))
       start = end

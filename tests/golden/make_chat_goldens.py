@@ -2,10 +2,10 @@
 
   python -m tests.golden.make_chat_goldens [FOLDER_OF_THE_REAL_TOKENIZERS]
 
-It needs the extra `parity`. The vocabularies are trained on the few sentences below where they
-are missing; chat/goldens.json holds, for each tokenizer, what transformers makes of texts, and
-for each case (a template with a tokenizer) the text and ids of every conversation, with and
-without the opening of a reply.
+It needs the extra `parity`. Missing vocabularies are trained on the few sentences below.
+chat/goldens.json contains, for each tokenizer, the ids and texts of transformers, and for each
+case (a template with a tokenizer) the text and ids of every conversation, with and without the
+opening of a reply.
 """
 
 import io
@@ -28,7 +28,7 @@ _SENTENCES = (
 
 
 def train_bytes(path: pathlib.Path) -> None:
-  """A byte-level BPE that cuts as Llama 3 does, without added tokens."""
+  """Trains a byte-level BPE that splits texts like Llama 3, without added tokens."""
   from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 
   tokenizer = Tokenizer(models.BPE(ignore_merges=True))
@@ -48,7 +48,7 @@ def train_bytes(path: pathlib.Path) -> None:
 
 
 def train_words(path: pathlib.Path) -> None:
-  """A lower-casing WordPiece, as BERT's, whose file cuts and fills."""
+  """Trains a lower-casing WordPiece like BERT's, whose file sets truncation and padding."""
   from tokenizers import (
       Tokenizer,
       decoders,
@@ -76,7 +76,7 @@ def train_words(path: pathlib.Path) -> None:
 
 
 def train_pieces(path: pathlib.Path, **options) -> None:
-  """A SentencePiece BPE that leaves the text as it is and falls back to bytes."""
+  """Trains a SentencePiece BPE without normalisation, with byte fallback."""
   import sentencepiece
 
   content = io.BytesIO()
@@ -88,7 +88,7 @@ def train_pieces(path: pathlib.Path, **options) -> None:
 
 
 def convert_pieces(model: pathlib.Path, path: pathlib.Path) -> None:
-  """The tokenizer.json that was common for such a model: a space before each segment."""
+  """Writes the tokenizer.json that was common for such models: a space before each segment."""
   import sentencepiece
   from tokenizers import Tokenizer, decoders, models, normalizers
 
@@ -112,7 +112,7 @@ def convert_pieces(model: pathlib.Path, path: pathlib.Path) -> None:
 
 
 def make_vocabularies(folder: pathlib.Path) -> None:
-  """Trains what is missing."""
+  """Trains the missing vocabularies."""
   makers = {
       'bytes.json': train_bytes,
       'words.json': train_words,
@@ -130,7 +130,7 @@ def make_vocabularies(folder: pathlib.Path) -> None:
 
 
 def of_tokenizer(tokenizer) -> dict:
-  """What transformers makes of the texts, and its tokens."""
+  """Ids and decoded texts in transformers, and its special tokens."""
   ids = [tokenizer(text, add_special_tokens=False)['input_ids'] for text in chat_cases.TEXTS]
   first = tokenizer('The', add_special_tokens=False)['input_ids'][0]
   with_start = tokenizer('The')['input_ids']
@@ -145,7 +145,7 @@ def of_tokenizer(tokenizer) -> dict:
 
 
 def of_conversation(tokenizer, template: str, variables: dict, messages: list) -> dict:
-  """Text and ids; of those with the opening of a reply, only what differs."""
+  """Text and ids; of those with the opening of a reply, only the difference."""
   options = {'chat_template': template, **variables}
   try:
     texts = [
@@ -163,7 +163,7 @@ def of_conversation(tokenizer, template: str, variables: dict, messages: list) -
 
 
 def rest(first, second) -> list:
-  """[how much the second has in common with the first, what follows]."""
+  """[length of the common prefix, the rest of the second]."""
   count = 0
   while count < min(len(first), len(second)) and first[count] == second[count]:
     count += 1

@@ -2,10 +2,10 @@
 
   python -m tests.golden.make_model_goldens
 
-It needs the extra `parity`. A family's JSON file holds each case's config.json, the names and
-shapes of its tensors, its tokens, and its controls; the .npz file beside it holds the logits. The
-weights are drawn by draws.py. The script fails unless logits are spread (or no error would show),
-both sides of padding and the cached decode agree, and every control differs.
+It needs the extra `parity`. A family's JSON file contains each case's config.json, the names and
+shapes of its tensors, its tokens and its controls; the .npz file contains the logits. The weights
+are drawn by draws.py. The script fails unless logits are spread (otherwise errors would be
+hidden), both sides of padding and cached decoding agree, and every control differs.
 """
 
 import dataclasses
@@ -18,23 +18,23 @@ import numpy as np
 from tests.golden import draws, model_cases, torch_models
 
 FOLDER = pathlib.Path(__file__).parent / 'models'
-AGREEMENT = 5e-5  # Of two ways to the same logits in float32, half of what we are held to.
+AGREEMENT = 5e-5  # Of two computations of the same float32 logits; half of the tests' tolerance.
 
 
 def run(directory, case, weights, sequences, *, control=None) -> dict[str, list[np.ndarray]]:
-  """The case's logits at every real token, or a control's.
+  """Logits of a case, or of one of its controls, at every real token.
 
   Returns:
-    For each way to run it, a row's float32 [tokens, V], or [1] of a classifier: 'right' (padding
-    stands there), and of a case itself 'left', 'decoded' (through the cache), and two that are
-    wrong: 'padding' (which is attended to) and 'positions' (which count it).
+    Each row's float32 [tokens, V], or [1] of a classifier, by way of computation: 'right' (side
+    of the padding), and for a case itself 'left', 'decoded' (with a cache), and two wrong ones:
+    'padding' (which is attended to) and 'positions' (which count the padding).
   """
   fields = {**case.fields, **(control.fields if control else {})}
-  how = control.edit[0] if control and control.edit else None
-  if how in ('zero', 'minus_one'):
+  edit = control.edit[0] if control and control.edit else None
+  if edit in ('zero', 'minus_one'):
     weights = draws.edited(weights, control.edit)
   model = torch_models.load(draws.write_checkpoint(directory, fields, weights))
-  if how in ('identity', 'unscaled'):
+  if edit in ('identity', 'unscaled'):
     model = torch_models.edited(model, control.edit)
 
   def rows(batch, compute=torch_models.logits, **wrong):
@@ -47,14 +47,15 @@ def run(directory, case, weights, sequences, *, control=None) -> dict[str, list[
   left, right = padded(True), padded(False)
   if control is not None:
     return {'right': rows(right)}
-  found = {'right': rows(right), 'left': rows(left),
-           'padding': rows(left, mask=np.ones_like(left[1]))}
+
+  logits = {'right': rows(right), 'left': rows(left),
+            'padding': rows(left, mask=np.ones_like(left[1]))}
   if not case.is_classifier:
-    found['decoded'] = rows(left, torch_models.decoded_logits)
-  if case.family == 'gpt2':  # Rotary positions are relative: where they start does not matter.
+    logits['decoded'] = rows(left, torch_models.decoded_logits)
+  if case.family == 'gpt2':  # Rotary positions are relative, so that their start has no effect.
     every_slot = np.broadcast_to(np.arange(model_cases.WIDTH), left[1].shape)
-    found['positions'] = rows(left, positions=every_slot)
-  return found
+    logits['positions'] = rows(left, positions=every_slot)
+  return logits
 
 
 def gap(one, other) -> float:
@@ -62,29 +63,29 @@ def gap(one, other) -> float:
   return max(float(np.max(np.abs(a - b))) for a, b in zip(one, other, strict=True))
 
 
-def at(rows, places) -> np.ndarray:
-  """The logits to be stored: at `places`, or a classifier's [B, 1]."""
-  return np.stack([rows[row][token] for row, token in places] if rows[0].ndim > 1 else rows)
+def at(rows, indices) -> np.ndarray:
+  """The logits to store: at some (row, token) indices, or a classifier's [B, 1]."""
+  return np.stack([rows[row][token] for row, token in indices] if rows[0].ndim > 1 else rows)
 
 
 def collect(case, golden, controls, **more) -> tuple[dict, dict]:
-  """A case's record and arrays.
+  """Returns a case's record and arrays.
 
   Args:
     case: the case.
     golden: its rows of logits or hidden states.
-    controls: (name, rows, what else is recorded of it) of each control.
-    **more: of the record.
+    controls: (name, rows, other fields of its record) of each control.
+    **more: other fields of the case's record.
 
   Raises:
     AssertionError: a control does not differ.
   """
-  arrays, records = {case.name: at(golden, model_cases.PLACES)}, []
+  arrays, records = {case.name: at(golden, model_cases.STORED_INDICES)}, []
   for name, rows, control in controls:
     least, differs = control.get('least', 1e-2), gap(rows, golden)
     print(f'  {name}: {differs:.3g}')
     assert differs >= least, (case.name, name, differs)
-    arrays[f'{case.name}/{name}'] = at(rows, model_cases.CONTROL_PLACES)
+    arrays[f'{case.name}/{name}'] = at(rows, model_cases.CONTROL_INDICES)
     records.append({'name': name, 'least': least, 'differs': round(differs, 4), **control})
   record = {'name': case.name, 'fields': case.fields, 'norm_centre': case.norm_centre,
             'classifier': case.is_classifier, **more, 'controls': records}
@@ -92,18 +93,20 @@ def collect(case, golden, controls, **more) -> tuple[dict, dict]:
 
 
 def make(case, directory) -> tuple[dict, dict]:
-  """The record and the arrays of one decoder."""
+  """Returns the record and the arrays of a decoder."""
   shapes, saved = torch_models.published(case.fields)
   weights = draws.tensors(case.name, shapes, norm_centre=case.norm_centre)
   sequences = draws.rows(case.name, model_cases.LENGTHS, case.fields['vocab_size'])
-  found = run(directory, case, weights, sequences)
-  right = found['right']
+  logits = run(directory, case, weights, sequences)
+  right = logits['right']
+
   spread = float(np.std(np.concatenate(right)))
   assert np.isfinite(spread) and (spread >= 1 or case.is_classifier), (case.name, spread)
-  agreement = max(gap(found[way], right) for way in ('left', 'decoded') if way in found)
+  agreement = max(gap(logits[way], right) for way in ('left', 'decoded') if way in logits)
   assert agreement < AGREEMENT, (case.name, agreement)
-  print(f'{case.name}: standard deviation {spread:.2f}, ways agree to {agreement:.1e}')
-  controls = [(name, found[name], {}) for name in ('padding', 'positions') if name in found]
+  print(f'{case.name}: standard deviation {spread:.2f}, computations agree to {agreement:.1e}')
+
+  controls = [(name, logits[name], {}) for name in ('padding', 'positions') if name in logits]
   for control in case.controls:
     its_shapes, _ = torch_models.published({**case.fields, **control.fields})
     changed = draws.in_shapes(case.name, weights, its_shapes, norm_centre=case.norm_centre)
@@ -114,10 +117,10 @@ def make(case, directory) -> tuple[dict, dict]:
 
 
 def run_encoder(directory, case, weights, sequences, *, control=None) -> dict:
-  """The hidden states of an encoder's real tokens, a row's float32 [tokens, D].
+  """Hidden states of an encoder at its real tokens, each row's float32 [tokens, D].
 
   Returns:
-    'hidden', and 'padding': the same where padding is attended to, which is wrong.
+    'hidden', and 'padding': the same with padding attended to, which is wrong.
   """
   fields = {**case.fields, **(control.fields if control else {})}
   if control and control.edit:
@@ -130,17 +133,19 @@ def run_encoder(directory, case, weights, sequences, *, control=None) -> dict:
 
 
 def make_encoder(case, directory) -> tuple[dict, dict]:
-  """The record and the arrays of one encoder; besides hidden states, both poolings [B, D]."""
+  """Returns the record and the arrays of an encoder: hidden states and both poolings [B, D]."""
   shapes, saved = torch_models.published(case.fields)
   weights = draws.tensors(case.name, shapes)
   sequences = draws.rows(case.name, model_cases.LENGTHS, case.fields['vocab_size'])
-  found = run_encoder(directory, case, weights, sequences)
-  hidden = found['hidden']
+  states = run_encoder(directory, case, weights, sequences)
+  hidden = states['hidden']
   print(f'{case.name}: standard deviation {np.std(np.concatenate(hidden)):.2f}')
-  controls = [('padding', found['padding'], {})]
+
+  controls = [('padding', states['padding'], {})]
   for control in case.controls:
     rows = run_encoder(directory, case, weights, sequences, control=control)['hidden']
     controls.append((control.name, rows, dataclasses.asdict(control)))
+
   record, arrays = collect(
       case, hidden, controls, shapes=shapes, sequences=sequences, saved=saved)
   arrays[f'{case.name}/cls'] = np.stack([row[0] for row in hidden])

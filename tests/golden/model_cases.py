@@ -1,10 +1,9 @@
-"""The tiny checkpoints on which we are compared with transformers, option by option.
+"""Tiny checkpoints for the comparison with transformers, option by option.
 
-A case's `fields` are its config.json, in the spelling of checkpoints as they were released
-(`rope_theta`, `rope_scaling`, fields that say nothing about the numbers) or in that of
-transformers 5 (`rope_parameters`). Each control is the case with one option switched off; its
-logits must differ, or the case would not notice the option. Widths are all different, so that no
-two axes can be confused.
+A case's `fields` are its config.json, in the spelling of released checkpoints (`rope_theta`,
+`rope_scaling`, inert fields) or in that of transformers 5 (`rope_parameters`). Each control is the
+case with one option switched off; its logits must differ, or the case would not test the option.
+Widths are all different, so that no two axes can be confused.
 """
 
 import dataclasses
@@ -13,11 +12,12 @@ from typing import Any
 # Tokens per row, longer than every window and every original context below.
 LENGTHS = (24, 15, 9)
 WIDTH = 24
-DECODED = 5  # The last columns, fed one by one through the cache.
-# Where the golden logits are read: (row, token of the row).
-PLACES = ((0, 0), (0, 5), (0, 6), (0, 7), (0, 12), (0, 18), (0, 22), (0, 23), (1, 3), (1, 14),
-          (2, 4), (2, 8))
-CONTROL_PLACES = ((0, 23), (1, 14))
+DECODED = 5  # Number of last columns that are decoded one by one with a cache.
+# Indices of the stored logits: (row, token of the row).
+STORED_INDICES = (
+    (0, 0), (0, 5), (0, 6), (0, 7), (0, 12), (0, 18), (0, 22), (0, 23), (1, 3), (1, 14), (2, 4),
+    (2, 8))
+CONTROL_INDICES = ((0, 23), (1, 14))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,14 +25,14 @@ class Control:
   """One option switched off.
 
   Attributes:
-    name: of the option.
-    fields: what changes in config.json. A tensor that has another shape then is the case's
-      tensor, repeated; one that is new is drawn.
-    edit: what changes instead where config.json has no such switch: (how, regex); 'identity'
-      for modules that hand through their input, 'unscaled' for modules whose output is divided
-      by sqrt(D), 'zero' for tensors set to 0, 'minus_one' for tensors lowered by 1.
-    ours: the fields of our config that differ, with their values; {} where only tensors do.
-    least: by how much some logit must differ.
+    name: name of the option.
+    fields: changes of config.json. A tensor whose shape changes is the case's tensor, repeated; a
+      new tensor is drawn.
+    edit: (kind, regex) of changes without a field in config.json: 'identity' for modules that
+      return their input, 'unscaled' for modules whose output is divided by sqrt(D), 'zero' for
+      tensors set to 0, 'minus_one' for tensors reduced by 1.
+    ours: fields of our config that differ, with their values; {} if only tensors do.
+    least: minimum difference of some logit.
   """
 
   name: str
@@ -44,7 +44,7 @@ class Control:
 
 @dataclasses.dataclass(frozen=True)
 class Case:
-  """A checkpoint: its config.json, and what it is controlled for."""
+  """A checkpoint: its config.json and its controls."""
 
   name: str
   family: str
@@ -53,16 +53,16 @@ class Case:
 
   @property
   def norm_centre(self) -> float:
-    """The mean of norm weights: Gemma adds 1 to them."""
+    """Mean of norm weights; Gemma adds 1 to them."""
     return 0.0 if self.family.startswith('gemma') else 1.0
 
   @property
   def is_classifier(self) -> bool:
-    """Whether it gives one number a row, read at the row's last token."""
+    """True if the output is one number per row, read at the row's last token."""
     return self.fields['architectures'][0].endswith('ForSequenceClassification')
 
 
-# The fields of config.json that say how large a model is.
+# The fields of config.json that define the size of a model.
 SIZES = frozenset({
     'vocab_size', 'hidden_size', 'num_hidden_layers', 'num_attention_heads', 'intermediate_size',
     'max_position_embeddings', 'num_key_value_heads', 'head_dim', 'n_embd', 'n_layer', 'n_head',
@@ -107,7 +107,7 @@ _GPT2 = [
         'layer_norm_epsilon': 1e-5, 'model_type': 'gpt2', **_GPT2_SHAPE, **_GPT2_INERT,
     }, (
         Control('activation', {'activation_function': 'relu'}, ours={'activation': 'relu'}),
-        # The two forms of GELU are nowhere further apart than 5e-4.
+        # The two forms of GELU differ by at most 5e-4.
         Control('tanh form', {'activation_function': 'gelu'}, ours={'activation': 'gelu_exact'},
                 least=1e-3),
         Control('attention biases', edit=('zero', r'.*c_attn\.bias')),
@@ -179,8 +179,8 @@ _NEOX = [
     )),
 ]
 
-# With heads of 16 and a base of 100 the wavelengths are 6, 11, 20, 35 ... tokens. Of an original
-# context of 16 that leaves the first alone, mixes the second and stretches the others.
+# With heads of 16 and a base of 100 the wavelengths are 6, 11, 20, 35 ... tokens. For an original
+# context of 16 the first is unchanged, the second is interpolated and the others are stretched.
 _LLAMA3 = {'factor': 8.0, 'low_freq_factor': 1.0, 'high_freq_factor': 2.0,
            'original_max_position_embeddings': 16, 'rope_type': 'llama3'}
 _LLAMA = [
@@ -340,7 +340,7 @@ _POST_NORMS = Control(
     ours={'post_norms': False})
 _LOGIT_CAP = Control('logit soft-cap', {'final_logit_softcapping': None},
                      ours={'logit_softcap': 0.0})
-# 1 / sqrt(16) is what no scale at all would mean for heads of 16.
+# 1 / sqrt(16) is the default for heads of 16.
 _QUERY_SCALE = Control('query scale', {'query_pre_attn_scalar': 16}, ours={'query_scale': 0.0})
 _GEMMA2_FIELDS = {
     **_GEMMA_FIELDS, 'architectures': ['Gemma2ForCausalLM'], 'model_type': 'gemma2',

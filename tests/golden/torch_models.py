@@ -1,4 +1,4 @@
-"""The other side of parity: the same checkpoint directories, run by transformers on torch.
+"""Runs the same checkpoint directories with transformers on torch.
 
 Imported by make_model_goldens.py and by tests/parity/ only; it needs the extra `parity`.
 """
@@ -21,13 +21,13 @@ transformers.utils.logging.disable_progress_bar()
 
 
 def published(fields: dict) -> tuple[dict[str, tuple[int, ...]], dict]:
-  """What transformers writes for a config.json.
+  """Saves a model of a config.json with transformers.
 
   Args:
-    fields: of the config.json.
+    fields: fields of the config.json.
 
   Returns:
-    (shapes of the saved tensors by name, the config.json that stands beside them).
+    (shapes of the saved tensors by name, the saved config.json).
   """
   with tempfile.TemporaryDirectory() as name:
     directory = pathlib.Path(name)
@@ -45,15 +45,15 @@ def shapes_in(directory: pathlib.Path) -> dict[str, tuple[int, ...]]:
 
 
 def load(directory: pathlib.Path, architecture: str | None = None, *, missing: str = ''):
-  """A model in evaluation mode, float32, eager attention.
+  """Loads a model in evaluation mode, float32, with eager attention.
 
   Args:
-    directory: with config.json and model.safetensors.
-    architecture: class name; by default the one that config.json names.
-    missing: regular expression of the tensors that may be missing.
+    directory: directory with config.json and model.safetensors.
+    architecture: class name; by default that of config.json.
+    missing: regular expression for the tensors that may be missing.
 
   Raises:
-    AssertionError: transformers misses a tensor, or finds one that it does not know.
+    AssertionError: a tensor is missing for transformers, or unknown to it.
   """
   fields = json.loads((directory / 'config.json').read_text())
   cls = getattr(transformers, architecture or fields['architectures'][0])
@@ -65,9 +65,9 @@ def load(directory: pathlib.Path, architecture: str | None = None, *, missing: s
 
 
 def edited(model, edit: tuple[str, str]):
-  """A model with modules changed as `model_cases.Control.edit` says."""
-  how, pattern = edit
-  factor = {'identity': None, 'unscaled': model.config.hidden_size**-0.5}[how]
+  """Changes modules of a model according to `model_cases.Control.edit`."""
+  kind, pattern = edit
+  factor = {'identity': None, 'unscaled': model.config.hidden_size**-0.5}[kind]
   hook = lambda _, inputs, output: inputs[0] if factor is None else output * factor
   modules = [module for name, module in model.named_modules() if re.fullmatch(pattern, name)]
   assert modules, f'{pattern} matches no module'
@@ -90,7 +90,7 @@ def logits(model, tokens, mask, positions) -> np.ndarray:
 
 
 def decoded_logits(model, tokens, mask, positions) -> np.ndarray:
-  """The same with the last columns fed one at a time through the cache."""
+  """The same with a cache, and the last columns one at a time."""
   inputs = _tensors(tokens, mask, positions)
   width = tokens.shape[1]
   cache, pieces, start = None, [], 0
@@ -107,8 +107,8 @@ def decoded_logits(model, tokens, mask, positions) -> np.ndarray:
 
 
 def hidden_states(model, tokens, mask) -> np.ndarray:
-  """float32 [B, T, D] of an encoder, or of the one inside a language model."""
+  """float32 [B, T, D] of an encoder, or of the encoder inside a language model."""
   inputs = _tensors(tokens, mask, tokens)
-  del inputs['position_ids']  # An encoder's padding stands on the right.
+  del inputs['position_ids']  # The padding of an encoder is on the right.
   with torch.no_grad():
     return getattr(model, 'bert', model)(**inputs, return_dict=True).last_hidden_state.numpy()

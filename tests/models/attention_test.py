@@ -1,4 +1,4 @@
-"""`attend` against a loop, its own gradient against that of a plain softmax."""
+"""`attend` against a loop, and its gradient against that of a plain softmax."""
 
 import functools
 
@@ -23,7 +23,7 @@ def _inputs(*, rows=2, queries=7, slots=7, heads=4, kv_heads=2, head_dim=6, dtyp
 
 
 def _valid(rows, slots):
-  """The first row is left-padded by two slots, the others have a hole behind slot 3."""
+  """The first row is left-padded by two slots, the others have a hole after slot 3."""
   valid = np.ones((rows, slots), bool)
   valid[0, :2] = False
   valid[1:, 4] = False
@@ -31,7 +31,7 @@ def _valid(rows, slots):
 
 
 def _naive(query, key, value, query_slots, valid):
-  """Softmax attention as jax.grad differentiates it by itself."""
+  """Softmax attention, differentiated by jax.grad."""
   group = query.shape[2] // key.shape[2]
   key, value = (jnp.repeat(x, group, axis=2) for x in (key, value))
   scores = jnp.einsum('bthd,bshd->bhts', query, key) / np.sqrt(query.shape[-1])
@@ -47,7 +47,7 @@ def test_attend_equals_the_loop_with_grouped_queries_and_any_block(kv_heads, blo
   valid, slots = _valid(2, 7), np.arange(7)
   out = attention.attend(query, key, value, slots, valid, block=block)
   for row in range(2):
-    # A query on padding sees nothing; what it gives is nobody's business.
+    # A query on padding sees nothing, and its output is not used.
     real = valid[row]
     expected = witness.attend(
         query[row][real], key[row], value[row], slots[real], valid[row])
@@ -67,7 +67,7 @@ def test_attend_to_a_longer_cache_sees_slots_up_to_its_own(block):
     np.testing.assert_allclose(out[row], expected, atol=1e-5)
 
 
-def test_what_is_not_visible_has_no_influence_at_all():
+def test_invisible_slots_have_no_influence():
   query, key, value = _inputs()
   valid, slots = _valid(2, 7), jnp.arange(7)
   huge = np.where(valid[:, :, None, None], 0.0, 1e6).astype(np.float32)
@@ -75,7 +75,8 @@ def test_what_is_not_visible_has_no_influence_at_all():
   real = valid[:, :, None, None]
   np.testing.assert_array_equal(
       np.where(real, attend(key, value), 0), np.where(real, attend(key + huge, value + huge), 0))
-  # Nor has the future: a change of slot 6 reaches query 6 alone.
+
+  # The future is invisible too: a change of slot 6 reaches query 6 only.
   later = np.array(value)
   later[:, 6] += 1.0
   change = np.where(real, attend(key, later) - attend(key, value), 0)
@@ -98,6 +99,7 @@ def test_the_gradient_is_that_of_a_plain_softmax(block):
   naive = functools.partial(total, _naive)
   got = jax.jit(jax.grad(ours, argnums=(0, 1, 2)))(query, key, value)
   expected = jax.jit(jax.grad(naive, argnums=(0, 1, 2)))(query, key, value)
+
   for name, a, b in zip(('query', 'key', 'value'), got, expected):
     np.testing.assert_allclose(a, b, atol=1e-4, err_msg=name)
     assert np.abs(b).max() > 0.1
@@ -112,7 +114,7 @@ def test_the_core_passes_check_grads():
 
 
 @pytest.mark.parametrize('block', [64, 3])
-def test_a_row_without_anything_to_attend_to_stays_finite(block):
+def test_a_row_that_attends_to_nothing_is_finite(block):
   query, key, value = _inputs()
   valid = np.array([[False] * 7, [True] * 7])
 
@@ -126,13 +128,14 @@ def test_a_row_without_anything_to_attend_to_stays_finite(block):
 
 
 @pytest.mark.parametrize('block', [64, 3])
-def test_bfloat16_runs_and_is_near(block):
+def test_bfloat16_is_close_to_float32(block):
   inputs = _inputs()
   slots, valid = jnp.arange(7), np.ones((2, 7), bool)
   attend = functools.partial(attention.attend, query_slots=slots, valid=valid, block=block)
   out = attend(*(jnp.asarray(x, jnp.bfloat16) for x in inputs))
   assert out.dtype == jnp.bfloat16
   np.testing.assert_allclose(out.astype(np.float32), attend(*inputs), atol=0.05)
+
   gradient = jax.jit(jax.grad(
       lambda *x: attend(*x).astype(jnp.float32).sum(), argnums=(0, 1, 2)))
   gradients = gradient(*(jnp.asarray(x, jnp.bfloat16) for x in inputs))
@@ -143,7 +146,7 @@ def test_bfloat16_runs_and_is_near(block):
 
 
 def _sizes(jaxpr):
-  """The number of elements of every array that a jaxpr computes, inner jaxprs included."""
+  """Yields the number of elements of every array that a jaxpr computes, including inner jaxprs."""
   for equation in jaxpr.eqns:
     yield from (np.prod(out.aval.shape, dtype=int) for out in equation.outvars)
     for param in jax.tree.leaves(
@@ -153,8 +156,8 @@ def _sizes(jaxpr):
         yield from _sizes(inner)
 
 
-@pytest.mark.parametrize('block, keeps_scores', [(8, False), (64, True)])
-def test_blocks_keep_no_array_of_queries_times_keys(block, keeps_scores):
+@pytest.mark.parametrize('block, stores_scores', [(8, False), (64, True)])
+def test_blocks_store_no_array_of_queries_times_keys(block, stores_scores):
   query, key, value = _inputs(rows=1, queries=64, slots=64, heads=2, kv_heads=2, head_dim=4)
 
   def total(*inputs):
@@ -162,4 +165,4 @@ def test_blocks_keep_no_array_of_queries_times_keys(block, keeps_scores):
     return jnp.sum(jnp.square(out))
 
   jaxpr = jax.make_jaxpr(jax.grad(total, argnums=(0, 1, 2)))(query, key, value)
-  assert (max(_sizes(jaxpr.jaxpr)) >= 2 * 64 * 64) == keeps_scores
+  assert (max(_sizes(jaxpr.jaxpr)) >= 2 * 64 * 64) == stores_scores

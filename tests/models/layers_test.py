@@ -54,7 +54,7 @@ def test_rotary_positions_equal_the_witness():
   np.testing.assert_allclose(out[0, :2], x[0, :2], atol=1e-6)  # Position 0 turns nothing.
 
 
-def test_rotation_keeps_norms_and_products_depend_on_the_distance_only():
+def test_rotation_preserves_norms_and_products_depend_only_on_the_distance():
   rng = np.random.default_rng(0)
   query, key = rng.standard_normal((2, 1, 6, 1, 8)).astype(np.float32)
   near, far = np.arange(6)[None], np.arange(6)[None] + 57
@@ -84,7 +84,7 @@ def test_constrain_does_nothing_without_a_mesh():
   assert layers.constrain(x, layers.ROWS, 'tensor') is x
 
 
-def test_constrain_pins_what_divides_and_leaves_the_rest():
+def test_constrain_skips_dimensions_that_are_not_divisible():
   mesh = jax.make_mesh(
       (2, 2, 2), ('data', 'fsdp', 'tensor'), axis_types=(jax.sharding.AxisType.Auto,) * 3)
   with jax.set_mesh(mesh):

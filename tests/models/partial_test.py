@@ -1,4 +1,4 @@
-"""The last blocks apart: the same network, there and back bit for bit."""
+"""Separate last blocks: the same network, and `join` inverts `split` bit for bit."""
 
 import dataclasses
 
@@ -51,7 +51,7 @@ def test_the_network_is_the_same():
   np.testing.assert_allclose(score(partial.split(params, 2)), score(params), rtol=0, atol=1e-5)
 
 
-def test_make_puts_apart_what_is_drawn():
+def test_make_splits_the_drawn_parameters():
   params = _params()
   made = partial.make(MODEL._replace(init=lambda key: params), 3)
   _assert_identical(made.init(jax.random.key(0)), partial.split(params, 3))
@@ -61,18 +61,18 @@ def test_make_puts_apart_what_is_drawn():
 def test_core_7_7_a_frozen_branch_is_a_reference_like_a_copy():
   params, score = _params(), _scorer()
   split = partial.split(params, 2)
-  kept = partial.branch(split)
-  assert kept.keys() == {'last_layers', 'final_norm', 'head'}
-  # What is kept shares no buffer with what is trained, which a step donates.
-  assert not {id(leaf) for leaf in jax.tree.leaves(kept)} & {
+  frozen = partial.branch(split)
+  assert frozen.keys() == {'last_layers', 'final_norm', 'head'}
+  # The branch shares no buffer with the trained parameters, which a step donates.
+  assert not {id(leaf) for leaf in jax.tree.leaves(frozen)} & {
       id(leaf) for leaf in jax.tree.leaves(split)}
-  trained = {**split, **jax.tree.map(lambda leaf: 1.1 * leaf, kept)}
+  trained = {**split, **jax.tree.map(lambda leaf: 1.1 * leaf, frozen)}
   expected = score(jax.tree.map(jnp.copy, params))
-  np.testing.assert_allclose(score({**trained, **kept}), expected, rtol=0, atol=1e-5)
+  np.testing.assert_allclose(score({**trained, **frozen}), expected, rtol=0, atol=1e-5)
   assert np.abs(score(trained) - expected).max() > 1e-2
 
 
-def test_what_is_trained_is_what_stands_apart():
+def test_exactly_the_separate_parameters_are_trained():
   models = {'policy': MODEL, 'value': value.make(SHAPE), 'q': q_function.make(SHAPE)}
   abstract = {role: jax.eval_shape(partial.make(model, 1).init, jax.random.key(0))
               for role, model in models.items()}
@@ -85,17 +85,17 @@ def test_what_is_trained_is_what_stands_apart():
 
 
 @pytest.mark.parametrize('num_last', [0, -1, 4, 5])
-def test_the_number_of_layers_must_leave_some_on_either_side(num_last):
+def test_num_last_out_of_range_is_an_error(num_last):
   with pytest.raises(ValueError, match=rf'must be in \[1, 3\] for a model of 4, got {num_last}'):
     partial.split(_params(), num_last)
 
 
-def test_layers_are_split_once():
-  with pytest.raises(ValueError, match='stand apart already'):
+def test_layers_cannot_be_split_twice():
+  with pytest.raises(ValueError, match='are already split off'):
     partial.split(partial.split(_params(), 1), 1)
 
 
-def test_a_tied_head_is_refused_and_can_be_untied():
+def test_a_tied_head_is_rejected_and_can_be_untied():
   params = _params(TIED)
   with pytest.raises(ValueError, match='tied to the embedding.*tie_embeddings=False') as error:
     partial.split(params, 1)

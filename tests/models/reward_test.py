@@ -1,4 +1,4 @@
-"""Reward models read the last real token, wherever the padding stands."""
+"""Reward models read the last real token, on either side of the padding."""
 
 import jax
 import numpy as np
@@ -40,7 +40,7 @@ def test_the_reward_is_that_of_the_row_alone(side):
     np.testing.assert_allclose(rewards, alone, atol=1e-5)
 
 
-def test_the_place_is_the_last_valid_one_even_behind_a_hole():
+def test_the_last_valid_position_is_read_even_after_a_hole():
   valid = np.array([[1, 0, 1, 0, 0, 0, 0], [0] * 6 + [1], [0] * 7], bool)
   tokens = np.arange(21, dtype=np.int32).reshape(3, 7) % 11
   positions = np.broadcast_to(np.arange(7, dtype=np.int32), (3, 7))

@@ -6,7 +6,7 @@ from jaxrl_llm.types import STOPPED, Rollouts
 
 
 def draw(vocab_size: int, *, prompts: int = 8, slots: int = 6) -> Rollouts:
-  """Random prompts and responses, one a prompt, neither with any meaning."""
+  """Random prompts with one random response each."""
   rng = np.random.default_rng(0)
   lengths = rng.integers(1, slots + 1, (prompts, 1)).astype(np.int32)
   mask = (np.arange(slots) < lengths[..., None]).astype(np.float32)

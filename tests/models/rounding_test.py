@@ -1,4 +1,4 @@
-"""bfloat16 is rounded where the model says so, not where the compiler finds it convenient."""
+"""bfloat16 is rounded where the model rounds it, and the compiler cannot remove the rounding."""
 
 import dataclasses
 import functools
@@ -34,7 +34,7 @@ FAMILIES = {
         'sliding_window': 5, 'layer_pattern': 'sf', 'scan_unroll': 1,
     },
 }
-# Primitives that compute nothing, or whose contents are looked at.
+# Primitives that compute nothing, or whose inner jaxprs are inspected.
 MOVES = frozenset({
     'broadcast_in_dim', 'checkpoint', 'concatenate', 'custom_jvp_call', 'custom_vjp_call',
     'dynamic_slice', 'dynamic_update_slice', 'gather', 'jit', 'pad', 'pjit', 'remat2', 'reshape',
@@ -50,21 +50,21 @@ def make(family: str, rank: int = 0, **changes) -> ModelFns:
 
 
 def is_rounding(equation) -> bool:
-  """Whether it is a call of `layers.rounded`."""
+  """True for a call of `layers.rounded`."""
   inner = jax.core.jaxprs_in_params(equation.params)
   return equation.primitive.name == 'custom_jvp_call' and any(
       step.primitive.name == 'reduce_precision' for jaxpr in inner for step in jaxpr.eqns)
 
 
 def unrounded(jaxpr) -> list[str]:
-  """Results in bfloat16 that the compiler may keep in float32, as text."""
-  found, previous = [], None
+  """Returns results in bfloat16 that the compiler may keep in float32, as text."""
+  results, previous = [], None
   for equation in jaxpr.eqns:
     before, previous = previous, equation.primitive.name
     if is_rounding(equation):
       continue
     for inner in jax.core.jaxprs_in_params(equation.params):
-      found += unrounded(inner)
+      results += unrounded(inner)
 
     name, result = equation.primitive.name, equation.outvars[0]
     if getattr(result.aval, 'dtype', None) != jnp.bfloat16 or not result.aval.ndim:
@@ -73,14 +73,14 @@ def unrounded(jaxpr) -> list[str]:
     is_rounded_next = name == 'dot_general' and all(map(is_rounding, readers))
     is_reduced = name == 'convert_element_type' and before == 'reduce_precision'
     if name not in MOVES and not is_rounded_next and not is_reduced:
-      found.append(str(equation))
-  return found
+      results.append(str(equation))
+  return results
 
 
 @pytest.mark.parametrize('rank', [0, 2])
 @pytest.mark.parametrize('family', FAMILIES)
 def test_every_bfloat16_result_is_rounded(family, rank):
-  """In scoring, and in a decoding step with a cache; only traced, so for every device."""
+  """In scoring and in a decoding step with a cache; traced only, hence on any device."""
   model, data = make(family, rank), rollouts.draw(SHAPE.vocab_size)
   params = jax.eval_shape(model.init, jax.random.key(0))
 
@@ -96,7 +96,7 @@ def test_every_bfloat16_result_is_rounded(family, rank):
     assert not unrounded(traced)
 
 
-def test_float32_is_not_touched():
+def test_float32_is_not_rounded():
   model = make('llama', rank=2, compute_dtype='float32')
   params = jax.eval_shape(model.init, jax.random.key(0))
   score = lambda params: scoring.score(model, params, rollouts.draw(SHAPE.vocab_size))[0].sum()

@@ -1,4 +1,4 @@
-"""The trunk: against NumPy, under padding, with a cache, unrolled, rematerialised, sharded."""
+"""The trunk against NumPy: with padding, a cache, unrolling, rematerialisation and meshes."""
 
 import dataclasses
 import functools
@@ -24,13 +24,11 @@ UNTIED = dataclasses.replace(
     LLAMA, tie_embeddings=False, head_bias=True, attention_bias=True, rope_theta=50.0,
     norm_epsilon=0.01, head_dim=6,
 )
-
-
 NEOX = dataclasses.replace(
     GPT, positions='rope', rope_fraction=0.5, parallel_residual=True, activation='gelu_exact',
     tie_embeddings=False,
 )
-# Sliding layers of two tokens (fewer than the rows have) with frequencies of their own.
+# Sliding layers with a window of two tokens (shorter than the rows) and their own frequencies.
 GEMMA = dataclasses.replace(
     LLAMA, num_layers=3, norm='rms_plus_one', post_norms=True, qk_norm=True, activation='geglu',
     embedding_scale=True, query_scale=0.3, attention_softcap=2.0, logit_softcap=5.0,
@@ -77,12 +75,12 @@ def _logits(output):
 
 
 @pytest.mark.parametrize('name', FAMILIES)
-def test_forward_equals_the_witness_whatever_the_padding(name):
+def test_forward_equals_the_witness_for_any_padding(name):
   config, _, params, apply = _model(name)
   rows = _rows()
   expected = [witness.forward(config, params, row)[1] for row in rows]
   random_filler = np.random.default_rng(5).integers(0, 13, (3, 9))
-  # A sliding window counts slots: padding between tokens would take room in it.
+  # A sliding window counts slots, including padding between tokens.
   for side in ('left', 'right') + (('between',) if not config.sliding_window else ()):
     for filler in (0, 12, random_filler):
       tokens, positions, valid = _padded(rows, side, filler)
@@ -93,7 +91,7 @@ def test_forward_equals_the_witness_whatever_the_padding(name):
         np.testing.assert_allclose(logits[i][valid[i]], expected[i], atol=1e-5 * scale)
 
 
-def test_the_gradient_does_not_see_padding():
+def test_the_gradient_does_not_depend_on_padding():
   _, _, params, apply = _model('llama')
   rows = _rows()
 
@@ -105,7 +103,7 @@ def test_the_gradient_does_not_see_padding():
 
   def of(side, filler):
     tokens, positions, valid = _padded(rows, side, filler)
-    # Each real token keeps its weight wherever it stands.
+    # The weight of a real token does not depend on its slot.
     weights = np.zeros((3, 9, 1), np.float32)
     for i, row in enumerate(rows):
       weights[i, valid[i], 0] = np.arange(1, len(row) + 1)
@@ -134,7 +132,7 @@ def test_cached_decode_equals_the_full_forward(name, scan_unroll, stacked):
   cache = model.init_cache(3, 13)
   assert isinstance(cache, dict) == stacked
   step = jax.jit(model.apply)
-  # The slots that are written later may already be marked: nothing looks ahead.
+  # Slots that are written later may be valid already, since attention is causal.
   hidden = []
   for start, stop in ((0, 5), (5, 10), (10, 11), (11, 12), (12, 13)):
     output = step(
@@ -142,6 +140,7 @@ def test_cached_decode_equals_the_full_forward(name, scan_unroll, stacked):
         cache=cache, cache_index=jnp.int32(start))
     cache = output.cache
     hidden.append(output.hidden)
+
   scale = np.abs(full).max()
   np.testing.assert_allclose(
       np.concatenate(hidden, axis=1)[valid], np.asarray(full)[valid], atol=1e-4 * scale)
@@ -158,17 +157,19 @@ def test_packed_segments_do_not_see_each_other(name, attention_block):
   tokens = np.concatenate([*rows, [3, 3]])[None].astype(np.int32)
   positions = np.concatenate([np.arange(n) for n in (7, 4, 1, 2)])[None]
   segments = np.repeat([1, 2, 3, 0], [7, 4, 1, 2])[None]
+
   logits = _logits(apply(
       params, tokens, positions=positions, valid=segments > 0, segments=segments))[0]
   for start, row in zip((0, 7, 11), expected):
     np.testing.assert_allclose(
         logits[start : start + len(row)], row, atol=1e-5 * np.abs(row).max())
+
   # Without segments the second sequence sees the first.
   blurred = _logits(apply(params, tokens, positions=positions, valid=segments > 0))[0]
   assert np.abs(blurred[7:11] - logits[7:11]).max() > 0.01
 
 
-def test_segments_with_a_cache_are_refused():
+def test_segments_with_a_cache_are_rejected():
   _, model, params, _ = _model('llama')
   tokens = np.zeros((1, 2), np.int32)
   with pytest.raises(ValueError, match='segments must be None with a cache'):
@@ -179,17 +180,19 @@ def test_segments_with_a_cache_are_refused():
 
 @pytest.mark.parametrize('name', ['llama', 'gemma'])
 @pytest.mark.parametrize('scan_unroll', [0, 1])
-def test_the_last_layers_may_stand_apart(name, scan_unroll):
+def test_the_last_layers_may_be_a_separate_stack(name, scan_unroll):
   config, _, params, _ = _model(name)
   model = policy.make(dataclasses.replace(config, scan_unroll=scan_unroll))
   cut = config.num_layers - 1
   part = lambda *where: jax.tree.map(lambda leaf: leaf[slice(*where)], params['layers'])
   apart = {**params, 'layers': part(None, cut), 'last_layers': part(cut, None)}
+
   tokens, positions, valid = _padded(_rows(), 'left', 0)
   apply = jax.jit(model.apply)
   whole = apply(params, tokens, positions=positions, valid=valid)
   split = apply(apart, tokens, positions=positions, valid=valid)
   np.testing.assert_allclose(split.hidden, whole.hidden, atol=1e-5)
+
   with_cache = lambda p: apply(
       p, tokens, positions=positions, valid=valid, cache=model.init_cache(3, 9),
       cache_index=jnp.int32(0))
@@ -198,7 +201,7 @@ def test_the_last_layers_may_stand_apart(name, scan_unroll):
   jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), one.cache, two.cache)
 
 
-def test_adapters_beside_kernels_are_added_without_a_merged_weight():
+def test_adapters_equal_merged_weights():
   config, model, params, apply = _model('untied')
   rng = np.random.default_rng(3)
   adapted, merged = jax.tree.map(lambda x: x, (params, params))
@@ -208,9 +211,11 @@ def test_adapters_beside_kernels_are_added_without_a_merged_weight():
     a, b = rng.normal(size=(layers_, inputs, 2)), rng.normal(size=(layers_, 2, outputs))
     adapted['layers'][path[0]][path[1]] = {**old, 'lora_a': a, 'lora_b': b}
     merged['layers'][path[0]][path[1]] = {**old, 'kernel': old['kernel'] + a @ b}
+
   a, b = rng.normal(size=(2, config.width)), rng.normal(size=(config.vocab_size, 2))
   adapted['head'] = {**params['head'], 'lora_a': a, 'lora_b': b}
   merged['head'] = {**params['head'], 'kernel': params['head']['kernel'] + b @ a}
+
   tokens, positions, valid = _padded(_rows(), 'left', 0)
   of = lambda p: _logits(apply(p, tokens, positions=positions, valid=valid))[valid]
   np.testing.assert_allclose(of(adapted), of(merged), atol=1e-4 * np.abs(of(merged)).max())
@@ -250,8 +255,8 @@ def test_unrolling_and_rematerialisation_change_neither_loss_nor_gradients(remat
     np.testing.assert_allclose(a, b, atol=1e-5 * largest)
 
 
-def _kept_for_backward(remat):
-  """How many numbers the backward pass is handed."""
+def _num_residuals(remat):
+  """Number of elements stored for the backward pass."""
   config = dataclasses.replace(LLAMA, remat=remat, scan_unroll=1)
   params = jax.eval_shape(functools.partial(transformer.init, config), jax.random.key(0))
   tokens, positions, valid = _padded(_rows(), 'left', 0)
@@ -260,8 +265,8 @@ def _kept_for_backward(remat):
   return sum(np.prod(leaf.shape, dtype=int) for leaf in jax.tree.leaves(backward))
 
 
-def test_rematerialisation_keeps_less():
-  assert _kept_for_backward('full') < _kept_for_backward('dots') < _kept_for_backward('none')
+def test_rematerialisation_stores_less():
+  assert _num_residuals('full') < _num_residuals('dots') < _num_residuals('none')
 
 
 @pytest.mark.parametrize('scan_unroll, grows', [(1, False), (0, True)])
@@ -290,7 +295,7 @@ def test_with_unroll_one_the_program_does_not_grow_with_the_depth(scan_unroll, g
 
 @pytest.mark.parametrize('changes', [{}, {'num_kv_heads': 1, 'scan_unroll': 1}])
 def test_a_mesh_changes_nothing(changes):
-  # 4 kv heads split over 2 'tensor' devices; one kv head cannot be, and is left whole.
+  # Two kv heads are split over 2 'tensor' devices; a single kv head is replicated.
   config = dataclasses.replace(LLAMA, vocab_size=16, **changes)
   model = policy.make(config)
   params = witness.draw_params(model)
@@ -304,11 +309,13 @@ def test_a_mesh_changes_nothing(changes):
 
   step = lambda: jax.jit(jax.value_and_grad(loss, has_aux=True))
   (expected_loss, expected), expected_gradients = step()(params)
+
   mesh = jax.make_mesh(
       (2, 2, 2), ('data', 'fsdp', 'tensor'), axis_types=(jax.sharding.AxisType.Auto,) * 3)
   with jax.set_mesh(mesh):
     lowered = step().lower(params).as_text()
     (loss_value, hidden), gradients = step()(params)
+
   assert 'sharding_constraint' in lowered
   assert len(hidden.sharding.device_set) == 8
   np.testing.assert_allclose(loss_value, expected_loss, rtol=1e-5)
@@ -318,12 +325,13 @@ def test_a_mesh_changes_nothing(changes):
     np.testing.assert_allclose(a, b, atol=1e-5 * largest)
 
 
-def test_bfloat16_is_near_float32_and_the_parameters_stay_float32():
+def test_bfloat16_is_close_to_float32_and_the_parameters_stay_float32():
   config, _, params, apply = _model('llama')
   low = policy.make(dataclasses.replace(config, compute_dtype='bfloat16'))
   drawn = jax.eval_shape(low.init, jax.random.key(0))
   assert {leaf.dtype for leaf in jax.tree.leaves(drawn)} == {jnp.dtype('float32')}
   assert jax.tree.leaves(low.init_cache(1, 2))[0].dtype == jnp.bfloat16
+
   tokens, positions, valid = _padded(_rows(), 'left', 0)
   exact = apply(params, tokens, positions=positions, valid=valid).hidden
   rounded = jax.jit(low.apply)(params, tokens, positions=positions, valid=valid).hidden
@@ -340,6 +348,7 @@ def test_initial_blocks_differ_and_logits_have_unit_scale():
   for path, leaf in jax.tree_util.tree_leaves_with_path(params['layers']):
     if path[-1].key == 'kernel':
       assert np.abs(leaf[0] - leaf[1]).max() > 0.01, path
+
   tokens = np.arange(200, dtype=np.int32).reshape(20, 10)
   positions = np.broadcast_to(np.arange(10, dtype=np.int32), (20, 10))
   output = jax.jit(model.apply)(

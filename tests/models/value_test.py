@@ -40,7 +40,7 @@ def test_outputs_are_the_head_of_the_hidden_states_in_float32():
   assert value.outputs(output).dtype == jnp.float32
 
 
-def test_training_leaves_zero():
+def test_training_moves_the_values_away_from_zero():
   # With a zero kernel the first step moves the head alone; the second reaches the trunk.
   model = value.make(CONFIG)
   params = jax.jit(model.init)(jax.random.key(0))

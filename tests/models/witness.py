@@ -1,4 +1,4 @@
-"""A decoder in plain NumPy loops, float64: what the models are compared with.
+"""A reference decoder in plain NumPy loops, float64.
 
 One row, no padding, no cache, one head at a time. Slow and obvious on purpose.
 """
@@ -24,17 +24,18 @@ def normalise(config, params, x):
 
 
 def linear(params, x):
-  """Takes x [T, in] through a kernel [in, out] and a bias where there is one."""
+  """Applies a kernel [in, out] and a bias, if there is one, to x [T, in]."""
   return x @ params['kernel'] + params.get('bias', 0.0)
 
 
 def rotate(vector, position, theta, config=None):
-  """Turns (v_i, v_{i + r/2}) by the angle position · f_i, pair by pair; the rest stays.
+  """Rotates the pairs (v_i, v_{i + r/2}) by the angles position · f_i; the rest is unchanged.
 
-  f_i = θ^(-2i/r), stretched as the config's rope_scaling says; r dimensions are turned.
+  f_i = θ^(-2i/r), stretched according to the config's rope_scaling; r dimensions are rotated.
   """
   size = len(vector) if config is None else int(len(vector) * config.rope_fraction)
   out = np.array(vector)
+
   for i in range(size // 2):
     frequency = theta ** (-2 * i / size)
     if config is not None and config.rope_scaling == 'linear':
@@ -45,8 +46,9 @@ def rotate(vector, position, theta, config=None):
       if turns < low:
         frequency /= config.rope_factor
       elif turns <= high:
-        kept = (turns - low) / (high - low)
-        frequency = kept * frequency + (1 - kept) * frequency / config.rope_factor
+        share = (turns - low) / (high - low)
+        frequency = share * frequency + (1 - share) * frequency / config.rope_factor
+
     angle = position * frequency
     turn = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
     out[[i, i + size // 2]] = turn @ vector[[i, i + size // 2]]
@@ -58,21 +60,24 @@ def attend(query, key, value, query_slots, valid, *, window=None, scale=None, so
   """Causal attention of one sequence: [T, H, h], [S, KV, h], [S, KV, h] -> [T, H, h]."""
   num_queries, num_heads, head_dim = query.shape
   group = num_heads // key.shape[1]
+  factor = 1 / np.sqrt(head_dim) if scale is None else scale
   out = np.zeros((num_queries, num_heads, head_dim))
+
   for t in range(num_queries):
+    visible = [s for s in range(len(key)) if s <= query_slots[t] and valid[s]]
+    if window is not None:
+      visible = [s for s in visible if query_slots[t] - s < window]
+    if segments is not None:
+      visible = [s for s in visible if segments[s] == segments[query_slots[t]]]
+
     for head in range(num_heads):
-      seen = [s for s in range(len(key)) if s <= query_slots[t] and valid[s]]
-      if window is not None:
-        seen = [s for s in seen if query_slots[t] - s < window]
-      if segments is not None:
-        seen = [s for s in seen if segments[s] == segments[query_slots[t]]]
-      factor = 1 / np.sqrt(head_dim) if scale is None else scale
-      scores = np.array([query[t, head] @ key[s, head // group] * factor for s in seen])
+      scores = np.array([query[t, head] @ key[s, head // group] * factor for s in visible])
       if softcap:
         scores = softcap * np.tanh(scores / softcap)
       weights = np.exp(scores - scores.max())
       weights /= weights.sum()
-      out[t, head] = sum(w * value[s, head // group] for w, s in zip(weights, seen))
+      out[t, head] = sum(w * value[s, head // group] for w, s in zip(weights, visible))
+
   return out
 
 
@@ -81,6 +86,7 @@ def feed_forward(config, params, x):
   sigmoid = lambda y: 1 / (1 + np.exp(-y))
   tanh_gelu = lambda y: 0.5 * y * (1 + np.tanh(np.sqrt(2 / np.pi) * (y + 0.044715 * y**3)))
   up = linear(params['up'], x)
+
   if config.activation == 'swiglu':
     gate = linear(params['gate'], x)
     hidden = gate * sigmoid(gate) * up
@@ -101,9 +107,11 @@ def mix(config, params, x, *, sliding):
   query = split(linear(params['query'], x), config.num_heads)
   key = split(linear(params['key'], x), config.num_kv_heads)
   value = split(linear(params['value'], x), config.num_kv_heads)
+
   if config.qk_norm:
     query = np.array([normalise(config, params['query_norm'], heads) for heads in query])
     key = np.array([normalise(config, params['key_norm'], heads) for heads in key])
+
   if config.positions == 'rope':
     local = sliding and config.rope_local_theta
     theta = config.rope_local_theta if local else config.rope_theta
@@ -111,6 +119,7 @@ def mix(config, params, x, *, sliding):
     turn = lambda y: np.array(
         [[rotate(head, t, theta, scaled) for head in heads] for t, heads in enumerate(y)])
     query, key = turn(query), turn(key)
+
   out = attend(
       query, key, value, np.arange(len(x)), np.ones(len(x), bool),
       window=config.sliding_window if sliding else None, scale=config.query_scale or None,
@@ -119,7 +128,7 @@ def mix(config, params, x, *, sliding):
 
 
 def forward(config, params, tokens):
-  """Hidden states [T, D] after the last norm and logits [T, V] of one row of tokens [T]."""
+  """Returns hidden states [T, D] after the last norm and logits [T, V] of tokens [T]."""
   params = jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), params)
   embedder = params['embedder']
   x = embedder['embedding'][tokens]
@@ -127,10 +136,12 @@ def forward(config, params, tokens):
     x = x + embedder['position_embedding'][: len(tokens)]
   if config.embedding_scale:
     x = x * np.sqrt(config.width)
+
   for i in range(config.num_layers):
     layer = jax.tree.map(lambda leaf, i=i: leaf[i], params['layers'])
     norm = lambda name, y: normalise(config, layer[name], y)  # noqa: B023
     after = lambda name, y: norm(name, y) if config.post_norms else y  # noqa: B023
+
     sliding = config.layer_pattern and config.layer_pattern[i % len(config.layer_pattern)] == 's'
     mixed = mix(config, layer['attention'], norm('attention_norm', x), sliding=sliding)
     before = x
@@ -138,6 +149,7 @@ def forward(config, params, tokens):
     y = feed_forward(
         config, layer['mlp'], norm('mlp_norm', before if config.parallel_residual else x))
     x = x + after('mlp_post_norm', y)
+
   hidden = normalise(config, params['final_norm'], x)
   kernel = embedder['embedding'] if config.tie_embeddings else params['head']['kernel']
   logits = hidden @ kernel.T + params.get('head', {}).get('bias', 0.0)
@@ -146,15 +158,15 @@ def forward(config, params, tokens):
 
 
 def draw_params(model, seed=0):
-  """Parameters of a model's shapes, norm scales and biases included, large enough to matter.
+  """Random parameters of a model, including norm scales and biases, large enough to matter.
 
-  Nothing of the model's own initialiser is run, which would cost a second a model.
+  The model's initialiser is not run, which would take a second per model.
   """
   return randomise(jax.eval_shape(model.init, jax.random.key(0)), seed)
 
 
 def randomise(params, seed=0):
-  """Every leaf (an array or its shape) drawn anew."""
+  """Draws every leaf (an array or its shape) again."""
   rng = np.random.default_rng(seed)
 
   def draw(path, leaf):

@@ -22,8 +22,8 @@ def test_hidden_states(name, tmp_path):
   checkpoint, params = jax_models.load_encoder(tmp_path)
   tokens, mask, _ = jax_models.batch(record, left=False)
   expected = torch_models.hidden_states(torch_models.load(tmp_path), tokens, mask)
-  found = np.asarray(encoder.make(checkpoint.config).hidden(params, tokens, mask))
-  assert np.max(np.abs(found - expected)[mask]) <= 1e-4, SEED
+  hidden = np.asarray(encoder.make(checkpoint.config).hidden(params, tokens, mask))
+  assert np.max(np.abs(hidden - expected)[mask]) <= 1e-4, SEED
 
 
 @pytest.mark.parametrize('name', RECORDS)
@@ -34,10 +34,10 @@ def test_transformers_loads_what_we_save(name, tmp_path):
   checkpoint, params = jax_models.load_encoder(theirs)
   sentence_encoder.save(
       tmp_path / 'ours', checkpoint.config, params, fields=checkpoint.fields)
-  # The pooler is not ours: transformers draws a new one.
+  # We save no pooler, so that transformers draws a new one.
   model = torch_models.load(tmp_path / 'ours', 'AutoModel', missing=r'pooler\..*')
   assert type(model).__name__ == 'BertModel'
   tokens, mask, _ = jax_models.batch(record, left=False)
   expected = torch_models.hidden_states(torch_models.load(theirs), tokens, mask)
-  found = torch_models.hidden_states(model, tokens, mask)
-  assert np.max(np.abs(found - expected)[mask]) <= 1e-6, SEED
+  hidden = torch_models.hidden_states(model, tokens, mask)
+  assert np.max(np.abs(hidden - expected)[mask]) <= 1e-6, SEED

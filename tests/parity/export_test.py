@@ -1,4 +1,4 @@
-"""Exported folders in transformers, live: the same ids, and the special ids of the run."""
+"""Exported directories in transformers, live: the same ids, and the special ids of the run."""
 
 import random
 import re
@@ -18,7 +18,7 @@ from tests.parity import tokenizers_test
 
 
 def export(tokenizer_dir, tmp_path, model_type, *, stop_tokens=None):
-  """A run from scratch as transformers reads it: (our tokenizer, theirs, the folder)."""
+  """Exports a run from scratch; returns (our tokenizer, theirs, the directory)."""
   tokenizer = tokenizers.load_tokenizer(tokenizer_dir, stop_tokens=stop_tokens)
   gpt2 = dict(norm='layer', norm_epsilon=1e-5, positions='learned', activation='gelu',
               num_kv_heads=2, output_bias=True, mlp_bias=True)
@@ -27,10 +27,12 @@ def export(tokenizer_dir, tmp_path, model_type, *, stop_tokens=None):
       'num_kv_heads': 1, 'head_dim': 4, 'mlp_width': 16, 'max_length': 32,
       'attention_bias': model_type in ('gpt2', 'qwen2'),
       **(gpt2 if model_type == 'gpt2' else {})})
+
   checkpoints.save_params(
       tmp_path / 'ours', policy.make(config).init(jax.random.key(0)),
       {**checkpoint_sources.identity(
           tokenizer.fingerprint, config), **checkpoint_sources.about_tokenizer(tokenizer)})
+
   values = flags.FlagValues()
   convert.define_flags(values)
   values(['convert', f'--from={tmp_path / "ours"}', f'--to={tmp_path / "out"}',
@@ -40,7 +42,7 @@ def export(tokenizer_dir, tmp_path, model_type, *, stop_tokens=None):
 
 
 def assert_same_ids(ours, theirs, *, plain=False):
-  """On texts of anything; on `plain` ones no space stands first, and no character is rare."""
+  """Compares ids on random texts; `plain` texts have no leading space and no rare character."""
   generator = random.Random(tokenizers_test.SEED)
   random_texts = (tokenizers_test._text(generator) for _ in range(500))
   again = tokenizers.load_tokenizer(theirs.name_or_path)
@@ -65,8 +67,9 @@ def test_two_files_of_bytes(name, model_type, data_dir, tmp_path):
   assert (theirs.pad_token_id, theirs.bos_token_id) == (ours.pad_id, None)
   model = transformers.AutoModelForCausalLM.from_pretrained(folder)
   stops = list(ours.stop_ids) if len(ours.stop_ids) > 1 else ours.stop_ids[0]
-  for said in (model.config, model.generation_config):
-    assert (said.eos_token_id, said.pad_token_id, said.bos_token_id) == (stops, ours.pad_id, None)
+  for config in (model.config, model.generation_config):
+    ids = (config.eos_token_id, config.pad_token_id, config.bos_token_id)
+    assert ids == (stops, ours.pad_id, None)
 
 
 def test_other_stop_ids(data_dir, tmp_path):
@@ -78,7 +81,7 @@ def test_other_stop_ids(data_dir, tmp_path):
 
 
 @pytest.mark.parametrize('name', ['llama3', 'llama2', 'old_files', 'gpt2'])
-def test_what_has_names_of_its_own(name, data_dir, tmp_path):
+def test_tokenizers_with_their_own_token_names(name, data_dir, tmp_path):
   folder = chat_cases.write(name, tmp_path / 'in', data_dir / 'tokenizers')
   for path in folder.glob('generation_config.json'):
     path.unlink()

@@ -1,7 +1,7 @@
 """Our decoders against transformers, live: on fresh weights and tokens, and after saving.
 
-The cases are those of tests/golden/model_cases.py. JAXRL_LLM_PARITY_SEED, by default the date,
-draws the weights; it stands in the names of the tests.
+The cases are those of tests/golden/model_cases.py. The seed of the weights is
+JAXRL_LLM_PARITY_SEED, by default the date; the names of the tests contain it.
 """
 
 import datetime
@@ -50,10 +50,10 @@ def test_logits(record, tmp_path):
       prefill = model_cases.WIDTH - model_cases.DECODED
       for scan_unroll in (0, 1):  # The cache is a tuple of layers, or a stack.
         model = jax_models.Model(*jax_models.load(directory), scan_unroll=scan_unroll)
-        found = model.decoded_logits(*batch, prefill=prefill)
-        assert _gap(record, found, expected, batch[1]) <= TOLERANCE
-        assert _gap(record, found, torch_models.decoded_logits(theirs, *batch), batch[1]) <= (
-            TOLERANCE)
+        decoded = model.decoded_logits(*batch, prefill=prefill)
+        assert _gap(record, decoded, expected, batch[1]) <= TOLERANCE
+        their_decoded = torch_models.decoded_logits(theirs, *batch)
+        assert _gap(record, decoded, their_decoded, batch[1]) <= TOLERANCE
 
 
 @pytest.mark.parametrize(
@@ -65,8 +65,8 @@ def test_logits_with_an_option_switched_off(record, control, tmp_path):
       jax_models.control_weights(record, control))
   batch = jax_models.batch(record, left=False)
   expected = torch_models.logits(torch_models.load(directory), *batch)
-  found = jax_models.Model(*jax_models.load(directory), scan_unroll=1).logits(*batch)
-  assert _gap(record, found, expected, batch[1]) <= TOLERANCE
+  logits = jax_models.Model(*jax_models.load(directory), scan_unroll=1).logits(*batch)
+  assert _gap(record, logits, expected, batch[1]) <= TOLERANCE
 
 
 @each_case
@@ -81,8 +81,8 @@ def test_transformers_loads_what_we_save(record, with_fields, tmp_path):
   kind = 'SequenceClassification' if record['classifier'] else 'CausalLM'
   batch = jax_models.batch(record, left=False)
   expected = torch_models.logits(torch_models.load(tmp_path / 'theirs'), *batch)
-  # Both as its class is named in config.json and as transformers finds it; `load` fails where
-  # a tensor is missing or too many.
+  # By the class in config.json and by the automatic one; `load` fails if tensors are missing or
+  # unknown.
   for architecture in (None, f'AutoModelFor{kind}'):
     model = torch_models.load(tmp_path / 'ours', architecture)
     assert type(model).__name__ == record['fields']['architectures'][0]
@@ -90,7 +90,7 @@ def test_transformers_loads_what_we_save(record, with_fields, tmp_path):
 
 
 @each_case
-def test_transformers_own_checkpoint_is_read_alike(record, tmp_path):
+def test_a_checkpoint_of_transformers_gives_the_same_parameters(record, tmp_path):
   theirs = torch_models.load(_write(tmp_path / 'ours', record))
   theirs.save_pretrained(tmp_path / 'theirs')
   one, other = (jax_models.load(tmp_path / name) for name in ('ours', 'theirs'))
@@ -105,7 +105,7 @@ FIRST = {record['fields']['model_type']: record for record in reversed(RECORDS.v
 
 
 def _other(value):
-  """Another value of the same type; None where there is no obvious one."""
+  """Another value of the same type; None if there is no obvious one."""
   if isinstance(value, bool):
     return not value
   if isinstance(value, (int, float)):
@@ -114,7 +114,7 @@ def _other(value):
 
 
 def _reads(directory, fields):
-  """Our config, or None where it is refused."""
+  """Our config, or None if the fields are rejected."""
   (directory / 'config.json').write_text(json.dumps(fields))
   try:
     return huggingface.read_config(directory).config
@@ -123,7 +123,7 @@ def _reads(directory, fields):
 
 
 @pytest.mark.parametrize('model_type', FIRST)
-def test_a_field_that_we_take_for_inert_is_inert(model_type, tmp_path):
+def test_fields_treated_as_inert_are_inert(model_type, tmp_path):
   record = FIRST[model_type]
   batch = jax_models.batch(record, left=False)
   _write(tmp_path, record)
@@ -132,20 +132,22 @@ def test_a_field_that_we_take_for_inert_is_inert(model_type, tmp_path):
   meaning = _reads(tmp_path, fields)
   assert meaning is not None
   expected = torch_models.logits(torch_models.load(tmp_path), *batch)
+
   inert, offences = [], []
   for field, value in fields.items():
     other = None if field == 'return_dict' else _other(value)  # How a call returns its results.
     if other is not None and _reads(tmp_path, {**fields, field: other}) == meaning:
       inert.append(field)
       try:
-        found = torch_models.logits(torch_models.load(tmp_path), *batch)
+        logits = torch_models.logits(torch_models.load(tmp_path), *batch)
       except Exception as error:
         offences.append((field, other, error))
         continue
-      # One changes where attention is rounded, by as much as the processor's order of sums does.
+      # This field changes the rounding of attention.
       bound = 1e-4 if field == 'reorder_and_upcast_attn' else 1e-6
-      if _gap(record, found, expected, batch[1]) > bound:
+      if _gap(record, logits, expected, batch[1]) > bound:
         offences.append((field, other))
+
   assert 'initializer_range' in inert
   assert not offences
 

@@ -1,6 +1,6 @@
 """Adapters against PEFT, live: it loads what we save, and we load what it saves.
 
-The models are those of tests/golden/model_cases.py, the weights new ones each day.
+The models are those of tests/golden/model_cases.py; the weights are drawn from the date.
 """
 
 import datetime
@@ -39,7 +39,7 @@ def _loaded(record, directory):
 
 
 def _assert_same(record, theirs, checkpoint, params, lora_config):
-  """Logits of their adapted model and ours, and that the adapters do something."""
+  """Compares the logits of both adapted models, and checks that the adapters change them."""
   model = lora.make(policy.make(checkpoint.config), lora_config)
   tokens, mask, positions = batch = jax_models.batch(record, left=True)
 
@@ -66,11 +66,11 @@ def test_peft_loads_what_we_save(record, name, tmp_path):
   peft.save(tmp_path / 'adapters', adapters, CONFIGS[name], checkpoint.config,
             model_type=checkpoint.model_type, base=str(tmp_path / 'base'))
   adapted = their_peft.PeftModel.from_pretrained(theirs, tmp_path / 'adapters')
-  # Every tensor has found its place: its numbers are there again.
-  found = their_peft.get_peft_model_state_dict(adapted)
+  # Every tensor was loaded.
+  loaded = their_peft.get_peft_model_state_dict(adapted)
   for tensor, values in safetensors.torch.load_file(
       tmp_path / 'adapters' / 'adapter_model.safetensors').items():
-    assert torch.equal(found[tensor], values), tensor
+    assert torch.equal(loaded[tensor], values), tensor
   _assert_same(
       record, adapted, checkpoint, {'base': base, 'adapters': adapters}, CONFIGS[name])
 

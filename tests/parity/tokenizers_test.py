@@ -9,7 +9,7 @@ import transformers
 from jaxrl_llm.data import chat_templates, tokenizers
 from tests.golden import chat_cases, make_chat_goldens
 
-# Each run sees other texts; the number is in the report of a failure, and can be given.
+# Each run draws other texts; a failure shows the seed.
 SEED = int(os.environ.get('JAXRL_LLM_PARITY_SEED', random.SystemRandom().randrange(2**32)))
 _PARTS = (
     'the', ' answer', 'Größe', ' ', '  ', '\n', '\n\n', '\t', "'s", '12', ' 345', '6789.', '?!',
@@ -24,15 +24,15 @@ _PARTS = (
 def both(data_dir, tmp_path_factory):
   """Name -> (ours, theirs, the directory)."""
   folder = tmp_path_factory.mktemp('tokenizers')
-  found = {}
+  pairs = {}
   for name in chat_cases.TOKENIZERS:
     directory = chat_cases.write(name, folder / name, data_dir / 'tokenizers')
-    found[name] = (
+    pairs[name] = (
         tokenizers.load_tokenizer(directory),
         transformers.AutoTokenizer.from_pretrained(directory),
         directory,
     )
-  return found
+  return pairs
 
 
 def _text(rng):
@@ -63,7 +63,7 @@ def test_ids_texts_and_roles(name, both):
   for text in [*chat_cases.TEXTS, *(_text(rng) for _ in range(500))]:
     ids = theirs(text, add_special_tokens=False)['input_ids']
     assert ours.encode(text) == ids, (SEED, text)
-    # What an unknown piece stands for leaves a trace in ours.
+    # Our decoding of an unknown piece is not empty.
     if theirs.unk_token_id not in ids or theirs.unk_token_id in (*ours.stop_ids, ours.pad_id):
       assert ours.decode(ids) == theirs.decode(ids, skip_special_tokens=True), (SEED, text)
   assert ours.vocab_size == len(theirs)
@@ -73,7 +73,7 @@ def test_ids_texts_and_roles(name, both):
 
 
 @pytest.mark.parametrize('name', chat_cases.TOKENIZERS)
-def test_what_transformers_saves(name, both, tmp_path):
+def test_tokenizers_saved_by_transformers(name, both, tmp_path):
   before, theirs, _ = both[name]
   theirs.save_pretrained(tmp_path)
   ours = tokenizers.load_tokenizer(tmp_path)
@@ -96,6 +96,7 @@ def test_conversations(name, both):
   template = chat_templates.ChatTemplate(template.source, {**template.variables, **variables})
   named = {key: token for key, token in theirs.special_tokens_map.items() if key != 'pad_token'}
   assert named.items() <= template.variables.items()
+
   rng = random.Random(SEED)
   accepted = []
   for messages in [*chat_cases.CONVERSATIONS.values(), *(_messages(rng) for _ in range(100))]:
@@ -105,6 +106,7 @@ def test_conversations(name, both):
         template.render(messages)
     else:
       accepted.append((messages, expected))
+
   for prompt in (False, True):
     texts = template.render_many([m for m, _ in accepted], add_generation_prompt=prompt)
     for text, (messages, expected) in zip(texts, accepted):

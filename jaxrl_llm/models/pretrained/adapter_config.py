@@ -73,8 +73,8 @@ class AdapterConfig(NamedTuple):
     if self.layers is None or named:  # A full name matches in any layer.
       return ''
     lists = self.layers_pattern or (r'[^.]*',)
-    found = (re.match(rf'.*\.(?:{pattern})\.(?P<layer>\d+)\.', name) for pattern in lists)
-    layer = next((int(match['layer']) for match in found if match), None)
+    matches = (re.match(rf'.*\.(?:{pattern})\.(?P<layer>\d+)\.', name) for pattern in lists)
+    layer = next((int(match['layer']) for match in matches if match), None)
     return '' if layer in self.layers else f'layers_to_transform is {sorted(self.layers)}'
 
   @property
@@ -132,7 +132,7 @@ def read(path: pathlib.Path, *, num_layers: int) -> AdapterConfig:
     raise ValueError(f'{path} cannot be read: {error}') from error
 
   if not isinstance(fields, dict):
-    raise ValueError(f'{path} must hold a JSON object, got a {type(fields).__name__}')
+    raise ValueError(f'{path} must contain a JSON object, got a {type(fields).__name__}')
 
   def require(condition: bool, field: str, rule: str) -> None:
     if not condition:
@@ -147,7 +147,7 @@ def read(path: pathlib.Path, *, num_layers: int) -> AdapterConfig:
   require(start in _STARTS, 'init_lora_weights', f'one of {_STARTS}')
 
   for field in sorted(fields.keys() - _USED - _INERT):
-    require(not fields[field], field, 'off: it is not supported')
+    require(not fields[field], field, 'off, as it is not supported')
 
   layers, layers_pattern = _read_layers(fields, num_layers, path)
   return AdapterConfig(
@@ -187,7 +187,7 @@ def _read_pattern(
     rule = f'{field} must have regular expressions as names, got {pattern!r}'
     _check_expression(_ending(pattern), rule, path)
     if not _is_number(number, kinds):
-      raise ValueError(f'{field} must hold {numbers}, got {number!r} of {pattern!r} ({path})')
+      raise ValueError(f'{field} must contain {numbers}, got {number!r} for {pattern!r} ({path})')
   return patterns
 
 
@@ -218,7 +218,7 @@ def _read_layers(
     raise ValueError(f'layers_pattern must be a name or a list of names, got {lists!r} ({path})')
 
   for pattern in lists:
-    rule = f'layers_pattern must hold regular expressions, got {pattern!r}'
+    rule = f'layers_pattern must contain regular expressions, got {pattern!r}'
     _check_expression(pattern, rule, path)
 
   if layers is None or layers == []:

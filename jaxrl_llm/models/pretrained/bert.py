@@ -59,7 +59,6 @@ def read_config(fields: Mapping[str, Any]) -> encoder.EncoderConfig:
 
 def write_config(config: encoder.EncoderConfig, model_type: str) -> dict[str, Any]:
   """Converts an encoder config to a config.json."""
-  activations = {'gelu': 'gelu_new', 'gelu_exact': 'gelu', 'relu': 'relu'}
   return {
       'model_type': model_type,
       'vocab_size': config.vocab_size,
@@ -70,7 +69,7 @@ def write_config(config: encoder.EncoderConfig, model_type: str) -> dict[str, An
       'max_position_embeddings': config.max_length,
       'type_vocab_size': config.type_vocab_size,
       'layer_norm_eps': config.norm_epsilon,
-      'hidden_act': activations[config.activation],
+      'hidden_act': config_fields.WRITTEN_ACTIVATIONS[config.activation],
       'position_embedding_type': 'absolute',
   }
 

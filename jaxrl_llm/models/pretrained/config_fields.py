@@ -52,11 +52,12 @@ _ONLY = {
 }
 _REQUIRED = object()
 
-# Names of activation functions in config.json, and our names.
+# Names of activation functions in config.json, and our names; the names that are written.
 PLAIN_ACTIVATIONS = {
     'gelu': 'gelu_exact', 'gelu_new': 'gelu', 'gelu_pytorch_tanh': 'gelu', 'gelu_fast': 'gelu',
     'relu': 'relu',
 }
+WRITTEN_ACTIVATIONS = {'gelu': 'gelu_new', 'gelu_exact': 'gelu', 'relu': 'relu'}
 GATED_ACTIVATIONS = {
     'silu': 'swiglu', 'swish': 'swiglu', 'gelu_pytorch_tanh': 'geglu', 'gelu_new': 'geglu',
 }
@@ -162,8 +163,8 @@ class Fields:
     for field, value in self._left.items():
       if field not in INERT and field not in inert:
         raise ValueError(
-            f'{self.name}: field {field!r} ({value!r}) is not known: if it does not change what '
-            'the model computes, take it out of the file'
+            f'{self.name}: unknown field {field!r} ({value!r}): if it does not change what the '
+            'model computes, remove it from the file'
         )
 
 
@@ -203,7 +204,7 @@ def read_layers(
   if 's' not in letters:
     return {'sliding_window': 0, 'layer_pattern': ''}
   if window is None:
-    raise ValueError(f'{fields.name}: layer_types has sliding layers and there is no window')
+    raise ValueError(f'{fields.name}: layer_types has sliding layers, but there is no window')
 
   repeats = lambda size: all(letters[i] == letters[i % size] for i in range(len(letters)))
   size = next(size for size in range(1, len(letters) + 1) if repeats(size))

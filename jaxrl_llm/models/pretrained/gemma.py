@@ -68,7 +68,7 @@ def _read_gemma3(given: config_fields.Fields, sizes: dict[str, Any]) -> dict[str
 
   nested = given.take('rope_parameters', {})
   if unknown := set(nested) - {'sliding_attention', 'full_attention'}:
-    raise ValueError(f'{given.name}: rope_parameters has the unknown part {min(unknown)!r}')
+    raise ValueError(f'{given.name}: rope_parameters has an unknown part {min(unknown)!r}')
 
   nested = config_fields.Fields(nested, name=f'{given.name}, rope_parameters')
   local_rope, full_rope = (

@@ -34,7 +34,7 @@ def read_config(fields: Mapping[str, Any]) -> configs.TransformerConfig:
 
   if num_heads < 1 or width % num_heads:
     raise ValueError(
-        f'{given.name}: n_embd must be a multiple of n_head ({num_heads}), got {width}'
+        f'{given.name}: n_embd must be divisible by n_head ({num_heads}), got {width}'
     )
 
   mlp_width = given.take('n_inner', 4 * width)
@@ -77,7 +77,7 @@ def read_config(fields: Mapping[str, Any]) -> configs.TransformerConfig:
 
 def write_config(config: configs.TransformerConfig, model_type: str) -> dict[str, Any]:
   """Converts a model config to a config.json; raises ValueError if the family cannot express it."""
-  activations = {'gelu': 'gelu_new', 'gelu_exact': 'gelu', 'relu': 'relu'}
+  activation = config_fields.WRITTEN_ACTIVATIONS.get(config.activation, 'gelu_new')
   fields = {
       'model_type': model_type,
       'vocab_size': config.vocab_size,
@@ -88,7 +88,7 @@ def write_config(config: configs.TransformerConfig, model_type: str) -> dict[str
       'n_positions': config.max_length,
       'layer_norm_epsilon': config.norm_epsilon,
       'scale_attn_weights': config.query_scale != 1.0,
-      'activation_function': activations.get(config.activation, 'gelu_new'),
+      'activation_function': activation,
       'tie_word_embeddings': config.tie_embeddings,
   }
   config_fields.check_expressed(config, read_config(fields), model_type)

@@ -31,7 +31,7 @@ def read_config(fields: Mapping[str, Any]) -> configs.TransformerConfig:
   num_heads = given.take('num_attention_heads', kind=int)
   if num_heads < 1 or width % num_heads:
     raise ValueError(
-        f'{given.name}: hidden_size must be a multiple of num_attention_heads ({num_heads}), got '
+        f'{given.name}: hidden_size must be divisible by num_attention_heads ({num_heads}), got '
         f'{width}'
     )
 
@@ -82,7 +82,7 @@ def _read_rope(given: config_fields.Fields, max_length: int) -> dict[str, Any]:
 
 def write_config(config: configs.TransformerConfig, model_type: str) -> dict[str, Any]:
   """Converts a model config to a config.json; raises ValueError if the family cannot express it."""
-  activations = {'gelu': 'gelu_new', 'gelu_exact': 'gelu', 'relu': 'relu'}
+  activation = config_fields.WRITTEN_ACTIVATIONS.get(config.activation, 'gelu')
   fields = {
       'model_type': model_type,
       'vocab_size': config.vocab_size,
@@ -93,7 +93,7 @@ def write_config(config: configs.TransformerConfig, model_type: str) -> dict[str
       'max_position_embeddings': config.max_length,
       'layer_norm_eps': config.norm_epsilon,
       'use_parallel_residual': config.parallel_residual,
-      'hidden_act': activations.get(config.activation, 'gelu'),
+      'hidden_act': activation,
       'tie_word_embeddings': config.tie_embeddings,
       'attention_bias': config.attention_bias,
       'rotary_pct': config.rope_fraction,

@@ -99,7 +99,7 @@ def read_config(directory: str | os.PathLike) -> Checkpoint:
   directory = pathlib.Path(directory)
   path = directory / 'config.json'
   if not path.is_file():
-    raise ValueError(f'a checkpoint must be a folder with a config.json, got {str(directory)!r}')
+    raise ValueError(f'not a checkpoint directory, which has a config.json: {str(directory)!r}')
 
   try:
     fields = json.loads(path.read_bytes())
@@ -107,10 +107,10 @@ def read_config(directory: str | os.PathLike) -> Checkpoint:
     raise ValueError(f'{path} is damaged: {error}') from error
 
   if not isinstance(fields, dict):
-    raise ValueError(f'{path} must hold a JSON object, got a {type(fields).__name__}')
+    raise ValueError(f'{path} must contain a JSON object, got a {type(fields).__name__}')
   if fields.pop('quantization_config', None):
     raise ValueError(
-        f'{path} has a quantization_config: quantised weights cannot be read; take the '
+        f'{path} has a quantization_config: quantised weights are not supported; use the '
         'checkpoint in float32, float16 or bfloat16')
 
   try:
@@ -152,7 +152,7 @@ def _architecture(family: ModuleType, model_type: str, names: Any) -> tuple[str,
   known = [name for name in family.ARCHITECTURES if _is_of(name, model_type)]
   if not isinstance(names, list) or names[0] not in known:
     raise ValueError(
-        f'architectures must be one of {", ".join(known)} where model_type is {model_type!r}, got '
+        f'architectures must be one of {", ".join(known)} if model_type is {model_type!r}, got '
         f'{names!r}')
   return names[0], family.ARCHITECTURES[names[0]]
 
@@ -189,30 +189,30 @@ def load_params(
   wanted = mapping.flatten(abstract_params)
   has_prefix = any(name.startswith(family.PREFIX) for name in reader.tensors)
   prefix = family.PREFIX if has_prefix else ''
-  entries, left_behind = _choose_entries(checkpoint, family, wanted)
+  entries, skipped = _choose_entries(checkpoint, family, wanted)
   entries = _as_named(mapping.with_prefix(entries, prefix), family, reader)
 
   if _is_tied(checkpoint.config):
     embedding = next(e.theirs for e in entries if e.ours == ('embedder/embedding',))
-    left_behind += _check_tied_head(checkpoint, family, reader, embedding)
+    skipped += _check_tied_head(checkpoint, family, reader, embedding)
     if 'head/kernel' in wanted:  # An untied head, initialised to the embedding.
       entries.append(mapping.same(embedding, 'head/kernel'))
 
   elsewhere = mapping.uncovered(entries, abstract_params)
   loaded = mapping.unflatten({path: wanted[path] for path in wanted if path not in elsewhere})
   mapping.check(
-      entries, reader, loaded, ignored=(*family.IGNORED, *left_behind), prefix=prefix)
+      entries, reader, loaded, ignored=(*family.IGNORED, *skipped), prefix=prefix)
   given = mapping.flatten(fresh or {})
   if checkpoint.role == 'value' and 'value_head/bias' in wanted:
     given['value_head/bias'] = np.zeros(wanted['value_head/bias'].shape, np.float32)
 
-  found = {path: _take(path, wanted[path], given, checkpoint) for path in elsewhere}
+  params = {path: _take(path, wanted[path], given, checkpoint) for path in elsewhere}
   for path, parameter in mapping.load(entries, reader, loaded):
-    found[path] = parameter
+    params[path] = parameter
     if progress is not None:
       progress(path, parameter.nbytes)
 
-  return mapping.unflatten({path: found[path] for path in wanted})
+  return mapping.unflatten({path: params[path] for path in wanted})
 
 
 def _choose_entries(
@@ -227,8 +227,8 @@ def _choose_entries(
   used = [entry for entry in heads if wanted.keys() & set(entry.ours)]
   # A tree with another head does not need theirs. A tree without any head would lose it silently.
   has_head = any(path.split('/')[0] in _HEADS for path in wanted)
-  left_behind = [re.escape(e.theirs) for e in heads if has_head and e not in used]
-  return [entry for entry in entries if not in_head(entry)] + used, left_behind
+  skipped = [re.escape(e.theirs) for e in heads if has_head and e not in used]
+  return [entry for entry in entries if not in_head(entry)] + used, skipped
 
 
 def _as_named(
@@ -261,8 +261,7 @@ def _check_tied_head(
     if embedding in reader and not _are_equal(reader[name], reader[embedding]):
       raise ValueError(
           f'tensor {name} in {reader.tensors[name].file} differs from {embedding}, to which '
-          'config.json ties it: set "tie_word_embeddings": false there if the head is one of its '
-          'own')
+          'config.json ties it: set "tie_word_embeddings": false if the head is a separate matrix')
   return [re.escape(name) for name in heads]
 
 
@@ -278,7 +277,7 @@ def _take(
   """Takes a parameter that the checkpoint lacks from `given`."""
   if path not in given:
     raise ValueError(
-        f'parameter {path} of the model is not in {checkpoint.directory}, which holds a '
+        f'parameter {path} of the model is not in {checkpoint.directory}, which contains a '
         f'{checkpoint.architecture or checkpoint.model_type}')
   if given[path].shape != leaf.shape:
     raise ValueError(
@@ -384,8 +383,8 @@ def _without_bias(params: Any) -> Any:
   if bias.any():
     raise ValueError(
         f'value_head/bias must be 0 to be saved, got {bias.tolist()}: the head of a sequence '
-        'classifier in transformers has none; rewards that are only compared do not need it, so '
-        'set it to 0, or keep the Orbax checkpoint')
+        'classifier in transformers has no bias; set it to 0 if rewards are only compared, or keep '
+        'the Orbax checkpoint')
   return {**params, 'value_head': head}
 
 
@@ -399,7 +398,7 @@ def _labels(number: int, fields: Mapping[str, Any]) -> dict[str, Any]:
 
 def _tokenizer_files(directory: str | os.PathLike) -> list[pathlib.Path]:
   directory = pathlib.Path(directory)
-  found = [path for pattern in TOKENIZER_FILES for path in sorted(directory.glob(pattern))]
-  if not found:
-    raise ValueError(f'tokenizer_from must be a folder with tokenizer files, got {directory}')
-  return found
+  paths = [path for pattern in TOKENIZER_FILES for path in sorted(directory.glob(pattern))]
+  if not paths:
+    raise ValueError(f'tokenizer_from must be a directory with tokenizer files, got {directory}')
+  return paths

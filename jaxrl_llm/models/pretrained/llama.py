@@ -51,8 +51,8 @@ def _read_mistral(given: config_fields.Fields, num_layers: int) -> dict[str, Any
   layers = config_fields.read_layers(given, num_layers, window=window, default=[True] * num_layers)
   if layers['layer_pattern'] != ('' if window is None else 's'):
     raise ValueError(
-        f'{given.name}: layer_types must be sliding_attention in every layer where '
-        f'sliding_window is given ({window}): in Mistral it is that of all layers'
+        f'{given.name}: layer_types must be sliding_attention in every layer if sliding_window is '
+        f'given ({window}): in Mistral it applies to all layers'
     )
   return layers
 

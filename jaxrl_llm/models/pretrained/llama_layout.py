@@ -42,8 +42,8 @@ def read_sizes(
   head_dim = fields.take('head_dim', head_dim, kind=int)
   if head_dim is None:
     raise ValueError(
-        f'{fields.name}: hidden_size must be a multiple of num_attention_heads ({num_heads}) where '
-        f'head_dim is not given, got {width}'
+        f'{fields.name}: hidden_size must be divisible by num_attention_heads ({num_heads}) if '
+        f'head_dim is absent, got {width}'
     )
 
   if num_kv_heads is None or 'num_key_value_heads' in fields:

@@ -128,7 +128,7 @@ def _expand(entries: Sequence[Entry], leaves: Mapping[str, Any]) -> Iterator[_Ex
     layers = {path: stack.layers for path, stack in zip(entry.ours, stacks)}
     if len(set(layers.values())) > 1:
       counted = ', '.join(f'{number} of {path}' for path, number in layers.items())
-      raise ValueError(f'{entry.theirs} is made of as many layers of each, got {counted}')
+      raise ValueError(f'{entry.theirs} needs the same number of layers of each, got {counted}')
     if stacks[0].layers:
       # One broadcast byte: a join that only rearranges views costs nothing.
       seen = [np.broadcast_to(np.int8(0), stack.shape) for stack in stacks]
@@ -202,7 +202,7 @@ def check(
 
   if unknown:
     file = reader.tensors[unknown[0]].file
-    raise ValueError(f'tensor {unknown[0]} in {file} has no place in the model{_more(unknown)}')
+    raise ValueError(f'tensor {unknown[0]} in {file} is not used by the model{_more(unknown)}')
 
 
 def _more(names: Sequence[str]) -> str:
@@ -228,17 +228,18 @@ def load(
     (path, parameter), once it is on its devices.
   """
   leaves = flatten(abstract)
-  places = {path: (entry, part) for entry in entries for part, path in enumerate(entry.ours)}
+  sources = {path: (entry, part) for entry in entries for part, path in enumerate(entry.ours)}
   for path, leaf in leaves.items():
     path_of_all = _path_of_all(path)
-    if path_of_all in places:
+    if path_of_all in sources:
       # If a tree has both, `last_layers` follow `layers`.
       before = leaves[path_of_all].shape[0] if path != path_of_all and path_of_all in leaves else 0
-      entry, part = places[path_of_all]
-      yield path, place(leaf, functools.partial(_read, reader, entry, part, before, leaf.dtype))
+      entry, part = sources[path_of_all]
+      read = functools.partial(_read, reader, entry, part, before, leaf.dtype)
+      yield path, device_array(leaf, read)
 
 
-def place(
+def device_array(
     leaf: jax.ShapeDtypeStruct, read: Callable[[tuple[slice, ...]], np.ndarray]
 ) -> jax.Array:
   """Builds an array from the parts that `read` returns, one part on the host at a time.
@@ -271,9 +272,9 @@ def _unaligned(array: np.ndarray) -> np.ndarray:
   """
   if array.ctypes.data % 64:
     return array
-  room = np.empty(array.nbytes + 128, np.uint8)
-  start = -room.ctypes.data % 64 + array.itemsize
-  out = room[start : start + array.nbytes].view(array.dtype).reshape(array.shape)
+  buffer = np.empty(array.nbytes + 128, np.uint8)
+  start = -buffer.ctypes.data % 64 + array.itemsize
+  out = buffer[start : start + array.nbytes].view(array.dtype).reshape(array.shape)
   out[...] = array
   return out
 
@@ -319,13 +320,16 @@ def tensors(
     ValueError: a parameter has no entry, or an entry lacks a parameter; the message names it.
   """
   dtype, leaves = jnp.dtype(dtype), flatten(params)
-  left = uncovered(entries, params)
-  if left:
-    raise ValueError(f'parameter {left[0]} has no place in the checkpoint{_more(left)}')
-  there = {_path_of_all(path) for path in leaves}
-  left = [path for entry in entries for path in entry.ours if path not in there]
-  if left:
-    raise ValueError(f'parameter {left[0]} is needed for the checkpoint{_more(left)}')
+  unknown = uncovered(entries, params)
+  if unknown:
+    raise ValueError(
+        f'parameter {unknown[0]} is not part of the checkpoint format{_more(unknown)}')
+
+  present = {_path_of_all(path) for path in leaves}
+  missing = [path for entry in entries for path in entry.ours if path not in present]
+  if missing:
+    raise ValueError(f'parameter {missing[0]} is needed for the checkpoint{_more(missing)}')
+
   for tensor in _expand(entries, leaves):
     yield weights.NewTensor(
         tensor.name, tensor.shape, dtype, functools.partial(tensor.array, dtype))

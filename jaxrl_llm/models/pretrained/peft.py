@@ -104,7 +104,7 @@ def save(
   from safetensors import numpy as safetensors_numpy
 
   if 'last_layers' in adapters:
-    raise ValueError('the layers of these adapters stand apart: join them first (partial.join)')
+    raise ValueError('the last layers of these adapters are split off: join them (partial.join)')
 
   leaves = {path: np.asarray(leaf, np.float32) for path, leaf in mapping.flatten(adapters).items()}
   left = {path.rpartition('/')[0] for path in leaves}
@@ -167,7 +167,7 @@ def load(
   path = directory / _TENSORS
   tensors = _read_tensors(path)
   if not tensors:
-    raise ValueError(f'{path} holds no adapter')
+    raise ValueError(f'{path} contains no adapter')
 
   _check_no_embedding(fields, model_type, config)
 
@@ -175,15 +175,15 @@ def load(
   alpha = fields.alpha * (rank**0.5 if fields.rank_stabilised else 1.0)
   leaves: dict[str, np.ndarray] = {}
   for module in _modules(model_type, config):
-    found = _take_layers(tensors, module, fields, alpha / rank, path)
-    if found:
-      leaves |= _split(module, found, rank)
+    pairs = _take_layers(tensors, module, fields, alpha / rank, path)
+    if pairs:
+      leaves |= _split(module, pairs, rank)
       _drop_base_layer(tensors, module)
 
   if tensors:
-    raise ValueError(f'tensor {min(tensors)} in {path} has no place in the model')
+    raise ValueError(f'tensor {min(tensors)} in {path} is not used by the model')
   if not leaves:
-    raise ValueError(f'{path} holds no adapter')
+    raise ValueError(f'{path} contains no adapter')
 
   targets = {leaf.rpartition('/')[0].removeprefix('layers/') for leaf in leaves}
   return lora.LoraConfig(rank, alpha, '|'.join(sorted(targets))), mapping.unflatten(leaves)
@@ -200,8 +200,8 @@ def _check_no_embedding(
     name = entry.theirs.removesuffix('.weight')
     if entry.ours[0].startswith('embedder/') and not fields.excluded_by(name):
       raise ValueError(
-          f'target_modules must not name the embedding {name}, got {fields.targets!r}: adapters '
-          f'of embeddings are not supported ({fields.path})')
+          f'target_modules must not include the embedding {name} (its adapters are not supported), '
+          f'got {fields.targets!r} ({fields.path})')
 
 
 def _take_layers(
@@ -222,30 +222,30 @@ def _take_layers(
     are padded with zeros, and layers without an adapter are zero: no gradient ever changes them.
     Empty if the module has no adapters.
   """
-  pairs = {
+  sides = {
       name: [f'{_PREFIX}{name}.lora_{side}.weight' for side in 'AB'] for name in module.names()
   }
-  if fields.targets is None and not any(set(pair) & tensors.keys() for pair in pairs.values()):
+  if fields.targets is None and not any(set(pair) & tensors.keys() for pair in sides.values()):
     return []
 
-  found = []
-  for name, pair in pairs.items():
-    there = [tensor for tensor in pair if tensor in tensors]
+  pairs = []
+  for name, names in sides.items():
+    present = [tensor for tensor in names if tensor in tensors]
     reasons = [fields.excluded_by(alias, is_head=module.is_head) for alias in module.aliases(name)]
     if all(reasons):
-      if there:
+      if present:
         raise ValueError(
-            f'tensor {there[0]} in {path} is of a module that has no adapter: {reasons[0]} '
+            f'tensor {present[0]} in {path} is of a module that has no adapter: {reasons[0]} '
             f'({adapter_config.FILE})')
-      found.append(None)
+      pairs.append(None)
       continue
 
-    a, b = _take(tensors, pair, module, fields.rank(name), path)
+    a, b = _take(tensors, names, module, fields.rank(name), path)
     factor = fields.scale(name) / scale
-    found.append((a, b if factor == 1 else b * np.float32(factor)))
+    pairs.append((a, b if factor == 1 else b * np.float32(factor)))
 
-  rank = max((pair[0].shape[0] for pair in found if pair), default=0)
-  return [_fill(module, pair, rank) for pair in found] if rank else []
+  rank = max((pair[0].shape[0] for pair in pairs if pair), default=0)
+  return [_fill(module, pair, rank) for pair in pairs] if rank else []
 
 
 def _fill(
@@ -310,8 +310,8 @@ def _join(
       pairs.append((zeros(inputs, rank), zeros(rank, outputs)))
 
   columns = []
-  for place, (_, b) in enumerate(pairs):
-    alone = [b if other == place else np.zeros((len(b), shape[1]), np.float32)
+  for index, (_, b) in enumerate(pairs):
+    alone = [b if other == index else np.zeros((len(b), shape[1]), np.float32)
              for other, shape in enumerate(module.shapes)]
     column = module.entry.join(*alone)
     columns.append(column.T if module.inputs_first else column)
@@ -389,7 +389,7 @@ def _read_tensors(path: pathlib.Path) -> dict[str, np.ndarray]:
     raise ValueError(f'{path} cannot be read: {" ".join(str(error).split())}') from error
   for name, tensor in tensors.items():
     if not jnp.issubdtype(tensor.dtype, jnp.floating):
-      raise ValueError(f'tensor {name} in {path} must hold floats, got {tensor.dtype}')
+      raise ValueError(f'tensor {name} in {path} must contain floats, got {tensor.dtype}')
   old, new = (f'{_PREFIX}{head}.' for head in (_OLD_HEAD, _HEAD))
   renamed = lambda name: new + name.removeprefix(old) if name.startswith(old) else name
   return {renamed(name): np.asarray(tensor, np.float32) for name, tensor in tensors.items()}

@@ -114,7 +114,7 @@ def _merge(
     if differing:
       field = min(differing)
       raise ValueError(
-          f'{name} has {first} and {spelling}, which differ in {field} ({merged.get(field)!r} and '
+          f'{name}: {first} and {spelling} differ in {field} ({merged.get(field)!r} and '
           f'{part.get(field)!r}): keep one')
     merged |= part
 

@@ -32,7 +32,7 @@ def read_config(directory: str | os.PathLike) -> huggingface.Checkpoint:
     ValueError: one line, if a file is missing or damaged, or requires an unsupported feature.
   """
   directory = pathlib.Path(directory)
-  found = {'pooling': 'mean'}
+  pooling = {'pooling': 'mean'}
   folder, width = directory, None
   if (directory / _MODULES).is_file():
     modules = _read_modules(directory / _MODULES)
@@ -43,8 +43,8 @@ def read_config(directory: str | os.PathLike) -> huggingface.Checkpoint:
 
     folder = directory / modules[0][1]
     pooling_file = directory / modules[1][1] / 'config.json'
-    pooling, width = _read_pooling(pooling_file)
-    found = {'pooling': pooling, 'normalize': 'Normalize' in kinds}
+    mode, width = _read_pooling(pooling_file)
+    pooling = {'pooling': mode, 'normalize': 'Normalize' in kinds}
 
   checkpoint = huggingface.read_config(folder)
   if checkpoint.model_type not in bert.MODEL_TYPES:
@@ -54,7 +54,7 @@ def read_config(directory: str | os.PathLike) -> huggingface.Checkpoint:
     raise ValueError(f'{pooling_file}: word_embedding_dimension must be hidden_size '
                      f'({checkpoint.config.width}), got {width}')
 
-  return checkpoint._replace(config=dataclasses.replace(checkpoint.config, **found))
+  return checkpoint._replace(config=dataclasses.replace(checkpoint.config, **pooling))
 
 
 def save(
@@ -102,7 +102,8 @@ def _read_json(path: pathlib.Path, kind: type) -> Any:
   except ValueError as error:
     raise ValueError(f'{path} is damaged: {error}') from error
   if not isinstance(document, kind):
-    raise ValueError(f'{path} must hold a JSON {kind.__name__}, got a {type(document).__name__}')
+    raise ValueError(
+        f'{path} must contain a JSON {kind.__name__}, got a {type(document).__name__}')
   return document
 
 
@@ -133,7 +134,7 @@ def _read_pooling(path: pathlib.Path) -> tuple[str, int | None]:
 
   given.finish()
   if len(modes) != 1 or modes[0] not in _POOLING_MODES:
-    raise ValueError(f'{path}: pooling must be by {" or ".join(_POOLING_MODES)} alone, got '
+    raise ValueError(f'{path}: pooling must be one of {", ".join(_POOLING_MODES)}, got '
                      f'{" and ".join(modes) or "none"}')
 
   return modes[0], width

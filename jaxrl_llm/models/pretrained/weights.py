@@ -97,7 +97,7 @@ class Reader:
         self._add(_read_header(file))
       for name, file in listed.items():
         if name not in self.tensors or self.tensors[name].file != file:
-          raise ValueError(f'tensor {name} is missing from {file}, where {self.source} puts it')
+          raise ValueError(f'tensor {name} is missing from {file}, but is listed in {self.source}')
     else:
       self.tensors = _read_header(self.source)
     self._maps = {file: _map(file) for file in {t.file for t in self.tensors.values()}}
@@ -106,7 +106,7 @@ class Reader:
     for name, tensor in tensors.items():
       if name in self.tensors:
         raise ValueError(
-            f'tensor {name} stands twice: in {self.tensors[name].file} and in {tensor.file}')
+            f'duplicate tensor {name}: in {self.tensors[name].file} and in {tensor.file}')
       self.tensors[name] = tensor
 
   def __contains__(self, name: str) -> bool:
@@ -134,19 +134,19 @@ class Reader:
 
 def _find_source(directory: pathlib.Path) -> pathlib.Path:
   if not directory.is_dir():
-    raise ValueError(f'a checkpoint must be a folder, got {str(directory)!r}')
+    raise ValueError(f'not a checkpoint directory: {str(directory)!r}')
   for name in (SINGLE_FILE, INDEX_FILE):
     if (directory / name).exists():
       return directory / name
   pickle = find_pickle(directory)
   if pickle is not None:
     raise ValueError(
-        f'{pickle} is a pickle, which can run code when it is read, and is refused; convert it '
-        'once where you trust it, with transformers: AutoModelForCausalLM.from_pretrained(folder)'
+        f'{pickle} is a pickle, which can run code when it is read, and is rejected; if you trust '
+        'it, convert it with transformers: AutoModelForCausalLM.from_pretrained(folder)'
         '.save_pretrained(new_folder, safe_serialization=True)')
   others = sorted(path.name for path in directory.glob('*.safetensors'))
-  found = f' (it holds {", ".join(others[:3])})' if others else ''
-  raise ValueError(f'{directory} must hold {SINGLE_FILE} or {INDEX_FILE}, got neither{found}')
+  listed = f' (only {", ".join(others[:3])})' if others else ''
+  raise ValueError(f'{directory} must contain {SINGLE_FILE} or {INDEX_FILE}, got neither{listed}')
 
 
 def find_pickle(directory: pathlib.Path) -> pathlib.Path | None:
@@ -170,9 +170,9 @@ def _read_index(path: pathlib.Path) -> dict[str, pathlib.Path]:
   for name, file in files.items():
     if pathlib.PurePath(listed[name]).name != listed[name]:
       raise ValueError(
-          f'{path} must name files beside it, got {listed[name]!r} for tensor {name}')
+          f'{path} must name files in its directory, got {listed[name]!r} for tensor {name}')
     if not file.exists():
-      raise ValueError(f'{file} is missing: {path} puts tensor {name} there')
+      raise ValueError(f'{file} is missing, but {path} lists it for tensor {name}')
   return files
 
 
@@ -200,13 +200,13 @@ def _parse_header(path: pathlib.Path) -> tuple[int, dict[str, Any]]:
     if len(dict(pairs)) < len(pairs):
       names = [name for name, _ in pairs]
       twice = next(name for name in names if names.count(name) > 1)
-      raise ValueError(f'{twice} stands twice in its header')
+      raise ValueError(f'duplicate tensor {twice} in its header')
     return dict(pairs)
 
   with open(path, 'rb') as file:
     length = int.from_bytes(file.read(8), 'little')
     if length > os.fstat(file.fileno()).st_size - 8:
-      raise ValueError(f'its header of {length} bytes is cut off')
+      raise ValueError(f'its header of {length} bytes is truncated')
     return 8 + length, json.loads(file.read(length), object_pairs_hook=unique)
 
 
@@ -222,7 +222,7 @@ def _damage(path: pathlib.Path, error: Exception) -> str:
             for name, entry in header.items() if name != '__metadata__'}
     for name, end in sorted(ends.items(), key=lambda item: item[1]):
       if end > size:
-        return (f'{path} is cut off in tensor {name}: the file has {size} bytes, and needs '
+        return (f'{path} is truncated in tensor {name}: the file has {size} bytes, and needs '
                 f'{max(ends.values())}')
   return f'{path} is damaged: {_one_line(error)}'
 
@@ -255,7 +255,7 @@ def new_directory(directory: str | os.PathLike) -> Iterator[pathlib.Path]:
   """
   directory = pathlib.Path(directory).absolute()
   if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
-    raise ValueError(f'a checkpoint is written to a new or empty folder only, got {directory}')
+    raise ValueError(f'a checkpoint needs a new or empty directory, got {directory}')
 
   directory.parent.mkdir(parents=True, exist_ok=True)
   files.remove_leftovers_of(directory)
@@ -306,7 +306,7 @@ def write_files(
   filled = 0
   for tensor in tensors:
     if tensor.name in names:
-      raise ValueError(f'tensor {tensor.name} stands twice')
+      raise ValueError(f'duplicate tensor {tensor.name}')
     names.add(tensor.name)
 
     size = _size(tensor)

@@ -1,6 +1,6 @@
-"""adapter_config.json: which modules have adapters, of which rank, and what is refused.
+"""adapter_config.json: adapted modules, their ranks, and rejected fields.
 
-The witness of what an adapter adds to a module is its B A in NumPy, scaled as PEFT does.
+The expected change of a module is B A in NumPy, scaled as in PEFT.
 """
 
 import dataclasses
@@ -72,7 +72,7 @@ def _load(directory, model_type='llama'):
 
 
 def _added(loaded):
-  """{path: [layers, in, out]}: what the adapters add to the kernels."""
+  """{path: [layers, in, out]}: the adapters' products, which are added to the kernels."""
   config, adapters = loaded
   leaves = mapping.flatten(adapters)
   scale = config.alpha / config.rank
@@ -94,14 +94,14 @@ def _layers(module, *numbers):
     dict(exclude_modules=r'model\.layers\.1\..*'),
     dict(target_modules=_layers(Q, 2) + ['0.self_attn.q_proj'], layers_to_transform=[0]),
 ], ids=str)
-def test_layers_that_are_left_out_get_nothing(fields, tmp_path):
+def test_excluded_layers_have_zero_adapters(fields, tmp_path):
   products = _write(tmp_path, dict.fromkeys(_layers(Q, 0, 2), 4), **fields)
   loaded = _load(tmp_path)
   added = _added(loaded)
   assert list(added) == ['layers/attention/query']
   expected = [2.0 * products[Q.format(i)].T if i != 1 else np.zeros((16, 24)) for i in range(3)]
   np.testing.assert_allclose(added['layers/attention/query'], expected, atol=1e-5)
-  # Both factors are 0, so that their gradients are too.
+  # Both factors are 0, and so are their gradients.
   leaves = mapping.flatten(loaded[1])
   assert not any(leaf[1].any() for leaf in leaves.values())
   peft.save(tmp_path / 'again', loaded[1], loaded[0], LLAMA, model_type='llama')
@@ -125,7 +125,7 @@ def test_one_layer_of_a_fused_module(pattern, tmp_path):
 
 @pytest.mark.parametrize('stabilised', [False, True])
 def test_patterns_of_rank_and_alpha_by_layer(stabilised, tmp_path):
-  # The first pattern that matches counts; ^ begins at the whole name.
+  # The first matching pattern applies; ^ matches the start of the whole name.
   ranks = {'layers.1.self_attn.q_proj': 2, r'^model\.layers\.[12]\.self_attn\.q_proj': 6,
            'down_proj': 1}
   alphas = {r'layers\.2\..*': 3, 'down_proj': 5.0}
@@ -180,7 +180,7 @@ EVERY = {**ALL, **dict.fromkeys(_layers(DOWN, 0, 1, 2), 4)}
     ({**ALL, Q.format(2): 3}, {}, (_name(Q.format(2), 'A'), '[3, 16]', '[4, 16]', 'r = 4')),
     (ALL, dict(rank_pattern={'layers.1.self_attn.q_proj': 2}),
      (_name(Q.format(1), 'A'), '[4, 16]', '[2, 16]')),
-    # Tensors of layers and modules that are left out.
+    # Tensors of excluded layers and modules.
     (ALL, dict(layers_to_transform=[0, 2]),
      (_name(Q.format(1), 'A'), 'no adapter', 'layers_to_transform is [0, 2]')),
     (ALL, dict(layers_to_transform=1), (_name(Q.format(0), 'A'), 'layers_to_transform is [1]')),
@@ -199,8 +199,8 @@ EVERY = {**ALL, **dict.fromkeys(_layers(DOWN, 0, 1, 2), 4)}
     (ALL, dict(target_modules=['q_proj', 'embed_tokens']),
      ('target_modules', 'embedding model.embed_tokens')),
     (ALL, dict(target_modules='.*'), ('target_modules', 'embedding model.embed_tokens')),
-    # Layers that there are not.
-    ({**ALL, Q.format(3): 4}, {}, (_name(Q.format(3), 'A'), 'no place')),
+    # Layers that do not exist.
+    ({**ALL, Q.format(3): 4}, {}, (_name(Q.format(3), 'A'), 'not used')),
     (ALL, dict(layers_to_transform=[0, 3]), ('layers_to_transform', '0 to 2', '[0, 3]')),
     (ALL, dict(layers_to_transform=-1), ('layers_to_transform', '0 to 2', '-1')),
     (ALL, dict(layers_to_transform=['0']), ('layers_to_transform', "['0']")),
@@ -210,7 +210,7 @@ EVERY = {**ALL, **dict.fromkeys(_layers(DOWN, 0, 1, 2), 4)}
     (ALL, dict(layers_pattern='layers'), ('layers_pattern needs layers_to_transform',)),
     (ALL, dict(layers_to_transform=0, layers_pattern=3), ('layers_pattern', '3')),
     (ALL, dict(layers_to_transform=0, layers_pattern='('), ('layers_pattern', "'('")),
-    # Fields that are not what they should be.
+    # Fields of the wrong type or value.
     (ALL, dict(target_modules={'q_proj': 1}), ('target_modules', "{'q_proj': 1}")),
     (ALL, dict(target_modules=['q_proj', 3]), ('target_modules', '3')),
     (ALL, dict(target_modules='('), ('target_modules', "'('")),
@@ -221,7 +221,7 @@ EVERY = {**ALL, **dict.fromkeys(_layers(DOWN, 0, 1, 2), 4)}
     (ALL, dict(rank_pattern=[2]), ('rank_pattern', '[2]')),
     (ALL, dict(use_rslora='yes'), ('use_rslora', "'yes'")),
 ], ids=str)
-def test_what_contradicts_itself_is_refused(ranks, fields, words, tmp_path):
+def test_contradictions_are_rejected(ranks, fields, words, tmp_path):
   _write(tmp_path, ranks, **fields)
   with pytest.raises(ValueError) as error:
     _load(tmp_path)
@@ -254,19 +254,19 @@ def test_inert_fields_change_nothing(fields, tmp_path):
     ('init_lora_weights', 'pissa_niter_4'), ('init_lora_weights', 'loftq'),
     ('init_lora_weights', 'corda'), ('init_lora_weights', 'lora_ga'), ('peft_type', 'ADALORA'),
 ])
-def test_what_is_not_plain_lora_is_refused(field, value, tmp_path):
+def test_variants_of_lora_are_rejected(field, value, tmp_path):
   _write(tmp_path, ALL, **{field: value})
   with pytest.raises(ValueError, match=f'^{field} must be ') as error:
     _load(tmp_path)
   assert repr(value) in str(error.value)
 
 
-def test_tensors_that_are_no_floats_are_refused(tmp_path):
+def test_tensors_of_integers_are_rejected(tmp_path):
   _write(tmp_path, ALL)
   path = tmp_path / 'adapter_model.safetensors'
   tensors = safetensors.numpy.load_file(path)
   tensors[_name(Q.format(1), 'B')] = tensors[_name(Q.format(1), 'B')].astype(np.int8)
   safetensors.numpy.save_file(tensors, path)
-  message = r'1\.self_attn\.q_proj\.lora_B.* must hold floats, got int8'
+  message = r'1\.self_attn\.q_proj\.lora_B.* must contain floats, got int8'
   with pytest.raises(ValueError, match=message):
     _load(tmp_path)

@@ -25,10 +25,10 @@ def _write(directory, record, weights=None, **fields):
 
 
 def _check_control(record, control, hidden, mask):
-  at = lambda places: draws.at_tokens(np.asarray(hidden), mask, places)
+  at = lambda indices: draws.at_tokens(np.asarray(hidden), mask, indices)
   theirs = record['arrays'][control['name']]
-  assert _gap(at(model_cases.CONTROL_PLACES), theirs) <= TOLERANCE
-  assert _gap(at(model_cases.PLACES), record['arrays']['']) >= control['least']
+  assert _gap(at(model_cases.CONTROL_INDICES), theirs) <= TOLERANCE
+  assert _gap(at(model_cases.STORED_INDICES), record['arrays']['']) >= control['least']
 
 
 def test_the_golden_files_are_those_of_the_cases():
@@ -43,17 +43,19 @@ def test_the_golden_files_are_those_of_the_cases():
 def test_hidden_states_and_both_poolings(record, tmp_path):
   checkpoint, params = jax_models.load_encoder(_write(tmp_path, record))
   hidden = jax_models.compiled(encoder.make(checkpoint.config).hidden)
-  for left in (False, True):  # Theirs is right-padded; for us it is all the same.
+  for left in (False, True):  # The goldens are right-padded; our result does not depend on it.
     tokens, mask, _ = jax_models.batch(record, left=left)
-    found = hidden(params, tokens, mask)
-    golden = record['arrays']['']
-    assert _gap(draws.at_tokens(np.asarray(found), mask, model_cases.PLACES), golden) <= TOLERANCE
+    states = hidden(params, tokens, mask)
+    stored = draws.at_tokens(np.asarray(states), mask, model_cases.STORED_INDICES)
+    assert _gap(stored, record['arrays']['']) <= TOLERANCE
+
     pooled = {pooling: encoder.pool(
-        dataclasses.replace(checkpoint.config, pooling=pooling), found, mask)
+        dataclasses.replace(checkpoint.config, pooling=pooling), states, mask)
               for pooling in encoder.POOLINGS}
     for pooling, vectors in pooled.items():
       assert _gap(vectors, record['arrays'][pooling]) <= TOLERANCE
     assert _gap(pooled['cls'], pooled['mean']) > 1e-2
+
   tokens, mask, _ = jax_models.batch(record, left=False)
   for control in record['controls']:
     if control['name'] == 'padding':
@@ -95,11 +97,11 @@ def test_load_save_load_is_exact(record, tmp_path):
 
 
 @each_case
-def test_both_spellings_of_config_json_are_read_alike(record):
+def test_both_spellings_of_config_json_give_the_same_config(record):
   assert bert.read_config(record['fields']) == bert.read_config(record['saved'])
 
 
-def test_a_language_model_of_old_gives_the_same_encoder(tmp_path):
+def test_an_old_language_model_gives_the_same_encoder(tmp_path):
   record = RECORDS['mxbai']
   weights = {f'bert.{name}': value for name, value in jax_models.weights(record).items()}
   weights |= {
@@ -119,8 +121,8 @@ def test_the_old_names_of_norms_give_the_same_encoder(tmp_path):
   weights = {rename(name): value for name, value in jax_models.weights(record).items()}
   assert 'bert.encoder.layer.1.output.LayerNorm.gamma' in weights
   expected = jax_models.load_encoder(_write(tmp_path / 'new', record))[1]
-  found = jax_models.load_encoder(_write(tmp_path / 'old', record, weights))[1]
-  jax.tree.map(np.testing.assert_array_equal, found, expected)
+  params = jax_models.load_encoder(_write(tmp_path / 'old', record, weights))[1]
+  jax.tree.map(np.testing.assert_array_equal, params, expected)
   del weights['bert.encoder.layer.1.output.LayerNorm.beta']
   with pytest.raises(ValueError, match=r'tensor bert\..*1\.output\.LayerNorm\.beta is missing'):
     jax_models.load_encoder(_write(tmp_path / 'old', record, weights))
@@ -132,8 +134,8 @@ def test_the_old_names_of_norms_give_the_same_encoder(tmp_path):
     ({'is_decoder': True}, 'is_decoder must be False, got True'),
     ({'add_cross_attention': True}, 'add_cross_attention must be False, got True'),
     ({'hidden_act': 'silu'}, "hidden_act must be one of .*, got 'silu'"),
-    ({'embedding_size': 128}, r"field 'embedding_size' \(128\) is not known"),
-    ({'num_attention_heads': 5}, r'num_heads must divide width \(48\), got 5'),
+    ({'embedding_size': 128}, r"unknown field 'embedding_size' \(128\)"),
+    ({'num_attention_heads': 5}, r'width must be divisible by num_heads \(5\), got 48'),
     ({'hidden_size': None}, "no field 'hidden_size'"),
 ])
 def test_a_field_that_is_not_supported_is_named(fields, message, tmp_path):

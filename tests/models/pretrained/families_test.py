@@ -1,4 +1,4 @@
-"""config.json of each family, in the spellings that are found: read, written, rejected by name."""
+"""config.json of each family, in all published spellings: read, written, rejected by name."""
 
 import dataclasses
 
@@ -27,7 +27,7 @@ def _of(model_type, **fields):
   return {'model_type': model_type, **_SIZES, **fields}
 
 
-# (family, config.json, what it means beyond the sizes)
+# (family, config.json, fields of our config other than the sizes)
 CASES = {
     'llama 2': (llama, _of('llama', rms_norm_eps=1e-5, rope_scaling=None, pretraining_tp=1),
                 dict(norm_epsilon=1e-5, tie_embeddings=False, activation='swiglu', head_dim=4)),
@@ -99,7 +99,7 @@ CASES = {
         gpt_neox, {'model_type': 'gpt_neox', **_NEOX, 'rotary_pct': 0.5, 'rotary_emb_base': 1e4},
         dict(norm='layer', rope_fraction=0.5, parallel_residual=True, activation='gelu_exact',
              tie_embeddings=False, attention_bias=True, output_bias=True, mlp_bias=True)),
-    'gpt-neox, fraction beside its rope_scaling': (
+    'gpt-neox, fraction outside rope_scaling': (
         gpt_neox, {'model_type': 'gpt_neox', **_NEOX, 'rotary_pct': 0.5, 'rope_theta': 1e4,
                    'rope_scaling': {'type': 'linear', 'factor': 2.0}},
         dict(rope_fraction=0.5, rope_theta=1e4, rope_scaling='linear', rope_factor=2.0)),
@@ -134,7 +134,7 @@ def test_config_is_read_and_written(name):
 @pytest.mark.parametrize('name', CASES)
 def test_no_field_is_ignored(name):
   family, fields, _ = CASES[name]
-  with pytest.raises(ValueError, match="field 'attention_sinks' .4. is not known"):
+  with pytest.raises(ValueError, match="unknown field 'attention_sinks' .4."):
     family.read_config({**fields, 'attention_sinks': 4})
   size = 'n_embd' if family is gpt2 else 'hidden_size'
   with pytest.raises(ValueError, match=f"no field '{size}'"):
@@ -157,10 +157,10 @@ def test_no_field_is_ignored(name):
     (llama, _of('llama', sliding_window=8), "field 'sliding_window'"),
     (llama, _of('mistral', sliding_window=8, layer_types=_MIXED), 'sliding_attention in every'),
     (llama, _of('mistral', sliding_window=8, layer_types=['full_attention'] * 6),
-     r'layer_types must be sliding_attention in every layer where sliding_window is given \(8\)'),
+     r'layer_types must be sliding_attention in every layer if sliding_window is given \(8\)'),
     (llama, _of('mistral', sliding_window=None, layer_types=_MIXED), 'no window'),
     (llama, _of('mistral', layer_types=['sliding_attention']), 'must name 6 layers'),
-    (llama, _of('llama', num_attention_heads=3), 'hidden_size must be a multiple .*got 16'),
+    (llama, _of('llama', num_attention_heads=3), 'hidden_size must be divisible .*got 16'),
     (qwen, _of('qwen2', layer_types=['full_attention']), 'must name 6 layers'),
     (qwen, _of('qwen2', layer_types=['chunked_attention'] * 6), 'chunked_attention'),
     (qwen, _of('qwen2', layer_types=['sliding_attention'] * 6), 'no window'),
@@ -177,7 +177,7 @@ def test_no_field_is_ignored(name):
     (gpt_neox, {'model_type': 'gpt_neox', **_NEOX, 'rope_theta': 1e4, 'rotary_emb_base': 500},
      'rope_theta must be 500.0, got 10000.0'),
 ])
-def test_what_is_not_supported_is_rejected_by_name(family, fields, message):
+def test_unsupported_fields_are_rejected_by_name(family, fields, message):
   with pytest.raises(ValueError, match=message) as error:
     family.read_config(fields)
   assert '\n' not in str(error.value)
@@ -213,13 +213,13 @@ def test_only_gpt_neox_rotates_a_part_of_each_head(model_type, spelling):
     (gpt2, 'gpt2', dict(num_kv_heads=8), 'norm'),
     (gpt_neox, 'gpt_neox', dict(), 'num_kv_heads'),
 ])
-def test_what_a_family_cannot_express_is_not_written(family, model_type, changes, field):
+def test_configs_that_a_family_cannot_express_are_not_written(family, model_type, changes, field):
   config = dataclasses.replace(configs.reference_workload(), **changes)
   with pytest.raises(ValueError, match=f'cannot express .*{field}|{field}'):
     family.write_config(config, model_type)
 
 
-def test_a_published_config_is_the_one_that_stands_in_configs():
+def test_a_published_config_equals_the_one_in_configs():
   # The sizes of Qwen2.5-1.5B's config.json (arXiv 2412.15115, table 1).
   fields = {
       'model_type': 'qwen2', 'architectures': ['Qwen2ForCausalLM'], 'attention_dropout': 0.0,

@@ -1,4 +1,4 @@
-"""The front door: whole folders in and out, heads by role, and one line for what is wrong."""
+"""Whole checkpoint directories: loading, saving, heads by role, and one-line errors."""
 
 import dataclasses
 import json
@@ -15,7 +15,7 @@ from jaxrl_llm.models.pretrained import huggingface, mapping, weights
 from jaxrl_llm.sharding import mesh, rules
 from tests.models import witness
 
-# Every dimension that is cut is a multiple of 8.
+# Every sharded dimension is a multiple of 8.
 _LLAMA = configs.TransformerConfig(
     vocab_size=40, num_layers=3, width=16, num_heads=4, num_kv_heads=2, head_dim=8, mlp_width=24,
     max_length=32, tie_embeddings=False)
@@ -41,17 +41,17 @@ def _abstract(model, sizes=None, dtype=None):
   return rules.abstract(tree, rules.shardings(mesh.make_mesh(*sizes), tree))
 
 
-def _save(directory, config=_LLAMA, *, model_type='llama', params=None, **options):
+def _save(directory, config=_LLAMA, *, model_type='llama', params=None, **arguments):
   """Saves random parameters; returns them."""
   params = witness.draw_params(policy.make(config)) if params is None else params
-  huggingface.save(directory, config, params, model_type=model_type, **options)
+  huggingface.save(directory, config, params, model_type=model_type, **arguments)
   return params
 
 
-def _load(directory, make=policy.make, *, changes=None, **options):
+def _load(directory, make=policy.make, *, changes=None, **arguments):
   checkpoint = huggingface.read_config(directory)
   model = make(dataclasses.replace(checkpoint.config, **(changes or {})))
-  return huggingface.load_params(checkpoint, _abstract(model), **options)
+  return huggingface.load_params(checkpoint, _abstract(model), **arguments)
 
 
 def _assert_same(tree, expected):
@@ -59,16 +59,16 @@ def _assert_same(tree, expected):
   jax.tree.map(np.testing.assert_array_equal, tree, expected)
 
 
-def _refusal(function, *arguments, **options):
+def _error(function, *arguments, **keywords):
   with pytest.raises(ValueError) as caught:
-    function(*arguments, **options)
+    function(*arguments, **keywords)
   message = str(caught.value)
   assert '\n' not in message
   return message
 
 
 def _rewrite(directory, change):
-  """Applies change(arrays) to the tensors of a folder with one file."""
+  """Applies change(arrays) to the tensors of a directory with one file."""
   path = directory / weights.SINGLE_FILE
   arrays = safetensors.numpy.load_file(path)
   change(arrays)
@@ -77,8 +77,8 @@ def _rewrite(directory, change):
 
 def _edit_config(directory, **fields):
   path = directory / 'config.json'
-  kept = {**json.loads(path.read_text()), **fields}
-  path.write_text(json.dumps({name: v for name, v in kept.items() if v is not ...}))
+  fields = {**json.loads(path.read_text()), **fields}
+  path.write_text(json.dumps({name: v for name, v in fields.items() if v is not ...}))
 
 
 # --- Whole models.
@@ -91,16 +91,19 @@ def test_load_save_load_is_bit_exact(tmp_path, model_type, dtype):
   _save(tmp_path / 'a', config, model_type=model_type, dtype=dtype, max_shard_bytes=4000)
   checkpoint = huggingface.read_config(tmp_path / 'a')
   assert (checkpoint.config, checkpoint.role) == (config, 'policy')
+
   abstract = _abstract(policy.make(config), (2, 2, 2), dtype)
   loaded = huggingface.load_params(checkpoint, abstract)
   huggingface.save(
       tmp_path / 'b', checkpoint.config, loaded, model_type=checkpoint.model_type, dtype=dtype,
       fields=checkpoint.fields, max_shard_bytes=4000)
+
   names = sorted(path.name for path in (tmp_path / 'a').iterdir())
   assert len(names) > 4
   assert names == sorted(path.name for path in (tmp_path / 'b').iterdir())
   for name in names:
     assert (tmp_path / 'a' / name).read_bytes() == (tmp_path / 'b' / name).read_bytes()
+
   again = huggingface.load_params(huggingface.read_config(tmp_path / 'b'), abstract)
   assert {leaf.dtype for leaf in jax.tree.leaves(again)} == {np.dtype(dtype)}
   _assert_same(again, loaded)
@@ -111,11 +114,13 @@ def test_meshes_load_the_same_numbers_as_one_device(tmp_path, model_type):
   config = MODELS[model_type]
   params = _save(tmp_path / 'a', config, model_type=model_type)
   checkpoint = huggingface.read_config(tmp_path / 'a')
-  seen = []
+  progress = []
   alone = huggingface.load_params(
-      checkpoint, _abstract(policy.make(config)), progress=lambda *said: seen.append(said))
+      checkpoint, _abstract(policy.make(config)),
+      progress=lambda path, size: progress.append((path, size)))
   _assert_same(alone, params)
-  assert seen == [(path, leaf.nbytes) for path, leaf in mapping.flatten(params).items()]
+  assert progress == [(path, leaf.nbytes) for path, leaf in mapping.flatten(params).items()]
+
   for sizes in ((8, 1, 1), (2, 2, 2), (1, 8, 1)):
     abstract = _abstract(policy.make(config), sizes)
     loaded = huggingface.load_params(checkpoint, abstract)
@@ -169,17 +174,19 @@ def test_a_value_function_is_a_sequence_classifier(tmp_path, model_type, num_out
   assert checkpoint.role == 'value'
   assert checkpoint.architecture.endswith('ForSequenceClassification')
   assert len(checkpoint.fields['id2label']) == len(checkpoint.fields['label2id']) == num_outputs
+
   reader = weights.Reader(tmp_path / 'a')
   assert reader.tensors['score.weight'].shape == (num_outputs, 16)
   assert 'lm_head.weight' not in reader
   make = lambda config: value.make(config, num_outputs=num_outputs)
   _assert_same(_load(tmp_path / 'a', make), params)
-  message = _refusal(_load, tmp_path / 'a', lambda config: value.make(config, num_outputs=2))
+
+  message = _error(_load, tmp_path / 'a', lambda config: value.make(config, num_outputs=2))
   assert f'score.weight in {tmp_path}' in message
   assert f'has shape [{num_outputs}, 16], the model needs [2, 16]' in message
 
 
-def test_labels_are_kept_where_their_number_fits(tmp_path):
+def test_labels_are_copied_if_their_number_fits(tmp_path):
   fields = {'id2label': {'0': 'helpful'}, 'label2id': {'helpful': 0}}
   for number in (1, 2):
     _save(tmp_path / str(number), params=_value_params(num_outputs=number), role='value',
@@ -192,9 +199,9 @@ def test_labels_are_kept_where_their_number_fits(tmp_path):
 
 def test_a_value_head_with_a_bias_cannot_be_saved(tmp_path):
   params = witness.draw_params(value.make(_LLAMA))
-  message = _refusal(_save, tmp_path / 'a', params=params, role='value')
+  message = _error(_save, tmp_path / 'a', params=params, role='value')
   assert message.startswith('value_head/bias must be 0 to be saved, got [')
-  message = _refusal(_save, tmp_path / 'a', role='value')
+  message = _error(_save, tmp_path / 'a', role='value')
   assert message == "role 'value' needs parameters with a value_head"
   assert not list(tmp_path.iterdir())
 
@@ -208,10 +215,10 @@ def test_a_language_model_loads_with_a_fresh_head(tmp_path, make, role, config):
   head = 'value_head' if make is value.make else 'q_head'
   trunk = {name: part for name, part in params.items() if name != 'head'}
   _assert_same(loaded, {**trunk, head: fresh[head]})
-  message = _refusal(_load, tmp_path / 'a', make)
+  message = _error(_load, tmp_path / 'a', make)
   assert message.startswith(f'parameter {head}/bias of the model is not in {tmp_path / "a"}, ')
   wrong = {head: {**fresh[head], 'bias': np.zeros(7)}}
-  message = _refusal(_load, tmp_path / 'a', make, fresh=wrong)
+  message = _error(_load, tmp_path / 'a', make, fresh=wrong)
   assert message.startswith(f'the fresh parameter {head}/bias has shape [7], the model needs [')
 
 
@@ -231,11 +238,11 @@ def test_a_trunk_is_never_fresh(tmp_path):
   params = _save(tmp_path / 'a')
   name = 'model.layers.1.mlp.up_proj.weight'
   _rewrite(tmp_path / 'a', lambda arrays: arrays.pop(name))
-  message = _refusal(_load, tmp_path / 'a', fresh=params)
+  message = _error(_load, tmp_path / 'a', fresh=params)
   assert message == f'tensor {name} is missing from {tmp_path / "a" / weights.SINGLE_FILE}'
   _save(tmp_path / 'b', params=params)
   _rewrite(tmp_path / 'b', lambda arrays: arrays.pop('lm_head.weight'))
-  message = _refusal(_load, tmp_path / 'b', fresh=params)
+  message = _error(_load, tmp_path / 'b', fresh=params)
   assert message.startswith('tensor lm_head.weight is missing from ')
 
 
@@ -244,19 +251,19 @@ def test_an_untied_head_missing_from_a_bare_trunk_may_be_fresh(tmp_path):
   trunk = {name: part for name, part in params.items() if name != 'head'}
   _save(tmp_path / 'a', params=trunk, role='trunk')
   _assert_same(_load(tmp_path / 'a', fresh=params), params)
-  message = _refusal(_load, tmp_path / 'a')
+  message = _error(_load, tmp_path / 'a')
   assert message.startswith('parameter head/kernel of the model is not in ')
-  assert message.endswith('which holds a LlamaModel')
+  assert message.endswith('which contains a LlamaModel')
 
 
-def test_no_head_is_lost_unnoticed(tmp_path):
-  # Loaded as a tied policy, the model would compute something else than it did.
+def test_no_head_is_dropped_silently(tmp_path):
+  # A tied policy would compute a different function.
   _save(tmp_path / 'a')
-  message = _refusal(_load, tmp_path / 'a', changes={'tie_embeddings': True})
+  message = _error(_load, tmp_path / 'a', changes={'tie_embeddings': True})
   assert message.startswith('tensor lm_head.weight in ')
-  assert message.endswith('has no place in the model')
+  assert message.endswith('is not used by the model')
   _save(tmp_path / 'b', _TIED, params=_value_params(_TIED), role='value')
-  message = _refusal(_load, tmp_path / 'b')
+  message = _error(_load, tmp_path / 'b')
   assert message.startswith('tensor score.weight in ')
 
 
@@ -281,18 +288,18 @@ def test_a_tied_model_may_hold_its_head_twice(tmp_path):
   other = embedding.copy()
   other[-1, -1] += 1e-3
   _rewrite(tmp_path / 'a', lambda arrays: arrays.update({'lm_head.weight': other}))
-  message = _refusal(_load, tmp_path / 'a')
+  message = _error(_load, tmp_path / 'a')
   assert message.startswith(f'tensor lm_head.weight in {tmp_path}')
   assert 'differs from model.embed_tokens.weight, to which config.json ties it' in message
   _rewrite(tmp_path / 'a', lambda arrays: arrays.update({'lm_head.weight': other[:-1]}))
-  assert 'differs from' in _refusal(_load, tmp_path / 'a')
+  assert 'differs from' in _error(_load, tmp_path / 'a')
 
 
 def test_a_tied_model_loads_into_a_tree_with_a_head(tmp_path):
   params = _save(tmp_path / 'a', _TIED)
   loaded = _load(tmp_path / 'a', changes={'tie_embeddings': False})
   _assert_same(loaded['head']['kernel'], params['embedder']['embedding'])
-  _save(tmp_path / 'b', _LLAMA, params=loaded)  # From now on it is untied.
+  _save(tmp_path / 'b', _LLAMA, params=loaded)
   assert not huggingface.read_config(tmp_path / 'b').config.tie_embeddings
   _assert_same(_load(tmp_path / 'b'), loaded)
 
@@ -304,7 +311,7 @@ def test_the_wrong_family(tmp_path):
   _save(tmp_path / 'a', _GPT2, model_type='gpt2')
   _save(tmp_path / 'b')
   os.replace(tmp_path / 'b' / 'config.json', tmp_path / 'a' / 'config.json')
-  message = _refusal(_load, tmp_path / 'a')
+  message = _error(_load, tmp_path / 'a')
   assert message.startswith(f'tensor embed_tokens.weight is missing from {tmp_path / "a"}')
 
 
@@ -315,31 +322,31 @@ def test_the_wrong_family(tmp_path):
     ({'model_type': ['llama']}, r'model_type must be one of .*, got \[.llama.\]'),
     ({'architectures': ['T5Model']}, r"architectures must be one of Llama.*, got \['T5Model'\]"),
     ({'architectures': ['MistralForCausalLM']},
-     "one of LlamaFor.*, LlamaModel where model_type is 'llama', got .'MistralForCausalLM'"),
-    ({'model_type': 'mistral'}, "one of MistralFor.* where model_type is 'mistral', got .'LlamaF"),
+     "one of LlamaFor.*, LlamaModel if model_type is 'llama', got .'MistralForCausalLM'"),
+    ({'model_type': 'mistral'}, "one of MistralFor.* if model_type is 'mistral', got .'LlamaF"),
     ({'architectures': 'LlamaModel'}, "architectures must be one of .*, got 'LlamaModel'"),
     ({'quantization_config': {'quant_method': 'gptq'}}, 'has a quantization_config: quantised'),
     ({'hidden_size': ...}, "has no field 'hidden_size'"),
-    ({'partial_moe': 3}, "field 'partial_moe' .3. is not known"),
+    ({'partial_moe': 3}, "unknown field 'partial_moe' .3."),
 ])
-def test_config_files_that_are_refused(tmp_path, fields, message):
+def test_config_files_that_are_rejected(tmp_path, fields, message):
   _save(tmp_path / 'a')
   _edit_config(tmp_path / 'a', **fields)
-  said = _refusal(huggingface.read_config, tmp_path / 'a')
-  assert said.startswith(f'{tmp_path / "a" / "config.json"}')
-  assert said.count('config.json') == 1
+  error = _error(huggingface.read_config, tmp_path / 'a')
+  assert error.startswith(f'{tmp_path / "a" / "config.json"}')
+  assert error.count('config.json') == 1
   with pytest.raises(ValueError, match=message):
     huggingface.read_config(tmp_path / 'a')
 
 
 def test_config_files_that_are_missing_or_damaged(tmp_path):
-  assert 'must be a folder with a config.json, got' in _refusal(
+  assert 'not a checkpoint directory, which has a config.json' in _error(
       huggingface.read_config, tmp_path / 'absent')
   for text in (b'{', b'', b'\xff'):
     (tmp_path / 'config.json').write_bytes(text)
-    assert 'config.json is damaged: ' in _refusal(huggingface.read_config, tmp_path)
+    assert 'config.json is damaged: ' in _error(huggingface.read_config, tmp_path)
   (tmp_path / 'config.json').write_text('[1]')
-  assert 'must hold a JSON object, got a list' in _refusal(huggingface.read_config, tmp_path)
+  assert 'must contain a JSON object, got a list' in _error(huggingface.read_config, tmp_path)
 
 
 def test_configs_without_architectures_are_language_models(tmp_path):
@@ -350,16 +357,16 @@ def test_configs_without_architectures_are_language_models(tmp_path):
   _assert_same(_load(tmp_path / 'a'), params)
 
 
-def test_pickles_are_refused_by_name(tmp_path):
+def test_pickles_are_rejected_by_name(tmp_path):
   _save(tmp_path / 'a')
   os.remove(tmp_path / 'a' / weights.SINGLE_FILE)
   assert not huggingface.is_checkpoint(tmp_path / 'a')
   (tmp_path / 'a' / 'pytorch_model.bin').write_bytes(b'')
   assert huggingface.is_checkpoint(tmp_path / 'a')
-  assert 'pytorch_model.bin is a pickle' in _refusal(_load, tmp_path / 'a')
+  assert 'pytorch_model.bin is a pickle' in _error(_load, tmp_path / 'a')
 
 
-def test_what_is_a_checkpoint(tmp_path):
+def test_is_checkpoint(tmp_path):
   _save(tmp_path / 'a', max_shard_bytes=4000)
   assert huggingface.is_checkpoint(tmp_path / 'a')
   os.remove(tmp_path / 'a' / 'config.json')
@@ -368,19 +375,20 @@ def test_what_is_a_checkpoint(tmp_path):
   assert not huggingface.is_checkpoint(tmp_path)
 
 
-# --- What is written.
+# --- Saved files.
 
 
-def test_inert_fields_are_carried_over_and_others_are_not(tmp_path):
+def test_only_inert_fields_are_copied(tmp_path):
   inert = {'bos_token_id': 3, 'eos_token_id': [4, 5], 'pad_token_id': None,
            'initializer_range': 0.5, 'use_cache': False}
   gone = {
       'dtype': 'float16', 'transformers_version': '9', 'auto_map': {'AutoModel': 'code.py'},
       '_name_or_path': '/home/me', 'quantization_config': {}, 'num_labels': 2,
-      'unknown_to_us': 1,  # Would be refused when it is read again.
+      'unknown_to_us': 1,  # Would be rejected when it is read again.
       'rope_parameters': {'rope_type': 'default', 'rope_theta': 7.0},  # Of another model.
   }
   differing = {'hidden_size': 4, 'architectures': ['LlamaModel'], 'torch_dtype': 'float16'}
+
   _save(tmp_path / 'a', dtype='bfloat16', fields={**inert, **gone, **differing})
   checkpoint = huggingface.read_config(tmp_path / 'a')
   written = checkpoint.fields
@@ -404,11 +412,11 @@ _CLASSES = {
 
 
 @pytest.mark.parametrize('model_type', _CLASSES)
-def test_the_class_that_each_role_is_saved_as(model_type):
+def test_the_class_of_each_role(model_type):
   family = huggingface.find_family(model_type)
   for role, name in zip(huggingface.ROLES, _CLASSES[model_type]):
     if name is None:
-      message = _refusal(huggingface._architecture_for, family, model_type, role)
+      message = _error(huggingface._architecture_for, family, model_type, role)
       assert message.startswith(f'a {model_type} cannot be saved with role {role!r}')
     else:
       assert huggingface._architecture_for(family, model_type, role) == name
@@ -430,33 +438,34 @@ def test_tokenizer_files_are_copied(tmp_path):
   (source / 'blob').write_text('linked')
   (source / 'added_tokens.json').symlink_to('blob')  # As in the hub's cache.
   _save(tmp_path / 'a', tokenizer_from=source)
-  found = {path.name: path for path in (tmp_path / 'a').iterdir()}
-  assert found.keys() == {*copied, 'added_tokens.json', 'config.json', 'model.safetensors'}
-  assert all(found[name].read_text() == name for name in copied)
-  assert not found['added_tokens.json'].is_symlink()
-  assert found['added_tokens.json'].read_text() == 'linked'
+
+  paths = {path.name: path for path in (tmp_path / 'a').iterdir()}
+  assert paths.keys() == {*copied, 'added_tokens.json', 'config.json', 'model.safetensors'}
+  assert all(paths[name].read_text() == name for name in copied)
+  assert not paths['added_tokens.json'].is_symlink()
+  assert paths['added_tokens.json'].read_text() == 'linked'
 
 
-@pytest.mark.parametrize('options, message', [
+@pytest.mark.parametrize('arguments, message', [
     ({'dtype': 'float16'}, "dtype must be float32 or bfloat16, got 'float16'"),
     ({'role': 'reward'}, "role must be one of policy, value, trunk, got 'reward'"),
     ({'model_type': 'mamba'}, 'model_type must be one of '),
     ({'model_type': 'gpt2'}, 'a gpt2 checkpoint cannot express '),
-    ({'tokenizer_from': 'absent'}, 'tokenizer_from must be a folder with tokenizer files, got'),
+    ({'tokenizer_from': 'absent'}, 'tokenizer_from must be a directory with tokenizer files, got'),
     ({'max_shard_bytes': 0}, 'max_shard_bytes must be at least 1, got 0'),
-    ({'role': 'trunk'}, 'parameter head/kernel has no place in the checkpoint'),
-    ({'config': _TIED}, 'parameter head/kernel has no place in the checkpoint'),
+    ({'role': 'trunk'}, 'parameter head/kernel is not part of the checkpoint'),
+    ({'config': _TIED}, 'parameter head/kernel is not part of the checkpoint'),
     ({'config': dataclasses.replace(_LLAMA, mlp_bias=True)},
      'parameter layers/mlp/gate/bias is needed for the checkpoint .and 2 more'),
 ])
-def test_what_cannot_be_saved_leaves_nothing_behind(tmp_path, options, message):
+def test_a_save_that_fails_leaves_no_files(tmp_path, arguments, message):
   params = witness.draw_params(policy.make(_LLAMA))
   with pytest.raises(ValueError, match=message):
-    _save(tmp_path / 'a', params=params, **options)
+    _save(tmp_path / 'a', params=params, **arguments)
   assert not list(tmp_path.iterdir())
 
 
-def test_a_folder_in_use_is_not_touched(tmp_path):
+def test_a_directory_in_use_is_not_changed(tmp_path):
   params = _save(tmp_path / 'a')
-  assert 'to a new or empty folder only' in _refusal(_save, tmp_path / 'a')
+  assert 'a new or empty directory' in _error(_save, tmp_path / 'a')
   _assert_same(_load(tmp_path / 'a'), params)

@@ -1,4 +1,4 @@
-"""Entries: what they check, how they load onto meshes and how they save."""
+"""Entries: checking, loading onto meshes and saving."""
 
 import weakref
 
@@ -111,7 +111,7 @@ def test_all_meshes_load_the_same_numbers(tmp_path, shape):
 
 @pytest.mark.parametrize('source', [np.float32, np.float16, BFLOAT16])
 @pytest.mark.parametrize('target', [np.float32, BFLOAT16])
-def test_parameters_get_the_dtype_that_is_asked_for(tmp_path, source, target):
+def test_parameters_get_the_requested_dtype(tmp_path, source, target):
   theirs = _theirs(source)
   expected = jax.tree.map(lambda x: x.astype(target), _ours(theirs))
   abstract = _abstract(expected, target, mesh.make_mesh(2, 2, 2))
@@ -144,31 +144,31 @@ def test_last_layers_follow_the_others(tmp_path):
   _assert_same(saved, theirs)
 
 
-def test_one_part_at_a_time_and_each_once():
-  # 2 x 2 x 2 devices, cut over fsdp and tensor: four parts, each on two devices.
+def test_each_part_is_read_once():
+  # 2 x 2 x 2 devices, sharded over fsdp and tensor: four parts, each on two devices.
   device_mesh = mesh.make_mesh(2, 2, 2)
   sharding = NamedSharding(device_mesh, PartitionSpec('fsdp', 'tensor'))
   whole = np.arange(32.0, dtype=np.float32).reshape(4, 8)
-  asked = []
+  reads = []
 
   def read(where):
-    asked.append(where)
+    reads.append(where)
     return whole[where]
 
-  array = mapping.place(jax.ShapeDtypeStruct((4, 8), np.float32, sharding=sharding), read)
+  array = mapping.device_array(jax.ShapeDtypeStruct((4, 8), np.float32, sharding=sharding), read)
   np.testing.assert_array_equal(array, whole)
   assert array.sharding == sharding
-  assert sorted((r.start, r.stop, c.start, c.stop) for r, c in asked) == [
+  assert sorted((r.start, r.stop, c.start, c.stop) for r, c in reads) == [
       (0, 2, 0, 4), (0, 2, 4, 8), (2, 4, 0, 4), (2, 4, 4, 8)]
 
 
 @pytest.mark.parametrize('offset', [0, 4])
 def test_loaded_parameters_can_be_donated(offset):
-  # A host's array that begins at a multiple of 64 bytes is one that the CPU's client would keep.
+  # A CPU device would alias a host array that begins at a multiple of 64 bytes.
   raw = np.ones(64 * 64 + 32, np.float32)
   start = -raw.ctypes.data % 64 // 4 + offset
   host = raw[start : start + 64 * 64].reshape(64, 64)
-  array = mapping.place(jax.ShapeDtypeStruct((64, 64), np.float32), lambda where: host)
+  array = mapping.device_array(jax.ShapeDtypeStruct((64, 64), np.float32), lambda where: host)
   pointer = array.unsafe_buffer_pointer()
   after = jax.jit(lambda x: x + 1, donate_argnums=0)(array)
   assert after.unsafe_buffer_pointer() == pointer
@@ -177,11 +177,11 @@ def test_loaded_parameters_can_be_donated(offset):
 # --- Checking.
 
 
-def _complaint(tmp_path, theirs, *, tree=None, **options):
+def _error(tmp_path, theirs, *, tree=None, **arguments):
   reader = _reader(tmp_path / 'x', theirs)
   abstract = _abstract(_ours(_theirs()) if tree is None else tree)
   with pytest.raises(ValueError) as caught:
-    mapping.check(ENTRIES, reader, abstract, **options)
+    mapping.check(ENTRIES, reader, abstract, **arguments)
   message = str(caught.value)
   assert '\n' not in message and str(tmp_path / 'x') in message
   return message
@@ -190,7 +190,7 @@ def _complaint(tmp_path, theirs, *, tree=None, **options):
 def test_missing_tensors(tmp_path):
   theirs = _theirs()
   del theirs['trunk.h.1.up'], theirs['lm_head']
-  message = _complaint(tmp_path, theirs)
+  message = _error(tmp_path, theirs)
   assert message.startswith('tensor trunk.h.1.up is missing from ')
   assert message.endswith('model.safetensors.index.json (and 1 more like it)')
 
@@ -198,7 +198,7 @@ def test_missing_tensors(tmp_path):
 def test_wrong_shapes(tmp_path):
   theirs = _theirs()
   theirs['trunk.h.2.both'] = theirs['trunk.h.2.both'][:-1]
-  message = _complaint(tmp_path, theirs)
+  message = _error(tmp_path, theirs)
   assert message.startswith('tensor trunk.h.2.both in ') and message.endswith(
       '.safetensors has shape [31, 8], the model needs [32, 8] '
       '(layers/attention/key/kernel, layers/attention/value/kernel)')
@@ -206,26 +206,27 @@ def test_wrong_shapes(tmp_path):
 
 def test_unknown_tensors(tmp_path):
   theirs = _theirs() | {'trunk.h.0.gate': np.zeros(2, np.float32)}
-  message = _complaint(tmp_path, theirs)
+  message = _error(tmp_path, theirs)
   assert message.startswith('tensor trunk.h.0.gate in ')
-  assert message.endswith('.safetensors has no place in the model')
+  assert message.endswith('.safetensors is not used by the model')
 
 
 def test_layers_too_many_are_unknown_and_too_few_missing(tmp_path):
   theirs = _theirs()
   tree = _ours(theirs)
   fewer = {**tree, 'layers': jax.tree.map(lambda x: x[1:], tree['layers'])}
-  assert 'tensor trunk.h.2.norm in' in _complaint(tmp_path, theirs, tree=fewer)
+  assert 'tensor trunk.h.2.norm in' in _error(tmp_path, theirs, tree=fewer)
   more = {**tree, 'layers': jax.tree.map(lambda x: np.repeat(x, 2, 0), tree['layers'])}
   (tmp_path / 'more').mkdir()
-  assert 'tensor trunk.h.3.norm is missing' in _complaint(tmp_path / 'more', theirs, tree=more)
+  assert 'tensor trunk.h.3.norm is missing' in _error(tmp_path / 'more', theirs, tree=more)
 
 
-def test_a_tensor_without_its_parameter_has_no_place(tmp_path):
+def test_a_tensor_without_its_parameter_is_an_error(tmp_path):
   theirs = _theirs()
   tree = _ours(theirs)
   del tree['layers']['norm']
-  assert 'tensor trunk.h.0.norm in' in _complaint(tmp_path, theirs, tree=tree)
+
+  assert 'tensor trunk.h.0.norm in' in _error(tmp_path, theirs, tree=tree)
 
 
 def test_dtypes_that_cannot_be_read(tmp_path):
@@ -237,7 +238,7 @@ def test_dtypes_that_cannot_be_read(tmp_path):
 
 
 @pytest.mark.parametrize('pattern', [r'trunk\.h\.\d+\.mask', r'h\.\d+\.mask'])
-def test_ignored_tensors_may_be_there_in_any_dtype(tmp_path, pattern):
+def test_ignored_tensors_may_have_any_dtype(tmp_path, pattern):
   (tmp_path / 'x').mkdir()
   theirs = _theirs() | {'trunk.h.0.mask': np.zeros(2, bool)}
   safetensors.numpy.save_file(theirs, tmp_path / 'x' / 'model.safetensors')
@@ -248,21 +249,22 @@ def test_ignored_tensors_may_be_there_in_any_dtype(tmp_path, pattern):
       mapping.check(ENTRIES, reader, abstract, ignored=[other], prefix='trunk.')
 
 
-def test_shapes_of_large_models_cost_no_memory():
-  # 80 layers of 8192 x 28672 are 75 GB: what is computed here are views on one byte.
+def test_shapes_of_large_models_need_no_memory():
+  # 80 layers of 8192 x 28672 are 75 GB; the shapes are computed from views of one byte.
   entries = [mapping.transposed('h.{i}.up', 'layers/up'), mapping.same('e', 'e')]
   abstract = {'layers': {'up': jax.ShapeDtypeStruct((80, 8192, 28_672), jnp.float32)},
               'e': jax.ShapeDtypeStruct((2**17, 8192), jnp.float32)}
-  found = mapping.shapes(entries, abstract)
-  assert len(found) == 81
-  assert (found['h.79.up'], found['e']) == ((28_672, 8192), (2**17, 8192))
+  shapes = mapping.shapes(entries, abstract)
+  assert len(shapes) == 81
+  assert (shapes['h.79.up'], shapes['e']) == ((28_672, 8192), (2**17, 8192))
 
 
 def test_kernels_of_one_tensor_must_have_the_same_layers():
   tree = _ours(_theirs())
   tree['layers']['attention']['key']['kernel'] = np.zeros((2, WIDTH, OUT))
-  with pytest.raises(ValueError, match='trunk.h.{i}.both is made of as many layers of each, got 2 '
-                                       'of layers/attention/key/kernel, 3 of layers/attention/val'):
+  message = ('trunk.h.{i}.both needs the same number of layers of each, got 2 of '
+             'layers/attention/key/kernel, 3 of layers/attention/value/kernel')
+  with pytest.raises(ValueError, match=message):
     mapping.shapes(ENTRIES, tree)
 
 
@@ -289,8 +291,8 @@ def test_numpy_trees_are_saved_too_and_cast():
   _assert_same(saved, {name: array.astype(BFLOAT16) for name, array in theirs.items()})
 
 
-def _stays(make):
-  """Whether an array is still held by somebody once its maker's caller has dropped it."""
+def _is_cached(make):
+  """True if something still refers to an array after it has been dropped here."""
   array = make()
   while isinstance(array.base, np.ndarray):
     array = array.base
@@ -299,25 +301,25 @@ def _stays(make):
   return reference() is not None
 
 
-def test_saving_keeps_nothing_on_the_host():
+def test_saving_caches_nothing_on_the_host():
   sharding = NamedSharding(mesh.make_mesh(1, 8, 1), PartitionSpec('fsdp'))
   array = jax.device_put(np.arange(64.0, dtype=np.float32).reshape(8, 8), sharding)
   entries = [mapping.same('a', 'a'), mapping.same('b.{i}', 'layers/b')]
   tree = {'a': array, 'layers': {'b': array}}
-  asked = {tensor.name: tensor.array for tensor in mapping.tensors(entries, tree, 'float32')}
-  np.testing.assert_array_equal(asked['a'](), array)
-  np.testing.assert_array_equal(asked['b.3'](), np.arange(24, 32))
-  assert not _stays(asked['a'])
-  assert not _stays(asked['b.3'])
-  assert _stays(lambda: np.asarray(array))  # The witness: this copy stays with the array.
+  arrays = {tensor.name: tensor.array for tensor in mapping.tensors(entries, tree, 'float32')}
+  np.testing.assert_array_equal(arrays['a'](), array)
+  np.testing.assert_array_equal(arrays['b.3'](), np.arange(24, 32))
+  assert not _is_cached(arrays['a'])
+  assert not _is_cached(arrays['b.3'])
+  assert _is_cached(lambda: np.asarray(array))  # A JAX array caches its NumPy copy.
 
 
 def test_parameters_that_cannot_be_saved():
   tree = _ours(_theirs())
   tree['head']['lora_a'] = np.zeros((2, WIDTH))
   tree['layers']['lora_b'] = np.zeros((LAYERS, 2))
-  with pytest.raises(ValueError, match=r'^parameter head/lora_a has no place in the checkpoint '
-                                       r'\(and 1 more like it\)$'):
+  message = r'^parameter head/lora_a is not part of the checkpoint format \(and 1 more like it\)$'
+  with pytest.raises(ValueError, match=message):
     list(mapping.tensors(ENTRIES, tree, 'float32'))
   assert mapping.uncovered(ENTRIES, tree) == ['head/lora_a', 'layers/lora_b']
   tree = _ours(_theirs())

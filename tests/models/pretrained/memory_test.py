@@ -1,4 +1,4 @@
-"""Loading keeps host memory near the model's size: measured in a process of its own."""
+"""Peak host memory of loading is close to the model's size, as measured in a separate process."""
 
 import json
 import os
@@ -12,7 +12,7 @@ import pytest
 from experiments.bench_load import __main__ as bench_load
 
 REPOSITORY = pathlib.Path(__file__).resolve().parents[3]
-LIMIT = 1.3  # Of the parameters' size, which itself is part of what is measured.
+LIMIT = 1.3  # Times the size of the parameters, which are included in the measured memory.
 
 linux = pytest.mark.skipif(not sys.platform.startswith('linux'), reason='reads /proc')
 
@@ -33,13 +33,14 @@ def test_loading_100m_parameters_onto_eight_devices(tmp_path, file_dtype, param_
       '--model=llama_100m', f'--file_dtype={file_dtype}', f'--param_dtype={param_dtype}',
       '--mesh=1x8x1', f'--folder={tmp_path}', f'--json={path}')
   assert done.returncode == 0, done.stderr
+
   numbers = json.loads(path.read_text())
   assert all(isinstance(value, (int, float, str)) for value in numbers.values())
   assert 100e6 < numbers['parameters'] < 120e6
   assert numbers['parameter_bytes'] == numbers['parameters'] * np.dtype(
       {'bfloat16': 'u2', 'float32': 'f4'}[param_dtype]).itemsize
   assert numbers['device'] == '8 x cpu'
-  # Below 1 it would not have seen the parameters themselves.
+  # A value below 1 would mean that the parameters themselves were not measured.
   assert 1.0 < numbers['peak_ratio'] <= LIMIT
   assert numbers['peak_ratio'] == numbers['peak_anonymous_bytes'] / numbers['parameter_bytes']
   assert f'{numbers["peak_ratio"]:.3f} of them' in done.stdout
@@ -47,7 +48,7 @@ def test_loading_100m_parameters_onto_eight_devices(tmp_path, file_dtype, param_
 
 
 @linux
-def test_the_watcher_sees_memory_that_is_gone_again():
+def test_the_peak_includes_memory_that_was_freed():
   size = 2**26
   with bench_load.anonymous_memory() as memory:
     np.ones(size, np.uint8)  # Dropped at once; written in one call, which holds the GIL.

@@ -1,7 +1,7 @@
 """Our models against transformers' logits, stored in tests/golden/models/ (no torch needed).
 
-Each golden case is written as the directory that transformers would have written, loaded through
-the front door, and run. tests/parity/models_test.py compares live.
+Each golden case is written as the directory that transformers would have written, loaded and run.
+tests/parity/models_test.py compares live.
 """
 
 import dataclasses
@@ -16,8 +16,7 @@ from tests.golden import draws, jax_models, model_cases
 TOLERANCE = 1e-4
 RECORDS = jax_models.records()
 CONTROLS = [(record, control) for record in RECORDS.values() for control in record['controls']]
-# Those that change our config: the reading is checked for all of them, and the model is run for
-# one of each kind.
+# Controls that change our config: all of them are read, and one of each kind is run.
 OF_CONFIG = [(record, control) for record, control in CONTROLS if control.get('ours')]
 KINDS = {tuple(control['ours']): (record, control) for record, control in reversed(OF_CONFIG)}
 
@@ -37,13 +36,13 @@ def _gap(one, other):
 
 
 def _check_control(record, control, model, params, batch):
-  """The control's logits are transformers' too, and none of the case's."""
-  found = model.logits(*batch, params=params)
+  """Checks that the control's logits equal those of transformers and differ from the case's."""
+  logits = model.logits(*batch, params=params)
   golden, theirs = record['arrays'][''], record['arrays'][control['name']]
   mask = jax_models.batch(record, left=control['name'] in ('padding', 'positions'))[1]
-  stored = lambda places: jax_models.stored(record, found, mask, places)
-  assert _gap(stored(model_cases.CONTROL_PLACES), theirs) <= TOLERANCE
-  assert _gap(stored(model_cases.PLACES), golden) >= control['least']
+  stored = lambda indices: jax_models.stored(record, logits, mask, indices)
+  assert _gap(stored(model_cases.CONTROL_INDICES), theirs) <= TOLERANCE
+  assert _gap(stored(model_cases.STORED_INDICES), golden) >= control['least']
 
 
 def test_the_golden_files_are_those_of_the_cases():
@@ -61,14 +60,16 @@ def test_logits(record, tmp_path):
   model = jax_models.Model(checkpoint, params, scan_unroll=1)
   left, right = (jax_models.batch(record, left=side) for side in (True, False))
   golden = record['arrays']['']
+
   for tokens, mask, positions in (left, right):
-    found = model.logits(tokens, mask, positions)
-    assert found.dtype == np.float32
-    found = jax_models.stored(record, found, mask, model_cases.PLACES)
-    assert _gap(found, golden) <= TOLERANCE
+    logits = model.logits(tokens, mask, positions)
+    assert logits.dtype == np.float32
+    stored = jax_models.stored(record, logits, mask, model_cases.STORED_INDICES)
+    assert _gap(stored, golden) <= TOLERANCE
   if not record['classifier']:
-    found = draws.at_tokens(model.decoded_logits(*left), left[1], model_cases.PLACES)
-    assert _gap(found, golden) <= TOLERANCE
+    decoded = draws.at_tokens(model.decoded_logits(*left), left[1], model_cases.STORED_INDICES)
+    assert _gap(decoded, golden) <= TOLERANCE
+
   for control in record['controls']:
     if control['name'] == 'padding':
       wrong = (left[0], np.ones_like(left[1]), left[2])
@@ -90,7 +91,7 @@ def test_logits_with_an_option_switched_off(record, control, tmp_path):
         tmp_path, fields, jax_models.control_weights(record, control))
     checkpoint, params = jax_models.load(directory)
     model = jax_models.Model(checkpoint, params, scan_unroll=1)
-  else:  # config.json has no such switch, our config has.
+  else:  # Only our config has this field.
     checkpoint, params = jax_models.load(_write(tmp_path, record))
     model = jax_models.Model(checkpoint, params, scan_unroll=1, **control['ours'])
   _check_control(record, control, model, params, jax_models.batch(record, left=False))
@@ -110,12 +111,12 @@ def test_an_option_of_config_json_is_one_of_ours(record, control, tmp_path):
 
 
 @each_case
-def test_both_spellings_of_config_json_are_read_alike(record, tmp_path):
+def test_both_spellings_of_config_json_give_the_same_config(record, tmp_path):
   read = lambda fields: huggingface.read_config(draws.write_checkpoint(tmp_path, fields, {}))
   assert read(record['fields']).config == read(record['saved']).config
 
 
-# Tensors that hold no parameters, by family, in each of the first layer's names.
+# Tensors that are not parameters, by family, under the names of the first layer.
 BUFFERS = {
     'gpt2': {'h.0.attn.bias': np.ones((1, 1, 32, 32), np.uint8),
              'h.0.attn.masked_bias': np.float32(-1e4)},
@@ -142,9 +143,9 @@ def test_old_names_buffers_and_a_stored_tied_head(name, prefixed, tmp_path):
   if not prefixed:
     weights = {key.removeprefix(PREFIXES[kind]): value for key, value in weights.items()}
   expected = jax_models.load(_write(tmp_path / 'new', record))[1]
-  found = jax_models.load(
+  params = jax_models.load(
       draws.write_checkpoint(tmp_path / 'old', record['fields'], weights))[1]
-  jax.tree.map(np.testing.assert_array_equal, found, expected)
+  jax.tree.map(np.testing.assert_array_equal, params, expected)
 
 
 @each_case

@@ -1,4 +1,4 @@
-"""PEFT's format: what it adds to their weights is what merging adds to ours, and back again."""
+"""PEFT's format: saved adapters add to their weights what merging adds to ours."""
 
 import dataclasses
 import json
@@ -35,7 +35,7 @@ SOME = lora.LoraConfig(rank=2, alpha=5.0, targets='attention/(query|value)|mlp/d
 
 
 def _params(config, lora_config):
-  """A base and adapters that have gone somewhere, float32 on the host."""
+  """A base and random adapters, float32 on the host."""
   base = witness.draw_params(policy.make(config))
   adapters = lora.init_adapters(lora_config, base, jax.random.key(0))
   rng = np.random.default_rng(1)
@@ -82,13 +82,13 @@ def _their_weights(family, config, params):
         conv = family is gpt2 and '{i}' in entry.theirs
         out[entry.theirs.replace('{i}', str(i)).removesuffix('.weight')] = (
             weight.T if conv else weight)
-  # The name of the module; that of the tensor is older.
+  # The tensor has an older name than the module.
   return {name.replace('embed_out', 'lm_head'): weight for name, weight in out.items()}
 
 
 @pytest.mark.parametrize('lora_config', [EVERYWHERE, SOME], ids=['everywhere', 'some'])
 @pytest.mark.parametrize('name', FAMILIES)
-def test_what_is_added_to_their_weights_is_what_merging_adds(tmp_path, name, lora_config):
+def test_saved_adapters_add_the_same_as_merging(tmp_path, name, lora_config):
   family, config = FAMILIES[name]
   directory, params = _saved(tmp_path, name, lora_config)
   untied = dataclasses.replace(config, tie_embeddings=False)
@@ -96,9 +96,11 @@ def test_what_is_added_to_their_weights_is_what_merging_adds(tmp_path, name, lor
     params['base'] = partial.untie(params['base'])
   before = _their_weights(family, untied, params['base'])
   after = _their_weights(family, untied, lora.merge(params, lora_config))
+
   tensors, fields = _tensors(directory), _fields(directory)
   adapted = {key.removeprefix('base_model.model.').rpartition('.lora_')[0] for key in tensors}
   assert adapted == {key for key in before if not np.array_equal(before[key], after[key])}
+
   for module in adapted:
     a, b = (tensors[f'base_model.model.{module}.lora_{side}.weight'] for side in 'AB')
     suffix = next((key for key in fields['rank_pattern'] if module.endswith(f'.{key}')), None)
@@ -107,11 +109,12 @@ def test_what_is_added_to_their_weights_is_what_merging_adds(tmp_path, name, lor
     np.testing.assert_allclose(scale * b @ a, after[module] - before[module], atol=2e-5)
     matches = [t for t in fields['target_modules'] if module == t or module.endswith(f'.{t}')]
     assert len(matches) == 1
+
   with safetensors.safe_open(directory / 'adapter_model.safetensors', 'np') as file:
     assert file.metadata() == {'format': 'pt'}
 
 
-def test_names_and_shapes_spelt_out(tmp_path):
+def test_names_and_shapes(tmp_path):
   directory, _ = _saved(tmp_path)
   shapes = {name: tensor.shape for name, tensor in _tensors(directory).items()}
   layer = 'base_model.model.model.layers.1'
@@ -124,8 +127,10 @@ def test_names_and_shapes_spelt_out(tmp_path):
       'base_model.model.lm_head.lora_A.weight': (3, 16),
       'base_model.model.lm_head.lora_B.weight': (29, 3),
   }
+
   assert {name: shapes[name] for name in expected} == expected
   assert len(shapes) == 2 * (2 * 7 + 1)
+
   fields = _fields(directory)
   assert fields['target_modules'][:2] == ['self_attn.q_proj', 'self_attn.k_proj']
   assert (fields['r'], fields['lora_alpha'], fields['fan_in_fan_out']) == (3, 6, False)
@@ -150,15 +155,15 @@ def test_fused_modules_get_the_sum_of_ranks(tmp_path):
 def test_loading_gives_back_what_was_saved_bit_for_bit(tmp_path, name, lora_config):
   _, config = FAMILIES[name]
   directory, params = _saved(tmp_path, name, lora_config)
-  found, adapters = peft.load(directory, config, model_type=name)
+  loaded, adapters = peft.load(directory, config, model_type=name)
   _assert_identical(adapters, params['adapters'])
-  assert (found.rank, found.alpha) == (lora_config.rank, lora_config.alpha)
-  drawn = lora.init_adapters(found, params['base'], jax.random.key(0))
+  assert (loaded.rank, loaded.alpha) == (lora_config.rank, lora_config.alpha)
+  drawn = lora.init_adapters(loaded, params['base'], jax.random.key(0))
   assert jax.tree.structure(drawn) == jax.tree.structure(adapters)
 
 
 @pytest.mark.parametrize('name', ['gpt_neox', 'gpt2'])
-def test_a_head_by_its_old_name_or_beside_its_base_is_read(tmp_path, name):
+def test_a_head_with_its_old_name_or_next_to_its_base_is_read(tmp_path, name):
   _, config = FAMILIES[name]
   directory, params = _saved(tmp_path, name)
   head = 'base_model.model.lm_head.'
@@ -173,22 +178,22 @@ def test_a_head_by_its_old_name_or_beside_its_base_is_read(tmp_path, name):
 
   _edited(directory, rename)
   _assert_identical(peft.load(directory, config, model_type=name)[1], params['adapters'])
-  # One that was enlarged is not the base's own.
+  # An enlarged head is not the base's.
   _edited(directory, lambda t: t.update({f'{head}base_layer.weight': np.zeros((30, 16), 'f4')}))
-  with pytest.raises(ValueError, match='lm_head.base_layer.weight in .* has no place'):
+  with pytest.raises(ValueError, match='lm_head.base_layer.weight in .* is not used'):
     peft.load(directory, config, model_type=name)
 
 
-def test_fresh_adapters_come_back_too(tmp_path):
+def test_fresh_adapters_are_restored(tmp_path):
   base = witness.draw_params(policy.make(GPT2))
   fresh = jax.device_get(lora.init_adapters(SOME, base, jax.random.key(0)))
   peft.save(tmp_path / 'a', fresh, SOME, GPT2, model_type='gpt2')
   _assert_identical(peft.load(tmp_path / 'a', GPT2, model_type='gpt2')[1], fresh)
 
 
-@pytest.mark.parametrize('options, scale', [
+@pytest.mark.parametrize('fields, scale', [
     ({}, 2.0), ({'alpha_pattern': {'attn.c_attn': 3}}, 0.75), ({'use_rslora': True}, 4.0)])
-def test_a_foreign_adapter_of_a_fused_module_is_one_for_each_kernel(tmp_path, options, scale):
+def test_an_adapter_of_a_fused_module_becomes_one_per_kernel(tmp_path, fields, scale):
   # r = 4 and alpha = 8: the scale is 8 / 4, or that of the pattern, or 8 / √4.
   rng = np.random.default_rng(0)
   name = 'base_model.model.transformer.h.{}.attn.c_attn.lora_{}.weight'
@@ -200,7 +205,8 @@ def test_a_foreign_adapter_of_a_fused_module_is_one_for_each_kernel(tmp_path, op
       jax.tree.map(jnp.asarray, tensors), tmp_path / 'adapter_model.safetensors')
   (tmp_path / 'adapter_config.json').write_text(json.dumps(
       {'peft_type': 'LORA', 'r': 4, 'lora_alpha': 8, 'use_dora': False, 'lora_dropout': 0.1,
-       'modules_to_save': None, 'target_modules': ['c_attn'], **options}))
+       'modules_to_save': None, 'target_modules': ['c_attn'], **fields}))
+
   config, adapters = peft.load(tmp_path, GPT2, model_type='gpt2')
   assert config.targets == 'attention/key|attention/query|attention/value' and config.rank == 4
   base = witness.draw_params(policy.make(GPT2))
@@ -209,12 +215,12 @@ def test_a_foreign_adapter_of_a_fused_module_is_one_for_each_kernel(tmp_path, op
   for i in range(2):
     a, b = (np.asarray(tensors[name.format(i, side)], np.float32) for side in 'AB')
     expected = np.split(scale * (b @ a).T, 3, axis=1)
-    for place, layer in enumerate(('query', 'key', 'value')):
+    for layer, difference in zip(('query', 'key', 'value'), expected, strict=True):
       kernel = added['layers']['attention'][layer]['kernel'][i]
-      np.testing.assert_allclose(kernel, expected[place], atol=1e-5)
+      np.testing.assert_allclose(kernel, difference, atol=1e-5)
 
 
-def test_adapters_that_have_no_module_or_do_not_fit_it_are_named(tmp_path):
+def test_adapters_without_a_matching_module_are_named(tmp_path):
   adapters = _params(LLAMA, dataclasses.replace(SOME, targets='mlp/.*'))['adapters']
   with pytest.raises(ValueError, match='has no module for the adapter of layers/mlp/gate'):
     peft.save(tmp_path / 'a', adapters, SOME, GPT2, model_type='gpt2')
@@ -229,10 +235,10 @@ def test_adapters_that_have_no_module_or_do_not_fit_it_are_named(tmp_path):
   assert not (tmp_path / 'a').exists()
 
 
-def test_split_layers_are_joined_first(tmp_path):
+def test_split_layers_must_be_joined(tmp_path):
   adapters = _params(LLAMA, EVERYWHERE)['adapters']
   split = partial.split(adapters, 1)
-  with pytest.raises(ValueError, match='stand apart: join them first'):
+  with pytest.raises(ValueError, match='are split off: join them'):
     peft.save(tmp_path / 'a', split, EVERYWHERE, LLAMA, model_type='llama')
   peft.save(tmp_path / 'a', partial.join(split), EVERYWHERE, LLAMA, model_type='llama')
   _assert_identical(peft.load(tmp_path / 'a', LLAMA, model_type='llama')[1], adapters)
@@ -245,16 +251,16 @@ def test_split_layers_are_joined_first(tmp_path):
     ({'lora_alpha': None}, 'lora_alpha must be a positive number, got None'),
     ({'alpha_pattern': {'(': 1}}, r"must have regular expressions as names, got '\(': missing \)"),
     ({'alpha_pattern': {'q{99999999999}': 1}}, 'must have regular expressions as names'),
-    ({'alpha_pattern': {'q_proj': 'x'}}, "must hold positive numbers, got 'x' of 'q_proj'"),
-    ({'alpha_pattern': {'q_proj': None}}, "must hold positive numbers, got None of 'q_proj'"),
+    ({'alpha_pattern': {'q_proj': 'x'}}, "must contain positive numbers, got 'x' for 'q_proj'"),
+    ({'alpha_pattern': {'q_proj': None}}, "must contain positive numbers, got None for 'q_proj'"),
     ({'bias': 'all'}, "bias must be 'none', got 'all'"),
-    ({'use_dora': True}, 'use_dora must be off: it is not supported, got True'),
+    ({'use_dora': True}, 'use_dora must be off, as it is not supported, got True'),
     ({'modules_to_save': ['score']}, r"modules_to_save must be off.*got \['score'\]"),
     ({'a_field_of_tomorrow': 1}, 'a_field_of_tomorrow must be off'),
     ({'init_lora_weights': 'pissa'}, "init_lora_weights must be one of .*got 'pissa'"),
     ({'alpha_pattern': [1]}, r'alpha_pattern must be an object, got \[1\]'),
 ])
-def test_options_that_change_the_numbers_are_refused_by_name(tmp_path, changes, message):
+def test_fields_that_change_the_result_are_rejected_by_name(tmp_path, changes, message):
   directory, _ = _saved(tmp_path)
   _fields(directory, **changes)
   with pytest.raises(ValueError, match=message) as error:
@@ -273,7 +279,7 @@ QUERY = 'base_model.model.model.layers.1.self_attn.q_proj.lora_{}.weight'
 
 @pytest.mark.parametrize('edit, message', [
     (lambda t: t.pop(QUERY.format('B')), r'1\.self_attn\.q_proj\.lora_B\.weight is missing'),
-    (lambda t: t.update({'score.weight': np.zeros(2, np.float32)}), 'score.weight in .* no place'),
+    (lambda t: t.update({'score.weight': np.zeros(2, np.float32)}), 'score.weight in .* not used'),
     (lambda t: t.update({QUERY.format('A'): np.zeros((3, 15), np.float32)}),
      r'q_proj\.lora_A\.weight in .* has shape \[3, 15\], the model needs \[3, 16\]'),
     (lambda t: t.update({QUERY.format('B'): np.zeros(24, np.float32)}),
@@ -281,7 +287,7 @@ QUERY = 'base_model.model.model.layers.1.self_attn.q_proj.lora_{}.weight'
     (lambda t: t.update({QUERY.format('A'): np.zeros((2, 16), np.float32),
                          QUERY.format('B'): np.zeros((24, 2), np.float32)}),
      r'1\.self_attn\.q_proj\.lora_A\.weight in .* has shape \[2, 16\], .* \[3, 16\] with r = 3'),
-    (lambda t: t.clear(), 'holds no adapter'),
+    (lambda t: t.clear(), 'contains no adapter'),
 ])
 def test_tensors_that_do_not_fit_are_named(tmp_path, edit, message):
   directory, _ = _saved(tmp_path)
@@ -307,7 +313,7 @@ def test_files_that_cannot_be_read_are_named(tmp_path):
     peft.load(tmp_path / 'nowhere', LLAMA, model_type='llama')
 
 
-def test_a_folder_in_use_is_not_overwritten(tmp_path):
+def test_a_directory_in_use_is_not_overwritten(tmp_path):
   directory, params = _saved(tmp_path)
-  with pytest.raises(ValueError, match='new or empty folder'):
+  with pytest.raises(ValueError, match='new or empty directory'):
     peft.save(directory, params['adapters'], EVERYWHERE, LLAMA, model_type='llama')

@@ -1,4 +1,4 @@
-"""Folders of sentence-transformers: which pooling they ask for, read and written."""
+"""Directories of sentence-transformers: reading and writing the pooling."""
 
 import dataclasses
 import json
@@ -22,7 +22,7 @@ def _pooling(*modes, **more):
 
 
 def _write(directory, pooling, *kinds, weights_in='', weights=None):
-  """A folder as sentence-transformers writes it."""
+  """A directory as written by sentence-transformers."""
   draws.write_checkpoint(
       directory / weights_in, RECORD['fields'],
       jax_models.weights(RECORD) if weights is None else weights)
@@ -58,7 +58,7 @@ def test_a_plain_checkpoint_is_pooled_by_the_mean(tmp_path):
   assert sentence_encoder.read_config(tmp_path).config.pooling == 'mean'
 
 
-def test_vectors_are_those_of_transformers_and_survive_saving(tmp_path):
+def test_vectors_equal_those_of_transformers_before_and_after_saving(tmp_path):
   tokens, mask, _ = jax_models.batch(RECORD, left=False)
   theirs = RECORD['arrays']['mean']
   theirs = theirs / np.linalg.norm(theirs, axis=1, keepdims=True)
@@ -67,48 +67,49 @@ def test_vectors_are_those_of_transformers_and_survive_saving(tmp_path):
     checkpoint = sentence_encoder.read_config(directory)
     fns = encoder.make(checkpoint.config)
     params = huggingface.load_params(checkpoint, jax.eval_shape(fns.init, jax_models.KEY))
-    found = jax_models.compiled(fns.embed)(params, tokens, mask)
-    assert np.max(np.abs(found - theirs)) <= 1e-4
+    vectors = jax_models.compiled(fns.embed)(params, tokens, mask)
+    assert np.max(np.abs(vectors - theirs)) <= 1e-4
     directory = tmp_path / 'ours'
     if not directory.exists():
       sentence_encoder.save(directory, checkpoint.config, params, fields=checkpoint.fields)
+
   assert sorted(path.relative_to(directory).as_posix() for path in directory.rglob('*')) == [
       '1_Pooling', '1_Pooling/config.json', '2_Normalize', 'config.json', 'model.safetensors',
       'modules.json']
 
 
-def test_a_folder_in_use_is_left_alone(tmp_path):
+def test_a_directory_in_use_is_not_changed(tmp_path):
   directory = _write(tmp_path, _pooling('cls_token'))
   checkpoint = sentence_encoder.read_config(directory)
   before = {path: path.read_bytes() for path in tmp_path.rglob('*') if path.is_file()}
-  with pytest.raises(ValueError, match='new or empty folder'):
+  with pytest.raises(ValueError, match='new or empty directory'):
     sentence_encoder.save(tmp_path, checkpoint.config, {})
   assert {path: path.read_bytes() for path in tmp_path.rglob('*') if path.is_file()} == before
 
 
-def test_nothing_is_left_of_a_save_that_fails(tmp_path):
+def test_a_save_that_fails_leaves_no_files(tmp_path):
   directory = _write(tmp_path / 'theirs', _pooling('cls_token'))
   checkpoint = sentence_encoder.read_config(directory)
-  with pytest.raises(ValueError, match='parameter nobody has no place'):
-    sentence_encoder.save(tmp_path / 'ours', checkpoint.config, {'nobody': np.zeros(2)})
+  with pytest.raises(ValueError, match='parameter unknown is not part of'):
+    sentence_encoder.save(tmp_path / 'ours', checkpoint.config, {'unknown': np.zeros(2)})
   assert [path.name for path in tmp_path.iterdir()] == ['theirs']
 
 
 @pytest.mark.parametrize('pooling, kinds, message', [
-    (_pooling('max_tokens'), (), 'pooling must be by cls or mean alone, got max_tokens'),
-    (_pooling('cls_token', 'mean_tokens'), (), 'alone, got cls and mean'),
-    (_pooling(), (), 'alone, got none'),
+    (_pooling('max_tokens'), (), 'pooling must be one of cls, mean, got max_tokens'),
+    (_pooling('cls_token', 'mean_tokens'), (), 'cls, mean, got cls and mean'),
+    (_pooling(), (), 'cls, mean, got none'),
     (_pooling('cls_token', word_embedding_dimension=64), (),
      r'1_Pooling/config\.json: word_embedding_dimension must be hidden_size \(48\), got 64'),
     (_pooling('cls_token', embedding_dimension=64), (),
      'embedding_dimension must be 48, got 64: word_embedding_dimension is 48'),
     (_pooling('cls_token', include_prompt=False), (), 'include_prompt must be True, got False'),
-    (_pooling('cls_token', other=1), (), r"field 'other' \(1\) is not known"),
+    (_pooling('cls_token', other=1), (), r"unknown field 'other' \(1\)"),
     (_pooling('cls_token', pooling_mode_cls_token='yes'), (), 'must be of type bool'),
-    ([], (), r'1_Pooling/config\.json must hold a JSON dict, got a list'),
+    ([], (), r'1_Pooling/config\.json must contain a JSON dict, got a list'),
     (_pooling('cls_token'), ('Dense',), 'modules.json must list .*got Transformer, Pooling, Dense'),
 ])
-def test_what_does_not_exist_here_is_named(pooling, kinds, message, tmp_path):
+def test_unsupported_features_are_named(pooling, kinds, message, tmp_path):
   with pytest.raises(ValueError, match=message):
     sentence_encoder.read_config(_write(tmp_path, pooling, *kinds, weights={}))
 
@@ -116,7 +117,7 @@ def test_what_does_not_exist_here_is_named(pooling, kinds, message, tmp_path):
 @pytest.mark.parametrize('name, content, message', [
     ('1_Pooling/config.json', None, r'1_Pooling/config\.json is missing'),
     ('1_Pooling/config.json', '{', r'1_Pooling/config\.json is damaged'),
-    ('modules.json', '{}', r'modules\.json must hold a JSON list, got a dict'),
+    ('modules.json', '{}', r'modules\.json must contain a JSON list, got a dict'),
     ('modules.json', '[1]', r'modules\.json must list modules with a type and a path each'),
     ('modules.json', '[]', 'got nothing'),
 ])
@@ -129,7 +130,7 @@ def test_a_damaged_file_is_named(name, content, message, tmp_path):
     sentence_encoder.read_config(directory)
 
 
-def test_a_decoder_is_no_encoder(tmp_path):
+def test_a_decoder_is_not_an_encoder(tmp_path):
   record = jax_models.records()['gpt2']
   draws.write_checkpoint(tmp_path, record['fields'], {})
   with pytest.raises(ValueError, match="an encoder must be of model_type bert, got 'gpt2'"):

@@ -1,4 +1,4 @@
-"""Safetensors folders: read as the library wrote them, written as it reads them, refused if bad."""
+"""Safetensors directories: compatible with the library both ways; damaged ones are rejected."""
 
 import errno
 import json
@@ -45,7 +45,7 @@ def _equal(a, b):
 
 
 def _raw(path, header, data=b'', length=None):
-  """A file as the format has it: the header's length, the header, the data."""
+  """Writes a file in the format: the header's length, the header, the data."""
   header = header if isinstance(header, bytes) else json.dumps(header).encode()
   length = len(header) if length is None else length
   path.write_bytes(length.to_bytes(8, 'little') + header + data)
@@ -55,7 +55,7 @@ def _entry(begin, end, shape=(2,), dtype='F32'):
   return {'dtype': dtype, 'shape': list(shape), 'data_offsets': [begin, end]}
 
 
-def _refusal(directory):
+def _error(directory):
   with pytest.raises(ValueError) as caught:
     weights.Reader(directory)
   message = str(caught.value)
@@ -66,7 +66,7 @@ def _refusal(directory):
 # --- Reading.
 
 
-def test_what_the_library_wrote_is_read(tmp_path):
+def test_files_of_the_library_are_read(tmp_path):
   arrays = _arrays()
   safetensors.numpy.save_file(arrays, tmp_path / 'model.safetensors', {'format': 'pt'})
   reader = weights.Reader(tmp_path)
@@ -90,7 +90,7 @@ def test_tensors_at_odd_offsets_are_read(tmp_path):
 
 
 def test_opening_reads_no_data(tmp_path):
-  # 64 GB that are not on the disk (a file with a hole): neither opening nor a slice reads them.
+  # A sparse file of 64 GB: neither opening it nor a slice reads them.
   shape = (2**20, 2**14)
   _raw(tmp_path / 'model.safetensors', {'a': _entry(0, 4 * 2**34, shape)})
   with open(tmp_path / 'model.safetensors', 'r+b') as file:
@@ -101,7 +101,7 @@ def test_opening_reads_no_data(tmp_path):
   assert not view.T[5:9, -3:].any()
 
 
-def test_other_dtypes_are_listed_and_not_read(tmp_path):
+def test_other_dtypes_are_listed_but_cannot_be_read(tmp_path):
   arrays = {'mask': np.ones((2, 2), bool), 'ids': np.arange(3), 'a': _draw((2,), np.float32)}
   safetensors.numpy.save_file(arrays, tmp_path / 'model.safetensors')
   reader = weights.Reader(tmp_path)
@@ -112,7 +112,7 @@ def test_other_dtypes_are_listed_and_not_read(tmp_path):
   assert _equal(reader['a'], arrays['a'])
 
 
-def test_the_single_file_comes_before_an_index_as_in_transformers(tmp_path):
+def test_a_single_file_is_preferred_to_an_index_as_in_transformers(tmp_path):
   array = _draw((2,), np.float32)
   safetensors.numpy.save_file({'a': array}, tmp_path / 'model.safetensors')
   (tmp_path / weights.INDEX_FILE).write_text('{"weight_map": {"a": "gone.safetensors"}}')
@@ -121,9 +121,10 @@ def test_the_single_file_comes_before_an_index_as_in_transformers(tmp_path):
 
 _GOOD = {'first': _entry(0, 8), 'second': _entry(8, 16)}
 _DAMAGES = {
-    'cut off in the second tensor': (
-        _GOOD, bytes(12), None, r'cut off in tensor second: the file has \d+ bytes, and needs \d+'),
-    'cut off in the first tensor': (_GOOD, bytes(5), None, 'cut off in tensor first'),
+    'truncated in the second tensor': (
+        _GOOD, bytes(12), None,
+        r'truncated in tensor second: the file has \d+ bytes, and needs \d+'),
+    'truncated in the first tensor': (_GOOD, bytes(5), None, 'truncated in tensor first'),
     'bytes too many': (_GOOD, bytes(17), None, 'damaged: .*not fully covered'),
     'a gap': ({'first': _entry(0, 8), 'b': _entry(12, 20)}, bytes(20), None, 'damaged: .*`b`'),
     'an overlap': ({'first': _entry(0, 8), 'b': _entry(4, 12)}, bytes(12), None, 'damaged: .*`b`'),
@@ -138,7 +139,8 @@ _DAMAGES = {
     'a header longer than any': (b'{}', b'', 2**40, 'damaged: .*header too large'),
     'one name twice': (
         b'{"a":' + json.dumps(_entry(0, 8)).encode() + b',"a":'
-        + json.dumps(_entry(0, 8)).encode() + b'}', bytes(8), None, 'damaged: a stands twice'),
+        + json.dumps(_entry(0, 8)).encode() + b'}', bytes(8), None,
+        'damaged: duplicate tensor a in its header'),
 }
 
 
@@ -146,24 +148,24 @@ _DAMAGES = {
 def test_damaged_files(tmp_path, header, data, length, message):
   path = tmp_path / 'model.safetensors'
   _raw(path, header, data, length)
-  assert re.search(f'^{re.escape(str(path))} is {message}', _refusal(tmp_path))
+  assert re.search(f'^{re.escape(str(path))} is {message}', _error(tmp_path))
 
 
-def test_files_that_are_no_safetensors_at_all(tmp_path):
+def test_files_that_are_not_safetensors(tmp_path):
   path = tmp_path / 'model.safetensors'
   path.write_bytes(b'')
-  assert 'model.safetensors is damaged' in _refusal(tmp_path)
+  assert 'model.safetensors is damaged' in _error(tmp_path)
   path.write_text('version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 5\n')
-  assert 'is a Git LFS pointer, not the file itself: fetch it with `git lfs pull`' in _refusal(
+  assert 'is a Git LFS pointer, not the file itself: fetch it with `git lfs pull`' in _error(
       tmp_path)
 
 
-def test_every_cut_of_a_file_is_refused(tmp_path):
+def test_every_truncation_of_a_file_is_rejected(tmp_path):
   safetensors.numpy.save_file(_arrays(), tmp_path / 'whole')
   whole = (tmp_path / 'whole').read_bytes()
   for size in range(0, len(whole), 7):
     (tmp_path / 'model.safetensors').write_bytes(whole[:size])
-    _refusal(tmp_path)
+    _error(tmp_path)
 
 
 def _sharded(directory):
@@ -178,7 +180,7 @@ def _index(directory, weight_map):
   (directory / weights.INDEX_FILE).write_text(json.dumps({'weight_map': weight_map}))
 
 
-def test_shards_are_found_through_their_index(tmp_path):
+def test_shards_are_read_through_their_index(tmp_path):
   _index(tmp_path, _sharded(tmp_path))
   reader = weights.Reader(tmp_path)
   assert {name: tensor.file.name for name, tensor in reader.tensors.items()} == {
@@ -187,21 +189,22 @@ def test_shards_are_found_through_their_index(tmp_path):
 
 
 @pytest.mark.parametrize('change, message', [
-    ({'c': 'z.safetensors'}, r'z.safetensors is missing: .*index.json puts tensor c there'),
-    ({'d': 'y.safetensors'}, r'tensor d is missing from .*y.safetensors, where .*index.json puts'),
-    ({'a': 'y.safetensors'}, r'tensor a is missing from .*y.safetensors, where .*index.json puts'),
-    ({'c': '../y.safetensors'}, r"must name files beside it, got '../y.safetensors' for tensor c"),
+    ({'c': 'z.safetensors'}, r'z.safetensors is missing, but .*index.json lists it for tensor c'),
+    ({'d': 'y.safetensors'}, r'tensor d is missing from .*y.safetensors, but is listed in .*index'),
+    ({'a': 'y.safetensors'}, r'tensor a is missing from .*y.safetensors, but is listed in .*index'),
+    ({'c': '../y.safetensors'},
+     r"must name files in its directory, got '../y.safetensors' for tensor c"),
     ({'c': 3}, r'index.json is damaged: it must be a JSON object with a weight_map'),
 ])
 def test_an_index_that_does_not_agree_with_its_files(tmp_path, change, message):
   _index(tmp_path, _sharded(tmp_path) | change)
-  assert re.search(message, _refusal(tmp_path))
+  assert re.search(message, _error(tmp_path))
 
 
 @pytest.mark.parametrize('text', ['', '{', '[]', '{}', '{"weight_map": ["a"]}', '\xff'])
 def test_a_damaged_index(tmp_path, text):
   (tmp_path / weights.INDEX_FILE).write_bytes(text.encode('latin1'))
-  assert 'index.json is damaged' in _refusal(tmp_path)
+  assert 'index.json is damaged' in _error(tmp_path)
 
 
 def test_a_tensor_in_two_shards(tmp_path):
@@ -209,50 +212,52 @@ def test_a_tensor_in_two_shards(tmp_path):
   safetensors.numpy.save_file(
       {key: _draw((2,), np.float32) for key in 'bc'}, tmp_path / 'y.safetensors')
   _index(tmp_path, weight_map)
-  assert 'tensor b stands twice: in ' in _refusal(tmp_path)
+  assert 'duplicate tensor b: in ' in _error(tmp_path)
 
 
 @pytest.mark.parametrize('name', [
     'pytorch_model.bin', 'pytorch_model-00001-of-00002.bin', 'consolidated.00.pth', 'model.pt',
     'last.ckpt', 'weights.bin'])
-def test_pickles_are_refused_with_the_way_out(tmp_path, name):
+def test_pickles_are_rejected_with_a_way_to_convert_them(tmp_path, name):
   (tmp_path / name).write_bytes(b'\x80\x04N.')
-  message = _refusal(tmp_path)
+  message = _error(tmp_path)
   assert f'{name} is a pickle' in message and 'safe_serialization=True' in message
-  # Beside safetensors they do not matter.
+  # Next to safetensors they are ignored.
   _write(tmp_path / 'new', {'a': _draw((2,), np.float32)})
   (tmp_path / 'new' / name).write_bytes(b'')
   assert 'a' in weights.Reader(tmp_path / 'new')
 
 
-def test_folders_without_weights(tmp_path):
+def test_directories_without_weights(tmp_path):
   (tmp_path / 'training_args.bin').write_bytes(b'')
   (tmp_path / 'adapter_model.safetensors').write_bytes(b'')
-  message = _refusal(tmp_path)
-  assert 'must hold model.safetensors or model.safetensors.index.json, got neither' in message
-  assert '(it holds adapter_model.safetensors)' in message
-  assert 'a checkpoint must be a folder' in _refusal(tmp_path / 'absent')
+  message = _error(tmp_path)
+  assert 'must contain model.safetensors or model.safetensors.index.json, got neither' in message
+  assert '(only adapter_model.safetensors)' in message
+  assert 'not a checkpoint directory' in _error(tmp_path / 'absent')
 
 
 # --- Writing.
 
 
 @pytest.mark.parametrize('max_shard_bytes, files', [(10**9, 1), (70, 2), (1, 6)])
-def test_the_library_reads_what_was_written(tmp_path, max_shard_bytes, files):
+def test_the_library_reads_written_files(tmp_path, max_shard_bytes, files):
   arrays = _arrays()
   _write(tmp_path / 'new', arrays, max_shard_bytes)
   reader = weights.Reader(tmp_path / 'new')
   paths = sorted((tmp_path / 'new').glob('*.safetensors'))
-  found = {}
+
+  tensors = {}
   for path in paths:
     with safetensors.safe_open(path, framework='numpy') as file:
       assert file.metadata() == {'format': 'pt'}
-      found |= {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-  assert found.keys() == arrays.keys() == reader.tensors.keys()
+      tensors |= {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+  assert tensors.keys() == arrays.keys() == reader.tensors.keys()
   for name, array in arrays.items():
-    assert _equal(found[name], array) and _equal(reader[name], array)
-    # Every tensor begins at a multiple of its items, as torch needs it.
+    assert _equal(tensors[name], array) and _equal(reader[name], array)
+    # Every tensor is aligned to its item size, as torch requires.
     assert reader.tensors[name].offset % array.dtype.itemsize == 0
+
   index = tmp_path / 'new' / weights.INDEX_FILE
   if files == 1:
     assert [path.name for path in paths] == ['model.safetensors'] and not index.exists()
@@ -262,6 +267,7 @@ def test_the_library_reads_what_was_written(tmp_path, max_shard_bytes, files):
     document = json.loads(index.read_text())
     assert document['metadata'] == {'total_size': sum(a.nbytes for a in arrays.values())}
     assert set(document['weight_map'].values()) == {path.name for path in paths}
+
   for path in paths:
     sizes = [arrays[n].nbytes for n, t in reader.tensors.items() if t.file == path]
     assert sum(sizes) <= max_shard_bytes or len([size for size in sizes if size]) == 1
@@ -302,7 +308,7 @@ def _failing(error):
   return [_new('a', _draw((2,), np.float32)), weights.NewTensor('b', (2,), BFLOAT16, array)]
 
 
-def test_a_failure_leaves_nothing_behind(tmp_path):
+def test_a_failure_leaves_no_files(tmp_path):
   with pytest.raises(KeyboardInterrupt):
     weights.write(tmp_path / 'new', _failing(KeyboardInterrupt()), max_shard_bytes=8)
   with pytest.raises(OSError, match='No space left on device .12 bytes are needed.'):
@@ -310,7 +316,7 @@ def test_a_failure_leaves_nothing_behind(tmp_path):
   assert not list(tmp_path.iterdir())
 
 
-def test_a_full_disk_leaves_nothing_behind(tmp_path):
+def test_a_full_disk_leaves_no_files(tmp_path):
   limits = resource.getrlimit(resource.RLIMIT_FSIZE)
   resource.setrlimit(resource.RLIMIT_FSIZE, (4096, limits[1]))
   try:
@@ -322,7 +328,7 @@ def test_a_full_disk_leaves_nothing_behind(tmp_path):
   assert not list(tmp_path.iterdir())
 
 
-def test_what_a_killed_process_left_is_replaced(tmp_path):
+def test_leftovers_of_a_killed_process_are_removed(tmp_path):
   stale = tmp_path / '.new.incomplete'
   stale.mkdir()
   (stale / 'model.safetensors').write_bytes(b'half')
@@ -331,13 +337,13 @@ def test_what_a_killed_process_left_is_replaced(tmp_path):
   assert set(weights.Reader(tmp_path / 'new').tensors) == {'a'}
 
 
-def test_a_folder_in_use_is_not_touched(tmp_path):
+def test_a_directory_in_use_is_not_changed(tmp_path):
   (tmp_path / 'mine').mkdir()
   _write(tmp_path / 'mine', {'a': _draw((2,), np.float32)})  # It was empty.
   before = (tmp_path / 'mine' / 'model.safetensors').read_bytes()
-  with pytest.raises(ValueError, match=r'to a new or empty folder only, got .*mine$'):
+  with pytest.raises(ValueError, match=r'needs a new or empty directory, got .*mine$'):
     _write(tmp_path / 'mine', {'b': _draw((2,), np.float32)})
-  with pytest.raises(ValueError, match='to a new or empty folder only'):
+  with pytest.raises(ValueError, match='a new or empty directory'):
     _write(tmp_path / 'mine' / 'model.safetensors', {})
   assert (tmp_path / 'mine' / 'model.safetensors').read_bytes() == before
 
@@ -347,9 +353,9 @@ def test_a_folder_in_use_is_not_touched(tmp_path):
      r'tensor a must be bfloat16 \[3, 2\], got bfloat16 \[2, 3\]'),
     ([weights.NewTensor('a', (3,), BFLOAT16, lambda: np.zeros(3, np.float32))],
      r'tensor a must be bfloat16 \[3\], got float32 \[3\]'),
-    ([_new('a', np.zeros(1, np.float32))] * 2, 'tensor a stands twice'),
+    ([_new('a', np.zeros(1, np.float32))] * 2, 'duplicate tensor a'),
 ])
-def test_what_was_not_announced_is_not_written(tmp_path, tensors, message):
+def test_arrays_that_differ_from_their_declaration_are_rejected(tmp_path, tensors, message):
   with pytest.raises(ValueError, match=message):
     weights.write(tmp_path / 'new', tensors, max_shard_bytes=99)
   with pytest.raises(ValueError, match='max_shard_bytes must be at least 1, got 0'):
