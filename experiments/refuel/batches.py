@@ -252,10 +252,10 @@ class BatchBuilder:
     most = self._setup.task.max_response_tokens
     return min(most, self._config.max_tokens) if self._config.max_tokens else most
 
-  def _filter(self, pair: Pair) -> dialogue_rows.Kept:
+  def _filter(self, pair: Pair) -> dialogue_rows.PairFilter:
     """Which pairs are kept; the train step handles those with a failed score."""
     if not self._config.max_tokens:
-      return dialogue_rows.Kept(np.ones(len(pair.turn), bool), {})
+      return dialogue_rows.PairFilter(np.ones(len(pair.turn), bool), {})
     return dialogue_rows.keep_pairs(
         pair.first, pair.second, pair.turn, max_tokens=self._config.max_tokens)
 

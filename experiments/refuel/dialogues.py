@@ -22,7 +22,7 @@ from jaxrl_llm.tasks import preferences, splits, users
 from jaxrl_llm.types import Example, Task
 
 Message = conversations.Message
-_KEEPS = chat_messages.Keeps()
+_SUPPORTED = chat_messages.Supported()
 _NO_LIMIT = 2**30
 
 
@@ -260,7 +260,7 @@ def _messages(row: Mapping[str, Any], key: str) -> list[Message]:
       )
 
     role = conversations.ROLES[role]
-    chat_messages.read_extra(message, f'{key}[{index}]', role=role, keeps=_KEEPS)
+    chat_messages.read_extra(message, f'{key}[{index}]', role=role, supported=_SUPPORTED)
     messages.append({'role': role, 'content': content})
 
   if messages[-1]['role'] == 'user' and isinstance(row.get('chosen'), str):

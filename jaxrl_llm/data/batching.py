@@ -46,25 +46,26 @@ def batch_indices(num_examples: int, batch_size: int, *, seed: int, step: int) -
   Raises:
     ValueError: an argument is out of range.
   """
-  for name, value, least in (
-      ('num_examples', num_examples, 1),
-      ('batch_size', batch_size, 1),
-      ('seed', seed, 0),
-      ('step', step, 0),
-  ):
-    if value < least:
-      raise ValueError(f'{name} must be at least {least}, got {value}')
+  check_at_least(num_examples=(num_examples, 1), batch_size=(batch_size, 1), seed=(seed, 0),
+                 step=(step, 0))
 
   first = int(step) * batch_size
-  pieces, place = [], first
-  while place < first + batch_size:
-    epoch, offset = divmod(place, num_examples)
-    count = min(num_examples - offset, first + batch_size - place)
+  pieces, position = [], first
+  while position < first + batch_size:
+    epoch, offset = divmod(position, num_examples)
+    count = min(num_examples - offset, first + batch_size - position)
     order = epoch_permutation(num_examples, seed=int(seed), epoch=epoch)
     pieces.append(order[offset : offset + count])
-    place += count
+    position += count
 
   return np.concatenate(pieces)
+
+
+def check_at_least(**bounds: tuple[int, int]) -> None:
+  """Raises ValueError for the first name whose (value, minimum) is out of order."""
+  for name, (value, least) in bounds.items():
+    if value < least:
+      raise ValueError(f'{name} must be at least {least}, got {value}')
 
 
 class Chunk(NamedTuple):
@@ -107,9 +108,9 @@ def left_pad(
     row = int(lengths.argmax())
     raise ValueError(f'sequence {row} has {lengths[row]} tokens, the limit is {length}')
   padded = np.full((len(sequences), length), pad_id, np.int32)
-  if lengths.sum():  # Fill all positions that hold ids at once, in row order.
-    holds = np.arange(length) >= length - lengths[:, None]
-    padded[holds] = np.concatenate([np.asarray(s, np.int32) for s in sequences if len(s)])
+  if lengths.sum():  # Fill all positions of ids at once, in row order.
+    is_token = np.arange(length) >= length - lengths[:, None]
+    padded[is_token] = np.concatenate([np.asarray(s, np.int32) for s in sequences if len(s)])
   return padded, lengths
 
 
@@ -182,9 +183,10 @@ def encode_examples(
     name = f'the prompt of example {example["id"]}'
     return prompt, too_long(name, len(prompt), max_prompt_tokens)
 
-  kept, prompts = keep_fitting(examples, encode, overlong=overlong)
+  fitting, prompts = keep_fitting(examples, encode, overlong=overlong)
   padded, lengths = left_pad(prompts, max_prompt_tokens, tokenizer.pad_id)
-  return EncodedExamples(kept, _example_ids(kept), padded, lengths, len(examples) - len(kept))
+  num_filtered = len(examples) - len(fitting)
+  return EncodedExamples(fitting, _example_ids(fitting), padded, lengths, num_filtered)
 
 
 def too_long(name: str, num_tokens: int, limit: int) -> str:
@@ -211,18 +213,18 @@ def keep_fitting(
   if overlong not in ('error', 'filter'):
     raise ValueError(f"overlong must be 'error' or 'filter', got {overlong!r}")
 
-  kept, encoded = [], []
+  fitting, encoded = [], []
   for example in examples:
     outcome, problem = encode(example)
     if problem and overlong == 'error':
       raise ValueError(problem)
     if not problem:
-      kept.append(example)
+      fitting.append(example)
       encoded.append(outcome)
 
-  if examples and not kept:
+  if examples and not fitting:
     raise ValueError(f'all {len(examples)} examples are too long; the last: {problem}')
-  return kept, encoded
+  return fitting, encoded
 
 
 def _example_ids(examples: list[Example]) -> np.ndarray:

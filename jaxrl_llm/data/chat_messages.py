@@ -26,7 +26,7 @@ _SWITCHES = columns.TRAIN
 _WEIGHTS = ('weight', 'loss_weight')
 
 
-class Keeps(NamedTuple):
+class Supported(NamedTuple):
   """Message fields that a reader supports in addition to role and text.
 
   Attributes:
@@ -38,14 +38,14 @@ class Keeps(NamedTuple):
   marks: bool = False
 
 
-def read(value: Any, field: str, *, role: str, keeps: Keeps) -> list[Message]:
+def read(value: Any, field: str, *, role: str, supported: Supported) -> list[Message]:
   """Converts a text (of `role`), a message or a list of messages to messages.
 
   Args:
     value: value in the file.
     field: its column, for errors.
     role: role of a text.
-    keeps: other keys of a message that the caller supports; all others are rejected.
+    supported: other keys of a message that the caller supports; all others are rejected.
 
   Returns:
     At least one message.
@@ -56,16 +56,17 @@ def read(value: Any, field: str, *, role: str, keeps: Keeps) -> list[Message]:
   if isinstance(value, str):
     return [{'role': role, 'content': text(value, field)}]
   if isinstance(value, dict):
-    return [read_one(value, field, keeps=keeps)]
+    return [read_one(value, field, supported=supported)]
   if not isinstance(value, list) or not value:
     got = 'an empty list' if value == [] else type(value).__name__
     raise ValueError(f'{field!r} must be a text or a list of messages, got {got}')
   return [
-      read_one(message, f'{field}[{index}]', keeps=keeps) for index, message in enumerate(value)
+      read_one(message, f'{field}[{index}]', supported=supported)
+      for index, message in enumerate(value)
   ]
 
 
-def read_one(value: Any, field: str, *, keeps: Keeps) -> Message:
+def read_one(value: Any, field: str, *, supported: Supported) -> Message:
   """Reads one message in either spelling; see `read`."""
   if not isinstance(value, dict):
     raise ValueError(f'{field!r} must be a message, got {type(value).__name__}')
@@ -80,13 +81,13 @@ def read_one(value: Any, field: str, *, keeps: Keeps) -> Message:
         f'{f"{field}.{spelling[0]}"!r} must be one of {", ".join(ROLES)}, got '
         f'{columns.shown(name)}'
     )
-  extra = read_extra(value, field, role=ROLES[name], keeps=keeps)
+  extra = read_extra(value, field, role=ROLES[name], supported=supported)
   return {'role': ROLES[name], 'content': text(content, f'{field}.{spelling[1]}'), **extra}
 
 
-def plain(found: list[Message]) -> list[Message]:
+def plain(messages: list[Message]) -> list[Message]:
   """Returns the messages with role and text only."""
-  return [{'role': message['role'], 'content': message['content']} for message in found]
+  return [{'role': message['role'], 'content': message['content']} for message in messages]
 
 
 def spelling_of(value: Any) -> tuple[str, str]:
@@ -96,7 +97,7 @@ def spelling_of(value: Any) -> tuple[str, str]:
 
 
 def read_extra(
-    value: Mapping[str, Any], field: str, *, role: str, keeps: Keeps
+    value: Mapping[str, Any], field: str, *, role: str, supported: Supported
 ) -> dict[str, Any]:
   """Reads keys of a message other than its role and text; see `read`.
 
@@ -119,10 +120,10 @@ def read_extra(
     key = next(key for key in columns.REASONING if not columns.is_empty(value.get(key)))
     if role != 'assistant':
       raise ValueError(
-          f'{f"{field}.{key}"!r} must be empty: only the assistant reasons, got {role}'
+          f'{f"{field}.{key}"!r} must be empty for the {role}: only the assistant has reasoning'
       )
 
-    if not keeps.reasoning:
+    if not supported.reasoning:
       raise ValueError(
           f'{f"{field}.{key}"!r} is only supported in conversations for fine-tuning: remove it, or '
           f'make it part of {spelling[1]!r}'
@@ -130,7 +131,7 @@ def read_extra(
     extra['reasoning_content'] = thoughts
 
   mark = _unlearned(value, field, role)
-  if mark and not keeps.marks:
+  if mark and not supported.marks:
     raise ValueError(
         f'{f"{field}.{mark}"!r} must be true or 1, got {value[mark]!r}: this reader learns every '
         'message of the assistant'
@@ -147,13 +148,13 @@ def reasoning(row: Mapping[str, Any], where: str = '') -> str:
   Raises:
     ValueError: the reasoning is not a text, or two keys have different values.
   """
-  found = {
-      key: row[key] for key in columns.REASONING if not columns.is_empty(row.get(key))
+  fields = {
+      f'{where}.{key}' if where else key: row[key]
+      for key in columns.REASONING if not columns.is_empty(row.get(key))
   }
-  texts = [text(value, f'{where}.{key}' if where else key) for key, value in found.items()]
+  texts = [text(value, field) for field, value in fields.items()]
   if len(set(texts)) > 1:
-    fields = ' and '.join(repr(f'{where}.{key}' if where else key) for key in found)
-    raise ValueError(f'{fields} must not differ: they name one thing')
+    raise ValueError(f'{" and ".join(map(repr, fields))} must be equal: they have the same meaning')
   return texts[0] if texts else ''
 
 
@@ -163,7 +164,7 @@ def _unlearned(value: Mapping[str, Any], field: str, role: str) -> str:
   Raises:
     ValueError: a mark has a value that the module docstring does not allow, or two disagree.
   """
-  said = {}
+  marks = {}
   for key in (*_SWITCHES, *_WEIGHTS):
     mark = value.get(key)
     if columns.is_empty(mark):
@@ -177,14 +178,14 @@ def _unlearned(value: Mapping[str, Any], field: str, role: str) -> str:
           f'{f"{field}.{key}"!r} must be false or absent: only messages of the assistant are '
           f'learned, got {mark!r} for the {role}'
       )
-    said[key] = bool(mark)
+    marks[key] = bool(mark)
 
   if role != 'assistant':
     return ''
-  if len(set(said.values())) > 1:
-    raise ValueError(f'{field!r} has marks that disagree: {", ".join(said)}')
+  if len(set(marks.values())) > 1:
+    raise ValueError(f'{field!r} has marks that disagree: {", ".join(marks)}')
 
-  return next((key for key, learned in said.items() if not learned), '')
+  return next((key for key, learned in marks.items() if not learned), '')
 
 
 def text(value: Any, field: str) -> str:
@@ -201,14 +202,14 @@ def text(value: Any, field: str) -> str:
   return value
 
 
-def check_turns(found: list[Message], *, last: str) -> None:
+def check_turns(messages: list[Message], *, last: str) -> None:
   """Raises a one-line ValueError unless user and assistant alternate and `last` is last."""
-  roles = [message['role'] for message in found]
+  roles = [message['role'] for message in messages]
   turns = roles[1:] if roles[0] == 'system' else roles
   expected = ['user', 'assistant'] * (len(turns) // 2 + 1)
   if not turns or turns != expected[: len(turns)] or turns[-1] != last:
     shown = ', '.join(roles[:8]) + (', ...' if len(roles) > 8 else '')
     raise ValueError(
-        'the messages must be of user and assistant in turn, at most one of the system before '
-        f'them, and the last of the {last}; got {shown}'
+        'messages must alternate between user and assistant, after at most one of the system, and '
+        f'end with the {last}, got {shown}'
     )

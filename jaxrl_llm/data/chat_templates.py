@@ -110,8 +110,8 @@ class ChatTemplate:
       ValueError: the template does not parse, exceeds its limits, accesses something
         forbidden, fails, or raises an error itself; one line.
     """
-    settings = {'add_generation_prompt': add_generation_prompt, 'find_replies': False}
-    return [reply['text'] for reply in _run(self, conversations, settings, seconds)]
+    request = {'add_generation_prompt': add_generation_prompt, 'find_replies': False}
+    return [reply['text'] for reply in _run(self, conversations, request, seconds)]
 
 
 def load(directory: str | pathlib.Path, *, file: str | pathlib.Path | None = None) -> ChatTemplate:
@@ -137,24 +137,24 @@ def load(directory: str | pathlib.Path, *, file: str | pathlib.Path | None = Non
     except UnicodeDecodeError:
       raise ValueError(f'{path} is not UTF-8: the file is damaged') from None
 
-  found = files.config.get('chat_template')
+  source = files.config.get('chat_template')
   where = files.directory / 'tokenizer_config.json'
-  if isinstance(found, list):
-    named = {entry.get('name'): entry for entry in found if isinstance(entry, dict)}
+  if isinstance(source, list):
+    named = {entry.get('name'): entry for entry in source if isinstance(entry, dict)}
     if 'default' not in named:
       names = ', '.join(map(repr, named))
       raise ValueError(f"{where}: chat_template must have one named 'default', got {names}")
-    found = named['default'].get('template')
+    source = named['default'].get('template')
 
-  if found is None:
+  if source is None:
     raise ValueError(
-        f'no chat template in {files.directory}: it must hold chat_template.jinja, or '
+        f'no chat template in {files.directory}: it must contain chat_template.jinja, or '
         "tokenizer_config.json with a 'chat_template'"
     )
-  if not isinstance(found, str):
-    raise ValueError(f'{where}: chat_template must be a text, got {type(found).__name__}')
+  if not isinstance(source, str):
+    raise ValueError(f'{where}: chat_template must be a text, got {type(source).__name__}')
 
-  return ChatTemplate(found, files.names)
+  return ChatTemplate(source, files.names)
 
 
 def encode_conversation(
@@ -206,13 +206,13 @@ def encode_conversations(
       model would write it, for example because the template opens a reply with <think> but
       omits it in rendered replies; or reasoning would be lost.
   """
-  settings = {'add_generation_prompt': False, 'find_replies': True}
+  request = {'add_generation_prompt': False, 'find_replies': True}
   encoded = []
-  for index, rendered in enumerate(_run(template, conversations, settings, seconds)):
+  for index, rendered in enumerate(_run(template, conversations, request, seconds)):
     ids, offsets = tokenizer.encode_with_offsets(rendered['text'])
     mask = [0] * len(ids)
     for reply in rendered['replies']:
-      for position in _learnt(rendered['text'], reply, ids, offsets, tokenizer.stop_ids):
+      for position in _learned(rendered['text'], reply, ids, offsets, tokenizer.stop_ids):
         mask[position] = 1
     _check_learned(index, conversations[index], rendered['lost'], mask)
     encoded.append((ids, mask))
@@ -226,18 +226,19 @@ def _check_learned(
     mask: Sequence[int],
 ) -> None:
   """Raises ConversationError if reasoning, or everything to be learned, would be lost."""
-  for place, is_read in lost:
-    problem = _why_lost(is_read, is_last=place + 1 == len(messages))
+  for position, is_read in lost:
+    problem = _why_lost(is_read, is_last=position + 1 == len(messages))
     raise ConversationError(
-        index, f'the reasoning of message {place} (assistant) would be lost: the template {problem}'
+        index,
+        f'the reasoning of message {position} (assistant) would be lost: the template {problem}',
     )
 
   learned = [message for message in messages[1:] if message.get('train') is not False]
   if not any(mask) and any(message['role'] == 'assistant' for message in learned):
     raise ConversationError(
         index,
-        'nothing could be learnt, because the template writes none of the replies as the model '
-        'would be asked for it: it opens replies in another way than it writes them, or rewrites '
+        'nothing would be learned, because the template renders none of the replies as the model '
+        'would be prompted for it: it opens replies differently than it renders them, or rewrites '
         'all of them later',
     )
 
@@ -247,17 +248,17 @@ def _why_lost(is_read: bool, *, is_last: bool) -> str:
   if not is_read:
     return (
         'does not write reasoning_content, reasoning or thinking: choose another template, or '
-        'write the reasoning into the content as the model is to say it'
+        'make the reasoning part of the content'
     )
   if is_last:
-    return 'opens a reply in another way than it writes this one: choose another template'
+    return 'opens a reply differently than it renders this one: choose another template'
   return (
-      'removes it where the conversation goes on: end the conversation there (one row for each '
+      'removes it if the conversation continues: end the conversation there (one row for each '
       "reply), or mark the message as context ('train': false)"
   )
 
 
-def _learnt(
+def _learned(
     text: str,
     reply: template_process.Reply,
     ids: Sequence[int],
@@ -279,7 +280,7 @@ def _learnt(
 def _run(
     template: ChatTemplate,
     conversations: Sequence[Sequence[Message]],
-    settings: dict[str, Any],
+    request: dict[str, Any],
     seconds: float,
 ) -> list[dict[str, Any]]:
   """Runs the process and returns its answers, one per conversation."""
@@ -293,12 +294,12 @@ def _run(
       'seconds': seconds,
       'max_output': MAX_OUTPUT,
       'max_memory': MAX_MEMORY,
-      **settings,
+      **request,
   }
   lines = [request, *(_plain(messages, i) for i, messages in enumerate(conversations))]
 
   renderings = len(conversations)
-  if settings['find_replies']:
+  if request['find_replies']:
     renderings += 5 * sum(map(len, conversations))
 
   try:
@@ -328,12 +329,12 @@ def _run(
 def _plain(messages: Sequence[Message], index: int) -> dict[str, Any]:
   """Converts a conversation to JSON for the process; raises ValueError if it is malformed."""
   plain, context = [], []
-  for place, message in enumerate(messages):
+  for position, message in enumerate(messages):
     if not isinstance(message, Mapping) or not isinstance(message.get('role'), str):
       raise ValueError(f"conversation {index}: a message must have a 'role', got {message!r:.200}")
     message = {key: value for key, value in message.items() if value is not None}
     if message.pop('train', True) is False:
-      context.append(place)
+      context.append(position)
     thoughts = [message[key] for key in _REASONING if key in message]
     if thoughts:
       message = {**dict.fromkeys(_REASONING, thoughts[0]), **message, _REASONING[0]: thoughts[0]}

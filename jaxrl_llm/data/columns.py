@@ -166,7 +166,7 @@ def shown(value: Any) -> str:
 
 
 def check(
-    row: Mapping[str, Any], used: Collection[str], *, where: str = '', said: Collection[str] = ()
+    row: Mapping[str, Any], used: Collection[str], *, where: str = '', texts: Collection[str] = ()
 ) -> None:
   """Rejects columns that are neither used nor known to be harmless.
 
@@ -174,7 +174,7 @@ def check(
     row: a row of a file, or a message.
     used: columns that the caller reads or checks itself.
     where: the message, such as 'messages[1]'; '' for a row.
-    said: stripped texts that an unknown column may repeat.
+    texts: stripped texts that an unknown column may repeat.
 
   Raises:
     ValueError: one line with the column, its value and the rule; it names all unknown columns.
@@ -186,15 +186,15 @@ def check(
     _check_conversation(key, row[key], where)
 
   unknown = [
-      key for key in unknown if not isinstance(row[key], str) or row[key].strip() not in said
+      key for key in unknown if not isinstance(row[key], str) or row[key].strip() not in texts
   ]
   if unknown:
     first, *others = unknown
-    also = f'; also not known: {names(others)}' if others else ''
+    also = f'; also unknown: {names(others)}' if others else ''
     raise ValueError(
-        f'the column {_field(first, where)!r} is not known, got {shown(row[first])}: a column that '
-        'is not read must be empty or harmless (HARMLESS in jaxrl_llm/data/columns.py); if it does '
-        f'not change what is said, remove it from the file{also}'
+        f'unknown column {_field(first, where)!r}, got {shown(row[first])}: an unused column must '
+        'be empty or harmless (HARMLESS in jaxrl_llm/data/columns.py); remove it from the file if '
+        f'it does not change the conversation{also}'
     )
 
 
@@ -226,7 +226,7 @@ def _check_conversation(key: str, value: Any, where: str) -> None:
   if is_conversation(key):
     raise ValueError(
         f'the column {_field(key, where)!r} would be lost, got {shown(value)}: make it part of the '
-        'messages, or remove it from the file if it does not change what is said'
+        'messages, or remove it from the file if it does not change the conversation'
     )
 
 
@@ -265,7 +265,7 @@ def _is_ignored(key: str, value: Any, where: str) -> bool:
   if group in NUMERIC and not _is_numeric(value):
     raise ValueError(
         f'{_field(key, where)!r} must be numbers, which are ignored, got {shown(value)}: remove '
-        'the column from the file if it does not change what is said'
+        'the column from the file if it does not change the conversation'
     )
   if group == 'flags' and not isinstance(value, (bool, int)):
     raise ValueError(f'{_field(key, where)!r} must be true or false, got {shown(value)}')
@@ -299,8 +299,8 @@ def _check_known(field: str, name: str, value: Any, where: str) -> None:
 
   if allowed:
     raise ValueError(
-        f'{field!r} must be {allowed}, got {shown(value)}: a response that is marked as bad is not '
-        "learned; filter such rows out, or make preference data of them ('chosen' and 'rejected')"
+        f'{field!r} must be {allowed}, got {shown(value)}: responses marked as bad are not '
+        "learned; remove such rows, or convert them to preferences ('chosen' and 'rejected')"
     )
 
   if name in (*_WEIGHTS, *TRAIN) and value not in (True, 1):

@@ -41,7 +41,7 @@ _CONTEXTS = (*_WHOLE, 'instruction', 'prompt', 'question')
 # Next to 'chosen', 'messages' commonly repeats the chosen conversation.
 _PREFERENCE_CONTEXTS = ('conversations', 'instruction', 'prompt', 'question', 'messages')
 _REPLIES = ('output', 'response', 'completion', 'answer')
-_PREFERENCE_KEEPS = chat_messages.Keeps(marks=True)  # Only the last replies are learned.
+_PREFERENCE_FIELDS = chat_messages.Supported(marks=True)  # Only the last replies are learned.
 
 
 class Preference(NamedTuple):
@@ -76,7 +76,7 @@ def read_conversations(path: str | pathlib.Path) -> list[dict[str, Any]]:
       malformed, marks a reply as not learned, or has a column that would be lost;
       one line with file, line, field and rule.
   """
-  return _read_conversations(path, chat_messages.Keeps(reasoning=True))
+  return _read_conversations(path, chat_messages.Supported(reasoning=True))
 
 
 def read_demonstrations(path: str | pathlib.Path) -> list[dict[str, Any]]:
@@ -85,11 +85,11 @@ def read_demonstrations(path: str | pathlib.Path) -> list[dict[str, Any]]:
   Arguments, result and errors are otherwise those of `read_conversations`; every row must have
   at least one reply to learn.
   """
-  return _read_conversations(path, chat_messages.Keeps(reasoning=True, marks=True))
+  return _read_conversations(path, chat_messages.Supported(reasoning=True, marks=True))
 
 
-def _read_conversations(path, keeps: chat_messages.Keeps) -> list[dict[str, Any]]:
-  parse = functools.partial(_conversation, keeps=keeps)
+def _read_conversations(path, supported: chat_messages.Supported) -> list[dict[str, Any]]:
+  parse = functools.partial(_conversation, supported=supported)
   return [{'id': index, 'messages': messages} for index, messages in _read(path, parse)]
 
 
@@ -131,21 +131,21 @@ def is_preference(row: dict[str, Any]) -> bool:
   )
 
 
-def _conversation(row: dict[str, Any], keeps: chat_messages.Keeps) -> list[Message]:
+def _conversation(row: dict[str, Any], supported: chat_messages.Supported) -> list[Message]:
   if is_preference(row):
-    messages, chosen, _ = _preference(row, keeps)
+    messages, chosen, _ = _preference(row, supported)
     messages = [*messages, chosen]
   else:
-    messages = _whole(row, keeps)
+    messages = _whole(row, supported)
   if all(m.get('train') is False for m in messages if m['role'] == 'assistant'):
-    raise ValueError('no message of the assistant is to be learned: remove the row from the file')
+    raise ValueError('no message of the assistant is learned: remove the row from the file')
   return messages
 
 
-def _whole(row: dict[str, Any], keeps: chat_messages.Keeps) -> list[Message]:
+def _whole(row: dict[str, Any], supported: chat_messages.Supported) -> list[Message]:
   """Reads the conversation of a row without 'chosen' and 'rejected'."""
   used: set[str] = set()
-  key, messages = _context(row, _CONTEXTS, keeps, used)
+  key, messages = _context(row, _CONTEXTS, supported, used)
   if key is None:
     raise ValueError(
         "a row must have 'messages', 'conversations', 'instruction' and 'output', or 'prompt' "
@@ -155,7 +155,7 @@ def _whole(row: dict[str, Any], keeps: chat_messages.Keeps) -> list[Message]:
 
   has_reply = key in _WHOLE and messages[-1]['role'] == 'assistant'
   if not has_reply:
-    messages = messages + _reply(row, key, keeps, used)
+    messages = messages + _reply(row, key, supported, used)
 
   chat_messages.check_turns(messages, last='assistant')
   _add_reasoning(row, messages[-1], used, has_reply=has_reply)
@@ -165,24 +165,24 @@ def _whole(row: dict[str, Any], keeps: chat_messages.Keeps) -> list[Message]:
 
 def _preference_texts(row: dict[str, Any]) -> tuple[list[Message], str, str]:
   """Reads (conversation, chosen reply, rejected reply), where only the replies are learned."""
-  context, *replies = _preference(row, _PREFERENCE_KEEPS)
+  context, *replies = _preference(row, _PREFERENCE_FIELDS)
   for field, reply in zip(('chosen', 'rejected'), replies):
     if reply.get('train') is False:
-      raise ValueError(f'{field!r} must be a reply to learn, got one that is marked as context')
+      raise ValueError(f'{field!r} must be a learned reply, got one that is marked as context')
   return chat_messages.plain(context), replies[0]['content'], replies[1]['content']
 
 
 def _preference(
-    row: dict[str, Any], keeps: chat_messages.Keeps
+    row: dict[str, Any], supported: chat_messages.Supported
 ) -> tuple[list[Message], Message, Message]:
   """Reads (conversation, chosen reply, rejected reply)."""
   replies, used = {}, {'chosen', 'rejected'}
   for field in ('chosen', 'rejected'):
     if field not in row:
       raise ValueError(f"a preference needs 'chosen' and 'rejected', {field!r} is missing")
-    replies[field] = chat_messages.read(row[field], field, role='assistant', keeps=keeps)
+    replies[field] = chat_messages.read(row[field], field, role='assistant', supported=supported)
 
-  key, context = _context(row, _PREFERENCE_CONTEXTS, keeps, used)
+  key, context = _context(row, _PREFERENCE_CONTEXTS, supported, used)
   if key is None:
     context = replies['chosen'][:-1]
     if not context or replies['rejected'][:-1] != context:
@@ -210,7 +210,7 @@ def _preference(
 
 
 def _context(
-    row: dict[str, Any], keys: tuple[str, ...], keeps: chat_messages.Keeps, used: set[str]
+    row: dict[str, Any], keys: tuple[str, ...], supported: chat_messages.Supported, used: set[str]
 ) -> tuple[str | None, list[Message]]:
   """Reads (first of `keys` in the row, its messages after any system message and history).
 
@@ -227,7 +227,7 @@ def _context(
     question = {'role': 'user', 'content': _with_extra(row, text, used)}
     messages = [*_history(row, used), question]
   else:
-    messages = chat_messages.read(row[key], key, role='user', keeps=keeps)
+    messages = chat_messages.read(row[key], key, role='user', supported=supported)
   return key, _with_system(row, messages, used)
 
 
@@ -235,20 +235,21 @@ def _with_system(
     row: dict[str, Any], messages: list[Message], used: set[str]
 ) -> list[Message]:
   """Prepends the row's system text, if it has one."""
-  found = {key: row[key] for key in columns.SYSTEM if not columns.is_empty(row.get(key))}
-  used.update(found)
-  for key, value in found.items():
+  system = {key: row[key] for key in columns.SYSTEM if not columns.is_empty(row.get(key))}
+  used.update(system)
+  for key, value in system.items():
     if not isinstance(value, str):
       raise ValueError(f'{key!r} must be a text, got {type(value).__name__}')
 
-  texts = list(dict.fromkeys(found.values()))
+  texts = list(dict.fromkeys(system.values()))
+  names = ' and '.join(map(repr, system))
   if messages[0]['role'] == 'system' and texts != [messages[0]['content']][: len(texts)]:
     raise ValueError(
-        f'{" and ".join(map(repr, found))} must not differ from the first message, which is of the '
-        f'system too, got {columns.shown(texts[0])}'
+        f'{names} must equal the first message, which is also of the system, got '
+        f'{columns.shown(texts[0])}'
     )
   if len(texts) > 1:
-    raise ValueError(f'{" and ".join(map(repr, found))} must not differ: a row has one system text')
+    raise ValueError(f'{names} must be equal: a row has one system text')
   if not texts or messages[0]['role'] == 'system':
     return messages
 
@@ -281,26 +282,26 @@ def _history(row: dict[str, Any], used: set[str]) -> list[Message]:
   for index, pair in enumerate(history):
     field = f'history[{index}]'
     if not isinstance(pair, list) or len(pair) != 2:
-      raise ValueError(f'{field!r} must be a pair of what user and assistant said')
+      raise ValueError(f'{field!r} must be a pair of texts of user and assistant')
     for role, text in zip(('user', 'assistant'), pair):
       messages.append({'role': role, 'content': chat_messages.text(text, field)})
   return messages
 
 
 def _reply(
-    row: dict[str, Any], key: str, keeps: chat_messages.Keeps, used: set[str]
+    row: dict[str, Any], key: str, supported: chat_messages.Supported, used: set[str]
 ) -> list[Message]:
   """Reads the assistant's messages that follow the context at `key`."""
   present = [reply for reply in _REPLIES if reply in row]
-  found = [reply for reply in present if not columns.is_empty(row[reply])] or present
-  if len(found) != 1:
+  replies = [reply for reply in present if not columns.is_empty(row[reply])] or present
+  if len(replies) != 1:
     allowed = ', '.join(map(repr, _REPLIES))
     raise ValueError(
-        f'{key!r} ends with no message of the assistant, so that the reply must stand in one of '
-        f'{allowed}; the row has {", ".join(map(repr, found)) or "none of them"}'
+        f'{key!r} does not end with a message of the assistant, so the reply must be in one of '
+        f'{allowed}, got {", ".join(map(repr, replies)) or "none of them"}'
     )
-  used.add(found[0])
-  return chat_messages.read(row[found[0]], found[0], role='assistant', keeps=keeps)
+  used.add(replies[0])
+  return chat_messages.read(row[replies[0]], replies[0], role='assistant', supported=supported)
 
 
 def _add_reasoning(
@@ -314,7 +315,7 @@ def _add_reasoning(
   if has_reply or 'reasoning_content' in last:
     key = next(key for key in columns.REASONING if not columns.is_empty(row.get(key)))
     raise ValueError(
-        f'{key!r} must be the reasoning of the last message where the row has messages, got '
+        f'{key!r} must equal the reasoning of the last message if the row has messages, got '
         f'{columns.shown(thoughts)}'
     )
   last['reasoning_content'] = thoughts
@@ -327,37 +328,37 @@ def _check_rest(row: dict[str, Any], used: set[str], messages: list[Message]) ->
     if key in used or columns.is_empty(row.get(key)):
       continue
     if not _repeats(key, row[key], messages):
+      others = ', '.join(map(repr, sorted(used & set(row))))
       raise ValueError(
-          f'{key!r} is not used next to {", ".join(map(repr, sorted(used & set(row))))}, and says '
-          f'something else, got {columns.shown(row[key])}: make it part of the messages, or remove '
-          'it from the file'
+          f'{key!r} must repeat the messages, as it is not used next to {others}, got '
+          f'{columns.shown(row[key])}: make it part of the messages, or remove it from the file'
       )
     repeated.add(key)
-  said = {message['content'].strip() for message in messages}
-  columns.check(row, used | repeated, said=said)
+  texts = {message['content'].strip() for message in messages}
+  columns.check(row, used | repeated, texts=texts)
 
 
 def _repeats(key: str, value: Any, messages: list[Message]) -> bool:
   """True if a column only repeats the messages."""
   if isinstance(value, (list, dict)):
     try:
-      found = chat_messages.read(
-          value, key, role='user', keeps=chat_messages.Keeps(reasoning=True, marks=True))
+      others = chat_messages.read(
+          value, key, role='user', supported=chat_messages.Supported(reasoning=True, marks=True))
     except ValueError:
       return False
     starts = [messages, messages[1:] if messages[0]['role'] == 'system' else messages]
     if key in _REPLIES:
       starts.append(messages[-1:])
-    return any(found == start[: len(found)] for start in starts)
+    return any(others == start[: len(others)] for start in starts)
   if not isinstance(value, str):
     return False
 
   role = 'assistant' if key in _REPLIES else 'user'
-  said = [message['content'].strip() for message in messages if message['role'] == role]
+  texts = [message['content'].strip() for message in messages if message['role'] == role]
   if key == 'text':  # The whole conversation as formatted text, as in Alpaca.
     lines = [line for message in messages for line in message['content'].split('\n')]
     return all(line.strip() in value for line in lines)
   if key in columns.EXTRA or key == 'answer':  # The result at the end of a worked solution.
-    return any(value.strip() in text for text in said)
+    return any(value.strip() in text for text in texts)
 
-  return value.strip() in said
+  return value.strip() in texts

@@ -52,14 +52,14 @@ def make_frame(template: chat_templates.ChatTemplate, tokenizer: Tokenizer) -> F
   ids, offsets = tokenizer.encode_with_offsets(text)
   last = max((index for index, mark in enumerate(marks) if mark), default=-1)
   if last < 0 or ids[last] not in tokenizer.stop_ids:
-    raise ValueError('the chat template must end replies in a stop token of the tokenizer')
+    raise ValueError('the chat template must end replies with a stop token of the tokenizer')
   rest = text[offsets[last][1]:]
   if rest.count(probe) != 1:
-    raise ValueError(f'the chat template must write what the user says as it is, got {rest!r}')
+    raise ValueError(f"the chat template must write the user's text unchanged, got {rest!r}")
   return Frame(*rest.split(probe), (ids[last],), tokenizer.encode_continuation)
 
 
-class Kept(NamedTuple):
+class PairFilter(NamedTuple):
   """Pairs of dialogues that enter the loss.
 
   Attributes:
@@ -77,7 +77,7 @@ def keep_pairs(
     turn: np.ndarray,
     *,
     max_tokens: int,
-) -> Kept:
+) -> PairFilter:
   """Applies the filters of the released pipeline with a simulated user.
 
   Removes pairs whose two replies at turn h have equal ids, and pairs in which the whole
@@ -92,7 +92,7 @@ def keep_pairs(
     max_tokens: limit per dialogue; 2048 in the released code.
 
   Returns:
-    A `Kept`.
+    The pairs to keep.
 
   References:
     Gao et al., 2024, REFUEL, arXiv 2410.04612; released code `setting_one/tokenize_mask.py`.
@@ -118,4 +118,4 @@ def keep_pairs(
     dropped[name] = int(np.sum(keep & bad))
     keep &= ~bad
 
-  return Kept(keep, dropped)
+  return PairFilter(keep, dropped)

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from jaxrl_llm.data import batching
 from jaxrl_llm.types import TRUNCATED
 
 
@@ -84,13 +85,13 @@ class Dialogues:
   def turns(self, row: int) -> list[np.ndarray]:
     """Returns the ids of [prompt, reply 0, message 0, reply 1, ...] of one of N dialogues."""
     first = self.prompts.shape[-1] - self.prompt_lengths[row]
-    said = [self.prompts[row, first:]]
+    turns = [self.prompts[row, first:]]
     for turn in range(int(self.num_replies[row])):
-      said.append(self.replies[row, turn, : self.reply_lengths[row, turn]])
+      turns.append(self.replies[row, turn, : self.reply_lengths[row, turn]])
       if turn < self.messages.shape[-2]:
-        said.append(self.messages[row, turn, : self.message_lengths[row, turn]])
+        turns.append(self.messages[row, turn, : self.message_lengths[row, turn]])
     # A message that does not exist yet is empty.
-    return said if len(said[-1]) or len(said) % 2 == 0 else said[:-1]
+    return turns if len(turns[-1]) or len(turns) % 2 == 0 else turns[:-1]
 
   def transcript(self, turn: int) -> tuple[np.ndarray, np.ndarray]:
     """Returns everything before reply `turn`, in the form that a sampler takes.
@@ -190,14 +191,14 @@ class Dialogues:
     """
     if np.any(np.asarray(lengths)[rows] < 1):
       raise ValueError(f'a reply must have at least one token, reply {turn} has none')
-    holds = np.arange(self.replies.shape[-1]) < np.asarray(lengths)[..., None]
-    said = {
-        'replies': np.where(holds, tokens, self.pad_id), 'reply_lengths': lengths,
-        'log_probs': np.where(holds, log_probs, 0), 'stop_reason': stop_reason,
+    valid = np.arange(self.replies.shape[-1]) < np.asarray(lengths)[..., None]
+    reply = {
+        'replies': np.where(valid, tokens, self.pad_id), 'reply_lengths': lengths,
+        'log_probs': np.where(valid, log_probs, 0), 'stop_reason': stop_reason,
     }
     return dataclasses.replace(self, **{
         name: _assign(getattr(self, name), turn, rows, values, rank=self.prompt_lengths.ndim)
-        for name, values in said.items()
+        for name, values in reply.items()
     })
 
   def with_messages(
@@ -227,9 +228,9 @@ class Dialogues:
       padded[np.arange(slots) < lengths[:, None]] = np.concatenate(
           [np.asarray(message, np.int32) for message in messages])
 
-    said, said_lengths = self.messages.copy(), self.message_lengths.copy()
-    said[rows, turn], said_lengths[rows, turn] = padded, lengths
-    return dataclasses.replace(self, messages=said, message_lengths=said_lengths)
+    new_messages, new_lengths = self.messages.copy(), self.message_lengths.copy()
+    new_messages[rows, turn], new_lengths[rows, turn] = padded, lengths
+    return dataclasses.replace(self, messages=new_messages, message_lengths=new_lengths)
 
 
 def _assign(array: np.ndarray, turn: int, rows: np.ndarray, values: Any, *, rank: int):
@@ -266,12 +267,8 @@ def empty(
   Raises:
     ValueError: a number is too small.
   """
-  for name, value, least in (
-      ('num_turns', num_turns, 1), ('reply_slots', reply_slots, 1),
-      ('message_slots', message_slots, 0),
-  ):
-    if value < least:
-      raise ValueError(f'{name} must be at least {least}, got {value}')
+  batching.check_at_least(
+      num_turns=(num_turns, 1), reply_slots=(reply_slots, 1), message_slots=(message_slots, 0))
 
   lead = np.shape(prompt_lengths)
   return Dialogues(

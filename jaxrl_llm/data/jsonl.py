@@ -16,12 +16,12 @@ _SPACE = re.compile(r'[ \t\r\n]*')
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
   """Builds an object; raises ValueError for a repeated key."""
-  found = dict(pairs)
-  if len(found) < len(pairs):
+  value = dict(pairs)
+  if len(value) < len(pairs):
     keys = [key for key, _ in pairs]
     twice = next(key for key in keys if keys.count(key) > 1)
-    raise ValueError(f'the key {twice!r} is given twice')
-  return found
+    raise ValueError(f'duplicate key {twice!r}')
+  return value
 
 
 _DECODER = json.JSONDecoder(object_pairs_hook=_object)
@@ -93,16 +93,16 @@ def _text(path: str | pathlib.Path) -> str:
 
 
 @contextlib.contextmanager
-def _decoding(place: str, what: str) -> Iterator[None]:
-  """Converts errors of the JSON decoder to a one-line ValueError that begins with `place`."""
+def _decoding(where: str, what: str) -> Iterator[None]:
+  """Converts errors of the JSON decoder to a one-line ValueError that begins with `where`."""
   try:
     yield
   except json.JSONDecodeError as error:
-    raise ValueError(f'{place}: not a complete {what} ({error.msg})') from None
+    raise ValueError(f'{where}: not a complete {what} ({error.msg})') from None
   except RecursionError:
-    raise ValueError(f'{place}: nested too deeply') from None
+    raise ValueError(f'{where}: nested too deeply') from None
   except ValueError as error:  # Such as an integer of thousands of digits.
-    raise ValueError(f'{place}: {error}') from None
+    raise ValueError(f'{where}: {error}') from None
 
 
 def _lines(text: str, path: Any, required: Required) -> list[Row]:
@@ -110,10 +110,10 @@ def _lines(text: str, path: Any, required: Required) -> list[Row]:
   rows = []
   # Not splitlines: a string may contain U+2028.
   for number, line in enumerate(text.rstrip().split('\n'), 1):
-    place = f'{path}, line {number}'
-    with _decoding(place, 'JSON object'):
+    where = f'{path}, line {number}'
+    with _decoding(where, 'JSON object'):
       value = _DECODER.decode(line)
-    rows.append(Row(number, _checked(value, place, required)))
+    rows.append(Row(number, _checked(value, where, required)))
   return rows
 
 
@@ -126,33 +126,33 @@ def _array(text: str, path: Any, required: Required) -> list[Row]:
   while True:
     start = _SPACE.match(text, separator + 1).end()
     line, counted = line + text.count('\n', counted, start), start
-    place = f'{path}, line {line}'
+    where = f'{path}, line {line}'
     if not rows and text[start : start + 1] == ']':
       raise ValueError(f'{path} is empty')
 
-    with _decoding(place, 'JSON array of objects'):
+    with _decoding(where, 'JSON array of objects'):
       value, end = _DECODER.raw_decode(text, start)
-    rows.append(Row(line, _checked(value, place, required)))
+    rows.append(Row(line, _checked(value, where, required)))
     separator = _SPACE.match(text, end).end()
     if text[separator : separator + 1] != ',':
       break
 
   if text[separator:].rstrip() != ']':
-    raise ValueError(f"{place}: behind this object a ',' or the array's last ']' is expected")
+    raise ValueError(f"{where}: expected ',' or the array's last ']' after this object")
   return rows
 
 
-def _checked(value: Any, place: str, required: Required) -> dict[str, Any]:
-  """Checks that `value` is an object with the required keys; `place` names it in errors."""
+def _checked(value: Any, where: str, required: Required) -> dict[str, Any]:
+  """Checks that `value` is an object with the required keys; `where` names it in errors."""
   if not isinstance(value, dict):
-    raise ValueError(f'{place}: expected a JSON object, got {type(value).__name__}')
+    raise ValueError(f'{where}: expected a JSON object, got {type(value).__name__}')
   for key, kind in required.items():
     if key not in value:
-      raise ValueError(f'{place}: the key {key!r} is missing')
+      raise ValueError(f'{where}: the key {key!r} is missing')
     if not isinstance(value[key], kind):
       got = type(value[key]).__name__
       names = [each.__name__ for each in (kind if isinstance(kind, tuple) else (kind,))]
-      raise ValueError(f'{place}: {key!r} must be {" or ".join(names)}, got {got}')
+      raise ValueError(f'{where}: {key!r} must be {" or ".join(names)}, got {got}')
   return value
 
 

@@ -53,7 +53,7 @@ def mixture_indices(
   """
   _check(sizes, weights, batch_size, seed, step, names)
   shares = _whole_numbers(weights)
-  drawn = [_draw(shares, int(step) * batch_size + place) for place in range(batch_size)]
+  drawn = [_draw(shares, int(step) * batch_size + row) for row in range(batch_size)]
   index = []
   for source, before in drawn:
     epoch, offset = divmod(before, sizes[source])
@@ -79,7 +79,7 @@ def parse_weights(text: str) -> dict[str, float]:
       weight = math.nan
     if not name or name in weights or not 0 < weight < math.inf:
       raise ValueError(
-          "weights must be written as 'NAME=NUMBER, ...', with distinct names and positive "
+          "weights must be of the form 'NAME=NUMBER, ...', with distinct names and positive "
           f'numbers, got {entry!r} in {text!r}'
       )
     weights[name] = weight
@@ -128,7 +128,5 @@ def _check(
     if size < 1:
       raise ValueError(f'{name} has no examples')
     if not 0 < weight < math.inf:
-      raise ValueError(f'the weight of {name} must be positive, got {weight}')
-  for what, value, least in (('batch_size', batch_size, 1), ('seed', seed, 0), ('step', step, 0)):
-    if value < least:
-      raise ValueError(f'{what} must be at least {least}, got {value}')
+      raise ValueError(f'the weight of {name} must be positive and finite, got {weight}')
+  batching.check_at_least(batch_size=(batch_size, 1), seed=(seed, 0), step=(step, 0))

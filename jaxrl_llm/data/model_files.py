@@ -87,7 +87,7 @@ def read(directory: str | pathlib.Path) -> TokenFiles:
   unnumbered = {token.content: token for token in special[::-1] if token.content not in known}
   names = {key: _added_token(value, directory).content for key, value in named.items()}
   filler = names.get('pad_token', '')
-  said = [token.content for token in (*special, *numbered.values())]
+  contents = [token.content for token in (*special, *numbered.values())]
   model_config = _read_optional(directory / 'config.json')
   stop_ids, stop_file = _model_stop_ids(directory, model_config)
 
@@ -98,7 +98,7 @@ def read(directory: str | pathlib.Path) -> TokenFiles:
       names=names,
       numbered=numbered,
       unnumbered=tuple(unnumbered.values())[::-1],
-      filler=filler if said.count(filler) == 1 else '',
+      filler=filler if contents.count(filler) == 1 else '',
       model_stop_ids=stop_ids,
       stop_file=stop_file,
   )
@@ -116,7 +116,8 @@ def _added_token(value: Any, directory: pathlib.Path, **defaults: bool) -> Added
   if isinstance(value, dict) and isinstance(value.get('content'), str):
     flags = {flag: bool(value[flag]) for flag in _FLAGS if flag in value}
     return AddedToken(value['content'], **{**defaults, **flags})
-  raise ValueError(f'{directory}: {value!r} is no token: expected a text or one with "content"')
+  raise ValueError(
+      f'{directory}: a token must be a text or an object with "content", got {value!r}')
 
 
 def _numbered(
@@ -129,7 +130,7 @@ def _numbered(
     strange = [number for number in old.values() if type(number) is not int]
     if strange:
       raise ValueError(
-          f'{directory / "added_tokens.json"}: added tokens must have whole numbers as ids, got '
+          f'{directory / "added_tokens.json"}: ids of added tokens must be integers, got '
           f'{strange[0]!r}'
       )
 
@@ -142,7 +143,7 @@ def _numbered(
   try:
     by_id = {int(key): value for key, value in numbered.items()}
   except (AttributeError, TypeError, ValueError):
-    raise ValueError(f'{directory}: added tokens must have whole numbers as ids') from None
+    raise ValueError(f'{directory}: ids of added tokens must be integers') from None
 
   return {
       key: _added_token(by_id[key], directory, special=False, normalized=True)
@@ -166,7 +167,7 @@ def _model_stop_ids(
       continue
     ids = value if isinstance(value, list) else [value]
     if not all(type(token) is int and token >= 0 for token in ids):
-      raise ValueError(f'{directory / file}: eos_token_id must hold ids, got {value!r}')
+      raise ValueError(f'{directory / file}: eos_token_id must be ids, got {value!r}')
     return tuple(ids), file
   return (), ''
 
@@ -192,7 +193,7 @@ def read_json_object(path: pathlib.Path) -> dict[str, Any]:
   except ValueError as error:
     raise ValueError(f'{path} is not complete JSON: {one_line(error)}') from None
   if not isinstance(value, dict):
-    raise ValueError(f'{path} must hold a JSON object, got {type(value).__name__}')
+    raise ValueError(f'{path} must contain a JSON object, got {type(value).__name__}')
   return value
 
 

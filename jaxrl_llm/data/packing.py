@@ -14,7 +14,7 @@ import numpy as np
 def best_fit(lengths: Sequence[int], row_length: int, *, seed: int = 0) -> list[list[int]]:
   """Packs sequences into rows.
 
-  Longest first, each sequence goes into the row in which it leaves the least room, or into
+  Longest first, each sequence goes into the row in which it leaves the least free space, or into
   a new one. The number of rows depends on the lengths only; the seed determines how sequences
   of equal length are distributed.
 
@@ -33,38 +33,39 @@ def best_fit(lengths: Sequence[int], row_length: int, *, seed: int = 0) -> list[
   if lengths.size and not 1 <= lengths.min() <= lengths.max() <= row_length:
     worst = int(lengths.argmin() if lengths.min() < 1 else lengths.argmax())
     raise ValueError(
-        f'sequence {worst} has {lengths[worst]} tokens, a packed row takes 1 to {row_length}'
+        f'sequence {worst} must have 1 to {row_length} tokens for a packed row, got '
+        f'{lengths[worst]}'
     )
 
   shuffled = np.random.default_rng(seed).permutation(len(lengths))
   longest_first = shuffled[np.argsort(-lengths[shuffled], kind='stable')]
   rows: list[list[int]] = []
-  # Rows by their remaining room, and an integer whose bit r is set if there is a row with
-  # room r: its lowest bit from `length` on is the best fit.
-  by_room: dict[int, list[int]] = {}
-  rooms = 0
+  # Rows by their number of free slots, and an integer whose bit n is set if there is a row with
+  # n free slots: its lowest bit from `length` on is the best fit.
+  by_free: dict[int, list[int]] = {}
+  free_bits = 0
 
   for sequence in longest_first.tolist():
     length = int(lengths[sequence])
-    fitting = rooms >> length << length
+    fitting = free_bits >> length << length
     if fitting:
-      room = (fitting & -fitting).bit_length() - 1
-      row = by_room[room].pop()
-      if not by_room[room]:
-        rooms ^= 1 << room
+      free = (fitting & -fitting).bit_length() - 1
+      row = by_free[free].pop()
+      if not by_free[free]:
+        free_bits ^= 1 << free
     else:
-      room, row = row_length, len(rows)
+      free, row = row_length, len(rows)
       rows.append([])
 
     rows[row].append(sequence)
-    if left := room - length:
-      by_room.setdefault(left, []).append(row)
-      rooms |= 1 << left
+    if left := free - length:
+      by_free.setdefault(left, []).append(row)
+      free_bits |= 1 << left
 
   return rows
 
 
 def utilisation(lengths: Sequence[int], rows: Sequence[Sequence[int]], row_length: int) -> float:
-  """Returns the fraction of slots that hold a token; 0 if there are no rows."""
-  held = sum(int(lengths[sequence]) for row in rows for sequence in row)
-  return held / (len(rows) * row_length) if rows else 0.0
+  """Returns the fraction of slots with a token; 0 if there are no rows."""
+  used = sum(int(lengths[sequence]) for row in rows for sequence in row)
+  return used / (len(rows) * row_length) if rows else 0.0

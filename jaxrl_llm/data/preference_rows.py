@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 from jaxrl_llm.data import chat_messages, columns, conversations, jsonl
 
 Message = conversations.Message
-_KEEPS = chat_messages.Keeps(marks=True)  # Only the last replies are learned.
+_SUPPORTED = chat_messages.Supported(marks=True)  # Only the last replies are learned.
 
 # Names that a schema may map: texts or messages, and token ids.
 TEXTS = ('prompt', 'chosen', 'rejected')
@@ -113,12 +113,12 @@ def resolve(schema: str, fields: str) -> dict[str, str]:
     name, _, key = map(str.strip, entry.partition('='))
     if name not in TEXTS + IDS or not key:
       raise ValueError(
-          f"fields must be written as 'NAME=KEY, ...' with names of {', '.join(TEXTS + IDS)}, got "
+          f"fields must be of the form 'NAME=KEY, ...' with names of {', '.join(TEXTS + IDS)}, got "
           f'{entry!r}'
       )
     keys[name] = key
   if keys and not keys.keys() & {'prompt', 'prompt_ids'}:
-    raise ValueError(f'fields must name a prompt or prompt_ids, got {fields!r}')
+    raise ValueError(f'fields must include prompt or prompt_ids, got {fields!r}')
   return keys
 
 
@@ -145,49 +145,51 @@ def strip_padding(ids: list[int], vocab_size: int, pad_id: int | None = None) ->
   stripped = ids[is_token.index(True) : len(ids) - is_token[::-1].index(True)]
   for token in stripped:
     if not 0 <= token < vocab_size:
-      raise ValueError(f'ids must lie in [0, {vocab_size}), the tokenizer, got {token}')
+      raise ValueError(f'ids must be in [0, {vocab_size}), those of the tokenizer, got {token}')
   return stripped
 
 
 def _read_conversations(path: str | pathlib.Path) -> list[Row]:
   """Reads preferences, or conversations whose last reply is the chosen response."""
-  found = jsonl.read_rows(path)
-  if any(conversations.is_preference(row.value) for row in found):
+  file_rows = jsonl.read_rows(path)
+  if any(conversations.is_preference(row.value) for row in file_rows):
     return [Row(*preference) for preference in conversations.read_preferences(path)]
+
   rows = []
   for row in conversations.read_demonstrations(path):
-    said, place = row['messages'], f'{path}, line {found[row["id"]].line}'
-    if any('reasoning_content' in message for message in said):
+    messages, where = row['messages'], f'{path}, line {file_rows[row["id"]].line}'
+    if any('reasoning_content' in message for message in messages):
       raise ValueError(
-          f'{place}: reasoning (reasoning_content, reasoning, thinking) is not supported in '
+          f'{where}: reasoning (reasoning_content, reasoning, thinking) is not supported in '
           'preferences: remove it, or make it part of the content'
       )
-    if said[-1].get('train') is False:
-      raise ValueError(f'{place}: the last reply must be one to learn, got one marked as context')
-    rows.append(Row(row['id'], chat_messages.plain(said[:-1]), said[-1]['content']))
+    if messages[-1].get('train') is False:
+      raise ValueError(f'{where}: the last reply must be learned, got one marked as context')
+    rows.append(Row(row['id'], chat_messages.plain(messages[:-1]), messages[-1]['content']))
+
   return rows
 
 
 def _row(index: int, row: dict[str, Any], keys: dict[str, str]) -> Row:
   """Builds a row from the keys of a schema."""
-  found = {name: _value(row, name, key) for name, key in keys.items()}
-  prompt = found.get('prompt')
+  values = {name: _value(row, name, key) for name, key in keys.items()}
+  prompt = values.get('prompt')
   if isinstance(prompt, str):
     prompt = [{'role': 'user', 'content': prompt}]
 
   for name in ('chosen', 'rejected'):
-    if not isinstance(found.get(name), list):
+    if not isinstance(values.get(name), list):
       continue
-    *before, reply = found[name]
+    *before, reply = values[name]
     if prompt and before not in ([], prompt):
       raise ValueError(
           f'{keys[name]!r} must be a reply, or the whole prompt ({keys["prompt"]!r}) and a reply, '
           f'got {columns.shown(before)} before it'
       )
-    found[name] = reply['content']
+    values[name] = reply['content']
 
   _check_rest(row, keys)
-  return Row(index, **found)
+  return Row(index, **values)
 
 
 def _check_rest(row: dict[str, Any], keys: dict[str, str]) -> None:
@@ -213,14 +215,14 @@ def _value(row: dict[str, Any], name: str, key: str) -> Any:
     return value
 
   if isinstance(value, list) and value:
-    said = [_message(message, f'{key}[{index}]') for index, message in enumerate(value)]
+    messages = [_message(message, f'{key}[{index}]') for index, message in enumerate(value)]
     last = 'user' if name == 'prompt' else 'assistant'
-    if said[-1]['role'] != last:
+    if messages[-1]['role'] != last:
       shown = columns.shown(value[-1])
       raise ValueError(f'{key!r} must end with a message of the {last}, got {shown}')
-    if said[-1].get('train') is False:
-      raise ValueError(f'{key!r} must be a reply to learn, got one that is marked as context')
-    return chat_messages.plain(said)
+    if messages[-1].get('train') is False:
+      raise ValueError(f'{key!r} must be a learned reply, got one that is marked as context')
+    return chat_messages.plain(messages)
 
   if not isinstance(value, str) or not value.strip():
     shown = columns.shown(value)
@@ -240,5 +242,5 @@ def _message(value: Any, field: str) -> Message:
         f'{columns.shown(value.get(role))}'
     )
   name = conversations.ROLES[value[role]]
-  extra = chat_messages.read_extra(value, field, role=name, keeps=_KEEPS)
+  extra = chat_messages.read_extra(value, field, role=name, supported=_SUPPORTED)
   return {'role': name, 'content': value[content], **extra}

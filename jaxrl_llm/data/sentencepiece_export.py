@@ -44,8 +44,8 @@ def to_backend(tokenizer: SentencePieceTokenizer) -> Any | None:
       tokenizers.AddedToken(**token._asdict()) for _, token in sorted(added.items())
   ])
 
-  cut = [token.content for token in added.values()]
-  texts = [*_TEXTS, *(f'{token}the{token}the {token} 12' for token in cut)]
+  contents = [token.content for token in added.values()]
+  texts = [*_TEXTS, *(f'{token}the{token}the {token} 12' for token in contents)]
   encode = lambda text: backend.encode(text, add_special_tokens=False).ids
   if any(encode(text) != tokenizer.encode(text) for text in texts):
     return None
@@ -85,32 +85,32 @@ class _Spec:
 
 def _fields(content: bytes) -> Iterator[tuple[int, Any]]:
   """Yields (number, value) of each field of a protocol buffer; values are undecoded."""
-  place = 0
+  position = 0
 
   def number() -> int:
-    nonlocal place
+    nonlocal position
     value = shift = 0
     while True:
-      byte = content[place]
-      place += 1
+      byte = content[position]
+      position += 1
       value |= (byte & 127) << shift
       shift += 7
       if byte < 128:
         return value
 
-  while place < len(content):
+  while position < len(content):
     key = number()
     match key & 7:
       case 0:
         yield key >> 3, number()
       case 2:
         size = number()
-        yield key >> 3, content[place : place + size]
-        place += size
+        yield key >> 3, content[position : position + size]
+        position += size
       case kind:
         size = {1: 8, 5: 4}[kind]
-        yield key >> 3, content[place : place + size]
-        place += size
+        yield key >> 3, content[position : position + size]
+        position += size
 
 
 def _model(tokenizer: SentencePieceTokenizer, spec: _Spec) -> Any | None:

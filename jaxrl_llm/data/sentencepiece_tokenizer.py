@@ -151,8 +151,8 @@ class SentencePieceTokenizer:
     offsets: list[tuple[int, int]] = []
     end = 0
 
-    for found in [*self._pattern.finditer(text), None]:
-      begin = len(text) if found is None else found.start()
+    for match in [*self._pattern.finditer(text), None]:
+      begin = len(text) if match is None else match.start()
       if begin > end:
         segment = text[end:begin]
         model = self._model(segment, end) if end or begins else self._later
@@ -160,9 +160,9 @@ class SentencePieceTokenizer:
         ids += pieces['ids']
         offsets += [(end + first, end + last) for first, last in pieces['offsets']]
 
-      if found is not None:
-        end = found.end()
-        content = found.group()
+      if match is not None:
+        end = match.end()
+        content = match.group()
         ids.append(self._ids[content if content in self._ids else content.strip()])
         offsets.append((begin, end))
 
@@ -246,7 +246,7 @@ def _pattern(tokens: Iterable[model_files.AddedToken], path: pathlib.Path) -> re
   choices = []
   for token in sorted(tokens, key=lambda token: -len(token.content)):
     if token.single_word:
-      raise ValueError(f'{path.parent}: {token.content!r} asks for single_word, not supported')
+      raise ValueError(f'{path.parent}: single_word of {token.content!r} is not supported')
     left, right = ('\\s*' if strip else '' for strip in (token.lstrip, token.rstrip))
     if token.content:
       choices.append(f'{left}{re.escape(token.content)}{right}')

@@ -137,16 +137,16 @@ def encode_sequences(
 
     return (ids, np.arange(len(ids)) >= len(prompt)), problem
 
-  kept, encoded = batching.keep_fitting(examples, encode, overlong=overlong)
+  fitting, encoded = batching.keep_fitting(examples, encode, overlong=overlong)
   return Sequences(
-      examples=kept,
+      examples=fitting,
       tokens=np.concatenate([np.zeros(0, np.int32), *(ids for ids, _ in encoded)]),
       assistant=np.concatenate([np.zeros(0, bool), *(assistant for _, assistant in encoded)]),
       starts=np.cumsum([0, *(len(ids) for ids, _ in encoded)]),
       max_tokens=max_prompt_tokens + max_response_tokens,
       pad_id=tokenizer.pad_id,
       loss_on=loss_on,
-      num_filtered=len(examples) - len(kept),
+      num_filtered=len(examples) - len(fitting),
   )
 
 
@@ -169,12 +169,12 @@ def _given(name: str, example: Example, vocab_size: int) -> tuple[np.ndarray, np
   """Returns the ids and loss mask given in an example, checked."""
   ids, assistant = np.asarray(example['ids'], np.int32), np.asarray(example['loss_mask'], bool)
   if ids.shape != assistant.shape:
-    raise ValueError(f'{name} has {len(ids)} ids, and {len(assistant)} entries in its loss_mask')
+    raise ValueError(f'{name} has {len(ids)} ids, but {len(assistant)} entries in its loss_mask')
   if not np.any(assistant[1:]):
-    raise ValueError(f'{name} holds nothing that the assistant said: nothing would be learned')
+    raise ValueError(f'{name} has no tokens of the assistant: nothing would be learned')
   if not 0 <= ids.min() <= ids.max() < vocab_size:
     raise ValueError(
-        f'the ids of {name} must lie in [0, {vocab_size}), got {ids.min()} to {ids.max()}'
+        f'the ids of {name} must be in [0, {vocab_size}), got {ids.min()} to {ids.max()}'
     )
   return ids, assistant
 
@@ -224,10 +224,10 @@ def packed_batch(
   before = _counts_before(slots)
   column = before - before[first][row]  # The slot in which each sequence begins.
 
-  # From here on per slot. `place` is the offset from the sequence's first token.
-  place = np.arange(slots.sum()) - np.repeat(before, slots)
-  source = np.repeat(starts, slots) + place
-  target = np.repeat(row, slots), np.repeat(column, slots) + place
+  # From here on per slot. `position` is the offset from the sequence's first token.
+  position = np.arange(slots.sum()) - np.repeat(before, slots)
+  source = np.repeat(starts, slots) + position
+  target = np.repeat(row, slots), np.repeat(column, slots) + position
   counts = sequences.assistant[source + 1] if sequences.loss_on == 'assistant' else 1.0
 
   def scatter(values, fill, dtype):
@@ -237,7 +237,7 @@ def packed_batch(
 
   return SftBatch(
       tokens=scatter(sequences.tokens[source], sequences.pad_id, np.int32),
-      positions=scatter(place, 0, np.int32),
+      positions=scatter(position, 0, np.int32),
       valid=scatter(True, False, bool),
       targets=scatter(sequences.tokens[source + 1], sequences.pad_id, np.int32),
       loss_mask=scatter(counts, 0.0, np.float32),
@@ -256,7 +256,7 @@ class Batches:
 
   Attributes:
     num_rows: number of rows in an epoch (of all sources together).
-    utilisation: fraction of slots that hold a token.
+    utilisation: fraction of slots with a token.
   """
 
   def __init__(
@@ -285,7 +285,7 @@ class Batches:
     if not len(sequences):
       raise ValueError('there are no demonstrations')
     if packed_length < 0:
-      raise ValueError(f'packed_length must be 0 (off) or positive, got {packed_length}')
+      raise ValueError(f'packed_length must be at least 0, got {packed_length}')
 
     self._sequences, self._batch_size, self._seed = sequences, batch_size, seed
     self._packed_length = packed_length
@@ -335,8 +335,8 @@ def _sources(
   known = sorted(set(of_example.tolist()))
   if set(known) != set(weights):
     raise ValueError(
-        f'each source of the demonstrations needs a weight: they come from {", ".join(known)}, '
-        f'and there are weights for {", ".join(weights)}'
+        f'weights must be given for each source of the demonstrations ({", ".join(known)}), got '
+        f'weights for {", ".join(weights)}'
     )
   return (
       list(weights), list(weights.values()), [np.flatnonzero(of_example == n) for n in weights]

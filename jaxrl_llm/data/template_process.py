@@ -75,8 +75,8 @@ def _replies(
   differs, the reply is not complete, and `end` is where the difference begins. Messages with an
   index in `context` are also omitted.
   """
-  found = (_reply(messages, index, text, render) for index in _learned(messages, context))
-  return [reply for reply in found if reply]
+  replies = (_reply(messages, index, text, render) for index in _learned(messages, context))
+  return [reply for reply in replies if reply]
 
 
 def _learned(messages: list[dict[str, Any]], context: Collection[int]) -> list[int]:
@@ -120,8 +120,9 @@ def _lost(
     reply = _reply(messages, index, text, render)
     if reply:
       begin, end, _ = reply
-      place = render([*messages[:index], probed, *messages[index + 1 :]], False).find(_PROBE, begin)
-      if place >= 0 and text[place:end].lstrip().startswith(thoughts.strip()):
+      rendered = render([*messages[:index], probed, *messages[index + 1 :]], False)
+      start = rendered.find(_PROBE, begin)
+      if start >= 0 and text[start:end].lstrip().startswith(thoughts.strip()):
         continue
     lost.append((index, _PROBE in render([*messages[:index], probed], False)))
   return lost

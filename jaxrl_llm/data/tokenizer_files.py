@@ -96,16 +96,16 @@ def stop_and_pad(
     outside = [token for token in stops if token >= size]
     if outside:
       raise ValueError(
-          f'{files.directory / files.stop_file}: eos_token_id {outside[0]} is not an id of the '
-          f'tokenizer, whose ids lie in [0, {size}): mend the file'
+          f'{files.directory / files.stop_file}: eos_token_id must be in [0, {size}), the ids of '
+          f'the tokenizer, got {outside[0]}'
       )
     if not stops:
       raise ValueError(
-          f'{files.directory} names no token that ends a response: tokenizer_config.json must name '
-          "an 'eos_token', or generation_config.json an 'eos_token_id'"
+          f'{files.directory} defines no token that ends a response: tokenizer_config.json must '
+          "have an 'eos_token', or generation_config.json an 'eos_token_id'"
       )
   elif not stop_tokens:
-    raise ValueError('stop_tokens must name at least one token, got none')
+    raise ValueError('stop_tokens must have at least one token, got none')
   else:
     stops = [known(token) for token in stop_tokens]
 
@@ -119,7 +119,8 @@ def check_text(text: str) -> None:
     text.encode()
   except UnicodeEncodeError as error:
     raise ValueError(
-        f'a text holds half a surrogate pair, {text[error.start]!r} at character {error.start}'
+        f'text must be Unicode, got half a surrogate pair, {text[error.start]!r}, at character '
+        f'{error.start}'
     ) from None
 
 
@@ -221,7 +222,7 @@ def to_json(backend: Any, starts: Mapping[int, str]) -> str:
   return json.dumps(state, ensure_ascii=False)
 
 
-def cuts_as_qwen2(backend: Any) -> bool:
+def splits_like_qwen2(backend: Any) -> bool:
   """True if a tokenizer normalises text and splits it into words like Qwen2's."""
   import tokenizers
 
@@ -231,7 +232,7 @@ def cuts_as_qwen2(backend: Any) -> bool:
     return re.sub(r'"(add_prefix_space|trim_offsets)": \w+', '', text)  # Ids do not depend on them.
 
   same = tokenizers.Tokenizer(tokenizers.models.BPE())
-  _cut(same, is_gpt2=False, space=False)
+  _set_splitting(same, is_gpt2=False, space=False)
   return parts(backend) == parts(same)
 
 
@@ -267,8 +268,8 @@ def _add_tokens(backend: Any, files: model_files.TokenFiles) -> list[model_files
     actual = backend.token_to_id(token.content)
     if actual != number:
       raise ValueError(
-          f'{files.directory}: the added token {token.content!r} should have id {number}, and '
-          f'the vocabulary gives it {actual}'
+          f'{files.directory}: the added token {token.content!r} must have id {number}, but the '
+          f'vocabulary gives it {actual}'
       )
 
   special = {
@@ -347,7 +348,7 @@ def from_byte_level_files(
     ) from None
 
   space = bool(files.config.get('add_prefix_space'))
-  _cut(backend, is_gpt2, space)
+  _set_splitting(backend, is_gpt2, space)
   backend.decoder = decoders.ByteLevel()
   own = (_END_OF_TEXT,) if is_gpt2 else _QWEN2_SPECIAL
   if not files.numbered:
@@ -395,12 +396,12 @@ def _check_complete(
   strange = vocabulary.keys() - explained
   if strange:
     raise ValueError(
-        f'{merges_path} has {len(merges)} merges, which make {len(strange)} of the '
-        f'{len(vocabulary)} tokens of {vocabulary_path.name} not: one of the files is truncated'
+        f'{merges_path} has {len(merges)} merges, which do not produce {len(strange)} of the '
+        f'{len(vocabulary)} tokens of {vocabulary_path.name}: one of the files is truncated'
     )
 
 
-def _cut(backend: Any, is_gpt2: bool, space: bool) -> None:
+def _set_splitting(backend: Any, is_gpt2: bool, space: bool) -> None:
   """Makes `backend` split text into words like GPT-2 or Qwen2, optionally with a leading space."""
   import tokenizers
   from tokenizers import normalizers, pre_tokenizers

@@ -36,7 +36,7 @@ class CharacterTokenizer:
   def __init__(self, alphabet: str):
     """Initialises the tokenizer with the distinct characters of `alphabet`."""
     if not alphabet or len(set(alphabet)) != len(alphabet):
-      raise ValueError(f'alphabet must hold distinct characters, at least one, got {alphabet!r}')
+      raise ValueError(f'alphabet must be one or more distinct characters, got {alphabet!r}')
     self.alphabet = alphabet
     self.vocab_size = len(alphabet) + 2
     self.fingerprint = self.full_fingerprint = model_files.fingerprint('character', alphabet)
@@ -194,28 +194,28 @@ def load_tokenizer(
       another; one line that names the file.
   """
   path = pathlib.Path(path)
-  options: dict[str, Any] = {'stop_tokens': stop_tokens, 'pad_token': pad_token}
+  roles: dict[str, Any] = {'stop_tokens': stop_tokens, 'pad_token': pad_token}
   if not path.is_dir():
     if path.suffix == '.json':
-      return HuggingFaceTokenizer(tokenizer_files.from_tokenizer_json(path, **options))
-    return sentencepiece_tokenizer.SentencePieceTokenizer(path, **options)
+      return HuggingFaceTokenizer(tokenizer_files.from_tokenizer_json(path, **roles))
+    return sentencepiece_tokenizer.SentencePieceTokenizer(path, **roles)
   if (path / 'tokenizer.json').exists():
-    return load_tokenizer(path / 'tokenizer.json', **options)
+    return load_tokenizer(path / 'tokenizer.json', **roles)
 
   for vocabulary, merges in (('vocab.json', 'merges.txt'), ('encoder.json', 'vocab.bpe')):
     if (path / vocabulary).exists() or (path / merges).exists():
       return HuggingFaceTokenizer(
-          tokenizer_files.from_byte_level_files(path / vocabulary, path / merges, **options)
+          tokenizer_files.from_byte_level_files(path / vocabulary, path / merges, **roles)
       )
 
   models = [path / 'tokenizer.model']
   if not models[0].exists():
     models = sorted(path.glob('*.model'))
   if len(models) == 1:
-    return sentencepiece_tokenizer.SentencePieceTokenizer(models[0], **options)
+    return sentencepiece_tokenizer.SentencePieceTokenizer(models[0], **roles)
 
   raise ValueError(
-      f'no tokenizer in {path}: it must hold tokenizer.json, vocab.json and merges.txt, '
+      f'no tokenizer in {path}: it must contain tokenizer.json, vocab.json and merges.txt, '
       'encoder.json and vocab.bpe, or one .model file'
   )
 
@@ -240,7 +240,7 @@ def with_stop_ids(tokenizer: Tokenizer, stop_ids: Sequence[int]) -> Tokenizer:
   changed = copy.copy(tokenizer)
   changed.stop_ids = tuple(stop_ids)
   if isinstance(tokenizer, CompactTokenizer):
-    changed.base = with_stop_ids(tokenizer.base, [tokenizer.kept[token] for token in stop_ids])
+    changed.base = with_stop_ids(tokenizer.base, [tokenizer.kept_ids[token] for token in stop_ids])
   return changed
 
 
@@ -256,7 +256,7 @@ class CompactTokenizer:
 
   Attributes:
     base: the full tokenizer.
-    kept: retained ids of `base`, ascending; id i of this tokenizer is kept[i] of `base`.
+    kept_ids: retained ids of `base`, ascending; id i of this tokenizer is kept_ids[i] of `base`.
     vocab_size: number of retained ids.
     pad_id: padding id of `base`, renumbered.
     stop_ids: stop ids of `base`, renumbered.
@@ -266,21 +266,21 @@ class CompactTokenizer:
   """
 
   def __init__(
-      self, base: HuggingFaceTokenizer, kept: Iterable[int], parts: dict[int, tuple[int, int]]
+      self, base: HuggingFaceTokenizer, kept_ids: Iterable[int], parts: dict[int, tuple[int, int]]
   ):
-    """Reduces `base` to the ids `kept`.
+    """Reduces `base` to the ids `kept_ids`.
 
     Args:
       base: the full tokenizer.
-      kept: ids to retain; must include the tokens of all bytes and all special ids.
+      kept_ids: ids to retain; must include the tokens of all bytes and all special ids.
       parts: {id made by a merge: the two merged ids}.
     """
     self.base = base
-    self.kept = tuple(sorted(kept))
-    self.vocab_size = len(self.kept)
-    self.fingerprint = model_files.fingerprint('compact', base.fingerprint, self.kept)
+    self.kept_ids = tuple(sorted(kept_ids))
+    self.vocab_size = len(self.kept_ids)
+    self.fingerprint = model_files.fingerprint('compact', base.fingerprint, self.kept_ids)
     self._parts = parts
-    self._pieces = {old: (new,) for new, old in enumerate(self.kept)}
+    self._pieces = {old: (new,) for new, old in enumerate(self.kept_ids)}
     self.pad_id = self._pieces[base.pad_id][0]
     self.stop_ids = tuple(self._pieces[token][0] for token in base.stop_ids)
     self.start_ids = tuple(self._pieces[token][0] for token in base.start_ids)
@@ -288,11 +288,11 @@ class CompactTokenizer:
   @property
   def full_fingerprint(self) -> str:
     """Short hash of everything, including stop and pad ids."""
-    return model_files.fingerprint('compact', self.base.full_fingerprint, self.kept)
+    return model_files.fingerprint('compact', self.base.full_fingerprint, self.kept_ids)
 
   def token(self, number: int) -> str:
     """Returns the text of an id in the vocabulary."""
-    return self.base.token(self.kept[number])
+    return self.base.token(self.kept_ids[number])
 
   def encode(self, text: str) -> list[int]:
     """Returns the ids of `text`; a removed token is split into retained ones."""
@@ -310,10 +310,10 @@ class CompactTokenizer:
     """Returns the ids of `text`, and for each the character range of its token in the base."""
     ids: list[int] = []
     offsets: list[tuple[int, int]] = []
-    for token, place in zip(*self.base.encode_with_offsets(text)):
+    for token, span in zip(*self.base.encode_with_offsets(text)):
       pieces = self._split(token)
       ids += pieces
-      offsets += [place] * len(pieces)
+      offsets += [span] * len(pieces)
     return ids, offsets
 
   def _split(self, token: int) -> tuple[int, ...]:
@@ -330,7 +330,7 @@ class CompactTokenizer:
         ids,
         dropped=set(self.stop_ids),
         known=lambda token: 0 <= token < self.vocab_size,
-        decode=lambda run: self.base.decode([self.kept[token] for token in run]),
+        decode=lambda run: self.base.decode([self.kept_ids[token] for token in run]),
     )
 
 
@@ -356,27 +356,27 @@ def compact(
     ValueError: `tokenizer` is not byte-level BPE, or `max_size` is too small for the
       required tokens.
   """
-  parts, kept = _merge_tree(tokenizer)
+  parts, kept_ids = _merge_tree(tokenizer)
   counts: collections.Counter[int] = collections.Counter()
   for text in texts:
     counts.update(tokenizer.encode(text))
 
-  by_frequency = sorted(counts.keys() - kept, key=lambda token: (-counts[token], token))
+  by_frequency = sorted(counts.keys() - kept_ids, key=lambda token: (-counts[token], token))
   if max_size is not None:
-    if max_size < len(kept):
+    if max_size < len(kept_ids):
       raise ValueError(
-          f'max_size must be at least {len(kept)} (bytes and special tokens), got {max_size}'
+          f'max_size must be at least {len(kept_ids)} (bytes and special tokens), got {max_size}'
       )
-    by_frequency = by_frequency[: max_size - len(kept)]
-  return CompactTokenizer(tokenizer, kept.union(by_frequency), parts)
+    by_frequency = by_frequency[: max_size - len(kept_ids)]
+  return CompactTokenizer(tokenizer, kept_ids.union(by_frequency), parts)
 
 
-def restore_compact(tokenizer: HuggingFaceTokenizer, kept: Iterable[int]) -> CompactTokenizer:
+def restore_compact(tokenizer: HuggingFaceTokenizer, kept_ids: Iterable[int]) -> CompactTokenizer:
   """Rebuilds a tokenizer made by `compact` from its base and its ids.
 
   Args:
     tokenizer: the base.
-    kept: `CompactTokenizer.kept`.
+    kept_ids: `CompactTokenizer.kept_ids`.
 
   Returns:
     The reduced tokenizer.
@@ -384,12 +384,12 @@ def restore_compact(tokenizer: HuggingFaceTokenizer, kept: Iterable[int]) -> Com
   Raises:
     ValueError: `tokenizer` is not byte-level BPE, or is not the base of these ids.
   """
-  kept = set(kept)
+  kept_ids = set(kept_ids)
   parts, needed = _merge_tree(tokenizer)
-  if not needed <= kept or not kept <= needed | parts.keys():
-    raise ValueError(f'the {len(kept)} ids that were kept are no part of this tokenizer: another '
-                     'one was reduced')
-  return CompactTokenizer(tokenizer, kept, parts)
+  if not needed <= kept_ids or not kept_ids <= needed | parts.keys():
+    raise ValueError(
+        f'the {len(kept_ids)} retained ids are not part of this tokenizer: another one was reduced')
+  return CompactTokenizer(tokenizer, kept_ids, parts)
 
 
 def _merge_tree(
@@ -402,7 +402,7 @@ def _merge_tree(
   vocabulary = model.get('vocab')
   alphabet = pre_tokenizers.ByteLevel.alphabet()
   if model['type'] != 'BPE' or not all(byte in vocabulary for byte in alphabet):
-    raise ValueError('compact needs a byte-level BPE tokenizer, which holds all 256 bytes')
+    raise ValueError('compact needs a byte-level BPE tokenizer with all 256 bytes')
 
   pairs = (
       tuple(merge.split(' ')) if isinstance(merge, str) else tuple(merge)

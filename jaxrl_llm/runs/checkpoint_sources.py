@@ -279,7 +279,7 @@ def identity(tokenizer_fingerprint: str, model: configs.TransformerConfig) -> di
 
 def about_tokenizer(tokenizer: Tokenizer) -> dict[str, Any]:
   """Returns `stop_ids`, `stop_tokens` and `kept_ids` of a tokenizer, to save with parameters."""
-  kept = tokenizer.kept if isinstance(tokenizer, tokenizers.CompactTokenizer) else ()
+  kept = tokenizer.kept_ids if isinstance(tokenizer, tokenizers.CompactTokenizer) else ()
   return {
       'stop_ids': list(tokenizer.stop_ids), 'stop_tokens': list(tokenizers.stop_tokens(tokenizer)),
       'kept_ids': list(kept),

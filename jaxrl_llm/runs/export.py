@@ -207,7 +207,7 @@ def _names(
 
 def _splits_as_qwen2(tokenizer: Tokenizer) -> bool:
   return isinstance(tokenizer, tokenizers.HuggingFaceTokenizer) and (
-      tokenizer_files.cuts_as_qwen2(tokenizer.backend))
+      tokenizer_files.splits_like_qwen2(tokenizer.backend))
 
 
 def _read(files: Mapping[str, bytes], name: str) -> dict[str, Any]:

@@ -68,9 +68,9 @@ def make_sampler(
   if max_tokens < 1:
     raise ValueError(f'max_tokens must be at least 1, got {max_tokens}')
   if not stop_ids:
-    raise ValueError('stop_ids must name at least one token, got none')
+    raise ValueError('stop_ids must have at least one id, got none')
   if not 0 <= temperature < math.inf:
-    raise ValueError(f'temperature must be 0 (greedy) or positive and finite, got {temperature}')
+    raise ValueError(f'temperature must be non-negative and finite, got {temperature}')
   processors.check_truncation(k=top_k, p=top_p)
 
   def choose(logits, keys):
@@ -181,8 +181,8 @@ def _prefill(model, params, prompts, prompt_lengths, num_samples, max_tokens):
 
   def spread(leaf):  # [..., P, L, heads, head_dim] -> [..., P * K, L + T - 1, heads, head_dim]
     leaf = jnp.repeat(leaf, num_samples, axis=leaf.ndim - 4)
-    room = [(0, 0)] * leaf.ndim
-    room[-3] = (0, max_tokens - 1)
-    return jnp.pad(leaf, room)
+    padding = [(0, 0)] * leaf.ndim
+    padding[-3] = (0, max_tokens - 1)
+    return jnp.pad(leaf, padding)
 
   return jnp.repeat(logits, num_samples, axis=0), jax.tree.map(spread, output.cache)

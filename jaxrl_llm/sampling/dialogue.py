@@ -37,7 +37,7 @@ import numpy as np
 from jaxrl_llm import types
 from jaxrl_llm.types import Array, Params, Rollouts, SampleFn
 
-_LAW, _POLICY, _USER = range(3)  # Uses of a step's key, each folded with its own number.
+_TURNS, _POLICY, _USER = range(3)  # Uses of a step's key, each folded with its own number.
 
 
 class Dialogues(Protocol):
@@ -59,9 +59,9 @@ class Dialogues(Protocol):
   with_messages: Callable[..., 'Dialogues']
 
 
-Said = TypeVar('Said', bound=Dialogues)
+SomeDialogues = TypeVar('SomeDialogues', bound=Dialogues)
 # n dialogues, all waiting for the user -> n sequences of ids to append.
-User = Callable[[Said], Sequence[Sequence[int]]]
+User = Callable[[SomeDialogues], Sequence[Sequence[int]]]
 
 
 class Turns(NamedTuple):
@@ -106,7 +106,7 @@ def draw_turns(key: Array, example_ids: Array, num_turns: int | Array, *, settin
   if np.min(num_turns) < 1:
     raise ValueError(f'num_turns must be at least 1, got {np.min(num_turns)}')
 
-  keys = _row_keys(key, example_ids, _LAW)
+  keys = _row_keys(key, example_ids, _TURNS)
   horizon = jnp.broadcast_to(jnp.asarray(num_turns, jnp.int32), keys.shape)
 
   def below(limit, stream):
@@ -122,7 +122,7 @@ def roll_out(
     sample: SampleFn,
     params: Params,
     user: User,
-    dialogues: Said,
+    dialogues: SomeDialogues,
     key: Array,
     *,
     rollout: int = 0,
@@ -130,7 +130,7 @@ def roll_out(
     num_turns: int | np.ndarray | None = None,
     close_ids: tuple[int, ...] = (),
     widths: str = 'growing',
-) -> Said:
+) -> SomeDialogues:
   """Rolls out a policy with a user, from turn `start` of each dialogue on.
 
   Replies and messages of turns before `start` are copied. The noise of a reply depends only on
@@ -146,7 +146,7 @@ def roll_out(
     key: PRNG key of the step, or keys [S].
     rollout: index of the roll-out; each index has its own noise.
     start: the first turn that is drawn: a number, or int [...].
-    num_turns: number of replies of each dialogue, likewise; at most H, the default.
+    num_turns: number of replies of each dialogue: a number, or int [...]; at most H, the default.
     close_ids: ids that end a turn in the transcript if the reply did not stop.
     widths: 'growing' or 'fixed' slots of the transcripts; see the module docstring.
 
@@ -164,11 +164,11 @@ def roll_out(
     raise ValueError(f"widths must be 'growing' or 'fixed', got {widths!r}")
   if start.min(initial=0) < 0 or num_turns.max(initial=1) > most:
     raise ValueError(
-        f'turns must lie in 0 to {most} (num_turns), got {start.min()} to {num_turns.max()}')
+        f'start and num_turns must be in [0, {most}], got {start.min()} and {num_turns.max()}')
   if (dialogues.num_replies < start).any():
     raise ValueError(
-        f'start must be at most the turns that have been said, got {start.max()} where one of the '
-        f'dialogues has {dialogues.num_replies[dialogues.num_replies < start].min()}'
+        f'start must be at most the number of replies so far, got {start.max()} for dialogues of '
+        f'which one has {dialogues.num_replies[dialogues.num_replies < start].min()}'
     )
 
   dialogues = dialogues.cut(start)
@@ -179,42 +179,45 @@ def roll_out(
 
     tokens, lengths = dialogues.transcript(turn)
     if widths == 'fixed':
-      room = (most - 1) * (dialogues.replies.shape[-1] + dialogues.messages.shape[-1])
-      room += dialogues.prompts.shape[-1] - tokens.shape[-1]
-      tokens = np.pad(tokens, [(0, 0)] * len(lead) + [(room, 0)])
+      padding = (most - 1) * (dialogues.replies.shape[-1] + dialogues.messages.shape[-1])
+      padding += dialogues.prompts.shape[-1] - tokens.shape[-1]
+      tokens = np.pad(tokens, [(0, 0)] * len(lead) + [(padding, 0)])
 
-    said = sample(
+    replies = sample(
         params, tokens, lengths, dialogues.example_ids, _fold(key, _POLICY, rollout, turn))
-    dialogues = _say(dialogues, turn, rows, jax.device_get(said))
+    dialogues = _append_replies(dialogues, turn, rows, jax.device_get(replies))
     rows &= turn + 1 < num_turns
     if rows.any():
-      dialogues = _answer(dialogues, turn, rows, user, key, rollout, close_ids)
+      dialogues = _append_messages(dialogues, turn, rows, user, key, rollout, close_ids)
   return dialogues
 
 
-def _say(dialogues: Said, turn: int, rows: np.ndarray, said: Rollouts) -> Said:
+def _append_replies(
+    dialogues: SomeDialogues, turn: int, rows: np.ndarray, replies: Rollouts
+) -> SomeDialogues:
   """Appends the sampled replies to the dialogues in `rows`."""
   expected = (*rows.shape, 1, dialogues.replies.shape[-1])
-  if said.tokens.shape != expected:
+  if replies.tokens.shape != expected:
     raise ValueError(
-        'the sampler must draw one reply with as many slots as the dialogues have: tokens '
-        f'{expected}, got {said.tokens.shape}'
+        f'the sampler must draw one reply per dialogue, with tokens {expected}, got '
+        f'{replies.tokens.shape}'
     )
   return dialogues.with_replies(
-      turn, rows, tokens=said.tokens[..., 0, :], lengths=said.lengths[..., 0],
-      log_probs=said.log_probs[..., 0, :], stop_reason=said.stop_reason[..., 0])
+      turn, rows, tokens=replies.tokens[..., 0, :], lengths=replies.lengths[..., 0],
+      log_probs=replies.log_probs[..., 0, :], stop_reason=replies.stop_reason[..., 0])
 
 
-def _answer(dialogues, turn, rows, user, key, rollout, close_ids):
+def _append_messages(dialogues, turn, rows, user, key, rollout, close_ids):
   """Appends the user's messages after reply `turn` to the dialogues in `rows`."""
   keys = _row_keys(key, dialogues.example_ids, _USER, rollout, turn)
   seeds = jax.vmap(lambda k: jax.random.bits(k, (), 'uint32'))(keys.reshape(-1))
   dialogues = dataclasses.replace(dialogues, seeds=np.asarray(seeds).reshape(rows.shape))
   messages = list(user(dialogues[rows]))
-  cut = dialogues.stop_reason[rows][:, turn] == types.TRUNCATED
-  if close_ids and len(messages) == len(cut):
+  truncated = dialogues.stop_reason[rows][:, turn] == types.TRUNCATED
+  if close_ids and len(messages) == len(truncated):
     messages = [
-        [*close_ids, *message] if open_ else message for message, open_ in zip(messages, cut)]
+        [*close_ids, *message] if is_open else message
+        for message, is_open in zip(messages, truncated)]
   return dialogues.with_messages(turn, rows, messages)
 
 
@@ -227,7 +230,7 @@ def as_rollouts(samples: Sequence[Dialogues], turn: np.ndarray) -> tuple[Rollout
 
   Returns:
     Rollouts with tokens [P, K, T], T = H·R + (H − 1)·M: everything after the prompts, with the
-    original ids. `mask` is 1 on every reply; `stop_reason` is that of reply h. And the algorithm's
+    original ids. `mask` is 1 on every reply; `stop_reason` is that of reply h. Also the algorithm's
     extra arrays (`Batch.aux`): 'turns' int32 [P, K, T], the reply that a token belongs to and −1
     elsewhere, and 'turn' int32 [P].
   """

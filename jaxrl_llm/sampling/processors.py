@@ -13,7 +13,7 @@ EXCLUDED = -1e30
 def check_truncation(*, k: int = 0, p: float = 1.0) -> None:
   """Raises ValueError unless k is at least 0 (off) and p in (0, 1]."""
   if k < 0:
-    raise ValueError(f'top_k must be 0 (off) or positive, got {k}')
+    raise ValueError(f'top_k must be at least 0, got {k}')
   if not 0 < p <= 1:
     raise ValueError(f'top_p must be in (0, 1], got {p}')
 
@@ -54,9 +54,9 @@ def top_k(logits: jax.Array, *, k: int) -> jax.Array:
   check_truncation(k=k)
   if k == 0 or k >= logits.shape[-1]:
     return logits
-  _, kept = jax.lax.top_k(logits, k)
+  _, indices = jax.lax.top_k(logits, k)
   keep = jnp.put_along_axis(
-      jnp.zeros(logits.shape, bool), kept, True, axis=-1, inplace=False
+      jnp.zeros(logits.shape, bool), indices, True, axis=-1, inplace=False
   )
   return jnp.where(keep, logits, EXCLUDED)
 

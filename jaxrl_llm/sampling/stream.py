@@ -62,7 +62,7 @@ class TextStream:
 
   def _advance(self) -> None:
     # Ids that decode to nothing on their own, such as a space that a decoder drops at the start of
-    # a text, are no context: the next ids would still be at the start.
+    # a text, are not a context: the next ids would still be at the start.
     if self._decode(self._ids[self._shown :]):
       self._context = self._shown
     self._shown = len(self._ids)

@@ -1,4 +1,4 @@
-"""Batching: epochs without gaps, padding without cuts, masks by hand."""
+"""Batching: complete epochs, padding without truncation, masks by hand."""
 
 import hypothesis
 import numpy as np
@@ -28,7 +28,7 @@ def test_each_epoch_visits_each_example_once(num_examples, batch_size, seed, epo
 
 @hypothesis.settings(max_examples=30, deadline=None)
 @hypothesis.given(_SIZES, _SIZES, strategies.integers(0, 10**12))
-def test_a_step_needs_no_step_before_it(num_examples, batch_size, step):
+def test_a_step_does_not_depend_on_previous_steps(num_examples, batch_size, step):
   first = batching.batch_indices(num_examples, batch_size, seed=1, step=step)
   batching.epoch_permutation.cache_clear()
   again = batching.batch_indices(num_examples, batch_size, seed=1, step=step)
@@ -73,7 +73,7 @@ def test_bad_arguments(arguments, message):
     batching.batch_indices(num_examples, batch_size, seed=seed, step=step)
 
 
-def test_sequential_chunks_cover_once_and_mark_the_fill():
+def test_sequential_chunks_cover_each_example_once_and_mark_padding():
   chunks = list(batching.sequential_chunks(5, 2))
   np.testing.assert_array_equal([chunk.indices for chunk in chunks], [[0, 1], [2, 3], [4, 4]])
   np.testing.assert_array_equal([chunk.weight for chunk in chunks], [[1, 1], [1, 1], [1, 0]])
@@ -105,7 +105,7 @@ def test_padding_against_a_loop(sequences, length):
     assert lengths[row] == len(sequence)
 
 
-def test_sources_have_orders_of_their_own():
+def test_sources_have_different_orders():
   orders = [
       tuple(batching.epoch_permutation(50, seed=0, epoch=epoch, source=source))
       for source in range(3) for epoch in range(3)
@@ -114,7 +114,7 @@ def test_sources_have_orders_of_their_own():
   assert orders[0] == tuple(batching.epoch_permutation(50, seed=0, epoch=0))
 
 
-# --- Prompts. Ids: a=2, b=3, c=4; 0 fills, 1 stops.
+# --- Prompts. Ids: a=2, b=3, c=4; 0 is padding, 1 is stop.
 
 TOKENIZER = tokenizers.CharacterTokenizer('abc')
 EXAMPLES = [{'id': 4, 'prompt': 'ab'}, {'id': 9, 'prompt': 'c'}]
@@ -133,12 +133,12 @@ def test_prompt_batch_by_hand():
 
 
 class Starting(tokenizers.CharacterTokenizer):
-  """Puts a token before a plain prompt, as Llama's tokenizers do."""
+  """Adds tokens before a plain prompt, like Llama's tokenizers."""
 
   start_ids = (4, 3)
 
 
-def test_a_plain_prompt_gets_the_start_ids_and_ids_are_taken_as_they_are():
+def test_a_plain_prompt_gets_the_start_ids_and_given_ids_are_unchanged():
   tokenizer = Starting('abc')
   assert batching.prompt_ids({'id': 0, 'prompt': 'ab'}, tokenizer) == [4, 3, 2, 3]
   given = {'id': 0, 'prompt': 'ab', 'prompt_ids': [1, 2]}
@@ -150,11 +150,11 @@ def test_a_plain_prompt_gets_the_start_ids_and_ids_are_taken_as_they_are():
       batching.prompt_ids(empty, TOKENIZER)
 
 
-def test_too_long_is_an_error_or_counted_never_cut():
+def test_long_prompts_are_errors_or_counted_but_never_truncated():
   with pytest.raises(ValueError, match='the prompt of example 4 has 2 tokens, the limit is 1'):
     _encoded(max_prompt_tokens=1)
-  kept = _encoded(max_prompt_tokens=1, overlong='filter')
-  assert kept.num_filtered == 1 and list(kept.ids) == [9] and len(kept) == 1
+  fitting = _encoded(max_prompt_tokens=1, overlong='filter')
+  assert fitting.num_filtered == 1 and list(fitting.ids) == [9] and len(fitting) == 1
   with pytest.raises(ValueError, match='all 2 examples are too long'):
     _encoded(max_prompt_tokens=0, overlong='filter')
   with pytest.raises(ValueError, match="overlong must be 'error' or 'filter', got 'cut'"):

@@ -1,4 +1,4 @@
-"""Chat templates: goldens of transformers, marks by hand, strangers' programs held to limits."""
+"""Chat templates: goldens of transformers, marks by hand, and limits on untrusted templates."""
 
 import json
 import subprocess
@@ -11,7 +11,7 @@ from tests.golden import chat_cases
 
 _MESSAGES = [{'role': 'user', 'content': 'Hi é\n'}, {'role': 'assistant', 'content': '{{ 7 }}'}]
 _GOLDENS = json.loads((chat_cases.FOLDER / 'goldens.json').read_text())['cases']
-# As Phi-3's: another token stands at the very end, unless a reply is asked for.
+# Like Phi-3's: the text ends with another token, unless it is a prompt for a reply.
 _WITH_TAIL = """
 {%- for m in messages %}{{ m.role[0] ~ sign ~ m.content ~ stop ~ '\n' }}{% endfor %}
 {{- ('a' ~ sign) if add_generation_prompt else tail }}"""
@@ -28,7 +28,7 @@ def _turns(*contents):
 
 @pytest.fixture(scope='module')
 def case(request, tmp_path_factory):
-  """Name of a case -> (its template, its tokenizer)."""
+  """Maps the name of a case to (its template, its tokenizer)."""
   folder = tmp_path_factory.mktemp('tokenizers')
   loaded = {}
 
@@ -47,8 +47,8 @@ def case(request, tmp_path_factory):
   return get
 
 
-def _said(template, tokenizer, messages):
-  """A conversation's text with '|' for each part that is not marked."""
+def _marked(template, tokenizer, messages):
+  """Returns a conversation's text with '|' for each part that is not marked."""
   ids, mask = chat_templates.encode_conversation(template, tokenizer, messages)
   text = template.render(messages)
   assert ids == tokenizer.encode(text)
@@ -73,6 +73,7 @@ def test_texts_and_ids_are_those_of_transformers(name, case):
     else:
       accepted[key] = messages
   assert len(accepted) >= 3
+
   texts = template.render_many(list(accepted.values()))
   prompts = template.render_many(list(accepted.values()), add_generation_prompt=True)
   for key, text, prompt in zip(accepted, texts, prompts):
@@ -84,7 +85,7 @@ def test_texts_and_ids_are_those_of_transformers(name, case):
     assert tokenizer.encode(prompt) == golden['ids'][:count] + more
 
 
-def test_a_start_token_stands_once(case):
+def test_there_is_one_start_token(case):
   for name in ('llama2', 'llama3', 'mistral', 'gemma', 'deepseek'):
     template, tokenizer = case(name)
     ids = tokenizer.encode(template.render(_turns('x'), add_generation_prompt=True))
@@ -93,13 +94,13 @@ def test_a_start_token_stands_once(case):
 
 
 @pytest.mark.parametrize(
-    'name, conversation, said',
+    'name, conversation, expected',
     [
         ('qwen25', 'long', '|It is 3.5,\n\nor so. <|im_end|>|I will not.<|im_end|>'
                            '|the end<|im_end|>|'),
-        # What the user says behind a reply is not learnt.
+        # The user's message after a reply is not learned.
         ('qwen25', 'question', '|two<|im_end|>|'),
-        # Thoughts stay behind the last question only: earlier replies are context.
+        # Reasoning remains after the last question only: earlier replies are context.
         ('qwen3', 'thoughts', '|<think>\nmore\n</think>\n\nNo.<|im_end|>|'),
         ('qwen3', 'fields', '|<think>\nI call\n</think>\n\ndone<|im_end|>'
                             '|<think>\nread it\n</think>\n\nIt says 1.<|im_end|>|'),
@@ -108,9 +109,9 @@ def test_a_start_token_stands_once(case):
         ('llama2', 'long', '| It is 3.5,\n\nor so. </s>| I will not. </s>| the end </s>'),
         ('llama3', 'long', '|It is 3.5,\n\nor so.<|eot_id|>|I will not.<|eot_id|>'
                            '|the end<|eot_id|>'),
-        # The model would have stopped in the middle of this one.
+        # The model would have stopped in the middle of this reply.
         ('llama3', 'tokens', '|x <|eot_id|>|'),
-        # The system message moves to the last question: the prompts of the others were others.
+        # The system message moves to the last question, so that earlier prompts were different.
         ('mistral', 'long', '| the end</s>'),
         ('mistral', 'thoughts', '| <think>\nIt is easy.\n</think>\n\nThe answer.</s>'
                                 '| <think>\nmore\n\n</think>\n\nNo.</s>'),
@@ -124,27 +125,27 @@ def test_a_start_token_stands_once(case):
         ('features', 'question', '|two<|im_end|>|'),
     ],
 )
-def test_what_is_learnt(name, conversation, said, case):
-  assert _said(*case(name), chat_cases.CONVERSATIONS[conversation]) == said
+def test_learned_tokens(name, conversation, expected, case):
+  assert _marked(*case(name), chat_cases.CONVERSATIONS[conversation]) == expected
 
 
 @pytest.mark.parametrize(
     'name, conversation',
     [
-        ('deepseek', 'short'),  # Its prompt ends with <think>, which its replies do not hold.
-        ('qwen3_short', 'thoughts'),  # Its prompt ends with an empty thought.
-        ('mistral', 'question'),  # The system message stood before the first question then.
+        ('deepseek', 'short'),  # Its prompt ends with <think>, which its replies do not contain.
+        ('qwen3_short', 'thoughts'),  # Its prompt ends with empty reasoning.
+        ('mistral', 'question'),  # The system message was before the first question then.
     ],
 )
 def test_nothing_to_learn_is_an_error(name, conversation, case):
   template, tokenizer = case(name)
   messages = chat_cases.CONVERSATIONS[conversation]
-  with pytest.raises(ValueError, match='conversation 1: nothing could be learnt') as error:
+  with pytest.raises(ValueError, match='conversation 1: nothing would be learned') as error:
     chat_templates.encode_conversations(template, tokenizer, [_turns('a question'), messages])
   assert '\n' not in str(error.value)
 
 
-# How templates read what the assistant thought, under each of the names.
+# A template that reads the reasoning under each of the names.
 _READS = """
 {%- for m in messages %}{{ m.role[0] ~ ':\\n' }}{% if m.NAME and (loop.last or keep) -%}
 <think>{{ m.NAME }}</think>{% endif %}{{ m.content ~ '<|im_end|>' }}{% endfor %}
@@ -157,39 +158,39 @@ def _thinks(content, thoughts, key='reasoning_content', **more):
 
 @pytest.mark.parametrize('read', ['reasoning_content', 'thinking', 'reasoning'])
 @pytest.mark.parametrize('given', ['reasoning_content', 'thinking', 'reasoning'])
-def test_reasoning_is_learnt_under_any_name(case, read, given):
+def test_reasoning_is_learned_under_any_name(case, read, given):
   tokenizer = case('qwen25')[1]
   template = _template(_READS.replace('NAME', read), keep=True)
-  # The second reasoning is its own content: it is found where the template writes a reasoning.
+  # The second reasoning equals the content; its position is that of the reasoning.
   messages = [*_turns('Q'), _thinks('A', 'why', given), *_turns('Q'), _thinks('B', 'B', given)]
-  assert _said(template, tokenizer, messages) == (
+  assert _marked(template, tokenizer, messages) == (
       '|<think>why</think>A<|im_end|>|<think>B</think>B<|im_end|>')
 
 
 @pytest.mark.parametrize('thoughts', [
     'One and one\n\nmake two.', '\n two ', ' Größe 東京 😀', '2', 'user', 'a\n</think>\n\nb',
 ])
-def test_the_reasoning_of_the_last_turn_is_learnt_in_qwen3(case, thoughts):
+def test_the_reasoning_of_the_last_turn_is_learned_in_qwen3(case, thoughts):
   template, tokenizer = case('qwen3')
   messages = [*_turns('q', 'r', 'user'), _thinks('2', thoughts)]
   stripped = thoughts.strip('\n')
-  assert _said(template, tokenizer, messages) == f'|<think>\n{stripped}\n</think>\n\n2<|im_end|>|'
+  assert _marked(template, tokenizer, messages) == f'|<think>\n{stripped}\n</think>\n\n2<|im_end|>|'
 
 
 @pytest.mark.parametrize('name, messages, words', [
-    # A template that reads none of the names, also where the content has the same words.
+    # A template that reads none of the names, even if the content has the same words.
     ('qwen25', [*_turns('q'), _thinks('r', 'why')], 'message 1 .*does not write reasoning_content'),
     ('qwen25', [*_turns('q'), _thinks('2', '2')], 'message 1 .*does not write reasoning_content'),
-    ('qwen25', [*_turns('q'), _thinks('why not', 'why', 'thinking')], '.*write the reasoning into'),
+    ('qwen25', [*_turns('q'), _thinks('why not', 'why', 'thinking')], '.*make the reasoning part'),
     ('qwen25', chat_cases.CONVERSATIONS['fields'], 'message 1 .*does not write reasoning_content'),
     ('deepseek_old', [*_turns('q'), _thinks('r', 'why', 'reasoning')], '.*choose another template'),
     # One that removes it from past turns.
     ('qwen3', [*_turns('q'), _thinks('r', 'why'), *_turns('q', 'r')],
-     r"message 1 .*removes it where the conversation goes on: .*\('train': false\)"),
+     r"message 1 .*removes it if the conversation continues: .*\('train': false\)"),
     ('qwen3', [*_turns('q', 'r', 'q'), _thinks('r', 'why'), *_turns('q'), _thinks('r', 'why')],
-     'message 3 .*removes it where the conversation goes on'),
+     'message 3 .*removes it if the conversation continues'),
     # One that opens replies with an empty thought.
-    ('qwen3_short', [*_turns('q'), _thinks('r', 'why')], 'message 1 .*opens a reply in another'),
+    ('qwen3_short', [*_turns('q'), _thinks('r', 'why')], 'message 1 .*opens a reply differently'),
 ])
 def test_reasoning_that_would_be_lost_is_an_error(case, name, messages, words):
   template, tokenizer = case(name)
@@ -198,27 +199,27 @@ def test_reasoning_that_would_be_lost_is_an_error(case, name, messages, words):
   assert '\n' not in str(error.value)
 
 
-def test_messages_that_are_marked_as_context_are_not_learnt(case):
+def test_messages_that_are_marked_as_context_are_not_learned(case):
   template, tokenizer = case('qwen25')
   messages = _turns('q', 'bad', 'q', 'good', 'q', 'bad too')
   for index in (1, 5):
     messages[index] = {**messages[index], 'train': False}
-  assert _said(template, tokenizer, messages) == '|good<|im_end|>|'
+  assert _marked(template, tokenizer, messages) == '|good<|im_end|>|'
   ids, mask = chat_templates.encode_conversation(template, tokenizer, messages)
   plain = _turns('q', 'bad', 'q', 'good', 'q', 'bad too')
   assert ids == chat_templates.encode_conversation(template, tokenizer, plain)[0]
   assert tokenizer.decode([token for token, mark in zip(ids, mask) if mark]) == 'good'
-  # A conversation of context only has no marks and is no error; the template sees no 'train'.
+  # A conversation of context only has no marks and is allowed; the template sees no 'train'.
   messages[3] = {**messages[3], 'train': False}
   assert not any(chat_templates.encode_conversation(template, tokenizer, messages)[1])
   dumps = _template('{% for m in messages %}{{ m | tojson }}{% endfor %}')
   assert dumps.render([{**messages[1], 'train': False}]) == dumps.render([plain[1]])
 
 
-def test_the_reasoning_of_context_is_as_a_model_reads_past_turns(case):
+def test_the_reasoning_of_context_is_rendered_like_that_of_past_turns(case):
   template, tokenizer = case('qwen3')
   messages = [*_turns('q'), _thinks('r', 'why', train=False), *_turns('q'), _thinks('s', 'so')]
-  assert _said(template, tokenizer, messages) == '|<think>\nso\n</think>\n\ns<|im_end|>|'
+  assert _marked(template, tokenizer, messages) == '|<think>\nso\n</think>\n\ns<|im_end|>|'
   assert 'why' not in template.render(messages)
 
 
@@ -229,7 +230,7 @@ def test_a_conversation_without_a_reply_has_no_marks(case):
     assert ids and mask == [0] * len(ids)
 
 
-def test_a_token_across_the_boundary_is_not_learnt(case):
+def test_a_token_across_the_boundary_is_not_learned(case):
   tokenizer = case('llama3')[1]
   template = _template(_WITH_TAIL, sign=': ', stop='<|eot_id|>', tail='')
   ids, mask = chat_templates.encode_conversation(template, tokenizer, _turns('Q', 'the end'))
@@ -240,18 +241,18 @@ def test_a_token_across_the_boundary_is_not_learnt(case):
   assert mask[tokens.index('Ġthe') + 1] == 1
 
 
-def test_what_stands_behind_the_end_is_not_learnt(case):
+def test_text_after_the_end_of_a_reply_is_not_learned(case):
   tokenizer = case('llama3')[1]
   messages = _turns('Q', 'one', 'Q', 'two')
   template = _template(_WITH_TAIL, sign='>', stop='<|eot_id|>', tail='<|end_of_text|>')
-  # The tail changes how the text goes on behind the first reply, which has ended by then.
-  assert _said(template, tokenizer, messages) == '|one<|eot_id|>|two<|eot_id|>|'
-  # Nothing says where the first reply ends, which is written in another way at the end.
+  # The tail changes the text after the first reply, which has ended by then.
+  assert _marked(template, tokenizer, messages) == '|one<|eot_id|>|two<|eot_id|>|'
+  # The end of the first reply is unknown, because it is rendered differently at the end.
   template = _template(_WITH_TAIL, sign='>', stop='.', tail='END')
-  assert _said(template, tokenizer, messages) == '|two.\nEND'
-  # Without a tail a reply is known to be whole, and goes up to the white space at its end.
+  assert _marked(template, tokenizer, messages) == '|two.\nEND'
+  # Without a tail a reply is complete, and extends to its trailing white space.
   template = _template(_WITH_TAIL, sign='>', stop='.', tail='')
-  assert _said(template, tokenizer, messages) == '|one.|two.|'
+  assert _marked(template, tokenizer, messages) == '|one.|two.|'
 
 
 def test_many_conversations_need_one_process(case, monkeypatch):
@@ -259,10 +260,9 @@ def test_many_conversations_need_one_process(case, monkeypatch):
   run = subprocess.run
   monkeypatch.setattr(subprocess, 'run', lambda *a, **k: started.append(a) or run(*a, **k))
   template, tokenizer = case('qwen25')
-  # This template writes no reasoning, and 'fields' has some.
-  kept = {**chat_cases.CONVERSATIONS}
-  del kept['fields']
-  conversations = list(kept.values()) * 20
+  # This template writes no reasoning, which 'fields' has.
+  conversations = [
+      messages for name, messages in chat_cases.CONVERSATIONS.items() if name != 'fields'] * 20
   encoded = chat_templates.encode_conversations(template, tokenizer, conversations)
   assert len(started) == 1
   for messages, both in zip(conversations[:6], encoded[-6:]):
@@ -278,22 +278,24 @@ def test_any_tokenizer_encodes_conversations():
   assert mask == [0] * 8 + [1, 1, 0]
 
 
-def test_load_finds_the_template(tmp_path):
-  with pytest.raises(ValueError, match='no chat template in .*: it must hold chat_template.jinja'):
+def test_load_reads_the_template(tmp_path):
+  with pytest.raises(ValueError, match='no chat template in .*: it must contain chat_template'):
     chat_templates.load(tmp_path)
+
   config = tmp_path / 'tokenizer_config.json'
   named = [{'name': 'tool_use', 'template': 'T'}, {'name': 'default', 'template': 'D'}]
   fields = {'bos_token': {'content': '<s>'}, 'eos_token': '</s>', 'pad_token': None,
             'add_bos_token': True}
   variables = {'bos_token': '<s>', 'eos_token': '</s>'}
-  for found, source in (('A', 'A'), (named, 'D')):
-    config.write_text(json.dumps({**fields, 'chat_template': found}))
+  for value, source in (('A', 'A'), (named, 'D')):
+    config.write_text(json.dumps({**fields, 'chat_template': value}))
     assert chat_templates.load(tmp_path) == chat_templates.ChatTemplate(source, variables)
-  for found, message in ((named[:1], "have one named 'default', got 'tool_use'"),
+  for value, message in ((named[:1], "have one named 'default', got 'tool_use'"),
                          (5, 'be a text, got int')):
-    config.write_text(json.dumps({'chat_template': found}))
+    config.write_text(json.dumps({'chat_template': value}))
     with pytest.raises(ValueError, match=f'tokenizer_config.json: chat_template must {message}'):
       chat_templates.load(tmp_path)
+
   config.write_text(json.dumps({**fields, 'chat_template': 'A'}))
   (tmp_path / 'chat_template.jinja').write_text('F{{ eos_token }}')
   assert chat_templates.load(tmp_path).render(_MESSAGES) == 'F</s>'
@@ -321,7 +323,7 @@ def test_messages_must_be_messages():
     _template('x').render([{'role': 'user', 'content': {1}}])
 
 
-def test_fingerprints_tell_templates_apart():
+def test_different_templates_have_different_fingerprints():
   make = chat_templates.ChatTemplate
   prints = [make('x').fingerprint, make('y').fingerprint, make('x', {'eos_token': 'a'}).fingerprint,
             make('x', {'eos_token': 'b'}).fingerprint, make('x', today='2024-07-26').fingerprint]
@@ -344,7 +346,7 @@ def test_qwen2_by_hand():
   assert chat_templates.QWEN2.render_many([]) == []
 
 
-def test_what_templates_of_models_use():
+def test_features_that_published_templates_use():
   template = """
   {%- set ns = namespace(count=0) -%}
   {{ bos_token }}
@@ -357,7 +359,7 @@ def test_what_templates_of_models_use():
   """
   messages = [_MESSAGES[0], {'role': 'skip', 'content': 'x'}, {'role': 'user', 'content': '<b>'}]
   text = _template(template, bos_token='<s>', eos_token='</s>').render(messages)
-  # The last block leaves the line end and the indentation behind it.
+  # The last block does not remove the line end and indentation that follow it.
   assert text == '<s>[0|Hi é|{"k": "Hi é\\n"}][2|<b>|{"k": "<b>"}]2</s>FalseTrue\n  '
 
 
@@ -402,7 +404,7 @@ def test_endless_templates_are_stopped(template):
   assert time.monotonic() - start < 10
 
 
-def test_what_asks_for_a_reply_is_held_to_the_limits_as_well():
+def test_limits_apply_to_prompts_for_a_reply():
   tokenizer = tokenizers.CharacterTokenizer('x')
   for inner, message in (("{{ ''.__class__.__mro__ }}", 'SecurityError'),
                          ("{{ 'x' * 2000000 }}", 'writes more than 1000000 characters')):

@@ -1,4 +1,4 @@
-"""Columns that are not read: what is harmless, and one line for everything else."""
+"""Unused columns: harmless ones are ignored, all others are one-line errors."""
 
 import json
 import math
@@ -13,7 +13,7 @@ from jaxrl_llm.data import columns
     ({'name': None, 'arguments': ''}, True),
     (0, False), (False, False), ('x', False), ([None], False), ([''], False), ({'a': 0}, False),
 ])
-def test_what_is_empty(value, empty):
+def test_is_empty(value, empty):
   assert columns.is_empty(value) == empty
   if empty:
     columns.check({'unknown': value, 'system': value, 'label': value, 'tools': value}, ())
@@ -40,7 +40,7 @@ def test_harmless_columns_are_ignored(row):
 
 
 @pytest.mark.parametrize('row, words', [
-    ({'label': False}, "'label' must be true or 1, got False: a response that is marked as bad"),
+    ({'label': False}, "'label' must be true or 1, got False: responses marked as bad"),
     ({'label': 'bad'}, "'label' must be true or 1, got 'bad'"),
     ({'label': 'false'}, "'label' must be true or 1, got 'false'"),
     ({'toxic': 'true'}, "'toxic' must be false or 0, got 'true'"),
@@ -83,18 +83,18 @@ def test_columns_that_change_the_meaning_are_one_line(row, words):
     ('chat_template_kwargs', {'enable_thinking': False}), ('reasoning_details', [{}]),
 ])
 def test_unknown_columns_are_one_line(key, value):
-  words = f"the column '{key}' is not known, got .*data/columns.py.*remove it from the file"
+  words = f"unknown column '{key}', got .*data/columns.py.*remove it from the file"
   with pytest.raises(ValueError, match=words) as error:
     columns.check({key: value}, ())
   assert '\n' not in str(error.value) and len(str(error.value)) < 320
-  with pytest.raises(ValueError, match=rf"column 'messages\[2\].{key}' is not known"):
+  with pytest.raises(ValueError, match=rf"unknown column 'messages\[2\].{key}'"):
     columns.check({key: value}, (), where='messages[2]')
-  columns.check_named({key: value}, ())  # The user said what is read.
+  columns.check_named({key: value}, ())  # The user named the columns to read.
 
 
 def test_all_unknown_columns_are_named():
   row = {'id': 1, 'knowledge': 'k', 'source': 's', 'style': 't', 'a\nb': 1}
-  with pytest.raises(ValueError, match=r"'knowledge' is not known, .*; also not known: style, 'a"):
+  with pytest.raises(ValueError, match=r"unknown column 'knowledge', .*; also unknown: style, 'a"):
     columns.check(row, ())
   with pytest.raises(ValueError, match="column 'system' would be lost"):
     columns.check({**row, 'system': 'S'}, ())
@@ -104,10 +104,10 @@ def test_all_unknown_columns_are_named():
 
 
 def test_an_unknown_column_may_repeat_a_text():
-  columns.check({'problem': ' q\n'}, (), said=['q', 'r'])
+  columns.check({'problem': ' q\n'}, (), texts=['q', 'r'])
   for row in ({'problem': 'p'}, {'problem': ['q']}, {'system': 'q'}, {'label': 'q'}):
     with pytest.raises(ValueError, match=next(iter(row))):
-      columns.check(row, (), said=['q', 'r'])
+      columns.check(row, (), texts=['q', 'r'])
 
 
 def test_a_prompt_is_not_learned_from():

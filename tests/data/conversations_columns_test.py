@@ -1,4 +1,4 @@
-"""What rows of public data sets say in further columns and keys: used, or refused in one line."""
+"""Further columns and keys in rows of public data sets: used, or rejected in one line."""
 
 import json
 
@@ -31,7 +31,7 @@ def _read(tmp_path, row, read=conversations.read_demonstrations):
   return read(path)[1]
 
 
-def _refused(tmp_path, row, words, read=conversations.read_demonstrations):
+def _assert_error(tmp_path, row, words, read=conversations.read_demonstrations):
   with pytest.raises(ValueError, match=words) as error:
     _read(tmp_path, row, read)
   assert str(error.value).startswith(f'{tmp_path / "rows.jsonl"}, line 2: ')
@@ -42,52 +42,52 @@ def _refused(tmp_path, row, words, read=conversations.read_demonstrations):
 
 
 @pytest.mark.parametrize('key', ['reasoning_content', 'reasoning', 'thinking'])
-def test_reasoning_is_kept(tmp_path, key):
-  said = [_u('q'), _a('r', reasoning_content='why')]
+def test_reasoning_is_read(tmp_path, key):
+  messages = [_u('q'), _a('r', reasoning_content='why')]
   rows = [
       {'messages': [_u('q', **{key: None}), _a('r', **{key: 'why'})]},
       {'conversations': [_SHAREGPT[0], {**_SHAREGPT[1], key: 'why'}]},
       {'prompt': 'q', 'completion': [_a('r', **{key: 'why'})]},
       {'question': 'q', key: 'why', 'answer': 'r'},
-      {'messages': said, key: 'why'},
+      {'messages': messages, key: 'why'},
       {'prompt': 'q', 'chosen': [_a('r', **{key: 'why'})], 'rejected': 'x'},
       {'messages': [_u('q'), _a('r', reasoning='why', thinking='why')]},
   ]
   for row in rows:
     for read in (conversations.read_demonstrations, conversations.read_conversations):
-      assert _read(tmp_path, row, read)['messages'] == said
+      assert _read(tmp_path, row, read)['messages'] == messages
   assert _read(tmp_path, {'messages': [_u('q'), _a('r', **{key: ' \n'})]})['messages'] == _PAIR
 
 
 @pytest.mark.parametrize('row, words', [
     ({'messages': [_u('q', reasoning='why'), _a('r')]},
-     r"'messages\[0\].reasoning' must be empty: only the assistant reasons, got user"),
+     r"'messages\[0\].reasoning' must be empty for the user: only the assistant has reasoning"),
     ({'messages': [_u('q'), _a('r', thinking='a', reasoning='b')]},
-     r"'messages\[1\].reasoning' and 'messages\[1\].thinking' must not differ"),
+     r"'messages\[1\].reasoning' and 'messages\[1\].thinking' must be equal"),
     ({'messages': [_u('q'), _a('r', reasoning={'effort': 'high'})]},
      r"'messages\[1\].reasoning' must be a text, got dict"),
     ({'messages': [_u('q'), _a('r', reasoning_details=[{'text': 'why'}])]},
-     r"'messages\[1\].reasoning_details' is not known"),
+     r"unknown column 'messages\[1\].reasoning_details'"),
     ({'messages': [_u('q'), _a('r', reasoningContent='why')]}, 'would be lost'),
-    ({'messages': _PAIR, 'reasoning': 'why'}, "'reasoning' must be the reasoning of the last m"),
+    ({'messages': _PAIR, 'reasoning': 'why'}, "'reasoning' must equal the reasoning of the last m"),
     ({'prompt': 'q', 'thinking': ['why'], 'response': 'r'}, "'thinking' must be a text, got list"),
     ({**_PREFERENCE, 'reasoning': 'why'}, "column 'reasoning' would be lost"),
 ])
-def test_reasoning_that_is_refused(tmp_path, row, words):
-  _refused(tmp_path, row, words)
+def test_reasoning_that_is_rejected(tmp_path, row, words):
+  _assert_error(tmp_path, row, words)
 
 
-def test_reasoning_in_preferences_is_refused(tmp_path):
+def test_reasoning_in_preferences_is_rejected(tmp_path):
   for row in (
       {**_PREFERENCE, 'chosen': [_a('r', reasoning='why')]},
       {**_PREFERENCE, 'rejected': [_a('x', thinking='why')]},
       {**_PREFERENCE, 'prompt': [_u('a'), _a('b', reasoning_content='why'), _u('q')]},
   ):
-    _refused(tmp_path, row, 'only supported in conversations for fine-tuning',
-             conversations.read_preferences)
+    _assert_error(tmp_path, row, 'only supported in conversations for fine-tuning',
+                  conversations.read_preferences)
 
 
-# --- Texts in columns of their own.
+# --- Texts in separate columns.
 
 
 @pytest.mark.parametrize('row, expected', [
@@ -111,7 +111,7 @@ def test_reasoning_in_preferences_is_refused(tmp_path):
     ({'question': 'q', 'history': [['a', 'b']], 'system': 'S', 'answer': 'r'},
      [_s('S'), _u('a'), _a('b'), *_PAIR]),
     ({'instruction': 'q', 'history': [], 'output': 'r'}, _PAIR),
-    # Columns of two forms that say the same.
+    # Columns of two forms with the same contents.
     ({'messages': _PAIR, 'prompt': 'q', 'prompt_id': 'x', 'response': ' r'}, _PAIR),
     ({'messages': _PAIR, 'prompt': [_u('q')], 'completion': [_a('r')]}, _PAIR),
     ({'messages': [_u('Read c.'), _a('r')], 'context': 'c'}, [_u('Read c.'), _a('r')]),
@@ -131,17 +131,17 @@ def test_columns_that_are_used_or_harmless(tmp_path, row, expected):
 
 @pytest.mark.parametrize('row, words', [
     ({'instruction': 'q', 'context': ['c'], 'response': 'r'}, "'context' must be a text, got l"),
-    ({'messages': _PAIR, 'context': 'c'}, "'context' is not used next to 'messages', and says"),
-    ({'messages': _PAIR, 'input': 'i'}, "'input' is not used next to"),
-    ({'prompt': [_u('q')], 'context': 'c', 'completion': 'r'}, "'context' is not used next to"),
-    ({'messages': _PAIR, 'prompt': 'another'}, "'prompt' is not used next to 'messages'"),
-    ({'messages': _PAIR, 'response': 'another'}, "'response' is not used .*, got 'another'"),
-    ({'instruction': 'q', 'prompt': 'p', 'output': 'r'}, "'prompt' is not used next to 'instruct"),
-    ({'instruction': 'q', 'output': 'r', 'text': 'another'}, "'text' is not used next to"),
+    ({'messages': _PAIR, 'context': 'c'}, "'context' must repeat the messages, as .*, got 'c'"),
+    ({'messages': _PAIR, 'input': 'i'}, "'input' must repeat the messages"),
+    ({'prompt': [_u('q')], 'context': 'c', 'completion': 'r'}, "'context' must repeat the mess"),
+    ({'messages': _PAIR, 'prompt': 'another'}, "'prompt' must repeat .* next to 'messages'"),
+    ({'messages': _PAIR, 'response': 'another'}, "'response' must repeat .*, got 'another'"),
+    ({'instruction': 'q', 'prompt': 'p', 'output': 'r'}, "'prompt' must repeat .* to 'instruct"),
+    ({'instruction': 'q', 'output': 'r', 'text': 'another'}, "'text' must repeat the messages"),
     ({'system': 'S', 'system_prompt': 'T', 'prompt': 'q', 'response': 'r'},
-     "'system' and 'system_prompt' must not differ"),
+     "'system' and 'system_prompt' must be equal"),
     ({'messages': [_s('S'), *_PAIR], 'system_prompt': 'T'},
-     "'system_prompt' must not differ from the first message"),
+     "'system_prompt' must equal the first message"),
     ({'system_prompt': ['S'], 'prompt': 'q', 'response': 'r'}, "'system_prompt' must be a text"),
     ({'messages': _PAIR, 'history': [['a', 'b']]}, "column 'history' would be lost"),
     ({'prompt': 'q', 'history': [_u('a'), _a('b')], 'response': 'r'}, r"'history\[0\]' must be a"),
@@ -151,20 +151,20 @@ def test_columns_that_are_used_or_harmless(tmp_path, row, expected):
     ({'prompt': 'q', 'documents': [{'text': 'd'}], 'response': 'r'}, "'documents' are not supp"),
     ({'messages': [_u('q', images=['a']), _a('r')]}, r"'messages\[0\].images' is not supported"),
     ({'messages': [_u('q'), _a('r', function_call={'name': 'f'})]}, 'function_call. is not supp'),
-    ({'messages': [_u('q', name='Bob'), _a('r')]}, r"column 'messages\[0\].name' is not known"),
-    ({'prompt': 'q', 'response': 'r', 'persona': 'pirate'}, "column 'persona' is not known"),
-    ({'prompt': 'q', 'title': 'T', 'response': 'r'}, "column 'title' is not known"),
-    ({'prompt': 'q', 'choices': ['a', 'b'], 'answer': 'a'}, "column 'choices' is not known"),
+    ({'messages': [_u('q', name='Bob'), _a('r')]}, r"unknown column 'messages\[0\].name'"),
+    ({'prompt': 'q', 'response': 'r', 'persona': 'pirate'}, "unknown column 'persona'"),
+    ({'prompt': 'q', 'title': 'T', 'response': 'r'}, "unknown column 'title'"),
+    ({'prompt': 'q', 'choices': ['a', 'b'], 'answer': 'a'}, "unknown column 'choices'"),
 ])
 def test_columns_that_would_be_lost(tmp_path, row, words):
-  _refused(tmp_path, row, words)
+  _assert_error(tmp_path, row, words)
 
 
 # --- Verdicts.
 
 
 @pytest.mark.parametrize('verdict, words', [
-    ({'label': False}, "'label' must be true or 1, got False: .* filter such rows out, or make"),
+    ({'label': False}, "'label' must be true or 1, got False: .* remove such rows, or convert"),
     ({'label': 0}, "'label' must be true or 1, got 0"),
     ({'kto_tag': False}, "'kto_tag' must be true or 1"),
     ({'is_correct': False}, "'is_correct' must be true or 1"),
@@ -179,15 +179,16 @@ def test_columns_that_would_be_lost(tmp_path, row, words):
 ])
 def test_rows_that_are_marked_as_bad(tmp_path, verdict, words):
   for row in ({'prompt': 'q', 'completion': 'r'}, {'messages': _PAIR}):
-    _refused(tmp_path, {**row, **verdict}, words)
-    _refused(tmp_path, {**row, **verdict}, words, conversations.read_conversations)
+    _assert_error(tmp_path, {**row, **verdict}, words)
+    _assert_error(tmp_path, {**row, **verdict}, words, conversations.read_conversations)
     key, value = next(iter(verdict.items()))
-    if isinstance(value, (bool, int)):  # The other verdict, and none.
+    if isinstance(value, (bool, int)):  # The other verdict, and no verdict.
       good = key not in ('rejected', 'toxic')
       for fine in (good, int(good), None):
         assert _read(tmp_path, {**row, key: fine})['messages'] == _PAIR
   if 'label' in verdict:  # Also of a message.
-    _refused(tmp_path, {'messages': [_u('q'), _a('r', **verdict)]}, r"'messages\[1\].label' must")
+    row = {'messages': [_u('q'), _a('r', **verdict)]}
+    _assert_error(tmp_path, row, r"'messages\[1\].label' must")
 
 
 @pytest.mark.parametrize('columns, words', [
@@ -196,14 +197,14 @@ def test_rows_that_are_marked_as_bad(tmp_path, verdict, words):
     ({'weight': 0.5}, "'weight' must be 1 or true"),
     ({'images': ['a.png']}, "'images' are not supported"),
     ({'tools': [{'name': 'f'}]}, "'tools' are not supported"),
-    ({'persona': 'pirate'}, "column 'persona' is not known"),
-    ({'response': 'another'}, "'response' is not used next to 'chosen', 'prompt', 'rejected'"),
-    ({'messages': [_u('q'), _a('x')]}, "'messages' is not used next to"),
-    ({'chosen': [_u('q'), _a('r', train=False)]}, "'chosen' must be a reply to learn"),
-    ({'rejected': [_a('x', weight=0)]}, "'rejected' must be a reply to learn"),
+    ({'persona': 'pirate'}, "unknown column 'persona'"),
+    ({'response': 'another'}, "'response' must repeat .* next to 'chosen', 'prompt', 'rejected'"),
+    ({'messages': [_u('q'), _a('x')]}, "'messages' must repeat the messages"),
+    ({'chosen': [_u('q'), _a('r', train=False)]}, "'chosen' must be a learned reply"),
+    ({'rejected': [_a('x', weight=0)]}, "'rejected' must be a learned reply"),
 ])
-def test_columns_of_preferences_that_are_refused(tmp_path, columns, words):
-  _refused(tmp_path, {**_PREFERENCE, **columns}, words, conversations.read_preferences)
+def test_columns_of_preferences_that_are_rejected(tmp_path, columns, words):
+  _assert_error(tmp_path, {**_PREFERENCE, **columns}, words, conversations.read_preferences)
 
 
 @pytest.mark.parametrize('row, context', [
@@ -225,7 +226,7 @@ def test_columns_of_preferences_that_are_used(tmp_path, row, context):
   assert read == (1, context, 'r', 'x')
 
 
-# --- Marks of what is learned.
+# --- Marks of learned messages.
 
 
 @pytest.mark.parametrize('mark', [
@@ -242,10 +243,11 @@ def test_marks_of_messages(tmp_path, mark):
   for row in rows:
     expected = [_u('q'), _a('r', train=False), _u('q2'), _a('r2')]
     assert _read(tmp_path, row)['messages'] == expected
-    # Who learns every reply refuses the row.
-    _refused(tmp_path, row, rf"\[1\].{next(iter(mark))}' must be true or 1, got",
-             conversations.read_conversations)
-  _refused(tmp_path, {'messages': [_u('q'), _a('r', **mark)]}, 'no message of the assistant is to')
+    # A reader that learns every reply rejects the row.
+    _assert_error(tmp_path, row, rf"\[1\].{next(iter(mark))}' must be true or 1, got",
+                  conversations.read_conversations)
+  _assert_error(tmp_path, {'messages': [_u('q'), _a('r', **mark)]},
+                'no message of the assistant is learned')
 
 
 @pytest.mark.parametrize('messages, words', [
@@ -255,14 +257,14 @@ def test_marks_of_messages(tmp_path, mark):
     ([_u('q'), _a('r', weight='0')], r"'messages\[1\].weight' must be 0 or 1 .*, got '0'"),
     ([_u('q'), _a('r', train='no')], r"'messages\[1\].train' must be true or false, got 'no'"),
     ([*_TWO[:3], _a('r2', train=True, weight=0)], r"'messages\[3\]' has marks that disagree: tr"),
-    ([_u('q'), _a('r', mask=True)], r"column 'messages\[1\].mask' is not known"),
-    ([_u('q'), _a('r', train_detail=[{'train': False}])], r"'messages\[1\].train_detail' is no"),
+    ([_u('q'), _a('r', mask=True)], r"unknown column 'messages\[1\].mask'"),
+    ([_u('q'), _a('r', train_detail=[{'train': False}])], r"column 'messages\[1\].train_detail'"),
 ])
-def test_marks_that_are_refused(tmp_path, messages, words):
-  _refused(tmp_path, {'messages': messages}, words)
+def test_marks_that_are_rejected(tmp_path, messages, words):
+  _assert_error(tmp_path, {'messages': messages}, words)
 
 
-def test_weights_where_nothing_is_learned(tmp_path):
+def test_weights_of_messages_that_are_not_learned(tmp_path):
   # SlimOrca.
   row = {'conversations': [
       {'from': 'system', 'value': 'S', 'weight': None}, {**_SHAREGPT[0], 'weight': 0},

@@ -1,6 +1,6 @@
-"""Conversations: every form that people have, the public files, and one line for malformed rows.
+"""Conversations: every supported form, the public files, and one-line errors for malformed rows.
 
-Further columns and keys are in conversations_columns_test.py.
+conversations_columns_test.py tests further columns and keys.
 """
 
 import collections
@@ -13,7 +13,7 @@ from jaxrl_llm.data import conversations
 U, A, S = 'user', 'assistant', 'system'
 
 
-def _said(*pairs):
+def _messages(*pairs):
   return [{'role': role, 'content': content} for role, content in pairs]
 
 
@@ -23,36 +23,36 @@ def _file(tmp_path, *rows):
   return path
 
 
-_PAIR = _said((U, 'q'), (A, 'r'))
+_PAIR = _messages((U, 'q'), (A, 'r'))
 
 
 @pytest.mark.parametrize('row, expected', [
     ({'messages': _PAIR}, _PAIR),
-    ({'messages': _said((S, 's'), (U, 'q'), (A, 'r'), (U, 'q2'), (A, 'r2')), 'prompt': 'q'},
-     _said((S, 's'), (U, 'q'), (A, 'r'), (U, 'q2'), (A, 'r2'))),
+    ({'messages': _messages((S, 's'), (U, 'q'), (A, 'r'), (U, 'q2'), (A, 'r2')), 'prompt': 'q'},
+     _messages((S, 's'), (U, 'q'), (A, 'r'), (U, 'q2'), (A, 'r2'))),
     ({'conversations': [{'from': 'human', 'value': 'q'}, {'from': 'gpt', 'value': 'r'}]}, _PAIR),
     ({'conversations': [{'from': 'human', 'value': 'q'}, {'from': 'gpt', 'value': 'r'}],
-      'system': 's'}, _said((S, 's'), (U, 'q'), (A, 'r'))),
+      'system': 's'}, _messages((S, 's'), (U, 'q'), (A, 'r'))),
     ({'conversations': [{'from': 'system', 'value': 's'}, {'from': 'user', 'value': 'q'},
                         {'from': 'assistant', 'value': 'r'}], 'system': ' ', 'tools': ''},
-     _said((S, 's'), (U, 'q'), (A, 'r'))),
+     _messages((S, 's'), (U, 'q'), (A, 'r'))),
     ({'instruction': 'q', 'input': '', 'output': 'r'}, _PAIR),
     ({'instruction': 'q', 'output': 'r'}, _PAIR),
     ({'instruction': 'q', 'input': 'i', 'output': 'r', 'system': 's', 'history': [['a', 'b']]},
-     _said((S, 's'), (U, 'a'), (A, 'b'), (U, 'q\ni'), (A, 'r'))),
+     _messages((S, 's'), (U, 'a'), (A, 'b'), (U, 'q\ni'), (A, 'r'))),
     ({'prompt': 'q', 'response': 'r'}, _PAIR),
     ({'prompt': 'q', 'completion': 'r', 'score': 3}, _PAIR),
     ({'question': 'q', 'answer': 'r'}, _PAIR),
-    ({'prompt': _said((S, 's'), (U, 'q')), 'completion': _said((A, 'r'))},
-     _said((S, 's'), (U, 'q'), (A, 'r'))),
-    ({'messages': _said((U, 'q')), 'response': 'r'}, _PAIR),
-    # Of a preference, the chosen reply; spaces and line ends stay as they are.
-    ({'prompt': 'q', 'chosen': ' r\n', 'rejected': 'x'}, _said((U, 'q'), (A, ' r\n'))),
+    ({'prompt': _messages((S, 's'), (U, 'q')), 'completion': _messages((A, 'r'))},
+     _messages((S, 's'), (U, 'q'), (A, 'r'))),
+    ({'messages': _messages((U, 'q')), 'response': 'r'}, _PAIR),
+    # The chosen reply of a preference; spaces and line ends are unchanged.
+    ({'prompt': 'q', 'chosen': ' r\n', 'rejected': 'x'}, _messages((U, 'q'), (A, ' r\n'))),
 ])
 def test_forms_of_conversations(tmp_path, row, expected):
   path = _file(tmp_path, {'prompt': 'a', 'response': 'b'}, row)
   first, second = conversations.read_conversations(path)
-  assert first == {'id': 0, 'messages': _said((U, 'a'), (A, 'b'))}
+  assert first == {'id': 0, 'messages': _messages((U, 'a'), (A, 'b'))}
   assert second == {'id': 1, 'messages': expected}
 
 
@@ -61,32 +61,32 @@ def test_forms_of_conversations(tmp_path, row, expected):
     {'instruction': 'q', 'chosen': 'r', 'rejected': 'x'},
     {'conversations': [{'from': 'human', 'value': 'q'}], 'chosen': {'from': 'gpt', 'value': 'r'},
      'rejected': {'from': 'gpt', 'value': 'x'}},
-    {'prompt': 'q', 'chosen': _said((A, 'r')), 'rejected': _said((A, 'x'))},
-    # Each reply with the conversation before it, and the chosen one once more as 'messages'.
-    {'prompt': 'q', 'chosen': _PAIR, 'rejected': _said((U, 'q'), (A, 'x')), 'messages': _PAIR},
-    {'chosen': _PAIR, 'rejected': _said((U, 'q'), (A, 'x'))},
+    {'prompt': 'q', 'chosen': _messages((A, 'r')), 'rejected': _messages((A, 'x'))},
+    # Each reply with the conversation before it, and the chosen one repeated in 'messages'.
+    {'prompt': 'q', 'chosen': _PAIR, 'rejected': _messages((U, 'q'), (A, 'x')), 'messages': _PAIR},
+    {'chosen': _PAIR, 'rejected': _messages((U, 'q'), (A, 'x'))},
 ])
 def test_forms_of_preferences(tmp_path, row):
   path = _file(tmp_path, row)
-  assert conversations.read_preferences(path) == [(0, _said((U, 'q')), 'r', 'x')]
+  assert conversations.read_preferences(path) == [(0, _messages((U, 'q')), 'r', 'x')]
   assert conversations.read_conversations(path) == [{'id': 0, 'messages': _PAIR}]
 
 
-def test_json_lines_are_read_as_an_array_is(tmp_path):
+def test_json_lines_are_read_like_an_array(tmp_path):
   path = tmp_path / 'rows.jsonl'
   rows = [{'prompt': 'q', 'response': 'r'}, {'messages': _PAIR}]
   path.write_text(''.join(json.dumps(row) + '\n' for row in rows))
   assert [row['messages'] for row in conversations.read_conversations(path)] == [_PAIR, _PAIR]
 
 
-_LONG = _said(*[(U, 'q')] * 12)
+_LONG = _messages(*[(U, 'q')] * 12)
 
 
 @pytest.mark.parametrize('row, message', [
     ({}, r'got the keys \(none\)'),
     ({'text': 'x'}, "a row must have 'messages', 'conversations', .* got the keys text"),
-    ({'prompt': 'q'}, "'prompt' ends with no message of the assistant, .* has none of them"),
-    ({'prompt': 'q', 'response': 'r', 'answer': 'r'}, "the row has 'response', 'answer'"),
+    ({'prompt': 'q'}, "'prompt' does not end with a message of the assistant, .* got none of them"),
+    ({'prompt': 'q', 'response': 'r', 'answer': 'r'}, "in one of .*, got 'response', 'answer'"),
     ({'prompt': 3, 'response': 'r'}, "'prompt' must be a text or a list of messages, got int"),
     ({'prompt': 'q', 'response': None}, "'response' must be a text or a list .* got NoneType"),
     ({'prompt': ' ', 'response': 'r'}, "'prompt' must not be empty"),
@@ -114,19 +114,19 @@ _LONG = _said(*[(U, 'q')] * 12)
     ({'messages': [_PAIR[0], {**_PAIR[1], 'weight': 0.5}]},
      r"'messages\[1\]\.weight' must be 0 or 1 \(others are not supported\), got 0.5"),
     ({'messages': _PAIR, 'tools': [{'name': 'f'}]}, "'tools' are not supported"),
-    ({'messages': _said((U, 'q'), (U, 'q'), (A, 'r'))}, 'in turn, .* got user, user, assistant'),
-    ({'messages': _said((A, 'r'))}, 'of user and assistant in turn, .* got assistant'),
-    ({'messages': _said((U, 'q'), (S, 's'), (A, 'r'))}, 'at most one of the system before them'),
+    ({'messages': _messages((U, 'q'), (U, 'q'), (A, 'r'))}, 'alternate .* user, user, assistant'),
+    ({'messages': _messages((A, 'r'))}, 'between user and assistant, .* got assistant'),
+    ({'messages': _messages((U, 'q'), (S, 's'), (A, 'r'))}, 'at most one of the system'),
     ({'messages': _LONG + _PAIR}, 'got user, user, user, user, user, user, user, user, ...$'),
-    ({'messages': _said((S, 's'))}, "'messages' ends with no message of the assistant"),
+    ({'messages': _messages((S, 's'))}, "'messages' does not end with a message of the assistant"),
     ({'prompt': 'q', 'chosen': 'r'}, "a preference needs 'chosen' and 'rejected', 'rejected' is"),
     ({'chosen': 'r', 'rejected': 'x'}, "without a 'prompt', 'chosen' and 'rejected' must be"),
-    ({'chosen': _PAIR, 'rejected': _said((U, 'other'), (A, 'x'))}, "without a 'prompt'"),
+    ({'chosen': _PAIR, 'rejected': _messages((U, 'other'), (A, 'x'))}, "without a 'prompt'"),
     ({'prompt': 'q', 'chosen': _PAIR * 2, 'rejected': 'x'},
      "'chosen' must be one message of the assistant to the conversation, got assistant, user"),
-    ({'prompt': 'q', 'chosen': 'r', 'rejected': _said((U, 'q'))},
+    ({'prompt': 'q', 'chosen': 'r', 'rejected': _messages((U, 'q'))},
      "'rejected' must be one message of the assistant to the conversation, got none"),
-    ({'messages': _PAIR, 'chosen': 'r', 'rejected': 'x'}, 'the last of the user; got user, assis'),
+    ({'messages': _PAIR, 'chosen': 'r', 'rejected': 'x'}, 'end with the user, got user, assis'),
 ])
 def test_a_malformed_row_is_one_line_with_file_line_and_field(tmp_path, row, message):
   path = tmp_path / 'rows.jsonl'
@@ -136,7 +136,7 @@ def test_a_malformed_row_is_one_line_with_file_line_and_field(tmp_path, row, mes
   assert str(error.value).startswith(f'{path}, line 2: ') and '\n' not in str(error.value)
 
 
-def test_preferences_are_asked_for_by_name(tmp_path):
+def test_a_row_without_a_preference_is_an_error(tmp_path):
   with pytest.raises(ValueError, match="line 1: a preference needs 'chosen' and 'rejected'"):
     conversations.read_preferences(_file(tmp_path, {'prompt': 'q', 'response': 'r'}))
 

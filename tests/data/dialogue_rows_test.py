@@ -1,4 +1,4 @@
-"""What a template writes between turns, and the released filters."""
+"""Text of a template between turns, and the released filters."""
 
 import functools
 
@@ -15,36 +15,37 @@ def _qwen(data_dir):
 
 @functools.cache
 def _conversations(data_dir):
-  """Real conversations, some of several turns."""
+  """Real conversations, some of them with several turns."""
   rows = conversations.read_conversations(data_dir / 'preferences' / 'dpo_en_demo.json')
   chosen = [row for row in rows if sum(map(len, map(str, row['messages']))) < 4000]
   several = [row for row in chosen if len(row['messages']) >= 4]
   return several[:6] + [row for row in chosen if len(row['messages']) == 2][:2]
 
 
-def test_a_frame_writes_what_the_template_writes_between_turns(data_dir):
+def test_a_frame_equals_the_template_between_turns(data_dir):
   tokenizer, rows = _qwen(data_dir), _conversations(data_dir)
   frame = dialogue_rows.make_frame(chat_templates.QWEN2, tokenizer)
   assert (frame.before, frame.after) == (
       '\n<|im_start|>user\n', '<|im_end|>\n<|im_start|>assistant\n')
   assert frame.close_ids == tuple(tokenizer.encode('<|im_end|>'))
+
   encoded = chat_templates.encode_conversations(
       chat_templates.QWEN2, tokenizer, [row['messages'] for row in rows])
   count = 0
   for row, (ids, marks) in zip(rows, encoded):
-    # What stands between two runs of what the assistant said, its stop tokens included.
+    # Ids between two replies of the assistant, which include their stop tokens.
     edges = np.flatnonzero(np.diff(marks)) + 1
     runs = np.split(np.asarray(ids), edges)
     between = [run.tolist() for run in runs[2::2]]
-    asked = [m['content'] for m in row['messages'] if m['role'] == 'user']
-    for text, expected in zip(asked[1:], between):
+    texts = [m['content'] for m in row['messages'] if m['role'] == 'user']
+    for text, expected in zip(texts[1:], between):
       if text == text.strip():
         assert frame.write(text) == expected
         count += 1
   assert count > 5
 
 
-def test_a_message_that_is_too_long_is_cut_inside_its_frame(data_dir):
+def test_a_long_message_is_truncated_inside_its_frame(data_dir):
   tokenizer = _qwen(data_dir)
   frame = dialogue_rows.make_frame(chat_templates.QWEN2, tokenizer)
   text = 'Tell me more about the second of these two, please. ' * 20
@@ -53,8 +54,8 @@ def test_a_message_that_is_too_long_is_cut_inside_its_frame(data_dir):
     ids = frame.write(text, max_tokens=most)
     written = tokenizer.backend.decode(ids, skip_special_tokens=False)
     assert len(ids) <= most and written.startswith(frame.before) and written.endswith(frame.after)
-    kept = written[len(frame.before) : -len(frame.after)]
-    assert text.startswith(kept) and (most < 60 or len(ids) > min(most, 200) / 2)
+    truncated = written[len(frame.before) : -len(frame.after)]
+    assert text.startswith(truncated) and (most < 60 or len(ids) > min(most, 200) / 2)
   assert frame.write(text, max_tokens=1000) == frame.write(text)
 
 
@@ -63,11 +64,11 @@ def test_a_template_without_a_stop_token_has_no_frame(data_dir):
   plain = chat_templates.ChatTemplate(
       "{% for m in messages %}{{ m.role ~ ': ' ~ m.content ~ '\n' }}{% endfor %}"
       "{{ 'assistant: ' if add_generation_prompt }}")
-  with pytest.raises(ValueError, match='must end replies in a stop token'):
+  with pytest.raises(ValueError, match='must end replies with a stop token'):
     dialogue_rows.make_frame(plain, tokenizer)
   loud = chat_templates.ChatTemplate(
       chat_templates.QWEN2.source.replace('message.content', 'message.content | upper'))
-  with pytest.raises(ValueError, match='write what the user says as it is'):
+  with pytest.raises(ValueError, match="write the user's text unchanged"):
     dialogue_rows.make_frame(loud, tokenizer)
 
 
@@ -96,17 +97,17 @@ def test_F10_equal_replies_at_turn_h_are_dropped():
   copy = second.with_replies(
       1, np.array([True, True, False, False, False]), tokens=first.replies[:, 1],
       lengths=first.reply_lengths[:, 1], log_probs=np.zeros((5, 4)), stop_reason=np.ones(5))
-  kept = dialogue_rows.keep_pairs(first, copy, turn, max_tokens=2048)
-  assert kept.keep.tolist() == [True, False, True, True, True]  # Dialogue 0 has h = 0.
-  assert kept.dropped == {'equal_reply': 1, 'too_long': 0}
-  # The same ids and one more are another reply.
+  pairs = dialogue_rows.keep_pairs(first, copy, turn, max_tokens=2048)
+  assert pairs.keep.tolist() == [True, False, True, True, True]  # Dialogue 0 has h = 0.
+  assert pairs.dropped == {'equal_reply': 1, 'too_long': 0}
+  # A reply with one more id is different.
   longer = copy.with_replies(
       1, np.ones(5, bool), tokens=first.replies[:, 1], lengths=np.full(5, 4),
       log_probs=np.zeros((5, 4)), stop_reason=np.ones(5))
   assert dialogue_rows.keep_pairs(first, longer, turn, max_tokens=2048).keep.all()
 
 
-def test_F10_length_counts_all_of_the_first_and_the_second_up_to_turn_h():
+def test_F10_lengths_are_of_the_whole_first_dialogue_and_the_second_up_to_turn_h():
   first, second, turn = _pair()
   # 2 + 3·3 + 2·1 = 13 tokens each; up to turn h 5, 9, 13.
   keep = lambda one, two, most: dialogue_rows.keep_pairs(
@@ -119,5 +120,5 @@ def test_F10_length_counts_all_of_the_first_and_the_second_up_to_turn_h():
   assert keep(first, longer(second, 2), 13) == [True, True, False, True, True]
   short = first.cut(1)  # 5 tokens.
   assert keep(short, second, 9) == [True, True, False, True, True]
-  kept = dialogue_rows.keep_pairs(short, second, turn, max_tokens=9)
-  assert kept.dropped == {'equal_reply': 0, 'too_long': 1}
+  pairs = dialogue_rows.keep_pairs(short, second, turn, max_tokens=9)
+  assert pairs.dropped == {'equal_reply': 0, 'too_long': 1}

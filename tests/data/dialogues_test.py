@@ -1,4 +1,4 @@
-"""Dialogues as ids: what is appended, where it stands, and what is cut."""
+"""Dialogues as ids: appended turns, transcripts, continuations and prefixes."""
 
 import numpy as np
 import pytest
@@ -9,8 +9,12 @@ from jaxrl_llm.data import dialogues
 ROWS, TURNS, REPLY, MESSAGE, PAD = 5, 3, 3, 2, 9
 
 
-def _talk(seed=0):
-  """Dialogues of 0 to 3 replies, messages of 0 to 2 tokens; (dialogues, their turns as lists)."""
+def _draw_dialogues(seed=0):
+  """Draws dialogues of 0 to 3 replies and messages of 0 to 2 tokens.
+
+  Returns:
+    (dialogues, their turns as lists).
+  """
   rng = np.random.default_rng(seed)
   draw = lambda low, high: rng.integers(1, 9, rng.integers(low, high + 1)).tolist()
   prompts = [draw(1, 4) for _ in range(ROWS)]
@@ -20,57 +24,60 @@ def _talk(seed=0):
   talk = dialogues.empty(
       padded, [len(prompt) for prompt in prompts], 10 + np.arange(ROWS), num_turns=TURNS,
       reply_slots=REPLY, message_slots=MESSAGE, pad_id=PAD)
-  said = [[prompt] for prompt in prompts]
+
+  history = [[prompt] for prompt in prompts]
   for turn in range(TURNS):
     rows = np.arange(ROWS) >= turn * 2
     replies = [draw(1, REPLY) for _ in range(ROWS)]
-    tokens = np.full((ROWS, REPLY), 7)  # What stands behind a reply's end is not read.
+    tokens = np.full((ROWS, REPLY), 7)  # Tokens after the end of a reply are not read.
     for row, reply in enumerate(replies):
       tokens[row, : len(reply)] = reply
     talk = talk.with_replies(
         turn, rows, tokens=tokens, lengths=[len(reply) for reply in replies],
         log_probs=-0.1 * tokens, stop_reason=np.arange(ROWS) % 2)
+
     answered = rows & (np.arange(ROWS) > turn * 2) if turn < TURNS - 1 else np.zeros(ROWS, bool)
     messages = [draw(0, MESSAGE) for _ in range(answered.sum())]
     if turn < TURNS - 1:
       talk = talk.with_messages(turn, answered, messages)
+
     for row in np.flatnonzero(rows):
-      said[row].append(replies[row])
+      history[row].append(replies[row])
     for row, message in zip(np.flatnonzero(answered), messages):
-      said[row].append(message)
-  return talk, said
+      history[row].append(message)
+  return talk, history
 
 
 @pytest.mark.parametrize('seed', range(4))
-def test_turns_are_what_was_appended(seed):
-  talk, said = _talk(seed)
+def test_turns_are_the_appended_ids(seed):
+  talk, history = _draw_dialogues(seed)
   for row in range(ROWS):
-    # An empty message that waits for its reply cannot be told from none.
-    expected = said[row][:-1] if len(said[row]) % 2 and not said[row][-1] else said[row]
+    # An empty last message is equivalent to no message.
+    expected = history[row][:-1] if len(history[row]) % 2 and not history[row][-1] else history[row]
     assert [ids.tolist() for ids in talk.turns(row)] == expected
-  np.testing.assert_array_equal(talk.num_replies, [len(turns) // 2 for turns in said])
+  np.testing.assert_array_equal(talk.num_replies, [len(turns) // 2 for turns in history])
 
 
 @pytest.mark.parametrize('seed', range(4))
 def test_a_transcript_is_everything_before_a_reply(seed):
-  talk, said = _talk(seed)
+  talk, history = _draw_dialogues(seed)
   for turn in range(TURNS + 1):
     tokens, lengths = talk.transcript(turn)
     assert tokens.shape == (ROWS, 4 + turn * (REPLY + MESSAGE)) and tokens.dtype == np.int32
     for row in range(ROWS):
-      ids = [token for part in said[row][: 1 + 2 * turn] for token in part]
+      ids = [token for part in history[row][: 1 + 2 * turn] for token in part]
       assert tokens[row].tolist() == [PAD] * (tokens.shape[1] - len(ids)) + ids
       assert lengths[row] == len(ids)
 
 
 @pytest.mark.parametrize('seed', range(4))
-def test_a_continuation_is_everything_behind_the_prompt(seed):
-  talk, said = _talk(seed)
+def test_a_continuation_is_everything_after_the_prompt(seed):
+  talk, history = _draw_dialogues(seed)
   got = talk.continuation()
   assert got.tokens.shape == (ROWS, TURNS * REPLY + (TURNS - 1) * MESSAGE)
   for row in range(ROWS):
     ids, turns = [], []
-    for index, part in enumerate(said[row][1:]):
+    for index, part in enumerate(history[row][1:]):
       ids += part
       turns += [-1 if index % 2 else index // 2] * len(part)
     n = len(ids)
@@ -82,25 +89,25 @@ def test_a_continuation_is_everything_behind_the_prompt(seed):
         got.log_probs[row, :n], [-0.1 * i if t >= 0 else 0 for i, t in zip(ids, turns)], atol=1e-6)
 
 
-def test_cutting_leaves_what_stood_when_a_reply_was_asked_for():
-  talk, said = _talk()
+def test_cut_returns_the_dialogue_before_a_reply():
+  talk, history = _draw_dialogues()
   at = np.array([0, 1, 1, 2, 3])
   cut = talk.cut(at)
   for row, turn in enumerate(at):
-    expected = said[row][: 1 + 2 * turn]
+    expected = history[row][: 1 + 2 * turn]
     expected = expected[:-1] if len(expected) % 2 and not expected[-1] else expected
     assert [ids.tolist() for ids in cut.turns(row)] == expected
     gone = slice(turn, None)
     assert not cut.reply_lengths[row, gone].any() and not cut.message_lengths[row, gone].any()
     assert (cut.replies[row, gone] == PAD).all() and not cut.log_probs[row, gone].any()
     assert (cut.stop_reason[row, gone] == types.TRUNCATED).all()
-  assert talk.reply_lengths.sum() > cut.reply_lengths.sum()  # The original stays.
+  assert talk.reply_lengths.sum() > cut.reply_lengths.sum()  # The original is unchanged.
   np.testing.assert_array_equal(
       talk.reply_tokens(at), talk.reply_tokens() - cut.reply_tokens())
 
 
-def test_leading_axes_are_rows_too():
-  talk, _ = _talk()
+def test_several_leading_axes():
+  talk, _ = _draw_dialogues()
   rows = np.array([[0, 4, 2], [3, 3, 1]])
   stacked = talk[rows]
   assert stacked.prompt_lengths.shape == (2, 3)
@@ -116,8 +123,8 @@ def test_leading_axes_are_rows_too():
       answered.message_lengths[~some], stacked.message_lengths[~some])
 
 
-def test_what_does_not_fit_is_named():
-  talk, _ = _talk()
+def test_ids_that_do_not_fit_are_named():
+  talk, _ = _draw_dialogues()
   everyone = np.ones(ROWS, bool)
   for messages, line in (
       ([[1]] * 4, 'a user must answer 5 dialogues, got 4 messages'),
@@ -126,6 +133,7 @@ def test_what_does_not_fit_is_named():
     with pytest.raises(ValueError) as error:
       talk.with_messages(0, everyone, messages)
     assert str(error.value) == line
+
   with pytest.raises(ValueError, match='at least one token, reply 1 has none'):
     talk.with_replies(1, everyone, tokens=np.zeros((ROWS, REPLY)), lengths=[1, 1, 0, 1, 1],
                       log_probs=np.zeros((ROWS, REPLY)), stop_reason=np.zeros(ROWS))

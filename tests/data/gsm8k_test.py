@@ -77,6 +77,7 @@ def test_damaged_files_are_one_clear_line(small_dir):
     with pytest.raises(ValueError, match=message) as error:
       gsm8k.load_split(small_dir, 'train')
     assert '\n' not in str(error.value)
+
   with pytest.raises(ValueError, match="split must be 'train' or 'test', got 'dev'"):
     gsm8k.load_split(small_dir, 'dev')
   with pytest.raises(ValueError, match='cannot read'):

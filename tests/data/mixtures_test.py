@@ -1,4 +1,4 @@
-"""Mixtures: shares that are met all the time, epochs of each source, no step before needed."""
+"""Mixtures: shares after every draw, epochs of each source, and independence of previous steps."""
 
 import math
 import time
@@ -17,7 +17,7 @@ _WEIGHTS = strategies.lists(
 
 
 def _stream(sizes, weights, batch_size, steps, seed=0):
-  """(sources, indices) of the first draws."""
+  """Returns (sources, indices) of the first draws."""
   parts = [
       mixtures.mixture_indices(sizes, weights, batch_size, seed=seed, step=step)
       for step in range(steps)
@@ -75,8 +75,8 @@ def test_the_batch_size_does_not_change_the_order():
   np.testing.assert_array_equal(a, b)
 
 
-def test_a_late_step_costs_what_the_first_one_does():
-  # Only permutations are kept between calls; a step far out needs no step before it.
+def test_a_late_step_is_as_cheap_as_the_first():
+  # Only permutations are cached; a step does not depend on previous steps.
   batching.epoch_permutation.cache_clear()
   begin = time.perf_counter()
   late = mixtures.mixture_indices([9, 5], [0.7, 0.3], 64, seed=0, step=10**12)
@@ -96,10 +96,10 @@ def test_extreme_weights():
 
 @pytest.mark.parametrize('change, message', [
     ({'sizes': [3, 0]}, 'chat has no examples'),
-    ({'weights': [1, 0]}, 'the weight of chat must be positive, got 0'),
-    ({'weights': [-1, 1]}, 'the weight of maths must be positive, got -1'),
-    ({'weights': [1, float('nan')]}, 'the weight of chat must be positive, got nan'),
-    ({'weights': [1, float('inf')]}, 'the weight of chat must be positive, got inf'),
+    ({'weights': [1, 0]}, 'the weight of chat must be positive and finite, got 0'),
+    ({'weights': [-1, 1]}, 'the weight of maths must be positive and finite, got -1'),
+    ({'weights': [1, float('nan')]}, 'the weight of chat must be positive and finite, got nan'),
+    ({'weights': [1, float('inf')]}, 'the weight of chat must be positive and finite, got inf'),
     ({'weights': [1, 2, 3]}, 'a size, a weight and a name for each, got 2, 3 and 2'),
     ({'sizes': [], 'weights': [], 'names': []}, 'at least one source'),
     ({'batch_size': 0}, 'batch_size must be at least 1, got 0'),
@@ -114,9 +114,9 @@ def test_bad_arguments_name_the_source(change, message):
     mixtures.mixture_indices(**(arguments | change))
 
 
-def test_weights_as_an_option():
+def test_parse_weights():
   assert mixtures.parse_weights(' a.json = 3,b=c=0.5,') == {'a.json': 3.0, 'b=c': 0.5}
   assert mixtures.parse_weights('') == {}
   for text in ('a', 'a=', '=1', 'a=x', 'a=0', 'a=-1', 'a=nan', 'a=inf', 'a=1,a=2'):
-    with pytest.raises(ValueError, match="written as 'NAME=NUMBER, ...'"):
+    with pytest.raises(ValueError, match="of the form 'NAME=NUMBER, ...'"):
       mixtures.parse_weights(text)

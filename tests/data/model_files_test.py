@@ -1,4 +1,4 @@
-"""The small JSON files of a model: which one decides."""
+"""Precedence among the small JSON files of a model."""
 
 import json
 
@@ -13,7 +13,7 @@ def _write(folder, **documents):
     (folder / f'{name}.json').write_text(json.dumps(fields))
 
 
-def test_nothing_there_says_nothing(tmp_path):
+def test_an_empty_directory_defines_nothing(tmp_path):
   files = model_files.read(tmp_path)
   assert (files.config, files.names, files.numbered, files.unnumbered) == ({}, {}, {}, ())
   assert files.model_stop_ids == () and files.model_type == ''
@@ -31,8 +31,9 @@ def test_names_and_added_tokens(tmp_path):
       special_tokens_map={'eos_token': '<old>', 'pad_token': '<p>'},
       added_tokens={'<unread>': 3},
   )
+
   files = model_files.read(tmp_path)
-  # With added_tokens_decoder the map only fills in.
+  # With added_tokens_decoder the map only adds names.
   assert files.names == {'eos_token': '<e>', 'pad_token': '<p>', 'image_token': '<i>'}
   assert list(files.numbered) == [5, 9]
   assert files.numbered[9] == AddedToken('<b>', special=False, normalized=True)
@@ -59,15 +60,15 @@ def test_old_files(tmp_path):
     'name, content, message',
     [
         ('tokenizer_config', '{"a": 1', 'tokenizer_config.json is not complete JSON'),
-        ('generation_config', '[1]', 'generation_config.json must hold a JSON object, got list'),
-        ('config', '{"eos_token_id": [true]}', r'config.json: eos_token_id must hold ids, got \[T'),
-        ('special_tokens_map', '{"eos_token": {}}', 'is no token: expected a text or one with'),
+        ('generation_config', '[1]', 'generation_config.json must contain a JSON object, got list'),
+        ('config', '{"eos_token_id": [true]}', r'config.json: eos_token_id must be ids, got \[T'),
+        ('special_tokens_map', '{"eos_token": {}}', 'a token must be a text or an object with'),
         ('tokenizer_config', '{"additional_special_tokens": 5}',
          'additional_special_tokens must be a list of tokens, got int'),
-        ('added_tokens', '{"a": "x"}', 'added tokens must have whole numbers as ids'),
-        ('added_tokens', '{"a": [1]}', r'added tokens must have whole numbers as ids, got \[1\]'),
-        ('added_tokens', '{"a": true}', 'added tokens must have whole numbers as ids, got True'),
-        ('added_tokens', '{"a": 1.5}', 'added tokens must have whole numbers as ids, got 1.5'),
+        ('added_tokens', '{"a": "x"}', 'ids of added tokens must be integers'),
+        ('added_tokens', '{"a": [1]}', r'ids of added tokens must be integers, got \[1\]'),
+        ('added_tokens', '{"a": true}', 'ids of added tokens must be integers, got True'),
+        ('added_tokens', '{"a": 1.5}', 'ids of added tokens must be integers, got 1.5'),
     ],
 )
 def test_damage_is_one_line(name, content, message, tmp_path):

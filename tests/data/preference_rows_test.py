@@ -1,4 +1,4 @@
-"""Rows of preferences: every published schema, one line for what is malformed, the same by TFDS."""
+"""Rows of preferences: every published schema, one-line errors, and the same rows from TFDS."""
 
 import json
 import subprocess
@@ -48,9 +48,9 @@ def test_published_schemas(tmp_path, schema, row, expected):
 
 
 def test_named_fields_in_lists_and_messages(tmp_path):
-  said = [{'role': 'user', 'content': 'Hi'}, {'from': 'gpt', 'value': 'Yes'}]
+  messages = [{'role': 'user', 'content': 'Hi'}, {'from': 'gpt', 'value': 'Yes'}]
   path = tmp_path / 'rows.json'
-  path.write_text(json.dumps([{'q': said[:1], 'best': said, 'worst': 'No'}]))
+  path.write_text(json.dumps([{'q': messages[:1], 'best': messages, 'worst': 'No'}]))
   assert preference_rows.read(path, fields='prompt=q, chosen=best, rejected=worst') == [
       preference_rows.Row(0, [{'role': 'user', 'content': 'Hi'}], 'Yes', 'No')]
   # A field overrides the schema's.
@@ -72,9 +72,9 @@ def test_named_fields_in_lists_and_messages(tmp_path):
     ({'p': 'a', 'c': [True]}, r"'c' must be a list of token ids, got \[True\]"),
     ({'p': 'a', 'c': []}, r"'c' must be a list of token ids, got \[\]"),
     ({'p': [{'role': 'user', 'content': 'x', 'reasoning': 'why'}], 'c': [1]},
-     r"'p\[0\].reasoning' must be empty: only the assistant reasons"),
+     r"'p\[0\].reasoning' must be empty for the user"),
     ({'p': [{'role': 'user', 'content': 'x', 'images': ['a']}], 'c': [1]}, 'images. is not supp'),
-    ({'p': [{'role': 'user', 'content': 'x', 'name': 'Bob'}], 'c': [1]}, r"'p\[0\].name' is not k"),
+    ({'p': [{'role': 'user', 'content': 'x', 'name': 'Bob'}], 'c': [1]}, r"column 'p\[0\].name'"),
     ({'p': 'a', 'c': [1], 'system_prompt': 'S'}, "column 'system_prompt' would be lost, got 'S'"),
     ({'p': 'a', 'c': [1], 'input': 'i'}, "column 'input' would be lost"),
     ({'p': 'a', 'c': [1], 'history': [['a', 'b']]}, "column 'history' would be lost"),
@@ -91,22 +91,22 @@ def test_bad_rows_are_one_line_with_file_and_line(tmp_path, row, message):
 
 
 def test_replies_in_messages_repeat_the_prompt(tmp_path):
-  said = [{'role': 'user', 'content': 'Hi'}, {'role': 'assistant', 'content': 'Yes'}]
+  messages = [{'role': 'user', 'content': 'Hi'}, {'role': 'assistant', 'content': 'Yes'}]
   read = lambda row: preference_rows.read(_write(tmp_path, row), fields='prompt=p,chosen=c')
-  for prompt in ('Hi', said[:1]):
-    assert read({'p': prompt, 'c': said})[0].chosen == 'Yes'
-    assert read({'p': prompt, 'c': said[1:]})[0].chosen == 'Yes'
+  for prompt in ('Hi', messages[:1]):
+    assert read({'p': prompt, 'c': messages})[0].chosen == 'Yes'
+    assert read({'p': prompt, 'c': messages[1:]})[0].chosen == 'Yes'
     with pytest.raises(ValueError, match="line 1: 'c' must be a reply, or the whole prompt .'p'"):
-      read({'p': prompt, 'c': [{'role': 'user', 'content': 'Other'}, said[1]]})
-  marked = [{**said[1], 'weight': 0}]
-  with pytest.raises(ValueError, match="'c' must be a reply to learn, got one that is marked"):
+      read({'p': prompt, 'c': [{'role': 'user', 'content': 'Other'}, messages[1]]})
+  marked = [{**messages[1], 'weight': 0}]
+  with pytest.raises(ValueError, match="'c' must be a learned reply, got one that is marked"):
     read({'p': 'Hi', 'c': marked})
   # Marks of earlier messages have no effect.
-  row = {'p': [said[0], *marked, said[0]], 'c': 'Yes'}
-  assert read(row)[0].prompt == [*said, said[0]]
+  row = {'p': [messages[0], *marked, messages[0]], 'c': 'Yes'}
+  assert read(row)[0].prompt == [*messages, messages[0]]
 
 
-def test_ids_hold_the_whole_prompt(tmp_path):
+def test_ids_include_the_whole_prompt(tmp_path):
   row = {'query_token': [9, 1], 'reference_response_token': [2, 0], 'system': 'S', 'input': 'i'}
   assert preference_rows.read(_write(tmp_path, row), schema='tldr')[0].prompt_ids == [9, 1]
   with pytest.raises(ValueError, match="'label' must be true or 1"):
@@ -115,36 +115,36 @@ def test_ids_hold_the_whole_prompt(tmp_path):
 
 @pytest.mark.parametrize('messages, message', [
     ([{}, {'reasoning': 'why'}], r'line 2: reasoning .* is not supported in preferences'),
-    ([{}, {'train': False}], 'line 2: no message of the assistant is to be learned'),
-    ([{}, {}, {}, {'weight': 0}], 'line 2: the last reply must be one to learn'),
+    ([{}, {'train': False}], 'line 2: no message of the assistant is learned'),
+    ([{}, {}, {}, {'weight': 0}], 'line 2: the last reply must be learned'),
 ])
 def test_conversations_whose_last_reply_cannot_be_preferred(tmp_path, messages, message):
-  said = [
+  messages = [
       {'role': ('user', 'assistant')[index % 2], 'content': 'x', **more}
       for index, more in enumerate(messages)]
-  path = _write(tmp_path, {'prompt': 'q', 'response': 'r'}, {'messages': said})
+  path = _write(tmp_path, {'prompt': 'q', 'response': 'r'}, {'messages': messages})
   with pytest.raises(ValueError, match=message) as error:
     preference_rows.read(path)
   assert str(error.value).startswith(f'{path}, line 2: ') and '\n' not in str(error.value)
 
 
-@pytest.mark.parametrize('options, message', [
+@pytest.mark.parametrize('arguments, message', [
     ({'schema': 'reddit'}, "schema must be one of conversations, .*, got 'reddit'"),
-    ({'fields': 'prompt'}, "fields must be written as 'NAME=KEY, ...' .*, got 'prompt'"),
+    ({'fields': 'prompt'}, "fields must be of the form 'NAME=KEY, ...' .*, got 'prompt'"),
     ({'fields': 'answer=x'}, "got 'answer=x'"),
-    ({'fields': 'chosen=x'}, "fields must name a prompt or prompt_ids, got 'chosen=x'"),
+    ({'fields': 'chosen=x'}, "fields must include prompt or prompt_ids, got 'chosen=x'"),
 ])
-def test_bad_options(tmp_path, options, message):
+def test_invalid_arguments(tmp_path, arguments, message):
   with pytest.raises(ValueError, match=message):
-    preference_rows.read(_write(tmp_path, {'prompt': 'p'}), **options)
+    preference_rows.read(_write(tmp_path, {'prompt': 'p'}), **arguments)
 
 
-def test_padding_is_what_lies_outside_the_vocabulary_or_is_named():
+def test_padding_is_the_pad_id_and_ids_outside_the_vocabulary():
   strip = preference_rows.strip_padding
   assert strip([99, 99, 3, 0, 4, 99], 10) == [3, 0, 4]
   assert strip([0, 0, 3, 0, 4, 0], 10, 0) == [3, 0, 4]
   assert strip([1, 2], 10) == [1, 2]
-  with pytest.raises(ValueError, match=r'ids must lie in \[0, 10\), the tokenizer, got 12'):
+  with pytest.raises(ValueError, match=r'ids must be in \[0, 10\), those of the tokenizer, got 12'):
     strip([3, 12, 4], 10)
   with pytest.raises(ValueError, match='all padding'):
     strip([99, 99], 10)
@@ -157,7 +157,7 @@ from jaxrl_llm.data.tfds_builders.preferences import preferences_dataset_builder
 path, other, cache = sys.argv[1:]
 assert builder.read(path, cache_dir=cache) == preference_rows.read(path)
 options = {'schema': 'tldr', 'fields': 'prompt_ids=p'}
-for count in (2, 3):  # A changed file is prepared anew.
+for count in (2, 3):  # A changed file is prepared again.
   rows = builder.read(other, cache_dir=cache, **options)
   assert rows == preference_rows.read(other, **options) and len(rows) == count
   open(other, 'a').write('{"p": [1], "reference_response_token": [2]}\\n')

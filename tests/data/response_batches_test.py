@@ -1,4 +1,4 @@
-"""Known responses as rollouts: where they end, what is not known of them."""
+"""Known responses as rollouts: lengths, masks and unknown log-probs."""
 
 import numpy as np
 import pytest
@@ -7,7 +7,7 @@ from jaxrl_llm.data import response_batches, tokenizers
 from jaxrl_llm.rl import masking
 from jaxrl_llm.types import STOPPED, TRUNCATED
 
-TOKENIZER = tokenizers.CharacterTokenizer('abc')  # 0 pads, 1 stops.
+TOKENIZER = tokenizers.CharacterTokenizer('abc')  # 0 is padding, 1 is stop.
 
 
 def _make(prompts, responses, **limits):
@@ -26,7 +26,7 @@ def test_arrays():
       known.stop_reason, [[STOPPED, TRUNCATED], [STOPPED, TRUNCATED]])
   np.testing.assert_array_equal(known.mask, np.isnan(known.log_probs))
   np.testing.assert_array_equal(known.mask.sum(axis=-1), known.lengths)
-  # Where a response stops or fills its slots this is what a sampler's mask would be.
+  # For responses that stop or fill their slots, this equals a sampler's mask.
   mask, lengths, reasons = masking.response_mask(known.tokens[:1], TOKENIZER.stop_ids)
   np.testing.assert_array_equal(known.mask[:1], mask)
   np.testing.assert_array_equal(known.lengths[:1], lengths)
@@ -45,6 +45,6 @@ def test_taking_rows():
     ([[2], [2]], [[[2]], [[2] * 5]], 'response 0 of prompt 1 must have 1 to 4 tokens, got 5'),
     ([[2]], [[[2], []]], 'response 1 of prompt 0 must have 1 to 4 tokens, got 0'),
 ])
-def test_what_does_not_fit_is_named(prompts, responses, message):
+def test_ids_that_do_not_fit_are_named(prompts, responses, message):
   with pytest.raises(ValueError, match=message):
     _make(prompts, responses)

@@ -1,4 +1,4 @@
-"""SentencePiece models in the `tokenizers` library: the same ids, or none at all."""
+"""SentencePiece models in the `tokenizers` library: the same ids, or no conversion."""
 
 import io
 import random
@@ -27,7 +27,7 @@ def test_the_ids_are_the_same(name, data_dir):
   backend = sentencepiece_export.to_backend(tokenizer)
   generator, seen = random.Random(0), set()
   for _ in range(400):
-    # A text that begins with a space is the one thing that the library does in its own way.
+    # The library differs for texts that begin with a space.
     text = 'x' + ''.join(generator.choice(_PARTS) for _ in range(generator.randrange(10)))
     ids = tokenizer.encode(text)
     assert backend.encode(text, add_special_tokens=False).ids == ids, text
@@ -46,7 +46,7 @@ def _train(path, **options):
   return sentencepiece_tokenizer.SentencePieceTokenizer(path)
 
 
-def test_what_the_library_does_not_have_is_refused(tmp_path):
+def test_unsupported_models_are_not_converted(tmp_path):
   train = lambda **options: sentencepiece_export.to_backend(
       _train(tmp_path / 'x.model', **options))
   assert train(model_type='word', vocab_size=9) is None

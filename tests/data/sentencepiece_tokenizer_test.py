@@ -1,4 +1,4 @@
-"""SentencePiece models: special tokens, spaces in front, roles, damage in one line."""
+"""SentencePiece models: special tokens, leading spaces, roles, one-line errors."""
 
 import json
 import shutil
@@ -13,7 +13,7 @@ _MODEL = chat_cases.FOLDER / 'llama.model'
 
 
 def _load(folder, config=None, **options):
-  """The tiny Llama model beside a tokenizer_config.json."""
+  """Loads the tiny Llama model with a tokenizer_config.json."""
   folder.mkdir(exist_ok=True)
   shutil.copyfile(_MODEL, folder / 'tokenizer.model')
   if config is not None:
@@ -40,18 +40,18 @@ def test_special_tokens_are_one_id_each(tmp_path):
   library = sentencepiece.SentencePieceProcessor(model_file=str(_MODEL))
   the, also = library.encode('the answer'), tokenizer.encode('<s>the')[1:]
   assert tokenizer.encode('the answer</s>') == [*the, 2]
-  # Behind a special token no space is put in front.
+  # No space is added after a special token.
   assert library.decode([the[0], *also]) == 'thethe' and also != library.encode('the')
   assert tokenizer.decode([*the, 1, *also]) == 'the answerthe'
 
 
-def test_spaces_in_front(tmp_path):
+def test_leading_spaces(tmp_path):
   plain = _load(tmp_path / 'plain')
   space = plain.encode(' ')[:1]
   llama = _load(tmp_path / 'llama', {'tokenizer_class': 'LlamaTokenizer'})
   legacy = _load(tmp_path / 'legacy', {'legacy': True})
   without = _load(tmp_path / 'without', {'add_prefix_space': False})
-  # The model puts one in front of whatever; a Llama has one where there is one.
+  # The model always adds a space; a LlamaTokenizer only if the text does not begin with one.
   assert plain.encode(' the') == space + llama.encode(' the')
   assert plain.encode('the') == llama.encode('the') == llama.encode(' the')
   assert legacy.encode('<s>the')[1:] == plain.encode('the') == legacy.encode('the')
@@ -67,14 +67,14 @@ def test_added_tokens(tmp_path):
       chat_cases.added('<far>er', lstrip=True))
   config = {'added_tokens_decoder': tokens, 'additional_special_tokens': ['<last>', '<s>']}
   tokenizer = _load(tmp_path, config)
-  assert tokenizer.vocab_size == 386  # Ids as they are stated, behind them what has none.
+  assert tokenizer.vocab_size == 386  # Given ids, followed by tokens without an id.
   assert tokenizer.encode('<far><far>er<last><s>') == [382, 384, 385, 1]
-  # White space goes with the tokens that ask for it; their text stays if they are not special.
+  # Tokens with lstrip or rstrip absorb white space; their text remains if they are not special.
   assert tokenizer.encode_with_offsets('<tool> \n<far>  <far>er') == (
       [383, 382, 384], [(0, 8), (8, 13), (13, 22)])
   assert tokenizer.decode([383, *tokenizer.encode('<s> the'), 382, 381]) == '<tool> the\ufffd'
   config['added_tokens_decoder']['385'] = chat_cases.added('<word>', single_word=True)
-  with pytest.raises(ValueError, match="'<word>' asks for single_word, not supported"):
+  with pytest.raises(ValueError, match="single_word of '<word>' is not supported"):
     _load(tmp_path, config)
 
 
@@ -88,10 +88,12 @@ def test_roles(tmp_path):
   assert other.stop_ids == (2,) and other.pad_id == 1
   with pytest.raises(ValueError, match="token 'none' is not in the vocabulary of"):
     _load(tmp_path, stop_tokens=['none'])
-  # Padding that is an ordinary piece is a part of texts.
+
+  # A padding id that is an ordinary piece remains in texts.
   for ordinary in (_load(tmp_path, pad_token='e'), _load(tmp_path, {**config, 'pad_token': 'e'})):
     assert ordinary.decode(ordinary.encode('e the')) == 'e the'
     assert ordinary.token(ordinary.pad_id) == 'e' and ordinary.token(380) == '<end>'
+
   _load(tmp_path, config)
   assert _load(tmp_path, {**config, 'add_bos_token': False}).start_ids == ()
   (tmp_path / 'generation_config.json').unlink()

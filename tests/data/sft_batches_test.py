@@ -1,4 +1,4 @@
-"""Batches for fine-tuning: masks by hand, rows packed and padded without a trace in the loss."""
+"""Batches for fine-tuning: masks by hand; packing and padding do not change the loss."""
 
 import dataclasses
 import functools
@@ -14,18 +14,18 @@ from jaxrl_llm.tasks import arithmetic, countdown, gsm8k
 from tests.algorithms import tiny
 from tests.golden import chat_cases
 
-# Ids: a=2, b=3, c=4, d=5, e=6; 0 fills, 1 stops.
+# Ids: a=2, b=3, c=4, d=5, e=6; 0 is padding, 1 is stop.
 TOKENIZER = tokenizers.CharacterTokenizer('abcde')
 TEXTS = [
     {'id': 4, 'prompt': 'ab', 'response': 'c'},
     {'id': 9, 'prompt': 'c', 'response': 'ab'},
 ]
-# Two turns: the assistant said 'c', stop and 'd', stop.
+# Two turns: the assistant's replies are 'c', stop and 'd', stop.
 CHAT = {'id': 5, 'ids': [2, 4, 1, 3, 3, 5, 1], 'loss_mask': [0, 1, 1, 0, 0, 1, 1]}
 
 
 class Padding(tokenizers.CharacterTokenizer):
-  """Fills with whatever id it is told to."""
+  """A tokenizer with the given padding id."""
 
   def __init__(self, pad_id):
     super().__init__('abcde')
@@ -80,7 +80,7 @@ def test_turns_by_hand():
   np.testing.assert_array_equal(encoded.lengths, [7])
 
 
-def test_loss_on_all_counts_everything_but_padding():
+def test_loss_on_all_includes_everything_except_padding():
   encoded = _encoded([*TEXTS, CHAT], max_prompt_tokens=4, max_response_tokens=4, loss_on='all')
   batch = sft_batches.sft_batch(encoded, [0, 2])
   np.testing.assert_array_equal(batch.loss_mask, [[1, 1, 1, 0, 0, 0, 0], [1, 1, 1, 1, 1, 1, 0]])
@@ -116,7 +116,7 @@ def test_a_text_gets_the_tokenizers_start_ids_and_ids_do_not():
 
 @pytest.fixture(scope='module')
 def load(tmp_path_factory, data_dir):
-  """Loads a tokenizer of the goldens, or of the data folder, by its name."""
+  """Loads a tokenizer of the goldens, or of the data directory, by its name."""
   folder = tmp_path_factory.mktemp('tokenizers')
 
   @functools.cache
@@ -129,11 +129,12 @@ def load(tmp_path_factory, data_dir):
   return get
 
 
-_SPACING = ('sentencepiece', 'llama2', 'llama2_json', 'llama2_legacy', 'mistral')  # In front.
+# Tokenizers that add a leading space.
+_SPACING = ('sentencepiece', 'llama2', 'llama2_json', 'llama2_legacy', 'mistral')
 
 
 def _ids(tokenizer, prompt, response):
-  """(ids of the prompt, ids of the response without its stop token)."""
+  """Returns (ids of the prompt, ids of the response without its stop token)."""
   encoded = _encoded([{'id': 0, 'prompt': prompt, 'response': response}], tokenizer,
                      max_prompt_tokens=40, max_response_tokens=40)
   *ids, stop = encoded.tokens[encoded.assistant].tolist()
@@ -146,10 +147,10 @@ def _ids(tokenizer, prompt, response):
     ('The user asks:', 'the answer'), ('The user asks:', ' the answer'), ('It is\n', '\n12'),
     ('The user asks: ', 'the answer'), ('The user as', 'sistant'), ('the ans', 'wer</s>the'),
 ])
-def test_a_response_follows_its_prompt_without_a_false_space(load, name, prompt, response):
+def test_a_response_follows_its_prompt_without_an_extra_space(load, name, prompt, response):
   tokenizer = load(name)
   prompt_ids, ids = _ids(tokenizer, prompt, response)
-  # The prompt is what a sampler would be given.
+  # The prompt's ids are those that a sampler receives.
   example = {'id': 0, 'prompt': prompt}
   assert prompt_ids == batching.prompt_ids(example, tokenizer)
   both = tokenizer.encode(prompt + response)
@@ -162,7 +163,7 @@ def test_a_response_follows_its_prompt_without_a_false_space(load, name, prompt,
 
 
 @pytest.mark.parametrize('name', _SPACING)
-def test_a_response_for_itself_would_get_a_false_space(load, name):
+def test_a_response_encoded_alone_would_get_an_extra_space(load, name):
   tokenizer = load(name)
   for prompt, response in (('The user asks:', 'the'), ('the ans', 'wer')):
     prompt_ids, ids = _ids(tokenizer, prompt, response)
@@ -171,13 +172,13 @@ def test_a_response_for_itself_would_get_a_false_space(load, name):
     assert tokenizer.decode(prompt_ids + ids) == prompt + response
 
 
-def test_of_an_empty_prompt_the_response_is_the_beginning(load):
+def test_after_an_empty_prompt_the_response_starts_the_text(load):
   tokenizer = load('llama2')
   assert _ids(tokenizer, '', 'the answer') == ([1], tokenizer.encode('the answer'))
 
 
-def _assert_encoded_apart(task):
-  """Each demonstration is its prompt's ids, its response's ids and a stop token."""
+def _assert_encoded_separately(task):
+  """Checks that demonstrations are the ids of the prompt, those of the response and a stop id."""
   encoded = sft_batches.encode_demonstrations(task)
   assert len(encoded) == len(task.demonstrations) > 0
   for index, example in enumerate(task.demonstrations):
@@ -187,11 +188,11 @@ def _assert_encoded_apart(task):
     assert encoded.tokens[start:end].tolist() == expected
 
 
-def test_bytes_and_characters_of_our_tasks_are_encoded_as_if_apart(data_dir, load):
+def test_prompts_and_responses_of_our_tasks_are_encoded_as_if_separate(data_dir, load):
   for padding in ('zeros', 'none'):
-    _assert_encoded_apart(arithmetic.Config(
+    _assert_encoded_separately(arithmetic.Config(
         num_demonstrations=500, num_train=0, num_evaluation=0, padding=padding).make(0))
-  _assert_encoded_apart(countdown.Config(num_demonstrations=500, num_train=0).make(
+  _assert_encoded_separately(countdown.Config(num_demonstrations=500, num_train=0).make(
       0, data_dir / 'countdown'))
   task = gsm8k.Config(
       num_demonstrations=1500, tokenizer_dir=str(data_dir / 'tokenizers' / 'gpt2')).make(
@@ -199,31 +200,31 @@ def test_bytes_and_characters_of_our_tasks_are_encoded_as_if_apart(data_dir, loa
   texts = [example['response'] for example in task.demonstrations]
   qwen2 = load('qwen2')
   for tokenizer in (task.tokenizer, qwen2, tokenizers.compact(qwen2, texts, max_size=1000)):
-    _assert_encoded_apart(dataclasses.replace(
+    _assert_encoded_separately(dataclasses.replace(
         task, tokenizer=tokenizer, max_prompt_tokens=2000, max_response_tokens=2000))
 
 
-def test_too_long_is_an_error_or_counted_never_cut():
+def test_long_demonstrations_are_errors_or_counted_but_never_truncated():
   with pytest.raises(ValueError, match='the prompt of example 4 has 2 tokens, the limit is 1'):
     _encoded(max_prompt_tokens=1)
   with pytest.raises(ValueError, match='of example 9, with its stop token, has 3 tokens, the lim'):
     _encoded(max_response_tokens=2)
   with pytest.raises(ValueError, match='example 5 has 7 tokens, the limit is 6'):
     _encoded([CHAT])
-  kept = _encoded([*TEXTS, CHAT], max_prompt_tokens=1, overlong='filter')
-  assert kept.num_filtered == 2 and [example['id'] for example in kept.examples] == [9]
+  fitting = _encoded([*TEXTS, CHAT], max_prompt_tokens=1, overlong='filter')
+  assert fitting.num_filtered == 2 and [example['id'] for example in fitting.examples] == [9]
   with pytest.raises(ValueError, match='all 2 examples are too long'):
     _encoded(max_prompt_tokens=0, overlong='filter')
 
 
 @pytest.mark.parametrize('change, message', [
-    ({'loss_mask': [0, 1]}, 'example 5 has 7 ids, and 2 entries in its loss_mask'),
-    ({'loss_mask': [1, 0, 0, 0, 0, 0, 0]}, 'example 5 holds nothing that the assistant said'),
-    ({'ids': [2, 4, 1, 3, 3, 5, 7]}, r'of example 5 must lie in \[0, 7\), got 1 to 7'),
-    ({'ids': [2, 4, -1, 3, 3, 5, 1]}, r'of example 5 must lie in \[0, 7\), got -1 to 5'),
-    ({'ids': [], 'loss_mask': []}, 'example 5 holds nothing'),
+    ({'loss_mask': [0, 1]}, 'example 5 has 7 ids, but 2 entries in its loss_mask'),
+    ({'loss_mask': [1, 0, 0, 0, 0, 0, 0]}, 'example 5 has no tokens of the assistant'),
+    ({'ids': [2, 4, 1, 3, 3, 5, 7]}, r'of example 5 must be in \[0, 7\), got 1 to 7'),
+    ({'ids': [2, 4, -1, 3, 3, 5, 1]}, r'of example 5 must be in \[0, 7\), got -1 to 5'),
+    ({'ids': [], 'loss_mask': []}, 'example 5 has no tokens'),
 ])
-def test_ids_that_are_no_demonstration(change, message):
+def test_invalid_demonstrations_as_ids(change, message):
   with pytest.raises(ValueError, match=message):
     _encoded([CHAT | change], max_prompt_tokens=9)
 
@@ -234,7 +235,7 @@ def test_ids_that_are_no_demonstration(change, message):
 def test_a_packed_row_by_hand():
   encoded = _encoded([*TEXTS, CHAT], max_prompt_tokens=4, max_response_tokens=4)
   batch = sft_batches.packed_batch(encoded, [[1, 2], [0]], 10)
-  # 'c a b stop' and the two turns: no pair of tokens crosses from one to the other.
+  # 'c a b stop' and the two turns: no pair of tokens spans both.
   np.testing.assert_array_equal(
       batch.tokens, [[4, 2, 3, 2, 4, 1, 3, 3, 5, 0], [2, 3, 4] + [0] * 7])
   np.testing.assert_array_equal(
@@ -277,7 +278,7 @@ def _train_step(num_micro_batches):
 
 
 def _loss_and_gradient(batch, num_micro_batches=1):
-  """Of a step of the very algorithm."""
+  """Loss and gradient of one step of the SFT algorithm."""
   loss, gradient, _ = tiny.run_once(_train_step(num_micro_batches), PARAMETERS, batch)
   return loss, gradient
 
@@ -293,14 +294,14 @@ def test_packing_changes_neither_loss_nor_gradient():
     packed_loss, packed_gradient = _loss_and_gradient(packed, num_micro_batches)
     np.testing.assert_allclose(packed_loss, loss, rtol=1e-5)
     tiny.assert_trees_close(packed_gradient, gradient, tolerance=1e-5)
-  # The control: attention across the segments is seen.
+  # Control: attention across segments changes the loss.
   leaking = packed._replace(segments=np.minimum(packed.segments, 1))
   assert abs(_loss_and_gradient(leaking)[0] - loss) > 1e-3
 
 
 @pytest.mark.parametrize('packed_length', [0, 13])
-def test_padding_never_counts_whichever_id_it_is(packed_length):
-  # The stop id, an id of the texts, one that no text holds, and 0.
+def test_padding_has_no_effect_for_any_padding_id(packed_length):
+  # The stop id, an id of the texts, an id of no text, and 0.
   outcomes = []
   for pad_id in (1, 2, 6, 0):
     encoded = _encoded([*TEXTS, CHAT], Padding(pad_id), max_prompt_tokens=4,
@@ -318,7 +319,7 @@ def test_padding_never_counts_whichever_id_it_is(packed_length):
 # --- Steps and epochs.
 
 
-def test_a_step_is_a_pure_function_and_epochs_hold_everything_once():
+def test_a_step_is_a_pure_function_and_epochs_contain_everything_once():
   encoded = _encoded(_random_examples(20), max_prompt_tokens=4, max_response_tokens=4)
   for packed_length in (0, 16):
     make = lambda seed, length=packed_length: sft_batches.Batches(
@@ -328,12 +329,14 @@ def test_a_step_is_a_pure_function_and_epochs_hold_everything_once():
       jax.tree.map(np.testing.assert_array_equal, batches.batch(step), again.batch(step))
     assert (batches.batch(0).tokens != make(1).batch(0).tokens).any()
     assert batches.num_rows == make(1).num_rows
+
     steps = [batches.batch(step) for step in range(batches.num_rows)]  # Three epochs.
     for passed in (steps, [b for _ in range(3) for b in batches.in_order()]):
-      kept = [b.targets[(b.valid & (b.weight > 0)[:, None])] for b in passed]
-      counts = np.bincount(np.concatenate(kept), minlength=7)
+      seen = [b.targets[(b.valid & (b.weight > 0)[:, None])] for b in passed]
+      counts = np.bincount(np.concatenate(seen), minlength=7)
       targets = np.concatenate([example['ids'][1:] for example in encoded.examples])
       np.testing.assert_array_equal(counts, 3 * np.bincount(targets, minlength=7))
+
   assert batches.utilisation == pytest.approx(
       (encoded.lengths - 1).sum() / (batches.num_rows * 16))
 
@@ -358,7 +361,8 @@ def test_sources_are_drawn_by_weight():
     expected = [groups[k][i] for k, i in zip(sources, indices)]
     jax.tree.map(np.testing.assert_array_equal,
                  batches.batch(step), sft_batches.sft_batch(encoded, expected))
-  # Packed, a row holds sequences of one source.
+
+  # A packed row has sequences of one source.
   packed = sft_batches.Batches(encoded, batch_size=4, seed=0, weights=weights, packed_length=20)
   assert packed.num_rows < 20
   (rows,) = sft_batches.Batches(
@@ -371,13 +375,13 @@ def test_sources_are_drawn_by_weight():
 
 
 @pytest.mark.parametrize('change, message', [
-    ({'weights': {'x': 1.0}}, 'they come from x, y, and there are weights for x'),
-    ({'weights': {'x': 1.0, 'y': 1.0, 'z': 1.0}}, 'there are weights for x, y, z'),
-    ({'packed_length': -1}, r'packed_length must be 0 \(off\) or positive, got -1'),
-    ({'packed_length': 3}, 'a packed row takes 1 to 3'),
+    ({'weights': {'x': 1.0}}, r'demonstrations \(x, y\), got weights for x'),
+    ({'weights': {'x': 1.0, 'y': 1.0, 'z': 1.0}}, 'got weights for x, y, z'),
+    ({'packed_length': -1}, 'packed_length must be at least 0, got -1'),
+    ({'packed_length': 3}, 'must have 1 to 3 tokens for a packed row'),
     ({'batch_size': 0}, 'batch_size must be at least 1, got 0'),
 ])
-def test_bad_settings(change, message):
+def test_invalid_arguments(change, message):
   encoded = _encoded(_random_examples(9), max_prompt_tokens=4, max_response_tokens=4)
   with pytest.raises(ValueError, match=message):
     sft_batches.Batches(encoded, **({'batch_size': 2, 'seed': 0} | change)).batch(0)
@@ -393,6 +397,7 @@ def test_nothing_to_learn_from():
 def test_a_batch_goes_to_the_device_with_and_without_segments():
   encoded = _encoded()
   for batch in (sft_batches.sft_batch(encoded, [0]), sft_batches.packed_batch(encoded, [[0]], 7)):
-    there = jax.device_put(batch)
-    assert isinstance(there, sft_batches.SftBatch) and isinstance(there.tokens, jnp.ndarray)
-    assert (there.segments is None) == (batch.segments is None)
+    on_device = jax.device_put(batch)
+    assert isinstance(on_device, sft_batches.SftBatch)
+    assert isinstance(on_device.tokens, jnp.ndarray)
+    assert (on_device.segments is None) == (batch.segments is None)

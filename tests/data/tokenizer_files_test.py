@@ -1,4 +1,4 @@
-"""tokenizer.json and byte-level files: roles, what the files contradict, fingerprints."""
+"""tokenizer.json and byte-level files: roles, contradictory files, fingerprints."""
 
 import json
 import pathlib
@@ -13,13 +13,13 @@ from tests.golden import chat_cases
 def make(tmp_path):
   """Writes a tokenizer's directory with some documents changed, and loads it."""
 
-  def write(name, documents=None, **options):
+  def write(name, documents=None, **arguments):
     directory = chat_cases.write(name, tmp_path / name, None)
     for file, fields in (documents or {}).items():
       path = directory / file
       old = json.loads(path.read_text()) if path.exists() else {}
       path.write_text(json.dumps({**old, **fields}))
-    return tokenizers.load_tokenizer(directory, **options)
+    return tokenizers.load_tokenizer(directory, **arguments)
 
   return write
 
@@ -28,11 +28,11 @@ def _config(**fields):
   return {'tokenizer_config.json': fields}
 
 
-def test_stop_ids_stand_in_a_fixed_order(make):
+def test_stop_ids_have_a_fixed_order(make):
   # The eos_token, then generation_config.json's in its order, each once.
   assert make('llama3').stop_ids == (404, 401, 405)
   assert make('llama3', {'generation_config.json': {'eos_token_id': 7}}).stop_ids == (404, 7)
-  # Without it, config.json's; those of a model of several kinds stand inside.
+  # Without it, those of config.json, or of its text_config for multimodal models.
   fields = {'generation_config.json': {'eos_token_id': None}, 'config.json': {'eos_token_id': [5]}}
   assert make('llama3', fields).stop_ids == (404, 5)
   fields['config.json'] = {'eos_token_id': None, 'text_config': {'eos_token_id': 6}}
@@ -44,7 +44,7 @@ def test_stop_ids_stand_in_a_fixed_order(make):
 
 def test_an_encoder_ends_with_its_separator(make):
   tokenizer = make('bert')
-  # What its file cuts and fills to is left aside.
+  # Truncation and padding in its file are ignored.
   ids = tokenizer.encode('The user asks a question and the assistant answers it briefly.')
   assert len(ids) > 12 and tokenizer.encode('') == []
   assert (tokenizer.start_ids, tokenizer.stop_ids, tokenizer.pad_id) == ((2,), (3,), 0)
@@ -71,36 +71,36 @@ def test_the_post_processor_decides_how_a_text_starts(make):
     'documents, message',
     [
         ({'generation_config.json': {'eos_token_id': 406}},
-         r'generation_config.json: eos_token_id 406 is not an id of the tokenizer, whose ids lie '
-         r'in \[0, 406\): mend the file$'),
-        ({'generation_config.json': {'eos_token_id': ['x']}}, "eos_token_id must hold ids, got"),
+         r'generation_config.json: eos_token_id must be in \[0, 406\), the ids of the tokenizer, '
+         r'got 406$'),
+        ({'generation_config.json': {'eos_token_id': ['x']}}, "eos_token_id must be ids, got"),
         ({'generation_config.json': {'eos_token_id': None}, **_config(eos_token=None)},
-         "names no token that ends a response: tokenizer_config.json must name an 'eos_token'"),
+         "defines no token that ends a response: tokenizer_config.json must have an 'eos_token'"),
         (_config(added_tokens_decoder=chat_cases.decoder(8, '<|eot_id|>')),
-         r"added token '<\|eot_id\|>' should have id 8, and the vocabulary gives it 404"),
+         r"added token '<\|eot_id\|>' must have id 8, but the vocabulary gives it 404"),
         (_config(added_tokens_decoder=chat_cases.decoder(500, '<new>')),
-         "added token '<new>' should have id 500, and the vocabulary gives it 406"),
-        (_config(added_tokens_decoder={'x': '<new>'}), 'added tokens must have whole numbers'),
-        (_config(eos_token={'text': 'x'}), 'is no token'),
+         "added token '<new>' must have id 500, but the vocabulary gives it 406"),
+        (_config(added_tokens_decoder={'x': '<new>'}), 'ids of added tokens must be integers'),
+        (_config(eos_token={'text': 'x'}), 'a token must be a text'),
         ({'tokenizer.json': {'model': {}}}, 'is not a complete tokenizer.json'),
     ],
 )
-def test_what_the_files_contradict_is_one_line(documents, message, make):
+def test_contradictory_files_are_one_line_errors(documents, message, make):
   with pytest.raises(ValueError, match=message) as error:
     make('llama3', documents)
   assert '\n' not in str(error.value)
 
 
-def test_options_must_name_tokens(make):
+def test_stop_and_pad_tokens_must_exist(make):
   with pytest.raises(ValueError, match="token '<none>' is not in the vocabulary of .*llama3"):
     make('llama3', stop_tokens=['<none>'])
   with pytest.raises(ValueError, match="token '<none>' is not in the vocabulary of .*llama3"):
     make('llama3', pad_token='<none>')
-  with pytest.raises(ValueError, match='stop_tokens must name at least one token, got none'):
+  with pytest.raises(ValueError, match='stop_tokens must have at least one token, got none'):
     make('llama3', stop_tokens=[])
 
 
-def test_fingerprints_hold_everything_that_decides(make):
+def test_fingerprints_include_everything_that_determines_ids(make):
   token = chat_cases.decoder(406, chat_cases.added('<new>', False))
   stripping = chat_cases.decoder(406, chat_cases.added('<new>', False, lstrip=True))
   changes = [
@@ -115,7 +115,8 @@ def test_fingerprints_hold_everything_that_decides(make):
   ]
   made = [make('llama3', change) for change in changes]
   assert len({tokenizer.full_fingerprint for tokenizer in made}) == len(changes)
-  # What ends a response and what fills decide no id: nor does a special token's second name.
+
+  # Ids do not depend on stop and padding tokens, nor on a second name of a special token.
   prints = [tokenizer.fingerprint for tokenizer in made]
   assert prints[0] == prints[2] == prints[3] == prints[4]
   assert len(set(prints)) == len(changes) - 3
@@ -140,7 +141,7 @@ def test_byte_level_files_with_their_configuration(gpt2_folder: pathlib.Path):
     path.write_text(json.dumps(fields))
     return tokenizers.load_tokenizer(gpt2_folder)
 
-  # As published: the class alone says what the special token is.
+  # As published: the class alone determines the special token.
   same = load(model_max_length=1024)
   assert (same.stop_ids, same.pad_id, same.start_ids) == ((50256,), 50256, ())
   assert same.fingerprint == plain.fingerprint
@@ -150,7 +151,7 @@ def test_byte_level_files_with_their_configuration(gpt2_folder: pathlib.Path):
   assert tokenizer.vocab_size == 50258 and tokenizer.stop_ids == (50257,)
   assert tokenizer.start_ids == (50256,) and tokenizer.pad_id == 0
   assert tokenizer.encode('the<|end|>') == [*plain.encode(' the'), 50257]
-  # A vocabulary is GPT-2's or Qwen2's; other classes cut words in other ways.
+  # A vocabulary is GPT-2's or Qwen2's; other classes split words differently.
   with pytest.raises(ValueError, match="GPT2Tokenizer or Qwen2Tokenizer, got 'RobertaTokenizer'"):
     load(tokenizer_class='RobertaTokenizer')
   qwen2 = load(tokenizer_class='Qwen2Tokenizer')

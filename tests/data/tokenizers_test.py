@@ -1,4 +1,4 @@
-"""Tokenizers: round trips on real text, ids known from elsewhere, damage in one line."""
+"""Tokenizers: round trips on real text, ids of reference tokenizers, one-line errors."""
 
 import json
 import shutil
@@ -67,12 +67,12 @@ def test_equal_to_transformers(name, load):
   for text, ids, decoded in zip(chat_cases.TEXTS, golden['ids'], golden['decoded']):
     assert tokenizer.encode(text) == ids
     if '<unk>' in text and name in ('gemma', 'llama2_legacy'):
-      decoded += ' \u2047 '  # Theirs drops what an unknown piece stands for.
+      decoded += ' \u2047 '  # Theirs drops the text of an unknown piece.
     assert tokenizer.decode(ids) == decoded
 
 
 @pytest.mark.parametrize('name', chat_cases.TOKENIZERS)
-def test_offsets_say_which_characters_a_token_stands_for(name, load):
+def test_offsets_are_the_character_ranges_of_tokens(name, load):
   tokenizer = load(name)
   for text in [*chat_cases.TEXTS, _HARD]:
     ids, offsets = tokenizer.encode_with_offsets(text)
@@ -80,12 +80,12 @@ def test_offsets_say_which_characters_a_token_stands_for(name, load):
     assert all(0 <= first <= last <= len(text) for first, last in offsets)
     assert offsets == sorted(offsets)
     if name != 'bert' and '\u0301' not in text:  # No characters that a normaliser removes.
-      covered = {place for first, last in offsets for place in range(first, last)}
+      covered = {index for first, last in offsets for index in range(first, last)}
       assert covered == set(range(len(text)))
 
 
 @pytest.mark.parametrize('name', chat_cases.TOKENIZERS)
-def test_a_continuation_has_nothing_in_front(name, load):
+def test_a_continuation_has_no_leading_space(name, load):
   tokenizer = load(name)
   puts_space = name.startswith(('llama2', 'mistral'))
   for text in ('the', 'the answer', '12 the'):
@@ -98,7 +98,7 @@ def test_a_continuation_has_nothing_in_front(name, load):
   assert tokenizer.encode_continuation(' the')[-1:] == tokenizer.encode(' the')[-1:]
 
 
-def test_a_continuation_keeps_the_spaces_behind_special_tokens(load):
+def test_a_continuation_has_the_usual_spaces_after_special_tokens(load):
   for name, spaced in (('llama2', False), ('llama2_legacy', True), ('mistral', True)):
     tokenizer = load(name)
     whole = tokenizer.encode('x the</s>the')
@@ -113,13 +113,13 @@ def test_a_compact_continuation(gpt2, compact):
 
 
 def test_offsets_by_hand(load, compact, qwen2):
-  # The space belongs to its word, also where the file would trim it away.
+  # A space belongs to its word, even if the file would trim it.
   ids, offsets = load('llama3').encode_with_offsets('is the<|eot_id|>')
   assert offsets[-2:] == [(2, 6), (6, 16)] and len(ids) == len(offsets)
-  # A character of three bytes is three tokens, each of them all of it.
+  # A character of three bytes is three tokens, each with the range of the character.
   for name in ('llama2', 'llama2_json', 'gemma'):
     assert load(name).encode_with_offsets('<s>a東')[1][-3:] == [(4, 5)] * 3
-  # A part of a token that was not kept has the token's range.
+  # A part of a removed token has the token's range.
   text = 'Supercalifragilistic 1'
   ids, offsets = compact.encode_with_offsets(text)
   assert ids == compact.encode(text)
@@ -141,7 +141,7 @@ def test_characters_by_hand():
   assert tokenizer.decode([2, 5, 3, -1, 1]) == 'a\ufffdb\ufffd'
   assert tokenizer.encode_continuation('ab') == [2, 3]
   for alphabet in ('', 'aa'):
-    with pytest.raises(ValueError, match='alphabet must hold distinct characters'):
+    with pytest.raises(ValueError, match='alphabet must be one or more distinct characters'):
       tokenizers.CharacterTokenizer(alphabet)
 
 
@@ -151,7 +151,8 @@ def test_characters_round_trip(text):
   assert tokenizer.decode(tokenizer.encode(text)) == text
 
 
-def test_fingerprints_tell_tokenizers_apart(qwen2, gpt2, compact, gsm8k_texts, data_dir):
+def test_different_tokenizers_have_different_fingerprints(
+    qwen2, gpt2, compact, gsm8k_texts, data_dir):
   folder = data_dir / 'tokenizers'
   others = [
       tokenizers.CharacterTokenizer('ab'),
@@ -166,29 +167,31 @@ def test_fingerprints_tell_tokenizers_apart(qwen2, gpt2, compact, gsm8k_texts, d
   assert tokenizers.load_tokenizer(folder / 'gpt2').fingerprint == gpt2.fingerprint
 
 
-def test_what_ends_a_response_is_no_part_of_what_the_ids_mean(qwen2, compact, data_dir):
+def test_stop_tokens_are_not_part_of_the_fingerprint(qwen2, compact, data_dir):
   folder = data_dir / 'tokenizers'
-  for load, options in (
+  for load, tokens in (
       (lambda **o: tokenizers.load_tokenizer(folder / 'qwen2', **o), ['<|im_end|>']),
       (lambda **o: tokenizers.load_tokenizer(folder / 'sentencepiece', **o), ['<s>']),
       (lambda **o: tokenizers.compact(tokenizers.load_tokenizer(folder / 'qwen2', **o), ['a b']),
        ['<|im_end|>']),
   ):
-    plain, other, padded = load(), load(stop_tokens=options), load(pad_token=options[0])
+    plain, other, padded = load(), load(stop_tokens=tokens), load(pad_token=tokens[0])
     assert plain.fingerprint == other.fingerprint == padded.fingerprint
     full = [tokenizers.full_fingerprint(one) for one in (plain, other, padded)]
     assert len({*full, plain.fingerprint}) == 4
-    # A folder may hold either; that of other stop tokens is another one.
+    # A directory may have either; the full fingerprint differs with other stop tokens.
     assert all(tokenizers.is_same(plain, one) for one in (plain.fingerprint, full[0]))
     assert not tokenizers.is_same(plain, full[1])
+
     changed = tokenizers.with_stop_ids(plain, other.stop_ids)
     assert changed.stop_ids == other.stop_ids != plain.stop_ids
-    assert tokenizers.stop_tokens(changed) == tokenizers.stop_tokens(other) == tuple(options)
+    assert tokenizers.stop_tokens(changed) == tokenizers.stop_tokens(other) == tuple(tokens)
     assert tokenizers.with_stop_ids(changed, plain.stop_ids).full_fingerprint == full[0]
     assert tokenizers.with_stop_ids(plain, plain.stop_ids) is plain
     text = 'a b'
     assert changed.decode([*changed.encode(text), changed.stop_ids[0]]) == text
-  # Characters are what they were: folders of theirs hold this.
+
+  # Saved directories contain this fingerprint.
   characters = tokenizers.CharacterTokenizer('ab')
   assert characters.fingerprint == tokenizers.full_fingerprint(characters) == '1cebe4ec81488c60'
   assert tokenizers.stop_tokens(characters) == ()
@@ -206,15 +209,16 @@ def test_padding_that_is_an_ordinary_token_stays_in_the_text(data_dir, tmp_path)
     assert tokenizer.token(tokenizer.pad_id) == '!'
     text = 'Hi! 5! is 120'
     assert tokenizer.decode(tokenizer.encode(text)) == text
-  # It is cut out of a text as transformers does it.
+
+  # It is split off a text as in transformers.
   assert named.encode('!!') == [0, 0] and len(given.encode('!!')) == 1
-  # One that no text is made of is special.
+  # A padding token that does not occur in texts is special.
   special = tokenizers.load_tokenizer(source, pad_token='<|endoftext|>', stop_tokens=['!'])
   assert special.decode([50256, *special.encode('a'), 50256]) == 'a'
 
 
 def test_qwen2_ids(qwen2):
-  # Ids that Qwen2's own tokenizer gives: whole words, digits one by one, special tokens.
+  # Ids of Qwen2's tokenizer: whole words, single digits, special tokens.
   assert qwen2.encode('Hello world 123') == [9707, 1879, 220, 16, 17, 18]
   chat = '<|im_start|>user\nHi<|im_end|>\n'
   assert qwen2.encode(chat) == [151644, 872, 198, 13048, 151645, 198]
@@ -253,7 +257,7 @@ def test_decode_drops_special_ids_and_marks_unknown_ones(qwen2):
   assert qwen2.decode([]) == ''
 
 
-def test_compact_keeps_every_text(compact, qwen2, gsm8k_texts):
+def test_compact_encodes_every_text(compact, qwen2, gsm8k_texts):
   assert compact.vocab_size == 1000
   for text in [_HARD, *gsm8k_texts[300:600]]:
     ids = compact.encode(text)
@@ -261,8 +265,8 @@ def test_compact_keeps_every_text(compact, qwen2, gsm8k_texts):
     assert min(ids) >= 0 and max(ids) < 1000
     assert not {compact.pad_id, *compact.stop_ids} & set(ids)
   assert compact.decode([compact.stop_ids[0], *compact.encode('ok'), compact.pad_id]) == 'ok'
-  # A text of kept tokens only keeps its cut.
-  assert [compact.kept[i] for i in compact.encode(' the')] == qwen2.encode(' the')
+  # A text of retained tokens has the same ids.
+  assert [compact.kept_ids[i] for i in compact.encode(' the')] == qwen2.encode(' the')
   four, two = compact.encode('4')[0], compact.encode('2')[0]
   assert compact.decode([four, 1000, two, -1, compact.pad_id]) == '4\ufffd2\ufffd'
 
@@ -275,27 +279,30 @@ def test_compact_round_trip_of_any_text(compact, qwen2, text):
 
 
 def test_compact_is_restored_from_its_ids(compact, qwen2, gpt2, gsm8k_texts):
-  restored = tokenizers.restore_compact(qwen2, compact.kept)
+  restored = tokenizers.restore_compact(qwen2, compact.kept_ids)
   assert restored.full_fingerprint == compact.full_fingerprint
   for text in [_HARD, *gsm8k_texts[:20]]:
     assert restored.encode(text) == compact.encode(text)
-  for base, kept in ((gpt2, compact.kept), (qwen2, compact.kept[1:]), (qwen2, [*compact.kept, -1])):
-    with pytest.raises(ValueError, match='are no part of this tokenizer'):
-      tokenizers.restore_compact(base, kept)
+  ids = compact.kept_ids
+  for base, kept_ids in ((gpt2, ids), (qwen2, ids[1:]), (qwen2, [*ids, -1])):
+    with pytest.raises(ValueError, match='are not part of this tokenizer'):
+      tokenizers.restore_compact(base, kept_ids)
 
 
-def test_compact_keeps_the_start(load):
+def test_compact_retains_start_and_stop_ids(load):
   base = load('llama3')
   tokenizer = tokenizers.compact(base, [])
-  assert [tokenizer.kept[token] for token in tokenizer.start_ids] == list(base.start_ids) == [400]
-  assert [tokenizer.kept[token] for token in tokenizer.stop_ids] == list(base.stop_ids)
+  assert base.start_ids == (400,)
+  for ids, expected in (
+      (tokenizer.start_ids, base.start_ids), (tokenizer.stop_ids, base.stop_ids)):
+    assert [tokenizer.kept_ids[token] for token in ids] == list(expected)
 
 
-def test_compact_without_a_limit_changes_no_cut(qwen2, gsm8k_texts):
+def test_compact_without_a_limit_changes_no_ids(qwen2, gsm8k_texts):
   tokenizer = tokenizers.compact(qwen2, gsm8k_texts[:50])
   for text in gsm8k_texts[:50]:
-    assert [tokenizer.kept[token] for token in tokenizer.encode(text)] == qwen2.encode(text)
-  # All 256 bytes and the three special tokens are always there.
+    assert [tokenizer.kept_ids[token] for token in tokenizer.encode(text)] == qwen2.encode(text)
+  # All 256 bytes and the three special tokens are always retained.
   assert tokenizers.compact(qwen2, []).vocab_size == 259
   with pytest.raises(ValueError, match='max_size must be at least 259 .* got 258'):
     tokenizers.compact(qwen2, [], max_size=258)
@@ -311,20 +318,22 @@ def test_missing_and_truncated_files_are_one_line(name, damage, data_dir, tmp_pa
   folder.chmod(0o755)
   broken = folder / source.name
   broken.unlink()
+
   content = source.read_bytes()
   half = content[: len(content) // 2]
   if damage == 'cut':
     broken.write_bytes(half)
   elif damage == 'cut at a line':
     broken.write_bytes(half[: half.rfind(b'\n') + 1])
-  place = broken if name.endswith('.model') else folder
+
+  path = broken if name.endswith('.model') else folder
   with pytest.raises(ValueError) as error:
-    tokenizers.load_tokenizer(place)
+    tokenizers.load_tokenizer(path)
   assert source.stem in str(error.value) and '\n' not in str(error.value)
 
 
-def test_an_empty_folder(tmp_path):
-  with pytest.raises(ValueError, match='no tokenizer in .*: it must hold tokenizer.json'):
+def test_an_empty_directory(tmp_path):
+  with pytest.raises(ValueError, match='no tokenizer in .*: it must contain tokenizer.json'):
     tokenizers.load_tokenizer(tmp_path)
 
 

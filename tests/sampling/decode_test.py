@@ -1,4 +1,4 @@
-"""Decoding: stops, noise that belongs to a sample, recorded log-probs, one prefill."""
+"""Decoding: stop tokens, noise per sample, recorded log-probs, one prefill."""
 
 import functools
 
@@ -19,7 +19,7 @@ CONFIG = configs.TransformerConfig(
     vocab_size=17, num_layers=1, width=16, num_heads=4, num_kv_heads=2, head_dim=4,
     mlp_width=24, max_length=16,
 )
-# Prompts of 5, 2 and 3 tokens, left-padded with whatever.
+# Prompts of 5, 2 and 3 tokens, left-padded with arbitrary ids.
 PROMPTS = np.array([[3, 1, 4, 1, 5], [9, 9, 9, 2, 6], [7, 7, 5, 3, 5]], np.int32)
 LENGTHS = np.array([5, 2, 3], np.int32)
 IDS = np.array([40, 7, 1000], np.int32)
@@ -29,7 +29,7 @@ STOP = 16
 @functools.lru_cache
 def _network():
   model = policy.make(CONFIG)
-  # Flat enough that samples differ.
+  # Small weights, so that samples differ.
   return model, jax.tree.map(lambda leaf: 0.6 * leaf, witness.draw_params(model))
 
 
@@ -57,7 +57,7 @@ def _compiled(network, num_samples, max_tokens, temperature, top_k, top_p):
   return sample
 
 
-# --- Where responses end. Chains: token v is followed by successors[v].
+# --- Ends of responses. Chains: token v is followed by successors[v].
 
 # 0 → 1 → 2 → 3 → 4 → 5 → 5 ...
 CHAIN = (1, 2, 3, 4, 5, 5)
@@ -73,9 +73,9 @@ def _run_chain(stop_ids, *, pad_id=0, max_tokens=3, starts=(0, 1, 2)):
   return jax.tree.map(lambda x: np.asarray(x)[:, 0] if x.ndim > 1 else x, rollouts)
 
 
-def test_stops_at_the_first_at_the_last_and_at_no_slot():
-  # After 2 comes 3 at once; after 0 come 1, 2, 3, the stop in the last of three slots; the
-  # stop of the row that starts at 3 lies behind it, so that it is cut.
+def test_stops_at_the_first_slot_the_last_slot_and_nowhere():
+  # 2 is followed by the stop token 3; 0 by 1, 2, 3, with the stop in the last of three slots; the
+  # row that starts at 3 does not reach another 3 and is truncated.
   rollouts = _run_chain((3,), starts=(2, 0, 3))
   np.testing.assert_array_equal(rollouts.tokens, [[3, 0, 0], [1, 2, 3], [4, 5, 5]])
   np.testing.assert_array_equal(rollouts.lengths, [1, 3, 3])
@@ -99,7 +99,7 @@ def test_padding_may_share_its_id_with_the_stop_token():
   np.testing.assert_array_equal(rollouts.stop_reason, [types.STOPPED, types.TRUNCATED])
 
 
-def test_a_pad_id_that_is_chosen_is_a_token_like_any_other():
+def test_a_sampled_pad_id_is_an_ordinary_token():
   rollouts = _run_chain((5,), pad_id=2, starts=(0,))
   np.testing.assert_array_equal(rollouts.tokens, [[1, 2, 3]])
   np.testing.assert_array_equal(rollouts.mask, [[1, 1, 1]])
@@ -120,7 +120,7 @@ def test_decoding_ends_when_every_row_has_stopped(starts, steps):
   jax.block_until_ready(jax.jit(sampler)(
       params, starts[:, None], np.ones_like(starts), starts, jax.random.key(0)))
   jax.effects_barrier()
-  assert len(calls) == 1 + steps  # The prefill, and a step for each token but the first.
+  assert len(calls) == 1 + steps  # The prefill, and a step for each token except the first.
 
 
 # --- One prefill, one compilation.
@@ -132,8 +132,8 @@ def test_k_samples_share_one_prefill():
   sampler = decode.make_sampler(model, num_samples=5, max_tokens=3, stop_ids=(3,), pad_id=0)
   jax.eval_shape(sampler, params, np.zeros((2, 7), np.int32), np.full(2, 7, np.int32),
                  np.arange(2), jax.random.key(0))
-  assert seen[0] == (2, 7)  # The prompts once, not once a sample ...
-  assert set(seen[1:]) == {(10, 1)}  # ... then one token of each of the P * K rows.
+  assert seen[0] == (2, 7)  # Each prompt once, not once per sample.
+  assert set(seen[1:]) == {(10, 1)}  # Then one token of each of the P * K rows.
 
 
 def test_the_same_program_serves_every_batch():
@@ -151,12 +151,12 @@ def test_the_same_program_serves_every_batch():
 # --- The noise belongs to (key, example, sample, position).
 
 
-def test_keys_examples_and_samples_have_noise_of_their_own():
+def test_keys_examples_and_samples_have_different_noise():
   first = _sampler()()
   np.testing.assert_array_equal(_sampler()().tokens, first.tokens)
   other = _sampler()(seed=1)
   assert (other.tokens != first.tokens).any(axis=(1, 2)).all()
-  # One prompt three times under three ids: three groups of samples, all different.
+  # The same prompt with three ids gives three different groups of samples.
   same = _sampler()(PROMPTS[[0, 0, 0]], LENGTHS[[0, 0, 0]])
   assert len({group.tobytes() for group in same.tokens}) == 3
   assert len({row.tobytes() for row in same.tokens[0]}) > 1
@@ -167,14 +167,14 @@ def test_a_sample_does_not_depend_on_its_batch():
   order = np.array([2, 0, 1])
   moved = _sampler()(PROMPTS[order], LENGTHS[order], IDS[order])
   np.testing.assert_array_equal(moved.tokens, first.tokens[order])
-  # In other company, and where the others run on for longer or stop sooner.
-  company = np.array([[8, 8, 8, 8, 8], [9, 9, 9, 2, 6], [1, 2, 3, 4, 5]], np.int32)
-  mixed = _sampler()(company, np.array([1, 2, 5], np.int32), np.array([3, 7, 4]))
+  # With other prompts, whose responses are longer or shorter.
+  others = np.array([[8, 8, 8, 8, 8], [9, 9, 9, 2, 6], [1, 2, 3, 4, 5]], np.int32)
+  mixed = _sampler()(others, np.array([1, 2, 5], np.int32), np.array([3, 7, 4]))
   np.testing.assert_array_equal(mixed.tokens[1], first.tokens[1])
   np.testing.assert_allclose(mixed.log_probs[1], first.log_probs[1], atol=1e-5)
 
 
-def test_a_prompt_that_stands_twice_in_a_batch_gets_the_next_samples():
+def test_a_repeated_prompt_in_a_batch_gets_the_next_samples():
   more = _sampler(num_samples=8)().tokens
   order = np.array([1, 0, 1])
   twice = _sampler()(PROMPTS[order], LENGTHS[order], IDS[order]).tokens
@@ -195,7 +195,7 @@ def test_a_shorter_limit_gives_the_beginning_of_the_same_samples():
   assert cut.any()
 
 
-def test_pad_content_of_a_prompt_is_not_read():
+def test_padding_of_a_prompt_has_no_effect():
   first = _sampler()()
   changed = PROMPTS.copy()
   changed[1, :3], changed[2, :2] = 0, 16
@@ -222,12 +222,12 @@ def test_recorded_log_probs_are_those_of_the_trainer(temperature):
   scored = _score(temperature, 0)(rollouts)
   np.testing.assert_allclose(rollouts.log_probs, scored, atol=1e-4)
   assert np.abs(scored).max() > 1
-  # The ratio of the policy to itself, through another chunking of the same function.
+  # The ratio of the policy to itself, with another chunk size.
   ratio = np.exp((_score(temperature, 4)(rollouts) - scored).sum(-1))
   np.testing.assert_allclose(ratio, 1.0, atol=1e-5)
 
 
-def test_log_probs_are_of_the_whole_vocabulary_whatever_is_cut_off():
+def test_log_probs_are_over_the_whole_vocabulary_despite_truncation():
   rollouts = _sampler(top_k=2, top_p=0.8, temperature=1.3)()
   np.testing.assert_allclose(rollouts.log_probs, _score(1.3, 0)(rollouts), atol=1e-4)
 
@@ -241,7 +241,7 @@ def test_greedy_equals_an_argmax_loop_without_a_cache():
 
   @jax.jit
   def next_logits(tokens, length, filled):
-    """Logits behind `filled` slots; slots from there on are masked."""
+    """Logits after `filled` slots; later slots are masked."""
     slots = jnp.arange(tokens.shape[1])
     valid = (slots >= 5 - length) & (slots < filled)
     output = model.apply(params, tokens, positions=jnp.maximum(slots - (5 - length), 0)[None],
@@ -256,7 +256,8 @@ def test_greedy_equals_an_argmax_loop_without_a_cache():
       np.testing.assert_allclose(
           greedy.log_probs[row, 0, t], logits.max() - np.log(np.exp(logits).sum()), atol=1e-4)
     np.testing.assert_array_equal(greedy.tokens[row, 0], tokens[0, 5:])
-  # The noise has no part in it.
+
+  # The key has no effect.
   np.testing.assert_array_equal(_sampler(num_samples=1, temperature=0.0)().tokens, greedy.tokens)
 
 
@@ -269,7 +270,7 @@ def test_top_k_of_one_is_greedy():
   np.testing.assert_array_equal(tiny_nucleus.tokens, one.tokens)
 
 
-# --- Other caches, other devices, bad options.
+# --- Other caches, other devices, invalid arguments.
 
 
 def test_a_stacked_cache_and_learned_positions_give_consistent_samples():
@@ -302,21 +303,21 @@ def test_a_mesh_samples_the_same_tokens():
 @pytest.mark.parametrize('changes, message', [
     (dict(num_samples=0), 'num_samples must be at least 1, got 0'),
     (dict(max_tokens=0), 'max_tokens must be at least 1, got 0'),
-    (dict(stop_ids=()), 'stop_ids must name at least one token'),
-    (dict(temperature=-0.5), 'temperature must be 0 .greedy. or positive and finite, got -0.5'),
+    (dict(stop_ids=()), 'stop_ids must have at least one id'),
+    (dict(temperature=-0.5), 'temperature must be non-negative and finite, got -0.5'),
     (dict(temperature=float('nan')), 'temperature must be .* got nan'),
-    (dict(top_k=-1), 'top_k must be 0 .off. or positive, got -1'),
+    (dict(top_k=-1), 'top_k must be at least 0, got -1'),
     (dict(top_p=0.0), r'top_p must be in \(0, 1\], got 0.0'),
     (dict(temperature=0.0, top_p=2.0), r'top_p must be in \(0, 1\], got 2.0'),
 ])
-def test_bad_options_are_named_when_the_sampler_is_made(changes, message):
-  options = dict(num_samples=1, max_tokens=1, stop_ids=(1,), pad_id=0) | changes
+def test_invalid_arguments_are_named_when_the_sampler_is_made(changes, message):
+  arguments = dict(num_samples=1, max_tokens=1, stop_ids=(1,), pad_id=0) | changes
   with pytest.raises(ValueError, match=message):
-    decode.make_sampler(models.chain(CHAIN)[0], **options)
+    decode.make_sampler(models.chain(CHAIN)[0], **arguments)
 
 
 def test_a_cache_beyond_the_models_length_is_an_error():
   model, params = _network()
   sampler = decode.make_sampler(model, num_samples=1, max_tokens=13, stop_ids=(1,), pad_id=0)
-  with pytest.raises(ValueError, match='max_length must be at least the 17 slots'):
+  with pytest.raises(ValueError, match='max_length must be at least the number of slots'):
     jax.eval_shape(sampler, params, PROMPTS, LENGTHS, IDS, jax.random.key(0))

@@ -1,4 +1,4 @@
-"""Roll-outs with a user: one token path, resets at a turn, and the law of the turn."""
+"""Roll-outs with a user: token ids, resets at a turn, and the distribution of the turn."""
 
 import dataclasses
 import functools
@@ -20,10 +20,9 @@ from tests.sampling import models
 STOP = PAD = 0  # The padding shares its id with the stop token.
 TURNS, REPLY, MESSAGE = 3, 2, 3
 KEY = jax.random.key(5)
-# The probability below which chance is no explanation.
 SIGNIFICANCE = 1e-4
 
-# Every token after every other: replies of one or two tokens, stopped or cut.
+# All tokens are equally likely: replies have one or two tokens, and stop or are truncated.
 BIGRAM, TABLE = models.bigram(np.zeros((7, 7)))
 
 
@@ -41,14 +40,14 @@ def _empty(prompts=6, num_turns=TURNS, **changes):
       num_turns=num_turns, **slots)
 
 
-def _user(said):
-  """None to two tokens, by the noise and the last reply."""
+def _user(waiting):
+  """Zero to two tokens, depending on the noise and the last reply."""
   return [[1 + int(seed) % 5] * (int(seed) // 16 % 3) + [6] * int(reply)
-          for seed, reply in zip(said.seeds, said.replies[:, 0, 0] == 6)]
+          for seed, reply in zip(waiting.seeds, waiting.replies[:, 0, 0] == 6)]
 
 
-def _roll(talk, /, *, user=_user, sample=None, key=KEY, **options):
-  return dialogue.roll_out(sample or _sample(), TABLE, user, talk, key, **options)
+def _roll(talk, /, *, user=_user, sample=None, key=KEY, **arguments):
+  return dialogue.roll_out(sample or _sample(), TABLE, user, talk, key, **arguments)
 
 
 @functools.cache
@@ -62,47 +61,49 @@ def _pair(turn=(0, 1, 2, 1, 0, 2), ends=(3, 3, 3, 2, 1, 3)):
 def _row(talk, row):
   """The ids of a dialogue, and for each the turn of its reply (−1 for the user's)."""
   ids, turns = [], []
-  for index, said in enumerate(talk.turns(row)):
-    ids += said.tolist()
-    turns += [index // 2 if index % 2 else -1] * len(said)
+  for index, turn_ids in enumerate(talk.turns(row)):
+    ids += turn_ids.tolist()
+    turns += [index // 2 if index % 2 else -1] * len(turn_ids)
   return ids, turns
 
 
-# --- One token path.
+# --- Token ids.
 
 
-def test_ids_in_are_ids_in_the_loss_at_every_turn():
-  asked, said, heard = [], [], []
+def test_sampled_ids_are_the_ids_in_the_loss_at_every_turn():
+  inputs, replies, messages = [], [], []
 
   def sample(params, prompts, lengths, ids, key):
     rollouts = _sample()(params, prompts, lengths, ids, key)
-    asked.append((prompts, lengths))
-    said.append(np.asarray(rollouts.tokens[:, 0]))
+    inputs.append((prompts, lengths))
+    replies.append(np.asarray(rollouts.tokens[:, 0]))
     return rollouts
 
   def user(talk):
-    heard.append(_user(talk))
-    return heard[-1]
+    messages.append(_user(talk))
+    return messages[-1]
 
   first = _roll(_empty(), sample=sample, user=user)
   rollouts, aux = dialogue.as_rollouts([first, first], np.zeros(6, int))
-  some_cut = False
+  is_some_truncated = False
+
   for row in range(6):
     prompt = first.prompts[row, 4 - first.prompt_lengths[row] :].tolist()
     ids, turns = list(prompt), [-1] * len(prompt)
     for turn in range(TURNS):
-      prompts, lengths = asked[turn]
+      prompts, lengths = inputs[turn]
       assert prompts.shape == (6, 4 + turn * (REPLY + MESSAGE))
       assert prompts[row, prompts.shape[1] - lengths[row] :].tolist() == ids
-      reply = said[turn][row].tolist()
+      reply = replies[turn][row].tolist()
       if STOP in reply:
         reply = reply[: reply.index(STOP) + 1]
-      some_cut |= STOP not in reply
+      is_some_truncated |= STOP not in reply
       ids += reply
       turns += [turn] * len(reply)
       if turn < TURNS - 1:
-        ids += heard[turn][row]
-        turns += [-1] * len(heard[turn][row])
+        ids += messages[turn][row]
+        turns += [-1] * len(messages[turn][row])
+
     assert (ids, turns) == _row(first, row)
     ids, turns = ids[len(prompt) :], turns[len(prompt) :]
     for k in range(2):
@@ -112,7 +113,7 @@ def test_ids_in_are_ids_in_the_loss_at_every_turn():
       assert rollouts.mask[row, k, : len(ids)].tolist() == [float(t >= 0) for t in turns]
       assert not rollouts.mask[row, k, len(ids) :].any()
       assert (aux['turns'][row, k, len(ids) :] == -1).all()
-  assert some_cut
+  assert is_some_truncated
 
 
 def test_F9_masks_of_turns_are_disjoint_and_cover_all_replies():
@@ -157,7 +158,7 @@ def test_log_probs_are_the_trainers_in_every_turn():
   assert (rollouts.log_probs[rollouts.mask > 0] < -0.01).all()
 
 
-def test_the_width_of_a_transcript_has_no_part():
+def test_the_width_of_a_transcript_has_no_effect():
   growing, fixed = _networks_dialogue('growing'), _networks_dialogue('fixed')
   for name in ('replies', 'reply_lengths', 'messages', 'message_lengths'):
     np.testing.assert_array_equal(getattr(growing, name), getattr(fixed, name))
@@ -172,24 +173,24 @@ def test_fixed_widths_compile_once():
     seen.clear()
     sample.clear_cache()
     dialogue.roll_out(
-        sample, jnp.asarray(params), lambda said: [[1] * 4] * len(said),
+        sample, jnp.asarray(params), lambda waiting: [[1] * 4] * len(waiting),
         _empty(reply_slots=1, message_slots=4), KEY, widths=widths)
-    widths = [shape[1] for shape in seen if shape[1] > 1]  # The transcripts that are traced.
+    widths = [shape[1] for shape in seen if shape[1] > 1]  # Of the traced transcripts.
     assert set(widths) == expected and len(widths) == len(expected)
 
 
 # --- Replies that do not stop.
 
 
-def test_a_cut_reply_gets_no_stop_token_in_the_loss():
+def test_a_truncated_reply_gets_no_stop_token_in_the_loss():
   model, params = models.chain([1, 2, 3, 1, 1, 1, 1])  # 1 2 3 1 2 ...: never stops.
   sample = jax.jit(decode.make_sampler(
       model, num_samples=1, max_tokens=REPLY, stop_ids=(STOP,), pad_id=PAD))
   start = dialogues.empty(
       np.array([[4]]), [1], [0], num_turns=2, reply_slots=REPLY, message_slots=MESSAGE)
   talk = dialogue.roll_out(
-      sample, params, lambda said: [[4]] * len(said), start, KEY, close_ids=(STOP, 5))
-  # The turn is closed in what the user appends, where the policy chose nothing.
+      sample, params, lambda waiting: [[4]] * len(waiting), start, KEY, close_ids=(STOP, 5))
+  # The turn is ended by the user's message, which is not in the loss.
   assert _row(talk, 0) == ([4, 1, 2, STOP, 5, 4, 1, 2], [-1, 0, 0, -1, -1, -1, 1, 1])
   assert (talk.stop_reason == types.TRUNCATED).all()
   rollouts, _ = dialogue.as_rollouts([talk, talk], np.zeros(1, int))
@@ -197,13 +198,13 @@ def test_a_cut_reply_gets_no_stop_token_in_the_loss():
   assert rollouts.stop_reason.tolist() == [[types.TRUNCATED] * 2]
 
 
-def test_a_reply_that_stopped_is_not_closed_again():
-  first = _roll(_empty(), close_ids=(5,), user=lambda said: [[4]] * len(said))
+def test_a_reply_that_stopped_is_not_ended_again():
+  first = _roll(_empty(), close_ids=(5,), user=lambda waiting: [[4]] * len(waiting))
   for row in range(6):
     for turn in range(TURNS - 1):
       message = first.messages[row, turn, : first.message_lengths[row, turn]].tolist()
-      cut = first.stop_reason[row, turn] == types.TRUNCATED
-      assert message == ([5, 4] if cut else [4])
+      is_truncated = first.stop_reason[row, turn] == types.TRUNCATED
+      assert message == ([5, 4] if is_truncated else [4])
   assert {0, 1} == set(first.stop_reason.reshape(-1).tolist())
 
 
@@ -216,7 +217,7 @@ def test_the_stop_reason_of_a_pair_is_that_of_turn_h():
     assert rollouts.stop_reason[row].tolist() == expected
 
 
-# --- Starting again at turn h.
+# --- Restarts at turn h.
 
 
 def test_F3_both_share_everything_up_to_the_users_turn_h():
@@ -228,12 +229,12 @@ def test_F3_both_share_everything_up_to_the_users_turn_h():
     one, two = first.turns(row), second.turns(row)
     assert [x.tolist() for x in one[:until]] == [x.tolist() for x in two[:until]]
   np.testing.assert_array_equal(second.prompts, first.prompts)
-  # The copy of the prefix is that of ids and log-probs; what comes after differs somewhere.
+  # Ids and log-probs of the prefix are copied; the rest differs somewhere.
   assert (first.replies != second.replies).any() and (first.messages != second.messages).any()
 
 
-def test_F3_what_comes_after_is_independent():
-  # Replies of one token with known odds, and a user whose message is its noise.
+def test_F3_later_turns_are_independent():
+  # Replies of one token with known probabilities, and a user whose message is its noise.
   logits = np.zeros((7, 7))
   logits[:, 1:4] = [2.0, 1.0, 1.5]
   logits[:, [0, 4, 5, 6]] = -50
@@ -246,21 +247,23 @@ def test_F3_what_comes_after_is_independent():
       np.full((seeds, prompts, 1), 4), np.ones(ids.shape, int), ids, num_turns=3, reply_slots=1,
       message_slots=1)
   keys = jax.vmap(jax.random.fold_in, (None, 0))(KEY, jnp.arange(seeds))
-  user = lambda said: (4 + said.seeds % 2).astype(int)[:, None]
+
+  user = lambda waiting: (4 + waiting.seeds % 2).astype(int)[:, None]
   first = dialogue.roll_out(sample, params, user, start, keys)
   second = dialogue.roll_out(sample, params, user, first, keys, rollout=1, start=1)
   np.testing.assert_array_equal(first.replies[..., 0, :], second.replies[..., 0, :])
   np.testing.assert_array_equal(first.messages[..., 0, :], second.messages[..., 0, :])
-  odds = np.exp([2.0, 1.0, 1.5])
-  odds /= odds.sum()
+
+  probs = np.exp([2.0, 1.0, 1.5])
+  probs /= probs.sum()
   half = np.array([0.5, 0.5])
   both = lambda name, turn: [getattr(d, name)[..., turn, 0].reshape(-1) for d in (first, second)]
   for (x, y), p, q, offset in (
-      (both('replies', 1), odds, odds, 1), (both('replies', 2), odds, odds, 1),
+      (both('replies', 1), probs, probs, 1), (both('replies', 2), probs, probs, 1),
       (both('messages', 1), half, half, 4),
-      ((both('replies', 1)[0], both('replies', 2)[1]), odds, odds, 1),
-      ((both('replies', 0)[0], both('replies', 1)[0]), odds, odds, 1),
-      ((both('messages', 1)[0], both('replies', 1)[1]), half, odds, (4, 1))):
+      ((both('replies', 1)[0], both('replies', 2)[1]), probs, probs, 1),
+      ((both('replies', 0)[0], both('replies', 1)[0]), probs, probs, 1),
+      ((both('messages', 1)[0], both('replies', 1)[1]), half, probs, (4, 1))):
     offset = np.broadcast_to(offset, 2)
     counts = np.zeros((len(p), len(q)))
     np.add.at(counts, (x - offset[0], y - offset[1]), 1)
@@ -272,7 +275,7 @@ def test_the_same_roll_out_from_any_turn_is_the_same():
   first = _roll(_empty())
   again = _roll(first, start=np.array([0, 1, 2, 1, 0, 2]))
   for field in dataclasses.fields(first):
-    if field.name not in ('seeds', 'pad_id'):  # Of the user's last message.
+    if field.name not in ('seeds', 'pad_id'):  # `seeds` are those of the user's last message.
       np.testing.assert_array_equal(getattr(again, field.name), getattr(first, field.name))
 
 
@@ -281,7 +284,7 @@ def test_noise_depends_on_the_example_and_not_on_the_batch():
   first, some = _roll(start), _roll(start[order])
   np.testing.assert_array_equal(some.replies, first.replies[order])
   np.testing.assert_array_equal(some.messages, first.messages[order])
-  # A prompt that stands there twice is sampled twice.
+  # A repeated prompt is sampled twice.
   twice = _roll(start[np.array([3, 0, 3])])
   np.testing.assert_array_equal(twice.replies[0], first.replies[3])
   assert (twice.replies[2] != first.replies[3]).any()
@@ -291,12 +294,12 @@ def test_noise_depends_on_the_example_and_not_on_the_batch():
   assert (other.replies != first.replies).any() and (other.messages != first.messages).any()
 
 
-def test_every_turn_and_roll_out_has_noise_of_its_own():
+def test_every_turn_and_roll_out_has_different_noise():
   seeds = []
 
-  def user(said):
-    seeds.append(said.seeds.copy())
-    return [[6]] * len(said)
+  def user(waiting):
+    seeds.append(waiting.seeds.copy())
+    return [[6]] * len(waiting)
 
   first = _roll(_empty(), user=user)
   _roll(first, user=user, rollout=1)
@@ -305,24 +308,24 @@ def test_every_turn_and_roll_out_has_noise_of_its_own():
   assert values.min() < 2**31 < values.max()
 
 
-def test_only_dialogues_that_go_on_ask_the_user():
-  asked = []
+def test_only_dialogues_that_continue_call_the_user():
+  calls = []
 
-  def user(said):
-    asked.append((said.example_ids.tolist(), said.num_replies.tolist()))
-    return [[6]] * len(said)
+  def user(waiting):
+    calls.append((waiting.example_ids.tolist(), waiting.num_replies.tolist()))
+    return [[6]] * len(waiting)
 
   ends = np.array([1, 2, 3, 3, 1, 2])
   talk = _roll(_empty(), user=user, num_turns=ends)
-  assert asked == [([11, 12, 13, 15], [1] * 4), ([12, 13], [2] * 2)]
+  assert calls == [([11, 12, 13, 15], [1] * 4), ([12, 13], [2] * 2)]
   np.testing.assert_array_equal(talk.num_replies, ends)
   np.testing.assert_array_equal((talk.message_lengths > 0).sum(axis=1), ends - 1)
   _roll(talk, user=user, start=np.array([1, 1, 2, 0, 0, 0]), num_turns=ends)
-  # Dialogue 12 starts again with reply 2: what the user said before it stays.
-  assert asked[2:] == [([13, 15], [1] * 2), ([13], [2])]
+  # Dialogue 12 restarts with reply 2, and the user's message before it is copied.
+  assert calls[2:] == [([13, 15], [1] * 2), ([13], [2])]
 
 
-def test_the_first_dialogue_stays_as_it_was():
+def test_the_first_dialogue_is_unchanged():
   first = _roll(_empty())
   before = {f.name: np.array(getattr(first, f.name)) for f in dataclasses.fields(first)}
   _roll(first, rollout=1, start=1, num_turns=2)
@@ -330,7 +333,7 @@ def test_the_first_dialogue_stays_as_it_was():
     np.testing.assert_array_equal(getattr(first, name), value)
 
 
-def test_seeds_side_by_side():
+def test_several_seeds_equal_separate_runs():
   starts = [_empty(), dataclasses.replace(_empty(), example_ids=20 + np.arange(6))]
   keys = jnp.stack([KEY, jax.random.key(6)])
   stacked = dataclasses.replace(starts[0], **{
@@ -340,20 +343,22 @@ def test_seeds_side_by_side():
       BIGRAM, num_samples=1, max_tokens=REPLY, stop_ids=(STOP,), pad_id=PAD)
   sample = jax.jit(jax.vmap(sampler, (None, 0, 0, 0, 0)))
   turn, ends = np.array([[0, 1, 2, 1, 0, 2]] * 2), np.array([3, 3, 3, 2, 1, 3])
+
   both = _roll(stacked, sample=sample, key=keys, num_turns=ends)
   again = _roll(both, sample=sample, key=keys, rollout=1, start=turn, num_turns=ends)
   rollouts, aux = dialogue.as_rollouts([both, again], turn)
   assert rollouts.tokens.shape == (2, 6, 2, TURNS * REPLY + (TURNS - 1) * MESSAGE)
+
   for index, start in enumerate(starts):
     first = _roll(start, key=keys[index], num_turns=ends)
     second = _roll(first, key=keys[index], rollout=1, start=turn[index], num_turns=ends)
     expected, numbers = dialogue.as_rollouts([first, second], turn[index])
-    # Ids and masks are equal; log-probs are those of two programs.
+    # Ids and masks are equal; log-probs come from two programs.
     jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-6), jax.tree.map(
         lambda leaf, i=index: leaf[i], (rollouts, aux)), (expected, numbers))
 
 
-# --- The law of h.
+# --- The distribution of h.
 
 
 def test_F4_setting_one():
@@ -363,12 +368,14 @@ def test_F4_setting_one():
   turns = dialogue.draw_turns(keys, ids, 5, setting='one')
   last = turns.num_turns - 1
   assert (turns.turn <= last).all() and turns.turn.min() == 0 and last.max() == 4
-  law = [sum(1 / 5 / (end + 1) for end in range(h, 5)) for h in range(5)]
-  np.testing.assert_allclose(law, [0.4566667, 0.2566667, 0.1566667, 0.09, 0.04], atol=1e-7)
+
+  probs = [sum(1 / 5 / (end + 1) for end in range(h, 5)) for h in range(5)]
+  np.testing.assert_allclose(probs, [0.4566667, 0.2566667, 0.1566667, 0.09, 0.04], atol=1e-7)
   joint = np.zeros((5, 5))
   np.add.at(joint, (last.reshape(-1), turns.turn.reshape(-1)), 1)
   exact = np.tril(np.ones((5, 5))) / 5 / np.arange(1, 6)[:, None]
-  np.testing.assert_allclose(exact.sum(axis=0), law)
+  np.testing.assert_allclose(exact.sum(axis=0), probs)
+
   possible = exact > 0
   assert joint[~possible].sum() == 0
   assert stats.chisquare(joint[possible], exact[possible] * ids.size).pvalue > SIGNIFICANCE
@@ -397,26 +404,27 @@ def test_turns_depend_on_the_example_and_not_on_the_batch():
     np.testing.assert_array_equal(some, [turns.turn[order], turns.num_turns[order]])
 
 
-# --- What is refused.
+# --- Errors.
 
 
-def test_settings_out_of_range_are_named():
+def test_arguments_out_of_range_are_named():
   start = _empty()
-  for options, line in (
-      ({'num_turns': 4}, 'turns must lie in 0 to 3 (num_turns), got 0 to 4'),
-      ({'start': -1}, 'turns must lie in 0 to 3 (num_turns), got -1 to 3'),
+  for arguments, line in (
+      ({'num_turns': 4}, 'start and num_turns must be in [0, 3], got 0 and 4'),
+      ({'start': -1}, 'start and num_turns must be in [0, 3], got -1 and 3'),
       ({'widths': 'wide'}, "widths must be 'growing' or 'fixed', got 'wide'"),
-      ({'start': 1}, 'start must be at most the turns that have been said, got 1 where one of the '
-                     'dialogues has 0'),
-      ({'sample': _sample(1)}, 'the sampler must draw one reply with as many slots as the '
-                               'dialogues have: tokens (6, 1, 2), got (6, 1, 1)'),
-      ({'user': lambda said: [[1]]}, 'a user must answer 6 dialogues, got 1 messages'),
-      ({'user': lambda said: [[1] * 4] * 6},
+      ({'start': 1}, 'start must be at most the number of replies so far, got 1 for dialogues of '
+                     'which one has 0'),
+      ({'sample': _sample(1)}, 'the sampler must draw one reply per dialogue, with tokens '
+                               '(6, 1, 2), got (6, 1, 1)'),
+      ({'user': lambda waiting: [[1]]}, 'a user must answer 6 dialogues, got 1 messages'),
+      ({'user': lambda waiting: [[1] * 4] * 6},
        "a user's message must have at most 3 tokens (message_slots), got 4"),
   ):
     with pytest.raises(ValueError) as error:
-      _roll(start, **options)
+      _roll(start, **arguments)
     assert str(error.value) == line
+
   for turns, setting, line in (
       (5, 'three', "setting must be 'one' or 'two', got 'three'"),
       (np.array([1, 0]), 'two', 'num_turns must be at least 1, got 0')):

@@ -16,12 +16,12 @@ from jaxrl_llm.types import Rollouts
 from tests.models import witness
 from tests.sampling import models
 
-# Far below what chance gives over these few draws, far above what a wrong sampler gives.
+# Far below p-values of a correct sampler over these few draws, far above those of a wrong one.
 SIGNIFICANCE = 1e-4
 
 
 def _p_value(counts, probabilities):
-  """Chi-square, cells of fewer than five expected samples put together."""
+  """p-value of a chi-square test; cells with fewer than five expected samples are merged."""
   expected = counts.sum() * np.asarray(probabilities, np.float64)
   assert counts[expected == 0].sum() == 0
   small = expected < 5
@@ -47,21 +47,21 @@ TABLE = np.array([
 ])
 
 
-@pytest.mark.parametrize('options, weights_of', [
+@pytest.mark.parametrize('arguments, weights_of', [
     (dict(temperature=1.0), lambda z: _softmax(z)),
     (dict(temperature=0.6), lambda z: _softmax(z / 0.6)),
     (dict(temperature=1.3, top_k=3), lambda z: _softmax(z / 1.3) * (np.argsort(
         np.argsort(-z, kind='stable'), kind='stable') < 3)),
     # After token 0 the probabilities are .56, .21, .13, .08, .03: three reach 0.85.
     (dict(top_p=0.85), lambda z: _softmax(z) * (z >= np.sort(z)[-3])),
-    # The nucleus is cut from what the temperature leaves, .90, .07, .02 ...: two reach 0.95,
-    # where four would at temperature 1.
+    # The nucleus is that of the tempered probabilities .90, .07, .02 ...: two tokens reach 0.95,
+    # and four would at temperature 1.
     (dict(temperature=0.4, top_p=0.95), lambda z: _softmax(z / 0.4) * (z >= np.sort(z)[-2])),
 ])
-def test_one_token_follows_its_distribution(options, weights_of):
+def test_one_token_follows_its_distribution(arguments, weights_of):
   model, params = models.bigram(TABLE)
   sampler = decode.make_sampler(
-      model, num_samples=1000, max_tokens=1, stop_ids=(4,), pad_id=0, **options)
+      model, num_samples=1000, max_tokens=1, stop_ids=(4,), pad_id=0, **arguments)
   prompts = jnp.zeros((2, 1), jnp.int32)
   weights = weights_of(TABLE[0])
   sample = jax.jit(sampler)
@@ -73,16 +73,16 @@ def test_one_token_follows_its_distribution(options, weights_of):
 
 
 def _every_sequence(vocabulary, stop, slots):
-  """All responses of at most `slots` tokens: those that stop, and those that are cut."""
+  """Yields all responses of at most `slots` tokens, stopped or truncated."""
   for sequence in itertools.product(range(vocabulary), repeat=slots):
     end = sequence.index(stop) + 1 if stop in sequence else slots
-    if all(token == 0 for token in sequence[end:]):  # One way to write each.
+    if all(token == 0 for token in sequence[end:]):  # Each response once.
       yield sequence
 
 
 @functools.lru_cache
 def _tiny():
-  """A transformer with 3 tokens; its 1 + 2 + 4 + 8 = 15 responses of up to 3 tokens."""
+  """A transformer with 3 tokens, which has 1 + 2 + 4 + 8 = 15 responses of up to 3 tokens."""
   model = policy.make(configs.TransformerConfig(
       vocab_size=3, num_layers=1, width=8, num_heads=2, num_kv_heads=1, head_dim=4, mlp_width=8,
       max_length=8))
@@ -110,8 +110,8 @@ def test_sequences_of_a_network_follow_their_exact_probabilities():
     drawn = sampler(params, prompts, lengths, jnp.array([seed]), jax.random.key(seed))
     drawn = np.asarray(drawn.tokens[0])
     counts = np.array([(drawn == sequence).all(axis=1).sum() for sequence in sequences])
-    assert counts.sum() == 3000  # Each sample is one of the fifteen, padding included.
+    assert counts.sum() == 3000  # Each sample is one of the fifteen, including padding.
     assert _p_value(counts, probabilities) > SIGNIFICANCE
-    # The same counts rule out what is flatter by a fifth.
+    # The same counts reject a distribution that is flatter by a fifth.
     flatter = probabilities ** (1 / 1.2)
     assert _p_value(counts, flatter / flatter.sum()) < SIGNIFICANCE

@@ -1,4 +1,4 @@
-"""Policies that are known by heart, behind the same `ModelFns` as a network."""
+"""Policies with known probabilities, with the interface of a network (`ModelFns`)."""
 
 import jax.numpy as jnp
 import numpy as np
@@ -10,8 +10,8 @@ def bigram(logits, *, seen=None):
   """A policy whose next-token logits are a row of a table.
 
   Args:
-    logits: float [V, V]; row v are the logits after token v.
-    seen: a list to which the shape of every `tokens` that is traced is appended.
+    logits: float [V, V]; row v has the logits after token v.
+    seen: a list to which the shape of each traced `tokens` is appended.
 
   Returns:
     (model, params).
@@ -29,7 +29,7 @@ def bigram(logits, *, seen=None):
 
 
 def chain(successors, *, seen=None):
-  """A bigram that goes from token v to successors[v], almost surely."""
+  """A bigram policy that draws successors[v] after token v, almost surely."""
   size = len(successors)
   logits = np.full((size, size), -50.0)
   logits[np.arange(size), successors] = 50.0

@@ -1,4 +1,4 @@
-"""Temperature, top-k and top-p against sorted lists; choices against probabilities."""
+"""Temperature, top-k and top-p against sorted lists; draws against probabilities."""
 
 import jax
 import jax.numpy as jnp
@@ -9,21 +9,21 @@ from scipy import stats
 from jaxrl_llm.sampling import processors
 
 
-def _kept(logits):
+def _allowed(logits):
   return np.asarray(logits) > processors.EXCLUDED
 
 
 def _nucleus(logits, p):
-  """Adds tokens from the most probable on until their probability reaches p."""
+  """Adds the most probable tokens until their total probability reaches p."""
   probabilities = np.exp(np.float64(logits) - np.max(logits))
   probabilities /= probabilities.sum()
-  kept, reached = np.zeros(len(logits), bool), 0.0
+  nucleus, total = np.zeros(len(logits), bool), 0.0
   for token in sorted(range(len(logits)), key=lambda v: (-logits[v], v)):
-    kept[token] = True
-    reached += probabilities[token]
-    if reached >= p:
-      return kept
-  return kept
+    nucleus[token] = True
+    total += probabilities[token]
+    if total >= p:
+      return nucleus
+  return nucleus
 
 
 def test_temper_divides_in_float32():
@@ -34,26 +34,26 @@ def test_temper_divides_in_float32():
 
 
 @pytest.mark.parametrize('temperature', [0.0, -1.0, float('nan'), float('inf')])
-def test_temper_rejects_what_is_no_temperature(temperature):
+def test_temper_rejects_invalid_temperatures(temperature):
   with pytest.raises(ValueError, match='temperature must be positive and finite, got'):
     processors.temper(jnp.zeros((1, 2)), temperature=temperature)
 
 
-def test_top_k_keeps_the_k_largest_and_leaves_them_alone():
+def test_top_k_keeps_the_k_largest_unchanged():
   logits = np.random.default_rng(0).standard_normal((3, 4, 9)).astype(np.float32)
   for k in range(1, 9):
     out = np.asarray(processors.top_k(logits, k=k))
     for index in np.ndindex(3, 4):
       largest = np.sort(logits[index])[-k:]
-      np.testing.assert_array_equal(np.sort(out[index][_kept(out[index])]), largest)
+      np.testing.assert_array_equal(np.sort(out[index][_allowed(out[index])]), largest)
   for k in (0, 9, 100):
     np.testing.assert_array_equal(processors.top_k(logits, k=k), logits)
 
 
-def test_top_k_ties_go_to_the_lower_id_so_that_exactly_k_stay():
+def test_top_k_ties_go_to_the_lower_id_so_that_exactly_k_are_allowed():
   logits = np.array([[1.0, 3.0, 3.0, 3.0, 0.0], [2.0] * 5], np.float32)
   np.testing.assert_array_equal(
-      _kept(processors.top_k(logits, k=2)), [[0, 1, 1, 0, 0], [1, 1, 0, 0, 0]])
+      _allowed(processors.top_k(logits, k=2)), [[0, 1, 1, 0, 0], [1, 1, 0, 0, 0]])
 
 
 def test_top_p_equals_the_sorted_list():
@@ -62,22 +62,22 @@ def test_top_p_equals_the_sorted_list():
     out = np.asarray(processors.top_p(logits, p=p))
     for row, result in zip(logits, out):
       expected = _nucleus(row, p)
-      np.testing.assert_array_equal(_kept(result), expected)
+      np.testing.assert_array_equal(_allowed(result), expected)
       np.testing.assert_array_equal(result[expected], row[expected])
 
 
 def test_top_p_by_hand():
-  # 1/2, 1/4, 1/8, 1/8: the token that reaches p is the last one kept, and of two equal
+  # 1/2, 1/4, 1/8, 1/8: the token that reaches p is the last one allowed, and of two equal
   # ones the lower id comes first.
   logits = np.log(np.array([[0.125, 0.5, 0.125, 0.25]], np.float32))
   for p, expected in (
       (1e-6, [0, 1, 0, 0]), (0.5, [0, 1, 0, 0]), (0.6, [0, 1, 0, 1]), (0.75, [0, 1, 0, 1]),
       (0.8, [1, 1, 0, 1]), (0.999, [1, 1, 1, 1])):
-    np.testing.assert_array_equal(_kept(processors.top_p(logits, p=p)), [expected], str(p))
+    np.testing.assert_array_equal(_allowed(processors.top_p(logits, p=p)), [expected], str(p))
   np.testing.assert_array_equal(processors.top_p(logits, p=1.0), logits)
 
 
-def test_extreme_logits_stay_finite_and_keep_the_best():
+def test_extreme_logits_give_no_nan_and_the_same_argmax():
   logits = np.array([[1e30, -1e30, 0.0], [-1e30, -1e30, -1e30], [0.0, -np.inf, -np.inf]],
                     np.float32)
   for out in (processors.top_p(logits, p=0.9), processors.top_k(logits, k=1)):
@@ -90,22 +90,22 @@ def test_extreme_logits_stay_finite_and_keep_the_best():
 
 @pytest.mark.parametrize('k', [-1, -10])
 def test_top_k_rejects_negative_numbers(k):
-  with pytest.raises(ValueError, match=f'top_k must be 0 .off. or positive, got {k}'):
+  with pytest.raises(ValueError, match=f'top_k must be at least 0, got {k}'):
     processors.top_k(jnp.zeros((1, 2)), k=k)
 
 
 @pytest.mark.parametrize('p', [0.0, -0.1, 1.1, float('nan')])
-def test_top_p_rejects_what_is_no_probability(p):
+def test_top_p_rejects_invalid_probabilities(p):
   with pytest.raises(ValueError, match=r'top_p must be in \(0, 1\], got'):
     processors.top_p(jnp.zeros((1, 2)), p=p)
 
 
-def test_choices_follow_the_softmax_and_never_an_excluded_token():
+def test_draws_follow_the_softmax_without_excluded_tokens():
   logits = np.array([0.0, 1.0, 2.0, -1.0, 3.0], np.float32)
-  kept = processors.top_k(logits[None], k=4)
+  truncated = processors.top_k(logits[None], k=4)
   draws = 4000
   keys = jax.random.split(jax.random.key(0), draws)
-  chosen = np.asarray(jax.jit(processors.choose)(jnp.repeat(kept, draws, axis=0), keys))
+  chosen = np.asarray(jax.jit(processors.choose)(jnp.repeat(truncated, draws, axis=0), keys))
   assert chosen.dtype == np.int32
   counts = np.bincount(chosen, minlength=5)
   assert counts[3] == 0
@@ -114,7 +114,7 @@ def test_choices_follow_the_softmax_and_never_an_excluded_token():
   assert stats.chisquare(counts[counts > 0], expected).pvalue > 1e-4
 
 
-def test_the_noise_of_a_row_is_its_own():
+def test_the_noise_of_a_row_depends_on_its_key_only():
   logits = jnp.zeros((4, 50))
   keys = jax.random.split(jax.random.key(0), 4)
   chosen = processors.choose(logits, keys)

@@ -1,4 +1,4 @@
-"""Streaming: the tapped network samples the same, and text comes in whole characters."""
+"""Streaming: a tapped network draws the same samples, and pieces of text are whole characters."""
 
 import jax
 import numpy as np
@@ -24,8 +24,8 @@ def test_the_pieces_join_to_the_text(data_dir, name):
     assert whole + pieces.flush() == tokenizer.decode(ids)
 
 
-def test_a_space_at_the_beginning_of_the_window_is_not_lost(data_dir):
-  # SentencePiece drops every space at the beginning of what it decodes.
+def test_a_space_at_the_start_of_the_window_is_not_lost(data_dir):
+  # SentencePiece drops spaces at the start of a decoded text.
   tokenizer = tokenizers.load_tokenizer(data_dir / 'tokenizers' / 'sentencepiece')
   piece = tokenizer.processor.piece_to_id
   ids = [piece('\u2581the'), piece('\u2581'), piece('\u2581'), piece('\u2581I'), piece('\u2581the')]
@@ -34,7 +34,7 @@ def test_a_space_at_the_beginning_of_the_window_is_not_lost(data_dir):
   assert ''.join(map(pieces.push, ids)) + pieces.flush() == 'the   I the'
 
 
-def test_a_character_is_held_back_until_it_is_whole(data_dir):
+def test_a_character_is_held_back_until_it_is_complete(data_dir):
   tokenizer = tokenizers.load_tokenizer(data_dir / 'tokenizers' / 'gpt2')
   ids = tokenizer.encode('a🙃b')
   assert len(ids) > 3  # The emoji takes several tokens.
@@ -45,7 +45,7 @@ def test_a_character_is_held_back_until_it_is_whole(data_dir):
   assert shown == ['a', ''] and pieces.flush() == '\ufffd' and pieces.flush() == ''
 
 
-def test_the_tapped_network_samples_the_same_and_tells_every_token():
+def test_a_tapped_network_draws_the_same_samples_and_emits_every_token():
   model = policy.make(configs.TransformerConfig(
       vocab_size=7, num_layers=1, width=8, num_heads=1, num_kv_heads=1, head_dim=8, mlp_width=8,
       max_length=32))
@@ -53,11 +53,11 @@ def test_the_tapped_network_samples_the_same_and_tells_every_token():
   params = jax.tree.map(
       lambda leaf: generator.normal(size=leaf.shape).astype(leaf.dtype),
       jax.eval_shape(model.init, jax.random.key(0)))
-  told = {}
+  emitted = {}
 
   def emit(tokens, positions):
     for row, (token, position) in enumerate(zip(tokens, positions)):
-      told[row, int(position)] = int(token)
+      emitted[row, int(position)] = int(token)
 
   def sample(network):
     sampler = jax.jit(decode.make_sampler(
@@ -72,6 +72,6 @@ def test_the_tapped_network_samples_the_same_and_tells_every_token():
   np.testing.assert_allclose(plain.log_probs, tapped.log_probs, atol=1e-5)  # Two programs.
   for row in range(4):
     start = plain.prompt_lengths[row // 2]
-    # The last token is never fed; decoding ends when all rows have stopped.
+    # The last token is never fed back; decoding ends when all rows have stopped.
     for step in range(min(plain.lengths.max(), 6) - 1):
-      assert told[row, start + step] == plain.tokens[row // 2, row % 2, step]
+      assert emitted[row, start + step] == plain.tokens[row // 2, row % 2, step]

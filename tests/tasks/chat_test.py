@@ -234,7 +234,7 @@ def test_reasoning_that_the_template_loses_names_the_conversation(tmp_path, qwen
   with pytest.raises(ValueError, match=words):
     _of_rows(tmp_path, folders['qwen2'], [{'prompt': 'q', 'response': 'r'}, row], template='chatml')
   row['messages'] *= 2
-  with pytest.raises(ValueError, match='conversation 0: .* removes it where the conversation goes'):
+  with pytest.raises(ValueError, match='conversation 0: .* removes it if the conversation'):
     _of_rows(tmp_path, qwen3, [row])
 
 

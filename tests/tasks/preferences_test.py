@@ -223,7 +223,7 @@ def test_bad_fields_are_one_line(file, tokenizer_dir, options, message):
 @pytest.mark.parametrize('rows, options, message', [
     ([{'p': [300]}], {'fields': 'prompt_ids=p'}, 'rows.jsonl, row 0: the ids are all padding'),
     ([{'p': [1]}, {'p': [1, 300, 2]}], {'fields': 'prompt_ids=p'},
-     r'rows.jsonl, row 1: ids must lie in \[0, 258\), the tokenizer, got 300'),
+     r'rows.jsonl, row 1: ids must be in \[0, 258\), those of the tokenizer, got 300'),
     ([{'p': [{'role': role, 'content': 'x'} for role in ('system', 'user')]}],
      {'fields': 'prompt=p', 'template': 'none'},
      "rows.jsonl, row 0: a conversation of 2 messages needs a template, got 'none'"),
