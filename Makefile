@@ -19,6 +19,7 @@ parity: .venv/installed-parity
 
 lint: .venv/installed-test
 	.venv/bin/ruff check .
+	.venv/bin/python -m pytest -q tests/style_test.py
 
 tables: .venv/installed
 	.venv/bin/python -m experiments.make_tables --runs=results

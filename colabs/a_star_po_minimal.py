@@ -4,7 +4,7 @@ About a minute on a CPU. The optimal policy of KL-regularised RL satisfies, for 
 
   β ln π*(y|x) / π_ref(y|x) = r(x, y) − V*(x),   V*(x) = β ln E_{y ~ π_ref} exp(r(x, y) / β)
 
-Stage 1 estimates V* once from N samples of the reference; stage 2 draws one sample a prompt from
+Stage 1 estimates V* once from N samples of the reference; stage 2 draws one sample per prompt from
 the policy and fits the left side to the right. For large models: algorithms/a_star_po.py.
 """
 
@@ -23,7 +23,7 @@ from jaxrl_llm.sampling import decode
 from jaxrl_llm.tasks import arithmetic
 from jaxrl_llm.training import rng
 
-FAST = os.environ.get('JAXRL_LLM_FAST') == '1'  # For tests: everything runs, nothing is learnt.
+FAST = os.environ.get('JAXRL_LLM_FAST') == '1'  # For tests: everything runs, nothing is learned.
 SFT_STEPS, STEPS, SCALE = (10, 4, 50) if FAST else (700, 80, 500)
 N, BETA1, BETA2, BATCH, SEED = 8, 0.5, 1e-3, 128, 0
 

@@ -1,14 +1,14 @@
-"""Settings shared by all tests: eight fake devices, and where the real data lies."""
+"""Fixtures and environment of all tests: eight fake devices, and the directory of real data."""
 
 import gc
 import os
 import pathlib
 import signal
 
-# Must stand before jax is imported: meshes are tested on eight fake CPU devices. Most tests compile
-# a small program and run it once, so that the machine code is not worth optimising (fused loops as
-# MLIR take half of the time of compiling); the processes that tests start (tests/system) take the
-# compiler's defaults.
+# Must precede the import of jax: meshes are tested on eight fake CPU devices. Most tests compile
+# a small program and run it once, so the machine code is not worth optimising (fused loops as
+# MLIR take half of the compile time); processes that tests start (tests/system) use the compiler's
+# defaults.
 os.environ.setdefault('JAX_PLATFORMS', 'cpu')
 os.environ['XLA_FLAGS'] = ' '.join([os.environ.get('XLA_FLAGS', ''), *(
     flag for flag in (
@@ -19,25 +19,25 @@ os.environ['XLA_FLAGS'] = ' '.join([os.environ.get('XLA_FLAGS', ''), *(
 
 import pytest
 
-# A shell lets what it runs in the background ignore Ctrl-C, which the processes that tests start
-# and interrupt would inherit.
+# A shell makes background processes ignore Ctrl-C, which the processes that tests start and
+# interrupt would inherit.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
   signal.signal(signal.SIGINT, signal.default_int_handler)
 
 REPOSITORY = pathlib.Path(__file__).resolve().parents[1]
-# Of the 65,530 memory maps that Linux allows a process by default; a compiled program takes several
-# as long as it is kept, and the compiler crashes without any.
+# Linux allows 65,530 memory maps per process by default. A cached program takes several, and the
+# compiler crashes if none is left.
 _MOST_MAPS = 30_000
 
 
 def pytest_sessionfinish():
-  """Spares the collections at pytest's end: gigabytes of compiled programs are still referenced."""
+  """Skips garbage collection at the end: gigabytes of compiled programs are still referenced."""
   gc.freeze()
 
 
 @pytest.fixture(scope='module', autouse=True)
 def forget_programs():
-  """Drops compiled programs behind a file of tests, once there are many of them."""
+  """Drops compiled programs after a test module if there are many of them."""
   yield
   maps = pathlib.Path('/proc/self/maps')
   if maps.exists() and maps.read_bytes().count(b'\n') > _MOST_MAPS:
@@ -48,9 +48,9 @@ def forget_programs():
 
 @pytest.fixture(scope='session')
 def data_dir() -> pathlib.Path:
-  """The folder of real data: JAXRL_LLM_DATA, by default ../shared/data.
+  """Directory of real data: JAXRL_LLM_DATA, by default ../shared/data.
 
-  With JAXRL_LLM_REQUIRE_DATA set (as in CI) a missing folder fails instead of skipping.
+  If JAXRL_LLM_REQUIRE_DATA is set (as in CI), a missing directory fails instead of skipping.
   """
   default = REPOSITORY.parent / 'shared' / 'data'
   path = pathlib.Path(os.environ.get('JAXRL_LLM_DATA', default))

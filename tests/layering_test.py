@@ -1,6 +1,6 @@
-"""Who may import whom, what may stand where, and how long it may be (README, "The map").
+"""Bounds on imports between packages, on calls in each package, and on sizes (docs/style.md).
 
-Every import is parsed, those inside functions included. Messages name file and line.
+Every import is parsed, including those inside functions. Messages name file and line.
 """
 
 import ast
@@ -19,7 +19,7 @@ PACKAGE = REPOSITORY / 'jaxrl_llm'
 SOURCES = sorted(PACKAGE.rglob('*.py'))
 BINARIES = sorted((REPOSITORY / 'experiments').rglob('*.py'))
 
-# Folder -> what of the project it may import, apart from itself, `types` and `checks`.
+# Folder -> packages of the project that it may import, in addition to itself, `types` and `checks`.
 _LIBRARY = ('rl', 'models', 'data', 'rewards', 'training', 'sharding', 'tables')
 _METHODS = ('algorithms', 'evaluation', 'sampling', 'tasks', 'hmm', 'graphs')
 MAY_IMPORT = {
@@ -55,8 +55,8 @@ ONLY_IN = {
     'transformers': (),
 }
 
-# Imported inside the function that needs them, so that nobody else waits for them.
-# A TFDS builder has to subclass one of TFDS's classes, and is imported by it alone.
+# Imported inside the functions that need them, because importing them is slow.
+# A TFDS builder must subclass one of TFDS's classes, and is imported by TFDS only.
 HEAVY = frozenset({
     'tensorflow', 'tensorflow_datasets', 'torch', 'tokenizers', 'sentencepiece', 'transformers',
     'math_verify', 'sympy', 'latex2sympy2_extended', 'matplotlib', 'tensorboardX', 'wandb',
@@ -84,12 +84,13 @@ def _name(path):
 
 
 def _imports(tree, package=''):
-  """(line, dotted name, stands at the top) of everything that `tree` imports.
+  """Yields (line, dotted name, is at module level) of every import in `tree`.
 
-  `from a import b` gives a.b: b may be a module, and if it is not, a.b lies in a. Relative
-  imports are resolved against `package`; importlib with a constant counts.
+  `from a import b` gives a.b, whether or not b is a module. Relative imports are resolved against
+  `package`; importlib with a constant is included.
   """
   top = {id(node) for node in tree.body}
+
   for node in ast.walk(tree):
     if isinstance(node, ast.Import):
       for alias in node.names:
@@ -128,6 +129,7 @@ def _layer_offences(name, tree, package):
       allowed += (f'jaxrl_llm.{folder}',)
   else:
     return [f'{name}: the folder {folder} has no rule in tests/layering_test.py']
+
   offences = []
   for line, imported, _ in _imports(tree, package):
     ours = any(_below(imported, root) for root in ('jaxrl_llm', 'experiments', 'tests'))
@@ -136,7 +138,7 @@ def _layer_offences(name, tree, package):
   return offences
 
 
-def test_folders_import_only_what_they_may():
+def test_folders_import_only_allowed_packages():
   offences = [o for path in SOURCES
               for o in _layer_offences(_name(path), _tree(path), _package(path))]
   assert not offences, '\n'.join(offences)
@@ -180,7 +182,7 @@ def test_the_layer_rule_catches(name, source):
     ('algorithms/x.py', 'from jaxrl_llm.rl import masking\nfrom jaxrl_llm.training import step'),
     ('tasks/x.py', 'from jaxrl_llm.data import batching\nfrom jaxrl_llm.rewards import units'),
 ])
-def test_the_layer_rule_lets_pass(name, source):
+def test_the_layer_rule_allows(name, source):
   assert not _layer_offences(name, ast.parse(source), 'jaxrl_llm.' + name.split('/')[0])
 
 
@@ -201,7 +203,7 @@ def _study_offences(study, tree):
       yield f'{line} imports another study: {imported}'
 
 
-def test_no_study_imports_another_and_nobody_imports_a_program():
+def test_no_study_imports_another_and_no_module_imports_a_program():
   offences = [
       f'{path.relative_to(REPOSITORY)}:{offence}'
       for path in BINARIES for offence in _study_offences(_study(path), _tree(path))]
@@ -216,7 +218,7 @@ def test_the_study_rule_catches(source):
   assert not list(_study_offences('refuel', ast.parse('from experiments.refuel import batches')))
 
 
-def test_imports_have_no_circle():
+def test_imports_have_no_cycle():
   names = {'.'.join(path.relative_to(REPOSITORY).with_suffix('').parts): path
            for path in SOURCES + BINARIES}
   arrows = {name: {imported for _, imported, _ in _imports(_tree(path), _package(path))
@@ -228,12 +230,12 @@ def test_imports_have_no_circle():
 
 
 def test_single_file_programs_are_short():
-  offences = [f'{path.name} has {_lines(path)} lines: give it a room'
+  offences = [f'{path.name} has {_lines(path)} lines: give it a directory'
               for path in (REPOSITORY / 'experiments').glob('*.py') if _lines(path) > 150]
   assert not offences, '\n'.join(offences)
 
 
-def test_libraries_stay_where_they_belong():
+def test_libraries_are_imported_only_where_allowed():
   offences = []
   for path in SOURCES:
     for line, imported, top in _imports(_tree(path), _package(path)):
@@ -241,7 +243,7 @@ def test_libraries_stay_where_they_belong():
       if library in ONLY_IN and not _name(path).startswith(ONLY_IN[library] or ('-',)):
         offences.append(f'{_name(path)}:{line} imports {library}: allowed in {ONLY_IN[library]}')
       if library in HEAVY and top and not _name(path).startswith(HEAVY_EXCEPTIONS):
-        offences.append(f'{_name(path)}:{line} imports {library} at its top: too heavy')
+        offences.append(f'{_name(path)}:{line} imports {library} at module level: too slow')
   assert not offences, '\n'.join(offences)
 
 
@@ -265,7 +267,7 @@ def test_host_folders_compute_with_numpy():
   assert not offences, '\n'.join(offences)
 
 
-def test_jit_stands_at_the_edge():
+def test_jit_is_used_at_the_edge_only():
   offences = []
   for path in SOURCES:
     if _name(path).startswith(('evaluation/', 'runs/', 'hmm/in_context', 'training/step')):
@@ -306,11 +308,11 @@ def test_the_purity_rule_catches(source):
   assert list(_impurities(ast.parse(source)))
 
 
-# --- What importing costs.
+# --- Cost of imports.
 
 
 def _loaded_by(statement):
-  """The top-level packages that a fresh interpreter holds after `statement`."""
+  """Returns the top-level packages that `statement` loads in a fresh interpreter."""
   program = f'import sys\n{statement}\nprint(*sorted({{n.split(".")[0] for n in sys.modules}}))'
   environment = {**os.environ, 'PYTHONPATH': str(REPOSITORY)}
   result = subprocess.run(
@@ -336,7 +338,7 @@ def test_importing_the_main_job_loads_neither_torch_nor_tensorflow():
 
 
 def _documentation(node):
-  """Lines of a function's docstring."""
+  """Returns the number of lines of a function's docstring."""
   first = node.body[0]
   if isinstance(first, ast.Expr) and isinstance(first.value, ast.Constant):
     return first.end_lineno - first.lineno + 1 if isinstance(first.value.value, str) else 0
@@ -344,7 +346,7 @@ def _documentation(node):
 
 
 def _nested(node):
-  """The outermost functions and classes defined inside `node`."""
+  """Yields the outermost functions and classes defined inside `node`."""
   for child in ast.iter_child_nodes(node):
     if isinstance(child, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)):
       yield child
@@ -353,7 +355,7 @@ def _nested(node):
 
 
 def _own_lines(node):
-  """Lines of a function without its docstring and the functions inside, which count alone."""
+  """Returns the lines of a function without its docstring and inner functions."""
   length = lambda n: n.end_lineno - n.lineno + 1
   return length(node) - _documentation(node) - sum(length(child) for child in _nested(node))
 
@@ -380,7 +382,7 @@ def test_functions_are_short():
   assert not offences, '\n'.join(offences)
 
 
-def test_own_lines_leave_out_docstrings_and_inner_functions():
+def test_own_lines_exclude_docstrings_and_inner_functions():
   source = textwrap.dedent('''
       def outer():
         """One.

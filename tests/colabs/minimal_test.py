@@ -1,4 +1,4 @@
-"""colabs/a_star_po_minimal.py: short, and all of it runs."""
+"""colabs/a_star_po_minimal.py is short and runs."""
 
 import pathlib
 import re
@@ -11,7 +11,7 @@ def test_it_runs_in_its_fast_form(monkeypatch, capsys):
   monkeypatch.setenv('JAXRL_LLM_FAST', '1')
   names = runpy.run_path(str(PATH))
   assert re.search(r'reference 0\.\d+, trained 0\.\d+', capsys.readouterr().out)
-  assert float(names['loss']) > 0  # The last regression step had something to fit.
+  assert float(names['loss']) > 0  # The last regression step had a residual to fit.
 
 
 def test_it_is_one_short_file():

@@ -1,4 +1,4 @@
-"""The quickstart notebook: what is committed, and the same code run again in its fast setting."""
+"""The quickstart notebook: its committed outputs, and the same code run again in fast mode."""
 
 import base64
 import os
@@ -20,7 +20,7 @@ def _code_cells(notebook):
 
 
 def _text(cell):
-  """All that a cell shows as text."""
+  """All text in a cell's outputs."""
   texts = []
   for output in cell.outputs:
     texts.append(output.get('text', ''))
@@ -37,7 +37,7 @@ def _figures(notebook):
 
 
 def _kinds(notebook):
-  """What each code cell shows: its outputs' types, streams and formats."""
+  """Types, streams and formats of the outputs of each code cell."""
   return {
       cell.id: [(output.output_type, output.get('name'), sorted(output.get('data', {})))
                 for output in cell.outputs]
@@ -56,13 +56,13 @@ def executed():
   notebook = nbformat.read(PATH, as_version=4)
   for cell in _code_cells(notebook):
     cell.outputs, cell.execution_count = [], None
-  # The kernel is reached through sockets in a folder, not through the network; their paths have
-  # to be short.
+
+  # The kernel uses sockets in a directory instead of the network; their paths must be short.
   with tempfile.TemporaryDirectory() as folder:
     environment = {
         **os.environ, 'JAXRL_LLM_FAST': '1', 'JAX_PLATFORMS': 'cpu',
         'PYTHONPATH': str(REPOSITORY), 'TMPDIR': folder, 'IPYTHONDIR': f'{folder}/ipython',
-        # Compiled quickly rather than well; and pip would fail rather than download.
+        # Compile quickly, and let pip fail rather than download.
         'XLA_FLAGS': '--xla_backend_optimization_level=0', 'PIP_NO_INDEX': '1',
     }
     kernel = manager.AsyncKernelManager(
@@ -70,6 +70,7 @@ def executed():
     client = nbclient.NotebookClient(
         notebook, km=kernel, timeout=300, resources={'metadata': {'path': str(PATH.parent)}})
     client.execute(env=environment)
+
   return notebook
 
 
@@ -100,7 +101,7 @@ def test_committed_figures_are_small_pngs(committed):
     assert figure.startswith(b'\x89PNG\r\n') and len(figure) < 100_000
 
 
-def test_committed_run_has_learnt(committed):
+def test_the_committed_run_has_learned(committed):
   table = next(_text(cell) for cell in _code_cells(committed) if cell.id == 'results')
   scores = {
       name: float(greedy)
@@ -117,6 +118,6 @@ def test_A10_the_loss_cell_shows_the_hand_computed_loss(committed, executed):
 
 
 def test_runs_again_and_shows_the_same_kinds_of_output(committed, executed):
-  # An output that the code no longer makes, or one that it makes and nobody committed, is seen.
+  # Outputs that are missing from the committed notebook, or no longer produced, are detected.
   assert _kinds(executed) == _kinds(committed)
   assert len(_figures(executed)) == 2
