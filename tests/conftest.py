@@ -5,19 +5,15 @@ import os
 import pathlib
 import signal
 
-# Must precede the import of jax: meshes are tested on eight fake CPU devices. Most tests compile
-# a small program and run it once, so the machine code is not worth optimising (fused loops as
-# MLIR take half of the compile time); processes that tests start (tests/system) use the compiler's
-# defaults.
-os.environ.setdefault('JAX_PLATFORMS', 'cpu')
-os.environ['XLA_FLAGS'] = ' '.join([os.environ.get('XLA_FLAGS', ''), *(
-    flag for flag in (
-        '--xla_force_host_platform_device_count=8', '--xla_backend_optimization_level=0',
-        '--xla_cpu_use_fusion_emitters=false',
-    ) if flag.split('=')[0] not in os.environ.get('XLA_FLAGS', '')
-)]).strip()
-
 import pytest
+
+from tests import compiler_flags
+
+# Must precede the import of jax: meshes are tested on eight fake CPU devices.
+os.environ.setdefault('JAX_PLATFORMS', 'cpu')
+os.environ['XLA_FLAGS'] = compiler_flags.add(
+    f'{compiler_flags.EIGHT_DEVICES} {compiler_flags.FAST_COMPILE}',
+    os.environ.get('XLA_FLAGS', ''))
 
 # A shell makes background processes ignore Ctrl-C, which the processes that tests start and
 # interrupt would inherit.

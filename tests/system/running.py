@@ -10,6 +10,7 @@ import sys
 import time
 
 from jaxrl_llm.training import metrics
+from tests import compiler_flags
 
 REPOSITORY = pathlib.Path(__file__).resolve().parents[2]
 CONFIG = REPOSITORY / 'tests' / 'system' / 'tiny_config.py'
@@ -21,7 +22,7 @@ class Runner:
 
   def __init__(self, cache: pathlib.Path):
     self._environment = os.environ | {
-        'XLA_FLAGS': '', 'PYTHONPATH': str(REPOSITORY),
+        'XLA_FLAGS': compiler_flags.FAST_COMPILE, 'PYTHONPATH': str(REPOSITORY),
         'JAX_COMPILATION_CACHE_DIR': str(cache),
         'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0',
         'JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES': '-1',
