@@ -1,7 +1,7 @@
 """XLA flags under which programs compile in a fraction of the time.
 
 Most tests compile a small program and run it once: its machine code is not worth optimising (fused
-loops as MLIR take half of the time of compiling), nor worth several modules (each is a run of LLVM).
+loops as MLIR take half of the time of compiling) or dividing among several runs of LLVM.
 """
 
 FAST_COMPILE = (

@@ -26,6 +26,12 @@ REPOSITORY = pathlib.Path(__file__).resolve().parents[1]
 _MOST_MAPS = 30_000
 
 
+def pytest_collection_finish():
+  """Collects garbage seldom: tracing makes millions of objects, and imports leave many more."""
+  gc.freeze()
+  gc.set_threshold(50_000, 20, 20)
+
+
 def pytest_sessionfinish():
   """Skips garbage collection at the end: gigabytes of compiled programs are still referenced."""
   gc.freeze()

@@ -11,6 +11,8 @@ import nbformat
 import pytest
 from jupyter_client import manager
 
+from tests import compiler_flags
+
 REPOSITORY = pathlib.Path(__file__).resolve().parents[2]
 PATH = REPOSITORY / 'colabs' / '00_quickstart.ipynb'
 
@@ -63,7 +65,7 @@ def executed():
         **os.environ, 'JAXRL_LLM_FAST': '1', 'JAX_PLATFORMS': 'cpu',
         'PYTHONPATH': str(REPOSITORY), 'TMPDIR': folder, 'IPYTHONDIR': f'{folder}/ipython',
         # Compile quickly, and let pip fail rather than download.
-        'XLA_FLAGS': '--xla_backend_optimization_level=0', 'PIP_NO_INDEX': '1',
+        'XLA_FLAGS': compiler_flags.FAST_COMPILE, 'PIP_NO_INDEX': '1',
     }
     kernel = manager.AsyncKernelManager(
         kernel_name='python3', transport='ipc', connection_file=f'{folder}/kernel.json')

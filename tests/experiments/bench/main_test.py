@@ -20,10 +20,11 @@ from jaxrl_llm.rl import scoring
 from jaxrl_llm.sampling import decode
 from jaxrl_llm.training import loop, optim, rng
 from jaxrl_llm.types import Batch, Rollouts
+from tests import compiler_flags
 
 REPOSITORY = pathlib.Path(__file__).resolve().parents[3]
 HUGE_PAGES = 'glibc.malloc.hugetlb=1'
-FAST_COMPILE = '--xla_backend_optimization_level=0'
+FAST_COMPILE = compiler_flags.FAST_COMPILE
 
 
 def _run(*arguments, **environment):

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from experiments.bench_load import __main__ as bench_load
+from tests import compiler_flags
 
 REPOSITORY = pathlib.Path(__file__).resolve().parents[3]
 LIMIT = 1.3  # Times the size of the parameters, which are included in the measured memory.
@@ -18,7 +19,7 @@ linux = pytest.mark.skipif(not sys.platform.startswith('linux'), reason='reads /
 
 
 def _run(*arguments):
-  environment = {name: value for name, value in os.environ.items() if name != 'XLA_FLAGS'}
+  environment = os.environ | {'XLA_FLAGS': compiler_flags.FAST_COMPILE}  # Devices are its own.
   return subprocess.run(
       [sys.executable, '-m', 'experiments.bench_load', *map(str, arguments)],
       cwd=REPOSITORY, capture_output=True, text=True, env=environment)
