@@ -60,8 +60,8 @@ def expected_best(scores: np.ndarray, values: np.ndarray) -> np.ndarray:
   weights = _weights(scores.shape[1])
   out = np.empty(scores.shape)
   for row, (score, value) in enumerate(zip(scores, values)):
-    _, places, counts = np.unique(score, return_inverse=True, return_counts=True)
-    means = np.bincount(places, weights=value) / counts  # Means over samples with equal scores.
+    _, ranks, counts = np.unique(score, return_inverse=True, return_counts=True)
+    means = np.bincount(ranks, weights=value) / counts  # Means over samples with equal scores.
     out[row] = weights @ np.repeat(means, counts)
   return out
 

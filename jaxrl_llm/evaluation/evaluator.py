@@ -104,13 +104,15 @@ def response_kl(
     float32 [P, K], nats.
   """
   sequences = masking.concatenate_prompt_response(rollouts)
-  run = lambda p: policy.apply(
-      p, sequences.tokens, positions=sequences.positions, valid=sequences.valid
-  )
-  ours, theirs = run(params), run(reference_params)
+  ours, theirs = (
+      policy.apply(p, sequences.tokens, positions=sequences.positions, valid=sequences.valid)
+      for p in (params, reference_params))
 
   start = rollouts.prompts.shape[1] - 1
-  window = lambda hidden: hidden[:, start : start + rollouts.tokens.shape[-1]]
+
+  def window(hidden: Array) -> Array:
+    return hidden[:, start : start + rollouts.tokens.shape[-1]]
+
   token_kl = divergences.token_kl(
       window(ours.hidden), ours.head, window(theirs.hidden), theirs.head,
       temperature=temperature, chunk_size=chunk_size,
@@ -161,11 +163,15 @@ class Evaluator:
 
   def __call__(self, params: Params, reference_params: Params) -> Evaluation:
     """Evaluates `params`; the divergence is to `reference_params`."""
-    measure = lambda rollouts: self._kl(params, reference_params, rollouts)
+
+    def measure(rollouts: Rollouts) -> Array:
+      return self._kl(params, reference_params, rollouts)
+
     sampled, kl = sample_and_score(
         self._sample, params, self._batches, self._key, self._score, measure
     )
     greedy, _ = sample_and_score(self._greedy, params, self._batches, self._key, self._score)
+
     numbers = _summary(sampled)
     numbers['greedy_accuracy'] = float((greedy.rewards > 0).mean())
     numbers['kl_to_reference'], numbers['kl_to_reference_se'] = statistics.mean_and_standard_error(
@@ -182,10 +188,12 @@ class Evaluator:
 def _summary(sampled: rollout_rewards.Scored) -> dict[str, float]:
   num_samples = sampled.rewards.shape[1]
   correct = (sampled.rewards > 0).sum(axis=1)
+
   numbers = {}
   for k in sorted({1, num_samples}):
     values = pass_at_k.pass_at_k(num_samples, correct, k=k)
     numbers[f'pass@{k}'], numbers[f'pass@{k}_se'] = statistics.mean_and_standard_error(values)
+
   numbers['length'] = float(sampled.lengths.mean())
   numbers['truncated'] = float(sampled.truncated.mean())
   return numbers

@@ -32,12 +32,13 @@ def mean_interval(values: np.ndarray, *, confidence: float = 0.95) -> Interval:
   if values.ndim != 1 or not len(values):
     raise ValueError(f'values must have one axis, and at least one entry, got {values.shape}')
   if not 0 < confidence < 1:
-    raise ValueError(f'confidence must lie in (0, 1), got {confidence}')
+    raise ValueError(f'confidence must be in (0, 1), got {confidence}')
 
   mean = float(values.mean())
   if len(values) == 1:
     return Interval(mean, mean, mean)
-  from scipy import stats
+
+  from scipy import stats  # Slow to import.
 
   reach = stats.t.ppf((1 + confidence) / 2, len(values) - 1)
   reach *= values.std(ddof=1) / np.sqrt(len(values))

@@ -32,6 +32,7 @@ def group_answers(
     if not answer:
       groups.append(ABSTAINS)
       continue
+
     if answer not in known:
       matches = (i for i, other in enumerate(first) if same is not None and same(answer, other))
       known[answer] = next(matches, len(first))
@@ -78,18 +79,19 @@ def majority_at_k(groups: np.ndarray, rewards: np.ndarray, *, k: int) -> np.ndar
 
   num_samples = groups.shape[1]
   if num_samples > MAX_SAMPLES:
-    raise ValueError(f'a problem may have at most {MAX_SAMPLES} samples, got {num_samples}')
+    raise ValueError(f'a problem must have at most {MAX_SAMPLES} samples, got {num_samples}')
   if not 1 <= k <= num_samples:
-    raise ValueError(f'k must lie in 1 to {num_samples} (the samples a problem), got {k}')
+    raise ValueError(f'k must be in [1, {num_samples}] (samples per problem), got {k}')
   return np.array([_expected_reward(*row, k) for row in zip(groups, rewards)], np.float64)
 
 
 def _expected_reward(groups: np.ndarray, rewards: np.ndarray, k: int) -> float:
   """maj@k of one problem."""
-  names, places, counts = np.unique(groups, return_inverse=True, return_counts=True)
-  values = np.bincount(places, weights=rewards) / counts
+  names, inverse, counts = np.unique(groups, return_inverse=True, return_counts=True)
+  values = np.bincount(inverse, weights=rewards) / counts
   abstaining = int(counts[names == ABSTAINS].sum())
   votes, values = counts[names != ABSTAINS], values[names != ABSTAINS]
+
   total = 0.0
   for index in np.flatnonzero(values):  # Usually at most one answer is right.
     others = tuple(sorted(np.delete(votes, index).tolist()))
@@ -105,17 +107,18 @@ def _win_probability(own: int, others: tuple[int, ...], abstaining: int, k: int)
   other samples so that t other answers also have v votes, and none has more. All numbers are
   positive, so that float64 loses no significant precision.
   """
-  total, ways_of_all = 0.0, _binomials(own + sum(others) + abstaining)[k]
+  total = 0.0
   for own_votes in range(1, min(own, k) + 1):
-    left = k - own_votes
-    ways = np.zeros((left // own_votes + 1, left + 1))  # [t, u]
-    free = _binomials(abstaining)[: left + 1]
-    ways[0, : len(free)] = free
+    rest = k - own_votes
+    ways = np.zeros((rest // own_votes + 1, rest + 1))  # [t, u]
+    without_vote = _binomials(abstaining)[: rest + 1]
+    ways[0, : len(without_vote)] = without_vote
     for size in others:
       ways = _with_another(ways, size, own_votes)
-    ties = np.arange(1, len(ways) + 1)
-    total += _binomials(own)[own_votes] * (ways[:, left] / ties).sum()
-  return float(total / ways_of_all)
+
+    num_winners = np.arange(1, len(ways) + 1)
+    total += _binomials(own)[own_votes] * (ways[:, rest] / num_winners).sum()
+  return float(total / _binomials(own + sum(others) + abstaining)[k])
 
 
 def _with_another(ways: np.ndarray, size: int, own_votes: int) -> np.ndarray:

@@ -26,9 +26,10 @@ def pass_at_k(num_samples: int, num_correct: np.ndarray, *, k: int) -> np.ndarra
   """
   num_correct = np.asarray(num_correct)
   if not 1 <= k <= num_samples:
-    raise ValueError(f'k must lie in 1 to {num_samples} (the samples a problem), got {k}')
+    raise ValueError(f'k must be in [1, {num_samples}] (samples per problem), got {k}')
   if np.any(num_correct < 0) or np.any(num_correct > num_samples):
-    raise ValueError(f'num_correct must lie in 0 to {num_samples}, got {num_correct}')
+    raise ValueError(f'num_correct must be in [0, {num_samples}], got {num_correct}')
+
   i = np.arange(1, num_samples + 1)
   # Factors are 0 exactly where c > n - k: then no k samples are all wrong.
   factors = np.where(i > num_samples - num_correct[..., None], 1.0 - k / i, 1.0)

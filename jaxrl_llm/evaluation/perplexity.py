@@ -33,7 +33,7 @@ def batch_loss(policy: ModelFns, params: Params, batch: Batch, *, chunk_size: in
   Args:
     policy: the network.
     params: parameters of the network.
-    batch: sequences; `loss_mask` and `weight` define which tokens count.
+    batch: sequences; `loss_mask` and `weight` select the tokens.
     chunk_size: positions per chunk of the head; 0 takes all at once.
 
   Returns:
@@ -62,7 +62,7 @@ class HeldOutLoss:
 
     Args:
       policy: the network.
-      batches: batches of one shape; each token that counts is in exactly one of them.
+      batches: batches of one shape; each unmasked token is in exactly one of them.
       chunk_size: positions per chunk of the head; 0 takes all at once.
     """
     self._batches = list(batches)
@@ -78,7 +78,7 @@ class HeldOutLoss:
       exponential; 'loss_tokens': the number of unmasked tokens.
 
     Raises:
-      ValueError: if no token counts.
+      ValueError: if all tokens are masked.
     """
     # Batches are summed on the host in float64, which no total overflows.
     means = jax.device_get([self._loss(params, batch) for batch in self._batches])
@@ -86,7 +86,7 @@ class HeldOutLoss:
         math.fsum(float(getattr(mean, part)) for mean in means) for part in ('total', 'weight')
     )
     if not weight:
-      raise ValueError('no token of the held-out sequences counts')
+      raise ValueError('all tokens of the held-out sequences are masked')
     loss = total / weight
     with np.errstate(over='ignore'):
       return {'loss': loss, 'perplexity': float(np.exp(loss)), 'loss_tokens': weight}

@@ -27,8 +27,8 @@ def outcomes(scores: np.ndarray, opponents: np.ndarray) -> np.ndarray:
   scores, opponents = _matrix('scores', scores), _matrix('opponents', opponents)
   if len(scores) != len(opponents):
     raise ValueError(
-        'scores and opponents must be of the same prompts, got '
-        f'{len(scores)} and {len(opponents)}'
+        f'scores and opponents must have equally many prompts, got {len(scores)} and '
+        f'{len(opponents)}'
     )
   first, second = scores[:, :, None], opponents[:, None, :]
   return np.mean((first > second) + 0.5 * (first == second), axis=(1, 2))

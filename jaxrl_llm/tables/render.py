@@ -119,7 +119,7 @@ def read_results(folder: str | pathlib.Path) -> list[Setting]:
   """
   folder = pathlib.Path(folder)
   if not folder.is_dir():
-    raise FileNotFoundError(f'no folder {folder} (--runs)')
+    raise FileNotFoundError(f'not a directory: {str(folder)!r} (--runs)')
 
   paths: dict[tuple[str, str, int], pathlib.Path] = {}
   settings: dict[tuple[str, str], Setting] = {}
@@ -241,7 +241,7 @@ def _read_one(path: pathlib.Path) -> dict[str, Any]:
     raise ValueError(f'{path}: seed must be an integer, got {run["seed"]!r}')
   named = re.fullmatch(r'seed(\d+)', path.parent.name)
   if named and int(named[1]) != run['seed']:
-    raise ValueError(f'{path}: seed must be {named[1]}, as its folder says, got {run["seed"]}')
+    raise ValueError(f'{path}: seed must be {named[1]}, as its directory says, got {run["seed"]}')
   return run
 
 

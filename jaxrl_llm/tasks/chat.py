@@ -159,10 +159,10 @@ class Config(config_lib.VocabularyConfig):
 
 def _within(name: str, examples: list[Example], limit: int) -> list[Example]:
   """Keeps the examples of at most `limit` tokens; raises ValueError if all are longer."""
-  kept = [example for example in examples if len(example['ids']) <= limit]
-  if examples and not kept:
+  short = [example for example in examples if len(example['ids']) <= limit]
+  if examples and not short:
     raise ValueError(f'no {name} of {len(examples)} conversations have at most {limit} tokens')
-  return kept
+  return short
 
 
 def _read(files: Sequence[pathlib.Path]) -> list[Example]:
@@ -196,13 +196,13 @@ def _with_ids(
     raise ValueError(f'{example["source"]}, row {example["row"]}: {error}') from None
 
   for example, (ids, mask) in zip(examples, encoded):
-    last = ids[max(position for position, said in enumerate(mask) if said)]
+    last = ids[max(position for position, is_learned in enumerate(mask) if is_learned)]
     if last not in tokenizer.stop_ids:
       end = template.render(example['messages']).rstrip()[-20:]
       raise ValueError(
-          f'the chat template ends a reply with {end!r}, whose last token (id {last}) is none of '
-          "the tokenizer's stop tokens: a reply would never stop when it is sampled; name the "
-          'token in stop_tokens (config.task.stop_tokens, where the task has it)'
+          f'the chat template ends a reply with {end!r}, whose last token (id {last}) is not a '
+          'stop token of the tokenizer: a sampled reply would never stop; name the token in '
+          'stop_tokens (config.task.stop_tokens, where the task has it)'
       )
 
   return [
@@ -229,13 +229,13 @@ def with_template(
   Raises:
     ValueError: if the template fails, or does not end replies with a stop token.
   """
-  first = [{'role': 'system', 'content': system}] if system else []
+  opening = [{'role': 'system', 'content': system}] if system else []
 
-  def asked(example: Example) -> list[Message]:
-    return [*first, {'role': 'user', 'content': example['prompt']}]
+  def question(example: Example) -> list[Message]:
+    return [*opening, {'role': 'user', 'content': example['prompt']}]
 
   def prompts(examples: list[Example]) -> list[Example]:
-    texts = template.render_many(list(map(asked, examples)), add_generation_prompt=True)
+    texts = template.render_many(list(map(question, examples)), add_generation_prompt=True)
     return [
         {**example, 'prompt': text, 'prompt_ids': task.tokenizer.encode(text)}
         for example, text in zip(examples, texts)
@@ -243,7 +243,7 @@ def with_template(
 
   demonstrations = [
       {**example, 'messages': [
-          *asked(example), {'role': 'assistant', 'content': example['response'].strip()}
+          *question(example), {'role': 'assistant', 'content': example['response'].strip()}
       ]}
       for example in task.demonstrations
   ]

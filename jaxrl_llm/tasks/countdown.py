@@ -181,15 +181,15 @@ def solutions(numbers: tuple[int, ...]) -> dict[int, list[str]]:
     {target: expressions that use each number once}; intermediate values are
     non-negative whole numbers.
   """
-  found: dict[int, list[str]] = {}
-  written = [(str(number), number) for number in numbers]
+  expressions: dict[int, list[str]] = {}
+  leaves = [(str(number), number) for number in numbers]
   for last in (2, 1, 0):
-    first, second = (written[index] for index in range(3) if index != last)
+    first, second = (leaves[index] for index in range(3) if index != last)
     for text, value in _combine(first, second):
-      for expression, target in _combine((f'({text})', value), written[last]):
+      for expression, target in _combine((f'({text})', value), leaves[last]):
         if 1 <= target <= _LARGEST:
-          found.setdefault(target, []).append(expression)
-  return found
+          expressions.setdefault(target, []).append(expression)
+  return expressions
 
 
 def _generate(
@@ -213,7 +213,7 @@ def _generate(
       generated.append(((numbers, target), text))
 
   if len(generated) < count:
-    raise ValueError(f'found only {len(generated)} distinct problems of the {count} asked for')
+    raise ValueError(f'only {len(generated)} of {count} distinct problems could be generated')
   return generated
 
 
@@ -225,8 +225,8 @@ def _wrong_response(rng: np.random.Generator, example: Example) -> str:
       for text in texts
       if target != example['target']
   ]
-  # If only one target can be reached, it is not the sum: with a sum of at most 100, the
-  # two largest numbers minus the smallest are a second target.
+  # If only one target can be reached, it is not the sum: where the sum is at most 100, the two
+  # largest numbers minus the smallest are a second target.
   return ways[rng.integers(len(ways))] if ways else '+'.join(map(str, example['numbers']))
 
 

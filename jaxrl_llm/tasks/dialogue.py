@@ -10,7 +10,7 @@ symbol. The second is revealed only to an assistant that asks, `?`, early enough
 The user's message after a reply:
   =xy  the goal, if the reply was `?` in one of the first two turns;
   +xy  the goal again, if the reply was the whole goal;
-  -    if the reply was anything else; from then on the user says nothing else;
+  -    if the reply was anything else; all later messages are the same;
   .    for any reply, with probability 0.1: the user did not listen.
 
 The reward of the dialogue up to turn h (from 0) is
@@ -20,7 +20,7 @@ A guess is half right, and half a goal loses value over time: answering at once 
 in the first turn, and nearly worthless in the last.
 
 Scores of scripted styles if the dialogue ends with turn 0, ..., 4 (10 symbols):
-  perfect     asks until it is told, then answers   0.000  0.900  0.993  0.993  0.992
+  perfect     asks until it knows, then answers     0.000  0.900  0.993  0.993  0.992
   initial     asks in 15 % of the first turns       0.387  0.463  0.403  0.325  0.264
   at once     never asks, listens                   0.461  0.425  0.352  0.271  0.190
   behaviour   never asks, never listens, fillers    0.440  0.329  0.220  0.109  0.090
@@ -139,15 +139,18 @@ class World:
     worth = np.maximum(0.0, self.half * (1 - np.arange(self.num_turns) / 4))
     correct = np.where(half & (second == goals[..., 1]), 1.0, np.where(half, worth, 0.0))
 
-    said = np.arange(REPLY_SLOTS) < dialogues.reply_lengths[..., None]
-    fillers = np.sum((dialogues.replies == self.sign('~')) & said, axis=-1)
+    valid = np.arange(REPLY_SLOTS) < dialogues.reply_lengths[..., None]
+    fillers = np.sum((dialogues.replies == self.sign('~')) & valid, axis=-1)
     rewards = np.clip(correct - self.filler_cost * np.cumsum(fillers, axis=-1), 0, 1)
     return np.where(dialogues.reply_lengths > 0, rewards, np.nan).astype(np.float32)
 
   def user(self, dialogues: Dialogues) -> Sequence[Sequence[int]]:
     """Returns the user's messages after the last replies of n dialogues."""
     turn = dialogues.num_replies - 1
-    last = lambda array: np.take_along_axis(array, turn[:, None], axis=1)[:, 0]
+
+    def last(array: np.ndarray) -> np.ndarray:
+      return np.take_along_axis(array, turn[:, None], axis=1)[:, 0]
+
     goals = self.goals(dialogues.example_ids)
     first, second, count = map(last, self._contents(dialogues))
 
@@ -158,10 +161,10 @@ class World:
     heard = dialogues.seeds / 2**32 < self.attention
     sign = np.select(
         [~heard, open_ & asked, open_ & right], [self.sign(c) for c in '.=+'], self.sign('-'))
-    tells = heard & open_ & (asked | right)
+    reveals = heard & open_ & (asked | right)
 
     messages = np.concatenate([sign[:, None], goals], axis=1)
-    return [row[: 3 if told else 1] for row, told in zip(messages, tells)]
+    return [row[: 3 if revealed else 1] for row, revealed in zip(messages, reveals)]
 
   def simulate(self, example_ids: np.ndarray, style: Style, *, seed: int) -> Dialogues:
     """Simulates whole dialogues of a scripted assistant; log-probs are unknown (NaN).
@@ -190,10 +193,10 @@ class World:
     guess = rng.integers(2, 2 + self.num_symbols, len(dialogues))
     goals = self.goals(dialogues.example_ids)
 
-    told = self._has_said(dialogues, '=+')
-    may_ask = ~told & ~self._terse(dialogues) & (turn < self.early_turns)
+    knows = self._user_sent(dialogues, '=+')
+    may_ask = ~knows & ~self._terse(dialogues) & (turn < self.early_turns)
     ask = may_ask & (chance[0] < style.ask)
-    second = np.where(told & (chance[1] < style.listen), goals[:, 1], guess)
+    second = np.where(knows & (chance[1] < style.listen), goals[:, 1], guess)
 
     stop, zero = np.ones_like(guess), np.zeros_like(guess)
     plain = np.where(
@@ -209,21 +212,20 @@ class World:
 
     The stop token is not counted; a reply without one has no content.
     """
-    tokens, places = dialogues.replies, np.arange(REPLY_SLOTS)
-    stopped = dialogues.stop_reason == STOPPED
-    content = places < (dialogues.reply_lengths - stopped)[..., None]
+    tokens, stopped = dialogues.replies, dialogues.stop_reason == STOPPED
+    content = np.arange(REPLY_SLOTS) < (dialogues.reply_lengths - stopped)[..., None]
     content &= (tokens != self.sign('~')) & stopped[..., None]
     order = np.argsort(~content, axis=-1, kind='stable')
     tokens = np.take_along_axis(tokens, order, axis=-1)
     return tokens[..., 0], tokens[..., 1], np.sum(content, axis=-1)
 
   def _terse(self, dialogues: Dialogues) -> np.ndarray:
-    return self._has_said(dialogues, '-')
+    return self._user_sent(dialogues, '-')
 
-  def _has_said(self, dialogues: Dialogues, signs: str) -> np.ndarray:
+  def _user_sent(self, dialogues: Dialogues, signs: str) -> np.ndarray:
     """Returns whether a message of the user begins with one of the signs, bool [...]."""
-    said = np.isin(dialogues.messages[..., 0], [self.sign(sign) for sign in signs])
-    return np.any(said & (dialogues.message_lengths > 0), axis=-1)
+    begins = np.isin(dialogues.messages[..., 0], [self.sign(sign) for sign in signs])
+    return np.any(begins & (dialogues.message_lengths > 0), axis=-1)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -326,11 +328,11 @@ def _examples(world: World, ids: np.ndarray) -> list[Example]:
 def _demonstrate(world: World, ids: np.ndarray, seed: int) -> list[Example]:
   """Makes whole dialogues as ids, with a loss mask on the assistant's tokens."""
   dialogues = world.simulate(ids, INITIAL, seed=seed)
-  said = dialogues.continuation()
-  marks = np.pad(said.mask > 0, [(0, 0), (PROMPT_SLOTS, 0)])
-  tokens = np.concatenate([dialogues.prompts, said.tokens], axis=1)
+  continuation = dialogues.continuation()
+  marks = np.pad(continuation.mask > 0, [(0, 0), (PROMPT_SLOTS, 0)])
+  tokens = np.concatenate([dialogues.prompts, continuation.tokens], axis=1)
   return [
       {**example, 'ids': tokens[row, :length], 'loss_mask': marks[row, :length]}
       for row, (example, length) in enumerate(zip(
-          _examples(world, ids), PROMPT_SLOTS + said.lengths))
+          _examples(world, ids), PROMPT_SLOTS + continuation.lengths))
   ]

@@ -23,7 +23,7 @@ INSTRUCTION = (
     'or two what you still need after the last reply and why. Then write, on a line of its own, '
     f'"{MARK}" and what you say next.'
 )
-_AGAIN = frozenset({408, 429, 500, 502, 503, 504})  # Statuses for which a retry may help.
+_TRANSIENT = frozenset({408, 429, 500, 502, 503, 504})  # Statuses for which a retry may help.
 
 
 class _NoRedirects(urllib.request.HTTPRedirectHandler):
@@ -110,7 +110,7 @@ class EndpointUser:
       return [self._marked(answer) for answer in answers]
 
   def _answer(self, dialogues: Dialogues, row: int) -> str:
-    """Returns the model's whole answer to one dialogue."""
+    """Returns the model's full answer to one dialogue."""
     speakers = ('User', 'Assistant')
     transcript = '\n\n'.join(
         f'{speakers[index % 2]}: {self._read(ids.tolist()).strip()}'
@@ -125,20 +125,20 @@ class EndpointUser:
   def _ask(self, body: dict[str, Any]) -> str:
     """Returns the text of an answer; retries if that may help."""
     wait = self._wait
-    for left in range(self._retries, -1, -1):
+    for retries_left in range(self._retries, -1, -1):
       try:
         return self._text(self._post(json.dumps(body).encode()))
       except urllib.error.HTTPError as error:
         with error:
           problem = f'status {error.code} {error.read(200).decode(errors="replace")}'
-        if error.code not in _AGAIN:
-          left = 0
+        if error.code not in _TRANSIENT:
+          retries_left = 0
       except (OSError, http.client.HTTPException) as error:  # Timeouts are OSErrors.
         problem = str(getattr(error, 'reason', error)) or type(error).__name__
       except ValueError as error:
-        problem, left = str(error), 0
+        problem, retries_left = str(error), 0
 
-      if not left:
+      if not retries_left:
         break
       time.sleep(wait)
       wait *= 2
@@ -157,7 +157,7 @@ class EndpointUser:
         if size > self._max_bytes:
           raise ValueError(f'the answer has more than {self._max_bytes} bytes')
         if time.monotonic() > deadline:
-          raise TimeoutError(f'no whole answer within {self._timeout:g} s')
+          raise TimeoutError(f'no complete answer within {self._timeout:g} s')
     return b''.join(pieces)
 
   def _text(self, data: bytes) -> str:

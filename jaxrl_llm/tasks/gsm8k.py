@@ -136,10 +136,10 @@ def _examples(data_dir: pathlib.Path, split: str, annotations: str) -> list[Exam
 
 def _within(examples: list[Example], key: str, tokenizer: Tokenizer, limit: int) -> list[Example]:
   """Keeps the examples whose text at `key` has at most `limit` tokens."""
-  kept = [example for example in examples if len(tokenizer.encode(example[key])) <= limit]
-  if key == 'prompt' and not kept:  # Having no demonstrations is allowed.
+  short = [example for example in examples if len(tokenizer.encode(example[key])) <= limit]
+  if key == 'prompt' and not short:  # Having no demonstrations is allowed.
     raise ValueError(f'no prompt of {len(examples)} problems has at most {limit} tokens')
-  return kept
+  return short
 
 
 def _prompts(examples: list[Example]) -> list[Example]:
@@ -149,8 +149,8 @@ def _prompts(examples: list[Example]) -> list[Example]:
 
 def last_number(response: str) -> str | None:
   """Returns the last number in a response outside its reasoning block, or None."""
-  found = _NUMBER.findall(reasoning.final_part(response)[-_TAIL:])
-  return found[-1] if found else None
+  numbers = _NUMBER.findall(reasoning.final_part(response)[-_TAIL:])
+  return numbers[-1] if numbers else None
 
 
 def strict_reward(

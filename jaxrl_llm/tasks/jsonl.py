@@ -31,7 +31,7 @@ REWARDS = {'exact': '', 'math': 'lenient', 'math_strict': 'strict', 'gsm8k': 'gs
 
 _MARKS = ('\\boxed', '\\fbox', '####')
 _IDS = ('id', 'unique_id', 'problem_id')
-# Keys kept from each object, for results by group; other keys could be ambiguous here.
+# Keys copied to the examples, for results by group; other keys could be ambiguous here.
 _METADATA = ('level', 'subject', 'type', 'source')
 # Ignored keys: those that belong to the answer, and the ids of another tokenizer.
 _ANSWER_COLUMNS = (
@@ -165,9 +165,7 @@ def _answer(row: dict[str, Any], answer_field: str, solution_field: str) -> str:
     solution = row.get(solution_field)
     if not isinstance(solution, str):
       raise ValueError(
-          f'there must be a text in {answer_field!r} or {solution_field!r}, got '
-          f'{type(solution).__name__}'
-      )
+          f'{answer_field!r} or {solution_field!r} must be a text, got {type(solution).__name__}')
     marked = any(mark in solution for mark in _MARKS)  # Excludes '... so the answer is that ...'.
     answer = answer_extraction.extract_marked(solution) if marked else None
 

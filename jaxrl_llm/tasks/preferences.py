@@ -44,7 +44,10 @@ class PreferenceTask(Task):
 
   def pairs(self, examples: Sequence[Example]) -> list[Example]:
     """Returns the examples that have both responses, neither of them too long."""
-    fits = lambda example, name: 0 < len(example.get(name, ())) <= self.max_response_tokens
+
+    def fits(example: Example, name: str) -> bool:
+      return 0 < len(example.get(name, ())) <= self.max_response_tokens
+
     return [e for e in examples if fits(e, 'chosen_ids') and fits(e, 'rejected_ids')]
 
 
@@ -286,7 +289,9 @@ def _take_ids(
   if row.prompt_ids is None:
     return
 
-  strip = lambda ids: preference_rows.strip_padding(ids, tokenizer.vocab_size, file_pad_id)
+  def strip(ids: Sequence[int]) -> list[int]:
+    return preference_rows.strip_padding(ids, tokenizer.vocab_size, file_pad_id)
+
   example['prompt_ids'] = strip(row.prompt_ids)
   example['prompt'] = tokenizer.decode(example['prompt_ids'])
   if row.reward_prompt_ids is not None:
@@ -326,19 +331,19 @@ def _encode_responses(
     encoded = list(zip(
         np.split(sequences.tokens, cuts), np.split(sequences.assistant, cuts)))
 
-  for (example, text), (ids, said) in zip(texts, encoded):
-    reply = _last_reply(np.asarray(ids), np.asarray(said, bool))
+  for (example, text), (ids, is_reply) in zip(texts, encoded):
+    reply = _last_reply(np.asarray(ids), np.asarray(is_reply, bool))
     if reply[-1] not in tokenizer.stop_ids:
       raise ValueError(
           f'{example["source"]}, row {example["row"]}: the chat template ends a reply with the '
-          f"token {reply[-1]}, which is none of the tokenizer's stop tokens: a reply would never "
-          'stop when it is sampled; name the token in stop_tokens (config.task.stop_tokens)'
+          f'token {reply[-1]}, which is not a stop token of the tokenizer: a sampled reply would '
+          'never stop; name the token in stop_tokens (config.task.stop_tokens)'
       )
     example[name], example[f'{name}_ids'] = text, reply
 
 
-def _last_reply(ids: np.ndarray, said: np.ndarray) -> list[int]:
+def _last_reply(ids: np.ndarray, is_reply: np.ndarray) -> list[int]:
   """Returns the last run of ids of the assistant."""
-  end = len(said) - int(np.argmax(said[::-1]))
-  gaps = np.flatnonzero(~said[:end])
+  end = len(is_reply) - int(np.argmax(is_reply[::-1]))
+  gaps = np.flatnonzero(~is_reply[:end])
   return ids[gaps[-1] + 1 if len(gaps) else 0 : end].tolist()

@@ -73,10 +73,11 @@ def prefer(
     float32 [P, 2]; 1 for the preferred response, 0 for the other one.
 
   Raises:
-    ValueError: if `noise` is not positive.
+    ValueError: if `noise` is not positive and finite.
   """
-  if not noise > 0:
-    raise ValueError(f'noise must be positive, got {noise}')
+  if not 0 < noise < np.inf:
+    raise ValueError(f'noise must be positive and finite, got {noise}')
+
   first = np.argmax(scores + noise * rng.gumbel(size=np.shape(scores)), axis=1) == 0
   return np.stack([first, ~first], axis=1).astype(np.float32)
 
@@ -152,25 +153,25 @@ def _draw_post(rng: np.random.Generator) -> tuple[str, str]:
   keys = [str(letter) for letter in letters[:num_keys]]
   fillers = POST_LENGTH - 1 - 2 * num_keys
   words = [str(letter) for letter in rng.choice(letters[num_keys:], fillers)]
-  places = np.sort(rng.choice(fillers + num_keys, num_keys, replace=False))
-  for place, key in zip(places, keys):  # Ascending, so that the keys keep their order.
-    words.insert(int(place), MARKER + key)
+  positions = np.sort(rng.choice(fillers + num_keys, num_keys, replace=False))
+  for position, key in zip(positions, keys):  # Ascending, so that the keys keep their order.
+    words.insert(int(position), MARKER + key)
   return ''.join(words) + CUE, ''.join(keys)
 
 
 def _corrupt(keys: str, post: str, rng: np.random.Generator) -> str:
   """Returns the keys with one mistake."""
   fillers = [letter for letter in post if letter not in keys + MARKER + CUE]
-  place, filler = int(rng.integers(len(keys))), str(rng.choice(fillers))
+  position, filler = int(rng.integers(len(keys))), str(rng.choice(fillers))
   kind = rng.integers(4)
   if kind == 0:
-    return keys[:place] + keys[place + 1 :]
+    return keys[:position] + keys[position + 1 :]
   if kind == 1:
-    return keys[:place] + filler + keys[place + 1 :]
+    return keys[:position] + filler + keys[position + 1 :]
   if kind == 2:
-    other = place % (len(keys) - 1)  # Swap it with its right neighbour.
-    return keys[:other] + keys[other + 1] + keys[other] + keys[other + 2 :]
-  return keys[:place] + filler + keys[place:]
+    left = position % (len(keys) - 1)  # Swap it with its right neighbour.
+    return keys[:left] + keys[left + 1] + keys[left] + keys[left + 2 :]
+  return keys[:position] + filler + keys[position:]
 
 
 def _common_subsequence(a: str, b: str) -> int:

@@ -21,7 +21,7 @@ Ids = Sequence[int]
 
 
 class FixedQuestions:
-  """Fixed questions that do not depend on the replies: setting two."""
+  """Fixed questions that do not depend on the replies: REFUEL's setting two."""
 
   def __init__(self, questions: Mapping[int, Sequence[Ids]]):
     """Stores the questions: example id -> the messages after replies 0, 1, ..., as ids."""
@@ -40,8 +40,8 @@ class FixedQuestions:
       questions = self._of(index)
       if turn >= len(questions):
         raise ValueError(
-            f'example {index} has {len(questions)} questions behind its first, and reply {turn} '
-            'is to be answered: num_turns must be at most one more than the questions'
+            f'example {index} has {len(questions)} questions after its first, and reply {turn} '
+            'needs another one: num_turns must be at most one more than the questions'
         )
       messages.append(questions[turn])
     return messages
@@ -77,11 +77,12 @@ def encode_questions(
     ValueError: as in `dialogue_rows.make_frame`.
   """
   frame = dialogue_rows.make_frame(template, tokenizer)
-  first = lambda example: [
-      *([{'role': 'system', 'content': example['system']}] if example['system'] else []),
-      {'role': 'user', 'content': example['questions'][0]},
-  ]
-  texts = template.render_many(list(map(first, examples)), add_generation_prompt=True)
+
+  def opening(example: Example) -> list[dict[str, str]]:
+    system = [{'role': 'system', 'content': example['system']}] if example['system'] else []
+    return [*system, {'role': 'user', 'content': example['questions'][0]}]
+
+  texts = template.render_many(list(map(opening, examples)), add_generation_prompt=True)
   encoded = [
       {**example, 'prompt': text, 'prompt_ids': tokenizer.encode(text)}
       for example, text in zip(examples, texts)
@@ -95,7 +96,7 @@ def encode_questions(
 class Marked:
   """Extracts a simulated user's message to the policy from its full answer.
 
-  The user is told to think first and to write its question after a mark. If the mark is missing,
+  The user is asked to think first and to write its question after a mark. If the mark is missing,
   the full text is used and counted (`pop_unmarked`). The mark is searched for in the text: its ids
   depend on the words before and after it.
   """
@@ -103,33 +104,33 @@ class Marked:
   def __init__(self, mark: str, write: Callable[[str], Ids]):
     """Stores the mark, and the function from text to ids (`dialogue_rows.Frame.write`)."""
     self._mark, self._write = mark, write
-    self._said = self._unmarked = 0
+    self._messages = self._unmarked = 0
 
   def __call__(self, text: str) -> Ids:
     """Returns the ids of the text after the last mark, or of the full text if there is none."""
-    question, found = behind_last(text, self._mark)
-    self._said += 1
-    self._unmarked += not found
+    question, is_marked = after_last(text, self._mark)
+    self._messages += 1
+    self._unmarked += not is_marked
     return self._write(question)
 
   def pop_unmarked(self) -> float:
     """Returns the fraction without a mark since the last call; NaN if there were no messages."""
-    share = self._unmarked / self._said if self._said else float('nan')
-    self._said = self._unmarked = 0
-    return share
+    fraction = self._unmarked / self._messages if self._messages else float('nan')
+    self._messages = self._unmarked = 0
+    return fraction
 
 
-def behind_last(text: str, mark: str) -> tuple[str, bool]:
+def after_last(text: str, mark: str) -> tuple[str, bool]:
   """Returns (the text after the last `mark`, or all if there is none; whether there is one).
 
   Asterisks and underscores right after the mark are dropped: models print it in bold.
   """
-  _, found, rest = text.rpartition(mark)
-  return (rest.lstrip('*_') if found else rest).strip(), bool(found)
+  _, last_mark, rest = text.rpartition(mark)
+  return (rest.lstrip('*_') if last_mark else rest).strip(), bool(last_mark)
 
 
 class ModelUser:
-  """Another policy with the same vocabulary that plays the user: setting one.
+  """Another policy with the same vocabulary that plays the user: REFUEL's setting one.
 
   It reads `opening`, the transcript and `request`. Its answer, up to the stop token, is passed to
   `write`, which makes the message.
@@ -178,10 +179,10 @@ class ModelUser:
       # The last part is padded by repeating its rows.
       fill = np.resize(np.arange(len(part)), self._rows)
       seeds = (part.seeds >> 1).astype(np.int32)
-      said = self._sample(self._params, prompts[fill], lengths[fill], seeds[fill], self._key)
+      rollouts = self._sample(self._params, prompts[fill], lengths[fill], seeds[fill], self._key)
 
       tokens, lengths, reasons = (
-          np.asarray(x)[:, 0] for x in (said.tokens, said.lengths, said.stop_reason))
+          np.asarray(x)[:, 0] for x in (rollouts.tokens, rollouts.lengths, rollouts.stop_reason))
       messages += [
           self._write(tokens[row, : lengths[row] - (reasons[row] == STOPPED)].tolist())
           for row in range(len(part))
@@ -200,6 +201,6 @@ class ModelUser:
       ]).astype(np.int32)
       if len(ids) > self._slots:
         raise ValueError(
-            f'the user that is a model reads at most {self._slots} tokens (slots), got {len(ids)}')
+            f'a prompt of the user must have at most {self._slots} tokens (slots), got {len(ids)}')
       prompts[row, self._slots - len(ids):], lengths[row] = ids, len(ids)
     return prompts, lengths

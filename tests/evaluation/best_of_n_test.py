@@ -1,4 +1,4 @@
-"""Best of n against enumeration of all subsets, and against the exact law of a discrete policy."""
+"""Best of n against enumeration of all subsets, and the exact distribution of a discrete policy."""
 
 import itertools
 
@@ -20,35 +20,35 @@ def test_equals_the_mean_over_all_subsets(n):
   for ties in (False, True):
     scores = generator.integers(0, 3, (6, n)) if ties else generator.normal(size=(6, n))
     values = generator.normal(size=(6, n))
-    found = best_of_n.expected_best(scores, values)
+    result = best_of_n.expected_best(scores, values)
     for row, k in itertools.product(range(6), range(1, n + 1)):
       subsets = itertools.combinations(list(zip(scores[row], values[row])), k)
-      assert found[row, k - 1] == pytest.approx(np.mean([best(s) for s in subsets]), abs=1e-12)
+      assert result[row, k - 1] == pytest.approx(np.mean([best(s) for s in subsets]), abs=1e-12)
 
 
 def test_hand_worked():
   # Values 5, 1, 3 in the order of their scores. Of the pairs two have the best score (3), one the
   # middle one (1): (3 + 3 + 1) / 3. Over-optimisation: the value falls from 3 to 7/3, then rises.
-  found = best_of_n.expected_best([[0.1, 0.2, 0.3]], [[5.0, 1.0, 3.0]])
-  np.testing.assert_allclose(found, [[3, 7 / 3, 3]])
+  result = best_of_n.expected_best([[0.1, 0.2, 0.3]], [[5.0, 1.0, 3.0]])
+  np.testing.assert_allclose(result, [[3, 7 / 3, 3]])
 
 
 def test_the_ends_of_the_curve():
   generator = np.random.default_rng(0)
   scores, values = generator.normal(size=(2, 5, 9))
-  found = best_of_n.expected_best(scores, values)
-  np.testing.assert_allclose(found[:, 0], values.mean(axis=1))
+  result = best_of_n.expected_best(scores, values)
+  np.testing.assert_allclose(result[:, 0], values.mean(axis=1))
   np.testing.assert_allclose(
-      found[:, -1], np.take_along_axis(values, best_of_n.choose(scores)[:, None], 1)[:, 0])
+      result[:, -1], np.take_along_axis(values, best_of_n.choose(scores)[:, None], 1)[:, 0])
   assert np.all(np.diff(best_of_n.expected_best(scores, scores)) > 0)  # By its own score it rises.
 
 
 def test_an_oracle_on_binary_rewards_is_pass_at_k():
   rewards = (np.arange(8) < np.arange(9)[:, None]).astype(float)
-  found = best_of_n.expected_best(rewards, rewards)
+  result = best_of_n.expected_best(rewards, rewards)
   for k in range(1, 9):
     expected = pass_at_k.pass_at_k(8, rewards.sum(axis=1).astype(int), k=k)
-    np.testing.assert_allclose(found[:, k - 1], expected, atol=1e-12)
+    np.testing.assert_allclose(result[:, k - 1], expected, atol=1e-12)
 
 
 def test_is_unbiased_over_draws():
@@ -66,9 +66,9 @@ def test_is_unbiased_over_draws():
 def test_large_counts_stay_exact():
   # Scores 1 to 2000 as their own values: the largest of k is expected at k (n + 1) / (k + 1).
   n = 2000
-  found = best_of_n.expected_best(*2 * [np.arange(1.0, n + 1)[None]])[0]
+  result = best_of_n.expected_best(*2 * [np.arange(1.0, n + 1)[None]])[0]
   k = np.arange(1, n + 1)
-  np.testing.assert_allclose(found, k * (n + 1) / (k + 1), rtol=1e-11)
+  np.testing.assert_allclose(result, k * (n + 1) / (k + 1), rtol=1e-11)
 
 
 def test_choose():
@@ -77,17 +77,17 @@ def test_choose():
 
 
 @pytest.mark.parametrize('n', [1, 2, 4, 16])
-def test_C36_the_kl_of_the_exact_law_is_below_the_bound(n):
+def test_C36_the_kl_of_the_exact_distribution_is_below_the_bound(n):
   # P(y) = F(y)^n − F(y−)^n over outcomes in the order of their scores.
   probabilities = np.random.default_rng(0).dirichlet(np.ones(200))
   above = np.cumsum(probabilities)
-  law = above**n - (above - probabilities)**n
-  kl = np.sum(law * np.log(law / probabilities))
+  distribution = above**n - (above - probabilities)**n
+  kl = np.sum(distribution * np.log(distribution / probabilities))
   bound = best_of_n.kl_bound(n)
   assert bound - 0.01 < kl <= bound + 1e-12
   # Reached by many equally likely outcomes; far off where one is likely.
-  law = np.diff(np.linspace(0, 1, 100_001)**n)
-  assert np.sum(law * np.log(law * 100_000)) == pytest.approx(bound, abs=1e-3)
+  distribution = np.diff(np.linspace(0, 1, 100_001)**n)
+  assert np.sum(distribution * np.log(distribution * 100_000)) == pytest.approx(bound, abs=1e-3)
   sure = np.diff(np.array([0.0, 0.1, 1.0])**n)
   if n > 1:
     assert np.sum(sure * np.log(sure / [0.1, 0.9])) < 0.6 * bound

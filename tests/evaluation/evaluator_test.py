@@ -1,4 +1,4 @@
-"""The evaluator on a small policy: exact divergences, filled-up batches, fixed noise."""
+"""The evaluator on a small policy: exact divergences, padded batches, fixed noise."""
 
 import itertools
 
@@ -53,7 +53,7 @@ def evaluators():
 
 
 def test_batching_changes_nothing(evaluators):
-  """Ten problems in batches of 4, 4 and 2 filled up to 4: as in one batch."""
+  """Ten problems in batches of 4, 4 and 2 (padded to 4) score as in one batch."""
   small, whole = (evaluate(_params(0), _params(1)) for evaluate in evaluators)
   assert small.sampled.responses == whole.sampled.responses
   assert len(small.sampled.responses) == 10

@@ -29,8 +29,8 @@ def test_equals_the_mean_vote_over_all_subsets(n):
     rewards = np.where(groups == majority.ABSTAINS, 0, values[groups])
     for k in range(1, n + 1):
       votes = [vote(subset) for subset in itertools.combinations(list(zip(groups, rewards)), k)]
-      found = majority.majority_at_k(groups[None], rewards[None], k=k)
-      assert found[0] == pytest.approx(np.mean(votes), abs=1e-12), (groups, rewards, k)
+      result = majority.majority_at_k(groups[None], rewards[None], k=k)
+      assert result[0] == pytest.approx(np.mean(votes), abs=1e-12), (groups, rewards, k)
 
 
 def test_hand_worked():
@@ -72,7 +72,7 @@ def test_many_samples_stay_exact():
 
 
 @pytest.mark.parametrize(('shape', 'k', 'line'), [
-    ((1, 4), 0, r'k must lie in 1 to 4 .* got 0'), ((1, 4), 5, 'got 5'),
+    ((1, 4), 0, r'k must be in \[1, 4\] .* got 0'), ((1, 4), 5, 'got 5'),
     ((4,), 1, r'one shape \[P, n\]'), ((1, 1001), 1, 'at most 1000 samples, got 1001'),
 ])
 def test_out_of_range_is_an_error(shape, k, line):

@@ -37,5 +37,5 @@ def test_large_counts_stay_exact():
 
 @pytest.mark.parametrize(('n', 'c', 'k'), [(4, 1, 0), (4, 1, 5), (4, 5, 1), (4, -1, 1)])
 def test_out_of_range_is_an_error(n, c, k):
-  with pytest.raises(ValueError, match='must lie in'):
+  with pytest.raises(ValueError, match='must be in'):
     pass_at_k.pass_at_k(n, np.array([c]), k=k)

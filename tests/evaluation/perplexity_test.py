@@ -1,4 +1,4 @@
-"""Held-out loss: spelt out in NumPy, and the same however the sequences are put into batches."""
+"""Held-out loss: against a loop in NumPy, and independent of the batches."""
 
 import jax
 import jax.numpy as jnp
@@ -69,8 +69,8 @@ def test_a_uniform_model_has_the_perplexity_of_its_vocabulary():
   assert measured['perplexity'] == pytest.approx(7, rel=1e-6)
 
 
-def test_nothing_that_counts():
-  with pytest.raises(ValueError, match='no token of the held-out sequences counts'):
+def test_everything_is_masked():
+  with pytest.raises(ValueError, match='all tokens of the held-out sequences are masked'):
     perplexity.HeldOutLoss(tiny.MODEL, [])(PARAMETERS)
 
 

@@ -61,7 +61,7 @@ def test_paired_difference_hand_worked():
   assert win_rate.paired_difference([0.5], [0.25]) == (0.25, 0.0)
 
 
-def test_what_both_arms_share_drops_out_of_the_error():
+def test_what_both_arms_share_cancels_in_the_error():
   generator = np.random.default_rng(4)
   prompts = generator.normal(0, 5, 500)  # Some prompts are easy for both.
   first, second = prompts + generator.normal(0.3, 1, 500), prompts + generator.normal(0, 1, 500)
@@ -72,7 +72,7 @@ def test_what_both_arms_share_drops_out_of_the_error():
 
 
 @pytest.mark.parametrize(('call', 'line'), [
-    (lambda: win_rate.win_rate([1.0], [1.0, 2.0]), 'the same prompts, got 1 and 2'),
+    (lambda: win_rate.win_rate([1.0], [1.0, 2.0]), 'equally many prompts, got 1 and 2'),
     (lambda: win_rate.win_rate([], []), 'scores must be .* not empty'),
     (lambda: win_rate.win_rate([1.0], np.zeros((1, 1, 1))), r'opponents .* got \(1, 1, 1\)'),
     (lambda: win_rate.win_rate([np.nan], [1.0]), 'scores must not be NaN, got 1 of 1'),

@@ -1,4 +1,4 @@
-"""README.md and docs/ stay true: numbers are those of committed results, what they name exists."""
+"""README.md and docs/ agree with the committed results, and what they name exists."""
 
 import pathlib
 import re

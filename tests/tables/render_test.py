@@ -117,7 +117,7 @@ def test_threads_are_not_a_measurement(tmp_path):
   assert 'processor' not in render.markdown('toy', [setting])
 
 
-def test_a_run_of_several_seeds_says_its_error(tmp_path):
+def test_a_run_of_several_seeds_records_its_error(tmp_path):
   _write(tmp_path, 'x', 'y', 0, score=1.5, score_se=0.25)
   (setting,) = render.read_results(tmp_path)
   assert setting.summary('score') == render.Summary(1.5, 0.25, 1)
@@ -127,7 +127,7 @@ def test_a_run_of_several_seeds_says_its_error(tmp_path):
   assert setting.summary('score') == render.Summary(2.0, 0.5, 2)
 
 
-def test_a_study_of_many_splits_says_its_error_beside_the_accuracy(tmp_path):
+def test_a_study_of_many_splits_records_its_error_next_to_the_accuracy(tmp_path):
   _write(tmp_path, 'x', 'y', 0, **{
       'eval/gcn/n1/accuracy': 0.5, 'eval/gcn/n1/standard_error': 0.02,
       'eval/gcn/n1/leaky_accuracy': 0.7, 'eval/gcn/n1/leaky_standard_error': 0.01})
@@ -172,7 +172,7 @@ def test_the_headlines_of_a_study_with_hundreds_of_numbers(tmp_path, experiment,
   assert [key in text for key in (*shown, *hidden)] == [True] * len(shown) + [False] * len(hidden)
 
 
-def test_many_numbers_stand_below_each_other(tmp_path):
+def test_many_numbers_are_transposed(tmp_path):
   arms = {f'eval/arm_{i}/score': i for i in range(12)}
   _write(tmp_path, 'arena', 'addition', 0, **arms, **{'eval/arm_0/greedy_score': 7})
   _write(tmp_path, 'arena', 'dialogue', 0, **{'eval/arm_0/kl_to_reference': 0.5})
@@ -196,7 +196,7 @@ def test_csv_holds_every_number(tmp_path):
   assert rows['other']['seeds'] == '2' and rows['broken']['mean'] == 'nan'
 
 
-def test_published_numbers_stand_below_with_address_and_note(tmp_path):
+def test_published_numbers_follow_with_address_and_note(tmp_path):
   _write(tmp_path, 'a_star_po', 'arithmetic', 0, **{'eval/trained/greedy_accuracy': 0.97})
   settings = render.read_results(tmp_path)
   text = render.markdown('a_star_po', settings)
@@ -208,7 +208,7 @@ def test_published_numbers_stand_below_with_address_and_note(tmp_path):
   assert row['published'] == '' and row['note'].startswith('Scale differs')
 
 
-def test_a_setting_at_the_published_scale_has_its_counterpart_beside(tmp_path, monkeypatch):
+def test_a_setting_at_the_published_scale_shows_its_counterpart(tmp_path, monkeypatch):
   (cell,) = [c for c in reference.PUBLISHED if (c.row, c.column) == (
       'Qwen2.5-1.5B, A*-PO', 'MATH500')]
   same = dataclasses.replace(
@@ -222,7 +222,7 @@ def test_a_setting_at_the_published_scale_has_its_counterpart_beside(tmp_path, m
   assert row['address'].endswith('row Qwen2.5-1.5B, A*-PO, column MATH500')
 
 
-def test_the_public_split_stands_beside_its_published_accuracy(tmp_path):
+def test_the_public_split_is_next_to_its_published_accuracy(tmp_path):
   key = 'eval/gcn/softmax/public/first_layer_decay/accuracy'
   _write(tmp_path, 'shoestring', 'cora', 0, **{key: 0.8142})
   assert '0.8142 [published: 0.815]' in render.markdown('shoestring', render.read_results(tmp_path))
@@ -253,7 +253,7 @@ def test_format_number(mean, error, text):
     ({'score': None}, 'score must be a number or a string, got None'),
     ({'score': True}, 'score must be a number or a string, got True'),
     ({'seed': 'a'}, "seed must be an integer, got 'a'"),
-    ({'seed': 3}, 'seed must be 0, as its folder says, got 3'),
+    ({'seed': 3}, 'seed must be 0, as its directory says, got 3'),
 ])
 def test_malformed_results_are_one_line(tmp_path, content, message):
   path = _write(tmp_path, 'x', 'y', 0)
@@ -277,7 +277,7 @@ def test_the_same_run_twice_is_an_error(tmp_path):
 def test_nothing_to_read(tmp_path):
   with pytest.raises(FileNotFoundError, match='no results.json below'):
     render.read_results(tmp_path)
-  with pytest.raises(FileNotFoundError, match='no folder'):
+  with pytest.raises(FileNotFoundError, match='not a directory'):
     render.read_results(tmp_path / 'absent')
 
 

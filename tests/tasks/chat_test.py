@@ -63,12 +63,12 @@ def test_conversations_become_ids_with_the_assistants_marked(files, folders):
     name = example['messages'][0]['content'].split()[-1][:-1]
     text = chat_templates.QWEN2.render(example['messages'])
     assert list(example['ids']) == task.tokenizer.encode(text)
-    said = [f'It is {name}.'] if example['source'] == 'a.json' else [name, f'{name} {name}']
-    expected = [i for part in said for i in [*task.tokenizer.encode(part), *stop]]
+    learned = [f'It is {name}.'] if example['source'] == 'a.json' else [name, f'{name} {name}']
+    expected = [i for part in learned for i in [*task.tokenizer.encode(part), *stop]]
     assert list(example['ids'][example['loss_mask']]) == expected
 
 
-def test_the_batches_hold_what_the_task_says(files, folders):
+def test_the_batches_hold_the_tokens_of_the_task(files, folders):
   task = _make(files, folders['qwen2'])
   encoded = sft_batches.encode_demonstrations(task)
   total = sum(example['loss_mask'].sum() for example in task.demonstrations)
@@ -87,7 +87,7 @@ def test_what_is_held_out_depends_on_the_seed_only(files, folders):
   assert set(ids()) < set(ids(num_evaluation=6)) and ids(num_evaluation=0) == []
 
 
-def test_what_is_asked_in_a_held_out_conversation_is_not_trained_on(tmp_path, folders):
+def test_questions_of_held_out_conversations_are_not_trained_on(tmp_path, folders):
   rows = [{'prompt': f'What is {n % 4}?', 'response': f'{n}'} for n in range(12)]
   path = tmp_path / 'rows.json'
   path.write_text(json.dumps(rows))
@@ -112,7 +112,7 @@ def test_too_long_conversations_are_counted(files, folders):
     _make(files, folders['qwen2'], max_prompt_tokens=2, max_response_tokens=2)
 
 
-def test_a_template_of_ones_own_and_the_one_beside_the_tokenizer(files, folders, tmp_path):
+def test_a_template_from_a_file_and_the_one_next_to_the_tokenizer(files, folders, tmp_path):
   for file in folders['gpt2'].iterdir():
     (tmp_path / file.name).symlink_to(file)
   (tmp_path / 'tokenizer_config.json').write_text(json.dumps(
@@ -123,18 +123,18 @@ def test_a_template_of_ones_own_and_the_one_beside_the_tokenizer(files, folders,
   tasks['folder'] = _make(files, folders['gpt2'], template=str(tmp_path))
   for name, task in tasks.items():
     example = next(e for e in task.demonstrations if e['source'] == 'b.jsonl')
-    asked, said, _, again = (message['content'] for message in example['messages'])
+    asked, reply, _, again = (message['content'] for message in example['messages'])
     sign = '=' if name == str(own) else ':'
     (stop,) = task.tokenizer.stop_ids
-    expected = [*task.tokenizer.encode(said), stop, *task.tokenizer.encode(again), stop]
+    expected = [*task.tokenizer.encode(reply), stop, *task.tokenizer.encode(again), stop]
     assert list(example['ids'][example['loss_mask']]) == expected
     text = task.tokenizer.decode(example['ids'])
-    assert text.startswith(f'user{sign}\n{asked}\nassistant{sign}\n{said}user{sign}\nAgain.')
+    assert text.startswith(f'user{sign}\n{asked}\nassistant{sign}\n{reply}user{sign}\nAgain.')
 
 
 def test_a_reply_must_end_in_a_stop_token(files, folders):
   # To GPT-2 <|im_end|> is six tokens of text; to Qwen2 it is one, but need not be a stop.
-  with pytest.raises(ValueError, match=r'ends a reply with .*<\|im_end\|>.*none of the tokenizer'):
+  with pytest.raises(ValueError, match=r'ends a reply with .*<\|im_end\|>.*is not a stop token'):
     _make(files, folders['gpt2'])
   with pytest.raises(ValueError, match='name the token in stop_tokens'):
     _make(files, folders['qwen2'], stop_tokens='<|endoftext|>')
@@ -146,8 +146,8 @@ def test_a_compact_vocabulary(files, folders):
   task = _make(files, folders['qwen2'], vocabulary='compact', max_vocabulary=270)
   assert task.tokenizer.vocab_size == 270
   for example in task.demonstrations + task.evaluation:
-    said = ''.join(m['content'] for m in example['messages'] if m['role'] == 'assistant')
-    assert task.tokenizer.decode(example['ids'][example['loss_mask']]) == said
+    learned = ''.join(m['content'] for m in example['messages'] if m['role'] == 'assistant')
+    assert task.tokenizer.decode(example['ids'][example['loss_mask']]) == learned
 
 
 @pytest.mark.parametrize('options, message', [
@@ -182,8 +182,8 @@ def test_the_public_instructions(data_dir, folders):
       sft_batches.encode_demonstrations(task), batch_size=8, seed=0, packed_length=1023)
   assert batches.utilisation > 0.97
   for example in task.demonstrations[:50]:
-    said = ''.join(m['content'] for m in example['messages'] if m['role'] == 'assistant')
-    assert task.tokenizer.decode(example['ids'][example['loss_mask']]) == said
+    learned = ''.join(m['content'] for m in example['messages'] if m['role'] == 'assistant')
+    assert task.tokenizer.decode(example['ids'][example['loss_mask']]) == learned
 
 
 # --- Reasoning, and messages that are context.
@@ -239,12 +239,13 @@ def test_reasoning_that_the_template_loses_names_the_conversation(tmp_path, qwen
 
 
 def test_messages_that_are_context_are_not_learned(tmp_path, folders, qwen3):
-  said = [{'role': 'user', 'content': 'q'}, {'role': 'assistant', 'content': 'bad', 'train': False},
-          {'role': 'user', 'content': 'q2'}, {'role': 'assistant', 'content': 'good', 'weight': 1}]
+  messages = [
+      {'role': 'user', 'content': 'q'}, {'role': 'assistant', 'content': 'bad', 'train': False},
+      {'role': 'user', 'content': 'q2'}, {'role': 'assistant', 'content': 'good', 'weight': 1}]
   shared = [{'from': 'human', 'value': 'q', 'weight': 0}, {'from': 'gpt', 'value': 'one'},
             {'from': 'human', 'value': 'q2'}, {'from': 'gpt', 'value': 'two', 'weight': 0}]
   task = _of_rows(
-      tmp_path, folders['qwen2'], [{'messages': said}, {'conversations': shared}],
+      tmp_path, folders['qwen2'], [{'messages': messages}, {'conversations': shared}],
       template='chatml')
   assert _learned(task) == ['good', 'one']
   for example, words in zip(task.demonstrations, ('bad', 'two')):  # They are context.
@@ -256,8 +257,8 @@ def test_messages_that_are_context_are_not_learned(tmp_path, folders, qwen3):
   with pytest.raises(ValueError, match=r"loss_on must be 'assistant' for data .*, got 'all' \(ex"):
     sft_batches.encode_demonstrations(task, loss_on='all')
   # With Qwen3 past turns are context in any case, and may have thoughts that are not learned.
-  said[1]['reasoning'] = 'hm'
-  assert _learned(_of_rows(tmp_path, qwen3, [{'messages': said}])) == [
+  messages[1]['reasoning'] = 'hm'
+  assert _learned(_of_rows(tmp_path, qwen3, [{'messages': messages}])) == [
       '<think>\n\n</think>\n\ngood']
 
 
@@ -292,15 +293,15 @@ def test_prompts_and_demonstrations_within_a_template(data_dir, folders, tmp_pat
   for row, length, example in zip(encoded.prompts, encoded.prompt_lengths, task.evaluation):
     assert list(row[-length:]) == example['prompt_ids']
   for before, after in zip(plain.demonstrations, task.demonstrations):
-    said = after['ids'][after['loss_mask']]
-    assert task.tokenizer.decode(said) == before['response'].strip()
+    learned = after['ids'][after['loss_mask']]
+    assert task.tokenizer.decode(learned) == before['response'].strip()
     prompt = after['ids'][: int(np.argmax(after['loss_mask']))]
     assert task.tokenizer.decode(prompt).endswith('assistant\n')
   assert sft_batches.encode_demonstrations(task).num_filtered == 0
   assert task.reward_fn is plain.reward_fn and 'messages' not in plain.demonstrations[0]
 
 
-def test_a_template_that_the_tokenizer_cannot_say(files):
+def test_a_template_that_the_tokenizer_cannot_encode(files):
   task = arithmetic.Config(num_demonstrations=2, num_train=1, num_evaluation=1).make(0)
   with pytest.raises(ValueError, match='is not in the alphabet'):
     chat.with_template(task, chat_templates.QWEN2)

@@ -1,4 +1,4 @@
-"""Countdown: the published problems, and generated ones that are like them."""
+"""Countdown: the published problems, and generated ones from the same distribution."""
 
 import itertools
 
@@ -54,7 +54,7 @@ def test_wrong_rate_at_its_ends(data_dir, rate):
   task = countdown.Config(num_demonstrations=300, num_train=0, wrong_rate=rate).make(
       seed=0, data_dir=data_dir / 'countdown')
   assert np.all(_score(task, task.demonstrations, 'response') == 1.0 - rate)
-  # A wrong demonstration is no nonsense: it uses the right numbers.
+  # A wrong demonstration still uses the right numbers.
   for example in task.demonstrations:
     used = countdown.countdown.evaluate(example['response'])[1]
     assert sorted(used) == sorted(example['numbers'])
@@ -87,9 +87,9 @@ def test_solutions_against_brute_force(numbers):
       inner = _whole(a, first, b)
       if inner is not None:
         expected |= {_whole(inner, second, c), _whole(c, second, inner)}
-  found = countdown.solutions(numbers)
-  assert set(found) == {target for target in expected if target and target <= 100}
-  for target, texts in found.items():
+  expressions = countdown.solutions(numbers)
+  assert set(expressions) == {target for target in expected if target and target <= 100}
+  for target, texts in expressions.items():
     for text in texts:
       value, used = countdown.countdown.evaluate(text)
       assert value == target and sorted(used) == sorted(numbers)
@@ -137,7 +137,7 @@ def test_in_words_the_problems_are_the_same(task, in_words):
   assert 0 < scores.mean() < 1
 
 
-def test_in_words_the_limits_are_options_and_demonstrations_fit(in_words, data_dir):
+def test_in_words_the_limits_are_fields_and_demonstrations_fit(in_words, data_dir):
   assert (in_words.max_prompt_tokens, in_words.max_response_tokens) == (
       countdown.MAX_PROMPT_TOKENS, 64)
   assert in_words.tokenizer.vocab_size == 50_257

@@ -1,4 +1,4 @@
-"""The toy dialogue: what its user says, what dialogues are worth, and what styles score."""
+"""The toy dialogue: its user's messages, the rewards of dialogues, and the scores of styles."""
 
 import dataclasses
 import re
@@ -16,7 +16,7 @@ GOAL = 24  # 'ce'
 
 def _say(turns, *, world=WORLD, goal=GOAL, heard=True, cut=()):
   """A dialogue in which the assistant says `turns` (texts); (dialogue, the user's messages)."""
-  talk, everyone, said = world.start(np.array([goal])), np.ones(1, bool), []
+  talk, everyone, sent = world.start(np.array([goal])), np.ones(1, bool), []
   for turn, text in enumerate(turns):
     ids = [*world.tokenizer.encode(text), *([] if turn in cut else [1])]
     talk = talk.with_replies(
@@ -26,9 +26,9 @@ def _say(turns, *, world=WORLD, goal=GOAL, heard=True, cut=()):
       listens = heard if isinstance(heard, bool) else heard[turn]
       seeds = np.array([0 if listens else 2**32 - 1], np.uint32)
       message = world.user(dataclasses.replace(talk, seeds=seeds))
-      said.append(world.tokenizer.decode(message[0]))
+      sent.append(world.tokenizer.decode(message[0]))
       talk = talk.with_messages(turn, everyone, message)
-  return talk, said
+  return talk, sent
 
 
 @pytest.mark.parametrize('turns, expected', [
@@ -38,7 +38,7 @@ def _say(turns, *, world=WORLD, goal=GOAL, heard=True, cut=()):
     (['cb', '?', 'ce'], ['-', '-', '-']), (['ec'], ['-']), (['c'], ['-']), ([''], ['-']),
     (['~ce', 'c~e', 'cee', '~~?'], ['+ce', '+ce', '-', '-']), (['??'], ['-']), (['=ce'], ['-']),
 ])
-def test_what_the_user_says(turns, expected):
+def test_messages_of_the_user(turns, expected):
   assert _say(turns)[1] == expected
 
 
@@ -50,13 +50,13 @@ def test_a_user_that_does_not_listen_changes_nothing():
   talk, _ = _say(['?'])
   seeds = np.array([0, 2**31, int(0.9 * 2**32) - 1, int(0.9 * 2**32) + 1, 2**32 - 1], np.uint32)
   five = dataclasses.replace(talk[np.zeros(5, int)].cut(1), seeds=seeds)
-  said = [WORLD.tokenizer.decode(ids) for ids in WORLD.user(five)]
-  assert said == ['=ce', '=ce', '=ce', '.', '.']
+  sent = [WORLD.tokenizer.decode(ids) for ids in WORLD.user(five)]
+  assert sent == ['=ce', '=ce', '=ce', '.', '.']
 
 
-def test_a_reply_that_was_cut_says_nothing():
-  talk, said = _say(['?', 'ce', 'ceee'], cut=(0, 1, 2))
-  assert said == ['-', '-', '-']
+def test_a_truncated_reply_has_no_content():
+  talk, sent = _say(['?', 'ce', 'ceee'], cut=(0, 1, 2))
+  assert sent == ['-', '-', '-']
   assert WORLD.rewards(talk)[0, :3].tolist() == [0, 0, 0]
   assert not WORLD.asks(talk).any()
 
@@ -68,13 +68,13 @@ def test_a_reply_that_was_cut_says_nothing():
     (['be', 'c', 'cee', '', 'ce'], [0, 0, 0, 0, 1]),
     (['c?', '~cb', '?c', 'c+', 'ce'], [0, 0.28, 0, 0, 0.98]),
 ])
-def test_what_dialogues_are_worth(turns, expected):
+def test_rewards_by_hand(turns, expected):
   talk, _ = _say(turns)
   np.testing.assert_allclose(WORLD.rewards(talk)[0], expected, atol=1e-6)
   assert WORLD.asks(talk)[0].tolist() == [turn.strip('~') == '?' for turn in turns]
 
 
-def test_prefixes_that_were_not_said_are_worth_nothing_that_is_a_number():
+def test_rewards_of_missing_replies_are_nan():
   talk, _ = _say(['?', 'ce', 'ce'])
   rewards = WORLD.rewards(talk)
   assert rewards.dtype == np.float32 and np.isnan(rewards[0, 3:]).all()
@@ -84,7 +84,7 @@ def test_prefixes_that_were_not_said_are_worth_nothing_that_is_a_number():
 
 
 def _documented():
-  """Name of a style -> what the module says that it scores, turn by turn."""
+  """Name of a style -> its documented scores, turn by turn."""
   lines = re.findall(r'^  (\w+(?: once)?) {2,}.*?((?:\s+\d\.\d{3}){5})$', dialogue.__doc__, re.M)
   return {name: [float(number) for number in numbers.split()] for name, numbers in lines}
 
@@ -92,7 +92,7 @@ def _documented():
 @pytest.mark.parametrize('name, style', [
     ('perfect', dialogue.PERFECT), ('initial', dialogue.INITIAL), ('at once', dialogue.AT_ONCE),
     ('behaviour', dialogue.BEHAVIOUR)])
-def test_styles_score_what_the_module_says(name, style):
+def test_styles_score_as_documented(name, style):
   talk = WORLD.simulate(np.arange(20_000), style, seed=1)
   rewards = WORLD.rewards(talk)
   errors = rewards.std(axis=0) / len(rewards) ** 0.5
@@ -101,22 +101,22 @@ def test_styles_score_what_the_module_says(name, style):
 
 def test_the_scores_by_hand():
   scores = _documented()
-  # Asked in both early turns, told unless the user was inattentive twice; a last guess is right
+  # Asked in both early turns, answered unless the user was inattentive twice; a last guess is right
   # in a tenth of the cases.
-  told = 1 - 0.1**2
+  knows = 1 - 0.1**2
   np.testing.assert_allclose(scores['perfect'][:2], [0, 0.9], atol=6e-4)
-  assert abs(scores['perfect'][2] - (told + 0.01 * (0.1 + 0.9 * 0.2))) < 6e-4
+  assert abs(scores['perfect'][2] - (knows + 0.01 * (0.1 + 0.9 * 0.2))) < 6e-4
   # At once: right in a tenth, half right otherwise.
   assert abs(scores['at once'][0] - (0.1 + 0.9 * 0.4)) < 6e-4 + 1e-3
   # Behaviour: five fillers by the last turn, and every guess is blind.
   np.testing.assert_allclose(scores['behaviour'][4], 0.1 * 0.9, atol=1e-3)
-  # What makes the study: at once is better in the first turn, and nearly worthless in the last.
+  # The point of the task: at once is better in the first turn, and nearly worthless in the last.
   assert scores['at once'][0] > scores['perfect'][0] + 0.4
   assert scores['perfect'][4] > scores['at once'][4] + 0.7
   assert scores['perfect'][4] > scores['initial'][4] + 0.7
 
 
-def test_asking_first_pays_under_both_laws_of_the_turn():
+def test_asking_first_pays_under_both_distributions_of_the_turn():
   talk = WORLD.simulate(np.arange(40_000), dialogue.INITIAL, seed=2)
   rewards, asked = WORLD.rewards(talk), WORLD.asks(talk)[:, 0]
   gain = rewards[asked].mean(axis=0) - rewards[~asked].mean(axis=0)
@@ -152,10 +152,10 @@ def test_demonstrations_are_whole_dialogues_for_fine_tuning():
   speaker = np.array([task.tokenizer.decode([i]) for i in range(19)])
   asked = 0
   for example in task.demonstrations:
-    ids, said = example['ids'], example['loss_mask']
-    assert len(ids) == len(said) and not said[:2].any() and said[2]
-    assert (ids[said] == 1).sum() == 5 and not (ids[~said] == 1).any()  # Five stop tokens.
-    assert not np.isin(speaker[ids[said]], ['=', '+', '.', '-', '!']).any()
+    ids, sent = example['ids'], example['loss_mask']
+    assert len(ids) == len(sent) and not sent[:2].any() and sent[2]
+    assert (ids[sent] == 1).sum() == 5 and not (ids[~sent] == 1).any()  # Five stop tokens.
+    assert not np.isin(speaker[ids[sent]], ['=', '+', '.', '-', '!']).any()
     assert task.tokenizer.decode(ids).startswith(example['prompt'])
     asked += speaker[ids[2]] == '?' or speaker[ids[3]] == '?'
   assert 20 < asked < 75

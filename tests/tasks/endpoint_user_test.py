@@ -1,4 +1,4 @@
-"""A user behind a chat endpoint, played by a server in this process."""
+"""A user at a chat endpoint, simulated by a server in this process."""
 
 import contextlib
 import dataclasses
@@ -58,12 +58,12 @@ def no_proxy(monkeypatch):
   monkeypatch.setenv('no_proxy', '127.0.0.1')
 
 
-def _said(text):
+def _completion(text):
   return json.dumps({'choices': [{'message': {'role': 'assistant', 'content': text}}]}).encode()
 
 
 def _talk(rows=1):
-  """Dialogues in which the user said 1 2 and the assistant replied with its row and 9."""
+  """Dialogues in which the user sent 1 2 and the assistant replied with its row and 9."""
   talk = dialogues.empty(
       np.array([[1, 2]] * rows), np.full(rows, 2), np.arange(rows), num_turns=2, reply_slots=2,
       message_slots=3)
@@ -84,7 +84,7 @@ def test_it_asks_for_each_dialogue_and_keeps_their_order():
   def respond(number, body):
     asked = int(body['messages'][0]['content'].rsplit(': ', 1)[1].split('-')[0])
     time.sleep(0.02 * (4 - asked))  # The first is the last to be answered.
-    return 200, _said('I wonder.\nQuestion: ' + 'x' * asked)
+    return 200, _completion('I wonder.\nQuestion: ' + 'x' * asked)
 
   with _serve(respond) as (url, requests):
     assert _user(url + '/', api_key='secret', temperature=0.3, max_tokens=7)(_talk(5)) == [
@@ -99,15 +99,15 @@ def test_it_asks_for_each_dialogue_and_keeps_their_order():
   assert len({request[2]['seed'] for request in requests}) == 5
 
 
-def test_without_a_mark_everything_is_kept():
-  with _serve(lambda number, body: (200, _said(' No mark. '))) as (url, requests):
+def test_without_a_mark_the_full_text_is_used():
+  with _serve(lambda number, body: (200, _completion(' No mark. '))) as (url, requests):
     assert _user(url)(_talk()) == [[len('No mark.')]]
     assert 'Authorization' not in requests[0][1]
 
 
 @pytest.mark.parametrize('status', [429, 500, 503])
-def test_what_may_pass_is_tried_again(status):
-  answers = [(status, b'busy'), (status, b'busy'), (200, _said('fine'))]
+def test_transient_failures_are_retried(status):
+  answers = [(status, b'busy'), (status, b'busy'), (200, _completion('fine'))]
   with _serve(lambda number, body: answers[number]) as (url, requests):
     assert _user(url, retries=2)(_talk()) == [[4]]
     assert len(requests) == 3
@@ -122,7 +122,7 @@ def test_what_may_pass_is_tried_again(status):
     ((200, b'[' * 90_000), 'no choices[0].message.content in the answer', 1),
     ((200, b' ' * 200_000), 'the answer has more than 100000 bytes', 1),
 ])
-def test_what_fails_is_one_line_with_the_address(answer, line, tries):
+def test_a_failure_is_one_line_with_the_address(answer, line, tries):
   with _serve(lambda number, body: answer) as (url, requests):
     with pytest.raises(ConnectionError) as error:
       _user(url, retries=2, max_bytes=100_000)(_talk())
@@ -134,7 +134,7 @@ def test_what_fails_is_one_line_with_the_address(answer, line, tries):
 def test_a_server_that_does_not_answer_in_time():
   def respond(number, body):
     time.sleep(1.0)
-    return 200, _said('late')
+    return 200, _completion('late')
 
   with _serve(respond) as (url, requests):
     start = time.monotonic()
@@ -143,8 +143,8 @@ def test_a_server_that_does_not_answer_in_time():
     assert time.monotonic() - start < 0.9 and len(requests) == 2
 
 
-def test_nobody_there_and_nothing_contacted_before_the_call():
-  with _serve(lambda number, body: (200, _said('x'))) as (url, requests):
+def test_nothing_is_contacted_before_the_call():
+  with _serve(lambda number, body: (200, _completion('x'))) as (url, requests):
     user = _user(url, retries=0)
     assert not requests
   with pytest.raises(ConnectionError, match='refused'):
@@ -161,7 +161,7 @@ def test_nobody_there_and_nothing_contacted_before_the_call():
     ('http://x', {'max_bytes': 0}, 'max_bytes must be at least 1 and finite, got 0'),
     ('http://x', {'temperature': -1.0}, 'temperature must be at least 0 and finite, got -1.0'),
 ])
-def test_settings_out_of_range_are_named(url, options, line):
+def test_arguments_out_of_range_are_named(url, options, line):
   with pytest.raises(ValueError) as error:
     _user(url, **options)
   assert line in str(error.value)

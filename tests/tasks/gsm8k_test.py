@@ -1,4 +1,4 @@
-"""GSM8K as a task: splits, limits, and rewards that look at the response only."""
+"""GSM8K as a task: splits, limits, and rewards that read only the response."""
 
 import json
 
@@ -12,7 +12,7 @@ from jaxrl_llm.tasks import gsm8k
 
 @pytest.fixture(scope='module')
 def folder(data_dir, tmp_path_factory):
-  """The first 120 training and 60 test problems, beside the real tokenizers."""
+  """The first 120 training and 60 test problems, next to the real tokenizers."""
   folder = tmp_path_factory.mktemp('data') / 'gsm8k'
   folder.mkdir()
   for split, count in (('train', 120), ('test', 60)):
@@ -74,7 +74,7 @@ def test_responses_may_be_shorter_than_any_demonstration(folder):
   assert len(task.train) == 120 and len(task.evaluation) == 60
 
 
-def test_numbers_asked_for(folder):
+def test_random_subsets(folder):
   sizes = {'num_demonstrations': 50, 'num_train': 30, 'num_evaluation': 20}
   one, again, other = (gsm8k.Config(**sizes).make(s, folder) for s in (0, 0, 1))
   assert [len(x) for x in (one.demonstrations, one.train, one.evaluation)] == [50, 30, 20]

@@ -106,7 +106,7 @@ def test_the_published_problems_in_their_own_layout(data_dir, gpt2):
     ({'prompt': 'p', 'answer': True}, {}, "'answer' must be a text or a number, got bool"),
     ({'prompt': 'p', 'answer': [1]}, {}, "'answer' must be a text or a number, got list"),
     ({'prompt': 'p'}, {'solution_field': 'solution'},
-     "there must be a text in 'answer' or 'solution', got NoneType"),
+     "'answer' or 'solution' must be a text, got NoneType"),
     ({'prompt': 'p', 'solution': 'The answer is 3.'}, {'solution_field': 'solution'},
      "line 2: 'solution' marks no answer"),
     ({'prompt': 'p', 'answer': 'A', 'choices': ['x', 'y']}, {},

@@ -71,7 +71,7 @@ def test_several_turns_end_with_the_last_reply(tmp_path, tokenizer_dir):
 
 
 def test_plain_texts_and_their_boundaries(file, data_dir):
-  # Real tokens: the response begins as it goes on behind its prompt.
+  # Real tokens: the response is encoded as the continuation of its prompt.
   task = _make(file, data_dir / 'tokenizers' / 'gpt2', template='none')
   assert task.template is None and 'messages' not in task.train[0]
   for example in task.train:
@@ -107,7 +107,7 @@ def test_published_ids_lose_their_padding_and_keep_their_stop(tmp_path, tokenize
   example = task_of(rows, schema='nectar').train[0]
   assert example['reward_prompt_ids'] == [999, 5] and 'chosen_ids' not in example
   assert not task_of(rows, schema='nectar').demonstrations
-  # A response as text beside ids.
+  # A response as text next to ids.
   rows = [{'prompt_ids': [40 + i], 'chosen': 'yes'} for i in range(3)]
   task = task_of(rows, fields='prompt_ids=prompt_ids,chosen=chosen')
   assert task.train[0]['chosen_ids'] == [*task.tokenizer.encode('yes'), stop]
@@ -119,7 +119,7 @@ def _jsonl(tmp_path, rows):
   return path
 
 
-def test_what_is_held_out_depends_on_files_and_seed_alone(file, tokenizer_dir):
+def test_held_out_prompts_depend_on_files_and_seed_only(file, tokenizer_dir):
   held_out = lambda **options: [e['id'] for e in _make(file, tokenizer_dir, **options).evaluation]
   assert held_out() == held_out(max_response_tokens=4, num_train=2) == sorted(held_out())
   assert len({tuple(held_out(seed=seed)) for seed in range(4)}) > 1
@@ -128,7 +128,7 @@ def test_what_is_held_out_depends_on_files_and_seed_alone(file, tokenizer_dir):
       e['id'] for e in _make(file, tokenizer_dir).train][:2]
 
 
-def test_nothing_left_asks_what_is_held_out(tmp_path, tokenizer_dir):
+def test_held_out_prompts_are_excluded_from_training(tmp_path, tokenizer_dir):
   rows = [{'prompt': f'Say {word}.', 'chosen': str(i), 'rejected': 'no'}
           for i in range(3) for word in WORDS]
   task = _make(_jsonl(tmp_path, rows), tokenizer_dir, num_evaluation=4)
@@ -143,12 +143,12 @@ def test_held_out_files(file, tmp_path, tokenizer_dir):
   task = _make(file, tokenizer_dir, evaluation_files=str(other), num_evaluation=0)
   assert {e['source'] for e in task.evaluation} == {'rows.jsonl'} and len(task.evaluation) == 2
   assert len(task.train) == 6 and task.num_repeated == 2
-  # All that lie there are kept out of training, also where fewer are looked at.
+  # All prompts of these files are excluded from training, also if fewer are evaluated.
   task = _make(file, tokenizer_dir, evaluation_files=str(other), num_evaluation=1)
   assert (len(task.train), len(task.evaluation)) == (6, 1)
 
 
-def test_what_is_too_long_is_left_out_and_counted(file, tokenizer_dir):
+def test_long_prompts_are_left_out_and_counted(file, tokenizer_dir):
   whole = _make(file, tokenizer_dir)
   lengths = {WORDS[e['row']]: len(e['prompt_ids']) for e in whole.train + whole.evaluation}
   limit = lengths['four']
@@ -163,7 +163,7 @@ def test_what_is_too_long_is_left_out_and_counted(file, tokenizer_dir):
     _make(file, tokenizer_dir, max_prompt_tokens=3)
 
 
-def test_a_compact_vocabulary_is_that_of_the_files_whatever_the_seed(data_dir, file, monkeypatch):
+def test_a_compact_vocabulary_does_not_depend_on_the_seed(data_dir, file, monkeypatch):
   folder = data_dir / 'tokenizers' / 'gpt2'
   monkeypatch.setattr(tokenizers, 'load_tokenizer', functools.cache(tokenizers.load_tokenizer))
   make = lambda **options: _make(

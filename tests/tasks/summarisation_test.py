@@ -53,7 +53,7 @@ def test_a_truncated_summary_has_the_score_of_a_missing_stop():
   assert got.dtype == np.float32
 
 
-def test_posts_hold_their_keys_behind_markers_and_nowhere_else():
+def test_keys_are_right_after_their_markers_and_nowhere_else():
   task = _task()
   for example in task.train + task.evaluation + task.demonstrations:
     post, keys = example['prompt'], example['answer']
@@ -85,7 +85,7 @@ def test_mistakes_come_at_their_rate_and_are_of_every_kind():
   assert all(e['response'] == e['answer'] for e in _task(corruption_rate=0.0).demonstrations)
 
 
-def test_the_judge_follows_the_bradley_terry_law():
+def test_the_judge_follows_the_bradley_terry_model():
   rng = np.random.default_rng(0)
   scores = np.tile([[0.6, 0.2]], (20_000, 1))
   labels = summarisation.prefer(scores, noise=0.4, rng=rng)
@@ -103,6 +103,6 @@ def test_bad_values_are_named(changes, message):
     _task(**changes)
 
 
-def test_a_judge_without_noise_is_refused():
-  with pytest.raises(ValueError, match='noise must be positive, got 0'):
+def test_a_judge_without_noise_is_an_error():
+  with pytest.raises(ValueError, match='noise must be positive and finite, got 0'):
     summarisation.prefer(np.zeros((1, 2)), noise=0, rng=np.random.default_rng(0))

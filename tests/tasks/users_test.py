@@ -12,7 +12,7 @@ from jaxrl_llm.types import STOPPED, TRUNCATED, Rollouts
 
 
 def _talk(rows=3, turns=1, num_turns=4):
-  """Dialogues in which reply `turns` − 1 has been said, and every earlier one answered by [8]."""
+  """Dialogues of `turns` replies, of which all but the last are answered by [8]."""
   talk = dialogues.empty(
       np.full((rows, 2), 5), np.full(rows, 2), 10 + np.arange(rows), num_turns=num_turns,
       reply_slots=2, message_slots=3)
@@ -26,12 +26,12 @@ def _talk(rows=3, turns=1, num_turns=4):
   return talk
 
 
-def test_fixed_questions_are_asked_in_turn_whatever_is_replied():
+def test_fixed_questions_do_not_depend_on_the_replies():
   user = users.FixedQuestions({10: [[1], [2, 2]], 11: [[3], []], 12: [[4], [5]]})
   assert user(_talk(turns=1)) == [[1], [3], [4]]
   assert user(_talk(turns=2)) == [[2, 2], [], [5]]
   np.testing.assert_array_equal(user.num_turns(np.array([[10, 12]])), [[3, 3]])
-  with pytest.raises(ValueError, match='example 10 has 2 questions behind its first, and reply 2'):
+  with pytest.raises(ValueError, match='example 10 has 2 questions after its first, and reply 2'):
     user(_talk(turns=3))
   with pytest.raises(ValueError, match='there are no questions for example 13'):
     user(_talk(rows=4))
@@ -75,11 +75,11 @@ def test_questions_within_a_template(data_dir):
     ('**No** mark.', ('**No** mark.', False)),
     ('Question:', ('', True)), ('', ('', False)),
 ])
-def test_the_question_stands_behind_the_last_mark(text, expected):
-  assert users.behind_last(text, 'Question:') == expected
+def test_the_question_is_after_the_last_mark(text, expected):
+  assert users.after_last(text, 'Question:') == expected
 
 
-def test_those_who_forget_the_mark_are_counted():
+def test_messages_without_a_mark_are_counted():
   marked = users.Marked('Ask:', str.split)
   assert np.isnan(marked.pop_unmarked())
   texts = ['I see. Ask: is it so?', 'It is.', 'Ask:', 'Well']
@@ -87,7 +87,7 @@ def test_those_who_forget_the_mark_are_counted():
   assert marked.pop_unmarked() == 0.5 and np.isnan(marked.pop_unmarked())
 
 
-def test_a_model_reads_the_transcript_and_its_words_are_framed():
+def test_a_model_reads_the_transcript_and_its_message_is_framed():
   seen = []
 
   def sample(params, prompts, lengths, ids, key):
@@ -117,19 +117,19 @@ def test_a_model_reads_the_transcript_and_its_words_are_framed():
       [int(seed) >> 1, 77, 7, *([] if (int(seed) >> 1) % 2 else [0])] for seed in seeds]
   # A model that stops at once says nothing, and the next turn begins all the same.
   def silent(params, prompts, lengths, ids, key):
-    said = np.full((len(prompts), 1, 1), 9)
+    tokens = np.full((len(prompts), 1, 1), 9)
     ones = np.ones((len(prompts), 1), int)
-    return Rollouts(prompts, lengths, said, ones, None, None, ones * STOPPED)
+    return Rollouts(prompts, lengths, tokens, ones, None, None, ones * STOPPED)
 
   quiet = users.ModelUser(silent, None, None, slots=12, rows=2)
   assert quiet(talk) == [[]] * 5
-  # What a reply that was cut lacks is read behind it, as in the transcript of the next turn.
+  # A truncated reply is closed by the missing ids, as in the transcript of the next turn.
   cut = dataclasses.replace(talk, stop_reason=np.where(
       np.arange(5)[:, None] == 1, TRUNCATED, talk.stop_reason))
   seen.clear()
   users.ModelUser(sample, None, None, slots=9, rows=5, request=[91], close_ids=[70])(cut)
   assert seen[0][0][:2].tolist() == [[0, 5, 5, 1, 1, 8, 2, 2, 91], [5, 5, 1, 1, 8, 2, 2, 70, 91]]
-  with pytest.raises(ValueError, match='reads at most 6 tokens \\(slots\\), got 7'):
+  with pytest.raises(ValueError, match='must have at most 6 tokens \\(slots\\), got 7'):
     users.ModelUser(sample, None, None, slots=6, rows=5)(talk)
   with pytest.raises(ValueError, match='rows must be at least 1, got 0'):
     users.ModelUser(sample, None, None, slots=6, rows=0)
