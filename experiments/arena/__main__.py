@@ -8,6 +8,7 @@ the KL divergence from the reference.
 
 import dataclasses
 import functools
+import pathlib
 
 from experiments.arena import arms as arena_arms
 from experiments.arena import config as arena_config
@@ -22,48 +23,48 @@ from jaxrl_llm.training import loop
 def outcomes(run: launch.Run, stopper: loop.Stopper) -> dict[str, dict[int, dict]]:
   """Runs the missing arms and seeds; returns the outcomes by arm and seed."""
   config = run.config
-  kind = arena_dialogue.World if config.task == 'dialogue' else arena_tasks.World
-  world = kind(config.world, config.seed)
-  seeds = range(config.seed, config.seed + config.num_seeds)
-  folder = lambda seed: run.workdir / f'seed{seed}'
+  kind = arena_dialogue.DialogueArenaTask if config.task == 'dialogue' else arena_tasks.ArenaTask
+  shared = kind(config.task_config, config.seed)
+  arenas: dict[int, arena_tasks.ArenaSeed] = {}
 
-  grounds: dict[int, arena_tasks.Ground] = {}
+  def folder(seed: int) -> pathlib.Path:
+    return run.workdir / f'seed{seed}'
 
-  def ground(seed: int) -> arena_tasks.Ground:
-    if world.settings.one_reference and seed != config.seed:
-      grounds[seed] = dataclasses.replace(ground(config.seed), seed=seed)
-    elif seed not in grounds:
-      grounds[seed] = arena_tasks.prepare(world, seed, folder(seed))
+  def arena_of(seed: int) -> arena_tasks.ArenaSeed:
+    if shared.config.one_reference and seed != config.seed:
+      arenas[seed] = dataclasses.replace(arena_of(config.seed), seed=seed)
+    elif seed not in arenas:
+      arenas[seed] = arena_tasks.prepare(shared, seed, folder(seed))
       stopper.check('stopped with the reference saved')
-    return grounds[seed]
+    return arenas[seed]
 
   def play(arm: arena_arms.Arm | None, name: str, seed: int) -> dict:
     if arm is None:
-      outcome = arena_arms.untrained(name, ground(seed))
+      outcome = arena_arms.untrained(name, arena_of(seed))
     else:
-      check = lambda: stopper.check('stopped; this arm starts again')
-      outcome = arena_arms.run(arm, ground(seed), check)
+      check = functools.partial(stopper.check, 'stopped; this arm starts again')
+      outcome = arena_arms.run(arm, arena_of(seed), check)
     return outcome | {'commit': run.commit}
 
-  found = {}
+  results = {}
   for name in config.chosen():
-    arm = None if name in arena_config.UNTRAINED else arena_arms.Arm(world, name)
-    found[name] = {}
-    for seed in seeds:
+    arm = None if name in arena_config.UNTRAINED else arena_arms.Arm(shared, name)
+    results[name] = {}
+    for seed in range(config.seed, config.seed + config.num_seeds):
       identity = arms_lib.identity_of(
-          'arena', config.world, task=config.task, first_seed=config.seed, seed=seed, arm=name)
-      found[name][seed] = arms_lib.finished(
+          'arena', shared.config, task=config.task, first_seed=config.seed, seed=seed, arm=name)
+      results[name][seed] = arms_lib.finished(
           folder(seed) / 'arms' / f'{name}.json', identity,
           functools.partial(play, arm, name, seed), commit=run.commit)
       run.save_clock()
-  return found
+  return results
 
 
 def main(run: launch.Run) -> None:
   """Runs every arm and seed; writes the table, the figures and results.json."""
-  idle = [task for task in arena_config.TASKS if task != run.config.task]
+  unused = [task for task in arena_config.TASKS if task != run.config.task]
   for name in run.overrides:
-    if name.split('.')[0] in idle:
+    if name.split('.')[0] in unused:
       raise ValueError(f'config.{name} has no effect with config.task={run.config.task!r}')
   with loop.Stopper() as stopper:
     arena_report.write(run, outcomes(run, stopper))

@@ -29,7 +29,7 @@ class DialogueTask(dialogue.Config):
 
 
 @dataclasses.dataclass
-class Arm:
+class ArmConfig:
   """Config of one algorithm's run.
 
   Attributes:
@@ -50,32 +50,37 @@ class Arm:
     """Samples per prompt in training; A*-PO's `samples_per_prompt` applies to its stage 1."""
     return 1 if self.file == 'a_star_po' else self.algorithm.samples_per_prompt
 
+  @property
+  def num_iterations(self) -> int:
+    """Fixed number of iterations of the run; 0: one per batch of the budget."""
+    return 0
+
+  @property
+  def starts_from_sampler(self) -> bool:
+    """Whether the log-ratio that the loss reads is 0 before the first step."""
+    return self.refresh_every == 1 and (
+        self.file != 'dpo' or self.algorithm.reference == 'policy')
+
   def validate(self, prefix: str) -> None:
     """Raises ValueError with one line for the first field that is out of range."""
+    algorithm, because = f'{prefix}.algorithm', 'in the arena'
     checks.at_least(self, prefix, refresh_every=0)
-    _keep(self.optimizer, f'{prefix}.optimizer', schedule='constant')
+    checks.fixed(self.optimizer, f'{prefix}.optimizer', because, schedule='constant')
+
     # Fields that only another program reads, or that need data an arm does not draw.
     if self.file == 'rebel':
-      _keep(self.algorithm, f'{prefix}.algorithm', signal='rewards', offline_fraction=0.0)
+      checks.fixed(self.algorithm, algorithm, because, signal='rewards', offline_fraction=0.0)
     if self.file == 'a_star_po':
-      _keep(self.algorithm, f'{prefix}.algorithm', stage1_reward='identical', num_minibatches=1)
-    try:
+      checks.fixed(
+          self.algorithm, algorithm, because, stage1_reward='identical', num_minibatches=1)
+
+    with checks.within(algorithm):
       self.algorithm.validate()
-    except ValueError as error:
-      raise ValueError(f'{error} ({prefix}.algorithm)') from error
     self.optimizer.validate(f'{prefix}.optimizer')
 
 
-def _keep(owner: Any, prefix: str, **values: Any) -> None:
-  """Raises ValueError if a field that the arena does not read differs from the given value."""
-  for name, value in values.items():
-    if getattr(owner, name) != value:
-      raise ValueError(
-          f'{prefix}.{name} must be {value!r} in the arena, got {getattr(owner, name)!r}')
-
-
 @dataclasses.dataclass
-class DialogueArm(Arm):
+class DialogueArmConfig(ArmConfig):
   """Config of a dialogue arm: the position of the two replies of a pair.
 
   REFUEL's replies are in its own dialogues, at a sampled turn.
@@ -93,20 +98,21 @@ class DialogueArm(Arm):
   turn: str = 'two'
   iterations: int = 0
 
+  @property
+  def num_iterations(self) -> int:
+    """`iterations`."""
+    return self.iterations
+
   def validate(self, prefix: str) -> None:
     """Raises ValueError with one line for the first field that is out of range."""
     super().validate(prefix)
     checks.at_least(self, prefix, iterations=0)
-    for name, allowed in (
-        ('prefix', ('own', 'offline', 'mixed')), ('turn', ('one', 'two', 'last')),
-        ('refresh_every', (1,)),
-    ):
-      if getattr(self, name) not in allowed:
-        raise ValueError(
-            f'{prefix}.{name} must be one of {allowed}, got {getattr(self, name)!r}')
+    checks.one_of(
+        self, prefix, prefix=('own', 'offline', 'mixed'), turn=('one', 'two', 'last'))
+    checks.fixed(self, prefix, 'in dialogue', refresh_every=1)
 
 
-def arms(**by_name: Arm) -> Any:
+def arms(**by_name: ArmConfig) -> Any:
   """Builds a dataclass with a field for each arm, so that flags reach their configs by name."""
   kinds = [(name, type(arm)) for name, arm in by_name.items()]
   return dataclasses.make_dataclass('Arms', kinds)(**by_name)
@@ -139,14 +145,14 @@ class RewardModelConfig:
   def validate(self, prefix: str) -> None:
     """Raises ValueError with one line for the first field that is out of range."""
     checks.at_least(self, prefix, num_pairs=0, steps=1, batch_size=1)
-    if not 0 < self.label_noise < float('inf'):
-      raise ValueError(f'{prefix}.label_noise must be positive, got {self.label_noise}')
+    checks.positive(self, prefix, 'label_noise')
+    checks.finite(self, prefix, 'missing_stop_penalty')
     self.algorithm.validate()
     self.optimizer.validate(f'{prefix}.optimizer')
 
 
 @dataclasses.dataclass
-class World:
+class TaskConfig:
   """A task with everything that all its arms share.
 
   Attributes:
@@ -187,11 +193,10 @@ class World:
     """
     dataclasses.replace(self.model, vocab_size=self.model.vocab_size or 1).validate()
     self.sft.validate(f'{prefix}.sft')
-    _keep(self.sft, f'{prefix}.sft', packed_length=0, mixture='')
+    checks.fixed(self.sft, f'{prefix}.sft', 'in the arena', packed_length=0, mixture='')
     checks.at_least(
         self, prefix, completions=1, batch_completions=1, num_evaluations=2, eval_samples=1,
-        best_of=2,
-    )
+        best_of=2)
     self.reward_model.validate(f'{prefix}.reward_model')
 
     for name in self.names() if names is None else names:
@@ -199,18 +204,13 @@ class World:
         continue
       arm = getattr(self.arms, name)
       arm.validate(f'{prefix}.arms.{name}')
-      if self.batch_completions % arm.num_samples:
-        raise ValueError(
-            f'{prefix}.batch_completions must be divisible by the {arm.num_samples} samples a '
-            f'prompt of {name}, got {self.batch_completions}'
-        )
-
-      parts = getattr(arm, 'iterations', 0)
-      if parts and self.completions % (parts * self.batch_completions):
-        raise ValueError(
-            f'{prefix}.completions must be whole batches for the {parts} iterations of {name}, '
-            f'got {self.completions}'
-        )
+      checks.divisible(
+          self, prefix, 'batch_completions', arm.num_samples,
+          of=f'the samples per prompt of {name}')
+      if arm.num_iterations:
+        checks.divisible(
+            self, prefix, 'completions', arm.num_iterations * self.batch_completions,
+            of=f'batch_completions times the iterations of {name}')
 
   def names(self) -> list[str]:
     """Lists every arm, in display order."""
@@ -232,9 +232,9 @@ class Arena:
     note: caveat about the config; printed with its results.
   """
 
-  arithmetic: World
-  summarisation: World
-  dialogue: World
+  arithmetic: TaskConfig
+  summarisation: TaskConfig
+  dialogue: TaskConfig
   seed: int = 0
   num_seeds: int = 5
   task: str = 'arithmetic'
@@ -244,16 +244,15 @@ class Arena:
   def validate(self) -> None:
     """Raises ValueError with one line for the first field that is out of range."""
     checks.at_least(self, 'config', seed=0, num_seeds=1)
-    if self.task not in TASKS:
-      raise ValueError(f'config.task must be one of {", ".join(TASKS)}, got {self.task!r}')
+    checks.one_of(self, 'config', task=TASKS)
+    known = self.task_config.names()
     for name in self.algorithms.split(',') if self.algorithms else ():
-      if name not in self.world.names():
-        raise ValueError(
-            f'config.algorithms must be some of {", ".join(self.world.names())}, got {name!r}')
-    self.world.validate(f'config.{self.task}', self.chosen())
+      if name not in known:
+        raise ValueError(f'config.algorithms must be some of {", ".join(known)}, got {name!r}')
+    self.task_config.validate(f'config.{self.task}', self.chosen())
 
   @property
-  def world(self) -> World:
+  def task_config(self) -> TaskConfig:
     """The config of `task`."""
     return getattr(self, self.task)
 
@@ -268,6 +267,6 @@ class Arena:
 
   def chosen(self) -> list[str]:
     """Lists the arms to run, in display order."""
-    names = self.world.names()
+    names = self.task_config.names()
     wanted = self.algorithms.split(',') if self.algorithms else names
     return [name for name in names if name in wanted]

@@ -19,11 +19,8 @@ _STEP_SIZES = ('eta_0_01', 'eta_0_03', 'eta_0_1', 'eta_0_3', 'eta_1_0', 'eta_3_0
 
 def findings(task: str, outcomes: Outcomes) -> list[Finding]:
   """Returns the findings of a task's criteria that the outcomes can decide."""
-  found = []
-  for needed, criterion in _CRITERIA.get(task, ()):
-    if set(needed) <= set(outcomes):
-      found.append(criterion(outcomes))
-  return found
+  return [criterion(outcomes) for needed, criterion in _CRITERIA.get(task, ())
+          if set(needed) <= set(outcomes)]
 
 
 def _final(outcomes: Outcomes, arm: str, key: str) -> np.ndarray:
@@ -69,16 +66,16 @@ def _fewer_tokens(outcomes: Outcomes) -> Finding:
   shares: dict[str, list[float]] = {'a_star_po': [], 'grpo': []}
   for seed, theirs in sorted(outcomes['grpo'].items()):
     target = 0.95 * theirs['final']['greedy_score']
-    for arm, found in shares.items():
+    for arm, by_seed in shares.items():
       curve = outcomes[arm][seed]['curve']
-      found.append(
+      by_seed.append(
           tokens_to(curve, target, 'greedy_score') / theirs['final']['sampled_tokens'])
-  ours, own = (np.array(found) for found in shares.values())
+  ours, own = map(np.array, shares.values())
   reached = np.isfinite(ours)
   text = f'{_mean(ours[reached], digits=2)} of them' if reached.any() else 'never'
   return Finding(
       'b', "A*-PO reaches 95 % of GRPO's final greedy accuracy with at most 60 % of GRPO's sampled "
-      'tokens, its first stage counted', bool(reached.all() and ours.mean() <= 0.6),
+      'tokens, including its stage 1', bool(reached.all() and ours.mean() <= 0.6),
       f'{text}; reached on {reached.sum()} of {len(ours)} seeds; GRPO itself reached it with '
       f'{_mean(own, digits=2)}')
 
@@ -90,8 +87,8 @@ def _less_state(outcomes: Outcomes) -> Finding:
   return Finding(
       'c', "A*-PO's parameters and optimizer take at most 0.6 of PPO's bytes, and at most a "
       "fifth of GRPO's responses in a batch", bool(ours <= 0.6 * theirs and share <= 0.2),
-      f'{ours / theirs:.2f} of the bytes; {share:.1f} of the responses: the arena gives all '
-      'arms batches of one size, and A*-PO more prompts in them')
+      f'{ours / theirs:.2f} of the bytes; {share:.1f} of the responses: all arms of the arena '
+      'have batches of one size, and those of A*-PO hold more prompts')
 
 
 def _smaller_divergence(outcomes: Outcomes) -> Finding:
@@ -109,10 +106,10 @@ def _filtering(outcomes: Outcomes) -> Finding:
   filtered = _final(outcomes, 'a_star_po_filtered', 'greedy_score')
   wrong = _final(outcomes, 'a_star_po_filtered', 'filtered_fraction')
   return Finding(
-      'e', 'leaving out the prompts whose samples all failed changes the accuracy by at most 2 '
+      'e', 'leaving out prompts whose samples all failed changes the accuracy by at most 2 '
       'points', abs(plain.mean() - filtered.mean()) <= 0.02,
-      f'{_mean(wrong, digits=1, factor=100)} % of the prompts left out, so many fewer steps an '
-      f'epoch; {_mean(filtered, digits=1, factor=100)} % against '
+      f'{_mean(wrong, digits=1, factor=100)} % of the prompts left out, and as many fewer steps '
+      f'per epoch; {_mean(filtered, digits=1, factor=100)} % against '
       f'{_mean(plain, digits=1, factor=100)} %')
 
 
@@ -120,7 +117,7 @@ def _less_variance(outcomes: Outcomes) -> Finding:
   ratio = _final(outcomes, 'a_star_po', 'gradient_variance_ratio')
   return Finding(
       'g', 'the variance of the gradient of one response is lower with V* than with V = 0',
-      bool((ratio < 1).all()), f'{_mean(ratio, digits=2)} of it, at the reference')
+      bool((ratio < 1).all()), f'{_mean(ratio, digits=2)} times as large, at the reference')
 
 
 # --- Summaries: REBEL against the others.
@@ -156,7 +153,7 @@ def _faster_step(outcomes: Outcomes) -> Finding:
   return Finding(
       'c', "REBEL's step takes at most 0.8 of PPO's time, and has no critic",
       bool(ratio <= 0.8 and state['rebel'] < 0.6 * state['ppo']),
-      f'{ratio:.2f} of the time (median, same completions a step), '
+      f'{ratio:.2f} of the time (median, same completions per step), '
       f'{state["rebel"] / state["ppo"]:.2f} of the bytes of parameters and optimizer')
 
 
@@ -165,7 +162,7 @@ def _interior_step_size(outcomes: Outcomes) -> Finding:
   best = int(np.argmax(scores))
   rises, falls = np.diff(scores[: best + 1]), np.diff(scores[best:])
   return Finding(
-      'd', 'the score rises and falls once with the step size, and the best one lies inside',
+      'd', 'the score rises and falls once with the step size; the best one is not at an end',
       bool(0 < best < len(scores) - 1 and (rises >= 0).all() and (falls <= 0).all()),
       ', '.join(f'{arm} {_mean(_final(outcomes, arm, "score"))}' for arm in _STEP_SIZES))
 
@@ -174,10 +171,10 @@ def _overoptimised(outcomes: Outcomes) -> Finding:
   """Compares the middle of the curve with its end (the mean of its last two points)."""
   changes: dict[str, list[float]] = {'score': [], 'reward': []}
   for outcome in outcomes['kl_0'].values():
-    for key, found in changes.items():
+    for key, by_seed in changes.items():
       curve = [point[key] for point in outcome['curve']]
-      found.append(np.mean(curve[-2:]) - curve[len(curve) // 2])
-  gold, proxy = (np.array(found) for found in changes.values())
+      by_seed.append(np.mean(curve[-2:]) - curve[len(curve) // 2])
+  gold, proxy = map(np.array, changes.values())
   return Finding(
       'e', "without a penalty the reward model's score rises over the second half of training, by "
       'more than two standard errors, and the gold score by no more than one',
@@ -197,11 +194,11 @@ def _asks_first(outcomes: Outcomes) -> Finding:
   ours = _final(outcomes, 'refuel', 'score')
   others = {arm: _final(outcomes, arm, 'score') for arm in _last_turn_arms(outcomes)}
   best = max(others, key=lambda arm: others[arm].mean())
-  apart = intervals.mean_interval(ours).low > intervals.mean_interval(others[best]).high
+  are_disjoint = intervals.mean_interval(ours).low > intervals.mean_interval(others[best]).high
   return Finding(
       'a', "REFUEL's final dialogues are worth at least 0.15 more than those of the best arm that "
       'trains the last turn, and the 95 % confidence intervals are disjoint',
-      bool(ours.mean() >= others[best].mean() + 0.15 and apart),
+      bool(ours.mean() >= others[best].mean() + 0.15 and are_disjoint),
       f'refuel {_mean(ours)}, {best} {_mean(others[best])}')
 
 
@@ -212,8 +209,8 @@ def _learns_to_ask(outcomes: Outcomes) -> Finding:
   largest = max(changes, key=lambda arm: changes[arm].mean())
   ours = _final(outcomes, 'refuel', 'ask_rate')
   return Finding(
-      'b', 'the probability of a question in the first turn changes by less than 0.05 where the '
-      'last turn is trained, and ends above 0.8 under REFUEL',
+      'b', 'the probability of a question in the first turn changes by less than 0.05 if only '
+      'the last turn is trained, and ends above 0.8 under REFUEL',
       bool(changes[largest].mean() < 0.05 and ours.mean() > 0.8),
       f'reference {_mean(before)}, refuel {_mean(ours)}; largest change {_mean(changes[largest])} '
       f'({largest})')
@@ -242,14 +239,14 @@ def _same_with_one_turn(outcomes: Outcomes) -> Finding:
 
   outside = []
   for arm in others:
-    apart = scores[arm] - ours
-    count = len(apart)
+    differences = scores[arm] - ours
+    count = len(differences)
     limit = stats.t.ppf(1 - 0.025 / len(others), count - 1) if count > 1 else 0.0
-    if abs(apart.mean()) > limit * _pooled_error(apart):
+    if abs(differences.mean()) > limit * _pooled_error(differences):
       outside.append(arm)
 
   return Finding(
-      'd', 'with dialogues of one turn last-turn REBEL is REFUEL, and the other arms score alike '
+      'd', 'with dialogues of one turn last-turn REBEL is REFUEL, and the other arms score equally '
       '(95 % intervals of the difference by seed, corrected for their number)',
       exact and not outside,
       f'REBEL is {"the same" if exact else "not the same"}; refuel {_mean(ours)}, '

@@ -7,48 +7,49 @@ prompts, reference, budget and evaluation.
 
 import dataclasses
 import functools
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from experiments.arena import config as arena_config
 from experiments.arena import tasks as arena_tasks
 from jaxrl_llm.algorithms import refuel
 from jaxrl_llm.data import batching
 from jaxrl_llm.data.dialogues import Dialogues
 from jaxrl_llm.evaluation import statistics
-from jaxrl_llm.sampling import dialogue as talking
+from jaxrl_llm.sampling import dialogue as dialogue_sampling
 from jaxrl_llm.tasks import dialogue as dialogue_task
 from jaxrl_llm.tasks import users
 from jaxrl_llm.training import rng
 from jaxrl_llm.types import STOPPED, Batch, Params, Task
 
 
-class World(arena_tasks.World):
+class DialogueArenaTask(arena_tasks.ArenaTask):
   """Jitted functions of the dialogue task; a response is one reply."""
 
-  def __init__(self, settings: Any, seed: int):
-    super().__init__(settings, seed)
+  def __init__(self, config: arena_config.TaskConfig, seed: int):
+    super().__init__(config, seed)
     self.max_tokens = dialogue_task.REPLY_SLOTS
 
-  def ground(self, seed: int, task: Task) -> 'Ground':
+  def make_seed(self, seed: int, task: Task) -> 'DialogueArenaSeed':
     """Makes one seed, without its networks yet."""
-    return Ground(self, seed, task, arena_tasks.encode(task, task.train), reference=None)
+    return DialogueArenaSeed(
+        self, seed, task, arena_tasks.encode(task, task.train), reference=None)
 
 
-class Ground(arena_tasks.Ground):
+class DialogueArenaSeed(arena_tasks.ArenaSeed):
   """One seed of the dialogue task."""
 
   @functools.cached_property
-  def user(self) -> talking.User:
+  def user(self) -> dialogue_sampling.User:
     """The task's user, or with fixed questions a replay of its questions to the initial style.
 
     The fixed questions come from one dialogue per prompt, for training and evaluation prompts, and
     ignore the replies.
     """
     rules = self.task.world
-    if not self.world.settings.task.fixed_questions:
+    if not self.shared.config.task.fixed_questions:
       return rules.user
     ids = np.array([e['id'] for e in (*self.task.train, *self.task.evaluation)], np.int32)
     return users.questions_of(
@@ -65,106 +66,117 @@ class Ground(arena_tasks.Ground):
       of replies).
     """
     sampled = [self._hold(params, temperature=1.0, rollout=index)
-               for index in range(self.world.settings.eval_samples)]
-    mean = lambda name: np.mean([part[name] for part in sampled], axis=0)
-    numbers = {'greedy_score': float(self._hold(params, temperature=0.0)['rewards'][:, -1].mean())}
-    rewards = mean('rewards')
-    for name, values in (('score', rewards[:, -1]), ('kl_to_reference', mean('kl'))):
-      numbers[name], numbers[f'{name}_se'] = statistics.mean_and_standard_error(values)
-    for turn in range(rewards.shape[1]):
-      numbers[f'turn_{turn + 1}'] = float(rewards[:, turn].mean())
-    numbers['ask_rate'] = float(mean('asks').mean())
-    return numbers | {name: float(mean(name).mean()) for name in ('length', 'truncated')}
+               for index in range(self.shared.config.eval_samples)]
+    greedy = self._hold(params, temperature=0.0)
+    means = {
+        name: np.mean([numbers[name] for numbers in sampled], axis=0) for name in sampled[0]}
+
+    metrics = {'greedy_score': float(greedy['rewards'][:, -1].mean())}
+    for name, values in (('score', means['rewards'][:, -1]), ('kl_to_reference', means['kl'])):
+      metrics[name], metrics[f'{name}_se'] = statistics.mean_and_standard_error(values)
+    for turn in range(means['rewards'].shape[1]):
+      metrics[f'turn_{turn + 1}'] = float(means['rewards'][:, turn].mean())
+    metrics['ask_rate'] = float(means['asks'].mean())
+    return metrics | {name: float(means[name].mean()) for name in ('length', 'truncated')}
 
   def _hold(
       self, params: Params, *, temperature: float, rollout: int = 0
   ) -> dict[str, np.ndarray]:
     """Holds one dialogue per held-out prompt; returns 'rewards' [N, H] and other numbers [N]."""
     key = rng.stream_key(self.key, rng.Stream.SAMPLE_EVAL)
-    sample = self.world.sampler(num_samples=1, temperature=temperature)
+    sample = self.shared.sampler(num_samples=1, temperature=temperature)
     parts: list[dict[str, np.ndarray]] = []
 
     for batch in self.held_out:
-      said = talking.roll_out(
+      dialogues = dialogue_sampling.roll_out(
           sample, params, self.user, self.task.world.start(batch.example_ids), key,
           rollout=rollout)
-      rollouts, _ = talking.as_rollouts([said], np.zeros(len(said), int))
+      rollouts, _ = dialogue_sampling.as_rollouts([dialogues], np.zeros(len(dialogues), int))
       numbers = {
-          'rewards': self.task.world.rewards(said), 'asks': self.task.world.asks(said)[:, 0],
-          'kl': np.asarray(self.world.kl(params, self.reference, rollouts))[:, 0],
-          'length': said.reply_lengths.sum(axis=1),
-          'truncated': (said.stop_reason != STOPPED).mean(axis=1),
+          'rewards': self.task.world.rewards(dialogues),
+          'asks': self.task.world.asks(dialogues)[:, 0],
+          'kl': np.asarray(self.shared.kl(params, self.reference, rollouts))[:, 0],
+          'length': dialogues.reply_lengths.sum(axis=1),
+          'truncated': (dialogues.stop_reason != STOPPED).mean(axis=1),
       }
       parts.append({name: x[: len(batch.examples)] for name, x in numbers.items()})
 
     return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
 
-def batch(arm, ground: Ground, behaviour: Params, place, spent, clock) -> Batch:
+def batch(
+    arm, arena: DialogueArenaSeed, behaviour: Params, index: int, count: int, usage, clock
+) -> Batch:
   """Draws one iteration's pairs: two dialogues per prompt from one shared state, with rewards.
 
   Args:
-    arm: the algorithm; its settings give the position of the pair (`arena_config.DialogueArm`).
-    ground: the seed.
+    arm: the algorithm; its config gives the position of the pair
+      (`arena_config.DialogueArmConfig`).
+    arena: one seed of the task.
     behaviour: parameters of the policy that samples the replies.
-    place: (iteration, prompts per iteration).
-    spent: counter of samples.
+    index: index of the iteration.
+    count: prompts per iteration.
+    usage: counter of samples.
     clock: timer of the phases.
 
   Returns:
     The batch. For algorithms other than REFUEL, its mask already covers only the turn.
   """
-  index, count = place
-  size = arm.world.settings.batch_completions // arm.num_samples  # Prompts per sampler call.
-  parts = [_pairs(arm, ground, behaviour, (index * count + first) // size, size, spent, clock)
+  size = arm.shared.config.batch_completions // arm.num_samples  # Prompts per sampler call.
+  parts = [_pairs(arm, arena, behaviour, (index * count + first) // size, size, usage, clock)
            for first in range(0, count, size)]
   whole = jax.tree.map(lambda *leaves: np.concatenate(leaves), *parts)
-  if arm.settings.file == 'refuel':
+  if arm.config.file == 'refuel':
     return whole
   return dataclasses.replace(jax.device_get(refuel.only_turn(whole)), aux={})
 
 
-def _pairs(arm, ground, behaviour, step, size, spent, clock) -> Batch:
+def _pairs(arm, arena, behaviour, step, size, usage, clock) -> Batch:
   """Draws the pairs of `size` prompts; `step` counts these parts over the whole run."""
-  rows = batching.batch_indices(len(ground.encoded), size, seed=ground.seed, step=step)
-  world, temperature = ground.task.world, arm.settings.algorithm.temperature
-  ids = ground.encoded.ids[rows]
-  key = rng.stream_key(ground.key, rng.Stream.SAMPLE_TRAIN, step)
-  turns = _turns(arm.settings.turn, key, ids, world.num_turns)
+  rows = batching.batch_indices(len(arena.encoded), size, seed=arena.seed, step=step)
+  rules, temperature = arena.task.world, arm.config.algorithm.temperature
+  ids = arena.encoded.ids[rows]
+  key = rng.stream_key(arena.key, rng.Stream.SAMPLE_TRAIN, step)
+  turns = _turns(arm.config.turn, key, ids, rules.num_turns)
 
   # With a prefix that is not the policy's own, the dialogue before the turn is not sampled.
-  theirs = {'own': False, 'offline': True, 'mixed': np.arange(size) % 2 == 1}[arm.settings.prefix]
-  start = np.where(theirs, turns.turn, 0)
-  talk = functools.partial(
-      talking.roll_out, ground.world.sampler(num_samples=1, temperature=temperature), behaviour,
-      ground.user, key=key, num_turns=turns.num_turns)
+  is_offline = {
+      'own': False, 'offline': True, 'mixed': np.arange(size) % 2 == 1}[arm.config.prefix]
+  start = np.where(is_offline, turns.turn, 0)
+  roll_out = functools.partial(
+      dialogue_sampling.roll_out, arena.shared.sampler(num_samples=1, temperature=temperature),
+      behaviour, arena.user, key=key, num_turns=turns.num_turns)
 
   with clock('sample'):
-    first = talk(ground.task.offline[rows], start=start)
-    second = talk(first, rollout=1, start=turns.turn)
+    first = roll_out(arena.task.offline[rows], start=start)
+    second = roll_out(first, rollout=1, start=turns.turn)
 
   pair = [first, second]
   with clock('reward'):
-    rewards = np.stack([_final(world, said, turns.num_turns) for said in pair], axis=1)
-  spent.count(
+    rewards = np.stack([_final_score(rules, each, turns.num_turns) for each in pair], axis=1)
+  usage.count(
       completions=2 * size, tokens=first.reply_tokens(start).sum()
       + second.reply_tokens(turns.turn).sum())
 
-  rollouts, aux = talking.as_rollouts(pair, turns.turn)
+  rollouts, aux = dialogue_sampling.as_rollouts(pair, turns.turn)
   with clock('reference'):
     reference = np.asarray(
-        ground.world.scorer(temperature=temperature)(ground.reference, rollouts))
+        arena.shared.scorer(temperature=temperature)(arena.reference, rollouts))
   return Batch(rollouts, rewards, reference, aux, np.ones(size, np.float32))
 
 
-def _turns(law: str, key: jax.Array, ids: np.ndarray, num_turns: int) -> talking.Turns:
+def _turns(
+    distribution: str, key: jax.Array, ids: np.ndarray, num_turns: int
+) -> dialogue_sampling.Turns:
   """Picks the turn to optimise: sampled by setting 'one' or 'two', or a dialogue's last turn."""
-  if law != 'last':
-    return talking.draw_turns(key, jnp.asarray(ids), num_turns, setting=law)
-  return talking.Turns(
+  if distribution != 'last':
+    return dialogue_sampling.draw_turns(key, jnp.asarray(ids), num_turns, setting=distribution)
+  return dialogue_sampling.Turns(
       np.full(len(ids), num_turns - 1, np.int32), np.full(len(ids), num_turns, np.int32))
 
 
-def _final(world: dialogue_task.World, said: Dialogues, num_turns: np.ndarray) -> np.ndarray:
+def _final_score(
+    rules: dialogue_task.World, dialogues: Dialogues, num_turns: np.ndarray
+) -> np.ndarray:
   """Score of the dialogue up to its last turn, float32 [P]."""
-  return np.take_along_axis(world.rewards(said), num_turns[:, None] - 1, axis=1)[:, 0]
+  return np.take_along_axis(rules.rewards(dialogues), num_turns[:, None] - 1, axis=1)[:, 0]

@@ -47,12 +47,12 @@ def write(run: launch.Run, outcomes: Outcomes) -> None:
 
   caption = (
       f'{run.config.task}; {len(seeds)} seed(s) from {seeds[0]}, mean ± standard error over seeds; '
-      f'{run.config.world.completions:,} completions an arm at most, '
-      f'{run.config.world.batch_completions} an iteration'
+      f'{run.config.task_config.completions:,} completions per arm at most, '
+      f'{run.config.task_config.batch_completions} per iteration'
       + (f'. {run.config.note}' if run.config.note else '') + '.'
   )
-  found = arena_criteria.findings(run.config.study, outcomes)
-  text = '\n\n'.join(filter(None, [table, caption, criteria.markdown(found)]))
+  findings = arena_criteria.findings(run.config.study, outcomes)
+  text = '\n\n'.join(filter(None, [table, caption, criteria.markdown(findings)]))
 
   metrics.write_text_atomic(run.table_path, text + '\n')
   launch.write_results(
@@ -76,17 +76,17 @@ def _numbers(outcomes: Outcomes, seeds: Sequence[int]) -> dict[str, float | int]
     for key, value in finals[0].items():
       if value is None:
         continue
-      folder = '' if '/' in key else 'eval/'
-      place = key.replace('/', f'/{name}/', 1) if '/' in key else f'{folder}{name}/{key}'
+      flat = key.replace('/', f'/{name}/', 1) if '/' in key else f'eval/{name}/{key}'
 
       if len(seeds) == 1:
-        numbers[place] = value
+        numbers[flat] = value
       elif not key.endswith('_se'):
-        numbers[place], numbers[f'{place}_se'] = map(
+        numbers[flat], numbers[f'{flat}_se'] = map(
             float, statistics.mean_and_standard_error([f[key] for f in finals]))
 
-  total = lambda key: sum(
-      by_seed[seed]['final'][key] for by_seed in outcomes.values() for seed in seeds)
+  def total(key):
+    return sum(by_seed[seed]['final'][key] for by_seed in outcomes.values() for seed in seeds)
+
   return numbers | {
       'sampled_tokens': total('sampled_tokens'), 'wall_seconds': round(total('time/seconds'), 3)}
 
@@ -117,34 +117,34 @@ def _figures(run: launch.Run, outcomes: Outcomes) -> None:
   curves = {name: [o['curve'] for o in by_seed.values()] for name, by_seed in outcomes.items()}
   title = f'{run.config.task}, {len(next(iter(curves.values())))} seed(s)'
   draw = functools.partial(figures.many_curves, title=title, y='score')
-  figure = lambda file: run.workdir / 'figures' / f'{file}.png'
+  folder = run.workdir / 'figures'
   unit = 'dialogue' if run.config.task == 'dialogue' else 'response'
-  divergence = f'KL to the reference (nats a {unit})'
+  divergence = f'KL to the reference (nats per {unit})'
 
-  draw(figure('score_by_tokens'), {
+  draw(folder / 'score_by_tokens.png', {
       name: (tokens / 1e3, *_over_seeds(seeds, 'score')) for name, seeds in curves.items()
       for tokens, _ in [_over_seeds(seeds, 'sampled_tokens')]
   }, x='sampled tokens (thousands)')
 
-  moved = {name: _divergence(seeds) for name, seeds in curves.items()}
-  draw(figure('score_by_kl'), {
-      name + moved[name][1]: (moved[name][0], *_over_seeds(seeds, 'score'))
+  kl = {name: _divergence(seeds) for name, seeds in curves.items()}
+  draw(folder / 'score_by_kl.png', {
+      name + kl[name][1]: (kl[name][0], *_over_seeds(seeds, 'score'))
       for name, seeds in curves.items()
   }, x=divergence)
 
   trained = {name: seeds for name, seeds in curves.items() if len(seeds[0]) > 1}
   if all('reward' in seeds[0][0] for seeds in trained.values()) and len(trained) <= 4:
-    draw(figure('reward_by_kl'), {
-        f'{name}, {label}{moved[name][1]}': (moved[name][0], *_over_seeds(seeds, key))
+    draw(folder / 'reward_by_kl.png', {
+        f'{name}, {label}{kl[name][1]}': (kl[name][0], *_over_seeds(seeds, key))
         for name, seeds in trained.items()
         for key, label in (('score', 'gold'), ('reward', 'reward model'))
     }, x=divergence)
 
-  steps = {name: getattr(run.config.world.arms, name).algorithm.eta
+  steps = {name: getattr(run.config.task_config.arms, name).algorithm.eta
            for name in curves if name.startswith('eta_')}
   if steps:
     ends = [_over_seeds([seed[-1:] for seed in curves[name]], 'score') for name in steps]
-    draw(figure('score_by_eta'), {'REBEL': (
+    draw(folder / 'score_by_eta.png', {'REBEL': (
         np.log10(list(steps.values())), *(np.concatenate(x) for x in zip(*ends)))},
          x='log10 of the step size η')
 
@@ -152,8 +152,8 @@ def _figures(run: launch.Run, outcomes: Outcomes) -> None:
 def _divergence(curves: Sequence[list[dict]]) -> tuple[np.ndarray, str]:
   """KL of an arm along its curve, and a label suffix if it is only a bound (best of n)."""
   known = 'kl_to_reference' in curves[0][0]
-  places, _ = _over_seeds(curves, 'kl_to_reference' if known else 'kl_bound')
-  return places, '' if known else ' (bound on KL)'
+  means, _ = _over_seeds(curves, 'kl_to_reference' if known else 'kl_bound')
+  return means, '' if known else ' (bound on KL)'
 
 
 def _over_seeds(curves: Sequence[list[dict]], key: str) -> tuple[np.ndarray, np.ndarray]:

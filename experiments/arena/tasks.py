@@ -1,6 +1,6 @@
 """Parts shared by all arms of the arena: prompts, reference, reward and evaluation.
 
-A `World` is made once and holds the compiled functions; a `Ground` is one seed of it.
+An `ArenaTask` is made once and holds the compiled functions; an `ArenaSeed` is one seed of it.
 """
 
 import dataclasses
@@ -31,21 +31,21 @@ from jaxrl_llm.types import Batch, Example, ModelFns, Params, Rollouts, SampleFn
 EVALUATION_BATCH = 256
 
 
-class World:
+class ArenaTask:
   """Functions of a task, jitted once for all seeds and arms.
 
   Attributes:
-    settings: config of the task and its arms.
+    config: config of the task and its arms.
     policy: network of every policy.
     scalar: network of the reward model and of the critic.
   """
 
-  def __init__(self, settings: arena_config.World, seed: int):
-    self.settings = settings
-    task = settings.task.make(seed)
+  def __init__(self, config: arena_config.TaskConfig, seed: int):
+    self.config = config
+    task = config.task.make(seed)
     self._tokenizer, self.max_tokens = task.tokenizer, task.max_response_tokens
 
-    model = dataclasses.replace(settings.model, vocab_size=task.tokenizer.vocab_size)
+    model = dataclasses.replace(config.model, vocab_size=task.tokenizer.vocab_size)
     longest = task.max_prompt_tokens + task.max_response_tokens
     if model.max_length < longest:
       raise ValueError(
@@ -77,34 +77,34 @@ class World:
           self.policy, params, rollouts, temperature=temperature)[0])
     return self._scorers[temperature]
 
-  def ground(self, seed: int, task: Task) -> 'Ground':
+  def make_seed(self, seed: int, task: Task) -> 'ArenaSeed':
     """Makes one seed, without its networks yet."""
-    return Ground(self, seed, task, encode(task, task.train), reference=None)
+    return ArenaSeed(self, seed, task, encode(task, task.train), reference=None)
 
   @functools.cached_property
   def sft_step(self) -> tuple[Any, Any]:
     """(algorithm, its jitted step) of supervised fine-tuning."""
-    options = self.settings.sft
-    optimizer = optim.make_optimizer(optim.for_run(options.optimizer, options.steps))
-    algorithm = sft.make(options.algorithm, self.policy, optimizer)
+    config = self.config.sft
+    optimizer = optim.make_optimizer(optim.for_run(config.optimizer, config.steps))
+    algorithm = sft.make(config.algorithm, self.policy, optimizer)
     return algorithm, jax.jit(algorithm.train_step, donate_argnums=0)
 
   @functools.cached_property
   def reward_step(self) -> tuple[Any, Any]:
     """(algorithm, its jitted step) of the reward model."""
-    options = self.settings.reward_model
+    config = self.config.reward_model
     algorithm = reward_model.make(
-        options.algorithm, self.scalar,
-        optim.make_optimizer(optim.for_run(options.optimizer, options.steps)))
+        config.algorithm, self.scalar,
+        optim.make_optimizer(optim.for_run(config.optimizer, config.steps)))
     return algorithm, jax.jit(algorithm.train_step, donate_argnums=0)
 
 
 @dataclasses.dataclass
-class Ground:
+class ArenaSeed:
   """One seed of a task.
 
   Attributes:
-    world: the compiled functions.
+    shared: the compiled functions.
     seed: seed of all randomness.
     task: the problems.
     encoded: training prompts for RL.
@@ -112,7 +112,7 @@ class Ground:
     reward_params: the reward model's parameters, or None if the task's own score is the reward.
   """
 
-  world: World
+  shared: ArenaTask
   seed: int
   task: Task
   encoded: batching.EncodedExamples
@@ -139,10 +139,10 @@ class Ground:
     """Returns training rewards, float32 [P, K]: the reward model's, or the task's own score."""
     if self.reward_params is None:
       return self.gold(rollouts, examples).rewards
-    scores = self.world.reward_scores(self.reward_params, rollouts)
+    scores = self.shared.reward_scores(self.reward_params, rollouts)
     return np.asarray(masking.replace_scores_without_stop(
-        scores, rollouts.lengths, rollouts.stop_reason, slots=self.world.max_tokens,
-        penalty=self.world.settings.reward_model.missing_stop_penalty))
+        scores, rollouts.lengths, rollouts.stop_reason, slots=self.shared.max_tokens,
+        penalty=self.shared.config.reward_model.missing_stop_penalty))
 
   def preferences(
       self, rollouts: Rollouts, examples: Sequence[Example], step: int, *, use: int
@@ -152,11 +152,11 @@ class Ground:
     The step and the use of the labels seed the judge's noise. Two identical responses are a tie.
     """
     scores = self.gold(rollouts, examples).rewards
-    if not self.world.settings.reward_model.num_pairs:
+    if not self.shared.config.reward_model.num_pairs:
       return scores
     noise = np.random.default_rng([self.seed, rng.Stream.DATA, step, use])
     labels = summarisation.prefer(
-        scores, noise=self.world.settings.reward_model.label_noise, rng=noise)
+        scores, noise=self.shared.config.reward_model.label_noise, rng=noise)
     tokens = np.asarray(rollouts.tokens)
     same = np.all(tokens[:, 0] == tokens[:, 1], axis=-1)
     return np.where(same[:, None], np.float32(0), labels)
@@ -166,7 +166,7 @@ class Ground:
       step: int, temperature: float = 1.0,
   ) -> Rollouts:
     """Samples responses; the stream and the step determine the noise."""
-    sample = self.world.sampler(num_samples=num_samples, temperature=temperature)
+    sample = self.shared.sampler(num_samples=num_samples, temperature=temperature)
     key = rng.stream_key(self.key, stream, step)
     return jax.block_until_ready(sample(
         params, prompts.prompts, prompts.prompt_lengths, prompts.example_ids, key))
@@ -205,14 +205,14 @@ class Ground:
 
     def measure(rollouts):
       if self.reward_params is not None:
-        seen['reward'].append(np.asarray(self.world.reward_scores(self.reward_params, rollouts)))
-      return self.world.kl(params, self.reference, rollouts)
+        seen['reward'].append(np.asarray(self.shared.reward_scores(self.reward_params, rollouts)))
+      return self.shared.kl(params, self.reference, rollouts)
 
     key = rng.stream_key(self.key, rng.Stream.SAMPLE_EVAL)
-    sample = self.world.sampler(num_samples=self.world.settings.eval_samples)
+    sample = self.shared.sampler(num_samples=self.shared.config.eval_samples)
     scored, kl = evaluator.sample_and_score(sample, params, self.held_out, key, self.gold, measure)
     greedy, _ = evaluator.sample_and_score(
-        self.world.sampler(num_samples=1, temperature=0.0), params, self.held_out, key, self.gold)
+        self.shared.sampler(num_samples=1, temperature=0.0), params, self.held_out, key, self.gold)
 
     numbers = {'greedy_score': float(greedy.rewards.mean())}
     for name, values in (('score', scored.rewards), ('kl_to_reference', kl)):
@@ -238,30 +238,30 @@ class Ground:
     return win_rate.win_rate(scores, theirs)[0]
 
 
-def prepare(world: World, seed: int, folder: pathlib.Path) -> Ground:
+def prepare(shared: ArenaTask, seed: int, folder: pathlib.Path) -> ArenaSeed:
   """Makes one seed of a task; trains its networks, or loads them if they are saved.
 
   Args:
-    world: the compiled functions.
+    shared: the compiled functions.
     seed: the seed.
     folder: directory of this seed; parameters are saved to `reference` and `reward` in it.
 
   Returns:
     The seed with its networks.
   """
-  settings = world.settings
-  ground = world.ground(seed, settings.task.make(seed))
-  made_from = {name: dataclasses.asdict(getattr(settings, name)) for name in ('model', 'sft')}
-  made_from |= {'seed': seed, 'task': dataclasses.asdict(settings.task)}
+  config = shared.config
+  arena = shared.make_seed(seed, config.task.make(seed))
+  made_from = {name: dataclasses.asdict(getattr(config, name)) for name in ('model', 'sft')}
+  made_from |= {'seed': seed, 'task': dataclasses.asdict(config.task)}
 
-  ground.reference = _saved(
-      folder / 'reference', 'policy', world.policy, made_from,
-      lambda: {'policy': _fine_tune(ground)})
-  if settings.reward_model.num_pairs:
-    made_from['reward_model'] = dataclasses.asdict(settings.reward_model)
-    ground.reward_params = _saved(
-        folder / 'reward', 'reward', world.scalar, made_from, lambda: _train_reward_model(ground))
-  return ground
+  arena.reference = _saved(
+      folder / 'reference', 'policy', shared.policy, made_from,
+      lambda: {'policy': _fine_tune(arena)})
+  if config.reward_model.num_pairs:
+    made_from['reward_model'] = dataclasses.asdict(config.reward_model)
+    arena.reward_params = _saved(
+        folder / 'reward', 'reward', shared.scalar, made_from, lambda: _train_reward_model(arena))
+  return arena
 
 
 def _saved(
@@ -285,82 +285,86 @@ def _saved(
   return load()[0][role]
 
 
-def _fine_tune(ground: Ground) -> Params:
+def _fine_tune(arena: ArenaSeed) -> Params:
   """Fine-tunes a new policy on the demonstrations."""
-  options, (algorithm, step) = ground.world.settings.sft, ground.world.sft_step
+  config, (algorithm, step) = arena.shared.config.sft, arena.shared.sft_step
   batches = sft_batches.Batches(
-      sft_batches.encode_demonstrations(ground.task, loss_on=options.loss_on),
-      batch_size=options.batch_size, seed=ground.seed)
-  params = jax.jit(ground.world.policy.init)(rng.stream_key(ground.key, rng.Stream.INIT))
-  state = algorithm.init(ground.key, {'policy': params})
+      sft_batches.encode_demonstrations(arena.task, loss_on=config.loss_on),
+      batch_size=config.batch_size, seed=arena.seed)
+  params = jax.jit(arena.shared.policy.init)(rng.stream_key(arena.key, rng.Stream.INIT))
+  state = algorithm.init(arena.key, {'policy': params})
 
   pending = loop.PendingCheck(learning_rate='config.sft.optimizer.learning_rate')
-  with loop.progress(options.steps, f'seed {ground.seed}: supervised fine-tuning') as bar:
-    for index in range(options.steps):
+  with loop.progress(config.steps, f'seed {arena.seed}: supervised fine-tuning') as bar:
+    for index in range(config.steps):
       state, metrics = step(state, batches.batch(index))
       pending.add(index, metrics)
+
       shown = {}
-      if loop.should(options.log_every, index) or index == options.steps - 1:
+      if loop.should(config.log_every, index) or index == config.steps - 1:
         shown = {'loss': float(metrics['train/loss'].value())}
         pending.check()
       bar.update(1, **shown)
   return state.params['policy']
 
 
-def _train_reward_model(ground: Ground) -> Params:
+def _train_reward_model(arena: ArenaSeed) -> Params:
   """Trains a Bradley-Terry model on noisily labelled pairs and centres it on the references."""
-  options, (algorithm, step) = ground.world.settings.reward_model, ground.world.reward_step
-  trunk = {name: leaf for name, leaf in ground.reference.items() if name != 'head'}
-  params = jax.jit(ground.world.scalar.init)(rng.stream_key(ground.key, rng.Stream.INIT, 1))
+  config, (algorithm, step) = arena.shared.config.reward_model, arena.shared.reward_step
+  trunk = {name: leaf for name, leaf in arena.reference.items() if name != 'head'}
+  params = jax.jit(arena.shared.scalar.init)(rng.stream_key(arena.key, rng.Stream.INIT, 1))
 
   # Copies, because the state is donated and the reference is used again.
-  state = algorithm.init(ground.key, {'reward': jax.tree.map(jnp.copy, {**params, **trunk})})
+  state = algorithm.init(arena.key, {'reward': jax.tree.map(jnp.copy, {**params, **trunk})})
 
-  pairs = _labelled_pairs(ground, options)
+  pairs = _labelled_pairs(arena, config)
   pending = loop.PendingCheck(learning_rate='config.reward_model.optimizer.learning_rate')
-  with loop.progress(options.steps, f'seed {ground.seed}: reward model') as bar:
-    for index in range(options.steps):
+  with loop.progress(config.steps, f'seed {arena.seed}: reward model') as bar:
+    for index in range(config.steps):
       rows = batching.batch_indices(
-          options.num_pairs, options.batch_size, seed=ground.seed, step=index)
+          config.num_pairs, config.batch_size, seed=arena.seed, step=index)
       state, metrics = step(state, jax.tree.map(lambda leaf, r=rows: leaf[r], pairs))
       pending.add(index, metrics)
       pending.check()
       bar.update(1, accuracy=float(metrics['train/accuracy'].value()))
 
-  examples = ground.task.demonstrations[:1024]
+  examples = arena.task.demonstrations[:1024]
   mean = np.mean([
-      np.asarray(ground.world.reward_scores(state.params['reward'], _written(ground, chunk)))
+      np.asarray(arena.shared.reward_scores(state.params['reward'], _written(arena, chunk)))
       for chunk in (examples[i : i + 256] for i in range(0, len(examples), 256))
   ])
   return reward_model.centred(state.params, jnp.float32(mean))
 
 
-def _labelled_pairs(ground: Ground, options: Any) -> Batch:
+def _labelled_pairs(arena: ArenaSeed, config: arena_config.RewardModelConfig) -> Batch:
   """Draws the preference data: pairs sampled from the reference, labelled by a noisy judge.
 
   The pairs answer the demonstrations' posts, so the RL posts are new to the reward model. Pairs of
   identical responses teach nothing and are left out.
   """
-  parts, found, encoded = [], 0, encode(ground.task, ground.task.demonstrations)
+  parts, count, encoded = [], 0, encode(arena.task, arena.task.demonstrations)
   for index in itertools.count():
     prompts = batching.prompt_batch(encoded, batching.batch_indices(
-        len(encoded), EVALUATION_BATCH, seed=ground.seed, step=index))
-    rollouts = jax.device_get(ground.sample(
-        ground.reference, prompts, num_samples=2, stream=rng.Stream.DATA, step=index))
-    labels = ground.preferences(rollouts, prompts.examples, index, use=0)
+        len(encoded), EVALUATION_BATCH, seed=arena.seed, step=index))
+    rollouts = jax.device_get(arena.sample(
+        arena.reference, prompts, num_samples=2, stream=rng.Stream.DATA, step=index))
+
+    labels = arena.preferences(rollouts, prompts.examples, index, use=0)
     differ = labels.any(axis=1)
     if not differ.any():
-      raise ValueError('the reference always says the same: there is no pair to prefer from')
+      raise ValueError(
+          'no pair to label: the reference samples two identical responses to every prompt')
+
     batch = Batch(rollouts, labels, None, {}, np.ones(EVALUATION_BATCH, np.float32))
     parts.append(jax.tree.map(lambda leaf, rows=differ: leaf[rows], batch))
-    if (found := found + int(differ.sum())) >= options.num_pairs:
-      return jax.tree.map(lambda *x: np.concatenate(x)[: options.num_pairs], *parts)
+    if (count := count + int(differ.sum())) >= config.num_pairs:
+      return jax.tree.map(lambda *x: np.concatenate(x)[: config.num_pairs], *parts)
 
 
-def _written(ground: Ground, examples: Sequence[Example]) -> Rollouts:
+def _written(arena: ArenaSeed, examples: Sequence[Example]) -> Rollouts:
   """Turns the references of demonstrations into rollouts of one sample each."""
-  encoded, tokenizer = encode(ground.task, list(examples)), ground.task.tokenizer
-  tokens = np.full((len(examples), 1, ground.world.max_tokens), tokenizer.pad_id, np.int32)
+  encoded, tokenizer = encode(arena.task, list(examples)), arena.task.tokenizer
+  tokens = np.full((len(examples), 1, arena.shared.max_tokens), tokenizer.pad_id, np.int32)
   for row, example in enumerate(examples):
     ids = [*tokenizer.encode(example['response']), tokenizer.stop_ids[0]]
     tokens[row, 0, : len(ids)] = ids
@@ -376,19 +380,17 @@ def encode(task: Task, examples: list[Example]) -> batching.EncodedExamples:
       examples, task.tokenizer, max_prompt_tokens=task.max_prompt_tokens, overlong='error')
 
 
-def critic_from(ground: Ground) -> Params:
+def critic_from(arena: ArenaSeed) -> Params:
   """Initial critic parameters: the reward model's, or the reference's trunk with a zero head."""
-  if ground.reward_params is not None:
-    return ground.reward_params
-  params = jax.jit(ground.world.scalar.init)(rng.stream_key(ground.key, rng.Stream.INIT, 2))
-  return {**params, **{name: x for name, x in ground.reference.items() if name != 'head'}}
+  if arena.reward_params is not None:
+    return arena.reward_params
+  params = jax.jit(arena.shared.scalar.init)(rng.stream_key(arena.key, rng.Stream.INIT, 2))
+  return {**params, **{name: x for name, x in arena.reference.items() if name != 'head'}}
 
 
-def start(ground: Ground, algorithm: Any, *, with_critic: bool) -> TrainState:
+def start(arena: ArenaSeed, algorithm: Any, *, with_critic: bool) -> TrainState:
   """Makes a train state from copies of the reference and, for PPO, of the critic."""
-  params = {'policy': ground.reference}
+  params = {'policy': arena.reference}
   if with_critic:
-    params['value'] = critic_from(ground)
-  return algorithm.init(ground.key, jax.tree.map(jnp.copy, params))
-
-
+    params['value'] = critic_from(arena)
+  return algorithm.init(arena.key, jax.tree.map(jnp.copy, params))

@@ -32,7 +32,7 @@ from jaxrl_llm.models import configs
 from jaxrl_llm.runs import config as config_lib
 from jaxrl_llm.training import optim
 
-SETTINGS = ('eta', 'overoptimisation', 'one_turn', 'fixed_questions')
+VARIANTS = ('eta', 'overoptimisation', 'one_turn', 'fixed_questions')
 
 # Learning rate by task and arm.
 LEARNING_RATES = {
@@ -47,8 +47,8 @@ LEARNING_RATES = {
 
 
 def _arm(
-    file: str, algorithm, learning_rate: float, *, kind=arena_config.Arm, **options
-) -> arena_config.Arm:
+    file: str, algorithm, learning_rate: float, *, kind=arena_config.ArmConfig, **options
+) -> arena_config.ArmConfig:
   optimizer = optim.OptimizerConfig(
       name='adam', learning_rate=learning_rate, schedule='constant')
   return kind(file, algorithm, optimizer, **options)
@@ -86,7 +86,7 @@ def _dialogue_arms(num_turns: int):
   rates, common = LEARNING_RATES['dialogue'], dict(num_epochs=2, temperature=1.0)
   kl = dict(kl_coefficient=0.05, **common)
   arm = lambda name, file, algorithm, **options: _arm(
-      file, algorithm, rates[name], kind=arena_config.DialogueArm, **options)
+      file, algorithm, rates[name], kind=arena_config.DialogueArmConfig, **options)
   whole = lambda eta=2.0, **options: arm(
       'refuel', 'refuel', refuel.Config(eta=eta, **kl, **options))
 
@@ -146,8 +146,8 @@ def _sft(steps: int) -> config_lib.SftConfig:
   )
 
 
-def get_config(setting: str = '') -> arena_config.Arena:
-  arithmetic = arena_config.World(
+def get_config(variant: str = '') -> arena_config.Arena:
+  arithmetic = arena_config.TaskConfig(
       task=tasks.arithmetic.Config(
           digits=2, num_demonstrations=4_000, num_train=1_000, num_evaluation=500),
       model=_model(16), sft=_sft(800), arms=_all_arms('arithmetic'),
@@ -155,7 +155,7 @@ def get_config(setting: str = '') -> arena_config.Arena:
 
   # Four layers and b2 = 0.98: with fewer layers, or b2 = 0.999, the reward model barely learns to
   # compare.
-  summarisation = arena_config.World(
+  summarisation = arena_config.TaskConfig(
       task=tasks.summarisation.Config(num_train=600), model=_model(40, num_layers=4),
       sft=_sft(500), reward_model=arena_config.RewardModelConfig(
           num_pairs=16_384, label_noise=0.1, steps=2_000, batch_size=128,
@@ -165,25 +165,25 @@ def get_config(setting: str = '') -> arena_config.Arena:
       arms=_all_arms('summarisation'), completions=80 * 128, num_evaluations=6, eval_samples=1,
       one_reference=True)
 
-  num_turns = 1 if setting == 'one_turn' else 5
-  dialogue = arena_config.World(
+  num_turns = 1 if variant == 'one_turn' else 5
+  dialogue = arena_config.TaskConfig(
       task=arena_config.DialogueTask(
-          num_turns=num_turns, fixed_questions=setting == 'fixed_questions'),
+          num_turns=num_turns, fixed_questions=variant == 'fixed_questions'),
       model=_model(40), sft=_sft(800), arms=_dialogue_arms(num_turns),
       completions=144 * 128, batch_completions=128, num_evaluations=6, untrained=('sft',))
 
-  task = 'summarisation' if setting else 'arithmetic'
-  if setting in ('one_turn', 'fixed_questions'):
+  task = 'summarisation' if variant else 'arithmetic'
+  if variant in ('one_turn', 'fixed_questions'):
     task = 'dialogue'
-  elif setting == 'eta':
+  elif variant == 'eta':
     summarisation.arms = _eta_arms()
-  elif setting == 'overoptimisation':
+  elif variant == 'overoptimisation':
     summarisation = dataclasses.replace(
         summarisation, arms=_unpenalised_arms(), completions=160 * 128)
-  elif setting:
+  elif variant:
     raise ValueError(
-        f'setting must be one of {", ".join(SETTINGS)} or none, got {setting!r}')
+        f'variant must be one of {", ".join(VARIANTS)} or none, got {variant!r}')
 
   return arena_config.Arena(
       arithmetic=arithmetic, summarisation=summarisation, dialogue=dialogue, task=task,
-      num_seeds=3 if setting in ('eta', 'overoptimisation') else 5)
+      num_seeds=3 if variant in ('eta', 'overoptimisation') else 5)

@@ -45,7 +45,7 @@ ARMS = {
 EXACT = {
     'exact_preferences': 'exact steps, preferences',
     'exact_reward': 'exact steps, reward model of the policy before training',
-    'exact_refit': 'exact steps, reward model fitted anew at every step',
+    'exact_refit': 'exact steps, reward model fitted again at every step',
 }
 
 
@@ -54,16 +54,19 @@ class Player:
 
   def __init__(self, config: RebelGames, signal: str):
     self._config = config
-    self._options = dataclasses.replace(config.algorithm, signal=signal)
+    self._algorithm_config = dataclasses.replace(config.algorithm, signal=signal)
     self._model = policy_lib.make(config.model)
     self._algorithm = rebel.make(
-        self._options, self._model,
+        self._algorithm_config, self._model,
         optim.PartialOptimizer(optax.sgd(config.learning_rate), 'head/kernel'))
+
+    # Every response is one token: each token is a stop token.
     self._compares = signal == 'preferences'
     comparators = config.num_comparators if self._compares else 0
-    self._sample = decode.make_sampler(  # Every response is one token: each token is a stop token.
+    self._sample = decode.make_sampler(
         self._model, num_samples=2 + comparators, max_tokens=1, stop_ids=(0, 1, 2), pad_id=0,
-        temperature=self._options.temperature)
+        temperature=self._algorithm_config.temperature)
+
     self.starts = jax.jit(jax.vmap(self.start))
     self.advances = jax.jit(jax.vmap(self.advance, (0, 0, None)), donate_argnums=0)
     self.policies = jax.jit(jax.vmap(self.policy))
@@ -73,7 +76,7 @@ class Player:
     first = jnp.zeros((1, 1), jnp.int32)
     output = self._model.apply(params, first, positions=first, valid=first == 0)
     hidden = output.hidden[0, 0]
-    return hidden, output.head.kernel @ hidden / self._options.temperature
+    return hidden, output.head.kernel @ hidden / self._algorithm_config.temperature
 
   def policy(self, state) -> jax.Array:
     """π of the three moves, [3]."""
@@ -86,7 +89,7 @@ class Player:
     hidden, logits = self._read(params)
     missing = jnp.log(jnp.asarray(self._config.initial_policy)) - logits
     kernel = params['head']['kernel']
-    kernel += self._options.temperature * jnp.outer(missing, hidden) / jnp.sum(hidden**2)
+    kernel += self._algorithm_config.temperature * jnp.outer(missing, hidden) / jnp.sum(hidden**2)
     return self._algorithm.init(key, {'policy': {**params, 'head': {'kernel': kernel}}})
 
   def _draw(self, params, key: jax.Array, index: jax.Array) -> tuple[Rollouts, jax.Array]:
@@ -102,7 +105,8 @@ class Player:
     offline = dataclasses.replace(
         drawn.samples(slice(1, 2)), tokens=((jnp.arange(rows) + index) % 3)[:, None, None])
     pairs = rebel.mix_offline(
-        self._options, drawn.samples(slice(0, 2)), offline, rng.stream_key(key, rng.DATA, index))
+        self._algorithm_config, drawn.samples(slice(0, 2)), offline,
+        rng.stream_key(key, rng.DATA, index))
     return pairs, drawn.tokens[:, 2:, 0]
 
   def advance(self, state, scores: jax.Array, indices: jax.Array):
@@ -121,11 +125,12 @@ class Player:
       moves, won = pairs.tokens[..., 0], jnp.zeros((3, 3))
       if self._compares:
         rewards = scores[moves[:, :, None], comparators[:, None, :]]
-        one_hot = lambda moves: jax.nn.one_hot(moves, 3)
-        met = jnp.einsum('pka,pmb->ab', one_hot(moves), one_hot(comparators))
+        met = jnp.einsum(
+            'pka,pmb->ab', jax.nn.one_hot(moves, 3), jax.nn.one_hot(comparators, 3))
         won = met * (1 + scores) / 2 + (met * (1 - scores) / 2).T
       else:
         rewards = scores[moves]
+
       batch = Batch(pairs, rewards, None, {}, jnp.ones(len(moves)))
       return self._algorithm.train_step(state, batch)[0], (self.policy(state), won)
 
@@ -172,9 +177,12 @@ def play(
 def play_exactly(config: RebelGames) -> dict[str, np.ndarray]:
   """The exact steps that the regression approximates: policies [T + 1, 3] by arm of `EXACT`."""
   start, table = jnp.asarray(config.initial_policy), jnp.asarray(PREFERENCE)
-  won = lambda policy: policy[:, None] * policy * (1 + table) / 2
-  of_rewards = lambda rewards: rewards[:, None] - rewards
-  fixed = of_rewards(games.bradley_terry(won(start)))
+
+  def fitted_table(policy, **options):
+    """Preferences of a reward model fitted to comparisons of pairs from a policy."""
+    won = policy[:, None] * policy * (1 + table) / 2
+    rewards = games.bradley_terry(won, **options)
+    return rewards[:, None] - rewards
 
   def policies(table_of):
     step = lambda policy, _: (games.mirror_descent_step(
@@ -182,9 +190,10 @@ def play_exactly(config: RebelGames) -> dict[str, np.ndarray]:
     return jax.jit(lambda: jax.lax.scan(step, start, length=config.steps + 1)[1])()
 
   # A prior keeps the model finite when a move has almost vanished.
-  anew = lambda policy: of_rewards(games.bradley_terry(won(policy), prior=1e-3, steps=20))
+  fixed = fitted_table(start)
+  refitted = functools.partial(fitted_table, prior=1e-3, steps=20)
   return dict(zip(EXACT, (
-      policies(lambda policy: table), policies(lambda policy: fixed), policies(anew))))
+      policies(lambda policy: table), policies(lambda policy: fixed), policies(refitted))))
 
 
 def fit_rewards(won: np.ndarray) -> np.ndarray:
@@ -233,9 +242,10 @@ def summarise(config: RebelGames, arms: dict[str, dict[str, np.ndarray]]) -> dic
   bounds = np.asarray(games.average_iterate_bound(
       start, eta=eta, steps=np.arange(1, config.steps + 1)))
   numbers = {'eval/bound': float(bounds[-1])}
+
   for name, arm in arms.items():
-    average, last = exploitabilities(arm['policies'])
-    average, last = (np.reshape(x, (-1, config.steps)) for x in (average, last))
+    average, last = (
+        np.reshape(x, (-1, config.steps)) for x in exploitabilities(arm['policies']))
     numbers |= arms_lib.summary(f'eval/{name}/average_exploitability', average[:, -1])
     numbers |= arms_lib.summary(f'eval/{name}/last_exploitability', last[:, -1])
     numbers[f'eval/{name}/iterations_above_bound'] = float(np.mean(average > bounds))
@@ -264,10 +274,11 @@ def write_figure(run: launch.Run, arms: dict[str, dict[str, np.ndarray]]) -> Non
     rows.extend((name, which, *row) for row in zip(steps, mean, error))
 
   with figures.figure(
-      path, 2, title='Rock, paper, scissors: what the best response gains') as panels:
+      path, 2, title='Rock, paper, scissors: exploitability') as panels:
     for axes in panels:
       axes.plot(steps, bounds, color='0.35', ls=':', label='bound on the average')
-      axes.set(xscale='log', yscale='log', xlabel='iteration', ylabel='exploitability',
+      axes.set(xscale='log', yscale='log', xlabel='iteration',
+               ylabel='gain of the best response',
                ylim=(3e-3, 1.6))
 
     left, right = panels
@@ -281,7 +292,7 @@ def write_figure(run: launch.Run, arms: dict[str, dict[str, np.ndarray]]) -> Non
     draw(right, 'reward_before', 'fitted before training', 'average', color='#2e8b57')
     draw(right, 'exact_reward', 'the same, exact steps', 'average', color='#2e8b57', ls='--')
     draw(right, 'reward_same', 'the same comparisons', 'average', color='#8d6a9f')
-    draw(right, 'exact_refit', 'anew at every step, exact', 'average', color='#c98a1b', ls='-.')
+    draw(right, 'exact_refit', 'fitted at every step, exact', 'average', color='#c98a1b', ls='-.')
 
     for axes in panels:
       axes.legend(frameon=False, loc='lower left', fontsize=8)
@@ -351,17 +362,18 @@ def main(run: launch.Run) -> None:
 
   write_metrics(run, arms)
   write_figure(run, arms)
-  closing = table(numbers)
-  metrics.write_text_atomic(run.table_path, closing + '\n')
+  report = table(numbers)
+  metrics.write_text_atomic(run.table_path, report + '\n')
 
   pairs = config.num_seeds * config.steps * config.batch_size
-  drawn = {'preferences': 2 + config.num_comparators, 'reward_before': 2, 'reward_same': 2}
+  tokens_per_pair = {
+      'preferences': 2 + config.num_comparators, 'reward_before': 2, 'reward_same': 2}
   launch.write_results(run, {
       **numbers, 'num_seeds': config.num_seeds,
       'comparisons': round(arms['preferences']['won'][0].sum()),
-      **{f'sampled_tokens/{name}': pairs * tokens for name, tokens in drawn.items()},
+      **{f'sampled_tokens/{name}': pairs * tokens for name, tokens in tokens_per_pair.items()},
   })
-  print(f'\n{closing}\n\n{config.note}\nfigure: {run.workdir / "figures" / "exploitability.png"}\n'
+  print(f'\n{report}\n\n{config.note}\nfigure: {run.workdir / "figures" / "exploitability.png"}\n'
         f'results: {run.results_path}')
 
 

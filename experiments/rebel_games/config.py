@@ -47,27 +47,24 @@ class RebelGames:
     checks.at_least(
         self, 'config', seed=0, num_seeds=1, steps=1, batch_size=1, num_comparators=1)
     checks.positive(self, 'config', 'learning_rate')
+
     policy = self.initial_policy
     if len(policy) != 3 or not min(policy) > 0 or abs(sum(policy) - 1) > 1e-6:
       raise ValueError(
           f'config.initial_policy must be three positive numbers that sum to 1, got {policy}')
 
-    self.algorithm.validate()
-    for name, needed, why in (
-        ('signal', 'preferences', 'the arms set it'),
-        ('pairs', 'all', 'a preference has no best of several'),
-        ('kl_coefficient', 0, 'the bound knows no penalty'),
-        ('whiten_rewards', False, 'the bound is for preferences as they are'),
-    ):
-      if getattr(self.algorithm, name) != needed:
-        raise ValueError(f'config.algorithm.{name} must be {needed!r} here ({why}), got '
-                         f'{getattr(self.algorithm, name)!r}')
+    algorithm, name = self.algorithm, 'config.algorithm'
+    algorithm.validate()
+    checks.fixed(algorithm, name, 'here: the arms set it', signal='preferences')
+    checks.fixed(algorithm, name, 'here: a preference has no best of several', pairs='all')
+    checks.fixed(
+        algorithm, name, 'here: the bound is for plain preferences without a penalty',
+        kl_coefficient=0, whiten_rewards=False)
 
     self.model.validate()
-    if self.model.vocab_size != 3:
-      raise ValueError(f'config.model.vocab_size must be 3, the moves, got {self.model.vocab_size}')
-    if self.model.tie_embeddings:
-      raise ValueError('config.model.tie_embeddings must be False (the head alone is trained), got '
-                       'True')
-    checks.divisible(self, 'config', 'batch_size',
-    self.algorithm.num_minibatches * self.algorithm.num_micro_batches, of='the number of its parts')
+    checks.fixed(self.model, 'config.model', 'here: one token per move', vocab_size=3)
+    checks.fixed(
+        self.model, 'config.model', 'here: only the head is trained', tie_embeddings=False)
+    checks.divisible(
+        self, 'config', 'batch_size', algorithm.num_minibatches * algorithm.num_micro_batches,
+        of='num_minibatches * num_micro_batches')

@@ -62,7 +62,7 @@ ARMS = {
 GOAL = 0.9  # Fraction of the way from the first policy to the best one.
 
 
-class World:
+class PointSampler:
   """The sampler and its rewards.
 
   f_θ(x, t, prompt) = (prediction of the untrained sampler) + a network whose output starts at 0.
@@ -81,6 +81,7 @@ class World:
     self._config, self._alpha_bar = config, after
     self._scale = config.data_std / jnp.sqrt(before * config.data_std**2 + 1 - before)
     self.std = jnp.sqrt(1 - after)
+
     angle = 2 * jnp.pi * jnp.arange(config.num_prompts) / config.num_prompts
     self.targets = config.radius * jnp.stack([jnp.cos(angle), jnp.sin(angle)], axis=1)
 
@@ -127,11 +128,11 @@ class World:
     return chain, -jnp.linalg.norm(chain.actions[:, -1] - self.targets[prompts], axis=-1)
 
 
-def make_loss(config: RebelGaussian, world: World, arm: Arm):
+def make_loss(config: RebelGaussian, sampler: PointSampler, arm: Arm):
   """Returns a loss for `training.step` on a batch of pairs with leaves [P, 2, ...]."""
   def loss_fn(params, batch):
     flat = jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), batch)
-    log_probs = world.log_probs(params['policy'], flat['chain'], flat['prompts'])
+    log_probs = sampler.log_probs(params['policy'], flat['chain'], flat['prompts'])
     log_ratio = log_probs.reshape(batch['old'].shape) - batch['old']  # [P, 2, S].
     if arm.loss == 'rebel':
       losses = regression_losses.rebel_loss(
@@ -146,7 +147,7 @@ def make_loss(config: RebelGaussian, world: World, arm: Arm):
   return loss_fn
 
 
-def make_run(config: RebelGaussian, world: World, arm: Arm):
+def make_run(config: RebelGaussian, sampler: PointSampler, arm: Arm):
   """Returns (learning rate, seed) -> mean reward of fresh samples around each iteration [T + 1].
 
   The first entry is before training, the others after each iteration. To be vmapped over both
@@ -155,12 +156,12 @@ def make_run(config: RebelGaussian, world: World, arm: Arm):
   rows = 2 * config.batch_size
   prompts = jnp.repeat(jnp.arange(config.batch_size) % config.num_prompts, 2)
   evaluated = jnp.repeat(jnp.arange(config.num_prompts), config.evaluation_samples)
-  loss_fn = make_loss(config, world, arm)
+  loss_fn = make_loss(config, sampler, arm)
 
   def evaluate(state, index):
     key = rng.stream_key(state.key, rng.SAMPLE_EVAL, index)
     start = jax.random.normal(jax.random.fold_in(key, 0), (len(evaluated), 2))
-    return world.sample(
+    return sampler.sample(
         state.params['policy'], start, evaluated, jax.random.fold_in(key, 1))[1].mean()
 
   def batch_of(state, index):
@@ -171,18 +172,18 @@ def make_run(config: RebelGaussian, world: World, arm: Arm):
       start = start[::2].repeat(2, axis=0)
 
     params = state.params['policy']
-    chain, rewards = world.sample(params, start, prompts, jax.random.fold_in(key, 1))
+    chain, rewards = sampler.sample(params, start, prompts, jax.random.fold_in(key, 1))
     statistics, advantages = gaussian_chain.standardise_by_prompt(
         state.aux, prompts, rewards, min_count=config.min_count)
     batch = {'chain': chain, 'prompts': prompts, 'advantages': advantages,
-             'old': world.log_probs(params, chain, prompts)}
+             'old': sampler.log_probs(params, chain, prompts)}
     return jax.tree.map(lambda leaf: leaf.reshape(-1, 2, *leaf.shape[1:]), batch), statistics
 
   def run(learning_rate, seed):
     optimizer = optax.chain(
         optax.clip_by_global_norm(config.max_grad_norm), optax.adam(learning_rate))
     key = jax.random.key(seed, impl='threefry2x32')
-    params = {'policy': world.init(rng.stream_key(key, rng.INIT))}
+    params = {'policy': sampler.init(rng.stream_key(key, rng.INIT))}
     statistics = gaussian_chain.init_statistics(config.num_prompts, size=config.buffer_size)
     state = TrainState.create(params, optimizer, key, statistics)
 
@@ -206,7 +207,7 @@ def make_run(config: RebelGaussian, world: World, arm: Arm):
   return run
 
 
-def train(config: RebelGaussian, world: World, arm: Arm) -> dict[str, np.ndarray]:
+def train(config: RebelGaussian, sampler: PointSampler, arm: Arm) -> dict[str, np.ndarray]:
   """Trains all learning rates and seeds of an arm in parallel.
 
   Returns:
@@ -214,12 +215,12 @@ def train(config: RebelGaussian, world: World, arm: Arm) -> dict[str, np.ndarray
     tuning seeds last.
   """
   count = config.num_seeds + config.num_tuning_seeds
-  run = make_run(config, world, arm)
+  run = make_run(config, sampler, arm)
   over_seeds = jax.vmap(run, (None, 0))
   scores = jax.jit(jax.vmap(over_seeds, (0, None)))(
       jnp.asarray(config.learning_rates), config.seed + jnp.arange(count))
-  way = world.best_score - world.initial_score
-  return {'fractions': (np.asarray(scores, np.float64) - world.initial_score) / way}
+  way = sampler.best_score - sampler.initial_score
+  return {'fractions': (np.asarray(scores, np.float64) - sampler.initial_score) / way}
 
 
 def queries_to_goal(config: RebelGaussian, fractions: np.ndarray) -> np.ndarray:
@@ -303,7 +304,7 @@ def write_figure(run: launch.Run, arms: dict[str, np.ndarray]) -> None:
       rows += [(name, *row) for row in zip(queries, mean, error)]
 
     curves.axhline(GOAL, color='0.35', ls=':')
-    curves.set(xlabel='reward queries', ylabel='part of the way to the best score',
+    curves.set(xlabel='reward queries', ylabel='fraction of the way to the best score',
                ylim=(-0.05, 1.05), title='at the best learning rate of each')
     curves.legend(frameon=False, loc='lower right', fontsize=8)
 
@@ -338,13 +339,13 @@ def table(config: RebelGaussian, numbers: dict[str, float]) -> str:
 def main(run: launch.Run) -> None:
   """Trains all arms and writes the table, the figure and results.json."""
   config, arms = run.config, {}
-  world = World(config)
+  sampler = PointSampler(config)
   with loop.progress(len(ARMS), 'arms') as bar:
     for name, arm in ARMS.items():
       arms[name] = arms_lib.finished(
           run.workdir / 'arms' / f'{name}.npz',
           arms_lib.identity_of('rebel_gaussian', config, arm=name),
-          functools.partial(train, config, world, arm), commit=run.commit)['fractions']
+          functools.partial(train, config, sampler, arm), commit=run.commit)['fractions']
       best, tuning = tune(config, arms[name])
       bar.update(1, **{name: float(tuning[best])})
 
@@ -358,14 +359,14 @@ def main(run: launch.Run) -> None:
           for name, fractions in arms.items()})
 
   write_figure(run, arms)
-  closing = table(config, numbers)
-  metrics.write_text_atomic(run.table_path, closing + '\n')
+  report = table(config, numbers)
+  metrics.write_text_atomic(run.table_path, report + '\n')
   launch.write_results(run, {
-      **numbers, 'num_seeds': config.num_seeds, 'score/initial': world.initial_score,
-      'score/best': world.best_score, 'sampled_tokens': 0,
+      **numbers, 'num_seeds': config.num_seeds, 'score/initial': sampler.initial_score,
+      'score/best': sampler.best_score, 'sampled_tokens': 0,
       'reward_queries': 2 * config.batch_size * config.steps})
   verdict = 'holds' if numbers['criterion/rebel_within_ppo'] else 'does not hold'
-  print(f'\n{closing}\n\nREBEL within the reward queries of PPO: {verdict} here\n{config.note}\n'
+  print(f'\n{report}\n\nREBEL within the reward queries of PPO: {verdict} here\n{config.note}\n'
         f'figure: {run.workdir / "figures" / "learning_curve.png"}\nresults: {run.results_path}')
 
 

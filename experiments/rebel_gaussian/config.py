@@ -79,10 +79,7 @@ class RebelGaussian:
     if not rates or not all(0 < rate < math.inf for rate in rates):
       raise ValueError(f'config.learning_rates must be positive and finite, got {rates}')
 
-    if max(self.clip, self.published_clip) > 1:
-      raise ValueError(f'config.clip and config.published_clip must be at most 1, got {self.clip} '
-                       f'and {self.published_clip}')
-    if self.reduction not in ('sum', 'mean'):
-      raise ValueError(f"config.reduction must be 'sum' or 'mean', got {self.reduction!r}")
+    checks.at_most(self, 'config', clip=1, published_clip=1)
+    checks.one_of(self, 'config', reduction=('sum', 'mean'))
     checks.divisible(
-        self, 'config', 'batch_size', self.num_minibatches, of='the number of its parts')
+        self, 'config', 'batch_size', self.num_minibatches, of='config.num_minibatches')

@@ -59,14 +59,14 @@ def make_split(config: Shoestring, graph: planetoid.Graph, labels: int | str) ->
 class Trainer:
   """One head on any backbone: written for one split, vmapped over all splits."""
 
-  def __init__(self, config: Shoestring, graph: planetoid.Graph, options: shoestring.Config):
-    self._config, self._options = config, options
+  def __init__(self, config: Shoestring, graph: planetoid.Graph, algorithm: shoestring.Config):
+    self._config = config
     self._network = network.make(
         num_features=graph.num_features, width=config.width, num_classes=graph.num_classes,
         dropout=config.dropout)
     optimizer = optim.make_optimizer(optim.OptimizerConfig(
         name='adam', learning_rate=config.learning_rate, max_grad_norm=0.0))
-    self._algorithm = shoestring.make(options, self._network, optimizer)
+    self._algorithm = shoestring.make(algorithm, self._network, optimizer)
     self._advances = jax.jit(self._advance, static_argnums=(2, 3), donate_argnums=0)
     self._outputs = jax.jit(jax.vmap(
         lambda state, inputs: self._network.apply(state.params['network'], inputs), (0, None)))
@@ -97,8 +97,8 @@ class Trainer:
     losses = []
     for begin in range(0, config.steps, CHUNK):
       steps = min(CHUNK, config.steps - begin)
-      states, found = self._advances(states, batch, axes, steps)
-      losses.append(np.asarray(jax.vmap(jax.vmap(WeightedMean.value))(found['train/loss'])).T)
+      states, update = self._advances(states, batch, axes, steps)
+      losses.append(np.asarray(jax.vmap(jax.vmap(WeightedMean.value))(update['train/loss'])).T)
       loop.check_updates(states.step, begin + steps, learning_rate='config.learning_rate')
       mean = float(losses[-1][:, -1].mean())
       bar.update(steps, arm=title, loss=mean)
@@ -107,13 +107,15 @@ class Trainer:
     return outputs, np.concatenate(losses, axis=1)
 
 
-def make_reader(config: Shoestring, options: shoestring.Config, metrics_too: tuple[str, ...] = ()):
+def make_reader(
+    config: Shoestring, algorithm: shoestring.Config, other_metrics: tuple[str, ...] = ()
+):
   """Makes a jitted function for the accuracy by each way of reading the outputs.
 
   Args:
     config: `refinement_ratios` is used.
-    options: config of Shoestring for the arm.
-    metrics_too: further metrics to read the outputs with.
+    algorithm: config of Shoestring for the arm.
+    other_metrics: further metrics to read the outputs with.
 
   Returns:
     (outputs [S, N, C], labels [N], train [S, N], test [S, N]) -> [S] by name: 'softmax',
@@ -122,12 +124,12 @@ def make_reader(config: Shoestring, options: shoestring.Config, metrics_too: tup
   """
   def read(*arrays):
     evaluate = lambda **changes: shoestring.evaluate(
-        dataclasses.replace(options, **changes), *arrays)
+        dataclasses.replace(algorithm, **changes), *arrays)
     honest, leaky = evaluate(), evaluate(leaky_eval=True)
     refined = {f'refined_{ratio:g}': evaluate(refinement_ratio=ratio)['metric']
                for ratio in config.refinement_ratios}
     others = {f'{name}_{metric}': evaluate(metric=metric, leaky_eval=is_leaky)['metric']
-              for metric in metrics_too
+              for metric in other_metrics
               for name, is_leaky in (('prototypes', False), ('leaky', True))}
     return {'softmax': honest['softmax'], 'prototypes': honest['metric'], 'mixed': honest['mixed'],
             'leaky': leaky['metric'], 'leaky_mixed': leaky['mixed'], **refined, **others}
@@ -177,7 +179,7 @@ class Study:
     name = head + str(changes)
     if name not in self._trainers:
       self._trainers[name] = Trainer(
-          self._config, self._graph, dataclasses.replace(self._options(head), **changes))
+          self._config, self._graph, dataclasses.replace(self._algorithm(head), **changes))
     return self._trainers[name]
 
   def _train(self, trainer: Trainer, *arguments):
@@ -189,11 +191,11 @@ class Study:
     """Reads outputs; at λ = 0 with every metric, so that each head has an equal comparison."""
     if head not in self._readers:
       others = tuple(m for m in METRICS if m != 'cos') if head == 'softmax' else ()
-      self._readers[head] = make_reader(self._config, self._options(head), others)
-    found = self._readers[head](outputs, self._graph.labels, split.train_mask(), split.test)
-    return {name: np.asarray(value, np.float64) for name, value in found.items()}
+      self._readers[head] = make_reader(self._config, self._algorithm(head), others)
+    accuracies = self._readers[head](outputs, self._graph.labels, split.train_mask(), split.test)
+    return {name: np.asarray(value, np.float64) for name, value in accuracies.items()}
 
-  def _options(self, head: str) -> shoestring.Config:
+  def _algorithm(self, head: str) -> shoestring.Config:
     if head == 'softmax':
       return dataclasses.replace(self._config.algorithm, metric_coefficient=0.0)
     return dataclasses.replace(self._config.algorithm, metric=head)
@@ -214,38 +216,39 @@ class Study:
       outputs = network.label_propagation(
           network.BACKBONES[backbone], self._adjacency, graph.labels, split.train,
           graph.num_classes)
-      lost = split.test * network.unreached(outputs)
-      told = {'loss': np.zeros((len(outputs), 0)),
-              'unreached': lost.sum(axis=1) / split.test.sum(axis=1)}
+      unreached = split.test * network.unreached(outputs)
+      more = {'loss': np.zeros((len(outputs), 0)),
+              'unreached': unreached.sum(axis=1) / split.test.sum(axis=1)}
       bar.update(0, arm=title)
     else:
       outputs, losses = self._train(
           self._trainer(head, **changes), self._full_inputs(backbone), graph.labels, split, bar,
           title)
-      told = {'loss': losses}
-    return self._read(head, outputs, split) | told
+      more = {'loss': losses}
+    return self._read(head, outputs, split) | more
 
   def arms(self) -> list[tuple[str, str, int | str, dict]]:
     """(backbone, head, labels, config changes) of every arm, in running order."""
     config = self._config
-    listed = [(backbone, head, labels, {}) for backbone in config.chosen_backbones()
+    arms = [(backbone, head, labels, {}) for backbone in config.chosen_backbones()
               for head in config.chosen_heads(backbone)
               for labels in config.labels_per_class]
     if config.public_split:
-      listed += [('gcn', 'softmax', PUBLIC, {'decay': decay}) for decay in ('all', 'first')]
-    return listed
+      arms += [('gcn', 'softmax', PUBLIC, {'decay': decay}) for decay in ('all', 'first')]
+    return arms
 
   def play(self) -> dict[tuple[str, ...], dict[str, np.ndarray]]:
     """Runs all arms; arrays by (backbone, head, 'n1' and so on, or 'public/all' and so on)."""
-    outcomes, listed = {}, self.arms()
-    trained = [arm for arm in listed if not _is_propagation(arm[0])]
+    outcomes, arms = {}, self.arms()
+    trained = [arm for arm in arms if not _is_propagation(arm[0])]
     with loop.progress(self._config.steps * len(trained), 'epochs') as bar:
-      for backbone, head, labels, changes in listed:
+      for backbone, head, labels, changes in arms:
         last = f'{PUBLIC}/{changes["decay"]}' if labels == PUBLIC else f'n{labels}'
         title = f'{backbone}_{head}_{last}'.replace('/', '_')
         path = self._run.workdir / 'arms' / f'{title}.npz'
         if path.exists() and not _is_propagation(backbone):
           bar.update(self._config.steps, arm=title)
+
         identity = arms_lib.identity_of(
             'shoestring', self._config, arm=title, graph=self._graph_digest)
         outcomes[backbone, head, last] = arms_lib.finished(path, identity, functools.partial(
@@ -272,22 +275,22 @@ def main(run: launch.Run) -> None:
   config = run.config
   outcomes = Study(run).play()
   numbers = shoestring_report.summarise(outcomes)
-  found = shoestring_criteria.findings(config.dataset, outcomes)
+  findings = shoestring_criteria.findings(config.dataset, outcomes)
 
   write_metrics(run, outcomes)
   shoestring_report.write_figure(run.workdir / 'figures' / 'accuracy.png', outcomes)
   shoestring_report.write_splits(run.workdir / 'accuracy_by_split.csv', outcomes, config.seed)
 
-  closing = '\n\n'.join(filter(None, [
+  report = '\n\n'.join(filter(None, [
       shoestring_report.table(outcomes), shoestring_report.differences(outcomes),
       shoestring_report.refinement(outcomes, config.refinement_ratios),
-      criteria.markdown(found), config.note]))
-  metrics.write_text_atomic(run.table_path, closing + '\n')
+      criteria.markdown(findings), config.note]))
+  metrics.write_text_atomic(run.table_path, report + '\n')
   launch.write_results(run, {
-      **numbers, **{f'criteria/{f.name}': float(f.holds) for f in found if f.holds is not None},
+      **numbers, **{f'criteria/{f.name}': float(f.holds) for f in findings if f.holds is not None},
       'dataset': config.dataset, 'num_splits': config.num_splits, 'sampled_tokens': 0,
   })
-  print(f'\n{closing}\n\nfigure: {run.workdir / "figures" / "accuracy.png"}\n'
+  print(f'\n{report}\n\nfigure: {run.workdir / "figures" / "accuracy.png"}\n'
         f'results: {run.results_path}')
 
 

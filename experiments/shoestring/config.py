@@ -1,7 +1,6 @@
 """Config of experiments/shoestring/."""
 
 import dataclasses
-import math
 
 from jaxrl_llm import checks
 from jaxrl_llm.algorithms import shoestring
@@ -75,17 +74,17 @@ class Shoestring:
   def validate(self) -> None:
     """Raises ValueError with one line for the first field that is out of range."""
     checks.at_least(self, 'config', seed=0, num_splits=1, steps=1, width=1)
-    if self.dataset not in DATASETS:
-      raise ValueError(
-          f'config.dataset must be one of {", ".join(DATASETS)}, got {self.dataset!r}')
+    checks.one_of(self, 'config', dataset=DATASETS)
+    checks.positive(self, 'config', 'learning_rate')
     if self.seed + self.num_splits > 2**31:
       raise ValueError('config.seed + config.num_splits must be at most 2**31, got '
                        f'{self.seed} + {self.num_splits}')
     if (self.dataset == 'blocks') == bool(self.data_dir):
       raise ValueError(
-          "config.data_dir must name the folder of the Planetoid files, and be '' for 'blocks', "
+          "config.data_dir must be the directory of the Planetoid files, or '' for 'blocks', "
           f'got {self.data_dir!r} for {self.dataset!r}')
 
+    # Comma-separated names; every metric head is compared with 'softmax'.
     for name, allowed in (('backbones', tuple(network.BACKBONES)), ('heads', HEADS),
                           ('ar_heads', HEADS)):
       chosen = getattr(self, name).split(',')
@@ -100,11 +99,8 @@ class Shoestring:
     counts = self.labels_per_class
     if not counts or min(counts) < 1 or list(counts) != sorted(set(counts)):
       raise ValueError(f'config.labels_per_class must be positive and increasing, got {counts}')
-    if not 0 < self.learning_rate < math.inf:
-      raise ValueError(
-          f'config.learning_rate must be positive and finite, got {self.learning_rate}')
     if not 0 <= self.dropout < 1:
-      raise ValueError(f'config.dropout must lie in [0, 1), got {self.dropout}')
+      raise ValueError(f'config.dropout must be in [0, 1), got {self.dropout}')
 
     self._validate_algorithm()
     if self.public_split and (self.dataset == 'blocks' or 'gcn' not in self.chosen_backbones()):
@@ -112,26 +108,18 @@ class Shoestring:
                        "without the backbone 'gcn', got True")
 
   def _validate_algorithm(self) -> None:
-    self.algorithm.validate()
-    if self.algorithm.metric != 'cos':
-      raise ValueError("config.algorithm.metric must be 'cos' here (config.heads says which), got "
-                       f'{self.algorithm.metric!r}')
-    if not self.algorithm.metric_coefficient > 0:
-      raise ValueError("config.algorithm.metric_coefficient must be positive here (the head "
-                       f"'softmax' is 0), got {self.algorithm.metric_coefficient}")
-
-    for name, needed, why in (
-        ('leaky_eval', False, 'both evaluations are reported'),
-        ('refinement_ratio', 0, 'config.refinement_ratios says which are tried'),
-    ):
-      if getattr(self.algorithm, name) != needed:
-        raise ValueError(f'config.algorithm.{name} must be {needed!r} here ({why}), got '
-                         f'{getattr(self.algorithm, name)!r}')
+    algorithm, name = self.algorithm, 'config.algorithm'
+    algorithm.validate()
+    checks.fixed(algorithm, name, 'here: config.heads selects the metrics', metric='cos')
+    checks.positive(algorithm, name, 'metric_coefficient')  # It is 0 for the head 'softmax'.
+    checks.fixed(algorithm, name, 'here: both evaluations are reported', leaky_eval=False)
+    checks.fixed(
+        algorithm, name, 'here: config.refinement_ratios lists the ratios', refinement_ratio=0)
 
     ratios = self.refinement_ratios
     if not all(0 <= ratio <= 1 for ratio in ratios) or list(ratios) != sorted(set(ratios)):
       raise ValueError(
-          f'config.refinement_ratios must lie in [0, 1] and increase, got {ratios}')
+          f'config.refinement_ratios must be in [0, 1] and increase, got {ratios}')
 
   def chosen_backbones(self) -> list[str]:
     """The backbones to run, in display order."""

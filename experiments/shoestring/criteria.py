@@ -18,9 +18,9 @@ _RATIO = 'refined_0.1'  # Used by the refinement criterion.
 
 def findings(dataset: str, outcomes: Outcomes) -> list[Finding]:
   """Evaluates the criteria that the outcomes of a data set can decide."""
-  found = [criterion(outcomes) for needed, datasets, criterion in _CRITERIA
-           if dataset in datasets and set(needed) <= set(outcomes)]
-  return [finding for finding in found if finding is not None]
+  candidates = [criterion(outcomes) for needed, datasets, criterion in _CRITERIA
+                if dataset in datasets and set(needed) <= set(outcomes)]
+  return [finding for finding in candidates if finding is not None]
 
 
 def _plain(outcomes: Outcomes, backbone: str, labels: str) -> np.ndarray:
@@ -35,7 +35,7 @@ def _leak(outcomes: Outcomes, backbone: str, head: str, labels: str) -> np.ndarr
 
 def _known_accuracy(outcomes: Outcomes) -> Finding:
   accuracy = _plain(outcomes, 'gcn', 'n20')
-  return Finding('a', "GCN's accuracy on random splits with 20 labels a class is 79.5 ± 2 %",
+  return Finding('a', "GCN's accuracy on random splits with 20 labels per class is 79.5 ± 2 %",
                  bool(abs(100 * accuracy.mean() - 79.5) <= 2), f'{percent(accuracy)} %')
 
 
@@ -53,7 +53,7 @@ def _deeper_is_better(outcomes: Outcomes) -> Finding:
   gains = {n: 100 * (_plain(outcomes, 'igcn', n) - _plain(outcomes, 'gcn', n))
            for n in ('n1', 'n2')}
   return Finding(
-      'b', "IGCN's accuracy exceeds GCN's by at least 4 points with 1 and with 2 labels a class",
+      'b', "IGCN's accuracy exceeds GCN's by at least 4 points with 1 and with 2 labels per class",
       all(bool(gain.mean() >= 4) for gain in gains.values()),
       ', '.join(f'{n[1:]}: {percent(gain / 100)} points' for n, gain in gains.items()))
 
@@ -61,7 +61,7 @@ def _deeper_is_better(outcomes: Outcomes) -> Finding:
 def _propagation_competes(outcomes: Outcomes) -> Finding:
   accuracies = {b: _plain(outcomes, b, 'n1') for b in ('lp', 'gcn', 'igcn')}
   return Finding(
-      'b_lp', 'with 1 label a class label propagation is at least as good as GCN',
+      'b_lp', 'with 1 label per class label propagation is at least as good as GCN',
       bool(accuracies['lp'].mean() >= accuracies['gcn'].mean()),
       ', '.join(f'{b} {percent(values)} %' for b, values in accuracies.items()))
 
@@ -77,9 +77,9 @@ def _leak_is_large(outcomes: Outcomes) -> Finding:
           f'{_leak(outcomes, backbone, head, n).mean():.1f}' for n in labels)
       for backbone, head in arms)
   return Finding(
-      'c', 'prototypes of the test labels gain at least 12 points with 1 label a class, 8 with 2, '
-      'and at most 2 with 20 (GCN + cos)', all(map(bool, bounds)),
-      f'points with {", ".join(n[1:] for n in labels)} labels a class, heads without cos at '
+      'c', 'prototypes of the test labels gain at least 12 points with 1 label per class, 8 with '
+      '2, and at most 2 with 20 (GCN + cos)', all(map(bool, bounds)),
+      f'points with {", ".join(n[1:] for n in labels)} labels per class, heads without cos at '
       f'λ = 0: {measured}')
 
 
@@ -89,36 +89,39 @@ def _differences(outcomes: Outcomes) -> Finding | None:
   if not names:
     return None
 
-  listed = lambda chosen: ', '.join(' '.join(name) for name in chosen) or 'none'
-  told = []
+  def listed(names):
+    return ', '.join(' '.join(name) for name in names) or 'none'
+
+  counts = []
   for reading in ('softmax', 'prototypes'):
-    found = {name: shoestring_report.difference(outcomes, name, reading) for name in names}
-    above = [name for name, d in found.items() if d.low > 0]
-    below = [name for name, d in found.items() if d.high < 0]
-    told.append(f'{reading}: {len(above)} above 0 ({listed(above)}), {len(below)} below '
+    by_name = {name: shoestring_report.difference(outcomes, name, reading) for name in names}
+    above = [name for name, d in by_name.items() if d.low > 0]
+    below = [name for name, d in by_name.items() if d.high < 0]
+    counts.append(f'{reading}: {len(above)} above 0 ({listed(above)}), {len(below)} below '
                 f'({listed(below)}), {len(names) - len(above) - len(below)} around it')
 
   return Finding(
-      'd', 'the metric head (λ > 0) against the plain backbone (λ = 0), both read alike, paired '
+      'd', 'the metric head (λ > 0) against the plain backbone (λ = 0), same reading, paired '
       '95 % intervals', None,
-      f'of {len(names)} arms, read by {"; by ".join(told)}; expected by chance alone: '
+      f'of {len(names)} arms, read by {"; by ".join(counts)}; expected by chance alone: '
       f'{0.05 * len(names):.1f} away from 0')
 
 
 def _refinement(outcomes: Outcomes) -> Finding | None:
   """Gain at the fewest labels and one ratio fixed in advance; the table shows all ratios."""
   label = shoestring_report.labels_of(outcomes)[0]
-  told = []
+  gains = []
   for backbone, head in shoestring_report.heads_of(outcomes):
     arm = outcomes[backbone, head, label]
     if head in ('softmax', 'cos') and _RATIO in arm:
       gain = intervals.paired_interval(arm[_RATIO], arm['prototypes'])
       name = f'{backbone}{" + cos" if head == "cos" else ", λ = 0"}'
-      told.append(f'{name} {shoestring_report.points(gain)}')
-  if not told:
+      gains.append(f'{name} {shoestring_report.points(gain)}')
+  if not gains:
     return None
-  return Finding('e', f'refinement of honest prototypes at evaluation (cos, {label[1:]} label(s) a '
-                 'class) with a tenth of the unlabelled nodes, in points', None, '; '.join(told))
+  return Finding(
+      'e', f'refinement of honest prototypes at evaluation (cos, {label[1:]} label(s) per class) '
+      'with a tenth of the unlabelled nodes, in points', None, '; '.join(gains))
 
 
 def _more_labels(outcomes: Outcomes) -> Finding | None:

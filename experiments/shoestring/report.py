@@ -133,7 +133,7 @@ def points(interval: intervals.Interval) -> str:
 def table(outcomes: Outcomes) -> str:
   """Table of every head, honest and leaky, the public split, and the nodes LP cannot reach."""
   labels = labels_of(outcomes)
-  header = ['accuracy (%)', 'read by', *(f'{n[1:]} a class' for n in labels)]
+  header = ['accuracy (%)', 'read by', *(f'{n[1:]} per class' for n in labels)]
   rows = []
   for backbone, head in heads_of(outcomes):
     ways = {'softmax': 'softmax', 'prototypes': 'prototypes of training labels',
@@ -161,7 +161,7 @@ def _unreached(outcomes: Outcomes) -> list[str]:
   for backbone, head in heads_of(outcomes):
     arms = {n: outcomes[backbone, head, n] for n in labels_of(outcomes)}
     if head == 'softmax' and 'unreached' in next(iter(arms.values())):
-      shares = ', '.join(f'{100 * arm["unreached"].mean():.1f} % with {n[1:]} a class'
+      shares = ', '.join(f'{100 * arm["unreached"].mean():.1f} % with {n[1:]} per class'
                          for n, arm in arms.items())
       lines.append(f'{backbone}: test nodes that no label reaches, which its softmax calls class '
                    f'0: {shares}.')
@@ -178,7 +178,7 @@ def differences(outcomes: Outcomes) -> str:
           points(difference(outcomes, (backbone, head, n), reading)) for n in labels)])
   if not rows:
     return ''
-  header = ['λ > 0 minus λ = 0, points', 'both read by', *(f'{n[1:]} a class' for n in labels)]
+  header = ['λ > 0 minus λ = 0, points', 'both read by', *(f'{n[1:]} per class' for n in labels)]
   return figures.markdown_table(header, rows) + '\n\nMean difference with its 95 % t-interval, ' \
       'split by split.'
 
@@ -190,7 +190,7 @@ def refinement(outcomes: Outcomes, ratios: Sequence[float]) -> str:
   if not ratios:
     return ''
 
-  header = ['refinement, points', 'of the unlabelled', *(f'{n[1:]} a class' for n in labels)]
+  header = ['refinement, points', 'of the unlabelled', *(f'{n[1:]} per class' for n in labels)]
   rows = []
   for backbone, head in heads_of(outcomes):
     for ratio in ratios:
@@ -210,13 +210,13 @@ def write_figure(path: pathlib.Path, outcomes: Outcomes) -> None:
   """Plots accuracy against labels per class, one panel per backbone; writes the data as CSV."""
   labels = labels_of(outcomes)
   backbones = list(dict.fromkeys(backbone for backbone, _ in heads_of(outcomes)))
-  places = [int(n[1:]) for n in labels]
+  counts = [int(n[1:]) for n in labels]
   rows = []
   for backbone, head in heads_of(outcomes):
-    for n, place in zip(labels, places):
+    for n, count in zip(labels, counts):
       for way in ('softmax', 'prototypes', 'mixed', 'leaky', 'leaky_mixed'):
         mean, error = statistics.mean_and_standard_error(outcomes[backbone, head, n][way])
-        rows.append((backbone, head, place, way, float(mean), float(error)))
+        rows.append((backbone, head, count, way, float(mean), float(error)))
 
   limits = 100 * min(row[4] - row[5] for row in rows) - 3, 100 * max(row[4] for row in rows) + 3
   with figures.figure(
@@ -233,12 +233,12 @@ def write_figure(path: pathlib.Path, outcomes: Outcomes) -> None:
       for head, way, label, colour, style in shown:
         points = [statistics.mean_and_standard_error(
             100 * outcomes[backbone, head, n][way]) for n in labels]
-        panel.errorbar(places, *zip(*points), fmt=style, color=colour, label=label, ms=5,
+        panel.errorbar(counts, *zip(*points), fmt=style, color=colour, label=label, ms=5,
                        capsize=3)
 
-      panel.set(xscale='log', xlabel='labels a class', ylabel='accuracy (%)', title=backbone,
+      panel.set(xscale='log', xlabel='labels per class', ylabel='accuracy (%)', title=backbone,
                 ylim=limits)
-      panel.set_xticks(places, [str(place) for place in places], minor=False)
+      panel.set_xticks(counts, [str(count) for count in counts], minor=False)
       panel.minorticks_off()
       panel.legend(frameon=False, fontsize=8)
 

@@ -68,10 +68,10 @@ class Classifier:
     filtered = network.propagate(adjacency, features, alpha=config.feature_alpha)
 
     refining = dataclasses.replace(config.algorithm, refinement_ratio=config.refinement_ratio)
-    by_prototypes = lambda options, rows: shoestring.metric_scores(
-        options, rows, labels, support, num_classes=config.way)
+    by_prototypes = lambda algorithm, rows: shoestring.metric_scores(
+        algorithm, rows, labels, support, num_classes=config.way)
 
-    read = shoestring.scores(
+    by_network = shoestring.scores(
         config.algorithm, self._train(index, features, adjacency, labels), labels, support,
         1 - support)
     return {
@@ -79,15 +79,15 @@ class Classifier:
         'refined': by_prototypes(refining, features),
         'lp': network.propagate(adjacency, known, alpha=config.label_alpha),
         'filtered': by_prototypes(config.algorithm, filtered),
-        'gcn_softmax': read['softmax'], 'gcn_prototypes': read['metric'],
+        'gcn_softmax': by_network['softmax'], 'gcn_prototypes': by_network['metric'],
     }
 
   def _classify(self, index: Array, features: Array, labels: Array) -> dict[str, Array]:
     """Accuracy on the queries of one episode, by method."""
     queries = slice(self._num_support, None)
-    right = lambda values: (jnp.argmax(values, axis=-1) == labels)[queries]
-    return {name: jnp.mean(right(values).astype(jnp.float32))
-            for name, values in self.scores(index, features, labels).items()}
+    is_correct = {name: (jnp.argmax(values, axis=-1) == labels)[queries]
+                  for name, values in self.scores(index, features, labels).items()}
+    return {name: jnp.mean(values.astype(jnp.float32)) for name, values in is_correct.items()}
 
   def _train(self, index: Array, features: Array, adjacency: Array, labels: Array) -> Array:
     """Outputs [M, n] of a network trained on this episode."""
@@ -115,14 +115,15 @@ def check_features(run: launch.Run, data: episodes.Features) -> str:
   digest = hashlib.sha256(repr(data.features.shape).encode())
   for array in data:
     digest.update(np.ascontiguousarray(array))
-  found, path = digest.hexdigest(), run.workdir / 'features.sha256'
+
+  ours, path = digest.hexdigest(), run.workdir / 'features.sha256'
   if not path.exists():
-    metrics.write_text_atomic(path, found + '\n')
-  kept = path.read_text().strip()
-  if kept != found:
+    metrics.write_text_atomic(path, ours + '\n')
+  theirs = path.read_text().strip()
+  if theirs != ours:
     raise ValueError(f'the features must be those that {run.workdir} began with (SHA-256 '
-                     f'{kept[:12]}...), got others ({found[:12]}...); give another --workdir')
-  return found
+                     f'{theirs[:12]}...), got others ({ours[:12]}...); give another --workdir')
+  return ours
 
 
 def play(
@@ -158,6 +159,7 @@ def play(
         'shoestring_few_shot', config, features=digest, shots=shots, begin=begin)
     parts.append(arms_lib.finished(
         path, identity, functools.partial(classify, begin), commit=run.commit))
+
     shown = {name: float(np.concatenate([p[name] for p in parts]).mean())
              for name in ('prototypes', 'lp')}
     bar.update(config.batch_size, shots=str(shots), **shown)
@@ -205,13 +207,14 @@ def write_figure(run: launch.Run, outcomes: dict[int, dict[str, np.ndarray]]) ->
   title = f'Episodes, {source(run.config)}: means with 95 % intervals'
   with figures.figure(path, len(outcomes), title=title) as panels:
     for panel, (shots, arms) in zip(panels, outcomes.items()):
-      for place, name in enumerate(METHODS):
+      for i, name in enumerate(METHODS):
         mean, error = statistics.mean_and_standard_error(arms[name])
-        panel.errorbar(100 * mean, -place, xerr=196 * error, fmt='o', color='#1b6ca8', capsize=3)
+        panel.errorbar(100 * mean, -i, xerr=196 * error, fmt='o', color='#1b6ca8', capsize=3)
         rows.append((shots, name, float(mean), float(error)))
+
       panel.set(xlabel='accuracy (%)', title=f'{run.config.way}-way {shots}-shot')
       names = [name.replace(' with ', '\nwith ') for name in METHODS.values()]
-      panel.set_yticks([-place for place in range(len(METHODS))],
+      panel.set_yticks([-i for i in range(len(METHODS))],
                        names if panel is panels[0] else [''] * len(names))
 
     limits = [panel.get_xlim() for panel in panels]  # One common scale makes gaps comparable.
@@ -245,14 +248,14 @@ def main(run: launch.Run) -> None:
 
   write_metrics(run, outcomes)
   write_figure(run, outcomes)
-  said = f'Examples: {source(config)}.' + (
+  caption = f'Examples: {source(config)}.' + (
       '' if config.features_file else ' They say nothing about images (config.features_file).')
-  closing = '\n\n'.join(filter(None, [table(config, outcomes), said, config.note]))
-  metrics.write_text_atomic(run.table_path, closing + '\n')
+  report = '\n\n'.join(filter(None, [table(config, outcomes), caption, config.note]))
+  metrics.write_text_atomic(run.table_path, report + '\n')
   launch.write_results(run, {
       **summarise(config, outcomes), 'episodes': config.episodes, 'sampled_tokens': 0,
       'features': config.features_file or 'generated', 'features_sha256': digest})
-  print(f'\n{closing}\n\nfigure: {run.workdir / "figures" / "accuracy.png"}\n'
+  print(f'\n{report}\n\nfigure: {run.workdir / "figures" / "accuracy.png"}\n'
         f'results: {run.results_path}')
 
 

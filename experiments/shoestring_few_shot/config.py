@@ -1,7 +1,6 @@
 """Config of experiments/shoestring_few_shot/."""
 
 import dataclasses
-import math
 
 from jaxrl_llm import checks
 from jaxrl_llm.algorithms import shoestring
@@ -69,8 +68,13 @@ class FewShot:
 
   def validate(self) -> None:
     """Raises ValueError with one line for the first field that is out of range."""
-    checks.at_least(self, 'config', seed=0, way=2, queries=1, episodes=2, batch_size=1,
-                      neighbours=1, steps=1, width=1)
+    checks.at_least(
+        self, 'config', seed=0, way=2, queries=1, episodes=2, batch_size=1, neighbours=1, steps=1,
+        width=1)
+    checks.positive(self, 'config', 'label_alpha', 'feature_alpha', 'learning_rate')
+    checks.fraction(self, 'config', 'refinement_ratio')
+    checks.divisible(self, 'config', 'episodes', self.batch_size, of='config.batch_size')
+
     if self.seed >= 2**32:
       raise ValueError(f'config.seed must be less than 2**32, got {self.seed}')
     if not self.shots or min(self.shots) < 1 or list(self.shots) != sorted(set(self.shots)):
@@ -78,29 +82,17 @@ class FewShot:
     if bool(self.data_dir) != bool(self.features_file):
       raise ValueError('config.data_dir and config.features_file must be given both or neither, '
                        f'got {self.data_dir!r} and {self.features_file!r}')
-    if self.episodes % self.batch_size:
-      raise ValueError(f'config.episodes must be divisible by config.batch_size '
-                       f'({self.batch_size}), got {self.episodes}')
-
     nodes = self.way * (min(self.shots) + self.queries)
     if self.neighbours >= nodes:
       raise ValueError(f'config.neighbours must be less than the {nodes} nodes of an episode, got '
                        f'{self.neighbours}')
 
-    for name in ('label_alpha', 'feature_alpha', 'learning_rate'):
-      if not 0 < getattr(self, name) < math.inf:
-        raise ValueError(f'config.{name} must be positive and finite, got {getattr(self, name)}')
     if not 0 <= self.dropout < 1:
-      raise ValueError(f'config.dropout must lie in [0, 1), got {self.dropout}')
-    if not 0 <= self.refinement_ratio <= 1:
-      raise ValueError(
-          f'config.refinement_ratio must lie in [0, 1], got {self.refinement_ratio}')
+      raise ValueError(f'config.dropout must be in [0, 1), got {self.dropout}')
 
     self.algorithm.validate()
-    for name, needed in (('leaky_eval', False), ('refinement_ratio', 0)):
-      if getattr(self.algorithm, name) != needed:
-        raise ValueError(f'config.algorithm.{name} must be {needed!r} here, got '
-                         f'{getattr(self.algorithm, name)!r}')
+    checks.fixed(
+        self.algorithm, 'config.algorithm', 'here', leaky_eval=False, refinement_ratio=0)
 
   def features(self) -> episodes_lib.Features:
     """The features that episodes are drawn from."""

@@ -44,10 +44,10 @@ def make_graph(
                     words_per_node=(words_per_node, 1))
   for name, value in (('homophily', homophily), ('word_signal', word_signal)):
     if not 0 <= value <= 1:
-      raise ValueError(f'{name} must lie in [0, 1], got {value}')
+      raise ValueError(f'{name} must be in [0, 1], got {value}')
   if num_words % num_classes or num_words // num_classes < words_per_node:
     raise ValueError(
-        f'num_words must be divisible by {num_classes}, with at least {words_per_node} words a '
+        f'num_words must be divisible by {num_classes}, with at least {words_per_node} words per '
         f'class, got {num_words}')
 
   num_nodes = num_classes * nodes_per_class
@@ -55,8 +55,8 @@ def make_graph(
   between = mean_degree * (1 - homophily) / (num_nodes - nodes_per_class)
   if not (mean_degree >= 0 and max(within, between) <= 1):
     raise ValueError(
-        f'mean_degree must lie between 0 and what classes of {nodes_per_class} nodes can have, '
-        f'got {mean_degree}')
+        'mean_degree must be non-negative and give edge probabilities of at most 1, got '
+        f'{mean_degree}')
 
   rng = np.random.default_rng([seed, 37])
   labels = rng.permutation(np.repeat(np.arange(num_classes, dtype=np.int32), nodes_per_class))

@@ -55,7 +55,7 @@ def read_features(path: str | os.PathLike) -> Features:
     ValueError: if the file is missing, damaged or has other contents; one line.
   """
   if not pathlib.Path(path).is_file():
-    raise ValueError(f'features_file must be an npz file, and there is none at {path}')
+    raise ValueError(f'features_file: not a file: {str(path)!r}')
   try:
     with np.load(path, allow_pickle=False) as arrays:
       features, labels = arrays['features'], arrays['labels']
@@ -73,7 +73,7 @@ def read_features(path: str | os.PathLike) -> Features:
   with np.errstate(over='ignore', invalid='ignore'):
     features = features.astype(np.float32)
   if not (np.abs(features) <= _LARGEST).all():  # Also rejects NaN.
-    raise ValueError(f'{path}: features must be finite and at most {_LARGEST:g} in size')
+    raise ValueError(f'{path}: features must be finite and at most {_LARGEST:g} in magnitude')
   return Features(
       features, np.unique(labels, return_inverse=True)[1].astype(np.int32))
 

@@ -211,7 +211,7 @@ def check_size(backbone: Backbone, num_nodes: int) -> None:
   """Raises ValueError if a filter within layers would be too large a dense matrix."""
   if backbone.where == 'layers' and num_nodes > MAX_DENSE_NODES:
     raise ValueError(
-        f'filters are dense matrices: a graph may have {MAX_DENSE_NODES} nodes, got {num_nodes}')
+        f'filters are dense matrices: a graph must have at most {MAX_DENSE_NODES} nodes, got {num_nodes}')
 
 
 def full_inputs(
@@ -275,9 +275,9 @@ def inputs_of_rows(inputs: Inputs, rows: np.ndarray) -> tuple[Inputs, Inputs]:
   width, depth = max(map(len, reached)), max(map(len, fields))
   first = np.zeros((len(rows), width, depth), np.float32)
   second = np.zeros((len(rows), rows.shape[1], width), np.float32)
-  for place, (r, q, field) in enumerate(zip(rows, reached, fields)):
-    first[place, : len(q), : len(field)] = inputs.first[np.ix_(q, field)]
-    second[place, :, : len(q)] = inputs.second[np.ix_(r, q)]
+  for i, (r, q, field) in enumerate(zip(rows, reached, fields)):
+    first[i, : len(q), : len(field)] = inputs.first[np.ix_(q, field)]
+    second[i, :, : len(q)] = inputs.second[np.ix_(r, q)]
 
   filled = np.stack([np.pad(field, (0, depth - len(field)), constant_values=-1)
                      for field in fields])
@@ -310,7 +310,7 @@ def make(*, num_features: int, width: int, num_classes: int, dropout: float) -> 
     if value < 1:
       raise ValueError(f'{name} must be at least 1, got {value}')
   if not 0 <= dropout < 1:
-    raise ValueError(f'dropout must lie in [0, 1), got {dropout}')
+    raise ValueError(f'dropout must be in [0, 1), got {dropout}')
   glorot = jax.nn.initializers.glorot_uniform()
 
   def init(key: Array) -> Params:
@@ -320,8 +320,8 @@ def make(*, num_features: int, width: int, num_classes: int, dropout: float) -> 
   def drop(values: Array, key: Array | None) -> Array:
     if key is None or not dropout:
       return values
-    kept = jax.random.bernoulli(key, 1 - dropout, values.shape)
-    return jnp.where(kept, values / (1 - dropout), 0.0)
+    keep = jax.random.bernoulli(key, 1 - dropout, values.shape)
+    return jnp.where(keep, values / (1 - dropout), 0.0)
 
   def apply(params: Params, inputs: Inputs, key: Array | None = None) -> Array:
     keys = (None, None) if key is None else jax.random.split(key)
@@ -372,7 +372,7 @@ def gaussian_graph(points: Array, *, neighbours: int) -> Array:
   """
   count = points.shape[0]
   if not 1 <= neighbours < count:
-    raise ValueError(f'neighbours must lie between 1 and {count - 1}, got {neighbours}')
+    raise ValueError(f'neighbours must be between 1 and {count - 1}, got {neighbours}')
   distances = jnp.sum(jnp.square(points[:, None] - points), axis=-1)
   others = distances + jnp.where(jnp.eye(count, dtype=bool), jnp.inf, 0.0)
   nearest, index = jax.lax.top_k(-others, neighbours)

@@ -215,21 +215,21 @@ def read_pickle(path: str | os.PathLike) -> Any:
   except OSError as error:
     raise ValueError(f'cannot read {path}: {error.strerror}') from None
   try:  # Written by Python 2: byte strings hold the arrays' contents.
-    found = _Unpickler(io.BytesIO(content), encoding='latin1').load()
-    return found.value if isinstance(found, _Array) else found
+    loaded = _Unpickler(io.BytesIO(content), encoding='latin1').load()
+    return loaded.value if isinstance(loaded, _Array) else loaded
   except _ForbiddenGlobalError as error:
     allowed = ', '.join(sorted({name for _, name in _GLOBALS}))
     raise ValueError(
         f'{path} is refused: its pickle asks for {error}; allowed are {allowed}') from None
   except Exception as error:  # A damaged pickle can raise almost anything.
-    raise ValueError(f'{path} is no complete pickle of arrays ({_line(error)})') from None
+    raise ValueError(f'{path} is not a complete pickle of arrays ({_line(error)})') from None
 
 
 def load(data_dir: str | os.PathLike, name: str) -> Graph:
   """Reads a data set.
 
   Args:
-    data_dir: folder with `NAME.npz` (as written by `write`), or with the released files
+    data_dir: directory with `NAME.npz` (as written by `write`), or with the released files
       `ind.NAME.x` and so on.
     name: name of the data set, such as 'cora'.
 
@@ -244,7 +244,7 @@ def load(data_dir: str | os.PathLike, name: str) -> Graph:
     return read(folder / f'{name}.npz', name=name)
   if not (folder / f'ind.{name}.graph').is_file():
     raise ValueError(
-        f'data_dir must be a folder with {name}.npz or the files ind.{name}.graph, .allx, .ally, '
+        f'data_dir must be a directory with {name}.npz or the files ind.{name}.graph, .allx, .ally, '
         f'.tx, .ty, .y and .test.index, got {str(data_dir)!r}')
 
   parts = {part: read_pickle(folder / f'ind.{name}.{part}') for part in _PARTS}
@@ -261,7 +261,7 @@ def _read_test_index(path: pathlib.Path) -> np.ndarray:
   except OSError as error:
     raise ValueError(f'cannot read {path}: {error.strerror}') from None
   except ValueError as error:
-    raise ValueError(f'{path} must hold one node a line: {_line(error)}') from None
+    raise ValueError(f'{path} must have one node per line: {_line(error)}') from None
 
 
 def _assemble(name: str, parts: dict[str, Any], test: np.ndarray) -> Graph:
@@ -277,14 +277,14 @@ def _assemble(name: str, parts: dict[str, Any], test: np.ndarray) -> Graph:
   if test.min() < len(first) or num_nodes != len(parts['graph']):
     raise ValueError(f'{len(parts["graph"])} nodes in the graph, {num_nodes} with features')
 
-  places = np.concatenate([np.arange(len(first)), test])
+  nodes = np.concatenate([np.arange(len(first)), test])
   labels = np.full(num_nodes, NO_LABEL, np.int32)
   known = np.concatenate([first, rest])
-  labels[places] = np.where(known.any(axis=1), known.argmax(axis=1), NO_LABEL)
+  labels[nodes] = np.where(known.any(axis=1), known.argmax(axis=1), NO_LABEL)
 
   rows = [(np.zeros(0, np.int64), np.zeros(0))] * num_nodes
-  for place, row in zip(places, [*_rows(parts['allx']), *_rows(parts['tx'])]):
-    rows[place] = row
+  for node, row in zip(nodes, [*_rows(parts['allx']), *_rows(parts['tx'])]):
+    rows[node] = row
   indices, values = pad_rows(rows, num_features)
 
   num_train = len(_require_labels('y', parts['y']))
@@ -315,21 +315,21 @@ def check(graph: Graph) -> Graph:
       ('edges', np.int32, (len(graph.edges), 2)), ('labels', np.int32, (num_nodes,)),
       ('indices', np.int32, (num_nodes, *slots[:1])), ('values', np.float32, (num_nodes, *slots)),
       *((part, np.int32, (len(getattr(graph, part)),)) for part in _SPLIT)):
-    found = getattr(graph, name)
-    if found.shape != shape or found.dtype != dtype:
-      raise ValueError(f'{name} must be {np.dtype(dtype)} {shape}, got {found.dtype} '
-                       f'{found.shape}')
+    array = getattr(graph, name)
+    if array.shape != shape or array.dtype != dtype:
+      raise ValueError(f'{name} must be {np.dtype(dtype)} {shape}, got {array.dtype} '
+                       f'{array.shape}')
 
   for name, least, end in (
       ('edges', 0, num_nodes), ('indices', 0, graph.num_features),
       ('labels', NO_LABEL, graph.num_classes), *((part, 0, num_nodes) for part in _SPLIT)):
-    found = getattr(graph, name)
-    if found.size and not least <= found.min() <= found.max() < end:
-      raise ValueError(f'{name} must lie between {least} and {end - 1}, got {found.min()} to '
-                       f'{found.max()}')
+    array = getattr(graph, name)
+    if array.size and not least <= array.min() <= array.max() < end:
+      raise ValueError(f'{name} must be between {least} and {end - 1}, got {array.min()} to '
+                       f'{array.max()}')
 
   if not (np.isfinite(graph.values).all() and (graph.values >= 0).all()):
-    raise ValueError('values must be finite and not negative')
+    raise ValueError('values must be non-negative and finite')
   pairs = np.unique(graph.edges, axis=0)
   if len(pairs) != len(graph.edges) or (graph.edges[:, 0] > graph.edges[:, 1]).any():
     raise ValueError('edges must be pairs i ≤ j, each once')
@@ -341,9 +341,9 @@ def _check_split(graph: Graph) -> None:
   """Raises ValueError for an invalid public split."""
   nodes = np.concatenate([getattr(graph, part) for part in _SPLIT])
   if len(np.unique(nodes)) != len(nodes):
-    raise ValueError('train, validation and test must not share nodes, nor name one twice')
+    raise ValueError('train, validation and test must not share nodes or repeat one')
   if (graph.labels[nodes] == NO_LABEL).any():
-    raise ValueError('train, validation and test must hold nodes with a label')
+    raise ValueError('train, validation and test must have nodes with a label')
   if len(nodes) and not (len(graph.train) and len(graph.test)):
     raise ValueError(f'train and test must both be empty or neither, got {len(graph.train)} and '
                      f'{len(graph.test)} nodes, and {len(graph.validation)} for validation')
@@ -351,9 +351,9 @@ def _check_split(graph: Graph) -> None:
 
 def _require_labels(part: str, value: Any) -> np.ndarray:
   if not isinstance(value, np.ndarray) or value.ndim != 2 or not np.isin(value, (0, 1)).all():
-    raise ValueError(f'{part} must hold rows of zeros and a one')
+    raise ValueError(f'{part} must have rows of zeros and a one')
   if (value.sum(axis=1) > 1).any():
-    raise ValueError(f'{part} must hold rows of zeros and a one, got one with several classes')
+    raise ValueError(f'{part} must have rows of zeros and a one, got one with several classes')
   return value
 
 
@@ -372,7 +372,8 @@ def _edges(neighbours: dict[int, list[int]], num_nodes: int) -> np.ndarray:
   """Pairs i ≤ j, each once, from lists of neighbours."""
   pairs = np.array([(i, j) for i, js in neighbours.items() for j in js], np.int64).reshape(-1, 2)
   if len(pairs) and not 0 <= pairs.min() <= pairs.max() < num_nodes:
-    raise ValueError(f'an edge leads to a node beyond the {num_nodes} that there are')
+    raise ValueError(
+        f'edges must join nodes below {num_nodes}, got {pairs.min()} to {pairs.max()}')
   return np.unique(np.sort(pairs, axis=1), axis=0).astype(np.int32)
 
 
@@ -394,13 +395,13 @@ def pad_rows(
   longest = max([len(indices) for indices, _ in rows] + [1])
   all_indices = np.zeros((len(rows), longest), np.int32)
   all_values = np.zeros((len(rows), longest), np.float32)
-  for place, (indices, values) in enumerate(rows):
+  for node, (indices, values) in enumerate(rows):
     if len(indices) and not 0 <= indices.min() <= indices.max() < num_features:
-      raise ValueError(f'a feature of node {place} is not one of the {num_features}')
+      raise ValueError(f'a feature of node {node} is not one of the {num_features}')
     if not (np.isfinite(values).all() and (values >= 0).all()):
-      raise ValueError(f'a feature of node {place} is negative or no number')
-    all_indices[place, : len(indices)] = indices
-    all_values[place, : len(indices)] = values / max(values.sum(), 1e-12)
+      raise ValueError(f'a feature of node {node} is negative or not finite')
+    all_indices[node, : len(indices)] = indices
+    all_values[node, : len(indices)] = values / max(values.sum(), 1e-12)
   return all_indices, all_values
 
 
@@ -433,7 +434,7 @@ def read(path: str | os.PathLike, *, name: str | None = None) -> Graph:
   except Exception as error:  # A damaged archive can raise almost anything.
     raise ValueError(f'{path} is not a graph that was written here ({_line(error)})') from None
   if name is not None and graph.name != name:
-    raise ValueError(f'{path} must hold the data set {name!r}, got {graph.name!r}')
+    raise ValueError(f'{path} must be the data set {name!r}, got {graph.name!r}')
   return graph
 
 

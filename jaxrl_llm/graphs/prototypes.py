@@ -111,7 +111,7 @@ def refine(
     Lin et al. (2020), Shoestring, arXiv 1910.12976; Ren et al. (2018), arXiv 1803.00676.
   """
   if not 0 <= ratio <= 1:
-    raise ValueError(f'ratio must lie in [0, 1], got {ratio}')
+    raise ValueError(f'ratio must be in [0, 1], got {ratio}')
   chex.assert_rank([centres, counts, outputs, unlabelled], [2, 1, 2, 1])
 
   scores = similarities(outputs, centres, metric=metric)

@@ -20,7 +20,7 @@ class Finding(NamedTuple):
   measured: str
 
 
-def markdown(found: Sequence[Finding]) -> str:
+def markdown(findings: Sequence[Finding]) -> str:
   """Returns a Markdown list, one line per criterion."""
   verdict = {True: '**holds**', False: '**does not hold**', None: 'reported'}
-  return '\n'.join(f'- ({f.name}) {f.claim}: {verdict[f.holds]}. {f.measured}' for f in found)
+  return '\n'.join(f'- ({f.name}) {f.claim}: {verdict[f.holds]}. {f.measured}' for f in findings)

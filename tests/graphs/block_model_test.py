@@ -49,13 +49,13 @@ def test_it_is_a_function_of_its_seed():
     ('num_classes', 1, 'num_classes must be at least 2, got 1'),
     ('nodes_per_class', 1, 'nodes_per_class must be at least 2, got 1'),
     ('words_per_node', 0, 'words_per_node must be at least 1, got 0'),
-    ('homophily', 1.5, r'homophily must lie in \[0, 1\], got 1.5'),
-    ('word_signal', -.1, r'word_signal must lie in \[0, 1\], got -0.1'),
+    ('homophily', 1.5, r'homophily must be in \[0, 1\], got 1.5'),
+    ('word_signal', -.1, r'word_signal must be in \[0, 1\], got -0.1'),
     ('num_words', 401, 'num_words must be divisible by 4'),
     ('num_words', 40, 'at least 12 words a class, got 40'),
-    ('mean_degree', 500.0, 'mean_degree must lie between 0 and what classes of 150 nodes'),
-    ('mean_degree', -1.0, 'mean_degree must lie between 0'),
-    ('mean_degree', float('nan'), 'mean_degree must lie between 0'),
+    ('mean_degree', 500.0, 'mean_degree must be non-negative and give edge prob.*got 500'),
+    ('mean_degree', -1.0, 'mean_degree must be non-negative'),
+    ('mean_degree', float('nan'), 'mean_degree must be non-negative'),
 ])
 def test_bad_arguments_are_one_line(field, value, words):
   with pytest.raises(ValueError, match=words):
@@ -63,6 +63,6 @@ def test_bad_arguments_are_one_line(field, value, words):
 
 
 @pytest.mark.parametrize('homophily', [0.0, 1.0])
-def test_a_negative_degree_is_refused_where_edges_join_one_kind_of_pairs_alone(homophily):
-  with pytest.raises(ValueError, match='mean_degree must lie between 0 .*got -3'):
+def test_a_negative_degree_is_rejected_at_either_end_of_homophily(homophily):
+  with pytest.raises(ValueError, match='mean_degree must be non-negative .*got -3'):
     block_model.make_graph(seed=0, mean_degree=-3.0, homophily=homophily)

@@ -19,13 +19,13 @@ def test_an_episode_has_k_labelled_and_q_other_examples_of_n_classes():
     np.testing.assert_array_equal(episode.features[:, 0], episode.rows)
     np.testing.assert_array_equal(
         episode.labels, [0, 0, 1, 1, 2, 2, 0, 0, 0, 1, 1, 1, 2, 2, 2])
-    # One class of the file stands behind each label, another one behind each other label.
+    # Each label is one class of the file, and no two labels are the same one.
     behind = [set(data.labels[episode.rows[episode.labels == c]]) for c in range(3)]
     assert [len(classes) for classes in behind] == [1, 1, 1] and len(set.union(*behind)) == 3
     assert 0 not in set.union(*behind)  # It has four examples only.
 
 
-def test_classes_examples_and_their_roles_are_drawn_alike():
+def test_classes_examples_and_their_roles_are_drawn_uniformly():
   data = _features()
   drawn = [episodes.draw_episode(data, way=2, shots=1, queries=4, seed=0, index=i)
            for i in range(600)]
@@ -66,7 +66,7 @@ def test_a_file_of_features_is_read_with_labels_from_0(tmp_path):
     ({'features': np.full((3, 2), np.nan), 'labels': np.arange(3)}, 'features must be finite'),
     # Judged in float32: out of its range, beyond what squares allow, and no real numbers.
     ({'features': np.full((3, 2), 1e300), 'labels': np.arange(3)}, 'features must be finite'),
-    ({'features': np.full((3, 2), -1e25), 'labels': np.arange(3)}, 'at most 1e.15 in size'),
+    ({'features': np.full((3, 2), -1e25), 'labels': np.arange(3)}, 'at most 1e.15 in magnitude'),
     ({'features': np.full((3, 2), 1j), 'labels': np.arange(3)}, 'real numbers .*complex128'),
     ({'features': np.full((3, 2), 'a'), 'labels': np.arange(3)}, 'real numbers .*<U1'),
     ({'features': np.ones((3, 0)), 'labels': np.arange(3)}, 'D at least 1, got float64 .3, 0.'),
@@ -90,11 +90,11 @@ def test_features_of_any_real_type_are_read(tmp_path, kind):
 
 
 def test_a_missing_file_is_one_line(tmp_path):
-  with pytest.raises(ValueError, match='features_file must be an npz file, and there is none'):
+  with pytest.raises(ValueError, match='features_file: not a file: '):
     episodes.read_features(tmp_path / 'features.npz')
 
 
-def test_generated_classes_lie_on_arcs():
+def test_generated_classes_are_arcs():
   options = dict(seed=0, num_classes=3, per_class=400, width=32)
   data = episodes.make_features(**options, spread=0.0, curvature=.5)
   for label in range(3):

@@ -31,7 +31,7 @@ def test_SH1_the_path_of_three_nodes():
   np.testing.assert_allclose(adjacency @ root, root, atol=1e-12)
 
 
-def test_edges_count_once_in_either_direction_and_self_loops_not_at_all():
+def test_edges_count_once_in_either_direction_and_self_loops_are_ignored():
   messy = np.array([[1, 0], [0, 1], [1, 2], [1, 2], [2, 2], [0, 0]])
   np.testing.assert_allclose(
       network_lib.normalised_adjacency(messy, 3).toarray(), PATH_ADJACENCY, atol=1e-6)
@@ -52,7 +52,7 @@ def test_SH2_the_autoregressive_filter_of_the_path(alpha, expected):
 
 @pytest.mark.parametrize('name, alpha, terms, missing', [
     ('igcn_ar', 10, 41, .0201), ('glp_ar', 20, 80, .0202), ('lp', 100, 400, .0187)])
-def test_SH2_what_the_cut_series_misses(name, alpha, terms, missing):
+def test_SH2_the_truncation_error_of_the_series(name, alpha, terms, missing):
   adjacency = _random_adjacency()
   cut = network_lib.BACKBONES[name].filter(adjacency, np.eye(30))
   np.testing.assert_allclose(
@@ -76,13 +76,13 @@ def test_SH3_iterated_label_propagation_is_the_filter_up_to_a_scale():
   np.testing.assert_allclose(scores, (1 + alpha) * filtered, atol=1e-10)
   np.testing.assert_allclose(filtered, _closed_form(adjacency, alpha) @ labels, atol=1e-10)
   # Of a backbone with the α of the trial: twelve terms of the same loop, which argmax sees too.
-  found = network_lib.label_propagation(
+  actual = network_lib.label_propagation(
       network_lib.Backbone('labels', 'ar', alpha), adjacency, classes, train[None], 3)[0]
   twelve = labels
   for _ in range(11):
     twelve = adjacency @ twelve / (1 + 1 / alpha) + labels
-  np.testing.assert_allclose((1 + alpha) * found, twelve, rtol=1e-5, atol=1e-7)
-  np.testing.assert_array_equal(found.argmax(axis=1), twelve.argmax(axis=1))
+  np.testing.assert_allclose((1 + alpha) * actual, twelve, rtol=1e-5, atol=1e-7)
+  np.testing.assert_array_equal(actual.argmax(axis=1), twelve.argmax(axis=1))
 
 
 def test_SH3_from_no_smoothing_to_all():
@@ -207,7 +207,7 @@ def _chain_and_clique():
 
 
 @pytest.mark.parametrize('count, is_picked', [(1, True), (4, False)])
-def test_the_noise_of_a_set_does_not_depend_on_the_sets_beside_it(count, is_picked):
+def test_the_noise_of_a_set_does_not_depend_on_other_sets(count, is_picked):
   # 37 % of all pairs are joined: a node at random, unlike four, reaches less than half of them.
   # The first set reaches few nodes, the second one most of them.
   rows = np.array([[5, 11, 17, 23], [50, 60, 70, 80]])[:, :count]
@@ -240,7 +240,7 @@ def test_SH6_permuting_the_nodes_permutes_the_outputs():
   np.testing.assert_allclose(outputs['there'], outputs['here'][order], atol=1e-6)
 
 
-def test_unused_slots_do_not_count_whatever_they_point_at():
+def test_unused_slots_are_ignored():
   rows = _rows()
   other = rows._replace(indices=np.where(rows.values > 0, rows.indices, 11))
   _, params, apply = _network()
@@ -304,14 +304,14 @@ def test_nodes_that_no_label_reaches():
 
 def test_too_large_a_graph_and_bad_sizes_are_one_line():
   huge = network_lib.normalised_adjacency(np.zeros((0, 2), int), 5_001)
-  with pytest.raises(ValueError, match='a graph may have 5000 nodes, got 5001'):
+  with pytest.raises(ValueError, match='a graph must have at most 5000 nodes, got 5001'):
     network_lib.full_inputs(network_lib.BACKBONES['gcn'], huge, _rows(5_001), 12)
   good = dict(num_features=3, width=2, num_classes=2, dropout=.5)
   for name, value, words in (
       ('width', 0, 'width must be at least 1, got 0'),
       ('num_classes', 0, 'num_classes must be at least 1, got 0'),
       ('num_features', 0, 'num_features must be at least 1'),
-      ('dropout', 1.0, r'dropout must lie in \[0, 1\), got 1.0')):
+      ('dropout', 1.0, r'dropout must be in \[0, 1\), got 1.0')):
     with pytest.raises(ValueError, match=words):
       network_lib.make(**(good | {name: value}))
 
@@ -321,7 +321,7 @@ def test_too_large_a_graph_and_bad_sizes_are_one_line():
 
 def test_a_gaussian_graph_is_its_equation():
   points = np.random.default_rng(0).normal(size=(12, 3))
-  found = np.asarray(network_lib.gaussian_graph(jnp.asarray(points, jnp.float32), neighbours=3))
+  actual = np.asarray(network_lib.gaussian_graph(jnp.asarray(points, jnp.float32), neighbours=3))
   squares = ((points[:, None] - points) ** 2).sum(axis=-1)
   nearest = np.argsort(squares, axis=1)[:, 1:4]
   joined = np.eye(12, dtype=bool)
@@ -330,16 +330,16 @@ def test_a_gaussian_graph_is_its_equation():
   scale = 2 * np.take_along_axis(squares, nearest, axis=1).mean()
   weights = np.where(joined, np.exp(-squares / scale), 0)
   expected = weights / np.sqrt(np.outer(weights.sum(axis=1), weights.sum(axis=1)))
-  np.testing.assert_allclose(found, expected, atol=1e-5)
-  np.testing.assert_allclose(found, found.T, atol=1e-7)
+  np.testing.assert_allclose(actual, expected, atol=1e-5)
+  np.testing.assert_allclose(actual, actual.T, atol=1e-7)
   # Neither the unit of length nor the origin matters.
   moved = network_lib.gaussian_graph(jnp.asarray(100 * points + 7, jnp.float32), neighbours=3)
   np.testing.assert_allclose(moved, expected, atol=1e-4)
 
 
 def test_a_gaussian_graph_of_equal_points_is_finite_and_its_neighbours_are_checked():
-  found = network_lib.gaussian_graph(jnp.ones((4, 2)), neighbours=3)
-  np.testing.assert_allclose(found, .25, atol=1e-6)
+  actual = network_lib.gaussian_graph(jnp.ones((4, 2)), neighbours=3)
+  np.testing.assert_allclose(actual, .25, atol=1e-6)
   for neighbours in (0, 4):
     with pytest.raises(ValueError, match=f'between 1 and 3, got {neighbours}'):
       network_lib.gaussian_graph(jnp.ones((4, 2)), neighbours=neighbours)

@@ -70,7 +70,7 @@ def test_rows_of_test_nodes_go_where_the_index_says_and_missing_nodes_stay_empty
   assert (graph.num_nodes, graph.num_features, graph.num_classes) == (8, 3, 2)
 
 
-def test_a_pickle_that_would_run_something_is_refused_and_its_wish_named(tmp_path):
+def test_a_pickle_that_would_run_something_is_rejected(tmp_path):
   trap = tmp_path / 'ran'
   _write(tmp_path, graph=_Runs(trap))
   with pytest.raises(ValueError, match='ind.tiny.graph is refused: its pickle asks for .*system'):
@@ -84,7 +84,7 @@ def test_a_pickle_that_would_run_something_is_refused_and_its_wish_named(tmp_pat
     'builtins\neval', '__builtin__\ngetattr', 'numpy\nload', 'numpy\nndarray.tofile',
     'collections\nOrderedDict', '_codecs\ndecode', 'scipy.sparse.csr\ncsr_array',
     'numpy.core.multiarray\nscalar'])
-def test_what_is_not_on_the_list_is_refused(tmp_path, wish):
+def test_globals_that_are_not_on_the_list_are_rejected(tmp_path, wish):
   path = tmp_path / 'file'
   path.write_bytes(f'c{wish}\n.'.encode())
   with pytest.raises(ValueError, match="refused: its pickle asks for '" + wish.replace('\n', '.')):
@@ -160,9 +160,9 @@ def test_arrays_come_back_as_they_were_pickled(tmp_path):
   for array in (np.arange(6, dtype='>i4').reshape(2, 3), np.eye(3, dtype=bool),
                 np.asfortranarray(np.arange(6.0).reshape(2, 3)), np.array(3, np.uint8)):
     path.write_bytes(pickle.dumps(array, protocol=2))
-    found = planetoid.read_pickle(path)
-    np.testing.assert_array_equal(found, array)
-    assert found.dtype == array.dtype
+    actual = planetoid.read_pickle(path)
+    np.testing.assert_array_equal(actual, array)
+    assert actual.dtype == array.dtype
 
 
 def test_a_name_with_a_newline_stays_in_one_line(tmp_path):
@@ -174,20 +174,20 @@ def test_a_name_with_a_newline_stays_in_one_line(tmp_path):
 
 
 @pytest.mark.parametrize('changes, words', [
-    ({'graph': b'\x80\x02'}, 'ind.tiny.graph is no complete pickle'),
-    ({'allx': b'not a pickle'}, 'ind.tiny.allx is no complete pickle'),
-    ({'test.index': '7\nsix\n'}, 'one node a line'),
+    ({'graph': b'\x80\x02'}, 'ind.tiny.graph is not a complete pickle'),
+    ({'allx': b'not a pickle'}, 'ind.tiny.allx is not a complete pickle'),
+    ({'test.index': '7\nsix\n'}, 'one node per line'),
     ({'test.index': '7\n7\n'}, 'must name 2 different nodes'),
     ({'test.index': '3\n7\n'}, 'nodes in the graph'),
     ({'graph': {0: [9]} | {i: [] for i in range(1, 8)}}, 'beyond the 8'),
     ({'graph': {0: []}}, '1 nodes in the graph, 8 with features'),
     ({'ty': np.zeros((3, 2), np.int32)}, 'must name 3 different nodes'),
-    ({'ally': np.full((4, 2), 7)}, 'ally must hold rows of zeros and a one'),
+    ({'ally': np.full((4, 2), 7)}, 'ally must have rows of zeros and a one'),
     ({'ally': np.array([[1, 0], [0, 1], [1, 1], [1, 0]])}, 'got one with several classes'),
     ({'y': _one_hot([1])}, 'y must be the first rows of ally'),
     ({'y': _one_hot([0, 1, 1, 0, 1])}, 'y must be the first rows of ally, got 5'),
     ({'ally': np.array([[0, 0], [0, 1], [0, 1], [1, 0]]), 'y': np.zeros((1, 2), int)},
-     'must hold nodes with a label'),
+     'must have nodes with a label'),
     ({'tx': sparse.csr_matrix(-np.ones((2, 3)))}, 'negative'),
     ({'allx': 3}, 'do not fit together'),
 ])
@@ -206,7 +206,7 @@ def test_a_matrix_with_wrong_pointers_is_refused(tmp_path):
 
 
 def test_a_missing_folder_is_one_line(tmp_path):
-  with pytest.raises(ValueError, match='data_dir must be a folder with tiny.npz or the files'):
+  with pytest.raises(ValueError, match='data_dir must be a directory with tiny.npz or the files'):
     planetoid.load(tmp_path / 'nothing', 'tiny')
   _write(tmp_path)
   (tmp_path / 'ind.tiny.ty').unlink()
@@ -238,30 +238,30 @@ def _changed(graph, name, place, value):
 
 
 @pytest.mark.parametrize('change, words', [
-    (lambda g: _changed(g, 'edges', (0, 1), 999), 'edges must lie between 0 and 7, got 0 to 999'),
+    (lambda g: _changed(g, 'edges', (0, 1), 999), 'edges must be between 0 and 7, got 0 to 999'),
     (lambda g: _changed(g, 'edges', 1, g.edges[0]), 'edges must be pairs i ≤ j, each once'),
     (lambda g: {'edges': g.edges[:, ::-1].copy()}, 'edges must be pairs i ≤ j, each once'),
     (lambda g: {'edges': g.edges[:, :1]}, r'edges must be int32 .4, 2., got int32 .4, 1.'),
     (lambda g: {'edges': g.edges.astype(np.int64)}, 'edges must be int32 .*got int64'),
-    (lambda g: {'indices': g.indices + 5_000}, 'indices must lie between 0 and 2'),
+    (lambda g: {'indices': g.indices + 5_000}, 'indices must be between 0 and 2'),
     (lambda g: {'indices': g.indices[:, 0]}, 'indices|values'),
     (lambda g: {'labels': g.labels[:7]}, 'indices must be int32 .7, 2., got'),
-    (lambda g: {'labels': g.labels - 5}, 'labels must lie between -1 and 1, got -6'),
-    (lambda g: {'num_classes': 1}, 'labels must lie between -1 and 0'),
-    (lambda g: {'num_features': 2}, 'indices must lie between 0 and 1'),
-    (lambda g: _changed(g, 'values', (0, 0), np.nan), 'values must be finite and not negative'),
-    (lambda g: _changed(g, 'values', (0, 0), -.5), 'values must be finite and not negative'),
+    (lambda g: {'labels': g.labels - 5}, 'labels must be between -1 and 1, got -6'),
+    (lambda g: {'num_classes': 1}, 'labels must be between -1 and 0'),
+    (lambda g: {'num_features': 2}, 'indices must be between 0 and 1'),
+    (lambda g: _changed(g, 'values', (0, 0), np.nan), 'values must be non-negative and finite'),
+    (lambda g: _changed(g, 'values', (0, 0), -.5), 'values must be non-negative and finite'),
     (lambda g: {'values': g.values.astype(float)}, 'values must be float32'),
     (lambda g: {'train': g.test}, 'must not share nodes'),
     (lambda g: {'validation': g.test[[0]]}, 'must not share nodes'),
-    (lambda g: {'test': g.test[[0, 0]]}, 'must not share nodes, nor name one twice'),
+    (lambda g: {'test': g.test[[0, 0]]}, 'must not share nodes or repeat one'),
     (lambda g: {'test': g.test[:0]}, 'both be empty or neither, got 1 and 0 nodes'),
     (lambda g: {'train': g.train[:0], 'test': g.test[:0]}, 'got 0 and 0 nodes, and 3'),
-    (lambda g: _changed(g, 'train', 0, 4), 'must hold nodes with a label'),
-    (lambda g: _changed(g, 'test', 0, 8), 'test must lie between 0 and 7'),
-    (lambda g: {'name': 'citeseer'}, "must hold the data set 'tiny', got 'citeseer'"),
+    (lambda g: _changed(g, 'train', 0, 4), 'must have nodes with a label'),
+    (lambda g: _changed(g, 'test', 0, 8), 'test must be between 0 and 7'),
+    (lambda g: {'name': 'citeseer'}, "must be the data set 'tiny', got 'citeseer'"),
 ])
-def test_an_npz_that_is_no_graph_is_one_line(tmp_path, change, words):
+def test_an_npz_that_is_not_a_graph_is_one_line(tmp_path, change, words):
   graph = planetoid.load(_write(tmp_path), 'tiny')
   planetoid.write(tmp_path / 'tiny.npz', dataclasses.replace(graph, **change(graph)))
   with pytest.raises(ValueError, match=words) as error:
@@ -288,7 +288,7 @@ def test_random_splits_have_n_a_class_and_test_on_the_rest():
     planetoid.random_split(labels, 0, seed=0)
 
 
-def test_random_splits_draw_every_node_alike():
+def test_random_splits_draw_every_node_equally_often():
   labels = np.repeat(np.arange(2), 5)
   drawn = np.concatenate([planetoid.random_split(labels, 1, seed)[0] for seed in range(500)])
   counts = np.bincount(drawn, minlength=10)

@@ -30,7 +30,7 @@ def test_prototypes_are_means_of_labelled_outputs():
       (outputs[0] + outputs[3]) / 2, outputs[1], (outputs[2] + outputs[5]) / 2]), atol=1e-6)
 
 
-def test_weights_of_nodes_weigh_their_outputs():
+def test_nodes_are_weighted():
   outputs = jnp.array([[1.0, 0], [0, 2], [4, 4]])
   centres, counts = prototypes.prototypes(
       outputs, np.array([0, 0, 1]), jnp.array([.5, 1.5, .25]), num_classes=2)
@@ -38,7 +38,7 @@ def test_weights_of_nodes_weigh_their_outputs():
   np.testing.assert_allclose(centres, [[.25, 1.5], [4, 4]], rtol=1e-6)
 
 
-def test_what_does_not_count_may_be_anything():
+def test_nodes_of_weight_0_are_ignored():
   outputs = _outputs()
   centres, _ = _centres(outputs)
   for nodes in ([4], [6, 7]):
@@ -84,7 +84,7 @@ def test_SH5_refinement_is_a_weighted_mean_of_the_closest_outputs(metric):
   weight, unlabelled = known.astype(np.float32), 1 - known.astype(np.float32)
   unlabelled[39] = 0  # A node that is in neither.
   centres, counts = prototypes.prototypes(outputs, labels, weight, num_classes=3)
-  found = prototypes.refine(centres, counts, outputs, unlabelled, metric=metric, ratio=.2)
+  actual = prototypes.refine(centres, counts, outputs, unlabelled, metric=metric, ratio=.2)
   scores = np.asarray(prototypes.similarities(outputs, centres, metric=metric), np.float64)
   shares = scores if metric == 'cos' else np.exp(scores) / np.exp(scores).sum(1, keepdims=True)
   for c in range(3):
@@ -92,7 +92,7 @@ def test_SH5_refinement_is_a_weighted_mean_of_the_closest_outputs(metric):
     q = shares[candidates, c]
     z = np.asarray(outputs)[candidates]
     expected = (counts[c] * centres[c] + q @ z) / (counts[c] + q.sum())
-    np.testing.assert_allclose(found[c], expected, atol=1e-6)
+    np.testing.assert_allclose(actual[c], expected, atol=1e-6)
 
 
 def test_SH5_refinement_without_shares_is_the_identity():
@@ -109,9 +109,9 @@ def test_SH5_refinement_without_shares_is_the_identity():
 @pytest.mark.parametrize('mass', [-1.5, -.5, .5])
 def test_SH5_the_mean_holds_with_negative_shares_too(mass):
   # Cosines can outweigh the one labelled node: (p + q z) / (1 + q) with p = (1, 0), z = (0, 2).
-  found = prototypes.blend(
+  actual = prototypes.blend(
       jnp.array([[1.0, 0.0]]), jnp.ones(1), jnp.array([[0.0, 2.0]]), jnp.array([[mass]]))
-  np.testing.assert_allclose(found, [[1 / (1 + mass), 2 * mass / (1 + mass)]], rtol=1e-6)
+  np.testing.assert_allclose(actual, [[1 / (1 + mass), 2 * mass / (1 + mass)]], rtol=1e-6)
 
 
 def test_a_prototype_stays_where_the_shares_cancel_its_nodes():
@@ -141,7 +141,7 @@ def test_refinement_takes_five_hundredths_of_a_hundred_nodes():
     assert not np.array_equal(refine(count / 100), refine((count - .5) / 100))
 
 
-def test_SH6_cosines_do_not_see_lengths_and_distances_no_common_shift():
+def test_SH6_cosines_ignore_lengths_and_distances_ignore_a_common_shift():
   outputs = _outputs()
   # From 1e-10 to 10: only a length of 0 has no direction.
   lengths = jnp.asarray(10.0**np.random.default_rng(1).uniform(-10, 1, (8, 1)), jnp.float32)
@@ -172,14 +172,14 @@ def test_SH6_permuting_the_nodes_permutes_the_scores():
     np.testing.assert_allclose(there, np.asarray(here)[order], atol=1e-6)
 
 
-def test_SH6_the_cosine_loss_lies_between_its_bounds():
+def test_SH6_the_cosine_loss_is_within_its_bounds():
   # Best: the own cosine 1, all others -1; worst the other way round.
   low, high = (math.log(1 + 6 * math.exp(sign * 2)) for sign in (-1, 1))
   assert low == pytest.approx(.59444, abs=5e-5)
   best = 2 * np.eye(7)[:1] - 1
   for scores, bound in ((best, low), (-best, high)):
-    found = prototypes.cross_entropy(jnp.asarray(scores), np.zeros(1, int), np.ones(1))
-    assert found.value() == pytest.approx(bound, abs=1e-5)
+    actual = prototypes.cross_entropy(jnp.asarray(scores), np.zeros(1, int), np.ones(1))
+    assert actual.value() == pytest.approx(bound, abs=1e-5)
   rng = np.random.default_rng(0)
   for scale in (1e-3, 1, 1e3):
     outputs = jnp.asarray(scale * rng.normal(size=(50, 7)), jnp.float32)
@@ -193,10 +193,10 @@ def test_SH8_the_masked_mean_is_the_mean_over_labelled_nodes():
   scores = _outputs()
   losses = -np.asarray(jax.nn.log_softmax(scores))[np.arange(8), LABELS]
   released = (losses * WEIGHT / WEIGHT.mean()).mean()
-  found = prototypes.cross_entropy(scores, LABELS, WEIGHT)
-  assert found.value() == pytest.approx(released, rel=1e-6)
-  assert found.value() == pytest.approx(losses[WEIGHT > 0].mean(), rel=1e-6)
-  assert found.weight == 5
+  actual = prototypes.cross_entropy(scores, LABELS, WEIGHT)
+  assert actual.value() == pytest.approx(released, rel=1e-6)
+  assert actual.value() == pytest.approx(losses[WEIGHT > 0].mean(), rel=1e-6)
+  assert actual.weight == 5
   weighted = prototypes.cross_entropy(scores, LABELS, .5 * WEIGHT + np.eye(8)[1])
   expected = (.5 * losses[WEIGHT > 0].sum() + losses[1]) / 3.5
   assert weighted.value() == pytest.approx(expected, rel=1e-6) and weighted.weight == 3.5
@@ -230,5 +230,5 @@ def test_bad_arguments_are_one_line():
   with pytest.raises(ValueError, match="metric must be one of cos, l1, l2, got 'l3'"):
     prototypes.similarities(_outputs(), _outputs(rows=3), metric='l3')
   centres, counts = _centres(_outputs())
-  with pytest.raises(ValueError, match=r'ratio must lie in \[0, 1\], got 1.5'):
+  with pytest.raises(ValueError, match=r'ratio must be in \[0, 1\], got 1.5'):
     prototypes.refine(centres, counts, _outputs(), 1 - WEIGHT, metric='l2', ratio=1.5)

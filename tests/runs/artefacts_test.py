@@ -29,14 +29,14 @@ def path(request, tmp_path):
   return path
 
 
-def _assert_equal(found, content):
-  if isinstance(found, dict) and all(isinstance(x, np.ndarray) for x in found.values()):
-    assert found.keys() == content.keys()
+def _assert_equal(actual, content):
+  if isinstance(actual, dict) and all(isinstance(x, np.ndarray) for x in actual.values()):
+    assert actual.keys() == content.keys()
     for name, value in content.items():
-      np.testing.assert_array_equal(found[name], value)
-      assert found[name].dtype == np.asarray(value).dtype
+      np.testing.assert_array_equal(actual[name], value)
+      assert actual[name].dtype == np.asarray(value).dtype
   else:
-    assert found == content
+    assert actual == content
 
 
 def test_what_is_written_is_read(path):

@@ -1,4 +1,4 @@
-"""The arena: every arm end to end, budgets that are equal, and what is resumed."""
+"""The arena: arms end to end, equal budgets, resumed runs and criteria."""
 
 import dataclasses
 import functools
@@ -50,27 +50,27 @@ def _run(config, workdir, overrides=()):
 
 
 @functools.cache
-def _ground(task, folder, **changes):
-  settings = _config(task).world
+def _arena(task, folder, **changes):
+  settings = _config(task).task_config
   settings.task = dataclasses.replace(settings.task, **changes)
-  kind = arena_dialogue.World if task == 'dialogue' else arena_tasks.World
+  kind = arena_dialogue.DialogueArenaTask if task == 'dialogue' else arena_tasks.ArenaTask
   return arena_tasks.prepare(kind(settings, 3), 3, folder)
 
 
 @pytest.fixture(scope='module')
 def folder(tmp_path_factory):
-  return tmp_path_factory.mktemp('grounds')
+  return tmp_path_factory.mktemp('arenas')
 
 
 @functools.cache
 def _outcome_of(name, folder):
-  ground = _ground('arithmetic', folder / 'arithmetic')
-  return arena_arms.run(arena_arms.Arm(ground.world, name), ground, lambda: None)
+  arena = _arena('arithmetic', folder / 'arithmetic')
+  return arena_arms.run(arena_arms.Arm(arena.shared, name), arena, lambda: None)
 
 
 # One for each way through the loop; the algorithms have tests of their own.
 @pytest.mark.parametrize('name', ['a_star_po', 'ppo', 'dpo', 'iterative_dpo'])
-def test_every_arm_spends_the_same_and_no_more(folder, name):
+def test_every_arm_uses_the_same_budget(folder, name):
   outcome = _outcome_of(name, folder)
   final = outcome['final']
   assert final['completions'] == final['reward_calls'] == COMPLETIONS
@@ -80,8 +80,8 @@ def test_every_arm_spends_the_same_and_no_more(folder, name):
   assert final['kl_to_reference'] >= 0 and np.isfinite(final['score'])
   assert final['state_bytes'] > 0 and final['peak_bytes'] > final['state_bytes']
   assert outcome['curve'][0]['kl_to_reference'] == pytest.approx(0, abs=1e-6)
-  spent = [point['completions'] for point in outcome['curve']]
-  assert spent == sorted(spent)
+  completions = [point['completions'] for point in outcome['curve']]
+  assert completions == sorted(completions)
 
 
 def test_the_critic_doubles_the_state(folder):
@@ -90,38 +90,38 @@ def test_the_critic_doubles_the_state(folder):
 
 
 def test_a_reference_that_cannot_do_any_prompt_leaves_none(folder):
-  ground = _ground('arithmetic', folder / 'arithmetic')
+  arena = _arena('arithmetic', folder / 'arithmetic')
   with pytest.raises(ValueError, match='a_star_po_filtered leaves out every prompt'):
-    arena_arms.run(arena_arms.Arm(ground.world, 'a_star_po_filtered'), ground, lambda: None)
+    arena_arms.run(arena_arms.Arm(arena.shared, 'a_star_po_filtered'), arena, lambda: None)
 
 
 def test_summaries_have_a_reward_model_that_is_centred_on_references(folder):
-  ground = _ground('summarisation', folder / 'summarisation')
-  written = arena_tasks._written(ground, ground.task.demonstrations)
-  scores = np.asarray(ground.world.reward_scores(ground.reward_params, written))
+  arena = _arena('summarisation', folder / 'summarisation')
+  written = arena_tasks._written(arena, arena.task.demonstrations)
+  scores = np.asarray(arena.shared.reward_scores(arena.reward_params, written))
   assert abs(scores.mean()) < 1e-4 and scores.std() > 1e-4
-  assert ground.task.tokenizer.decode(
-      written.tokens[0, 0].tolist()) == ground.task.demonstrations[0]['response']
-  numbers = ground.evaluate(ground.reference)
+  assert arena.task.tokenizer.decode(
+      written.tokens[0, 0].tolist()) == arena.task.demonstrations[0]['response']
+  numbers = arena.evaluate(arena.reference)
   assert {'win_rate', 'reward', 'score', 'greedy_score'} <= set(numbers)
-  best = arena_arms.untrained('best_of_n', ground)
+  best = arena_arms.untrained('best_of_n', arena)
   assert len(best['curve']) == 4 and best['final']['reward'] >= best['curve'][0]['reward']
-  critic = arena_tasks.critic_from(ground)
-  assert critic is ground.reward_params
+  critic = arena_tasks.critic_from(arena)
+  assert critic is arena.reward_params
 
 
 def test_pairs_of_the_reward_model_are_of_two_responses(folder):
-  ground = _ground('summarisation', folder / 'summarisation')
-  pairs = arena_tasks._labelled_pairs(ground, ground.world.settings.reward_model)
+  arena = _arena('summarisation', folder / 'summarisation')
+  pairs = arena_tasks._labelled_pairs(arena, arena.shared.config.reward_model)
   assert pairs.rewards.shape == (20, 2)
   np.testing.assert_array_equal(np.sort(pairs.rewards, axis=1), [[0, 1]] * 20)
   assert (pairs.rollouts.tokens[:, 0] != pairs.rollouts.tokens[:, 1]).any(axis=1).all()
   # The posts are those of the demonstrations, none of RL.
-  posts = {ground.task.tokenizer.decode(row) for row in pairs.rollouts.prompts.tolist()}
-  assert posts <= {example['prompt'] for example in ground.task.demonstrations}
+  posts = {arena.task.tokenizer.decode(row) for row in pairs.rollouts.prompts.tolist()}
+  assert posts <= {example['prompt'] for example in arena.task.demonstrations}
 
 
-def test_figures_of_a_learnt_reward_show_best_of_n_by_the_bound_on_its_divergence(tmp_path):
+def test_best_of_n_is_plotted_at_the_bound_on_its_kl(tmp_path):
   point = lambda x, kl: {
       'score': x, 'reward': 2 * x, kl: x, 'sampled_tokens': 100 * x, 'greedy_score': x}
   outcomes = {
@@ -135,25 +135,25 @@ def test_figures_of_a_learnt_reward_show_best_of_n_by_the_bound_on_its_divergenc
 def test_one_reference_serves_all_seeds(tmp_path):
   config = _config('summarisation', algorithms='sft')
   config.num_seeds = 2
-  assert config.world.one_reference
+  assert config.task_config.one_reference
   with loop.Stopper() as stopper:
-    found = arena_main.outcomes(_run(config, tmp_path), stopper)['sft']
+    outcomes = arena_main.outcomes(_run(config, tmp_path), stopper)['sft']
   assert (tmp_path / 'seed0' / 'reference').is_dir()
   assert not (tmp_path / 'seed1' / 'reference').exists()
-  assert found[0]['final']['reward'] != found[1]['final']['reward']  # Other noise.
-  assert found[0]['final']['greedy_score'] == found[1]['final']['greedy_score']
+  assert outcomes[0]['final']['reward'] != outcomes[1]['final']['reward']  # Other noise.
+  assert outcomes[0]['final']['greedy_score'] == outcomes[1]['final']['greedy_score']
 
 
-# --- Dialogue: where the pairs stand.
+# --- Dialogue: positions of the pairs.
 
 
-def _draw(ground, name, *, count=BATCH // 2):
-  """One iteration's batch of an arm, before any training, and what it spent."""
-  spent = arena_arms.Spent()
-  arm = arena_arms.Arm(ground.world, name)
+def _draw(arena, name, *, count=BATCH // 2):
+  """One iteration's batch of an arm before any training, and its usage."""
+  usage = arena_arms.Usage()
+  arm = arena_arms.Arm(arena.shared, name)
   batch = arena_dialogue.batch(
-      arm, ground, ground.reference, (0, count), spent, arena_arms.Clock())
-  return batch, spent
+      arm, arena, arena.reference, 0, count, usage, arena_arms.Clock())
+  return batch, usage
 
 
 def _tokens_of_turns(batch, turns):
@@ -165,12 +165,12 @@ def _tokens_of_turns(batch, turns):
 
 
 @pytest.mark.parametrize('name', ['refuel', 'mt_mixed'])
-def test_a_pair_shares_what_stands_before_its_turn(folder, name):
-  ground = _ground('dialogue', folder / 'dialogue')
-  batch, spent = _draw(ground, name)
-  assert spent.completions == spent.reward_calls == BATCH
+def test_a_pair_shares_the_dialogue_before_its_turn(folder, name):
+  arena = _arena('dialogue', folder / 'dialogue')
+  batch, usage = _draw(arena, name)
+  assert usage.completions == usage.reward_calls == BATCH
   rows = arena_dialogue.batching.batch_indices(6, BATCH // 2, seed=3, step=0)
-  offline = ground.task.offline[rows]
+  offline = arena.task.offline[rows]
   for row, turn in enumerate(batch.aux['turn']):
     one, other = _tokens_of_turns(batch, range(turn))[row]
     assert one == other
@@ -182,27 +182,27 @@ def test_a_pair_shares_what_stands_before_its_turn(folder, name):
   drawn = batch.rollouts.mask.sum()
   shared = sum(len(x[0]) for x in (
       _tokens_of_turns(batch, range(t))[r] for r, t in enumerate(batch.aux['turn'])))
-  theirs = 0 if name == 'refuel' else sum(
+  offline_tokens = 0 if name == 'refuel' else sum(
       len(_tokens_of_turns(batch, range(batch.aux['turn'][r]))[r][0]) for r in range(1, 8, 2))
-  assert spent.tokens == drawn - shared - theirs  # What stands before is drawn once, or not.
+  assert usage.tokens == drawn - shared - offline_tokens  # The prefix is sampled once, or not.
 
 
 @pytest.mark.parametrize('name', ['lt_offline_dpo', 'lt_mixed_rloo', 'lt_online_rebel'])
 def test_arms_of_the_last_turn_train_on_nothing_else(folder, name):
-  ground = _ground('dialogue', folder / 'dialogue')
-  batch, _ = _draw(ground, name)
+  arena = _arena('dialogue', folder / 'dialogue')
+  batch, _ = _draw(arena, name)
   marked = batch.rollouts.mask.argmax(axis=-1)
-  said = batch.rollouts.mask.sum(axis=-1)
-  assert batch.aux == {} and ((said >= 1) & (said <= 4)).all()
+  count = batch.rollouts.mask.sum(axis=-1)
+  assert batch.aux == {} and ((count >= 1) & (count <= 4)).all()
   # The last reply ends the dialogue.
-  np.testing.assert_array_equal(marked + said, batch.rollouts.lengths)
+  np.testing.assert_array_equal(marked + count, batch.rollouts.lengths)
   assert np.isfinite(batch.rewards).all() and np.isfinite(batch.rollouts.log_probs).all()
 
 
 @pytest.mark.parametrize('name, iterations', [('refuel_2', 2), ('refuel_one', 4)])
-def test_arms_of_dialogue_spend_the_same(folder, name, iterations):
-  ground = _ground('dialogue', folder / 'dialogue')
-  outcome = arena_arms.run(arena_arms.Arm(ground.world, name), ground, lambda: None)
+def test_dialogue_arms_use_the_same_budget(folder, name, iterations):
+  arena = _arena('dialogue', folder / 'dialogue')
+  outcome = arena_arms.run(arena_arms.Arm(arena.shared, name), arena, lambda: None)
   final = outcome['final']
   assert final['completions'] == final['reward_calls'] == COMPLETIONS
   assert final['iterations'] == iterations and len(outcome['curve']) == 3
@@ -212,9 +212,9 @@ def test_arms_of_dialogue_spend_the_same(folder, name, iterations):
 
 
 def test_F1_with_one_turn_the_last_turn_is_all_of_it(folder):
-  ground = _ground('dialogue', folder / 'one_turn', num_turns=1)
+  arena = _arena('dialogue', folder / 'one_turn', num_turns=1)
   ours, theirs = (
-      arena_arms.run(arena_arms.Arm(ground.world, name), ground, lambda: None)['final']
+      arena_arms.run(arena_arms.Arm(arena.shared, name), arena, lambda: None)['final']
       for name in ('refuel', 'lt_offline_rebel'))
   for key in ('score', 'kl_to_reference', 'sampled_tokens'):
     assert ours[key] == pytest.approx(theirs[key], abs=1e-5)
@@ -222,17 +222,17 @@ def test_F1_with_one_turn_the_last_turn_is_all_of_it(folder):
 
 
 def test_fixed_questions_do_not_depend_on_the_replies(folder):
-  ground = _ground('dialogue', folder / 'fixed_questions', fixed_questions=True)
-  ids = ground.encoded.ids[:3]
-  rules = ground.task.world
-  said = rules.simulate(ids, dialogue_task.PERFECT, seed=0).cut(1)
+  arena = _arena('dialogue', folder / 'fixed_questions', fixed_questions=True)
+  ids = arena.encoded.ids[:3]
+  rules = arena.task.world
+  dialogues = rules.simulate(ids, dialogue_task.PERFECT, seed=0).cut(1)
   others = rules.simulate(ids, dialogue_task.BEHAVIOUR, seed=5).cut(1)
-  assert [list(q) for q in ground.user(said)] == [list(q) for q in ground.user(others)]
-  assert len(ground.evaluate(ground.reference)) > 8
+  assert [list(q) for q in arena.user(dialogues)] == [list(q) for q in arena.user(others)]
+  assert len(arena.evaluate(arena.reference)) > 8
 
 
 def test_a_missing_value_is_an_error_and_not_zero():
-  table = arena_arms._Table({3: 0.5})
+  table = arena_arms._Values({3: 0.5})
   np.testing.assert_array_equal(table[np.array([3, 3])], [0.5, 0.5])
   with pytest.raises(KeyError):
     table[np.array([4])]
@@ -244,8 +244,8 @@ def test_a_run_is_resumed_by_arm_and_seed_and_writes_each_seed(tmp_path, monkeyp
   ran = []
   real = arena_arms.run
   monkeypatch.setattr(
-      arena_arms, 'run', lambda arm, ground, check: ran.append(
-          (arm.name, ground.seed)) or real(arm, ground, check))
+      arena_arms, 'run', lambda arm, arena, check: ran.append(
+          (arm.name, arena.seed)) or real(arm, arena, check))
   arena_main.main(_run(config, tmp_path))
   assert ran == [('reinforce', 0), ('reinforce', 1)]
   whole = json.loads((tmp_path / 'results.json').read_text())
@@ -301,13 +301,13 @@ def test_an_arm_of_an_earlier_version_is_one_line(tmp_path):
 
 
 def test_a_stop_is_answered_between_iterations(folder):
-  ground = _ground('arithmetic', folder / 'arithmetic')
+  arena = _arena('arithmetic', folder / 'arithmetic')
 
   def check():
     raise loop.Interrupted
 
   with pytest.raises(loop.Interrupted):
-    arena_arms.run(arena_arms.Arm(ground.world, 'reinforce'), ground, check)
+    arena_arms.run(arena_arms.Arm(arena.shared, 'reinforce'), arena, check)
 
 
 @pytest.mark.parametrize('changes, message', [
@@ -315,7 +315,7 @@ def test_a_stop_is_answered_between_iterations(folder):
     (dict(algorithms='ppo,sarsa'), "config.algorithms must be some of .*got 'sarsa'"),
     (dict(num_seeds=0), 'config.num_seeds must be at least 1, got 0'),
 ])
-def test_bad_settings_are_named(changes, message):
+def test_invalid_configs_are_rejected(changes, message):
   config = _config()
   for name, value in changes.items():
     setattr(config, name, value)
@@ -326,10 +326,10 @@ def test_bad_settings_are_named(changes, message):
 @pytest.mark.parametrize('changes, message', [
     (dict(prefix='their own'), "refuel.prefix must be one of .*got 'their own'"),
     (dict(turn='first'), "refuel.turn must be one of .*got 'first'"),
-    (dict(refresh_every=0), 'refuel.refresh_every must be one of .*got 0'),
-    (dict(iterations=3), 'whole batches for the 3 iterations of refuel, got 64'),
+    (dict(refresh_every=0), 'refuel.refresh_every must be 1 in dialogue, got 0'),
+    (dict(iterations=3), 'times the iterations of refuel .48., got 64'),
 ])
-def test_bad_settings_of_a_dialogue_are_named(changes, message):
+def test_invalid_dialogue_configs_are_rejected(changes, message):
   config = _config('dialogue')
   for name in ('refuel_1', 'refuel_2', 'refuel_3', 'refuel_4'):
     getattr(config.dialogue.arms, name).iterations = 0
@@ -345,14 +345,14 @@ def test_bad_settings_of_a_dialogue_are_named(changes, message):
     ('a_star_po', 'stage1_reward', 'lenient', "stage1_reward must be 'identical' in the arena"),
     ('a_star_po', 'num_minibatches', 2, 'num_minibatches must be 1 in the arena, got 2'),
 ])
-def test_settings_that_no_arm_reads_are_refused(arm, field, value, message):
+def test_fields_that_no_arm_reads_are_rejected(arm, field, value, message):
   config = _config(algorithms=arm)
   setattr(getattr(config.arithmetic.arms, arm).algorithm, field, value)
   with pytest.raises(ValueError, match=message):
     config.validate()
 
 
-def test_schedules_and_packed_rows_are_refused():
+def test_schedules_and_packed_rows_are_rejected():
   config = _config()
   config.arithmetic.arms.ppo.optimizer.schedule = 'linear'
   with pytest.raises(ValueError, match="ppo.optimizer.schedule must be 'constant' in the arena"):
@@ -363,30 +363,30 @@ def test_schedules_and_packed_rows_are_refused():
     config.validate()
 
 
-def test_arms_that_do_not_run_are_not_looked_at():
+def test_arms_that_do_not_run_are_not_validated():
   config = _config('dialogue', algorithms='sft,refuel')
   config.dialogue.completions = 3 * BATCH  # No whole batches for refuel_2.
   config.validate()
   config.algorithms = 'refuel_2'
-  with pytest.raises(ValueError, match='whole batches for the 2 iterations of refuel_2'):
+  with pytest.raises(ValueError, match='times the iterations of refuel_2 .32., got 48'):
     config.validate()
 
 
-def test_a_batch_that_does_not_hold_whole_groups_is_named():
+def test_a_batch_that_does_not_hold_whole_groups_is_rejected():
   config = _config()
   config.arithmetic.batch_completions = 12
   with pytest.raises(
-      ValueError, match='must be divisible by the 8 samples a prompt of grpo, got 12'):
+      ValueError, match=r'must be divisible by the samples per prompt of grpo .8., got 12'):
     config.validate()
 
 
-def test_settings_of_a_task_that_is_not_played_are_refused(tmp_path):
+def test_overrides_of_a_task_that_does_not_run_are_rejected(tmp_path):
   run = _run(_config(), tmp_path, overrides=('summarisation.completions',))
   with pytest.raises(ValueError, match='config.summarisation.completions has no effect'):
     arena_main.main(run)
 
 
-# --- What is concluded.
+# --- Criteria.
 
 
 def _outcome(**final):
@@ -409,10 +409,10 @@ def test_a_criterion_can_hold_and_fail(ours, holds):
       name: {seed: _outcome(greedy_score=score + 0.001 * seed, kl_to_reference=1.0,
                             state_bytes=1.0, batch_completions=128, gradient_variance_ratio=0.4)
              for seed in (0, 1, 2)} for name, score in arms.items()}
-  found = {f.name: f for f in arena_criteria.findings('arithmetic', outcomes)}
-  assert found['a'].holds == holds and 'grpo 96.1' in found['a'].measured
-  assert found['g'].holds and not found['c'].holds
-  text = criteria.markdown(list(found.values()))
+  findings = {f.name: f for f in arena_criteria.findings('arithmetic', outcomes)}
+  assert findings['a'].holds == holds and 'grpo 96.1' in findings['a'].measured
+  assert findings['g'].holds and not findings['c'].holds
+  text = criteria.markdown(list(findings.values()))
   assert ('**holds**' in text) and ('**does not hold**' in text)
 
 
@@ -424,22 +424,22 @@ def test_criteria_of_dialogue_can_hold_and_fail(ours, asks, holds):
   outcomes = {
       name: {seed: _outcome(score=score + 0.001 * seed, ask_rate=rate, **turns(score))
              for seed in range(5)} for name, (score, rate) in arms.items()}
-  found = {f.name: f for f in arena_criteria.findings('dialogue', outcomes)}
-  assert [found[name].holds for name in 'ab'] == [holds, holds]
-  assert found['c'].holds  # 0.3 is more than 0.25 too.
+  findings = {f.name: f for f in arena_criteria.findings('dialogue', outcomes)}
+  assert [findings[name].holds for name in 'ab'] == [holds, holds]
+  assert findings['c'].holds  # 0.3 is more than 0.25 too.
 
 
 @pytest.mark.parametrize('rebel, dpo, holds', [
     (0.9, 0.89, True), (0.9001, 0.89, False), (0.9, 0.8, False)])
-def test_with_one_turn_rebel_is_refuel_and_the_others_are_alike(rebel, dpo, holds):
+def test_with_one_turn_rebel_is_refuel_and_the_others_score_equally(rebel, dpo, holds):
   noise = (0.0, 0.02, -0.02, 0.01, -0.01)
   arms = {'sft': (0.2, 0), 'refuel': (0.9, 0), 'lt_online_rebel': (rebel, 0),
           'lt_online_dpo': (dpo, 1), 'lt_online_rloo': (0.9, -1)}
   outcomes = {
       name: {seed: _outcome(score=score + sign * noise[seed]) for seed in range(5)}
       for name, (score, sign) in arms.items()}
-  (found,) = arena_criteria.findings('dialogue_of_one_turn', outcomes)
-  assert found.holds == holds and 'sft' not in found.measured
+  (finding,) = arena_criteria.findings('dialogue_of_one_turn', outcomes)
+  assert finding.holds == holds and 'sft' not in finding.measured
 
 
 @pytest.mark.parametrize('gold, proxy, holds', [
@@ -452,11 +452,11 @@ def test_overoptimisation_is_a_rising_reward_model_on_a_flat_gold_score(gold, pr
   outcomes = {'kl_0': {seed: {'curve': [
       {key: value + 1e-3 * (seed - 2) * i for key, value in point.items()}
       for i, point in enumerate(curve)], 'final': {}} for seed in range(5)}}
-  (found,) = [f for f in arena_criteria.findings('summarisation', outcomes) if f.name == 'e']
-  assert found.holds == holds
+  (finding,) = [f for f in arena_criteria.findings('summarisation', outcomes) if f.name == 'e']
+  assert finding.holds == holds
 
 
-def test_what_a_run_of_two_commits_wrote_says_so():
+def test_results_of_two_commits_are_marked():
   outcomes = {'sft': {0: {'commit': 'a'}, 1: {'commit': 'b'}}}
   assert arena_report._commit(outcomes, [0]) == 'a'
   assert arena_report._commit(outcomes, [0, 1]) == 'a-mixed'

@@ -1,19 +1,22 @@
-"""The study of rock, paper, scissors: what it plays, what it writes, what it refuses."""
+"""The study of rock, paper, scissors: arms, files, resumed runs and invalid configs."""
 
-import ast
 import csv
 import dataclasses
-import inspect
 import json
 import re
 import shutil
+import types
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from experiments.configs import rebel_games as config_file
 from experiments.rebel_games import __main__ as rebel_games_main
 from experiments.rebel_games import config as games_config
 from experiments.rebel_games import games
+from jaxrl_llm.algorithms import rebel
 from jaxrl_llm.training import metrics
 from tests.experiments import tiny
 
@@ -37,13 +40,13 @@ def _results(workdir):
   return json.loads((workdir / 'results.json').read_text())
 
 
-def test_a_run_leaves_its_numbers_a_table_and_a_figure_with_its_data(workdir):
+def test_a_run_writes_results_a_table_and_a_figure_with_its_data(workdir):
   results = _results(workdir)
   for arm in (*rebel_games_main.ARMS, *rebel_games_main.EXACT):
     for name in ('average_exploitability', 'last_exploitability'):
       assert 0 <= results[f'eval/{arm}/{name}'] <= 1
       assert (f'eval/{arm}/{name}_se' in results) == (arm in rebel_games_main.ARMS)
-  assert results['eval/preferences/average_exploitability'] < .5  # It has begun to turn.
+  assert results['eval/preferences/average_exploitability'] < .5  # The policy has moved.
   assert results['comparisons'] == 2 * 20 * 8  # Of y and of y' with one comparator each.
   assert results['sampled_tokens'] == 2 * 20 * 8 * (3 + 2 + 2)
   assert (workdir / 'figures' / 'exploitability.png').read_bytes().startswith(b'\x89PNG')
@@ -71,6 +74,7 @@ def test_only_damaged_and_foreign_arms_are_played_again(workdir, monkeypatch, ca
   assert _run(workdir, *SMALL) == 0
   assert played == [rebel_games_main.ARMS['reward_same']]
   out = capsys.readouterr().out
+  assert config_file.get_config().note in out
   assert "exact.npz: it was made for something else: arm is 'preferences' there" in out
   assert 'reward_same.npz: it is damaged' in out and out.count('computed again') == 2
   timeless = lambda results: {k: v for k, v in results.items() if k not in ('wall_seconds',
@@ -89,7 +93,7 @@ def test_an_iteration_is_a_step_of_mirror_descent_up_to_sampling():
   for step in range(1, 4):
     policy = games.mirror_descent_step(rebel_games_main.PREFERENCE, policy, eta=.5)
     np.testing.assert_allclose(played['policies'][0, step], policy, atol=.02)
-  # Comparisons are of y ~ π or y' uniform with y'' ~ π: half of the moves are of the data set.
+  # Comparisons of y ~ π and of uniform y' with y'' ~ π: half of the moves are of the data set.
   won = played['won'][0]
   assert won.sum() == 3 * 4_096 * 2 * 2
   assert won[1, 0] > 0 and won[0, 1] == 0  # Paper beats rock, always.
@@ -109,7 +113,7 @@ def test_R15_exact_arms_at_the_size_of_the_study():
   assert average[-1] < bound
 
 
-def test_exploitabilities_are_of_averages_and_of_what_follows_each_step():
+def test_exploitabilities_are_of_averages_and_of_the_policy_after_each_step():
   policies = np.random.default_rng(0).dirichlet(np.ones(3), (2, 5))  # Four steps.
   average, last = rebel_games_main.exploitabilities(policies)
   for seed in range(2):
@@ -120,11 +124,56 @@ def test_exploitabilities_are_of_averages_and_of_what_follows_each_step():
           (rebel_games_main.PREFERENCE @ policies[seed, t + 1]).max(), abs=1e-6)
 
 
-def test_every_field_is_read():
-  source = ''.join(map(inspect.getsource, (rebel_games_main, games_config.RebelGames)))
-  read = {node.attr for node in ast.walk(ast.parse(source))
-          if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Load)}
-  assert {field.name for field in dataclasses.fields(games_config.RebelGames)} <= read
+# Another value for every field.
+CHANGES = {
+    'seed': 7, 'num_seeds': 3, 'initial_policy': (.2, .3, .5), 'learning_rate': .01, 'steps': 30,
+    'batch_size': 16, 'num_comparators': 2, 'algorithm': rebel.Config(
+        eta=.1, kl_coefficient=0.0, signal='preferences', offline_fraction=1.0),
+    'model': dataclasses.replace(games_config.RebelGames().model, width=8), 'note': 'note',
+}
+
+
+class _Recorder:
+  """A player that records what it is asked to play, and plays nothing."""
+
+  def starts(self, seeds):
+    self.asked = [*seeds.tolist()]
+    return types.SimpleNamespace(step=np.zeros(len(seeds)))
+
+  def advances(self, states, scores, indices):
+    self.asked += indices.tolist()
+    policies = jnp.ones((len(states.step), len(indices), 3)) / 3
+    return states, policies, jnp.zeros((len(states.step), 3, 3))
+
+  def policies(self, states):
+    return jnp.ones((len(states.step), 3)) / 3
+
+
+def _program(config, monkeypatch):
+  """Everything that a run computes, traced but not compiled, and the data drawn for it."""
+  player = rebel_games_main.Player(config, 'preferences')
+  traced = jax.make_jaxpr(lambda seed, scores: player.advance(
+      player.start(seed), scores, jnp.arange(2)))(0, jnp.zeros((3, 3)))
+
+  recorder = _Recorder()
+  monkeypatch.setattr(rebel_games_main.loop, 'check_updates', lambda *_, **__: None)
+  rebel_games_main.play(config, recorder, rebel_games_main.PREFERENCE[None], title='test')
+  constants = [np.asarray(constant).tolist() for constant in traced.consts]
+  return (str(traced), constants, recorder.asked,
+          rebel_games_main.draw_comparisons(config, 10).tolist())
+
+
+def test_every_field_has_another_value_here():
+  assert set(CHANGES) == {field.name for field in dataclasses.fields(games_config.RebelGames)}
+
+
+@pytest.mark.parametrize('name', CHANGES)
+def test_every_field_but_the_note_changes_what_is_computed(name, monkeypatch):
+  config = games_config.RebelGames(steps=20, batch_size=8, num_seeds=2)
+  changed = dataclasses.replace(config, **{name: CHANGES[name]})
+  changed.validate()
+  is_same = _program(changed, monkeypatch) == _program(config, monkeypatch)
+  assert is_same == (name == 'note')
 
 
 @pytest.mark.parametrize('argument, words', [
@@ -133,11 +182,12 @@ def test_every_field_is_read():
     ('--config.learning_rate=-1', 'config.learning_rate must be positive and finite, got -1'),
     ('--config.algorithm.signal=rewards', 'config.algorithm.signal must be .*the arms set it'),
     ('--config.algorithm.kl_coefficient=.1', 'config.algorithm.kl_coefficient must be 0'),
-    ('--config.algorithm.num_minibatches=5', 'config.batch_size must be divisible by .*5.*got 64'),
+    ('--config.algorithm.num_minibatches=5',
+     'config.batch_size must be divisible by num_minibatches .* .5., got 64'),
     ('--config.model.vocab_size=4', 'config.model.vocab_size must be 3'),
     ('--config.model.tie_embeddings=true', 'config.model.tie_embeddings must be False'),
 ])
-def test_bad_settings_are_one_line_and_status_2(tmp_path, capsys, argument, words):
+def test_invalid_configs_are_one_line_and_status_2(tmp_path, capsys, argument, words):
   assert _run(tmp_path / 'run', argument) == 2
   lines = capsys.readouterr().err.strip().splitlines()
   assert len(lines) == 1

@@ -1,10 +1,8 @@
-"""The study of the Gaussian sampler: its scores, its losses, what it writes, what it refuses."""
+"""The study of the Gaussian sampler: scores, losses, files, resumed runs, invalid configs."""
 
-import ast
 import csv
 import dataclasses
 import functools
-import inspect
 import json
 import re
 import shutil
@@ -14,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from experiments.configs import rebel_gaussian as config_file
 from experiments.rebel_gaussian import __main__ as rebel_gaussian_main
 from experiments.rebel_gaussian import config as gaussian_config
 from jaxrl_llm.training import metrics
@@ -44,7 +43,7 @@ def _results(workdir):
   return json.loads((workdir / 'results.json').read_text())
 
 
-def test_a_run_leaves_its_numbers_a_table_and_a_figure_with_its_data(workdir):
+def test_a_run_writes_results_a_table_and_a_figure_with_its_data(workdir):
   results = _results(workdir)
   for arm in TWO:
     assert results[f'setting/{arm}/learning_rate'] in gaussian_config.RebelGaussian().learning_rates
@@ -59,12 +58,12 @@ def test_a_run_leaves_its_numbers_a_table_and_a_figure_with_its_data(workdir):
   assert [float(row['reward_queries']) for row in rows] == [64.0 * i for i in range(STEPS + 1)] * 2
   records = metrics.read_jsonl(workdir / 'metrics.jsonl')
   assert [record['step'] for record in records] == list(range(STEPS + 1))
-  for arm in TWO:  # The first policy is where the way begins.
+  for arm in TWO:  # Fractions are measured from the first policy.
     assert records[0][f'eval/{arm}/fraction'] == pytest.approx(0, abs=.15)
   assert '| REBEL ' in (workdir / 'table.md').read_text()
 
 
-def test_arms_that_are_kept_are_not_trained_again(workdir, monkeypatch):
+def test_finished_arms_are_not_trained_again(workdir, monkeypatch, capsys):
   before = _results(workdir)
   (workdir / 'results.json').unlink()
   monkeypatch.setattr(rebel_gaussian_main, 'ARMS', TWO)
@@ -73,6 +72,8 @@ def test_arms_that_are_kept_are_not_trained_again(workdir, monkeypatch):
   timeless = lambda results: {k: v for k, v in results.items() if k not in ('wall_seconds',
                                                                            'commit')}
   assert timeless(_results(workdir)) == timeless(before)
+  note = config_file.get_config().note
+  assert note and note in capsys.readouterr().out
 
 
 def test_a_foreign_arm_is_trained_again(workdir, monkeypatch, capsys):
@@ -91,59 +92,59 @@ def test_a_foreign_arm_is_trained_again(workdir, monkeypatch, capsys):
   assert timeless(_results(workdir)) == timeless(before)
 
 
-# --- The world.
+# --- The sampler.
 
 
 @functools.cache
-def _world(**changes):
+def _sampler(**changes):
   config = gaussian_config.RebelGaussian(**changes)
-  return config, rebel_gaussian_main.World(config)
+  return config, rebel_gaussian_main.PointSampler(config)
 
 
 def test_scores_at_the_start_and_at_best_are_what_sampling_says():
-  config, world = _world()
+  config, sampler = _sampler()
   count = 20_000
   prompts = jnp.arange(count) % config.num_prompts
   start = jax.random.normal(jax.random.key(0), (count, 2))
-  chain, rewards = jax.jit(world.sample)(
-      world.init(jax.random.key(1)), start, prompts, jax.random.key(2))
+  chain, rewards = jax.jit(sampler.sample)(
+      sampler.init(jax.random.key(1)), start, prompts, jax.random.key(2))
   rewards = np.asarray(rewards)
   error = rewards.std() / np.sqrt(count)
-  assert world.initial_score == pytest.approx(rewards.mean(), abs=5 * error)
+  assert sampler.initial_score == pytest.approx(rewards.mean(), abs=5 * error)
   # Untrained, points are normal around 0, with noise of the last step in them.
   expected = np.sqrt(.98 * .5**2 + .02)
   np.testing.assert_allclose(chain.actions[:, -1].std(axis=0), expected, rtol=.03)
-  noise = np.random.default_rng(0).normal(size=(count, 2)) * np.asarray(world.std[-1])
+  noise = np.random.default_rng(0).normal(size=(count, 2)) * np.asarray(sampler.std[-1])
   distance = np.linalg.norm(noise, axis=1)
-  assert world.best_score == pytest.approx(
+  assert sampler.best_score == pytest.approx(
       -distance.mean(), abs=5 * distance.std() / np.sqrt(count))
-  assert world.initial_score < -1.4 < -.2 < world.best_score
+  assert sampler.initial_score < -1.4 < -.2 < sampler.best_score
   np.testing.assert_allclose(
-      rewards, -np.linalg.norm(chain.actions[:, -1] - world.targets[prompts], axis=1), rtol=1e-5)
+      rewards, -np.linalg.norm(chain.actions[:, -1] - sampler.targets[prompts], axis=1), rtol=1e-5)
 
 
-def _batch(world, config, pairs=3):
+def _batch(sampler, config, pairs=3):
   """Pairs of chains of a policy that has moved since, and its parameters."""
   rng = np.random.default_rng(0)
   params = jax.tree.map(lambda leaf: leaf + .3 * rng.normal(size=leaf.shape).astype(np.float32),
-                        world.init(jax.random.key(1)))
+                        sampler.init(jax.random.key(1)))
   prompts = jnp.asarray(np.repeat(rng.integers(0, config.num_prompts, pairs), 2))
   start = jax.random.normal(jax.random.key(3), (2 * pairs, 2))
-  chain, _ = world.sample(world.init(jax.random.key(1)), start, prompts, jax.random.key(2))
+  chain, _ = sampler.sample(sampler.init(jax.random.key(1)), start, prompts, jax.random.key(2))
   batch = {'chain': chain, 'prompts': prompts,
            'advantages': jnp.asarray([.5, -1, 2, 12, -15, .1], jnp.float32),
-           'old': world.log_probs(world.init(jax.random.key(1)), chain, prompts)}
+           'old': sampler.log_probs(sampler.init(jax.random.key(1)), chain, prompts)}
   return params, jax.tree.map(lambda leaf: leaf.reshape(pairs, 2, *leaf.shape[1:]), batch)
 
 
 @pytest.mark.parametrize('arm', ['rebel', 'ppo', 'ppo_published_clip'])
 def test_losses_are_the_equations_spelt_out(arm):
-  config, world = _world(eta=.7)
-  params, batch = _batch(world, config)
-  loss_fn = rebel_gaussian_main.make_loss(config, world, rebel_gaussian_main.ARMS[arm])
+  config, sampler = _sampler(eta=.7)
+  params, batch = _batch(sampler, config)
+  loss_fn = rebel_gaussian_main.make_loss(config, sampler, rebel_gaussian_main.ARMS[arm])
   loss, _ = jax.jit(loss_fn)({'policy': params}, batch)
   flat = lambda leaf: leaf.reshape(6, *leaf.shape[2:])
-  new = np.asarray(world.log_probs(
+  new = np.asarray(sampler.log_probs(
       params, jax.tree.map(flat, batch['chain']), flat(batch['prompts'])))
   ratio = new - np.asarray(flat(batch['old']))  # [6, S].
   assert np.abs(ratio).max() > .3
@@ -159,8 +160,8 @@ def test_losses_are_the_equations_spelt_out(arm):
 
 
 def test_log_probs_of_a_step_at_the_first_policy():
-  config, world = _world()
-  _, batch = _batch(world, config)
+  config, sampler = _sampler()
+  _, batch = _batch(sampler, config)
   chain = jax.tree.map(lambda leaf: np.asarray(leaf[0]), batch['chain'])  # One pair, [2, S, 2].
   shares = (0.0, *config.alpha_bar)
   for t in range(8):
@@ -176,42 +177,81 @@ def test_log_probs_of_a_step_at_the_first_policy():
 
 
 def test_queries_are_counted_up_to_the_first_evaluation_at_the_goal():
-  config, _ = _world()
+  config, _ = _sampler()
   fractions = np.array([[0, .5, .91, .8, .95], [0, .1, .2, .3, .4]])
   np.testing.assert_array_equal(
       rebel_gaussian_main.queries_to_goal(config, fractions), [2 * 64, np.nan])
 
 
 def test_the_learning_rate_is_chosen_on_the_tuning_seeds_alone():
-  config, _ = _world(num_seeds=1, num_tuning_seeds=2, steps=3)
+  config, _ = _sampler(num_seeds=1, num_tuning_seeds=2, steps=3)
   fast, slow, never = [0, 1, 1, 1], [0, 0, 1, 1], [0, 0, 0, 0]
   fractions = np.array([[fast, slow, never], [never, fast, slow], [fast, slow, slow]], float)
   best, queries = rebel_gaussian_main.tune(config, fractions)
   # (128 + 2 * 192) / 2; (64 + 128) / 2; 128.
   assert best == 1 and queries.tolist() == [256, 96, 128]
   best, _ = rebel_gaussian_main.tune(config, fractions * np.array([.2, .1, .5])[:, None, None])
-  assert best == 2  # Where none of them gets there: the one that ends best.
+  assert best == 2  # If none reaches the goal: the one that ends best.
 
 
-def test_every_field_is_read():
-  source = ''.join(map(inspect.getsource, (rebel_gaussian_main, gaussian_config.RebelGaussian)))
-  read = {node.attr for node in ast.walk(ast.parse(source))
-          if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Load)}
-  fields = {field.name for field in dataclasses.fields(gaussian_config.RebelGaussian)}
-  # An arm names its clip: `getattr(config, arm.clip)`.
-  assert fields - {arm.clip for arm in rebel_gaussian_main.ARMS.values()} <= read
+# Another value for every field.
+CHANGES = {
+    'seed': 7, 'num_seeds': 3, 'num_tuning_seeds': 3, 'num_prompts': 4, 'radius': 1.0,
+    'data_std': .3, 'alpha_bar': (.2, .9), 'width': 8, 'batch_size': 16, 'steps': 6,
+    'num_epochs': 2, 'num_minibatches': 4, 'learning_rates': (1e-3, 1e-1), 'eta': .5, 'clip': .1,
+    'published_clip': 1e-3, 'advantage_clip': 5.0, 'max_grad_norm': 1.0, 'reduction': 'mean',
+    'buffer_size': 16, 'min_count': 8, 'evaluation_samples': 8, 'note': 'note',
+}
+
+
+def _program(config):
+  """Everything that a run computes, traced but not compiled."""
+  sampler = rebel_gaussian_main.PointSampler(config)
+  programs = []
+  for arm in rebel_gaussian_main.ARMS.values():
+    traced = jax.make_jaxpr(rebel_gaussian_main.make_run(config, sampler, arm))(.1, 0)
+    programs.append((str(traced), [np.asarray(x).tolist() for x in traced.consts]))
+  return programs, sampler.initial_score, sampler.best_score
+
+
+_SHORT = gaussian_config.RebelGaussian(steps=3, num_seeds=2, num_tuning_seeds=2)
+_short_program = functools.cache(lambda: _program(_SHORT))
+
+
+def _grid(config, monkeypatch):
+  """The learning rates and seeds of a run, and those that the learning rate is chosen on."""
+  monkeypatch.setattr(rebel_gaussian_main, 'make_run', lambda *_: (
+      lambda rate, seed: jnp.stack([rate, seed * 1.0])))
+  sampler = rebel_gaussian_main.PointSampler(config)
+  fractions = rebel_gaussian_main.train(config, sampler, None)['fractions']
+  return fractions.tolist(), fractions[:, config.num_seeds:].tolist()
+
+
+def test_every_field_has_another_value_here():
+  assert set(CHANGES) == {field.name for field in dataclasses.fields(gaussian_config.RebelGaussian)}
+
+
+@pytest.mark.parametrize('name', CHANGES)
+def test_every_field_but_the_note_changes_what_is_computed(name, monkeypatch):
+  changed = dataclasses.replace(_SHORT, **{name: CHANGES[name]})
+  changed.validate()
+  if name in ('seed', 'num_seeds', 'num_tuning_seeds', 'learning_rates'):
+    assert _grid(changed, monkeypatch) != _grid(_SHORT, monkeypatch)
+  else:
+    assert (_program(changed) == _short_program()) == (name == 'note')
 
 
 @pytest.mark.parametrize('argument, words', [
     ('--config.steps=0', 'config.steps must be at least 1, got 0'),
     ('--config.eta=0', 'config.eta must be positive and finite, got 0'),
-    ('--config.clip=2', 'config.clip and config.published_clip must be at most 1, got 2'),
-    ('--config.reduction=max', "config.reduction must be 'sum' or 'mean', got 'max'"),
-    ('--config.num_minibatches=5', 'config.batch_size must be divisible by .*5.*got 32'),
+    ('--config.clip=2', 'config.clip must be at most 1, got 2'),
+    ('--config.reduction=max', "config.reduction must be one of sum, mean, got 'max'"),
+    ('--config.num_minibatches=5',
+     'config.batch_size must be divisible by config.num_minibatches .5., got 32'),
     ('--config.alpha_bar=(0.5,0.3)', 'config.alpha_bar must increase between 0 and 1'),
     ('--config.learning_rates=(0.0,)', 'config.learning_rates must be positive and finite'),
 ])
-def test_bad_settings_are_one_line_and_status_2(tmp_path, capsys, argument, words):
+def test_invalid_configs_are_one_line_and_status_2(tmp_path, capsys, argument, words):
   assert _run(tmp_path / 'run', argument) == 2
   lines = capsys.readouterr().err.strip().splitlines()
   assert len(lines) == 1

@@ -95,7 +95,7 @@ def test_results_are_means_over_the_splits_that_are_listed(workdir):
   assert {row['seed'] for row in rows} == {'0', '1'}
 
 
-def test_a_run_leaves_a_table_a_figure_with_its_data_and_curves(workdir):
+def test_a_run_writes_a_table_a_figure_with_its_data_and_curves(workdir):
   assert (workdir / 'figures' / 'accuracy.png').read_bytes().startswith(b'\x89PNG')
   rows = _rows(workdir / 'figures' / 'accuracy.csv')
   assert {row['read_by'] for row in rows} == {
@@ -113,7 +113,7 @@ def test_a_run_leaves_a_table_a_figure_with_its_data_and_curves(workdir):
   assert records[-1]['train/gcn/softmax/n3/loss'] < first['train/gcn/softmax/n3/loss']
 
 
-def test_arms_that_are_kept_are_not_trained_again(workdir, monkeypatch):
+def test_only_missing_arms_are_trained_again(workdir, monkeypatch):
   before = _results(workdir)
   (workdir / 'results.json').unlink()
   (workdir / 'arms' / 'gcn_cos_n3.npz').unlink()
@@ -196,7 +196,7 @@ def test_the_public_split_has_its_own_numbers_and_data_may_move(tmp_path, data_f
   assert 'criteria/a_public' in results
   (workdir / 'results.json').unlink()
   moved = _run(workdir, *arguments, '--config.data_dir=/nowhere', config=CORA)
-  assert moved == 0  # What was read is kept in the workdir.
+  assert moved == 0  # The workdir has a copy of the data.
 
 
 # A tiny study, and for every field another value.
@@ -258,13 +258,13 @@ def _differ(first, second):
 
 @pytest.fixture(scope='module')
 def base(tmp_path_factory):
-  """A study of the settings above, and what it reads of an arm."""
+  """A study with the config above, and the accuracies of one arm."""
   study = _study(tmp_path_factory.mktemp('fields') / 'base', _tiny_config())
   return study, study._play('gcn', 'cos', 1, _Bar(), '')
 
 
 @pytest.mark.parametrize('name', _CHANGES)
-def test_every_field_has_an_effect_or_is_refused(name, base, tmp_path):
+def test_every_field_has_an_effect_or_is_rejected(name, base, tmp_path):
   study, outcome = base
   config = _tiny_config({name: _CHANGES[name]})
   try:
@@ -288,32 +288,32 @@ def test_the_heads_of_variants_are_among_those_of_all(tmp_path):
       ('gcn', 'softmax'), ('gcn', 'cos'), ('igcn_ar', 'softmax')]
 
 
-def test_the_note_closes_the_table(workdir):
+def test_the_table_ends_with_the_note(workdir):
   note = importlib.import_module('experiments.configs.shoestring_blocks').get_config().note
   assert (workdir / 'table.md').read_text().endswith(note + '\n')
 
 
 @pytest.mark.parametrize('backbone', ['gcn', 'lp'])
-def test_honest_readings_do_not_see_the_labels_of_test_nodes(tmp_path, monkeypatch, backbone):
-  # The whole way of an arm, under as many labellings of its test nodes as there are classes: each
-  # node has each class once, so that the fractions that are right must add up to 1.
+def test_honest_readings_ignore_the_labels_of_test_nodes(tmp_path, monkeypatch, backbone):
+  # Runs an arm under as many labellings of its test nodes as there are classes: each node has each
+  # class once, so the accuracies must add up to 1.
   config = _tiny_config({'backbones': 'gcn,lp', 'refinement_ratios': (0.0, .3), 'steps': 6})
   study = _study(tmp_path / 'run', config)
   graph, split = study._graph, shoestring_main.make_split(config, study._graph, 1)
   monkeypatch.setattr(shoestring_main, 'make_split', lambda *_: split)
-  kept, read = [], study._read
+  outputs_read, read = [], study._read
   monkeypatch.setattr(study, '_read', lambda head, outputs, *more: (
-      kept.append(outputs), read(head, outputs, *more))[1])
+      outputs_read.append(outputs), read(head, outputs, *more))[1])
   shared = ~np.isin(np.arange(graph.num_nodes), split.train)  # Not trained on in any split.
   split = shoestring_main.Split(split.train, np.stack([shared] * 2).astype(np.float32))
   total = 0
   for shift in range(graph.num_classes):
     labels = np.where(shared, (graph.labels + shift) % graph.num_classes, graph.labels)
     study._graph = dataclasses.replace(graph, labels=labels.astype(np.int32))
-    found = study._play(backbone, 'softmax', 1, _Bar(), '')
-    total = total + np.stack([found[name] for name in sorted(set(found) - {'loss', 'unreached'})])
-    np.testing.assert_array_equal(kept[-1], kept[0])  # Nor did the training.
-  names = sorted(set(found) - {'loss', 'unreached'})
+    arm = study._play(backbone, 'softmax', 1, _Bar(), '')
+    total = total + np.stack([arm[name] for name in sorted(set(arm) - {'loss', 'unreached'})])
+    np.testing.assert_array_equal(outputs_read[-1], outputs_read[0])  # Nor did the training.
+  names = sorted(set(arm) - {'loss', 'unreached'})
   for name, values in zip(names, total):
     if 'leaky' not in name:
       np.testing.assert_allclose(values, 1, atol=1e-6, err_msg=name)
@@ -321,7 +321,7 @@ def test_honest_readings_do_not_see_the_labels_of_test_nodes(tmp_path, monkeypat
 
 
 @pytest.mark.parametrize('path', ['cora', 'citeseer'])
-def test_the_tables_hold_both_filters_and_the_second_one_with_two_heads(path):
+def test_tables_have_both_filters_and_the_second_one_with_two_heads(path):
   config = importlib.import_module(f'experiments.configs.shoestring_{path}').get_config()
   config.data_dir = 'somewhere'
   config.validate()
@@ -335,8 +335,8 @@ def test_the_tables_hold_both_filters_and_the_second_one_with_two_heads(path):
     ('--config.seed=3000000000', r'config.seed . config.num_splits must be at most 2\*\*31, got 3'),
     ('--config.num_splits=0', 'config.num_splits must be at least 1, got 0'),
     ('--config.dataset=pubmed', "config.dataset must be one of cora, .*got 'pubmed'"),
-    ('--config.dataset=cora', "config.data_dir must name the folder .*got '' for 'cora'"),
-    ('--config.data_dir=/tmp', "config.data_dir must name .*be '' for 'blocks'"),
+    ('--config.dataset=cora', "config.data_dir must be the directory .*got '' for 'cora'"),
+    ('--config.data_dir=/tmp', "config.data_dir must be .*or '' for 'blocks'"),
     ('--config.backbones=gat', "config.backbones must be some of lp, .*got 'gat'"),
     ('--config.backbones=gcn,gcn', 'each once'),
     ('--config.heads=cos', "config.heads must contain 'softmax'"),
@@ -345,17 +345,17 @@ def test_the_tables_hold_both_filters_and_the_second_one_with_two_heads(path):
     ('--config.labels_per_class=(2,1)', 'config.labels_per_class must be positive and increasing'),
     ('--config.labels_per_class=(1,150)', 'less than the 150 nodes of class 0, got 150'),
     ('--config.learning_rate=0.0', 'config.learning_rate must be positive and finite'),
-    ('--config.dropout=1.0', r'config.dropout must lie in \[0, 1\)'),
-    ('--config.algorithm.metric=l1', "config.algorithm.metric must be 'cos' here"),
-    ('--config.algorithm.metric_coefficient=0.0', 'metric_coefficient must be positive here'),
-    ('--config.algorithm.leaky_eval=true', 'leaky_eval must be False here .both evaluations'),
-    ('--config.algorithm.refinement_ratio=.1', 'refinement_ratio must be 0 here'),
-    ('--config.refinement_ratios=(2.0,)', r'config.refinement_ratios must lie in \[0, 1\]'),
+    ('--config.dropout=1.0', r'config.dropout must be in \[0, 1\)'),
+    ('--config.algorithm.metric=l1', "config.algorithm.metric must be 'cos' here: config.heads"),
+    ('--config.algorithm.metric_coefficient=0.0', 'metric_coefficient must be positive and finite'),
+    ('--config.algorithm.leaky_eval=true', 'leaky_eval must be False here: both evaluations'),
+    ('--config.algorithm.refinement_ratio=.1', 'refinement_ratio must be 0 here: config.ref'),
+    ('--config.refinement_ratios=(2.0,)', r'config.refinement_ratios must be in \[0, 1\]'),
     ('--config.refinement_ratios=(.1,.1)', 'config.refinement_ratios must .* and increase'),
     ('--config.public_split=true', "config.public_split must be False for 'blocks'"),
-    ('--config.blocks.homophily=2.0', r'homophily must lie in \[0, 1\], got 2.0'),
+    ('--config.blocks.homophily=2.0', r'homophily must be in \[0, 1\], got 2.0'),
 ])
-def test_bad_settings_are_one_line_and_status_2(tmp_path, capsys, argument, words):
+def test_invalid_configs_are_one_line_and_status_2(tmp_path, capsys, argument, words):
   assert _run(tmp_path / 'run', argument) == 2
   _expect_line(capsys, words)
   assert not (tmp_path / 'run').exists()
@@ -372,7 +372,7 @@ def test_a_missing_folder_and_a_hostile_pickle_are_one_line_and_status_2(tmp_pat
   folder = tmp_path / 'data'
   run = lambda: _run(tmp_path / 'run', f'--config.data_dir={folder}', config=CORA)
   assert run() == 2
-  _expect_line(capsys, 'data_dir must be a folder with cora.npz or the files ind.cora.graph')
+  _expect_line(capsys, 'data_dir must be a directory with cora.npz or the files ind.cora.graph')
   folder.mkdir()
   for part in ('y', 'tx', 'ty', 'allx', 'ally', 'graph'):
     (folder / f'ind.cora.{part}').write_bytes(pickle.dumps(print, protocol=2))
@@ -385,21 +385,21 @@ def test_a_missing_folder_and_a_hostile_pickle_are_one_line_and_status_2(tmp_pat
       b'cscipy.sparse.csr\ncsr_matrix\nN}X\x05\x00\x00\x00shapeK\x05s\x86b.'):
     (folder / 'ind.cora.y').write_bytes(payload)
     assert run() == 2
-    _expect_line(capsys, 'ind.cora.y is no complete pickle of arrays')
+    _expect_line(capsys, 'ind.cora.y is not a complete pickle of arrays')
 
 
-def test_a_graph_that_is_damaged_too_large_or_another_one_is_refused_at_once(tmp_path, capsys):
+def test_a_graph_that_is_damaged_too_large_or_another_one_is_rejected_at_once(tmp_path, capsys):
   folder = tmp_path / 'data'
   graph = block_model.make_graph(seed=0, num_classes=2, nodes_per_class=8, num_words=8,
                             words_per_node=3)
   run = lambda: _run(tmp_path / 'run', '--config.public_split=false',
                      f'--config.data_dir={folder}', config=CORA)
   for changes, words in (
-      ({}, "must hold the data set 'cora', got 'blocks'"),
-      ({'name': 'cora', 'labels': graph.labels - 5}, 'labels must lie between -1 and 1'),
+      ({}, "must be the data set 'cora', got 'blocks'"),
+      ({'name': 'cora', 'labels': graph.labels - 5}, 'labels must be between -1 and 1'),
       ({'name': 'cora', 'labels': np.arange(5_001, dtype=np.int32) % 2,
         'indices': np.zeros((5_001, 1), np.int32), 'values': np.ones((5_001, 1), np.float32)},
-       'a graph may have 5000 nodes, got 5001')):
+       'a graph must have at most 5000 nodes, got 5001')):
     planetoid.write(folder / 'cora.npz', dataclasses.replace(graph, **changes))
     assert run() == 2
     _expect_line(capsys, words)
@@ -412,7 +412,7 @@ def test_steps_are_written_once_each(tmp_path):
   assert [r['step'] for r in metrics.read_jsonl(workdir / 'metrics.jsonl')] == [0]
 
 
-def test_label_propagation_says_how_many_nodes_it_cannot_reach(tmp_path):
+def test_label_propagation_reports_the_nodes_that_it_cannot_reach(tmp_path):
   # Nodes have hardly any neighbours: of most components no node is labelled.
   workdir = tmp_path / 'run'
   assert _run(workdir, *SMALL_BLOCKS, '--config.backbones=lp', '--config.heads=softmax',
@@ -430,8 +430,8 @@ def test_cora_with_fewer_splits_and_epochs(tmp_path, data_dir):
   results = _results(workdir)
   assert results['eval/gcn/softmax/n20/accuracy'] > .72
   assert results['eval/lp/softmax/n20/accuracy'] > .55
-  # What test labels in the prototypes are worth, to a network that knows nothing of prototypes:
-  # much with one label a class, little with twenty (two splits settle no more than that).
+  # Gain from test labels in the prototypes of a network trained without prototypes: large with one
+  # label per class, small with twenty (two splits show no more than that).
   leak = lambda n: (results[f'eval/gcn/softmax/{n}/leaky_accuracy'] -
                     results[f'eval/gcn/softmax/{n}/prototype_accuracy'])
   assert leak('n1') > .08 and leak('n20') < leak('n1') / 3

@@ -1,4 +1,4 @@
-"""Few-shot episodes: the identities of the whole path, what it writes, what it refuses."""
+"""Few-shot episodes: identities of methods, files, resumed runs and invalid configs."""
 
 import copy
 import csv
@@ -42,7 +42,7 @@ def _results(workdir):
   return json.loads((workdir / 'results.json').read_text())
 
 
-def test_a_run_leaves_its_numbers_a_table_and_a_figure_with_its_data(workdir):
+def test_a_run_writes_results_a_table_and_a_figure_with_its_data(workdir):
   results = _results(workdir)
   assert results['features'] == 'generated' and results['episodes'] == 6
   for name in shoestring_few_shot.METHODS:
@@ -91,10 +91,10 @@ def _accuracies(data, seed=0):
   config, classifier = _classifier()
   drawn = [episodes.draw_episode(data, way=3, shots=1, queries=9, seed=seed, index=index)
            for index in range(config.batch_size)]
-  found = classifier.classify(
+  actual = classifier.classify(
       np.arange(config.batch_size), np.stack([e.features for e in drawn]),
       np.stack([e.labels for e in drawn]))
-  return {name: np.asarray(values) for name, values in found.items()}
+  return {name: np.asarray(values) for name, values in actual.items()}
 
 
 def test_classes_far_apart_are_told_apart_by_every_method():
@@ -128,8 +128,8 @@ def test_predictions_do_not_depend_on_the_labels_of_queries():
   for shift in range(3):
     shifted = labels.copy()
     shifted[:, 3:] = (labels[:, 3:] + shift) % 3
-    found = classifier.classify(np.arange(config.batch_size), features, shifted)
-    total = total + np.stack([np.asarray(values) for values in found.values()])
+    actual = classifier.classify(np.arange(config.batch_size), features, shifted)
+    total = total + np.stack([np.asarray(values) for values in actual.values()])
   np.testing.assert_allclose(total, 1, atol=1e-6)
 
 
@@ -212,7 +212,7 @@ class _Bar:
 
 
 class _Sums:
-  """In the place of a classifier: which episodes a run plays, without playing them."""
+  """Stands in for a classifier: sums that identify the episodes, without training."""
 
   def __init__(self, *_):
     pass
@@ -246,7 +246,7 @@ _base_scores = functools.cache(lambda: _scores(_changed()))
 
 
 @pytest.mark.parametrize('name', _CHANGES)
-def test_every_field_has_an_effect_or_is_refused(name, tmp_path, monkeypatch):
+def test_every_field_has_an_effect_or_is_rejected(name, tmp_path, monkeypatch):
   config = _changed(name)
   try:
     config.validate()
@@ -276,13 +276,13 @@ def test_every_field_has_an_effect_or_is_refused(name, tmp_path, monkeypatch):
     'config.episodes must be divisible by config.batch_size .7., got 600'),
     ('--config.neighbours=80', 'config.neighbours must be less than the 80 nodes'),
     ('--config.label_alpha=0.0', 'config.label_alpha must be positive and finite'),
-    ('--config.dropout=1.0', 'config.dropout must lie in'),
-    ('--config.refinement_ratio=2.0', 'config.refinement_ratio must lie in'),
+    ('--config.dropout=1.0', 'config.dropout must be in'),
+    ('--config.refinement_ratio=2.0', 'config.refinement_ratio must be in'),
     ('--config.data_dir=/tmp', 'config.data_dir and config.features_file must be given both'),
     ('--config.algorithm.leaky_eval=true', 'config.algorithm.leaky_eval must be False here'),
     ('--config.algorithm.refinement_ratio=.1', 'config.algorithm.refinement_ratio must be 0 here'),
 ])
-def test_bad_settings_are_one_line_and_status_2(tmp_path, capsys, argument, words):
+def test_invalid_configs_are_one_line_and_status_2(tmp_path, capsys, argument, words):
   assert _run(tmp_path / 'run', argument) == 2
   _expect_line(capsys, words)
 
@@ -290,7 +290,7 @@ def test_bad_settings_are_one_line_and_status_2(tmp_path, capsys, argument, word
 def test_a_file_that_is_missing_or_damaged_is_one_line_and_status_2(tmp_path, capsys):
   files = (f'--config.data_dir={tmp_path}', '--config.features_file=novel.npz')
   assert _run(tmp_path / 'run', *files) == 2
-  _expect_line(capsys, 'features_file must be an npz file, and there is none at .*novel.npz')
+  _expect_line(capsys, 'features_file: not a file: .*novel.npz')
   (tmp_path / 'novel.npz').write_bytes(b'PK\x03\x04')
   assert _run(tmp_path / 'run', *files) == 2
   _expect_line(capsys, "novel.npz must be an npz file with 'features' and 'labels'")
@@ -317,7 +317,7 @@ def test_features_of_a_file_are_used(tmp_path):
   assert (workdir / 'table.md').read_text().endswith('\nExamples: features of novel.npz.\n')
 
 
-def test_a_run_goes_on_with_its_own_features_only(tmp_path, capsys):
+def test_a_run_resumes_only_with_its_own_features(tmp_path, capsys):
   rng = np.random.default_rng(0)
   labels = np.repeat([3, 8, 9, 11], 6)
   features = 10 * np.eye(12)[labels] + rng.normal(size=(24, 12))
