@@ -19,10 +19,10 @@ from jaxrl_llm.runs import launch
 from jaxrl_llm.tables import readme, render
 from jaxrl_llm.training import metrics
 
-_RUNS = flags.DEFINE_string('runs', 'results', 'folder of results.json files.')
+_RUNS = flags.DEFINE_string('runs', 'results', 'directory of results.json files.')
 _PAGES = flags.DEFINE_list(
     'pages', [], 'Markdown files, or directories of them, to fill from the runs.')
-_OUT = flags.DEFINE_string('out', '', 'where the tables go; by default RUNS/tables.')
+_OUT = flags.DEFINE_string('out', '', 'directory of the tables; by default RUNS/tables.')
 
 # Rows of the speed table: name in the benchmark file, label, decimals.
 _SPEED = (
@@ -49,7 +49,7 @@ def main() -> None:
   settings = render.read_results(_RUNS.value)
   out = pathlib.Path(_OUT.value or pathlib.Path(_RUNS.value) / 'tables')
   if out.exists() and not out.is_dir():
-    raise ValueError(f'out must be a folder, got the file {out} (--out)')
+    raise ValueError(f'out: not a directory: {str(out)!r} (--out)')
   out.mkdir(parents=True, exist_ok=True)
 
   written = []
@@ -73,11 +73,11 @@ def find_pages(names: Sequence[str]) -> list[pathlib.Path]:
   """Lists the given Markdown files, and those in the given directories."""
   pages = []
   for path in map(pathlib.Path, names):
-    found = sorted(path.rglob('*.md')) if path.is_dir() else [path]
-    if not found or not all(page.is_file() for page in found):
+    files = sorted(path.rglob('*.md')) if path.is_dir() else [path]
+    if not files or not all(page.is_file() for page in files):
       raise ValueError(
           f'pages must name Markdown files or directories of them, got {path} (--pages)')
-    pages += found
+    pages += files
   return pages
 
 
@@ -85,7 +85,7 @@ def page_blocks(settings: list[render.Setting], runs: str) -> dict[str, str]:
   """Returns the content of every block that a page can have.
 
   Args:
-    settings: all variants found in `runs`.
+    settings: all variants in `runs`.
     runs: results directory; the benchmark files are read from it.
 
   Returns:
@@ -98,7 +98,9 @@ def page_blocks(settings: list[render.Setting], runs: str) -> dict[str, str]:
   main_job = by_name.get(('a_star_po', 'arithmetic'))
   benches = sorted(pathlib.Path(runs, 'bench').glob('*.json'))
   if not main_job or not benches:
-    raise ValueError(f'{runs} must hold a_star_po/arithmetic and bench/*.json to fill pages')
+    raise ValueError(
+        'runs must have a_star_po/arithmetic and bench/*.json to fill pages, got '
+        f'{runs!r} (--runs)')
   blocks = {'main job': readme.main_job(main_job), 'speed': readme.speed(benches, _SPEED)}
   for study in _STUDIES:
     if ('arena', study) in by_name:

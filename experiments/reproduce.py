@@ -22,9 +22,9 @@ from jaxrl_llm.tables import render
 
 # Studies whose variants are not named after a config file: config file and extra flags.
 _COMMANDS = {
-    'arena': lambda setting: (
-        ':'.join(filter(None, ['arena.py', setting.partition('_')[2]])),
-        [f'--config.task={setting.partition("_")[0]}', '--config.num_seeds=1']),
+    'arena': lambda name: (
+        ':'.join(filter(None, ['arena.py', name.partition('_')[2]])),
+        [f'--config.task={name.partition("_")[0]}', '--config.num_seeds=1']),
 }
 
 
@@ -32,33 +32,38 @@ def define_flags(values: flags.FlagValues) -> None:
   """Defines the flags of this tool."""
   text = functools.partial(flags.DEFINE_string, flag_values=values)
   text('experiment', '', 'the program, as in results/EXPERIMENT/')
-  text('setting', 'default', 'the setting, as in results/EXPERIMENT/SETTING/')
-  text('runs', 'results', 'the committed results')
-  text('workdir', 'runs/reproduce', 'where the new runs write')
+  text('setting', 'default', 'the variant, as in results/EXPERIMENT/SETTING/')
+  text('runs', 'results', 'directory of the committed results')
+  text('workdir', 'runs/reproduce', 'directory of the new runs')
   flags.DEFINE_list('seeds', ['0'], 'seeds to run again', flag_values=values)
   flags.DEFINE_list('overrides', [], 'further config fields, as data_dir=DIR', flag_values=values)
   flags.DEFINE_float(
-      'tolerance', 3.0, 'standard errors that a number may be away', flag_values=values)
+      'tolerance', 3.0, 'allowed distance in standard errors', flag_values=values)
 
 
-def command_of(experiment: str, setting: str) -> tuple[str, list[str]]:
+def command_of(experiment: str, name: str) -> tuple[str, list[str]]:
   """Returns the config (FILE.py[:variant]) and extra flags that reproduce a committed variant.
+
+  Args:
+    experiment: name of the program, as in results/EXPERIMENT/.
+    name: name of the variant, as in results/EXPERIMENT/NAME/.
 
   Raises:
     ValueError: no config file matches its name.
   """
   folder = launch.REPOSITORY / 'experiments' / 'configs'
   if experiment in _COMMANDS:
-    file, more = _COMMANDS[experiment](setting)
+    file, more = _COMMANDS[experiment](name)
     return str(folder / file), more
-  words = [] if setting == 'default' else setting.split('_')
+
+  words = [] if name == 'default' else name.split('_')
   for count in range(len(words), -1, -1):  # Longest file name first; the rest is the variant.
     path = folder / f'{"_".join([experiment, *words[:count]])}.py'
     if path.is_file():
       variant = '_'.join(words[count:])
       return (f'{path}:{variant}' if variant else str(path)), []
   raise ValueError(
-      f'setting must be one of a config {experiment}*.py in {folder}, got {setting!r} (--setting)')
+      f'setting must name a config {experiment}*.py in {folder}, got {name!r} (--setting)')
 
 
 def verdict(new: float, old: float, error: float | None, tolerance: float) -> str:
@@ -81,18 +86,20 @@ def compare(
       continue
     error = committed.summary(name).standard_error
     number = new.get(name, 'missing')
-    said = 'differs' if isinstance(number, str) else verdict(number, old[name], error, tolerance)
-    rows.append((name, old[name], number, said))
+    result = 'differs' if isinstance(number, str) else verdict(
+        number, old[name], error, tolerance)
+    rows.append((name, old[name], number, result))
   return rows
 
 
 def main(values: flags.FlagValues) -> None:
   """Reruns the seeds and prints a table for each."""
-  found = {(s.experiment, s.name): s for s in render.read_results(values.runs)}
-  committed = found.get((values.experiment, values.setting))
+  results = {(s.experiment, s.name): s for s in render.read_results(values.runs)}
+  committed = results.get((values.experiment, values.setting))
   if committed is None:
-    known = ', '.join(sorted(f'{experiment}/{name}' for experiment, name in found))
+    known = ', '.join(sorted(f'{experiment}/{name}' for experiment, name in results))
     raise ValueError(f'{values.experiment}/{values.setting} must be one of {known}')
+
   for seed in values.seeds:
     if not seed.isdigit() or int(seed) not in committed.runs:
       raise ValueError(
@@ -113,9 +120,10 @@ def main(values: flags.FlagValues) -> None:
     new = json.loads((workdir / 'results.json').read_text())
     rows = compare(new, committed, seed, values.tolerance)
     print('\n' + figures.markdown_table(['number', 'committed', 'new', 'verdict'], rows))
-    there, here = (_machine(run) for run in (committed.runs[seed], new))
-    print(f'\nseed {seed}: committed on {there}, now on {here}')
+    theirs, ours = (_machine(run) for run in (committed.runs[seed], new))
+    print(f'\nseed {seed}: committed on {theirs}, now on {ours}')
     differing += sum('differs' in row[3] for row in rows)
+
   if differing:
     print(f'{differing} numbers differ by more than {values.tolerance:g} standard errors')
     sys.exit(1)

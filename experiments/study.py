@@ -2,7 +2,7 @@
 
 The config file lists its arms in `ARMS`; each arm is a variant of that file. All arms of a
 seed start from the same fine-tuned reference. A finished run is not repeated; an interrupted
-one is resumed. Results go to RESULTS/<experiment>/<setting>/seed<N>/results.json.
+one is resumed. Results go to RESULTS/<experiment>/<variant>/seed<N>/results.json.
 """
 
 import functools
@@ -23,11 +23,11 @@ def define_flags(values: flags.FlagValues) -> None:
   text = functools.partial(flags.DEFINE_string, flag_values=values)
   names = functools.partial(flags.DEFINE_list, flag_values=values)
   text('config', 'experiments/configs/a_star_po_ablation.py', 'a config file with ARMS')
-  text('experiment', 'a_star_po', 'the binary that runs an arm')
-  names('arms', None, 'some of the arms; by default all')
+  text('experiment', 'a_star_po', 'the program that runs an arm')
+  names('arms', None, 'arms to run; by default all')
   names('seeds', ['0', '1', '2'], 'seeds')
-  text('work', 'runs/study', 'where the runs write')
-  text('results', 'results', 'where results.json files are kept')
+  text('work', 'runs/study', 'directory of the runs')
+  text('results', 'results', 'directory of the results.json files')
 
 
 def run_arm(module: str, workdir: pathlib.Path, config: str, arguments: list[str]) -> None:
@@ -72,15 +72,18 @@ def main(values: flags.FlagValues) -> None:
     run_arm('sft', reference, f'{values.config}:{arms[0]}', [f'--config.seed={seed}'])
 
     for arm in chosen:
-      setting = f'{name.removeprefix(values.experiment).strip("_")}_{arm}'
-      kept = pathlib.Path(values.results, values.experiment, setting, f'seed{seed}')
+      variant = f'{name.removeprefix(values.experiment).strip("_")}_{arm}'
+      results = pathlib.Path(
+          values.results, values.experiment, variant, f'seed{seed}', 'results.json')
+      if results.exists():
+        continue
+
       workdir = work / f'{arm}_seed{seed}'
-      if not (kept / 'results.json').exists():
-        run_arm(values.experiment, workdir, f'{values.config}:{arm}',
-                [f'--config.seed={seed}', f'--config.policy_init_from={reference / "params"}'])
-        kept.mkdir(parents=True, exist_ok=True)
-        with files.replacing(kept / 'results.json') as temporary:
-          shutil.copyfile(workdir / 'results.json', temporary)
+      run_arm(values.experiment, workdir, f'{values.config}:{arm}',
+              [f'--config.seed={seed}', f'--config.policy_init_from={reference / "params"}'])
+      results.parent.mkdir(parents=True, exist_ok=True)
+      with files.replacing(results) as temporary:
+        shutil.copyfile(workdir / 'results.json', temporary)
 
   print(f'\nall {len(chosen) * len(values.seeds)} runs are complete; results under '
         f'{values.results}/{values.experiment}. Tables: python -m experiments.make_tables '

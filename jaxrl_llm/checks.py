@@ -15,7 +15,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 
-def at_least(holder: Any, prefix: str, **minimum: float) -> None:
+def at_least(holder: Any, prefix: str, /, **minimum: float) -> None:
   """Raises ValueError for the first named field below its minimum."""
   for name, least in minimum.items():
     value = getattr(holder, name)
@@ -39,7 +39,7 @@ def non_negative(holder: Any, prefix: str, *names: str) -> None:
       raise ValueError(f'{_field(prefix, name)} must be non-negative and finite, got {value}')
 
 
-def at_most(holder: Any, prefix: str, **maximum: float) -> None:
+def at_most(holder: Any, prefix: str, /, **maximum: float) -> None:
   """Raises ValueError for the first named field above its maximum."""
   for name, most in maximum.items():
     value = getattr(holder, name)
@@ -81,7 +81,7 @@ def interval(holder: Any, prefix: str, bounds: str, *names: str) -> None:
       raise ValueError(f'{_field(prefix, name)} must be in {bounds}, got {value}')
 
 
-def fixed(holder: Any, prefix: str, because: str, **values: Any) -> None:
+def fixed(holder: Any, prefix: str, because: str, /, **values: Any) -> None:
   """Raises ValueError for the first named field that differs from the only value in use.
 
   Args:
@@ -96,7 +96,7 @@ def fixed(holder: Any, prefix: str, because: str, **values: Any) -> None:
       raise ValueError(f'{_field(prefix, name)} must be {only!r} {because}, got {value!r}')
 
 
-def one_of(holder: Any, prefix: str, **allowed: Sequence[str]) -> None:
+def one_of(holder: Any, prefix: str, /, **allowed: Sequence[str]) -> None:
   """Raises ValueError for the first named field that is none of its allowed values."""
   for name, values in allowed.items():
     value = getattr(holder, name)

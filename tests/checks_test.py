@@ -38,6 +38,7 @@ def test_one_of():
   checks.one_of(_config(mode='max'), 'config', mode=('mean', 'max'))
   with pytest.raises(ValueError, match="^config.mode must be one of mean, max, got 'x'$"):
     checks.one_of(_config(mode='x'), 'config', mode=('mean', 'max'))
+  checks.one_of(_config(prefix='own'), 'config', prefix=('own',))  # Any name of a field will do.
 
 
 def test_divisible():

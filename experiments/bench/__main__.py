@@ -30,13 +30,13 @@ from jaxrl_llm.training import metrics
 
 # `main` imports JAX after choosing the cores, because JAX's threads inherit them.
 
-_SUITE = flags.DEFINE_list('suite', ['train', 'sample'], 'what is measured: train, sample.')
+_SUITE = flags.DEFINE_list('suite', ['train', 'sample'], 'suites to measure: train, sample.')
 _SCALE = flags.DEFINE_enum(
-    'scale', 'reference', ['reference', 'tiny'], 'sizes; tiny only tries the program out.')
-_REPEATS = flags.DEFINE_integer('repeats', 7, 'counted repetitions.')
-_CORES = flags.DEFINE_integer('cores', 0, 'CPU cores; 0 takes all that the process may use.')
-_SEED = flags.DEFINE_integer('seed', 0, 'of parameters, tokens and noise.')
-_JSON = flags.DEFINE_string('json', '', 'where the numbers go; by default nowhere.')
+    'scale', 'reference', ['reference', 'tiny'], 'sizes; tiny is for tests.')
+_REPEATS = flags.DEFINE_integer('repeats', 7, 'timed repetitions.')
+_CORES = flags.DEFINE_integer('cores', 0, 'CPU cores; 0 for all that the process may use.')
+_SEED = flags.DEFINE_integer('seed', 0, 'seed of parameters, tokens and noise.')
+_JSON = flags.DEFINE_string('json', '', 'JSON file for the numbers; by default none.')
 
 _ENVIRONMENT = ('GLIBC_TUNABLES', 'XLA_FLAGS', 'LD_PRELOAD', 'JAX_PLATFORMS')
 _PACKAGES = ('jax', 'jaxlib', 'flax', 'optax', 'numpy')
@@ -91,10 +91,10 @@ def measure(
   # A program from the on-disk cache would show no compile time.
   jax.config.update('jax_enable_compilation_cache', False)
 
-  several = jax.default_backend() == 'cpu' and len(_usable_cores()) > 1
+  has_cores = jax.default_backend() == 'cpu' and len(_usable_cores()) > 1
   print('compiling ...', flush=True)
   workloads = list(workloads_lib.build(
-      suites, scale, seed=seed, one_core=_on_one_core if several else None))
+      suites, scale, seed=seed, one_core=_on_one_core if has_cores else None))
   rows = [row for workload in workloads for row in workload.rows]
   samples: dict[str, list] = {row.name: [] for row in rows}
 
@@ -116,14 +116,15 @@ def _check_flags() -> list[str]:
   suites = list(dict.fromkeys(_SUITE.value))
   for name in suites or ['']:
     if name not in ('train', 'sample'):
-      raise ValueError(f'suite must name train, sample or both, got {name!r} (--suite)')
+      raise ValueError(f'suite must be train, sample or both, got {name!r} (--suite)')
   if _REPEATS.value < 1:
     raise ValueError(f'repeats must be at least 1, got {_REPEATS.value} (--repeats)')
   if not 0 <= _SEED.value < 2**32:
     raise ValueError(f'seed must be in [0, 2**32), got {_SEED.value} (--seed)')
   path = pathlib.Path(_JSON.value)
   if _JSON.value and (path.is_dir() or not path.parent.is_dir()):
-    raise ValueError(f'json must name a file in an existing folder, got {_JSON.value!r} (--json)')
+    raise ValueError(
+        f'json must be a file in an existing directory, got {_JSON.value!r} (--json)')
   return suites
 
 
@@ -187,7 +188,7 @@ def _provenance(suites: Sequence[str], available: int, load: float) -> dict[str,
 
 
 def _summary(row: Any, samples: Sequence[tuple[float, int]]) -> dict[str, float | str]:
-  """Summarizes one row as flat numbers.
+  """Summarises one row as flat numbers.
 
   Args:
     row: a `workloads_lib.Row`.
@@ -232,43 +233,46 @@ def _add_fraction(numbers: dict[str, Any], row: Any) -> None:
 
 def _tables(rows: Sequence[Any], numbers: Mapping[str, Any]) -> list[str]:
   """Renders Markdown tables of the workloads and of the ceilings."""
-  of = lambda row, name: numbers[f'{row.name}/{name}']
-  spread = lambda row: (
-      f'{of(row, "seconds_first_quartile"):.3g} - {of(row, "seconds_third_quartile"):.3g}')
-  work = [
-      [row.name, row.description, f'{of(row, "seconds"):.3g}', spread(row),
+  def of(row, name):
+    return numbers[f'{row.name}/{name}']
+
+  def quartiles(row):
+    return f'{of(row, "seconds_first_quartile"):.3g} - {of(row, "seconds_third_quartile"):.3g}'
+
+  def speed(name, row):
+    value = numbers.get(f'{name}/{"gigabytes" if row.traffic else "gflops"}_per_second')
+    return '-' if value is None else f'{value:.1f}'
+
+  workloads = [
+      [row.name, row.description, f'{of(row, "seconds"):.3g}', quartiles(row),
        f'{of(row, "tokens_per_second"):,.0f}', f'{of(row, "gflops_per_second"):.1f}',
        f'{100 * of(row, "ceiling_fraction"):.0f}', f'{of(row, "peak_bytes") / 2**20:,.1f}',
        f'{of(row, "compile_seconds"):.1f}']
       for row in rows if row.ceiling
   ]
 
-  unit = lambda row: 'GB/s' if row.traffic else 'GFLOP/s'
-
-  def speed(name, row):
-    value = numbers.get(f'{name}/{"gigabytes" if row.traffic else "gflops"}_per_second')
-    return '-' if value is None else f'{value:.1f}'
-
-  limits = [
+  ceilings = [
       [row.name.removeprefix('ceiling/'), row.description, f'{of(row, "seconds"):.3g}',
-       spread(row), unit(row), speed(row.name, row), speed(f'{row.name}_one_core', row)]
+       quartiles(row), 'GB/s' if row.traffic else 'GFLOP/s', speed(row.name, row),
+       speed(f'{row.name}_one_core', row)]
       for row in rows if not row.ceiling and not row.name.endswith('_one_core')
   ]
 
-  about = (
+  caption = (
       f'{numbers["cores"]} of {numbers["cores_available"]} cores, {numbers["cpu"]}; medians and '
       f'quartiles of {numbers["repeats"]} interleaved repetitions; load average at the start '
       f'{numbers["load_average_at_start"]:.1f}; GLIBC_TUNABLES '
       f'{numbers.get("environment/GLIBC_TUNABLES", "not set")}'
   )
   return [
-      about, '',
+      caption, '',
       figures.markdown_table(
-          ['workload', 'what', 'seconds', 'quartiles', 'tokens/s', 'GFLOP/s', '% of ceiling',
-           'peak MiB', 'compile s'], work),
+          ['workload', 'description', 'seconds', 'quartiles', 'tokens/s', 'GFLOP/s',
+           '% of ceiling', 'peak MiB', 'compile s'], workloads),
       '',
       figures.markdown_table(
-          ['ceiling', 'what', 'seconds', 'quartiles', 'unit', 'speed', 'on one core'], limits),
+          ['ceiling', 'description', 'seconds', 'quartiles', 'unit', 'speed', 'on one core'],
+          ceilings),
   ]
 
 

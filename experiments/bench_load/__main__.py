@@ -53,14 +53,14 @@ def define_flags(values: flags.FlagValues) -> None:
   """Defines the flags of this tool."""
   text = functools.partial(flags.DEFINE_string, flag_values=values)
   choice = functools.partial(flags.DEFINE_enum, flag_values=values)
-  choice('model', 'llama_100m', random_checkpoints.SHAPES, 'whose shape the checkpoint has.')
-  choice('file_dtype', 'bfloat16', _DTYPES, 'of the tensors on the disk.')
-  choice('param_dtype', 'bfloat16', _DTYPES, 'of the loaded parameters.')
-  text('mesh', '1x8x1', 'data x fsdp x tensor.')
-  flags.DEFINE_integer('cpu_devices', 8, 'fake CPU devices; 0 takes the real devices.',
+  choice('model', 'llama_100m', random_checkpoints.SHAPES, 'shape of the checkpoint.')
+  choice('file_dtype', 'bfloat16', _DTYPES, 'type of the tensors in the file.')
+  choice('param_dtype', 'bfloat16', _DTYPES, 'type of the loaded parameters.')
+  text('mesh', '1x8x1', 'mesh sizes, data x fsdp x tensor.')
+  flags.DEFINE_integer('cpu_devices', 8, 'fake CPU devices; 0 for the real devices.',
                        flag_values=values)
-  text('folder', '', 'where the checkpoint goes; by default in /tmp.')
-  text('json', '', 'where the numbers go; by default nowhere.')
+  text('folder', '', 'parent directory of the checkpoint; by default /tmp.')
+  text('json', '', 'JSON file for the numbers; by default none.')
 
 
 def main(values: flags.FlagValues) -> None:
@@ -92,7 +92,8 @@ def main(values: flags.FlagValues) -> None:
   print(
       f'{numbers["parameters"]:,} parameters, {numbers["parameter_bytes"] / 1e9:.3f} GB, loaded in '
       f'{numbers["seconds"]:.1f} s; peak of anonymous memory '
-      f'{numbers["peak_anonymous_bytes"] / 1e9:.3f} GB, {numbers["peak_ratio"]:.3f} of them')
+      f'{numbers["peak_anonymous_bytes"] / 1e9:.3f} GB, {numbers["peak_ratio"]:.3f} of the '
+      'parameters')
 
   if values.json:
     metrics.write_json_atomic(values.json, numbers)

@@ -43,20 +43,20 @@ def define_flags(values: flags.FlagValues) -> None:
   """Defines the flags of this tool."""
   text = functools.partial(flags.DEFINE_string, flag_values=values)
   number = functools.partial(flags.DEFINE_integer, lower_bound=1, flag_values=values)
-  flags.DEFINE_enum('shape', 'qwen2.5_1.5b', random_checkpoints.SHAPES, 'of random numbers.',
+  flags.DEFINE_enum('shape', 'qwen2.5_1.5b', random_checkpoints.SHAPES, 'shape of the checkpoint.',
                     flag_values=values)
-  text('checkpoint', '', 'a checkpoint that is used instead of a random one.')
-  text('folder', '', 'where the random checkpoint goes; by default in /tmp.')
-  text('json', '', 'where the numbers go; by default nowhere.')
-  number('rows', 8, 'prompts that are sampled from, and sequences of a step.')
-  number('prompt_tokens', 128, 'tokens of a prompt.')
-  number('new_tokens', 128, 'tokens that are sampled.')
-  number('sequence_tokens', 512, 'tokens of a sequence in a step.')
+  text('checkpoint', '', 'checkpoint to use instead of a random one.')
+  text('folder', '', 'parent directory of the random checkpoint; by default /tmp.')
+  text('json', '', 'JSON file for the numbers; by default none.')
+  number('rows', 8, 'prompts to sample from, and sequences per step.')
+  number('prompt_tokens', 128, 'tokens per prompt.')
+  number('new_tokens', 128, 'tokens to sample per prompt.')
+  number('sequence_tokens', 512, 'tokens per sequence of a step.')
   number('rank', 16, 'rank of the adapters.')
 
 
 def main(values: flags.FlagValues) -> None:
-  """Writes or takes a checkpoint, measures, and prints and writes the numbers."""
+  """Writes a checkpoint or uses the given one, measures, and prints and writes the numbers."""
   random_checkpoints.check_paths(values)
   with tempfile.TemporaryDirectory(dir=values.folder or None) as folder:
     directory = values.checkpoint
@@ -109,9 +109,9 @@ def measure(values: flags.FlagValues, directory: str) -> dict[str, Any]:
     numbers |= _decode(values, network, model.vocab_size, params)
     adapters = lora.LoraConfig(rank=values.rank, alpha=2.0 * values.rank, targets=_PROJECTIONS)
     for name, config in (('lora', adapters), ('full', lora.LoraConfig())):
-      form = finetuning.make(network, abstract, lora=config, last_layers=0)
+      method = finetuning.make(network, abstract, lora=config, last_layers=0)
       numbers |= {f'{name}/{key}': value for key, value in _train(
-          values, form, model.vocab_size, params, mesh).items()}
+          values, method, model.vocab_size, params, mesh).items()}
 
   peaks = [(device.memory_stats() or {}).get('peak_bytes_in_use') for device in jax.devices()]
   if None not in peaks:
@@ -132,10 +132,10 @@ def _decode(
   prompts = np.random.default_rng(0).integers(0, vocab_size, shape).astype(np.int32)
   lengths = np.full(values.rows, values.prompt_tokens, np.int32)
 
-  for turn in range(2):
+  for call in range(2):
     start = time.monotonic()
     rollouts = jax.block_until_ready(
-        sample(params, prompts, lengths, np.arange(values.rows), rng.base_key(turn))
+        sample(params, prompts, lengths, np.arange(values.rows), rng.base_key(call))
     )
     seconds = time.monotonic() - start
 
@@ -148,16 +148,16 @@ def _decode(
 
 
 def _train(
-    values: flags.FlagValues, form: finetuning.Finetuning, vocab_size: int, params: Params,
+    values: flags.FlagValues, method: finetuning.Finetuning, vocab_size: int, params: Params,
     mesh: jax.sharding.Mesh,
 ) -> dict[str, float]:
   """Takes two steps on one batch of random tokens; times the second."""
   optimizer = optim.make_optimizer(
-      optim.OptimizerConfig(learning_rate=1e-3), trainable=form.trainable
+      optim.OptimizerConfig(learning_rate=1e-3), trainable=method.trainable
   )
-  algorithm = sft.make(sft.Config(), form.policy, optimizer)
+  algorithm = sft.make(sft.Config(), method.policy, optimizer)
   init = lambda params: algorithm.init(
-      rng.base_key(0), {'policy': form.start(params, rng.base_key(1))}
+      rng.base_key(0), {'policy': method.start(params, rng.base_key(1))}
   )
 
   shardings = rules.shardings(mesh, jax.eval_shape(init, params))

@@ -24,11 +24,11 @@ from jaxrl_llm.models import configs
 _GROUP = 4  # Ours: K of GRPO and RLOO; the published K is not confirmed.
 
 
-def get_config(setting: str = '') -> cost_model.Study:
-  if setting == 'tiny':
+def get_config(variant: str = '') -> cost_model.Study:
+  if variant == 'tiny':
     return _tiny()
-  if setting:
-    raise ValueError(f'setting must be tiny or none, got {setting!r}')
+  if variant:
+    raise ValueError(f'variant must be tiny or none, got {variant!r}')
   return cost_model.Study(
       name='a_star_po_paper',
       models={

@@ -35,10 +35,10 @@ def define_flags(values: flags.FlagValues) -> None:
   """Defines the flags of this tool."""
   names = functools.partial(flags.DEFINE_list, flag_values=values)
   text = functools.partial(flags.DEFINE_string, flag_values=values)
-  text('config', '', f'FILE.py[:setting] with the study; by default {_DEFAULT_CONFIG}.')
-  names('sizes', [], 'models of the study; by default all.')
-  names('algorithms', [], 'algorithms of the study; by default all.')
-  text('out', '', 'folder of the output; by default results/cost, or runs/cost for a part.')
+  text('config', '', f'FILE.py[:variant] with the study; by default {_DEFAULT_CONFIG}.')
+  names('sizes', [], 'models to compute; by default all of the study.')
+  names('algorithms', [], 'algorithms to compute; by default all of the study.')
+  text('out', '', 'output directory; by default results/cost, or runs/cost for a part.')
 
 
 def main(values: flags.FlagValues) -> None:
@@ -46,7 +46,7 @@ def main(values: flags.FlagValues) -> None:
   start = time.monotonic()
   study = command_line.load_config(values.config or command_line.in_repository(_DEFAULT_CONFIG))
   if not isinstance(study, cost_model.Study):
-    raise ValueError(f'--config must give a cost_model.Study, got {type(study).__name__}')
+    raise ValueError(f'config must be a cost_model.Study, got {type(study).__name__} (--config)')
   sizes = _chosen('sizes', values.sizes, study.models)
   algorithms = _chosen('algorithms', values.algorithms, study.recipes)
   study.validate()
@@ -55,7 +55,7 @@ def main(values: flags.FlagValues) -> None:
   folder = pathlib.Path(
       values.out or launch.REPOSITORY / ('results' if whole else 'runs') / 'cost')
   if folder.exists() and not folder.is_dir():
-    raise ValueError(f'out must be a folder, got the file {folder} (--out)')
+    raise ValueError(f'out: not a directory: {str(folder)!r} (--out)')
 
   _use_fake_devices(study.workload.devices)
   numbers = measure(study, sizes, algorithms)
@@ -120,8 +120,8 @@ def _count(
   traced = cost_programs.traced_step(recipe, model, optimizer, workload)
   if abs(traced / formula - 1) > _TOLERANCE:
     raise ValueError(
-        f'the train step of {name} holds {traced:.3e} operations, and by formula {formula:.3e}: '
-        'experiments/configs/cost.py does not say what it computes')
+        f'the train step of {name} has {traced:.3e} operations, and by formula {formula:.3e}: '
+        'experiments/configs/cost.py does not describe its computation')
 
   return {
       'samples_per_prompt': recipe.samples,

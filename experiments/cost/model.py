@@ -13,6 +13,7 @@ import dataclasses
 import math
 from typing import Any
 
+from jaxrl_llm import checks
 from jaxrl_llm.models import configs
 
 # Parts of an iteration, in order of computation.
@@ -41,15 +42,10 @@ class Workload:
 
   def validate(self) -> None:
     """Raises ValueError with one line for the first field that is out of range."""
-    for field in dataclasses.fields(self):
-      if getattr(self, field.name) < 1:
-        raise ValueError(
-            f'{field.name} must be at least 1, got {getattr(self, field.name)} (config.workload)')
-    for whole, part in (('prompts', 'minibatch_prompts'), ('minibatch_prompts', 'devices')):
-      if getattr(self, whole) % getattr(self, part):
-        raise ValueError(
-            f'{part} must divide {whole} ({getattr(self, whole)}), got {getattr(self, part)} '
-            '(config.workload)')
+    prefix = 'config.workload'
+    checks.at_least(self, prefix, **{field.name: 1 for field in dataclasses.fields(self)})
+    checks.divisible(self, prefix, 'prompts', self.minibatch_prompts, of='minibatch_prompts')
+    checks.divisible(self, prefix, 'minibatch_prompts', self.devices, of='devices')
 
 
 @dataclasses.dataclass
@@ -80,9 +76,9 @@ class Layout:
     parts, rest = divmod(workload.minibatch_prompts * samples, workload.devices * sequences)
     if sequences % samples or rest:
       raise ValueError(
-          f'a micro-batch of {sequences} sequences a device does not hold whole prompts of '
-          f'{samples} samples, or does not divide {workload.minibatch_prompts} prompts over '
-          f'{workload.devices} devices (config.layouts)')
+          f'a micro-batch must be whole prompts of {samples} samples and divide '
+          f'{workload.minibatch_prompts} prompts over {workload.devices} devices, got {sequences} '
+          'sequences per device (config.layouts)')
     return parts
 
 
@@ -160,12 +156,9 @@ class Study:
 def check_model(model: configs.TransformerConfig) -> None:
   """Raises ValueError if the formulas do not cover the model's computation."""
   model.validate()
-  for name, allowed in (
-      ('remat', ('none', 'full')), ('post_norms', (False,)), ('parallel_residual', (False,)),
-  ):
-    if getattr(model, name) not in allowed:
-      raise ValueError(f'{name} must be one of {allowed} to be counted, got '
-                       f'{getattr(model, name)!r}')
+  checks.one_of(model, 'config.models', remat=('none', 'full'))
+  checks.fixed(
+      model, 'config.models', 'to be counted', post_norms=False, parallel_residual=False)
 
 
 def forward(

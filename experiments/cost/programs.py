@@ -118,8 +118,8 @@ def memory(
   devices = jax.devices()
   if len(devices) < workload.devices:
     raise ValueError(
-        f'{workload.devices} devices are needed, got {len(devices)}: unset XLA_FLAGS, or set '
-        f'XLA_FLAGS=--xla_force_host_platform_device_count={workload.devices}')
+        f'there must be at least {workload.devices} devices, got {len(devices)}: unset '
+        f'XLA_FLAGS, or set XLA_FLAGS=--xla_force_host_platform_device_count={workload.devices}')
 
   model = layout.apply_to(model)
   algorithm = make(

@@ -211,7 +211,8 @@ def check_size(backbone: Backbone, num_nodes: int) -> None:
   """Raises ValueError if a filter within layers would be too large a dense matrix."""
   if backbone.where == 'layers' and num_nodes > MAX_DENSE_NODES:
     raise ValueError(
-        f'filters are dense matrices: a graph must have at most {MAX_DENSE_NODES} nodes, got {num_nodes}')
+        f'filters are dense matrices: a graph must have at most {MAX_DENSE_NODES} nodes, got '
+        f'{num_nodes}')
 
 
 def full_inputs(

@@ -244,8 +244,8 @@ def load(data_dir: str | os.PathLike, name: str) -> Graph:
     return read(folder / f'{name}.npz', name=name)
   if not (folder / f'ind.{name}.graph').is_file():
     raise ValueError(
-        f'data_dir must be a directory with {name}.npz or the files ind.{name}.graph, .allx, .ally, '
-        f'.tx, .ty, .y and .test.index, got {str(data_dir)!r}')
+        f'data_dir must be a directory with {name}.npz or the files ind.{name}.graph, .allx, '
+        f'.ally, .tx, .ty, .y and .test.index, got {str(data_dir)!r}')
 
   parts = {part: read_pickle(folder / f'ind.{name}.{part}') for part in _PARTS}
   test = _read_test_index(folder / f'ind.{name}.test.index')

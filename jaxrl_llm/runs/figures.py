@@ -82,7 +82,7 @@ def figure(
 
 
 def palette() -> tuple[tuple[float, float, float], ...]:
-  """Returns ten colours (RGB) for curves that are told apart by colour."""
+  """Returns ten distinct colours (RGB) for curves."""
   import matplotlib
 
   return matplotlib.colormaps['tab10'].colors

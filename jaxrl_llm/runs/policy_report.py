@@ -29,13 +29,15 @@ def write(
     more: a second table, in Markdown.
   """
   run, numbers = setup.run, trained['numbers']
-  with_error = lambda who, name: (
-      f'{numbers[f"eval/{who}/{name}"]:.3f} ± {numbers[f"eval/{who}/{name}_se"]:.3f}')
-  row = lambda who, wins, tokens: [
-      who, with_error(who, 'score'), with_error(who, 'decoded_score'), wins,
-      with_error(who, 'kl_to_reference'), f'{numbers[f"eval/{who}/length"]:.1f}',
-      f'{100 * numbers[f"eval/{who}/truncated"]:.1f}', tokens,
-  ]
+
+  def row(policy, wins, tokens):
+    def cell(name):
+      return f'{numbers[f"eval/{policy}/{name}"]:.3f} ± {numbers[f"eval/{policy}/{name}_se"]:.3f}'
+
+    return [
+        policy, cell('score'), cell('decoded_score'), wins, cell('kl_to_reference'),
+        f'{numbers[f"eval/{policy}/length"]:.1f}',
+        f'{100 * numbers[f"eval/{policy}/truncated"]:.1f}', tokens]
 
   table = figures.markdown_table(
       ['policy', 'reward model score', f'at temperature {run.config.evaluation.temperature:g}',

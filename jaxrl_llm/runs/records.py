@@ -26,10 +26,10 @@ def read_records(
   """
   lines = metrics.read_jsonl(file.path)
   if lines and lines[0] != provenance:
+    theirs = lines[0] if isinstance(lines[0], dict) else {}
     differing = '; '.join(
-        f'{name}: {lines[0].get(name)!r} there, {value!r} now'
-        for name, value in provenance.items() if lines[0].get(name) != value
-    )
+        f'{name}: {theirs.get(name)!r} there, {value!r} now'
+        for name, value in provenance.items() if theirs.get(name) != value)
     raise UsageError(f'{file.path} holds samples of something else ({differing}): remove it')
 
   records = lines[1:]

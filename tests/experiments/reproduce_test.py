@@ -1,4 +1,4 @@
-"""experiments/reproduce: which command a committed result belongs to, and its verdicts."""
+"""experiments/reproduce: the command of each committed result, and verdicts."""
 
 import json
 import subprocess
@@ -33,7 +33,7 @@ def _commit(tmp_path, *runs):
     (folder / 'results.json').write_text(json.dumps(run))
 
 
-def test_every_committed_setting_has_its_config():
+def test_every_committed_variant_has_its_config():
   for setting in render.read_results(tiny.REPOSITORY / 'results'):
     config, _ = reproduce.command_of(setting.experiment, setting.name)
     assert config.startswith(f'{tiny.REPOSITORY}/experiments/configs/{setting.experiment}')
@@ -51,9 +51,9 @@ def test_verdicts_by_hand():
   assert reproduce.verdict(0.5 + 1e-9, 0.5, None, 3) == 'differs'  # One seed: no error is known.
 
 
-@pytest.mark.parametrize('new, status, said', [
+@pytest.mark.parametrize('new, status, verdict', [
     (0.5, 0, 'equal'), (0.6, 0, '1.0 SE'), (0.9, 1, 'differs (4.0 SE)')])
-def test_a_run_is_compared(tmp_path, monkeypatch, capsys, new, status, said):
+def test_a_run_is_compared(tmp_path, monkeypatch, capsys, new, status, verdict):
   # Seeds at 0.5 and 0.7: a standard error of 0.1.
   _commit(tmp_path, _run(), _run(seed=1, **{'eval/trained/pass@1': 0.7}))
 
@@ -61,8 +61,8 @@ def test_a_run_is_compared(tmp_path, monkeypatch, capsys, new, status, said):
     assert f'--config.seed={0}' in command and command[2] == 'experiments.a_star_po'
     workdir = tmp_path / 'new' / 'a_star_po_arithmetic_seed0'
     workdir.mkdir(parents=True)
-    found = _run(wall_seconds=99.0, **{'eval/trained/pass@1': new, 'processor/model': 'Other'})
-    (workdir / 'results.json').write_text(json.dumps(found))
+    results = _run(wall_seconds=99.0, **{'eval/trained/pass@1': new, 'processor/model': 'Other'})
+    (workdir / 'results.json').write_text(json.dumps(results))
     return types.SimpleNamespace(returncode=0)
 
   monkeypatch.setattr(subprocess, 'run', run)
@@ -73,7 +73,7 @@ def test_a_run_is_compared(tmp_path, monkeypatch, capsys, new, status, said):
   else:
     reproduce.main(_values(tmp_path))
   shown = capsys.readouterr().out
-  assert said in shown and 'Other' in shown and 'wall_seconds' not in shown
+  assert verdict in shown and 'Other' in shown and 'wall_seconds' not in shown
 
 
 def test_bad_input_is_one_line(tmp_path):

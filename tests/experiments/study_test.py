@@ -1,4 +1,4 @@
-"""The study driver: what it runs, what it keeps, what it refuses."""
+"""The study driver: runs, copied results and invalid flags."""
 
 import json
 import pathlib
@@ -39,21 +39,21 @@ def test_each_arm_and_seed_runs_once_from_the_reference_of_its_seed(tmp_path, ca
   assert [call[0] for call in calls] == ['sft', 'a_star_po', 'a_star_po'] * 2
   for seed in (0, 1):
     for arm in ('softmax', 'n32'):
-      kept = tmp_path / 'out' / 'a_star_po' / f'ablation_{arm}' / f'seed{seed}' / 'results.json'
-      result = json.loads(kept.read_text())
+      path = tmp_path / 'out' / 'a_star_po' / f'ablation_{arm}' / f'seed{seed}' / 'results.json'
+      result = json.loads(path.read_text())
       assert result['arm'] == f'{CONFIG}:{arm}'
       assert f'--config.seed={seed}' in result['arguments']
       assert any(f'reference_seed{seed}/params' in a for a in result['arguments'])
 
 
-def test_what_is_kept_is_not_run_again(tmp_path, calls):
+def test_finished_arms_are_not_run_again(tmp_path, calls):
   run(tmp_path, f'--config={CONFIG}', '--arms=softmax', '--seeds=0')
   run(tmp_path, f'--config={CONFIG}', '--arms=softmax,mean', '--seeds=0')
   arms = [config for module, _, config, _ in calls if module == 'a_star_po']
   assert arms == [f'{CONFIG}:softmax', f'{CONFIG}:mean']
 
 
-def test_an_arm_that_fails_keeps_nothing_and_stops_the_study(tmp_path, monkeypatch):
+def test_an_arm_that_fails_copies_nothing_and_stops_the_study(tmp_path, monkeypatch):
   def run_arm(module, workdir, config, arguments):
     if module != 'sft':
       raise ValueError('softmax_seed0 ended with status 2')
@@ -64,7 +64,7 @@ def test_an_arm_that_fails_keeps_nothing_and_stops_the_study(tmp_path, monkeypat
   assert not (tmp_path / 'out').exists()
 
 
-def test_all_arms_have_settings_that_differ(tmp_path):
+def test_all_arms_have_different_configs(tmp_path):
   module = study.command_line.load_module(CONFIG)
   configs = [module.get_config(arm) for arm in module.ARMS]
   for config in configs:

@@ -52,7 +52,7 @@ def test_it_is_a_function_of_its_seed():
     ('homophily', 1.5, r'homophily must be in \[0, 1\], got 1.5'),
     ('word_signal', -.1, r'word_signal must be in \[0, 1\], got -0.1'),
     ('num_words', 401, 'num_words must be divisible by 4'),
-    ('num_words', 40, 'at least 12 words a class, got 40'),
+    ('num_words', 40, 'at least 12 words per class, got 40'),
     ('mean_degree', 500.0, 'mean_degree must be non-negative and give edge prob.*got 500'),
     ('mean_degree', -1.0, 'mean_degree must be non-negative'),
     ('mean_degree', float('nan'), 'mean_degree must be non-negative'),

@@ -106,15 +106,15 @@ _OBJECTS = (b'cnumpy\nndarray\n(K\x01K\x01\x86cnumpy\ndtype\nX\x01\x00\x00\x00O\
 
 @pytest.mark.parametrize('payload, words', [
     # Objects of the pickle's own bytes: to look at one would be to follow a pointer.
-    (_OBJECTS, 'no complete pickle of arrays'),
+    (_OBJECTS, 'not a complete pickle of arrays'),
     (b'cnumpy\ndtype\nX\x01\x00\x00\x00O\x85R.', "must hold numbers, got the type 'O'"),
     (b'cnumpy\ndtype\nX\x03\x00\x00\x00V64\x85R.', "must hold numbers, got the type 'V64'"),
     # Attributes of what is named, by the two forms of state that a pickle has.
     (b'cscipy.sparse.csr\ncsr_matrix\nN}X\x05\x00\x00\x00shapeK\x05s\x86b.',
-     'no complete pickle'),
-    (b'cscipy.sparse.csr\ncsr_matrix\n}X\x05\x00\x00\x00shapeK\x05sb.', 'no complete pickle'),
+     'not a complete pickle'),
+    (b'cscipy.sparse.csr\ncsr_matrix\n}X\x05\x00\x00\x00shapeK\x05sb.', 'not a complete pickle'),
     (b'cnumpy\ndtype\nN}X\x08\x00\x00\x00__call__K\x05s\x86b.', "sets '__call__' of something"),
-    (b'ccollections\ndefaultdict\nN}X\x01\x00\x00\x00aK\x05s\x86b.', 'no complete pickle'),
+    (b'ccollections\ndefaultdict\nN}X\x01\x00\x00\x00aK\x05s\x86b.', 'not a complete pickle'),
     (b'c_codecs\nencode\nX\x01\x00\x00\x00aX\x06\x00\x00\x00rot_13\x86R.', "got 'rot_13'"),
 ])
 def test_a_pickle_cannot_make_objects_of_bytes_nor_change_what_it_names(tmp_path, payload, words):
@@ -151,7 +151,7 @@ def test_an_array_in_a_pickle_has_the_bytes_of_its_shape(tmp_path):
   for shape, code in ((b'K\x03\x85', b'f4'), (b'J\xff\xff\xff\xff\x85', b'f4'),
                       (b'K\x02\x85', b'f8'), (b'X\x01\x00\x00\x002\x85', b'f4')):
     path.write_bytes(_array_payload(shape, np.float32([1, 2]).tobytes(), code))
-    with pytest.raises(ValueError, match='no complete pickle'):
+    with pytest.raises(ValueError, match='not a complete pickle'):
       planetoid.read_pickle(path)
 
 
@@ -179,7 +179,7 @@ def test_a_name_with_a_newline_stays_in_one_line(tmp_path):
     ({'test.index': '7\nsix\n'}, 'one node per line'),
     ({'test.index': '7\n7\n'}, 'must name 2 different nodes'),
     ({'test.index': '3\n7\n'}, 'nodes in the graph'),
-    ({'graph': {0: [9]} | {i: [] for i in range(1, 8)}}, 'beyond the 8'),
+    ({'graph': {0: [9]} | {i: [] for i in range(1, 8)}}, 'edges must join nodes below 8'),
     ({'graph': {0: []}}, '1 nodes in the graph, 8 with features'),
     ({'ty': np.zeros((3, 2), np.int32)}, 'must name 3 different nodes'),
     ({'ally': np.full((4, 2), 7)}, 'ally must have rows of zeros and a one'),

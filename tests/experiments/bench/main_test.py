@@ -133,15 +133,15 @@ def test_cores_hold_for_all_threads(tmp_path):
 
 
 @pytest.mark.parametrize('argument, words', [
-    ('--suite=train,trian', "suite must name train, sample or both, got 'trian' (--suite)"),
-    ('--suite=', 'suite must name'),
+    ('--suite=train,trian', "suite must be train, sample or both, got 'trian' (--suite)"),
+    ('--suite=', 'suite must be'),
     ('--repeats=0', 'repeats must be at least 1, got 0'),
     ('--repeats=many', 'many'),
     ('--cores=4096', 'cores must be 1 to'),
     ('--cores=-1', 'got -1 (--cores)'),
     ('--seed=-1', 'seed must be in'),
     ('--scale=huge', 'reference|tiny'),
-    ('--json=no/such/folder/bench.json', 'json must name a file in an existing folder'),
+    ('--json=no/such/folder/bench.json', 'json must be a file in an existing directory'),
     ('--jsno=bench.json', 'unknown flag --jsno; did you mean --json?'),
     ('extra', "unexpected argument 'extra'"),
 ])

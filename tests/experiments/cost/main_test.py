@@ -114,7 +114,7 @@ def test_sampling_is_a_prefill_and_steps():
 
 
 @pytest.mark.parametrize('name', list(TINY.recipes))
-def test_the_traced_train_step_holds_what_the_formulas_say(name):
+def test_the_traced_train_step_agrees_with_the_formulas(name):
   # Two blocks of queries, of which the second is not full; scans over layers.
   recipe, workload = TINY.recipes[name], TINY.workload
   for layout in TINY.layouts.values():
@@ -124,10 +124,10 @@ def test_the_traced_train_step_holds_what_the_formulas_say(name):
     assert cost_programs.traced_step(recipe, model, OPTIMIZER, workload) == expected
 
 
-def test_a_recipe_that_leaves_something_out_is_noticed():
+def test_an_incomplete_recipe_is_rejected():
   recipe = dataclasses.replace(TINY.recipes['rebel'], old=False)
   study = dataclasses.replace(TINY, recipes={'rebel': recipe})
-  with pytest.raises(ValueError, match='the train step of rebel holds .* by formula'):
+  with pytest.raises(ValueError, match='the train step of rebel has .* by formula'):
     cost_main._count(study, 'rebel', 'tiny', OPTIMIZER)
 
 
@@ -157,7 +157,7 @@ def test_more_work_costs_more():
 
 
 @pytest.mark.parametrize('size', list(published.get_config().models))
-def test_a_token_costs_two_operations_a_weight(size):
+def test_a_token_costs_two_operations_per_weight(size):
   model = dataclasses.replace(published.get_config().models[size], attention_block=1)
   attention = 4 * model.num_layers * model.num_heads * model.head_dim
   blocks = jax.eval_shape(policy.make(model).init, jax.random.key(0))['layers']
@@ -195,7 +195,7 @@ def test_bytes_are_those_of_real_arrays():
   assert 0 <= got['optimizer'] - 2 * (got['policy'] + got['critic']) <= 16
 
 
-def test_without_a_critic_nothing_is_kept_for_one():
+def test_without_a_critic_its_bytes_are_0():
   recipe, model = TINY.recipes['a_star_po'], TINY.models['tiny']
   algorithm = cost_programs.make(recipe, model, OPTIMIZER)
   got = cost_programs.state_bytes(
@@ -282,7 +282,7 @@ def _invented(**temporaries):
   return study, numbers
 
 
-def test_the_published_columns_stand_beside_ours():
+def test_the_published_columns_are_next_to_ours():
   study, numbers = _invented(rebel=6e9)
   text = cost_report.markdown(study, numbers)
   rows = text.partition('## Beside')[2].splitlines()
@@ -297,7 +297,7 @@ def test_the_published_columns_stand_beside_ours():
   assert 'assets/evaluations.png' in text
 
 
-def test_the_group_that_published_times_stand_for_is_solved_for():
+def test_the_group_size_implied_by_published_times():
   study, numbers = _invented()
   costs = cost_report.Costs(study, numbers)
   sentence = cost_report._group_sentence(study, costs, ['qwen2.5_7b'])
@@ -330,11 +330,11 @@ def test_committed_numbers_are_those_of_the_formulas_and_their_table():
     (['--sizes=qwen2.5_1b'], r"sizes must be of .*, got 'qwen2.5_1b' \(--sizes\); did you mean"),
     (['--algorithms=a_star_po,sarsa'], "algorithms must be of .*, got 'sarsa'"),
     (['--config=nowhere.py'], "config file 'nowhere.py' does not exist"),
-    (['--config=experiments/configs/cost.py:huge'], "setting must be tiny or none, got 'huge'"),
-    (['--config=experiments/configs/sft_arithmetic.py'], 'must give a cost_model.Study, got'),
-    (['--out=setup.py'], 'out must be a folder, got the file'),
+    (['--config=experiments/configs/cost.py:huge'], "variant must be tiny or none, got 'huge'"),
+    (['--config=experiments/configs/sft_arithmetic.py'], 'config must be a cost_model.Study, got'),
+    (['--out=setup.py'], "out: not a directory: 'setup.py'"),
 ])
-def test_bad_input_is_refused(arguments, message, monkeypatch):
+def test_invalid_flags_are_rejected(arguments, message, monkeypatch):
   monkeypatch.chdir(tiny.REPOSITORY)
   with pytest.raises(ValueError, match=message):
     cost_main.main(_values(*arguments))
@@ -342,22 +342,22 @@ def test_bad_input_is_refused(arguments, message, monkeypatch):
 
 @pytest.mark.parametrize('changes, message', [
     (dict(prompts=0), 'prompts must be at least 1, got 0'),
-    (dict(minibatch_prompts=3), r'minibatch_prompts must divide prompts \(8\), got 3'),
-    (dict(devices=3), r'devices must divide minibatch_prompts \(4\), got 3'),
+    (dict(minibatch_prompts=3), r'prompts must be divisible by minibatch_prompts \(3\), got 8'),
+    (dict(devices=3), r'minibatch_prompts must be divisible by devices \(3\), got 4'),
     (dict(response_tokens=40), r'prompt_tokens \+ response_tokens must be at most 32'),
 ])
-def test_a_workload_that_does_not_fit_is_refused(changes, message):
+def test_a_workload_that_does_not_fit_is_rejected(changes, message):
   workload = dataclasses.replace(TINY.workload, **changes)
   with pytest.raises(ValueError, match=message):
     dataclasses.replace(TINY, workload=workload).validate()
 
 
-def test_what_cannot_be_counted_is_refused():
+def test_models_that_cannot_be_counted_are_rejected():
   layouts = {'odd': cost_model.Layout('', 'full', sequences=3)}
-  with pytest.raises(ValueError, match='of 3 sequences a device does not hold whole prompts'):
+  with pytest.raises(ValueError, match='must be whole prompts .* got 3 sequences per device'):
     dataclasses.replace(TINY, layouts=layouts).validate()
   model = dataclasses.replace(TINY.models['tiny'], parallel_residual=True)
-  with pytest.raises(ValueError, match='parallel_residual must be one of .* got True'):
+  with pytest.raises(ValueError, match='parallel_residual must be False to be counted, got True'):
     dataclasses.replace(TINY, models={'tiny': model}).validate()
 
 
