@@ -332,6 +332,7 @@ def _plain(messages: Sequence[Message], index: int) -> dict[str, Any]:
   for position, message in enumerate(messages):
     if not isinstance(message, Mapping) or not isinstance(message.get('role'), str):
       raise ValueError(f"conversation {index}: a message must have a 'role', got {message!r:.200}")
+
     message = {key: value for key, value in message.items() if value is not None}
     if message.pop('train', True) is False:
       context.append(position)

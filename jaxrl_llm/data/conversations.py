@@ -346,6 +346,7 @@ def _repeats(key: str, value: Any, messages: list[Message]) -> bool:
           value, key, role='user', supported=chat_messages.Supported(reasoning=True, marks=True))
     except ValueError:
       return False
+
     starts = [messages, messages[1:] if messages[0]['role'] == 'system' else messages]
     if key in _REPLIES:
       starts.append(messages[-1:])

@@ -136,6 +136,7 @@ class Dialogues:
     """Returns (tokens, valid, turns, log-probs) of the first `turns` turns, with gaps."""
     lead = self.prompt_lengths.shape
     slots = (self.replies.shape[-1], self.messages.shape[-1])
+
     parts = []
     for turn in range(turns):
       parts.append((self.replies[..., turn, :], self.reply_lengths[..., turn], turn,

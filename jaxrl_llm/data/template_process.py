@@ -69,7 +69,7 @@ def _replies(
 ) -> list[Reply]:
   """Finds the assistant's messages in the conversation's text.
 
-  A reply begins after the prompt that the template renders when it asks for the reply, and
+  A reply begins after the prompt that the template renders for the reply, and
   ends where the rendered conversation up to the reply ends. If the beginning of a reply is
   rendered differently when the conversation continues, the reply is omitted. If its end
   differs, the reply is not complete, and `end` is where the difference begins. Messages with an
@@ -144,6 +144,7 @@ def _serve() -> None:
   def render(messages: list[dict[str, Any]], add_generation_prompt: bool) -> str:
     pieces, size = [], 0
     signal.setitimer(signal.ITIMER_REAL, request['seconds'])
+
     for piece in template.generate(**{
         'tools': None, 'documents': None, **request['variables'], 'messages': messages,
         'add_generation_prompt': add_generation_prompt,

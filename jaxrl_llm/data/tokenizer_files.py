@@ -99,6 +99,7 @@ def stop_and_pad(
           f'{files.directory / files.stop_file}: eos_token_id must be in [0, {size}), the ids of '
           f'the tokenizer, got {outside[0]}'
       )
+
     if not stops:
       raise ValueError(
           f'{files.directory} defines no token that ends a response: tokenizer_config.json must '

@@ -170,6 +170,7 @@ def _init(config: EncoderConfig, key: jax.Array) -> dict:
   init_block = lambda block_key: _Block(layer_config).init(
       block_key, x, valid=jnp.ones((1, 1), bool))['params']
   *embed_keys, layer_key, norm_key = (jax.random.fold_in(key, i) for i in range(5))
+
   rows = {
       'embedding': config.vocab_size, 'position_embedding': config.max_length,
       'type_embedding': config.type_vocab_size,

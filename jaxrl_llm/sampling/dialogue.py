@@ -19,7 +19,7 @@ is not drawn go through the sampler like the others, and their replies are disca
 The released code of REFUEL's second setting overwrites the last token of a reply that did not
 stop with a stop token, and drops that position from the mask. Here such a reply stays as sampled,
 all of it in the mask, and is marked as truncated; the ids that a chat template needs to end the
-turn (`close_ids`) are put in front of the user's message, which is not in the mask.
+turn (`close_ids`) are prepended to the user's message, which is not in the mask.
 
 References:
   Gao et al., 2024, REFUEL, arXiv 2410.04612; code: ZhaolinGao/REFUEL.

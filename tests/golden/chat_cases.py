@@ -30,7 +30,7 @@ def decoder(first: int, *tokens: str | dict[str, Any]) -> dict[str, Any]:
 
 
 def starting(*tokens: tuple[str, int]) -> dict[str, Any]:
-  """A post-processor that puts tokens in front of a text."""
+  """A post-processor that adds tokens before a text."""
   return {
       'type': 'TemplateProcessing',
       'single': [{'SpecialToken': {'id': token, 'type_id': 0}} for token, _ in tokens]
@@ -244,7 +244,7 @@ CONVERSATIONS = {
     ],
 }
 
-# Texts that are encoded as they are.
+# Texts that are encoded without a template.
 TEXTS = ('The answer is 42.', ' two  spaces ', '', 'x\n\n\ty', "I'll won't 3.14 1,000",
          'Grüße 東京 😀\u200d', '<s>a</s> <unk>', '<think>t</think> <tool>  z <wide>',
          'a<one> b <plain>c<end>', 'e\u0301 é')

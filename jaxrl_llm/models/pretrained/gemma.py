@@ -119,7 +119,9 @@ def _read_newer(given, sizes, *, window, caps, slides) -> dict[str, Any]:
   if not 0 < scalar < math.inf:
     raise ValueError(f'{given.name}: query_pre_attn_scalar must be positive, got {scalar}')
 
-  cap = lambda name, default: given.take(name, default if name not in given else 0.0, kind=float)
+  def cap(name: str, default: float) -> float:
+    return given.take(name, default if name not in given else 0.0, kind=float)
+
   return {
       'post_norms': True,
       'query_scale': 0.0 if scalar == sizes['head_dim'] else scalar**-0.5,

@@ -339,6 +339,7 @@ def save(
   entries = mapping.with_prefix(entries, '' if role == 'trunk' else family.PREFIX)
   tensors = list(mapping.tensors(entries, params, dtype))
   copies = [] if tokenizer_from is None else _tokenizer_files(tokenizer_from)
+
   with weights.new_directory(directory) as folder:
     (folder / 'config.json').write_text(json.dumps(document, indent=2, sort_keys=True) + '\n')
     for path in copies:

@@ -390,6 +390,10 @@ def _read_tensors(path: pathlib.Path) -> dict[str, np.ndarray]:
   for name, tensor in tensors.items():
     if not jnp.issubdtype(tensor.dtype, jnp.floating):
       raise ValueError(f'tensor {name} in {path} must contain floats, got {tensor.dtype}')
+
   old, new = (f'{_PREFIX}{head}.' for head in (_OLD_HEAD, _HEAD))
-  renamed = lambda name: new + name.removeprefix(old) if name.startswith(old) else name
+
+  def renamed(name: str) -> str:
+    return new + name.removeprefix(old) if name.startswith(old) else name
+
   return {renamed(name): np.asarray(tensor, np.float32) for name, tensor in tensors.items()}
