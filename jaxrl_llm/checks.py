@@ -105,6 +105,14 @@ def one_of(holder: Any, prefix: str, /, **allowed: Sequence[str]) -> None:
           f'{_field(prefix, name)} must be one of {", ".join(values)}, got {value!r}')
 
 
+def required(holder: Any, prefix: str, *names: str) -> None:
+  """Raises ValueError for the first named field that is empty."""
+  for name in names:
+    value = getattr(holder, name)
+    if not value:
+      raise ValueError(f'{_field(prefix, name)} must be set, got {value!r}')
+
+
 def divisible(holder: Any, prefix: str, name: str, parts: int, of: str) -> None:
   """Raises ValueError unless the named field is divisible by `parts`, which `of` describes."""
   value = getattr(holder, name)

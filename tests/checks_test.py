@@ -72,3 +72,9 @@ def test_ranges(check, passing, failing, rule):
   for value in failing:
     with pytest.raises(ValueError, match=f'^config.x {rule}, got {value}$'):
       check(_config(x=value))
+
+
+def test_required():
+  checks.required(_config(path='a'), 'config', 'path')
+  with pytest.raises(ValueError, match="^config.path must be set, got ''$"):
+    checks.required(_config(path=''), 'config', 'path')
