@@ -2,12 +2,12 @@
 
 The paper (arXiv 2506.07298) evaluates pre-trained language models; here a small network is trained
 on fresh HMMs instead, and evaluated by the same quantities. Variants: the default, and `full` (8
-states, 8 symbols, sequences of 256). The default's number of steps was chosen on seed 100: 2,400
-steps of 32 HMMs end 0.025 below the filter after 64 symbols, 5,000 of 64 end 0.021 below. Nothing
-was tuned for `full`.
+states, 8 symbols, sequences of 256). The default's number of steps was chosen on held-out seed
+100: 2,400 steps of 32 HMMs end 0.025 below the filter after 64 symbols, 5,000 of 64 end 0.021
+below. Nothing was tuned for `full`.
 
-HMMs of the published file of results are predicted too, if it is found in $JAXRL_LLM_DATA/icl_hmm
-(by default ../shared/data/icl_hmm) or named by --config.results_file.
+HMMs of the published file of results are predicted too, if it is in $JAXRL_LLM_DATA/icl_hmm (by
+default ../shared/data/icl_hmm) or given by --config.results_file.
 
 Cost: about six minutes of processor time for the default, about 47 for `full`.
 Command: python -m experiments.icl_hmm [--config=experiments/configs/icl_hmm.py:full]
@@ -21,14 +21,14 @@ from jaxrl_llm.algorithms import icl_hmm
 from jaxrl_llm.models import configs
 from jaxrl_llm.training import optim
 
-SETTINGS = ('full',)
+VARIANTS = ('full',)
 
 
-def get_config(setting: str = '') -> icl_hmm_config.IclHmm:
-  if setting not in ('', *SETTINGS):
-    raise ValueError(f'setting must be {" or ".join(SETTINGS)} or none, got {setting!r}')
+def get_config(variant: str = '') -> icl_hmm_config.IclHmm:
+  if variant not in ('', *VARIANTS):
+    raise ValueError(f'variant must be {" or ".join(VARIANTS)} or none, got {variant!r}')
 
-  full = setting == 'full'
+  full = variant == 'full'
   size = 8 if full else 4
   length = 256 if full else 64
   data = pathlib.Path(os.environ.get('JAXRL_LLM_DATA', '../shared/data'))

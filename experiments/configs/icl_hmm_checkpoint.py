@@ -6,8 +6,8 @@ the second eigenvalue and the entropies. The report includes what the file of re
 the paper's seven language models.
 
 Variants: the default, the paper's comparison of three tokenisations on models of four states and
-four symbols; and `grid`, all models of the file in letters, as in the paper's figures. The file is
-looked for in $JAXRL_LLM_DATA/icl_hmm, by default ../shared/data/icl_hmm; any file of the schema
+four symbols; and `grid`, all models of the file in letters, as in the paper's figures. The default
+file is in $JAXRL_LLM_DATA/icl_hmm (by default ../shared/data/icl_hmm); any file of the schema
 works.
 
 Cost: the language model reads models x tokenisations x 64 x 2048 tokens: 1.6 million (4 models),
@@ -21,15 +21,20 @@ import os
 
 from experiments.icl_hmm import checkpoint_config
 
-SETTINGS = ('grid',)
+VARIANTS = ('grid',)
 
 
-def get_config(setting: str = '') -> checkpoint_config.IclHmmCheckpoint:
-  if setting not in ('', *SETTINGS):
-    raise ValueError(f'setting must be {" or ".join(SETTINGS)} or none, got {setting!r}')
+def get_config(variant: str = '') -> checkpoint_config.IclHmmCheckpoint:
+  if variant not in ('', *VARIANTS):
+    raise ValueError(f'variant must be {" or ".join(VARIANTS)} or none, got {variant!r}')
+
   data = os.environ.get('JAXRL_LLM_DATA', '../shared/data')
-  chosen = dict(tokenisations='abc') if setting == 'grid' else dict(num_states=4, num_symbols=4)
-  return checkpoint_config.IclHmmCheckpoint(
+  config = checkpoint_config.IclHmmCheckpoint(
       results_file=os.path.join(data, 'icl_hmm', 'entropy_results.csv'),
       note='Expectations over the label are exact given the true state before it; recorded numbers '
-           'count 4,096 labels and carry their noise.', **chosen)
+           'count 4,096 labels and have their noise.')
+  if variant == 'grid':
+    config.tokenisations = 'abc'
+  else:
+    config.num_states, config.num_symbols = 4, 4
+  return config

@@ -1,11 +1,11 @@
 """Choices of mice in context: five animals of the International Brain Laboratory, four layouts.
 
 This is not a table of the paper (arXiv 2506.07298), whose predictors are language models and whose
-animals are shown in a figure. It asks the same question of a predictor trained only on simulated
+animals are shown in a figure. It tests the same claim for a predictor trained only on simulated
 mice. See `experiments.icl_hmm.mice` for the methods compared.
 
-The animals are looked for in $JAXRL_LLM_DATA/ibl_mice, by default ../shared/data/ibl_mice; any
-directory of such files works. Without one, only simulated animals are studied.
+The animals are read from $JAXRL_LLM_DATA/ibl_mice (by default ../shared/data/ibl_mice); any
+directory of such files works. Without one, all animals are simulated.
 
 Cost: about ten minutes on two CPU cores, eight of them for meta-training.
 Command: python -m experiments.icl_hmm --config=experiments/configs/icl_hmm_mice.py \\
@@ -19,9 +19,9 @@ from experiments.icl_hmm import mice_config
 
 
 def get_config() -> mice_config.IclHmmMice:
-  folder = pathlib.Path(os.environ.get('JAXRL_LLM_DATA', '../shared/data')) / 'ibl_mice'
+  directory = pathlib.Path(os.environ.get('JAXRL_LLM_DATA', '../shared/data')) / 'ibl_mice'
   return mice_config.IclHmmMice(
-      data_dir=str(folder) if folder.is_dir() else '',
-      note='In context, at most the last 191 trials are read; fitted models have seen all training '
+      data_dir=str(directory) if directory.is_dir() else '',
+      note='In context, at most the last 191 trials are read; fitted models use all training '
            'sessions. No predictor in context was trained on an animal.',
   )

@@ -7,8 +7,8 @@ the best path, the true state and the n-grams, and, after 2048 symbols, the base
 the paper. Baum-Welch, on few sequences, is only reported: from one start as published, and the
 best of five.
 
-The file is looked for in $JAXRL_LLM_DATA/icl_hmm, by default ../shared/data/icl_hmm; any file of
-the schema works.
+The default file is in $JAXRL_LLM_DATA/icl_hmm (by default ../shared/data/icl_hmm); any file of the
+schema works.
 
 Cost: 18 minutes of processor time; models are simulated in parallel on all cores (14 minutes on two
 cores that were doing other work too).
@@ -26,5 +26,5 @@ def get_config() -> icl_hmm_config.IclHmmPublished:
   return icl_hmm_config.IclHmmPublished(
       results_file=os.path.join(data, 'icl_hmm', 'entropy_results.csv'),
       note='Expectations over the label are exact given the true state before it; the recorded '
-           'numbers count 4,096 labels and carry their noise.',
+           'numbers count 4,096 labels and have their noise.',
   )

@@ -29,8 +29,8 @@ def main(run: launch.Run) -> None:
   study = STUDIES.get(type(run.config))
   if study is None:
     allowed = ', '.join(kind.__name__ for kind in STUDIES)
-    raise ValueError(f'{run.config_file} must return settings of {allowed}, got '
-                     f'{type(run.config).__name__} (--config)')
+    raise ValueError(f'--config: {run.config_file} must return one of {allowed}, got '
+                     f'{type(run.config).__name__}')
   study(run)
 
 

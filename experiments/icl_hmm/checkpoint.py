@@ -1,10 +1,10 @@
 """A language model as a predictor of hidden Markov models in context, without training.
 
-Every model of a CSV file of the published schema (arXiv 2506.07298; `hmm.published_results`) is
-sampled. A trajectory is the whole prompt, one token per symbol, in one of several tokenisations. It
-is read once: the predictions are the next-token distributions after 4, 8, ..., 2048 symbols,
-restricted to the tokens of the symbols. Baselines on the same trajectories are Viterbi and the
-filter, which know the model, bigrams of the context, and chance.
+Trajectories are drawn from every model of a CSV file of the published schema (arXiv 2506.07298;
+`hmm.published_results`). A trajectory is the whole prompt, one token per symbol, in one of several
+tokenisations. It takes one forward pass: the predictions are the next-token distributions after 4,
+8, ..., 2048 symbols, restricted to the tokens of the symbols. Baselines on the same trajectories
+are Viterbi and the filter, which know the model, bigrams of the context, and chance.
 
 As in `experiments.icl_hmm.published`, scores average exactly over the label given the true state
 before it, and position T comes after T symbols. Distances are to the emissions of the true state at
@@ -21,7 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 import scipy.special
 
-from experiments.icl_hmm import checkpoint_report as closing
+from experiments.icl_hmm import checkpoint_report as report
 from experiments.icl_hmm import published as icl_hmm_published
 from experiments.icl_hmm.checkpoint_config import IclHmmCheckpoint
 from jaxrl_llm import checks
@@ -32,7 +32,7 @@ from jaxrl_llm.runs import arms, checkpoint_sources, launch
 from jaxrl_llm.training import loop, rng
 from jaxrl_llm.types import ModelFns, Params
 
-MOST_ROWS = 256  # Trajectories at a time: bounds memory.
+MAX_ROWS = 256  # Trajectories at a time: bounds memory.
 
 
 class Drawn(NamedTuple):
@@ -40,22 +40,23 @@ class Drawn(NamedTuple):
 
   Attributes:
     symbols: int32 [N, T].
-    laws: float32 [N, K, M]; distribution of the state at each position given the one before it.
-    predictions: float32 [N, K, L] by `closing.BASELINES`; distribution of the symbol at each
+    state_distributions: float32 [N, K, M]; distribution of the state at each position given the
+      one before it.
+    predictions: float32 [N, K, L] by `report.BASELINES`; distribution of the symbol at each
       position.
   """
 
   symbols: jax.Array
-  laws: jax.Array
+  state_distributions: jax.Array
   predictions: dict[str, jax.Array]
 
 
-class Reader(NamedTuple):
-  """A language model and its tokens.
+class InContextPredictor(NamedTuple):
+  """A language model with its tokenisations.
 
   Attributes:
-    params: its parameters.
-    predictors: by tokenisation; for as many symbols as the largest model has.
+    params: parameters of the language model.
+    predictors: by tokenisation; for as many symbols as the largest HMM has.
   """
 
   params: Params
@@ -79,40 +80,43 @@ def draw(
   Returns:
     `Drawn`.
   """
-  model, places = (initial, transition, emission), jnp.asarray(lengths)
+  model, positions = (initial, transition, emission), jnp.asarray(lengths)
   num_symbols = emission.shape[1]
 
   def one(key):
     states, symbols = filtering.sample(key, *model, lengths[-1])
     predictions = {
-        'viterbi': oracles.predict_next_by_path(*model, symbols, places),
-        'filter': oracles.predict_next(*model, symbols, places),
+        'viterbi': oracles.predict_next_by_path(*model, symbols, positions),
+        'filter': oracles.predict_next(*model, symbols, positions),
         'ngram2': learners.predict_ngrams(
-            symbols, places, max_order=2, num_symbols=num_symbols)[:, 1],
+            symbols, positions, max_order=2, num_symbols=num_symbols)[:, 1],
         'chance': jnp.full((len(lengths), num_symbols), 1 / num_symbols),
     }
-    return Drawn(symbols, transition[states[places - 1]], predictions)
+    return Drawn(symbols, transition[states[positions - 1]], predictions)
 
   return jax.vmap(one)(keys)
 
 
 @jax.jit
 def score(
-    predictions: jax.Array, laws: jax.Array, best: jax.Array, emission: jax.Array
+    predictions: jax.Array,
+    state_distributions: jax.Array,
+    best: jax.Array,
+    emission: jax.Array,
 ) -> jax.Array:
-  """The first four of `closing.SCORES`, expected given the true state before the position.
+  """The first four of `report.SCORES`, expected given the true state before the position.
 
   Args:
     predictions: float32 [N, K, L].
-    laws: float32 [N, K, M]; A[x_{t−1}, :].
+    state_distributions: float32 [N, K, M]; A[x_{t−1}, :].
     best: float32 [N, K, L]; the filter's predictions.
     emission: float32 [M, L]; B.
 
   Returns:
     float32 [4, N, K].
   """
-  accuracy, distance = icl_hmm_published.score(predictions, laws, emission)
-  probability = jnp.sum(predictions * (laws @ emission), axis=-1)
+  accuracy, distance = icl_hmm_published.score(predictions, state_distributions, emission)
+  probability = jnp.sum(predictions * (state_distributions @ emission), axis=-1)
   return jnp.stack([accuracy, probability, distance, filtering.hellinger(predictions, best)])
 
 
@@ -133,13 +137,16 @@ def predict(
     float32 [N, K, L]; sums to 1 over L.
   """
   # The predictor predicts each symbol that it is given, and the last position is after them.
-  asked = np.pad(symbols, ((0, 0), (0, 1)))
-  found = predictor(params, asked)[:, list(lengths), :num_symbols]
-  return scipy.special.softmax(found.astype(np.float64), axis=-1).astype(np.float32)
+  padded = np.pad(symbols, ((0, 0), (0, 1)))
+  log_probs = predictor(params, padded)[:, list(lengths), :num_symbols]
+  return scipy.special.softmax(log_probs.astype(np.float64), axis=-1).astype(np.float32)
 
 
 def measure_model(
-    config: IclHmmCheckpoint, index: int, recorded: published_results.RecordedHmm, reader: Reader
+    config: IclHmmCheckpoint,
+    index: int,
+    recorded: published_results.RecordedHmm,
+    language_model: InContextPredictor,
 ) -> dict[str, np.ndarray]:
   """Runs every method on one model.
 
@@ -147,34 +154,35 @@ def measure_model(
     config: the config of the study.
     index: index of the model in its file.
     recorded: the model.
-    reader: the language model.
+    language_model: the predictor in context.
 
   Returns:
-    By method, baselines and tokenisations: float64 [2, scores, K], the mean of `closing.SCORES`
+    By method, baselines and tokenisations: float64 [2, scores, K], the mean of `report.SCORES`
     over the trajectories and its standard error.
   """
   model = [np.asarray(table, np.float32)
            for table in (recorded.initial, recorded.transition, recorded.emission)]
   key, parts = rng.stream_key(rng.base_key(config.seed), rng.DATA, index), []
 
-  for begin in range(0, config.num_sequences, MOST_ROWS):
-    rows = jnp.arange(begin, min(begin + MOST_ROWS, config.num_sequences))
+  for begin in range(0, config.num_sequences, MAX_ROWS):
+    rows = jnp.arange(begin, min(begin + MAX_ROWS, config.num_sequences))
     with jax.default_matmul_precision('highest'):
       drawn = draw(jax.vmap(jax.random.fold_in, (None, 0))(key, rows), *model,
                    lengths=config.lengths)
     symbols = np.asarray(drawn.symbols)
     predictions = drawn.predictions | {
-        kind: predict(predictor, reader.params, symbols, config.lengths, model[2].shape[1])
-        for kind, predictor in reader.predictors.items()}
+        kind: predict(predictor, language_model.params, symbols, config.lengths, model[2].shape[1])
+        for kind, predictor in language_model.predictors.items()}
     with jax.default_matmul_precision('highest'):
       parts.append({
-          method: np.asarray(score(values, drawn.laws, drawn.predictions['filter'], model[2]))
+          method: np.asarray(score(
+              values, drawn.state_distributions, drawn.predictions['filter'], model[2]))
           for method, values in predictions.items()})
 
   scores = {method: np.concatenate([part[method] for part in parts], axis=1).astype(np.float64)
             for method in parts[0]}
   # Ties go to the first symbol, so the measured accuracy of chance would not be 1/L.
-  scores['chance'][closing.SCORES.index('accuracy')] = 1 / model[2].shape[1]
+  scores['chance'][report.SCORES.index('accuracy')] = 1 / model[2].shape[1]
   return {method: _summary(values, scores) for method, values in scores.items()}
 
 
@@ -187,7 +195,7 @@ def _summary(values: np.ndarray, scores: Mapping[str, np.ndarray]) -> np.ndarray
 
 def read_checkpoint(
     config: IclHmmCheckpoint, num_symbols: int, *, overrides: Sequence[str] = ()
-) -> Reader:
+) -> InContextPredictor:
   """Loads the language model of a directory on the first device.
 
   Args:
@@ -196,38 +204,40 @@ def read_checkpoint(
     overrides: config fields given on the command line.
 
   Returns:
-    `Reader`.
+    `InContextPredictor`.
 
   Raises:
-    ValueError: one line: the directory has no such model, the model's context is too short, or
+    ValueError: one line; if the directory has no such model, the model's context is too short, or
       its tokenizer lacks tokens.
   """
   source = checkpoint_sources.read(config.checkpoint_dir, field='config.checkpoint_dir')
   tokenizer = source.load_tokenizer()
   shape = checkpoint_sources.resolve_model(config.model, source, overrides=overrides)
-  with checks.within('config.tokenisations; config.num_symbols leaves out larger alphabets'):
+  with checks.within('config.tokenisations; config.num_symbols excludes larger alphabets'):
     tokenisations = {kind: in_context.tokenise(tokenizer, kind, num_symbols, seed=config.seed)
                      for kind in config.kinds}
 
   needed = config.max_length + max(len(tokens.prefix_ids) for tokens in tokenisations.values())
   if shape.max_length < needed:
-    raise ValueError(f'{config.checkpoint_dir} reads {shape.max_length} tokens, and {needed} are '
-                     f'needed for config.max_length of {config.max_length}')
+    raise ValueError(f'config.max_length of {config.max_length} needs {needed} tokens, and the '
+                     f'context of {config.checkpoint_dir} has {shape.max_length}')
   largest = max(max(tokens.symbol_ids) for tokens in tokenisations.values())
   if largest >= shape.vocab_size:
-    raise ValueError(f'the tokenizer of {config.checkpoint_dir} has the token {largest}, the model '
-                     f'{shape.vocab_size} of them (config.checkpoint_dir)')
+    raise ValueError(f'config.checkpoint_dir: the vocabulary of the model must contain token '
+                     f'{largest} of its tokenizer, got {shape.vocab_size} tokens')
 
   model = policy_lib.make(shape)
-  return Reader(source.load_on_one_device(model), make_predictors(config, model, tokenisations))
+  return InContextPredictor(
+      source.load_on_one_device(model), make_predictors(config, model, tokenisations))
 
 
 def make_predictors(
     config: IclHmmCheckpoint, model: ModelFns, tokenisations: Mapping[str, in_context.Tokenisation]
 ) -> dict[str, in_context.Predictor]:
-  """Predictors by tokenisation; each is compiled once for all alphabet sizes."""
+  """Predictors by tokenisation, which share one compiled function for all alphabet sizes."""
   size = min(config.batch_size, config.num_sequences)
-  return {kind: in_context.Predictor(model, tokens, batch_size=size)
+  log_probs_fn = jax.jit(functools.partial(in_context.symbol_log_probs, model))
+  return {kind: in_context.Predictor(log_probs_fn, tokens, batch_size=size)
           for kind, tokens in tokenisations.items()}
 
 
@@ -237,50 +247,55 @@ def select(config: IclHmmCheckpoint, models: Sequence[published_results.Recorded
   Raises:
     ValueError: if none matches.
   """
-  fits = [
+  rows = [
       index for index, model in enumerate(models)
       if config.num_states in (0, model.emission.shape[0])
       and config.num_symbols in (0, model.emission.shape[1])]
-  if not fits:
+  if not rows:
     sizes = ', '.join(f'{states} and {symbols}' for states, symbols in sorted(
         {model.emission.shape for model in models}))
     raise ValueError(
-        f'no model of {config.results_file} has config.num_states={config.num_states} and '
-        f'config.num_symbols={config.num_symbols} (0 is any): it has {sizes}')
-  if 0 < config.max_rows < len(fits):
-    fits = [fits[k] for k in np.linspace(0, len(fits) - 1, config.max_rows).round().astype(int)]
-  return fits
+        f'config.num_states and config.num_symbols (0 is any) must be sizes in '
+        f'{config.results_file} ({sizes}), got {config.num_states} and {config.num_symbols}')
+  if 0 < config.max_rows < len(rows):
+    rows = [rows[k] for k in np.linspace(0, len(rows) - 1, config.max_rows).round().astype(int)]
+  return rows
 
 
 def measure_all(
     run: launch.Run, stopper: loop.Stopper, models: Mapping[int, published_results.RecordedHmm],
-    reader: Reader,
-) -> closing.Study:
+    language_model: InContextPredictor,
+) -> report.Study:
   """Runs `measure_model` on every model; finished ones are read from disk."""
   config, rows = run.config, []
+
   with loop.progress(len(models), 'models') as bar:
     for index, model in models.items():
-      name = f'{index:04d}_{published_results.fingerprint(model)}.npz'
-      rows.append(arms.kept(run.workdir / 'models' / name, functools.partial(
-          measure_model, config, index, model, reader)))
+      fingerprint = published_results.fingerprint(model)
+      rows.append(arms.finished(
+          run.workdir / 'models' / f'{index:04d}_{fingerprint}.npz',
+          arms.identity_of(run.experiment, config, row=index, model=fingerprint),
+          functools.partial(measure_model, config, index, model, language_model),
+          commit=run.commit))
       run.save_clock()
       last = {method: np.mean([row[method][0, 0, -1] for row in rows])
               for method in ('viterbi', *config.kinds)}
       bar.update(1, **last)
       stopper.check(f'stopped after {len(rows)} models, saved')
-  found = {method: np.stack([row[method] for row in rows])
-           for method in (*closing.BASELINES, *config.kinds)}
-  return closing.Study(config.lengths, list(models), list(models.values()), config.kinds, found)
+
+  scores = {method: np.stack([row[method] for row in rows])
+            for method in (*report.BASELINES, *config.kinds)}
+  return report.Study(config.lengths, list(models), list(models.values()), config.kinds, scores)
 
 
 def main(run: launch.Run) -> None:
-  """Reads every model's trajectories and writes tables, figures and results.json."""
+  """Predicts trajectories of every model; writes tables, figures and results.json."""
   config = run.config
-  models = published_results.read(config.results_file, methods={}, optional=closing.RECORDED)
-  chosen = {index: models[index] for index in select(config, models)}
-  width = max(model.emission.shape[1] for model in chosen.values())
+  models = published_results.read(config.results_file, methods={}, optional=report.RECORDED)
+  selected = {index: models[index] for index in select(config, models)}
+  num_symbols = max(model.emission.shape[1] for model in selected.values())
 
-  reader = read_checkpoint(config, width, overrides=run.overrides)
+  language_model = read_checkpoint(config, num_symbols, overrides=run.overrides)
   with loop.Stopper() as stopper:
-    study = measure_all(run, stopper, chosen, reader)
-  closing.write(run, study)
+    study = measure_all(run, stopper, selected, language_model)
+  report.write(run, study)

@@ -23,13 +23,13 @@ class IclHmmCheckpoint:
     tokenisations: comma-separated subset of 'abc', '123' and 'random' (`hmm.in_context`).
     num_sequences: trajectories per model (4,096 in the published file).
     max_length: symbols seen before the last prediction, a power of two; lengths are 4, 8, 16, ...
-    batch_size: trajectories that the language model reads together.
+    batch_size: trajectories per forward pass.
     num_states: M of the models to use; 0 for any.
     num_symbols: L of the models to use; 0 for any.
     max_rows: maximum number of these models, spread evenly over the file; 0 for all.
     model: how the language model is computed (param_dtype, compute_dtype, scan_unroll ...); its
       shape comes from the checkpoint.
-    note: note for the reader, printed with the results.
+    note: comment that is printed with the results.
   """
 
   seed: int = 0
@@ -57,24 +57,22 @@ class IclHmmCheckpoint:
 
   def validate(self) -> None:
     """Raises ValueError with one line for the first field that is out of range."""
-    if not self.checkpoint_dir:
-      raise ValueError('a folder of a language model is needed: --config.checkpoint_dir=DIR')
+    checks.required(self, 'config', 'checkpoint_dir', 'results_file')
     if not pathlib.Path(self.checkpoint_dir).is_dir():
-      raise ValueError(f'config.checkpoint_dir is no folder: {self.checkpoint_dir!r}')
-    if not self.results_file:
-      raise ValueError('a CSV file of models is needed: --config.results_file=FILE.csv')
+      raise ValueError(f'config.checkpoint_dir: not a directory: {self.checkpoint_dir!r}')
 
     # A single trajectory has no standard error.
-    checks.at_least(self, 'config', seed=0, num_sequences=2, max_length=SHORTEST, batch_size=1,
-                      num_states=0, num_symbols=0, max_rows=0)
+    checks.at_least(
+        self, 'config', seed=0, num_sequences=2, max_length=SHORTEST, batch_size=1, num_states=0,
+        num_symbols=0, max_rows=0)
     if self.max_length.bit_count() != 1:
       raise ValueError(f'config.max_length must be a power of two, got {self.max_length}')
 
     unknown = [kind for kind in self.kinds if kind not in in_context.KINDS]
     if unknown or len(set(self.kinds)) < len(self.kinds):
       raise ValueError(
-          f'config.tokenisations must be some of {", ".join(in_context.KINDS)}, each once, with '
-          f'commas between, got {self.tokenisations!r}')
+          f'config.tokenisations must be distinct kinds of {", ".join(in_context.KINDS)}, '
+          f'separated by commas, got {self.tokenisations!r}')
 
     with checks.within('config.model'):
       dataclasses.replace(self.model, vocab_size=self.model.vocab_size or 1).validate()

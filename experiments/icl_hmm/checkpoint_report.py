@@ -36,7 +36,7 @@ class Study(NamedTuple):
     rows: [R]; row numbers of the file, from 0.
     models: the models of these rows.
     kinds: the tokenisations.
-    found: by method, baselines first: float64 [R, 2, scores, K], means over trajectories and
+    scores: by method, baselines first: float64 [R, 2, scores, K], means over trajectories and
       their standard errors.
   """
 
@@ -44,7 +44,7 @@ class Study(NamedTuple):
   rows: Sequence[int]
   models: Sequence[RecordedHmm]
   kinds: Sequence[str]
-  found: Mapping[str, np.ndarray]
+  scores: Mapping[str, np.ndarray]
 
   @property
   def predictors(self) -> tuple[str, ...]:
@@ -67,10 +67,10 @@ def groups_of(study: Study) -> list[Group]:
 
 def recorded_accuracy(study: Study) -> dict[str, np.ndarray]:
   """Accuracies [R, K'] by method that the file records for all models, at the common lengths."""
-  count = min(len(study.lengths), len(published_results.PLACES))
-  found = {name: np.stack([model.accuracy[name][:count] for model in study.models])
-           for name in RECORDED if name in study.models[0].accuracy}
-  return {name: values for name, values in found.items() if np.isfinite(values).all()}
+  count = min(len(study.lengths), len(published_results.LENGTHS))
+  accuracy = {name: np.stack([model.accuracy[name][:count] for model in study.models])
+              for name in RECORDED if name in study.models[0].accuracy}
+  return {name: values for name, values in accuracy.items() if np.isfinite(values).all()}
 
 
 def convergence(
@@ -80,8 +80,8 @@ def convergence(
   score = SCORES.index(f'gap_{oracle}')
   return {
       name: icl_hmm_report.convergence(
-          study.lengths, study.found[name][:, 0, score], groups,
-          errors=study.found[name][:, 1, score, -1])
+          study.lengths, study.scores[name][:, 0, score], groups,
+          errors=study.scores[name][:, 1, score, -1])
       for name in study.predictors}
 
 
@@ -89,13 +89,13 @@ def recorded_convergence(
     study: Study, groups: Sequence[Group]
 ) -> dict[str, dict[str, dict[str, float]]]:
   """The same for the recorded accuracies and the file's own Viterbi; errors are over models."""
-  found = recorded_accuracy(study)
-  if 'viterbi' not in found:
+  accuracy = recorded_accuracy(study)
+  if 'viterbi' not in accuracy:
     return {}
-  lengths = study.lengths[: found['viterbi'].shape[1]]
+  lengths = study.lengths[: accuracy['viterbi'].shape[1]]
   return {
-      name: icl_hmm_report.convergence(lengths, found['viterbi'] - found[name], groups)
-      for name in RECORDED_MODELS if name in found}
+      name: icl_hmm_report.convergence(lengths, accuracy['viterbi'] - accuracy[name], groups)
+      for name in RECORDED_MODELS if name in accuracy}
 
 
 def numbers(study: Study) -> dict[str, float]:
@@ -108,11 +108,11 @@ def numbers(study: Study) -> dict[str, float]:
     study: the measurements.
 
   Returns:
-    Numbers by name; T(ε) is left out where it is not reached.
+    Numbers by name; without T(ε) where it is not reached.
   """
   flat: dict[str, float] = {'num_models': len(study.models)}
   count = len(study.models)
-  for method, values in study.found.items():
+  for method, values in study.scores.items():
     means = values[:, 0].mean(axis=0)
     errors = np.sqrt(np.sum(values[:, 1]**2, axis=0)) / count
     for name, mean, error in list(zip(SCORES, means, errors))[:4]:
@@ -122,29 +122,29 @@ def numbers(study: Study) -> dict[str, float]:
 
   groups = groups_of(study)
   for oracle in ('viterbi', 'filter'):
-    for method, found in convergence(study, groups, oracle).items():
-      place = f'eval/{method}' if oracle == 'viterbi' else f'eval/{method}/to_filter'
-      flat |= icl_hmm_report.flat_convergence(place, found)
+    for method, by_group in convergence(study, groups, oracle).items():
+      prefix = f'eval/{method}' if oracle == 'viterbi' else f'eval/{method}/to_filter'
+      flat |= icl_hmm_report.flat_convergence(prefix, by_group)
 
   for method in study.predictors:
-    last = study.found[method][:, 0, SCORES.index('gap_viterbi'), -1]
+    last = study.scores[method][:, 0, SCORES.index('gap_viterbi'), -1]
     flat |= {f'eval/{method}/models_within_{tolerance:g}': float(np.mean(last <= tolerance))
              for tolerance in TOLERANCES}
 
   for method, values in recorded_accuracy(study).items():
     for length, mean in zip(study.lengths, values.mean(axis=0)):
       flat[f'recorded/{method}/accuracy/T{length}'] = float(mean)
-  for method, found in recorded_convergence(study, groups).items():
-    flat |= icl_hmm_report.flat_convergence(f'recorded/{method}', found)
+  for method, by_group in recorded_convergence(study, groups).items():
+    flat |= icl_hmm_report.flat_convergence(f'recorded/{method}', by_group)
   return flat
 
 
 def tables(study: Study, flat: Mapping[str, float]) -> str:
   """Tables of accuracy by length, the other scores of the language model, ε and T(ε)."""
   recorded = [name for name in recorded_accuracy(study) if name in RECORDED_MODELS]
-  header = ['accuracy (%) at T', *(LABELS[method] for method in study.found),
+  header = ['accuracy (%) at T', *(LABELS[method] for method in study.scores),
             *(f'{name}, recorded' for name in recorded)]
-  rows = [[length, *(_percent(flat, f'eval/{method}', length) for method in study.found),
+  rows = [[length, *(_percent(flat, f'eval/{method}', length) for method in study.scores),
            *(_percent(flat, f'recorded/{name}', length) for name in recorded)]
           for length in study.lengths]
   parts = [figures.markdown_table(header, rows)]
@@ -159,7 +159,7 @@ def tables(study: Study, flat: Mapping[str, float]) -> str:
   groups = groups_of(study)
   to_filter = {LABELS[name]: x for name, x in convergence(study, groups, 'filter').items()}
   for oracle, series in (('Viterbi', _all_convergence(study, groups)), ('the filter', to_filter)):
-    parts += [f'Accuracy missing to {oracle} after {study.lengths[-1]} symbols (ε), and the length '
+    parts += [f'Accuracy gap to {oracle} after {study.lengths[-1]} symbols (ε), and the length '
               'from which on it stays small:', icl_hmm_report.convergence_table(groups, series)]
   return '\n\n'.join(parts)
 
@@ -167,14 +167,15 @@ def tables(study: Study, flat: Mapping[str, float]) -> str:
 def _all_convergence(study: Study, groups: Sequence[Group]):
   """`convergence` to Viterbi and `recorded_convergence` by label."""
   return {
-      **{LABELS[name]: found for name, found in convergence(study, groups, 'viterbi').items()},
-      **{f'{name}, recorded': found
-         for name, found in recorded_convergence(study, groups).items()}}
+      **{LABELS[name]: by_group
+         for name, by_group in convergence(study, groups, 'viterbi').items()},
+      **{f'{name}, recorded': by_group
+         for name, by_group in recorded_convergence(study, groups).items()}}
 
 
-def _percent(flat: Mapping[str, float], place: str, length: int) -> str:
+def _percent(flat: Mapping[str, float], prefix: str, length: int) -> str:
   """Accuracy in percent, with its standard error if known; '-' if not recorded."""
-  value, error = (flat.get(f'{place}/accuracy{end}/T{length}') for end in ('', '_se'))
+  value, error = (flat.get(f'{prefix}/accuracy{end}/T{length}') for end in ('', '_se'))
   if value is None:
     return '-'
   return f'{100 * value:.1f}' + (f' ± {100 * error:.1f}' if error is not None else '')
@@ -198,24 +199,28 @@ def write_rows(run: launch.Run, study: Study) -> None:
       run.workdir / 'scores.csv',
       ['row', 'method', 'T', *SCORES, *(f'{name}_se' for name in SCORES)],
       ((row, method, length, *values[index, 0, :, k], *values[index, 1, :, k])
-       for method, values in study.found.items() for index, row in enumerate(study.rows)
+       for method, values in study.scores.items() for index, row in enumerate(study.rows)
        for k, length in enumerate(study.lengths)))
 
 
 def _of_rows(study: Study, of_model: Sequence[tuple]) -> Iterator[tuple]:
   accuracy, viterbi, best = (SCORES.index(x) for x in ('accuracy', 'gap_viterbi', 'gap_filter'))
-  reach = lambda lengths, gaps: (
-      icl_hmm_report.reached(lengths, gaps, tolerance) for tolerance in TOLERANCES)
+
+  def lengths_reached(gaps):
+    lengths = study.lengths[: len(gaps)]
+    return (icl_hmm_report.reached(lengths, gaps, tolerance) for tolerance in TOLERANCES)
+
   for method in study.predictors:
-    for described, (mean, error) in zip(of_model, study.found[method]):
+    for described, (mean, error) in zip(of_model, study.scores[method]):
       yield (*described, method, mean[accuracy, -1], mean[viterbi, -1], error[viterbi, -1],
-             mean[best, -1], error[best, -1], *reach(study.lengths, mean[viterbi]))
-  found = recorded_accuracy(study)
+             mean[best, -1], error[best, -1], *lengths_reached(mean[viterbi]))
+  recorded = recorded_accuracy(study)
   for name in RECORDED_MODELS:
-    if name in found and 'viterbi' in found:
-      for described, mine, gaps in zip(of_model, found[name], found['viterbi'] - found[name]):
-        yield (*described, f'recorded_{name}', mine[-1], gaps[-1], '', '', '',
-               *reach(study.lengths[: len(gaps)], gaps))
+    if name in recorded and 'viterbi' in recorded:
+      gaps_by_model = recorded['viterbi'] - recorded[name]
+      for described, values, gaps in zip(of_model, recorded[name], gaps_by_model):
+        yield (*described, f'recorded_{name}', values[-1], gaps[-1], '', '', '',
+               *lengths_reached(gaps))
 
 
 def write_metrics(run: launch.Run, study: Study, flat: Mapping[str, float]) -> None:
@@ -233,23 +238,24 @@ def write_metrics(run: launch.Run, study: Study, flat: Mapping[str, float]) -> N
 def write_figures(run: launch.Run, study: Study, flat: Mapping[str, float]) -> None:
   """Plots accuracy by length, ε by each measure of difficulty, and ε and T(ε) by group."""
   name, groups = f'{len(study.models)} published HMMs', groups_of(study)
-  _curves(run, study, flat, f'Next symbol of {name}')
+  _curves(run, study, flat, f'Next-symbol prediction, {name}')
   _scatter(run, study)
   icl_hmm_report.convergence_figure(
       run.workdir / 'figures' / 'convergence.png', groups, _all_convergence(study, groups),
-      lengths=study.lengths, title=f'Accuracy missing to that of Viterbi, {name}')
+      lengths=study.lengths, title=f'Accuracy gap to Viterbi, {name}')
 
 
 def _curves(run: launch.Run, study: Study, flat: Mapping[str, float], title: str) -> None:
   """Plots accuracy and distances by length; the data are in scores.csv."""
-  get = lambda method, score: np.array(
-      [flat[f'eval/{method}/{score}/T{length}'] for length in study.lengths])
+  def values(method, score):
+    return np.array([flat[f'eval/{method}/{score}/T{length}'] for length in study.lengths])
+
   labels = ('accuracy', 'Hellinger distance to B of the true state',
             'Hellinger distance to the filter')
   with figures.figure(run.workdir / 'figures' / 'by_length.png', 3, title=title) as panels:
     for axes, score, label in zip(panels, ('accuracy', 'hellinger', 'hellinger_filter'), labels):
-      for index, method in enumerate(study.found):
-        mean, error = get(method, score), get(method, f'{score}_se')
+      for index, method in enumerate(study.scores):
+        mean, error = values(method, score), values(method, f'{score}_se')
         line, = axes.plot(study.lengths, mean, marker='os^Dv<>'[index], ms=4, lw=1.4,
                           ls='--' if method in BASELINES else '-', label=LABELS[method])
         axes.fill_between(study.lengths, mean - error, mean + error, alpha=0.15, lw=0,
@@ -257,9 +263,9 @@ def _curves(run: launch.Run, study: Study, flat: Mapping[str, float], title: str
       axes.set_xscale('log', base=2)
       axes.set(xlabel='symbols seen', ylabel=label)
 
-    for name, values in recorded_accuracy(study).items():
+    for name, accuracy in recorded_accuracy(study).items():
       if name in RECORDED_MODELS:
-        panels[0].plot(study.lengths[: values.shape[1]], values.mean(axis=0), lw=0.8, ls=':',
+        panels[0].plot(study.lengths[: accuracy.shape[1]], accuracy.mean(axis=0), lw=0.8, ls=':',
                        label=f'{name}, recorded')
     panels[0].legend(frameon=False, fontsize=7, ncols=2)
 
@@ -270,15 +276,15 @@ def _scatter(run: launch.Run, study: Study) -> None:
   lambda2 = np.array([model.lambda2 for model in study.models])
   measures = dict(zip(('H_A / log2 M', 'H_B / log2 L', 'λ2'), (*shares(study.models), lambda2)))
   path = run.workdir / 'figures' / 'gap_by_difficulty.png'
-  title = f'ε after {study.lengths[-1]} symbols, model by model'
+  title = f'Accuracy gap to Viterbi (ε) of each model after {study.lengths[-1]} symbols'
   with figures.figure(path, 3, title=title) as panels:
     for axes, (label, values) in zip(panels, measures.items()):
       for index, method in enumerate(study.predictors):
-        mean, error = study.found[method][:, :, score, -1].T
+        mean, error = study.scores[method][:, :, score, -1].T
         axes.errorbar(values + 0.012 * index, mean, error, fmt='os^Dv'[index], ms=4, lw=0.8,
                       alpha=0.6, label=LABELS[method])
       axes.axhline(0, color='0.5', lw=0.8)
-      axes.set(xlabel=label, ylabel='accuracy of Viterbi minus own', xlim=(-0.05, 1.05))
+      axes.set(xlabel=label, ylabel='accuracy of Viterbi minus the method', xlim=(-0.05, 1.05))
     panels[0].legend(frameon=False, fontsize=8)
 
 
@@ -297,7 +303,7 @@ def write(run: launch.Run, study: Study) -> None:
   caption = (
       f'{len(study.models)} models of {config.results_file}, {config.num_sequences} trajectories '
       f'each, read by {config.checkpoint_dir}; seed {config.seed}. Errors are over trajectories, '
-      'those of recorded ε over models. T(ε) is of the mean gap of a group; rows.csv has each '
+      'those of recorded ε over models. T(ε) is that of the mean gap of a group; rows.csv has each '
       'model. H_A is the entropy rate of the hidden chain, H_B the entropy of an emission, in '
       f'bits. {config.note}').strip()
   text = f'{tables(study, flat)}\n\n{caption}'

@@ -20,7 +20,7 @@ class IclHmmPublished:
       from one random start as in the file.
     baum_welch_best5_sequences: number of these fitted from five starts too; the likeliest fit wins.
     baum_welch_steps: maximum number of EM steps (100 in the file).
-    note: note for the reader, printed with the results.
+    note: comment that is printed with the results.
   """
 
   seed: int = 0
@@ -33,10 +33,11 @@ class IclHmmPublished:
 
   def validate(self) -> None:
     """Raises ValueError with one line for the first field that is out of range."""
-    checks.at_least(self, 'config', seed=0, num_sequences=1, baum_welch_sequences=1,
-                      baum_welch_best5_sequences=1, baum_welch_steps=1)
-    if not self.results_file:
-      raise ValueError('a CSV file of published results is needed: --config.results_file=FILE.csv')
+    checks.at_least(
+        self, 'config', seed=0, num_sequences=1, baum_welch_sequences=1,
+        baum_welch_best5_sequences=1, baum_welch_steps=1)
+    checks.required(self, 'config', 'results_file')
+
     if self.baum_welch_sequences > self.num_sequences:
       raise ValueError(
           f'config.baum_welch_sequences must be at most config.num_sequences '
@@ -73,7 +74,7 @@ class IclHmm:
     save_every: steps between checkpoints.
     seed: seed of the whole run.
     algorithm: the loss.
-    note: note for the reader, printed with the results.
+    note: comment that is printed with the results.
   """
 
   model: configs.TransformerConfig
@@ -111,13 +112,11 @@ class IclHmm:
 
     if not 0 <= self.lambda2_low <= self.lambda2_high < 1:
       raise ValueError(
-          'config.lambda2_low and config.lambda2_high must be a range within [0, 1), got '
+          'config.lambda2_low and config.lambda2_high must be a range in [0, 1), got '
           f'{self.lambda2_low} and {self.lambda2_high}')
 
-    if self.model.vocab_size:
-      raise ValueError(
-          'config.model.vocab_size must be 0: the vocabulary is config.num_symbols, got '
-          f'{self.model.vocab_size}')
+    checks.fixed(
+        self.model, 'config.model', 'because the vocabulary is config.num_symbols', vocab_size=0)
     if self.model.max_length < self.length:
       raise ValueError(f'config.model.max_length must be at least config.length ({self.length}), '
                        f'got {self.model.max_length}')

@@ -1,15 +1,14 @@
-"""Choices of mice, predicted in context by a model that never saw a mouse, and by fitted models.
+"""Choices of mice, predicted in context by a model trained without them, and by fitted models.
 
 For each animal (real ones of the International Brain Laboratory, and simulated ones, whose best
 prediction is known) sessions are split into folds by seed. Held-out choices are predicted by
 chance, the bias, a GLM, GLM-HMMs and counts, all from the training sessions of the fold, and in
-context: by a small transformer that was trained only on simulated mice, in four layouts, and in
-the shifted layout of the released code, in which the answer can be read off (arXiv 2506.07298; see
-`hmm.animals`). `mice_predictors` documents which data each predictor sees. Results of finished
-animals are saved and reused.
+context: by a small transformer trained only on simulated mice, in four layouts, and in the shifted
+layout of the released code, which reveals the answer (arXiv 2506.07298; see `hmm.animals`).
+`mice_predictors` documents which data each predictor sees. Finished animals are saved and reused.
 
-A cohort of simulated mice, one window each, shows how much the model in context loses to a
-predictor that knows the mouse, by the number of trials read.
+A cohort of simulated mice, one window each, shows how far the model in context is from a predictor
+that knows the mouse, by the number of trials read.
 """
 
 import functools
@@ -19,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from experiments.icl_hmm import mice_predictors as predictors
-from experiments.icl_hmm import mice_report as closing
+from experiments.icl_hmm import mice_report as report
 from experiments.icl_hmm import mice_training as training
 from experiments.icl_hmm.mice_config import IclHmmMice
 from jaxrl_llm.hmm import animals, in_context, simulated_mice
@@ -43,36 +42,38 @@ def simulated_animals(config: IclHmmMice) -> dict[str, tuple[animals.Animal, np.
       drawn, generator, num_trials=config.simulated_sessions * SESSION_LENGTH,
       session_length=SESSION_LENGTH)
   best = simulated_mice.predict(drawn, trials)
-  names = [f'{closing.SIMULATED}{i}' for i in range(config.num_simulated)]
+  names = [f'{report.SIMULATED}{i}' for i in range(config.num_simulated)]
   return {
       name: (simulated_mice.as_animal(trials, i, name), best[i]) for i, name in enumerate(names)}
 
 
-def make_readers(run: launch.Run, stopper: loop.Stopper) -> list[predictors.Reader]:
+def make_in_context_predictors(
+    run: launch.Run, stopper: loop.Stopper
+) -> list[predictors.InContextPredictor]:
   """The meta-trained model, and the checkpoint's if the config names one."""
   config: IclHmmMice = run.config
-  # Read the checkpoint first: an error then comes before minutes of training.
+  # The checkpoint first, so that its errors come before minutes of training.
   others = [read_checkpoint(config)] if config.checkpoint else []
   params = training.meta_train(run, stopper)
-  return [predictors.make_reader(
+  return [predictors.make_predictor(
       'icl', training.make_model(config), params, training.TOKENISATION,
       num_trials=config.num_trials, batch_size=32), *others]
 
 
-def read_checkpoint(config: IclHmmMice) -> predictors.Reader:
-  """Reader of a language model on disk, with the tokenisation that the config names."""
+def read_checkpoint(config: IclHmmMice) -> predictors.InContextPredictor:
+  """Predictor from a language model on disk, with the tokenisation in the config."""
   source = checkpoint_sources.read(config.checkpoint, field='config.checkpoint')
   tokenizer = source.load_tokenizer()
   shape = checkpoint_sources.resolve_model(configs.TransformerConfig(), source)
   needed = 1 + 3 * config.checkpoint_trials
   if shape.max_length < needed:
-    raise ValueError(f'config.checkpoint reads {shape.max_length} tokens, and {needed} are needed '
-                     f'for config.checkpoint_trials of {config.checkpoint_trials}')
+    raise ValueError(f'config.checkpoint_trials of {config.checkpoint_trials} needs {needed} '
+                     f'tokens, and the context of config.checkpoint has {shape.max_length}')
 
   tokens = in_context.tokenise(
       tokenizer, config.tokenisation, animals.NUM_SYMBOLS, seed=config.seed)
   model = policy_lib.make(shape)
-  return predictors.make_reader(
+  return predictors.make_predictor(
       'checkpoint', model, dict.fromkeys(training.ARMS, source.load_on_one_device(model)), tokens,
       num_trials=config.checkpoint_trials, batch_size=config.checkpoint_batch_size)
 
@@ -81,7 +82,7 @@ def predict_animal(
     config: IclHmmMice,
     animal: animals.Animal,
     best: np.ndarray | None,
-    readers: Sequence[predictors.Reader],
+    in_context_predictors: Sequence[predictors.InContextPredictor],
     shape: tuple[int, int],
 ) -> dict[str, np.ndarray]:
   """P(choice 1) of every held-out choice, by every predictor.
@@ -90,16 +91,15 @@ def predict_animal(
     config: the config of the study.
     animal: the animal.
     best: the best prediction [N], if known.
-    readers: the models in context.
+    in_context_predictors: the models that predict in context.
     shape: as in `predictors.fitted_predictions`.
 
   Returns:
-    'choices' [N], 'fold' [N], 'fingerprint' of the animal, 'chance/<method>' [N], NaN where
-    nothing is predicted, and 'online/<method>' [R, W], the windows of
-    `predictors.online_windows`, with 'online/choices'.
+    'choices' [N], 'fold' [N], 'chance/<method>' [N], NaN where nothing is predicted, and
+    'online/<method>' [R, W], the windows of `predictors.online_windows`, with 'online/choices'.
   """
   fold = animals.folds(animal.num_sessions, config.num_folds, config.seed)
-  found = {
+  predictions = {
       'chance': np.full(len(animal.choices), .5),
       'bias': predictors.bias_predictions(animal, fold),
       **predictors.fitted_predictions(config, animal, fold, shape),
@@ -108,29 +108,28 @@ def predict_animal(
   windows = predictors.held_out_windows(animal, fold, config.num_trials)
   for prefix, counts in (('ngram', predictors.all_counts(animal, fold)),
                          ('context_ngram', predictors.window_counts(animal, *windows))):
-    found |= {f'{prefix}{order}': counts[order - 1] for order in (2, 3)}
+    predictions |= {f'{prefix}{order}': counts[order - 1] for order in (2, 3)}
 
   online = {}
-  for reader in readers:
-    trials, predicted = predictors.held_out_windows(animal, fold, reader.num_trials)
-    stream = predictors.online_windows(animal, reader.num_trials)
+  for model in in_context_predictors:
+    trials, predicted = predictors.held_out_windows(animal, fold, model.num_trials)
+    stream = predictors.online_windows(animal, model.num_trials)
     for arm in training.ARMS:
       chances = np.full(len(animal.choices), np.nan)
-      chances[trials[predicted]] = reader.predict(arm, animal, trials)[predicted]
-      found[f'{reader.name}_{arm}'] = chances
-      if reader.name == 'icl' and len(stream):
-        online[f'online/icl_{arm}'] = reader.predict(arm, animal, stream)
+      chances[trials[predicted]] = model.predict(arm, animal, trials)[predicted]
+      predictions[f'{model.name}_{arm}'] = chances
+      if model.name == 'icl' and len(stream):
+        online[f'online/icl_{arm}'] = model.predict(arm, animal, stream)
         online['online/choices'] = animal.choices[stream]
 
   if best is not None:
-    found['bayes'] = best
-  return {'choices': animal.choices, 'fold': fold[animal.sessions],
-          'fingerprint': np.array(animals.fingerprint(animal)), **online,
-          **{f'chance/{name}': values for name, values in found.items()}}
+    predictions['bayes'] = best
+  return {'choices': animal.choices, 'fold': fold[animal.sessions], **online,
+          **{f'chance/{name}': values for name, values in predictions.items()}}
 
 
 def predict_cohort(
-    config: IclHmmMice, reader: predictors.Reader
+    config: IclHmmMice, model: predictors.InContextPredictor
 ) -> dict[str, np.ndarray]:
   """Predicts simulated mice, one window each, in all layouts.
 
@@ -148,37 +147,40 @@ def predict_cohort(
   rows = np.arange(count * width).reshape(count, width)
   counts = predictors.window_counts(flat, rows, np.ones(rows.shape, bool))
 
-  found = {
+  predictions = {
       'bayes': simulated_mice.predict(drawn, trials),
       **{f'context_ngram{order}': counts[order - 1].reshape(rows.shape) for order in (2, 3)},
-      **{f'icl_{arm}': reader.predict(arm, flat, rows) for arm in training.ARMS},
+      **{f'icl_{arm}': model.predict(arm, flat, rows) for arm in training.ARMS},
   }
-  return {'choices': trials.choices, **{f'chance/{name}': x for name, x in found.items()}}
+  return {'choices': trials.choices, **{f'chance/{name}': x for name, x in predictions.items()}}
 
 
-def _everyone(config: IclHmmMice) -> dict[str, tuple[animals.Animal, np.ndarray | None]]:
-  """All animals by name, each with the best prediction if known; rejects those that cannot be
-  scored."""
+def _load_animals(config: IclHmmMice) -> dict[str, tuple[animals.Animal, np.ndarray | None]]:
+  """Loads real and simulated animals by name, each with the best prediction if it is known.
+
+  Raises:
+    ValueError: one line; if an animal cannot be read or scored.
+  """
   real = animals.load_folder(config.data_dir) if config.data_dir else []
   for animal in real:
-    if animal.name.startswith(closing.SIMULATED):
-      raise ValueError(f'names in config.data_dir must not start with {closing.SIMULATED!r}, as '
-                       f'those of simulated mice do, got {animal.name}')
+    if animal.name.startswith(report.SIMULATED):
+      raise ValueError(f'names in config.data_dir must not start with {report.SIMULATED!r}, the '
+                       f'prefix of simulated mice, got {animal.name}')
 
-  everyone = {animal.name: (animal, None) for animal in real} | simulated_animals(config)
-  for name, (animal, _) in everyone.items():
+  by_name = {animal.name: (animal, None) for animal in real} | simulated_animals(config)
+  for name, (animal, _) in by_name.items():
     if animal.num_sessions < config.num_folds:
-      raise ValueError(f'config.num_folds must be at most the sessions of {name} '
+      raise ValueError(f'config.num_folds must be at most the number of sessions of {name} '
                        f'({animal.num_sessions}), got {config.num_folds}')
 
-    # Two choices leave every method one to predict: shifted, a window's last trial has no label.
+    # With two choices every method predicts one: the last trial of a shifted window has no label.
     choices = np.bincount(animal.sessions, weights=animal.choices >= 0)
     fold = animals.folds(animal.num_sessions, config.num_folds, config.seed)
     empty = set(range(config.num_folds)) - set(fold[choices >= 2].tolist())
     if empty:
-      raise ValueError(f'each fold of {name} must have a session with two choices to be scored, '
-                       f'got {len(empty)} of {config.num_folds} (config.num_folds) without')
-  return everyone
+      raise ValueError(f'config.num_folds must leave each fold of {name} a session with two '
+                       f'choices, got {len(empty)} of {config.num_folds} folds without')
+  return by_name
 
 
 def predict_all(
@@ -186,34 +188,37 @@ def predict_all(
 ) -> tuple[dict[str, Mapping[str, np.ndarray]], Mapping[str, np.ndarray]]:
   """Results of `predict_animal` by animal, and the cohort's; finished ones are read from disk."""
   config: IclHmmMice = run.config
-  everyone = _everyone(config)
-  sizes = [(animal.num_sessions, np.bincount(animal.sessions).max())
-           for animal, _ in everyone.values()]
+  by_name = _load_animals(config)
+  sizes = [(animal.num_sessions, int(np.bincount(animal.sessions).max()))
+           for animal, _ in by_name.values()]
   shape = tuple(map(max, zip(*sizes)))
 
-  readers, found = make_readers(run, stopper), {}
-  kept = run.workdir / 'arms'
-  cohort = arms.kept(kept / 'cohort.npz', lambda: predict_cohort(config, readers[0]))
+  in_context_predictors = make_in_context_predictors(run, stopper)
+  cohort = arms.finished(
+      run.workdir / 'arms' / 'cohort.npz', arms.identity_of(run.experiment, config, arm='cohort'),
+      functools.partial(predict_cohort, config, in_context_predictors[0]), commit=run.commit)
 
-  with loop.progress(len(everyone), 'animals') as bar:
-    for name, (animal, best) in everyone.items():
-      path = kept / f'{name}.animal.npz'
-      found[name] = arms.kept(path, functools.partial(
-          predict_animal, config, animal, best, readers, shape))
-      if str(found[name].get('fingerprint')) != animals.fingerprint(animal):
-        raise ValueError(f'{path} is of other trials than {name} of config.data_dir: give another '
-                         '--workdir')
+  predictions = {}
+  with loop.progress(len(by_name), 'animals') as bar:
+    for name, (animal, best) in by_name.items():
+      # `shape` and the trials are not in the config: its data_dir may hold other files now.
+      identity = arms.identity_of(
+          run.experiment, config, arm=name, trials=animals.fingerprint(animal), shape=shape)
+      predictions[name] = arms.finished(
+          run.workdir / 'arms' / f'{name}.animal.npz', identity,
+          functools.partial(predict_animal, config, animal, best, in_context_predictors, shape),
+          commit=run.commit)
       run.save_clock()
       bar.update(1, animal=name)
       stopper.check(f'stopped after {name}, saved')
-  return found, cohort
+  return predictions, cohort
 
 
 def main(run: launch.Run) -> dict[str, Any]:
   """Predicts all animals, writes table, figure and results.json, and returns the numbers."""
   with loop.Stopper() as stopper:
-    found, cohort = predict_all(run, stopper)
-  numbers = closing.write(run, found, cohort)
+    predictions, cohort = predict_all(run, stopper)
+  numbers = report.write(run, predictions, cohort)
   launch.write_results(run, {**numbers, 'sampled_tokens': 0})
   print(f'results: {run.results_path}')
   return numbers

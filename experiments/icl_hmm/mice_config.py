@@ -1,7 +1,6 @@
 """Config of the study of mice."""
 
 import dataclasses
-import math
 
 from jaxrl_llm import checks
 from jaxrl_llm.hmm import in_context
@@ -41,8 +40,8 @@ class IclHmmMice:
       a known tokenizer), which then predicts as well; '' for none.
     tokenisation: tokenisation for the checkpoint: 'abc', '123' or 'random'.
     checkpoint_trials: W of the checkpoint.
-    checkpoint_batch_size: windows that it reads together.
-    note: note for the reader, printed with the results.
+    checkpoint_batch_size: windows per forward pass of the checkpoint.
+    note: comment that is printed with the results.
   """
 
   seed: int = 0
@@ -85,22 +84,17 @@ class IclHmmMice:
         save_every=1, log_every=1, restarts=1, em_steps=1, checkpoint_trials=4,
         checkpoint_batch_size=1)
 
-    for name in ('ridge', 'pseudo_count'):
-      if not 0 < getattr(self, name) < math.inf:
-        raise ValueError(f'config.{name} must be positive and finite, got {getattr(self, name)}')
+    checks.positive(self, 'config', 'ridge', 'pseudo_count')
+    checks.fraction(self, 'config', 'short_fraction')
+    checks.one_of(self, 'config', tokenisation=in_context.KINDS)
+    checks.fixed(
+        self.model, 'config.model', 'because the symbols determine the vocabulary', vocab_size=0)
 
     if not self.num_states or min(self.num_states) < 1:
-      raise ValueError(f'config.num_states must be numbers from 1, got {self.num_states}')
-
+      raise ValueError(f'config.num_states must all be at least 1, got {self.num_states}')
     if self.short_trials > self.num_trials:
       raise ValueError('config.short_trials must be at most config.num_trials '
                        f'({self.num_trials}), got {self.short_trials}')
-    if not 0 <= self.short_fraction <= 1:
-      raise ValueError(f'config.short_fraction must be in [0, 1], got {self.short_fraction}')
-
-    if self.tokenisation not in in_context.KINDS:
-      raise ValueError(f'config.tokenisation must be one of {", ".join(in_context.KINDS)}, got '
-                       f'{self.tokenisation!r}')
     if not self.data_dir and not self.num_simulated:
       raise ValueError('config.num_simulated must be at least 1 without config.data_dir, got 0')
 
@@ -108,11 +102,9 @@ class IclHmmMice:
     config_lib.check_schedule(
         self.optimizer, min(self.steps, self.further_steps), 'config.optimizer')
 
-    if self.model.vocab_size:
-      raise ValueError('config.model.vocab_size must be 0 (the symbols decide it), got '
-                       f'{self.model.vocab_size}')
     dataclasses.replace(self.model, vocab_size=1).validate()
     needed = 1 + 3 * self.num_trials
     if self.model.max_length < needed:
-      raise ValueError(f'config.model.max_length must be at least {needed} (three symbols a '
-                       f'trial), got {self.model.max_length}')
+      raise ValueError(
+          f'config.model.max_length must be at least 1 + 3 * config.num_trials ({needed}), got '
+          f'{self.model.max_length}')

@@ -24,13 +24,13 @@ from jaxrl_llm.types import ModelFns, Params
 MAX_ORDER = 3
 
 
-class Reader(NamedTuple):
-  """A model that predicts in context.
+class InContextPredictor(NamedTuple):
+  """A model that predicts choices in context.
 
   Attributes:
     name: prefix of the names of its arms.
     params: the model's parameters by arm.
-    predict_symbols: its predictor; arms with equally long sequences share one program.
+    predict_symbols: predictor of symbols; arms with equally long sequences share one compilation.
     num_trials: W.
   """
 
@@ -49,24 +49,26 @@ class Reader(NamedTuple):
     symbols = animals.encode(
         animal.levels[filled], animal.choices[filled], animal.rewards[filled], layout, shift=shift)
 
-    places = animals.label_positions(layout, trials.shape[1], shift=shift)
+    positions = animals.label_positions(layout, trials.shape[1], shift=shift)
     # Pad to the length of the unshifted sequence; nothing after the last label is read.
     missing = trials.shape[1] * len(animals.LAYOUTS[layout]) - symbols.shape[1]
     log_probs = self.predict_symbols(
         self.params[arm], np.pad(symbols, ((0, 0), (0, missing))))
 
-    found = np.full(trials.shape, np.nan)
-    found[:, : len(places)] = np.exp(log_probs[:, places, 1])
-    return np.where(trials < 0, np.nan, found)
+    chances = np.full(trials.shape, np.nan)
+    chances[:, : len(positions)] = np.exp(log_probs[:, positions, 1])
+    return np.where(trials < 0, np.nan, chances)
 
 
-def make_reader(
+def make_predictor(
     name: str, model: ModelFns, params: Mapping[str, Params],
     tokenisation: in_context.Tokenisation, *, num_trials: int, batch_size: int,
-) -> Reader:
-  """Builds a `Reader`; for the arguments see `Reader` and `in_context.Predictor`."""
-  return Reader(name, params, in_context.Predictor(
-      model, tokenisation, targets=animals.CHOICE_SYMBOLS, batch_size=batch_size), num_trials)
+) -> InContextPredictor:
+  """Builds an `InContextPredictor`; for the arguments see there and `in_context.Predictor`."""
+  log_probs_fn = jax.jit(functools.partial(in_context.symbol_log_probs, model))
+  return InContextPredictor(name, params, in_context.Predictor(
+      log_probs_fn, tokenisation, targets=animals.CHOICE_SYMBOLS, batch_size=batch_size),
+      num_trials)
 
 
 # --- Windows of an animal.
@@ -141,42 +143,42 @@ def count_predictions(levels: np.ndarray, choices: np.ndarray) -> np.ndarray:
   """
   last = np.concatenate([[2], choices[:-1]]).astype(int)
   contexts = (np.zeros(len(levels), int), levels.astype(int), 3 * levels.astype(int) + last)
-  chance, found = np.full(len(levels), .5), []
+  chance, by_order = np.full(len(levels), .5), []
   for codes in contexts[:MAX_ORDER]:
     count, ones = _earlier(codes, choices.astype(float))
     chance = (ones + chance) / (count + 1)
-    found.append(chance)
-  return np.stack(found)
+    by_order.append(chance)
+  return np.stack(by_order)
 
 
 def window_counts(animal: animals.Animal, trials: np.ndarray, predicted: np.ndarray) -> np.ndarray:
   """`count_predictions` inside each window; [MAX_ORDER, N], NaN where nothing is predicted."""
-  found = np.full((MAX_ORDER, len(animal.choices)), np.nan)
+  chances = np.full((MAX_ORDER, len(animal.choices)), np.nan)
   for row, mask in zip(trials, predicted):
     real = row >= 0
     values = count_predictions(animal.levels[row[real]], animal.choices[row[real]])
-    found[:, row[mask]] = values[:, mask[real]]
-  return found
+    chances[:, row[mask]] = values[:, mask[real]]
+  return chances
 
 
 def all_counts(animal: animals.Animal, fold: np.ndarray) -> np.ndarray:
-  """`count_predictions` with all training sessions placed before the held-out one."""
-  found = np.full((MAX_ORDER, len(animal.choices)), np.nan)
+  """`count_predictions` with all training sessions before the held-out one."""
+  chances = np.full((MAX_ORDER, len(animal.choices)), np.nan)
   for before, predicted in _held_out_sessions(animal, fold):
     both = np.concatenate([before, predicted])
     values = count_predictions(animal.levels[both], animal.choices[both])
-    found[:, predicted] = values[:, len(before):]
-  return found
+    chances[:, predicted] = values[:, len(before):]
+  return chances
 
 
 def bias_predictions(animal: animals.Animal, fold: np.ndarray) -> np.ndarray:
   """Share of choice 1 in the training sessions, [N]."""
-  found = np.empty(len(animal.choices))
+  chances = np.empty(len(animal.choices))
   for own in np.unique(fold):
     held_out = fold[animal.sessions] == own
     training = animal.choices[~held_out & (animal.choices >= 0)]
-    found[held_out] = (training.sum() + .5) / (len(training) + 1)
-  return found
+    chances[held_out] = (training.sum() + .5) / (len(training) + 1)
+  return chances
 
 
 # --- Fitted models.
@@ -220,7 +222,7 @@ def fitted_predictions(
     config: the config of the study.
     animal: the animal.
     fold: int [S]; fold of each session.
-    shape: sessions and trials that arrays are padded to, so that all animals share one program.
+    shape: sessions and trials that arrays are padded to, so that all animals share one compilation.
 
   Returns:
     The predictions.
@@ -234,13 +236,15 @@ def fitted_predictions(
   real = padded(np.ones(len(animal.choices), bool), False)
   number = np.pad(fold, (0, shape[0] - len(fold)), constant_values=-1)
   training = np.arange(config.num_folds)[:, None] != number
-  pick = lambda found: np.asarray(
-      found)[np.maximum(number, 0), np.arange(shape[0])][real].astype(float)
 
-  found = {}
+  def held_out(by_fold):
+    values = np.asarray(by_fold)[np.maximum(number, 0), np.arange(shape[0])]
+    return values[real].astype(float)
+
+  predictions = {}
   for name, inputs in (('glm', animals.covariates(animal)), ('glm_levels', level_inputs(animal))):
     inputs = padded(inputs.astype(np.float32), np.nan)
-    found[name] = pick(_glm(inputs, choices, training, ridge=config.ridge))
+    predictions[name] = held_out(_glm(inputs, choices, training, ridge=config.ridge))
 
   inputs = padded(animals.covariates(animal).astype(np.float32), np.nan)
   for states in config.num_states:
@@ -248,5 +252,5 @@ def fitted_predictions(
         rng.stream_key(rng.base_key(config.seed), rng.INIT, states), inputs, choices, training,
         num_states=states, ridge=config.ridge, pseudo_count=config.pseudo_count,
         restarts=config.restarts, steps=config.em_steps)
-    found[f'glm_hmm{states}'] = pick(chances)
-  return found
+    predictions[f'glm_hmm{states}'] = held_out(chances)
+  return predictions

@@ -1,6 +1,6 @@
 """Report of the study of mice: headline numbers, tables, a figure with its data, a paragraph."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 
 import numpy as np
 
@@ -22,7 +22,7 @@ LABELS = {
     'icl_stim_choice': 'ICL: contrast, choice',
     'icl_stim_choice_reward': 'ICL: contrast, choice, reward',
     'icl_shift': 'ICL: shifted (reads the answer)',
-    'bayes': 'who knows the mouse',
+    'bayes': 'optimal (knows the mouse)',
 }
 _SHOWN = ('bias', 'glm', 'glm_hmm', 'context_ngram3', 'icl_stim_choice', 'icl_stim_choice_reward',
           'icl_shift', 'bayes')
@@ -56,11 +56,16 @@ def log_probs(chances: np.ndarray, choices: np.ndarray) -> np.ndarray:
 
 def _methods(arrays: Mapping[str, np.ndarray]) -> Iterator[tuple[str, np.ndarray]]:
   """Yields (method, P(choice 1)) in the order of the table."""
-  found = {name.removeprefix('chance/'): values for name, values in arrays.items()
-           if name.startswith('chance/')}
-  order = [*LABELS][:6] + [name for name in found if name.startswith('glm_hmm')]
-  order += [name for name in LABELS if name not in order] + [*found]
-  return ((name, found[name]) for name in dict.fromkeys(order) if name in found)
+  chances = {name.removeprefix('chance/'): values for name, values in arrays.items()
+             if name.startswith('chance/')}
+  order = [*LABELS][:6] + [name for name in chances if name.startswith('glm_hmm')]
+  order += [name for name in LABELS if name not in order] + [*chances]
+  return ((name, chances[name]) for name in dict.fromkeys(order) if name in chances)
+
+
+def _real(names: Iterable[str]) -> list[str]:
+  """Names of real animals."""
+  return [name for name in names if not name.startswith(SIMULATED)]
 
 
 def _summary(name: str, accuracy: np.ndarray, probability: np.ndarray) -> dict[str, float]:
@@ -73,14 +78,14 @@ def _summary(name: str, accuracy: np.ndarray, probability: np.ndarray) -> dict[s
   return numbers
 
 
-def animal_numbers(found: Mapping[str, Mapping[str, np.ndarray]]) -> dict[str, float]:
+def animal_numbers(predictions: Mapping[str, Mapping[str, np.ndarray]]) -> dict[str, float]:
   """mice/<animal>/<method>/..., over folds, and mean/<method>/..., over real animals.
 
   Without real animals the mean is over the simulated ones. A probability is exp of the mean
   log-prob of the choices that were made.
   """
   numbers = {}
-  for name, arrays in found.items():
+  for name, arrays in predictions.items():
     choices, fold = arrays['choices'], arrays['fold']
     for method, chances in _methods(arrays):
       parts = [fold == own for own in np.unique(fold)]
@@ -88,8 +93,8 @@ def animal_numbers(found: Mapping[str, Mapping[str, np.ndarray]]) -> dict[str, f
       likely = [np.exp(np.nanmean(log_probs(chances, choices)[part])) for part in parts]
       numbers |= _summary(f'mice/{name}/{method}', np.array(accuracy), np.array(likely))
 
-  averaged = [name for name in found if not name.startswith(SIMULATED)] or list(found)
-  for method, _ in _methods(found[averaged[0]]):
+  averaged = _real(predictions) or list(predictions)
+  for method, _ in _methods(predictions[averaged[0]]):
     numbers |= _summary(f'mean/{method}', *(np.array([
         numbers[f'mice/{name}/{method}/{part}'] for name in averaged])
         for part in ('accuracy', 'probability')))
@@ -123,8 +128,7 @@ def cohort_numbers(cohort: Mapping[str, np.ndarray]) -> dict[str, float]:
 
 def tables(numbers: Mapping[str, float], animals: list[str], methods: list[str]) -> str:
   """Markdown tables of accuracy and of choice probability by animal, then of the cohort."""
-  real = any(not name.startswith(SIMULATED) for name in animals)
-  heads = [*animals, 'mean of real ones' if real else 'mean']
+  heads = [*animals, 'mean of real animals' if _real(animals) else 'mean']
   columns = [*(f'mice/{name}' for name in animals), 'mean']
 
   def cell(name, part, prefix):
@@ -145,7 +149,7 @@ def tables(numbers: Mapping[str, float], animals: list[str], methods: list[str])
                for method in dict.fromkeys([*methods, 'bayes'])
                if f'cohort/{method}/accuracy' in numbers]
   parts.append(figures.markdown_table(
-      ['simulated mice, second half of a window', 'accuracy (%)', 'minus who knows the mouse',
+      ['simulated mice, second half of a window', 'accuracy (%)', 'minus optimal (%)',
        'exp(mean ln p) (%)'], of_cohort))
   return '\n\n'.join(parts)
 
@@ -159,24 +163,26 @@ def _largest_fit(numbers: Mapping[str, float]) -> str:
 
 def paragraph(numbers: Mapping[str, float], real: bool) -> str:
   """Paragraph that states the results, worded according to the numbers."""
-  mean = lambda method: numbers[f'mean/{method}/accuracy']
-  percent = lambda x: f'{100 * x:.1f} %'
   states = _largest_fit(numbers)
 
+  def mean(method):
+    return f'{100 * numbers[f"mean/{method}/accuracy"]:.1f} %'
+
   # Report each layout by name: picking the better of two would select on the reported result.
-  both = lambda *methods: ' and '.join(f'{percent(mean(m))} ({label(m)})' for m in methods)
+  def both(*methods):
+    return ' and '.join(f'{mean(method)} ({label(method)})' for method in methods)
 
   gap = numbers['cohort/icl_stim_choice/minus_bayes']
   leak = numbers['cohort/icl_shift/minus_bayes']
   return (
       f'Held-out choices of {"the animals" if real else "the simulated animals"}: in context, '
       f'{both("icl_stim_choice", "icl_stim_choice_reward")}, from a window and without training on '
-      f'any animal; {label(states)} fitted to the training sessions {percent(mean(states))}, GLM '
-      f'{percent(mean("glm"))}, a count in the same window {percent(mean("context_ngram3"))}. '
-      f'Without the contrast, {both("icl_choice", "icl_choice_reward")}; bias alone '
-      f'{percent(mean("bias"))}. The shifted layout gives {percent(mean("icl_shift"))}: there '
-      f'the answer is read. On simulated mice the model in context is {100 * gap:+.1f} points '
-      f'from the best prediction; shifted, {100 * leak:+.1f}.'
+      f'any animal; {label(states)} fitted to the training sessions {mean(states)}, GLM '
+      f'{mean("glm")}, a count in the same window {mean("context_ngram3")}. '
+      f'Without the contrast, {both("icl_choice", "icl_choice_reward")}; bias only '
+      f'{mean("bias")}. The shifted layout gives {mean("icl_shift")}, because it contains the '
+      f'answer. On simulated mice the model in context is {100 * gap:+.1f} points from the best '
+      f'prediction; shifted, {100 * leak:+.1f}.'
   )
 
 
@@ -201,34 +207,35 @@ def curve(chances: np.ndarray, choices: np.ndarray) -> tuple[np.ndarray, np.ndar
 
 def write_figure(
     run: launch.Run,
-    found: Mapping[str, Mapping[str, np.ndarray]],
+    predictions: Mapping[str, Mapping[str, np.ndarray]],
     cohort: Mapping[str, np.ndarray],
     numbers: Mapping[str, float],
 ) -> None:
   """Plots accuracy by trials read (cohort, animals) and by animal; writes the data as CSV."""
   path = run.workdir / 'figures' / 'icl_hmm_mice.png'
   rows = []
-  real = [name for name in found if not name.startswith(SIMULATED)] or list(found)
-
-  colour = lambda method: _COLOURS['glm_hmm' if method.startswith('glm_hmm') else method]
+  real = _real(predictions) or list(predictions)
   largest = _largest_fit(numbers)
 
-  def draw(axes, who, method, chances, choices):
+  def colour(method):
+    return _COLOURS['glm_hmm' if method.startswith('glm_hmm') else method]
+
+  def draw(axes, source, method, chances, choices):
     x, mean, error = curve(chances, choices)
     axes.plot(x, mean, color=colour(method), label=label(method), marker='o', ms=3, lw=1.4)
     axes.fill_between(x, mean - error, mean + error, color=colour(method), alpha=.15, lw=0)
-    rows.extend((who, method, *row) for row in zip(x, mean, error))
+    rows.extend((source, method, *row) for row in zip(x, mean, error))
 
-  with figures.figure(path, 3, title='Choices of mice, predicted in context') as panels:
+  with figures.figure(path, 3, title='In-context prediction of mouse choices') as panels:
     for method in ('bayes', *_CURVES):
       draw(panels[0], 'cohort', method, cohort[f'chance/{method}'], cohort['choices'])
     panels[0].set_title('simulated mice, ± standard error over windows')
 
-    with_windows = [name for name in real if 'online/choices' in found[name]]
-    if with_windows:
-      join = lambda key: np.concatenate([found[name][key] for name in with_windows])
-      for method in _CURVES:
-        draw(panels[1], 'animals', method, join(f'online/{method}'), join('online/choices'))
+    windows = [predictions[name] for name in real if 'online/choices' in predictions[name]]
+    for method in _CURVES if windows else ():
+      chances, choices = (np.concatenate([arrays[key] for arrays in windows])
+                          for key in (f'online/{method}', 'online/choices'))
+      draw(panels[1], 'animals', method, chances, choices)
     for method in dict.fromkeys(('glm', largest)):
       panels[1].axhline(numbers[f'mean/{method}/accuracy'], color=colour(method), ls='--',
                         label=f'{label(method)}, all training sessions')
@@ -236,21 +243,22 @@ def write_figure(
 
     for axes in panels[:2]:
       axes.set_xscale('symlog', linthresh=1)
-      axes.set(xlabel='trials read before', ylabel='accuracy', xlim=(0, None), ylim=(.45, 1))
+      axes.set(xlabel='previous trials in the window', ylabel='accuracy', xlim=(0, None),
+               ylim=(.45, 1))
       axes.legend(frameon=False, fontsize=6)
 
     shown = [largest if name == 'glm_hmm' else name for name in _SHOWN]
     shown = [method for method in shown  # 'bayes' is known for simulated mice only.
-             if any(f'mice/{name}/{method}/accuracy' in numbers for name in found)]
+             if any(f'mice/{name}/{method}/accuracy' in numbers for name in predictions)]
     for index, method in enumerate(shown):
-      places = np.arange(len(found)) + (index - (len(shown) - 1) / 2) * .8 / len(shown)
-      height, error = ([numbers.get(f'mice/{name}/{method}/{part}', np.nan) for name in found]
+      x = np.arange(len(predictions)) + (index - (len(shown) - 1) / 2) * .8 / len(shown)
+      height, error = ([numbers.get(f'mice/{name}/{method}/{part}', np.nan) for name in predictions]
                        for part in ('accuracy', 'standard_error'))
-      panels[2].bar(places, height, .8 / len(shown), yerr=error, color=colour(method),
+      panels[2].bar(x, height, .8 / len(shown), yerr=error, color=colour(method),
                     label=label(method), error_kw={'lw': .8})
 
     panels[2].axhline(.5, color='0.4', lw=.8, ls=':', zorder=0)  # Chance.
-    panels[2].set_xticks(range(len(found)), list(found), rotation=30, fontsize=7)
+    panels[2].set_xticks(range(len(predictions)), list(predictions), rotation=30, fontsize=7)
     # Room for the legend above the bars.
     panels[2].set(ylim=(.45, 1.12), yticks=np.arange(.5, 1.01, .1), ylabel='accuracy',
                   title='held-out sessions, ± standard error over folds')
@@ -262,16 +270,15 @@ def write_figure(
 
 def write(
     run: launch.Run,
-    found: Mapping[str, Mapping[str, np.ndarray]],
+    predictions: Mapping[str, Mapping[str, np.ndarray]],
     cohort: Mapping[str, np.ndarray],
 ) -> dict[str, float]:
   """Writes the tables and the figure, prints the tables, and returns the headline numbers."""
-  numbers = animal_numbers(found) | cohort_numbers(cohort)
-  names = list(found)
+  numbers = animal_numbers(predictions) | cohort_numbers(cohort)
+  names = list(predictions)
   methods = list(dict.fromkeys(
-      method for arrays in found.values() for method, _ in _methods(arrays)))
-  real = any(not name.startswith(SIMULATED) for name in names)
-  text = f'{tables(numbers, names, methods)}\n\n{paragraph(numbers, real)}'
+      method for arrays in predictions.values() for method, _ in _methods(arrays)))
+  text = f'{tables(numbers, names, methods)}\n\n{paragraph(numbers, bool(_real(names)))}'
   metrics.write_text_atomic(run.table_path, text + '\n')
 
   parts = ('accuracy', 'standard_error', 'probability', 'probability_standard_error')
@@ -279,7 +286,7 @@ def write(
       (name, method, *(numbers[f'mice/{name}/{method}/{part}'] for part in parts))
       for name in names for method in methods if f'mice/{name}/{method}/accuracy' in numbers])
 
-  write_figure(run, found, cohort, numbers)
+  write_figure(run, predictions, cohort, numbers)
   print(f'\n{text}\n\n{run.config.note}\n'
         f'figure: {run.workdir / "figures" / "icl_hmm_mice.png"}')
   return numbers

@@ -1,14 +1,14 @@
 """Meta-training on simulated mice: the predictors that learn an animal in context.
 
 Every step draws fresh mice (`hmm.simulated_mice`), encodes their trials in one layout, and predicts
-each choice. The simulated mouse is known, so the loss averages over the label:
+each choice. The mouse is known, so the loss averages over the label:
 
   L(θ) = − E (1/W) Σ_t Σ_y P(y_t = y | mouse, trials before t) ln π_θ(y | sequence before it)
 
 This has the expected gradient of sampled labels with less noise. In the shifted layout the sequence
 already contains the trial's own contrast and reward; the label is then the choice itself, wherever
 these two determine it. Each layout has its own network, which starts from the one before: a single
-network trained on all layouts at once learnt none of them as well.
+network trained on all layouts at once was worse on each of them.
 """
 
 import contextlib
@@ -59,17 +59,17 @@ class Batch(NamedTuple):
 
   Attributes:
     tokens: int32 [B, T].
-    places: int32 [B, W]; index of the token that predicts each choice.
+    positions: int32 [B, W]; index of the token that predicts each choice.
     chances: float32 [B, W]; probability of choice 1, given the mouse.
   """
 
   tokens: np.ndarray
-  places: np.ndarray
+  positions: np.ndarray
   chances: np.ndarray
 
 
 def num_steps(config: IclHmmMice, arm: str) -> int:
-  """Steps of an arm: the first one learns how to learn, the others continue from it."""
+  """Steps of an arm: the first starts from scratch, the others from the arm before."""
   return config.steps if arm == next(iter(ARMS)) else config.further_steps
 
 
@@ -98,21 +98,24 @@ def encode_batch(generator: np.random.Generator, name: str, count: int, width: i
 
   first = np.full((count, 1), TOKENISATION.prefix_ids[0], np.int32)
   # The prefix shifts tokens by one: the token at a choice's position is the last one before it.
-  places = animals.label_positions(arm.layout, width + arm.shift, shift=arm.shift)
+  positions = animals.label_positions(arm.layout, width + arm.shift, shift=arm.shift)
   return Batch(np.concatenate([first, symbols[:, :-1]], axis=1),
-               np.tile(places.astype(np.int32), (count, 1)),
+               np.tile(positions.astype(np.int32), (count, 1)),
                chances[:, :width].astype(np.float32))
 
 
 def loss_fn(model: ModelFns, params: Params, batch: Batch) -> tuple[WeightedMean, dict[str, Any]]:
   """Expected loss in nats per choice, and train/divergence, its excess over knowing the mouse."""
   choices = jnp.asarray(animals.CHOICE_SYMBOLS)
-  found = in_context.symbol_log_probs(model, params['policy'], batch.tokens, choices)
-  found = jnp.take_along_axis(found, batch.places[..., None], axis=1)
-  laws = jnp.stack([1 - batch.chances, batch.chances], axis=-1)
-  mean = lambda x: WeightedMean(jnp.sum(x), jnp.float32(batch.chances.size))
-  known = jax.scipy.special.entr(laws)
-  return mean(-laws * found), {'train/divergence': mean(-laws * found - known)}
+  log_probs = in_context.symbol_log_probs(model, params['policy'], batch.tokens, choices)
+  log_probs = jnp.take_along_axis(log_probs, batch.positions[..., None], axis=1)
+  labels = jnp.stack([1 - batch.chances, batch.chances], axis=-1)
+  entropy = jax.scipy.special.entr(labels)
+
+  def mean(x):
+    return WeightedMean(jnp.sum(x), jnp.float32(batch.chances.size))
+
+  return mean(-labels * log_probs), {'train/divergence': mean(-labels * log_probs - entropy)}
 
 
 def make_model(config: IclHmmMice) -> ModelFns:
@@ -124,8 +127,10 @@ def make_step(config: IclHmmMice, steps: int):
   """(optimizer, jitted train step) for an arm with `steps` steps."""
   model = make_model(config)
   optimizer = optim.make_optimizer(optim.for_run(config.optimizer, steps))
-  train_step = lambda state, batch: step_lib.take_step(
-      functools.partial(loss_fn, model), optimizer, state, batch)
+
+  def train_step(state, batch):
+    return step_lib.take_step(functools.partial(loss_fn, model), optimizer, state, batch)
+
   return optimizer, jax.jit(train_step, donate_argnums=0)
 
 
@@ -136,7 +141,7 @@ def meta_train(run: launch.Run, stopper: loop.Stopper) -> dict[str, Params]:
   params = jax.jit(make_model(config).init)(key)
   make = functools.cache(functools.partial(make_step, config))
 
-  found, done = {}, {'metrics_offset': 0, 'steps': 0}
+  params_by_arm, done = {}, {'metrics_offset': 0, 'steps': 0}
   total = sum(num_steps(config, arm) for arm in ARMS)
   with contextlib.closing(metrics.MetricsWriter(run.workdir)) as writer, loop.progress(
       total, 'meta-training on simulated mice') as bar:
@@ -150,8 +155,8 @@ def meta_train(run: launch.Run, stopper: loop.Stopper) -> dict[str, Params]:
         bar.update(num_steps(config, arm))
 
       params, done = checkpoints.load_params(path, params)
-      found[arm] = params
-  return found
+      params_by_arm[arm] = params
+  return params_by_arm
 
 
 def _train(run, stopper, writer, bar, arm, params, make, done) -> Params:

@@ -1,11 +1,11 @@
 """Published baselines on hidden Markov models, simulated again and compared with the file.
 
-Every model of a CSV file of the published schema (arXiv 2506.07298; `hmm.published_results`) is
-sampled, and each method predicts the symbol after 4, 8, ..., 2048 symbols. Conventions that
-reproduce the recorded numbers: position T comes after T symbols; trajectories start in `pi_0`;
-Hellinger distances are to the emissions of the true state at the position, not to the best
-prediction; ties between symbols go to the first; n-grams fall back to uniform, never to the
-unigram.
+Trajectories are drawn from every model of a CSV file of the published schema (arXiv 2506.07298;
+`hmm.published_results`), and each method predicts the symbol after 4, 8, ..., 2048 symbols.
+Conventions that reproduce the recorded numbers: position T comes after T symbols; trajectories
+start in `pi_0`; Hellinger distances are to the emissions of the true state at the position, not to
+the best prediction; ties between symbols go to the first; n-grams fall back to uniform, never to
+the unigram.
 
 Given the true state before it, the label's distribution is known: accuracy and distance are
 averaged over it exactly instead of over one draw. The expectation matches the file's, with less
@@ -34,9 +34,9 @@ from jaxrl_llm.hmm import filtering, learners, oracles, published_results
 from jaxrl_llm.runs import arms, criteria, figures, launch
 from jaxrl_llm.training import loop, metrics, rng
 
-PLACES = published_results.PLACES
+LENGTHS = published_results.LENGTHS  # The positions: numbers of symbols seen.
 RECORDED_SEQUENCES = 4_096  # Per model, in the published file.
-MOST_ROWS = 256  # Trajectories at a time: bounds memory, and fits the caches.
+MAX_ROWS = 256  # Trajectories at a time: bounds memory, and fits the caches.
 # Upper bounds on mean absolute differences, and the methods that they apply to.
 BARS = {'accuracy': 0.02, 'hellinger': 0.008}
 BARRED = ('viterbi', 'true_state', 'ngram1', 'ngram2', 'ngram3', 'ngram4')
@@ -60,22 +60,24 @@ SIMULATED = tuple(name for name in LABELS if name not in FITTED)
 OPTIONAL = FILTERS | WINDOWS | {'baum_welch_best5': published_results.METHODS['baum_welch']}
 
 
-def score(predictions: jax.Array, law: jax.Array, emission: jax.Array) -> jax.Array:
+def score(
+    predictions: jax.Array, state_distribution: jax.Array, emission: jax.Array
+) -> jax.Array:
   """Accuracy and Hellinger distance, expected under the distribution of the state at a position.
 
   Args:
     predictions: float [..., L].
-    law: float [..., M]; A[x_{t−1}, :], the distribution of the state.
+    state_distribution: float [..., M]; A[x_{t−1}, :].
     emission: float [M, L]; B.
 
   Returns:
     float [2, ...].
   """
-  symbols = filtering.dot(law, emission)
+  symbols = filtering.dot(state_distribution, emission)
   choice = jnp.argmax(predictions, axis=-1, keepdims=True)
   hits = jnp.take_along_axis(jnp.broadcast_to(symbols, predictions.shape), choice, axis=-1)
   distances = filtering.hellinger(predictions[..., None, :], emission)
-  return jnp.stack([hits[..., 0], jnp.sum(law * distances, axis=-1)])
+  return jnp.stack([hits[..., 0], jnp.sum(state_distribution * distances, axis=-1)])
 
 
 @jax.jit
@@ -92,48 +94,48 @@ def simulate(keys: jax.Array, initial: jax.Array, transition: jax.Array, emissio
     (observations int32 [N, 2048]; the distribution of the state at each position given the one
     before [N, 10, M]; means over the trajectories by `SIMULATED` [2, methods, 10], accuracy first).
   """
-  model, places = (initial, transition, emission), jnp.asarray(PLACES)
+  model, positions = (initial, transition, emission), jnp.asarray(LENGTHS)
 
   def one(key):
-    states, observations = filtering.sample(key, *model, PLACES[-1])
+    states, observations = filtering.sample(key, *model, LENGTHS[-1])
     ngrams = learners.predict_ngrams(
-        observations, places, max_order=4, num_symbols=emission.shape[1])
+        observations, positions, max_order=4, num_symbols=emission.shape[1])
     predictions = jnp.stack([
-        oracles.predict_next_by_path(*model, observations, places),
-        oracles.predict_next_by_state(*model, states, places),
+        oracles.predict_next_by_path(*model, observations, positions),
+        oracles.predict_next_by_state(*model, states, positions),
         *jnp.moveaxis(ngrams, 1, 0),
-        oracles.predict_next(*model, observations, places),
-        oracles.predict_next(*model, observations, places, compat='released'),
+        oracles.predict_next(*model, observations, positions),
+        oracles.predict_next(*model, observations, positions, compat='released'),
         *(oracles.predict_next_by_window(
-            *model, observations, places, window=k + 1, compat='released')
+            *model, observations, positions, window=k + 1, compat='released')
           for k in range(len(WINDOWS))),
     ])
 
-    law = transition[states[places - 1]]
-    return observations, law, score(predictions, law, emission)
+    state_distribution = transition[states[positions - 1]]
+    return observations, state_distribution, score(predictions, state_distribution, emission)
 
-  observations, laws, scores = jax.vmap(one)(keys)
-  return observations, laws, jnp.mean(scores, axis=0)
+  observations, state_distributions, scores = jax.vmap(one)(keys)
+  return observations, state_distributions, jnp.mean(scores, axis=0)
 
 
-@functools.partial(jax.jit, static_argnames=('num_places', 'restarts', 'num_states', 'width'))
+@functools.partial(jax.jit, static_argnames=('num_lengths', 'restarts', 'num_states', 'width'))
 def draw_starts(
-    keys: jax.Array, num_symbols: jax.Array, *, num_places: int, restarts: int, num_states: int,
+    keys: jax.Array, num_symbols: jax.Array, *, num_lengths: int, restarts: int, num_states: int,
     width: int,
 ) -> learners.Parameters:
-  """Starts of Baum-Welch [num_places, restarts, N, ...] for trajectories with `keys` [N].
+  """Starts of Baum-Welch [num_lengths, restarts, N, ...] for trajectories with `keys` [N].
 
   Emissions are `width` wide, and 0 beyond `num_symbols`. They stay 0 there, so that models with
   different numbers of symbols share compiled code.
   """
-  def one(place, restart, key):
-    key = jax.random.fold_in(jax.random.fold_in(key, place), restart)
+  def one(position, restart, key):
+    key = jax.random.fold_in(jax.random.fold_in(key, position), restart)
     start = learners.random_parameters(key, num_states=num_states, num_symbols=width)
     emission = jnp.where(jnp.arange(width) < num_symbols, start.emission, 0.0)
     return start._replace(emission=emission / jnp.sum(emission, axis=1, keepdims=True))
 
   each = jax.vmap(jax.vmap(jax.vmap(one, (None, None, 0)), (None, 0, None)), (0, None, None))
-  return each(jnp.arange(num_places), jnp.arange(restarts), keys)
+  return each(jnp.arange(num_lengths), jnp.arange(restarts), keys)
 
 
 @functools.partial(jax.jit, static_argnames='steps')
@@ -141,27 +143,37 @@ def fit(
     starts: learners.Parameters, observations: jax.Array, *, steps: int
 ) -> learners.Parameters:
   """Fits Baum-Welch to each of N trajectories [N, T] from starts [restarts, N, ...]: [N, ...]."""
-  climb = functools.partial(learners.fit_best, max_steps=steps)
-  return jax.vmap(climb, (1, 0))(starts, observations).parameters
+  fit_best = functools.partial(learners.fit_best, max_steps=steps)
+  return jax.vmap(fit_best, (1, 0))(starts, observations).parameters
 
 
 @jax.jit
 def score_fits(
-    fits: learners.Parameters, observations: jax.Array, laws: jax.Array, emission: jax.Array
+    fits: learners.Parameters,
+    observations: jax.Array,
+    state_distributions: jax.Array,
+    emission: jax.Array,
 ) -> jax.Array:
   """Scores [2, 10, N] of fits [10, N, ...] to the beginnings of N trajectories."""
-  def one(place, k, fitted, observations, laws):
-    prediction = oracles.predict_next(*fitted, observations, place[None])[0]
-    return score(prediction, laws[k], emission)
+  def one(position, k, fitted, observations, state_distributions):
+    prediction = oracles.predict_next(*fitted, observations, position[None])[0]
+    return score(prediction, state_distributions[k], emission)
 
   each = jax.vmap(jax.vmap(one, (None, None, 0, 0, 0)), (0, 0, 0, None, None))
-  scores = each(jnp.asarray(PLACES), jnp.arange(len(PLACES)), fits, observations, laws)
+  scores = each(
+      jnp.asarray(LENGTHS), jnp.arange(len(LENGTHS)), fits, observations, state_distributions)
   return jnp.moveaxis(scores, -1, 0)
 
 
 def learn(
-    config: IclHmmPublished, keys: jax.Array, observations: jax.Array, laws: jax.Array,
-    emission: np.ndarray, *, restarts: int, width: int,
+    config: IclHmmPublished,
+    keys: jax.Array,
+    observations: jax.Array,
+    state_distributions: jax.Array,
+    emission: np.ndarray,
+    *,
+    restarts: int,
+    width: int,
 ) -> np.ndarray:
   """Scores the next-symbol predictions of Baum-Welch, fitted to the beginning of each trajectory.
 
@@ -169,26 +181,28 @@ def learn(
     config: the config of the study.
     keys: [N]; PRNG keys of the starts.
     observations: int32 [N, 2048].
-    laws: float32 [N, 10, M]; distribution of the state at each position given the one before.
+    state_distributions: float32 [N, 10, M]; distribution of the state at each position given the
+      one before.
     emission: float [M, L]; B, used only for the scores.
     restarts: starts per fit; the first does not depend on their number.
-    width: number of symbols that programs are compiled for, at least L.
+    width: number of symbols to compile for, at least L.
 
   Returns:
     Scores of the trajectories [2, 10, N], accuracy first.
   """
   num_states, num_symbols = emission.shape
   starts = draw_starts(
-      keys, num_symbols, num_places=len(PLACES), restarts=restarts, num_states=num_states,
+      keys, num_symbols, num_lengths=len(LENGTHS), restarts=restarts, num_states=num_states,
       width=width)
 
   fits = [
-      fit(jax.tree.map(lambda leaf, k=k: leaf[k], starts), observations[:, :place],
+      fit(jax.tree.map(lambda leaf, k=k: leaf[k], starts), observations[:, :length],
           steps=config.baum_welch_steps)
-      for k, place in enumerate(PLACES)]
+      for k, length in enumerate(LENGTHS)]
   wide = np.pad(emission, ((0, 0), (0, width - num_symbols))).astype(np.float32)
   return np.asarray(score_fits(
-      jax.tree.map(lambda *leaves: jnp.stack(leaves), *fits), observations, laws, wide))
+      jax.tree.map(lambda *leaves: jnp.stack(leaves), *fits), observations, state_distributions,
+      wide))
 
 
 def simulate_model(
@@ -200,7 +214,7 @@ def simulate_model(
     config: the config of the study.
     index: index of the model in its file.
     recorded: the model.
-    width: number of symbols that Baum-Welch is compiled for, at least L.
+    width: number of symbols to compile Baum-Welch for, at least L; its starts depend on it.
 
   Returns:
     {method: float64 [2, 10]}: mean accuracy and Hellinger distance by position; 'baum_welch_same'
@@ -208,27 +222,31 @@ def simulate_model(
   """
   model = [np.asarray(table, np.float32)
            for table in (recorded.initial, recorded.transition, recorded.emission)]
-  base = rng.base_key(config.seed)
-  draw = lambda stream, rows: jax.vmap(jax.random.fold_in, (None, 0))(
-      rng.stream_key(base, stream, index), jnp.asarray(rows))
+  base, rows = rng.base_key(config.seed), np.arange(config.num_sequences)
 
-  rows = np.arange(config.num_sequences)
-  parts, kept, total = -(-len(rows) // MOST_ROWS), [], 0
+  def keys(stream, rows):
+    return jax.vmap(jax.random.fold_in, (None, 0))(
+        rng.stream_key(base, stream, index), jnp.asarray(rows))
+
+  parts, trajectories, total = -(-len(rows) // MAX_ROWS), [], 0
   for part in np.array_split(rows, parts):
-    *trajectories, scores = simulate(draw(rng.DATA, part), *model)
+    *drawn, scores = simulate(keys(rng.DATA, part), *model)
     total = total + np.asarray(scores, np.float64) * len(part) / len(rows)
     if part[0] < config.baum_welch_sequences:
-      kept.append(trajectories)
+      trajectories.append(drawn)
 
-  observations, laws = (
-      jnp.concatenate(pieces)[:config.baum_welch_sequences] for pieces in zip(*kept))
-  learnt = lambda count, restarts: np.asarray(learn(
-      config, draw(rng.INIT, rows[:count]), observations[:count], laws[:count], recorded.emission,
-      restarts=restarts, width=width), np.float64)
+  observations, state_distributions = (
+      jnp.concatenate(pieces)[:config.baum_welch_sequences] for pieces in zip(*trajectories))
+
+  def fitted_scores(count, restarts):
+    return np.asarray(learn(
+        config, keys(rng.INIT, rows[:count]), observations[:count], state_distributions[:count],
+        recorded.emission, restarts=restarts, width=width), np.float64)
+
   few = config.baum_welch_best5_sequences
-  once = learnt(config.baum_welch_sequences, 1)
-  fitted = {'baum_welch': once, 'baum_welch_same': once[..., :few],
-            'baum_welch_best5': learnt(few, BEST_OF)}
+  single = fitted_scores(config.baum_welch_sequences, 1)
+  fitted = {'baum_welch': single, 'baum_welch_same': single[..., :few],
+            'baum_welch_best5': fitted_scores(few, BEST_OF)}
   return dict(zip(SIMULATED, np.moveaxis(total, 1, 0))) | {
       name: scores.mean(axis=-1) for name, scores in fitted.items()}
 
@@ -240,13 +258,14 @@ def simulate_all(
   config, width = run.config, max(model.emission.shape[1] for model in models)
 
   def one(index: int) -> dict[str, np.ndarray]:
-    model = models[index]
-    name = published_results.fingerprint(model)
-    return arms.kept(run.workdir / 'models' / f'{index:04d}_{name}.npz', functools.partial(
-        simulate_model, config, index, model, width=width))
+    fingerprint = published_results.fingerprint(models[index])
+    return arms.finished(
+        run.workdir / 'models' / f'{index:04d}_{fingerprint}.npz',
+        arms.identity_of(run.experiment, config, row=index, model=fingerprint, width=width),
+        functools.partial(simulate_model, config, index, models[index], width=width),
+        commit=run.commit)
 
   results = []
-
   with (loop.progress(len(models), 'models') as bar,
         concurrent.futures.ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool):
     futures = [pool.submit(one, index) for index in range(len(models))]
@@ -319,8 +338,8 @@ def baseline_order(results: Sequence[Mapping[str, np.ndarray]]) -> criteria.Find
   best = means['viterbi'], means['filter']
   falling = [min(best), *(means[name] for name in ORDER)]
   holds = abs(best[0] - best[1]) <= TIE and all(a > b for a, b in itertools.pairwise(falling))
-  claim = (f'after {PLACES[-1]:,} symbols the accuracies of Viterbi and the filter are within {TIE}'
-           f', and above {", ".join(LABELS[name] for name in ORDER)}, in this order')
+  claim = (f'after {LENGTHS[-1]:,} symbols the accuracies of Viterbi and the filter are within '
+           f'{TIE}, and above {", ".join(LABELS[name] for name in ORDER)}, in this order')
   return criteria.Finding('f', claim, holds, ', '.join(
       f'{LABELS[name]} {mean:.4f}' for name, mean in means.items()))
 
@@ -362,8 +381,8 @@ def write_metrics(run: launch.Run, cells: dict[str, np.ndarray]) -> None:
   means = {method: _means(values) for method, values in cells.items()}
   with contextlib.closing(metrics.MetricsWriter(run.workdir)) as writer:
     writer.truncate(0)
-    for k, place in enumerate(PLACES):
-      writer.write(place, {
+    for k, length in enumerate(LENGTHS):
+      writer.write(length, {
           f'{kind}/{method}/{name}': mean[i, j, k]
           for method, mean in means.items()
           for i, kind in enumerate(('simulated', 'recorded'))
@@ -374,13 +393,13 @@ def write_figure(run: launch.Run, cells: dict[str, np.ndarray]) -> pathlib.Path:
   """Plots simulated and recorded means by length, and a scatter of all cells; writes a CSV."""
   path = run.workdir / 'figures' / 'published.png'
   shown = [method for method in cells if method not in {*FILTERS, *WINDOWS}]
-  with figures.figure(path, 3, title='Published baselines, simulated anew') as panels:
+  with figures.figure(path, 3, title='Published baselines, simulated again') as panels:
     colours = dict(zip(shown, figures.palette()))
     for j, (axes, name) in enumerate(zip(panels, ('accuracy', 'Hellinger distance'))):
       for method in shown:
         simulated, recorded = _means(cells[method])[:, j]
-        axes.plot(PLACES, simulated, color=colours[method], label=LABELS[method])
-        axes.plot(PLACES, recorded, 'o', color=colours[method], ms=4, mfc='none')
+        axes.plot(LENGTHS, simulated, color=colours[method], label=LABELS[method])
+        axes.plot(LENGTHS, recorded, 'o', color=colours[method], ms=4, mfc='none')
       axes.set(xscale='log', xlabel='symbols seen', ylabel=f'{name}, mean over models',
                title=f'{name}: lines simulated, rings recorded')
     panels[0].legend(frameon=False, fontsize=8, ncols=2)
@@ -391,11 +410,11 @@ def write_figure(run: launch.Run, cells: dict[str, np.ndarray]) -> pathlib.Path:
       scatter.plot(recorded.ravel(), simulated.ravel(), '.', ms=3, alpha=0.4, mew=0,
                    color=colours[method])
     scatter.axline((0, 0), slope=1, color='0.4', lw=0.8)
-    scatter.set(xlabel='recorded', ylabel='simulated', title='accuracy, every model and length')
+    scatter.set(xlabel='recorded', ylabel='simulated', title='accuracy by model and length')
 
-  rows = ((index, method, place, *values[:, 0, index, k], *values[:, 1, index, k])
+  rows = ((index, method, length, *values[:, 0, index, k], *values[:, 1, index, k])
           for method, values in cells.items()
-          for index in range(values.shape[2]) for k, place in enumerate(PLACES))
+          for index in range(values.shape[2]) for k, length in enumerate(LENGTHS))
   metrics.write_csv_atomic(path.with_suffix('.csv'), [
       'model', 'method', 'symbols_seen', 'accuracy_simulated', 'accuracy_recorded',
       'hellinger_simulated', 'hellinger_recorded'], rows)
@@ -403,26 +422,27 @@ def write_figure(run: launch.Run, cells: dict[str, np.ndarray]) -> pathlib.Path:
 
 
 def table(
-    numbers: dict[str, float], cells: dict[str, np.ndarray], found: Sequence[criteria.Finding]
+    numbers: dict[str, float], cells: dict[str, np.ndarray], findings: Sequence[criteria.Finding]
 ) -> str:
   """Report: differences of each method and its means at three lengths, criteria and verdict."""
-  some = (0, PLACES.index(64), len(PLACES) - 1)
+  some = (0, LENGTHS.index(64), len(LENGTHS) - 1)
   rows = []
   for method, values in cells.items():
-    number = lambda name, m=method: f'{numbers[f"published/{m}/{name}"]:.4f}'
     means = _means(values)[:, 0]
     rows.append([
-        LABELS[method], *(number(f'{name}_{what}') for name in BARS for what in ('mae', 'bias')),
+        LABELS[method],
+        *(f'{numbers[f"published/{method}/{name}_{kind}"]:.4f}'
+          for name in BARS for kind in ('mae', 'bias')),
         *(f'{means[0, k]:.3f} / {means[1, k]:.3f}' for k in some)])
   header = ['method', *(f'{name} {what}' for name in ('accuracy', 'Hellinger')
-                        for what in ('mean abs. diff.', 'bias')),
-            *(f'accuracy at {PLACES[k]}, ours / recorded' for k in some)]
-  return (f'{figures.markdown_table(header, rows)}\n\n{criteria.markdown(found)}\n\n'
+                        for what in ('mean absolute difference', 'bias')),
+            *(f'accuracy at {LENGTHS[k]}, ours / recorded' for k in some)]
+  return (f'{figures.markdown_table(header, rows)}\n\n{criteria.markdown(findings)}\n\n'
           f'{verdict(numbers, cells)}')
 
 
 def verdict(numbers: dict[str, float], cells: dict[str, np.ndarray]) -> str:
-  """Paragraph that summarises the numbers."""
+  """Summary of the numbers as a paragraph."""
   worst = {name: max(numbers[f'published/{method}/{name}_mae'] for method in BARRED)
            for name in BARS}
   bias = max(abs(numbers[f'published/{method}/accuracy_bias']) for method in BARRED)
@@ -432,20 +452,20 @@ def verdict(numbers: dict[str, float], cells: dict[str, np.ndarray]) -> str:
 
   met = 'met' if numbers['published/within_bars'] else 'NOT met'
   text = (
-      f'Bars for Viterbi, P(O|H) and the n-grams, mean absolute differences of at most '
+      f'Criterion for Viterbi, P(O|H) and the n-grams, mean absolute differences of at most '
       f'{BARS["accuracy"]} in accuracy and {BARS["hellinger"]} in Hellinger distance: {met} (at '
       f'most {worst["accuracy"]:.4f} and {worst["hellinger"]:.4f}; bias of accuracy at most '
-      f'{bias:.4f}). Counting {RECORDED_SEQUENCES:,} labels, as the published file does, would '
-      f'alone leave {noise:.4f} in accuracy. The likeliest of {BEST_OF} starts puts Baum-Welch '
-      f'{numbers["published/baum_welch_best5/accuracy_gain"]:+.4f} in accuracy and '
-      f'{numbers["published/baum_welch_best5/hellinger_gain"]:+.4f} in Hellinger distance from '
-      'where the first of them does, on the same sequences; the file has one start.')
+      f'{bias:.4f}). Counting {RECORDED_SEQUENCES:,} labels, as in the published file, alone '
+      f'gives a difference of {noise:.4f} in accuracy. The likeliest of {BEST_OF} starts changes '
+      f'Baum-Welch by {numbers["published/baum_welch_best5/accuracy_gain"]:+.4f} in accuracy and '
+      f'{numbers["published/baum_welch_best5/hellinger_gain"]:+.4f} in Hellinger distance against '
+      'the first of them on the same sequences; the file has one start.')
 
   if all(name in cells for name in FILTERS):
     true, released = (numbers[f'published/{name}/accuracy_bias'] for name in FILTERS)
     text += (f' The recorded oracle of all observations differs by {abs(true):.4f} on average from '
-             f'the filter, and by {abs(released):.4f} from one that propagates with A α in the '
-             'place of Aᵀ α, as the released code does.')
+             f'the filter, and by {abs(released):.4f} from one that propagates with A α instead '
+             'of Aᵀ α, as in the released code.')
   return text
 
 
@@ -459,9 +479,9 @@ def main(run: launch.Run) -> None:
 
   write_metrics(run, cells)
   figure = write_figure(run, cells)
-  closing = table(numbers, cells, [baseline_order(results)])
-  metrics.write_text_atomic(run.table_path, closing + '\n')
-  drawn = len(models) * config.num_sequences * PLACES[-1]
+  text = table(numbers, cells, [baseline_order(results)])
+  metrics.write_text_atomic(run.table_path, text + '\n')
+  drawn = len(models) * config.num_sequences * LENGTHS[-1]
   launch.write_results(run, {
       **numbers, 'num_sequences': config.num_sequences, 'sampled_tokens/simulation': drawn})
-  print(f'\n{closing}\n\n{config.note}\nfigure: {figure}\nresults: {run.results_path}')
+  print(f'\n{text}\n\n{config.note}\nfigure: {figure}\nresults: {run.results_path}')

@@ -1,4 +1,4 @@
-"""Hidden Markov models learnt in context by a small network that is trained to do just that.
+"""Hidden Markov models learnt in context by a small network trained for this task.
 
 Every step draws fresh HMMs. Held-out ones measure how far its predictions are from those of the
 filter, which knows the HMM, at each number of symbols seen. Baselines in the same context are
@@ -12,7 +12,6 @@ and distance are averaged over it exactly, so that no prediction can seem better
 import contextlib
 import functools
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -21,8 +20,14 @@ import numpy as np
 from experiments.icl_hmm import report as icl_hmm_report
 from experiments.icl_hmm.config import IclHmm
 from jaxrl_llm.algorithms import icl_hmm
-from jaxrl_llm.hmm import filtering, in_context, learners, oracles, published_results
-from jaxrl_llm.hmm import random_models as hmm_task
+from jaxrl_llm.hmm import (
+  filtering,
+  in_context,
+  learners,
+  oracles,
+  published_results,
+  random_models,
+)
 from jaxrl_llm.models import policy as policy_lib
 from jaxrl_llm.runs import launch
 from jaxrl_llm.training import checkpoints, loop, metrics, optim, rng
@@ -31,26 +36,6 @@ from jaxrl_llm.types import ModelFns, Params
 
 BIGRAM_SMOOTHING = 0.1  # Added to each count: without it a bigram has infinite loss.
 EVALUATION_ROWS = 256  # Sequences at a time.
-
-
-class HeldOut(NamedTuple):
-  """Measurements on each held-out HMM.
-
-  Attributes:
-    lengths: int [K]; symbols seen.
-    scores: by method, {'accuracy', 'nll', 'hellinger'}: float [N, K] each.
-    models: their `random_models.HmmBatch`.
-    baum_welch: like a method of `scores`, for the first HMMs and lengths up to 64; may be None.
-    recorded: like `scores`, for published HMMs, each a mean over trajectories; may be None.
-    recorded_models: [R]; their rows of the published file.
-  """
-
-  lengths: np.ndarray
-  scores: dict[str, dict[str, np.ndarray]]
-  models: hmm_task.HmmBatch
-  baum_welch: dict[str, np.ndarray] | None
-  recorded: dict[str, dict[str, np.ndarray]] | None = None
-  recorded_models: Sequence[published_results.RecordedHmm] = ()
 
 
 @functools.partial(jax.jit, static_argnames='length')
@@ -69,8 +54,8 @@ def trajectories(key, initial, transition, emission, *, length: int) -> icl_hmm.
   """
   def one(index, *model):
     _, symbols = filtering.sample(jax.random.fold_in(key, index), *model, length + 1)
-    laws = oracles.predict_next(*model, symbols[:-1])[1:]
-    return icl_hmm.Trajectories(symbols=symbols, laws=laws)
+    predictions = oracles.predict_next(*model, symbols[:-1])[1:]
+    return icl_hmm.Trajectories(symbols=symbols, laws=predictions)
 
   return jax.vmap(one)(jnp.arange(len(initial)), initial, transition, emission)
 
@@ -78,7 +63,7 @@ def trajectories(key, initial, transition, emission, *, length: int) -> icl_hmm.
 def draw(config: IclHmm, stream: rng.Stream, step: int, count: int):
   """(HMMs of a step, one trajectory of each): a pure function of the seed and the step."""
   generator = np.random.default_rng([config.seed, stream, step])
-  models = hmm_task.sample_hmms(
+  models = random_models.sample_hmms(
       generator, count, num_states=config.num_states, num_symbols=config.num_symbols,
       lambda2=(config.lambda2_low, config.lambda2_high))
   key = rng.stream_key(rng.base_key(config.seed), stream, step)
@@ -123,12 +108,12 @@ def train(run: launch.Run, policy: ModelFns, stopper: loop.Stopper) -> Params:
   return state.params['policy']
 
 
-def score(predictions: jax.Array, laws: jax.Array) -> dict[str, jax.Array]:
+def score(predictions: jax.Array, distributions: jax.Array) -> dict[str, jax.Array]:
   """Accuracy, loss (nats) and Hellinger distance, expected under the label's distribution.
 
   Args:
     predictions: float [..., L]; predicted distributions of the next symbol.
-    laws: float [..., L]; its true distributions.
+    distributions: float [..., L]; its true distributions.
 
   Returns:
     float [...] each.
@@ -136,9 +121,9 @@ def score(predictions: jax.Array, laws: jax.Array) -> dict[str, jax.Array]:
   choice = jnp.argmax(predictions, axis=-1, keepdims=True)
   logs = jnp.log(jnp.maximum(predictions, 1e-30))
   return {
-      'accuracy': jnp.take_along_axis(laws, choice, axis=-1)[..., 0],
-      'nll': -jnp.sum(laws * logs, axis=-1),
-      'hellinger': filtering.hellinger(predictions, laws),
+      'accuracy': jnp.take_along_axis(distributions, choice, axis=-1)[..., 0],
+      'nll': -jnp.sum(distributions * logs, axis=-1),
+      'hellinger': filtering.hellinger(predictions, distributions),
   }
 
 
@@ -152,10 +137,10 @@ def predict_bigrams(symbols: jax.Array, num_symbols: int) -> jax.Array:
   Returns:
     float32 [B, T, L]; row t predicts symbol t + 1 from symbols 0 to t.
   """
-  once = jax.nn.one_hot(symbols, num_symbols)
-  same = jnp.einsum('bti,bsi->bts', once, once)  # Whether symbol s is symbol t.
+  one_hot = jax.nn.one_hot(symbols, num_symbols)
+  same = jnp.einsum('bti,bsi->bts', one_hot, one_hot)  # Whether symbol s is symbol t.
   before = jnp.tril(jnp.ones((symbols.shape[1],) * 2), k=-1)
-  follows = jnp.pad(once[:, 1:], [(0, 0), (0, 1), (0, 0)])
+  follows = jnp.pad(one_hot[:, 1:], [(0, 0), (0, 1), (0, 0)])
   counts = jnp.einsum('bts,bsi->bti', same * before, follows) + BIGRAM_SMOOTHING
   return counts / counts.sum(axis=-1, keepdims=True)
 
@@ -176,12 +161,12 @@ def predict_baum_welch(config: IclHmm, symbols: np.ndarray, lengths: np.ndarray)
     float32 [B, K, L].
   """
   key = rng.stream_key(rng.base_key(config.seed), rng.Stream.SAMPLE_CONTROL)
-  size = dict(num_states=config.num_states, num_symbols=config.num_symbols)
+  draw_start = functools.partial(
+      learners.random_parameters, num_states=config.num_states, num_symbols=config.num_symbols)
 
   @jax.jit
   def fit(key, observations, length):
-    starts = jax.vmap(lambda key: learners.random_parameters(key, **size))(
-        _keys(key, config.baum_welch_restarts))
+    starts = jax.vmap(draw_start)(_keys(key, config.baum_welch_restarts))
     seen = jnp.where(jnp.arange(len(observations)) < length, observations, -1)
     fitted = learners.fit_best(starts, seen, max_steps=config.baum_welch_steps).parameters
     return oracles.predict_next(*fitted, observations, length[None])[0]
@@ -197,11 +182,11 @@ def make_measure(config: IclHmm, policy: ModelFns, params: Params, lengths: np.n
 
   @jax.jit
   def measure(batch: icl_hmm.Trajectories):
-    symbols, laws = batch.symbols[:, :-1], batch.laws
+    symbols = batch.symbols[:, :-1]
     methods = {
         'icl': jnp.exp(in_context.symbol_log_probs(policy, params, symbols, ids)),
-        'filter': laws, 'bigram': predict_bigrams(symbols, config.num_symbols)}
-    return {name: jax.tree.map(lambda x: x[:, lengths - 1], score(x, laws))
+        'filter': batch.laws, 'bigram': predict_bigrams(symbols, config.num_symbols)}
+    return {name: jax.tree.map(lambda x: x[:, lengths - 1], score(x, batch.laws))
             for name, x in methods.items()}
 
   return measure
@@ -217,24 +202,26 @@ def recorded_hmms(config: IclHmm) -> list[published_results.RecordedHmm]:
 
 def evaluate_recorded(config: IclHmm, measure, models: Sequence[published_results.RecordedHmm]):
   """Means over trajectories, each with permuted symbols: {method: {score: float [R, K]}}."""
-  count, parts = config.recorded_sequences, []
-  repeat = lambda x: np.tile(np.asarray(x, np.float32), (count, *(1,) * np.ndim(x)))
+  count, means = config.recorded_sequences, []
+
+  def repeat(x):
+    return np.tile(np.asarray(x, np.float32), (count, *(1,) * np.ndim(x)))
+
   with loop.progress(len(models), 'published HMMs') as bar:
     for index, model in enumerate(models):
-      # Step 0 of the stream belongs to Baum-Welch.
-      place = rng.Stream.SAMPLE_CONTROL, index + 1
-      order = np.random.default_rng([config.seed, *place]).permuted(
+      stream = rng.Stream.SAMPLE_CONTROL, index + 1  # Step 0 is that of Baum-Welch.
+      order = np.random.default_rng([config.seed, *stream]).permuted(
           np.tile(np.arange(config.num_symbols), (count, 1)), axis=1)
       emission = np.take_along_axis(repeat(model.emission), order[:, None, :], axis=2)
       batch = trajectories(
-          rng.stream_key(rng.base_key(config.seed), *place), repeat(model.initial),
+          rng.stream_key(rng.base_key(config.seed), *stream), repeat(model.initial),
           repeat(model.transition), emission, length=config.length)
-      parts.append(jax.tree.map(lambda x: x.mean(axis=0), jax.device_get(measure(batch))))
+      means.append(jax.tree.map(lambda x: x.mean(axis=0), jax.device_get(measure(batch))))
       bar.update(1)
-  return jax.tree.map(lambda *x: np.stack(x), *parts)
+  return jax.tree.map(lambda *x: np.stack(x), *means)
 
 
-def evaluate(run: launch.Run, policy: ModelFns, params: Params) -> HeldOut:
+def evaluate(run: launch.Run, policy: ModelFns, params: Params) -> icl_hmm_report.HeldOut:
   """Scores on held-out HMMs from their own random stream, and on published ones."""
   config: IclHmm = run.config
   lengths = np.array([n for n in 2 ** np.arange(2, 16) if n <= config.length])
@@ -250,7 +237,9 @@ def evaluate(run: launch.Run, policy: ModelFns, params: Params) -> HeldOut:
       first = first or batch
       bar.update(1)
 
-  keep = lambda *x: np.concatenate(x)[: config.num_evaluation]
+  def concatenate(*x):
+    return np.concatenate(x)[: config.num_evaluation]
+
   baum_welch = None
   if rows := min(config.baum_welch_sequences, config.num_evaluation, EVALUATION_ROWS):
     short = lengths[lengths <= 64]
@@ -258,8 +247,8 @@ def evaluate(run: launch.Run, policy: ModelFns, params: Params) -> HeldOut:
     baum_welch = jax.device_get(score(predicted, first.laws[:rows, short - 1]))
 
   published = recorded_hmms(config)
-  return HeldOut(
-      lengths, jax.tree.map(keep, *parts), jax.tree.map(keep, *models), baum_welch,
+  return icl_hmm_report.HeldOut(
+      lengths, jax.tree.map(concatenate, *parts), jax.tree.map(concatenate, *models), baum_welch,
       evaluate_recorded(config, measure, published) if published else None, published)
 
 

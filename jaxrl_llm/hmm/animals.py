@@ -13,8 +13,8 @@ reward. Here trials are rebuilt from them:
   leak the answer, and are not used.
 
 The released code of the in-context study (arXiv 2506.07298) puts the choice of the previous trial
-next to the contrast and the reward of the current one: `shift` of `encode`. By the time that
-choice is predicted, its own contrast and reward have already been read.
+next to the contrast and the reward of the current one: `shift` of `encode`. When that choice is
+predicted, its own contrast and reward are already in the context.
 """
 
 import collections
@@ -60,8 +60,8 @@ class Animal:
   Attributes:
     name: name of the animal.
     levels: int8 [N]; the contrast, an index into `CONTRASTS`.
-    choices: int8 [N]; 0, 1, or -1 where it did not choose (a violation).
-    rewards: int8 [N]; 1, -1 for none, and 0 where unknown.
+    choices: int8 [N]; 0, 1, or -1 for no choice (a violation).
+    rewards: int8 [N]; 1, -1 for no reward, and 0 if unknown.
     sessions: int32 [N]; 0, ..., 0, 1, ..., 1, ...
   """
 
@@ -76,7 +76,7 @@ class Animal:
     check_trials(self.levels, self.choices, self.rewards, least_choice=-1)
     steps = np.diff(self.sessions, prepend=0)
     if self.sessions.shape != self.choices.shape or not np.isin(steps, (0, 1)).all():
-      raise ValueError(f'sessions must count 0, ..., 0, 1, ..., one for each trial, got '
+      raise ValueError(f'sessions must count 0, ..., 0, 1, ..., one per trial, got '
                        f'{self.sessions.shape} for {self.choices.shape} choices')
 
   @property
@@ -88,13 +88,13 @@ class Animal:
 def check_trials(
     levels: np.ndarray, choices: np.ndarray, rewards: np.ndarray, *, least_choice: int
 ) -> None:
-  """Rejects trials with a number that would be read as another symbol, or as no symbol.
+  """Rejects trials with a value that `encode` would map to another symbol, or to none.
 
   Args:
     levels: [...]; an index into `CONTRASTS`.
     choices: [...]; 0, 1, or -1 where `least_choice` is -1.
     rewards: [...]; -1, 0 or 1.
-    least_choice: 0, or -1 where trials without a choice are allowed.
+    least_choice: 0, or -1 if trials without a choice are allowed.
 
   Raises:
     ValueError: one line with the array, the rule, and the first value that breaks it.
@@ -107,7 +107,7 @@ def check_trials(
     if values.shape != np.shape(choices) or bad.size:
       got = f'{bad[0]}' if bad.size else f'{values.shape} for {np.shape(choices)} choices'
       raise ValueError(
-          f'{name} must be integers from {low} to {high}, one for each trial, got {got}')
+          f'{name} must be integers from {low} to {high}, one per trial, got {got}')
 
 
 def fingerprint(animal: Animal) -> str:
@@ -117,20 +117,20 @@ def fingerprint(animal: Animal) -> str:
 
 
 def load_folder(directory: str | pathlib.Path) -> list[Animal]:
-  """Loads all animals of a folder, sorted by name; skips fold files (`*fold_lookup.npz`).
+  """Loads all animals of a directory, sorted by name; skips fold files (`*fold_lookup.npz`).
 
   Raises:
-    ValueError: if the folder is missing or holds no animals, if two files share a name, or as
+    ValueError: if the directory is missing or has no animals, if two files share a name, or as
       for `load`.
   """
   paths = sorted(p for p in pathlib.Path(directory).glob(_FILES) if _LOOKUP not in p.name)
   if not paths:
-    raise ValueError(f'{directory} must be a folder of animals ({_FILES}), found none there')
+    raise ValueError(f'{directory} must be a directory with animals ({_FILES}), got none')
   names = collections.Counter(map(_name, paths))
   for name, count in names.items():
     if count > 1:
       files = ', '.join(path.name for path in paths if _name(path) == name)
-      raise ValueError(f'{directory} must hold one file of each animal, got {files} of {name}')
+      raise ValueError(f'{directory} must have one file per animal, got {files} for {name}')
   return [load(path) for path in paths]
 
 
@@ -145,7 +145,7 @@ def load(path: str | pathlib.Path) -> Animal:
     The animal.
 
   Raises:
-    ValueError: if it is not such a file, or its arrays are not such covariates; one line.
+    ValueError: one line; if the file is of another kind, or its arrays are not such covariates.
   """
   path = pathlib.Path(path)
   try:
@@ -156,7 +156,7 @@ def load(path: str | pathlib.Path) -> Animal:
     names = np.asarray(names).reshape(-1)
   except _UNREADABLE as error:
     problem = ' '.join(str(error).split())
-    raise ValueError(f'{path} is no file of an animal (arr_0, arr_1, arr_2): {problem}') from error
+    raise ValueError(f'{path} is not an animal file (arr_0, arr_1, arr_2): {problem}') from error
   try:
     return _rebuild(_name(path), covariates, choices, names)
   except ValueError as error:
@@ -181,25 +181,27 @@ def _rebuild(name: str, covariates, choices, names) -> Animal:
 
   starts = np.concatenate([[True], names[1:] != names[:-1]])
   if starts.sum() != len(np.unique(names)):
-    raise ValueError('the trials of a session must stand together, got one that is interrupted')
+    raise ValueError('the trials of a session must be contiguous, got an interrupted session')
 
   levels, choices = _levels(covariates[:, 0]), choices.astype(np.int8)
   right = np.where(levels > ZERO_LEVEL, 1, 0) == choices
   rewards = np.where(levels == ZERO_LEVEL, 0, np.where(right, 1, -1))
-  told = np.flatnonzero(~starts[1:] & (choices[:-1] >= 0))  # By the next trial.
-  before = covariates[told + 1, 1:]
+  # Trials whose choice and reward are in the covariates of the next trial.
+  stored_trials = np.flatnonzero(~starts[1:] & (choices[:-1] >= 0))
+  before = covariates[stored_trials + 1, 1:]
   stored = before[:, 0] * before[:, 1]
 
-  agrees = (np.abs(before) == 1).all(axis=1) & ((before[:, 0] > 0) == (choices[told] > 0))
-  agrees &= (rewards[told] == 0) | (rewards[told] == stored)
+  agrees = (np.abs(before) == 1).all(axis=1) & (
+      (before[:, 0] > 0) == (choices[stored_trials] > 0))
+  agrees &= (rewards[stored_trials] == 0) | (rewards[stored_trials] == stored)
   if not agrees.all():  # Different column order, different sign, or a modified file.
-    row = int(told[~agrees][0]) + 1
+    row = int(stored_trials[~agrees][0]) + 1
     raise ValueError(
-        'arr_0 must hold contrast, previous choice (-1 or 1) and previous choice times reward (-1 '
-        f'or 1); {(~agrees).sum()} of {len(told)} rows contradict the trial before them, the first '
-        f'is row {row} with {covariates[row].tolist()}')
+        'arr_0 must have contrast, previous choice (-1 or 1) and previous choice times reward (-1 '
+        f'or 1), got {(~agrees).sum()} of {len(stored_trials)} rows that contradict the trial '
+        f'before them, the first of them row {row} with {covariates[row].tolist()}')
 
-  rewards[told] = stored.astype(int)
+  rewards[stored_trials] = stored.astype(int)
   rewards[choices < 0] = -1
 
   return Animal(name, levels, choices, rewards.astype(np.int8),
@@ -213,8 +215,8 @@ def _levels(z_scored: np.ndarray) -> np.ndarray:
   """
   if np.ptp(z_scored) == 0:
     raise ValueError('contrasts must differ')
-  kinds, which = np.unique(z_scored, return_inverse=True)
-  share = (kinds - kinds[0]) / (kinds[-1] - kinds[0])
+  values, index = np.unique(z_scored, return_inverse=True)
+  share = (values - values[0]) / (values[-1] - values[0])
   fits = []
   for low, high in itertools.combinations(CONTRASTS, 2):
     contrasts = low + (high - low) * share
@@ -224,12 +226,12 @@ def _levels(z_scored: np.ndarray) -> np.ndarray:
 
   if not fits:
     raise ValueError(f'contrasts must be some of {CONTRASTS.tolist()} up to mean and scale, got '
-                     f'{len(kinds)} kinds from {kinds[0]:.4f} to {kinds[-1]:.4f}')
+                     f'{len(values)} values from {values[0]:.4f} to {values[-1]:.4f}')
   if len(fits) > 1:
     first, second = (CONTRASTS[np.unique(levels)].tolist() for levels in fits[:2])
-    raise ValueError(f'contrasts must be so many that mean and scale can be told, got kinds that '
-                     f'can be {first} and {second}')
-  return fits[0][which.reshape(-1)].astype(np.int8)
+    raise ValueError(f'contrasts must determine their mean and scale, got values that could be '
+                     f'{first} or {second}')
+  return fits[0][index.reshape(-1)].astype(np.int8)
 
 
 def stimulus(power: float | np.ndarray = 1.0) -> np.ndarray:
@@ -270,9 +272,9 @@ def covariates(animal: Animal) -> np.ndarray:
 def by_session(animal: Animal, values: np.ndarray, fill: float) -> np.ndarray:
   """Reshapes [N, ...] to [S, T, ...], T the longest session; pads shorter ones with `fill`."""
   lengths = np.bincount(animal.sessions)
-  place = np.arange(len(animal.sessions)) - np.repeat(np.cumsum(lengths) - lengths, lengths)
+  starts = np.repeat(np.cumsum(lengths) - lengths, lengths)
   padded = np.full((len(lengths), lengths.max(), *values.shape[1:]), fill, values.dtype)
-  padded[animal.sessions, place] = values
+  padded[animal.sessions, np.arange(len(starts)) - starts] = values
   return padded
 
 
@@ -304,7 +306,7 @@ def encode(
   Args:
     levels: integer [..., W].
     choices: integer [..., W]; violations must be excluded.
-    rewards: integer [..., W]; unknown rewards are written as no reward.
+    rewards: integer [..., W]; unknown rewards are encoded as no reward.
     layout: one of `LAYOUTS`; n symbols per trial.
     shift: use the order of the released code, to show its effect: (contrast of trial i, choice of
       trial i − 1, reward of trial i), for i from 1.
@@ -319,7 +321,7 @@ def encode(
   if layout not in LAYOUTS:
     raise ValueError(f'layout must be one of {", ".join(LAYOUTS)}, got {layout!r}')
   if np.min(choices, initial=0) < 0:
-    raise ValueError('choices must be 0 or 1: trials without one are left out first')
+    raise ValueError('choices must be 0 or 1 (exclude trials without a choice), got -1')
   check_trials(levels, choices, rewards, least_choice=0)
 
   symbols = {
@@ -372,17 +374,17 @@ def windows(
     ValueError: if `width` is below 2.
   """
   if width < 2:
-    raise ValueError(f'a window must have at least 2 trials, got {width}')
+    raise ValueError(f'width must be at least 2, got {width}')
 
   trials = np.concatenate([np.asarray(before, int), np.asarray(predicted, int)])
   first = len(before)
   rows = -(-len(predicted) // (width // 2))
   ends = [first + (len(predicted) * (row + 1)) // rows for row in range(rows)]
 
-  found = np.full((rows, width), -1)
+  filled = np.full((rows, width), -1)
   chosen = np.zeros((rows, width), bool)
   for row, (start, end) in enumerate(zip([first, *ends], ends)):
     begin = max(0, end - width)
-    found[row, : end - begin] = trials[begin:end]
+    filled[row, : end - begin] = trials[begin:end]
     chosen[row, start - begin : end - begin] = True
-  return found, chosen
+  return filled, chosen

@@ -56,19 +56,19 @@ def check_symbols(observations: Array, num_symbols: int, *, padded: bool = False
   masking.check_range('observations', observations, low, num_symbols - 1, rule)
 
 
-def check_places(places: Array | None, num_steps: int) -> None:
-  """Raises unless every place is a valid number of known symbols; traced values pass unchecked.
+def check_positions(positions: Array | None, num_steps: int) -> None:
+  """Raises unless every position is a number of known symbols; traced values pass unchecked.
 
   Args:
-    places: int [K], or None.
+    positions: int [K], or None.
     num_steps: T.
 
   Raises:
-    ValueError: if a place is outside [0, T].
+    ValueError: if a position is outside [0, T].
   """
-  if places is not None:
+  if positions is not None:
     masking.check_range(
-        'places', places, 0, num_steps, f'in [0, {num_steps}], how many symbols are known')
+        'positions', positions, 0, num_steps, f'in [0, {num_steps}], the number of known symbols')
 
 
 def filter_states(initial: Array, transition: Array, likelihoods: Array) -> tuple[Array, Array]:
@@ -79,10 +79,9 @@ def filter_states(initial: Array, transition: Array, likelihoods: Array) -> tupl
   An observation that is impossible under all reachable states makes ln P(o) = −inf, and is
   otherwise skipped: nothing becomes NaN.
 
-  A state whose probability falls below the smallest positive number of the type (1e-38 in float32)
-  counts as excluded, and returns only through A. So in a reducible chain, after hundreds of symbols
-  in favour of other states, later observations can be mistaken for impossible ones:
-  `log_filter_states` has no such limit.
+  A state whose probability underflows (1e-38 in float32) is excluded until A leads to it again. So
+  in a reducible chain, after hundreds of symbols in favour of other states, later observations can
+  be mistaken for impossible ones: `log_filter_states` has no such limit.
 
   Args:
     initial: float [M]; π.
@@ -160,11 +159,11 @@ def smooth(
   # those of the others may underflow.
   tiny = jnp.finfo(filtered.dtype).tiny
 
-  def step(after, law):
-    predicted = dot(law, transition)
+  def step(after, before):
+    predicted = dot(before, transition)
     reached = predicted >= tiny  # The inverse is finite.
     ratio = jnp.where(reached, after / jnp.where(reached, predicted, 1.0), 0.0)
-    gamma = _normalise(law * dot(transition, ratio))
+    gamma = _normalise(before * dot(transition, ratio))
     return gamma, (gamma, ratio)
 
   _, (gamma, ratios) = jax.lax.scan(step, filtered[-1], filtered[:-1], reverse=True)
@@ -199,7 +198,9 @@ def max_product(initial: Array, transition: Array, likelihoods: Array) -> tuple[
   """
   _check(initial, transition, likelihoods)
   log_transition = _safe_log(transition)
-  from_largest = lambda values, largest: values - jnp.where(largest > -jnp.inf, largest, 0.0)
+
+  def from_largest(values, largest):
+    return values - jnp.where(largest > -jnp.inf, largest, 0.0)
 
   def step(reach, log_likelihood):
     joint = reach + log_likelihood
@@ -313,49 +314,6 @@ def kl_divergence(p: Array, q: Array) -> Array:
   ratio = jnp.log(_positive(p)) - jnp.log(_positive(q))
   terms = jnp.where(p > 0, jnp.where(q > 0, p * ratio, jnp.inf), 0.0)
   return jnp.sum(terms, axis=-1)
-
-
-def entropy_bits(p: Array) -> Array:
-  """−Σ_o p_o log2 p_o along the last axis, bits; 0 log2 0 is 0.
-
-  Args:
-    p: float [..., L]; a distribution.
-
-  Returns:
-    float [...].
-  """
-  chex.assert_type(p, float)
-  return -jnp.sum(p * jnp.log2(_positive(p)), axis=-1)
-
-
-def stationary_law(transition: Array) -> Array:
-  """Stationary distribution μ = μ A of an irreducible chain.
-
-  Args:
-    transition: float [M, M]; A, with a unique stationary distribution.
-
-  Returns:
-    float [M].
-  """
-  chex.assert_rank(transition, 2)
-  size = len(transition)
-  # (I − Aᵀ) μ = 0 and Σ μ = 1, added up into a regular system.
-  system = jnp.eye(size, dtype=transition.dtype) - transition.T + 1.0
-  return jnp.linalg.solve(system, jnp.ones(size, transition.dtype))
-
-
-def entropy_rate_bits(transition: Array, stationary: Array) -> Array:
-  """Σ_i μ_i H(A[i, :]), the entropy rate of the hidden chain, bits per step.
-
-  Args:
-    transition: float [M, M]; A.
-    stationary: float [M]; μ.
-
-  Returns:
-    float [].
-  """
-  chex.assert_equal_shape_prefix([transition, stationary], 1)
-  return dot(stationary, entropy_bits(transition))
 
 
 def _forward(initial: Array, transition: Array, likelihoods: Array) -> tuple[Array, Array]:

@@ -131,13 +131,15 @@ def _backtrack(objective, weights: Array, step: Array, before: Array) -> tuple[A
     halvings, size, _ = carry
     return halvings + 1, size / 2, objective(weights + size / 2 * step)
 
-  # Not `after < least`: a step that leads to NaN is too long as well.
-  falls = lambda after: ~(after >= least)
+  def falls(after):
+    return ~(after >= least)  # Not `after < least`: a step to NaN is too long as well.
+
   _, size, after = jax.lax.while_loop(
       lambda carry: falls(carry[2]) & (carry[0] < _MOST_HALVINGS), halve,
       (0, jnp.ones((), weights.dtype), objective(weights + step)))
-  stays = falls(after)
-  return jnp.where(stays, weights, weights + size * step), jnp.where(stays, before, after)
+  skipped = falls(after)
+  return (jnp.where(skipped, weights, weights + size * step),
+          jnp.where(skipped, before, after))
 
 
 def log_posterior(
@@ -194,14 +196,19 @@ def em_step(
   )(likelihoods, valid)
   before = log_posterior(model, log_likelihood.sum(), ridge=ridge, pseudo_count=pseudo_count)
 
-  laws = lambda counts: counts / jnp.sum(counts, axis=-1, keepdims=True)
   flat_inputs, flat_choices = inputs.reshape(-1, inputs.shape[-1]), choices.reshape(-1)
   weights = jax.vmap(lambda counts, start: fit_glm(
       flat_inputs, flat_choices, ridge=ridge, counts=counts, start=start, steps=newton_steps)
   )(gamma.reshape(-1, gamma.shape[-1]).T, model.weights)
 
   initial = jnp.sum(gamma[:, 0], axis=0)  # γ is 0 in a session without trials.
-  return GlmHmm(laws(initial + pseudo_count), laws(xi.sum(axis=0) + pseudo_count), weights), before
+  after = GlmHmm(
+      _normalise(initial + pseudo_count), _normalise(xi.sum(axis=0) + pseudo_count), weights)
+  return after, before
+
+
+def _normalise(counts: Array) -> Array:
+  return counts / jnp.sum(counts, axis=-1, keepdims=True)
 
 
 def fit(
@@ -250,13 +257,13 @@ def fit(
 
   inputs, choices, valid = _without_padding(inputs, choices)
   single = fit_glm(inputs.reshape(-1, inputs.shape[-1]), choices.reshape(-1), ridge=ridge)
-  options = dict(ridge=ridge, pseudo_count=pseudo_count)
+
+  def step(model, _=None):
+    return em_step(model, inputs, choices, valid, ridge=ridge, pseudo_count=pseudo_count)
 
   def run(key):
-    start = _start(key, single, num_states)
-    step = lambda model, _: em_step(model, inputs, choices, valid, **options)
-    model, trace = jax.lax.scan(step, start, length=steps)
-    return model, trace, em_step(model, inputs, choices, valid, **options)[1]
+    model, trace = jax.lax.scan(step, _start(key, single, num_states), length=steps)
+    return model, trace, step(model)[1]
 
   keys = jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(restarts))
   models, traces, last = jax.vmap(run)(keys)

@@ -8,7 +8,7 @@ and renormalised.
 
 import itertools
 import string
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 import chex
@@ -68,11 +68,11 @@ def symbol_log_probs(model: ModelFns, params: Params, tokens: Array, symbol_ids:
 
 
 class Predictor:
-  """Predicts every symbol of a sequence from those before it; compiles once per shape."""
+  """Predicts every symbol of a sequence from those before it, in batches of one shape."""
 
   def __init__(
       self,
-      model: ModelFns,
+      log_probs_fn: Callable[[Params, Array, Array], Array],
       tokenisation: Tokenisation,
       *,
       targets: Sequence[int] | None = None,
@@ -81,7 +81,8 @@ class Predictor:
     """Stores the model and the tokens.
 
     Args:
-      model: a causal model.
+      log_probs_fn: `symbol_log_probs` of a model, usually compiled: (params, tokens, symbol_ids)
+        to log-probs [B, T, targets].
       tokenisation: the tokens of the L symbols.
       targets: the symbols that can be predicted; by default all of them.
       batch_size: sequences per batch.
@@ -98,8 +99,7 @@ class Predictor:
     self._prefix = np.asarray(tokenisation.prefix_ids, np.int32)
     targets = range(len(ids)) if targets is None else targets
     self._targets, self._batch_size = self._ids[np.asarray(targets)], batch_size
-    self._log_probs = jax.jit(lambda params, tokens: symbol_log_probs(
-        model, params, tokens, jnp.asarray(self._targets)))
+    self._log_probs_fn = log_probs_fn
 
   def __call__(self, params: Params, symbols: np.ndarray) -> np.ndarray:
     """Predicts every symbol.
@@ -113,7 +113,7 @@ class Predictor:
       nothing before it (t = 0 and no prefix) all targets are equally likely.
 
     Raises:
-      ValueError: if a symbol does not exist.
+      ValueError: if a symbol is not in [0, L).
     """
     symbols = np.asarray(symbols)
     count, length = symbols.shape
@@ -121,10 +121,11 @@ class Predictor:
       raise ValueError(f'symbols must be in [0, {len(self._ids)}), got '
                        f'{symbols.min()} to {symbols.max()}')
 
-    found = np.full((count, length, len(self._targets)), -np.log(len(self._targets)), np.float32)
+    size = len(self._targets)
+    log_probs = np.full((count, length, size), -np.log(size), np.float32)
     unseen = 0 if len(self._prefix) else 1  # Nothing predicts the first symbol.
     if length == unseen:
-      return found
+      return log_probs
 
     before = np.broadcast_to(self._prefix, (count, len(self._prefix)))
     tokens = np.concatenate([before, self._ids[symbols[:, :-1]]], axis=1)
@@ -132,9 +133,9 @@ class Predictor:
       rows = tokens[start : start + self._batch_size]
       # The last batch is padded: one shape, one compilation.
       filled = np.resize(rows, (self._batch_size, tokens.shape[1]))
-      values = np.asarray(self._log_probs(params, filled))[: len(rows)]
-      found[start : start + len(rows), unseen:] = values[:, unseen - length :]
-    return found
+      values = np.asarray(self._log_probs_fn(params, filled, self._targets))[: len(rows)]
+      log_probs[start : start + len(rows), unseen:] = values[:, unseen - length :]
+    return log_probs
 
 
 def tokenise(
@@ -177,18 +178,18 @@ def tokenise(
       _drawn(tokenizer, seed) if kind == 'random' else
       (_single(tokenizer, text) for text in (_letters() if kind == 'abc' else _numbers())))
 
-  found = []
+  ids = []
   for token in candidates:
-    if token not in (None, *special, *found):
-      found.append(token)
-    if len(found) == num_symbols:
+    if token not in (None, *special, *ids):
+      ids.append(token)
+    if len(ids) == num_symbols:
       break
   else:
-    raise ValueError(f'the tokenizer has {len(found)} single tokens of kind {kind!r} and '
-                     f'{num_symbols} symbols need one each: choose another kind')
+    raise ValueError(f'the tokenizer must have {num_symbols} single tokens of kind {kind!r}, one '
+                     f'per symbol, got {len(ids)}')
 
   prefix = tuple(tokenizer.start_ids) if bos else ()
-  return Tokenisation(tuple(found), prefix)
+  return Tokenisation(tuple(ids), prefix)
 
 
 def _letters() -> Iterator[str]:

@@ -73,7 +73,7 @@ class Operators(NamedTuple):
 
 
 def predict_ngrams(
-    observations: Array, places: Array, *, max_order: int, num_symbols: int
+    observations: Array, positions: Array, *, max_order: int, num_symbols: int
 ) -> Array:
   """Predictions of n-grams that are counted on the sequence itself.
 
@@ -84,7 +84,7 @@ def predict_ngrams(
 
   Args:
     observations: int [T]; symbols.
-    places: int [K], in [0, T]; numbers of known symbols.
+    positions: int [K], in [0, T]; numbers of known symbols.
     max_order: largest n, at least 1.
     num_symbols: L.
 
@@ -92,23 +92,22 @@ def predict_ngrams(
     float32 [K, max_order, L]; the distributions of n = 1, ..., max_order.
 
   Raises:
-    ValueError: on a `max_order` below 1, or a symbol outside [0, L), or a place
-      outside [0, T].
+    ValueError: on a `max_order` below 1, a symbol outside [0, L), or a position outside [0, T].
   """
-  chex.assert_rank([observations, places], 1)
-  chex.assert_type([observations, places], int)
+  chex.assert_rank([observations, positions], 1)
+  chex.assert_type([observations, positions], int)
   if max_order < 1:
     raise ValueError(f'max_order must be at least 1, got {max_order}')
   filtering.check_symbols(observations, num_symbols)
-  filtering.check_places(places, len(observations))
+  filtering.check_positions(positions, len(observations))
 
   steps = jnp.arange(len(observations))
-  follows = steps < places[:, None]
+  follows = steps < positions[:, None]
   counted = [follows]
   for back in range(1, max_order):
-    # A step needs `back` symbols before it. If the place has fewer, so has every step before it.
-    wanted = observations[places - back]
-    same = jnp.roll(observations, back) == wanted[:, None]
+    # A step needs `back` symbols before it. If the position has fewer, so do all steps before it.
+    context = observations[positions - back]
+    same = jnp.roll(observations, back) == context[:, None]
     follows = follows & same & (steps >= back)
     counted.append(follows)
 
@@ -117,13 +116,16 @@ def predict_ngrams(
   totals = jnp.sum(counts, axis=-1, keepdims=True)
   uniform = jnp.full_like(counts[:, 0], 1 / num_symbols)
 
-  known = lambda n, otherwise: jnp.where(
-      totals[:, n] > 0, counts[:, n] / jnp.maximum(totals[:, n], 1), otherwise)
-  laws, fallback = [known(0, uniform)], uniform
+
+  def frequencies(n, fallback):
+    return jnp.where(
+        totals[:, n] > 0, counts[:, n] / jnp.maximum(totals[:, n], 1), fallback)
+
+  predictions, fallback = [frequencies(0, uniform)], uniform
   for n in range(1, max_order):
-    fallback = known(n, fallback)
-    laws.append(fallback)
-  return jnp.stack(laws, axis=1)
+    fallback = frequencies(n, fallback)
+    predictions.append(fallback)
+  return jnp.stack(predictions, axis=1)
 
 
 def random_parameters(key: Array, *, num_states: int, num_symbols: int) -> Parameters:
@@ -167,7 +169,7 @@ def baum_welch_step(parameters: Parameters, observations: Array) -> tuple[Parame
   # The row of a negative number is all zeros.
   symbols = jax.nn.one_hot(observations, parameters.emission.shape[1], dtype=gamma.dtype)
   counts = Parameters(gamma[0], xi, filtering.dot(gamma.T, symbols))
-  return jax.tree.map(_normalise_or_keep, counts, parameters), log_likelihood
+  return jax.tree.map(_normalise_visited, counts, parameters), log_likelihood
 
 
 def baum_welch(
@@ -203,8 +205,9 @@ def baum_welch(
     return Fit(parameters, log_likelihood, fit.steps + 1), moves
 
   start = Fit(parameters, jnp.asarray(-jnp.inf, parameters.initial.dtype), jnp.int32(0))
-  goes_on = lambda carry: carry[1] & (carry[0].steps < max_steps)
-  return jax.lax.while_loop(goes_on, advance, (start, jnp.asarray(True)))[0]
+  return jax.lax.while_loop(
+      lambda carry: carry[1] & (carry[0].steps < max_steps), advance,
+      (start, jnp.asarray(True)))[0]
 
 
 def fit_best(
@@ -253,9 +256,9 @@ def empirical_moments(observations: Array, *, num_symbols: int) -> Moments:
   symbols = jax.nn.one_hot(observations, num_symbols)
   first, second, third = symbols[:-2], symbols[1:-1], symbols[2:]
   triples = _einsum('tx,ti,tj->xij', second, third, first)
-  return Moments(*(jnp.asarray(total) / (len(symbols) - count) for count, total in (
-      (0, jnp.sum(symbols, axis=0)), (
-          1, filtering.dot(symbols[1:].T, symbols[:-1])), (2, triples))))
+  pairs = filtering.dot(symbols[1:].T, symbols[:-1])
+  length = len(symbols)
+  return Moments(jnp.sum(symbols, axis=0) / length, pairs / (length - 1), triples / (length - 2))
 
 
 def exact_moments(parameters: Parameters) -> Moments:
@@ -299,8 +302,8 @@ def spectral_operators(moments: Moments, *, num_states: int) -> Operators:
   """
   num_symbols = len(moments.first)
   if not 1 <= num_states <= num_symbols:
-    raise ValueError(f'num_states must be between 1 and the number of symbols, {num_symbols}, got '
-                     f'{num_states}')
+    raise ValueError(f'num_states must be at least 1 and at most the number of symbols '
+                     f'({num_symbols}), got {num_states}')
   left = jnp.linalg.svd(moments.pairs)[0][:, :num_states]
   inverse = jnp.linalg.pinv(filtering.dot(left.T, moments.pairs))
   return Operators(
@@ -311,7 +314,7 @@ def spectral_operators(moments: Moments, *, num_states: int) -> Operators:
 
 
 def predict_spectral(
-    operators: Operators, observations: Array, places: Array | None = None
+    operators: Operators, observations: Array, positions: Array | None = None
 ) -> Array:
   """Predictions of an observable representation.
 
@@ -324,7 +327,7 @@ def predict_spectral(
   Args:
     operators: the representation.
     observations: int [T]; symbols.
-    places: int [K], in [0, T]; numbers of known symbols. By default 0, 1, ..., T.
+    positions: int [K], in [0, T]; numbers of known symbols. By default 0, 1, ..., T.
 
   Returns:
     float [K, L]; distributions.
@@ -334,7 +337,7 @@ def predict_spectral(
   """
   chex.assert_rank(observations, 1)
   filtering.check_symbols(observations, len(operators.updates))
-  filtering.check_places(places, len(observations))
+  filtering.check_positions(positions, len(observations))
 
   readout = _einsum('i,xij->xj', operators.end, operators.updates)
   epsilon = jnp.finfo(readout.dtype).eps
@@ -348,18 +351,19 @@ def predict_spectral(
 
   _, states = jax.lax.scan(step, operators.start, observations)
   states = jnp.concatenate([operators.start[None], states])
-  if places is not None:
-    states = states[places]
+  if positions is not None:
+    states = states[positions]
 
-  laws = jnp.maximum(filtering.dot(states, readout.T), 0.0)
-  totals = jnp.sum(laws, axis=-1, keepdims=True)
-  return jnp.where(totals > 0, laws / jnp.where(totals > 0, totals, 1.0), 1 / laws.shape[-1])
+  values = jnp.maximum(filtering.dot(states, readout.T), 0.0)
+  totals = jnp.sum(values, axis=-1, keepdims=True)
+  return jnp.where(totals > 0, values / jnp.where(totals > 0, totals, 1.0), 1 / values.shape[-1])
 
 
 # In full precision, like `filtering.dot`.
 _einsum = functools.partial(jnp.einsum, precision=jax.lax.Precision.HIGHEST)
 
 
-def _normalise_or_keep(counts: Array, before: Array) -> Array:
+def _normalise_visited(counts: Array, before: Array) -> Array:
+  """Normalises rows of counts; rows without counts are unchanged."""
   totals = jnp.sum(counts, axis=-1, keepdims=True)
   return jnp.where(totals > 0, counts / jnp.where(totals > 0, totals, 1.0), before)

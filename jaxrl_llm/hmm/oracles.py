@@ -3,7 +3,7 @@
 Row t of a prediction is the distribution of symbol t, given the t symbols before it. All functions
 take one sequence; use `jax.vmap` for batches.
 
-Departure from the released code (DaiYijia02/icl-hmm): there the oracles of all and of the last k
+Departure from the released code (DaiYijia02/icl-hmm): its oracles of all and of the last k
 observations propagate with A α instead of Aᵀ α, and do not normalise the result
 (`compat='released'`). That is correct only for a symmetric A, and costs accuracy otherwise.
 """
@@ -26,7 +26,7 @@ def predict_next(
     transition: Array,
     emission: Array,
     observations: Array,
-    places: Array | None = None,
+    positions: Array | None = None,
     *,
     compat: Compat = 'correct',
 ) -> Array:
@@ -39,11 +39,11 @@ def predict_next(
     transition: float [M, M]; A.
     emission: float [M, L]; B.
     observations: int [T]; symbols.
-    places: int [K], in [0, T]; numbers of known symbols. By default 0, 1, ..., T.
+    positions: int [K], in [0, T]; numbers of known symbols. By default 0, 1, ..., T.
     compat: 'released' propagates with A α throughout, and does not normalise the result.
 
   Returns:
-    float [K, L]; the row of place t is the prediction of symbol t.
+    float [K, L]; the row of position t is the prediction of symbol t.
 
   Raises:
     ValueError: on an unknown `compat`.
@@ -54,7 +54,7 @@ def predict_next(
   transition = _oriented(transition, compat)
   likelihoods = filtering.symbol_likelihoods(emission, observations)
   filtered, _ = filtering.filter_states(initial, transition, likelihoods)
-  return _predict_after(initial, filtered, transition, emission, places)
+  return _predict_after(initial, filtered, transition, emission, positions)
 
 
 def predict_next_by_path(
@@ -62,7 +62,7 @@ def predict_next_by_path(
     transition: Array,
     emission: Array,
     observations: Array,
-    places: Array | None = None,
+    positions: Array | None = None,
 ) -> Array:
   """Distribution of the next symbol, as if the best path so far were the true one.
 
@@ -75,7 +75,7 @@ def predict_next_by_path(
     transition: as for `predict_next`.
     emission: as for `predict_next`.
     observations: as for `predict_next`.
-    places: as for `predict_next`.
+    positions: as for `predict_next`.
 
   Returns:
     float [K, L].
@@ -86,11 +86,15 @@ def predict_next_by_path(
   messages, _ = filtering.max_product(
       initial, transition, filtering.symbol_likelihoods(emission, observations))
   ends = jax.nn.one_hot(jnp.argmax(messages, axis=-1), len(initial), dtype=initial.dtype)
-  return _predict_after(initial, ends, transition, emission, places)
+  return _predict_after(initial, ends, transition, emission, positions)
 
 
 def predict_next_by_state(
-    initial: Array, transition: Array, emission: Array, states: Array, places: Array | None = None
+    initial: Array,
+    transition: Array,
+    emission: Array,
+    states: Array,
+    positions: Array | None = None,
 ) -> Array:
   """Distribution of the next symbol given the true hidden state before it: A[x_{t−1}, :] B.
 
@@ -99,7 +103,7 @@ def predict_next_by_state(
     transition: as for `predict_next`.
     emission: as for `predict_next`.
     states: int [T]; the true states.
-    places: as for `predict_next`.
+    positions: as for `predict_next`.
 
   Returns:
     float [K, L].
@@ -111,7 +115,7 @@ def predict_next_by_state(
   masking.check_range(
       'states', states, 0, len(initial) - 1, f'in [0, {len(initial)}), the number of states')
   known = jax.nn.one_hot(states, len(initial), dtype=initial.dtype)
-  return _predict_after(initial, known, transition, emission, places)
+  return _predict_after(initial, known, transition, emission, positions)
 
 
 def predict_next_by_window(
@@ -119,7 +123,7 @@ def predict_next_by_window(
     transition: Array,
     emission: Array,
     observations: Array,
-    places: Array | None = None,
+    positions: Array | None = None,
     *,
     window: int,
     compat: Compat = 'correct',
@@ -133,7 +137,7 @@ def predict_next_by_window(
     transition: as for `predict_next`.
     emission: as for `predict_next`.
     observations: as for `predict_next`.
-    places: as for `predict_next`. If fewer than `window` symbols are known, all of them are used.
+    positions: as for `predict_next`. If fewer than `window` symbols are known, all are used.
     window: k, at least 1.
     compat: as for `predict_next`; 'released' starts from A^{t−k} π.
 
@@ -149,19 +153,20 @@ def predict_next_by_window(
   if window < 1:
     raise ValueError(f'window must be at least 1, got {window}')
   filtering.check_symbols(observations, emission.shape[1])
-  filtering.check_places(places, len(observations))
+  filtering.check_positions(positions, len(observations))
 
   transition = _oriented(transition, compat)
-  if places is None:
-    places = jnp.arange(len(observations) + 1)
-  _, laws = jax.lax.scan(
-      lambda law, _: (filtering.dot(law, transition), law), initial, length=len(observations))
+  if positions is None:
+    positions = jnp.arange(len(observations) + 1)
+  _, states = jax.lax.scan(
+      lambda state, _: (filtering.dot(state, transition), state), initial,
+      length=len(observations))
 
-  starts = jnp.maximum(places - window, 0)
-  beliefs = laws[starts]
+  starts = jnp.maximum(positions - window, 0)
+  beliefs = states[starts]
   for offset in range(window):
     index = starts + offset
-    known = index < places
+    known = index < positions
     moved = filtering.dot(beliefs, transition) if offset else beliefs
     symbols = jnp.where(known, observations[jnp.minimum(index, len(observations) - 1)], -1)
 
@@ -170,25 +175,25 @@ def predict_next_by_window(
     # As in the filter, symbols that no state explains are skipped.
     seen = jnp.where(total > 0, joint / jnp.where(total > 0, total, 1.0), moved)
     beliefs = jnp.where(known[:, None], seen, beliefs)
-  return _predict_from(initial, beliefs, transition, emission, places)
+  return _predict_from(initial, beliefs, transition, emission, positions)
 
 
 def _predict_after(
-    initial: Array, beliefs: Array, transition: Array, emission: Array, places: Array | None
+    initial: Array, beliefs: Array, transition: Array, emission: Array, positions: Array | None
 ) -> Array:
-  """Predictions [K, L] of the symbols at `places`, from beliefs [T, M] after each symbol."""
-  filtering.check_places(places, len(beliefs))
-  if places is None:
-    places = jnp.arange(len(beliefs) + 1)
+  """Predictions [K, L] of the symbols at `positions`, from beliefs [T, M] after each symbol."""
+  filtering.check_positions(positions, len(beliefs))
+  if positions is None:
+    positions = jnp.arange(len(beliefs) + 1)
   return _predict_from(
-      initial, beliefs[jnp.maximum(places - 1, 0)], transition, emission, places)
+      initial, beliefs[jnp.maximum(positions - 1, 0)], transition, emission, positions)
 
 
 def _predict_from(
-    initial: Array, before: Array, transition: Array, emission: Array, places: Array
+    initial: Array, before: Array, transition: Array, emission: Array, positions: Array
 ) -> Array:
-  """Predictions [K, L] of the symbols at `places`, from beliefs [K, M] before them."""
-  states = jnp.where((places == 0)[:, None], initial, filtering.dot(before, transition))
+  """Predictions [K, L] of the symbols at `positions`, from beliefs [K, M] before them."""
+  states = jnp.where((positions == 0)[:, None], initial, filtering.dot(before, transition))
   return filtering.dot(states, emission)
 
 

@@ -3,8 +3,8 @@
 Files have the schema of DaiYijia02/hmm-visualization (arXiv 2506.07298): CSV, with nested lists
 of numbers in cells. `num_state`, `A`, `num_observation`, `B`, `pi_0` are the model; `steady_state`,
 `lambda2`, `A_entropy`, `B_entropy` are its target properties; `<method>_acc` and
-`<method>_hellinger_distance` hold ten numbers each, for 4, 8, ..., 2048 symbols seen. Other
-columns are ignored.
+`<method>_hellinger_distance` have ten numbers each, for 4, 8, ..., 2048 symbols seen. Other columns
+are ignored.
 """
 
 import csv
@@ -20,7 +20,7 @@ import numpy as np
 
 from jaxrl_llm.hmm import random_models
 
-PLACES = tuple(2**k for k in range(2, 12))
+LENGTHS = tuple(2**k for k in range(2, 12))  # Symbols seen.
 
 # Our method names -> names in the columns.
 METHODS = {
@@ -51,7 +51,7 @@ class RecordedHmm:
     lambda2: the second eigenvalue as recorded.
     transition_entropy: Σ_i μ_i H(A[i, :]) as recorded, bits.
     emission_entropy: entropy of each row of B as recorded, bits.
-    accuracy: {method: float64 [10]}, by `PLACES`; in [0, 1].
+    accuracy: {method: float64 [10]}, by `LENGTHS`; in [0, 1].
     hellinger: {method: float64 [10]}; distance to B's row of the true hidden state, in [0, 1]; NaN
       where recorded as NaN, but not everywhere.
   """
@@ -85,7 +85,7 @@ def read(
     The rows, at least one.
 
   Raises:
-    ValueError: one line that names the file, the line, the column and the problem.
+    ValueError: one line with the file, the line, the column and the problem.
   """
   methods = METHODS if methods is None else methods
   path = pathlib.Path(path)
@@ -97,11 +97,11 @@ def read(
     with open(path, newline='', encoding='utf-8-sig') as file:
       reader = csv.DictReader(file, strict=True)
       names = reader.fieldnames or []
-      wanted = [*_MODEL_COLUMNS, *(column for name in methods.values() for column in _pair(name))]
+      required = [*_MODEL_COLUMNS, *(column for name in methods.values() for column in _pair(name))]
 
-      missing = [column for column in wanted if column not in names]
+      missing = [column for column in required if column not in names]
       if missing:
-        raise ValueError(f'{path} lacks the columns {", ".join(missing)}')
+        raise ValueError(f'{path} must have the columns {", ".join(missing)}')
 
       extra = {ours: name for ours, name in (optional or {}).items()
                if all(column in names for column in _pair(name))}
@@ -113,7 +113,7 @@ def read(
     csv.field_size_limit(previous)
 
   if not rows:
-    raise ValueError(f'{path} has no rows')
+    raise ValueError(f'{path} must have at least one row, got none')
   return rows
 
 
@@ -162,16 +162,16 @@ class _Row:
 
   def recorded(self, methods: Mapping[str, str]) -> RecordedHmm:
     if None in self.cells or None in self.cells.values():
-      raise ValueError(f'{self.where}: has not as many cells as the first line')
+      raise ValueError(f'{self.where}: must have as many cells as the first line')
     num_states, num_symbols = self._size('num_state'), self._size('num_observation')
     results = [{ours: self._scores(_pair(name)[i], missing=i == 1)
                 for ours, name in methods.items()} for i in range(2)]
     return RecordedHmm(
         self.line,
-        self._laws('pi_0', (num_states,)),
-        self._laws('A', (num_states, num_states)),
-        self._laws('B', (num_states, num_symbols)),
-        self._laws('steady_state', (num_states,)),
+        self._distributions('pi_0', (num_states,)),
+        self._distributions('A', (num_states, num_states)),
+        self._distributions('B', (num_states, num_symbols)),
+        self._distributions('steady_state', (num_states,)),
         self._number('lambda2', 1.0),
         self._number('A_entropy', math.inf),
         self._number('B_entropy', math.inf),
@@ -180,19 +180,19 @@ class _Row:
   def _number(self, column: str, most: float) -> float:
     value = float(self._array(column, ()))
     if not 0 <= value <= most:
-      limit = 'not be negative' if most == math.inf else f'be in [0, {most:g}]'
-      raise self._error(column, f'must {limit}, got {value:g}')
+      limit = 'non-negative' if most == math.inf else f'in [0, {most:g}]'
+      raise self._error(column, f'must be {limit}, got {value:g}')
     return value
 
   def _scores(self, column: str, *, missing: bool) -> np.ndarray:
-    """Means by place, in [0, 1]; with `missing`, some may be NaN, but not all."""
-    values = self._array(column, (len(PLACES),), finite=False)
+    """Means by length, in [0, 1]; with `missing`, some may be NaN, but not all."""
+    values = self._array(column, (len(LENGTHS),), finite=False)
     known = ~np.isnan(values) if missing else np.ones(values.shape, bool)
     bad = values[known & ~((values >= 0) & (values <= 1 + _ROUNDING))]
     if bad.size:
-      raise self._error(column, f'must hold numbers in [0, 1], got {bad[0]:g}')
+      raise self._error(column, f'must be numbers in [0, 1], got {bad[0]:g}')
     if not known.any():
-      raise self._error(column, 'must hold a number, got nan alone')
+      raise self._error(column, 'must have a number, got only nan')
     return values
 
   def _size(self, column: str) -> int:
@@ -201,11 +201,11 @@ class _Row:
       raise self._error(column, f'must be an integer of at least 2, got {self.cells[column]}')
     return int(value)
 
-  def _laws(self, column: str, shape: tuple[int, ...]) -> np.ndarray:
+  def _distributions(self, column: str, shape: tuple[int, ...]) -> np.ndarray:
     values = self._array(column, shape)
     sums = values.sum(axis=-1, keepdims=True)
     if values.min() < 0 or np.abs(sums - 1).max() > _SUM_TOLERANCE:
-      raise self._error(column, 'must hold probabilities that sum to 1, got a smallest entry of '
+      raise self._error(column, 'must be probabilities that sum to 1, got a smallest entry of '
                                 f'{values.min():.6g} and sums from {sums.min():.6g} to '
                                 f'{sums.max():.6g}')
     return values / sums
@@ -218,9 +218,9 @@ class _Row:
       shown = text if len(text) <= 40 else f'{text[:40]}...'
       raise self._error(column, f'must be numbers in nested lists, got {shown!r}') from None
     if values.shape != shape:
-      wanted = ' x '.join(map(str, shape)) or 'one number'
-      raise self._error(column, f'must hold {wanted}, got '
-                                f'{" x ".join(map(str, values.shape)) or "one number"}')
+      expected, got = (' x '.join(map(str, sizes)) or 'one number'
+                       for sizes in (shape, values.shape))
+      raise self._error(column, f'must be {expected}, got {got}')
     if finite and not np.isfinite(values).all():
       raise self._error(column, 'must be finite')
     return values
@@ -235,7 +235,7 @@ def _parse(text: str) -> np.ndarray:
   text = re.sub(r'\bnan\b', 'NaN', re.sub(r'\binf\b', 'Infinity', text))
   value = json.loads(text)
   if not _only_numbers(value):
-    raise ValueError('something else than numbers')
+    raise ValueError('not only numbers')
   return np.asarray(value, np.float64)
 
 

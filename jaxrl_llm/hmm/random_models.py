@@ -6,10 +6,10 @@ The second eigenvalue measures how slowly the chain forgets, the entropy rate ho
 steps are, and the entropy of B's rows how little a symbol reveals. Published models:
 arXiv 2506.07298, code DaiYijia02/icl-hmm.
 
-Departure from the released construction of A, which finds U and the eigenvalues by gradient descent
-on penalties for every property and rejects poor results: here the row sums, the stationary
+Departure from the released construction of A, which computes U and the eigenvalues by gradient
+descent on penalties for every property and rejects poor results: here the row sums, the stationary
 distribution and the second eigenvalue hold by construction, and descent only has to fix the signs
-of A's entries. A target entropy is part of the descent; there, the entropy is not controlled.
+of A's entries. A target entropy is part of the descent; the released code does not control it.
 """
 
 import math
@@ -64,6 +64,21 @@ def entropy_rate_bits(transition: np.ndarray, stationary: np.ndarray) -> float:
   return float(np.asarray(stationary) @ entropy_bits(transition))
 
 
+def stationary_distribution(transition: np.ndarray) -> np.ndarray:
+  """Stationary distributions μ = μ A of irreducible chains.
+
+  Args:
+    transition: float [..., M, M]; A, each with a unique stationary distribution.
+
+  Returns:
+    float [..., M].
+  """
+  size = transition.shape[-1]
+  # (I − Aᵀ) μ = 0 and Σ μ = 1, summed into one regular system.
+  system = np.eye(size) - np.swapaxes(transition, -1, -2) + 1.0
+  return np.linalg.solve(system, np.ones((*transition.shape[:-2], size, 1)))[..., 0]
+
+
 def second_eigenvalue(transition: np.ndarray) -> np.ndarray:
   """Second largest modulus of the eigenvalues, which measures how slowly the chain forgets.
 
@@ -76,7 +91,7 @@ def second_eigenvalue(transition: np.ndarray) -> np.ndarray:
   return np.sort(np.abs(np.linalg.eigvals(transition)), axis=-1)[..., -2]
 
 
-def beta_law(num_states: int, exponent: float) -> np.ndarray:
+def beta_distribution(num_states: int, exponent: float) -> np.ndarray:
   """Published stationary distributions: the density of Beta(1, a) at 0, 1/M, ..., (M − 1)/M.
 
     μ_i ∝ (1 − i / M)^{a − 1};    a = 1 is uniform, a = 16 nearly concentrated on one state
@@ -146,27 +161,28 @@ def make_transition(
     raise ValueError(
         f'stationary must be at least two positive numbers that sum to 1, got {stationary}')
   if not 0 < lambda2 < 1:
-    raise ValueError(f'lambda2 must be between 0 and 1, both excluded, got {lambda2}')
+    raise ValueError(f'lambda2 must be in (0, 1), got {lambda2}')
   if entropy is not None and not 0 < entropy < math.log2(size):
-    raise ValueError(f'entropy must be between 0 and log2 of {size} states, both excluded, got '
-                     f'{entropy}')
+    raise ValueError(f'entropy must be in (0, log2 {size}) for {size} states, got {entropy}')
 
   stationary = stationary / stationary.sum()
-  options = dict(tolerance=tolerance, steps=steps, learning_rate=learning_rate)
   for attempt in range(attempts):
-    found = _descend(rng, stationary, lambda2, entropy, **options)
-    if found is None and attempt + 1 == min(_FREE_ATTEMPTS, attempts):
-      found = _with_slow_state(rng, stationary, lambda2, entropy, tolerance=tolerance)
-    if found is not None:
-      return found
+    matrix = _descend(
+        rng, stationary, lambda2, entropy, tolerance=tolerance, steps=steps,
+        learning_rate=learning_rate)
+    if matrix is None and attempt + 1 == min(_FREE_ATTEMPTS, attempts):
+      matrix = _with_slow_state(rng, stationary, lambda2, entropy, tolerance=tolerance)
+    if matrix is not None:
+      return matrix
 
-  wanted = '' if entropy is None else f', entropy {entropy} ± {tolerance} bits'
-  raise ValueError(f'no transition matrix found in {attempts} attempts with {size} states, lambda2 '
-                   f'{lambda2}{wanted} and stationary law {np.round(stationary, 6).tolist()}')
+  target = '' if entropy is None else f', entropy {entropy} ± {tolerance} bits'
+  raise ValueError(f'no transition matrix after {attempts} attempts with {size} states, lambda2 '
+                   f'{lambda2}{target} and stationary distribution '
+                   f'{np.round(stationary, 6).tolist()}')
 
 
 def _with_slow_state(rng, stationary, lambda2, entropy, *, tolerance):
-  """Finds a chain in which all but one state k form a block; None if none has the entropy.
+  """Returns a chain in which all states but one, k, form a block; None if none has the entropy.
 
     block: (1 − q) (s I + (1 − s) 1 μ'ᵀ), and to k at rate q = (1 − λ2) μ_k
     k: to the block's distribution μ' at rate (1 − λ2) (1 − μ_k)
@@ -176,15 +192,15 @@ def _with_slow_state(rng, stationary, lambda2, entropy, *, tolerance):
   size = len(stationary)
   for slow in rng.permutation(size):
     block = np.flatnonzero(np.arange(size) != slow)
-    law = stationary[block] / stationary[block].sum()
+    within = stationary[block] / stationary[block].sum()
     leaves = (1 - lambda2) * stationary[slow]
     returns = (1 - lambda2) * (1 - stationary[slow])
 
     best, closest = None, math.inf
     for stay in rng.permutation(np.linspace(0, min(1.0, lambda2 / (1 - leaves)), 514)[1:-1]):
       matrix = np.empty((size, size))
-      matrix[np.ix_(block, block)] = (1 - leaves) * (stay * np.eye(size - 1) + (1 - stay) * law)
-      matrix[block, slow], matrix[slow, block] = leaves, returns * law
+      matrix[np.ix_(block, block)] = (1 - leaves) * (stay * np.eye(size - 1) + (1 - stay) * within)
+      matrix[block, slow], matrix[slow, block] = leaves, returns * within
       matrix[slow, slow] = 1 - returns
 
       off = 0.0 if entropy is None else abs(entropy_rate_bits(matrix, stationary) - entropy)
@@ -275,8 +291,8 @@ def dominant_probability(num_symbols: int, entropy: float | np.ndarray) -> np.nd
   most = math.log2(num_symbols)
   bad = entropy[~((entropy >= 0) & (entropy <= most))]
   if bad.size:
-    raise ValueError(f'entropy must be between 0 and log2 of {num_symbols} symbols, {most:.6g} '
-                     f'bits, got {bad.flat[0]}')
+    raise ValueError(f'entropy must be in [0, {most:.6g}], log2 of {num_symbols} symbols, got '
+                     f'{bad.flat[0]}')
   low, high = np.full(entropy.shape, 1 / num_symbols), np.ones(entropy.shape)
   for _ in range(60):  # The entropy falls monotonically from log2 L to 0.
     middle = (low + high) / 2
@@ -308,10 +324,10 @@ def make_emission(
   References:
     arXiv 2506.07298; released code DaiYijia02/icl-hmm.
   """
-  law = _with_dominant(dominant_probability(num_symbols, entropy), num_symbols)
-  # Symbol 0 is the dominant one of `law`: row i is `law` shifted by i.
+  first = _with_dominant(dominant_probability(num_symbols, entropy), num_symbols)
+  # Symbol 0 is the dominant one of row 0: row i is row 0 shifted by i.
   index = (np.arange(num_symbols) - np.arange(num_states)[:, None]) % num_symbols
-  return law[..., index]
+  return first[..., index]
 
 
 def sample_hmms(
@@ -350,21 +366,21 @@ def sample_hmms(
     raise ValueError(f'num_states and num_symbols must be at least 2, got {num_states} and '
                      f'{num_symbols}')
   if not 0 <= lambda2[0] <= lambda2[1] < 1:
-    raise ValueError(f'lambda2 must be a range within [0, 1), got {lambda2}')
+    raise ValueError(f'lambda2 must be a range in [0, 1), got {lambda2}')
   entropy = (0.0, math.log2(num_symbols)) if entropy is None else entropy
   if not 0 <= entropy[0] <= entropy[1] <= math.log2(num_symbols):
-    raise ValueError(f'entropy must be a range within [0, log2 of {num_symbols} symbols], got '
-                     f'{entropy}')
+    raise ValueError(f'entropy must be a range in [0, log2 {num_symbols}] for {num_symbols} '
+                     f'symbols, got {entropy}')
 
-  wanted, bits = rng.uniform(*lambda2, count), rng.uniform(*entropy, count)
-  transition = _with_lambda2(rng.dirichlet(np.ones(num_states), (count, num_states)), wanted)
+  target, bits = rng.uniform(*lambda2, count), rng.uniform(*entropy, count)
+  transition = _with_lambda2(rng.dirichlet(np.ones(num_states), (count, num_states)), target)
   emission = make_emission(num_states, num_symbols, bits)
 
   order = rng.permuted(np.tile(np.arange(num_symbols), (count, 1)), axis=1)
   emission = np.take_along_axis(emission, order[:, None, :], axis=2)
   initial = np.zeros((count, num_states))
   initial[:, 0] = 1
-  return HmmBatch(initial, transition, emission, wanted, bits)
+  return HmmBatch(initial, transition, emission, target, bits)
 
 
 def _with_dominant(probability: np.ndarray, num_symbols: int) -> np.ndarray:
@@ -375,23 +391,22 @@ def _with_dominant(probability: np.ndarray, num_symbols: int) -> np.ndarray:
 
 
 def _with_lambda2(transition: np.ndarray, lambda2: np.ndarray) -> np.ndarray:
-  """Mixes chains [N, M, M] with the identity, or their stationary distribution, to get λ2 [N]."""
+  """Mixes chains [N, M, M] with the identity, or their stationary distributions, to get λ2 [N]."""
   size = transition.shape[-1]
   values = np.linalg.eigvals(transition)
   order = np.argsort(np.abs(values), axis=-1)
   values = np.take_along_axis(values, order, axis=-1)[:, :-1]  # All but 1.
-  own = np.abs(values[:, -1])
+  before_mixing = np.abs(values[:, -1])
 
   # max_j |s + (1 − s) ν_j| is convex in s and ends at 1: it crosses λ2 once.
-  low, high = np.zeros(len(own)), np.ones(len(own))
+  low, high = np.zeros(len(transition)), np.ones(len(transition))
   for _ in range(60):
     middle = (low + high) / 2
     moduli = np.abs(middle[:, None] + (1 - middle[:, None]) * values).max(axis=-1)
     low, high = np.where(moduli < lambda2, middle, low), np.where(moduli < lambda2, high, middle)
 
-  slower = own > lambda2
-  share = np.where(slower, 1 - lambda2 / own, (low + high) / 2)[:, None, None]
-  system = np.eye(size) - np.swapaxes(transition, 1, 2) + 1.0
-  stationary = np.linalg.solve(system, np.ones((len(own), size, 1)))[..., 0]
+  slower = before_mixing > lambda2
+  share = np.where(slower, 1 - lambda2 / before_mixing, (low + high) / 2)[:, None, None]
+  stationary = stationary_distribution(transition)
   other = np.where(slower[:, None, None], stationary[:, None, :], np.eye(size))
   return share * other + (1 - share) * transition

@@ -1,4 +1,4 @@
-"""Simulated mice: GLM-HMMs with known parameters, in the same container as the real ones.
+"""Simulated mice: GLM-HMMs with known parameters, in the same container as real mice.
 
 A mouse is in one of M states, each a GLM of the contrast, a bias, the previous choice and that
 choice times its reward; states last for tens of trials. Mice are drawn from a broad prior, which
@@ -77,16 +77,16 @@ def draw(generator: np.random.Generator, count: int, *, max_states: int = 3) -> 
   shape = (count, max_states)
   has = np.arange(max_states) < generator.integers(1, max_states + 1, (count, 1))
   engaged = generator.random(shape) < ENGAGED_SHARE
-  pick = lambda a, b: np.where(engaged, a, b)
   weights = np.stack([
-      pick(generator.uniform(*ENGAGED_STIMULUS, shape), generator.uniform(*BIASED_STIMULUS, shape)),
-      generator.normal(size=shape) * pick(ENGAGED_BIAS, BIASED_BIAS),
+      np.where(engaged, generator.uniform(*ENGAGED_STIMULUS, shape),
+               generator.uniform(*BIASED_STIMULUS, shape)),
+      generator.normal(size=shape) * np.where(engaged, ENGAGED_BIAS, BIASED_BIAS),
       generator.normal(HISTORY_MEAN[0], HISTORY_STD[0], shape),
       generator.normal(HISTORY_MEAN[1], HISTORY_STD[1], shape),
   ], axis=-1)
 
-  law = lambda mass: mass / mass.sum(axis=-1, keepdims=True)
-  initial = law(has * generator.exponential(size=shape))
+  initial = has * generator.exponential(size=shape)
+  initial = initial / initial.sum(axis=-1, keepdims=True)
 
   stay = generator.uniform(*STAY, shape)[..., None]
   identity = np.eye(max_states)
@@ -113,7 +113,7 @@ def simulate(
     num_trials: N.
     session_length: trials per session; its end resets the state and the history.
     phase: int [B] or one number; position of the first trial in its session (its state is drawn
-      as if it started a session in any case).
+      as if it started a session).
 
   Returns:
     The trials. Contrasts are equally likely.
@@ -138,9 +138,10 @@ def simulate(
   state, choice, reward = np.zeros((3, count), int)
 
   for t in range(num_trials):
-    law = np.where(starts[t][:, None], first, following[rows, state])
+    cumulative = np.where(starts[t][:, None], first, following[rows, state])
     # Rounding may leave the total of a distribution below the draw.
-    state = np.minimum((law < state_draws[t][:, None]).sum(axis=-1), law.shape[1] - 1)
+    state = np.minimum(
+        (cumulative < state_draws[t][:, None]).sum(axis=-1), cumulative.shape[1] - 1)
     chance = _chance(mice.weights[rows, state], table[rows, levels[t]], starts[t], choice, reward)
     choice = (choice_draws[t] < chance).astype(int)
 
@@ -168,20 +169,20 @@ def predict(mice: Mice, trials: Trials) -> np.ndarray:
   """
   animals.check_trials(trials.levels, trials.choices, trials.rewards, least_choice=0)
   rows, table = np.arange(len(mice.power)), animals.stimulus(mice.power)
-  found = np.zeros(trials.choices.shape)
+  predictions = np.zeros(trials.choices.shape)
   state, choice, reward = mice.initial, np.zeros(len(rows), int), np.zeros(len(rows), int)
 
-  for t in range(found.shape[1]):
+  for t in range(predictions.shape[1]):
     start = trials.starts[:, t]
     state = np.where(start[:, None], mice.initial, state)
     chance = _chance(mice.weights, table[rows, trials.levels[:, t]][:, None], start[:, None],
                      choice[:, None], reward[:, None])
-    found[:, t] = np.sum(state * chance, axis=-1)
+    predictions[:, t] = np.sum(state * chance, axis=-1)
 
     choice, reward = trials.choices[:, t].astype(int), trials.rewards[:, t].astype(int)
     seen = state * np.where(choice[:, None] > 0, chance, 1 - chance)
     state = np.einsum('bi,bij->bj', seen / seen.sum(axis=-1, keepdims=True), mice.transition)
-  return found
+  return predictions
 
 
 def as_animal(trials: Trials, mouse: int, name: str) -> animals.Animal:

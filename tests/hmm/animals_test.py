@@ -1,4 +1,4 @@
-"""Trials of mice: what the real files hold, what is rebuilt from them, and the layouts."""
+"""Trials of mice: the real files, the rebuilt trials, and the layouts."""
 
 import io
 import itertools
@@ -49,7 +49,7 @@ def test_contrasts_are_the_nine_levels_up_to_mean_and_scale(folder, mice):
     np.testing.assert_allclose(slope * contrast + offset, stored, atol=1e-9)
 
 
-def test_stored_covariates_are_of_the_trial_before(folder, mice):
+def test_stored_covariates_are_those_of_the_trial_before(folder, mice):
   # [X] of the specification, on all five animals: previous choice = 2 choice − 1.
   for animal in mice:
     covariates, choices, _ = _stored(folder, animal)
@@ -67,7 +67,7 @@ def test_stored_covariates_are_of_the_trial_before(folder, mice):
 
 
 def test_stored_covariates_of_a_first_trial_are_its_own(folder, mice):
-  # Not of the session before: they give the answer away, and are not used.
+  # Not those of the session before: they leak the answer, and are not used.
   same, count = 0, 0
   for animal in mice:
     covariates, choices, _ = _stored(folder, animal)
@@ -88,7 +88,7 @@ def test_rebuilt_covariates_agree_with_the_stored_ones(folder, mice):
     covariates, choices, _ = _stored(folder, animal)
     rebuilt = animals.covariates(animal)
     np.testing.assert_array_equal(animal.choices, choices)
-    known = rebuilt[:, 2] != 0  # A trial with a choice stands before it in its session.
+    known = rebuilt[:, 2] != 0  # Its session has an earlier trial with a choice.
     assert (~known).sum() <= 1.1 * animal.num_sessions
     np.testing.assert_array_equal(rebuilt[known, 2:], covariates[known, 1:])
     assert np.corrcoef(rebuilt[:, 0], covariates[:, 0])[0, 1] > 1 - 1e-12
@@ -104,7 +104,7 @@ def test_rewards_are_unknown_only_at_the_end_of_a_session_with_contrast_0(mice):
     assert (animal.rewards[animal.choices < 0] == -1).all()
 
 
-# --- The rebuilding by hand, and files that are none.
+# --- Rebuilt trials by hand, and invalid files.
 
 
 def _write(folder, covariates, choices, sessions, name='M_processed.npz'):
@@ -114,7 +114,7 @@ def _write(folder, covariates, choices, sessions, name='M_processed.npz'):
 
 
 # Two sessions. Contrasts .125, 0, −1, (violation) 1 | 0, 1, with mean .5 and scale 2 taken out.
-# They cannot be others: with .25, all could be a quarter of what they are.
+# They are unique: with .25, all could be scaled by a quarter.
 COVARIATES = [
     # contrast, previous choice, previous choice · its reward
     [(.125 - .5) / 2, 1, 1],  # Its own: chose 1, rewarded.
@@ -144,7 +144,7 @@ def test_a_session_that_ends_at_contrast_0_has_an_unknown_reward(tmp_path):
   np.testing.assert_array_equal(animal.rewards, [1, 1, 1, 0])
 
 
-def test_what_comes_before_a_violation_lasts_through_it():
+def test_covariates_skip_violations():
   animal = animals.Animal(
       'm', np.array([8, 0, 8, 8]), np.array([-1, 1, -1, 0]), np.array([-1, -1, -1, -1]),
       np.zeros(4, int))
@@ -152,19 +152,19 @@ def test_what_comes_before_a_violation_lasts_through_it():
       animals.covariates(animal)[:, 2:], [[0, 0], [0, 0], [1, -1], [1, -1]])
 
 
-def test_a_folder_passes_over_files_of_folds(tmp_path):
+def test_fold_files_of_a_directory_are_skipped(tmp_path):
   _write(tmp_path, COVARIATES, CHOICES, SESSIONS, 'B_processed.npz')
   _write(tmp_path, COVARIATES, CHOICES, SESSIONS, 'A_processed.npz')
   np.savez(tmp_path / 'A_session_fold_lookup.npz', np.array([None, 1], object))
   assert [animal.name for animal in animals.load_folder(tmp_path)] == ['A', 'B']
-  with pytest.raises(ValueError, match='must be a folder of animals'):
+  with pytest.raises(ValueError, match='must be a directory with animals'):
     animals.load_folder(tmp_path / 'nowhere')
 
 
-def test_two_files_of_one_name_are_refused(tmp_path):
+def test_two_files_with_the_same_name_are_refused(tmp_path):
   for name in ('A.npz', 'A_processed.npz', 'B.npz'):
     _write(tmp_path, COVARIATES, CHOICES, SESSIONS, name)
-  with pytest.raises(ValueError, match='one file of each animal, got A.npz, A_processed.npz of A'):
+  with pytest.raises(ValueError, match='one file per animal, got A.npz, A_processed.npz for A'):
     animals.load_folder(tmp_path)
 
 
@@ -176,19 +176,19 @@ def _with(row, column, value):
 
 @pytest.mark.parametrize('change, words', [
     (dict(choices=[2, 0, 1, -1, 0, 1]), 'choices must be 0, 1 or -1, got'),
-    (dict(sessions=['a', 'b', 'a', 'a', 'b', 'b']), 'must stand together'),
+    (dict(sessions=['a', 'b', 'a', 'a', 'b', 'b']), 'must be contiguous'),
     (dict(covariates=np.array(COVARIATES)[:, :2]), r'must be \[N, 3\], .* got \(6, 2\)'),
-    (dict(covariates=np.array(COVARIATES)[:, [0, 2, 1]]), '2 of 4 rows contradict .* row 3 with'),
-    (dict(covariates=np.array(COVARIATES) * [-1, 1, 1]), '2 of 4 rows contradict .* row 1 with'),
+    (dict(covariates=np.array(COVARIATES)[:, [0, 2, 1]]), '2 of 4 rows that .* row 3 with'),
+    (dict(covariates=np.array(COVARIATES) * [-1, 1, 1]), '2 of 4 rows that .* row 1 with'),
     (dict(covariates=_with(2, 2, np.nan)), r'must be finite, got \[-0.75, -1.0, nan\] in row 2'),
     (dict(covariates=_with(4, 1, np.inf)), 'must be finite, got .* in row 4'),
-    (dict(covariates=_with(2, 1, -.5)), '1 of 4 rows contradict .* row 2 with .*-0.5, -1.0'),
-    (dict(covariates=_with(2, 2, 0)), '1 of 4 rows contradict .* row 2 with .*-1.0, 0.0'),
-    (dict(covariates=_with(5, 1, 1)), '1 of 4 rows contradict .* row 5 with .*1.0, 1.0'),
+    (dict(covariates=_with(2, 1, -.5)), '1 of 4 rows that contradict .* row 2 with .*-0.5, -1.0'),
+    (dict(covariates=_with(2, 2, 0)), '1 of 4 rows that contradict .* row 2 with .*-1.0, 0.0'),
+    (dict(covariates=_with(5, 1, 1)), '1 of 4 rows that contradict .* row 5 with .*1.0, 1.0'),
     (dict(covariates=np.array(COVARIATES) + np.arange(6)[:, None]), 'up to mean and scale'),
     (dict(covariates=np.array(COVARIATES) * [0, 1, 1]), 'contrasts must differ'),
 ])
-def test_files_of_something_else_are_refused(tmp_path, change, words):
+def test_invalid_files_are_refused(tmp_path, change, words):
   values = dict(covariates=COVARIATES, choices=CHOICES, sessions=SESSIONS) | change
   with pytest.raises(ValueError, match=words) as error:
     animals.load(_write(tmp_path, **values))
@@ -198,62 +198,62 @@ def test_files_of_something_else_are_refused(tmp_path, change, words):
 def test_nothing_is_unpickled(tmp_path):
   path = tmp_path / 'X_processed.npz'
   np.savez(path, np.array([None], object), np.zeros((1, 1)), np.zeros(1))
-  with pytest.raises(ValueError, match='is no file of an animal'):
+  with pytest.raises(ValueError, match='is not an animal file'):
     animals.load(path)
   path.write_bytes(b'nothing')
-  with pytest.raises(ValueError, match='is no file of an animal'):
+  with pytest.raises(ValueError, match='is not an animal file'):
     animals.load(path)
   np.savez(path, np.zeros((1, 1)))
-  with pytest.raises(ValueError, match='is no file of an animal'):
+  with pytest.raises(ValueError, match='is not an animal file'):
     animals.load(path)
   with open(path, 'wb') as file:
-    np.save(file, np.zeros((4, 3)))  # One array, under the name of several.
-  with pytest.raises(ValueError, match='is no file of an animal'):
+    np.save(file, np.zeros((4, 3)))  # One array, not an archive.
+  with pytest.raises(ValueError, match='is not an animal file'):
     animals.load(path)
 
 
-def test_a_damaged_file_is_refused_or_holds_what_it_held(tmp_path):
+def test_a_damaged_file_is_refused_or_has_the_same_content(tmp_path):
   path = _write(tmp_path, COVARIATES, CHOICES, SESSIONS)
   expected, whole = animals.load(path), io.BytesIO()
   with np.load(path) as arrays:
     np.savez_compressed(whole, *(arrays[f'arr_{i}'] for i in range(3)))
   whole, refused = whole.getvalue(), 0
-  for place in range(len(whole)):
+
+  for index in range(len(whole)):
     for mask in (0x01, 0xff):
-      path.write_bytes(
-          whole[:place] + bytes([whole[place] ^ mask]) + whole[place + 1 :])
+      path.write_bytes(whole[:index] + bytes([whole[index] ^ mask]) + whole[index + 1 :])
       try:
-        found = animals.load(path)
+        actual = animals.load(path)
       except ValueError as error:
         assert '\n' not in str(error)
         refused += 1
       else:
-        np.testing.assert_array_equal(found.choices, expected.choices)
+        np.testing.assert_array_equal(actual.choices, expected.choices)
   assert refused > len(whole)
 
 
-def test_contrasts_that_can_be_others_are_refused(tmp_path):
-  # Of three, .0625 apart, nobody can say which they are.
+def test_ambiguous_contrasts_are_refused(tmp_path):
+  # Three contrasts, .0625 apart, fit several scales.
   narrow = np.array(COVARIATES)
   narrow[:, 0] = [-.0625, 0, .0625, .0625, 0, -.0625]
-  with pytest.raises(ValueError, match='so many that mean and scale can be told, got .* and'):
+  with pytest.raises(ValueError, match='must determine their mean and scale, got values .* or'):
     animals.load(_write(tmp_path, narrow, CHOICES, SESSIONS))
 
 
 def test_contrasts_need_not_reach_the_extremes(tmp_path):
-  # −1 is missing, and seven of the other eight are there: one scale alone leads to contrasts.
+  # −1 and one other contrast are missing: only one scale fits.
   levels = np.array([1, 2, 3, 4, 5, 6, 8])
   choices = (levels > animals.ZERO_LEVEL).astype(int)
   before = np.concatenate([[1], 2 * choices[:-1] - 1])
   rows = np.stack([animals.CONTRASTS[levels] / 3 + .2, before, before], axis=1)
-  found = animals.load(_write(tmp_path, rows, choices, ['a'] * 7))
-  np.testing.assert_array_equal(found.levels, levels)
+  actual = animals.load(_write(tmp_path, rows, choices, ['a'] * 7))
+  np.testing.assert_array_equal(actual.levels, levels)
 
 
 # --- Stimuli, sessions, folds.
 
 
-def test_the_stimulus_has_unit_mean_square_and_keeps_its_sign():
+def test_the_stimulus_has_unit_mean_square_and_the_sign_of_the_contrast():
   for power in (.25, 1, 2):
     drive = animals.stimulus(power)
     assert np.mean(drive**2) == pytest.approx(1)
@@ -294,20 +294,20 @@ LEVELS, ANSWERS, REWARDS = np.array([8, 0, 4]), np.array([1, 1, 0]), np.array([1
 def test_layouts_and_their_label_positions(layout, expected, labels):
   symbols = animals.encode(LEVELS, ANSWERS, REWARDS, layout)
   np.testing.assert_array_equal(symbols, expected)
-  found = animals.label_positions(layout, 3)
-  np.testing.assert_array_equal(found, labels)
+  actual = animals.label_positions(layout, 3)
+  np.testing.assert_array_equal(actual, labels)
   # The released (start, step): (0, 1), (1, 2), (0, 2), (1, 3).
-  assert (found[0], found[1] - found[0]) == {
+  assert (actual[0], actual[1] - actual[0]) == {
       'choice': (0, 1), 'stim_choice': (1, 2), 'choice_reward': (0, 2),
       'stim_choice_reward': (1, 3)}[layout]
-  np.testing.assert_array_equal(symbols[found] - animals.CHOICE_SYMBOLS[0], ANSWERS)
-  # Sequences side by side.
+  np.testing.assert_array_equal(symbols[actual] - animals.CHOICE_SYMBOLS[0], ANSWERS)
+  # Batched sequences.
   both = animals.encode(*(np.stack([x, x[::-1]]) for x in (LEVELS, ANSWERS, REWARDS)), layout)
   np.testing.assert_array_equal(both[0], expected)
   assert symbols.max() < animals.NUM_SYMBOLS
 
 
-def test_8_12_shifted_position_i_reads_stim_i_choice_before_reward_i():
+def test_8_12_a_shifted_trial_has_its_contrast_the_choice_before_and_its_reward():
   symbols = animals.encode(LEVELS, ANSWERS, REWARDS, 'stim_choice_reward', shift=True)
   np.testing.assert_array_equal(symbols, [0, 10, 11, 4, 10, 11])
   labels = animals.label_positions('stim_choice_reward', 3, shift=True)
@@ -315,7 +315,7 @@ def test_8_12_shifted_position_i_reads_stim_i_choice_before_reward_i():
 
 
 def _leaked_rule(animal, trials, shift):
-  """Accuracy of: the choice fits the last contrast and reward that have been read."""
+  """Accuracy of the rule that the choice fits the last contrast and reward in the context."""
   arrays = (animal.levels[trials], animal.choices[trials], animal.rewards[trials])
   symbols = animals.encode(*arrays, 'stim_choice_reward', shift=shift)
   labels = animals.label_positions('stim_choice_reward', len(trials), shift=shift)[1:]
@@ -330,16 +330,16 @@ def test_8_12_the_shifted_layout_leaks_the_answer_on_real_mice_and_the_other_doe
   for animal in mice:
     trials = np.flatnonzero(animal.choices >= 0)
     zero = (animal.levels == animals.ZERO_LEVEL).mean()
-    # A rule without a parameter is right on every trial but those of contrast 0, and half of them.
+    # A rule without parameters is right on all trials except half of those at contrast 0.
     assert _leaked_rule(animal, trials, shift=True) == pytest.approx(1 - zero / 2, abs=.005)
-    # Unshifted, it says that the last choice is repeated.
+    # Unshifted, it predicts that the last choice is repeated.
     assert _leaked_rule(animal, trials, shift=False) < .75
 
 
-def test_bad_layouts_are_named():
+def test_bad_layouts_are_refused():
   with pytest.raises(ValueError, match="layout must be one of choice, .*, got 'reward'"):
     animals.encode(LEVELS, ANSWERS, REWARDS, 'reward')
-  with pytest.raises(ValueError, match='without one are left out'):
+  with pytest.raises(ValueError, match='exclude trials without a choice'):
     animals.encode(LEVELS, np.array([0, -1, 1]), REWARDS, 'choice')
 
 
@@ -347,7 +347,7 @@ def test_bad_layouts_are_named():
 
 
 @pytest.mark.parametrize('before, count, width', itertools.product((0, 3, 40), (1, 7, 20), (2, 9)))
-def test_windows_predict_every_trial_once_from_what_stands_before_it(before, count, width):
+def test_windows_predict_every_trial_once_from_the_trials_before_it(before, count, width):
   before = np.arange(100, 100 + before)
   predicted = np.arange(count)
   trials, chosen = animals.windows(before, predicted, width)
@@ -363,11 +363,11 @@ def test_windows_predict_every_trial_once_from_what_stands_before_it(before, cou
 
 
 def test_windows_of_one_trial_are_refused():
-  with pytest.raises(ValueError, match='at least 2 trials, got 1'):
+  with pytest.raises(ValueError, match='width must be at least 2, got 1'):
     animals.windows([], [0], 1)
 
 
-# --- Trials that a user hands in.
+# --- Trials from a user.
 
 
 def _animal(**changes):
@@ -387,7 +387,7 @@ def _animal(**changes):
     (dict(sessions=np.array([0, 2, 2])), 'sessions must count 0, ..., 0, 1, ...'),
     (dict(sessions=np.array([0, 0])), r'sessions must count .*, got \(2,\) for \(3,\) choices'),
 ])
-def test_H2_an_animal_of_other_numbers_is_refused(changes, message):
+def test_H2_invalid_trials_are_refused(changes, message):
   assert _animal().num_sessions == 2
   with pytest.raises(ValueError, match=message):
     _animal(**changes)
@@ -395,9 +395,9 @@ def test_H2_an_animal_of_other_numbers_is_refused(changes, message):
 
 @pytest.mark.parametrize('name, value', [('levels', 9), ('levels', -1), ('choices', 2),
                                          ('rewards', 2)])
-def test_H1_trials_that_would_be_read_as_other_symbols_are_not_encoded(name, value):
+def test_H1_trials_that_would_become_other_symbols_are_refused(name, value):
   trials = dict(levels=np.array([[0, 8]]), choices=np.array([[0, 1]]), rewards=np.array([[1, -1]]))
-  encode = lambda trials: animals.encode(**trials, layout='stim_choice_reward')
-  assert encode(trials).tolist() == [[0, 9, 12, 8, 10, 11]]
+  layout = 'stim_choice_reward'
+  assert animals.encode(**trials, layout=layout).tolist() == [[0, 9, 12, 8, 10, 11]]
   with pytest.raises(ValueError, match=f'{name} must be integers from .*, got {value}'):
-    encode({**trials, name: np.array([[0, value]])})
+    animals.encode(**{**trials, name: np.array([[0, value]])}, layout=layout)

@@ -33,13 +33,6 @@ def test_H1_the_worked_example():
   assert np.exp(log_prob) == pytest.approx(.6 * .7 * .27 ** 2, rel=1e-12)
 
 
-def test_H1_stationary_law_and_entropy_rate():
-  stationary = filtering.stationary_law(jnp.asarray(hmm_paths.TRANSITION))
-  np.testing.assert_allclose(stationary, [2 / 3, 1 / 3], atol=1e-12)
-  rate = filtering.entropy_rate_bits(jnp.asarray(hmm_paths.TRANSITION), stationary)
-  assert rate == pytest.approx(.553306, abs=5e-7)
-
-
 @pytest.mark.parametrize('num_states, steps, zeros', [(2, 6, 0.), (3, 5, 0.), (3, 6, .3)])
 def test_H2_forward_and_smoothing_are_sums_over_all_paths(num_states, steps, zeros):
   initial, transition, emission = hmm_paths.random_model(num_states + steps, num_states, 4, zeros)
@@ -52,7 +45,8 @@ def test_H2_forward_and_smoothing_are_sums_over_all_paths(num_states, steps, zer
   assert log_likelihood == pytest.approx(np.log(total), abs=1e-10)
   for t in range(steps):
     prefix = hmm_paths.joint(initial, transition, likelihoods[: t + 1])
-    np.testing.assert_allclose(filtered[t], hmm_paths.last_law(prefix, num_states), atol=1e-10)
+    np.testing.assert_allclose(
+        filtered[t], hmm_paths.last_distribution(prefix, num_states), atol=1e-10)
 
   gamma, xi = np.zeros((steps, num_states)), np.zeros((num_states, num_states))
   for path, chance in joint.items():
@@ -66,7 +60,7 @@ def test_H2_forward_and_smoothing_are_sums_over_all_paths(num_states, steps, zer
   assert got[2] == pytest.approx(np.log(total), abs=1e-10)
 
   path, log_prob = _viterbi(initial, transition, likelihoods)
-  # Paths of the same steps in another order are equally likely: any of them will do.
+  # Paths with the same steps in another order tie: any of them is right.
   best = max(joint.values())
   assert joint[tuple(path.tolist())] == pytest.approx(best, rel=1e-12)
   assert log_prob == pytest.approx(np.log(best), abs=1e-10)
@@ -108,24 +102,19 @@ def test_H6_hellinger():
   assert filtering.hellinger(p, q) == pytest.approx(.324920, abs=5e-7)
   assert filtering.hellinger(q, p) == filtering.hellinger(p, q)
   assert filtering.hellinger(one_hot, np.eye(4)[0]) == 1
-  laws = np.random.default_rng(0).dirichlet(np.ones(5) * .2, 50)
-  distances = np.asarray(filtering.hellinger(laws[:, None], laws))
+  distributions = np.random.default_rng(0).dirichlet(np.ones(5) * .2, 50)
+  distances = np.asarray(filtering.hellinger(distributions[:, None], distributions))
   assert distances.min() >= 0 and distances.max() <= 1
   np.testing.assert_allclose(np.diag(distances), 0, atol=1e-7)
 
 
-def test_kl_is_infinite_where_it_must_be_and_never_nan():
+def test_kl_is_infinite_for_excluded_symbols_and_never_nan():
   p, q = np.array([.5, .5, 0]), np.array([.9, .1, 0])
   assert filtering.kl_divergence(p, q) == pytest.approx(
       .5 * math.log(.5 / .9) + .5 * math.log(.5 / .1), abs=1e-12)
   assert filtering.kl_divergence(p, np.array([1., 0, 0])) == math.inf
   assert filtering.kl_divergence(np.array([1., 0, 0]), p) == pytest.approx(math.log(2))
   assert filtering.kl_divergence(np.array([1., 0, 0]), np.array([1., 0, 0])) == 0
-
-
-def test_entropy_bits():
-  laws = np.array([[1., 0, 0, 0], [.25, .25, .25, .25], [.5, .5, 0, 0]])
-  np.testing.assert_allclose(filtering.entropy_bits(laws), [0, 2, 1], atol=1e-12)
 
 
 def test_padding_changes_nothing():
@@ -142,14 +131,15 @@ def test_padding_changes_nothing():
   got = _smooth(initial, transition, longer, valid=padded >= 0)
   np.testing.assert_allclose(got[0], np.concatenate([gamma, np.zeros((3, 3))]), atol=1e-12)
   np.testing.assert_allclose(got[1], xi, atol=1e-12)
-  # Without a mask, three steps that were not seen count as steps.
+  # Without a mask, three unobserved steps count as steps.
   np.testing.assert_allclose(_smooth(initial, transition, longer)[1].sum(), 8, atol=1e-12)
 
 
 def test_an_impossible_observation_is_minus_infinity_and_nothing_is_nan():
   transition, emission = np.eye(2), np.eye(2)
-  observations = np.array([0, 1, 0])  # From state 0 no symbol 1 comes.
+  observations = np.array([0, 1, 0])  # State 0 never emits symbol 1.
   initial = np.array([1., 0])
+
   likelihoods = _likelihoods(emission, observations)
   filtered, log_likelihood = _filter(initial, transition, likelihoods)
   assert log_likelihood == -math.inf
@@ -157,12 +147,14 @@ def test_an_impossible_observation_is_minus_infinity_and_nothing_is_nan():
   logs, log_likelihood = _log_filter(*(jnp.log(x) for x in (initial, transition, likelihoods)))
   assert log_likelihood == -math.inf
   np.testing.assert_array_equal(np.exp(logs), filtered)
+
   gamma, xi, log_likelihood = _smooth(initial, transition, likelihoods)
   assert log_likelihood == -math.inf
   np.testing.assert_array_equal(gamma, filtered)
   np.testing.assert_array_equal(xi, [[2, 0], [0, 0]])
   path, log_prob = _viterbi(initial, transition, likelihoods)
   assert log_prob == -math.inf and path.tolist() == [0, 0, 0]
+
   gradient = jax.grad(
       lambda a: filtering.filter_states(initial, a, likelihoods)[0].sum())(transition)
   assert np.isfinite(gradient).all()
@@ -183,7 +175,7 @@ def test_gradients_of_the_log_likelihood():
       jax.grad(log_likelihood)(transition, emission), xi / transition, atol=1e-10)
 
 
-def test_samples_have_the_law_of_the_model():
+def test_samples_have_the_distribution_of_the_model():
   model = tuple(map(jnp.asarray, hmm_paths.random_model(16, 2, 3)))
   keys = jax.random.split(jax.random.key(0), 20_000)
   states, observations = jax.jit(jax.vmap(lambda key: filtering.sample(key, *model, 3)))(keys)
@@ -198,14 +190,14 @@ def test_samples_have_the_law_of_the_model():
   assert abs(statistic - freedom) < 4 * math.sqrt(2 * freedom)
 
 
-def test_a_sample_does_not_depend_on_how_long_it_gets():
+def test_a_sample_does_not_depend_on_its_length():
   model = tuple(map(jnp.asarray, hmm_paths.random_model(17, 3, 3)))
   short, long = (filtering.sample(jax.random.key(1), *model, steps) for steps in (4, 9))
   for a, b in zip(short, long):
     np.testing.assert_array_equal(a, b[:4])
 
 
-def test_what_cannot_happen_is_not_drawn():
+def test_impossible_states_and_symbols_are_not_drawn():
   initial, transition, emission = map(jnp.asarray, hmm_paths.random_model(18, 4, 4, zeros=.6))
   states, observations = map(np.asarray, jax.jit(jax.vmap(
       lambda key: filtering.sample(key, initial, transition, emission, 20)))(
@@ -216,10 +208,10 @@ def test_what_cannot_happen_is_not_drawn():
 
 
 @pytest.mark.parametrize('uniform, drawn', [(0.0, 1), (np.nextafter(1.0, 0), 2)])
-def test_nothing_impossible_is_drawn_at_the_ends_of_the_uniform_numbers(
+def test_nothing_impossible_is_drawn_at_the_limits_of_the_uniform_numbers(
     uniform, drawn, monkeypatch):
   # 0 is not below the cumulative sum 0 of an impossible first entry, and a number just below 1
-  # not beyond a sum that rounding has left below 1.
+  # not above a sum that rounding has left below 1.
   monkeypatch.setattr(
       jax.random, 'uniform', lambda key, shape, dtype: jnp.full(shape, uniform, dtype))
   table = jnp.array([0, .25, .75 - 1e-9, 0])
@@ -228,16 +220,16 @@ def test_nothing_impossible_is_drawn_at_the_ends_of_the_uniform_numbers(
   assert states.tolist() == observations.tolist() == [drawn] * 2
 
 
-def test_one_step_is_enough():
+def test_sequences_of_one_step():
   initial, transition, emission = hmm_paths.random_model(19, 3, 4)
   likelihoods = _likelihoods(emission, np.array([2]))
-  law = initial * emission[:, 2]
+  joint = initial * emission[:, 2]
   for states in (_filter(initial, transition, likelihoods)[0],
                  _smooth(initial, transition, likelihoods)[0]):
-    np.testing.assert_allclose(states, law[None] / law.sum(), atol=1e-12)
+    np.testing.assert_allclose(states, joint[None] / joint.sum(), atol=1e-12)
   np.testing.assert_array_equal(_smooth(initial, transition, likelihoods)[1], 0)
   path, log_prob = _viterbi(initial, transition, likelihoods)
-  assert path.tolist() == [law.argmax()] and np.exp(log_prob) == pytest.approx(law.max())
+  assert path.tolist() == [joint.argmax()] and np.exp(log_prob) == pytest.approx(joint.max())
 
 
 def _logs(values):
@@ -261,8 +253,8 @@ def _smooth_in_logs(initial, transition, likelihoods):
 
 @pytest.mark.parametrize('dtype', [np.float32, np.float64])
 @pytest.mark.parametrize('transition', [np.eye(2), np.array([[1, 0], [.1, .9]])])
-def test_a_state_that_cannot_be_reached_does_not_drown_the_others(transition, dtype):
-  # State 1 explains every symbol better, but nothing leads there.
+def test_an_unreachable_state_does_not_affect_the_others(transition, dtype):
+  # State 1 explains every symbol better, but cannot be reached.
   model = [np.array([1., 0]), transition, np.tile([.5, .9], (2048, 1))]
   gamma, xi, log_likelihood = _smooth(*(np.asarray(table, dtype) for table in model))
   assert gamma.dtype == dtype
@@ -288,7 +280,7 @@ def test_smoothing_over_2048_steps_agrees_with_logarithms(zeros, dtype, toleranc
 
 @pytest.mark.parametrize('factor', [1, 4])
 def test_smoothing_survives_transitions_near_the_smallest_number(factor):
-  # The only way from 0 to 1 is all but closed, and is taken over and over.
+  # The transition from 0 to 1 is nearly impossible, and happens again and again.
   rare = factor * float(np.finfo(np.float32).tiny)
   model = [np.array([1, 0]), np.array([[1, rare], [.5, .5]]), np.tile(np.eye(2), (200, 1))]
   gamma, xi, _ = _smooth(*(table.astype(np.float32) for table in model))
@@ -297,8 +289,8 @@ def test_smoothing_survives_transitions_near_the_smallest_number(factor):
 
 
 @pytest.mark.parametrize('dtype', [np.float32, np.float64])
-def test_the_best_path_is_found_where_products_underflow(dtype):
-  # 1500 symbols speak for state 1, by 1.8 to 1 each; the last one excludes it.
+def test_the_best_path_is_right_where_products_underflow(dtype):
+  # 1500 symbols favour state 1, by 1.8 to 1 each; the last one excludes it.
   emission = np.array([[.5, .4, .1], [.9, .1, 0]], dtype)
   likelihoods = emission.T[np.append(np.zeros(1500, int), 2)]
   model = np.array([.5, .5], dtype), np.eye(2, dtype=dtype), likelihoods

@@ -1,4 +1,4 @@
-"""GLM and GLM-HMM: against brute force and an obvious fit, the ascent of EM, recovery."""
+"""GLM and GLM-HMM against enumeration; the ascent of EM; recovery of parameters."""
 
 import functools
 import itertools
@@ -41,9 +41,9 @@ def test_two_counts_by_hand():
   # 30 ones and 10 zeros with an input of 1: w = ln 3 up to the ridge's pull, 40 σ' (w) dw = r w.
   inputs, choices = np.ones((40, 1)), np.repeat([1, 0], [30, 10])
   assert float(_fit_glm(inputs, choices, ridge=1e-9)[0]) == pytest.approx(np.log(3), abs=1e-6)
-  found = float(_fit_glm(inputs, choices, ridge=2.0)[0])
-  assert 30 - 40 * _sigmoid(found) == pytest.approx(2.0 * found, abs=1e-6)
-  # The same input twice: the ridge alone tells the two weights what to be, one half each.
+  actual = float(_fit_glm(inputs, choices, ridge=2.0)[0])
+  assert 30 - 40 * _sigmoid(actual) == pytest.approx(2.0 * actual, abs=1e-6)
+  # The same input twice: only the ridge determines the two weights, one half each.
   twice = np.asarray(_fit_glm(np.ones((40, 2)), choices, ridge=2.0))
   np.testing.assert_allclose(30 - 40 * _sigmoid(twice.sum()), 2.0 * twice, atol=1e-6)
 
@@ -58,7 +58,7 @@ def test_the_gradient_of_the_penalised_likelihood_is_0_at_the_fit():
   np.testing.assert_allclose(gradient, 0, atol=1e-9)
 
 
-def test_counts_are_repetitions_and_missing_choices_do_not_count():
+def test_counts_are_repetitions_and_missing_choices_are_ignored():
   inputs, choices = (x.reshape(-1, *x.shape[2:]) for x in _data(1, sessions=4))
   times = np.array([1, 2, 0, 3] * 5)
   repeated = _fit_glm(np.repeat(inputs, times, axis=0), np.repeat(choices, times), ridge=.5)
@@ -69,36 +69,39 @@ def test_counts_are_repetitions_and_missing_choices_do_not_count():
   np.testing.assert_allclose(missing, _fit_glm(inputs, choices, ridge=.5), atol=1e-10)
 
 
-def test_choices_that_can_be_told_apart_have_a_finite_fit():
+def test_separable_choices_have_a_finite_fit():
   inputs = np.linspace(-1, 1, 21)[:, None] * 100
-  found = _fit_glm(inputs, (inputs[:, 0] > 0).astype(int), ridge=1e-3)
-  assert np.isfinite(found).all() and found[0] > 0
-  # Far from the fit a whole step of Newton's method overshoots; it is halved.
+  actual = _fit_glm(inputs, (inputs[:, 0] > 0).astype(int), ridge=1e-3)
+  assert np.isfinite(actual).all() and actual[0] > 0
+  # Far from the fit a full Newton step overshoots; it is halved.
   far = _fit_glm(inputs, (inputs[:, 0] > 0).astype(int), ridge=1e-3, start=np.array([-.5]),
                  steps=60)
-  assert float(far[0]) == pytest.approx(float(found[0]), rel=1e-6)
+  assert float(far[0]) == pytest.approx(float(actual[0]), rel=1e-6)
 
 
 @pytest.mark.parametrize('begin', [-2.0, -20.0, 3.0, 50.0])
 def test_a_step_is_halved_until_the_objective_does_not_fall(begin):
-  # Where all choices are all but certain, nothing but the ridge is curved: a step of Newton's
-  # method is thousands of times too long.
+  # Where all choices are nearly certain, only the ridge has curvature: a Newton step is thousands
+  # of times too long.
   inputs = np.linspace(-1, 1, 21)[:, None] * 100
   choices = (inputs[:, 0] > 0).astype(int)
-  objective = lambda w: np.sum(-np.logaddexp(0, -np.where(choices > 0, 1, -1) * inputs[:, 0] * w)
-                               ) - 1e-3 / 2 * w**2
+
+  def objective(w):
+    signed = np.where(choices > 0, 1, -1) * inputs[:, 0] * w
+    return np.sum(-np.logaddexp(0, -signed)) - 1e-3 / 2 * w**2
+
   weights, values = np.array([begin]), [objective(begin)]
   for _ in range(60):
     weights = np.asarray(_fit_glm(inputs, choices, ridge=1e-3, start=weights, steps=1))
     values.append(objective(weights[0]))
   assert np.diff(values).min() >= -1e-9 * abs(values[0])
-  found = _fit_glm(inputs, choices, ridge=1e-3, steps=60)
-  assert weights[0] == pytest.approx(float(found[0]), rel=1e-6)
+  actual = _fit_glm(inputs, choices, ridge=1e-3, steps=60)
+  assert weights[0] == pytest.approx(float(actual[0]), rel=1e-6)
 
 
 @pytest.mark.parametrize('objective', [
     lambda weights: -jnp.sum(weights), lambda weights: jnp.sum(weights) * np.nan])
-def test_a_step_that_no_halving_makes_good_is_not_taken(objective):
+def test_a_step_that_never_improves_is_not_taken(objective):
   start, before = jnp.array([1.0, 2.0]), jnp.asarray(-3.0)
   weights, value = glm_hmm._backtrack(objective, start, jnp.ones(2), before)
   np.testing.assert_array_equal(weights, start)
@@ -109,7 +112,7 @@ def test_a_step_that_no_halving_makes_good_is_not_taken(objective):
 
 
 def _by_paths(model, inputs, choices):
-  """(P(y_t = 1 | before), the likelihood) of one session, over all paths of the state."""
+  """(P(y_t = 1 | before), the likelihood) of one session, summed over all paths."""
   count, states = len(choices), len(model.initial)
   chances = _sigmoid(inputs @ model.weights.T)
   predictions = []
@@ -125,17 +128,18 @@ def _by_paths(model, inputs, choices):
       last = chances[t, path[t]] if t < count else .5
       joint += weight * np.array([1 - last, last])
     predictions.append(joint[1] / joint.sum())
+
   return np.array(predictions[:-1]), joint.sum()
 
 
 def test_predictions_and_likelihood_are_sums_over_all_paths():
   inputs, choices = _data(2)
   choices[1, 2] = -1  # A trial without an answer still lets the state move.
-  found = _predict(MODEL, inputs, choices)
+  actual = _predict(MODEL, inputs, choices)
   total = 0.0
   for s in range(3):
     expected, likelihood = _by_paths(MODEL, inputs[s], choices[s])
-    np.testing.assert_allclose(found[s], expected, atol=1e-12)
+    np.testing.assert_allclose(actual[s], expected, atol=1e-12)
     total += np.log(likelihood)
   step = jax.jit(functools.partial(glm_hmm.em_step, ridge=.3, pseudo_count=.2))
   _, before = step(MODEL, inputs, choices, np.ones((3, 5), bool))
@@ -143,7 +147,7 @@ def test_predictions_and_likelihood_are_sums_over_all_paths():
   assert float(before) == pytest.approx(total - .15 * (MODEL.weights**2).sum() + prior, abs=1e-10)
 
 
-def test_predictions_see_no_choice_of_their_own_or_later():
+def test_predictions_do_not_depend_on_their_own_choice_or_later_ones():
   inputs, choices = _data(3)
   changed = choices.copy()
   changed[:, 3] = 1 - changed[:, 3]
@@ -158,7 +162,7 @@ def test_padding_changes_nothing():
   padded[:3, :5] = inputs
   answers = np.full((5, 9), -1)
   answers[:3, :5] = choices
-  answers[3:] = 1  # What stands in padding is not read.
+  answers[3:] = 1  # Values in padding are ignored.
   np.testing.assert_allclose(
       _predict(MODEL, padded, answers)[:3, :5], _predict(MODEL, inputs, choices), atol=1e-12)
   fit = jax.jit(functools.partial(glm_hmm.fit, num_states=2, restarts=2, steps=8))
@@ -206,12 +210,12 @@ def test_keys_are_folded_and_never_split(monkeypatch):
 
   monkeypatch.setattr(jax.random, 'split', refuse)
   few, many = (np.asarray(fit(key, inputs, choices, restarts=count)[1]) for count in (2, 3))
-  # A restart does not depend on how many there are, and no two are alike.
+  # A restart does not depend on their number, and all differ.
   np.testing.assert_allclose(many[:2], few, rtol=1e-9)
   assert len(np.unique(many[:, -1].round(9))) == 3
 
 
-def test_the_restart_that_is_likeliest_after_all_steps_is_kept():
+def test_the_restart_that_is_likeliest_after_all_steps_is_returned():
   inputs, choices = _data(8)
   options = dict(ridge=.1, pseudo_count=.1)
   step = jax.jit(lambda model: glm_hmm.em_step(
@@ -225,7 +229,7 @@ def test_the_restart_that_is_likeliest_after_all_steps_is_kept():
     first = [step(begin(key, single)) for key in keys]
     return [float(before) for _, before in first], [float(step(model)[1]) for model, _ in first]
 
-  # Where the one that begins best is overtaken.
+  # A seed where the best start does not end best.
   seed, last = next((seed, last) for seed in range(20) for first, last in [climb(seed)]
                     if np.argmax(first) != np.argmax(last))
   model, _ = glm_hmm.fit(
@@ -237,15 +241,18 @@ def test_the_restart_that_is_likeliest_after_all_steps_is_kept():
 def test_a_simulated_mouse_is_recovered():
   mouse, trials, inputs, choices = _simulated()
   model, _ = _fitted()
-  assert model.weights[0, 0] > model.weights[1, 0]  # In falling order of the stimulus.
+  assert model.weights[0, 0] > model.weights[1, 0]  # In decreasing order of the stimulus weight.
   np.testing.assert_allclose(model.weights, mouse.weights[0], atol=.6)
   np.testing.assert_allclose(model.transition, mouse.transition[0], atol=.03)
-  found = np.asarray(_predict(model, inputs, choices)).ravel()
+  actual = np.asarray(_predict(model, inputs, choices)).ravel()
   best = simulated_mice.predict(mouse, trials)[0]
   answers = trials.choices[0]
-  score = lambda p: np.log(np.where(answers > 0, p, 1 - p)).mean()
-  assert abs(score(found) - score(best)) < .004
-  # One GLM cannot say it as well.
+
+  def score(p):
+    return np.log(np.where(answers > 0, p, 1 - p)).mean()
+
+  assert abs(score(actual) - score(best)) < .004
+  # One GLM is worse.
   flat, y = inputs.reshape(-1, 4), choices.ravel()
   single = _sigmoid(flat @ np.asarray(_fit_glm(flat, y, ridge=.1)))
   assert score(best) - score(single) > .01
@@ -259,7 +266,7 @@ def test_the_true_parameters_predict_as_the_simulator_does():
       atol=1e-12)
 
 
-def test_relabelling_states_changes_no_prediction():
+def test_predictions_do_not_depend_on_the_order_of_states():
   inputs, choices = _data(5)
   other = glm_hmm.GlmHmm(
       MODEL.initial[::-1].copy(), MODEL.transition[::-1, ::-1].copy(), MODEL.weights[::-1].copy())
@@ -282,7 +289,7 @@ def test_one_state_is_a_glm():
     (dict(restarts=0), 'restarts must be at least 1, got 0'),
     (dict(steps=0), 'steps must be at least 1, got 0'),
 ])
-def test_bad_settings_are_named(options, words):
+def test_bad_arguments_are_refused(options, words):
   inputs, choices = _data(7)
   with pytest.raises(ValueError, match=words):
     glm_hmm.fit(jax.random.key(0), inputs, choices, **{'num_states': 2, **options})

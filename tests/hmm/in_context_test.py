@@ -1,4 +1,4 @@
-"""Any causal model as a predictor of symbols: restricted softmax, places, tokenisations."""
+"""Any causal model as a predictor of symbols: restricted softmax, positions, tokenisations."""
 
 import functools
 
@@ -26,6 +26,11 @@ def _model(**options):
   return model, jax.jit(draw)(jax.random.key(0))
 
 
+@functools.cache
+def _log_probs_fn(model):
+  return jax.jit(functools.partial(in_context.symbol_log_probs, model))
+
+
 @functools.partial(jax.jit, static_argnums=0)
 def _compiled_logits(model, params, tokens):
   positions = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
@@ -38,7 +43,7 @@ def _logits(model, params, tokens):
 
 
 def _restricted(logits, ids):
-  """The softmax over the whole vocabulary, then restricted and divided by what is left."""
+  """The softmax over the whole vocabulary, then restricted and renormalised."""
   chances = np.exp(logits - logits.max(axis=-1, keepdims=True))
   chances /= chances.sum(axis=-1, keepdims=True)
   chosen = chances[..., list(ids)]
@@ -52,12 +57,11 @@ def test_symbol_log_probs_are_the_softmax_of_all_tokens_restricted_and_renormali
   if 'head_bias' in options:
     params = {**params, 'head': {**params['head'], 'bias': jnp.linspace(-2, 2, 23)}}
   tokens = jax.random.randint(jax.random.key(1), (3, 9), 0, 23)
-  found = jax.jit(functools.partial(in_context.symbol_log_probs, model))(
-      params, tokens, jnp.array(SYMBOLS))
-  assert found.shape == (3, 9, 4)
+  actual = _log_probs_fn(model)(params, tokens, jnp.array(SYMBOLS))
+  assert actual.shape == (3, 9, 4)
   np.testing.assert_allclose(
-      found, _restricted(_logits(model, params, tokens), SYMBOLS), atol=1e-5)
-  np.testing.assert_allclose(np.exp(found).sum(axis=-1), 1, atol=1e-6)
+      actual, _restricted(_logits(model, params, tokens), SYMBOLS), atol=1e-5)
+  np.testing.assert_allclose(np.exp(actual).sum(axis=-1), 1, atol=1e-6)
 
 
 def test_no_logits_of_the_whole_vocabulary_are_made():
@@ -66,67 +70,73 @@ def test_no_logits_of_the_whole_vocabulary_are_made():
       vocab_size=vocabulary, num_layers=1, width=8, num_heads=1, num_kv_heads=1, head_dim=8,
       mlp_width=8, max_length=steps))
   params = jax.eval_shape(model.init, jax.random.key(0))
-  compiled = jax.jit(functools.partial(in_context.symbol_log_probs, model)).lower(
+  compiled = _log_probs_fn(model).lower(
       params, jax.ShapeDtypeStruct((4, steps), jnp.int32), jax.ShapeDtypeStruct((4,), jnp.int32))
   memory = compiled.compile().memory_analysis()
   assert memory.temp_size_in_bytes < 4 * steps * vocabulary * 4 / 2  # Half of such an array.
 
 
 @pytest.mark.parametrize('prefix', [(), (5,), (5, 2)])
-def test_8_2_the_prediction_at_t_has_seen_exactly_the_symbols_before_t(prefix):
+def test_8_2_the_prediction_at_t_depends_on_exactly_the_symbols_before_t(prefix):
   model, params = _model()
   predict = in_context.Predictor(
-      model, in_context.Tokenisation(SYMBOLS, prefix), batch_size=2)
+      _log_probs_fn(model), in_context.Tokenisation(SYMBOLS, prefix), batch_size=2)
   symbols = np.random.default_rng(0).integers(4, size=(3, 6))
-  found = predict(params, symbols)
-  assert found.shape == (3, 6, 4)
+  actual = predict(params, symbols)
+  assert actual.shape == (3, 6, 4)
+
   for t in (0, 1, 5):
     tokens = np.concatenate([
         np.tile(np.array(prefix, int), (3, 1)), np.array(SYMBOLS)[symbols[:, :t]]], axis=1)
     expected = np.full((3, 4), -np.log(4))
     if tokens.shape[1]:
       expected = _restricted(_logits(model, params, jnp.asarray(tokens, jnp.int32))[:, -1], SYMBOLS)
-    np.testing.assert_allclose(found[:, t], expected, atol=1e-5, rtol=1e-5)
-  # What follows changes nothing; what stands before does.
+    np.testing.assert_allclose(actual[:, t], expected, atol=1e-5, rtol=1e-5)
+
+  # Later symbols have no effect; earlier ones have.
   changed = symbols.copy()
   changed[:, 3] = (changed[:, 3] + 1) % 4
   again = predict(params, changed)
-  np.testing.assert_array_equal(again[:, :4], found[:, :4])
-  assert np.abs(again[:, 4:] - found[:, 4:]).max() > 1e-3
+  np.testing.assert_array_equal(again[:, :4], actual[:, :4])
+  assert np.abs(again[:, 4:] - actual[:, 4:]).max() > 1e-3
 
 
 def test_targets_are_renormalised_among_themselves():
   model, params = _model()
   tokenisation = in_context.Tokenisation(SYMBOLS, (5,))
   symbols = np.random.default_rng(1).integers(4, size=(5, 7))
-  everything = in_context.Predictor(model, tokenisation)(params, symbols)
-  pair = in_context.Predictor(model, tokenisation, targets=(2, 0))(params, symbols)
-  chosen = everything[..., [2, 0]]
+  log_probs = in_context.Predictor(_log_probs_fn(model), tokenisation)(params, symbols)
+  pair = in_context.Predictor(
+      _log_probs_fn(model), tokenisation, targets=(2, 0))(params, symbols)
+  chosen = log_probs[..., [2, 0]]
   np.testing.assert_allclose(
       pair, chosen - np.logaddexp(chosen[..., :1], chosen[..., 1:]), atol=1e-5)
 
 
 def test_the_gradient_reaches_the_parameters():
   model, params = _model()
-  loss = lambda params: in_context.symbol_log_probs(
-      model, params, jnp.array([[7, 3, 3]]), jnp.array(SYMBOLS))[0, 1, 1]
-  gradient = jax.jit(jax.grad(loss))(params)
+
+  def log_prob(params):
+    return in_context.symbol_log_probs(
+        model, params, jnp.array([[7, 3, 3]]), jnp.array(SYMBOLS))[0, 1, 1]
+
+  gradient = jax.jit(jax.grad(log_prob))(params)
   assert float(jnp.abs(gradient['embedder']['embedding']).max()) > 0
   assert all(bool(jnp.isfinite(leaf).all()) for leaf in jax.tree.leaves(gradient))
 
 
-def test_bad_symbols_are_named():
+def test_bad_symbols_are_refused():
   model, params = _model()
   with pytest.raises(ValueError, match='distinct tokens, at least one, got'):
-    in_context.Predictor(model, in_context.Tokenisation((3, 3)))
+    in_context.Predictor(_log_probs_fn(model), in_context.Tokenisation((3, 3)))
   with pytest.raises(ValueError, match='batch_size must be at least 1, got 0'):
-    in_context.Predictor(model, in_context.Tokenisation((3, 4)), batch_size=0)
-  predict = in_context.Predictor(model, in_context.Tokenisation((3, 4)))
+    in_context.Predictor(_log_probs_fn(model), in_context.Tokenisation((3, 4)), batch_size=0)
+  predict = in_context.Predictor(_log_probs_fn(model), in_context.Tokenisation((3, 4)))
   with pytest.raises(ValueError, match=r'symbols must be in \[0, 2\), got 0 to 2'):
     predict(params, np.array([[0, 2]]))
 
 
-# --- Which token stands for which symbol.
+# --- Tokens of the symbols.
 
 
 @functools.cache
@@ -140,28 +150,31 @@ def _bytes_tokenizer(directory):
   return tokenizers.load_tokenizer(directory)
 
 
-def test_letters_carry_their_space_and_pass_over_what_is_no_single_token(data_dir):
+def test_letters_have_a_leading_space_and_are_single_tokens(data_dir):
   tokenizer = _qwen(data_dir)
-  found = in_context.tokenise(tokenizer, 'abc', 60)
-  texts = [tokenizer.decode([token]) for token in found.symbol_ids]
+  actual = in_context.tokenise(tokenizer, 'abc', 60)
+  texts = [tokenizer.decode([token]) for token in actual.symbol_ids]
   assert texts[:4] == [' A', ' B', ' C', ' D'] and texts[25] == ' Z'
   assert all(text[0] == ' ' and len(text) == 3 for text in texts[26:])
   assert texts[26:] == sorted(texts[26:]) and len(set(texts)) == 60
-  assert found.prefix_ids == ()  # Qwen has no BOS.
+  assert actual.prefix_ids == ()  # Qwen has no BOS.
 
 
 def test_numbers_are_digits_without_a_space(data_dir):
   tokenizer = _qwen(data_dir)
-  found = in_context.tokenise(tokenizer, '123', 10)
-  assert [tokenizer.decode([token]) for token in found.symbol_ids] == [*'1234567890']
-  # Qwen writes larger numbers digit by digit.
-  with pytest.raises(ValueError, match="has 10 single tokens of kind '123' and 13 symbols need"):
+  actual = in_context.tokenise(tokenizer, '123', 10)
+  assert [tokenizer.decode([token]) for token in actual.symbol_ids] == [*'1234567890']
+  # Qwen encodes larger numbers digit by digit.
+  with pytest.raises(ValueError, match="must have 13 single tokens of kind '123', .*, got 10"):
     in_context.tokenise(tokenizer, '123', 13)
 
 
-def test_random_tokens_are_distinct_drawn_by_seed_and_their_own_text(data_dir):
+def test_random_tokens_are_distinct_drawn_by_seed_and_survive_decoding(data_dir):
   tokenizer = _qwen(data_dir)
-  draw = lambda seed: in_context.tokenise(tokenizer, 'random', 50, seed=seed).symbol_ids
+
+  def draw(seed):
+    return in_context.tokenise(tokenizer, 'random', 50, seed=seed).symbol_ids
+
   assert draw(0) == draw(0) != draw(1)
   assert len(set(draw(0))) == 50
   special = {tokenizer.pad_id, *tokenizer.stop_ids}
@@ -170,21 +183,21 @@ def test_random_tokens_are_distinct_drawn_by_seed_and_their_own_text(data_dir):
     assert tokenizer.encode(tokenizer.decode([token])) == [token]
 
 
-def test_8_3_a_tokenizer_with_bos_begins_with_it_and_no_symbol_is_it(tmp_path):
+def test_8_3_a_tokenizer_with_bos_begins_with_it_and_no_symbol_uses_it(tmp_path):
   tokenizer = _bytes_tokenizer(tmp_path / 'bytes')
   for kind in ('123', 'random'):
-    found = in_context.tokenise(tokenizer, kind, 8)
-    assert found.prefix_ids == tuple(tokenizer.start_ids) and len(found.prefix_ids) == 1
-    assert not set(found.symbol_ids) & {*tokenizer.start_ids, *tokenizer.stop_ids}
+    actual = in_context.tokenise(tokenizer, kind, 8)
+    assert actual.prefix_ids == tuple(tokenizer.start_ids) and len(actual.prefix_ids) == 1
+    assert not set(actual.symbol_ids) & {*tokenizer.start_ids, *tokenizer.stop_ids}
   assert in_context.tokenise(tokenizer, '123', 8, bos=False).prefix_ids == ()
-  with pytest.raises(ValueError, match="has 0 single tokens of kind 'abc'"):
+  with pytest.raises(ValueError, match="must have 2 single tokens of kind 'abc', .*, got 0"):
     in_context.tokenise(tokenizer, 'abc', 2)  # ' A' is two bytes.
 
 
-def test_a_tokenizer_of_characters_may_lack_some():
+def test_a_character_tokenizer_may_lack_characters():
   tokenizer = tokenizers.CharacterTokenizer('123xyz')
-  found = in_context.tokenise(tokenizer, '123', 3)
-  assert [tokenizer.decode([token]) for token in found.symbol_ids] == ['1', '2', '3']
+  actual = in_context.tokenise(tokenizer, '123', 3)
+  assert [tokenizer.decode([token]) for token in actual.symbol_ids] == ['1', '2', '3']
   with pytest.raises(ValueError, match="kind must be one of abc, 123, random, got 'roman'"):
     in_context.tokenise(tokenizer, 'roman', 3)
   with pytest.raises(ValueError, match='num_symbols must be at least 1, got 0'):

@@ -1,4 +1,4 @@
-"""Symbols, states, places and choices out of range: refused, or of no effect where traced."""
+"""Symbols, states, positions and choices out of range: refused, or without effect if traced."""
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +14,7 @@ MODEL = learners.Parameters(INITIAL, TRANSITION, EMISSION)
 SYMBOLS = np.array([0, 2, 1, 2], np.int32)
 
 _MOMENTS = learners.exact_moments(MODEL)
-READERS = {
+FUNCTIONS = {
     'likelihoods': lambda x: filtering.symbol_likelihoods(EMISSION, x),
     'filter': lambda x: oracles.predict_next(*MODEL, x),
     'path': lambda x: oracles.predict_next_by_path(*MODEL, x),
@@ -32,9 +32,9 @@ READERS = {
 PADDED = ('likelihoods', 'filter', 'path', 'step', 'EM', 'restarts')
 
 
-@pytest.mark.parametrize('name', READERS)
+@pytest.mark.parametrize('name', FUNCTIONS)
 def test_H1_a_symbol_outside_the_alphabet_is_refused(name):
-  read = READERS[name]
+  read = FUNCTIONS[name]
   read(SYMBOLS)
   for symbol in (3, 4, 1000):
     for wrap in (np.asarray, jnp.asarray):
@@ -55,28 +55,33 @@ def test_H1_under_tracing_no_state_emits_such_a_symbol():
   np.testing.assert_array_equal(read(EMISSION, SYMBOLS), EMISSION.T[SYMBOLS])
   filtered, log_likelihood = jax.jit(filtering.filter_states)(INITIAL, TRANSITION, got)
   assert log_likelihood == -np.inf and np.isfinite(filtered).all()
-  # The spectral predictor starts again after it: as after no symbol at all.
-  laws = jax.jit(READERS['spectral'])(np.array([1, 9, 0, 2]))
-  np.testing.assert_allclose(laws[2:], jax.jit(READERS['spectral'])(np.array([0, 2])), rtol=1e-5)
+  # The spectral predictor restarts after it.
+  predict = jax.jit(FUNCTIONS['spectral'])
+  np.testing.assert_allclose(
+      predict(np.array([1, 9, 0, 2]))[2:], predict(np.array([0, 2])), rtol=1e-5)
 
 
-def test_states_and_places_outside_their_range_are_refused():
-  by_state = lambda states: oracles.predict_next_by_state(*MODEL, np.asarray(states))
+def test_states_and_positions_out_of_range_are_refused():
+  def by_state(states):
+    return oracles.predict_next_by_state(*MODEL, np.asarray(states))
+
   by_state([0, 1])
-  for states, found in (([0, 2], '2 at [1]'), ([-1, 0], '-1 at [0]')):
+  for states, value in (([0, 2], '2 at [1]'), ([-1, 0], '-1 at [0]')):
     with pytest.raises(ValueError) as error:
       by_state(states)
-    assert str(error.value) == f'states must be in [0, 2), the number of states, got {found}'
+    assert str(error.value) == f'states must be in [0, 2), the number of states, got {value}'
+
   for read in (
-      lambda places: oracles.predict_next(*MODEL, SYMBOLS, places),
-      lambda places: oracles.predict_next_by_window(*MODEL, SYMBOLS, places, window=1),
-      lambda places: learners.predict_ngrams(SYMBOLS, places, max_order=1, num_symbols=3),
-      lambda places: learners.predict_spectral(
-          learners.spectral_operators(_MOMENTS, num_states=2), SYMBOLS, places)):
+      lambda positions: oracles.predict_next(*MODEL, SYMBOLS, positions),
+      lambda positions: oracles.predict_next_by_window(*MODEL, SYMBOLS, positions, window=1),
+      lambda positions: learners.predict_ngrams(SYMBOLS, positions, max_order=1, num_symbols=3),
+      lambda positions: learners.predict_spectral(
+          learners.spectral_operators(_MOMENTS, num_states=2), SYMBOLS, positions)):
     read(jnp.asarray([0, 4]))
-    for place in (5, -1):
-      with pytest.raises(ValueError, match=rf'places must be in \[0, 4\], .*, got {place} at'):
-        read(jnp.asarray([0, place]))
+    for position in (5, -1):
+      message = rf'positions must be in \[0, 4\], .*, got {position} at'
+      with pytest.raises(ValueError, match=message):
+        read(jnp.asarray([0, position]))
 
 
 INPUTS = np.random.default_rng(0).normal(size=(2, 5, 2)).astype(np.float32)
@@ -89,7 +94,7 @@ CHOICES = np.array([[0, 1, 1, 0, -1], [1, 0, -1, 1, 1]])
     lambda x: glm_hmm.fit(jax.random.key(0), INPUTS, x, num_states=2, restarts=1, steps=1),
     lambda x: glm_hmm.predict(glm_hmm.GlmHmm(INITIAL, TRANSITION, jnp.eye(2)), INPUTS, x),
 ], ids=['likelihoods', 'GLM', 'fit', 'predict'])
-def test_H2_choices_that_are_not_0_or_1_are_refused(read):
+def test_H2_choices_other_than_0_and_1_are_refused(read):
   for choice in (2, 3, 9):
     bad = np.array(CHOICES)
     bad[0, 3] = choice

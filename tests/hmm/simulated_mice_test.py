@@ -1,4 +1,4 @@
-"""Simulated mice: the prior, what they do, and the best prediction of it."""
+"""Simulated mice: the prior, their choices, and the optimal prediction."""
 
 import itertools
 
@@ -16,7 +16,7 @@ def _drawn(seed, count, **options):
   return simulated_mice.draw(np.random.default_rng(seed), count, **options)
 
 
-def test_drawn_mice_have_laws_and_one_to_three_states():
+def test_drawn_mice_have_valid_distributions_and_one_to_three_states():
   drawn = _drawn(0, 600)
   np.testing.assert_allclose(drawn.initial.sum(axis=-1), 1)
   np.testing.assert_allclose(drawn.transition.sum(axis=-1), 1)
@@ -31,14 +31,14 @@ def test_drawn_mice_have_laws_and_one_to_three_states():
   assert drawn.weights.shape == (600, 3, 4) and drawn.power.shape == (600,)
 
 
-def test_what_is_drawn_is_a_function_of_the_generator():
+def test_draws_are_functions_of_the_generator():
   a, b = (simulated_mice.simulate(
       _drawn(3, 4), np.random.default_rng(5), num_trials=20) for _ in range(2))
   for x, y in zip(a, b):
     np.testing.assert_array_equal(x, y)
 
 
-def test_sessions_begin_where_the_phase_says():
+def test_sessions_begin_at_the_phase():
   drawn = _drawn(0, 2)
   trials = simulated_mice.simulate(
       drawn, np.random.default_rng(0), num_trials=200, phase=np.array([0, 60]))
@@ -68,25 +68,26 @@ def _by_paths(mouse, trials):
   """P(choice 1 | before) by summing over all paths of the state."""
   count = trials.levels.shape[1]
   stimulus = animals.stimulus(mouse.power[0])
-  found = []
   chances = np.zeros((count, 2))
   for t in range(count):
     fresh = trials.starts[0, t]
     before = 0 if fresh else 2 * int(trials.choices[0, t - 1]) - 1
     inputs = [stimulus[trials.levels[0, t]], 1, before, before * trials.rewards[0, t - 1]]
     chances[t] = _sigmoid(mouse.weights[0] @ np.array(inputs, float))
+
+  predictions = []
   for t in range(count):
     joint = np.zeros(2)
     for path in itertools.product(range(2), repeat=t + 1):
       weight = 1.0
       for s, state in enumerate(path):
-        law = mouse.initial[0] if trials.starts[0, s] else mouse.transition[0, path[s - 1]]
-        weight *= law[state]
+        start = trials.starts[0, s]
+        weight *= (mouse.initial[0] if start else mouse.transition[0, path[s - 1]])[state]
         if s < t:
           weight *= chances[s, state] if trials.choices[0, s] else 1 - chances[s, state]
       joint += weight * np.array([1 - chances[t, path[-1]], chances[t, path[-1]]])
-    found.append(joint[1] / joint.sum())
-  return np.array(found)
+    predictions.append(joint[1] / joint.sum())
+  return np.array(predictions)
 
 
 def test_the_best_prediction_is_the_sum_over_all_paths():
@@ -95,12 +96,15 @@ def test_the_best_prediction_is_the_sum_over_all_paths():
       simulated_mice.predict(HAND, trials)[0], _by_paths(HAND, trials), atol=1e-12)
 
 
-def test_predictions_are_calibrated_and_better_than_another_mouse_s():
+def test_predictions_are_calibrated_and_better_than_those_of_another_mouse():
   count = 400
   drawn = _drawn(4, count)
   trials = simulated_mice.simulate(drawn, np.random.default_rng(4), num_trials=180)
   best = simulated_mice.predict(drawn, trials)
-  score = lambda p: np.log(np.where(trials.choices > 0, p, 1 - p)).mean(axis=1)
+
+  def score(p):
+    return np.log(np.where(trials.choices > 0, p, 1 - p)).mean(axis=1)
+
   others = simulated_mice.predict(
       simulated_mice.Mice(*(np.roll(x, 1, axis=0) for x in drawn)), trials)
   gain = score(best) - score(others)
@@ -130,6 +134,6 @@ def test_states_and_choices_have_the_frequencies_of_the_parameters():
         HAND, np.random.default_rng(0), num_trials=1, session_length=0),
      'session_length must be at least 1, got 0'),
 ])
-def test_bad_numbers_are_named(call, words):
+def test_bad_numbers_are_refused(call, words):
   with pytest.raises(ValueError, match=words):
     call()

@@ -13,13 +13,13 @@ MODEL = (INITIAL, TRANSITION, EMISSION)
 
 
 def random_model(seed, num_states, num_symbols, zeros=0.0):
-  """Random laws, in which each entry is 0 with chance `zeros`, one entry a row apart."""
+  """Random distributions; each entry is 0 with chance `zeros`, except one in each row."""
   rng = np.random.default_rng(seed)
   tables = []
   for shape in ((1, num_states), (num_states, num_states), (num_states, num_symbols)):
     table = rng.dirichlet(np.ones(shape[1]), shape[0])
-    kept = (rng.random(shape) >= zeros) | (np.arange(shape[1]) == rng.integers(shape[1]))
-    table = table * kept
+    nonzero = (rng.random(shape) >= zeros) | (np.arange(shape[1]) == rng.integers(shape[1]))
+    table = table * nonzero
     tables.append(table / table.sum(axis=1, keepdims=True))
   return tables[0][0], *tables[1:]
 
@@ -36,8 +36,9 @@ def joint(initial, transition, likelihoods):
   return joint
 
 
-def last_law(joint, num_states):
-  law = np.zeros(num_states)
+def last_distribution(joint, num_states):
+  """Distribution [M] of the last state."""
+  last = np.zeros(num_states)
   for path, chance in joint.items():
-    law[path[-1]] += chance
-  return law / law.sum()
+    last[path[-1]] += chance
+  return last / last.sum()

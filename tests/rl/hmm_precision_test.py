@@ -22,7 +22,6 @@ MIXTURE = glm_hmm.GlmHmm(*MODEL[:2], jnp.ones((STATES, INPUTS)))
 FUNCTIONS = {
     'filter_states': lambda: filtering.filter_states(*MODEL[:2], LIKELIHOODS),
     'smooth': lambda: filtering.smooth(*MODEL[:2], LIKELIHOODS),
-    'entropy_rate_bits': lambda: filtering.entropy_rate_bits(MODEL[1], MODEL[0]),
     'predict_next': lambda: oracles.predict_next(*MODEL, OBSERVATIONS),
     'predict_next_by_path': lambda: oracles.predict_next_by_path(*MODEL, OBSERVATIONS),
     'predict_next_by_state': lambda: oracles.predict_next_by_state(

@@ -1,9 +1,8 @@
-"""A language model on published HMMs: what is read, scored, split, written, resumed and refused."""
+"""A language model on published HMMs: predictions, scores, groups, outputs, resume and errors."""
 
-import ast
 import csv
 import dataclasses
-import inspect
+import functools
 import json
 import math
 import re
@@ -18,11 +17,9 @@ from experiments.icl_hmm import __main__ as icl_hmm_main
 from experiments.icl_hmm import checkpoint as icl_hmm_checkpoint
 from experiments.icl_hmm import checkpoint_config, checkpoint_report
 from experiments.icl_hmm import report as icl_hmm_report
-from experiments.icl_hmm import scratch as icl_hmm_scratch
 from jaxrl_llm import types
 from jaxrl_llm.data import tokenizers
-from jaxrl_llm.hmm import filtering, in_context, published_results
-from jaxrl_llm.hmm import random_models as hmm_task
+from jaxrl_llm.hmm import filtering, in_context, published_results, random_models
 from jaxrl_llm.models import policy
 from jaxrl_llm.models.pretrained import huggingface
 from jaxrl_llm.training import loop, metrics
@@ -53,9 +50,9 @@ def _config(**changes):
 
 
 def _model(seen=None):
-  """A causal model whose logits are a function of the last token: its parameters are all of them.
+  """A causal model whose parameters are its logits by last token.
 
-  `seen` collects the shape of what it is handed each time it is run.
+  `seen` collects the shape of its input at each call.
   """
   def apply(params, tokens, *, positions, valid, cache=None):
     del positions, valid, cache
@@ -66,11 +63,11 @@ def _model(seen=None):
   return ModelFns(init=None, apply=apply, init_cache=None)
 
 
-def _reader(config, law, *, tokens=None, seen=None):
-  """A reader of the hand-made model, in given tokens."""
+def _predictor(config, logits, *, tokens=None, seen=None):
+  """Predictor with `_model`, by default with one tokenisation for all kinds."""
   tokens = tokens or {kind: in_context.Tokenisation((7, 2, 5)) for kind in config.kinds}
   predictors = icl_hmm_checkpoint.make_predictors(config, _model(seen), tokens)
-  return icl_hmm_checkpoint.Reader(jnp.asarray(law, jnp.float32), predictors)
+  return icl_hmm_checkpoint.InContextPredictor(jnp.asarray(logits, jnp.float32), predictors)
 
 
 def _run(workdir, *arguments):
@@ -80,7 +77,7 @@ def _run(workdir, *arguments):
 
 @pytest.fixture(scope='module')
 def checkpoint(tmp_path_factory, data_dir):
-  """A random Qwen2 with two layers, and the tokenizer of the real ones."""
+  """A random Qwen2 with two layers and the tokenizer of the released ones."""
   folder = tmp_path_factory.mktemp('checkpoint') / 'model'
   config = tiny.shape(151_936, width=8, num_heads=1, num_kv_heads=1, mlp_width=8)
   huggingface.save(folder, config, tiny.params(config), model_type='qwen2', dtype='float32',
@@ -90,7 +87,7 @@ def checkpoint(tmp_path_factory, data_dir):
 
 @pytest.fixture(scope='module')
 def finished(tmp_path_factory, checkpoint, data_dir):
-  """(the workdir of a run, the arguments that it was started with)."""
+  """(workdir, arguments) of a complete run."""
   workdir = tmp_path_factory.mktemp('icl_hmm_checkpoint') / 'run'
   arguments = (f'--config.checkpoint_dir={checkpoint}', *SMALL,
                f'--config.results_file={data_dir / "icl_hmm" / "entropy_results.csv"}')
@@ -102,109 +99,112 @@ def _results(workdir):
   return json.loads((workdir / 'results.json').read_text())
 
 
-# --- What is predicted.
+# --- Predictions.
 
 
-def test_8_2_place_T_is_predicted_by_the_logits_at_T_minus_1_renormalised_over_the_symbols():
+def test_8_2_position_T_is_predicted_by_the_logits_at_T_minus_1_renormalised_over_the_symbols():
   config, symbols = _config(tokenisations='abc'), (7, 2, 5)
-  law = np.random.default_rng(0).normal(size=(VOCABULARY, VOCABULARY))
-  reader = _reader(config, law)
+  logits = np.random.default_rng(0).normal(size=(VOCABULARY, VOCABULARY))
+  predictor = _predictor(config, logits)
   drawn = np.random.default_rng(1).integers(3, size=(5, 16))
-  found = icl_hmm_checkpoint.predict(
-      reader.predictors['abc'], reader.params, drawn, config.lengths, 3)
-  assert found.shape == (5, 3, 3)
-  np.testing.assert_allclose(found.sum(axis=-1), 1, atol=1e-6)
+  actual = icl_hmm_checkpoint.predict(
+      predictor.predictors['abc'], predictor.params, drawn, config.lengths, 3)
+  assert actual.shape == (5, 3, 3)
+  np.testing.assert_allclose(actual.sum(axis=-1), 1, atol=1e-6)
   for k, length in enumerate((4, 8, 16)):
     last = np.array(symbols)[drawn[:, length - 1]]  # Token T − 1, of the T that were seen.
-    chances = np.exp(law[last])
+    chances = np.exp(logits[last])
     chances = (chances / chances.sum(axis=1, keepdims=True))[:, symbols]
     np.testing.assert_allclose(
-        found[:, k], chances / chances.sum(axis=1, keepdims=True), atol=1e-5)
+        actual[:, k], chances / chances.sum(axis=1, keepdims=True), atol=1e-5)
 
 
-def test_a_smaller_alphabet_has_the_first_symbols_of_the_tokenisation_alone():
+def test_a_smaller_alphabet_uses_the_first_symbols_of_the_tokenisation():
   config = _config(tokenisations='abc')
-  law = np.random.default_rng(0).normal(size=(VOCABULARY, VOCABULARY))
+  logits = np.random.default_rng(0).normal(size=(VOCABULARY, VOCABULARY))
   drawn = np.random.default_rng(1).integers(2, size=(3, 16))
-  wide, narrow = (_reader(config, law, tokens={'abc': in_context.Tokenisation(ids)})
+  wide, narrow = (_predictor(config, logits, tokens={'abc': in_context.Tokenisation(ids)})
                   for ids in ((7, 2, 5, 9), (7, 2)))
   expected = icl_hmm_checkpoint.predict(
       narrow.predictors['abc'], narrow.params, drawn, config.lengths, 2)
-  found = icl_hmm_checkpoint.predict(
+  actual = icl_hmm_checkpoint.predict(
       wide.predictors['abc'], wide.params, drawn, config.lengths, 2)
-  assert found.shape[-1] == 2
-  np.testing.assert_allclose(found, expected, atol=1e-6)
+  assert actual.shape[-1] == 2
+  np.testing.assert_allclose(actual, expected, atol=1e-6)
 
 
-def test_a_trajectory_is_read_once_per_tokenisation_at_its_full_length():
+def test_each_tokenisation_takes_one_forward_pass_per_trajectory():
   config, seen = _config(tokenisations='abc,random', num_sequences=8), []
-  reader = _reader(config, np.zeros((VOCABULARY, VOCABULARY)), seen=seen)
-  icl_hmm_checkpoint.measure_model(config, 0, _recorded(), reader)
+  predictor = _predictor(config, np.zeros((VOCABULARY, VOCABULARY)), seen=seen)
+  icl_hmm_checkpoint.measure_model(config, 0, _recorded(), predictor)
   jax.effects_barrier()
-  assert seen == [(4, 16)] * 4  # Two tokenisations of 8 trajectories, 4 at a time; no more.
+  assert seen == [(4, 16)] * 4  # Two tokenisations of 8 trajectories, 4 at a time.
 
 
-def test_equal_logits_predict_the_first_symbol_and_are_as_far_as_the_uniform_law():
+def test_equal_logits_predict_the_first_symbol_and_the_uniform_distribution():
   config = _config(tokenisations='abc', num_sequences=7)
-  recorded = _recorded(np.eye(3))  # The chain stays in state 0: every place has the same law.
-  found = icl_hmm_checkpoint.measure_model(
-      config, 0, recorded, _reader(config, np.zeros((VOCABULARY, VOCABULARY))))
-  mean, error = found['abc']
+  recorded = _recorded(np.eye(3))  # The chain stays in state 0.
+  actual = icl_hmm_checkpoint.measure_model(
+      config, 0, recorded, _predictor(config, np.zeros((VOCABULARY, VOCABULARY))))
+
+  mean, error = actual['abc']
   assert mean.shape == (len(SCORES), 3)
   distance = math.sqrt(1 - np.sqrt(EMISSION[0] / 3).sum())
   # B[0] = (.6, .3, .1): Viterbi and the filter know it.
   np.testing.assert_allclose(mean, np.repeat(
       [[.6], [1 / 3], [distance], [distance], [0], [0]], 3, axis=1), atol=1e-5)
   np.testing.assert_allclose(error, 0, atol=1e-6)
-  np.testing.assert_allclose(found['filter'][0, :, 0], [.6, .36 + .09 + .01, 0, 0, 0, 0], atol=5e-4)
-  # Chance is not the luck of the first symbol.
-  np.testing.assert_allclose(found['chance'][0, :2], 1 / 3, atol=1e-6)
-  np.testing.assert_allclose(found['chance'][0, 4:], .6 - 1 / 3, atol=1e-6)
+  np.testing.assert_allclose(
+      actual['filter'][0, :, 0], [.6, .36 + .09 + .01, 0, 0, 0, 0], atol=5e-4)
+  # Chance does not depend on the first symbol.
+  np.testing.assert_allclose(actual['chance'][0, :2], 1 / 3, atol=1e-6)
+  np.testing.assert_allclose(actual['chance'][0, 4:], .6 - 1 / 3, atol=1e-6)
 
 
-def test_a_model_that_knows_the_hmm_has_no_gap_where_states_are_seen():
-  # With B = I the filter is A's row of the last symbol, which a model of bigrams can be.
+def test_a_model_that_knows_the_hmm_has_no_gap_if_states_are_observed():
+  # With B = I the filter is A's row of the last symbol, which a bigram model can represent.
   config, ids = _config(tokenisations='abc'), (7, 2, 5)
-  law = np.full((VOCABULARY, VOCABULARY), 3.0)
-  law[np.ix_(ids, ids)] = np.log(np.maximum(TRANSITION, 1e-30))
-  found = icl_hmm_checkpoint.measure_model(
-      config, 0, _recorded(emission=np.eye(3)), _reader(config, law))
+  logits = np.full((VOCABULARY, VOCABULARY), 3.0)
+  logits[np.ix_(ids, ids)] = np.log(np.maximum(TRANSITION, 1e-30))
+  actual = icl_hmm_checkpoint.measure_model(
+      config, 0, _recorded(emission=np.eye(3)), _predictor(config, logits))
   for name in ('gap_viterbi', 'gap_filter', 'hellinger_filter'):
-    np.testing.assert_allclose(found['abc'][0, SCORES.index(name)], 0, atol=1e-3)
-  np.testing.assert_allclose(found['abc'][0, :3], found['filter'][0, :3], atol=1e-5)
-  assert found['ngram2'][0, SCORES.index('gap_filter'), 0] >= 0
+    np.testing.assert_allclose(actual['abc'][0, SCORES.index(name)], 0, atol=1e-3)
+  np.testing.assert_allclose(actual['abc'][0, :3], actual['filter'][0, :3], atol=1e-5)
+  assert actual['ngram2'][0, SCORES.index('gap_filter'), 0] >= 0
 
 
-def test_which_random_tokens_does_not_matter_to_a_model_without_preferences():
-  # Its logits depend on whether two tokens are the same alone.
+def test_predictions_do_not_depend_on_the_ids_for_a_model_that_ignores_them():
+  # Its logits depend only on whether two tokens are the same.
   config = _config(tokenisations='random')
-  law = 2.0 * np.eye(VOCABULARY)
+  logits = 2.0 * np.eye(VOCABULARY)
   draws = [icl_hmm_checkpoint.measure_model(
       config, 3, _recorded(),
-      _reader(config, law, tokens={'random': in_context.Tokenisation(ids)}))['random']
+      _predictor(config, logits, tokens={'random': in_context.Tokenisation(ids)}))['random']
            for ids in ((7, 2, 5), (0, 10, 3), (5, 7, 2))]
   for other in draws[1:]:
     np.testing.assert_array_equal(other, draws[0])
 
 
-def test_scores_are_averages_over_the_states_and_symbols_that_may_come():
+def test_scores_are_averages_over_states_and_symbols():
   rng = np.random.default_rng(0)
   predictions, best = rng.dirichlet(np.ones(3), (2, 4, 2)).astype(np.float32)
-  laws = rng.dirichlet(np.ones(3), (4, 2)).astype(np.float32)
-  found = np.asarray(icl_hmm_checkpoint.score(predictions, laws, best, EMISSION.astype(np.float32)))
+  distributions = rng.dirichlet(np.ones(3), (4, 2)).astype(np.float32)
+  actual = np.asarray(icl_hmm_checkpoint.score(
+      predictions, distributions, best, EMISSION.astype(np.float32)))
   for n in range(4):
     for k in range(2):
       p, expected = predictions[n, k], np.zeros(4)
-      for state in range(3):
+      for state, weight in enumerate(distributions[n, k]):
         for symbol in range(3):
-          chance = laws[n, k, state] * EMISSION[state, symbol]
+          chance = weight * EMISSION[state, symbol]
           expected[:2] += chance * np.array([symbol == np.argmax(p), p[symbol]])
-        expected[2] += laws[n, k, state] * math.sqrt(1 - np.sqrt(p * EMISSION[state]).sum())
+        expected[2] += weight * math.sqrt(1 - np.sqrt(p * EMISSION[state]).sum())
       expected[3] = math.sqrt(1 - np.sqrt(p * best[n, k]).sum())
-      np.testing.assert_allclose(found[:, n, k], expected, atol=1e-5)
+      np.testing.assert_allclose(actual[:, n, k], expected, atol=1e-5)
 
 
-def test_laws_are_of_the_state_at_the_place_given_the_true_one_before():
+def test_state_distributions_are_conditioned_on_the_true_state_before():
   keys = jax.random.split(jax.random.key(0), 3)
   model = [np.float32(x) for x in (np.array([1, 0, 0]), TRANSITION, EMISSION)]
   drawn = icl_hmm_checkpoint.draw(keys, *model, lengths=(4, 8))
@@ -212,18 +212,19 @@ def test_laws_are_of_the_state_at_the_place_given_the_true_one_before():
   for n, key in enumerate(keys):
     states, symbols = filtering.sample(key, *model, 8)
     np.testing.assert_array_equal(drawn.symbols[n], symbols)
-    np.testing.assert_allclose(drawn.laws[n], TRANSITION[np.asarray(states)[[3, 7]]], atol=1e-6)
-    for k, length in enumerate((4, 8)):  # What followed the last symbol so far.
+    np.testing.assert_allclose(
+        drawn.state_distributions[n], TRANSITION[np.asarray(states)[[3, 7]]], atol=1e-6)
+    for k, length in enumerate((4, 8)):  # Frequencies after the last symbol so far.
       seen = np.asarray(symbols)[:length]
       follows = np.bincount(seen[1:][seen[:-1] == seen[-1]], minlength=3)
       expected = follows / follows.sum() if follows.any() else np.full(3, 1 / 3)
       np.testing.assert_allclose(drawn.predictions['ngram2'][n, k], expected, atol=1e-6)
 
 
-# --- Splits.
+# --- Groups.
 
 
-def test_groups_hold_their_lower_ends_and_cover_every_model():
+def test_groups_include_their_lower_ends_and_every_model():
   groups = {group.name: group for group in icl_hmm_report.difficulty_groups(
       np.array([.3, .5, .75, .9, 1.0]), np.array([0, 1 / 3, .5, 2 / 3, 1]), np.full(5, .2))}
   rows = {name: np.flatnonzero(group.rows).tolist() for name, group in groups.items()}
@@ -234,48 +235,53 @@ def test_groups_hold_their_lower_ends_and_cover_every_model():
   assert groups['H_A_0-0.33'].label == 'H_A/log2 M 0-0.33'
 
 
-def test_convergence_is_of_the_mean_gap_of_a_group():
+def test_convergence_is_that_of_the_mean_gap_of_a_group():
   gaps = np.array([[.1, .03, .02], [.1, .01, -.02], [.5, .5, .5]])
   groups = [icl_hmm_report.Group('', 'all', np.ones(3, bool)),
             icl_hmm_report.Group('easy', 'easy', np.array([True, True, False]))]
-  found = icl_hmm_report.convergence((4, 8, 16), gaps, groups)
-  assert found['easy'] == pytest.approx({
+
+  actual = icl_hmm_report.convergence((4, 8, 16), gaps, groups)
+  assert actual['easy'] == pytest.approx({
       'final_gap': 0, 'final_gap_se': .02, 'reached_0.01': 16, 'reached_0.02': 8,
       'reached_0.05': 8, 'count': 2})
-  assert found['']['reached_0.05'] == math.inf
+  assert actual['']['reached_0.05'] == math.inf
+
   given = icl_hmm_report.convergence((4, 8, 16), gaps, groups, errors=np.array([.03, .04, .5]))
   assert given['easy']['final_gap_se'] == pytest.approx(.025)
-  flat = icl_hmm_report.flat_convergence('eval', found)
+
+  flat = icl_hmm_report.flat_convergence('eval', actual)
   assert flat['eval/easy/reached_0.02'] == 8 and flat['eval/count'] == 3
   assert 'eval/reached_0.05' not in flat
-  table = icl_hmm_report.convergence_table(groups, {'me': found})
+  table = icl_hmm_report.convergence_table(groups, {'me': actual})
   assert re.search(r'\| easy +\| 2 +\| me +\| 0.0000 ± 0.0200 +\| 16 ', table)
   assert 'not reached' in table
 
 
-def test_the_shares_are_bits_of_bits():
-  # 1 bit of log2 4, and of log2 8: never above 1, unlike the paper's axes.
+def test_entropies_are_fractions_of_their_maxima():
+  # 1 bit of log2 4, and of log2 8: at most 1, unlike in the paper's figures.
   model = _recorded(np.full((4, 4), .25), np.full((4, 8), .125), initial=np.full(4, .25))
-  found = checkpoint_report.shares([model])
-  np.testing.assert_allclose(np.concatenate(found), [1 / 2, 1 / 3])
+  actual = checkpoint_report.shares([model])
+  np.testing.assert_allclose(np.concatenate(actual), [1 / 2, 1 / 3])
 
 
-def test_the_study_from_scratch_is_split_by_the_same_measures():
+def test_the_study_from_scratch_uses_the_same_groups():
   rng, count = np.random.default_rng(0), 40
-  models = hmm_task.sample_hmms(rng, count, num_states=4, num_symbols=8)
-  draw = lambda: {
-      score: rng.uniform(size=(count, 3)) for score in ('accuracy', 'nll', 'hellinger')}
-  scores = {name: draw() for name in ('icl', 'filter', 'bigram')}
-  found = icl_hmm_scratch.HeldOut(np.array([4, 8, 16]), scores, models, None)
-  flat = icl_hmm_report.numbers(found)
+  models = random_models.sample_hmms(rng, count, num_states=4, num_symbols=8)
+  scores = {
+      name: {score: rng.uniform(size=(count, 3)) for score in ('accuracy', 'nll', 'hellinger')}
+      for name in ('icl', 'filter', 'bigram')}
+  flat = icl_hmm_report.numbers(
+      icl_hmm_report.HeldOut(np.array([4, 8, 16]), scores, models, None))
+
   gap = (scores['filter']['accuracy'] - scores['icl']['accuracy'])[:, -1]
   assert flat['eval/final_gap'] == pytest.approx(gap.mean())
   low = models.emission_entropy / 3 < 1 / 3  # log2 of 8 symbols.
   assert flat['eval/H_B_0-0.33/final_gap'] == pytest.approx(gap[low].mean())
+
   share = []
   for transition in models.transition:
-    law = np.linalg.matrix_power(transition, 2**14)[0]
-    share.append(law @ hmm_task.entropy_bits(transition) / 2)  # log2 of 4 states.
+    stationary = np.linalg.matrix_power(transition, 2**14)[0]
+    share.append(stationary @ random_models.entropy_bits(transition) / 2)  # log2 of 4 states.
   middle = (np.array(share) >= 1 / 3) & (np.array(share) < 2 / 3)
   assert flat['eval/H_A_0.33-0.67/count'] == middle.sum() > 2
   assert flat['eval/H_A_0.33-0.67/final_gap'] == pytest.approx(gap[middle].mean())
@@ -285,12 +291,13 @@ def test_the_study_from_scratch_is_split_by_the_same_measures():
 # --- A run.
 
 
-def test_a_run_leaves_its_numbers_tables_and_figures(finished):
+def test_a_run_writes_numbers_tables_and_figures(finished):
   workdir, _ = finished
   results = _results(workdir)
   assert (results['experiment'], results['setting']) == ('icl_hmm', 'checkpoint')
   assert results['num_models'] == 4  # Of four states and four symbols.
   assert results['sampled_tokens'] == 4 * 5 * 16
+  assert results['note'] == config_file.get_config().note
   for method in (*checkpoint_report.BASELINES, *KINDS):
     for score in SCORES[:4]:
       for length in (4, 8, 16):
@@ -298,6 +305,7 @@ def test_a_run_leaves_its_numbers_tables_and_figures(finished):
         assert results[f'eval/{method}/{score}_se/T{length}'] >= 0
   assert 'eval/abc/accuracy/T32' not in results
   assert results['eval/chance/accuracy/T4'] == .25
+
   for kind in KINDS:
     accuracy = {method: results[f'eval/{method}/accuracy/T16'] for method in (
         kind, 'viterbi', 'filter')}
@@ -307,6 +315,7 @@ def test_a_run_leaves_its_numbers_tables_and_figures(finished):
         accuracy['filter'] - accuracy[kind])
     assert results[f'eval/{kind}/H_B_0-0.33/count'] == 2
     assert 0 <= results[f'eval/{kind}/models_within_0.05'] <= 1
+
   assert {path.name for path in (workdir / 'figures').glob('*.png')} == {
       'by_length.png', 'gap_by_difficulty.png', 'convergence.png'}
   table = (workdir / 'table.md').read_text()
@@ -316,7 +325,7 @@ def test_a_run_leaves_its_numbers_tables_and_figures(finished):
   assert records[2]['eval/abc/accuracy'] == results['eval/abc/accuracy/T16']
 
 
-def test_what_the_file_records_of_other_models_stands_beside(finished, data_dir):
+def test_results_include_the_recorded_language_models(finished, data_dir):
   workdir, _ = finished
   results = _results(workdir)
   models = [model for model in published_results.read(
@@ -329,7 +338,7 @@ def test_what_the_file_records_of_other_models_stands_beside(finished, data_dir)
   assert results['recorded/qwen2.5_1.5b/final_gap'] == pytest.approx(gap)
 
 
-def test_every_model_and_length_is_kept_as_csv(finished):
+def test_every_model_and_length_is_in_a_csv_file(finished):
   workdir, _ = finished
   with open(workdir / 'rows.csv', newline='') as file:
     rows = list(csv.DictReader(file))
@@ -346,111 +355,131 @@ def test_every_model_and_length_is_kept_as_csv(finished):
     assert float(row[f'T_{tolerance:g}']) == icl_hmm_report.reached((4, 8, 16), gaps, tolerance)
 
 
-def test_the_run_is_what_the_checkpoint_says_in_its_own_tokens(finished, checkpoint, data_dir):
+def test_the_run_agrees_with_the_checkpoint_on_its_own_tokens(finished, checkpoint, data_dir):
   workdir, _ = finished
   config = dataclasses.replace(
       config_file.get_config(), checkpoint_dir=str(checkpoint), num_sequences=5, max_length=16,
       batch_size=4)
   recorded = published_results.read(config.results_file, methods={})[9]
+
   shape = tiny.shape(151_936, width=8, num_heads=1, num_kv_heads=1, mlp_width=8)
   tokenizer = tokenizers.load_tokenizer(data_dir / 'tokenizers' / 'qwen2')
+  log_probs_fn = jax.jit(functools.partial(in_context.symbol_log_probs, policy.make(shape)))
   own = {kind: in_context.Predictor(
-      policy.make(shape), in_context.tokenise(tokenizer, kind, 4, seed=config.seed), batch_size=5)
+      log_probs_fn, in_context.tokenise(tokenizer, kind, 4, seed=config.seed), batch_size=5)
          for kind in ('123', 'random')}
-  found = icl_hmm_checkpoint.measure_model(
-      config, 9, recorded, icl_hmm_checkpoint.Reader(tiny.params(shape), own))
-  with np.load(next((workdir / 'models').glob('0009_*.npz'))) as kept:
+  actual = icl_hmm_checkpoint.measure_model(
+      config, 9, recorded, icl_hmm_checkpoint.InContextPredictor(tiny.params(shape), own))
+  with np.load(next((workdir / 'models').glob('0009_*.npz'))) as arrays:
     for kind in own:
-      np.testing.assert_allclose(kept[kind], found[kind], atol=1e-5)
+      np.testing.assert_allclose(arrays[kind], actual[kind], atol=1e-5)
 
 
 def _timeless(results):
   return {name: value for name, value in results.items() if name not in ('wall_seconds', 'commit')}
 
 
-def test_models_that_are_done_are_kept(finished, monkeypatch):
+def test_finished_models_are_read_and_damaged_ones_computed_again(finished, monkeypatch, capsys):
   workdir, arguments = finished
   before = _results(workdir)
   (workdir / 'results.json').unlink()
-  next((workdir / 'models').glob('0001_*.npz')).unlink()
+  next((workdir / 'models').glob('0001_*.npz')).write_bytes(b'damaged')
+
   measured, measure = [], icl_hmm_checkpoint.measure_model
   monkeypatch.setattr(icl_hmm_checkpoint, 'measure_model', lambda config, index, *rest: (
       measured.append(index), measure(config, index, *rest))[1])
   assert _run(workdir, *arguments) == 0
   assert measured == [1] and _timeless(_results(workdir)) == _timeless(before)
+  assert 'is damaged' in capsys.readouterr().out
 
 
-def test_a_stopped_run_keeps_the_model_it_was_at(tmp_path, finished, monkeypatch):
+def test_a_stopped_run_finishes_the_current_model(tmp_path, finished, monkeypatch):
   _, arguments = finished
 
-  def asked(stopper):
+  def request_stop(stopper):
     stopper.requested = True
     return stopper
 
-  monkeypatch.setattr(loop.Stopper, '__enter__', asked)
+  monkeypatch.setattr(loop.Stopper, '__enter__', request_stop)
   assert _run(tmp_path / 'run', *arguments, '--config.tokenisations=random') == loop.INTERRUPTED
   assert len(list((tmp_path / 'run' / 'models').iterdir())) == 1
   assert not (tmp_path / 'run' / 'results.json').exists()
 
 
-# --- Settings.
+# --- Config.
 
 
-def test_rows_are_chosen_by_size_and_spread_over_the_file():
+def test_rows_are_selected_by_size_and_spread_over_the_file():
   models = [_recorded(), _recorded(), _recorded(emission=np.full((3, 4), .25)), _recorded(),
             _recorded()]
-  select = lambda **changes: icl_hmm_checkpoint.select(_config(**changes), models)
+
+  def select(**changes):
+    return icl_hmm_checkpoint.select(_config(**changes), models)
+
   assert select() == [0, 1, 2, 3, 4] and select(max_rows=9) == [0, 1, 2, 3, 4]
   assert select(num_symbols=3) == [0, 1, 3, 4] and select(num_symbols=3, max_rows=2) == [0, 4]
   assert select(max_rows=3) == [0, 2, 4]
-  with pytest.raises(ValueError, match='config.num_states=5 and .* it has 3 and 3, 3 and 4'):
+  with pytest.raises(ValueError, match='3 and 3, 3 and 4.*, got 5 and 0'):
     select(num_states=5)
 
 
 def test_the_lengths_are_doublings():
   assert _config(max_length=4).lengths == (4,)
-  assert _config(max_length=2048).lengths == published_results.PLACES
+  assert _config(max_length=2048).lengths == published_results.LENGTHS
 
 
-def test_every_field_is_read():
-  modules = (icl_hmm_checkpoint, checkpoint_report,
-             checkpoint_config.IclHmmCheckpoint)
-  read = {node.attr for module in modules for node in ast.walk(ast.parse(inspect.getsource(module)))
-          if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Load)}
+def test_fields_change_the_scores():
+  logits = np.random.default_rng(0).normal(size=(VOCABULARY, VOCABULARY))
+
+  def measure(**changes):
+    config = _config(**changes)
+    return icl_hmm_checkpoint.measure_model(config, 0, _recorded(), _predictor(config, logits))
+
+  default = measure()
+  assert (measure(seed=1)['viterbi'] != default['viterbi']).any()
+  assert (measure(num_sequences=7)['abc'] != default['abc']).any()
+  assert default['abc'].shape == (2, 6, 3) and measure(max_length=8)['abc'].shape == (2, 6, 2)
+  assert default.keys() - measure(tokenisations='abc').keys() == {'123', 'random'}
+
+
+def test_every_field_has_a_test_of_its_effect():
+  scores = {'seed', 'num_sequences', 'max_length', 'tokenisations'}
+  rows = {'num_states', 'num_symbols', 'max_rows'}  # test_rows_are_selected_...
+  batches = {'batch_size'}  # test_each_tokenisation_takes_...
+  runs = {'checkpoint_dir', 'results_file', 'note', 'model'}  # Runs, and errors below.
   names = {field.name for field in dataclasses.fields(checkpoint_config.IclHmmCheckpoint)}
-  assert names <= read
+  assert names == scores | rows | batches | runs
 
 
-def test_the_settings_of_the_config_file():
+def test_variants_of_the_config_file():
   plain, grid = config_file.get_config(), config_file.get_config('grid')
   assert (plain.kinds, plain.num_states, plain.num_symbols) == (KINDS, 4, 4)
   assert (grid.kinds, grid.num_states, grid.num_symbols) == (('abc',), 0, 0)
-  with pytest.raises(ValueError, match="setting must be grid or none, got 'all'"):
+  with pytest.raises(ValueError, match="variant must be grid or none, got 'all'"):
     config_file.get_config('all')
 
 
 @pytest.mark.parametrize('arguments, words', [
-    (['--config.checkpoint_dir='],
-     'a folder of a language model is needed: --config.checkpoint_dir=DIR'),
-    (['--config.checkpoint_dir=/nowhere'], "config.checkpoint_dir is no folder: '/nowhere'"),
-    (['--config.results_file='], 'a CSV file of models is needed: --config.results_file=FILE.csv'),
+    (['--config.checkpoint_dir='], "config.checkpoint_dir must be set, got ''"),
+    (['--config.checkpoint_dir=/nowhere'], "config.checkpoint_dir: not a directory: '/nowhere'"),
+    (['--config.results_file='], "config.results_file must be set, got ''"),
     (['--config.results_file=nowhere.csv'], 'nowhere.csv is not a file'),
     (['--config.num_sequences=1'], 'config.num_sequences must be at least 2, got 1'),
     (['--config.max_length=2'], 'config.max_length must be at least 4, got 2'),
     (['--config.max_length=100'], 'config.max_length must be a power of two, got 100'),
     (['--config.max_length=256'],
-     'reads 128 tokens, and 256 are needed for config.max_length of 256'),
+     'config.max_length of 256 needs 256 tokens, and the context of .* has 128'),
     (['--config.batch_size=0'], 'config.batch_size must be at least 1, got 0'),
     (['--config.tokenisations=abc,roman'],
-     "config.tokenisations must be some of abc, 123, random, each once, .*, got 'abc,roman'"),
-    (['--config.tokenisations=abc,abc'], "each once, with commas between, got 'abc,abc'"),
-    (['--config.num_states=5'], 'no model of .* has config.num_states=5'),
+     "config.tokenisations must be distinct kinds of abc, 123, random, .*, got 'abc,roman'"),
+    (['--config.tokenisations=abc,abc'], "separated by commas, got 'abc,abc'"),
+    (['--config.num_states=5'], 'config.num_states and config.num_symbols .*, got 5 and 0'),
     (['--config.num_symbols=16', '--config.tokenisations=123'],  # Its tokenizer splits '10'.
-     "10 single tokens of kind '123' and 16 symbols need one each.*config.num_symbols"),
+     "must have 16 single tokens of kind '123', one per symbol, got 10 .*config.num_symbols"),
     (['--config.model.compute_dtype=float8'], r"compute_dtype must be one of .*got 'float8'"),
     (['--config.model.width=7'], 'config.model.width is 7, and 8 in'),
 ])
-def test_bad_settings_are_one_line_and_status_2(
+def test_bad_configs_are_one_line_and_status_2(
     tmp_path, capsys, checkpoint, data_dir, arguments, words):
   good = (f'--config.checkpoint_dir={checkpoint}', *SMALL, '--config.num_states=0',
           f'--config.results_file={data_dir / "icl_hmm" / "entropy_results.csv"}')

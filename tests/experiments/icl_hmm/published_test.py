@@ -1,9 +1,7 @@
-"""Published baselines on HMMs, simulated anew: what is compared, kept, written and refused."""
+"""Published baselines on HMMs, simulated again: comparison, outputs, resume and errors."""
 
-import ast
 import csv
 import dataclasses
-import inspect
 import json
 import math
 import re
@@ -24,24 +22,24 @@ SMALL = ('--config.num_sequences=24', '--config.baum_welch_sequences=4',
          '--config.baum_welch_best5_sequences=2', '--config.baum_welch_steps=3')
 TRANSITIONS = ([[.9, .1], [.4, .6]], [[.5, .5], [.3, .7]])
 EMISSION = [[.6, .3, .1], [.1, .2, .7]]
-PLACES = published_results.PLACES
+LENGTHS = published_results.LENGTHS
 
 
 def _true_state(transition):
-  """What who knows the state scores at each place, by the law of the chain."""
+  """Exact scores of the true state at each length [2, 10]."""
   transition, emission = np.array(transition), np.array(EMISSION)
   distances = np.asarray(filtering.hellinger(
       (transition @ emission)[:, None].astype(np.float32), emission.astype(np.float32)))
   scores = []
-  for place in PLACES:
-    law = np.linalg.matrix_power(transition, place - 1)[0]
-    scores.append([law @ (transition @ emission).max(axis=1),
-                   law @ (transition * distances).sum(axis=1)])
+  for length in LENGTHS:
+    states = np.linalg.matrix_power(transition, length - 1)[0]
+    scores.append([states @ (transition @ emission).max(axis=1),
+                   states @ (transition * distances).sum(axis=1)])
   return np.array(scores).T
 
 
 def _write(path, transitions=TRANSITIONS, **changes):
-  """A file of the published schema, right in what who knows the state scores."""
+  """Writes a file of the published schema with exact scores of the true state."""
   rows = []
   for transition in transitions:
     share = transition[1][0] / (transition[0][1] + transition[1][0])
@@ -53,6 +51,7 @@ def _write(path, transitions=TRANSITIONS, **changes):
       cells |= {f'{column}_acc': exact[0], f'{column}_hellinger_distance': exact[1]}
     cells['bw_hellinger_distance'] = [math.nan] * 9 + [.5]
     rows.append(cells | changes)
+
   with open(path, 'w', newline='') as file:
     writer = csv.DictWriter(file, list(rows[0]))
     writer.writeheader()
@@ -67,7 +66,7 @@ def _run(workdir, *arguments):
 
 @pytest.fixture(scope='module')
 def finished(tmp_path_factory):
-  """(the workdir of a run, the arguments that it was started with)."""
+  """(workdir, arguments) of a complete run."""
   folder = tmp_path_factory.mktemp('published')
   arguments = (f'--config.results_file={_write(folder / "file.csv")}', *SMALL)
   assert _run(folder / 'run', *arguments) == 0
@@ -78,19 +77,20 @@ def _results(workdir):
   return json.loads((workdir / 'results.json').read_text())
 
 
-def test_a_run_leaves_its_numbers_a_table_and_a_figure_with_its_data(finished):
+def test_a_run_writes_numbers_a_table_and_a_figure_with_its_data(finished):
   workdir, _ = finished
   results = _results(workdir)
   assert results['num_models'] == 2 and results['sampled_tokens'] == 2 * 24 * 2048
-  # Who knows the state is averaged over the label exactly: little noise is left of 24 samples.
+  # Exact averages over the label leave little noise with 24 trajectories.
   assert results['published/true_state/accuracy_mae'] < .03
   assert results['published/true_state/hellinger_mae'] < .02
   for method in published_results.METHODS:
     assert 0 <= results[f'published/{method}/accuracy_mae'] < 1
     assert results[f'published/{method}/accuracy_cells'] == 20
-  assert results['published/within_bars'] == 0  # The other methods were recorded as .5.
-  assert results['published/baum_welch/hellinger_cells'] == 2  # The others are not numbers.
+  assert results['published/within_bars'] == 0  # The other methods are recorded as .5.
+  assert results['published/baum_welch/hellinger_cells'] == 2  # The others are NaN.
   assert results['metadata/lambda2_error'] < 1e-9 < results['metadata/emission_entropy_error']
+
   assert (workdir / 'figures' / 'published.png').read_bytes().startswith(b'\x89PNG')
   with open(workdir / 'figures' / 'published.csv', newline='') as file:
     rows = list(csv.DictReader(file))
@@ -99,7 +99,7 @@ def test_a_run_leaves_its_numbers_a_table_and_a_figure_with_its_data(finished):
   assert float(row['accuracy_recorded']) == pytest.approx(_true_state(TRANSITIONS[1])[0, 0])
   assert 'NOT met' in (workdir / 'table.md').read_text()
   records = metrics.read_jsonl(workdir / 'metrics.jsonl')
-  assert [record['step'] for record in records] == list(PLACES)
+  assert [record['step'] for record in records] == list(LENGTHS)
   assert 'recorded/baum_welch/hellinger' not in records[0]
 
 
@@ -120,7 +120,7 @@ def test_five_starts_are_compared_with_the_first_of_them(finished):
 
 
 def _ends(**accuracies):
-  """Results of two models whose mean accuracies after the last symbol are these."""
+  """Results of two models with the given mean accuracies after the last symbol."""
   def one(sign):
     return {name: np.full((2, 10), np.nan) for name in icl_hmm_published.LABELS} | {
         name: np.concatenate([np.full((1, 10), value + .3 * sign), np.zeros((1, 10))])
@@ -131,12 +131,12 @@ def _ends(**accuracies):
 def test_the_order_of_the_baselines_is_a_criterion(finished):
   ends = dict(viterbi=.407, filter=.408, ngram2=.401, ngram3=.389, baum_welch=.373, ngram4=.363,
               ngram1=.161)
-  found = icl_hmm_published.baseline_order(_ends(**ends))
-  assert found.holds and 'Viterbi 0.4070, filter 0.4080, 2-gram 0.4010' in found.measured
+  finding = icl_hmm_published.baseline_order(_ends(**ends))
+  assert finding.holds and 'Viterbi 0.4070, filter 0.4080, 2-gram 0.4010' in finding.measured
   for change in (dict(viterbi=.402), dict(filter=.4015), dict(ngram2=.4075), dict(ngram3=.402),
                  dict(baum_welch=.39), dict(ngram4=.374), dict(ngram1=.37)):
     assert not icl_hmm_published.baseline_order(_ends(**ends | change)).holds
-  # Earlier places do not count.
+  # Earlier lengths are ignored.
   results = _ends(**ends)
   for result in results:
     result['ngram1'][0, :-1] = 1
@@ -146,7 +146,7 @@ def test_the_order_of_the_baselines_is_a_criterion(finished):
   assert '- (f) after 2,048 symbols' in (workdir / 'table.md').read_text()
 
 
-def test_the_clock_is_kept_with_each_model(tmp_path, monkeypatch):
+def test_the_clock_is_saved_with_each_model(tmp_path, monkeypatch):
   simulate = icl_hmm_published.simulate_model
 
   def fails_second(config, index, *rest, **width):
@@ -166,26 +166,32 @@ def test_the_clock_is_kept_with_each_model(tmp_path, monkeypatch):
   assert _results(tmp_path / 'run')['wall_seconds'] > 1e4
 
 
-def test_models_that_are_kept_are_not_simulated_again(finished, monkeypatch):
+def test_finished_models_are_read_and_damaged_ones_simulated_again(finished, monkeypatch, capsys):
   workdir, arguments = finished
   before = _results(workdir)
   (workdir / 'results.json').unlink()
-  next((workdir / 'models').glob('0001_*.npz')).unlink()
+  next((workdir / 'models').glob('0001_*.npz')).write_bytes(b'damaged')
+
   simulated, simulate = [], icl_hmm_published.simulate_model
   monkeypatch.setattr(icl_hmm_published, 'simulate_model', lambda config, index, *rest, **width: (
       simulated.append(index), simulate(config, index, *rest, **width))[1])
-  assert _run(workdir, *arguments) == 0
+  assert _run(workdir, *arguments, '--config.note=a note') == 0
   assert simulated == [1]
-  timeless = lambda results: {k: v for k, v in results.items() if k not in ('wall_seconds',
-                                                                           'commit')}
-  assert timeless(_results(workdir)) == timeless(before)
+  output = capsys.readouterr().out
+  assert 'is damaged' in output and 'a note' in output
+
+  after = _results(workdir)
+  for results in (before, after):
+    del results['wall_seconds'], results['commit']
+  assert after == before
 
 
-def test_H9_published_numbers_come_out_again(data_dir):
+def test_H9_published_numbers_are_reproduced(data_dir):
   models = [model for model in published_results.read(
       data_dir / 'icl_hmm' / 'entropy_results.csv', optional=icl_hmm_published.OPTIONAL)
             if model.emission.shape == (4, 4)]
   assert len(models) == 4
+
   simulated = []
   for index, model in enumerate(models):
     keys = jax.random.split(jax.random.key(index), 512)
@@ -193,6 +199,7 @@ def test_H9_published_numbers_come_out_again(data_dir):
     scores = np.asarray(icl_hmm_published.simulate(keys, *tables)[2])
     simulated.append(dict(zip(icl_hmm_published.SIMULATED, np.moveaxis(scores, 1, 0))))
     simulated[-1] |= dict.fromkeys(icl_hmm_published.FITTED, np.full((2, 10), np.nan))
+
   cells = icl_hmm_published.compare(models, simulated)
   released = ('filter_released', *icl_hmm_published.WINDOWS)
   assert len(released) == 5
@@ -203,30 +210,31 @@ def test_H9_published_numbers_come_out_again(data_dir):
     assert numbers['hellinger_mae'] <= .008 and numbers['hellinger_worst'] <= .03
 
 
-# Far from symmetric, and not started in its stationary law: what is transposed or shifted shows.
+# Far from symmetric, and not started in its stationary distribution: a transposed or shifted
+# computation gives other numbers.
 SKEWED = (np.array([.1, .3, .6]),
           np.array([[.6, .35, .05], [.05, .25, .7], [.85, .1, .05]]),
           np.array([[.7, .1, .1, .05, .05], [.05, .05, .1, .6, .2], [.1, .45, .05, .1, .3]]))
 
 
-def _draw(rng, laws):
-  return np.minimum((np.cumsum(laws, axis=1) < rng.random(len(laws))[:, None]).sum(axis=1),
-                    laws.shape[1] - 1)
+def _draw(rng, rows):
+  sums = np.cumsum(rows, axis=1)
+  return np.minimum((sums < rng.random(len(rows))[:, None]).sum(axis=1), rows.shape[1] - 1)
 
 
 def _sampled(rng, count, length):
   """(states, symbols) [count, length] of the skewed model."""
   initial, transition, emission = SKEWED
-  states, law = [], np.tile(initial, (count, 1))
+  states, following = [], np.tile(initial, (count, 1))
   for _ in range(length):
-    states.append(_draw(rng, law))
-    law = transition[states[-1]]
+    states.append(_draw(rng, following))
+    following = transition[states[-1]]
   symbols = [_draw(rng, emission[state]) for state in states]
   return np.stack(states, axis=1), np.stack(symbols, axis=1)
 
 
 def _beliefs(symbols, best):
-  """The law of the last state, or, if `best`, the end of the best path as such a law."""
+  """Distribution of the last state or, if `best`, the end of the best path as one-hot rows."""
   initial, transition, emission = SKEWED
   reach = np.tile(initial, (len(symbols), 1))
   for t, seen in enumerate(symbols.T):
@@ -239,7 +247,7 @@ def _beliefs(symbols, best):
 
 
 def _ngram(symbols, order):
-  """The law of the next symbol by counts of what followed the last `order` − 1 symbols."""
+  """Frequencies of the symbols that followed the last `order` − 1 symbols."""
   count, length = symbols.shape
   follows = np.ones((count, length), bool)
   for back in range(1, order):
@@ -251,88 +259,96 @@ def _ngram(symbols, order):
   return np.where(total > 0, counts / np.maximum(total, 1), shorter)
 
 
-def test_H9_a_skewed_model_scores_as_in_an_obvious_simulation():
-  places, rng = PLACES[:7], np.random.default_rng(0)
-  states, symbols = _sampled(rng, 3_000, places[-1] + 1)
+def test_H9_scores_of_a_skewed_model_agree_with_a_plain_simulation():
+  lengths, rng = LENGTHS[:7], np.random.default_rng(0)
+  states, symbols = _sampled(rng, 3_000, lengths[-1] + 1)
   _, transition, emission = SKEWED
+
   expected = []
-  for place in places:
-    seen, label, state = symbols[:, :place], symbols[:, place], states[:, place]
+  for length in lengths:
+    seen, label, state = symbols[:, :length], symbols[:, length], states[:, length]
     predictions = {
         'viterbi': _beliefs(seen, best=True) @ transition @ emission,
         'filter': _beliefs(seen, best=False) @ transition @ emission,
-        'true_state': (transition @ emission)[states[:, place - 1]],
+        'true_state': (transition @ emission)[states[:, length - 1]],
         **{f'ngram{order}': _ngram(seen, order) for order in range(1, 5)}}
     expected.append({name: [
-        (law.argmax(axis=1) == label).mean(),
-        np.sqrt(np.maximum(0, 1 - np.sqrt(law * emission[state]).sum(axis=1))).mean()]
-                     for name, law in predictions.items()})
+        (prediction.argmax(axis=1) == label).mean(),
+        np.sqrt(np.maximum(0, 1 - np.sqrt(prediction * emission[state]).sum(axis=1))).mean()]
+                     for name, prediction in predictions.items()})
+
   scores = np.asarray(icl_hmm_published.simulate(
       jax.random.split(jax.random.key(0), 512), *map(np.float32, SKEWED))[2])
   scores = dict(zip(icl_hmm_published.SIMULATED, np.moveaxis(scores, 1, 0)))
-  far = lambda ours, theirs: np.abs(
-      scores[ours][:, :7].T - [at[theirs] for at in expected])
+
+  def differences(simulated, name):
+    return np.abs(scores[simulated][:, :7].T - [at[name] for at in expected])
+
   for name in expected[0]:
-    differences = far(name, name)
-    assert (differences.mean(axis=0) < [.015, .01]).all(), (name, differences.mean(axis=0))
-    assert (differences.max(axis=0) < [.035, .025]).all(), (name, differences.max(axis=0))
-  # The released orientation is told apart.
-  assert far('filter_released', 'filter').mean(axis=0)[0] > .05
+    errors = differences(name, name)
+    assert (errors.mean(axis=0) < [.015, .01]).all(), (name, errors.mean(axis=0))
+    assert (errors.max(axis=0) < [.035, .025]).all(), (name, errors.max(axis=0))
+  # The released orientation is clearly different.
+  assert differences('filter_released', 'filter').mean(axis=0)[0] > .05
 
 
 def test_a_score_is_an_average_over_states_and_symbols():
   rng = np.random.default_rng(0)
   predictions = rng.dirichlet(np.ones(4), (3, 2)).astype(np.float32)
   predictions[0, 0] = [.4, .1, .4, .1]  # A tie: the first counts.
-  law = rng.dirichlet(np.ones(3), 2).astype(np.float32)
+  states = rng.dirichlet(np.ones(3), 2).astype(np.float32)
   emission = rng.dirichlet(np.ones(4), 3).astype(np.float32)
-  got = icl_hmm_published.score(predictions, law, emission)
+  got = icl_hmm_published.score(predictions, states, emission)
   assert got.shape == (2, 3, 2)
   for method in range(3):
-    for place in range(2):
-      p = predictions[method, place]
-      hit = sum(law[place, m] * emission[m, np.argmax(p)] for m in range(3))
-      distance = sum(law[place, m] * math.sqrt(max(0, 1 - np.sqrt(p * emission[m]).sum()))
+    for position in range(2):
+      p = predictions[method, position]
+      hit = sum(states[position, m] * emission[m, np.argmax(p)] for m in range(3))
+      distance = sum(states[position, m] * math.sqrt(max(0, 1 - np.sqrt(p * emission[m]).sum()))
                      for m in range(3))
-      np.testing.assert_allclose(got[:, method, place], [hit, distance], atol=1e-6)
+      np.testing.assert_allclose(got[:, method, position], [hit, distance], atol=1e-6)
 
 
-def test_baum_welch_is_fitted_to_what_stands_before_each_place(finished):
-  del finished  # It has compiled these shapes.
+def test_baum_welch_is_fitted_to_the_symbols_before_each_position(finished):
+  del finished  # Compiled for these shapes.
   config = icl_hmm_config.IclHmmPublished(baum_welch_steps=3)
   keys = jax.random.split(jax.random.key(0), 4)
   rng = np.random.default_rng(0)
-  observations = rng.integers(3, size=(4, PLACES[-1])).astype(np.int32)
-  laws = rng.dirichlet(np.ones(2), (4, 10)).astype(np.float32)
+  observations = rng.integers(3, size=(4, LENGTHS[-1])).astype(np.int32)
+  states = rng.dirichlet(np.ones(2), (4, 10)).astype(np.float32)
   emission = np.array(EMISSION)
-  learn = lambda observations: icl_hmm_published.learn(
-      config, keys, observations, laws, emission, restarts=1, width=3).mean(axis=-1)
+
+  def learn(observations):
+    return icl_hmm_published.learn(
+        config, keys, observations, states, emission, restarts=1, width=3).mean(axis=-1)
+
   got = learn(observations)
   assert got.shape == (2, 10)
-  # What comes after a place is not seen.
-  other = np.append(observations[:, :PLACES[4]], (observations[:, PLACES[4]:] + 1) % 3, axis=1)
+  # Symbols after a position have no effect.
+  other = np.append(observations[:, :LENGTHS[4]], (observations[:, LENGTHS[4]:] + 1) % 3, axis=1)
   np.testing.assert_array_equal(learn(other)[:, :5], got[:, :5])
   assert (learn(other)[:, 5:] != got[:, 5:]).all()
-  # The last symbols before a place, by the book.
+
+  # The prediction after 16 symbols, computed step by step.
   starts = icl_hmm_published.draw_starts(
-      keys, 3, num_places=10, restarts=1, num_states=2, width=3)
-  seen, scores = observations[:, :PLACES[2]], []
+      keys, 3, num_lengths=10, restarts=1, num_states=2, width=3)
+  seen, scores = observations[:, :LENGTHS[2]], []
   fits = icl_hmm_published.fit(jax.tree.map(lambda leaf: leaf[2], starts), seen, steps=3)
   for n in range(4):
     initial, transition, table = (np.asarray(leaf[n], np.float64) for leaf in fits)
-    law = initial
+    belief = initial
     for symbol in seen[n]:
-      law = law * table[:, symbol]
-      law = law / law.sum() @ transition
+      belief = belief * table[:, symbol]
+      belief = belief / belief.sum() @ transition
     scores.append(icl_hmm_published.score(
-        (law @ table).astype(np.float32), laws[n, 2], emission.astype(np.float32)))
+        (belief @ table).astype(np.float32), states[n, 2], emission.astype(np.float32)))
   np.testing.assert_allclose(got[:, 2], np.mean(scores, axis=0), atol=1e-4)
 
 
-def test_symbols_that_never_come_change_nothing():
+def test_unused_symbols_do_not_change_the_fit():
   keys = jax.random.split(jax.random.key(0), 2)
   starts = icl_hmm_published.draw_starts(
-      keys, 3, num_places=1, restarts=2, num_states=2, width=5)
+      keys, 3, num_lengths=1, restarts=2, num_states=2, width=5)
   assert starts.emission.shape == (1, 2, 2, 2, 5)
   np.testing.assert_array_equal(starts.emission[..., 3:], 0)
   np.testing.assert_allclose(starts.emission.sum(axis=-1), 1, atol=1e-6)
@@ -346,7 +362,7 @@ def test_symbols_that_never_come_change_nothing():
                got._replace(emission=got.emission[..., :3]), expected)
 
 
-def test_differences_leave_out_what_was_not_recorded():
+def test_differences_exclude_missing_records():
   simulated, recorded = np.full((2, 3, 10), .5), np.full((2, 3, 10), .4)
   recorded[1, 0, 0], recorded[1, 1] = .8, np.nan
   numbers = icl_hmm_published.mean_differences(np.stack([simulated, recorded]))
@@ -356,11 +372,37 @@ def test_differences_leave_out_what_was_not_recorded():
       'hellinger_worst': .3, 'hellinger_cells': 20})
 
 
-def test_every_field_is_read():
-  source = ''.join(map(inspect.getsource, (icl_hmm_published, icl_hmm_config.IclHmmPublished)))
-  read = {node.attr for node in ast.walk(ast.parse(source))
-          if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Load)}
-  assert {field.name for field in dataclasses.fields(icl_hmm_config.IclHmmPublished)} <= read
+# --- Config. The runs above depend on the numbers of sequences, the file and the note.
+
+
+def test_the_seed_changes_all_scores(finished):
+  workdir, arguments = finished
+  recorded = published_results.read(arguments[0].partition('=')[2])[0]
+  config = icl_hmm_config.IclHmmPublished(
+      seed=1, num_sequences=24, baum_welch_sequences=4, baum_welch_best5_sequences=2,
+      baum_welch_steps=3)
+  scores = icl_hmm_published.simulate_model(config, 0, recorded, width=3)
+  with np.load(next((workdir / 'models').glob('0000_*.npz'))) as arrays:
+    assert set(arrays) == {*scores, '_header'}
+    for method, values in scores.items():
+      assert (arrays[method] != values).any(), method
+
+
+def test_the_number_of_steps_changes_the_fits(monkeypatch):
+  monkeypatch.setattr(icl_hmm_published, 'LENGTHS', (8, 16))
+  keys = jax.random.split(jax.random.key(0))
+  observations = np.random.default_rng(0).integers(3, size=(2, 16)).astype(np.int32)
+  few, many = (icl_hmm_published.learn(
+      icl_hmm_config.IclHmmPublished(baum_welch_steps=steps), keys, observations,
+      np.full((2, 2, 2), .5, np.float32), np.array(EMISSION), restarts=1, width=3)
+               for steps in (1, 3))
+  assert few.shape == (2, 2, 2) and (few != many).any()
+
+
+def test_every_field_has_a_test_of_its_effect():
+  assert {field.name for field in dataclasses.fields(icl_hmm_config.IclHmmPublished)} == {
+      'seed', 'results_file', 'num_sequences', 'baum_welch_sequences',
+      'baum_welch_best5_sequences', 'baum_welch_steps', 'note'}
 
 
 @pytest.mark.parametrize('arguments, words', [
@@ -369,10 +411,10 @@ def test_every_field_is_read():
      r'config.baum_welch_sequences must be at most config.num_sequences \(8\), got 64'),
     (['--config.baum_welch_best5_sequences=65'],
      r'config.baum_welch_best5_sequences must be at most config.baum_welch_sequences \(64\), got'),
-    (['--config.results_file='], 'a CSV file of published results is needed: --config.results_f'),
+    (['--config.results_file='], "config.results_file must be set, got ''"),
     (['--config.results_file=nowhere.csv'], 'nowhere.csv is not a file'),
 ])
-def test_bad_settings_are_one_line_and_status_2(tmp_path, capsys, arguments, words):
+def test_bad_configs_are_one_line_and_status_2(tmp_path, capsys, arguments, words):
   assert _run(tmp_path / 'run', *arguments) == 2
   lines = capsys.readouterr().err.strip().splitlines()
   assert len(lines) == 1
@@ -380,19 +422,19 @@ def test_bad_settings_are_one_line_and_status_2(tmp_path, capsys, arguments, wor
   assert re.search(words, lines[0]), lines[0]
 
 
-def test_a_bad_file_is_one_line_and_leaves_nothing(tmp_path, capsys):
+def test_a_bad_file_is_one_line_and_makes_no_workdir(tmp_path, capsys):
   path = _write(tmp_path / 'file.csv', A=[[.9, .2], [.4, .6]])
   assert _run(tmp_path / 'run', f'--config.results_file={path}') == 2
   lines = capsys.readouterr().err.strip().splitlines()
-  assert len(lines) == 1 and 'line 2, column A: must hold probabilities' in lines[0]
+  assert len(lines) == 1 and 'line 2, column A: must be probabilities' in lines[0]
   assert not (tmp_path / 'run').exists()
 
 
-def test_settings_of_another_kind_are_refused(tmp_path, capsys):
+def test_configs_of_another_experiment_are_refused(tmp_path, capsys):
   other = tmp_path / 'other.py'
   other.write_text('from experiments.rebel_games import config\n\n\n'
                    'def get_config():\n  return config.RebelGames()\n')
   assert _run(tmp_path / 'run', f'--config={other}') == 2
   line = capsys.readouterr().err.strip()
-  assert 'other.py must return settings of IclHmm, IclHmmPublished' in line
+  assert 'other.py must return one of IclHmm, IclHmmPublished' in line
   assert 'got RebelGames' in line

@@ -1,4 +1,4 @@
-"""HMMs learnt in context from scratch: what is drawn, scored, written and resumed."""
+"""HMMs learnt in context from scratch: draws, scores, outputs, resume and errors."""
 
 import dataclasses
 import json
@@ -37,12 +37,12 @@ def _run(config, workdir):
   return launch.Run(config, workdir, 'icl_hmm', '', 'icl_hmm.py', (), '0' * 40)
 
 
-def _asked_to_stop(stopper):
+def _request_stop(stopper):
   stopper.requested = True
   return stopper
 
 
-def test_draws_are_of_the_seed_and_the_step_and_know_their_laws():
+def test_draws_are_functions_of_seed_and_step_with_their_distributions():
   config = _config()
   models, batch = icl_hmm_scratch.draw(config, rng.Stream.DATA, 3, 5)
   again = icl_hmm_scratch.draw(config, rng.Stream.DATA, 3, 5)
@@ -50,14 +50,14 @@ def test_draws_are_of_the_seed_and_the_step_and_know_their_laws():
   for other in ((rng.Stream.DATA, 4), (rng.Stream.SAMPLE_EVAL, 3)):
     assert (icl_hmm_scratch.draw(config, *other, 5)[1].symbols != batch.symbols).any()
   assert batch.symbols.shape == (5, LENGTH + 1) and batch.laws.shape == (5, LENGTH, SIZE)
-  # Row t − 1 is the law of symbol t.
+  # Row t − 1 is the distribution of symbol t.
   row = 2
   expected = oracles.predict_next(
       *(np.asarray(x[row], np.float32) for x in models[:3]), batch.symbols[row])
   np.testing.assert_allclose(batch.laws[row], expected[1:-1], atol=1e-6)
 
 
-def test_bigrams_are_counts_of_what_followed_the_last_symbol():
+def test_bigrams_are_counts_after_the_last_symbol():
   symbols = np.random.default_rng(0).integers(0, SIZE, (4, 12)).astype(np.int32)
   got = np.asarray(icl_hmm_scratch.predict_bigrams(symbols, SIZE))
   for row, line in enumerate(symbols):
@@ -68,13 +68,13 @@ def test_bigrams_are_counts_of_what_followed_the_last_symbol():
       np.testing.assert_allclose(got[row, t], counts / counts.sum(), rtol=1e-5)
 
 
-def test_scores_are_expectations_under_the_law_of_the_label():
-  laws, predictions = np.array([[.5, .3, .2]]), np.array([[.1, .8, .1]])
+def test_scores_are_expectations_under_the_distribution_of_the_label():
+  distributions, predictions = np.array([[.5, .3, .2]]), np.array([[.1, .8, .1]])
   scores = jax.device_get(icl_hmm_scratch.score(
-      predictions.astype(np.float32), laws.astype(np.float32)))
+      predictions.astype(np.float32), distributions.astype(np.float32)))
   assert scores['accuracy'][0] == pytest.approx(.3)
-  assert scores['nll'][0] == pytest.approx(-(laws * np.log(predictions)).sum(), rel=1e-5)
-  overlap = np.sqrt(laws * predictions).sum()
+  assert scores['nll'][0] == pytest.approx(-(distributions * np.log(predictions)).sum(), rel=1e-5)
+  overlap = np.sqrt(distributions * predictions).sum()
   assert scores['hellinger'][0] == pytest.approx(np.sqrt(1 - overlap), rel=1e-4)
 
 
@@ -85,8 +85,8 @@ def test_the_length_from_which_on_the_gap_stays_small(gaps, length):
   assert icl_hmm_report.reached([4, 8, 16, 32], gaps) == length
 
 
-def test_published_hmms_are_predicted_under_other_names_of_their_symbols(data_dir, monkeypatch):
-  # The filter in the place of the network: by names it does not change, by HMMs it does.
+def test_published_hmms_are_predicted_with_permuted_symbols(data_dir):
+  # The filter instead of the network: it does not depend on permutations.
   config = _config(results_file=str(data_dir / 'icl_hmm' / 'entropy_results.csv'), num_symbols=4,
                    recorded_sequences=64)
   models = icl_hmm_scratch.recorded_hmms(config)
@@ -95,22 +95,22 @@ def test_published_hmms_are_predicted_under_other_names_of_their_symbols(data_di
 
   def measure(batch):
     seen.append(np.asarray(batch.symbols))
-    found = icl_hmm_scratch.score(batch.laws, batch.laws)
-    return {'filter': {name: x[:, lengths - 1] for name, x in found.items()}}
+    scores = icl_hmm_scratch.score(batch.laws, batch.laws)
+    return {'filter': {name: x[:, lengths - 1] for name, x in scores.items()}}
 
-  found = icl_hmm_scratch.evaluate_recorded(config, measure, models[:2])['filter']
-  assert found['accuracy'].shape == (2, 3) and found['hellinger'].max() < 1e-3
-  for model, symbols, accuracy in zip(models, seen, found['accuracy']):
+  scores = icl_hmm_scratch.evaluate_recorded(config, measure, models[:2])['filter']
+  assert scores['accuracy'].shape == (2, 3) and scores['hellinger'].max() < 1e-3
+  for model, symbols, accuracy in zip(models, seen, scores['accuracy']):
     assert symbols.shape == (64, LENGTH + 1)
-    # From state 0 its own symbol is likeliest: under 64 orders each of the four is seen first.
+    # State 0 prefers its own symbol: with 64 permutations each of the four comes first.
     assert model.emission[0].max() > .5
     assert sorted(set(symbols[:, 0])) == [0, 1, 2, 3]
     assert .25 < accuracy.min() <= accuracy.max() < 1
   again = icl_hmm_scratch.evaluate_recorded(config, measure, models[:2])['filter']
-  np.testing.assert_array_equal(found['accuracy'], again['accuracy'])
+  np.testing.assert_array_equal(scores['accuracy'], again['accuracy'])
 
 
-def test_published_hmms_of_another_alphabet_are_left_out(data_dir):
+def test_published_hmms_with_another_number_of_symbols_are_excluded(data_dir):
   file = str(data_dir / 'icl_hmm' / 'entropy_results.csv')
   assert not icl_hmm_scratch.recorded_hmms(_config(results_file=file))
   assert not icl_hmm_scratch.recorded_hmms(_config())
@@ -118,9 +118,12 @@ def test_published_hmms_of_another_alphabet_are_left_out(data_dir):
     icl_hmm_scratch.recorded_hmms(_config(results_file='/nowhere.csv'))
 
 
-def test_a_run_writes_what_it_measured_and_resumes_bit_for_bit(tmp_path, monkeypatch, data_dir):
+def test_a_run_writes_its_measurements_and_resumes_bit_for_bit(tmp_path, monkeypatch, data_dir):
   file = str(data_dir / 'icl_hmm' / 'entropy_results.csv')
-  config = lambda: _config(num_symbols=4, results_file=file, recorded_sequences=2)
+
+  def config():
+    return _config(num_symbols=4, results_file=file, recorded_sequences=2)
+
   whole = _run(config(), tmp_path / 'whole')
   icl_hmm_scratch.main(whole)
   results = json.loads((whole.workdir / 'results.json').read_text())
@@ -128,7 +131,7 @@ def test_a_run_writes_what_it_measured_and_resumes_bit_for_bit(tmp_path, monkeyp
     for length in (4, 8, 16):
       for score in ('accuracy', 'nll', 'hellinger'):
         assert np.isfinite(results[f'eval/{method}/{score}/T{length}'])
-  for length in (4, 8, 16):  # Exactly, as labels are averaged over.
+  for length in (4, 8, 16):  # Exactly, because scores are averages over the label.
     best = results[f'eval/filter/accuracy/T{length}']
     assert all(results[f'eval/{m}/accuracy/T{length}'] <= best for m in ('icl', 'bigram'))
   assert {'accuracy.png', 'nll.png', 'gap_by_lambda2.png'} <= {
@@ -137,25 +140,26 @@ def test_a_run_writes_what_it_measured_and_resumes_bit_for_bit(tmp_path, monkeyp
     assert np.isfinite(results[f'eval/recorded/M{states}/final_gap'])
   text = (whole.workdir / 'table.md').read_text()
   assert '(a) after 16 symbols' in text and 'published HMMs' in text
-  # Stopped after two of four steps, and started again.
+
+  # Stopped after two of four steps and resumed.
   part = _run(config(), tmp_path / 'part')
   with monkeypatch.context() as patched, pytest.raises(loop.Interrupted):
-    patched.setattr(loop.Stopper, '__enter__', _asked_to_stop)
+    patched.setattr(loop.Stopper, '__enter__', _request_stop)
     icl_hmm_scratch.main(part)
   assert not (part.workdir / 'results.json').exists()
   icl_hmm_scratch.main(part)
-  same = lambda folder: {
-      name: value for name, value in json.loads((folder / 'results.json').read_text()).items()
-      if not name.startswith(('wall', 'time/'))}
-  assert same(part.workdir) == same(whole.workdir)
+  resumed = json.loads((part.workdir / 'results.json').read_text())
+  for name in results.keys() | resumed.keys():
+    if not name.startswith(('wall', 'time/')):
+      assert resumed[name] == results[name], name
 
 
 @pytest.mark.parametrize('changes, line', [
-    (dict(lambda2_low=.9, lambda2_high=.5), 'range within'),
+    (dict(lambda2_low=.9, lambda2_high=.5), r'must be a range in \[0, 1\), got 0.9 and 0.5'),
     (dict(length=64), 'config.model.max_length must be at least config.length .64., got 16'),
     (dict(steps=0), 'config.steps must be at least 1, got 0'),
 ])
-def test_bad_settings_are_named_in_one_line(changes, line):
+def test_bad_configs_are_one_line(changes, line):
   with pytest.raises(ValueError, match=line) as error:
     _config(**changes)
   assert '\n' not in str(error.value)
