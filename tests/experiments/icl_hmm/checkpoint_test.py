@@ -473,7 +473,7 @@ def test_variants_of_the_config_file():
     (['--config.tokenisations=abc,roman'],
      "config.tokenisations must be distinct kinds of abc, 123, random, .*, got 'abc,roman'"),
     (['--config.tokenisations=abc,abc'], "separated by commas, got 'abc,abc'"),
-    (['--config.num_states=5'], 'config.num_states and config.num_symbols .*, got 5 and 0'),
+    (['--config.num_states=5'], 'config.num_states and config.num_symbols .*, got 5 and 4'),
     (['--config.num_symbols=16', '--config.tokenisations=123'],  # Its tokenizer splits '10'.
      "must have 16 single tokens of kind '123', one per symbol, got 10 .*config.num_symbols"),
     (['--config.model.compute_dtype=float8'], r"compute_dtype must be one of .*got 'float8'"),
