@@ -4,6 +4,7 @@ import gc
 import os
 import pathlib
 import signal
+import tempfile
 
 import pytest
 
@@ -35,6 +36,21 @@ def pytest_collection_finish():
 def pytest_sessionfinish():
   """Skips garbage collection at the end: gigabytes of compiled programs are still referenced."""
   gc.freeze()
+
+
+@pytest.fixture(scope='session', autouse=True)
+def keep_programs():
+  """Keeps compiled programs in files: another `jax.jit` of the same function reads them back.
+
+  Each worker of pytest-xdist has its own directory: jax does not write the files atomically.
+  """
+  import jax
+
+  with tempfile.TemporaryDirectory(prefix='jaxrl_llm_programs_') as directory:
+    jax.config.update('jax_compilation_cache_dir', directory)
+    jax.config.update('jax_persistent_cache_min_compile_time_secs', 0)
+    jax.config.update('jax_persistent_cache_min_entry_size_bytes', -1)
+    yield
 
 
 @pytest.fixture(scope='module', autouse=True)
