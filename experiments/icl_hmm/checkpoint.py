@@ -170,6 +170,8 @@ def measure_model(
       drawn = draw(jax.vmap(jax.random.fold_in, (None, 0))(key, rows), *model,
                    lengths=config.lengths)
     symbols = np.asarray(drawn.symbols)
+
+    # The language model has its own precision.
     predictions = drawn.predictions | {
         kind: predict(predictor, language_model.params, symbols, config.lengths, model[2].shape[1])
         for kind, predictor in language_model.predictors.items()}
@@ -251,6 +253,7 @@ def select(config: IclHmmCheckpoint, models: Sequence[published_results.Recorded
       index for index, model in enumerate(models)
       if config.num_states in (0, model.emission.shape[0])
       and config.num_symbols in (0, model.emission.shape[1])]
+
   if not rows:
     sizes = ', '.join(f'{states} and {symbols}' for states, symbols in sorted(
         {model.emission.shape for model in models}))
@@ -278,6 +281,7 @@ def measure_all(
           functools.partial(measure_model, config, index, model, language_model),
           commit=run.commit))
       run.save_clock()
+
       last = {method: np.mean([row[method][0, 0, -1] for row in rows])
               for method in ('viterbi', *config.kinds)}
       bar.update(1, **last)

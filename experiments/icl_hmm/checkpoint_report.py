@@ -214,6 +214,7 @@ def _of_rows(study: Study, of_model: Sequence[tuple]) -> Iterator[tuple]:
     for described, (mean, error) in zip(of_model, study.scores[method]):
       yield (*described, method, mean[accuracy, -1], mean[viterbi, -1], error[viterbi, -1],
              mean[best, -1], error[best, -1], *lengths_reached(mean[viterbi]))
+
   recorded = recorded_accuracy(study)
   for name in RECORDED_MODELS:
     if name in recorded and 'viterbi' in recorded:

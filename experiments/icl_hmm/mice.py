@@ -37,6 +37,7 @@ def simulated_animals(config: IclHmmMice) -> dict[str, tuple[animals.Animal, np.
   generator = np.random.default_rng([config.seed, _SIMULATED])
   if not config.num_simulated:
     return {}
+
   drawn = simulated_mice.draw(generator, config.num_simulated)
   trials = simulated_mice.simulate(
       drawn, generator, num_trials=config.simulated_sessions * SESSION_LENGTH,
@@ -114,6 +115,7 @@ def predict_animal(
   for model in in_context_predictors:
     trials, predicted = predictors.held_out_windows(animal, fold, model.num_trials)
     stream = predictors.online_windows(animal, model.num_trials)
+
     for arm in training.ARMS:
       chances = np.full(len(animal.choices), np.nan)
       chances[trials[predicted]] = model.predict(arm, animal, trials)[predicted]

@@ -143,6 +143,7 @@ def meta_train(run: launch.Run, stopper: loop.Stopper) -> dict[str, Params]:
 
   params_by_arm, done = {}, {'metrics_offset': 0, 'steps': 0}
   total = sum(num_steps(config, arm) for arm in ARMS)
+
   with contextlib.closing(metrics.MetricsWriter(run.workdir)) as writer, loop.progress(
       total, 'meta-training on simulated mice') as bar:
     for arm in ARMS:

@@ -100,6 +100,7 @@ def simulate(keys: jax.Array, initial: jax.Array, transition: jax.Array, emissio
     states, observations = filtering.sample(key, *model, LENGTHS[-1])
     ngrams = learners.predict_ngrams(
         observations, positions, max_order=4, num_symbols=emission.shape[1])
+    # In the order of `SIMULATED`.
     predictions = jnp.stack([
         oracles.predict_next_by_path(*model, observations, positions),
         oracles.predict_next_by_state(*model, states, positions),
@@ -266,6 +267,7 @@ def simulate_all(
         commit=run.commit)
 
   results = []
+  # Threads: compiled code runs without the interpreter lock.
   with (loop.progress(len(models), 'models') as bar,
         concurrent.futures.ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool):
     futures = [pool.submit(one, index) for index in range(len(models))]
@@ -434,6 +436,7 @@ def table(
         *(f'{numbers[f"published/{method}/{name}_{kind}"]:.4f}'
           for name in BARS for kind in ('mae', 'bias')),
         *(f'{means[0, k]:.3f} / {means[1, k]:.3f}' for k in some)])
+
   header = ['method', *(f'{name} {what}' for name in ('accuracy', 'Hellinger')
                         for what in ('mean absolute difference', 'bias')),
             *(f'accuracy at {LENGTHS[k]}, ours / recorded' for k in some)]

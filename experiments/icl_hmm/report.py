@@ -339,6 +339,7 @@ def _harder(held_out: HeldOut) -> Finding:
       'H_A': _entropy_rates(held_out.models.transition),
       'H_B': held_out.models.emission_entropy}
   ranks = {name: float(stats.spearmanr(gap[:, -1], x).statistic) for name, x in entropies.items()}
+
   reach = [reached(held_out.lengths, _mean(gap[rows])) for rows in _groups(held_out).values()]
   return Finding(
       'd', 'the gap grows with the entropies of A and of B (Spearman), and T(ε) with λ2',
@@ -429,6 +430,7 @@ def write(run: launch.Run, held_out: HeldOut) -> None:
     held_out: the measurements.
   """
   _figures(run, held_out)
+
   config = run.config
   caption = (
       f'{len(held_out.models.lambda2):,} held-out HMMs of {config.num_states} states and '
@@ -436,6 +438,7 @@ def write(run: launch.Run, held_out: HeldOut) -> None:
       f'{config.steps:,} steps on {config.batch_size} fresh ones each; seed {config.seed}. '
       'Expectations over the label are exact given the HMM and the symbols seen. Bigrams add 0.1 '
       'to each count.' + (f' {config.note}' if config.note else ''))
+
   groups = _all_groups(held_out)
   definitions = (
       'ε is the accuracy gap to the filter after the last symbol, T(ε) the first '

@@ -157,6 +157,7 @@ def load(path: str | pathlib.Path) -> Animal:
   except _UNREADABLE as error:
     problem = ' '.join(str(error).split())
     raise ValueError(f'{path} is not an animal file (arr_0, arr_1, arr_2): {problem}') from error
+
   try:
     return _rebuild(_name(path), covariates, choices, names)
   except ValueError as error:

@@ -304,6 +304,7 @@ def spectral_operators(moments: Moments, *, num_states: int) -> Operators:
   if not 1 <= num_states <= num_symbols:
     raise ValueError(f'num_states must be at least 1 and at most the number of symbols '
                      f'({num_symbols}), got {num_states}')
+
   left = jnp.linalg.svd(moments.pairs)[0][:, :num_states]
   inverse = jnp.linalg.pinv(filtering.dot(left.T, moments.pairs))
   return Operators(

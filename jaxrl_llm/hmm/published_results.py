@@ -163,9 +163,11 @@ class _Row:
   def recorded(self, methods: Mapping[str, str]) -> RecordedHmm:
     if None in self.cells or None in self.cells.values():
       raise ValueError(f'{self.where}: must have as many cells as the first line')
+
     num_states, num_symbols = self._size('num_state'), self._size('num_observation')
     results = [{ours: self._scores(_pair(name)[i], missing=i == 1)
                 for ours, name in methods.items()} for i in range(2)]
+    # In the order of the fields.
     return RecordedHmm(
         self.line,
         self._distributions('pi_0', (num_states,)),
@@ -217,6 +219,7 @@ class _Row:
     except (ValueError, OverflowError, RecursionError):
       shown = text if len(text) <= 40 else f'{text[:40]}...'
       raise self._error(column, f'must be numbers in nested lists, got {shown!r}') from None
+
     if values.shape != shape:
       expected, got = (' x '.join(map(str, sizes)) or 'one number'
                        for sizes in (shape, values.shape))
