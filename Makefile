@@ -9,9 +9,10 @@ PIP_INSTALL = $(PIP) install --progress-bar off
 run: .venv/installed
 	.venv/bin/python -m experiments.a_star_po
 
-# Two processes: most tests compile small programs, which keeps one core busy.
+# Two processes: most tests compile small programs, which keeps one core busy. tests/conftest.py
+# orders the modules, the longest first.
 test: .venv/installed-test
-	.venv/bin/python -m pytest -n 2 --dist loadfile
+	.venv/bin/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 # Side by side with torch, transformers and peft, on fresh random seeds.
 parity: .venv/installed-parity
