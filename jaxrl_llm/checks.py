@@ -11,6 +11,7 @@ inside `within`, which adds its place to the message.
 
 import contextlib
 import math
+import os
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -111,6 +112,14 @@ def required(holder: Any, prefix: str, *names: str) -> None:
     value = getattr(holder, name)
     if not value:
       raise ValueError(f'{_field(prefix, name)} must be set, got {value!r}')
+
+
+def directory(holder: Any, prefix: str, *names: str) -> None:
+  """Raises ValueError for the first named field that is a path, but not one of a directory."""
+  for name in names:
+    value = getattr(holder, name)
+    if value and not os.path.isdir(value):
+      raise ValueError(f'{_field(prefix, name)}: not a directory: {value!r}')
 
 
 def divisible(holder: Any, prefix: str, name: str, parts: int, of: str) -> None:

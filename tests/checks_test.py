@@ -78,3 +78,9 @@ def test_required():
   checks.required(_config(path='a'), 'config', 'path')
   with pytest.raises(ValueError, match="^config.path must be set, got ''$"):
     checks.required(_config(path=''), 'config', 'path')
+
+
+def test_directory(tmp_path):
+  checks.directory(types.SimpleNamespace(a='', b=str(tmp_path)), 'config', 'a', 'b')
+  with pytest.raises(ValueError, match="config.a: not a directory: 'nowhere'"):
+    checks.directory(types.SimpleNamespace(a='nowhere'), 'config', 'a')

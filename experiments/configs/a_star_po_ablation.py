@@ -12,14 +12,14 @@ runs all arms and seeds (resumable per arm and seed) and copies their results.js
 results/a_star_po/. Cost: 32 minutes in total on two busy CPU cores.
 """
 
+from experiments.a_star_po import config as a_star_po_config
 from experiments.configs import a_star_po_arithmetic
-from jaxrl_llm.runs import config as config_lib
 
 ARMS = ('softmax', 'mean', 'max', 'zero', 'n1', 'n4', 'n32')
 _SAMPLES = {'n1': 1, 'n4': 4, 'n32': 32}
 
 
-def get_config(variant: str = 'softmax') -> config_lib.AStarPo:
+def get_config(variant: str = 'softmax') -> a_star_po_config.AStarPo:
   if variant not in ARMS:
     raise ValueError(f'variant must be one of {", ".join(ARMS)}, got {variant!r}')
   config = a_star_po_arithmetic.get_config()

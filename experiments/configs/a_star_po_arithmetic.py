@@ -9,6 +9,7 @@ Cost: about two minutes on two CPU cores, compilation included (results/a_star_p
 Command: python -m experiments.a_star_po [--config.seed=N]
 """
 
+from experiments.a_star_po import config as a_star_po_config
 from jaxrl_llm.algorithms import a_star_po
 from jaxrl_llm.models import configs
 from jaxrl_llm.runs import config as config_lib
@@ -16,8 +17,8 @@ from jaxrl_llm.tasks import arithmetic
 from jaxrl_llm.training import optim
 
 
-def get_config() -> config_lib.AStarPo:
-  return config_lib.AStarPo(
+def get_config() -> a_star_po_config.AStarPo:
+  return a_star_po_config.AStarPo(
       task=arithmetic.Config(digits=3),
       model=configs.TransformerConfig(
           num_layers=2, width=128, num_heads=4, num_kv_heads=4, head_dim=32, mlp_width=256,

@@ -7,6 +7,7 @@ The reference is fine-tuned on generated solutions, 30 % of which have a wrong v
 This reproduces no table of the paper. Cost: under ten minutes on two CPU cores.
 """
 
+from experiments.a_star_po import config as a_star_po_config
 from jaxrl_llm.algorithms import a_star_po
 from jaxrl_llm.models import configs
 from jaxrl_llm.runs import config as config_lib
@@ -14,8 +15,8 @@ from jaxrl_llm.tasks import countdown
 from jaxrl_llm.training import optim
 
 
-def get_config() -> config_lib.AStarPo:
-  return config_lib.AStarPo(
+def get_config() -> a_star_po_config.AStarPo:
+  return a_star_po_config.AStarPo(
       task=countdown.Config(),
       model=configs.TransformerConfig(
           num_layers=3, width=128, num_heads=4, num_kv_heads=4, head_dim=32, mlp_width=384,

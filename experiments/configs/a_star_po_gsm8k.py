@@ -16,6 +16,7 @@ after the last `####` (not the first), and only in a response that stopped; batc
 boundaries (only their number matches).
 """
 
+from experiments.a_star_po import config as a_star_po_config
 from jaxrl_llm.algorithms import a_star_po, sft
 from jaxrl_llm.models import configs
 from jaxrl_llm.runs import config as config_lib
@@ -30,7 +31,7 @@ _PUBLISHED = {
 _EPOCHS, _BATCH_SIZE, _TRAIN_PROBLEMS = 25, 256, 7_473
 
 
-def get_config(variant: str = '') -> config_lib.AStarPo:
+def get_config(variant: str = '') -> a_star_po_config.AStarPo:
   if not variant:
     return _cpu_size()
   if variant not in _PUBLISHED:
@@ -38,10 +39,10 @@ def get_config(variant: str = '') -> config_lib.AStarPo:
   return _published(variant)
 
 
-def _published(variant: str) -> config_lib.AStarPo:
+def _published(variant: str) -> a_star_po_config.AStarPo:
   # Files in the repository ZhaolinGao/A-PO: S = scripts/apo_gsm8k.sh,
   # Y = verl/trainer/config/apo_trainer.yaml, W = verl/workers/fsdp_workers_apo.py.
-  return config_lib.AStarPo(
+  return a_star_po_config.AStarPo(
       task=gsm8k.Config(
           max_prompt_tokens=256,  # S: longer prompts are filtered.
           max_response_tokens=1_024,  # S.
@@ -76,8 +77,8 @@ def _published(variant: str) -> config_lib.AStarPo:
   )
 
 
-def _cpu_size() -> config_lib.AStarPo:
-  return config_lib.AStarPo(
+def _cpu_size() -> a_star_po_config.AStarPo:
+  return a_star_po_config.AStarPo(
       task=gsm8k.Config(
           num_train=256, num_evaluation=128, max_prompt_tokens=160, max_response_tokens=160,
           vocabulary='auto', max_vocabulary=2_048,

@@ -33,7 +33,7 @@ _MICRO_BATCHES = {'pythia_1.4b': 8, 'pythia_2.8b': 16, 'pythia_6.9b': 32}
 _EPISODES, _BATCH_SIZE, _TRAIN_PROMPTS = 1_000_000, 512, 116_722
 
 
-def get_config(variant: str = 'demo') -> config_lib.Experiment:
+def get_config(variant: str = 'demo') -> config_lib.PolicyConfig:
   if variant == 'demo':
     return _demo()
   if variant == 'sft':
@@ -86,8 +86,8 @@ def _published(variant: str) -> rebel_config.Online:
   )
 
 
-def _sft() -> config_lib.Experiment:
-  return config_lib.Experiment(
+def _sft() -> config_lib.PolicyConfig:
+  return config_lib.PolicyConfig(
       task=_task(),
       model=configs.TransformerConfig(compute_dtype='bfloat16', remat='full', scan_unroll=1),
       sft=config_lib.SftConfig(

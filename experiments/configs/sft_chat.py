@@ -25,14 +25,14 @@ from jaxrl_llm.training import optim
 _FILE = 'alpaca_en_demo.json'
 
 
-def get_config(variant: str = '') -> config_lib.Experiment:
+def get_config(variant: str = '') -> config_lib.PolicyConfig:
   if variant not in ('', 'pretrained'):
     raise ValueError(f"variant must be 'pretrained' or none, got {variant!r}")
   return _pretrained() if variant else _cpu_size()
 
 
-def _cpu_size() -> config_lib.Experiment:
-  return config_lib.Experiment(
+def _cpu_size() -> config_lib.PolicyConfig:
+  return config_lib.PolicyConfig(
       task=chat.Config(
           files=_FILE, template='chatml', num_evaluation=100, max_prompt_tokens=256,
           max_response_tokens=384, vocabulary='auto', max_vocabulary=4_096,
@@ -56,8 +56,8 @@ def _cpu_size() -> config_lib.Experiment:
   )
 
 
-def _pretrained() -> config_lib.Experiment:
-  return config_lib.Experiment(
+def _pretrained() -> config_lib.PolicyConfig:
+  return config_lib.PolicyConfig(
       task=chat.Config(
           files=_FILE, template='auto', num_evaluation=100, max_prompt_tokens=1_024,
           max_response_tokens=1_024,

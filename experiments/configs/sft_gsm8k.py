@@ -18,15 +18,15 @@ from jaxrl_llm.tasks import gsm8k
 from jaxrl_llm.training import optim
 
 
-def get_config(variant: str = '') -> config_lib.Experiment:
+def get_config(variant: str = '') -> config_lib.PolicyConfig:
   if variant not in ('', 'pretrained'):
     raise ValueError(f"variant must be 'pretrained' or none, got {variant!r}")
   return _pretrained() if variant else _cpu_size()
 
 
-def _cpu_size() -> config_lib.Experiment:
+def _cpu_size() -> config_lib.PolicyConfig:
   full = a_star_po_gsm8k.get_config()
-  return config_lib.Experiment(
+  return config_lib.PolicyConfig(
       task=full.task, model=full.model, sft=full.sft, evaluation=full.evaluation,
       scale_note=(
           'Scaled for a CPU: a decoder of about 1M parameters from scratch, 128 of 1,319 test '
@@ -35,8 +35,8 @@ def _cpu_size() -> config_lib.Experiment:
   )
 
 
-def _pretrained() -> config_lib.Experiment:
-  return config_lib.Experiment(
+def _pretrained() -> config_lib.PolicyConfig:
+  return config_lib.PolicyConfig(
       task=gsm8k.Config(max_prompt_tokens=256, max_response_tokens=512),
       model=configs.TransformerConfig(
           compute_dtype='bfloat16', remat='full', scan_unroll=1

@@ -63,22 +63,12 @@ class LargeBatch(reward_config.LearnedReward):
     super().validate()
     checks.at_least(
         self, 'config', rounds=1, generation_batch_size=1, steps=0, eval_every=1)
-    if not 0 < self.top_p <= 1:
-      raise ValueError(f'config.top_p must lie in (0, 1], got {self.top_p}')
-
-    for name, only, why in (
-        ('pairs', 'best_worst', 'the best and the worst response are kept'),
-        ('signal', 'rewards', 'responses are ranked'),
-        ('kl_coefficient', 0.0, 'rewards are not shaped'),
-        ('offline_fraction', 0.0, 'both responses are generated'),
-        ('whiten_rewards', False, 'rewards are not shaped'),
-    ):
-      if getattr(self.algorithm, name) != only:
-        raise ValueError(
-            f'config.algorithm.{name} must be {only!r} in the large-batch pipeline ({why}), got '
-            f'{getattr(self.algorithm, name)!r}'
-        )
+    checks.positive(self, 'config', 'top_p')
+    checks.at_most(self, 'config', top_p=1)
+    checks.fixed(
+        self.algorithm, 'config.algorithm', 'in the large-batch pipeline', pairs='best_worst',
+        signal='rewards', kl_coefficient=0.0, offline_fraction=0.0, whiten_rewards=False)
 
   def batch_sizes(self) -> dict[str, tuple[int, int]]:
-    """As in `config_lib.Experiment`."""
+    """See `config_lib.RunConfig.batch_sizes`."""
     return {**super().batch_sizes(), 'generation_batch_size': (self.generation_batch_size, 1)}

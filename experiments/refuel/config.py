@@ -2,7 +2,7 @@
 
 import dataclasses
 import os
-from typing import Any, ClassVar
+from typing import Any
 
 from experiments.refuel import dialogues
 from jaxrl_llm import checks
@@ -59,8 +59,7 @@ class UserConfig:
 
   def validate(self, prefix: str) -> None:
     """Raises ValueError with one line for the first field that is out of range."""
-    if self.kind not in KINDS:
-      raise ValueError(f'{prefix}.kind must be one of {", ".join(KINDS)}, got {self.kind!r}')
+    checks.one_of(self, prefix, kind=KINDS)
 
     for field in dataclasses.fields(self):
       value = getattr(self, field.name)
@@ -69,10 +68,9 @@ class UserConfig:
             f'{prefix}.{field.name} has no effect with kind {self.kind!r}, got {value!r}')
 
     checks.at_least(self, prefix, max_tokens=1, retries=0, workers=1)
-    for name, least in (('temperature', 0), ('timeout', 1e-3)):
-      if not least <= getattr(self, name) < float('inf'):
-        raise ValueError(
-            f'{prefix}.{name} must be at least {least:g} and finite, got {getattr(self, name)}')
+    checks.non_negative(self, prefix, 'temperature')
+    checks.finite(self, prefix, 'timeout')
+    checks.at_least(self, prefix, timeout=1e-3)
 
     if self.instruction and self.mark not in self.instruction:
       raise ValueError(
@@ -128,8 +126,6 @@ class Refuel(reward_config.LearnedReward):
   steps: int = 100
   eval_every: int = 20
 
-  METHOD: ClassVar[str] = 'REFUEL'
-
   def validate(self) -> None:
     """Raises ValueError with one line for the first field that is out of range."""
     super().validate()
@@ -138,10 +134,7 @@ class Refuel(reward_config.LearnedReward):
     self.task.validate('config.task')
     self.user.validate('config.user')
 
-    for name, allowed in (('law', ('one', 'two')), ('widths', ('growing', 'fixed'))):
-      if getattr(self, name) not in allowed:
-        raise ValueError(
-            f'config.{name} must be one of {", ".join(allowed)}, got {getattr(self, name)!r}')
+    checks.one_of(self, 'config', law=('one', 'two'), widths=('growing', 'fixed'))
 
     if self.task.first_only != (self.user.kind != 'fixed'):
       raise ValueError(
@@ -170,5 +163,5 @@ class Refuel(reward_config.LearnedReward):
     return self.rollout_batch_size or self.batch_size
 
   def batch_sizes(self) -> dict[str, Any]:
-    """As in `config_lib.Experiment`."""
+    """See `config_lib.RunConfig.batch_sizes`."""
     return {**super().batch_sizes(), 'rollout_batch_size': (self.rollouts_at_once, 1)}

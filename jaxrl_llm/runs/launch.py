@@ -46,6 +46,10 @@ REPOSITORY = command_line.REPOSITORY
 # a run may be resumed with another value.
 RELOCATABLE_FIELDS = frozenset({'data_dir', 'wandb_project', 'note', 'scale_note'})
 
+# Networks that some programs do not have: earlier versions wrote these fields, then always empty,
+# for every program.
+_RETIRED_FIELDS = frozenset({'reference_init_from', 'value_init_from', 'reward_init_from'})
+
 _PACKAGES = {
     'jax': 'jax', 'jaxlib': 'jaxlib', 'flax': 'flax', 'optax': 'optax',
     'orbax': 'orbax-checkpoint', 'numpy': 'numpy',
@@ -341,7 +345,8 @@ def _differences(earlier: Any, ours: Any, name: str) -> Iterator[tuple[str, Any,
   """Yields (field, earlier value, our value) of all fields that differ."""
   if isinstance(earlier, dict) and isinstance(ours, dict):
     for key in [*earlier, *(key for key in ours if key not in earlier)]:
-      if key not in RELOCATABLE_FIELDS:
+      is_retired = key in _RETIRED_FIELDS and key not in ours and earlier[key] == ''
+      if key not in RELOCATABLE_FIELDS and not is_retired:
         yield from _differences(
             earlier.get(key, _ABSENT), ours.get(key, _ABSENT), f'{name}.{key}')
   elif earlier != ours:

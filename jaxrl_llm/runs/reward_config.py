@@ -1,7 +1,6 @@
 """Configs shared by all pipelines with a reward model: preferences, rewards, evaluation."""
 
 import dataclasses
-from typing import ClassVar
 
 from jaxrl_llm import checks
 from jaxrl_llm.algorithms import rebel
@@ -10,10 +9,7 @@ from jaxrl_llm.runs import config as config_lib
 from jaxrl_llm.tasks import preferences
 from jaxrl_llm.training import optim
 
-_MAKES_ONE = (
-    '--config.reward_init_from=DIR (a *ForSequenceClassification checkpoint with one label, or '
-    'WORKDIR/params of experiments.reward_model)'
-)
+EOS_CHECKS = ('eos', 'pad', 'off')
 
 
 @dataclasses.dataclass
@@ -43,35 +39,17 @@ class RewardConfig:
     """Raises a one-line ValueError for the first field that is out of range."""
     if (self.template == 'same') != (self.max_tokens == 0) or self.max_tokens < 0:
       raise ValueError(
-          f"{prefix}.max_tokens must be 0 with template 'same' (the task's limits hold), and "
+          f"{prefix}.max_tokens must be 0 with template 'same' (the task has the limits), and "
           f'positive with another, got {self.max_tokens} with {self.template!r}'
       )
+    checks.one_of(self, prefix, overlong=model_reward.OVERLONG, eos_check=EOS_CHECKS)
+    checks.positive(self, prefix, 'scale')
+    checks.finite(self, prefix, 'missing_stop_penalty')
 
-    if self.overlong not in model_reward.OVERLONG:
-      raise ValueError(
-          f'{prefix}.overlong must be one of {", ".join(model_reward.OVERLONG)}, got '
-          f'{self.overlong!r}'
-      )
-    if self.template == 'same' and self.overlong != 'left':
-      raise ValueError(
-          f"{prefix}.overlong has no effect with template 'same': leave it at 'left', got "
-          f'{self.overlong!r}'
-      )
-
-    if not 0 < self.scale < float('inf'):
-      raise ValueError(f'{prefix}.scale must be positive and finite, got {self.scale}')
-
-    if self.eos_check not in ('eos', 'pad', 'off'):
-      raise ValueError(f"{prefix}.eos_check must be 'eos', 'pad' or 'off', got {self.eos_check!r}")
-
-    if not abs(self.missing_stop_penalty) < float('inf'):
-      raise ValueError(
-          f'{prefix}.missing_stop_penalty must be finite, got {self.missing_stop_penalty}')
-    if self.eos_check == 'off' and self.missing_stop_penalty:
-      raise ValueError(
-          f"{prefix}.missing_stop_penalty must be 0 with eos_check 'off', got "
-          f'{self.missing_stop_penalty}'
-      )
+    if self.template == 'same':
+      checks.fixed(self, prefix, "with template 'same'", overlong='left')
+    if self.eos_check == 'off':
+      checks.fixed(self, prefix, "with eos_check 'off'", missing_stop_penalty=0.0)
 
 
 @dataclasses.dataclass
@@ -95,19 +73,18 @@ class RebelEvaluation:
   def validate(self, prefix: str) -> None:
     """Raises a one-line ValueError for the first field that is out of range."""
     checks.at_least(self, prefix, num_samples=1, batch_size=1, num_shown=0)
-    if not 0 <= self.temperature < float('inf'):
-      raise ValueError(
-          f'{prefix}.temperature must be 0 (greedy) or positive, got {self.temperature}')
+    checks.non_negative(self, prefix, 'temperature')
 
 
 @dataclasses.dataclass
-class LearnedReward(config_lib.Experiment):
+class LearnedReward(config_lib.ReinforcementConfig):
   """Config common to all pipelines with a reward model.
 
   Attributes:
     task: config of the prompts.
     evaluation: config of the evaluation.
-    reward: config of the reward model, which is loaded from `reward_init_from`.
+    reward_init_from: as `policy_init_from`, for the reward model.
+    reward: config of the rewards.
     algorithm: config of the algorithm.
     optimizer: config of the optimizer.
     batch_size: prompts per batch.
@@ -116,28 +93,31 @@ class LearnedReward(config_lib.Experiment):
 
   task: preferences.Config = dataclasses.field(default_factory=preferences.Config)
   evaluation: RebelEvaluation = dataclasses.field(default_factory=RebelEvaluation)
+  reward_init_from: str = ''
   reward: RewardConfig = dataclasses.field(default_factory=RewardConfig)
   algorithm: rebel.Config = dataclasses.field(default_factory=rebel.Config)
   optimizer: optim.OptimizerConfig = dataclasses.field(default_factory=optim.OptimizerConfig)
   batch_size: int = 32
   save_every: int = 20
 
-  NETWORKS: ClassVar[tuple[str, ...]] = ('reference', 'reward')
-  METHOD: ClassVar[str] = 'REBEL'
-
   def validate(self) -> None:
     """Raises a one-line ValueError for the first field that is out of range."""
     super().validate()
     checks.at_least(self, 'config', batch_size=1, save_every=1)
-
     if not self.reward_init_from:
-      raise ValueError(f'{self.METHOD} needs a reward model: {_MAKES_ONE}, got none')
+      raise ValueError(
+          'config.reward_init_from must be the directory of a reward model (a '
+          '*ForSequenceClassification checkpoint with one label, or WORKDIR/params of '
+          "experiments.reward_model), got ''"
+      )
+    checks.directory(self, 'config', 'reward_init_from')
 
     self.reward.validate('config.reward')
     with checks.within('config.algorithm'):
       self.algorithm.validate()
     self.optimizer.validate('config.optimizer')
-    check_divides('config', self.batch_size, self.num_parts)
+    checks.divisible(
+        self, 'config', 'batch_size', self.num_parts, 'num_minibatches * num_micro_batches')
 
   @property
   def num_parts(self) -> int:
@@ -145,14 +125,5 @@ class LearnedReward(config_lib.Experiment):
     return self.algorithm.num_minibatches * self.algorithm.num_micro_batches
 
   def batch_sizes(self) -> dict[str, tuple[int, int]]:
-    """See `config_lib.Experiment.batch_sizes`."""
+    """See `config_lib.RunConfig.batch_sizes`."""
     return {**super().batch_sizes(), 'batch_size': (self.batch_size, self.num_parts)}
-
-
-def check_divides(prefix: str, batch_size: int, parts: int) -> None:
-  """Raises ValueError unless a batch can be split into equal parts."""
-  if batch_size % parts:
-    raise ValueError(
-        f'{prefix}.batch_size must be divisible by num_minibatches x num_micro_batches ({parts}), '
-        f'got {batch_size}'
-    )

@@ -122,8 +122,7 @@ def test_only_the_last_layers_are_trained_and_a_tied_head_is_untied(runner, tmp_
 
 
 @pytest.mark.parametrize(('arguments', 'words'), [
-    (['--config.value_init_from=.'], ['value_init_from has no effect', "'.'"]),
-    (['--config.reward_init_from=.'], ['reward_init_from has no effect', "'.'"]),
+    (['--config.reward_init_from=.'], ['unknown field config.reward_init_from']),
     (['--config.reference_init_from=.'], ['needs config.policy_init_from', "'.'"]),
     (['--config.policy_init_from=tests'], ['neither parameters', 'tests']),
     (['--config.lora.rank=2', '--config.lora.targets=mlp/middle'], ['targets', 'mlp/middle']),

@@ -4,6 +4,7 @@ The system tests start it many times. It learns little, but its rewards vary. Al
 same number of samples and batch size, so that few programs are compiled.
 """
 
+from experiments.a_star_po import config as a_star_po_config
 from jaxrl_llm.algorithms import a_star_po
 from jaxrl_llm.models import configs
 from jaxrl_llm.runs import config as config_lib
@@ -11,8 +12,8 @@ from jaxrl_llm.tasks import arithmetic
 from jaxrl_llm.training import optim
 
 
-def get_config() -> config_lib.AStarPo:
-  return config_lib.AStarPo(
+def get_config() -> a_star_po_config.AStarPo:
+  return a_star_po_config.AStarPo(
       task=arithmetic.Config(
           digits=1, num_demonstrations=32, num_train=32, num_evaluation=10,
           carry_free_fraction=0.5, carry_drop_rate=0.3, padding='none',

@@ -154,8 +154,8 @@ def test_killed_on_one_device_it_ends_with_the_numbers_of_eight(folder, whole, r
 
 def test_a_run_that_is_complete_says_so(folder, whole, capsys):
   assert run(folder, whole) == 0
-  said = capsys.readouterr().out
-  assert 'This run is complete' in said and '| pass@1 (%)' in said
+  error_text = capsys.readouterr().out
+  assert 'This run is complete' in error_text and '| pass@1 (%)' in error_text
 
 
 def test_prompts_in_a_chat_template(folder, tmp_path):
@@ -201,7 +201,7 @@ def test_countdown_by_a_policy_of_this_project(tmp_path, data_dir):
     (countdown.Config(), '<answer>(1+2)*3</answer>', '(1+2)*3', '(1+2)*3'),
     (arithmetic.Config(), '12', '12', '12'),
 ])
-def test_what_a_response_votes_for(task, response, answer, equal):
+def test_votes_of_responses(task, response, answer, equal):
   voting = evaluate_config.voting(task)
   assert voting.answer(response) == answer
   if answer is not None:
@@ -211,7 +211,7 @@ def test_what_a_response_votes_for(task, response, answer, equal):
 @pytest.mark.parametrize('name', ['gsm8k', 'math', 'countdown', 'jsonl'])
 def test_the_configs_are_valid(name, tmp_path):
   config = command_line.load_config(str(CONFIGS / f'evaluate_{name}.py'))
-  with pytest.raises(ValueError, match='a policy is needed: --config.policy_init_from=DIR'):
+  with pytest.raises(ValueError, match='policy_init_from must be the directory of a policy'):
     config.validate()
   config.policy_init_from = str(tmp_path)
   config.validate()
@@ -226,26 +226,28 @@ def test_the_configs_are_valid(name, tmp_path):
     (['--config.task.max_prompt_tokens=200'], 'max_length must be at least 204'),
     (['--config.num_samples=0'], 'config.num_samples must be at least 1, got 0'),
     (['--config.num_samples=1001'], 'config.num_samples must be at most 1000, got 1001'),
-    (['--config.temperature=0'], 'it needs num_samples 1, top_k 0 and top_p 1, got 5, 0 and 1.0'),
-    (['--config.top_p=0'], 'config.top_p must lie in (0, 1], got 0.0'),
+    (['--config.temperature=0'], 'config.num_samples must be 1 with temperature 0, got 5'),
+    (['--config.top_p=0'], 'config.top_p must be positive and finite, got 0.0'),
     (['--config.batch_size=3'], 'got 3 prompts (config.batch_size)'),
-    (['--config.system=Be brief.'], "config.system needs config.chat_template, got 'Be brief.'"),
+    (['--config.system=Be brief.'],
+     "config.system must be '' with chat_template 'none', got 'Be brief.'"),
     (['--config.chat_template=absent'], "'auto', 'chatml' or the path of one, got 'absent'"),
     (['--config.model.width=5'], 'config.model.width is 5, and 16 in'),
 ])
 def test_bad_input_is_one_line(folder, tmp_path, capsys, more, line):
   assert run(folder, tmp_path / 'run', *more) == 2
-  said = capsys.readouterr().err.strip()
-  assert said.startswith('evaluate: error: ') and line in said and '\n' not in said
+  error_text = capsys.readouterr().err.strip()
+  assert error_text.startswith('evaluate: error: ') and line in error_text
+  assert '\n' not in error_text
   assert not (tmp_path / 'run').exists()
 
 
-def test_tokenizers_that_do_not_fit_are_one_line(folder, tmp_path, capsys):
+def test_unsuitable_tokenizers_are_one_line(folder, tmp_path, capsys):
   def error(policy, *more):
     assert run(folder, tmp_path / 'run', f'--config.policy_init_from={policy}', *more) == 2
-    said = capsys.readouterr().err.strip()
-    assert '\n' not in said
-    return said
+    error_text = capsys.readouterr().err.strip()
+    assert '\n' not in error_text
+    return error_text
 
   bare = tmp_path / 'bare'
   shutil.copytree(folder / 'policy', bare)
@@ -254,12 +256,12 @@ def test_tokenizers_that_do_not_fit_are_one_line(folder, tmp_path, capsys):
   (bare / 'tokenizer.json').write_text('{')
   assert 'is not a complete tokenizer.json' in error(bare)
   tiny.write_tokenizer(tmp_path / 'large', characters='0123456789')
-  said = error(bare, f'--config.task.tokenizer_dir={tmp_path / "large"}')
-  assert 'has 11 ids and the embedding only 6 rows' in said
+  error_text = error(bare, f'--config.task.tokenizer_dir={tmp_path / "large"}')
+  assert 'has 11 ids and the embedding only 6 rows' in error_text
   ours = tmp_path / 'ours'
   tiny.write_ours(ours, '012=')
-  said = error(ours, f'--config.task.tokenizer_dir={folder / "policy"}')
-  assert f'the tokenizer of {ours}' in said and 'is not that of problems' in said
+  error_text = error(ours, f'--config.task.tokenizer_dir={folder / "policy"}')
+  assert f'the tokenizer of {ours}' in error_text and 'is not that of problems' in error_text
 
 
 def test_responses_of_another_policy_are_refused(folder, whole, tmp_path, capsys):
@@ -269,6 +271,6 @@ def test_responses_of_another_policy_are_refused(folder, whole, tmp_path, capsys
   lines = (workdir / 'responses.jsonl').read_text().replace(numbers(whole)['policy'], 'another')
   (workdir / 'responses.jsonl').write_text(lines)
   assert run(folder, workdir) == 2
-  said = capsys.readouterr().err
-  assert "holds samples of something else (policy: 'another' there" in said
+  error_text = capsys.readouterr().err
+  assert "holds samples of something else (policy: 'another' there" in error_text
   assert (workdir / 'responses.jsonl').read_text() == lines

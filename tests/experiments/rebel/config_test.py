@@ -1,4 +1,4 @@
-"""No setting of REBEL's binaries is ignored: each field has an effect that is seen, or an error."""
+"""Every field of REBEL's configs has a visible effect or is refused."""
 
 import dataclasses
 import json
@@ -23,7 +23,7 @@ CONFIGS = tiny.REPOSITORY / 'experiments' / 'configs'
 
 @pytest.fixture(scope='module')
 def folder(data_dir, tmp_path_factory):
-  return tiny_rebel.write(tmp_path_factory.mktemp('settings'), data_dir)
+  return tiny_rebel.write(tmp_path_factory.mktemp('config'), data_dir)
 
 
 # --- Errors.
@@ -34,21 +34,20 @@ _ONLINE_ERRORS = {
     'save_every': (0, 'config.save_every must be at least 1, got 0'),
     'batch_size': (0, 'config.batch_size must be at least 1, got 0'),
     'num_comparators': (2, "num_comparators must be positive with .* and 0 with 'rewards', got 2"),
-    'reward_init_from': ('', 'REBEL needs a reward model: .*, got none'),
-    'value_init_from': ('.', 'value_init_from has no effect'),
+    'reward_init_from': ('', 'reward_init_from must be the directory of a reward model'),
     'reference_init_from': ('nowhere', "reference_init_from: not a directory: 'nowhere'"),
     'reward.template': ('auto', "max_tokens must be 0 with template 'same'.*got 0 with 'auto'"),
     'reward.max_tokens': (9, "max_tokens must be 0 with template 'same'.*got 9 with 'same'"),
-    'reward.overlong': ('right', "overlong has no effect with template 'same'.*got 'right'"),
+    'reward.overlong': ('right', "overlong must be 'left' with template 'same', got 'right'"),
     'reward.scale': (0.0, 'reward.scale must be positive and finite, got 0.0'),
     'reward.missing_stop_penalty': (float('inf'), 'missing_stop_penalty must be finite, got inf'),
-    'reward.eos_check': ('off', "missing_stop_penalty must be 0 with eos_check 'off', got -1"),
+    'reward.eos_check': ('off', "missing_stop_penalty must be 0.0 with eos_check 'off', got -1"),
     'evaluation.num_samples': (0, 'evaluation.num_samples must be at least 1, got 0'),
-    'evaluation.temperature': (-1.0, 'evaluation.temperature must be 0 .* or positive, got -1.0'),
+    'evaluation.temperature': (-1.0, 'evaluation.temperature must be non-negative'),
     'evaluation.batch_size': (0, 'evaluation.batch_size must be at least 1, got 0'),
     'evaluation.num_shown': (-1, 'evaluation.num_shown must be at least 0, got -1'),
     'algorithm.eta': (0.0, r'eta must be positive and finite, got 0.0 \(config.algorithm\)'),
-    'algorithm.num_micro_batches': (3, r'divisible by num_minibatches x num_micro_batches \(3\)'),
+    'algorithm.num_micro_batches': (3, r'divisible by num_minibatches \* num_micro_batches \(3\)'),
     'optimizer.warmup_steps': (8, 'must be less than the 8 optimizer steps of the run, got 8'),
     'optimizer.learning_rate': (0.0, 'learning_rate must be positive'),
 }
@@ -57,8 +56,8 @@ _LARGE_ERRORS = {
     'generation_batch_size': (0, 'config.generation_batch_size must be at least 1, got 0'),
     'steps': (-1, 'config.steps must be at least 0, got -1'),
     'eval_every': (0, 'config.eval_every must be at least 1, got 0'),
-    'top_p': (0.0, r'config.top_p must lie in \(0, 1\], got 0.0'),
-    'algorithm.kl_coefficient': (0.1, 'algorithm.kl_coefficient must be 0.0 .*not shaped.*got 0.1'),
+    'top_p': (0.0, 'config.top_p must be positive and finite, got 0.0'),
+    'algorithm.kl_coefficient': (0.1, 'kl_coefficient must be 0.0 in the large-batch.*got 0.1'),
     'algorithm.whiten_rewards': (True, 'algorithm.whiten_rewards must be False .*got True'),
 }
 
@@ -87,7 +86,7 @@ def test_bad_fields_of_the_large_batch_pipeline(folder, path):
     ({'pairs': 'all', 'samples_per_prompt': 2, 'signal': 'preferences'}, 'pairs'),
     ({'pairs': 'all', 'samples_per_prompt': 2, 'offline_fraction': 0.5}, 'pairs'),
 ])
-def test_large_batches_are_of_the_best_and_the_worst(folder, options, name):
+def test_the_large_batch_pipeline_needs_the_best_and_the_worst(folder, options, name):
   config = tiny_rebel.large_batch(folder)
   config.algorithm = dataclasses.replace(config.algorithm, **options)
   with pytest.raises(ValueError, match=f'algorithm.{name} must be .* large-batch pipeline'):
@@ -96,7 +95,7 @@ def test_large_batches_are_of_the_best_and_the_worst(folder, options, name):
 
 # --- Effects.
 
-# What one run with everything changed leaves in a place of its own.
+# Changed in a single run; each leaves its own trace.
 _CHANGED = {
     'seed': 3, 'steps': 3, 'batch_size': 16, 'eval_every': 2, 'save_every': 1, 'note': 'A note',
     'scale_note': 'scaled', 'policy_init_from': '', 'sft.steps': 2,
@@ -104,11 +103,11 @@ _CHANGED = {
     'evaluation.num_shown': 1, 'reward.scale': 2.0, 'reward.missing_stop_penalty': -4.0,
     'reward.eos_check': 'pad',
 }
-# Looked at in rebel_test, rebel_batches_test and reward_loading_test; or in tests/system, where all
-# binaries have them.
+# Tested in tests/experiments/rebel/{main,batches}_test.py, tests/runs/reward_models_test.py and
+# tests/system.
 _ELSEWHERE = {
-    'data_dir', 'reference_init_from', 'reward_init_from', 'value_init_from', 'train_last_layers',
-    'wandb_project', 'num_comparators', 'reward.template', 'reward.max_tokens', 'reward.overlong',
+    'data_dir', 'reference_init_from', 'reward_init_from', 'train_last_layers', 'wandb_project',
+    'num_comparators', 'reward.template', 'reward.max_tokens', 'reward.overlong',
 }
 _GROUPS = ('evaluation', 'reward')
 
@@ -116,16 +115,16 @@ _GROUPS = ('evaluation', 'reward')
 def test_every_field_of_the_online_pipeline_is_in_a_list(folder):
   config, names = tiny_rebel.online(folder), set()
   for field in dataclasses.fields(config):
-    part = getattr(config, field.name)
+    value = getattr(config, field.name)
     if field.name in _GROUPS:
-      names |= {f'{field.name}.{inner.name}' for inner in dataclasses.fields(part)}
-    elif not dataclasses.is_dataclass(part):
+      names |= {f'{field.name}.{inner.name}' for inner in dataclasses.fields(value)}
+    elif not dataclasses.is_dataclass(value):
       names.add(field.name)
   assert names == (set(_CHANGED) - {'sft.steps'}) | _ELSEWHERE
   large = {field.name for field in dataclasses.fields(rebel_config.LargeBatch)}
   online = {field.name for field in dataclasses.fields(rebel_config.Online)}
   assert large - online == {
-      'rounds', 'top_p', 'keep_truncated', 'generation_batch_size'}  # rebel_largebatch_test.
+      'rounds', 'top_p', 'keep_truncated', 'generation_batch_size'}  # largebatch_test.py.
 
 
 @pytest.fixture(scope='module')
@@ -147,7 +146,7 @@ def changed(folder, tmp_path_factory):
   return workdir
 
 
-def test_steps_and_intervals_are_seen_in_the_files(changed):
+def test_steps_and_intervals_show_in_the_files(changed):
   records = metrics.read_jsonl(changed / 'metrics.jsonl')
   # Two steps of fine-tuning, then three batches, then the last evaluation.
   assert [record['step'] for record in records] == [0, 1, 2, 3, 4, 5]
@@ -160,11 +159,10 @@ def test_steps_and_intervals_are_seen_in_the_files(changed):
   assert sum(lengths) == pytest.approx(results['sampled_tokens']) and results['seed'] == 3
 
 
-def test_evaluation_and_reward_settings_are_seen(changed):
+def test_evaluation_and_reward_fields_show_in_the_files(changed):
   shown = metrics.read_jsonl(changed / 'samples.jsonl')
   assert [(line['step'], line['kind']) for line in shown] == [
       (step, kind) for step in (0, 2, 3) for kind in ('sampled', 'decoded')]
-  # Greedy: the same response as long as the policy is.
   assert 'at temperature 0 ' in (changed / 'table.md').read_text()
   assert 'A note. scaled' in (changed / 'table.md').read_text()
   for record in metrics.read_jsonl(changed / 'metrics.jsonl'):
@@ -174,7 +172,7 @@ def test_evaluation_and_reward_settings_are_seen(changed):
       assert record['rollout/reward'] < -2 and record['rollout/score'] > -2
 
 
-def test_adapters_alone_are_trained(changed):
+def test_only_adapters_are_trained(changed):
   folders = changed / 'params', changed / 'trained'
   moved = tiny_rebel.moved(*map(tiny_rebel.load_params, folders), layers=1)
   assert moved == {f'layers/0/attention/{name}/kernel' for name in (
@@ -191,7 +189,7 @@ _TASK = {
     'max_response_tokens': 7, 'vocabulary': 'compact',
     'stop_tokens': '<start>',
 }
-# Needs what the others do not.
+# Fields that need other fields.
 _WITH = {
     'file_pad_id': {'schema': 'tldr', 'files': 'ids.json'},
     'vocabulary': {'template': 'none'},
@@ -224,12 +222,12 @@ def _task(folder, **options):
 
 
 @pytest.mark.parametrize('name', _TASK)
-def test_every_field_of_the_task_changes_it(task_folder, name):
+def test_every_field_of_the_task_has_an_effect(task_folder, name):
   others = _WITH.get(name, {})
   assert _task(task_folder, **{**others, name: _TASK[name]}) != _task(task_folder, **others)
 
 
-def test_the_fields_of_the_task_that_name_folders(task_folder, tmp_path):
+def test_directories_of_the_task(task_folder, tmp_path):
   assert {field.name for field in dataclasses.fields(preferences.Config)} == {
       *_TASK, 'max_vocabulary', 'tokenizer_dir', 'tfds_dir'}
   base = _task(task_folder)
@@ -269,20 +267,20 @@ def test_the_task_needs_a_folder_and_the_vocabulary_of_a_checkpoint():
     'rebel_largebatch.py:demo', 'rebel_largebatch.py:ultrafeedback_llama3', 'reward_model_demo.py',
     'reward_model_tldr.py',
 ])
-def test_every_config_is_valid_where_its_folders_are(spec, tmp_path):
+def test_every_config_is_valid_with_its_directories(spec, tmp_path):
   config = command_line.load_config(str(CONFIGS / spec))
   if isinstance(config, rebel_config.Online | rebel_config.LargeBatch):
     config.reward_init_from = str(tmp_path)
   if ':demo' not in spec and 'reward_model_demo' not in spec:
     config.policy_init_from = str(tmp_path)
-    assert 'not run here' in config.note and not getattr(config, 'scale_note', '')
+    assert 'not run here' in config.note and not config.scale_note
   elif ':sft' not in spec:
     assert config.scale_note.startswith('Scaled for a CPU')
   config.validate()
 
 
 @pytest.mark.parametrize('name', ['rebel_tldr', 'rebel_chat', 'rebel_largebatch', 'refuel_two'])
-def test_what_was_scaled_down_is_what_the_config_has(name):
+def test_scale_notes_match_the_configs(name):
   config = command_line.load_config(str(CONFIGS / f'{name}.py:demo'))
   size, steps = re.search(
       r'batches of (\d+) \(\d+[^)]*\)(?:, (\d+) of them)?', config.scale_note).groups()
@@ -290,7 +288,7 @@ def test_what_was_scaled_down_is_what_the_config_has(name):
 
 
 @pytest.mark.parametrize('name', ['rebel_tldr', 'rebel_chat', 'rebel_largebatch'])
-def test_a_setting_that_is_not_there_is_named(name):
+def test_an_unknown_variant_is_refused(name):
   with pytest.raises(command_line.UsageError, match="variant must be one of demo, .*got 'llama'"):
     command_line.load_config(str(CONFIGS / f'{name}.py:llama'))
 
@@ -307,4 +305,4 @@ def test_the_published_numbers():
   assert (large.steps, large.batch_size, large.rounds, large.algorithm.eta) == (468, 128, 3, 1e6)
   assert algorithm.Config().kl_coefficient == tldr.algorithm.kl_coefficient == 0.05
   assert isinstance(command_line.load_config(str(CONFIGS / 'rebel_tldr.py:sft')),
-                    config_lib.Experiment)
+                    config_lib.PolicyConfig)

@@ -141,7 +141,7 @@ def test_the_published_settings_of_nectar_run_on_small_checkpoints(tmp_path, cap
   assert results['eval/reference/score'] and 'eval/trained/win_rate' in results
 
 
-# --- What is refused, in one line and with status 2.
+# --- Bad input is one line, with status 2.
 
 
 def _command(folder, tmp_path, *arguments, config='rebel_chat'):
@@ -155,7 +155,7 @@ def _command(folder, tmp_path, *arguments, config='rebel_chat'):
 
 
 @pytest.mark.parametrize('arguments, words', [
-    ([], ['REBEL needs a reward model: --config.reward_init_from=DIR']),
+    ([], ['config.reward_init_from must be the directory of a reward model']),
     (['--config.reward_init_from=nowhere'], ["reward_init_from: not a directory: 'nowhere'"]),
     (['--config.reward_init_from={folder}/policy'],
      ['must hold a reward model', 'got Qwen2ForCausalLM in']),

@@ -1,4 +1,4 @@
-"""No setting of REFUEL is ignored: each field has an effect that is seen, or an error."""
+"""Every field of REFUEL's config has a visible effect or is refused."""
 
 import dataclasses
 
@@ -15,7 +15,7 @@ CONFIGS = tiny.REPOSITORY / 'experiments' / 'configs'
 
 @pytest.fixture(scope='module')
 def folder(tmp_path_factory):
-  return tiny_refuel.write(tmp_path_factory.mktemp('settings'))
+  return tiny_refuel.write(tmp_path_factory.mktemp('config'))
 
 
 # --- Errors.
@@ -27,14 +27,13 @@ _ERRORS = {
     'rollout_batch_size': (3, r'rollout_batch_size must divide config.batch_size \(8\), got 3'),
     'law': ('three', "config.law must be one of one, two, got 'three'"),
     'widths': ('narrow', "config.widths must be one of growing, fixed, got 'narrow'"),
-    'reward_init_from': ('', 'REFUEL needs a reward model: .*, got none'),
-    'value_init_from': ('.', 'value_init_from has no effect: Refuel has no value network'),
+    'reward_init_from': ('', 'reward_init_from must be the directory of a reward model'),
     'reward.eos_check': ('pad', "eos_check must be 'eos' or 'off'.* got 'pad' and 'same'"),
     'reward': (reward_config.RewardConfig(template='none', max_tokens=9),
                "not 'none', for dialogues, got 'eos' and 'none'"),
     'algorithm.eta': (0.0, r'eta must be positive and finite, got 0.0 \(config.algorithm\)'),
     'algorithm.samples_per_prompt': (3, r'must be 2 for REFUEL, got 3 \(config.algorithm\)'),
-    'algorithm.num_micro_batches': (3, r'divisible by num_minibatches x num_micro_batches \(3\)'),
+    'algorithm.num_micro_batches': (3, r'divisible by num_minibatches \* num_micro_batches \(3\)'),
     'optimizer': (optim.OptimizerConfig(schedule='linear', warmup_steps=9),
                   'warmup_steps must be less than the 6 optimizer steps of the run, got 9'),
     'task.first_only': (True, "first_only must be true for a user that is simulated.*'fixed'"),
@@ -68,9 +67,9 @@ _SERVER = {'kind': 'endpoint', 'url': 'http://a', 'model': 'm', 'mark': 'Q:'}
     ({**_SERVER, 'key_variable': 'NO_SUCH_KEY'}, "that is set, got 'NO_SUCH_KEY'"),
     ({**_SERVER, 'instruction': 'Ask.'}, "instruction must name the mark 'Q:', got 'Ask.'"),
     ({**_SERVER, 'retries': -1}, 'user.retries must be at least 0, got -1'),
-    ({**_SERVER, 'timeout': 0.0}, 'user.timeout must be at least 0.001 and finite, got 0.0'),
+    ({**_SERVER, 'timeout': 0.0}, 'user.timeout must be at least 0.001, got 0.0'),
     ({**_SERVER, 'init_from': 'x'}, "init_from has no effect with kind 'endpoint', got 'x'"),
-    ({'kind': 'model', 'temperature': -1.0}, 'temperature must be at least 0 and finite, got -1'),
+    ({'kind': 'model', 'temperature': -1.0}, 'temperature must be non-negative and finite, got -1'),
     ({'kind': 'model', 'instruction': 'Ask.'}, "user.instruction needs a mark, got 'Ask.'"),
     ({'kind': 'model', 'workers': 3}, "user.workers has no effect with kind 'model', got 3"),
 ])
@@ -85,28 +84,28 @@ def test_bad_users(options, message):
     ({'key': 'chosen', 'schema': 'tldr'}, "schema has no effect with key, got 'tldr'"),
     ({'key': 'chosen', 'tfds_dir': 'x'}, "tfds_dir has no effect with key, got 'x'"),
 ])
-def test_fields_of_the_task_that_do_not_go_together(options, message):
+def test_incompatible_fields_of_the_task(options, message):
   with pytest.raises(ValueError, match=message):
     tiny_refuel.task(**options).validate('config.task')
 
 
-# --- Effects. What they have in common with REBEL's is seen in the tests of those: the code is one.
+# --- Effects; fields shared with REBEL are tested there.
 
-_SEEN = {
-    'refuel_test': {
+_TESTED_IN = {
+    'main_test.py': {
         'steps', 'eval_every', 'batch_size', 'law', 'max_tokens', 'rollout_batch_size', 'user',
         'task', 'reward', 'evaluation', 'seed', 'algorithm', 'save_every'},
-    'refuel_batches_test': {'widths'},
-    'settings_rebel_test': {
-        'data_dir', 'model', 'policy_init_from', 'reference_init_from', 'value_init_from',
-        'reward_init_from', 'lora', 'train_last_layers', 'sft', 'mesh', 'wandb_project', 'note',
+    'batches_test.py': {'widths'},
+    'rebel/config_test.py': {
+        'data_dir', 'model', 'policy_init_from', 'reference_init_from', 'reward_init_from',
+        'lora', 'train_last_layers', 'sft', 'mesh', 'wandb_project', 'note',
         'scale_note', 'optimizer'},
 }
 
 
 def test_every_field_is_in_a_list():
   names = {field.name for field in dataclasses.fields(refuel_config.Refuel)}
-  assert names == set().union(*_SEEN.values())
+  assert names == set().union(*_TESTED_IN.values())
   read = {name for names in refuel_config._READ.values() for name in names}
   assert read == {field.name for field in dataclasses.fields(refuel_config.UserConfig)} - {
       'kind'}
@@ -118,7 +117,7 @@ def test_every_field_is_in_a_list():
 @pytest.mark.parametrize('spec', [
     'refuel_one.py:demo', 'refuel_one.py:ultrainteract', 'refuel_two.py:demo', 'refuel_two.py:hh',
     'refuel_two.py:ultrainteract'])
-def test_every_config_is_valid_where_its_folders_are(spec, tmp_path):
+def test_every_config_is_valid_with_its_directories(spec, tmp_path):
   config = command_line.load_config(str(CONFIGS / spec))
   assert isinstance(config, refuel_config.Refuel)
   config.reward_init_from = str(tmp_path)
@@ -135,13 +134,13 @@ def test_every_config_is_valid_where_its_folders_are(spec, tmp_path):
 
 
 @pytest.mark.parametrize('name', ['refuel_one', 'refuel_two'])
-def test_a_setting_that_is_not_there_is_named(name):
+def test_an_unknown_variant_is_refused(name):
   with pytest.raises(command_line.UsageError, match="variant must be one of demo, .*got 'llama'"):
     command_line.load_config(str(CONFIGS / f'{name}.py:llama'))
 
 
 def test_the_published_numbers():
-  """As in the specification of the released scripts (addresses in the configs)."""
+  """As in the released scripts (addresses in the configs)."""
   one = command_line.load_config(str(CONFIGS / 'refuel_one.py:ultrainteract'))
   algorithm, updates = one.algorithm, one.steps * one.algorithm.num_minibatches
   assert (algorithm.eta, algorithm.temperature, algorithm.kl_coefficient) == (1e3, 0.8, 0)
@@ -156,5 +155,5 @@ def test_the_published_numbers():
     assert (two.train_last_layers, two.algorithm.num_epochs, two.law) == (4, 4, 'two')
   limits = refuel_dialogues.parse_limits(two.task.limits)
   assert limits[5] == (128, 512)
-  # The window of the released code holds each of them.
+  # All fit into the window of the released code.
   assert max(turns * (user + reply) for turns, (user, reply) in limits.items()) == 3_200

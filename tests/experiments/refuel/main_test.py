@@ -201,7 +201,7 @@ def _command(folder, tmp_path, *arguments, config):
 
 
 @pytest.mark.parametrize('config, arguments, words', [
-    ('refuel_two', ['--config.reward_init_from='], 'REFUEL needs a reward model: '),
+    ('refuel_two', ['--config.reward_init_from='], 'must be the directory of a reward model'),
     ('refuel_two', ['--config.task.max_prompt_tokens=99'], 'max_length must be at least'),
     ('refuel_two', ['--config.task.files=missing.json'], 'cannot read'),
     ('refuel_one', ['--config.user.max_tokens=99'], "the user's input and output"),

@@ -186,9 +186,10 @@ def test_references_of_another_file(folder, tmp_path):
     (['--config.steps=0', '--config.batch_size=512'],
      ['config.batch_size must be at most the', 'for one pass']),
     (['--config.centring_file=pairs.json', '--config.centre=False'],
-     ['config.centring_file has no effect without config.centre']),
-    (['--config.centring_schema=tldr'], ['no effect without config.centring_file']),
-    (['--config.head_init=one'], ["head_init must be 'normal' or 'zero', got 'one'"]),
+     ["config.centring_file must be '' without config.centre"]),
+    (['--config.centring_schema=tldr'],
+     ["config.centring_schema must be '' without config.centring_file"]),
+    (['--config.head_init=one'], ["head_init must be one of normal, zero, got 'one'"]),
     (['--config.algorithm.num_micro_batches=3'], ['must be divisible by', '(3), got 8']),
 ])
 def test_bad_input_is_one_line(folder, tmp_path, capsys, arguments, words):
