@@ -128,6 +128,7 @@ def _table(
       f'V* from N = {algorithm.samples_per_prompt} samples at beta1 = {algorithm.beta1:g} '
       f'({algorithm.value_mode}), beta2 = {algorithm.beta2:g}.'
   )
+
   return f'{table}\n\n{caption}'
 
 

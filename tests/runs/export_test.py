@@ -30,6 +30,7 @@ def export(folder, tmp_path, fields=None, *, model_type='llama', stop_tokens=Non
     assert again.decode(again.encode(text)) == loaded.decode(loaded.encode(text))
   assert again.start_ids == loaded.start_ids and again.pad_id == loaded.pad_id
   assert again.vocab_size == loaded.vocab_size
+
   return found, again
 
 

@@ -272,9 +272,11 @@ def test_two_processes_in_one_workdir(binary):
     _, error = first.communicate()
   assert first.returncode == 130
   assert error == 'adding: interrupted; run the same command again to resume\n'
+
   # The lock was released with the process.
   done = binary('--config.fail=wait', process=subprocess.Popen)
   assert done.stdout.readline().startswith('main')
+
   done.kill()
   done.communicate()
 
@@ -306,6 +308,7 @@ def test_results_fields(tmp_path):
   assert results['commit'] == 'abc' and results['sampled_tokens'] == 42
   assert results['eval/trained/pass@1'] == 0.5 and results['note'] == 'text'
   assert results['eval/nan'] == 'nan'
+
   for name in ('jax', 'jaxlib', 'flax', 'optax', 'numpy'):
     assert results[f'versions/{name}'] == importlib.metadata.version(name)
   assert results['versions/orbax'] == importlib.metadata.version('orbax-checkpoint')

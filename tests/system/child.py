@@ -131,6 +131,7 @@ def main() -> None:
   recorder = _Recorder(probes['record']) if 'record' in probes else None
   if 'die' in probes:
     _install_death(*probes['die'])
+
   if 'slow' in probes:
     _install_slowness(probes['slow'])
   room = importlib.util.find_spec(f'experiments.{name}').submodule_search_locations

@@ -91,6 +91,7 @@ def test_a_full_disk_is_one_line_and_no_data_are_lost(runner, whole, tmp_path, r
         done = runner.finish(workdir)
       finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+
     running.assert_one_line(done)
     # The save in the background and the next line compete for the last bytes: either may fail.
     assert not disk or re.search(
@@ -98,6 +99,7 @@ def test_a_full_disk_is_one_line_and_no_data_are_lost(runner, whole, tmp_path, r
         done.stderr)
     assert '6' in os.listdir(workdir / 'checkpoints' / 'a_star_po')
     assert not (workdir / 'results.json').exists()
+
     if room:
       again = runner.finish(workdir)  # The disk is no longer full.
       assert again.returncode == 0, again.stderr
@@ -167,6 +169,7 @@ def test_samples_and_checkpoints_of_another_reference_are_refused(runner, whole,
   running.assert_one_line(
       runner.finish(workdir), 'stage1.jsonl holds samples of something else',
       f"reference: '{original}' there, '{replaced}' now")
+
   # The checkpoint is also refused if the samples claim to be of the other reference.
   lines = (workdir / 'stage1.jsonl').read_text().splitlines(keepends=True)
   provenance = metrics.plain(json.loads(lines[0]) | {'reference': replaced})

@@ -173,6 +173,7 @@ def _memory(kind):
   compiled = step.jit_train_step(algorithm.train_step).lower(state, batch).compile()
   size = lambda tree: sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
   base = size(jax.eval_shape(policy.init, jax.random.key(0)))
+
   return compiled.memory_analysis().temp_size_in_bytes, size(state.opt_state), base
 
 
@@ -199,6 +200,7 @@ def test_a_state_is_saved_and_restored_onto_another_mesh(tmp_path, kind):
     folder.save(1, state, {})
     folder.wait()
     restored = folder.restore_latest(abstract).state
+
   assert jax.tree.structure(restored) == jax.tree.structure(state)
   for leaf, expected in zip(jax.tree.leaves(restored), jax.tree.leaves(abstract), strict=True):
     assert leaf.sharding.is_equivalent_to(expected.sharding, leaf.ndim)
@@ -206,6 +208,7 @@ def test_a_state_is_saved_and_restored_onto_another_mesh(tmp_path, kind):
   expected = plain(state)
   for name, leaf in plain(restored).items():
     np.testing.assert_array_equal(leaf, expected[name], err_msg=name)
+
   # Training continues as without the restore.
   again = jax.device_put(restored, jax.tree.map(lambda leaf: leaf.sharding, state))
   for a, b in zip(*(jax.tree.leaves(run_step(one, batch)[0].params) for one in (state, again)),

@@ -73,6 +73,7 @@ def test_only_adapters_are_trained_and_then_merged(runner, checkpoint, whole, tm
   ]
   done = runner.finish(tmp_path / 'run', *arguments)
   assert done.returncode == 0, done.stderr
+
   _, before = _load(whole.workdir / 'params')
   _, after = _load(tmp_path / 'run' / 'trained')
   changes = _largest_change(before, after)
@@ -80,12 +81,14 @@ def test_only_adapters_are_trained_and_then_merged(runner, checkpoint, whole, tm
   assert moved == {
       f'layers/{name}/kernel' for name in ('attention/query', 'mlp/up', 'mlp/gate', 'mlp/down')
   }
+
   # The exported adapters are those that were merged.
   lora_config = lora.LoraConfig(rank=2, targets='attention/query|mlp/.*')
   model, _ = _load(whole.workdir / 'params')
   adapters = peft.load(tmp_path / 'run' / 'adapters', model, model_type='llama')[1]
   merged = lora.merge({'base': before, 'adapters': adapters}, lora_config)
   assert max(_largest_change(merged, after).values()) < 1e-6
+
   adapter_config = json.loads((tmp_path / 'run' / 'adapters' / 'adapter_config.json').read_text())
   assert adapter_config['base_model_name_or_path'] == str(checkpoint)
   # A run from there does not have the checkpoint as its base.
@@ -93,10 +96,12 @@ def test_only_adapters_are_trained_and_then_merged(runner, checkpoint, whole, tm
       tmp_path / 'chained', f'--config.policy_init_from={tmp_path / "run" / "trained"}',
       '--config.steps=1', '--config.lora.rank=2')
   assert chained.returncode == 0, chained.stderr
+
   config_file = tmp_path / 'chained' / 'adapters' / 'adapter_config.json'
   assert json.loads(config_file.read_text())['base_model_name_or_path'] is None
   killed = runner.finish(tmp_path / 'killed', *arguments, die=['checkpoint', 1])
   assert killed.returncode != 0
+
   again = runner.finish(tmp_path / 'killed', *arguments)
   assert again.returncode == 0, again.stderr
   running.assert_same(tmp_path / 'killed', tmp_path / 'run')
@@ -106,15 +111,18 @@ def test_only_the_last_layers_are_trained_and_a_tied_head_is_untied(runner, tmp_
   shape = ['--config.model.num_layers=2']
   done = runner.finish(tmp_path / 'sft', *shape, experiment='sft')
   assert done.returncode == 0, done.stderr
+
   params = tmp_path / 'sft' / 'params'
   done = runner.finish(
       tmp_path / 'run', '--config.model.tie_embeddings=False',
       f'--config.policy_init_from={params}', '--config.train_last_layers=1', '--config.steps=3')
   assert done.returncode == 0, done.stderr
+
   before, after = partial.untie(_load(params)[1]), _load(tmp_path / 'run' / 'trained')[1]
   changes = _largest_change(before, after)
   assert changes['embedder/embedding'] == 0
   assert all(changes[name] > 0 for name in ('head/kernel', 'final_norm/scale'))
+
   first = lambda tree: jax.tree.map(lambda leaf: leaf[0], tree['layers'])
   assert not any(_largest_change(first(before), first(after)).values())
   last = lambda tree: jax.tree.map(lambda leaf: leaf[1], tree['layers'])

@@ -160,15 +160,18 @@ def test_sft_alone_makes_the_same_reference_and_other_runs_start_from_it(runner,
   assert done.returncode == 0, done.stderr
   reference = running.results(whole.workdir)['fingerprint/reference']
   assert running.results(tmp_path / 'sft')['fingerprint'] == reference
+
   params = tmp_path / 'sft' / 'params'
   done = runner.finish(
       tmp_path / 'run', f'--config.policy_init_from={params}', '--config.steps=2',
       '--config.algorithm.filter_all_wrong=True', '--config.algorithm.num_minibatches=2')
   assert done.returncode == 0, done.stderr
+
   results = running.results(tmp_path / 'run')
   assert results['fingerprint/reference'] == reference
   steps = [r['step'] for r in metrics.read_jsonl(tmp_path / 'run' / 'metrics.jsonl')]
   assert steps == [0, 1, 2]  # Nothing was fine-tuned here.
+
   # Parameters of another model are refused, with the field.
   done = runner.finish(
       tmp_path / 'other', f'--config.policy_init_from={params}', '--config.model.width=32')

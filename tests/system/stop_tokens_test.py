@@ -74,6 +74,7 @@ def test_stop_tokens_are_saved_with_the_parameters(folder, trained, tmp_path, ca
   close = base.backend.token_to_id(CLOSE)
   source = checkpoint_sources.read(str(trained), field='--policy')
   assert (source.stop_ids, source.stop_tokens) == ((close,), (CLOSE,))
+
   # The tokenizer is still that of the base, but samples stop as in training.
   assert source.tokenizer_dir == str(folder / 'base') and base.stop_ids != (close,)
   out = tmp_path / 'samples.jsonl'
@@ -82,6 +83,7 @@ def test_stop_tokens_are_saved_with_the_parameters(folder, trained, tmp_path, ca
   record = json.loads(out.read_text())
   assert (record['response'], record['stop_reason']) == ('yes', 'stop')
   assert record['tokens'][-1] == close
+
   # A run from these parameters needs no stop tokens in its config.
   capsys.readouterr()
   assert sft_run(folder, tmp_path / 'more', trained, '--config.sft.steps=1') == 0
@@ -126,12 +128,14 @@ def test_parameters_with_an_earlier_kind_of_fingerprint_load(folder, trained, tm
   metadata = checkpoints.read_metadata(trained)
   metadata['tokenizer'] = base.full_fingerprint
   assert metadata['tokenizer'] != base.fingerprint
+
   for name in ('stop_ids', 'stop_tokens'):
     del metadata[name]
   checkpoints.save_params(tmp_path / 'old', conversion.load(source), metadata)
   directory, tokenizer = conversion.find_tokenizer(
       conversion.read(str(tmp_path / 'old'), field=''), '')
   assert directory == str(folder / 'base') and tokenizer.stop_ids == base.stop_ids
+
   # Unknown stop tokens are an error.
   metadata['tokenizer'] = tokenizers.load_tokenizer(
       folder / 'base', stop_tokens=[CLOSE]).full_fingerprint
@@ -146,6 +150,7 @@ def test_a_run_whose_base_was_replaced_is_refused(folder, trained, tmp_path, cap
   options = (f'--config.task.stop_tokens={CLOSE}', '--config.sft.steps=2',
              '--config.sft.save_every=1')
   assert sft_run(folder, run, base, *options) == 0
+
   (run / 'results.json').unlink()
   assert sft_run(folder, run, base, *options) == 0  # Unchanged: the run resumes.
   checkpoint = huggingface.read_config(base)
@@ -161,4 +166,5 @@ def test_a_run_whose_base_was_replaced_is_refused(folder, trained, tmp_path, cap
     assert sft_run(folder, run, base, *options) == 2
     errors = [line for line in capsys.readouterr().err.splitlines() if 'error' in line]
     assert len(errors) == 1 and 'holds other parameters' in errors[0] and str(base) in errors[0]
+
   assert np.isfinite(params['final_norm']['scale']).all()

@@ -49,6 +49,7 @@ def rollout_batch(vocab_size: int, tokens: int, rows: int = PROMPTS) -> Batch:
     chosen[row, 0, end : end + 1] = STOP
   mask, lengths, stop_reason = masking.response_mask(jnp.asarray(chosen), (STOP,))
   assert len(np.unique(lengths)) > 2
+
   noise = lambda: -generator.uniform(0.5, 4.0, chosen.shape).astype(np.float32) * np.asarray(mask)
   rollouts = Rollouts(
       prompts, prompt_lengths, chosen, np.asarray(lengths), np.asarray(mask), noise(),
@@ -104,6 +105,7 @@ def loss_and_gradients(
   shape = shape or model()
   policy, algorithm = make(
       name, shape, recording(), num_micro_batches=num_micro_batches, head_chunk=4)
+
   # On the host: a train step donates what it is given.
   params = jax.device_get(jax.jit(policy.init)(rng.base_key(1)))
   state = algorithm.init(rng.base_key(0), {'policy': params})
@@ -115,6 +117,7 @@ def loss_and_gradients(
         batch_shardings=mesh_lib.batch_sharding(mesh))
     batch = jax.device_put(batch_for(name, shape, 9, rows), mesh_lib.batch_sharding(mesh))
     state, metrics = train_step(state, batch)
+
   gradients = jax.tree.map(lambda x: np.asarray(x, np.float64), state.opt_state)
   metrics = {k: float(v.total) / float(v.weight) for k, v in jax.device_get(metrics).items()}
   return metrics, gradients

@@ -60,13 +60,16 @@ def test_there_and_back_is_the_same_checkpoint(folder, tmp_path, dtype, capsys):
   assert f'{ours} -> {back}: hugging_face, policy, {dtype}' in capsys.readouterr().out
   assert_same_tensors(there, back)
   assert json.loads((back / 'config.json').read_text()) == fields
+
   for name in ('tokenizer.json', 'tokenizer_config.json'):
     assert (back / name).read_bytes() == (there / name).read_bytes()
   assert not (back / 'generation_config.json').exists()
+
   # What runs compare.
   source = checkpoint_sources.read(str(ours), field='--policy')
   assert source.tokenizer == tokenizers.load_tokenizer(there).fingerprint
   assert source.model == huggingface.read_config(there).config
+
   params = conversion.load(conversion.read(str(ours), field=''))
   assert {leaf.dtype.name for leaf in jax.tree.leaves(params)} == {dtype}
 
@@ -88,6 +91,7 @@ def test_a_run_of_this_project_becomes_a_checkpoint(folder, tmp_path, capsys):
     main(tmp_path / 'ours', tmp_path / 'theirs')
   main(tmp_path / 'ours', tmp_path / 'theirs', '--model_type=llama')
   assert 'no tokenizer was copied' in capsys.readouterr().out
+
   checkpoint = huggingface.read_config(tmp_path / 'theirs')
   assert (checkpoint.model_type, checkpoint.role) == ('llama', 'policy')
   source = conversion.read(str(tmp_path / 'theirs'), field='')
@@ -109,9 +113,11 @@ def test_a_part_of_a_vocabulary_is_not_copied(tmp_path, capsys):
   assert ('no tokenizer was copied: transformers cannot read a reduced one'
           in capsys.readouterr().out)
   assert not (tmp_path / 'theirs' / 'tokenizer.json').exists()
+
   generation = json.loads((tmp_path / 'theirs' / 'generation_config.json').read_text())
   known = checkpoint_sources.read(str(tmp_path / 'ours'), field='')
   assert generation['eos_token_id'] == known.stop_ids[0]
+
   # Our own folder keeps what it knows, with the tokenizer at hand or without.
   assert known.kept_ids
   for name, more in (('alone', ()), ('named', (f'--tokenizer={tmp_path / "base"}',))):
@@ -125,6 +131,7 @@ def test_a_run_from_scratch_says_what_its_special_ids_are(folder, tmp_path):
   config = tiny.write_ours(tmp_path / 'characters', 'abc', attention_bias=False)
   main(tmp_path / 'characters', tmp_path / 'one', '--model_type=llama')
   read = lambda place, name='config': json.loads((tmp_path / place / f'{name}.json').read_text())
+
   # No tokenizer is known, but what ends a response is. Llama's class has other ids of its own.
   assert 'eos_token_id' not in read('one')
   metadata = checkpoints.read_metadata(tmp_path / 'characters') | {'stop_ids': [1]}
@@ -132,6 +139,7 @@ def test_a_run_from_scratch_says_what_its_special_ids_are(folder, tmp_path):
   main(tmp_path / 'characters', tmp_path / 'two', '--model_type=llama')
   assert (read('two')['eos_token_id'], read('two')['bos_token_id']) == (1, None)
   assert read('two', 'generation_config') == {'eos_token_id': 1}
+
   size = tiny.write_tokenizer(tmp_path / 'tokenizer', start=True)
   config = tiny.shape(size)
   tokenizer = tokenizers.load_tokenizer(tmp_path / 'tokenizer')

@@ -95,6 +95,7 @@ def test_the_numbers_are_those_of_the_responses(whole, folder):
   assert first['policy'] == results['policy'] and len(records) == 10
   assert [record['id'] for record in records] == [0, 1, 2, 3, 5, 6, 7, 8, 9, 10]
   assert (results['eval/problems'], results['eval/left_out'], results['eval/samples']) == (10, 1, 5)
+
   right = np.array([
       [answer == response and not cut for response, cut in zip(
           record['samples']['responses'], record['samples']['truncated'])]
@@ -103,6 +104,7 @@ def test_the_numbers_are_those_of_the_responses(whole, folder):
   assert results['eval/pass@1'] == pytest.approx(right.mean())
   assert results['eval/pass@1_se'] == pytest.approx(
       right.mean(axis=1).std(ddof=1) / np.sqrt(len(records)))
+
   any_of_two = [np.mean([row[i] | row[j] for i in range(5) for j in range(i)]) for row in right]
   assert results['eval/pass@2'] == pytest.approx(np.mean(any_of_two))
   texts = [[None if cut else text for text, cut in zip(
@@ -112,17 +114,21 @@ def test_the_numbers_are_those_of_the_responses(whole, folder):
   assert {name for name in results if '@' in name and not name.endswith('_se')} == {
       'eval/pass@1', 'eval/pass@2', 'eval/pass@4', 'eval/pass@5', 'eval/maj@2', 'eval/maj@4',
       'eval/maj@5'}
+
   # Of all samples: whether any is right, and the plain vote.
   assert results['eval/pass@5'] == right.any(axis=1).mean()
   assert results['eval/maj@5'] == pytest.approx(majority.majority_at_k(votes, right, k=5).mean())
+
   greedy = [record['greedy'] for record in records]
   assert results['eval/greedy_accuracy'] == np.mean(
       [g['responses'][0] == r['answer'] and not g['truncated'][0]
        for g, r in zip(greedy, records)])
+
   lengths = [record['samples']['lengths'] for record in records]
   assert results['eval/length'] == np.mean(lengths)
   assert results['eval/truncated'] == np.mean([r['samples']['truncated'] for r in records]) > 0
   assert results['sampled_tokens'] == np.sum(lengths) + sum(g['lengths'][0] for g in greedy)
+
   table = (whole / 'table.md').read_text()
   assert 'pass@4 (%)' in table and 'maj@4 (%)' in table and '±' in table
 

@@ -79,15 +79,18 @@ def test_a_file_gives_its_samples_in_order(folder, whole):
   assert [(r['id'], r['sample']) for r in records] == [
       (name, sample) for name in (0, 'b', 2, 3, 4) for sample in (0, 1)]
   assert [r['prompt'] for r in records[::2]] == [row['prompt'] for row in PROMPTS]
+
   generator = loaded(folder / 'bytes')
   tokenizer = generator.tokenizer
   for record in records:
     assert record['response'] == tokenizer.decode(record['tokens'])
     assert record['stop_reason'] in ('stop', 'length') and len(record['tokens']) <= 9
     assert (record['stop_reason'] == 'stop') == (record['tokens'][-1] in tokenizer.stop_ids)
+
   # Two samples differ, and so do two prompts that read the same.
   assert len({tuple(r['tokens']) for r in records}) == 10
   assert os.listdir(whole.parent) == ['samples.jsonl']
+
   # The log-probabilities are those of the model, behind the start token.
   record = records[0]
   ids = [*tokenizer.start_ids, *tokenizer.encode(record['prompt']), *record['tokens']]
@@ -201,12 +204,14 @@ def test_chat_templates(folder, tmp_path):
       f'{start}[system]nat{end}[user]a{end}[assistant]e{end}[user]i{end}[assistant]',
       f'{start}[system]1{end}[assistant]']
   assert [ids for _, ids in prompts] == [tokenizer.encode(text) for text, _ in prompts]
+
   _, [(text, _)] = prompts_of(chat, '--prompt=it', '--chat_template=none')
   assert text == 'it'
   own = tmp_path / 'own.jinja'
   own.write_text('{{ messages[0].content }}{{ eos_token }}')
   _, [(text, _)] = prompts_of(chat, '--prompt=it', f'--chat_template={own}')
   assert text == f'it{end}'
+
   with pytest.raises(ValueError, match="line 2: 'messages' need a chat template"):
     prompts_of(folder / 'bytes', rows=rows, tmp_path=tmp_path)
   # One that is there and damaged is not passed over.

@@ -68,11 +68,13 @@ def test_comparators_make_preferences_and_are_excluded_from_the_pair(folder):
     both = builder.mix_offline(rollouts, responses, step=1)
     again = builder.mix_offline(rollouts, responses, step=1)
     other = builder.mix_offline(rollouts, responses, step=2)
+
   np.testing.assert_array_equal(batch.rollouts.tokens, rollouts.tokens[:, :2])
   expected = np.tanh((scores[:, :2, None] - scores[:, None, 2:]) / 2)
   np.testing.assert_allclose(batch.rewards, expected, rtol=1e-6)
   np.testing.assert_allclose(batch.reference_log_probs, log_probs, atol=1e-5)
   np.testing.assert_array_equal(batch.weight, np.ones(8))
+
   targets = np.abs(np.diff(expected.mean(axis=2), axis=1))
   assert builder.summary(scored)['rollout/median_target'] == pytest.approx(np.median(targets))
   # Responses of the data: whole, finished, of unknown log-probs; everything else as it was.
@@ -81,10 +83,12 @@ def test_comparators_make_preferences_and_are_excluded_from_the_pair(folder):
   np.testing.assert_array_equal(both.tokens[taken, 1], responses.tokens[taken, 0])
   np.testing.assert_array_equal(both.stop_reason[taken, 1], 1)
   np.testing.assert_array_equal(both.tokens[~taken], rollouts.tokens[~taken])
+
   for column in (0, 2, 3, 4):
     np.testing.assert_array_equal(both.tokens[:, column], rollouts.tokens[:, column])
   np.testing.assert_array_equal(both.tokens, again.tokens)
   assert np.any(np.isnan(other.log_probs[:, 1]).any(axis=-1) != taken)
+
   # 'yesyes' and its stop token are too long for six slots.
   assert {example['chosen'] for example in prompts.examples} == {'yes'}
 
@@ -133,6 +137,7 @@ def test_a_reference_shares_untrained_parameters(folder, changes):
     # Only the policy has changed.
     np.testing.assert_allclose(score(reference.of(policy), rollouts), before, atol=1e-6)
     assert jnp.abs(score(policy, rollouts) - before).max() > 1e-3
+
   total = sum(leaf.size for leaf in jax.tree.leaves(plain))
   assert (shared > 0.4 * total) == bool(changes)  # Arrays that are stored once.
 

@@ -66,11 +66,13 @@ def test_each_stage_is_made_from_the_one_before(folder, whole):
       assert tokenizer.decode(pair['responses'][0]) != tokenizer.decode(pair['responses'][1])
     _, log_probs = _stage(whole, number, 'log_probs')
     assert [row['id'] for row in log_probs] == [pair['id'] for pair in pairs]
+
   # The second round begins with what the first one has trained.
   policies = [_stage(whole, number, 'generated')[0]['policy'] for number in (1, 2)]
   results = json.loads((whole / 'results.json').read_text())
   assert policies[0] == results['fingerprint/reference'] != policies[1]
   assert policies[1] == checkpoints.read_metadata(whole / 'round1' / 'params')['fingerprint']
+
   sampled = sum(len(ids) for number in (1, 2) for record in _stage(whole, number, 'generated')[1]
                 for ids in record['responses'])
   assert results['sampled_tokens'] == sampled
@@ -98,6 +100,7 @@ def test_the_cached_log_probs_are_those_of_the_policy_that_began_the_round(folde
       every = jax.nn.log_softmax(logits[len(prompt) - 1 : len(prompt) - 1 + len(ids)])
       assert expected == pytest.approx(
           float(every[np.arange(len(ids)), np.array(ids)].sum()), abs=1e-3)
+
   assert tokenizer.vocab_size == checkpoint.config.vocab_size
 
 
@@ -125,12 +128,15 @@ def test_rounds_train_what_is_not_held_out(folder, whole):
     assert abs(mine[-1]['heldout/chosen_log_ratio']) > 1e-4
     assert mine[0]['train/initial_log_ratio'] < 1e-5
     steps += len(mine)
+
   final = records[-1]
   assert final['step'] == steps and 'train/loss' not in final
   assert final['eval/kl_to_reference'] > records[0]['eval/kl_to_reference'] == 0
+
   results = json.loads((whole / 'results.json').read_text())
   assert results['eval/trained/score'] == final['eval/score']
   assert results['round2/kept'] == len(_stage(whole, 2, 'pairs')[1])
+
   params = checkpoints.load_params(whole / 'trained', jax.eval_shape(
       policy.make(configs.TransformerConfig(**checkpoints.read_metadata(
           whole / 'trained')['model'])).init, jax.random.key(0)))[0]
@@ -180,6 +186,7 @@ def test_the_filter():
   assert pairs == [
       {'id': 0, 'responses': [[3, 1], [4, 1]], 'rewards': [2.0, -1.0]},
       {'id': 1, 'responses': [[2, 1], [4, 1]], 'rewards': [1.0, 1.0]}]
+
   pairs, counts = rebel_stages.best_and_worst(generated, ranked, tokenizer, keep_truncated=True)
   assert counts == {'failed': 1, 'truncated': 0, 'identical': 1, 'kept': 3}
 

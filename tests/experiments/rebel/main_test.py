@@ -49,6 +49,7 @@ def test_the_online_pipeline_trains_and_says_what_it_did(folder, online):
   results, records = outcome['results'], outcome['metrics.jsonl']
   assert [record['step'] for record in records] == [0, 1, 2, 3, 4]
   assert [r['step'] for r in records if 'eval/score' in r] == [0, 2, 4]
+
   trained = [record for record in records if 'train/loss' in record]
   assert len(trained) == 4
   for record in trained:
@@ -56,22 +57,26 @@ def test_the_online_pipeline_trains_and_says_what_it_did(folder, online):
     assert record['train/sampler_gap'] < 1e-4 and record['train/dropped'] == 0
     assert record['rollout/median_target'] <= 2  # A difference of preferences.
     assert record['train/grad_norm'] > 0
+
   # Before any step the policy is its reference, and after the last one it is what is left.
   assert records[0]['eval/kl_to_reference'] == 0 < records[-1]['eval/kl_to_reference']
   for name in ('score', 'kl_to_reference', 'length', 'truncated', 'decoded_score'):
     assert results[f'eval/trained/{name}'] == records[-1][f'eval/{name}']
     assert results[f'eval/reference/{name}'] == records[0][f'eval/{name}']
   assert results['eval/prompts'] == 8 and 0 <= results['eval/trained/win_rate'] <= 1
+
   # Three samples of each of eight prompts: the pair and what it is compared with.
   tokens = [record['rollout/sampled_tokens'] for record in trained]
   assert results['sampled_tokens'] == tokens[-1] <= 4 * 8 * 3 * tiny_rebel.RESPONSE
   assert tokens == sorted(tokens) and tokens[0] > 8 * 3
+
   moved = tiny_rebel.moved(*map(tiny_rebel.load_params, (folder / 'policy', online / 'trained')))
   assert moved and all(name.startswith(('layers/1/', 'final_norm/', 'head/')) for name in moved)
   shown = outcome['samples.jsonl']
   assert [(line['step'], line['kind']) for line in shown] == [
       (step, kind) for step in (0, 2, 4) for kind in ('sampled', 'decoded') for _ in range(2)]
   assert (online / 'figures' / 'score.png').stat().st_size > 1_000
+
   rows = (online / 'figures' / 'score.csv').read_text().splitlines()
   assert rows[0].startswith('sampled_tokens,') and len(rows) == 4
   assert '| trained ' in (online / 'table.md').read_text()
@@ -133,6 +138,7 @@ def test_the_published_settings_of_nectar_run_on_small_checkpoints(tmp_path, cap
       '--config.algorithm.num_micro_batches=1', '--config.evaluation.batch_size=8',
       '--config.evaluation.temperature=0.5', experiment='rebel')
   assert status == 0, capsys.readouterr().err
+
   outcome = tiny_rebel.outcome(tmp_path / 'run')
   for record in outcome['metrics.jsonl'][:2]:
     assert record['train/initial_log_ratio'] < 1e-2  # In bfloat16.

@@ -77,6 +77,7 @@ def test_the_batch_ends_with_turn_h_and_scores_are_of_the_whole(world):
   pair, builder = world.pair, world.builder
   scored = builder.score(pair)
   assert scored.scores.shape == (8, 2) and np.isfinite(scored.scores).all()
+
   at_h = np.stack([each.stop_reason[np.arange(8), pair.turn]
                    for each in (pair.first, pair.second)], axis=1)
   np.testing.assert_array_equal(scored.truncated, at_h == TRUNCATED)
@@ -84,15 +85,18 @@ def test_the_batch_ends_with_turn_h_and_scores_are_of_the_whole(world):
   np.testing.assert_array_equal(scored.rewards, np.where(at_h == STOPPED, scored.scores, -1))
   np.testing.assert_array_equal(
       scored.lengths[:, 0], pair.first.reply_lengths.sum(axis=1))
+
   batch = jax.device_get(builder.build(pair, scored, world.params))
   turns = batch.aux['turns']
   assert (turns.max(axis=2) == pair.turn[:, None]).all()
   assert batch.rollouts.tokens.shape == (8, 2, world.setup.task.max_response_tokens)
   assert (batch.weight == 1).all() and batch.reference_log_probs.shape == turns.shape
+
   # The reference is the policy here, so its log-probs are those of the sampler.
   mask = batch.rollouts.mask > 0
   np.testing.assert_allclose(
       batch.reference_log_probs[mask], batch.rollouts.log_probs[mask], atol=1e-5)
+
   summary = builder.summary(pair, scored)
   assert summary['rollout/turn'] == pair.turn.mean()
   assert not any('left_out' in name for name in summary)
@@ -148,12 +152,14 @@ def test_F10_pairs_are_left_out_as_in_the_released_setting_one(world, max_tokens
     total = first.prompt_lengths + first.reply_lengths.sum(1) + first.message_lengths.sum(1)
     expected = total <= max_tokens
     assert 0 < expected.sum() < 8
+
   scores = np.zeros((8, 2), np.float32)
   scores[0] = np.nan  # A failed score is left to the train step, which counts it.
   scored = reward_models.Scored(scores, scores, np.ones((8, 2), int), np.zeros((8, 2), bool))
   batch = builder.build(pair, scored, world.params)
   np.testing.assert_array_equal(batch.weight, expected)
   assert batch.rollouts.tokens.shape[-1] == min(max_tokens, world.setup.task.max_response_tokens)
+
   summary = builder.summary(pair, scored)
   assert summary[f'rollout/left_out/{left}'] == (~expected).sum() > 0
 
@@ -190,6 +196,7 @@ def test_replies_are_cut_at_the_limit_for_their_number_of_turns(world, folder):
   limited = sample(params, questions, sample.start(world.prompts), KEY, num_turns=num_turns)
   most = np.array([0, 4, 3, 2])[num_turns]
   assert (limited.reply_lengths <= most[:, None]).all()
+
   cut = (limited.stop_reason == TRUNCATED) & (limited.reply_lengths > 0)
   assert (limited.reply_lengths == most[:, None])[cut].all() and cut.any()
   # Up to the first cut it is the same dialogue as without the limit.

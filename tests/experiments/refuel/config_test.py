@@ -147,12 +147,14 @@ def test_the_published_numbers():
   assert (updates, one.optimizer.warmup_steps, one.batch_size * one.steps) == (500, 50, 64_000)
   assert one.batch_size // algorithm.num_minibatches == 128 and one.max_tokens == 2_048
   assert (one.law, one.task.num_turns, one.user.temperature) == ('one', 5, 0.8)
+
   for name, penalty, coefficient in (('hh', -10, 0.05), ('ultrainteract', -4, 0)):
     two = command_line.load_config(str(CONFIGS / f'refuel_two.py:{name}'))
     assert two.reward.missing_stop_penalty == penalty
     assert two.algorithm.kl_coefficient == coefficient and two.algorithm.eta == 1
     assert (two.optimizer.learning_rate, two.optimizer.b2, two.batch_size) == (3e-7, 0.95, 32)
     assert (two.train_last_layers, two.algorithm.num_epochs, two.law) == (4, 4, 'two')
+
   limits = refuel_dialogues.parse_limits(two.task.limits)
   assert limits[5] == (128, 512)
   # All fit into the window of the released code.

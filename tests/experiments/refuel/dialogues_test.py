@@ -42,16 +42,19 @@ def test_dialogues_begin_with_the_first_turn_and_ask_the_others(folder):
   examples = _every(task)
   assert [len(example['questions']) for example in examples] == [1, 2, 3, 3]
   assert task.questions.num_turns([e['id'] for e in examples]).tolist() == [1, 2, 3, 3]
+
   for example in examples:
     first = example['questions'][0]
     assert example['messages'] == [{'role': 'user', 'content': first}]
     assert example['prompt'] == f'<start>[user]{first}<end>[assistant]'
     assert len(example['prompt_ids']) == 19 + len(first) <= task.max_prompt_tokens
+
   assert len(task.evaluation) == 1 and task.evaluation[0] not in task.train
   # All of it fits behind the prompt, what closes a cut reply included.
   assert task.max_message_tokens == tiny_refuel.MESSAGE + 1 and task.num_turns == 3
   assert task.max_response_tokens == 3 * tiny_refuel.REPLY + 2 * 29
   assert task.max_transcript_tokens == tiny_refuel.PROMPT + 2 * (tiny_refuel.REPLY + 29)
+
   # Demonstrations are of the rows that are not held out.
   held_out = task.evaluation[0]['questions'][0]
   assert {e['messages'][0]['content'] for e in task.demonstrations} == {
@@ -82,6 +85,7 @@ def test_rows_are_left_out_and_counted(folder):
   assert [e['id'] for e in _every(task)] == [0, 1, 2, 7]
   assert _make(folder, rows, filter_replies=True).dropped['too_long'] == 3
   assert _make(folder, rows, min_turns=2).dropped['turns'] == 4
+
   # Nothing that is trained on begins as a held-out one does.
   same = [*_rows(2), {'messages': tiny_refuel.conversation(0, 3)}, *_rows(1, 1)[1:]]
   task = _make(folder, same)
@@ -125,6 +129,7 @@ def test_what_was_said_is_read_without_the_template(folder):
                              log_probs=np.zeros((1, 4)), stop_reason=[reason])
     close = [] if reason == STOPPED else task.frame.close_ids
     talk = talk.with_messages(turn, rows, [[*close, *task.frame.write(f'And {turn}?')]])
+
   assert task.messages(talk, 0) == [
       {'role': 'user', 'content': example['questions'][0]},
       {'role': 'assistant', 'content': 'ab'}, {'role': 'user', 'content': 'And 0?'},
@@ -149,6 +154,7 @@ def test_rows_of_the_released_data(tmp_path, capsys):
   assert [row.index for row in read] == [0, 2] and read[0].prompt == talk[:-1]
   assert read[0].chosen == 'R1' and read[1].prompt[0] == {'role': 'system', 'content': 'S'}
   assert '1 of 3 rows of' in capsys.readouterr().out
+
   # UltraInteract: up to the user's last turn, the reply beside it; or with it.
   spelt = [{'from': m['role'], 'value': m['content']} for m in talk]
   path.write_text(json.dumps([
@@ -223,10 +229,12 @@ def test_the_questions_of_MT_bench(data_dir):
   assert [e['questions'] for e in every] == [asked[index] for index in fits]
   assert len(asked) == 80 == len(every) + task.dropped['too_long'] and len(every) > 70
   assert len(task.evaluation) == 30 and not task.demonstrations
+
   example = task.train[0]
   assert example['messages'] == [{'role': 'user', 'content': example['questions'][0]}]
   assert example['questions'][0].strip() in example['prompt']
   assert task.questions.num_turns(fits).tolist() == [2] * len(fits)
+
   first = make(first_only=True, filter_replies=False).train
   assert [e['questions'] for e in first] == [asked[e['id']][:1] for e in first]
 

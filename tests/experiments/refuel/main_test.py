@@ -41,6 +41,7 @@ def fixed(tmp_path_factory):
             for i in range(10)]
     rows.append({'prompt': 'Say', 'chosen': rows[0]['chosen'][:1]})
     (folder / f'{name}.jsonl').write_text(''.join(json.dumps(row) + '\n' for row in rows))
+
   output = io.StringIO()
   with contextlib.redirect_stdout(output):
     status = tiny.run(
@@ -56,6 +57,7 @@ def fixed(tmp_path_factory):
         '--config.evaluation.batch_size=8', '--config.evaluation.temperature=1.0',
         '--config.evaluation.num_samples=2', '--config.evaluation.num_shown=2',
         '--config.widths=fixed', experiment='refuel')
+
   assert status == 0, output.getvalue()
   return folder, output.getvalue()
 
@@ -70,10 +72,12 @@ def test_the_published_settings_train_and_say_what_they_did(fixed):
   results, records = outcome['results'], outcome['metrics.jsonl']
   assert [record['step'] for record in records] == [0, 1, 2]
   assert [r['step'] for r in records if 'eval/score' in r] == [0, 2]
+
   for record in records[:2]:
     assert record['train/initial_log_ratio'] < 1e-2  # In bfloat16.
     assert record['train/sampler_gap'] < 0.05 and record['train/dropped'] == 0
     assert record['train/grad_norm'] > 0 and 1 <= record['rollout/num_turns'] <= 2
+
   # Before any step the policy is its reference, and after the last one it is what is left.
   assert records[0]['eval/kl_to_reference'] == 0 < records[-1]['eval/kl_to_reference']
   names = ['score', 'kl_to_reference', 'length', 'truncated', 'decoded_score']
@@ -82,15 +86,19 @@ def test_the_published_settings_train_and_say_what_they_did(fixed):
     assert results[f'eval/reference/{name}'] == records[0][f'eval/{name}']
   assert results['eval/dialogues/turn_1'] == results['eval/prompts'] == 8
   assert 0 < results['eval/dialogues/turn_2'] < 8
+
   for turn in (1, 2):
     assert 0 <= results[f'eval/trained/turn_{turn}/win_rate'] <= 1
   assert results['left_out/turns'] == 0 and results['fingerprint/user'] == ''
+
   tokens = [record['rollout/sampled_tokens'] for record in records[:2]]
   assert results['sampled_tokens'] == tokens[-1] <= 2 * 8 * 2 * 2 * 6
   assert tokens == sorted(tokens) and tokens[0] >= 8 * 2
+
   moved = tiny_rebel.moved(*map(
       tiny_rebel.load_params, (folder / 'policy', folder / 'run' / 'trained')), layers=5)
   assert moved and not any(name.startswith(('layers/0/', 'embedder/')) for name in moved)
+
   figures, table = folder / 'run' / 'figures', (folder / 'run' / 'table.md').read_text()
   assert len((figures / 'score.csv').read_text().splitlines()) == 3
   assert len((figures / 'turns.csv').read_text().splitlines()) == 5
@@ -127,6 +135,7 @@ def test_dialogues_on_the_questions_of_MT_bench(data_dir, tmp_path, capsys):
   outcome = tiny_rebel.outcome(tmp_path / 'run')
   assert outcome['results']['eval/dialogues/turn_2'] == 4
   assert outcome['metrics.jsonl'][0]['rollout/num_turns'] == 2
+
   asked = [json.loads(line)['turns'] for line in (
       data_dir / 'mt_bench' / 'question.jsonl').read_text().splitlines()]
   for line in outcome['samples.jsonl']:
@@ -156,30 +165,37 @@ def test_the_reference_plays_the_user_and_a_killed_run_resumes(folder, tmp_path)
   whole = tiny_rebel.outcome(tmp_path / 'whole')
   results = whole['results']
   assert [results[f'eval/dialogues/turn_{turn}'] for turn in (1, 2)] == [4, 4]
+
   records = whole['metrics.jsonl']
   assert results['seed'] == 3 and [r['step'] for r in records if 'eval/score' in r] == [0, 2]
   # Law two would let each dialogue have both turns.
   assert all(1 < record['rollout/num_turns'] < 2 for record in records[:2])
   assert all(record['rollout/reward'] == record['rollout/score'] for record in records[:2])
+
   saved = {int(path.name) for path in (tmp_path / 'whole' / 'checkpoints' / 'refuel').iterdir()}
   assert {1, 2} <= saved
   assert all(record['train/initial_log_ratio'] < 1e-5 for record in records[:2])
   assert {'rollout/left_out/too_long', 'rollout/left_out/equal_reply'} <= records[0].keys()
+
   shares = [record['rollout/unmarked'] for record in records[:2]]
   shares += [records[0]['eval/unmarked'], results['eval/trained/unmarked']]
   assert all(0 <= share <= 1 for share in shares) and 0 < sum(shares) < 4
+
   # The user replies to the transcript instead of reading a list of questions.
   messages = [m['content'] for line in whole['samples.jsonl'] for m in line['messages'][2::2]]
   assert len(set(messages)) > 1 and not {text[:4] for text in messages} & {'More', 'Why '}
+
   with pytest.MonkeyPatch.context() as patch:  # Within the second iteration.
     patch.setattr(
         refuel_batches.BatchBuilder, 'score',
         tiny_rebel.dying(refuel_batches.BatchBuilder.score, 2))
     with pytest.raises(tiny_rebel.Killed):
       tiny_refuel.run(refuel_main.main, config, tmp_path / 'killed')
+
   tiny_refuel.run(refuel_main.main, config, tmp_path / 'killed')
   killed = tiny_rebel.outcome(tmp_path / 'killed')
   assert killed.keys() == whole.keys()
+
   for name, expected in whole.items():
     assert killed[name] == expected, name
 

@@ -46,6 +46,7 @@ def _talk(setup, rows=8, cut=()):
   examples = task.train[:rows]
   prompts = np.zeros((rows, task.max_prompt_tokens), np.int32)
   lengths = np.array([len(example['prompt_ids']) for example in examples])
+
   for row, example in enumerate(examples):
     prompts[row, -lengths[row]:] = example['prompt_ids']
   talk = dialogues_lib.empty(
@@ -58,6 +59,7 @@ def _talk(setup, rows=8, cut=()):
   talk = talk.with_replies(
       0, np.ones(rows, bool), tokens=tokens, lengths=len(ids) - 1 + stopped,
       log_probs=np.zeros(tokens.shape), stop_reason=np.where(stopped, STOPPED, TRUNCATED))
+
   return dataclasses.replace(talk, seeds=np.arange(rows, dtype=np.uint32) * 7)
 
 
@@ -67,10 +69,12 @@ def test_a_model_goes_on_behind_the_header_of_the_users_turn(setup, folder, tmp_
   said = users(None)(talk)
   again = users('whatever the reference is')(talk)
   assert said == again and len({tuple(ids) for ids in said}) > 1
+
   before, after = frame.encode(frame.before), frame.encode(frame.after)
   for ids in said:
     assert ids[: len(before)] == before and ids[len(ids) - len(after):] == after
     assert len(ids) <= len(before) + 6 + len(after)
+
   # One with other parameters is another user.
   checkpoint = huggingface.read_config(folder / 'user')
   changed = jax.tree.map(lambda leaf: leaf + 1, tiny.params(checkpoint.config))

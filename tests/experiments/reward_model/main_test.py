@@ -90,20 +90,24 @@ def test_it_learns_says_how_well_and_is_centred(folder, whole):
   assert [record['step'] for record in records] == [0, 2, 4, 5, 6, 7]
   assert [record['step'] for record in records if 'eval/accuracy' in record] == [0, 5]
   assert records[-1]['train/loss'] < 0.5 * records[0]['train/loss']
+
   task = _config(folder).task.make(
       0, folder, task_config.PolicyTokenizer(str(folder / 'policy')))
   held_out, trained = task.pairs(task.evaluation), task.pairs(task.train)
   assert results['pairs/train'] == len(trained) > 4
   assert results['pairs/evaluation'] == len(held_out) > 1
+
   chosen, rejected = (
       _scores(whole / 'params', task, held_out, f'{name}_ids') for name in ('chosen', 'rejected'))
   assert results['eval/accuracy'] == np.mean(chosen > rejected)
   assert results['eval/margin'] == pytest.approx(np.mean(chosen - rejected), abs=1e-4)
   assert results['eval/loss'] == pytest.approx(
       np.mean(np.log1p(np.exp(rejected - chosen))), abs=1e-4)
+
   # R22: references, which are the chosen training responses here, have mean 0 afterwards.
   references = [e for e in task.train if len(e['chosen_ids']) <= RESPONSE]
   assert results['centre/responses'] == len(references) > len(trained)
+
   scores = _scores(whole / 'params', task, references, 'chosen_ids')
   assert abs(scores.mean()) < 1e-4 < abs(results['centre/mean_score'])
 
@@ -149,10 +153,12 @@ def test_where_a_head_begins(folder):
     abstract = setup_lib.abstract_params(network, setup.mesh)
     normal, zero = (reward_models.initial_params(setup, network, abstract, head_init=kind)
                     for kind in ('normal', 'zero'))
+
   kernel = np.asarray(normal['value_head']['kernel'])
   assert np.sqrt(np.mean(kernel**2)) == pytest.approx(65**-0.5, rel=0.3)
   assert not np.any(zero['value_head']['kernel']) and not np.any(normal['value_head']['bias'])
   jax.tree.map(np.testing.assert_array_equal, normal['layers'], zero['layers'])
+
   # A policy's trunk is taken; its head over the vocabulary stays behind.
   config = _config(folder)
   with setup_lib.build(tiny_rebel.launched(config)) as setup:
@@ -160,6 +166,7 @@ def test_where_a_head_begins(folder):
     abstract = setup_lib.abstract_params(network, setup.mesh)
     params = reward_models.initial_params(setup, network, abstract, head_init='normal')
     plain = setup.initial_params()
+
   assert params.keys() == {*plain.keys(), 'value_head'} - {'head'}
   jax.tree.map(np.testing.assert_array_equal, params['layers'], plain['layers'])
 
