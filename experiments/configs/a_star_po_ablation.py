@@ -34,7 +34,7 @@ def get_config(variant: str = 'softmax') -> a_star_po_config.AStarPo:
   config.optimizer.learning_rate = 2e-5
   config.eval_every = 20
 
-  # Values behind the committed results; the main job's defaults have changed since.
+  # Values of the committed results; the main job's defaults have changed since.
   config.sft.steps = 1_600
   config.stage1_batch_size = config.evaluation.batch_size = 250
   config.evaluation.diagnosed_prompts = 0

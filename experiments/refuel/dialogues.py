@@ -231,25 +231,25 @@ def read(path: str | pathlib.Path, *, key: str) -> list[preference_rows.Row]:
   return rows
 
 
-def _asked(found: list[Any], key: str) -> list[Message]:
-  """A conversation from a list of user texts; [] if `found` holds anything else."""
-  if not found or not all(isinstance(text, str) for text in found):
+def _asked(turns: list[Any], key: str) -> list[Message]:
+  """A conversation from a list of user texts; [] if `turns` holds anything else."""
+  if not turns or not all(isinstance(text, str) for text in turns):
     return []
-  if not all(map(str.strip, found)):
-    raise ValueError(f'{key!r} must hold texts that are not empty, got {str(found)[:60]}')
+  if not all(map(str.strip, turns)):
+    raise ValueError(f'{key!r} must hold texts that are not empty, got {str(turns)[:60]}')
   messages = []
-  for text in found:  # Templates require a reply to every turn except the last.
+  for text in turns:  # Templates require a reply to every turn except the last.
     messages += [{'role': 'user', 'content': text}, {'role': 'assistant', 'content': ''}]
   return messages[:-1]
 
 
 def _messages(row: Mapping[str, Any], key: str) -> list[Message]:
   """The whole conversation of a row; raises ValueError if there is none."""
-  found = row[key]
-  if not found:
+  conversation = row[key]
+  if not conversation:
     raise ValueError(f'{key!r} must be a list of messages, got an empty list')
   messages = []
-  for index, message in enumerate(found):
+  for index, message in enumerate(conversation):
     spelling = chat_messages.spelling_of(message)
     role, content = (
         message.get(name) if isinstance(message, dict) else None for name in spelling)
@@ -291,10 +291,13 @@ def _make_task(
 
   every = sorted(rows.train + rows.evaluation, key=lambda example: example['id'])
   candidates = [_candidate(example) for example in every]
-  kept, dropped = _filter(candidates, config, shape, frame)
+  selected, dropped = _filter(candidates, config, shape, frame)
   if config.first_only:
-    kept = [{**example, 'questions': example['questions'][:1]} for example in kept]
-  examples, questions = users.encode_questions(kept, template, tokenizer) if kept else ([], None)
+    selected = [{**example, 'questions': example['questions'][:1]} for example in selected]
+  examples, questions = [], None
+  if selected:
+    examples, questions = users.encode_questions(selected, template, tokenizer)
+
   fitting = [e for e in examples if len(e['prompt_ids']) <= shape.of(e)[0]]
   dropped['too_long'] += len(examples) - len(fitting)
   if not fitting:
@@ -341,7 +344,7 @@ class _Shape:
       if (turns > config.num_turns or user > config.max_prompt_tokens
           or turns > 1 and user > config.max_message_tokens or reply > config.max_response_tokens):
         raise ValueError(
-            f'config.task.limits must lie within num_turns ({config.num_turns}), max_prompt_tokens '
+            f'config.task.limits must be within num_turns ({config.num_turns}), max_prompt_tokens '
             f'({config.max_prompt_tokens}), max_message_tokens ({config.max_message_tokens}) and '
             f'max_response_tokens ({config.max_response_tokens}), got {turns}={user}:{reply}'
         )
@@ -378,14 +381,14 @@ def _candidate(example: Example) -> Example:
         'holds token ids (config.task.schema)'
     )
 
-  said = lambda role: [m['content'] for m in example['messages'] if m['role'] == role]
+  texts_of = lambda role: [m['content'] for m in example['messages'] if m['role'] == role]
   first = [message for message in example['messages'] if message['role'] != 'assistant']
   until = 1 + (first[0]['role'] == 'system')
   return {
       'id': example['id'], 'source': example['source'], 'messages': first[:until],
-      'system': ''.join(said('system')), 'questions': said('user'),
+      'system': ''.join(texts_of('system')), 'questions': texts_of('user'),
       # Empty if there are only questions.
-      'replies': [*filter(None, [*said('assistant'), example.get('chosen')])],
+      'replies': [*filter(None, [*texts_of('assistant'), example.get('chosen')])],
   }
 
 
@@ -394,7 +397,7 @@ def _filter(
     frame: dialogue_rows.Frame,
 ) -> tuple[list[Example], dict[str, int]]:
   """(dialogues to keep, number left out by reason); the lengths of first turns are not checked."""
-  seen, kept, dropped = set(), [], {'repeated': 0, 'turns': 0, 'too_long': 0}
+  seen, selected, dropped = set(), [], {'repeated': 0, 'turns': 0, 'too_long': 0}
   for candidate in candidates:
     asks = (candidate['system'], *candidate['questions'])
     turns = len(candidate['questions'])
@@ -408,10 +411,10 @@ def _filter(
     elif not config.first_only and not _fits(candidate, config, shape, frame):
       dropped['too_long'] += 1
     else:
-      kept.append(candidate)
+      selected.append(candidate)
 
     seen.add(asks)
-  return kept, dropped
+  return selected, dropped
 
 
 def _fits(candidate, config, shape, frame) -> bool:

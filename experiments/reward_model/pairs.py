@@ -48,21 +48,21 @@ def make(task: preferences.PreferenceTask, examples: list[Example], kind: str) -
   """Makes pairs from examples; prints how many are left out because a response does not fit.
 
   Raises:
-    ValueError: there are no pairs.
+    ValueError: if there are no pairs.
   """
-  kept = task.pairs(examples)
+  usable = task.pairs(examples)
   limit = task.max_response_tokens
-  if not kept:
+  if not usable:
     raise ValueError(
         f'none of {len(examples)} {kind} examples has a chosen and a rejected response of at most '
         f'{limit} tokens (config.task.max_response_tokens, config.task.schema)'
     )
-  if len(kept) < len(examples):
-    print(f'{len(examples) - len(kept)} of {len(examples)} {kind} examples have no two responses '
+  if len(usable) < len(examples):
+    print(f'{len(examples) - len(usable)} of {len(examples)} {kind} examples have no two responses '
           f'of at most {limit} tokens and were left out', flush=True)
   return Pairs(
-      _rollouts(task, kept, ('chosen_ids', 'rejected_ids')),
-      np.array([example['source'] for example in kept]),
+      _rollouts(task, usable, ('chosen_ids', 'rejected_ids')),
+      np.array([example['source'] for example in usable]),
   )
 
 
@@ -81,14 +81,14 @@ def references(setup: setup_lib.Setup) -> Pairs | None:
     )
 
     policy = setup.source.policy_tokenizer() if setup.source else task_config.FROM_SCRATCH
-    found = other.make(config.seed, config.data_dir, policy)
-    if found.tokenizer.fingerprint != task.tokenizer.fingerprint:
+    other_task = other.make(config.seed, config.data_dir, policy)
+    if other_task.tokenizer.fingerprint != task.tokenizer.fingerprint:
       raise ValueError(
           "config.centring_file needs config.task.vocabulary='full': a compact vocabulary of other "
           f'texts has other ids, got {config.centring_file!r}'
       )
 
-    examples = found.train + found.evaluation
+    examples = other_task.train + other_task.evaluation
 
   fits = [e for e in examples if 0 < len(e.get('chosen_ids', ())) <= task.max_response_tokens]
   if not fits:
@@ -125,11 +125,11 @@ class Measure:
 
   def scores(self, params: Params, pairs: Pairs) -> np.ndarray:
     """Scores [P, K] of all `pairs`."""
-    size, found = self._setup.config.evaluation_batch_size, []
+    size, scores = self._setup.config.evaluation_batch_size, []
     for chunk in batching.sequential_chunks(len(pairs), size):
       rollouts = self._setup.put(response_batches.take(pairs.rollouts, chunk.indices))
-      found.append(np.asarray(self._score(params, rollouts, 1))[: int(chunk.weight.sum())])
-    return np.concatenate(found)
+      scores.append(np.asarray(self._score(params, rollouts, 1))[: int(chunk.weight.sum())])
+    return np.concatenate(scores)
 
   def __call__(self, params: Params) -> dict[str, float]:
     """Accuracy with its standard error, loss and margin on the held-out pairs.

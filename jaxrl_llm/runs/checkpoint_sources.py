@@ -247,23 +247,23 @@ def resolve_model(
   if source is None:
     return dataclasses.replace(model)
 
-  kept = {name: getattr(model, name) for name in configs.COMPUTE_FIELDS}
+  changes = {name: getattr(model, name) for name in configs.COMPUTE_FIELDS}
   rotary, unties = source.model.positions == 'rope', not model.tie_embeddings
   if rotary and 'model.max_length' in overrides:
-    kept['max_length'] = model.max_length
+    changes['max_length'] = model.max_length
   if source.model.tie_embeddings and unties and 'model.tie_embeddings' in overrides:
-    kept['tie_embeddings'] = False
+    changes['tie_embeddings'] = False
 
   for item in dataclasses.fields(model):
     ours, theirs = getattr(model, item.name), getattr(source.model, item.name)
-    if item.name in kept or ours == theirs or (rotary and item.name == 'max_length'):
+    if item.name in changes or ours == theirs or (rotary and item.name == 'max_length'):
       continue
     if model.vocab_size or f'model.{item.name}' in overrides:
       raise ValueError(
           f'config.model.{item.name} is {ours!r}, and {theirs!r} in {source.directory}, which '
           f'decides the shape ({source.field})'
       )
-  return dataclasses.replace(source.model, **kept)
+  return dataclasses.replace(source.model, **changes)
 
 
 def identity(tokenizer_fingerprint: str, model: configs.TransformerConfig) -> dict[str, Any]:
@@ -279,8 +279,8 @@ def identity(tokenizer_fingerprint: str, model: configs.TransformerConfig) -> di
 
 def about_tokenizer(tokenizer: Tokenizer) -> dict[str, Any]:
   """Returns `stop_ids`, `stop_tokens` and `kept_ids` of a tokenizer, to save with parameters."""
-  kept = tokenizer.kept_ids if isinstance(tokenizer, tokenizers.CompactTokenizer) else ()
+  kept_ids = tokenizer.kept_ids if isinstance(tokenizer, tokenizers.CompactTokenizer) else ()
   return {
       'stop_ids': list(tokenizer.stop_ids), 'stop_tokens': list(tokenizers.stop_tokens(tokenizer)),
-      'kept_ids': list(kept),
+      'kept_ids': list(kept_ids),
   }

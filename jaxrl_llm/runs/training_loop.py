@@ -1,4 +1,4 @@
-"""What all training loops share: they resume, log, check, show progress, save and stop.
+"""The common part of training loops: resuming, logging, checks, progress, saving and stopping.
 
   with training_loop.start(setup, 'rebel', state, files=files, total=config.steps, ...) as training:
     for step in training.steps():

@@ -71,7 +71,7 @@ def params(config):
 
 def write_checkpoint(directory, *, template=None, characters=None, start=False, more=(),
                      dtype='float32', **options):
-  """A Qwen2 checkpoint with a tokenizer beside it; returns the model's config."""
+  """A Qwen2 checkpoint with its tokenizer; returns the model's config."""
   scratch = directory.with_name(f'{directory.name}_tokenizer')
   size = write_tokenizer(
       scratch, template=template, characters=characters, start=start, more=more)

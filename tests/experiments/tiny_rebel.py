@@ -1,4 +1,4 @@
-"""Tiny checkpoints of a policy and a reward model, real preferences, and settings to run them."""
+"""Tiny checkpoints of a policy and a reward model, real preferences, and configs to run them."""
 
 import dataclasses
 import functools
@@ -24,7 +24,7 @@ PROMPT, RESPONSE = 224, 40  # Tokens, which are bytes.
 
 
 def write(folder, data_dir, **options):
-  """FOLDER/policy and FOLDER/reward, and of the real preferences those with short prompts."""
+  """FOLDER/policy, FOLDER/reward, and the real preferences with short prompts."""
   config = tiny.write_checkpoint(folder / 'policy', template=tiny.TEMPLATE, **SHAPE)
   write_reward(folder / 'reward', config, tokenizer_from=folder / 'policy', **options)
   rows = json.loads((data_dir / 'preferences' / 'dpo_en_demo.json').read_text())
@@ -64,7 +64,7 @@ def _common(folder):
 
 
 def online(folder, **changes):
-  """The online pipeline in seconds. One number of samples at the lot: few programs."""
+  """A run of the online pipeline in seconds."""
   algorithm = rebel.Config(
       temperature=1.0, kl_coefficient=0.01, head_chunk=0, num_epochs=2,
       **changes.pop('algorithm', {}))
@@ -74,7 +74,7 @@ def online(folder, **changes):
 
 
 def large_batch(folder, **changes):
-  """The large-batch pipeline in seconds."""
+  """A run of the large-batch pipeline in seconds."""
   algorithm = rebel.Config(
       temperature=1.0, kl_coefficient=0.0, head_chunk=0, num_epochs=1, samples_per_prompt=3,
       pairs='best_worst', **changes.pop('algorithm', {}))
@@ -110,7 +110,7 @@ def run(main, config, workdir, experiment='rebel', overrides=()):
 
 
 class Killed(BaseException):
-  """Ends a run where a kill would."""
+  """Simulates a kill."""
 
 
 def dying(function, count):
@@ -129,7 +129,7 @@ def dying(function, count):
 
 
 def outcome(workdir):
-  """All that two runs of one config must agree on, bit for bit."""
+  """Everything that must be equal, bit for bit, in two runs of one config."""
   timeless = lambda record: {
       name: x for name, x in record.items()
       if name not in ('wall_seconds', 'commit') and not name.startswith('time/')}
@@ -141,7 +141,7 @@ def outcome(workdir):
 
 
 def load_params(directory):
-  """Parameters of a folder of either kind on the host."""
+  """Parameters of a directory of either kind on the host."""
   if huggingface.is_checkpoint(directory):
     checkpoint = huggingface.read_config(directory)
     abstract = jax.eval_shape(policy.make(checkpoint.config).init, jax.random.key(0))
@@ -152,7 +152,7 @@ def load_params(directory):
 
 
 def moved(before, after, layers=2):
-  """The paths of the leaves that differ, blocks apart."""
+  """Paths of the leaves that differ, with separate blocks."""
   split = lambda tree: {**tree, 'layers': {
       str(i): jax.tree.map(lambda leaf, i=i: leaf[i], tree['layers']) for i in range(layers)}}
   pairs = jax.tree.map(lambda x, y: bool(np.any(np.asarray(x) != np.asarray(y))),
@@ -170,17 +170,17 @@ def changed(config, path, new):
 
 
 def share_programs(patch):
-  """Runs of one setting share what is compiled: to compile it takes longer than all the rest."""
+  """Shares compiled functions between runs of equal configs, as compiling dominates the time."""
   made = {}
 
   def shared(holder, name, key):
     original = getattr(holder, name)
 
     def wrapped(*arguments, **options):
-      setting = (name, repr(key(*arguments, **options)))
-      if setting not in made:
-        made[setting] = original(*arguments, **options)
-      return made[setting]
+      config = (name, repr(key(*arguments, **options)))
+      if config not in made:
+        made[config] = original(*arguments, **options)
+      return made[config]
 
     patch.setattr(holder, name, wrapped)
 
@@ -200,7 +200,7 @@ def share_programs(patch):
   def shared_start(setup, algorithm, params):
     state, train_step = start(setup, algorithm, params)
     config = setup.config
-    setting = repr((network(setup), config.algorithm, config.optimizer, config.steps))
-    return state, made.setdefault(setting, train_step)
+    key = repr((network(setup), config.algorithm, config.optimizer, config.steps))
+    return state, made.setdefault(key, train_step)
 
   patch.setattr(setup_lib.Setup, 'start', shared_start)

@@ -1,4 +1,4 @@
-"""Tiny checkpoints, conversations of a few words, and settings to run REFUEL on them in seconds."""
+"""Tiny checkpoints, short conversations, and configs that run REFUEL on them in seconds."""
 
 import json
 
@@ -12,15 +12,15 @@ from jaxrl_llm.runs import reward_config
 from jaxrl_llm.training import optim
 from tests.experiments import tiny, tiny_rebel
 
-# Tokens, which are bytes: what the template puts around a message is 18 of them.
+# Tokens, which are bytes: the template adds 18 to a message.
 PROMPT, MESSAGE, REPLY, TURNS = 28, 28, 6, 3
-# Few, so that replies stop now and then; the last one stands for a space.
+# Few, so that replies stop now and then; the last one encodes a space.
 CHARACTERS = '0123456789?.[]SayMoreWhyAndRustiG\u0120'
 SHAPE = {'num_layers': 1, 'width': 16, 'mlp_width': 16, 'max_length': 160, 'tie_embeddings': False}
 
 
 def conversation(number, turns):
-  """What both sides say in so many turns."""
+  """Messages of a conversation with `turns` turns."""
   asked = [f'Say {number}.', f'More {number}?', f'Why {number}?', 'And?', 'So?'][:turns]
   return [
       {'role': role, 'content': text} for question in asked
@@ -46,7 +46,7 @@ def task(**options):
 
 
 def config(folder, **changes):
-  """The questions of the data. Everything that is compiled is compiled once."""
+  """A run whose user asks the questions of the data."""
   algorithm = refuel.Config(**{
       'kl_coefficient': 0.01, 'head_chunk': 0, 'num_epochs': 2, **changes.pop('algorithm', {})})
   return refuel_config.Refuel(**{
@@ -60,7 +60,7 @@ def config(folder, **changes):
 
 
 def simulated(folder, user, **changes):
-  """A user that is simulated, the filters of setting one, and batches in two parts."""
+  """A run with a simulated user, the filters of setting one, and batches in two parts."""
   return config(folder, **{
       'user': user, 'law': 'one', 'task': task(first_only=True), 'max_tokens': 90,
       'batch_size': 16, 'rollout_batch_size': 8, 'algorithm': {'kl_coefficient': 0.0},
@@ -70,12 +70,12 @@ def simulated(folder, user, **changes):
 
 
 def run(main, config, workdir):
-  """Runs the binary's main on a config, as its command would."""
+  """Runs the program's main on a config, as its command would."""
   tiny_rebel.run(main, config, workdir, experiment='refuel')
 
 
 def share_programs(patch):
-  """As `tiny_rebel.share_programs`, and samplers of replies and of what a user says."""
+  """As `tiny_rebel.share_programs`, with the samplers of replies and messages."""
   tiny_rebel.share_programs(patch)
   made = {}
 

@@ -1,4 +1,4 @@
-"""What results.json says of the processor, from the /proc/cpuinfo of several architectures."""
+"""Fields of the processor in results.json, from /proc/cpuinfo of several architectures."""
 
 import os
 import pathlib
@@ -92,17 +92,17 @@ def test_macos(monkeypatch):
   monkeypatch.setattr(platform, 'machine', lambda: 'x86_64')
   monkeypatch.setattr(subprocess, 'run', lambda command, **_: subprocess.CompletedProcess(
       command, 0, answers[command[-1]]))
-  found = processor.fields()
-  assert found['processor/model'] == 'Intel(R) Core(TM) i5'
-  assert found['processor/vector_extensions'] == 'avx avx2 f16c sse sse4_2'
+  fields = processor.fields()
+  assert fields['processor/model'] == 'Intel(R) Core(TM) i5'
+  assert fields['processor/vector_extensions'] == 'avx avx2 f16c sse sse4_2'
 
   monkeypatch.setattr(platform, 'machine', lambda: 'arm64')
   for error in (FileNotFoundError(), subprocess.TimeoutExpired('sysctl', 10),
                 subprocess.CalledProcessError(1, 'sysctl')):
     monkeypatch.setattr(subprocess, 'run', _fail(error))
-    found = processor.fields()
-    assert found['processor/model'] == 'unknown'
-    assert found['processor/vector_extensions'] == 'asimd'
+    fields = processor.fields()
+    assert fields['processor/model'] == 'unknown'
+    assert fields['processor/vector_extensions'] == 'asimd'
 
 
 def test_threads_are_those_that_this_process_may_use(monkeypatch):
@@ -123,9 +123,9 @@ def test_threads_are_those_that_this_process_may_use(monkeypatch):
 @pytest.mark.skipif(not pathlib.Path('/proc/cpuinfo').exists(), reason='Linux')
 def test_this_machine():
   text = pathlib.Path('/proc/cpuinfo').read_text()
-  found = processor.fields()
-  assert found['processor/model'] != 'unknown'
-  for word in found['processor/vector_extensions'].split():
+  fields = processor.fields()
+  assert fields['processor/model'] != 'unknown'
+  for word in fields['processor/vector_extensions'].split():
     assert f' {word}' in text or word == 'unknown'
   if platform.machine() == 'x86_64':
-    assert found['processor/model'] in text and 'sse2' in found['processor/vector_extensions']
+    assert fields['processor/model'] in text and 'sse2' in fields['processor/vector_extensions']

@@ -25,13 +25,13 @@ def _rewards(scores=SCORES, **options):
   return model(ROLLOUTS, [{}, {}])
 
 
-def test_a_response_without_a_stop_gets_the_penalty_whatever_its_score():
+def test_a_response_without_a_stop_token_gets_the_penalty():
   scored = _rewards(missing_stop_penalty=-4.0)
   np.testing.assert_array_equal(scored.rewards, [[2, -1], [-4, np.nan]])
   np.testing.assert_array_equal(scored.scores, SCORES)
   np.testing.assert_array_equal(scored.truncated, [[False, False], [True, False]])
   np.testing.assert_array_equal(scored.lengths, ROLLOUTS.lengths)
-  # The released rule asks for padding that is left over.
+  # The released rule requires padding after the stop token.
   np.testing.assert_array_equal(
       _rewards(eos_check='pad').rewards, [[2, -1], [-1, np.nan]])
   at_the_end = _rewards(np.ones((2, 2), np.float32), eos_check='pad', missing_stop_penalty=-9.0)
@@ -40,12 +40,12 @@ def test_a_response_without_a_stop_gets_the_penalty_whatever_its_score():
       _rewards(eos_check='off', missing_stop_penalty=0.0).rewards, SCORES)
 
 
-def test_the_scale_comes_before_the_penalty():
+def test_scores_are_scaled_before_the_penalty():
   scored = _rewards(scale=1_000.0, missing_stop_penalty=-4.0)
   np.testing.assert_allclose(scored.rewards, [[2e-3, -1e-3], [-4, np.nan]], rtol=1e-6)
 
 
-def test_what_marks_a_failed_score_is_not_hidden_by_the_scale():
+def test_failed_scores_are_recognised_before_scaling():
   failed = np.array([[-99_999.0, 1.0], [1.0, 1.0]], np.float32)
   scored = _rewards(failed, scale=1_000.0)
   assert np.isnan(scored.rewards[0, 0]) and np.isfinite(scored.rewards.ravel()[1:]).all()
@@ -57,7 +57,7 @@ def folder(data_dir, tmp_path_factory):
 
 
 def test_ids_and_text_of_the_same_tokens_have_the_same_scores(folder):
-  """A reward model with the policy's template and tokenizer is given the same either way."""
+  """A reward model with the policy's template and tokenizer reads the same ids either way."""
   config = tiny_rebel.online(folder)
   own = dataclasses.replace(config, reward=reward_config.RewardConfig(
       template='auto', max_tokens=tiny_rebel.PROMPT + tiny_rebel.RESPONSE))
@@ -82,7 +82,7 @@ def test_texts_without_a_template(tmp_path):
   start, stop = list(tokenizer.start_ids), tokenizer.stop_ids[0]
   assert start and encode([{}, {}]) == [
       [*start, *tokenizer.encode('Q: yes'), stop], [*start, *tokenizer.encode('Q: no')]]
-  # Ids of the data are given as they are, without what pads them.
+  # Ids of the data are used without their padding.
   ids = {'reward_prompt_ids': [999, 7, 8]}
   assert encode([ids, ids]) == [
       [7, 8, *tokenizer.encode('yes'), stop], [7, 8, *tokenizer.encode('no')]]
@@ -109,7 +109,7 @@ def _source(model):
       'there', model, '', '', {}, None, 'config.reward_init_from')
 
 
-def test_it_is_computed_as_the_policy_is_and_has_the_room_that_is_needed():
+def test_compute_fields_and_length_of_the_network():
   theirs = configs.TransformerConfig(vocab_size=9, num_layers=3, max_length=16)
   ours = configs.TransformerConfig(num_layers=4, scan_unroll=2, compute_dtype='bfloat16')
   model = reward_models.shape(_source(theirs), ours, 40)
@@ -122,7 +122,7 @@ def test_it_is_computed_as_the_policy_is_and_has_the_room_that_is_needed():
     reward_models.shape(_source(learned), ours, 40)
 
 
-def test_a_vocabulary_that_is_too_small_is_named(tmp_path):
+def test_a_vocabulary_that_is_too_small_is_refused(tmp_path):
   with pytest.raises(ValueError, match='the tokenizer has 5 ids and the embedding in there only 4'):
     reward_models._check_tokens(
         _source(None), configs.TransformerConfig(vocab_size=4), TOKENIZER)

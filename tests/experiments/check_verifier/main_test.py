@@ -37,7 +37,7 @@ def test_agrees_on_the_real_file(data_dir):
 
 
 @pytest.mark.parametrize('flag', ['--help', '-h', '--helpfull'])
-def test_help_is_no_error(flag):
+def test_help_exits_with_status_0(flag):
   done = _run(flag)
   assert done.returncode == 0 and done.stderr == ''
   assert 'python -m experiments.check_verifier' in done.stdout and '--solutions' in done.stdout
@@ -85,7 +85,7 @@ def test_malformed_files_name_the_line(tmp_path, content, message):
   assert '\n' not in str(error.value)
 
 
-def test_bytes_that_are_no_text_name_the_line(tmp_path):
+def test_undecodable_bytes_are_reported_with_their_line(tmp_path):
   path = tmp_path / 'solutions.jsonl'
   path.write_bytes(b'\xff\xfe\x00broken\n')
   with pytest.raises(check_verifier.InputError, match='line 1 is not valid JSON'):

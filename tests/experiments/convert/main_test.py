@@ -130,7 +130,8 @@ def test_a_part_of_a_vocabulary_is_not_copied(tmp_path, capsys):
 def test_a_run_from_scratch_says_what_its_special_ids_are(folder, tmp_path):
   config = tiny.write_ours(tmp_path / 'characters', 'abc', attention_bias=False)
   main(tmp_path / 'characters', tmp_path / 'one', '--model_type=llama')
-  read = lambda place, name='config': json.loads((tmp_path / place / f'{name}.json').read_text())
+  read = lambda folder, name='config': json.loads(
+      (tmp_path / folder / f'{name}.json').read_text())
 
   # No tokenizer is known, but what ends a response is. Llama's class has other ids of its own.
   assert 'eos_token_id' not in read('one')
@@ -226,9 +227,9 @@ def test_what_came_from_a_checkpoint_that_is_gone_has_no_tokenizer(folder, tmp_p
 ])
 def test_bad_input_is_one_line_and_writes_nothing(folder, tmp_path, source, target, more, line):
   before = sorted(os.listdir(folder))
-  place = lambda name: folder / name if name not in ('', 'new') else name and tmp_path / name
+  path_of = lambda name: folder / name if name not in ('', 'new') else name and tmp_path / name
   with pytest.raises(ValueError) as error:
-    main(place(source), place(target), *more)
+    main(path_of(source), path_of(target), *more)
   assert line in str(error.value) and '\n' not in str(error.value)
   assert sorted(os.listdir(folder)) == before and not os.listdir(tmp_path)
 

@@ -134,7 +134,7 @@ def test_the_numbers_are_those_of_the_responses(whole, folder):
 
 
 @pytest.mark.parametrize('part', [0.0, 0.3, 0.62, 0.999])
-def test_whatever_a_kill_leaves_the_same_command_ends_the_same(folder, whole, tmp_path, part):
+def test_a_killed_evaluation_resumes_to_the_same_results(folder, whole, tmp_path, part):
   workdir = tmp_path / 'run'
   shutil.copytree(whole, workdir)
   (workdir / 'results.json').unlink()
@@ -182,10 +182,10 @@ def test_a_converted_folder_gives_the_same_numbers(folder, whole, tmp_path):
 
 def test_temperature_0_is_greedy_decoding(folder, whole, tmp_path):
   assert run(folder, tmp_path / 'run', '--config.temperature=0', '--config.num_samples=1') == 0
-  found, expected = numbers(tmp_path / 'run'), numbers(whole)
-  assert found['eval/pass@1'] == expected['eval/greedy_accuracy']
-  assert found['sampled_tokens'] == expected['sampled_tokens/greedy']
-  assert not any('greedy' in name or 'maj' in name for name in found)
+  resumed, expected = numbers(tmp_path / 'run'), numbers(whole)
+  assert resumed['eval/pass@1'] == expected['eval/greedy_accuracy']
+  assert resumed['sampled_tokens'] == expected['sampled_tokens/greedy']
+  assert not any('greedy' in name or 'maj' in name for name in resumed)
 
 
 def test_countdown_by_a_policy_of_this_project(tmp_path, data_dir):

@@ -91,7 +91,7 @@ def test_a_file_gives_its_samples_in_order(folder, whole):
   assert len({tuple(r['tokens']) for r in records}) == 10
   assert os.listdir(whole.parent) == ['samples.jsonl']
 
-  # The log-probabilities are those of the model, behind the start token.
+  # The log-probabilities are those of the model, after the start token.
   record = records[0]
   ids = [*tokenizer.start_ids, *tokenizer.encode(record['prompt']), *record['tokens']]
   output = jax.jit(generator.model.apply)(
@@ -121,9 +121,9 @@ def test_streamed_or_not_one_prompt_gives_what_it_gives_in_a_file(folder, whole,
     for one, other in zip(alone, records, strict=True):
       assert one | {'log_prob': 0} == other | {'log_prob': 0}
       assert one['log_prob'] == pytest.approx(other['log_prob'], abs=1e-4)
-    said = capsys.readouterr()
-    assert said.out == f'{records[0]["response"]}\n\n{records[1]["response"]}\n'
-    assert f'[sample 1: {len(records[1]["tokens"])} tokens, ' in said.err
+    output = capsys.readouterr()
+    assert output.out == f'{records[0]["response"]}\n\n{records[1]["response"]}\n'
+    assert f'[sample 1: {len(records[1]["tokens"])} tokens, ' in output.err
 
 
 def test_the_text_is_written_while_it_is_decoded(capsys):
@@ -187,7 +187,7 @@ def test_start_ids_stand_before_plain_prompts_unless_they_do_already(folder):
   for text in ('hi', f'{tiny.START}hi'):
     tokenizer, [(_, ids)] = prompts_of(folder / 'bytes', f'--prompt={text}')
     assert ids == [*tokenizer.start_ids, *tokenizer.encode('hi')] and tokenizer.start_ids
-  # An empty prompt asks for whatever texts begin with.
+  # An empty prompt is a start token alone.
   tokenizer, [(_, ids)] = prompts_of(folder / 'bytes', '--prompt=')
   assert ids == list(tokenizer.start_ids)
 
@@ -246,10 +246,10 @@ def test_the_checkpoint_says_what_ends_a_sample(folder, tmp_path):
 def test_a_policy_of_this_project_finds_its_characters(tmp_path, capsys):
   tiny.write_ours(tmp_path / 'trained', arithmetic.ALPHABET, max_length=16, num_layers=1)
   main(f'--policy={tmp_path / "trained"}', '--prompt=012+345=', '--temperature=0', '--nostream')
-  said = capsys.readouterr()
-  assert set(said.out) <= set(arithmetic.ALPHABET + '\n')
+  output = capsys.readouterr()
+  assert set(output.out) <= set(arithmetic.ALPHABET + '\n')
   # Eight of the sixteen slots are left.
-  assert '[sample 0: 8 tokens, length' in said.err or ', stop' in said.err
+  assert '[sample 0: 8 tokens, length' in output.err or ', stop' in output.err
   tiny.write_ours(tmp_path / 'other', 'abc')
   with pytest.raises(ValueError, match=f'{tmp_path / "other"} has no tokenizer: give --tok'):
     main(f'--policy={tmp_path / "other"}', '--prompt=a')

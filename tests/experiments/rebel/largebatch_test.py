@@ -176,7 +176,7 @@ def test_the_filter():
       ([[2, 1], [3, 1], [4, 1]], [1.0, 1.0, 1.0]),  # Of equals the first and the last.
       ([[2, 1], [3, 3], [4, 1]], [0.0, 1.0, 2.0]),  # One did not stop.
       ([[2, 1], [3, 1], [2, 1]], [2.0, 1.0, 0.0]),  # Best and worst are one text.
-      ([[2, 1], [3, 1], [4, 1]], ['nan', 1.0, 0.0]),  # As JSON keeps what is no number.
+      ([[2, 1], [3, 1], [4, 1]], ['nan', 1.0, 0.0]),  # NaN is a string in JSON.
   ]
   generated = [{'id': i, 'responses': responses} for i, (responses, _) in enumerate(rows)]
   ranked = [{'id': i, 'rewards': rewards} for i, (_, rewards) in enumerate(rows)]

@@ -50,7 +50,7 @@ def test_dialogues_begin_with_the_first_turn_and_ask_the_others(folder):
     assert len(example['prompt_ids']) == 19 + len(first) <= task.max_prompt_tokens
 
   assert len(task.evaluation) == 1 and task.evaluation[0] not in task.train
-  # All of it fits behind the prompt, what closes a cut reply included.
+  # All of it fits after the prompt, with the tokens that close a truncated reply.
   assert task.max_message_tokens == tiny_refuel.MESSAGE + 1 and task.num_turns == 3
   assert task.max_response_tokens == 3 * tiny_refuel.REPLY + 2 * 29
   assert task.max_transcript_tokens == tiny_refuel.PROMPT + 2 * (tiny_refuel.REPLY + 29)
@@ -101,7 +101,7 @@ def test_limits_by_the_number_of_turns(folder):
   assert task.max_response_tokens == max(4, 2 * 3 + 28)
   assert task.max_transcript_tokens == tiny_refuel.PROMPT + 3 + 28
   assert _make(folder, rows, limits='1=28:4, 2=24:3').dropped['too_long'] == 2
-  with pytest.raises(ValueError, match=r'limits must lie within .*got 2=29:3'):
+  with pytest.raises(ValueError, match=r'limits must be within .*got 2=29:3'):
     _make(folder, rows, limits='2=29:3')
 
 
@@ -114,15 +114,15 @@ def test_the_released_limits_of_HH_are_those_of_every_turn():
   assert task.max_prompt_tokens == task.max_message_tokens and task.filter_replies
 
 
-def test_what_was_said_is_read_without_the_template(folder):
+def test_texts_are_decoded_without_the_template(folder):
   task = _make(folder, _rows(2, 2))
   example, encode = task.train[0], task.tokenizer.encode
   prompts = np.array([example['prompt_ids']])
   talk = dialogues_lib.empty(
       prompts, [prompts.shape[1]], [example['id']], num_turns=3, reply_slots=4, message_slots=29)
   rows = np.ones(1, bool)
-  said = [encode('ab') + [*task.tokenizer.stop_ids], encode('[us]')]
-  for turn, (ids, reason) in enumerate(zip(said, (STOPPED, TRUNCATED))):
+  replies = [encode('ab') + [*task.tokenizer.stop_ids], encode('[us]')]
+  for turn, (ids, reason) in enumerate(zip(replies, (STOPPED, TRUNCATED))):
     padded = np.zeros((1, 4), np.int32)
     padded[0, : len(ids)] = ids
     talk = talk.with_replies(turn, rows, tokens=padded, lengths=[len(ids)],
@@ -155,7 +155,7 @@ def test_rows_of_the_released_data(tmp_path, capsys):
   assert read[0].chosen == 'R1' and read[1].prompt[0] == {'role': 'system', 'content': 'S'}
   assert '1 of 3 rows of' in capsys.readouterr().out
 
-  # UltraInteract: up to the user's last turn, the reply beside it; or with it.
+  # UltraInteract: conversations up to the user's last turn, or with the reply to it.
   spelt = [{'from': m['role'], 'value': m['content']} for m in talk]
   path.write_text(json.dumps([
       {'trajectory': spelt[:-1], 'chosen': 'Yes'}, {'trajectory': talk, 'chosen': 'Yes'}]))
@@ -196,7 +196,7 @@ def test_data_that_is_not_enough_is_named(folder, options, words):
     _make(folder, _rows(1, 2, 3), **options)
 
 
-def test_ids_are_no_conversations(folder):
+def test_rows_of_ids_are_refused(folder):
   (folder / 'ids.json').write_text(json.dumps([{'query_token': [5, 9, i]} for i in (9, 10)]))
   settings = dataclasses.replace(
       tiny_refuel.task(files='ids.json', tokenizer_dir=str(folder / 'tokens')),
@@ -240,7 +240,7 @@ def test_the_questions_of_MT_bench(data_dir):
 
 
 def test_real_conversations_fit_the_demo(data_dir, tmp_path):
-  """The tokens are those of the reward model's demo, whatever is left out of the file."""
+  """The vocabulary is that of the reward model's demo, regardless of which rows are left out."""
   from experiments.configs import refuel_two, reward_model_demo
 
   rows = json.loads((data_dir / 'preferences' / 'dpo_en_demo.json').read_text())

@@ -122,7 +122,7 @@ def test_whole_dialogues_are_shown(fixed):
 
 
 def test_dialogues_on_the_questions_of_MT_bench(data_dir, tmp_path, capsys):
-  """Of a policy that is loaded: there is nothing to fine-tune one on."""
+  """The policy is loaded: the data have no replies to fine-tune one on."""
   model = tiny.write_checkpoint(tmp_path / 'policy', template=tiny.TEMPLATE, **{
       **tiny_refuel.SHAPE, 'max_length': 512})
   tiny_rebel.write_reward(tmp_path / 'reward', model, tokenizer_from=tmp_path / 'policy')
@@ -168,7 +168,7 @@ def test_the_reference_plays_the_user_and_a_killed_run_resumes(folder, tmp_path)
 
   records = whole['metrics.jsonl']
   assert results['seed'] == 3 and [r['step'] for r in records if 'eval/score' in r] == [0, 2]
-  # Law two would let each dialogue have both turns.
+  # With the distribution 'two' each dialogue would have both turns.
   assert all(1 < record['rollout/num_turns'] < 2 for record in records[:2])
   assert all(record['rollout/reward'] == record['rollout/score'] for record in records[:2])
 

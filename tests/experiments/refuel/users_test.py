@@ -1,4 +1,4 @@
-"""Users as the config describes them: a model from a folder, a server, and what is refused."""
+"""Users made from configs: a model, a server, and errors."""
 
 import dataclasses
 
@@ -63,15 +63,15 @@ def _talk(setup, rows=8, cut=()):
   return dataclasses.replace(talk, seeds=np.arange(rows, dtype=np.uint32) * 7)
 
 
-def test_a_model_goes_on_behind_the_header_of_the_users_turn(setup, folder, tmp_path):
+def test_a_model_continues_after_the_header_of_the_users_turn(setup, folder, tmp_path):
   users = _users(setup, kind='model', init_from=str(folder / 'user'), max_tokens=6)
   talk, frame = _talk(setup), setup.task.frame
-  said = users(None)(talk)
-  again = users('whatever the reference is')(talk)
-  assert said == again and len({tuple(ids) for ids in said}) > 1
+  messages = users(None)(talk)
+  again = users('another reference')(talk)
+  assert messages == again and len({tuple(ids) for ids in messages}) > 1
 
   before, after = frame.encode(frame.before), frame.encode(frame.after)
-  for ids in said:
+  for ids in messages:
     assert ids[: len(before)] == before and ids[len(ids) - len(after):] == after
     assert len(ids) <= len(before) + 6 + len(after)
 
@@ -88,7 +88,7 @@ def test_a_model_goes_on_behind_the_header_of_the_users_turn(setup, folder, tmp_
 
 @pytest.fixture(scope='module')
 def real(setup, folder, data_dir):
-  """The same with a real tokenizer, and room for what a user thinks."""
+  """The same with a real tokenizer, and room for the reasons of a user."""
   task = tiny_refuel.task(
       first_only=True, tokenizer_dir=str(data_dir / 'tokenizers' / 'qwen2'), template='chatml',
       max_message_tokens=24)
@@ -98,52 +98,52 @@ def real(setup, folder, data_dir):
 
 
 def _saying(patch, setup, texts):
-  """Lets the model say these texts, without a model; the list of what it reads."""
+  """Replaces the model by fixed outputs; returns the list of its inputs."""
   tokenizer, read = setup.task.tokenizer, []
 
   def sample(params, prompts, lengths, seeds, key):
     read.extend(np.asarray(row)[-length:].tolist() for row, length in zip(prompts, lengths))
-    said = [[*tokenizer.encode(text), tokenizer.stop_ids[0]] for text in texts]
-    tokens = np.zeros((len(said), 1, max(map(len, said))), np.int32)
-    for row, ids in enumerate(said):
+    messages = [[*tokenizer.encode(text), tokenizer.stop_ids[0]] for text in texts]
+    tokens = np.zeros((len(messages), 1, max(map(len, messages))), np.int32)
+    for row, ids in enumerate(messages):
       tokens[row, 0, : len(ids)] = ids
-    lengths = np.array([[len(ids)] for ids in said])
+    lengths = np.array([[len(ids)] for ids in messages])
     return Rollouts(None, None, tokens, lengths, None, None, np.full(lengths.shape, STOPPED))
 
   patch.setattr(refuel_users, 'sampler', lambda *arguments: sample)
   return read
 
 
-@pytest.mark.parametrize('said, asked', [
+@pytest.mark.parametrize('output, message', [
     ('I wonder.\nQuestion:\nWhat?', 'What?'),
     ('I wonder. Question: x', 'x'),
     ('I wonder.\n\n**Question:** x', 'x'),
     ('Question:y', 'y'),
     ('My question:\nQuestion: a\nQuestion: *b*', '*b*'),
 ])
-def test_the_mark_is_found_however_it_is_spelt_in_tokens(real, monkeypatch, said, asked):
-  _saying(monkeypatch, real, [said] * 8)
+def test_the_mark_is_recognised_in_all_spellings(real, monkeypatch, output, message):
+  _saying(monkeypatch, real, [output] * 8)
   user = _users(real, kind='model', max_tokens=6, mark='Question:')('reference')
   messages = user(_talk(real))
-  assert [list(ids) for ids in messages] == [real.task.frame.write(asked)] * 8
+  assert [list(ids) for ids in messages] == [real.task.frame.write(message)] * 8
 
 
 def test_messages_are_cut_to_their_slots_and_those_without_a_mark_counted(real, monkeypatch):
   texts = ['Think. Question: ' + 'why ' * 99, 'No mark.'] + ['Question: So?'] * 6
   _saying(monkeypatch, real, texts)
   users = _users(real, kind='model', max_tokens=6, mark='Question:')
-  assert users.unmarked() == {}  # Nobody has spoken.
+  assert users.unmarked() == {}  # No message yet.
   messages, frame = users('reference')(_talk(real)), real.task.frame
   assert 20 < len(messages[0]) <= 24 and list(messages[0]) == frame.write('why ' * 99, 24)
   assert real.task.text(messages[1]) == 'No mark.'
   assert users.unmarked() == {'unmarked': 1 / 8} and users.unmarked() == {}
   users = _users(real, kind='model', max_tokens=6)
   users('reference')(_talk(real))
-  assert users.unmarked() == {}  # None is asked for.
+  assert users.unmarked() == {}  # No mark is requested.
 
 
 @pytest.mark.parametrize('mark', ['', 'Question:'])
-def test_a_model_reads_a_reply_that_was_cut_as_one_that_ended(real, monkeypatch, mark):
+def test_a_model_reads_a_truncated_reply_as_a_complete_one(real, monkeypatch, mark):
   read = _saying(monkeypatch, real, ['Why?'] * 8)
   user = _users(real, kind='model', max_tokens=6, mark=mark)('reference')
   user(_talk(real))
@@ -155,7 +155,7 @@ def test_a_model_reads_a_reply_that_was_cut_as_one_that_ended(real, monkeypatch,
 
 
 def test_a_model_is_asked_for_reasons_and_a_mark(setup, monkeypatch):
-  """What it reads is the dialogue and the request."""
+  """It reads the dialogue and the request."""
   wide = dataclasses.replace(setup, model=dataclasses.replace(setup.model, max_length=4_096))
   read = _saying(monkeypatch, wide, ['Ask: Why?'] * 8)
   request = lambda: setup.task.tokenizer.decode(read.pop()).rpartition('[user]')[2]
@@ -168,7 +168,7 @@ def test_a_model_is_asked_for_reasons_and_a_mark(setup, monkeypatch):
   assert request() == 'Be a Q.[assistant]'
 
 
-def test_a_server_is_told_who_said_what(setup, monkeypatch):
+def test_requests_to_a_server(setup, monkeypatch):
   bodies = []
 
   def ask(self, body):
@@ -182,10 +182,10 @@ def test_a_server_is_told_who_said_what(setup, monkeypatch):
       temperature=0.5, max_tokens=9, key_variable='THE_KEY')
   talk, task = _talk(setup, rows=2), setup.task
   assert users.fingerprint == '' and not bodies
-  said = users(None)(talk)
+  messages = users(None)(talk)
   # What follows the last mark, cut to the slots of a message.
-  assert [task.text(ids) for ids in said] == ['Is it soso'] * 2
-  assert len(said[0]) == tiny_refuel.MESSAGE and users.unmarked() == {'unmarked': 0}
+  assert [task.text(ids) for ids in messages] == ['Is it soso'] * 2
+  assert len(messages[0]) == tiny_refuel.MESSAGE and users.unmarked() == {'unmarked': 0}
   url, headers, body = bodies[0]
   assert url == 'http://localhost:1/v1/chat/completions'
   assert headers['Authorization'] == 'Bearer secret'

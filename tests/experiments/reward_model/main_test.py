@@ -1,4 +1,4 @@
-"""The reward model's binary: trained on real pairs, centred, loaded again, resumed to the bit."""
+"""Reward models trained on real pairs: centred, loaded again, resumed to the bit."""
 
 import dataclasses
 import json
@@ -62,7 +62,7 @@ def whole(folder, tmp_path_factory):
 
 
 def _scores(directory, task, examples, name):
-  """Scores of responses, one row at a time, by the network that lies in a folder."""
+  """Scores of responses, one row at a time, by the network in a directory."""
   model = configs.TransformerConfig(**checkpoints.read_metadata(directory)['model'])
   network = reward_lib.make(model)
   params, _ = checkpoints.load_params(
@@ -75,16 +75,16 @@ def _scores(directory, task, examples, name):
     output = network.apply(params, tokens, positions=np.arange(width)[None], valid=valid)
     return reward_lib.rewards(output, valid)[0]
 
-  found = []
+  scores = []
   for example in examples:
     ids = example['prompt_ids'] + example[name]
     tokens = np.zeros((1, width), np.int32)
     tokens[0, : len(ids)] = ids
-    found.append(float(read(tokens, len(ids))))
-  return np.array(found)
+    scores.append(float(read(tokens, len(ids))))
+  return np.array(scores)
 
 
-def test_it_learns_says_how_well_and_is_centred(folder, whole):
+def test_accuracy_and_centring(folder, whole):
   results = json.loads((whole / 'results.json').read_text())
   records = metrics.read_jsonl(whole / 'metrics.jsonl')
   assert [record['step'] for record in records] == [0, 2, 4, 5, 6, 7]
@@ -112,7 +112,7 @@ def test_it_learns_says_how_well_and_is_centred(folder, whole):
   assert abs(scores.mean()) < 1e-4 < abs(results['centre/mean_score'])
 
 
-def test_the_folder_is_a_reward_model_for_others_and_where_to_go_on(folder, whole):
+def test_the_parameters_load_as_a_reward_model_and_as_a_start(folder, whole):
   config = tiny_rebel.online(folder, reward_init_from=str(whole / 'params'))
   with tiny_rebel.build(config) as setup:
     assert reward_models.load(setup).fingerprint == json.loads(
@@ -126,7 +126,7 @@ def test_the_folder_is_a_reward_model_for_others_and_where_to_go_on(folder, whol
     jax.tree.map(np.testing.assert_array_equal, params, expected)
 
 
-def test_killed_it_ends_with_the_same_numbers(folder, whole, tmp_path):
+def test_a_killed_run_resumes_to_the_same_numbers(folder, whole, tmp_path):
   workdir = tmp_path / 'run'
   with pytest.MonkeyPatch.context() as patch:
     patch.setattr(loop.Keeper, 'after_step', tiny_rebel.dying(loop.Keeper.after_step, 5))
@@ -142,7 +142,7 @@ def test_killed_it_ends_with_the_same_numbers(folder, whole, tmp_path):
     assert mine[name] == expected, name
 
 
-def test_where_a_head_begins(folder):
+def test_initialisation_of_the_head(folder):
   model = {'vocab_size': 0, 'width': 64, 'num_heads': 2, 'num_kv_heads': 1, 'head_dim': 8}
   task = _config(folder).task
   config = _config(
@@ -159,7 +159,7 @@ def test_where_a_head_begins(folder):
   assert not np.any(zero['value_head']['kernel']) and not np.any(normal['value_head']['bias'])
   jax.tree.map(np.testing.assert_array_equal, normal['layers'], zero['layers'])
 
-  # A policy's trunk is taken; its head over the vocabulary stays behind.
+  # A policy's trunk is taken; its head over the vocabulary is left out.
   config = _config(folder)
   with setup_lib.build(tiny_rebel.launched(config)) as setup:
     network = reward_lib.make(setup.model)
