@@ -202,7 +202,7 @@ class _HeldOut:
 
   def __call__(self, params: Params) -> dict[str, float]:
     """Loss, share of pairs whose better response gained, and mean log-ratios (nats)."""
-    options, pairs = self._setup.config.algorithm, self._pairs
+    algorithm, pairs = self._setup.config.algorithm, self._pairs
     size, totals = self._setup.config.generation_batch_size, []
     if not len(pairs.rewards):
       return {}
@@ -212,7 +212,8 @@ class _HeldOut:
 
     ratio = np.concatenate(totals) - pairs.log_probs
     losses = regression_losses.rebel_loss(
-        jnp.asarray(ratio), jnp.asarray(pairs.rewards), eta=options.eta, form=options.loss_form)
+        jnp.asarray(ratio), jnp.asarray(pairs.rewards), eta=algorithm.eta,
+        form=algorithm.loss_form)
     return {
         'heldout/loss': float(jnp.mean(losses)),
         'heldout/sign_agreement': float((ratio[:, 0] > ratio[:, 1]).mean()),

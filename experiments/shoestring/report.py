@@ -79,7 +79,7 @@ def summarise(outcomes: Outcomes) -> dict[str, float]:
       decay = labels.partition('/')[2]
       prefix = f'eval/{backbone}/{head}/public' + ('/first_layer_decay' if decay == 'first' else '')
       mean, error = statistics.mean_and_standard_error(arm['softmax'])
-      numbers |= {f'{prefix}/accuracy': float(mean), f'{prefix}/standard_error': float(error)}
+      numbers |= {f'{prefix}/accuracy': float(mean), f'{prefix}/accuracy_se': float(error)}
       continue
 
     prefix = f'eval/{backbone}/{head}/{labels}'
@@ -93,7 +93,7 @@ def summarise(outcomes: Outcomes) -> dict[str, float]:
     for reading, values in readings.items():
       mean, error = statistics.mean_and_standard_error(values)
       numbers[f'{prefix}/{reading}accuracy'] = float(mean)
-      numbers[f'{prefix}/{reading}standard_error'] = float(error)
+      numbers[f'{prefix}/{reading}accuracy_se'] = float(error)
 
     numbers[f'{prefix}/standard_deviation'] = _deviation(arm[reading_of(head)])
     for reading in arm:

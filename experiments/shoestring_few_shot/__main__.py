@@ -175,7 +175,7 @@ def summarise(config: FewShot, outcomes: dict[int, dict[str, np.ndarray]]) -> di
     for name, values in arms.items():
       prefix = f'eval/{name}/{config.way}way_{shots}shot'
       mean, error = statistics.mean_and_standard_error(values)
-      numbers |= {f'{prefix}/accuracy': float(mean), f'{prefix}/standard_error': float(error)}
+      numbers |= {f'{prefix}/accuracy': float(mean), f'{prefix}/accuracy_se': float(error)}
       if name != 'prototypes':
         gain = intervals.paired_interval(values, arms['prototypes'])
         numbers |= {f'{prefix}/difference': gain.mean, f'{prefix}/difference_low': gain.low,

@@ -37,7 +37,7 @@ def folder(data_dir, tmp_path_factory):
 
 @pytest.fixture(scope='module')
 def whole(folder, tmp_path_factory):
-  """An undisturbed run. Copy the workdir before you change it."""
+  """An uninterrupted run. Copy the workdir before you change it."""
   workdir = tmp_path_factory.mktemp('whole') / 'run'
   tiny_rebel.run(rebel_main.main, tiny_rebel.large_batch(folder), workdir)
   return workdir
@@ -48,7 +48,7 @@ def _stage(workdir, number, name):
   return first, records
 
 
-def test_each_stage_is_made_from_the_one_before(folder, whole):
+def test_each_stage_reads_the_previous_one(folder, whole):
   tokenizer = tokenizers.load_tokenizer(folder / 'policy')
   for number in (1, 2):
     about, generated = _stage(whole, number, 'generated')
@@ -78,7 +78,7 @@ def test_each_stage_is_made_from_the_one_before(folder, whole):
   assert results['sampled_tokens'] == sampled
 
 
-def test_the_cached_log_probs_are_those_of_the_policy_that_began_the_round(folder, whole):
+def test_cached_log_probs_are_those_of_the_policy_at_the_start_of_the_round(folder, whole):
   checkpoint = huggingface.read_config(folder / 'policy')
   model = policy.make(checkpoint.config)
   params = huggingface.load_params(
@@ -109,7 +109,7 @@ def _examples(folder):
   return task.train + task.evaluation
 
 
-def test_rounds_train_what_is_not_held_out(folder, whole):
+def test_rounds_train_on_pairs_that_are_not_held_out(folder, whole):
   policy = task_config.PolicyTokenizer(str(folder / 'policy'))
   held_out = {e['id'] for e in tiny_rebel.task().make(0, folder, policy).evaluation}
   records = metrics.read_jsonl(whole / 'metrics.jsonl')
@@ -150,7 +150,7 @@ def test_the_penalty_with_one_over_eta_regresses_from_cached_log_probs():
   total = lambda params: masking.masked_sum(
       groups.log_probs(params, batch.rollouts), batch.rollouts.mask, axis=-1)
   cached = total(begin)
-  assert jnp.abs(cached - total(theta)).max() > 0.1  # π_t has left π_0.
+  assert jnp.abs(cached - total(theta)).max() > 0.1  # π_t differs from π_0.
   pairs = rebel_stages.Pairs(
       batch.rollouts, np.asarray(batch.rewards), np.asarray(cached), np.zeros(4, bool), {}, 0)
   run = groups.runner(
@@ -159,23 +159,23 @@ def test_the_penalty_with_one_over_eta_regresses_from_cached_log_probs():
       kl_coefficient=1 / eta)
   loss, gradients, _ = run(rebel_largebatch.cached_batch(pairs))
 
-  def spelt_out(params):
+  def explicit_loss(params):
     log_ratio = total(params) - cached
     difference = log_ratio[:, 0] - log_ratio[:, 1]
     return jnp.mean((difference - eta * (batch.rewards[:, 0] - batch.rewards[:, 1]))**2)
 
-  assert loss == pytest.approx(float(spelt_out(theta)), rel=1e-5)
+  assert loss == pytest.approx(float(explicit_loss(theta)), rel=1e-5)
   tiny_algorithm.assert_trees_close(
-      gradients, groups.gradient_of(spelt_out), tolerance=1e-5)
+      gradients, groups.gradient_of(explicit_loss), tolerance=1e-5)
 
 
 def test_the_filter():
   tokenizer = tokenizers.CharacterTokenizer('abc')  # 1 stops.
   rows = [
       ([[2, 1], [3, 1], [4, 1]], [0.5, 2.0, -1.0]),  # Kept: the second and the third.
-      ([[2, 1], [3, 1], [4, 1]], [1.0, 1.0, 1.0]),  # Of equals the first and the last.
+      ([[2, 1], [3, 1], [4, 1]], [1.0, 1.0, 1.0]),  # The first and the last of equal rewards.
       ([[2, 1], [3, 3], [4, 1]], [0.0, 1.0, 2.0]),  # One did not stop.
-      ([[2, 1], [3, 1], [2, 1]], [2.0, 1.0, 0.0]),  # Best and worst are one text.
+      ([[2, 1], [3, 1], [2, 1]], [2.0, 1.0, 0.0]),  # Best and worst are the same text.
       ([[2, 1], [3, 1], [4, 1]], ['nan', 1.0, 0.0]),  # NaN is a string in JSON.
   ]
   generated = [{'id': i, 'responses': responses} for i, (responses, _) in enumerate(rows)]
@@ -191,7 +191,7 @@ def test_the_filter():
   assert counts == {'failed': 1, 'truncated': 0, 'identical': 1, 'kept': 3}
 
 
-def test_killed_in_every_stage_the_run_ends_with_the_same_numbers(folder, whole, tmp_path):
+def test_a_run_killed_in_every_stage_has_the_same_numbers(folder, whole, tmp_path):
   config, workdir = tiny_rebel.large_batch(folder), tmp_path / 'run'
 
   def die(holder, name, count):
@@ -208,13 +208,13 @@ def test_killed_in_every_stage_the_run_ends_with_the_same_numbers(folder, whole,
   die(checkpoints, 'save_params', 1)  # The first round is complete.
   assert (workdir / 'round1' / 'params').exists() and not (workdir / 'round2').exists()
   tiny_rebel.run(rebel_main.main, config, workdir)
-  mine, theirs = tiny_rebel.outcome(workdir), tiny_rebel.outcome(whole)
-  assert mine.keys() == theirs.keys()
-  for name, expected in theirs.items():
-    assert mine[name] == expected, name
+  actual, expected = tiny_rebel.outcome(workdir), tiny_rebel.outcome(whole)
+  assert actual.keys() == expected.keys()
+  for name, value in expected.items():
+    assert actual[name] == value, name
 
 
-def test_stages_of_something_else_are_refused(folder, whole, tmp_path):
+def test_stages_of_another_config_are_refused(folder, whole, tmp_path):
   workdir = tmp_path / 'run'
   (workdir / 'round1').mkdir(parents=True)
   text = (whole / 'round1' / 'generated.jsonl').read_text()

@@ -26,7 +26,7 @@ def folder(data_dir, tmp_path_factory):
 
 
 def _online(folder):
-  """The last block alone is trained, on preferences, some of them over the data's responses."""
+  """Trains only the last block, on preferences, some over the data's responses."""
   return tiny_rebel.online(
       folder, algorithm={'signal': 'preferences', 'offline_fraction': 0.3}, num_comparators=1,
       train_last_layers=1,
@@ -35,7 +35,7 @@ def _online(folder):
 
 @pytest.fixture(scope='module')
 def online(folder, tmp_path_factory):
-  """An undisturbed run. Copy the workdir before you change it."""
+  """An uninterrupted run. Copy the workdir before you change it."""
   workdir = tmp_path_factory.mktemp('online') / 'run'
   tiny_rebel.run(rebel_main.main, _online(folder), workdir)
   return workdir
@@ -44,7 +44,7 @@ def online(folder, tmp_path_factory):
 # --- The online pipeline.
 
 
-def test_the_online_pipeline_trains_and_says_what_it_did(folder, online):
+def test_metrics_and_results_of_the_online_pipeline(folder, online):
   outcome = tiny_rebel.outcome(online)
   results, records = outcome['results'], outcome['metrics.jsonl']
   assert [record['step'] for record in records] == [0, 1, 2, 3, 4]
@@ -58,7 +58,7 @@ def test_the_online_pipeline_trains_and_says_what_it_did(folder, online):
     assert record['rollout/median_target'] <= 2  # A difference of preferences.
     assert record['train/grad_norm'] > 0
 
-  # Before any step the policy is its reference, and after the last one it is what is left.
+  # The policy is the reference before any step, and the saved one after the last.
   assert records[0]['eval/kl_to_reference'] == 0 < records[-1]['eval/kl_to_reference']
   for name in ('score', 'kl_to_reference', 'length', 'truncated', 'decoded_score'):
     assert results[f'eval/trained/{name}'] == records[-1][f'eval/{name}']

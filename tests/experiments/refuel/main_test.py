@@ -65,7 +65,7 @@ def fixed(tmp_path_factory):
 # --- The questions of the data.
 
 
-def test_the_published_settings_train_and_say_what_they_did(fixed):
+def test_metrics_and_results_of_the_published_setting(fixed):
   folder, output = fixed
   assert output.count('1 of 11 rows of') == 2  # A row without a reply, in each file.
   outcome = tiny_rebel.outcome(folder / 'run')

@@ -62,7 +62,7 @@ def test_results_are_means_over_the_splits_that_are_listed(workdir):
         prefix = f'eval/{backbone}/{head}/{labels}'
         assert len(honest) == 2
         assert results[f'{prefix}/accuracy'] == pytest.approx(honest.mean())
-        assert results[f'{prefix}/standard_error'] == pytest.approx(
+        assert results[f'{prefix}/accuracy_se'] == pytest.approx(
             honest.std(ddof=1) / np.sqrt(2))
         assert results[f'{prefix}/leaky_accuracy'] == pytest.approx(values('leaky').mean())
         assert results[f'{prefix}/prototype_accuracy'] == pytest.approx(

@@ -78,7 +78,7 @@ def test_numbers_and_tables_by_hand():
   numbers = shoestring_report.summarise(outcomes)
   assert numbers['eval/gcn/cos/n1/accuracy'] == pytest.approx(.43)
   assert numbers['eval/gcn/cos/n1/leaky_accuracy'] == pytest.approx(.62)
-  assert numbers['eval/gcn/cos/n1/standard_error'] == pytest.approx(.06)
+  assert numbers['eval/gcn/cos/n1/accuracy_se'] == pytest.approx(.06)
   assert numbers['eval/gcn/cos/n1/standard_deviation'] == pytest.approx(.06 * np.sqrt(2))
   assert numbers['eval/gcn/softmax/n1/accuracy'] == pytest.approx(.44)
   assert numbers['eval/lp/softmax/n1/unreached'] == pytest.approx(.15)
