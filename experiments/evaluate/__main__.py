@@ -74,7 +74,7 @@ def _task(setup: setup_lib.Setup) -> Task:
   folder = config.task.named_tokenizer_dir() or setup.source.tokenizer_dir
   if not folder:
     raise ValueError(
-        f'config.chat_template={config.chat_template!r} needs the folder of the tokenizer, for '
+        f'config.chat_template={config.chat_template!r} needs the directory of the tokenizer, for '
         'its special tokens: --config.task.tokenizer_dir=DIR, where the task has one'
     )
 
@@ -229,7 +229,7 @@ def _table(numbers: Mapping[str, float]) -> str:
       ['truncated (%)', figures.percent(numbers, 'truncated')],
       ['length (tokens)', f'{numbers["length"]:.1f}'],
       ['problems', numbers['problems']],
-      ['samples a problem', numbers['samples']],
+      ['samples per problem', numbers['samples']],
   ]
   return figures.markdown_table(['measure', 'value'], rows)
 

@@ -81,8 +81,8 @@ class LargeBatchRound:
       policy: their fingerprint.
 
     Raises:
-      ValueError: the directory holds stages of another run, or no pair is left.
-      SystemExit: Ctrl-C was pressed; finished batches are kept.
+      ValueError: if the directory holds stages of another run, or no pair is left.
+      SystemExit: if Ctrl-C was pressed; finished batches are kept.
     """
     folder = self._run.workdir / f'round{number}'
     folder.mkdir(exist_ok=True)

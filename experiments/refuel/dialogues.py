@@ -102,7 +102,7 @@ def parse_limits(text: str) -> dict[int, tuple[int, int]]:
   """Parses 'TURNS=USER:REPLY, ...' to {turns: (tokens of a user turn, tokens of a reply)}.
 
   Raises:
-    ValueError: the text has another format, or a number is not positive.
+    ValueError: if the text has another format, or a number is not positive.
   """
   limits = {}
   for entry in filter(None, map(str.strip, text.split(','))):
@@ -201,7 +201,7 @@ def read(path: str | pathlib.Path, *, key: str) -> list[preference_rows.Row]:
     The rows, numbered as in the file.
 
   Raises:
-    ValueError: the file is missing or damaged, a row has no messages at `key`, or another column
+    ValueError: if the file is missing or damaged, a row has no messages at `key`, or another column
       would change the meaning.
   """
   rows, left_out = [], 0
@@ -282,7 +282,7 @@ def _make_task(
     The task. Rows that do not begin like a held-out dialogue are demonstrations.
 
   Raises:
-    ValueError: the data holds no conversations, nothing is left, a number is out of range, or
+    ValueError: if the data holds no conversations, nothing is left, a number is out of range, or
       `dialogue_rows.make_frame` raises it.
   """
   tokenizer, template = rows.tokenizer, rows.template

@@ -43,7 +43,7 @@ class Users:
         `refuel_dialogues.DialogueTask`.
 
     Raises:
-      ValueError: there is no model in the directory, its tokenizer differs from the policy's, or
+      ValueError: if there is no model in the directory, its tokenizer differs from the policy's, or
         its window is too short.
     """
     config, task = setup.config.user, setup.task
