@@ -43,9 +43,10 @@ def _table(before: dict[str, float], after: dict[str, float], seconds: float) ->
         f'{seconds:.0f}',
     ]]
     return figures.markdown_table(['policy', 'pass@1 (%)', 'greedy (%)', 'seconds'], rows)
-  row = lambda name, numbers, spent: [
-      name, f'{numbers["loss"]:.4f}', f'{numbers["perplexity"]:.4g}', spent
-  ]
+
+  def row(name, numbers, time):
+    return [name, f'{numbers["loss"]:.4f}', f'{numbers["perplexity"]:.4g}', time]
+
   return figures.markdown_table(
       ['policy', 'held-out loss (nats a token)', 'perplexity', 'seconds'],
       [row('initial', before, '-'), row('fine-tuned', after, f'{seconds:.0f}')],

@@ -138,7 +138,9 @@ def _seconds(run: launch.Run, records: list[dict[str, float]]) -> dict[str, floa
   Stage 2 counts sampling, reward and update. Its evaluations are separate, and the cost of a
   restart is excluded.
   """
-  total = lambda name: sum(record.get(f'time/{name}_seconds', 0.0) for record in records)
+  def total(name: str) -> float:
+    return sum(record.get(f'time/{name}_seconds', 0.0) for record in records)
+
   return {
       'time/reference_seconds': run.marks['reference'],
       'time/stage1_seconds': run.marks['stage1'] - run.marks['reference'],

@@ -191,7 +191,9 @@ def summarize(records: Sequence[Record]) -> dict[str, float]:
     problems (`_se`). Also length (tokens, stop token included) and truncated (fraction) of the
     samples, problems and samples.
   """
-  column = lambda name, field: np.array([record[name][field] for record in records])
+  def column(name: str, field: str) -> np.ndarray:
+    return np.array([record[name][field] for record in records])
+
   right = column('samples', 'rewards') > 0
   num_samples = right.shape[1]
   sizes = [2**i for i in range((num_samples - 1).bit_length())] + [num_samples]

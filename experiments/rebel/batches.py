@@ -34,8 +34,9 @@ class Prompts:
     task, self._responses = setup.task, None
     examples, mixes = task.train, setup.config.algorithm.offline_fraction > 0
     if mixes:
-      fits = lambda example: 0 < len(example.get('chosen_ids', ())) <= task.max_response_tokens
-      examples = [example for example in task.train if fits(example)]
+      examples = [
+          example for example in task.train
+          if 0 < len(example.get('chosen_ids', ())) <= task.max_response_tokens]
       if not examples:
         raise ValueError(
             f'none of {len(task.train)} training prompts has a response of at most '

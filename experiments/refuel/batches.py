@@ -131,8 +131,9 @@ class DialogueScorer:
       truncated.
     """
     stopped = last if stopped is None else stopped
-    at = lambda array, turn: np.take_along_axis(
-        array, turn.reshape(-1, *[1] * (array.ndim - 1)), axis=1)
+
+    def at(array, turn):
+      return np.take_along_axis(array, turn.reshape(-1, *[1] * (array.ndim - 1)), axis=1)
 
     reply, lengths = at(dialogues.replies, last), at(dialogues.reply_lengths, last)
     before = dialogues.cut(last)

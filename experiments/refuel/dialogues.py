@@ -381,7 +381,9 @@ def _candidate(example: Example) -> Example:
         'holds token ids (config.task.schema)'
     )
 
-  texts_of = lambda role: [m['content'] for m in example['messages'] if m['role'] == role]
+  def texts_of(role):
+    return [m['content'] for m in example['messages'] if m['role'] == role]
+
   first = [message for message in example['messages'] if message['role'] != 'assistant']
   until = 1 + (first[0]['role'] == 'system')
   return {

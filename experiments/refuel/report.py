@@ -25,9 +25,10 @@ def write(setup: setup_lib.Setup, trained: Mapping[str, Any]) -> None:
   _figure(run.workdir / 'figures' / 'turns.png', turns, numbers,
           title=f'{run.setting}, seed {run.seed}')
 
-  score = lambda who, turn: (
-      f'{numbers[f"eval/{who}/turn_{turn}/score"]:.3f} ± '
-      f'{numbers[f"eval/{who}/turn_{turn}/score_se"]:.3f}')
+  def score(policy: str, turn: int) -> str:
+    name = f'eval/{policy}/turn_{turn}/score'
+    return f'{numbers[name]:.3f} ± {numbers[f"{name}_se"]:.3f}'
+
   table = figures.markdown_table(
       ['up to turn', 'dialogues', 'reference: reward model score', 'trained',
        'wins over the reference (%)'],
@@ -43,10 +44,11 @@ def _figure(
     path: pathlib.Path, turns: list[int], numbers: Mapping[str, float], *, title: str
 ) -> None:
   """Plots scores of dialogues up to each turn; writes a CSV too."""
-  column = lambda who, name: np.array(
-      [numbers[f'eval/{who}/turn_{turn}/{name}'] for turn in turns])
+  def column(policy: str, name: str) -> np.ndarray:
+    return np.array([numbers[f'eval/{policy}/turn_{turn}/{name}'] for turn in turns])
+
   figures.many_curves(
       path,
-      {who: (np.array(turns), column(who, 'score'), column(who, 'score_se'))
-       for who in ('reference', 'trained')},
+      {policy: (np.array(turns), column(policy, 'score'), column(policy, 'score_se'))
+       for policy in ('reference', 'trained')},
       title=title, x='turns', y='reward model score of the dialogue')

@@ -155,7 +155,9 @@ def start(
     setup: setup_lib.Setup, algorithm: Algorithm, params: Params
 ) -> tuple[TrainState, step_lib.CountedJit]:
   """Like `Setup.start`, for the reward model's parameters."""
-  init = lambda params: algorithm.init(rng.base_key(setup.config.seed), {'reward': params})
+  def init(params):
+    return algorithm.init(rng.base_key(setup.config.seed), {'reward': params})
+
   shardings = rules.shardings(setup.mesh, jax.eval_shape(init, params))
   train_step = step_lib.jit_train_step(
       algorithm.train_step, state_shardings=shardings, batch_shardings=setup.batch_sharding)

@@ -67,7 +67,10 @@ class Evaluation:
     """
     sampled = list(self._score(self._sample, params, 'sampled', step, reference))
     decoded = list(self._score(self._decode, params, 'decoded', step))
-    column = lambda rows, name: np.concatenate([row[name] for row in rows]).astype(np.float64)
+
+    def column(rows, name):
+      return np.concatenate([row[name] for row in rows]).astype(np.float64)
+
     self.scores = column(sampled, 'scores')
 
     numbers: dict[str, float] = {}
@@ -142,8 +145,10 @@ class Evaluation:
 def scorer(setup: setup_lib.Setup, *, temperature: float, chunk_size: int, micro: int):
   """Makes a jitted (params, rollouts) -> log-probs [P, K, T], computed in `micro` parts."""
   def score(params, rollouts):
-    read = lambda rollouts: scoring.score(
-        setup.policy, params, rollouts, temperature=temperature, chunk_size=chunk_size)[0]
+    def read(rollouts):
+      return scoring.score(
+          setup.policy, params, rollouts, temperature=temperature, chunk_size=chunk_size)[0]
+
     return step_lib.map_micro_batches(read, rollouts, num_micro_batches=micro)
 
   return jax.jit(score)
@@ -234,7 +239,10 @@ def summarize(
   known = signal[np.isfinite(signal).all(axis=1)]
   # The difference of two samples; for more, that of the best and the worst.
   targets = eta * (known.max(axis=1) - known.min(axis=1))
-  mean = lambda x: float(np.mean(x[np.isfinite(x)])) if np.isfinite(x).any() else 0.0
+
+  def mean(x):
+    return float(np.mean(x[np.isfinite(x)])) if np.isfinite(x).any() else 0.0
+
   return {
       'rollout/score': mean(scored.scores), 'rollout/reward': mean(scored.rewards),
       'rollout/length': float(scored.lengths.mean()),

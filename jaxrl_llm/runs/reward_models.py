@@ -230,7 +230,9 @@ def id_scorer(model: configs.TransformerConfig):
 
   @functools.partial(jax.jit, static_argnums=2)
   def score(params, rollouts, num_parts):
-    read = lambda rollouts: sequence_scores.sequence_scores(network, params, rollouts)
+    def read(rollouts):
+      return sequence_scores.sequence_scores(network, params, rollouts)
+
     return step_lib.map_micro_batches(read, rollouts, num_micro_batches=num_parts)
 
   return score
@@ -273,11 +275,12 @@ def _score_texts(
     rollouts: Rollouts, examples: Sequence[Example], tokenizer: Tokenizer, reward_fn: RewardFn
 ) -> np.ndarray:
   """Scores decoded responses [P, K]. A failed score is not an error: the prompt is dropped."""
-  failed = lambda scores: np.where(np.isfinite(scores), scores, batches.SENTINEL)
+  def finite_scores(*arguments):
+    scores = reward_fn(*arguments)
+    return np.where(np.isfinite(scores), scores, batches.SENTINEL)
+
   return rollout_rewards.score_rollouts(
-      rollouts, examples, tokenizer=tokenizer,
-      reward_fn=lambda *arguments: failed(reward_fn(*arguments)),
-  ).rewards
+      rollouts, examples, tokenizer=tokenizer, reward_fn=finite_scores).rewards
 
 
 def encode_texts(

@@ -141,9 +141,11 @@ class Setup:
   ) -> tuple[TrainState, step_lib.CountedJit]:
     """Makes a train state from a copy of plain `params` (steps donate it), and the jitted step."""
     key = rng.stream_key(self.key, rng.Stream.ADAPTERS)
-    init = lambda params: algorithm.init(
-        rng.base_key(self.config.seed), {'policy': self.finetuning.start(params, key)}
-    )
+
+    def init(params):
+      return algorithm.init(
+          rng.base_key(self.config.seed), {'policy': self.finetuning.start(params, key)})
+
     shardings = rules.shardings(self.mesh, jax.eval_shape(init, params))
     train_step = step_lib.jit_train_step(
         algorithm.train_step, state_shardings=shardings, batch_shardings=self.batch_sharding

@@ -59,9 +59,11 @@ def test_a_checkpoint_of_another_reference_is_refused(tmp_path):
 def test_a_loss_that_is_not_finite_names_its_step(tmp_path):
   setup = types.SimpleNamespace(
       run=types.SimpleNamespace(workdir=tmp_path, save_clock=lambda: None), stopper=loop.Stopper())
-  with contextlib.closing(metrics.MetricsWriter(tmp_path)) as writer:
-    with pytest.raises(loop.NonFiniteLossError, match='got nan at step 3'):
-      with training_loop.start(
+  with (
+      contextlib.closing(metrics.MetricsWriter(tmp_path)) as writer,
+      pytest.raises(loop.NonFiniteLossError, match='got nan at step 3'),
+      training_loop.start(
           setup, 'toy', {'count': jnp.zeros(())}, files={'metrics': writer}, total=5, save_every=2,
-          description='toy', offset=10) as training:
-        training.log(3, {'train/loss': float('nan')})
+          description='toy', offset=10) as training,
+  ):
+    training.log(3, {'train/loss': float('nan')})
