@@ -1,4 +1,4 @@
-"""The command line of every binary: bad input, workdirs, locks, results.json."""
+"""The command line of every program: bad input, workdirs, locks, results.json."""
 
 import dataclasses
 import errno
@@ -18,7 +18,7 @@ from jaxrl_llm.runs import launch
 
 REPOSITORY = pathlib.Path(__file__).resolve().parents[2]
 
-# A binary and its config, without JAX: each start takes about a tenth of a second.
+# A program and its config, without JAX: each start takes about a tenth of a second.
 BINARY = textwrap.dedent('''
     """Adds numbers."""
     import errno, pathlib, sys, time
@@ -81,7 +81,7 @@ CONFIG = textwrap.dedent('''
 
 @pytest.fixture
 def binary(tmp_path):
-  """Runs `adding.py` in a folder of its own; arguments in, finished process out."""
+  """Returns a function that runs `adding.py` with arguments and returns the finished process."""
   (tmp_path / 'adding.py').write_text(BINARY)
   (tmp_path / 'adding_small.py').write_text(CONFIG)
 
@@ -101,7 +101,7 @@ def _assert_one_line(done, *words):
     assert word in done.stderr
 
 
-def test_defaults_alone_are_enough(binary, tmp_path):
+def test_all_arguments_have_defaults(binary, tmp_path):
   done = binary()
   assert done.returncode == 0, done.stderr
   assert done.stdout == 'main 0.001 runs/adding_small small 0\n' and done.stderr == ''
@@ -180,7 +180,7 @@ def test_a_variant_that_the_file_does_not_have(binary, tmp_path):
     ('missing', ['No such file or directory: absent/train.jsonl']),
     ('full', ['the disk is full; what was complete is kept: metrics.jsonl']),
 ])
-def test_errors_of_the_binary(binary, fail, words):
+def test_errors_of_the_program(binary, fail, words):
   _assert_one_line(binary(f'--config.fail={fail}'), *words)
 
 
@@ -247,7 +247,7 @@ def test_empty_fields_of_networks_that_a_program_lacks_are_ignored(binary, tmp_p
   _assert_one_line(binary('--workdir=w'), "config.value_init_from: 'DIR' there")
 
 
-def test_workdir_of_another_binary(binary, tmp_path):
+def test_workdir_of_another_program(binary, tmp_path):
   (tmp_path / 'other.py').write_text(BINARY)
   subprocess.run([sys.executable, 'other.py', '--workdir=w'], cwd=tmp_path, check=True,
                  env=os.environ | {'PYTHONPATH': str(REPOSITORY)}, stdout=subprocess.PIPE)

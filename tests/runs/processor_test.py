@@ -70,7 +70,7 @@ def _fail(error):
 @pytest.mark.parametrize('error', [
     FileNotFoundError(2, 'x'), PermissionError(13, 'x'),
     UnicodeDecodeError('utf-8', b'', 0, 1, 'x')])
-def test_unknown_where_the_system_says_nothing(monkeypatch, error):
+def test_unknown_processors(monkeypatch, error):
   _set_files(monkeypatch, _fail(error))
   monkeypatch.setattr(platform, 'system', lambda: 'Plan 9')
   monkeypatch.delattr(os, 'sched_getaffinity', raising=False)
@@ -105,7 +105,7 @@ def test_macos(monkeypatch):
     assert fields['processor/vector_extensions'] == 'asimd'
 
 
-def test_threads_are_those_that_this_process_may_use(monkeypatch):
+def test_threads_are_those_available_to_the_process(monkeypatch):
   monkeypatch.delenv('NPROC', raising=False)
   monkeypatch.delenv('PJRT_NPROC', raising=False)
   monkeypatch.setattr(os, 'cpu_count', lambda: 64)

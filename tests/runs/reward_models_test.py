@@ -1,4 +1,4 @@
-"""Reward models: whose ids they read, how scores become rewards, whose text they are given."""
+"""Reward models: their inputs, and the conversion of scores to rewards."""
 
 import dataclasses
 

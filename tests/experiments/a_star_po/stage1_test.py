@@ -1,4 +1,4 @@
-"""V* is looked up by example id, and hopeless prompts can be left out."""
+"""V* is looked up by example id, and prompts without any success can be left out."""
 
 import numpy as np
 import pytest
@@ -20,7 +20,7 @@ EXAMPLES = [
 ]
 
 
-def test_A12_values_are_found_by_id_in_any_order():
+def test_A12_values_are_looked_up_by_id_in_any_order():
   np.testing.assert_array_equal(
       VALUES.of(np.array([20, 30, 10, 20])), np.float32([1.0, 0.0, 0.6, 1.0]))
 
@@ -31,14 +31,14 @@ def test_a_prompt_without_a_value_is_an_error_not_zero(missing):
     VALUES.of(np.array([10, missing]))
 
 
-def test_A13_the_filter_keeps_exactly_the_prompts_with_a_success():
+def test_A13_the_filter_selects_the_prompts_with_a_success():
   keep = lambda **options: [
       e['id'] for e in VALUES.trainable(EXAMPLES, a_star_po.Config(**options))]
   assert keep() == [10, 20, 30]
   assert keep(filter_all_wrong=True) == [10, 20]
 
 
-def test_nothing_left_is_one_line():
+def test_a_filter_that_leaves_no_prompt_is_an_error():
   hopeless = VALUES._replace(rewards=np.zeros((3, 2), np.float32))
   with pytest.raises(ValueError, match='filter_all_wrong left no prompt'):
     hopeless.trainable(EXAMPLES, a_star_po.Config(filter_all_wrong=True))

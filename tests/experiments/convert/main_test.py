@@ -1,4 +1,4 @@
-"""There and back: the same bytes, the same family; a folder in use is left alone."""
+"""Conversion in both directions, with tokenizers and special ids; one-line errors."""
 
 import json
 import os
@@ -50,7 +50,7 @@ def assert_same_tensors(one, two):
 
 
 @pytest.mark.parametrize('dtype', ['float32', 'bfloat16'])
-def test_there_and_back_is_the_same_checkpoint(folder, tmp_path, dtype, capsys):
+def test_a_round_trip_gives_the_same_checkpoint(folder, tmp_path, dtype, capsys):
   there, ours, back = folder / dtype, tmp_path / 'ours', tmp_path / 'back'
   fields = json.loads((there / 'config.json').read_text()) | {
       'bos_token_id': 1, 'eos_token_id': 0}
@@ -106,7 +106,7 @@ def test_a_run_of_this_project_becomes_a_checkpoint(folder, tmp_path, capsys):
   assert not (tmp_path / 'other').exists()
 
 
-def test_a_part_of_a_vocabulary_is_not_copied(tmp_path, capsys):
+def test_a_reduced_tokenizer_is_not_copied(tmp_path, capsys):
   tiny.write_reduced(tmp_path / 'ours', tmp_path / 'base', attention_bias=False)
   main(tmp_path / 'ours', tmp_path / 'theirs', '--model_type=llama',
        f'--tokenizer={tmp_path / "base"}')
@@ -127,7 +127,7 @@ def test_a_part_of_a_vocabulary_is_not_copied(tmp_path, capsys):
       assert getattr(again, field) == getattr(known, field), field
 
 
-def test_a_run_from_scratch_says_what_its_special_ids_are(folder, tmp_path):
+def test_special_ids_of_a_run_from_scratch_are_written(folder, tmp_path):
   config = tiny.write_ours(tmp_path / 'characters', 'abc', attention_bias=False)
   main(tmp_path / 'characters', tmp_path / 'one', '--model_type=llama')
   read = lambda folder, name='config': json.loads(
@@ -153,7 +153,7 @@ def test_a_run_from_scratch_says_what_its_special_ids_are(folder, tmp_path):
   assert read('three').items() >= ids.items() and read('three', 'generation_config') == ids
 
 
-def test_a_context_that_a_run_shortened_is_that_of_the_checkpoint_again(tmp_path):
+def test_the_context_length_of_the_checkpoint_is_restored(tmp_path):
   tiny.write_checkpoint(tmp_path / 'there', num_layers=1)
   main(tmp_path / 'there', tmp_path / 'ours')
   params = conversion.load(conversion.read(str(tmp_path / 'ours'), field=''))
@@ -181,7 +181,7 @@ def test_damaged_labels_are_one_line(tmp_path, fields, line):
     main(tmp_path / 'there', tmp_path / 'ours')
 
 
-def test_a_damaged_tokenizer_is_passed_over_where_another_one_is_named(folder, tmp_path):
+def test_a_damaged_tokenizer_is_ignored_if_another_is_named(folder, tmp_path):
   shutil.copytree(folder / 'float32', tmp_path / 'there')
   (tmp_path / 'there' / 'tokenizer.json').write_text('{"model": ')
   with pytest.raises(ValueError, match='is not a complete tokenizer.json'):
@@ -191,7 +191,7 @@ def test_a_damaged_tokenizer_is_passed_over_where_another_one_is_named(folder, t
   assert source.tokenizer == tokenizers.load_tokenizer(folder / 'float32').fingerprint
 
 
-def test_a_sequence_classifier_keeps_its_head(tmp_path):
+def test_the_head_of_a_sequence_classifier_is_converted(tmp_path):
   config = tiny.shape(32)
   abstract = jax.eval_shape(value.make(config, num_outputs=3).init, jax.random.key(0))
   params = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), abstract)
@@ -203,7 +203,7 @@ def test_a_sequence_classifier_keeps_its_head(tmp_path):
   assert huggingface.read_config(tmp_path / 'back').role == 'value'
 
 
-def test_what_came_from_a_checkpoint_that_is_gone_has_no_tokenizer(folder, tmp_path, capsys):
+def test_a_removed_checkpoint_has_no_tokenizer(folder, tmp_path, capsys):
   gone = tmp_path / 'gone'
   main(folder / 'float32', gone, '--format=hugging_face')
   main(gone, tmp_path / 'ours')
@@ -234,7 +234,7 @@ def test_bad_input_is_one_line_and_writes_nothing(folder, tmp_path, source, targ
   assert sorted(os.listdir(folder)) == before and not os.listdir(tmp_path)
 
 
-def test_a_tokenizer_that_is_too_large_names_both_sizes(folder, tmp_path):
+def test_a_tokenizer_that_is_too_large_is_refused_with_both_sizes(folder, tmp_path):
   size = tiny.write_tokenizer(tmp_path / 'large', characters=None, start=True)
   config = tiny.shape(size - 1)
   checkpoints.save_params(

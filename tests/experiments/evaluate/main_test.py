@@ -1,4 +1,4 @@
-"""Evaluation: its numbers by another way, resumption to the bit, one-line errors."""
+"""Evaluation: its numbers recomputed, resumption to the bit, one-line errors."""
 
 import json
 import shutil
@@ -29,7 +29,7 @@ def runner(tmp_path_factory):
 
 @pytest.fixture(autouse=True)
 def compiled_once(monkeypatch):
-  """Runs of one setting share their samplers: to compile them takes longer than all the rest."""
+  """Shares samplers between runs of equal configs, as compiling dominates the time."""
   monkeypatch.setattr(evaluate_main, '_samplers', _shared_samplers)
 
 
@@ -46,7 +46,7 @@ def _shared_samplers(setup):
 
 @pytest.fixture(scope='module')
 def folder(tmp_path_factory):
-  """A checkpoint of few tokens, so that samples are right and stop now and then; problems."""
+  """Problems, and a checkpoint with few tokens whose samples are sometimes right and stop."""
   folder = tmp_path_factory.mktemp('evaluate')
   tiny.write_checkpoint(folder / 'policy', characters='012=', template=TEMPLATE)
   rows = [{'prompt': f'{i % 3}={i % 2}', 'answer': i % 3} for i in range(11)]
@@ -75,14 +75,14 @@ def run(folder, workdir, *more):
 
 
 def numbers(workdir):
-  """results.json without what differs between two runs of one thing."""
+  """Entries of results.json that are equal in two runs of one config."""
   return {name: value for name, value in json.loads((workdir / 'results.json').read_text()).items()
           if name.startswith(('eval/', 'sampled_tokens')) or name in ('policy', 'data')}
 
 
 @pytest.fixture(scope='module')
 def whole(folder, tmp_path_factory):
-  """An undisturbed run. Copy it before you change it."""
+  """An uninterrupted run. Copy it before you change it."""
   workdir = tmp_path_factory.mktemp('whole') / 'run'
   with pytest.MonkeyPatch.context() as patch:
     patch.setattr(evaluate_main, '_samplers', _shared_samplers)
@@ -145,7 +145,7 @@ def test_a_killed_evaluation_resumes_to_the_same_results(folder, whole, tmp_path
   assert numbers(workdir) == numbers(whole)
 
 
-def test_killed_on_one_device_it_ends_with_the_numbers_of_eight(folder, whole, runner, tmp_path):
+def test_a_run_killed_on_one_device_ends_with_the_numbers_of_eight(folder, whole, runner, tmp_path):
   workdir = tmp_path / 'run'
   done = runner.finish(
       workdir, *arguments(folder), experiment='evaluate', die=['responses.jsonl', 7])
@@ -158,7 +158,7 @@ def test_killed_on_one_device_it_ends_with_the_numbers_of_eight(folder, whole, r
   assert 'policy from' in done.stdout and str(workdir / 'results.json') in done.stdout
 
 
-def test_a_run_that_is_complete_says_so(folder, whole, capsys):
+def test_a_complete_run_is_reported(folder, whole, capsys):
   assert run(folder, whole) == 0
   error_text = capsys.readouterr().out
   assert 'This run is complete' in error_text and '| pass@1 (%)' in error_text
@@ -170,7 +170,7 @@ def test_prompts_in_a_chat_template(folder, tmp_path):
   assert first['prompt'] == '2==0=0=='
 
 
-def test_a_converted_folder_gives_the_same_numbers(folder, whole, tmp_path):
+def test_a_converted_policy_gives_the_same_numbers(folder, whole, tmp_path):
   values = flags.FlagValues()
   convert.define_flags(values)
   values(['convert', f'--from={folder / "policy"}', f'--to={tmp_path / "ours"}'])

@@ -1,4 +1,4 @@
-"""Samples: streamed, in batches and resumed they are the same; prompts as the model wants them."""
+"""Samples are the same if streamed, batched or resumed; encoding of prompts; one-line errors."""
 
 import json
 import os
@@ -35,7 +35,7 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(autouse=True)
 def compiled_once(monkeypatch):
-  """Samplers of one setting are shared between calls of `main`."""
+  """Shares samplers between equal calls of `main`."""
   monkeypatch.setattr(generate.Generator, 'sampler', _shared_sampler)
 
 
@@ -66,7 +66,7 @@ def of_file(folder, out, *more):
 
 @pytest.fixture(scope='module')
 def whole(folder, tmp_path_factory):
-  """The file's samples; the folder is empty but for them."""
+  """Samples of the file, alone in their directory."""
   path = tmp_path_factory.mktemp('whole') / 'samples.jsonl'
   with pytest.MonkeyPatch.context() as patch:
     patch.setattr(generate.Generator, 'sampler', _shared_sampler)
@@ -110,7 +110,7 @@ def loaded(directory, *arguments):
   return generate.load(values)
 
 
-def test_streamed_or_not_one_prompt_gives_what_it_gives_in_a_file(folder, whole, tmp_path, capsys):
+def test_a_single_prompt_has_the_same_samples_as_in_a_file(folder, whole, tmp_path, capsys):
   records = [json.loads(line) for line in whole.read_text().splitlines()][:2]
   common = [f'--policy={folder / "bytes"}', f'--prompt={PROMPTS[0]["prompt"]}', '--max_tokens=9',
             '--num_samples=2', '--seed=3']
@@ -126,7 +126,7 @@ def test_streamed_or_not_one_prompt_gives_what_it_gives_in_a_file(folder, whole,
     assert f'[sample 1: {len(records[1]["tokens"])} tokens, ' in output.err
 
 
-def test_the_text_is_written_while_it_is_decoded(capsys):
+def test_text_is_printed_while_it_is_decoded(capsys):
   tokenizer = generate.tokenizers.CharacterTokenizer('abc')
   printer = generate.Printer(tokenizer, prompt_length=7)
   push = lambda index, token: printer.push(np.array([token, 0]), np.array([7 + index, 99]))
@@ -141,7 +141,7 @@ def test_the_text_is_written_while_it_is_decoded(capsys):
 
 
 @pytest.mark.parametrize('part', [0.01, 0.4, 0.95])
-def test_a_file_is_resumed_wherever_it_was_killed(folder, whole, tmp_path, part, monkeypatch):
+def test_a_killed_file_of_samples_is_resumed(folder, whole, tmp_path, part, monkeypatch):
   class Killed(BaseException):
     pass
 
@@ -183,7 +183,7 @@ def prompts_of(directory, *arguments, rows=None, tmp_path=None):
   return tokenizer, [(p.text, p.ids) for p in generate.read_prompts(values, tokenizer, directory)]
 
 
-def test_start_ids_stand_before_plain_prompts_unless_they_do_already(folder):
+def test_start_ids_precede_plain_prompts_once(folder):
   for text in ('hi', f'{tiny.START}hi'):
     tokenizer, [(_, ids)] = prompts_of(folder / 'bytes', f'--prompt={text}')
     assert ids == [*tokenizer.start_ids, *tokenizer.encode('hi')] and tokenizer.start_ids
@@ -221,7 +221,7 @@ def test_chat_templates(folder, tmp_path):
     prompts_of(tmp_path / 'damaged', '--prompt=it')
 
 
-def test_a_damaged_tokenizer_is_passed_over_where_another_one_is_named(folder, tmp_path):
+def test_a_damaged_tokenizer_is_ignored_if_another_is_named(folder, tmp_path):
   directory = tmp_path / 'policy'
   shutil.copytree(folder / 'bytes', directory)
   (directory / 'tokenizer.json').write_text('{')
@@ -233,7 +233,7 @@ def test_a_damaged_tokenizer_is_passed_over_where_another_one_is_named(folder, t
   assert (tmp_path / 'out').exists()
 
 
-def test_the_checkpoint_says_what_ends_a_sample(folder, tmp_path):
+def test_samples_stop_at_the_stop_ids_of_the_checkpoint(folder, tmp_path):
   directory = tmp_path / 'policy'
   shutil.copytree(folder / 'bytes', directory)
   (directory / 'generation_config.json').write_text(
@@ -243,7 +243,7 @@ def test_the_checkpoint_says_what_ends_a_sample(folder, tmp_path):
   assert record['stop_reason'] == 'stop' and 2 <= record['tokens'][-1] < 200
 
 
-def test_a_policy_of_this_project_finds_its_characters(tmp_path, capsys):
+def test_the_character_tokenizer_of_a_policy(tmp_path, capsys):
   tiny.write_ours(tmp_path / 'trained', arithmetic.ALPHABET, max_length=16, num_layers=1)
   main(f'--policy={tmp_path / "trained"}', '--prompt=012+345=', '--temperature=0', '--nostream')
   output = capsys.readouterr()
@@ -258,7 +258,7 @@ def test_a_policy_of_this_project_finds_its_characters(tmp_path, capsys):
     main(f'--policy={tmp_path / "other"}', '--prompt=a', f'--tokenizer={tmp_path / "tokenizer"}')
 
 
-def test_a_policy_with_a_part_of_a_vocabulary_takes_it_out_of_the_whole(tmp_path):
+def test_a_reduced_vocabulary_is_restored_from_the_full_tokenizer(tmp_path):
   config = tiny.write_reduced(tmp_path / 'params', tmp_path / 'base', num_layers=1)
   arguments = (f'--policy={tmp_path / "params"}', '--prompt=the an', f'--out={tmp_path / "out"}',
                '--nostream', '--max_tokens=9')
@@ -310,7 +310,7 @@ def test_bad_input_is_one_line(folder, tmp_path, monkeypatch, arguments, line):
   assert not os.listdir(tmp_path)
 
 
-def test_rows_without_a_prompt_name_their_line(folder, tmp_path):
+def test_rows_without_a_prompt_are_reported_with_their_line(folder, tmp_path):
   for rows, line in (
       ([{'prompt': 'a'}, {'text': 'b'}], "line 2: needs either a text 'prompt' or a list"),
       ([{'prompt': 'a', 'messages': []}], 'line 1: needs either'),
@@ -346,7 +346,7 @@ def test_the_dtype_is_that_of_parameters_and_activations(folder, tmp_path):
   assert hidden.dtype == 'bfloat16'
 
 
-def test_a_converted_policy_finds_its_tokenizer_and_template(folder, tmp_path):
+def test_tokenizer_and_template_of_a_converted_policy(folder, tmp_path):
   values = flags.FlagValues()
   convert.define_flags(values)
   values(['convert', f'--from={folder / "chat"}', f'--to={tmp_path / "ours"}', '--dtype=bfloat16'])

@@ -112,7 +112,7 @@ _ELSEWHERE = {
 _GROUPS = ('evaluation', 'reward')
 
 
-def test_every_field_of_the_online_pipeline_is_in_a_list(folder):
+def test_every_field_of_the_online_pipeline_is_tested(folder):
   config, names = tiny_rebel.online(folder), set()
   for field in dataclasses.fields(config):
     value = getattr(config, field.name)
@@ -248,7 +248,7 @@ def test_bad_fields_of_the_task(task_folder, options, message):
     _task(task_folder, **options)
 
 
-def test_the_task_needs_a_folder_and_the_vocabulary_of_a_checkpoint():
+def test_the_task_needs_a_directory_and_the_vocabulary_of_a_checkpoint():
   task = preferences.Config(files='dpo_en_demo.json')
   with pytest.raises(ValueError, match='needs the directory of dpo_en_demo.json: --config.data'):
     task.make(0, '')

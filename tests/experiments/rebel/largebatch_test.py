@@ -224,7 +224,7 @@ def test_stages_of_another_config_are_refused(folder, whole, tmp_path):
     tiny_rebel.run(rebel_main.main, config, workdir)
 
 
-def test_a_round_without_pairs_says_why(folder, tmp_path):
+def test_a_round_without_pairs_is_an_error(folder, tmp_path):
   config = tiny_rebel.large_batch(folder, keep_truncated=False)
   config.task.num_train = 8
   with pytest.raises(ValueError, match=r"left no pair of 16 prompts: .*'truncated': 16.*keep_tru"):

@@ -82,7 +82,7 @@ def test_metrics_and_results_of_the_online_pipeline(folder, online):
   assert '| trained ' in (online / 'table.md').read_text()
 
 
-def test_killed_the_online_pipeline_ends_with_the_same_numbers(folder, online, tmp_path):
+def test_a_killed_run_of_the_online_pipeline_has_the_same_numbers(folder, online, tmp_path):
   config, workdir = _online(folder), tmp_path / 'run'
   with pytest.MonkeyPatch.context() as patch:
     patch.setattr(loop.Keeper, 'after_step', tiny_rebel.dying(loop.Keeper.after_step, 3))
@@ -100,7 +100,7 @@ def test_killed_the_online_pipeline_ends_with_the_same_numbers(folder, online, t
     assert mine[name] == expected, name
 
 
-def test_another_reward_model_under_the_same_name_is_refused(folder, online, tmp_path):
+def test_a_replaced_reward_model_is_refused(folder, online, tmp_path):
   workdir, other = tmp_path / 'run', tmp_path / 'reward'
   shutil.copytree(online, workdir)
   model = huggingface.read_config(folder / 'policy').config
@@ -151,7 +151,7 @@ def test_the_published_settings_of_nectar_run_on_small_checkpoints(tmp_path, cap
 
 
 def _command(folder, tmp_path, *arguments, config='rebel_chat'):
-  """Runs the command of a user in this process; its status."""
+  """Runs the command of a user in this process; returns its status."""
   return tiny.run(
       rebel_main.main, f'--config={tiny.REPOSITORY / "experiments" / "configs" / config}.py',
       f'--workdir={tmp_path / "run"}', f'--config.data_dir={folder}',

@@ -103,7 +103,7 @@ _TESTED_IN = {
 }
 
 
-def test_every_field_is_in_a_list():
+def test_every_field_is_tested():
   names = {field.name for field in dataclasses.fields(refuel_config.Refuel)}
   assert names == set().union(*_TESTED_IN.values())
   read = {name for names in refuel_config._READ.values() for name in names}

@@ -1,4 +1,4 @@
-"""Which conversations are talked about, in which limits, and how ids become text again."""
+"""Selection of conversations, their limits, and decoding of dialogues."""
 
 import dataclasses
 import json
@@ -61,7 +61,7 @@ def test_dialogues_begin_with_the_first_turn_and_ask_the_others(folder):
       e['questions'][0] for e in examples} - {held_out}
 
 
-def test_a_simulated_user_is_given_the_first_question_alone(folder):
+def test_a_simulated_user_reads_only_the_first_question(folder):
   rows = _rows(5, 5, 2)
   task = _make(folder, rows, first_only=True)
   assert [len(example['questions']) for example in _every(task)] == [1, 1, 1]
@@ -178,7 +178,7 @@ def test_rows_of_the_released_data(tmp_path, capsys):
     ({'talk': ['Hi'], 'system': 'S'}, "line 1: the column 'system' would be lost, got 'S'"),
     ({'talk': ['Hi'], 'tools': [{'name': 'f'}]}, "line 1: 'tools' are not supported"),
 ])
-def test_rows_that_are_damaged_are_named(tmp_path, row, words):
+def test_damaged_rows_are_named(tmp_path, row, words):
   path = tmp_path / 'rows.jsonl'
   path.write_text(json.dumps(row) + '\n')
   with pytest.raises(ValueError, match=words) as error:
@@ -191,7 +191,7 @@ def test_rows_that_are_damaged_are_named(tmp_path, row, words):
     ({'num_turns': 1}, r'num_evaluation must be in \[1, 0\] \(of 1 dialogues\), got 1'),
     ({'max_message_tokens': 18}, 'max_message_tokens must be more than the 18 .*, got 18'),
 ])
-def test_data_that_is_not_enough_is_named(folder, options, words):
+def test_insufficient_data_are_an_error(folder, options, words):
   with pytest.raises(ValueError, match=words):
     _make(folder, _rows(1, 2, 3), **options)
 
@@ -205,7 +205,7 @@ def test_rows_of_ids_are_refused(folder):
     settings.make(0, str(folder))
 
 
-def test_limits_are_read():
+def test_parsing_of_limits():
   assert refuel_dialogues.parse_limits(' 1=3:4,2=5 : 6 ') == {1: (3, 4), 2: (5, 6)}
   for text in ('1', '1=2', '1=2:0', 'a=2:3', '1=2:3:4'):
     with pytest.raises(ValueError, match="limits must be written as 'TURNS=USER:REPLY"):
@@ -213,7 +213,7 @@ def test_limits_are_read():
 
 
 def test_the_questions_of_MT_bench(data_dir):
-  """They are asked in turn, and nobody's replies are learnt."""
+  """They are asked in turn; there are no replies to learn."""
   settings = tiny_refuel.task(
       files='question.jsonl', key='turns', template='chatml', num_turns=2, num_evaluation=30,
       max_prompt_tokens=512, max_message_tokens=256, filter_replies=True,

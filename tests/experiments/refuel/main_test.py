@@ -106,7 +106,7 @@ def test_metrics_and_results_of_the_published_setting(fixed):
   assert '| trained ' in table and '| up to turn |' in table
 
 
-def test_whole_dialogues_are_shown(fixed):
+def test_samples_are_whole_dialogues(fixed):
   shown = metrics.read_jsonl(fixed[0] / 'run' / 'samples.jsonl')
   assert [(line['step'], line['kind']) for line in shown] == [
       (step, kind) for step in (0, 2) for kind in ('sampled', 'decoded') for _ in range(2)]
@@ -204,7 +204,7 @@ def test_the_reference_plays_the_user_and_a_killed_run_resumes(folder, tmp_path)
 
 
 def _command(folder, tmp_path, *arguments, config):
-  """Runs the command of a user in this process; its status."""
+  """Runs the command of a user in this process; returns its status."""
   return tiny.run(
       refuel_main.main, f'--config={tiny.REPOSITORY / "experiments" / "configs" / config}.py',
       f'--workdir={tmp_path / "run"}', f'--config.data_dir={folder}',

@@ -55,7 +55,7 @@ def _run(config, workdir):
 
 @pytest.fixture(scope='module')
 def whole(folder, tmp_path_factory):
-  """An undisturbed run."""
+  """An uninterrupted run."""
   workdir = tmp_path_factory.mktemp('whole') / 'run'
   _run(_config(folder), workdir)
   return workdir
