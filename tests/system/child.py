@@ -21,6 +21,7 @@ import pathlib
 import signal
 import sys
 import time
+import typing
 
 from jaxrl_llm.runs import launch
 from jaxrl_llm.training import checkpoints, metrics
@@ -125,6 +126,15 @@ class _Recorder:
     metrics.write_json_atomic(self.path, self.record)
 
 
+def run(name: str, *arguments: str) -> typing.NoReturn:
+  """Runs `python -m experiments.NAME` in this process, by default on the tiny config."""
+  package = importlib.util.find_spec(f'experiments.{name}').submodule_search_locations
+  program = importlib.import_module(f'experiments.{name}{".__main__" if package else ""}')
+  launch.run(
+      program.main, default_config='tests/system/tiny_config.py', experiment=name,
+      argv=[name, *arguments])
+
+
 def main() -> None:
   """Installs the probes and runs the program."""
   probes, name, arguments = json.loads(sys.argv[1]), sys.argv[2], sys.argv[3:]
@@ -134,14 +144,8 @@ def main() -> None:
 
   if 'slow' in probes:
     _install_slowness(probes['slow'])
-  room = importlib.util.find_spec(f'experiments.{name}').submodule_search_locations
-  suffix = '.__main__' if room else ''
-  program = importlib.import_module(f'experiments.{name}{suffix}')
   try:
-    launch.run(
-        program.main, default_config='tests/system/tiny_config.py', experiment=name,
-        argv=[name, *arguments],
-    )
+    run(name, *arguments)
   finally:
     if recorder:
       recorder.write()

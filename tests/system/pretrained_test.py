@@ -139,8 +139,8 @@ def test_only_the_last_layers_are_trained_and_a_tied_head_is_untied(runner, tmp_
     (['--config.train_last_layers=1'], ['tie_embeddings']),
     (['--config.train_last_layers=1', '--config.lora.rank=1'], ['train_last_layers', '1']),
 ])
-def test_bad_input_is_one_line(runner, tmp_path, arguments, words):
-  done = runner.finish(tmp_path / 'run', *arguments)
+def test_bad_input_is_one_line(tmp_path, arguments, words):
+  done = running.refuse(tmp_path / 'run', *arguments)
   running.assert_one_line(done, *words)
 
 
@@ -156,9 +156,8 @@ def test_a_checkpoint_without_a_tokenizer_is_refused(
     running.assert_one_line(done, 'no tokenizer in', '--config.task.tokenizer_dir=DIR')
 
 
-def test_fine_tuning_fields_are_refused_if_the_policy_is_loaded(
-    runner, checkpoint, tmp_path):
-  done = runner.finish(
+def test_fine_tuning_fields_are_refused_if_the_policy_is_loaded(checkpoint, tmp_path):
+  done = running.refuse(
       tmp_path / 'run', f'--config.policy_init_from={checkpoint}', '--config.sft.steps=3')
   running.assert_one_line(done, 'config.sft.steps has no effect', 'policy_init_from')
 

@@ -209,7 +209,7 @@ def test_a_token_budget_ends_stage_2_and_a_restart_ends_the_same(runner, whole, 
         (['--config.batch_size=7', '--config.algorithm.num_minibatches=2'], ['batch_size', '7']),
     ],
 )
-def test_bad_input_is_one_line_and_writes_nothing(runner, tmp_path, arguments, words):
-  done = runner.finish(tmp_path / 'run', *arguments)
+def test_bad_input_is_one_line_and_writes_nothing(tmp_path, arguments, words):
+  done = running.refuse(tmp_path / 'run', *arguments)
   running.assert_one_line(done, *words)
   assert not (tmp_path / 'run').exists() or not list((tmp_path / 'run').glob('*.json*'))

@@ -1,6 +1,8 @@
 """Runs of the tiny config in child processes, and comparisons of their outcomes."""
 
+import contextlib
 import csv
+import io
 import json
 import os
 import pathlib
@@ -9,8 +11,11 @@ import subprocess
 import sys
 import time
 
+import pytest
+
 from jaxrl_llm.training import metrics
 from tests import compiler_flags
+from tests.system import child
 
 REPOSITORY = pathlib.Path(__file__).resolve().parents[2]
 CONFIG = REPOSITORY / 'tests' / 'system' / 'tiny_config.py'
@@ -46,6 +51,18 @@ class Runner:
     return subprocess.Popen(
         command, cwd=cwd, env=self._environment, text=True,
         stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+
+
+def refuse(workdir, *arguments, experiment='a_star_po') -> subprocess.CompletedProcess:
+  """Runs in this process, which has imported jax already, what ends before anything is trained."""
+  out, error = io.StringIO(), io.StringIO()
+  command = [experiment, f'--config={CONFIG}', f'--workdir={workdir}', *arguments]
+  with (
+      contextlib.chdir(REPOSITORY), contextlib.redirect_stdout(out),
+      contextlib.redirect_stderr(error), pytest.raises(SystemExit) as end,
+  ):
+    child.run(*command)
+  return subprocess.CompletedProcess(command, end.value.code, out.getvalue(), error.getvalue())
 
 
 def wait(process: subprocess.Popen, timeout: float = 300) -> subprocess.CompletedProcess:
