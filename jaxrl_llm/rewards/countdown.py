@@ -2,8 +2,8 @@ r"""Countdown: reach a target with each of the given numbers exactly once.
 
 Typography is free: `**Answer:** 93 − (100 − 30).` and `$\boxed{93 - (100 - 30)}$` are read like
 `Answer: 93-(100-30)` (see `expression_text`). An expression is read by a parser of our own
-(numbers, + - * / and parentheses, nothing else) and computed exactly in fractions. What it costs
-is bounded by the length of the text: a few hundred characters hold at most that many operations on
+(numbers, + - * / and parentheses, nothing else) and computed exactly in fractions. The cost is
+bounded by the length of the text: a few hundred characters hold at most that many operations on
 numbers of at most that many digits.
 """
 
@@ -22,7 +22,7 @@ _MAX_DIGITS = 9  # Digits of one number.
 _TOKEN = re.compile(r'[ \t]*([0-9]+|[-+*/()])', re.ASCII)
 _TAGS = ('<answer>', '</answer>')
 _BLANK = ' \t\r\n'
-MARK = 'Answer:'  # What may precede an expression.
+MARK = 'Answer:'  # May precede an expression.
 # The same in bold or italics, which end before the colon, after it, or after the expression.
 _MARK = re.compile(
     r'(?P<opens>(?<![*_])(?:\*{1,3}|_{1,3}))?Answer(?P<ends>[*_]{1,3})? ?[:：]'
@@ -42,10 +42,9 @@ def countdown(
 ) -> np.ndarray:
   """Scores responses by whether they solve their problem (a `types.RewardFn`).
 
-  r_i = 1 where the response ended by itself, its expression uses each of the
-  problem's numbers exactly once and no other, and its value is the target; else 0.
-  What counts of a response is found by `extract_expression`; it must be an expression,
-  which `= target` may follow.
+  r_i = 1 if the response ended by itself, its expression uses each of the problem's numbers
+  exactly once and no other, and its value is the target; else 0. `extract_expression` selects the
+  part that is graded; it must be an expression, which `= target` may follow.
 
   Args:
     prompts: n prompts; unused.
@@ -59,9 +58,10 @@ def countdown(
   del prompts
   if not len(responses) == len(truncated) == len(examples):
     raise ValueError(
-        'countdown needs as many responses, flags and examples, got '
+        'countdown needs equally many responses, flags and examples, got '
         f'{len(responses)}, {len(truncated)} and {len(examples)}'
     )
+
   scores = [
       not cut and is_solution(response, example['numbers'], example['target'])
       for response, cut, example in zip(responses, truncated, examples)
@@ -70,7 +70,7 @@ def countdown(
 
 
 def is_solution(response: str, numbers: list[int], target: int) -> bool:
-  """Whether `response` reaches `target` with each of `numbers` exactly once."""
+  """Returns whether `response` reaches `target` with each of `numbers` exactly once."""
   text = extract_expression(response)
   if text is None:
     return False
@@ -85,18 +85,18 @@ def is_solution(response: str, numbers: list[int], target: int) -> bool:
 
 
 def extract_expression(response: str) -> str | None:
-  r"""The part of a response that is to hold the answer; the rest of it is free text.
+  r"""Extracts the part of a response that is graded; the rest of it is free text.
 
-  That is the content of the last <answer></answer>; without these tags the first line with
+  It is the content of the last <answer></answer>; without these tags the first line with
   text after the last 'Answer:'; without that the line with the last \boxed{}; without that the
-  last line with text. In a part with words around a box the box counts. A reasoning block never
+  last line with text. In a part with words around a box, the box is used. A reasoning block never
   holds the answer (see `reasoning`).
 
   Args:
     response: any text.
 
   Returns:
-    The part in plain typography, or None if a tag has no partner or the part is longer than
+    The part in plain typography, or None if a tag is unmatched or the part is longer than
     `MAX_LENGTH`.
   """
   part = _part(reasoning.final_part(response[-_MAX_RESPONSE:]))
@@ -109,21 +109,21 @@ def extract_expression(response: str) -> str | None:
 
 
 def _part(response: str) -> str | None:
-  """The part of a response as it was typeset; None if a tag has no partner."""
+  """Extracts the part of a response as it was typeset; None if a tag is unmatched."""
   start, end = response.rfind(_TAGS[0]), response.rfind(_TAGS[1])
   if start >= 0 or end >= 0:
     start = response.rfind(_TAGS[0], 0, max(end, 0))
     return response[start + len(_TAGS[0]) : end] if start >= 0 else None
 
   mark = None
-  for found in _MARK.finditer(response):
-    mark = found
+  for match in _MARK.finditer(response):
+    mark = match
   if mark:
-    behind = response[mark.end() :].strip(_BLANK)
+    rest = response[mark.end() :].strip(_BLANK)
     still_open = mark['opens'] if not (mark['ends'] or mark['ends_late']) else None
     for _ in range(_MAX_MARKUP_LINES):
-      line, _, behind = behind.partition('\n')
-      if not behind or len(line) > _MAX_TYPESET or expression_text.plain(line):
+      line, _, rest = rest.partition('\n')
+      if not rest or len(line) > _MAX_TYPESET or expression_text.plain(line):
         return line.rstrip(_BLANK).removesuffix(still_open) if still_open else line
     return ''
 
@@ -131,6 +131,7 @@ def _part(response: str) -> str | None:
     first = response.rfind('\n', 0, boxes[0][0]) + 1
     last = response.find('\n', boxes[0][1])
     return response[first : last if last >= 0 else len(response)]
+
   before = response
   for _ in range(_MAX_MARKUP_LINES):
     before, _, line = before.rstrip(_BLANK).rpartition('\n')
@@ -140,7 +141,7 @@ def _part(response: str) -> str | None:
 
 
 def _is_number(text: str, target: int) -> bool:
-  """Whether `text` is `target`, written as an integer."""
+  """Returns whether `text` is `target`, written as an integer."""
   text = text.strip(' \t')
   return re.fullmatch(r'-?[0-9]{1,9}', text, re.ASCII) is not None and int(text) == target
 
@@ -163,7 +164,7 @@ def evaluate(expression: str) -> tuple[Fraction, list[int]]:
   """
   if len(expression) > MAX_LENGTH:
     raise ValueError(
-        f'an expression has at most {MAX_LENGTH} characters, got {len(expression)}'
+        f'an expression must have at most {MAX_LENGTH} characters, got {len(expression)}'
     )
   parser = _Parser(_tokenize(expression))
   value = parser.sum(0)
@@ -174,35 +175,35 @@ def evaluate(expression: str) -> tuple[Fraction, list[int]]:
 
 def _tokenize(expression: str) -> list[str]:
   """Numbers and signs of `expression`."""
-  tokens, place = [], 0
+  tokens, position = [], 0
   expression = expression.rstrip(' \t')
-  while place < len(expression):
-    match = _TOKEN.match(expression, place)
+  while position < len(expression):
+    match = _TOKEN.match(expression, position)
     if match is None:
-      raise ValueError(f'unexpected character {expression[place:].lstrip()[0]!r}')
+      raise ValueError(f'unexpected character {expression[position:].lstrip()[0]!r}')
     tokens.append(match.group(1))
-    place = match.end()
+    position = match.end()
   return tokens
 
 
 class _Parser:
-  """Recursive descent over tokens, computing on the way."""
+  """Recursive descent parser that evaluates as it parses."""
 
   def __init__(self, tokens: list[str]):
     self.tokens = tokens
-    self.place = 0
+    self.position = 0
     self.used: list[int] = []
 
   def peek(self) -> str | None:
     """The next token, or None at the end."""
-    return self.tokens[self.place] if self.place < len(self.tokens) else None
+    return self.tokens[self.position] if self.position < len(self.tokens) else None
 
   def take(self) -> str:
     """Consumes the next token."""
     token = self.peek()
     if token is None:
       raise ValueError('the expression ends early')
-    self.place += 1
+    self.position += 1
     return token
 
   def sum(self, depth: int) -> Fraction:
@@ -233,14 +234,16 @@ class _Parser:
     if token in ('+', '-'):
       value = self.operand(depth + 1)
       return value if token == '+' else -value
+
     if token == '(':
       value = self.sum(depth + 1)
       if self.take() != ')':
         raise ValueError('a parenthesis is not closed')
       return value
+
     if not token.isdigit():
       raise ValueError(f'unexpected {token!r}')
     if len(token) > _MAX_DIGITS:
-      raise ValueError(f'a number has at most {_MAX_DIGITS} digits, got {len(token)}')
+      raise ValueError(f'a number must have at most {_MAX_DIGITS} digits, got {len(token)}')
     self.used.append(int(token))
     return Fraction(int(token))

@@ -1,4 +1,4 @@
-"""Reward 1 for a response that is the answer, character for character, and that ended by itself."""
+"""Reward 1 for a response that equals the answer exactly and that ended by itself."""
 
 from typing import Any
 
@@ -16,9 +16,9 @@ def exact_match(
   r_i = 1[response_i = answer_i and response_i ended with a stop token], else 0.
 
   Nothing is stripped or normalised: '012' is not '12', and ' 12' is not '12'. A
-  truncated response scores 0 even where its text is right, so that to stop is a
-  part of the task. An answer without a visible character, or one that is not a text, is
-  matched by nothing: an empty response must not earn a reward.
+  truncated response scores 0 even if its text is right: stopping is part of the task. Nothing
+  matches an answer without a visible character, or one that is not a text: an empty response must
+  not earn a reward.
 
   Args:
     prompts: n prompts; unused.
@@ -32,7 +32,7 @@ def exact_match(
   del prompts
   if not len(responses) == len(truncated) == len(examples):
     raise ValueError(
-        'exact_match needs as many responses, flags and examples, got '
+        'exact_match needs equally many responses, flags and examples, got '
         f'{len(responses)}, {len(truncated)} and {len(examples)}'
     )
   matches = [

@@ -1,8 +1,8 @@
-r"""Brings an arithmetic expression as people and models typeset it into plain ASCII.
+r"""Converts an arithmetic expression as people and models typeset it to plain ASCII.
 
 '**(2 × 3) + 4 = 10.**' and `$\boxed{(2 \times 3) + 4 = 10}$` become '(2 * 3) + 4 = 10'. Only the
 typography changes: no digit, operator or parenthesis is added except around a fraction and a box,
-and what a character is replaced by never joins two numbers.
+and no replacement joins two numbers.
 """
 
 import re
@@ -32,7 +32,7 @@ _MAX_NESTING = 8  # Fractions in fractions, boxes in boxes.
 
 
 def _unboxed(text: str) -> str:
-  """The text with each box replaced by what it holds, in parentheses where a part is boxed."""
+  """The text with each box replaced by its content, in parentheses if a part is boxed."""
   for _ in range(_MAX_NESTING):
     boxes = answer_boxes.outermost(text)
     if not boxes:
@@ -56,10 +56,10 @@ def plain(text: str) -> str:
   """An expression in ASCII, without markup around it and without a final full stop.
 
   Args:
-    text: one expression, or anything else: what is not understood stays, to be refused later.
+    text: one expression, or anything else: what is not understood is left for the parser to reject.
 
   Returns:
-    The text, '' if it was markup alone.
+    The text, '' if it was only markup.
   """
   if _FENCE_LINE.match(text.strip()):
     return ''

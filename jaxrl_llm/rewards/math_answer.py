@@ -1,12 +1,12 @@
 r"""Grades a response against the bare ground truth of a mathematical problem.
 
 `grade` extracts the final answer (answer_extraction) and compares it with the truth
-(equivalence): texts, numbers and structure are decided here in microseconds, and only what
-needs symbolic mathematics goes to a worker process (worker_pool) that runs SymPy
-under a memory limit and a deadline. Nothing in a response is ever evaluated.
+(equivalence): texts, numbers and structure are compared here in microseconds, and only symbolic
+mathematics is sent to a worker process (worker_pool) that runs SymPy under a memory limit and a
+deadline. Nothing in a response is ever evaluated.
 
-Score the response alone, never prompt and response together: the instruction itself contains
-the markers ('in \boxed{}', 'after ####'), and released scorers that decode both can match it.
+Score only the response, never prompt and response together: the instruction itself contains the
+markers ('in \boxed{}', 'after ####'), and released scorers that decode both can match it.
 
 References:
   Cobbe et al., Training Verifiers to Solve Math Word Problems (2021), arXiv:2110.14168.
@@ -20,7 +20,7 @@ from collections.abc import Callable, Sequence
 
 from jaxrl_llm.rewards.math import answer_extraction, answer_phrases, equivalence, worker_pool
 
-# What counts as an answer:
+# How the answer is extracted, by mode:
 #   'lenient': a marked answer, else the fallbacks down to the last number;
 #   'strict':  a marked answer only;
 #   'gsm8k':   only the number right after the last `####`.
@@ -35,7 +35,7 @@ def extract(response: str, *, mode: str = 'lenient') -> str | None:
   """The final answer of a response as text, or None if it has none.
 
   Args:
-    response: what the model said, without the prompt.
+    response: the model's response, without the prompt.
     mode: one of `MODES`.
 
   Raises:
@@ -47,7 +47,7 @@ def extract(response: str, *, mode: str = 'lenient') -> str | None:
 
 
 def _fast(candidate: str, answer: str) -> bool | None:
-  """The verdict where no symbolic mathematics is needed, else None."""
+  """Compares without symbolic mathematics; None if that cannot decide."""
   try:
     return equivalence.compare(candidate, answer)
   except equivalence.Undecided:
@@ -58,7 +58,7 @@ def _fast(candidate: str, answer: str) -> bool | None:
 
 @functools.lru_cache(maxsize=4096)
 def _slow(candidate: str, answer: str) -> bool:
-  """The verdict of a worker; samples of one prompt repeat themselves, so it is cached."""
+  """Asks a worker; cached, because samples of one prompt repeat answers."""
   return worker_pool.shared().ask(candidate, answer).verdict
 
 
@@ -70,10 +70,10 @@ def _bare(answer: str) -> str:
 
 
 def _candidate(response: str, answer: str, mode: str) -> str | None:
-  """What is compared with the ground truth: the extracted answer.
+  """The extracted answer, to be compared with the ground truth.
 
-  The fallbacks may find a number in a truth that is a sentence; the same sentence is an answer
-  to it.
+  If the truth is a sentence, the fallbacks could extract a number from it; a response with the
+  same sentence is right.
   """
   if mode == 'lenient' and response.strip() == answer.strip():
     return _bare(answer)
@@ -81,44 +81,44 @@ def _candidate(response: str, answer: str, mode: str) -> str | None:
 
 
 def equal(candidate: str, answer: str) -> bool:
-  """Whether two bare answers say the same; see `equivalence` for the conventions."""
+  """Returns whether two bare answers are the same; see `equivalence` for the conventions."""
   verdict = _fast(candidate, answer)
   return _slow(candidate, answer) if verdict is None else verdict
 
 
 def grade(response: str, answer: str, *, mode: str = 'lenient') -> bool:
-  r"""Whether a response ends in the right answer.
+  r"""Returns whether a response ends in the right answer.
 
-  Never raises for what a response contains, never evaluates it, and takes at most about
-  a second and 512 MB even for an adversarial answer; an answer that takes longer is False.
+  Never raises because of a response, never evaluates it, and takes at most about a second and
+  512 MB even for an adversarial answer; an answer that takes longer is False.
 
   Args:
-    response: what the model said, without the prompt. Of more than a million characters
+    response: the model's response, without the prompt. Of more than a million characters
       only the last million is read.
     answer: the bare ground truth: '18', '\\frac{1}{2}', '[0,1)', '(B)'.
     mode: 'lenient' (a marked answer, else down to the last number), 'strict' (a marked
       answer only) or 'gsm8k' (the number after `####` only).
 
   Returns:
-    the verdict.
+    The verdict.
 
   Raises:
     ValueError: the mode is unknown.
-    worker_pool.WorkerError: an expression had to be compared and no worker can start.
+    worker_pool.WorkerError: an expression had to be compared and no worker could start.
   """
   candidate = _candidate(response, answer, mode)
   return candidate is not None and equal(candidate, _bare(answer))
 
 
 def grade_gsm8k_strict(response: str, answer: str) -> bool:
-  """GSM8K's own rule: only the number right after the last `####` counts."""
+  """Grades by GSM8K's own rule: only the number right after the last `####`."""
   return grade(response, answer, mode='gsm8k')
 
 
 def grade_batch(
     responses: Sequence[str], answers: Sequence[str], *, mode: str = 'lenient'
 ) -> list[bool]:
-  """Grades many responses, the expensive ones in several workers at once.
+  """Grades many responses, the expensive ones in several workers concurrently.
 
   Args:
     responses: n responses.
@@ -131,22 +131,25 @@ def grade_batch(
   if len(responses) != len(answers):
     raise ValueError(
         f'grade_batch needs an answer for each response, got {len(responses)} and {len(answers)}')
+
   verdicts: list[bool] = [False] * len(responses)
-  open_questions: dict[tuple[str, str], list[int]] = {}
+  undecided: dict[tuple[str, str], list[int]] = {}
   for index, (response, answer) in enumerate(zip(responses, answers)):
     candidate = _candidate(response, answer, mode)
     if candidate is None:
       continue
+
     truth = _bare(answer)
     verdict = _fast(candidate, truth)
     if verdict is None:
-      open_questions.setdefault((candidate, truth), []).append(index)
+      undecided.setdefault((candidate, truth), []).append(index)
     else:
       verdicts[index] = verdict
-  if open_questions:
+
+  if undecided:
     with concurrent.futures.ThreadPoolExecutor(worker_pool.shared().size) as threads:
       for indices, verdict in zip(
-          open_questions.values(), threads.map(lambda pair: _slow(*pair), open_questions)):
+          undecided.values(), threads.map(lambda pair: _slow(*pair), undecided)):
         for index in indices:
           verdicts[index] = verdict
   return verdicts

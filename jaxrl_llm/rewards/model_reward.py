@@ -1,8 +1,8 @@
 """Rewards of a learned reward model, which is given as a function of token ids.
 
-A reward model with a tokenizer of its own reads texts: prompt and response are encoded again, for
-the score alone. What is trained on stays the ids that were sampled. (A reward model that shares the
-policy's tokenizer reads those very ids: `rl.sequence_scores`.)
+A reward model with its own tokenizer reads texts: prompt and response are encoded again, only for
+the score. Training still uses the sampled ids. (A reward model that shares the policy's tokenizer
+reads those ids directly: `rl.sequence_scores`.)
 """
 
 from collections.abc import Callable, Sequence
@@ -15,7 +15,7 @@ OVERLONG = ('left', 'right', 'error')
 
 # (tokens int32 [B, T], lengths int32 [B]) -> the score at the last token, float [B].
 ScoreFn = Callable[[np.ndarray, np.ndarray], np.ndarray]
-# Arguments as of a `types.RewardFn` -> the ids of each prompt with its response.
+# Arguments of a `types.RewardFn` -> the ids of each prompt with its response.
 EncodeFn = Callable[
     [list[str], list[str], np.ndarray, list[Example]], Sequence[Sequence[int]]
 ]
@@ -24,13 +24,13 @@ EncodeFn = Callable[
 def _cut(ids: Sequence[int], max_tokens: int, overlong: str) -> Sequence[int]:
   """The ids of one row, at most `max_tokens` of them."""
   if not ids:
-    raise ValueError('the reward model was given no ids for a response')
+    raise ValueError('the reward model needs at least one id per response, got none')
   if len(ids) <= max_tokens:
     return ids
   if overlong == 'error':
     raise ValueError(
-        f'a prompt with its response has {len(ids)} tokens for the reward model, the limit is '
-        f'{max_tokens}'
+        f'a prompt with its response must have at most {max_tokens} tokens for the reward model, '
+        f'got {len(ids)}'
     )
   return ids[-max_tokens:] if overlong == 'left' else ids[:max_tokens]
 
@@ -44,25 +44,25 @@ def make(
     overlong: str = 'left',
     pad_id: int = 0,
 ) -> RewardFn:
-  """A `types.RewardFn` of a reward model.
+  """Makes a `types.RewardFn` from a reward model.
 
-  Rows are padded on the right to `max_tokens`, and the last batch is filled up, so that `score`
-  sees one shape alone.
+  Rows are padded on the right to `max_tokens`, and the last batch is padded with rows, so that
+  `score` is called with one shape only.
 
   Args:
     score: the reward model.
-    encode: what it reads.
+    encode: makes the ids that the reward model reads.
     batch_size: B, rows scored at once.
     max_tokens: T.
-    overlong: what happens to longer rows: 'left' cuts their beginning (Starling), 'right' their
+    overlong: treatment of longer rows: 'left' cuts their beginning (Starling), 'right' their
       end (ArmoRM), 'error' raises.
-    pad_id: fills.
+    pad_id: the padding id.
 
   Returns:
     The reward function. A NaN score is passed on: algorithms drop such prompts.
 
   Raises:
-    ValueError: an option is out of range; later, a row is too long and `overlong` is 'error', a
+    ValueError: an argument is out of range; later, a row is too long and `overlong` is 'error', a
       row has no ids, or `score` returned another shape.
   """
   for name, value in (('batch_size', batch_size), ('max_tokens', max_tokens)):
@@ -76,6 +76,7 @@ def make(
   ) -> np.ndarray:
     encoded = encode(prompts, responses, truncated, examples)
     rows = [_cut(ids, max_tokens, overlong) for ids in encoded]
+
     scores = []
     for start in range(0, len(rows), batch_size):
       chunk = rows[start : start + batch_size]
@@ -83,9 +84,11 @@ def make(
       lengths = np.ones(batch_size, np.int32)
       for i, ids in enumerate(chunk):
         tokens[i, : len(ids)], lengths[i] = ids, len(ids)
+
       values = np.asarray(score(tokens, lengths), np.float32)
       if values.shape != (batch_size,):
-        raise ValueError(f'a reward model must give {batch_size} scores, got {values.shape}')
+        raise ValueError(
+            f'a reward model must return {batch_size} scores, got shape {values.shape}')
       scores.append(values[: len(chunk)])
     return np.concatenate(scores) if scores else np.zeros(0, np.float32)
 
@@ -93,13 +96,13 @@ def make(
 
 
 def preferences(scores: np.ndarray, comparators: np.ndarray) -> np.ndarray:
-  """The general preference that Bradley-Terry makes of scores.
+  """Converts scores to general preferences by the Bradley-Terry model.
 
     ℓ(x, y, y'') = 2 P(y ≻ y'') − 1 = 2 σ(r(y) − r(y'')) − 1 = tanh((r(y) − r(y'')) / 2)
 
-  It is antisymmetric and in [−1, 1]. This one is transitive; `algorithms.rebel` takes any.
-  A score that is not finite is a failure of the reward model: it gives NaN, which drops the prompt,
-  and never a certain preference.
+  It is antisymmetric, in [−1, 1] and transitive; `algorithms.rebel` takes any preference. A score
+  that is not finite is a failure of the reward model: it becomes NaN, which drops the prompt, and
+  never a certain preference.
 
   Args:
     scores: float [P, K].
@@ -109,16 +112,17 @@ def preferences(scores: np.ndarray, comparators: np.ndarray) -> np.ndarray:
     float32 [P, K, M].
 
   Raises:
-    ValueError: the two are of different numbers of prompts.
+    ValueError: the numbers of prompts differ.
 
   References:
     Gao et al. (2024), REBEL, section on general preferences, arXiv 2404.16767.
   """
   if np.ndim(scores) != 2 or np.ndim(comparators) != 2 or len(scores) != len(comparators):
     raise ValueError(
-        f'preferences compare scores [P, K] with [P, M], got {np.shape(scores)} and '
+        f'scores and comparators must be [P, K] and [P, M], got {np.shape(scores)} and '
         f'{np.shape(comparators)}'
     )
+
   scores, comparators = (
       np.where(np.isfinite(side), side, np.nan)[:, :, None] for side in (scores, comparators)
   )

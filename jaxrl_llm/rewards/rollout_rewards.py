@@ -1,4 +1,4 @@
-"""From token ids to rewards: decodes what was sampled and scores it on the host."""
+"""From token ids to rewards: decodes sampled responses and scores them on the host."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -33,9 +33,8 @@ def score_rollouts(
 ) -> Scored:
   """Decodes responses up to their end and scores each.
 
-  Only the response is shown to the verifier as such: a prompt's own answer template
-  must never be what is found. Ids go to text here for the verifier alone; what is
-  trained on stays the ids.
+  The verifier gets prompt and response separately, so that it never reads the prompt's own answer
+  template as an answer. The text is only for the verifier; training uses the ids.
 
   Args:
     rollouts: P prompts, K samples each, on the device or the host.
@@ -54,13 +53,15 @@ def score_rollouts(
   truncated = np.asarray(rollouts.stop_reason) == TRUNCATED
   num_prompts, num_samples = lengths.shape
   if num_prompts != len(examples):
-    raise ValueError(f'{num_prompts} prompts need as many examples, got {len(examples)}')
+    raise ValueError(f'{num_prompts} prompts need equally many examples, got {len(examples)}')
+
   rows = zip(tokens.reshape(-1, tokens.shape[-1]), lengths.reshape(-1))
   responses = [_text(tokenizer, row[:length].tolist()) for row, length in rows]
   repeated = [example for example in examples for _ in range(num_samples)]
   rewards = reward_fn(
       [example['prompt'] for example in repeated], responses, truncated.reshape(-1), repeated
   )
+
   rewards = np.asarray(rewards)
   if rewards.dtype.kind in 'OSUc':  # A text such as '1' would become a number.
     rewards = np.full(rewards.shape, np.nan)
@@ -70,20 +71,21 @@ def score_rollouts(
         f'the reward function must return {len(responses)} finite numbers, got shape '
         f'{rewards.shape} with {np.sum(~np.isfinite(rewards))} not finite'
     )
+
   grouped = [responses[i : i + num_samples] for i in range(0, len(responses), num_samples)]
   return Scored(rewards.reshape(lengths.shape), lengths, truncated, grouped)
 
 
 def _text(tokenizer: Tokenizer, ids: list[int]) -> str:
-  """The text of a response; a padding id that the policy chose does not vanish from it."""
+  """Decodes a response; a padding id that the policy sampled leaves a mark in the text."""
   text, pad = tokenizer.decode(ids), tokenizer.pad_id
-  # One that is an ordinary token is part of the text.
+  # A padding id that is an ordinary token is part of the text already.
   vanishes = pad in ids and pad not in tokenizer.stop_ids and not tokenizer.decode([pad])
   return text + '\N{REPLACEMENT CHARACTER}' if vanishes else text
 
 
 def join(parts: Sequence[Scored]) -> Scored:
-  """One `Scored` of several, in order."""
+  """Concatenates several `Scored`, in order."""
   return Scored(
       *(np.concatenate([getattr(part, name) for part in parts]) for name in Scored._fields[:3]),
       [texts for part in parts for texts in part.responses],

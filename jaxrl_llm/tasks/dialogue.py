@@ -75,7 +75,7 @@ BEHAVIOUR = Style(ask=0.0, listen=0.0, filler=1.0)
 
 
 @dataclasses.dataclass(frozen=True)
-class World:
+class Rules:
   """The rules of the user and of the rewards. The example id determines the goal.
 
   Attributes:
@@ -230,17 +230,17 @@ class World:
 
 @dataclasses.dataclass(frozen=True)
 class DialogueTask(Task):
-  """The dialogue task. A single response has no reward: `world.rewards` scores dialogues.
+  """The dialogue task. A single response has no reward: `rules.rewards` scores dialogues.
 
   `train` and `evaluation` have 'id', 'prompt' and 'answer' (the goal); `demonstrations` are whole
   dialogues of the initial style, with 'ids' and 'loss_mask'.
 
   Attributes:
-    world: the rules; its methods implement the user and the rewards.
+    rules: the rules; its methods implement the user and the rewards.
     offline: whole dialogues of the behaviour policy, one per example of `train`, in order.
   """
 
-  world: World
+  rules: Rules
   offline: Dialogues
 
 
@@ -270,9 +270,9 @@ class Config(config_lib.TaskConfig):
         num_evaluation=_MAX_EXAMPLES, num_turns=_MAX_TURNS)
 
   @property
-  def world(self) -> World:
+  def rules(self) -> Rules:
     """The rules."""
-    return World(num_turns=self.num_turns)
+    return Rules(num_turns=self.num_turns)
 
   def make(
       self,
@@ -285,27 +285,27 @@ class Config(config_lib.TaskConfig):
     self.validate('config.task')
     config_lib.reject_data_dir(data_dir, 'dialogue')
 
-    world = self.world
-    world.validate()
+    rules = self.rules
+    rules.validate()
     rng = np.random.default_rng([seed, 0])
     demonstrated, train, evaluation = (
-        _draw_ids(rng, size, part, world.num_symbols**2)
+        _draw_ids(rng, size, part, rules.num_symbols**2)
         for part, size in enumerate(
             (self.num_demonstrations, self.num_train, self.num_evaluation)))
-    slots = world.num_turns * REPLY_SLOTS + (world.num_turns - 1) * MESSAGE_SLOTS
+    slots = rules.num_turns * REPLY_SLOTS + (rules.num_turns - 1) * MESSAGE_SLOTS
 
     return DialogueTask(
-        name=f'dialogue_{world.num_turns}_turns',
-        tokenizer=world.tokenizer,
-        demonstrations=_demonstrate(world, demonstrated, seed),
-        train=_examples(world, train),
-        evaluation=_examples(world, evaluation),
+        name=f'dialogue_{rules.num_turns}_turns',
+        tokenizer=rules.tokenizer,
+        demonstrations=_demonstrate(rules, demonstrated, seed),
+        train=_examples(rules, train),
+        evaluation=_examples(rules, evaluation),
         reward_fn=None,
         lenient_reward_fn=None,
         max_prompt_tokens=PROMPT_SLOTS,
         max_response_tokens=slots,
-        world=world,
-        offline=world.simulate(train, BEHAVIOUR, seed=seed + 1),
+        rules=rules,
+        offline=rules.simulate(train, BEHAVIOUR, seed=seed + 1),
     )
 
 
@@ -317,22 +317,22 @@ def _draw_ids(rng: np.random.Generator, size: int, part: int, num_goals: int) ->
   return rng.permutation(np.concatenate([np.zeros(0, np.int64), *ids])[:size]).astype(np.int32)
 
 
-def _examples(world: World, ids: np.ndarray) -> list[Example]:
-  symbols = world.goals(ids) - 2
+def _examples(rules: Rules, ids: np.ndarray) -> list[Example]:
+  symbols = rules.goals(ids) - 2
   return [
       {'id': int(index), 'prompt': f'!{SYMBOLS[first]}', 'answer': SYMBOLS[first] + SYMBOLS[second]}
       for index, (first, second) in zip(ids, symbols)
   ]
 
 
-def _demonstrate(world: World, ids: np.ndarray, seed: int) -> list[Example]:
+def _demonstrate(rules: Rules, ids: np.ndarray, seed: int) -> list[Example]:
   """Makes whole dialogues as ids, with a loss mask on the assistant's tokens."""
-  dialogues = world.simulate(ids, INITIAL, seed=seed)
+  dialogues = rules.simulate(ids, INITIAL, seed=seed)
   continuation = dialogues.continuation()
   marks = np.pad(continuation.mask > 0, [(0, 0), (PROMPT_SLOTS, 0)])
   tokens = np.concatenate([dialogues.prompts, continuation.tokens], axis=1)
   return [
       {**example, 'ids': tokens[row, :length], 'loss_mask': marks[row, :length]}
       for row, (example, length) in enumerate(zip(
-          _examples(world, ids), PROMPT_SLOTS + continuation.lengths))
+          _examples(rules, ids), PROMPT_SLOTS + continuation.lengths))
   ]

@@ -105,7 +105,7 @@ def test_response_kl_is_the_sum_over_the_vocabulary_and_its_mean_the_sequence_di
   exact = np.sum(np.exp(mine_sum) * (mine_sum - other_sum))
   per_token = (np.exp(mine) * (mine - other)).sum(-1)  # [25, 2]
 
-  # A stop id that is no token: every response has both of its tokens.
+  # A stop id outside the vocabulary: every response has both of its tokens.
   sample = decode.make_sampler(model, num_samples=1, max_tokens=2, stop_ids=(99,), pad_id=0)
   rollouts = jax.tree.map(
       lambda x: jnp.repeat(x, len(sequences), 0),

@@ -1,4 +1,4 @@
-"""Countdown's verifier: values by hand, Python's own arithmetic as a witness, hostile text."""
+"""Countdown's verifier: values by hand, Python's own arithmetic as a reference, hostile text."""
 
 import ast
 import random
@@ -148,8 +148,8 @@ def test_typography_makes_no_wrong_answer_right(response):
   assert not countdown.is_solution(response, _NUMBERS, 23)
 
 
-def test_any_typeset_expression_is_worth_what_it_says():
-  # Random expressions, typeset at random: right exactly where value and numbers are.
+def test_any_typeset_expression_has_its_value():
+  # Random expressions, typeset at random: right if and only if value and numbers are.
   source = random.Random(0)
   typeset = {
       '-': '-−–', '*': ['*', '×', r'\times ', '·', r'\cdot '], '/': ['/', '÷', r'\div '], '+': '+',
@@ -161,6 +161,7 @@ def test_any_typeset_expression_is_worth_what_it_says():
     text = source.choice(['({}{}{}){}{}', '{}{}{}{}{}', '{}{}({}{}{})']).format(
         numbers[0], source.choice('+-*/'), numbers[1], source.choice('+-*/'), numbers[2])
     value, used = countdown.evaluate(text)
+
     shown = ''.join(source.choice(typeset[c]) if c in typeset else c for c in text)
     response = source.choice(around).format(shown)
     whole = value.denominator == 1
@@ -208,15 +209,16 @@ def _expressions(draw, depth=3):
   )
 
 
-def _witness(node):
+def _reference(node):
   """Python's own parser, then exact fractions."""
   match node:
     case ast.Constant(value):
       return Fraction(value)
     case ast.UnaryOp(ast.USub(), operand):
-      return -_witness(operand)
+      return -_reference(operand)
     case ast.BinOp(left, sign, right):
-      a, b = _witness(left), _witness(right)
+      a, b = _reference(left), _reference(right)
+
       match sign:
         case ast.Add():
           return a + b
@@ -233,7 +235,7 @@ def _witness(node):
 @hypothesis.given(_expressions())
 def test_against_pythons_own_grammar(expression):
   try:
-    expected = _witness(ast.parse(expression, mode='eval').body)
+    expected = _reference(ast.parse(expression, mode='eval').body)
   except ZeroDivisionError:
     with pytest.raises(ValueError, match='division by zero'):
       countdown.evaluate(expression)
@@ -264,11 +266,11 @@ def test_hostile_responses_score_zero_at_once(index):
 
 @hypothesis.settings(max_examples=300, deadline=None)
 @hypothesis.given(strategies.text('0123456789+-*/()= <answer>/', max_size=300))
-def test_any_text_is_scored_or_refused(text):
+def test_any_text_is_scored_or_rejected(text):
   assert countdown.is_solution(text, _NUMBERS, 23) in (False, True)
 
 
-def test_limits_say_what_is_wrong():
+def test_errors_name_the_limit():
   for expression, message in (
       ('1' * 300, 'at most 256 characters, got 300'),
       ('(' * 30 + '1' + ')' * 30, 'nested deeper than 16'),

@@ -33,7 +33,7 @@ def test_lengths_that_differ_are_an_error():
 
 
 class _EqualToAll:
-  """What compares equal to every response."""
+  """Compares equal to every response."""
 
   def __eq__(self, other):
     return True
@@ -45,5 +45,5 @@ class _EqualToAll:
     ('', ''), (' ', ' '), ('\n', '\n'), ('', None), ('nan', float('nan')), ('12', 12),
     ('12', _EqualToAll()), ('12', np.array(['12'])),
 ])
-def test_an_empty_answer_or_one_that_is_not_a_text_is_matched_by_nothing(response, answer):
+def test_nothing_matches_an_empty_answer_or_one_that_is_not_a_text(response, answer):
   np.testing.assert_array_equal(_score([response], [False], [answer]), [0])

@@ -29,7 +29,7 @@ KIBIBYTES = 512 * 1024
 
 @pytest.fixture(scope='module', autouse=True)
 def warm():
-  """No measured answer pays for a worker's start."""
+  """Starts the workers before answers are timed."""
   math_answer.warm_up()
 
 
@@ -111,8 +111,8 @@ def test_at_least_98_percent_of_the_committed_pairs():
     ('', None),
 ])  # fmt: skip
 def test_marked_answers(response, expected):
-  found = answer_extraction.extract_marked(response)
-  assert (found and found.strip()) == expected
+  answer = answer_extraction.extract_marked(response)
+  assert (answer and answer.strip()) == expected
 
 
 @pytest.mark.parametrize(('response', 'expected'), [
@@ -177,7 +177,7 @@ def test_arithmetic_is_exact(text, value):
     '9^9^9', '9^{9^{9^9}}', '(10^{10})^{10^{10}}', '1e999999999', '5000!', '((9!)!)!', '9' * 3000,
     '2^' * 500 + '2', '(' * 500 + '1' + ')' * 500, '1/' + '+'.join(['7^7000'] * 300),
 ])
-def test_arithmetic_refuses_what_is_too_large(text):
+def test_too_large_arithmetic_is_an_error(text):
   started = time.monotonic()
   with pytest.raises(ValueError):
     arithmetic.evaluate(text)
@@ -211,8 +211,8 @@ def test_numbers_in_words(text, value, rest):
 
 @pytest.mark.parametrize('text', ['apples', 'twenty thirty', 'and', 'hundredfold', ''])
 def test_no_number_in_words(text):
-  found = number_words.leading(text)
-  assert found is None or found[1]
+  number = number_words.leading(text)
+  assert number is None or number[1]
 
 
 def test_cleaning_reads_unicode():
@@ -364,9 +364,11 @@ def test_long_integers_are_compared_as_digits():
 def test_bombs_cost_two_seconds_and_512_mebibytes_at_most(monkeypatch):
   replies = []
   ask = worker_pool.WorkerPool.ask
+
   def spy(pool, *pair):
     replies.append(ask(pool, *pair))
     return replies[-1]
+
   monkeypatch.setattr(worker_pool.WorkerPool, 'ask', spy)
   slowest = 0.0
   for bomb in BOMBS:
@@ -374,6 +376,7 @@ def test_bombs_cost_two_seconds_and_512_mebibytes_at_most(monkeypatch):
     assert not math_answer.grade(rf'\boxed{{{bomb}}}', '5')
   for bomb in BOMBS[:3] + BOMBS[11:14]:
     slowest = max(slowest, _cost('5', bomb))
+
   peak = max(reply.peak_kib for reply in replies)
   outcomes = [reply.outcome for reply in replies]
   print(f'{len(replies)} went to workers, {outcomes.count("timeout")} to the deadline; '

@@ -12,7 +12,7 @@ EXAMPLES = [{'id': 0, 'prompt': '1+2=', 'answer': '3'}, {'id': 1, 'prompt': '4+4
 
 
 def _rollouts(texts, stops):
-  """Responses of 2 x K; behind each end stands what must not be looked at."""
+  """Responses of 2 x K; tokens after each end must not be read."""
   tokens = np.full((2, len(texts[0]), 4), TOKENIZER.encode('9')[0], np.int32)
   lengths = np.zeros((2, len(texts[0])), np.int32)
   for p, row in enumerate(texts):
@@ -37,13 +37,13 @@ def test_each_response_is_scored_against_its_own_example():
   np.testing.assert_array_equal(scored.lengths, 2)
 
 
-def test_a_truncated_response_scores_nothing_though_its_text_is_right():
+def test_a_truncated_response_scores_zero_even_if_its_text_is_right():
   scored = _score(_rollouts([['3', '3'], ['8', '8']], [[1, 0], [0, 1]]))
   np.testing.assert_array_equal(scored.rewards, [[1, 0], [0, 1]])
   np.testing.assert_array_equal(scored.truncated, [[False, True], [True, False]])
 
 
-def test_only_the_response_is_shown_to_the_verifier():
+def test_the_verifier_gets_only_the_response():
   seen = []
 
   def reward(prompts, responses, truncated, examples):
@@ -65,13 +65,13 @@ def test_a_reward_function_that_returns_something_else_is_an_error(value):
 
 
 class _Padded(tokenizers.CharacterTokenizer):
-  """Its padding is the character 9, which texts have too."""
+  """Its padding is the character 9, which also occurs in texts."""
 
   pad_id = TOKENIZER.encode('9')[0]
   decode = TOKENIZER.decode
 
 
-def test_padding_that_was_chosen_leaves_one_trace():
+def test_sampled_padding_leaves_a_mark():
   def texts(tokenizer, pad):
     rollouts = _rollouts([['3'], ['8']], [[1], [1]])
     rollouts.tokens[0, 0, :3] = [TOKENIZER.encode('3')[0], pad, TOKENIZER.stop_ids[0]]
@@ -80,12 +80,12 @@ def test_padding_that_was_chosen_leaves_one_trace():
         rollouts, EXAMPLES, tokenizer=tokenizer, reward_fn=exact_match.exact_match).responses[0]
 
   assert texts(TOKENIZER, TOKENIZER.pad_id) == ['3\ufffd']
-  # One that is an ordinary token stands in the text itself.
+  # A padding id that is an ordinary token is in the text itself.
   assert texts(_Padded('0123456789+='), _Padded.pad_id) == ['39']
 
 
 def test_the_number_of_examples_must_fit():
-  with pytest.raises(ValueError, match='2 prompts need as many examples, got 1'):
+  with pytest.raises(ValueError, match='2 prompts need equally many examples, got 1'):
     _score(_rollouts([['3'], ['8']], [[1], [1]]), EXAMPLES[:1])
 
 

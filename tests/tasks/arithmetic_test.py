@@ -100,6 +100,7 @@ def test_imitator_scores_by_hand_and_by_simulation(task):
   # f = 0.1 exactly: 0.1 + 0.9 * 0.45 = 0.505; the likelier answer is right only without carry.
   np.testing.assert_allclose(scores, (0.505, 0.1, 0.1), atol=1e-12)
   assert 0.45 <= scores.pass_at_1 <= 0.55 and scores.greedy_accuracy <= 0.4
+
   rng = np.random.default_rng(0)
   total = np.zeros(2)
   for _ in range(20):

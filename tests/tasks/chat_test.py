@@ -117,6 +117,7 @@ def test_a_template_from_a_file_and_the_one_next_to_the_tokenizer(files, folders
     (tmp_path / file.name).symlink_to(file)
   (tmp_path / 'tokenizer_config.json').write_text(json.dumps(
       {'eos_token': '<|endoftext|>', 'bos_token': '<|endoftext|>', 'chat_template': PLAIN}))
+
   own = tmp_path / 'own.jinja'
   own.write_text(PLAIN.replace(':', '='))
   tasks = {name: _make(files, tmp_path, template=name) for name in ('auto', str(own))}
@@ -250,6 +251,7 @@ def test_messages_that_are_context_are_not_learned(tmp_path, folders, qwen3):
   assert _learned(task) == ['good', 'one']
   for example, words in zip(task.demonstrations, ('bad', 'two')):  # They are context.
     assert words in task.tokenizer.decode(example['ids'])
+
   batches = sft_batches.Batches(
       sft_batches.encode_demonstrations(task), batch_size=2, seed=0, packed_length=100)
   counted = [(b.loss_mask * b.weight[:, None]).sum() for b in batches.in_order()]
@@ -282,6 +284,7 @@ def test_prompts_and_demonstrations_within_a_template(data_dir, folders, tmp_pat
   plain = gsm8k.Config(
       tokenizer_dir=str(folders['qwen2']), num_demonstrations=5, num_train=4,
       num_evaluation=3).make(0, tmp_path)
+
   task = chat.with_template(plain, chat_templates.QWEN2, system='Be exact.')
   for before, after in zip(plain.evaluation + plain.train, task.evaluation + task.train):
     assert after['prompt'] == chat_templates.QWEN2.render(

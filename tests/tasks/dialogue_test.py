@@ -10,23 +10,23 @@ from jaxrl_llm.data import sft_batches
 from jaxrl_llm.tasks import dialogue
 from jaxrl_llm.types import STOPPED, TRUNCATED
 
-WORLD = dialogue.World()
+RULES = dialogue.Rules()
 GOAL = 24  # 'ce'
 
 
-def _say(turns, *, world=WORLD, goal=GOAL, heard=True, cut=()):
+def _say(turns, *, rules=RULES, goal=GOAL, heard=True, cut=()):
   """A dialogue in which the assistant says `turns` (texts); (dialogue, the user's messages)."""
-  talk, everyone, sent = world.start(np.array([goal])), np.ones(1, bool), []
+  talk, everyone, sent = rules.start(np.array([goal])), np.ones(1, bool), []
   for turn, text in enumerate(turns):
-    ids = [*world.tokenizer.encode(text), *([] if turn in cut else [1])]
+    ids = [*rules.tokenizer.encode(text), *([] if turn in cut else [1])]
     talk = talk.with_replies(
         turn, everyone, tokens=np.array([ids + [0] * (4 - len(ids))]), lengths=[len(ids)],
         log_probs=np.zeros((1, 4)), stop_reason=[TRUNCATED if turn in cut else STOPPED])
-    if turn + 1 < world.num_turns:
+    if turn + 1 < rules.num_turns:
       listens = heard if isinstance(heard, bool) else heard[turn]
       seeds = np.array([0 if listens else 2**32 - 1], np.uint32)
-      message = world.user(dataclasses.replace(talk, seeds=seeds))
-      sent.append(world.tokenizer.decode(message[0]))
+      message = rules.user(dataclasses.replace(talk, seeds=seeds))
+      sent.append(rules.tokenizer.decode(message[0]))
       talk = talk.with_messages(turn, everyone, message)
   return talk, sent
 
@@ -50,15 +50,15 @@ def test_a_user_that_does_not_listen_changes_nothing():
   talk, _ = _say(['?'])
   seeds = np.array([0, 2**31, int(0.9 * 2**32) - 1, int(0.9 * 2**32) + 1, 2**32 - 1], np.uint32)
   five = dataclasses.replace(talk[np.zeros(5, int)].cut(1), seeds=seeds)
-  sent = [WORLD.tokenizer.decode(ids) for ids in WORLD.user(five)]
+  sent = [RULES.tokenizer.decode(ids) for ids in RULES.user(five)]
   assert sent == ['=ce', '=ce', '=ce', '.', '.']
 
 
 def test_a_truncated_reply_has_no_content():
   talk, sent = _say(['?', 'ce', 'ceee'], cut=(0, 1, 2))
   assert sent == ['-', '-', '-']
-  assert WORLD.rewards(talk)[0, :3].tolist() == [0, 0, 0]
-  assert not WORLD.asks(talk).any()
+  assert RULES.rewards(talk)[0, :3].tolist() == [0, 0, 0]
+  assert not RULES.asks(talk).any()
 
 
 @pytest.mark.parametrize('turns, expected', [
@@ -70,17 +70,17 @@ def test_a_truncated_reply_has_no_content():
 ])
 def test_rewards_by_hand(turns, expected):
   talk, _ = _say(turns)
-  np.testing.assert_allclose(WORLD.rewards(talk)[0], expected, atol=1e-6)
-  assert WORLD.asks(talk)[0].tolist() == [turn.strip('~') == '?' for turn in turns]
+  np.testing.assert_allclose(RULES.rewards(talk)[0], expected, atol=1e-6)
+  assert RULES.asks(talk)[0].tolist() == [turn.strip('~') == '?' for turn in turns]
 
 
 def test_rewards_of_missing_replies_are_nan():
   talk, _ = _say(['?', 'ce', 'ce'])
-  rewards = WORLD.rewards(talk)
+  rewards = RULES.rewards(talk)
   assert rewards.dtype == np.float32 and np.isnan(rewards[0, 3:]).all()
   np.testing.assert_array_equal(rewards[0, :3], [0, 1, 1])
   stacked = talk[np.zeros((2, 3), int)]
-  np.testing.assert_array_equal(WORLD.rewards(stacked), np.broadcast_to(rewards, (2, 3, 5)))
+  np.testing.assert_array_equal(RULES.rewards(stacked), np.broadcast_to(rewards, (2, 3, 5)))
 
 
 def _documented():
@@ -93,8 +93,8 @@ def _documented():
     ('perfect', dialogue.PERFECT), ('initial', dialogue.INITIAL), ('at once', dialogue.AT_ONCE),
     ('behaviour', dialogue.BEHAVIOUR)])
 def test_styles_score_as_documented(name, style):
-  talk = WORLD.simulate(np.arange(20_000), style, seed=1)
-  rewards = WORLD.rewards(talk)
+  talk = RULES.simulate(np.arange(20_000), style, seed=1)
+  rewards = RULES.rewards(talk)
   errors = rewards.std(axis=0) / len(rewards) ** 0.5
   assert (abs(rewards.mean(axis=0) - _documented()[name]) <= 4 * errors + 6e-4).all()
 
@@ -117,12 +117,12 @@ def test_the_scores_by_hand():
 
 
 def test_asking_first_pays_under_both_distributions_of_the_turn():
-  talk = WORLD.simulate(np.arange(40_000), dialogue.INITIAL, seed=2)
-  rewards, asked = WORLD.rewards(talk), WORLD.asks(talk)[:, 0]
+  talk = RULES.simulate(np.arange(40_000), dialogue.INITIAL, seed=2)
+  rewards, asked = RULES.rewards(talk), RULES.asks(talk)[:, 0]
   gain = rewards[asked].mean(axis=0) - rewards[~asked].mean(axis=0)
   one = np.array([1 / (end + 1) for end in range(5)])  # P(L | h = 0) of setting one.
   assert abs(gain[4] - 0.56) < 0.04 and abs(np.average(gain, weights=one) - 0.06) < 0.03
-  assert 0.13 < asked.mean() < 0.17 and WORLD.asks(talk)[:, 2:].sum() == 0
+  assert 0.13 < asked.mean() < 0.17 and RULES.asks(talk)[:, 2:].sum() == 0
 
 
 def test_the_task_is_a_function_of_its_seed():
@@ -130,6 +130,7 @@ def test_the_task_is_a_function_of_its_seed():
   task, again, other = (config.make(seed) for seed in (3, 3, 4))
   assert task.train == again.train != other.train
   np.testing.assert_array_equal(task.offline.replies, again.offline.replies)
+
   parts = [task.demonstrations, task.train, task.evaluation]
   assert [len(part) for part in parts] == [150, 230, 70]
   ids = [example['id'] for part in parts for example in part]
@@ -139,9 +140,9 @@ def test_the_task_is_a_function_of_its_seed():
     assert counts.max() - counts.min() <= 1
   for example in task.evaluation:
     assert example['prompt'] == '!' + example['answer'][0] and len(example['answer']) == 2
-    start = WORLD.start(np.array([example['id']]))
+    start = RULES.start(np.array([example['id']]))
     assert task.tokenizer.decode(start.prompts[0]) == example['prompt']
-    assert task.tokenizer.decode(WORLD.goals(example['id'])) == example['answer']
+    assert task.tokenizer.decode(RULES.goals(example['id'])) == example['answer']
 
 
 def test_demonstrations_are_whole_dialogues_for_fine_tuning():
@@ -165,10 +166,10 @@ def test_the_offline_dialogues_are_the_behaviours_on_the_training_prompts():
   task = dialogue.Config(num_demonstrations=0, num_train=300, num_evaluation=0).make(0)
   offline = task.offline
   assert offline.example_ids.tolist() == [example['id'] for example in task.train]
-  assert not task.world.asks(offline).any() and (offline.num_replies == 5).all()
-  assert (offline.replies[..., 0] == task.world.sign('~')).all()
+  assert not task.rules.asks(offline).any() and (offline.num_replies == 5).all()
+  assert (offline.replies[..., 0] == task.rules.sign('~')).all()
   assert np.isnan(offline.continuation().log_probs).any()
-  terse = (offline.messages[..., -1, 0] == task.world.sign('-')).mean()
+  terse = (offline.messages[..., -1, 0] == task.rules.sign('-')).mean()
   assert terse > 0.7
 
 
@@ -178,7 +179,7 @@ def test_the_offline_dialogues_are_the_behaviours_on_the_training_prompts():
     ('filler_cost', 2, 'in .0, 1.'), ('early_turns', -1, 'at least 0')])
 def test_bad_rules(field, value, rule):
   with pytest.raises(ValueError, match=f'{field} must be {rule}, got {value}'):
-    dataclasses.replace(WORLD, **{field: value}).validate()
+    dataclasses.replace(RULES, **{field: value}).validate()
 
 
 @pytest.mark.parametrize('field, value, rule', [
@@ -192,14 +193,14 @@ def test_bad_fields(field, value, rule):
 def test_other_worlds():
   one = dialogue.Config(num_demonstrations=20, num_train=20, num_evaluation=5, num_turns=1).make(0)
   assert one.name == 'dialogue_1_turns' and one.max_response_tokens == 4
-  assert one.world.rewards(one.offline).shape == (20, 1)
-  assert dialogue.World(num_symbols=3).tokenizer.vocab_size == 12
+  assert one.rules.rewards(one.offline).shape == (20, 1)
+  assert dialogue.Rules(num_symbols=3).tokenizer.vocab_size == 12
   # A user that always listens, and one that never does.
   for attention, signs in ((1.0, '-=+'), (0.0, '.')):
-    world = dialogue.World(attention=attention)
-    talk = world.simulate(np.arange(200), dialogue.INITIAL, seed=0)
-    heard = set(world.tokenizer.decode(talk.messages[..., 0].reshape(-1)))
+    rules = dialogue.Rules(attention=attention)
+    talk = rules.simulate(np.arange(200), dialogue.INITIAL, seed=0)
+    heard = set(rules.tokenizer.decode(talk.messages[..., 0].reshape(-1)))
     assert heard == set(signs)
-  free = dialogue.World(filler_cost=0.0).simulate(np.arange(50), dialogue.BEHAVIOUR, seed=0)
-  first = dialogue.World(filler_cost=0.0).rewards(free)[:, 0]
+  free = dialogue.Rules(filler_cost=0.0).simulate(np.arange(50), dialogue.BEHAVIOUR, seed=0)
+  first = dialogue.Rules(filler_cost=0.0).rewards(free)[:, 0]
   assert set(np.round(first, 3)) <= {np.float32(0.4), np.float32(1.0)}

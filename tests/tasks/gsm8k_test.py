@@ -50,8 +50,8 @@ def test_examples_by_hand(task, folder):
   assert task.train[0] == {key: first[key] for key in ('id', 'prompt', 'answer')}
   assert task.evaluation[0]['id'] == gsm8k.FIRST_TEST_ID
   assert task.tokenizer.vocab_size == 151_646
-  kept = gsm8k.Config(annotations='keep').make(0, folder)
-  assert '<<48/2=24>>24 clips' in kept.demonstrations[0]['response']
+  annotated = gsm8k.Config(annotations='keep').make(0, folder)
+  assert '<<48/2=24>>24 clips' in annotated.demonstrations[0]['response']
 
 
 def test_too_long_problems_are_counted_and_the_rest_fits(folder):
@@ -144,6 +144,7 @@ def test_strict_and_lenient_rewards():
       ('', False, 0, 0),
       ('#### ' + '9' * 100_000, False, 0, 0),
   ]
+
   responses = [case[0] for case in cases]
   truncated = np.array([case[1] for case in cases])
   examples = [{'answer': '1234'}] * len(cases)

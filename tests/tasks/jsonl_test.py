@@ -71,6 +71,7 @@ def test_math(tmp_path, gpt2):
       {'problem': 'P?', 'solution': r'Well, $\boxed{\frac{1}{2}}$.', 'level': 'Level 5',
        'subject': 'Algebra'},
       {'problem': 'Q?', 'solution': 'No box here.', 'answer': '(3, 4)', 'type': 'Geometry'})
+
   task = jsonl.math_config(file=str(path), tokenizer_dir=gpt2).make(0)
   first, second = task.evaluation
   assert first == {'id': 0, 'prompt': 'P?\n' + jsonl.MATH_INSTRUCTION, 'answer': r'\frac{1}{2}',

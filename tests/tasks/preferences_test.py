@@ -41,6 +41,7 @@ def test_ids_are_those_of_the_template_and_the_stop_token(file, tokenizer_dir):
       tiny.TEMPLATE, {'bos_token': tiny.START, 'eos_token': tiny.STOP})
   stop = list(task.tokenizer.stop_ids)
   assert sorted(e['id'] for e in task.train + task.evaluation) == list(range(8))
+
   for example in task.train + task.evaluation:
     word = WORDS[example['row']]
     asked = [{'role': 'user', 'content': f'Say {word}.'}]
@@ -94,7 +95,8 @@ def test_published_ids_lose_their_padding_and_keep_their_stop(tmp_path, tokenize
     assert example['prompt'] == task.tokenizer.decode(example['prompt_ids'])
     assert example['chosen_ids'] == [50, stop]
     assert example['rejected_ids'] == [51, 52, 53, 54]  # Cut: no stop token was invented.
-  # Padding that is the stop token itself: the first one is kept.
+
+  # Padding that is the stop token itself: the first one stays.
   rows = [{'query_token': [stop, 40 + i], 'chosen_token': [50, stop, stop],
            'rejected_token': [51, 9, 9]} for i in range(3)]
   task = task_of(rows, schema='tldr_pairs', file_pad_id=stop)

@@ -57,6 +57,7 @@ def test_questions_within_a_template(data_dir):
     assert text == example['prompt'] and example['questions'][0].strip() in text
     assert text.endswith('<|im_start|>assistant\n')
     assert text.startswith(f'<|im_start|>system\n{example["system"] or "You are"}')
+
   row = chosen[0]
   talk = _talk(rows=1, turns=2)
   asked = user(dialogues.empty(

@@ -67,7 +67,7 @@ _STYLE = (
     r'\\(?:math(?:bf|rm|it|sf|tt)|text(?:bf|it|rm|sf|tt)?|boldsymbol|bm|underline|emph'
     r'|(?:text)?color ?\{[a-zA-Z]{1,20}\}) ?'
 )
-# (before a box, after it, whether the two mean something): emphasis and delimiters do not.
+# (before a box, after it, whether they change the value): emphasis and delimiters do not.
 _WRAPPERS = [
     (re.compile(rf'(?:{_STYLE}|(?<![\\\w}}\]^_]))\{{\s?\Z'), re.compile(r'\s?\}'), False),
     (re.compile(r'(?:\\left ?)?(?<![a-zA-Z\\])\(\s?\Z'), re.compile(r'\s?(?:\\right ?)?\)'), False),
@@ -86,7 +86,7 @@ _SUM = re.compile(r'[-+−±]|\\pm')
 
 
 def closing_brace(text: str, left: int, limit: int) -> int | None:
-  """Index of the brace that closes the one at `left`, or None if there is none before `limit`."""
+  """Index of the brace that closes the one at `left`; None if it is not before `limit`."""
   depth = 0
   for match in _BRACE.finditer(text, left, limit):
     if match[0] == '{':
@@ -99,7 +99,7 @@ def closing_brace(text: str, left: int, limit: int) -> int | None:
 
 
 def outermost(text: str) -> list[tuple[int, int, str]]:
-  """The last boxes that are in no other box.
+  """Finds the last outermost boxes.
 
   Args:
     text: any text.
@@ -107,7 +107,7 @@ def outermost(text: str) -> list[tuple[int, int, str]]:
   Returns:
     (start, end, content) of up to 64 boxes, last first; empty and unclosed ones are left out.
   """
-  found, end, budget = [], len(text), _SCAN_BUDGET
+  boxes, end, budget = [], len(text), _SCAN_BUDGET
   for _ in range(_MAX_BOXES):
     start = max(text.rfind('\\boxed', 0, end), text.rfind('\\fbox', 0, end))
     if start < 0 or budget < 0:
@@ -120,20 +120,20 @@ def outermost(text: str) -> list[tuple[int, int, str]]:
     if text[match.end() : match.end() + 1] != '{':
       word = re.match(r'[^\s{}$\\]{1,50}', text[match.end() : match.end() + 50])
       if word:
-        found.append((start, match.end() + word.end(), word[0]))
+        boxes.append((start, match.end() + word.end(), word[0]))
       continue
 
     limit = min(len(text), match.end() + _MAX_BOX)
     close = closing_brace(text, match.end(), limit)
     budget -= (close or limit) - match.end()
     if close is not None:
-      found = [box for box in found if box[0] > close]
-      found.append((start, close + 1, text[match.end() + 1 : close].strip()))
-  return [box for box in found if box[2]]
+      boxes = [box for box in boxes if box[0] > close]
+      boxes.append((start, close + 1, text[match.end() + 1 : close].strip()))
+  return [box for box in boxes if box[2]]
 
 
 def _without_inner_boxes(content: str) -> str:
-  """`content` with the boxes in it replaced by what they hold."""
+  """The content with its inner boxes replaced by their contents."""
   for start, end, inner in outermost(content):
     inner = _without_inner_boxes(inner)
     left, right = content[:start], content[end:]
@@ -145,7 +145,7 @@ def _without_inner_boxes(content: str) -> str:
 
 
 def _in_mathematics(text: str, start: int) -> bool:
-  """Whether the index is inside `$...$`, `\\(...\\)`, `\\[...\\]` or an environment."""
+  """Returns whether an index is inside `$...$`, `\\(...\\)`, `\\[...\\]` or an environment."""
   opened = ''
   for match in _DELIMITER.finditer(text, max(0, start - 2000), start):
     mark = match[0]
@@ -163,12 +163,13 @@ def _in_parentheses(content: str) -> bool:
 
 
 def _product(sign: str, factor: str, times: str, content: str, suffix: str) -> str:
-  """The expression that a box and its surroundings make."""
+  """Joins a box and its surroundings to one expression."""
   atom = bool(_ATOM.fullmatch(content)) or _in_parentheses(content)
   if factor:
     atom = atom and not _NUMBER.fullmatch(content)
   elif not suffix or suffix.strip() in ('%', r'\%'):
     atom = atom or not _SUM.search(content)
+
   body = content if atom else f'({content})'
   if factor:
     joint = r' \cdot ' if times else ' ' if atom else ''
@@ -192,7 +193,7 @@ def _peeled(text: str, box: tuple[int, int, str], lowest: int) -> tuple[int, int
 
 
 def _with_surroundings(text: str, box: tuple[int, int, str], lowest: int) -> tuple[int, int, str]:
-  """The box, extended by sign, factor and suffix; nothing before `lowest` is read."""
+  """Extends a box by sign, factor and suffix; reads nothing before `lowest`."""
   outer = box
   for _ in range(6):
     start, end, content = outer
@@ -203,6 +204,7 @@ def _with_surroundings(text: str, box: tuple[int, int, str], lowest: int) -> tup
     right = (_SUFFIX_IN_MATH if inside else _SUFFIX_IN_PROSE).match(after)
     if (left and (left['sign'] or left['factor'])) or right:
       break
+
     wider = _peeled(text, outer, lowest)
     if wider is None:
       break
@@ -229,7 +231,7 @@ def _with_surroundings(text: str, box: tuple[int, int, str], lowest: int) -> tup
 
 
 def last(text: str) -> tuple[int, str] | None:
-  """The answer in the last box, or in the last few that a comma, 'and' or 'or' joins to a list.
+  """Reads the answer in the last box, or in several that a comma, 'and' or 'or' joins to a list.
 
   Args:
     text: a response.
@@ -240,6 +242,7 @@ def last(text: str) -> tuple[int, str] | None:
   boxes = outermost(text)
   if not boxes:
     return None
+
   position = boxes[0][0]
   contents, start = [], None
   for index, box in enumerate(boxes):

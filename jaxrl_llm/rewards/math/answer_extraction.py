@@ -1,13 +1,13 @@
-r"""Finds the final answer in a response.
+r"""Extracts the final answer from a response.
 
-Of a response of a reasoning model the part after its last reasoning block counts; a response
-whose last block is not closed has no answer (see `reasoning`). Code fences and backticks are
-dropped first.
+If the response has reasoning blocks, only the part after the last one is read; a response whose
+last block is not closed has no answer (see `reasoning`). Code fences and backticks are dropped
+first.
 
-Markers, in the order in which they are believed; of several of one kind the last counts:
+Markers, in order of precedence; of several of one kind the last is used:
 
 1. `\boxed{...}` and `\fbox{...}` (see `answer_boxes`; boxes joined by nothing but 'and', 'or' or a
-   comma are one list), GSM8K's `#### 72`, and `<answer>72</answer>`. The last one counts.
+   comma are one list), GSM8K's `#### 72`, and `<answer>72</answer>`. The last one is used.
 2. 'the (final) answer is ...', 'answer: ...', a line `A: 18`, 'the solutions are ...',
    'the correct option is ...', up to the end of the sentence (see `answer_statements`).
 3. Bold text in the last line: '... there are **18** eggs.'
@@ -18,8 +18,8 @@ last line, if that is an answer; a point or an interval with which that line end
 formula between dollar signs there; the last number of the response, where one outside a remark in
 parentheses comes first. `extract_marked` does not fall back.
 
-Only the response may be given, never the prompt: instructions contain the very markers
-('put your answer in \boxed{}', 'after ####') that are looked for.
+Pass only the response, never the prompt: instructions contain the markers themselves ('put your
+answer in \boxed{}', 'after ####').
 
 All scans are linear, and the number of attempts at each marker is bounded.
 """
@@ -37,11 +37,11 @@ from jaxrl_llm.rewards.math import (
   units,
 )
 
-# Only the end of a longer response is read: that is where the answer is.
+# Only the end of a longer response is read: the answer is there.
 MAX_RESPONSE = 1_000_000
 _MAX_TAGGED = 200_000
 _MAX_ATTEMPTS = 64
-_MAX_LINE = 600  # Of the last line the end counts.
+_MAX_LINE = 600  # Of a longer last line only the end is read.
 
 _HASHES = re.compile(r'####[ \t]*([^\n#]{1,2000})')
 _HASH_ANSWER = re.compile(rf'^[-+$.\\(\[{{0-9{units.CURRENCY}]|^\S+$')
@@ -112,7 +112,8 @@ def _prepared(response: str) -> str:
 
 
 def _marked(text: str) -> str | None:
-  marked = [found for found in (answer_boxes.last(text), _hashes(text), _tagged(text)) if found]
+  candidates = answer_boxes.last(text), _hashes(text), _tagged(text)
+  marked = [candidate for candidate in candidates if candidate]
   if marked:
     return max(marked)[1]
   return answer_statements.announced(text) or _bold(text)
@@ -120,18 +121,21 @@ def _marked(text: str) -> str | None:
 
 def _is_number_in_words(text: str) -> bool:
   """'fifteen', 'twenty-five dollars'."""
-  found = number_words.leading(text.strip(' .!'))
-  return found is not None and (not found[1] or bool(re.fullmatch(r'[a-z]{3,20}', found[1])))
+  number = number_words.leading(text.strip(' .!'))
+  if number is None:
+    return False
+  _, rest = number
+  return not rest or bool(re.fullmatch(r'[a-z]{3,20}', rest))
 
 
 def _ends_in_number_word(text: str) -> bool:
-  """Whether a sentence such as 'the sum is fifteen' ends in a number that it calls something."""
+  """Returns whether a sentence such as 'the sum is fifteen' ends in a number in words."""
   return not answer_phrases.HAS_MATHEMATICS.search(text) and any(
       _is_number_in_words(text[match.end() :]) for match in _TAIL.finditer(text[-_MAX_LINE:]))
 
 
 def _unmarked(text: str) -> str | None:
-  """The answer by the fallbacks of the module's rules."""
+  """Extracts an answer without a marker, by the fallbacks in the module docstring."""
   whole = answer_phrases.without_aside(answer_phrases.without_opening(text.strip()))
   if len(whole) <= _MAX_LINE and '\n' not in whole:
     whole = answer_phrases.without_asides_in_line(whole)
@@ -155,33 +159,33 @@ def _unmarked(text: str) -> str | None:
 
 
 def extract_marked(response: str) -> str | None:
-  """The answer that the response marks as its answer, or None; see the module's rules."""
-  found = _marked(_prepared(response))
-  return None if found is None else answer_phrases.without_aside(found)
+  """Extracts the marked answer, or returns None; see the module docstring."""
+  answer = _marked(_prepared(response))
+  return None if answer is None else answer_phrases.without_aside(answer)
 
 
 def extract_gsm8k(response: str) -> str | None:
   """The number right after the last `####`, and nothing else; None if there is none."""
-  found = _GSM8K.findall(_prepared(response))
-  return found[-1] if found else None
+  numbers = _GSM8K.findall(_prepared(response))
+  return numbers[-1] if numbers else None
 
 
 def _last_number(text: str) -> str | None:
-  found = None
+  number = None
   for match in _LAST_NUMBER.finditer(text[-20_000:]):
-    found = match[0]
-  return found
+    number = match[0]
+  return number
 
 
 def extract(response: str) -> str | None:
-  """The final answer: the marked one, else by the fallbacks of the module's rules.
+  """Extracts the final answer: the marked one, else by the fallbacks in the module docstring.
 
   Args:
-    response: what the model said, without the prompt.
+    response: the model's response, without the prompt.
 
   Returns:
-    the text of the answer, or None if the response has no marker and no number.
+    The text of the answer, or None if the response has no marker and no number.
   """
   text = _prepared(response)
-  found = _marked(text)
-  return _unmarked(text) if found is None else answer_phrases.without_aside(found)
+  answer = _marked(text)
+  return _unmarked(text) if answer is None else answer_phrases.without_aside(answer)

@@ -1,4 +1,4 @@
-"""Tells an answer from the words around it: 'Thus, 15.', '15 (12 + 3)', 'a sentence'."""
+"""Separates an answer from the words around it: 'Thus, 15.', '15 (12 + 3)', 'a sentence'."""
 
 import itertools
 import re
@@ -63,7 +63,7 @@ _FUNCTION_AT_END = re.compile(
 
 
 def _leaves(value) -> list:
-  """The parts of a value that hold no further parts."""
+  """The parts of a value that have no parts themselves."""
   if isinstance(value, (answer_values.Items, answer_values.Braces, answer_values.Bracket,
                         answer_values.Either, answer_values.Union)):
     return [leaf for part in value.values for leaf in _leaves(part)]
@@ -81,13 +81,13 @@ def _is_brief(value) -> bool:
 
 
 def is_brief(text: str) -> bool:
-  """Whether each part of the text is mathematics or at most four words."""
+  """Returns whether each part of the text is mathematics or at most four words."""
   value = answer_values.parse(answer_text.clean(text[: answer_text.MAX_CHARACTERS]))
   return all(map(_is_brief, _leaves(value)))
 
 
 def is_answer(text: str) -> bool:
-  """Whether the text as a whole reads as an answer, as opposed to a sentence.
+  """Returns whether the text as a whole reads as an answer, as opposed to a sentence.
 
   A list of words and numbers, such as 'Thus, 15', is a sentence.
   """
@@ -126,7 +126,7 @@ def _number(text: str) -> quantities.Quantity | None:
 
 
 def _same(left: str, right: str) -> bool:
-  """Whether two numbers are equal, ignoring their currency."""
+  """Returns whether two numbers are equal, ignoring their currency."""
   try:
     return equivalence.compare(*(_CURRENCY.sub('', text) for text in (left, right)))
   except equivalence.Undecided:
@@ -137,7 +137,7 @@ def without_aside(text: str) -> str:
   r"""The text without a remark in parentheses after its number.
 
   '15 (12 + 3)' and '15 apples (3 of them red)' lose the remark; '15 (cm)' is 15 cm. Parentheses
-  stay that touch what is before them, as in f(2), or that change the value: '5 (mod 7)',
+  stay if they touch the text before them, as in f(2), or change the value: '5 (mod 7)',
   '1011 (base 2)', '15 (or 16)', '3 (x + 1)', '5 (2 + 1)'.
   """
   if len(text) > 2 * _MAX_WHOLE:
@@ -145,6 +145,7 @@ def without_aside(text: str) -> str:
   stripped = _BRACKETED_REMARK.sub(r' (\1)', text.strip())
   if _REMARK_IN_TEXT.search(stripped):
     stripped = _TEXT.sub(r'\1', stripped)
+
   match = _ASIDE.fullmatch(_INLINE_MATH.sub('$', stripped))
   if match is None:
     return text
@@ -157,6 +158,7 @@ def without_aside(text: str) -> str:
     return text
   if not rest and _ABOUT_NUMBER.match(aside):
     return stripped  # '5/13 (about 0.385)': whether that is a rounding is decided later.
+
   number = _number(main)
   if rest and (number is None or not re.fullmatch(r'[a-zA-Z ]{1,60}', rest)):
     return text
@@ -173,7 +175,7 @@ def without_asides_in_line(line: str) -> str:
   """A line of prose without the remarks in parentheses, as `without_aside` knows them."""
   if len(line) > 2 * _MAX_WHOLE:
     return line
-  kept, end = [], 0
+  pieces, end = [], 0
   for match in itertools.islice(_ASIDE_IN_LINE.finditer(line), _MAX_ASIDES):
     before, aside = line[end : match.start()], match[1] or match[2]
     numbers = _NUMBER.findall(before)
@@ -181,6 +183,6 @@ def without_asides_in_line(line: str) -> str:
     if _ABOUT_NUMBER.match(aside) and not line[match.end() :].strip(' .!$*'):
       is_remark = False
     if is_remark and not _QUALIFIER.match(aside) and not _FUNCTION_AT_END.search(before):
-      kept.append(before)
+      pieces.append(before)
       end = match.end()
-  return ''.join(kept) + line[end:]
+  return ''.join(pieces) + line[end:]

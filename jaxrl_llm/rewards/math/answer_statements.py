@@ -1,8 +1,8 @@
 """Reads sentences that announce an answer: 'The answer is 15.', 'Answer: 15', 'A: 15'.
 
 A closing sentence about the answer ('This answer is correct.', 'The answer is positive.') is
-skipped for an answer that was announced before it. Any other later announcement counts, so that
-only the last of two answers can earn a reward.
+skipped in favour of an answer that was announced before it. Any other later announcement is used,
+so that only the last of two answers can earn a reward.
 """
 
 import re
@@ -20,13 +20,13 @@ _KEYWORD = re.compile(
 )
 _VERB = (r'(?:is|are|was|be|becomes|equals|must be|should be|will be|would be|comes out to(?: be)?)'
          r'(?: (?:therefore|thus|then|simply|just|equal to|given by|exactly))?')
-_BEHIND_ANSWER = re.compile(
+_AFTER_ANSWER = re.compile(
     r'(?:\*\*)?(?: (?:to|for|of|in)\b(?P<of>[^.\n:=]{0,100}?))?(?:\*\*)?'
     rf'[ \t]*(?:(?::|=|-(?= ))(?:\*\*)?[ \t]*(?:{_VERB}\b)?'
     rf'|(?:,(?P<apposition>[^.\n,]{{0,40}}),)? {_VERB}\b(?:[ \t]*:)?)',
     re.IGNORECASE,
 )
-_BEHIND_SOLUTION = re.compile(
+_AFTER_SOLUTION = re.compile(
     rf'(?: (?:to|for|of|set)\b[^.\n:=]{{0,100}}?)? {_VERB}\b(?:[ \t]*:)?', re.IGNORECASE
 )
 _SENTENCE_END = re.compile(
@@ -48,7 +48,7 @@ _FILLER = (
     r'|probably|likely|quite|very|completely|entirely|perfectly|already|really|actually|in fact'
     r'|of course|logically|mathematically|both|a|an|the) )*'
 )
-# After a remark: no number but in 'by adding 12 and 3', and no 'found to be 15'.
+# After a remark: no number except in 'by adding 12 and 3', and not 'found to be 15'.
 _REMAINS = (
     r'(?=[^0-9\\]*$| (?:by|from|with|on|using|for|in|of|at|under|via)\b)'
     r'(?!\s*[:=]| to be| as [0-9$\\])'
@@ -98,7 +98,7 @@ _POINTS_BACK = re.compile(
 
 
 def statement(text: str) -> str:
-  """What a marker announces: up to the end of its sentence, without an explanation."""
+  """The statement after a marker: to the end of its sentence, without an explanation."""
   text = text[:4000]
   lines = text.lstrip(' \t').split('\n')
   if not lines[0].strip(' *:'):
@@ -125,13 +125,13 @@ def statement(text: str) -> str:
   return answer_phrases.without_asides_in_line(answer_phrases.without_aside(text))
 
 
-def _announcement(text: str, keyword: re.Match, behind: re.Pattern) -> re.Match | None:
-  """What follows a keyword where it announces something, else None."""
+def _announcement(text: str, keyword: re.Match, rest: re.Pattern) -> re.Match | None:
+  """Matches the text after a keyword if it announces something, else returns None."""
   if _OTHER.search(text[max(0, keyword.start() - 20) : keyword.start()]):
     return None
   if not keyword[0].endswith('s') and text.startswith(' are ', keyword.end()):
     return None  # 'The units of the answer are apples.'
-  match = behind.match(text, keyword.end(), keyword.end() + 260)
+  match = rest.match(text, keyword.end(), keyword.end() + 260)
   if match and _ASKED.match(text, match.end(), match.end() + 260):
     return None
   return match
@@ -140,10 +140,10 @@ def _announcement(text: str, keyword: re.Match, behind: re.Pattern) -> re.Match 
 def _announcements(text: str) -> Iterator[tuple[str, re.Match, bool]]:
   """(statement, match, whether of a solution or option) of each announcement, last first."""
   keywords = list(_KEYWORD.finditer(text))[-_MAX_ATTEMPTS:]
-  for wanted in (_BEHIND_ANSWER, _BEHIND_SOLUTION):
+  for wanted in (_AFTER_ANSWER, _AFTER_SOLUTION):
     for keyword in reversed(keywords):
       is_solution = keyword[0].lower().startswith(('sol', 'res', 'opt', 'cho'))
-      if is_solution != (wanted is _BEHIND_SOLUTION):
+      if is_solution != (wanted is _AFTER_SOLUTION):
         continue
       if member := _JSON_MEMBER.match(text, keyword.end()):
         yield member[1].strip(' "').replace('\\\\', '\\'), member, is_solution
@@ -152,10 +152,10 @@ def _announcements(text: str) -> Iterator[tuple[str, re.Match, bool]]:
       match = _announcement(text, keyword, wanted)
       if match is None:
         continue
-      found = statement(text[match.end() : match.end() + 4000])
-      if found.strip(' *$:.') and (
-          answer_phrases.HAS_MATHEMATICS.search(found) or answer_phrases.is_brief(found)):
-        yield found, match, is_solution
+      answer = statement(text[match.end() : match.end() + 4000])
+      if answer.strip(' *$:.') and (
+          answer_phrases.HAS_MATHEMATICS.search(answer) or answer_phrases.is_brief(answer)):
+        yield answer, match, is_solution
 
 
 def _has_value(text: str) -> bool:
@@ -171,38 +171,38 @@ def _judged_value(match: re.Match) -> str | None:
   return None
 
 
-def _points_back(text: str, match: re.Match, found: str) -> bool:
-  """Whether a sentence such as 'this answer is helpful' says something about a stated answer."""
+def _points_back(text: str, match: re.Match, answer: str) -> bool:
+  """Returns whether a sentence such as 'this answer is helpful' is about a stated answer."""
   before = text[max(0, match.start() - 60) : match.start()]
-  says_value = _has_value(found) and answer_phrases.is_answer(found)
-  return bool(_POINTS_BACK.search(before)) and not says_value and not _DENIAL.search(found)
+  has_value = _has_value(answer) and answer_phrases.is_answer(answer)
+  return bool(_POINTS_BACK.search(before)) and not has_value and not _DENIAL.search(answer)
 
 
 def announced(text: str) -> str | None:
-  """The answer that a response announces last.
+  """Extracts the answer that a response announces last.
 
   Args:
     text: a response.
 
   Returns:
     The last statement that is not a remark about an answer announced before. A remark that could
-    be an answer ('correct', 'positive') is returned where nothing was announced before. None if
+    be an answer ('correct', 'positive') is returned if nothing was announced before it. None if
     nothing is announced.
   """
   text = text[-_MAX_TEXT:]
   remark, describes = None, False
-  for found, match, is_solution in _announcements(text):
-    judges = any(rule.match(found) for rule in (_JUDGEMENT, _NO_ANSWER))
-    points_back = _points_back(text, match, found)
-    if judges or points_back or _DESCRIPTION.match(found):
+  for answer, match, is_solution in _announcements(text):
+    judges = any(rule.match(answer) for rule in (_JUDGEMENT, _NO_ANSWER))
+    points_back = _points_back(text, match, answer)
+    if judges or points_back or _DESCRIPTION.match(answer):
       if value := _judged_value(match):
         return value
-      if remark is None and not points_back and not _NO_ANSWER.match(found):
-        remark, describes = found, not judges
+      if remark is None and not points_back and not _NO_ANSWER.match(answer):
+        remark, describes = answer, not judges
       continue
 
     # 'The result is 15, so the answer is odd' answers with a description.
-    if remark is None or not describes or (_has_value(found) and not is_solution):
-      return found
+    if remark is None or not describes or (_has_value(answer) and not is_solution):
+      return answer
     break
   return remark

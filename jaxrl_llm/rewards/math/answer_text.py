@@ -1,9 +1,9 @@
-r"""Brings the text of one answer into a single spelling: a small, LaTeX-like one.
+r"""Normalises the text of one answer to a single spelling: a small, LaTeX-like one.
 
-Formatting commands go (latex_formatting), and mathematics in Unicode is spelled with ASCII
+Formatting commands are removed (latex_formatting), and mathematics in Unicode is spelled with ASCII
 (unicode_text); letters of all scripts stay. Everything here is a chain of replacements with
-regular expressions that need linear time (no nested repetition), on a text whose length was
-capped before. Nothing is evaluated. What remains of mathematics: digits, letters,
+regular expressions that need linear time (no nested repetition), on a text of bounded length.
+Nothing is evaluated. What remains of mathematics: digits, letters,
 + - * / ^ ( ) [ ] { } \{ \}, the relations = < > \le \ge \ne \in \approx, and LaTeX commands
 that carry a meaning.
 """
@@ -141,6 +141,7 @@ def _infix(text: str) -> str:
     match = _INFIX.search(text)
     if match is None:
       break
+
     left, depth_now = match.start() - 1, 0
     while left >= 0 and (text[left] != '{' or depth_now):
       depth_now += (text[left] == '}') - (text[left] == '{')
@@ -148,6 +149,7 @@ def _infix(text: str) -> str:
     right = closing(text, left) if left >= 0 else len(text)
     if right is None:
       break
+
     name = {'choose': 'binom', 'over': 'frac'}[match[1]]
     over, under = text[left + 1 : match.start()].strip(), text[match.end() : right].strip()
     text = f'{text[: max(left, 0)]}\\{name}{{{over}}}{{{under}}}{text[right + 1 :]}'
@@ -155,12 +157,13 @@ def _infix(text: str) -> str:
 
 
 def _trim(text: str) -> str:
-  """Without the punctuation around an answer; a prime and an exponent `*` belong to it."""
+  """Strips the punctuation around an answer; a prime and an exponent `*` belong to it."""
   text = text.strip()
   while text:
     before = text
     if len(text) > 1 and text[0] in '"\'`' and text[-1] in '"\'`':
       text = text[1:-1]
+
     # A full stop ends a sentence, but opens a number such as .5. Operators and colons stay, so
     # that an unfinished `15:` is not 15.
     text = text.lstrip(' ,;`"\'')
@@ -169,6 +172,7 @@ def _trim(text: str) -> str:
       text = text.rstrip('. ')
     if text.endswith('"') and not text.startswith('"'):
       text = text[:-1]
+
     if text == before:
       break
   return text
@@ -185,9 +189,9 @@ def _without_emphasis(text: str) -> str:
 
 
 def closing(text: str, left: int) -> int | None:
-  """Where the bracket that opens at `left` is closed; None if it is not.
+  """Index at which the bracket that opens at `left` is closed; None if it is not.
 
-  All kinds of brackets count equally, because an interval may open with one kind and
+  All kinds of brackets match each other, because an interval may open with one kind and
   close with another.
   """
   depth = 0
@@ -205,7 +209,7 @@ _PAIRS = {')': '(', ']': '[', '}': '{'}
 
 
 def has_matching_brackets(side: str) -> bool:
-  """Whether each bracket is closed by its own kind; only an interval may mix them: [0,1)."""
+  """Returns whether brackets match in kind; only an interval may mix them: [0,1)."""
   stack, mixed = [], False
   for character in side:
     if character in '([{':
@@ -218,7 +222,7 @@ def has_matching_brackets(side: str) -> bool:
 
 
 def depth(text: str) -> int:
-  """How deeply brackets are nested in `text`."""
+  """Returns the nesting depth of brackets in `text`."""
   now = deepest = 0
   for character in text:
     if character in '([{':
@@ -230,13 +234,13 @@ def depth(text: str) -> int:
 
 
 def clean(text: str) -> str:
-  """One answer in the common spelling.
+  """Normalises the spelling of one answer.
 
   Args:
-    text: at most `MAX_CHARACTERS` characters; what is beyond is cut.
+    text: an answer; only its first `MAX_CHARACTERS` characters are read.
 
   Returns:
-    the cleaned text, '' if nothing is left.
+    The cleaned text, '' if nothing is left.
   """
   text = _without_emphasis(text[:MAX_CHARACTERS])
   if not text.isascii():

@@ -1,4 +1,4 @@
-r"""What an answer is: a quantity, a list, a set, an interval, an equation, a word ...
+r"""Parses an answer: a quantity, a list, a set, an interval, an equation, a word ...
 
 `parse` reads cleaned text (answer_text.clean) into a small tree whose leaves are
 quantities (an exact rational where the text is arithmetic, else the text of an
@@ -80,7 +80,7 @@ _NOT_MATHEMATICS = re.compile(r'[^\w\s\\^{}()\[\]|+\-*/!.,\'<>=%:&]|_(?![\w{ ])'
 
 
 def is_constant(value: 'Value') -> bool:
-  """Whether the value is a rational number or a word, in which no name can occur."""
+  """Returns whether the value is a rational number or a word, in which no name can occur."""
   return isinstance(value, Text) or (isinstance(value, Quantity) and value.rational is not None)
 
 
@@ -107,7 +107,7 @@ _MAX_WORDS = 20
 
 
 def is_plain_prose(text: str) -> bool:
-  """Whether the text is a few words and numbers, without mathematical signs."""
+  """Returns whether the text is a few words and numbers, without mathematical signs."""
   if text.count('(') != text.count(')') or '_' in text:
     return False
   return len(text.split()) <= _MAX_WORDS and (
@@ -118,7 +118,7 @@ _MIXED = re.compile(r'(?<![0-9.])[0-9]+ [0-9]+ ?/ ?[0-9]+(?![0-9.])')
 
 
 def is_expression(text: str) -> bool:
-  """Whether the text can be a mathematical expression, as opposed to words."""
+  """Returns whether the text can be a mathematical expression, as opposed to words."""
   if not text or _NOT_MATHEMATICS.search(text) or not text.isascii():
     return False
   letters = _MIXED.sub('1', re.sub(r'\\[a-zA-Z]+', r'\\', text))
@@ -207,7 +207,7 @@ def _brackets(text: str) -> Value | None:
   if left == '{':
     if builder := _SET_BUILDER.match(inside):
       return parse(builder[2])
-    if not inside:  # Braces without backslashes show nothing.
+    if not inside:  # LaTeX does not print braces without backslashes.
       return set_operations.EMPTY if match[1].startswith('\\') else None
     if not match[1].startswith('\\') and len(split(inside, _COMMA)) == 1:
       return parse(inside)
@@ -296,6 +296,7 @@ def _inequality(text: str) -> Value | None:
     closed = [closed[-1]] * 2
   else:
     return Relation(text, None)
+
   name = _bare(name)
   interval = Bracket('[' if closed[0] else '(', ']' if closed[-1] else ')', (low, high))
   return Inequality(name, interval, text)
@@ -333,10 +334,10 @@ def _relation(text: str) -> Value | None:
     return Assignment(name, last, text)
   if label:
     return last  # 'Total = 5'.
-  # Of `2x + 1 = 0` the zero says nothing; of `3 + 4 = 7` and `x + y = 5` the end is the answer.
-  says_nothing = isinstance(last, Quantity) and last.rational == 0 and re.search(
+  # The zero of `2x + 1 = 0` is not an answer; the ends of `3 + 4 = 7` and `x + y = 5` are.
+  is_zero_form = isinstance(last, Quantity) and last.rational == 0 and re.search(
       '[a-zA-Z]', ''.join(parts[:-1]))
-  return Relation(text, None if says_nothing else last, constants)
+  return Relation(text, None if is_zero_form else last, constants)
 
 
 def sides(source: str) -> list[str]:
@@ -360,7 +361,7 @@ _COMMANDS_OF_NUMBERS = re.compile(
 
 
 def _is_constant_text(text: str) -> bool:
-  """Whether a side of an equation has a value of its own, without names in it."""
+  """Returns whether a side of an equation is a constant, without names in it."""
   if quantities.parse(text) is not None:
     return True
   rest = _COMMANDS_OF_NUMBERS.sub(' ', text)
@@ -373,7 +374,7 @@ _UNIT_IN_BRACKETS = re.compile(r'(.{1,200}[0-9)}]) ?[(\[] ?([a-zA-Z][a-zA-Z ^0-9
 
 
 def parse(text: str) -> Value:
-  """Reads one cleaned answer; never fails: what is not understood is `Text`."""
+  """Parses one cleaned answer; never fails: anything not understood is `Text`."""
   text = text.strip()
   if len(text) > answer_text.MAX_CHARACTERS or answer_text.depth(text) > answer_text.MAX_DEPTH:
     return Text(answer_text.squeezed(text))
@@ -406,7 +407,7 @@ def parse(text: str) -> Value:
 
 
 def _choice(text: str) -> Value | None:
-  """'(B) 12', 'B. 12'; what takes the option back, or names a second one, is only words."""
+  """'(B) 12', 'B. 12'; text that retracts the option, or names a second one, is only words."""
   match = _CHOICE.match(text)
   if match is None:
     return None

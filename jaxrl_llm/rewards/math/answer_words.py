@@ -1,4 +1,4 @@
-"""Answers in words: when two are the same, and the number that a few words say."""
+"""Answers in words: whether two are the same, and the number in a few words."""
 
 import re
 
@@ -42,13 +42,13 @@ _SHORT_WORDS = frozenset([
 
 
 def _is_letters_in_two_cases(left: str, right: str) -> bool:
-  """Whether two texts are names of points or a product: ABC and abc."""
+  """Returns whether two texts are names of points or a product: ABC and abc."""
   return (left.isascii() and left.isalpha() and len(left) < 5 and {left, right} == {
       left.upper(), left.lower()} and len({left, right}) == 2 and left.lower() not in _SHORT_WORDS)
 
 
 def same(left: str, right: str) -> bool:
-  """Whether two texts are the same words."""
+  """Returns whether two texts are the same words."""
   if answer_text.squeezed(left) == answer_text.squeezed(right):
     return True
   if _is_letters_in_two_cases(left.strip(), right.strip()):
@@ -72,8 +72,8 @@ def without_name(text: str) -> str:
 def number_in_prose(text: str) -> Quantity | None:
   """The one number in a few plain words ('the number 18').
 
-  None if there are several numbers, a sign or a letter beyond ASCII, or words that make the number
-  a bound, a guess or its opposite.
+  None if there are several numbers, a character beyond ASCII, or words that make the number a
+  bound, a guess or its opposite.
   """
   if not re.sub(f'[{units.CURRENCY}]', '', text).isascii():
     return None

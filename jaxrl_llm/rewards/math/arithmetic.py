@@ -1,8 +1,8 @@
 r"""Exact values of rational arithmetic: '1,234', '-2\frac{1}{4}', '1.5*10^{3}', '5!'.
 
-A small recursive descent over tokens, in place of anything that evaluates text. Its
-cost is bounded before it is paid: the size of a power or a factorial is estimated
-first, and a budget covers the whole expression, so that 9^9^9 costs nothing.
+A small recursive descent parser, instead of anything that evaluates text. Its cost is bounded in
+advance: the size of a power or a factorial is estimated first, and a budget covers the whole
+expression, so that 9^9^9 costs nothing.
 """
 
 import fractions
@@ -27,7 +27,7 @@ _MIXED = re.compile(r'(?<![0-9.,/^])([0-9]+)(?: ([0-9]+)\s?/\s?([0-9]+)(?![0-9./
 
 
 class NotArithmetic(ValueError):
-  """The text is something else than rational arithmetic."""
+  """The text is not rational arithmetic."""
 
 
 class TooLarge(ValueError):
@@ -132,16 +132,19 @@ class _Parser:
     base = self._postfix()
     if self._peek() != '^':
       return base
+
     self._next += 1
     self._nesting += 1
     if self._nesting > _MAX_NESTING:
       raise TooLarge('nested too deeply')
     exponent = self._signed()
     self._nesting -= 1
+
     if exponent.denominator != 1:
       raise NotArithmetic('a root')
     if base == 0 and exponent <= 0:
       raise NotArithmetic('zero to a power that is not positive')
+
     bits = max(base.numerator.bit_length(), base.denominator.bit_length())
     if abs(base) != 1 and base != 0 and bits * abs(exponent) > _MAX_BITS:
       raise TooLarge('power too large')
@@ -225,10 +228,10 @@ def evaluate(text: str) -> fractions.Fraction:
     text: see `answer_text.clean`.
 
   Returns:
-    the value.
+    The value.
 
   Raises:
     NotArithmetic: the text is not rational arithmetic; it may still be an expression.
-    TooLarge: it is, but its value is out of all reason.
+    TooLarge: it is, but its value has too many digits.
   """
   return _Parser(spell_out(text)).parse()

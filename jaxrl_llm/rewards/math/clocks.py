@@ -18,7 +18,7 @@ class Ratio:
   """'3:4', '1:2:3', '3:30'.
 
   Attributes:
-    parts: its numbers; only their proportions count.
+    parts: its numbers; only their proportions matter.
     clock: the time that it may be.
     only_clock: whether it cannot be a ratio.
   """
@@ -83,21 +83,22 @@ def parse_ratio(text: str) -> Ratio | None:
 
 
 def same_clock(left: Clock, right: Clock) -> bool:
-  """Whether two times are the same; a missing half of the day fits both."""
+  """Returns whether two times are the same; a missing half of the day fits both."""
   if left.rest != right.rest:
     return False
   if left.half and right.half:
     return left.half == right.half and left.hour % 12 == right.hour % 12
   if not left.half and not right.half:
     return left.hour == right.hour
-  said, other = (left, right) if left.half else (right, left)
+
+  with_half, other = (left, right) if left.half else (right, left)
   if other.hour > 12 or other.hour == 0:
-    return other.hour % 24 == said.hour % 12 + 12 * (said.half == 'p')
-  return said.hour % 12 == other.hour % 12
+    return other.hour % 24 == with_half.hour % 12 + 12 * (with_half.half == 'p')
+  return with_half.hour % 12 == other.hour % 12
 
 
 def same_ratio(left: Ratio, right: Ratio) -> bool:
-  """Whether two ratios are proportional, or two times the same."""
+  """Returns whether two ratios are proportional, or two times the same."""
   if left.only_clock or right.only_clock or (
       left.clock and right.clock and len(left.parts) == len(right.parts) == 2):
     return bool(left.clock and right.clock) and same_clock(left.clock, right.clock)

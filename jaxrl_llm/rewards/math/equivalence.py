@@ -1,4 +1,4 @@
-r"""When two answers are the same: structure here, symbolic mathematics through a `Leaf`.
+r"""Compares two answers: structure here, symbolic mathematics through a `Leaf`.
 
 Conventions, where mathematics leaves a choice:
 * 50% is 0.5 and also 50: ground truths are written either way.
@@ -8,20 +8,20 @@ Conventions, where mathematics leaves a choice:
 * (1,2) keeps order and brackets; \{1,2\} is free in both; a bare list `1, 2` is free in its
   order and equals a set of the same elements, or a point with the same order.
 * `x = 5` is 5, but not `y = 5`; 0 <= x < 1 is [0,1); \pm 3 is the list 3, -3.
-* Words are compared without case, articles and punctuation; in mathematics case counts, also in
+* Words are compared without case, articles and punctuation; in mathematics case matters, also in
   up to four letters that may be points (ABC, abc). The letter of an option (A to E) that is the
   whole answer may have either case, but a bare e is the number; '(e)' is the option.
-* '(A) 5' and 'A 5' are A and also 5; '(A) No' is A, '(A) no' takes it back.
+* '(A) 5' and 'A 5' are A and also 5; '(A) No' is A, '(A) no' retracts it.
 * `a \approx b` is a, and also b where b is a rounded correctly to its own digits. Where b is a
   neither rounded nor cut off, the text gives two answers and equals neither.
 * An identity equals its value where it is defined: `\sin^2 x + \cos^2 x` is 1, `15x/x` is 15.
 * `\{5\}` is 5, the solution of its problem; `\{x\}` may be a fractional part and is not x.
 * A column, a row and the point (1,2) are one vector, but a column is not a row.
 * '5 (mod 7)' equals every other name of its class, and the least non-negative member alone.
-* A sentence says its number only if a closed list of words leads to it ('she has 15 apples'):
-  'unlike 15', 'if 15' and 'log of 15' say something else (hedges).
+* A sentence states its number only if a closed list of words leads to it ('she has 15 apples'):
+  'unlike 15', 'if 15' and 'log of 15' state something else (hedges).
 * Nothing is completed: `15:`, `15\cdot`, `--15` and `12'` are not numbers.
-* 'a or b', and the constant sides of `a = b`, count only where each of them is right.
+* 'a or b', and the constant sides of `a = b`, are right only if each of them is.
 * A value that is not finite equals nothing; the infinities \infty and -\infty are names.
 """
 
@@ -52,17 +52,17 @@ class Leaf(Protocol):
   """Symbolic mathematics, which decides about expressions; see `symbolic`."""
 
   def equal(self, candidate: str, answer: str) -> bool:
-    """Whether two expressions or relations are equal and finite."""
+    """Returns whether two expressions or relations are equal and finite."""
 
   def rounds(self, exact: str, value: fractions.Fraction, tolerance: fractions.Fraction) -> bool:
-    """Whether a constant is within `tolerance` of `value`."""
+    """Returns whether a constant is within `tolerance` of `value`."""
 
 
 MAX_EXPRESSION = 600  # Characters; a longer expression is compared as text only.
 
 
 class Undecided(Exception):
-  """Only symbolic mathematics can tell."""
+  """Only symbolic mathematics can decide."""
 
 
 def _letter(value: answer_values.Value, *, in_list: bool = False) -> str | None:
@@ -83,7 +83,7 @@ _OPTION_E = re.compile(r'E|\([Ee]\)|(?:[Oo]ption|[Cc]hoice) (?:[Ee]|\([Ee]\))')
 
 
 def _is_constant(value: answer_values.Value) -> bool:
-  """Whether no name occurs in a value."""
+  """Returns whether no name occurs in a value."""
   if not isinstance(value, Quantity):
     return True
   tree = None if value.rational is not None else expressions.read(value.text)
@@ -97,14 +97,14 @@ class Comparison:
     self._leaf = leaf
 
   def same_answer(self, candidate: answer_values.Value, answer: answer_values.Value) -> bool:
-    """Whether two whole answers say the same: as `equal`, and option letters in either case."""
+    """Returns whether two whole answers are the same; option letters may be in either case."""
     letters = _option_letters(candidate), _option_letters(answer)
     if all(letters):
       return sorted(letters[0]) == sorted(letters[1])
     return self.equal(candidate, answer)
 
   def equal(self, candidate: answer_values.Value, answer: answer_values.Value) -> bool:
-    """Whether `candidate` says the same as `answer`, as parts of a larger answer."""
+    """Returns whether `candidate` equals `answer`, as parts of a larger answer."""
     if candidate == answer:
       return self.is_finite(candidate)
     for one, other, swapped in ((candidate, answer, False), (answer, candidate, True)):
@@ -112,6 +112,7 @@ class Comparison:
         return self._approximation(one.values, other, swapped)
       if isinstance(one, answer_values.Choice):
         return self._choice(one, other, swapped)
+
     if type(candidate) is type(answer):
       return self._same_kind(candidate, answer)
     for one, other, swapped in ((candidate, answer, False), (answer, candidate, True)):
@@ -121,13 +122,14 @@ class Comparison:
     return False
 
   def is_finite(self, value: answer_values.Value) -> bool:
-    """Whether no part of the value is infinite or empty; named infinities are texts."""
+    """Returns whether no part of the value is infinite or empty; named infinities are texts."""
     match value:
       case Quantity():
         return value.rational is not None or value.too_large or self._same_expression(
             value.text, value.text)
       case Text():
         return bool(value.text) and value.text.lower() != 'nan'
+
       case answer_values.Matrix():
         return all(self.is_finite(cell) for row in value.rows for cell in row)
       case answer_values.Choice() | answer_values.Assignment():
@@ -142,7 +144,7 @@ class Comparison:
     return all(map(self.is_finite, value.values))
 
   def _approximation(self, values: Sequence, other, swapped: bool) -> bool:
-    """Whether 'exact, about rounded' says `other`: by its exact side, or a right rounding."""
+    """Returns whether 'exact, about rounded' equals `other`, exactly or by a right rounding."""
     exact, *decimals = values
     if not all(self._is_connected(exact, rounded) for rounded in decimals):
       return False
@@ -154,33 +156,36 @@ class Comparison:
         for rounded in decimals)
 
   def _is_connected(self, one, other) -> bool:
-    """Whether one side of an approximation sign is the other, rounded or cut off."""
+    """Returns whether one side of an approximation sign is the other, rounded or cut off."""
     if self._rounds(one, other) or self._rounds(one, other, cut_off=True):
       return True
     return self._is_decimal_of(one, other)
 
   def _is_decimal_of(self, decimal, exact) -> bool:
-    """Whether the first side is the decimal, as in '3.14, about pi'."""
+    """Returns whether the first side is the decimal, as in '3.14, about pi'."""
     number = roundings.number_of(decimal)
     return number is not None and number.decimals is not None and self._rounds(exact, decimal)
 
   def _rounds(self, exact, rounded, *, cut_off: bool = False) -> bool:
-    """Whether `rounded` is `exact`, rounded (or cut off) to the digits that it has."""
+    """Returns whether `rounded` is `exact`, rounded (or cut off) to the digits that it has."""
     exact, rounded = roundings.number_of(exact), roundings.number_of(rounded)
     if exact is None or rounded is None or rounded.rational is None:
       return False
+
     unit = roundings.last_digit(rounded)
     factor = units.ratio(rounded.unit, exact.unit)
     if factor is None:
       return False
     if unit is None:  # 0.5, about 1/2: no digits to round to.
       return exact.rational == rounded.rational * factor
+
     value, tolerance = rounded.rational * factor, unit / 2 * factor
     if rounded.percent and not exact.percent:
       value, tolerance = value / 100, tolerance / 100
     if cut_off:
       value += tolerance if value >= 0 else -tolerance
       tolerance *= 1 - roundings.HAIR  # The next number up is not a cut-off one.
+
     if exact.rational is not None:
       return abs(exact.rational - value) <= tolerance
     return self._leaf.rounds(exact.text, value, tolerance)
@@ -196,7 +201,7 @@ class Comparison:
     return self.equal(other, one) if swapped else self.equal(one, other)
 
   def _same_kind(self, candidate, answer) -> bool:
-    """Whether two values of one kind are equal."""
+    """Returns whether two values of one kind are equal."""
     match candidate:
       case Quantity():
         return self._quantities(candidate, answer)
@@ -237,7 +242,7 @@ class Comparison:
     return False
 
   def _mixed_kinds(self, one, other, swapped: bool) -> bool | None:
-    """Whether `one` equals `other`, which is of another kind; None if `one` cannot tell."""
+    """Returns whether `one` equals `other`, which is of another kind; None if unknown."""
     kind = type(other)
     if isinstance(one, answer_values.Assignment):
       if isinstance(other, answer_values.Relation):
@@ -278,7 +283,7 @@ class Comparison:
     return None
 
   def _vector(self, matrix: Matrix, point: answer_values.Bracket, swapped: bool) -> bool:
-    """Whether a matrix of one column or one row has the coordinates of a point."""
+    """Returns whether a matrix of one column or one row has the coordinates of a point."""
     if (point.left, point.right) != ('(', ')'):
       return False
     if len(matrix.rows) == 1:
@@ -295,7 +300,10 @@ class Comparison:
 
   def _list(self, one: answer_values.Items, other, swapped: bool) -> bool:
     values = _unnamed(one.values)
-    pair = (lambda a, b: (b, a)) if swapped else (lambda a, b: (a, b))
+
+    def pair(ours: Sequence, others: Sequence) -> tuple[Sequence, Sequence]:
+      return (others, ours) if swapped else (ours, others)
+
     if isinstance(other, answer_values.Braces):
       return self._permuted(*pair(values, other.values))
     if isinstance(other, answer_values.Bracket):
@@ -325,7 +333,7 @@ class Comparison:
     return self._same_expression(candidate.text, answer.text)
 
   def _same_expression(self, candidate: str, answer: str) -> bool:
-    """Whether two expressions are equal and finite; as texts where they cannot be read."""
+    """Returns whether two expressions are equal and finite; as texts where they cannot be read."""
     trees = [expressions.read(text) if len(text) <= MAX_EXPRESSION else None
              for text in (candidate, answer)]
     if None in trees:
@@ -337,7 +345,7 @@ class Comparison:
     return self._leaf.equal(candidate, answer)
 
   def _has_finite_sides(self, relation: answer_values.Relation) -> bool:
-    """Whether no side of an equation contains a value such as 1/0."""
+    """Returns whether no side of an equation contains a value such as 1/0."""
     for side in answer_values.sides(relation.source):
       tree = expressions.read(side)
       if tree is not None and not finiteness.is_sure(tree) and not self._leaf.equal(side, side):
@@ -345,7 +353,7 @@ class Comparison:
     return True
 
   def _same_relation(self, candidate, answer) -> bool:
-    """Whether two equations say the same; as texts where they cannot be read."""
+    """Returns whether two equations are equivalent; as texts if they cannot be read."""
     same_text = answer_text.squeezed(candidate.source) == answer_text.squeezed(answer.source)
     if max(len(candidate.source), len(answer.source)) > MAX_EXPRESSION:
       return same_text
@@ -369,7 +377,7 @@ class Comparison:
     return len(candidate) == len(answer) and all(map(self.equal, candidate, answer))
 
   def _permuted(self, candidate: Sequence, answer: Sequence) -> bool:
-    """Whether the two agree in some order.
+    """Returns whether the two agree in some order.
 
     A matching by augmenting paths: equality is not transitive (50% is 0.5 and also 50), so the
     first partner of a value may be needed by another.
@@ -378,18 +386,21 @@ class Comparison:
       return False
     partner_of: dict[int, int] = {}  # Index in `answer` -> index in `candidate`.
 
-    def place(index: int, tried: set[int]) -> bool:
+    @functools.cache
+    def same(index: int, other: int) -> bool:
+      return self.equal(candidate[index], answer[other])
+
+    def assign(index: int, tried: set[int]) -> bool:
       for other in range(len(answer)):
         if other in tried or not same(index, other):
           continue
         tried.add(other)
-        if other not in partner_of or place(partner_of[other], tried):
+        if other not in partner_of or assign(partner_of[other], tried):
           partner_of[other] = index
           return True
       return False
 
-    same = functools.cache(lambda i, j: self.equal(candidate[i], answer[j]))
-    return all(place(index, set()) for index in range(len(candidate)))
+    return all(assign(index, set()) for index in range(len(candidate)))
 
   def _subset(self, inner: Sequence, outer: Sequence) -> bool:
     return all(any(self.equal(value, other) for other in outer) for value in inner)
@@ -422,7 +433,7 @@ def _in_order_of_names(values: Sequence) -> Sequence:
 
 
 class _Refuse:
-  """The leaf where no symbolic mathematics is at hand."""
+  """A leaf without symbolic mathematics."""
 
   def equal(self, candidate: str, answer: str) -> bool:
     raise Undecided
@@ -432,15 +443,15 @@ class _Refuse:
 
 
 def compare(candidate: str, answer: str, *, leaf: Leaf | None = None) -> bool:
-  """Whether two answers are equal.
+  """Returns whether two answers are equal.
 
   Args:
-    candidate: what a response says, as extracted.
+    candidate: the answer extracted from a response.
     answer: the ground truth.
     leaf: compares two expressions that are not rational numbers.
 
   Returns:
-    the verdict.
+    The verdict.
 
   Raises:
     Undecided: a leaf was needed and none was given.

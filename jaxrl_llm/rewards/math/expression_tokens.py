@@ -61,11 +61,13 @@ def split(text: str) -> list[str]:
     match = _TOKEN.match(text, position)
     if match is None:
       raise Unreadable(text)
+
     position = match.end()
     run = match[3]
     if run is None:
       result.append(match[1] or match[2] or match[4])
       continue
+
     function = next((name for name in _SPELLED if run.startswith(name)), None)
     if function and len(run) - len(function) < 2:
       result.append('\\' + function)
@@ -75,15 +77,15 @@ def split(text: str) -> list[str]:
 
 
 def is_number(token: str) -> bool:
-  """Whether the token is a number."""
+  """Returns whether the token is a number."""
   return token[:1].isdigit() or (token[:1] == '.' and token[1:2].isdigit())
 
 
 def is_letter(token: str) -> bool:
-  """Whether the token is a single letter."""
+  """Returns whether the token is a single letter."""
   return len(token) == 1 and token.isalpha()
 
 
 def is_name(token: str) -> bool:
-  """Whether the token is a letter or a command that names a quantity."""
+  """Returns whether the token is a letter or a command that names a quantity."""
   return is_letter(token) or token[1:] in GREEK or token[1:] in OTHER_NAMES

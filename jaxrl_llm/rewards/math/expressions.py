@@ -23,8 +23,8 @@ from jaxrl_llm.rewards.math.expression_tokens import Unreadable
 
 Tree = tuple
 
-
 _MAX_DEPTH = 60
+
 
 class _Parser:
   """Recursive descent: sum > product > sign > power > postfix > atom."""
@@ -33,9 +33,9 @@ class _Parser:
     self._tokens = sequence
     self._next = 0
     self._depth = depth
-    self._integrals = 0  # How many integrals are open: `d` ends the innermost.
+    self._integrals = 0  # Number of open integrals: `d` ends the innermost.
     self._bars = 0
-    self._split = False  # Whether the number here is what a command left of its digits.
+    self._split = False  # Whether a command took the first digits of the number here.
     if depth > _MAX_DEPTH:
       raise Unreadable('nested too deeply')
 
@@ -82,7 +82,7 @@ class _Parser:
     return ('negate', tree) if negative else tree
 
   def _sign(self) -> bool:
-    """Takes at most one sign; whether it is a minus. `--15` is a slip and not 15."""
+    """Takes at most one sign; returns whether it is a minus. `--15` is a slip and not 15."""
     return self._peek() in ('+', '-') and self._take() == '-'
 
   def _starts_factor(self) -> bool:
@@ -104,7 +104,7 @@ class _Parser:
     return tree
 
   def _may_precede_number(self) -> bool:
-    """Whether a digit here can only be a factor: after `\\sqrt3` or `)`, not after 3 or x."""
+    """Returns whether a digit here must be a factor: after `\\sqrt3` or `)`, not after 3 or x."""
     return self._tokens[self._next - 1] in (')', '}', ']', '!') or self._split
 
   def _power(self) -> Tree:
@@ -142,6 +142,7 @@ class _Parser:
         if double:
           self._take()
         tree = ('call', 'factorial2' if double else 'factorial', tree)
+
       elif self._peek() == '%':
         self._take()
         if self._starts_factor() or tokens.is_number(self._peek()):
@@ -202,6 +203,7 @@ class _Parser:
       while depth:
         depth += {'{': 1, '}': -1}.get(self._take(), 0)
       return self._tokens[start : self._next - 1]
+
     if tokens.is_number(token) and len(token) > 1:
       if not token.isdigit():
         raise Unreadable('argument')
@@ -261,6 +263,7 @@ class _Parser:
       return ('call', 'binomial', self._argument(), self._argument())
     if name == 'sqrt':
       return self._root()
+
     if name in tokens.ACCENTS:
       mark, inside = tokens.ACCENTS[name], self._argument_tokens()
       if mark == 'overset':
@@ -268,6 +271,7 @@ class _Parser:
       if mark == 'vec' and len(inside) > 1 and all(map(tokens.is_name, inside)):
         return ('mark', mark, ('name', ''.join(inside)))  # From A to B: no product.
       return ('mark', mark, _Parser(inside, self._depth + 1).whole())
+
     if name in tokens.FUNCTIONS:
       return self._function(name)
     if name in ('sum', 'prod', 'int'):
@@ -309,7 +313,7 @@ class _Parser:
     return ('derivative', f'd^{order}/{under.replace("{", "").replace("}", "")}', of)
 
   def _slashed_derivative(self) -> Tree | None:
-    """'dy/dx', 'd/dx y', 'd^2y/dx^2'; None if no such thing is here."""
+    """'dy/dx', 'd/dx y', 'd^2y/dx^2'; None if there is none."""
     text = self._tokens[self._next : self._next + 16]
     d = text[0]
     slash = text.index('/') if '/' in text else 0
@@ -337,6 +341,7 @@ class _Parser:
         base = self._log_base()
       else:
         base = self._argument()
+
     arguments = self._function_arguments(name)
     if exponent == ('negate', ('number', 1)) and name in tokens.TRIGONOMETRIC:
       name, exponent = 'arc' + name, None
@@ -447,7 +452,7 @@ _BINDERS = frozenset(['sum', 'product', 'integral', 'limit'])
 
 
 def has_names(tree: Tree, bound: frozenset[str] = frozenset()) -> bool:
-  """Whether a tree contains a name that no sum, integral or limit in it binds."""
+  """Returns whether a tree contains a name that no sum, integral or limit in it binds."""
   kind, *parts = tree
   if kind == 'name':
     return parts[0] not in bound

@@ -1,8 +1,7 @@
-"""Whether an expression is surely finite, by its value at one point in floating point.
+"""Checks that an expression is finite, by its value at one point in floating point.
 
-Cheap, and one-sided: a tree that is well away from every pole at a point without any pattern
-has no division by an expression that is zero everywhere. Where that is not seen the answer is
-False, and `symbolic` decides.
+Cheap, and one-sided: a tree that is far from every pole at an arbitrary point has no division by an
+expression that is zero everywhere. If the check fails, `symbolic` decides.
 """
 
 import cmath
@@ -20,7 +19,7 @@ class _Unsure(Exception):
 
 
 def is_sure(tree: Tree) -> bool:
-  """Whether no part of the tree can be infinite or undefined; False where that is unknown."""
+  """Returns whether no part of a tree can be infinite or undefined; False if unknown."""
   try:
     _value(tree)
   except (_Unsure, ArithmeticError, ValueError, RecursionError):
@@ -67,6 +66,7 @@ def _combined(kind: str, parts: list, values: list[complex]) -> complex:
     return values[0] * values[1]
   if kind == 'divide':
     return values[0] / _nonzero(values[1])
+
   if kind == 'power':
     positive = values[1].imag == 0 and values[1].real > 0
     return (values[0] if positive else _nonzero(values[0])) ** values[1]

@@ -1,6 +1,6 @@
 """Words that turn a number into a bound, a guess or its opposite: 'at least 18', '18 or more'.
 
-A text with such words does not state the number. The lists err on the side of refusal: a response
+A text with such words does not state the number. The lists err on the side of rejection: a response
 can always state a bare number.
 """
 
@@ -19,7 +19,7 @@ _BOUND = (
     r'|\b(?:exceed\w*|surpass\w*|upwards?|downwards?|almost|barely|hardly'
     r'|short of|outside|bounded|limited|capped|starting|ranges?|ranging|differs?|anywhere)\b'
 )
-# Refused right before the number: 'over 18', 'half of 18'; '18 left over' says 18.
+# Rejected right before the number: 'over 18', 'half of 18'; '18 left over' says 18.
 _BEFORE = (
     r'\b(?:over|under|above|below|beyond|beneath|past|before|after|until|till|since|within|between'
     r'|beside|without|underneath|min|half|third|quarter|twice|double|triple|thrice|squared?|cubed?'
@@ -99,7 +99,7 @@ _SIGN_AT_END = re.compile(r'(?:[-+$€£¥₹¢\uff04] ?)+$')
 
 
 def around_number(text: str) -> bool:
-  """Whether the words around a number may say something else than the number."""
+  """Returns whether the words around a number may change its meaning."""
   number = _NUMBER.search(text)
   if number is None:
     return True
@@ -109,14 +109,14 @@ def around_number(text: str) -> bool:
       pattern.search(part) for pattern, part in ((_AROUND, text), (_FOLLOWING, after)))
 
 
-def is_no_unit(phrase: str) -> bool:
-  """Whether the words after a number name no unit: they go on, take it back or bound it."""
+def names_no_unit(phrase: str) -> bool:
+  """Returns whether the words after a number name no unit: they continue, retract or bound it."""
   phrase = phrase.strip()
   if not phrase.isascii() and ' ' in phrase:
-    return True  # Of several words in another language too little is known.
+    return True  # Several words in another language cannot be checked.
   return any(pattern.search(phrase) for pattern in (_FOLLOWING, _NO_UNIT, _FOREIGN_BOUND))
 
 
 def takes_back(remark: str) -> bool:
-  """Whether the words after an option's letter say that it is wrong, or offer another."""
+  """Returns whether the words after an option's letter reject it, or offer another one."""
   return _TAKES_BACK.search(remark) is not None

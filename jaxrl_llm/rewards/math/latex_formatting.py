@@ -1,4 +1,4 @@
-r"""Removes LaTeX that changes how mathematics looks and not what it says.
+r"""Removes LaTeX that changes the look of mathematics and not its meaning.
 
 Colours, sizes, fonts, spaces, tags and phantoms. One scan from left to right with the braces
 matched beforehand, so that nesting costs linear time.
@@ -6,7 +6,7 @@ matched beforehand, so that nesting costs linear time.
 
 import re
 
-# Command -> which of its arguments are kept; the others are dropped with their content.
+# Command -> which of its arguments stay; the others are dropped with their content.
 _ARGUMENTS: dict[str, tuple[bool, ...]] = {
     **dict.fromkeys(
         ['text', 'textbf', 'textit', 'textrm', 'textsf', 'texttt', 'textsc', 'textnormal',
@@ -46,7 +46,7 @@ _WORD = re.compile(r'\s*(?:\\[a-zA-Z]+|[^\s{}\\])')
 
 
 def _matching_braces(text: str) -> dict[int, int]:
-  """Where each brace that is not escaped closes."""
+  """Index of the closing brace by that of each opening one; escaped braces are ignored."""
   stack, closing, index = [], {}, 0
   while index < len(text):
     if text[index] == '\\':
@@ -62,7 +62,7 @@ def _matching_braces(text: str) -> dict[int, int]:
 def remove(text: str) -> str:
   r"""`text` without formatting commands: `\textcolor{red}{\large 15}` is `15`.
 
-  An argument that is kept loses its braces, except in an index or exponent (`x_\text{max}`).
+  An argument that stays loses its braces, except in an index or exponent (`x_\text{max}`).
   A command whose braces do not close stays as it is.
   """
   closing = _matching_braces(text)
@@ -73,6 +73,7 @@ def remove(text: str) -> str:
     if start and text[start - 1] == '\\' and not (start > 1 and text[start - 2] == '\\'):
       position = start + 1  # The second backslash of a row's end.
       continue
+
     if name in _SWITCHES:
       end = match.end(1)
       if name in _DELIMITER_SIZES and text[end : end + 1] == '.':
@@ -80,6 +81,7 @@ def remove(text: str) -> str:
       _mark(deleted, start, end, 2)
     elif name in _ARGUMENTS:
       _arguments(text, closing, deleted, start, match.end(), _ARGUMENTS[name])
+
   return ''.join('' if mark == 1 else ' ' if mark == 2 else character
                  for character, mark in zip(text, deleted))
 
@@ -91,13 +93,13 @@ def _mark(deleted: bytearray, start: int, end: int, last: int) -> None:
 
 
 def _arguments(text: str, closing: dict[int, int], deleted: bytearray, start: int, end: int,
-               kept: tuple[bool, ...]) -> None:
-  """Deletes a command from `start` to `end`, and what is not kept of its arguments."""
+               keeps: tuple[bool, ...]) -> None:
+  """Deletes a command from `start` to `end`, and those of its arguments that do not stay."""
   spans, position = [], end
   while match := _LENGTH.match(text, position):  # Options such as \colorbox[rgb]{..}.
     position = match.end()
 
-  for _ in kept:
+  for _ in keeps:
     while position < len(text) and text[position].isspace():
       position += 1
     if position >= len(text):
@@ -107,19 +109,19 @@ def _arguments(text: str, closing: dict[int, int], deleted: bytearray, start: in
         return
       spans.append((position, closing[position]))
       position = closing[position] + 1
-    elif (match := _WORD.match(text, position)) and len(kept) > 1:
+    elif (match := _WORD.match(text, position)) and len(keeps) > 1:
       spans.append((position, match.end() - 1))
       position = match.end()
     else:
       break
 
   # Colours do not part a number; words do: `5\text{cm}`.
-  parts = len(kept) == 1 or not (start and text[start - 1] in '0123456789.}')
+  parts = len(keeps) == 1 or not (start and text[start - 1] in '0123456789.}')
   _mark(deleted, start, spans[0][0] if spans else end, 1 + parts)
   in_index = text[:start].rstrip()[-1:] in ('_', '^')
-  for keep, (left, right) in zip(kept, spans):
+  for keep, (left, right) in zip(keeps, spans):
     if not keep:
       _mark(deleted, left, right + 1, 1 + parts)
     elif text[left] == '{' and not in_index:
       deleted[left] = 1 + parts
-      deleted[right] = 1 + (len(kept) == 1 or text[right - 1] not in '0123456789.')
+      deleted[right] = 1 + (len(keeps) == 1 or text[right - 1] not in '0123456789.')

@@ -34,6 +34,7 @@ def _cardinal(words: list[str]) -> int | None:
                                 and group % 100):
         return None
       group = (group or 0) + _SMALL[word]
+
     elif word in _TENS:
       if group is not None and group % 100:
         return None
@@ -44,6 +45,7 @@ def _cardinal(words: list[str]) -> int | None:
         total, group = total + group, None
     elif word != 'and':
       return None
+
   return None if group is None and not total else total + (group or 0)
 
 
@@ -63,12 +65,14 @@ def leading(text: str) -> tuple[fractions.Fraction, str] | None:
     except ValueError:
       return None
     return value * _SCALES[match[2]], text[match.end() :].strip()
+
   words = re.findall(r"[a-z]+|[^a-z\s-]+", lowered[:200])
   sign = -1 if words[:1] and words[0] in ('negative', 'minus') else 1
   words = words[1:] if sign < 0 else words
   if words[:1] == ['a'] and len(words) > 1 and words[1] in (*_SCALES, *_SHARES):
     words = ['one', *words[1:]]
     text = re.sub(r'^\s*[aA]\s', 'one ', text)
+
   for count in range(min(len(words), 12), 0, -1):
     value: fractions.Fraction | int | None = _cardinal(words[:count])
     if value is None and words[count - 1] in _SHARES and words[: count - 1] != ['and']:

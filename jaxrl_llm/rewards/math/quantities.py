@@ -14,8 +14,8 @@ class Quantity:
 
   Attributes:
     text: its text, without unit and percent sign.
-    rational: its exact value, where the text is rational arithmetic.
-    decimals: digits after the decimal point where the text is one decimal number.
+    rational: its exact value, if the text is rational arithmetic.
+    decimals: digits after the decimal point, if the text is one decimal number.
     percent: whether a percent sign followed it.
     unit: the unit after or before it, or None.
     too_large: the text is arithmetic whose value cannot be written down.
@@ -64,12 +64,12 @@ def number(value: int) -> Quantity:
 
 
 def expression(text: str) -> Quantity:
-  """A quantity about which nothing is known but its text."""
+  """A quantity of which only the text is known."""
   return Quantity(text)
 
 
 def _number(text: str) -> Quantity | None:
-  """A number without anything: its exact value, or that it is too large to have one."""
+  """A bare number: its exact value, or a mark that it is too large to have one."""
   if _SPACED_GROUPS.match(text):
     text = text.replace(' ', '')
   try:
@@ -153,7 +153,7 @@ def parse(text: str) -> Quantity | None:
     text: cleaned text.
 
   Returns:
-    the quantity, or None if the text is neither a number nor a number with a unit.
+    The quantity, or None if the text is neither a number nor a number with a unit.
   """
   if match := _CURRENCY.match(text):
     inner = _without_currency(match[1] + match[3])
@@ -189,7 +189,7 @@ def combined(parts: list) -> Quantity | None:
     parts: parsed values.
 
   Returns:
-    the sum in the first part's unit, or None if the parts are something else.
+    The sum in the first part's unit, or None if the parts are something else.
   """
   if not all(isinstance(part, Quantity) and part.rational is not None and part.unit is not None
              and part.unit.readings for part in parts):

@@ -1,8 +1,8 @@
 r"""Congruences: '5 (mod 7)', `x \equiv 1, 5 \pmod 7`, '15 mod 4'.
 
-A residue class is known by its least non-negative member, so that `12 \pmod 7` is `5 \pmod 7`.
+A residue class is represented by its least non-negative member: `12 \pmod 7` is `5 \pmod 7`.
 Without a modulus the answer must be that member: `15 \pmod 4` is 3 and not 15. '5 mod 7' in plain
-text, without parentheses, is an unfinished calculation and equals only another congruence.
+text, without parentheses, is an unfinished calculation that equals only another congruence.
 """
 
 import re

@@ -1,4 +1,4 @@
-"""Decimals that are another number, rounded."""
+"""Recognises decimals that are rounded values of other numbers."""
 
 import fractions
 import re
@@ -15,7 +15,7 @@ _SCIENTIFIC = re.compile(r'^-? ?[0-9]+(?:\.([0-9]*))? ?\* ?10 ?\^ ?\{? ?(-?[0-9]
 
 
 def same_number(left: Quantity, right: Quantity) -> bool:
-  """Whether two exact values agree, up to correct rounding to six or more digits."""
+  """Returns whether two exact values agree, up to correct rounding to six or more digits."""
   if left.rational == right.rational:
     return True
   for rounded, exact in ((left, right), (right, left)):
@@ -32,7 +32,7 @@ def same_number(left: Quantity, right: Quantity) -> bool:
 
 
 def number_of(value: answer_values.Value) -> Quantity | None:
-  """The quantity that a value comes down to: 5 of 'x = 5' and of '2 + 3 = 5'."""
+  """The quantity that a value reduces to: 5 of 'x = 5' and of '2 + 3 = 5'."""
   while True:
     match value:
       case Quantity():

@@ -64,9 +64,9 @@ def _combined(left: Value, right: Value, *, difference: bool, source: str) -> Va
   left_numbers = _numbers(left)
   if left_numbers is None:
     return None
-  kept = tuple(element for number, element in left_numbers.items()
-               if (number in right_numbers) != difference)
-  return Braces(kept) if kept else EMPTY
+  elements = tuple(element for number, element in left_numbers.items()
+                   if (number in right_numbers) != difference)
+  return Braces(elements) if elements else EMPTY
 
 
 def combined(values: Sequence[Value], *, difference: bool, source: str) -> Value | None:
@@ -78,7 +78,7 @@ def combined(values: Sequence[Value], *, difference: bool, source: str) -> Value
     source: text of the whole expression.
 
   Returns:
-    the set, or None if it is not computed here.
+    The set, or None if it is not computed here.
   """
   result = values[0]
   for value in values[1:]:

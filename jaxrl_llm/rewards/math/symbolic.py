@@ -5,7 +5,7 @@ node that is not finite (1/0, \log 0, a divergent sum) ends the comparison as Fa
 later step can cancel it. Equality is decided by values, never by what SymPy simplifies away:
 constants must agree to 40 digits, expressions with names at several points.
 
-SymPy may never return or may take all memory: the worker is limited and may be killed.
+SymPy may never return, or use all memory: the worker has limits and can be killed.
 """
 
 import fractions
@@ -76,7 +76,7 @@ def _points(names) -> list[dict]:
 
 
 def _is_zero(value) -> bool:
-  """Whether the value is zero, or so close to it that it cannot be told apart."""
+  """Returns whether the value is zero, or too close to it to be distinguished."""
   import sympy
 
   if value.is_zero is not None and value.is_Rational:
@@ -186,7 +186,7 @@ class _Builder:
     return sympy.log(value) / sympy.log(base)
 
   def _function(self, name):
-    """SymPy's function of that name, or None if the name says nothing."""
+    """SymPy's function of that name, or None if the name is unknown."""
     import sympy
 
     renamed = {
@@ -203,7 +203,7 @@ class _Builder:
     return None
 
   def _bound(self, tree):
-    """A bound, the only place where infinity has a meaning."""
+    """A bound; only there infinity is allowed."""
     import sympy
 
     if tree == ('constant', 'infinity'):
@@ -280,7 +280,7 @@ def _values(*trees: Tree) -> list:
 
 
 def _agree(left, right) -> bool | None:
-  """Whether two numbers are the same; None where both are too close to 0 to tell."""
+  """Returns whether two numbers are the same; None if both are too close to 0 to decide."""
   import sympy
 
   scale = max(abs(left), abs(right))
@@ -290,7 +290,7 @@ def _agree(left, right) -> bool | None:
 
 
 def _same_value(left, right) -> bool:
-  """Whether two values are equal: exactly, or at all points at which both have a value."""
+  """Returns whether two values are equal: exactly, or at all points at which both have a value."""
   import sympy
 
   if left == right:
@@ -312,7 +312,7 @@ def _same_value(left, right) -> bool:
 
 
 def _proportional(left, right, *, positive: bool) -> bool:
-  """Whether left = c * right for one constant c other than 0."""
+  """Returns whether left = c * right for one constant c other than 0."""
   ratios = []
   for point in _points(left.free_symbols | right.free_symbols):
     numbers = [_number(side, point) for side in (left, right)]
@@ -326,7 +326,7 @@ def _proportional(left, right, *, positive: bool) -> bool:
 
 
 def _same_relation(candidate, answer) -> bool:
-  """Whether two relations say the same, sign by sign: 2x - y + 1 = 0 and y = 2x + 1."""
+  """Returns whether two relations are equivalent, sign by sign: 2x - y + 1 = 0 and y = 2x + 1."""
   import sympy
 
   if len(candidate[1]) != len(answer[1]):
@@ -340,6 +340,7 @@ def _same_relation(candidate, answer) -> bool:
         left, right, sign = right, left, {'>': '<', r'\ge': r'\le'}[sign]
       signs.append(sign)
       differences.append(left - right)
+
     if signs[0] != signs[1] or not all(d.free_symbols and not _is_zero(d) for d in differences):
       return False
     ordered = signs[0] in ('<', r'\le')
@@ -352,7 +353,7 @@ def _same_relation(candidate, answer) -> bool:
 
 
 def _rounded(decimal: str, exact) -> bool | None:
-  """Whether a decimal with six or more digits is an irrational constant, rounded."""
+  """Returns whether a decimal with six or more digits is an irrational constant, rounded."""
   match = _PLAIN_DECIMAL.match(decimal)
   if match is None:
     return None
@@ -373,20 +374,21 @@ def _within(exact, value: fractions.Fraction, tolerance: fractions.Fraction) -> 
 
 
 def equal(candidate: str, answer: str) -> bool:
-  """Whether two expressions or relations are equal as mathematics.
+  """Returns whether two expressions or relations are equal as mathematics.
 
   Args:
-    candidate: cleaned text of what was answered.
+    candidate: cleaned text of the answer in a response.
     answer: cleaned text of the ground truth.
 
   Returns:
-    the verdict; False where a text cannot be read, or has no finite value. SymPy's own
-    errors pass through: the worker answers False for any.
+    The verdict; False if a text cannot be read, or has no finite value. SymPy's own errors are not
+    caught: the worker answers False for any.
   """
   try:
     sides = [expressions.parse_relation(text) for text in (candidate, answer)]
   except expressions.Unreadable:
     return False
+
   try:
     counts = [len(trees) for trees, _ in sides]
     values = _values(*sides[0][0], *sides[1][0])
@@ -395,6 +397,7 @@ def equal(candidate: str, answer: str) -> bool:
       return True
     if counts != [1, 1]:
       return _same_relation(*relations)
+
     target, gold = values
     for text, other in ((candidate, gold), (answer, target)):
       if (verdict := _rounded(text.strip(), other)) is not None:
@@ -407,12 +410,12 @@ def equal(candidate: str, answer: str) -> bool:
 
 
 def rounds(exact: str, value: fractions.Fraction, tolerance: fractions.Fraction) -> bool:
-  """Whether a constant is within `tolerance` of `value`.
+  """Returns whether a constant is within `tolerance` of `value`.
 
   Args:
     exact: cleaned text of the constant.
-    value: what it was rounded to.
-    tolerance: half a unit of the last digit that was kept.
+    value: its rounded value.
+    tolerance: half a unit of the last digit.
   """
   try:
     (number,) = _values(expressions.parse(exact))

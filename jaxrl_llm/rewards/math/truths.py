@@ -1,4 +1,4 @@
-r"""Checks ground truths: a value that is not finite can be no response's right answer."""
+r"""Checks ground truths: a value that is not finite cannot be the right answer."""
 
 from jaxrl_llm.rewards.math import answer_extraction, answer_text, equivalence, worker_pool
 
@@ -6,10 +6,10 @@ _MARKS = ('\\boxed', '\\fbox', '####')
 
 
 def check(answer: str) -> None:
-  r"""Raises if a ground truth has no finite value.
+  r"""Raises ValueError if a ground truth has no finite value.
 
   Plain numbers, words and most expressions are decided here in microseconds; a worker is asked
-  only where symbolic mathematics must tell, such as for a sum or `\tan\frac{\pi}{2}`. The names
+  only if symbolic mathematics is needed, such as for a sum or `\tan\frac{\pi}{2}`. The names
   `\infty` and `-\infty` are answers, alone and as ends of an interval.
 
   Args:
@@ -22,6 +22,7 @@ def check(answer: str) -> None:
     answer = answer_extraction.extract_marked(answer) or answer
   if not answer_text.clean(answer):
     raise ValueError(f'the true answer must not be empty, got {answer!r}')
+
   try:
     finite = equivalence.compare(answer, answer)
   except equivalence.Undecided:

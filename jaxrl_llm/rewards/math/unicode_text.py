@@ -73,6 +73,7 @@ def _greek(match: re.Match) -> str:
 def _roots(text: str) -> str:
   """Root signs over what follows them: all digits of a number, a letter, another root."""
   text = _RAISED_DEGREE.sub(r'\\sqrt[\1]√', text).replace(']√', ']')
+
   text = re.sub('(?<=[√∛∜])[\\s\u0305]+', '', text)
   for index in range(len(text) - 1, -1, -1):
     command = _RADICALS.get(text[index])
@@ -104,7 +105,7 @@ def _marked(match: re.Match) -> str:
 
 
 def spell_out(text: str) -> str:
-  """The spelling of a text with as few characters beyond ASCII as possible.
+  """Spells a text with as few characters beyond ASCII as possible.
 
   Args:
     text: any text; direction marks, surrogates and unassigned characters are dropped.
@@ -113,15 +114,17 @@ def spell_out(text: str) -> str:
       lambda m: (m[1] + ' ' if m[1] else '') + _VULGAR[m[2]] + (' ' if m[3] else ''), text)
   text = _in_indices(_MICRO.sub('u', text))
   text = unicodedata.normalize('NFKC', text.translate(_SYMBOLS)).translate(_SYMBOLS)
-  kept = []
+
+  characters = []
   for character in text:
     category = unicodedata.category(character) if not character.isascii() else ''
     if category == 'Nd':
-      kept.append(str(unicodedata.decimal(character)))
+      characters.append(str(unicodedata.decimal(character)))
     elif category not in ('Cf', 'Cs', 'Cn', 'Co'):
-      kept.append(character)
+      characters.append(character)
+
   text = re.sub('(?<=[√∛∜0-9])((?:[0-9]\u0305)+)', lambda m: m[1].replace('\u0305', '')
-                if m.string[m.start() - 1] in _RADICALS else m[0], ''.join(kept))
+                if m.string[m.start() - 1] in _RADICALS else m[0], ''.join(characters))
   text = _OVERLINED_DIGITS.sub(
       lambda m: '\\overline{' + m[0].replace('\u0305', '') + '}', text)
   text = _GREEK_RUN.sub(_greek, _roots(text))

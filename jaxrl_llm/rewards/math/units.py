@@ -1,7 +1,7 @@
-"""Units of measure: which phrases name one, and how two of them compare.
+"""Units of measure: phrases that name one, and their comparison.
 
 A unit is known (a dimension and an exact factor: '60 minutes' is '1 hour', '12 cm' is
-not '12 m'), or it is any other noun ('5 apples'), about which only the noun is known.
+not '12 m'), or it is any other noun ('5 apples').
 """
 
 import dataclasses
@@ -93,7 +93,7 @@ class Unit:
 
   @property
   def is_plain_measure(self) -> bool:
-    """Whether it is a measure without a power of time alone: `\\pi hr^2` is a product."""
+    """Returns whether it is a measure without a power of time alone: `\\pi hr^2` is a product."""
     powers_of_time = [dict(dimensions) for dimensions, _ in self.readings]
     return bool(self.readings) and not any(
         list(dimensions) == ['time'] and dimensions['time'] > 1 for dimensions in powers_of_time)
@@ -149,7 +149,7 @@ _UNITS_OF_NOTHING = re.compile(
 def parse(phrase: str) -> Unit | None:
   """Reads the words after a number as a unit; None if they cannot be one."""
   phrase = re.sub(r'\s+', ' ', phrase.strip())
-  if not _FORMAT.match(phrase) or '_' in phrase or hedges.is_no_unit(phrase):
+  if not _FORMAT.match(phrase) or '_' in phrase or hedges.names_no_unit(phrase):
     return None
   lowered = phrase.lower().strip('. ')
   lowered = _UNITS_OF_NOTHING.sub('unit', lowered)
@@ -163,7 +163,7 @@ def parse(phrase: str) -> Unit | None:
 
 
 def is_known(phrase: str) -> bool:
-  """Whether the phrase names a measure."""
+  """Returns whether the phrase names a measure."""
   unit = parse(phrase)
   return unit is not None and bool(unit.readings)
 
@@ -179,14 +179,14 @@ def _stem(word: str) -> str:
 
 
 def ratio(left: Unit | None, right: Unit | None) -> fractions.Fraction | None:
-  """By what to multiply a number in `left` to have it in `right`.
+  """Factor that converts a number in `left` to `right`.
 
   A missing unit fits every unit: ground truths often leave it out, and so do responses.
-  Two measures fit if they have the same dimension. Of two other nouns nothing is known
-  unless both are a single word; then they must be the same word.
+  Two measures fit if they have the same dimension. Two other nouns fit unless both are a single
+  word; then they must be the same word.
 
   Returns:
-    the factor, or None if the two do not fit.
+    The factor, or None if the two do not fit.
   """
   if left is None or right is None:
     return _F(1)

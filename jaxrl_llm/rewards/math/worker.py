@@ -1,13 +1,12 @@
 r"""The process in which SymPy runs: `python -m jaxrl_llm.rewards.math.worker`.
 
-It is started fresh (never forked from the trainer, whose threads a fork would break),
-imports SymPy once, and then forks one child for each question that it reads. The child
-has a memory limit and a timer of its own, may neither write files nor start programs,
-and is killed at the deadline; the next question gets a new child in a few milliseconds,
-so that a bomb costs its deadline and nothing else. No answer can change the state that
-the next one finds, which makes verdicts independent of their order.
+It is a new process (never forked from the trainer, whose threads a fork would break), imports
+SymPy once, and then forks one child for each question that it reads. The child has its own memory
+limit and timer, can neither write files nor start programs, and is killed at the deadline; the next
+question gets a new child in a few milliseconds, so that a bomb costs only its deadline. Verdicts do
+not depend on their order, because no answer can change the state that the next one starts from.
 
-One JSON object a line, both ways: {"candidate", "answer", "seconds"} in, {"verdict",
+One JSON object per line in both directions: {"candidate", "answer", "seconds"} in, {"verdict",
 "outcome", "seconds", "peak_kib"} out; the first line out is {"outcome": "ready"}.
 Imports nothing heavy: no jax, no numpy.
 """
@@ -24,7 +23,7 @@ import time
 
 from jaxrl_llm.rewards.math import equivalence, symbolic
 
-MEMORY_BYTES = 448 * 2**20  # Address space; what is resident is less. The promise is 512 MiB.
+MEMORY_BYTES = 448 * 2**20  # Address space; resident memory is less. The promise is 512 MiB.
 
 _FORBIDDEN = (
     'os.', 'shutil.', 'socket.', 'subprocess.', 'ctypes.', 'pty.', 'webbrowser.', 'urllib.',
@@ -34,11 +33,11 @@ _HARMLESS = ('os.listdir', 'os.scandir', 'os.walk', 'os.fwalk')
 
 
 class _Forbidden(BaseException):
-  """Raised in a child that tries to reach outside; no handler in SymPy catches it."""
+  """Raised in a child that tries to leave the sandbox; no handler in SymPy catches it."""
 
 
 def _guard(event: str, arguments: tuple) -> None:
-  """An audit hook: the child computes and does nothing else."""
+  """An audit hook that lets the child only compute."""
   if event == 'open':
     flags = arguments[2] if len(arguments) > 2 else 0
     writes = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
@@ -52,7 +51,7 @@ def _guard(event: str, arguments: tuple) -> None:
 def _limit(seconds: float) -> None:
   """Limits this process permanently."""
   signal.signal(signal.SIGALRM, signal.SIG_DFL)
-  # A last resort should the parent be gone: the kernel ends the process.
+  # If the parent is gone, the kernel ends the process.
   signal.setitimer(signal.ITIMER_REAL, seconds + 0.5)
   resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES, MEMORY_BYTES))
   resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
@@ -61,7 +60,7 @@ def _limit(seconds: float) -> None:
 
 
 def _answer(request: dict, pipe: int) -> None:
-  """The child: decides, writes one byte, ends."""
+  """Runs in the child: decides, writes one byte, exits."""
   verdict = b'n'
   try:
     _limit(request['seconds'])
@@ -79,7 +78,7 @@ _OUTCOMES = {b'y': 'equal', b'n': 'different', b'm': 'memory', b'e': 'error', b'
 
 
 def decide(request: dict) -> dict:
-  """Answers one request in a child of its own.
+  """Answers one request in a new child.
 
   Args:
     request: {'candidate': str, 'answer': str, 'seconds': float}.
@@ -94,12 +93,14 @@ def decide(request: dict) -> dict:
   if child == 0:
     os.close(reader)
     _answer(request, writer)
+
   os.close(writer)
   ready, _, _ = select.select([reader], [], [], request['seconds'])
   outcome = _OUTCOMES[os.read(reader, 1)] if ready else 'timeout'
   os.close(reader)
   os.kill(child, signal.SIGKILL)  # It has replied or is out of time.
   _, _, usage = os.wait4(child, 0)
+
   return {
       'verdict': outcome == 'equal',
       'outcome': outcome,
@@ -110,7 +111,7 @@ def decide(request: dict) -> dict:
 
 def main() -> None:
   """Reads questions until the input ends."""
-  # Replies go to a private copy of standard output; nothing that prints can disturb them.
+  # Replies use a private copy of standard output, so that prints cannot corrupt them.
   replies = os.fdopen(os.dup(1), 'w', encoding='ascii')
   null = os.open(os.devnull, os.O_RDWR)
   os.dup2(null, 1)

@@ -1,8 +1,8 @@
 """Asks worker processes, with a deadline: the trainer's side of `worker`.
 
-A pool starts its workers when they are first needed, and waits for them to have SymPy
-imported before a question's clock starts: an answer never pays for a start. A worker that
-dies is replaced and the question asked once more; one that does not reply is killed.
+A pool starts its workers when they are first needed. A question's clock starts only when the worker
+has imported SymPy. A worker that dies is replaced and the question asked once more; one that does
+not reply is killed.
 Safe to call from many threads.
 """
 
@@ -18,8 +18,8 @@ import sys
 import threading
 import time
 
-# Of wall time for one answer, counted in a worker that is ready. With the reply's grace below
-# and what extraction costs, an answer stays under the promised 2 seconds.
+# Wall time for one answer in a worker that is ready. With the grace period below and the cost of
+# extraction, an answer takes less than the promised 2 seconds.
 ANSWER_SECONDS = 1.0
 _GRACE_SECONDS = 0.5
 _START_SECONDS = 120.0
@@ -28,7 +28,7 @@ _ROOT = pathlib.Path(__file__).resolve().parents[3]
 
 
 class WorkerError(RuntimeError):
-  """No worker could be started: the installation is at fault, not an answer."""
+  """No worker could be started: an error of the installation, not of an answer."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,7 +36,7 @@ class Reply:
   """Reply of a worker.
 
   Attributes:
-    verdict: whether the two answers are equal; False unless that was shown.
+    verdict: whether the two answers were shown to be equal.
     outcome: 'equal', 'different', 'timeout', 'memory', 'error' or 'died'.
     seconds: wall time that the answer took in the worker.
     peak_kib: the largest resident memory of the process that decided, KiB.
@@ -56,7 +56,7 @@ class Worker:
   """One worker process and its two pipes. Not thread-safe: one question at a time."""
 
   def __init__(self):
-    # Nothing of the caller's environment decides a verdict; its __main__ is not imported.
+    # Verdicts must not depend on the caller's environment; its __main__ is not imported.
     environment = {key: os.environ[key] for key in ('PATH', 'LD_LIBRARY_PATH', 'SYSTEMROOT',
                                                     'VIRTUAL_ENV') if key in os.environ}
     environment |= {'PYTHONPATH': os.pathsep.join([str(_ROOT), *filter(None, sys.path)]),
@@ -123,7 +123,7 @@ class Worker:
 
   @property
   def alive(self) -> bool:
-    """Whether the process runs."""
+    """Returns whether the process runs."""
     return self.process.poll() is None
 
   def kill(self) -> None:
@@ -151,7 +151,7 @@ class WorkerPool:
 
   @contextlib.contextmanager
   def _worker(self):
-    """A worker of one's own; it is put back if it still lives."""
+    """A worker for exclusive use; it returns to the pool if it is still alive."""
     with self._slots:
       with self._lock:
         worker = self._idle.pop() if self._idle else None
@@ -168,19 +168,19 @@ class WorkerPool:
             self._all.discard(worker)
 
   def start(self) -> None:
-    """Starts one worker and waits until it is ready, so that no later call has to."""
+    """Starts one worker and waits until it is ready, so that later calls need not."""
     with self._worker() as worker:
       worker.wait_until_ready()
 
   def ask(self, candidate: str, answer: str) -> Reply:
-    """Whether two answers are equal, decided in a worker.
+    """Returns whether two answers are equal, decided in a worker.
 
     Args:
-      candidate: extracted text of what was answered.
+      candidate: the answer extracted from a response.
       answer: text of the ground truth.
 
     Returns:
-      the reply; its verdict is False at the deadline.
+      The reply; its verdict is False at the deadline.
 
     Raises:
       WorkerError: no worker can be started.
@@ -190,12 +190,12 @@ class WorkerPool:
         try:
           worker.wait_until_ready()
           return worker.ask(candidate, answer, self.seconds)
-        except _Gone:  # It was killed from outside, which is not the answer's fault.
+        except _Gone:  # It was killed from outside, not because of the answer.
           worker.kill()
     return Reply(False, 'died', 0.0, 0)
 
   def process_ids(self) -> list[int]:
-    """The ids of the workers that run."""
+    """Process ids of the running workers."""
     with self._lock:
       return [worker.process.pid for worker in self._all if worker.alive]
 
@@ -222,7 +222,7 @@ def shared() -> WorkerPool:
 
 
 def _forget() -> None:
-  """A forked child must not write into its parent's pipes."""
+  """Drops the pool in a forked child, which must not write into its parent's pipes."""
   global _shared, _shared_lock
   _shared, _shared_lock = None, threading.Lock()
 

@@ -1,4 +1,4 @@
-r"""Which part of a response is its answer: (response, truth, verdict), by kind."""
+r"""Extraction of the answer from a response: (response, truth, verdict), by kind."""
 
 import json
 import time
@@ -31,12 +31,13 @@ def test_only_the_part_after_the_last_reasoning_block_is_graded():
       (thinking, '7', True),
       (thinking, '5', False),
       ('<think>\nThe answer is 5? No.\n</think>\n\n**7**', '7', True),
-      ('The answer is 5? No.\n</think>\n\n7', '7', True),  # The prompt holds the opening tag.
+      ('The answer is 5? No.\n</think>\n\n7', '7', True),  # The opening tag is in the prompt.
       ('The answer is 5.\n</think>\n\n7', '5', False),
       ('<think>\n\n</think>\n\n7', '7', True),
       ('#### 5\n</think>\n#### 7', '7', True),
       ('<think>a</think>The answer is 5.<think>b</think>The answer is 7.', '7', True),
       ('<think>a</think>The answer is 5.<think>b</think>The answer is 7.', '5', False),
+
       ('<THINK>5</THINK>7', '7', True),
       ('<think duration="3">5</think >7', '7', True),
       ('<thinking>5</thinking>7', '7', True),
@@ -79,7 +80,7 @@ def test_reasoning_without_an_answer_after_it_earns_nothing(response, mode):
     'I think <b>5</b>', '[Reasoning] 2 + 3 [Answer] 5', 'analysis: 5', '1 < 5', 'x <thinker> 5',
     'the analysis is 5', 'think> 5',
 ])
-def test_other_brackets_are_no_reasoning_tags(response):
+def test_other_brackets_are_not_reasoning_tags(response):
   assert reasoning.final_part(response) == response
 
 
@@ -134,7 +135,8 @@ def test_a_remark_about_the_answer_is_not_the_answer():
       ('The answer is e. I hope it is correct.', 'e', True),
       ('The answer is 15. So the answer is yes.', 'yes', True),
       ('The answer is 15. So the answer is yes.', '15', False),
-      # Of two answers the last counts, and an answer that is taken back is none.
+
+      # The last of two answers is used; a retracted answer is ignored.
       ('The answer is 5. The answer is 7.', '5', False),
       ('The answer is 5. The answer is 7.', '7', True),
       ('The answer is 15. The answer is Tuesday.', '15', False),
@@ -148,7 +150,7 @@ def test_a_remark_about_the_answer_is_not_the_answer():
   ])
 
 
-def test_words_that_open_a_sentence_are_no_part_of_the_answer():
+def test_words_that_open_a_sentence_are_not_in_the_answer():
   _check([
       ('Therefore, the value is 15.', '15', True),
       ('Thus, 15.', '15', True),
@@ -159,6 +161,7 @@ def test_words_that_open_a_sentence_are_no_part_of_the_answer():
       ('Thus, (3, 4).', '(3,4)', True),
       ('Thus, (3, 4).', '(4,3)', False),
       ('Therefore, $\\frac{1}{2}$.', '1/2', True),
+
       ('In total, 15.', '15', True),
       ('Finally, 1/2.', '0.5', True),
       ('Therefore, Tuesday.', 'Tuesday', True),
@@ -187,7 +190,7 @@ def test_words_that_open_a_sentence_are_no_part_of_the_answer():
   ])
 
 
-def test_a_code_fence_is_no_part_of_the_answer():
+def test_a_code_fence_is_not_in_the_answer():
   _check([
       ('Final answer:\n```\n15\n```', '15', True),
       ('Final answer:\n```\n15\n```', '16', False),
@@ -198,6 +201,7 @@ def test_a_code_fence_is_no_part_of_the_answer():
       ('```python\n15\n```', '15', True),
       ('Answer:\n```text\n15\n```\nDone.', '15', True),
       ('**Answer:**\n```plaintext\n15 apples\n```', '15', True),
+
       ('The answer is `15`.', '15', True),
       ('The answer is `Thursday`', 'Thursday', True),
       ('**Final answer:** `x = 15`', '15', True),
@@ -214,7 +218,7 @@ def test_a_code_fence_is_no_part_of_the_answer():
   ])
 
 
-def test_an_aside_in_parentheses_is_no_part_of_the_answer():
+def test_an_aside_in_parentheses_is_not_in_the_answer():
   fruit = 'So the total is 15 pieces of fruit (12 apples and 3 pears).'
   _check([
       (fruit, '15', True),
@@ -226,6 +230,7 @@ def test_an_aside_in_parentheses_is_no_part_of_the_answer():
       ('The answer is 15 (i.e., 12 + 3).', '15', True),
       ('The answer is 15 (not 16).', '15', True),
       ('The answer is 15 (not counting Bob).', '15', True),
+
       ('The answer is $\\frac{1}{2}$ (i.e. 0.5).', '1/2', True),
       ('The answer is 15 (not 16).', '16', False),
       ('The answer is $15$ ($12 + 3$).', '15', True),
@@ -276,7 +281,7 @@ def test_an_aside_in_parentheses_is_no_part_of_the_answer():
     '15 (or 16)', '5 (2 + 1)', '3 (x + 1)', 'f (x)', 'sin (alpha)', '2 cos (theta)', '(3, 4)',
     '(2)(3)', '15 (in thousands)', '15 (not sure)', '(A) 5', 'x (x+1)', '15 (16)',
 ])
-def test_parentheses_that_are_no_aside_stay(text):
+def test_other_parentheses_stay(text):
   assert answer_phrases.without_aside(text) == text
 
 
@@ -291,6 +296,7 @@ def test_a_box_in_a_box_is_one_answer():
       (r'\boxed{\text{x} = \boxed{15}}', '15', True),
       (r'\boxed{\mathbf{\boxed{15}}}', '15', True),
       (r'\boxed{\boxed{\boxed{\frac{1}{2}}}}', '0.5', True),
+
       (r'\fbox{\boxed{15}}', '15', True),
       (r'\boxed{\fbox{$15$}}', '15', True),
       (r'\boxed{\text{The answer is } \boxed{15}}', '15', True),
@@ -307,7 +313,7 @@ def test_a_box_in_a_box_is_one_answer():
   ])
 
 
-def test_what_touches_a_box_belongs_to_its_answer():
+def test_text_that_touches_a_box_belongs_to_its_answer():
   _check([
       (r'$-\boxed{15}$', '-15', True),
       (r'$-\boxed{15}$', '15', False),
@@ -321,6 +327,7 @@ def test_what_touches_a_box_belongs_to_its_answer():
       (r'$-\,\boxed{15}$', '-15', True),
       (r'$-(\boxed{15})$', '-15', True),
       (r'$-\mathbf{\boxed{15}}$', '-15', True),
+
       (r'-$\boxed{15}$', '-15', True),
       (r'**-\boxed{15}**', '-15', True),
       ('\\[\n- \\boxed{15}\n\\]', '-15', True),
@@ -354,7 +361,7 @@ def test_what_touches_a_box_belongs_to_its_answer():
   ])
 
 
-def test_what_is_only_near_a_box_does_not():
+def test_text_that_is_only_near_a_box_does_not():
   _check([
       (r'- \boxed{15}', '15', True),  # A bullet.
       (r'The answer – \boxed{15}', '15', True),
@@ -363,6 +370,7 @@ def test_what_is_only_near_a_box_does_not():
       (r'(a) \boxed{15}', '15', True),
       (r'\boxed{5}!', '5', True),
       (r'\boxed{5}!', '120', False),
+
       (r'$\boxed{15}^\circ$', '15', True),
       (r'$\boxed{15}\text{ cm}$', '15', True),
       (r'$\boxed{2} \pmod 5$', '2', True),
@@ -387,7 +395,7 @@ def test_what_is_only_near_a_box_does_not():
 # --- Real solutions, written otherwise: their labels stay.
 
 
-def test_labelled_solutions_keep_their_labels_however_they_end(data_dir):
+def test_rewritten_solutions_keep_their_labels(data_dir):
   solutions = []
   with (data_dir / 'gsm8k' / 'example_model_solutions.jsonl').open(encoding='utf-8') as lines:
     for line in list(lines)[::12]:
@@ -459,8 +467,8 @@ def test_a_box_between_many_spaces_is_read_in_linear_time(spaces):
   assert time.process_time() - started < 2.0
 
 
-@pytest.mark.parametrize('response, found', [
+@pytest.mark.parametrize('response, answer', [
     ('The answer is 15? No.', None), ('The answer is 15? Wrong, I think.', None),
     ('The answer is 15.', '15'), ('The answer is 12? No. The answer is 15.', '15')])
-def test_an_answer_that_is_asked_and_denied_is_not_announced(response, found):
-  assert answer_extraction.extract_marked(response) == found
+def test_an_answer_that_is_asked_and_denied_is_not_announced(response, answer):
+  assert answer_extraction.extract_marked(response) == answer

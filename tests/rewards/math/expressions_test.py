@@ -24,7 +24,7 @@ def test_two_spellings_have_one_tree(text, same):
     (r'\hat{x}', r'\bar{x}'), ('A^T', 'A'), (r'A^\dagger', 'A'), ('x_1', 'x'), ('f(x)', 'g(x)'),
     ('1/2b', '1/2 b'), (r'\frac{dy}{dx}', r'\frac{y}{x}'), (r'\Delta y', 'y'), ('5!', '5!!'),
 ])  # fmt: skip
-def test_what_differs_has_two_trees(text, other):
+def test_different_expressions_have_two_trees(text, other):
   assert expressions.parse(text) != expressions.parse(other)
 
 
@@ -33,7 +33,7 @@ def test_what_differs_has_two_trees(text, other):
     r'\sqrt', 'x^', '_2', "5'", '5 % 3', r'\int x dx', r'x \in y', '1,2', r'\lim_{x}y', '^2',
     r'a \pm b', r'\{1\}', '5?', '5;6', 'x=5', '7_0',
 ])  # fmt: skip
-def test_what_is_not_understood_is_unreadable(text):
+def test_other_texts_are_unreadable(text):
   with pytest.raises(expressions.Unreadable):
     expressions.parse(text)
 

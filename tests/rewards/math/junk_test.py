@@ -93,8 +93,8 @@ def test_random_latex_earns_nothing():
   assert not _rewarded(pairs)
 
 
-def test_the_grammar_reaches_what_a_truth_would_equal():
-  # With a truth of its own range the same draws are rewarded: they are no mere noise.
+def test_the_grammar_reaches_right_answers():
+  # With a truth in their range the same draws are rewarded: they are not only noise.
   grammar = _Grammar(0)
   texts = [grammar.draw() for _ in range(600)]
   assert len(_rewarded([(rf'\boxed{{{text}}}', '3') for text in texts])) >= 10
@@ -113,7 +113,7 @@ FINITE = ['4', '0', '1', '-1', r'\frac{1}{2}', '0.5', r'\sqrt{2}', r'\pi', r'3\s
           '50%', '4 cm', 'e^{2}', '10^{20}']
 
 
-def test_what_is_not_finite_equals_no_number():
+def test_infinite_values_equal_no_number():
   source = random.Random(2)
   pairs = {}
   for pole, (candidate, truth) in itertools.product(POLES, STRUCTURES):
@@ -375,8 +375,8 @@ def _reaches(values, target):
     results += [(a - b, '-')] if i < j else []
     results += [(a / b, '/')] if i < j and b else []
     for value, sign in results:
-      if found := _reaches([*rest, (value, f'({left}{sign}{right})')], target):
-        return found
+      if expression := _reaches([*rest, (value, f'({left}{sign}{right})')], target):
+        return expression
   return None
 
 
@@ -385,9 +385,9 @@ def test_solutions_of_the_game_of_24_are_right(data_dir):
     puzzles = [tuple(map(int, row['Puzzles'].split())) for row in csv.DictReader(file)]
   assert len(puzzles) == 1362
   for numbers in puzzles[::40]:
-    found = _reaches([(fractions.Fraction(number), str(number)) for number in numbers], 24)
-    typeset = found.replace('*', ' × ').replace('/', ' ÷ ').replace('-', ' − ')
+    expression = _reaches([(fractions.Fraction(number), str(number)) for number in numbers], 24)
+    typeset = expression.replace('*', ' × ').replace('/', ' ÷ ').replace('-', ' − ')
     assert countdown.is_solution(f'**Answer:** {typeset} = 24.', list(numbers), 24)
     assert not countdown.is_solution(typeset, [*numbers, 1], 24)
-    assert math_answer.grade(rf'\boxed{{{found}}}', '24')
-    assert not math_answer.grade(rf'\boxed{{{found}}}', '25')
+    assert math_answer.grade(rf'\boxed{{{expression}}}', '24')
+    assert not math_answer.grade(rf'\boxed{{{expression}}}', '25')

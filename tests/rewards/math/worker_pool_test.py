@@ -28,7 +28,7 @@ def pool():
 
 
 def _python(code, *, directory=REPOSITORY, check=True):
-  """Runs a script of its own, without a main guard, and returns what it printed."""
+  """Runs a new script, without a main guard, and returns its output."""
   done = subprocess.run(
       [sys.executable, '-c', textwrap.dedent(code)], cwd=directory, text=True, capture_output=True,
       env=os.environ | {'PYTHONPATH': str(REPOSITORY)}, timeout=120, check=False)
@@ -79,7 +79,7 @@ def test_a_bomb_is_stopped_at_the_deadline_and_the_worker_goes_on(pool):
   assert pool.process_ids() == worker
 
 
-def test_a_start_is_not_charged_to_the_answer():
+def test_the_start_is_not_timed():
   # Less time than importing SymPy takes, and the first answer is still decided.
   pool = worker_pool.WorkerPool(size=1, seconds=0.4)
   assert pool.ask(*TRUE).verdict
@@ -132,7 +132,7 @@ def test_size_must_be_positive():
     worker_pool.WorkerPool(size=0)
 
 
-def test_a_worker_that_cannot_start_is_an_error_and_no_verdict(monkeypatch):
+def test_a_worker_that_cannot_start_is_an_error(monkeypatch):
   monkeypatch.setattr(worker_pool, '_MODULE', 'jaxrl_llm.rewards.no_such_worker')
   with pytest.raises(worker_pool.WorkerError, match='no_such_worker') as error:
     worker_pool.WorkerPool(size=1).ask(*TRUE)
@@ -184,13 +184,14 @@ def test_workers_end_with_their_parent():
     assert _ends(int(printed))
 
 
-def test_a_forked_parent_gets_workers_of_its_own():
+def test_a_forked_child_gets_its_own_workers():
   printed = _python(r"""
       import os
       from jaxrl_llm.rewards.math import worker_pool
       pair = (r'\sqrt{8}', r'2\sqrt{2}')
       worker_pool.shared().ask(*pair)
       before = worker_pool.shared().process_ids()
+
       child = os.fork()
       if child == 0:
         good = worker_pool.shared().ask(*pair).verdict
@@ -204,7 +205,7 @@ def test_a_forked_parent_gets_workers_of_its_own():
 
 
 def _outcome(leaf):
-  """What becomes of a question whose comparison does `leaf`."""
+  """The outcome of a question whose comparison does `leaf`."""
   return _python(f"""
       import os, sys, time
       from jaxrl_llm.rewards.math import symbolic, worker
