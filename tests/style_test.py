@@ -50,17 +50,19 @@ NAMES = frozenset({
 # (file, word) -> why it is right there.
 EXCEPTIONS = {
     ('jaxrl_llm/models/pretrained/weights.py', 'Reader'): 'reads files',
+    ('jaxrl_llm/rewards/math/hedges.py', 'beside'): 'a word in responses',
+    ('tests/rewards/math/answer_extraction_test.py', 'is no solution'): 'a response',
 }
 
 LONG_BODY = 15  # Lines; a longer body has paragraphs.
 
 # Folders that are not covered yet.
 UNFINISHED = (
-    'experiments/', 'jaxrl_llm/algorithms/', 'jaxrl_llm/evaluation/', 'jaxrl_llm/graphs/',
-    'jaxrl_llm/hmm/', 'jaxrl_llm/rewards/', 'jaxrl_llm/rl/', 'jaxrl_llm/runs/', 'jaxrl_llm/tasks/',
-    'jaxrl_llm/training/', 'tests/algorithms/', 'tests/evaluation/', 'tests/experiments/',
-    'tests/graphs/', 'tests/hmm/', 'tests/rewards/', 'tests/rl/', 'tests/runs/', 'tests/system/',
-    'tests/tables/', 'tests/tasks/', 'tests/training/',
+    'experiments/', 'jaxrl_llm/algorithms/', 'jaxrl_llm/graphs/',
+    'jaxrl_llm/hmm/', 'jaxrl_llm/rl/', 'jaxrl_llm/runs/',
+    'jaxrl_llm/training/', 'tests/algorithms/', 'tests/experiments/',
+    'tests/graphs/', 'tests/hmm/', 'tests/rl/', 'tests/runs/', 'tests/system/',
+    'tests/training/',
 )
 
 FILES = sorted(

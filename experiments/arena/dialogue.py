@@ -48,7 +48,7 @@ class DialogueArenaSeed(arena_tasks.ArenaSeed):
     The fixed questions come from one dialogue per prompt, for training and evaluation prompts, and
     ignore the replies.
     """
-    rules = self.task.world
+    rules = self.task.rules
     if not self.shared.config.task.fixed_questions:
       return rules.user
     ids = np.array([e['id'] for e in (*self.task.train, *self.task.evaluation)], np.int32)
@@ -89,12 +89,12 @@ class DialogueArenaSeed(arena_tasks.ArenaSeed):
 
     for batch in self.held_out:
       dialogues = dialogue_sampling.roll_out(
-          sample, params, self.user, self.task.world.start(batch.example_ids), key,
+          sample, params, self.user, self.task.rules.start(batch.example_ids), key,
           rollout=rollout)
       rollouts, _ = dialogue_sampling.as_rollouts([dialogues], np.zeros(len(dialogues), int))
       numbers = {
-          'rewards': self.task.world.rewards(dialogues),
-          'asks': self.task.world.asks(dialogues)[:, 0],
+          'rewards': self.task.rules.rewards(dialogues),
+          'asks': self.task.rules.asks(dialogues)[:, 0],
           'kl': np.asarray(self.shared.kl(params, self.reference, rollouts))[:, 0],
           'length': dialogues.reply_lengths.sum(axis=1),
           'truncated': (dialogues.stop_reason != STOPPED).mean(axis=1),
@@ -134,7 +134,7 @@ def batch(
 def _pairs(arm, arena, behaviour, step, size, usage, clock) -> Batch:
   """Draws the pairs of `size` prompts; `step` counts these parts over the whole run."""
   rows = batching.batch_indices(len(arena.encoded), size, seed=arena.seed, step=step)
-  rules, temperature = arena.task.world, arm.config.algorithm.temperature
+  rules, temperature = arena.task.rules, arm.config.algorithm.temperature
   ids = arena.encoded.ids[rows]
   key = rng.stream_key(arena.key, rng.Stream.SAMPLE_TRAIN, step)
   turns = _turns(arm.config.turn, key, ids, rules.num_turns)
@@ -176,7 +176,7 @@ def _turns(
 
 
 def _final_score(
-    rules: dialogue_task.World, dialogues: Dialogues, num_turns: np.ndarray
+    rules: dialogue_task.Rules, dialogues: Dialogues, num_turns: np.ndarray
 ) -> np.ndarray:
   """Score of the dialogue up to its last turn, float32 [P]."""
   return np.take_along_axis(rules.rewards(dialogues), num_turns[:, None] - 1, axis=1)[:, 0]

@@ -224,7 +224,7 @@ def test_F1_with_one_turn_the_last_turn_is_all_of_it(folder):
 def test_fixed_questions_do_not_depend_on_the_replies(folder):
   arena = _arena('dialogue', folder / 'fixed_questions', fixed_questions=True)
   ids = arena.encoded.ids[:3]
-  rules = arena.task.world
+  rules = arena.task.rules
   dialogues = rules.simulate(ids, dialogue_task.PERFECT, seed=0).cut(1)
   others = rules.simulate(ids, dialogue_task.BEHAVIOUR, seed=5).cut(1)
   assert [list(q) for q in arena.user(dialogues)] == [list(q) for q in arena.user(others)]

@@ -110,8 +110,8 @@ def _examples(folder):
 
 
 def test_rounds_train_on_pairs_that_are_not_held_out(folder, whole):
-  policy = task_config.PolicyTokenizer(str(folder / 'policy'))
-  held_out = {e['id'] for e in tiny_rebel.task().make(0, folder, policy).evaluation}
+  tokenizer = task_config.PolicyTokenizer(str(folder / 'policy'))
+  held_out = {e['id'] for e in tiny_rebel.task().make(0, folder, tokenizer).evaluation}
   records = metrics.read_jsonl(whole / 'metrics.jsonl')
   steps = 0
   for number in (1, 2):
