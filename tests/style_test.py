@@ -124,7 +124,7 @@ def _defined_names(node):
 def _is_unbroken(node, lines):
   """Returns whether a function has a long body without a blank line."""
   body = node.body[1:] if _docstring(node) else node.body
-  if not body:
+  if not body or len(body) == 1 and isinstance(body[0], ast.Return):
     return False
   text = lines[body[0].lineno - 1 : node.end_lineno]
   return len(text) > LONG_BODY and all(line.strip() for line in text)
@@ -206,6 +206,7 @@ def test_the_check_catches(source, line, word):
     '# The law of large numbers.', "x = 'behind'", "laws['law'] = 1", '"""There is no file."""',
     '"""Whole rows, found in x."""', 'def f():' + '\n  x = 1' * 8 + '\n' + '\n  x = 1' * 8,
     'def f():\n  """' + 'One.\n' * 20 + '"""\n  return 1',
+    'def f():\n  return [' + '\n    1,' * 20 + ']',
 ])
 def test_the_check_allows(source):
   assert not list(source_offences(source))
