@@ -57,7 +57,7 @@ class ArmConfig:
 
   @property
   def starts_from_sampler(self) -> bool:
-    """Whether the log-ratio that the loss reads is 0 before the first step."""
+    """True if the log-ratio that the loss reads is 0 before the first step."""
     return self.refresh_every == 1 and (
         self.file != 'dpo' or self.algorithm.reference == 'policy')
 

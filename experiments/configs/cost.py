@@ -29,6 +29,7 @@ def get_config(variant: str = '') -> cost_model.Study:
     return _tiny()
   if variant:
     raise ValueError(f'variant must be tiny or none, got {variant!r}')
+
   return cost_model.Study(
       name='a_star_po_paper',
       models={

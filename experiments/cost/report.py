@@ -95,13 +95,13 @@ def markdown(study: cost_model.Study, numbers: Mapping[str, Any]) -> str:
       f'{workload.devices} devices. {study.note}. From abstract shapes and compiled programs: '
       'nothing was run. Addresses: experiments/configs/cost.py.', '',
       '## Memory', '', _memory_table(study, costs), '',
-      'GB = 1e9 bytes a device, parameters and Adam in float32. Trained: parameters and optimizer '
-      'of policy and critic. KV cache: of all rows of an iteration decoded at once, which a '
-      'sampler need not do. Temporaries are those of one optimizer step as the CPU compiler lays '
-      'it out, and can be compared with each other only: they, and their sum with what is '
-      f'trained and the reference, are given over those of {_base(study, costs)[1]}. That '
-      'compiler widens bfloat16 to float32, so that activations weigh more beside parameters than '
-      'on an accelerator, and savings of activations look larger.', '',
+      'GB = 1e9 bytes per device, parameters and Adam in float32. Trained: parameters and '
+      'optimizer of policy and critic. KV cache: all rows of an iteration decoded at once, which a sampler '
+      'need not do. Temporaries are those of one optimizer step on the CPU compiler, and can only '
+      'be compared with each other: they, and their sum with trained and reference bytes, are '
+      f'relative to those of {_base(study, costs)[1]}. That compiler widens bfloat16 to float32, '
+      'so activations are larger relative to parameters than on an accelerator, and savings of '
+      'activations look larger.', '',
       *(f'- {name}: {layout.title}' for name, layout in study.layouts.items()), '',
       '## Operations', '', _flops_table(study, costs), '',
       'PFLOP = 1e15, matrix products only, with the first layout\'s rematerialisation. '
@@ -109,9 +109,10 @@ def markdown(study: cost_model.Study, numbers: Mapping[str, Any]) -> str:
   ]
 
   if costs.compared():
-    lines += ['', '## Beside the published columns', '', _published_table(study, costs), '',
-              'Memory: how much less A*-PO takes. Time: A*-PO over the other. Source of both: '
-              f'{_source()}.', '', '## What holds', '', *_verdict(study, costs)]
+    lines += ['', '## Comparison with the published columns', '',
+              _published_table(study, costs), '',
+              'Memory: savings of A*-PO. Time: A*-PO over the other. Source of both: '
+              f'{_source()}.', '', '## Verdict', '', *_verdict(study, costs)]
   return '\n'.join(lines) + '\n'
 
 
@@ -172,16 +173,19 @@ def _bars(axes, study, costs, size, row) -> None:
 
 def _stack(study, costs, size, row) -> dict[str, list[float]]:
   """Components of each algorithm's bar."""
-  each = lambda fn: [fn(name) for name in costs.algorithms]
+
+  def each(fn):
+    return [fn(name) for name in costs.algorithms]
+
   if row == 'flops':
     return {title: each(lambda name, p=part: costs(size, name, f'flops/{p}'))
             for part, title in _FLOPS.items()}
-  place = f'bytes_per_device/{row}'
+  temporaries = f'bytes_per_device/{row}/temporaries'
   return {
       'trained': each(lambda name: costs.resident(size, name)),
       'reference': each(
           lambda name: costs(size, name, 'bytes/reference') / study.workload.devices),
-      'temporaries': each(lambda name: costs(size, name, f'{place}/temporaries')),
+      'temporaries': each(lambda name: costs(size, name, temporaries)),
   }
 
 
@@ -213,8 +217,8 @@ def _memory_table(study, costs) -> str:
 
       for layout in study.layouts:
         for key in ('temporaries', 'total'):
-          place = f'bytes_per_device/{layout}/{key}'
-          row.append(f'{costs(size, name, place) / costs(size, base, place):.2f}')
+          quantity = f'bytes_per_device/{layout}/{key}'
+          row.append(f'{costs(size, name, quantity) / costs(size, base, quantity):.2f}')
       rows.append(row)
   return figures.markdown_table(header, rows)
 
@@ -262,8 +266,8 @@ def _verdict(study, costs) -> list[str]:
     trained = _span([costs.resident(s, name) / costs.resident(s, _OURS) for s in sizes])
     paragraphs += [
         f'**Memory against {study.recipes[name].label}.** Published: '
-        f'{span(costs.published_saved)} less. Here: {layouts}. What is trained takes {trained} '
-        f'times as much. {_reason(study, costs, name, sizes)}', '']
+        f'{span(costs.published_saved)} less. Here: {layouts}. Trained networks and optimizers '
+        f'take {trained} times as much. {_reason(study, costs, name, sizes)}', '']
 
   ratios = lambda fn: '; '.join(
       f'{_span([fn(size, name) for size in sizes])} of {study.recipes[name].label}\'s'
@@ -271,12 +275,12 @@ def _verdict(study, costs) -> list[str]:
 
   paragraphs.append(
       f'**Time.** Published hours of A*-PO: {ratios(costs.time)}. Operations of an iteration, '
-      f'stage 1 spread over {study.workload.stage1_epochs} epochs and counted: '
+      f'including stage 1 spread over {study.workload.stage1_epochs} epochs: '
       f'{ratios(lambda s, n: costs.work(s, n, stage1=True))}; without it: '
       f'{ratios(lambda s, n: costs.work(s, n, stage1=False))}. Operations are not hours: decoding '
       'reads all weights and the cache for each token, and takes longer than its share here; '
-      'responses that stop early shorten it. Whether the published hours hold stage 1 is not '
-      'confirmed. '
+      'responses that stop early shorten it. It is not confirmed that the published hours include '
+      'stage 1. '
       + _group_sentence(study, costs, sizes))
   return paragraphs
 
@@ -285,35 +289,35 @@ def _reason(study, costs, name, sizes) -> str:
   """Explains a difference in memory, as far as the numbers show it."""
   recipe = study.recipes[name]
   if recipe.critic:
-    apart = []
+    savings = []
     for size in sizes:
       for layout in study.layouts:
-        place = f'bytes_per_device/{layout}'
-        ours = costs(size, _OURS, f'{place}/temporaries')
-        theirs = costs.total(size, name, layout) - costs(size, name, f'{place}/temporaries')
-        apart.append(1 - costs.total(size, _OURS, layout) / (theirs + ours))
+        temporaries = f'bytes_per_device/{layout}/temporaries'
+        ours = costs(size, _OURS, temporaries)
+        theirs = costs.total(size, name, layout) - costs(size, name, temporaries)
+        savings.append(1 - costs.total(size, _OURS, layout) / (theirs + ours))
 
     return (
-        'That is the second network with its optimizer; and here one loss holds both networks, '
-        'so that their activations are alive together. The released trainer updates them one '
-        'after the other (verl/trainer/apo/ray_trainer.py, fit): with the temporaries of one '
-        f'network {_span(apart, percent=True)} would be left. The released A*-PO script also sets '
-        '0.4 of the memory aside for the sampler (scripts/apo_math.sh, gpu_memory_utilization); '
-        'if the baselines did (not confirmed), that alone draws the published figures together.')
+        'That is the second network with its optimizer. Here one loss has both networks, so their '
+        'activations are live at the same time. The released trainer updates them one after the '
+        'other (verl/trainer/apo/ray_trainer.py, fit): with the temporaries of one network, '
+        f'{_span(savings, percent=True)} would remain. The released A*-PO script also reserves '
+        '0.4 of the memory for the sampler (scripts/apo_math.sh, gpu_memory_utilization); if the '
+        'baselines did so too (not confirmed), that alone makes the published numbers similar.')
 
   if recipe.samples == 2:
     return (
-        'The networks are the same, and so are the temporaries of equally many sequences: what is '
-        'saved is the second sequence of a pair, which has to share a micro-batch with the first. '
-        'That is much where a micro-batch is as small as it can be and nothing is '
-        'rematerialised, and next to nothing otherwise.')
+        'The networks are the same, and so are the temporaries of equally many sequences. A*-PO '
+        'saves the second sequence of a pair, which must share a micro-batch with the first. That '
+        'is much if the micro-batch is minimal and nothing is rematerialised, and almost nothing '
+        'otherwise.')
 
   return (
       'The networks are the same, and so are the temporaries of equally many sequences. Here a '
-      f'micro-batch holds all {recipe.samples} samples of a prompt; a loss that is a sum over '
-      'sequences can be cut through groups (the released A*-PO script takes one sequence at a '
-      'time), and then saves nothing. What differs is the number of rows that are sampled: '
-      f'{recipe.samples} times the KV cache, where all are decoded at once.')
+      f'micro-batch has all {recipe.samples} samples of a prompt. A loss that is a sum over '
+      'sequences can also split a group (the released A*-PO script takes one sequence at a time), '
+      'and A*-PO then saves nothing. The number of sampled rows differs: '
+      f'{recipe.samples} times the KV cache if all are decoded at once.')
 
 
 def _group_sentence(study, costs, sizes) -> str:
@@ -328,8 +332,8 @@ def _group_sentence(study, costs, sizes) -> str:
             m, _with_samples(r, k), study.workload)['total']
         wanted = costs.flops(size, _OURS, stage1=True) / costs.time(size, name)
         needed.append(1 + (wanted - total(1)) / (total(2) - total(1)))
-      return (f'{recipe.label}\'s group is ours ({recipe.samples}): the published times would be '
-              f'the operations of {_span(needed)} samples a prompt.')
+      return (f'The group size of {recipe.label} is ours ({recipe.samples}): the published times '
+              f'correspond to the operations of {_span(needed)} samples per prompt.')
   return ''
 
 
@@ -346,7 +350,7 @@ def _base(study, costs) -> tuple[str, str]:
 def _deviation(costs) -> str:
   worst = max(abs(costs(size, name, 'flops/traced_over_formula') - 1)
               for size in costs.sizes for name in costs.algorithms)
-  return (f'The traced train steps hold what the formulas say, up to {100 * worst:.1g} %; XLA\'s '
+  return (f'The traced train steps agree with the formulas up to {100 * worst:.1g} %; XLA\'s '
           'count of small programs agrees to 2 % (tests/experiments/cost/main_test.py).')
 
 

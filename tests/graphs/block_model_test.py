@@ -19,6 +19,7 @@ def test_edges_and_words_follow_the_classes():
   assert 2 * len(graph.edges) / 800 == pytest.approx(6, abs=.5)
   same = graph.labels[graph.edges[:, 0]] == graph.labels[graph.edges[:, 1]]
   assert same.mean() == pytest.approx(.7, abs=.04)
+
   # Ten different words each: of the class's 20 half by design, and of the others those that are
   # drawn from the 80 - 5 that are left, of which 15 are the class's own: .5 + .5 * 15 / 75.
   np.testing.assert_allclose(graph.values, .1)

@@ -75,7 +75,8 @@ def test_SH3_iterated_label_propagation_is_the_filter_up_to_a_scale():
   filtered = network_lib.ar_filter(adjacency, labels, alpha=alpha, terms=401)
   np.testing.assert_allclose(scores, (1 + alpha) * filtered, atol=1e-10)
   np.testing.assert_allclose(filtered, _closed_form(adjacency, alpha) @ labels, atol=1e-10)
-  # Of a backbone with the α of the trial: twelve terms of the same loop, which argmax sees too.
+
+  # A backbone with this α: twelve terms of the same loop, with the same argmax.
   actual = network_lib.label_propagation(
       network_lib.Backbone('labels', 'ar', alpha), adjacency, classes, train[None], 3)[0]
   twelve = labels
@@ -221,10 +222,10 @@ def test_the_noise_of_a_set_does_not_depend_on_other_sets(count, is_picked):
       params, picked, keys)
   both = apply(picked, axes, keys)
   assert np.abs(both - apply(picked, axes, keys[::-1])).max() > 1e-3
-  for place in range(2):
-    alone, axes = network_lib.inputs_of_rows(inputs, rows[place : place + 1])
+  for i in range(2):
+    alone, axes = network_lib.inputs_of_rows(inputs, rows[i : i + 1])
     np.testing.assert_allclose(
-        apply(alone, axes, keys[place : place + 1])[0], both[place], atol=1e-5)
+        apply(alone, axes, keys[i : i + 1])[0], both[i], atol=1e-5)
 
 
 def test_SH6_permuting_the_nodes_permutes_the_outputs():

@@ -62,7 +62,7 @@ def test_rows_of_test_nodes_go_where_the_index_says_and_missing_nodes_stay_empty
   np.testing.assert_allclose(_dense(graph), [
       [.5, .5, 0], [0, 0, 1], [0, .25, .75], [0, 0, 0], [0, 0, 0], [1, 0, 0], [0, 0, 0], [0, 1, 0]])
   np.testing.assert_array_equal(graph.labels, [0, 1, 1, 0, -1, 0, -1, 1])
-  # Listed in both directions or twice, an edge stands once; the self-loop of 3 is kept.
+  # Listed in both directions or twice, an edge is in the graph once; the self-loop of 3 stays.
   np.testing.assert_array_equal(graph.edges, [[0, 1], [0, 2], [3, 3], [3, 7]])
   np.testing.assert_array_equal(graph.train, [0])
   np.testing.assert_array_equal(graph.validation, [1, 2, 3])
@@ -120,7 +120,8 @@ _OBJECTS = (b'cnumpy\nndarray\n(K\x01K\x01\x86cnumpy\ndtype\nX\x01\x00\x00\x00O\
 def test_a_pickle_cannot_make_objects_of_bytes_nor_change_what_it_names(tmp_path, payload, words):
   path = tmp_path / 'file'
   path.write_bytes(payload)
-  # In a process of its own: what is refused here may end the one that reads it.
+
+  # In a separate process: a payload that is not rejected may end the process that reads it.
   done = subprocess.run(
       [sys.executable, '-c',
        'import sys, numpy as np, pickle\n'
@@ -231,9 +232,9 @@ def test_npz_holds_all_and_is_read_first(tmp_path):
     planetoid.load(tmp_path, 'tiny')
 
 
-def _changed(graph, name, place, value):
+def _changed(graph, name, index, value):
   array = getattr(graph, name).copy()
-  array[place] = value
+  array[index] = value
   return {name: array}
 
 
@@ -269,7 +270,7 @@ def test_an_npz_that_is_not_a_graph_is_one_line(tmp_path, change, words):
   assert '\n' not in str(error.value) and 'tiny.npz' in str(error.value)
 
 
-def test_random_splits_have_n_a_class_and_test_on_the_rest():
+def test_random_splits_have_n_per_class_and_test_on_the_rest():
   labels = np.array([0] * 9 + [1] * 12 + [2] * 7 + [-1] * 4, np.int32)
   smaller = np.array([], int)
   for per_class in (1, 2, 5):
@@ -279,6 +280,7 @@ def test_random_splits_have_n_a_class_and_test_on_the_rest():
     # Every labelled node is in exactly one of them, no other node in either.
     np.testing.assert_array_equal(np.sort(np.concatenate([train, test])), np.arange(28))
     smaller = train
+
   again = planetoid.random_split(labels, 5, seed=3)
   np.testing.assert_array_equal(again[0], train)
   assert set(planetoid.random_split(labels, 5, seed=4)[0]) != set(train)

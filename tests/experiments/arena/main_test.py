@@ -24,23 +24,26 @@ COMPLETIONS, BATCH = 64, 16
 
 def _config(task='arithmetic', **changes):
   config = config_file.get_config()
-  world = getattr(config, task)
-  world.model.width, world.model.num_heads, world.model.head_dim = 16, 2, 8
-  world.model.num_kv_heads, world.model.mlp_width, world.model.num_layers = 2, 16, 1
-  world.sft = dataclasses.replace(world.sft, steps=2, batch_size=8)
-  world.sft.optimizer.warmup_steps = 0
-  world.completions, world.batch_completions, world.num_evaluations = COMPLETIONS, BATCH, 3
-  world.eval_samples, world.best_of = 1, 4
-  world.task = dataclasses.replace(
-      world.task, num_demonstrations=32, num_train=6, num_evaluation=10)
+  shared = getattr(config, task)
+  shared.model.width, shared.model.num_heads, shared.model.head_dim = 16, 2, 8
+  shared.model.num_kv_heads, shared.model.mlp_width, shared.model.num_layers = 2, 16, 1
+  shared.sft = dataclasses.replace(shared.sft, steps=2, batch_size=8)
+  shared.sft.optimizer.warmup_steps = 0
+
+  shared.completions, shared.batch_completions, shared.num_evaluations = COMPLETIONS, BATCH, 3
+  shared.eval_samples, shared.best_of = 1, 4
+  shared.task = dataclasses.replace(
+      shared.task, num_demonstrations=32, num_train=6, num_evaluation=10)
+
   if task == 'dialogue':
-    world.arms.lt_offline_rebel.optimizer = world.arms.refuel.optimizer
-    world.sft = dataclasses.replace(world.sft, steps=150, batch_size=16)
-    world.sft.optimizer.learning_rate = 1e-2
+    shared.arms.lt_offline_rebel.optimizer = shared.arms.refuel.optimizer
+    shared.sft = dataclasses.replace(shared.sft, steps=150, batch_size=16)
+    shared.sft.optimizer.learning_rate = 1e-2
+
   if task == 'summarisation':
-    world.reward_model = dataclasses.replace(
-        world.reward_model, num_pairs=20, steps=2, batch_size=8)
-    world.reward_model.optimizer.warmup_steps = 0
+    shared.reward_model = dataclasses.replace(
+        shared.reward_model, num_pairs=20, steps=2, batch_size=8)
+    shared.reward_model.optimizer.warmup_steps = 0
   return dataclasses.replace(config, task=task, num_seeds=1, **changes)
 
 
@@ -171,6 +174,7 @@ def test_a_pair_shares_the_dialogue_before_its_turn(folder, name):
   assert usage.completions == usage.reward_calls == BATCH
   rows = arena_dialogue.batching.batch_indices(6, BATCH // 2, seed=3, step=0)
   offline = arena.task.offline[rows]
+
   for row, turn in enumerate(batch.aux['turn']):
     one, other = _tokens_of_turns(batch, range(turn))[row]
     assert one == other
@@ -179,6 +183,7 @@ def test_a_pair_shares_the_dialogue_before_its_turn(folder, name):
         or [np.zeros(0, int)]).tolist()
     if name == 'mt_mixed' and row % 2:
       assert one == led
+
   drawn = batch.rollouts.mask.sum()
   shared = sum(len(x[0]) for x in (
       _tokens_of_turns(batch, range(t))[r] for r, t in enumerate(batch.aux['turn'])))

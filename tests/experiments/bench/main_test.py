@@ -59,10 +59,12 @@ def _check_rows(numbers, tokens):
         'seconds_max')]
     assert ordered == sorted(ordered)
     assert values['tokens'] == count
+
     # Three repetitions: the median of the speeds is the speed of the median.
     np.testing.assert_allclose(values['tokens_per_second'], count / values['seconds'])
     np.testing.assert_allclose(
         1e9 * values['gflops_per_second'], values['flops'] / values['seconds'])
+
     ceiling = numbers[f'{row}/ceiling']
     np.testing.assert_allclose(
         values['ceiling_fraction'],
@@ -78,6 +80,7 @@ def test_train_suite_on_one_core(tmp_path):
   parts = [f'a_star_po_step{part}' for part in ('', '/sample', '/score', '/update')]
   _check_rows(numbers, {'sft_step': 32, 'sft_step_whole_head': 32, **dict.fromkeys(parts, 8)})
   assert numbers['a_star_po_step/flops'] == sum(numbers[f'{part}/flops'] for part in parts[1:])
+
   # The state and the reference stay in memory while a part runs that does not use them.
   assert numbers['a_star_po_step/peak_bytes'] >= max(
       numbers[f'{part}/peak_bytes'] for part in parts[1:])
@@ -85,6 +88,7 @@ def test_train_suite_on_one_core(tmp_path):
   assert (numbers['cores'], numbers['seed'], numbers['repeats']) == (1, 3, 3)
   assert numbers['cores_available'] == len(os.sched_getaffinity(0))
   assert numbers['processor/threads'] == 1 and numbers['processor/model'] == numbers['cpu']
+
   assert not any('one_core' in name for name in numbers)
   assert numbers['environment/GLIBC_TUNABLES'] == HUGE_PAGES
   assert numbers['environment/XLA_FLAGS'] == FAST_COMPILE
@@ -100,12 +104,14 @@ def test_sample_suite_on_all_cores(tmp_path):
   _check_rows(numbers, {'sample_batch_2': 2 * 8, 'sample_batch_4': 4 * 8})
   assert not any(name.startswith(('sft_step/sec', 'a_star_po_step/sec')) for name in numbers)
   assert numbers['cores'] == numbers['cores_available'] == len(os.sched_getaffinity(0))
+
   ceilings = {name.split('/')[1] for name in numbers if name.startswith('ceiling/')}
   wanted = {'product_forward', 'product_input_gradient', 'product_weight_gradient', 'product_head',
             'product_attention', 'product_decode_2', 'product_decode_4', 'triad'}
   assert wanted <= ceilings
   if numbers['cores'] > 1:
     assert {f'{name}_one_core' for name in wanted} <= ceilings
+
   # Two floats read and one written for each of 2 ** 16 entries, four times.
   assert numbers['ceiling/triad/traffic_bytes'] == 4 * 3 * 4 * 2**16
   # All parameters and the whole cache, once for each token but the first: 11 slots of 2 x 8

@@ -43,6 +43,6 @@ def test_bad_flags_are_one_line_before_anything_is_written(argument, line, monke
   assert line in str(error.value)
 
 
-def test_a_folder_that_is_no_checkpoint_is_refused(tmp_path):
+def test_a_directory_without_a_checkpoint_is_rejected(tmp_path):
   with pytest.raises(ValueError, match='neither parameters'):
     bench_model.main(_values(f'--checkpoint={tmp_path}'))

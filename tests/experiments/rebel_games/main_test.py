@@ -50,10 +50,12 @@ def test_a_run_writes_results_a_table_and_a_figure_with_its_data(workdir):
   assert results['comparisons'] == 2 * 20 * 8  # Of y and of y' with one comparator each.
   assert results['sampled_tokens'] == 2 * 20 * 8 * (3 + 2 + 2)
   assert (workdir / 'figures' / 'exploitability.png').read_bytes().startswith(b'\x89PNG')
+
   with open(workdir / 'figures' / 'exploitability.csv', newline='') as file:
     rows = list(csv.DictReader(file))
   assert {row['arm'] for row in rows} == {'bound', *rebel_games_main.ARMS, *rebel_games_main.EXACT}
   assert 'bound of the average' in (workdir / 'table.md').read_text()
+
   records = metrics.read_jsonl(workdir / 'metrics.jsonl')
   assert [record['step'] for record in records] == list(range(20))
   # Iteration 0: the average is the policy at the start, of which paper gains .5.

@@ -193,7 +193,7 @@ def test_R9_gradient_is_that_of_rloo():
 # --- Sampling.
 
 
-def test_chains_have_the_law_that_their_log_prob_says():
+def test_chains_have_the_distribution_of_their_log_prob():
   steps = jnp.asarray([.8, .5])
   chain = gaussian_chain.sample_chain(
       lambda x, index: .5 * x + index, jnp.ones((4_000, 2)), steps, jax.random.key(2))
@@ -222,18 +222,18 @@ class _Tracker:
   """The same as a loop over a batch, with a deque for each prompt."""
 
   def __init__(self, size, min_count):
-    self.kept = collections.defaultdict(lambda: collections.deque(maxlen=size))
+    self.buffers = collections.defaultdict(lambda: collections.deque(maxlen=size))
     self.seen, self.min_count = collections.Counter(), min_count
 
   def __call__(self, ids, rewards):
     known = np.isfinite(rewards)
     for i, reward in zip(ids[known], rewards[known]):
-      self.kept[i].append(reward)
+      self.buffers[i].append(reward)
       self.seen[i] += 1
     advantages = np.full(len(ids), np.nan)
     for row in np.flatnonzero(known):
       own = self.seen[ids[row]] >= self.min_count
-      values = np.array(self.kept[ids[row]]) if own else rewards[known]
+      values = np.array(self.buffers[ids[row]]) if own else rewards[known]
       advantages[row] = (rewards[row] - values.mean()) / (values.std() + 1e-6)
     return advantages
 
@@ -254,8 +254,8 @@ def test_standardisation_against_a_loop():
   assert statistics.counts[0] > 60 and statistics.counts.min() < 8
 
 
-def test_no_two_rewards_of_a_batch_get_one_place_in_a_ring():
-  # Six rewards of prompt 1, one of them no number, for a ring of three that has seen two.
+def test_no_two_rewards_of_a_batch_share_a_slot():
+  # Six rewards of prompt 1, one of them NaN, for a ring of three that has seen two.
   statistics = gaussian_chain.PromptStatistics(jnp.zeros((2, 3)), jnp.array([0, 2]))
   ids = np.array([1, 0, 1, 1, 1, 1, 1])
   known = np.array([1, 1, 1, 0, 1, 1, 1], bool)

@@ -53,9 +53,11 @@ def test_a_run_writes_results_a_table_and_a_figure_with_its_data(workdir):
     assert f'eval/{arm}/final_fraction_se' in results
   assert results['criterion/rebel_within_ppo'] in (0, 1)
   assert (workdir / 'figures' / 'learning_curve.png').read_bytes().startswith(b'\x89PNG')
+
   with open(workdir / 'figures' / 'learning_curve.csv', newline='') as file:
     rows = list(csv.DictReader(file))
   assert [float(row['reward_queries']) for row in rows] == [64.0 * i for i in range(STEPS + 1)] * 2
+
   records = metrics.read_jsonl(workdir / 'metrics.jsonl')
   assert [record['step'] for record in records] == list(range(STEPS + 1))
   for arm in TWO:  # Fractions are measured from the first policy.
@@ -111,6 +113,7 @@ def test_scores_at_the_start_and_at_best_are_what_sampling_says():
   rewards = np.asarray(rewards)
   error = rewards.std() / np.sqrt(count)
   assert sampler.initial_score == pytest.approx(rewards.mean(), abs=5 * error)
+
   # Untrained, points are normal around 0, with noise of the last step in them.
   expected = np.sqrt(.98 * .5**2 + .02)
   np.testing.assert_allclose(chain.actions[:, -1].std(axis=0), expected, rtol=.03)
@@ -118,6 +121,7 @@ def test_scores_at_the_start_and_at_best_are_what_sampling_says():
   distance = np.linalg.norm(noise, axis=1)
   assert sampler.best_score == pytest.approx(
       -distance.mean(), abs=5 * distance.std() / np.sqrt(count))
+
   assert sampler.initial_score < -1.4 < -.2 < sampler.best_score
   np.testing.assert_allclose(
       rewards, -np.linalg.norm(chain.actions[:, -1] - sampler.targets[prompts], axis=1), rtol=1e-5)
@@ -143,11 +147,13 @@ def test_losses_are_the_equations_spelt_out(arm):
   params, batch = _batch(sampler, config)
   loss_fn = rebel_gaussian_main.make_loss(config, sampler, rebel_gaussian_main.ARMS[arm])
   loss, _ = jax.jit(loss_fn)({'policy': params}, batch)
+
   flat = lambda leaf: leaf.reshape(6, *leaf.shape[2:])
   new = np.asarray(sampler.log_probs(
       params, jax.tree.map(flat, batch['chain']), flat(batch['prompts'])))
   ratio = new - np.asarray(flat(batch['old']))  # [6, S].
   assert np.abs(ratio).max() > .3
+
   advantages = np.asarray(batch['advantages']).ravel()
   if arm == 'rebel':
     chains, targets = ratio.sum(axis=1).reshape(3, 2), advantages.reshape(3, 2)

@@ -60,6 +60,7 @@ def test_results_are_means_over_the_splits_that_are_listed(workdir):
             if (row['backbone'], row['head'], row['split'], row['read_by']) == (*arm, way)])
         honest = values('softmax' if head == 'softmax' else 'prototypes')
         prefix = f'eval/{backbone}/{head}/{labels}'
+
         assert len(honest) == 2
         assert results[f'{prefix}/accuracy'] == pytest.approx(honest.mean())
         assert results[f'{prefix}/accuracy_se'] == pytest.approx(
@@ -70,6 +71,7 @@ def test_results_are_means_over_the_splits_that_are_listed(workdir):
         assert results[f'{prefix}/refined_0.2_accuracy'] == pytest.approx(
             values('refined_0.2').mean())
         np.testing.assert_array_equal(values('refined_0'), values('prototypes'))
+
         # Every accuracy is a fraction of the nodes that are not trained on.
         whole = honest * (48 - 4 * int(labels[1:]))
         np.testing.assert_allclose(whole, np.round(whole), atol=1e-4)
@@ -83,6 +85,7 @@ def test_results_are_means_over_the_splits_that_are_listed(workdir):
             assert results[f'{prefix}/{name}'] == pytest.approx(expected)
             assert (results[f'{prefix}/{name}_low'] <= results[f'{prefix}/{name}']
                     <= results[f'{prefix}/{name}_high'])
+
         # At λ = 0 every metric reads the outputs.
         assert (f'{prefix}/prototype_l1_accuracy' in results) == (head == 'softmax')
         assert (f'{prefix}/unreached' in results) == ((backbone, head) == ('lp', 'softmax'))
@@ -140,6 +143,7 @@ def test_a_changed_graph_is_made_again_and_a_damaged_arm_trained_again(
     workdir, monkeypatch, capsys, change):
   before = _results(workdir)
   (workdir / 'results.json').unlink()
+
   if change:
     arrays = dict(np.load(workdir / 'graph.npz'))
     change(arrays)
@@ -147,6 +151,7 @@ def test_a_changed_graph_is_made_again_and_a_damaged_arm_trained_again(
   else:  # An arm of other labels per class, and a graph that is a pickle.
     np.savez(workdir / 'graph.npz', labels=np.array([{}], object))
     shutil.copy(workdir / 'arms' / 'lp_cos_n1.npz', workdir / 'arms' / 'lp_cos_n3.npz')
+
   assert _run(workdir, *SMALL_BLOCKS) == 0
   out = capsys.readouterr().out
   assert 'graph.npz: it is damaged' in out
@@ -304,6 +309,7 @@ def test_honest_readings_ignore_the_labels_of_test_nodes(tmp_path, monkeypatch, 
   outputs_read, read = [], study._read
   monkeypatch.setattr(study, '_read', lambda head, outputs, *more: (
       outputs_read.append(outputs), read(head, outputs, *more))[1])
+
   shared = ~np.isin(np.arange(graph.num_nodes), split.train)  # Not trained on in any split.
   split = shoestring_main.Split(split.train, np.stack([shared] * 2).astype(np.float32))
   total = 0
@@ -313,6 +319,7 @@ def test_honest_readings_ignore_the_labels_of_test_nodes(tmp_path, monkeypatch, 
     arm = study._play(backbone, 'softmax', 1, _Bar(), '')
     total = total + np.stack([arm[name] for name in sorted(set(arm) - {'loss', 'unreached'})])
     np.testing.assert_array_equal(outputs_read[-1], outputs_read[0])  # Nor did the training.
+
   names = sorted(set(arm) - {'loss', 'unreached'})
   for name, values in zip(names, total):
     if 'leaky' not in name:
@@ -373,11 +380,13 @@ def test_a_missing_folder_and_a_hostile_pickle_are_one_line_and_status_2(tmp_pat
   run = lambda: _run(tmp_path / 'run', f'--config.data_dir={folder}', config=CORA)
   assert run() == 2
   _expect_line(capsys, 'data_dir must be a directory with cora.npz or the files ind.cora.graph')
+
   folder.mkdir()
   for part in ('y', 'tx', 'ty', 'allx', 'ally', 'graph'):
     (folder / f'ind.cora.{part}').write_bytes(pickle.dumps(print, protocol=2))
   assert run() == 2
   _expect_line(capsys, "ind.cora.y is refused: its pickle asks for '__builtin__.print'")
+
   for payload in (
       b'cnumpy\ndtype\nX\x01\x00\x00\x00O\x85R.',
       b'cnumpy\nndarray\n(K\x01K\x01\x86cnumpy\ndtype\nX\x02\x00\x00\x00f8\x85R'

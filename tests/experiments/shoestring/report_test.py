@@ -23,10 +23,10 @@ def _plain_outcome(**readings):
 def _cora():
   """Outcomes of which every criterion holds."""
   made = {}
-  for place, n in enumerate(('n1', 'n2', 'n20')):
-    wide = np.array([-.06, .06]) / (place + 1)
-    gcn = (.44, .54, .80)[place] + wide
-    leak = (.19, .13, .005)[place]
+  for i, n in enumerate(('n1', 'n2', 'n20')):
+    wide = np.array([-.06, .06]) / (i + 1)
+    gcn = (.44, .54, .80)[i] + wide
+    leak = (.19, .13, .005)[i]
     made['lp', 'softmax', n] = _outcome(softmax=gcn + .02, unreached=[.1, .2])
     made['gcn', 'softmax', n] = _plain_outcome(softmax=gcn, prototypes=gcn, leaky=gcn + leak)
     made['gcn', 'cos', n] = _outcome(
@@ -82,6 +82,7 @@ def test_numbers_and_tables_by_hand():
   assert numbers['eval/gcn/cos/n1/standard_deviation'] == pytest.approx(.06 * np.sqrt(2))
   assert numbers['eval/gcn/softmax/n1/accuracy'] == pytest.approx(.44)
   assert numbers['eval/lp/softmax/n1/unreached'] == pytest.approx(.15)
+
   # Both splits differ by one point, read by prototypes, and not at all, read by softmax: an
   # interval without width.
   for end in ('', '_low', '_high'):
@@ -89,6 +90,7 @@ def test_numbers_and_tables_by_hand():
     assert numbers[f'eval/gcn/cos/n1/softmax_difference{end}'] == pytest.approx(0)
   assert numbers['eval/gcn/softmax/public/accuracy'] == pytest.approx(.817)
   assert numbers['eval/gcn/softmax/public/first_layer_decay/accuracy'] == pytest.approx(.813)
+
   assert '| 43.0 ± 6.0 ' in shoestring_report.table(outcomes)
   assert 'no label reaches, which its softmax calls class 0: 15.0 % with 1' in (
       shoestring_report.table(outcomes))

@@ -66,12 +66,14 @@ def test_only_missing_and_damaged_batches_are_computed_again(workdir, monkeypatc
   arms = workdir / 'arms'
   (arms / '2shot_3.npz').write_bytes((arms / '2shot_3.npz').read_bytes()[:-30])
   shutil.copy(arms / '1shot_0.npz', arms / '1shot_3.npz')
+
   drawn, draw = [], episodes.draw_episode
   monkeypatch.setattr(episodes, 'draw_episode', lambda *arguments, **options: (
       drawn.append((options['shots'], options['index'])), draw(*arguments, **options))[1])
   assert _run(workdir, *SMALL_RUN) == 0
   # The first two only test that episodes can be drawn.
   assert drawn == [(1, 0), (2, 0), (1, 3), (1, 4), (1, 5), (2, 3), (2, 4), (2, 5)]
+
   out = capsys.readouterr().out
   assert '1shot_3.npz: it was made for something else: begin is 0 there, 3 here' in out
   assert '2shot_3.npz: it is damaged' in out
@@ -212,7 +214,7 @@ class _Bar:
 
 
 class _Sums:
-  """Stands in for a classifier: sums that identify the episodes, without training."""
+  """Replaces a classifier: sums that identify the episodes, without training."""
 
   def __init__(self, *_):
     pass
@@ -257,6 +259,7 @@ def test_every_field_has_an_effect_or_is_rejected(name, tmp_path, monkeypatch):
     assert not np.array_equal(_played(tmp_path / 'one', config, monkeypatch),
                               _played(tmp_path / 'two', _changed(), monkeypatch))
     return
+
   scores, base = _scores(config), _base_scores()
   changed = {method for method in base if np.abs(base[method] - scores[method]).max() > 1e-6}
   networks = {'gcn_softmax', 'gcn_prototypes'}
@@ -325,10 +328,12 @@ def test_a_run_resumes_only_with_its_own_features(tmp_path, capsys):
   for folder, shift in zip(folders, (0, 0, 1e-3)):
     folder.mkdir()
     np.savez(folder / 'novel.npz', features=features + shift, labels=labels)
+
   run = lambda folder: _run(
       workdir, *SMALL, '--config.shots=(1,)', '--config.episodes=3',
       f'--config.data_dir={folder}', '--config.features_file=novel.npz')
   assert run(folders[0]) == 0
+
   before = _results(workdir)
   (workdir / 'results.json').unlink()
   capsys.readouterr()
