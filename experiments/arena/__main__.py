@@ -50,6 +50,7 @@ def outcomes(run: launch.Run, stopper: loop.Stopper) -> dict[str, dict[int, dict
   for name in config.chosen():
     arm = None if name in arena_config.UNTRAINED else arena_arms.Arm(shared, name)
     results[name] = {}
+
     for seed in range(config.seed, config.seed + config.num_seeds):
       identity = arms_lib.identity_of(
           'arena', shared.config, task=config.task, first_seed=config.seed, seed=seed, arm=name)

@@ -202,6 +202,7 @@ class TaskConfig:
     for name in self.names() if names is None else names:
       if name in UNTRAINED:
         continue
+
       arm = getattr(self.arms, name)
       arm.validate(f'{prefix}.arms.{name}')
       checks.divisible(

@@ -92,6 +92,7 @@ class DialogueArenaSeed(arena_tasks.ArenaSeed):
           sample, params, self.user, self.task.rules.start(batch.example_ids), key,
           rollout=rollout)
       rollouts, _ = dialogue_sampling.as_rollouts([dialogues], np.zeros(len(dialogues), int))
+
       numbers = {
           'rewards': self.task.rules.rewards(dialogues),
           'asks': self.task.rules.asks(dialogues)[:, 0],

@@ -319,6 +319,7 @@ def _train_reward_model(arena: ArenaSeed) -> Params:
 
   pairs = _labelled_pairs(arena, config)
   pending = loop.PendingCheck(learning_rate='config.reward_model.optimizer.learning_rate')
+
   with loop.progress(config.steps, f'seed {arena.seed}: reward model') as bar:
     for index in range(config.steps):
       rows = batching.batch_indices(

@@ -101,7 +101,7 @@ def measure(
   with loop.progress(repeats, 'repetitions') as bar:
     for repetition in range(repeats):
       for workload in workloads:
-        workload.run(repetition, loop.Timers())
+        workload.run(repetition, loop.Timers())  # Not timed; see above.
         timers = loop.Timers()
         tokens = workload.run(repetition, timers)
         seconds = timers.pop()
@@ -172,7 +172,7 @@ def _provenance(suites: Sequence[str], available: int, load: float) -> dict[str,
       'experiment': 'bench', 'suite': ','.join(suites), 'scale': _SCALE.value,
       'seed': _SEED.value, 'repeats': _REPEATS.value, 'commit': launch.current_commit(),
       'device': device.device_kind, 'platform': device.platform,
-      'cpu': host['processor/model'], **host,
+      'cpu': host['processor/model'], **host,  # 'cpu' is the name in older files.
       'cores': len(_usable_cores()) or available,
       'cores_available': available, 'load_average_at_start': load,
       'compute_dtype': 'float32', 'sft_step/head_chunk': sft.Config().head_chunk,
@@ -202,6 +202,7 @@ def _summary(row: Any, samples: Sequence[tuple[float, int]]) -> dict[str, float 
       seconds * 3)
   median = quartiles[1]
 
+  # In the order of the JSON file.
   numbers: dict[str, float | str] = {
       'description': row.description, 'seconds': median, 'seconds_min': seconds[0],
       'seconds_first_quartile': quartiles[0], 'seconds_third_quartile': quartiles[2],
@@ -243,6 +244,7 @@ def _tables(rows: Sequence[Any], numbers: Mapping[str, Any]) -> list[str]:
     value = numbers.get(f'{name}/{"gigabytes" if row.traffic else "gflops"}_per_second')
     return '-' if value is None else f'{value:.1f}'
 
+  # Workloads have a ceiling; ceilings have none.
   workloads = [
       [row.name, row.description, f'{of(row, "seconds"):.3g}', quartiles(row),
        f'{of(row, "tokens_per_second"):,.0f}', f'{of(row, "gflops_per_second"):.1f}',

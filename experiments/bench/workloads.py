@@ -307,7 +307,7 @@ def a_star_po_step(setup: _Setup, name: str, config: a_star_po.Config) -> Worklo
 
   def run(repetition, timers):
     key = setup.key(rng.Stream.SAMPLE_TRAIN, repetition)
-    with timers(name):
+    with timers(name):  # The parts are timed inside the whole step.
       with timers(f'{name}/sample'):
         params = holder['state'].params['policy']
         rollouts = jax.block_until_ready(sample.call(params, *prompts, key))
@@ -326,6 +326,8 @@ def a_star_po_step(setup: _Setup, name: str, config: a_star_po.Config) -> Worklo
   flops = [function(*sizes) for function in (sampling_flops, score_flops, update_flops)]
   decoding, training = f'ceiling/product_decode_{count}', 'ceiling/product_forward'
   moved = sampling_bytes(sizes[0], tree_bytes(reference), *sizes[1:])
+
+  # The whole step first, then its parts.
   rows = (
       Row(name, f'A*-PO step, {shape}, head_chunk {config.head_chunk}', sum(flops), 0,
           lasting + largest, sample.seconds + score.seconds + update.seconds, training),
@@ -391,6 +393,7 @@ def ceilings(scale: Scale, one_core: OneCore | None) -> Iterator[Workload]:
   n, d, f, v = math.prod(scale.sft), model.width, model.mlp_width, model.vocab_size
   group = model.num_heads // model.num_kv_heads
   pairs, length, h = scale.sft[0] * model.num_kv_heads, scale.sft[1], model.head_dim
+
   shapes = {
       'forward': ('md,df->mf', (n, d), (d, f)),
       'input_gradient': ('mf,df->md', (n, f), (d, f)),

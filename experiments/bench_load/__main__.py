@@ -128,6 +128,7 @@ def measure(values: flags.FlagValues, directory: pathlib.Path) -> dict[str, Any]
   itemsize = jnp.dtype(values.param_dtype).itemsize
   peak = memory['peak'] - memory['before']
 
+  # Provenance, sizes, results, versions.
   return {
       'experiment': 'bench_load', 'setting': values.model, 'file_dtype': values.file_dtype,
       'param_dtype': values.param_dtype, 'mesh': values.mesh, 'commit': launch.current_commit(),

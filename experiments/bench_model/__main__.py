@@ -61,6 +61,7 @@ def main(values: flags.FlagValues) -> None:
   with tempfile.TemporaryDirectory(dir=values.folder or None) as folder:
     directory = values.checkpoint
     if not directory:
+      # A subprocess writes it, so that its memory is not counted here.
       directory = str(pathlib.Path(folder) / 'checkpoint')
       print(f'writing {values.shape} to {directory} ...', flush=True)
       arguments = (directory, values.shape, 'bfloat16')

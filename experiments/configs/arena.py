@@ -172,6 +172,7 @@ def get_config(variant: str = '') -> arena_config.Arena:
       model=_model(40), sft=_sft(800), arms=_dialogue_arms(num_turns),
       completions=144 * 128, batch_completions=128, num_evaluations=6, untrained=('sft',))
 
+  # The variant also selects the task.
   task = 'summarisation' if variant else 'arithmetic'
   if variant in ('one_turn', 'fixed_questions'):
     task = 'dialogue'

@@ -59,6 +59,7 @@ def main(values: flags.FlagValues) -> None:
 
   _use_fake_devices(study.workload.devices)
   numbers = measure(study, sizes, algorithms)
+
   numbers = {
       'experiment': 'cost', 'setting': study.name, 'commit': launch.current_commit(),
       'device': f'{study.workload.devices} fake CPU devices; nothing was run', **processor.fields(),
@@ -94,6 +95,7 @@ def measure(study: cost_model.Study, sizes: list[str], algorithms: list[str]) ->
         recipe, model, prefix = study.recipes[name], study.models[size], f'{size}/{name}'
         numbers |= {f'{prefix}/{key}': number for key, number in _count(
             study, name, size, optimizer).items()}
+
         for label, layout in study.layouts.items():
           used = cost_programs.memory(recipe, model, optimizer, workload, layout)
           used['total'] = sum(used.values()) + numbers[
@@ -118,6 +120,7 @@ def _count(
   formula = (flops['old'] + flops['critic'] + flops['update']) * (
       workload.minibatch_prompts / workload.prompts)
   traced = cost_programs.traced_step(recipe, model, optimizer, workload)
+
   if abs(traced / formula - 1) > _TOLERANCE:
     raise ValueError(
         f'the train step of {name} has {traced:.3e} operations, and by formula {formula:.3e}: '

@@ -57,6 +57,7 @@ def abstract_batch(
   array = lambda *shape, dtype=jnp.float32: jax.ShapeDtypeStruct(shape, dtype)
   tokens = (prompts, samples, slots)
 
+  # As a sampler returns them.
   rollouts = Rollouts(
       prompts=array(prompts, workload.prompt_tokens, dtype=jnp.int32),
       prompt_lengths=array(prompts, dtype=jnp.int32),

@@ -96,12 +96,12 @@ def markdown(study: cost_model.Study, numbers: Mapping[str, Any]) -> str:
       'nothing was run. Addresses: experiments/configs/cost.py.', '',
       '## Memory', '', _memory_table(study, costs), '',
       'GB = 1e9 bytes per device, parameters and Adam in float32. Trained: parameters and '
-      'optimizer of policy and critic. KV cache: all rows of an iteration decoded at once, which a sampler '
-      'need not do. Temporaries are those of one optimizer step on the CPU compiler, and can only '
-      'be compared with each other: they, and their sum with trained and reference bytes, are '
-      f'relative to those of {_base(study, costs)[1]}. That compiler widens bfloat16 to float32, '
-      'so activations are larger relative to parameters than on an accelerator, and savings of '
-      'activations look larger.', '',
+      'optimizer of policy and critic. KV cache: all rows of an iteration decoded at once, which '
+      'a sampler need not do. Temporaries are those of one optimizer step on the CPU compiler, '
+      'and can only be compared with each other: they, and their sum with trained and reference '
+      f'bytes, are relative to those of {_base(study, costs)[1]}. That compiler widens bfloat16 '
+      'to float32, so activations are larger relative to parameters than on an accelerator, and '
+      'savings of activations look larger.', '',
       *(f'- {name}: {layout.title}' for name, layout in study.layouts.items()), '',
       '## Operations', '', _flops_table(study, costs), '',
       'PFLOP = 1e15, matrix products only, with the first layout\'s rematerialisation. '
@@ -264,15 +264,18 @@ def _verdict(study, costs) -> list[str]:
         f'{span(lambda s, n, x=layout: costs.saved(s, n, x))} with {study.layouts[layout].title}'
         for layout in study.layouts)
     trained = _span([costs.resident(s, name) / costs.resident(s, _OURS) for s in sizes])
+
     paragraphs += [
         f'**Memory against {study.recipes[name].label}.** Published: '
         f'{span(costs.published_saved)} less. Here: {layouts}. Trained networks and optimizers '
         f'take {trained} times as much. {_reason(study, costs, name, sizes)}', '']
 
-  ratios = lambda fn: '; '.join(
-      f'{_span([fn(size, name) for size in sizes])} of {study.recipes[name].label}\'s'
-      for name in rivals)
+  def ratios(fn):
+    return '; '.join(
+        f'{_span([fn(size, name) for size in sizes])} of {study.recipes[name].label}\'s'
+        for name in rivals)
 
+  # Only what the numbers show, and why operations are not hours.
   paragraphs.append(
       f'**Time.** Published hours of A*-PO: {ratios(costs.time)}. Operations of an iteration, '
       f'including stage 1 spread over {study.workload.stage1_epochs} epochs: '
@@ -288,7 +291,7 @@ def _verdict(study, costs) -> list[str]:
 def _reason(study, costs, name, sizes) -> str:
   """Explains a difference in memory, as far as the numbers show it."""
   recipe = study.recipes[name]
-  if recipe.critic:
+  if recipe.critic:  # Savings if the two networks were updated one after the other.
     savings = []
     for size in sizes:
       for layout in study.layouts:

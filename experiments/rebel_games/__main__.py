@@ -123,6 +123,7 @@ class Player:
     def iterate(state, index):
       pairs, comparators = self._draw(state.params['policy'], state.key, index)
       moves, won = pairs.tokens[..., 0], jnp.zeros((3, 3))
+
       if self._compares:
         rewards = scores[moves[:, :, None], comparators[:, None, :]]
         met = jnp.einsum(
@@ -346,6 +347,7 @@ def play_all(run: launch.Run) -> dict[str, dict[str, np.ndarray]]:
   won = arms['preferences']['won']
   rewards = {'reward_before': fit_rewards(draw_comparisons(config, round(won[0].sum()))),
              'reward_same': fit_rewards(won)}
+
   player = Player(config, 'rewards')
   for name, values in rewards.items():
     played = finished(
@@ -370,7 +372,7 @@ def main(run: launch.Run) -> None:
       'preferences': 2 + config.num_comparators, 'reward_before': 2, 'reward_same': 2}
   launch.write_results(run, {
       **numbers, 'num_seeds': config.num_seeds,
-      'comparisons': round(arms['preferences']['won'][0].sum()),
+      'comparisons': round(arms['preferences']['won'][0].sum()),  # Per seed.
       **{f'sampled_tokens/{name}': pairs * tokens for name, tokens in tokens_per_pair.items()},
   })
   print(f'\n{report}\n\n{config.note}\nfigure: {run.workdir / "figures" / "exploitability.png"}\n'

@@ -267,6 +267,7 @@ def summarise(config: RebelGaussian, arms: dict[str, np.ndarray]) -> dict[str, f
     best, tuning = tune(config, fractions)
     chosen = fractions[best, : config.num_seeds]
     queries[name] = queries_to_goal(config, chosen)
+
     numbers |= arms_lib.summary(
         f'eval/{name}/queries_to_goal', np.nan_to_num(queries[name], nan=budget))
     numbers[f'eval/{name}/reached'] = float(np.isfinite(queries[name]).mean())
@@ -290,6 +291,7 @@ def write_figure(run: launch.Run, arms: dict[str, np.ndarray]) -> None:
   queries = 2 * config.batch_size * np.arange(config.steps + 1)
   path = run.workdir / 'figures' / 'learning_curve.png'
   title = f'Points by denoising in {len(config.alpha_bar)} steps: distance to a target'
+
   with figures.figure(path, 2, title=title) as (curves, rates):
     for name, fractions in arms.items():
       arm, (best, tuning) = ARMS[name], tune(config, fractions)
@@ -340,6 +342,7 @@ def main(run: launch.Run) -> None:
   """Trains all arms and writes the table, the figure and results.json."""
   config, arms = run.config, {}
   sampler = PointSampler(config)
+
   with loop.progress(len(ARMS), 'arms') as bar:
     for name, arm in ARMS.items():
       arms[name] = arms_lib.finished(
@@ -350,6 +353,7 @@ def main(run: launch.Run) -> None:
       bar.update(1, **{name: float(tuning[best])})
 
   numbers = summarise(config, arms)
+
   with contextlib.closing(metrics.MetricsWriter(run.workdir)) as writer:
     writer.truncate(0)
     for step in range(config.steps + 1):
@@ -365,6 +369,7 @@ def main(run: launch.Run) -> None:
       **numbers, 'num_seeds': config.num_seeds, 'score/initial': sampler.initial_score,
       'score/best': sampler.best_score, 'sampled_tokens': 0,
       'reward_queries': 2 * config.batch_size * config.steps})
+
   verdict = 'holds' if numbers['criterion/rebel_within_ppo'] else 'does not hold'
   print(f'\n{report}\n\nREBEL within the reward queries of PPO: {verdict} here\n{config.note}\n'
         f'figure: {run.workdir / "figures" / "learning_curve.png"}\nresults: {run.results_path}')

@@ -241,6 +241,7 @@ class Study:
     """Runs all arms; arrays by (backbone, head, 'n1' and so on, or 'public/all' and so on)."""
     outcomes, arms = {}, self.arms()
     trained = [arm for arm in arms if not _is_propagation(arm[0])]
+
     with loop.progress(self._config.steps * len(trained), 'epochs') as bar:
       for backbone, head, labels, changes in arms:
         last = f'{PUBLIC}/{changes["decay"]}' if labels == PUBLIC else f'n{labels}'
@@ -285,6 +286,7 @@ def main(run: launch.Run) -> None:
       shoestring_report.table(outcomes), shoestring_report.differences(outcomes),
       shoestring_report.refinement(outcomes, config.refinement_ratios),
       criteria.markdown(findings), config.note]))
+
   metrics.write_text_atomic(run.table_path, report + '\n')
   launch.write_results(run, {
       **numbers, **{f'criteria/{f.name}': float(f.holds) for f in findings if f.holds is not None},

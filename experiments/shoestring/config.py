@@ -76,6 +76,7 @@ class Shoestring:
     checks.at_least(self, 'config', seed=0, num_splits=1, steps=1, width=1)
     checks.one_of(self, 'config', dataset=DATASETS)
     checks.positive(self, 'config', 'learning_rate')
+
     if self.seed + self.num_splits > 2**31:
       raise ValueError('config.seed + config.num_splits must be at most 2**31, got '
                        f'{self.seed} + {self.num_splits}')

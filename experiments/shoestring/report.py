@@ -138,6 +138,7 @@ def table(outcomes: Outcomes) -> str:
   for backbone, head in heads_of(outcomes):
     ways = {'softmax': 'softmax', 'prototypes': 'prototypes of training labels',
             'leaky': 'prototypes of test labels (leaky)'}
+
     if head == 'softmax':
       ways = {'softmax': 'softmax'} | {
           way + suffix: f'{text}, {metric}' for metric, suffix in _SUFFIXES.items()
@@ -192,6 +193,7 @@ def refinement(outcomes: Outcomes, ratios: Sequence[float]) -> str:
 
   header = ['refinement, points', 'of the unlabelled', *(f'{n[1:]} per class' for n in labels)]
   rows = []
+
   for backbone, head in heads_of(outcomes):
     for ratio in ratios:
       gains = []
@@ -211,6 +213,7 @@ def write_figure(path: pathlib.Path, outcomes: Outcomes) -> None:
   labels = labels_of(outcomes)
   backbones = list(dict.fromkeys(backbone for backbone, _ in heads_of(outcomes)))
   counts = [int(n[1:]) for n in labels]
+
   rows = []
   for backbone, head in heads_of(outcomes):
     for n, count in zip(labels, counts):

@@ -74,6 +74,7 @@ class Classifier:
     by_network = shoestring.scores(
         config.algorithm, self._train(index, features, adjacency, labels), labels, support,
         1 - support)
+
     return {
         'prototypes': by_prototypes(config.algorithm, features),
         'refined': by_prototypes(refining, features),
@@ -250,6 +251,7 @@ def main(run: launch.Run) -> None:
   write_figure(run, outcomes)
   caption = f'Examples: {source(config)}.' + (
       '' if config.features_file else ' They say nothing about images (config.features_file).')
+
   report = '\n\n'.join(filter(None, [table(config, outcomes), caption, config.note]))
   metrics.write_text_atomic(run.table_path, report + '\n')
   launch.write_results(run, {

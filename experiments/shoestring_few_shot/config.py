@@ -82,6 +82,7 @@ class FewShot:
     if bool(self.data_dir) != bool(self.features_file):
       raise ValueError('config.data_dir and config.features_file must be given both or neither, '
                        f'got {self.data_dir!r} and {self.features_file!r}')
+
     nodes = self.way * (min(self.shots) + self.queries)
     if self.neighbours >= nodes:
       raise ValueError(f'config.neighbours must be less than the {nodes} nodes of an episode, got '

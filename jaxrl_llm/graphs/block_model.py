@@ -45,6 +45,7 @@ def make_graph(
   for name, value in (('homophily', homophily), ('word_signal', word_signal)):
     if not 0 <= value <= 1:
       raise ValueError(f'{name} must be in [0, 1], got {value}')
+
   if num_words % num_classes or num_words // num_classes < words_per_node:
     raise ValueError(
         f'num_words must be divisible by {num_classes}, with at least {words_per_node} words per '

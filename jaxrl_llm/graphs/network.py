@@ -331,6 +331,7 @@ def make(*, num_features: int, width: int, num_classes: int, dropout: float) -> 
       hidden = _sparse_product(features._replace(values=drop(features.values, keys[0])), kernel)
     else:
       hidden = drop(features, keys[0]) @ kernel
+
     if inputs.first is not None:
       hidden = inputs.first @ hidden
     outputs = drop(jax.nn.relu(hidden), keys[1]) @ params['layer_1']

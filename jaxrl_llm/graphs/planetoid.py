@@ -269,6 +269,7 @@ def _assemble(name: str, parts: dict[str, Any], test: np.ndarray) -> Graph:
   first = _require_labels('ally', parts['ally'])
   rest = _require_labels('ty', parts['ty'])
   num_features = parts['allx'].shape[1]
+
   if len(rest) != len(test) or len(set(test.tolist())) != len(test):
     raise ValueError(f'test.index must name {len(rest)} different nodes, got {len(test)}')
   if parts['tx'].shape != (len(rest), num_features) or parts['allx'].shape[0] != len(first):
@@ -290,6 +291,7 @@ def _assemble(name: str, parts: dict[str, Any], test: np.ndarray) -> Graph:
   num_train = len(_require_labels('y', parts['y']))
   if not np.array_equal(parts['y'], first[:num_train]):
     raise ValueError(f'y must be the first rows of ally, got {num_train} others')
+
   split = np.arange(min(num_train + _NUM_VALIDATION, len(first)), dtype=np.int32)
   return check(Graph(
       name=name, edges=_edges(parts['graph'], num_nodes), indices=indices, values=values,
@@ -311,6 +313,7 @@ def check(graph: Graph) -> Graph:
   """
   num_nodes = len(graph.labels)
   slots = graph.indices.shape[1:]
+
   for name, dtype, shape in (
       ('edges', np.int32, (len(graph.edges), 2)), ('labels', np.int32, (num_nodes,)),
       ('indices', np.int32, (num_nodes, *slots[:1])), ('values', np.float32, (num_nodes, *slots)),

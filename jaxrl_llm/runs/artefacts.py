@@ -58,24 +58,30 @@ def write(
   header = {'commit': commit, 'identity': metrics.plain(identity)}
 
   if path.suffix == '.json':
-    content = metrics.plain(content)
-    document = {'sha256': _digest_of_json(header, content), **header, 'content': content}
-    data = (json.dumps(document, indent=2, allow_nan=False) + '\n').encode()
+    data = _json_bytes(header, metrics.plain(content))
   elif path.suffix == '.npz':
-    arrays = {name: np.asarray(value) for name, value in content.items()}
-    for name, array in arrays.items():
-      if array.dtype.hasobject or name == _HEADER:
-        raise ValueError(f'arrays must hold no Python objects, got {array.dtype} ({name})')
-    document = {'sha256': _digest_of_arrays(header, arrays), **header}
-    buffer = io.BytesIO()
-    np.savez_compressed(buffer, **arrays, **{_HEADER: np.array(json.dumps(document))})
-    data = buffer.getvalue()
+    data = _npz_bytes(header, {name: np.asarray(value) for name, value in content.items()})
   else:
     raise ValueError(f'the suffix must be .json or .npz, got {path}')
 
   path.parent.mkdir(parents=True, exist_ok=True)
   with files.replacing(path) as temporary:
     temporary.write_bytes(data)
+
+
+def _json_bytes(header: Mapping[str, Any], content: Any) -> bytes:
+  document = {'sha256': _digest_of_json(header, content), **header, 'content': content}
+  return (json.dumps(document, indent=2, allow_nan=False) + '\n').encode()
+
+
+def _npz_bytes(header: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> bytes:
+  for name, array in arrays.items():
+    if array.dtype.hasobject or name == _HEADER:
+      raise ValueError(f'arrays must hold no Python objects, got {array.dtype} ({name})')
+  document = {'sha256': _digest_of_arrays(header, arrays), **header}
+  buffer = io.BytesIO()
+  np.savez_compressed(buffer, **arrays, **{_HEADER: np.array(json.dumps(document))})
+  return buffer.getvalue()
 
 
 def read(path: pathlib.Path, identity: Mapping[str, Any]) -> Any:

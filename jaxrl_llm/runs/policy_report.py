@@ -39,6 +39,7 @@ def write(
         f'{numbers[f"eval/{policy}/length"]:.1f}',
         f'{100 * numbers[f"eval/{policy}/truncated"]:.1f}', tokens]
 
+  # The reference has no win rate against itself, and cost no samples.
   table = figures.markdown_table(
       ['policy', 'reward model score', f'at temperature {run.config.evaluation.temperature:g}',
        'wins over the reference (%)', 'KL to reference (nats)', 'tokens', 'truncated (%)',
