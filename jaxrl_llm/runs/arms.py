@@ -1,7 +1,6 @@
 """Finished arms of studies, read again instead of computed again; means over seeds."""
 
 import dataclasses
-import io
 import os
 import pathlib
 import shutil
@@ -12,7 +11,6 @@ import numpy as np
 
 from jaxrl_llm.evaluation import statistics
 from jaxrl_llm.runs import artefacts, launch
-from jaxrl_llm.training import files
 
 
 def identity_of(experiment: str, config: Any, **more: Any) -> dict[str, Any]:
@@ -65,22 +63,6 @@ def finished(
 
   artefacts.write(path, make(), identity, commit=commit)
   return artefacts.read(path, identity)
-
-
-def kept(
-    path: pathlib.Path, make: Callable[[], Mapping[str, np.ndarray]]
-) -> dict[str, np.ndarray]:
-  """Returns the arrays of an arm, computed or read, with no check; `finished` replaces it."""
-  if path.exists():
-    with np.load(path) as arrays:
-      return dict(arrays)
-  arrays = {name: np.asarray(value) for name, value in make().items()}
-  buffer = io.BytesIO()
-  np.savez_compressed(buffer, **arrays)
-  path.parent.mkdir(parents=True, exist_ok=True)
-  with files.replacing(path) as temporary:
-    temporary.write_bytes(buffer.getvalue())
-  return arrays
 
 
 def set_aside(path: pathlib.Path, problem: str) -> None:

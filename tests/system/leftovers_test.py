@@ -23,7 +23,7 @@ BINARY = textwrap.dedent('''
 
     def main(run):
       folder = run.workdir / 'seed1'
-      arm = arms.kept(folder / 'arms' / 'a.npz', lambda: {'x': np.arange(3)})
+      arm = arms.finished(folder / 'arms' / 'a.npz', {}, lambda: {'x': np.arange(3)})
       run.save_clock()
       params = folder / 'params'  # Written and replaced by each start.
       temporary = files.temporary_path(params)
