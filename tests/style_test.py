@@ -58,12 +58,8 @@ LONG_BODY = 15  # Lines; a longer body has paragraphs.
 
 # Folders that are not covered yet.
 UNFINISHED = (
-    'experiments/arena/', 'experiments/configs/', 'experiments/cost/', 'experiments/refuel/',
-    'jaxrl_llm/algorithms/', 'jaxrl_llm/rl/', 'jaxrl_llm/runs/', 'jaxrl_llm/training/',
-    'tests/algorithms/', 'tests/experiments/arena/', 'tests/experiments/bench/',
-    'tests/experiments/bench_model/', 'tests/experiments/cost/', 'tests/experiments/rebel_games/',
-    'tests/experiments/rebel_gaussian/', 'tests/experiments/refuel/',
-    'tests/experiments/shoestring/', 'tests/experiments/shoestring_few_shot/', 'tests/graphs/',
+    'experiments/configs/', 'experiments/refuel/', 'jaxrl_llm/algorithms/', 'jaxrl_llm/rl/',
+    'jaxrl_llm/runs/', 'jaxrl_llm/training/', 'tests/algorithms/', 'tests/experiments/refuel/',
     'tests/rl/', 'tests/runs/', 'tests/training/',
 )
 
