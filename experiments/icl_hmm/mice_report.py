@@ -73,8 +73,7 @@ def _summary(name: str, accuracy: np.ndarray, probability: np.ndarray) -> dict[s
   numbers = {}
   for part, values in (('accuracy', accuracy), ('probability', probability)):
     mean, error = statistics.mean_and_standard_error(values)
-    prefix = '' if part == 'accuracy' else 'probability_'
-    numbers |= {f'{name}/{part}': float(mean), f'{name}/{prefix}standard_error': float(error)}
+    numbers |= {f'{name}/{part}': float(mean), f'{name}/{part}_se': float(error)}
   return numbers
 
 
@@ -117,12 +116,12 @@ def cohort_numbers(cohort: Mapping[str, np.ndarray]) -> dict[str, float]:
     gap, error = statistics.mean_and_standard_error(accuracy - reference)
     numbers |= _summary(f'cohort/{method}', accuracy, likely) | {
         f'cohort/{method}/minus_bayes': float(gap),
-        f'cohort/{method}/minus_bayes_standard_error': float(error)}
+        f'cohort/{method}/minus_bayes_se': float(error)}
 
     # Average logs over mice, then exponentiate: a mean of probabilities would favour easy mice.
     mean, error = statistics.mean_and_standard_error(likely)
     numbers[f'cohort/{method}/probability'] = float(np.exp(mean))
-    numbers[f'cohort/{method}/probability_standard_error'] = float(np.exp(mean) * error)
+    numbers[f'cohort/{method}/probability_se'] = float(np.exp(mean) * error)
   return numbers
 
 
@@ -131,21 +130,21 @@ def tables(numbers: Mapping[str, float], animals: list[str], methods: list[str])
   heads = [*animals, 'mean of real animals' if _real(animals) else 'mean']
   columns = [*(f'mice/{name}' for name in animals), 'mean']
 
-  def cell(name, part, prefix):
+  def cell(name, part):
     if f'{name}/{part}' not in numbers:
       return '-'
     return (f'{100 * numbers[f"{name}/{part}"]:.1f} ± '
-            f'{100 * numbers[f"{name}/{prefix}standard_error"]:.1f}')
+            f'{100 * numbers[f"{name}/{part}_se"]:.1f}')
 
   parts = []
-  for title, *names in (('accuracy (%), held-out sessions', 'accuracy', ''),
-                        ('exp(mean ln p) (%)', 'probability', 'probability_')):
+  for title, part in (('accuracy (%), held-out sessions', 'accuracy'),
+                      ('exp(mean ln p) (%)', 'probability')):
     parts.append(figures.markdown_table([title, *heads], [
-        [label(method), *(cell(f'{column}/{method}', *names) for column in columns)]
+        [label(method), *(cell(f'{column}/{method}', part) for column in columns)]
         for method in methods]))
 
-  of_cohort = [(label(method), *(cell(f'cohort/{method}', part, prefix) for part, prefix in (
-      ('accuracy', ''), ('minus_bayes', 'minus_bayes_'), ('probability', 'probability_'))))
+  of_cohort = [(label(method), *(cell(f'cohort/{method}', part)
+                                 for part in ('accuracy', 'minus_bayes', 'probability')))
                for method in dict.fromkeys([*methods, 'bayes'])
                if f'cohort/{method}/accuracy' in numbers]
   parts.append(figures.markdown_table(
@@ -253,7 +252,7 @@ def write_figure(
     for index, method in enumerate(shown):
       x = np.arange(len(predictions)) + (index - (len(shown) - 1) / 2) * .8 / len(shown)
       height, error = ([numbers.get(f'mice/{name}/{method}/{part}', np.nan) for name in predictions]
-                       for part in ('accuracy', 'standard_error'))
+                       for part in ('accuracy', 'accuracy_se'))
       panels[2].bar(x, height, .8 / len(shown), yerr=error, color=colour(method),
                     label=label(method), error_kw={'lw': .8})
 
@@ -281,8 +280,10 @@ def write(
   text = f'{tables(numbers, names, methods)}\n\n{paragraph(numbers, bool(_real(names)))}'
   metrics.write_text_atomic(run.table_path, text + '\n')
 
-  parts = ('accuracy', 'standard_error', 'probability', 'probability_standard_error')
-  metrics.write_csv_atomic(run.workdir / 'animals.csv', ['animal', 'method', *parts], [
+  header = ['animal', 'method', 'accuracy', 'standard_error', 'probability',
+            'probability_standard_error']
+  parts = ('accuracy', 'accuracy_se', 'probability', 'probability_se')
+  metrics.write_csv_atomic(run.workdir / 'animals.csv', header, [
       (name, method, *(numbers[f'mice/{name}/{method}/{part}'] for part in parts))
       for name in names for method in methods if f'mice/{name}/{method}/accuracy' in numbers])
 

@@ -20,9 +20,9 @@ def test_standard_errors_are_over_folds():
             'chance/glm': np.array([.9, .9, .9, .2]), 'chance/bayes': np.array([.9, .9, .1, .1])}
   numbers = mice_report.animal_numbers({'M': arrays})
   assert numbers['mice/M/glm/accuracy'] == .75  # 1 and 1/2.
-  assert numbers['mice/M/glm/standard_error'] == pytest.approx(.25)
+  assert numbers['mice/M/glm/accuracy_se'] == pytest.approx(.25)
   assert numbers['mice/M/glm/probability'] == pytest.approx((.9 + np.sqrt(.1 * .8)) / 2)
-  assert numbers['mean/glm/standard_error'] == 0
+  assert numbers['mean/glm/accuracy_se'] == 0
 
 
 def test_curves_are_by_trials_read():

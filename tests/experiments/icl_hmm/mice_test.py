@@ -98,7 +98,7 @@ def test_a_run_writes_numbers_tables_and_a_figure_with_its_data(workdir):
     for method in methods:
       for part in ('accuracy', 'probability'):
         assert 0 < results[f'mice/{name}/{method}/{part}'] <= 1
-      assert results[f'mice/{name}/{method}/standard_error'] >= 0
+      assert results[f'mice/{name}/{method}/accuracy_se'] >= 0
   assert 'mice/M0/bayes/accuracy' not in results
   assert results['mice/M0/chance/accuracy'] == results['mice/M0/chance/probability'] == .5
   for method in METHODS:  # One real animal: the mean is its own.
