@@ -16,18 +16,21 @@ from jaxrl_llm.training import optim
 
 
 def get_config() -> a_star_po_config.AStarPo:
+  model = configs.TransformerConfig(
+      num_layers=3, width=128, num_heads=4, num_kv_heads=4, head_dim=32, mlp_width=384,
+      max_length=48, positions='learned',
+  )
+  sft = config_lib.SftConfig(
+      steps=1_500, batch_size=128, save_every=250,
+      optimizer=optim.OptimizerConfig(
+          learning_rate=1e-3, schedule='cosine', warmup_steps=50, weight_decay=0.01
+      ),
+  )
+
   return a_star_po_config.AStarPo(
       task=countdown.Config(),
-      model=configs.TransformerConfig(
-          num_layers=3, width=128, num_heads=4, num_kv_heads=4, head_dim=32, mlp_width=384,
-          max_length=48, positions='learned',
-      ),
-      sft=config_lib.SftConfig(
-          steps=1_500, batch_size=128, save_every=250,
-          optimizer=optim.OptimizerConfig(
-              learning_rate=1e-3, schedule='cosine', warmup_steps=50, weight_decay=0.01
-          ),
-      ),
+      model=model,
+      sft=sft,
       algorithm=a_star_po.Config(samples_per_prompt=8, beta1=0.5, beta2=1e-3),
       optimizer=optim.OptimizerConfig(name='adam', learning_rate=1e-4),
       steps=200,

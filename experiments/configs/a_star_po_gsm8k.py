@@ -42,24 +42,27 @@ def get_config(variant: str = '') -> a_star_po_config.AStarPo:
 def _published(variant: str) -> a_star_po_config.AStarPo:
   # Files in the repository ZhaolinGao/A-PO: S = scripts/apo_gsm8k.sh,
   # Y = verl/trainer/config/apo_trainer.yaml, W = verl/workers/fsdp_workers_apo.py.
+  task = gsm8k.Config(
+      max_prompt_tokens=256,  # S: longer prompts are filtered.
+      max_response_tokens=1_024,  # S.
+  )
+  algorithm = a_star_po.Config(
+      samples_per_prompt=8,  # S and Y: num_gen_to_use.
+      beta1=0.5,  # S.
+      beta2=1e-3,  # S.
+      filter_all_wrong=False,  # Y and S: filter_incorrect is off.
+      stage1_reward='identical',  # Their stage 1 scored leniently: 'lenient'.
+      entropy_coefficient=0.0,  # Not in the objective; Y leaves 1e-3 active.
+      temperature=1.0,  # Y: with top_p 1, top_k off.
+      num_minibatches=2,  # S: 256 prompts in mini-batches of 128.
+      num_micro_batches=16,  # Ours: affects memory only, not the update.
+  )
+
   return a_star_po_config.AStarPo(
-      task=gsm8k.Config(
-          max_prompt_tokens=256,  # S: longer prompts are filtered.
-          max_response_tokens=1_024,  # S.
-      ),
+      task=task,
       model=_PUBLISHED[variant](),  # Qwen2.5 base models of three sizes.
       sft=config_lib.SftConfig(steps=0),  # S: starts from the base model.
-      algorithm=a_star_po.Config(
-          samples_per_prompt=8,  # S and Y: num_gen_to_use.
-          beta1=0.5,  # S.
-          beta2=1e-3,  # S.
-          filter_all_wrong=False,  # Y and S: filter_incorrect is off.
-          stage1_reward='identical',  # Their stage 1 scored leniently: 'lenient'.
-          entropy_coefficient=0.0,  # Not in the objective; Y leaves 1e-3 active.
-          temperature=1.0,  # Y: with top_p 1, top_k off.
-          num_minibatches=2,  # S: 256 prompts in mini-batches of 128.
-          num_micro_batches=16,  # Ours: affects memory only, not the update.
-      ),
+      algorithm=algorithm,
       optimizer=optim.OptimizerConfig(
           name='adamw', learning_rate=1e-6, schedule='constant',  # S.
           b1=0.9, b2=0.999, weight_decay=1e-2,  # W: the defaults of its AdamW.
@@ -78,15 +81,18 @@ def _published(variant: str) -> a_star_po_config.AStarPo:
 
 
 def _cpu_size() -> a_star_po_config.AStarPo:
+  task = gsm8k.Config(
+      num_train=256, num_evaluation=128, max_prompt_tokens=160, max_response_tokens=160,
+      vocabulary='auto', max_vocabulary=2_048,
+  )
+  model = configs.TransformerConfig(
+      num_layers=4, width=128, num_heads=4, num_kv_heads=2, head_dim=32, mlp_width=384,
+      max_length=320,
+  )
+
   return a_star_po_config.AStarPo(
-      task=gsm8k.Config(
-          num_train=256, num_evaluation=128, max_prompt_tokens=160, max_response_tokens=160,
-          vocabulary='auto', max_vocabulary=2_048,
-      ),
-      model=configs.TransformerConfig(
-          num_layers=4, width=128, num_heads=4, num_kv_heads=2, head_dim=32, mlp_width=384,
-          max_length=320,
-      ),
+      task=task,
+      model=model,
       sft=config_lib.SftConfig(
           steps=300, batch_size=16, save_every=100, algorithm=sft.Config(head_chunk=0),
           optimizer=optim.OptimizerConfig(

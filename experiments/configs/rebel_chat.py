@@ -42,20 +42,23 @@ def get_config(variant: str = 'demo') -> rebel_config.Online:
 
 def _published(variant: str) -> rebel_config.Online:
   nectar = variant == 'nectar_openchat'
+  task = preferences.Config(
+      files='train.jsonl', schema='nectar' if nectar else 'ultrafeedback',
+      num_evaluation=500,  # Ours.
+      max_prompt_tokens=1_024, max_response_tokens=1_024,  # N, U.
+  )
+  algorithm = rebel.Config(
+      eta=1.0, kl_coefficient=0.05, temperature=0.5,  # N, U.
+      num_epochs=4, num_minibatches=1,  # N, U: 4 steps on the whole batch.
+      num_micro_batches=4,  # Ours: memory only.
+  )
+
   return rebel_config.Online(
-      task=preferences.Config(
-          files='train.jsonl', schema='nectar' if nectar else 'ultrafeedback',
-          num_evaluation=500,  # Ours.
-          max_prompt_tokens=1_024, max_response_tokens=1_024,  # N, U.
-      ),
+      task=task,
       model=configs.TransformerConfig(compute_dtype='bfloat16', remat='full', scan_unroll=1),
       sft=config_lib.SftConfig(steps=0),  # N, U: start from the chat model.
       train_last_layers=4,  # N, U: with the last norm and the head.
-      algorithm=rebel.Config(
-          eta=1.0, kl_coefficient=0.05, temperature=0.5,  # N, U.
-          num_epochs=4, num_minibatches=1,  # N, U: 4 steps on the whole batch.
-          num_micro_batches=4,  # Ours: memory only.
-      ),
+      algorithm=algorithm,
       reward=reward_config.RewardConfig(
           # N: the file's rm_tokens and the response's text; U: the reward model's own template.
           template='none' if nectar else 'auto',
@@ -79,6 +82,10 @@ def _published(variant: str) -> rebel_config.Online:
 
 
 def _demo() -> rebel_config.Online:
+  optimizer = optim.OptimizerConfig(
+      name='adamw', learning_rate=3e-4, schedule='linear', weight_decay=1e-6,
+      max_grad_norm=0.0)
+
   return rebel_config.Online(
       task=rebel_tldr.demo_task(),
       model=rebel_tldr.demo_model(tie_embeddings=False),
@@ -86,9 +93,7 @@ def _demo() -> rebel_config.Online:
       train_last_layers=1,
       algorithm=rebel.Config(temperature=0.5, head_chunk=0),
       reward=reward_config.RewardConfig(missing_stop_penalty=-4.0),
-      optimizer=optim.OptimizerConfig(
-          name='adamw', learning_rate=3e-4, schedule='linear', weight_decay=1e-6,
-          max_grad_norm=0.0),
+      optimizer=optimizer,
       steps=20,
       batch_size=16,
       eval_every=10,

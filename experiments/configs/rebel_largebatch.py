@@ -50,12 +50,14 @@ def _algorithm(**options) -> rebel.Config:
 
 def _published() -> rebel_config.LargeBatch:
   steps = _EPISODES // _BATCH_SIZE
+  task = preferences.Config(
+      files='train.jsonl', schema='ultrafeedback_prompts',
+      num_evaluation=1_000,  # L: the test split.
+      max_prompt_tokens=1_024, max_response_tokens=2_048,  # L.
+  )
+
   return rebel_config.LargeBatch(
-      task=preferences.Config(
-          files='train.jsonl', schema='ultrafeedback_prompts',
-          num_evaluation=1_000,  # L: the test split.
-          max_prompt_tokens=1_024, max_response_tokens=2_048,  # L.
-      ),
+      task=task,
       model=configs.TransformerConfig(compute_dtype='bfloat16', remat='full', scan_unroll=1),
       sft=config_lib.SftConfig(steps=0),  # L: starts from the chat model.
       algorithm=_algorithm(eta=1e6, num_micro_batches=16),  # L; micro-batches are ours.
@@ -85,15 +87,17 @@ def _published() -> rebel_config.LargeBatch:
 
 
 def _demo() -> rebel_config.LargeBatch:
+  optimizer = optim.OptimizerConfig(
+      name='adamw', learning_rate=1e-4, schedule='cosine', b2=0.95, weight_decay=1e-6,
+      max_grad_norm=0.0)
+
   return rebel_config.LargeBatch(
       task=rebel_tldr.demo_task(max_response_tokens=40),
       model=rebel_tldr.demo_model(),
       sft=rebel_tldr.demo_fine_tuning(),
       algorithm=_algorithm(eta=1.0, head_chunk=0),
       reward=reward_config.RewardConfig(eos_check='off', missing_stop_penalty=0.0),
-      optimizer=optim.OptimizerConfig(
-          name='adamw', learning_rate=1e-4, schedule='cosine', b2=0.95, weight_decay=1e-6,
-          max_grad_norm=0.0),
+      optimizer=optimizer,
       rounds=2,
       keep_truncated=True,  # Such a small model hardly ever stops.
       generation_batch_size=16,

@@ -53,6 +53,17 @@ def _task() -> preferences.Config:
 
 
 def _published(variant: str) -> rebel_config.Online:
+  algorithm = rebel.Config(
+      eta=1.0, kl_coefficient=0.05, temperature=0.7,  # R.
+      num_epochs=4, num_minibatches=1,  # R: each epoch is one step on the whole batch.
+      num_micro_batches=_MICRO_BATCHES[variant],
+  )
+  optimizer = optim.OptimizerConfig(
+      name='adamw', learning_rate=3e-6, schedule='linear', eps=1e-5,  # R.
+      b1=0.9, b2=0.999, weight_decay=0.01,  # R: torch's defaults.
+      max_grad_norm=0.0,  # R: no clipping.
+  )
+
   return rebel_config.Online(
       seed=555_134,  # R.
       task=_task(),
@@ -63,20 +74,12 @@ def _published(variant: str) -> rebel_config.Online:
           # Unconfirmed: which projections. PEFT adapts these in GPT-NeoX by default.
           targets='attention/(query|key|value)',
       ),
-      algorithm=rebel.Config(
-          eta=1.0, kl_coefficient=0.05, temperature=0.7,  # R.
-          num_epochs=4, num_minibatches=1,  # R: each epoch is one step on the whole batch.
-          num_micro_batches=_MICRO_BATCHES[variant],
-      ),
+      algorithm=algorithm,
       reward=reward_config.RewardConfig(
           missing_stop_penalty=-1.0,  # R.
           eos_check='eos',  # R: 'pad', which fails a response that stops at the last slot.
       ),
-      optimizer=optim.OptimizerConfig(
-          name='adamw', learning_rate=3e-6, schedule='linear', eps=1e-5,  # R.
-          b1=0.9, b2=0.999, weight_decay=0.01,  # R: torch's defaults.
-          max_grad_norm=0.0,  # R: no clipping.
-      ),
+      optimizer=optimizer,
       steps=_EPISODES // _BATCH_SIZE,  # R: episodes are prompts.
       batch_size=_BATCH_SIZE,  # R: 8 x 8 accumulated x 8 GPUs.
       evaluation=reward_config.RebelEvaluation(temperature=0.01, batch_size=64),  # R.
@@ -87,6 +90,11 @@ def _published(variant: str) -> rebel_config.Online:
 
 
 def _sft() -> config_lib.PolicyConfig:
+  optimizer = optim.OptimizerConfig(
+      name='adamw', learning_rate=3e-6, schedule='cosine', eps=1e-5,  # S.
+      weight_decay=0.01, max_grad_norm=0.0,  # Unconfirmed: torch's default, no clipping.
+  )
+
   return config_lib.PolicyConfig(
       task=_task(),
       model=configs.TransformerConfig(compute_dtype='bfloat16', remat='full', scan_unroll=1),
@@ -95,10 +103,7 @@ def _sft() -> config_lib.PolicyConfig:
           batch_size=64,  # S.
           loss_on='all',  # S: the loss includes prompts.
           algorithm=sft.Config(num_micro_batches=4),
-          optimizer=optim.OptimizerConfig(
-              name='adamw', learning_rate=3e-6, schedule='cosine', eps=1e-5,  # S.
-              weight_decay=0.01, max_grad_norm=0.0,  # Unconfirmed: torch's default, no clipping.
-          ),
+          optimizer=optimizer,
       ),
       evaluation=config_lib.EvaluationConfig(batch_size=64),
       note='Hyperparameters of src/tldr/sft.py, released with arXiv 2404.16767; not run here',
@@ -131,15 +136,17 @@ def demo_model(**options) -> configs.TransformerConfig:
 
 
 def _demo() -> rebel_config.Online:
+  optimizer = optim.OptimizerConfig(
+      name='adamw', learning_rate=1e-3, schedule='linear', eps=1e-5, weight_decay=0.01,
+      max_grad_norm=0.0)
+
   return rebel_config.Online(
       task=demo_task(),
       model=demo_model(),
       sft=demo_fine_tuning(),
       lora=lora.LoraConfig(rank=16, alpha=32.0, targets='attention/(query|key|value)'),
       algorithm=rebel.Config(head_chunk=0),
-      optimizer=optim.OptimizerConfig(
-          name='adamw', learning_rate=1e-3, schedule='linear', eps=1e-5, weight_decay=0.01,
-          max_grad_norm=0.0),
+      optimizer=optimizer,
       steps=20,
       batch_size=16,
       eval_every=10,

@@ -54,23 +54,26 @@ def get_config(variant: str = 'demo') -> refuel_config.Refuel:
 
 
 def _published() -> refuel_config.Refuel:
+  task = refuel_dialogues.Config(
+      files='train.jsonl', key='trajectory', first_only=True,
+      num_evaluation=500, num_turns=5, max_response_tokens=1_024,  # G, F.
+      # Ours, so that five turns fit into 8,192 tokens.
+      max_prompt_tokens=1_024, max_message_tokens=511,
+  )
+  algorithm = refuel.Config(
+      eta=1e3, kl_coefficient=0.0, temperature=0.8,  # D.
+      num_epochs=1, num_minibatches=_UPDATES // _BATCHES,  # D: 500 updates of 128 pairs.
+      num_micro_batches=16,  # D: 16 accumulated.
+  )
+
   return refuel_config.Refuel(
       seed=555_134,  # R.
-      task=refuel_dialogues.Config(
-          files='train.jsonl', key='trajectory', first_only=True,
-          num_evaluation=500, num_turns=5, max_response_tokens=1_024,  # G, F.
-          # Ours, so that five turns fit into 8,192 tokens.
-          max_prompt_tokens=1_024, max_message_tokens=511,
-      ),
+      task=task,
       model=configs.TransformerConfig(compute_dtype='bfloat16', remat='full', scan_unroll=1),
       sft=config_lib.SftConfig(steps=0),  # Starts from the chat model.
       user=refuel_config.UserConfig(
           kind='endpoint', temperature=0.8, max_tokens=1_024, mark='Question:'),  # G.
-      algorithm=refuel.Config(
-          eta=1e3, kl_coefficient=0.0, temperature=0.8,  # D.
-          num_epochs=1, num_minibatches=_UPDATES // _BATCHES,  # D: 500 updates of 128 pairs.
-          num_micro_batches=16,  # D: 16 accumulated.
-      ),
+      algorithm=algorithm,
       reward=reward_config.RewardConfig(
           template='auto', max_tokens=8_192,  # Ours: whole dialogues, in the model's own template.
           eos_check='off', missing_stop_penalty=0.0,  # F: there is none.

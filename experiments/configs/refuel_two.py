@@ -48,17 +48,19 @@ def get_config(variant: str = 'demo') -> refuel_config.Refuel:
 
 def _published(variant: str) -> refuel_config.Refuel:
   harmless = variant == 'hh'
+  algorithm = refuel.Config(
+      eta=1.0, kl_coefficient=0.05 if harmless else 0.0, temperature=1.0,  # D.
+      num_epochs=4, num_minibatches=1,  # D: 4 steps on the whole batch.
+      num_micro_batches=4,  # Ours: memory only.
+  )
+
   return refuel_config.Refuel(
       seed=555_134,  # H, U.
       task=_hh() if harmless else _ultrainteract(),
       model=configs.TransformerConfig(compute_dtype='bfloat16', remat='full', scan_unroll=1),
       sft=config_lib.SftConfig(steps=0),  # Starts from the chat model.
       train_last_layers=4,  # H, U: with the last norm and the head.
-      algorithm=refuel.Config(
-          eta=1.0, kl_coefficient=0.05 if harmless else 0.0, temperature=1.0,  # D.
-          num_epochs=4, num_minibatches=1,  # D: 4 steps on the whole batch.
-          num_micro_batches=4,  # Ours: memory only.
-      ),
+      algorithm=algorithm,
       reward=reward_config.RewardConfig(
           template='same',  # H, U: it reads the policy's ids.
           missing_stop_penalty=-10.0 if harmless else -4.0,  # D; H and U by default: -2.
@@ -107,9 +109,11 @@ def demo_task(**options) -> refuel_dialogues.Config:
 
 def demo(**options) -> refuel_config.Refuel:
   """Common part of the demos of settings one and two."""
+  model = dataclasses.replace(
+      rebel_tldr.demo_model(tie_embeddings=False), max_length=320)
+
   return refuel_config.Refuel(
-      model=dataclasses.replace(
-          rebel_tldr.demo_model(tie_embeddings=False), max_length=320),
+      model=model,
       # User turns are trained on too: in setting one the model plays the user.
       sft=dataclasses.replace(rebel_tldr.demo_fine_tuning(), loss_on='all'),
       train_last_layers=1,

@@ -19,15 +19,18 @@ FILE, MAX_VOCABULARY = 'dpo_en_demo.json', 4_096
 
 
 def get_config() -> reward_model_config.RewardModel:
+  task = preferences.Config(
+      files=FILE, template='chatml', num_evaluation=60, max_prompt_tokens=256,
+      max_response_tokens=384, vocabulary='auto', max_vocabulary=MAX_VOCABULARY,
+  )
+  model = configs.TransformerConfig(
+      num_layers=2, width=128, num_heads=4, num_kv_heads=2, head_dim=32, mlp_width=256,
+      max_length=640,
+  )
+
   return reward_model_config.RewardModel(
-      task=preferences.Config(
-          files=FILE, template='chatml', num_evaluation=60, max_prompt_tokens=256,
-          max_response_tokens=384, vocabulary='auto', max_vocabulary=MAX_VOCABULARY,
-      ),
-      model=configs.TransformerConfig(
-          num_layers=2, width=128, num_heads=4, num_kv_heads=2, head_dim=32, mlp_width=256,
-          max_length=640,
-      ),
+      task=task,
+      model=model,
       optimizer=optim.OptimizerConfig(
           learning_rate=1e-4, schedule='cosine', warmup_steps=5, weight_decay=0.01),
       steps=30,

@@ -22,15 +22,17 @@ from jaxrl_llm.training import optim
 
 
 def get_config() -> reward_model_config.RewardModel:
+  task = preferences.Config(
+      files='train.jsonl', evaluation_files='validation.jsonl', schema='tldr_pairs',
+      template='none',
+      num_train=92_832,  # R: the first rows.
+      num_evaluation=0,  # R: all of the split.
+      max_prompt_tokens=512, max_response_tokens=53,  # S: query and reference.
+  )
+
   return reward_model_config.RewardModel(
       seed=66_613,  # R.
-      task=preferences.Config(
-          files='train.jsonl', evaluation_files='validation.jsonl', schema='tldr_pairs',
-          template='none',
-          num_train=92_832,  # R: the first rows.
-          num_evaluation=0,  # R: all of the split.
-          max_prompt_tokens=512, max_response_tokens=53,  # S: query and reference.
-      ),
+      task=task,
       model=configs.TransformerConfig(compute_dtype='bfloat16', remat='full', scan_unroll=1),
       head_init='normal',  # R: N(0, 1/sqrt(d + 1)), bias 0.
       algorithm=reward_model.Config(num_micro_batches=4),  # Ours: memory only.

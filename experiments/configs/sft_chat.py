@@ -32,15 +32,18 @@ def get_config(variant: str = '') -> config_lib.PolicyConfig:
 
 
 def _cpu_size() -> config_lib.PolicyConfig:
+  task = chat.Config(
+      files=_FILE, template='chatml', num_evaluation=100, max_prompt_tokens=256,
+      max_response_tokens=384, vocabulary='auto', max_vocabulary=4_096,
+  )
+  model = configs.TransformerConfig(
+      num_layers=4, width=128, num_heads=4, num_kv_heads=2, head_dim=32, mlp_width=384,
+      max_length=640,
+  )
+
   return config_lib.PolicyConfig(
-      task=chat.Config(
-          files=_FILE, template='chatml', num_evaluation=100, max_prompt_tokens=256,
-          max_response_tokens=384, vocabulary='auto', max_vocabulary=4_096,
-      ),
-      model=configs.TransformerConfig(
-          num_layers=4, width=128, num_heads=4, num_kv_heads=2, head_dim=32, mlp_width=384,
-          max_length=640,
-      ),
+      task=task,
+      model=model,
       sft=config_lib.SftConfig(
           steps=200, batch_size=4, packed_length=640, save_every=50,
           algorithm=sft.Config(head_chunk=0),
@@ -57,14 +60,17 @@ def _cpu_size() -> config_lib.PolicyConfig:
 
 
 def _pretrained() -> config_lib.PolicyConfig:
+  task = chat.Config(
+      files=_FILE, template='auto', num_evaluation=100, max_prompt_tokens=1_024,
+      max_response_tokens=1_024,
+  )
+  model = configs.TransformerConfig(
+      compute_dtype='bfloat16', remat='full', scan_unroll=1
+  )
+
   return config_lib.PolicyConfig(
-      task=chat.Config(
-          files=_FILE, template='auto', num_evaluation=100, max_prompt_tokens=1_024,
-          max_response_tokens=1_024,
-      ),
-      model=configs.TransformerConfig(
-          compute_dtype='bfloat16', remat='full', scan_unroll=1
-      ),
+      task=task,
+      model=model,
       sft=config_lib.SftConfig(
           steps=500, batch_size=16, packed_length=2_048, save_every=100,
           algorithm=sft.Config(num_micro_batches=4),

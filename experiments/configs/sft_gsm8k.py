@@ -36,11 +36,13 @@ def _cpu_size() -> config_lib.PolicyConfig:
 
 
 def _pretrained() -> config_lib.PolicyConfig:
+  model = configs.TransformerConfig(
+      compute_dtype='bfloat16', remat='full', scan_unroll=1
+  )
+
   return config_lib.PolicyConfig(
       task=gsm8k.Config(max_prompt_tokens=256, max_response_tokens=512),
-      model=configs.TransformerConfig(
-          compute_dtype='bfloat16', remat='full', scan_unroll=1
-      ),
+      model=model,
       sft=config_lib.SftConfig(
           # 7,473 problems of about 200 tokens: nearly two epochs.
           steps=200, batch_size=16, packed_length=1_024, save_every=50,

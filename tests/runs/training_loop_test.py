@@ -18,6 +18,7 @@ def _train(workdir, *, last, fingerprint='aaaa'):
   """Runs the steps before `last` of five, and saves every two; returns (steps, state, metadata)."""
   setup = types.SimpleNamespace(
       run=types.SimpleNamespace(workdir=workdir, save_clock=lambda: None), stopper=loop.Stopper())
+
   with (
       contextlib.closing(metrics.MetricsWriter(workdir)) as writer,
       training_loop.start(

@@ -13,15 +13,18 @@ from jaxrl_llm.training import optim
 
 
 def get_config() -> a_star_po_config.AStarPo:
+  task = arithmetic.Config(
+      digits=1, num_demonstrations=32, num_train=32, num_evaluation=10,
+      carry_free_fraction=0.5, carry_drop_rate=0.3, padding='none',
+  )
+  model = configs.TransformerConfig(
+      num_layers=1, width=16, num_heads=2, num_kv_heads=1, head_dim=8, mlp_width=32,
+      max_length=8,
+  )
+
   return a_star_po_config.AStarPo(
-      task=arithmetic.Config(
-          digits=1, num_demonstrations=32, num_train=32, num_evaluation=10,
-          carry_free_fraction=0.5, carry_drop_rate=0.3, padding='none',
-      ),
-      model=configs.TransformerConfig(
-          num_layers=1, width=16, num_heads=2, num_kv_heads=1, head_dim=8, mlp_width=32,
-          max_length=8,
-      ),
+      task=task,
+      model=model,
       sft=config_lib.SftConfig(
           steps=40, batch_size=8, save_every=10, log_every=3,
           optimizer=optim.OptimizerConfig(learning_rate=2e-2),
