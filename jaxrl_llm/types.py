@@ -313,6 +313,9 @@ class Task:
       otherwise the same function.
     max_prompt_tokens: upper bound on the length of a prompt.
     max_response_tokens: the sampler's limit, including the stop token.
+    num_filtered: number of examples of 'demonstrations', 'train' and 'evaluation' that were left
+      out because they have too many tokens; {} if the task leaves none out.
+    num_repeated: number of examples that were left out because they ask the same as a held-out one.
   """
 
   name: str
@@ -324,6 +327,8 @@ class Task:
   lenient_reward_fn: 'RewardFn | None'
   max_prompt_tokens: int
   max_response_tokens: int
+  num_filtered: dict[str, int] = dataclasses.field(default_factory=dict)
+  num_repeated: int = 0
 
 
 class SampleFn(Protocol):

@@ -39,7 +39,7 @@ def main(run: launch.Run) -> None:
   with setup_lib.build(run) as setup:
     task = setup.task = _task(setup)
     encoded = _trimmed(setup.encode(task.evaluation))
-    left_out = encoded.num_filtered + getattr(task, 'num_filtered', {}).get('evaluation', 0)
+    left_out = encoded.num_filtered + task.num_filtered.get('evaluation', 0)
     note = f' ({left_out} more have too long a prompt)' if left_out else ''
     print(
         f'{run.experiment}: {len(encoded)} problems of {task.name}{note}, policy '

@@ -114,7 +114,7 @@ def parse_limits(text: str) -> dict[int, tuple[int, int]]:
   return limits
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class DialogueTask(Task):
   """A task of dialogues; its `reward_fn` is None.
 

@@ -75,10 +75,10 @@ class Setup:
     """Describes task, model and devices in one line for the terminal."""
     count = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(self.abstract_params))
     left_out = ''
-    if filtered := sum(getattr(self.task, 'num_filtered', {}).values()):
+    if filtered := sum(self.task.num_filtered.values()):
       counts = ', '.join(f'{n} of {name}' for name, n in self.task.num_filtered.items())
       left_out = f' ({filtered} left out as too long: {counts})'
-    if repeated := getattr(self.task, 'num_repeated', 0):
+    if repeated := self.task.num_repeated:
       left_out += f' ({repeated} left out because they ask what held-out ones ask)'
 
     source = self.source.describe() if self.source else 'from scratch'

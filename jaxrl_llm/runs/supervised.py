@@ -103,7 +103,7 @@ def _batches(setup: setup_lib.Setup) -> sft_batches.Batches:
       setup.task, overlong='filter', loss_on=config.loss_on
   )
   if not len(sequences):
-    too_long = getattr(setup.task, 'num_filtered', {}).get('demonstrations', 0)
+    too_long = setup.task.num_filtered.get('demonstrations', 0)
     raise ValueError(
         f'{setup.task.name} has no demonstrations: {too_long} are too long '
         '(config.task.max_response_tokens)' if too_long else

@@ -22,7 +22,7 @@ from jaxrl_llm.types import Example, Task, Tokenizer
 Message = conversations.Message
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class ChatTask(Task):
   """A task of conversations; its `reward_fn` is None, `train` is empty.
 
@@ -31,15 +31,9 @@ class ChatTask(Task):
 
   Attributes:
     template: the chat template of the ids.
-    num_filtered: number of conversations in 'demonstrations' and 'evaluation' that were left
-      out because they have too many tokens.
-    num_repeated: number of conversations left out of `demonstrations` because they equal a
-      held-out one up to the last reply.
   """
 
   template: chat_templates.ChatTemplate
-  num_filtered: dict[str, int]
-  num_repeated: int
 
 
 def load_template(

@@ -228,7 +228,7 @@ class Rules:
     return np.any(begins & (dialogues.message_lengths > 0), axis=-1)
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class DialogueTask(Task):
   """The dialogue task. A single response has no reward: `rules.rewards` scores dialogues.
 

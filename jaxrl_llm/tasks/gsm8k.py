@@ -32,18 +32,6 @@ _NUMBER = re.compile(r'(?<![\w.])-?\$?[0-9][0-9,]*(?:\.[0-9]+)?|[0-9][0-9,]*(?:\
 _TAIL = 4_000  # Number of characters at a response's end searched for a number.
 
 
-@dataclasses.dataclass(frozen=True)
-class Gsm8kTask(Task):
-  """The GSM8K task, with counts of filtered problems.
-
-  Attributes:
-    num_filtered: number of problems in 'demonstrations', 'train' and 'evaluation' that
-      were left out because their prompt or solution has too many tokens.
-  """
-
-  num_filtered: dict[str, int]
-
-
 @dataclasses.dataclass
 class Config(config_lib.VocabularyConfig):
   """Config of the task.
@@ -82,7 +70,7 @@ class Config(config_lib.VocabularyConfig):
       seed: int,
       data_dir: str | pathlib.Path = '',
       policy: config_lib.PolicyTokenizer = config_lib.FROM_SCRATCH,
-  ) -> Gsm8kTask:
+  ) -> Task:
     """See `TaskConfig.make`; `data_dir` is the directory of train.jsonl and test.jsonl."""
     folder = config_lib.require_data_dir(data_dir, 'gsm8k', 'train.jsonl and test.jsonl')
     self.validate('config.task')
@@ -99,7 +87,7 @@ class Config(config_lib.VocabularyConfig):
     complete = _within(short, 'response', tokenizer, self.max_response_tokens - 1)
     evaluation = _within(test, 'prompt', tokenizer, self.max_prompt_tokens)
 
-    return Gsm8kTask(
+    return Task(
         name='gsm8k',
         tokenizer=tokenizer,
         demonstrations=splits.choose(

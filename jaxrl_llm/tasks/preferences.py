@@ -22,7 +22,7 @@ _RESPONSES = ('chosen', 'rejected')
 _NO_LIMIT = 2**30
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class PreferenceTask(Task):
   """A task of prompts with responses; its `reward_fn` is None.
 
@@ -33,14 +33,9 @@ class PreferenceTask(Task):
 
   Attributes:
     template: the chat template of the ids; None for plain text and for data of ids.
-    num_filtered: number of prompts in 'train' and 'evaluation' that were too long.
-    num_repeated: number of examples left out of `train` because they have the prompt of a
-      held-out one.
   """
 
   template: chat_templates.ChatTemplate | None
-  num_filtered: dict[str, int]
-  num_repeated: int
 
   def pairs(self, examples: Sequence[Example]) -> list[Example]:
     """Returns the examples that have both responses, neither of them too long."""
