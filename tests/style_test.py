@@ -58,9 +58,8 @@ LONG_BODY = 15  # Lines; a longer body has paragraphs.
 
 # Folders that are not covered yet.
 UNFINISHED = (
-    'experiments/configs/', 'experiments/refuel/', 'jaxrl_llm/algorithms/', 'jaxrl_llm/rl/',
-    'jaxrl_llm/runs/', 'jaxrl_llm/training/', 'tests/algorithms/', 'tests/experiments/refuel/',
-    'tests/rl/', 'tests/runs/', 'tests/training/',
+    'experiments/refuel/', 'jaxrl_llm/algorithms/', 'jaxrl_llm/rl/', 'jaxrl_llm/training/',
+    'tests/algorithms/', 'tests/experiments/refuel/', 'tests/rl/', 'tests/training/',
 )
 
 FILES = sorted(
