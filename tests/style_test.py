@@ -49,6 +49,8 @@ NAMES = frozenset({
 
 # (file, word) -> why it is right there.
 EXCEPTIONS = {
+    ('experiments/refuel/config.py', 'law'): 'a config field',
+    ('tests/experiments/refuel/config_test.py', 'law'): 'a config field',
     ('jaxrl_llm/models/pretrained/weights.py', 'Reader'): 'reads files',
     ('jaxrl_llm/rewards/math/hedges.py', 'beside'): 'a word in responses',
     ('tests/rewards/math/answer_extraction_test.py', 'is no solution'): 'a response',
@@ -58,8 +60,8 @@ LONG_BODY = 15  # Lines; a longer body has paragraphs.
 
 # Folders that are not covered yet.
 UNFINISHED = (
-    'experiments/refuel/', 'jaxrl_llm/algorithms/', 'jaxrl_llm/rl/', 'jaxrl_llm/training/',
-    'tests/algorithms/', 'tests/experiments/refuel/', 'tests/rl/', 'tests/training/',
+    'jaxrl_llm/algorithms/', 'jaxrl_llm/rl/', 'jaxrl_llm/training/', 'tests/algorithms/',
+    'tests/rl/', 'tests/training/',
 )
 
 FILES = sorted(
