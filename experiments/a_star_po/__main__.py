@@ -42,6 +42,7 @@ def train(
   optimizer = optim.for_run(config.optimizer, config.steps * config.algorithm.num_minibatches)
   algorithm = a_star_po.make(config.algorithm, setup.policy, setup.make_optimizer(optimizer))
   state, train_step = setup.start(algorithm, reference.start)
+
   sample = setup.sampler(num_samples=1, temperature=config.algorithm.temperature)
   score = setup.scorer(
       temperature=config.algorithm.temperature, chunk_size=config.algorithm.head_chunk)

@@ -146,11 +146,12 @@ def _sample_missing(
             evaluator.real_rows(rollouts, prompts), prompts.examples,
             tokenizer=task.tokenizer, reward_fn=reward_fn,
         )
+
         records.append({
             'ids': [example['id'] for example in prompts.examples],
             'rewards': scored.rewards.tolist(), 'tokens': int(scored.lengths.sum()),
         })
-        file.write(records[-1])
+        file.write(records[-1])  # A killed process resumes after this batch.
         bar.update(1, success=float(scored.rewards.mean()))
         setup.stopper.check('stopped in stage 1; all complete batches are saved')
   return records

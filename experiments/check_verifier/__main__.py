@@ -138,6 +138,7 @@ def check(path: pathlib.Path, mode: str) -> int:
   for entry, verdict in zip(labelled, verdicts):
     total[entry.source] += 1
     agreeing[entry.source] += verdict == entry.is_correct
+
     if verdict != entry.is_correct:
       extracted = math_answer.extract(entry.solution, mode=mode)
       print(f'problem {entry.problem} (line {entry.line}), {entry.source}: '

@@ -51,6 +51,7 @@ def main(values: flags.FlagValues) -> None:
     raise UsageError(f'--to must be a new or empty directory, got {values.to!r}')
 
   stored = conversion.read(directory, field='--from', tokenizer_named=bool(values.tokenizer))
+
   output_format = values.format or ('orbax' if stored.source.checkpoint else 'hugging_face')
   dtype = values.dtype or stored.model.param_dtype
   model_type = values.model_type or stored.hugging_face.get('model_type', '')

@@ -278,6 +278,7 @@ def read_prompts(
       columns.check_prompt(row, ('prompt', 'messages', *columns.REASONING))
     except ValueError as error:
       raise UsageError(f'{source}: {error}') from None
+
     if row.get('messages') == []:
       raise UsageError(f"{source}: 'messages' must not be empty")
     if template is None and 'messages' in row:

@@ -47,6 +47,7 @@ def train(setup: setup_lib.Setup, files: dict) -> dict:
   updates = config.steps * config.algorithm.num_epochs * config.algorithm.num_minibatches
   optimizer = optim.for_run(config.optimizer, updates)
   algorithm = rebel.make(config.algorithm, setup.policy, setup.make_optimizer(optimizer))
+
   state, train_step, reference = references.begin(
       setup, algorithm, functools.partial(supervised.finetune, setup, files['metrics']))
   data = rebel_batches.Prompts(setup)
@@ -73,6 +74,7 @@ def train(setup: setup_lib.Setup, files: dict) -> dict:
         rollouts = builder.sample(policy, *setup.put(tuple(prompts[:3])), key)
         training.metadata['tokens'] += int(np.asarray(rollouts.lengths).sum())
         rollouts = builder.mix_offline(rollouts, responses, step)
+
       with training.timers('reward'):
         scored = builder.score(rollouts, prompts.examples)
       with training.timers('train'):

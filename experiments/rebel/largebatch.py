@@ -75,6 +75,7 @@ def train(setup: setup_lib.Setup, files: dict) -> dict:
     if not path.exists():
       pairs = large_batch(number, setup.finetuning.frozen(plain), name)
       plain, steps = _fit(fixed, progress, pairs, plain)
+
       progress = Progress(
           number, progress.steps + steps, progress.tokens + pairs.tokens,
           {name: file.offset() for name, file in files.items()})

@@ -219,6 +219,7 @@ def best_and_worst(
     worst = len(rewards) - 1 - int(np.argmin(rewards[::-1]))
     two = [record['responses'][index] for index in (int(np.argmax(rewards)), worst)]
 
+    # Each prompt is counted under the first reason that applies.
     if not np.all(np.isfinite(rewards)):
       counts['failed'] += 1
     elif not (keep_truncated or all(stopped)):

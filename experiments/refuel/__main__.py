@@ -49,6 +49,7 @@ def train(setup: setup_lib.Setup, files: dict) -> dict:
   updates = config.steps * config.algorithm.num_epochs * config.algorithm.num_minibatches
   optimizer = optim.for_run(config.optimizer, updates)
   algorithm = refuel.make(config.algorithm, setup.policy, setup.make_optimizer(optimizer))
+
   state, train_step, reference = references.begin(
       setup, algorithm, functools.partial(supervised.finetune, setup, files['metrics']))
   builder = refuel_batches.BatchBuilder(setup, reward)
@@ -73,6 +74,7 @@ def train(setup: setup_lib.Setup, files: dict) -> dict:
         key = rng.stream_key(setup.key, rng.Stream.SAMPLE_TRAIN, step)
         pair = builder.roll_out(policy, users(reference.of(policy)), prompts, key)
         training.metadata['tokens'] += pair.tokens
+
       with training.timers('reward'):
         scored = builder.score(pair)
       with training.timers('train'):

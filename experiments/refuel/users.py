@@ -90,6 +90,7 @@ class Users:
       source = checkpoint_sources.read(config.init_from, field=_FIELD)
       network, params = _load(source, setup, slots + config.max_tokens)
       self.fingerprint = fingerprint.of_params(params)
+    # The reference plays the user.
     elif setup.model.max_length < slots + config.max_tokens:
       raise ValueError(
           f'config.model.max_length must be at least {slots + config.max_tokens} (the user\'s '

@@ -52,6 +52,7 @@ def make(
   """
   same = lambda params: params
 
+  # Functions that convert between plain parameters and those that are trained.
   if lora.rank:
     finetuning = Finetuning(
         lora_lib.make(policy, lora), lora_lib.TRAINABLE,
