@@ -78,10 +78,11 @@ def main(values: flags.FlagValues) -> None:
     params = jax.tree.map(lambda leaf: leaf.astype(dtype), params)
     source = stored.source
     metadata = checkpoint_sources.identity(source.tokenizer, stored.model)
-    metadata |= {name: list(getattr(source, name)) for name in checkpoint_sources.ABOUT_TOKENIZER}
+    metadata |= {
+        name: list(getattr(source, name)) for name in checkpoint_sources.TOKENIZER_METADATA}
     if tokenizer:
       metadata |= {
-          'tokenizer': tokenizer.fingerprint, **checkpoint_sources.about_tokenizer(tokenizer)}
+          'tokenizer': tokenizer.fingerprint, **checkpoint_sources.tokenizer_metadata(tokenizer)}
 
     if stored.hugging_face:
       changes = {'model_type': model_type}

@@ -358,8 +358,8 @@ class _Shape:
 
     close = len(frame.close_ids)  # Before a message if the reply before it was truncated.
     self.message_slots = config.max_message_tokens + close
-    alike = {config.num_turns: (config.max_message_tokens, config.max_response_tokens)}
-    pairs = (self.limits or alike).items()
+    shared = {config.num_turns: (config.max_message_tokens, config.max_response_tokens)}
+    pairs = (self.limits or shared).items()
     self.continuation = max(h * reply + (h - 1) * (user + close) for h, (user, reply) in pairs)
     self.transcript = config.max_prompt_tokens + max(
         (h - 1) * (reply + user + close) for h, (user, reply) in pairs)

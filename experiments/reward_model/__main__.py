@@ -103,10 +103,10 @@ def main(run: launch.Run) -> None:
 
 def _metadata(setup: setup_lib.Setup) -> dict[str, Any]:
   """Metadata saved with the parameters: their tokenizer, and their role as a reward model."""
-  about = {**setup.metadata(), 'role': reward_models.ROLE}
-  if 'hugging_face' in about:
-    about['hugging_face'] = {**about['hugging_face'], 'role': 'value', 'num_outputs': 1}
-  return about
+  metadata = {**setup.metadata(), 'role': reward_models.ROLE}
+  if 'hugging_face' in metadata:
+    metadata['hugging_face'] = {**metadata['hugging_face'], 'role': 'value', 'num_outputs': 1}
+  return metadata
 
 
 if __name__ == '__main__':

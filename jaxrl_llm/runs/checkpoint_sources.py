@@ -19,7 +19,7 @@ from jaxrl_llm.training import checkpoints, fingerprint
 from jaxrl_llm.types import ModelFns, Params, Tokenizer
 
 # Fields of a `CheckpointSource` that are saved with parameters, for code that writes them again.
-ABOUT_TOKENIZER = ('stop_ids', 'stop_tokens', 'kept_ids')
+TOKENIZER_METADATA = ('stop_ids', 'stop_tokens', 'kept_ids')
 _TOKENIZER_FILES = ('tokenizer.json', 'vocab.json', 'encoder.json', '*.model')
 
 
@@ -175,7 +175,7 @@ def read(directory: str, *, field: str, tokenizer_named: bool = False) -> Checkp
           raise
     return CheckpointSource(
         path, checkpoint.config, tokenizer, str(path) if tokenizer else '',
-        _about(checkpoint), checkpoint, field,
+        _hugging_face(checkpoint), checkpoint, field,
     )
 
   metadata = checkpoints.read_metadata(path)
@@ -184,14 +184,15 @@ def read(directory: str, *, field: str, tokenizer_named: bool = False) -> Checkp
       **{name: value for name, value in metadata.get('model', {}).items() if name in known}
   )
   tokenizer = str(metadata.get('tokenizer', ''))
-  about = metadata.get('hugging_face', {})
+  hugging_face = metadata.get('hugging_face', {})
   return CheckpointSource(
-      path, model, tokenizer, _remembered(about.get('directory', ''), tokenizer), about, None,
-      field, **{name: tuple(metadata.get(name, ())) for name in ABOUT_TOKENIZER},
+      path, model, tokenizer, _remembered(hugging_face.get('directory', ''), tokenizer),
+      hugging_face, None, field,
+      **{name: tuple(metadata.get(name, ())) for name in TOKENIZER_METADATA},
   )
 
 
-def _about(checkpoint: huggingface.Checkpoint) -> dict[str, Any]:
+def _hugging_face(checkpoint: huggingface.Checkpoint) -> dict[str, Any]:
   """Returns `CheckpointSource.hugging_face` of a checkpoint."""
   return {
       'model_type': checkpoint.model_type, 'fields': checkpoint.fields, 'role': checkpoint.role,
@@ -277,7 +278,7 @@ def identity(tokenizer_fingerprint: str, model: configs.TransformerConfig) -> di
   return {'tokenizer': tokenizer_fingerprint, 'model': shape}
 
 
-def about_tokenizer(tokenizer: Tokenizer) -> dict[str, Any]:
+def tokenizer_metadata(tokenizer: Tokenizer) -> dict[str, Any]:
   """Returns `stop_ids`, `stop_tokens` and `kept_ids` of a tokenizer, to save with parameters."""
   kept_ids = tokenizer.kept_ids if isinstance(tokenizer, tokenizers.CompactTokenizer) else ()
   return {

@@ -70,11 +70,11 @@ def make_reference(
     frozen = setup.finetuning.frozen(plain)
     return Reference(lambda policy: frozen, start, fingerprint.of_params(plain), 0, 0, 0.0)
 
-  start, about = finetune()
+  start, metadata = finetune()
   frozen = setup.finetuning.frozen(start)
   return Reference(
-      lambda policy: frozen, start, about['fingerprint'], about['metrics_offset'],
-      config.sft.steps, about['seconds'],
+      lambda policy: frozen, start, metadata['fingerprint'], metadata['metrics_offset'],
+      config.sft.steps, metadata['seconds'],
   )
 
 

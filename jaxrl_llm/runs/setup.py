@@ -110,10 +110,10 @@ class Setup:
 
   def metadata(self) -> dict[str, Any]:
     """Returns `identity`, the stop ids, and what an export back to Hugging Face needs."""
-    about = self.source.hugging_face if self.source else {}
+    hugging_face = self.source.hugging_face if self.source else {}
     return {
-        **self.identity(), **checkpoint_sources.about_tokenizer(self.task.tokenizer),
-        **({'hugging_face': about} if about else {}),
+        **self.identity(), **checkpoint_sources.tokenizer_metadata(self.task.tokenizer),
+        **({'hugging_face': hugging_face} if hugging_face else {}),
     }
 
   def initial_params(self) -> Params:
@@ -159,14 +159,14 @@ class Setup:
 
   def export_adapters(self, folder: pathlib.Path, params: Params) -> None:
     """Writes trained adapters in `peft` format, if the base came from Hugging Face."""
-    about = self.source.hugging_face if self.source else {}
-    if not (self.finetuning.lora.rank and about) or folder.exists():
+    hugging_face = self.source.hugging_face if self.source else {}
+    if not (self.finetuning.lora.rank and hugging_face) or folder.exists():
       return  # A resumed run would write the same ones.
     peft.save(
         folder, params['adapters'], self.finetuning.lora, self.model,
-        model_type=about['model_type'],
+        model_type=hugging_face['model_type'],
         # Parameters saved by this project may have been trained since they were loaded.
-        base=about['directory'] if self.source.checkpoint else None,
+        base=hugging_face['directory'] if self.source.checkpoint else None,
     )
 
   def save_trained(self, params: Params) -> None:

@@ -98,7 +98,7 @@ def write_reduced(directory, base, **options):
   checkpoints.save_params(
       directory, params(config),
       {**checkpoint_sources.identity(
-          tokenizer.fingerprint, config), **checkpoint_sources.about_tokenizer(tokenizer)})
+          tokenizer.fingerprint, config), **checkpoint_sources.tokenizer_metadata(tokenizer)})
   return config
 
 

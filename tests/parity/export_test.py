@@ -31,7 +31,7 @@ def export(tokenizer_dir, tmp_path, model_type, *, stop_tokens=None):
   checkpoints.save_params(
       tmp_path / 'ours', policy.make(config).init(jax.random.key(0)),
       {**checkpoint_sources.identity(
-          tokenizer.fingerprint, config), **checkpoint_sources.about_tokenizer(tokenizer)})
+          tokenizer.fingerprint, config), **checkpoint_sources.tokenizer_metadata(tokenizer)})
 
   values = flags.FlagValues()
   convert.define_flags(values)

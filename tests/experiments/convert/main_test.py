@@ -123,7 +123,7 @@ def test_a_reduced_tokenizer_is_not_copied(tmp_path, capsys):
   for name, more in (('alone', ()), ('named', (f'--tokenizer={tmp_path / "base"}',))):
     main(tmp_path / 'ours', tmp_path / name, '--format=orbax', '--dtype=bfloat16', *more)
     again = checkpoint_sources.read(str(tmp_path / name), field='')
-    for field in ('tokenizer', *checkpoint_sources.ABOUT_TOKENIZER):
+    for field in ('tokenizer', *checkpoint_sources.TOKENIZER_METADATA):
       assert getattr(again, field) == getattr(known, field), field
 
 
