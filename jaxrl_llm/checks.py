@@ -6,7 +6,7 @@
     checks.one_of(self, prefix, pairs=PAIRS)
 
 `prefix` is where the dataclass is in the config ('config.sft'), or '' for a part that is checked
-inside `within`, which adds its place to the message.
+inside `within`, which adds the path to the message.
 """
 
 import contextlib
@@ -131,7 +131,7 @@ def divisible(holder: Any, prefix: str, name: str, parts: int, of: str) -> None:
 
 @contextlib.contextmanager
 def within(prefix: str) -> Iterator[None]:
-  """Adds the place of a part to the errors of that part's own `validate`."""
+  """Adds the path of a part to the errors of that part's own `validate`."""
   try:
     yield
   except ValueError as error:

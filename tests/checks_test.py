@@ -48,7 +48,7 @@ def test_divisible():
     checks.divisible(_config(batch_size=10), 'config', 'batch_size', 4, of='the parts')
 
 
-def test_within_adds_the_place():
+def test_within_adds_the_path():
   message = r'^eta must be positive \(config.algorithm\)$'
   with pytest.raises(ValueError, match=message), checks.within('config.algorithm'):
     raise ValueError('eta must be positive')

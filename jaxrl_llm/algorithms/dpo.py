@@ -144,8 +144,10 @@ def make(config: Config, policy: ModelFns, optimizer: optax.GradientTransformati
   def loss_fn(params, batch: Batch):
     mask = batch.rollouts.mask
     log_probs, _ = score(params['policy'], batch.rollouts)
-    split = lambda tokens: preference_losses.split_by_preference(
-        masking.masked_sum(tokens, mask, axis=-1), batch.rewards)
+
+    def split(by_token):
+      total = masking.masked_sum(by_token, mask, axis=-1)
+      return preference_losses.split_by_preference(total, batch.rewards)
 
     chosen, rejected, decided = split(log_probs - batch.reference_log_probs)
     losses = pair_loss(chosen, rejected)

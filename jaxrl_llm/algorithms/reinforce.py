@@ -140,8 +140,8 @@ def make(config: Config, policy: ModelFns, optimizer: optax.GradientTransformati
         loss_fn, optimizer, state, batch, num_micro_batches=config.num_micro_batches)
 
     if running:
-      fade = lambda x: config.baseline_decay * x
-      rewards = WeightedMean(fade(past.total), fade(past.weight)) + here
+      decay = config.baseline_decay
+      rewards = WeightedMean(decay * past.total, decay * past.weight) + here
       # A rejected step, or a sum that overflows, leaves the running mean unchanged.
       sound = (state.step > before.step) & jnp.isfinite(rewards.total)
       keep = lambda new, old: jnp.where(sound, new, old)

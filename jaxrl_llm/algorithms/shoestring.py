@@ -190,9 +190,11 @@ def evaluate(
   Returns:
     float32 [], under the names of `scores`.
   """
-  by_name = scores(config, outputs, labels, train, test)
-  right = lambda values: (jnp.argmax(values, axis=-1) == labels).astype(jnp.float32)
-  return {name: jnp.sum(test * right(values)) / jnp.sum(test) for name, values in by_name.items()}
+  accuracies = {}
+  for name, values in scores(config, outputs, labels, train, test).items():
+    correct = (jnp.argmax(values, axis=-1) == labels).astype(jnp.float32)
+    accuracies[name] = jnp.sum(test * correct) / jnp.sum(test)
+  return accuracies
 
 
 def metric_scores(

@@ -24,7 +24,7 @@ from jaxrl_llm.types import Array
 DEFAULT_CHUNK_SIZE = 128
 
 
-class _Settings(NamedTuple):
+class _HeadConfig(NamedTuple):
   """Static arguments of the chunked head."""
 
   temperature: float
@@ -164,36 +164,36 @@ def _entropy(logits: Array, log_normaliser: Array) -> Array:
   return -jnp.sum(jnp.where(log_probs > -jnp.inf, jnp.exp(log_probs) * log_probs, 0.0), axis=-1)
 
 
-def _forward(settings, hidden, kernel, bias, targets):
+def _forward(config, hidden, kernel, bias, targets):
   """((log_probs, entropy or None), log normaliser), each [B, T]."""
-  head = types.Head(_rounded(kernel, hidden.dtype), bias, settings.softcap)
+  head = types.Head(_rounded(kernel, hidden.dtype), bias, config.softcap)
 
   def chunk(carry, arrays):
     hidden, targets = arrays
     rows, size, width = hidden.shape
     flat = hidden.reshape(rows * size, width)
-    logits = head_logits(flat, head, temperature=settings.temperature)
+    logits = head_logits(flat, head, temperature=config.temperature)
     log_normaliser = jax.nn.logsumexp(logits, axis=-1)
     log_probs = _chosen(logits, targets.reshape(-1)) - log_normaliser
-    entropy = _entropy(logits, log_normaliser) if settings.with_entropy else None
+    entropy = _entropy(logits, log_normaliser) if config.with_entropy else None
     outputs = ((log_probs, entropy), log_normaliser)
     return carry, jax.tree.map(lambda x: x.reshape(rows, size), outputs)
 
-  _, outputs = scan_chunks(chunk, (), (hidden, targets), chunk_size=settings.chunk_size)
+  _, outputs = scan_chunks(chunk, (), (hidden, targets), chunk_size=config.chunk_size)
   return outputs
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _chunked_head(settings, hidden, kernel, bias, targets):
-  return _forward(settings, hidden, kernel, bias, targets)[0]
+def _chunked_head(config, hidden, kernel, bias, targets):
+  return _forward(config, hidden, kernel, bias, targets)[0]
 
 
-def _chunked_head_forward(settings, hidden, kernel, bias, targets):
-  outputs, log_normaliser = _forward(settings, hidden, kernel, bias, targets)
+def _chunked_head_forward(config, hidden, kernel, bias, targets):
+  outputs, log_normaliser = _forward(config, hidden, kernel, bias, targets)
   return outputs, (hidden, kernel, bias, targets, log_normaliser, outputs[1])
 
 
-def _logits_gradient(settings, logits, targets, log_normaliser, entropy, cotangents):
+def _logits_gradient(config, logits, targets, log_normaliser, entropy, cotangents):
   """d/dz of Σ g·ln π(y) + Σ h·H, for one chunk of [N, V] logits; z is W h + b.
 
     ∂ ln π(y) / ∂z_v = 1[v = y] − p_v          ∂H / ∂z_v = −p_v (ln p_v + H)
@@ -204,18 +204,18 @@ def _logits_gradient(settings, logits, targets, log_normaliser, entropy, cotange
   # A comparison with an iota fuses into the loop over V; a scatter would not.
   chosen = jax.lax.broadcasted_iota(targets.dtype, logits.shape, 1) == targets[:, None]
   gradient = (jnp.where(chosen, 1.0, 0.0) - probs) * log_probs_cotangent[:, None]
-  if settings.with_entropy:
+  if config.with_entropy:
     surprise = jnp.where(log_probs > -jnp.inf, log_probs, 0.0) + entropy[:, None]
     gradient = gradient - probs * surprise * entropy_cotangent[:, None]
-  if settings.softcap:  # d/dz c tanh(z / c) = 1 - tanh².
-    gradient = gradient * (1 - jnp.square(logits * (settings.temperature / settings.softcap)))
-  return gradient if settings.temperature == 1.0 else gradient / settings.temperature
+  if config.softcap:  # d/dz c tanh(z / c) = 1 - tanh².
+    gradient = gradient * (1 - jnp.square(logits * (config.temperature / config.softcap)))
+  return gradient if config.temperature == 1.0 else gradient / config.temperature
 
 
-def _chunked_head_backward(settings, residuals, cotangents):
+def _chunked_head_backward(config, residuals, cotangents):
   hidden, kernel, bias, targets, log_normaliser, entropy = residuals
   compute = hidden.dtype
-  head = types.Head(_rounded(kernel, compute), bias, settings.softcap)
+  head = types.Head(_rounded(kernel, compute), bias, config.softcap)
   wide = log_normaliser.dtype
 
   def chunk(carry, arrays):
@@ -228,9 +228,9 @@ def _chunked_head_backward(settings, residuals, cotangents):
     counts = functools.reduce(jnp.logical_or, [g != 0 for g in jax.tree.leaves(cotangents)])
     flat = jnp.where(counts[:, None], hidden.reshape(rows * size, width), 0)
 
-    logits = head_logits(flat, head, temperature=settings.temperature)
+    logits = head_logits(flat, head, temperature=config.temperature)
     gradient = _logits_gradient(
-        settings, logits, *flatten((targets, log_normaliser, entropy)), cotangents)
+        config, logits, *flatten((targets, log_normaliser, entropy)), cotangents)
     gradient = jnp.where(counts[:, None], gradient, 0.0)
 
     kernel_sum, bias_sum = carry
@@ -246,7 +246,7 @@ def _chunked_head_backward(settings, residuals, cotangents):
   carry = (jnp.zeros(kernel.shape, wide), None if bias is None else jnp.zeros(bias.shape, wide))
   arrays = (hidden, targets, log_normaliser, entropy, cotangents)
   (kernel_sum, bias_sum), hidden_gradient = scan_chunks(
-      chunk, carry, arrays, chunk_size=settings.chunk_size)
+      chunk, carry, arrays, chunk_size=config.chunk_size)
   bias_gradient = None if bias is None else bias_sum.astype(bias.dtype)
   return hidden_gradient, kernel_sum.astype(kernel.dtype), bias_gradient, None
 
@@ -292,8 +292,8 @@ def token_log_probs(
     ValueError: on a temperature that is not positive, or a negative chunk size.
   """
   _check_head(hidden, head, targets, temperature)
-  settings = _Settings(float(temperature), chunk_size, False, head.softcap)
-  log_probs, _ = _chunked_head(settings, hidden, head.kernel, head.bias, targets)
+  config = _HeadConfig(float(temperature), chunk_size, False, head.softcap)
+  log_probs, _ = _chunked_head(config, hidden, head.kernel, head.bias, targets)
   return log_probs
 
 
@@ -325,8 +325,8 @@ def token_log_probs_and_entropy(
     ValueError: on a temperature that is not positive, or a negative chunk size.
   """
   _check_head(hidden, head, targets, temperature)
-  settings = _Settings(float(temperature), chunk_size, True, head.softcap)
-  return _chunked_head(settings, hidden, head.kernel, head.bias, targets)
+  config = _HeadConfig(float(temperature), chunk_size, True, head.softcap)
+  return _chunked_head(config, hidden, head.kernel, head.bias, targets)
 
 
 def _response_inputs(hidden: Array, rollouts: types.Rollouts) -> tuple[Array, Array]:

@@ -189,8 +189,8 @@ def masked_sum(
   chex.assert_equal_shape([values, mask])
   chex.assert_type(values, float)
   values = values.astype(jnp.promote_types(values.dtype, jnp.float32))
-  kept = jnp.where(mask > 0, values, 0.0)
-  return jnp.sum(kept * mask.astype(values.dtype), axis=axis)
+  unmasked = jnp.where(mask > 0, values, 0.0)
+  return jnp.sum(unmasked * mask.astype(values.dtype), axis=axis)
 
 
 def masked_mean(
@@ -289,8 +289,8 @@ def check_range(name: str, values: Array, low: int, high: int, meaning: str) -> 
   values = np.asarray(values)
   bad = np.argwhere((values < low) | (values > high))
   if bad.size:
-    place = tuple(bad[0].tolist())
-    raise ValueError(f'{name} must be {meaning}, got {values[place]} at {list(place)}')
+    index = tuple(bad[0].tolist())
+    raise ValueError(f'{name} must be {meaning}, got {values[index]} at {list(index)}')
 
 
 def check_positive(name: str, value: float | Array) -> None:

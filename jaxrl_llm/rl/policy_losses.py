@@ -66,7 +66,7 @@ def is_clipped(
   if not 0 <= clip_low <= 1:
     raise ValueError(f'clip_low must be in [0, 1], got {clip_low}')
   if not clip_high >= 0:
-    raise ValueError(f'clip_high must not be negative, got {clip_high}')
+    raise ValueError(f'clip_high must be non-negative, got {clip_high}')
 
   above = (advantages > 0) & (log_ratio > jnp.log1p(clip_high))
   below = (advantages < 0) & (log_ratio < jnp.log1p(-clip_low))

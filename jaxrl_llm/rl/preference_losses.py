@@ -167,9 +167,9 @@ def conservative_dpo_loss(
     ericmitchell.ai/cdpo.pdf.
   """
   _check_label_smoothing(label_smoothing)
-  kept = dpo_loss(log_ratio_chosen, log_ratio_rejected, beta=beta)
+  labelled = dpo_loss(log_ratio_chosen, log_ratio_rejected, beta=beta)
   flipped = dpo_loss(log_ratio_rejected, log_ratio_chosen, beta=beta)
-  return (1 - label_smoothing) * kept + label_smoothing * flipped
+  return (1 - label_smoothing) * labelled + label_smoothing * flipped
 
 
 def robust_dpo_loss(
@@ -198,9 +198,9 @@ def robust_dpo_loss(
     Chowdhury, Kini and Natarajan (2024), Provably robust DPO, arXiv 2403.00409.
   """
   _check_label_smoothing(label_smoothing)
-  kept = dpo_loss(log_ratio_chosen, log_ratio_rejected, beta=beta)
+  labelled = dpo_loss(log_ratio_chosen, log_ratio_rejected, beta=beta)
   flipped = dpo_loss(log_ratio_rejected, log_ratio_chosen, beta=beta)
-  return ((1 - label_smoothing) * kept - label_smoothing * flipped) / (1 - 2 * label_smoothing)
+  return ((1 - label_smoothing) * labelled - label_smoothing * flipped) / (1 - 2 * label_smoothing)
 
 
 def _difference(chosen: Array, rejected: Array) -> Array:

@@ -66,7 +66,7 @@ class Checkpoints:
       ValueError: if `keep` is below 2.
     """
     if keep < 2:
-      raise ValueError(f'checkpoints kept must be at least 2, got {keep} (config.keep)')
+      raise ValueError(f'config.keep must be at least 2, got {keep}')
 
     _quiet_libraries()
     self._directory = pathlib.Path(directory).absolute()
@@ -276,8 +276,8 @@ def load_params(
   if problem is not None:
     raise CheckpointError(f'the parameters at {directory} cannot be read: {problem}')
 
-  found = _read_document(directory)['metadata']
-  for name, ours, theirs in _differences(metrics.plain(expected or {}), found):
+  metadata = _read_document(directory)['metadata']
+  for name, ours, theirs in _differences(metrics.plain(expected or {}), metadata):
     raise CheckpointError(
         f'{name} of the parameters at {directory} is {theirs!r}, this run has {ours!r}'
     )

@@ -349,13 +349,13 @@ def check_finite(
   """
   for name, value in values.items():
     if name.startswith('train/') and not math.isfinite(value):
-      kept = 'no checkpoint was saved yet' if last_saved is None else (
+      resumable = 'no checkpoint was saved yet' if last_saved is None else (
           f'the checkpoint of step {last_saved} is kept')
       extreme = ', '.join(
           f'{other} is {x:.3g}' for other, x in values.items() if _EXTREME < abs(x) < math.inf)
 
       raise NonFiniteLossError(
-          f'{name} must be finite, got {value} at step {step}; {kept}; this update was not '
+          f'{name} must be finite, got {value} at step {step}; {resumable}; this update was not '
           f'applied{extreme and f" ({extreme})"}. Running the same command again meets the same '
           f'step: lower {learning_rate} and give another --workdir, or correct the rewards or '
           'log-probs of this batch')

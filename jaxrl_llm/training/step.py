@@ -154,11 +154,10 @@ def map_micro_batches(fn: Callable[[Any], Any], batch: Any, *, num_micro_batches
   if num_micro_batches == 1:
     return fn(batch)
 
-  # Row i goes to part i mod M, as in `accumulate_gradients`: nothing moves between devices.
-  split = lambda leaf: jnp.swapaxes(
-      jnp.reshape(leaf, (-1, num_micro_batches) + leaf.shape[1:]), 0, 1)
-  join = lambda leaf: jnp.reshape(jnp.swapaxes(leaf, 0, 1), (rows,) + leaf.shape[2:])
-  return jax.tree.map(join, jax.lax.map(fn, jax.tree.map(split, batch)))
+  def join(leaf):
+    return jnp.reshape(jnp.swapaxes(leaf, 0, 1), (rows,) + leaf.shape[2:])
+
+  return jax.tree.map(join, jax.lax.map(fn, _split_rows(batch, num_micro_batches)))
 
 
 def accumulate_gradients(
@@ -386,15 +385,24 @@ def _update(
 
 
 def _sum_over_micro_batches(micro_step: Callable[[Any], Any], batch: Any, parts: int) -> Any:
-  micro_batches = jax.tree.map(
-      lambda leaf: jnp.swapaxes(jnp.reshape(leaf, (-1, parts) + leaf.shape[1:]), 0, 1), batch
-  )
+  micro_batches = _split_rows(batch, parts)
   first = jax.tree.map(lambda leaf: leaf[0], micro_batches)
   zeros = jax.tree.map(
       lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), jax.eval_shape(micro_step, first)
   )
-  add = lambda carry, micro: (jax.tree.map(jnp.add, carry, micro_step(micro)), None)
+
+  def add(carry, micro_batch):
+    return jax.tree.map(jnp.add, carry, micro_step(micro_batch)), None
+
   return jax.lax.scan(add, zeros, micro_batches)[0]
+
+
+def _split_rows(batch: Any, parts: int) -> Any:
+  """Returns [M, P / M, ...]: row i is in part i mod M, so that nothing moves between devices."""
+  def split(leaf):
+    return jnp.swapaxes(jnp.reshape(leaf, (-1, parts) + leaf.shape[1:]), 0, 1)
+
+  return jax.tree.map(split, batch)
 
 
 def _leading_axis(batch: Any) -> int:
@@ -411,8 +419,8 @@ def _leading_axis(batch: Any) -> int:
     rows = leaf.shape[0] if rows is None else rows
     if leaf.shape[0] != rows:
       raise ValueError(
-          f'arrays of a batch must share their leading axis, got {leaf.shape[0]} ({name}) '
-          f'beside {rows}'
+          f'arrays of a batch must share their leading axis, got {rows} and '
+          f'{leaf.shape[0]} ({name})'
       )
   return rows
 

@@ -1,10 +1,8 @@
 """A*-PO: its identities through the real train step, and that it learns."""
 
-import ast
 import dataclasses
 import functools
 import itertools
-import pathlib
 
 import jax
 import jax.numpy as jnp
@@ -13,12 +11,11 @@ import optax
 import pytest
 
 from jaxrl_llm.algorithms import a_star_po
-from jaxrl_llm.models import configs, policy
 from jaxrl_llm.rl import masking, scoring
 from jaxrl_llm.sampling import decode
-from jaxrl_llm.training import optim, step
-from jaxrl_llm.types import Batch, Rollouts, TrainState
-from tests.algorithms import groups, tiny
+from jaxrl_llm.training import optim
+from jaxrl_llm.types import Batch, Rollouts
+from tests.algorithms import bandit, groups, tiny
 
 # The padding shares its id with the stop token throughout.
 STOP = PAD = 0
@@ -48,28 +45,15 @@ def _batch():
   )
 
 
-def _step(**changes):
-  return _compiled(dataclasses.astuple(a_star_po.Config(**{'beta2': BETA2, **changes})))
-
-
-@functools.lru_cache
-def _compiled(fields):
-  algorithm = a_star_po.make(a_star_po.Config(*fields), tiny.MODEL, tiny.recorder())
-  return jax.jit(algorithm.train_step)
-
-
 def _run(batch=None, **changes):
-  return tiny.run_once(_step(**changes), tiny.params(), _batch() if batch is None else batch)
+  run = groups.runner(a_star_po, beta2=BETA2)
+  return run(_batch() if batch is None else batch, **changes)
 
 
 def _exactly(batch, **changes):
   """The same in float64, of a policy that reads one token back."""
-  config = a_star_po.Config(**{'beta2': BETA2, 'entropy_coefficient': 0.1, **changes})
-  return groups.in_float64(a_star_po.make(config, groups.BIGRAM, tiny.recorder()), batch)
-
-
-def _replace_rollouts(batch, **changes):
-  return dataclasses.replace(batch, rollouts=dataclasses.replace(batch.rollouts, **changes))
+  options = {'beta2': BETA2, 'entropy_coefficient': 0.1, **changes}
+  return groups.exactly(a_star_po, batch, **options)
 
 
 @jax.jit
@@ -101,7 +85,7 @@ def _weighted_sum(coefficients, jacobian):
 
 
 @pytest.mark.parametrize('temperature', [1.0, 0.6])
-def test_loss_and_gradient_are_the_equation_spelt_out(temperature):
+def test_loss_and_gradient_are_the_equation_written_out(temperature):
   batch = _batch()
   log_probs, jacobian, entropy, _ = _naive(temperature)
   reference = jnp.sum(batch.reference_log_probs * batch.rollouts.mask, axis=-1)[:, 0]
@@ -154,18 +138,18 @@ def test_A7_the_expected_gradient_does_not_depend_on_the_values():
   for value in (0.4, 0.7, -0.6):
     batch = Batch(rollouts, rewards[:, None], reference_log_probs,
                   {'values': jnp.full(rows, value)}, probabilities)
-    loss, gradients, _ = tiny.run_once(_step(), tiny.params(), batch)
+    loss, gradients, _ = _run(batch)
     tiny.assert_trees_close(gradients, expected, tolerance=1e-4)
     losses.append(loss)
   assert np.ptp(losses) > 0.1  # The loss itself does depend on them.
 
 
-def test_A11_what_follows_the_stop_token_has_no_part():
+def test_A11_what_follows_the_stop_token_is_ignored():
   batch = _batch()
   after = batch.rollouts.mask[:, 0] == 0
   tokens = jnp.where(after, jnp.asarray([6, 5, 4]), batch.rollouts.tokens[:, 0])[:, None]
   assert (tokens != batch.rollouts.tokens).sum() > 5
-  changed = _replace_rollouts(
+  changed = groups.replace_rollouts(
       batch, tokens=tokens, log_probs=jnp.where(batch.rollouts.mask > 0, 0.0, jnp.nan))
   changed = dataclasses.replace(changed, reference_log_probs=jnp.where(
       batch.rollouts.mask > 0, batch.reference_log_probs, jnp.nan))
@@ -183,38 +167,27 @@ def test_the_stop_token_itself_is_part_of_the_action():
   assert max(np.abs(leaf).max() for leaf in jax.tree.leaves(gradients)) > 1e-3
 
 
-def test_padding_of_prompts_has_no_part():
-  batch = _batch()
-  slots = np.arange(4)
-  padding = slots < 4 - np.asarray(batch.rollouts.prompt_lengths)[:, None]
-  other = jnp.where(padding, 6 - batch.rollouts.prompts, batch.rollouts.prompts)
-  expected_loss, expected, _ = _run()
-  loss, gradients, _ = _run(_replace_rollouts(batch, prompts=other))
-  np.testing.assert_allclose(loss, expected_loss, rtol=1e-5)
-  tiny.assert_trees_close(gradients, expected, tolerance=1e-5)
-
-
-def test_A12_the_order_of_prompts_has_no_part_as_long_as_values_move_along():
+def test_A12_the_order_of_prompts_does_not_matter_if_values_move_along():
   order = np.array([5, 2, 7, 0, 1, 3, 6, 4])
   expected = _exactly(_batch())
   moved = jax.tree.map(lambda leaf: leaf[order], _batch())
-  groups.check_same_in_float64(_exactly(moved), expected)
+  groups.assert_exactly_same(_exactly(moved), expected)
   stray = dataclasses.replace(moved, aux=_batch().aux)
   assert abs(_exactly(stray)[0] - expected[0]) > 1e-3
 
 
 def _with_filler(batch, filler):
-  """The first six rows, and two of weight 0 with `filler` wherever a number can stand."""
+  """The first six rows, and two of weight 0 with `filler` in every float field."""
   dead = np.arange(8) >= 6
   fill = lambda leaf: jnp.where(dead.reshape((8,) + (1,) * (leaf.ndim - 1)), filler, leaf)
   batch = dataclasses.replace(
       batch, rewards=fill(batch.rewards), reference_log_probs=fill(batch.reference_log_probs),
       aux={'values': fill(batch.aux['values'])}, weight=jnp.asarray(~dead, jnp.float32))
-  return _replace_rollouts(batch, log_probs=fill(batch.rollouts.log_probs))
+  return groups.replace_rollouts(batch, log_probs=fill(batch.rollouts.log_probs))
 
 
 @pytest.mark.parametrize('filler', [0.0, 1e6, np.nan, np.inf])
-def test_rows_of_weight_zero_have_no_part_whatever_stands_in_them(filler):
+def test_rows_of_weight_zero_are_ignored_for_any_values_in_them(filler):
   # The mean of the six rows alone: its loss is the weighted mean of the rows' own losses.
   batch = _batch()
   log_probs, jacobian, _, _ = _naive(1.0)
@@ -233,7 +206,7 @@ def test_the_entropy_bonus_is_a_mean_over_the_rows_that_count():
   # Rows 0 to 5, the first of them twice.
   batch = dataclasses.replace(_batch(), weight=jnp.asarray([2.0] + [1] * 5 + [0] * 2))
   alone = jax.tree.map(lambda leaf: leaf[np.array([0, 0, 1, 2, 3, 4, 5])], _batch())
-  groups.check_same_in_float64(_exactly(batch), _exactly(alone))
+  groups.assert_exactly_same(_exactly(batch), _exactly(alone))
 
 
 @pytest.mark.parametrize('where', ['reward', 'sentinel', 'value'])
@@ -254,22 +227,6 @@ def test_prompts_whose_reward_failed_are_dropped_and_counted(where):
   tiny.assert_trees_close(gradients, expected, tolerance=1e-6)
   assert metrics['train/dropped'] == pytest.approx(1 / 4)
   assert _run()[2]['train/dropped'] == 0
-
-
-def test_a_batch_without_any_weight_gives_zeros():
-  batch = dataclasses.replace(_batch(), weight=jnp.zeros(8))
-  loss, gradients, metrics = _run(batch, entropy_coefficient=0.1)
-  assert loss == 0
-  assert all((np.asarray(leaf) == 0).all() for leaf in jax.tree.leaves(gradients))
-  assert all(np.isfinite(value) for value in metrics.values())
-
-
-def test_micro_batchings_and_chunkings_agree():
-  # Weights and lengths are uneven, so that a mean of means would be seen.
-  batch = dataclasses.replace(
-      _batch(), weight=jnp.asarray([1, 1, 0, 1, 1, 1, 0, 1], jnp.float32))
-  groups.check_same_in_float64(
-      _exactly(batch, num_micro_batches=8, head_chunk=2), _exactly(batch))
 
 
 def test_the_entropy_bonus_is_the_mean_entropy_of_a_token():
@@ -307,7 +264,7 @@ def test_A14_dividing_the_loss_by_the_square_of_beta2_leaves_adam_alone():
   assert len(plain) > 500
   np.testing.assert_allclose(plain, scaled, atol=0.1)
   assert np.abs(plain - scaled).mean() < 2e-3
-  # An eps that is large beside 2 beta2 |grad ln pi| freezes a part of the network.
+  # An eps that is large relative to 2 beta2 |grad ln pi| freezes a part of the network.
   large = [_first_update(eps=1e-5, scale=scale) for scale in (1.0, 1e6)]
   assert np.abs(large[0] - large[1]).mean() > 0.1
 
@@ -315,52 +272,11 @@ def test_A14_dividing_the_loss_by_the_square_of_beta2_leaves_adam_alone():
 # --- The config.
 
 
-def test_every_field_of_the_config_has_an_effect_or_an_error():
-  fields = {field.name for field in dataclasses.fields(a_star_po.Config)}
+@pytest.mark.parametrize('field, value', [('beta1', 2.0), ('value_mode', 'max')])
+def test_fields_of_stage_1_change_the_values(field, value):
   rewards = jnp.asarray([[1.0, 0, 0, 1], [0, 0, 0, 1]])
   values = lambda **changes: a_star_po.estimate_values(a_star_po.Config(**changes), rewards)
-  for name, value in (('beta1', 2.0), ('value_mode', 'max')):
-    assert np.abs(values(**{name: value}) - values()).max() > 0.05
-    fields.remove(name)
-  _, expected, _ = _run()
-  for name, value in (('beta2', 1e-3), ('temperature', 0.6), ('entropy_coefficient', 0.1)):
-    assert tiny.differ(_run(**{name: value})[1], expected)
-    fields.remove(name)
-  with pytest.raises(ValueError, match='num_micro_batches must divide the batch of 8, got 3'):
-    _run(num_micro_batches=3)
-  fields.remove('num_micro_batches')
-  program = lambda chunk: str(jax.make_jaxpr(_step(head_chunk=chunk))(
-      TrainState(jnp.int32(0), tiny.params(), tiny.params(), jax.random.key(0), {}), _batch()))
-  assert program(2) != program(128)
-  fields.remove('head_chunk')
-  # The rest is the loop's, which stands in the binary.
-  assert fields == {'samples_per_prompt', 'filter_all_wrong', 'stage1_reward', 'num_minibatches'}
-  experiments = pathlib.Path(__file__).resolve().parents[2] / 'experiments'
-  read = {
-      node.attr for path in experiments.rglob('*.py')
-      for node in ast.walk(ast.parse(path.read_text(encoding='utf-8')))
-      if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Load)}
-  assert fields <= read, fields - read
-
-
-@pytest.mark.parametrize('changes, message', [
-    (dict(beta1=0.0), 'beta1 must be positive and finite, got 0.0'),
-    (dict(beta2=-1e-3), 'beta2 must be positive and finite, got -0.001'),
-    (dict(beta2=float('nan')), 'beta2 must be positive and finite, got nan'),
-    (dict(temperature=float('inf')), 'temperature must be positive and finite, got inf'),
-    (dict(samples_per_prompt=0), 'samples_per_prompt must be at least 1, got 0'),
-    (dict(num_minibatches=0), 'num_minibatches must be at least 1, got 0'),
-    (dict(num_micro_batches=-2), 'num_micro_batches must be at least 1, got -2'),
-    (dict(value_mode='median'), "value_mode must be one of .*got 'median'"),
-    (dict(stage1_reward='strict'), "stage1_reward must be one of .*got 'strict'"),
-    (dict(entropy_coefficient=-0.1),
-     'entropy_coefficient must be non-negative and finite, got -0.1'),
-    (dict(head_chunk=-1), 'head_chunk must be at least 0, got -1'),
-])
-def test_bad_settings_are_named_in_one_line(changes, message):
-  with pytest.raises(ValueError, match=message) as error:
-    a_star_po.make(a_star_po.Config(**changes), tiny.MODEL, tiny.recorder())
-  assert '\n' not in str(error.value)
+  assert np.abs(values(**{field: value}) - values()).max() > 0.05
 
 
 def test_more_than_one_sample_a_prompt_is_an_error():
@@ -393,64 +309,19 @@ def test_R20_the_ratio_is_one_before_the_first_step():
 
 
 def test_learns_a_bandit_to_its_closed_form():
-  # Six prompts, each with one right answer out of eight nearly equally probable ones, at
-  # beta1 = beta2 = beta. With p the reference's probability of the right answer,
-  #   π*(right) = p e^{1/β} / (1 − p + p e^{1/β}),    V* = β ln(1 − p + p e^{1/β}),
-  #   KL(π* ‖ π_ref) = (π*(right) − V*) / β.
-  beta, prompts, rows = 0.2, 6, 48
-  model = policy.make(configs.TransformerConfig(
-      vocab_size=8, num_layers=1, width=16, num_heads=2, num_kv_heads=2, head_dim=8,
-      mlp_width=32, max_length=8))
-  parameters = {'policy': jax.jit(model.init)(jax.random.key(0))}
-  reference = jax.tree.map(np.array, parameters['policy'])
-  frozen = jax.tree.map(np.copy, reference)
-  x = np.arange(1, prompts + 1, dtype=np.int32)
-  right = np.array([3, 1, 7, 7, 2, 5])
-
-  @jax.jit
-  def distributions(params):
-    output = model.apply(params, x[:, None], positions=np.zeros((prompts, 1), np.int32),
-                         valid=np.ones((prompts, 1), bool))
-    return jax.nn.softmax(output.hidden[:, 0] @ output.head.kernel.T)
-
-  p = np.asarray(distributions(reference))[np.arange(prompts), right]
+  # At beta1 = beta2 = beta. Stage 1 has as many samples as it takes to hold the right answer at
+  # its exact rate.
+  beta = 0.2
   config = a_star_po.Config(beta1=beta, beta2=beta)
-  # Stage 1 with as many samples as it takes to hold the right answer at its exact rate.
-  counts = np.round(1000 * p).astype(int)
-  stage1 = (np.arange(1000) < counts[:, None]).astype(np.float32)
-  values = np.asarray(a_star_po.estimate_values(config, jnp.asarray(stage1)))
+  before = bandit.success_rates(bandit.reference())
+  stage1 = np.arange(1000) < np.round(1000 * before)[:, None]
+  values = a_star_po.estimate_values(config, jnp.asarray(stage1, jnp.float32))
+  learned = bandit.play(
+      lambda optimizer: a_star_po.make(config, bandit.MODEL, optimizer), num_samples=1,
+      num_iterations=250, aux={'values': values})
 
-  algorithm = a_star_po.make(
-      config, model,
-      optim.make_optimizer(optim.OptimizerConfig(name='adam', learning_rate=1e-2)))
-  train_step = step.jit_train_step(algorithm.train_step)
-  sampler = jax.jit(decode.make_sampler(
-      model, num_samples=1, max_tokens=1, stop_ids=(0,), pad_id=0))
-  score = jax.jit(functools.partial(scoring.score, model))
-  state = algorithm.init(jax.random.key(1), parameters)
-  for i in range(250):
-    chosen = np.arange(rows) % prompts
-    rollouts = sampler(
-        state.params['policy'], x[chosen][:, None], np.ones(rows, np.int32), np.arange(rows),
-        jax.random.fold_in(jax.random.key(2), i))
-    rewards = (np.asarray(rollouts.tokens)[:, :, 0] == right[chosen][:, None])
-    reference_log_probs, _ = score(reference, rollouts)
-    state, metrics = train_step(state, Batch(
-        rollouts, rewards.astype(np.float32), reference_log_probs, {'values': values[chosen]},
-        np.ones(rows, np.float32)))
-  assert train_step.num_traces == 1
-
-  learned, before = (np.asarray(distributions(q)) for q in (state.params['policy'], reference))
-  normaliser = 1 - p + p * np.exp(1 / beta)
-  optimal = p * np.exp(1 / beta) / normaliser
-  optimal_kl = (optimal - beta * np.log(normaliser)) / beta
-  success = learned[np.arange(prompts), right]
-  kl = np.sum(learned * np.log(learned / before), axis=-1)
-  assert p.mean() < 0.3 and optimal.mean() > 0.92
-  assert success.mean() > 0.9
-  np.testing.assert_allclose(success, optimal, atol=0.05)
-  np.testing.assert_allclose(kl, optimal_kl, atol=0.25)
-  assert kl.mean() < optimal_kl.mean() + 0.1
+  bandit.check_optimum(learned, beta, success=0.05, kl=0.25)
+  assert learned.success.mean() > 0.9
+  assert learned.kl.mean() < bandit.optimum(before, beta)[1].mean() + 0.1
   # The equation is fitted, for every answer, not only for the right ones (A6).
-  assert float(metrics['train/loss'].value()) < 0.01
-  jax.tree.map(np.testing.assert_array_equal, reference, frozen)
+  assert learned.metrics['train/loss'][-1] < 0.01

@@ -1,6 +1,6 @@
 """In bfloat16, too, the policy before the first step is the one that was scored.
 
-XLA may keep float32 between bfloat16 operations, in other places where it also computes a gradient.
+XLA may keep float32 between bfloat16 operations, at other points where it also computes a gradient.
 With responses as long as these the model below is then 1e-2 to 1e-1 nats off.
 """
 

@@ -161,7 +161,7 @@ def _started(name):
 def test_a_step_is_finite_or_changes_nothing(name):
   step, state, data = _started(name)
   stops = {what: _take(step, state, bad)[1] for what, bad in _extremes(data)}
-  # What is not a number among the rewards drops the prompt, and the others are learnt from.
+  # A reward that is not a number drops its prompt; the others are used.
   for value in (np.inf, np.nan):
     assert stops[f'one reward of {value}'] is None
   assert stops['weight of nan'] is None or 'must be finite, got nan' in stops['weight of nan']
@@ -243,10 +243,10 @@ def test_hidden_markov_models_in_context():
   algorithm = icl_hmm.make(icl_hmm.Config(), tabular.LOGITS, _optimizer())
   step = jax.jit(algorithm.train_step)
   state = algorithm.init(jax.random.key(0), {'policy': jnp.asarray(LOGITS)})
-  symbols, laws = np.ones((2, 5), np.int32), np.full((2, 4, VOCABULARY), 0.2, np.float32)
-  assert _take(step, state, icl_hmm.Trajectories(symbols=symbols, laws=laws))[1] is None
-  laws[0, 1] = np.nan
-  stop = _take(step, state, icl_hmm.Trajectories(symbols=symbols, laws=laws))[1]
+  symbols, distributions = np.ones((2, 5), np.int32), np.full((2, 4, VOCABULARY), 0.2, np.float32)
+  assert _take(step, state, icl_hmm.Trajectories(symbols=symbols, laws=distributions))[1] is None
+  distributions[0, 1] = np.nan
+  stop = _take(step, state, icl_hmm.Trajectories(symbols=symbols, laws=distributions))[1]
   assert 'must be finite, got nan at step 0' in stop
 
 

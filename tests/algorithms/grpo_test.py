@@ -8,8 +8,7 @@ import numpy as np
 import pytest
 
 from jaxrl_llm.algorithms import grpo
-from jaxrl_llm.types import TrainState
-from tests.algorithms import groups, policy_gradients, tiny
+from tests.algorithms import bandit, groups, policy_gradients, tiny
 
 KL = 0.3
 SAMPLES = 3
@@ -20,17 +19,11 @@ FORMS = {
 }
 
 
-@pytest.fixture(autouse=True, scope='module')
-def _fast_compilation():
-  with policy_gradients.fast_compilation():
-    yield
-
-
 def _make(config, optimizer):
   return grpo.make(config, tiny.MODEL, optimizer)
 
 
-run = policy_gradients.runner(_make, grpo.Config, kl_coefficient=KL, samples_per_prompt=SAMPLES)
+run = groups.runner(grpo, kl_coefficient=KL, samples_per_prompt=SAMPLES)
 
 
 def _data(num_samples=SAMPLES):
@@ -58,7 +51,7 @@ def _mean(losses, mask, normalisation):
 
 
 def _loss(data, *, advantage_scale='std', normalisation='response', clip_low=0.2, clip_high=0.2):
-  """(log-probs [P, K, T], rows) -> the loss of these prompts, spelt out."""
+  """(log-probs [P, K, T], rows) -> the loss of these prompts, written out."""
   advantage = jnp.asarray(_advantage(data.rewards, advantage_scale))[..., None]
   old = groups.log_probs(tiny.params(), data.rollouts)
 
@@ -76,9 +69,9 @@ def _loss(data, *, advantage_scale='std', normalisation='response', clip_low=0.2
 
 
 @pytest.mark.parametrize('form', FORMS)
-def test_loss_and_gradient_are_the_equation_spelt_out(form):
+def test_loss_and_gradient_are_the_equation_written_out(form):
   got = run(_data(), **FORMS[form])
-  expected = policy_gradients.spelt_out(_loss(_data(), **FORMS[form]), num_samples=SAMPLES)
+  expected = policy_gradients.written_out(_loss(_data(), **FORMS[form]), num_samples=SAMPLES)
   policy_gradients.check_equal(got, expected)
   assert got[2]['train/clip_fraction'] == 0 and got[2]['train/ties'] == 0
   mask = np.asarray(_data().rollouts.mask)
@@ -91,7 +84,7 @@ def test_B4_without_a_penalty_the_gradient_is_the_policy_gradient_of_the_advanta
   data = _without_reference(_data())
   advantage = _advantage(data.rewards, 'std')[..., None]
   got = run(data, kl_coefficient=0.0)
-  _, expected = policy_gradients.spelt_out(
+  _, expected = policy_gradients.written_out(
       lambda log_probs: _mean(-advantage * log_probs, data.rollouts.mask, 'response'),
       num_samples=SAMPLES)
   tiny.assert_trees_close(got[1], expected, tolerance=1e-5)
@@ -157,90 +150,13 @@ def test_later_steps_are_weighed_by_the_ratio_of_tokens_and_clipped_on_either_si
   assert metrics['train/initial_log_ratio'] < 1e-5 < metrics['train/log_ratio']
 
 
-# --- What has no part.
-
-
-def test_R20_the_ratio_is_one_before_the_first_step():
-  groups.check_initial_ratio(run, _data())
-
-
-def test_R18_padding_has_no_part():
-  groups.check_padding(run, _data())
-
-
-def test_orders_have_no_part():
-  groups.check_orders(run, _data())
-
-
-def test_rows_that_do_not_count_have_no_part():
-  groups.check_rows_that_do_not_count(run, _data())
-
-
-@pytest.mark.parametrize('form', FORMS)
-def test_micro_batches_agree(form):
-  options = dict(kl_coefficient=KL, samples_per_prompt=SAMPLES, **FORMS[form])
-  groups.check_micro_batches(lambda **changes: grpo.make(
-      grpo.Config(**options, **changes), groups.BIGRAM, tiny.recorder()), _data())
-
-
-def test_one_prompt():
-  groups.check_one_prompt(run, _data())
-
-
-def test_seeds_side_by_side():
-  groups.check_seeds(_make, grpo.Config(samples_per_prompt=SAMPLES), _data())
-
-
-# --- The config.
-
-
-def test_every_field_of_the_config_has_an_effect_or_an_error():
-  fields = {field.name for field in dataclasses.fields(grpo.Config)}
-  expected = run(_data())[1]
-  for changes in (dict(FORMS['Dr. GRPO']), dict(temperature=0.6)):
-    assert tiny.differ(run(_data(), **changes)[1], expected)
-    fields -= set(changes)
-  assert tiny.differ(run(_without_reference(_data()), kl_coefficient=0.0)[1], expected)
-  for name in ('num_minibatches', 'num_micro_batches'):
-    with pytest.raises(ValueError, match='must divide the batch of 4, got 3'):
-      run(_data(), **{name: 3})
-  with pytest.raises(ValueError, match='samples_per_prompt = 8 samples a prompt, got 3'):
-    run(_data(), samples_per_prompt=8)
-  program = lambda **changes: str(jax.make_jaxpr(_make(
-      grpo.Config(samples_per_prompt=SAMPLES, **changes), tiny.recorder()).train_step)(
-          TrainState(jnp.int32(0), tiny.params(), tiny.params(), jax.random.key(0), {}), _data()))
-  assert program(head_chunk=2) != program()
-  # The bounds, num_epochs and num_minibatches: by the test of later steps.
-  assert fields == {'clip_low', 'clip_high', 'kl_coefficient', 'samples_per_prompt', 'num_epochs',
-                    'num_minibatches', 'num_micro_batches', 'head_chunk'}
-
-
-@pytest.mark.parametrize('changes, message', [
-    (dict(temperature=-1.0), 'temperature must be positive and finite, got -1.0'),
-    (dict(samples_per_prompt=0), 'samples_per_prompt must be at least 1, got 0'),
-    (dict(num_epochs=0), 'num_epochs must be at least 1, got 0'),
-    (dict(num_minibatches=0), 'num_minibatches must be at least 1, got 0'),
-    (dict(num_micro_batches=0), 'num_micro_batches must be at least 1, got 0'),
-    (dict(advantage_scale='batch'), "advantage_scale must be one of .*got 'batch'"),
-    (dict(normalisation='prompt'), "normalisation must be one of .*got 'prompt'"),
-    (dict(clip_low=1.5), r'clip_low must be in \[0, 1\], got 1.5'),
-    (dict(clip_high=-0.1), r'clip_high must be in \[0, inf\], got -0.1'),
-    (dict(kl_coefficient=float('nan')), 'kl_coefficient must be non-negative and finite, got nan'),
-    (dict(head_chunk=-1), 'head_chunk must be at least 0, got -1'),
-])
-def test_bad_settings_are_named_in_one_line(changes, message):
-  with pytest.raises(ValueError, match=message) as error:
-    _make(grpo.Config(**changes), tiny.recorder())
-  assert '\n' not in str(error.value)
-
-
 # --- Learning.
 
 
 def test_learns_a_bandit():
   config = grpo.Config(samples_per_prompt=8, num_epochs=2)
-  learned = policy_gradients.play(
-      lambda optimizer: grpo.make(config, policy_gradients.BANDIT_MODEL, optimizer), 8)
+  learned = bandit.play(
+      lambda optimizer: grpo.make(config, bandit.MODEL, optimizer), 8)
   assert learned.before.mean() < 0.3 and learned.success.mean() > 0.9
   # No further away than the answer that is always right.
   assert (learned.kl < -np.log(learned.before) + 0.01).all()

@@ -1,6 +1,4 @@
-"""Learning HMMs in context: the loss spelt out, its two labels, and that it learns to infer."""
-
-import functools
+"""Learning HMMs in context: the loss written out, its two labels, and that it learns to infer."""
 
 import jax
 import jax.numpy as jnp
@@ -19,24 +17,13 @@ ROWS, LENGTH, SYMBOLS = 4, 5, 7
 
 def _batch():
   rng = np.random.default_rng(0)
-  laws = rng.dirichlet(np.ones(SYMBOLS), (ROWS, LENGTH)).astype(np.float32)
+  distributions = rng.dirichlet(np.ones(SYMBOLS), (ROWS, LENGTH)).astype(np.float32)
   symbols = rng.integers(0, SYMBOLS, (ROWS, LENGTH + 1)).astype(np.int32)
-  return icl_hmm.Trajectories(symbols=symbols, laws=laws)
-
-
-@functools.lru_cache
-def _step(**changes):
-  return jax.jit(icl_hmm.make(icl_hmm.Config(**changes), tiny.MODEL, tiny.recorder()).train_step)
+  return icl_hmm.Trajectories(symbols=symbols, laws=distributions)
 
 
 def _run(batch=None, **changes):
-  return tiny.run_once(_step(**changes), tiny.params(), _batch() if batch is None else batch)
-
-
-def _exactly(batch=None, **changes):
-  """The same in float64, of a policy that reads one token back."""
-  algorithm = icl_hmm.make(icl_hmm.Config(**changes), groups.BIGRAM, tiny.recorder())
-  return groups.in_float64(algorithm, _batch() if batch is None else batch)
+  return groups.runner(icl_hmm)(_batch() if batch is None else batch, **changes)
 
 
 def _predicted(symbols):
@@ -45,14 +32,14 @@ def _predicted(symbols):
   return logits - np.log(np.exp(logits).sum(axis=-1, keepdims=True))
 
 
-def test_the_losses_are_the_equations_spelt_out():
+def test_the_losses_are_the_equations_written_out():
   batch = _batch()
   sampled, expected, certain = [], [], []
-  for symbols, laws in zip(batch.symbols, batch.laws):
+  for symbols, distributions in zip(batch.symbols, batch.laws):
     predicted = _predicted(symbols[:-1])
     sampled += [-predicted[t, symbols[t + 1]] for t in range(LENGTH)]
-    expected += [-(laws[t] * predicted[t]).sum() for t in range(LENGTH)]
-    certain += [-(laws[t] * np.log(laws[t])).sum() for t in range(LENGTH)]
+    expected += [-(distributions[t] * predicted[t]).sum() for t in range(LENGTH)]
+    certain += [-(distributions[t] * np.log(distributions[t])).sum() for t in range(LENGTH)]
   loss, _, metrics = _run()
   assert loss == pytest.approx(np.mean(sampled), rel=1e-5)
   assert metrics['train/entropy'] == pytest.approx(np.mean(certain), rel=1e-5)
@@ -61,29 +48,30 @@ def test_the_losses_are_the_equations_spelt_out():
   assert _run(labels='filter')[0] == pytest.approx(np.mean(expected), rel=1e-5)
 
 
-def test_laws_with_zeros_have_finite_losses():
+def test_distributions_with_zeros_have_finite_losses():
   batch = _batch()
   certain = np.eye(SYMBOLS, dtype=np.float32)[batch.symbols[:, 1:]]
-  got = _exactly(icl_hmm.Trajectories(symbols=batch.symbols, laws=certain), labels='filter')
-  expected = _exactly()
-  groups._same(got, expected, tolerance=groups.EXACT)
+  got = groups.exactly(
+      icl_hmm, icl_hmm.Trajectories(symbols=batch.symbols, laws=certain), labels='filter')
+  expected = groups.exactly(icl_hmm, batch)
+  groups.assert_same(got, expected, tolerance=groups.EXACT)
   assert got[2]['train/entropy'] == 0
 
 
 def test_labels_of_the_filter_are_the_mean_of_sampled_ones():
-  # Over every last symbol, weighted by its law: the same gradient from a sure label.
+  # Over every last symbol, weighted by its distribution: the same gradient from a sure label.
   batch = _batch()
-  laws = np.eye(SYMBOLS, dtype=np.float32)[batch.symbols[:, 1:]]
-  laws[:, -1] = batch.laws[:, -1]
+  distributions = np.eye(SYMBOLS, dtype=np.float32)[batch.symbols[:, 1:]]
+  distributions[:, -1] = batch.laws[:, -1]
   _, expected, _ = _run(
-      icl_hmm.Trajectories(symbols=batch.symbols, laws=laws), labels='filter')
+      icl_hmm.Trajectories(symbols=batch.symbols, laws=distributions), labels='filter')
   total = jax.tree.map(np.zeros_like, expected)
   for row in range(ROWS):
     for symbol in range(SYMBOLS):
       symbols = batch.symbols.copy()
       symbols[row, -1] = symbol
-      gradient = _run(icl_hmm.Trajectories(symbols=symbols, laws=laws))[1]
-      weight = laws[row, -1, symbol]
+      gradient = _run(icl_hmm.Trajectories(symbols=symbols, laws=distributions))[1]
+      weight = distributions[row, -1, symbol]
       total = jax.tree.map(lambda t, g, w=weight: t + w * np.asarray(g), total, gradient)
   # Rows move one at a time; of the others each term holds the sampled label.
   sampled = _run()[1]
@@ -92,26 +80,11 @@ def test_labels_of_the_filter_are_the_mean_of_sampled_ones():
   assert tiny.differ(sampled, expected)
 
 
-def test_micro_batches_agree():
-  for labels in ('sampled', 'filter'):
-    groups.check_same_in_float64(
-        _exactly(labels=labels, num_micro_batches=4), _exactly(labels=labels))
-
-
-@pytest.mark.parametrize('changes, line', [
-    (dict(labels='true'), "labels must be one of sampled, filter, got 'true'"),
-    (dict(num_micro_batches=0), 'num_micro_batches must be at least 1, got 0'),
-])
-def test_bad_settings_are_named(changes, line):
-  with pytest.raises(ValueError, match=line):
-    icl_hmm.make(icl_hmm.Config(**changes), tiny.MODEL, tiny.recorder())
-
-
 def test_it_learns_to_infer_in_context():
   """Two sticky states that show themselves; which symbol is whose, only the context tells.
 
-  Every HMM has one state a symbol and a probability of its own, from 0 to 1, to stay: whoever
-  does not count is no better than ln 2.
+  Every HMM has one state a symbol and a probability of its own, from 0 to 1, to stay: without
+  counting no prediction is better than ln 2.
   """
   rows, length = 64, 24
   model = policy.make(configs.TransformerConfig(
@@ -129,8 +102,8 @@ def test_it_learns_to_infer_in_context():
 
     def one(key, transition):
       _, symbols = filtering.sample(key, initial, transition, emission, length + 1)
-      laws = oracles.predict_next(initial, transition, emission, symbols)
-      return icl_hmm.Trajectories(symbols=symbols, laws=laws[1:-1])
+      distributions = oracles.predict_next(initial, transition, emission, symbols)
+      return icl_hmm.Trajectories(symbols=symbols, laws=distributions[1:-1])
 
     return jax.vmap(one)(jax.random.split(jax.random.fold_in(key, 1), rows), transition)
 

@@ -9,14 +9,7 @@ import numpy as np
 import optax
 
 from jaxrl_llm.algorithms import rebel
-from jaxrl_llm.models import configs, policy
-from jaxrl_llm.rl import scoring
-from jaxrl_llm.sampling import decode
-from jaxrl_llm.training import optim
-from jaxrl_llm.types import (
-    Batch,
-)
-from tests.algorithms import tabular
+from tests.algorithms import bandit, tabular
 
 # The example of R5 and R7: three responses of one token, and all of their pairs.
 OLD = np.array([.5, .3, .2])
@@ -37,8 +30,8 @@ def _bandit(rewards=REWARDS, *, reference=None, weight=None):
 def _solver(changes):
   # The loss is quadratic in logits: with equal weights its curvature is 4/3 along every
   # direction that a softmax can tell, and one step of 3/4 is the minimum.
-  settings = {'temperature': 1.0, 'kl_coefficient': 0.0, 'num_epochs': 2, **dict(changes)}
-  algorithm = rebel.make(rebel.Config(**settings), tabular.LOGITS, optax.sgd(0.75))
+  config = {'temperature': 1.0, 'kl_coefficient': 0.0, 'num_epochs': 2, **dict(changes)}
+  algorithm = rebel.make(rebel.Config(**config), tabular.LOGITS, optax.sgd(0.75))
   return algorithm.init, jax.jit(algorithm.train_step)
 
 
@@ -115,7 +108,7 @@ def test_R15_preferences_against_the_policy_itself():
   np.testing.assert_allclose(got, uniform, atol=1e-6)
 
 
-def test_R15_preferences_that_are_rewards_give_their_target_whatever_the_comparator():
+def test_R15_preferences_that_are_rewards_give_their_target_for_any_comparator():
   comparators = np.array([[0], [1], [2], [2], [0], [1], [1], [0], [2]])  # One a pair.
   preferences = REWARDS[PAIRS][..., None] - REWARDS[comparators][:, None]
   got = _solve(OLD, _bandit(preferences), eta=ETA, signal='preferences')
@@ -123,53 +116,14 @@ def test_R15_preferences_that_are_rewards_give_their_target_whatever_the_compara
 
 
 def test_R11_learns_a_bandit_to_its_closed_form():
-  # Six prompts, each with one right answer out of eight. With p the reference's probability of
-  # it and c the penalty, the fixed point is π*(right) = p e^{1/c} / (1 − p + p e^{1/c}), and
-  #   KL(π* ‖ π_ref) = (π*(right) − c ln(1 − p + p e^{1/c})) / c.
-  penalty, prompts, rows, iterations = 0.2, 6, 48, 150
-  model = policy.make(configs.TransformerConfig(
-      vocab_size=8, num_layers=1, width=16, num_heads=2, num_kv_heads=2, head_dim=8,
-      mlp_width=32, max_length=8))
-  reference = jax.jit(model.init)(jax.random.key(0))
-  right = jnp.array([3, 1, 7, 7, 2, 5])
-  x = jnp.arange(rows) % prompts
-  algorithm = rebel.make(
-      rebel.Config(eta=1.0, kl_coefficient=penalty, temperature=1.0, num_epochs=2), model,
-      optim.make_optimizer(optim.OptimizerConfig(name='adam', learning_rate=5e-3)))
-  sample = decode.make_sampler(model, num_samples=2, max_tokens=1, stop_ids=(0,), pad_id=0)
+  penalty = 0.2
+  config = rebel.Config(eta=1.0, kl_coefficient=penalty, temperature=1.0, num_epochs=2)
+  learned = bandit.play(
+      lambda optimizer: rebel.make(config, bandit.MODEL, optimizer), num_samples=2, rows=96,
+      learning_rate=5e-3)
+  assert int(learned.state.step) == 300
+  assert learned.metrics['train/initial_log_ratio'].max() < 1e-5
 
-  def iteration(state, index):
-    rollouts = sample(
-        state.params['policy'], 1 + x[:, None], jnp.ones(rows, jnp.int32), jnp.arange(rows),
-        jax.random.fold_in(state.key, index))
-    rewards = (rollouts.tokens[..., 0] == right[x][:, None]).astype(jnp.float32)
-    reference_log_probs = scoring.score(model, reference, rollouts)[0]
-    return algorithm.train_step(
-        state, Batch(rollouts, rewards, reference_log_probs, {}, jnp.ones(rows)))
-
-  state = algorithm.init(jax.random.key(1), {'policy': reference})
-  state, metrics = jax.jit(
-      lambda state: jax.lax.scan(iteration, state, jnp.arange(iterations)))(state)
-  assert int(state.step) == 2 * iterations
-  assert metrics['train/initial_log_ratio'].value().max() < 1e-5
-
-  @jax.jit
-  def distributions(params):
-    output = model.apply(params, 1 + jnp.arange(prompts)[:, None],
-                         positions=jnp.zeros((prompts, 1), jnp.int32),
-                         valid=jnp.ones((prompts, 1), bool))
-    return jax.nn.softmax(output.hidden[:, 0] @ output.head.kernel.T)
-
-  learned, before = (
-      np.asarray(distributions(params)) for params in (state.params['policy'], reference))
-  p = before[np.arange(prompts), right]
-  normaliser = 1 - p + p * np.exp(1 / penalty)
-  optimal = p * np.exp(1 / penalty) / normaliser
-  optimal_kl = (optimal - penalty * np.log(normaliser)) / penalty
-  success = learned[np.arange(prompts), right]
-  kl = np.sum(learned * np.log(learned / before), axis=-1)
-  assert p.mean() < 0.3 and optimal.mean() > 0.92
-  assert success.mean() > 0.9
-  np.testing.assert_allclose(success, optimal, atol=0.05)
-  np.testing.assert_allclose(kl, optimal_kl, atol=0.25)
-  assert kl.mean() < optimal_kl.mean() + 0.1
+  bandit.check_optimum(learned, penalty, success=0.05, kl=0.25)
+  assert learned.success.mean() > 0.9
+  assert learned.kl.mean() < bandit.optimum(learned.before, penalty)[1].mean() + 0.1

@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import itertools
 
 import jax
 import jax.numpy as jnp
@@ -11,39 +10,23 @@ import pytest
 
 from jaxrl_llm.algorithms import rebel
 from jaxrl_llm.rl import advantages
-from jaxrl_llm.types import (
-    ModelFns,
-    Rollouts,
-    TrainState,
-)
+from jaxrl_llm.types import Rollouts
 from tests.algorithms import groups, tabular, tiny
 
-# The example of R5 and R7: three responses of one token, and all of their pairs.
+# The example of R5 and R7.
 OLD = np.array([.5, .3, .2])
-REWARDS = np.array([1.0, 0.0, -1.0])
 ETA = .7
-PAIRS = np.array(list(itertools.product(range(3), repeat=2)))
 # The example of R2: log-probs of two pairs of one-token responses, now and before.
 TOKENS = [[[1], [2]], [[3], [4]]]
 NEW, LAST = np.array([[[-3.0, -4.0], [-2.5, -2.0]], [[-3.2, -3.7], [-2.5, -2.2]]])
 
-
-def _make(config, optimizer):
-  return rebel.make(config, tiny.MODEL, optimizer)
-
-
-run = groups.runner(_make, rebel.Config, num_epochs=1, temperature=1.0, kl_coefficient=0.3)
-
-
-def _exact(**changes):
-  """REBEL of a policy that reads one token back."""
-  config = rebel.Config(**{'num_epochs': 1, 'temperature': 1.0, 'kl_coefficient': 0.3, **changes})
-  return rebel.make(config, groups.BIGRAM, tiny.recorder())
+PLAIN = dict(num_epochs=1, temperature=1.0, kl_coefficient=0.3)
+run = groups.runner(rebel, **PLAIN)
 
 
 def _exactly(data, **changes):
-  """(loss, gradients, metrics) of it in float64."""
-  return groups.in_float64(_exact(**changes), data)
+  """(loss, gradients, metrics) of the bigram in float64."""
+  return groups.exactly(rebel, data, **{**PLAIN, **changes})
 
 
 def _rows_with(log_probs, tokens, vocabulary=5):
@@ -58,7 +41,7 @@ def _rows_with(log_probs, tokens, vocabulary=5):
 
 
 @jax.jit
-def _spelt_out(new, old, data):
+def _written_out(new, old, data):
   """Loss, gradient, log-ratios [P, 2], target [P] at temperature 0.6, penalty 0.3, eta 0.8."""
   total = lambda parameters: jnp.sum(groups.log_probs(parameters, data.rollouts, 0.6), axis=-1)
   reference = jnp.sum(jnp.where(data.rollouts.mask > 0, data.reference_log_probs, 0), axis=-1)
@@ -75,14 +58,14 @@ def _spelt_out(new, old, data):
   return loss, gradient['policy'], log_ratio, target
 
 
-def test_loss_and_gradient_are_the_equation_spelt_out():
+def test_loss_and_gradient_are_the_equation_written_out():
   weight = np.array([1.0, 1, 0, 1], np.float32)
   data = dataclasses.replace(groups.batch(), weight=weight)
   new, old = tiny.params(1), tiny.params(0)
   loss, gradient, metrics = tabular.at(
       new['policy'], old['policy'], data, tiny.MODEL, eta=0.8, temperature=0.6,
       kl_coefficient=0.3)
-  expected_loss, expected, log_ratio, target = jax.device_get(_spelt_out(new, old, data))
+  expected_loss, expected, log_ratio, target = jax.device_get(_written_out(new, old, data))
   np.testing.assert_allclose(loss, expected_loss, rtol=1e-5)
   assert loss > 1
   tiny.assert_trees_close(gradient, expected, tolerance=1e-5)
@@ -127,7 +110,7 @@ def test_R3_invariances():
   shift = jnp.asarray([[3.0], [-1.0], [.5], [2.0]])
   same(tabular.at(new, old, with_rewards(batch.rewards + shift), eta=.5)[0], loss)
   same(tabular.at(new, old, with_rewards(3 * batch.rewards), eta=.5 / 3)[0], loss)
-  # What stands in slots of the mask's zeros, and before the prompt's last token.
+  # Values where the mask is 0, and before the prompt's last token.
   counts = _slots_that_count(batch)
   assert 0 < counts.sum() < counts.size
   noise = lambda rows, value: np.where(counts[..., None], rows, value)
@@ -224,7 +207,7 @@ def test_R19_twice_the_tokens_is_twice_the_difference():
 
 
 def test_R21_identical_pair():
-  # Whatever the parameters: nothing where scores agree, a constant where they do not.
+  # For any parameters: nothing where scores agree, a constant where they do not.
   for rewards, expected in (((1.0, 1.0), 0.0), ((1.0, .4), (ETA * .6)**2)):
     batch = tabular.batch_of([[[2], [2]]], [rewards])
     for new in ([.2, -1.0, .4], [3.0, 0.0, -2.0]):
@@ -233,10 +216,7 @@ def test_R21_identical_pair():
       np.testing.assert_array_equal(gradient, np.zeros(3))
 
 
-# --- What an iteration whose regression is solved does to a policy.
-
-
-# --- Pairs: which two responses stand in them.
+# --- Pairs: which two responses they hold.
 
 
 def _rows(values, slots=2):
@@ -279,7 +259,7 @@ def test_mix_offline_takes_none_or_all_at_its_ends():
     np.testing.assert_array_equal(mixed.tokens[:, 1], expected)
 
 
-def test_offline_responses_train_and_have_no_part_in_the_sampler_gap():
+def test_offline_responses_train_and_are_excluded_from_the_sampler_gap():
   data = groups.batch()
   expected = run(data)
   unknown = jnp.arange(2)[:, None] == 1  # Every second sample.
@@ -297,7 +277,7 @@ def test_best_and_worst_of_more_samples():
   # The largest, then the smallest; of a tie the first and the last.
   pairs = data.samples(np.array([[2, 1], [1, 0], [0, 2], [1, 2]]))
   best_worst = dict(pairs='best_worst', samples_per_prompt=3)
-  groups.check_same_in_float64(_exactly(data, **best_worst), _exactly(pairs))
+  groups.assert_exactly_same(_exactly(data, **best_worst), _exactly(pairs))
   # A group is whole, or it is dropped: also where the bad sample is not one of the two.
   poisoned = dataclasses.replace(data, rewards=rewards.at[0, 0].set(jnp.nan))
   dropped = _exactly(poisoned, **best_worst)
@@ -313,117 +293,3 @@ def test_equal_rewards_are_a_target_of_zero():
   np.testing.assert_allclose(loss, ETA**2 / 4, rtol=1e-5)  # They count: the mean is of four.
   assert metrics['train/ties'] == .75
   assert max(np.abs(leaf).max() for leaf in jax.tree.leaves(gradients)) > 1e-3
-
-
-# --- What every algorithm on groups is held to.
-
-
-def test_R20_the_ratio_is_one_before_the_first_step():
-  groups.check_initial_ratio(run, groups.batch())
-
-
-def test_padding_has_no_part():
-  groups.check_padding(run, groups.batch())
-
-
-def test_orders_have_no_part():
-  groups.check_orders(run, groups.batch())
-
-
-def test_rows_that_do_not_count_have_no_part():
-  groups.check_rows_that_do_not_count(run, groups.batch())
-
-
-def test_micro_batches_agree():
-  groups.check_micro_batches(_exact, groups.batch())
-
-
-def test_one_prompt():
-  groups.check_one_prompt(run, groups.batch())
-
-
-def test_seeds_side_by_side():
-  groups.check_seeds(_make, rebel.Config(num_epochs=2, num_minibatches=2), groups.batch())
-
-
-# --- The config.
-
-
-def test_every_field_of_the_config_has_an_effect_or_an_error():
-  fields = {field.name for field in dataclasses.fields(rebel.Config)}
-  new, old, batch = _random_rows()
-  batch = dataclasses.replace(batch, reference_log_probs=-2 * batch.rollouts.mask)
-  expected = tabular.at(new, old, batch)[1]
-  for name, value in (('eta', .5), ('kl_coefficient', .2), ('whiten_rewards', True),
-                      ('temperature', .6)):
-    assert tiny.differ(tabular.at(new, old, batch, **{name: value})[1], expected), name
-    fields.remove(name)
-  assert int(_final_state(batch, old, num_epochs=3, num_minibatches=2).step) == 6
-  for name in ('num_minibatches', 'num_micro_batches'):
-    with pytest.raises(ValueError, match='must divide the batch of 4, got 3'):
-      _final_state(batch, old, **{name: 3})
-  program = lambda chunk: str(jax.make_jaxpr(
-      rebel.make(rebel.Config(head_chunk=chunk, kl_coefficient=0.0), tabular.LOGITS,
-                 tabular.JUMP).train_step
-  )(_start(old), batch))
-  assert program(2) != program(128)
-  # In tests of their own, above.
-  assert fields - {'num_epochs', 'num_minibatches', 'num_micro_batches', 'head_chunk'} == {
-      'loss_form', 'samples_per_prompt', 'pairs', 'signal', 'offline_fraction'}
-
-
-def _start(old):
-  params = {'policy': jnp.asarray(old, jnp.float32)}
-  return TrainState(jnp.int32(0), params, (params, params), jax.random.key(0), {})
-
-
-def _final_state(batch, old, **changes):
-  algorithm = rebel.make(rebel.Config(kl_coefficient=0.0, **changes),
-                         ModelFns(None, _any_rows, None), tabular.JUMP)
-  return jax.jit(algorithm.train_step)(_start(old[0]), batch)[0]
-
-
-def _any_rows(params, tokens, **options):
-  return tabular.apply(params[: tokens.shape[1]], tokens, **options)
-
-
-@pytest.mark.parametrize('changes, message', [
-    (dict(eta=0.0), 'eta must be positive and finite, got 0.0'),
-    (dict(eta=float('nan')), 'eta must be positive and finite, got nan'),
-    (dict(temperature=float('inf')), 'temperature must be positive and finite, got inf'),
-    (dict(samples_per_prompt=4), "samples_per_prompt must be 2 with pairs='all', got 4"),
-    (dict(samples_per_prompt=1, pairs='best_worst'),
-     'samples_per_prompt must be at least 2, got 1'),
-    (dict(signal='preferences', pairs='best_worst'),
-     "signal must be 'rewards' with pairs='best_worst', got 'preferences'"),
-    (dict(offline_fraction=.5, pairs='best_worst'),
-     "offline_fraction must be 0 with pairs='best_worst', got 0.5"),
-    (dict(pairs='some'), "pairs must be one of .*got 'some'"),
-    (dict(signal='labels'), "signal must be one of .*got 'labels'"),
-    (dict(loss_form='book'), "loss_form must be one of .*got 'book'"),
-    (dict(offline_fraction=1.5), r'offline_fraction must be in \[0, 1\], got 1.5'),
-    (dict(num_epochs=0), 'num_epochs must be at least 1, got 0'),
-    (dict(num_minibatches=0), 'num_minibatches must be at least 1, got 0'),
-    (dict(num_micro_batches=-2), 'num_micro_batches must be at least 1, got -2'),
-    (dict(kl_coefficient=-.1), 'kl_coefficient must be non-negative and finite, got -0.1'),
-    (dict(kl_coefficient=float('nan')), 'kl_coefficient must be non-negative and finite, got nan'),
-    (dict(head_chunk=-1), 'head_chunk must be at least 0, got -1'),
-])
-def test_bad_settings_are_named_in_one_line(changes, message):
-  with pytest.raises(ValueError, match=message) as error:
-    rebel.make(rebel.Config(**changes), tiny.MODEL, tiny.recorder())
-  assert '\n' not in str(error.value)
-
-
-@pytest.mark.parametrize('samples, changes, message', [
-    (3, {}, 'samples_per_prompt = 2 samples a prompt, got 3'),
-    (3, dict(pairs='best_worst', samples_per_prompt=4), '= 4 samples a prompt, got 3'),
-    (2, dict(kl_coefficient=.1), 'kl_coefficient above 0 needs reference_log_probs, got None'),
-])
-def test_a_batch_that_does_not_fit_is_named_in_one_line(samples, changes, message):
-  batch = tabular.batch_of(np.ones((2, samples, 1)), np.zeros((2, samples)))
-  algorithm = rebel.make(
-      rebel.Config(**{'kl_coefficient': 0.0, **changes}), tabular.LOGITS, tabular.JUMP)
-  with pytest.raises(ValueError, match=message) as error:
-    algorithm.train_step(_start(np.zeros(5)), batch)
-  assert '\n' not in str(error.value)

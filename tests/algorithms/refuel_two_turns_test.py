@@ -1,6 +1,6 @@
 """REFUEL on a dialogue of two turns that is known by heart: its identities on average.
 
-Replies a or b, a user who says the same whatever it hears, and a reward for each pair of replies
+Replies a or b, a user who always says the same, and a reward for each pair of replies
 (specification F5).
 """
 
@@ -27,7 +27,7 @@ Q_FIRST = (SECOND * REWARD).sum(axis=1)
 
 
 def _tabular(params, tokens, *, positions, valid, cache=None, cache_index=None):
-  """Logits of a row of params['logits'] [3, 2], by what was said: nothing, a, b."""
+  """Logits of a row of params['logits'] [3, 2], by the reply so far: none, a, b."""
   del positions, valid, cache_index
   before = jnp.pad(tokens, [(0, 0), (1, 0)])[:, :-1]
   logits = params['logits'][jnp.where(tokens == SAYS, jnp.clip(before, 0, 2), 0)]
@@ -50,13 +50,13 @@ def _probabilities(params):
 def _pairs(rows):
   """A batch of (h, replies of the first dialogue, of the second, weight)."""
   turn = np.array([row[0] for row in rows])
-  said = [np.array([row[side] for row in rows]) for side in (1, 2)]
+  both = [np.array([row[side] for row in rows]) for side in (1, 2)]
   start = dialogues.empty(
       np.full((len(rows), 1), ASKS), np.ones(len(rows), int), np.arange(len(rows)), num_turns=2,
       reply_slots=1, message_slots=1)
   everyone = np.ones(len(rows), bool)
   pair = []
-  for replies in said:
+  for replies in both:
     talk = start
     for t in range(2):
       talk = talk.with_replies(
@@ -66,7 +66,7 @@ def _pairs(rows):
         talk = talk.with_messages(t, everyone, [[SAYS]] * len(rows))
     pair.append(talk)
   rollouts, aux = dialogue.as_rollouts(pair, turn)
-  rewards = np.stack([REWARD[r[:, 0] - 1, r[:, 1] - 1] for r in said], axis=1)
+  rewards = np.stack([REWARD[r[:, 0] - 1, r[:, 1] - 1] for r in both], axis=1)
   weight = np.array([row[3] for row in rows], np.float32)
   return Batch(rollouts, rewards.astype(np.float32), None, aux, weight)
 
@@ -139,7 +139,7 @@ def _sampled(params_of=_logits, seeds=1000, prompts=100):
   sample = jax.jit(jax.vmap(sampler, (None, 0, 0, 0, 0)))
   keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(11), jnp.arange(seeds))
   turns = dialogue.draw_turns(keys, ids, 2, setting='two')
-  user = lambda said: np.full((len(said), 1), SAYS)
+  user = lambda heard: np.full((len(heard), 1), SAYS)
   params = params_of()['policy']
   first = dialogue.roll_out(sample, params, user, start, keys, widths='fixed')
   second = dialogue.roll_out(

@@ -10,29 +10,17 @@ import optax
 import pytest
 
 from jaxrl_llm.algorithms import reward_model
-from jaxrl_llm.models import reward
 from jaxrl_llm.rl import masking, sequence_scores
 from jaxrl_llm.training import optim
-from jaxrl_llm.types import Batch, Head, ModelFns, ModelOutput, Rollouts, TrainState
+from jaxrl_llm.types import Batch, Head, ModelFns, ModelOutput, Rollouts
 from tests.algorithms import groups, tiny
-from tests.models import witness
 
-MODEL = reward.make(tiny.CONFIG)
-
-
-@functools.cache
-def _params():
-  return {'reward': jax.tree.map(lambda leaf: 0.7 * leaf, witness.draw_params(MODEL))}
+MODEL = groups.NETWORKS['reward']
+PARAMS = groups.parameters(('reward',))
+run = groups.runner(reward_model, (MODEL,), PARAMS)
 
 
-def _make(config, optimizer):
-  return reward_model.make(config, MODEL, optimizer)
-
-
-run = groups.runner(_make, reward_model.Config, parameters=_params())
-
-
-# --- A score that reads the last token alone: compiled in no time, and spelt out in NumPy.
+# --- A score that reads the last token alone: it compiles fast, and is written out in NumPy.
 
 
 def _apply(params, tokens, **unused):
@@ -49,9 +37,7 @@ def _token_params(bias=0.3):
 
 
 def _run_by_token(parameters):
-  return groups.runner(
-      lambda config, optimizer: reward_model.make(config, BY_TOKEN, optimizer),
-      reward_model.Config, parameters=parameters)
+  return groups.runner(reward_model, (BY_TOKEN,), parameters)
 
 
 run_by_token = _run_by_token(_token_params())
@@ -66,11 +52,8 @@ def _batch():
   return Batch(rollouts, rewards, None, {}, jnp.ones(4))
 
 
-# --- What every algorithm is held to.
-
-
-def test_loss_and_gradient_of_a_transformer_are_the_equation_spelt_out():
-  # Each row moved to the left, so that its padding stands behind.
+def test_loss_and_gradient_of_a_transformer_are_the_equation_written_out():
+  # Each row moved to the left, so that its padding comes last.
   data = groups.batch()
   sign = np.where(data.rewards[:, 0] > data.rewards[:, 1], 1.0, -1.0)
   rollouts = jax.tree.map(np.asarray, data.rollouts)
@@ -80,59 +63,20 @@ def test_loss_and_gradient_of_a_transformer_are_the_equation_spelt_out():
           for tokens, m in zip(group, lengths)]
   ends = np.array([len(row) for row in rows])
   tokens = np.array([row + [5] * (7 - len(row)) for row in rows])
-  places = np.broadcast_to(np.arange(7), tokens.shape)
+  index = np.broadcast_to(np.arange(7), tokens.shape)
 
   @jax.jit
   @jax.value_and_grad
   def expected(params):
-    output = MODEL.apply(params['reward'], tokens, positions=places, valid=places < ends[:, None])
+    output = MODEL.apply(params['reward'], tokens, positions=index, valid=index < ends[:, None])
     every = output.hidden @ output.head.kernel[0] + output.head.bias
     scores = every[np.arange(8), ends - 1].reshape(4, 2)
     return -jnp.mean(jax.nn.log_sigmoid(sign * (scores[:, 0] - scores[:, 1])))
 
-  loss, gradients = expected(_params())
+  loss, gradients = expected(PARAMS)
   got = run(data)
   np.testing.assert_allclose(got[0], loss, rtol=1e-5)
   tiny.assert_trees_close(got[1], gradients, tolerance=1e-5)
-
-
-def test_padding_has_no_part():
-  groups.check_padding(run, groups.batch())
-
-
-def test_orders_have_no_part():
-  groups.check_orders(run, groups.batch())
-
-
-def test_rows_that_do_not_count_have_no_part():
-  groups.check_rows_that_do_not_count(run, groups.batch())
-
-
-def test_one_prompt():
-  groups.check_one_prompt(run_by_token, _batch())
-
-
-def test_micro_batches_agree():
-  data = dataclasses.replace(_batch(), weight=jnp.array([1.0, 1, 0, 1]))
-  expected, got = (groups.in_float64(
-      reward_model.make(reward_model.Config(num_micro_batches=parts), BY_TOKEN, tiny.recorder()),
-      data, _token_params()) for parts in (1, 4))
-  groups.check_same_in_float64(got, expected)
-  with pytest.raises(ValueError, match='num_micro_batches must divide the batch of 4, got 3'):
-    run_by_token(data, num_micro_batches=3)
-
-
-def test_seeds_side_by_side():
-  algorithm = reward_model.make(reward_model.Config(), BY_TOKEN, tiny.recorder())
-  state = lambda p: TrainState(jnp.int32(0), p, tiny.recorder().init(p), jax.random.key(0), {})
-  states = [state(_token_params()), state(jax.tree.map(lambda x: -2 * x, _token_params()))]
-  stacked, _ = jax.jit(jax.vmap(algorithm.train_step, (0, None)))(
-      jax.tree.map(lambda *x: jnp.stack(x), *states), _batch())
-  alone = jax.jit(algorithm.train_step)
-  for index, start in enumerate(states):
-    expected = alone(start, _batch())[0].opt_state
-    got = jax.tree.map(lambda leaf, i=index: leaf[i], stacked.opt_state)
-    tiny.assert_trees_close(got, expected, tolerance=1e-5)
 
 
 # --- The loss, its labels, and the constant.
@@ -161,7 +105,7 @@ def test_B8_the_loss_at_equal_scores_is_ln_2():
   assert metrics['train/margin'] == 0 == metrics['train/accuracy']
 
 
-def test_B8_a_constant_has_no_part_in_the_loss():
+def test_B8_a_constant_cancels_in_the_loss():
   expected, got = run_by_token(_batch()), _run_by_token(_token_params(bias=5.3))(_batch())
   np.testing.assert_allclose(got[0], expected[0], rtol=1e-6)
   tiny.assert_trees_close(got[1], expected[1], tolerance=1e-5)
@@ -171,10 +115,10 @@ def test_B8_a_constant_has_no_part_in_the_loss():
 def test_R22_centring_makes_the_mean_reference_score_zero():
   references = groups.batch(num_samples=1).rollouts
   scores = jax.jit(functools.partial(sequence_scores.sequence_scores, MODEL))
-  before = scores(_params()['reward'], references)
+  before = scores(PARAMS['reward'], references)
   mean = jnp.mean(before)
   assert abs(float(mean)) > 0.1
-  params = {'policy': {'value_head': {'bias': jnp.ones(1)}}, **_params()}
+  params = {'policy': {'value_head': {'bias': jnp.ones(1)}}, **PARAMS}
   centred = reward_model.centred(params, mean)
   after = scores(centred['reward'], references)
   assert abs(float(jnp.mean(after))) < 1e-6
@@ -205,7 +149,7 @@ def test_nothing_but_the_order_of_the_rewards_is_read():
   assert abs(other[0] - expected[0]) > 1e-2
 
 
-def test_ties_have_no_part_and_are_counted():
+def test_ties_are_excluded_and_counted():
   data = _batch()
   expected = run_by_token(dataclasses.replace(data, weight=jnp.array([1.0, 0, 1, 1])))
   got = run_by_token(dataclasses.replace(data, rewards=data.rewards.at[1].set(0.5)))
@@ -220,14 +164,9 @@ def test_ties_have_no_part_and_are_counted():
 
 
 @pytest.mark.parametrize('samples', [1, 3])
-def test_what_is_no_pair_is_an_error(samples):
+def test_samples_that_are_not_pairs_are_an_error(samples):
   with pytest.raises(ValueError, match=f'samples_per_prompt = 2 samples a prompt, got {samples}'):
     run_by_token(dataclasses.replace(_batch(), rewards=jnp.zeros((4, samples))))
-
-
-def test_bad_settings_are_named_in_one_line():
-  with pytest.raises(ValueError, match='num_micro_batches must be at least 1, got 0'):
-    _make(reward_model.Config(num_micro_batches=0), tiny.recorder())
 
 
 # --- Learning.
@@ -245,9 +184,9 @@ def test_recovers_the_reward_behind_bradley_terry_labels():
   # reward up to a constant, which centring sets.
   rewards = np.array([0.0, 1.0, -0.5, 0.3, 2.0, -1.0, 0.7])
   first, second = (i.reshape(-1) for i in np.indices((7, 7)))
-  kept = first != second
-  tokens = np.stack([first[kept], second[kept]], axis=1)[..., None]
-  weight = 1 / (1 + np.exp(rewards[second[kept]] - rewards[first[kept]]))
+  distinct = first != second
+  tokens = np.stack([first[distinct], second[distinct]], axis=1)[..., None]
+  weight = 1 / (1 + np.exp(rewards[second[distinct]] - rewards[first[distinct]]))
   rollouts = groups.make_rollouts(tokens, np.ones((42, 1)), np.ones(42))
   labels = jnp.tile(jnp.array([1.0, 0.0]), (42, 1))
   batch = Batch(rollouts, labels, None, {}, jnp.asarray(weight, jnp.float32))
@@ -274,7 +213,7 @@ def test_a_transformer_learns_what_is_liked():
   optimizer = optim.make_optimizer(optim.OptimizerConfig(name='adam', learning_rate=1e-2))
   fresh = {'reward': jax.jit(MODEL.init)(jax.random.key(0))}
   params = _train(MODEL, fresh, train, optimizer, steps=100)
-  _, _, metrics = groups.runner(_make, reward_model.Config, parameters=params)(test)
+  _, _, metrics = groups.runner(reward_model, (MODEL,), params)(test)
   assert metrics['train/ties'] < 0.6
   assert metrics['train/accuracy'] > 0.95
   assert metrics['train/margin'] > 1

@@ -1,12 +1,8 @@
-"""Supervised fine-tuning: the loss spelt out, what does not count, and that it learns."""
-
-import dataclasses
-import functools
+"""Supervised fine-tuning: the loss written out, ignored tokens, and that it learns."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import pytest
 
 from jaxrl_llm.algorithms import sft
 from jaxrl_llm.data import batching, sft_batches
@@ -38,13 +34,8 @@ def _batch(demonstrations=DEMONSTRATIONS, filler=0):
   return sft_batches.SftBatch(tokens, positions, valid, targets, mask, np.ones(rows, np.float32))
 
 
-@functools.lru_cache
-def _step(**changes):
-  return jax.jit(sft.make(sft.Config(**changes), tiny.MODEL, tiny.recorder()).train_step)
-
-
-def _run(batch=None, **changes):
-  return tiny.run_once(_step(**changes), tiny.params(), _batch() if batch is None else batch)
+def _run(batch=None):
+  return groups.runner(sft)(_batch() if batch is None else batch)
 
 
 def _nll(prompt, response):
@@ -79,7 +70,7 @@ def test_the_gradient_is_that_of_the_loss_by_jax_grad():
   tiny.assert_trees_close(_run()[1], expected, tolerance=1e-5)
 
 
-def test_prompt_targets_and_padding_have_no_part():
+def test_prompt_targets_and_padding_are_ignored():
   expected_loss, expected, _ = _run()
   batch = _batch(filler=6)  # In tokens and in targets.
   other = np.random.default_rng(0).integers(0, 7, batch.targets.shape)
@@ -93,41 +84,6 @@ def test_prompt_targets_and_padding_have_no_part():
   assert abs(_run(changed)[0] - expected_loss) > 1e-4
   unstopped = batch._replace(loss_mask=np.where(batch.targets == 0, 0, batch.loss_mask))
   assert abs(_run(unstopped)[0] - expected_loss) > 1e-3
-
-
-def _exactly(batch=None, **changes):
-  """The same in float64, of a policy that reads one token back."""
-  algorithm = sft.make(sft.Config(**changes), groups.BIGRAM, tiny.recorder())
-  return groups.in_float64(algorithm, _batch() if batch is None else batch)
-
-
-def test_the_order_of_demonstrations_has_no_part():
-  order = np.array([3, 1, 7, 0, 6, 2, 5, 4])
-  groups.check_same_in_float64(
-      _exactly(jax.tree.map(lambda leaf: leaf[order], _batch())), _exactly())
-
-
-def test_rows_that_fill_up_a_batch_have_no_part():
-  filled = _batch()._replace(weight=np.float32([1] * 6 + [0] * 2))
-  groups.check_same_in_float64(_exactly(filled), _exactly(_batch(DEMONSTRATIONS[:6])))
-
-
-def test_micro_batchings_and_chunkings_agree():
-  groups.check_same_in_float64(_exactly(num_micro_batches=8, head_chunk=4), _exactly())
-
-
-def test_every_field_of_the_config_has_an_effect_or_an_error():
-  assert {f.name for f in dataclasses.fields(sft.Config)} == {'num_micro_batches', 'head_chunk'}
-  with pytest.raises(ValueError, match='num_micro_batches must divide the batch of 8, got 3'):
-    _run(num_micro_batches=3)
-  state = sft.make(sft.Config(), tiny.MODEL, tiny.recorder()).init(
-      jax.random.key(0), tiny.params())
-  program = lambda chunk: str(jax.make_jaxpr(_step(head_chunk=chunk))(state, _batch()))
-  assert program(2) != program(128)
-  for changes in ({'num_micro_batches': 0}, {'head_chunk': -1}):
-    (name, value), = changes.items()
-    with pytest.raises(ValueError, match=f'{name} must be .*got {value}'):
-      sft.make(sft.Config(**changes), tiny.MODEL, tiny.recorder())
 
 
 def test_learns_its_demonstrations():

@@ -1,4 +1,4 @@
-"""Shoestring: its loss spelt out, its identities, and what the two evaluations may look at."""
+"""Shoestring: its loss written out, its identities, and what the two evaluations may read."""
 
 import dataclasses
 import functools
@@ -48,7 +48,7 @@ def _network(dropout):
 
 @functools.cache
 def _runner(options, dropout):
-  """(state, batch, steps) -> (state, metrics [steps]), compiled once for its settings."""
+  """(state, batch, steps) -> (state, metrics [steps]), compiled once per config."""
   algorithm = shoestring.make(
       shoestring.Config(**dict(options)), _network(dropout), optax.adam(.01))
   run = lambda state, batch, steps: jax.lax.scan(
@@ -98,8 +98,8 @@ def test_the_loss_is_the_equation(metric):
   batch = _batch()
   outputs = np.asarray(_network(0.0).apply(before, batch.inputs), np.float64)
   expected = _numpy_loss(outputs, batch.labels, before, metric)
-  found = [metrics[f'train/{name}'][0] for name in ('loss', 'softmax_loss', 'metric_loss')]
-  np.testing.assert_allclose(found, expected, rtol=2e-6)
+  got = [metrics[f'train/{name}'][0] for name in ('loss', 'softmax_loss', 'metric_loss')]
+  np.testing.assert_allclose(got, expected, rtol=2e-6)
   assert state.step == 1
 
 
@@ -127,8 +127,8 @@ def test_the_gradient_is_that_of_the_equation_and_flows_through_the_prototypes()
     move = lambda size, d=direction: {n: np.asarray(params[n], np.float64) + size * d[n]
                                       for n in params}
     slope = (loss(move(1e-5)) - loss(move(-1e-5))) / 2e-5
-    found = sum((gradient[name] * direction[name]).sum() for name in params)
-    assert found == pytest.approx(slope, rel=2e-3, abs=1e-4)
+    got = sum((gradient[name] * direction[name]).sum() for name in params)
+    assert got == pytest.approx(slope, rel=2e-3, abs=1e-4)
   norm = np.sqrt(sum((leaf ** 2).sum() for leaf in gradient.values()))
   assert metrics['train/grad_norm'][0] == pytest.approx(norm, rel=1e-4)
 
@@ -226,8 +226,8 @@ def test_it_learns():
   graph, _, _, masks = _world()
   outputs, metrics = _trained()
   assert metrics['train/softmax_loss'][-20:].mean() < .5 * metrics['train/softmax_loss'][0]
-  found = shoestring.evaluate(shoestring.Config(), outputs, graph.labels, *masks)
-  assert found['softmax'] > .6 and found['metric'] > .6 and found['mixed'] > .6
+  got = shoestring.evaluate(shoestring.Config(), outputs, graph.labels, *masks)
+  assert got['softmax'] > .6 and got['metric'] > .6 and got['mixed'] > .6
 
 
 def test_evaluate_is_the_fraction_of_test_nodes():
@@ -235,11 +235,11 @@ def test_evaluate_is_the_fraction_of_test_nodes():
   outputs, _ = _trained()
   config = shoestring.Config()
   scores = shoestring.scores(config, outputs, graph.labels, *masks)
-  found = shoestring.evaluate(config, outputs, graph.labels, *masks)
+  got = shoestring.evaluate(config, outputs, graph.labels, *masks)
   nodes = masks[1] > 0
   for name, values in scores.items():
     right = np.asarray(values).argmax(axis=1) == graph.labels
-    assert found[name] == pytest.approx(right[nodes].mean(), abs=1e-6)
+    assert got[name] == pytest.approx(right[nodes].mean(), abs=1e-6)
   mixed = jax.nn.softmax(outputs) + .01 * jax.nn.softmax(scores['metric'])
   np.testing.assert_allclose(scores['mixed'], mixed, atol=1e-6)
   np.testing.assert_array_equal(scores['softmax'], outputs)
@@ -316,7 +316,7 @@ def test_dropout_differs_from_step_to_step_and_from_key_to_key():
 
 
 def test_the_leak_finds_classes_in_outputs_that_hold_none():
-  # In four dozen dimensions thirty nodes lie closest to the mean that they are part of.
+  # In four dozen dimensions thirty nodes are closest to the mean that they are part of.
   generator = np.random.default_rng(0)
   labels = np.arange(93) % 3
   outputs = jnp.asarray(generator.normal(size=(93, 48)), jnp.float32)

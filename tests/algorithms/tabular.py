@@ -27,7 +27,7 @@ def apply(params, tokens, **_):
 
 
 LOGITS = ModelFns(lambda key: None, apply, lambda *_: None)
-# Goes to the parameters that stand in its state, and keeps the gradient that it was given.
+# Moves to the parameters in its state, and keeps the gradient that it was given.
 JUMP = optax.GradientTransformation(
     lambda params: (params, params),
     lambda gradient, state, params: (
@@ -36,8 +36,8 @@ JUMP = optax.GradientTransformation(
 
 @functools.lru_cache
 def _jump_step(model, changes):
-  settings = {'temperature': 1.0, 'kl_coefficient': 0.0, 'num_epochs': 2, **dict(changes)}
-  return jax.jit(rebel.make(rebel.Config(**settings), model, JUMP).train_step)
+  config = {'temperature': 1.0, 'kl_coefficient': 0.0, 'num_epochs': 2, **dict(changes)}
+  return jax.jit(rebel.make(rebel.Config(**config), model, JUMP).train_step)
 
 
 def at(new, old, batch, model=LOGITS, **changes):
@@ -58,7 +58,7 @@ def at(new, old, batch, model=LOGITS, **changes):
 
 
 def batch_of(tokens, rewards, *, prompt_slots=1, reference=None, weight=None, stop=0):
-  """Pairs [P, 2, T] after prompts of which this policy reads nothing."""
+  """Pairs [P, 2, T] after prompts that this policy ignores."""
   tokens = np.asarray(tokens, np.int32)
   mask, lengths, reasons = map(np.asarray, masking.response_mask(tokens, (stop,)))
   rows = len(tokens)

@@ -1,4 +1,6 @@
-"""A tiny policy, an optimizer that only takes notes, and log-probs spelt out."""
+"""A tiny policy, an optimizer that only records gradients, and log-probs written out."""
+
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -16,13 +18,14 @@ CONFIG = configs.TransformerConfig(
 MODEL = policy.make(CONFIG)
 
 
+@functools.cache
 def params(seed=0):
   """{'policy': ...}, drawn large enough that no gradient is negligible."""
   return {'policy': jax.tree.map(lambda leaf: 0.7 * leaf, witness.draw_params(MODEL, seed))}
 
 
 def recorder(learning_rate=0.0) -> optax.GradientTransformation:
-  """Keeps the gradient as its state; leaves the parameters alone, or takes a step of SGD."""
+  """Stores the gradient as its state; leaves the parameters unchanged, or takes a step of SGD."""
   scale = lambda tree, factor: jax.tree.map(lambda leaf: factor * leaf, tree)
   return optax.GradientTransformation(
       lambda params: scale(params, 0.0),
@@ -31,8 +34,7 @@ def recorder(learning_rate=0.0) -> optax.GradientTransformation:
 
 def run_once(train_step, parameters, batch):
   """(loss, gradients, metrics by value) of a jitted step made with `recorder`."""
-  state = TrainState(
-      jnp.int32(0), parameters, recorder().init(parameters), jax.random.key(0), {})
+  state = TrainState.create(parameters, recorder(), jax.random.key(0))
   state, metrics = train_step(state, batch)
   assert int(state.step) == 1
   metrics = {name: float(metric.value()) for name, metric in metrics.items()}
@@ -58,8 +60,8 @@ def differ(a, b, *, by=1e-3):
 def log_softmax(parameters, rollouts, *, temperature=1.0):
   """The log-probs ln π(· | x, y_<t) at every response slot, [P, T, V], K being 1.
 
-  Prompt and response are put together row by row, with padding behind instead of in front:
-  nothing of rl/ is used.
+  Prompt and response are put together row by row, with padding after instead of before
+  them: nothing of rl/ is used.
   """
   slots, width = rollouts.tokens.shape[-1], rollouts.prompts.shape[1]
   prompts, responses = np.asarray(rollouts.prompts), np.asarray(rollouts.tokens)

@@ -76,8 +76,8 @@ def test_whiten_by_hand():
   mask = jnp.array([[1, 1, 0], [1, 0, 0]])
   expected = np.array([[-3, -1, 0], [4, 0, 0]]) / np.sqrt(26 / 3)
   np.testing.assert_allclose(advantages.whiten(values, mask), expected, rtol=1e-6)
-  kept = advantages.whiten(values, mask, mean='keep')
-  np.testing.assert_allclose(kept, np.where(mask, expected + 4, 0), rtol=1e-6)
+  with_mean = advantages.whiten(values, mask, mean='keep')
+  np.testing.assert_allclose(with_mean, np.where(mask, expected + 4, 0), rtol=1e-6)
   np.testing.assert_array_equal(advantages.whiten(values, jnp.zeros((2, 3))), np.zeros((2, 3)))
   # Epsilon is added to the variance, inside the root: 26/3 + 1/3 = 9.
   wide = advantages.whiten(values, mask, epsilon=1 / 3)

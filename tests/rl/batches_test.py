@@ -31,8 +31,8 @@ def _batch(rewards=None, **changes):
 
 def test_a_sound_batch_comes_back_as_it_was():
   data = _batch()
-  kept, dropped = batches.drop_invalid(data)
-  jax.tree.map(np.testing.assert_array_equal, kept, data)
+  valid, dropped = batches.drop_invalid(data)
+  jax.tree.map(np.testing.assert_array_equal, valid, data)
   assert dropped.value() == 0
 
 
@@ -40,17 +40,17 @@ def test_a_sound_batch_comes_back_as_it_was():
 def test_a_group_with_one_bad_reward_is_dropped_whole_and_counted(bad):
   data = _batch()
   data = dataclasses.replace(data, rewards=data.rewards.at[2, 1].set(bad))
-  kept, dropped = batches.drop_invalid(data)
-  np.testing.assert_array_equal(kept.weight, [1, 1, 0, 1])
+  valid, dropped = batches.drop_invalid(data)
+  np.testing.assert_array_equal(valid.weight, [1, 1, 0, 1])
   assert dropped.value() == 0.25
   # Everything that is computed with is 0 there, and untouched elsewhere.
   numbers = lambda b: (b.rewards, b.rollouts.mask, b.rollouts.log_probs, b.reference_log_probs,
                        b.aux['values'])
   rest = np.array([0, 1, 3])
-  for before, after in zip(numbers(_batch()), numbers(kept)):
+  for before, after in zip(numbers(_batch()), numbers(valid)):
     assert not np.any(after[2]) and np.any(before[2])
     np.testing.assert_array_equal(after[rest], before[rest])
-  np.testing.assert_array_equal(kept.rollouts.tokens, data.rollouts.tokens)
+  np.testing.assert_array_equal(valid.rollouts.tokens, data.rollouts.tokens)
 
 
 def test_rewards_just_above_the_sentinel_count():
@@ -62,21 +62,21 @@ def test_filler_rows_are_neither_kept_nor_counted_as_dropped():
   data = _batch(weight=jnp.asarray([1.0, 0, 1, 0]))
   poisoned = dataclasses.replace(
       data, rewards=data.rewards.at[1].set(jnp.nan).at[0, 0].set(jnp.nan))
-  kept, dropped = batches.drop_invalid(poisoned)
-  np.testing.assert_array_equal(kept.weight, [0, 0, 1, 0])
+  valid, dropped = batches.drop_invalid(poisoned)
+  np.testing.assert_array_equal(valid.weight, [0, 0, 1, 0])
   assert dropped.value() == 0.5  # One of the two real prompts.
   heavy = dataclasses.replace(poisoned, weight=jnp.asarray([3.0, 0, 1, 0]))
   assert batches.drop_invalid(heavy)[1].value() == 0.75
-  assert not np.isnan(kept.rewards).any()
+  assert not np.isnan(valid.rewards).any()
   assert batches.drop_invalid(_batch(weight=jnp.zeros(PROMPTS)))[1].value() == 0
 
 
 def test_rewards_by_token_and_no_reference():
   rewards = np.zeros((PROMPTS, SAMPLES, SLOTS))
   rewards[3, 0, 1] = np.nan
-  kept, _ = batches.drop_invalid(_batch(rewards, reference_log_probs=None))
-  np.testing.assert_array_equal(kept.weight, [1, 1, 1, 0])
-  assert kept.reference_log_probs is None
+  valid, _ = batches.drop_invalid(_batch(rewards, reference_log_probs=None))
+  np.testing.assert_array_equal(valid.weight, [1, 1, 1, 0])
+  assert valid.reference_log_probs is None
 
 
 def test_best_and_worst_take_everything_along():

@@ -120,9 +120,9 @@ def test_sequence_kl_by_enumeration():
   stop, exact, measured = 0, 0.0, 0.0
   for tokens in itertools.product(range(3), repeat=2):
     if tokens[0] == stop and tokens[1] != 0:
-      continue  # One response, whatever stands behind its stop token.
+      continue  # One response, whatever comes after its stop token.
     mask = masking.response_mask(jnp.array(tokens), (stop,)).mask
-    # Behind the stop token stands NaN: it must not be read.
+    # After the stop token is NaN: it must not be read.
     kl = jnp.array([divergences.exact_kl(first[0], first[1]),
                     divergences.exact_kl(second[0, tokens[0]], second[1, tokens[0]])])
     kl = jnp.where(mask > 0, kl, jnp.nan)

@@ -46,7 +46,7 @@ def test_N1_k3_is_exact_as_far_as_float32_goes():
 
 
 def test_N1_k3_stays_at_its_bound_beyond():
-  # e^88 = 1.6516e38; of 1 + 88 nothing is left beside it.
+  # e^88 = 1.6516e38; of 1 + 88 adding 88 changes nothing.
   log_ratio = jnp.asarray([-88.1, -90, -100, -1e4, -1e30, -jnp.inf], jnp.float32)
   value, gradient = jax.vmap(jax.value_and_grad(divergences.k3))(log_ratio)
   np.testing.assert_allclose(value, np.exp(88.0), rtol=1e-5)
@@ -87,7 +87,7 @@ def test_N1_the_surrogate_is_exact_up_to_its_bound_and_stays_there(advantage):
 
 @pytest.mark.parametrize('scale', [1e-4, 1.0, 1e17, 1e19, 1e30, 3e37])
 def test_group_advantages_and_whitening_do_not_depend_on_the_scale(scale):
-  # Spread far above ε: the same whatever the unit of reward is.
+  # Spread far above ε: the same for any unit of reward.
   values = np.float32([[3, 1, -2], [5, 5, -6.5]])
   scaled = jnp.asarray(values * np.float32(scale))
   centred = values - values.mean(axis=1, keepdims=True)
@@ -100,8 +100,8 @@ def test_group_advantages_and_whitening_do_not_depend_on_the_scale(scale):
     whitened = advantages.whiten(scaled, np.ones((2, 3)))
     np.testing.assert_allclose(
         whitened, (values - values.mean()) / values.std(), rtol=1e-5, atol=1e-6)
-    kept = advantages.whiten(scaled, np.ones((2, 3)), mean='keep')
-    np.testing.assert_allclose(kept, whitened + values.mean() * scale, rtol=1e-5)
+    with_mean = advantages.whiten(scaled, np.ones((2, 3)), mean='keep')
+    np.testing.assert_allclose(with_mean, whitened + values.mean() * scale, rtol=1e-5)
 
 
 def test_one_huge_reward_stands_out_of_its_group_alone():

@@ -146,8 +146,8 @@ def test_ratios_out_of_range_leave_finite_numbers(log_ratio, advantage):
 @pytest.mark.parametrize('options, message', [
     (dict(clip_low=-.1, clip_high=.2), r'clip_low must be in \[0, 1\], got -0.1'),
     (dict(clip_low=1.1, clip_high=.2), r'clip_low must be in \[0, 1\], got 1.1'),
-    (dict(clip_low=.2, clip_high=-1.0), 'clip_high must not be negative, got -1.0'),
-    (dict(clip_low=.2, clip_high=np.nan), 'clip_high must not be negative, got nan'),
+    (dict(clip_low=.2, clip_high=-1.0), 'clip_high must be non-negative, got -1.0'),
+    (dict(clip_low=.2, clip_high=np.nan), 'clip_high must be non-negative, got nan'),
 ])
 def test_bounds_out_of_range_are_one_line(options, message):
   with pytest.raises(ValueError, match=message):
@@ -191,7 +191,7 @@ def test_R18_what_does_not_count_has_no_part(normalisation):
   assert got == expected
   np.testing.assert_array_equal(gradient, poisoned_gradient)
   np.testing.assert_array_equal(gradient == 0, MASK == 0)
-  # A prompt of weight 0 is no prompt at all, and an empty mask no division by 0.
+  # A prompt of weight 0 is ignored, and an empty mask no division by 0.
   alone = value(LOSSES[:1], MASK[:1], np.ones(1))
   np.testing.assert_allclose(value(poisoned, MASK, np.array([1.0, 0])), alone)
   assert value(LOSSES, np.zeros_like(MASK), np.ones(2)) == 0
@@ -204,7 +204,7 @@ def test_means_of_parts_merge(normalisation):
   whole = mean(LOSSES, MASK, weight)
   parts = [mean(LOSSES[i:i + 1], MASK[i:i + 1], weight[i:i + 1]) for i in (0, 1)]
   np.testing.assert_allclose((parts[0] + parts[1]).value(), whole.value(), rtol=1e-12)
-  # The order of samples has no part.
+  # The order of samples does not matter.
   np.testing.assert_allclose(
       mean(LOSSES[::-1, ::-1], MASK[::-1, ::-1], weight[::-1]).value(), whole.value())
 

@@ -121,10 +121,10 @@ def test_A5_bias_of_the_estimator_by_enumeration():
 def test_A5_A13_expected_filter_rate():
   # Every outcome of N = 8 draws, weighted: (1 - p)^8 of the mass has no success.
   outcomes = (np.arange(256)[:, None] >> np.arange(8)) & 1
-  kept = np.asarray(soft_values.any_success(jnp.asarray(outcomes, jnp.float32)))
+  selected = np.asarray(soft_values.any_success(jnp.asarray(outcomes, jnp.float32)))
   for p, rate in ((.05, .66342), (.25, .10011)):
     weights = np.prod(np.where(outcomes, p, 1 - p), axis=-1)
-    assert weights[~kept].sum() == pytest.approx(rate, abs=6e-6)
+    assert weights[~selected].sum() == pytest.approx(rate, abs=6e-6)
 
 
 def test_A13_keeps_rows_with_a_success():

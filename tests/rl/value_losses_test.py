@@ -1,4 +1,4 @@
-"""The critic's clipped loss: by hand, against its formula, and where it stands still."""
+"""The critic's clipped loss: by hand, against its formula, and where it has no gradient."""
 
 import functools
 

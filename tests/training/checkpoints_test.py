@@ -159,7 +159,7 @@ def test_corrupt_newest_falls_back_and_says_so(tmp_path, opened, damage):
   assert len(restored.warnings) == 1 and '\n' not in restored.warnings[0]
   assert restored.warnings[0].startswith('checkpoint 2 is corrupt (')
   assert (tmp_path / 'c.corrupt' / '2').is_dir()  # Moved, not deleted.
-  # The run goes on and saves the step anew.
+  # The run goes on and saves the step again.
   resumed.save(2, _state(2), {'at': 2})
   _assert_identical(resumed.restore_latest(_state()).state, _state(2))
 
@@ -312,11 +312,11 @@ def test_params_round_trip_and_replace(tmp_path):
   checkpoints.save_params(tmp_path / 'p', _state(2).params['policy'], metadata)
   checkpoints.save_params(tmp_path / 'p', params, metadata)
   assert sorted(p.name for p in tmp_path.iterdir()) == ['p']
-  loaded, found = checkpoints.load_params(
+  loaded, stored = checkpoints.load_params(
       tmp_path / 'p', jax.eval_shape(lambda: params),
       expected={'tokenizer': 'abc', 'model': {'width': 8, 'layers': (1, 2)}})
   _assert_identical(loaded, params)
-  assert found == metadata
+  assert stored == metadata
 
 
 _KILLED_SAVE = textwrap.dedent("""

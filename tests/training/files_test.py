@@ -87,9 +87,9 @@ def test_files_of_live_processes_stay(tmp_path, other):
   theirs = _written_by(tmp_path / 'b' / 'theirs.json', HERE, other.pid, _start(other.pid))
   saving = _written_by(tmp_path / 'params', HERE, other.pid, _start(other.pid))
   saving = saving.with_name(f'{saving.name}.orbax-checkpoint-tmp')
-  kept = [
+  remaining = [
       own, theirs, tmp_path / f'.earlier.{other.pid}.tmp', tmp_path / f'.earlier.{os.getpid()}.tmp']
-  for path in kept:
+  for path in remaining:
     _plant(path)
     os.utime(path, (0, 0))  # However old: its writer may have been suspended.
   _plant(saving, directory=True)
@@ -144,10 +144,10 @@ def test_without_proc_a_pid_that_answers_is_alive(tmp_path, dead, other, monkeyp
       else real(self, *args, **named)))
   assert (_start(other.pid), _start(os.getpid()), _start(1), _start(dead)) == (0, 0, 0, None)
   assert files.temporary_path('y').name == f'.y.{HERE}-{os.getpid()}-0.tmp'
-  kept = _plant(_written_by(tmp_path / 'a', HERE, other.pid, 5))
+  remaining = _plant(_written_by(tmp_path / 'a', HERE, other.pid, 5))
   gone = _plant(_written_by(tmp_path / 'b', HERE, dead, 5))
   files.remove_leftovers(tmp_path)
-  assert kept.exists() and not gone.exists()
+  assert remaining.exists() and not gone.exists()
   monkeypatch.setattr(os, 'kill', lambda *_: (_ for _ in ()).throw(PermissionError(1, 'x')))
   assert _start(other.pid) == 0  # Alive, and another user's.
 
@@ -160,7 +160,7 @@ def test_another_machine_is_given_a_day(tmp_path, dead):
   days_ago = lambda days: (time.time() - days * 86_400,) * 2
   os.utime(fresh, days_ago(0.9))
   for path in (old, growing, left, *left.rglob('*')):
-    os.utime(path, days_ago(1.1))  # What changes in `growing` lies deep inside.
+    os.utime(path, days_ago(1.1))  # What changes in `growing` is deep inside.
 
   files.remove_leftovers(tmp_path)
 
@@ -200,14 +200,14 @@ def test_what_cannot_be_removed_is_left_without_an_error(tmp_path, dead, monkeyp
 
 def test_a_write_removes_what_the_dead_left_of_the_same_file(tmp_path, dead, other):
   _plant(_written_by(tmp_path / 'a.json', HERE, dead))
-  kept = [
+  remaining = [
       _plant(_written_by(tmp_path / 'a.json', HERE, other.pid, _start(other.pid))),
       _plant(_written_by(tmp_path / 'other.json', HERE, dead))]
   with files.replacing(tmp_path / 'a.json') as temporary:
     temporary.write_text('whole')
     assert not (tmp_path / 'a.json').exists()
   assert (tmp_path / 'a.json').read_text() == 'whole'
-  assert _names(tmp_path) == sorted(['a.json', *(path.name for path in kept)])
+  assert _names(tmp_path) == sorted(['a.json', *(path.name for path in remaining)])
 
 
 def test_a_write_that_fails_leaves_the_old_file_alone(tmp_path):

@@ -120,7 +120,7 @@ def test_writer_and_resume(tmp_path):
   writer.close()
   assert metrics.read_jsonl(writer.path) == [
       {'step': 1, 'train/loss': 0.5}, {'step': 2, 'train/loss': 0.25}]
-  # No step stands twice in the event files either.
+  # No step appears twice in the event files either.
   assert _tensorboard_scalars(tmp_path) == [(1, 'train/loss', 0.5), (2, 'train/loss', 0.25)]
 
 

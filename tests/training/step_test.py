@@ -124,7 +124,7 @@ def test_number_of_micro_batches_must_divide(num_micro_batches):
 
 def test_leaves_must_share_the_leading_axis():
   params, batch = _problem()
-  with pytest.raises(ValueError, match=r'share their leading axis, got 3 \(z\) beside 16'):
+  with pytest.raises(ValueError, match=r'share their leading axis, got 16 and 3 \(z\)'):
     step.accumulate_gradients(_loss, params, batch | {'z': jnp.zeros(3)})
   with pytest.raises(ValueError, match=r'got a scalar \(z\)'):
     step.accumulate_gradients(_loss, params, batch | {'z': jnp.zeros(())})
@@ -289,7 +289,7 @@ def test_frozen_parameters_have_no_gradient_and_come_out_as_they_went_in(num_mic
 
 
 def test_a_mask_that_is_out_of_sight_still_freezes():
-  # Behind optax.chain the gradient of everything is computed, and that of `b` dropped.
+  # Inside optax.chain the gradient of everything is computed, and that of `b` dropped.
   params, batch = _problem()
   masked = optim.make_optimizer(optim.OptimizerConfig(max_grad_norm=0.0), trainable='a')
   chained = optax.chain(optax.scale(2.0), masked)

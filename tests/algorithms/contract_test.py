@@ -1,0 +1,525 @@
+"""What every algorithm must satisfy. A new algorithm adds one row to ROWS.
+
+Checks that depend on positions run on the transformer of `tiny`, all others on `groups.BIGRAM`.
+"""
+
+import dataclasses
+import types
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxrl_llm.algorithms import (
+  a_star_po,
+  dpo,
+  grpo,
+  icl_hmm,
+  ppo,
+  rebel,
+  refuel,
+  reinforce,
+  reward_model,
+  rloo,
+  sft,
+)
+from jaxrl_llm.data import sft_batches
+from jaxrl_llm.models import policy, reward, value
+from jaxrl_llm.training import step as step_lib
+from jaxrl_llm.types import TrainState
+from tests.algorithms import groups, tiny
+
+NAN, INFINITY = float('nan'), float('inf')
+
+
+class Row(NamedTuple):
+  """An algorithm, and how to check it.
+
+  Attributes:
+    module: the algorithm.
+    options: its config, with one optimizer step per train step and temperature 1.
+    effects: field -> a value that changes the train step, or (other changes, value) if the field
+      has an effect only together with other changes.
+    refused: (changes of the config, message of the error), for every field.
+    data: makes a batch of 4 prompts.
+    roles: of its networks, in the order of `make`.
+    on_policy: changes under which `train/initial_log_ratio` is the ratio to the sampling policy.
+    elsewhere: field without an entry in `effects` -> the test that covers it.
+    without: names of the checks that do not apply.
+  """
+
+  module: types.ModuleType
+  options: Mapping[str, Any]
+  effects: Mapping[str, Any]
+  refused: list[tuple[Mapping[str, Any], str]]
+  data: Callable[[], Any] = groups.batch
+  roles: tuple[str, ...] = ('policy',)
+  on_policy: Mapping[str, Any] = types.MappingProxyType({})
+  elsewhere: Mapping[str, str] = types.MappingProxyType({})
+  without: tuple[str, ...] = ()
+
+  def networks(self, transformer=False):
+    """Of the two sizes."""
+    return tuple(groups.NETWORKS[role] if transformer else groups.BIGRAM for role in self.roles)
+
+  def run(self, data=None, **changes):
+    """(loss, gradients, metrics) on the transformer."""
+    start = groups.parameters(self.roles)
+    run = groups.runner(self.module, self.networks(True), start, **self.options)
+    return run(self.data() if data is None else data, **changes)
+
+  def exactly(self, data=None, start=None, **changes):
+    """(loss, gradients, metrics) on the bigram, in float64."""
+    return groups.exactly(
+        self.module, self.data() if data is None else data, self.networks(),
+        groups.tables(self.roles) if start is None else start, **{**self.options, **changes})
+
+
+def _demonstrations():
+  """Four rows of unequal lengths."""
+  rng = np.random.default_rng(0)
+  tokens, targets = rng.integers(0, 7, (2, 4, 5)).astype(np.int32)
+  valid = np.arange(5) < np.array([[5], [3], [4], [2]])
+  mask = (valid & (np.arange(5) > 0)).astype(np.float32)
+  positions = np.broadcast_to(np.arange(5, dtype=np.int32), tokens.shape)
+  return sft_batches.SftBatch(tokens, positions, valid, targets, mask, np.ones(4, np.float32))
+
+
+def _trajectories():
+  rng = np.random.default_rng(0)
+  distributions = rng.dirichlet(np.ones(7), (4, 5)).astype(np.float32)
+  symbols = rng.integers(0, 7, (4, 6)).astype(np.int32)
+  return icl_hmm.Trajectories(symbols=symbols, laws=distributions)
+
+
+def _with_values():
+  """One sample per prompt, and V*."""
+  return dataclasses.replace(
+      groups.batch(1), aux={'values': jnp.asarray([0.4, -0.3, 0.8, 0.1])})
+
+
+def _counts(**least):
+  """Refusals of counts below their minimum."""
+  return [({name: low - 1}, f'{name} must be at least {low}, got {low - 1}')
+          for name, low in least.items()]
+
+
+_CHUNK = _counts(head_chunk=0)
+_STEPS = _counts(num_epochs=1, num_minibatches=1, num_micro_batches=1) + _CHUNK
+_PENALTY = [
+    (dict(kl_coefficient=bad), f'kl_coefficient must be non-negative and finite, got {bad}')
+    for bad in (-0.1, NAN, INFINITY)]
+_TEMPERATURE = [
+    (dict(temperature=bad), f'temperature must be positive and finite, got {bad}')
+    for bad in (0.0, -1.0, INFINITY, NAN)]
+_ETA = [(dict(eta=bad), f'eta must be positive and finite, got {bad}') for bad in (0.0, NAN)]
+_LOSS_FORM = [(dict(loss_form='book'), "loss_form must be one of code, paper, got 'book'")]
+_PAIRS = [
+    (dict(samples_per_prompt=4), "samples_per_prompt must be 2 with pairs='all', got 4"),
+    (dict(samples_per_prompt=1), 'samples_per_prompt must be at least 2, got 1'),
+    (dict(pairs='some'), "pairs must be one of all, best_worst, got 'some'")]
+
+ROWS = {
+    'a_star_po': Row(
+        a_star_po, dict(beta2=0.1, entropy_coefficient=0.05), data=_with_values,
+        effects=dict(beta2=1e-3, temperature=0.6, entropy_coefficient=0.1),
+        elsewhere=dict(
+            beta1='a_star_po_test: estimate_values', value_mode='a_star_po_test: estimate_values',
+            samples_per_prompt='experiments/a_star_po', filter_all_wrong='experiments/a_star_po',
+            stage1_reward='experiments/a_star_po', num_minibatches='system/run_test'),
+        without=('initial_ratio',),  # The ratio is to the reference: A9.
+        refused=[
+            (dict(beta1=0.0), 'beta1 must be positive and finite, got 0.0'),
+            (dict(beta2=-1e-3), 'beta2 must be positive and finite, got -0.001'),
+            (dict(beta2=NAN), 'beta2 must be positive and finite, got nan'),
+            (dict(value_mode='median'),
+             "value_mode must be one of softmax, mean, max, zero, got 'median'"),
+            (dict(stage1_reward='strict'),
+             "stage1_reward must be one of identical, lenient, got 'strict'"),
+            (dict(entropy_coefficient=-0.1),
+             'entropy_coefficient must be non-negative and finite, got -0.1'),
+            *_counts(samples_per_prompt=1, num_minibatches=1, num_micro_batches=1),
+            *_TEMPERATURE, *_CHUNK]),
+    'rebel': Row(
+        rebel, dict(num_epochs=1, temperature=1.0, kl_coefficient=0.3, eta=0.5),
+        effects=dict(
+            eta=2.0, loss_form='paper', kl_coefficient=0.1, whiten_rewards=True, temperature=0.6,
+            num_epochs=2),
+        elsewhere=dict(
+            pairs='rebel_test: best and worst', signal='rebel_bandits_test: R15',
+            offline_fraction='rebel_test: mix_offline'),
+        refused=[
+            (dict(signal='labels'), "signal must be one of rewards, preferences, got 'labels'"),
+            (dict(signal='preferences', pairs='best_worst'),
+             "signal must be 'rewards' with pairs='best_worst', got 'preferences'"),
+            (dict(offline_fraction=0.5, pairs='best_worst'),
+             "offline_fraction must be 0 with pairs='best_worst', got 0.5"),
+            (dict(offline_fraction=1.5), 'offline_fraction must be in [0, 1], got 1.5'),
+            *_ETA, *_LOSS_FORM, *_PAIRS, *_TEMPERATURE, *_PENALTY, *_STEPS]),
+    'refuel': Row(
+        refuel, dict(num_epochs=1, temperature=1.0, kl_coefficient=0.3, eta=2.0),
+        data=groups.two_turns,
+        effects=dict(
+            eta=3.0, loss_form='paper', kl_coefficient=1.0, whiten_rewards=True, temperature=0.5,
+            num_epochs=2),
+        refused=[
+            (dict(samples_per_prompt=4), 'samples_per_prompt must be 2 for REFUEL, got 4'),
+            *_ETA, *_LOSS_FORM, *_TEMPERATURE, *_PENALTY, *_STEPS]),
+    'rloo': Row(
+        rloo, dict(kl_coefficient=0.3),
+        effects=dict(
+            kl_coefficient=0.1, temperature=0.6, num_epochs=2, clip=(dict(num_epochs=2), 1e-4)),
+        refused=[
+            (dict(clip=0.0), 'clip must be in (0, inf], got 0.0'),
+            *_counts(samples_per_prompt=2), *_TEMPERATURE, *_PENALTY, *_STEPS]),
+    'reinforce': Row(
+        reinforce, dict(kl_coefficient=0.3, samples_per_prompt=2),
+        effects=dict(baseline='none', kl_coefficient=0.1, temperature=0.6),
+        elsewhere=dict(baseline_decay='reinforce_test: the running baseline'),
+        refused=[
+            (dict(baseline='median'),
+             "baseline must be one of none, batch_mean, running, got 'median'"),
+            (dict(baseline_decay=0.0), 'baseline_decay must be in (0, 1], got 0.0'),
+            (dict(baseline_decay=1.1), 'baseline_decay must be in (0, 1], got 1.1'),
+            *_counts(samples_per_prompt=1, num_micro_batches=1), *_TEMPERATURE, *_PENALTY,
+            *_CHUNK]),
+    'grpo': Row(
+        grpo, dict(kl_coefficient=0.3, samples_per_prompt=3), data=lambda: groups.batch(3),
+        effects=dict(
+            advantage_scale='none', normalisation='token', kl_coefficient=0.1, temperature=0.6,
+            num_epochs=2, clip_low=(dict(num_epochs=2), 1e-4),
+            clip_high=(dict(num_epochs=2), 1e-4)),
+        refused=[
+            (dict(advantage_scale='batch'),
+             "advantage_scale must be one of std, population_std, none, got 'batch'"),
+            (dict(normalisation='prompt'),
+             "normalisation must be one of response, token, constant, got 'prompt'"),
+            (dict(clip_low=1.5), 'clip_low must be in [0, 1], got 1.5'),
+            (dict(clip_high=-0.1), 'clip_high must be in [0, inf], got -0.1'),
+            *_counts(samples_per_prompt=1), *_TEMPERATURE, *_PENALTY, *_STEPS]),
+    'ppo': Row(
+        ppo, dict(kl_coefficient=0.3, samples_per_prompt=2, num_epochs=1, temperature=1.0,
+                  value_coefficient=0.5),
+        roles=('policy', 'value'),
+        effects=dict(
+            kl_coefficient=0.1, value_coefficient=0.1, discount=0.9, trace=0.5,
+            whiten_rewards=False, whiten_advantages=False, compat='released', temperature=0.6,
+            num_epochs=2, clip=(dict(num_epochs=2), 1e-4), value_clip=(dict(num_epochs=2), 1e-4)),
+        refused=[
+            (dict(clip=0.0), 'clip must be in (0, inf], got 0.0'),
+            (dict(value_clip=-0.2), 'value_clip must be in (0, inf], got -0.2'),
+            (dict(discount=1.01), 'discount must be in [0, 1], got 1.01'),
+            (dict(trace=-0.1), 'trace must be in [0, 1], got -0.1'),
+            (dict(compat='legacy'), "compat must be one of correct, released, got 'legacy'"),
+            (dict(value_coefficient=NAN),
+             'value_coefficient must be non-negative and finite, got nan'),
+            *_counts(samples_per_prompt=1), *_TEMPERATURE, *_PENALTY, *_STEPS]),
+    'dpo': Row(
+        dpo, dict(beta=0.3), on_policy=dict(reference='policy'),
+        effects=dict(
+            loss='ipo', beta=0.9, label_smoothing=(dict(loss='conservative'), 0.2),
+            rpo_weight=0.5, reference='policy', temperature=0.6, num_epochs=2),
+        elsewhere=dict(pairs='dpo_test: best and worst'),
+        refused=[
+            (dict(beta=0.0), 'beta must be positive and finite, got 0.0'),
+            (dict(loss='kto'),
+             "loss must be one of sigmoid, ipo, hinge, conservative, robust, got 'kto'"),
+            (dict(reference='none'), "reference must be one of fixed, policy, got 'none'"),
+            (dict(loss='robust', label_smoothing=0.5),
+             'label_smoothing must be in [0, 0.5), got 0.5'),
+            (dict(label_smoothing=0.1), "label_smoothing must be 0 with loss='sigmoid', got 0.1"),
+            (dict(rpo_weight=-1.0), 'rpo_weight must be non-negative and finite, got -1.0'),
+            *_PAIRS, *_TEMPERATURE, *_STEPS]),
+    'reward_model': Row(
+        reward_model, {}, roles=('reward',), effects={}, without=('initial_ratio',),
+        refused=_counts(num_micro_batches=1)),
+    # Other batches than those of samples.
+    'sft': Row(
+        sft, {}, data=_demonstrations, effects={},
+        without=('initial_ratio', 'padding', 'excluded_rows'),
+        refused=_counts(num_micro_batches=1) + _CHUNK),
+    'icl_hmm': Row(
+        icl_hmm, {}, data=_trajectories, effects=dict(labels='filter'),
+        without=('initial_ratio', 'padding', 'excluded_rows', 'one_prompt'),
+        refused=[
+            (dict(labels='true'), "labels must be one of sampled, filter, got 'true'"),
+            *_counts(num_micro_batches=1)]),
+}
+# Forms of an algorithm whose sums are different ones: they repeat the checks of sums.
+_SUMS = ('padding', 'excluded_rows', 'micro_batches')
+VARIANTS = {
+    'grpo: DAPO': (ROWS['grpo'], dict(
+        advantage_scale='population_std', normalisation='token', clip_high=0.28), _SUMS),
+    'grpo: Dr. GRPO': (ROWS['grpo'], dict(
+        advantage_scale='none', normalisation='constant'), _SUMS),
+    'ppo: released': (ROWS['ppo'], dict(
+        compat='released', discount=0.9, trace=0.5, whiten_advantages=False), _SUMS),
+    'dpo: policy': (ROWS['dpo'], dict(reference='policy', rpo_weight=0.5), ('micro_batches',)),
+    'icl_hmm: filter': (ROWS['icl_hmm'], dict(labels='filter'), ('micro_batches',)),
+}
+
+
+# --- The checks.
+
+
+def check_initial_ratio(row):
+  """R20: before the first step the policy is the one that sampled, at any temperature."""
+  metrics = row.run(**row.on_policy)[2]
+  assert abs(metrics['train/initial_log_ratio']) < 1e-5
+  assert abs(metrics['train/sampler_gap']) < 1e-5
+
+  for temperature in (0.6, 1.3):
+    sampled = groups.bigram_log_probs(row.data().rollouts, temperature)
+    data = groups.replace_rollouts(row.data(), log_probs=np.float32(sampled))
+    metrics = row.exactly(data, temperature=temperature, **row.on_policy)[2]
+    assert abs(metrics['train/initial_log_ratio']) < groups.EXACT
+    assert abs(metrics['train/sampler_gap']) < 1e-6
+  # A gap is measured where there is one.
+  assert row.exactly(data, temperature=0.6, **row.on_policy)[2]['train/sampler_gap'] > 1e-2
+
+
+def check_padding(row):
+  """Slots after a stop token or before a prompt are ignored, NaN included."""
+  data = row.data()
+  mask = data.rollouts.mask
+  assert (mask == 0).sum() > 3
+  slots = np.arange(data.rollouts.prompts.shape[1])
+  front = slots < slots.size - np.asarray(data.rollouts.prompt_lengths)[:, None]
+
+  other = groups.replace_rollouts(
+      data, tokens=jnp.where(mask > 0, data.rollouts.tokens, 5),
+      log_probs=jnp.where(mask > 0, data.rollouts.log_probs, jnp.nan),
+      prompts=jnp.where(front, 6 - data.rollouts.prompts, data.rollouts.prompts))
+  other = dataclasses.replace(
+      other, reference_log_probs=jnp.where(mask > 0, data.reference_log_probs, jnp.nan))
+  got, expected = row.run(other), row.run()
+  groups.assert_same(got, expected)
+  assert got[2] == pytest.approx(expected[2], rel=1e-4, abs=1e-5)
+
+
+def check_orders(row):
+  """The order of prompts does not matter, nor that of the samples of a prompt."""
+  data, expected = row.data(), row.exactly()
+  turned = jax.tree.map(lambda leaf: leaf[np.array([2, 0, 3, 1])], data)
+  groups.assert_exactly_same(row.exactly(turned), expected)
+  if hasattr(data, 'rollouts'):
+    groups.assert_exactly_same(row.exactly(data.samples(slice(None, None, -1))), expected)
+
+
+def check_excluded_rows(row):
+  """Rows of weight 0, and prompts with a reward that is not finite: dropped, and counted."""
+  data, excluded = row.data(), np.arange(4) == 2
+
+  def fill(leaf, value):
+    return jnp.where(excluded.reshape((-1,) + (1,) * (leaf.ndim - 1)), value, leaf)
+
+  filler = dataclasses.replace(data, weight=fill(data.weight, 0.0))
+  expected = row.exactly(filler)
+  assert np.isfinite(list(expected[2].values())).all()
+  assert expected[2]['train/dropped'] == 0
+  assert tiny.differ(row.exactly()[1], expected[1])
+
+  poisoned = dataclasses.replace(
+      filler, rewards=fill(data.rewards, jnp.nan),
+      reference_log_probs=fill(data.reference_log_probs, jnp.inf))
+  poisoned = groups.replace_rollouts(poisoned, log_probs=fill(data.rollouts.log_probs, jnp.nan))
+  groups.assert_exactly_same(row.exactly(poisoned), expected)
+
+  for bad in (jnp.nan, jnp.inf, -99_999.0):  # One reward of the group is enough.
+    got = row.exactly(dataclasses.replace(data, rewards=data.rewards.at[2, -1].set(bad)))
+    groups.assert_same(got, expected, tolerance=groups.EXACT)
+    assert got[2]['train/dropped'] == pytest.approx(1 / 4)
+
+  nothing = row.exactly(dataclasses.replace(data, weight=jnp.zeros(4)))
+  assert nothing[0] == 0 and np.isfinite(list(nothing[2].values())).all()
+  assert not any(np.any(leaf) for leaf in jax.tree.leaves(nothing[1]))
+
+
+def _weighted(data, weight):
+  weight = jnp.asarray(weight, jnp.float32)
+  if dataclasses.is_dataclass(data):
+    return dataclasses.replace(data, weight=weight)
+  return data._replace(weight=weight)
+
+
+def check_micro_batches(row):
+  """Four micro-batches are one, with unequal lengths and weights; a weight is a repetition."""
+  data = row.data()
+  weighted = _weighted(data, [2, 1, 0, 1]) if hasattr(data, 'weight') else data
+  chunk = {'head_chunk': 2} if hasattr(row.module.Config, 'head_chunk') else {}
+  expected = row.exactly(weighted)
+  groups.assert_exactly_same(row.exactly(weighted, num_micro_batches=4, **chunk), expected)
+  if weighted is not data:
+    repeated = jax.tree.map(lambda leaf: leaf[np.array([0, 0, 1, 3])], data)
+    groups.assert_exactly_same(row.exactly(repeated), expected)
+
+
+def check_one_prompt(row):
+  """A batch of a single prompt works, and is that prompt's part of a larger one."""
+  data = row.data()
+  alone = row.exactly(jax.tree.map(lambda leaf: leaf[1:2], data))
+  groups.assert_exactly_same(alone, row.exactly(_weighted(data, [0, 1, 0, 0])))
+
+
+def check_seeds(row):
+  """Under vmap over seeds each state takes the step that it takes alone."""
+  train_step = groups.train_step(row.module, row.networks(), **row.options)
+  starts = [groups.tables(row.roles, scale) for scale in (1.0, -0.5)]
+  states = [TrainState.create(start, tiny.recorder(), jax.random.key(0)) for start in starts]
+  stacked, _ = jax.jit(jax.vmap(train_step, (0, None)))(
+      jax.tree.map(lambda *leaves: jnp.stack(leaves), *states), row.data())
+
+  for index, start in enumerate(starts):
+    got = jax.tree.map(lambda leaf, i=index: leaf[i], stacked.opt_state)
+    tiny.assert_trees_close(got, row.exactly(start=start)[1], tolerance=1e-5)
+
+
+def check_donation(row):
+  """A jitted step reuses the buffers of its state, and is traced once for all steps."""
+  algorithm = row.module.make(
+      row.module.Config(**row.options), *row.networks(), tiny.recorder(learning_rate=0.1))
+  start = jax.tree.map(jnp.array, groups.tables(row.roles))
+  state = algorithm.init(jax.random.key(0), start)
+  again = jax.tree.map(jnp.copy, state)
+
+  jitted = step_lib.jit_train_step(algorithm.train_step)
+  plain = groups.train_step(row.module, row.networks(), learning_rate=0.1, **row.options)
+  for _ in range(2):
+    state, metrics = jitted(state, row.data())
+    again, expected = plain(again, row.data())
+  assert jitted.num_traces == 1 and int(state.step) == 2
+  assert all(leaf.is_deleted() for leaf in jax.tree.leaves(start))
+  tiny.assert_trees_close(state.params, again.params, tolerance=1e-6)
+  assert metrics.keys() == expected.keys()
+
+
+def check_rematerialisation(row):
+  """A model that recomputes its activations has the same loss and gradients."""
+  config = dataclasses.replace(tiny.CONFIG, remat='full')
+  makers = {'policy': policy.make, 'value': value.make, 'reward': reward.make}
+  networks = tuple(makers[role](config) for role in row.roles)
+  run = groups.runner(row.module, networks, groups.parameters(row.roles), **row.options)
+  groups.assert_same(run(row.data()), row.run())
+
+
+def check_other_batches(row):
+  """Batches that do not match the config are refused with one line."""
+  data = row.data()
+  for field in _fields_of(row) & {'num_minibatches', 'num_micro_batches', 'samples_per_prompt'}:
+    _refuses_other_sizes(row, field)
+
+  if 'kl_coefficient' in _fields_of(row):
+    without = dataclasses.replace(data, reference_log_probs=None)
+    message = 'kl_coefficient above 0 needs reference_log_probs, got None'
+    assert _refusal(row, without) == message
+    assert np.isfinite(row.exactly(without, kl_coefficient=0.0)[0])
+
+
+def _fields_of(row):
+  """Fields of the config that the train step reads."""
+  return {field.name for field in dataclasses.fields(row.module.Config)} - set(row.elsewhere)
+
+
+def _refuses_other_sizes(row, field):
+  data = row.data()
+  if field != 'samples_per_prompt':
+    assert 'must divide the batch of 4, got 3' in _refusal(row, data, **{field: 3})
+    return
+
+  samples = data.rewards.shape[1]
+  for other in (samples - 1, samples + 1):
+    changed = dataclasses.replace(data.samples(np.zeros(other, int)), aux={})
+    assert _refusal(row, changed) == (
+        f'the batch must have samples_per_prompt = {samples} samples a prompt, got {other}')
+
+
+def _refusal(row, data, **changes):
+  """The message of the error, which is one line."""
+  train_step = groups.train_step(row.module, row.networks(), **{**row.options, **changes})
+  state = TrainState.create(groups.tables(row.roles), tiny.recorder(), jax.random.key(0))
+  with pytest.raises(ValueError) as error:
+    jax.eval_shape(train_step, state, data)
+  assert '\n' not in str(error.value)
+  return str(error.value)
+
+
+CHECKS = (
+    check_initial_ratio, check_padding, check_orders, check_excluded_rows, check_micro_batches,
+    check_one_prompt, check_seeds, check_donation, check_rematerialisation, check_other_batches)
+
+
+def _cases():
+  for check in CHECKS:
+    name = check.__name__.removeprefix('check_')
+    for row_name, row in ROWS.items():
+      if name not in row.without:
+        yield pytest.param(check, row, id=f'{row_name}-{name}')
+    for row_name, (row, changes, checks) in VARIANTS.items():
+      if name in checks:
+        row = row._replace(options={**row.options, **changes})
+        yield pytest.param(check, row, id=f'{row_name}-{name}')
+
+
+@pytest.mark.parametrize('check, row', _cases())
+def test_contract(check, row):
+  check(row)
+
+
+# --- The config.
+
+
+def _fields():
+  for name, row in ROWS.items():
+    for field in sorted(_fields_of(row)):
+      yield pytest.param(row, field, id=f'{name}-{field}')
+
+
+def _take_step(row, **changes):
+  """(optimizer steps, last gradients, metrics) of a train step that moves the parameters."""
+  train_step = groups.train_step(
+      row.module, row.networks(), learning_rate=0.5, **{**row.options, **changes})
+  state = TrainState.create(groups.tables(row.roles), tiny.recorder(), jax.random.key(0))
+  state, metrics = train_step(state, row.data())
+  values = {name: float(metric.value()) for name, metric in metrics.items()}
+  return int(state.step), state.opt_state, values
+
+
+@pytest.mark.parametrize('row, field', _fields())
+def test_every_field_has_an_effect(row, field):
+  if field in ('num_minibatches', 'num_micro_batches', 'samples_per_prompt'):
+    _refuses_other_sizes(row, field)
+    assert field != 'num_minibatches' or _take_step(row, num_minibatches=2)[0] == 2
+    return
+
+  if field == 'head_chunk':  # It changes the program, never its results (micro_batches).
+    state = TrainState.create(groups.tables(row.roles), tiny.recorder(), jax.random.key(0))
+    programs = [str(jax.make_jaxpr(groups.train_step(
+        row.module, row.networks(), **{**row.options, 'head_chunk': chunk}))(state, row.data()))
+                for chunk in (2, 128)]
+    assert programs[0] != programs[1]
+    return
+
+  effect = row.effects[field]
+  base, changed = effect if isinstance(effect, tuple) else ({}, effect)
+  expected, got = _take_step(row, **base), _take_step(row, **base, **{field: changed})
+  assert got[0] != expected[0] or tiny.differ(got[1], expected[1]) or got[2] != pytest.approx(
+      expected[2], rel=1e-3)
+
+
+@pytest.mark.parametrize('row, changes, message', [
+    pytest.param(row, changes, message, id=f'{name}-{changes}')
+    for name, row in ROWS.items() for changes, message in row.refused])
+def test_values_out_of_range_are_refused(row, changes, message):
+  with pytest.raises(ValueError) as error:
+    row.module.make(row.module.Config(**changes), *row.networks(), tiny.recorder())
+  assert str(error.value) == message
+
+
+@pytest.mark.parametrize('name', ROWS)
+def test_every_field_is_refused_somewhere(name):
+  fields = {field.name for field in dataclasses.fields(ROWS[name].module.Config)
+            if not isinstance(field.default, bool)}
+  assert fields == {field for changes, _ in ROWS[name].refused for field in changes}
