@@ -55,7 +55,7 @@ def trajectories(key, initial, transition, emission, *, length: int) -> icl_hmm.
   def one(index, *model):
     _, symbols = filtering.sample(jax.random.fold_in(key, index), *model, length + 1)
     predictions = oracles.predict_next(*model, symbols[:-1])[1:]
-    return icl_hmm.Trajectories(symbols=symbols, laws=predictions)
+    return icl_hmm.Trajectories(symbols=symbols, predictions=predictions)
 
   return jax.vmap(one)(jnp.arange(len(initial)), initial, transition, emission)
 
@@ -185,8 +185,8 @@ def make_measure(config: IclHmm, policy: ModelFns, params: Params, lengths: np.n
     symbols = batch.symbols[:, :-1]
     methods = {
         'icl': jnp.exp(in_context.symbol_log_probs(policy, params, symbols, ids)),
-        'filter': batch.laws, 'bigram': predict_bigrams(symbols, config.num_symbols)}
-    return {name: jax.tree.map(lambda x: x[:, lengths - 1], score(x, batch.laws))
+        'filter': batch.predictions, 'bigram': predict_bigrams(symbols, config.num_symbols)}
+    return {name: jax.tree.map(lambda x: x[:, lengths - 1], score(x, batch.predictions))
             for name, x in methods.items()}
 
   return measure
@@ -244,7 +244,7 @@ def evaluate(run: launch.Run, policy: ModelFns, params: Params) -> icl_hmm_repor
   if rows := min(config.baum_welch_sequences, config.num_evaluation, EVALUATION_ROWS):
     short = lengths[lengths <= 64]
     predicted = predict_baum_welch(config, np.asarray(first.symbols[:rows]), short)
-    baum_welch = jax.device_get(score(predicted, first.laws[:rows, short - 1]))
+    baum_welch = jax.device_get(score(predicted, first.predictions[:rows, short - 1]))
 
   published = recorded_hmms(config)
   return icl_hmm_report.HeldOut(

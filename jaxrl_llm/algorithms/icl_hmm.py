@@ -63,11 +63,11 @@ class Trajectories:
 
   Attributes:
     symbols: int32 [B, T + 1].
-    laws: float32 [B, T, L]; P(o_t | o_<t) of symbols 1, ..., T.
+    predictions: float32 [B, T, L]; P(o_t | o_<t) of symbols 1, ..., T.
   """
 
   symbols: Array
-  laws: Array
+  predictions: Array
 
 
 def make(
@@ -100,10 +100,10 @@ def make(
         positions=jnp.broadcast_to(jnp.arange(symbols.shape[1]), symbols.shape))
     predicted = jax.nn.log_softmax(log_probs.head_logits(output.hidden, output.head))
 
-    chex.assert_equal_shape([predicted, batch.laws])
+    chex.assert_equal_shape([predicted, batch.predictions])
     labels = jnp.take_along_axis(predicted, batch.symbols[:, 1:, None], axis=-1)[..., 0]
-    expected = jnp.sum(batch.laws * predicted, axis=-1)
-    certain = jnp.sum(batch.laws * jnp.log(jnp.maximum(batch.laws, 1e-30)), axis=-1)
+    expected = jnp.sum(batch.predictions * predicted, axis=-1)
+    certain = jnp.sum(batch.predictions * jnp.log(jnp.maximum(batch.predictions, 1e-30)), axis=-1)
 
     mean = lambda x: WeightedMean(jnp.sum(x), jnp.float32(x.size))
     return mean(-labels if config.labels == 'sampled' else -expected), {

@@ -244,7 +244,7 @@ def test_the_entropy_bonus_is_the_mean_entropy_of_a_token():
 
 
 def _first_update(*, eps, scale):
-  """What Adam does at first with the gradients of beta2 = 1e-3, times `scale`."""
+  """First update of Adam with the gradients of beta2 = 1e-3, times `scale`."""
   _, gradients, _ = _run(beta2=1e-3)
   config = optim.OptimizerConfig(name='adam', learning_rate=1.0, eps=eps, max_grad_norm=0.0)
   optimizer = optax.chain(optax.scale(scale), optim.make_optimizer(config))
@@ -297,8 +297,10 @@ def test_R20_the_ratio_is_one_before_the_first_step():
       temperature=temperature))
   rollouts = sampler(parameters['policy'], _batch().rollouts.prompts,
                      _batch().rollouts.prompt_lengths, jnp.arange(8), jax.random.key(0))
+
   score = jax.jit(functools.partial(scoring.score, tiny.MODEL, temperature=temperature))
   reference, _ = score(parameters['policy'], rollouts)
+
   # Each prompt alone, so that nothing averages out.
   for row in range(0, 8, 3):
     batch = Batch(rollouts, jnp.ones((8, 1)), reference, {'values': jnp.zeros(8)},

@@ -76,7 +76,7 @@ def play(make, num_samples, *, num_iterations=150, rows=48, others=None, learnin
     num_iterations: train steps.
     rows: responses per iteration, over all prompts.
     others: parameters by role other than the policy's.
-    learning_rate: of Adam.
+    learning_rate: learning rate of Adam.
     aux: arrays by prompt [6, ...] for `Batch.aux`.
   """
   algorithm = make(optim.make_optimizer(

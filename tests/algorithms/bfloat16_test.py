@@ -110,12 +110,14 @@ def test_initial_log_ratio_is_zero_however_it_is_computed(changes):
   chunk = changes.pop('head_chunk', 128)
   model, params = policy.make(configs.TransformerConfig(**SHAPE, **changes)), parameters()
   params = {'policy': params['policy']}
+
   if rank:
     config = lora.LoraConfig(rank=rank, targets='.*')
     model = lora.make(model, config)
     adapters = lora.init_adapters(config, params['policy'], jax.random.key(2))
     adapters = jax.tree.map(lambda x: x + 0.1, adapters)
     params = {'policy': {'base': params['policy'], 'adapters': adapters}}
+
   algorithm = rloo.make(
       rloo.Config(kl_coefficient=0.0, num_micro_batches=parts, head_chunk=chunk), model,
       tiny.recorder())

@@ -1,4 +1,4 @@
-"""What every algorithm must satisfy. A new algorithm adds one row to ROWS.
+"""The contract of every algorithm. A new algorithm adds one row to ROWS.
 
 Checks that depend on positions run on the transformer of `tiny`, all others on `groups.BIGRAM`.
 """
@@ -45,7 +45,7 @@ class Row(NamedTuple):
       has an effect only together with other changes.
     refused: (changes of the config, message of the error), for every field.
     data: makes a batch of 4 prompts.
-    roles: of its networks, in the order of `make`.
+    roles: roles of its networks, in the order of `make`.
     on_policy: changes under which `train/initial_log_ratio` is the ratio to the sampling policy.
     elsewhere: field without an entry in `effects` -> the test that covers it.
     without: names of the checks that do not apply.
@@ -62,7 +62,7 @@ class Row(NamedTuple):
   without: tuple[str, ...] = ()
 
   def networks(self, transformer=False):
-    """Of the two sizes."""
+    """Returns the transformers of the roles, or bigrams."""
     return tuple(groups.NETWORKS[role] if transformer else groups.BIGRAM for role in self.roles)
 
   def run(self, data=None, **changes):
@@ -92,7 +92,7 @@ def _trajectories():
   rng = np.random.default_rng(0)
   distributions = rng.dirichlet(np.ones(7), (4, 5)).astype(np.float32)
   symbols = rng.integers(0, 7, (4, 6)).astype(np.int32)
-  return icl_hmm.Trajectories(symbols=symbols, laws=distributions)
+  return icl_hmm.Trajectories(symbols=symbols, predictions=distributions)
 
 
 def _with_values():

@@ -232,12 +232,14 @@ def test_B6_the_policy_of_the_start_stays_the_reference_through_all_steps():
   once, data = steps(), _own_reference()
   expected = moved(once(once(start, data)[0], data)[0])
   got, metrics = steps(reference='policy', num_epochs=2)(start, data)
+
   assert int(got.step) == 2
   tiny.assert_trees_close(moved(got), expected, tolerance=1e-5)
   # Before the first step nothing had moved; over both, it had.
   assert metrics['train/initial_log_ratio'].value() < 1e-5
   assert metrics['train/sampler_gap'].value() < 1e-5
   assert metrics['train/log_ratio'].value() > 1e-2
+
   # A reference that moved along would have taken the first step twice.
   again = steps(reference='policy')
   assert tiny.differ(moved(again(again(start, data)[0], data)[0]), expected)

@@ -25,7 +25,7 @@ from jaxrl_llm.algorithms import (
 from jaxrl_llm.data import sft_batches
 from jaxrl_llm.training import loop, metrics, optim
 from jaxrl_llm.types import Batch, Head, ModelFns, ModelOutput
-from tests.algorithms import tabular
+from tests.algorithms import groups, tabular
 
 PROMPTS, SLOTS, VOCABULARY = 4, 3, 5
 LOGITS = np.float32([0.3, -0.2, 0.5, 0.0, -0.4])
@@ -105,15 +105,18 @@ def _extremes(data: Batch):
     yield f'rewards of {value}', dataclasses.replace(data, rewards=every)
     yield f'one reward of {value}', dataclasses.replace(
         data, rewards=np.where(first, every, rewards))
+
   signs = np.where(np.arange(rewards.size).reshape(rewards.shape) % 2, 3e38, -9e4)
   yield 'rewards of both signs', dataclasses.replace(data, rewards=np.float32(signs))
   alternating = np.where(np.arange(SLOTS) % 2, 1, -1)
+
   for nats in (50, -50, 95, -95, 1e3, -1e3, 1e6, -1e6, 50 * alternating, -95 * alternating):
     for rows in (slice(None), slice(1)):
       moved = np.array(reference)
       moved[rows] += np.float32(nats)
       yield f'reference {nats} nats away in {rows}', dataclasses.replace(
           data, reference_log_probs=moved)
+
   for value in (np.nan, -np.inf):
     broken = np.array(reference)
     broken[1, 0, 0] = value
@@ -132,17 +135,19 @@ def _take(step, state, batch):
     stop = str(error)
   else:
     stop = None
-  before = jax.tree.leaves(_kept(state))
-  for old, new in zip(before, jax.tree.leaves(_kept(after)), strict=True):
+
+  before = jax.tree.leaves(_saved(state))
+  for old, new in zip(before, jax.tree.leaves(_saved(after)), strict=True):
     assert np.isfinite(new).all() or not np.isfinite(old).all()
+
   # Of several steps on one batch those before the one that is refused have been taken.
   if stop and after.step < state.step + 2:
-    for old, new in zip(before, jax.tree.leaves(_kept(after)), strict=True):
+    for old, new in zip(before, jax.tree.leaves(_saved(after)), strict=True):
       assert np.asarray(old).tobytes() == np.asarray(new).tobytes()
   return after, stop
 
 
-def _kept(state):
+def _saved(state):
   return state.step, state.params, state.opt_state, state.aux
 
 
@@ -171,7 +176,7 @@ def test_a_step_is_finite_or_changes_nothing(name):
   expected, _ = step(state, data)
   again, stop = _take(step, state, data)
   assert stop is None
-  jax.tree.map(np.testing.assert_array_equal, _kept(again), _kept(expected))
+  jax.tree.map(np.testing.assert_array_equal, _saved(again), _saved(expected))
 
 
 @pytest.mark.parametrize('name', ['A*-PO', 'REBEL', 'REFUEL', 'RLOO', 'REINFORCE', 'GRPO'])
@@ -187,17 +192,18 @@ def test_unknown_log_probs_of_the_sampler_are_left_out_of_its_gap():
     step, state, data = _started(name)
     log_probs = np.array(data.rollouts.log_probs)
     log_probs[0], log_probs[1, 0, 0] = np.nan, -np.inf
-    swap = lambda log_probs, d=data: dataclasses.replace(
-        d, rollouts=dataclasses.replace(d.rollouts, log_probs=log_probs))
-    after, update = step(state, swap(log_probs))
+    after, update = step(state, groups.replace_rollouts(data, log_probs=log_probs))
     expected, _ = step(state, data)
-    jax.tree.map(np.testing.assert_array_equal, _kept(after), _kept(expected))
+    jax.tree.map(np.testing.assert_array_equal, _saved(after), _saved(expected))
+
     # By hand: the mean over the tokens that are known, under the parameters before the step.
     now = np.asarray(jax.nn.log_softmax(state.params['policy']))[data.rollouts.tokens]
     known = (np.asarray(data.rollouts.mask) > 0) & np.isfinite(log_probs)
     gap = np.abs(now - log_probs)[known].mean()
     assert float(update['train/sampler_gap'].value()) == pytest.approx(gap, rel=1e-5), name
-    _, update = step(state, swap(np.full_like(log_probs, np.nan)))
+
+    unknown = np.full_like(log_probs, np.nan)
+    _, update = step(state, groups.replace_rollouts(data, log_probs=unknown))
     assert float(update['train/sampler_gap'].weight) == 0, name
 
 
@@ -244,9 +250,10 @@ def test_hidden_markov_models_in_context():
   step = jax.jit(algorithm.train_step)
   state = algorithm.init(jax.random.key(0), {'policy': jnp.asarray(LOGITS)})
   symbols, distributions = np.ones((2, 5), np.int32), np.full((2, 4, VOCABULARY), 0.2, np.float32)
-  assert _take(step, state, icl_hmm.Trajectories(symbols=symbols, laws=distributions))[1] is None
+  sound = icl_hmm.Trajectories(symbols=symbols, predictions=distributions)
+  assert _take(step, state, sound)[1] is None
   distributions[0, 1] = np.nan
-  stop = _take(step, state, icl_hmm.Trajectories(symbols=symbols, laws=distributions))[1]
+  stop = _take(step, state, icl_hmm.Trajectories(symbols=symbols, predictions=distributions))[1]
   assert 'must be finite, got nan at step 0' in stop
 
 

@@ -182,7 +182,7 @@ def exactly(module, data, networks=(BIGRAM,), start=None, *, learning_rate=0.0, 
     data: a batch.
     networks: in the order of its `make`; they compute in the dtype of their parameters.
     start: parameters by role; `tables()` by default.
-    learning_rate: of gradient descent.
+    learning_rate: step size of gradient descent.
     **options: fields of the config.
   """
   def widen(leaf):

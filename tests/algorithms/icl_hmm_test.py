@@ -19,7 +19,7 @@ def _batch():
   rng = np.random.default_rng(0)
   distributions = rng.dirichlet(np.ones(SYMBOLS), (ROWS, LENGTH)).astype(np.float32)
   symbols = rng.integers(0, SYMBOLS, (ROWS, LENGTH + 1)).astype(np.int32)
-  return icl_hmm.Trajectories(symbols=symbols, laws=distributions)
+  return icl_hmm.Trajectories(symbols=symbols, predictions=distributions)
 
 
 def _run(batch=None, **changes):
@@ -35,7 +35,7 @@ def _predicted(symbols):
 def test_the_losses_are_the_equations_written_out():
   batch = _batch()
   sampled, expected, certain = [], [], []
-  for symbols, distributions in zip(batch.symbols, batch.laws):
+  for symbols, distributions in zip(batch.symbols, batch.predictions):
     predicted = _predicted(symbols[:-1])
     sampled += [-predicted[t, symbols[t + 1]] for t in range(LENGTH)]
     expected += [-(distributions[t] * predicted[t]).sum() for t in range(LENGTH)]
@@ -52,7 +52,7 @@ def test_distributions_with_zeros_have_finite_losses():
   batch = _batch()
   certain = np.eye(SYMBOLS, dtype=np.float32)[batch.symbols[:, 1:]]
   got = groups.exactly(
-      icl_hmm, icl_hmm.Trajectories(symbols=batch.symbols, laws=certain), labels='filter')
+      icl_hmm, icl_hmm.Trajectories(symbols=batch.symbols, predictions=certain), labels='filter')
   expected = groups.exactly(icl_hmm, batch)
   groups.assert_same(got, expected, tolerance=groups.EXACT)
   assert got[2]['train/entropy'] == 0
@@ -62,17 +62,19 @@ def test_labels_of_the_filter_are_the_mean_of_sampled_ones():
   # Over every last symbol, weighted by its distribution: the same gradient from a sure label.
   batch = _batch()
   distributions = np.eye(SYMBOLS, dtype=np.float32)[batch.symbols[:, 1:]]
-  distributions[:, -1] = batch.laws[:, -1]
+  distributions[:, -1] = batch.predictions[:, -1]
   _, expected, _ = _run(
-      icl_hmm.Trajectories(symbols=batch.symbols, laws=distributions), labels='filter')
+      icl_hmm.Trajectories(symbols=batch.symbols, predictions=distributions), labels='filter')
   total = jax.tree.map(np.zeros_like, expected)
+
   for row in range(ROWS):
     for symbol in range(SYMBOLS):
       symbols = batch.symbols.copy()
       symbols[row, -1] = symbol
-      gradient = _run(icl_hmm.Trajectories(symbols=symbols, laws=distributions))[1]
+      gradient = _run(icl_hmm.Trajectories(symbols=symbols, predictions=distributions))[1]
       weight = distributions[row, -1, symbol]
       total = jax.tree.map(lambda t, g, w=weight: t + w * np.asarray(g), total, gradient)
+
   # Rows move one at a time; of the others each term holds the sampled label.
   sampled = _run()[1]
   mixed = jax.tree.map(lambda t, s: t - (ROWS - 1) * np.asarray(s), total, sampled)
@@ -103,7 +105,7 @@ def test_it_learns_to_infer_in_context():
     def one(key, transition):
       _, symbols = filtering.sample(key, initial, transition, emission, length + 1)
       distributions = oracles.predict_next(initial, transition, emission, symbols)
-      return icl_hmm.Trajectories(symbols=symbols, laws=distributions[1:-1])
+      return icl_hmm.Trajectories(symbols=symbols, predictions=distributions[1:-1])
 
     return jax.vmap(one)(jax.random.split(jax.random.fold_in(key, 1), rows), transition)
 

@@ -66,12 +66,12 @@ def check_steps(make, loss, data, parameters, steps, *, learning_rate):
 def check_clip(make, rewards, others=None) -> None:
   """A response of advantage 1 whose ratio is 1.9, one of advantage −1 whose ratio is 0.05.
 
-  ℓ = −½ (min(1.9, 1 + c) − max(0.05, 1 − c)): from c = 1 on there is no lower bound, and none is
-  refused.
+  ℓ = −½ (min(1.9, 1 + c) − max(0.05, 1 − c)): from c = 1 on the ratio has no lower bound, and
+  the bound is accepted.
 
   Args:
     make: (clip, optimizer) -> Algorithm on `tabular.LOGITS`, of two steps and without a penalty.
-    rewards: of the two, so that the advantages are 1 and −1.
+    rewards: rewards of the two, so that the advantages are 1 and −1.
     others: parameters by role other than the policy's.
   """
   old, new = np.log(np.float32([[.3, .3, .4], [.41, .57, .02]]))

@@ -64,9 +64,11 @@ def _estimates(
   rewards = np.where(mask, -KL * (old - np.asarray(data.reference_log_probs)), 0.0)
   for p, k in np.ndindex(mask.shape[:2]):
     rewards[p, k, int(data.rollouts.lengths[p, k]) - 1] += data.rewards[p, k]
+
   if whiten_rewards:
     rewards = _whiten(rewards, counts, shift_mean=False)
   advantages = np.zeros(mask.shape)
+
   for p, k in np.ndindex(mask.shape[:2]):
     after, advantage = 0.0, 0.0
     for t in reversed(range(int(data.rollouts.lengths[p, k]))):
@@ -74,6 +76,7 @@ def _estimates(
       advantage = delta + discount * trace * advantage
       advantages[p, k, t], after = advantage, values[p, k, t]
   returns = advantages + values
+
   if whiten_advantages:
     advantages = _whiten(advantages, counts, shift_mean=True)
   return old, values, np.where(mask, advantages, 0.0), returns
@@ -149,7 +152,7 @@ def test_later_steps_are_clipped_against_the_frozen_policy_and_critic():
   assert metrics['train/initial_log_ratio'] < 1e-5 < metrics['train/log_ratio']
 
 
-def test_a_clip_of_one_or_more_is_no_lower_bound():
+def test_a_clip_of_one_or_more_sets_no_lower_bound():
   # A critic that says 0: with λ = γ = 1 the advantage of one token is its reward.
   config = {**DEFAULTS, **PLAIN, 'kl_coefficient': 0.0, 'value_coefficient': 0.0, 'num_epochs': 2}
   policy_gradients.check_clip(
@@ -212,12 +215,14 @@ def test_the_critic_learns_a_constant_reward():
       optim.OptimizerConfig(name='adam', learning_rate=1e-2)))
   state = algorithm.init(jax.random.key(0), _params())
   before = np.asarray(_values(state.params, data.rollouts))
+
   state, metrics = jax.jit(lambda s: jax.lax.scan(
       lambda s, _: algorithm.train_step(s, data), s, None, length=200))(state)
   mask = np.asarray(data.rollouts.mask) > 0
   assert np.abs(before - 0.7)[mask].max() > 0.5
   np.testing.assert_allclose(np.asarray(_values(state.params, data.rollouts))[mask], 0.7, atol=0.05)
   losses = np.asarray(metrics['train/value_loss'].total / metrics['train/value_loss'].weight)
+
   assert losses[-1] < 1e-3 < 0.05 < losses[0]
   assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves((state.params, metrics)))
   assert int(state.step) == 200

@@ -66,6 +66,7 @@ def test_loss_and_gradient_are_the_equation_written_out():
       new['policy'], old['policy'], data, tiny.MODEL, eta=0.8, temperature=0.6,
       kl_coefficient=0.3)
   expected_loss, expected, log_ratio, target = jax.device_get(_written_out(new, old, data))
+
   np.testing.assert_allclose(loss, expected_loss, rtol=1e-5)
   assert loss > 1
   tiny.assert_trees_close(gradient, expected, tolerance=1e-5)
@@ -74,6 +75,7 @@ def test_loss_and_gradient_are_the_equation_written_out():
   difference = log_ratio[:, 0] - log_ratio[:, 1]
   close('log_ratio', np.abs(log_ratio).mean(axis=1))
   close('difference', np.abs(difference))
+
   close('target', np.abs(target))
   close('sign_agreement', difference * target > 0)
   norm = np.sqrt(sum(np.square(leaf).sum() for leaf in jax.tree.leaves(gradient)))
@@ -110,6 +112,7 @@ def test_R3_invariances():
   shift = jnp.asarray([[3.0], [-1.0], [.5], [2.0]])
   same(tabular.at(new, old, with_rewards(batch.rewards + shift), eta=.5)[0], loss)
   same(tabular.at(new, old, with_rewards(3 * batch.rewards), eta=.5 / 3)[0], loss)
+
   # Values where the mask is 0, and before the prompt's last token.
   counts = _slots_that_count(batch)
   assert 0 < counts.sum() < counts.size
@@ -117,6 +120,7 @@ def test_R3_invariances():
   other = tabular.at(noise(new, 7.0), noise(old, np.arange(5.0)), batch, eta=.5)
   same(other[0], loss)
   same(np.where(counts[..., None], other[1], 0), gradient)
+
   # Logits of a slot that move together, and log-probs of both responses by the same.
   same(tabular.at(new + 2.0, old - 1.0, batch, eta=.5)[0], loss)
   loss_of = lambda shift: tabular.at(_rows_with(NEW + shift, TOKENS), _rows_with(LAST, TOKENS),

@@ -124,17 +124,20 @@ def test_F1_with_one_turn_it_is_REBEL():
       model, num_samples=1, max_tokens=2, stop_ids=(groups.STOP,), pad_id=groups.PAD))
   pair = [dialogue.roll_out(sample, params, None, start, jax.random.key(3), rollout=number)
           for number in (0, 1)]  # Nobody asks the user.
+
   rollouts, aux = dialogue.as_rollouts(pair, turns.turn)
   # The data: masks, lengths and reasons are those of responses.
   mask, lengths, reasons = masking.response_mask(jnp.asarray(rollouts.tokens), (groups.STOP,))
   for name, value in (('mask', mask), ('lengths', lengths), ('stop_reason', reasons)):
     np.testing.assert_array_equal(getattr(rollouts, name), value)
+
   assert rollouts.tokens.shape == (4, 2, 2) and (lengths != 2).any()
   rewards = np.random.default_rng(3).normal(size=(4, 2)).astype(np.float32)
   batch = Batch(rollouts, rewards, rollouts.log_probs - 0.3 * rollouts.mask, aux, np.ones(4))
   logits = {'policy': jax.random.normal(jax.random.key(0), (8, 5, 7))}
   got, expected = (
       groups.exactly(module, batch, (TABLE,), logits, **visits.PLAIN) for module in (refuel, rebel))
+
   groups.assert_exactly_same(got, expected)
   assert got[0] > 0
 
@@ -242,6 +245,7 @@ def test_it_learns_in_the_first_turn_what_pays_at_the_end():
   score = jax.jit(lambda params, rollouts: scoring.score(tiny.MODEL, params, rollouts)[0])
   state = algorithm.init(jax.random.key(1), jax.tree.map(jnp.copy, tiny.params()))
   history = []
+
   for i in range(30):
     key = jax.random.fold_in(jax.random.key(2), i)
     turns = dialogue.draw_turns(key, start.example_ids, 2, setting='two')
@@ -253,6 +257,7 @@ def test_it_learns_in_the_first_turn_what_pays_at_the_end():
     state, metrics = train_step(
         state, Batch(rollouts, rewards, reference, aux, np.ones(64, np.float32)))
     assert abs(float(metrics['train/initial_log_ratio'].value())) < 1e-5
+
   assert train_step.num_traces == 1
   (before, nothing), (after, kl) = history[0], history[-1]
   assert before < 0.35 and abs(nothing) < 1e-4

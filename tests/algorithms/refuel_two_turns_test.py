@@ -56,6 +56,7 @@ def _pairs(rows):
       reply_slots=1, message_slots=1)
   everyone = np.ones(len(rows), bool)
   pair = []
+
   for replies in both:
     talk = start
     for t in range(2):
@@ -65,6 +66,7 @@ def _pairs(rows):
       if t == 0:
         talk = talk.with_messages(t, everyone, [[SAYS]] * len(rows))
     pair.append(talk)
+
   rollouts, aux = dialogue.as_rollouts(pair, turn)
   rewards = np.stack([REWARD[r[:, 0] - 1, r[:, 1] - 1] for r in both], axis=1)
   weight = np.array([row[3] for row in rows], np.float32)
@@ -138,6 +140,7 @@ def _sampled(params_of=_logits, seeds=1000, prompts=100):
       TABULAR, num_samples=1, max_tokens=1, stop_ids=(A, B), pad_id=0)
   sample = jax.jit(jax.vmap(sampler, (None, 0, 0, 0, 0)))
   keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(11), jnp.arange(seeds))
+
   turns = dialogue.draw_turns(keys, ids, 2, setting='two')
   user = lambda heard: np.full((len(heard), 1), SAYS)
   params = params_of()['policy']
@@ -146,6 +149,7 @@ def _sampled(params_of=_logits, seeds=1000, prompts=100):
       sample, params, user, first, keys, rollout=1, start=turns.turn, widths='fixed')
   replies = [d.replies[..., 0].reshape(-1, 2) for d in (first, second)]
   rewards = [REWARD[r[:, 0] - 1, r[:, 1] - 1] for r in replies]
+
   return turns.turn.reshape(-1), *replies, *rewards
 
 
@@ -160,6 +164,7 @@ def test_F5_F6_with_a_hundred_thousand_sampled_pairs():
   _within(turn, 0.5)
   _within(first[:, 0] == A, FIRST[0])
   _within(second[turn == 0, 0] == A, FIRST[0])
+
   assert (second[turn == 1, 0] == first[turn == 1, 0]).all()
   # The fit, of all pairs at once: equal pairs as one row with their number.
   keys, counts = np.unique(
@@ -167,6 +172,7 @@ def test_F5_F6_with_a_hundred_thousand_sampled_pairs():
   batch = _pairs([(k[0], k[1:3], k[3:], n / len(turn)) for k, n in zip(keys, counts)])
   moved = np.asarray(_fit(batch)['policy']['logits'] - _logits()['policy']['logits'])
   residuals = np.zeros(len(turn))
+
   for state, (chosen, expected) in enumerate((
       (turn == 0, Q_FIRST), ((turn == 1) & (first[:, 0] == A), REWARD[0]),
       ((turn == 1) & (first[:, 0] == B), REWARD[1]))):
@@ -178,6 +184,7 @@ def test_F5_F6_with_a_hundred_thousand_sampled_pairs():
     # The regression's answer is the mean over the pairs that differ.
     assert moved[state, 0] - moved[state, 1] == pytest.approx(gained[sign != 0].mean(), abs=1e-4)
     residuals[chosen] = (sign * (expected[0] - expected[1]) - (ours - theirs)[chosen]) ** 2
+
   _within(residuals, _floor())
 
 

@@ -94,6 +94,7 @@ def test_the_running_baseline_is_a_mean_of_earlier_batches_only():
   init, train_step = _running()
   state, data = init(jax.random.key(0), tiny.params()), groups.batch()
   total = weight = 0.0
+
   for shift in (0.0, 2.0, -1.0):
     batch = dataclasses.replace(
         data, rewards=data.rewards + shift, weight=jnp.asarray([1.0, 1, abs(shift) / 2, 1]))
@@ -107,6 +108,7 @@ def test_the_running_baseline_is_a_mean_of_earlier_batches_only():
     tiny.assert_trees_close(state.opt_state, expected, tolerance=1e-5)
     total = DECAY * total + np.sum(counts * rewards)
     weight = DECAY * weight + 2 * np.sum(counts)
+
   np.testing.assert_allclose(state.aux['rewards'].value(), total / weight, rtol=1e-5)
 
 

@@ -121,11 +121,13 @@ def test_R22_centring_makes_the_mean_reference_score_zero():
   params = {'policy': {'value_head': {'bias': jnp.ones(1)}}, **PARAMS}
   centred = reward_model.centred(params, mean)
   after = scores(centred['reward'], references)
+
   assert abs(float(jnp.mean(after))) < 1e-6
   np.testing.assert_allclose(after, before - mean, atol=1e-6)
   # Nothing else has moved: neither the head of another network, nor what was handed in.
   np.testing.assert_array_equal(centred['policy']['value_head']['bias'], 1)
   np.testing.assert_allclose(scores(params['reward'], references), before)
+
   # Once centred, always so.
   again = reward_model.centred(centred, jnp.mean(after))
   tiny.assert_trees_close(again, centred, tolerance=1e-6)
@@ -179,7 +181,7 @@ def _train(model, params, batch, optimizer, steps):
   return jax.jit(lambda state: jax.lax.fori_loop(0, steps, advance, state))(state).params
 
 
-def test_recovers_the_reward_behind_bradley_terry_labels():
+def test_recovers_the_reward_that_made_bradley_terry_labels():
   # All pairs of last tokens, each way round as often as Bradley-Terry says: the minimiser is the
   # reward up to a constant, which centring sets.
   rewards = np.array([0.0, 1.0, -0.5, 0.3, 2.0, -1.0, 0.7])
@@ -206,6 +208,7 @@ def test_a_transformer_learns_what_is_liked():
   rollouts = Rollouts(
       jnp.asarray(rng.integers(1, 7, (512, 2))), jnp.full(512, 2), tokens, lengths, mask,
       jnp.zeros(mask.shape), reasons)
+
   batch = Batch(rollouts, jnp.sum(tokens == 3, axis=-1).astype(jnp.float32), None, {},
                 jnp.ones(512))
   train, test = (jax.tree.map(lambda leaf, s=s: leaf[s], batch)
@@ -214,6 +217,7 @@ def test_a_transformer_learns_what_is_liked():
   fresh = {'reward': jax.jit(MODEL.init)(jax.random.key(0))}
   params = _train(MODEL, fresh, train, optimizer, steps=100)
   _, _, metrics = groups.runner(reward_model, (MODEL,), params)(test)
+
   assert metrics['train/ties'] < 0.6
   assert metrics['train/accuracy'] > 0.95
   assert metrics['train/margin'] > 1

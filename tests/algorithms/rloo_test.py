@@ -94,7 +94,7 @@ def test_later_steps_are_weighed_by_the_ratio_of_whole_responses():
   assert metrics['train/initial_log_ratio'] < 1e-5 < metrics['train/log_ratio']
 
 
-def test_a_clip_of_one_or_more_is_no_lower_bound():
+def test_a_clip_of_one_or_more_sets_no_lower_bound():
   config = dict(num_epochs=2, kl_coefficient=0.0, temperature=1.0)
   policy_gradients.check_clip(
       lambda clip, optimizer: rloo.make(

@@ -94,11 +94,13 @@ def test_learns_its_demonstrations():
   batch = _batch()
   train_step = step.jit_train_step(algorithm.train_step)
   losses = []
+
   for _ in range(100):
     state, metrics = train_step(state, batch)
     losses.append(float(metrics['train/loss'].value()))
   assert losses[0] > 1.5 and losses[-1] < 0.02
   assert int(state.step) == 100 and train_step.num_traces == 1
+
   # What it then says when it is asked.
   sampler = jax.jit(decode.make_sampler(
       tiny.MODEL, num_samples=1, max_tokens=4, stop_ids=(0,), pad_id=0, temperature=0.0))

@@ -202,12 +202,14 @@ def test_splits_side_by_side_are_splits_one_by_one():
       'network': network.init(rng.stream_key(rng.base_key(seed), rng.INIT))})
   states = jax.tree.map(lambda *x: jnp.stack(x), *[start(seed) for seed in range(2)])
   axes = shoestring.Batch(network_lib.Inputs(None, None, 0), 0, 0)
+
   shared = shoestring.Batch(
       batches[0].inputs._replace(second=np.stack([b.inputs.second for b in batches])),
       np.stack([b.labels for b in batches]), np.stack([b.weight for b in batches]))
   step = jax.vmap(algorithm.train_step, in_axes=(0, axes))
   both, _ = jax.jit(lambda states: jax.lax.scan(
       lambda s, _: step(s, shared), states, length=5))(states)
+
   for seed in range(2):
     alone, _ = _run(5, seed=seed, batch=batches[seed], metric='cos')
     jax.tree.map(lambda a, b, i=seed: np.testing.assert_allclose(a[i], b, atol=1e-4),

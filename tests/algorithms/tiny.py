@@ -51,7 +51,7 @@ def assert_trees_close(got, expected, *, tolerance):
 
 
 def differ(a, b, *, by=1e-3):
-  """Whether two trees differ, relative to the largest entry."""
+  """Returns whether two trees differ, relative to the largest entry."""
   largest = max(np.abs(leaf).max() for leaf in jax.tree.leaves(b))
   pairs = zip(jax.tree.leaves(a), jax.tree.leaves(b))
   return max(np.abs(x - y).max() for x, y in pairs) > by * largest

@@ -118,9 +118,10 @@ def test_sequence_kl_by_enumeration():
       (np.asarray(jax.nn.log_softmax(a)), np.asarray(jax.nn.log_softmax(b)))
       for a, b in zip(first, second, strict=True))
   stop, exact, measured = 0, 0.0, 0.0
+
   for tokens in itertools.product(range(3), repeat=2):
     if tokens[0] == stop and tokens[1] != 0:
-      continue  # One response, whatever comes after its stop token.
+      continue  # One response, regardless of what is after its stop token.
     mask = masking.response_mask(jnp.array(tokens), (stop,)).mask
     # After the stop token is NaN: it must not be read.
     kl = jnp.array([divergences.exact_kl(first[0], first[1]),
@@ -129,4 +130,5 @@ def test_sequence_kl_by_enumeration():
     terms = [log[0][tokens[0]] + (log[1][tokens] if mask[1] else 0) for log in (log_p, log_q)]
     exact += np.exp(terms[0]) * (terms[0] - terms[1])
     measured += np.exp(terms[0]) * float(divergences.sequence_kl(kl, mask))
+
   assert measured == pytest.approx(exact, rel=1e-5) and exact > .1

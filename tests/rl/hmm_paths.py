@@ -4,7 +4,7 @@ import itertools
 
 import numpy as np
 
-# H1: the example that is worked out by hand. A is not symmetric: Aᵀ instead of A is noticed.
+# H1: the example that is worked out by hand. A is not symmetric: Aᵀ in its place shows.
 INITIAL = np.array([.6, .4])
 TRANSITION = np.array([[.9, .1], [.2, .8]])
 EMISSION = np.array([[.7, .3], [.1, .9]])
@@ -13,11 +13,7 @@ MODEL = (INITIAL, TRANSITION, EMISSION)
 
 
 def random_model(seed, num_states, num_symbols, zeros=0.0):
-<<<<<<< HEAD
   """Random distributions; each entry is 0 with chance `zeros`, except one in each row."""
-=======
-  """Random distributions; each entry but one per row is 0 with probability `zeros`."""
->>>>>>> f3b32b8 (Check every algorithm by one contract, compile its steps once, and learn one bandit)
   rng = np.random.default_rng(seed)
   tables = []
   for shape in ((1, num_states), (num_states, num_states), (num_states, num_symbols)):
@@ -40,17 +36,9 @@ def joint(initial, transition, likelihoods):
   return joint
 
 
-<<<<<<< HEAD
 def last_distribution(joint, num_states):
   """Distribution [M] of the last state."""
   last = np.zeros(num_states)
   for path, chance in joint.items():
     last[path[-1]] += chance
   return last / last.sum()
-=======
-def last_law(joint, num_states):
-  distribution = np.zeros(num_states)
-  for path, chance in joint.items():
-    distribution[path[-1]] += chance
-  return distribution / distribution.sum()
->>>>>>> f3b32b8 (Check every algorithm by one contract, compile its steps once, and learn one bandit)

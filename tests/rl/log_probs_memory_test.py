@@ -1,4 +1,4 @@
-"""What the compiler allocates for the chunked head with its loss and gradient."""
+"""Memory that the compiler allocates for the chunked head with its loss and gradient."""
 
 import math
 import re

@@ -104,7 +104,7 @@ def test_group_advantages_and_whitening_do_not_depend_on_the_scale(scale):
     np.testing.assert_allclose(with_mean, whitened + values.mean() * scale, rtol=1e-5)
 
 
-def test_one_huge_reward_stands_out_of_its_group_alone():
+def test_one_huge_reward_affects_its_own_group_alone():
   # (1e30, 0, 0): mean 1e30/3, unbiased std 1e30/√3.
   got = advantages.grpo(jnp.asarray([[1e30, 0, 0], [1, 0, 0]], jnp.float32), epsilon=0.0)
   np.testing.assert_allclose(got, np.tile([[2, -1, -1]], (2, 1)) / np.sqrt(3), rtol=1e-5)

@@ -182,7 +182,7 @@ def test_means_by_hand(normalisation, total, weight):
 
 
 @pytest.mark.parametrize('normalisation', ['response', 'token', 'constant'])
-def test_R18_what_does_not_count_has_no_part(normalisation):
+def test_R18_masked_values_are_ignored(normalisation):
   mean = functools.partial(policy_losses.mean_over_tokens, normalisation=normalisation)
   value = lambda x, mask, weight: mean(x, mask, weight).value()
   poisoned = np.where(MASK > 0, LOSSES, np.nan)

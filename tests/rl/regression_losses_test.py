@@ -122,7 +122,7 @@ def test_A10_hand_example():
 
 
 @pytest.mark.parametrize('pad_id', [0, 2])
-def test_A11_what_stands_behind_the_stop_token_does_not_matter(pad_id):
+def test_A11_what_follows_the_stop_token_does_not_matter(pad_id):
   # Stop id 2, and padding that may share it. The stop token itself counts.
   rng = np.random.default_rng(0)
   logits, reference = jnp.asarray(rng.normal(size=(2, 3, 6, 5)))

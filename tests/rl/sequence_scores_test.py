@@ -92,7 +92,7 @@ def test_a_turn_that_the_policy_did_not_choose_is_read_but_has_no_value():
       VALUES(_params(), rollouts), VALUES(_params(), _rollouts()) * mask)
 
 
-def test_padding_has_no_part_neither_in_value_nor_in_gradient():
+def test_padding_is_ignored_in_value_and_gradient():
   mask = _rollouts().mask
   front = jnp.arange(4) < 4 - _rollouts().prompt_lengths[:, None]
   other = dataclasses.replace(

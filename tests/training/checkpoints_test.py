@@ -84,7 +84,7 @@ def test_restore_is_bit_identical(tmp_path, opened):
 
 
 def test_saving_is_safe_under_donation(tmp_path, opened):
-  """What is on the disk is the state as it was, though its buffers were reused at once."""
+  """The saved state is the one before the step that reuses its buffers."""
   folder = opened(tmp_path / 'c')
   advance = jax.jit(lambda tree: jax.tree.map(lambda x: x + 1, tree), donate_argnums=0)
   tree = {'x': jnp.zeros((1000, 1000)), 'y': jnp.zeros(3)}
@@ -181,6 +181,7 @@ def test_mismatch_names_the_parameter(tmp_path, opened):
   folder = opened(tmp_path / 'c')
   folder.save(1, {'params': {'a': jnp.zeros((2, 3)), 'b': jnp.zeros(1)}}, {})
   folder.wait()
+
   cases = {
       r'params/a is float32\[2, 3\] in .* and float32\[2, 4\] in this run':
           {'a': jnp.zeros((2, 4)), 'b': jnp.zeros(1)},
@@ -190,6 +191,7 @@ def test_mismatch_names_the_parameter(tmp_path, opened):
       r'does not hold params/c, which this run has':
           {'a': jnp.zeros((2, 3)), 'b': jnp.zeros(1), 'c': jnp.zeros(1)},
   }
+
   for message, params in cases.items():
     with pytest.raises(checkpoints.CheckpointError, match=message):
       folder.restore_latest({'params': params})
@@ -276,6 +278,7 @@ def test_kill_while_saving_leaves_a_usable_checkpoint(tmp_path, opened):
   delays = random.Random(0)
   expected = lambda step: {'x': jnp.full((400, 400), float(step)), 'key': rng.base_key(step)}
   complete = 0
+
   for _ in range(4):
     process = subprocess.Popen(
         [sys.executable, '-c', SAVE_FOREVER, str(tmp_path / 'c')], cwd=REPOSITORY,
@@ -290,6 +293,7 @@ def test_kill_while_saving_leaves_a_usable_checkpoint(tmp_path, opened):
     assert restored.warnings == [] and restored.metadata == {'step': restored.step}
     _assert_identical(restored.state, expected(restored.step))
     complete = restored.step
+
   assert complete > 4
 
 

@@ -193,6 +193,7 @@ def test_resume_repeats_nothing_and_ends_the_same(tmp_path):
   whole = _Run(tmp_path / 'whole')
   whole.steps()
   whole.close()
+
   for stop in (2, 4, 7, 9):  # Before the first save, at a save, between saves, after the last.
     workdir = tmp_path / str(stop)
     workdir.mkdir()
@@ -252,6 +253,6 @@ def test_a_later_phase_keeps_what_the_earlier_one_wrote(tmp_path):
   assert metrics.read_jsonl(tmp_path / 'metrics.jsonl') == [{'phase': 1}]
 
 
-def test_save_every_must_not_be_negative():
+def test_save_every_is_at_least_0():
   with pytest.raises(ValueError, match='save_every must be at least 0, got -1'):
     loop.Keeper(None, files={}, total=1, save_every=-1)

@@ -1,4 +1,4 @@
-"""What a run writes: atomic files, JSONL that can be cut back, TensorBoard, W&B."""
+"""Files of a run: atomic writes, JSONL that can be cut back, TensorBoard, W&B."""
 
 import json
 import os

@@ -203,9 +203,11 @@ def test_frozen_parameters_have_neither_state_nor_update_nor_part_in_the_norm(co
   small = {'a': TREE['policy']['adapters']['a'], 'h': TREE['value']['head']}
   gradients = jax.tree.map(lambda leaf: 10 * leaf, TREE)
   state, small_state = partial.init(TREE), alone.init(small)
+
   assert [leaf.shape for leaf in jax.tree.leaves(state)] == [
       leaf.shape for leaf in jax.tree.leaves(small_state)]
   params = TREE
+
   for _ in range(3):
     updates, state = jax.jit(partial.update)(gradients, state, params)
     wanted, small_state = jax.jit(alone.update)(

@@ -49,12 +49,12 @@ def test_draws_are_functions_of_seed_and_step_with_their_distributions():
   jax.tree.map(np.testing.assert_array_equal, (models, batch), again)
   for other in ((rng.Stream.DATA, 4), (rng.Stream.SAMPLE_EVAL, 3)):
     assert (icl_hmm_scratch.draw(config, *other, 5)[1].symbols != batch.symbols).any()
-  assert batch.symbols.shape == (5, LENGTH + 1) and batch.laws.shape == (5, LENGTH, SIZE)
+  assert batch.symbols.shape == (5, LENGTH + 1) and batch.predictions.shape == (5, LENGTH, SIZE)
   # Row t − 1 is the distribution of symbol t.
   row = 2
   expected = oracles.predict_next(
       *(np.asarray(x[row], np.float32) for x in models[:3]), batch.symbols[row])
-  np.testing.assert_allclose(batch.laws[row], expected[1:-1], atol=1e-6)
+  np.testing.assert_allclose(batch.predictions[row], expected[1:-1], atol=1e-6)
 
 
 def test_bigrams_are_counts_after_the_last_symbol():
@@ -95,7 +95,7 @@ def test_published_hmms_are_predicted_with_permuted_symbols(data_dir):
 
   def measure(batch):
     seen.append(np.asarray(batch.symbols))
-    scores = icl_hmm_scratch.score(batch.laws, batch.laws)
+    scores = icl_hmm_scratch.score(batch.predictions, batch.predictions)
     return {'filter': {name: x[:, lengths - 1] for name, x in scores.items()}}
 
   scores = icl_hmm_scratch.evaluate_recorded(config, measure, models[:2])['filter']
