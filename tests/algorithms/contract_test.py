@@ -251,6 +251,9 @@ ROWS = {
 # Forms of an algorithm whose sums are different ones: they repeat the checks of sums.
 _SUMS = ('padding', 'excluded_rows', 'micro_batches')
 VARIANTS = {
+    'rebel: best_worst': (
+        ROWS['rebel']._replace(data=lambda: groups.batch(3)),
+        dict(pairs='best_worst', samples_per_prompt=3), (*_SUMS[1:], 'orders', 'other_batches')),
     'grpo: DAPO': (ROWS['grpo'], dict(
         advantage_scale='population_std', normalisation='token', clip_high=0.28), _SUMS),
     'grpo: Dr. GRPO': (ROWS['grpo'], dict(
