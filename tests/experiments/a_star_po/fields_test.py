@@ -9,29 +9,27 @@ import pytest
 
 from experiments.a_star_po import stage1
 from jaxrl_llm.algorithms import a_star_po
+from jaxrl_llm.training import rng
 
 
-def _run(tmp_path=None, **changes):
+def _setup(workdir=None, **changes):
   config = types.SimpleNamespace(algorithm=a_star_po.Config(**changes), stage1_batch_size=4)
-  return types.SimpleNamespace(config=config, workdir=tmp_path)
+  task = types.SimpleNamespace(reward_fn='the reward', lenient_reward_fn='the lenient reward')
+  return types.SimpleNamespace(
+      config=config, task=task, run=types.SimpleNamespace(workdir=workdir), key=rng.base_key(0),
+      prompt_batches=lambda encoded, size: [])
 
 
 @pytest.mark.parametrize('stage1_reward, expected', [
     ('identical', 'the reward'), ('lenient', 'the lenient reward')])
 def test_stage1_reward_selects_the_reward_of_stage_1(stage1_reward, expected):
-  task = types.SimpleNamespace(reward_fn='the reward', lenient_reward_fn='the lenient reward')
-  setup = types.SimpleNamespace(task=task)
-  assert stage1._stage1_reward(_run(stage1_reward=stage1_reward), setup) == expected
+  assert stage1._stage1_reward(_setup(stage1_reward=stage1_reward)) == expected
 
 
-def test_stage_1_samples_with_the_number_and_temperature_of_the_config(tmp_path):
-  drawn = []
-  setup = types.SimpleNamespace(
-      task=types.SimpleNamespace(reward_fn=None), key=None,
-      prompt_batches=lambda encoded, size: [], sampler=lambda **options: drawn.append(options))
-  for samples, temperature in ((3, 1.0), (5, 0.7)):
-    run = _run(tmp_path, samples_per_prompt=samples, temperature=temperature)
-    with pytest.MonkeyPatch.context() as patch:
-      patch.setattr(stage1.rng, 'stream_key', lambda *_: None)
-      assert stage1._sample_missing(run, setup, None, None, {'a': 1}) == []
-    assert drawn[-1] == {'num_samples': samples, 'temperature': temperature}
+@pytest.mark.parametrize('samples, temperature', [(3, 1.0), (5, 0.7)])
+def test_stage_1_samples_by_the_number_and_temperature_of_the_config(
+    samples, temperature, tmp_path):
+  setup, drawn = _setup(tmp_path, samples_per_prompt=samples, temperature=temperature), {}
+  setup.sampler = lambda **options: drawn.update(options)
+  assert stage1._sample_missing(setup, None, None, {'a': 1}) == []
+  assert drawn == {'num_samples': samples, 'temperature': temperature}
