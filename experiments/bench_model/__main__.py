@@ -157,9 +157,9 @@ def _train(
       optim.OptimizerConfig(learning_rate=1e-3), trainable=method.trainable
   )
   algorithm = sft.make(sft.Config(), method.policy, optimizer)
-  init = lambda params: algorithm.init(
-      rng.base_key(0), {'policy': method.start(params, rng.base_key(1))}
-  )
+
+  def init(params):
+    return algorithm.init(rng.base_key(0), {'policy': method.start(params, rng.base_key(1))})
 
   shardings = rules.shardings(mesh, jax.eval_shape(init, params))
   batch_sharding = mesh_lib.batch_sharding(mesh)

@@ -186,8 +186,10 @@ def play_exactly(config: RebelGames) -> dict[str, np.ndarray]:
     return rewards[:, None] - rewards
 
   def policies(table_of):
-    step = lambda policy, _: (games.mirror_descent_step(
-        table_of(policy), policy, eta=config.algorithm.eta), policy)
+    def step(policy, _):
+      return games.mirror_descent_step(
+          table_of(policy), policy, eta=config.algorithm.eta), policy
+
     return jax.jit(lambda: jax.lax.scan(step, start, length=config.steps + 1)[1])()
 
   # A prior keeps the model finite when a move has almost vanished.
@@ -224,9 +226,12 @@ def exploitabilities(policies: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
   """
   steps = np.arange(1, policies.shape[-2])
   averages = np.cumsum(policies[..., :-1, :], axis=-2) / steps[:, None]
-  best = lambda policies: np.asarray(games.exploitability(
-      jnp.asarray(PREFERENCE), jnp.asarray(policies)), np.float64)
-  return best(averages), best(policies[..., 1:, :])
+
+  def exploitability(policies):
+    return np.asarray(games.exploitability(
+        jnp.asarray(PREFERENCE), jnp.asarray(policies)), np.float64)
+
+  return exploitability(averages), exploitability(policies[..., 1:, :])
 
 
 def summarise(config: RebelGames, arms: dict[str, dict[str, np.ndarray]]) -> dict[str, float]:
@@ -305,10 +310,10 @@ def write_metrics(run: launch.Run, arms: dict[str, dict[str, np.ndarray]]) -> No
   """Writes means over seeds of about 50 iterations per arm to metrics.jsonl."""
   curves = {}
   for name, arm in arms.items():
-    average, last = exploitabilities(arm['policies'])
-    flat = lambda values: np.reshape(values, (-1, run.config.steps)).mean(axis=0)
-    curves[f'eval/{name}/average_exploitability'] = flat(average)
-    curves[f'eval/{name}/last_exploitability'] = flat(last)
+    average, last = (np.reshape(values, (-1, run.config.steps)).mean(axis=0)
+                     for values in exploitabilities(arm['policies']))
+    curves[f'eval/{name}/average_exploitability'] = average
+    curves[f'eval/{name}/last_exploitability'] = last
   with contextlib.closing(metrics.MetricsWriter(run.workdir)) as writer:
     writer.truncate(0)
     for step in range(0, run.config.steps, max(1, run.config.steps // 50)):

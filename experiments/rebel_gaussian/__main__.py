@@ -122,8 +122,9 @@ class PointSampler:
 
   def sample(self, params, start: jax.Array, prompts: jax.Array, key: jax.Array):
     """Samples chains from starts [B, 2]; returns them with their rewards [B]."""
-    mean_fn = lambda x, step: self.mean(
-        params, x, jnp.broadcast_to(step, prompts.shape), prompts)
+    def mean_fn(x, step):
+      return self.mean(params, x, jnp.broadcast_to(step, prompts.shape), prompts)
+
     chain = gaussian_chain.sample_chain(mean_fn, start, self.std, key)
     return chain, -jnp.linalg.norm(chain.actions[:, -1] - self.targets[prompts], axis=-1)
 

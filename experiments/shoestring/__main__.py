@@ -123,8 +123,9 @@ def make_reader(
     'refined_0.1' and so on (honest); 'prototypes_l1' and 'leaky_l1' with another metric.
   """
   def read(*arrays):
-    evaluate = lambda **changes: shoestring.evaluate(
-        dataclasses.replace(algorithm, **changes), *arrays)
+    def evaluate(**changes):
+      return shoestring.evaluate(dataclasses.replace(algorithm, **changes), *arrays)
+
     honest, leaky = evaluate(), evaluate(leaky_eval=True)
     refined = {f'refined_{ratio:g}': evaluate(refinement_ratio=ratio)['metric']
                for ratio in config.refinement_ratios}

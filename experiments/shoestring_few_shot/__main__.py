@@ -68,8 +68,9 @@ class Classifier:
     filtered = network.propagate(adjacency, features, alpha=config.feature_alpha)
 
     refining = dataclasses.replace(config.algorithm, refinement_ratio=config.refinement_ratio)
-    by_prototypes = lambda algorithm, rows: shoestring.metric_scores(
-        algorithm, rows, labels, support, num_classes=config.way)
+
+    def by_prototypes(algorithm, rows):
+      return shoestring.metric_scores(algorithm, rows, labels, support, num_classes=config.way)
 
     by_network = shoestring.scores(
         config.algorithm, self._train(index, features, adjacency, labels), labels, support,
