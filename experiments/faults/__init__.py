@@ -1,0 +1,1 @@
+"""Faults: `python -m experiments.faults`."""

@@ -1,0 +1,66 @@
+"""A campaign of faults: does every run end with the right numbers, or with one line?
+
+Tiny runs of the programs are killed, interrupted, given damaged files and full disks, and started
+with wrong commands. Each case ends in one of: `equal` (the numbers of an undisturbed run), `equal,
+and said so` (something was found damaged and computed again), `one line` (status 2 and one error
+line), or a failure: `wrong` numbers, a `traceback`, `hung` (over the time limit) or `accepted` (a
+wrong command that ran). Cases are determined by the seed; running the same command again continues
+with the missing ones.
+"""
+
+import contextlib
+import functools
+from concurrent import futures
+
+from experiments.faults import cases, inputs, invocations, report
+from jaxrl_llm.runs import launch
+from jaxrl_llm.training import loop, metrics
+
+
+def main(run: launch.Run) -> None:
+  """Runs the missing cases, and writes the table and results.json."""
+  config = run.config
+  campaign = cases.Campaign(config, run.workdir)
+  inputs.write(campaign.inputs)
+  invocations.write_bad_configs(campaign.inputs / 'bad')
+
+  planned = cases.plan(config, campaign.inputs)
+  needed = sorted({case.target for case in planned if case.kind != 'invocation'})
+  with contextlib.closing(metrics.JsonlFile(run.workdir / 'cases.jsonl')) as file:
+    records = metrics.read_jsonl(file.path)
+    done = {record['case'] for record in records}
+    file.truncate(sum(len(line) for line in
+                      file.path.read_bytes().splitlines(keepends=True)[: len(records)]))
+    missing = [case for case in planned if case.index not in done]
+
+    with loop.Stopper() as stopper, futures.ThreadPoolExecutor(config.workers) as pool:
+      with loop.progress(len(needed), 'undisturbed runs') as bar:
+        for name in needed:
+          campaign.prepare(name)
+          bar.update(1)
+          stopper.check('stopped; the undisturbed runs so far are kept')
+
+      with loop.progress(len(planned), 'cases', len(done)) as bar:
+        play = functools.partial(_play, campaign, stopper)
+        for record in pool.map(play, missing):
+          if record is None:
+            continue
+          file.write(record)
+          records.append(record)
+          bar.update(1, failures=sum(r['outcome'] in cases.FAILURES for r in records))
+      stopper.check('stopped; the cases so far are kept')
+
+  records.sort(key=lambda record: record['case'])
+  table = report.table(records)
+  metrics.write_text_atomic(run.table_path, table + '\n')
+  launch.write_results(run, report.numbers(records))
+  print(f'\n{table}\n\ncases: {run.workdir / "cases.jsonl"}')
+
+
+def _play(campaign: cases.Campaign, stopper: loop.Stopper, case: cases.Case):
+  """Runs a case, or returns None once a stop was requested."""
+  return None if stopper.requested else campaign.run(case)
+
+
+if __name__ == '__main__':
+  launch.run(main, default_config='experiments/configs/faults.py')

@@ -1,0 +1,52 @@
+"""Config of experiments/faults/."""
+
+import dataclasses
+
+from experiments.faults.targets import TARGETS, Target
+from jaxrl_llm import checks
+
+KINDS = ('kill', 'signal', 'damage', 'disk', 'invocation')
+
+
+@dataclasses.dataclass
+class Faults:
+  """A campaign of faults.
+
+  Attributes:
+    seed: determines every case.
+    targets: comma-separated names of targets; '' means all.
+    kills: cases that kill -9 a run at a random moment.
+    signals: cases that send SIGINT, SIGTERM or SIGHUP at a random moment.
+    damages: cases that damage a file of an interrupted run.
+    disks: cases that let the disk fill up.
+    invocations: wrong commands, drawn from the table without repetition; -1 takes all.
+    workers: cases at a time.
+    time_limit: seconds after which a case counts as hung.
+    note: a note on the config for readers; printed with its results.
+  """
+
+  seed: int = 0
+  targets: str = ''
+  kills: int = 120
+  signals: int = 60
+  damages: int = 500
+  disks: int = 40
+  invocations: int = 400
+  workers: int = 2
+  time_limit: float = 300.0
+  note: str = ''
+
+  def validate(self) -> None:
+    """Raises ValueError with one line for the first field that is out of range."""
+    checks.at_least(
+        self, 'config', seed=0, kills=0, signals=0, damages=0, disks=0, invocations=-1, workers=1)
+    checks.positive(self, 'config', 'time_limit')
+    names = [target.name for target in TARGETS]
+    for name in self.targets.split(',') if self.targets else ():
+      if name not in names:
+        raise ValueError(f'config.targets must be some of {", ".join(names)}, got {name!r}')
+
+  def chosen(self) -> list[Target]:
+    """Lists the targets in use."""
+    names = self.targets.split(',') if self.targets else None
+    return [target for target in TARGETS if names is None or target.name in names]

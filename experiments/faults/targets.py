@@ -1,0 +1,126 @@
+"""Programs at sizes of a few seconds, and what two runs of one of them must agree on."""
+
+import json
+import pathlib
+from typing import Any, NamedTuple
+
+from jaxrl_llm.training import metrics
+
+
+class Target(NamedTuple):
+  """A program with a tiny config.
+
+  Attributes:
+    name: name of the target.
+    program: the program, as in `python -m experiments.PROGRAM`.
+    config: the config file in experiments/configs, with a variant.
+    overrides: config fields; `{inputs}` is the directory of `inputs.write`.
+    weight: share of the cases among the targets.
+  """
+
+  name: str
+  program: str
+  config: str
+  overrides: dict[str, Any]
+  weight: int = 1
+
+  def arguments(self, inputs: pathlib.Path) -> list[str]:
+    """Returns the command line, without the workdir."""
+    return [f'--config=experiments/configs/{self.config}', *(
+        f'--config.{name}={str(value).replace("{inputs}", str(inputs))}'
+        for name, value in self.overrides.items())]
+
+
+def _fields(prefix: str, **values: Any) -> dict[str, Any]:
+  return {f'{prefix}.{name}': value for name, value in values.items()}
+
+
+_TINY_MODEL = dict(
+    num_layers=1, width=16, num_heads=2, num_kv_heads=1, head_dim=8, mlp_width=32)
+_ADDITION = {
+    **_fields('task', digits=1, num_demonstrations=32, num_train=32, num_evaluation=10,
+              carry_free_fraction=0.5, carry_drop_rate=0.3, padding='none'),
+    **_fields('model', max_length=8, **_TINY_MODEL),
+    **_fields('sft', steps=40, batch_size=8, save_every=10, log_every=3),
+    **_fields('sft.optimizer', learning_rate=2e-2, warmup_steps=0, weight_decay=0.0,
+              schedule='constant'),
+    **_fields('evaluation', num_samples=4, batch_size=8, num_shown=2, diagnosed_prompts=8,
+              diagnosed_samples=4),
+}
+_A_STAR_PO = {
+    **_ADDITION, 'algorithm.samples_per_prompt': 4, 'optimizer.learning_rate': 1e-2, 'steps': 10,
+    'batch_size': 8, 'stage1_batch_size': 8, 'save_every': 3, 'eval_every': 4,
+}
+
+_ARENA = {
+    'algorithms': 'sft,best_of_n,a_star_po,rebel,dpo', 'num_seeds': 2,
+    **_fields('arithmetic.model', **{**_TINY_MODEL, 'num_kv_heads': 2, 'mlp_width': 16}),
+    **_fields('arithmetic.sft', steps=2, batch_size=8),
+    'arithmetic.sft.optimizer.warmup_steps': 0,
+    **_fields('arithmetic', completions=64, batch_completions=16, num_evaluations=3,
+              eval_samples=1, best_of=4),
+    **_fields('arithmetic.task', num_demonstrations=32, num_train=6, num_evaluation=10),
+}
+
+_BLOCKS = {
+    'steps': 25, 'num_splits': 2, 'refinement_ratios': '(0.0,0.2)', 'width': 4,
+    'labels_per_class': '(1,3)', 'backbones': 'gcn,lp', 'heads': 'softmax,cos',
+    **_fields('blocks', nodes_per_class=12, num_words=48, words_per_node=6),
+}
+
+_CHAT = {
+    'data_dir': '{inputs}', 'policy_init_from': '{inputs}/policy',
+    'train_last_layers': 0, 'task.tokenizer_dir': '', 'task.template': 'auto',
+    'task.vocabulary': 'full', 'task.max_vocabulary': 0,
+}
+_REWARD = {
+    **_CHAT, 'reward_init_from': '{inputs}/reward', 'batch_size': 8, 'save_every': 2,
+    **_fields('evaluation', num_samples=1, temperature=1.0, batch_size=8, num_shown=2),
+}
+_PAIRS = _fields('task', files='pairs.json', num_evaluation=8, max_prompt_tokens=64,
+                 max_response_tokens=16)
+
+TARGETS = (
+    Target('a_star_po', 'a_star_po', 'a_star_po_arithmetic.py', _A_STAR_PO, weight=4),
+    Target('sft', 'sft', 'sft_arithmetic.py', _ADDITION),
+    Target('arena', 'arena', 'arena.py', _ARENA, weight=3),
+    Target('shoestring', 'shoestring', 'shoestring_blocks.py', _BLOCKS, weight=3),
+    Target('rebel_games', 'rebel_games', 'rebel_games.py',
+           {'steps': 20, 'num_seeds': 2, 'batch_size': 8}, weight=2),
+    Target('rebel_gaussian', 'rebel_gaussian', 'rebel_gaussian.py',
+           {'steps': 8, 'num_seeds': 2, 'num_tuning_seeds': 1, 'evaluation_samples': 16}),
+    Target('rebel', 'rebel', 'rebel_chat.py:demo', {
+        **_REWARD, **_PAIRS, 'steps': 4, 'eval_every': 2, 'algorithm.temperature': 1.0}),
+    Target('refuel', 'refuel', 'refuel_two.py:demo', {
+        **_REWARD, 'steps': 3, 'eval_every': 2, 'widths': 'fixed', 'algorithm.temperature': 1.0,
+        **_fields('task', files='talks.json', num_evaluation=4, num_turns=3, max_prompt_tokens=48,
+                  max_message_tokens=28, max_response_tokens=6)}),
+    Target('reward_model', 'reward_model', 'reward_model_demo.py', {
+        **{name: value for name, value in _CHAT.items() if name != 'train_last_layers'},
+        **_PAIRS, 'steps': 6, 'batch_size': 4, 'evaluation_batch_size': 4, 'eval_every': 2,
+        'save_every': 2, 'log_every': 1}),
+)
+
+# Files of a workdir that no number depends on.
+_UNREAD = ('.lock', 'tensorboard', 'figures', 'table.md')
+
+
+def kept_files(workdir: pathlib.Path) -> list[pathlib.Path]:
+  """Lists the files that a resumed run may read, sorted."""
+  return sorted(
+      path for path in workdir.rglob('*')
+      if path.is_file() and not set(path.relative_to(workdir).parts) & set(_UNREAD))
+
+
+def outcome(workdir: pathlib.Path) -> dict[str, Any]:
+  """Returns everything on which two runs must agree: all numbers, apart from times."""
+  def timeless(record: dict[str, Any]) -> dict[str, Any]:
+    return {
+        name: value for name, value in record.items()
+        if name not in ('wall_seconds', 'commit') and not name.startswith('time/')}
+
+  found = {'results.json': timeless(json.loads((workdir / 'results.json').read_text()))}
+  for name in ('metrics.jsonl', 'samples.jsonl'):
+    if (workdir / name).exists():
+      found[name] = [timeless(record) for record in metrics.read_jsonl(workdir / name)]
+  return found
