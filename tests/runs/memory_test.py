@@ -84,6 +84,7 @@ def test_adapters_are_counted_for_one_projection_per_layer():
       max_length=32)
   shapes = jax.eval_shape(policy.make(model).init, jax.random.key(0))
   config = lora.LoraConfig(rank=3, targets='attention/query')
-  adapters = jax.eval_shape(lambda base: lora.init_adapters(config, base, jax.random.key(0)), shapes)
+  adapters = jax.eval_shape(
+      lambda base: lora.init_adapters(config, base, jax.random.key(0)), shapes)
   count = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(adapters))
   assert memory.num_adapter_weights(model, 3) == count
