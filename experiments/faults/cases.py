@@ -21,7 +21,9 @@ FAILURES = (WRONG, TRACEBACK, HUNG, ACCEPTED)
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _SNAPSHOTS = (0.35, 0.55, 0.75, 0.9)  # Fractions of a run's duration at which one was killed.
+_SMALL_FILES = ('config.json', 'wall_seconds.json')  # Damaged less often than the others.
 _ERROR = re.compile(r'^[\w.]+: error: .+$', re.MULTILINE)
+_EXCEPTION = re.compile(r'^[\w.]+(?:Error|Exception|Exit|Interrupt|ZipFile)\b.*$', re.MULTILINE)
 _SAID_SO = re.compile(r'again|warning|corrupt|damaged', re.IGNORECASE)
 
 
@@ -275,7 +277,9 @@ def judge(ended: processes.Ended) -> tuple[str, str]:
 
 
 def _last_line(ended: processes.Ended) -> str:
-  lines = (ended.stderr.strip() or ended.stdout.strip()).splitlines()
+  """Returns the line of the exception, or else the last one."""
+  text = ended.stderr.strip() or ended.stdout.strip()
+  lines = _EXCEPTION.findall(text) or text.splitlines()
   return lines[-1][:300] if lines else ''
 
 
@@ -297,9 +301,10 @@ def _damage_one(workdir: pathlib.Path, other: pathlib.Path, rng: random.Random) 
   groups: dict[str, list[pathlib.Path]] = {}  # Otherwise checkpoints, of many files, would prevail.
   for path in files:
     groups.setdefault(path.relative_to(workdir).parts[0], []).append(path)
+  weights = [1 if name in _SMALL_FILES else 4 for name in groups]
 
   while True:
-    path = rng.choice(groups[rng.choice(sorted(groups))])
+    path = rng.choice(groups[rng.choices(list(groups), weights)[0]])
     name = str(path.relative_to(workdir))
     kind = rng.choice([*damage.applicable(path.name), 'remove', 'another seed'])
     if kind == 'remove':

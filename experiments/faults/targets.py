@@ -80,6 +80,20 @@ _REWARD = {
 _PAIRS = _fields('task', files='pairs.json', num_evaluation=8, max_prompt_tokens=64,
                  max_response_tokens=16)
 
+_HMM = {
+    **_fields('model', num_layers=1, width=16, num_heads=2, num_kv_heads=2, head_dim=8,
+              mlp_width=16, max_length=16),
+    'optimizer.warmup_steps': 0, 'num_states': 3, 'num_symbols': 3, 'length': 16, 'steps': 4,
+    'batch_size': 4, 'results_file': '', 'num_evaluation': 64, 'baum_welch_sequences': 3,
+    'baum_welch_restarts': 2, 'baum_welch_steps': 5, 'log_every': 1, 'save_every': 2,
+}
+_MICE = {
+    'data_dir': '', 'num_folds': 2, 'num_simulated': 1, 'simulated_sessions': 2, 'num_cohort': 3,
+    'num_trials': 8, 'short_trials': 8, 'short_fraction': 0, 'steps': 4, 'further_steps': 4,
+    'save_every': 2, 'log_every': 1, 'batch_size': 2, 'restarts': 1, 'em_steps': 2,
+    'num_states': '(2,)', 'optimizer.warmup_steps': 2, 'model.num_layers': 1,
+}
+
 TARGETS = (
     Target('a_star_po', 'a_star_po', 'a_star_po_arithmetic.py', _A_STAR_PO, weight=4),
     Target('sft', 'sft', 'sft_arithmetic.py', _ADDITION),
@@ -99,6 +113,8 @@ TARGETS = (
         **{name: value for name, value in _CHAT.items() if name != 'train_last_layers'},
         **_PAIRS, 'steps': 6, 'batch_size': 4, 'evaluation_batch_size': 4, 'eval_every': 2,
         'save_every': 2, 'log_every': 1}),
+    Target('icl_hmm', 'icl_hmm', 'icl_hmm.py', _HMM),
+    Target('icl_hmm_mice', 'icl_hmm', 'icl_hmm_mice.py', _MICE),
 )
 
 # Files of a workdir that no number depends on.
