@@ -29,7 +29,6 @@ BAD_CONFIGS = {
     'raises_later.py': 'def get_config():\n  raise RuntimeError("when called")\n',
     'exits.py': 'import sys\nsys.exit(3)\n',
     'exits_later.py': 'import sys\ndef get_config():\n  sys.exit(0)\n',
-    'interrupts.py': 'raise KeyboardInterrupt\n',
     'imports_missing.py': 'import no_such_module\n',
     'recurses.py': 'def get_config():\n  return get_config()\n',
     'returns_none.py': 'def get_config():\n  return None\n',

@@ -23,6 +23,7 @@ from ml_collections import config_flags
 
 REPOSITORY = pathlib.Path(__file__).resolve().parents[2]
 
+_MODULE_OF_CONFIG = 'config_'  # Prefix of the names of modules made from config files.
 _OVERRIDE = re.compile(r'--?(no)?config\.([^=]+)(=.*)?$', re.DOTALL)
 _PARSERS = {
     int: ('an integer', flags.IntegerParser()),
@@ -54,12 +55,12 @@ def load_module(name: str) -> Any:
     )
 
   try:
-    module_spec = importlib.util.spec_from_file_location(f'config_{path.stem}', path)
+    module_spec = importlib.util.spec_from_file_location(f'{_MODULE_OF_CONFIG}{path.stem}', path)
     if module_spec is None or module_spec.loader is None:
       raise ValueError('not a Python file')
     module = importlib.util.module_from_spec(module_spec)
     module_spec.loader.exec_module(module)
-  except Exception as error:
+  except (Exception, SystemExit) as error:
     raise UsageError(
         f'config file {name!r} cannot be loaded: {type(error).__name__}: {one_line(error)}'
     ) from error
@@ -92,18 +93,55 @@ def load_config(spec: str) -> Any:
   except (KeyError, TypeError) as error:
     raise UsageError(
         f'config file {name!r} has no variant {variant!r} (--config={spec})') from error
+  except (Exception, SystemExit) as error:
+    raise UsageError(
+        f'get_config() of {name!r} cannot be called: {type(error).__name__}: {one_line(error)}'
+    ) from error
 
   if not dataclasses.is_dataclass(config):
     raise UsageError(f'get_config() of {name!r} must return a dataclass, got {type(config)}')
   return config
 
 
-def parse(argv: list[str], default_config: str) -> tuple[Any, str, flags.FlagValues]:
+def check_program(config: Any, spec: str, default_config: str, types: Sequence[type]) -> None:
+  """Raises UsageError if a config belongs to another program.
+
+  Args:
+    config: the config.
+    spec: `FILE.py[:variant]` that it comes from.
+    default_config: the program's default; its type is allowed.
+    types: further types that the program takes, with their subclasses.
+  """
+  def name(kind: type) -> str:
+    # A class that a config file defines itself is another object each time a file is loaded.
+    in_file = kind.__module__.startswith(_MODULE_OF_CONFIG)
+    return kind.__qualname__ if in_file else f'{kind.__module__}.{kind.__qualname__}'
+
+  default = type(load_config(default_config))
+  if not isinstance(config, tuple(types)) and name(type(config)) != name(default):
+    allowed = ' or '.join(dict.fromkeys(map(name, (default, *types))))
+    raise UsageError(
+        f'{_relative(spec)} is a config of another program: it makes a {name(type(config))}, and '
+        f'this one takes {allowed} (--config)')
+
+
+def expand(argv: Sequence[str]) -> list[str]:
+  """Returns a command line with the contents of --flagfile=FILE in its place."""
+  try:
+    return flags.FLAGS.read_flags_from_files(list(argv), force_gnu=False)
+  except (flags.Error, UnicodeDecodeError) as error:
+    raise UsageError(f'{one_line(error)} (--flagfile)') from error
+
+
+def parse(
+    argv: list[str], default_config: str, types: Sequence[type] = ()
+) -> tuple[Any, str, flags.FlagValues]:
   """Parses the command line of a program that has a config.
 
   Args:
     argv: the program's name and its arguments.
     default_config: `FILE.py[:variant]` if --config is not given.
+    types: config types that the program takes besides that of the default.
 
   Returns:
     The config with its overrides, validated; `FILE.py[:variant]`; the flags.
@@ -112,8 +150,11 @@ def parse(argv: list[str], default_config: str) -> tuple[Any, str, flags.FlagVal
     UsageError: with one line; the config's own `validate` raises ValueError.
   """
   spec, arguments = split_config(argv[1:])
-  spec = spec or in_repository(default_config)
-  _check_overrides(load_config(spec), arguments)
+  default_config = in_repository(default_config)
+  spec = spec or default_config
+  config = load_config(spec)
+  check_program(config, spec, default_config, types)
+  _check_overrides(config, arguments)
 
   # config_flags needs the file before its overrides; users may give any order.
   argv = [argv[0], f'--config={spec}', *arguments]

@@ -27,6 +27,7 @@ import re
 import signal
 import subprocess
 import sys
+import sysconfig
 import threading
 import time
 import traceback
@@ -36,7 +37,7 @@ from typing import Any
 
 from absl import flags
 
-from jaxrl_llm.runs import command_line, processor
+from jaxrl_llm.runs import artefacts, command_line, memory, processor
 from jaxrl_llm.runs.command_line import UsageError
 from jaxrl_llm.training import files, metrics
 
@@ -85,11 +86,15 @@ class Run:
     self._started = time.monotonic()
     here = processor.fields()
     self._earlier_seconds, self.marks, self.processors = 0.0, {}, [here]
-    with contextlib.suppress(OSError, ValueError, KeyError, TypeError, AttributeError):
-      clock = json.loads(self._clock_path.read_text())
-      self._earlier_seconds, self.marks = float(clock['wall_seconds']), dict(clock['marks'])
-      earlier = [each for each in clock.get('processors', []) if each.keys() == here.keys()]
-      self.processors = [each for each in earlier if each != here] + [here]
+    if self._clock_path.exists():
+      try:
+        clock = artefacts.read(self._clock_path, {})
+      except artefacts.Damaged as error:  # Nothing that is computed depends on it.
+        print(f'warning: {error.path} is ignored, and seconds count from now: {error.problem}',
+              file=sys.stderr, flush=True)
+        return
+      self._earlier_seconds, self.marks = clock['wall_seconds'], clock['marks']
+      self.processors = [each for each in clock['processors'] if each != here] + [here]
 
   @property
   def seed(self) -> int:
@@ -116,8 +121,9 @@ class Run:
 
   def save_clock(self) -> None:
     """Saves `wall_seconds` for a process that resumes; call it with each checkpoint."""
-    metrics.write_json_atomic(self._clock_path, {
-        'wall_seconds': self.wall_seconds(), 'marks': self.marks, 'processors': self.processors})
+    clock = {
+        'wall_seconds': self.wall_seconds(), 'marks': self.marks, 'processors': self.processors}
+    artefacts.write(self._clock_path, clock, {}, commit=self.commit)
 
   def open_metrics(self) -> contextlib.closing:
     """Opens the `MetricsWriter` of a program that trains, as a context manager."""
@@ -139,6 +145,7 @@ def run(
     main: Callable[[Run], Any],
     *,
     default_config: str,
+    config_types: Sequence[type] = (),
     experiment: str | None = None,
     argv: Sequence[str] | None = None,
 ) -> typing.NoReturn:
@@ -147,6 +154,7 @@ def run(
   Args:
     main: the program's main function; its return value is ignored.
     default_config: `FILE.py[:variant]`, relative to the current directory or the repository.
+    config_types: types of config that the program takes, if there are others than the default's.
     experiment: name in results.json; by default that of the main module.
     argv: the command line; `sys.argv` by default.
   """
@@ -159,7 +167,9 @@ def run(
       print(command_line.help_text(experiment, argv, default_config))
       return
 
-    config, spec, values = command_line.parse(argv, default_config)
+    command = command_line.expand(argv)
+    config, spec, values = command_line.parse(command, default_config, config_types)
+    memory.check(config.memory())
     config_name, _, variant = spec.partition(':')
     config_name = pathlib.Path(config_name).stem
     workdir = values['workdir'].value or _default_workdir(config_name, variant, config)
@@ -171,7 +181,7 @@ def run(
       if _prepare_workdir(workdir, config, experiment, spec):
         try:
           main(Run(config, workdir, experiment, setting or 'default', spec,
-                   command_line.overridden(argv[1:])))
+                   command_line.overridden(command[1:])))
         except (ValueError, OSError):
           _discard_if_unused(workdir)
           raise
@@ -355,6 +365,7 @@ def _differences(earlier: Any, ours: Any, name: str) -> Iterator[tuple[str, Any,
 
 def _exit_with_one_line(start: Callable[[], None], *, name: str, debug: bool) -> typing.NoReturn:
   threading.excepthook = _report_thread
+  _stop_as_ctrl_c()
   try:
     start()
   except KeyboardInterrupt:
@@ -368,7 +379,33 @@ def _exit_with_one_line(start: Callable[[], None], *, name: str, debug: bool) ->
     hint = '' if debug or _is_ours(error) else ' (--debug shows the traceback)'
     print(f'{name}: error: {command_line.one_line(error)}{hint}', file=sys.stderr)
     sys.exit(2)
+  except Exception as error:
+    line = memory.out_of_memory_line(error, _function_of_ours(error))
+    if debug or line is None:
+      raise
+    print(f'{name}: error: {line}', file=sys.stderr)
+    sys.exit(2)
   sys.exit(0)
+
+
+def _stop_as_ctrl_c() -> None:
+  """Lets SIGTERM (preemption) and SIGHUP (a closed terminal) end the process as Ctrl-C does.
+
+  A program that can save first handles them itself (`loop.Stopper`). Under nohup, SIGHUP is ignored
+  and stays so.
+  """
+  for number in (signal.SIGTERM, signal.SIGHUP):
+    if signal.getsignal(number) is signal.SIG_DFL:
+      signal.signal(number, signal.default_int_handler)
+
+
+def _function_of_ours(error: BaseException) -> str:
+  """Returns the innermost function of this project in a traceback."""
+  libraries = (sysconfig.get_path('stdlib'), sysconfig.get_path('purelib'), 'site-packages')
+  ours = [
+      frame for frame in traceback.extract_tb(error.__traceback__)
+      if not any(library in frame.filename for library in libraries)]
+  return f'{pathlib.Path(ours[-1].filename).stem}.{ours[-1].name}' if ours else 'a library'
 
 
 def _report_thread(arguments: threading.ExceptHookArgs) -> None:

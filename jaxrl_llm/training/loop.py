@@ -49,8 +49,8 @@ class Interrupted(SystemExit):
 class Stopper:
   """Lets the current step finish after the first Ctrl-C; the second one kills.
 
-  A context manager. It handles SIGINT and SIGTERM (which preemption sends), and can only be
-  entered in the main thread.
+  A context manager. It handles SIGINT, SIGTERM (which preemption sends) and SIGHUP (a closed
+  terminal), and can only be entered in the main thread.
 
   Attributes:
     requested: whether a stop was requested.
@@ -61,8 +61,9 @@ class Stopper:
     self._previous: dict[int, Any] = {}
 
   def __enter__(self) -> 'Stopper':
-    for number in (signal.SIGINT, signal.SIGTERM):
-      self._previous[number] = signal.signal(number, self._handle)
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+      if number != signal.SIGHUP or signal.getsignal(number) is not signal.SIG_IGN:  # nohup.
+        self._previous[number] = signal.signal(number, self._handle)
     return self
 
   def __exit__(self, *exception) -> None:

@@ -36,6 +36,8 @@ BINARY = textwrap.dedent('''
         raise OSError(errno.ENOSPC, 'No space left on device', 'metrics.jsonl')
       if config.fail == 'bug':
         raise RuntimeError('a bug')
+      if config.fail == 'memory':
+        raise RuntimeError('RESOURCE_EXHAUSTED: Out of memory allocating 4000000000000 bytes.')
       if config.fail == 'late':
         (run.workdir / 'metrics.jsonl').write_text('{}')
         raise ValueError('train/loss must be finite, got nan at step 3')
@@ -71,6 +73,9 @@ CONFIG = textwrap.dedent('''
         if self.optimizer.learning_rate <= 0:
           raise ValueError(f'learning_rate must be positive, got {self.optimizer.learning_rate} '
                            '(config.optimizer.learning_rate)')
+
+      def memory(self):
+        return {'sizes (config.sizes)': sum(self.sizes)}
 
     def get_config(variant='small'):
       if variant not in ('small', 'big'):
@@ -338,12 +343,15 @@ def test_results_list_every_processor_of_the_run(tmp_path, monkeypatch):
   assert processors() == ['Intel Xeon + AMD EPYC', 'avx2', '4 + 2']
 
 
-@pytest.mark.parametrize('processors', [None, 1, ['x'], [[1]], [{}], {'a': 1}])
-def test_a_clock_file_with_malformed_processors_is_ignored(tmp_path, processors):
-  (tmp_path / 'wall_seconds.json').write_text(json.dumps(
-      {'wall_seconds': 1.0, 'marks': {}, 'processors': processors}))
-  results = json.loads(launch.write_results(_run(tmp_path), {}).read_text())
-  assert 'processor/model' in results
+@pytest.mark.parametrize('text', [
+    '', '{"wall_', '[]', '{"wall_seconds": 1.0, "marks": {}, "processors": []}', '[' * 100_000])
+def test_a_damaged_clock_is_ignored_and_named(tmp_path, text, capsys):
+  (tmp_path / 'wall_seconds.json').write_text(text)
+  run = _run(tmp_path)
+  assert run.wall_seconds() < 60 and len(run.processors) == 1
+  warning = capsys.readouterr().err
+  assert warning.count('\n') == 1 and warning.startswith('warning: ')
+  assert str(tmp_path / 'wall_seconds.json') in warning
 
 
 def test_a_total_given_by_the_program_is_used(tmp_path):
@@ -359,8 +367,9 @@ def test_results_must_be_flat(tmp_path, value):
 
 
 def test_wall_seconds_add_up_over_resumes(tmp_path):
-  (tmp_path / 'wall_seconds.json').write_text(
-      '{"wall_seconds": 1000.0, "marks": {"sft": 400.0}}')
+  run = _run(tmp_path)
+  run._earlier_seconds, run.marks = 1000.0, {'sft': 400.0}
+  run.save_clock()
   run = _run(tmp_path)
   assert 1000 <= run.wall_seconds() < 1060
   run.mark('sft')
@@ -369,8 +378,6 @@ def test_wall_seconds_add_up_over_resumes(tmp_path):
   assert _run(tmp_path).marks == run.marks
   run.save_clock()
   assert _run(tmp_path).wall_seconds() >= run._earlier_seconds
-  (tmp_path / 'wall_seconds.json').write_text('{"wall_')  # It is ignored.
-  assert _run(tmp_path).wall_seconds() < 60
 
 
 def test_commit_of_this_source():
@@ -394,3 +401,50 @@ def test_commit_is_unknown_without_git(monkeypatch):
 def test_a_full_disk_in_a_thread_prints_no_traceback(capsys, error, is_shown):
   launch._report_thread(threading.ExceptHookArgs((type(error), error, None, None)))
   assert bool(capsys.readouterr().err) == is_shown
+
+
+def test_a_config_of_another_program_is_refused(binary, tmp_path):
+  other = CONFIG.replace('class Config', 'class Product').replace('Config()', 'Product()')
+  (tmp_path / 'multiplying.py').write_text(other)
+  _assert_one_line(
+      binary('--config=multiplying.py'), 'multiplying.py is a config of another program: it makes '
+      'a Product, and this one takes Config (--config)')
+
+
+@pytest.mark.parametrize('text, words', [
+    ('import sys\nsys.exit(0)', 'cannot be loaded: SystemExit: 0'),
+    ('import sys\ndef get_config():\n  sys.exit(0)', 'cannot be called: SystemExit: 0'),
+    ('def get_config():\n  return get_config()', 'cannot be called: RecursionError: '),
+    ('def get_config():\n  raise RuntimeError("a bug")', 'cannot be called: RuntimeError: a bug'),
+    ('import no_such_module', 'cannot be loaded: ModuleNotFoundError: '),
+    ('get_config = 3', 'has no variant'),
+])
+def test_a_config_file_that_cannot_be_used_is_one_line(binary, tmp_path, text, words):
+  (tmp_path / 'odd.py').write_text(text)
+  _assert_one_line(binary('--config=odd.py'), words)
+
+
+def test_an_absent_file_of_flags_is_one_line(binary):
+  _assert_one_line(binary('--flagfile=/no/such/file'), '/no/such/file')
+
+
+def test_what_cannot_fit_is_refused_before_the_program_starts(binary):
+  done = binary('--config.sizes=(1,1000000000000000000)')
+  _assert_one_line(done, 'the run needs at least 888 PiB and this machine has ',
+                   'the largest contributor is sizes (config.sizes)')
+  assert 'main' not in done.stdout
+
+
+def test_memory_that_runs_out_names_the_function_and_the_bytes(binary):
+  _assert_one_line(binary('--config.fail=memory'), 'out of memory in adding.main '
+                   '(4000000000000 bytes were asked for)')
+
+
+@pytest.mark.parametrize('number', [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_signals_end_a_program_as_ctrl_c_does(binary, number):
+  process = binary('--config.fail=wait', process=subprocess.Popen)
+  assert process.stdout.readline().startswith('main')
+  process.send_signal(number)
+  _, error = process.communicate(timeout=60)
+  assert process.returncode == 130
+  assert error == 'adding: interrupted; run the same command again to resume\n'
