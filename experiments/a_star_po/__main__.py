@@ -51,7 +51,7 @@ def train(
   with training_loop.start(
       setup, 'a_star_po', state, files=files, total=config.steps, save_every=config.save_every,
       description='stage 2: A*-PO', offset=reference.steps, frozen={'reference': reference},
-      base_offsets={'metrics': reference.metrics_offset}, metadata={'tokens': 0},
+      base_positions={'metrics': reference.metrics_position}, metadata={'tokens': 0},
   ) as training:
     for step in training.steps():
       policy, tokens, values = training.state.params['policy'], training.metadata['tokens'], {}

@@ -5,7 +5,6 @@ stopped. The finished table is written to WORKDIR/v_star.json with its provenanc
 another reference are rejected.
 """
 
-import contextlib
 import hashlib
 import json
 from collections.abc import Sequence
@@ -133,28 +132,28 @@ def _sample_missing(
   """Returns one record {'ids', 'rewards', 'tokens'} per batch, read from the file or sampled."""
   config, task = setup.config.algorithm, setup.task
   batches = setup.prompt_batches(encoded, setup.config.stage1_batch_size)
-  with contextlib.closing(metrics.JsonlFile(setup.run.workdir / 'stage1.jsonl')) as file:
-    records = records_lib.read_records(file, provenance, batch=1, total=len(batches))
+  path = setup.run.workdir / 'stage1.jsonl'
+  with records_lib.open_records(path, provenance, batch=1, total=len(batches)) as file:
     reward_fn = _stage1_reward(setup)
     sample = setup.sampler(num_samples=config.samples_per_prompt, temperature=config.temperature)
     key = rng.stream_key(setup.key, rng.Stream.SAMPLE_STAGE1)
 
-    with loop.progress(len(batches), 'stage 1: V*', len(records)) as bar:
-      for prompts in batches[len(records) :]:
+    done = len(file.records)
+    with loop.progress(len(batches), 'stage 1: V*', done) as bar:
+      for prompts in batches[done:]:
         rollouts = sample(reference.params, *prompts[:3], key)
         scored = rollout_rewards.score_rollouts(
             evaluator.real_rows(rollouts, prompts), prompts.examples,
             tokenizer=task.tokenizer, reward_fn=reward_fn,
         )
 
-        records.append({
+        file.append({
             'ids': [example['id'] for example in prompts.examples],
             'rewards': scored.rewards.tolist(), 'tokens': int(scored.lengths.sum()),
-        })
-        file.write(records[-1])  # A killed process resumes after this batch.
+        })  # A killed process resumes after this batch.
         bar.update(1, success=float(scored.rewards.mean()))
         setup.stopper.check('stopped in stage 1; all complete batches are saved')
-  return records
+    return file.records
 
 
 def _fingerprint(examples: Sequence[Example]) -> str:

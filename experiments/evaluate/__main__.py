@@ -8,7 +8,6 @@ written to WORKDIR/responses.jsonl with its reward. Running the same command aga
 stopped and gives the same numbers.
 """
 
-import contextlib
 import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -114,22 +113,21 @@ def respond(
   samplers = _samplers(setup)
   voting = evaluate_config.voting(config.task)
 
-  with contextlib.closing(metrics.JsonlFile(setup.run.workdir / 'responses.jsonl')) as file:
-    records = records_lib.read_records(
-        file, provenance, batch=config.batch_size, total=len(encoded)
-    )
-    done = -(-len(records) // config.batch_size)
+  path = setup.run.workdir / 'responses.jsonl'
+  with records_lib.open_records(
+      path, provenance, batch=config.batch_size, total=len(encoded)
+  ) as file:
+    done = -(-len(file.records) // config.batch_size)
     with loop.progress(len(batches), 'evaluation', done) as bar:
       for prompts in batches[done:]:
         for record in _respond_to(prompts, params, setup, samplers, voting):
-          file.write(record)
-          records.append(record)
+          file.append(record)
 
-        right = np.array([record['samples']['rewards'] for record in records]) > 0
+        right = np.array([record['samples']['rewards'] for record in file.records]) > 0
         bar.update(1, **{'pass@1': float(right.mean())})
         setup.run.save_clock()
         setup.stopper.check('stopped; the responses of complete batches are saved')
-  return records
+    return file.records
 
 
 def _samplers(setup: setup_lib.Setup) -> dict[str, SampleFn]:

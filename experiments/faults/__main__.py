@@ -8,12 +8,13 @@ wrong command that ran). Cases are determined by the seed; running the same comm
 with the missing ones.
 """
 
-import contextlib
+import dataclasses
 import functools
 from concurrent import futures
 
 from experiments.faults import cases, inputs, invocations, report
 from jaxrl_llm.runs import launch
+from jaxrl_llm.runs import records as records_lib
 from jaxrl_llm.training import loop, metrics
 
 
@@ -26,11 +27,10 @@ def main(run: launch.Run) -> None:
 
   planned = cases.plan(config, campaign.inputs)
   needed = sorted({case.target for case in planned if case.kind != 'invocation'})
-  with contextlib.closing(metrics.JsonlFile(run.workdir / 'cases.jsonl')) as file:
-    records = metrics.read_jsonl(file.path)
+  path, provenance = run.workdir / 'cases.jsonl', dataclasses.asdict(config)
+  with records_lib.open_records(path, provenance, batch=1, total=len(planned)) as file:
+    records = file.records
     done = {record['case'] for record in records}
-    file.truncate(sum(len(line) for line in
-                      file.path.read_bytes().splitlines(keepends=True)[: len(records)]))
     missing = [case for case in planned if case.index not in done]
 
     with loop.Stopper() as stopper, futures.ThreadPoolExecutor(config.workers) as pool:
@@ -45,8 +45,7 @@ def main(run: launch.Run) -> None:
         for record in pool.map(play, missing):
           if record is None:
             continue
-          file.write(record)
-          records.append(record)
+          file.append(record)
           bar.update(1, failures=sum(r['outcome'] in cases.FAILURES for r in records))
       stopper.check('stopped; the cases so far are kept')
 

@@ -428,18 +428,17 @@ def write(generator: Generator, prompts: Sequence[Prompt]) -> None:
 
   batches = [prompts[i : i + size] for i in range(0, len(prompts), size)]
   sampler = generator.sampler(generator.model)
-  with contextlib.closing(metrics.JsonlFile(partial)) as file:
-    records = records_lib.read_records(
-        file, provenance, batch=size * per_prompt, total=len(prompts) * per_prompt
-    )
+  with records_lib.open_records(
+      partial, provenance, batch=size * per_prompt, total=len(prompts) * per_prompt
+  ) as file:
+    records = file.records
     done = -(-len(records) // (size * per_prompt))
     with loop.Stopper() as stopper, loop.progress(len(batches), 'batches', done) as bar:
       for number, batch in list(enumerate(batches))[done:]:
         rollouts = generator.sample(sampler, batch, number * size, rows=size)
 
         for record in generator.records(batch, rollouts):
-          file.write(record)
-          records.append(record)
+          file.append(record)
         bar.update(1, tokens=sum(len(record['tokens']) for record in records))
         stopper.check(f'stopped; complete batches are saved in {partial}')
 

@@ -227,7 +227,7 @@ def _of_rows(study: Study, of_model: Sequence[tuple]) -> Iterator[tuple]:
 def write_metrics(run: launch.Run, study: Study, flat: Mapping[str, float]) -> None:
   """Writes means over the models by length to metrics.jsonl; the step is the symbols seen."""
   with contextlib.closing(metrics.MetricsWriter(run.workdir)) as writer:
-    writer.truncate(0)
+    writer.truncate([])
     for length in study.lengths:
       writer.write(length, {name.removesuffix(f'/T{length}'): value for name, value in flat.items()
                             if name.endswith(f'/T{length}')})

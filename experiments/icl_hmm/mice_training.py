@@ -141,7 +141,7 @@ def meta_train(run: launch.Run, stopper: loop.Stopper) -> dict[str, Params]:
   params = jax.jit(make_model(config).init)(key)
   make = functools.cache(functools.partial(make_step, config))
 
-  params_by_arm, done = {}, {'metrics_offset': 0, 'steps': 0}
+  params_by_arm, done = {}, {'metrics_position': [], 'steps': 0}
   total = sum(num_steps(config, arm) for arm in ARMS)
 
   with contextlib.closing(metrics.MetricsWriter(run.workdir)) as writer, loop.progress(
@@ -150,7 +150,9 @@ def meta_train(run: launch.Run, stopper: loop.Stopper) -> dict[str, Params]:
       path = run.workdir / 'params' / arm
       if not path.exists():
         trained = _train(run, stopper, writer, bar, arm, params, make, done)
-        done = {'metrics_offset': writer.offset(), 'steps': done['steps'] + num_steps(config, arm)}
+        done = {
+            'metrics_position': writer.position(),
+            'steps': done['steps'] + num_steps(config, arm)}
         checkpoints.save_params(path, trained, done)
       else:
         bar.update(num_steps(config, arm))
@@ -161,7 +163,7 @@ def meta_train(run: launch.Run, stopper: loop.Stopper) -> dict[str, Params]:
 
 
 def _train(run, stopper, writer, bar, arm, params, make, done) -> Params:
-  """Trains an arm from `params`; `done` holds the steps and metrics offset of the earlier arms."""
+  """Trains an arm from `params`; `done` holds where the earlier arms ended: steps, metrics."""
   config: IclHmmMice = run.config
   steps, (optimizer, train_step) = num_steps(config, arm), make(num_steps(config, arm))
   params = {'policy': jax.tree.map(jnp.copy, params)}  # The step donates them.
@@ -172,7 +174,7 @@ def _train(run, stopper, writer, bar, arm, params, make, done) -> Params:
     keeper = loop.Keeper(
         saved, files={'metrics': writer}, total=steps, save_every=config.save_every,
         stopper=stopper, on_save=run.save_clock,
-        base_offsets={'metrics': done['metrics_offset']})
+        base_positions={'metrics': done['metrics_position']})
     restored = keeper.restore(state)
     start, state = (restored.step, restored.state) if restored else (0, state)
     bar.update(start)

@@ -382,7 +382,7 @@ def write_metrics(run: launch.Run, cells: dict[str, np.ndarray]) -> None:
   """Writes means over the models by length to metrics.jsonl; the step is the symbols seen."""
   means = {method: _means(values) for method, values in cells.items()}
   with contextlib.closing(metrics.MetricsWriter(run.workdir)) as writer:
-    writer.truncate(0)
+    writer.truncate([])
     for k, length in enumerate(LENGTHS):
       writer.write(length, {
           f'{kind}/{method}/{name}': mean[i, j, k]

@@ -58,7 +58,7 @@ def train(setup: setup_lib.Setup, files: dict) -> dict:
       setup, 'rebel', state, files=files, total=config.steps, save_every=config.save_every,
       description='REBEL', offset=reference.steps, metadata={'tokens': 0},
       frozen={'reference': reference, 'reward': reward},
-      base_offsets={'metrics': reference.metrics_offset},
+      base_positions={'metrics': reference.metrics_position},
       monitor=policy_evaluation.TargetScaleMonitor(),
   ) as training:
     for step in training.steps():

@@ -31,7 +31,7 @@ from jaxrl_llm.runs import (
   training_loop,
 )
 from jaxrl_llm.runs import setup as setup_lib
-from jaxrl_llm.training import checkpoints, fingerprint, loop, optim
+from jaxrl_llm.training import checkpoints, fingerprint, loop, metrics, optim
 from jaxrl_llm.types import Batch, Params
 
 # Each batch has a single step, before which the policy has not moved: these would always be 0.
@@ -46,13 +46,13 @@ class Progress:
     round: number of complete rounds.
     steps: batches in all of them.
     tokens: tokens sampled in all of them.
-    offsets: byte offsets of the metrics and samples files.
+    positions: positions in the metrics and samples files.
   """
 
   round: int
   steps: int
   tokens: int
-  offsets: dict[str, int]
+  positions: dict[str, metrics.Position]
 
 
 def train(setup: setup_lib.Setup, files: dict) -> dict:
@@ -66,7 +66,7 @@ def train(setup: setup_lib.Setup, files: dict) -> dict:
   fixed = _Fixed(setup, large_batch, reference, evaluate, files)
 
   plain, name = reference.start, fingerprint.of_params(reference.start)
-  progress = Progress(0, 0, 0, {'metrics': reference.metrics_offset, 'samples': 0})
+  progress = Progress(0, 0, 0, {'metrics': reference.metrics_position, 'samples': []})
   counts: dict[str, int] = {}
   fingerprints = {'reference': reference.fingerprint, 'reward': reward.fingerprint}
 
@@ -78,7 +78,7 @@ def train(setup: setup_lib.Setup, files: dict) -> dict:
 
       progress = Progress(
           number, progress.steps + steps, progress.tokens + pairs.tokens,
-          {name: file.offset() for name, file in files.items()})
+          {name: file.position() for name, file in files.items()})
       checkpoints.save_params(path, plain, {
           **setup.metadata(), 'fingerprint': fingerprint.of_params(plain),
           'progress': dataclasses.asdict(progress), 'counts': pairs.counts, 'kept': fingerprints,
@@ -95,7 +95,7 @@ def train(setup: setup_lib.Setup, files: dict) -> dict:
     counts |= {f'round{number}/{reason}': count for reason, count in metadata['counts'].items()}
 
   for file_name, file in files.items():
-    file.truncate(progress.offsets[file_name])
+    file.truncate(progress.positions[file_name])
   checkpoints.save_params(setup.run.workdir / 'trained', plain, setup.metadata())
   policy = setup.finetuning.frozen(plain)
   files['metrics'].write(reference.steps + progress.steps, evaluate.metrics(
@@ -106,7 +106,7 @@ def train(setup: setup_lib.Setup, files: dict) -> dict:
 
 
 class _Fixed(NamedTuple):
-  """Objects shared by all rounds; `files` are those whose offsets a checkpoint stores."""
+  """Objects shared by all rounds; `files` are those whose positions a checkpoint stores."""
 
   setup: setup_lib.Setup
   large_batch: rebel_stages.LargeBatchRound
@@ -143,7 +143,7 @@ def _fit(
 
   with training_loop.start(
       setup, f'round{number}', state, files=files, total=steps, save_every=config.save_every,
-      description=f'round {number}: fit', base_offsets=progress.offsets,
+      description=f'round {number}: fit', base_positions=progress.positions,
   ) as training:
     for step in training.steps():
       policy, values = training.state.params['policy'], {}

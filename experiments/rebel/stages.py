@@ -5,7 +5,6 @@ the others depend on. A killed process resumes where it stopped; a file whose fi
 match is rejected.
 """
 
-import contextlib
 import pathlib
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
@@ -135,22 +134,19 @@ class LargeBatchRound:
     `make` takes a batch of rows, the last one padded, and their indices.
     """
     size = self._config.generation_batch_size
-    with contextlib.closing(metrics.JsonlFile(path)) as file:
-      records = records_lib.read_records(
-          file, metrics.plain(provenance), batch=size, total=len(rows))
+    with records_lib.open_records(path, provenance, batch=size, total=len(rows)) as file:
       chunks = list(batching.sequential_chunks(len(rows), size))
-      done = -(-len(records) // size)
+      done = -(-len(file.records) // size)
 
       with loop.progress(len(chunks), description, done) as bar:
         for chunk in chunks[done:]:
           made = list(make([rows[i] for i in chunk.indices], chunk.indices))
           for record in made[: int(chunk.weight.sum())]:
-            records.append(metrics.plain(record))  # In the form in which it would be read back.
-            file.write(record)
+            file.append(record)
           bar.update(1)
           self._run.save_clock()
           self._setup.stopper.check(f'stopped ({description}); all complete batches are saved')
-    return records
+      return file.records
 
   def _rollouts(self, rows: Sequence[Record], name: str) -> Rollouts:
     task = self._setup.task

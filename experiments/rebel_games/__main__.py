@@ -315,7 +315,7 @@ def write_metrics(run: launch.Run, arms: dict[str, dict[str, np.ndarray]]) -> No
     curves[f'eval/{name}/average_exploitability'] = average
     curves[f'eval/{name}/last_exploitability'] = last
   with contextlib.closing(metrics.MetricsWriter(run.workdir)) as writer:
-    writer.truncate(0)
+    writer.truncate([])
     for step in range(0, run.config.steps, max(1, run.config.steps // 50)):
       writer.write(step, {name: curve[step] for name, curve in curves.items()})
 

@@ -356,7 +356,7 @@ def main(run: launch.Run) -> None:
   numbers = summarise(config, arms)
 
   with contextlib.closing(metrics.MetricsWriter(run.workdir)) as writer:
-    writer.truncate(0)
+    writer.truncate([])
     for step in range(config.steps + 1):
       writer.write(step, {
           f'eval/{name}/fraction': fractions[

@@ -266,7 +266,7 @@ def _is_propagation(backbone: str) -> bool:
 def write_metrics(run: launch.Run, outcomes: dict[tuple[str, ...], dict[str, np.ndarray]]) -> None:
   """Writes the loss of every arm by epoch, means over splits, to metrics.jsonl."""
   with contextlib.closing(metrics.MetricsWriter(run.workdir)) as writer:
-    writer.truncate(0)
+    writer.truncate([])
     for step in sorted({*range(0, run.config.steps, CHUNK), run.config.steps - 1}):
       writer.write(step, {f'train/{"/".join(name)}/loss': arm['loss'][:, step].mean()
                           for name, arm in outcomes.items() if arm['loss'].size})

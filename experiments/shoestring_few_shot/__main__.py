@@ -230,7 +230,7 @@ def write_metrics(run: launch.Run, outcomes: dict[int, dict[str, np.ndarray]]) -
   """Writes the mean accuracy of each batch of episodes to metrics.jsonl."""
   size = run.config.batch_size
   with contextlib.closing(metrics.MetricsWriter(run.workdir)) as writer:
-    writer.truncate(0)
+    writer.truncate([])
     for begin in range(0, run.config.episodes, size):
       writer.write(begin, {
           f'eval/{name}/{run.config.way}way_{shots}shot': values[begin : begin + size].mean()

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from jaxrl_llm.models import partial
 from jaxrl_llm.runs import setup as setup_lib
-from jaxrl_llm.training import fingerprint
+from jaxrl_llm.training import fingerprint, metrics
 from jaxrl_llm.training import step as step_lib
 from jaxrl_llm.types import Algorithm, Params, TrainState
 
@@ -23,7 +23,7 @@ class Reference(NamedTuple):
     start: the plain parameters from which the policy starts: those of π_ref, unless
       `reference_init_from` names others. None once the policy has been made from them.
     fingerprint: fingerprint of the plain parameters of π_ref.
-    metrics_offset: bytes of metrics.jsonl written while π_ref was made.
+    metrics_position: position in metrics.jsonl when π_ref was made.
     steps: optimizer steps that made π_ref; training continues the count.
     seconds: time it took to make π_ref.
   """
@@ -31,7 +31,7 @@ class Reference(NamedTuple):
   of: Callable[[Params], Params]
   start: Params | None
   fingerprint: str
-  metrics_offset: int
+  metrics_position: metrics.Position
   steps: int
   seconds: float
 
@@ -68,12 +68,12 @@ def make_reference(
     if config.reference_init_from:
       plain = setup.load_same_model(config.reference_init_from, 'config.reference_init_from')
     frozen = setup.finetuning.frozen(plain)
-    return Reference(lambda policy: frozen, start, fingerprint.of_params(plain), 0, 0, 0.0)
+    return Reference(lambda policy: frozen, start, fingerprint.of_params(plain), [], 0, 0.0)
 
   start, metadata = finetune()
   frozen = setup.finetuning.frozen(start)
   return Reference(
-      lambda policy: frozen, start, metadata['fingerprint'], metadata['metrics_offset'],
+      lambda policy: frozen, start, metadata['fingerprint'], metadata['metrics_position'],
       config.sft.steps, metadata['seconds'],
   )
 

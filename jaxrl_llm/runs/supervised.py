@@ -22,7 +22,7 @@ def finetune(
 
   Returns:
     The policy's parameters on the mesh, and the metadata saved with them: 'fingerprint',
-    'metrics_offset', 'seconds'.
+    'metrics_position', 'seconds'.
   """
   path = setup.run.workdir / 'params'
   if path.exists():
@@ -35,7 +35,7 @@ def finetune(
     initial = _initial(setup, params)
 
   metadata = {
-      'metrics_offset': writer.offset(), 'seconds': setup.run.wall_seconds(),
+      'metrics_position': writer.position(), 'seconds': setup.run.wall_seconds(),
       'fingerprint': fingerprint.of_params(params),
       **{name: part.fingerprint for name, part in initial.items()},
   }

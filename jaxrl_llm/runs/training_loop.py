@@ -88,7 +88,7 @@ def start(
     save_every: int,
     description: str,
     offset: int = 0,
-    base_offsets: Mapping[str, int] | None = None,
+    base_positions: Mapping[str, metrics.Position] | None = None,
     frozen: Mapping[str, Frozen] | None = None,
     metadata: Mapping[str, Any] | None = None,
     monitor: Callable[[Mapping[str, float]], None] | None = None,
@@ -104,7 +104,7 @@ def start(
     save_every: steps between checkpoints.
     description: label of the progress bar.
     offset: step under which the metrics of step 0 are written.
-    base_offsets: bytes of `files` that belong to earlier phases.
+    base_positions: positions in `files` at which the earlier phases ended.
     frozen: parts whose fingerprints must be those in the checkpoint.
     metadata: initial value of `TrainingLoop.metadata`, without the fingerprints.
     monitor: called with all logged metrics; by default `loop.RatioWatch`.
@@ -118,7 +118,7 @@ def start(
   saved = checkpoints.Checkpoints(setup.run.workdir / 'checkpoints' / name)
   keeper = loop.Keeper(
       saved, files=files, total=total, save_every=save_every, stopper=setup.stopper,
-      on_save=setup.run.save_clock, base_offsets=base_offsets,
+      on_save=setup.run.save_clock, base_positions=base_positions,
   )
 
   frozen = frozen or {}

@@ -84,6 +84,11 @@ class Checkpoints:
           ),
       )
 
+  @property
+  def path(self) -> pathlib.Path:
+    """Path of the directory."""
+    return self._directory
+
   def steps(self) -> list[int]:
     """Returns the steps of the complete checkpoints, oldest first."""
     return sorted(self._manager.all_steps(read=True))

@@ -190,15 +190,15 @@ class Timers:
 class Appendable(Protocol):
   """An append-only file that can be truncated: `metrics.JsonlFile`, `metrics.MetricsWriter`."""
 
-  def offset(self) -> int:
-    """Returns the number of bytes on disk."""
+  def position(self) -> metrics.Position:
+    """Returns the current position, with a digest of what precedes it."""
 
-  def truncate(self, offset: int) -> None:
-    """Truncates to `offset` bytes."""
+  def truncate(self, position: metrics.Position) -> None:
+    """Truncates to a position; raises ValueError if what precedes it was changed."""
 
 
 class Keeper:
-  """Saves a run's state with the offsets of its files, and restores both.
+  """Saves a run's state with the positions of its files, and restores both.
 
   After a restore nothing on disk is newer than the state: metrics.jsonl and samples.jsonl are
   truncated to what they held when the checkpoint was taken.
@@ -213,7 +213,7 @@ class Keeper:
       save_every: int,
       stopper: Stopper | None = None,
       on_save: Callable[[], None] | None = None,
-      base_offsets: Mapping[str, int] | None = None,
+      base_positions: Mapping[str, metrics.Position] | None = None,
   ):
     """Stores the arguments; reads and writes nothing yet.
 
@@ -224,8 +224,8 @@ class Keeper:
       save_every: steps between saves; 0 saves only at the end.
       stopper: checked after each step.
       on_save: called at each save (`run.save_clock`).
-      base_offsets: where to truncate the files if there is no checkpoint; 0 by default. A phase
-        that follows another one gives the offsets at which that one ended.
+      base_positions: where to truncate the files if there is no checkpoint; the start by default.
+        A phase that follows another one gives the positions at which that one ended.
 
     Raises:
       ValueError: if `save_every` is negative.
@@ -234,7 +234,7 @@ class Keeper:
       raise ValueError(f'save_every must be at least 0, got {save_every} (config.save_every)')
     self._checkpoints, self._files, self._total = checkpoints, files, total
     self._save_every, self._stopper, self._on_save = save_every, stopper, on_save
-    self._base_offsets = dict(base_offsets or {})
+    self._base_positions = dict(base_positions or {})
     self.last_saved: int | None = None
 
   def restore(self, abstract_state: Any) -> Any:
@@ -250,9 +250,15 @@ class Keeper:
       from scratch.
     """
     restored = self._checkpoints.restore_latest(abstract_state)
-    offsets = restored.metadata['offsets'] if restored else self._base_offsets
+    positions = self._base_positions
+    if restored:
+      if 'positions' not in restored.metadata:
+        raise ValueError(
+            f'{self._checkpoints.path} holds checkpoints of an earlier version, without '
+            'digests of the logs: give another --workdir')
+      positions = restored.metadata['positions']
     for name, file in self._files.items():
-      file.truncate(offsets.get(name, 0))
+      file.truncate(positions.get(name, []))
 
     if restored is None:
       return None
@@ -287,8 +293,8 @@ class Keeper:
 
   def save(self, step: int, state: Any, metadata: Mapping[str, Any] | None = None) -> None:
     """Saves now; takes the arguments of `after_step`."""
-    offsets = {name: file.offset() for name, file in self._files.items()}
-    self._checkpoints.save(step, state, {'offsets': offsets, 'run': dict(metadata or {})})
+    positions = {name: file.position() for name, file in self._files.items()}
+    self._checkpoints.save(step, state, {'positions': positions, 'run': dict(metadata or {})})
     self.last_saved = step
     if self._on_save is not None:
       self._on_save()

@@ -1,14 +1,15 @@
 """Output of a run: JSONL files that can be truncated, TensorBoard and W&B.
 
 Every file that a user may read is either replaced atomically (`write_*_atomic`) or append-only
-with one JSON object per line (`JsonlFile`). The byte offset of an append-only file is saved in
-the checkpoint. On resume the file is truncated to it, so that no step appears twice and a line
-left half-written by a kill is removed.
+with one JSON object per line (`JsonlFile`). The position in an append-only file, with a digest of
+what precedes it, is saved in the checkpoint. On resume the file is truncated to it, so that no step
+appears twice and a line left half-written by a kill is removed.
 
 This module does not import JAX at the top: the launcher uses it before flags are parsed.
 """
 
 import csv
+import hashlib
 import io
 import json
 import math
@@ -21,6 +22,11 @@ from typing import Any
 import numpy as np
 
 from jaxrl_llm.training import files
+
+# [[bytes from the start, SHA-256 of them], ...] of a `JsonlFile`, the current one last; [] is the
+# start of the file.
+Position = list[list[Any]]
+_MOST_POSITIONS = 50  # That are kept to say where a file was changed.
 
 
 def write_text_atomic(path: str | os.PathLike, text: str) -> None:
@@ -102,21 +108,28 @@ def read_jsonl(path: str | os.PathLike) -> list[dict[str, Any]]:
 
   Raises:
     FileNotFoundError: if the file does not exist.
-    ValueError: if a line other than a half-written last one is not JSON.
+    ValueError: if a line other than a half-written last one is not a JSON object.
   """
   records = []
   text = pathlib.Path(path).read_bytes()
   lines = text.split(b'\n')
   for number, line in enumerate(lines[:-1], 1):  # Text after the last newline is incomplete.
     try:
-      records.append(json.loads(line))
-    except ValueError as error:
-      raise ValueError(f'{path}, line {number}, is not JSON: {line[:60]!r}') from error
+      record = json.loads(line)
+    except (ValueError, RecursionError):
+      record = None
+    if not isinstance(record, dict):
+      raise ValueError(f'{path}, line {number}, is not a JSON object: {line[:60]!r}')
+    records.append(record)
   return records
 
 
 class JsonlFile:
-  """An append-only file of JSON objects, one per line, that can be truncated to an offset."""
+  """An append-only file of JSON objects, one per line, that can be truncated to a position.
+
+  A position is saved with a checkpoint. It has the digest of everything before it, so that a line
+  that was changed since is noticed, and those of earlier positions, which say roughly where.
+  """
 
   def __init__(self, path: str | os.PathLike):
     """Opens (or creates) the file for appending.
@@ -126,38 +139,58 @@ class JsonlFile:
     """
     self.path = pathlib.Path(path)
     self._file = open(self.path, 'ab')  # noqa: SIM115 - open for the whole run.
+    self._digest = hashlib.sha256(self.path.read_bytes())
+    self._position: Position = []
 
   def write(self, record: Mapping[str, Any]) -> None:
     """Appends one line and flushes it to the operating system."""
-    line = json.dumps(plain(record), allow_nan=False)
-    self._file.write(line.encode() + b'\n')
+    line = json.dumps(plain(record), allow_nan=False).encode() + b'\n'
+    self._file.write(line)
     self._file.flush()
+    self._digest.update(line)
 
-  def offset(self) -> int:
-    """Syncs to disk and returns the number of bytes written so far, for the checkpoint."""
+  def position(self) -> Position:
+    """Syncs to disk and returns the current position, for the checkpoint."""
     self._file.flush()
     os.fsync(self._file.fileno())
-    return os.fstat(self._file.fileno()).st_size
+    here = [os.fstat(self._file.fileno()).st_size, self._digest.hexdigest()]
+    if self._position[-1:] != [here]:
+      self._position = [*self._position, here][-_MOST_POSITIONS:]
+    return self._position
 
-  def truncate(self, offset: int) -> None:
-    """Truncates the file to `offset` bytes.
+  def truncate(self, position: Position) -> None:
+    """Truncates the file to a position.
 
     Args:
-      offset: a value returned by `offset`, or 0 for an empty file.
+      position: a value returned by `position`, or [] for an empty file.
 
     Raises:
-      ValueError: if the file is shorter: lines that the checkpoint covers are missing.
+      ValueError: if the file is not what it was at that position: it is shorter, or lines before it
+        were changed. The file is then left as it is.
     """
-    size = self.offset()
-    if offset > size:
+    self._file.flush()
+    content = self.path.read_bytes()
+    offset = position[-1][0] if position else 0
+    if offset > len(content):
       raise ValueError(
-          f'{self.path} must hold at least the {offset} bytes of the last checkpoint, got {size}: '
-          'it was cut or replaced since'
+          f'{self.path} must hold at least the {offset} bytes of the last checkpoint, got '
+          f'{len(content)}: it was cut or replaced since'
       )
+
+    start, digest = 0, hashlib.sha256()
+    for end, expected in position:
+      digest.update(content[start:end])
+      if digest.hexdigest() != expected:
+        lines = [content[:byte].count(b'\n') for byte in (start, end)]
+        raise ValueError(
+            f'{self.path} was changed since it was written, in lines {lines[0] + 1} to {lines[1]}: '
+            'restore it, or give another --workdir')
+      start = end
 
     self._file.truncate(offset)
     self._file.seek(0, os.SEEK_END)
     os.fsync(self._file.fileno())
+    self._digest, self._position = digest, list(position)
 
   def close(self) -> None:
     """Flushes and closes the file."""
@@ -243,20 +276,20 @@ class MetricsWriter:
 
     return values
 
-  def offset(self) -> int:
-    """Syncs metrics.jsonl to disk and returns its size in bytes, for the checkpoint."""
-    return self._jsonl.offset()
+  def position(self) -> Position:
+    """Syncs metrics.jsonl to disk and returns its position, for the checkpoint."""
+    return self._jsonl.position()
 
-  def truncate(self, offset: int) -> None:
-    """Truncates metrics.jsonl to a checkpoint's offset and rebuilds the event files from it.
+  def truncate(self, position: Position) -> None:
+    """Truncates metrics.jsonl to a checkpoint's position and rebuilds the event files from it.
 
     Args:
-      offset: the offset in the checkpoint; 0 to start over.
+      position: the position in the checkpoint; [] to start over.
 
     Raises:
-      ValueError: if metrics.jsonl is shorter than `offset`.
+      ValueError: as for `JsonlFile.truncate`.
     """
-    self._jsonl.truncate(offset)
+    self._jsonl.truncate(position)
     if not self._tensorboard_enabled:
       return
 

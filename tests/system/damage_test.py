@@ -2,7 +2,6 @@
 
 import contextlib
 import ctypes
-import json
 import os
 import pathlib
 import re
@@ -12,7 +11,7 @@ import signal
 
 import pytest
 
-from jaxrl_llm.training import metrics
+from tests.runs import records_test
 from tests.system import running
 
 
@@ -171,9 +170,7 @@ def test_samples_and_checkpoints_of_another_reference_are_refused(runner, whole,
       f"reference: '{original}' there, '{replaced}' now")
 
   # The checkpoint is also refused if the samples claim to be of the other reference.
-  lines = (workdir / 'stage1.jsonl').read_text().splitlines(keepends=True)
-  provenance = metrics.plain(json.loads(lines[0]) | {'reference': replaced})
-  (workdir / 'stage1.jsonl').write_text(json.dumps(provenance) + '\n' + ''.join(lines[1:]))
+  records_test.rewrite(workdir / 'stage1.jsonl', reference=replaced)
   running.assert_one_line(
       runner.finish(workdir), 'the checkpoint was trained against the reference',
       original, replaced, 'give another --workdir')

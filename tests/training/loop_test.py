@@ -243,14 +243,24 @@ def test_corrupt_checkpoint_is_said_on_stderr(tmp_path, capsys):
 def test_a_later_phase_keeps_what_the_earlier_one_wrote(tmp_path):
   file = metrics.JsonlFile(tmp_path / 'metrics.jsonl')
   file.write({'phase': 1})
-  base = file.offset()
+  base = file.position()
   file.write({'phase': 2})
   folder = checkpoints.Checkpoints(tmp_path / 'c')
   keeper = loop.Keeper(
-      folder, files={'metrics': file}, total=1, save_every=0, base_offsets={'metrics': base})
+      folder, files={'metrics': file}, total=1, save_every=0, base_positions={'metrics': base})
   assert keeper.restore({'x': jnp.zeros(())}) is None
   folder.close()
   assert metrics.read_jsonl(tmp_path / 'metrics.jsonl') == [{'phase': 1}]
+
+
+def test_checkpoints_without_digests_are_refused_in_one_line(tmp_path):
+  folder = checkpoints.Checkpoints(tmp_path / 'c')
+  state = {'x': jnp.zeros(())}
+  folder.save(1, state, {'offsets': {'metrics': 0}, 'run': {}})
+  keeper = loop.Keeper(folder, files={}, total=1, save_every=0)
+  with pytest.raises(ValueError, match=r'c holds checkpoints of an earlier version, .* --workdir'):
+    keeper.restore(state)
+  folder.close()
 
 
 def test_save_every_is_at_least_0():

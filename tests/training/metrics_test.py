@@ -65,16 +65,16 @@ def test_cutting_back_removes_later_and_half_written_lines(tmp_path):
   path = tmp_path / 'metrics.jsonl'
   file = metrics.JsonlFile(path)
   file.write({'step': 1, 'text': 'ä\n"'})
-  offset = file.offset()
+  position = file.position()
   file.write({'step': 2})
   with open(path, 'ab') as other:
     other.write(b'{"step": 3, "tra')  # Killed in the middle of a line.
   assert [record['step'] for record in metrics.read_jsonl(path)] == [1, 2]
   resumed = metrics.JsonlFile(path)
-  resumed.truncate(offset)
+  resumed.truncate(position)
   resumed.write({'step': 2, 'again': True})
   assert metrics.read_jsonl(path) == [{'step': 1, 'text': 'ä\n"'}, {'step': 2, 'again': True}]
-  assert resumed.offset() == path.stat().st_size
+  assert resumed.position()[-1][0] == path.stat().st_size
 
 
 def test_a_file_shorter_than_its_checkpoint_is_an_error(tmp_path):
@@ -82,12 +82,58 @@ def test_a_file_shorter_than_its_checkpoint_is_an_error(tmp_path):
   file.write({'step': 1})
   with pytest.raises(ValueError, match='must hold at least the 99 bytes of the last checkpoint, '
                      'got 12'):
-    file.truncate(99)
+    file.truncate([[99, '']])
+
+
+def _changed(content, old, new):
+  assert content.count(old) == 1
+  return content.replace(old, new)
+
+
+@pytest.mark.parametrize('change', [
+    lambda content: _changed(content, b'"step": 3,', b'"step": 9,'),
+    lambda content: _changed(content, b'{"step": 3, "x": 0.5}\n', b''),
+    lambda content: _changed(content, b'{"step": 3, "x": 0.5}\n', b'{"step": 3, "x": 0.5}\n' * 2),
+    lambda content: _changed(content, b'{"step": 3, "x": 0.5}', b'[]'),
+])
+def test_changed_lines_before_a_position_are_named_and_nothing_is_lost(tmp_path, change):
+  file = metrics.JsonlFile(tmp_path / 'metrics.jsonl')
+  for step in range(6):
+    file.write({'step': step, 'x': 0.5})
+    if step % 2:
+      position = file.position()
+  file.write({'step': 6, 'x': 0.5})  # After the checkpoint: nothing depends on it.
+  file.close()
+
+  content = change((tmp_path / 'metrics.jsonl').read_bytes())
+  (tmp_path / 'metrics.jsonl').write_bytes(content + b'{"step": 7, "x": 0.5}\n')
+  with pytest.raises(ValueError, match=r'metrics.jsonl was changed .*, in lines [35] to [3456]: '):
+    metrics.JsonlFile(tmp_path / 'metrics.jsonl').truncate(position)
+  assert (tmp_path / 'metrics.jsonl').read_bytes().startswith(content)
+
+
+def test_positions_of_a_long_run_are_few(tmp_path):
+  file = metrics.JsonlFile(tmp_path / 'metrics.jsonl')
+  for step in range(80):
+    file.write({'step': step})
+    position = file.position()
+  assert len(position) <= 50
+  assert file.position() == position  # Nothing was written in between.
+  again = metrics.JsonlFile(tmp_path / 'metrics.jsonl')
+  again.truncate(position)
+  assert again.position() == position
+
+
+@pytest.mark.parametrize('line', ['[]', 'null', '5', '[' * 100_000, '"a"'])
+def test_a_line_that_is_no_object_is_named(tmp_path, line):
+  (tmp_path / 'a.jsonl').write_text('{"a": 1}\n' + line + '\n{"a": 2}\n')
+  with pytest.raises(ValueError, match='a.jsonl, line 2, is not a JSON object'):
+    metrics.read_jsonl(tmp_path / 'a.jsonl')
 
 
 def test_broken_line_in_the_middle_is_named(tmp_path):
   (tmp_path / 'a.jsonl').write_text('{"a": 1}\n{"a"\n{"a": 2}\n')
-  with pytest.raises(ValueError, match='a.jsonl, line 2, is not JSON'):
+  with pytest.raises(ValueError, match='a.jsonl, line 2, is not a JSON object'):
     metrics.read_jsonl(tmp_path / 'a.jsonl')
 
 
@@ -109,13 +155,13 @@ def test_writer_and_resume(tmp_path):
   writer = metrics.MetricsWriter(tmp_path)
   shown = writer.write(1, {'train/loss': WeightedMean(jnp.float32(1), jnp.float32(2))})
   assert shown == {'train/loss': 0.5}
-  offset = writer.offset()
+  position = writer.position()
   writer.write(2, {'train/loss': float('nan')})
   writer.close()
   assert metrics.read_jsonl(writer.path)[1] == {'step': 2, 'train/loss': 'nan'}
 
   writer = metrics.MetricsWriter(tmp_path)
-  writer.truncate(offset)
+  writer.truncate(position)
   writer.write(2, {'train/loss': 0.25})
   writer.close()
   assert metrics.read_jsonl(writer.path) == [
@@ -129,7 +175,7 @@ def test_starting_over_empties_everything(tmp_path):
   writer.write(5, {'a': 1})
   writer.close()
   writer = metrics.MetricsWriter(tmp_path)
-  writer.truncate(0)
+  writer.truncate([])
   writer.close()
   assert writer.path.read_bytes() == b'' and _tensorboard_scalars(tmp_path) == []
 

@@ -16,6 +16,7 @@ from jaxrl_llm.runs import command_line
 from jaxrl_llm.tasks import arithmetic, countdown, gsm8k, jsonl
 from jaxrl_llm.training import metrics
 from tests.experiments import tiny
+from tests.runs import records_test
 from tests.system import running
 
 CONFIGS = tiny.REPOSITORY / 'experiments' / 'configs'
@@ -274,8 +275,8 @@ def test_responses_of_another_policy_are_refused(folder, whole, tmp_path, capsys
   workdir = tmp_path / 'run'
   shutil.copytree(whole, workdir)
   (workdir / 'results.json').unlink()
-  lines = (workdir / 'responses.jsonl').read_text().replace(numbers(whole)['policy'], 'another')
-  (workdir / 'responses.jsonl').write_text(lines)
+  records_test.rewrite(workdir / 'responses.jsonl', policy='another')
+  lines = (workdir / 'responses.jsonl').read_text()
   assert run(folder, workdir) == 2
   error_text = capsys.readouterr().err
   assert "holds samples of something else (policy: 'another' there" in error_text
