@@ -46,6 +46,11 @@ class Faults:
       if name not in names:
         raise ValueError(f'config.targets must be some of {", ".join(names)}, got {name!r}')
 
+  def memory(self) -> dict[str, int]:
+    """Returns the bytes that a run needs at least, by what needs them; see `runs.memory`."""
+    count = self.kills + self.signals + self.damages + self.disks + max(self.invocations, 0)
+    return {'the list of cases': 100 * count}
+
   def chosen(self) -> list[Target]:
     """Lists the targets in use."""
     names = self.targets.split(',') if self.targets else None

@@ -5,6 +5,7 @@ import dataclasses
 from jaxrl_llm import checks
 from jaxrl_llm.algorithms import rebel
 from jaxrl_llm.models import configs
+from jaxrl_llm.runs import memory
 
 
 @dataclasses.dataclass
@@ -68,3 +69,14 @@ class RebelGames:
     checks.divisible(
         self, 'config', 'batch_size', algorithm.num_minibatches * algorithm.num_micro_batches,
         of='num_minibatches * num_micro_batches')
+
+  def memory(self) -> dict[str, int]:
+    """Returns the bytes that a run needs at least, by what needs them; see `runs.memory`."""
+    responses = self.batch_size * (2 + self.num_comparators)
+    return {
+        'the policies of all seeds (config.num_seeds, config.model)':
+            self.num_seeds * 4 * memory.num_weights(self.model),
+        'the responses of an iteration (config.batch_size)':
+            self.num_seeds * responses * 4 * self.model.width,
+        'the policies of all iterations (config.steps)': self.num_seeds * self.steps * 3 * 4,
+    }

@@ -83,3 +83,18 @@ class RebelGaussian:
     checks.one_of(self, 'config', reduction=('sum', 'mean'))
     checks.divisible(
         self, 'config', 'batch_size', self.num_minibatches, of='config.num_minibatches')
+
+  def memory(self) -> dict[str, int]:
+    """Returns the bytes that a run needs at least, by what needs them; see `runs.memory`."""
+    runs = self.num_seeds + self.num_tuning_seeds * len(self.learning_rates)
+    layers = 4 * self.width * self.width
+    return {
+        'the samplers with their optimizers (config.num_seeds, config.width)': runs * 3 * layers,
+        'the chains of an iteration (config.batch_size)':
+            self.num_seeds * 2 * self.batch_size * len(self.alpha_bar) * 4 * self.width,
+        'the samples of an evaluation (config.evaluation_samples)':
+            self.num_seeds * self.evaluation_samples * self.num_prompts * 4 * self.width,
+        'the buffers of rewards (config.buffer_size)':
+            self.num_seeds * self.num_prompts * 4 * self.buffer_size,
+        'the metrics of all iterations (config.steps)': self.num_seeds * 4 * self.steps,
+    }

@@ -108,6 +108,21 @@ class Shoestring:
       raise ValueError("config.public_split must be False for 'blocks', which has none, and "
                        "without the backbone 'gcn', got True")
 
+  def memory(self) -> dict[str, int]:
+    """Returns the bytes that a run needs at least, by what needs them; see `runs.memory`."""
+    blocks = self.blocks
+    generated = self.dataset == 'blocks'
+    nodes = blocks.num_classes * blocks.nodes_per_class if generated else 1
+    features = blocks.num_words if generated else 1
+    return {
+        'the words of the graph (config.blocks)': nodes * 4 * blocks.words_per_node,
+        'the networks of all splits (config.num_splits, config.width)':
+            self.num_splits * 3 * 4 * features * self.width,
+        'the hidden layers of all splits (config.num_splits, config.width)':
+            self.num_splits * 4 * nodes * self.width,
+        'the losses of all splits (config.steps)': self.num_splits * 4 * self.steps,
+    }
+
   def _validate_algorithm(self) -> None:
     algorithm, name = self.algorithm, 'config.algorithm'
     algorithm.validate()

@@ -95,6 +95,18 @@ class FewShot:
     checks.fixed(
         self.algorithm, 'config.algorithm', 'here', leaky_eval=False, refinement_ratio=0)
 
+  def memory(self) -> dict[str, int]:
+    """Returns the bytes that a run needs at least, by what needs them; see `runs.memory`."""
+    nodes, generated = self.way * (min(self.shots) + self.queries), self.generated
+    features = generated.num_classes * generated.per_class * generated.width
+    return {
+        'the generated features (config.generated)': 0 if self.features_file else 4 * features,
+        'the episodes (config.episodes)': self.episodes * 4 * nodes,
+        'the hidden layers of a batch (config.batch_size, config.width)':
+            self.batch_size * 4 * nodes * self.width,
+        'the losses of a batch (config.steps)': self.batch_size * 4 * self.steps,
+    }
+
   def features(self) -> episodes_lib.Features:
     """The features that episodes are drawn from."""
     if not self.features_file:
