@@ -8,6 +8,7 @@ from jaxrl_llm import checks
 from jaxrl_llm.algorithms import reward_model
 from jaxrl_llm.models import configs
 from jaxrl_llm.runs import config as config_lib
+from jaxrl_llm.runs import memory
 from jaxrl_llm.tasks import config as task_config
 from jaxrl_llm.tasks import dialogue
 from jaxrl_llm.training import optim
@@ -245,12 +246,30 @@ class Arena:
   def validate(self) -> None:
     """Raises ValueError with one line for the first field that is out of range."""
     checks.at_least(self, 'config', seed=0, num_seeds=1)
+    if self.seed + self.num_seeds > 2**32:
+      raise ValueError('config.seed + config.num_seeds must be at most 2**32, got '
+                       f'{self.seed} + {self.num_seeds}')
     checks.one_of(self, 'config', task=TASKS)
     known = self.task_config.names()
     for name in self.algorithms.split(',') if self.algorithms else ():
       if name not in known:
         raise ValueError(f'config.algorithms must be some of {", ".join(known)}, got {name!r}')
     self.task_config.validate(f'config.{self.task}', self.chosen())
+
+  def memory(self) -> dict[str, int]:
+    """Returns the bytes that a run needs at least, by what needs them; see `runs.memory`."""
+    task, name = self.task_config, f'config.{self.task}'
+    rows = lambda count: memory.cache_bytes(task.model, count, 1)
+    return {
+        f'policy and reference with the optimizer ({name}.model)':
+            4 * 4 * memory.num_weights(task.model),
+        f'the completions of an iteration ({name}.batch_completions)':
+            rows(task.batch_completions),
+        f'a batch of fine-tuning ({name}.sft.batch_size)': rows(task.sft.batch_size),
+        f'the samples of a held-out prompt ({name}.eval_samples)': rows(task.eval_samples),
+        f'the samples of best-of-n ({name}.best_of)': rows(task.best_of),
+        f'the points of a learning curve ({name}.num_evaluations)': 8 * task.num_evaluations,
+    }
 
   @property
   def task_config(self) -> TaskConfig:
