@@ -9,6 +9,7 @@ from typing import Any
 
 from jaxrl_llm.data import sft_batches
 from jaxrl_llm.evaluation import perplexity
+from jaxrl_llm.runs import config as config_lib
 from jaxrl_llm.runs import figures, launch, supervised
 from jaxrl_llm.runs import setup as setup_lib
 from jaxrl_llm.training import metrics
@@ -79,4 +80,6 @@ def main(run: launch.Run) -> None:
 
 
 if __name__ == '__main__':
-  launch.run(main, default_config='experiments/configs/sft_arithmetic.py')
+  launch.run(
+      main, default_config='experiments/configs/sft_arithmetic.py',
+      config_types=(config_lib.PolicyConfig,))

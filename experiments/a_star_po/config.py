@@ -74,3 +74,12 @@ class AStarPo(config_lib.ReinforcementConfig):
         'batch_size': (self.batch_size, self.num_parts),
         'stage1_batch_size': (self.stage1_batch_size, 1),
     }
+
+  def num_rows(self) -> dict[str, int]:
+    """See `config_lib.RunConfig.num_rows`."""
+    return {
+        **super().num_rows(),
+        'algorithm.samples_per_prompt': self.stage1_batch_size * self.algorithm.samples_per_prompt,
+        'evaluation.diagnosed_samples':
+            self.stage1_batch_size * self.evaluation.diagnosed_samples,
+    }

@@ -76,6 +76,10 @@ class EvaluatePolicy(config_lib.RunConfig):
     """See `config_lib.RunConfig.batch_sizes`."""
     return {'batch_size': (self.batch_size, 1)}
 
+  def num_rows(self) -> dict[str, int]:
+    """See `config_lib.RunConfig.num_rows`."""
+    return {**super().num_rows(), 'num_samples': self.batch_size * self.num_samples}
+
   def validate(self) -> None:
     """Raises a one-line ValueError for the first field that is out of range."""
     if not self.policy_init_from:

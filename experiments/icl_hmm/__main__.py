@@ -26,13 +26,9 @@ STUDIES = {
 
 def main(run: launch.Run) -> None:
   """Runs the study that the config belongs to."""
-  study = STUDIES.get(type(run.config))
-  if study is None:
-    allowed = ', '.join(kind.__name__ for kind in STUDIES)
-    raise ValueError(f'--config: {run.config_file} must return one of {allowed}, got '
-                     f'{type(run.config).__name__}')
-  study(run)
+  STUDIES[type(run.config)](run)
 
 
 if __name__ == '__main__':
-  launch.run(main, default_config='experiments/configs/icl_hmm.py')
+  launch.run(
+      main, default_config='experiments/configs/icl_hmm.py', config_types=tuple(STUDIES))

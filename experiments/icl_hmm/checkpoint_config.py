@@ -76,3 +76,11 @@ class IclHmmCheckpoint:
 
     with checks.within('config.model'):
       dataclasses.replace(self.model, vocab_size=self.model.vocab_size or 1).validate()
+
+  def memory(self) -> dict[str, int]:
+    """Returns the bytes that a run needs at least, by what needs them; see `runs.memory`."""
+    return {
+        'the sequences of a model (config.num_sequences)':
+            4 * self.num_sequences * self.max_length,
+        'a batch of sequences (config.batch_size)': 4 * self.batch_size * self.max_length,
+    }

@@ -5,6 +5,7 @@ import dataclasses
 from jaxrl_llm import checks
 from jaxrl_llm.algorithms import icl_hmm
 from jaxrl_llm.models import configs
+from jaxrl_llm.runs import memory
 from jaxrl_llm.training import optim
 
 
@@ -46,6 +47,10 @@ class IclHmmPublished:
       raise ValueError(
           f'config.baum_welch_best5_sequences must be at most config.baum_welch_sequences '
           f'({self.baum_welch_sequences}), got {self.baum_welch_best5_sequences}')
+
+  def memory(self) -> dict[str, int]:
+    """Returns the bytes that a run needs at least, by what needs them; see `runs.memory`."""
+    return {'the sequences of a model (config.num_sequences)': 4 * self.num_sequences}
 
 
 @dataclasses.dataclass
@@ -124,3 +129,15 @@ class IclHmm:
     self.network.validate()
     self.algorithm.validate()
     self.optimizer.validate('config.optimizer')
+    checks.at_most(self, 'config', steps=2**31 - 1)
+
+  def memory(self) -> dict[str, int]:
+    """Returns the bytes that a run needs at least, by what needs them; see `runs.memory`."""
+    sequences = 4 * self.length * self.num_symbols
+    return {
+        'the network with its optimizer (config.model)': 3 * 4 * memory.num_weights(self.network),
+        'a batch of models and sequences (config.batch_size)': self.batch_size * sequences,
+        'the held-out models and sequences (config.num_evaluation)':
+            self.num_evaluation * sequences,
+        'the transitions of a model (config.num_states)': 4 * self.num_states**2,
+    }

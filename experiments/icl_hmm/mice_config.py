@@ -6,6 +6,7 @@ from jaxrl_llm import checks
 from jaxrl_llm.hmm import in_context
 from jaxrl_llm.models import configs
 from jaxrl_llm.runs import config as config_lib
+from jaxrl_llm.runs import memory
 from jaxrl_llm.training import optim
 
 
@@ -108,3 +109,16 @@ class IclHmmMice:
       raise ValueError(
           f'config.model.max_length must be at least 1 + 3 * config.num_trials ({needed}), got '
           f'{self.model.max_length}')
+
+  def memory(self) -> dict[str, int]:
+    """Returns the bytes that a run needs at least, by what needs them; see `runs.memory`."""
+    animals = self.num_simulated * self.simulated_sessions + self.num_cohort
+    slots = 1 + 3 * self.num_trials
+    return {
+        'the networks with their optimizer (config.model)': 3 * 4 * memory.num_weights(self.model),
+        'a batch of sessions (config.batch_size)':
+            memory.cache_bytes(self.model, self.batch_size, slots),
+        'a batch of the checkpoint (config.checkpoint_batch_size)':
+            4 * self.checkpoint_batch_size * self.checkpoint_trials,
+        'the simulated mice (config.num_simulated, config.num_cohort)': 4 * animals * slots,
+    }

@@ -109,4 +109,6 @@ def main(run: launch.Run) -> None:
 
 
 if __name__ == '__main__':
-  launch.run(main, default_config='experiments/configs/rebel_chat.py')
+  launch.run(
+      main, default_config='experiments/configs/rebel_chat.py',
+      config_types=(rebel_config.LargeBatch,))

@@ -11,6 +11,7 @@ from jaxrl_llm.algorithms import sft
 from jaxrl_llm.data import mixtures, sft_batches
 from jaxrl_llm.models import configs
 from jaxrl_llm.models import lora as lora_lib
+from jaxrl_llm.runs import memory
 from jaxrl_llm.sharding import mesh as mesh_lib
 from jaxrl_llm.tasks import arithmetic
 from jaxrl_llm.tasks import config as task_config
@@ -125,6 +126,20 @@ class RunConfig:
     """Returns (rows, micro-batches) of each batch by field, to check against the mesh."""
     return {}
 
+  def num_rows(self) -> dict[str, int]:
+    """Returns the number of sequences that are sampled or scored at once, by field."""
+    return {name: size // parts for name, (size, parts) in self.batch_sizes().items()}
+
+  def memory(self) -> dict[str, int]:
+    """Returns the bytes that a run needs at least, by what needs them; see `runs.memory`."""
+    contributors = {
+        f'the {rows} sequences of config.{name}': memory.cache_bytes(self.model, rows, 1)
+        for name, rows in self.num_rows().items()}
+    if not self.policy_init_from:  # Otherwise the directory decides the shape.
+      size = memory.item_bytes(self.model.param_dtype)
+      contributors['the parameters (config.model)'] = size * memory.num_weights(self.model)
+    return contributors
+
 
 @dataclasses.dataclass
 class TrainingConfig(RunConfig):
@@ -187,6 +202,21 @@ class PolicyConfig(TrainingConfig):
         'evaluation.batch_size': (self.evaluation.batch_size, 1),
     }
 
+  def num_rows(self) -> dict[str, int]:
+    """See `RunConfig.num_rows`."""
+    samples = self.evaluation.batch_size * self.evaluation.num_samples
+    return {**super().num_rows(), 'evaluation.num_samples': samples}
+
+  def memory(self) -> dict[str, int]:
+    """See `RunConfig.memory`."""
+    contributors = super().memory()
+    adapters = memory.num_adapter_weights(self.model, self.lora.rank)
+    contributors['the adapters with their optimizer (config.lora.rank)'] = 3 * 4 * adapters
+    if not (self.policy_init_from or self.lora.rank or self.train_last_layers):
+      contributors["the optimizer's moments (config.model)"] = 2 * 4 * memory.num_weights(
+          self.model)
+    return contributors
+
 
 @dataclasses.dataclass
 class ReinforcementConfig(PolicyConfig):
@@ -210,7 +240,9 @@ class ReinforcementConfig(PolicyConfig):
 
 
 def check_schedule(optimizer: optim.OptimizerConfig, updates: int, prefix: str) -> None:
-  """Raises ValueError if a decay that ends with the run would end before it begins."""
+  """Raises ValueError if steps cannot be counted, or a decay would end before it begins."""
+  if updates >= 2**31:
+    raise ValueError(f'a run must take fewer than 2**31 optimizer steps, got {updates} ({prefix})')
   ends_with_run = optimizer.schedule != 'constant' and not optimizer.total_steps
   if ends_with_run and optimizer.warmup_steps >= updates:
     raise ValueError(

@@ -127,3 +127,8 @@ class LearnedReward(config_lib.ReinforcementConfig):
   def batch_sizes(self) -> dict[str, tuple[int, int]]:
     """See `config_lib.RunConfig.batch_sizes`."""
     return {**super().batch_sizes(), 'batch_size': (self.batch_size, self.num_parts)}
+
+  def num_rows(self) -> dict[str, int]:
+    """See `config_lib.RunConfig.num_rows`."""
+    samples = self.batch_size * self.algorithm.samples_per_prompt
+    return {**super().num_rows(), 'algorithm.samples_per_prompt': samples}
