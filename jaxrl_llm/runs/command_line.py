@@ -121,7 +121,7 @@ def check_program(config: Any, spec: str, default_config: str, types: Sequence[t
   if not isinstance(config, tuple(types)) and name(type(config)) != name(default):
     allowed = ' or '.join(dict.fromkeys(map(name, (default, *types))))
     raise UsageError(
-        f'{_relative(spec)} is a config of another program: it makes a {name(type(config))}, and '
+        f'{_relative(spec)} is a config of another program: it makes {name(type(config))}, and '
         f'this one takes {allowed} (--config)')
 
 

@@ -132,10 +132,12 @@ class RunConfig:
 
   def memory(self) -> dict[str, int]:
     """Returns the bytes that a run needs at least, by what needs them; see `runs.memory`."""
+    is_drawn = not self.policy_init_from  # Otherwise the directory decides the shape.
     contributors = {
-        f'the {rows} sequences of config.{name}': memory.cache_bytes(self.model, rows, 1)
+        f'the {rows} sequences of config.{name}':
+            memory.cache_bytes(self.model, rows, 1) if is_drawn else 4 * rows
         for name, rows in self.num_rows().items()}
-    if not self.policy_init_from:  # Otherwise the directory decides the shape.
+    if is_drawn:
       size = memory.item_bytes(self.model.param_dtype)
       contributors['the parameters (config.model)'] = size * memory.num_weights(self.model)
     return contributors

@@ -10,7 +10,7 @@ import numpy as np
 from jaxrl_llm.data import tokenizers
 from jaxrl_llm.models import configs, policy
 from jaxrl_llm.models.pretrained import huggingface
-from jaxrl_llm.runs import checkpoint_sources, launch
+from jaxrl_llm.runs import checkpoint_sources, command_line, launch
 from jaxrl_llm.training import checkpoints
 
 REPOSITORY = pathlib.Path(__file__).resolve().parents[2]
@@ -103,9 +103,10 @@ def write_reduced(directory, base, **options):
 
 
 def run(main, *arguments, experiment, default_config=''):
-  """Runs a binary with a config; returns its exit status."""
+  """Runs a program with a config, which may also be its default; returns its exit status."""
+  argv = [experiment, *map(str, arguments)]
+  given = command_line.split_config(argv[1:])[0]
   try:
-    launch.run(main, default_config=default_config, experiment=experiment,
-               argv=[experiment, *map(str, arguments)])
+    launch.run(main, default_config=default_config or given, experiment=experiment, argv=argv)
   except SystemExit as end:
     return end.code

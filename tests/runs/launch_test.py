@@ -408,7 +408,7 @@ def test_a_config_of_another_program_is_refused(binary, tmp_path):
   (tmp_path / 'multiplying.py').write_text(other)
   _assert_one_line(
       binary('--config=multiplying.py'), 'multiplying.py is a config of another program: it makes '
-      'a Product, and this one takes Config (--config)')
+      'Product, and this one takes Config (--config)')
 
 
 @pytest.mark.parametrize('text, words', [

@@ -436,5 +436,5 @@ def test_configs_of_another_experiment_are_refused(tmp_path, capsys):
                    'def get_config():\n  return config.RebelGames()\n')
   assert _run(tmp_path / 'run', f'--config={other}') == 2
   line = capsys.readouterr().err.strip()
-  assert 'other.py must return one of IclHmm, IclHmmPublished' in line
-  assert 'got RebelGames' in line
+  assert 'other.py is a config of another program: ' in line
+  assert 'it makes experiments.rebel_games.config.RebelGames' in line
