@@ -24,7 +24,7 @@ _SNAPSHOTS = (0.35, 0.55, 0.75, 0.9)  # Fractions of a run's duration at which o
 _SMALL_FILES = ('config.json', 'wall_seconds.json')  # Damaged less often than the others.
 _ERROR = re.compile(r'^[\w.]+: error: .+$', re.MULTILINE)
 _EXCEPTION = re.compile(r'^[\w.]+(?:Error|Exception|Exit|Interrupt|ZipFile)\b.*$', re.MULTILINE)
-_SAID_SO = re.compile(r'again|warning|corrupt|damaged', re.IGNORECASE)
+_NOTICE = re.compile(r'again|warning|corrupt|damaged', re.IGNORECASE)
 
 
 class Case(NamedTuple):
@@ -206,17 +206,17 @@ class Campaign:
     with _small_disk(scratch / 'disk', room) as is_mounted:
       limit = None if is_mounted else rng.randrange(max(sizes))
       ended = self._run(target, scratch / 'disk' / 'run', file_bytes=limit)
-      kept = scratch / 'run'
+      workdir = scratch / 'run'
       if (scratch / 'disk' / 'run').exists():
-        shutil.copytree(scratch / 'disk' / 'run', kept)
+        shutil.copytree(scratch / 'disk' / 'run', workdir)
 
     detail = f'a disk of {room} bytes' if is_mounted else f'files of at most {limit} bytes'
     outcome, line = judge(ended)
     if outcome in FAILURES:
       return detail, outcome, line
-    if not (kept / 'config.json').exists():  # Not even that was written.
-      shutil.rmtree(kept, ignore_errors=True)
-    return detail, *self._finish(case, kept)
+    if not (workdir / 'config.json').exists():  # Not even that was written.
+      shutil.rmtree(workdir, ignore_errors=True)
+    return detail, *self._finish(case, workdir)
 
   def _invocation(self, case, rng, scratch) -> tuple[str, str, str]:
     """Runs a wrong command."""
@@ -243,10 +243,10 @@ class Campaign:
 
     expected = self._references[case.target][0]
     try:
-      found = targets.outcome(workdir)
+      outcome_now = targets.outcome(workdir)
     except (OSError, ValueError) as error:
       return WRONG, f'the output cannot be read: {error}'
-    differing = [name for name in expected if found.get(name) != expected[name]]
+    differing = [name for name in expected if outcome_now.get(name) != expected[name]]
     return (WRONG, f'{", ".join(differing)} differ') if differing else (outcome, line)
 
 
@@ -261,15 +261,15 @@ def judge(ended: processes.Ended) -> tuple[str, str]:
     ended: the process.
 
   Returns:
-    (outcome, line): `EQUAL` stands for status 0; the numbers are still to be compared.
+    (outcome, line): `EQUAL` for status 0, where the numbers are still to be compared.
   """
   if ended.status is None:
     return HUNG, _last_line(ended)
   if 'Traceback' in ended.stderr or 'Traceback' in ended.stdout:
     return TRACEBACK, _last_line(ended)
   if ended.status == 0:
-    said = [line for line in ended.stderr.splitlines() if _SAID_SO.search(line)]
-    return (REPAIRED, said[0]) if said else (EQUAL, '')
+    notices = [line for line in ended.stderr.splitlines() if _NOTICE.search(line)]
+    return (REPAIRED, notices[0]) if notices else (EQUAL, '')
   errors = _ERROR.findall(ended.stderr)
   if ended.status == 2 and len(errors) == 1:
     return ONE_LINE, errors[0]

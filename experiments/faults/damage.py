@@ -197,13 +197,13 @@ def applicable(name: str) -> tuple[Damage, ...]:
 def _edit_json(content, rng, edit) -> bytes | None:
   """Replaces a number by `edit` of it."""
   def change(document):
-    places = [
+    numbers = [
         (holder, key) for holder in _containers(document)
         for key in (sorted(holder) if isinstance(holder, dict) else range(len(holder)))
         if isinstance(holder[key], (int, float)) and not isinstance(holder[key], bool)]
-    if not places:
+    if not numbers:
       return False
-    holder, key = rng.choice(places)
+    holder, key = rng.choice(numbers)
     holder[key] = edit(holder[key])
     return True
 

@@ -161,6 +161,7 @@ def _of_tools(inputs: pathlib.Path) -> Iterator[Invocation]:
           '--config=experiments/configs/a_star_po_arithmetic.py', '--out=setup.py'),
       'check_verifier': ('', '--solutions=/no/such', f'--solutions={bad / "raises.py"}'),
   }
+
   for program, commands in lines.items():
     for command in (*commands, '--no_such_flag', '--flagfile=/no/such/file', 'now'):
       yield Invocation(program, command or 'no arguments', tuple(command.split()))

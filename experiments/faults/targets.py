@@ -135,8 +135,8 @@ def outcome(workdir: pathlib.Path) -> dict[str, Any]:
         name: value for name, value in record.items()
         if name not in ('wall_seconds', 'commit') and not name.startswith('time/')}
 
-  found = {'results.json': timeless(json.loads((workdir / 'results.json').read_text()))}
+  numbers = {'results.json': timeless(json.loads((workdir / 'results.json').read_text()))}
   for name in ('metrics.jsonl', 'samples.jsonl'):
     if (workdir / name).exists():
-      found[name] = [timeless(record) for record in metrics.read_jsonl(workdir / name)]
-  return found
+      numbers[name] = [timeless(record) for record in metrics.read_jsonl(workdir / name)]
+  return numbers

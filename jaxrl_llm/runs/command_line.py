@@ -141,7 +141,7 @@ def parse(
   Args:
     argv: the program's name and its arguments.
     default_config: `FILE.py[:variant]` if --config is not given.
-    types: config types that the program takes besides that of the default.
+    types: further config types that the program takes.
 
   Returns:
     The config with its overrides, validated; `FILE.py[:variant]`; the flags.

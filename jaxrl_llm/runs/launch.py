@@ -366,6 +366,7 @@ def _differences(earlier: Any, ours: Any, name: str) -> Iterator[tuple[str, Any,
 def _exit_with_one_line(start: Callable[[], None], *, name: str, debug: bool) -> typing.NoReturn:
   threading.excepthook = _report_thread
   _stop_as_ctrl_c()
+
   try:
     start()
   except KeyboardInterrupt:

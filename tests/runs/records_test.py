@@ -100,11 +100,11 @@ def test_one_flipped_bit_never_changes_a_record(tmp_path):
       flipped[position] ^= 1 << bit
       path.write_bytes(flipped)
       try:
-        found = _read(path)
+        records_read = _read(path)
       except UsageError as error:
         assert str(path) in str(error) and '\n' not in str(error)
       else:  # A half-written last line is made again.
-        assert found == [_record(i) for i in range(len(found))]
+        assert records_read == [_record(i) for i in range(len(records_read))]
 
 
 def test_records_of_something_else_are_refused_with_the_difference(tmp_path):

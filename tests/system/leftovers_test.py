@@ -60,6 +60,9 @@ CONFIG = textwrap.dedent('''
       def validate(self):
         pass
 
+      def memory(self):
+        return {}
+
     def get_config():
       return Config()
 ''')

@@ -125,7 +125,7 @@ def test_positions_of_a_long_run_are_few(tmp_path):
 
 
 @pytest.mark.parametrize('line', ['[]', 'null', '5', '[' * 100_000, '"a"'])
-def test_a_line_that_is_no_object_is_named(tmp_path, line):
+def test_a_line_that_is_not_an_object_is_named(tmp_path, line):
   (tmp_path / 'a.jsonl').write_text('{"a": 1}\n' + line + '\n{"a": 2}\n')
   with pytest.raises(ValueError, match='a.jsonl, line 2, is not a JSON object'):
     metrics.read_jsonl(tmp_path / 'a.jsonl')

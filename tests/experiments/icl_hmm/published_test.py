@@ -14,6 +14,7 @@ from experiments.icl_hmm import __main__ as icl_hmm_main
 from experiments.icl_hmm import config as icl_hmm_config
 from experiments.icl_hmm import published as icl_hmm_published
 from jaxrl_llm.hmm import filtering, published_results
+from jaxrl_llm.runs import artefacts
 from jaxrl_llm.training import metrics
 from tests.experiments import tiny
 
@@ -158,10 +159,12 @@ def test_the_clock_is_saved_with_each_model(tmp_path, monkeypatch):
   path = _write(tmp_path / 'file.csv')
   with pytest.raises(RuntimeError, match='stopped'):
     _run(tmp_path / 'run', f'--config.results_file={path}', *SMALL)
-  clock = json.loads((tmp_path / 'run' / 'wall_seconds.json').read_text())
+  path_of_clock = tmp_path / 'run' / 'wall_seconds.json'
+  clock = artefacts.read(path_of_clock, {})
   assert clock['wall_seconds'] > 0
+
   monkeypatch.setattr(icl_hmm_published, 'simulate_model', simulate)
-  (tmp_path / 'run' / 'wall_seconds.json').write_text(json.dumps(clock | {'wall_seconds': 1e4}))
+  artefacts.write(path_of_clock, clock | {'wall_seconds': 1e4}, {})
   assert _run(tmp_path / 'run', f'--config.results_file={path}', *SMALL) == 0
   assert _results(tmp_path / 'run')['wall_seconds'] > 1e4
 
