@@ -40,6 +40,7 @@ _BLOCKS = {
     'shoestring cora': ('shoestring', 'cora', functools.partial(readme.few_labels, title='Cora')),
     'shoestring citeseer': (
         'shoestring', 'citeseer', functools.partial(readme.few_labels, title='CiteSeer')),
+    'faults': ('faults', 'default', readme.faults),
     'shoestring few shot': ('shoestring_few_shot', 'default', readme.few_shot),
 }
 

@@ -27,11 +27,11 @@ class Faults:
 
   seed: int = 0
   targets: str = ''
-  kills: int = 120
-  signals: int = 60
-  damages: int = 500
-  disks: int = 40
-  invocations: int = 400
+  kills: int = 60
+  signals: int = 40
+  damages: int = 450
+  disks: int = 30
+  invocations: int = 450
   workers: int = 2
   time_limit: float = 300.0
   note: str = ''

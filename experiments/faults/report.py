@@ -12,19 +12,15 @@ _COLUMNS = (cases.EQUAL, cases.REPAIRED, cases.ONE_LINE, *cases.FAILURES)
 
 
 def numbers(records: Sequence[dict[str, Any]]) -> dict[str, int]:
-  """Counts outcomes, in total and by kind, under flat names."""
-  counts: collections.Counter[str] = collections.Counter()
-  for record in records:
-    outcome = record['outcome'].replace(', ', '_').replace(' ', '_')
-    for name in (f'cases/{outcome}', f'cases/{record["kind"]}/{outcome}'):
-      counts[name] += 1
-  tried = {f'cases/{kind}/tried': 0 for kind in KINDS}
-  for record in records:
-    tried[f'cases/{record["kind"]}/tried'] += 1
-
-  failures = {
-      f'cases/{outcome}': 0 for outcome in cases.FAILURES}  # Named even if there are none.
-  return {'cases/tried': len(records), **tried, **failures, **counts}
+  """Counts the outcomes of each kind of case, and of all, under flat names."""
+  counts = {}
+  for kind in (*KINDS, 'all'):
+    outcomes = [record['outcome'] for record in records if kind in ('all', record['kind'])]
+    counts[f'cases/{kind}/tried'] = len(outcomes)
+    for outcome in _COLUMNS:
+      counts[f'cases/{kind}/{outcome.replace(", ", " ").replace(" ", "_")}'] = outcomes.count(
+          outcome)
+  return counts
 
 
 def table(records: Sequence[dict[str, Any]]) -> str:

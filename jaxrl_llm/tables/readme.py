@@ -26,6 +26,16 @@ _ARENA = (
     ('sampled_tokens', 'sampled tokens', 1, 0),
 )
 
+# Rows and columns of the campaign of faults: label, name in results.json.
+_FAULTS = (
+    ('kill -9', 'kill'), ('SIGINT, SIGTERM, SIGHUP', 'signal'), ('damaged files', 'damage'),
+    ('full disk', 'disk'), ('wrong commands', 'invocation'), ('all', 'all'),
+)
+_OUTCOMES = (
+    ('equal', 'equal'), ('equal, and said so', 'equal_and_said_so'), ('one line', 'one_line'),
+    ('wrong', 'wrong'), ('traceback', 'traceback'), ('hung', 'hung'), ('accepted', 'accepted'),
+)
+
 # Rows and columns of the other tables: label, and the parts of a key in results.json.
 _HMM_METHODS = (
     ('in context', 'icl'), ('filter (knows the HMM)', 'filter'),
@@ -114,6 +124,28 @@ def main_job(setting: render.Setting) -> str:
       f'{seconds.mean:.0f} s a run on {setting.distinct("device")}, '
       f'jax {setting.distinct("versions/jax")}, commit {setting.distinct("commit")[:12]}.'
   )]
+  return '\n'.join(lines)
+
+
+def faults(setting: render.Setting) -> str:
+  """Makes the table of a campaign of faults: outcomes by kind of case.
+
+  Args:
+    setting: a run of faults / default.
+
+  Returns:
+    Markdown.
+  """
+  columns = ['tried', *(name for name, _ in _OUTCOMES)]
+  lines = [f'| {" | ".join(["", *columns])} |', '|---' * (1 + len(columns)) + '|']
+  for label, kind in _FAULTS:
+    counts = [_show(setting, f'cases/{kind}/{key}', 1, 0) for key in (
+        'tried', *(key for _, key in _OUTCOMES))]
+    lines.append(f'| {label} | {" | ".join(counts)} |')
+
+  lines += ['', (
+      f'Seed {", ".join(map(str, setting.runs))}; {setting.distinct("processor/model")}, '
+      f'jax {setting.distinct("versions/jax")}, commit {setting.distinct("commit")[:12]}.')]
   return '\n'.join(lines)
 
 
