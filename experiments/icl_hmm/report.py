@@ -445,14 +445,17 @@ def write(run: launch.Run, held_out: HeldOut) -> None:
       'length from which on the mean gap stays at ε or below. H_A is the entropy rate of the '
       'hidden chain, H_B the entropy of an emission, in bits.')
 
-  published = [_recorded_table(held_out), (
-      f'Published HMMs of {config.num_symbols} symbols (λ2 = 0.75 in the file on disk), after '
-      f'{held_out.lengths[-1]} of them; ε ± standard error over HMMs. The network was trained on '
-      f'none of them, and only on HMMs of {config.num_states} states.')]
+  published = []
+  if held_out.recorded:
+    published = [_recorded_table(held_out), (
+        f'Published HMMs of {config.num_symbols} symbols (λ2 = 0.75 in the file on disk), after '
+        f'{held_out.lengths[-1]} of them; ε ± standard error over HMMs. The network was trained on '
+        f'none of them, and only on HMMs of {config.num_states} states.')]
+
   by_group = convergence(held_out.lengths, _gap(held_out), groups)
   text = '\n\n'.join([
       _table(held_out), caption, convergence_table(groups, {'in context': by_group}), definitions,
-      *(published if held_out.recorded else ()), criteria.markdown(findings(held_out))])
+      *published, criteria.markdown(findings(held_out))])
 
   metrics.write_text_atomic(run.table_path, text + '\n')
   sampled_tokens = config.steps * config.batch_size * (config.length + 1)

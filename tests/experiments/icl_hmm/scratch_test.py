@@ -125,7 +125,17 @@ def test_a_run_writes_its_measurements_and_resumes_bit_for_bit(tmp_path, monkeyp
     return _config(num_symbols=4, results_file=file, recorded_sequences=2)
 
   whole = _run(config(), tmp_path / 'whole')
-  icl_hmm_scratch.main(whole)
+  write, measured = icl_hmm_report.write, []
+  with monkeypatch.context() as patched:
+    patched.setattr(icl_hmm_report, 'write', lambda run, held_out: (
+        measured.append(held_out), write(run, held_out)))
+    icl_hmm_scratch.main(whole)
+
+  # Without the file of published results, the table ends with the held-out HMMs.
+  without = _run(_config(num_symbols=4), tmp_path / 'without')
+  icl_hmm_report.write(without, measured[0]._replace(recorded=None, recorded_models=()))
+  assert 'published HMMs' not in (without.workdir / 'table.md').read_text()
+
   results = json.loads((whole.workdir / 'results.json').read_text())
   for method in ('icl', 'filter', 'bigram', 'baum_welch'):
     for length in (4, 8, 16):
