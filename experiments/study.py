@@ -6,11 +6,14 @@ one is resumed. Results go to RESULTS/<experiment>/<variant>/seed<N>/results.jso
 """
 
 import functools
+import importlib.util
+import os
 import pathlib
 import shutil
 import signal
 import subprocess
 import sys
+from collections.abc import Sequence
 
 from absl import flags
 
@@ -53,17 +56,42 @@ def run_arm(module: str, workdir: pathlib.Path, config: str, arguments: list[str
     raise ValueError(f'{workdir.name} ended with status {status}; run this command again to resume')
 
 
-def main(values: flags.FlagValues) -> None:
-  """Runs the missing arms and seeds."""
-  arms = command_line.load_module(values.config).ARMS
-  chosen = values.arms or arms
+def _read_arms(config: str) -> Sequence[str]:
+  """Returns the arms that a config file lists."""
+  module = command_line.load_module(config)
+  try:
+    return module.ARMS
+  except AttributeError:
+    raise ValueError(f'config must be a file with ARMS, got {config!r} (--config)') from None
 
+
+def _check(values: flags.FlagValues, chosen: Sequence[str], arms: Sequence[str]) -> None:
+  """Raises a one-line ValueError or OSError before anything runs."""
+  for name, given in (('arms', chosen), ('seeds', values.seeds)):
+    if not given:
+      raise ValueError(f'{name} must name at least one, got none (--{name})')
   for arm in chosen:
     if arm not in arms:
       raise ValueError(f'arms must be some of {", ".join(arms)}, got {arm!r} (--arms)')
   for seed in values.seeds:
-    if not seed.isdigit():
+    if not (seed.isascii() and seed.isdigit()):
       raise ValueError(f'seeds must be non-negative integers, got {seed!r} (--seeds)')
+
+  program = values.experiment
+  if not program.isidentifier() or importlib.util.find_spec(f'experiments.{program}') is None:
+    raise ValueError(
+        f'experiment must be a program in experiments/, got {program!r} (--experiment)')
+  for folder in (values.work, values.results):
+    pathlib.Path(folder).mkdir(parents=True, exist_ok=True)
+    if not os.access(folder, os.W_OK):
+      raise ValueError(f'work and results must be writable directories, got {folder!r}')
+
+
+def main(values: flags.FlagValues) -> None:
+  """Runs the missing arms and seeds."""
+  arms = _read_arms(values.config)
+  chosen = arms if values.arms is None else values.arms
+  _check(values, chosen, arms)
 
   name = pathlib.Path(values.config).stem
   work = pathlib.Path(values.work) / name

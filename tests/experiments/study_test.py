@@ -61,7 +61,7 @@ def test_an_arm_that_fails_copies_nothing_and_stops_the_study(tmp_path, monkeypa
   monkeypatch.setattr(study, 'run_arm', run_arm)
   with pytest.raises(ValueError, match='status 2'):
     run(tmp_path, f'--config={CONFIG}', '--arms=softmax', '--seeds=0')
-  assert not (tmp_path / 'out').exists()
+  assert not list((tmp_path / 'out').rglob('results.json'))
 
 
 def test_all_arms_have_different_configs(tmp_path):
@@ -77,6 +77,11 @@ def test_all_arms_have_different_configs(tmp_path):
     [
         (['--arms=median'], 'arms must be some of softmax, mean, max, zero, n1, n4, n32, got'),
         (['--seeds=-1'], "seeds must be non-negative integers, got '-1'"),
+        (['--arms='], 'arms must name at least one, got none'),
+        (['--seeds='], 'seeds must name at least one, got none'),
+        (['--experiment=../x'], "experiment must be a program in experiments/, got '../x'"),
+        (['--config=experiments/configs/arena.py'], 'config must be a file with ARMS'),
+        (['--results=/dev/null/x'], '/dev/null'),
         (['--config=nothing.py'], "config file 'nothing.py' does not exist"),
     ],
 )
