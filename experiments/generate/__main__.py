@@ -26,7 +26,7 @@ from absl import flags
 
 from jaxrl_llm.data import batching, chat_templates, columns, jsonl, model_files, tokenizers
 from jaxrl_llm.models import policy as policy_lib
-from jaxrl_llm.runs import checkpoint_sources, conversion, launch
+from jaxrl_llm.runs import checkpoint_sources, conversion, launch, memory
 from jaxrl_llm.runs import records as records_lib
 from jaxrl_llm.runs import setup as setup_lib
 from jaxrl_llm.runs.command_line import UsageError
@@ -229,6 +229,12 @@ def load(values: flags.FlagValues) -> Generator:
   )
 
   mesh = make_mesh(values.mesh)
+  rows = values.num_samples * (1 if values.prompts is None else values.batch_size)
+  memory.check({
+      'the parameters (--policy)':
+          memory.item_bytes(config.param_dtype) * memory.num_weights(config),
+      'the samples of a batch (--num_samples, --batch_size)': memory.cache_bytes(config, rows, 1),
+  })
   model = policy_lib.make(config)
   params = stored.source.load(setup_lib.abstract_params(model, mesh))
   return Generator(values, model, params, tokenizer, folder, mesh, config.max_length)

@@ -411,7 +411,8 @@ def _function_of_ours(error: BaseException) -> str:
 
 def _report_thread(arguments: threading.ExceptHookArgs) -> None:
   """Prints the traceback of a thread, unless the disk is full: the main thread says so."""
-  if getattr(arguments.exc_value, 'errno', None) not in (errno.ENOSPC, errno.EDQUOT):
+  if getattr(arguments.exc_value, 'errno', None) not in (
+      errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
     threading.__excepthook__(arguments)
 
 
