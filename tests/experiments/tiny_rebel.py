@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import json
+import pathlib
 
 import jax
 import numpy as np
@@ -86,7 +87,7 @@ def large_batch(folder, **changes):
       **changes})
 
 
-def launched(config, workdir=None, experiment='rebel', overrides=()):
+def launched(config, workdir=pathlib.Path('unused'), experiment='rebel', overrides=()):
   """The run that a command would make of a config."""
   return launch.Run(config, workdir, experiment, 'tiny', 'tiny.py', overrides, 'commit')
 

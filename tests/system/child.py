@@ -23,7 +23,7 @@ import sys
 import time
 import typing
 
-from jaxrl_llm.runs import launch
+from jaxrl_llm.runs import command_line, launch
 from jaxrl_llm.training import checkpoints, metrics
 
 
@@ -130,8 +130,9 @@ def run(name: str, *arguments: str) -> typing.NoReturn:
   """Runs `python -m experiments.NAME` in this process, by default on the tiny config."""
   package = importlib.util.find_spec(f'experiments.{name}').submodule_search_locations
   program = importlib.import_module(f'experiments.{name}{".__main__" if package else ""}')
+  config, _ = command_line.split_config(arguments)
   launch.run(
-      program.main, default_config='tests/system/tiny_config.py', experiment=name,
+      program.main, default_config=config or 'tests/system/tiny_config.py', experiment=name,
       argv=[name, *arguments])
 
 

@@ -9,6 +9,7 @@ import pytest
 from jaxrl_llm.data import tokenizers
 from jaxrl_llm.models import configs, policy
 from jaxrl_llm.models.pretrained import huggingface
+from jaxrl_llm.training import metrics
 from tests.system import running
 
 # GPT-2 has one special token, which ends its replies.
@@ -87,8 +88,9 @@ def test_fine_tune_convert_load_and_evaluate(runner, data_dir, tmp_path, family)
         f'--workdir={tmp_path / name}', cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     numbers[name] = running.results(tmp_path / name)
-    responses = (tmp_path / name / 'responses.jsonl').read_text()
-    numbers[name]['responses'] = responses.splitlines()[1:]
+    _, *responses = metrics.read_jsonl(tmp_path / name / 'responses.jsonl')
+    numbers[name]['responses'] = [  # The digests cover the first line, which names the policy.
+        {key: value for key, value in line.items() if key != 'sha256'} for line in responses]
   for name in ('eval/pass@1', 'eval/length', 'eval/greedy_accuracy', 'responses'):
     assert numbers['hugging_face'][name] == numbers['ours'][name]
   assert numbers['ours']['eval/problems'] == 3

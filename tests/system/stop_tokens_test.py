@@ -66,7 +66,7 @@ def trained(folder):
 def test_a_missing_stop_token_is_named(folder, tmp_path, capsys):
   assert sft_run(folder, tmp_path / 'run', folder / 'base') == 2
   error = capsys.readouterr().err
-  assert 'is none of the tokenizer' in error and 'config.task.stop_tokens' in error
+  assert 'is not a stop token of the tokenizer' in error and 'config.task.stop_tokens' in error
 
 
 def test_stop_tokens_are_saved_with_the_parameters(folder, trained, tmp_path, capsys):

@@ -154,9 +154,7 @@ def test_the_penalty_with_one_over_eta_regresses_from_cached_log_probs():
   pairs = rebel_stages.Pairs(
       batch.rollouts, np.asarray(batch.rewards), np.asarray(cached), np.zeros(4, bool), {}, 0)
   run = groups.runner(
-      lambda config, optimizer: algorithm.make(config, tiny_algorithm.MODEL, optimizer),
-      algorithm.Config, num_epochs=1, temperature=1.0, eta=eta,
-      kl_coefficient=1 / eta)
+      algorithm, num_epochs=1, temperature=1.0, eta=eta, kl_coefficient=1 / eta)
   loss, gradients, _ = run(rebel_largebatch.cached_batch(pairs))
 
   def explicit_loss(params):

@@ -44,7 +44,7 @@ def test_loading_100m_parameters_onto_eight_devices(tmp_path, file_dtype, param_
   # A value below 1 would mean that the parameters themselves were not measured.
   assert 1.0 < numbers['peak_ratio'] <= LIMIT
   assert numbers['peak_ratio'] == numbers['peak_anonymous_bytes'] / numbers['parameter_bytes']
-  assert f'{numbers["peak_ratio"]:.3f} of them' in done.stdout
+  assert f'{numbers["peak_ratio"]:.3f} of the parameters' in done.stdout
   assert [file.name for file in tmp_path.iterdir()] == ['results.json']
 
 
