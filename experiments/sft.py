@@ -32,7 +32,7 @@ def evaluate(setup: setup_lib.Setup, params: Params) -> dict[str, float]:
   )
   return perplexity.HeldOutLoss(
       setup.policy, [setup.put(batch) for batch in batches.in_order()],
-      chunk_size=config.sft.algorithm.head_chunk,
+      chunk_size=config.evaluation.head_chunk,
   )(frozen)
 
 

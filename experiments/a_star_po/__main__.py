@@ -5,7 +5,6 @@ The reference is fine-tuned on the task's demonstrations, or loaded from
 """
 
 import functools
-import re
 
 import jax
 import numpy as np
@@ -15,6 +14,7 @@ from experiments.a_star_po import stage1 as stage1_lib
 from jaxrl_llm.algorithms import a_star_po
 from jaxrl_llm.data import batching
 from jaxrl_llm.rewards import rollout_rewards
+from jaxrl_llm.runs import config as config_lib
 from jaxrl_llm.runs import launch, references, supervised, training_loop
 from jaxrl_llm.runs import setup as setup_lib
 from jaxrl_llm.training import loop, optim, rng
@@ -112,11 +112,7 @@ def _rollout_metrics(scored: rollout_rewards.Scored, tokens: int) -> dict[str, f
 def main(run: launch.Run) -> None:
   """Runs both stages, evaluates, and writes the table, the figures and results.json."""
   config = run.config
-  unused = [name for name in run.overrides if re.match('sft[.](?!algorithm[.]head_chunk)', name)]
-  if config.policy_init_from and unused:
-    raise ValueError(
-        f'config.{unused[0]} has no effect with config.policy_init_from: nothing is fine-tuned'
-    )
+  config_lib.check_overrides(run)
 
   with (
       setup_lib.build(run, lora=config.lora, last_layers=config.train_last_layers) as setup,

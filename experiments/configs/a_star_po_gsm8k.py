@@ -107,7 +107,7 @@ def _cpu_size() -> a_star_po_config.AStarPo:
       save_every=5,
       eval_every=10,
       evaluation=config_lib.EvaluationConfig(
-          num_samples=2, batch_size=64, diagnosed_prompts=32, diagnosed_samples=8
+          num_samples=2, batch_size=64, diagnosed_prompts=32, diagnosed_samples=8, head_chunk=0
       ),
       scale_note=(
           'Scaled for a CPU: a decoder of about 1M parameters from scratch (published: Qwen2.5 of '

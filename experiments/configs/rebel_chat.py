@@ -98,7 +98,7 @@ def _demo() -> rebel_config.Online:
       batch_size=16,
       eval_every=10,
       save_every=5,
-      evaluation=reward_config.RebelEvaluation(batch_size=16),
+      evaluation=reward_config.RebelEvaluation(batch_size=16, head_chunk=0),
       scale_note=(
           'Scaled for a CPU: a decoder of 1.3M parameters from scratch (published: 7B and 8B), '
           "4,096 of the tokenizer's ids, responses of 48 tokens (1,024), batches of 16 (32), one "

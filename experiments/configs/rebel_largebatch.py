@@ -102,7 +102,7 @@ def _demo() -> rebel_config.LargeBatch:
       keep_truncated=True,  # Such a small model hardly ever stops.
       generation_batch_size=16,
       batch_size=8,
-      evaluation=reward_config.RebelEvaluation(batch_size=16),
+      evaluation=reward_config.RebelEvaluation(batch_size=16, head_chunk=0),
       eval_every=6,
       save_every=6,
       scale_note=(

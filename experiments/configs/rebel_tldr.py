@@ -151,7 +151,7 @@ def _demo() -> rebel_config.Online:
       batch_size=16,
       eval_every=10,
       save_every=5,
-      evaluation=reward_config.RebelEvaluation(batch_size=16),
+      evaluation=reward_config.RebelEvaluation(batch_size=16, head_chunk=0),
       scale_note=(
           'Scaled for a CPU: chat prompts and a decoder of 0.8M parameters from scratch '
           "(published: TL;DR, Pythia of 1.4B to 6.9B), 4,096 of the tokenizer's ids, batches of 16 "

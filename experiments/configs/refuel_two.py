@@ -124,7 +124,7 @@ def demo(**options) -> refuel_config.Refuel:
       batch_size=16,
       eval_every=6,
       save_every=3,
-      evaluation=reward_config.RebelEvaluation(batch_size=16, num_shown=2),
+      evaluation=reward_config.RebelEvaluation(batch_size=16, num_shown=2, head_chunk=0),
       scale_note=(
           'Scaled for a CPU: a decoder of 1.3M parameters from scratch (published: 8B), 4,096 of '
           "the tokenizer's ids, 3 turns (5), replies of 24 tokens (512 to 1,024), batches of 16 "

@@ -51,7 +51,7 @@ def _cpu_size() -> config_lib.PolicyConfig:
               learning_rate=3e-3, schedule='cosine', warmup_steps=30, weight_decay=0.01
           ),
       ),
-      evaluation=config_lib.EvaluationConfig(batch_size=4),
+      evaluation=config_lib.EvaluationConfig(batch_size=4, head_chunk=0),
       scale_note=(
           'Scaled for a CPU: a decoder of about 1.3M parameters from scratch, 4,096 of the '
           "tokenizer's ids"

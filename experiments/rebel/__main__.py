@@ -19,6 +19,7 @@ from experiments.rebel import batches as rebel_batches
 from experiments.rebel import config as rebel_config
 from experiments.rebel import largebatch as rebel_largebatch
 from jaxrl_llm.algorithms import rebel
+from jaxrl_llm.runs import config as config_lib
 from jaxrl_llm.runs import (
   launch,
   policy_evaluation,
@@ -102,7 +103,7 @@ def main(run: launch.Run) -> None:
       setup_lib.build(run, lora=config.lora, last_layers=config.train_last_layers) as setup,
       run.open_metrics() as writer, run.open_samples() as samples,
   ):
-    policy_report.check_overrides(run)
+    config_lib.check_overrides(run)
     print(f'{run.experiment}: {setup.describe()}; writing to {run.workdir}', flush=True)
     trained = pipeline(setup, {'metrics': writer, 'samples': samples})
     policy_report.write(setup, trained)

@@ -20,10 +20,10 @@ from experiments.refuel import evaluation as refuel_evaluation
 from experiments.refuel import report as refuel_report
 from experiments.refuel import users as refuel_users
 from jaxrl_llm.algorithms import refuel
+from jaxrl_llm.runs import config as config_lib
 from jaxrl_llm.runs import (
   launch,
   policy_evaluation,
-  policy_report,
   references,
   reward_models,
   supervised,
@@ -100,7 +100,7 @@ def main(run: launch.Run) -> None:
       setup_lib.build(run, lora=config.lora, last_layers=config.train_last_layers) as setup,
       run.open_metrics() as writer, run.open_samples() as samples,
   ):
-    policy_report.check_overrides(run)
+    config_lib.check_overrides(run)
     if not (config.policy_init_from or setup.task.demonstrations):
       raise ValueError(
           f'{config.task.files} (config.task.files) has no replies to fine-tune a policy on: give '

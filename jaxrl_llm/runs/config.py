@@ -11,7 +11,7 @@ from jaxrl_llm.algorithms import sft
 from jaxrl_llm.data import mixtures, sft_batches
 from jaxrl_llm.models import configs
 from jaxrl_llm.models import lora as lora_lib
-from jaxrl_llm.runs import memory
+from jaxrl_llm.runs import launch, memory
 from jaxrl_llm.sharding import mesh as mesh_lib
 from jaxrl_llm.tasks import arithmetic
 from jaxrl_llm.tasks import config as task_config
@@ -72,6 +72,7 @@ class EvaluationConfig:
     diagnosed_prompts: number of training prompts on which the true success rate of
       the reference is measured, for the V* figure (0: no such figure).
     diagnosed_samples: fresh samples per diagnosed prompt.
+    head_chunk: positions per chunk of the head; 0 takes all at once.
   """
 
   num_samples: int = 4
@@ -80,12 +81,13 @@ class EvaluationConfig:
   num_shown: int = 8
   diagnosed_prompts: int = 256
   diagnosed_samples: int = 64
+  head_chunk: int = 128
 
   def validate(self, prefix: str) -> None:
     """Raises a one-line ValueError for the first field that is out of range."""
     checks.at_least(
         self, prefix, num_samples=1, batch_size=1, num_shown=0, diagnosed_prompts=0,
-        diagnosed_samples=1,
+        diagnosed_samples=1, head_chunk=0,
     )
     checks.positive(self, prefix, 'control_temperature')
 
@@ -239,6 +241,14 @@ class ReinforcementConfig(PolicyConfig):
           'config.reference_init_from needs config.policy_init_from (otherwise the fine-tuned '
           f'policy is the reference), got {self.reference_init_from!r}'
       )
+
+
+def check_overrides(run: launch.Run) -> None:
+  """Raises ValueError for overrides of `sft` in a run that does not fine-tune."""
+  unused = [name for name in run.overrides if name.startswith('sft.')]
+  if run.config.policy_init_from and unused:
+    raise ValueError(
+        f'config.{unused[0]} has no effect with config.policy_init_from: nothing is fine-tuned')
 
 
 def check_schedule(optimizer: optim.OptimizerConfig, updates: int, prefix: str) -> None:

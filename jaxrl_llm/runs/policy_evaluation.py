@@ -156,10 +156,10 @@ def scorer(setup: setup_lib.Setup, *, temperature: float, chunk_size: int, micro
 
 def divergence(setup: setup_lib.Setup):
   """Makes a jitted (params, reference, rollouts) -> KL of each response [P, K], nats."""
-  algorithm = setup.config.algorithm
+  config = setup.config
   return jax.jit(lambda params, reference, rollouts: evaluator.response_kl(
-      setup.policy, params, reference, rollouts, temperature=algorithm.temperature,
-      chunk_size=algorithm.head_chunk))
+      setup.policy, params, reference, rollouts, temperature=config.algorithm.temperature,
+      chunk_size=config.evaluation.head_chunk))
 
 
 def finish(

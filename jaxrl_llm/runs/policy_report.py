@@ -1,21 +1,12 @@
 """Final report of experiments/rebel/: table, figure, results.json."""
 
 import pathlib
-import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from jaxrl_llm.runs import figures, launch
 from jaxrl_llm.runs import setup as setup_lib
 from jaxrl_llm.training import metrics
-
-
-def check_overrides(run: launch.Run) -> None:
-  """Raises ValueError for overrides of `sft` in a run that does not fine-tune."""
-  unused = [name for name in run.overrides if re.match('sft[.]', name)]
-  if run.config.policy_init_from and unused:
-    raise ValueError(
-        f'config.{unused[0]} has no effect with config.policy_init_from: nothing is fine-tuned')
 
 
 def write(

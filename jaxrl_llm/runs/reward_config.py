@@ -63,16 +63,18 @@ class RebelEvaluation:
       is greedy.
     batch_size: prompts per batch.
     num_shown: number of prompts whose responses go to samples.jsonl each time.
+    head_chunk: positions per chunk of the head; 0 takes all at once.
   """
 
   num_samples: int = 1
   temperature: float = 0.01
   batch_size: int = 64
   num_shown: int = 4
+  head_chunk: int = 128
 
   def validate(self, prefix: str) -> None:
     """Raises a one-line ValueError for the first field that is out of range."""
-    checks.at_least(self, prefix, num_samples=1, batch_size=1, num_shown=0)
+    checks.at_least(self, prefix, num_samples=1, batch_size=1, num_shown=0, head_chunk=0)
     checks.non_negative(self, prefix, 'temperature')
 
 

@@ -233,7 +233,7 @@ class Setup:
         rng.stream_key(self.key, rng.Stream.SAMPLE_EVAL),
         sample=self.sampler(num_samples=config.num_samples),
         greedy=self.sampler(num_samples=1, temperature=0.0),
-        chunk_size=self.config.sft.algorithm.head_chunk,
+        chunk_size=config.head_chunk,
     )
 
 

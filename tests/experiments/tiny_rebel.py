@@ -59,7 +59,7 @@ def _common(folder):
       data_dir=str(folder), task=task(), sft=config_lib.SftConfig(steps=0),
       policy_init_from=str(folder / 'policy'), reward_init_from=str(folder / 'reward'),
       evaluation=reward_config.RebelEvaluation(
-          num_samples=1, temperature=1.0, batch_size=8, num_shown=2),
+          num_samples=1, temperature=1.0, batch_size=8, num_shown=2, head_chunk=0),
       batch_size=8, save_every=2,
   )
 

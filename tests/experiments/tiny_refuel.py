@@ -53,7 +53,7 @@ def config(folder, **changes):
       'data_dir': str(folder), 'task': task(), 'sft': config_lib.SftConfig(steps=0),
       'policy_init_from': str(folder / 'policy'), 'reward_init_from': str(folder / 'reward'),
       'evaluation': reward_config.RebelEvaluation(
-          num_samples=2, temperature=1.0, batch_size=8, num_shown=1),
+          num_samples=2, temperature=1.0, batch_size=8, num_shown=1, head_chunk=0),
       'algorithm': algorithm, 'optimizer': optim.OptimizerConfig(learning_rate=1e-2),
       'batch_size': 8, 'save_every': 2, 'steps': 3, 'eval_every': 2, 'widths': 'fixed',
       **changes})
@@ -65,7 +65,8 @@ def simulated(folder, user, **changes):
       'user': user, 'law': 'one', 'task': task(first_only=True), 'max_tokens': 90,
       'batch_size': 16, 'rollout_batch_size': 8, 'algorithm': {'kl_coefficient': 0.0},
       'reward': reward_config.RewardConfig(eos_check='off', missing_stop_penalty=0.0),
-      'evaluation': reward_config.RebelEvaluation(temperature=1.0, batch_size=8, num_shown=2),
+      'evaluation': reward_config.RebelEvaluation(
+          temperature=1.0, batch_size=8, num_shown=2, head_chunk=0),
       **changes})
 
 

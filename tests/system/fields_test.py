@@ -20,10 +20,12 @@ _CHANGED = {
     'evaluation.control_temperature': 0.7, 'evaluation.num_shown': 3,
     'evaluation.diagnosed_prompts': 6, 'evaluation.diagnosed_samples': 5,
 }
-# Tested in tests/system/{run,real_data,pretrained}_test.py and tests/training/metrics_test.py.
+# Tested in tests/system/{run,real_data,pretrained}_test.py, tests/training/metrics_test.py and
+# tests/runs/config_test.py.
 _ELSEWHERE = {
     'seed', 'data_dir', 'policy_init_from', 'reference_init_from', 'train_last_layers',
     'token_budget', 'wandb_project', 'sft.loss_on', 'sft.packed_length', 'sft.mixture',
+    'evaluation.head_chunk',
 }
 
 

@@ -46,6 +46,7 @@ _ONLINE_ERRORS = {
     'evaluation.temperature': (-1.0, 'evaluation.temperature must be non-negative'),
     'evaluation.batch_size': (0, 'evaluation.batch_size must be at least 1, got 0'),
     'evaluation.num_shown': (-1, 'evaluation.num_shown must be at least 0, got -1'),
+    'evaluation.head_chunk': (-1, 'evaluation.head_chunk must be at least 0, got -1'),
     'algorithm.eta': (0.0, r'eta must be positive and finite, got 0.0 \(config.algorithm\)'),
     'algorithm.num_micro_batches': (3, r'divisible by num_minibatches \* num_micro_batches \(3\)'),
     'optimizer.warmup_steps': (8, 'must be less than the 8 optimizer steps of the run, got 8'),
@@ -103,11 +104,12 @@ _CHANGED = {
     'evaluation.num_shown': 1, 'reward.scale': 2.0, 'reward.missing_stop_penalty': -4.0,
     'reward.eos_check': 'pad',
 }
-# Tested in tests/experiments/rebel/{main,batches}_test.py, tests/runs/reward_models_test.py and
-# tests/system.
+# Tested in tests/experiments/rebel/{main,batches}_test.py,
+# tests/runs/{config,reward_models}_test.py and tests/system.
 _ELSEWHERE = {
     'data_dir', 'reference_init_from', 'reward_init_from', 'train_last_layers', 'wandb_project',
     'num_comparators', 'reward.template', 'reward.max_tokens', 'reward.overlong',
+    'evaluation.head_chunk',
 }
 _GROUPS = ('evaluation', 'reward')
 
