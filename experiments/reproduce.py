@@ -1,11 +1,11 @@
-"""Reruns a committed variant and compares every headline number with the committed one.
+"""Reruns a committed setting and compares every headline number with the committed one.
 
   python -m experiments.reproduce --experiment=a_star_po --setting=arithmetic --seeds=0
 
 The verdict is `equal` (the same bits), `k SE` (distance in standard errors over the committed
-seeds), or `differs` if the distance exceeds --tolerance standard errors. A variant with one
-committed seed has no standard error, so its numbers are equal or they differ. The exit status is 1
-if a number differs.
+seeds), or `differs` if the distance exceeds --tolerance standard errors. A number without a
+standard error (one committed seed, and none recorded in its results.json) is equal or differs. The
+exit status is 1 if a number differs.
 """
 
 import functools
@@ -20,7 +20,7 @@ from absl import flags
 from jaxrl_llm.runs import figures, launch
 from jaxrl_llm.tables import render
 
-# Studies whose variants are not named after a config file: config file and extra flags.
+# Studies whose settings are not named after a config file: config file and extra flags.
 _COMMANDS = {
     'arena': lambda name: (
         ':'.join(filter(None, ['arena.py', name.partition('_')[2]])),
@@ -32,7 +32,7 @@ def define_flags(values: flags.FlagValues) -> None:
   """Defines the flags of this tool."""
   text = functools.partial(flags.DEFINE_string, flag_values=values)
   text('experiment', '', 'the program, as in results/EXPERIMENT/')
-  text('setting', 'default', 'the variant, as in results/EXPERIMENT/SETTING/')
+  text('setting', 'default', 'the setting, as in results/EXPERIMENT/SETTING/')
   text('runs', 'results', 'directory of the committed results')
   text('workdir', 'runs/reproduce', 'directory of the new runs')
   flags.DEFINE_list('seeds', ['0'], 'seeds to run again', flag_values=values)
@@ -42,11 +42,11 @@ def define_flags(values: flags.FlagValues) -> None:
 
 
 def command_of(experiment: str, name: str) -> tuple[str, list[str]]:
-  """Returns the config (FILE.py[:variant]) and extra flags that reproduce a committed variant.
+  """Returns the config (FILE.py[:variant]) and extra flags that reproduce a committed setting.
 
   Args:
     experiment: name of the program, as in results/EXPERIMENT/.
-    name: name of the variant, as in results/EXPERIMENT/NAME/.
+    name: name of the setting, as in results/EXPERIMENT/NAME/.
 
   Raises:
     ValueError: no config file matches its name.

@@ -1,4 +1,4 @@
-"""Final report of experiments/rebel/: table, figure, results.json."""
+"""Final report of a policy trained with a learned reward model: table, figure, results.json."""
 
 import pathlib
 from collections.abc import Mapping, Sequence

@@ -33,7 +33,7 @@ def _commit(tmp_path, *runs):
     (folder / 'results.json').write_text(json.dumps(run))
 
 
-def test_every_committed_variant_has_its_config():
+def test_every_committed_setting_has_its_config():
   for setting in render.read_results(tiny.REPOSITORY / 'results'):
     config, _ = reproduce.command_of(setting.experiment, setting.name)
     assert config.startswith(f'{tiny.REPOSITORY}/experiments/configs/{setting.experiment}')
@@ -48,7 +48,7 @@ def test_verdicts_by_hand():
   assert reproduce.verdict(float('nan'), float('nan'), None, 3) == 'equal'
   assert reproduce.verdict(0.6, 0.5, 0.05, 3) == '2.0 SE'
   assert reproduce.verdict(0.7, 0.5, 0.05, 3) == 'differs (4.0 SE)'
-  assert reproduce.verdict(0.5 + 1e-9, 0.5, None, 3) == 'differs'  # One seed: no error is known.
+  assert reproduce.verdict(0.5 + 1e-9, 0.5, None, 3) == 'differs'  # No standard error.
 
 
 @pytest.mark.parametrize('new, status, verdict', [
