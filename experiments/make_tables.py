@@ -19,10 +19,10 @@ from jaxrl_llm.runs import launch
 from jaxrl_llm.tables import readme, render
 from jaxrl_llm.training import metrics
 
-_RUNS = flags.DEFINE_string('runs', 'results', 'directory of results.json files.')
+_RUNS = flags.DEFINE_string('runs', 'results', 'directory of results.json files')
 _PAGES = flags.DEFINE_list(
-    'pages', [], 'Markdown files, or directories of them, to fill from the runs.')
-_OUT = flags.DEFINE_string('out', '', 'directory of the tables; by default RUNS/tables.')
+    'pages', [], 'Markdown files, or directories of them, to fill from the runs')
+_OUT = flags.DEFINE_string('out', '', 'directory of the tables; by default RUNS/tables')
 
 # Rows of the speed table: name in the benchmark file, label, decimals.
 _SPEED = (

@@ -30,13 +30,13 @@ from jaxrl_llm.training import metrics
 
 # `main` imports JAX after choosing the cores, because JAX's threads inherit them.
 
-_SUITE = flags.DEFINE_list('suite', ['train', 'sample'], 'suites to measure: train, sample.')
+_SUITE = flags.DEFINE_list('suite', ['train', 'sample'], 'suites to measure: train, sample')
 _SCALE = flags.DEFINE_enum(
-    'scale', 'reference', ['reference', 'tiny'], 'sizes; tiny is for tests.')
-_REPEATS = flags.DEFINE_integer('repeats', 7, 'timed repetitions.')
-_CORES = flags.DEFINE_integer('cores', 0, 'CPU cores; 0 for all that the process may use.')
-_SEED = flags.DEFINE_integer('seed', 0, 'seed of parameters, tokens and noise.')
-_JSON = flags.DEFINE_string('json', '', 'JSON file for the numbers; by default none.')
+    'scale', 'reference', ['reference', 'tiny'], 'sizes; tiny is for tests')
+_REPEATS = flags.DEFINE_integer('repeats', 7, 'timed repetitions')
+_CORES = flags.DEFINE_integer('cores', 0, 'CPU cores; 0 for all that the process may use')
+_SEED = flags.DEFINE_integer('seed', 0, 'seed of parameters, tokens and noise')
+_JSON = flags.DEFINE_string('json', '', 'JSON file for the numbers; by default none')
 
 _ENVIRONMENT = ('GLIBC_TUNABLES', 'XLA_FLAGS', 'LD_PRELOAD', 'JAX_PLATFORMS')
 _PACKAGES = ('jax', 'jaxlib', 'flax', 'optax', 'numpy')

@@ -53,14 +53,14 @@ def define_flags(values: flags.FlagValues) -> None:
   """Defines the flags of this tool."""
   text = functools.partial(flags.DEFINE_string, flag_values=values)
   choice = functools.partial(flags.DEFINE_enum, flag_values=values)
-  choice('model', 'llama_100m', random_checkpoints.SHAPES, 'shape of the checkpoint.')
-  choice('file_dtype', 'bfloat16', _DTYPES, 'type of the tensors in the file.')
-  choice('param_dtype', 'bfloat16', _DTYPES, 'type of the loaded parameters.')
-  text('mesh', '1x8x1', 'mesh sizes, data x fsdp x tensor.')
-  flags.DEFINE_integer('cpu_devices', 8, 'fake CPU devices; 0 for the real devices.',
+  choice('model', 'llama_100m', random_checkpoints.SHAPES, 'shape of the checkpoint')
+  choice('file_dtype', 'bfloat16', _DTYPES, 'type of the tensors in the file')
+  choice('param_dtype', 'bfloat16', _DTYPES, 'type of the loaded parameters')
+  text('mesh', '1x8x1', 'mesh sizes, data x fsdp x tensor')
+  flags.DEFINE_integer('cpu_devices', 8, 'fake CPU devices; 0 for the real devices',
                        flag_values=values)
-  text('folder', '', 'parent directory of the checkpoint; by default /tmp.')
-  text('json', '', 'JSON file for the numbers; by default none.')
+  text('folder', '', 'parent directory of the checkpoint; by default /tmp')
+  text('json', '', 'JSON file for the numbers; by default none')
 
 
 def main(values: flags.FlagValues) -> None:

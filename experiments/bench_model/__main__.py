@@ -43,16 +43,16 @@ def define_flags(values: flags.FlagValues) -> None:
   """Defines the flags of this tool."""
   text = functools.partial(flags.DEFINE_string, flag_values=values)
   number = functools.partial(flags.DEFINE_integer, lower_bound=1, flag_values=values)
-  flags.DEFINE_enum('shape', 'qwen2.5_1.5b', random_checkpoints.SHAPES, 'shape of the checkpoint.',
+  flags.DEFINE_enum('shape', 'qwen2.5_1.5b', random_checkpoints.SHAPES, 'shape of the checkpoint',
                     flag_values=values)
-  text('checkpoint', '', 'checkpoint to use instead of a random one.')
-  text('folder', '', 'parent directory of the random checkpoint; by default /tmp.')
-  text('json', '', 'JSON file for the numbers; by default none.')
-  number('rows', 8, 'prompts to sample from, and sequences per step.')
-  number('prompt_tokens', 128, 'tokens per prompt.')
-  number('new_tokens', 128, 'tokens to sample per prompt.')
-  number('sequence_tokens', 512, 'tokens per sequence of a step.')
-  number('rank', 16, 'rank of the adapters.')
+  text('checkpoint', '', 'checkpoint to use instead of a random one')
+  text('folder', '', 'parent directory of the random checkpoint; by default /tmp')
+  text('json', '', 'JSON file for the numbers; by default none')
+  number('rows', 8, 'prompts to sample from, and sequences per step')
+  number('prompt_tokens', 128, 'tokens per prompt')
+  number('new_tokens', 128, 'tokens to sample per prompt')
+  number('sequence_tokens', 512, 'tokens per sequence of a step')
+  number('rank', 16, 'rank of the adapters')
 
 
 def main(values: flags.FlagValues) -> None:

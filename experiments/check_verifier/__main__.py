@@ -23,9 +23,9 @@ from jaxrl_llm.rewards import math_answer
 from jaxrl_llm.rewards.math import truths
 from jaxrl_llm.runs import command_line
 
-_SOLUTIONS = flags.DEFINE_string('solutions', None, 'JSON Lines file of labelled solutions.')
+_SOLUTIONS = flags.DEFINE_string('solutions', None, 'JSON Lines file of labelled solutions')
 _MODE = flags.DEFINE_enum(
-    'mode', 'lenient', list(math_answer.MODES), 'how the answer of a solution is extracted.')
+    'mode', 'lenient', list(math_answer.MODES), 'how the answer of a solution is extracted')
 
 _TRUTH = re.compile(r'^(?:A:|####)[ \t]*(\S.*)$')
 

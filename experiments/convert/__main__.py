@@ -32,14 +32,14 @@ def define_flags(values: flags.FlagValues) -> None:
   """Defines the flags of this tool."""
   text = functools.partial(flags.DEFINE_string, flag_values=values)
   choice = functools.partial(flags.DEFINE_enum, flag_values=values)
-  text('from', '', 'directory to convert.')
-  text('to', '', 'output directory, new or empty.')
-  choice('format', None, FORMATS, 'output format; by default the one that --from does not have.')
-  text('model_type', '', "model_type of the output's config.json; by default that of --from.")
+  text('from', '', 'directory to convert')
+  text('to', '', 'output directory, new or empty')
+  choice('format', None, FORMATS, 'output format; by default the one that --from does not have')
+  text('model_type', '', "model_type of the output's config.json; by default that of --from")
   choice('dtype', None, DTYPES, 'dtype of the output; by default that of --from (float32 for '
-         'float16).')
+         'float16)')
   text('tokenizer', '', 'directory of the tokenizer of the parameters; its files are copied to a '
-       'Hugging Face output.')
+       'Hugging Face output')
 
 
 def main(values: flags.FlagValues) -> None:

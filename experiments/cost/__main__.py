@@ -35,10 +35,10 @@ def define_flags(values: flags.FlagValues) -> None:
   """Defines the flags of this tool."""
   names = functools.partial(flags.DEFINE_list, flag_values=values)
   text = functools.partial(flags.DEFINE_string, flag_values=values)
-  text('config', '', f'FILE.py[:variant] with the study; by default {_DEFAULT_CONFIG}.')
-  names('sizes', [], 'models to compute; by default all of the study.')
-  names('algorithms', [], 'algorithms to compute; by default all of the study.')
-  text('out', '', 'output directory; by default results/cost, or runs/cost for a part.')
+  text('config', '', f'FILE.py[:variant] with the study; by default {_DEFAULT_CONFIG}')
+  names('sizes', [], 'models to compute; by default all of the study')
+  names('algorithms', [], 'algorithms to compute; by default all of the study')
+  text('out', '', 'output directory; by default results/cost, or runs/cost for a part')
 
 
 def main(values: flags.FlagValues) -> None:

@@ -45,31 +45,31 @@ def define_flags(values: flags.FlagValues) -> None:
   text = functools.partial(flags.DEFINE_string, flag_values=values)
   integer = functools.partial(flags.DEFINE_integer, flag_values=values)
   number = functools.partial(flags.DEFINE_float, flag_values=values)
-  text('policy', '', 'directory of the parameters.')
-  text('prompt', None, 'one prompt.')
-  text('prompts', None, 'a file of prompts: objects with `prompt` or `messages`.')
-  text('out', None, 'JSON Lines file for the samples; required with --prompts.')
-  text('tokenizer', '', "directory of the tokenizer; by default the policy's.")
+  text('policy', '', 'directory of the parameters')
+  text('prompt', None, 'one prompt')
+  text('prompts', None, 'a file of prompts: objects with `prompt` or `messages`')
+  text('out', None, 'JSON Lines file for the samples; required with --prompts')
+  text('tokenizer', '', "directory of the tokenizer; by default the policy's")
   text('chat_template', 'auto', "'auto' for the tokenizer's, if it has one; 'none'; 'chatml'; or "
-       'the path of a template. A prompt is then the message of the user.')
-  text('system', '', 'system message of conversations that have none.')
+       'the path of a template; a prompt is then the message of the user')
+  text('system', '', 'system message of conversations that have none')
 
-  integer('num_samples', 1, 'samples per prompt.', lower_bound=1)
-  integer('max_tokens', 0, f'maximum tokens per sample; 0 is {_MOST_TOKENS}, or as many as fit.',
+  integer('num_samples', 1, 'samples per prompt', lower_bound=1)
+  integer('max_tokens', 0, f'maximum tokens per sample; 0 is {_MOST_TOKENS}, or as many as fit',
           lower_bound=0)
 
-  number('temperature', 1.0, 'sampling temperature; 0 is greedy.', lower_bound=0.0)
-  integer('top_k', 0, 'sample from the k most probable tokens; 0 is off.', lower_bound=0)
-  number('top_p', 1.0, 'sample from the smallest nucleus of this probability; 1 is off.')
+  number('temperature', 1.0, 'sampling temperature; 0 is greedy', lower_bound=0.0)
+  integer('top_k', 0, 'sample from the k most probable tokens; 0 is off', lower_bound=0)
+  number('top_p', 1.0, 'sample from the smallest nucleus of this probability; 1 is off')
 
-  integer('seed', 0, 'seed of the samples.', lower_bound=0, upper_bound=2**32 - 1)
-  integer('batch_size', 16, 'prompts per batch.', lower_bound=1)
+  integer('seed', 0, 'seed of the samples', lower_bound=0, upper_bound=2**32 - 1)
+  integer('batch_size', 16, 'prompts per batch', lower_bound=1)
   flags.DEFINE_enum('dtype', 'float32', ['float32', 'bfloat16'],
-                    'dtype of parameters and activations.', flag_values=values)
+                    'dtype of parameters and activations', flag_values=values)
 
-  text('mesh', '', 'data x fsdp x tensor, such as 1x8x1; by default one device.')
+  text('mesh', '', 'data x fsdp x tensor, such as 1x8x1; by default one device')
   flags.DEFINE_bool('stream', None, 'show the (first) sample of a single prompt while it is '
-                    'decoded; on by default.', flag_values=values)
+                    'decoded; on by default', flag_values=values)
 
 
 class Prompt(NamedTuple):
