@@ -18,6 +18,7 @@ REPOSITORY = pathlib.Path(__file__).resolve().parents[1]
 PACKAGE = REPOSITORY / 'jaxrl_llm'
 SOURCES = sorted(PACKAGE.rglob('*.py'))
 BINARIES = sorted((REPOSITORY / 'experiments').rglob('*.py'))
+PROGRAMS = {path.stem for path in (REPOSITORY / 'experiments').glob('*.py')} - {'__init__'}
 
 # Folder -> packages of the project that it may import, in addition to itself, `types` and `checks`.
 _LIBRARY = ('rl', 'models', 'data', 'rewards', 'training', 'sharding', 'tables')
@@ -43,11 +44,12 @@ MAY_IMPORT = {
 }
 ALONE = ('_lazy', 'checks', 'types')  # They import nothing of the project.
 
-# Library -> the only files (as prefixes of paths in the package) that may import it.
+# Library -> the only files that may import it, as prefixes of paths in the package or repository.
 ONLY_IN = {
     'flax': ('models/',),
     'orbax': ('training/checkpoints.py',),
-    'optax': ('training/', 'algorithms/', 'runs/'),
+    'optax': ('training/', 'algorithms/', 'runs/', 'experiments/rebel_games/',
+              'experiments/rebel_gaussian/', 'experiments/cost/'),
     'ml_collections': ('runs/',),
     'tensorflow': (),
     'torch': (),
@@ -80,7 +82,9 @@ def _tree(path):
 
 
 def _name(path):
-  return path.relative_to(PACKAGE).as_posix()
+  """Returns the path in the package, or that of a file of experiments/ in the repository."""
+  is_library = path.is_relative_to(PACKAGE)
+  return path.relative_to(PACKAGE if is_library else REPOSITORY).as_posix()
 
 
 def _imports(tree, package=''):
@@ -197,7 +201,7 @@ def _study_offences(study, tree):
     parts = imported.split('.')
     if parts[0] != 'experiments' or len(parts) < 2:
       continue
-    if '__main__' in parts:
+    if '__main__' in parts or study == 'configs' and parts[1] in PROGRAMS:
       yield f'{line} imports the program {imported}'
     elif study != 'configs' and parts[1] != study:
       yield f'{line} imports another study: {imported}'
@@ -218,6 +222,13 @@ def test_the_study_rule_catches(source):
   assert not list(_study_offences('refuel', ast.parse('from experiments.refuel import batches')))
 
 
+@pytest.mark.parametrize('source', [
+    'from experiments import sft', 'from experiments.rebel import __main__'])
+def test_the_study_rule_catches_programs_in_configs(source):
+  assert list(_study_offences('configs', ast.parse(source)))
+  assert not list(_study_offences('configs', ast.parse('from experiments.rebel import config')))
+
+
 def test_imports_have_no_cycle():
   names = {'.'.join(path.relative_to(REPOSITORY).with_suffix('').parts): path
            for path in SOURCES + BINARIES}
@@ -235,15 +246,33 @@ def test_single_file_programs_are_short():
   assert not offences, '\n'.join(offences)
 
 
+def _library_offences(name, tree):
+  """Imports of libraries that the file `name` may not make."""
+  for line, imported, _ in _imports(tree):
+    library = imported.split('.')[0]
+    if library in ONLY_IN and not name.startswith(ONLY_IN[library]):
+      yield f'{name}:{line} imports {library}: allowed in {ONLY_IN[library]}'
+
+
 def test_libraries_are_imported_only_where_allowed():
-  offences = []
-  for path in SOURCES:
-    for line, imported, top in _imports(_tree(path), _package(path)):
-      library = imported.split('.')[0]
-      if library in ONLY_IN and not _name(path).startswith(ONLY_IN[library] or ('-',)):
-        offences.append(f'{_name(path)}:{line} imports {library}: allowed in {ONLY_IN[library]}')
-      if library in HEAVY and top and not _name(path).startswith(HEAVY_EXCEPTIONS):
-        offences.append(f'{_name(path)}:{line} imports {library} at module level: too slow')
+  offences = [o for path in SOURCES + BINARIES for o in _library_offences(_name(path), _tree(path))]
+  assert not offences, '\n'.join(offences)
+
+
+@pytest.mark.parametrize('name, library', [
+    ('rl/x.py', 'optax'), ('experiments/sft.py', 'optax'), ('experiments/rebel/x.py', 'flax'),
+    ('runs/x.py', 'torch')])
+def test_the_library_rule_catches(name, library):
+  assert list(_library_offences(name, ast.parse(f'import {library}')))
+  assert not list(_library_offences('training/x.py', ast.parse('import optax')))
+
+
+def test_slow_libraries_are_imported_in_functions():
+  offences = [
+      f'{_name(path)}:{line} imports {imported} at module level: too slow'
+      for path in SOURCES if not _name(path).startswith(HEAVY_EXCEPTIONS)
+      for line, imported, top in _imports(_tree(path), _package(path))
+      if top and imported.split('.')[0] in HEAVY]
   assert not offences, '\n'.join(offences)
 
 

@@ -61,7 +61,7 @@ LONG_BODY = 15  # Lines; a longer body has paragraphs.
 FILES = sorted(
     path for folder in ('jaxrl_llm', 'experiments', 'tests', 'colabs')
     for path in (REPOSITORY / folder).rglob('*.py') if path != pathlib.Path(__file__).resolve())
-PAGES = [REPOSITORY / 'README.md', *sorted((REPOSITORY / 'docs').glob('*.md'))]
+PAGES = [REPOSITORY / 'README.md', *sorted((REPOSITORY / 'docs').rglob('*.md'))]
 
 _PATTERN = re.compile(
     '|'.join(rf'(?P<p{i}>\b{phrase})' for i, phrase in enumerate(PHRASES)).replace(' ', r'\s+'),

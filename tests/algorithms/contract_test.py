@@ -30,6 +30,7 @@ from jaxrl_llm.data import sft_batches
 from jaxrl_llm.models import policy, reward, value
 from jaxrl_llm.training import step as step_lib
 from jaxrl_llm.types import TrainState
+from tests import named_tests
 from tests.algorithms import groups, tiny
 
 NAN, INFINITY = float('nan'), float('inf')
@@ -47,7 +48,7 @@ class Row(NamedTuple):
     data: makes a batch of 4 prompts.
     roles: roles of its networks, in the order of `make`.
     on_policy: changes under which `train/initial_log_ratio` is the ratio to the sampling policy.
-    elsewhere: field without an entry in `effects` -> the test that covers it.
+    elsewhere: field without an entry in `effects` -> the test that covers it, as file::test.
     without: names of the checks that do not apply.
   """
 
@@ -107,6 +108,7 @@ def _counts(**least):
           for name, low in least.items()]
 
 
+_OF_STAGE_1 = 'algorithms/a_star_po_test.py::test_fields_of_stage_1_change_the_values'
 _CHUNK = _counts(head_chunk=0)
 _STEPS = _counts(num_epochs=1, num_minibatches=1, num_micro_batches=1) + _CHUNK
 _PENALTY = [
@@ -127,9 +129,15 @@ ROWS = {
         a_star_po, dict(beta2=0.1, entropy_coefficient=0.05), data=_with_values,
         effects=dict(beta2=1e-3, temperature=0.6, entropy_coefficient=0.1),
         elsewhere=dict(
-            beta1='a_star_po_test: estimate_values', value_mode='a_star_po_test: estimate_values',
-            samples_per_prompt='experiments/a_star_po', filter_all_wrong='experiments/a_star_po',
-            stage1_reward='experiments/a_star_po', num_minibatches='system/run_test'),
+            beta1=_OF_STAGE_1, value_mode=_OF_STAGE_1,
+            samples_per_prompt='experiments/a_star_po/fields_test.py::'
+            'test_stage_1_samples_by_the_number_and_temperature_of_the_config',
+            filter_all_wrong='experiments/a_star_po/stage1_test.py::'
+            'test_A13_the_filter_selects_the_prompts_with_a_success',
+            stage1_reward='experiments/a_star_po/fields_test.py::'
+            'test_stage1_reward_selects_the_reward_of_stage_1',
+            num_minibatches='system/run_test.py::'
+            'test_sft_alone_makes_the_same_reference_and_other_runs_start_from_it'),
         without=('initial_ratio',),  # The ratio is to the reference: A9.
         refused=[
             (dict(beta1=0.0), 'beta1 must be positive and finite, got 0.0'),
@@ -149,8 +157,11 @@ ROWS = {
             eta=2.0, loss_form='paper', kl_coefficient=0.1, whiten_rewards=True, temperature=0.6,
             num_epochs=2),
         elsewhere=dict(
-            pairs='rebel_test: best and worst', signal='rebel_bandits_test: R15',
-            offline_fraction='rebel_test: mix_offline'),
+            pairs='algorithms/rebel_test.py::test_best_and_worst_of_more_samples',
+            signal='algorithms/rebel_bandits_test.py::'
+            'test_R15_preferences_against_the_policy_itself',
+            offline_fraction='algorithms/rebel_test.py::'
+            'test_mix_offline_replaces_a_share_of_the_second_samples'),
         refused=[
             (dict(signal='labels'), "signal must be one of rewards, preferences, got 'labels'"),
             (dict(signal='preferences', pairs='best_worst'),
@@ -178,7 +189,9 @@ ROWS = {
     'reinforce': Row(
         reinforce, dict(kl_coefficient=0.3, samples_per_prompt=2),
         effects=dict(baseline='none', kl_coefficient=0.1, temperature=0.6),
-        elsewhere=dict(baseline_decay='reinforce_test: the running baseline'),
+        elsewhere=dict(
+            baseline_decay='algorithms/reinforce_test.py::'
+            'test_the_running_baseline_is_a_mean_of_earlier_batches_only'),
         refused=[
             (dict(baseline='median'),
              "baseline must be one of none, batch_mean, running, got 'median'"),
@@ -222,7 +235,8 @@ ROWS = {
         effects=dict(
             loss='ipo', beta=0.9, label_smoothing=(dict(loss='conservative'), 0.2),
             rpo_weight=0.5, reference='policy', temperature=0.6, num_epochs=2),
-        elsewhere=dict(pairs='dpo_test: best and worst'),
+        elsewhere=dict(
+            pairs='algorithms/dpo_test.py::test_the_best_and_the_worst_of_more_samples'),
         refused=[
             (dict(beta=0.0), 'beta must be positive and finite, got 0.0'),
             (dict(loss='kto'),
@@ -263,6 +277,17 @@ VARIANTS = {
     'dpo: policy': (ROWS['dpo'], dict(reference='policy', rpo_weight=0.5), ('micro_batches',)),
     'icl_hmm: filter': (ROWS['icl_hmm'], dict(labels='filter'), ('micro_batches',)),
 }
+
+
+def test_every_algorithm_has_a_row():
+  files = (named_tests.TESTS.parent / 'jaxrl_llm' / 'algorithms').glob('*.py')
+  # Shoestring classifies the nodes of a graph: its batches have neither rows nor rollouts.
+  assert {path.stem for path in files} - {'__init__'} == {*ROWS, 'shoestring'}
+
+
+@pytest.mark.parametrize('name', ROWS)
+def test_tests_elsewhere_exist(name):
+  assert not named_tests.missing(ROWS[name].elsewhere.values())
 
 
 # --- The checks.

@@ -9,6 +9,7 @@ import pytest
 
 from experiments.a_star_po import config as a_star_po_config
 from jaxrl_llm.training import metrics
+from tests import named_tests
 from tests.system import running, tiny_config
 
 # Changed in a single run; each leaves its own trace.
@@ -20,12 +21,25 @@ _CHANGED = {
     'evaluation.control_temperature': 0.7, 'evaluation.num_shown': 3,
     'evaluation.diagnosed_prompts': 6, 'evaluation.diagnosed_samples': 5,
 }
-# Tested in tests/system/{run,real_data,pretrained}_test.py, tests/training/metrics_test.py and
-# tests/runs/config_test.py.
+# Field -> the test that covers it, as file::test.
 _ELSEWHERE = {
-    'seed', 'data_dir', 'policy_init_from', 'reference_init_from', 'train_last_layers',
-    'token_budget', 'wandb_project', 'sft.loss_on', 'sft.packed_length', 'sft.mixture',
-    'evaluation.head_chunk',
+    'seed': 'system/damage_test.py::'
+            'test_samples_and_checkpoints_of_another_reference_are_refused',
+    'data_dir': 'system/real_data_test.py::test_the_program_runs_on_the_real_files',
+    'policy_init_from': 'system/pretrained_test.py::'
+                        'test_a_hugging_face_checkpoint_and_our_own_directory_give_the_same_run',
+    'reference_init_from': 'system/pretrained_test.py::'
+                           'test_the_reference_can_have_its_own_directory',
+    'train_last_layers': 'system/pretrained_test.py::'
+                         'test_only_the_last_layers_are_trained_and_a_tied_head_is_untied',
+    'token_budget': 'system/run_test.py::'
+                    'test_a_token_budget_ends_stage_2_and_a_restart_ends_the_same',
+    'wandb_project': 'training/metrics_test.py::test_wandb_offline',
+    'sft.loss_on': 'data/sft_batches_test.py::'
+                   'test_loss_on_all_includes_everything_except_padding',
+    'sft.packed_length': 'system/round_trip_test.py::test_fine_tune_convert_load_and_evaluate',
+    'sft.mixture': 'data/sft_batches_test.py::test_sources_are_drawn_by_weight',
+    'evaluation.head_chunk': 'runs/config_test.py::test_the_chunk_of_the_evaluator',
 }
 
 
@@ -45,7 +59,8 @@ def test_every_field_is_in_one_of_the_lists():
       names |= {f'{field.name}.{inner.name}' for inner in dataclasses.fields(value)}
     elif not dataclasses.is_dataclass(value):
       names.add(field.name)
-  assert names - {'sft.algorithm', 'sft.optimizer'} == set(_CHANGED) | _ELSEWHERE
+  assert names - {'sft.algorithm', 'sft.optimizer'} == {*_CHANGED, *_ELSEWHERE}
+  assert not named_tests.missing(_ELSEWHERE.values())
 
 
 def test_steps_batches_and_intervals_show_in_the_files(changed):
