@@ -41,7 +41,7 @@ class Workload:
   devices: int
 
   def validate(self) -> None:
-    """Raises ValueError with one line for the first field that is out of range."""
+    """Raises a one-line ValueError for the first field that is out of range."""
     prefix = 'config.workload'
     checks.at_least(self, prefix, **{field.name: 1 for field in dataclasses.fields(self)})
     checks.divisible(self, prefix, 'prompts', self.minibatch_prompts, of='minibatch_prompts')
@@ -139,7 +139,7 @@ class Study:
   note: str
 
   def validate(self) -> None:
-    """Raises ValueError with one line unless all parts are valid and consistent."""
+    """Raises a one-line ValueError unless all parts are valid and consistent."""
     self.workload.validate()
     for model in self.models.values():
       check_model(model)

@@ -56,7 +56,7 @@ class IclHmmCheckpoint:
     return tuple(2**k for k in range(SHORTEST.bit_length() - 1, self.max_length.bit_length()))
 
   def validate(self) -> None:
-    """Raises ValueError with one line for the first field that is out of range."""
+    """Raises a one-line ValueError for the first field that is out of range."""
     checks.required(self, 'config', 'checkpoint_dir', 'results_file')
     if not pathlib.Path(self.checkpoint_dir).is_dir():
       raise ValueError(f'config.checkpoint_dir: not a directory: {self.checkpoint_dir!r}')

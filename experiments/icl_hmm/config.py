@@ -33,7 +33,7 @@ class IclHmmPublished:
   note: str = ''
 
   def validate(self) -> None:
-    """Raises ValueError with one line for the first field that is out of range."""
+    """Raises a one-line ValueError for the first field that is out of range."""
     checks.at_least(
         self, 'config', seed=0, num_sequences=1, baum_welch_sequences=1,
         baum_welch_best5_sequences=1, baum_welch_steps=1)
@@ -109,7 +109,7 @@ class IclHmm:
     return dataclasses.replace(self.model, vocab_size=self.num_symbols)
 
   def validate(self) -> None:
-    """Raises ValueError with one line for the first field that is out of range."""
+    """Raises a one-line ValueError for the first field that is out of range."""
     checks.at_least(
         self, 'config', seed=0, steps=1, num_states=2, num_symbols=2, length=8, batch_size=1,
         num_evaluation=2, baum_welch_sequences=0, baum_welch_restarts=1, baum_welch_steps=1,

@@ -78,7 +78,7 @@ class IclHmmMice:
   note: str = ''
 
   def validate(self) -> None:
-    """Raises ValueError with one line for the first field that is out of range."""
+    """Raises a one-line ValueError for the first field that is out of range."""
     checks.at_least(
         self, 'config', seed=0, num_folds=2, num_simulated=0, simulated_sessions=self.num_folds,
         num_cohort=2, num_trials=4, steps=1, further_steps=1, batch_size=1, short_trials=4,

@@ -24,7 +24,7 @@ class Online(reward_config.LearnedReward):
   eval_every: int = 20
 
   def validate(self) -> None:
-    """Raises ValueError with one line for the first field that is out of range."""
+    """Raises a one-line ValueError for the first field that is out of range."""
     super().validate()
     checks.at_least(self, 'config', steps=0, eval_every=1, num_comparators=0)
     if (self.algorithm.signal == 'preferences') != (self.num_comparators > 0):
@@ -59,7 +59,7 @@ class LargeBatch(reward_config.LearnedReward):
   eval_every: int = 50
 
   def validate(self) -> None:
-    """Raises ValueError with one line for the first field that is out of range."""
+    """Raises a one-line ValueError for the first field that is out of range."""
     super().validate()
     checks.at_least(
         self, 'config', rounds=1, generation_batch_size=1, steps=0, eval_every=1)

@@ -44,7 +44,7 @@ class RebelGames:
   note: str = ''
 
   def validate(self) -> None:
-    """Raises ValueError with one line for the first field that is out of range."""
+    """Raises a one-line ValueError for the first field that is out of range."""
     checks.at_least(
         self, 'config', seed=0, num_seeds=1, steps=1, batch_size=1, num_comparators=1)
     checks.positive(self, 'config', 'learning_rate')

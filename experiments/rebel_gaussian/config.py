@@ -61,7 +61,7 @@ class RebelGaussian:
   note: str = ''
 
   def validate(self) -> None:
-    """Raises ValueError with one line for the first field that is out of range."""
+    """Raises a one-line ValueError for the first field that is out of range."""
     checks.at_least(
         self, 'config', seed=0, num_seeds=1, num_tuning_seeds=1, num_prompts=1, width=1,
         batch_size=1, steps=1, num_epochs=1, num_minibatches=1, buffer_size=1, min_count=1,

@@ -58,7 +58,7 @@ class UserConfig:
   workers: int = 8
 
   def validate(self, prefix: str) -> None:
-    """Raises ValueError with one line for the first field that is out of range."""
+    """Raises a one-line ValueError for the first field that is out of range."""
     checks.one_of(self, prefix, kind=KINDS)
 
     for field in dataclasses.fields(self):
@@ -127,7 +127,7 @@ class Refuel(reward_config.LearnedReward):
   eval_every: int = 20
 
   def validate(self) -> None:
-    """Raises ValueError with one line for the first field that is out of range."""
+    """Raises a one-line ValueError for the first field that is out of range."""
     super().validate()
     checks.at_least(
         self, 'config', steps=0, eval_every=1, max_tokens=0, rollout_batch_size=0)

@@ -60,7 +60,7 @@ class Config(preferences.Config):
   key: str = ''
 
   def validate(self, prefix: str) -> None:
-    """Raises ValueError with one line for the first field that is out of range."""
+    """Raises a one-line ValueError for the first field that is out of range."""
     super().validate(prefix)
     checks.at_least(self, prefix, max_message_tokens=1, num_turns=1, min_turns=1)
     if self.min_turns > self.num_turns:

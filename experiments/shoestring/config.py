@@ -72,7 +72,7 @@ class Shoestring:
   note: str = ''
 
   def validate(self) -> None:
-    """Raises ValueError with one line for the first field that is out of range."""
+    """Raises a one-line ValueError for the first field that is out of range."""
     checks.at_least(self, 'config', seed=0, num_splits=1, steps=1, width=1)
     checks.one_of(self, 'config', dataset=DATASETS)
     checks.positive(self, 'config', 'learning_rate')

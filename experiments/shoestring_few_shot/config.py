@@ -67,7 +67,7 @@ class FewShot:
   note: str = ''
 
   def validate(self) -> None:
-    """Raises ValueError with one line for the first field that is out of range."""
+    """Raises a one-line ValueError for the first field that is out of range."""
     checks.at_least(
         self, 'config', seed=0, way=2, queries=1, episodes=2, batch_size=1, neighbours=1, steps=1,
         width=1)

@@ -78,7 +78,7 @@ class Config:
   head_chunk: int = 128
 
   def validate(self) -> None:
-    """Raises ValueError with one line for the first field that is out of range."""
+    """Raises a one-line ValueError for the first field that is out of range."""
     checks.positive(self, '', 'beta', 'temperature')
     checks.at_least(self, '', num_epochs=1, num_minibatches=1, num_micro_batches=1, head_chunk=0)
     checks.one_of(self, '', loss=('sigmoid', 'ipo', 'hinge', *_SMOOTHED))

@@ -92,7 +92,7 @@ class Config:
   head_chunk: int = 128
 
   def validate(self) -> None:
-    """Raises ValueError with one line for the first field that is out of range."""
+    """Raises a one-line ValueError for the first field that is out of range."""
     checks.positive(self, '', 'temperature')
     checks.interval(self, '', '(0, inf]', 'clip', 'value_clip')
     checks.fraction(self, '', 'discount', 'trace')

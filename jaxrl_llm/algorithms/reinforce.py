@@ -66,7 +66,7 @@ class Config:
   head_chunk: int = 128
 
   def validate(self) -> None:
-    """Raises ValueError with one line for the first field that is out of range."""
+    """Raises a one-line ValueError for the first field that is out of range."""
     checks.positive(self, '', 'temperature')
     checks.at_least(self, '', samples_per_prompt=1, num_micro_batches=1, head_chunk=0)
     checks.one_of(self, '', baseline=('none', 'batch_mean', 'running'))

@@ -45,7 +45,7 @@ class Config:
   num_micro_batches: int = 1
 
   def validate(self) -> None:
-    """Raises ValueError with one line for the first field that is out of range."""
+    """Raises a one-line ValueError for the first field that is out of range."""
     checks.at_least(self, '', num_micro_batches=1)
 
 

@@ -31,7 +31,7 @@ class Config:
   head_chunk: int = 128
 
   def validate(self) -> None:
-    """Raises ValueError with one line for the first field that is out of range."""
+    """Raises a one-line ValueError for the first field that is out of range."""
     checks.at_least(self, '', num_micro_batches=1, head_chunk=0)
 
 

@@ -66,7 +66,7 @@ class Config:
   leaky_eval: bool = False
 
   def validate(self) -> None:
-    """Raises ValueError with one line for the first field that is out of range."""
+    """Raises a one-line ValueError for the first field that is out of range."""
     checks.one_of(self, '', metric=prototypes.METRICS, decay=('all', 'first'))
     checks.non_negative(self, '', 'metric_coefficient', 'weight_decay')
     checks.fraction(self, '', 'refinement_ratio')

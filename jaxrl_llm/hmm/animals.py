@@ -72,7 +72,7 @@ class Animal:
   sessions: np.ndarray
 
   def __post_init__(self):
-    """Raises ValueError with one line if an array does not match its description above."""
+    """Raises a one-line ValueError if an array does not match its description above."""
     check_trials(self.levels, self.choices, self.rewards, least_choice=-1)
     steps = np.diff(self.sessions, prepend=0)
     if self.sessions.shape != self.choices.shape or not np.isin(steps, (0, 1)).all():

@@ -28,7 +28,7 @@ class MeshConfig:
   tensor: int = 1
 
   def validate(self, prefix: str = 'config.mesh') -> None:
-    """Raises ValueError with one line unless all sizes are positive; at most one can be -1."""
+    """Raises a one-line ValueError unless all sizes are positive; at most one can be -1."""
     for axis in AXES:
       size = getattr(self, axis)
       if size < 1 and size != -1:
