@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from jaxrl_llm.models import configs
 from jaxrl_llm.models.pretrained import (
     bert,
     gemma,
@@ -244,7 +245,7 @@ def _as_named(
 
 
 def _is_tied(config: Any) -> bool:
-  return getattr(config, 'tie_embeddings', False)
+  return isinstance(config, configs.TransformerConfig) and config.tie_embeddings  # Not encoders.
 
 
 def _check_tied_head(
