@@ -315,7 +315,7 @@ class Task:
     max_response_tokens: the sampler's limit, including the stop token.
     num_filtered: number of examples of 'demonstrations', 'train' and 'evaluation' that were left
       out because they have too many tokens; {} if the task leaves none out.
-    num_repeated: number of examples that were left out because they ask the same as a held-out one.
+    num_repeated: number of examples that were left out because they repeat a held-out one.
   """
 
   name: str

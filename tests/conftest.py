@@ -33,7 +33,7 @@ def pytest_collection_modifyitems(items):
 
 
 def pytest_collection_finish():
-  """Collects garbage seldom: tracing makes millions of objects, and imports leave many more."""
+  """Collects garbage rarely: tracing makes millions of objects, and imports leave many more."""
   gc.freeze()
   gc.set_threshold(50_000, 20, 20)
 

@@ -37,8 +37,8 @@ class ArmConfig:
     file: module name of the algorithm in jaxrl_llm/algorithms.
     algorithm: the algorithm's own config.
     optimizer: optimizer of all its networks.
-    refresh_every: number of iterations between updates of the sampling policy; 0 (offline): the
-      reference always samples, and the labels are those of the preference data.
+    refresh_every: number of iterations between updates of the sampling policy; 0 (offline) means
+      that the reference always samples and the labels are those of the preference data.
   """
 
   file: str
@@ -53,7 +53,7 @@ class ArmConfig:
 
   @property
   def num_iterations(self) -> int:
-    """Fixed number of iterations of the run; 0: one per batch of the budget."""
+    """Fixed number of iterations; 0 for one per batch of the budget."""
     return 0
 
   @property
@@ -63,7 +63,7 @@ class ArmConfig:
         self.file != 'dpo' or self.algorithm.reference == 'policy')
 
   def validate(self, prefix: str) -> None:
-    """Raises ValueError with one line for the first field that is out of range."""
+    """Raises a one-line ValueError for the first field that is out of range."""
     algorithm, because = f'{prefix}.algorithm', 'in the arena'
     checks.at_least(self, prefix, refresh_every=0)
     checks.fixed(self.optimizer, f'{prefix}.optimizer', because, schedule='constant')
@@ -105,7 +105,7 @@ class DialogueArmConfig(ArmConfig):
     return self.iterations
 
   def validate(self, prefix: str) -> None:
-    """Raises ValueError with one line for the first field that is out of range."""
+    """Raises a one-line ValueError for the first field that is out of range."""
     super().validate(prefix)
     checks.at_least(self, prefix, iterations=0)
     checks.one_of(
@@ -144,7 +144,7 @@ class RewardModelConfig:
       optim.OptimizerConfig(name='adam', learning_rate=3e-4, schedule='constant')))
 
   def validate(self, prefix: str) -> None:
-    """Raises ValueError with one line for the first field that is out of range."""
+    """Raises a one-line ValueError for the first field that is out of range."""
     checks.at_least(self, prefix, num_pairs=0, steps=1, batch_size=1)
     checks.positive(self, prefix, 'label_noise')
     checks.finite(self, prefix, 'missing_stop_penalty')
@@ -186,7 +186,7 @@ class TaskConfig:
   untrained: tuple[str, ...] = UNTRAINED
 
   def validate(self, prefix: str, names: Sequence[str] | None = None) -> None:
-    """Raises ValueError with one line for the first field that is out of range.
+    """Raises a one-line ValueError for the first field that is out of range.
 
     Args:
       prefix: prefix of the field names in messages.
@@ -244,7 +244,7 @@ class Arena:
   note: str = ''
 
   def validate(self) -> None:
-    """Raises ValueError with one line for the first field that is out of range."""
+    """Raises a one-line ValueError for the first field that is out of range."""
     checks.at_least(self, 'config', seed=0, num_seeds=1)
     if self.seed + self.num_seeds > 2**32:
       raise ValueError('config.seed + config.num_seeds must be at most 2**32, got '

@@ -28,7 +28,7 @@ class Advantages(NamedTuple):
 
 def _check_fraction(name: str, value: float) -> None:
   if not 0.0 <= value <= 1.0:
-    raise ValueError(f'{name} must be between 0 and 1, got {value}')
+    raise ValueError(f'{name} must be in [0, 1], got {value}')
 
 
 def _prepare(array: Array, mask: Array) -> Array:

@@ -79,7 +79,7 @@ class Setup:
       counts = ', '.join(f'{n} of {name}' for name, n in self.task.num_filtered.items())
       left_out = f' ({filtered} left out as too long: {counts})'
     if repeated := self.task.num_repeated:
-      left_out += f' ({repeated} left out because they ask what held-out ones ask)'
+      left_out += f' ({repeated} left out because they repeat a held-out problem)'
 
     source = self.source.describe() if self.source else 'from scratch'
     notes = [self.config.note] + ([] if self.source else [self.config.scale_note])

@@ -246,7 +246,10 @@ def _read_one(path: pathlib.Path) -> dict[str, Any]:
 
 
 def _error_names(key: str) -> list[str]:
-  """Returns the possible names of a number's standard error in the same run."""
+  """Returns the names under which a run may hold a number's standard error.
+
+  `_se`, in front of a length if there is one, and those of results committed by earlier versions.
+  """
   names = [f'{key}_se', f'{key}_standard_error']
   if re.search(r'/T\d+$', key):  # By length: eval/icl/accuracy/T64, eval/icl/accuracy_se/T64.
     names.append('_se/'.join(key.rsplit('/', 1)))

@@ -116,6 +116,6 @@ def test_outputs_are_constants():
 
 
 @pytest.mark.parametrize('options', [{'discount': 1.5}, {'trace': -.1}])
-def test_bad_options_are_one_line(options):
-  with pytest.raises(ValueError, match='must be between 0 and 1, got'):
+def test_bad_options_are_one_line_errors(options):
+  with pytest.raises(ValueError, match=r'must be in \[0, 1\], got'):
     returns.generalized_advantages(jnp.ones(2), jnp.ones(2), jnp.ones(2), **options)

@@ -303,7 +303,7 @@ def _same_value(left, right) -> bool:
     if None in numbers:
       continue
     verdict = _agree(*numbers)
-    if verdict is None:  # A zero in disguise, or one that is not: only algebra can tell.
+    if verdict is None:  # It may be exactly zero or not: only algebra can tell.
       return bool(sympy.simplify(left - right) == 0)
     if not verdict:
       return False
