@@ -49,14 +49,14 @@ def test_R19_loss_and_gradient_are_the_equation_written_out(baseline, temperatur
       got[2]['train/advantage_size'], np.mean(np.abs(advantage)), rtol=1e-4)
 
 
-def test_R17_at_the_reference_the_penalty_is_nothing():
+def test_R17_at_the_reference_the_penalty_is_zero():
   data = groups.batch()
   own = dataclasses.replace(data, reference_log_probs=data.rollouts.log_probs)
   advantage = np.asarray(data.rewards) - np.mean(data.rewards)
   policy_gradients.check_equal(run(own), _written_out(advantage))
 
 
-def test_a_constant_in_the_rewards_is_nothing_to_a_baseline():
+def test_a_baseline_removes_a_constant():
   data = groups.batch()
   shifted = dataclasses.replace(data, rewards=data.rewards + 3.0)
   expected, plain = run(data), run(data, baseline='none')
@@ -112,7 +112,7 @@ def test_the_running_baseline_is_a_mean_of_earlier_batches_only():
   np.testing.assert_allclose(state.aux['rewards'].value(), total / weight, rtol=1e-5)
 
 
-def test_a_batch_that_does_not_count_leaves_the_running_baseline_alone():
+def test_an_excluded_batch_does_not_change_the_running_baseline():
   init, train_step = _running()
   state, _ = train_step(init(jax.random.key(0), tiny.params()), groups.batch())
   before = state.aux['rewards'].value()
@@ -122,7 +122,7 @@ def test_a_batch_that_does_not_count_leaves_the_running_baseline_alone():
   np.testing.assert_allclose(state.aux['rewards'].value(), before, rtol=1e-6)
 
 
-def test_only_the_running_baseline_keeps_anything():
+def test_only_the_running_baseline_keeps_state():
   for baseline, leaves in (('none', 0), ('batch_mean', 0), ('running', 2)):
     algorithm = _make(reinforce.Config(baseline=baseline), tiny.recorder())
     state = algorithm.init(jax.random.key(0), tiny.params())

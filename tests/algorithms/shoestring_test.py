@@ -302,7 +302,7 @@ def test_all_fields_are_perturbed_here():
     ('decay', 'second', "decay must be one of all, first, got 'second'"),
     ('refinement_ratio', 2.0, r'refinement_ratio must be in \[0, 1\], got 2.0'),
 ])
-def test_bad_settings_are_one_line(field, value, words):
+def test_bad_configs_are_one_line_errors(field, value, words):
   with pytest.raises(ValueError, match=words):
     shoestring.make(shoestring.Config(**{field: value}), _network(.5), optax.adam(.01))
 

@@ -380,7 +380,7 @@ def test_features_that_published_templates_use():
         ("{% for a in range(99999) %}{{ 'twenty characters...' }}{% endfor %}", 'writes more than'),
     ],
 )
-def test_forbidden_and_failing_templates_are_one_line(template, message):
+def test_forbidden_and_failing_templates_are_one_line_errors(template, message):
   with pytest.raises(ValueError, match=message) as error:
     _template(template).render(_MESSAGES)
   assert '\n' not in str(error.value)

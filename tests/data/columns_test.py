@@ -68,7 +68,7 @@ def test_harmless_columns_are_ignored(row):
     ({'metadata': {'system_prompt': 'S'}}, "column 'metadata.system_prompt' would be lost"),
     ({'metadata': {'is_correct': False}}, "'metadata.is_correct' must be true or 1"),
 ])
-def test_columns_that_change_the_meaning_are_one_line(row, words):
+def test_columns_that_change_the_meaning_are_one_line_errors(row, words):
   for check in (columns.check, columns.check_named):
     with pytest.raises(ValueError, match=words) as error:
       check({'id': 1, **row}, ('id',))
@@ -82,7 +82,7 @@ def test_columns_that_change_the_meaning_are_one_line(row, words):
     ('box_length', 3), ('persona', 'a pirate'), ('chosen', 'a reply'), ('title', 'T'),
     ('chat_template_kwargs', {'enable_thinking': False}), ('reasoning_details', [{}]),
 ])
-def test_unknown_columns_are_one_line(key, value):
+def test_unknown_columns_are_one_line_errors(key, value):
   words = f"unknown column '{key}', got .*data/columns.py.*remove it from the file"
   with pytest.raises(ValueError, match=words) as error:
     columns.check({key: value}, ())

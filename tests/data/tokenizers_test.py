@@ -311,7 +311,7 @@ def test_compact_without_a_limit_changes_no_ids(qwen2, gsm8k_texts):
 @pytest.mark.parametrize('name', ['qwen2/vocab.json', 'qwen2/merges.txt', 'gpt2/encoder.json',
                                   'gpt2/vocab.bpe', 'sentencepiece/test_model.model'])
 @pytest.mark.parametrize('damage', ['missing', 'cut', 'cut at a line'])
-def test_missing_and_truncated_files_are_one_line(name, damage, data_dir, tmp_path):
+def test_missing_and_truncated_files_are_one_line_errors(name, damage, data_dir, tmp_path):
   source = data_dir / 'tokenizers' / name
   folder = tmp_path / 'tokenizer'
   shutil.copytree(source.parent, folder)

@@ -58,7 +58,7 @@ def test_it_is_a_function_of_its_seed():
     ('mean_degree', -1.0, 'mean_degree must be non-negative'),
     ('mean_degree', float('nan'), 'mean_degree must be non-negative'),
 ])
-def test_bad_arguments_are_one_line(field, value, words):
+def test_bad_arguments_are_one_line_errors(field, value, words):
   with pytest.raises(ValueError, match=words):
     block_model.make_graph(seed=0, **{field: value})
 

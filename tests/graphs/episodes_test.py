@@ -45,7 +45,7 @@ def test_it_is_a_function_of_seed_and_index():
   assert not np.array_equal(draw(0, 1), draw(1, 1))
 
 
-def test_too_few_classes_are_one_line():
+def test_too_few_classes_are_one_line_errors():
   with pytest.raises(ValueError, match='way must be at most 5, the classes with 2 . 3 examples'):
     episodes.draw_episode(_features(), way=6, shots=2, queries=3, seed=0, index=0)
 
@@ -72,7 +72,7 @@ def test_a_file_of_features_is_read_with_labels_from_0(tmp_path):
     ({'features': np.ones((3, 0)), 'labels': np.arange(3)}, 'D at least 1, got float64 .3, 0.'),
     ({'features': np.array([[None]]), 'labels': np.arange(1)}, "with 'features' and 'labels'"),
 ])
-def test_other_files_are_one_line(tmp_path, arrays, words):
+def test_other_files_are_one_line_errors(tmp_path, arrays, words):
   path = tmp_path / 'features.npz'
   np.savez(path, **arrays)
   with pytest.raises(ValueError, match=words) as error:

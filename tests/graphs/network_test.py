@@ -303,7 +303,7 @@ def test_nodes_that_no_label_reaches():
       [False, False, True, True, True], [True, True, True, True, False]])
 
 
-def test_too_large_a_graph_and_bad_sizes_are_one_line():
+def test_too_large_a_graph_and_bad_sizes_are_one_line_errors():
   huge = network_lib.normalised_adjacency(np.zeros((0, 2), int), 5_001)
   with pytest.raises(ValueError, match='a graph must have at most 5000 nodes, got 5001'):
     network_lib.full_inputs(network_lib.BACKBONES['gcn'], huge, _rows(5_001), 12)

@@ -192,7 +192,7 @@ def test_a_name_with_a_newline_stays_in_one_line(tmp_path):
     ({'tx': sparse.csr_matrix(-np.ones((2, 3)))}, 'negative'),
     ({'allx': 3}, 'do not fit together'),
 ])
-def test_damaged_files_are_one_line(tmp_path, changes, words):
+def test_damaged_files_are_one_line_errors(tmp_path, changes, words):
   with pytest.raises(ValueError, match=words) as error:
     planetoid.load(_write(tmp_path, **changes), 'tiny')
   assert '\n' not in str(error.value)

@@ -226,7 +226,7 @@ def test_outputs_of_0_have_finite_scores_and_gradients():
     assert np.isfinite(value) and np.isfinite(gradient).all()
 
 
-def test_bad_arguments_are_one_line():
+def test_bad_arguments_are_one_line_errors():
   with pytest.raises(ValueError, match="metric must be one of cos, l1, l2, got 'l3'"):
     prototypes.similarities(_outputs(), _outputs(rows=3), metric='l3')
   centres, counts = _centres(_outputs())

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from jaxrl_llm.hmm import filtering
-from tests.rl import hmm_paths
+from tests.hmm import hmm_paths
 
 
 @pytest.fixture(autouse=True)

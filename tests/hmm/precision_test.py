@@ -12,10 +12,10 @@ from jaxrl_llm.hmm import filtering, glm_hmm, learners, oracles
 STATES, SYMBOLS, STEPS, INPUTS = 3, 4, 8, 2
 MODEL = (jnp.full(STATES, 1 / STATES), jnp.full((STATES, STATES), 1 / STATES),
          jnp.full((STATES, SYMBOLS), 1 / SYMBOLS))
-OBSERVATIONS, PLACES = jnp.arange(STEPS) % SYMBOLS, jnp.array([0, 3, STEPS])
+OBSERVATIONS, POSITIONS = jnp.arange(STEPS) % SYMBOLS, jnp.array([0, 3, STEPS])
 LIKELIHOODS = MODEL[2].T[OBSERVATIONS]
 PARAMETERS = learners.Parameters(*MODEL)
-LAWS = jnp.full((2, STATES), 1 / STATES)
+DISTRIBUTIONS = jnp.full((2, STATES), 1 / STATES)
 SESSIONS = jnp.ones((2, STEPS, INPUTS)), jnp.zeros((2, STEPS), int)
 MIXTURE = glm_hmm.GlmHmm(*MODEL[:2], jnp.ones((STATES, INPUTS)))
 
@@ -25,11 +25,11 @@ FUNCTIONS = {
     'predict_next': lambda: oracles.predict_next(*MODEL, OBSERVATIONS),
     'predict_next_by_path': lambda: oracles.predict_next_by_path(*MODEL, OBSERVATIONS),
     'predict_next_by_state': lambda: oracles.predict_next_by_state(
-        *MODEL, OBSERVATIONS % STATES, PLACES),
+        *MODEL, OBSERVATIONS % STATES, POSITIONS),
     'predict_next_by_window': lambda: oracles.predict_next_by_window(
         *MODEL, OBSERVATIONS, window=2),
     'predict_ngrams': lambda: learners.predict_ngrams(
-        OBSERVATIONS, PLACES, max_order=3, num_symbols=SYMBOLS),
+        OBSERVATIONS, POSITIONS, max_order=3, num_symbols=SYMBOLS),
     'baum_welch': lambda: learners.baum_welch(PARAMETERS, OBSERVATIONS),
     'empirical_moments': lambda: learners.empirical_moments(OBSERVATIONS, num_symbols=SYMBOLS),
     'exact_moments': lambda: learners.exact_moments(PARAMETERS),
@@ -40,7 +40,7 @@ FUNCTIONS = {
         jax.random.key(0), *SESSIONS, num_states=2, restarts=2, steps=2),
     'glm_hmm.predict': lambda: glm_hmm.predict(MIXTURE, *SESSIONS),
     'score': functools.partial(
-        icl_hmm_published.score, jnp.full((2, SYMBOLS), 1 / SYMBOLS), LAWS, MODEL[2]),
+        icl_hmm_published.score, jnp.full((2, SYMBOLS), 1 / SYMBOLS), DISTRIBUTIONS, MODEL[2]),
     'simulate': lambda: icl_hmm_published.simulate(
         jax.random.split(jax.random.key(0), 2), *MODEL),
 }

@@ -112,7 +112,7 @@ def test_advantages_are_constants():
     np.testing.assert_array_equal(gradient, np.zeros((4, 5)))
 
 
-def test_bad_options_are_one_line():
+def test_bad_options_are_one_line_errors():
   with pytest.raises(ValueError, match='at least 2 samples per prompt, got 1'):
     advantages.rloo(jnp.ones((3, 1)))
   with pytest.raises(ValueError, match='at least 1 sample per prompt, got 0'):

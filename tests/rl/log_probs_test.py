@@ -299,7 +299,7 @@ def test_vmap_over_seeds():
                together, jax.tree.map(lambda *x: jnp.stack(x), *alone))
 
 
-def test_bad_options_are_one_line():
+def test_bad_options_are_one_line_errors():
   inputs = _inputs()
   with pytest.raises(ValueError, match='temperature must be positive and finite, got 0'):
     log_probs.token_log_probs(*inputs, temperature=0)

@@ -149,7 +149,7 @@ def test_ratios_out_of_range_leave_finite_numbers(log_ratio, advantage):
     (dict(clip_low=.2, clip_high=-1.0), 'clip_high must be non-negative, got -1.0'),
     (dict(clip_low=.2, clip_high=np.nan), 'clip_high must be non-negative, got nan'),
 ])
-def test_bounds_out_of_range_are_one_line(options, message):
+def test_bounds_out_of_range_are_one_line_errors(options, message):
   with pytest.raises(ValueError, match=message):
     policy_losses.clipped_surrogate(jnp.zeros(2), jnp.zeros(2), **options)
 

@@ -179,7 +179,7 @@ def test_pairs_are_put_in_the_order_of_their_rewards():
   np.testing.assert_array_equal(slope, [[1, 0], [0, 1], [1, 0]])
 
 
-def test_bad_options_are_one_line():
+def test_bad_options_are_one_line_errors():
   ones = jnp.ones(1)
   for name in ('dpo_loss', 'hinge_loss'):
     with pytest.raises(ValueError, match='beta must be positive and finite, got 0'):

@@ -347,7 +347,7 @@ def test_gradients_and_constants():
     assert not np.any(jax.grad(lambda x, f=rebel: f(log_ratio, x).sum())(rewards))
 
 
-def test_bad_options_are_one_line():
+def test_bad_options_are_one_line_errors():
   ones = jnp.ones((1, 2))
   with pytest.raises(ValueError, match='beta must be positive and finite, got 0'):
     regression_losses.a_star_po_loss(ones[0], ones[0], ones[0], beta=0)

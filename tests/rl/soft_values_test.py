@@ -159,7 +159,7 @@ def test_bad_beta_is_one_line(beta):
       function(jnp.ones(3), beta=beta)
 
 
-def test_bad_mode_and_missing_beta_are_one_line():
+def test_bad_mode_and_missing_beta_are_one_line_errors():
   with pytest.raises(ValueError, match="mode must be .* got 'min'"):
     soft_values.v_star(jnp.ones(3), beta=1.0, mode='min')
   with pytest.raises(ValueError, match='beta must be given'):

@@ -49,6 +49,6 @@ def test_gradients_against_finite_differences_and_constants():
 
 
 @pytest.mark.parametrize('clip', [0.0, -.2, np.nan])
-def test_bounds_out_of_range_are_one_line(clip):
+def test_bounds_out_of_range_are_one_line_errors(clip):
   with pytest.raises(ValueError, match=f'clip must be positive, got {clip}'):
     _loss([0.0], clip=clip)

@@ -56,7 +56,7 @@ def test_the_released_variants_need_a_checkpoint(runner, data_dir, tmp_path):
 
 
 @pytest.mark.parametrize('damage', ['missing', 'truncated'])
-def test_missing_and_truncated_files_are_one_line(runner, data_dir, tmp_path, damage):
+def test_missing_and_truncated_files_are_one_line_errors(runner, data_dir, tmp_path, damage):
   folder = tmp_path / 'data' / 'gsm8k'
   folder.mkdir(parents=True)
   if damage == 'truncated':

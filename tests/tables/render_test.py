@@ -255,7 +255,7 @@ def test_format_number(mean, error, text):
     ({'seed': 'a'}, "seed must be an integer, got 'a'"),
     ({'seed': 3}, 'seed must be 0, as its directory says, got 3'),
 ])
-def test_malformed_results_are_one_line(tmp_path, content, message):
+def test_malformed_results_are_one_line_errors(tmp_path, content, message):
   path = _write(tmp_path, 'x', 'y', 0)
   if isinstance(content, dict):
     content = json.dumps(json.loads(path.read_text()) | content)

@@ -53,7 +53,7 @@ def test_examples_by_hand():
   assert example('plain', 'zeros')['answer'] == '0057'
 
 
-def test_splits_are_disjoint_and_without_commuted_twins(task):
+def test_splits_are_disjoint_and_without_swapped_operands(task):
   problems = [
       {(e['a'], e['b']) for e in split}
       for split in (task.demonstrations, task.train, task.evaluation)

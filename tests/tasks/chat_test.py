@@ -162,7 +162,7 @@ def test_a_compact_vocabulary(files, folders):
     ({'files': ['x/a.json', 'a.json']}, 'must have distinct names, got a.json, a.json'),
     ({'files': ['missing.json']}, 'cannot read missing.json'),
 ])
-def test_bad_fields_are_one_line(files, folders, options, message):
+def test_bad_fields_are_one_line_errors(files, folders, options, message):
   with pytest.raises(ValueError, match=message) as error:
     _make(**({'files': files, 'folder': folders['qwen2']} | options))
   assert '\n' not in str(error.value)

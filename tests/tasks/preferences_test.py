@@ -216,7 +216,7 @@ def test_the_public_preferences(data_dir, tokenizer_dir):
     ({'files': 'missing.json'}, 'cannot read missing.json'),
     ({'schema': 'x'}, "schema must be one of .*, got 'x'"),
 ])
-def test_bad_fields_are_one_line(file, tokenizer_dir, options, message):
+def test_bad_fields_are_one_line_errors(file, tokenizer_dir, options, message):
   with pytest.raises(ValueError, match=message) as error:
     _make(file, tokenizer_dir, **options)
   assert '\n' not in str(error.value)
@@ -234,7 +234,7 @@ def test_bad_fields_are_one_line(file, tokenizer_dir, options, message):
     ([{'prompt': 'x', 'chosen': 'a', 'rejected': 'b'}] * 2, {'num_evaluation': 1},
      'all 2 prompts ask the same as the held-out ones'),
 ])
-def test_bad_rows_are_one_line(tmp_path, tokenizer_dir, rows, options, message):
+def test_bad_rows_are_one_line_errors(tmp_path, tokenizer_dir, rows, options, message):
   with pytest.raises(ValueError, match=message) as error:
     _make(_jsonl(tmp_path, rows), tokenizer_dir, **{'num_evaluation': 1, **options})
   assert '\n' not in str(error.value)

@@ -351,7 +351,7 @@ def test_a_kill_while_orbax_writes_params_leaves_what_the_next_start_removes(tmp
   assert not list((tmp_path / 'seed0').iterdir())
 
 
-def test_params_of_something_else_are_one_line(tmp_path):
+def test_params_of_something_else_are_one_line_errors(tmp_path):
   params = _state().params['policy']
   checkpoints.save_params(tmp_path / 'p', params, {'tokenizer': 'abc', 'model': {'width': 8}})
   cases = [

@@ -106,7 +106,7 @@ def _start(pid):
 
 
 @linux
-def test_start_time_is_the_one_that_the_kernel_tells(other):
+def test_start_time_matches_the_kernels(other):
   # Field 22 of /proc/PID/stat, counted from 1 (proc_pid_stat(5)); 'sleep' has no spaces.
   assert _start(other.pid) == int(pathlib.Path(f'/proc/{other.pid}/stat').read_text().split()[21])
   assert _start(os.getpid()) > 0

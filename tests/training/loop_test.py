@@ -104,7 +104,7 @@ def test_non_finite_loss_says_what_to_change():
     loop.check_finite(7, {'train/loss': float('nan')})
 
 
-def test_a_step_between_two_looks_is_not_missed():
+def test_a_step_between_two_checks_is_not_missed():
   mean = lambda value: {'train/loss': WeightedMean(np.float32(value), np.float32(1))}
   pending = loop.PendingCheck(learning_rate='config.a')
   for step in range(3):

@@ -196,7 +196,7 @@ def test_trainable_must_be_a_regular_expression():
 
 @pytest.mark.parametrize('config', [
     BASE, optim.OptimizerConfig(name='adam'), dataclasses.replace(BASE, max_grad_norm=0.0)])
-def test_frozen_parameters_have_neither_state_nor_update_nor_part_in_the_norm(config):
+def test_frozen_parameters_have_no_state_no_update_and_no_effect_on_the_norm(config):
   # As if the others were not there at all.
   partial = optim.make_optimizer(config, trainable='adapters/.*|head')
   alone = optim.make_optimizer(config)

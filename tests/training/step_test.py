@@ -288,7 +288,7 @@ def test_frozen_parameters_have_no_gradient_and_come_out_as_they_went_in(num_mic
     assert float(metrics[name].value()) == pytest.approx(float(metric.value()), rel=1e-9)
 
 
-def test_a_mask_that_is_out_of_sight_still_freezes():
+def test_a_mask_inside_a_wrapper_still_freezes():
   # Inside optax.chain the gradient of everything is computed, and that of `b` dropped.
   params, batch = _problem()
   masked = optim.make_optimizer(optim.OptimizerConfig(max_grad_norm=0.0), trainable='a')

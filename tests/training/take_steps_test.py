@@ -190,6 +190,6 @@ def test_each_part_is_computed_alone():
 
 
 @pytest.mark.parametrize('parts', [0, -1, 5, 24])
-def test_parts_that_do_not_fit_are_one_line(parts):
+def test_parts_that_do_not_fit_are_one_line_errors(parts):
   with pytest.raises(ValueError, match=f'must divide the batch of 12, got {parts}'):
     step.map_micro_batches(_rows, _problem()[1], num_micro_batches=parts)

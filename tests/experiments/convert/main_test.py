@@ -173,7 +173,7 @@ def test_the_context_length_of_the_checkpoint_is_restored(tmp_path):
     ({'num_labels': 0}, 'num_labels must be a positive integer, got 0'),
     ({'num_labels': [2]}, r'num_labels must be a positive integer, got \[2\]'),
 ])
-def test_damaged_labels_are_one_line(tmp_path, fields, line):
+def test_damaged_labels_are_one_line_errors(tmp_path, fields, line):
   tiny.write_checkpoint(tmp_path / 'there', num_layers=1)
   path = tmp_path / 'there' / 'config.json'
   path.write_text(json.dumps(json.loads(path.read_text()) | fields))

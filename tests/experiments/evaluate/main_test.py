@@ -249,7 +249,7 @@ def test_bad_input_is_one_line(folder, tmp_path, capsys, more, line):
   assert not (tmp_path / 'run').exists()
 
 
-def test_unsuitable_tokenizers_are_one_line(folder, tmp_path, capsys):
+def test_unsuitable_tokenizers_are_one_line_errors(folder, tmp_path, capsys):
   def error(policy, *more):
     assert run(folder, tmp_path / 'run', f'--config.policy_init_from={policy}', *more) == 2
     error_text = capsys.readouterr().err.strip()

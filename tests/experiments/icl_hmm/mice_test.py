@@ -500,7 +500,7 @@ def test_every_field_has_a_test_of_its_effect():
     ('--config.data_dir=/nowhere', '/nowhere must be a directory with animals'),
     ('--config.checkpoint=/nowhere', "config.checkpoint: not a directory: '/nowhere'"),
 ])
-def test_bad_configs_are_one_line(tmp_path, capsys, monkeypatch, argument, words):
+def test_bad_configs_are_one_line_errors(tmp_path, capsys, monkeypatch, argument, words):
   monkeypatch.setattr(mice_training, 'meta_train', _never_trained)
   data = () if 'data_dir' in argument else ('--config.data_dir=',)
   assert _run(tmp_path / 'run', *SMALL, *data, argument) == 2

@@ -169,7 +169,7 @@ def test_a_run_writes_its_measurements_and_resumes_bit_for_bit(tmp_path, monkeyp
     (dict(length=64), 'config.model.max_length must be at least config.length .64., got 16'),
     (dict(steps=0), 'config.steps must be at least 1, got 0'),
 ])
-def test_bad_configs_are_one_line(changes, line):
+def test_bad_configs_are_one_line_errors(changes, line):
   with pytest.raises(ValueError, match=line) as error:
     _config(**changes)
   assert '\n' not in str(error.value)

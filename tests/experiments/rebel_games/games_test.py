@@ -145,7 +145,7 @@ def test_bradley_terry_with_a_prior_is_finite_where_one_response_always_won():
     (lambda: games.average_iterate_bound(START, eta=-1.0, steps=3), 'eta must be .* got -1.0'),
     (lambda: games.average_iterate_bound(START, eta=.1, steps=0), 'steps must be .* got 0'),
 ])
-def test_bad_options_are_one_line(call, message):
+def test_bad_options_are_one_line_errors(call, message):
   with pytest.raises(ValueError, match=message) as error:
     call()
   assert '\n' not in str(error.value)

@@ -282,7 +282,7 @@ def test_standardisation_defaults_and_equal_rewards():
   np.testing.assert_array_equal(gradient, np.zeros(20))
 
 
-def test_bad_options_are_one_line():
+def test_bad_options_are_one_line_errors():
   mean, std, actions = _draw()
   with pytest.raises(ValueError, match="reduction must be 'sum' or 'mean', got 'max'"):
     gaussian_chain.chain_log_prob(mean, std, actions, reduction='max')
