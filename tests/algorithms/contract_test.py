@@ -290,7 +290,7 @@ def test_tests_elsewhere_exist(name):
   assert not named_tests.missing(ROWS[name].elsewhere.values())
 
 
-@pytest.mark.parametrize('name', ['algorithms/sft_test.py::test_nothing', 'nothing_test.py::test_x'])
+@pytest.mark.parametrize('name', ['algorithms/sft_test.py::test_x', 'nothing_test.py::test_x'])
 def test_a_test_that_does_not_exist_is_missing(name):
   assert named_tests.missing([name]) == [name]
 
