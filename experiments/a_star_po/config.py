@@ -10,10 +10,30 @@ from jaxrl_llm.training import optim
 
 
 @dataclasses.dataclass
+class Evaluation(config_lib.EvaluationConfig):
+  """Evaluation of policies on the held-out problems, and of V* on training prompts.
+
+  Attributes:
+    diagnosed_prompts: number of training prompts on which the true success rate of
+      the reference is measured, for the V* figure (0: no such figure).
+    diagnosed_samples: fresh samples per diagnosed prompt.
+  """
+
+  diagnosed_prompts: int = 256
+  diagnosed_samples: int = 64
+
+  def validate(self, prefix: str) -> None:
+    """Raises a one-line ValueError for the first field that is out of range."""
+    super().validate(prefix)
+    checks.at_least(self, prefix, diagnosed_prompts=0, diagnosed_samples=1)
+
+
+@dataclasses.dataclass
 class AStarPo(config_lib.ReinforcementConfig):
   """Config of experiments/a_star_po/.
 
   Attributes:
+    evaluation: config of the evaluation.
     algorithm: config of A*-PO.
     optimizer: optimizer of stage 2.
     steps: batches of rollouts in stage 2.
@@ -26,6 +46,7 @@ class AStarPo(config_lib.ReinforcementConfig):
     save_every: batches between checkpoints.
   """
 
+  evaluation: Evaluation = dataclasses.field(default_factory=Evaluation)
   algorithm: a_star_po.Config = dataclasses.field(default_factory=a_star_po.Config)
   optimizer: optim.OptimizerConfig = dataclasses.field(default_factory=optim.OptimizerConfig)
   steps: int = 100

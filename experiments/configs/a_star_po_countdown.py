@@ -36,6 +36,6 @@ def get_config() -> a_star_po_config.AStarPo:
       steps=200,
       batch_size=128,
       eval_every=20,
-      evaluation=config_lib.EvaluationConfig(batch_size=256),
+      evaluation=a_star_po_config.Evaluation(batch_size=256),
       scale_note='A decoder of 0.6M parameters from scratch, on characters',
   )

@@ -71,7 +71,7 @@ def _published(variant: str) -> a_star_po_config.AStarPo:
       steps=_EPOCHS * (_TRAIN_PROBLEMS // _BATCH_SIZE),  # S: 25 epochs, last batches dropped.
       batch_size=_BATCH_SIZE,  # S.
       stage1_batch_size=64,
-      evaluation=config_lib.EvaluationConfig(
+      evaluation=a_star_po_config.Evaluation(
           num_samples=1, batch_size=64, diagnosed_prompts=0
       ),
       eval_every=50,  # S: test_freq, and before the first step.
@@ -106,7 +106,7 @@ def _cpu_size() -> a_star_po_config.AStarPo:
       stage1_batch_size=32,
       save_every=5,
       eval_every=10,
-      evaluation=config_lib.EvaluationConfig(
+      evaluation=a_star_po_config.Evaluation(
           num_samples=2, batch_size=64, diagnosed_prompts=32, diagnosed_samples=8, head_chunk=0
       ),
       scale_note=(

@@ -69,9 +69,6 @@ class EvaluationConfig:
     control_temperature: the reference is also scored at this temperature, to show
       the effect of sharpening alone.
     num_shown: number of fixed problems whose responses go to samples.jsonl each time.
-    diagnosed_prompts: number of training prompts on which the true success rate of
-      the reference is measured, for the V* figure (0: no such figure).
-    diagnosed_samples: fresh samples per diagnosed prompt.
     head_chunk: positions per chunk of the head; 0 takes all at once.
   """
 
@@ -79,16 +76,11 @@ class EvaluationConfig:
   batch_size: int = 256
   control_temperature: float = 0.5
   num_shown: int = 8
-  diagnosed_prompts: int = 256
-  diagnosed_samples: int = 64
   head_chunk: int = 128
 
   def validate(self, prefix: str) -> None:
     """Raises a one-line ValueError for the first field that is out of range."""
-    checks.at_least(
-        self, prefix, num_samples=1, batch_size=1, num_shown=0, diagnosed_prompts=0,
-        diagnosed_samples=1, head_chunk=0,
-    )
+    checks.at_least(self, prefix, num_samples=1, batch_size=1, num_shown=0, head_chunk=0)
     checks.positive(self, prefix, 'control_temperature')
 
 

@@ -36,7 +36,7 @@ def get_config() -> a_star_po_config.AStarPo:
       stage1_batch_size=8,
       save_every=3,
       eval_every=4,
-      evaluation=config_lib.EvaluationConfig(
+      evaluation=a_star_po_config.Evaluation(
           num_samples=4, batch_size=8, num_shown=2, diagnosed_prompts=8,
           diagnosed_samples=4,
       ),
