@@ -80,9 +80,9 @@ class BatchBuilder:
 
     self.sample = setup.sampler(
         num_samples=self._group + config.num_comparators, temperature=algorithm.temperature)
-    self._log_probs = policy_evaluation.scorer(
-        setup, temperature=algorithm.temperature, chunk_size=algorithm.head_chunk,
-        micro=config.num_parts)
+    self._log_probs = setup.scorer(
+        temperature=algorithm.temperature, chunk_size=algorithm.head_chunk,
+        num_micro_batches=config.num_parts)
     self._mix = jax.jit(lambda rollouts, offline, key: rebel.mix_offline(
         algorithm, rollouts, offline, key))
 

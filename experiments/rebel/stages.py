@@ -14,8 +14,8 @@ import numpy as np
 
 from jaxrl_llm.data import batching, jsonl, model_files, response_batches, tokenizers
 from jaxrl_llm.rl import masking
-from jaxrl_llm.runs import policy_evaluation, reward_models
 from jaxrl_llm.runs import records as records_lib
+from jaxrl_llm.runs import reward_models
 from jaxrl_llm.runs import setup as setup_lib
 from jaxrl_llm.sampling import decode
 from jaxrl_llm.training import loop, metrics, rng
@@ -66,8 +66,8 @@ class LargeBatchRound:
     self._encoded = setup.encode(setup.task.train + setup.task.evaluation)
     self._examples = {example['id']: example for example in self._encoded.examples}
     self._sample = generator(setup)
-    score = policy_evaluation.scorer(
-        setup, temperature=algorithm.temperature, chunk_size=algorithm.head_chunk, micro=1)
+    score = setup.scorer(
+        temperature=algorithm.temperature, chunk_size=algorithm.head_chunk)
     self.total_log_probs = lambda params, rollouts: masking.masked_sum(
         score(params, rollouts), rollouts.mask, axis=-1)
 

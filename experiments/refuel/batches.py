@@ -176,9 +176,9 @@ class BatchBuilder:
     self.sampler = DialogueSampler(
         setup, temperature=algorithm.temperature, widths=config.widths)
     self.scorer = DialogueScorer(setup, reward)
-    self._log_probs = policy_evaluation.scorer(
-        setup, temperature=algorithm.temperature, chunk_size=algorithm.head_chunk,
-        micro=config.num_parts)
+    self._log_probs = setup.scorer(
+        temperature=algorithm.temperature, chunk_size=algorithm.head_chunk,
+        num_micro_batches=config.num_parts)
 
   def prompts(self, step: int) -> batching.PromptBatch:
     """The training prompts of a step."""

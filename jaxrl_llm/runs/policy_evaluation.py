@@ -8,11 +8,9 @@ import jax
 import numpy as np
 
 from jaxrl_llm.evaluation import evaluator, statistics, win_rate
-from jaxrl_llm.rl import scoring
 from jaxrl_llm.runs import references, reward_models, training_loop
 from jaxrl_llm.runs import setup as setup_lib
 from jaxrl_llm.training import loop, metrics, rng
-from jaxrl_llm.training import step as step_lib
 from jaxrl_llm.types import Params, Rollouts, SampleFn
 
 
@@ -140,18 +138,6 @@ class Evaluation:
           'score': float(row['scores'][i, 0]),
           'stop_reason': 'truncated' if row['truncated'][i, 0] else 'stopped',
       })
-
-
-def scorer(setup: setup_lib.Setup, *, temperature: float, chunk_size: int, micro: int):
-  """Makes a jitted (params, rollouts) -> log-probs [P, K, T], computed in `micro` parts."""
-  def score(params, rollouts):
-    def read(rollouts):
-      return scoring.score(
-          setup.policy, params, rollouts, temperature=temperature, chunk_size=chunk_size)[0]
-
-    return step_lib.map_micro_batches(read, rollouts, num_micro_batches=micro)
-
-  return jax.jit(score)
 
 
 def divergence(setup: setup_lib.Setup):

@@ -184,11 +184,19 @@ class Setup:
       ))
     return self.samplers[num_samples, temperature]
 
-  def scorer(self, *, temperature: float, chunk_size: int) -> Callable[..., jax.Array]:
+  def scorer(
+      self, *, temperature: float, chunk_size: int, num_micro_batches: int = 1
+  ) -> Callable[..., jax.Array]:
     """Makes a jitted (params, rollouts) -> log-probs [P, K, T] of the sampled tokens."""
-    return jax.jit(lambda params, rollouts: scoring.score(
-        self.policy, params, rollouts, temperature=temperature, chunk_size=chunk_size
-    )[0])
+    def score(params, rollouts):
+      def score_part(rollouts):
+        return scoring.score(
+            self.policy, params, rollouts, temperature=temperature, chunk_size=chunk_size)[0]
+
+      return step_lib.map_micro_batches(
+          score_part, rollouts, num_micro_batches=num_micro_batches)
+
+    return jax.jit(score)
 
   def roll_out(
       self, sample: SampleFn, params: Params, prompts: batching.PromptBatch, key: jax.Array,

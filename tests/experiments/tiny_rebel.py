@@ -190,9 +190,10 @@ def share_programs(patch):
 
   shared(setup_lib.Setup, 'sampler', lambda setup, **options: (
       network(setup), options, setup.task.max_response_tokens))
-  shared(policy_evaluation, 'scorer', lambda setup, **options: (
+  shared(setup_lib.Setup, 'scorer', lambda setup, **options: (
       network(setup), options, setup.task.max_response_tokens))
-  shared(policy_evaluation, 'divergence', lambda setup: (network(setup), setup.config.algorithm))
+  shared(policy_evaluation, 'divergence', lambda setup: (
+      network(setup), setup.config.algorithm, setup.config.evaluation.head_chunk))
   shared(reward_models, 'id_scorer', lambda model: model)
   shared(rebel_stages, 'generator', lambda setup: (
       network(setup), setup.config.algorithm, setup.config.top_p, setup.task.max_response_tokens))

@@ -126,7 +126,7 @@ def test_a_reference_shares_untrained_parameters(folder, changes):
     plain = setup.initial_params()
     state, train_step, reference = references.begin(setup, algorithm, finetune=None)
     shared = _shared(state.params['policy'], reference.of(state.params['policy']))
-    score = policy_evaluation.scorer(setup, temperature=1.0, chunk_size=0, micro=1)
+    score = setup.scorer(temperature=1.0, chunk_size=0)
     rollouts = setup.put(dataclasses.replace(
         _rollouts(), log_probs=np.zeros((8, 2, 3), np.float32)))
     before = np.asarray(score(setup.finetuning.frozen(plain), rollouts))
