@@ -30,15 +30,8 @@ def _final(outcomes: Outcomes, arm: str, key: str) -> np.ndarray:
 
 def _mean(values: np.ndarray, *, digits: int = 3, factor: float = 1.0) -> str:
   """Mean and standard error as text."""
-  values = factor * np.asarray(values, float)
-  if len(values) < 2:
-    return f'{values.mean():.{digits}f}'
-  return f'{values.mean():.{digits}f} ± {values.std(ddof=1) / np.sqrt(len(values)):.{digits}f}'
-
-
-def _pooled_error(*arms: np.ndarray) -> float:
-  """Standard error of a difference of two means over seeds."""
-  return float(np.sqrt(sum(a.var(ddof=1) / len(a) if len(a) > 1 else 0.0 for a in arms)))
+  mean, error = statistics.mean_and_standard_error(factor * np.asarray(values, float))
+  return f'{mean:.{digits}f} ± {error:.{digits}f}' if len(values) > 1 else f'{mean:.{digits}f}'
 
 
 def tokens_to(curve: Sequence[Mapping[str, float]], score: float, key: str) -> float:
@@ -137,7 +130,7 @@ def _wins(outcomes: Outcomes) -> Finding:
 def _as_good_as_ppo(outcomes: Outcomes) -> Finding:
   score = {arm: _final(outcomes, arm, 'score') for arm in ('rebel', 'ppo')}
   kl = {arm: _final(outcomes, arm, 'kl_to_reference') for arm in ('rebel', 'ppo')}
-  error = _pooled_error(score['rebel'], score['ppo'])
+  error = statistics.pooled_error(score['rebel'], score['ppo'])
   better = score['rebel'].mean() >= score['ppo'].mean() - error
   return Finding(
       'b', "REBEL's score is at least PPO's less one standard error, at a divergence of at most "
@@ -178,8 +171,8 @@ def _overoptimised(outcomes: Outcomes) -> Finding:
   return Finding(
       'e', "without a penalty the reward model's score rises over the second half of training, by "
       'more than two standard errors, and the gold score by no more than one',
-      bool(proxy.mean() > 2 * _pooled_error(proxy) and proxy.mean() > 0
-           and gold.mean() <= _pooled_error(gold)),
+      bool(proxy.mean() > 2 * statistics.pooled_error(proxy) and proxy.mean() > 0
+           and gold.mean() <= statistics.pooled_error(gold)),
       f'gold {_mean(gold)}, reward model {_mean(proxy)}')
 
 
@@ -242,7 +235,7 @@ def _same_with_one_turn(outcomes: Outcomes) -> Finding:
     differences = scores[arm] - ours
     count = len(differences)
     limit = stats.t.ppf(1 - 0.025 / len(others), count - 1) if count > 1 else 0.0
-    if abs(differences.mean()) > limit * _pooled_error(differences):
+    if abs(differences.mean()) > limit * statistics.pooled_error(differences):
       outside.append(arm)
 
   return Finding(

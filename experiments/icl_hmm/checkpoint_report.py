@@ -8,6 +8,7 @@ import numpy as np
 
 from experiments.icl_hmm import report as icl_hmm_report
 from experiments.icl_hmm.report import TOLERANCES, Group
+from jaxrl_llm.evaluation import statistics
 from jaxrl_llm.hmm import published_results
 from jaxrl_llm.hmm.published_results import RecordedHmm
 from jaxrl_llm.runs import figures, launch
@@ -111,10 +112,9 @@ def numbers(study: Study) -> dict[str, float]:
     Numbers by name; without T(ε) where it is not reached.
   """
   flat: dict[str, float] = {'num_models': len(study.models)}
-  count = len(study.models)
   for method, values in study.scores.items():
     means = values[:, 0].mean(axis=0)
-    errors = np.sqrt(np.sum(values[:, 1]**2, axis=0)) / count
+    errors = statistics.error_of_mean(values[:, 1])
     for name, mean, error in list(zip(SCORES, means, errors))[:4]:
       for k, length in enumerate(study.lengths):
         flat[f'eval/{method}/{name}/T{length}'] = float(mean[k])

@@ -158,7 +158,8 @@ def convergence(
   by_group = {}
   for name, _, rows in groups:
     selected, count = gaps[rows], int(rows.sum())
-    error = _error(selected[:, -1]) if errors is None else np.sqrt(np.sum(errors[rows]**2)) / count
+    error = (
+        _error(selected[:, -1]) if errors is None else statistics.error_of_mean(errors[rows]))
     by_group[name] = {
         'final_gap': float(selected[:, -1].mean()), 'final_gap_se': float(error),
         **{f'reached_{tolerance:g}': reached(lengths, _mean(selected), tolerance)

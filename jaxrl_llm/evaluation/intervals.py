@@ -4,6 +4,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from jaxrl_llm.evaluation import statistics
+
 
 class Interval(NamedTuple):
   """A mean with the ends of its confidence interval."""
@@ -34,15 +36,15 @@ def mean_interval(values: np.ndarray, *, confidence: float = 0.95) -> Interval:
   if not 0 < confidence < 1:
     raise ValueError(f'confidence must be in (0, 1), got {confidence}')
 
-  mean = float(values.mean())
+  mean, error = statistics.mean_and_standard_error(values)
+  mean = float(mean)
   if len(values) == 1:
     return Interval(mean, mean, mean)
 
   from scipy import stats  # Slow to import.
 
-  reach = stats.t.ppf((1 + confidence) / 2, len(values) - 1)
-  reach *= values.std(ddof=1) / np.sqrt(len(values))
-  return Interval(mean, mean - float(reach), mean + float(reach))
+  reach = float(stats.t.ppf((1 + confidence) / 2, len(values) - 1) * error)
+  return Interval(mean, mean - reach, mean + reach)
 
 
 def paired_interval(

@@ -23,6 +23,27 @@ def mean_and_standard_error(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]
   return values.mean(axis=0), error
 
 
+def error_of_mean(errors: np.ndarray) -> np.ndarray:
+  """Standard error of a mean over the first axis, from the independent errors of its N terms.
+
+  Args:
+    errors: float [N, ...]; standard errors of the terms.
+
+  Returns:
+    √(Σ e²) / N, float [...].
+  """
+  return np.sqrt(np.sum(errors**2, axis=0)) / len(errors)
+
+
+def pooled_error(*samples: np.ndarray) -> float:
+  """Standard error of a sum or difference of independent means, √(Σ s² / N).
+
+  Args:
+    *samples: float [N]; the values of each mean. The error of a single value is 0.
+  """
+  return float(np.sqrt(sum(x.var(ddof=1) / len(x) if len(x) > 1 else 0.0 for x in samples)))
+
+
 def first_crossing(x: Sequence[float], y: Sequence[float], *, level: float) -> float:
   """Returns the x at which y first reaches `level`, interpolated linearly; inf if it never does."""
   previous = None

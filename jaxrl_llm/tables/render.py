@@ -93,6 +93,7 @@ class Setting(NamedTuple):
       (run,) = self.runs.values()
       error = next((_number(run[name]) for name in _error_names(key) if name in run), None)
     elif len(values) > 1 and all(map(math.isfinite, values)):
+      # evaluation.statistics needs NumPy, which tables must not.
       error = statistics.stdev(values) / math.sqrt(len(values))
 
     return Summary(statistics.fmean(values), error, len(values))
