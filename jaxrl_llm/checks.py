@@ -106,6 +106,27 @@ def one_of(holder: Any, prefix: str, /, **allowed: Sequence[str]) -> None:
           f'{_field(prefix, name)} must be one of {", ".join(values)}, got {value!r}')
 
 
+def names_of(holder: Any, prefix: str, /, **allowed: Sequence[str]) -> None:
+  """Raises ValueError for the first named field that does not list allowed names, each once.
+
+  The names are separated by commas, without spaces.
+  """
+  for name, values in allowed.items():
+    listed = getattr(holder, name).split(',')
+    if not set(listed) <= set(values) or len(set(listed)) < len(listed):
+      raise ValueError(
+          f'{_field(prefix, name)} must be some of {", ".join(values)}, each once, got '
+          f'{getattr(holder, name)!r}')
+
+
+def increasing(holder: Any, prefix: str, *names: str) -> None:
+  """Raises ValueError for the first named tuple that is empty, or not positive and increasing."""
+  for name in names:
+    values = getattr(holder, name)
+    if not values or min(values) <= 0 or list(values) != sorted(set(values)):
+      raise ValueError(f'{_field(prefix, name)} must be positive and increasing, got {values}')
+
+
 def required(holder: Any, prefix: str, *names: str) -> None:
   """Raises ValueError for the first named field that is empty."""
   for name in names:

@@ -41,6 +41,21 @@ def test_one_of():
   checks.one_of(_config(prefix='own'), 'config', prefix=('own',))  # Any name of a field will do.
 
 
+def test_names_of():
+  checks.names_of(_config(heads='l1,cos'), 'config', heads=('cos', 'l1', 'l2'))
+  for value in ('l1,x', 'l1,l1', ''):
+    message = f"^config.heads must be some of cos, l1, each once, got '{value}'$"
+    with pytest.raises(ValueError, match=message):
+      checks.names_of(_config(heads=value), 'config', heads=('cos', 'l1'))
+
+
+def test_increasing():
+  checks.increasing(_config(shots=(1, 5), ratios=(0.5,)), 'config', 'shots', 'ratios')
+  for value in ((), (0, 1), (5, 1), (1, 1)):
+    with pytest.raises(ValueError, match='^config.shots must be positive and increasing, got '):
+      checks.increasing(_config(shots=value), 'config', 'shots')
+
+
 def test_divisible():
   checks.divisible(_config(batch_size=8), 'config', 'batch_size', 4, of='the parts')
   message = r'^config.batch_size must be divisible by the parts \(4\), got 10$'

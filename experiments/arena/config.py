@@ -250,10 +250,8 @@ class Arena:
       raise ValueError('config.seed + config.num_seeds must be at most 2**32, got '
                        f'{self.seed} + {self.num_seeds}')
     checks.one_of(self, 'config', task=TASKS)
-    known = self.task_config.names()
-    for name in self.algorithms.split(',') if self.algorithms else ():
-      if name not in known:
-        raise ValueError(f'config.algorithms must be some of {", ".join(known)}, got {name!r}')
+    if self.algorithms:
+      checks.names_of(self, 'config', algorithms=self.task_config.names())
     self.task_config.validate(f'config.{self.task}', self.chosen())
 
   def memory(self) -> dict[str, int]:

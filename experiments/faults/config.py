@@ -41,10 +41,8 @@ class Faults:
     checks.at_least(
         self, 'config', seed=0, kills=0, signals=0, damages=0, disks=0, invocations=-1, workers=1)
     checks.positive(self, 'config', 'time_limit')
-    names = [target.name for target in TARGETS]
-    for name in self.targets.split(',') if self.targets else ():
-      if name not in names:
-        raise ValueError(f'config.targets must be some of {", ".join(names)}, got {name!r}')
+    if self.targets:
+      checks.names_of(self, 'config', targets=[target.name for target in TARGETS])
 
   def memory(self) -> dict[str, int]:
     """Returns the bytes that a run needs at least, by what needs them; see `runs.memory`."""

@@ -1,7 +1,6 @@
 """Config of the study of a language model on hidden Markov models."""
 
 import dataclasses
-import pathlib
 
 from jaxrl_llm import checks
 from jaxrl_llm.hmm import in_context
@@ -58,8 +57,7 @@ class IclHmmCheckpoint:
   def validate(self) -> None:
     """Raises a one-line ValueError for the first field that is out of range."""
     checks.required(self, 'config', 'checkpoint_dir', 'results_file')
-    if not pathlib.Path(self.checkpoint_dir).is_dir():
-      raise ValueError(f'config.checkpoint_dir: not a directory: {self.checkpoint_dir!r}')
+    checks.directory(self, 'config', 'checkpoint_dir')
 
     # A single trajectory has no standard error.
     checks.at_least(

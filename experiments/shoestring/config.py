@@ -85,24 +85,15 @@ class Shoestring:
           "config.data_dir must be the directory of the Planetoid files, or '' for 'blocks', "
           f'got {self.data_dir!r} for {self.dataset!r}')
 
-    # Comma-separated names; every metric head is compared with 'softmax'.
-    for name, allowed in (('backbones', tuple(network.BACKBONES)), ('heads', HEADS),
-                          ('ar_heads', HEADS)):
-      chosen = getattr(self, name).split(',')
-      if not set(chosen) <= set(allowed) or len(set(chosen)) < len(chosen):
-        raise ValueError(f'config.{name} must be some of {", ".join(allowed)}, each once, got '
-                         f'{getattr(self, name)!r}')
+    checks.names_of(
+        self, 'config', backbones=tuple(network.BACKBONES), heads=HEADS, ar_heads=HEADS)
     for name in ('heads', 'ar_heads'):
       if 'softmax' not in getattr(self, name).split(','):
         raise ValueError(f"config.{name} must contain 'softmax', which the others are compared "
                          f'with, got {getattr(self, name)!r}')
 
-    counts = self.labels_per_class
-    if not counts or min(counts) < 1 or list(counts) != sorted(set(counts)):
-      raise ValueError(f'config.labels_per_class must be positive and increasing, got {counts}')
-    if not 0 <= self.dropout < 1:
-      raise ValueError(f'config.dropout must be in [0, 1), got {self.dropout}')
-
+    checks.increasing(self, 'config', 'labels_per_class')
+    checks.interval(self, 'config', '[0, 1)', 'dropout')
     self._validate_algorithm()
     if self.public_split and (self.dataset == 'blocks' or 'gcn' not in self.chosen_backbones()):
       raise ValueError("config.public_split must be False for 'blocks', which has none, and "

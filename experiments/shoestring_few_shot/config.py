@@ -73,12 +73,12 @@ class FewShot:
         width=1)
     checks.positive(self, 'config', 'label_alpha', 'feature_alpha', 'learning_rate')
     checks.fraction(self, 'config', 'refinement_ratio')
+    checks.interval(self, 'config', '[0, 1)', 'dropout')
+    checks.increasing(self, 'config', 'shots')
     checks.divisible(self, 'config', 'episodes', self.batch_size, of='config.batch_size')
 
     if self.seed >= 2**32:
       raise ValueError(f'config.seed must be less than 2**32, got {self.seed}')
-    if not self.shots or min(self.shots) < 1 or list(self.shots) != sorted(set(self.shots)):
-      raise ValueError(f'config.shots must be positive and increasing, got {self.shots}')
     if bool(self.data_dir) != bool(self.features_file):
       raise ValueError('config.data_dir and config.features_file must be given both or neither, '
                        f'got {self.data_dir!r} and {self.features_file!r}')
@@ -87,9 +87,6 @@ class FewShot:
     if self.neighbours >= nodes:
       raise ValueError(f'config.neighbours must be less than the {nodes} nodes of an episode, got '
                        f'{self.neighbours}')
-
-    if not 0 <= self.dropout < 1:
-      raise ValueError(f'config.dropout must be in [0, 1), got {self.dropout}')
 
     self.algorithm.validate()
     checks.fixed(

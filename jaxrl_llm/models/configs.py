@@ -154,8 +154,7 @@ class TransformerConfig:
     unread = _defaults(_NOT_READ_BY[self.rope_scaling])
     checks.fixed(self, '', f'with rope_scaling={self.rope_scaling!r}', **unread)
 
-    if not 0 < self.rope_fraction <= 1:
-      raise ValueError(f'rope_fraction must be in (0, 1], got {self.rope_fraction}')
+    checks.interval(self, '', '(0, 1]', 'rope_fraction')
     if self.rotary_dim % 2 or not self.rotary_dim:
       raise ValueError(
           f'head_dim must be even for rotary positions, got {self.rotary_dim} rotated dimensions '

@@ -317,7 +317,7 @@ def test_a_stop_is_answered_between_iterations(folder):
 
 @pytest.mark.parametrize('changes, message', [
     (dict(task='chess'), "config.task must be one of .*got 'chess'"),
-    (dict(algorithms='ppo,sarsa'), "config.algorithms must be some of .*got 'sarsa'"),
+    (dict(algorithms='ppo,sarsa'), "config.algorithms must be some of .*got 'ppo,sarsa'"),
     (dict(num_seeds=0), 'config.num_seeds must be at least 1, got 0'),
 ])
 def test_invalid_configs_are_rejected(changes, message):
