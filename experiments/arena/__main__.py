@@ -24,7 +24,7 @@ def outcomes(run: launch.Run, stopper: loop.Stopper) -> dict[str, dict[int, dict
   """Runs the missing arms and seeds; returns the outcomes by arm and seed."""
   config = run.config
   kind = arena_dialogue.DialogueArenaTask if config.task == 'dialogue' else arena_tasks.ArenaTask
-  shared = kind(config.task_config, config.seed)
+  shared = kind(config.chosen_task, config.seed)
   arenas: dict[int, arena_tasks.ArenaSeed] = {}
 
   def folder(seed: int) -> pathlib.Path:

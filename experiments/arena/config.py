@@ -153,7 +153,7 @@ class RewardModelConfig:
 
 
 @dataclasses.dataclass
-class TaskConfig:
+class ArenaTaskConfig:
   """A task with everything that all its arms share.
 
   Attributes:
@@ -234,9 +234,9 @@ class Arena:
     note: caveat about the config; printed with its results.
   """
 
-  arithmetic: TaskConfig
-  summarisation: TaskConfig
-  dialogue: TaskConfig
+  arithmetic: ArenaTaskConfig
+  summarisation: ArenaTaskConfig
+  dialogue: ArenaTaskConfig
   seed: int = 0
   num_seeds: int = 5
   task: str = 'arithmetic'
@@ -251,12 +251,12 @@ class Arena:
                        f'{self.seed} + {self.num_seeds}')
     checks.one_of(self, 'config', task=TASKS)
     if self.algorithms:
-      checks.names_of(self, 'config', algorithms=self.task_config.names())
-    self.task_config.validate(f'config.{self.task}', self.chosen())
+      checks.names_of(self, 'config', algorithms=self.chosen_task.names())
+    self.chosen_task.validate(f'config.{self.task}', self.chosen())
 
   def memory(self) -> dict[str, int]:
     """Returns the bytes that a run needs at least, by what needs them; see `runs.memory`."""
-    task, name = self.task_config, f'config.{self.task}'
+    task, name = self.chosen_task, f'config.{self.task}'
     rows = lambda count: memory.cache_bytes(task.model, count, 1)
     return {
         f'policy and reference with the optimizer ({name}.model)':
@@ -270,7 +270,7 @@ class Arena:
     }
 
   @property
-  def task_config(self) -> TaskConfig:
+  def chosen_task(self) -> ArenaTaskConfig:
     """The config of `task`."""
     return getattr(self, self.task)
 
@@ -285,6 +285,6 @@ class Arena:
 
   def chosen(self) -> list[str]:
     """Lists the arms to run, in display order."""
-    names = self.task_config.names()
+    names = self.chosen_task.names()
     wanted = self.algorithms.split(',') if self.algorithms else names
     return [name for name in names if name in wanted]

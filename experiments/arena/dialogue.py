@@ -28,7 +28,7 @@ from jaxrl_llm.types import STOPPED, Batch, Params, Task
 class DialogueArenaTask(arena_tasks.ArenaTask):
   """Jitted functions of the dialogue task; a response is one reply."""
 
-  def __init__(self, config: arena_config.TaskConfig, seed: int):
+  def __init__(self, config: arena_config.ArenaTaskConfig, seed: int):
     super().__init__(config, seed)
     self.max_tokens = dialogue_task.REPLY_SLOTS
 

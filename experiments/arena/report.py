@@ -47,8 +47,8 @@ def write(run: launch.Run, outcomes: Outcomes) -> None:
 
   caption = (
       f'{run.config.task}; {len(seeds)} seed(s) from {seeds[0]}, mean ± standard error over seeds; '
-      f'{run.config.task_config.completions:,} completions per arm at most, '
-      f'{run.config.task_config.batch_completions} per iteration'
+      f'{run.config.chosen_task.completions:,} completions per arm at most, '
+      f'{run.config.chosen_task.batch_completions} per iteration'
       + (f'. {run.config.note}' if run.config.note else '') + '.'
   )
   findings = arena_criteria.findings(run.config.study, outcomes)
@@ -140,7 +140,7 @@ def _figures(run: launch.Run, outcomes: Outcomes) -> None:
         for key, label in (('score', 'gold'), ('reward', 'reward model'))
     }, x=divergence)
 
-  steps = {name: getattr(run.config.task_config.arms, name).algorithm.eta
+  steps = {name: getattr(run.config.chosen_task.arms, name).algorithm.eta
            for name in curves if name.startswith('eta_')}
   if steps:
     ends = [_over_seeds([seed[-1:] for seed in curves[name]], 'score') for name in steps]

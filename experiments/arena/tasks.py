@@ -40,7 +40,7 @@ class ArenaTask:
     scalar: network of the reward model and of the critic.
   """
 
-  def __init__(self, config: arena_config.TaskConfig, seed: int):
+  def __init__(self, config: arena_config.ArenaTaskConfig, seed: int):
     self.config = config
     task = config.task.make(seed)
     self._tokenizer, self.max_tokens = task.tokenizer, task.max_response_tokens

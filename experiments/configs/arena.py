@@ -147,7 +147,7 @@ def _sft(steps: int) -> config_lib.SftConfig:
 
 
 def get_config(variant: str = '') -> arena_config.Arena:
-  arithmetic = arena_config.TaskConfig(
+  arithmetic = arena_config.ArenaTaskConfig(
       task=tasks.arithmetic.Config(
           digits=2, num_demonstrations=4_000, num_train=1_000, num_evaluation=500),
       model=_model(16), sft=_sft(800), arms=_all_arms('arithmetic'),
@@ -155,7 +155,7 @@ def get_config(variant: str = '') -> arena_config.Arena:
 
   # Four layers and b2 = 0.98: with fewer layers, or b2 = 0.999, the reward model barely learns to
   # compare.
-  summarisation = arena_config.TaskConfig(
+  summarisation = arena_config.ArenaTaskConfig(
       task=tasks.summarisation.Config(num_train=600), model=_model(40, num_layers=4),
       sft=_sft(500), reward_model=arena_config.RewardModelConfig(
           num_pairs=16_384, label_noise=0.1, steps=2_000, batch_size=128,
@@ -166,7 +166,7 @@ def get_config(variant: str = '') -> arena_config.Arena:
       one_reference=True)
 
   num_turns = 1 if variant == 'one_turn' else 5
-  dialogue = arena_config.TaskConfig(
+  dialogue = arena_config.ArenaTaskConfig(
       task=arena_config.DialogueTask(
           num_turns=num_turns, fixed_questions=variant == 'fixed_questions'),
       model=_model(40), sft=_sft(800), arms=_dialogue_arms(num_turns),

@@ -54,7 +54,7 @@ def _run(config, workdir, overrides=()):
 
 @functools.cache
 def _arena(task, folder, **changes):
-  settings = _config(task).task_config
+  settings = _config(task).chosen_task
   settings.task = dataclasses.replace(settings.task, **changes)
   kind = arena_dialogue.DialogueArenaTask if task == 'dialogue' else arena_tasks.ArenaTask
   return arena_tasks.prepare(kind(settings, 3), 3, folder)
@@ -138,7 +138,7 @@ def test_best_of_n_is_plotted_at_the_bound_on_its_kl(tmp_path):
 def test_one_reference_serves_all_seeds(tmp_path):
   config = _config('summarisation', algorithms='sft')
   config.num_seeds = 2
-  assert config.task_config.one_reference
+  assert config.chosen_task.one_reference
   with loop.Stopper() as stopper:
     outcomes = arena_main.outcomes(_run(config, tmp_path), stopper)['sft']
   assert (tmp_path / 'seed0' / 'reference').is_dir()
