@@ -8,14 +8,13 @@ responses weigh more, as they should in maximum likelihood.
 """
 
 import dataclasses
-from typing import Protocol
 
 import optax
 
 from jaxrl_llm import checks
-from jaxrl_llm.rl import log_probs
+from jaxrl_llm.rl import scoring
 from jaxrl_llm.training import step as step_lib
-from jaxrl_llm.types import Algorithm, Array, ModelFns, TrainState
+from jaxrl_llm.types import Algorithm, ModelFns, TrainState
 
 
 @dataclasses.dataclass
@@ -35,22 +34,6 @@ class Config:
     checks.at_least(self, '', num_micro_batches=1, head_chunk=0)
 
 
-class Batch(Protocol):
-  """Inputs of a train step: arrays [B, T], with targets[b, t] the token after tokens[b, t].
-
-  `weight` [B] is 0 for the rows that pad a batch. `segments` separates the sequences of
-  packed rows; None where each row holds one.
-  """
-
-  tokens: Array
-  positions: Array
-  valid: Array
-  targets: Array
-  loss_mask: Array
-  weight: Array
-  segments: Array | None
-
-
 def make(
     config: Config, policy: ModelFns, optimizer: optax.GradientTransformation
 ) -> Algorithm:
@@ -62,7 +45,7 @@ def make(
     optimizer: an optax transformation.
 
   Returns:
-    Algorithm(init, train_step); `train_step` takes a pytree like `Batch`.
+    Algorithm(init, train_step); `train_step` takes a pytree like `scoring.Sequences`.
 
   Raises:
     ValueError: if a config field is out of range.
@@ -73,14 +56,8 @@ def make(
     return TrainState.create(params, optimizer, key)
 
   def loss_fn(params, batch):
-    output = policy.apply(
-        params['policy'], batch.tokens, positions=batch.positions, valid=batch.valid,
-        segments=batch.segments,
-    )
-    mask = batch.loss_mask * batch.weight[:, None]
-    loss = log_probs.cross_entropy(
-        output.hidden, output.head, batch.targets, mask, chunk_size=config.head_chunk
-    )
+    loss = scoring.sequence_loss(
+        policy, params['policy'], batch, chunk_size=config.head_chunk)
     return loss, {}
 
   def train_step(state, batch):

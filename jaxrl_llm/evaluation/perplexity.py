@@ -2,50 +2,12 @@
 
 import math
 from collections.abc import Sequence
-from typing import Protocol
 
 import jax
 import numpy as np
 
-from jaxrl_llm.rl import log_probs
-from jaxrl_llm.types import Array, ModelFns, Params, WeightedMean
-
-
-class Batch(Protocol):
-  """Arrays [B, T], with targets[b, t] the token after tokens[b, t].
-
-  `weight` [B] is 0 for the rows that pad a batch; `segments` is None where no row
-  holds more than one sequence.
-  """
-
-  tokens: Array
-  positions: Array
-  valid: Array
-  targets: Array
-  loss_mask: Array
-  weight: Array
-  segments: Array | None
-
-
-def batch_loss(policy: ModelFns, params: Params, batch: Batch, *, chunk_size: int) -> WeightedMean:
-  """Loss −Σ m ln π(target) / Σ m over the unmasked tokens, nats per token.
-
-  Args:
-    policy: the network.
-    params: parameters of the network.
-    batch: sequences; `loss_mask` and `weight` select the tokens.
-    chunk_size: positions per chunk of the head; 0 takes all at once.
-
-  Returns:
-    The mean as total and weight.
-  """
-  output = policy.apply(
-      params, batch.tokens, positions=batch.positions, valid=batch.valid, segments=batch.segments
-  )
-  mask = batch.loss_mask * batch.weight[:, None]
-  return log_probs.cross_entropy(
-      output.hidden, output.head, batch.targets, mask, chunk_size=chunk_size
-  )
+from jaxrl_llm.rl import log_probs, scoring
+from jaxrl_llm.types import ModelFns, Params
 
 
 class HeldOutLoss:
@@ -54,7 +16,7 @@ class HeldOutLoss:
   def __init__(
       self,
       policy: ModelFns,
-      batches: Sequence[Batch],
+      batches: Sequence[scoring.Sequences],
       *,
       chunk_size: int = log_probs.DEFAULT_CHUNK_SIZE,
   ):
@@ -67,7 +29,7 @@ class HeldOutLoss:
     """
     self._batches = list(batches)
     self._loss = jax.jit(
-        lambda params, batch: batch_loss(policy, params, batch, chunk_size=chunk_size)
+        lambda params, batch: scoring.sequence_loss(policy, params, batch, chunk_size=chunk_size)
     )
 
   def __call__(self, params: Params) -> dict[str, float]:

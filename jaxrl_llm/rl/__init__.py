@@ -24,7 +24,7 @@ __getattr__, __dir__, __all__ = _lazy.attach(__name__, {
     ],
     'regression_losses': ['a_star_po_loss', 'preference_rewards', 'rebel_loss'],
     'returns': ['discounted_returns', 'generalized_advantages'],
-    'scoring': ['score'],
+    'scoring': ['score', 'sequence_loss'],
     'sequence_scores': ['token_values'],
     'soft_values': ['any_success', 'binary_v_star', 'log_mean_exp', 'v_star'],
     'value_losses': ['clipped_value_loss'],
