@@ -62,6 +62,7 @@ def main(run: launch.Run) -> None:
       run.open_metrics() as writer,
   ):
     params, metadata = supervised.finetune(setup, writer)
+    writer.truncate(metadata['metrics_position'])  # Verifies the log of an earlier process.
     after, before = evaluate(setup, params), {}
     if setup.task.reward_fn is None:  # A final loss means little without the initial one.
       before = evaluate(setup, setup.initial_params())

@@ -35,10 +35,10 @@ def main(run: launch.Run) -> None:
 
     with loop.Stopper() as stopper, futures.ThreadPoolExecutor(config.workers) as pool:
       with loop.progress(len(needed), 'undisturbed runs') as bar:
-        for name in needed:
-          campaign.prepare(name)
+        prepare = functools.partial(_prepare, campaign, stopper)
+        for _ in pool.map(prepare, needed):
           bar.update(1)
-          stopper.check('stopped; the undisturbed runs so far are kept')
+        stopper.check('stopped; the undisturbed runs so far are kept')
 
       with loop.progress(len(planned), 'cases', len(done)) as bar:
         play = functools.partial(_play, campaign, stopper)
@@ -54,6 +54,12 @@ def main(run: launch.Run) -> None:
   metrics.write_text_atomic(run.table_path, table + '\n')
   launch.write_results(run, report.numbers(records))
   print(f'\n{table}\n\ncases: {run.workdir / "cases.jsonl"}')
+
+
+def _prepare(campaign: cases.Campaign, stopper: loop.Stopper, name: str) -> None:
+  """Makes the undisturbed runs of a target, unless a stop was requested."""
+  if not stopper.requested:
+    campaign.prepare(name)
 
 
 def _play(campaign: cases.Campaign, stopper: loop.Stopper, case: cases.Case):

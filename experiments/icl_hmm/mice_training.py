@@ -159,6 +159,7 @@ def meta_train(run: launch.Run, stopper: loop.Stopper) -> dict[str, Params]:
 
       params, done = checkpoints.load_params(path, params)
       params_by_arm[arm] = params
+    writer.truncate(done['metrics_position'])  # Verifies the log if all arms are finished.
   return params_by_arm
 
 
