@@ -160,15 +160,7 @@ class Checkpoints:
       problem = _find_damage(folder)
 
       if problem is None:
-        try:
-          state, metadata = _read(folder, abstract_state)
-        except CheckpointError:
-          raise
-        except Exception as error:  # Orbax passes on its readers' exceptions.
-          if (folder / _CHECKSUMS).exists():
-            raise  # The bytes are as written: not damage.
-          problem = f'{type(error).__name__}: {_first_line(error)}'
-      if problem is None:
+        state, metadata = _read(folder, abstract_state)
         return Restored(step, state, metadata, self._set_aside(problems, step))
       problems[step] = problem
 
@@ -275,9 +267,8 @@ def load_params(
   if not directory.is_dir():
     raise FileNotFoundError(f'no parameters at {directory} (config.policy_init_from)')
 
-  problem = _find_damage(directory)
-  if problem is None and not (directory / 'document').is_dir():
-    problem = 'it was not written by save_params'
+  is_ours = (directory / 'document').is_dir()
+  problem = _find_damage(directory) if is_ours else 'it was not written by save_params'
   if problem is not None:
     raise CheckpointError(f'the parameters at {directory} cannot be read: {problem}')
 
@@ -400,31 +391,33 @@ def _is_key(leaf: Any) -> bool:
 
 
 def _write_checksums(folder: pathlib.Path) -> None:
-  # Subdirectories only, which restoring reads: Orbax rewrites the top-level files after this.
-  checksums = {
-      path.relative_to(folder).as_posix(): _checksum(path)
-      for path in sorted(folder.glob('*/**/*'))
-      if path.is_file()
-  }
+  checksums = {name: _checksum(folder / name) for name in _checked_files(folder)}
   metrics.write_json_atomic(folder / _CHECKSUMS, checksums)
 
 
-def _find_damage(folder: pathlib.Path) -> str | None:
-  """Describes damage to a checkpoint's files; None if intact, or if it has no checksums."""
-  path = folder / _CHECKSUMS
-  if not path.exists():
-    return None
+def _checked_files(folder: pathlib.Path) -> list[str]:
+  # Subdirectories only, which restoring reads: Orbax rewrites the top-level files after this.
+  paths = sorted(path for path in folder.glob('*/**/*') if path.is_file())
+  return [path.relative_to(folder).as_posix() for path in paths]
 
+
+def _find_damage(folder: pathlib.Path) -> str | None:
+  """Describes damage to a checkpoint's files; None if they are those that were written."""
   try:
-    checksums = json.loads(path.read_bytes())
+    checksums = dict(json.loads((folder / _CHECKSUMS).read_bytes()))
+    actual = _checked_files(folder)
     for name, checksum in checksums.items():
-      if not (folder / name).is_file():
+      if name not in actual:
         return f'{name} is missing'
       if _checksum(folder / name) != checksum:
         return f'{name} does not have the bytes that were written'
-  except (OSError, ValueError, AttributeError) as error:
+  except FileNotFoundError:
+    return f'{_CHECKSUMS} is missing'
+  except (OSError, ValueError, TypeError, RecursionError) as error:
     return f'{_CHECKSUMS} cannot be read: {_first_line(error)}'
-  return None
+
+  unlisted = [name for name in actual if name not in checksums]
+  return f'{_CHECKSUMS} does not list {unlisted[0]}' if unlisted else None
 
 
 def _checksum(path: pathlib.Path) -> str:

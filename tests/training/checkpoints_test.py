@@ -142,6 +142,11 @@ DAMAGES = {
     'missing file': lambda folder: _biggest(folder / 'state').unlink(),
     'empty document': lambda folder: os.truncate(_biggest(folder / 'document'), 0),
     'broken checksums': lambda folder: (folder / 'checksums.json').write_text('{'),
+    'empty checksums': lambda folder: (folder / 'checksums.json').write_text('{}'),
+    'checksums of another type': lambda folder: (folder / 'checksums.json').write_text('[1]'),
+    'deep checksums': lambda folder: (folder / 'checksums.json').write_text('[' * 10**5),
+    'no checksums': lambda folder: (folder / 'checksums.json').unlink(),
+    'further file': lambda folder: (folder / 'state' / 'further').write_text('a'),
 }
 
 
@@ -374,9 +379,13 @@ def test_missing_or_damaged_params(tmp_path):
     checkpoints.load_params(tmp_path / 'empty', {})
   params = _state().params['policy']
   checkpoints.save_params(tmp_path / 'p', params, {})
-  _flip_a_bit(_biggest(tmp_path / 'p' / 'state'))
-  with pytest.raises(checkpoints.CheckpointError, match='does not have the bytes'):
-    checkpoints.load_params(tmp_path / 'p', params)
+  for damage, message in {
+      'further file': 'checksums.json does not list state/further',
+      'flipped bit': 'does not have the bytes', 'no checksums': 'checksums.json is missing',
+  }.items():
+    DAMAGES[damage](tmp_path / 'p')
+    with pytest.raises(checkpoints.CheckpointError, match=message):
+      checkpoints.load_params(tmp_path / 'p', params)
 
 
 def test_parameters_of_another_dtype_are_refused_or_converted(tmp_path):
