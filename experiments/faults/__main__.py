@@ -2,8 +2,9 @@
 
 Tiny runs of the programs are killed, interrupted, given damaged files and full disks, and started
 with wrong commands. Each case ends in one of: `equal` (the numbers of an undisturbed run), `equal,
-and said so` (something was found damaged and computed again), `one line` (status 2 and one error
-line), or a failure: `wrong` numbers, a `traceback`, `hung` (over the time limit) or `accepted` (a
+with a notice` (something was found damaged and computed again), `one line` (status 2 and one error
+line), or a failure: `unclear` (the line does not name the damaged file), `wrong` (other numbers, or
+a run that was only killed is refused), a `traceback`, `hung` (over the time limit) or `accepted` (a
 wrong command that ran). Cases are determined by the seed; running the same command again continues
 with the missing ones.
 """
@@ -64,7 +65,8 @@ def _prepare(campaign: cases.Campaign, stopper: loop.Stopper, name: str) -> None
 
 def _play(campaign: cases.Campaign, stopper: loop.Stopper, case: cases.Case):
   """Runs a case, or returns None once a stop was requested."""
-  return None if stopper.requested else campaign.run(case)
+  record = None if stopper.requested else campaign.run(case)
+  return None if stopper.requested else record
 
 
 if __name__ == '__main__':

@@ -14,17 +14,19 @@ from typing import Any, NamedTuple
 from experiments.faults import damage, invocations, processes, targets
 from experiments.faults.config import Faults
 
-# What may become of a case; the last four are failures.
-EQUAL, REPAIRED, ONE_LINE = 'equal', 'equal, and said so', 'one line'
-WRONG, TRACEBACK, HUNG, ACCEPTED = 'wrong', 'traceback', 'hung', 'accepted'
-FAILURES = (WRONG, TRACEBACK, HUNG, ACCEPTED)
+# Outcomes of a case; the last five are failures.
+EQUAL, REPAIRED, ONE_LINE = 'equal', 'equal, with a notice', 'one line'
+UNCLEAR, WRONG, TRACEBACK, HUNG, ACCEPTED = 'unclear', 'wrong', 'traceback', 'hung', 'accepted'
+FAILURES = (UNCLEAR, WRONG, TRACEBACK, HUNG, ACCEPTED)
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _SNAPSHOTS = (0.35, 0.55, 0.75, 0.9)  # Fractions of a run's duration at which one was killed.
+_WHOLE_DIRECTORY = 0.15  # Share of damages to a whole directory.
 _SMALL_FILES = ('config.json', 'wall_seconds.json')  # Damaged less often than the others.
+_COMPLETE = 0.3  # Share of damaged complete runs that keep results.json.
 _ERROR = re.compile(r'^[\w.]+: error: .+$', re.MULTILINE)
 _EXCEPTION = re.compile(r'^[\w.]+(?:Error|Exception|Exit|Interrupt|ZipFile)\b.*$', re.MULTILINE)
-_NOTICE = re.compile(r'again|warning|corrupt|damaged', re.IGNORECASE)
+_NOTICE = re.compile(r'^warning: |\.damaged\b|computed again', re.MULTILINE)
 
 
 class Case(NamedTuple):
@@ -114,6 +116,8 @@ class Campaign:
         scratch = folder / 'scratch'
         shutil.rmtree(scratch, ignore_errors=True)
         self._run(target, scratch, interrupt=_send(signal.SIGKILL, fraction * seconds))
+        if not (scratch / 'config.json').exists():  # Killed before the run began.
+          shutil.copytree(whole, scratch, dirs_exist_ok=True)
         (scratch / 'results.json').unlink(missing_ok=True)
         scratch.rename(final)
 
@@ -129,6 +133,7 @@ class Campaign:
       self, target: targets.Target, workdir: pathlib.Path, *arguments: str
   ) -> None:
     if not (workdir / 'results.json').exists():
+      shutil.rmtree(workdir, ignore_errors=True)
       ended = self._run(target, workdir, *arguments)
       if ended.status != 0:
         raise ValueError(
@@ -152,12 +157,12 @@ class Campaign:
     scratch = self._folder / f'case_{case.index}'
     shutil.rmtree(scratch, ignore_errors=True)
     scratch.mkdir(parents=True)
-    play = {
+    make = {
         'kill': self._kill, 'signal': self._signal, 'damage': self._damage, 'disk': self._disk,
         'invocation': self._invocation}[case.kind]
 
     try:
-      detail, outcome, line = play(case, rng, scratch)
+      detail, outcome, line = make(case, rng, scratch)
     finally:
       shutil.rmtree(scratch, ignore_errors=True)
     return {
@@ -171,7 +176,7 @@ class Campaign:
     for moment in moments:
       self._run(target, scratch / 'run', interrupt=_send(signal.SIGKILL, moment))
     detail = 'kill -9 after ' + ' and '.join(f'{moment:.2f} s' for moment in moments)
-    return detail, *self._finish(case, scratch / 'run')
+    return detail, *_nothing_lost(self._finish(case, scratch / 'run'))
 
   def _signal(self, case, rng, scratch) -> tuple[str, str, str]:
     """Interrupts a run, which must end as with Ctrl-C, then lets it finish."""
@@ -185,7 +190,7 @@ class Campaign:
       return detail, TRACEBACK, _last_line(ended)
     if ended.status not in (0, 130) and begun:
       return detail, WRONG, f'status {ended.status}: {_last_line(ended)}'
-    return detail, *self._finish(case, scratch / 'run')
+    return detail, *_nothing_lost(self._finish(case, scratch / 'run'))
 
   def _damage(self, case, rng, scratch) -> tuple[str, str, str]:
     """Damages one file that an interrupted run keeps, then lets it finish."""
@@ -193,10 +198,15 @@ class Campaign:
     names = [f'at_{number}' for number in range(len(_SNAPSHOTS))] + ['whole']
     source, workdir = folder / rng.choice(names), scratch / 'run'
     shutil.copytree(source, workdir)
-    (workdir / 'results.json').unlink(missing_ok=True)
+    results = workdir / 'results.json'
+    if rng.random() > _COMPLETE:
+      results.unlink(missing_ok=True)
 
-    detail = _damage_one(workdir, folder / 'other_seed', rng)
-    return f'{source.name}: {detail}', *self._finish(case, workdir)
+    path, detail = _damage_one(workdir, folder / 'other_seed', rng)
+    outcome, line = self._finish(case, workdir)
+    if outcome == ONE_LINE and not _names(line, path, workdir):
+      outcome = UNCLEAR
+    return f'{source.name}: {detail}', outcome, line
 
   def _disk(self, case, rng, scratch) -> tuple[str, str, str]:
     """Runs on a disk that fills up, then where there is room."""
@@ -214,15 +224,16 @@ class Campaign:
     outcome, line = judge(ended)
     if outcome in FAILURES:
       return detail, outcome, line
+    (workdir / 'results.json').unlink(missing_ok=True)
     if not (workdir / 'config.json').exists():  # Not even that was written.
       shutil.rmtree(workdir, ignore_errors=True)
-    return detail, *self._finish(case, workdir)
+    return detail, *_nothing_lost(self._finish(case, workdir))
 
   def _invocation(self, case, rng, scratch) -> tuple[str, str, str]:
     """Runs a wrong command."""
     del rng
     line = case.invocation
-    arguments = list(line.arguments)
+    arguments = [argument.replace('{scratch}', str(scratch)) for argument in line.arguments]
     if line.program not in _TOOLS:
       arguments.insert(0, f'--workdir={scratch / "run"}')
     ended = self._server.run(
@@ -235,7 +246,6 @@ class Campaign:
 
   def _finish(self, case: Case, workdir: pathlib.Path) -> tuple[str, str]:
     """Runs the same command again; returns the outcome and the line printed."""
-    (workdir / 'results.json').unlink(missing_ok=True)
     ended = self._run(self._targets[case.target], workdir)
     outcome, line = judge(ended)
     if outcome not in (EQUAL, REPAIRED):
@@ -246,7 +256,8 @@ class Campaign:
       outcome_now = targets.outcome(workdir)
     except (OSError, ValueError) as error:
       return WRONG, f'the output cannot be read: {error}'
-    differing = [name for name in expected if outcome_now.get(name) != expected[name]]
+    names = sorted(expected.keys() | outcome_now.keys())
+    differing = [name for name in names if outcome_now.get(name) != expected.get(name)]
     return (WRONG, f'{", ".join(differing)} differ') if differing else (outcome, line)
 
 
@@ -268,12 +279,25 @@ def judge(ended: processes.Ended) -> tuple[str, str]:
   if 'Traceback' in ended.stderr or 'Traceback' in ended.stdout:
     return TRACEBACK, _last_line(ended)
   if ended.status == 0:
-    notices = [line for line in ended.stderr.splitlines() if _NOTICE.search(line)]
+    lines = ended.stderr.splitlines() + ended.stdout.splitlines()
+    notices = [line for line in lines if _NOTICE.search(line)]
     return (REPAIRED, notices[0]) if notices else (EQUAL, '')
   errors = _ERROR.findall(ended.stderr)
   if ended.status == 2 and len(errors) == 1:
     return ONE_LINE, errors[0]
   return TRACEBACK, f'status {ended.status}: {_last_line(ended)}'
+
+
+def _nothing_lost(outcome_and_line: tuple[str, str]) -> tuple[str, str]:
+  """Makes a refusal to resume a failure, where nothing but the process was disturbed."""
+  outcome, line = outcome_and_line
+  return (WRONG if outcome == ONE_LINE else outcome), line
+
+
+def _names(line: str, path: pathlib.Path, workdir: pathlib.Path) -> bool:
+  """Returns whether a line names a path of the workdir, or a directory that contains it."""
+  below = [path, *path.parents][: len(path.relative_to(workdir).parts)]
+  return any(str(folder) in line for folder in below)
 
 
 def _last_line(ended: processes.Ended) -> str:
@@ -295,32 +319,67 @@ def _send(number: signal.Signals, moment: float):
   return interrupt
 
 
-def _damage_one(workdir: pathlib.Path, other: pathlib.Path, rng: random.Random) -> str:
-  """Damages a random file in place; returns what was done."""
-  files = targets.kept_files(workdir)
-  groups: dict[str, list[pathlib.Path]] = {}  # Otherwise checkpoints, of many files, would prevail.
-  for path in files:
+def _damage_one(
+    workdir: pathlib.Path, other: pathlib.Path, rng: random.Random
+) -> tuple[pathlib.Path, str]:
+  """Damages a random file or directory in place.
+
+  Args:
+    workdir: the workdir.
+    other: a complete workdir of another seed.
+    rng: the random source.
+
+  Returns:
+    (its path, what was done).
+  """
+  if rng.random() < _WHOLE_DIRECTORY and (damaged := _damage_directory(workdir, other, rng)):
+    return damaged
+
+  # By group, because checkpoints, of many files, would dominate.
+  groups: dict[str, list[pathlib.Path]] = {}
+  for path in targets.kept_files(workdir):
     groups.setdefault(path.relative_to(workdir).parts[0], []).append(path)
   weights = [1 if name in _SMALL_FILES else 4 for name in groups]
 
-  while True:
+  while True:  # config.json can always be damaged.
     path = rng.choice(groups[rng.choices(list(groups), weights)[0]])
     name = str(path.relative_to(workdir))
-    kind = rng.choice([*damage.applicable(path.name), 'remove', 'another seed'])
+    kind = rng.choice([*damage.applicable(path.name), 'remove', 'another seed', 'another file'])
     if kind == 'remove':
       path.unlink()
-      return f'{name} removed'
-    if kind == 'another seed':
-      foreign = other / name
+      return path, f'{name} removed'
+    if kind in ('another seed', 'another file'):
+      others = [other / name] if kind == 'another seed' else [
+          p for p in path.parent.iterdir() if p.suffix == path.suffix and p.is_file()]
+      foreign = rng.choice(sorted(others))
       if not foreign.exists() or foreign.read_bytes() == path.read_bytes():
         continue
       shutil.copyfile(foreign, path)
-      return f'{name} of another seed'
+      return path, f'{name} replaced by {foreign.name} ({kind})'
+
     content = path.read_bytes()
     damaged = kind(content, rng)
     if damaged is not None and damaged != content:
       path.write_bytes(damaged)
-      return f'{name}: {kind.__name__}'
+      return path, f'{name}: {kind.__name__}'
+
+
+def _damage_directory(
+    workdir: pathlib.Path, other: pathlib.Path, rng: random.Random
+) -> tuple[pathlib.Path, str] | None:
+  """Removes a directory of parameters or a checkpoint, or takes it from another seed's run."""
+  folders = sorted(path.parent for path in workdir.rglob('checksums.json'))
+  folders = [path for path in folders if not targets.is_unread(path.relative_to(workdir))]
+  if not folders:
+    return None
+  folder = rng.choice(folders)
+  name = folder.relative_to(workdir)
+  foreign = other / name
+  shutil.rmtree(folder)
+  if foreign.is_dir() and rng.random() < 0.7:
+    shutil.copytree(foreign, folder)
+    return folder, f'{name} of another seed'
+  return folder, f'{name} removed'
 
 
 @contextlib.contextmanager
@@ -334,4 +393,4 @@ def _small_disk(folder: pathlib.Path, room: int) -> Iterator[bool]:
     yield mounted
   finally:
     if mounted:
-      libc.umount2(os.fsencode(folder), 2)  # Lazily: nothing of it is needed any more.
+      libc.umount2(os.fsencode(folder), 2)  # Lazy unmount: the disk is no longer needed.

@@ -19,7 +19,7 @@ _TEMPLATE = (
 
 
 def write(folder: pathlib.Path) -> None:
-  """Writes DIR/policy, DIR/reward, DIR/talks.json and DIR/pairs.json, unless they are complete."""
+  """Writes checkpoints, conversations, preferences and problems, unless they are complete."""
   if (folder / 'pairs.json').exists():  # Written last.
     return
   shutil.rmtree(folder, ignore_errors=True)
@@ -35,6 +35,8 @@ def write(folder: pathlib.Path) -> None:
   pairs = [
       {'conversations': [message('human')], 'chosen': message('gpt'), 'rejected': message('gpt')}
       for _ in range(40)]
+  sums = [{'id': i, 'prompt': f'{i} + 1 =', 'answer': str(i + 1)} for i in range(8)]
+  (folder / 'sums.jsonl').write_text(''.join(json.dumps(line) + '\n' for line in sums))
   (folder / 'pairs.json').write_text(json.dumps(pairs))
 
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import pathlib
+import re
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
@@ -47,6 +48,7 @@ _SIZES = frozenset({
     'num_splits', 'num_seeds', 'rank', 'num_train', 'num_demonstrations', 'nodes_per_class',
     'num_words', 'evaluation_samples', 'diagnosed_samples', 'steps', 'packed_length',
 })
+_LIMITS = frozenset({'num_train', 'num_demonstrations'})
 # Integers that may be negative, with a meaning.
 _MAY_BE_NEGATIVE = frozenset({'file_pad_id'})
 
@@ -95,7 +97,12 @@ def _of_target(target: targets.Target, inputs: pathlib.Path) -> Iterator[Invocat
 
   config = command_line.load_config(f'experiments/configs/{target.config}')
   for path, value in _leaves(config, ''):
-    for text in _wrong_values(path.rpartition('.')[2], value):
+    name = path.rpartition('.')[2]
+    # A limit on what a file holds may be of any size.
+    is_limit = name in _LIMITS and 'data_dir' in target.overrides
+    if is_limit or re.match(target.unused, path):
+      continue
+    for text in _wrong_values(name, value):
       yield make(f'{path}={text}', *right, f'--config.{path}={text}')
 
 
@@ -138,6 +145,8 @@ def _of_tools(inputs: pathlib.Path) -> Iterator[Invocation]:
           '', '--experiment=no_such', '--experiment=a_star_po --setting=no_such',
           '--experiment=a_star_po --setting=arithmetic --seeds=x',
           '--experiment=a_star_po --setting=arithmetic --seeds=-1',
+          '--experiment=a_star_po --setting=arithmetic --seeds=',
+          '--experiment=a_star_po --setting=arithmetic --tolerance=nan',
           '--experiment=a_star_po --runs=/no/such'),
       'make_tables': ('--runs=/no/such', f'--runs={policy}', '--pages=/no/such.md'),
       'generate': (
@@ -149,10 +158,11 @@ def _of_tools(inputs: pathlib.Path) -> Iterator[Invocation]:
           f'--policy={policy} --prompt=a --mesh=2x3', f'--policy={policy} --prompts=/no/such',
           f'--policy={bad} --prompt=a'),
       'convert': (
-          '', '--from=/no/such --to=/tmp/no', f'--from={policy}', f'--from={bad} --to=/tmp/no',
+          '', '--from=/no/such --to={scratch}/no', f'--from={policy}',
+          f'--from={bad} --to={{scratch}}/no',
           f'--from={policy} --to={policy}', f'--from={policy} --to=/proc/no/such',
-          f'--from={policy} --to=/tmp/no --model_type=no_such',
-          f'--from={policy} --to=/tmp/no --format=hugging_face --model_type=gpt2'),
+          f'--from={policy} --to={{scratch}}/no --format=hugging_face --model_type=no_such',
+          f'--from={policy} --to={{scratch}}/no --format=hugging_face --model_type=gpt2'),
       'bench': (
           '--suite=no_such', '--suite=', '--scale=no_such', '--repeats=0', '--repeats=x',
           '--cores=-1', '--cores=100000', '--seed=-1', '--json=/no/such/file.json'),

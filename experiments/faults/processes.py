@@ -100,6 +100,7 @@ def _child(
     module: str, arguments: list[str], out: str, err: str, file_bytes: int | None
 ) -> None:
   """Runs in the forked process: becomes `python -m MODULE ARGUMENTS`."""
+  os.setsid()  # Ctrl-C is for the campaign alone.
   for descriptor, path in ((1, out), (2, err)):
     file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
     os.dup2(file, descriptor)

@@ -16,6 +16,7 @@ class Target(NamedTuple):
     config: the config file in experiments/configs, with a variant.
     overrides: config fields; `{inputs}` is the directory of `inputs.write`.
     weight: share of the cases among the targets.
+    unused: regular expression of config fields that these overrides leave unused.
   """
 
   name: str
@@ -23,6 +24,7 @@ class Target(NamedTuple):
   config: str
   overrides: dict[str, Any]
   weight: int = 1
+  unused: str = '(?!)'
 
   def arguments(self, inputs: pathlib.Path) -> list[str]:
     """Returns the command line, without the workdir."""
@@ -94,10 +96,20 @@ _MICE = {
     'num_states': '(2,)', 'optimizer.warmup_steps': 2, 'model.num_layers': 1,
 }
 
+_FEW_SHOT = {
+    **_fields('generated', num_classes=6, per_class=20, width=8), 'way': 3, 'shots': '(1,)',
+    'queries': 4, 'episodes': 8, 'batch_size': 4, 'neighbours': 3, 'steps': 5, 'width': 4,
+}
+_EVALUATE = {
+    'policy_init_from': '{inputs}/policy', 'num_samples': 2, 'batch_size': 3,
+    **_fields('task', file='{inputs}/sums.jsonl', max_prompt_tokens=24, max_response_tokens=4),
+}
+
 TARGETS = (
     Target('a_star_po', 'a_star_po', 'a_star_po_arithmetic.py', _A_STAR_PO, weight=4),
     Target('sft', 'sft', 'sft_arithmetic.py', _ADDITION),
-    Target('arena', 'arena', 'arena.py', _ARENA, weight=3),
+    Target('arena', 'arena', 'arena.py', _ARENA, weight=3,
+           unused=r'summarisation\.|dialogue\.|arithmetic\.arms\.(?!(a_star_po|rebel|dpo)\.)'),
     Target('shoestring', 'shoestring', 'shoestring_blocks.py', _BLOCKS, weight=3),
     Target('rebel_games', 'rebel_games', 'rebel_games.py',
            {'steps': 20, 'num_seeds': 2, 'batch_size': 8}, weight=2),
@@ -113,19 +125,31 @@ TARGETS = (
         **{name: value for name, value in _CHAT.items() if name != 'train_last_layers'},
         **_PAIRS, 'steps': 6, 'batch_size': 4, 'evaluation_batch_size': 4, 'eval_every': 2,
         'save_every': 2, 'log_every': 1}),
+    Target('rebel_largebatch', 'rebel', 'rebel_largebatch.py:demo', {
+        **_REWARD, **_PAIRS, 'rounds': 2, 'generation_batch_size': 8, 'keep_truncated': 'true',
+        'eval_every': 2, 'algorithm.samples_per_prompt': 3, 'algorithm.temperature': 1.0}),
+    Target('shoestring_few_shot', 'shoestring_few_shot', 'shoestring_few_shot.py', _FEW_SHOT),
+    Target('evaluate', 'evaluate', 'evaluate_jsonl.py', _EVALUATE),
     Target('icl_hmm', 'icl_hmm', 'icl_hmm.py', _HMM),
     Target('icl_hmm_mice', 'icl_hmm', 'icl_hmm_mice.py', _MICE),
 )
 
-# Files of a workdir that no number depends on.
-_UNREAD = ('.lock', 'tensorboard', 'figures', 'table.md')
+# Files of a workdir that no number depends on, or that a resumed run writes again unread.
+_UNREAD = frozenset({
+    '.lock', 'tensorboard', 'figures', 'table.md', 'v_star.json', 'trained', 'adapters',
+    'pairs.jsonl', 'animals.csv', 'accuracy_by_split.csv'})
 
 
 def kept_files(workdir: pathlib.Path) -> list[pathlib.Path]:
   """Lists the files that a resumed run may read, sorted."""
   return sorted(
       path for path in workdir.rglob('*')
-      if path.is_file() and not set(path.relative_to(workdir).parts) & set(_UNREAD))
+      if path.is_file() and not is_unread(path.relative_to(workdir)))
+
+
+def is_unread(path: pathlib.Path) -> bool:
+  """Returns whether a path, relative to a workdir, is never read by a resumed run."""
+  return bool(_UNREAD & set(path.parts))
 
 
 def outcome(workdir: pathlib.Path) -> dict[str, Any]:
@@ -133,10 +157,12 @@ def outcome(workdir: pathlib.Path) -> dict[str, Any]:
   def timeless(record: dict[str, Any]) -> dict[str, Any]:
     return {
         name: value for name, value in record.items()
-        if name not in ('wall_seconds', 'commit') and not name.startswith('time/')}
+        if name not in ('wall_seconds', 'commit', 'sha256') and not name.startswith('time/')}
 
   numbers = {'results.json': timeless(json.loads((workdir / 'results.json').read_text()))}
-  for name in ('metrics.jsonl', 'samples.jsonl'):
-    if (workdir / name).exists():
-      numbers[name] = [timeless(record) for record in metrics.read_jsonl(workdir / name)]
+  for path in sorted(workdir.rglob('*.jsonl')):
+    lines = [timeless(record) for record in metrics.read_jsonl(path)]
+    numbers[str(path.relative_to(workdir))] = lines
+  for path in sorted(workdir.rglob('*.csv')):
+    numbers[str(path.relative_to(workdir))] = path.read_text()
   return numbers

@@ -32,8 +32,8 @@ _FAULTS = (
     ('full disk', 'disk'), ('wrong commands', 'invocation'), ('all', 'all'),
 )
 _OUTCOMES = (
-    ('equal', 'equal'), ('equal, and said so', 'equal_and_said_so'), ('one line', 'one_line'),
-    ('wrong', 'wrong'), ('traceback', 'traceback'), ('hung', 'hung'), ('accepted', 'accepted'),
+    ('equal', 'equal'), ('equal, with a notice', 'equal_with_a_notice'), ('one line', 'one_line'),
+    ('unclear', 'unclear'), ('wrong', 'wrong'), ('traceback', 'traceback'), ('hung', 'hung'), ('accepted', 'accepted'),
 )
 
 # Rows and columns of the other tables: label, and the parts of a key in results.json.
