@@ -258,9 +258,12 @@ class Arena:
     """Returns the bytes that a run needs at least, by what needs them; see `runs.memory`."""
     task, name = self.chosen_task, f'config.{self.task}'
     rows = lambda count: memory.cache_bytes(task.model, count, 1)
+    group = max([getattr(task.arms, arm).algorithm.samples_per_prompt for arm in self.chosen()
+                 if arm not in task.untrained], default=1)
     return {
         f'policy and reference with the optimizer ({name}.model)':
-            4 * 4 * memory.num_weights(task.model),
+            4 * 3 * memory.num_weights(task.model),
+        f'the samples of a prompt ({name}.arms)': rows(group),
         f'the completions of an iteration ({name}.batch_completions)':
             rows(task.batch_completions),
         f'a batch of fine-tuning ({name}.sft.batch_size)': rows(task.sft.batch_size),

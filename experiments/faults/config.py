@@ -40,6 +40,7 @@ class Faults:
     """Raises ValueError with one line for the first field that is out of range."""
     checks.at_least(
         self, 'config', seed=0, kills=0, signals=0, damages=0, disks=0, invocations=-1, workers=1)
+    checks.at_most(self, 'config', workers=1_024)
     checks.positive(self, 'config', 'time_limit')
     if self.targets:
       checks.names_of(self, 'config', targets=[target.name for target in TARGETS])

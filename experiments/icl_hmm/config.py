@@ -137,7 +137,10 @@ class IclHmm:
     return {
         'the network with its optimizer (config.model)': 3 * 4 * memory.num_weights(self.network),
         'a batch of models and sequences (config.batch_size)': self.batch_size * sequences,
-        'the held-out models and sequences (config.num_evaluation)':
-            self.num_evaluation * sequences,
-        'the transitions of a model (config.num_states)': 4 * self.num_states**2,
+        'the held-out models (config.num_evaluation, config.num_states)':
+            self.num_evaluation * 4 * self.num_states**2,
+        'the sequences for Baum-Welch (config.baum_welch_sequences, config.baum_welch_restarts)':
+            self.baum_welch_sequences * self.baum_welch_restarts * 4 * self.num_states,
+        'the sequences of a published model (config.recorded_sequences)':
+            self.recorded_sequences * sequences,
     }

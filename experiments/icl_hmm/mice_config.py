@@ -99,6 +99,7 @@ class IclHmmMice:
     if not self.data_dir and not self.num_simulated:
       raise ValueError('config.num_simulated must be at least 1 without config.data_dir, got 0')
 
+    checks.at_most(self, 'config', steps=2**31 - 1, further_steps=2**31 - 1)
     self.optimizer.validate()
     config_lib.check_schedule(
         self.optimizer, min(self.steps, self.further_steps), 'config.optimizer')
@@ -116,8 +117,8 @@ class IclHmmMice:
     slots = 1 + 3 * self.num_trials
     return {
         'the networks with their optimizer (config.model)': 3 * 4 * memory.num_weights(self.model),
-        'a batch of sessions (config.batch_size)':
-            memory.cache_bytes(self.model, self.batch_size, slots),
+        'a batch of sessions (config.batch_size)': 4 * self.batch_size * slots,
+        'the parameters of a GLM-HMM (config.num_states)': 4 * max(self.num_states) ** 2,
         'a batch of the checkpoint (config.checkpoint_batch_size)':
             4 * self.checkpoint_batch_size * self.checkpoint_trials,
         'the simulated mice (config.num_simulated, config.num_cohort)': 4 * animals * slots,

@@ -53,6 +53,7 @@ class RewardModel(config_lib.TrainingConfig):
         self, 'config', steps=0, batch_size=1, evaluation_batch_size=1, eval_every=1,
         save_every=1, log_every=1,
     )
+    checks.at_most(self, 'config', steps=2**31 - 1)
     checks.one_of(self, 'config', head_init=('normal', 'zero'))
     if not self.centre:
       checks.fixed(self, 'config', 'without config.centre', centring_file='')

@@ -250,8 +250,9 @@ def _check_types(holder: Any, prefix: str) -> None:
     elif not _has_type(value, kind):
       name = kind.__name__ if isinstance(kind, type) else kind
       raise UsageError(f'{path} must be {name}, got {value!r}')
-    elif isinstance(value, int) and abs(value) >= 2**63:
-      raise UsageError(f'{path} must be an integer of at most 64 bits, got {value}')
+    for item in value if isinstance(value, tuple) else (value,):
+      if isinstance(item, int) and abs(item) >= 2**63:
+        raise UsageError(f'{path} must be an integer of at most 64 bits, got {item}')
 
 
 def _has_type(value: Any, kind: Any) -> bool:

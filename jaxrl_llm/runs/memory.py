@@ -1,8 +1,8 @@
 """Refuses sizes that cannot fit, before anything is allocated.
 
-A config lists what its run needs at least (`memory()`: bytes by contributor); `check` compares the
-sum with the memory of the devices. These are lower bounds from shapes alone: what passes may still
-run out of memory, but what is refused could not have run.
+A config lists what its run needs at least (`memory()`: bytes by what needs them); `check` compares
+the largest with the memory of the devices and of the host. These are lower bounds from shapes
+alone, and not everything is needed at once: what passes may still run out of memory.
 """
 
 import os
@@ -19,38 +19,38 @@ _CGROUP_LIMITS = ('/sys/fs/cgroup/memory.max', '/sys/fs/cgroup/memory/memory.lim
 
 
 def check(contributors: Mapping[str, int]) -> None:
-  """Raises ValueError if the contributors together exceed the memory of the devices.
+  """Raises ValueError if a contributor exceeds the memory of the devices and of the host.
 
   Args:
-    contributors: bytes by what needs them, such as 'parameters (config.model)'.
+    contributors: bytes by what needs them, such as 'the parameters (config.model)'.
 
   Raises:
-    ValueError: one line with the estimate, the memory and the largest contributor.
+    ValueError: one line with the largest contributor, its estimate and the memory.
   """
-  total = sum(contributors.values())
-  if total <= _ALWAYS_FITS:
+  largest = max(contributors, key=contributors.__getitem__, default='')
+  needed = contributors.get(largest, 0)
+  if needed <= _ALWAYS_FITS:
     return
-  memory, device = available()
-  if total > memory:
-    largest = max(contributors, key=contributors.__getitem__)
+  memory, name = available()
+  if needed > memory:
     raise ValueError(
-        f'the run needs at least {describe(total)} and {device} has {describe(memory)}; the '
-        f'largest contributor is {largest} with {describe(contributors[largest])}')
+        f'the run cannot fit: the largest contributor, {largest}, needs at least '
+        f'{describe(needed)}, and {name} has {describe(memory)}')
 
 
 def available() -> tuple[int, str]:
-  """Returns the memory of all devices together in bytes, and a name for them."""
+  """Returns the larger of the devices' and the host's memory in bytes, and a name for it."""
   import jax
-
-  devices = jax.devices()
-  statistics = devices[0].memory_stats() or {}
-  if limit := statistics.get('bytes_limit'):
-    return limit * len(devices), f'{len(devices)} x {devices[0].device_kind}'
 
   memory = os.sysconf('SC_PHYS_PAGES') * os.sysconf('SC_PAGE_SIZE')
   for path in map(pathlib.Path, _CGROUP_LIMITS):
     if path.is_file() and (text := path.read_text().strip()).isdigit():
       memory = min(memory, int(text))
+
+  devices = jax.devices()
+  limit = (devices[0].memory_stats() or {}).get('bytes_limit', 0) * len(devices)
+  if limit > memory:
+    return limit, f'{len(devices)} x {devices[0].device_kind}'
   return memory, 'this machine'
 
 

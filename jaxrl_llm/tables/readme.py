@@ -33,7 +33,8 @@ _FAULTS = (
 )
 _OUTCOMES = (
     ('equal', 'equal'), ('equal, with a notice', 'equal_with_a_notice'), ('one line', 'one_line'),
-    ('unclear', 'unclear'), ('wrong', 'wrong'), ('traceback', 'traceback'), ('hung', 'hung'), ('accepted', 'accepted'),
+    ('unclear', 'unclear'), ('wrong', 'wrong'), ('traceback', 'traceback'), ('hung', 'hung'),
+    ('accepted', 'accepted'),
 )
 
 # Rows and columns of the other tables: label, and the parts of a key in results.json.

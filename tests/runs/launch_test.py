@@ -430,8 +430,8 @@ def test_an_absent_file_of_flags_is_one_line(binary):
 
 def test_what_cannot_fit_is_refused_before_the_program_starts(binary):
   done = binary('--config.sizes=(1,1000000000000000000)')
-  _assert_one_line(done, 'the run needs at least 888 PiB and this machine has ',
-                   'the largest contributor is sizes (config.sizes)')
+  _assert_one_line(done, 'the largest contributor, sizes (config.sizes), needs at least 888 PiB, '
+                   'and this machine has ')
   assert 'main' not in done.stdout
 
 

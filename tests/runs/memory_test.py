@@ -41,10 +41,12 @@ def test_caches_are_counted_as_the_sampler_makes_them():
 def test_what_cannot_fit_is_one_line_with_the_largest_contributor(monkeypatch):
   monkeypatch.setattr(memory, 'available', lambda: (2**33, 'this machine'))
   memory.check({'parameters': 2**32, 'batches': 2**31})
-  message = (r'^the run needs at least 12 GiB and this machine has 8 GiB; the largest contributor '
-             r'is parameters with 8 GiB$')
+  memory.check({'parameters': 2**33, 'batches': 2**33})  # Perhaps not at once.
+  memory.check({})
+  message = ('^the run cannot fit: the largest contributor, parameters, needs at least 12 GiB, '
+             'and this machine has 8 GiB$')
   with pytest.raises(ValueError, match=message):
-    memory.check({'batches': 2**32, 'parameters': 2**33})
+    memory.check({'batches': 2**32, 'parameters': 3 * 2**32})
 
 
 def test_small_runs_ask_nothing_of_the_devices(monkeypatch):
