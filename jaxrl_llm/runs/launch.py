@@ -39,7 +39,7 @@ from absl import flags
 
 from jaxrl_llm.runs import artefacts, command_line, memory, processor
 from jaxrl_llm.runs.command_line import UsageError
-from jaxrl_llm.training import files, metrics
+from jaxrl_llm.training import files, loop, metrics
 
 REPOSITORY = command_line.REPOSITORY
 
@@ -393,11 +393,21 @@ def _stop_as_ctrl_c() -> None:
   """Lets SIGTERM (preemption) and SIGHUP (a closed terminal) end the process as Ctrl-C does.
 
   A program that can save first handles them itself (`loop.Stopper`). Under nohup, SIGHUP is ignored
-  and stays so.
+  and stays so. A repeated SIGTERM or SIGHUP is ignored: senders repeat them.
   """
-  for number in (signal.SIGTERM, signal.SIGHUP):
-    if signal.getsignal(number) is signal.SIG_DFL:
-      signal.signal(number, signal.default_int_handler)
+  received = []
+
+  def handle(number: int, frame: Any) -> None:
+    is_first = not received
+    received.append(number)
+    if number == signal.SIGHUP:
+      loop.leave_terminal()
+    if is_first or number == signal.SIGINT:
+      signal.default_int_handler(number, frame)
+
+  for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+    if signal.getsignal(number) in (signal.SIG_DFL, signal.default_int_handler):
+      signal.signal(number, handle)
 
 
 def _function_of_ours(error: BaseException) -> str:

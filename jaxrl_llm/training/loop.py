@@ -18,7 +18,9 @@ evaluation before any training has step 0. A checkpoint carries the number of up
 
 import contextlib
 import math
+import os
 import signal
+import stat
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -50,7 +52,8 @@ class Stopper:
   """Lets the current step finish after the first Ctrl-C; the second one kills.
 
   A context manager. It handles SIGINT, SIGTERM (which preemption sends) and SIGHUP (a closed
-  terminal), and can only be entered in the main thread.
+  terminal), and can only be entered in the main thread. Only a second SIGINT kills: the kernel and
+  the shell each send SIGHUP, and schedulers repeat SIGTERM.
 
   Attributes:
     requested: whether a stop was requested.
@@ -58,6 +61,7 @@ class Stopper:
 
   def __init__(self):
     self.requested = False
+    self._interrupts = 0
     self._previous: dict[int, Any] = {}
 
   def __enter__(self) -> 'Stopper':
@@ -80,20 +84,45 @@ class Stopper:
       Interrupted: with status 130, if a stop was requested.
     """
     if self.requested:
-      print(f'{message}; run the same command again to resume', file=sys.stderr, flush=True)
+      with contextlib.suppress(OSError):
+        print(f'{message}; run the same command again to resume', file=sys.stderr, flush=True)
       raise Interrupted
 
   def _handle(self, number: int, frame: Any) -> None:
     del frame
-    if self.requested:
+    self._interrupts += number == signal.SIGINT
+    if self._interrupts == 2:
       signal.signal(number, signal.SIG_DFL)
       signal.raise_signal(number)
+
+    if not self.requested or number == signal.SIGINT:
+      # The terminal may be closed, or the signal may interrupt another print.
+      with contextlib.suppress(OSError, RuntimeError):
+        print('\nstopping after this step (Ctrl-C again to kill) ...', file=sys.stderr, flush=True)
     self.requested = True
-    print('\nstopping after this step (again to kill) ...', file=sys.stderr, flush=True)
+    if number == signal.SIGHUP:
+      leave_terminal()
+
+
+def leave_terminal() -> None:
+  """Redirects stdout and stderr to /dev/null if they are terminals; call it after a SIGHUP.
+
+  Writing to a closed terminal raises OSError, which would end a run before it saves. A closed
+  terminal is no longer recognised as one, so that every character device is redirected.
+  """
+  for descriptor in (1, 2):
+    with contextlib.suppress(OSError):
+      if stat.S_ISCHR(os.fstat(descriptor).st_mode):
+        null = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(null, descriptor)
+        os.close(null)
 
 
 class Progress:
-  """A progress bar on a terminal; otherwise a line every few seconds."""
+  """A progress bar on a terminal; otherwise a line every few seconds.
+
+  A stream that cannot be written (a closed terminal) is ignored.
+  """
 
   def __init__(
       self,
@@ -121,8 +150,9 @@ class Progress:
 
     self._bar = None
     if self._stream.isatty():
-      self._bar = tqdm.tqdm(
-          desc=description, total=total, initial=start, file=self._stream, dynamic_ncols=True)
+      with contextlib.suppress(OSError):
+        self._bar = tqdm.tqdm(
+            desc=description, total=total, initial=start, file=self._stream, dynamic_ncols=True)
 
   def __enter__(self) -> 'Progress':
     return self
@@ -142,16 +172,18 @@ class Progress:
         name: value if isinstance(value, str) else f'{value:.4g}' for name, value in values.items()
     }
 
-    if self._bar is not None:
-      self._bar.set_postfix(self._shown, refresh=False)
-      self._bar.update(steps)
-    elif self._done >= self._total or time.monotonic() - self._last_line >= self._every:
-      self._write_line()
+    with contextlib.suppress(OSError):
+      if self._bar is not None:
+        self._bar.set_postfix(self._shown, refresh=False)
+        self._bar.update(steps)
+      elif self._done >= self._total or time.monotonic() - self._last_line >= self._every:
+        self._write_line()
 
   def close(self) -> None:
     """Closes the bar."""
     if self._bar is not None:
-      self._bar.close()
+      with contextlib.suppress(OSError):
+        self._bar.close()
 
   def _write_line(self) -> None:
     self._last_line = time.monotonic()

@@ -8,6 +8,7 @@ appears twice and a line left half-written by a kill is removed.
 This module does not import JAX at the top: the launcher uses it before flags are parsed.
 """
 
+import contextlib
 import csv
 import hashlib
 import io
@@ -16,7 +17,9 @@ import math
 import numbers
 import os
 import pathlib
-from collections.abc import Iterable, Mapping, Sequence
+import sys
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -27,6 +30,7 @@ from jaxrl_llm.training import files
 # start of the file.
 Position = list[list[Any]]
 _MOST_POSITIONS = 50  # That are kept to say where a file was changed.
+_FLUSH_SECONDS = 30.0  # Between flushes of an event file.
 
 
 def write_text_atomic(path: str | os.PathLike, text: str) -> None:
@@ -170,12 +174,17 @@ class JsonlFile:
     """
     self._file.flush()
     content = self.path.read_bytes()
+    if not isinstance(position, list):
+      raise ValueError(
+          f'{self.path} has a checkpoint of an earlier version, without a digest of this file: '
+          'give another --workdir')
+
     offset = position[-1][0] if position else 0
     if offset > len(content):
       raise ValueError(
           f'{self.path} must hold at least the {offset} bytes of the last checkpoint, got '
-          f'{len(content)}: it was cut or replaced since'
-      )
+          f'{len(content)}: it was truncated or replaced since; restore it, or give another '
+          '--workdir')
 
     start, digest = 0, hashlib.sha256()
     for end, expected in position:
@@ -294,7 +303,8 @@ class MetricsWriter:
       return
 
     if self._tensorboard is not None:
-      self._tensorboard.close()
+      with self._tensorboard_may_fail():
+        self._tensorboard.close()
       self._tensorboard = None
 
     for path in (self._workdir / 'tensorboard').glob('events.out.tfevents.*'):
@@ -306,23 +316,74 @@ class MetricsWriter:
   def flush(self) -> None:
     """Flushes everything to the operating system."""
     if self._tensorboard is not None:
-      self._tensorboard.flush()
+      with self._tensorboard_may_fail():
+        self._tensorboard.flush()
 
   def close(self) -> None:
     """Closes all writers."""
     self._jsonl.close()
     if self._tensorboard is not None:
-      self._tensorboard.close()
+      with self._tensorboard_may_fail():
+        self._tensorboard.close()
     if self._wandb is not None:
       self._wandb.finish()
 
   def _write_tensorboard(self, step: int, values: Mapping[str, Any]) -> None:
-    if self._tensorboard is None:
-      import tensorboardX
+    if not self._tensorboard_enabled:
+      return
+    with self._tensorboard_may_fail():
+      if self._tensorboard is None:
+        self._tensorboard = _EventFile(self._workdir / 'tensorboard')
+      self._tensorboard.write(step, values)
 
-      self._tensorboard = tensorboardX.SummaryWriter(logdir=str(self._workdir / 'tensorboard'))
+  @contextlib.contextmanager
+  def _tensorboard_may_fail(self) -> Iterator[None]:
+    """Turns the event files off, with one line, if they cannot be written."""
+    try:
+      yield
+    except OSError as error:
+      print(f'warning: TensorBoard files are incomplete: {error.strerror}; resuming the run '
+            'rebuilds them', file=sys.stderr, flush=True)
+      event_file, self._tensorboard = self._tensorboard, None
+      self._tensorboard_enabled = False
+      if event_file is not None:
+        with contextlib.suppress(OSError):
+          event_file.close()
+
+
+class _EventFile:
+  """A TensorBoard event file, written in this thread.
+
+  `tensorboardX.SummaryWriter` writes in another one: if that dies on a full disk, `add_scalar`
+  waits for it forever.
+  """
+
+  def __init__(self, folder: pathlib.Path):
+    from tensorboardX import event_file_writer
+
+    folder.mkdir(exist_ok=True)
+    self._file = event_file_writer.EventsWriter(str(folder / 'events'))
+    self._last_flush = -math.inf
+
+  def write(self, step: int, values: Mapping[str, Any]) -> None:
+    """Writes the scalars of a step; raises OSError if that fails."""
+    from tensorboardX import summary
+    from tensorboardX.proto import event_pb2
+
     for name, value in values.items():
-      self._tensorboard.add_scalar(name, float(value), step)
+      self._file.write_event(event_pb2.Event(
+          wall_time=time.time(), step=step, summary=summary.scalar(name, float(value))))
+    if time.monotonic() - self._last_flush >= _FLUSH_SECONDS:
+      self.flush()
+
+  def flush(self) -> None:
+    """Waits until everything is on disk."""
+    self._last_flush = time.monotonic()
+    self._file.flush()
+
+  def close(self) -> None:
+    """Flushes and closes the file."""
+    self._file.close()
 
 
 def _start_wandb(workdir: pathlib.Path, project: str, config: Mapping[str, Any] | None):

@@ -3,6 +3,7 @@
 import io
 import os
 import pathlib
+import pty
 import re
 import signal
 import subprocess
@@ -80,6 +81,49 @@ def test_second_interrupt_kills():
   """)
   done = subprocess.run([sys.executable, '-c', script], cwd=REPOSITORY, capture_output=True)
   assert done.returncode == -signal.SIGINT and done.stdout == b'still here\n'
+
+
+@pytest.mark.parametrize('first, second', [
+    (signal.SIGHUP, signal.SIGHUP), (signal.SIGTERM, signal.SIGTERM),
+    (signal.SIGINT, signal.SIGTERM), (signal.SIGTERM, signal.SIGINT)])
+def test_only_a_second_ctrl_c_kills(first, second):
+  with loop.Stopper() as stopper:
+    os.kill(os.getpid(), first)
+    os.kill(os.getpid(), second)
+    assert stopper.requested
+
+
+def test_a_run_saves_after_its_terminal_is_closed(tmp_path):
+  script = textwrap.dedent(f"""
+      import pathlib, sys, time
+      from jaxrl_llm.runs import launch
+      from jaxrl_llm.training import loop
+      def main():
+        with loop.Stopper() as stopper, loop.Progress(10**6, 'x', line_every_seconds=0.0) as bar:
+          pathlib.Path({str(tmp_path / 'started')!r}).touch()
+          while not stopper.requested:
+            time.sleep(0.05)
+          for _ in range(3):
+            bar.update(1, loss=1.0)
+            print('a line', flush=True)
+          pathlib.Path({str(tmp_path / 'saved')!r}).touch()
+          stopper.check()
+      launch.run_tool(main, name='x', argv=['x'])
+  """)
+  child, terminal = pty.fork()
+  if not child:
+    os.chdir(REPOSITORY)
+    os.execv(sys.executable, [sys.executable, '-c', script])
+
+  deadline = time.monotonic() + 60
+  while not (tmp_path / 'started').exists() and time.monotonic() < deadline:
+    time.sleep(0.05)
+  os.close(terminal)
+  while not (ended := os.waitpid(child, os.WNOHANG))[0] and time.monotonic() < deadline:
+    time.sleep(0.05)
+
+  assert os.waitstatus_to_exitcode(ended[1]) == 130 and ended[0] == child
+  assert (tmp_path / 'saved').exists()
 
 
 def test_non_finite_loss_names_step_metric_and_checkpoint():

@@ -187,6 +187,30 @@ def test_without_tensorboard(tmp_path):
   assert [p.name for p in tmp_path.iterdir()] == ['metrics.jsonl']
 
 
+def test_a_full_disk_turns_the_event_files_off(tmp_path):
+  script = textwrap.dedent(f"""
+      import resource
+      from jaxrl_llm.training import metrics
+      resource.setrlimit(resource.RLIMIT_FSIZE, (16384, 16384))
+      writer = metrics.MetricsWriter({str(tmp_path)!r})
+      for step in range(500):
+        writer.write(step, {{'a': 1}})
+      writer.close()
+  """)
+  done = subprocess.run(
+      [sys.executable, '-c', script], capture_output=True, text=True, timeout=60)
+  assert done.returncode == 0, done.stderr
+  (line,) = done.stderr.splitlines()
+  assert line.startswith('warning: TensorBoard files are incomplete: File too large')
+  assert len(metrics.read_jsonl(tmp_path / 'metrics.jsonl')) == 500
+
+
+def test_a_position_of_an_earlier_version_is_one_line(tmp_path):
+  file = metrics.JsonlFile(tmp_path / 'a.jsonl')
+  with pytest.raises(ValueError, match='a.jsonl .* of an earlier version.*another --workdir'):
+    file.truncate(11)
+
+
 def test_lines_survive_a_kill(tmp_path):
   script = textwrap.dedent(f"""
       import os, signal
