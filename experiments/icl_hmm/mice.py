@@ -25,7 +25,7 @@ from jaxrl_llm.hmm import animals, in_context, simulated_mice
 from jaxrl_llm.models import configs
 from jaxrl_llm.models import policy as policy_lib
 from jaxrl_llm.runs import arms, checkpoint_sources, launch
-from jaxrl_llm.training import loop
+from jaxrl_llm.training import fingerprint, loop
 
 # Seed entries after config.seed, so that none of these mice occurs in a training step.
 _SIMULATED, _COHORT = 2**31, 2**31 + 1
@@ -196,8 +196,10 @@ def predict_all(
   shape = tuple(map(max, zip(*sizes)))
 
   in_context_predictors = make_in_context_predictors(run, stopper)
+  params = {model.name: fingerprint.of_params(model.params) for model in in_context_predictors}
   cohort = arms.finished(
-      run.workdir / 'arms' / 'cohort.npz', arms.identity_of(run.experiment, config, arm='cohort'),
+      run.workdir / 'arms' / 'cohort.npz',
+      arms.identity_of(run.experiment, config, arm='cohort', params=params),
       functools.partial(predict_cohort, config, in_context_predictors[0]), commit=run.commit)
 
   predictions = {}
@@ -205,7 +207,8 @@ def predict_all(
     for name, (animal, best) in by_name.items():
       # `shape` and the trials are not in the config: its data_dir may hold other files now.
       identity = arms.identity_of(
-          run.experiment, config, arm=name, trials=animals.fingerprint(animal), shape=shape)
+          run.experiment, config, arm=name, params=params, trials=animals.fingerprint(animal),
+          shape=shape)
       predictions[name] = arms.finished(
           run.workdir / 'arms' / f'{name}.animal.npz', identity,
           functools.partial(predict_animal, config, animal, best, in_context_predictors, shape),

@@ -23,6 +23,7 @@ import numpy as np
 from experiments.icl_hmm.mice_config import IclHmmMice
 from jaxrl_llm.hmm import animals, in_context, simulated_mice
 from jaxrl_llm.models import policy as policy_lib
+from jaxrl_llm.runs import arms as arms_lib
 from jaxrl_llm.runs import launch
 from jaxrl_llm.training import checkpoints, loop, metrics, optim, rng
 from jaxrl_llm.training import step as step_lib
@@ -148,16 +149,18 @@ def meta_train(run: launch.Run, stopper: loop.Stopper) -> dict[str, Params]:
       total, 'meta-training on simulated mice') as bar:
     for arm in ARMS:
       path = run.workdir / 'params' / arm
+      made_from = arms_lib.identity_of(run.experiment, config, arm=arm)
       if not path.exists():
         trained = _train(run, stopper, writer, bar, arm, params, make, done)
         done = {
             'metrics_position': writer.position(),
             'steps': done['steps'] + num_steps(config, arm)}
-        checkpoints.save_params(path, trained, done)
+        checkpoints.save_params(path, trained, {**done, 'made_from': made_from})
       else:
         bar.update(num_steps(config, arm))
 
-      params, done = checkpoints.load_params(path, params)
+      params, done = checkpoints.load_params(
+          path, params, expected={'made_from': made_from})
       params_by_arm[arm] = params
     writer.truncate(done['metrics_position'])  # Verifies the log if all arms are finished.
   return params_by_arm

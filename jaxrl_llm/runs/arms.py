@@ -1,9 +1,7 @@
 """Finished arms of studies, read again instead of computed again; means over seeds."""
 
-import dataclasses
 import os
 import pathlib
-import shutil
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -25,7 +23,7 @@ def identity_of(experiment: str, config: Any, **more: Any) -> dict[str, Any]:
   Returns:
     Nested plain data for `finished`.
   """
-  return {'experiment': experiment, 'config': _computing(dataclasses.asdict(config)), **more}
+  return {'experiment': experiment, 'config': launch.computing_config(config), **more}
 
 
 def finished(
@@ -37,8 +35,8 @@ def finished(
 ) -> Any:
   """Returns the result in a file of an earlier process, or computes it and writes the file.
 
-  A file that is damaged or made for something else is renamed to NAME.damaged and replaced, and a
-  line on stdout says so.
+  A file that is damaged or made for something else is renamed to NAME.damaged (with _ appended if
+  that exists) and replaced, and a line on stdout says so.
 
   Args:
     path: NAME.json or NAME.npz; see `artefacts`.
@@ -68,10 +66,10 @@ def finished(
 def set_aside(path: pathlib.Path, problem: str) -> None:
   """Renames a file or directory to NAME.damaged, and prints the problem and that, in one line."""
   damaged = path.with_name(f'{path.name}.damaged')
-  if damaged.is_dir():
-    shutil.rmtree(damaged)
-  os.replace(path, damaged)
-  print(f'{problem}; renamed to {damaged.name}, computed again', flush=True)
+  while os.path.lexists(damaged):
+    damaged = damaged.with_name(f'{damaged.name}_')
+  os.rename(path, damaged)
+  print(f'{problem}; it was renamed to {damaged.name} and is computed again', flush=True)
 
 
 def summary(name: str, values: np.ndarray) -> dict[str, float]:
@@ -86,10 +84,3 @@ def summary(name: str, values: np.ndarray) -> dict[str, float]:
   """
   mean, error = statistics.mean_and_standard_error(values)
   return {name: float(mean)} | ({f'{name}_se': float(error)} if len(values) > 1 else {})
-
-
-def _computing(config: Any) -> Any:
-  if isinstance(config, Mapping):
-    return {name: _computing(value) for name, value in config.items()
-            if name not in launch.RELOCATABLE_FIELDS}
-  return config

@@ -58,6 +58,24 @@ _PACKAGES = {
 _ABSENT = '(absent)'
 
 
+def computing_config(config: Any) -> dict[str, Any]:
+  """Returns a config without the fields that never change what is computed, at every depth.
+
+  Args:
+    config: a dataclass.
+
+  Returns:
+    Its other fields, nested: part of the identity of a result.
+  """
+  def computing(value):
+    if isinstance(value, Mapping):
+      return {name: computing(field) for name, field in value.items()
+              if name not in RELOCATABLE_FIELDS}
+    return value
+
+  return computing(dataclasses.asdict(config))
+
+
 @dataclasses.dataclass
 class Run:
   """The argument of a program's `main`.

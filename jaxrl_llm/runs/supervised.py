@@ -5,7 +5,7 @@ from typing import Any
 
 from jaxrl_llm.algorithms import sft
 from jaxrl_llm.data import mixtures, sft_batches, tokenizers
-from jaxrl_llm.runs import checkpoint_sources, training_loop
+from jaxrl_llm.runs import checkpoint_sources, launch, training_loop
 from jaxrl_llm.runs import setup as setup_lib
 from jaxrl_llm.training import checkpoints, fingerprint, loop, metrics, optim
 from jaxrl_llm.types import Params
@@ -22,7 +22,7 @@ def finetune(
 
   Returns:
     The policy's parameters on the mesh, and the metadata saved with them: 'fingerprint',
-    'metrics_position', 'seconds'.
+    'metrics_position', 'seconds', 'made_from'.
   """
   path = setup.run.workdir / 'params'
   if path.exists():
@@ -36,7 +36,7 @@ def finetune(
 
   metadata = {
       'metrics_position': writer.position(), 'seconds': setup.run.wall_seconds(),
-      'fingerprint': fingerprint.of_params(params),
+      'fingerprint': fingerprint.of_params(params), 'made_from': _made_from(setup),
       **{name: part.fingerprint for name, part in initial.items()},
   }
   checkpoints.save_params(path, params, {**setup.metadata(), **metadata})
@@ -45,13 +45,22 @@ def finetune(
 
 def _load(setup: setup_lib.Setup, path: pathlib.Path) -> tuple[Params, dict[str, Any]]:
   """Loads WORKDIR/params of an earlier process; raises ValueError if it is from another run."""
-  metadata, expected = checkpoints.read_metadata(path), setup.identity()
+  metadata = checkpoints.read_metadata(path)
+  expected = {**setup.identity(), 'made_from': _made_from(setup)}
   if 'initial' in metadata:
     for part in _initial(setup, setup.initial_params()).values():
       part.check(metadata['initial'])
   if tokenizers.is_same(setup.task.tokenizer, metadata.get('tokenizer', '')):
     expected['tokenizer'] = metadata['tokenizer']
   return checkpoints.load_params(path, setup.abstract_params, expected=expected)
+
+
+def _made_from(setup: setup_lib.Setup) -> dict[str, Any]:
+  """Returns what fine-tuning depends on, other than the initial parameters."""
+  return {
+      'seed': setup.run.seed, 'sft': launch.computing_config(setup.config.sft),
+      'task': launch.computing_config(setup.config.task),
+  }
 
 
 def _initial(

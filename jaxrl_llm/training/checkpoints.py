@@ -251,7 +251,8 @@ def load_params(
   Args:
     directory: where they were written.
     abstract_params: shapes, dtypes and shardings to restore into.
-    expected: metadata that must match, such as {'tokenizer': fingerprint, 'model': {...}}.
+    expected: metadata that must match, such as {'tokenizer': fingerprint, 'model': {...}}, or
+      'made_from' (seed and config) for parameters that a run reads again.
     cast: whether to convert parameters of another dtype; otherwise they are rejected.
 
   Returns:
@@ -273,6 +274,11 @@ def load_params(
     raise CheckpointError(f'the parameters at {directory} cannot be read: {problem}')
 
   metadata = _read_document(directory)['metadata']
+  if 'made_from' in (expected or {}) and 'made_from' not in metadata:
+    raise CheckpointError(
+        f'the parameters at {directory} are of an earlier version, which did not record what they '
+        'were made from; give another --workdir'
+    )
   for name, ours, theirs in _differences(metrics.plain(expected or {}), metadata):
     raise CheckpointError(
         f'{name} of the parameters at {directory} is {theirs!r}, this run has {ours!r}'

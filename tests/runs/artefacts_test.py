@@ -188,7 +188,7 @@ def test_a_damaged_file_is_set_aside_and_computed_again(path, kind, capsys):
   _assert_equal(arms.finished(path, IDENTITY, lambda: content), content)
   (line,) = capsys.readouterr().out.splitlines()
   assert line.startswith(f'{path}: ') and line.endswith('renamed to '
-                                                        f'{path.name}.damaged, computed again')
+                                                        f'{path.name}.damaged and is computed again')
   assert path.with_name(f'{path.name}.damaged').read_bytes() == damaged
   _assert_equal(arms.finished(path, IDENTITY, lambda: pytest.fail('computed')), content)
 
@@ -214,3 +214,13 @@ def test_identities_leave_out_where_data_is():
 
   assert arms.identity_of('study', Config(Part('/data')), arm='a') == {
       'experiment': 'study', 'config': {'part': {'width': 3}}, 'arm': 'a'}
+
+
+def test_earlier_damaged_files_and_directories_are_kept(tmp_path, capsys):
+  for number in range(3):
+    (tmp_path / 'arm').write_text(str(number)) if number < 2 else (tmp_path / 'arm').mkdir()
+    arms.set_aside(tmp_path / 'arm', 'it is damaged')
+  assert sorted(path.name for path in tmp_path.iterdir()) == [
+      'arm.damaged', 'arm.damaged_', 'arm.damaged__']
+  assert (tmp_path / 'arm.damaged').read_text() == '0'
+  assert 'it was renamed to arm.damaged_ and is computed again' in capsys.readouterr().out

@@ -11,6 +11,7 @@ import signal
 
 import pytest
 
+from jaxrl_llm.training import checkpoints
 from tests.runs import records_test
 from tests.system import running
 
@@ -163,6 +164,13 @@ def test_samples_and_checkpoints_of_another_reference_are_refused(runner, whole,
   workdir = running.copy(whole.workdir, tmp_path / 'run')
   shutil.rmtree(workdir / 'params')
   shutil.copytree(other / 'params', workdir / 'params')
+  running.assert_one_line(
+      runner.finish(workdir), 'made_from.seed of the parameters at ', 'is 1, this run has 0')
+
+  # The samples are also refused if the parameters claim to be of this seed.
+  document = workdir / 'params' / 'document' / 'metadata'
+  document.write_text(document.read_text().replace('"seed": 1', '"seed": 0'))
+  checkpoints._write_checksums(workdir / 'params')
   replaced = running.results(other)['fingerprint']
   original = running.results(whole.workdir)['fingerprint/reference']
   running.assert_one_line(

@@ -362,6 +362,7 @@ def test_params_of_something_else_are_one_line_errors(tmp_path):
   cases = [
       ({'tokenizer': 'xyz'}, params, r"tokenizer of .* is 'abc', this run has 'xyz'"),
       ({'model': {'width': 9}}, params, r'model.width of .* is 8, this run has 9'),
+      ({'made_from': {'seed': 0}}, params, 'are of an earlier version, .* give another --workdir'),
       ({'model': {'depth': 9}}, params, r'model.depth of .* is None, this run has 9'),
       ({}, {'head': jnp.zeros(2)}, r'holds embedder/embedding, which this run does not have'),
   ]

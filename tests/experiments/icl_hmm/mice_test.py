@@ -5,6 +5,7 @@ import dataclasses
 import functools
 import json
 import re
+import shutil
 
 import jax
 import numpy as np
@@ -123,6 +124,10 @@ class _Killed(Exception):
   pass
 
 
+def _raise_killed(*_):
+  raise _Killed
+
+
 def _timeless(results):
   return {name: value for name, value in results.items() if name not in ('wall_seconds', 'commit')}
 
@@ -153,13 +158,36 @@ def test_a_run_killed_in_training_ends_with_the_same_numbers(
   assert [record['step'] for record in records] == [*range(20)]
 
 
+def test_parameters_of_another_seed_are_refused(workdir, data, tmp_path, capsys, monkeypatch):
+  options = (*SMALL, f'--config.data_dir={data}', '--config.seed=1')
+  with monkeypatch.context() as patch:  # Killed before the first step.
+    patch.setattr(mice_training, 'draw_batch', _raise_killed)
+    with pytest.raises(_Killed):
+      _run(tmp_path / 'run', *options)
+
+  shutil.copytree(workdir / 'params' / 'stim_choice', tmp_path / 'run' / 'params' / 'stim_choice')
+  capsys.readouterr()
+  assert _run(tmp_path / 'run', *options) == 2
+  error = capsys.readouterr().err.splitlines()[-1]
+  assert 'made_from.config.seed of the parameters at ' in error
+  assert error.endswith('is 0, this run has 1')
+
+
+def test_predictions_of_other_parameters_are_computed_again(
+    workdir, data, tmp_path, capsys, monkeypatch):
+  shutil.copytree(workdir, tmp_path / 'run')
+  (tmp_path / 'run' / 'results.json').unlink()
+  monkeypatch.setattr(mice_training, 'meta_train', _untrained)
+  assert _run(tmp_path / 'run', *SMALL, f'--config.data_dir={data}') == 0
+  assert capsys.readouterr().out.count('made for something else: params.icl is ') == 3
+
+
 def test_only_animals_without_a_valid_file_are_predicted(
     workdir, data, tmp_path, capsys, monkeypatch):
   before, path = _results(workdir), workdir / 'arms' / 'M0.animal.npz'
   with np.load(path) as arrays:
     arrays = {name: values for name, values in arrays.items() if name != '_header'}
   predicted = []
-  monkeypatch.setattr(mice_training, 'meta_train', _untrained)
   monkeypatch.setattr(icl_hmm_mice, 'predict_animal', lambda config, animal, *rest: (
       predicted.append(animal.name), arrays)[1])
 
