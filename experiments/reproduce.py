@@ -9,7 +9,6 @@ exit status is 1 if a number differs.
 """
 
 import functools
-import json
 import pathlib
 import subprocess
 import sys
@@ -114,10 +113,12 @@ def main(values: flags.FlagValues) -> None:
     command = [sys.executable, '-m', f'experiments.{values.experiment}', f'--config={config}',
                f'--config.seed={seed}', f'--workdir={workdir}', *more]
     print(' '.join(command[1:]), flush=True)
+    _check_commit(workdir, values.experiment, seed)
     if status := subprocess.run(command).returncode:
       raise ValueError(f'the run ended with status {status}; this command resumes it')
 
-    new = json.loads((workdir / 'results.json').read_text())
+    new = launch.read_results(
+        workdir / 'results.json', experiment=values.experiment, seed=seed)
     rows = compare(new, committed, seed, values.tolerance)
     print('\n' + figures.markdown_table(['number', 'committed', 'new', 'verdict'], rows))
     theirs, ours = (_machine(run) for run in (committed.runs[seed], new))
@@ -127,6 +128,16 @@ def main(values: flags.FlagValues) -> None:
   if differing:
     print(f'{differing} numbers differ by more than {values.tolerance:g} standard errors')
     sys.exit(1)
+
+
+def _check_commit(workdir: pathlib.Path, experiment: str, seed: int) -> None:
+  """Raises a one-line ValueError if a workdir is complete, from other source than this."""
+  path, commit = workdir / 'results.json', launch.current_commit()
+  if path.exists():
+    earlier = launch.read_results(path, experiment=experiment, seed=seed)['commit']
+    if earlier != commit:
+      raise ValueError(f'{workdir} must be of commit {commit}, got {earlier}: delete it or give '
+                       'another --workdir')
 
 
 def _machine(run: dict[str, Any]) -> str:

@@ -9,7 +9,6 @@ import functools
 import importlib.util
 import os
 import pathlib
-import shutil
 import signal
 import subprocess
 import sys
@@ -18,7 +17,7 @@ from collections.abc import Sequence
 from absl import flags
 
 from jaxrl_llm.runs import command_line, launch
-from jaxrl_llm.training import files
+from jaxrl_llm.training import metrics
 
 
 def define_flags(values: flags.FlagValues) -> None:
@@ -103,15 +102,17 @@ def main(values: flags.FlagValues) -> None:
       variant = f'{name.removeprefix(values.experiment).strip("_")}_{arm}'
       results = pathlib.Path(
           values.results, values.experiment, variant, f'seed{seed}', 'results.json')
-      if results.exists():
+      if results.exists():  # It may be a committed one of an earlier version.
+        launch.read_results(
+            results, experiment=values.experiment, seed=int(seed), allow_earlier=True)
         continue
 
       workdir = work / f'{arm}_seed{seed}'
       run_arm(values.experiment, workdir, f'{values.config}:{arm}',
               [f'--config.seed={seed}', f'--config.policy_init_from={reference / "params"}'])
       results.parent.mkdir(parents=True, exist_ok=True)
-      with files.replacing(results) as temporary:
-        shutil.copyfile(workdir / 'results.json', temporary)
+      metrics.write_json_atomic(results, launch.read_results(
+          workdir / 'results.json', experiment=values.experiment, seed=int(seed)))
 
   print(f'\nall {len(chosen) * len(values.seeds)} runs are complete; results under '
         f'{values.results}/{values.experiment}. Tables: python -m experiments.make_tables '

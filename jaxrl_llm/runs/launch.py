@@ -17,6 +17,7 @@ import contextlib
 import dataclasses
 import errno
 import fcntl
+import hashlib
 import importlib.metadata
 import json
 import numbers
@@ -106,7 +107,7 @@ class Run:
     self._earlier_seconds, self.marks, self.processors = 0.0, {}, [here]
     if self._clock_path.exists():
       try:
-        clock = artefacts.read(self._clock_path, {})
+        clock = artefacts.read(self._clock_path, self._identity)
       except artefacts.Damaged as error:  # Nothing that is computed depends on it.
         print(f'warning: {error.path} is ignored, and seconds count from now: {error.problem}',
               file=sys.stderr, flush=True)
@@ -130,6 +131,10 @@ class Run:
     return self.workdir / 'table.md'
 
   @property
+  def _identity(self) -> dict[str, Any]:
+    return {'experiment': self.experiment, 'config': computing_config(self.config)}
+
+  @property
   def _clock_path(self) -> pathlib.Path:
     return self.workdir / 'wall_seconds.json'
 
@@ -141,7 +146,7 @@ class Run:
     """Saves `wall_seconds` for a process that resumes; call it with each checkpoint."""
     clock = {
         'wall_seconds': self.wall_seconds(), 'marks': self.marks, 'processors': self.processors}
-    artefacts.write(self._clock_path, clock, {}, commit=self.commit)
+    artefacts.write(self._clock_path, clock, self._identity, commit=self.commit)
 
   def open_metrics(self) -> contextlib.closing:
     """Opens the `MetricsWriter` of a program that trains, as a context manager."""
@@ -231,7 +236,7 @@ def run_tool(
 
 
 def write_results(run: Run, numbers_: Mapping[str, Any]) -> pathlib.Path:
-  """Writes a flat results.json atomically; call it last.
+  """Writes a flat results.json with its digest atomically; call it last.
 
   The device is that of the writing process; processors are all that the run used.
 
@@ -272,8 +277,54 @@ def write_results(run: Run, numbers_: Mapping[str, Any]) -> pathlib.Path:
   for name, value in results.items():
     if isinstance(value, bool) or not isinstance(value, (numbers.Real, str)):
       raise ValueError(f'results must be numbers and strings, got {value!r} ({name})')
-  metrics.write_json_atomic(run.results_path, results)
+  metrics.write_json_atomic(run.results_path, with_digest(results))
   return run.results_path
+
+
+def with_digest(results: Mapping[str, Any]) -> dict[str, Any]:
+  """Returns plain results with 'sha256', the digest of the other entries."""
+  others = {name: value for name, value in results.items() if name != 'sha256'}
+  text = json.dumps(others, sort_keys=True, allow_nan=False)
+  return {**others, 'sha256': hashlib.sha256(text.encode()).hexdigest()}
+
+
+def read_results(
+    path: pathlib.Path, *, experiment: str, seed: int, allow_earlier: bool = False
+) -> dict[str, Any]:
+  """Reads the results.json of a complete run.
+
+  Args:
+    path: the file.
+    experiment: name of the program that must have written it.
+    seed: the seed that it must be of.
+    allow_earlier: whether to accept a file without digest, as earlier versions wrote it.
+
+  Returns:
+    The results by flat name.
+
+  Raises:
+    UsageError: the file is damaged, or of something else; one line.
+    OSError: the file cannot be read.
+  """
+  try:
+    results = json.loads(path.read_bytes())
+    problem = '' if isinstance(results, dict) else 'it is damaged (not an object)'
+  except (ValueError, RecursionError) as error:
+    problem = f'it is damaged ({command_line.one_line(error)})'
+
+  if not problem:
+    is_earlier = 'sha256' not in results
+    if is_earlier and not allow_earlier:
+      problem = 'it has no digest: it is damaged or of an earlier version'
+    elif not is_earlier and with_digest(results) != results:
+      problem = 'it is damaged (its content does not match its digest)'
+    for name, expected in (('experiment', experiment), ('seed', seed)):
+      if not problem and results.get(name) != expected:
+        problem = f'its {name} must be {expected!r}, got {results.get(name)!r}'
+
+  if problem:
+    raise UsageError(f'{path} cannot be used: {problem}; delete it and run the command again')
+  return results
 
 
 def current_commit() -> str:
@@ -338,6 +389,7 @@ def _prepare_workdir(workdir: pathlib.Path, config: Any, experiment: str, spec: 
 
   files.remove_leftovers(workdir)
   if (workdir / 'results.json').exists():
+    read_results(workdir / 'results.json', experiment=experiment, seed=config.seed)
     print(f'This run is complete: {workdir / "results.json"}')
     if (workdir / 'table.md').exists():
       print(f'Its table, {workdir / "table.md"}:\n\n{(workdir / "table.md").read_text()}')

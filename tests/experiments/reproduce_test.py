@@ -8,6 +8,7 @@ import pytest
 from absl import flags
 
 from experiments import reproduce
+from jaxrl_llm.runs import launch
 from jaxrl_llm.tables import render
 from tests.experiments import tiny
 
@@ -62,7 +63,7 @@ def test_a_run_is_compared(tmp_path, monkeypatch, capsys, new, status, verdict):
     workdir = tmp_path / 'new' / 'a_star_po_arithmetic_seed0'
     workdir.mkdir(parents=True)
     results = _run(wall_seconds=99.0, **{'eval/trained/pass@1': new, 'processor/model': 'Other'})
-    (workdir / 'results.json').write_text(json.dumps(results))
+    (workdir / 'results.json').write_text(json.dumps(launch.with_digest(results)))
     return types.SimpleNamespace(returncode=0)
 
   monkeypatch.setattr(subprocess, 'run', run)
@@ -74,6 +75,25 @@ def test_a_run_is_compared(tmp_path, monkeypatch, capsys, new, status, verdict):
     reproduce.main(_values(tmp_path))
   shown = capsys.readouterr().out
   assert verdict in shown and 'Other' in shown and 'wall_seconds' not in shown
+
+
+def test_a_complete_run_of_another_commit_is_refused(tmp_path, monkeypatch, capsys):
+  _commit(tmp_path, _run())
+  workdir = tmp_path / 'new' / 'a_star_po_arithmetic_seed0'
+  workdir.mkdir(parents=True)
+  path, text = workdir / 'results.json', json.dumps(launch.with_digest(_run()))
+  monkeypatch.setattr(subprocess, 'run', lambda _: types.SimpleNamespace(returncode=0))
+
+  for commit, damaged, words in (('d', text, 'must be of commit d, got c: delete it or give'),
+                                 ('c', text.replace('0.5', '0.6'), 'it is damaged')):
+    monkeypatch.setattr(launch, 'current_commit', lambda commit=commit: commit)
+    path.write_text(damaged)
+    with pytest.raises(ValueError, match=words):
+      reproduce.main(_values(tmp_path))
+
+  path.write_text(text)
+  reproduce.main(_values(tmp_path))
+  assert '| equal' in capsys.readouterr().out
 
 
 def test_bad_input_is_one_line(tmp_path):

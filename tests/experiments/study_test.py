@@ -9,6 +9,7 @@ import pytest
 from absl import flags
 
 from experiments import study
+from jaxrl_llm.runs import launch
 
 CONFIG = 'experiments/configs/a_star_po_ablation.py'
 
@@ -21,7 +22,9 @@ def calls(tmp_path, monkeypatch):
   def run_arm(module, workdir, config, arguments):
     made.append((module, pathlib.Path(workdir).name, config, arguments))
     workdir.mkdir(parents=True, exist_ok=True)
-    (workdir / 'results.json').write_text(json.dumps({'arm': config, 'arguments': arguments}))
+    (seed,) = [int(a.partition('=')[2]) for a in arguments if a.startswith('--config.seed=')]
+    (workdir / 'results.json').write_text(json.dumps(launch.with_digest({
+        'experiment': module, 'seed': seed, 'arm': config, 'arguments': ' '.join(arguments)})))
 
   monkeypatch.setattr(study, 'run_arm', run_arm)
   return made
@@ -43,7 +46,7 @@ def test_each_arm_and_seed_runs_once_from_the_reference_of_its_seed(tmp_path, ca
       result = json.loads(path.read_text())
       assert result['arm'] == f'{CONFIG}:{arm}'
       assert f'--config.seed={seed}' in result['arguments']
-      assert any(f'reference_seed{seed}/params' in a for a in result['arguments'])
+      assert f'reference_seed{seed}/params' in result['arguments']
 
 
 def test_finished_arms_are_not_run_again(tmp_path, calls):
@@ -51,6 +54,15 @@ def test_finished_arms_are_not_run_again(tmp_path, calls):
   run(tmp_path, f'--config={CONFIG}', '--arms=softmax,mean', '--seeds=0')
   arms = [config for module, _, config, _ in calls if module == 'a_star_po']
   assert arms == [f'{CONFIG}:softmax', f'{CONFIG}:mean']
+
+
+def test_damaged_results_are_refused(tmp_path, calls):
+  arguments = (f'--config={CONFIG}', '--arms=softmax', '--seeds=0')
+  run(tmp_path, *arguments)
+  path = tmp_path / 'out' / 'a_star_po' / 'ablation_softmax' / 'seed0' / 'results.json'
+  path.write_text(path.read_text().replace('softmax', 'mean'))
+  with pytest.raises(ValueError, match='seed0/results.json cannot be used: it is damaged'):
+    run(tmp_path, *arguments)
 
 
 def test_an_arm_that_fails_copies_nothing_and_stops_the_study(tmp_path, monkeypatch):

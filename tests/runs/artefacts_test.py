@@ -188,7 +188,7 @@ def test_a_damaged_file_is_set_aside_and_computed_again(path, kind, capsys):
   _assert_equal(arms.finished(path, IDENTITY, lambda: content), content)
   (line,) = capsys.readouterr().out.splitlines()
   assert line.startswith(f'{path}: ') and line.endswith('renamed to '
-                                                        f'{path.name}.damaged and is computed again')
+                                                    f'{path.name}.damaged and is computed again')
   assert path.with_name(f'{path.name}.damaged').read_bytes() == damaged
   _assert_equal(arms.finished(path, IDENTITY, lambda: pytest.fail('computed')), content)
 

@@ -23,6 +23,7 @@ BINARY = textwrap.dedent('''
     """Adds numbers."""
     import errno, pathlib, sys, time
     from jaxrl_llm.runs import launch
+    from jaxrl_llm.training import metrics
 
     def main(run):
       config = run.config
@@ -44,7 +45,8 @@ BINARY = textwrap.dedent('''
       if config.fail == 'wait':
         time.sleep(60)
       run.table_path.write_text('| a | table |\\n')
-      run.results_path.write_text('{}')
+      metrics.write_json_atomic(run.results_path, launch.with_digest(
+          {'experiment': 'adding', 'seed': config.seed}))
       assert 'jax' not in sys.modules
 
     if __name__ == '__main__':
@@ -220,6 +222,36 @@ def test_a_complete_run_is_reported(binary, tmp_path):
       'Its table, runs/adding_small/table.md:\n\n| a | table |\n\n')
 
 
+@pytest.mark.parametrize('text, words', [
+    ('', 'it is damaged (Expecting value'), ('[' * 100_000, 'it is damaged'),
+    ('[]', 'not an object'), ('{}', 'it has no digest'),
+    ({'experiment': 'adding', 'seed': 1}, 'its seed must be 0, got 1'),
+    ({'experiment': 'other', 'seed': 0}, "its experiment must be 'adding', got 'other'"),
+    ({'experiment': 'adding', 'seed': 0, 'sha256': 'a'}, 'does not match its digest')])
+def test_damaged_results_are_refused(tmp_path, text, words):
+  path = tmp_path / 'results.json'
+  if isinstance(text, dict):
+    text = json.dumps(launch.with_digest(text) | text)
+  path.write_text(text)
+  with pytest.raises(launch.UsageError) as error:
+    launch.read_results(path, experiment='adding', seed=0)
+  assert words in str(error.value) and '\n' not in str(error.value)
+  assert 'delete it and run the command again' in str(error.value)
+
+
+def test_results_of_earlier_versions_have_no_digest(tmp_path):
+  results = {'experiment': 'adding', 'seed': 0}
+  (tmp_path / 'results.json').write_text(json.dumps(results))
+  assert launch.read_results(
+      tmp_path / 'results.json', experiment='adding', seed=0, allow_earlier=True) == results
+
+
+def test_a_damaged_complete_run_is_refused(binary, tmp_path):
+  assert binary().returncode == 0
+  (tmp_path / 'runs/adding_small/results.json').write_text('{}')
+  _assert_one_line(binary(), 'runs/adding_small/results.json cannot be used: it has no digest')
+
+
 def test_workdir_of_another_config_is_refused_with_the_fields_that_differ(binary):
   assert binary('--workdir=w').returncode == 0
   done = binary('--workdir=w', '--config.seed=2', '--config.optimizer.warmup=7')
@@ -352,6 +384,12 @@ def test_a_damaged_clock_is_ignored_and_named(tmp_path, text, capsys):
   warning = capsys.readouterr().err
   assert warning.count('\n') == 1 and warning.startswith('warning: ')
   assert str(tmp_path / 'wall_seconds.json') in warning
+
+
+def test_the_clock_of_another_config_is_ignored(tmp_path, capsys):
+  _run(tmp_path).save_clock()
+  launch.Run(_Config(seed=4), tmp_path, 'toy', 'small', 'toy_small.py', commit='abc')
+  assert 'config.seed is 3 there, 4 here' in capsys.readouterr().err
 
 
 def test_a_total_given_by_the_program_is_used(tmp_path):

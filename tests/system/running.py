@@ -104,7 +104,8 @@ def _is_time(name: str) -> bool:
 
 def outcome(workdir: pathlib.Path) -> dict:
   """Everything that must be equal, bit for bit, in two runs of one config."""
-  timeless = lambda record: {k: v for k, v in record.items() if not _is_time(k) and k != 'commit'}
+  timeless = lambda record: {
+      k: v for k, v in record.items() if not _is_time(k) and k not in ('commit', 'sha256')}
   read = lambda name: (workdir / name).read_text()
   return {
       'results': timeless(results(workdir)),

@@ -96,4 +96,4 @@ def test_a_few_cases_end_well_and_a_stopped_campaign_goes_on(tmp_path):
   again = campaigns.run(workdir)
   assert again.returncode == 0, again.stderr
   assert results == json.loads((workdir / 'results.json').read_text()) | {
-      name: results[name] for name in ('wall_seconds', 'commit')}
+      name: results[name] for name in ('wall_seconds', 'commit', 'sha256')}

@@ -160,11 +160,12 @@ def test_the_clock_is_saved_with_each_model(tmp_path, monkeypatch):
   with pytest.raises(RuntimeError, match='stopped'):
     _run(tmp_path / 'run', f'--config.results_file={path}', *SMALL)
   path_of_clock = tmp_path / 'run' / 'wall_seconds.json'
-  clock = artefacts.read(path_of_clock, {})
+  document = json.loads(path_of_clock.read_text())
+  clock, identity = document['content'], document['identity']
   assert clock['wall_seconds'] > 0
 
   monkeypatch.setattr(icl_hmm_published, 'simulate_model', simulate)
-  artefacts.write(path_of_clock, clock | {'wall_seconds': 1e4}, {})
+  artefacts.write(path_of_clock, clock | {'wall_seconds': 1e4}, identity)
   assert _run(tmp_path / 'run', f'--config.results_file={path}', *SMALL) == 0
   assert _results(tmp_path / 'run')['wall_seconds'] > 1e4
 
@@ -185,7 +186,7 @@ def test_finished_models_are_read_and_damaged_ones_simulated_again(finished, mon
 
   after = _results(workdir)
   for results in (before, after):
-    del results['wall_seconds'], results['commit']
+    del results['wall_seconds'], results['commit'], results['sha256']
   assert after == before
 
 

@@ -71,8 +71,8 @@ def test_finished_arms_are_not_trained_again(workdir, monkeypatch, capsys):
   monkeypatch.setattr(rebel_gaussian_main, 'ARMS', TWO)
   monkeypatch.setattr(rebel_gaussian_main, 'train', lambda *_: pytest.fail('trained again'))
   assert _run(workdir, *SMALL) == 0
-  timeless = lambda results: {k: v for k, v in results.items() if k not in ('wall_seconds',
-                                                                           'commit')}
+  timeless = lambda results: {
+      k: v for k, v in results.items() if k not in ('wall_seconds', 'commit', 'sha256')}
   assert timeless(_results(workdir)) == timeless(before)
   note = config_file.get_config().note
   assert note and note in capsys.readouterr().out
@@ -89,8 +89,8 @@ def test_a_foreign_arm_is_trained_again(workdir, monkeypatch, capsys):
   assert _run(workdir, *SMALL) == 0
   out = capsys.readouterr().out
   assert "ppo.npz: it was made for something else: arm is 'rebel' there, 'ppo' here" in out
-  timeless = lambda results: {k: v for k, v in results.items() if k not in ('wall_seconds',
-                                                                           'commit')}
+  timeless = lambda results: {
+      k: v for k, v in results.items() if k not in ('wall_seconds', 'commit', 'sha256')}
   assert timeless(_results(workdir)) == timeless(before)
 
 
