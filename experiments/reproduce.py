@@ -132,12 +132,15 @@ def main(values: flags.FlagValues) -> None:
 
 def _check_commit(workdir: pathlib.Path, experiment: str, seed: int) -> None:
   """Raises a one-line ValueError if a workdir is complete, from other source than this."""
-  path, commit = workdir / 'results.json', launch.current_commit()
-  if path.exists():
-    earlier = launch.read_results(path, experiment=experiment, seed=seed)['commit']
-    if earlier != commit:
-      raise ValueError(f'{workdir} must be of commit {commit}, got {earlier}: delete it or give '
-                       'another --workdir')
+  path = workdir / 'results.json'
+  if not path.exists():
+    return
+
+  earlier = launch.read_results(path, experiment=experiment, seed=seed)['commit']
+  commit = launch.current_commit()
+  if earlier != commit:
+    raise ValueError(f'{workdir} must be of commit {commit}, got {earlier}: delete it or give '
+                     'another --workdir')
 
 
 def _machine(run: dict[str, Any]) -> str:
