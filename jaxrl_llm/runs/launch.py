@@ -371,17 +371,22 @@ def _prepare_workdir(workdir: pathlib.Path, config: Any, experiment: str, spec: 
 
   if not path.exists():
     files.remove_leftovers(workdir)
-    metrics.write_json_atomic(path, ours)
+    metrics.write_json_atomic(path, with_digest(ours))
     return True
 
   try:
     earlier = json.loads(path.read_text())
+    is_changed = 'sha256' in earlier and with_digest(earlier) != earlier
     differences = list(_differences(earlier['config'], ours['config'], 'config'))
     if earlier['experiment'] != experiment:
       differences.insert(0, ('experiment', earlier['experiment'], experiment))
-  except (ValueError, KeyError, TypeError) as error:
+  except (ValueError, KeyError, TypeError, RecursionError) as error:
     problem = command_line.one_line(error)
-    raise UsageError(f'{path} is not a config of a run: {problem}') from error
+    raise UsageError(
+        f'{path} is not a config of a run ({problem}): give another --workdir') from error
+
+  if is_changed:
+    raise UsageError(f'{path} was changed since it was written: give another --workdir')
 
   if differences:
     listed = '; '.join(f'{name}: {old!r} there, {new!r} given' for name, old, new in differences)

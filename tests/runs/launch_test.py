@@ -277,6 +277,7 @@ def test_empty_fields_of_networks_that_a_program_lacks_are_ignored(binary, tmp_p
   path = tmp_path / 'w/config.json'
   earlier = json.loads(path.read_text())
   earlier['config']['value_init_from'] = ''
+  del earlier['sha256']  # As earlier versions wrote it.
   path.write_text(json.dumps(earlier))
   assert 'complete' in binary('--workdir=w').stdout
   earlier['config']['value_init_from'] = 'DIR'
@@ -486,3 +487,22 @@ def test_signals_end_a_program_as_ctrl_c_does(binary, number):
   _, error = process.communicate(timeout=60)
   assert process.returncode == 130
   assert error == 'adding: interrupted; run the same command again to resume\n'
+
+
+@pytest.mark.parametrize('text, words', [
+    ('[' * 100_000, 'is not a config of a run'), ('[]', 'is not a config of a run'),
+    ('{"config": {}}', 'is not a config of a run'), ('', 'is not a config of a run'),
+])
+def test_a_damaged_config_of_a_workdir_is_one_line(binary, tmp_path, text, words):
+  assert binary('--workdir=run').returncode == 0
+  (tmp_path / 'run' / 'config.json').write_text(text)
+  _assert_one_line(binary('--workdir=run'), 'run/config.json', words, 'give another --workdir')
+
+
+def test_a_changed_config_of_a_workdir_is_named(binary, tmp_path):
+  assert binary('--workdir=run').returncode == 0
+  path = tmp_path / 'run' / 'config.json'
+  content = json.loads(path.read_text())
+  content['config']['optimizer']['warmup'] += 1
+  path.write_text(json.dumps(content))
+  _assert_one_line(binary('--workdir=run'), 'run/config.json was changed since it was written')

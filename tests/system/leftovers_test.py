@@ -1,5 +1,6 @@
 """kill -9 before any rename: the next start removes temporary files and writes the same files."""
 
+import json
 import os
 import pathlib
 import re
@@ -9,6 +10,8 @@ import sys
 import textwrap
 
 import pytest
+
+from jaxrl_llm.runs import launch
 
 REPOSITORY = pathlib.Path(__file__).resolve().parents[2]
 
@@ -127,7 +130,9 @@ def test_a_complete_run_is_cleaned_and_another_config_is_not(binary, tmp_path):
   live.write_text('of a live process')
 
   config = (workdir / 'config.json').read_text()
-  (workdir / 'config.json').write_text(config.replace('"seed": 0', '"seed": 9'))
+  other = json.loads(config)
+  other['config']['seed'] = 9
+  (workdir / 'config.json').write_text(json.dumps(launch.with_digest(other)))
   done = binary(workdir)
   assert done.returncode == 2 and 'belongs to another config' in done.stderr
   assert stale.exists()
