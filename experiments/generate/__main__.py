@@ -194,9 +194,12 @@ def check_flags(values: flags.FlagValues) -> None:
   if values.prompts is not None and values.stream:
     raise UsageError('--stream is for a single --prompt')
 
-  if values.out and pathlib.Path(values.out).exists():
+  # A kill may have come between the last two steps of `write`, which then checks the samples.
+  path = pathlib.Path(values.out or '')
+  may_be_ours = values.prompts is not None and partial_path(path).exists()
+  if values.out and path.exists() and not may_be_ours:
     raise UsageError(f'--out: {values.out!r} exists already: remove it or give another name')
-  if values.out and not pathlib.Path(values.out).absolute().parent.is_dir():
+  if values.out and not path.absolute().parent.is_dir():
     raise UsageError(f'--out must be in an existing directory, got {values.out!r}')
 
   if values.system and values.chat_template == 'none':
@@ -414,6 +417,11 @@ def _note(record: dict[str, Any]) -> None:
   )
 
 
+def partial_path(path: pathlib.Path) -> pathlib.Path:
+  """Returns the path of the samples of --out until it is complete."""
+  return path.with_name(f'{path.name}.partial')
+
+
 def write(generator: Generator, prompts: Sequence[Prompt]) -> None:
   """Samples for the prompts of a file and writes --out once it is complete.
 
@@ -421,12 +429,13 @@ def write(generator: Generator, prompts: Sequence[Prompt]) -> None:
   """
   values = generator.values
   path = pathlib.Path(values.out)
-  partial = path.with_name(f'{path.name}.partial')
+  partial = partial_path(path)
   size, per_prompt = values.batch_size, values.num_samples
 
   provenance = metrics.plain({
       'policy': fingerprint.of_params(generator.params),
-      'prompts': model_files.fingerprint([prompt.ids for prompt in prompts]),
+      'tokenizer': generator.tokenizer.fingerprint,
+      'prompts': model_files.fingerprint(prompts),
       'max_tokens': generator.max_tokens,
       **{name: values[name].value for name in (
           'num_samples', 'temperature', 'top_k', 'top_p', 'seed', 'batch_size', 'dtype')},
@@ -439,6 +448,9 @@ def write(generator: Generator, prompts: Sequence[Prompt]) -> None:
   ) as file:
     records = file.records
     done = -(-len(records) // (size * per_prompt))
+    if path.exists() and (done < len(batches) or records != _read_samples(path)):
+      raise UsageError(f'--out: {values.out!r} exists already: remove it or give another name')
+
     with loop.Stopper() as stopper, loop.progress(len(batches), 'batches', done) as bar:
       for number, batch in list(enumerate(batches))[done:]:
         rollouts = generator.sample(sampler, batch, number * size, rows=size)
@@ -451,6 +463,14 @@ def write(generator: Generator, prompts: Sequence[Prompt]) -> None:
   jsonl.write_jsonl(path, records)
   partial.unlink()
   print(f'{len(records)} samples: {path}')
+
+
+def _read_samples(path: pathlib.Path) -> list[Any] | None:
+  """Returns the records of a complete --out, or None if it is not JSON Lines."""
+  try:
+    return [line.value for line in jsonl.read_rows(path)]
+  except ValueError:
+    return None
 
 
 if __name__ == '__main__':

@@ -24,7 +24,7 @@ from jaxrl_llm.algorithms import shoestring
 from jaxrl_llm.evaluation import intervals, statistics
 from jaxrl_llm.graphs import episodes, network
 from jaxrl_llm.runs import arms as arms_lib
-from jaxrl_llm.runs import figures, launch
+from jaxrl_llm.runs import artefacts, figures, launch
 from jaxrl_llm.training import loop, metrics, optim, rng
 
 METHODS = {
@@ -112,16 +112,17 @@ def check_features(run: launch.Run, data: episodes.Features) -> str:
   """SHA-256 of the features, saved so that a resumed run can check it.
 
   Raises:
-    ValueError: the run began with other features; one line.
+    ValueError: the run began with other features, or the file is damaged; one line.
   """
   digest = hashlib.sha256(repr(data.features.shape).encode())
   for array in data:
     digest.update(np.ascontiguousarray(array))
 
-  ours, path = digest.hexdigest(), run.workdir / 'features.sha256'
+  ours, path = digest.hexdigest(), run.workdir / 'features.json'
+  identity = arms_lib.identity_of('shoestring_few_shot', run.config)
   if not path.exists():
-    metrics.write_text_atomic(path, ours + '\n')
-  theirs = path.read_text().strip()
+    artefacts.write(path, ours, identity, commit=run.commit)
+  theirs = artefacts.read(path, identity)
   if theirs != ours:
     raise ValueError(f'the features must be those that {run.workdir} began with (SHA-256 '
                      f'{theirs[:12]}...), got others ({ours[:12]}...); give another --workdir')

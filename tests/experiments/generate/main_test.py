@@ -140,6 +140,27 @@ def test_text_is_printed_while_it_is_decoded(capsys):
   assert capsys.readouterr().out == '\n'
 
 
+def test_a_kill_after_the_output_was_written(folder, whole, tmp_path, monkeypatch):
+  class Killed(BaseException):
+    pass
+
+  out, partial = tmp_path / 'samples.jsonl', tmp_path / 'samples.jsonl.partial'
+  with monkeypatch.context() as patch:
+    patch.setattr(generate.jsonl, 'write_jsonl', lambda *_: (_ for _ in ()).throw(Killed))
+    with pytest.raises(Killed):
+      of_file(folder, out)
+
+  first, *rest = whole.read_text().splitlines(keepends=True)
+  for text in ('other', ''.join(rest), ''.join([*rest, first])):
+    out.write_text(text)
+    with pytest.raises(ValueError, match='exists already: remove it or give another name'):
+      of_file(folder, out)
+    assert out.read_text() == text and partial.exists()
+  shutil.copy(whole, out)
+  of_file(folder, out)
+  assert out.read_bytes() == whole.read_bytes() and not partial.exists()
+
+
 @pytest.mark.parametrize('part', [0.01, 0.4, 0.95])
 def test_a_killed_file_of_samples_is_resumed(folder, whole, tmp_path, part, monkeypatch):
   class Killed(BaseException):

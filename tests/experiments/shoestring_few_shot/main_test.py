@@ -340,6 +340,13 @@ def test_a_run_resumes_only_with_its_own_features(tmp_path, capsys):
   assert run(folders[2]) == 2
   _expect_line(capsys, 'the features must be those that .*run began with .SHA-256 .*give another')
   assert not (workdir / 'results.json').exists()
+
+  path = workdir / 'features.json'
+  text = path.read_text()
+  path.write_text(text.replace(before['features_sha256'], '0' * 64))
+  assert run(folders[0]) == 2
+  _expect_line(capsys, 'features.json cannot be used: it is damaged')
+  path.write_text(text)
   assert run(folders[1]) == 0  # The same ones, moved.
   assert _results(workdir)['features_sha256'] == before['features_sha256']
   assert len(before['features_sha256']) == 64
