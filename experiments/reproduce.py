@@ -107,18 +107,20 @@ def main(values: flags.FlagValues) -> None:
   config, more = command_of(values.experiment, values.setting)
   more += [f'--config.{override}' for override in values.overrides]
 
-  differing = 0
+  differing, commit = 0, launch.current_commit()
   for seed in map(int, values.seeds):
     workdir = pathlib.Path(values.workdir) / f'{values.experiment}_{values.setting}_seed{seed}'
     command = [sys.executable, '-m', f'experiments.{values.experiment}', f'--config={config}',
                f'--config.seed={seed}', f'--workdir={workdir}', *more]
     print(' '.join(command[1:]), flush=True)
-    _check_commit(workdir, values.experiment, seed)
     if status := subprocess.run(command).returncode:
       raise ValueError(f'the run ended with status {status}; this command resumes it')
 
     new = launch.read_results(
         workdir / 'results.json', experiment=values.experiment, seed=seed)
+    if new['commit'] != commit:  # The workdir was complete already.
+      raise ValueError(f'{workdir} must be of commit {commit}, got {new["commit"]}: delete it or '
+                       'give another --workdir')
     rows = compare(new, committed, seed, values.tolerance)
     print('\n' + figures.markdown_table(['number', 'committed', 'new', 'verdict'], rows))
     theirs, ours = (_machine(run) for run in (committed.runs[seed], new))
@@ -128,19 +130,6 @@ def main(values: flags.FlagValues) -> None:
   if differing:
     print(f'{differing} numbers differ by more than {values.tolerance:g} standard errors')
     sys.exit(1)
-
-
-def _check_commit(workdir: pathlib.Path, experiment: str, seed: int) -> None:
-  """Raises a one-line ValueError if a workdir is complete, from other source than this."""
-  path = workdir / 'results.json'
-  if not path.exists():
-    return
-
-  earlier = launch.read_results(path, experiment=experiment, seed=seed)['commit']
-  commit = launch.current_commit()
-  if earlier != commit:
-    raise ValueError(f'{workdir} must be of commit {commit}, got {earlier}: delete it or give '
-                     'another --workdir')
 
 
 def _machine(run: dict[str, Any]) -> str:

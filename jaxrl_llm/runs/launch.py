@@ -17,7 +17,6 @@ import contextlib
 import dataclasses
 import errno
 import fcntl
-import hashlib
 import importlib.metadata
 import json
 import numbers
@@ -40,6 +39,7 @@ from absl import flags
 
 from jaxrl_llm.runs import artefacts, command_line, memory, processor
 from jaxrl_llm.runs.command_line import UsageError
+from jaxrl_llm.runs.results import read_results, with_digest
 from jaxrl_llm.training import files, loop, metrics
 
 REPOSITORY = command_line.REPOSITORY
@@ -279,52 +279,6 @@ def write_results(run: Run, numbers_: Mapping[str, Any]) -> pathlib.Path:
       raise ValueError(f'results must be numbers and strings, got {value!r} ({name})')
   metrics.write_json_atomic(run.results_path, with_digest(results))
   return run.results_path
-
-
-def with_digest(results: Mapping[str, Any]) -> dict[str, Any]:
-  """Returns plain results with 'sha256', the digest of the other entries."""
-  others = {name: value for name, value in results.items() if name != 'sha256'}
-  text = json.dumps(others, sort_keys=True, allow_nan=False)
-  return {**others, 'sha256': hashlib.sha256(text.encode()).hexdigest()}
-
-
-def read_results(
-    path: pathlib.Path, *, experiment: str, seed: int, allow_earlier: bool = False
-) -> dict[str, Any]:
-  """Reads the results.json of a complete run.
-
-  Args:
-    path: the file.
-    experiment: name of the program that must have written it.
-    seed: the seed that it must be of.
-    allow_earlier: whether to accept a file without digest, as earlier versions wrote it.
-
-  Returns:
-    The results by flat name.
-
-  Raises:
-    UsageError: the file is damaged, or of something else; one line.
-    OSError: the file cannot be read.
-  """
-  try:
-    results = json.loads(path.read_bytes())
-    problem = '' if isinstance(results, dict) else 'it is damaged (not an object)'
-  except (ValueError, RecursionError) as error:
-    problem = f'it is damaged ({command_line.one_line(error)})'
-
-  if not problem:
-    is_earlier = 'sha256' not in results
-    if is_earlier and not allow_earlier:
-      problem = 'it has no digest: it is damaged or of an earlier version'
-    elif not is_earlier and with_digest(results) != results:
-      problem = 'it is damaged (its content does not match its digest)'
-    for name, expected in (('experiment', experiment), ('seed', seed)):
-      if not problem and results.get(name) != expected:
-        problem = f'its {name} must be {expected!r}, got {results.get(name)!r}'
-
-  if problem:
-    raise UsageError(f'{path} cannot be used: {problem}; delete it and run the command again')
-  return results
 
 
 def current_commit() -> str:

@@ -67,6 +67,7 @@ def test_a_run_is_compared(tmp_path, monkeypatch, capsys, new, status, verdict):
     return types.SimpleNamespace(returncode=0)
 
   monkeypatch.setattr(subprocess, 'run', run)
+  monkeypatch.setattr(launch, 'current_commit', lambda: 'c')
   if status:
     with pytest.raises(SystemExit) as error:
       reproduce.main(_values(tmp_path))
