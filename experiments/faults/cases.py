@@ -295,9 +295,9 @@ def _nothing_lost(outcome_and_line: tuple[str, str]) -> tuple[str, str]:
 
 
 def _names(line: str, path: pathlib.Path, workdir: pathlib.Path) -> bool:
-  """Returns whether a line names a path of the workdir, or a directory that contains it."""
+  """Returns whether a line names a file of the workdir, or a directory that contains it."""
   below = [path, *path.parents][: len(path.relative_to(workdir).parts)]
-  return any(str(folder) in line for folder in below)
+  return path.name in line or any(str(folder) in line for folder in below)
 
 
 def _last_line(ended: processes.Ended) -> str:
