@@ -17,11 +17,11 @@ import re
 import sys
 import time
 
-from absl import app, flags
+from absl import flags
 
 from jaxrl_llm.rewards import math_answer
 from jaxrl_llm.rewards.math import truths
-from jaxrl_llm.runs import command_line
+from jaxrl_llm.runs import launch
 
 _SOLUTIONS = flags.DEFINE_string('solutions', None, 'JSON Lines file of labelled solutions')
 _MODE = flags.DEFINE_enum(
@@ -155,29 +155,13 @@ def check(path: pathlib.Path, mode: str) -> int:
   return 0 if agreed == count else 1
 
 
-def main(argv: list[str]) -> int:
+def main() -> None:
   """Checks the file given by the flags."""
-  try:
-    if len(argv) > 1:
-      raise InputError(f'unexpected argument {argv[1]!r}; give the file as --solutions=FILE')
-    if not _SOLUTIONS.value:
-      raise InputError('--solutions=FILE is required: a file of JSON lines with labelled solutions')
-    return check(pathlib.Path(_SOLUTIONS.value), _MODE.value)
-  except InputError as error:
-    print(f'check_verifier: {error}', file=sys.stderr)
-    return 2
-
-
-def _parse_flags(argv: list[str]) -> list[str]:
-  if command_line.wants_help(argv):
-    print(command_line.docstring() + '\n\n' + flags.FLAGS.main_module_help())
-    sys.exit(0)  # absl would exit with 1.
-  try:
-    return flags.FLAGS(argv)
-  except flags.Error as error:
-    print(f'check_verifier: {error}'.replace('\n', ' '), file=sys.stderr)
-    sys.exit(2)
+  if not _SOLUTIONS.value:
+    raise InputError('--solutions=FILE is required: a file of JSON lines with labelled solutions')
+  if status := check(pathlib.Path(_SOLUTIONS.value), _MODE.value):
+    sys.exit(status)
 
 
 if __name__ == '__main__':
-  app.run(main, flags_parser=_parse_flags)
+  launch.run_tool(main)
