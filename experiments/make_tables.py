@@ -65,7 +65,11 @@ def main() -> None:
   if _PAGES.value:
     blocks = page_blocks(settings, _RUNS.value)
     for path in find_pages(_PAGES.value):
-      metrics.write_text_atomic(path, readme.fill(path.read_text(), blocks))
+      try:
+        text = path.read_text(encoding='utf-8')
+      except UnicodeDecodeError as error:
+        raise ValueError(f'{path} must be UTF-8 text (--pages): {error}') from error
+      metrics.write_text_atomic(path, readme.fill(text, blocks))
       written.append(path)
   print('written: ' + ', '.join(map(str, written)))
 

@@ -10,21 +10,14 @@ exit status is 1 if a number differs.
 
 import functools
 import pathlib
-import subprocess
 import sys
 from typing import Any
 
 from absl import flags
 
-from jaxrl_llm.runs import figures, launch
+from jaxrl_llm import checks
+from jaxrl_llm.runs import figures, launch, programs
 from jaxrl_llm.tables import render
-
-# Studies whose settings are not named after a config file: config file and extra flags.
-_COMMANDS = {
-    'arena': lambda name: (
-        ':'.join(filter(None, ['arena.py', name.partition('_')[2]])),
-        [f'--config.task={name.partition("_")[0]}', '--config.num_seeds=1']),
-}
 
 
 def define_flags(values: flags.FlagValues) -> None:
@@ -51,9 +44,10 @@ def command_of(experiment: str, name: str) -> tuple[str, list[str]]:
     ValueError: no config file matches its name.
   """
   folder = launch.REPOSITORY / 'experiments' / 'configs'
-  if experiment in _COMMANDS:
-    file, more = _COMMANDS[experiment](name)
-    return str(folder / file), more
+  if experiment == 'arena':  # Its variants are not named after config files.
+    task, _, variant = name.partition('_')
+    file = ':'.join(filter(None, [str(folder / 'arena.py'), variant]))
+    return file, [f'--config.task={task}', '--config.num_seeds=1']
 
   words = [] if name == 'default' else name.split('_')
   for count in range(len(words), -1, -1):  # Longest file name first; the rest is the variant.
@@ -99,8 +93,9 @@ def main(values: flags.FlagValues) -> None:
     known = ', '.join(sorted(f'{experiment}/{name}' for experiment, name in results))
     raise ValueError(f'{values.experiment}/{values.setting} must be one of {known}')
 
-  for seed in values.seeds:
-    if not seed.isdigit() or int(seed) not in committed.runs:
+  checks.non_negative(values, '', 'tolerance')
+  for seed in values.seeds or ['']:
+    if not (seed.isascii() and seed.isdigit()) or int(seed) not in committed.runs:
       raise ValueError(
           f'seeds must be some of {", ".join(map(str, committed.runs))}, got {seed!r} (--seeds)')
 
@@ -113,7 +108,7 @@ def main(values: flags.FlagValues) -> None:
     command = [sys.executable, '-m', f'experiments.{values.experiment}', f'--config={config}',
                f'--config.seed={seed}', f'--workdir={workdir}', *more]
     print(' '.join(command[1:]), flush=True)
-    if status := subprocess.run(command).returncode:
+    if status := programs.run(command):
       raise ValueError(f'the run ended with status {status}; this command resumes it')
 
     new = launch.read_results(

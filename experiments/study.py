@@ -6,17 +6,14 @@ one is resumed. Results go to RESULTS/<experiment>/<variant>/seed<N>/results.jso
 """
 
 import functools
-import importlib.util
 import os
 import pathlib
-import signal
-import subprocess
 import sys
 from collections.abc import Sequence
 
 from absl import flags
 
-from jaxrl_llm.runs import command_line, launch
+from jaxrl_llm.runs import command_line, launch, programs
 from jaxrl_llm.training import metrics
 
 
@@ -42,26 +39,27 @@ def run_arm(module: str, workdir: pathlib.Path, config: str, arguments: list[str
   command = [sys.executable, '-m', f'experiments.{module}', f'--config={config}',
              f'--workdir={workdir}', *arguments]
   print(f'\n=== {" ".join(command[1:])}', flush=True)
-  process = subprocess.Popen(command)
-  # Ctrl-C also reaches the arm, which finishes its step and saves. Wait for that.
-  previous = signal.signal(signal.SIGINT, signal.SIG_IGN)
-  try:
-    status = process.wait()
-  finally:
-    signal.signal(signal.SIGINT, previous)
-  if status in (130, -2):
-    raise KeyboardInterrupt
-  if status:
+  if status := programs.run(command):
     raise ValueError(f'{workdir.name} ended with status {status}; run this command again to resume')
 
 
 def _read_arms(config: str) -> Sequence[str]:
   """Returns the arms that a config file lists."""
-  module = command_line.load_module(config)
-  try:
-    return module.ARMS
-  except AttributeError:
-    raise ValueError(f'config must be a file with ARMS, got {config!r} (--config)') from None
+  arms = getattr(command_line.load_module(config), 'ARMS', None)
+  is_list = isinstance(arms, (list, tuple)) and all(isinstance(arm, str) for arm in arms)
+  if not arms or not is_list:
+    raise ValueError(
+        'config must be a file with ARMS, a non-empty list of names, '
+        f'got {config!r} with {arms!r} (--config)')
+  return arms
+
+
+def _is_program(name: str) -> bool:
+  """Returns whether experiments/ has a program of this name that takes a config and a workdir."""
+  folder = launch.REPOSITORY / 'experiments'
+  paths = (folder / f'{name}.py', folder / name / '__main__.py')
+  return name.isidentifier() and any(
+      path.is_file() and 'launch.run(' in path.read_text(encoding='utf-8') for path in paths)
 
 
 def _check(values: flags.FlagValues, chosen: Sequence[str], arms: Sequence[str]) -> None:
@@ -77,7 +75,7 @@ def _check(values: flags.FlagValues, chosen: Sequence[str], arms: Sequence[str])
       raise ValueError(f'seeds must be non-negative integers, got {seed!r} (--seeds)')
 
   program = values.experiment
-  if not program.isidentifier() or importlib.util.find_spec(f'experiments.{program}') is None:
+  if not _is_program(program):
     raise ValueError(
         f'experiment must be a program in experiments/, got {program!r} (--experiment)')
   for folder in (values.work, values.results):

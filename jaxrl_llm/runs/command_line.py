@@ -90,10 +90,10 @@ def load_config(spec: str) -> Any:
     config = get_config(variant) if colon else get_config()
   except ValueError as error:
     raise UsageError(f'{one_line(error)} (--config={spec})') from error
-  except (KeyError, TypeError) as error:
-    raise UsageError(
-        f'config file {name!r} has no variant {variant!r} (--config={spec})') from error
   except (Exception, SystemExit) as error:
+    if colon and isinstance(error, (KeyError, TypeError)):
+      raise UsageError(
+          f'config file {name!r} has no variant {variant!r} (--config={spec})') from error
     raise UsageError(
         f'get_config() of {name!r} cannot be called: {type(error).__name__}: {one_line(error)}'
     ) from error

@@ -229,7 +229,8 @@ def run_tool(
     if command_line.wants_help(argv):
       print(command_line.docstring() + '\n\n' + flags.FLAGS.main_module_help())
       return
-    command_line.parse_flags(flags.FLAGS, [arg for arg in argv if arg != '--debug'])
+    command = command_line.expand(argv)
+    command_line.parse_flags(flags.FLAGS, [arg for arg in command if arg != '--debug'])
     main()
 
   _exit_with_one_line(start, name=name, debug='--debug' in argv)

@@ -274,13 +274,24 @@ def speed(files: Sequence[pathlib.Path], keys: Sequence[tuple[str, str, int]]) -
     Markdown.
 
   Raises:
-    ValueError: if a number is missing from a file.
+    ValueError: if a file is not a JSON object, or a number is missing from it.
   """
-  runs = [json.loads(pathlib.Path(file).read_bytes()) for file in files]
+  runs = [_read_numbers(pathlib.Path(file)) for file in files]
   names = [pathlib.Path(file).stem.replace('_', ' ') for file in files]
   lines = [f'| | {" | ".join(names)} |', '|---|' + '---|' * len(runs)]
   for key, label, digits in keys:
-    if any(key not in run for run in runs):
-      raise ValueError(f'{files} must all hold {key!r}')
+    for file, run in zip(files, runs):
+      if not isinstance(run.get(key), (int, float)):
+        raise ValueError(f'{file} must have a number {key!r}, got {run.get(key)!r}')
     lines.append(f'| {label} | ' + ' | '.join(f'{run[key]:,.{digits}f}' for run in runs) + ' |')
   return '\n'.join(lines)
+
+
+def _read_numbers(file: pathlib.Path) -> dict[str, float]:
+  try:
+    numbers = json.loads(file.read_bytes())
+  except (ValueError, RecursionError) as error:
+    raise ValueError(f'{file} is not JSON: {error}') from error
+  if not isinstance(numbers, dict):
+    raise ValueError(f'{file} must hold one flat object, got a {type(numbers).__name__}')
+  return numbers

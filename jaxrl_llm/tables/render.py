@@ -226,7 +226,7 @@ def csv_text(settings: Iterable[Setting]) -> str:
 def _read_one(path: pathlib.Path) -> dict[str, Any]:
   try:
     run = json.loads(path.read_bytes())
-  except ValueError as error:
+  except (ValueError, RecursionError) as error:
     raise ValueError(f'{path} is not JSON: {error}') from error
   if not isinstance(run, dict):
     raise ValueError(f'{path} must hold one flat object, got a {type(run).__name__}')

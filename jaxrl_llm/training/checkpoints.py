@@ -271,7 +271,7 @@ def load_params(
   is_ours = (directory / 'document').is_dir()
   problem = _find_damage(directory) if is_ours else 'it was not written by save_params'
   if problem is not None:
-    raise CheckpointError(f'the parameters at {directory} cannot be read: {problem}')
+    raise _damaged_params(directory, problem)
 
   metadata = _read_document(directory)['metadata']
   if 'made_from' in (expected or {}) and 'made_from' not in metadata:
@@ -308,8 +308,14 @@ def read_metadata(directory: str | os.PathLike) -> dict[str, Any]:
     )
   problem = _find_damage(directory)
   if problem is not None:
-    raise CheckpointError(f'the parameters at {directory} cannot be read: {problem}')
+    raise _damaged_params(directory, problem)
   return _read_document(directory)['metadata']
+
+
+def _damaged_params(directory: pathlib.Path, problem: str) -> CheckpointError:
+  return CheckpointError(
+      f'the parameters at {directory} cannot be read: {problem}; restore them, or delete the '
+      'directory and run the command that made them again')
 
 
 def _flatten(tree: Any) -> tuple[dict[str, Any], dict[str, Any]]:

@@ -101,6 +101,21 @@ def plain(value: Any) -> Any:
   raise ValueError(f'cannot write a {type(value).__name__} as JSON, got {value!r}')
 
 
+def read_json(path: str | os.PathLike) -> Any:
+  """Reads a JSON file.
+
+  Raises:
+    ValueError: one line with the path, if it is not JSON or is nested too deeply.
+    OSError: if it cannot be read.
+  """
+  try:
+    return json.loads(pathlib.Path(path).read_bytes())
+  except RecursionError:
+    raise ValueError(f'{path} is not JSON: it is nested too deeply') from None
+  except ValueError as error:
+    raise ValueError(f'{path} is not JSON: {error}') from error
+
+
 def read_jsonl(path: str | os.PathLike) -> list[dict[str, Any]]:
   """Reads a JSONL file; skips a last line that was cut off by a kill.
 

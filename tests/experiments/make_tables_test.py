@@ -2,6 +2,7 @@
 
 import json
 import pathlib
+import shutil
 import subprocess
 import sys
 
@@ -48,6 +49,13 @@ def test_bad_input_is_one_line_with_status_2(tmp_path):
   _assert_one_line(_run(f'--runs={tmp_path / "absent"}'), 'not a directory', 'absent')
   _assert_one_line(_run(f'--rums={tmp_path}'), 'unknown flag --rums; did you mean --runs?')
   path = _write(tmp_path, 0)
+  page = tmp_path / 'page.md'
+  page.write_bytes(b'\xff\xfe')
+  bench = tmp_path / 'bench' / 'cpu.json'
+  bench.parent.mkdir()
+  shutil.copy(next((REPOSITORY / 'results' / 'bench').glob('*.json')), bench)
+  _assert_one_line(_run(f'--runs={tmp_path}', f'--pages={page}'), 'page.md must be UTF-8 text')
+  _assert_one_line(_run(f'--flagfile={page}'), '(--flagfile)')
   path.write_text('{"experiment": ')
   _assert_one_line(_run(f'--runs={tmp_path}'), str(path), 'is not JSON')
 

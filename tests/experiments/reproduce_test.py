@@ -1,14 +1,12 @@
 """experiments/reproduce: the command of each committed result, and verdicts."""
 
 import json
-import subprocess
-import types
 
 import pytest
 from absl import flags
 
 from experiments import reproduce
-from jaxrl_llm.runs import launch
+from jaxrl_llm.runs import launch, programs
 from jaxrl_llm.tables import render
 from tests.experiments import tiny
 
@@ -64,9 +62,9 @@ def test_a_run_is_compared(tmp_path, monkeypatch, capsys, new, status, verdict):
     workdir.mkdir(parents=True)
     results = _run(wall_seconds=99.0, **{'eval/trained/pass@1': new, 'processor/model': 'Other'})
     (workdir / 'results.json').write_text(json.dumps(launch.with_digest(results)))
-    return types.SimpleNamespace(returncode=0)
+    return 0
 
-  monkeypatch.setattr(subprocess, 'run', run)
+  monkeypatch.setattr(programs, 'run', run)
   monkeypatch.setattr(launch, 'current_commit', lambda: 'c')
   if status:
     with pytest.raises(SystemExit) as error:
@@ -83,7 +81,7 @@ def test_a_complete_run_of_another_commit_is_refused(tmp_path, monkeypatch, caps
   workdir = tmp_path / 'new' / 'a_star_po_arithmetic_seed0'
   workdir.mkdir(parents=True)
   path, text = workdir / 'results.json', json.dumps(launch.with_digest(_run()))
-  monkeypatch.setattr(subprocess, 'run', lambda _: types.SimpleNamespace(returncode=0))
+  monkeypatch.setattr(programs, 'run', lambda _: 0)
 
   for commit, damaged, words in (('d', text, 'must be of commit d, got c: delete it or give'),
                                  ('c', text.replace('0.5', '0.6'), 'it is damaged')):
@@ -103,3 +101,10 @@ def test_bad_input_is_one_line(tmp_path):
     reproduce.main(_values(tmp_path, '--setting=other'))
   with pytest.raises(ValueError, match="got '7' \\(--seeds\\)"):
     reproduce.main(_values(tmp_path, '--seeds=7'))
+  with pytest.raises(ValueError, match="got '²' \\(--seeds\\)"):
+    reproduce.main(_values(tmp_path, '--seeds=²'))
+  with pytest.raises(ValueError, match="got '' \\(--seeds\\)"):
+    reproduce.main(_values(tmp_path, '--seeds='))
+  for tolerance in ('nan', 'inf', '-1'):
+    with pytest.raises(ValueError, match='tolerance must be non-negative and finite'):
+      reproduce.main(_values(tmp_path, f'--tolerance={tolerance}'))

@@ -84,6 +84,13 @@ def test_all_arms_have_different_configs(tmp_path):
   assert len({repr(config) for config in configs}) == len(module.ARMS)
 
 
+@pytest.mark.parametrize('arms', ['3', '()', '(1, 2)', '"abc"'])
+def test_arms_must_be_names(tmp_path, arms):
+  (tmp_path / 'wrong.py').write_text(f'ARMS = {arms}')
+  with pytest.raises(ValueError, match='with ARMS, a non-empty list of names'):
+    run(tmp_path, f'--config={tmp_path / "wrong.py"}')
+
+
 @pytest.mark.parametrize(
     ('arguments', 'line'),
     [
@@ -91,6 +98,7 @@ def test_all_arms_have_different_configs(tmp_path):
         (['--seeds=-1'], "seeds must be non-negative integers, got '-1'"),
         (['--arms='], 'arms must name at least one, got none'),
         (['--seeds='], 'seeds must name at least one, got none'),
+        (['--experiment=configs'], "experiment must be a program in experiments/, got 'configs'"),
         (['--experiment=../x'], "experiment must be a program in experiments/, got '../x'"),
         (['--config=experiments/configs/arena.py'], 'config must be a file with ARMS'),
         (['--results=/dev/null/x'], '/dev/null'),

@@ -169,6 +169,7 @@ def test_bad_command_lines(binary, tmp_path, arguments, words):
     ('import absent_module', ['cannot be loaded: ModuleNotFoundError', 'absent_module']),
     ('def get_config(): return {}', ['must return a dataclass', 'dict']),
     ('def get_config(): raise ValueError("no table")', ['no table']),
+    ('def get_config(): return {}["x"]', ['cannot be called: KeyError']),
 ])
 def test_bad_config_files(binary, tmp_path, content, words):
   (tmp_path / 'bad.py').write_text(content)
@@ -295,7 +296,8 @@ def test_workdir_of_another_program(binary, tmp_path):
 def test_broken_config_json(binary, tmp_path):
   assert binary('--workdir=w').returncode == 0
   (tmp_path / 'w/config.json').write_text('{"config": ')
-  _assert_one_line(binary('--workdir=w'), 'w/config.json is not a config of a run')
+  _assert_one_line(binary('--workdir=w'), 'w/config.json is not a config of a run',
+                   'give another --workdir')
 
 
 def test_two_processes_in_one_workdir(binary):
@@ -456,7 +458,7 @@ def test_a_config_of_another_program_is_refused(binary, tmp_path):
     ('def get_config():\n  return get_config()', 'cannot be called: RecursionError: '),
     ('def get_config():\n  raise RuntimeError("a bug")', 'cannot be called: RuntimeError: a bug'),
     ('import no_such_module', 'cannot be loaded: ModuleNotFoundError: '),
-    ('get_config = 3', 'has no variant'),
+    ('get_config = 3', 'cannot be called: TypeError'),
 ])
 def test_a_config_file_that_cannot_be_used_is_one_line(binary, tmp_path, text, words):
   (tmp_path / 'odd.py').write_text(text)

@@ -106,3 +106,13 @@ def test_simulated_mice_are_excluded_from_the_table_of_mice():
          'mean/glm/accuracy': 0.5}
   lines = readme.icl_hmm_mice(render.Setting('icl_hmm', 'mice', {0: run})).split('\n')
   assert lines[0] == '| accuracy (%) | M1 | mean |' and '| GLM | 50.0 | 50.0 |' in lines
+
+
+@pytest.mark.parametrize('text, words', [
+    ('{', 'a.json is not JSON'), ('[' * 100_000, 'a.json is not JSON'),
+    ('[1]', 'a.json must hold one flat object'), ('{"a": "x"}', "a.json must have a number 'a'"),
+    ('{}', "a.json must have a number 'a'")])
+def test_a_damaged_benchmark_is_named(tmp_path, text, words):
+  (tmp_path / 'a.json').write_text(text)
+  with pytest.raises(ValueError, match=words):
+    readme.speed([tmp_path / 'a.json'], [('a', 'label', 1)])

@@ -211,6 +211,15 @@ def test_a_position_of_an_earlier_version_is_one_line(tmp_path):
     file.truncate(11)
 
 
+@pytest.mark.parametrize('content', [b'{', b'[' * 100_000, b'\xff'])
+def test_a_file_that_is_not_json_is_named(tmp_path, content):
+  path = tmp_path / 'a.json'
+  path.write_bytes(content)
+  with pytest.raises(ValueError, match='a.json is not JSON') as error:
+    metrics.read_json(path)
+  assert '\n' not in str(error.value)
+
+
 def test_lines_survive_a_kill(tmp_path):
   script = textwrap.dedent(f"""
       import os, signal
