@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import json
 from typing import Any, NamedTuple
 
 import jax
@@ -12,6 +11,7 @@ from jaxrl_llm.models import configs, value
 from jaxrl_llm.models import policy as policy_lib
 from jaxrl_llm.runs import checkpoint_sources
 from jaxrl_llm.runs.command_line import UsageError
+from jaxrl_llm.training import metrics
 from jaxrl_llm.types import Params, Tokenizer
 
 
@@ -56,7 +56,7 @@ def stored_dtype(source: checkpoint_sources.CheckpointSource) -> str:
     fields = source.checkpoint.fields
     dtypes = {fields.get('dtype') or fields.get('torch_dtype')}
   else:
-    document = json.loads((source.directory / 'document' / 'metadata').read_bytes())
+    document = metrics.read_json(source.directory / 'document' / 'metadata')
     dtypes = {leaf['dtype'] for leaf in document['tree'].values()}
   return 'bfloat16' if dtypes == {'bfloat16'} else 'float32'
 

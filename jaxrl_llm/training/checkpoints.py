@@ -11,7 +11,6 @@ on disk therefore do not depend on Python classes, and a mismatch can name the p
 
 import contextlib
 import errno
-import json
 import logging
 import os
 import pathlib
@@ -416,7 +415,7 @@ def _checked_files(folder: pathlib.Path) -> list[str]:
 def _find_damage(folder: pathlib.Path) -> str | None:
   """Describes damage to a checkpoint's files; None if they are those that were written."""
   try:
-    checksums = dict(json.loads((folder / _CHECKSUMS).read_bytes()))
+    checksums = dict(metrics.read_json(folder / _CHECKSUMS))
     actual = _checked_files(folder)
     for name, checksum in checksums.items():
       if name not in actual:
@@ -425,7 +424,7 @@ def _find_damage(folder: pathlib.Path) -> str | None:
         return f'{name} does not have the bytes that were written'
   except FileNotFoundError:
     return f'{_CHECKSUMS} is missing'
-  except (OSError, ValueError, TypeError, RecursionError) as error:
+  except (OSError, ValueError, TypeError) as error:
     return f'{_CHECKSUMS} cannot be read: {_first_line(error)}'
 
   unlisted = [name for name in actual if name not in checksums]
