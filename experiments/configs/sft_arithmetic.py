@@ -9,6 +9,4 @@ from jaxrl_llm.runs import config as config_lib
 
 def get_config() -> config_lib.PolicyConfig:
   full = a_star_po_arithmetic.get_config()
-  return config_lib.PolicyConfig(
-      task=full.task, model=full.model, sft=full.sft, evaluation=full.evaluation
-  )
+  return config_lib.PolicyConfig(task=full.task, model=full.model, sft=full.sft)

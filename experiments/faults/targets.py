@@ -46,11 +46,11 @@ _ADDITION = {
     **_fields('sft', steps=40, batch_size=8, save_every=10, log_every=3),
     **_fields('sft.optimizer', learning_rate=2e-2, warmup_steps=0, weight_decay=0.0,
               schedule='constant'),
-    **_fields('evaluation', num_samples=4, batch_size=8, num_shown=2, diagnosed_prompts=8,
-              diagnosed_samples=4),
+    **_fields('evaluation', num_samples=4, batch_size=8, num_shown=2),
 }
 _A_STAR_PO = {
-    **_ADDITION, 'algorithm.samples_per_prompt': 4, 'optimizer.learning_rate': 1e-2, 'steps': 10,
+    **_ADDITION, **_fields('evaluation', diagnosed_prompts=8, diagnosed_samples=4),
+    'algorithm.samples_per_prompt': 4, 'optimizer.learning_rate': 1e-2, 'steps': 10,
     'batch_size': 8, 'stage1_batch_size': 8, 'save_every': 3, 'eval_every': 4,
 }
 
