@@ -41,11 +41,13 @@ setuptools.setup(
     ],
     extras_require={
         'test': ['pytest>=8', 'pytest-xdist>=3.6', 'hypothesis>=6.100', 'ruff>=0.15',
-                 'nbformat>=5.10', 'nbclient>=0.10', 'ipykernel>=6.29', 'wandb>=0.21'],
+                 'nbformat>=5.10', 'nbclient>=0.10', 'ipykernel>=6.29', 'wandb>=0.21',
+                 'gguf>=0.19'],
         'parity': ['torch==2.13.0', 'transformers==5.23.0', 'peft==0.21.2'],
         'tpu': ['jax[tpu]>=0.10,<0.12'],
         'gpu': ['jax[cuda13]>=0.10,<0.12'],
         'colab': ['jupyterlab>=4'],
         'wandb': ['wandb>=0.21'],
+        'gguf': ['gguf>=0.19'],
     },
 )

@@ -47,6 +47,7 @@ ALONE = ('_lazy', 'checks', 'types')  # They import nothing of the project.
 # Library -> the only files that may import it, as prefixes of paths in the package or repository.
 ONLY_IN = {
     'flax': ('models/',),
+    'gguf': ('models/pretrained/',),
     'orbax': ('training/checkpoints.py',),
     'optax': ('training/', 'algorithms/', 'runs/', 'experiments/rebel_games/',
               'experiments/rebel_gaussian/', 'experiments/cost/'),
@@ -62,7 +63,7 @@ ONLY_IN = {
 HEAVY = frozenset({
     'tensorflow', 'tensorflow_datasets', 'torch', 'tokenizers', 'sentencepiece', 'transformers',
     'math_verify', 'sympy', 'latex2sympy2_extended', 'matplotlib', 'tensorboardX', 'wandb',
-    'jinja2', 'safetensors', 'sacrebleu', 'rouge_score', 'scipy',
+    'jinja2', 'safetensors', 'sacrebleu', 'rouge_score', 'scipy', 'gguf',
 })
 HEAVY_EXCEPTIONS = ('data/tfds_builders/',)
 

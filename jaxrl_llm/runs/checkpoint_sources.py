@@ -13,7 +13,7 @@ import jax.numpy as jnp
 
 from jaxrl_llm.data import tokenizers
 from jaxrl_llm.models import configs
-from jaxrl_llm.models.pretrained import huggingface
+from jaxrl_llm.models.pretrained import gguf, huggingface
 from jaxrl_llm.tasks import config as task_config
 from jaxrl_llm.training import checkpoints, fingerprint
 from jaxrl_llm.types import ModelFns, Params, Tokenizer
@@ -157,6 +157,10 @@ def read(directory: str, *, field: str, tokenizer_named: bool = False) -> Checkp
     ValueError: if the directory holds neither, or it cannot be used.
   """
   path = pathlib.Path(directory)
+  if gguf.is_gguf(path):
+    raise ValueError(
+        f'{field} must be a directory, got a GGUF file: convert it with `python -m '
+        f'experiments.convert --from={directory} --to=DIR`')
   if not path.is_dir():
     raise ValueError(f'{field}: not a directory: {directory!r}')
   if huggingface.is_checkpoint(path):

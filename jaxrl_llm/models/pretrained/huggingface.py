@@ -329,7 +329,8 @@ def save(
   family = find_family(model_type)
   entries = family.entries(config)
   fields = {} if fields is None else fields
-  document = _document(family, config, model_type, role, dtype, fields)
+  document = config_document(
+      config, model_type=model_type, role=role, dtype=dtype, fields=fields)
   if role != 'policy':
     entries = [e for e in entries if not all(path.startswith('head/') for path in e.ours)]
   if role == 'value':
@@ -350,11 +351,11 @@ def save(
     weights.write_files(folder, tensors, max_shard_bytes=max_shard_bytes)
 
 
-def _document(
-    family: ModuleType, config: Any, model_type: str, role: str, dtype: str,
-    fields: Mapping[str, Any],
+def config_document(
+    config: Any, *, model_type: str, role: str, dtype: str, fields: Mapping[str, Any]
 ) -> dict[str, Any]:
   """Builds config.json: the family's fields, and those of `fields` that do not change the model."""
+  family = find_family(model_type)
   document = {
       **family.write_config(config, model_type), 'model_type': model_type,
       'architectures': [_architecture_for(family, model_type, role)], 'torch_dtype': dtype,

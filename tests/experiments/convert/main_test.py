@@ -12,12 +12,13 @@ import pytest
 from absl import flags
 
 from experiments.convert import __main__ as convert
-from jaxrl_llm.data import tokenizers
+from jaxrl_llm.data import chat_templates, tokenizers
 from jaxrl_llm.models import value
 from jaxrl_llm.models.pretrained import huggingface, weights
 from jaxrl_llm.runs import checkpoint_sources, conversion
 from jaxrl_llm.training import checkpoints
 from tests.experiments import tiny
+from tests.models.pretrained import gguf_files
 
 
 def main(source, target, *more):
@@ -243,6 +244,78 @@ def test_a_tokenizer_that_is_too_large_is_refused_with_both_sizes(folder, tmp_pa
   with pytest.raises(ValueError, match=line):
     main(tmp_path / 'ours', tmp_path / 'theirs', '--model_type=qwen2',
          f'--tokenizer={tmp_path / "large"}')
+
+
+# --- GGUF files.
+
+
+def write_gguf(folder, **changes):
+  """Writes a checkpoint without a tokenizer, and a GGUF file of it with one; returns the file."""
+  tokenizer = gguf_files.byte_tokenizer(pre='qwen2', more=('<eot>',))
+  config = tiny.shape(len(tokenizer['tokenizer.ggml.tokens']))
+  huggingface.save(folder / 'there', config, tiny.params(config), model_type='qwen2')
+  fields = json.loads((folder / 'there' / 'config.json').read_text())
+  metadata = gguf_files.sizes_of('qwen2', fields) | tokenizer | {
+      'tokenizer.chat_template': tiny.TEMPLATE, 'tokenizer.ggml.eot_token_id': 2} | changes
+  gguf_files.write(folder / 'model.gguf', 'qwen2', metadata, gguf_files.tensors_of(
+      folder / 'there', 'qwen2', fields))
+  return folder / 'model.gguf'
+
+
+def test_a_gguf_file_becomes_a_checkpoint(tmp_path, capsys):
+  path = write_gguf(tmp_path)
+  main(path, tmp_path / 'back')
+  assert f'{path} -> {tmp_path / "back"}: hugging_face, policy, float32' in capsys.readouterr().out
+  assert_same_tensors(tmp_path / 'there', tmp_path / 'back')
+
+  source = checkpoint_sources.read(str(tmp_path / 'back'), field='')
+  assert source.load_tokenizer().stop_ids == (0, 2)
+  template = chat_templates.load(tmp_path / 'back')
+  assert template.render([{'role': 'user', 'content': 'x'}]) == '<start>[user]x<end>'
+  main(tmp_path / 'back', tmp_path / 'ours')  # It is a checkpoint like others.
+  main(path, tmp_path / 'half', '--dtype=bfloat16')
+  assert huggingface.read_config(tmp_path / 'half').fields['torch_dtype'] == 'bfloat16'
+
+
+def test_the_tokenizer_of_a_gguf_file_can_be_replaced(folder, tmp_path):
+  path = write_gguf(tmp_path, **{'tokenizer.ggml.pre': 'tekken'})
+  with pytest.raises(ValueError, match=r"got 'tekken' \(--tokenizer can name another tokenizer\)"):
+    main(path, tmp_path / 'back')
+  main(path, tmp_path / 'back', f'--tokenizer={folder / "float32"}')
+  for name in ('tokenizer.json', 'tokenizer_config.json'):
+    assert (tmp_path / 'back' / name).read_bytes() == (folder / 'float32' / name).read_bytes()
+  tiny.write_tokenizer(tmp_path / 'large', more=('<a>', '<b>', '<c>', '<d>'))
+  with pytest.raises(ValueError, match='has 261 ids and the embedding in .* only 260 rows'):
+    main(path, tmp_path / 'other', f'--tokenizer={tmp_path / "large"}')
+  assert not (tmp_path / 'other').exists()
+
+
+@pytest.mark.parametrize(('more', 'line'), [
+    (['--format=orbax'], '--format must be hugging_face for a GGUF file, got orbax'),
+    (['--model_type=llama'], '--model_type must be qwen2 for'),
+])
+def test_flags_that_do_not_fit_a_gguf_file(tmp_path, more, line):
+  path = write_gguf(tmp_path)
+  with pytest.raises(ValueError, match=line):
+    main(path, tmp_path / 'back', *more)
+
+
+def test_a_damaged_gguf_file_is_one_line(tmp_path):
+  path = write_gguf(tmp_path)
+  content = path.read_bytes()
+  for changed, line in ((content[:-500], 'is truncated in tensor'), (content[:900], 'truncated'),
+                        (b'x' + content, 'is not a GGUF file')):
+    path.write_bytes(changed)
+    with pytest.raises(ValueError, match=line) as caught:
+      main(path, tmp_path / 'back')
+    assert '\n' not in str(caught.value)
+  assert not (tmp_path / 'back').exists()
+
+
+def test_other_programs_name_the_conversion(tmp_path):
+  path = write_gguf(tmp_path)
+  with pytest.raises(ValueError, match='--policy must be a directory, got a GGUF file: convert it'):
+    checkpoint_sources.read(str(path), field='--policy')
 
 
 def test_the_command(folder, tmp_path):

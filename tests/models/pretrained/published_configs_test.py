@@ -329,9 +329,9 @@ def test_two_spellings_are_one_model(tmp_path):
     'smollm2-135m-instruct', 'qwen2.5-7b-instruct-1m', 'gemma-2-27b', 'llama-2-13b'])
 def test_a_saved_config_keeps_its_meaning_and_its_fields(name, tmp_path):
   checkpoint = _read(tmp_path, PUBLISHED[name][0])
-  family = huggingface.find_family(checkpoint.model_type)
-  document = huggingface._document(
-      family, checkpoint.config, checkpoint.model_type, 'policy', 'bfloat16', checkpoint.fields)
+  document = huggingface.config_document(
+      checkpoint.config, model_type=checkpoint.model_type, role='policy', dtype='bfloat16',
+      fields=checkpoint.fields)
   again = _read(tmp_path, document)
   assert again.config == checkpoint.config
   lost = checkpoint.fields.keys() - document.keys()
