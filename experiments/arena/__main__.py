@@ -52,8 +52,10 @@ def outcomes(run: launch.Run, stopper: loop.Stopper) -> dict[str, dict[int, dict
     results[name] = {}
 
     for seed in range(config.seed, config.seed + config.num_seeds):
+      # With the fingerprints, because training on another processor makes another reference.
       identity = arms_lib.identity_of(
-          'arena', shared.config, task=config.task, first_seed=config.seed, seed=seed, arm=name)
+          'arena', shared.config, task=config.task, first_seed=config.seed, seed=seed, arm=name,
+          **arena_of(seed).fingerprints)
       results[name][seed] = arms_lib.finished(
           folder(seed) / 'arms' / f'{name}.json', identity,
           functools.partial(play, arm, name, seed), commit=run.commit)

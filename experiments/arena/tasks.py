@@ -25,7 +25,7 @@ from jaxrl_llm.rl import masking, scoring, sequence_scores
 from jaxrl_llm.runs import arms as arms_lib
 from jaxrl_llm.sampling import decode
 from jaxrl_llm.tasks import summarisation
-from jaxrl_llm.training import checkpoints, loop, optim, rng
+from jaxrl_llm.training import checkpoints, fingerprint, loop, optim, rng
 from jaxrl_llm.types import Batch, Example, ModelFns, Params, Rollouts, SampleFn, Task, TrainState
 
 EVALUATION_BATCH = 256
@@ -110,6 +110,7 @@ class ArenaSeed:
     encoded: training prompts for RL.
     reference: fine-tuned policy that every arm starts from.
     reward_params: the reward model's parameters, or None if the task's own score is the reward.
+    fingerprints: fingerprints of `reference` and `reward_params` by name, filled by `prepare`.
   """
 
   shared: ArenaTask
@@ -118,6 +119,7 @@ class ArenaSeed:
   encoded: batching.EncodedExamples
   reference: Params
   reward_params: Params | None = None
+  fingerprints: dict[str, str] = dataclasses.field(default_factory=dict)
 
   @property
   def key(self) -> jax.Array:
@@ -261,6 +263,8 @@ def prepare(shared: ArenaTask, seed: int, folder: pathlib.Path) -> ArenaSeed:
     made_from['reward_model'] = dataclasses.asdict(config.reward_model)
     arena.reward_params = _saved(
         folder / 'reward', 'reward', shared.scalar, made_from, lambda: _train_reward_model(arena))
+    arena.fingerprints['reward_params'] = fingerprint.of_params(arena.reward_params)
+  arena.fingerprints['reference'] = fingerprint.of_params(arena.reference)
   return arena
 
 

@@ -17,7 +17,7 @@ from experiments.arena import tasks as arena_tasks
 from experiments.configs import arena as config_file
 from jaxrl_llm.runs import criteria, launch
 from jaxrl_llm.tasks import dialogue as dialogue_task
-from jaxrl_llm.training import loop
+from jaxrl_llm.training import fingerprint, loop
 
 COMPLETIONS, BATCH = 64, 16
 
@@ -291,13 +291,40 @@ def test_a_run_is_resumed_by_arm_and_seed_and_writes_each_seed(tmp_path, monkeyp
 
   assert ran[3:] == [('reinforce', 1)]
   lines = [line for line in capsys.readouterr().out.splitlines() if 'computed again' in line]
-  for line, words in zip(lines, ('seed is 1 there, 0 here', 'damaged', 'cannot be read')):
+  for line, words in zip(lines, ('seed is 1 there, 0 here', 'cannot be read', 'is damaged')):
     assert words in line
   assert len(lines) == 3 and (tmp_path / 'seed1' / 'reference.damaged').is_dir()
   assert timeless(json.loads(lost.read_text())['content']) == timeless(before)
 
 
-def test_an_arm_of_an_earlier_version_is_one_line(tmp_path):
+def test_an_arm_of_another_reference_is_played_again(tmp_path, monkeypatch, capsys):
+  # As if a process on another processor had trained seed 1's networks again.
+  played, fingerprints = [], {0: 'a', 1: 'b'}
+  monkeypatch.setattr(arena_tasks, 'prepare', lambda shared, seed, folder: arena_tasks.ArenaSeed(
+      shared, seed, None, None, None, fingerprints={'reference': fingerprints[seed]}))
+  monkeypatch.setattr(arena_arms, 'untrained', lambda name, arena: played.append(
+      arena.seed) or {'curve': [], 'final': {}})
+  config = _config(algorithms='sft')
+  config.num_seeds = 2
+
+  for fingerprints[1], expected in (('b', [0, 1]), ('b', []), ('c', [1])):
+    with loop.Stopper() as stopper:
+      arena_main.outcomes(_run(config, tmp_path), stopper)
+    assert played == expected
+    played.clear()
+  assert "reference is 'b' there, 'c' here" in capsys.readouterr().out
+
+
+def test_fingerprints_of_a_seed_are_those_of_its_networks(folder):
+  arena = _arena('summarisation', folder / 'summarisation')
+  assert arena.fingerprints == {
+      'reference': fingerprint.of_params(arena.reference),
+      'reward_params': fingerprint.of_params(arena.reward_params)}
+
+
+def test_an_arm_of_an_earlier_version_is_one_line(tmp_path, monkeypatch):
+  monkeypatch.setattr(arena_tasks, 'prepare', lambda shared, seed, folder: arena_tasks.ArenaSeed(
+      shared, seed, None, None, None))
   path = tmp_path / 'seed0' / 'arms' / 'sft.json'
   path.parent.mkdir(parents=True)
   path.write_text('{"curve": [], "final": {}, "commit": ""}')
