@@ -13,8 +13,9 @@ models are saved: the same command resumes with the next one.
 """
 
 import functools
+import types
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -29,7 +30,7 @@ from jaxrl_llm.evaluation import statistics
 from jaxrl_llm.hmm import filtering, in_context, learners, oracles, published_results
 from jaxrl_llm.models import policy as policy_lib
 from jaxrl_llm.runs import arms, checkpoint_sources, launch
-from jaxrl_llm.training import loop, rng
+from jaxrl_llm.training import fingerprint, loop, rng
 from jaxrl_llm.types import ModelFns, Params
 
 MAX_ROWS = 256  # Trajectories at a time: bounds memory.
@@ -57,10 +58,13 @@ class InContextPredictor(NamedTuple):
   Attributes:
     params: parameters of the language model.
     predictors: by tokenisation; for as many symbols as the largest HMM has.
+    identity: fingerprint of the parameters, model and tokens, which may change while the path of
+      the checkpoint stays the same.
   """
 
   params: Params
   predictors: Mapping[str, in_context.Predictor]
+  identity: Mapping[str, Any] = types.MappingProxyType({})
 
 
 @functools.partial(jax.jit, static_argnames='lengths')
@@ -229,8 +233,12 @@ def read_checkpoint(
                      f'{largest} of its tokenizer, got {shape.vocab_size} tokens')
 
   model = policy_lib.make(shape)
-  return InContextPredictor(
-      source.load_on_one_device(model), make_predictors(config, model, tokenisations))
+  params = source.load_on_one_device(model)
+  identity = {
+      **checkpoint_sources.identity(tokenizer.fingerprint, shape),
+      'params': fingerprint.of_params(params),
+      'tokens': {kind: tokens._asdict() for kind, tokens in tokenisations.items()}}
+  return InContextPredictor(params, make_predictors(config, model, tokenisations), identity)
 
 
 def make_predictors(
@@ -274,10 +282,12 @@ def measure_all(
 
   with loop.progress(len(models), 'models') as bar:
     for index, model in models.items():
-      fingerprint = published_results.fingerprint(model)
+      name = published_results.fingerprint(model)
       rows.append(arms.finished(
-          run.workdir / 'models' / f'{index:04d}_{fingerprint}.npz',
-          arms.identity_of(run.experiment, config, row=index, model=fingerprint),
+          run.workdir / 'models' / f'{index:04d}_{name}.npz',
+          arms.identity_of(
+              run.experiment, config, row=index, model=name,
+              language_model=language_model.identity),
           functools.partial(measure_model, config, index, model, language_model),
           commit=run.commit))
       run.save_clock()

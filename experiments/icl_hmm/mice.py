@@ -26,6 +26,7 @@ from jaxrl_llm.models import configs
 from jaxrl_llm.models import policy as policy_lib
 from jaxrl_llm.runs import arms, checkpoint_sources, launch
 from jaxrl_llm.training import fingerprint, loop
+from jaxrl_llm.types import Params
 
 # Seed entries after config.seed, so that none of these mice occurs in a training step.
 _SIMULATED, _COHORT = 2**31, 2**31 + 1
@@ -74,9 +75,11 @@ def read_checkpoint(config: IclHmmMice) -> predictors.InContextPredictor:
   tokens = in_context.tokenise(
       tokenizer, config.tokenisation, animals.NUM_SYMBOLS, seed=config.seed)
   model = policy_lib.make(shape)
-  return predictors.make_predictor(
+  predictor = predictors.make_predictor(
       'checkpoint', model, dict.fromkeys(training.ARMS, source.load_on_one_device(model)), tokens,
       num_trials=config.checkpoint_trials, batch_size=config.checkpoint_batch_size)
+  return predictor._replace(identity={
+      **checkpoint_sources.identity(tokenizer.fingerprint, shape), 'tokens': tokens._asdict()})
 
 
 def predict_animal(
@@ -185,6 +188,13 @@ def _load_animals(config: IclHmmMice) -> dict[str, tuple[animals.Animal, np.ndar
   return by_name
 
 
+def fingerprints(params_by_arm: Mapping[str, Params]) -> dict[str, str]:
+  """Returns fingerprints by arm; parameters that arms share, such as a checkpoint's, count once."""
+  of = {id(params): fingerprint.of_params(params)
+        for params in {id(params): params for params in params_by_arm.values()}.values()}
+  return {arm: of[id(params)] for arm, params in params_by_arm.items()}
+
+
 def predict_all(
     run: launch.Run, stopper: loop.Stopper
 ) -> tuple[dict[str, Mapping[str, np.ndarray]], Mapping[str, np.ndarray]]:
@@ -196,10 +206,11 @@ def predict_all(
   shape = tuple(map(max, zip(*sizes)))
 
   in_context_predictors = make_in_context_predictors(run, stopper)
-  params = {model.name: fingerprint.of_params(model.params) for model in in_context_predictors}
+  models = {model.name: {'params': fingerprints(model.params), **model.identity}
+            for model in in_context_predictors}
   cohort = arms.finished(
       run.workdir / 'arms' / 'cohort.npz',
-      arms.identity_of(run.experiment, config, arm='cohort', params=params),
+      arms.identity_of(run.experiment, config, arm='cohort', models=models),
       functools.partial(predict_cohort, config, in_context_predictors[0]), commit=run.commit)
 
   predictions = {}
@@ -207,7 +218,7 @@ def predict_all(
     for name, (animal, best) in by_name.items():
       # `shape` and the trials are not in the config: its data_dir may hold other files now.
       identity = arms.identity_of(
-          run.experiment, config, arm=name, params=params, trials=animals.fingerprint(animal),
+          run.experiment, config, arm=name, models=models, trials=animals.fingerprint(animal),
           shape=shape)
       predictions[name] = arms.finished(
           run.workdir / 'arms' / f'{name}.animal.npz', identity,

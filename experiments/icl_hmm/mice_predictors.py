@@ -8,8 +8,9 @@ window is at most the last `num_trials` trials of this sequence.
 """
 
 import functools
+import types
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -32,12 +33,15 @@ class InContextPredictor(NamedTuple):
     params: the model's parameters by arm.
     predict_symbols: predictor of symbols; arms with equally long sequences share one compilation.
     num_trials: W.
+    identity: what the predictions depend on apart from `params` and the config: the model and the
+      tokens of a checkpoint, which may change while its path stays the same.
   """
 
   name: str
   params: Mapping[str, Params]
   predict_symbols: in_context.Predictor
   num_trials: int
+  identity: Mapping[str, Any] = types.MappingProxyType({})
 
   def predict(self, arm: str, animal: animals.Animal, trials: np.ndarray) -> np.ndarray:
     """P(choice 1) [R, W] in windows of trials [R, W] (-1 is padding); NaN where there is no label.

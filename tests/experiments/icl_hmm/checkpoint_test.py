@@ -22,6 +22,7 @@ from jaxrl_llm.data import tokenizers
 from jaxrl_llm.hmm import filtering, in_context, published_results, random_models
 from jaxrl_llm.models import policy
 from jaxrl_llm.models.pretrained import huggingface
+from jaxrl_llm.runs import launch
 from jaxrl_llm.training import loop, metrics
 from jaxrl_llm.types import ModelFns
 from tests.experiments import tiny
@@ -392,6 +393,24 @@ def test_finished_models_are_read_and_damaged_ones_computed_again(finished, monk
   assert _run(workdir, *arguments) == 0
   assert measured == [1] and _timeless(_results(workdir)) == _timeless(before)
   assert 'is damaged' in capsys.readouterr().out
+
+
+def test_models_measured_with_another_checkpoint_at_its_path_are_measured_again(
+    tmp_path, monkeypatch, capsys):
+  config, measured = _config(), []
+  run = launch.Run(config, tmp_path, 'icl_hmm', '', CONFIG, (), '0' * 40)
+  zeros = np.zeros((2, len(SCORES), len(config.lengths)))
+  monkeypatch.setattr(icl_hmm_checkpoint, 'measure_model', lambda config, index, *_: (
+      measured.append(index), dict.fromkeys((*checkpoint_report.BASELINES, *KINDS), zeros))[1])
+
+  predictor = _predictor(config, np.zeros((VOCABULARY, VOCABULARY)))
+  for params, expected in (('a', [3]), ('a', []), ('b', [3])):
+    with loop.Stopper() as stopper:
+      icl_hmm_checkpoint.measure_all(
+          run, stopper, {3: _recorded()}, predictor._replace(identity={'params': params}))
+    assert measured == expected
+    measured.clear()
+  assert "language_model.params is 'a' there, 'b' here" in capsys.readouterr().out
 
 
 def test_a_stopped_run_finishes_the_current_model(tmp_path, finished, monkeypatch):

@@ -17,7 +17,7 @@ from experiments.icl_hmm import mice_config, mice_predictors, mice_report, mice_
 from jaxrl_llm.data import tokenizers
 from jaxrl_llm.hmm import animals, in_context, simulated_mice
 from jaxrl_llm.models import configs, policy
-from jaxrl_llm.training import metrics, optim
+from jaxrl_llm.training import fingerprint, metrics, optim
 from jaxrl_llm.training import step as step_lib
 from jaxrl_llm.types import TrainState
 from tests.experiments import tiny
@@ -180,7 +180,17 @@ def test_predictions_of_other_parameters_are_computed_again(
   (tmp_path / 'run' / 'results.json').unlink()
   monkeypatch.setattr(mice_training, 'meta_train', _untrained)
   assert _run(tmp_path / 'run', *SMALL, f'--config.data_dir={data}') == 0
-  assert capsys.readouterr().out.count('made for something else: params.icl is ') == 3
+  assert capsys.readouterr().out.count('made for something else: models.icl.params.') == 3
+
+
+def test_parameters_that_arms_share_are_hashed_once(monkeypatch):
+  hashed, of_params = [], fingerprint.of_params
+  monkeypatch.setattr(
+      fingerprint, 'of_params', lambda params: hashed.append(params) or of_params(params))
+  shared, own = {'w': np.zeros(3)}, {'w': np.ones(3)}
+  by_arm = icl_hmm_mice.fingerprints({'a': shared, 'b': own, 'c': shared})
+  assert by_arm == {'a': of_params(shared), 'b': of_params(own), 'c': of_params(shared)}
+  assert len(hashed) == 2 and by_arm['a'] != by_arm['b']
 
 
 def test_only_animals_without_a_valid_file_are_predicted(
