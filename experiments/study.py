@@ -97,12 +97,13 @@ def main(values: flags.FlagValues) -> None:
     run_arm('sft', reference, f'{values.config}:{arms[0]}', [f'--config.seed={seed}'])
 
     for arm in chosen:
-      variant = f'{name.removeprefix(values.experiment).strip("_")}_{arm}'
+      variant = '_'.join(filter(None, [name.removeprefix(values.experiment).strip('_'), arm]))
       results = pathlib.Path(
           values.results, values.experiment, variant, f'seed{seed}', 'results.json')
       if results.exists():  # It may be a committed one of an earlier version.
         launch.read_results(
-            results, experiment=values.experiment, seed=int(seed), allow_earlier=True)
+            results, experiment=values.experiment, seed=int(seed), setting=variant,
+            allow_earlier=True)
         continue
 
       workdir = work / f'{arm}_seed{seed}'
@@ -110,7 +111,7 @@ def main(values: flags.FlagValues) -> None:
               [f'--config.seed={seed}', f'--config.policy_init_from={reference / "params"}'])
       results.parent.mkdir(parents=True, exist_ok=True)
       metrics.write_json_atomic(results, launch.read_results(
-          workdir / 'results.json', experiment=values.experiment, seed=int(seed)))
+          workdir / 'results.json', experiment=values.experiment, seed=int(seed), setting=variant))
 
   print(f'\nall {len(chosen) * len(values.seeds)} runs are complete; results under '
         f'{values.results}/{values.experiment}. Tables: python -m experiments.make_tables '

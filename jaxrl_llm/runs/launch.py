@@ -39,7 +39,8 @@ from absl import flags
 
 from jaxrl_llm.runs import artefacts, command_line, memory, processor
 from jaxrl_llm.runs.command_line import UsageError
-from jaxrl_llm.runs.results import read_results, with_digest
+from jaxrl_llm.runs.results import read_results
+from jaxrl_llm.tables.digests import with_digest
 from jaxrl_llm.training import files, loop, metrics
 
 REPOSITORY = command_line.REPOSITORY

@@ -10,10 +10,11 @@ import math
 import pathlib
 import re
 import statistics
+import sys
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from jaxrl_llm.tables import reference
+from jaxrl_llm.tables import digests, reference
 
 REQUIRED = ('experiment', 'setting', 'seed', 'commit', 'device', 'wall_seconds', 'sampled_tokens')
 
@@ -131,7 +132,9 @@ def read_results(folder: str | pathlib.Path) -> list[Setting]:
       name = ' / '.join(map(str, identity))
       raise ValueError(f'{path} and {paths[identity]} hold the same run, {name}')
     paths[identity] = path
-    settings.setdefault(identity[:2], Setting(*identity[:2], {})).runs[run['seed']] = run
+    setting = settings.setdefault(identity[:2], Setting(*identity[:2], {}))
+    _check_kinds(path, run, setting)
+    setting.runs[run['seed']] = run
 
   if not settings:
     raise FileNotFoundError(f'no results.json below {folder} (--runs)')
@@ -237,13 +240,43 @@ def _read_one(path: pathlib.Path) -> dict[str, Any]:
   for name, value in run.items():
     if isinstance(value, bool) or not isinstance(value, (int, float, str)):
       raise ValueError(f'{path}: {name} must be a number or a string, got {value!r}')
+    # JSON has no others, and they could not be averaged. NaN is written as text.
+    if not isinstance(value, str) and not abs(value) <= sys.float_info.max:
+      raise ValueError(f'{path}: {name} must be a finite number, got {str(value)[:30]}')
+
+  # Results committed by earlier versions have no digest.
+  if 'sha256' in run and not digests.is_intact(run):
+    raise ValueError(f'{path} is damaged: its content does not match its digest (sha256)')
+  _check_identity(path, run)
+  return run
+
+
+def _check_identity(path: pathlib.Path, run: Mapping[str, Any]) -> None:
+  """Raises ValueError unless the required fields have their types and agree with the path."""
+  for name in ('experiment', 'setting', 'commit', 'device'):
+    if not isinstance(run[name], str):
+      raise ValueError(f'{path}: {name} must be a string, got {run[name]!r}')
+  for name in ('wall_seconds', 'sampled_tokens'):
+    if isinstance(run[name], str):
+      raise ValueError(f'{path}: {name} must be a number, got {run[name]!r}')
+  if not run['experiment'].isidentifier():  # It names the files of the tables.
+    raise ValueError(f'{path}: experiment must be the name of a program, got {run["experiment"]!r}')
 
   if not isinstance(run['seed'], int):
     raise ValueError(f'{path}: seed must be an integer, got {run["seed"]!r}')
   named = re.fullmatch(r'seed(\d+)', path.parent.name)
   if named and int(named[1]) != run['seed']:
     raise ValueError(f'{path}: seed must be {named[1]}, as its directory says, got {run["seed"]}')
-  return run
+
+
+def _check_kinds(path: pathlib.Path, run: Mapping[str, Any], setting: Setting) -> None:
+  """Raises ValueError if a name is a number in one run of a setting and text in another."""
+  for other in setting.runs.values():
+    for name in run.keys() & other.keys():
+      if (_number(run[name]) is None) != (_number(other[name]) is None):
+        raise ValueError(
+            f'{path}: {name} must be a number in all seeds of {setting.experiment}/{setting.name} '
+            f'or in none, got {run[name]!r} here and {other[name]!r} in seed {other["seed"]}')
 
 
 def _error_names(key: str) -> list[str]:

@@ -24,7 +24,8 @@ def calls(tmp_path, monkeypatch):
     workdir.mkdir(parents=True, exist_ok=True)
     (seed,) = [int(a.partition('=')[2]) for a in arguments if a.startswith('--config.seed=')]
     (workdir / 'results.json').write_text(json.dumps(launch.with_digest({
-        'experiment': module, 'seed': seed, 'arm': config, 'arguments': ' '.join(arguments)})))
+        'experiment': module, 'setting': f'ablation_{config.rpartition(":")[2]}', 'seed': seed,
+        'arm': config, 'arguments': ' '.join(arguments)})))
 
   monkeypatch.setattr(study, 'run_arm', run_arm)
   return made
@@ -62,6 +63,38 @@ def test_damaged_results_are_refused(tmp_path, calls):
   path = tmp_path / 'out' / 'a_star_po' / 'ablation_softmax' / 'seed0' / 'results.json'
   path.write_text(path.read_text().replace('softmax', 'mean'))
   with pytest.raises(ValueError, match='seed0/results.json cannot be used: it is damaged'):
+    run(tmp_path, *arguments)
+
+
+@pytest.mark.parametrize('damage, words', [
+    (lambda text: text[: len(text) // 2], 'is damaged'),
+    (lambda text: '', 'is damaged'),
+    (lambda text: '[' * 100_000, 'is damaged'),
+    (lambda text: '[]', 'not an object'),
+    (lambda text: '{}', "its experiment must be 'a_star_po', got None"),
+    (lambda text: text.replace('"seed": 0', '"seed": null'), 'does not match its digest'),
+    (lambda text: text.replace('"seed": 0', '"seed": NaN'), 'does not match its digest'),
+    (lambda text: text.replace('"seed": 0', '"seeds": 0'), 'does not match its digest'),
+])
+def test_any_damage_to_results_is_one_line_with_the_file(tmp_path, calls, damage, words):
+  arguments = (f'--config={CONFIG}', '--arms=softmax', '--seeds=0')
+  run(tmp_path, *arguments)
+  path = tmp_path / 'out' / 'a_star_po' / 'ablation_softmax' / 'seed0' / 'results.json'
+  before = path.read_text()
+  path.write_text(damage(before))
+  assert path.read_text() != before
+  with pytest.raises(ValueError, match='seed0/results.json cannot be used: ') as error:
+    run(tmp_path, *arguments)
+  assert words in str(error.value) and '\n' not in str(error.value)
+
+
+def test_results_of_another_arm_are_refused(tmp_path, calls):
+  arguments = (f'--config={CONFIG}', '--arms=softmax,mean', '--seeds=0')
+  run(tmp_path, *arguments)
+  folder = tmp_path / 'out' / 'a_star_po'
+  (folder / 'ablation_mean' / 'seed0' / 'results.json').write_text(
+      (folder / 'ablation_softmax' / 'seed0' / 'results.json').read_text())
+  with pytest.raises(ValueError, match="its setting must be 'ablation_mean', got 'ablation_soft"):
     run(tmp_path, *arguments)
 
 

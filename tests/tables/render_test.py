@@ -10,7 +10,7 @@ import sys
 
 import pytest
 
-from jaxrl_llm.tables import reference, render
+from jaxrl_llm.tables import digests, reference, render
 
 
 def _write(folder, experiment, setting, seed, **numbers):
@@ -254,6 +254,16 @@ def test_format_number(mean, error, text):
     ({'score': True}, 'score must be a number or a string, got True'),
     ({'seed': 'a'}, "seed must be an integer, got 'a'"),
     ({'seed': 3}, 'seed must be 0, as its directory says, got 3'),
+    ('', 'is not JSON'),
+    ('[' * 100_000, 'is not JSON'),
+    ({'score': float('nan')}, 'score must be a finite number, got nan'),
+    ({'score': float('-inf')}, 'score must be a finite number, got -inf'),
+    ({'score': 10**400}, r'score must be a finite number, got 1000'),
+    ({'experiment': 5}, 'experiment must be a string, got 5'),
+    ({'experiment': '../x'}, "experiment must be the name of a program, got '../x'"),
+    ({'device': 0}, 'device must be a string, got 0'),
+    ({'wall_seconds': 'a'}, "wall_seconds must be a number, got 'a'"),
+    ({'sha256': '0' * 64}, 'is damaged: its content does not match its digest'),
 ])
 def test_malformed_results_are_one_line_errors(tmp_path, content, message):
   path = _write(tmp_path, 'x', 'y', 0)
@@ -263,6 +273,27 @@ def test_malformed_results_are_one_line_errors(tmp_path, content, message):
   with pytest.raises(ValueError, match=message) as error:
     render.read_results(tmp_path)
   assert str(path) in str(error.value) and '\n' not in str(error.value)
+
+
+def test_every_change_of_results_with_a_digest_is_noticed(tmp_path):
+  path = _write(tmp_path, 'x', 'y', 0, score=0.25)
+  intact = digests.with_digest(json.loads(path.read_text()))
+  path.write_text(json.dumps(intact))
+  assert render.read_results(tmp_path)[0].runs[0]['score'] == 0.25
+  for changed in (intact | {'score': 0.5}, intact | {'score': '0.25'}, intact | {'more': 1},
+                  {name: value for name, value in intact.items() if name != 'score'}):
+    path.write_text(json.dumps(changed))
+    with pytest.raises(ValueError, match='results.json is damaged'):
+      render.read_results(tmp_path)
+
+
+def test_a_number_that_is_text_in_another_seed_is_an_error(tmp_path):
+  _write(tmp_path, 'x', 'y', 0, score=0.25, other='nan', note='a')
+  _write(tmp_path, 'x', 'y', 1, score=0.5, other=1, note='b')
+  assert render.read_results(tmp_path)[0].summary('score').mean == 0.375
+  _write(tmp_path, 'x', 'y', 2, score='0.5')
+  with pytest.raises(ValueError, match="seed2/results.json: score must be .*'0.5' here and 0.25"):
+    render.read_results(tmp_path)
 
 
 def test_the_same_run_twice_is_an_error(tmp_path):
