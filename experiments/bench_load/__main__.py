@@ -58,7 +58,7 @@ def define_flags(values: flags.FlagValues) -> None:
   choice('param_dtype', 'bfloat16', _DTYPES, 'type of the loaded parameters')
   text('mesh', '1x8x1', 'mesh sizes, data x fsdp x tensor')
   flags.DEFINE_integer('cpu_devices', 8, 'fake CPU devices; 0 for the real devices',
-                       flag_values=values)
+                       lower_bound=0, upper_bound=1024, flag_values=values)
   text('folder', '', 'parent directory of the checkpoint; by default /tmp')
   text('json', '', 'JSON file for the numbers; by default none')
 
@@ -67,6 +67,10 @@ def main(values: flags.FlagValues) -> None:
   """Writes a checkpoint, loads it, and prints and writes the numbers."""
   if not re.fullmatch(r'\d+x\d+x\d+', values.mesh):
     raise ValueError(f'mesh must be three sizes such as 1x8x1, got {values.mesh!r} (--mesh)')
+  count = math.prod(map(int, values.mesh.split('x')))
+  if values.cpu_devices and count != values.cpu_devices:  # Before the checkpoint is written.
+    raise ValueError(f'mesh must use all {values.cpu_devices} devices (--cpu_devices), got '
+                     f'{values.mesh} (--mesh)')
   random_checkpoints.check_paths(values)
 
   if values.cpu_devices:

@@ -27,7 +27,14 @@ from absl import flags
 from jaxrl_llm.algorithms import sft
 from jaxrl_llm.data import sft_batches
 from jaxrl_llm.models import lora, policy
-from jaxrl_llm.runs import checkpoint_sources, finetuning, launch, processor, random_checkpoints
+from jaxrl_llm.runs import (
+    checkpoint_sources,
+    finetuning,
+    launch,
+    memory,
+    processor,
+    random_checkpoints,
+)
 from jaxrl_llm.runs import setup as setup_lib
 from jaxrl_llm.sampling import decode
 from jaxrl_llm.sharding import mesh as mesh_lib
@@ -58,6 +65,7 @@ def define_flags(values: flags.FlagValues) -> None:
 def main(values: flags.FlagValues) -> None:
   """Writes a checkpoint or uses the given one, measures, and prints and writes the numbers."""
   random_checkpoints.check_paths(values)
+  _check_sizes(values)
   with tempfile.TemporaryDirectory(dir=values.folder or None) as folder:
     directory = values.checkpoint
     if not directory:
@@ -82,6 +90,21 @@ def main(values: flags.FlagValues) -> None:
     print(f'{name:36} {value}')
   if values.json:
     metrics.write_json_atomic(values.json, numbers)
+
+
+def _check_sizes(values: flags.FlagValues) -> None:
+  """Raises ValueError for sizes that cannot fit, before a checkpoint is written or read."""
+  model, _ = random_checkpoints.shape(values.shape, compute_dtype='bfloat16')
+  if values.checkpoint:
+    model = checkpoint_sources.read(values.checkpoint, field='--checkpoint').model
+  slots = values.prompt_tokens + values.new_tokens
+  tokens = values.rows * values.sequence_tokens
+  memory.check({
+      'the cache (--rows, --prompt_tokens, --new_tokens)': memory.cache_bytes(
+          model, values.rows, slots),
+      'the batch (--rows, --sequence_tokens)': 8 * tokens,  # As drawn, int64.
+      'the adapters (--rank)': 4 * memory.num_adapter_weights(model, values.rank),
+  })
 
 
 def measure(values: flags.FlagValues, directory: str) -> dict[str, Any]:

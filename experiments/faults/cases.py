@@ -262,7 +262,8 @@ class Campaign:
 
 
 _TOOLS = frozenset({
-    'study', 'reproduce', 'make_tables', 'generate', 'convert', 'bench', 'cost', 'check_verifier'})
+    'study', 'reproduce', 'make_tables', 'generate', 'convert', 'bench', 'bench_load',
+    'bench_model', 'cost', 'check_verifier'})
 
 
 def judge(ended: processes.Ended) -> tuple[str, str]:

@@ -163,15 +163,42 @@ def _of_tools(inputs: pathlib.Path) -> Iterator[Invocation]:
           f'--from={policy} --to={policy}', f'--from={policy} --to=/proc/no/such',
           f'--from={policy} --to={{scratch}}/no --format=hugging_face --model_type=no_such',
           f'--from={policy} --to={{scratch}}/no --format=hugging_face --model_type=gpt2'),
-      'bench': (
-          '--suite=no_such', '--suite=', '--scale=no_such', '--repeats=0', '--repeats=x',
-          '--cores=-1', '--cores=100000', '--seed=-1', '--json=/no/such/file.json'),
       'cost': (
           '--config=/no/such.py', f'--config={bad / "raises.py"}',
           '--config=experiments/configs/a_star_po_arithmetic.py', '--out=setup.py'),
       'check_verifier': ('', '--solutions=/no/such', f'--solutions={bad / "raises.py"}'),
   }
 
-  for program, commands in lines.items():
+  for program, commands in (lines | _of_measurements(bad, policy)).items():
     for command in (*commands, '--no_such_flag', '--flagfile=/no/such/file', 'now'):
       yield Invocation(program, command or 'no arguments', tuple(command.split()))
+
+
+def _of_measurements(bad: pathlib.Path, policy: pathlib.Path) -> dict[str, tuple[str, ...]]:
+  """Wrong commands of the benchmarks and of this campaign, by program."""
+  return {
+      'bench': (
+          '--suite=no_such', '--suite=', '--scale=no_such', '--repeats=0', '--repeats=x',
+          '--cores=-1', '--cores=100000', '--seed=-1', '--json=/no/such/file.json'),
+      'bench_load': (
+          '--model=no_such', '--file_dtype=int7', '--param_dtype=', '--mesh=', '--mesh=2x2',
+          '--mesh=0x8x1', '--mesh=3x3x3', '--cpu_devices=-1', '--cpu_devices=x',
+          '--cpu_devices=1000000000000', '--folder=/no/such', '--folder=/proc',
+          '--json=/no/such/file.json', '--json=/'),
+      'bench_model': (
+          '--shape=no_such', '--checkpoint=/no/such', f'--checkpoint={bad}', '--folder=/no/such',
+          '--json=/no/such/file.json', '--json=/', '--rows=0', '--prompt_tokens=-1',
+          '--new_tokens=x', '--sequence_tokens=', '--rank=0', *(
+              f'--checkpoint={policy} --{name}=1000000000000' for name in (
+                  'rows', 'prompt_tokens', 'new_tokens', 'sequence_tokens', 'rank'))),
+      'faults': (
+          '--config=/no/such.py', '--config=experiments/configs/sft_arithmetic.py',
+          '--config=experiments/configs/faults.py:no_such', '--config.targets=no_such',
+          '--config.no_such_field=1', *(
+              f'--config.{name}={value}' for name, values in {
+                  'seed': ('-1', 'x'), 'kills': ('-1', ''), 'signals': ('-1', '1.5'),
+                  'damages': ('-1', '1000000000000'), 'disks': ('-1', '1e3'),
+                  'invocations': ('-2', 'x'), 'workers': ('0', '1000000000000'),
+                  'time_limit': ('0', 'nan', 'x'),
+              }.items() for value in values)),
+  }

@@ -43,6 +43,15 @@ def test_bad_flags_are_one_line_before_anything_is_written(argument, line, monke
   assert line in str(error.value)
 
 
+@pytest.mark.parametrize('name', [
+    'rows', 'prompt_tokens', 'new_tokens', 'sequence_tokens', 'rank'])
+def test_sizes_that_cannot_fit_are_one_line_before_anything_is_written(name, monkeypatch):
+  monkeypatch.setattr(bench_model, 'measure', lambda *_: pytest.fail('it has begun'))
+  monkeypatch.setattr(bench_model.subprocess, 'run', lambda *_: pytest.fail('it has begun'))
+  with pytest.raises(ValueError, match=rf'the run cannot fit: .*\(.*--{name}.*\)'):
+    bench_model.main(_values(f'--{name}={10**12}'))
+
+
 def test_a_directory_without_a_checkpoint_is_rejected(tmp_path):
   with pytest.raises(ValueError, match='neither parameters'):
     bench_model.main(_values(f'--checkpoint={tmp_path}'))

@@ -50,7 +50,18 @@ def test_the_table_of_wrong_commands_has_every_field_of_every_config():
   programs = collections.Counter(line.program for line in table)
   assert len(table) > 2_000 and min(programs.values()) >= 5
   assert {target.program for target in targets.TARGETS} <= set(programs)
-  assert {'study', 'generate', 'convert', 'make_tables', 'reproduce'} <= set(programs)
+
+
+def test_every_program_has_wrong_commands():
+  folder = pathlib.Path(cases.__file__).parents[1]
+  programs = {path.stem for path in folder.glob('*.py')} | {
+      path.parent.name for path in folder.glob('*/__main__.py')}
+  table = invocations.table(pathlib.Path('inputs'))
+  assert {line.program for line in table} == programs - {'__init__'}
+  for program in cases._TOOLS:
+    text = '\n'.join(path.read_text() for path in (
+        folder / f'{program}.py', folder / program / '__main__.py') if path.is_file())
+    assert 'launch.run_tool(' in text, program
 
 
 def test_counts_and_table_name_the_failures():
