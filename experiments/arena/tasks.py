@@ -259,12 +259,14 @@ def prepare(shared: ArenaTask, seed: int, folder: pathlib.Path) -> ArenaSeed:
   arena.reference = _saved(
       folder / 'reference', 'policy', shared.policy, made_from,
       lambda: {'policy': _fine_tune(arena)})
-  if config.reward_model.num_pairs:
+  arena.fingerprints['reference'] = fingerprint.of_params(arena.reference)
+
+  if config.reward_model.num_pairs:  # It starts from the reference and judges its samples.
     made_from['reward_model'] = dataclasses.asdict(config.reward_model)
+    made_from |= arena.fingerprints
     arena.reward_params = _saved(
         folder / 'reward', 'reward', shared.scalar, made_from, lambda: _train_reward_model(arena))
     arena.fingerprints['reward_params'] = fingerprint.of_params(arena.reward_params)
-  arena.fingerprints['reference'] = fingerprint.of_params(arena.reference)
   return arena
 
 

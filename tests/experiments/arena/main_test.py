@@ -322,6 +322,17 @@ def test_fingerprints_of_a_seed_are_those_of_its_networks(folder):
       'reward_params': fingerprint.of_params(arena.reward_params)}
 
 
+def test_a_reward_model_belongs_to_one_reference(tmp_path, monkeypatch):
+  params, made_from = {'policy': {'w': np.zeros(2)}, 'reward': {'w': np.ones(2)}}, {}
+  monkeypatch.setattr(arena_tasks, '_saved', lambda folder, role, model, source, make: (
+      made_from.update({role: dict(source)}), params[role])[1])
+  settings = _config('summarisation').chosen_task
+  arena = arena_tasks.prepare(arena_tasks.ArenaTask(settings, 3), 3, tmp_path)
+  assert 'reference' not in made_from['policy']
+  assert made_from['reward']['reference'] == fingerprint.of_params(params['policy'])
+  assert arena.fingerprints['reward_params'] == fingerprint.of_params(params['reward'])
+
+
 def test_an_arm_of_an_earlier_version_is_one_line(tmp_path, monkeypatch):
   monkeypatch.setattr(arena_tasks, 'prepare', lambda shared, seed, folder: arena_tasks.ArenaSeed(
       shared, seed, None, None, None))
