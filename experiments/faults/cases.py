@@ -23,6 +23,7 @@ _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _SNAPSHOTS = (0.35, 0.55, 0.75, 0.9)  # Fractions of a run's duration at which one was killed.
 _WHOLE_DIRECTORY = 0.15  # Share of damages to a whole directory.
 _SMALL_FILES = ('config.json', 'wall_seconds.json')  # Damaged less often than the others.
+_WRONG_COMMAND_SECONDS = 180.0  # It ends in seconds, or in a minute on a busy machine.
 _COMPLETE = 0.3  # Share of damaged complete runs that keep results.json.
 _ERROR = re.compile(r'^[\w.]+: error: .+$', re.MULTILINE)
 _EXCEPTION = re.compile(r'^[\w.]+(?:Error|Exception|Exit|Interrupt|ZipFile)\b.*$', re.MULTILINE)
@@ -238,7 +239,7 @@ class Campaign:
       arguments.insert(0, f'--workdir={scratch / "run"}')
     ended = self._server.run(
         f'experiments.{line.program}', arguments, scratch / 'log',
-        time_limit=min(60.0, self._config.time_limit))
+        time_limit=min(_WRONG_COMMAND_SECONDS, self._config.time_limit))
     outcome, text = judge(ended)
     if outcome in (EQUAL, REPAIRED):
       outcome = ACCEPTED
