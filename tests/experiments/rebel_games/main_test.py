@@ -14,8 +14,10 @@ import pytest
 
 from experiments.configs import rebel_games as config_file
 from experiments.rebel_games import __main__ as rebel_games_main
+from experiments.rebel_games import arms as games_arms
 from experiments.rebel_games import config as games_config
-from experiments.rebel_games import games
+from experiments.rebel_games import games, players
+from experiments.rebel_games import report as games_report
 from jaxrl_llm.algorithms import rebel
 from jaxrl_llm.training import metrics
 from tests.experiments import tiny
@@ -42,10 +44,10 @@ def _results(workdir):
 
 def test_a_run_writes_results_a_table_and_a_figure_with_its_data(workdir):
   results = _results(workdir)
-  for arm in (*rebel_games_main.ARMS, *rebel_games_main.EXACT):
+  for arm in (*games_arms.ARMS, *games_arms.EXACT):
     for name in ('average_exploitability', 'last_exploitability'):
       assert 0 <= results[f'eval/{arm}/{name}'] <= 1
-      assert (f'eval/{arm}/{name}_se' in results) == (arm in rebel_games_main.ARMS)
+      assert (f'eval/{arm}/{name}_se' in results) == (arm in games_arms.ARMS)
   assert results['eval/preferences/average_exploitability'] < .5  # The policy has moved.
   assert results['comparisons'] == 2 * 20 * 8  # Of y and of y' with one comparator each.
   assert results['sampled_tokens'] == 2 * 20 * 8 * (3 + 2 + 2)
@@ -53,13 +55,13 @@ def test_a_run_writes_results_a_table_and_a_figure_with_its_data(workdir):
 
   with open(workdir / 'figures' / 'exploitability.csv', newline='') as file:
     rows = list(csv.DictReader(file))
-  assert {row['arm'] for row in rows} == {'bound', *rebel_games_main.ARMS, *rebel_games_main.EXACT}
+  assert {row['arm'] for row in rows} == {'bound', *games_arms.ARMS, *games_arms.EXACT}
   assert 'bound of the average' in (workdir / 'table.md').read_text()
 
   records = metrics.read_jsonl(workdir / 'metrics.jsonl')
   assert [record['step'] for record in records] == list(range(20))
   # Iteration 0: the average is the policy at the start, of which paper gains .5.
-  for arm in (*rebel_games_main.ARMS, *rebel_games_main.EXACT):
+  for arm in (*games_arms.ARMS, *games_arms.EXACT):
     assert records[0][f'eval/{arm}/average_exploitability'] == pytest.approx(.5, abs=1e-5)
 
 
@@ -74,7 +76,7 @@ def test_only_damaged_and_foreign_arms_are_played_again(workdir, monkeypatch, ca
       played.append(title), play(*arguments, title=title))[1])
 
   assert _run(workdir, *SMALL) == 0
-  assert played == [rebel_games_main.ARMS['reward_same']]
+  assert played == [games_arms.ARMS['reward_same']]
   out = capsys.readouterr().out
   assert config_file.get_config().note in out
   assert "exact.npz: it was made for something else: arm is 'preferences' there" in out
@@ -88,12 +90,12 @@ def test_an_iteration_is_a_step_of_mirror_descent_up_to_sampling():
   # With 4,096 pairs the regression sees every pair of moves; three steps with eta = .5.
   config = games_config.RebelGames(num_seeds=1, steps=3, batch_size=4_096, num_comparators=2)
   config.algorithm.eta, config.algorithm.num_epochs = .5, 30
-  player = rebel_games_main.Player(config, 'preferences')
-  played = rebel_games_main.play(config, player, rebel_games_main.PREFERENCE[None], title='test')
+  player = players.Player(config, 'preferences')
+  played = rebel_games_main.play(config, player, games_arms.PREFERENCE[None], title='test')
   policy = np.array(config.initial_policy)
   np.testing.assert_allclose(played['policies'][0, 0], policy, atol=1e-5)
   for step in range(1, 4):
-    policy = games.mirror_descent_step(rebel_games_main.PREFERENCE, policy, eta=.5)
+    policy = games.mirror_descent_step(games_arms.PREFERENCE, policy, eta=.5)
     np.testing.assert_allclose(played['policies'][0, step], policy, atol=.02)
   # Comparisons of y ~ π and of uniform y' with y'' ~ π: half of the moves are of the data set.
   won = played['won'][0]
@@ -103,27 +105,27 @@ def test_an_iteration_is_a_step_of_mirror_descent_up_to_sampling():
 
 def test_R15_exact_arms_at_the_size_of_the_study():
   config = games_config.RebelGames()
-  exact = rebel_games_main.play_exactly(config)
-  average, last = rebel_games_main.exploitabilities(exact['exact_preferences'])
+  exact = games_arms.play_exactly(config)
+  average, last = games_report.exploitabilities(exact['exact_preferences'])
   assert (average[-1], last[-1]) == pytest.approx((.0130, .650), abs=5e-4)
   bound = float(games.average_iterate_bound(np.array([.6, .3, .1]), eta=.05, steps=2_000))
   assert average[-1] < bound
   # One reward for each move ends in one move, which another one beats.
-  average, last = rebel_games_main.exploitabilities(exact['exact_reward'])
+  average, last = games_report.exploitabilities(exact['exact_reward'])
   assert average[-1] > .95 and last[-1] > .999
-  average, _ = rebel_games_main.exploitabilities(exact['exact_refit'])
+  average, _ = games_report.exploitabilities(exact['exact_refit'])
   assert average[-1] < bound
 
 
 def test_exploitabilities_are_of_averages_and_of_the_policy_after_each_step():
   policies = np.random.default_rng(0).dirichlet(np.ones(3), (2, 5))  # Four steps.
-  average, last = rebel_games_main.exploitabilities(policies)
+  average, last = games_report.exploitabilities(policies)
   for seed in range(2):
     for t in range(4):
       mean = policies[seed, : t + 1].mean(axis=0)
-      assert average[seed, t] == pytest.approx((rebel_games_main.PREFERENCE @ mean).max(), abs=1e-6)
+      assert average[seed, t] == pytest.approx((games_arms.PREFERENCE @ mean).max(), abs=1e-6)
       assert last[seed, t] == pytest.approx(
-          (rebel_games_main.PREFERENCE @ policies[seed, t + 1]).max(), abs=1e-6)
+          (games_arms.PREFERENCE @ policies[seed, t + 1]).max(), abs=1e-6)
 
 
 # Another value for every field.
@@ -153,16 +155,16 @@ class _Recorder:
 
 def _program(config, monkeypatch):
   """Everything that a run computes, traced but not compiled, and the data drawn for it."""
-  player = rebel_games_main.Player(config, 'preferences')
+  player = players.Player(config, 'preferences')
   traced = jax.make_jaxpr(lambda seed, scores: player.advance(
       player.start(seed), scores, jnp.arange(2)))(0, jnp.zeros((3, 3)))
 
   recorder = _Recorder()
   monkeypatch.setattr(rebel_games_main.loop, 'check_updates', lambda *_, **__: None)
-  rebel_games_main.play(config, recorder, rebel_games_main.PREFERENCE[None], title='test')
+  rebel_games_main.play(config, recorder, games_arms.PREFERENCE[None], title='test')
   constants = [np.asarray(constant).tolist() for constant in traced.consts]
   return (str(traced), constants, recorder.asked,
-          rebel_games_main.draw_comparisons(config, 10).tolist())
+          games_arms.draw_comparisons(config, 10).tolist())
 
 
 def test_every_field_has_another_value_here():
