@@ -14,7 +14,10 @@ import pytest
 
 from experiments.configs import rebel_gaussian as config_file
 from experiments.rebel_gaussian import __main__ as rebel_gaussian_main
+from experiments.rebel_gaussian import arms as gaussian_arms
 from experiments.rebel_gaussian import config as gaussian_config
+from experiments.rebel_gaussian import point_sampler
+from experiments.rebel_gaussian import report as gaussian_report
 from jaxrl_llm.training import metrics
 from tests.experiments import tiny
 
@@ -22,7 +25,7 @@ CONFIG = 'experiments/configs/rebel_gaussian.py'
 STEPS = 8
 SMALL = (f'--config.steps={STEPS}', '--config.num_seeds=2', '--config.num_tuning_seeds=1',
          '--config.evaluation_samples=16')
-TWO = {name: rebel_gaussian_main.ARMS[name] for name in ('rebel', 'ppo')}
+TWO = {name: gaussian_arms.ARMS[name] for name in ('rebel', 'ppo')}
 
 
 def _run(workdir, *arguments):
@@ -34,7 +37,7 @@ def _run(workdir, *arguments):
 def workdir(tmp_path_factory):
   workdir = tmp_path_factory.mktemp('gaussian') / 'run'
   with pytest.MonkeyPatch.context() as patch:
-    patch.setattr(rebel_gaussian_main, 'ARMS', TWO)
+    patch.setattr(gaussian_arms, 'ARMS', TWO)
     assert _run(workdir, *SMALL) == 0
   return workdir
 
@@ -68,7 +71,7 @@ def test_a_run_writes_results_a_table_and_a_figure_with_its_data(workdir):
 def test_finished_arms_are_not_trained_again(workdir, monkeypatch, capsys):
   before = _results(workdir)
   (workdir / 'results.json').unlink()
-  monkeypatch.setattr(rebel_gaussian_main, 'ARMS', TWO)
+  monkeypatch.setattr(gaussian_arms, 'ARMS', TWO)
   monkeypatch.setattr(rebel_gaussian_main, 'train', lambda *_: pytest.fail('trained again'))
   assert _run(workdir, *SMALL) == 0
   timeless = lambda results: {
@@ -83,7 +86,7 @@ def test_a_foreign_arm_is_trained_again(workdir, monkeypatch, capsys):
   (workdir / 'results.json').unlink()
   fractions = dict(np.load(workdir / 'arms' / 'ppo.npz'))
   shutil.copy(workdir / 'arms' / 'rebel.npz', workdir / 'arms' / 'ppo.npz')
-  monkeypatch.setattr(rebel_gaussian_main, 'ARMS', TWO)
+  monkeypatch.setattr(gaussian_arms, 'ARMS', TWO)
   monkeypatch.setattr(rebel_gaussian_main, 'train', lambda *_: {  # Not compiled again here.
       'fractions': fractions['fractions']})
   assert _run(workdir, *SMALL) == 0
@@ -100,7 +103,7 @@ def test_a_foreign_arm_is_trained_again(workdir, monkeypatch, capsys):
 @functools.cache
 def _sampler(**changes):
   config = gaussian_config.RebelGaussian(**changes)
-  return config, rebel_gaussian_main.PointSampler(config)
+  return config, point_sampler.PointSampler(config)
 
 
 def test_scores_at_the_start_and_at_best_are_what_sampling_says():
@@ -145,7 +148,7 @@ def _batch(sampler, config, pairs=3):
 def test_losses_are_the_equations_spelt_out(arm):
   config, sampler = _sampler(eta=.7)
   params, batch = _batch(sampler, config)
-  loss_fn = rebel_gaussian_main.make_loss(config, sampler, rebel_gaussian_main.ARMS[arm])
+  loss_fn = gaussian_arms.make_loss(config, sampler, gaussian_arms.ARMS[arm])
   loss, _ = jax.jit(loss_fn)({'policy': params}, batch)
 
   flat = lambda leaf: leaf.reshape(6, *leaf.shape[2:])
@@ -186,17 +189,17 @@ def test_queries_are_counted_up_to_the_first_evaluation_at_the_goal():
   config, _ = _sampler()
   fractions = np.array([[0, .5, .91, .8, .95], [0, .1, .2, .3, .4]])
   np.testing.assert_array_equal(
-      rebel_gaussian_main.queries_to_goal(config, fractions), [2 * 64, np.nan])
+      gaussian_report.queries_to_goal(config, fractions), [2 * 64, np.nan])
 
 
 def test_the_learning_rate_is_chosen_on_the_tuning_seeds_alone():
   config, _ = _sampler(num_seeds=1, num_tuning_seeds=2, steps=3)
   fast, slow, never = [0, 1, 1, 1], [0, 0, 1, 1], [0, 0, 0, 0]
   fractions = np.array([[fast, slow, never], [never, fast, slow], [fast, slow, slow]], float)
-  best, queries = rebel_gaussian_main.tune(config, fractions)
+  best, queries = gaussian_report.tune(config, fractions)
   # (128 + 2 * 192) / 2; (64 + 128) / 2; 128.
   assert best == 1 and queries.tolist() == [256, 96, 128]
-  best, _ = rebel_gaussian_main.tune(config, fractions * np.array([.2, .1, .5])[:, None, None])
+  best, _ = gaussian_report.tune(config, fractions * np.array([.2, .1, .5])[:, None, None])
   assert best == 2  # If none reaches the goal: the one that ends best.
 
 
@@ -212,9 +215,9 @@ CHANGES = {
 
 def _program(config):
   """Everything that a run computes, traced but not compiled."""
-  sampler = rebel_gaussian_main.PointSampler(config)
+  sampler = point_sampler.PointSampler(config)
   programs = []
-  for arm in rebel_gaussian_main.ARMS.values():
+  for arm in gaussian_arms.ARMS.values():
     traced = jax.make_jaxpr(rebel_gaussian_main.make_run(config, sampler, arm))(.1, 0)
     programs.append((str(traced), [np.asarray(x).tolist() for x in traced.consts]))
   return programs, sampler.initial_score, sampler.best_score
@@ -228,7 +231,7 @@ def _grid(config, monkeypatch):
   """The learning rates and seeds of a run, and those that the learning rate is chosen on."""
   monkeypatch.setattr(rebel_gaussian_main, 'make_run', lambda *_: (
       lambda rate, seed: jnp.stack([rate, seed * 1.0])))
-  sampler = rebel_gaussian_main.PointSampler(config)
+  sampler = point_sampler.PointSampler(config)
   fractions = rebel_gaussian_main.train(config, sampler, None)['fractions']
   return fractions.tolist(), fractions[:, config.num_seeds:].tolist()
 
