@@ -1,13 +1,15 @@
 """Report of the Shoestring study: numbers, tables and a figure, each with its data."""
 
+import contextlib
 import pathlib
 from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from experiments.shoestring import heads
 from jaxrl_llm.evaluation import intervals, statistics
 from jaxrl_llm.graphs.prototypes import METRICS
-from jaxrl_llm.runs import figures
+from jaxrl_llm.runs import figures, launch
 from jaxrl_llm.training import metrics
 
 # Suffixes of prototype readings at λ = 0, where all metrics are read.
@@ -256,3 +258,12 @@ def write_splits(path: pathlib.Path, outcomes: Outcomes, seed: int) -> None:
           if reading not in ('loss', 'unreached') for split, value in enumerate(values)]
   metrics.write_csv_atomic(
       path, ['backbone', 'head', 'split', 'seed', 'read_by', 'accuracy'], rows)
+
+
+def write_metrics(run: launch.Run, outcomes: Outcomes) -> None:
+  """Writes the loss of every arm by epoch, means over splits, to metrics.jsonl."""
+  with contextlib.closing(metrics.MetricsWriter(run.workdir)) as writer:
+    writer.truncate([])
+    for step in sorted({*range(0, run.config.steps, heads.CHUNK), run.config.steps - 1}):
+      writer.write(step, {f'train/{"/".join(name)}/loss': arm['loss'][:, step].mean()
+                          for name, arm in outcomes.items() if arm['loss'].size})

@@ -16,6 +16,8 @@ import pytest
 
 from experiments.shoestring import __main__ as shoestring_main
 from experiments.shoestring import config as shoestring_config
+from experiments.shoestring import data as shoestring_data
+from experiments.shoestring import heads
 from jaxrl_llm.graphs import block_model, planetoid
 from jaxrl_llm.training import metrics
 from tests.experiments import tiny
@@ -120,8 +122,8 @@ def test_only_missing_arms_are_trained_again(workdir, monkeypatch):
   before = _results(workdir)
   (workdir / 'results.json').unlink()
   (workdir / 'arms' / 'gcn_cos_n3.npz').unlink()
-  trained, train = [], shoestring_main.Trainer.train
-  monkeypatch.setattr(shoestring_main.Trainer, 'train', lambda *arguments: (
+  trained, train = [], heads.Trainer.train
+  monkeypatch.setattr(heads.Trainer, 'train', lambda *arguments: (
       trained.append(arguments[-1]), train(*arguments))[1])
   assert _run(workdir, *SMALL_BLOCKS) == 0
   assert trained == ['gcn_cos_n3']
@@ -304,14 +306,14 @@ def test_honest_readings_ignore_the_labels_of_test_nodes(tmp_path, monkeypatch, 
   # class once, so the accuracies must add up to 1.
   config = _tiny_config({'backbones': 'gcn,lp', 'refinement_ratios': (0.0, .3), 'steps': 6})
   study = _study(tmp_path / 'run', config)
-  graph, split = study._graph, shoestring_main.make_split(config, study._graph, 1)
-  monkeypatch.setattr(shoestring_main, 'make_split', lambda *_: split)
+  graph, split = study._graph, shoestring_data.make_split(config, study._graph, 1)
+  monkeypatch.setattr(shoestring_data, 'make_split', lambda *_: split)
   outputs_read, read = [], study._read
   monkeypatch.setattr(study, '_read', lambda head, outputs, *more: (
       outputs_read.append(outputs), read(head, outputs, *more))[1])
 
   shared = ~np.isin(np.arange(graph.num_nodes), split.train)  # Not trained on in any split.
-  split = shoestring_main.Split(split.train, np.stack([shared] * 2).astype(np.float32))
+  split = shoestring_data.Split(split.train, np.stack([shared] * 2).astype(np.float32))
   total = 0
   for shift in range(graph.num_classes):
     labels = np.where(shared, (graph.labels + shift) % graph.num_classes, graph.labels)
