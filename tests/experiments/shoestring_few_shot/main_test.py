@@ -13,8 +13,9 @@ import jax
 import numpy as np
 import pytest
 
-from experiments.shoestring_few_shot import __main__ as shoestring_few_shot
+from experiments.shoestring_few_shot import __main__ as few_shot_main
 from experiments.shoestring_few_shot import config as few_shot_config
+from experiments.shoestring_few_shot import methods
 from jaxrl_llm.algorithms import shoestring
 from jaxrl_llm.graphs import episodes
 from jaxrl_llm.training import metrics
@@ -27,7 +28,7 @@ SMALL_RUN = (*SMALL, '--config.episodes=6', '--config.shots=(1,2)')
 
 
 def _run(workdir, *arguments):
-  return tiny.run(shoestring_few_shot.main, f'--workdir={workdir}', *arguments,
+  return tiny.run(few_shot_main.main, f'--workdir={workdir}', *arguments,
                   experiment='shoestring_few_shot', default_config=CONFIG)
 
 
@@ -45,14 +46,14 @@ def _results(workdir):
 def test_a_run_writes_results_a_table_and_a_figure_with_its_data(workdir):
   results = _results(workdir)
   assert results['features'] == 'generated' and results['episodes'] == 6
-  for name in shoestring_few_shot.METHODS:
+  for name in methods.METHODS:
     for shots in (1, 2):
       prefix = f'eval/{name}/3way_{shots}shot'
       whole = results[f'{prefix}/accuracy'] * 6 * 12  # Six episodes of twelve queries.
       assert whole == pytest.approx(round(whole), abs=1e-4)
       assert (f'{prefix}/difference' in results) == (name != 'prototypes')
   with open(workdir / 'figures' / 'accuracy.csv', newline='') as file:
-    assert len(list(csv.DictReader(file))) == 2 * len(shoestring_few_shot.METHODS)
+    assert len(list(csv.DictReader(file))) == 2 * len(methods.METHODS)
   assert (workdir / 'figures' / 'accuracy.png').read_bytes().startswith(b'\x89PNG')
   text = (workdir / 'table.md').read_text()
   assert 'label propagation' in text
@@ -86,7 +87,7 @@ def test_only_missing_and_damaged_batches_are_computed_again(workdir, monkeypatc
 def _classifier():
   config = few_shot_config.FewShot(
       way=3, shots=(1,), queries=9, neighbours=5, batch_size=24, episodes=24, steps=40)
-  return config, shoestring_few_shot.Classifier(config, 1, 8)
+  return config, methods.Classifier(config, 1, 8)
 
 
 def _accuracies(data, seed=0):
@@ -147,7 +148,7 @@ def _without_graph():
            for index in range(8)]
   features, labels = (np.stack([getattr(e, name) for e in drawn])
                       for name in ('features', 'labels'))
-  classifier = shoestring_few_shot.Classifier(config, 1, 8)
+  classifier = methods.Classifier(config, 1, 8)
   return features, labels, jax.jit(jax.vmap(classifier.scores))(np.arange(8), features, labels)
 
 
@@ -221,15 +222,15 @@ class _Sums:
 
   def classify(self, indices, features, labels):
     sums = features.sum(axis=(1, 2)) + labels.sum(axis=1)
-    return dict.fromkeys(shoestring_few_shot.METHODS, sums + 100 * indices)
+    return dict.fromkeys(methods.METHODS, sums + 100 * indices)
 
 
 def _played(folder, config, monkeypatch):
   with monkeypatch.context() as patch:
-    patch.setattr(shoestring_few_shot, 'Classifier', _Sums)
+    patch.setattr(methods, 'Classifier', _Sums)
     run = types.SimpleNamespace(
         workdir=folder, config=config, save_clock=lambda: None, commit='')
-    return shoestring_few_shot.play(run, config.features(), '', config.shots[0], _Bar())['lp']
+    return few_shot_main.play(run, config.features(), '', config.shots[0], _Bar())['lp']
 
 
 @functools.cache
@@ -240,7 +241,7 @@ def _episode():
 
 def _scores(config):
   drawn = _episode()
-  return jax.jit(shoestring_few_shot.Classifier(config, 1, 5).scores)(
+  return jax.jit(methods.Classifier(config, 1, 5).scores)(
       1, drawn.features, drawn.labels)
 
 
