@@ -3,7 +3,6 @@
 import csv
 import dataclasses
 import functools
-import json
 import math
 import re
 
@@ -25,7 +24,7 @@ from jaxrl_llm.models.pretrained import huggingface
 from jaxrl_llm.runs import launch
 from jaxrl_llm.training import loop, metrics
 from jaxrl_llm.types import ModelFns
-from tests.experiments import tiny
+from tests.experiments import studies, tiny
 
 CONFIG = 'experiments/configs/icl_hmm_checkpoint.py'
 SMALL = ('--config.num_sequences=5', '--config.max_length=16', '--config.batch_size=4')
@@ -94,10 +93,6 @@ def finished(tmp_path_factory, checkpoint, data_dir):
                f'--config.results_file={data_dir / "icl_hmm" / "entropy_results.csv"}')
   assert _run(workdir, *arguments) == 0
   return workdir, arguments
-
-
-def _results(workdir):
-  return json.loads((workdir / 'results.json').read_text())
 
 
 # --- Predictions.
@@ -294,7 +289,7 @@ def test_the_study_from_scratch_uses_the_same_groups():
 
 def test_a_run_writes_numbers_tables_and_figures(finished):
   workdir, _ = finished
-  results = _results(workdir)
+  results = studies.results(workdir)
   assert (results['experiment'], results['setting']) == ('icl_hmm', 'checkpoint')
   assert results['num_models'] == 4  # Of four states and four symbols.
   assert results['sampled_tokens'] == 4 * 5 * 16
@@ -328,7 +323,7 @@ def test_a_run_writes_numbers_tables_and_figures(finished):
 
 def test_results_include_the_recorded_language_models(finished, data_dir):
   workdir, _ = finished
-  results = _results(workdir)
+  results = studies.results(workdir)
   models = [model for model in published_results.read(
       data_dir / 'icl_hmm' / 'entropy_results.csv', methods={},
       optional={'viterbi': 'viterbi', 'llm': 'llm_qwen_1_5b'}) if model.emission.shape == (4, 4)]
@@ -376,14 +371,9 @@ def test_the_run_agrees_with_the_checkpoint_on_its_own_tokens(finished, checkpoi
       np.testing.assert_allclose(arrays[kind], actual[kind], atol=1e-5)
 
 
-def _timeless(results):
-  return {name: value for name, value in results.items()
-          if name not in ('wall_seconds', 'commit', 'sha256')}
-
-
 def test_finished_models_are_read_and_damaged_ones_computed_again(finished, monkeypatch, capsys):
   workdir, arguments = finished
-  before = _results(workdir)
+  before = studies.timeless(workdir)
   (workdir / 'results.json').unlink()
   next((workdir / 'models').glob('0001_*.npz')).write_bytes(b'damaged')
 
@@ -391,7 +381,7 @@ def test_finished_models_are_read_and_damaged_ones_computed_again(finished, monk
   monkeypatch.setattr(icl_hmm_checkpoint, 'measure_model', lambda config, index, *rest: (
       measured.append(index), measure(config, index, *rest))[1])
   assert _run(workdir, *arguments) == 0
-  assert measured == [1] and _timeless(_results(workdir)) == _timeless(before)
+  assert measured == [1] and studies.timeless(workdir) == before
   assert 'is damaged' in capsys.readouterr().out
 
 

@@ -1,9 +1,8 @@
-"""Choices of mice: data that each predictor sees, meta-training, outputs, resume and errors."""
+"""Choices of mice: outputs of a run, resumed runs, the effect of every field, and errors."""
 
 import csv
 import dataclasses
 import functools
-import json
 import re
 import shutil
 
@@ -13,14 +12,12 @@ import pytest
 
 from experiments.icl_hmm import __main__ as icl_hmm_main
 from experiments.icl_hmm import mice as icl_hmm_mice
-from experiments.icl_hmm import mice_config, mice_predictors, mice_report, mice_training
+from experiments.icl_hmm import mice_config, mice_predictors, mice_training
 from jaxrl_llm.data import tokenizers
-from jaxrl_llm.hmm import animals, in_context, simulated_mice
-from jaxrl_llm.models import configs, policy
-from jaxrl_llm.training import fingerprint, metrics, optim
-from jaxrl_llm.training import step as step_lib
-from jaxrl_llm.types import TrainState
-from tests.experiments import tiny
+from jaxrl_llm.hmm import animals, in_context
+from jaxrl_llm.models import policy
+from jaxrl_llm.training import fingerprint, metrics
+from tests.experiments import studies, tiny, tiny_mice
 
 CONFIG = 'experiments/configs/icl_hmm_mice.py'
 SMALL = (
@@ -35,26 +32,6 @@ SMALL = (
 )
 
 
-@functools.cache
-def _animal(seed=0, sessions=4, length=12):
-  generator = np.random.default_rng(seed)
-  trials = simulated_mice.simulate(
-      simulated_mice.draw(generator, 1), generator, num_trials=sessions * length,
-                         session_length=length)
-  return simulated_mice.as_animal(trials, 0, f'M{seed}')
-
-
-def _write(folder, animal):
-  """Writes an animal like the published files, whose first trials contain their own choices."""
-  last = np.arange(len(animal.choices)) - 1
-  last += np.concatenate([[True], np.diff(animal.sessions) > 0])
-  choice = 2 * animal.choices[last].astype(int) - 1
-  stimulus = animals.CONTRASTS[animal.levels] * 2.1 + .001
-  np.savez(folder / f'{animal.name}_processed.npz',
-           np.stack([stimulus, choice, choice * animal.rewards[last]], axis=1),
-           animal.choices[:, None].astype(int), np.char.add('s', animal.sessions.astype(str)))
-
-
 def _run(workdir, *arguments):
   return tiny.run(icl_hmm_main.main, f'--workdir={workdir}', *arguments, experiment='icl_hmm',
                   default_config=CONFIG)
@@ -63,13 +40,13 @@ def _run(workdir, *arguments):
 @pytest.fixture(scope='module')
 def data(tmp_path_factory):
   folder = tmp_path_factory.mktemp('mice')
-  _write(folder, _animal())
+  tiny_mice.write(folder, tiny_mice.animal())
   return folder
 
 
 def _untrained(run, stopper):
   del run, stopper
-  return _predictor().params
+  return tiny_mice.predictor().params
 
 
 def _never_trained(run, stopper):
@@ -84,16 +61,12 @@ def workdir(tmp_path_factory, data):
   return workdir
 
 
-def _results(workdir):
-  return json.loads((workdir / 'results.json').read_text())
-
-
 METHODS = {'chance', 'bias', 'glm', 'glm_levels', 'glm_hmm2', 'ngram2', 'ngram3', 'context_ngram2',
            'context_ngram3', *(f'icl_{arm}' for arm in mice_training.ARMS)}
 
 
 def test_a_run_writes_numbers_tables_and_a_figure_with_its_data(workdir):
-  results = _results(workdir)
+  results = studies.results(workdir)
   assert (results['experiment'], results['setting']) == ('icl_hmm', 'mice')
   for name, methods in (('M0', METHODS), ('simulated_0', METHODS | {'bayes'})):
     for method in methods:
@@ -128,11 +101,6 @@ def _raise_killed(*_):
   raise _Killed
 
 
-def _timeless(results):
-  return {name: value for name, value in results.items()
-          if name not in ('wall_seconds', 'commit', 'sha256')}
-
-
 def test_a_run_killed_in_training_ends_with_the_same_numbers(
     workdir, data, tmp_path, monkeypatch):
   options, draw = (*SMALL, f'--config.data_dir={data}'), mice_training.draw_batch
@@ -153,7 +121,7 @@ def test_a_run_killed_in_training_ends_with_the_same_numbers(
       saved.append(sorted(path.name for path in checkpoints.iterdir()))
   assert saved == [['2'], ['2', '4']]  # config.save_every.
   assert _run(tmp_path / 'run', *options) == 0
-  assert _timeless(_results(tmp_path / 'run')) == _timeless(_results(workdir))
+  assert studies.timeless(tmp_path / 'run') == studies.timeless(workdir)
   # No step is repeated or missing.
   records = metrics.read_jsonl(tmp_path / 'run' / 'metrics.jsonl')
   assert [record['step'] for record in records] == [*range(20)]
@@ -195,7 +163,7 @@ def test_parameters_that_arms_share_are_hashed_once(monkeypatch):
 
 def test_only_animals_without_a_valid_file_are_predicted(
     workdir, data, tmp_path, capsys, monkeypatch):
-  before, path = _results(workdir), workdir / 'arms' / 'M0.animal.npz'
+  before, path = studies.timeless(workdir), workdir / 'arms' / 'M0.animal.npz'
   with np.load(path) as arrays:
     arrays = {name: values for name, values in arrays.items() if name != '_header'}
   predicted = []
@@ -206,7 +174,7 @@ def test_only_animals_without_a_valid_file_are_predicted(
     (workdir / 'results.json').unlink()
     assert _run(workdir, *SMALL, f'--config.data_dir={data_dir}', '--config.note=a note') == 0
     output = capsys.readouterr().out
-    assert 'a note' in output and _timeless(_results(workdir)) == _timeless(before)
+    assert 'a note' in output and studies.timeless(workdir) == before
     return output
 
   path.unlink()
@@ -216,19 +184,19 @@ def test_only_animals_without_a_valid_file_are_predicted(
   assert predicted == ['M0']
 
   # An animal with other trials, then one with the same choices at other contrasts.
-  _write(tmp_path, dataclasses.replace(_animal(5), name='M0'))
+  tiny_mice.write(tmp_path, dataclasses.replace(tiny_mice.animal(5), name='M0'))
   assert f'{path}: it was made for something else: trials is' in run_again(tmp_path)
-  levels = _animal().levels[::-1].copy()
-  right = (levels > animals.ZERO_LEVEL) == (_animal().choices > 0)
+  levels = tiny_mice.animal().levels[::-1].copy()
+  right = (levels > animals.ZERO_LEVEL) == (tiny_mice.animal().choices > 0)
   rewards = np.where(levels == animals.ZERO_LEVEL, 1, np.where(right, 1, -1))
-  _write(tmp_path, dataclasses.replace(_animal(), levels=levels, rewards=rewards))
+  tiny_mice.write(tmp_path, dataclasses.replace(tiny_mice.animal(), levels=levels, rewards=rewards))
   assert f'{path}: it was made for something else: trials is' in run_again(tmp_path)
   assert predicted == ['M0'] * 3
 
 
 def test_a_checkpoint_predicts_on_its_own_tokens(tmp_path):
   shape = tiny.write_checkpoint(tmp_path / 'model', start=True)
-  config = _config(checkpoint=str(tmp_path / 'model'), tokenisation='random',
+  config = tiny_mice.config(checkpoint=str(tmp_path / 'model'), tokenisation='random',
                    checkpoint_trials=6, checkpoint_batch_size=3)
   predictor = icl_hmm_mice.read_checkpoint(config)
   assert (predictor.name, predictor.num_trials) == ('checkpoint', 6)
@@ -237,9 +205,9 @@ def test_a_checkpoint_predicts_on_its_own_tokens(tmp_path):
   assert len(tokens.prefix_ids) == 1
 
   trials = np.arange(6).reshape(1, 6)
-  actual = predictor.predict('stim_choice', _animal(), trials)
-  symbols = animals.encode(_animal().levels[trials], _animal().choices[trials],
-                           _animal().rewards[trials], 'stim_choice')
+  actual = predictor.predict('stim_choice', tiny_mice.animal(), trials)
+  symbols = animals.encode(tiny_mice.animal().levels[trials], tiny_mice.animal().choices[trials],
+                           tiny_mice.animal().rewards[trials], 'stim_choice')
   expected = in_context.Predictor(
       functools.partial(in_context.symbol_log_probs, policy.make(shape)), tokens,
       targets=animals.CHOICE_SYMBOLS, batch_size=3)(tiny.params(shape), symbols)
@@ -250,262 +218,27 @@ def test_a_checkpoint_predicts_on_its_own_tokens(tmp_path):
 
 def test_results_include_the_checkpoint(data, tmp_path, monkeypatch):
   monkeypatch.setattr(mice_training, 'meta_train', _untrained)
-  monkeypatch.setattr(mice_predictors, 'make_predictor', lambda *_, **__: _predictor())
-  monkeypatch.setattr(
-      icl_hmm_mice, 'read_checkpoint', lambda config: _predictor()._replace(name='checkpoint'))
+  monkeypatch.setattr(mice_predictors, 'make_predictor', lambda *_, **__: tiny_mice.predictor())
+  checkpoint = tiny_mice.predictor()._replace(name='checkpoint')
+  monkeypatch.setattr(icl_hmm_mice, 'read_checkpoint', lambda config: checkpoint)
   assert _run(tmp_path / 'run', *SMALL, f'--config.data_dir={data}', '--config.num_simulated=0',
               '--config.checkpoint=somewhere') == 0
-  results = _results(tmp_path / 'run')
+  results = studies.results(tmp_path / 'run')
   for arm in mice_training.ARMS:
     assert results[f'mice/M0/checkpoint_{arm}/accuracy'] == results[f'mice/M0/icl_{arm}/accuracy']
   assert 'checkpoint: contrast, choice' in (tmp_path / 'run' / 'table.md').read_text()
 
 
-# --- Data that each predictor sees.
-
-
-def test_every_choice_is_predicted_once_from_training_sessions_and_its_own_past():
-  animal = dataclasses.replace(_animal(), choices=_animal().choices.copy())
-  animal.choices[[3, 20]] = -1
-
-  fold = animals.folds(animal.num_sessions, 2, 0)
-  trials, predicted = mice_predictors.held_out_windows(animal, fold, 30)
-  actual = trials[predicted]
-  np.testing.assert_array_equal(np.sort(actual), np.flatnonzero(animal.choices >= 0))
-
-  order = []
-  for row, mask in zip(trials, predicted):
-    session = animal.sessions[row[mask][0]]
-    real = row[row >= 0]
-    for trial in real:
-      own = animal.sessions[trial] == session
-      assert own or fold[animal.sessions[trial]] != fold[session]
-    seen = animal.sessions[real]
-    order.append([*dict.fromkeys(int(s) for s in seen)])
-    assert order[-1][-1] == session
-    # Later sessions come first, then earlier ones.
-    others = [s - 100 * (s > session) for s in order[-1][:-1]]
-    assert others == sorted(others)
-  assert max(map(len, order)) == 3
-
-
-def _config(**options):
-  small = dict(num_folds=2, num_states=(2,), restarts=1, em_steps=2, num_cohort=2, num_trials=8,
-               short_trials=8, short_fraction=0.0, steps=4, further_steps=4, batch_size=2,
-               model=configs.TransformerConfig(
-                   num_layers=1, width=8, num_heads=1, num_kv_heads=1, head_dim=8, mlp_width=8,
-                   max_length=64, tie_embeddings=False))
-  return mice_config.IclHmmMice(**small | options)
-
-
-@functools.cache
-def _predictor():
-  model = mice_training.make_model(_config())
-  params = jax.jit(model.init)(jax.random.key(0))
-  return mice_predictors.make_predictor(
-      'icl', model, dict.fromkeys(mice_training.ARMS, params),
-      mice_training.TOKENISATION, num_trials=8, batch_size=4)
-
-
-@functools.cache
-def _predictions(changed=None):
-  """All predictions of an animal, of which one choice may be flipped."""
-  animal = _animal()
-  if changed is not None:
-    animal = dataclasses.replace(animal, choices=animal.choices.copy())
-    animal.choices[changed] = 1 - animal.choices[changed]
-  return icl_hmm_mice.predict_animal(_config(), animal, None, [_predictor()], (4, 12))
-
-
-def test_8_12_no_prediction_depends_on_its_own_choice_or_a_later_one():
-  # Flip a choice in the middle of session 1. Within its fold no prediction of an earlier or the
-  # same trial changes; predictions of training-fold sessions may.
-  flipped = 17
-  before, after = _predictions(), _predictions(flipped)
-  same_fold = before['fold'] == before['fold'][flipped]
-  earlier = same_fold & (np.arange(48) <= flipped)
-
-  for name in before:
-    if not name.startswith('chance/') or name == 'chance/icl_shift':
-      continue
-    np.testing.assert_allclose(after[name][earlier], before[name][earlier], err_msg=name)
-    changed, name = np.abs(after[name] - before[name]) > 0, name.removeprefix('chance/')
-    if name not in ('chance', 'bias'):
-      assert changed[flipped + 1 : flipped + 5].any(), name
-    if name in ('bias', 'glm', 'glm_levels', 'glm_hmm2', 'ngram2'):
-      assert changed[~same_fold].any(), name
-
-
-def test_8_12_predictions_do_not_depend_on_other_held_out_sessions():
-  flipped, sessions = 17, _animal().sessions
-  before, after = _predictions(), _predictions(flipped)
-  others = (before['fold'] == before['fold'][flipped]) & (sessions != sessions[flipped])
-  assert (sessions[others] > sessions[flipped]).any()
-  for name in before:
-    if name.startswith('chance/'):
-      np.testing.assert_array_equal(after[name][others], before[name][others], err_msg=name)
-
-
-def test_counts_by_hand():
-  levels, choices = np.array([3, 3, 5, 3, 3]), np.array([1, 0, 1, 1, 1])
-  actual = mice_predictors.count_predictions(levels, choices)
-  # 1-gram: (ones + 1/2) / (count + 1).
-  np.testing.assert_allclose(actual[0], [.5, 1.5 / 2, 1.5 / 3, 2.5 / 4, 3.5 / 5])
-  # 2-gram, with the 1-gram as one more observation.
-  np.testing.assert_allclose(
-      actual[1], [.5, (1 + .75) / 2, .5, (1 + .625) / 3, (2 + .7) / 4])
-  # 3-gram: (none, 3), (1, 3), (0, 5), (1, 3), (1, 3).
-  np.testing.assert_allclose(
-      actual[2], [.5, actual[1, 1], .5, (0 + actual[1, 3]) / 2, (1 + actual[1, 4]) / 3])
-
-
-def test_padding_does_not_change_fitted_models():
-  config, animal = _config(), _animal()
-  fold = animals.folds(4, 2, 0)
-  padded = mice_predictors.fitted_predictions(config, animal, fold, (6, 15))
-  for name in ('glm', 'glm_levels', 'glm_hmm2'):
-    np.testing.assert_allclose(padded[name], _predictions()[f'chance/{name}'], atol=2e-4)
-
-
-# --- Meta-training.
-
-
-@pytest.mark.parametrize('name', mice_training.ARMS)
-def test_labels_come_after_the_positions_that_predict_them(name):
-  width = 6
-  batch = mice_training.encode_batch(np.random.default_rng(0), name, 3, width)
-  arm = mice_training.ARMS[name]
-  generator = np.random.default_rng(0)
-  drawn = simulated_mice.draw(generator, 3)
-  trials = simulated_mice.simulate(drawn, generator, num_trials=width + arm.shift,
-                                   phase=generator.integers(90, size=3))
-
-  tokens = np.concatenate([batch.tokens, np.full((3, 1), -1)], axis=1)
-  labels = np.take_along_axis(tokens, batch.positions + 1, axis=1)
-  shown = labels >= 0  # The last choice may be the last token, which is not in the batch.
-  np.testing.assert_array_equal(
-      (labels - animals.CHOICE_SYMBOLS[0])[shown], trials.choices[:, :width][shown])
-  assert (batch.tokens[:, 0] == animals.NUM_SYMBOLS).all()
-  assert batch.tokens[:, 1:].max() < animals.NUM_SYMBOLS
-
-  best = simulated_mice.predict(drawn, trials)[:, :width]
-  zero = trials.levels[:, :width] == animals.ZERO_LEVEL
-  if arm.shift:  # The contrast and reward in the context determine the choice.
-    np.testing.assert_array_equal(batch.chances[~zero], trials.choices[:, :width][~zero])
-  np.testing.assert_allclose(batch.chances[zero if arm.shift else ...],
-                             best[zero if arm.shift else ...], atol=1e-6)
-
-
-def test_a_batch_is_a_function_of_seed_and_step():
-  config, arm = _config(short_fraction=.25, short_trials=4), 'stim_choice'
-  a, b = (mice_training.draw_batch(config, arm, 3) for _ in range(2))
-  jax.tree.map(np.testing.assert_array_equal, a, b)
-  other = mice_training.draw_batch(dataclasses.replace(config, seed=1), arm, 3)
-  assert (a.tokens != other.tokens).any()
-  assert mice_training.draw_batch(config, arm, 0).positions.shape == (4, 4)
-  assert a.positions.shape == (2, 8)
-
-
-def test_the_loss_is_the_cross_entropy_with_the_optimal_prediction():
-  config = _config()
-  model = mice_training.make_model(config)
-  batch = mice_training.encode_batch(np.random.default_rng(1), 'stim_choice', 2, 5)
-  loss, extra = jax.jit(functools.partial(mice_training.loss_fn, model))(
-      {'policy': _predictor().params['stim_choice']}, batch)
-
-  trials = np.arange(10).reshape(2, 5)
-  symbols = batch.tokens[:, 1:].reshape(2, -1)
-  flat = animals.Animal('m', *(np.zeros((2, 5), int) for _ in range(4)))
-  flat.levels[:] = symbols[:, ::2]
-  flat.choices[:, :4] = symbols[:, 1::2] - animals.CHOICE_SYMBOLS[0]
-  flat = animals.Animal('m', *(x.reshape(-1) for x in (
-      flat.levels, flat.choices, flat.rewards, flat.sessions)))
-
-  p, q = _predictor().predict('stim_choice', flat, trials), batch.chances.astype(float)
-  cross = -(q * np.log(p) + (1 - q) * np.log(1 - p)).mean()
-  own = -(q * np.log(q) + (1 - q) * np.log(1 - q)).mean()
-  assert float(loss.value()) == pytest.approx(cross, abs=1e-5)
-  assert float(extra['train/divergence'].value()) == pytest.approx(cross - own, abs=1e-5)
-
-
-def test_the_predictor_learns_to_follow_the_contrast():
-  config = _config(batch_size=32)
-  model = mice_training.make_model(config)
-  optimizer = optim.make_optimizer(optim.OptimizerConfig(learning_rate=2e-2))
-
-  @jax.jit
-  def init():
-    params = {'policy': model.init(jax.random.key(0))}
-    return TrainState.create(params, optimizer, jax.random.key(0))
-
-  @jax.jit
-  def step(state, batch):
-    return step_lib.take_step(
-        functools.partial(mice_training.loss_fn, model), optimizer, state, batch)
-
-  state, losses = init(), []
-  for index in range(60):
-    batch = mice_training.encode_batch(
-        np.random.default_rng(index), 'stim_choice', 32, 16)
-    state, update = step(state, batch)
-    losses.append(float(update['train/loss'].value()))
-  assert losses[0] > .6 and np.mean(losses[-10:]) < .61  # ln 2 is .693, the optimum .46.
-
-
-def test_7g_the_leaked_answer_beats_the_optimal_prediction():
-  # The rule 'the choice fits the contrast and the reward in the context', with no parameter.
-  generator = np.random.default_rng(3)
-  drawn = simulated_mice.draw(generator, 100)
-  trials = simulated_mice.simulate(drawn, generator, num_trials=180)
-  best = mice_report.hits(simulated_mice.predict(drawn, trials), trials.choices)[:, :-1].mean()
-  symbols = animals.encode(
-      trials.levels, trials.choices, trials.rewards, 'stim_choice_reward', shift=True)
-  labels = animals.label_positions('stim_choice_reward', 180, shift=True)[1:]
-  rewarded = symbols[:, labels - 2] == animals.REWARD_SYMBOLS[1]
-  level = symbols[:, labels - 4]
-  guess = np.where(rewarded, level > animals.ZERO_LEVEL, level < animals.ZERO_LEVEL)
-  chances = np.where(level == animals.ZERO_LEVEL, .5, guess)
-  leaked = mice_report.hits(chances, symbols[:, labels] - animals.CHOICE_SYMBOLS[0])
-  assert leaked.mean() == pytest.approx(17 / 18, abs=.01)
-  assert leaked.mean() > best + .1
-
-
 # --- Config.
 
 
-def test_fields_change_the_batches():
-  def shape(**changes):
-    config = _config(**{'short_trials': 4, **changes})
-    return mice_training.draw_batch(config, 'stim_choice', 1).positions.shape
-
-  assert shape() == (2, 8)
-  assert shape(batch_size=3) == (3, 8)
-  assert shape(num_trials=10) == (2, 10)
-  assert shape(short_fraction=1.0) == (4, 4)
-  assert shape(short_fraction=1.0, short_trials=5) == (3, 5)
-  assert shape(short_fraction=.3) == (4, 4) and shape(short_fraction=.3, steps=2) == (2, 8)
-  assert mice_training.num_steps(_config(further_steps=7), 'choice') == 7
-
-
-@functools.cache
-def _fitted(**changes):
-  return mice_predictors.fitted_predictions(
-      _config(**changes), _animal(), animals.folds(4, 2, 0), (4, 12))
-
-
-@pytest.mark.parametrize('changes, name', [
-    (dict(ridge=1.0), 'glm'), (dict(pseudo_count=1.0), 'glm_hmm2'), (dict(restarts=3), 'glm_hmm2'),
-    (dict(em_steps=1), 'glm_hmm2'), (dict(seed=1), 'glm_hmm2')])
-def test_fields_change_the_fits(changes, name):
-  assert (_fitted(**changes)[name] != _fitted()[name]).any()
-
-
 def test_fields_change_the_mice():
-  config = _config(num_simulated=3, simulated_sessions=5)
+  config = tiny_mice.config(num_simulated=3, simulated_sessions=5)
   simulated = icl_hmm_mice.simulated_animals(config)
   assert [animal.num_sessions for animal, _ in simulated.values()] == [5] * 3
   for num_cohort in (2, 3):
-    cohort = icl_hmm_mice.predict_cohort(_config(num_cohort=num_cohort), _predictor())
+    cohort = icl_hmm_mice.predict_cohort(
+        tiny_mice.config(num_cohort=num_cohort), tiny_mice.predictor())
     assert cohort['chance/icl_choice'].shape == (num_cohort, 8)
 
 
@@ -557,7 +290,7 @@ def test_fewer_sessions_than_folds_are_refused(data, tmp_path, capsys):
 
 def test_a_real_animal_named_like_a_simulated_one_is_refused(tmp_path, capsys, monkeypatch):
   monkeypatch.setattr(mice_training, 'meta_train', _never_trained)
-  _write(tmp_path, dataclasses.replace(_animal(), name='simulated_0'))
+  tiny_mice.write(tmp_path, dataclasses.replace(tiny_mice.animal(), name='simulated_0'))
   assert _run(tmp_path / 'run', *SMALL, f'--config.data_dir={tmp_path}') == 2
   error = capsys.readouterr().err
   assert "must not start with 'simulated_'" in error and error.count('\n') == 1
@@ -565,7 +298,7 @@ def test_a_real_animal_named_like_a_simulated_one_is_refused(tmp_path, capsys, m
 
 def test_a_fold_without_two_choices_in_a_session_is_refused(tmp_path, capsys, monkeypatch):
   monkeypatch.setattr(mice_training, 'meta_train', _never_trained)
-  animal = _animal()
+  animal = tiny_mice.animal()
   fold = animals.folds(animal.num_sessions, 2, 0)[animal.sessions]
   choices = np.where(fold == 1, -1, animal.choices)
   choices[np.flatnonzero(fold == 1)[3]] = animal.choices[np.flatnonzero(fold == 1)[3]]

@@ -16,7 +16,7 @@ from experiments.icl_hmm import published as icl_hmm_published
 from jaxrl_llm.hmm import filtering, published_results
 from jaxrl_llm.runs import artefacts
 from jaxrl_llm.training import metrics
-from tests.experiments import tiny
+from tests.experiments import studies, tiny
 
 CONFIG = 'experiments/configs/icl_hmm_published.py'
 SMALL = ('--config.num_sequences=24', '--config.baum_welch_sequences=4',
@@ -74,13 +74,9 @@ def finished(tmp_path_factory):
   return folder / 'run', arguments
 
 
-def _results(workdir):
-  return json.loads((workdir / 'results.json').read_text())
-
-
 def test_a_run_writes_numbers_a_table_and_a_figure_with_its_data(finished):
   workdir, _ = finished
-  results = _results(workdir)
+  results = studies.results(workdir)
   assert results['num_models'] == 2 and results['sampled_tokens'] == 2 * 24 * 2048
   # Exact averages over the label leave little noise with 24 trajectories.
   assert results['published/true_state/accuracy_mae'] < .03
@@ -106,7 +102,7 @@ def test_a_run_writes_numbers_a_table_and_a_figure_with_its_data(finished):
 
 def test_five_starts_are_compared_with_the_first_of_them(finished):
   workdir, _ = finished
-  results, gains = _results(workdir), []
+  results, gains = studies.results(workdir), []
   for path in sorted((workdir / 'models').glob('*.npz')):
     with np.load(path) as arrays:
       assert arrays['baum_welch_best5'].shape == (2, 10)
@@ -143,7 +139,7 @@ def test_the_order_of_the_baselines_is_a_criterion(finished):
     result['ngram1'][0, :-1] = 1
   assert icl_hmm_published.baseline_order(results).holds
   workdir, _ = finished
-  assert _results(workdir)['published/order_holds'] in (0, 1)
+  assert studies.results(workdir)['published/order_holds'] in (0, 1)
   assert '- (f) after 2,048 symbols' in (workdir / 'table.md').read_text()
 
 
@@ -167,12 +163,12 @@ def test_the_clock_is_saved_with_each_model(tmp_path, monkeypatch):
   monkeypatch.setattr(icl_hmm_published, 'simulate_model', simulate)
   artefacts.write(path_of_clock, clock | {'wall_seconds': 1e4}, identity)
   assert _run(tmp_path / 'run', f'--config.results_file={path}', *SMALL) == 0
-  assert _results(tmp_path / 'run')['wall_seconds'] > 1e4
+  assert studies.results(tmp_path / 'run')['wall_seconds'] > 1e4
 
 
 def test_finished_models_are_read_and_damaged_ones_simulated_again(finished, monkeypatch, capsys):
   workdir, arguments = finished
-  before = _results(workdir)
+  before = studies.timeless(workdir)
   (workdir / 'results.json').unlink()
   next((workdir / 'models').glob('0001_*.npz')).write_bytes(b'damaged')
 
@@ -184,10 +180,7 @@ def test_finished_models_are_read_and_damaged_ones_simulated_again(finished, mon
   output = capsys.readouterr().out
   assert 'is damaged' in output and 'a note' in output
 
-  after = _results(workdir)
-  for results in (before, after):
-    del results['wall_seconds'], results['commit'], results['sha256']
-  assert after == before
+  assert studies.timeless(workdir) == before
 
 
 def test_H9_published_numbers_are_reproduced(data_dir):

@@ -2,8 +2,6 @@
 
 import csv
 import dataclasses
-import json
-import re
 import shutil
 import types
 
@@ -20,7 +18,7 @@ from experiments.rebel_games import games, players
 from experiments.rebel_games import report as games_report
 from jaxrl_llm.algorithms import rebel
 from jaxrl_llm.training import metrics
-from tests.experiments import tiny
+from tests.experiments import studies, tiny
 
 CONFIG = 'experiments/configs/rebel_games.py'
 SMALL = ('--config.steps=20', '--config.num_seeds=2', '--config.batch_size=8')
@@ -38,12 +36,8 @@ def workdir(tmp_path_factory):
   return workdir
 
 
-def _results(workdir):
-  return json.loads((workdir / 'results.json').read_text())
-
-
 def test_a_run_writes_results_a_table_and_a_figure_with_its_data(workdir):
-  results = _results(workdir)
+  results = studies.results(workdir)
   for arm in (*games_arms.ARMS, *games_arms.EXACT):
     for name in ('average_exploitability', 'last_exploitability'):
       assert 0 <= results[f'eval/{arm}/{name}'] <= 1
@@ -66,7 +60,7 @@ def test_a_run_writes_results_a_table_and_a_figure_with_its_data(workdir):
 
 
 def test_only_damaged_and_foreign_arms_are_played_again(workdir, monkeypatch, capsys):
-  before = _results(workdir)
+  before = studies.timeless(workdir)
   (workdir / 'results.json').unlink()
   arms = workdir / 'arms'
   shutil.copy(arms / 'preferences.npz', arms / 'exact.npz')
@@ -81,9 +75,7 @@ def test_only_damaged_and_foreign_arms_are_played_again(workdir, monkeypatch, ca
   assert config_file.get_config().note in out
   assert "exact.npz: it was made for something else: arm is 'preferences' there" in out
   assert 'reward_same.npz: it is damaged' in out and out.count('computed again') == 2
-  timeless = lambda results: {
-      k: v for k, v in results.items() if k not in ('wall_seconds', 'commit', 'sha256')}
-  assert timeless(_results(workdir)) == timeless(before)
+  assert studies.timeless(workdir) == before
 
 
 def test_an_iteration_is_a_step_of_mirror_descent_up_to_sampling():
@@ -193,7 +185,4 @@ def test_every_field_but_the_note_changes_what_is_computed(name, monkeypatch):
 ])
 def test_invalid_configs_are_one_line_and_status_2(tmp_path, capsys, argument, words):
   assert _run(tmp_path / 'run', argument) == 2
-  lines = capsys.readouterr().err.strip().splitlines()
-  assert len(lines) == 1
-  assert lines[0].startswith('rebel_games: error: ')
-  assert re.search(words, lines[0]), lines[0]
+  studies.expect_error(capsys, 'rebel_games', words)

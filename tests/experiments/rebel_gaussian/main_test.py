@@ -3,8 +3,6 @@
 import csv
 import dataclasses
 import functools
-import json
-import re
 import shutil
 
 import jax
@@ -19,7 +17,7 @@ from experiments.rebel_gaussian import config as gaussian_config
 from experiments.rebel_gaussian import point_sampler
 from experiments.rebel_gaussian import report as gaussian_report
 from jaxrl_llm.training import metrics
-from tests.experiments import tiny
+from tests.experiments import studies, tiny
 
 CONFIG = 'experiments/configs/rebel_gaussian.py'
 STEPS = 8
@@ -42,12 +40,8 @@ def workdir(tmp_path_factory):
   return workdir
 
 
-def _results(workdir):
-  return json.loads((workdir / 'results.json').read_text())
-
-
 def test_a_run_writes_results_a_table_and_a_figure_with_its_data(workdir):
-  results = _results(workdir)
+  results = studies.results(workdir)
   for arm in TWO:
     assert results[f'setting/{arm}/learning_rate'] in gaussian_config.RebelGaussian().learning_rates
     assert 0 <= results[f'eval/{arm}/reached'] <= 1
@@ -69,20 +63,18 @@ def test_a_run_writes_results_a_table_and_a_figure_with_its_data(workdir):
 
 
 def test_finished_arms_are_not_trained_again(workdir, monkeypatch, capsys):
-  before = _results(workdir)
+  before = studies.timeless(workdir)
   (workdir / 'results.json').unlink()
   monkeypatch.setattr(gaussian_arms, 'ARMS', TWO)
   monkeypatch.setattr(rebel_gaussian_main, 'train', lambda *_: pytest.fail('trained again'))
   assert _run(workdir, *SMALL) == 0
-  timeless = lambda results: {
-      k: v for k, v in results.items() if k not in ('wall_seconds', 'commit', 'sha256')}
-  assert timeless(_results(workdir)) == timeless(before)
+  assert studies.timeless(workdir) == before
   note = config_file.get_config().note
   assert note and note in capsys.readouterr().out
 
 
 def test_a_foreign_arm_is_trained_again(workdir, monkeypatch, capsys):
-  before = _results(workdir)
+  before = studies.timeless(workdir)
   (workdir / 'results.json').unlink()
   fractions = dict(np.load(workdir / 'arms' / 'ppo.npz'))
   shutil.copy(workdir / 'arms' / 'rebel.npz', workdir / 'arms' / 'ppo.npz')
@@ -92,9 +84,7 @@ def test_a_foreign_arm_is_trained_again(workdir, monkeypatch, capsys):
   assert _run(workdir, *SMALL) == 0
   out = capsys.readouterr().out
   assert "ppo.npz: it was made for something else: arm is 'rebel' there, 'ppo' here" in out
-  timeless = lambda results: {
-      k: v for k, v in results.items() if k not in ('wall_seconds', 'commit', 'sha256')}
-  assert timeless(_results(workdir)) == timeless(before)
+  assert studies.timeless(workdir) == before
 
 
 # --- The sampler.
@@ -262,7 +252,4 @@ def test_every_field_but_the_note_changes_what_is_computed(name, monkeypatch):
 ])
 def test_invalid_configs_are_one_line_and_status_2(tmp_path, capsys, argument, words):
   assert _run(tmp_path / 'run', argument) == 2
-  lines = capsys.readouterr().err.strip().splitlines()
-  assert len(lines) == 1
-  assert lines[0].startswith('rebel_gaussian: error: ')
-  assert re.search(words, lines[0]), lines[0]
+  studies.expect_error(capsys, 'rebel_gaussian', words)

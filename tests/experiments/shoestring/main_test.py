@@ -1,13 +1,10 @@
 """The study of Shoestring: what it trains, what it writes, what it refuses."""
 
 import copy
-import csv
 import dataclasses
 import functools
 import importlib
-import json
 import pickle
-import re
 import shutil
 import types
 
@@ -20,7 +17,7 @@ from experiments.shoestring import data as shoestring_data
 from experiments.shoestring import heads
 from jaxrl_llm.graphs import block_model, planetoid
 from jaxrl_llm.training import metrics
-from tests.experiments import tiny
+from tests.experiments import studies, tiny
 
 BLOCKS, CORA = (f'experiments/configs/shoestring_{name}.py' for name in ('blocks', 'cora'))
 SMALL = ('--config.steps=25', '--config.num_splits=2', '--config.refinement_ratios=(0.0,0.2)',
@@ -43,17 +40,8 @@ def workdir(tmp_path_factory):
   return workdir
 
 
-def _results(workdir):
-  return json.loads((workdir / 'results.json').read_text())
-
-
-def _rows(path):
-  with open(path, newline='') as file:
-    return list(csv.DictReader(file))
-
-
 def test_results_are_means_over_the_splits_that_are_listed(workdir):
-  results, rows = _results(workdir), _rows(workdir / 'accuracy_by_split.csv')
+  results, rows = studies.results(workdir), studies.rows(workdir / 'accuracy_by_split.csv')
   for backbone in ('lp', 'gcn'):
     for head in ('softmax', 'cos'):
       for labels in ('n1', 'n3'):
@@ -102,7 +90,7 @@ def test_results_are_means_over_the_splits_that_are_listed(workdir):
 
 def test_a_run_writes_a_table_a_figure_with_its_data_and_curves(workdir):
   assert (workdir / 'figures' / 'accuracy.png').read_bytes().startswith(b'\x89PNG')
-  rows = _rows(workdir / 'figures' / 'accuracy.csv')
+  rows = studies.rows(workdir / 'figures' / 'accuracy.csv')
   assert {row['read_by'] for row in rows} == {
       'softmax', 'prototypes', 'mixed', 'leaky', 'leaky_mixed'}
   text = (workdir / 'table.md').read_text()
@@ -119,7 +107,7 @@ def test_a_run_writes_a_table_a_figure_with_its_data_and_curves(workdir):
 
 
 def test_only_missing_arms_are_trained_again(workdir, monkeypatch):
-  before = _results(workdir)
+  before = studies.timeless(workdir)
   (workdir / 'results.json').unlink()
   (workdir / 'arms' / 'gcn_cos_n3.npz').unlink()
   trained, train = [], heads.Trainer.train
@@ -127,9 +115,7 @@ def test_only_missing_arms_are_trained_again(workdir, monkeypatch):
       trained.append(arguments[-1]), train(*arguments))[1])
   assert _run(workdir, *SMALL_BLOCKS) == 0
   assert trained == ['gcn_cos_n3']
-  timeless = lambda results: {
-      k: v for k, v in results.items() if k not in ('wall_seconds', 'commit', 'sha256')}
-  assert timeless(_results(workdir)) == timeless(before)
+  assert studies.timeless(workdir) == before
 
 
 def _permute_labels(arrays):
@@ -143,7 +129,7 @@ def _remove_edge(arrays):
 @pytest.mark.parametrize('change', [_permute_labels, _remove_edge, None])
 def test_a_changed_graph_is_made_again_and_a_damaged_arm_trained_again(
     workdir, monkeypatch, capsys, change):
-  before = _results(workdir)
+  before = studies.timeless(workdir)
   (workdir / 'results.json').unlink()
 
   if change:
@@ -158,9 +144,7 @@ def test_a_changed_graph_is_made_again_and_a_damaged_arm_trained_again(
   out = capsys.readouterr().out
   assert 'graph.npz: it is damaged' in out
   assert out.count('computed again') == (1 if change else 2)
-  timeless = lambda results: {
-      k: v for k, v in results.items() if k not in ('wall_seconds', 'commit', 'sha256')}
-  assert timeless(_results(workdir)) == timeless(before)
+  assert studies.timeless(workdir) == before
 
 
 def test_a_valid_graph_without_a_digest_is_refused(workdir, capsys):
@@ -171,7 +155,7 @@ def test_a_valid_graph_without_a_digest_is_refused(workdir, capsys):
       seed=0, num_classes=4, nodes_per_class=12, num_words=48, words_per_node=6))
   try:
     assert _run(workdir, *SMALL_BLOCKS) == 2
-    _expect_line(capsys, 'graph.npz cannot be used: .*no digest.*delete it')
+    studies.expect_error(capsys, 'shoestring', 'graph.npz cannot be used: .*no digest.*delete it')
   finally:
     (workdir / 'graph.npz').write_bytes(graph)
     (workdir / 'results.json').write_bytes(results)
@@ -194,7 +178,7 @@ def test_the_public_split_has_its_own_numbers_and_data_may_move(tmp_path, data_f
                '--config.labels_per_class=(2,)')
   workdir = tmp_path / 'run'
   assert _run(workdir, *arguments, f'--config.data_dir={data_folder}', config=CORA) == 0
-  results = _results(workdir)
+  results = studies.results(workdir)
   for name in ('public', 'public/first_layer_decay'):
     assert 0 <= results[f'eval/gcn/softmax/{name}/accuracy'] <= 1
   # Thirty test nodes of the public split.
@@ -237,23 +221,8 @@ def _study(folder, config):
       workdir=folder, config=config, save_clock=lambda: None, commit=''))
 
 
-def _leaves(thing, prefix=''):
-  for field in dataclasses.fields(thing):
-    value = getattr(thing, field.name)
-    if dataclasses.is_dataclass(value):
-      yield from _leaves(value, f'{prefix}{field.name}.')
-    else:
-      yield prefix + field.name
-
-
-class _Bar:
-
-  def update(self, *_, **__):
-    """Nothing is shown."""
-
-
 def test_every_field_has_another_value_here():
-  assert set(_leaves(_tiny_config())) == set(_CHANGES) | _ELSEWHERE
+  assert set(studies.leaves(_tiny_config())) == set(_CHANGES) | _ELSEWHERE
 
 
 def _differ(first, second):
@@ -267,7 +236,7 @@ def _differ(first, second):
 def base(tmp_path_factory):
   """A study with the config above, and the accuracies of one arm."""
   study = _study(tmp_path_factory.mktemp('fields') / 'base', _tiny_config())
-  return study, study._play('gcn', 'cos', 1, _Bar(), '')
+  return study, study._play('gcn', 'cos', 1, studies.Bar(), '')
 
 
 @pytest.mark.parametrize('name', _CHANGES)
@@ -286,7 +255,7 @@ def test_every_field_has_an_effect_or_is_rejected(name, base, tmp_path):
     assert other.arms() != study.arms()
   elif not name.startswith('blocks.'):
     other._graph = study._graph  # What is left must come from the seed, not from its graph.
-    assert _differ(other._play('gcn', 'cos', 1, _Bar(), ''), outcome)
+    assert _differ(other._play('gcn', 'cos', 1, studies.Bar(), ''), outcome)
 
 
 def test_the_heads_of_variants_are_among_those_of_all(tmp_path):
@@ -318,7 +287,7 @@ def test_honest_readings_ignore_the_labels_of_test_nodes(tmp_path, monkeypatch, 
   for shift in range(graph.num_classes):
     labels = np.where(shared, (graph.labels + shift) % graph.num_classes, graph.labels)
     study._graph = dataclasses.replace(graph, labels=labels.astype(np.int32))
-    arm = study._play(backbone, 'softmax', 1, _Bar(), '')
+    arm = study._play(backbone, 'softmax', 1, studies.Bar(), '')
     total = total + np.stack([arm[name] for name in sorted(set(arm) - {'loss', 'unreached'})])
     np.testing.assert_array_equal(outputs_read[-1], outputs_read[0])  # Nor did the training.
 
@@ -366,28 +335,24 @@ def test_tables_have_both_filters_and_the_second_one_with_two_heads(path):
 ])
 def test_invalid_configs_are_one_line_and_status_2(tmp_path, capsys, argument, words):
   assert _run(tmp_path / 'run', argument) == 2
-  _expect_line(capsys, words)
+  studies.expect_error(capsys, 'shoestring', words)
   assert not (tmp_path / 'run').exists()
-
-
-def _expect_line(capsys, words):
-  lines = capsys.readouterr().err.strip().splitlines()
-  assert len(lines) == 1
-  assert lines[0].startswith('shoestring: error: ')
-  assert re.search(words, lines[0]), lines[0]
 
 
 def test_a_missing_folder_and_a_hostile_pickle_are_one_line_and_status_2(tmp_path, capsys):
   folder = tmp_path / 'data'
   run = lambda: _run(tmp_path / 'run', f'--config.data_dir={folder}', config=CORA)
   assert run() == 2
-  _expect_line(capsys, 'data_dir must be a directory with cora.npz or the files ind.cora.graph')
+  studies.expect_error(
+      capsys, 'shoestring',
+      'data_dir must be a directory with cora.npz or the files ind.cora.graph')
 
   folder.mkdir()
   for part in ('y', 'tx', 'ty', 'allx', 'ally', 'graph'):
     (folder / f'ind.cora.{part}').write_bytes(pickle.dumps(print, protocol=2))
   assert run() == 2
-  _expect_line(capsys, "ind.cora.y is refused: its pickle asks for '__builtin__.print'")
+  studies.expect_error(
+      capsys, 'shoestring', "ind.cora.y is refused: its pickle asks for '__builtin__.print'")
 
   for payload in (
       b'cnumpy\ndtype\nX\x01\x00\x00\x00O\x85R.',
@@ -396,7 +361,7 @@ def test_a_missing_folder_and_a_hostile_pickle_are_one_line_and_status_2(tmp_pat
       b'cscipy.sparse.csr\ncsr_matrix\nN}X\x05\x00\x00\x00shapeK\x05s\x86b.'):
     (folder / 'ind.cora.y').write_bytes(payload)
     assert run() == 2
-    _expect_line(capsys, 'ind.cora.y is not a complete pickle of arrays')
+    studies.expect_error(capsys, 'shoestring', 'ind.cora.y is not a complete pickle of arrays')
 
 
 def test_a_graph_that_is_damaged_too_large_or_another_one_is_rejected_at_once(tmp_path, capsys):
@@ -413,7 +378,7 @@ def test_a_graph_that_is_damaged_too_large_or_another_one_is_rejected_at_once(tm
        'a graph must have at most 5000 nodes, got 5001')):
     planetoid.write(folder / 'cora.npz', dataclasses.replace(graph, **changes))
     assert run() == 2
-    _expect_line(capsys, words)
+    studies.expect_error(capsys, 'shoestring', words)
     assert not (tmp_path / 'run' / 'arms').exists()
 
 
@@ -428,7 +393,7 @@ def test_label_propagation_reports_the_nodes_that_it_cannot_reach(tmp_path):
   workdir = tmp_path / 'run'
   assert _run(workdir, *SMALL_BLOCKS, '--config.backbones=lp', '--config.heads=softmax',
               '--config.blocks.mean_degree=.2') == 0
-  assert _results(workdir)['eval/lp/softmax/n1/unreached'] > .7
+  assert studies.results(workdir)['eval/lp/softmax/n1/unreached'] > .7
   assert 'no label reaches' in (workdir / 'table.md').read_text()
 
 
@@ -438,7 +403,7 @@ def test_cora_with_fewer_splits_and_epochs(tmp_path, data_dir):
               '--config.heads=softmax', '--config.labels_per_class=(1,20)',
               '--config.public_split=false', f'--config.data_dir={data_dir / "planetoid"}',
               config=CORA) == 0
-  results = _results(workdir)
+  results = studies.results(workdir)
   assert results['eval/gcn/softmax/n20/accuracy'] > .72
   assert results['eval/lp/softmax/n20/accuracy'] > .55
   # Gain from test labels in the prototypes of a network trained without prototypes: large with one

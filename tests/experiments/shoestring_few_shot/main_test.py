@@ -2,10 +2,7 @@
 
 import copy
 import csv
-import dataclasses
 import functools
-import json
-import re
 import shutil
 import types
 
@@ -19,7 +16,7 @@ from experiments.shoestring_few_shot import methods
 from jaxrl_llm.algorithms import shoestring
 from jaxrl_llm.graphs import episodes
 from jaxrl_llm.training import metrics
-from tests.experiments import tiny
+from tests.experiments import studies, tiny
 
 CONFIG = 'experiments/configs/shoestring_few_shot.py'
 SMALL = ('--config.batch_size=3', '--config.queries=4', '--config.way=3', '--config.steps=10',
@@ -39,12 +36,8 @@ def workdir(tmp_path_factory):
   return workdir
 
 
-def _results(workdir):
-  return json.loads((workdir / 'results.json').read_text())
-
-
 def test_a_run_writes_results_a_table_and_a_figure_with_its_data(workdir):
-  results = _results(workdir)
+  results = studies.results(workdir)
   assert results['features'] == 'generated' and results['episodes'] == 6
   for name in methods.METHODS:
     for shots in (1, 2):
@@ -62,7 +55,7 @@ def test_a_run_writes_results_a_table_and_a_figure_with_its_data(workdir):
 
 
 def test_only_missing_and_damaged_batches_are_computed_again(workdir, monkeypatch, capsys):
-  before = _results(workdir)
+  before = studies.timeless(workdir)
   (workdir / 'results.json').unlink()
   arms = workdir / 'arms'
   (arms / '2shot_3.npz').write_bytes((arms / '2shot_3.npz').read_bytes()[:-30])
@@ -78,9 +71,7 @@ def test_only_missing_and_damaged_batches_are_computed_again(workdir, monkeypatc
   out = capsys.readouterr().out
   assert '1shot_3.npz: it was made for something else: begin is 0 there, 3 here' in out
   assert '2shot_3.npz: it is damaged' in out
-  timeless = lambda results: {
-      k: v for k, v in results.items() if k not in ('wall_seconds', 'commit', 'sha256')}
-  assert timeless(_results(workdir)) == timeless(before)
+  assert studies.timeless(workdir) == before
 
 
 @functools.cache
@@ -187,15 +178,6 @@ _CHANGES = {
 }
 
 
-def _leaves(thing, prefix=''):
-  for field in dataclasses.fields(thing):
-    value = getattr(thing, field.name)
-    if dataclasses.is_dataclass(value):
-      yield from _leaves(value, f'{prefix}{field.name}.')
-    else:
-      yield prefix + field.name
-
-
 def _changed(name=None):
   config = few_shot_config.FewShot(**copy.deepcopy(_TINY))
   if name:
@@ -205,13 +187,8 @@ def _changed(name=None):
 
 
 def test_every_field_has_another_value_here():
-  assert set(_leaves(_changed())) == set(_CHANGES) | {'note'}  # Which closes the table, below.
-
-
-class _Bar:
-
-  def update(self, *_, **__):
-    """Nothing is shown."""
+  # The note closes the table, below.
+  assert set(studies.leaves(_changed())) == set(_CHANGES) | {'note'}
 
 
 class _Sums:
@@ -230,7 +207,7 @@ def _played(folder, config, monkeypatch):
     patch.setattr(methods, 'Classifier', _Sums)
     run = types.SimpleNamespace(
         workdir=folder, config=config, save_clock=lambda: None, commit='')
-    return few_shot_main.play(run, config.features(), '', config.shots[0], _Bar())['lp']
+    return few_shot_main.play(run, config.features(), '', config.shots[0], studies.Bar())['lp']
 
 
 @functools.cache
@@ -288,23 +265,18 @@ def test_every_field_has_an_effect_or_is_rejected(name, tmp_path, monkeypatch):
 ])
 def test_invalid_configs_are_one_line_and_status_2(tmp_path, capsys, argument, words):
   assert _run(tmp_path / 'run', argument) == 2
-  _expect_line(capsys, words)
+  studies.expect_error(capsys, 'shoestring_few_shot', words)
 
 
 def test_a_file_that_is_missing_or_damaged_is_one_line_and_status_2(tmp_path, capsys):
   files = (f'--config.data_dir={tmp_path}', '--config.features_file=novel.npz')
   assert _run(tmp_path / 'run', *files) == 2
-  _expect_line(capsys, 'features_file: not a file: .*novel.npz')
+  studies.expect_error(capsys, 'shoestring_few_shot', 'features_file: not a file: .*novel.npz')
   (tmp_path / 'novel.npz').write_bytes(b'PK\x03\x04')
   assert _run(tmp_path / 'run', *files) == 2
-  _expect_line(capsys, "novel.npz must be an npz file with 'features' and 'labels'")
-
-
-def _expect_line(capsys, words):
-  lines = capsys.readouterr().err.strip().splitlines()
-  assert len(lines) == 1
-  assert lines[0].startswith('shoestring_few_shot: error: ')
-  assert re.search(words, lines[0]), lines[0]
+  studies.expect_error(
+      capsys, 'shoestring_few_shot',
+      "novel.npz must be an npz file with 'features' and 'labels'")
 
 
 def test_features_of_a_file_are_used(tmp_path):
@@ -315,7 +287,7 @@ def test_features_of_a_file_are_used(tmp_path):
   workdir = tmp_path / 'run'
   assert _run(workdir, *SMALL, '--config.shots=(1,)', '--config.episodes=3',
               f'--config.data_dir={tmp_path}', '--config.features_file=novel.npz') == 0
-  results = _results(workdir)
+  results = studies.results(workdir)
   assert results['features'] == 'novel.npz'
   assert results['eval/prototypes/3way_1shot/accuracy'] > .9
   assert (workdir / 'table.md').read_text().endswith('\nExamples: features of novel.npz.\n')
@@ -335,21 +307,23 @@ def test_a_run_resumes_only_with_its_own_features(tmp_path, capsys):
       f'--config.data_dir={folder}', '--config.features_file=novel.npz')
   assert run(folders[0]) == 0
 
-  before = _results(workdir)
+  before = studies.timeless(workdir)
   (workdir / 'results.json').unlink()
   capsys.readouterr()
   assert run(folders[2]) == 2
-  _expect_line(capsys, 'the features must be those that .*run began with .SHA-256 .*give another')
+  studies.expect_error(
+      capsys, 'shoestring_few_shot',
+      'the features must be those that .*run began with .SHA-256 .*give another')
   assert not (workdir / 'results.json').exists()
 
   path = workdir / 'features.json'
   text = path.read_text()
   path.write_text(text.replace(before['features_sha256'], '0' * 64))
   assert run(folders[0]) == 2
-  _expect_line(capsys, 'features.json cannot be used: it is damaged')
+  studies.expect_error(capsys, 'shoestring_few_shot', 'features.json cannot be used: it is damaged')
   path.write_text(text)
   assert run(folders[1]) == 0  # The same ones, moved.
-  assert _results(workdir)['features_sha256'] == before['features_sha256']
+  assert studies.results(workdir)['features_sha256'] == before['features_sha256']
   assert len(before['features_sha256']) == 64
 
 
