@@ -1,4 +1,4 @@
-"""What tests of studies read from a workdir and from the terminal, and fields of their configs."""
+"""Reads results and errors of studies, and the names of their config fields, for tests."""
 
 import csv
 import dataclasses
