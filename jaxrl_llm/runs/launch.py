@@ -436,6 +436,23 @@ def _stop_as_ctrl_c() -> None:
     if is_first or number == signal.SIGINT:
       signal.default_int_handler(number, frame)
 
+  def deliver_again(unraisable: Any) -> None:
+    """Delivers a signal again whose exception was discarded by a callback, such as JAX's of gc."""
+    if not issubclass(unraisable.exc_type, KeyboardInterrupt):
+      previous(unraisable)
+      return
+    number = received.pop() if received else signal.SIGINT
+    received.clear()
+    # Later, outside the callback; a real signal, because that ends a system call too.
+    timer = threading.Timer(
+        0.05, signal.pthread_kill, [threading.main_thread().ident, number])
+    timer.daemon = True
+    timer.start()
+
+  previous = getattr(sys.unraisablehook, 'previous', sys.unraisablehook)
+  deliver_again.previous = previous
+  sys.unraisablehook = deliver_again
+
   for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
     if signal.getsignal(number) in (signal.SIG_DFL, signal.default_int_handler):
       signal.signal(number, handle)

@@ -19,7 +19,7 @@ REPOSITORY = pathlib.Path(__file__).resolve().parents[2]
 # A program and its config, without JAX: each start takes about a tenth of a second.
 BINARY = textwrap.dedent('''
     """Adds numbers."""
-    import errno, pathlib, sys, time
+    import errno, pathlib, signal, sys, time, weakref
     from jaxrl_llm.runs import launch
     from jaxrl_llm.training import metrics
 
@@ -41,6 +41,11 @@ BINARY = textwrap.dedent('''
         (run.workdir / 'metrics.jsonl').write_text('{}')
         raise ValueError('train/loss must be finite, got nan at step 3')
       if config.fail == 'wait':
+        time.sleep(60)
+      if config.fail.startswith('SIG'):  # Received in a callback, whose exceptions are discarded.
+        probe = type('Probe', (), {})()
+        watch = weakref.ref(probe, lambda _: signal.raise_signal(signal.Signals[config.fail]))
+        del probe
         time.sleep(60)
       run.table_path.write_text('| a | table |\\n')
       metrics.write_json_atomic(run.results_path, launch.with_digest(
@@ -380,6 +385,13 @@ def test_signals_end_a_program_as_ctrl_c_does(binary, number):
   _, error = process.communicate(timeout=60)
   assert process.returncode == 130
   assert error == 'adding: interrupted; run the same command again to resume\n'
+
+
+@pytest.mark.parametrize('name', ['SIGINT', 'SIGTERM', 'SIGHUP'])
+def test_a_signal_during_a_callback_is_not_lost(binary, name):
+  done = binary(f'--config.fail={name}')
+  assert done.returncode == 130
+  assert done.stderr == 'adding: interrupted; run the same command again to resume\n'
 
 
 @pytest.mark.parametrize('text, words', [
