@@ -31,7 +31,7 @@ def train(
   Args:
     setup: the run's setup.
     files: the metrics and samples files; batch i is logged at step (fine-tuning steps) + i.
-    reference: π_ref.
+    reference: π_ref; shares the untrained parameters of the policy afterwards.
     stage1: its V*.
 
   Returns:
@@ -41,7 +41,7 @@ def train(
   examples = setup.encode(stage1.trainable(setup.task.train, config.algorithm))
   optimizer = optim.for_run(config.optimizer, config.steps * config.algorithm.num_minibatches)
   algorithm = a_star_po.make(config.algorithm, setup.policy, setup.make_optimizer(optimizer))
-  state, train_step = setup.start(algorithm, reference.start)
+  state, train_step = references.start(setup, algorithm, reference)
 
   sample = setup.sampler(num_samples=1, temperature=config.algorithm.temperature)
   score = setup.scorer(
@@ -69,7 +69,7 @@ def train(
 
       with training.timers('train'):
         batch = Batch(
-            rollouts, scored.rewards, score(reference.params, rollouts),
+            rollouts, scored.rewards, score(reference.of(policy), rollouts),
             {'values': stage1.of(prompts.example_ids)}, np.ones(len(indices), np.float32))
         updates = []
         for minibatch in step_lib.minibatches(batch, config.algorithm.num_minibatches):

@@ -39,7 +39,7 @@ class Evaluation:
       step: batches of stage 2 so far.
       tokens: sampled tokens of both stages so far.
     """
-    self.last = self._evaluate(params, self._reference.params)
+    self.last = self._evaluate(params, self._reference.of(params))
 
     # The evaluator's examples, not the task's: it drops problems that are too long.
     shown = self._evaluate.examples[: self._setup.config.evaluation.num_shown]
@@ -66,9 +66,10 @@ def write(
 ) -> None:
   """Evaluates the reference and its control, and writes table.md, figures and results.json."""
   run, evaluate = setup.run, setup.evaluator
-  before = evaluate(reference.params, reference.params).numbers
+  base = reference.of(trained['params'])
+  before = evaluate(base, base).numbers
   control = evaluate.sampled_only(
-      reference.params,
+      base,
       setup.sampler(
           num_samples=setup.config.evaluation.num_samples,
           temperature=setup.config.evaluation.control_temperature),
@@ -77,7 +78,7 @@ def write(
 
   records = metrics.read_jsonl(run.workdir / 'metrics.jsonl')
   curve = [record for record in records if 'eval/pass@1' in record]
-  _figures(setup, reference, stage1, curve)
+  _figures(setup, base, stage1, curve)
   seconds = _seconds(run, records)
 
   tokens = {'stage1': stage1.tokens, 'stage2': trained['tokens']}
@@ -150,7 +151,7 @@ def _seconds(run: launch.Run, records: list[dict[str, float]]) -> dict[str, floa
 
 
 def _figures(
-    setup: setup_lib.Setup, reference: references.Reference, stage1: stage1_lib.ReferenceValues,
+    setup: setup_lib.Setup, base: Params, stage1: stage1_lib.ReferenceValues,
     curve: list[dict[str, float]],
 ) -> None:
   """Writes the learning curve, and V* of stage 1 against measured success rates."""
@@ -169,7 +170,7 @@ def _figures(
   algorithm = setup.config.algorithm
   if algorithm.value_mode == 'zero':
     return
-  measured = stage1_lib.measure_success(setup, reference, stage1)
+  measured = stage1_lib.measure_success(setup, base, stage1)
   if measured is None:
     return
 

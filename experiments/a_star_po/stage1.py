@@ -21,7 +21,7 @@ from jaxrl_llm.runs import records as records_lib
 from jaxrl_llm.runs import references
 from jaxrl_llm.runs import setup as setup_lib
 from jaxrl_llm.training import loop, metrics, rng
-from jaxrl_llm.types import Example, RewardFn
+from jaxrl_llm.types import Example, Params, RewardFn
 
 
 class ReferenceValues(NamedTuple):
@@ -168,14 +168,14 @@ def _stage1_reward(setup: setup_lib.Setup) -> RewardFn:
 
 
 def measure_success(
-    setup: setup_lib.Setup, reference: references.Reference, stage1: ReferenceValues
+    setup: setup_lib.Setup, base: Params, stage1: ReferenceValues
 ) -> tuple[np.ndarray, np.ndarray] | None:
   """Measures the reference's success rates on fresh samples, to compare with stage 1's V*.
 
   Args:
     setup: the run's setup; `evaluation.diagnosed_prompts` and `diagnosed_samples` of its config
       are the numbers of prompts and of samples for each.
-    reference: π_ref.
+    base: parameters of π_ref.
     stage1: its V*.
 
   Returns:
@@ -196,7 +196,7 @@ def measure_success(
 
   rates, ids = [], []
   for prompts in setup.prompt_batches(encoded, config.stage1_batch_size):
-    rollouts = sample(reference.params, *prompts[:3], key)
+    rollouts = sample(base, *prompts[:3], key)
     scored = rollout_rewards.score_rollouts(
         evaluator.real_rows(rollouts, prompts), prompts.examples,
         tokenizer=setup.task.tokenizer, reward_fn=reward_fn,

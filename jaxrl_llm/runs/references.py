@@ -4,18 +4,20 @@ If all parameters are trained, the reference is a copy. Adapters leave their bas
 that base is the reference. If only the last blocks are trained, only those blocks are copied.
 """
 
+import dataclasses
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
-from jaxrl_llm.models import partial
+from jaxrl_llm.models import lora, partial
 from jaxrl_llm.runs import setup as setup_lib
 from jaxrl_llm.training import fingerprint, metrics
 from jaxrl_llm.training import step as step_lib
 from jaxrl_llm.types import Algorithm, Params, TrainState
 
 
-class Reference(NamedTuple):
-  """π_ref, frozen.
+@dataclasses.dataclass
+class Reference:
+  """π_ref, frozen. `start` replaces `of` and `start`.
 
   Attributes:
     of: the policy's trained parameters -> the reference's, in the frozen form taken by
@@ -37,7 +39,7 @@ class Reference(NamedTuple):
 
   @property
   def params(self) -> Params:
-    """The reference's own parameters, if it shares none with the policy."""
+    """The reference's own parameters, while it shares none with the policy (before `start`)."""
     return self.of({})
 
   def check(self, other: str) -> None:
@@ -94,15 +96,35 @@ def begin(
     (state, jitted train step, reference).
   """
   reference = make_reference(setup, finetune)
-  state, train_step = setup.start(algorithm, reference.start)
-  reference = reference._replace(start=None)
-  if setup.config.reference_init_from:
-    return state, train_step, reference
+  return *start(setup, algorithm, reference), reference
 
+
+def start(
+    setup: setup_lib.Setup, algorithm: Algorithm, reference: Reference
+) -> tuple[TrainState, step_lib.CountedJit]:
+  """Makes the initial train state and the train step; the policy takes over shared parameters.
+
+  `reference` then shares the untrained parameters of the policy. The frozen base of adapters is
+  moved into the state, not copied: arrays that were read from `reference` before are deleted.
+
+  Args:
+    setup: the run's setup, from `setup_lib.build`.
+    algorithm: the algorithm that trains the policy.
+    reference: returned by `make_reference`; changed in place.
+
+  Returns:
+    (state, jitted train step).
+  """
+  has_own_copy = bool(setup.config.reference_init_from)
+  state, train_step = setup.start(
+      algorithm, reference.start, donate=has_own_copy or bool(setup.finetuning.lora.rank))
+  reference.start = None
+
+  if has_own_copy:
+    return state, train_step
   if setup.finetuning.lora.rank:
-    reference = reference._replace(
-        of=lambda policy: {'base': policy['base'], 'adapters': {}})
+    reference.of = lora.without_adapters
   elif setup.finetuning.last_layers:
     branch = partial.branch(state.params['policy'])
-    reference = reference._replace(of=lambda policy: {**policy, **branch})
-  return state, train_step, reference
+    reference.of = lambda policy: {**policy, **branch}
+  return state, train_step

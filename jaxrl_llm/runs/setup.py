@@ -137,9 +137,20 @@ class Setup:
     return optim.make_optimizer(config, trainable=self.finetuning.trainable)
 
   def start(
-      self, algorithm: Algorithm, params: Params
+      self, algorithm: Algorithm, params: Params, *, donate: bool = False
   ) -> tuple[TrainState, step_lib.CountedJit]:
-    """Makes a train state from a copy of plain `params` (steps donate it), and the jitted step."""
+    """Makes a train state and the jitted step, which donates the state.
+
+    Args:
+      algorithm: the algorithm that trains the policy.
+      params: plain parameters.
+      donate: whether the state takes over the arrays of `params`, which are then deleted; by
+        default it copies them. Blocks that are split off for `last_layers` cannot be taken over.
+
+    Returns:
+      (state, jitted train step).
+    """
+    donated = (0,) if donate and not self.finetuning.last_layers else ()
     key = rng.stream_key(self.key, rng.Stream.ADAPTERS)
 
     def init(params):
@@ -150,7 +161,8 @@ class Setup:
     train_step = step_lib.jit_train_step(
         algorithm.train_step, state_shardings=shardings, batch_shardings=self.batch_sharding
     )
-    return jax.jit(init, out_shardings=shardings)(params), train_step
+    make = jax.jit(init, out_shardings=shardings, donate_argnums=donated)
+    return make(params), train_step
 
   def plain(self, params: Params) -> Params:
     """Converts trained parameters to plain ones, with their shardings."""

@@ -81,8 +81,8 @@ def _train(
 
   params = setup.initial_params()
   initial = _initial(setup, params)
-  state, train_step = setup.start(algorithm, params)
-  del params  # The state has a copy.
+  state, train_step = setup.start(algorithm, params, donate=True)
+  del params  # Their arrays are the state's.
 
   with training_loop.start(
       setup, 'sft', state, files={'metrics': writer}, total=config.steps,

@@ -23,5 +23,5 @@ def of_params(params: Params) -> str:
   for path, leaf in jax.tree_util.tree_leaves_with_path(params):
     array = np.asarray(leaf)
     digest.update(f'{jax.tree_util.keystr(path)} {array.shape} {array.dtype}'.encode())
-    digest.update(np.ascontiguousarray(array).tobytes())
+    digest.update(np.ascontiguousarray(array).reshape(-1).view(np.uint8))
   return digest.hexdigest()[:16]

@@ -157,7 +157,7 @@ def test_the_loss_decreases(kind):
 
 @functools.cache
 def _memory(kind):
-  """(bytes of temporary buffers, of the optimizer's state, of the base) of a compiled step."""
+  """Bytes of a compiled step: temporary buffers, optimizer state, the base, and all at once."""
   shape = train_steps.model(
       vocab_size=512, num_layers=12, width=64, mlp_width=256, num_heads=4, num_kv_heads=4,
       head_dim=16, scan_unroll=1, remat='full')  # So that activations are small.
@@ -174,16 +174,27 @@ def _memory(kind):
   size = lambda tree: sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
   base = size(jax.eval_shape(policy.init, jax.random.key(0)))
 
-  return compiled.memory_analysis().temp_size_in_bytes, size(state.opt_state), base
+  memory = compiled.memory_analysis()
+  temporary = memory.temp_size_in_bytes
+  total = (memory.argument_size_in_bytes + temporary
+           + memory.output_size_in_bytes - memory.alias_size_in_bytes)
+  return temporary, size(state.opt_state), base, total
 
 
 @pytest.mark.parametrize('kind', KINDS)
 def test_a_step_allocates_no_gradient_of_the_base(kind):
-  temporary, optimizer, base = _memory(kind)
+  temporary, optimizer, base, _ = _memory(kind)
   assert temporary < 0.4 * base and optimizer < 0.4 * base
   # If everything is trained, the same measurement shows gradients and moments.
-  temporary, optimizer, _ = _memory('full')
+  temporary, optimizer, _, _ = _memory('full')
   assert temporary > base and optimizer > 1.9 * base
+
+
+@pytest.mark.parametrize('kind', KINDS)
+def test_the_frozen_parameters_of_a_step_are_in_memory_once(kind):
+  temporary, optimizer, base, total = _memory(kind)
+  trained = optimizer / 2  # Adam has two moments.
+  assert total - temporary < 1.05 * base + trained + optimizer
 
 
 # --- Checkpoints.

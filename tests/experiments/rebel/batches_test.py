@@ -12,9 +12,10 @@ from experiments.rebel import batches as rebel_batches
 from jaxrl_llm.algorithms import rebel
 from jaxrl_llm.data import response_batches, tokenizers
 from jaxrl_llm.models import lora
+from jaxrl_llm.models import policy as policy_lib
 from jaxrl_llm.rl import scoring
 from jaxrl_llm.runs import policy_evaluation, references, reward_config, reward_models
-from jaxrl_llm.training import optim
+from jaxrl_llm.training import fingerprint, optim
 from jaxrl_llm.types import Batch
 from tests.experiments import tiny_rebel
 
@@ -124,7 +125,11 @@ def test_a_reference_shares_untrained_parameters(folder, changes):
         rebel.Config(kl_coefficient=0.0, head_chunk=0, num_epochs=1), setup.policy,
         setup.make_optimizer(optim.OptimizerConfig(learning_rate=0.1)))
     plain = setup.initial_params()
-    state, train_step, reference = references.begin(setup, algorithm, finetune=None)
+    reference = references.make_reference(setup, finetune=None)
+    loaded = jax.tree.leaves(reference.params)
+    state, train_step = references.start(setup, algorithm, reference)
+    # The base of adapters is moved into the state: it is in memory once, also at the start.
+    assert all(leaf.is_deleted() for leaf in loaded) == bool(changes.get('lora'))
     shared = _shared(state.params['policy'], reference.of(state.params['policy']))
     score = setup.scorer(temperature=1.0, chunk_size=0)
     rollouts = setup.put(dataclasses.replace(
@@ -134,12 +139,27 @@ def test_a_reference_shares_untrained_parameters(folder, changes):
     batch = setup.put(Batch(rollouts, rewards, None, {}, np.ones(8, np.float32)))
     state, _ = train_step(state, batch)
     policy = state.params['policy']
-    # Only the policy has changed.
-    np.testing.assert_allclose(score(reference.of(policy), rollouts), before, atol=1e-6)
+    # Only the policy has changed; the reference is that of the plain network, bit for bit.
+    np.testing.assert_array_equal(score(reference.of(policy), rollouts), before)
+    network = policy_lib.make(setup.model)
+    plain_score = jax.jit(lambda params: scoring.score(network, params, rollouts)[0])
+    np.testing.assert_array_equal(plain_score(plain), before)
     assert jnp.abs(score(policy, rollouts) - before).max() > 1e-3
 
   total = sum(leaf.size for leaf in jax.tree.leaves(plain))
   assert (shared > 0.4 * total) == bool(changes)  # Arrays that are stored once.
+
+
+def test_a_reference_of_another_directory_is_a_copy(folder):
+  config = _config(folder, lora=lora.LoraConfig(rank=2))
+  config.reference_init_from = config.policy_init_from
+  with tiny_rebel.build(config) as setup:
+    algorithm = rebel.make(
+        rebel.Config(), setup.policy, setup.make_optimizer(optim.OptimizerConfig()))
+    state, _, reference = references.begin(setup, algorithm, finetune=None)
+    policy = state.params['policy']
+    assert not _shared(policy, reference.of(policy)) and reference.start is None
+    assert fingerprint.of_params(reference.params['base']) == reference.fingerprint
 
 
 def _shared(policy, reference):
