@@ -16,6 +16,9 @@ os.environ['XLA_FLAGS'] = compiler_flags.add(
     f'{compiler_flags.EIGHT_DEVICES} {compiler_flags.FAST_COMPILE}',
     os.environ.get('XLA_FLAGS', ''))
 
+# Programs that tests start leave the user's directory of compiled programs alone.
+os.environ['JAXRL_LLM_COMPILE_CACHE'] = 'off'
+
 # A shell makes background processes ignore Ctrl-C, which the processes that tests start and
 # interrupt would inherit.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:

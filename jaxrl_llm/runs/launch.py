@@ -37,7 +37,7 @@ from typing import Any
 
 from absl import flags
 
-from jaxrl_llm.runs import artefacts, command_line, memory, processor
+from jaxrl_llm.runs import artefacts, command_line, compile_cache, memory, processor
 from jaxrl_llm.runs.command_line import UsageError
 from jaxrl_llm.runs.results import read_results
 from jaxrl_llm.tables.digests import with_digest
@@ -203,6 +203,7 @@ def run(
     _refuse_foreign(workdir)
     with _locked(workdir):
       if _prepare_workdir(workdir, config, experiment, spec):
+        compile_cache.use()
         try:
           main(Run(config, workdir, experiment, setting or 'default', spec,
                    command_line.overridden(command[1:])))
@@ -232,6 +233,7 @@ def run_tool(
       return
     command = command_line.expand(argv)
     command_line.parse_flags(flags.FLAGS, [arg for arg in command if arg != '--debug'])
+    compile_cache.use()
     main()
 
   _exit_with_one_line(start, name=name, debug='--debug' in argv)
