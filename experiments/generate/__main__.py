@@ -123,14 +123,24 @@ class Generator:
       )
     self.max_tokens = requested or min(_MOST_TOKENS, self.max_length - len(longest.ids))
 
-  def sampler(self, model: ModelFns) -> Callable[..., Rollouts]:
-    """Makes a jitted sampler of `model`."""
+  def sampler(self) -> Callable[..., Rollouts]:
+    """Makes a jitted sampler."""
+    return jax.jit(decode.make_sampler(self.model, **self._sampling()))
+
+  def streamed(self, emit: Callable[[np.ndarray], None]) -> Callable[..., Rollouts]:
+    """Makes a sampler that passes each token to `emit`; see `stream.streamed`."""
+    begin, advance, finish = decode.make_stages(self.model, **self._sampling())
+    stages = decode.Stages(
+        jax.jit(begin), jax.jit(advance, donate_argnums=0), jax.jit(finish))
+    return stream.streamed(stages, emit)
+
+  def _sampling(self) -> dict[str, Any]:
     values = self.values
-    return jax.jit(decode.make_sampler(
-        model, num_samples=values.num_samples, max_tokens=self.max_tokens,
-        stop_ids=self.tokenizer.stop_ids, pad_id=self.tokenizer.pad_id,
-        temperature=values.temperature, top_k=values.top_k, top_p=values.top_p,
-    ))
+    return {
+        'num_samples': values.num_samples, 'max_tokens': self.max_tokens,
+        'stop_ids': self.tokenizer.stop_ids, 'pad_id': self.tokenizer.pad_id,
+        'temperature': values.temperature, 'top_k': values.top_k, 'top_p': values.top_p,
+    }
 
   def sample(
       self, sampler: Callable[..., Rollouts], prompts: Sequence[Prompt], first: int, rows: int
@@ -350,13 +360,11 @@ def encode(text: str, tokenizer: Tokenizer, *, is_rendered: bool) -> list[int]:
 
 def show(generator: Generator, prompts: Sequence[Prompt]) -> list[dict[str, Any]]:
   """Samples for a single prompt, prints to the terminal, and returns the records."""
-  printer = Printer(generator.tokenizer, len(prompts[0].ids))
+  printer = Printer(generator.tokenizer)
   live = generator.values.stream in (None, True)
-  model = stream.tapped(generator.model, printer.push) if live else generator.model
   with _signals_kill():
-    rollouts = generator.sample(generator.sampler(model), prompts, 0, rows=1)
-    jax.effects_barrier()  # Waits until all streamed tokens are shown.
-
+    sampler = generator.streamed(printer.push) if live else generator.sampler()
+    rollouts = generator.sample(sampler, prompts, 0, rows=1)
     records = list(generator.records(prompts, rollouts))
     printer.finish(records[0]['tokens'])
     _note(records[0])
@@ -369,20 +377,18 @@ def show(generator: Generator, prompts: Sequence[Prompt]) -> list[dict[str, Any]
 class Printer:
   """Writes the first sample to the terminal while it is decoded."""
 
-  def __init__(self, tokenizer: Tokenizer, prompt_length: int):
-    """Starts a sample after `prompt_length` prompt tokens."""
+  def __init__(self, tokenizer: Tokenizer):
+    """Starts a sample without tokens."""
     self._text = stream.TextStream(tokenizer.decode)
-    self._stop_ids, self._prompt_length = tokenizer.stop_ids, prompt_length
-    self._tokens: dict[int, int] = {}
-    self._shown = 0
+    self._stop_ids = tokenizer.stop_ids
+    self._shown, self._stopped = 0, False
 
-  def push(self, tokens: np.ndarray, positions: np.ndarray) -> None:
-    """Shows tokens in order, even if they arrive out of order (`stream.tapped`)."""
-    self._tokens[int(positions[0]) - self._prompt_length] = int(tokens[0])
-    # After its stop token a sample is padded while the others continue.
-    while self._shown in self._tokens and self._tokens.get(self._shown - 1) not in self._stop_ids:
-      self._write(self._text.push(self._tokens[self._shown]))
+  def push(self, tokens: np.ndarray) -> None:
+    """Shows the next token of the first row."""
+    if not self._stopped:  # After its stop token a sample is padded while the others continue.
+      self._write(self._text.push(int(tokens[0])))
       self._shown += 1
+      self._stopped = int(tokens[0]) in self._stop_ids
 
   def finish(self, tokens: Sequence[int]) -> None:
     """Shows the rest of the sample."""
@@ -442,7 +448,7 @@ def write(generator: Generator, prompts: Sequence[Prompt]) -> None:
   })
 
   batches = [prompts[i : i + size] for i in range(0, len(prompts), size)]
-  sampler = generator.sampler(generator.model)
+  sampler = generator.sampler()
   with records_lib.open_records(
       partial, provenance, batch=size * per_prompt, total=len(prompts) * per_prompt
   ) as file:

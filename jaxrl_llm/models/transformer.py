@@ -95,7 +95,7 @@ def init_cache(config: configs.TransformerConfig, batch: int, slots: int):
   """
   shape = (batch, slots, config.num_kv_heads, config.head_dim)
   dtype = jnp.dtype(config.compute_dtype)
-  if config.scan_unroll in (0, config.num_layers):
+  if config.blocks_per_iteration == config.num_layers:
     layer = lambda: {'key': jnp.zeros(shape, dtype), 'value': jnp.zeros(shape, dtype)}
     return tuple(layer() for _ in range(config.num_layers))
   stacked = (config.num_layers, *shape)
@@ -224,7 +224,7 @@ def _run_without_cache(config, run_block, params, x):
       is_sliding = sliding[0] if is_sliding is None else is_sliding
       return run_block(layer_params, x, is_sliding, keep), None
 
-    unroll = config.scan_unroll or len(sliding)
+    unroll = min(config.blocks_per_iteration, len(sliding))
     x, _ = jax.lax.scan(
         _remat(body, config.remat), x, (stack, _scanned(sliding)), unroll=unroll
     )
@@ -271,7 +271,7 @@ def _run_stacked(config, run_block, params, x, cache, cache_index):
     layer_numbers = jnp.arange(first, first + len(sliding))
     (x, cache), _ = jax.lax.scan(
         body, (x, cache), (stack, layer_numbers, _scanned(sliding)),
-        unroll=config.scan_unroll or len(sliding),
+        unroll=min(config.blocks_per_iteration, len(sliding)),
     )
 
   return x, cache

@@ -1,6 +1,8 @@
 """Sampling with a KV cache: one prefill per prompt, shared by its K samples."""
 
+import functools
 import math
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import chex
@@ -13,8 +15,16 @@ from jaxrl_llm.sampling import processors
 from jaxrl_llm.types import Array, ModelFns, Rollouts, SampleFn
 
 
-class _Decoding(NamedTuple):
-  """Carry of the decoding loop. `step` is the number of tokens chosen so far in each row."""
+class Decoding(NamedTuple):
+  """Carry of the decoding loop.
+
+  Attributes:
+    step: int32 [], number of tokens chosen so far in each row.
+    tokens: int32 [B, T], padding from `step` on.
+    log_probs: float32 [B, T].
+    done: bool [B], whether a row has stopped.
+    cache: the model's KV cache.
+  """
 
   step: Array
   tokens: Array
@@ -23,7 +33,38 @@ class _Decoding(NamedTuple):
   cache: Any
 
 
-def make_sampler(
+class Stages(NamedTuple):
+  """The parts of a sampler, for a caller that looks at tokens while decoding continues.
+
+  `inputs` are the arguments of a `types.SampleFn` after the parameters.
+
+  Attributes:
+    begin: (params, *inputs) -> decoding with the first token of every row.
+    advance: (decoding, until, params, *inputs) -> decoding after `until` (int32 []) tokens, or
+      fewer if every row has stopped.
+    finish: (decoding, *inputs) -> rollouts.
+  """
+
+  begin: Callable[..., Decoding]
+  advance: Callable[..., Decoding]
+  finish: Callable[..., Rollouts]
+
+
+def make_sampler(model: ModelFns, *, max_tokens: int, **options: Any) -> SampleFn:
+  """Builds a pure sampling function, to be jitted by the caller.
+
+  Takes the arguments of `make_stages`, whose parts it runs in one program.
+  """
+  stages = make_stages(model, max_tokens=max_tokens, **options)
+
+  def sample(params, *inputs) -> Rollouts:
+    decoding = stages.begin(params, *inputs)
+    return stages.finish(stages.advance(decoding, max_tokens, params, *inputs), *inputs)
+
+  return sample
+
+
+def make_stages(
     model: ModelFns,
     *,
     num_samples: int,
@@ -33,8 +74,8 @@ def make_sampler(
     temperature: float = 1.0,
     top_k: int = 0,
     top_p: float = 1.0,
-) -> SampleFn:
-  """Builds a pure sampling function, to be jitted by the caller.
+) -> Stages:
+  """Builds the parts of a sampler as pure functions, to be jitted by the caller.
 
   y_t ~ softmax(logits_t / temperature), truncated by top-k and top-p if set.
   The recorded log-probs are at that temperature over the whole vocabulary, as the
@@ -58,7 +99,7 @@ def make_sampler(
     top_p: keep the smallest nucleus of this probability; 1 keeps all.
 
   Returns:
-    A `types.SampleFn`.
+    The parts; `make_sampler` joins them.
 
   Raises:
     ValueError: if an argument is out of range.
@@ -80,7 +121,7 @@ def make_sampler(
     logits = processors.top_p(processors.top_k(logits, k=top_k), p=top_p)
     return processors.choose(logits, keys)
 
-  def record(decoding: _Decoding, logits: Array, row_keys: Array) -> _Decoding:
+  def record(decoding: Decoding, logits: Array, row_keys: Array) -> Decoding:
     """Chooses the next token of every row that is not done."""
     t = decoding.step
     chosen = choose(logits, jax.vmap(jax.random.fold_in, (0, None))(row_keys, t))
@@ -92,7 +133,7 @@ def make_sampler(
     chosen_log_probs = jnp.where(decoding.done, 0.0, chosen_log_probs)
     stops = jnp.isin(chosen, jnp.asarray(stop_ids, jnp.int32))
 
-    return _Decoding(
+    return Decoding(
         step=t + 1,
         tokens=jax.lax.dynamic_update_slice(decoding.tokens, chosen[:, None], (0, t)),
         log_probs=jax.lax.dynamic_update_slice(
@@ -102,27 +143,30 @@ def make_sampler(
         cache=decoding.cache,
     )
 
-  def sample(params, prompts, prompt_lengths, example_ids, key) -> Rollouts:
-    chex.assert_rank([prompts, prompt_lengths, example_ids], [2, 1, 1])
-    num_prompts, length = prompts.shape
-    rows = num_prompts * num_samples
+  spread = functools.partial(jnp.repeat, repeats=num_samples, axis=0)
 
+  def begin(params, prompts, prompt_lengths, example_ids, key) -> Decoding:
+    chex.assert_rank([prompts, prompt_lengths, example_ids], [2, 1, 1])
+    rows = len(prompts) * num_samples
     row_keys = _row_keys(key, example_ids, num_samples)
     logits, cache = _prefill(model, params, prompts, prompt_lengths, num_samples, max_tokens)
 
-    spread = lambda x: jnp.repeat(x, num_samples, axis=0)
-    prompt_valid = jnp.arange(length) >= length - spread(prompt_lengths)[:, None]
-    valid = jnp.concatenate([prompt_valid, jnp.ones((rows, max_tokens - 1), bool)], axis=1)
-
-    start = _Decoding(
+    start = Decoding(
         step=jnp.int32(0),
         tokens=jnp.full((rows, max_tokens), pad_id, jnp.int32),
         log_probs=jnp.zeros((rows, max_tokens), jnp.float32),
         done=jnp.zeros(rows, bool),
         cache=cache,
     )
+    return record(start, logits, row_keys)
 
-    def advance(decoding: _Decoding) -> _Decoding:
+  def advance(decoding, until, params, prompts, prompt_lengths, example_ids, key) -> Decoding:
+    rows, length = decoding.tokens.shape[0], prompts.shape[1]
+    row_keys = _row_keys(key, example_ids, num_samples)
+    prompt_valid = jnp.arange(length) >= length - spread(prompt_lengths)[:, None]
+    valid = jnp.concatenate([prompt_valid, jnp.ones((rows, max_tokens - 1), bool)], axis=1)
+
+    def add_token(decoding: Decoding) -> Decoding:
       last = jax.lax.dynamic_slice_in_dim(decoding.tokens, decoding.step - 1, 1, axis=1)
       output = model.apply(
           params,
@@ -135,24 +179,24 @@ def make_sampler(
       logits = log_probs_lib.head_logits(output.hidden[:, 0], output.head)
       return record(decoding._replace(cache=output.cache), logits, row_keys)
 
-    decoded = jax.lax.while_loop(
-        lambda d: (d.step < max_tokens) & ~jnp.all(d.done), advance, record(start, logits, row_keys)
-    )
+    return jax.lax.while_loop(
+        lambda d: (d.step < until) & ~jnp.all(d.done), add_token, decoding)
 
-    tokens = decoded.tokens.reshape(num_prompts, num_samples, max_tokens)
+  def finish(decoding, prompts, prompt_lengths, *unused) -> Rollouts:
+    del unused
+    tokens = decoding.tokens.reshape(len(prompts), num_samples, max_tokens)
     mask, lengths, stop_reason = masking.response_mask(tokens, stop_ids)
-
     return Rollouts(
         prompts=prompts,
         prompt_lengths=prompt_lengths,
         tokens=tokens,
         lengths=lengths,
         mask=mask,
-        log_probs=decoded.log_probs.reshape(tokens.shape),
+        log_probs=decoding.log_probs.reshape(tokens.shape),
         stop_reason=stop_reason,
     )
 
-  return sample
+  return Stages(begin, advance, finish)
 
 
 def _row_keys(key: Array, example_ids: Array, num_samples: int) -> Array:

@@ -1,34 +1,39 @@
-"""Streaming from a sampler: tokens are sent to the host while decoding continues."""
+"""Streaming from a sampler: the host reads each token before the next one is decoded."""
 
 from collections.abc import Callable, Sequence
 
-import jax
 import numpy as np
 
-from jaxrl_llm.types import ModelFns
+from jaxrl_llm.sampling import decode
+from jaxrl_llm.types import SampleFn
 
 
-def tapped(model: ModelFns, emit: Callable[[np.ndarray, np.ndarray], None]) -> ModelFns:
-  """Wraps a network so that it passes each token that decoding feeds it to `emit`.
+def streamed(stages: decode.Stages, emit: Callable[[np.ndarray], None]) -> SampleFn:
+  """Makes a sampler that passes on each token as soon as it is chosen.
 
-  A sampler of the wrapped network draws the same samples as one of `model`, at the cost of a call
-  to the host per token. The last token of a response is never fed back; read it from the rollouts.
+  It draws the same samples as `decode.make_sampler`, with one dispatch per token. Its programs have
+  no callbacks to the host, so that JAX can keep them in its compilation cache.
 
   Args:
-    model: the network; prompts must have at least two slots.
-    emit: called with (tokens int32 [B], their positions int32 [B]), from another thread and not
-      necessarily in order.
+    stages: jitted parts of a sampler; `advance` may donate its first argument.
+    emit: called with int32 [B], the next token of every row, in order. After its end a row is
+      padded while the others continue.
 
   Returns:
-    The wrapped network.
+    The sampler, not to be jitted.
   """
+  def sample(params, *inputs):
+    decoding = stages.begin(params, *inputs)
+    step, most = 1, decoding.tokens.shape[1]
+    emit(np.asarray(decoding.tokens)[:, 0])
 
-  def apply(params, tokens, *, positions, **inputs):
-    if inputs.get('cache') is not None and tokens.shape[1] == 1:
-      jax.debug.callback(emit, tokens[:, 0], positions[:, 0])
-    return model.apply(params, tokens, positions=positions, **inputs)
+    while step < most and not np.all(decoding.done):
+      decoding = stages.advance(decoding, np.int32(step + 1), params, *inputs)
+      emit(np.asarray(decoding.tokens)[:, step])
+      step += 1
+    return stages.finish(decoding, *inputs)
 
-  return model._replace(apply=apply)
+  return sample
 
 
 class TextStream:

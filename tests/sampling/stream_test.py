@@ -1,4 +1,4 @@
-"""Streaming: a tapped network draws the same samples, and pieces of text are whole characters."""
+"""Streaming: a streamed sampler draws the same samples, and pieces of text are whole characters."""
 
 import jax
 import numpy as np
@@ -45,7 +45,7 @@ def test_a_character_is_held_back_until_it_is_complete(data_dir):
   assert shown == ['a', ''] and pieces.flush() == '\ufffd' and pieces.flush() == ''
 
 
-def test_a_tapped_network_draws_the_same_samples_and_emits_every_token():
+def test_a_streamed_sampler_draws_the_same_samples_and_emits_every_token():
   model = policy.make(configs.TransformerConfig(
       vocab_size=7, num_layers=1, width=8, num_heads=1, num_kv_heads=1, head_dim=8, mlp_width=8,
       max_length=32))
@@ -53,25 +53,26 @@ def test_a_tapped_network_draws_the_same_samples_and_emits_every_token():
   params = jax.tree.map(
       lambda leaf: generator.normal(size=leaf.shape).astype(leaf.dtype),
       jax.eval_shape(model.init, jax.random.key(0)))
-  emitted = {}
+  inputs = (np.array([[0, 2, 3], [4, 5, 6]]), np.array([2, 3]), np.array([0, 1]))
+  options = {'num_samples': 2, 'max_tokens': 6, 'stop_ids': (1,), 'pad_id': 0}
 
-  def emit(tokens, positions):
-    for row, (token, position) in enumerate(zip(tokens, positions)):
-      emitted[row, int(position)] = int(token)
+  stages = decode.make_stages(model, **options)
+  stages = decode.Stages(*map(jax.jit, stages))
+  emitted = []
+  sample = stream.streamed(stages, lambda tokens: emitted.append(tokens.copy()))
+  plain = jax.jit(decode.make_sampler(model, **options))
+  lengths = set()
 
-  def sample(network):
-    sampler = jax.jit(decode.make_sampler(
-        network, num_samples=2, max_tokens=6, stop_ids=(1,), pad_id=0))
-    prompts, lengths = np.array([[0, 2, 3], [4, 5, 6]]), np.array([2, 3])
-    rollouts = sampler(params, prompts, lengths, np.array([0, 1]), jax.random.key(1))
-    jax.effects_barrier()
-    return jax.device_get(rollouts)
-
-  plain, tapped = sample(model), sample(stream.tapped(model, emit))
-  np.testing.assert_array_equal(plain.tokens, tapped.tokens)
-  np.testing.assert_allclose(plain.log_probs, tapped.log_probs, atol=1e-5)  # Two programs.
-  for row in range(4):
-    start = plain.prompt_lengths[row // 2]
-    # The last token is never fed back; decoding ends when all rows have stopped.
-    for step in range(min(plain.lengths.max(), 6) - 1):
-      assert emitted[row, start + step] == plain.tokens[row // 2, row % 2, step]
+  for seed in range(5):
+    emitted.clear()
+    whole = jax.device_get(plain(params, *inputs, jax.random.key(seed)))
+    parts = jax.device_get(sample(params, *inputs, jax.random.key(seed)))
+    np.testing.assert_array_equal(whole.tokens, parts.tokens)
+    np.testing.assert_array_equal(whole.lengths, parts.lengths)
+    np.testing.assert_allclose(whole.log_probs, parts.log_probs, atol=1e-5)  # Two programs.
+    # Decoding ends when all rows have stopped.
+    assert len(emitted) == whole.lengths.max()
+    np.testing.assert_array_equal(
+        np.stack(emitted, axis=1), whole.tokens.reshape(4, 6)[:, : len(emitted)])
+    lengths.add(len(emitted))
+  assert len(lengths) > 1 and min(lengths) < 6

@@ -128,14 +128,10 @@ def test_a_single_prompt_has_the_same_samples_as_in_a_file(folder, whole, tmp_pa
 
 def test_text_is_printed_while_it_is_decoded(capsys):
   tokenizer = generate.tokenizers.CharacterTokenizer('abc')
-  printer = generate.Printer(tokenizer, prompt_length=7)
-  push = lambda index, token: printer.push(np.array([token, 0]), np.array([7 + index, 99]))
-  push(1, 3)
-  assert capsys.readouterr().out == ''  # The first one is still to come.
-  push(0, 2)
-  assert capsys.readouterr().out == 'ab'
-  push(2, 1)  # The stop token; what follows fills up.
-  push(3, 0)
+  printer = generate.Printer(tokenizer)
+  for token, shown in ((2, 'a'), (3, 'b'), (1, ''), (2, '')):  # 1 stops; what follows is padding.
+    printer.push(np.array([token, 4]))
+    assert capsys.readouterr().out == shown
   printer.finish([2, 3, 1])
   assert capsys.readouterr().out == '\n'
 
