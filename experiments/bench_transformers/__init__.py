@@ -1,0 +1,1 @@
+"""Speed beside transformers: `python -m experiments.bench_transformers`."""
