@@ -77,8 +77,8 @@ class TransformerConfig:
     scan_unroll: blocks per iteration of the scan over layers; 1 keeps compile time independent
       of the depth. 0 unrolls all blocks of at most 2^20 weights, which suits CPUs, and is 1 for
       larger ones: unrolled, these compile four times longer, sample at half the speed (all
-      weights are copied out of their stack) and use ten times the memory with remat
-      (SmolLM2-135M on two cores).
+      weights are copied out of their stack) and use six times the memory with remat='full'
+      (SmolLM2-135M on two busy cores).
     attention_block: query positions per block; longer sequences are attended
       block by block with rematerialisation, so that no [T, T] array is stored.
   """

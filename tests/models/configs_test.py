@@ -280,3 +280,14 @@ def test_a_billion_layers_are_rejected_before_they_are_listed():
   config = configs.TransformerConfig(vocab_size=3, num_layers=10**9)
   with pytest.raises(ValueError, match='num_layers must be at most 10000, got 1000000000'):
     config.validate()
+
+
+@pytest.mark.parametrize('fields, expected', [
+    ({'num_layers': 8, 'width': 256, 'num_heads': 8, 'num_kv_heads': 4, 'mlp_width': 768}, 8),
+    # SmolLM2-135M: its blocks have 3.5M weights each.
+    ({'num_layers': 30, 'width': 576, 'num_heads': 9, 'num_kv_heads': 3, 'head_dim': 64,
+      'mlp_width': 1536}, 1),
+    ({'num_layers': 6, 'width': 576, 'mlp_width': 1536, 'scan_unroll': 6}, 6),
+    ({'num_layers': 6, 'scan_unroll': 2}, 2)])
+def test_small_blocks_are_unrolled_unless_a_number_is_given(fields, expected):
+  assert configs.TransformerConfig(vocab_size=9, **fields).blocks_per_iteration == expected
