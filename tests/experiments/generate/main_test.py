@@ -42,12 +42,10 @@ def compiled_once(monkeypatch):
 _SAMPLER, _MADE = generate.Generator.sampler, {}
 
 
-def _shared_sampler(self, model):
+def _shared_sampler(self):
   values = self.values
-  if model is not self.model:  # It tells one printer.
-    return _SAMPLER(self, model)
   setting = (values.policy, values.num_samples, self.max_tokens, values.temperature, values.mesh)
-  return _MADE.setdefault(setting, _SAMPLER(self, model))
+  return _MADE.setdefault(setting, _SAMPLER(self))
 
 
 def main(*arguments):
