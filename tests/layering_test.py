@@ -53,9 +53,9 @@ ONLY_IN = {
               'experiments/rebel_gaussian/', 'experiments/cost/'),
     'ml_collections': ('runs/',),
     'tensorflow': (),
-    'torch': (),
+    'torch': ('experiments/bench_transformers/',),  # Compared with, not depended on.
     'ray': (),
-    'transformers': (),
+    'transformers': ('experiments/bench_transformers/',),
 }
 
 # Imported inside the functions that need them, because importing them is slow.

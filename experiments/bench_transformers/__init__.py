@@ -1,1 +1,1 @@
-"""Speed beside transformers: `python -m experiments.bench_transformers`."""
+"""Speed next to transformers: `python -m experiments.bench_transformers`."""

@@ -1,4 +1,4 @@
-"""Measures sampling and training of a checkpoint beside transformers, in one run.
+"""Measures sampling and training of a checkpoint next to transformers, in one run.
 
   python -m experiments.bench_transformers --checkpoint=DIR --json=FILE
 
@@ -190,6 +190,7 @@ def _check_flags(values: flags.FlagValues) -> list[int]:
   if values.json and (path.is_dir() or not path.parent.is_dir()):
     raise ValueError(
         f'json must be a file in an existing directory, got {values.json!r} (--json)')
+
   if not values.checkpoint:
     raise ValueError('--checkpoint=DIR is required: a Hugging Face checkpoint')
   unknown = [part for part in values.parts or [''] if part not in _PARTS]

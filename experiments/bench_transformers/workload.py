@@ -1,4 +1,4 @@
-"""What both libraries are asked to do, and how one of them does it."""
+"""Sizes of the workloads, the same in both libraries, and the form of a workload."""
 
 import dataclasses
 from collections.abc import Callable

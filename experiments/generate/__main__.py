@@ -129,10 +129,10 @@ class Generator:
 
   def streamed(self, emit: Callable[[np.ndarray], None]) -> Callable[..., Rollouts]:
     """Makes a sampler that passes each token to `emit`; see `stream.streamed`."""
-    begin, advance, finish = decode.make_stages(self.model, **self._sampling())
-    stages = decode.Stages(
+    begin, advance, finish = decode.make_parts(self.model, **self._sampling())
+    parts = decode.SamplerParts(
         jax.jit(begin), jax.jit(advance, donate_argnums=0), jax.jit(finish))
-    return stream.streamed(stages, emit)
+    return stream.streamed(parts, emit)
 
   def _sampling(self) -> dict[str, Any]:
     values = self.values

@@ -33,7 +33,7 @@ class Decoding(NamedTuple):
   cache: Any
 
 
-class Stages(NamedTuple):
+class SamplerParts(NamedTuple):
   """The parts of a sampler, for a caller that looks at tokens while decoding continues.
 
   `inputs` are the arguments of a `types.SampleFn` after the parameters.
@@ -53,18 +53,18 @@ class Stages(NamedTuple):
 def make_sampler(model: ModelFns, *, max_tokens: int, **options: Any) -> SampleFn:
   """Builds a pure sampling function, to be jitted by the caller.
 
-  Takes the arguments of `make_stages`, whose parts it runs in one program.
+  Takes the arguments of `make_parts`, whose parts it runs in one program.
   """
-  stages = make_stages(model, max_tokens=max_tokens, **options)
+  parts = make_parts(model, max_tokens=max_tokens, **options)
 
   def sample(params, *inputs) -> Rollouts:
-    decoding = stages.begin(params, *inputs)
-    return stages.finish(stages.advance(decoding, max_tokens, params, *inputs), *inputs)
+    decoding = parts.begin(params, *inputs)
+    return parts.finish(parts.advance(decoding, max_tokens, params, *inputs), *inputs)
 
   return sample
 
 
-def make_stages(
+def make_parts(
     model: ModelFns,
     *,
     num_samples: int,
@@ -74,7 +74,7 @@ def make_stages(
     temperature: float = 1.0,
     top_k: int = 0,
     top_p: float = 1.0,
-) -> Stages:
+) -> SamplerParts:
   """Builds the parts of a sampler as pure functions, to be jitted by the caller.
 
   y_t ~ softmax(logits_t / temperature), truncated by top-k and top-p if set.
@@ -196,7 +196,7 @@ def make_stages(
         stop_reason=stop_reason,
     )
 
-  return Stages(begin, advance, finish)
+  return SamplerParts(begin, advance, finish)
 
 
 def _row_keys(key: Array, example_ids: Array, num_samples: int) -> Array:

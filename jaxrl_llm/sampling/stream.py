@@ -8,14 +8,14 @@ from jaxrl_llm.sampling import decode
 from jaxrl_llm.types import SampleFn
 
 
-def streamed(stages: decode.Stages, emit: Callable[[np.ndarray], None]) -> SampleFn:
+def streamed(parts: decode.SamplerParts, emit: Callable[[np.ndarray], None]) -> SampleFn:
   """Makes a sampler that passes on each token as soon as it is chosen.
 
   It draws the same samples as `decode.make_sampler`, with one dispatch per token. Its programs have
   no callbacks to the host, so that JAX can keep them in its compilation cache.
 
   Args:
-    stages: jitted parts of a sampler; `advance` may donate its first argument.
+    parts: jitted parts of a sampler; `advance` may donate its first argument.
     emit: called with int32 [B], the next token of every row, in order. After its end a row is
       padded while the others continue.
 
@@ -23,15 +23,15 @@ def streamed(stages: decode.Stages, emit: Callable[[np.ndarray], None]) -> Sampl
     The sampler, not to be jitted.
   """
   def sample(params, *inputs):
-    decoding = stages.begin(params, *inputs)
+    decoding = parts.begin(params, *inputs)
     step, most = 1, decoding.tokens.shape[1]
     emit(np.asarray(decoding.tokens)[:, 0])
 
     while step < most and not np.all(decoding.done):
-      decoding = stages.advance(decoding, np.int32(step + 1), params, *inputs)
+      decoding = parts.advance(decoding, np.int32(step + 1), params, *inputs)
       emit(np.asarray(decoding.tokens)[:, step])
       step += 1
-    return stages.finish(decoding, *inputs)
+    return parts.finish(decoding, *inputs)
 
   return sample
 

@@ -56,10 +56,10 @@ def test_a_streamed_sampler_draws_the_same_samples_and_emits_every_token():
   inputs = (np.array([[0, 2, 3], [4, 5, 6]]), np.array([2, 3]), np.array([0, 1]))
   options = {'num_samples': 2, 'max_tokens': 6, 'stop_ids': (1,), 'pad_id': 0}
 
-  stages = decode.make_stages(model, **options)
-  stages = decode.Stages(*map(jax.jit, stages))
+  parts = decode.make_parts(model, **options)
+  parts = decode.SamplerParts(*map(jax.jit, parts))
   emitted = []
-  sample = stream.streamed(stages, lambda tokens: emitted.append(tokens.copy()))
+  sample = stream.streamed(parts, lambda tokens: emitted.append(tokens.copy()))
   plain = jax.jit(decode.make_sampler(model, **options))
   lengths = set()
 

@@ -64,6 +64,7 @@ def test_both_libraries_run_the_same_workloads(checkpoint, tmp_path, stub, capsy
   bench.main(_values(f'--checkpoint={checkpoint}', f'--json={path}', *SMALL))
   numbers = json.loads(path.read_text())
   assert numbers['logits/max_difference'] == 0
+
   for name, tokens in {'sample_3': 9, 'lora': 32, 'full': 32}.items():
     for library in ('ours', 'transformers'):
       of = lambda key: numbers[f'{name}/{library}/{key}']  # noqa: B023
@@ -72,6 +73,7 @@ def test_both_libraries_run_the_same_workloads(checkpoint, tmp_path, stub, capsy
     assert numbers[f'{name}/ours/peak_bytes'] > 0
     if not name.startswith('sample'):  # The stub takes the second step of the same training.
       assert numbers[f'{name}/transformers/first_loss'] < numbers[f'{name}/ours/first_loss']
+
   # Adapters begin with B = 0: both steps start from the loss of the checkpoint.
   assert numbers['lora/ours/first_loss'] == pytest.approx(numbers['full/ours/first_loss'], abs=1e-5)
   output = capsys.readouterr().out
