@@ -27,13 +27,16 @@ _SECONDS_TO_WRITE = 60  # An entry that is incomplete for longer was left by a k
 
 
 def use() -> pathlib.Path | None:
-  """Configures JAX to keep compiled programs; call it before anything is compiled.
+  """Configures JAX, if it is imported, to keep compiled programs; call it before compiling.
+
+  A program that imports JAX later first chooses its cores or devices, to measure something: it
+  compiles everything.
 
   Returns:
     The directory; None if the cache is off, configured elsewhere or cannot be written.
   """
-  path = directory()
-  if path is None or os.environ.get('JAX_COMPILATION_CACHE_DIR'):
+  path, jax = directory(), sys.modules.get('jax')
+  if path is None or jax is None or os.environ.get('JAX_COMPILATION_CACHE_DIR'):
     return None
   try:
     path.mkdir(parents=True, exist_ok=True)
@@ -49,7 +52,9 @@ def use() -> pathlib.Path | None:
   if importlib.util.find_spec('filelock'):
     # JAX then also locks the directory: no process reads what another one is writing.
     options['jax_compilation_cache_max_size'] = _MOST_BYTES
-  _configure(options)
+  for name, value in options.items():
+    if name.upper() not in os.environ:  # Otherwise the user has chosen.
+      jax.config.update(name, value)
   return path
 
 
@@ -79,13 +84,3 @@ def remove_incomplete(path: pathlib.Path) -> None:
 def _user_directory() -> pathlib.Path:
   parent = os.environ.get('XDG_CACHE_HOME') or pathlib.Path('~/.cache').expanduser()
   return pathlib.Path(parent) / 'jaxrl_llm' / 'programs'
-
-
-def _configure(options: dict[str, str | int]) -> None:
-  """Sets JAX's options; those that the user set in the environment keep their values."""
-  options = {name: value for name, value in options.items() if name.upper() not in os.environ}
-  if jax := sys.modules.get('jax'):
-    for name, value in options.items():
-      jax.config.update(name, value)
-  else:  # It reads the environment when it is imported, after the program has chosen its cores.
-    os.environ.update({name.upper(): str(value) for name, value in options.items()})

@@ -7,40 +7,39 @@ import subprocess
 import sys
 import time
 
+import jax
 import pytest
 
 from jaxrl_llm.runs import compile_cache, processor
 
 REPOSITORY = pathlib.Path(__file__).resolve().parents[2]
-# A program that imports JAX late, as bench does, or before `use`.
 _CHILD = '''
-import collections, json, sys
-if sys.argv[1] == 'early':
-  import jax
+import collections, json
 from jaxrl_llm.runs import compile_cache
-path = compile_cache.use()
+assert compile_cache.use() is None  # It would have to import JAX.
 import jax
+path = compile_cache.use()
 counts = collections.Counter()
 jax.monitoring.register_event_listener(lambda event, **details: counts.update([event]))
 x = jax.numpy.linspace(0.0, 1.0, 64).reshape(8, 8)
 value = jax.jit(lambda x: jax.numpy.sin(x @ x).sum())(x)
 print(json.dumps({
-    'path': path and str(path), 'value': float(value).hex(),
+    'path': str(path), 'value': float(value).hex(),
     'hits': counts['/jax/compilation_cache/cache_hits'],
     'misses': counts['/jax/compilation_cache/cache_misses']}))
 '''
 
 
-def _start(when='early', **environment):
+def _start(**environment):
   done = subprocess.run(
-      [sys.executable, '-c', _CHILD, when], cwd=REPOSITORY, check=True, capture_output=True,
+      [sys.executable, '-c', _CHILD], cwd=REPOSITORY, check=True, capture_output=True,
       text=True, env={**os.environ, 'JAX_PLATFORMS': 'cpu', **environment})
   return json.loads(done.stdout)
 
 
 def test_the_second_start_compiles_nothing_and_computes_the_same(tmp_path):
   environment = {compile_cache.VARIABLE: str(tmp_path)}
-  first, second = _start('early', **environment), _start('late', **environment)
+  first, second = _start(**environment), _start(**environment)
   assert first['misses'] > 0 and first['hits'] == 0
   assert second['misses'] == 0 and second['hits'] == first['misses']
   assert first['value'] == second['value']
@@ -68,12 +67,12 @@ def test_the_default_is_below_the_cache_directory_of_the_user(monkeypatch, tmp_p
     {compile_cache.VARIABLE: '/dev/null'}])
 def test_nothing_is_configured_if_it_is_off_or_configured_elsewhere_or_not_a_directory(
     changes, monkeypatch, tmp_path):
-  monkeypatch.setattr(compile_cache, '_configure', lambda options: pytest.fail('configured'))
+  before = jax.config.jax_compilation_cache_dir
   monkeypatch.setenv(compile_cache.VARIABLE, str(tmp_path / 'cache'))
   for name, value in changes.items():
     monkeypatch.setenv(name, value)
   assert compile_cache.use() is None
-  assert not (tmp_path / 'cache').exists()
+  assert jax.config.jax_compilation_cache_dir == before and not (tmp_path / 'cache').exists()
 
 
 def test_what_a_killed_process_left_is_removed(tmp_path):

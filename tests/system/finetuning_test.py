@@ -156,20 +156,20 @@ def test_the_loss_decreases(kind):
 
 
 @functools.cache
-def _memory(kind):
+def _memory(kind, remat='full', rows=2, **options):  # So that activations are small.
   """Bytes of a compiled step: temporary buffers, optimizer state, the base, and all at once."""
   shape = train_steps.model(
       vocab_size=512, num_layers=12, width=64, mlp_width=256, num_heads=4, num_kv_heads=4,
-      head_dim=16, scan_unroll=1, remat='full')  # So that activations are small.
+      head_dim=16, scan_unroll=1, remat=remat)
   policy, adapters = policy_lib.make(shape), dataclasses.replace(
       ADAPTERS, targets='(attention|mlp)/.*')
   model = {'lora': lambda: lora.make(policy, adapters), 'partial': lambda: partial.make(policy, 1),
            'full': lambda: policy}[kind]()
   optimizer = optim.make_optimizer(ADAM, trainable=KINDS.get(kind))
-  algorithm = sft.make(sft.Config(head_chunk=4), model, optimizer)
+  algorithm = sft.make(sft.Config(head_chunk=4, **options), model, optimizer)
   state = jax.eval_shape(
       lambda key: algorithm.init(key, {'policy': model.init(key)}), jax.random.key(0))
-  batch = train_steps.demonstration_batch(shape.vocab_size, 8, 2)
+  batch = train_steps.demonstration_batch(shape.vocab_size, 8, rows)
   compiled = step.jit_train_step(algorithm.train_step).lower(state, batch).compile()
   size = lambda tree: sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
   base = size(jax.eval_shape(policy.init, jax.random.key(0)))
@@ -195,6 +195,12 @@ def test_the_frozen_parameters_of_a_step_are_in_memory_once(kind):
   temporary, optimizer, base, total = _memory(kind)
   trained = optimizer / 2  # Adam has two moments.
   assert total - temporary < 1.05 * base + trained + optimizer
+
+
+def test_micro_batches_divide_the_memory_of_activations():
+  whole, parts = (
+      _memory('lora', remat='none', rows=16, num_micro_batches=number)[0] for number in (1, 4))
+  assert parts < 0.4 * whole
 
 
 # --- Checkpoints.
