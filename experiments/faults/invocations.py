@@ -191,6 +191,13 @@ def _of_measurements(bad: pathlib.Path, policy: pathlib.Path) -> dict[str, tuple
           '--new_tokens=x', '--sequence_tokens=', '--rank=0', *(
               f'--checkpoint={policy} --{name}=1000000000000' for name in (
                   'rows', 'prompt_tokens', 'new_tokens', 'sequence_tokens', 'rank'))),
+      'bench_transformers': (
+          '', '--notransformers --checkpoint=/no/such', f'--notransformers --checkpoint={bad}',
+          '--dtype=int7', '--rows=0',
+          '--prompt_tokens=-1', '--new_tokens=x', '--sequence_tokens=', '--micro_batches=0',
+          '--rank=0', '--repeats=0', '--seed=-1', '--transformers=maybe', *(
+              f'--checkpoint={policy} {flag}' for flag in (
+                  '--parts=no_such', '--batches=x', '--batches=0', '--json=/no/such/file.json'))),
       'faults': (
           '--config=/no/such.py', '--config=experiments/configs/sft_arithmetic.py',
           '--config=experiments/configs/faults.py:no_such', '--config.targets=no_such',
