@@ -264,7 +264,7 @@ class Campaign:
 
 _TOOLS = frozenset({
     'study', 'reproduce', 'make_tables', 'generate', 'convert', 'bench', 'bench_load',
-    'bench_model', 'bench_transformers', 'cost', 'check_verifier'})
+    'bench_model', 'bench_transformers', 'cost', 'check_verifier', 'fetch_models'})
 
 
 def judge(ended: processes.Ended) -> tuple[str, str]:

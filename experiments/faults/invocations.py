@@ -166,6 +166,10 @@ def _of_tools(inputs: pathlib.Path) -> Iterator[Invocation]:
       'cost': (
           '--config=/no/such.py', f'--config={bad / "raises.py"}',
           '--config=experiments/configs/a_star_po_arithmetic.py', '--out=setup.py'),
+      # None of these reaches the network.
+      'fetch_models': (
+          '--which=', '--which=no_such', '--which=minilm,no_such', '--to=', '--to=/proc/no/such',
+          f'--to={bad / "raises.py"}', f'--to={bad / "raises.py" / "models"}'),
       'check_verifier': ('', '--solutions=/no/such', f'--solutions={bad / "raises.py"}'),
   }
 
