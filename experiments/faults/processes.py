@@ -77,7 +77,7 @@ class Server:
     logs.mkdir(parents=True, exist_ok=True)
     out, err = logs / 'stdout', logs / 'stderr'
     process = self._context.Process(
-        target=_child, args=(module, list(arguments), str(out), str(err), file_bytes))
+        target=become, args=(module, list(arguments), str(out), str(err), file_bytes))
     process.start()
     start, timed_out = time.monotonic(), False
 
@@ -96,10 +96,10 @@ class Server:
         None if timed_out else process.exitcode, read(out), read(err), time.monotonic() - start)
 
 
-def _child(
-    module: str, arguments: list[str], out: str, err: str, file_bytes: int | None
+def become(
+    module: str, arguments: list[str], out: str, err: str, file_bytes: int | None = None
 ) -> None:
-  """Runs in the forked process: becomes `python -m MODULE ARGUMENTS`."""
+  """Runs in a forked process: becomes `python -m MODULE ARGUMENTS`, with its output in files."""
   os.setsid()  # Ctrl-C is for the campaign alone.
   for descriptor, path in ((1, out), (2, err)):
     file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)

@@ -21,7 +21,7 @@ class Whole(NamedTuple):
 @pytest.fixture(scope='session')
 def runner(tmp_path_factory) -> running.Runner:
   """Starts processes."""
-  return running.Runner(tmp_path_factory.mktemp('compiled'))
+  return running.Runner(tmp_path_factory.mktemp('processes'))
 
 
 @pytest.fixture(scope='session')

@@ -3,16 +3,19 @@
 import contextlib
 import csv
 import io
+import itertools
 import json
+import multiprocessing
 import os
 import pathlib
 import shutil
+import signal
 import subprocess
-import sys
 import time
 
 import pytest
 
+from experiments.faults import processes
 from jaxrl_llm.training import metrics
 from tests import compiler_flags
 from tests.system import child
@@ -22,21 +25,57 @@ CONFIG = REPOSITORY / 'tests' / 'system' / 'tiny_config.py'
 SFT_STEPS, STEPS = 40, 10  # Of the tiny config.
 
 
+class Child:
+  """A program in a forked process, with the methods of `subprocess.Popen` that tests need."""
+
+  def __init__(self, process, args: list[str], folder: pathlib.Path):
+    self.args = args
+    self._process, self._folder = process, folder
+
+  @property
+  def returncode(self) -> int | None:
+    """Exit status; the negative number of the signal that ended it; None while it runs."""
+    return self._process.exitcode
+
+  poll = returncode.fget
+
+  def send_signal(self, number: int) -> None:
+    """Sends a signal."""
+    os.kill(self._process.pid, number)
+
+  def kill(self) -> None:
+    """Sends SIGKILL."""
+    self.send_signal(signal.SIGKILL)
+
+  def communicate(self, timeout: float | None = None) -> tuple[str, str]:
+    """Waits for the end, and returns what was printed to stdout and stderr."""
+    self._process.join(timeout)
+    if self.returncode is None:
+      self._process.kill()
+      raise subprocess.TimeoutExpired(self.args, timeout)
+    return tuple((self._folder / name).read_text() for name in ('stdout', 'stderr'))
+
+
 class Runner:
-  """Starts programs on one device; they share a compilation cache."""
+  """Starts programs on one device; they share a compilation cache.
 
-  def __init__(self, cache: pathlib.Path):
-    self._environment = os.environ | {
-        'XLA_FLAGS': compiler_flags.FAST_COMPILE, 'PYTHONPATH': str(REPOSITORY),
-        'JAX_COMPILATION_CACHE_DIR': str(cache),
-        'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0',
-        'JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES': '-1',
-    }
+  Each is a fork of one process that has imported JAX and started neither threads nor devices.
+  """
 
-  def start(self, workdir, *arguments, experiment='a_star_po', **probes) -> subprocess.Popen:
+  def __init__(self, folder: pathlib.Path):
+    self._folder = folder
+    self._environment = {
+        'XLA_FLAGS': compiler_flags.FAST_COMPILE, 'PYTHONPATH': str(REPOSITORY)}
+    self._counter = itertools.count()
+    self._context = multiprocessing.get_context('forkserver')
+    self._context.set_forkserver_preload([
+        'tests.system.running', 'jax', 'optax', 'flax.linen', 'orbax.checkpoint',
+        'matplotlib.pyplot', 'ml_collections.config_flags', 'experiments.a_star_po.__main__'])
+
+  def start(self, workdir, *arguments, experiment='a_star_po', **probes) -> Child:
     """Starts a run under `tests/system/child.py`."""
-    command = [sys.executable, '-m', 'tests.system.child', json.dumps(probes), experiment]
-    return self._popen([*command, f'--config={CONFIG}', f'--workdir={workdir}', *arguments])
+    arguments = [f'--config={CONFIG}', f'--workdir={workdir}', *arguments]
+    return self._fork('tests.system.child', [json.dumps(probes), experiment, *arguments])
 
   def finish(self, workdir, *arguments, **options) -> subprocess.CompletedProcess:
     """Starts a run and waits for its end."""
@@ -44,13 +83,27 @@ class Runner:
 
   def command(self, experiment, *arguments, cwd) -> subprocess.CompletedProcess:
     """Runs the command of a user in the directory `cwd`."""
-    return wait(self._popen(
-        [sys.executable, '-m', f'experiments.{experiment}', *map(str, arguments)], cwd=cwd))
+    return wait(self._fork(f'experiments.{experiment}', list(map(str, arguments)), cwd=cwd))
 
-  def _popen(self, command, cwd=REPOSITORY) -> subprocess.Popen:
-    return subprocess.Popen(
-        command, cwd=cwd, env=self._environment, text=True,
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+  def _fork(self, module: str, arguments: list[str], cwd=REPOSITORY) -> Child:
+    folder = self._folder / f'process{next(self._counter)}'
+    folder.mkdir()
+    process = self._context.Process(target=_become, args=(
+        module, arguments, str(folder), str(cwd), self._environment, str(self._folder / 'cache')))
+    process.start()
+    return Child(process, [module, *arguments], folder)
+
+
+def _become(module, arguments, folder, cwd, environment, cache) -> None:
+  """Runs in the forked process."""
+  import jax
+
+  os.environ.update(environment)
+  os.chdir(cwd)
+  jax.config.update('jax_compilation_cache_dir', cache)
+  jax.config.update('jax_persistent_cache_min_compile_time_secs', 0)
+  jax.config.update('jax_persistent_cache_min_entry_size_bytes', -1)
+  processes.become(module, arguments, f'{folder}/stdout', f'{folder}/stderr')
 
 
 def refuse(workdir, *arguments, experiment='a_star_po') -> subprocess.CompletedProcess:
@@ -65,13 +118,13 @@ def refuse(workdir, *arguments, experiment='a_star_po') -> subprocess.CompletedP
   return subprocess.CompletedProcess(command, end.value.code, out.getvalue(), error.getvalue())
 
 
-def wait(process: subprocess.Popen, timeout: float = 300) -> subprocess.CompletedProcess:
+def wait(process: Child, timeout: float = 300) -> subprocess.CompletedProcess:
   """Waits for a process; returns it with its output."""
   out, error = process.communicate(timeout=timeout)
   return subprocess.CompletedProcess(process.args, process.returncode, out, error)
 
 
-def wait_until(process: subprocess.Popen, condition, timeout: float = 300) -> None:
+def wait_until(process: Child, condition, timeout: float = 300) -> None:
   """Returns as soon as `condition()` holds while the process runs; fails otherwise."""
   end = time.monotonic() + timeout
   while not condition():
