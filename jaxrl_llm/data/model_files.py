@@ -11,6 +11,9 @@ import json
 import pathlib
 from typing import Any, NamedTuple
 
+NAMES = (
+    'tokenizer_config.json', 'special_tokens_map.json', 'added_tokens.json',
+    'generation_config.json', 'config.json')
 _FLAGS = ('special', 'lstrip', 'rstrip', 'single_word', 'normalized')
 
 
@@ -183,6 +186,14 @@ def read_bytes(path: pathlib.Path) -> bytes:
     return path.read_bytes()
   except OSError as error:
     raise ValueError(f'cannot read the file {path}: {error.strerror}') from None
+
+
+def digest(path: pathlib.Path) -> str:
+  """Returns the SHA-256 of a file's contents; '' if it cannot be read."""
+  try:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+  except OSError:
+    return ''
 
 
 def read_json_object(path: pathlib.Path) -> dict[str, Any]:

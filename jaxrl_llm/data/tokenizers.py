@@ -194,13 +194,42 @@ def load_tokenizer(
       another; one line that names the file.
   """
   path = pathlib.Path(path)
+  folder = path if path.is_dir() else path.parent
+  names = sorted({*_FILES, *(model.name for model in folder.glob('*.model')), path.name})
+  contents = tuple(model_files.digest(folder / name) for name in names)
+  stops = None if stop_tokens is None else tuple(stop_tokens)
+  return _load(path, stops, pad_token, contents)
+
+
+# What `load_tokenizer` reads; and *.model.
+_FILES = (
+    *model_files.NAMES, 'tokenizer.json', 'vocab.json', 'merges.txt', 'encoder.json', 'vocab.bpe')
+
+
+@functools.lru_cache(maxsize=2)
+def _load(
+    path: pathlib.Path, stop_tokens: tuple[str, ...] | None, pad_token: str | None,
+    contents: tuple[str, ...],
+) -> Tokenizer:
+  """Loads a tokenizer, or returns it again: a run needs it several times, at a second each.
+
+  Args:
+    path: as in `load_tokenizer`.
+    stop_tokens: as in `load_tokenizer`.
+    pad_token: as in `load_tokenizer`.
+    contents: digests of the files, so that changed files are read again.
+
+  Returns:
+    The tokenizer.
+  """
+  del contents
   roles: dict[str, Any] = {'stop_tokens': stop_tokens, 'pad_token': pad_token}
+  if path.is_dir() and (path / 'tokenizer.json').exists():
+    path = path / 'tokenizer.json'
   if not path.is_dir():
     if path.suffix == '.json':
       return HuggingFaceTokenizer(tokenizer_files.from_tokenizer_json(path, **roles))
     return sentencepiece_tokenizer.SentencePieceTokenizer(path, **roles)
-  if (path / 'tokenizer.json').exists():
-    return load_tokenizer(path / 'tokenizer.json', **roles)
 
   for vocabulary, merges in (('vocab.json', 'merges.txt'), ('encoder.json', 'vocab.bpe')):
     if (path / vocabulary).exists() or (path / merges).exists():

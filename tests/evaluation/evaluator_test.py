@@ -1,5 +1,6 @@
 """The evaluator on a small policy: exact divergences, padded batches, fixed noise."""
 
+import functools
 import itertools
 
 import jax
@@ -21,8 +22,11 @@ MODEL = policy.make(configs.TransformerConfig(
     head_dim=8, mlp_width=32, max_length=16))
 
 
+_INIT = jax.jit(MODEL.init)
+
+
 def _params(seed):
-  params = MODEL.init(jax.random.key(seed))
+  params = _INIT(jax.random.key(seed))
   params['embedder']['embedding'] = params['embedder']['embedding'] * 4
   return params
 
@@ -87,10 +91,12 @@ def test_response_kl_is_the_sum_over_the_vocabulary_and_its_mean_the_sequence_di
   model = policy.make(configs.TransformerConfig(
       vocab_size=vocab, num_layers=1, width=8, num_heads=1, num_kv_heads=1, head_dim=8,
       mlp_width=8, max_length=8))
-  ours, theirs = (model.init(jax.random.key(seed)) for seed in (0, 1))
+  init = jax.jit(model.init)
+  ours, theirs = (init(jax.random.key(seed)) for seed in (0, 1))
   prompt = jnp.array([[2, 3, 4]])
   sequences = jnp.array(list(itertools.product(range(vocab), repeat=length)))
 
+  @jax.jit
   def token_log_probs(params):
     tokens = jnp.concatenate([jnp.repeat(prompt, len(sequences), 0), sequences], axis=1)
     output = model.apply(
@@ -111,6 +117,7 @@ def test_response_kl_is_the_sum_over_the_vocabulary_and_its_mean_the_sequence_di
       lambda x: jnp.repeat(x, len(sequences), 0),
       jax.jit(sample)(ours, prompt, jnp.array([3]), jnp.array([0]), jax.random.key(0)))
   rollouts = rollouts.__class__(**{**rollouts.__dict__, 'tokens': sequences[:, None]})
-  kl = np.asarray(evaluator.response_kl(model, ours, theirs, rollouts))[:, 0]
+  response_kl = jax.jit(functools.partial(evaluator.response_kl, model))
+  kl = np.asarray(response_kl(ours, theirs, rollouts))[:, 0]
   np.testing.assert_allclose(kl, per_token.sum(1), rtol=1e-4)
   assert np.sum(np.exp(mine_sum) * kl) == pytest.approx(exact, rel=1e-4)
