@@ -191,11 +191,11 @@ def _assert_encoded_separately(task):
 def test_prompts_and_responses_of_our_tasks_are_encoded_as_if_separate(data_dir, load):
   for padding in ('zeros', 'none'):
     _assert_encoded_separately(arithmetic.Config(
-        num_demonstrations=500, num_train=0, num_evaluation=0, padding=padding).make(0))
-  _assert_encoded_separately(countdown.Config(num_demonstrations=500, num_train=0).make(
+        num_demonstrations=200, num_train=0, num_evaluation=0, padding=padding).make(0))
+  _assert_encoded_separately(countdown.Config(num_demonstrations=200, num_train=0).make(
       0, data_dir / 'countdown'))
   task = gsm8k.Config(
-      num_demonstrations=1500, tokenizer_dir=str(data_dir / 'tokenizers' / 'gpt2')).make(
+      num_demonstrations=400, tokenizer_dir=str(data_dir / 'tokenizers' / 'gpt2')).make(
           0, data_dir / 'gsm8k')
   texts = [example['response'] for example in task.demonstrations]
   qwen2 = load('qwen2')
