@@ -403,6 +403,7 @@ def _exit_with_one_line(start: Callable[[], None], *, name: str, debug: bool) ->
   try:
     start()
   except KeyboardInterrupt:
+    loop.early_signals.clear()
     print(f'{name}: interrupted; run the same command again to resume', file=sys.stderr)
     sys.exit(130)
   except (ValueError, OSError) as error:
@@ -428,7 +429,8 @@ def _stop_as_ctrl_c() -> None:
   A program that can save first handles them itself (`loop.Stopper`). Under nohup, SIGHUP is ignored
   and stays so. A repeated SIGTERM or SIGHUP is ignored: senders repeat them.
   """
-  received = []
+  received = loop.early_signals
+  received.clear()
 
   def handle(number: int, frame: Any) -> None:
     is_first = not received

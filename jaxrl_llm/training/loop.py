@@ -48,6 +48,11 @@ class Interrupted(SystemExit):
     super().__init__(INTERRUPTED)
 
 
+# Signals that came before a `Stopper` handled them, added by `launch`: a library may have caught
+# the KeyboardInterrupt that they raised.
+early_signals: list[int] = []
+
+
 class Stopper:
   """Lets the current step finish after the first Ctrl-C; the second one kills.
 
@@ -60,7 +65,7 @@ class Stopper:
   """
 
   def __init__(self):
-    self.requested = False
+    self.requested = bool(early_signals)
     self._interrupts = 0
     self._previous: dict[int, Any] = {}
 

@@ -19,9 +19,9 @@ REPOSITORY = pathlib.Path(__file__).resolve().parents[2]
 # A program and its config, without JAX: each start takes about a tenth of a second.
 BINARY = textwrap.dedent('''
     """Adds numbers."""
-    import errno, pathlib, signal, sys, time, weakref
+    import contextlib, errno, pathlib, signal, sys, time, weakref
     from jaxrl_llm.runs import launch
-    from jaxrl_llm.training import metrics
+    from jaxrl_llm.training import loop, metrics
 
     def main(run):
       config = run.config
@@ -47,6 +47,11 @@ BINARY = textwrap.dedent('''
         watch = weakref.ref(probe, lambda _: signal.raise_signal(signal.Signals[config.fail]))
         del probe
         time.sleep(60)
+      if config.fail == 'caught':
+        with contextlib.suppress(KeyboardInterrupt):  # As a library might.
+          signal.raise_signal(signal.SIGTERM)
+        with loop.Stopper() as stopper:
+          stopper.check('stopped after step 1')
       run.table_path.write_text('| a | table |\\n')
       metrics.write_json_atomic(run.results_path, launch.with_digest(
           {'experiment': 'adding', 'seed': config.seed}))
@@ -392,6 +397,12 @@ def test_a_signal_during_a_callback_is_not_lost(binary, name):
   done = binary(f'--config.fail={name}')
   assert done.returncode == 130
   assert done.stderr == 'adding: interrupted; run the same command again to resume\n'
+
+
+def test_a_signal_whose_exception_was_caught_stops_the_run_where_it_can_save(binary):
+  done = binary('--config.fail=caught')
+  assert done.returncode == 130
+  assert done.stderr == 'stopped after step 1; run the same command again to resume\n'
 
 
 @pytest.mark.parametrize('text, words', [
