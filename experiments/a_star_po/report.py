@@ -107,7 +107,7 @@ def _table(
 ) -> str:
   """Returns the final table with its caption."""
   config, algorithm = setup.config.evaluation, setup.config.algorithm
-  kl = f'{after["kl_to_reference"]:.3f} ± {after["kl_to_reference_se"]:.3f}'
+  kl = figures.decimal(after, 'kl_to_reference', 3)
   table = figures.markdown_table(
       ['policy', 'pass@1 (%)', 'greedy (%)', 'KL to reference (nats)', 'tokens, stage 1',
        'tokens, stage 2', 'seconds'],

@@ -11,6 +11,7 @@ from scipy import stats
 
 from jaxrl_llm.evaluation import intervals, statistics
 from jaxrl_llm.runs.criteria import Finding
+from jaxrl_llm.tables import render
 
 Outcomes = Mapping[str, Mapping[int, dict]]
 
@@ -31,7 +32,7 @@ def _final(outcomes: Outcomes, arm: str, key: str) -> np.ndarray:
 def _mean(values: np.ndarray, *, digits: int = 3, factor: float = 1.0) -> str:
   """Mean and standard error as text."""
   mean, error = statistics.mean_and_standard_error(factor * np.asarray(values, float))
-  return f'{mean:.{digits}f} ± {error:.{digits}f}' if len(values) > 1 else f'{mean:.{digits}f}'
+  return render.with_error(mean, error if len(values) > 1 else None, f'.{digits}f')
 
 
 def tokens_to(curve: Sequence[Mapping[str, float]], score: float, key: str) -> float:

@@ -9,6 +9,7 @@ import numpy as np
 from experiments.arena import criteria as arena_criteria
 from jaxrl_llm.evaluation import statistics
 from jaxrl_llm.runs import criteria, figures, launch
+from jaxrl_llm.tables import render
 from jaxrl_llm.training import metrics
 
 Outcomes = Mapping[str, Mapping[int, dict]]
@@ -102,8 +103,7 @@ def _table(outcomes: Outcomes) -> tuple[list[str], list[list[str]]]:
     if None in values:
       return '-'
     mean, error = statistics.mean_and_standard_error([factor * value for value in values])
-    spread = f' ± {error:.{digits}f}' if error and digits else ''
-    return f'{mean:,.{digits}f}{spread}'
+    return render.with_error(mean, error if error and digits else None, f',.{digits}f')
 
   rows = []
   for name, by_seed in outcomes.items():

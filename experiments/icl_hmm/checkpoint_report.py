@@ -12,6 +12,7 @@ from jaxrl_llm.evaluation import statistics
 from jaxrl_llm.hmm import published_results
 from jaxrl_llm.hmm.published_results import RecordedHmm
 from jaxrl_llm.runs import figures, launch
+from jaxrl_llm.tables import render
 from jaxrl_llm.training import metrics
 
 # Distances are to the emissions of the true state, and to the filter's prediction. Gaps are an
@@ -178,7 +179,7 @@ def _percent(flat: Mapping[str, float], prefix: str, length: int) -> str:
   value, error = (flat.get(f'{prefix}/accuracy{end}/T{length}') for end in ('', '_se'))
   if value is None:
     return '-'
-  return f'{100 * value:.1f}' + (f' ± {100 * error:.1f}' if error is not None else '')
+  return render.with_error(100 * value, None if error is None else 100 * error, '.1f')
 
 
 # --- Every number, as CSV.

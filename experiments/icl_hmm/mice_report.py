@@ -131,10 +131,8 @@ def tables(numbers: Mapping[str, float], animals: list[str], methods: list[str])
   columns = [*(f'mice/{name}' for name in animals), 'mean']
 
   def cell(name, part):
-    if f'{name}/{part}' not in numbers:
-      return '-'
-    return (f'{100 * numbers[f"{name}/{part}"]:.1f} ± '
-            f'{100 * numbers[f"{name}/{part}_se"]:.1f}')
+    key = f'{name}/{part}'
+    return figures.percent(numbers, key) if key in numbers else '-'
 
   parts = []
   for title, part in (('accuracy (%), held-out sessions', 'accuracy'),

@@ -17,6 +17,7 @@ from jaxrl_llm.evaluation import statistics
 from jaxrl_llm.hmm import published_results, random_models
 from jaxrl_llm.runs import criteria, figures, launch
 from jaxrl_llm.runs.criteria import Finding
+from jaxrl_llm.tables import render
 from jaxrl_llm.training import metrics
 
 METHODS = {'icl': 'in context', 'filter': 'filter', 'bigram': 'bigram', 'baum_welch': 'Baum-Welch'}
@@ -196,7 +197,7 @@ def convergence_table(
       lengths = (values[f'reached_{tolerance:g}'] for tolerance in TOLERANCES)
       rows.append([
           group.label, values['count'], label,
-          f'{values["final_gap"]:.4f} ± {values["final_gap_se"]:.4f}',
+          figures.decimal(values, 'final_gap', 4),
           *(f'{length:g}' if np.isfinite(length) else 'not reached' for length in lengths)])
   return figures.markdown_table(header, rows)
 
@@ -390,7 +391,7 @@ def _recorded_table(held_out: HeldOut) -> str:
   return figures.markdown_table(header, [
       [states, int(rows.sum()),
        *(f'{held_out.recorded[m]["accuracy"][rows, -1].mean():.3f}' for m in methods),
-       f'{gap.mean():.4f} ± {_error(gap):.4f}']
+       render.with_error(gap.mean(), _error(gap), '.4f')]
       for states, (rows, gap) in _recorded_by_states(held_out).items()])
 
 

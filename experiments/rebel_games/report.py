@@ -121,12 +121,9 @@ def write_metrics(run: launch.Run, arms: dict[str, dict[str, np.ndarray]]) -> No
 
 def table(numbers: dict[str, float]) -> str:
   """Table of the exploitability of every arm."""
-  def cell(name):
-    error = numbers.get(f'{name}_se')
-    return f'{numbers[name]:.4f}' + (f' ± {error:.4f}' if error is not None else '')
-
-  rows = [[label, cell(f'eval/{name}/average_exploitability'),
-           cell(f'eval/{name}/last_exploitability')] for name, label in {**ARMS, **EXACT}.items()]
+  rows = [[label, *(figures.decimal(numbers, f'eval/{name}/{which}_exploitability', 4)
+                    for which in ('average', 'last'))]
+          for name, label in {**ARMS, **EXACT}.items()]
   rows.append(['bound of the average', f'{numbers["eval/bound"]:.4f}', '-'])
   return figures.markdown_table(
       ['exploitability (0 is best, 1 worst)', 'average policy', 'last policy'], rows)

@@ -123,18 +123,13 @@ def write_metrics(run: launch.Run, arms: dict[str, np.ndarray]) -> None:
 
 def table(config: RebelGaussian, numbers: dict[str, float]) -> str:
   """Table of clip, learning rate, queries to the goal and final fraction of every arm."""
-  def cell(name, digits):
-    error = numbers.get(f'{name}_se')
-    text = f'{numbers[name]:.{digits}f}'
-    return text if error is None else f'{text} ± {error:.{digits}f}'
-
   rows = []
   for name, arm in gaussian_arms.ARMS.items():
     at_least = '' if numbers[f'eval/{name}/reached'] == 1 else '≥ '
     rows.append([
         arm.label, getattr(config, arm.clip) if arm.clip else '-',
         f'{numbers[f"setting/{name}/learning_rate"]:g}',
-        at_least + cell(f'eval/{name}/queries_to_goal', 0),
-        cell(f'eval/{name}/final_fraction', 3)])
+        at_least + figures.decimal(numbers, f'eval/{name}/queries_to_goal', 0),
+        figures.decimal(numbers, f'eval/{name}/final_fraction', 3)])
   return figures.markdown_table(
       ['arm', 'clip', 'learning rate', f'queries to {GOAL:.0%}', 'at the end (best is 1)'], rows)

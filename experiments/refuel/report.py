@@ -26,8 +26,7 @@ def write(setup: setup_lib.Setup, trained: Mapping[str, Any]) -> None:
           title=f'{run.setting}, seed {run.seed}')
 
   def score(policy: str, turn: int) -> str:
-    name = f'eval/{policy}/turn_{turn}/score'
-    return f'{numbers[name]:.3f} ± {numbers[f"{name}_se"]:.3f}'
+    return figures.decimal(numbers, f'eval/{policy}/turn_{turn}/score', 3)
 
   table = figures.markdown_table(
       ['up to turn', 'dialogues', 'reference: reward model score', 'trained',

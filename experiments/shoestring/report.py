@@ -10,6 +10,7 @@ from experiments.shoestring import heads
 from jaxrl_llm.evaluation import intervals, statistics
 from jaxrl_llm.graphs.prototypes import METRICS
 from jaxrl_llm.runs import figures, launch
+from jaxrl_llm.tables import render
 from jaxrl_llm.training import metrics
 
 # Suffixes of prototype readings at λ = 0, where all metrics are read.
@@ -124,7 +125,7 @@ def _deviation(values: np.ndarray) -> float:
 def percent(values: np.ndarray) -> str:
   """Mean ± standard error over splits, in percent."""
   mean, error = statistics.mean_and_standard_error(100 * np.asarray(values))
-  return f'{mean:.1f} ± {error:.1f}'
+  return render.with_error(mean, error, '.1f')
 
 
 def points(interval: intervals.Interval) -> str:

@@ -8,6 +8,7 @@ from experiments.shoestring_few_shot.config import FewShot
 from experiments.shoestring_few_shot.methods import METHODS
 from jaxrl_llm.evaluation import intervals, statistics
 from jaxrl_llm.runs import figures, launch
+from jaxrl_llm.tables import render
 from jaxrl_llm.training import metrics
 
 
@@ -30,7 +31,7 @@ def table(config: FewShot, outcomes: dict[int, dict[str, np.ndarray]]) -> str:
   """Table of means with 95 % intervals over episodes."""
   def cell(values):
     mean, error = statistics.mean_and_standard_error(100 * values)
-    return f'{mean:.2f} ± {1.96 * error:.2f}'
+    return render.with_error(mean, 1.96 * error, '.2f')
 
   rows = [[text, *(cell(arms[name]) for arms in outcomes.values())]
           for name, text in METHODS.items()]

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from jaxrl_llm.tables import render
 from jaxrl_llm.training import files, metrics
 
 # Dark on white; series also differ by marker.
@@ -29,8 +30,13 @@ def markdown_table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
 def percent(numbers: Mapping[str, float], name: str) -> str:
   """Formats a fraction in percent, with its standard error if there is one."""
   error = numbers.get(f'{name}_se')
-  text = f'{100 * numbers[name]:.1f}'
-  return f'{text} ± {100 * error:.1f}' if error is not None else text
+  return render.with_error(
+      100 * numbers[name], None if error is None else 100 * error, '.1f')
+
+
+def decimal(numbers: Mapping[str, float], name: str, digits: int) -> str:
+  """Formats a number, with its standard error if there is one."""
+  return render.with_error(numbers[name], numbers.get(f'{name}_se'), f'.{digits}f')
 
 
 @contextlib.contextmanager

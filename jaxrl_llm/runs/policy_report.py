@@ -23,7 +23,7 @@ def write(
 
   def row(policy, wins, tokens):
     def cell(name):
-      return f'{numbers[f"eval/{policy}/{name}"]:.3f} ± {numbers[f"eval/{policy}/{name}_se"]:.3f}'
+      return figures.decimal(numbers, f'eval/{policy}/{name}', 3)
 
     return [
         policy, cell('score'), cell('decoded_score'), wins, cell('kl_to_reference'),

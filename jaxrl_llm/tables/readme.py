@@ -258,9 +258,8 @@ def _show(setting: render.Setting, key: str, scale: float, digits: int) -> str:
   summary = setting.summary(key)
   if summary is None:
     return '-'
-  error = summary.standard_error
-  tail = '' if not error else f' ± {scale * error:,.{digits}f}'
-  return f'{scale * summary.mean:,.{digits}f}{tail}'
+  error = scale * summary.standard_error if summary.standard_error else None
+  return render.with_error(scale * summary.mean, error, f',.{digits}f')
 
 
 def speed(files: Sequence[pathlib.Path], keys: Sequence[tuple[str, str, int]]) -> str:

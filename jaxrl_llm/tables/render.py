@@ -313,6 +313,12 @@ def _cell(setting: Setting, key: str) -> str:
   return text
 
 
+def with_error(mean: float, standard_error: float | None, form: str) -> str:
+  """Formats a mean, and ± its standard error if there is one, both by `form`, such as '.3f'."""
+  text = f'{mean:{form}}'
+  return text if standard_error is None else f'{text} ± {standard_error:{form}}'
+
+
 def format_number(mean: float, standard_error: float | None = None) -> str:
   """Formats a number: large ones as integers with commas, others with about four digits.
 
@@ -327,8 +333,7 @@ def format_number(mean: float, standard_error: float | None = None) -> str:
     return str(mean)
 
   if abs(mean) >= 1000:
-    text = f'{mean:,.0f}'
-    return text if standard_error is None else f'{text} ± {standard_error:,.0f}'
+    return with_error(mean, standard_error, ',.0f')
 
   text = f'{mean:.4f}' if abs(mean) < 10 else f'{mean:.1f}'
   if mean == int(mean) and not standard_error:
