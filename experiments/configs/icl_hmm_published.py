@@ -1,4 +1,4 @@
-"""Published results on hidden Markov models, simulated again and compared at every length.
+"""Published results on hidden Markov models, compared with ours on new samples at every length.
 
 The baselines of the paper (arXiv 2506.07298) and of its file of results for the group "entropy":
 81 models, 4, 8, ..., 2048 symbols seen (DaiYijia02/hmm-visualization, entropy_results.csv).

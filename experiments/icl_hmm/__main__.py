@@ -3,7 +3,7 @@
 The type of the config that --config returns decides which study runs:
 
   icl_hmm.py             a small network trained to learn fresh models in context (the default)
-  icl_hmm_published.py   the published baselines, simulated again and compared with the file
+  icl_hmm_published.py   the published baselines on new samples, compared with the authors' file
   icl_hmm_checkpoint.py  a language model as the predictor of published models
   icl_hmm_mice.py        choices of mice, real and simulated
 """

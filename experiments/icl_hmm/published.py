@@ -1,4 +1,4 @@
-"""Published baselines on hidden Markov models, simulated again and compared with the file.
+"""Published baselines on hidden Markov models, computed on new samples and compared with the file.
 
 Trajectories are drawn from every model of a CSV file of the published schema (arXiv 2506.07298;
 `hmm.published_results`), and each method predicts the symbol after 4, 8, ..., 2048 symbols.
