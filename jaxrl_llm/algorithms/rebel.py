@@ -38,7 +38,7 @@ import jax.numpy as jnp
 import optax
 
 from jaxrl_llm import checks
-from jaxrl_llm.rl import advantages, batches, masking, regression_losses, scoring
+from jaxrl_llm.rl import batches, masking, regression_losses, scoring
 from jaxrl_llm.training import step as step_lib
 from jaxrl_llm.types import Algorithm, Array, Batch, ModelFns, Rollouts, TrainState
 
@@ -143,12 +143,8 @@ def make(config: Config, policy: ModelFns, optimizer: optax.GradientTransformati
     if config.signal == 'preferences':
       batch = dataclasses.replace(
           batch, rewards=regression_losses.preference_rewards(batch.rewards))
-
-    rewards = batches.kl_shaped_rewards(batch, old, config.kl_coefficient)
-    if config.whiten_rewards:
-      counts = jnp.broadcast_to(batch.weight[:, None], rewards.shape)
-      rewards = advantages.whiten(rewards, counts, mean='keep')
-    return rewards
+    return batches.regression_rewards(
+        batch, old, kl_coefficient=config.kl_coefficient, whiten=config.whiten_rewards)
 
   def loss_fn(params, batch: Batch):
     mask, weight = batch.rollouts.mask, batch.weight

@@ -44,9 +44,9 @@ import jax.numpy as jnp
 import optax
 
 from jaxrl_llm import checks
-from jaxrl_llm.rl import advantages, batches, masking, regression_losses, scoring
+from jaxrl_llm.rl import batches, masking, regression_losses, scoring
 from jaxrl_llm.training import step as step_lib
-from jaxrl_llm.types import Algorithm, Array, Batch, ModelFns, TrainState
+from jaxrl_llm.types import Algorithm, Batch, ModelFns, TrainState
 
 
 @dataclasses.dataclass
@@ -136,14 +136,6 @@ def make(config: Config, policy: ModelFns, optimizer: optax.GradientTransformati
   def init(key, params) -> TrainState:
     return TrainState.create(params, optimizer, key)
 
-  def shape_rewards(batch: Batch, old: Array) -> Array:
-    """R − c ln π_t/π_ref of the two replies, [P, 2]."""
-    rewards = batches.kl_shaped_rewards(batch, old, config.kl_coefficient)
-    if config.whiten_rewards:
-      counts = jnp.broadcast_to(batch.weight[:, None], rewards.shape)
-      rewards = advantages.whiten(rewards, counts, mean='keep')
-    return rewards
-
   def loss_fn(params, batch: Batch):
     mask, weight = batch.rollouts.mask, batch.weight
     log_probs, _ = score(params['policy'], batch.rollouts)
@@ -174,8 +166,9 @@ def make(config: Config, policy: ModelFns, optimizer: optax.GradientTransformati
         num_micro_batches=config.num_minibatches * config.num_micro_batches,
     )
     gap = batches.sampler_gap(old, batch.rollouts, batch.weight)
-    batch = dataclasses.replace(
-        batch, rewards=shape_rewards(batch, old), aux={'old_log_probs': old})
+    rewards = batches.regression_rewards(  # R − c ln π_t/π_ref of the two replies, [P, 2].
+        batch, old, kl_coefficient=config.kl_coefficient, whiten=config.whiten_rewards)
+    batch = dataclasses.replace(batch, rewards=rewards, aux={'old_log_probs': old})
 
     state, first, metrics = step_lib.take_steps(
         loss_fn, optimizer, state, batch, num_epochs=config.num_epochs,

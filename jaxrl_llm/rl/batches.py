@@ -6,7 +6,7 @@ import chex
 import jax
 import jax.numpy as jnp
 
-from jaxrl_llm.rl import masking
+from jaxrl_llm.rl import advantages, masking
 from jaxrl_llm.types import Array, Batch, Metrics, Rollouts, WeightedMean
 
 SENTINEL = -99_999.0  # Written by released code where a reward model failed.
@@ -132,6 +132,27 @@ def kl_shaped_rewards(batch: Batch, log_probs: Array, kl_coefficient: float) -> 
   return masking.shape_rewards(
       batch.rewards, masking.masked_sum(log_probs, mask, axis=-1),
       masking.masked_sum(batch.reference_log_probs, mask, axis=-1), kl_coefficient=kl_coefficient)
+
+
+def regression_rewards(
+    batch: Batch, log_probs: Array, *, kl_coefficient: float, whiten: bool
+) -> Array:
+  """Rewards that REBEL and REFUEL regress on: KL-shaped, then whitened if asked.
+
+  Args:
+    batch: scores in `rewards` [P, K]; invalid prompts have `weight` 0 and do not count.
+    log_probs: float [P, K, T] under π_t.
+    kl_coefficient: c of `kl_shaped_rewards`.
+    whiten: whether rewards are scaled to unit variance, with their mean kept.
+
+  Returns:
+    [P, K]; constants.
+  """
+  rewards = kl_shaped_rewards(batch, log_probs, kl_coefficient)
+  if whiten:
+    counts = jnp.broadcast_to(batch.weight[:, None], rewards.shape)
+    rewards = advantages.whiten(rewards, counts, mean='keep')
+  return rewards
 
 
 def mean_over_prompts(values: Array, weight: Array) -> WeightedMean:

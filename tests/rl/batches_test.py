@@ -145,6 +145,20 @@ def test_kl_shaped_rewards_subtract_the_sum_over_the_tokens_that_count():
   assert batches.kl_shaped_rewards(without, log_probs, 0.0) is without.rewards
 
 
+def test_regression_rewards_keep_the_mean_of_the_valid_prompts_and_scale_their_spread_to_1():
+  data = _batch(weight=jnp.asarray([1.0, 0, 1, 1]))
+  log_probs = data.reference_log_probs + jnp.arange(SAMPLES)[:, None]
+  options = dict(kl_coefficient=0.1)
+  plain = batches.regression_rewards(data, log_probs, whiten=False, **options)
+  np.testing.assert_array_equal(plain, batches.kl_shaped_rewards(data, log_probs, 0.1))
+
+  whitened = batches.regression_rewards(data, log_probs, whiten=True, **options)
+  valid = np.asarray(plain)[[0, 2, 3]]
+  np.testing.assert_allclose(
+      np.asarray(whitened)[[0, 2, 3]], (valid - valid.mean()) / valid.std() + valid.mean(),
+      rtol=1e-5)
+
+
 def test_mean_over_prompts_is_weighted():
   mean = batches.mean_over_prompts(jnp.asarray([1.0, 2, 3]), jnp.asarray([2.0, 0, 1]))
   assert (mean.total, mean.weight) == (5, 3)
