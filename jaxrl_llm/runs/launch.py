@@ -15,7 +15,6 @@ This module does not import JAX before the flags are parsed and the workdir is c
 
 import contextlib
 import dataclasses
-import errno
 import fcntl
 import importlib.metadata
 import json
@@ -397,7 +396,6 @@ def _differences(earlier: Any, ours: Any, name: str) -> Iterator[tuple[str, Any,
 
 
 def _exit_with_one_line(start: Callable[[], None], *, name: str, debug: bool) -> typing.NoReturn:
-  threading.excepthook = _report_thread
   _stop_as_ctrl_c()
 
   try:
@@ -469,13 +467,6 @@ def _function_of_ours(error: BaseException) -> str:
       frame for frame in traceback.extract_tb(error.__traceback__)
       if not any(library in frame.filename for library in libraries)]
   return f'{pathlib.Path(ours[-1].filename).stem}.{ours[-1].name}' if ours else 'a library'
-
-
-def _report_thread(arguments: threading.ExceptHookArgs) -> None:
-  """Prints the traceback of a thread, unless the disk is full: the main thread says so."""
-  if getattr(arguments.exc_value, 'errno', None) not in (
-      errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-    threading.__excepthook__(arguments)
 
 
 def _is_ours(error: BaseException) -> bool:

@@ -1,6 +1,5 @@
 """The command line of every program: bad input, workdirs, locks, results.json."""
 
-import errno
 import json
 import os
 import pathlib
@@ -8,7 +7,6 @@ import signal
 import subprocess
 import sys
 import textwrap
-import threading
 
 import pytest
 
@@ -335,14 +333,6 @@ def test_help_shows_the_fields(binary):
   for text in ('Adds numbers.', '--config.optimizer.learning_rate=0.001', '--workdir',
                'usage: python -m experiments.adding'):
     assert text in done.stdout
-
-
-@pytest.mark.parametrize('error, is_shown', [
-    (OSError(errno.ENOSPC, 'No space left on device'), False),
-    (OSError(errno.EIO, 'I/O error'), True), (ValueError('a bug'), True)])
-def test_a_full_disk_in_a_thread_prints_no_traceback(capsys, error, is_shown):
-  launch._report_thread(threading.ExceptHookArgs((type(error), error, None, None)))
-  assert bool(capsys.readouterr().err) == is_shown
 
 
 def test_a_config_of_another_program_is_refused(binary, tmp_path):
