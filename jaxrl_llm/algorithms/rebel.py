@@ -153,17 +153,8 @@ def make(config: Config, policy: ModelFns, optimizer: optax.GradientTransformati
     losses = regression_losses.rebel_loss(
         log_ratio, batch.rewards, eta=config.eta, form=config.loss_form)
 
-    difference = log_ratio[:, 0] - log_ratio[:, 1]
-    target = config.eta * (batch.rewards[:, 0] - batch.rewards[:, 1])
-    mean = functools.partial(batches.mean_over_prompts, weight=weight)
-
-    return mean(losses), {
-        'train/log_ratio': mean(jnp.mean(jnp.abs(log_ratio), axis=1)),
-        'train/difference': mean(jnp.abs(difference)),
-        'train/target': mean(jnp.abs(target)),
-        'train/sign_agreement': mean((difference * target > 0).astype(jnp.float32)),
-        'train/ties': mean((target == 0).astype(jnp.float32)),
-    }
+    metrics = batches.regression_metrics(log_ratio, batch.rewards, eta=config.eta, weight=weight)
+    return batches.mean_over_prompts(losses, weight), metrics
 
   def train_step(state, batch: Batch):
     batches.check_samples(batch, config.samples_per_prompt)

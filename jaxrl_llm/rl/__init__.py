@@ -6,7 +6,8 @@ __getattr__, __dir__, __all__ = _lazy.attach(__name__, {
     'advantages': ['grpo', 'leave_one_out_mean', 'rloo', 'whiten'],
     'batches': [
         'best_and_worst', 'check_reference', 'check_samples', 'drop_invalid', 'iteration_metrics',
-        'kl_shaped_rewards', 'mean_over_prompts', 'regression_rewards', 'sampler_gap',
+        'kl_shaped_rewards', 'mean_over_prompts', 'regression_metrics', 'regression_rewards',
+        'sampler_gap',
     ],
     'divergences': ['exact_kl', 'k1', 'k2', 'k3', 'sequence_kl', 'token_kl'],
     'log_probs': [

@@ -1,6 +1,7 @@
 """Groups of samples: what an algorithm requires of a batch, and what it derives from one."""
 
 import dataclasses
+import functools
 
 import chex
 import jax
@@ -153,6 +154,32 @@ def regression_rewards(
     counts = jnp.broadcast_to(batch.weight[:, None], rewards.shape)
     rewards = advantages.whiten(rewards, counts, mean='keep')
   return rewards
+
+
+def regression_metrics(
+    log_ratio: Array, rewards: Array, *, eta: float, weight: Array
+) -> dict[str, WeightedMean]:
+  """Metrics of a regression of log-prob differences on reward differences.
+
+  Args:
+    log_ratio: float [P, 2]; ln π/π_t of the samples.
+    rewards: float [P, 2].
+    eta: η, the factor on the difference of the rewards.
+    weight: float [P].
+
+  Returns:
+    Sizes of log-ratio, difference and target; how often the two have one sign; share of ties.
+  """
+  difference = log_ratio[:, 0] - log_ratio[:, 1]
+  target = eta * (rewards[:, 0] - rewards[:, 1])
+  mean = functools.partial(mean_over_prompts, weight=weight)
+  return {
+      'train/log_ratio': mean(jnp.mean(jnp.abs(log_ratio), axis=1)),
+      'train/difference': mean(jnp.abs(difference)),
+      'train/target': mean(jnp.abs(target)),
+      'train/sign_agreement': mean((difference * target > 0).astype(jnp.float32)),
+      'train/ties': mean((target == 0).astype(jnp.float32)),
+  }
 
 
 def mean_over_prompts(values: Array, weight: Array) -> WeightedMean:
