@@ -29,9 +29,8 @@ class Model:
     """Loads it; raises ValueError with one line if it cannot be used."""
     self._sizes = sizes
     source = checkpoint_sources.read(directory, field='--checkpoint')
-    # Between blocks only their inputs are kept: a step is slower and fits a laptop.
     config = dataclasses.replace(
-        source.model, param_dtype=sizes.dtype, compute_dtype=sizes.dtype, remat='none')
+        source.model, param_dtype=sizes.dtype, compute_dtype=sizes.dtype)
     longest = max(sizes.prompt_tokens + sizes.new_tokens, sizes.sequence_tokens)
     if longest > config.max_length:
       raise ValueError(
