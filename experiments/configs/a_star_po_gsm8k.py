@@ -60,6 +60,7 @@ def _published(variant: str) -> a_star_po_config.AStarPo:
 
   return a_star_po_config.AStarPo(
       task=task,
+      chat_template='none',  # S: the prompt is the question and the instruction, as raw text.
       model=_PUBLISHED[variant](),  # Qwen2.5 base models of three sizes.
       sft=config_lib.SftConfig(steps=0),  # S: starts from the base model.
       algorithm=algorithm,

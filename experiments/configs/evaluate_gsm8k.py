@@ -7,7 +7,8 @@ The answer is the number after the last `####` of a response that stopped. DIR i
 checkpoint with its tokenizer, or a run's output (WORKDIR/params, WORKDIR/trained). A policy trained
 from scratch by `a_star_po_gsm8k` needs --config.task.vocabulary=compact and
 --config.task.max_vocabulary=2048 for its tokens, and --config.model.max_length=2048 for room.
-Instruction-tuned models need --config.chat_template=auto. On accelerators:
+Prompts are in the checkpoint's chat template, if it has one; --config.chat_template=none gives the
+plain text that base models are evaluated on. On accelerators:
 --config.model.compute_dtype=bfloat16 --config.model.scan_unroll=1.
 """
 

@@ -1,10 +1,11 @@
 r"""Evaluates a policy on a file in MATH's format: 'problem', and 'answer' or a boxed 'solution'.
 
   python -m experiments.evaluate --config=experiments/configs/evaluate_math.py \
-      --config.policy_init_from=DIR --config.task.file=FILE.jsonl
+      --config.policy_init_from=DIR --config.task=FILE.jsonl
 
 The answer is read from \boxed{} (or after ####) in a response that stopped, and compared as
-mathematics. Instruction-tuned models need --config.chat_template=auto. On accelerators:
+mathematics. Prompts are in the checkpoint's chat template, if it has one; --config.chat_template=none
+turns it off. On accelerators:
 --config.model.compute_dtype=bfloat16 --config.model.scan_unroll=1.
 """
 

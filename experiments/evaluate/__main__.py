@@ -23,9 +23,8 @@ from jaxrl_llm.runs import figures, launch
 from jaxrl_llm.runs import records as records_lib
 from jaxrl_llm.runs import setup as setup_lib
 from jaxrl_llm.sampling import decode
-from jaxrl_llm.tasks import chat
 from jaxrl_llm.training import fingerprint, loop, metrics, rng
-from jaxrl_llm.types import Params, SampleFn, Task
+from jaxrl_llm.types import Params, SampleFn
 
 # One problem: 'id', 'prompt' and 'answer'; under 'samples' and 'greedy', lists with one entry per
 # response: 'responses', 'rewards', 'lengths', 'truncated', and 'votes' (`majority`).
@@ -36,7 +35,7 @@ def main(run: launch.Run) -> None:
   """Samples the missing responses, then writes the table and results.json."""
   config: evaluate_config.EvaluatePolicy = run.config
   with setup_lib.build(run) as setup:
-    task = setup.task = _task(setup)
+    task = setup.task
     encoded = _trimmed(setup.encode(task.evaluation))
     left_out = encoded.num_filtered + task.num_filtered.get('evaluation', 0)
     note = f' ({left_out} more have too long a prompt)' if left_out else ''
@@ -61,24 +60,6 @@ def main(run: launch.Run) -> None:
       'eval/left_out': left_out, **_sampled_tokens(records), 'note': config.note,
   })
   print(f'\n{table}\n\nresponses: {run.workdir / "responses.jsonl"}\n{run.results_path}')
-
-
-def _task(setup: setup_lib.Setup) -> Task:
-  """Returns the task with only its held-out problems, in the chat template."""
-  config = setup.config
-  task = dataclasses.replace(setup.task, demonstrations=[], train=[])
-  if config.chat_template == 'none':
-    return task
-
-  folder = config.task.named_tokenizer_dir() or setup.source.tokenizer_dir
-  if not folder:
-    raise ValueError(
-        f'config.chat_template={config.chat_template!r} needs the directory of the tokenizer, for '
-        'its special tokens: --config.task.tokenizer_dir=DIR, where the task has one'
-    )
-
-  template = chat.load_template(config.chat_template, folder)
-  return chat.with_template(task, template, system=config.system)
 
 
 def _trimmed(encoded: batching.EncodedExamples) -> batching.EncodedExamples:

@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Callable
 from typing import NamedTuple
 
-from jaxrl_llm import checks
+from jaxrl_llm import checks, types
 from jaxrl_llm.evaluation import majority
 from jaxrl_llm.rewards import countdown as countdown_reward
 from jaxrl_llm.rewards import math_answer
@@ -31,29 +31,23 @@ def voting(task: task_config.TaskConfig) -> Voting:
   Answers are compared as mathematics if the task grades mathematics. A Countdown response votes for
   its expression; for other tasks the whole response is the answer.
   """
-  mode = ''
-  if isinstance(task, gsm8k.Config):
-    mode = 'gsm8k'
-  elif isinstance(task, jsonl.Config):
-    mode = jsonl.REWARDS[task.reward]
+  is_own = isinstance(task, jsonl.Config)
+  mode = 'gsm8k' if isinstance(task, gsm8k.Config) else task.mode if is_own else ''
 
   if mode:
     return Voting(lambda response: math_answer.extract(response, mode=mode), math_answer.equal)
-  if isinstance(task, countdown.Config):
+  if isinstance(task, countdown.Config) or (is_own and task.reward == 'countdown'):
     return Voting(countdown_reward.extract_expression, None)
-  return Voting(lambda response: response, None)
+  return Voting(str.strip if is_own else lambda response: response, None)
 
 
 @dataclasses.dataclass
-class EvaluatePolicy(config_lib.RunConfig):
+class EvaluatePolicy(config_lib.PromptConfig):
   """Config of experiments/evaluate/.
 
   The shape of `model` comes from `policy_init_from`, which is required.
 
   Attributes:
-    chat_template: 'none'; 'auto' for the tokenizer's own; 'chatml'; or the path of a template. With
-      a template, the prompt is the user's message.
-    system: system message for the template.
     num_samples: n samples per problem.
     temperature: sampling temperature; 0 always takes the most probable token.
     top_k: sample from the k most probable tokens; 0 is off.
@@ -63,14 +57,16 @@ class EvaluatePolicy(config_lib.RunConfig):
   """
 
   task: task_config.TaskConfig = dataclasses.field(default_factory=jsonl.Config)
-  chat_template: str = 'none'
-  system: str = ''
   num_samples: int = 4
   temperature: float = 1.0
   top_k: int = 0
   top_p: float = 1.0
   greedy: bool = True
   batch_size: int = 64
+
+  def used(self, task: types.Task) -> types.Task:
+    """See `config_lib.RunConfig.used`; nothing is trained."""
+    return dataclasses.replace(task, demonstrations=[], train=[])
 
   def batch_sizes(self) -> dict[str, tuple[int, int]]:
     """See `config_lib.RunConfig.batch_sizes`."""
@@ -97,5 +93,3 @@ class EvaluatePolicy(config_lib.RunConfig):
 
     if self.temperature == 0:
       checks.fixed(self, 'config', 'with temperature 0', num_samples=1, top_k=0, top_p=1.0)
-    if self.chat_template == 'none':
-      checks.fixed(self, 'config', "with chat_template 'none'", system='')

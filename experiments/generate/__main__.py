@@ -331,25 +331,17 @@ def find_template(
     values: flags.FlagValues, tokenizer_dir: str
 ) -> chat_templates.ChatTemplate | None:
   """Returns the chat template of the flags, or None for plain prompts."""
-  optional = values.chat_template == 'auto' and not values.system
-  if values.chat_template == 'none' or (optional and not tokenizer_dir):
-    return None
-  if not tokenizer_dir:
-    raise UsageError('a chat template needs the directory of a tokenizer (--tokenizer=DIR)')
+  if values.system and values.chat_template == 'auto' and tokenizer_dir:
+    return chat.load_template('auto', tokenizer_dir)
   try:
-    return chat.load_template(values.chat_template, tokenizer_dir)
-  except ValueError:
-    if not optional or _names_template(tokenizer_dir):
-      raise
-    return None  # A base model's tokenizer has no template.
-
-
-def _names_template(tokenizer_dir: str) -> bool:
-  """Returns True if a tokenizer's directory has a chat template, valid or not."""
-  folder = pathlib.Path(tokenizer_dir)
-  folder = folder if folder.is_dir() else folder.parent
-  has_file = (folder / 'chat_template.jinja').exists()
-  return has_file or 'chat_template' in model_files.read(folder).config
+    template = chat.find_template(values.chat_template, tokenizer_dir)
+  except ValueError as error:
+    raise UsageError(f'{error} (--chat_template)') from error
+  if template is None and values.system:
+    raise UsageError('a chat template needs the directory of a tokenizer (--tokenizer=DIR)')
+  if template is None and values.chat_template == 'auto':
+    print('[no chat template: prompts are plain text]', file=sys.stderr, flush=True)
+  return template
 
 
 def encode(text: str, tokenizer: Tokenizer, *, is_rendered: bool) -> list[int]:

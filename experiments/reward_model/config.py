@@ -6,7 +6,7 @@ from jaxrl_llm import checks
 from jaxrl_llm.algorithms import reward_model
 from jaxrl_llm.data import preference_rows
 from jaxrl_llm.runs import config as config_lib
-from jaxrl_llm.tasks import preferences
+from jaxrl_llm.tasks import own_data, preferences
 from jaxrl_llm.training import optim
 
 
@@ -66,6 +66,10 @@ class RewardModel(config_lib.TrainingConfig):
     self.optimizer.validate('config.optimizer')
     checks.divisible(
         self, 'config', 'batch_size', self.algorithm.num_micro_batches, 'num_micro_batches')
+
+  def set_task(self, files: str) -> None:
+    """See `config_lib.RunConfig.set_task`; the files have pairs."""
+    self.task = own_data.with_files(self.task, files)
 
   def batch_sizes(self) -> dict[str, tuple[int, int]]:
     """See `config_lib.RunConfig.batch_sizes`."""

@@ -154,17 +154,16 @@ def parse(
   spec = spec or default_config
   config = load_config(spec)
   check_program(config, spec, default_config, types)
+  arguments = set_parts(config, arguments)
   _check_overrides(config, arguments)
-
-  # config_flags needs the file before its overrides; users may give any order.
-  argv = [argv[0], f'--config={spec}', *arguments]
+  argv = [argv[0], *arguments]
 
   values = flags.FlagValues()
   values.append_flag_values(flags.FLAGS)
   flags.DEFINE_string('workdir', None, 'directory of the run; resumed if it exists.', values)
   flags.DEFINE_bool('debug', False, 'show tracebacks instead of one line.', values)
-  config_flags.DEFINE_config_file(
-      'config', None, 'FILE.py[:variant]', flag_values=values, sys_argv=argv)
+  config_flags.DEFINE_config_dataclass(
+      'config', config, 'FILE.py[:variant]', flag_values=values, sys_argv=argv)
 
   parse_flags(values, argv)
   flags.FLAGS.mark_as_parsed()
@@ -221,6 +220,37 @@ def _check_overrides(config: Any, arguments: list[str]) -> None:
       value = '=' + arguments[position + 1]
     if value is not None and not negated:
       _check_text(path, kind, value[1:])
+
+
+def set_parts(config: Any, arguments: Sequence[str]) -> list[str]:
+  """Replaces parts of a config that have one text, such as --config.task=FILE.
+
+  Args:
+    config: the config; `config.set_task(text)` replaces its part `task`.
+    arguments: the command line, without --config.
+
+  Returns:
+    The other arguments: those of the new part follow, in any order.
+  """
+  rest, setter = [], None
+  for argument in arguments:
+    name, equals, value = argument.partition('=')
+    part = re.fullmatch(r'--?config\.(\w+)', name)
+    if setter:
+      setter(argument)
+      setter = None
+
+    elif part and hasattr(config, f'set_{part[1]}'):
+      setter = getattr(config, f'set_{part[1]}')
+      if equals:
+        setter(value)
+        setter = None
+    else:
+      rest.append(argument)
+
+  if setter:
+    raise UsageError(f'Missing value for flag {arguments[-1]}')
+  return rest
 
 
 def overridden(arguments: Sequence[str]) -> tuple[str, ...]:
@@ -309,8 +339,10 @@ def wants_help(argv: list[str]) -> bool:
 
 def help_text(experiment: str, argv: list[str], default_config: str) -> str:
   """Returns the text of --help: the program's docstring, flags, and config fields with values."""
-  spec = split_config(argv[1:])[0] or in_repository(default_config)
+  spec, arguments = split_config(argv[1:])
+  spec = spec or in_repository(default_config)
   config = load_config(spec)
+  set_parts(config, arguments)
 
   lines = [
       docstring(), '',

@@ -13,9 +13,10 @@ from jaxrl_llm.models import configs
 from jaxrl_llm.models import lora as lora_lib
 from jaxrl_llm.runs import launch, memory
 from jaxrl_llm.sharding import mesh as mesh_lib
-from jaxrl_llm.tasks import arithmetic
+from jaxrl_llm.tasks import arithmetic, own_data
 from jaxrl_llm.tasks import config as task_config
 from jaxrl_llm.training import optim
+from jaxrl_llm.types import Task
 
 
 @dataclasses.dataclass
@@ -116,6 +117,18 @@ class RunConfig:
       dataclasses.replace(self.model, vocab_size=self.model.vocab_size or 1).validate()
     self.mesh.validate()
 
+  def set_task(self, files: str) -> None:
+    """Makes `task` one of the given files: `--config.task=FILE` on the command line.
+
+    Args:
+      files: comma-separated paths.
+    """
+    self.task = own_data.problems(self.task, files)
+
+  def used(self, task: Task) -> Task:
+    """Returns the task without examples that the program never reads."""
+    return task
+
   def batch_sizes(self) -> dict[str, tuple[int, int]]:
     """Returns (rows, micro-batches) of each batch by field, to check against the mesh."""
     return {}
@@ -151,7 +164,31 @@ class TrainingConfig(RunConfig):
 
 
 @dataclasses.dataclass
-class PolicyConfig(TrainingConfig):
+class PromptConfig(RunConfig):
+  """Fields of every program that samples responses to a task's prompts.
+
+  Attributes:
+    chat_template: 'auto' for the template of the checkpoint in `policy_init_from`, if it has one;
+      'none'; 'chatml'; or the path of a template. With a template the prompt is the user's message.
+      It must be 'auto' for a task that has a template of its own (`task.template`).
+    system: system message for the template; '' for none.
+  """
+
+  chat_template: str = 'auto'
+  system: str = ''
+
+  def validate(self) -> None:
+    """Raises a one-line ValueError for the first field that is out of range."""
+    super().validate()
+    if self.task.has_own_template():
+      checks.fixed(
+          self, 'config', 'for a task with config.task.template', chat_template='auto', system='')
+    if self.chat_template == 'none':
+      checks.fixed(self, 'config', "with chat_template 'none'", system='')
+
+
+@dataclasses.dataclass
+class PolicyConfig(PromptConfig, TrainingConfig):
   """Config of experiments/sft.py, and the part common to all programs that train a policy.
 
   Attributes:
@@ -190,6 +227,10 @@ class PolicyConfig(TrainingConfig):
           'config.sft.steps must be at least 1 without --config.policy_init_from=DIR (a policy '
           'that is neither loaded nor fine-tuned samples noise), got 0'
       )
+
+  def set_task(self, files: str) -> None:
+    """See `RunConfig.set_task`; the first row of the files decides which kind of task it is."""
+    self.task = own_data.demonstrations(self.task, files)
 
   def batch_sizes(self) -> dict[str, tuple[int, int]]:
     """See `RunConfig.batch_sizes`."""
@@ -233,6 +274,20 @@ class ReinforcementConfig(PolicyConfig):
           'config.reference_init_from needs config.policy_init_from (otherwise the fine-tuned '
           f'policy is the reference), got {self.reference_init_from!r}'
       )
+
+  def set_task(self, files: str) -> None:
+    """See `RunConfig.set_task`; a tenth of the problems is held out unless the config says else."""
+    self.task = own_data.problems(self.task, files, evaluation_fraction=own_data.FRACTION)
+
+  def used(self, task: Task) -> Task:
+    """See `RunConfig.used`; a policy that is loaded is not fine-tuned.
+
+    Raises:
+      ValueError: if there is nothing to train on.
+    """
+    if not task.train:
+      raise ValueError(f'{task.name} has no training problems (config.task)')
+    return dataclasses.replace(task, demonstrations=[]) if self.policy_init_from else task
 
 
 def check_overrides(run: launch.Run) -> None:

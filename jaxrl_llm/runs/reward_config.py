@@ -6,7 +6,7 @@ from jaxrl_llm import checks
 from jaxrl_llm.algorithms import rebel
 from jaxrl_llm.rewards import model_reward
 from jaxrl_llm.runs import config as config_lib
-from jaxrl_llm.tasks import preferences
+from jaxrl_llm.tasks import own_data, preferences
 from jaxrl_llm.training import optim
 
 EOS_CHECKS = ('eos', 'pad', 'off')
@@ -125,6 +125,10 @@ class LearnedReward(config_lib.ReinforcementConfig):
   def num_parts(self) -> int:
     """Number of parts that a batch is split into, to fit in memory."""
     return self.algorithm.num_minibatches * self.algorithm.num_micro_batches
+
+  def set_task(self, files: str) -> None:
+    """See `config_lib.RunConfig.set_task`; the task keeps its kind."""
+    self.task = own_data.with_files(self.task, files)
 
   def batch_sizes(self) -> dict[str, tuple[int, int]]:
     """See `config_lib.RunConfig.batch_sizes`."""

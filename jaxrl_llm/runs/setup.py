@@ -19,7 +19,7 @@ from jaxrl_llm.models import policy as policy_lib
 from jaxrl_llm.models.pretrained import peft
 from jaxrl_llm.rewards import rollout_rewards
 from jaxrl_llm.rl import scoring
-from jaxrl_llm.runs import checkpoint_sources, launch
+from jaxrl_llm.runs import checkpoint_sources, launch, prompt_formats
 from jaxrl_llm.runs import finetuning as finetuning_lib
 from jaxrl_llm.sampling import decode
 from jaxrl_llm.sharding import mesh as mesh_lib
@@ -313,8 +313,8 @@ def make_task(config: Any, source: checkpoint_sources.CheckpointSource | None) -
   Responses end with the stop ids the policy was trained with, unless the task config sets others.
 
   Raises:
-    ValueError: if the task's data is missing or malformed, there are no held-out problems, or the
-      tokenizer is unknown or differs from the policy's.
+    ValueError: if the task's data is missing or malformed, there are no held-out problems, the
+      tokenizer is unknown or differs from the policy's, or the chat template cannot be used.
   """
   policy = task_config.FROM_SCRATCH
   if source:
@@ -333,7 +333,7 @@ def make_task(config: Any, source: checkpoint_sources.CheckpointSource | None) -
     source.check_tokenizer(task.tokenizer, of=task.name)
     if not config.task.named_stop_tokens():
       task = dataclasses.replace(task, tokenizer=source.stopping(task.tokenizer))
-  return task
+  return prompt_formats.format_prompts(config, task, source)
 
 
 def model_for(task: Task, model: configs.TransformerConfig) -> configs.TransformerConfig:

@@ -116,7 +116,7 @@ def _batches(setup: setup_lib.Setup) -> sft_batches.Batches:
     raise ValueError(
         f'{setup.task.name} has no demonstrations: {too_long} are too long '
         '(config.task.max_response_tokens)' if too_long else
-        f'{setup.task.name} has no demonstrations (config.task.num_demonstrations)'
+        f'{setup.task.name} has no demonstrations (config.task)'
     )
 
   if sequences.num_filtered:

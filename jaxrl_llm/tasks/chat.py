@@ -14,7 +14,13 @@ from collections.abc import Sequence
 import numpy as np
 
 from jaxrl_llm import checks
-from jaxrl_llm.data import chat_messages, chat_templates, conversations, tokenizers
+from jaxrl_llm.data import (
+  chat_messages,
+  chat_templates,
+  conversations,
+  model_files,
+  tokenizers,
+)
 from jaxrl_llm.tasks import config as config_lib
 from jaxrl_llm.tasks import splits
 from jaxrl_llm.types import Example, Task, Tokenizer
@@ -65,6 +71,35 @@ def load_template(
   return chat_templates.load(path) if path.is_dir() else chat_templates.load(folder, file=path)
 
 
+def find_template(
+    template: str, tokenizer_dir: str | pathlib.Path
+) -> chat_templates.ChatTemplate | None:
+  """Loads a chat template if there is one; the rule of every program for prompts.
+
+  Args:
+    template: as in `load_template`, or 'none'. With 'auto', a tokenizer without a template, which
+      is that of a base model, gives None.
+    tokenizer_dir: the tokenizer's directory, or its file; '' for none.
+
+  Returns:
+    The template; None for plain prompts.
+
+  Raises:
+    ValueError: if a template that is named, or is there, cannot be read.
+  """
+  if template == 'none' or (template == 'auto' and not tokenizer_dir):
+    return None
+  if not tokenizer_dir:
+    raise ValueError(f'chat template {template!r} needs the directory of a tokenizer')
+
+  folder = pathlib.Path(tokenizer_dir)
+  folder = folder if folder.is_dir() else folder.parent
+  has_file = (folder / 'chat_template.jinja').exists()
+  if template == 'auto' and not has_file and 'chat_template' not in model_files.read(folder).config:
+    return None
+  return load_template(template, tokenizer_dir)
+
+
 @dataclasses.dataclass
 class Config(config_lib.VocabularyConfig):
   """Config of the task.
@@ -99,6 +134,10 @@ class Config(config_lib.VocabularyConfig):
     """See `TaskConfig.named_stop_tokens`."""
     return config_lib.split(self.stop_tokens)
 
+  def has_own_template(self) -> bool:
+    """See `TaskConfig.has_own_template`."""
+    return True
+
   def make(
       self,
       seed: int,
@@ -109,7 +148,7 @@ class Config(config_lib.VocabularyConfig):
     names = config_lib.split(self.files)
     if not names:
       raise ValueError('the chat task needs the names of its files: --config.task.files=NAME,...')
-    folder = config_lib.require_data_dir(data_dir, 'chat', self.files)
+    folder = config_lib.files_dir(data_dir, 'chat', self.files)
     self.validate('config.task')
     compact = self.is_compact(policy)
 
@@ -119,7 +158,7 @@ class Config(config_lib.VocabularyConfig):
       demonstrations, evaluation = splits.hold_out(
           examples, self.num_evaluation, seed, question=_question, name='conversations')
 
-    tokenizer_dir = self.resolve_tokenizer_dir(policy, folder)
+    tokenizer_dir = self.resolve_tokenizer_dir(policy, data_dir)
     tokenizer = tokenizers.load_tokenizer(
         tokenizer_dir, stop_tokens=self.resolve_stop_tokens(policy))
     template = load_template(self.template, tokenizer_dir)
@@ -216,9 +255,9 @@ def with_template(
     system: a system message before each prompt; '' for none.
 
   Returns:
-    The task, where 'prompt' is the rendered text up to the start of the reply and
-    'prompt_ids' its ids. Demonstrations get 'ids' and 'loss_mask', with their responses as
-    assistant messages. Limits and the rest of the examples stay the same.
+    The task, where 'prompt' is the rendered text up to the start of the reply, 'prompt_ids' its ids
+    and 'question' the prompt before. Demonstrations get 'ids' and 'loss_mask', with their responses
+    as assistant messages. Limits and the rest of the examples stay the same.
 
   Raises:
     ValueError: if the template fails, or does not end replies with a stop token.
@@ -231,7 +270,8 @@ def with_template(
   def prompts(examples: list[Example]) -> list[Example]:
     texts = template.render_many(list(map(question, examples)), add_generation_prompt=True)
     return [
-        {**example, 'prompt': text, 'prompt_ids': task.tokenizer.encode(text)}
+        {**example, 'question': example['prompt'], 'prompt': text,
+         'prompt_ids': task.tokenizer.encode(text)}
         for example, text in zip(examples, texts)
     ]
 
@@ -247,3 +287,23 @@ def with_template(
       train=prompts(task.train),
       evaluation=prompts(task.evaluation),
   )
+
+
+def end_of_reply(
+    template: chat_templates.ChatTemplate, tokenizer: Tokenizer
+) -> int | None:
+  """Returns the token with which a template ends every reply, or None if there is none.
+
+  Args:
+    template: the chat template.
+    tokenizer: encodes the text.
+  """
+  replies = [[{'role': 'user', 'content': 'Hi'}, {'role': 'assistant', 'content': text}]
+             for text in ('yes', 'It is 7.')]
+  try:
+    encoded = chat_templates.encode_conversations(template, tokenizer, replies)
+  except chat_templates.ConversationError:
+    return None  # It renders no reply as the model would write it.
+  last = {ids[max(position for position, is_learned in enumerate(mask) if is_learned)]
+          for ids, mask in encoded}
+  return last.pop() if len(last) == 1 else None

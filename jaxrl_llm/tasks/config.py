@@ -68,6 +68,10 @@ class TaskConfig:
     """Returns whether only the policy's tokenizer can encode the task."""
     return False
 
+  def has_own_template(self) -> bool:
+    """Returns whether the task itself puts its prompts into a chat template."""
+    return False
+
 
 @dataclasses.dataclass
 class TextConfig(TaskConfig):
@@ -121,9 +125,14 @@ class VocabularyConfig(TextConfig):
   def resolve_tokenizer_dir(
       self, policy: PolicyTokenizer, data_dir: str | pathlib.Path = ''
   ) -> str:
-    """Returns the tokenizer's directory."""
-    default = pathlib.Path(data_dir).parent / 'tokenizers' / 'qwen2'
-    return super().resolve_tokenizer_dir(policy) or str(default)
+    """Returns the tokenizer's directory; raises ValueError if there is none."""
+    if directory := super().resolve_tokenizer_dir(policy):
+      return directory
+    if not data_dir:
+      raise ValueError(
+          'no tokenizer: give the directory of a policy (--config.policy_init_from=DIR), or '
+          '--config.task.tokenizer_dir=DIR')
+    return str(pathlib.Path(data_dir).parent / 'tokenizers' / 'qwen2')
 
   def is_compact(self, policy: PolicyTokenizer) -> bool:
     """Returns whether to reduce the vocabulary; raises ValueError if the policy forbids it."""
@@ -153,6 +162,22 @@ def require_data_dir(data_dir: str | pathlib.Path, task: str, files: str) -> pat
   if not data_dir:
     raise ValueError(f'the {task} task needs the directory of {files}: --config.data_dir=DIR')
   return pathlib.Path(data_dir)
+
+
+def files_dir(data_dir: str | pathlib.Path, task: str, files: str) -> pathlib.Path:
+  """Returns what the names of a task's files are relative to.
+
+  Args:
+    data_dir: the config's directory; '' if the files are in the working directory.
+    task: the task's name, for errors.
+    files: comma-separated names.
+
+  Raises:
+    ValueError: if no directory is given, and a file is not in the working directory.
+  """
+  if not data_dir and all(pathlib.Path(name).is_file() for name in split(files)):
+    return pathlib.Path()
+  return require_data_dir(data_dir, task, files)
 
 
 def reject_data_dir(data_dir: str | pathlib.Path, task: str) -> None:

@@ -96,6 +96,10 @@ class Config(config_lib.VocabularyConfig):
     """See `TaskConfig.named_stop_tokens`."""
     return config_lib.split(self.stop_tokens)
 
+  def has_own_template(self) -> bool:
+    """See `TaskConfig.has_own_template`."""
+    return True
+
   def read_rows(self, file: pathlib.Path) -> list[preference_rows.Row]:
     """Reads the rows of one file; a subclass may read other formats."""
     if not self.tfds_dir:
@@ -120,7 +124,7 @@ class Config(config_lib.VocabularyConfig):
     if not config_lib.split(self.files):
       raise ValueError(
           'the preferences task needs the names of its files: --config.task.files=NAME,...')
-    folder = config_lib.require_data_dir(data_dir, 'preferences', self.files)
+    folder = config_lib.files_dir(data_dir, 'preferences', self.files)
     self.validate('config.task')
     compact = self.is_compact(policy)
 
@@ -132,7 +136,7 @@ class Config(config_lib.VocabularyConfig):
         (name, row) for name, file in zip(names, files + evaluation_files)
         for row in self.read_rows(file)]
 
-    tokenizer_dir = self.resolve_tokenizer_dir(policy, folder)
+    tokenizer_dir = self.resolve_tokenizer_dir(policy, data_dir)
     tokenizer = tokenizers.load_tokenizer(
         tokenizer_dir, stop_tokens=self.resolve_stop_tokens(policy))
     template = None

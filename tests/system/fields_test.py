@@ -30,6 +30,8 @@ _ELSEWHERE = {
                         'test_a_hugging_face_checkpoint_and_our_own_directory_give_the_same_run',
     'reference_init_from': 'system/pretrained_test.py::'
                            'test_the_reference_can_have_its_own_directory',
+    'chat_template': 'runs/prompt_formats_test.py::test_one_line_says_which_format_it_is',
+    'system': 'runs/prompt_formats_test.py::test_prompts_are_those_of_generate',
     'train_last_layers': 'system/pretrained_test.py::'
                          'test_only_the_last_layers_are_trained_and_a_tied_head_is_untied',
     'token_budget': 'system/run_test.py::'

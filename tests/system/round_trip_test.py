@@ -82,7 +82,7 @@ def test_fine_tune_convert_load_and_evaluate(runner, data_dir, tmp_path, family)
     done = runner.command(
         'evaluate', config('evaluate_jsonl'), f'--config.policy_init_from={source}',
         # Both directories record their tokenizer.
-        f'--config.task.file={tmp_path / "data" / "sums.jsonl"}',
+        f'--config.task.files={tmp_path / "data" / "sums.jsonl"}',
         '--config.task.max_prompt_tokens=24', '--config.task.max_response_tokens=4',
         '--config.num_samples=2', '--config.batch_size=3',
         f'--workdir={tmp_path / name}', cwd=tmp_path)

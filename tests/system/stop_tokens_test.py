@@ -112,7 +112,7 @@ def test_evaluation_uses_the_saved_stop_tokens(folder, trained, tmp_path):
   assert tiny.run(
       evaluate_main.main, f'--config={CONFIGS / "evaluate_jsonl.py"}',
       f'--config.data_dir={tmp_path}',
-      '--config.task.file=problems.jsonl', f'--config.policy_init_from={trained}',
+      '--config.task.files=problems.jsonl', f'--config.policy_init_from={trained}',
       '--config.task.reward=exact', '--config.task.max_prompt_tokens=40',
       '--config.task.max_response_tokens=20', '--config.num_samples=1', '--config.temperature=0',
       '--config.batch_size=8', '--config.chat_template=auto', f'--workdir={tmp_path / "run"}',

@@ -59,8 +59,9 @@ def folder(tmp_path_factory):
 def arguments(folder, *more):
   return [
       f'--config={CONFIGS / "evaluate_jsonl.py"}', f'--config.data_dir={folder}',
-      '--config.task.file=problems.jsonl', f'--config.policy_init_from={folder / "policy"}',
-      '--config.task.reward=exact', '--config.task.max_prompt_tokens=8',
+      '--config.task.files=problems.jsonl', f'--config.policy_init_from={folder / "policy"}',
+      '--config.task.reward=exact', '--config.chat_template=none',
+      '--config.task.max_prompt_tokens=8',
       '--config.task.max_response_tokens=4', '--config.num_samples=5', '--config.batch_size=4',
       *more,
   ]
@@ -204,7 +205,9 @@ def test_countdown_by_a_policy_of_this_project(tmp_path, data_dir):
     (gsm8k.Config(), 'so 7', None, ''),
     (jsonl.Config(reward='math'), 'so it is 0.5', '0.5', r'\frac{1}{2}'),
     (jsonl.Config(reward='math_strict'), 'so it is 0.5', None, ''),
-    (jsonl.Config(reward='exact'), ' 0.5', ' 0.5', ' 0.5'),
+    (jsonl.Config(reward='exact'), ' 0.5', '0.5', '0.5'),
+    (jsonl.Config(reward='countdown'), '<answer>(1+2)*3</answer>', '(1+2)*3', '(1+2)*3'),
+    (jsonl.Config(reward='rewards:score'), ' 0.5\n', '0.5', '0.5'),
     (countdown.Config(), '<answer>(1+2)*3</answer>', '(1+2)*3', '(1+2)*3'),
     (arithmetic.Config(), '12', '12', '12'),
 ])
@@ -227,8 +230,8 @@ def test_the_configs_are_valid(name, tmp_path):
 
 @pytest.mark.parametrize(('more', 'line'), [
     (['--config.policy_init_from=nowhere'], "policy_init_from: not a directory: 'nowhere'"),
-    (['--config.task.file='], 'a file of problems is needed'),
-    (['--config.task.file=nothing.jsonl'], 'nothing.jsonl'),
+    (['--config.task.files='], 'a file of problems is needed'),
+    (['--config.task.files=nothing.jsonl'], 'nothing.jsonl'),
     (['--config.task.answer_field=truth'], "line 1: the key 'truth' is missing"),
     (['--config.task.max_prompt_tokens=200'], 'max_length must be at least 204'),
     (['--config.num_samples=0'], 'config.num_samples must be at least 1, got 0'),
