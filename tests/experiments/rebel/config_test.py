@@ -36,6 +36,8 @@ _ONLINE_ERRORS = {
     'num_comparators': (2, "num_comparators must be positive with .* and 0 with 'rewards', got 2"),
     'reward_init_from': ('', 'reward_init_from must be the directory of a reward model'),
     'reference_init_from': ('nowhere', "reference_init_from: not a directory: 'nowhere'"),
+    'chat_template': ('none', "chat_template must be 'auto' for a task with config.task.template"),
+    'system': ('S', "config.system must be '' for a task with config.task.template, got 'S'"),
     'reward.template': ('auto', "max_tokens must be 0 with template 'same'.*got 0 with 'auto'"),
     'reward.max_tokens': (9, "max_tokens must be 0 with template 'same'.*got 9 with 'same'"),
     'reward.overlong': ('right', "overlong must be 'left' with template 'same', got 'right'"),
@@ -108,6 +110,7 @@ _CHANGED = {
 # tests/runs/{config,reward_models}_test.py and tests/system.
 _ELSEWHERE = {
     'data_dir', 'reference_init_from', 'reward_init_from', 'train_last_layers', 'wandb_project',
+    'chat_template', 'system',
     'num_comparators', 'reward.template', 'reward.max_tokens', 'reward.overlong',
     'evaluation.head_chunk',
 }

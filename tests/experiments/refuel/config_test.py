@@ -99,7 +99,7 @@ _TESTED_IN = {
     'rebel/config_test.py': {
         'data_dir', 'model', 'policy_init_from', 'reference_init_from', 'reward_init_from',
         'lora', 'train_last_layers', 'sft', 'mesh', 'wandb_project', 'note',
-        'scale_note', 'optimizer'},
+        'scale_note', 'optimizer', 'chat_template', 'system'},
 }
 
 
