@@ -4,9 +4,7 @@ r"""Evaluates a policy on a file in MATH's format: 'problem', and 'answer' or a 
       --config.policy_init_from=DIR --config.task=FILE.jsonl
 
 The answer is read from \boxed{} (or after ####) in a response that stopped, and compared as
-mathematics. Prompts are in the checkpoint's chat template, if it has one, unless
---config.chat_template=none
-says otherwise. On accelerators:
+mathematics. --config.chat_template=none turns off the checkpoint's chat template. On accelerators:
 --config.model.compute_dtype=bfloat16 --config.model.scan_unroll=1.
 """
 
