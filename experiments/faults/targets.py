@@ -102,7 +102,7 @@ _FEW_SHOT = {
 }
 _EVALUATE = {
     'policy_init_from': '{inputs}/policy', 'num_samples': 2, 'batch_size': 3,
-    **_fields('task', files='{inputs}/sums.jsonl', max_prompt_tokens=24, max_response_tokens=4),
+    **_fields('task', files='{inputs}/sums.jsonl', max_prompt_tokens=64, max_response_tokens=4),
 }
 
 TARGETS = (
