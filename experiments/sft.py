@@ -12,7 +12,7 @@ from jaxrl_llm.evaluation import perplexity
 from jaxrl_llm.runs import config as config_lib
 from jaxrl_llm.runs import figures, launch, supervised
 from jaxrl_llm.runs import setup as setup_lib
-from jaxrl_llm.training import metrics
+from jaxrl_llm.training import loop, metrics
 from jaxrl_llm.types import Params
 
 
@@ -31,7 +31,7 @@ def evaluate(setup: setup_lib.Setup, params: Params) -> dict[str, float]:
       sequences, batch_size=config.evaluation.batch_size, seed=config.seed
   )
   return perplexity.HeldOutLoss(
-      setup.policy, [setup.put(batch) for batch in batches.in_order()],
+      setup.policy, loop.Tracked([setup.put(batch) for batch in batches.in_order()], 'evaluation'),
       chunk_size=config.evaluation.head_chunk,
   )(frozen)
 

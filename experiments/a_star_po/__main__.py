@@ -38,7 +38,7 @@ def train(
     {'evaluation': the trained policy's, 'tokens': sampled in stage 2, 'params': the policy's}.
   """
   config = setup.config
-  examples = setup.encode(stage1.trainable(setup.task.train, config.algorithm))
+  examples = setup.encode(stage1.trainable(setup.task.train, config.algorithm)).trimmed()
   optimizer = optim.for_run(config.optimizer, config.steps * config.algorithm.num_minibatches)
   algorithm = a_star_po.make(config.algorithm, setup.policy, setup.make_optimizer(optimizer))
   state, train_step = references.start(setup, algorithm, reference)
@@ -66,6 +66,7 @@ def train(
       prompts = batching.prompt_batch(examples, indices)
       key = rng.stream_key(setup.key, rng.Stream.SAMPLE_TRAIN, step)
       rollouts, scored = setup.roll_out(sample, policy, prompts, key, training.timers)
+      training.check_rewards(scored.rewards, scored.truncated)
 
       with training.timers('train'):
         batch = Batch(

@@ -20,7 +20,7 @@ from jaxrl_llm.rl import soft_values
 from jaxrl_llm.runs import records as records_lib
 from jaxrl_llm.runs import references
 from jaxrl_llm.runs import setup as setup_lib
-from jaxrl_llm.training import loop, metrics, rng
+from jaxrl_llm.training import loop, metrics, monitors, rng
 from jaxrl_llm.types import Example, Params, RewardFn
 
 
@@ -139,6 +139,7 @@ def _sample_missing(
     key = rng.stream_key(setup.key, rng.Stream.SAMPLE_STAGE1)
 
     done = len(file.records)
+    check_rewards = monitors.RewardMonitor(min(3, max(len(batches) - done, 1)))
     with loop.progress(len(batches), 'stage 1: V*', done) as bar:
       for prompts in batches[done:]:
         rollouts = sample(reference.params, *prompts[:3], key)
@@ -147,6 +148,7 @@ def _sample_missing(
             tokenizer=task.tokenizer, reward_fn=reward_fn,
         )
 
+        check_rewards(scored.rewards, scored.truncated)
         file.append({
             'ids': [example['id'] for example in prompts.examples],
             'rewards': scored.rewards.tolist(), 'tokens': int(scored.lengths.sum()),

@@ -20,8 +20,8 @@ from jaxrl_llm.algorithms import a_star_po
 from jaxrl_llm.data import batching
 from jaxrl_llm.evaluation import best_of_n, evaluator, statistics
 from jaxrl_llm.rl import scoring, soft_values
-from jaxrl_llm.training import loop, metrics, optim, rng
-from jaxrl_llm.types import Batch, Params, Rollouts
+from jaxrl_llm.training import loop, metrics, monitors, optim, rng
+from jaxrl_llm.types import TRUNCATED, Batch, Params, Rollouts
 
 
 class Arm:
@@ -149,7 +149,7 @@ def run(
   def evaluate():
     return arena.evaluate(state.params['policy']) | usage.metrics()
 
-  behaviour = arena.reference
+  behaviour, check_rewards = arena.reference, monitors.RewardMonitor()
   with loop.progress(total, f'seed {arena.seed}: {arm.name}') as bar:
     for index in range(total):
       if index in due:
@@ -164,6 +164,7 @@ def run(
 
       batch = draw(
           arm, arena, behaviour, index, size // arm.num_samples, usage, clock)
+      check_rewards(batch.rewards, batch.rollouts.stop_reason == TRUNCATED)
       with clock('train'):
         state, update = jax.block_until_ready(arm.step(state, batch))
 

@@ -8,7 +8,6 @@ written to WORKDIR/responses.jsonl with its reward. Running the same command aga
 stopped and gives the same numbers.
 """
 
-import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -36,7 +35,7 @@ def main(run: launch.Run) -> None:
   config: evaluate_config.EvaluatePolicy = run.config
   with setup_lib.build(run) as setup:
     task = setup.task
-    encoded = _trimmed(setup.encode(task.evaluation))
+    encoded = setup.encode(task.evaluation)
     left_out = encoded.num_filtered + task.num_filtered.get('evaluation', 0)
     note = f' ({left_out} more have too long a prompt)' if left_out else ''
     print(
@@ -60,12 +59,6 @@ def main(run: launch.Run) -> None:
       'eval/left_out': left_out, **_sampled_tokens(records), 'note': config.note,
   })
   print(f'\n{table}\n\nresponses: {run.workdir / "responses.jsonl"}\n{run.results_path}')
-
-
-def _trimmed(encoded: batching.EncodedExamples) -> batching.EncodedExamples:
-  """Drops columns that are padding in every row: limits are wide, most prompts short."""
-  width = -(-int(encoded.prompt_lengths.max()) // 16) * 16
-  return dataclasses.replace(encoded, prompts=encoded.prompts[:, -width:])
 
 
 def respond(

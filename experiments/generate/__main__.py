@@ -146,7 +146,7 @@ class Generator:
       self, sampler: Callable[..., Rollouts], prompts: Sequence[Prompt], first: int, rows: int
   ) -> Rollouts:
     """Samples for the prompts with indices `first`, first + 1 ...; a batch has `rows` of them."""
-    shards = self.mesh.shape['data'] * self.mesh.shape['fsdp']
+    shards = mesh_lib.num_batch_shards(self.mesh)
     rows = -(-rows // shards) * shards  # Padding rows are dropped at the end.
     numbers = np.arange(first, first + len(prompts), dtype=np.int32)
     filled = [*prompts, *[prompts[0]] * (rows - len(prompts))]

@@ -78,6 +78,7 @@ def train(setup: setup_lib.Setup, files: dict) -> dict:
 
       with training.timers('reward'):
         scored = builder.score(rollouts, prompts.examples)
+      training.check_rewards(scored.rewards, scored.truncated)
       with training.timers('train'):
         batch = builder.build(rollouts, scored, reference.of(policy))
         training.state, update = train_step(training.state, batch)

@@ -18,7 +18,7 @@ from jaxrl_llm.runs import records as records_lib
 from jaxrl_llm.runs import reward_models
 from jaxrl_llm.runs import setup as setup_lib
 from jaxrl_llm.sampling import decode
-from jaxrl_llm.training import loop, metrics, rng
+from jaxrl_llm.training import loop, metrics, monitors, rng
 from jaxrl_llm.types import Example, Params, Rollouts, SampleFn, Tokenizer
 
 Record = dict[str, Any]
@@ -65,7 +65,7 @@ class LargeBatchRound:
     self._held_out = {example['id'] for example in setup.task.evaluation}
     self._encoded = setup.encode(setup.task.train + setup.task.evaluation)
     self._examples = {example['id']: example for example in self._encoded.examples}
-    self._sample = generator(setup)
+    self._sample, self._check_rewards = generator(setup), monitors.RewardMonitor()
     score = setup.scorer(
         temperature=algorithm.temperature, chunk_size=algorithm.head_chunk)
     self.total_log_probs = lambda params, rollouts: masking.masked_sum(
@@ -167,6 +167,7 @@ class LargeBatchRound:
   def _rank(self, rows: list[Record]) -> Iterable[Record]:
     examples: list[Example] = [self._examples[row['id']] for row in rows]
     scored = self._reward(self._setup.put(self._rollouts(rows, 'responses')), examples)
+    self._check_rewards(scored.rewards, scored.truncated)
     for row, scores, rewards in zip(rows, scored.scores, scored.rewards):
       yield {'id': row['id'], 'scores': scores, 'rewards': rewards}
 

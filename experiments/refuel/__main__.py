@@ -77,6 +77,7 @@ def train(setup: setup_lib.Setup, files: dict) -> dict:
 
       with training.timers('reward'):
         scored = builder.score(pair)
+      training.check_rewards(scored.rewards, scored.truncated)
       with training.timers('train'):
         batch = builder.build(pair, scored, reference.of(policy))
         training.state, update = train_step(training.state, batch)

@@ -80,14 +80,45 @@ class Chunk(NamedTuple):
   weight: np.ndarray
 
 
-def sequential_chunks(num_examples: int, batch_size: int) -> Iterator[Chunk]:
-  """Iterates once over 0..num_examples-1 in order, in chunks of equal size."""
+def sequential_chunks(
+    num_examples: int, batch_size: int, *, multiple: int | None = None
+) -> Iterator[Chunk]:
+  """Iterates once over 0..num_examples-1 in order, in chunks of `batch_size`.
+
+  Args:
+    num_examples: N.
+    batch_size: B, at least 1.
+    multiple: None pads the last chunk to B rows. Otherwise it gets `chunk_rows` rows, divisible by
+      `multiple`, so that a few examples do not cost a whole batch.
+
+  Yields:
+    The chunks.
+
+  Raises:
+    ValueError: if B is below 1.
+  """
   if batch_size < 1:
     raise ValueError(f'batch_size must be at least 1, got {batch_size}')
   for start in range(0, num_examples, batch_size):
-    indices = np.arange(start, start + batch_size)
+    rows = batch_size
+    if multiple is not None:
+      rows = chunk_rows(num_examples - start, batch_size, multiple=multiple, exact=not start)
+    indices = np.arange(start, start + rows)
     inside = indices < num_examples
     yield Chunk(np.where(inside, indices, start), inside.astype(np.float32))
+
+
+def chunk_rows(num_left: int, batch_size: int, *, multiple: int, exact: bool) -> int:
+  """Returns the number of rows of a chunk for the `num_left` examples that are left.
+
+  Every size is one more program to compile, so there are few: a power of two, or, if there is only
+  one chunk (`exact`), what is needed. Both are rounded up to a multiple and are at most the batch
+  size.
+  """
+  if num_left >= batch_size:
+    return batch_size
+  rows = num_left if exact else 1 << (num_left - 1).bit_length()
+  return min(-(-rows // multiple) * multiple, batch_size)
 
 
 def left_pad(
@@ -134,6 +165,14 @@ class EncodedExamples:
 
   def __len__(self) -> int:
     return len(self.examples)
+
+  def trimmed(self, multiple: int = 16) -> 'EncodedExamples':
+    """Drops columns that are padding in every row: limits are wide, and most prompts short.
+
+    The number of columns that remain is a multiple of `multiple`, or as before if that is less.
+    """
+    width = -(-int(self.prompt_lengths.max(initial=1)) // multiple) * multiple
+    return dataclasses.replace(self, prompts=self.prompts[:, -width:])
 
 
 def prompt_ids(example: Example, tokenizer: Tokenizer) -> list[int]:

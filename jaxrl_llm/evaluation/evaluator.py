@@ -131,7 +131,7 @@ class Evaluator:
       self,
       policy: ModelFns,
       task: Task,
-      batches: Sequence[Prompts],
+      batches: Iterable[Prompts],
       key: Array,
       *,
       sample: SampleFn,
@@ -143,7 +143,7 @@ class Evaluator:
     Args:
       policy: the network.
       task: provides the tokenizer and the reward.
-      batches: the held-out prompts.
+      batches: the held-out prompts; iterated over several times.
       key: PRNG key for the noise of the evaluation.
       sample: a jitted sampler at temperature 1 with K samples per prompt.
       greedy: a jitted sampler at temperature 0 with one sample per prompt.
@@ -155,11 +155,12 @@ class Evaluator:
     self._score = lambda rollouts, examples: rollout_rewards.score_rollouts(
         rollouts, examples, tokenizer=task.tokenizer, reward_fn=task.reward_fn
     )
-    self._kl = jax.jit(
-        lambda params, reference, rollouts: response_kl(
-            policy, params, reference, rollouts, chunk_size=chunk_size
-        )
-    )
+
+    @jax.jit
+    def divergence(params, reference, rollouts):
+      return response_kl(policy, params, reference, rollouts, chunk_size=chunk_size)
+
+    self._kl = divergence
 
   def __call__(self, params: Params, reference_params: Params) -> Evaluation:
     """Evaluates `params`; the divergence is to `reference_params`."""

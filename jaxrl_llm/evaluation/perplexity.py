@@ -24,10 +24,11 @@ class HeldOutLoss:
 
     Args:
       policy: the network.
-      batches: batches of one shape; each unmasked token is in exactly one of them.
+      batches: batches of one shape, iterated over at each call; each unmasked token is in exactly
+        one of them.
       chunk_size: positions per chunk of the head; 0 takes all at once.
     """
-    self._batches = list(batches)
+    self._batches = batches
     self._loss = jax.jit(
         lambda params, batch: scoring.sequence_loss(policy, params, batch, chunk_size=chunk_size)
     )
@@ -43,7 +44,7 @@ class HeldOutLoss:
       ValueError: if all tokens are masked.
     """
     # Batches are summed on the host in float64, which no total overflows.
-    means = jax.device_get([self._loss(params, batch) for batch in self._batches])
+    means = [jax.device_get(self._loss(params, batch)) for batch in self._batches]
     total, weight = (
         math.fsum(float(getattr(mean, part)) for mean in means) for part in ('total', 'weight')
     )

@@ -40,7 +40,7 @@ from jaxrl_llm.runs import artefacts, command_line, compile_cache, memory, proce
 from jaxrl_llm.runs.command_line import UsageError
 from jaxrl_llm.runs.results import read_results
 from jaxrl_llm.tables.digests import with_digest
-from jaxrl_llm.training import files, loop, metrics
+from jaxrl_llm.training import compilation, files, loop, metrics
 
 REPOSITORY = command_line.REPOSITORY
 
@@ -204,8 +204,9 @@ def run(
       if _prepare_workdir(workdir, config, experiment, spec):
         compile_cache.use()
         try:
-          main(Run(config, workdir, experiment, setting or 'default', spec,
-                   command_line.overridden(command[1:])))
+          with compilation.announced():
+            main(Run(config, workdir, experiment, setting or 'default', spec,
+                     command_line.overridden(command[1:])))
         except (ValueError, OSError):
           _discard_if_unused(workdir)
           raise
@@ -233,7 +234,8 @@ def run_tool(
     command = command_line.expand(argv)
     command_line.parse_flags(flags.FLAGS, [arg for arg in command if arg != '--debug'])
     compile_cache.use()
-    main()
+    with compilation.announced():
+      main()
 
   _exit_with_one_line(start, name=name, debug='--debug' in argv)
 

@@ -1,6 +1,5 @@
 """Evaluation on held-out prompts by the reward model, and warnings about the target scale."""
 
-import sys
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -10,7 +9,7 @@ import numpy as np
 from jaxrl_llm.evaluation import evaluator, statistics, win_rate
 from jaxrl_llm.runs import references, reward_models, training_loop
 from jaxrl_llm.runs import setup as setup_lib
-from jaxrl_llm.training import loop, metrics, rng
+from jaxrl_llm.training import loop, metrics, monitors, rng
 from jaxrl_llm.types import Params, Rollouts, SampleFn
 
 
@@ -112,7 +111,7 @@ class Evaluation:
     key = rng.stream_key(self._setup.key, rng.Stream.SAMPLE_EVAL)
     shown = 0 if step is None else self._config.num_shown
 
-    for batch in self._batches:
+    for batch in loop.Tracked(self._batches, f'evaluation ({kind})'):
       rollouts = sample(params, *batch[:3], key)
 
       # Score before cutting, so that only one shape is compiled.
@@ -185,7 +184,7 @@ class TargetScaleMonitor:
   SMALL, LARGE, GAP = 1e-2, 50.0, 0.05
 
   def __init__(self):
-    self._warned: set[str] = set()
+    self._warn = monitors.Warnings()
     self._check_ratio = loop.RatioWatch()
 
   def __call__(self, values: Mapping[str, float]) -> None:
@@ -201,11 +200,6 @@ class TargetScaleMonitor:
 
     if gap > self.GAP:
       self._warn('gap', f'sampler and trainer differ by {gap:.3g} nats a token')
-
-  def _warn(self, name: str, text: str) -> None:
-    if name not in self._warned:
-      self._warned.add(name)
-      print(f'warning: {text}', file=sys.stderr, flush=True)
 
 
 def summarize(

@@ -234,9 +234,14 @@ class Setup:
   def prompt_batches(
       self, encoded: batching.EncodedExamples, size: int
   ) -> list[batching.PromptBatch]:
-    """Splits all prompts into batches; the last one is padded but lists only real examples."""
-    batches = []
-    for chunk in batching.sequential_chunks(len(encoded), size):
+    """Splits all prompts into batches.
+
+    The last one is padded to one of a few sizes, and all to the longest prompt, rounded up; a batch
+    lists only real examples.
+    """
+    batches, encoded = [], encoded.trimmed()
+    shards = mesh_lib.num_batch_shards(self.mesh)
+    for chunk in batching.sequential_chunks(len(encoded), size, multiple=shards):
       batch = batching.prompt_batch(encoded, chunk.indices)
       arrays = self.put((batch.prompts, batch.prompt_lengths, batch.example_ids))
       batches.append(batching.PromptBatch(*arrays, batch.examples[: int(chunk.weight.sum())]))
@@ -249,7 +254,8 @@ class Setup:
     if encoded.num_filtered:
       print(f'{encoded.num_filtered} held-out prompts are too long and were left out', flush=True)
     return evaluator.Evaluator(
-        self.policy, self.task, self.prompt_batches(encoded, config.batch_size),
+        self.policy, self.task,
+        loop.Tracked(self.prompt_batches(encoded, config.batch_size), 'evaluation'),
         rng.stream_key(self.key, rng.Stream.SAMPLE_EVAL),
         sample=self.sampler(num_samples=config.num_samples),
         greedy=self.sampler(num_samples=1, temperature=0.0),

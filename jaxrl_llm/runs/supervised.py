@@ -87,6 +87,7 @@ def _train(
   with training_loop.start(
       setup, 'sft', state, files={'metrics': writer}, total=config.steps,
       save_every=config.save_every, description='supervised fine-tuning', frozen=initial,
+      costs=('sft.steps', 'sft.batch_size', 'sft.packed_length'),
   ) as training:
     shown = {}
     for step in training.steps():

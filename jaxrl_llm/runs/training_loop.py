@@ -10,11 +10,11 @@
 """
 
 import contextlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
 from jaxrl_llm.runs import setup as setup_lib
-from jaxrl_llm.training import checkpoints, loop, metrics
+from jaxrl_llm.training import checkpoints, loop, metrics, monitors
 from jaxrl_llm.types import TrainState
 
 
@@ -37,6 +37,8 @@ class TrainingLoop:
     metadata: JSON saved with each checkpoint: the fingerprints, and counts of the caller.
     fingerprints: fingerprints of the frozen parts by name.
     timers: their seconds are logged with the next metrics.
+    check_rewards: takes rewards and truncation [P, K] of each batch that is sampled; warns if
+      nothing can be learned from them.
     done: number of complete steps.
   """
 
@@ -44,12 +46,15 @@ class TrainingLoop:
       self, state: TrainState, done: int, metadata: dict[str, Any], fingerprints: dict[str, str],
       *, total: int, offset: int, writer: metrics.MetricsWriter, keeper: loop.Keeper,
       bar: loop.Progress, monitor: Callable[[Mapping[str, float]], None],
+      estimate: monitors.TimeEstimate,
   ):
     self.state, self.done = state, done
     self.metadata, self.fingerprints = metadata, fingerprints
     self.timers = loop.Timers()
+    self.check_rewards = monitors.RewardMonitor()
     self._total, self._offset, self._writer = total, offset, writer
     self._keeper, self._bar, self._monitor = keeper, bar, monitor
+    self._estimate = estimate
 
   def steps(self) -> Iterator[int]:
     """Returns the steps that are not in the checkpoint."""
@@ -74,6 +79,7 @@ class TrainingLoop:
     """Shows progress, saves if a save is due, and stops if Ctrl-C was pressed; call it last."""
     self.done = step + 1
     self._bar.update(1, **shown)
+    self._estimate(self.done)
     self._keeper.after_step(self.done, self.state, self.metadata)
 
 
@@ -92,8 +98,11 @@ def start(
     frozen: Mapping[str, Frozen] | None = None,
     metadata: Mapping[str, Any] | None = None,
     monitor: Callable[[Mapping[str, float]], None] | None = None,
+    costs: Sequence[str] = ('steps', 'batch_size', 'task.max_response_tokens'),
 ) -> Iterator[TrainingLoop]:
   """Restores the newest checkpoint, if there is one, and shows a progress bar inside the block.
+
+  After the first steps it says how long the rest will take.
 
   Args:
     setup: the run's setup.
@@ -108,6 +117,8 @@ def start(
     frozen: parts whose fingerprints must be those in the checkpoint.
     metadata: initial value of `TrainingLoop.metadata`, without the fingerprints.
     monitor: called with all logged metrics; by default `loop.RatioWatch`.
+    costs: config fields on which the time depends, for the advice on how to shorten a long run;
+      those that the config lacks are ignored.
 
   Yields:
     The training loop.
@@ -134,4 +145,17 @@ def start(
     yield TrainingLoop(
         state, done, metadata, fingerprints, total=total, offset=offset, writer=files['metrics'],
         keeper=keeper, bar=bar, monitor=monitor or loop.RatioWatch(),
+        estimate=monitors.TimeEstimate(total, description, _values(setup.config, costs)),
     )
+
+
+def _values(config: Any, fields: Sequence[str]) -> dict[str, Any]:
+  """Returns the values of the fields, given with dots, that the config has and that are not 0."""
+  values = {}
+  for field in fields:
+    value = config
+    for name in field.split('.'):
+      value = getattr(value, name, 0)
+    if value:
+      values[field] = value
+  return values

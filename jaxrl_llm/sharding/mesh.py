@@ -79,6 +79,11 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
   return NamedSharding(mesh, PartitionSpec(('data', 'fsdp')))
 
 
+def num_batch_shards(mesh: Mesh) -> int:
+  """Returns the number of parts that `batch_sharding` splits the leading axis into."""
+  return mesh.shape['data'] * mesh.shape['fsdp']
+
+
 def replicated(mesh: Mesh) -> NamedSharding:
   """Replicates the whole array on every device."""
   return NamedSharding(mesh, PartitionSpec())
@@ -92,7 +97,7 @@ def check_batch(mesh: Mesh, rows: int, *, num_micro_batches: int = 1) -> None:
     rows: P, prompts per batch.
     num_micro_batches: micro-batches that a batch is split into first.
   """
-  parts = mesh.shape['data'] * mesh.shape['fsdp'] * num_micro_batches
+  parts = num_batch_shards(mesh) * num_micro_batches
   if rows % parts:
     raise ValueError(
         f'a batch must be divisible by data x fsdp x micro-batches ({parts}), got {rows} prompts')

@@ -23,7 +23,7 @@ import signal
 import stat
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Protocol, TextIO
 
 import numpy as np
@@ -137,6 +137,7 @@ class Progress:
       *,
       stream: TextIO | None = None,
       line_every_seconds: float = 10.0,
+      is_part: bool = False,
   ):
     """Shows nothing yet.
 
@@ -146,10 +147,12 @@ class Progress:
       start: steps done before this process.
       stream: where to write; stderr by default.
       line_every_seconds: time between lines if `stream` is not a terminal.
+      is_part: whether this is a part of a step with a bar of its own: nothing is shown if it is
+        done within seconds, and nothing remains on a terminal.
     """
     self._description, self._total, self._done = description, total, start
     self._stream = sys.stderr if stream is None else stream
-    self._every = line_every_seconds
+    self._every, self._shows_end = line_every_seconds, not is_part
     self._began = self._last_line = time.monotonic()
     self._shown: dict[str, str] = {}
 
@@ -157,7 +160,8 @@ class Progress:
     if self._stream.isatty():
       with contextlib.suppress(OSError):
         self._bar = tqdm.tqdm(
-            desc=description, total=total, initial=start, file=self._stream, dynamic_ncols=True)
+            desc=description, total=total, initial=start, file=self._stream, dynamic_ncols=True,
+            leave=not is_part, delay=2.0 if is_part else 0.0)
 
   def __enter__(self) -> 'Progress':
     return self
@@ -181,7 +185,8 @@ class Progress:
       if self._bar is not None:
         self._bar.set_postfix(self._shown, refresh=False)
         self._bar.update(steps)
-      elif self._done >= self._total or time.monotonic() - self._last_line >= self._every:
+      elif (self._shows_end and self._done >= self._total
+            or time.monotonic() - self._last_line >= self._every):
         self._write_line()
 
   def close(self) -> None:
@@ -340,6 +345,22 @@ class Keeper:
 def progress(total: int, description: str, start: int = 0) -> Progress:
   """Returns a `Progress` on stderr; takes its arguments."""
   return Progress(total, description, start)
+
+
+class Tracked:
+  """A sequence that shows its progress each time it is iterated over; see `is_part`."""
+
+  def __init__(self, items: Sequence[Any], description: str):
+    self._items, self._description = items, description
+
+  def __len__(self) -> int:
+    return len(self._items)
+
+  def __iter__(self) -> Iterator[Any]:
+    with Progress(len(self), self._description, is_part=True) as bar:
+      for item in self._items:
+        yield item
+        bar.update(1)
 
 
 def should(every: int, step: int) -> bool:

@@ -80,6 +80,30 @@ def test_sequential_chunks_cover_each_example_once_and_mark_padding():
   assert not list(batching.sequential_chunks(0, 2))
 
 
+@pytest.mark.parametrize(('num_examples', 'batch_size', 'multiple', 'rows'), [
+    (8, 256, 1, [8]), (9, 256, 4, [12]), (255, 256, 8, [256]), (256, 256, 1, [256]),
+    (1000, 256, 1, [256, 256, 256, 256]),  # 232 of the last 256 rows are used.
+    (300, 256, 1, [256, 64]), (257, 256, 1, [256, 1]), (257, 256, 8, [256, 8]),
+    (7, 6, 1, [6, 1]), (11, 6, 1, [6, 6]),  # A power of two above 5 would exceed the batch.
+])
+def test_the_last_chunk_has_one_of_a_few_sizes(num_examples, batch_size, multiple, rows):
+  chunks = list(batching.sequential_chunks(num_examples, batch_size, multiple=multiple))
+  assert [len(chunk.indices) for chunk in chunks] == rows
+  real = [chunk.indices[chunk.weight > 0] for chunk in chunks]
+  np.testing.assert_array_equal(np.concatenate(real), np.arange(num_examples))
+
+
+def test_columns_that_are_padding_in_every_row_are_dropped():
+  tokenizer = tokenizers.CharacterTokenizer('ab')
+  examples = [{'id': i, 'prompt': 'a' * length} for i, length in enumerate((3, 17))]
+  for limit, multiple, width in ((40, 16, 32), (40, 20, 20), (20, 16, 20), (17, 1, 17)):
+    encoded = batching.encode_examples(examples, tokenizer, max_prompt_tokens=limit)
+    trimmed = encoded.trimmed(multiple)
+    np.testing.assert_array_equal(trimmed.prompts, encoded.prompts[:, limit - width :])
+    assert trimmed.prompts.shape == (2, width) and (encoded.prompts != tokenizer.pad_id).sum() == (
+        trimmed.prompts != tokenizer.pad_id).sum() == 20
+
+
 def test_padding_by_hand():
   left, lengths = batching.left_pad([[5, 6], [], [7, 8, 9]], 3, 0)
   np.testing.assert_array_equal(left, [[0, 5, 6], [0, 0, 0], [7, 8, 9]])

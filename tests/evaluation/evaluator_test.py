@@ -37,10 +37,10 @@ def _sampler(num_samples, temperature=1.0):
       stop_ids=TASK.tokenizer.stop_ids, pad_id=TASK.tokenizer.pad_id))
 
 
-def _batches(size):
+def _batches(size, *, max_prompt_tokens=TASK.max_prompt_tokens, multiple=None):
   encoded = batching.encode_examples(
-      TASK.evaluation, TASK.tokenizer, max_prompt_tokens=TASK.max_prompt_tokens)
-  for chunk in batching.sequential_chunks(len(encoded), size):
+      TASK.evaluation, TASK.tokenizer, max_prompt_tokens=max_prompt_tokens)
+  for chunk in batching.sequential_chunks(len(encoded), size, multiple=multiple):
     batch = batching.prompt_batch(encoded, chunk.indices)
     yield batch._replace(examples=batch.examples[: int(chunk.weight.sum())])
 
@@ -63,6 +63,30 @@ def test_batching_changes_nothing(evaluators):
   assert len(small.sampled.responses) == 10
   for name, value in whole.numbers.items():
     assert small.numbers[name] == pytest.approx(value, rel=1e-4, abs=1e-6), name
+
+
+def test_samples_do_not_depend_on_the_shape_of_their_batch():
+  """Padded rows and columns give the same samples as batches and prompts that just fit."""
+  params, sample, results = MODEL.init(jax.random.key(0)), _sampler(3), []
+  for options, shapes in (
+      ({'size': 16, 'max_prompt_tokens': 11}, [(16, 11)]),
+      ({'size': 16, 'multiple': 1}, [(10, TASK.max_prompt_tokens)]),
+      ({'size': 8, 'multiple': 1}, [(8, TASK.max_prompt_tokens), (2, TASK.max_prompt_tokens)]),
+  ):
+    batches = list(_batches(**options))
+    assert [batch.prompts.shape for batch in batches] == shapes
+    rollouts = [
+        evaluator.real_rows(sample(params, *batch[:3], jax.random.key(7)), batch)
+        for batch in batches]
+    results.append([np.concatenate([getattr(part, name) for part in rollouts])
+                    for name in ('tokens', 'lengths', 'stop_reason', 'log_probs')])
+
+  (padded, *others) = results
+  assert len(np.unique(padded[0].reshape(30, -1), axis=0)) > 5
+  for other in others:
+    for mine, theirs in zip(padded[:3], other):
+      np.testing.assert_array_equal(mine, theirs)
+    np.testing.assert_allclose(padded[3], other[3], atol=1e-5)
 
 
 def test_the_divergence_to_itself_is_zero_and_to_another_is_not(evaluators):

@@ -47,6 +47,23 @@ def test_progress_is_quiet_between_lines():
   assert len(stream.getvalue().splitlines()) == 1  # The last.
 
 
+def test_a_part_of_a_step_shows_nothing_unless_it_takes_long(capsys):
+  for seconds, lines in ((60.0, 0), (0.0, 3)):
+    stream = io.StringIO()
+    with loop.Progress(3, 'x', stream=stream, line_every_seconds=seconds, is_part=True) as bar:
+      for _ in range(3):
+        bar.update()
+    assert len(stream.getvalue().splitlines()) == lines
+  terminal = _Terminal()
+  with loop.Progress(3, 'x', stream=terminal, is_part=True) as bar:
+    bar.update()
+  assert 'x' not in terminal.getvalue()
+
+  items = loop.Tracked('abc', 'evaluation')
+  assert len(items) == 3 and list(items) == list(items) == ['a', 'b', 'c']
+  assert not capsys.readouterr().err
+
+
 def test_progress_draws_a_bar_on_a_terminal():
   stream = _Terminal()
   with loop.Progress(4, 'stage 1', stream=stream) as bar:
