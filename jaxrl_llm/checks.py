@@ -12,6 +12,7 @@ inside `within`, which adds the path to the message.
 import contextlib
 import math
 import os
+import re
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -140,7 +141,42 @@ def directory(holder: Any, prefix: str, *names: str) -> None:
   for name in names:
     value = getattr(holder, name)
     if value and not os.path.isdir(value):
-      raise ValueError(f'{_field(prefix, name)}: not a directory: {value!r}')
+      hint = model_directory_hint(value)
+      raise ValueError(f'{_field(prefix, name)}: not a directory: {value!r}{hint}')
+
+
+def model_directory_hint(path: str | os.PathLike) -> str:
+  """Returns what to do about a path that should be the directory of a model, or ''.
+
+  It recognises GGUF files, names on the Hugging Face hub, and folders of the hub's cache.
+  """
+  path = os.fspath(path)
+  convert = 'python -m experiments.convert --from={} --to=DIR'
+  if os.path.isfile(path) and path.lower().endswith('.gguf'):
+    return f'; convert a GGUF file first: {convert.format(path)}'
+  if os.path.isdir(path):
+    if snapshot := _hub_snapshot(path):
+      return f"; it is a folder of the hub's cache: give {snapshot}"
+    files = sorted(name for name in os.listdir(path) if name.lower().endswith('.gguf'))
+    return f'; convert its GGUF file: {convert.format(os.path.join(path, files[0]))}' if files else ''
+
+  if not re.fullmatch(r'\w[\w.-]*/[\w.-]+', path) or os.path.exists(path.split('/')[0]):
+    return ''
+  cache = os.environ.get('HF_HUB_CACHE') or os.path.join(
+      os.environ.get('HF_HOME') or os.path.expanduser('~/.cache/huggingface'), 'hub')
+  if snapshot := _hub_snapshot(os.path.join(cache, f'models--{path.replace("/", "--")}')):
+    return f"; the hub's cache has it: give {snapshot}"
+  return f'; a model of the Hugging Face hub is downloaded first: hf download {path} --local-dir DIR'
+
+
+def _hub_snapshot(path: str) -> str:
+  """Returns the newest snapshot in a models--ORGANISATION--NAME folder of the hub's cache, or ''."""
+  folder = path if os.path.basename(path.rstrip('/')) == 'snapshots' else os.path.join(
+      path, 'snapshots')
+  if not os.path.isdir(folder):
+    return ''
+  snapshots = [os.path.join(folder, name) for name in os.listdir(folder)]
+  return max(filter(os.path.isdir, snapshots), key=os.path.getmtime, default='')
 
 
 def divisible(holder: Any, prefix: str, name: str, parts: int, of: str) -> None:

@@ -1,6 +1,7 @@
 """The checks that configs declare: what passes, and the one line that says what does not."""
 
 import math
+import os
 import types
 
 import pytest
@@ -99,3 +100,24 @@ def test_directory(tmp_path):
   checks.directory(types.SimpleNamespace(a='', b=str(tmp_path)), 'config', 'a', 'b')
   with pytest.raises(ValueError, match="config.a: not a directory: 'nowhere'"):
     checks.directory(types.SimpleNamespace(a='nowhere'), 'config', 'a')
+  with pytest.raises(ValueError, match="config.a: not a directory: 'Org/M-1.5B'; a model of the "):
+    checks.directory(types.SimpleNamespace(a='Org/M-1.5B'), 'config', 'a')
+
+
+def test_hints_about_the_directory_of_a_model(tmp_path, monkeypatch):
+  monkeypatch.setenv('HF_HUB_CACHE', str(tmp_path))
+  hint = checks.model_directory_hint
+  assert 'hf download Org/M --local-dir DIR' in hint('Org/M')
+  snapshots = tmp_path / 'models--Org--M' / 'snapshots'
+  for age, name in ((100, 'old'), (50, 'new')):
+    (snapshots / name).mkdir(parents=True)
+    os.utime(snapshots / name, (10**9 - age, 10**9 - age))
+  for path in ('Org/M', snapshots, snapshots.parent):
+    assert hint(path).endswith(f'give {snapshots / "new"}'), path
+
+  (tmp_path / 'm.GGUF').write_bytes(b'')
+  for path in (tmp_path, tmp_path / 'm.GGUF'):
+    assert hint(path).endswith(f'--from={tmp_path / "m.GGUF"} --to=DIR')
+  # An ordinary directory, and paths that are not names on the hub.
+  for path in (snapshots / 'new', tmp_path / 'absent', 'nowhere', 'tests/absent', 'a/b/c', ''):
+    assert not hint(path), path

@@ -11,9 +11,11 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from jaxrl_llm import checks
 from jaxrl_llm.data import tokenizers
 from jaxrl_llm.models import configs
-from jaxrl_llm.models.pretrained import gguf, huggingface
+from jaxrl_llm.models import lora as lora_lib
+from jaxrl_llm.models.pretrained import adapter_config, gguf, huggingface, peft
 from jaxrl_llm.tasks import config as task_config
 from jaxrl_llm.training import checkpoints, fingerprint
 from jaxrl_llm.types import ModelFns, Params, Tokenizer
@@ -40,6 +42,8 @@ class CheckpointSource(NamedTuple):
       tokenizer's, or unknown.
     stop_tokens: the texts of these ids; () if they have none.
     kept_ids: base ids of a reduced vocabulary (`tokenizers.compact`); () if it is full.
+    adapters: directory of adapters in `peft` format that `load` merges into the parameters of
+      `directory`, their base; None without.
   """
 
   directory: pathlib.Path
@@ -52,11 +56,13 @@ class CheckpointSource(NamedTuple):
   stop_ids: tuple[int, ...] = ()
   stop_tokens: tuple[str, ...] = ()
   kept_ids: tuple[int, ...] = ()
+  adapters: pathlib.Path | None = None
 
   def describe(self) -> str:
     """Describes the source in one phrase for the terminal."""
     kind = self.checkpoint.model_type if self.checkpoint else 'of this project'
-    return f'from {self.directory} ({kind})'
+    merged = f', with the adapters in {self.adapters}' if self.adapters else ''
+    return f'from {self.directory} ({kind}){merged}'
 
   def load(self, abstract_params: Params, *, fresh: Params | None = None) -> Params:
     """Loads the parameters onto the mesh.
@@ -72,7 +78,8 @@ class CheckpointSource(NamedTuple):
       ValueError: one line that says what is missing, damaged or of another shape.
     """
     if self.checkpoint:
-      return huggingface.load_params(self.checkpoint, abstract_params, fresh=fresh)
+      params = huggingface.load_params(self.checkpoint, abstract_params, fresh=fresh)
+      return self._merged(params) if self.adapters else params
 
     load = lambda abstract: checkpoints.load_params(self.directory, abstract, cast=True)[0]
     if not (self.model.tie_embeddings and 'head' in abstract_params):
@@ -83,6 +90,18 @@ class CheckpointSource(NamedTuple):
     kernel = jnp.copy(params['embedder']['embedding'])
     sharding = abstract_params['head']['kernel'].sharding
     return {**params, 'head': {'kernel': jax.device_put(kernel, sharding)}}
+
+  def _merged(self, params: Params) -> Params:
+    """Merges the adapters into the parameters of their base; donates these."""
+    config, adapters = peft.load(
+        self.adapters, self.model, model_type=self.hugging_face['model_type'])
+    merge = jax.jit(
+        lambda base, adapters: lora_lib.merge({'base': base, 'adapters': adapters}, config),
+        donate_argnums=0, out_shardings=jax.tree.map(lambda leaf: leaf.sharding, params))
+    try:
+      return merge(params, adapters)
+    except ValueError as error:
+      raise ValueError(f'{error} ({self.field}={self.adapters})') from error
 
   def initial(self, params: Params) -> 'InitialParams':
     """Returns the identity of `params`, which were loaded from here."""
@@ -144,8 +163,9 @@ def read(directory: str, *, field: str, tokenizer_named: bool = False) -> Checkp
   """Reads the metadata of a directory of parameters.
 
   Args:
-    directory: written by `checkpoints.save_params` (WORKDIR/params, WORKDIR/trained), or a
-      Hugging Face checkpoint (config.json and *.safetensors).
+    directory: written by `checkpoints.save_params` (WORKDIR/params, WORKDIR/trained); a
+      Hugging Face checkpoint (config.json and *.safetensors); or adapters in `peft` format
+      (adapter_config.json) whose base is a directory here.
     field: the config field that names it, for errors.
     tokenizer_named: whether another directory was named for the tokenizer: an unusable tokenizer
       next to the parameters is then ignored.
@@ -162,7 +182,10 @@ def read(directory: str, *, field: str, tokenizer_named: bool = False) -> Checkp
         f'{field} must be a directory, got a GGUF file: convert it with `python -m '
         f'experiments.convert --from={directory} --to=DIR`')
   if not path.is_dir():
-    raise ValueError(f'{field}: not a directory: {directory!r}')
+    hint = checks.model_directory_hint(directory)
+    raise ValueError(f'{field}: not a directory: {directory!r}{hint}')
+  if peft.is_adapters(path):
+    return _read_adapters(path, field=field, tokenizer_named=tokenizer_named)
   if huggingface.is_checkpoint(path):
     checkpoint = huggingface.read_config(path)
     if not isinstance(checkpoint.config, configs.TransformerConfig):
@@ -182,6 +205,8 @@ def read(directory: str, *, field: str, tokenizer_named: bool = False) -> Checkp
         _hugging_face(checkpoint), checkpoint, field,
     )
 
+  if hint := checks.model_directory_hint(directory):
+    raise ValueError(f'{field}: no parameters in {directory!r}{hint}')
   metadata = checkpoints.read_metadata(path)
   known = {item.name for item in dataclasses.fields(configs.TransformerConfig)}
   model = configs.TransformerConfig(
@@ -194,6 +219,32 @@ def read(directory: str, *, field: str, tokenizer_named: bool = False) -> Checkp
       hugging_face, None, field,
       **{name: tuple(metadata.get(name, ())) for name in TOKENIZER_METADATA},
   )
+
+
+def _read_adapters(
+    path: pathlib.Path, *, field: str, tokenizer_named: bool
+) -> CheckpointSource:
+  """Reads the base of a directory of adapters; see `read`."""
+  base = peft.base_directory(path)
+  if not base or not pathlib.Path(base).is_dir():
+    what = f'of {base!r}, which is not a directory here' if base else 'that do not name their base'
+    raise ValueError(
+        f'{field}: {path} holds adapters {what}: write the directory of the base model as '
+        f'base_model_name_or_path into {path / adapter_config.FILE}, or give WORKDIR/trained of '
+        f'the run, which has them merged{checks.model_directory_hint(base)}')
+
+  source = read(base, field=f'{field}={path}, base_model_name_or_path',
+                tokenizer_named=tokenizer_named)
+  if not source.checkpoint:
+    raise ValueError(
+        f'{field}: the base of the adapters in {path} must be a Hugging Face checkpoint, got {base}')
+  adapter_config.read(path / adapter_config.FILE, num_layers=source.model.num_layers)
+
+  if any(next(path.glob(name), None) for name in _TOKENIZER_FILES) and not tokenizer_named:
+    source = source._replace(
+        tokenizer=tokenizers.load_tokenizer(path).fingerprint, tokenizer_dir=str(path),
+        hugging_face={**source.hugging_face, 'directory': str(path.absolute())})
+  return source._replace(adapters=path, field=field)
 
 
 def _hugging_face(checkpoint: huggingface.Checkpoint) -> dict[str, Any]:

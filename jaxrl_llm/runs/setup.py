@@ -177,8 +177,9 @@ class Setup:
     peft.save(
         folder, params['adapters'], self.finetuning.lora, self.model,
         model_type=hugging_face['model_type'],
-        # Parameters saved by this project may have been trained since they were loaded.
-        base=hugging_face['directory'] if self.source.checkpoint else None,
+        # Other parameters than those in the directory: trained or merged since they were loaded.
+        base=(hugging_face['directory']
+              if self.source.checkpoint and not self.source.adapters else None),
     )
 
   def save_trained(self, params: Params) -> None:

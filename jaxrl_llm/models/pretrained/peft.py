@@ -140,6 +140,27 @@ def save(
     safetensors_numpy.save_file(tensors, folder / _TENSORS, metadata={'format': 'pt'})
 
 
+def is_adapters(directory: str | os.PathLike) -> bool:
+  """Returns whether a directory holds adapters in PEFT's format."""
+  directory = pathlib.Path(directory)
+  return (directory / adapter_config.FILE).is_file() and (
+      not (directory / 'config.json').is_file() or (directory / _TENSORS).is_file())
+
+
+def base_directory(directory: str | os.PathLike) -> str:
+  """Returns base_model_name_or_path of adapters; '' if there is none.
+
+  Raises:
+    ValueError: adapter_config.json is not a JSON object.
+  """
+  path = pathlib.Path(directory) / adapter_config.FILE
+  try:
+    base = json.loads(path.read_bytes()).get('base_model_name_or_path')
+  except (ValueError, AttributeError) as error:
+    raise ValueError(f'{path} must contain a JSON object: {error}') from error
+  return base if isinstance(base, str) else ''
+
+
 def load(
     directory: str | os.PathLike, config: configs.TransformerConfig, *, model_type: str
 ) -> tuple[lora.LoraConfig, Params]:
