@@ -158,7 +158,9 @@ def model_directory_hint(path: str | os.PathLike) -> str:
     if snapshot := _hub_snapshot(path):
       return f"; it is a folder of the hub's cache: give {snapshot}"
     files = sorted(name for name in os.listdir(path) if name.lower().endswith('.gguf'))
-    return f'; convert its GGUF file: {convert.format(os.path.join(path, files[0]))}' if files else ''
+    if not files:
+      return ''
+    return f'; convert its GGUF file: {convert.format(os.path.join(path, files[0]))}'
 
   if not re.fullmatch(r'\w[\w.-]*/[\w.-]+', path) or os.path.exists(path.split('/')[0]):
     return ''
@@ -166,11 +168,11 @@ def model_directory_hint(path: str | os.PathLike) -> str:
       os.environ.get('HF_HOME') or os.path.expanduser('~/.cache/huggingface'), 'hub')
   if snapshot := _hub_snapshot(os.path.join(cache, f'models--{path.replace("/", "--")}')):
     return f"; the hub's cache has it: give {snapshot}"
-  return f'; a model of the Hugging Face hub is downloaded first: hf download {path} --local-dir DIR'
+  return f'; download a model of the Hugging Face hub first: hf download {path} --local-dir DIR'
 
 
 def _hub_snapshot(path: str) -> str:
-  """Returns the newest snapshot in a models--ORGANISATION--NAME folder of the hub's cache, or ''."""
+  """Returns the newest snapshot in a folder of the hub's cache (models--ORG--NAME), or ''."""
   folder = path if os.path.basename(path.rstrip('/')) == 'snapshots' else os.path.join(
       path, 'snapshots')
   if not os.path.isdir(folder):

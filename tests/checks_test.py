@@ -100,7 +100,7 @@ def test_directory(tmp_path):
   checks.directory(types.SimpleNamespace(a='', b=str(tmp_path)), 'config', 'a', 'b')
   with pytest.raises(ValueError, match="config.a: not a directory: 'nowhere'"):
     checks.directory(types.SimpleNamespace(a='nowhere'), 'config', 'a')
-  with pytest.raises(ValueError, match="config.a: not a directory: 'Org/M-1.5B'; a model of the "):
+  with pytest.raises(ValueError, match="config.a: not a directory: 'Org/M-1.5B'; download a mo"):
     checks.directory(types.SimpleNamespace(a='Org/M-1.5B'), 'config', 'a')
 
 

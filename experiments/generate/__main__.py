@@ -26,6 +26,7 @@ from absl import flags
 
 from jaxrl_llm.data import batching, chat_templates, columns, jsonl, model_files, tokenizers
 from jaxrl_llm.models import policy as policy_lib
+from jaxrl_llm.rewards import response_text
 from jaxrl_llm.runs import checkpoint_sources, conversion, launch, memory
 from jaxrl_llm.runs import records as records_lib
 from jaxrl_llm.runs import setup as setup_lib
@@ -61,6 +62,9 @@ def define_flags(values: flags.FlagValues) -> None:
   number('temperature', 1.0, 'sampling temperature; 0 is greedy', lower_bound=0.0)
   integer('top_k', 0, 'sample from the k most probable tokens; 0 is off', lower_bound=0)
   number('top_p', 1.0, 'sample from the smallest nucleus of this probability; 1 is off')
+
+  flags.DEFINE_multi_string('stop', [], 'text that ends a sample, without it; may be given several '
+                            "times. The model's own stop tokens always do", flag_values=values)
 
   integer('seed', 0, 'seed of the samples', lower_bound=0, upper_bound=2**32 - 1)
   integer('batch_size', 16, 'prompts per batch', lower_bound=1)
@@ -99,6 +103,7 @@ class Generator:
     mesh: the device mesh.
     max_length: maximum slots of prompt and sample together.
     max_tokens: maximum tokens of a sample.
+    stops: texts that end a sample.
   """
 
   values: flags.FlagValues
@@ -109,6 +114,7 @@ class Generator:
   mesh: jax.sharding.Mesh
   max_length: int
   max_tokens: int = 0
+  stops: tuple[str, ...] = ()
 
   def fit(self, prompts: Sequence[Prompt]) -> None:
     """Sets `max_tokens`; raises UsageError for a prompt that leaves no room for them."""
@@ -140,6 +146,7 @@ class Generator:
         'num_samples': values.num_samples, 'max_tokens': self.max_tokens,
         'stop_ids': self.tokenizer.stop_ids, 'pad_id': self.tokenizer.pad_id,
         'temperature': values.temperature, 'top_k': values.top_k, 'top_p': values.top_p,
+        'stop_sequences': response_text.stop_sequences(self.tokenizer, self.stops),
     }
 
   def sample(
@@ -170,11 +177,14 @@ class Generator:
       for sample in range(self.values.num_samples):
         ids = rollouts.tokens[row, sample, : rollouts.lengths[row, sample]].tolist()
         stopped = rollouts.stop_reason[row, sample] == STOPPED
+        text = None
+        if ending := response_text.find(self.tokenizer.decode, ids, self.stops):
+          text, ids, stopped = ending.text, ids[: ending.num_tokens], True
         yield metrics.plain({
             'id': prompt.id, 'sample': sample, 'prompt': prompt.text,
-            'response': self.tokenizer.decode(ids),
+            'response': self.tokenizer.decode(ids) if text is None else text,
             'stop_reason': 'stop' if stopped else 'length', 'tokens': ids,
-            'log_prob': rollouts.log_probs[row, sample].sum(),
+            'log_prob': rollouts.log_probs[row, sample, : len(ids)].sum(),
         })
 
 
@@ -212,6 +222,8 @@ def check_flags(values: flags.FlagValues) -> None:
   if values.out and not path.absolute().parent.is_dir():
     raise UsageError(f'--out must be in an existing directory, got {values.out!r}')
 
+  if '' in values.stop:
+    raise UsageError("--stop must be a text, got ''")
   if values.system and values.chat_template == 'none':
     raise UsageError(f'--system needs a chat template, got {values.system!r} and none')
   if values.mesh and not re.fullmatch(r'\d+x\d+x\d+', values.mesh):
@@ -250,7 +262,8 @@ def load(values: flags.FlagValues) -> Generator:
   })
   model = policy_lib.make(config)
   params = stored.source.load(setup_lib.abstract_params(model, mesh))
-  return Generator(values, model, params, tokenizer, folder, mesh, config.max_length)
+  return Generator(
+      values, model, params, tokenizer, folder, mesh, config.max_length, stops=tuple(values.stop))
 
 
 def make_mesh(shape: str) -> jax.sharding.Mesh:
@@ -352,7 +365,7 @@ def encode(text: str, tokenizer: Tokenizer, *, is_rendered: bool) -> list[int]:
 
 def show(generator: Generator, prompts: Sequence[Prompt]) -> list[dict[str, Any]]:
   """Samples for a single prompt, prints to the terminal, and returns the records."""
-  printer = Printer(generator.tokenizer)
+  printer = Printer(generator.tokenizer, generator.stops)
   live = generator.values.stream in (None, True)
   with _signals_kill():
     sampler = generator.streamed(printer.push) if live else generator.sampler()
@@ -369,9 +382,10 @@ def show(generator: Generator, prompts: Sequence[Prompt]) -> list[dict[str, Any]
 class Printer:
   """Writes the first sample to the terminal while it is decoded."""
 
-  def __init__(self, tokenizer: Tokenizer):
-    """Starts a sample without tokens."""
+  def __init__(self, tokenizer: Tokenizer, stops: Sequence[str] = ()):
+    """Starts a sample without tokens, which one of `stops` ends."""
     self._text = stream.TextStream(tokenizer.decode)
+    self._cutter = response_text.Cutter(stops)
     self._stop_ids = tokenizer.stop_ids
     self._shown, self._stopped = 0, False
 
@@ -384,10 +398,12 @@ class Printer:
 
   def finish(self, tokens: Sequence[int]) -> None:
     """Shows the rest of the sample."""
-    self._write(''.join(map(self._text.push, tokens[self._shown :])) + self._text.flush() + '\n')
+    self._write(''.join(map(self._text.push, tokens[self._shown :])) + self._text.flush())
+    sys.stdout.write(self._cutter.flush() + '\n')
+    sys.stdout.flush()
 
   def _write(self, text: str) -> None:
-    sys.stdout.write(text)
+    sys.stdout.write(self._cutter.push(text))
     sys.stdout.flush()
 
 
@@ -437,6 +453,7 @@ def write(generator: Generator, prompts: Sequence[Prompt]) -> None:
       'max_tokens': generator.max_tokens,
       **{name: values[name].value for name in (
           'num_samples', 'temperature', 'top_k', 'top_p', 'seed', 'batch_size', 'dtype')},
+      **({'stop': list(generator.stops)} if generator.stops else {}),
   })
 
   batches = [prompts[i : i + size] for i in range(0, len(prompts), size)]

@@ -5,6 +5,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from jaxrl_llm.rewards import response_text
 from jaxrl_llm.types import TRUNCATED, Example, RewardFn, Rollouts, Tokenizer
 
 
@@ -30,6 +31,7 @@ def score_rollouts(
     *,
     tokenizer: Tokenizer,
     reward_fn: RewardFn,
+    stop_strings: Sequence[str] = (),
 ) -> Scored:
   """Decodes responses up to their end and scores each.
 
@@ -41,6 +43,7 @@ def score_rollouts(
     examples: the P examples.
     tokenizer: the one that encoded the prompts.
     reward_fn: scores n responses.
+    stop_strings: texts that end a response, which is scored without them.
 
   Returns:
     A `Scored`.
@@ -55,8 +58,15 @@ def score_rollouts(
   if num_prompts != len(examples):
     raise ValueError(f'{num_prompts} prompts need equally many examples, got {len(examples)}')
 
-  rows = zip(tokens.reshape(-1, tokens.shape[-1]), lengths.reshape(-1))
-  responses = [_text(tokenizer, row[:length].tolist()) for row, length in rows]
+  rows = [row[:length].tolist() for row, length in zip(
+      tokens.reshape(-1, tokens.shape[-1]), lengths.reshape(-1))]
+  responses = [_text(tokenizer, row) for row in rows]
+  if stop_strings:
+    lengths, truncated = lengths.copy(), truncated.copy()
+    for index, row in enumerate(rows):
+      if ending := response_text.find(tokenizer.decode, row, stop_strings):
+        responses[index] = ending.text
+        lengths.flat[index], truncated.flat[index] = ending.num_tokens, False
   repeated = [example for example in examples for _ in range(num_samples)]
   rewards = reward_fn(
       [example['prompt'] for example in repeated], responses, truncated.reshape(-1), repeated

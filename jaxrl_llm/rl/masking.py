@@ -44,7 +44,9 @@ class Sequences(NamedTuple):
   valid: Array
 
 
-def response_mask(tokens: Array, stop_ids: tuple[int, ...]) -> ResponseMask:
+def response_mask(
+    tokens: Array, stop_ids: tuple[int, ...], *, also_stops: Array | None = None
+) -> ResponseMask:
   """Finds the end of each response by the position of its first stop id.
 
     n = 1 + min{t : y_t ∈ stop ids}, or T where there is none;    mask_t = 1[t < n]
@@ -55,6 +57,7 @@ def response_mask(tokens: Array, stop_ids: tuple[int, ...]) -> ResponseMask:
   Args:
     tokens: integer [..., T].
     stop_ids: the ids that end a response; with none, every response is truncated.
+    also_stops: bool [..., T]; True at further tokens that end a response.
 
   Returns:
     A `ResponseMask`.
@@ -62,7 +65,7 @@ def response_mask(tokens: Array, stop_ids: tuple[int, ...]) -> ResponseMask:
   chex.assert_type(tokens, int)
   slots = tokens.shape[-1]
   positions = jnp.arange(slots, dtype=jnp.int32)
-  is_stop = jnp.zeros(tokens.shape, bool)
+  is_stop = jnp.zeros(tokens.shape, bool) if also_stops is None else also_stops
   for stop_id in stop_ids:
     is_stop |= tokens == stop_id
   # Position of the first stop, counted from 1; `slots` where there is none.

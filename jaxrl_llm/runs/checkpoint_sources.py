@@ -237,7 +237,8 @@ def _read_adapters(
                 tokenizer_named=tokenizer_named)
   if not source.checkpoint:
     raise ValueError(
-        f'{field}: the base of the adapters in {path} must be a Hugging Face checkpoint, got {base}')
+        f'{field}: the base of the adapters in {path} must be a Hugging Face checkpoint, got '
+        f'{base}')
   adapter_config.read(path / adapter_config.FILE, num_layers=source.model.num_layers)
 
   if any(next(path.glob(name), None) for name in _TOKENIZER_FILES) and not tokenizer_named:

@@ -74,6 +74,7 @@ def make_parts(
     temperature: float = 1.0,
     top_k: int = 0,
     top_p: float = 1.0,
+    stop_sequences: tuple[tuple[int, ...], ...] = (),
 ) -> SamplerParts:
   """Builds the parts of a sampler as pure functions, to be jitted by the caller.
 
@@ -97,6 +98,7 @@ def make_parts(
       temperature 1).
     top_k: keep only the k most probable tokens; 0 keeps all.
     top_p: keep the smallest nucleus of this probability; 1 keeps all.
+    stop_sequences: sequences of ids that also end a response, at their last id.
 
   Returns:
     The parts; `make_sampler` joins them.
@@ -113,6 +115,9 @@ def make_parts(
   if not 0 <= temperature < math.inf:
     raise ValueError(f'temperature must be non-negative and finite, got {temperature}')
   processors.check_truncation(k=top_k, p=top_p)
+  if not all(stop_sequences):
+    raise ValueError('stop_sequences must have at least one id each, got an empty one')
+  stop_sequences = tuple(ids for ids in stop_sequences if len(ids) <= max_tokens)
 
   def choose(logits, keys):
     if temperature == 0:
@@ -132,10 +137,14 @@ def make_parts(
     chosen = jnp.where(decoding.done, pad_id, chosen)
     chosen_log_probs = jnp.where(decoding.done, 0.0, chosen_log_probs)
     stops = jnp.isin(chosen, jnp.asarray(stop_ids, jnp.int32))
+    tokens = jax.lax.dynamic_update_slice(decoding.tokens, chosen[:, None], (0, t))
+    for ids in stop_sequences:
+      last = jax.lax.dynamic_slice_in_dim(tokens, t + 1 - len(ids), len(ids), axis=1)
+      stops |= (t + 1 >= len(ids)) & jnp.all(last == jnp.asarray(ids, jnp.int32), axis=1)
 
     return Decoding(
         step=t + 1,
-        tokens=jax.lax.dynamic_update_slice(decoding.tokens, chosen[:, None], (0, t)),
+        tokens=tokens,
         log_probs=jax.lax.dynamic_update_slice(
             decoding.log_probs, chosen_log_probs[:, None], (0, t)
         ),
@@ -185,7 +194,8 @@ def make_parts(
   def finish(decoding, prompts, prompt_lengths, *unused) -> Rollouts:
     del unused
     tokens = decoding.tokens.reshape(len(prompts), num_samples, max_tokens)
-    mask, lengths, stop_reason = masking.response_mask(tokens, stop_ids)
+    ends = _ends_of(tokens, stop_sequences) if stop_sequences else None
+    mask, lengths, stop_reason = masking.response_mask(tokens, stop_ids, also_stops=ends)
     return Rollouts(
         prompts=prompts,
         prompt_lengths=prompt_lengths,
@@ -197,6 +207,18 @@ def make_parts(
     )
 
   return SamplerParts(begin, advance, finish)
+
+
+def _ends_of(tokens: Array, sequences: tuple[tuple[int, ...], ...]) -> Array:
+  """True at the last token of each occurrence of a sequence: bool, shaped like `tokens`."""
+  ends = jnp.zeros(tokens.shape, bool)
+  for ids in sequences:
+    matches = jnp.ones(tokens.shape, bool)
+    for back, token in enumerate(reversed(ids)):
+      shifted = jnp.roll(tokens, back, axis=-1) == token
+      matches &= shifted & (jnp.arange(tokens.shape[-1]) >= back)
+    ends |= matches
+  return ends
 
 
 def _row_keys(key: Array, example_ids: Array, num_samples: int) -> Array:

@@ -25,9 +25,9 @@ def _rollouts(texts, stops):
       np.array(stops, np.int8))
 
 
-def _score(rollouts, examples=EXAMPLES, reward_fn=exact_match.exact_match):
+def _score(rollouts, examples=EXAMPLES, reward_fn=exact_match.exact_match, **options):
   return rollout_rewards.score_rollouts(
-      rollouts, examples, tokenizer=TOKENIZER, reward_fn=reward_fn)
+      rollouts, examples, tokenizer=TOKENIZER, reward_fn=reward_fn, **options)
 
 
 def test_each_response_is_scored_against_its_own_example():
@@ -41,6 +41,16 @@ def test_a_truncated_response_scores_zero_even_if_its_text_is_right():
   scored = _score(_rollouts([['3', '3'], ['8', '8']], [[1, 0], [0, 1]]))
   np.testing.assert_array_equal(scored.rewards, [[1, 0], [0, 1]])
   np.testing.assert_array_equal(scored.truncated, [[False, True], [True, False]])
+
+
+def test_a_stop_string_ends_a_response_and_is_not_scored():
+  rollouts = _rollouts([['3+=9', '3'], ['8=99', '8+9']], [[0, 0], [0, 1]])
+  scored = _score(rollouts, stop_strings=('+=', '=9'))
+  assert scored.responses == [['3', '3'], ['8', '8+9']]
+  np.testing.assert_array_equal(scored.truncated, [[False, True], [False, False]])
+  np.testing.assert_array_equal(scored.lengths, [[3, 1], [3, 4]])
+  np.testing.assert_array_equal(scored.rewards, [[1, 0], [1, 0]])
+  np.testing.assert_array_equal(rollouts.lengths, [[4, 1], [4, 4]])  # Not changed.
 
 
 def test_the_verifier_gets_only_the_response():

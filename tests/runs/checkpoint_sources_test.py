@@ -73,7 +73,7 @@ def test_adapters_with_a_tokenizer_of_their_own(folder, tmp_path):
 
 @pytest.mark.parametrize(('changes', 'line'), [
     ({'base_model_name_or_path': None}, 'holds adapters that do not name their base: write the'),
-    ({'base_model_name_or_path': 'Org/M'}, "adapters of 'Org/M', which is not a directory here: wr"),
+    ({'base_model_name_or_path': 'Org/M'}, "adapters of 'Org/M', which is not a directory here: "),
     ({'base_model_name_or_path': '{folder}/adapters'}, 'must be a Hugging Face checkpoint, got'),
     ({'r': 0}, 'r must be'),
     ({'use_dora': True}, 'use_dora'),

@@ -63,10 +63,10 @@ def _compiled(network, num_samples, max_tokens, temperature, top_k, top_p):
 CHAIN = (1, 2, 3, 4, 5, 5)
 
 
-def _run_chain(stop_ids, *, pad_id=0, max_tokens=3, starts=(0, 1, 2)):
+def _run_chain(stop_ids, *, pad_id=0, max_tokens=3, starts=(0, 1, 2), **options):
   model, params = models.chain(CHAIN)
   sampler = decode.make_sampler(
-      model, num_samples=1, max_tokens=max_tokens, stop_ids=stop_ids, pad_id=pad_id)
+      model, num_samples=1, max_tokens=max_tokens, stop_ids=stop_ids, pad_id=pad_id, **options)
   starts = np.array(starts, np.int32)
   rollouts = jax.jit(sampler)(
       params, starts[:, None], np.ones_like(starts), starts, jax.random.key(0))
@@ -90,6 +90,26 @@ def test_the_first_of_several_stop_ids_ends_a_response():
   rollouts = _run_chain((5, 3), starts=(0, 3, 5), max_tokens=4)
   np.testing.assert_array_equal(rollouts.tokens, [[1, 2, 3, 0], [4, 5, 0, 0], [5, 0, 0, 0]])
   np.testing.assert_array_equal(rollouts.lengths, [3, 2, 1])
+
+
+def test_sequences_of_ids_end_a_response_at_their_last_id():
+  # The chain from 0 is 1, 2, 3, 4, 5, 5; from 2 it is 3, 4, 5, 5, 5, 5.
+  for sequences, lengths in (
+      (((3, 4),), [4, 2]), (((1, 2, 3), (5, 5)), [3, 4]), (((4, 3), (3, 4, 4)), [6, 6]),
+      (((3,),), [3, 1]), (((0, 1),), [6, 6])):  # A prompt's last id is not part of a sequence.
+    rollouts = _run_chain((99,), max_tokens=6, starts=(0, 2), stop_sequences=sequences)
+    np.testing.assert_array_equal(rollouts.lengths, lengths)
+    np.testing.assert_array_equal(rollouts.mask.sum(axis=-1), lengths)
+    np.testing.assert_array_equal(rollouts.stop_reason == types.STOPPED, np.array(lengths) < 6)
+    for row, (start, length) in zip(rollouts.tokens, zip((0, 2), lengths)):
+      chain = [min(start + i, 5) for i in range(1, 7)]
+      assert row.tolist() == chain[:length] + [0] * (6 - length)
+
+  # A sequence that is too long for a response never occurs; a stop id still ends one.
+  rollouts = _run_chain((4,), max_tokens=3, starts=(2,), stop_sequences=((3, 4, 5, 5),))
+  assert rollouts.lengths == [2]
+  with pytest.raises(ValueError, match='stop_sequences must have at least one id each'):
+    _run_chain((4,), stop_sequences=((),))
 
 
 def test_padding_may_share_its_id_with_the_stop_token():

@@ -44,7 +44,8 @@ _SAMPLER, _MADE = generate.Generator.sampler, {}
 
 def _shared_sampler(self):
   values = self.values
-  setting = (values.policy, values.num_samples, self.max_tokens, values.temperature, values.mesh)
+  setting = (values.policy, values.num_samples, self.max_tokens, values.temperature, values.mesh,
+             *self.stops)
   return _MADE.setdefault(setting, _SAMPLER(self))
 
 
@@ -258,6 +259,34 @@ def test_samples_stop_at_the_stop_ids_of_the_checkpoint(folder, tmp_path):
   assert record['stop_reason'] == 'stop' and 2 <= record['tokens'][-1] < 200
 
 
+def test_stop_strings_end_samples(folder, whole, tmp_path, capsys):
+  """The samples are those without stop strings, cut where the first one begins."""
+  expected = [json.loads(line) for line in whole.read_text().splitlines()]
+  tokenizer = loaded(folder / 'bytes').tokenizer
+  text = next(r['response'] for r in expected if r['response'][2:5].isascii())
+  stops = [text[2:4], text[4]]
+  assert sum(any(stop in r['response'] for stop in stops) for r in expected) >= 1
+
+  out = tmp_path / 'out.jsonl'
+  records = of_file(folder, out, f'--stop={stops[0]}', f'--stop={stops[1]}')
+  for record, before in zip(records, expected, strict=True):
+    cut = min((before['response'].find(stop) for stop in stops if stop in before['response']),
+              default=None)
+    assert record['response'] == before['response'][:cut]
+    assert before['tokens'][: len(record['tokens'])] == record['tokens']
+    if cut is not None:
+      assert record['stop_reason'] == 'stop'
+      assert not any(stop in tokenizer.decode(record['tokens'][:-1]) for stop in stops)
+      assert any(stop in tokenizer.decode(record['tokens']) for stop in stops)
+
+  # On the terminal, while it is decoded.
+  arguments = (f'--policy={folder / "bytes"}', '--prompt=x', '--temperature=0', '--max_tokens=9')
+  main(*arguments)
+  text = capsys.readouterr().out.removesuffix('\n')
+  main(*arguments, f'--stop={text[3:5]}', '--stop=absent')
+  assert capsys.readouterr().out == text[: text.find(text[3:5])] + '\n'
+
+
 def test_the_character_tokenizer_of_a_policy(tmp_path, capsys):
   tiny.write_ours(tmp_path / 'trained', arithmetic.ALPHABET, max_length=16, num_layers=1)
   main(f'--policy={tmp_path / "trained"}', '--prompt=012+345=', '--temperature=0', '--nostream')
@@ -299,6 +328,7 @@ def test_a_reduced_vocabulary_is_restored_from_the_full_tokenizer(tmp_path):
     (['--policy={bytes}', '--prompt=x', '--out={prompts}'], 'exists already: remove it'),
     (['--policy={bytes}', '--prompt=x', '--out=absent/o'], 'in an existing directory'),
     (['--policy={bytes}', '--prompt=x', '--chat_template=none', '--system=s'], "got 's' and none"),
+    (['--policy={bytes}', '--prompt=x', '--stop=a', '--stop='], "--stop must be a text, got ''"),
     (['--policy={bytes}', '--prompt=x', '--system=s'], 'no chat template in'),
     (['--policy={bytes}', '--prompt=x', '--mesh=2x2'], "such as 1x8x1, got '2x2'"),
     (['--policy={bytes}', '--prompt=x', '--mesh=1x2x2'],
