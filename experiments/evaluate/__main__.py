@@ -17,16 +17,17 @@ import numpy as np
 from experiments.evaluate import config as evaluate_config
 from jaxrl_llm.data import batching, model_files, tokenizers
 from jaxrl_llm.evaluation import evaluator, majority, pass_at_k, statistics
-from jaxrl_llm.rewards import rollout_rewards
+from jaxrl_llm.rewards import response_text, rollout_rewards
 from jaxrl_llm.runs import figures, launch
 from jaxrl_llm.runs import records as records_lib
 from jaxrl_llm.runs import setup as setup_lib
 from jaxrl_llm.sampling import decode
 from jaxrl_llm.training import fingerprint, loop, metrics, rng
-from jaxrl_llm.types import Params, SampleFn
+from jaxrl_llm.types import Example, Params, SampleFn, Task
 
 # One problem: 'id', 'prompt' and 'answer'; under 'samples' and 'greedy', lists with one entry per
-# response: 'responses', 'rewards', 'lengths', 'truncated', and 'votes' (`majority`).
+# response: 'responses', 'rewards', 'lengths', 'truncated', 'lenient' (rewards of the task's lenient
+# verifier, if it has one) and 'votes' (`majority`).
 Record = dict[str, Any]
 
 
@@ -107,14 +108,19 @@ def respond(
 def _samplers(setup: setup_lib.Setup) -> dict[str, SampleFn]:
   """Makes jitted samplers by name. At temperature 0 the samples are the greedy responses."""
   config = setup.config
-  sample = decode.make_sampler(
-      setup.policy, num_samples=config.num_samples, max_tokens=setup.task.max_response_tokens,
-      stop_ids=setup.task.tokenizer.stop_ids, pad_id=setup.task.tokenizer.pad_id,
-      temperature=config.temperature, top_k=config.top_k, top_p=config.top_p,
-  )
-  samplers = {'samples': jax.jit(sample)}
+  tokenizer = setup.task.tokenizer
+
+  def make(**options: Any) -> SampleFn:
+    return jax.jit(decode.make_sampler(
+        setup.policy, max_tokens=setup.task.max_response_tokens, stop_ids=tokenizer.stop_ids,
+        pad_id=tokenizer.pad_id,
+        stop_sequences=response_text.stop_sequences(tokenizer, config.stops()), **options))
+
+  samplers = {'samples': make(
+      num_samples=config.num_samples, temperature=config.temperature, top_k=config.top_k,
+      top_p=config.top_p)}
   if config.greedy and config.temperature > 0:
-    samplers['greedy'] = setup.sampler(num_samples=1, temperature=0.0)
+    samplers['greedy'] = make(num_samples=1, temperature=0.0)
   return samplers
 
 
@@ -130,17 +136,17 @@ def _respond_to(
   scored = {}
   for name, sample in samplers.items():
     rollouts = sample(params, *prompts[:3], key)
-    scored[name] = rollout_rewards.score_rollouts(
-        evaluator.real_rows(rollouts, prompts), prompts.examples,
-        tokenizer=setup.task.tokenizer, reward_fn=setup.task.reward_fn,
+    results = rollout_rewards.score_rollouts(
+        evaluator.real_rows(rollouts, prompts), prompts.examples, tokenizer=setup.task.tokenizer,
+        reward_fn=setup.task.reward_fn, stop_strings=setup.config.stops(),
     )
+    scored[name] = {**results._asdict(), **_lenient(results, setup.task, prompts.examples)}
 
   for index, example in enumerate(prompts.examples):
     record = {name: example[name] for name in ('id', 'prompt', 'answer')}
     for name, of_all in scored.items():
       # Plain JSON values, so that a resumed run gives the same numbers.
-      record[name] = {field: metrics.plain(values[index]) for field, values in
-                      of_all._asdict().items()}
+      record[name] = {field: metrics.plain(values[index]) for field, values in of_all.items()}
 
     samples = record['samples']
     answers = [
@@ -151,6 +157,21 @@ def _respond_to(
     yield record
 
 
+def _lenient(
+    scored: rollout_rewards.Scored, task: Task, examples: Sequence[Example]
+) -> dict[str, np.ndarray]:
+  """Returns {'lenient': [P, K]}, rewards of the task's lenient verifier, if it has another one."""
+  if task.lenient_reward_fn in (None, task.reward_fn):
+    return {}
+  num_samples = scored.rewards.shape[1]
+  repeated = [example for example in examples for _ in range(num_samples)]
+  rewards = task.lenient_reward_fn(
+      [example['prompt'] for example in repeated],
+      [text for texts in scored.responses for text in texts], scored.truncated.reshape(-1),
+      repeated)
+  return {'lenient': np.asarray(rewards).reshape(scored.rewards.shape)}
+
+
 def summarize(records: Sequence[Record]) -> dict[str, float]:
   """Computes the metrics of an evaluation.
 
@@ -159,7 +180,8 @@ def summarize(records: Sequence[Record]) -> dict[str, float]:
 
   Returns:
     pass@k for all powers of two k < n and for k = n; maj@k for those k above 1 (a truncated
-    response does not vote); greedy_accuracy if it was measured; each with its standard error over
+    response does not vote); greedy_accuracy if it was measured; lenient_accuracy and
+    greedy_lenient_accuracy if the task has a lenient verifier; each with its standard error over
     problems (`_se`). Also length (tokens, stop token included) and truncated (fraction) of the
     samples, problems and samples.
   """
@@ -175,6 +197,9 @@ def summarize(records: Sequence[Record]) -> dict[str, float]:
   values |= {f'maj@{k}': majority.majority_at_k(votes, right, k=k) for k in sizes if k > 1}
   if 'greedy' in records[0]:
     values['greedy_accuracy'] = (column('greedy', 'rewards') > 0).mean(axis=1)
+  for name, prefix in (('samples', ''), ('greedy', 'greedy_')):
+    if all('lenient' in record.get(name, {}) for record in records):
+      values[f'{prefix}lenient_accuracy'] = (column(name, 'lenient') > 0).mean(axis=1)
 
   numbers: dict[str, float] = {}
   for name, of_problems in values.items():

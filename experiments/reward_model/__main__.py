@@ -3,13 +3,15 @@
   python -m experiments.reward_model --config=experiments/configs/reward_model_demo.py \\
       --config.data_dir=DIR_OF_dpo_en_demo.json [--config.policy_init_from=DIR]
 
-starts from a policy (a Hugging Face checkpoint, or the output of a run) or from scratch, and writes
-WORKDIR/params, which experiments.rebel loads with --config.reward_init_from=WORKDIR/params. Running
-the same command again resumes where it stopped.
+starts from a policy (a Hugging Face checkpoint, or the output of a run) or from scratch, and trains
+all parameters, or adapters (--config.lora.rank) or the last blocks (--config.train_last_layers) and
+the score head. It writes WORKDIR/params, which experiments.rebel loads with
+--config.reward_init_from=WORKDIR/params. Running the same command again resumes where it stopped.
 """
 
 from typing import Any
 
+import jax
 import numpy as np
 
 from experiments.reward_model import pairs as reward_pairs
@@ -24,16 +26,19 @@ def train(
     setup: setup_lib.Setup, pairs: reward_pairs.Pairs, measure: reward_pairs.Measure,
     writer: metrics.MetricsWriter,
 ) -> Params:
-  """Runs Bradley-Terry steps on the training pairs; returns the reward model's parameters."""
+  """Runs Bradley-Terry steps on the training pairs; returns the reward model's plain parameters."""
   config = setup.config
   steps = config.steps or len(pairs) // config.batch_size
   optimizer = optim.for_run(config.optimizer, steps)
+  finetuning = measure.finetuning
   algorithm = reward_model.make(
-      config.algorithm, measure.network, optim.make_optimizer(optimizer))
+      config.algorithm, finetuning.policy,
+      optim.make_optimizer(optimizer, trainable=finetuning.trainable))
   params = reward_models.initial_params(
       setup, measure.network, measure.abstract, head_init=config.head_init)
   initial = {'initial': setup.source.initial(params)} if setup.source else {}
-  state, train_step = reward_pairs.start(setup, algorithm, params)
+  state, train_step = reward_pairs.start(setup, finetuning, algorithm, params)
+  del params  # The state has a copy.
 
   with training_loop.start(
       setup, 'reward_model', state, files={'metrics': writer}, total=steps,
@@ -55,7 +60,9 @@ def train(
       else:
         training.check(step, update)
       training.end_step(step, **shown)
-  return training.state.params['reward']
+
+  shardings = jax.tree.map(lambda leaf: leaf.sharding, measure.abstract)
+  return jax.jit(finetuning.plain, out_shardings=shardings)(training.state.params['reward'])
 
 
 def main(run: launch.Run) -> None:
@@ -76,10 +83,12 @@ def main(run: launch.Run) -> None:
 
     measure = reward_pairs.Measure(setup, held_out)
     params = train(setup, pairs, measure, writer)
-    numbers: dict[str, Any] = {f'eval/{name}': x for name, x in measure(params).items()}
+    # What is saved is measured: merging adapters rounds.
+    measured = measure(measure.finetuning.frozen(params))
+    numbers: dict[str, Any] = {f'eval/{name}': x for name, x in measured.items()}
 
     if config.centre:
-      scores = measure.scores(params, references)
+      scores = measure.scores(measure.finetuning.frozen(params), references)
       numbers |= {'centre/mean_score': float(np.mean(scores, dtype=np.float64)),
                   'centre/responses': len(references)}
       params = reward_model.centred({'reward': params}, numbers['centre/mean_score'])['reward']

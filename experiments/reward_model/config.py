@@ -5,6 +5,7 @@ import dataclasses
 from jaxrl_llm import checks
 from jaxrl_llm.algorithms import reward_model
 from jaxrl_llm.data import preference_rows
+from jaxrl_llm.models import lora as lora_lib
 from jaxrl_llm.runs import config as config_lib
 from jaxrl_llm.tasks import own_data, preferences
 from jaxrl_llm.training import optim
@@ -18,6 +19,9 @@ class RewardModel(config_lib.TrainingConfig):
 
   Attributes:
     task: a task whose files contain pairs.
+    lora: low-rank adapters; if the rank is positive, only they and the score head are trained.
+    train_last_layers: if positive, only this many last blocks, the last norm and the score head
+      are trained.
     head_init: initialisation of a new head: 'normal' (standard deviation (D + 1)^-1/2) or 'zero'.
     algorithm: config of the loss.
     optimizer: config of the optimizer.
@@ -33,6 +37,8 @@ class RewardModel(config_lib.TrainingConfig):
   """
 
   task: preferences.Config = dataclasses.field(default_factory=preferences.Config)
+  lora: lora_lib.LoraConfig = dataclasses.field(default_factory=lora_lib.LoraConfig)
+  train_last_layers: int = 0
   head_init: str = 'normal'
   algorithm: reward_model.Config = dataclasses.field(default_factory=reward_model.Config)
   optimizer: optim.OptimizerConfig = dataclasses.field(default_factory=optim.OptimizerConfig)
@@ -53,7 +59,11 @@ class RewardModel(config_lib.TrainingConfig):
         self, 'config', steps=0, batch_size=1, evaluation_batch_size=1, eval_every=1,
         save_every=1, log_every=1,
     )
+    checks.at_least(self, 'config', train_last_layers=0)
     checks.at_most(self, 'config', steps=2**31 - 1)
+    self.lora.validate('config.lora')
+    if self.lora.rank:
+      checks.fixed(self, 'config', 'if config.lora.rank is positive', train_last_layers=0)
     checks.one_of(self, 'config', head_init=('normal', 'zero'))
     if not self.centre:
       checks.fixed(self, 'config', 'without config.centre', centring_file='')

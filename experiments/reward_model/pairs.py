@@ -11,6 +11,7 @@ from jaxrl_llm.data import batching, response_batches
 from jaxrl_llm.evaluation import statistics
 from jaxrl_llm.models import reward as reward_lib
 from jaxrl_llm.rl import preference_losses
+from jaxrl_llm.runs import finetuning as finetuning_lib
 from jaxrl_llm.runs import reward_models
 from jaxrl_llm.runs import setup as setup_lib
 from jaxrl_llm.sharding import rules
@@ -113,18 +114,22 @@ class Measure:
   """Measures the accuracy of a reward model on held-out pairs.
 
   Attributes:
-    network: the reward model.
-    abstract: shapes of its parameters, with shardings.
+    network: the reward model on plain parameters.
+    abstract: shapes of its plain parameters, with shardings.
+    finetuning: the network, and which of its parameters are trained.
   """
 
   def __init__(self, setup: setup_lib.Setup, held_out: Pairs):
     self.network = reward_lib.make(setup.model)
     self.abstract = setup_lib.abstract_params(self.network, setup.mesh)
+    self.finetuning = finetuning_lib.make(
+        self.network, self.abstract, lora=setup.config.lora,
+        last_layers=setup.config.train_last_layers)
     self._setup, self._held_out = setup, held_out
-    self._score = reward_models.id_scorer(setup.model)
+    self._score = reward_models.id_scorer(setup.model, self.finetuning.lora)
 
   def scores(self, params: Params, pairs: Pairs) -> np.ndarray:
-    """Scores [P, K] of all `pairs`."""
+    """Scores [P, K] of all `pairs`; `params` are in the form of `finetuning.policy`."""
     size, scores = self._setup.config.evaluation_batch_size, []
     for chunk in batching.sequential_chunks(len(pairs), size):
       rollouts = self._setup.put(response_batches.take(pairs.rollouts, chunk.indices))
@@ -152,11 +157,15 @@ class Measure:
 
 
 def start(
-    setup: setup_lib.Setup, algorithm: Algorithm, params: Params
+    setup: setup_lib.Setup, finetuning: finetuning_lib.Finetuning, algorithm: Algorithm,
+    params: Params,
 ) -> tuple[TrainState, step_lib.CountedJit]:
-  """Like `Setup.start`, for the reward model's parameters."""
+  """Like `Setup.start`, for the reward model's plain parameters."""
+  key = rng.stream_key(setup.key, rng.Stream.ADAPTERS)
+
   def init(params):
-    return algorithm.init(rng.base_key(setup.config.seed), {'reward': params})
+    return algorithm.init(
+        rng.base_key(setup.config.seed), {'reward': finetuning.start(params, key)})
 
   shardings = rules.shardings(setup.mesh, jax.eval_shape(init, params))
   train_step = step_lib.jit_train_step(

@@ -1,4 +1,7 @@
-"""Selects the parameters that a run trains: all, low-rank adapters, or the last blocks."""
+"""Selects the parameters that a run trains: all, low-rank adapters, or the last blocks.
+
+The score head of a reward model is trained with either part: it is new, and small.
+"""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -11,7 +14,7 @@ from jaxrl_llm.types import Array, ModelFns, Params
 
 
 class Finetuning(NamedTuple):
-  """A policy, with the conversions between plain parameters and those that are trained.
+  """A policy or a reward model, with conversions from plain to trained parameters and back.
 
   Attributes:
     policy: the network; takes trained and frozen parameters.
@@ -38,7 +41,7 @@ def make(
   """Makes the finetuning setup of `policy`.
 
   Args:
-    policy: the network on plain parameters.
+    policy: the network on plain parameters; a policy or a reward model.
     abstract_params: shapes of the plain parameters.
     lora: config of the adapters; rank 0 turns them off.
     last_layers: number of last blocks to train with the last norm and the head; 0 trains all.
@@ -54,8 +57,11 @@ def make(
 
   # Functions that convert between plain parameters and those that are trained.
   if lora.rank:
+    trainable = lora_lib.TRAINABLE
+    if 'value_head' in abstract_params:
+      trainable = rf'{trainable}|base/value_head/.*'
     finetuning = Finetuning(
-        lora_lib.make(policy, lora), lora_lib.TRAINABLE,
+        lora_lib.make(policy, lora), trainable,
         start=lambda params, key: {
             'base': params, 'adapters': lora_lib.init_adapters(lora, params, key)},
         frozen=lambda params: {'base': params, 'adapters': {}},

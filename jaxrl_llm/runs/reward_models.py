@@ -11,6 +11,7 @@ import numpy as np
 
 from jaxrl_llm.data import preference_rows, tokenizers
 from jaxrl_llm.models import configs
+from jaxrl_llm.models import lora as lora_lib
 from jaxrl_llm.models import reward as reward_lib
 from jaxrl_llm.rewards import model_reward, rollout_rewards
 from jaxrl_llm.rl import batches, masking, sequence_scores
@@ -224,9 +225,12 @@ def _check_tokens(
     )
 
 
-def id_scorer(model: configs.TransformerConfig):
-  """Makes a jitted (params, rollouts, number of micro-batches) -> scores [P, K] of the ids."""
-  network = reward_lib.make(model)
+def id_scorer(model: configs.TransformerConfig, lora: lora_lib.LoraConfig | None = None):
+  """Makes a jitted (params, rollouts, number of micro-batches) -> scores [P, K] of the ids.
+
+  With `lora`, the parameters are those of a network with adapters.
+  """
+  network = lora_lib.make(reward_lib.make(model), lora or lora_lib.LoraConfig())
 
   @functools.partial(jax.jit, static_argnums=2)
   def score(params, rollouts, num_parts):

@@ -250,7 +250,7 @@ def with_template(
   """Puts the prompts of a task into user messages of a conversation.
 
   Args:
-    task: any text task.
+    task: any text task; 'shots' of an example are messages before its prompt.
     template: the chat template.
     system: a system message before each prompt; '' for none.
 
@@ -265,7 +265,7 @@ def with_template(
   opening = [{'role': 'system', 'content': system}] if system else []
 
   def question(example: Example) -> list[Message]:
-    return [*opening, {'role': 'user', 'content': example['prompt']}]
+    return [*opening, *example.get('shots', ()), {'role': 'user', 'content': example['prompt']}]
 
   def prompts(examples: list[Example]) -> list[Example]:
     texts = template.render_many(list(map(question, examples)), add_generation_prompt=True)

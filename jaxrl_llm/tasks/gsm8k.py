@@ -46,6 +46,7 @@ class Config(config_lib.VocabularyConfig):
     max_prompt_tokens: longer prompts are left out.
     max_response_tokens: the sampler's limit; longer demonstrations are left out, even if none
       remain.
+    instruction: appended to each question, after a space; '' for none.
     annotations: 'strip' or 'keep' the calculator annotations of demonstrations.
   """
 
@@ -54,6 +55,7 @@ class Config(config_lib.VocabularyConfig):
   num_evaluation: int = 0
   max_prompt_tokens: int = 256
   max_response_tokens: int = 512
+  instruction: str = INSTRUCTION
   annotations: str = 'strip'
 
   def validate(self, prefix: str) -> None:
@@ -76,8 +78,7 @@ class Config(config_lib.VocabularyConfig):
     self.validate('config.task')
     compact = self.is_compact(policy)
 
-    train = _examples(folder, 'train', self.annotations)
-    test = _examples(folder, 'test', self.annotations)
+    train, test = (_examples(folder, split, self) for split in gsm8k.SPLITS)
     tokenizer = tokenizers.load_tokenizer(self.resolve_tokenizer_dir(policy, folder))
     if compact:
       texts = [text for example in train for text in (example['prompt'], example['response'])]
@@ -107,15 +108,15 @@ class Config(config_lib.VocabularyConfig):
     )
 
 
-def _examples(data_dir: pathlib.Path, split: str, annotations: str) -> list[Example]:
+def _examples(data_dir: pathlib.Path, split: str, config: Config) -> list[Example]:
   """Reads the examples of a file; a demonstration begins on a new line."""
   first_id = FIRST_TEST_ID if split == 'test' else 0
   examples = []
   for index, question, answer in gsm8k.load_split(data_dir, split):
-    solution = gsm8k.strip_annotations(answer) if annotations == 'strip' else answer
+    solution = gsm8k.strip_annotations(answer) if config.annotations == 'strip' else answer
     examples.append({
         'id': first_id + index,
-        'prompt': f'{question} {INSTRUCTION}',
+        'prompt': f'{question} {config.instruction}' if config.instruction else question,
         'answer': gsm8k.final_answer(answer),
         'response': '\n' + solution,
     })

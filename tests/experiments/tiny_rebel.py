@@ -194,7 +194,7 @@ def share_programs(patch):
       network(setup), options, setup.task.max_response_tokens))
   shared(policy_evaluation, 'divergence', lambda setup: (
       network(setup), setup.config.algorithm, setup.config.evaluation.head_chunk))
-  shared(reward_models, 'id_scorer', lambda model: model)
+  shared(reward_models, 'id_scorer', lambda model, lora=None: (model, lora))
   shared(rebel_stages, 'generator', lambda setup: (
       network(setup), setup.config.algorithm, setup.config.top_p, setup.task.max_response_tokens))
   start = setup_lib.Setup.start

@@ -1,5 +1,6 @@
 """Evaluation: its numbers recomputed, resumption to the bit, one-line errors."""
 
+import dataclasses
 import json
 import shutil
 import signal
@@ -11,9 +12,11 @@ from absl import flags
 from experiments.convert import __main__ as convert
 from experiments.evaluate import __main__ as evaluate_main
 from experiments.evaluate import config as evaluate_config
+from jaxrl_llm import types
+from jaxrl_llm.data import chat_templates, tokenizers
 from jaxrl_llm.evaluation import majority
 from jaxrl_llm.runs import command_line
-from jaxrl_llm.tasks import arithmetic, countdown, gsm8k, jsonl
+from jaxrl_llm.tasks import arithmetic, chat, countdown, gsm8k, jsonl
 from jaxrl_llm.training import metrics
 from tests.experiments import tiny
 from tests.runs import records_test
@@ -39,7 +42,7 @@ _SAMPLERS, _MADE = evaluate_main._samplers, {}
 
 def _shared_samplers(setup):
   config = setup.config
-  key = repr((config.num_samples, config.temperature, config.greedy, config.mesh))
+  key = repr((config.num_samples, config.temperature, config.greedy, config.mesh, config.stops()))
   if key not in _MADE:
     _MADE[key] = _SAMPLERS(setup)
   return _MADE[key]
@@ -172,6 +175,121 @@ def test_prompts_in_a_chat_template(folder, tmp_path):
   assert first['prompt'] == '2==0=0=='
 
 
+SHOTS = [{'prompt': '2=1', 'response': '2'}, {'question': '0=1', 'answer': ' 0'},
+         {'prompt': '1=2', 'response': '1'}]
+ANSWERED = [f'Question: {question}\nAnswer: {answer}\n\n'
+            for question, answer in (('2=1', '2'), ('0=1', '0'), ('1=2', '1'))]
+
+
+def _task(directory, **changes):
+  """The task of a run with shots of a file, and its config."""
+  (directory / 'shots.jsonl').write_text(''.join(json.dumps(row) + '\n' for row in SHOTS))
+  config = evaluate_config.EvaluatePolicy(
+      data_dir=str(directory), policy_init_from='x',
+      **{'num_shots': 2, 'shots_file': 'shots.jsonl', **changes})
+  tokenizer = tokenizers.CharacterTokenizer('012= ')
+  examples = [{'id': i, 'prompt': f'{i}=', 'answer': str(i)} for i in range(3)]
+  return config, types.Task(
+      name='toy', tokenizer=tokenizer, demonstrations=[
+          {'id': i, 'prompt': f'{i}=9', 'response': f'\n{i}'} for i in range(9)],
+      train=[], evaluation=examples, reward_fn=None, lenient_reward_fn=None, max_prompt_tokens=99,
+      max_response_tokens=4)
+
+
+def test_shots_in_the_text_of_a_prompt(tmp_path):
+  prompts = lambda **changes: [
+      example['prompt'] for example in
+      (lambda config, task: config.used(task).evaluation)(*_task(tmp_path, **changes))]
+  assert prompts(num_shots=0, shots_file='') == ['0=', '1=', '2=']
+  assert prompts(num_shots=0, shots_file='', prompt_format='question_answer') == [
+      f'Question: {i}=\nAnswer:' for i in range(3)]
+  assert prompts() == [f'2=1\n2\n\n0=1 0\n\n{i}=' for i in range(3)]
+  assert prompts(prompt_format='question_answer', num_shots=3) == [
+      f'{"".join(ANSWERED)}Question: {i}=\nAnswer:' for i in range(3)]
+
+  # Of the training split by the seed: distinct, the same for all problems.
+  of_seed = [prompts(num_shots=4, shots_file='', seed=seed) for seed in (0, 0, 1)]
+  assert of_seed[0] == of_seed[1] != of_seed[2]
+  shots = {prompt.rpartition('\n\n')[0] for prompt in of_seed[0]}
+  assert len(shots) == 1 and len({*shots.pop().split('\n\n')}) == 4
+
+
+def test_shots_as_turns(tmp_path):
+  config, task = _task(
+      tmp_path, shots_as_turns=True, chat_template='chatml', prompt_format='question_answer')
+  task = config.used(task)
+  assert task.demonstrations == []
+  template = chat_templates.ChatTemplate(
+      '{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}')
+  task = dataclasses.replace(task, tokenizer=tokenizers.CharacterTokenizer(
+      ''.join(map(chr, range(32, 127))) + '\n'))
+  first = chat.with_template(task, template, system='S').evaluation[0]
+  assert first['prompt'] == (
+      '<system>S<user>Question: 2=1\nAnswer:<assistant>2<user>Question: 0=1\nAnswer:<assistant>0'
+      '<user>Question: 0=\nAnswer:')
+  assert task.tokenizer.decode(first['prompt_ids']) == first['prompt']
+
+
+@pytest.mark.parametrize(('changes', 'line'), [
+    ({'num_shots': 4}, 'config.num_shots must be at most 3, the number of'),
+    ({'num_shots': 10, 'shots_file': ''}, 'at most 9, the number of the demonstrations of toy'),
+    ({'shots_file': 'absent.jsonl'}, 'absent.jsonl'),
+])
+def test_shots_that_are_missing(tmp_path, changes, line):
+  config, task = _task(tmp_path, **changes)
+  with pytest.raises(ValueError, match=line):
+    config.used(task)
+
+
+def test_shots_that_cannot_be_used(tmp_path):
+  config, task = _task(tmp_path)
+  for row, line in (
+      ({'prompt': '1=', 'response': '1'}, "must not be a held-out problem, got '1='"),
+      ({'prompt': '1=', 'response': ' '}, "line 2: a shot needs the texts 'prompt' and 'response'"),
+  ):
+    rows = [SHOTS[0], row]
+    (tmp_path / 'shots.jsonl').write_text(''.join(json.dumps(row) + '\n' for row in rows))
+    with pytest.raises(ValueError, match=line):
+      config.used(task)
+
+
+def test_gsm8k_with_a_shot_of_its_training_split(tmp_path, data_dir):
+  tiny.write_checkpoint(tmp_path / 'policy', num_layers=1)
+  assert tiny.run(
+      evaluate_main.main, f'--config={CONFIGS / "evaluate_gsm8k.py"}:five_shot',
+      f'--workdir={tmp_path / "run"}', f'--config.data_dir={data_dir / "gsm8k"}',
+      f'--config.policy_init_from={tmp_path / "policy"}', '--config.num_shots=1',
+      '--config.task.num_evaluation=8', '--config.task.max_prompt_tokens=1800',
+      '--config.task.max_response_tokens=4', '--config.model.max_length=2048',
+      '--config.batch_size=8', experiment='evaluate') == 0
+  _, *records = metrics.read_jsonl(tmp_path / 'run' / 'responses.jsonl')
+  beginnings = set()
+  for record in records:
+    shot, question = record['prompt'].split('\n\nQuestion: ')
+    beginnings.add(shot)
+    assert question.endswith('?\nAnswer:') or question.endswith('.\nAnswer:')
+  (shot,) = beginnings
+  assert shot.startswith('Question: ') and '\nAnswer: ' in shot and '<<' in shot
+  assert shot.splitlines()[-1].startswith('#### ')
+  assert numbers(tmp_path / 'run')['eval/lenient_accuracy'] >= 0
+
+
+def test_a_stop_string_ends_responses(folder, whole, tmp_path):
+  assert run(folder, tmp_path / 'run', '--config.stop_strings=2,01') == 0
+  results = [metrics.read_jsonl(path / 'responses.jsonl')[1:] for path in (whole, tmp_path / 'run')]
+  stopped = 0
+  for before, after in zip(*results, strict=True):
+    for kind in ('samples', 'greedy'):
+      for i, text in enumerate(before[kind]['responses']):
+        cut = min((text.find(stop) for stop in ('2', '01') if stop in text), default=None)
+        assert after[kind]['responses'][i] == text[:cut]
+        if cut is not None:
+          stopped += 1
+          assert not after[kind]['truncated'][i]
+          assert after[kind]['lengths'][i] <= before[kind]['lengths'][i]
+  assert stopped > 3
+
+
 def test_a_converted_policy_gives_the_same_numbers(folder, whole, tmp_path):
   values = flags.FlagValues()
   convert.define_flags(values)
@@ -237,6 +355,12 @@ def test_the_configs_are_valid(name, tmp_path):
     (['--config.num_samples=0'], 'config.num_samples must be at least 1, got 0'),
     (['--config.num_samples=1001'], 'config.num_samples must be at most 1000, got 1001'),
     (['--config.temperature=0'], 'config.num_samples must be 1 with temperature 0, got 5'),
+    (['--config.num_shots=-1'], 'config.num_shots must be at least 0, got -1'),
+    (['--config.num_shots=1'], 'config.num_shots must be at most 0, the number of the demonstr'),
+    (['--config.shots_file=x'], "config.shots_file must be '' without config.num_shots, got 'x'"),
+    (['--config.num_shots=1', '--config.shots_as_turns=true'],
+     "config.shots_as_turns must be False with chat_template 'none', got True"),
+    (['--config.prompt_format=x'], 'prompt_format must be one of plain, question_answer'),
     (['--config.top_p=0'], 'config.top_p must be positive and finite, got 0.0'),
     (['--config.batch_size=3'], 'got 3 prompts (config.batch_size)'),
     (['--config.system=Be brief.'],

@@ -10,7 +10,7 @@ import pytest
 from experiments.reward_model import __main__ as reward_model_main
 from experiments.reward_model import config as reward_model_config
 from experiments.reward_model import pairs as reward_pairs
-from jaxrl_llm.models import configs
+from jaxrl_llm.models import configs, lora
 from jaxrl_llm.models import reward as reward_lib
 from jaxrl_llm.runs import reward_models
 from jaxrl_llm.runs import setup as setup_lib
@@ -28,9 +28,10 @@ def compiled_once():
     start = reward_pairs.start
     steps = {}
 
-    def shared(setup, algorithm, params):
-      state, train_step = start(setup, algorithm, params)
-      return state, steps.setdefault(repr((setup.model, setup.config.optimizer)), train_step)
+    def shared(setup, finetuning, algorithm, params):
+      state, train_step = start(setup, finetuning, algorithm, params)
+      key = (setup.model, setup.config.optimizer, finetuning.lora, finetuning.last_layers)
+      return state, steps.setdefault(repr(key), train_step)
 
     patch.setattr(reward_pairs, 'start', shared)
     yield
@@ -126,6 +127,42 @@ def test_the_parameters_load_as_a_reward_model_and_as_a_start(folder, whole):
     jax.tree.map(np.testing.assert_array_equal, params, expected)
 
 
+@pytest.mark.parametrize(('changes', 'moves'), [
+    ({'lora': lora.LoraConfig(rank=2, targets='attention/value')},
+     {f'layers/{i}/attention/value/kernel' for i in range(2)}),
+    ({'train_last_layers': 1}, {'layers/1/', 'final_norm/'}),
+])
+def test_a_part_is_trained_with_the_head(folder, tmp_path, changes, moves):
+  """The rest is as loaded, and the saved reward model has the scores of results.json."""
+  config = _config(folder, **changes)
+  _run(config, tmp_path / 'run')
+  results = json.loads((tmp_path / 'run' / 'results.json').read_text())
+  records = metrics.read_jsonl(tmp_path / 'run' / 'metrics.jsonl')
+  assert records[-1]['train/loss'] < 0.9 * records[0]['train/loss']
+
+  with setup_lib.build(tiny_rebel.launched(config)) as setup:
+    network = reward_lib.make(setup.model)
+    abstract = setup_lib.abstract_params(network, setup.mesh)
+    before = reward_models.initial_params(setup, network, abstract, head_init='normal')
+    held_out = reward_pairs.make(setup.task, setup.task.evaluation, 'held-out')
+    after, _ = checkpoints.load_params(tmp_path / 'run' / 'params', abstract)
+    # Measured on the file by a network without adapters.
+    numbers = reward_pairs.Measure(
+        tiny_rebel.with_config(setup, _config(folder)), held_out)(after)
+
+  moved = tiny_rebel.moved(before, after)
+  trained = {name for name in moved if not name.startswith('value_head/')}
+  assert {'value_head/kernel', 'value_head/bias'} <= moved and trained
+  assert all(any(name.startswith(move) for move in moves) for name in trained), trained
+  assert all(any(name.startswith(move) for name in trained) for move in moves), trained
+  for name in ('accuracy', 'margin', 'loss'):  # Up to the centring of the scores.
+    assert numbers[name] == pytest.approx(results[f'eval/{name}'], abs=2e-5), name
+
+  online = tiny_rebel.online(folder, reward_init_from=str(tmp_path / 'run' / 'params'))
+  with tiny_rebel.build(online) as setup:
+    assert reward_models.load(setup).fingerprint == results['fingerprint']
+
+
 def test_a_killed_run_resumes_to_the_same_numbers(folder, whole, tmp_path):
   workdir = tmp_path / 'run'
   with pytest.MonkeyPatch.context() as patch:
@@ -196,6 +233,10 @@ def test_references_of_another_file(folder, tmp_path):
      ["config.centring_file must be '' without config.centre"]),
     (['--config.centring_schema=tldr'],
      ["config.centring_schema must be '' without config.centring_file"]),
+    (['--config.lora.rank=2', '--config.train_last_layers=1'],
+     ['config.train_last_layers must be 0 if config.lora.rank is positive, got 1']),
+    (['--config.train_last_layers=9'],
+     ['the number of last layers to train must be in [1, 1] for a model of 2, got 9']),
     (['--config.head_init=one'], ["head_init must be one of normal, zero, got 'one'"]),
     (['--config.algorithm.num_micro_batches=3'], ['must be divisible by', '(3), got 8']),
 ])
