@@ -68,6 +68,7 @@ def stop_sequences(tokenizer: Tokenizer, stops: Sequence[str]) -> tuple[tuple[in
         if before:
           continue  # A tokenizer of characters that lacks `before`.
         raise
+
       while ids and stop in tokenizer.decode(ids[1:]):
         ids = ids[1:]
       if stop in tokenizer.decode(ids):

@@ -262,6 +262,7 @@ def test_gsm8k_with_a_shot_of_its_training_split(tmp_path, data_dir):
       '--config.task.num_evaluation=8', '--config.task.max_prompt_tokens=1800',
       '--config.task.max_response_tokens=4', '--config.model.max_length=2048',
       '--config.batch_size=8', experiment='evaluate') == 0
+
   _, *records = metrics.read_jsonl(tmp_path / 'run' / 'responses.jsonl')
   beginnings = set()
   for record in records:
