@@ -13,11 +13,13 @@ The variant `:pretrained` fine-tunes a Hugging Face checkpoint with its own chat
       --config.policy_init_from=CHECKPOINT --config.task.files=a.json,b.jsonl \\
       --config.sft.mixture=a.json=3,b.jsonl=1
 
-Its hyperparameters are our own typical, untuned choices. It needs an accelerator.
+Its hyperparameters are our own typical, untuned choices. It needs an accelerator. `:laptop` is its
+size for a checkpoint of about 135M parameters on two CPU cores: adapters, short conversations and
+few steps.
 """
 
 from jaxrl_llm.algorithms import sft
-from jaxrl_llm.models import configs
+from jaxrl_llm.models import configs, lora
 from jaxrl_llm.runs import config as config_lib
 from jaxrl_llm.tasks import chat
 from jaxrl_llm.training import optim
@@ -26,9 +28,10 @@ _FILE = 'alpaca_en_demo.json'
 
 
 def get_config(variant: str = '') -> config_lib.PolicyConfig:
-  if variant not in ('', 'pretrained'):
-    raise ValueError(f"variant must be 'pretrained' or none, got {variant!r}")
-  return _pretrained() if variant else _cpu_size()
+  variants = {'': _cpu_size, 'pretrained': _pretrained, 'laptop': _laptop}
+  if variant not in variants:
+    raise ValueError(f"variant must be 'pretrained', 'laptop' or none, got {variant!r}")
+  return variants[variant]()
 
 
 def _cpu_size() -> config_lib.PolicyConfig:
@@ -81,3 +84,19 @@ def _pretrained() -> config_lib.PolicyConfig:
       evaluation=config_lib.EvaluationConfig(batch_size=16),
       note='Hyperparameters of our own, not tuned',
   )
+
+
+def _laptop() -> config_lib.PolicyConfig:
+  config = _pretrained()
+  config.task = chat.Config(
+      files=_FILE, template='auto', num_evaluation=16, max_prompt_tokens=128,
+      max_response_tokens=128)
+  config.model = configs.TransformerConfig()
+  config.lora = lora.LoraConfig(rank=8)
+
+  config.sft.steps, config.sft.batch_size, config.sft.packed_length = 40, 4, 256
+  config.sft.algorithm.num_micro_batches, config.sft.save_every = 2, 10
+  config.sft.optimizer = optim.OptimizerConfig(
+      learning_rate=2e-4, schedule='cosine', warmup_steps=4, weight_decay=0.0)
+  config.evaluation.batch_size = 4
+  return config

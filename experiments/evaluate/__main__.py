@@ -36,6 +36,8 @@ def main(run: launch.Run) -> None:
   config: evaluate_config.EvaluatePolicy = run.config
   with setup_lib.build(run) as setup:
     task = setup.task
+    if config.shots_as_turns and 'prompt_ids' not in task.evaluation[0]:
+      raise ValueError('config.shots_as_turns needs a chat template (config.chat_template)')
     encoded = setup.encode(task.evaluation)
     left_out = encoded.num_filtered + task.num_filtered.get('evaluation', 0)
     note = f' ({left_out} more have too long a prompt)' if left_out else ''
