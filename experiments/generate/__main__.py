@@ -58,13 +58,12 @@ def define_flags(values: flags.FlagValues) -> None:
   integer('num_samples', 1, 'samples per prompt', lower_bound=1)
   integer('max_tokens', 0, f'maximum tokens per sample; 0 is {_MOST_TOKENS}, or as many as fit',
           lower_bound=0)
-
   number('temperature', 1.0, 'sampling temperature; 0 is greedy', lower_bound=0.0)
   integer('top_k', 0, 'sample from the k most probable tokens; 0 is off', lower_bound=0)
   number('top_p', 1.0, 'sample from the smallest nucleus of this probability; 1 is off')
 
-  flags.DEFINE_multi_string('stop', [], 'text that ends a sample, without it; may be given several '
-                            "times. The model's own stop tokens always do", flag_values=values)
+  flags.DEFINE_multi_string('stop', [], 'text that ends a sample, without it; one or several, in '
+                            "addition to the model's stop tokens", flag_values=values)
 
   integer('seed', 0, 'seed of the samples', lower_bound=0, upper_bound=2**32 - 1)
   integer('batch_size', 16, 'prompts per batch', lower_bound=1)
@@ -177,13 +176,12 @@ class Generator:
       for sample in range(self.values.num_samples):
         ids = rollouts.tokens[row, sample, : rollouts.lengths[row, sample]].tolist()
         stopped = rollouts.stop_reason[row, sample] == STOPPED
-        text = None
+        text = self.tokenizer.decode(ids)
         if ending := response_text.find(self.tokenizer.decode, ids, self.stops):
           text, ids, stopped = ending.text, ids[: ending.num_tokens], True
         yield metrics.plain({
             'id': prompt.id, 'sample': sample, 'prompt': prompt.text,
-            'response': self.tokenizer.decode(ids) if text is None else text,
-            'stop_reason': 'stop' if stopped else 'length', 'tokens': ids,
+            'response': text, 'stop_reason': 'stop' if stopped else 'length', 'tokens': ids,
             'log_prob': rollouts.log_probs[row, sample, : len(ids)].sum(),
         })
 
@@ -263,7 +261,7 @@ def load(values: flags.FlagValues) -> Generator:
   model = policy_lib.make(config)
   params = stored.source.load(setup_lib.abstract_params(model, mesh))
   return Generator(
-      values, model, params, tokenizer, folder, mesh, config.max_length, stops=tuple(values.stop))
+      values, model, params, tokenizer, folder, mesh, config.max_length, 0, tuple(values.stop))
 
 
 def make_mesh(shape: str) -> jax.sharding.Mesh:
