@@ -280,6 +280,7 @@ def test_stop_strings_end_samples(folder, whole, tmp_path, capsys):
       assert any(stop in tokenizer.decode(record['tokens']) for stop in stops)
 
   # On the terminal, while it is decoded.
+  capsys.readouterr()
   arguments = (f'--policy={folder / "bytes"}', '--prompt=x', '--temperature=0', '--max_tokens=9')
   main(*arguments)
   text = capsys.readouterr().out.removesuffix('\n')
