@@ -33,6 +33,7 @@ def get_config(variant: str = '') -> evaluate_config.EvaluatePolicy:
           max_prompt_tokens=3_072,
           max_response_tokens=256,  # lm_eval/models/huggingface.py: max_gen_toks.
       ),
+      chat_template='none',
       prompt_format='question_answer', num_shots=5, stop_strings='Question:',  # H.
       num_samples=1, temperature=0.0,  # H: greedy.
       batch_size=32,

@@ -259,7 +259,8 @@ def test_gsm8k_with_a_shot_of_its_training_split(tmp_path, data_dir):
       evaluate_main.main, f'--config={CONFIGS / "evaluate_gsm8k.py"}:five_shot',
       f'--workdir={tmp_path / "run"}', f'--config.data_dir={data_dir / "gsm8k"}',
       f'--config.policy_init_from={tmp_path / "policy"}', '--config.num_shots=1',
-      '--config.task.num_evaluation=8', '--config.task.max_prompt_tokens=1800',
+      '--config.shots_file=train.jsonl', '--config.task.num_evaluation=8',
+      '--config.task.max_prompt_tokens=1800',
       '--config.task.max_response_tokens=4', '--config.model.max_length=2048',
       '--config.batch_size=8', experiment='evaluate') == 0
 
