@@ -17,11 +17,16 @@ _END_EVENT = '/jax/core/compile/backend_compile_duration'
 def announced(*, after_seconds: float = 5.0, stream: TextIO | None = None) -> Iterator[None]:
   """Inside the block, announces each compilation that takes longer than `after_seconds`.
 
+  Nothing is announced in a program that has not imported JAX before the block.
+
   Args:
     after_seconds: time after which a compilation is announced.
     stream: where to write; stderr by default.
   """
-  import jax  # Programs parse their flags first.
+  if 'jax' not in sys.modules:  # Such as a program that reads only results.
+    yield
+    return
+  jax = sys.modules['jax']
 
   pending: dict[str, tuple[threading.Timer, float]] = {}
 
