@@ -199,8 +199,8 @@ def share_programs(patch):
       network(setup), setup.config.algorithm, setup.config.top_p, setup.task.max_response_tokens))
   start = setup_lib.Setup.start
 
-  def shared_start(setup, algorithm, params):
-    state, train_step = start(setup, algorithm, params)
+  def shared_start(setup, algorithm, params, **options):
+    state, train_step = start(setup, algorithm, params, **options)
     config = setup.config
     key = repr((network(setup), config.algorithm, config.optimizer, config.steps))
     return state, made.setdefault(key, train_step)
