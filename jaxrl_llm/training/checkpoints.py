@@ -217,15 +217,10 @@ def save_params(directory: str | os.PathLike, params: Any, metadata: Mapping[str
   """
   _quiet_libraries()
   directory = pathlib.Path(directory).absolute()
-
-  files.remove_leftovers_of(directory)
-  temporary = files.temporary_path(directory)
-
   arrays, tree = _flatten(params)
   document = {'metadata': metrics.plain(metadata), 'tree': tree}
 
-  with _one_line_errors(directory, on_failure=lambda: shutil.rmtree(temporary, True)):
-    directory.parent.mkdir(parents=True, exist_ok=True)
+  with _one_line_errors(directory), files.atomic_directory(directory) as temporary:
     with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as checkpointer:
       checkpointer.save(
           temporary,
@@ -235,7 +230,6 @@ def save_params(directory: str | os.PathLike, params: Any, metadata: Mapping[str
           force=True,
       )
     _write_checksums(temporary)
-    files.replace_directory(temporary, directory)
 
 
 def load_params(

@@ -70,6 +70,34 @@ def replacing(path: str | os.PathLike) -> Iterator[pathlib.Path]:
     raise
 
 
+@contextlib.contextmanager
+def atomic_directory(directory: pathlib.Path) -> Iterator[pathlib.Path]:
+  """Creates a temporary directory that replaces `directory` once it is complete and on disk.
+
+  Leftovers of killed processes are removed first.
+
+  Yields:
+    The temporary directory, next to `directory`; it is removed if the block raises.
+
+  Raises:
+    OSError: the directory cannot be written; an existing one is then unchanged.
+  """
+  directory.parent.mkdir(parents=True, exist_ok=True)
+  remove_leftovers_of(directory)
+  temporary = temporary_path(directory)
+  temporary.mkdir()
+
+  try:
+    yield temporary
+    for path in (*temporary.rglob('*'), temporary):
+      sync(path)
+    replace_directory(temporary, directory)
+    sync(directory.parent)
+  except BaseException:
+    shutil.rmtree(temporary, ignore_errors=True)
+    raise
+
+
 def replace_directory(temporary: pathlib.Path, directory: pathlib.Path) -> None:
   """Renames a complete `temporary_path(directory)` to `directory`, which may exist.
 

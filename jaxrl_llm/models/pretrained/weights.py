@@ -240,8 +240,7 @@ def _map(path: pathlib.Path) -> mmap.mmap:
 def new_directory(directory: str | os.PathLike) -> Iterator[pathlib.Path]:
   """Creates a temporary directory that is renamed to `directory` once it is complete and on disk.
 
-  Leftovers of killed processes are removed first (training/files.py describes how they are
-  recognised).
+  As `files.atomic_directory`, but never in place of files that exist.
 
   Args:
     directory: new or empty directory.
@@ -257,22 +256,10 @@ def new_directory(directory: str | os.PathLike) -> Iterator[pathlib.Path]:
   if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
     raise ValueError(f'a checkpoint needs a new or empty directory, got {directory}')
 
-  directory.parent.mkdir(parents=True, exist_ok=True)
-  files.remove_leftovers_of(directory)
   earlier = directory.with_name(f'.{directory.name}.incomplete')  # The name in earlier versions.
   shutil.rmtree(earlier, ignore_errors=True)
-  temporary = files.temporary_path(directory)
-  temporary.mkdir()
-
-  try:
+  with files.atomic_directory(directory) as temporary:
     yield temporary
-    for path in (*temporary.rglob('*'), temporary):
-      files.sync(path)
-    os.replace(temporary, directory)
-    files.sync(directory.parent)
-  except BaseException:
-    shutil.rmtree(temporary, ignore_errors=True)
-    raise
 
 
 def write(
