@@ -57,7 +57,9 @@ def _arm(
 def _all_arms(task: str):
   """Every algorithm, with a KL coefficient of 0.05 (A*-PO has its own weight for it)."""
   rates, kl = LEARNING_RATES[task], dict(kl_coefficient=0.05, temperature=1.0)
-  arm = lambda name, file, algorithm, **options: _arm(file, algorithm, rates[name], **options)
+
+  def arm(name, file, algorithm, **options):
+    return _arm(file, algorithm, rates[name], **options)
 
   # A learned reward is never simply wrong, so there is nothing to filter.
   filtered = {} if task == 'summarisation' else {'a_star_po_filtered': arm(
@@ -85,10 +87,12 @@ def _dialogue_arms(num_turns: int):
   """
   rates, common = LEARNING_RATES['dialogue'], dict(num_epochs=2, temperature=1.0)
   kl = dict(kl_coefficient=0.05, **common)
-  arm = lambda name, file, algorithm, **options: _arm(
-      file, algorithm, rates[name], kind=arena_config.DialogueArmConfig, **options)
-  whole = lambda eta=2.0, **options: arm(
-      'refuel', 'refuel', refuel.Config(eta=eta, **kl, **options))
+
+  def arm(name, file, algorithm, **options):
+    return _arm(file, algorithm, rates[name], kind=arena_config.DialogueArmConfig, **options)
+
+  def whole(eta=2.0, **options):
+    return arm('refuel', 'refuel', refuel.Config(eta=eta, **kl, **options))
 
   last_turn = {}
   for prefix in ('offline', 'mixed', 'own'):

@@ -331,10 +331,10 @@ def _group_sentence(study, costs, sizes) -> str:
       needed = []
       for size in sizes:
         model = next(iter(study.layouts.values())).apply_to(study.models[size])
-        total = lambda k, m=model, r=recipe: cost_model.iteration(
-            m, _with_samples(r, k), study.workload)['total']
+        one, two = (cost_model.iteration(
+            model, _with_samples(recipe, k), study.workload)['total'] for k in (1, 2))
         wanted = costs.flops(size, _OURS, stage1=True) / costs.time(size, name)
-        needed.append(1 + (wanted - total(1)) / (total(2) - total(1)))
+        needed.append(1 + (wanted - one) / (two - one))
       return (f'The group size of {recipe.label} is ours ({recipe.samples}): the published times '
               f'correspond to the operations of {_span(needed)} samples per prompt.')
   return ''

@@ -202,6 +202,10 @@ def curve(chances: np.ndarray, choices: np.ndarray) -> tuple[np.ndarray, np.ndar
   return middle, np.array(mean), np.array(error)
 
 
+def _colour(method: str) -> str:
+  return _COLOURS['glm_hmm' if method.startswith('glm_hmm') else method]
+
+
 def write_figure(
     run: launch.Run,
     predictions: Mapping[str, Mapping[str, np.ndarray]],
@@ -214,13 +218,10 @@ def write_figure(
   real = _real(predictions) or list(predictions)
   largest = _largest_fit(numbers)
 
-  def colour(method):
-    return _COLOURS['glm_hmm' if method.startswith('glm_hmm') else method]
-
   def draw(axes, source, method, chances, choices):
     x, mean, error = curve(chances, choices)
-    axes.plot(x, mean, color=colour(method), label=label(method), marker='o', ms=3, lw=1.4)
-    axes.fill_between(x, mean - error, mean + error, color=colour(method), alpha=.15, lw=0)
+    axes.plot(x, mean, color=_colour(method), label=label(method), marker='o', ms=3, lw=1.4)
+    axes.fill_between(x, mean - error, mean + error, color=_colour(method), alpha=.15, lw=0)
     rows.extend((source, method, *row) for row in zip(x, mean, error))
 
   with figures.figure(path, 3, title='In-context prediction of mouse choices') as panels:
@@ -234,7 +235,7 @@ def write_figure(
                           for key in (f'online/{method}', 'online/choices'))
       draw(panels[1], 'animals', method, chances, choices)
     for method in dict.fromkeys(('glm', largest)):
-      panels[1].axhline(numbers[f'mean/{method}/accuracy'], color=colour(method), ls='--',
+      panels[1].axhline(numbers[f'mean/{method}/accuracy'], color=_colour(method), ls='--',
                         label=f'{label(method)}, all training sessions')
     panels[1].set_title('animals, ± standard error over windows')
 
@@ -244,25 +245,31 @@ def write_figure(
                ylim=(.45, 1))
       axes.legend(frameon=False, fontsize=6)
 
-    shown = [largest if name == 'glm_hmm' else name for name in _SHOWN]
-    shown = [method for method in shown  # 'bayes' is known for simulated mice only.
-             if any(f'mice/{name}/{method}/accuracy' in numbers for name in predictions)]
-    for index, method in enumerate(shown):
-      x = np.arange(len(predictions)) + (index - (len(shown) - 1) / 2) * .8 / len(shown)
-      height, error = ([numbers.get(f'mice/{name}/{method}/{part}', np.nan) for name in predictions]
-                       for part in ('accuracy', 'accuracy_se'))
-      panels[2].bar(x, height, .8 / len(shown), yerr=error, color=colour(method),
-                    label=label(method), error_kw={'lw': .8})
-
-    panels[2].axhline(.5, color='0.4', lw=.8, ls=':', zorder=0)  # Chance.
-    panels[2].set_xticks(range(len(predictions)), list(predictions), rotation=30, fontsize=7)
-    # Room for the legend above the bars.
-    panels[2].set(ylim=(.45, 1.12), yticks=np.arange(.5, 1.01, .1), ylabel='accuracy',
-                  title='held-out sessions, ± standard error over folds')
-    panels[2].legend(frameon=False, fontsize=6, ncols=2, loc='upper left')
+    _draw_bars(panels[2], list(predictions), largest, numbers)
 
   metrics.write_csv_atomic(
       path.with_suffix('.csv'), ['of', 'method', 'trials_read', 'accuracy', 'standard_error'], rows)
+
+
+def _draw_bars(axes, names: list[str], largest: str, numbers: Mapping[str, float]) -> None:
+  """Draws the accuracy of each method on the held-out sessions of each animal."""
+  shown = [largest if name == 'glm_hmm' else name for name in _SHOWN]
+  shown = [method for method in shown  # 'bayes' is known for simulated mice only.
+           if any(f'mice/{name}/{method}/accuracy' in numbers for name in names)]
+
+  for index, method in enumerate(shown):
+    x = np.arange(len(names)) + (index - (len(shown) - 1) / 2) * .8 / len(shown)
+    height, error = ([numbers.get(f'mice/{name}/{method}/{part}', np.nan) for name in names]
+                     for part in ('accuracy', 'accuracy_se'))
+    axes.bar(x, height, .8 / len(shown), yerr=error, color=_colour(method), label=label(method),
+             error_kw={'lw': .8})
+
+  axes.axhline(.5, color='0.4', lw=.8, ls=':', zorder=0)  # Chance.
+  axes.set_xticks(range(len(names)), names, rotation=30, fontsize=7)
+  # Room for the legend above the bars.
+  axes.set(ylim=(.45, 1.12), yticks=np.arange(.5, 1.01, .1), ylabel='accuracy',
+           title='held-out sessions, ± standard error over folds')
+  axes.legend(frameon=False, fontsize=6, ncols=2, loc='upper left')
 
 
 def write(

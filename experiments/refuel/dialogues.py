@@ -422,7 +422,10 @@ def _filter(
 def _fits(candidate, config, shape, frame) -> bool:
   """Checks the limits of all messages except the first, and of replies if `filter_replies`."""
   _, message, reply = shape.of(candidate)
-  length = lambda text: len(frame.encode(text)) + len(frame.close_ids)
+
+  def length(text):
+    return len(frame.encode(text)) + len(frame.close_ids)
+
   return all(len(frame.write(text)) <= message for text in candidate['questions'][1:]) and not (
       config.filter_replies and any(length(text) > reply for text in candidate['replies']))
 

@@ -84,7 +84,9 @@ class Classifier:
     params = self._network.init(rng.stream_key(key, rng.INIT))
     state = self._algorithm.init(rng.stream_key(key, rng.DROPOUT), {'network': params})
 
-    step = lambda state, _: (self._algorithm.train_step(state, batch)[0], None)
+    def step(state, _):
+      return self._algorithm.train_step(state, batch)[0], None
+
     state, _ = jax.lax.scan(step, state, length=self._config.steps)
     outputs = self._network.apply(
         state.params['network'], network.Inputs(features, adjacency, adjacency))

@@ -97,9 +97,11 @@ def keep_pairs(
   References:
     Gao et al., 2024, REFUEL, arXiv 2410.04612; released code `setting_one/tokenize_mask.py`.
   """
-  at = lambda array: np.take_along_axis(
-      array, np.reshape(turn, np.shape(turn) + (1,) * (array.ndim - np.ndim(turn))),
-      axis=np.ndim(turn))
+  def at(array):
+    """The entries of each dialogue at its turn."""
+    index = np.reshape(turn, np.shape(turn) + (1,) * (array.ndim - np.ndim(turn)))
+    return np.take_along_axis(array, index, axis=np.ndim(turn))
+
   equal = (at(first.reply_lengths) == at(second.reply_lengths))[..., 0] & np.all(
       at(first.replies) == at(second.replies), axis=(-1, -2))
 

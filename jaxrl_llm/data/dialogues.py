@@ -147,8 +147,9 @@ class Dialogues:
                     self.message_lengths[..., turn] if answered else np.zeros(lead, np.int32), -1,
                     nothing.astype(np.float32)))
 
-    join = lambda arrays, dtype: np.concatenate(
-        [np.zeros((*lead, 0), dtype), *arrays], axis=-1)
+    def join(arrays, dtype):
+      return np.concatenate([np.zeros((*lead, 0), dtype), *arrays], axis=-1)
+
     return (
         join([part[0] for part in parts], np.int32),
         join([np.arange(p[0].shape[-1]) < p[1][..., None] for p in parts], bool),

@@ -103,7 +103,10 @@ def make(config: EncoderConfig) -> EncoderFns:
   config = dataclasses.replace(config)
   config.validate()
   hidden = functools.partial(_hidden, config)
-  embed = lambda params, tokens, valid: pool(config, hidden(params, tokens, valid), valid)
+
+  def embed(params, tokens, valid):
+    return pool(config, hidden(params, tokens, valid), valid)
+
   return EncoderFns(functools.partial(_init, config), hidden, embed)
 
 
@@ -167,8 +170,10 @@ def _init(config: EncoderConfig, key: jax.Array) -> dict:
   """Draws the parameters, float32."""
   layer_config = _layer_config(config)
   x = jnp.zeros((1, config.width))
-  init_block = lambda block_key: _Block(layer_config).init(
-      block_key, x, valid=jnp.ones((1, 1), bool))['params']
+
+  def init_block(block_key):
+    return _Block(layer_config).init(block_key, x, valid=jnp.ones((1, 1), bool))['params']
+
   *embed_keys, layer_key, norm_key = (jax.random.fold_in(key, i) for i in range(5))
 
   rows = {

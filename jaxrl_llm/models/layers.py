@@ -100,7 +100,10 @@ def elementwise(function: Callable[..., jax.Array], *arrays: jax.Array) -> jax.A
   dtype = arrays[0].dtype
   if dtype == jnp.float32:
     return function(*arrays)
-  widened = lambda *arrays: rounded(function(*(x.astype(jnp.float32) for x in arrays)), dtype)
+
+  def widened(*arrays):
+    return rounded(function(*(x.astype(jnp.float32) for x in arrays)), dtype)
+
   return jax.checkpoint(widened, prevent_cse=False)(*arrays)
 
 

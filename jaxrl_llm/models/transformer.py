@@ -194,9 +194,10 @@ def _rotary(config, positions):
   """Returns rotary tables, a pair for (sliding, full) layers if they differ, or None."""
   if config.positions != 'rope':
     return None
-  tables = lambda local: layers.rotary_tables(
-      positions, layers.rotary_frequencies(config, local=local)
-  )
+
+  def tables(local):
+    return layers.rotary_tables(positions, layers.rotary_frequencies(config, local=local))
+
   return (tables(True), tables(False)) if config.rope_local_theta else tables(False)
 
 
@@ -216,7 +217,9 @@ def _scanned(sliding):
 
 
 def _run_without_cache(config, run_block, params, x):
-  keep = lambda key, value: (key, value)
+  def keep(key, value):
+    return key, value
+
   for stack, _, sliding in _stacks(config, params):
 
     def body(x, scanned, sliding=sliding):

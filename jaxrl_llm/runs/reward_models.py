@@ -116,7 +116,10 @@ def load(setup: setup_lib.Setup) -> RewardModel:
   params = source.load(setup_lib.abstract_params(network, setup.mesh))
   if reads_ids:
     read = id_scorer(model)
-    score = lambda rollouts, examples, num_parts: read(params, rollouts, num_parts)
+
+    def score(rollouts, examples, num_parts):
+      del examples  # Read from the ids of the roll-outs.
+      return read(params, rollouts, num_parts)
   else:
     score = _text_scorer(setup, source, network, params)
 

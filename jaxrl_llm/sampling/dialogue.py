@@ -236,8 +236,12 @@ def as_rollouts(samples: Sequence[Dialogues], turn: np.ndarray) -> tuple[Rollout
   """
   parts = [dialogues.continuation() for dialogues in samples]
   axis = np.ndim(turn)
-  stack = lambda arrays: np.stack(arrays, axis=axis)
-  at_turn = lambda array: np.take_along_axis(array, np.asarray(turn)[..., None], axis=-1)[..., 0]
+
+  def stack(arrays):
+    return np.stack(arrays, axis=axis)
+
+  def at_turn(array):
+    return np.take_along_axis(array, np.asarray(turn)[..., None], axis=-1)[..., 0]
 
   rollouts = Rollouts(
       prompts=samples[0].prompts,

@@ -213,8 +213,8 @@ def apply_gradients(
     global norm before any clipping.
   """
   def select(taken, apply, keep, *operands):
-    pick = lambda new, old: jnp.where(taken, new, old)
-    return jax.tree.map(pick, apply(*operands), keep(*operands))
+    return jax.tree.map(
+        lambda new, old: jnp.where(taken, new, old), apply(*operands), keep(*operands))
 
   return _update(optimizer, state, lambda: gradients, allowed, choose=select)
 
@@ -351,7 +351,9 @@ def _accumulate(
 
 def _divide(totals: Params, weight: Array, params: Params) -> Params:
   """Returns the gradients of a mean, in the dtype of their parameters."""
-  mean = lambda total, param: WeightedMean(total, weight).value().astype(param.dtype)
+  def mean(total, param):
+    return WeightedMean(total, weight).value().astype(param.dtype)
+
   return jax.tree.map(mean, totals, params)
 
 
@@ -371,8 +373,10 @@ def _update(
   selected.
   """
   def apply(step, params, opt_state):
+    def step_by(update, param):
+      return param if update is None else optax.apply_updates(param, update)
+
     updates, opt_state = optimizer.update(compute_gradients(), opt_state, params)
-    step_by = lambda update, param: param if update is None else optax.apply_updates(param, update)
     return step + 1, jax.tree.map(step_by, updates, params, is_leaf=_is_none), opt_state
 
   norm = optax.tree.norm(_at_least_float32(compute_gradients()))
@@ -442,5 +446,8 @@ def _all_finite(metrics: Metrics) -> Array:
 
 
 def _at_least_float32(tree: Any) -> Any:
-  widen = lambda leaf: leaf.astype(jnp.promote_types(leaf.dtype, jnp.float32))
-  return jax.tree.map(lambda leaf: widen(jnp.asarray(leaf)), tree)
+  def widen(leaf):
+    leaf = jnp.asarray(leaf)
+    return leaf.astype(jnp.promote_types(leaf.dtype, jnp.float32))
+
+  return jax.tree.map(widen, tree)

@@ -12,7 +12,7 @@ import json
 import os
 import pathlib
 from collections.abc import Iterator, Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -125,19 +125,27 @@ def save(
   if left:
     raise ValueError(f'{model_type} has no module for the adapter of {min(left)}')
 
+  fields = _config_fields(lora_config, ranks, base=base, inputs_first=inputs_first)
+  with weights.new_directory(directory) as folder:
+    (folder / adapter_config.FILE).write_text(json.dumps(fields, indent=2) + '\n', encoding='utf-8')
+    safetensors_numpy.save_file(tensors, folder / _TENSORS, metadata={'format': 'pt'})
+
+
+def _config_fields(
+    lora_config: lora.LoraConfig, ranks: Mapping[str, int], *, base: str | None, inputs_first: bool
+) -> dict[str, Any]:
+  """Returns the contents of adapter_config.json for modules of the given ranks, by target."""
+  def scaled(rank):
+    return _plain(lora_config.alpha * rank / lora_config.rank)
+
   others = {target: rank for target, rank in ranks.items() if rank != lora_config.rank}
-  scaled = lambda rank: _plain(lora_config.alpha * rank / lora_config.rank)
-  fields = {
+  return {
       'peft_type': 'LORA', 'task_type': 'CAUSAL_LM', 'base_model_name_or_path': base,
       'inference_mode': True, 'r': lora_config.rank, 'lora_alpha': scaled(lora_config.rank),
       'rank_pattern': others, 'target_modules': list(ranks),
       'alpha_pattern': {target: scaled(rank) for target, rank in others.items()},
       'fan_in_fan_out': inputs_first, 'lora_dropout': 0.0, 'bias': 'none',
   }
-
-  with weights.new_directory(directory) as folder:
-    (folder / adapter_config.FILE).write_text(json.dumps(fields, indent=2) + '\n', encoding='utf-8')
-    safetensors_numpy.save_file(tensors, folder / _TENSORS, metadata={'format': 'pt'})
 
 
 def is_adapters(directory: str | os.PathLike) -> bool:
@@ -353,7 +361,10 @@ def _split(
   stacked_b = [np.stack(layers) for layers in zip(*parts)]  # [N, R, out] per kernel.
   blocks = [slice(k * rank, (k + 1) * rank) for k in range(len(stacked_b))]
   total = stacked_a.shape[-1]
-  outside = lambda k: np.delete(stacked_b[k], np.r_[blocks[k]], axis=1)
+
+  def outside(k):
+    """Rows of the k-th kernel that are not in its block."""
+    return np.delete(stacked_b[k], np.r_[blocks[k]], axis=1)
 
   # `save` writes separate blocks; otherwise every kernel gets the whole A.
   if total != len(blocks) * rank or any(outside(k).any() for k in range(len(blocks))):
