@@ -52,7 +52,7 @@ def main(run: launch.Run) -> None:
         'policy': fingerprint.of_params(params),
         'data': model_files.fingerprint(metrics.plain(encoded.examples)),
     })
-    records = respond(setup, params, encoded, provenance)
+    records = respond(setup, params, encoded, {**provenance, 'run': run.identity})
 
   numbers = summarize(records)
   table = _table(numbers)

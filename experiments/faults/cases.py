@@ -142,15 +142,15 @@ class Campaign:
             f'{ended.stderr[-300:]}')
 
   def _run(
-      self, target: targets.Target, workdir: pathlib.Path, *arguments: str, **options: Any
+      self, target: targets.Target, workdir: pathlib.Path, *arguments: str,
+      logs: pathlib.Path | None = None, **options: Any
   ) -> processes.Ended:
-    """Runs a target on a workdir."""
+    """Runs a target on a workdir; its output goes to a directory beside it, or to `logs`."""
     workdir.parent.mkdir(parents=True, exist_ok=True)
     command = [*target.arguments(self.inputs), f'--workdir={workdir}', *arguments]
-    logs = workdir.with_name(f'{workdir.name}.log')
     return self._server.run(
-        f'experiments.{target.program}', command, logs, time_limit=self._config.time_limit,
-        **options)
+        f'experiments.{target.program}', command, logs or workdir.with_name(f'{workdir.name}.log'),
+        time_limit=self._config.time_limit, **options)
 
   def run(self, case: Case) -> dict[str, Any]:
     """Runs a case; returns its record: kind, target, detail, outcome and the line printed."""
@@ -216,7 +216,8 @@ class Campaign:
     room = int(rng.uniform(0.02, 1.0) * sum(sizes))
     with _small_disk(scratch / 'disk', room) as is_mounted:
       limit = None if is_mounted else rng.randrange(max(sizes))
-      ended = self._run(target, scratch / 'disk' / 'run', file_bytes=limit)
+      ended = self._run(
+          target, scratch / 'disk' / 'run', logs=scratch / 'log', file_bytes=limit)
       workdir = scratch / 'run'
       if (scratch / 'disk' / 'run').exists():
         shutil.copytree(scratch / 'disk' / 'run', workdir)

@@ -173,7 +173,7 @@ def _train(run, stopper, writer, bar, arm, params, make, done) -> Params:
   params = {'policy': jax.tree.map(jnp.copy, params)}  # The step donates them.
   state = TrainState.create(params, optimizer, rng.base_key(config.seed))
 
-  saved = checkpoints.Checkpoints(run.workdir / 'checkpoints' / arm)
+  saved = checkpoints.Checkpoints(run.workdir / 'checkpoints' / arm, identity=run.identity)
   with contextlib.closing(saved):
     keeper = loop.Keeper(
         saved, files={'metrics': writer}, total=steps, save_every=config.save_every,

@@ -81,7 +81,7 @@ def train(run: launch.Run, policy: ModelFns, stopper: loop.Stopper) -> Params:
       key, {'policy': jax.jit(policy.init)(rng.stream_key(key, rng.Stream.INIT))})
   train_step = step_lib.jit_train_step(algorithm.train_step)
 
-  saved = checkpoints.Checkpoints(run.workdir / 'checkpoints')
+  saved = checkpoints.Checkpoints(run.workdir / 'checkpoints', identity=run.identity)
   with contextlib.closing(saved), contextlib.closing(metrics.MetricsWriter(run.workdir)) as writer:
     keeper = loop.Keeper(
         saved, files={'metrics': writer}, total=config.steps, save_every=config.save_every,

@@ -82,10 +82,11 @@ def train(setup: setup_lib.Setup, files: dict) -> dict:
       checkpoints.save_params(path, plain, {
           **setup.metadata(), 'fingerprint': fingerprint.of_params(plain),
           'progress': dataclasses.asdict(progress), 'counts': pairs.counts, 'kept': fingerprints,
+          'run': setup.run.identity,
       })
 
     plain, metadata = checkpoints.load_params(
-        path, setup.abstract_params, expected=setup.identity())
+        path, setup.abstract_params, expected={**setup.identity(), 'run': setup.run.identity})
     if metadata['kept'] != fingerprints:
       raise ValueError(
           f'{path} came from the reference and reward model {metadata["kept"]}, this run has '

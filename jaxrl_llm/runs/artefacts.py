@@ -115,9 +115,9 @@ def read(path: pathlib.Path, identity: Mapping[str, Any]) -> Any:
   if document['sha256'] != actual:
     raise Damaged(path, 'it is damaged (its content does not match its digest)')
 
-  differences = _differences(header['identity'], metrics.plain(identity))
-  if differences:
-    raise Damaged(path, 'it was made for something else: ' + '; '.join(differences[:3]))
+  different = differences(header['identity'], metrics.plain(identity))
+  if different:
+    raise Damaged(path, 'it was made for something else: ' + '; '.join(different[:3]))
   return content
 
 
@@ -154,11 +154,11 @@ def _digest_of_arrays(header: Mapping[str, Any], arrays: Mapping[str, np.ndarray
   return digest.hexdigest()
 
 
-def _differences(theirs: Any, ours: Any, name: str = '') -> list[str]:
+def differences(theirs: Any, ours: Any, name: str = '') -> list[str]:
   """Lists the fields in which two identities differ, with both values."""
   if isinstance(theirs, dict) and isinstance(ours, dict):
     return [
         line for key in dict.fromkeys([*theirs, *ours])
-        for line in _differences(
+        for line in differences(
             theirs.get(key, 'absent'), ours.get(key, 'absent'), f'{name}.{key}'.strip('.'))]
   return [] if theirs == ours else [f'{name} is {theirs!r} there, {ours!r} here']

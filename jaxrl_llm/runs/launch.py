@@ -27,7 +27,6 @@ import signal
 import subprocess
 import sys
 import sysconfig
-import threading
 import time
 import traceback
 import typing
@@ -36,7 +35,15 @@ from typing import Any
 
 from absl import flags
 
-from jaxrl_llm.runs import artefacts, command_line, compile_cache, memory, processor
+from jaxrl_llm.runs import (
+  artefacts,
+  command_line,
+  compile_cache,
+  interrupts,
+  logs,
+  memory,
+  processor,
+)
 from jaxrl_llm.runs.command_line import UsageError
 from jaxrl_llm.runs.results import read_results
 from jaxrl_llm.tables.digests import with_digest
@@ -107,7 +114,7 @@ class Run:
     self._earlier_seconds, self.marks, self.processors = 0.0, {}, [here]
     if self._clock_path.exists():
       try:
-        clock = artefacts.read(self._clock_path, self._identity)
+        clock = artefacts.read(self._clock_path, self.identity)
       except artefacts.Damaged as error:  # Nothing that is computed depends on it.
         print(f'warning: {error.path} is ignored, and seconds count from now: {error.problem}',
               file=sys.stderr, flush=True)
@@ -131,7 +138,8 @@ class Run:
     return self.workdir / 'table.md'
 
   @property
-  def _identity(self) -> dict[str, Any]:
+  def identity(self) -> dict[str, Any]:
+    """What the run computes depends on: saved with what it keeps, and compared on resume."""
     return {'experiment': self.experiment, 'config': computing_config(self.config)}
 
   @property
@@ -146,7 +154,7 @@ class Run:
     """Saves `wall_seconds` for a process that resumes; call it with each checkpoint."""
     clock = {
         'wall_seconds': self.wall_seconds(), 'marks': self.marks, 'processors': self.processors}
-    artefacts.write(self._clock_path, clock, self._identity, commit=self.commit)
+    artefacts.write(self._clock_path, clock, self.identity, commit=self.commit)
 
   def open_metrics(self) -> contextlib.closing:
     """Opens the `MetricsWriter` of a program that trains, as a context manager."""
@@ -282,6 +290,7 @@ def write_results(run: Run, numbers_: Mapping[str, Any]) -> pathlib.Path:
   for name, value in results.items():
     if isinstance(value, bool) or not isinstance(value, (numbers.Real, str)):
       raise ValueError(f'results must be numbers and strings, got {value!r} ({name})')
+  logs.write(run.workdir)
   metrics.write_json_atomic(run.results_path, with_digest(results))
   return run.results_path
 
@@ -349,11 +358,12 @@ def _prepare_workdir(workdir: pathlib.Path, config: Any, experiment: str, spec: 
 
   if differences:
     listed = '; '.join(f'{name}: {old!r} there, {new!r} given' for name, old, new in differences)
-    raise UsageError(f'{workdir} belongs to another config ({listed}); give another --workdir')
+    raise UsageError(f'{path} is of another config ({listed}); give another --workdir')
 
   files.remove_leftovers(workdir)
   if (workdir / 'results.json').exists():
     read_results(workdir / 'results.json', experiment=experiment, seed=config.seed)
+    logs.check(workdir)
     print(f'This run is complete: {workdir / "results.json"}')
     if (workdir / 'table.md').exists():
       print(f'Its table, {workdir / "table.md"}:\n\n{(workdir / "table.md").read_text()}')
@@ -398,7 +408,7 @@ def _differences(earlier: Any, ours: Any, name: str) -> Iterator[tuple[str, Any,
 
 
 def _exit_with_one_line(start: Callable[[], None], *, name: str, debug: bool) -> typing.NoReturn:
-  _stop_as_ctrl_c()
+  interrupts.end_as_ctrl_c()
 
   try:
     start()
@@ -421,45 +431,6 @@ def _exit_with_one_line(start: Callable[[], None], *, name: str, debug: bool) ->
     print(f'{name}: error: {line}', file=sys.stderr)
     sys.exit(2)
   sys.exit(0)
-
-
-def _stop_as_ctrl_c() -> None:
-  """Lets SIGTERM (preemption) and SIGHUP (a closed terminal) end the process as Ctrl-C does.
-
-  A program that can save first handles them itself (`loop.Stopper`). Under nohup, SIGHUP is ignored
-  and stays so. A repeated SIGTERM or SIGHUP is ignored: senders repeat them.
-  """
-  received = loop.early_signals
-  received.clear()
-
-  def handle(number: int, frame: Any) -> None:
-    is_first = not received
-    received.append(number)
-    if number == signal.SIGHUP:
-      loop.leave_terminal()
-    if is_first or number == signal.SIGINT:
-      signal.default_int_handler(number, frame)
-
-  def deliver_again(unraisable: Any) -> None:
-    """Delivers a signal again whose exception was discarded by a callback, such as JAX's of gc."""
-    if not issubclass(unraisable.exc_type, KeyboardInterrupt):
-      previous(unraisable)
-      return
-    number = received.pop() if received else signal.SIGINT
-    received.clear()
-    # Later, outside the callback; a real signal, because that ends a system call too.
-    timer = threading.Timer(
-        0.05, signal.pthread_kill, [threading.main_thread().ident, number])
-    timer.daemon = True
-    timer.start()
-
-  previous = getattr(sys.unraisablehook, 'previous', sys.unraisablehook)
-  deliver_again.previous = previous
-  sys.unraisablehook = deliver_again
-
-  for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-    if signal.getsignal(number) in (signal.SIG_DFL, signal.default_int_handler):
-      signal.signal(number, handle)
 
 
 def _function_of_ours(error: BaseException) -> str:

@@ -12,6 +12,7 @@ import pathlib
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from jaxrl_llm.runs import artefacts
 from jaxrl_llm.runs.command_line import UsageError
 from jaxrl_llm.training import metrics
 
@@ -90,9 +91,7 @@ def _read(
     lines.append(line)
 
   if lines and lines[0] != provenance:
-    differing = '; '.join(
-        f'{name}: {lines[0].get(name)!r} there, {value!r} now'
-        for name, value in provenance.items() if lines[0].get(name) != value)
+    differing = '; '.join(artefacts.differences(lines[0], provenance)[:3])
     raise UsageError(f'{path} holds samples of something else ({differing}): remove it')
 
   count = len(lines) - bool(lines)

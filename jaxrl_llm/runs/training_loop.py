@@ -126,7 +126,8 @@ def start(
   Raises:
     ValueError: if the checkpoint was made with another frozen part.
   """
-  saved = checkpoints.Checkpoints(setup.run.workdir / 'checkpoints' / name)
+  saved = checkpoints.Checkpoints(
+      setup.run.workdir / 'checkpoints' / name, identity=setup.run.identity)
   keeper = loop.Keeper(
       saved, files=files, total=total, save_every=save_every, stopper=setup.stopper,
       on_save=setup.run.save_clock, base_positions=base_positions,

@@ -11,6 +11,7 @@ on disk therefore do not depend on Python classes, and a mismatch can name the p
 
 import contextlib
 import errno
+import functools
 import logging
 import os
 import pathlib
@@ -53,13 +54,18 @@ class Restored(NamedTuple):
 class Checkpoints:
   """The checkpoints of one run: saves asynchronously, keeps the newest few, restores."""
 
-  def __init__(self, directory: str | os.PathLike, *, keep: int = 2):
+  def __init__(
+      self, directory: str | os.PathLike, *, keep: int = 2,
+      identity: Mapping[str, Any] | None = None,
+  ):
     """Opens the directory and removes what a killed save left half-written.
 
     Args:
       directory: where the checkpoints are; created if missing.
       keep: how many of the newest checkpoints to keep; at least 2, so that one is left if the
         newest turns out to be corrupt.
+      identity: what the states depend on (`launch.Run.identity`): saved with each, and compared
+        when one is restored.
 
     Raises:
       ValueError: if `keep` is below 2.
@@ -69,6 +75,7 @@ class Checkpoints:
 
     _quiet_libraries()
     self._directory = pathlib.Path(directory).absolute()
+    self._identity = metrics.plain(identity or {})
     self._saving: int | None = None
 
     with _one_line_errors(self._directory):
@@ -104,7 +111,7 @@ class Checkpoints:
       OSError: if the disk is full, now or in the previous save; complete checkpoints stay usable.
     """
     arrays, tree = _flatten(state)
-    document = {'metadata': metrics.plain(metadata), 'tree': tree}
+    document = {'metadata': metrics.plain(metadata), 'tree': tree, 'identity': self._identity}
 
     with _one_line_errors(self._directory, on_failure=self._remove_temporary):
       self._manager.wait_until_finished()
@@ -145,8 +152,8 @@ class Checkpoints:
       The checkpoint, or None if there is none.
 
     Raises:
-      CheckpointError: if all are corrupt, or the newest intact one has different parameters (the
-        message names the first that differs).
+      CheckpointError: if all are corrupt, or the newest intact one is of another run or has
+        different parameters (the message names the first that differs).
     """
     self.wait()
     steps = self.steps()
@@ -159,6 +166,7 @@ class Checkpoints:
       problem = _find_damage(folder)
 
       if problem is None:
+        self._check_identity(folder)
         state, metadata = _read(folder, abstract_state)
         return Restored(step, state, metadata, self._set_aside(problems, step))
       problems[step] = problem
@@ -171,6 +179,13 @@ class Checkpoints:
           'remove the folder to start over'
       )
     return None
+
+  def _check_identity(self, folder: pathlib.Path) -> None:
+    saved = _read_document(folder).get('identity')  # Absent in earlier versions.
+    for name, ours, theirs in _differences(self._identity, saved) if saved else ():
+      raise CheckpointError(
+          f'{folder} is a checkpoint of another run ({name}: {theirs!r} there, {ours!r} now): '
+          'remove it, or give another --workdir')
 
   def _set_aside(self, problems: dict[int, str], good_step: int) -> list[str]:
     warnings = []
@@ -465,14 +480,22 @@ def _quiet_libraries() -> None:
   """Silences Orbax's logging on the terminal; anything important is raised or returned."""
   absl_logging.set_verbosity(absl_logging.FATAL)
   logging.getLogger('asyncio').setLevel(logging.CRITICAL)
-  if sys.unraisablehook is sys.__unraisablehook__:
-    sys.unraisablehook = _print_unraisable
+  _drop_late_failures()
 
 
-def _print_unraisable(unraisable: Any) -> None:
-  # One array that cannot be written ends Orbax's event loop. Every other array then fails too and
-  # would print a traceback from a TensorStore thread; the first failure, which is raised, suffices.
-  if str(unraisable.exc_value) != 'Event loop is closed':
-    sys.__unraisablehook__(unraisable)
+@functools.cache
+def _drop_late_failures() -> None:
+  """Drops what TensorStore's threads print after a failed save; installed once.
+
+  One array that cannot be written ends Orbax's event loop. Every other array then fails too and
+  would print a traceback; the first failure, which is raised, suffices.
+  """
+  previous = sys.unraisablehook
+
+  def hook(unraisable: Any) -> None:
+    if str(unraisable.exc_value) != 'Event loop is closed':
+      previous(unraisable)
+
+  sys.unraisablehook = hook
 
 

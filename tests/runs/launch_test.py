@@ -262,7 +262,7 @@ def test_a_damaged_complete_run_is_refused(binary, tmp_path):
 def test_workdir_of_another_config_is_refused_with_the_fields_that_differ(binary):
   assert binary('--workdir=w').returncode == 0
   done = binary('--workdir=w', '--config.seed=2', '--config.optimizer.warmup=7')
-  _assert_one_line(done, 'w belongs to another config (config.seed: 0 there, 2 given; '
+  _assert_one_line(done, 'w/config.json is of another config (config.seed: 0 there, 2 given; '
                    'config.optimizer.warmup: 0 there, 7 given)')
 
 

@@ -109,7 +109,8 @@ def test_one_flipped_bit_never_changes_a_record(tmp_path):
 
 def test_records_of_something_else_are_refused_with_the_difference(tmp_path):
   _write(tmp_path / 'a.jsonl')
-  with pytest.raises(UsageError, match=r'holds samples of something else \(seed: 0 there, 1 now\)'):
+  message = r'holds samples of something else \(seed is 0 there, 1 here\)'
+  with pytest.raises(UsageError, match=message):
     _read(tmp_path / 'a.jsonl', provenance={**PROVENANCE, 'seed': 1})
 
 

@@ -175,7 +175,7 @@ def test_samples_and_checkpoints_of_another_reference_are_refused(runner, whole,
   original = running.results(whole.workdir)['fingerprint/reference']
   running.assert_one_line(
       runner.finish(workdir), 'stage1.jsonl holds samples of something else',
-      f"reference: '{original}' there, '{replaced}' now")
+      f"reference is '{original}' there, '{replaced}' here")
 
   # The checkpoint is also refused if the samples claim to be of the other reference.
   records_test.rewrite(workdir / 'stage1.jsonl', reference=replaced)

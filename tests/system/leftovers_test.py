@@ -134,7 +134,7 @@ def test_a_complete_run_is_cleaned_and_another_config_is_not(binary, tmp_path):
   other['config']['seed'] = 9
   (workdir / 'config.json').write_text(json.dumps(launch.with_digest(other)))
   done = binary(workdir)
-  assert done.returncode == 2 and 'belongs to another config' in done.stderr
+  assert done.returncode == 2 and 'config.json is of another config' in done.stderr
   assert stale.exists()
   (workdir / 'config.json').write_text(config)
   done = binary(workdir)

@@ -83,6 +83,22 @@ def test_restore_is_bit_identical(tmp_path, opened):
   assert float(draws[0]) == float(draws[1])
 
 
+def test_a_checkpoint_of_another_run_is_named(tmp_path, opened):
+  """Directories of checkpoints are copied by hand: their states would fit."""
+  state, ours = _state(3), {'experiment': 'sft', 'config': {'seed': 0}}
+  first = opened(tmp_path / 'c', identity=ours)
+  first.save(7, state, {})
+  first.wait()
+  assert opened(tmp_path / 'c', identity=ours).restore_latest(state).step == 7
+
+  other = opened(tmp_path / 'c', identity={'experiment': 'sft', 'config': {'seed': 1}})
+  with pytest.raises(checkpoints.CheckpointError) as error:
+    other.restore_latest(state)
+  assert str(error.value) == (
+      f'{tmp_path / "c" / "7"} is a checkpoint of another run (config.seed: 0 there, 1 now): '
+      'remove it, or give another --workdir')
+
+
 def test_saving_is_safe_under_donation(tmp_path, opened):
   """The saved state is the one before the step that reuses its buffers."""
   folder = opened(tmp_path / 'c')

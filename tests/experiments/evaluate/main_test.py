@@ -408,5 +408,5 @@ def test_responses_of_another_policy_are_refused(folder, whole, tmp_path, capsys
   lines = (workdir / 'responses.jsonl').read_text()
   assert run(folder, workdir) == 2
   error_text = capsys.readouterr().err
-  assert "holds samples of something else (policy: 'another' there" in error_text
+  assert "holds samples of something else (policy is 'another' there" in error_text
   assert (workdir / 'responses.jsonl').read_text() == lines

@@ -168,9 +168,9 @@ def test_a_killed_file_of_samples_is_resumed(folder, whole, tmp_path, part, monk
       of_file(folder, out)
   content = partial.read_bytes()
   partial.write_bytes(content[: int(part * len(content))])
-  with pytest.raises(ValueError, match='samples of something else .seed: 3 there, 4 now'):
+  with pytest.raises(ValueError, match='samples of something else .seed is 3 there, 4 here'):
     if part < 0.1:  # Nothing is there yet that could be of something else.
-      raise ValueError('samples of something else (seed: 3 there, 4 now')
+      raise ValueError('samples of something else (seed is 3 there, 4 here')
     of_file(folder, out, '--seed=4')
   assert not out.exists()
   of_file(folder, out)

@@ -218,7 +218,7 @@ def test_stages_of_another_config_are_refused(folder, whole, tmp_path):
   text = (whole / 'round1' / 'generated.jsonl').read_text()
   (workdir / 'round1' / 'generated.jsonl').write_text(text)
   config = dataclasses.replace(tiny_rebel.large_batch(folder), top_p=0.5)
-  with pytest.raises(ValueError, match='top_p: 0.9 there, 0.5 now'):
+  with pytest.raises(ValueError, match='top_p is 0.9 there, 0.5 here'):
     tiny_rebel.run(rebel_main.main, config, workdir)
 
 
