@@ -145,7 +145,7 @@ class Campaign:
       self, target: targets.Target, workdir: pathlib.Path, *arguments: str,
       logs: pathlib.Path | None = None, **options: Any
   ) -> processes.Ended:
-    """Runs a target on a workdir; its output goes to a directory beside it, or to `logs`."""
+    """Runs a target on a workdir; its output goes to a directory next to it, or to `logs`."""
     workdir.parent.mkdir(parents=True, exist_ok=True)
     command = [*target.arguments(self.inputs), f'--workdir={workdir}', *arguments]
     return self._server.run(

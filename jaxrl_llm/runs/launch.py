@@ -139,7 +139,7 @@ class Run:
 
   @property
   def identity(self) -> dict[str, Any]:
-    """What the run computes depends on: saved with what it keeps, and compared on resume."""
+    """Everything that the run depends on: saved with what it keeps, and compared on resume."""
     return {'experiment': self.experiment, 'config': computing_config(self.config)}
 
   @property
