@@ -55,8 +55,7 @@ class Checkpoints:
   """The checkpoints of one run: saves asynchronously, keeps the newest few, restores."""
 
   def __init__(
-      self, directory: str | os.PathLike, *, keep: int = 2,
-      identity: Mapping[str, Any] | None = None,
+      self, directory: str | os.PathLike, *, keep: int = 2, identity: Mapping[str, Any] | None = None
   ):
     """Opens the directory and removes what a killed save left half-written.
 
@@ -487,8 +486,8 @@ def _quiet_libraries() -> None:
 def _drop_late_failures() -> None:
   """Drops what TensorStore's threads print after a failed save; installed once.
 
-  One array that cannot be written ends Orbax's event loop. Every other array then fails too and
-  would print a traceback; the first failure, which is raised, suffices.
+  One array that cannot be written ends Orbax's event loop. Every other one then fails too, with a
+  traceback; the first failure, which is raised, suffices.
   """
   previous = sys.unraisablehook
 
