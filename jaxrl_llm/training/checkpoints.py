@@ -55,14 +55,14 @@ class Checkpoints:
   """The checkpoints of one run: saves asynchronously, keeps the newest few, restores."""
 
   def __init__(
-      self, directory: str | os.PathLike, *, keep: int = 2, identity: Mapping[str, Any] | None = None
+      self, directory: str | os.PathLike, *, keep: int = 2,
+      identity: Mapping[str, Any] | None = None,
   ):
     """Opens the directory and removes what a killed save left half-written.
 
     Args:
       directory: where the checkpoints are; created if missing.
-      keep: how many of the newest checkpoints to keep; at least 2, so that one is left if the
-        newest turns out to be corrupt.
+      keep: how many of the newest checkpoints to keep; at least 2, in case one is corrupt.
       identity: what the states depend on (`launch.Run.identity`): saved with each, and compared
         when one is restored.
 
@@ -174,9 +174,8 @@ class Checkpoints:
       newest = max(problems)
       raise CheckpointError(
           f'every checkpoint in {self._directory} is corrupt (steps '
-          f'{", ".join(str(step) for step in sorted(problems))}; {newest}: {problems[newest]}); '
-          'remove the folder to start over'
-      )
+          f'{", ".join(map(str, sorted(problems)))}; {newest}: {problems[newest]}); '
+          'remove the folder to start over')
     return None
 
   def _check_identity(self, folder: pathlib.Path) -> None:
