@@ -31,7 +31,7 @@ SLOTS = 64
 # body of a loop once.
 WIDE = configs.TransformerConfig(
     vocab_size=2048, num_layers=2, width=512, num_heads=4, num_kv_heads=2, head_dim=128,
-    mlp_width=1024, max_length=64, scan_unroll=0)
+    mlp_width=1024, max_length=64, scan_unroll=2)
 TINY = published.get_config('tiny')
 UNOPTIMISED = {'xla_backend_optimization_level': 0}  # Of machine code alone: quicker.
 OPTIMIZER = optim.make_optimizer(optim.OptimizerConfig())
