@@ -1,6 +1,5 @@
 """REBEL's online pipeline, end to end on tiny checkpoints and real prompts; resumed to the bit."""
 
-import dataclasses
 import json
 import shutil
 
@@ -101,17 +100,17 @@ def test_a_killed_run_of_the_online_pipeline_has_the_same_numbers(folder, online
 
 
 def test_a_replaced_reward_model_is_refused(folder, online, tmp_path):
-  workdir, reward, kept = tmp_path / 'run', folder / 'reward', tmp_path / 'reward'
+  workdir, reward, original = tmp_path / 'run', folder / 'reward', tmp_path / 'reward'
   shutil.copytree(online, workdir)
   model = huggingface.read_config(folder / 'policy').config
-  reward.rename(kept)
+  reward.rename(original)
   try:
     tiny_rebel.write_reward(reward, model, tokenizer_from=folder / 'policy', seed=2)
     with pytest.raises(ValueError, match='was trained with the reward model .*another --workdir'):
       tiny_rebel.run(rebel_main.main, _online(folder), workdir)
   finally:
     shutil.rmtree(reward)
-    kept.rename(reward)
+    original.rename(reward)
 
 
 # --- A published setting: ids of its schema, a reward model with a tokenizer of its own, bfloat16.
