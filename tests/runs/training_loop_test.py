@@ -18,7 +18,8 @@ def _train(workdir, *, last, fingerprint='aaaa'):
   """Runs the steps before `last` of five, and saves every two; returns (steps, state, metadata)."""
   setup = types.SimpleNamespace(
       config=types.SimpleNamespace(steps=5, task=None),
-      run=types.SimpleNamespace(workdir=workdir, save_clock=lambda: None), stopper=loop.Stopper())
+      run=types.SimpleNamespace(workdir=workdir, save_clock=lambda: None, identity={}),
+      stopper=loop.Stopper())
 
   with (
       contextlib.closing(metrics.MetricsWriter(workdir)) as writer,
@@ -61,7 +62,8 @@ def test_a_checkpoint_of_another_reference_is_refused(tmp_path):
 def test_a_loss_that_is_not_finite_names_its_step(tmp_path):
   setup = types.SimpleNamespace(
       config=types.SimpleNamespace(steps=5, task=None),
-      run=types.SimpleNamespace(workdir=tmp_path, save_clock=lambda: None), stopper=loop.Stopper())
+      run=types.SimpleNamespace(workdir=tmp_path, save_clock=lambda: None, identity={}),
+      stopper=loop.Stopper())
   with (
       contextlib.closing(metrics.MetricsWriter(tmp_path)) as writer,
       pytest.raises(loop.NonFiniteLossError, match='got nan at step 3'),
