@@ -136,7 +136,7 @@ def required(holder: Any, prefix: str, *names: str) -> None:
       raise ValueError(f'{_field(prefix, name)} must be set, got {value!r}')
 
 
-def directory(holder: Any, prefix: str, *names: str) -> None:
+def model_directory(holder: Any, prefix: str, *names: str) -> None:
   """Raises ValueError for the first named field that is a path, but not one of a directory."""
   for name in names:
     value = getattr(holder, name)

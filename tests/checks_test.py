@@ -96,12 +96,12 @@ def test_required():
     checks.required(_config(path=''), 'config', 'path')
 
 
-def test_directory(tmp_path):
-  checks.directory(types.SimpleNamespace(a='', b=str(tmp_path)), 'config', 'a', 'b')
+def test_model_directory(tmp_path):
+  checks.model_directory(types.SimpleNamespace(a='', b=str(tmp_path)), 'config', 'a', 'b')
   with pytest.raises(ValueError, match="config.a: not a directory: 'nowhere'"):
-    checks.directory(types.SimpleNamespace(a='nowhere'), 'config', 'a')
+    checks.model_directory(types.SimpleNamespace(a='nowhere'), 'config', 'a')
   with pytest.raises(ValueError, match="config.a: not a directory: 'Org/M-1.5B'; download a mo"):
-    checks.directory(types.SimpleNamespace(a='Org/M-1.5B'), 'config', 'a')
+    checks.model_directory(types.SimpleNamespace(a='Org/M-1.5B'), 'config', 'a')
 
 
 def test_hints_about_the_directory_of_a_model(tmp_path, monkeypatch):

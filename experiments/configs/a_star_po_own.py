@@ -26,7 +26,8 @@ def get_config() -> a_star_po_config.AStarPo:
       task=task,
       lora=lora.LoraConfig(rank=8),
       sft=config_lib.SftConfig(steps=0),  # Starts from the instruction-tuned model.
-      algorithm=a_star_po.Config(samples_per_prompt=8, beta1=0.5, beta2=1e-3),
+      algorithm=a_star_po.Config(
+          samples_per_prompt=8, beta1=0.5, beta2=1e-3, num_micro_batches=4),
       optimizer=optim.OptimizerConfig(name='adam', learning_rate=1e-4, schedule='constant'),
       steps=20,
       batch_size=16,

@@ -57,7 +57,7 @@ class IclHmmCheckpoint:
   def validate(self) -> None:
     """Raises a one-line ValueError for the first field that is out of range."""
     checks.required(self, 'config', 'checkpoint_dir', 'results_file')
-    checks.directory(self, 'config', 'checkpoint_dir')
+    checks.model_directory(self, 'config', 'checkpoint_dir')
 
     # A single trajectory has no standard error.
     checks.at_least(

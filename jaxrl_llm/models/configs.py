@@ -201,13 +201,18 @@ class TransformerConfig:
     return tuple(pattern[i % len(pattern)] == 's' for i in range(self.num_layers))
 
   @property
+  def weights_per_block(self) -> int:
+    """Number of entries of a block's matrices, without norms and biases."""
+    attention = 2 * self.width * self.head_dim * (self.num_heads + self.num_kv_heads)
+    feed_forward = (3 if self.activation in GATED else 2) * self.width * self.mlp_width
+    return attention + feed_forward
+
+  @property
   def blocks_per_iteration(self) -> int:
     """Blocks per iteration of the scan over layers; `num_layers` if it is unrolled."""
     if self.scan_unroll:
       return self.scan_unroll
-    attention = 2 * self.width * self.head_dim * (self.num_heads + self.num_kv_heads)
-    feed_forward = (3 if self.activation in GATED else 2) * self.width * self.mlp_width
-    return self.num_layers if attention + feed_forward <= MOST_UNROLLED else 1
+    return self.num_layers if self.weights_per_block <= MOST_UNROLLED else 1
 
   @property
   def rotary_dim(self) -> int:

@@ -112,7 +112,7 @@ class RunConfig:
   def validate(self) -> None:
     """Raises a one-line ValueError for the first field that is out of range."""
     checks.at_least(self, 'config', seed=0)
-    checks.directory(self, 'config', 'policy_init_from')
+    checks.model_directory(self, 'config', 'policy_init_from')
     with checks.within('config.model'):
       dataclasses.replace(self.model, vocab_size=self.model.vocab_size or 1).validate()
     self.mesh.validate()
@@ -268,7 +268,7 @@ class ReinforcementConfig(PolicyConfig):
   def validate(self) -> None:
     """Raises a one-line ValueError for the first field that is out of range."""
     super().validate()
-    checks.directory(self, 'config', 'reference_init_from')
+    checks.model_directory(self, 'config', 'reference_init_from')
     if self.reference_init_from and not self.policy_init_from:
       raise ValueError(
           'config.reference_init_from needs config.policy_init_from (otherwise the fine-tuned '

@@ -10,7 +10,7 @@ import pathlib
 import re
 from collections.abc import Mapping
 
-from jaxrl_llm.models.configs import GATED, TransformerConfig
+from jaxrl_llm.models.configs import TransformerConfig
 
 # Below this nothing is compared: any machine that runs JAX has more.
 _ALWAYS_FITS = 2**28
@@ -65,11 +65,9 @@ def num_weights(model: TransformerConfig) -> int:
 
   A `vocab_size` of 0, which is filled in later, counts as no vocabulary.
   """
-  attention = 2 * model.width * model.head_dim * (model.num_heads + model.num_kv_heads)
-  feed_forward = (3 if model.activation in GATED else 2) * model.width * model.mlp_width
   positions = model.max_length * model.width if model.positions == 'learned' else 0
   embeddings = (1 if model.tie_embeddings else 2) * model.vocab_size * model.width
-  return model.num_layers * (attention + feed_forward) + positions + embeddings
+  return model.num_layers * model.weights_per_block + positions + embeddings
 
 
 def num_adapter_weights(model: TransformerConfig, rank: int) -> int:

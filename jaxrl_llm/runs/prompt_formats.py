@@ -3,7 +3,7 @@
 import dataclasses
 from typing import Any
 
-from jaxrl_llm.data import tokenizers
+from jaxrl_llm.data import chat_templates, tokenizers
 from jaxrl_llm.runs import checkpoint_sources
 from jaxrl_llm.runs import config as config_lib
 from jaxrl_llm.tasks import chat
@@ -35,29 +35,10 @@ def format_prompts(
     return task
   task = config.used(task)
 
-  is_pretrained = source is not None and bool(source.hugging_face)
-  folder = config.task.named_tokenizer_dir() or (source.tokenizer_dir if source else '')
-  optional = config.chat_template == 'auto'
-  if optional and not is_pretrained:
-    folder = ''  # A policy from scratch knows no template.
-  try:
-    template = chat.find_template(config.chat_template, folder)
-  except ValueError as error:
-    raise ValueError(
-        f'{error} (config.chat_template; the directory is that of config.policy_init_from or '
-        'config.task.tokenizer_dir, where the task has one)') from error
-
+  template, name = _find_template(config, source)
   if template is None:
-    if config.system:
-      raise ValueError(
-          f"config.system must be '' without a chat template (config.chat_template), got "
-          f'{config.system!r}')
-    if is_pretrained:
-      why = f'no chat template in {folder}' if optional else "config.chat_template is 'none'"
-      print(f'prompts are plain text: {why}', flush=True)
     return task
 
-  name = f'the chat template of {folder}' if optional else f'chat template {config.chat_template}'
   tokenizer = task.tokenizer
   last = chat.end_of_reply(template, tokenizer)
   if last is not None and last not in tokenizer.stop_ids:
@@ -74,6 +55,36 @@ def format_prompts(
     left_out = len(getattr(task, name)) - len(examples)
     num_filtered[name] = num_filtered.get(name, 0) + left_out
   return dataclasses.replace(task, num_filtered=num_filtered, **fitting)
+
+
+def _find_template(
+    config: config_lib.PromptConfig, source: checkpoint_sources.CheckpointSource | None
+) -> tuple[chat_templates.ChatTemplate | None, str]:
+  """Returns the template and how to call it; (None, '') for plain prompts, which is said."""
+  is_pretrained = source is not None and bool(source.hugging_face)
+  folder = config.task.named_tokenizer_dir() or (source.tokenizer_dir if source else '')
+  is_optional = config.chat_template == 'auto'
+  if is_optional and not is_pretrained:
+    folder = ''  # A policy from scratch knows no template.
+
+  try:
+    template = chat.find_template(config.chat_template, folder)
+  except ValueError as error:
+    raise ValueError(
+        f'{error} (config.chat_template; the directory is that of config.policy_init_from or '
+        'config.task.tokenizer_dir, where the task has one)') from error
+
+  if template is not None:
+    return template, (f'the chat template of {folder}' if is_optional else
+                      f'chat template {config.chat_template}')
+  if config.system:
+    raise ValueError(
+        f"config.system must be '' without a chat template (config.chat_template), got "
+        f'{config.system!r}')
+  if is_pretrained:
+    why = f'no chat template in {folder}' if is_optional else "config.chat_template is 'none'"
+    print(f'prompts are plain text: {why}', flush=True)
+  return None, ''
 
 
 def _within(examples: list[Example], limit: int) -> list[Example]:

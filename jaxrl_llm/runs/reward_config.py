@@ -112,7 +112,7 @@ class LearnedReward(config_lib.ReinforcementConfig):
           '*ForSequenceClassification checkpoint with one label, or WORKDIR/params of '
           "experiments.reward_model), got ''"
       )
-    checks.directory(self, 'config', 'reward_init_from')
+    checks.model_directory(self, 'config', 'reward_init_from')
 
     self.reward.validate('config.reward')
     with checks.within('config.algorithm'):

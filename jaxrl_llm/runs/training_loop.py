@@ -85,15 +85,8 @@ class TrainingLoop:
 
 @contextlib.contextmanager
 def start(
-    setup: setup_lib.Setup,
-    name: str,
-    state: TrainState,
-    *,
-    files: Mapping[str, Any],
-    total: int,
-    save_every: int,
-    description: str,
-    offset: int = 0,
+    setup: setup_lib.Setup, name: str, state: TrainState, *,
+    files: Mapping[str, Any], total: int, save_every: int, description: str, offset: int = 0,
     base_positions: Mapping[str, metrics.Position] | None = None,
     frozen: Mapping[str, Frozen] | None = None,
     metadata: Mapping[str, Any] | None = None,

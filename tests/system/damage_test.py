@@ -182,3 +182,13 @@ def test_samples_and_checkpoints_of_another_reference_are_refused(runner, whole,
   running.assert_one_line(
       runner.finish(workdir), 'the checkpoint was trained against the reference',
       original, replaced, 'give another --workdir')
+
+
+def test_logs_that_were_changed_after_the_end_of_a_run_are_named(whole, tmp_path):
+  workdir = running.copy(whole.workdir, tmp_path / 'run', complete=True)
+  for name in ('metrics.jsonl', 'samples.jsonl', 'stage1.jsonl'):
+    path = workdir / name
+    content = path.read_bytes()
+    path.write_bytes(content.replace(b'0', b'1', 1))
+    running.assert_one_line(running.refuse(workdir), name, 'logs.json', 'give another --workdir')
+    path.write_bytes(content)

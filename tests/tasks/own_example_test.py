@@ -18,7 +18,8 @@ TINY = [
     '--config.task.max_response_tokens=6', '--config.algorithm.samples_per_prompt=2',
     '--config.evaluation.num_samples=1', '--config.evaluation.batch_size=8',
     '--config.evaluation.control_temperature=1',
-    '--config.batch_size=8', '--config.stage1_batch_size=8', '--config.steps=1',
+    '--config.batch_size=8', '--config.algorithm.num_micro_batches=1',
+    '--config.stage1_batch_size=8', '--config.steps=1',
 ]
 
 

@@ -400,13 +400,19 @@ def test_unsuitable_tokenizers_are_one_line_errors(folder, tmp_path, capsys):
   assert f'the tokenizer of {ours}' in error_text and 'is not that of problems' in error_text
 
 
-def test_responses_of_another_policy_are_refused(folder, whole, tmp_path, capsys):
+@pytest.mark.parametrize('change, message', [
+    (lambda first: {'policy': 'another'}, "policy is 'another' there"),
+    (lambda first: {'run': {**first['run'], 'config': {**first['run']['config'], 'seed': 7}}},
+     'run.config.seed is 7 there, 0 here'),
+])
+def test_responses_of_another_policy_or_seed_are_refused(
+    folder, whole, tmp_path, capsys, change, message):
   workdir = tmp_path / 'run'
   shutil.copytree(whole, workdir)
   (workdir / 'results.json').unlink()
-  records_test.rewrite(workdir / 'responses.jsonl', policy='another')
-  lines = (workdir / 'responses.jsonl').read_text()
+  path = workdir / 'responses.jsonl'
+  records_test.rewrite(path, **change(metrics.read_jsonl(path)[0]))
+  lines = path.read_text()
   assert run(folder, workdir) == 2
-  error_text = capsys.readouterr().err
-  assert "holds samples of something else (policy is 'another' there" in error_text
-  assert (workdir / 'responses.jsonl').read_text() == lines
+  assert f'holds samples of something else ({message}' in capsys.readouterr().err
+  assert path.read_text() == lines
