@@ -1,6 +1,7 @@
 """Peak host memory of loading is close to the model's size, as measured in a separate process."""
 
 import json
+import mmap
 import os
 import pathlib
 import subprocess
@@ -51,11 +52,13 @@ def test_loading_100m_parameters_onto_eight_devices(tmp_path, file_dtype, param_
 @linux
 def test_the_peak_includes_memory_that_was_freed():
   size = 2**26
-  with bench_load.anonymous_memory() as memory:
-    np.ones(size, np.uint8)  # Dropped at once; written in one call, which holds the GIL.
-    array = np.ones(size // 2, np.uint8)
-    for _ in range(20):
-      array += 1
+  # Mapped: an allocator would hand out memory that earlier tests of this process have freed.
+  private = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
+  with bench_load.anonymous_memory() as memory, mmap.mmap(-1, size, private) as block:
+    array = np.frombuffer(block, np.uint8)
+    for value in range(20):
+      array[:] = value  # Written in one call, which holds the GIL.
+    del array  # Else the block could not be closed.
   assert 0.5 * size <= memory['peak'] - memory['before'] < 1.5 * size
   with bench_load.anonymous_memory() as memory:
     pass
