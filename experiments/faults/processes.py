@@ -108,8 +108,7 @@ def become(
   sys.stdout = open(1, 'w', closefd=False)  # noqa: SIM115 - until the process ends.
   sys.stderr = open(2, 'w', buffering=1, closefd=False)  # noqa: SIM115
 
-  signal.signal(signal.SIGINT, signal.default_int_handler)
-  for number in (signal.SIGTERM, signal.SIGHUP):
+  for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):  # See experiments/__init__.py.
     signal.signal(number, signal.SIG_DFL)
   if file_bytes is not None:
     signal.signal(signal.SIGXFSZ, signal.SIG_IGN)  # The write fails with EFBIG instead.

@@ -382,6 +382,15 @@ def test_signals_end_a_program_as_ctrl_c_does(binary, number):
   assert error == 'adding: interrupted; run the same command again to resume\n'
 
 
+def test_ctrl_c_while_a_program_imports_ends_it_without_a_traceback(tmp_path):
+  (tmp_path / 'absl.py').write_text(
+      'import os, signal, time\nos.kill(os.getpid(), signal.SIGINT)\ntime.sleep(60)\n')
+  done = subprocess.run(
+      [sys.executable, '-m', 'experiments.arena'], cwd=REPOSITORY, timeout=50,
+      env=os.environ | {'PYTHONPATH': str(tmp_path)}, capture_output=True, text=True)
+  assert (done.returncode, done.stderr) == (-signal.SIGINT, '')
+
+
 @pytest.mark.parametrize('name', ['SIGINT', 'SIGTERM', 'SIGHUP'])
 def test_a_signal_during_a_callback_is_not_lost(binary, name):
   done = binary(f'--config.fail={name}')
