@@ -26,9 +26,6 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
   signal.signal(signal.SIGINT, signal.default_int_handler)
 
 REPOSITORY = pathlib.Path(__file__).resolve().parents[1]
-# Linux allows 65,530 memory maps per process by default. A cached program takes several, and the
-# compiler crashes if none is left.
-_MOST_MAPS = 30_000
 
 
 def pytest_collection_modifyitems(items):
@@ -64,13 +61,14 @@ def keep_programs():
 
 @pytest.fixture(scope='module', autouse=True)
 def forget_programs():
-  """Drops compiled programs after a test module if there are many of them."""
-  yield
-  maps = pathlib.Path('/proc/self/maps')
-  if maps.exists() and maps.read_bytes().count(b'\n') > _MOST_MAPS:
-    import jax
+  """Drops compiled programs and traces after a test module.
 
-    jax.clear_caches()
+  With gigabytes of them, a trace, its lowering and a garbage collection take twice as long.
+  """
+  yield
+  import jax
+
+  jax.clear_caches()
 
 
 @pytest.fixture(scope='session')

@@ -18,7 +18,7 @@ from jaxrl_llm.tasks import config as task_config
 from jaxrl_llm.training import checkpoints, loop, metrics, optim
 from tests.experiments import tiny, tiny_rebel
 
-RESPONSE = 500
+RESPONSE = 260
 
 
 @pytest.fixture(scope='module', autouse=True)
@@ -134,7 +134,7 @@ def test_the_parameters_load_as_a_reward_model_and_as_a_start(folder, whole):
 ])
 def test_a_part_is_trained_with_the_head(folder, tmp_path, changes, moves):
   """The rest is as loaded, and the saved reward model has the scores of results.json."""
-  config = _config(folder, **changes)
+  config = _config(folder, optimizer=optim.OptimizerConfig(learning_rate=3e-2), **changes)
   _run(config, tmp_path / 'run')
   results = json.loads((tmp_path / 'run' / 'results.json').read_text())
   records = metrics.read_jsonl(tmp_path / 'run' / 'metrics.jsonl')
