@@ -9,9 +9,9 @@ from jaxrl_llm.sharding import mesh as mesh_lib
 
 @pytest.fixture(scope='module', autouse=True)
 def few_devices():
-  """A program in the test's own process uses one of the eight fake devices, unless it asks for more.
+  """Programs in the test's own process use one of the eight fake devices, unless they ask for more.
 
-  Its small arrays would otherwise be divided among all of them, on a few real cores.
+  Their small arrays would otherwise be divided among all of them, on a few real cores.
   """
   import jax
 

@@ -175,8 +175,8 @@ def _command(folder, tmp_path, *arguments, config='rebel_chat'):
      ['config.sft.log_every has no effect with config.policy_init_from']),
     (['--config.reward_init_from={folder}/reward', '--config.task.schema=nectar'],
      ["pairs.json, line 1: the key 'prompt' is missing"]),
-    (['--config.reward_init_from={folder}/reward', '--config.batch_size=12', '--config.mesh.data=8'],
-     ['must be divisible by', 'got 12 prompts (config.batch_size)']),
+    (['--config.reward_init_from={folder}/reward', '--config.batch_size=12',
+      '--config.mesh.data=8'], ['must be divisible by', 'got 12 prompts (config.batch_size)']),
     (['--config.reward_init_from={folder}/reward', '--config.algorithm.offline_fraction=0.5',
       '--config.task.max_response_tokens=1'], ['has a response of at most 1 tokens to mix in']),
 ])
