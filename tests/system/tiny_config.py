@@ -1,7 +1,7 @@
 """A*-PO at the smallest size: every phase of the main job in a few seconds.
 
 The system tests start it many times. It learns little, but its rewards vary. All phases have the
-same number of samples and batch size, so that few programs are compiled.
+same number of samples and full batches of one size, so that few programs are compiled.
 """
 
 from experiments.a_star_po import config as a_star_po_config
@@ -14,7 +14,7 @@ from jaxrl_llm.training import optim
 
 def get_config() -> a_star_po_config.AStarPo:
   task = arithmetic.Config(
-      digits=1, num_demonstrations=32, num_train=32, num_evaluation=10,
+      digits=1, num_demonstrations=32, num_train=32, num_evaluation=8,
       carry_free_fraction=0.5, carry_drop_rate=0.3, padding='none',
   )
   model = configs.TransformerConfig(
