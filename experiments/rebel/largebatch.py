@@ -24,6 +24,7 @@ from jaxrl_llm.data import batching, response_batches
 from jaxrl_llm.rl import regression_losses
 from jaxrl_llm.runs import config as config_lib
 from jaxrl_llm.runs import (
+  logs,
   policy_evaluation,
   references,
   reward_models,
@@ -82,7 +83,7 @@ def train(setup: setup_lib.Setup, files: dict) -> dict:
       checkpoints.save_params(path, plain, {
           **setup.metadata(), 'fingerprint': fingerprint.of_params(plain),
           'progress': dataclasses.asdict(progress), 'counts': pairs.counts, 'kept': fingerprints,
-          'run': setup.run.identity,
+          'run': setup.run.identity, 'files': logs.digests(path.parent),
       })
 
     plain, metadata = checkpoints.load_params(
@@ -92,6 +93,7 @@ def train(setup: setup_lib.Setup, files: dict) -> dict:
           f'{path} came from the reference and reward model {metadata["kept"]}, this run has '
           f'{fingerprints}; give another --workdir'
       )
+    logs.compare(path.parent, metadata['files'], path)
     progress, name = Progress(**metadata['progress']), metadata['fingerprint']
     counts |= {f'round{number}/{reason}': count for reason, count in metadata['counts'].items()}
 

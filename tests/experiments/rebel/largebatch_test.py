@@ -2,6 +2,8 @@
 
 import dataclasses
 import json
+import re
+import shutil
 
 import jax
 import jax.numpy as jnp
@@ -220,6 +222,17 @@ def test_stages_of_another_config_are_refused(folder, whole, tmp_path):
   config = dataclasses.replace(tiny_rebel.large_batch(folder), top_p=0.5)
   with pytest.raises(ValueError, match='top_p is 0.9 there, 0.5 here'):
     tiny_rebel.run(rebel_main.main, config, workdir)
+
+
+def test_a_file_of_a_complete_round_that_was_changed_is_named(folder, whole, tmp_path):
+  workdir = tmp_path / 'run'
+  shutil.copytree(whole, workdir)
+  (workdir / 'results.json').unlink()
+  path = workdir / 'round2' / 'log_probs.jsonl'
+  lines = path.read_text().splitlines(keepends=True)
+  path.write_text(''.join([*lines[:-1], '{}\n']))
+  with pytest.raises(ValueError, match=f'{re.escape(str(path))} does not have the digest in'):
+    tiny_rebel.run(rebel_main.main, tiny_rebel.large_batch(folder), workdir)
 
 
 def test_a_round_without_pairs_is_an_error(folder, tmp_path):
