@@ -269,6 +269,11 @@ class Arena:
         f'a batch of fine-tuning ({name}.sft.batch_size)': rows(task.sft.batch_size),
         f'the samples of a held-out prompt ({name}.eval_samples)': rows(task.eval_samples),
         f'the samples of best-of-n ({name}.best_of)': rows(task.best_of),
+        # Each of the two responses has at least one token and its log-prob.
+        f'the preference pairs ({name}.reward_model.num_pairs)':
+            2 * 2 * 4 * task.reward_model.num_pairs,
+        f'a batch of preference pairs ({name}.reward_model.batch_size)':
+            rows(2 * task.reward_model.batch_size),
         f'the points of a learning curve ({name}.num_evaluations)': 8 * task.num_evaluations,
     }
 

@@ -47,6 +47,7 @@ _SIZES = frozenset({
     'batch_size', 'stage1_batch_size', 'evaluation_batch_size', 'num_samples', 'samples_per_prompt',
     'num_splits', 'num_seeds', 'rank', 'num_train', 'num_demonstrations', 'nodes_per_class',
     'num_words', 'evaluation_samples', 'diagnosed_samples', 'steps', 'packed_length',
+    'num_pairs',
 })
 _LIMITS = frozenset({'num_train', 'num_demonstrations'})
 # Integers that may be negative, with a meaning.

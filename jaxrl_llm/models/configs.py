@@ -16,6 +16,7 @@ COMPUTE_FIELDS = ('param_dtype', 'compute_dtype', 'remat', 'scan_unroll', 'atten
 DTYPES = ('float32', 'bfloat16')
 MOST_UNROLLED = 2**20  # Largest number of weights of a block that `scan_unroll=0` unrolls.
 MAX_LAYERS = 10_000  # The list of more layers would exhaust memory by itself.
+MAX_LENGTH = 2**31 - 1  # Positions are int32.
 
 
 @dataclasses.dataclass
@@ -128,7 +129,7 @@ class TransformerConfig:
     checks.at_least(
         self, '', vocab_size=1, num_layers=1, width=1, num_heads=1, num_kv_heads=1, head_dim=1,
         mlp_width=1, max_length=1, attention_block=1, scan_unroll=0)
-    checks.at_most(self, '', num_layers=MAX_LAYERS)
+    checks.at_most(self, '', num_layers=MAX_LAYERS, max_length=MAX_LENGTH)
     checks.one_of(
         self, '', norm=('rms', 'rms_plus_one', 'layer'), positions=('rope', 'learned'),
         rope_scaling=('none', 'linear', 'llama3'), activation=(*GATED, *NOT_GATED),

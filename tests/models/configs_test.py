@@ -182,6 +182,7 @@ def test_max_length_is_the_number_of_learned_positions_and_bounds_the_cache():
 @pytest.mark.parametrize('changes, message', [
     ({'vocab_size': 0}, 'vocab_size must be at least 1, got 0'),
     ({'num_layers': 0}, 'num_layers must be at least 1'),
+    ({'max_length': 2**31}, 'max_length must be at most 2147483647, got 2147483648'),
     ({'attention_block': -1}, 'attention_block must be at least 1, got -1'),
     ({'norm': 'batch'}, "norm must be one of .*got 'batch'"),
     ({'positions': 'alibi'}, "positions must be one of .*got 'alibi'"),
