@@ -173,11 +173,20 @@ def files_dir(data_dir: str | pathlib.Path, task: str, files: str) -> pathlib.Pa
     files: comma-separated names.
 
   Raises:
-    ValueError: if no directory is given, and a file is not in the working directory.
+    ValueError: if the directory does not exist, or none is given and a file is not in the working
+      directory.
   """
   if not data_dir and all(pathlib.Path(name).is_file() for name in split(files)):
     return pathlib.Path()
-  return require_data_dir(data_dir, task, files)
+  return existing_dir(require_data_dir(data_dir, task, files))
+
+
+def existing_dir(data_dir: str | pathlib.Path) -> pathlib.Path:
+  """Returns the directory, '' being the working directory; raises ValueError if there is none."""
+  folder = pathlib.Path(data_dir)
+  if not folder.is_dir():
+    raise ValueError(f'config.data_dir: not a directory: {str(data_dir)!r}')
+  return folder
 
 
 def reject_data_dir(data_dir: str | pathlib.Path, task: str) -> None:

@@ -145,7 +145,7 @@ class Config(config_lib.TextConfig):
     reward_fn, lenient_reward_fn = _rewards(self)
     tokenizer = tokenizers.load_tokenizer(directory)
 
-    folder = pathlib.Path(data_dir)
+    folder = config_lib.existing_dir(data_dir)
     examples = _read([folder / name for name in names], self)
     given = _read(
         [folder / name for name in config_lib.split(self.evaluation_files)], self,

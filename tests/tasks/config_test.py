@@ -45,3 +45,13 @@ def test_vocabularies(vocabulary, policy, compact):
 def test_a_compact_vocabulary_of_a_checkpoint_is_an_error():
   with pytest.raises(ValueError, match="'full' or 'auto' for a policy from a Hugging Face"):
     gsm8k.Config(vocabulary='compact').is_compact(PRETRAINED)
+
+
+@pytest.mark.parametrize('module', [chat, jsonl, preferences])
+def test_a_missing_directory_is_named_although_the_file_has_a_path_of_its_own(
+    module, data_dir, tmp_path):
+  (tmp_path / 'a.jsonl').write_text('{"prompt": "1 + 1", "answer": "2"}\n')
+  made = module.Config(
+      files=str(tmp_path / 'a.jsonl'), tokenizer_dir=str(data_dir / 'tokenizers' / 'qwen2'))
+  with pytest.raises(ValueError, match="config.data_dir: not a directory: '/no/such/folder'"):
+    made.make(0, '/no/such/folder')
