@@ -79,8 +79,8 @@ def compare(
       continue
     error = committed.summary(name).standard_error
     number = new.get(name, 'missing')
-    result = 'differs' if isinstance(number, str) else verdict(
-        number, old[name], error, tolerance)
+    result = 'differs' if number == 'missing' else verdict(  # NaN is a string in JSON.
+        float(number), float(old[name]), error, tolerance)
     rows.append((name, old[name], number, result))
   return rows
 

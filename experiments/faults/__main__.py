@@ -28,7 +28,8 @@ def main(run: launch.Run) -> None:
 
   planned = cases.plan(config, campaign.inputs)
   needed = sorted({case.target for case in planned if case.kind != 'invocation'})
-  path, provenance = run.workdir / 'cases.jsonl', dataclasses.asdict(config)
+  path, provenance = run.workdir / 'cases.jsonl', {
+      **dataclasses.asdict(config), 'commit': run.commit}
   with records_lib.open_records(path, provenance, batch=1, total=len(planned)) as file:
     records = file.records
     done = {record['case'] for record in records}

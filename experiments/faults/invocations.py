@@ -41,13 +41,13 @@ BAD_CONFIGS = {
     'empty.py': '',
 }
 
-# Fields that size an array: nothing of 10^12 fits.
+# Fields that size an array or count in 32 bits: 10^12 is too much.
 _SIZES = frozenset({
     'width', 'num_layers', 'vocab_size', 'mlp_width', 'head_dim', 'num_heads', 'max_length',
     'batch_size', 'stage1_batch_size', 'evaluation_batch_size', 'num_samples', 'samples_per_prompt',
     'num_splits', 'num_seeds', 'rank', 'num_train', 'num_demonstrations', 'nodes_per_class',
     'num_words', 'evaluation_samples', 'diagnosed_samples', 'steps', 'packed_length',
-    'num_pairs',
+    'num_pairs', 'seed', 'num_epochs', 'min_count', 'baum_welch_steps',
 })
 _LIMITS = frozenset({'num_train', 'num_demonstrations'})
 # Integers that may be negative, with a meaning.

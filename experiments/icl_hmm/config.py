@@ -37,6 +37,7 @@ class IclHmmPublished:
     checks.at_least(
         self, 'config', seed=0, num_sequences=1, baum_welch_sequences=1,
         baum_welch_best5_sequences=1, baum_welch_steps=1)
+    checks.at_most(self, 'config', baum_welch_steps=2**31 - 1)
     checks.required(self, 'config', 'results_file')
 
     if self.baum_welch_sequences > self.num_sequences:
@@ -129,7 +130,7 @@ class IclHmm:
     self.network.validate()
     self.algorithm.validate()
     self.optimizer.validate('config.optimizer')
-    checks.at_most(self, 'config', steps=2**31 - 1)
+    checks.at_most(self, 'config', steps=2**31 - 1, baum_welch_steps=2**31 - 1)
 
   def memory(self) -> dict[str, int]:
     """Returns the bytes that a run needs at least, by what needs them; see `runs.memory`."""

@@ -93,6 +93,8 @@ def train(setup: setup_lib.Setup, files: dict) -> dict:
           f'{path} came from the reference and reward model {metadata["kept"]}, this run has '
           f'{fingerprints}; give another --workdir'
       )
+    if 'files' not in metadata:
+      raise ValueError(f'{path} is of an earlier version; give another --workdir')
     logs.compare(path.parent, metadata['files'], path)
     progress, name = Progress(**metadata['progress']), metadata['fingerprint']
     counts |= {f'round{number}/{reason}': count for reason, count in metadata['counts'].items()}

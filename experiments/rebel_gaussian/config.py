@@ -79,7 +79,9 @@ class RebelGaussian:
     if not rates or not all(0 < rate < math.inf for rate in rates):
       raise ValueError(f'config.learning_rates must be positive and finite, got {rates}')
 
-    checks.at_most(self, 'config', clip=1, published_clip=1)
+    checks.at_most(
+        self, 'config', seed=2**32 - 1, clip=1, published_clip=1, num_epochs=2**31 - 1,
+        min_count=2**31 - 1)
     checks.one_of(self, 'config', reduction=('sum', 'mean'))
     checks.divisible(
         self, 'config', 'batch_size', self.num_minibatches, of='config.num_minibatches')

@@ -7,6 +7,7 @@ from jaxrl_llm.algorithms import reward_model
 from jaxrl_llm.data import preference_rows
 from jaxrl_llm.models import lora as lora_lib
 from jaxrl_llm.runs import config as config_lib
+from jaxrl_llm.runs import memory
 from jaxrl_llm.tasks import own_data, preferences
 from jaxrl_llm.training import optim
 
@@ -80,6 +81,10 @@ class RewardModel(config_lib.TrainingConfig):
   def set_task(self, files: str) -> None:
     """See `config_lib.RunConfig.set_task`; the files have pairs."""
     self.task = own_data.with_files(self.task, files)
+
+  def memory(self) -> dict[str, int]:
+    """See `config_lib.RunConfig.memory`."""
+    return super().memory() | memory.adapters(self.model, self.lora.rank)
 
   def batch_sizes(self) -> dict[str, tuple[int, int]]:
     """See `config_lib.RunConfig.batch_sizes`."""

@@ -246,9 +246,7 @@ class PolicyConfig(PromptConfig, TrainingConfig):
 
   def memory(self) -> dict[str, int]:
     """See `RunConfig.memory`."""
-    contributors = super().memory()
-    adapters = memory.num_adapter_weights(self.model, self.lora.rank)
-    contributors['the adapters with their optimizer (config.lora.rank)'] = 3 * 4 * adapters
+    contributors = super().memory() | memory.adapters(self.model, self.lora.rank)
     if not (self.policy_init_from or self.lora.rank or self.train_last_layers):
       contributors["the optimizer's moments (config.model)"] = 2 * 4 * memory.num_weights(
           self.model)

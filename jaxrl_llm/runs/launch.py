@@ -23,6 +23,7 @@ import os
 import pathlib
 import platform
 import re
+import select
 import signal
 import subprocess
 import sys
@@ -290,9 +291,15 @@ def write_results(run: Run, numbers_: Mapping[str, Any]) -> pathlib.Path:
   for name, value in results.items():
     if isinstance(value, bool) or not isinstance(value, (numbers.Real, str)):
       raise ValueError(f'results must be numbers and strings, got {value!r} ({name})')
-  logs.write(run.workdir)
-  metrics.write_json_atomic(run.results_path, with_digest(results))
+  finish(run, results)
   return run.results_path
+
+
+def finish(run: Run, results: Mapping[str, Any]) -> None:
+  """Writes results.json with its digest, after logs.json: the run is then complete."""
+  results = with_digest(results)
+  logs.write(run.workdir, results['sha256'])
+  metrics.write_json_atomic(run.results_path, results)
 
 
 def current_commit() -> str:
@@ -362,8 +369,8 @@ def _prepare_workdir(workdir: pathlib.Path, config: Any, experiment: str, spec: 
 
   files.remove_leftovers(workdir)
   if (workdir / 'results.json').exists():
-    read_results(workdir / 'results.json', experiment=experiment, seed=config.seed)
-    logs.check(workdir)
+    results = read_results(workdir / 'results.json', experiment=experiment, seed=config.seed)
+    logs.check(workdir, results['sha256'])
     print(f'This run is complete: {workdir / "results.json"}')
     if (workdir / 'table.md').exists():
       print(f'Its table, {workdir / "table.md"}:\n\n{(workdir / "table.md").read_text()}')
@@ -416,8 +423,9 @@ def _exit_with_one_line(start: Callable[[], None], *, name: str, debug: bool) ->
     loop.early_signals.clear()
     print(f'{name}: interrupted; run the same command again to resume', file=sys.stderr)
     sys.exit(130)
-  except (ValueError, OSError) as error:
+  except (ValueError, OSError, OverflowError) as error:
     if isinstance(error, BrokenPipeError):
+      _end_if_output_is_closed()
       raise
     if debug:
       traceback.print_exc()
@@ -431,6 +439,16 @@ def _exit_with_one_line(start: Callable[[], None], *, name: str, debug: bool) ->
     print(f'{name}: error: {line}', file=sys.stderr)
     sys.exit(2)
   sys.exit(0)
+
+
+def _end_if_output_is_closed() -> None:
+  """Ends the process quietly if nobody reads its output any more, as in `... | head -1`."""
+  poll = select.poll()
+  poll.register(sys.stdout, select.POLLOUT)
+  if any(event & select.POLLERR for _, event in poll.poll(0)):
+    # Otherwise Python would try to write the rest at its end, and complain.
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    sys.exit(128 + signal.SIGPIPE)
 
 
 def _function_of_ours(error: BaseException) -> str:

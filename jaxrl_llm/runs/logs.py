@@ -1,4 +1,4 @@
-"""Digests of the logs of a complete run or stage, so that a change after its end is noticed.
+"""Digests of what a complete run or stage keeps, so that a change after its end is noticed.
 
 A run that is not complete checks its logs against its checkpoint (`training.metrics.JsonlFile`).
 """
@@ -7,47 +7,64 @@ import hashlib
 import pathlib
 
 from jaxrl_llm.tables.digests import with_digest
-from jaxrl_llm.training import metrics
+from jaxrl_llm.training import files, metrics
 
 NAME = 'logs.json'
 
 
-def write(workdir: pathlib.Path) -> None:
-  """Writes WORKDIR/logs.json atomically: the SHA-256 of each *.jsonl below, by relative path."""
-  metrics.write_json_atomic(workdir / NAME, with_digest(digests(workdir)))
+def write(workdir: pathlib.Path, results: str) -> None:
+  """Writes WORKDIR/logs.json atomically: the SHA-256 of each file of `digests`, by relative path.
+
+  Args:
+    workdir: directory of a run that is complete but for its results.json.
+    results: the digest of that results.json, by which it is known whose logs they are.
+  """
+  metrics.write_json_atomic(
+      workdir / NAME, with_digest({'results': results, 'files': digests(workdir)}))
 
 
-def check(workdir: pathlib.Path) -> None:
-  """Raises a one-line ValueError if a log was changed since `write`; runs before it have no file.
+def check(workdir: pathlib.Path, results: str) -> None:
+  """Raises a one-line ValueError if a file was changed since `write`.
 
   Args:
     workdir: directory of a complete run.
+    results: the digest of its results.json.
   """
   path = workdir / NAME
+  how_to_go_on = (
+      f'restore it, give another --workdir, or delete {workdir / "results.json"} and run the '
+      'command again')
   if not path.exists():
-    return
-  expected = metrics.read_json(path)
-  if not isinstance(expected, dict) or with_digest(expected) != expected:
     raise ValueError(
-        f'{path} was changed since the run ended: restore it, or give another --workdir')
-
-  compare(workdir, {name: value for name, value in expected.items() if name != 'sha256'}, path)
+        f'{path} is missing: the run is of an earlier version, or it was deleted: {how_to_go_on}')
+  found = metrics.read_json(path)
+  if not isinstance(found, dict) or with_digest(found) != found:
+    raise ValueError(f'{path} was changed since the run ended: {how_to_go_on}')
+  if found.get('results') != results:
+    raise ValueError(f'{path} is of another run: {how_to_go_on}')
+  compare(workdir, found['files'], path)
 
 
 def digests(folder: pathlib.Path) -> dict[str, str]:
-  """Returns the SHA-256 of each *.jsonl below a directory, by relative path."""
+  """Returns the SHA-256 of each file that a run or stage keeps, by relative path.
+
+  These are logs (*.jsonl), the table, and of saved parameters the file of their checksums.
+  """
+  paths = [*folder.rglob('*.jsonl'), *folder.glob('table.md'), *(
+      path for path in folder.rglob(files.CHECKSUMS)
+      if path.relative_to(folder).parts[0] != 'checkpoints')]
   found = {}
-  for path in sorted(folder.rglob('*.jsonl')):
+  for path in sorted(paths):
     with open(path, 'rb') as file:
       found[path.relative_to(folder).as_posix()] = hashlib.file_digest(file, 'sha256').hexdigest()
   return found
 
 
 def compare(folder: pathlib.Path, expected: dict[str, str], source: pathlib.Path) -> None:
-  """Raises a one-line ValueError if a log is missing or was changed.
+  """Raises a one-line ValueError if a file is missing or was changed.
 
   Args:
-    folder: directory of the logs.
+    folder: directory of the files.
     expected: `digests` of that directory at the end of the run or stage.
     source: the file that has them.
   """

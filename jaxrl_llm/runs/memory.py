@@ -75,6 +75,12 @@ def num_adapter_weights(model: TransformerConfig, rank: int) -> int:
   return model.num_layers * rank * (model.width + model.num_heads * model.head_dim)
 
 
+def adapters(model: TransformerConfig, rank: int) -> dict[str, int]:
+  """Returns the bytes that LoRA adapters and their optimizer need at least, for `check`."""
+  return {'the adapters with their optimizer (config.lora.rank)':
+          3 * 4 * num_adapter_weights(model, rank)}
+
+
 def cache_bytes(model: TransformerConfig, rows: int, slots: int) -> int:
   """Returns the bytes of the keys and values of `rows` sequences of `slots` tokens."""
   entries = 2 * rows * slots * model.num_layers * model.num_kv_heads * model.head_dim

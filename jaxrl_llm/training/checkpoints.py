@@ -27,7 +27,6 @@ from absl import logging as absl_logging
 
 from jaxrl_llm.training import files, metrics
 
-_CHECKSUMS = 'checksums.json'
 _TEMPORARY = '.orbax-checkpoint-tmp'
 
 
@@ -83,10 +82,8 @@ class Checkpoints:
       self._manager = ocp.CheckpointManager(
           self._directory,
           options=ocp.CheckpointManagerOptions(
-              max_to_keep=keep,
-              save_root_metadata=False,
-              async_options=ocp.AsyncOptions(post_finalization_callback=self._add_checksums),
-          ),
+              max_to_keep=keep, save_root_metadata=False,
+              async_options=ocp.AsyncOptions(post_finalization_callback=self._add_checksums)),
       )
 
   @property
@@ -410,7 +407,7 @@ def _is_key(leaf: Any) -> bool:
 
 def _write_checksums(folder: pathlib.Path) -> None:
   checksums = {name: _checksum(folder / name) for name in _checked_files(folder)}
-  metrics.write_json_atomic(folder / _CHECKSUMS, checksums)
+  metrics.write_json_atomic(folder / files.CHECKSUMS, checksums)
 
 
 def _checked_files(folder: pathlib.Path) -> list[str]:
@@ -422,7 +419,7 @@ def _checked_files(folder: pathlib.Path) -> list[str]:
 def _find_damage(folder: pathlib.Path) -> str | None:
   """Describes damage to a checkpoint's files; None if they are those that were written."""
   try:
-    checksums = dict(metrics.read_json(folder / _CHECKSUMS))
+    checksums = dict(metrics.read_json(folder / files.CHECKSUMS))
     actual = _checked_files(folder)
     for name, checksum in checksums.items():
       if name not in actual:
@@ -430,12 +427,12 @@ def _find_damage(folder: pathlib.Path) -> str | None:
       if _checksum(folder / name) != checksum:
         return f'{name} does not have the bytes that were written'
   except FileNotFoundError:
-    return f'{_CHECKSUMS} is missing'
+    return f'{files.CHECKSUMS} is missing'
   except (OSError, ValueError, TypeError) as error:
-    return f'{_CHECKSUMS} cannot be read: {_first_line(error)}'
+    return f'{files.CHECKSUMS} cannot be read: {_first_line(error)}'
 
   unlisted = [name for name in actual if name not in checksums]
-  return f'{_CHECKSUMS} does not list {unlisted[0]}' if unlisted else None
+  return f'{files.CHECKSUMS} does not list {unlisted[0]}' if unlisted else None
 
 
 def _checksum(path: pathlib.Path) -> str:
@@ -467,6 +464,8 @@ def _one_line_errors(directory: pathlib.Path, on_failure=None) -> Iterator[None]
       raise OSError(
           errno.ENOSPC, 'the disk is full; the last complete checkpoint is kept', str(directory)
       ) from error
+    if isinstance(error, RecursionError):  # Orbax reads files of its own that have no checksum.
+      raise CheckpointError(f'{directory} is damaged: a file is nested too deeply') from error
     raise
 
 

@@ -29,6 +29,8 @@ import shutil
 import time
 from collections.abc import Iterator
 
+CHECKSUMS = 'checksums.json'  # In directories of saved parameters; see `checkpoints`.
+
 _FOREIGN_SECONDS = 24 * 60 * 60.0  # How long another machine's file is left alone.
 
 _TEMPORARY = re.compile(

@@ -51,7 +51,8 @@ def test_verdicts_by_hand():
 
 
 @pytest.mark.parametrize('new, status, verdict', [
-    (0.5, 0, 'equal'), (0.6, 0, '1.0 SE'), (0.9, 1, 'differs (4.0 SE)')])
+    (0.5, 0, 'equal'), (0.6, 0, '1.0 SE'), (0.9, 1, 'differs (4.0 SE)'),
+    ('nan', 1, 'differs (nan SE)')])
 def test_a_run_is_compared(tmp_path, monkeypatch, capsys, new, status, verdict):
   # Seeds at 0.5 and 0.7: a standard error of 0.1.
   _commit(tmp_path, _run(), _run(seed=1, **{'eval/trained/pass@1': 0.7}))

@@ -19,7 +19,7 @@ BINARY = textwrap.dedent('''
     """Adds numbers."""
     import contextlib, errno, pathlib, signal, sys, time, weakref
     from jaxrl_llm.runs import launch
-    from jaxrl_llm.training import loop, metrics
+    from jaxrl_llm.training import loop
 
     def main(run):
       config = run.config
@@ -33,6 +33,11 @@ BINARY = textwrap.dedent('''
         raise OSError(errno.ENOSPC, 'No space left on device', 'metrics.jsonl')
       if config.fail == 'bug':
         raise RuntimeError('a bug')
+      if config.fail == 'overflow':
+        (1).to_bytes(2**70)
+      if config.fail == 'pipe':
+        while True:
+          print('x' * 10_000, flush=True)
       if config.fail == 'memory':
         raise RuntimeError('RESOURCE_EXHAUSTED: Out of memory allocating 4000000000000 bytes.')
       if config.fail == 'late':
@@ -51,8 +56,7 @@ BINARY = textwrap.dedent('''
         with loop.Stopper() as stopper:
           stopper.check('stopped after step 1')
       run.table_path.write_text('| a | table |\\n')
-      metrics.write_json_atomic(run.results_path, launch.with_digest(
-          {'experiment': 'adding', 'seed': config.seed}))
+      launch.finish(run, {'experiment': 'adding', 'seed': config.seed})
       assert 'jax' not in sys.modules
 
     if __name__ == '__main__':
@@ -365,6 +369,18 @@ def test_what_cannot_fit_is_refused_before_the_program_starts(binary):
   _assert_one_line(done, 'the largest contributor, sizes (config.sizes), needs at least 888 PiB, '
                    'and this machine has ')
   assert 'main' not in done.stdout
+
+
+def test_a_number_that_is_too_large_for_an_array_is_one_line(binary):
+  _assert_one_line(binary('--config.fail=overflow'), 'too large to convert')
+
+
+def test_output_that_nobody_reads_ends_a_program_quietly(binary):
+  process = binary('--config.fail=pipe', process=subprocess.Popen)
+  process.stdout.close()
+  process.stdout = None
+  _, error = process.communicate(timeout=60)
+  assert (process.returncode, error) == (128 + signal.SIGPIPE, '')
 
 
 def test_memory_that_runs_out_names_the_function_and_the_bytes(binary):

@@ -1,4 +1,4 @@
-"""Logs of a complete run that were changed since its end are named."""
+"""Files of a complete run that were changed since its end, or are another run's, are named."""
 
 import re
 
@@ -6,36 +6,48 @@ import pytest
 
 from jaxrl_llm.runs import logs
 
+RESULTS = 'digest of results.json'
+
 
 @pytest.fixture
 def workdir(tmp_path):
-  (tmp_path / 'seed0').mkdir()
-  for name in ('metrics.jsonl', 'seed0/samples.jsonl'):
+  for name in ('seed0', 'params', 'checkpoints/3'):
+    (tmp_path / name).mkdir(parents=True)
+  for name in ('metrics.jsonl', 'seed0/samples.jsonl', 'table.md', 'params/checksums.json',
+               'checkpoints/3/checksums.json'):
     (tmp_path / name).write_text('{"step": 0}\n{"step": 1}\n')
-  logs.write(tmp_path)
+  logs.write(tmp_path, RESULTS)
   return tmp_path
 
 
-def test_unchanged_logs_pass_and_so_do_runs_of_earlier_versions(workdir):
-  logs.check(workdir)
-  (workdir / 'logs.json').unlink()
-  (workdir / 'metrics.jsonl').write_text('')
-  logs.check(workdir)
+def test_unchanged_files_pass(workdir):
+  logs.check(workdir, RESULTS)
+  (workdir / 'checkpoints/3/checksums.json').unlink()  # Nothing reads checkpoints any more.
+  logs.check(workdir, RESULTS)
 
 
-@pytest.mark.parametrize('name', ['metrics.jsonl', 'seed0/samples.jsonl'])
+@pytest.mark.parametrize('name', [
+    'metrics.jsonl', 'seed0/samples.jsonl', 'table.md', 'params/checksums.json'])
 @pytest.mark.parametrize('change', [
     lambda path: path.write_text('{"step": 0}\n{"step": 2}\n'), lambda path: path.unlink()])
-def test_a_changed_log_is_named(workdir, name, change):
+def test_a_changed_file_is_named(workdir, name, change):
   change(workdir / name)
   message = f'{workdir / name} does not have the digest in {workdir / "logs.json"}'
   with pytest.raises(ValueError, match=re.escape(message)):
-    logs.check(workdir)
+    logs.check(workdir, RESULTS)
 
 
 @pytest.mark.parametrize('text', ['', '[]', '{}', 'null', '[' * 100_000, '{"metrics.jsonl": "0"}'])
 def test_damaged_digests_are_named(workdir, text):
   (workdir / 'logs.json').write_text(text)
   with pytest.raises(ValueError, match=re.escape(str(workdir / 'logs.json'))) as error:
-    logs.check(workdir)
+    logs.check(workdir, RESULTS)
   assert '\n' not in str(error.value)
+
+
+def test_digests_that_are_missing_or_of_another_run_are_named(workdir):
+  with pytest.raises(ValueError, match='logs.json is of another run'):
+    logs.check(workdir, 'another digest')
+  (workdir / 'logs.json').unlink()
+  with pytest.raises(ValueError, match='logs.json is missing: .*delete .*results.json and run'):
+    logs.check(workdir, RESULTS)

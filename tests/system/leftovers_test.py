@@ -36,8 +36,7 @@ BINARY = textwrap.dedent('''
       jsonl.write_jsonl(folder / 'pairs.jsonl', [{'x': int(x)} for x in arm['x']])
       metrics.write_csv_atomic(folder / 'accuracy_by_split.csv', ['x'], arm['x'][:, None])
       metrics.write_text_atomic(run.table_path, '| a | table |')
-      metrics.write_json_atomic(run.results_path, launch.with_digest(
-          {'experiment': run.experiment, 'seed': run.seed}))
+      launch.finish(run, {'experiment': run.experiment, 'seed': run.seed})
 
     left = int(os.environ.get('DIE', 0))
 

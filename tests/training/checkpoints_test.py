@@ -198,6 +198,15 @@ def test_all_corrupt_is_one_line(tmp_path, opened):
   assert (tmp_path / 'c' / '1').is_dir() and (tmp_path / 'c' / '2').is_dir()
 
 
+def test_a_file_of_orbax_that_is_nested_too_deeply_is_one_line(tmp_path, opened):
+  checkpoint = opened(tmp_path / 'c')
+  checkpoint.save(1, _state(), {})
+  checkpoint.wait()
+  (tmp_path / 'c' / '1' / '_CHECKPOINT_METADATA').write_text('[' * 100_000)
+  with pytest.raises(checkpoints.CheckpointError, match='is damaged: a file is nested too deeply'):
+    opened(tmp_path / 'c').restore_latest(_state())
+
+
 def test_mismatch_names_the_parameter(tmp_path, opened):
   folder = opened(tmp_path / 'c')
   folder.save(1, {'params': {'a': jnp.zeros((2, 3)), 'b': jnp.zeros(1)}}, {})
