@@ -20,6 +20,7 @@ from jaxrl_llm.rl import soft_values
 from jaxrl_llm.runs import records as records_lib
 from jaxrl_llm.runs import references
 from jaxrl_llm.runs import setup as setup_lib
+from jaxrl_llm.tables.digests import with_digest
 from jaxrl_llm.training import loop, metrics, monitors, rng
 from jaxrl_llm.types import Example, Params, RewardFn
 
@@ -109,6 +110,7 @@ def estimate(setup: setup_lib.Setup, reference: references.Reference) -> Referen
       'data': _fingerprint(encoded.examples),
       'samples_per_prompt': config.samples_per_prompt, 'temperature': config.temperature,
       'reward': config.stage1_reward, 'batch_size': setup.config.stage1_batch_size,
+      'max_response_tokens': setup.task.max_response_tokens,
   })
 
   records = _sample_missing(setup, reference, encoded, provenance)
@@ -117,11 +119,11 @@ def estimate(setup: setup_lib.Setup, reference: references.Reference) -> Referen
   values = np.asarray(a_star_po.estimate_values(config, rewards))
   tokens = sum(record['tokens'] for record in records)
 
-  metrics.write_json_atomic(run.workdir / 'v_star.json', {
+  metrics.write_json_atomic(run.workdir / 'v_star.json', with_digest({
       **provenance, 'commit': run.commit, 'beta1': config.beta1,
       'value_mode': config.value_mode, 'sampled_tokens': tokens,
       'values': {str(i): float(value) for i, value in zip(ids, values)},
-  })
+  }))
   return ReferenceValues(ids, rewards, values, tokens)
 
 

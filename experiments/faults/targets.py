@@ -136,7 +136,7 @@ TARGETS = (
 
 # Files of a workdir that no number depends on, or that a resumed run writes again unread.
 _UNREAD = frozenset({
-    '.lock', 'tensorboard', 'figures', 'table.md', 'v_star.json', 'trained', 'adapters',
+    '.lock', 'tensorboard', 'figures', 'v_star.json', 'trained', 'adapters',
     'pairs.jsonl', 'animals.csv', 'accuracy_by_split.csv'})
 
 

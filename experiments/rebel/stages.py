@@ -92,7 +92,7 @@ class LargeBatchRound:
         'data': model_files.fingerprint(metrics.plain(
             [[e['id'], e['prompt_ids']] for e in self._encoded.examples])),
         'responses': algorithm.samples_per_prompt, 'temperature': algorithm.temperature,
-        'top_p': self._config.top_p,
+        'top_p': self._config.top_p, 'max_response_tokens': self._setup.task.max_response_tokens,
     })
 
     key = rng.stream_key(self._setup.key, rng.Stream.SAMPLE_TRAIN, number)
