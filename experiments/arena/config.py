@@ -260,6 +260,7 @@ class Arena:
     rows = lambda count: memory.cache_bytes(task.model, count, 1)
     group = max([getattr(task.arms, arm).algorithm.samples_per_prompt for arm in self.chosen()
                  if arm not in task.untrained], default=1)
+
     return {
         f'policy and reference with the optimizer ({name}.model)':
             4 * 3 * memory.num_weights(task.model),

@@ -37,12 +37,12 @@ def check(workdir: pathlib.Path, results: str) -> None:
   if not path.exists():
     raise ValueError(
         f'{path} is missing: the run is of an earlier version, or it was deleted: {how_to_go_on}')
-  found = metrics.read_json(path)
-  if not isinstance(found, dict) or with_digest(found) != found:
+  stored = metrics.read_json(path)
+  if not isinstance(stored, dict) or with_digest(stored) != stored:
     raise ValueError(f'{path} was changed since the run ended: {how_to_go_on}')
-  if found.get('results') != results:
+  if stored.get('results') != results:
     raise ValueError(f'{path} is of another run: {how_to_go_on}')
-  compare(workdir, found['files'], path)
+  compare(workdir, stored['files'], path)
 
 
 def digests(folder: pathlib.Path) -> dict[str, str]:
@@ -53,11 +53,11 @@ def digests(folder: pathlib.Path) -> dict[str, str]:
   paths = [*folder.rglob('*.jsonl'), *folder.glob('table.md'), *(
       path for path in folder.rglob(files.CHECKSUMS)
       if path.relative_to(folder).parts[0] != 'checkpoints')]
-  found = {}
+  sha256 = {}
   for path in sorted(paths):
     with open(path, 'rb') as file:
-      found[path.relative_to(folder).as_posix()] = hashlib.file_digest(file, 'sha256').hexdigest()
-  return found
+      sha256[path.relative_to(folder).as_posix()] = hashlib.file_digest(file, 'sha256').hexdigest()
+  return sha256
 
 
 def compare(folder: pathlib.Path, expected: dict[str, str], source: pathlib.Path) -> None:
