@@ -47,6 +47,8 @@ _BLOCKS = {
 
 def main() -> None:
   """Reads the results; renders, writes and prints the tables."""
+  if not _RUNS.value:  # It would read everything below the working directory.
+    raise ValueError("runs must name a directory, got '' (--runs)")
   settings = render.read_results(_RUNS.value)
   out = pathlib.Path(_OUT.value or pathlib.Path(_RUNS.value) / 'tables')
   if out.exists() and not out.is_dir():

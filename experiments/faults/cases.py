@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 from experiments.faults import damage, invocations, processes, targets
 from experiments.faults.config import Faults
+from jaxrl_llm.training import metrics
 
 # Outcomes of a case; the last five are failures.
 EQUAL, REPAIRED, ONE_LINE = 'equal', 'equal, with a notice', 'one line'
@@ -127,7 +128,7 @@ class Campaign:
     path = folder / 'seconds'
     if not path.exists():
       shutil.rmtree(folder / 'timed', ignore_errors=True)
-      path.write_text(str(self._run(target, folder / 'timed').seconds))
+      metrics.write_text_atomic(path, str(self._run(target, folder / 'timed').seconds))
     return float(path.read_text())
 
   def _expect_complete(

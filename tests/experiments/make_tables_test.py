@@ -47,6 +47,7 @@ def _assert_one_line(done, *words):
 
 def test_bad_input_is_one_line_with_status_2(tmp_path):
   _assert_one_line(_run(f'--runs={tmp_path / "absent"}'), 'not a directory', 'absent')
+  _assert_one_line(_run('--runs='), "runs must name a directory, got ''")
   _assert_one_line(_run(f'--rums={tmp_path}'), 'unknown flag --rums; did you mean --runs?')
   path = _write(tmp_path, 0)
   page = tmp_path / 'page.md'
