@@ -47,7 +47,7 @@ class RebelGames:
     """Raises a one-line ValueError for the first field that is out of range."""
     checks.at_least(
         self, 'config', seed=0, num_seeds=1, steps=1, batch_size=1, num_comparators=1)
-    checks.at_most(self, 'config', seed=2**32 - 1)
+    checks.at_most(self, 'config', seed=2**31 - self.num_seeds)
     checks.positive(self, 'config', 'learning_rate')
 
     policy = self.initial_policy

@@ -80,8 +80,8 @@ class RebelGaussian:
       raise ValueError(f'config.learning_rates must be positive and finite, got {rates}')
 
     checks.at_most(
-        self, 'config', seed=2**32 - 1, clip=1, published_clip=1, num_epochs=2**31 - 1,
-        min_count=2**31 - 1)
+        self, 'config', seed=2**31 - self.num_seeds - self.num_tuning_seeds, clip=1,
+        published_clip=1, num_epochs=2**31 - 1, min_count=2**31 - 1)
     checks.one_of(self, 'config', reduction=('sum', 'mean'))
     checks.divisible(
         self, 'config', 'batch_size', self.num_minibatches, of='config.num_minibatches')

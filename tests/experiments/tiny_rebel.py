@@ -16,6 +16,7 @@ from jaxrl_llm.models.pretrained import huggingface
 from jaxrl_llm.runs import config as config_lib
 from jaxrl_llm.runs import launch, policy_evaluation, reward_config, reward_models
 from jaxrl_llm.runs import setup as setup_lib
+from jaxrl_llm.sharding import mesh as mesh_lib
 from jaxrl_llm.tasks import preferences
 from jaxrl_llm.training import checkpoints, metrics, optim
 from tests.experiments import tiny
@@ -65,12 +66,13 @@ def _common(folder):
 
 
 def online(folder, **changes):
-  """A run of the online pipeline in seconds."""
+  """A run of the online pipeline in seconds, with its batches on two of the fake devices."""
   algorithm = rebel.Config(
       temperature=1.0, kl_coefficient=0.01, head_chunk=0, num_epochs=2,
       **changes.pop('algorithm', {}))
   return rebel_config.Online(**{
       **_common(folder), 'algorithm': algorithm, 'steps': 4, 'eval_every': 2,
+      'mesh': mesh_lib.MeshConfig(data=2),
       'optimizer': optim.OptimizerConfig(learning_rate=1e-3, schedule='linear'), **changes})
 
 

@@ -34,7 +34,7 @@ BINARY = textwrap.dedent('''
       if config.fail == 'bug':
         raise RuntimeError('a bug')
       if config.fail == 'overflow':
-        (1).to_bytes(2**70)
+        raise OverflowError('1000 is out of bounds for int8')
       if config.fail == 'pipe':
         while True:
           print('x' * 10_000, flush=True)
@@ -372,7 +372,7 @@ def test_what_cannot_fit_is_refused_before_the_program_starts(binary):
 
 
 def test_a_number_that_is_too_large_for_an_array_is_one_line(binary):
-  _assert_one_line(binary('--config.fail=overflow'), 'too large to convert')
+  _assert_one_line(binary('--config.fail=overflow'), '1000 is out of bounds for int8')
 
 
 def test_output_that_nobody_reads_ends_a_program_quietly(binary):

@@ -9,6 +9,7 @@ import pytest
 
 from experiments.configs import a_star_po_arithmetic  # noqa: F401 - imports as a user's config.
 from jaxrl_llm.rl import soft_values
+from jaxrl_llm.tables import digests
 from jaxrl_llm.tasks import arithmetic
 from jaxrl_llm.training import metrics
 from tests.system import running, tiny_config
@@ -52,6 +53,8 @@ def test_A12_values_follow_the_example_through_shuffling_and_epochs(whole):
   lines = metrics.read_jsonl(whole.workdir / 'stage1.jsonl')[1:]
   rewards = {i: r for line in lines for i, r in zip(line['ids'], line['rewards'])}
   table = json.loads((whole.workdir / 'v_star.json').read_text())
+  assert digests.is_intact(table) and table['max_response_tokens'] == task.max_response_tokens
+
   seen = collections.Counter()
   for batch in whole.record['batches']:
     for prompt, value in zip(batch['prompts'], batch['values']):

@@ -352,6 +352,15 @@ def test_a_stop_is_answered_between_iterations(folder):
     arena_arms.run(arena_arms.Arm(arena.shared, 'reinforce'), arena, check)
 
 
+def test_preference_pairs_that_cannot_fit_are_the_largest_contributor():
+  config = _config('summarisation')
+  config.summarisation.reward_model.num_pairs = 10**12
+  contributors = config.memory()
+  largest = max(contributors, key=contributors.get)
+  assert largest == 'the preference pairs (config.summarisation.reward_model.num_pairs)'
+  assert contributors[largest] == 16 * 10**12  # Two responses with a token and a log-prob each.
+
+
 @pytest.mark.parametrize('changes, message', [
     (dict(task='chess'), "config.task must be one of .*got 'chess'"),
     (dict(algorithms='ppo,sarsa'), "config.algorithms must be some of .*got 'ppo,sarsa'"),

@@ -404,6 +404,7 @@ def test_every_field_has_a_test_of_its_effect():
 
 @pytest.mark.parametrize('arguments, words', [
     (['--config.num_sequences=0'], 'config.num_sequences must be at least 1, got 0'),
+    ([f'--config.baum_welch_steps={2**31}'], 'config.baum_welch_steps must be at most 2147483647'),
     (['--config.num_sequences=8'],
      r'config.baum_welch_sequences must be at most config.num_sequences \(8\), got 64'),
     (['--config.baum_welch_best5_sequences=65'],

@@ -168,6 +168,7 @@ def test_a_run_writes_its_measurements_and_resumes_bit_for_bit(tmp_path, monkeyp
     (dict(lambda2_low=.9, lambda2_high=.5), r'must be a range in \[0, 1\), got 0.9 and 0.5'),
     (dict(length=64), 'config.model.max_length must be at least config.length .64., got 16'),
     (dict(steps=0), 'config.steps must be at least 1, got 0'),
+    (dict(baum_welch_steps=2**31), 'config.baum_welch_steps must be at most 2147483647'),
 ])
 def test_bad_configs_are_one_line_errors(changes, line):
   with pytest.raises(ValueError, match=line) as error:

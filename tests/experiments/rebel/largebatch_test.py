@@ -235,6 +235,20 @@ def test_a_file_of_a_complete_round_that_was_changed_is_named(folder, whole, tmp
     tiny_rebel.run(rebel_main.main, tiny_rebel.large_batch(folder), workdir)
 
 
+def test_a_round_of_an_earlier_version_is_one_line(folder, whole, tmp_path, monkeypatch):
+  workdir, load = tmp_path / 'run', checkpoints.load_params
+  shutil.copytree(whole, workdir)
+  (workdir / 'results.json').unlink()
+
+  def load_earlier(*arguments, **options):
+    params, metadata = load(*arguments, **options)
+    return params, {name: x for name, x in metadata.items() if name != 'files'}
+
+  monkeypatch.setattr(checkpoints, 'load_params', load_earlier)
+  with pytest.raises(ValueError, match='round1/params is of an earlier version; give another'):
+    tiny_rebel.run(rebel_main.main, tiny_rebel.large_batch(folder), workdir)
+
+
 def test_a_round_without_pairs_is_an_error(folder, tmp_path):
   config = tiny_rebel.large_batch(folder, keep_truncated=False)
   config.task.num_train = 8

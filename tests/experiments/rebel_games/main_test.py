@@ -174,6 +174,7 @@ def test_every_field_but_the_note_changes_what_is_computed(name, monkeypatch):
 
 @pytest.mark.parametrize('argument, words', [
     ('--config.num_seeds=0', 'config.num_seeds must be at least 1, got 0'),
+    (f'--config.seed={2**31}', f'config.seed must be at most .*, got {2**31}'),
     ('--config.steps=0', 'config.steps must be at least 1, got 0'),
     ('--config.learning_rate=-1', 'config.learning_rate must be positive and finite, got -1'),
     ('--config.algorithm.signal=rewards', 'config.algorithm.signal must be .*the arms set it'),

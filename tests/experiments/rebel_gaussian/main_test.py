@@ -242,6 +242,9 @@ def test_every_field_but_the_note_changes_what_is_computed(name, monkeypatch):
 
 @pytest.mark.parametrize('argument, words', [
     ('--config.steps=0', 'config.steps must be at least 1, got 0'),
+    (f'--config.seed={2**31}', f'config.seed must be at most .*, got {2**31}'),
+    (f'--config.num_epochs={2**31}', f'config.num_epochs must be at most {2**31 - 1}, got {2**31}'),
+    (f'--config.min_count={2**31}', f'config.min_count must be at most {2**31 - 1}, got {2**31}'),
     ('--config.eta=0', 'config.eta must be positive and finite, got 0'),
     ('--config.clip=2', 'config.clip must be at most 1, got 2'),
     ('--config.reduction=max', "config.reduction must be one of sum, mean, got 'max'"),

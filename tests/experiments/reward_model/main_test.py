@@ -237,6 +237,8 @@ def test_references_of_another_file(folder, tmp_path):
      ['config.train_last_layers must be 0 if config.lora.rank is positive, got 1']),
     (['--config.train_last_layers=9'],
      ['the number of last layers to train must be in [1, 1] for a model of 2, got 9']),
+    (['--config.lora.rank=1000000000'],
+     ['the largest contributor, the adapters with their optimizer (config.lora.rank)']),
     (['--config.head_init=one'], ["head_init must be one of normal, zero, got 'one'"]),
     (['--config.algorithm.num_micro_batches=3'], ['must be divisible by', '(3), got 8']),
 ])
