@@ -1,6 +1,7 @@
 """Fixtures and environment of all tests: eight fake devices, real data and fetched models."""
 
 import gc
+import math
 import os
 import pathlib
 import signal
@@ -69,6 +70,25 @@ def forget_programs():
   import jax
 
   jax.clear_caches()
+
+
+@pytest.fixture(scope='module')
+def few_devices():
+  """A config's mesh uses one of the eight fake devices, unless the config asks for more.
+
+  Small arrays would otherwise be divided among all of them, on a few real cores.
+  """
+  import jax
+
+  from jaxrl_llm.sharding import mesh as mesh_lib
+
+  def from_config(config):
+    sizes = [max(getattr(config, axis), 1) for axis in mesh_lib.AXES]
+    return mesh_lib.make_mesh(*sizes, devices=jax.devices()[: math.prod(sizes)])
+
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(mesh_lib, 'from_config', from_config)
+    yield
 
 
 @pytest.fixture(scope='session')

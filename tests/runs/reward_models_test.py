@@ -10,6 +10,8 @@ from jaxrl_llm.models import configs
 from jaxrl_llm.runs import checkpoint_sources, reward_config, reward_models
 from tests.experiments import tiny, tiny_rebel
 
+pytestmark = pytest.mark.usefixtures('few_devices')
+
 TOKENIZER = tokenizers.CharacterTokenizer('abc')  # 0 pads, 1 stops.
 # One that stops early, one that stops at the last slot, one that does not.
 ROLLOUTS = response_batches.rollouts(
