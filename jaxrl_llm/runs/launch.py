@@ -296,9 +296,9 @@ def write_results(run: Run, numbers_: Mapping[str, Any]) -> pathlib.Path:
 
 
 def finish(run: Run, results: Mapping[str, Any]) -> None:
-  """Writes results.json with its digest, after logs.json: the run is then complete."""
+  """Writes results.json with its digest, after manifest.json: the run is then complete."""
   results = with_digest(results)
-  logs.write(run.workdir, results['sha256'])
+  manifest.write(run.workdir, results['sha256'])
   metrics.write_json_atomic(run.results_path, results)
 
 
@@ -370,7 +370,7 @@ def _prepare_workdir(workdir: pathlib.Path, config: Any, experiment: str, spec: 
   files.remove_leftovers(workdir)
   if (workdir / 'results.json').exists():
     results = read_results(workdir / 'results.json', experiment=experiment, seed=config.seed)
-    logs.check(workdir, results['sha256'])
+    manifest.check(workdir, results['sha256'])
     print(f'This run is complete: {workdir / "results.json"}')
     if (workdir / 'table.md').exists():
       print(f'Its table, {workdir / "table.md"}:\n\n{(workdir / "table.md").read_text()}')

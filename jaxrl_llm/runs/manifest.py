@@ -9,11 +9,11 @@ import pathlib
 from jaxrl_llm.tables.digests import with_digest
 from jaxrl_llm.training import files, metrics
 
-NAME = 'logs.json'
+NAME = 'manifest.json'
 
 
 def write(workdir: pathlib.Path, results: str) -> None:
-  """Writes WORKDIR/logs.json atomically: the SHA-256 of each file of `digests`, by relative path.
+  """Writes WORKDIR/manifest.json atomically: the SHA-256 of each file of `digests`, by relative path.
 
   Args:
     workdir: directory of a run that is complete but for its results.json.
