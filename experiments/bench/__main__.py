@@ -26,6 +26,7 @@ from typing import Any
 from absl import flags
 
 from jaxrl_llm.runs import figures, launch, processor
+from jaxrl_llm.tables.digests import with_digest
 from jaxrl_llm.training import metrics
 
 # `main` imports JAX after choosing the cores, because JAX's threads inherit them.
@@ -61,7 +62,7 @@ def main() -> None:
     _add_fraction(numbers, row)
   print('\n'.join(['', *_tables(rows, numbers)]), flush=True)
   if _JSON.value:
-    metrics.write_json_atomic(_JSON.value, numbers)
+    metrics.write_json_atomic(_JSON.value, with_digest(metrics.plain(numbers)))
     print(f'\nwritten: {_JSON.value}')
 
 

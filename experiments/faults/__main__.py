@@ -22,7 +22,7 @@ from jaxrl_llm.training import loop, metrics
 def main(run: launch.Run) -> None:
   """Runs the missing cases, and writes the table and results.json."""
   config = run.config
-  campaign = cases.Campaign(config, run.workdir)
+  campaign = cases.Campaign(config, run.workdir, run.commit)
   inputs.write(campaign.inputs)
   invocations.write_bad_configs(campaign.inputs / 'bad')
 

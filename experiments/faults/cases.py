@@ -96,8 +96,16 @@ class Campaign:
   and a few times until it is killed: these workdirs are what the cases start from.
   """
 
-  def __init__(self, config: Faults, workdir: pathlib.Path):
+  def __init__(self, config: Faults, workdir: pathlib.Path, commit: str):
+    """Prepares nothing yet.
+
+    Args:
+      config: the campaign's config.
+      workdir: where everything is kept.
+      commit: commit of the source: undisturbed runs of another one are not used.
+    """
     self._config, self._folder = config, workdir / 'work'
+    self._prepared = workdir / 'work' / f'targets_{commit[:12]}'
     self.inputs = workdir / 'inputs'
     self._targets = {target.name: target for target in config.chosen()}
     self._server = processes.Server(workdir / 'compiled')
@@ -105,7 +113,7 @@ class Campaign:
 
   def prepare(self, name: str) -> None:
     """Makes the undisturbed run of a target and its snapshots; a finished part is kept."""
-    target, folder = self._targets[name], self._folder / 'targets' / name
+    target, folder = self._targets[name], self._prepared / name
     whole = folder / 'whole'
     self._expect_complete(target, whole)
     seconds = self._time(target, folder)
@@ -196,7 +204,7 @@ class Campaign:
 
   def _damage(self, case, rng, scratch) -> tuple[str, str, str]:
     """Damages one file that an interrupted run keeps, then lets it finish."""
-    folder = self._folder / 'targets' / case.target
+    folder = self._prepared / case.target
     names = [f'at_{number}' for number in range(len(_SNAPSHOTS))] + ['whole']
     source, workdir = folder / rng.choice(names), scratch / 'run'
     shutil.copytree(source, workdir)
@@ -212,7 +220,7 @@ class Campaign:
 
   def _disk(self, case, rng, scratch) -> tuple[str, str, str]:
     """Runs on a disk that fills up, then where there is room."""
-    target, folder = self._targets[case.target], self._folder / 'targets' / case.target
+    target, folder = self._targets[case.target], self._prepared / case.target
     sizes = [path.stat().st_size for path in folder.joinpath('whole').rglob('*') if path.is_file()]
     room = int(rng.uniform(0.02, 1.0) * sum(sizes))
     with _small_disk(scratch / 'disk', room) as is_mounted:

@@ -13,6 +13,7 @@ import numpy as np
 
 Damage = Callable[[bytes, random.Random], bytes | None]
 
+_JSON_FILES = ('_CHECKPOINT_METADATA', '_METADATA', '_sharding')  # Of Orbax.
 _ODD_VALUES = (b'[]', b'null', b'5', b'{}', b'"text"', b'[' * 5_000, b'{"a":' * 5_000)
 
 
@@ -187,7 +188,7 @@ def applicable(name: str) -> tuple[Damage, ...]:
   """Returns the damages that suit a file of this name."""
   if name.endswith('.jsonl'):
     return BYTES + LINES + DOCUMENTS
-  if name.endswith('.json'):
+  if name.endswith('.json') or name in _JSON_FILES:
     return BYTES + (odd_line,) + DOCUMENTS
   if name.endswith('.npz'):
     return BYTES + ARRAYS

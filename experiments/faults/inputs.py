@@ -10,6 +10,7 @@ import numpy as np
 
 from jaxrl_llm.models import configs, policy, value
 from jaxrl_llm.models.pretrained import huggingface
+from jaxrl_llm.training import metrics
 
 _STOP, _START = '<end>', '<start>'
 _TEMPLATE = (
@@ -37,7 +38,7 @@ def write(folder: pathlib.Path) -> None:
       for _ in range(40)]
   sums = [{'id': i, 'prompt': f'{i} + 1 =', 'answer': str(i + 1)} for i in range(8)]
   (folder / 'sums.jsonl').write_text(''.join(json.dumps(line) + '\n' for line in sums))
-  (folder / 'pairs.json').write_text(json.dumps(pairs))
+  metrics.write_json_atomic(folder / 'pairs.json', pairs)
 
 
 def _conversation(number: int, turns: int) -> list[dict[str, str]]:

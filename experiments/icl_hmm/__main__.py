@@ -26,7 +26,8 @@ STUDIES = {
 
 def main(run: launch.Run) -> None:
   """Runs the study that the config belongs to."""
-  STUDIES[type(run.config)](run)
+  study = next(STUDIES[kind] for kind in type(run.config).mro() if kind in STUDIES)
+  study(run)
 
 
 if __name__ == '__main__':

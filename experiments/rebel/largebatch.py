@@ -24,7 +24,7 @@ from jaxrl_llm.data import batching, response_batches
 from jaxrl_llm.rl import regression_losses
 from jaxrl_llm.runs import config as config_lib
 from jaxrl_llm.runs import (
-  logs,
+  manifest,
   policy_evaluation,
   references,
   reward_models,
@@ -83,7 +83,7 @@ def train(setup: setup_lib.Setup, files: dict) -> dict:
       checkpoints.save_params(path, plain, {
           **setup.metadata(), 'fingerprint': fingerprint.of_params(plain),
           'progress': dataclasses.asdict(progress), 'counts': pairs.counts, 'kept': fingerprints,
-          'run': setup.run.identity, 'files': logs.digests(path.parent),
+          'run': setup.run.identity, 'files': manifest.digests(path.parent),
       })
 
     plain, metadata = checkpoints.load_params(
@@ -95,7 +95,7 @@ def train(setup: setup_lib.Setup, files: dict) -> dict:
       )
     if 'files' not in metadata:
       raise ValueError(f'{path} is of an earlier version; give another --workdir')
-    logs.compare(path.parent, metadata['files'], path)
+    manifest.compare(path.parent, metadata['files'], path)
     progress, name = Progress(**metadata['progress']), metadata['fingerprint']
     counts |= {f'round{number}/{reason}': count for reason, count in metadata['counts'].items()}
 

@@ -154,11 +154,7 @@ def _digest_of_arrays(header: Mapping[str, Any], arrays: Mapping[str, np.ndarray
   return digest.hexdigest()
 
 
-def differences(theirs: Any, ours: Any, name: str = '') -> list[str]:
+def differences(theirs: Any, ours: Any) -> list[str]:
   """Lists the fields in which two identities differ, with both values."""
-  if isinstance(theirs, dict) and isinstance(ours, dict):
-    return [
-        line for key in dict.fromkeys([*theirs, *ours])
-        for line in differences(
-            theirs.get(key, 'absent'), ours.get(key, 'absent'), f'{name}.{key}'.strip('.'))]
-  return [] if theirs == ours else [f'{name} is {theirs!r} there, {ours!r} here']
+  return [f'{name} is {there!r} there, {here!r} here'
+          for name, there, here in metrics.differences(theirs, ours)]

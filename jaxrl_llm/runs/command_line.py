@@ -60,7 +60,9 @@ def load_module(name: str) -> Any:
       raise ValueError('not a Python file')
     module = importlib.util.module_from_spec(module_spec)
     module_spec.loader.exec_module(module)
-  except (Exception, SystemExit) as error:
+  except KeyboardInterrupt:
+    raise
+  except BaseException as error:  # A config file can raise anything.
     raise UsageError(
         f'config file {name!r} cannot be loaded: {type(error).__name__}: {one_line(error)}'
     ) from error
@@ -90,7 +92,9 @@ def load_config(spec: str) -> Any:
     config = get_config(variant) if colon else get_config()
   except ValueError as error:
     raise UsageError(f'{one_line(error)} (--config={spec})') from error
-  except (Exception, SystemExit) as error:
+  except KeyboardInterrupt:
+    raise
+  except BaseException as error:
     if colon and isinstance(error, (KeyError, TypeError)):
       raise UsageError(
           f'config file {name!r} has no variant {variant!r} (--config={spec})') from error

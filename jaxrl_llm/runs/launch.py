@@ -41,7 +41,7 @@ from jaxrl_llm.runs import (
   command_line,
   compile_cache,
   interrupts,
-  logs,
+  manifest,
   memory,
   processor,
 )
@@ -64,7 +64,6 @@ _PACKAGES = {
     'jax': 'jax', 'jaxlib': 'jaxlib', 'flax': 'flax', 'optax': 'optax',
     'orbax': 'orbax-checkpoint', 'numpy': 'numpy',
 }
-_ABSENT = '(absent)'
 
 
 def computing_config(config: Any) -> dict[str, Any]:
@@ -83,6 +82,21 @@ def computing_config(config: Any) -> dict[str, Any]:
     return value
 
   return computing(dataclasses.asdict(config))
+
+
+def config_digest(config: Any) -> str:
+  """Returns a digest of `computing_config` without the seed and without paths of checkpoints.
+
+  Args:
+    config: a dataclass.
+
+  Returns:
+    Hexadecimal digits, the same for all seeds of a setting on any machine.
+  """
+  fields = {
+      name: value for name, value in computing_config(config).items()
+      if name != 'seed' and not name.endswith('_init_from')}
+  return with_digest(metrics.plain(fields))['sha256']
 
 
 @dataclasses.dataclass
@@ -270,6 +284,7 @@ def write_results(run: Run, numbers_: Mapping[str, Any]) -> pathlib.Path:
       'setting': run.setting,
       'seed': run.seed,
       'commit': run.commit,
+      'config_sha256': config_digest(run.config),
       **numbers_,
   }
   tokens = [value for name, value in numbers_.items() if name.startswith('sampled_tokens/')]
@@ -352,7 +367,10 @@ def _prepare_workdir(workdir: pathlib.Path, config: Any, experiment: str, spec: 
   try:
     earlier = json.loads(path.read_text())
     is_changed = 'sha256' in earlier and with_digest(earlier) != earlier
-    differences = list(_differences(earlier['config'], ours['config'], 'config'))
+    differences = [
+        (name, old, new)
+        for name, old, new in metrics.differences(earlier['config'], ours['config'], 'config')
+        if not _may_differ(name.rpartition('.')[2], old, new)]
     if earlier['experiment'] != experiment:
       differences.insert(0, ('experiment', earlier['experiment'], experiment))
   except (ValueError, KeyError, TypeError, RecursionError) as error:
@@ -378,6 +396,12 @@ def _prepare_workdir(workdir: pathlib.Path, config: Any, experiment: str, spec: 
   return True
 
 
+def _may_differ(field: str, old: Any, new: Any) -> bool:
+  """Returns whether a run may be resumed though a config field has another value."""
+  is_retired = field in _RETIRED_FIELDS and (old, new) == ('', metrics.ABSENT)
+  return is_retired or field in RELOCATABLE_FIELDS
+
+
 def _refuse_foreign(workdir: pathlib.Path) -> None:
   """Raises if the workdir exists and is not ours; writes nothing to it."""
   if workdir.exists() and not workdir.is_dir():
@@ -400,18 +424,6 @@ def _discard_if_unused(workdir: pathlib.Path) -> None:
       path.rmdir() if path.is_dir() else path.unlink()
     with contextlib.suppress(OSError):
       workdir.rmdir()
-
-
-def _differences(earlier: Any, ours: Any, name: str) -> Iterator[tuple[str, Any, Any]]:
-  """Yields (field, earlier value, our value) of all fields that differ."""
-  if isinstance(earlier, dict) and isinstance(ours, dict):
-    for key in [*earlier, *(key for key in ours if key not in earlier)]:
-      is_retired = key in _RETIRED_FIELDS and key not in ours and earlier[key] == ''
-      if key not in RELOCATABLE_FIELDS and not is_retired:
-        yield from _differences(
-            earlier.get(key, _ABSENT), ours.get(key, _ABSENT), f'{name}.{key}')
-  elif earlier != ours:
-    yield name, earlier, ours
 
 
 def _exit_with_one_line(start: Callable[[], None], *, name: str, debug: bool) -> typing.NoReturn:

@@ -13,7 +13,7 @@ NAME = 'manifest.json'
 
 
 def write(workdir: pathlib.Path, results: str) -> None:
-  """Writes WORKDIR/manifest.json atomically: the SHA-256 of each file of `digests`, by relative path.
+  """Writes WORKDIR/manifest.json atomically: the SHA-256 of each file of `digests`, by path.
 
   Args:
     workdir: directory of a run that is complete but for its results.json.

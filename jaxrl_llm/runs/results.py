@@ -13,8 +13,7 @@ from jaxrl_llm.tables import digests
 
 
 def read_results(
-    path: pathlib.Path, *, experiment: str, seed: int, setting: str | None = None,
-    allow_earlier: bool = False,
+    path: pathlib.Path, *, experiment: str, seed: int, setting: str | None = None
 ) -> dict[str, Any]:
   """Reads the results.json of a complete run.
 
@@ -23,7 +22,6 @@ def read_results(
     experiment: name of the program that must have written it.
     seed: the seed that it must be of.
     setting: the setting that it must be of; None for any.
-    allow_earlier: whether to accept a file without digest, as earlier versions wrote it.
 
   Returns:
     The results by flat name.
@@ -39,10 +37,9 @@ def read_results(
     problem = f'it is damaged ({command_line.one_line(error)})'
 
   if not problem:
-    is_earlier = 'sha256' not in results
-    if is_earlier and not allow_earlier:
+    if 'sha256' not in results:
       problem = 'it has no digest: it is damaged or of an earlier version'
-    elif not is_earlier and not digests.is_intact(results):
+    elif not digests.is_intact(results):
       problem = 'it is damaged (its content does not match its digest)'
     for name, expected in (('experiment', experiment), ('seed', seed), ('setting', setting)):
       if not problem and expected is not None and results.get(name) != expected:

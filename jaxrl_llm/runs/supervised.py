@@ -60,6 +60,8 @@ def _made_from(setup: setup_lib.Setup) -> dict[str, Any]:
   return {
       'seed': setup.run.seed, 'sft': launch.computing_config(setup.config.sft),
       'task': launch.computing_config(setup.config.task),
+      'lora': launch.computing_config(setup.config.lora),
+      'train_last_layers': setup.config.train_last_layers,
   }
 
 

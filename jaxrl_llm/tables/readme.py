@@ -10,7 +10,7 @@ import pathlib
 import re
 from collections.abc import Mapping, Sequence
 
-from jaxrl_llm.tables import render
+from jaxrl_llm.tables import digests, render
 
 _BLOCK = re.compile(r'<!-- begin ([^>\n]+) -->\n.*?<!-- end \1 -->', re.DOTALL)
 _POLICIES = (
@@ -293,4 +293,6 @@ def _read_numbers(file: pathlib.Path) -> dict[str, float]:
     raise ValueError(f'{file} is not JSON: {error}') from error
   if not isinstance(numbers, dict):
     raise ValueError(f'{file} must hold one flat object, got a {type(numbers).__name__}')
+  if not digests.is_intact(numbers):
+    raise ValueError(f'{file} is damaged: its content does not match its digest (sha256)')
   return numbers

@@ -244,9 +244,10 @@ def _read_one(path: pathlib.Path) -> dict[str, Any]:
     if not isinstance(value, str) and not abs(value) <= sys.float_info.max:
       raise ValueError(f'{path}: {name} must be a finite number, got {str(value)[:30]}')
 
-  # Results committed by earlier versions have no digest.
-  if 'sha256' in run and not digests.is_intact(run):
-    raise ValueError(f'{path} is damaged: its content does not match its digest (sha256)')
+  if not digests.is_intact(run):
+    problem = ('its content does not match its digest (sha256)' if 'sha256' in run else
+               'it has no digest (sha256)')
+    raise ValueError(f'{path} is damaged: {problem}')
   _check_identity(path, run)
   return run
 

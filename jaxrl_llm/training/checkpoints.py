@@ -176,8 +176,12 @@ class Checkpoints:
     return None
 
   def _check_identity(self, folder: pathlib.Path) -> None:
-    saved = _read_document(folder).get('identity')  # Absent in earlier versions.
-    for name, ours, theirs in _differences(self._identity, saved) if saved else ():
+    saved = _read_document(folder).get('identity')
+    if saved is None:
+      raise CheckpointError(
+          f'{folder} is of an earlier version, which did not record what it depends on: remove it, '
+          'or give another --workdir')
+    for name, theirs, ours in metrics.differences(saved, self._identity):
       raise CheckpointError(
           f'{folder} is a checkpoint of another run ({name}: {theirs!r} there, {ours!r} now): '
           'remove it, or give another --workdir')
@@ -282,7 +286,9 @@ def load_params(
         f'the parameters at {directory} are of an earlier version, which did not record what they '
         'were made from; give another --workdir'
     )
-  for name, ours, theirs in _differences(metrics.plain(expected or {}), metadata):
+  expected = metrics.plain(expected or {})
+  known = {name: metadata.get(name) for name in expected}
+  for name, theirs, ours in metrics.differences(known, expected):
     raise CheckpointError(
         f'{name} of the parameters at {directory} is {theirs!r}, this run has {ours!r}'
     )
@@ -442,14 +448,6 @@ def _checksum(path: pathlib.Path) -> str:
       value = zlib.crc32(block, value)
       size += len(block)
   return f'{size}:{value:08x}'
-
-
-def _differences(ours: Any, theirs: Any, name: str = '') -> Iterator[tuple[str, Any, Any]]:
-  if isinstance(ours, dict) and isinstance(theirs, dict):
-    for key in ours:
-      yield from _differences(ours[key], theirs.get(key), f'{name}.{key}' if name else key)
-  elif ours != theirs:
-    yield name, ours, theirs
 
 
 @contextlib.contextmanager

@@ -29,6 +29,8 @@ from jaxrl_llm.training import files
 # [[bytes from the start, SHA-256 of them], ...] of a `JsonlFile`, the current one last; [] is the
 # start of the file.
 Position = list[list[Any]]
+ABSENT = '(absent)'  # Value of a missing field in `differences`.
+
 _MOST_POSITIONS = 50  # That are kept to say where a file was changed.
 _FLUSH_SECONDS = 30.0  # Between flushes of an event file.
 
@@ -99,6 +101,26 @@ def plain(value: Any) -> Any:
     return plain(np.asarray(value).tolist())
 
   raise ValueError(f'cannot write a {type(value).__name__} as JSON, got {value!r}')
+
+
+def differences(theirs: Any, ours: Any, name: str = '') -> Iterator[tuple[str, Any, Any]]:
+  """Compares two plain documents, such as the config that a file was made from and a run's.
+
+  Args:
+    theirs: plain data, see `plain`.
+    ours: plain data.
+    name: name of both.
+
+  Yields:
+    (field, their value, our value) of each field that differs; 'a.b' is a nested one, and a value
+    that one of them lacks is `ABSENT`.
+  """
+  if isinstance(theirs, dict) and isinstance(ours, dict):
+    for key in dict.fromkeys([*theirs, *ours]):
+      yield from differences(
+          theirs.get(key, ABSENT), ours.get(key, ABSENT), f'{name}.{key}'.strip('.'))
+  elif theirs != ours:
+    yield name, theirs, ours
 
 
 def read_json(path: str | os.PathLike) -> Any:

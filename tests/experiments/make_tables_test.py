@@ -6,6 +6,8 @@ import shutil
 import subprocess
 import sys
 
+from jaxrl_llm.tables import digests
+
 REPOSITORY = pathlib.Path(__file__).resolve().parents[2]
 
 
@@ -18,9 +20,9 @@ def _run(*arguments):
 def _write(folder, seed, **numbers):
   path = folder / 'a_star_po' / 'arithmetic' / f'seed{seed}' / 'results.json'
   path.parent.mkdir(parents=True)
-  path.write_text(json.dumps({
+  path.write_text(json.dumps(digests.with_digest({
       'experiment': 'a_star_po', 'setting': 'arithmetic', 'seed': seed, 'commit': 'c',
-      'sampled_tokens': 9, 'wall_seconds': 1.5, 'device': 'cpu', **numbers}))
+      'sampled_tokens': 9, 'wall_seconds': 1.5, 'device': 'cpu', **numbers})))
   return path
 
 

@@ -29,7 +29,7 @@ def _commit(tmp_path, *runs):
   for run in runs:
     folder = tmp_path / 'committed' / f'seed{run["seed"]}'
     folder.mkdir(parents=True)
-    (folder / 'results.json').write_text(json.dumps(run))
+    (folder / 'results.json').write_text(json.dumps(launch.with_digest(run)))
 
 
 def test_every_committed_setting_has_its_config():

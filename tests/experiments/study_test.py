@@ -25,6 +25,7 @@ def calls(tmp_path, monkeypatch):
     (seed,) = [int(a.partition('=')[2]) for a in arguments if a.startswith('--config.seed=')]
     (workdir / 'results.json').write_text(json.dumps(launch.with_digest({
         'experiment': module, 'setting': f'ablation_{config.rpartition(":")[2]}', 'seed': seed,
+        'config_sha256': launch.config_digest(study.command_line.load_config(config)),
         'arm': config, 'arguments': ' '.join(arguments)})))
 
   monkeypatch.setattr(study, 'run_arm', run_arm)
@@ -71,7 +72,7 @@ def test_damaged_results_are_refused(tmp_path, calls):
     (lambda text: '', 'is damaged'),
     (lambda text: '[' * 100_000, 'is damaged'),
     (lambda text: '[]', 'not an object'),
-    (lambda text: '{}', "its experiment must be 'a_star_po', got None"),
+    (lambda text: '{}', 'has no digest'),
     (lambda text: text.replace('"seed": 0', '"seed": null'), 'does not match its digest'),
     (lambda text: text.replace('"seed": 0', '"seed": NaN'), 'does not match its digest'),
     (lambda text: text.replace('"seed": 0', '"seeds": 0'), 'does not match its digest'),
@@ -96,6 +97,37 @@ def test_results_of_another_arm_are_refused(tmp_path, calls):
       (folder / 'ablation_softmax' / 'seed0' / 'results.json').read_text())
   with pytest.raises(ValueError, match="its setting must be 'ablation_mean', got 'ablation_soft"):
     run(tmp_path, *arguments)
+
+
+def test_results_of_an_edited_config_file_are_refused(tmp_path, calls):
+  edited = pathlib.Path(tmp_path, 'a_star_po_ablation.py')
+  edited.write_text(pathlib.Path(CONFIG).read_text())
+  arguments = (f'--config={edited}', '--arms=softmax', '--seeds=0')
+  run(tmp_path, *arguments)
+  run(tmp_path, *arguments)
+  edited.write_text(edited.read_text().replace('240_000', '250_000'))
+  with pytest.raises(ValueError, match='seed0/results.json is of another version of the config'):
+    run(tmp_path, *arguments)
+
+
+@pytest.mark.parametrize('text, words', [
+    ('', 'has no get_config'),
+    ('def get_config(): return None', 'has no variant'),
+    ('from experiments.configs import arena\nget_config = lambda arm: arena.get_config()',
+     'config must be one of a_star_po for a policy, got experiments.arena.'),
+    ('from experiments.configs import rebel_chat\n'
+     'get_config = lambda arm: rebel_chat.get_config()',
+     'config must be one of a_star_po for a policy, got experiments.rebel.'),
+    ('from experiments.configs import a_star_po_ablation\n'
+     'def get_config(arm):\n  config = a_star_po_ablation.get_config()\n'
+     '  config.steps = -1\n  return config', 'config.steps'),
+])
+def test_a_config_that_an_arm_cannot_use_is_refused_before_anything_runs(
+    tmp_path, calls, text, words):
+  (tmp_path / 'other.py').write_text(f"ARMS = ('softmax',)\n{text}\n")
+  with pytest.raises(ValueError, match=words) as error:
+    run(tmp_path, f'--config={tmp_path / "other.py"}')
+  assert not calls and '\n' not in str(error.value)
 
 
 def test_an_arm_that_fails_copies_nothing_and_stops_the_study(tmp_path, monkeypatch):
@@ -132,6 +164,7 @@ def test_arms_must_be_names(tmp_path, arms):
         (['--arms='], 'arms must name at least one, got none'),
         (['--seeds='], 'seeds must name at least one, got none'),
         (['--experiment=configs'], "experiment must be a program in experiments/, got 'configs'"),
+        (['--experiment=study'], "experiment must be a program in experiments/, got 'study'"),
         (['--experiment=../x'], "experiment must be a program in experiments/, got '../x'"),
         (['--config=experiments/configs/arena.py'], 'config must be a file with ARMS'),
         (['--results=/dev/null/x'], '/dev/null'),

@@ -157,7 +157,8 @@ DAMAGE = {
         r'config.sizes is \[1, 3\] there, \[1, 2\] here'),
     'edited identity': (
         lambda path: _edit(path, lambda d, _: d['identity'].update(seed=0.0)), 'does not match'),
-    'a field more': (lambda path: _other_identity(path, kind='x'), "kind is 'x' there, 'absent'"),
+    'a field more': (
+        lambda path: _other_identity(path, kind='x'), r"kind is 'x' there, '\(absent\)'"),
     'no digest': (lambda path: _edit(path, lambda d, _: d.pop('sha256')), 'no digest.*--workdir'),
 }
 

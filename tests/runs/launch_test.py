@@ -1,5 +1,6 @@
 """The command line of every program: bad input, workdirs, locks, results.json."""
 
+import dataclasses
 import json
 import os
 import pathlib
@@ -250,11 +251,17 @@ def test_damaged_results_are_refused(tmp_path, text, words):
   assert 'delete it and run the command again' in str(error.value)
 
 
-def test_results_of_earlier_versions_have_no_digest(tmp_path):
-  results = {'experiment': 'adding', 'seed': 0}
-  (tmp_path / 'results.json').write_text(json.dumps(results))
-  assert launch.read_results(
-      tmp_path / 'results.json', experiment='adding', seed=0, allow_earlier=True) == results
+def test_the_digest_of_a_config_leaves_out_the_seed_and_paths():
+  @dataclasses.dataclass
+  class Config:
+    seed: int = 0
+    steps: int = 3
+    policy_init_from: str = ''
+    data_dir: str = ''
+
+  digest = launch.config_digest(Config())
+  assert digest == launch.config_digest(Config(seed=1, policy_init_from='a', data_dir='b'))
+  assert digest != launch.config_digest(Config(steps=4))
 
 
 def test_a_damaged_complete_run_is_refused(binary, tmp_path):
@@ -350,6 +357,9 @@ def test_a_config_of_another_program_is_refused(binary, tmp_path):
 @pytest.mark.parametrize('text, words', [
     ('import sys\nsys.exit(0)', 'cannot be loaded: SystemExit: 0'),
     ('import sys\ndef get_config():\n  sys.exit(0)', 'cannot be called: SystemExit: 0'),
+    ('raise GeneratorExit("over")', 'cannot be loaded: GeneratorExit: over'),
+    ('def get_config():\n  raise BaseExceptionGroup("two", [KeyboardInterrupt()])',
+     'cannot be called: BaseExceptionGroup: two'),
     ('def get_config():\n  return get_config()', 'cannot be called: RecursionError: '),
     ('def get_config():\n  raise RuntimeError("a bug")', 'cannot be called: RuntimeError: a bug'),
     ('import no_such_module', 'cannot be loaded: ModuleNotFoundError: '),

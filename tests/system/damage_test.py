@@ -190,5 +190,6 @@ def test_logs_that_were_changed_after_the_end_of_a_run_are_named(whole, tmp_path
     path = workdir / name
     content = path.read_bytes()
     path.write_bytes(content.replace(b'0', b'1', 1))
-    running.assert_one_line(running.refuse(workdir), name, 'logs.json', 'give another --workdir')
+    running.assert_one_line(
+        running.refuse(workdir), name, 'manifest.json', 'give another --workdir')
     path.write_bytes(content)

@@ -1,12 +1,13 @@
 """README.md and docs/ agree with the committed results, and what they name exists."""
 
+import json
 import pathlib
 import re
 
 import pytest
 
 from experiments import make_tables
-from jaxrl_llm.tables import readme, render
+from jaxrl_llm.tables import digests, readme, render
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 PAGES = make_tables.find_pages([str(ROOT / 'README.md'), str(ROOT / 'docs')])
@@ -110,9 +111,22 @@ def test_simulated_mice_are_excluded_from_the_table_of_mice():
 
 @pytest.mark.parametrize('text, words', [
     ('{', 'a.json is not JSON'), ('[' * 100_000, 'a.json is not JSON'),
-    ('[1]', 'a.json must hold one flat object'), ('{"a": "x"}', "a.json must have a number 'a'"),
-    ('{}', "a.json must have a number 'a'")])
+    ('[1]', 'a.json must hold one flat object'), ('{"a": 1.5}', 'a.json is damaged')])
 def test_a_damaged_benchmark_is_named(tmp_path, text, words):
-  (tmp_path / 'a.json').write_text(text)
+  path = tmp_path / 'a.json'
+  path.write_text(text)
   with pytest.raises(ValueError, match=words):
-    readme.speed([tmp_path / 'a.json'], [('a', 'label', 1)])
+    readme.speed([path], [('a', 'label', 1)])
+
+
+def test_a_benchmark_needs_its_number_and_its_digest(tmp_path):
+  path = tmp_path / 'a.json'
+  for numbers in ({}, {'a': 'x'}):
+    path.write_text(json.dumps(digests.with_digest(numbers)))
+    with pytest.raises(ValueError, match="a.json must have a number 'a'"):
+      readme.speed([path], [('a', 'label', 1)])
+  path.write_text(json.dumps(digests.with_digest({'a': 1.5})))
+  assert '| label | 1.5 |' in readme.speed([path], [('a', 'label', 1)])
+  path.write_text(path.read_text().replace('1.5', '2.5'))
+  with pytest.raises(ValueError, match='a.json is damaged'):
+    readme.speed([path], [('a', 'label', 1)])

@@ -99,6 +99,16 @@ def test_a_checkpoint_of_another_run_is_named(tmp_path, opened):
       'remove it, or give another --workdir')
 
 
+def test_a_checkpoint_that_does_not_say_whose_it_is_is_refused(tmp_path, opened, monkeypatch):
+  state = _state(3)
+  first = opened(tmp_path / 'c')
+  monkeypatch.setattr(first, '_identity', None)  # As earlier versions wrote it.
+  first.save(7, state, {})
+  first.wait()
+  with pytest.raises(checkpoints.CheckpointError, match='c/7 is of an earlier version, which did'):
+    opened(tmp_path / 'c', identity={'experiment': 'sft'}).restore_latest(state)
+
+
 def test_saving_is_safe_under_donation(tmp_path, opened):
   """The saved state is the one before the step that reuses its buffers."""
   folder = opened(tmp_path / 'c')
@@ -388,7 +398,8 @@ def test_params_of_something_else_are_one_line_errors(tmp_path):
       ({'tokenizer': 'xyz'}, params, r"tokenizer of .* is 'abc', this run has 'xyz'"),
       ({'model': {'width': 9}}, params, r'model.width of .* is 8, this run has 9'),
       ({'made_from': {'seed': 0}}, params, 'are of an earlier version, .* give another --workdir'),
-      ({'model': {'depth': 9}}, params, r'model.depth of .* is None, this run has 9'),
+      ({'model': {'width': 8, 'depth': 9}}, params,
+       r"model.depth of .* is '\(absent\)', this run has 9"),
       ({}, {'head': jnp.zeros(2)}, r'holds embedder/embedding, which this run does not have'),
   ]
   for expected, abstract, message in cases:

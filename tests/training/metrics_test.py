@@ -46,6 +46,16 @@ def test_plain_makes_json_of_everything(tmp_path):
     metrics.plain({'a': {1}})
 
 
+def test_differences_of_two_documents():
+  theirs = {'seed': 0, 'model': {'width': 8, 'depth': 2}, 'old': []}
+  ours = {'seed': 1, 'model': {'width': 8, 'depth': 3}, 'new': None}
+  assert list(metrics.differences(theirs, ours, 'config')) == [
+      ('config.seed', 0, 1), ('config.model.depth', 2, 3), ('config.old', [], metrics.ABSENT),
+      ('config.new', metrics.ABSENT, None)]
+  assert not list(metrics.differences(theirs, theirs))
+  assert list(metrics.differences(theirs, 5)) == [('', theirs, 5)]
+
+
 def test_to_floats():
   values = metrics.to_floats({
       'a': WeightedMean(jnp.float32(3), jnp.float32(4)),

@@ -5,6 +5,7 @@ import dataclasses
 import json
 import math
 import re
+import types
 
 import jax
 import numpy as np
@@ -436,3 +437,14 @@ def test_configs_of_another_experiment_are_refused(tmp_path, capsys):
   line = capsys.readouterr().err.strip()
   assert 'other.py is a config of another program: ' in line
   assert 'it makes experiments.rebel_games.config.RebelGames' in line
+
+
+def test_a_subclass_of_a_config_runs_the_study_of_its_base(monkeypatch):
+  class Own(icl_hmm_config.IclHmmPublished):
+    pass
+
+  started = []
+  monkeypatch.setitem(icl_hmm_main.STUDIES, icl_hmm_config.IclHmmPublished, started.append)
+  run = types.SimpleNamespace(config=Own())
+  icl_hmm_main.main(run)
+  assert started == [run]
