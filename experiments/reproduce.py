@@ -75,7 +75,7 @@ def compare(
   """Returns (name, committed, new, verdict) for each headline number."""
   old, rows = committed.runs[seed], []
   for name in render.headlines(committed.experiment, committed.quantities()):
-    if name == 'wall_seconds' or name.startswith('time/') or name not in old:
+    if name == 'wall_seconds' or name.startswith(('time/', 'memory/')) or name not in old:
       continue
     error = committed.summary(name).standard_error
     number = new.get(name, 'missing')

@@ -13,9 +13,8 @@ from experiments.a_star_po import report
 from experiments.a_star_po import stage1 as stage1_lib
 from jaxrl_llm.algorithms import a_star_po
 from jaxrl_llm.data import batching
-from jaxrl_llm.rewards import rollout_rewards
 from jaxrl_llm.runs import config as config_lib
-from jaxrl_llm.runs import launch, references, supervised, training_loop
+from jaxrl_llm.runs import launch, references, supervised, training_loop, verifier_evaluation
 from jaxrl_llm.runs import setup as setup_lib
 from jaxrl_llm.training import loop, optim, rng
 from jaxrl_llm.training import step as step_lib
@@ -46,7 +45,7 @@ def train(
   sample = setup.sampler(num_samples=1, temperature=config.algorithm.temperature)
   score = setup.scorer(
       temperature=config.algorithm.temperature, chunk_size=config.algorithm.head_chunk)
-  evaluate = report.Evaluation(setup, reference, files['samples'])
+  evaluate = verifier_evaluation.Evaluation(setup, reference, files['samples'])
 
   with training_loop.start(
       setup, 'a_star_po', state, files=files, total=config.steps, save_every=config.save_every,
@@ -80,7 +79,7 @@ def train(
       training.metadata['tokens'] += int(scored.lengths.sum())
       values = training.log(step, {
           **values, **_update_metrics(updates, step),
-          **_rollout_metrics(scored, training.metadata['tokens']),
+          **verifier_evaluation.rollout_metrics(scored, training.metadata['tokens']),
           'train/learning_rate': optim.learning_rate_at(optimizer, int(training.state.step) - 1),
       })
       training.end_step(step, reward=values['rollout/reward'])
@@ -101,13 +100,6 @@ def _update_metrics(updates: list[dict], step: int) -> dict:
   if step == 0:  # The policy is still the reference.
     values['train/initial_log_ratio'] = abs(updates[0]['train/log_ratio'].value())
   return values
-
-
-def _rollout_metrics(scored: rollout_rewards.Scored, tokens: int) -> dict[str, float]:
-  return {
-      'rollout/reward': scored.rewards.mean(), 'rollout/length': scored.lengths.mean(),
-      'rollout/truncated': scored.truncated.mean(), 'rollout/sampled_tokens': tokens,
-  }
 
 
 def main(run: launch.Run) -> None:

@@ -157,7 +157,8 @@ def outcome(workdir: pathlib.Path) -> dict[str, Any]:
   def timeless(record: dict[str, Any]) -> dict[str, Any]:
     return {
         name: value for name, value in record.items()
-        if name not in ('wall_seconds', 'commit', 'sha256') and not name.startswith('time/')}
+        if name not in ('wall_seconds', 'commit', 'sha256')
+        and not name.startswith(('time/', 'memory/'))}
 
   numbers = {'results.json': timeless(json.loads((workdir / 'results.json').read_text()))}
   for path in sorted(workdir.rglob('*.jsonl')):

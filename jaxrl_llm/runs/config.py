@@ -13,7 +13,7 @@ from jaxrl_llm.models import configs
 from jaxrl_llm.models import lora as lora_lib
 from jaxrl_llm.runs import launch, memory
 from jaxrl_llm.sharding import mesh as mesh_lib
-from jaxrl_llm.tasks import arithmetic, own_data
+from jaxrl_llm.tasks import arithmetic, chat, own_data
 from jaxrl_llm.tasks import config as task_config
 from jaxrl_llm.training import optim
 from jaxrl_llm.types import Task
@@ -286,6 +286,66 @@ class ReinforcementConfig(PolicyConfig):
     if not task.train:
       raise ValueError(f'{task.name} has no training problems (config.task)')
     return dataclasses.replace(task, demonstrations=[]) if self.policy_init_from else task
+
+
+@dataclasses.dataclass
+class VerifiedConfig(ReinforcementConfig):
+  """The part common to all programs whose reward is the task's own; they add `algorithm`.
+
+  Attributes:
+    optimizer: optimizer of the policy.
+    steps: batches of rollouts.
+    batch_size: prompts per batch.
+    token_budget: if positive, training ends with the batch after which this many tokens have been
+      sampled for it (`steps` is then an upper bound).
+    eval_every: batches between evaluations; there is always one before the first batch and one
+      after the last.
+    save_every: batches between checkpoints.
+  """
+
+  optimizer: optim.OptimizerConfig = dataclasses.field(default_factory=optim.OptimizerConfig)
+  steps: int = 100
+  batch_size: int = 128
+  token_budget: int = 0
+  eval_every: int = 20
+  save_every: int = 20
+
+  @property
+  def updates_per_batch(self) -> int:
+    """Number of optimizer steps on a batch."""
+    raise NotImplementedError
+
+  @property
+  def num_parts(self) -> int:
+    """Number of parts that a batch is split into."""
+    raise NotImplementedError
+
+  def validate(self) -> None:
+    """Raises a one-line ValueError for the first field that is out of range."""
+    super().validate()
+    if isinstance(self.task, chat.Config):
+      raise ValueError(
+          'config.task must have a reward, which chat does not: fine-tune on it with '
+          'experiments.sft'
+      )
+    checks.at_least(
+        self, 'config', steps=0, batch_size=1, token_budget=0, eval_every=1, save_every=1)
+    with checks.within('config.algorithm'):
+      self.algorithm.validate()
+    self.optimizer.validate('config.optimizer')
+    checks.divisible(
+        self, 'config', 'batch_size', self.num_parts, 'num_minibatches * num_micro_batches')
+
+    if self.token_budget:
+      checks.fixed(
+          self.optimizer, 'config.optimizer',
+          'with config.token_budget (the length of the run is not known in advance)',
+          schedule='constant')
+    check_schedule(self.optimizer, self.steps * self.updates_per_batch, 'config.optimizer')
+
+  def batch_sizes(self) -> dict[str, tuple[int, int]]:
+    """See `RunConfig.batch_sizes`."""
+    return {**super().batch_sizes(), 'batch_size': (self.batch_size, self.num_parts)}
 
 
 def check_overrides(run: launch.Run) -> None:

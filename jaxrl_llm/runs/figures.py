@@ -100,21 +100,22 @@ def learning_curve(
     series: Mapping[str, Sequence[float]],
     *,
     title: str,
-    stage1_tokens: float,
+    stage1_tokens: float = 0,
 ) -> None:
-  """Plots scores against sampled tokens, including stage 1; writes a PNG and a CSV.
+  """Plots scores against sampled tokens, those of a stage 1 included; writes a PNG and a CSV.
 
   Args:
     path: where to write the PNG; the CSV has the same name.
     tokens: sampled tokens at each evaluation, including those of stage 1.
     series: scores in [0, 1] by name, each as long as `tokens`.
     title: title of the figure.
-    stage1_tokens: end of stage 1; the region to its left is shaded.
+    stage1_tokens: end of stage 1; the region to its left is shaded. 0 for none.
   """
   with figure(path, size=_SIZE) as (axes,):
-    axes.set(
-        title=title, xlabel='sampled tokens (thousands, stage 1 included)', ylabel='score')
-    axes.axvspan(0, stage1_tokens / 1e3, color='0.92', label='stage 1 (reference samples)')
+    included = ', stage 1 included' if stage1_tokens else ''
+    axes.set(title=title, xlabel=f'sampled tokens (thousands{included})', ylabel='score')
+    if stage1_tokens:
+      axes.axvspan(0, stage1_tokens / 1e3, color='0.92', label='stage 1 (reference samples)')
     for (name, values), colour, marker in zip(series.items(), _COLOURS, 'os^D'):
       axes.plot(np.asarray(tokens) / 1e3, values, color=colour, marker=marker, ms=4, label=name)
 

@@ -84,6 +84,8 @@ def begin(
     setup: setup_lib.Setup,
     algorithm: Algorithm,
     finetune: Callable[[], tuple[Params, dict[str, Any]]],
+    *,
+    others: Callable[[Params], Params] | None = None,
 ) -> tuple[TrainState, step_lib.CountedJit, Reference]:
   """Makes the initial train state, the train step, and the reference without shared parameters.
 
@@ -91,16 +93,18 @@ def begin(
     setup: the run's setup, from `setup_lib.build`.
     algorithm: the algorithm that trains the policy.
     finetune: makes the reference if none is loaded (`supervised.finetune`).
+    others: see `Setup.start`.
 
   Returns:
     (state, jitted train step, reference).
   """
   reference = make_reference(setup, finetune)
-  return *start(setup, algorithm, reference), reference
+  return *start(setup, algorithm, reference, others=others), reference
 
 
 def start(
-    setup: setup_lib.Setup, algorithm: Algorithm, reference: Reference
+    setup: setup_lib.Setup, algorithm: Algorithm, reference: Reference, *,
+    others: Callable[[Params], Params] | None = None,
 ) -> tuple[TrainState, step_lib.CountedJit]:
   """Makes the initial train state and the train step; the policy takes over shared parameters.
 
@@ -111,13 +115,15 @@ def start(
     setup: the run's setup, from `setup_lib.build`.
     algorithm: the algorithm that trains the policy.
     reference: returned by `make_reference`; changed in place.
+    others: see `Setup.start`.
 
   Returns:
     (state, jitted train step).
   """
   has_own_copy = bool(setup.config.reference_init_from)
   state, train_step = setup.start(
-      algorithm, reference.start, donate=has_own_copy or bool(setup.finetuning.lora.rank))
+      algorithm, reference.start, others=others,
+      donate=has_own_copy or bool(setup.finetuning.lora.rank))
   reference.start = None
 
   if has_own_copy:

@@ -132,18 +132,22 @@ class Setup:
         self.model, source)  # `self.model` has a vocab_size: shapes must match.
     return source.load(self.abstract_params)
 
-  def make_optimizer(self, config: optim.OptimizerConfig) -> optax.GradientTransformation:
-    """Makes an optimizer of the trained parameters."""
-    return optim.make_optimizer(config, trainable=self.finetuning.trainable)
+  def make_optimizer(
+      self, config: optim.OptimizerConfig, critic: finetuning_lib.Finetuning | None = None
+  ) -> optax.GradientTransformation:
+    """Makes an optimizer of the trained parameters, those of a critic included."""
+    return optim.make_optimizer(config, trainable=(critic or self.finetuning).trainable)
 
   def start(
-      self, algorithm: Algorithm, params: Params, *, donate: bool = False
+      self, algorithm: Algorithm, params: Params, *, donate: bool = False,
+      others: Callable[[Params], Params] | None = None,
   ) -> tuple[TrainState, step_lib.CountedJit]:
     """Makes a train state and the jitted step, which donates the state.
 
     Args:
       algorithm: the algorithm that trains the policy.
       params: plain parameters.
+      others: makes the parameters of the other networks, such as a critic, from them.
       donate: whether the state takes over the arrays of `params`, which are then deleted; by
         default it copies them. Blocks that are split off for `last_layers` cannot be taken over.
 
@@ -154,8 +158,9 @@ class Setup:
     key = rng.stream_key(self.key, rng.Stream.ADAPTERS)
 
     def init(params):
+      networks = {'policy': self.finetuning.start(params, key)}
       return algorithm.init(
-          rng.base_key(self.config.seed), {'policy': self.finetuning.start(params, key)})
+          rng.base_key(self.config.seed), networks | (others(params) if others else {}))
 
     shardings = rules.shardings(self.mesh, jax.eval_shape(init, params))
     train_step = step_lib.jit_train_step(

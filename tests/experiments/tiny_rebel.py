@@ -135,7 +135,8 @@ def outcome(workdir):
   """Everything that must be equal, bit for bit, in two runs of one config."""
   timeless = lambda record: {
       name: x for name, x in record.items()
-      if name not in ('wall_seconds', 'commit', 'sha256') and not name.startswith('time/')}
+      if name not in ('wall_seconds', 'commit', 'sha256')
+      and not name.startswith(('time/', 'memory/'))}
   lines = lambda name: [timeless(r) for r in metrics.read_jsonl(workdir / name)]
   read = {'results': timeless(json.loads((workdir / 'results.json').read_text()))}
   for path in sorted(workdir.rglob('*.jsonl')):

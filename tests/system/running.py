@@ -152,7 +152,7 @@ def results(workdir: pathlib.Path) -> dict:
 
 
 def _is_time(name: str) -> bool:
-  return name == 'wall_seconds' or name.startswith('time/')
+  return name == 'wall_seconds' or name.startswith(('time/', 'memory/'))
 
 
 def outcome(workdir: pathlib.Path) -> dict:

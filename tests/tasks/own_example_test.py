@@ -44,7 +44,8 @@ def _arguments(program):
 
 
 @pytest.mark.parametrize(('program', 'sizes'), [
-    ('evaluate', (0, 0, 10)), ('a_star_po', (0, 8, 2)), ('sft', (8, 8, 2))])
+    ('evaluate', (0, 0, 10)), ('a_star_po', (0, 8, 2)), ('online_rl', (0, 8, 2)),
+    ('sft', (8, 8, 2))])
 def test_the_commands_make_the_task(folder, program, sizes):
   arguments = _arguments(program)
   spec, _ = command_line.split_config(arguments)
