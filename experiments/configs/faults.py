@@ -3,7 +3,7 @@
 Every case must end with the numbers of an undisturbed run, or with one line that says what is
 wrong. Variants: none, and `quick`, a few cases of the cheapest program.
 
-Cost: not measured in full; 278 cases took 13 minutes on two CPU cores that had other work too.
+Cost: 48 minutes on two CPU cores that had other work too (results/faults).
 Command: python -m experiments.faults
 """
 
