@@ -53,6 +53,10 @@ _A_STAR_PO = {
     'algorithm.samples_per_prompt': 4, 'optimizer.learning_rate': 1e-2, 'steps': 10,
     'batch_size': 8, 'stage1_batch_size': 8, 'save_every': 3, 'eval_every': 4,
 }
+_ONLINE_RL = {
+    **_ADDITION, 'optimizer.learning_rate': 1e-2, 'steps': 6, 'batch_size': 16, 'save_every': 2,
+    'eval_every': 3,
+}
 
 _ARENA = {
     'algorithms': 'sft,best_of_n,a_star_po,rebel,dpo', 'num_seeds': 2,
@@ -108,6 +112,7 @@ _EVALUATE = {
 TARGETS = (
     Target('a_star_po', 'a_star_po', 'a_star_po_arithmetic.py', _A_STAR_PO, weight=4),
     Target('sft', 'sft', 'sft_arithmetic.py', _ADDITION),
+    Target('online_rl', 'online_rl', 'online_rl_arithmetic.py:ppo', _ONLINE_RL),
     Target('arena', 'arena', 'arena.py', _ARENA, weight=3,
            unused=r'summarisation\.|dialogue\.|arithmetic\.arms\.(?!(a_star_po|rebel|dpo)\.)'),
     Target('shoestring', 'shoestring', 'shoestring_blocks.py', _BLOCKS, weight=3),
