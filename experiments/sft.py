@@ -58,7 +58,8 @@ def main(run: launch.Run) -> None:
   """Fine-tunes, evaluates on the held-out examples, and writes results.json."""
   config = run.config
   with (
-      setup_lib.build(run, lora=config.lora, last_layers=config.train_last_layers) as setup,
+      setup_lib.build(
+          run, lora=config.lora, last_layers=config.train_last_layers, fine_tunes=True) as setup,
       run.open_metrics() as writer,
   ):
     params, metadata = supervised.finetune(setup, writer)

@@ -80,7 +80,7 @@ class EvaluatePolicy(config_lib.PromptConfig):
   greedy: bool = True
   batch_size: int = 64
 
-  def used(self, task: types.Task) -> types.Task:
+  def used(self, task: types.Task, *, fine_tunes: bool = False) -> types.Task:
     """Returns the task with only its held-out problems, and the shots before each."""
     return dataclasses.replace(shots.add(self, task), demonstrations=[], train=[])
 

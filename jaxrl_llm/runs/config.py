@@ -125,8 +125,14 @@ class RunConfig:
     """
     self.task = own_data.problems(self.task, files)
 
-  def used(self, task: Task) -> Task:
-    """Returns the task without examples that the program never reads."""
+  def used(self, task: Task, *, fine_tunes: bool = False) -> Task:
+    """Returns the task without examples that the program never reads.
+
+    Args:
+      task: the task.
+      fine_tunes: whether the program fine-tunes a loaded policy too, as experiments/sft.py does.
+    """
+    del fine_tunes
     return task
 
   def batch_sizes(self) -> dict[str, tuple[int, int]]:
@@ -277,15 +283,16 @@ class ReinforcementConfig(PolicyConfig):
     """See `RunConfig.set_task`; a tenth of the problems is held out unless the config says else."""
     self.task = own_data.problems(self.task, files, evaluation_fraction=own_data.FRACTION)
 
-  def used(self, task: Task) -> Task:
-    """See `RunConfig.used`; a policy that is loaded is not fine-tuned.
+  def used(self, task: Task, *, fine_tunes: bool = False) -> Task:
+    """See `RunConfig.used`; only a program that fine-tunes anyway fine-tunes a loaded policy.
 
     Raises:
       ValueError: if there is nothing to train on.
     """
     if not task.train:
       raise ValueError(f'{task.name} has no training problems (config.task)')
-    return dataclasses.replace(task, demonstrations=[]) if self.policy_init_from else task
+    is_read = fine_tunes or not self.policy_init_from
+    return task if is_read else dataclasses.replace(task, demonstrations=[])
 
 
 @dataclasses.dataclass

@@ -11,7 +11,8 @@ from jaxrl_llm.types import Example, Task
 
 
 def format_prompts(
-    config: Any, task: Task, source: checkpoint_sources.CheckpointSource | None
+    config: Any, task: Task, source: checkpoint_sources.CheckpointSource | None, *,
+    fine_tunes: bool = False,
 ) -> Task:
   """Puts a task's prompts into the template of `config.chat_template`.
 
@@ -23,6 +24,7 @@ def format_prompts(
     config: the run's config; only a `PromptConfig` has a template.
     task: the task, with the policy's stop ids.
     source: the checkpoint source of `policy_init_from`, or None.
+    fine_tunes: whether the program fine-tunes a loaded policy too.
 
   Returns:
     The task, without the examples that the program never reads. Prompts that the template makes too
@@ -33,7 +35,7 @@ def format_prompts(
   """
   if not isinstance(config, config_lib.PromptConfig) or config.task.has_own_template():
     return task
-  task = config.used(task)
+  task = config.used(task, fine_tunes=fine_tunes)
 
   template, name = _find_template(config, source)
   if template is None:

@@ -271,7 +271,8 @@ class Setup:
 
 @contextlib.contextmanager
 def build(
-    run: launch.Run, *, lora: lora_lib.LoraConfig | None = None, last_layers: int = 0
+    run: launch.Run, *, lora: lora_lib.LoraConfig | None = None, last_layers: int = 0,
+    fine_tunes: bool = False,
 ) -> Iterator[Setup]:
   """Builds the components of a run; inside the block the mesh is set and Ctrl-C is graceful.
 
@@ -279,6 +280,7 @@ def build(
     run: a run whose config is a `runs.config.RunConfig`.
     lora: config of the adapters; None for a run without any.
     last_layers: number of last blocks to train; 0 trains all parameters.
+    fine_tunes: whether a loaded policy is fine-tuned too, on the task's demonstrations.
 
   Yields:
     The components.
@@ -291,7 +293,7 @@ def build(
   source = None
   if config.policy_init_from:
     source = _read_source(config, config.policy_init_from, 'config.policy_init_from')
-  task = make_task(config, source)
+  task = make_task(config, source, fine_tunes=fine_tunes)
   model = model_for(
       task, checkpoint_sources.resolve_model(config.model, source, overrides=run.overrides))
 
@@ -319,7 +321,9 @@ def _read_source(config: Any, directory: str, field: str) -> checkpoint_sources.
       directory, field=field, tokenizer_named=bool(config.task.named_tokenizer_dir()))
 
 
-def make_task(config: Any, source: checkpoint_sources.CheckpointSource | None) -> Task:
+def make_task(
+    config: Any, source: checkpoint_sources.CheckpointSource | None, *, fine_tunes: bool = False
+) -> Task:
   """Makes the config's task with the policy's tokenizer.
 
   Responses end with the stop ids the policy was trained with, unless the task config sets others.
@@ -345,7 +349,7 @@ def make_task(config: Any, source: checkpoint_sources.CheckpointSource | None) -
     source.check_tokenizer(task.tokenizer, of=task.name)
     if not config.task.named_stop_tokens():
       task = dataclasses.replace(task, tokenizer=source.stopping(task.tokenizer))
-  return prompt_formats.format_prompts(config, task, source)
+  return prompt_formats.format_prompts(config, task, source, fine_tunes=fine_tunes)
 
 
 def model_for(task: Task, model: configs.TransformerConfig) -> configs.TransformerConfig:

@@ -12,7 +12,7 @@ from jaxrl_llm.data import batching, sft_batches, tokenizers
 from jaxrl_llm.runs import checkpoint_sources, reward_config
 from jaxrl_llm.runs import config as config_lib
 from jaxrl_llm.runs import setup as setup_lib
-from jaxrl_llm.tasks import arithmetic, chat, jsonl, preferences
+from jaxrl_llm.tasks import arithmetic, chat, jsonl, preferences, word_problems
 from tests.experiments import tiny
 
 _ROWS = [{'prompt': f'What is {i} + 4?', 'answer': str(i + 4)} for i in range(6)]
@@ -153,3 +153,17 @@ def test_tasks_with_a_template_of_their_own(folder):
   with pytest.raises(ValueError, match="config.system must be '' with chat_template 'none'"):
     config_lib.PolicyConfig(
         policy_init_from=str(folder), chat_template='none', system='S').validate()
+
+
+@pytest.mark.parametrize(('name', 'fine_tunes', 'is_read'), [
+    ('instruct', False, False), ('instruct', True, True), ('', False, True)])
+def test_a_loaded_policy_is_only_fine_tuned_by_programs_that_do_nothing_else(
+    folder, name, fine_tunes, is_read):
+  directory = str(folder / name) if name else ''
+  config = config_lib.ReinforcementConfig(
+      policy_init_from=directory, task=word_problems.Config(
+          num_demonstrations=4, num_train=4, num_evaluation=4, max_prompt_tokens=200,
+          tokenizer_dir='' if name else str(folder / 'instruct')))
+  source = checkpoint_sources.read(directory, field='') if name else None
+  task = setup_lib.make_task(config, source, fine_tunes=fine_tunes)
+  assert len(task.demonstrations) == (4 if is_read else 0)
