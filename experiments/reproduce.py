@@ -16,7 +16,8 @@ from typing import Any
 from absl import flags
 
 from jaxrl_llm import checks
-from jaxrl_llm.runs import figures, launch, programs
+from jaxrl_llm.runs import command_line, figures, launch, programs
+from jaxrl_llm.runs import config as config_lib
 from jaxrl_llm.tables import render
 
 
@@ -100,6 +101,12 @@ def main(values: flags.FlagValues) -> None:
           f'seeds must be some of {", ".join(map(str, committed.runs))}, got {seed!r} (--seeds)')
 
   config, more = command_of(values.experiment, values.setting)
+  loaded = command_line.load_config(config)
+  if isinstance(loaded, config_lib.ReinforcementConfig) and (
+      loaded.policy_init_from and loaded.sft.steps):
+    raise ValueError(
+        f'{values.experiment}/{values.setting} starts from a reference that its study fine-tunes: '
+        f'run experiments.study --config={config.partition(":")[0]} instead')
   more += [f'--config.{override}' for override in values.overrides]
 
   differing, commit = 0, launch.current_commit()

@@ -20,6 +20,7 @@ from jaxrl_llm.data import batching, sft_batches
 from jaxrl_llm.evaluation import evaluator, statistics, win_rate
 from jaxrl_llm.models import policy as policy_lib
 from jaxrl_llm.models import reward as reward_lib
+from jaxrl_llm.models import value
 from jaxrl_llm.rewards import rollout_rewards
 from jaxrl_llm.rl import masking, scoring, sequence_scores
 from jaxrl_llm.runs import arms as arms_lib
@@ -392,7 +393,7 @@ def critic_from(arena: ArenaSeed) -> Params:
   if arena.reward_params is not None:
     return arena.reward_params
   params = jax.jit(arena.shared.scalar.init)(rng.stream_key(arena.key, rng.Stream.INIT, 2))
-  return {**params, **{name: x for name, x in arena.reference.items() if name != 'head'}}
+  return value.with_trunk(params, arena.reference)
 
 
 def start(arena: ArenaSeed, algorithm: Any, *, with_critic: bool) -> TrainState:

@@ -89,6 +89,20 @@ def _draw(
   return drawn
 
 
+class Reference(NamedTuple):
+  """The undisturbed run of a target, which its cases are compared with.
+
+  Attributes:
+    outcome: its numbers, from `targets.outcome`.
+    seconds: its duration with a filled compilation cache.
+    notices: the warnings that it printed.
+  """
+
+  outcome: dict[str, Any]
+  seconds: float
+  notices: frozenset[str]
+
+
 class Campaign:
   """Runs cases.
 
@@ -105,11 +119,11 @@ class Campaign:
       commit: commit of the source: undisturbed runs of another one are not used.
     """
     self._config, self._folder = config, workdir / 'work'
-    self._prepared = workdir / 'work' / f'targets_{commit[:12]}'
+    self._prepared = workdir / 'work' / f'targets_{commit}'
     self.inputs = workdir / 'inputs'
     self._targets = {target.name: target for target in config.chosen()}
     self._server = processes.Server(workdir / 'compiled')
-    self._references: dict[str, tuple[dict[str, Any], float]] = {}
+    self._references: dict[str, Reference] = {}
 
   def prepare(self, name: str) -> None:
     """Makes the undisturbed run of a target and its snapshots; a finished part is kept."""
@@ -117,7 +131,9 @@ class Campaign:
     whole = folder / 'whole'
     self._expect_complete(target, whole)
     seconds = self._time(target, folder)
-    self._references[name] = targets.outcome(whole), seconds
+    output = [(folder / 'whole.log' / stream).read_text() for stream in ('stderr', 'stdout')]
+    self._references[name] = Reference(
+        targets.outcome(whole), seconds, frozenset(_notices(*output)))
     self._expect_complete(target, folder / 'other_seed', '--config.seed=1')
 
     for number, fraction in enumerate(_SNAPSHOTS):
@@ -181,7 +197,7 @@ class Campaign:
 
   def _kill(self, case, rng, scratch) -> tuple[str, str, str]:
     """Kills a run once or twice, then lets it finish."""
-    target, seconds = self._targets[case.target], self._references[case.target][1]
+    target, seconds = self._targets[case.target], self._references[case.target].seconds
     moments = [rng.uniform(0, 1.05 * seconds) for _ in range(rng.choice([1, 1, 2]))]
     for moment in moments:
       self._run(target, scratch / 'run', interrupt=_send(signal.SIGKILL, moment))
@@ -190,7 +206,7 @@ class Campaign:
 
   def _signal(self, case, rng, scratch) -> tuple[str, str, str]:
     """Interrupts a run, which must end as with Ctrl-C, then lets it finish."""
-    target, seconds = self._targets[case.target], self._references[case.target][1]
+    target, seconds = self._targets[case.target], self._references[case.target].seconds
     number, moment = rng.choice(_SIGNALS), rng.uniform(0, seconds)
     detail = f'{number.name} after {moment:.2f} s'
     ended = self._run(target, scratch / 'run', interrupt=_send(number, moment))
@@ -258,11 +274,11 @@ class Campaign:
   def _finish(self, case: Case, workdir: pathlib.Path) -> tuple[str, str]:
     """Runs the same command again; returns the outcome and the line printed."""
     ended = self._run(self._targets[case.target], workdir)
-    outcome, line = judge(ended)
+    outcome, line = judge(ended, self._references[case.target].notices)
     if outcome not in (EQUAL, REPAIRED):
       return outcome, line
 
-    expected = self._references[case.target][0]
+    expected = self._references[case.target].outcome
     try:
       outcome_now = targets.outcome(workdir)
     except (OSError, ValueError) as error:
@@ -277,11 +293,14 @@ _TOOLS = frozenset({
     'bench_model', 'bench_transformers', 'cost', 'check_verifier', 'fetch_models'})
 
 
-def judge(ended: processes.Ended) -> tuple[str, str]:
+def judge(
+    ended: processes.Ended, undisturbed: frozenset[str] = frozenset()
+) -> tuple[str, str]:
   """Judges a process by its status and what it printed.
 
   Args:
     ended: the process.
+    undisturbed: notices of a run without a fault, which are ignored.
 
   Returns:
     (outcome, line): `EQUAL` for status 0, where the numbers are still to be compared.
@@ -291,13 +310,17 @@ def judge(ended: processes.Ended) -> tuple[str, str]:
   if 'Traceback' in ended.stderr or 'Traceback' in ended.stdout:
     return TRACEBACK, _last_line(ended)
   if ended.status == 0:
-    lines = ended.stderr.splitlines() + ended.stdout.splitlines()
-    notices = [line for line in lines if _NOTICE.search(line)]
+    notices = [line for line in _notices(ended.stderr, ended.stdout) if line not in undisturbed]
     return (REPAIRED, notices[0]) if notices else (EQUAL, '')
   errors = _ERROR.findall(ended.stderr)
   if ended.status == 2 and len(errors) == 1:
     return ONE_LINE, errors[0]
   return TRACEBACK, f'status {ended.status}: {_last_line(ended)}'
+
+
+def _notices(*outputs: str) -> list[str]:
+  """Returns the lines with a warning, or that say that something was computed again."""
+  return [line for text in outputs for line in text.splitlines() if _NOTICE.search(line)]
 
 
 def _nothing_lost(outcome_and_line: tuple[str, str]) -> tuple[str, str]:

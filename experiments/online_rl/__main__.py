@@ -11,6 +11,7 @@ Running the same command again resumes where it stopped.
 """
 
 import functools
+from collections.abc import Callable
 
 import jax
 import numpy as np
@@ -22,7 +23,7 @@ from jaxrl_llm.runs import config as config_lib
 from jaxrl_llm.runs import launch, references, supervised, training_loop, verifier_evaluation
 from jaxrl_llm.runs import setup as setup_lib
 from jaxrl_llm.training import loop, optim, rng
-from jaxrl_llm.types import Batch
+from jaxrl_llm.types import Algorithm, Batch, Params
 
 
 def train(setup: setup_lib.Setup, files: dict) -> dict:
@@ -38,15 +39,13 @@ def train(setup: setup_lib.Setup, files: dict) -> dict:
   """
   config, method = setup.config, setup.config.algorithm
   optimizer = optim.for_run(config.optimizer, config.steps * config.updates_per_batch)
-  critic = critics.make(setup) if config.has_critic else None
-  networks = (setup.policy, critic.policy) if critic else (setup.policy,)
-  algorithm = online_config.ALGORITHMS[type(method)].make(
-      method, *networks, setup.make_optimizer(optimizer, critic))
-
+  algorithm, others = _make_algorithm(setup, optimizer)
   state, train_step, reference = references.begin(
       setup, algorithm, functools.partial(supervised.finetune, setup, files['metrics']),
-      others=critics.initial(setup, critic) if critic else None)
+      others=others)
   examples = setup.encode(setup.task.train).trimmed()
+  if examples.num_filtered:
+    print(f'{examples.num_filtered} training prompts are too long and were left out', flush=True)
   sample = setup.sampler(num_samples=method.samples_per_prompt, temperature=method.temperature)
   score = setup.scorer(
       temperature=method.temperature, chunk_size=method.head_chunk,
@@ -57,8 +56,7 @@ def train(setup: setup_lib.Setup, files: dict) -> dict:
       setup, 'online_rl', state, files=files, total=config.steps, save_every=config.save_every,
       description=config.name, offset=reference.steps, metadata={'tokens': 0},
       frozen={'reference': reference}, base_positions={'metrics': reference.metrics_position},
-      # DPO's log-ratio is the distance from the reference, which is only 0 at first.
-      monitor=(lambda values: None) if config.compares_with_reference else None,
+      monitor=_no_monitor if config.compares_with_reference else None,
   ) as training:
     for step in training.steps():
       policy, values = training.state.params['policy'], {}
@@ -94,6 +92,24 @@ def train(setup: setup_lib.Setup, files: dict) -> dict:
   training.write(training.done, evaluate(policy, training.done, tokens))
   return {
       'reference': reference, 'evaluation': evaluate.last, 'tokens': tokens, 'params': policy}
+
+
+def _make_algorithm(
+    setup: setup_lib.Setup, optimizer: optim.OptimizerConfig
+) -> tuple[Algorithm, Callable[[Params], Params] | None]:
+  """Returns the algorithm, and what makes its critic's parameters if it has one."""
+  config = setup.config
+  make = online_config.ALGORITHMS[type(config.algorithm)].make
+  if not config.has_critic:
+    return make(config.algorithm, setup.policy, setup.make_optimizer(optimizer)), None
+  critic = critics.make(setup)
+  algorithm = make(
+      config.algorithm, setup.policy, critic.policy, setup.make_optimizer(optimizer, critic))
+  return algorithm, critics.initial(setup, critic)
+
+
+def _no_monitor(values: dict[str, float]) -> None:
+  """Checks nothing: DPO's log-ratio is the distance from the reference, only 0 at first."""
 
 
 def main(run: launch.Run) -> None:

@@ -6,6 +6,7 @@ from typing import Any
 from jaxrl_llm import checks
 from jaxrl_llm.algorithms import dpo, grpo, ppo, rebel, reinforce, rloo
 from jaxrl_llm.runs import config as config_lib
+from jaxrl_llm.runs import memory
 
 # Modules of the algorithms, by the type of their config.
 ALGORITHMS = {module.Config: module for module in (rebel, grpo, rloo, reinforce, ppo, dpo)}
@@ -62,6 +63,17 @@ class OnlineRl(config_lib.VerifiedConfig):
       checks.fixed(
           self.algorithm, 'config.algorithm', "with a task's own reward", signal='rewards',
           offline_fraction=0.0)
+
+  def memory(self) -> dict[str, int]:
+    """See `config_lib.RunConfig.memory`."""
+    contributors = super().memory()
+    if not self.has_critic:
+      return contributors
+    weights = 4 * memory.num_weights(self.model)
+    is_whole = not (self.policy_init_from or self.lora.rank or self.train_last_layers)
+    moments = 2 * weights if is_whole else 0
+    return contributors | {"the critic and its optimizer's moments (config.model)":
+                           weights + moments}
 
   def num_rows(self) -> dict[str, int]:
     """See `config_lib.RunConfig.num_rows`."""

@@ -1,8 +1,10 @@
-"""PPO's critic: a scalar network that starts from the policy's trunk, with a head of zeros."""
+"""PPO's critic: a scalar network that starts from the policy's trunk, with a head of zeros.
+
+The critic has a trunk of its own, also where only adapters are trained: PPO needs the memory of two
+models.
+"""
 
 from collections.abc import Callable
-
-import jax
 
 from jaxrl_llm.models import value
 from jaxrl_llm.runs import finetuning
@@ -24,11 +26,10 @@ def initial(
 ) -> Callable[[Params], Params]:
   """Returns a function from the policy's plain parameters to {'value': the critic's}."""
   network = value.make(setup.model)
-  init_key, adapter_key = jax.random.split(rng.stream_key(setup.key, rng.Stream.INIT, 1))
+  init_key, adapter_key = (rng.stream_key(setup.key, rng.Stream.CRITIC, i) for i in range(2))
 
   def make_params(policy: Params) -> Params:
-    plain = network.init(init_key)
-    trunk = {name: leaf for name, leaf in policy.items() if name in plain}
-    return {'value': critic.start({**plain, **trunk}, adapter_key)}
+    plain = value.with_trunk(network.init(init_key), policy)
+    return {'value': critic.start(plain, adapter_key)}
 
   return make_params

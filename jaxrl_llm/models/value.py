@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxrl_llm.models import configs, transformer
-from jaxrl_llm.types import Head, ModelFns, ModelOutput
+from jaxrl_llm.types import Head, ModelFns, ModelOutput, Params
 
 
 def make(config: configs.TransformerConfig, *, num_outputs: int = 1) -> ModelFns:
@@ -33,6 +33,20 @@ def make(config: configs.TransformerConfig, *, num_outputs: int = 1) -> ModelFns
     return {'value_head': {'kernel': kernel, 'bias': jnp.zeros(num_outputs)}}
 
   return transformer.with_head(config, init_head, lambda params: Head(**params['value_head']))
+
+
+def with_trunk(params: Params, policy: Params) -> Params:
+  """Replaces the trunk of a value function by that of a policy; the head is kept.
+
+  Args:
+    params: parameters of the value function.
+    policy: parameters of a policy of the same shape.
+
+  Returns:
+    The parameters of a value function that starts from the policy.
+  """
+  trunk = {name: leaf for name, leaf in policy.items() if name in params}
+  return {**params, **trunk}
 
 
 def outputs(output: ModelOutput) -> jax.Array:

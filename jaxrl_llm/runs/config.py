@@ -201,7 +201,7 @@ class PolicyConfig(PromptConfig, TrainingConfig):
     lora: low-rank adapters; if the rank is positive, only they are trained.
     train_last_layers: if positive, only this many last blocks, the last norm and the head
       are trained.
-    sft: supervised fine-tuning; A*-PO skips it if the policy is loaded.
+    sft: supervised fine-tuning; RL programs skip it if the policy is loaded.
     evaluation: evaluation of the policy.
   """
 

@@ -56,10 +56,6 @@ REPOSITORY = command_line.REPOSITORY
 # a run may be resumed with another value.
 RELOCATABLE_FIELDS = frozenset({'data_dir', 'wandb_project', 'note', 'scale_note'})
 
-# Networks that some programs do not have: earlier versions wrote these fields, then always empty,
-# for every program.
-_RETIRED_FIELDS = frozenset({'reference_init_from', 'value_init_from', 'reward_init_from'})
-
 _PACKAGES = {
     'jax': 'jax', 'jaxlib': 'jaxlib', 'flax': 'flax', 'optax': 'optax',
     'orbax': 'orbax-checkpoint', 'numpy': 'numpy',
@@ -370,7 +366,7 @@ def _prepare_workdir(workdir: pathlib.Path, config: Any, experiment: str, spec: 
     differences = [
         (name, old, new)
         for name, old, new in metrics.differences(earlier['config'], ours['config'], 'config')
-        if not _may_differ(name.rpartition('.')[2], old, new)]
+        if name.rpartition('.')[2] not in RELOCATABLE_FIELDS]
     if earlier['experiment'] != experiment:
       differences.insert(0, ('experiment', earlier['experiment'], experiment))
   except (ValueError, KeyError, TypeError, RecursionError) as error:
@@ -394,12 +390,6 @@ def _prepare_workdir(workdir: pathlib.Path, config: Any, experiment: str, spec: 
       print(f'Its table, {workdir / "table.md"}:\n\n{(workdir / "table.md").read_text()}')
     return False
   return True
-
-
-def _may_differ(field: str, old: Any, new: Any) -> bool:
-  """Returns whether a run may be resumed though a config field has another value."""
-  is_retired = field in _RETIRED_FIELDS and (old, new) == ('', metrics.ABSENT)
-  return is_retired or field in RELOCATABLE_FIELDS
 
 
 def _refuse_foreign(workdir: pathlib.Path) -> None:

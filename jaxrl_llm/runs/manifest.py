@@ -17,7 +17,7 @@ def write(workdir: pathlib.Path, results: str) -> None:
 
   Args:
     workdir: directory of a run that is complete but for its results.json.
-    results: the digest of that results.json, by which it is known whose logs they are.
+    results: the digest of that results.json, which says whose files they are.
   """
   metrics.write_json_atomic(
       workdir / NAME, with_digest({'results': results, 'files': digests(workdir)}))

@@ -2,6 +2,7 @@
 
 import math
 import resource
+import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -103,9 +104,10 @@ def flat(
     numbers['eval/trained/tokens_to_pass@1_0.9'] = reached
   numbers['eval/problems'] = len(trained.sampled.responses)
 
-  # Of this process: the parameters of a run that was resumed were loaded again.
-  kilobytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-  return numbers | {'memory/peak_bytes': 1024 * kilobytes}
+  # Of this process, which may have resumed the run.
+  unit = 1 if sys.platform == 'darwin' else 1024
+  peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+  return numbers | {'memory/host_peak_bytes': unit * peak}
 
 
 def rows(

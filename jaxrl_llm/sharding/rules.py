@@ -62,6 +62,7 @@ STATE_RULES: Rules = (
     (r'^step', P()),
     (r'^key', P()),
     (r'^opt_state/(.*/)?count', P()),
+    (r'^aux/rewards/(total|weight)', P()),  # REINFORCE's running baseline.
 )
 
 

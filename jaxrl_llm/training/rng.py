@@ -26,6 +26,7 @@ class Stream(enum.IntEnum):
   SAMPLE_CONTROL = 7
   SAMPLE_DIAGNOSTIC = 8
   ADAPTERS = 9
+  CRITIC = 10
 
 
 INIT = Stream.INIT

@@ -44,10 +44,21 @@ def test_problems_by_hand(index, prompt, answer, response):
 
 
 def test_all_problems_differ():
-  config = word_problems.Config(max_number=4)
-  assert config.num_problems == 3 * 64 * 9
-  prompts = {word_problems.problem(i, 4)['prompt'] for i in range(config.num_problems)}
-  assert len(prompts) == config.num_problems
+  number = 3 * 64 * 9
+  prompts = {word_problems.problem(i, 4)['prompt'] for i in range(number)}
+  assert len(prompts) == number
+
+
+def test_no_pair_of_numbers_is_in_training_and_held_out(policy):
+  config = word_problems.Config(
+      max_number=6, num_demonstrations=1_000, num_train=1_000, num_evaluation=500)
+  task = config.make(seed=1, policy=policy)
+  pairs = lambda examples: {
+      frozenset(map(int, re.findall(r'\d+', e['prompt']))) if e['kind'] != 1 else
+      frozenset([int(e['answer']), int(re.findall(r'\d+', e['prompt'])[1])])
+      for e in examples}
+  assert len(pairs(task.evaluation)) > 1
+  assert not pairs(task.evaluation) & pairs(task.train + task.demonstrations)
 
 
 def test_answers_are_those_of_the_calculation(task):
@@ -72,28 +83,56 @@ def test_splits_are_disjoint_and_of_the_seed(task, policy):
   assert {e['id'] for e in other.evaluation} != ids[2]
 
 
-def test_rewards(task):
-  example = {'answer': '7', 'prompt': 'Tom has 3 apples and gets 4 more.'}
-  score = lambda text, cut=False: task.reward_fn(
-      [example['prompt']], [text], np.array([cut]), [example])[0]
-  assert score('3 + 4 = 7.') == score('7') == score('He has 7 apples now.') == 1
-  assert score('3 + 4 = 7.', cut=True) == 0
-  for junk in ('', '3 + 4 = 8.', '7 or 8', '77', '7 6 5 4 3 2 1 0', example['prompt'], '=', '-7',
-               '3 + 4 =', 'eight apples', '0.7', '7' * 500):
-    assert score(junk) == 0, junk
+def _score(task, text, *, cut=False, answer='7'):
+  example = {'answer': answer, 'prompt': 'Tom has 3 apples and gets 4 more.'}
+  return task.reward_fn([example['prompt']], [text], np.array([cut]), [example])[0]
+
+
+@pytest.mark.parametrize('right', [
+    '3 + 4 = 7.', '7', ' 7\n', 'He has 7 apples now.', '3+4=7', '$7', '7, I think', '4 + 3 is 7'])
+def test_the_last_number_is_the_answer(task, right):
+  assert _score(task, right) == 1
+  assert _score(task, right, cut=True) == 0
+  lenient = task.lenient_reward_fn(['x'], [right], np.array([True]), [{'answer': '7'}])
+  assert lenient[0] == 1 and lenient.dtype == np.float32
+
+
+@pytest.mark.parametrize('junk', [
+    '', '3 + 4 = 8.', '7 or 8', '77', '7 6 5 4 3 2 1 0', 'Tom has 3 apples and gets 4 more.', '=',
+    '-7', '+7', '3 + 4 =', '3 + 4', '3 + 4.', '= 3 + 4', '14/2', '49/7', '700%', '7%', '0.7', '7.0',
+    '7^1', 'seven', '\\frac{14}{2}', '\u0667', '7' * 500, '7 ' * 5_000 + '8', '1,7', '\u22127',
+    '7 = 3 + 4', '7/1'])
+def test_junk_and_calculations_that_are_not_carried_out_score_0(task, junk):
+  assert _score(task, junk) == 0
+
+
+def test_copies_of_the_prompt_score_at_most_for_equal_numbers(task):
+  examples = task.train + task.evaluation
+  prompts = [example['prompt'] for example in examples]
+  texts = [' '.join(re.findall(r'\d+', prompt)[-1:]) for prompt in prompts]
+  scores = task.reward_fn(prompts, texts, np.zeros(len(texts), bool), examples)
+  for example, score in zip(examples, scores):  # "has 8 and gives 4 away" leaves 4.
+    a, b = map(int, re.findall(r'\d+', example['prompt']))
+    assert score == (example['kind'] == 1 and a == 2 * b)
+  assert scores.mean() < 0.05
 
 
 @pytest.mark.parametrize('changes, words', [
     ({'max_number': 1}, 'config.task.max_number must be at least 2, got 1'),
-    ({'max_number': 1_001}, 'config.task.max_number must be at most 1000'),
+    ({'max_number': 101}, 'config.task.max_number must be at most 100'),
     ({'num_train': -1}, 'config.task.num_train'),
-    ({'max_number': 2, 'num_train': 300}, 'must be at most 192, .* got 684'),
-    ({}, 'need a tokenizer'),
+    ({'max_number': 4, 'num_evaluation': 1_500}, 'num_evaluation must be at most .* got 1500'),
+    ({'max_number': 4, 'num_train': 1_700}, r'num_demonstrations \+ num_train must be .* got 1956'),
 ])
-def test_bad_configs_are_one_line(changes, words):
+def test_bad_configs_are_one_line(policy, changes, words):
   with pytest.raises(ValueError, match=words) as error:
-    word_problems.Config(**changes).make(seed=0)
+    word_problems.Config(**changes).make(seed=0, policy=policy)
   assert '\n' not in str(error.value)
+
+
+def test_a_tokenizer_is_needed():
+  with pytest.raises(ValueError, match='need a tokenizer'):
+    word_problems.Config().make(seed=0)
 
 
 def test_a_data_directory_is_refused(tmp_path):

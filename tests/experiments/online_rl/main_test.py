@@ -10,9 +10,11 @@ from experiments.configs import online_rl_arithmetic, online_rl_own
 from experiments.online_rl import __main__ as online_rl
 from experiments.online_rl import config as online_config
 from experiments.online_rl import critics
-from jaxrl_llm.algorithms import a_star_po, dpo, grpo, ppo, rebel, reinforce
+from jaxrl_llm.algorithms import a_star_po, dpo, grpo, ppo, rebel, reinforce, rloo
 from jaxrl_llm.models import lora
 from jaxrl_llm.runs import config as config_lib
+from jaxrl_llm.runs.memory import num_weights
+from jaxrl_llm.sharding import mesh as mesh_lib
 from jaxrl_llm.tasks import arithmetic, chat, jsonl
 from jaxrl_llm.training import loop, metrics, optim
 from tests.experiments import tiny, tiny_rebel
@@ -62,7 +64,7 @@ def _run(config, workdir):
 
 @pytest.fixture(scope='module')
 def with_critic(folder, tmp_path_factory):
-  """A run of PPO with adapters for policy and critic. Copy the workdir before you change it."""
+  """A run of PPO with adapters for policy and critic, on two devices; not to be changed."""
   workdir = tmp_path_factory.mktemp('ppo') / 'run'
   _run(_ppo(folder), workdir)
   return workdir
@@ -71,7 +73,7 @@ def with_critic(folder, tmp_path_factory):
 def _ppo(folder):
   return _config(
       folder, ppo.Config(temperature=1.0, head_chunk=0, num_epochs=2),
-      lora=lora.LoraConfig(rank=2))
+      lora=lora.LoraConfig(rank=2), mesh=mesh_lib.MeshConfig(data=2))
 
 
 def test_the_policy_learns(folder, tmp_path):
@@ -116,6 +118,20 @@ def test_a_killed_run_of_ppo_has_the_same_numbers(folder, with_critic, tmp_path)
   mine, theirs = tiny_rebel.outcome(workdir), tiny_rebel.outcome(with_critic)
   for name, expected in theirs.items():
     assert mine[name] == expected, name
+
+
+@pytest.mark.parametrize('algorithm, changes', [
+    (rebel.Config(temperature=1.0, head_chunk=0, num_epochs=2), {}),
+    (rloo.Config(samples_per_prompt=4, head_chunk=0), {}),
+    (reinforce.Config(baseline='running', head_chunk=0), {'train_last_layers': 1}),
+    (dpo.Config(samples_per_prompt=4, pairs='best_worst', head_chunk=0), {}),
+], ids=['rebel', 'rloo', 'reinforce', 'dpo'])
+def test_the_other_algorithms_train(folder, tmp_path, capfd, algorithm, changes):
+  config = _config(folder, algorithm, steps=2, eval_every=2, **changes)
+  _run(config, tmp_path / 'run')
+  results = tiny_rebel.outcome(tmp_path / 'run')['results']
+  assert results['algorithm'] == config.name and results['eval/trained/kl_to_reference'] > 0
+  assert 'log-ratio' not in capfd.readouterr().err  # Also not of DPO.
 
 
 def test_the_token_budget_ends_a_run(folder, tmp_path):
@@ -173,6 +189,13 @@ def test_bad_configs_are_one_line(changes, words):
   with pytest.raises(ValueError, match=words) as error:
     config.validate()
   assert '\n' not in str(error.value)
+
+
+def test_a_critic_needs_memory_of_its_own():
+  memory = lambda algorithm: online_rl_arithmetic.get_config(algorithm).memory()
+  name = "the critic and its optimizer's moments (config.model)"
+  assert name not in memory('grpo')
+  assert memory('ppo')[name] == 3 * 4 * num_weights(online_rl_arithmetic.get_config().model)
 
 
 def test_only_dpo_against_the_reference_starts_elsewhere_than_its_sampler():

@@ -8,8 +8,8 @@ import sys
 import pytest
 from absl import flags
 
-from experiments import study
-from jaxrl_llm.runs import launch
+from experiments.study import __main__ as study
+from jaxrl_llm.runs import command_line, launch
 
 CONFIG = 'experiments/configs/a_star_po_ablation.py'
 
@@ -25,7 +25,8 @@ def calls(tmp_path, monkeypatch):
     (seed,) = [int(a.partition('=')[2]) for a in arguments if a.startswith('--config.seed=')]
     (workdir / 'results.json').write_text(json.dumps(launch.with_digest({
         'experiment': module, 'setting': f'ablation_{config.rpartition(":")[2]}', 'seed': seed,
-        'config_sha256': launch.config_digest(study.command_line.load_config(config)),
+        'config_sha256': launch.config_digest(command_line.load_config(config)),
+        'fingerprint' if module == 'sft' else 'fingerprint/reference': f'reference {seed}',
         'arm': config, 'arguments': ' '.join(arguments)})))
 
   monkeypatch.setattr(study, 'run_arm', run_arm)
@@ -99,6 +100,43 @@ def test_results_of_another_arm_are_refused(tmp_path, calls):
     run(tmp_path, *arguments)
 
 
+def test_results_of_another_reference_are_refused_before_an_arm_runs(tmp_path, calls):
+  run(tmp_path, f'--config={CONFIG}', '--arms=softmax', '--seeds=0')
+  path = tmp_path / 'out' / 'a_star_po' / 'ablation_softmax' / 'seed0' / 'results.json'
+  path.write_text(json.dumps(launch.with_digest(
+      json.loads(path.read_text()) | {'fingerprint/reference': 'another'})))
+  run(tmp_path, f'--config={CONFIG}', '--arms=softmax', '--seeds=0')  # Nothing is to be run.
+  with pytest.raises(ValueError, match='started from the reference another, the other arms from'):
+    run(tmp_path, f'--config={CONFIG}', '--arms=softmax,mean', '--seeds=0')
+  assert [call[2] for call in calls if call[0] == 'a_star_po'] == [f'{CONFIG}:softmax']
+
+
+def test_results_of_every_seed_are_checked_before_an_arm_runs(tmp_path, calls):
+  run(tmp_path, f'--config={CONFIG}', '--arms=softmax', '--seeds=1')
+  path = tmp_path / 'out' / 'a_star_po' / 'ablation_softmax' / 'seed1' / 'results.json'
+  path.write_text('{}')
+  calls.clear()
+  with pytest.raises(ValueError, match='seed1/results.json cannot be used'):
+    run(tmp_path, f'--config={CONFIG}', '--arms=softmax', '--seeds=0,1')
+  assert not calls
+
+
+def test_a_config_file_that_changes_during_the_study_is_noticed(tmp_path, monkeypatch, calls):
+  edited = pathlib.Path(tmp_path, 'a_star_po_ablation.py')
+  edited.write_text(pathlib.Path(CONFIG).read_text())
+  run_arm = study.run_arm
+
+  def edit_and_run(module, *arguments):
+    if module != 'sft':
+      edited.write_text(edited.read_text().replace('240_000', '250_000'))
+    run_arm(module, *arguments)
+
+  monkeypatch.setattr(study, 'run_arm', edit_and_run)
+  with pytest.raises(ValueError, match='softmax_seed0/results.json is of another version of the'):
+    run(tmp_path, f'--config={edited}', '--arms=softmax', '--seeds=0')
+  assert not list((tmp_path / 'out').rglob('results.json'))
+
+
 def test_results_of_an_edited_config_file_are_refused(tmp_path, calls):
   edited = pathlib.Path(tmp_path, 'a_star_po_ablation.py')
   edited.write_text(pathlib.Path(CONFIG).read_text())
@@ -114,10 +152,10 @@ def test_results_of_an_edited_config_file_are_refused(tmp_path, calls):
     ('', 'has no get_config'),
     ('def get_config(): return None', 'has no variant'),
     ('from experiments.configs import arena\nget_config = lambda arm: arena.get_config()',
-     'config must be one of a_star_po for a policy, got experiments.arena.'),
+     'config must be a config of experiments.a_star_po that trains .*, got experiments.arena.'),
     ('from experiments.configs import rebel_chat\n'
      'get_config = lambda arm: rebel_chat.get_config()',
-     'config must be one of a_star_po for a policy, got experiments.rebel.'),
+     'config must be a config of experiments.a_star_po that trains .*, got experiments.rebel.'),
     ('from experiments.configs import a_star_po_ablation\n'
      'def get_config(arm):\n  config = a_star_po_ablation.get_config()\n'
      '  config.steps = -1\n  return config', 'config.steps'),
@@ -130,19 +168,22 @@ def test_a_config_that_an_arm_cannot_use_is_refused_before_anything_runs(
   assert not calls and '\n' not in str(error.value)
 
 
-def test_an_arm_that_fails_copies_nothing_and_stops_the_study(tmp_path, monkeypatch):
-  def run_arm(module, workdir, config, arguments):
+def test_an_arm_that_fails_copies_nothing_and_stops_the_study(tmp_path, monkeypatch, calls):
+  run_arm = study.run_arm
+
+  def fail(module, *arguments):
     if module != 'sft':
       raise ValueError('softmax_seed0 ended with status 2')
+    run_arm(module, *arguments)
 
-  monkeypatch.setattr(study, 'run_arm', run_arm)
+  monkeypatch.setattr(study, 'run_arm', fail)
   with pytest.raises(ValueError, match='status 2'):
     run(tmp_path, f'--config={CONFIG}', '--arms=softmax', '--seeds=0')
   assert not list((tmp_path / 'out').rglob('results.json'))
 
 
 def test_all_arms_have_different_configs(tmp_path):
-  module = study.command_line.load_module(CONFIG)
+  module = command_line.load_module(CONFIG)
   configs = [module.get_config(arm) for arm in module.ARMS]
   for config in configs:
     config.validate()

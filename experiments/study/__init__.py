@@ -1,0 +1,1 @@
+"""Several arms and seeds of a program, one process each."""
