@@ -163,9 +163,11 @@ class Evaluator:
     self._kl = divergence
 
   def __call__(self, params: Params, reference_params: Params) -> Evaluation:
-    """Evaluates `params`; the divergence is to `reference_params`."""
+    """Evaluates `params`; the divergence is to `reference_params`, 0 if that is the same object."""
 
     def measure(rollouts: Rollouts) -> Array:
+      if params is reference_params:  # Two forward passes for a known result.
+        return np.zeros(rollouts.lengths.shape, np.float32)
       return self._kl(params, reference_params, rollouts)
 
     sampled, kl = sample_and_score(

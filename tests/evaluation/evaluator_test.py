@@ -94,6 +94,13 @@ def test_the_divergence_to_itself_is_zero_and_to_another_is_not(evaluators):
   assert evaluators[1](_params(0), _params(1)).numbers['kl_to_reference'] > 0.1
 
 
+def test_the_divergence_from_itself_is_not_computed(evaluators, monkeypatch):
+  params = _params(0)
+  computed = evaluators[1](params, _params(0)).numbers
+  monkeypatch.delattr(evaluators[1], '_kl')
+  assert evaluators[1](params, params).numbers == computed
+
+
 def test_scores_are_those_of_the_responses(evaluators):
   evaluation = evaluators[0](_params(0), _params(1))
   right = [
