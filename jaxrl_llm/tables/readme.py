@@ -18,6 +18,13 @@ _POLICIES = (
     ('reference at temperature 0.5', 'control', 'reference'),
     ('trained (A\\*-PO)', 'trained', 'trained'),
 )
+# Columns of the study on a pretrained model: name, label, scale, digits.
+_WORDS = (
+    ('eval/{}/pass@1', 'pass@1 (%)', 100, 1), ('eval/{}/greedy_accuracy', 'greedy (%)', 100, 1),
+    ('eval/{}/kl_to_reference', 'KL (nats)', 1, 2), ('eval/{}/length', 'length (tokens)', 1, 1),
+    ('sampled_tokens', 'sampled tokens', 1, 0), ('wall_seconds', 'minutes', 1 / 60, 0),
+    ('memory/host_peak_bytes', 'peak memory (GB)', 1e-9, 1),
+)
 # Columns of the arena's tables: name, label, scale, digits.
 _ARENA = (
     ('score', 'score, sampled', 1, 3), ('greedy_score', 'greedy', 1, 3),
@@ -260,6 +267,38 @@ def _show(setting: render.Setting, key: str, scale: float, digits: int) -> str:
     return '-'
   error = scale * summary.standard_error if summary.standard_error else None
   return render.with_error(scale * summary.mean, error, f',.{digits}f')
+
+
+def words(settings: Sequence[render.Setting]) -> str:
+  """Makes the table of the algorithms on word problems.
+
+  Args:
+    settings: the arms (`words_...`) of a_star_po and online_rl; all have the same reference.
+
+  Returns:
+    Markdown.
+  """
+  lines = [f'| {" | ".join(["", *(label for _, label, _, _ in _WORDS)])} |',
+           '|---' * (1 + len(_WORDS)) + '|']
+
+  def add(name: str, setting: render.Setting, policy: str, *, trained: bool) -> None:
+    cells = [
+        _show(setting, key.format(policy), scale, digits) if trained or '{}' in key else '-'
+        for key, _, scale, digits in _WORDS]
+    lines.append(f'| {name} | {" | ".join(cells)} |')
+
+  add('reference', settings[0], 'reference', trained=False)
+  add('reference at temperature 0.5', settings[0], 'control', trained=False)
+  for setting in settings:
+    name = setting.name.removeprefix('words_')
+    if setting.experiment == 'a_star_po':
+      name = f'A\\*-PO, N = {name.removeprefix("n")}'
+    add(name, setting, 'trained', trained=True)
+
+  seeds = sorted({seed for setting in settings for seed in setting.runs})
+  machines = dict.fromkeys(setting.distinct('processor/model') for setting in settings)
+  lines += ['', f'Seeds {", ".join(map(str, seeds))}; {"; ".join(machines)}.']
+  return '\n'.join(lines)
 
 
 def speed(files: Sequence[pathlib.Path], keys: Sequence[tuple[str, str, int]]) -> str:

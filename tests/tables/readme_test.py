@@ -93,6 +93,21 @@ def test_a_study_of_the_arena_is_a_table_of_its_algorithms():
       '| sft | 0.500 | 0.250 | - |', '| ppo | 0.700 ± 0.100 | 0.750 | 1.50 |']
 
 
+def test_word_problems_are_a_table_of_the_arms_of_both_programs():
+  run = {'eval/reference/pass@1': 0.5, 'eval/control/pass@1': 0.625, 'eval/trained/pass@1': 0.75,
+         'eval/trained/kl_to_reference': 1.25, 'sampled_tokens': 8_000, 'wall_seconds': 600.0,
+         'memory/host_peak_bytes': 3_250_000_000, 'processor/model': 'X'}
+  arms = [render.Setting('a_star_po', 'words_n8', {0: run}),
+          render.Setting('online_rl', 'words_grpo', {0: run, 1: {**run, 'wall_seconds': 720.0}})]
+  lines = readme.words(arms).split('\n')
+  assert lines[2:6] == [
+      '| reference | 50.0 | - | - | - | - | - | - |',
+      '| reference at temperature 0.5 | 62.5 | - | - | - | - | - | - |',
+      '| A\\*-PO, N = 8 | 75.0 | - | 1.25 | - | 8,000 | 10 | 3.2 |',
+      '| grpo | 75.0 | - | 1.25 | - | 8,000 | 11 ± 1 | 3.2 |']
+  assert lines[-1] == 'Seeds 0, 1; X.'
+
+
 def test_the_gap_of_hmms_in_context_is_paired_by_seed():
   runs = {seed: {f'eval/{method}/accuracy/T4': accuracy + 0.1 * seed for method, accuracy in (
       ('icl', 0.25), ('filter', 0.5), ('bigram', 0.125))} for seed in range(2)}
