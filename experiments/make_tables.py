@@ -112,6 +112,7 @@ def page_blocks(settings: list[render.Setting], runs: str) -> dict[str, str]:
   for study in _STUDIES:
     if ('arena', study) in by_name:
       blocks[f'arena {study}'] = readme.arena(by_name['arena', study])
+
   arms = [setting for setting in settings if setting.name.startswith('words_')]
   if arms:
     blocks['words'] = readme.words(arms)
