@@ -11,9 +11,11 @@ import resource
 import runpy
 import signal
 import sys
+import threading
 import time
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from multiprocessing import connection
+from typing import Any, NamedTuple
 
 _PRELOADED = (
     'jax', 'optax', 'flax', 'orbax.checkpoint', 'numpy', 'ml_collections.config_flags',
@@ -54,6 +56,9 @@ class Server:
     }
     self._context = multiprocessing.get_context('forkserver')
     self._context.set_forkserver_preload(list(_PRELOADED))
+    # A status can be read once. Starting a process polls all others, so that the thread that waits
+    # for one of them could find it read, and status 255 in its place.
+    self._lock = threading.Lock()
 
   def run(
       self, module: str, arguments: Sequence[str], logs: pathlib.Path, *, time_limit: float,
@@ -78,22 +83,27 @@ class Server:
     out, err = logs / 'stdout', logs / 'stderr'
     process = self._context.Process(
         target=become, args=(module, list(arguments), str(out), str(err), file_bytes))
-    process.start()
+    with self._lock:
+      process.start()
     start, timed_out = time.monotonic(), False
 
-    while process.exitcode is None:
+    while self._status(process) is None:
       seconds = time.monotonic() - start
       if seconds > time_limit:
         timed_out = True
         process.kill()
-        process.join()
       elif interrupt is not None and interrupt(process.pid, seconds):
         interrupt = None
-      process.join(0.005 if interrupt is not None else 0.2)
+      connection.wait([process.sentinel], 0.005 if interrupt is not None else 0.2)
 
     read = lambda path: path.read_text(errors='replace') if path.exists() else ''
-    return Ended(
-        None if timed_out else process.exitcode, read(out), read(err), time.monotonic() - start)
+    status = None if timed_out else self._status(process)
+    return Ended(status, read(out), read(err), time.monotonic() - start)
+
+  def _status(self, process: Any) -> int | None:
+    """Returns the exit status of a process, or None while it runs."""
+    with self._lock:
+      return process.exitcode
 
 
 def become(

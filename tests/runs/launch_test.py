@@ -290,19 +290,6 @@ def test_workdir_of_another_version_of_the_config(binary, tmp_path):
                    "config.optimizer.rise: '(absent)' there, 3 given")
 
 
-def test_empty_fields_of_networks_that_a_program_lacks_are_ignored(binary, tmp_path):
-  assert binary('--workdir=w').returncode == 0
-  path = tmp_path / 'w/config.json'
-  earlier = json.loads(path.read_text())
-  earlier['config']['value_init_from'] = ''
-  del earlier['sha256']  # As earlier versions wrote it.
-  path.write_text(json.dumps(earlier))
-  assert 'complete' in binary('--workdir=w').stdout
-  earlier['config']['value_init_from'] = 'DIR'
-  path.write_text(json.dumps(earlier))
-  _assert_one_line(binary('--workdir=w'), "config.value_init_from: 'DIR' there")
-
-
 def test_workdir_of_another_program(binary, tmp_path):
   (tmp_path / 'other.py').write_text(BINARY)
   subprocess.run([sys.executable, 'other.py', '--workdir=w'], cwd=tmp_path, check=True,

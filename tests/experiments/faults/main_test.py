@@ -2,7 +2,11 @@
 
 import collections
 import json
+import os
 import pathlib
+import subprocess
+import sys
+import textwrap
 
 import pytest
 
@@ -108,3 +112,28 @@ def test_a_few_cases_end_well_and_a_stopped_campaign_goes_on(tmp_path):
   assert again.returncode == 0, again.stderr
   assert results == json.loads((workdir / 'results.json').read_text()) | {
       name: results[name] for name in ('wall_seconds', 'commit', 'sha256')}
+
+
+def test_two_threads_read_the_status_of_their_own_processes(tmp_path):
+  """Starting a process polls all others; a status that is read twice would be 255."""
+  code = textwrap.dedent(f'''
+      import pathlib
+      from concurrent import futures
+      from experiments.faults import processes
+
+      if __name__ == '__main__':
+        folder = pathlib.Path({str(tmp_path)!r})
+        server = processes.Server(folder / 'compiled')
+
+        def run(index):
+          return server.run('this', [], folder / str(index), time_limit=60,
+                            interrupt=lambda process, seconds: False).status
+
+        with futures.ThreadPoolExecutor(2) as pool:
+          assert not any(pool.map(run, range(200)))
+  ''')
+  (tmp_path / 'threads.py').write_text(code)
+  done = subprocess.run(
+      [sys.executable, str(tmp_path / 'threads.py')], cwd=tiny.REPOSITORY, capture_output=True,
+      text=True, env=os.environ | {'PYTHONPATH': str(tiny.REPOSITORY)}, check=False)
+  assert done.returncode == 0, done.stderr

@@ -121,9 +121,10 @@ def test_a_killed_run_of_ppo_has_the_same_numbers(folder, with_critic, tmp_path)
 
 
 @pytest.mark.parametrize('algorithm, changes', [
-    (rebel.Config(temperature=1.0, head_chunk=0, num_epochs=2), {}),
+    (rebel.Config(
+        samples_per_prompt=4, pairs='best_worst', temperature=1.0, head_chunk=0, num_epochs=2), {}),
     (rloo.Config(samples_per_prompt=4, head_chunk=0), {}),
-    (reinforce.Config(baseline='running', head_chunk=0), {'train_last_layers': 1}),
+    (reinforce.Config(baseline='running', samples_per_prompt=4, head_chunk=0), {}),
     (dpo.Config(samples_per_prompt=4, pairs='best_worst', head_chunk=0), {}),
 ], ids=['rebel', 'rloo', 'reinforce', 'dpo'])
 def test_the_other_algorithms_train(folder, tmp_path, capfd, algorithm, changes):
