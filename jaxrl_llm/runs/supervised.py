@@ -28,6 +28,14 @@ def finetune(
   if path.exists():
     return _load(setup, path)
 
+  # Making them again would cut off the metrics that the later checkpoints continue.
+  later = [folder for folder in (setup.run.workdir / 'checkpoints').glob('*')
+           if folder.name != 'sft' and any(folder.iterdir())]
+  if later:
+    raise ValueError(
+        f'{path} is missing, and {later[0]} was trained from it: restore it, or give another '
+        '--workdir')
+
   if setup.config.sft.steps:
     params, initial = _train(setup, writer)
   else:
