@@ -51,11 +51,10 @@ def train(
       setup, 'a_star_po', state, files=files, total=config.steps, save_every=config.save_every,
       description='stage 2: A*-PO', offset=reference.steps, frozen={'reference': reference},
       base_positions={'metrics': reference.metrics_position}, metadata={'tokens': 0},
+      token_budget=config.tokens_left(stage1.tokens),
   ) as training:
     for step in training.steps():
       policy, tokens, values = training.state.params['policy'], training.metadata['tokens'], {}
-      if 0 < config.token_budget <= stage1.tokens + tokens:
-        break
       if loop.should(config.eval_every, step):
         with training.timers('evaluate'):
           values = evaluate(policy, step, stage1.tokens + tokens)

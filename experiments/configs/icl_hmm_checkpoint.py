@@ -6,27 +6,30 @@ the second eigenvalue and the entropies. The report includes what the file of re
 the paper's seven language models.
 
 Variants: the default, the paper's comparison of three tokenisations on models of four states and
-four symbols; and `grid`, all models of the file in letters, as in the paper's figures. The default
-file is in $JAXRL_LLM_DATA/icl_hmm (by default ../shared/data/icl_hmm); any file of the schema
-works.
+four symbols; `grid`, all models of the file in letters, as in the paper's figures; and `smollm2`,
+a third of them in all tokenisations, up to 1,024 symbols, read by the SmolLM2-135M-Instruct of
+`make models`. The default file is in $JAXRL_LLM_DATA/icl_hmm (by default ../shared/data/icl_hmm);
+any file of the schema works.
 
 Cost: the language model reads models x tokenisations x 64 x 2048 tokens: 1.6 million (4 models),
-`grid` 11 million (81). On accelerators: --config.model.compute_dtype=bfloat16
---config.model.param_dtype=bfloat16 --config.model.scan_unroll=1, and a larger --config.batch_size.
+`grid` 11 million (81). `smollm2` reads 2.7 million, in about two hours on two CPU cores. On
+accelerators: --config.model.compute_dtype=bfloat16 --config.model.param_dtype=bfloat16
+--config.model.scan_unroll=1, and a larger --config.batch_size.
 Command: python -m experiments.icl_hmm \\
       --config=experiments/configs/icl_hmm_checkpoint.py[:grid] --config.checkpoint_dir=DIR
+  or, after `make models`, --config=experiments/configs/icl_hmm_checkpoint.py:smollm2
 """
 
 import os
 
 from experiments.icl_hmm import checkpoint_config
 
-VARIANTS = ('grid',)
+VARIANTS = ('grid', 'smollm2')
 
 
 def get_config(variant: str = '') -> checkpoint_config.IclHmmCheckpoint:
   if variant not in ('', *VARIANTS):
-    raise ValueError(f'variant must be {" or ".join(VARIANTS)} or none, got {variant!r}')
+    raise ValueError(f'variant must be {", ".join(VARIANTS)} or none, got {variant!r}')
 
   data = os.environ.get('JAXRL_LLM_DATA', '../shared/data')
   config = checkpoint_config.IclHmmCheckpoint(
@@ -35,6 +38,9 @@ def get_config(variant: str = '') -> checkpoint_config.IclHmmCheckpoint:
            'count 4,096 labels and have their noise.')
   if variant == 'grid':
     config.tokenisations = 'abc'
+  elif variant == 'smollm2':
+    config.checkpoint_dir = 'models/smollm2-135m-instruct'
+    config.num_sequences, config.max_length, config.max_rows = 32, 1_024, 27
   else:
     config.num_states, config.num_symbols = 4, 4
   return config

@@ -22,12 +22,14 @@ BASELINES = ('viterbi', 'filter', 'ngram2', 'chance')
 LABELS = {
     'viterbi': 'Viterbi', 'filter': 'filter', 'ngram2': '2-gram', 'chance': 'chance',
     'abc': 'letters', '123': 'numbers', 'random': 'random tokens'}
-# Our names -> optional columns of the file; its language models read letters.
-RECORDED_MODELS = {
+# Our names -> optional columns of the file: Baum-Welch fitted to the symbols seen, and language
+# models, which read letters.
+RECORDED_LEARNERS = {
+    'baum_welch': 'bw',
     'qwen2.5_0.5b': 'llm_qwen_0_5b', 'qwen2.5_1.5b': 'llm_qwen_1_5b', 'qwen2.5_3b': 'llm_qwen_3b',
     'qwen2.5_7b': 'llm_qwen_7b', 'llama3.2_1b': 'llm_llama_1b', 'llama3.2_3b': 'llm_llama_3b',
     'llama3.1_8b': 'llm_llama_8b'}
-RECORDED = {'viterbi': 'viterbi', 'ngram2': '2-gram', **RECORDED_MODELS}
+RECORDED = {'viterbi': 'viterbi', 'ngram2': '2-gram', **RECORDED_LEARNERS}
 
 
 class Study(NamedTuple):
@@ -67,12 +69,22 @@ def groups_of(study: Study) -> list[Group]:
   return icl_hmm_report.difficulty_groups(lambda2, *shares(study.models))
 
 
-def recorded_accuracy(study: Study) -> dict[str, np.ndarray]:
-  """Accuracies [R, K'] by method that the file records for all models, at the common lengths."""
+def recorded(study: Study, score: str = 'accuracy') -> dict[str, np.ndarray]:
+  """Scores that the file records for all models, at the common lengths.
+
+  Args:
+    study: the measurements.
+    score: 'accuracy' or 'hellinger'.
+
+  Returns:
+    [R, K'] by method.
+  """
   count = min(len(study.lengths), len(published_results.LENGTHS))
-  accuracy = {name: np.stack([model.accuracy[name][:count] for model in study.models])
-              for name in RECORDED if name in study.models[0].accuracy}
-  return {name: values for name, values in accuracy.items() if np.isfinite(values).all()}
+  by_model = [{'accuracy': model.accuracy, 'hellinger': model.hellinger}[score]
+              for model in study.models]
+  scores = {name: np.stack([of_model[name][:count] for of_model in by_model])
+            for name in RECORDED if name in by_model[0]}
+  return {name: values for name, values in scores.items() if np.isfinite(values).all()}
 
 
 def convergence(
@@ -91,13 +103,13 @@ def recorded_convergence(
     study: Study, groups: Sequence[Group]
 ) -> dict[str, dict[str, dict[str, float]]]:
   """The same for the recorded accuracies and the file's own Viterbi; errors are over models."""
-  accuracy = recorded_accuracy(study)
+  accuracy = recorded(study)
   if 'viterbi' not in accuracy:
     return {}
   lengths = study.lengths[: accuracy['viterbi'].shape[1]]
   return {
       name: icl_hmm_report.convergence(lengths, accuracy['viterbi'] - accuracy[name], groups)
-      for name in RECORDED_MODELS if name in accuracy}
+      for name in RECORDED_LEARNERS if name in accuracy}
 
 
 def numbers(study: Study) -> dict[str, float]:
@@ -132,9 +144,10 @@ def numbers(study: Study) -> dict[str, float]:
     flat |= {f'eval/{method}/models_within_{tolerance:g}': float(np.mean(last <= tolerance))
              for tolerance in TOLERANCES}
 
-  for method, values in recorded_accuracy(study).items():
-    for length, mean in zip(study.lengths, values.mean(axis=0)):
-      flat[f'recorded/{method}/accuracy/T{length}'] = float(mean)
+  for score in ('accuracy', 'hellinger'):
+    for method, values in recorded(study, score).items():
+      for length, mean in zip(study.lengths, values.mean(axis=0)):
+        flat[f'recorded/{method}/{score}/T{length}'] = float(mean)
   for method, by_group in recorded_convergence(study, groups).items():
     flat |= icl_hmm_report.flat_convergence(f'recorded/{method}', by_group)
   return flat
@@ -142,13 +155,15 @@ def numbers(study: Study) -> dict[str, float]:
 
 def tables(study: Study, flat: Mapping[str, float]) -> str:
   """Tables of accuracy by length, the other scores of the language model, ε and T(ε)."""
-  recorded = [name for name in recorded_accuracy(study) if name in RECORDED_MODELS]
-  header = ['accuracy (%) at T', *(LABELS[method] for method in study.scores),
-            *(f'{name}, recorded' for name in recorded)]
-  rows = [[length, *(_percent(flat, f'eval/{method}', length) for method in study.scores),
-           *(_percent(flat, f'recorded/{name}', length) for name in recorded)]
-          for length in study.lengths]
-  parts = [figures.markdown_table(header, rows)]
+  learners = [name for name in recorded(study) if name in RECORDED_LEARNERS]
+  parts = [
+      figures.markdown_table(
+          [f'{title} at T', *methods],
+          [[length, *(_percent(flat, f'{prefix}/{method}', length) for method in keys)]
+           for length in study.lengths])
+      for title, prefix, keys, methods in (
+          ('accuracy (%)', 'eval', study.scores, map(LABELS.get, study.scores)),
+          ('recorded accuracy (%)', 'recorded', learners, learners)) if keys]
 
   names = {'probability': 'p(label)', 'hellinger': 'H to B[x]', 'hellinger_filter': 'H to filter'}
   shown = ('viterbi', 'filter', *study.predictors)
@@ -216,11 +231,11 @@ def _of_rows(study: Study, of_model: Sequence[tuple]) -> Iterator[tuple]:
       yield (*described, method, mean[accuracy, -1], mean[viterbi, -1], error[viterbi, -1],
              mean[best, -1], error[best, -1], *lengths_reached(mean[viterbi]))
 
-  recorded = recorded_accuracy(study)
-  for name in RECORDED_MODELS:
-    if name in recorded and 'viterbi' in recorded:
-      gaps_by_model = recorded['viterbi'] - recorded[name]
-      for described, values, gaps in zip(of_model, recorded[name], gaps_by_model):
+  of_file = recorded(study)
+  for name in RECORDED_LEARNERS:
+    if name in of_file and 'viterbi' in of_file:
+      gaps_by_model = of_file['viterbi'] - of_file[name]
+      for described, values, gaps in zip(of_model, of_file[name], gaps_by_model):
         yield (*described, f'recorded_{name}', values[-1], gaps[-1], '', '', '',
                *lengths_reached(gaps))
 
@@ -265,8 +280,8 @@ def _curves(run: launch.Run, study: Study, flat: Mapping[str, float], title: str
       axes.set_xscale('log', base=2)
       axes.set(xlabel='symbols seen', ylabel=label)
 
-    for name, accuracy in recorded_accuracy(study).items():
-      if name in RECORDED_MODELS:
+    for name, accuracy in recorded(study).items():
+      if name in RECORDED_LEARNERS:
         panels[0].plot(study.lengths[: accuracy.shape[1]], accuracy.mean(axis=0), lw=0.8, ls=':',
                        label=f'{name}, recorded')
     panels[0].legend(frameon=False, fontsize=7, ncols=2)

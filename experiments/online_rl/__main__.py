@@ -57,11 +57,10 @@ def train(setup: setup_lib.Setup, files: dict) -> dict:
       description=config.name, offset=reference.steps, metadata={'tokens': 0},
       frozen={'reference': reference}, base_positions={'metrics': reference.metrics_position},
       monitor=_no_monitor if config.compares_with_reference else None,
+      token_budget=config.tokens_left(),
   ) as training:
     for step in training.steps():
       policy, values = training.state.params['policy'], {}
-      if 0 < config.token_budget <= training.metadata['tokens']:
-        break
       if loop.should(config.eval_every, step):
         with training.timers('evaluate'):
           values = evaluate(policy, step, training.metadata['tokens'])

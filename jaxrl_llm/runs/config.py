@@ -327,6 +327,10 @@ class VerifiedConfig(ReinforcementConfig):
     """Number of parts that a batch is split into."""
     raise NotImplementedError
 
+  def tokens_left(self, sampled: int = 0) -> int | None:
+    """Returns what remains of the budget after `sampled` tokens, or None without a budget."""
+    return max(self.token_budget - sampled, 0) if self.token_budget else None
+
   def validate(self) -> None:
     """Raises a one-line ValueError for the first field that is out of range."""
     super().validate()

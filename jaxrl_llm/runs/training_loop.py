@@ -10,6 +10,7 @@
 """
 
 import contextlib
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
@@ -46,7 +47,7 @@ class TrainingLoop:
       self, state: TrainState, done: int, metadata: dict[str, Any], fingerprints: dict[str, str],
       *, total: int, offset: int, writer: metrics.MetricsWriter, keeper: loop.Keeper,
       bar: loop.Progress, monitor: Callable[[Mapping[str, float]], None],
-      estimate: monitors.TimeEstimate,
+      estimate: monitors.TimeEstimate, token_budget: int | None,
   ):
     self.state, self.done = state, done
     self.metadata, self.fingerprints = metadata, fingerprints
@@ -54,11 +55,20 @@ class TrainingLoop:
     self.check_rewards = monitors.RewardMonitor()
     self._total, self._offset, self._writer = total, offset, writer
     self._keeper, self._bar, self._monitor = keeper, bar, monitor
-    self._estimate = estimate
+    self._estimate, self._token_budget = estimate, token_budget
 
   def steps(self) -> Iterator[int]:
-    """Returns the steps that are not in the checkpoint."""
-    return iter(range(self.done, self._total))
+    """Yields the steps that are not in the checkpoint, until the token budget is spent."""
+    for step in range(self.done, self._total):
+      if self._token_budget is not None and self.metadata['tokens'] >= self._token_budget:
+        return
+      yield step
+
+  def _expected_total(self) -> int:
+    """Returns the number of steps after which the token budget would be spent, or all of them."""
+    if self._token_budget is None or not self.metadata['tokens']:
+      return self._total
+    return min(self._total, math.ceil(self.done * self._token_budget / self.metadata['tokens']))
 
   def write(self, step: int, values: Mapping[str, Any]) -> dict[str, float]:
     """Writes metrics of a step, with the seconds of the timers; returns them as floats."""
@@ -79,7 +89,7 @@ class TrainingLoop:
     """Shows progress, saves if a save is due, and stops if Ctrl-C was pressed; call it last."""
     self.done = step + 1
     self._bar.update(1, **shown)
-    self._estimate(self.done)
+    self._estimate(self.done, self._expected_total())
     self._keeper.after_step(self.done, self.state, self.metadata)
 
 
@@ -91,7 +101,8 @@ def start(
     frozen: Mapping[str, Frozen] | None = None,
     metadata: Mapping[str, Any] | None = None,
     monitor: Callable[[Mapping[str, float]], None] | None = None,
-    costs: Sequence[str] = ('steps', 'batch_size', 'task.max_response_tokens'),
+    costs: Sequence[str] = ('steps', 'token_budget', 'batch_size', 'task.max_response_tokens'),
+    token_budget: int | None = None,
 ) -> Iterator[TrainingLoop]:
   """Restores the newest checkpoint, if there is one, and shows a progress bar inside the block.
 
@@ -112,6 +123,8 @@ def start(
     monitor: called with all logged metrics; by default `loop.RatioWatch`.
     costs: config fields on which the time depends, for the advice on how to shorten a long run;
       those that the config lacks are ignored.
+    token_budget: the steps end once `TrainingLoop.metadata['tokens']` is at least this; None: with
+      the last step.
 
   Yields:
     The training loop.
@@ -140,6 +153,7 @@ def start(
         state, done, metadata, fingerprints, total=total, offset=offset, writer=files['metrics'],
         keeper=keeper, bar=bar, monitor=monitor or loop.RatioWatch(),
         estimate=monitors.TimeEstimate(total, description, _values(setup.config, costs)),
+        token_budget=token_budget,
     )
 
 

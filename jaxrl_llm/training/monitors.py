@@ -99,8 +99,14 @@ class TimeEstimate:
     self._first: tuple[int, float] | None = None
     self._is_done = False
 
-  def __call__(self, done: int) -> None:
-    """Call it after each step; `done` is the number of complete steps."""
+  def __call__(self, done: int, total: int | None = None) -> None:
+    """Call it after each step.
+
+    Args:
+      done: number of complete steps.
+      total: number of steps expected by now, if it is not that of the constructor.
+    """
+    total = self._total if total is None else total
     if self._is_done:
       return
     if self._first is None:
@@ -108,12 +114,12 @@ class TimeEstimate:
       return
 
     steps, seconds = done - self._first[0], self._clock() - self._first[1]
-    if seconds < _MEASURED or done >= self._total:
+    if seconds < _MEASURED or done >= total:
       return
     self._is_done = True
-    left = seconds / steps * (self._total - done)
+    left = seconds / steps * (total - done)
     if left >= self._shortest:
-      print(self._text(seconds / steps, left, self._total - done), file=sys.stderr, flush=True)
+      print(self._text(seconds / steps, left, total - done), file=sys.stderr, flush=True)
 
   def _text(self, seconds: float, left: float, steps: int) -> str:
     text = (f'{self._description}: about {readable_time(left)} for the other {steps} steps, '

@@ -73,6 +73,16 @@ def test_the_time_of_the_run_is_estimated_without_the_first_step(capsys):
   assert not _estimate(200.0, capsys, total=2)
 
 
+def test_the_expected_number_of_steps_may_change(capsys):
+  now = [0.0]
+  estimate = monitors.TimeEstimate(1000, 'training', {}, clock=lambda: now[0])
+  for step, total in ((1, 1000), (2, 102)):
+    now[0] += 60
+    estimate(step, total)
+  assert capsys.readouterr().err.splitlines() == [
+      'training: about 100 minutes for the other 100 steps, 60 s a step']
+
+
 @pytest.mark.parametrize(('seconds', 'text'), [
     (61, '61 seconds'), (600, '10 minutes'), (7200, '2 hours'), (90_000, '25 hours'),
     (400_000, '5 days')])

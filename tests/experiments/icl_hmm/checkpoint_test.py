@@ -259,6 +259,7 @@ def test_a_run_writes_numbers_tables_and_figures(finished):
       'by_length.png', 'gap_by_difficulty.png', 'convergence.png'}
   table = (workdir / 'table.md').read_text()
   assert 'random tokens' in table and 'qwen2.5_7b, recorded' in table
+  assert '| recorded accuracy (%) at T | baum_welch | qwen2.5_0.5b |' in table
   records = metrics.read_jsonl(workdir / 'metrics.jsonl')
   assert [record['step'] for record in records] == [4, 8, 16]
   assert records[2]['eval/abc/accuracy'] == results['eval/abc/accuracy/T16']
@@ -273,6 +274,8 @@ def test_results_include_the_recorded_language_models(finished, data_dir):
   for k, length in enumerate((4, 8, 16)):
     expected = np.mean([model.accuracy['llm'][k] for model in models])
     assert results[f'recorded/qwen2.5_1.5b/accuracy/T{length}'] == pytest.approx(expected)
+    expected = np.mean([model.hellinger['llm'][k] for model in models])
+    assert results[f'recorded/qwen2.5_1.5b/hellinger/T{length}'] == pytest.approx(expected)
   gap = np.mean([model.accuracy['viterbi'][2] - model.accuracy['llm'][2] for model in models])
   assert results['recorded/qwen2.5_1.5b/final_gap'] == pytest.approx(gap)
 
@@ -281,7 +284,7 @@ def test_every_model_and_length_is_in_a_csv_file(finished):
   workdir, _ = finished
   with open(workdir / 'rows.csv', newline='') as file:
     rows = list(csv.DictReader(file))
-  assert len(rows) == 4 * (len(KINDS) + 1 + 7)
+  assert len(rows) == 4 * (len(KINDS) + 1 + 8)  # The bigram, and eight recorded.
   with open(workdir / 'scores.csv', newline='') as file:
     scores = list(csv.DictReader(file))
   assert len(scores) == 4 * 7 * 3
@@ -408,7 +411,9 @@ def test_variants_of_the_config_file():
   plain, grid = config_file.get_config(), config_file.get_config('grid')
   assert (plain.kinds, plain.num_states, plain.num_symbols) == (KINDS, 4, 4)
   assert (grid.kinds, grid.num_states, grid.num_symbols) == (('abc',), 0, 0)
-  with pytest.raises(ValueError, match="variant must be grid or none, got 'all'"):
+  smollm2 = config_file.get_config('smollm2')
+  assert smollm2.kinds == plain.kinds and smollm2.lengths[-1] == 1_024
+  with pytest.raises(ValueError, match="variant must be grid, smollm2 or none, got 'all'"):
     config_file.get_config('all')
 
 
