@@ -13,6 +13,7 @@ models are saved: the same command resumes with the next one.
 """
 
 import functools
+import math
 import types
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -219,7 +220,7 @@ def read_checkpoint(
   source = checkpoint_sources.read(config.checkpoint_dir, field='config.checkpoint_dir')
   tokenizer = source.load_tokenizer()
   shape = checkpoint_sources.resolve_model(config.model, source, overrides=overrides)
-  with checks.within('config.tokenisations; config.num_symbols excludes larger alphabets'):
+  with checks.within('config.tokenisations; config.max_symbols excludes larger alphabets'):
     tokenisations = {kind: in_context.tokenise(tokenizer, kind, num_symbols, seed=config.seed)
                      for kind in config.kinds}
 
@@ -260,14 +261,16 @@ def select(config: IclHmmCheckpoint, models: Sequence[published_results.Recorded
   rows = [
       index for index, model in enumerate(models)
       if config.num_states in (0, model.emission.shape[0])
-      and config.num_symbols in (0, model.emission.shape[1])]
+      and config.num_symbols in (0, model.emission.shape[1])
+      and model.emission.shape[1] <= (config.max_symbols or math.inf)]
 
   if not rows:
     sizes = ', '.join(f'{states} and {symbols}' for states, symbols in sorted(
         {model.emission.shape for model in models}))
     raise ValueError(
-        f'config.num_states and config.num_symbols (0 is any) must be sizes in '
-        f'{config.results_file} ({sizes}), got {config.num_states} and {config.num_symbols}')
+        f'config.num_states, config.num_symbols and config.max_symbols (0 is any) must leave some '
+        f'of the sizes in {config.results_file} ({sizes}), got {config.num_states}, '
+        f'{config.num_symbols} and {config.max_symbols}')
   if 0 < config.max_rows < len(rows):
     rows = [rows[k] for k in np.linspace(0, len(rows) - 1, config.max_rows).round().astype(int)]
   return rows

@@ -25,6 +25,8 @@ class IclHmmCheckpoint:
     batch_size: trajectories per forward pass.
     num_states: M of the models to use; 0 for any.
     num_symbols: L of the models to use; 0 for any.
+    max_symbols: the largest L of the models to use; 0 for any. A tokenizer that splits numbers into
+      digits has ten tokens of the kind '123'.
     max_rows: maximum number of these models, spread evenly over the file; 0 for all.
     model: how the language model is computed (param_dtype, compute_dtype, scan_unroll ...); its
       shape comes from the checkpoint.
@@ -40,6 +42,7 @@ class IclHmmCheckpoint:
   batch_size: int = 8
   num_states: int = 0
   num_symbols: int = 0
+  max_symbols: int = 0
   max_rows: int = 0
   model: configs.TransformerConfig = dataclasses.field(default_factory=configs.TransformerConfig)
   note: str = ''
@@ -62,7 +65,7 @@ class IclHmmCheckpoint:
     # A single trajectory has no standard error.
     checks.at_least(
         self, 'config', seed=0, num_sequences=2, max_length=SHORTEST, batch_size=1, num_states=0,
-        num_symbols=0, max_rows=0)
+        num_symbols=0, max_symbols=0, max_rows=0)
     if self.max_length.bit_count() != 1:
       raise ValueError(f'config.max_length must be a power of two, got {self.max_length}')
 

@@ -374,8 +374,9 @@ def test_rows_are_selected_by_size_and_spread_over_the_file():
 
   assert select() == [0, 1, 2, 3, 4] and select(max_rows=9) == [0, 1, 2, 3, 4]
   assert select(num_symbols=3) == [0, 1, 3, 4] and select(num_symbols=3, max_rows=2) == [0, 4]
+  assert select(max_symbols=3) == [0, 1, 3, 4] and select(max_symbols=99) == select()
   assert select(max_rows=3) == [0, 2, 4]
-  with pytest.raises(ValueError, match='3 and 3, 3 and 4.*, got 5 and 0'):
+  with pytest.raises(ValueError, match='3 and 3, 3 and 4.*, got 5, 0 and 0'):
     select(num_states=5)
 
 
@@ -400,7 +401,7 @@ def test_fields_change_the_scores():
 
 def test_every_field_has_a_test_of_its_effect():
   scores = {'seed', 'num_sequences', 'max_length', 'tokenisations'}
-  rows = {'num_states', 'num_symbols', 'max_rows'}  # test_rows_are_selected_...
+  rows = {'num_states', 'num_symbols', 'max_symbols', 'max_rows'}  # test_rows_are_selected_...
   batches = {'batch_size'}  # test_each_tokenisation_takes_...
   runs = {'checkpoint_dir', 'results_file', 'note', 'model'}  # Runs, and errors below.
   names = {field.name for field in dataclasses.fields(checkpoint_config.IclHmmCheckpoint)}
@@ -411,9 +412,10 @@ def test_variants_of_the_config_file():
   plain, grid = config_file.get_config(), config_file.get_config('grid')
   assert (plain.kinds, plain.num_states, plain.num_symbols) == (KINDS, 4, 4)
   assert (grid.kinds, grid.num_states, grid.num_symbols) == (('abc',), 0, 0)
-  smollm2 = config_file.get_config('smollm2')
-  assert smollm2.kinds == plain.kinds and smollm2.lengths[-1] == 1_024
-  with pytest.raises(ValueError, match="variant must be grid, smollm2 or none, got 'all'"):
+  smollm2, sixteen = (config_file.get_config(name) for name in ('smollm2', 'smollm2_16'))
+  assert (smollm2.kinds, smollm2.max_symbols, smollm2.lengths[-1]) == (KINDS, 8, 1_024)
+  assert (sixteen.kinds, sixteen.num_symbols) == (('abc', 'random'), 16)
+  with pytest.raises(ValueError, match="variant must be grid, .* or none, got 'all'"):
     config_file.get_config('all')
 
 
@@ -431,9 +433,9 @@ def test_variants_of_the_config_file():
     (['--config.tokenisations=abc,roman'],
      "config.tokenisations must be distinct kinds of abc, 123, random, .*, got 'abc,roman'"),
     (['--config.tokenisations=abc,abc'], "separated by commas, got 'abc,abc'"),
-    (['--config.num_states=5'], 'config.num_states and config.num_symbols .*, got 5 and 4'),
+    (['--config.num_states=5'], 'config.num_states, config.num_symbols and .*, got 5, 4 and 0'),
     (['--config.num_symbols=16', '--config.tokenisations=123'],  # Its tokenizer splits '10'.
-     "must have 16 single tokens of kind '123', one per symbol, got 10 .*config.num_symbols"),
+     "must have 16 single tokens of kind '123', one per symbol, got 10 .*config.max_symbols"),
     (['--config.model.compute_dtype=float8'], r"compute_dtype must be one of .*got 'float8'"),
     (['--config.model.width=7'], 'config.model.width is 7, and 8 in'),
 ])
