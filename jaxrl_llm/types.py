@@ -316,6 +316,7 @@ class Task:
     num_filtered: number of examples of 'demonstrations', 'train' and 'evaluation' that were left
       out because they have too many tokens; {} if the task leaves none out.
     num_repeated: number of examples that were left out because they repeat a held-out one.
+    reward_source: source of the module of the user's own reward function; '' for others.
   """
 
   name: str
@@ -329,6 +330,7 @@ class Task:
   max_response_tokens: int
   num_filtered: dict[str, int] = dataclasses.field(default_factory=dict)
   num_repeated: int = 0
+  reward_source: str = ''
 
 
 class SampleFn(Protocol):

@@ -69,6 +69,14 @@ def load(name: str) -> Function:
   return function
 
 
+def source(name: str) -> str:
+  """Returns the source of a function's module; '' if it has none, as compiled modules."""
+  try:
+    return inspect.getsource(inspect.getmodule(load(name)))
+  except (OSError, TypeError):
+    return ''
+
+
 def make_reward(name: str, function: Function, *, count_truncated: bool = False) -> RewardFn:
   """Makes a reward from a function of one response.
 

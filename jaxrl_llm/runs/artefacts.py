@@ -121,6 +121,34 @@ def read(path: pathlib.Path, identity: Mapping[str, Any]) -> Any:
   return content
 
 
+def pin(
+    path: pathlib.Path, content: Any, identity: Mapping[str, Any], *, description: str, commit: str
+) -> None:
+  """Writes what a run depends on apart from its config, or compares it with an earlier one.
+
+  Args:
+    path: NAME.json.
+    content: see `write`; the run is resumed only with the same.
+    identity: see `write`.
+    description: subject of the error.
+    commit: commit of the source.
+
+  Raises:
+    ValueError: the content differs, or the file is damaged; one line.
+  """
+  if not path.exists():
+    write(path, content, identity, commit=commit)
+    return
+  try:
+    begun_with = read(path, identity)
+  except Damaged as error:
+    raise ValueError(f'{path}: {error.problem}; give another --workdir') from error
+  if begun_with != metrics.plain(content):
+    raise ValueError(
+        f'{description} changed since the run began ({path}): restore what it was, or give another '
+        '--workdir')
+
+
 def digest(arrays: Mapping[str, Any]) -> str:
   """Returns the SHA-256 digest of arrays by name, for the identity of what is made from them."""
   return _digest_of_arrays({}, {name: np.asarray(value) for name, value in arrays.items()})

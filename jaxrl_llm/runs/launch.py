@@ -406,7 +406,7 @@ def _refuse_foreign(workdir: pathlib.Path) -> None:
 
 def _discard_if_unused(workdir: pathlib.Path) -> None:
   """Removes a workdir that holds no output, so that the corrected command can reuse it."""
-  empty = {'config.json', 'wall_seconds.json', '.lock'}
+  empty = {'config.json', 'task.json', 'wall_seconds.json', '.lock'}
   paths = list(workdir.iterdir())
   if all(p.name in empty or (p.is_file() and not p.stat().st_size) or
          (p.is_dir() and not any(p.iterdir())) for p in paths):

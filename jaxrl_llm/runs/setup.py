@@ -19,13 +19,13 @@ from jaxrl_llm.models import policy as policy_lib
 from jaxrl_llm.models.pretrained import peft
 from jaxrl_llm.rewards import rollout_rewards
 from jaxrl_llm.rl import scoring
-from jaxrl_llm.runs import checkpoint_sources, launch, prompt_formats
+from jaxrl_llm.runs import artefacts, checkpoint_sources, launch, prompt_formats
 from jaxrl_llm.runs import finetuning as finetuning_lib
 from jaxrl_llm.sampling import decode
 from jaxrl_llm.sharding import mesh as mesh_lib
 from jaxrl_llm.sharding import rules
 from jaxrl_llm.tasks import config as task_config
-from jaxrl_llm.training import checkpoints, loop, optim, rng
+from jaxrl_llm.training import checkpoints, fingerprint, loop, optim, rng
 from jaxrl_llm.training import step as step_lib
 from jaxrl_llm.types import (
   Algorithm,
@@ -311,6 +311,9 @@ def build(
       policy, abstract, lora=lora or lora_lib.LoraConfig(), last_layers=last_layers
   )
 
+  artefacts.pin(
+      run.workdir / 'task.json', fingerprint.of_task(task), run.identity, commit=run.commit,
+      description='the problems of config.task, or its own reward function,')
   with jax.set_mesh(mesh), loop.Stopper() as stopper:
     yield Setup(run, task, model, finetuning, source, mesh, key, stopper, abstract)
 

@@ -169,6 +169,7 @@ class Config(config_lib.TextConfig):
             'evaluation': len(evaluation) - len(short['evaluation']),
         },
         num_repeated=len(examples) - len(train) - (0 if given else len(evaluation)),
+        reward_source=user_function.source(self.reward) if self.is_own_function else '',
     )
 
 

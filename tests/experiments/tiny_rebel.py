@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import json
 import pathlib
+import tempfile
 
 import jax
 import numpy as np
@@ -89,8 +90,12 @@ def large_batch(folder, **changes):
       **changes})
 
 
-def launched(config, workdir=pathlib.Path('unused'), experiment='rebel', overrides=()):
-  """The run that a command would make of a config."""
+_FOLDER = tempfile.TemporaryDirectory()  # Removed when the process ends.
+
+
+def launched(config, workdir=None, experiment='rebel', overrides=()):
+  """The run that a command would make of a config, by default in a directory of its own."""
+  workdir = workdir or pathlib.Path(tempfile.mkdtemp(dir=_FOLDER.name))
   return launch.Run(config, workdir, experiment, 'tiny', 'tiny.py', overrides, 'commit')
 
 

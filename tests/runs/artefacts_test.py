@@ -225,3 +225,20 @@ def test_earlier_damaged_files_and_directories_are_kept(tmp_path, capsys):
       'arm.damaged', 'arm.damaged_', 'arm.damaged__']
   assert (tmp_path / 'arm.damaged').read_text() == '0'
   assert 'it was renamed to arm.damaged_ and is computed again' in capsys.readouterr().out
+
+
+def test_what_a_run_began_with_is_compared(tmp_path):
+  path = tmp_path / 'task.json'
+
+  def pin(content, identity=IDENTITY):
+    artefacts.pin(path, content, identity, description='the data', commit='')
+
+  for _ in range(2):
+    pin('a')
+  with pytest.raises(ValueError, match=r'the data changed since the run began \(.*task.json\)'):
+    pin('b')
+  with pytest.raises(ValueError, match='it was made for something else: .*; give another'):
+    pin('a', {'another': 'run'})
+  path.write_text(path.read_text().replace('"a"', '"b"'))
+  with pytest.raises(ValueError, match='does not match its digest.*; give another --workdir'):
+    pin('b')

@@ -72,6 +72,15 @@ def test_a_star_po_trains_with_the_function_of_the_page(folder, capsys):
   shown = metrics.read_jsonl(folder / 'run' / 'samples.jsonl')
   assert all('[assistant]' in line['prompt'] for line in shown)
 
+  # The data may not change in the middle of a run.
+  (folder / 'run' / 'results.json').unlink()
+  rows = (folder / 'sums.jsonl').read_text()
+  (folder / 'sums.jsonl').write_text(rows.replace('7', '8', 1))
+  assert tiny.run(a_star_po.main, *_arguments('a_star_po'), flag, *TINY, '--workdir=run',
+                  experiment='a_star_po') == 2
+  (line,) = capsys.readouterr().err.splitlines()
+  assert 'error: the problems of config.task, or its own reward function, changed since' in line
+
   import my_rewards
   score = my_rewards.short_and_right
   example = {'answer': '7'}
