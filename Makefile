@@ -4,15 +4,21 @@ PYTHON ?= python3
 PIP = .venv/bin/python -m pip --disable-pip-version-check --quiet
 PIP_INSTALL = $(PIP) install --progress-bar off
 
-.PHONY: run test parity lint tables ablation bench models clean
+.PHONY: run test test-programs parity lint tables ablation bench models clean
 
 run: .venv/installed
 	.venv/bin/python -m experiments.a_star_po
 
 # Two processes: most tests compile small programs, which keeps one core busy. tests/conftest.py
-# orders the modules, the longest first.
+# orders the modules, the longest first, and marks those that run whole programs.
+PYTEST = .venv/bin/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+
 test: .venv/installed-test
-	.venv/bin/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+	$(PYTEST) -m 'not programs'
+
+# The other half: programs of experiments/, killed, damaged, resumed, and on real data and models.
+test-programs: .venv/installed-test
+	$(PYTEST) -m programs
 
 # Side by side with torch, transformers and peft, on fresh random seeds.
 parity: .venv/installed-parity

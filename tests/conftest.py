@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 import pytest
 
-from tests import compiler_flags
+from tests import compiler_flags, named_tests
 
 # Must precede the import of jax: meshes are tested on eight fake CPU devices.
 os.environ.setdefault('JAX_PLATFORMS', 'cpu')
@@ -29,8 +29,17 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 REPOSITORY = pathlib.Path(__file__).resolve().parents[1]
 
 
+# Their tests run whole programs; those of numbered identities are part of `make test` all the same.
+PROGRAMS = ('system', 'experiments', 'colabs')
+
+
+@pytest.hookimpl(tryfirst=True)  # Before tests are selected by their marks.
 def pytest_collection_modifyitems(items):
-  """Starts the longest modules first: `make test` would wait for one that starts last."""
+  """Marks the tests of `make test-programs`, and starts the longest modules first."""
+  for item in items:
+    folder = item.path.relative_to(REPOSITORY / 'tests').parts[0]
+    if folder in PROGRAMS and not named_tests.has_number(item.name):
+      item.add_marker('programs')
   items.sort(key=lambda item: not item.path.is_relative_to(REPOSITORY / 'tests' / 'system'))
 
 

@@ -195,7 +195,7 @@ def test_prompts_and_responses_of_our_tasks_are_encoded_as_if_separate(data_dir,
   _assert_encoded_separately(countdown.Config(num_demonstrations=200, num_train=0).make(
       0, data_dir / 'countdown'))
   task = gsm8k.Config(
-      num_demonstrations=400, tokenizer_dir=str(data_dir / 'tokenizers' / 'gpt2')).make(
+      num_demonstrations=100, tokenizer_dir=str(data_dir / 'tokenizers' / 'gpt2')).make(
           0, data_dir / 'gsm8k')
   texts = [example['response'] for example in task.demonstrations]
   qwen2 = load('qwen2')

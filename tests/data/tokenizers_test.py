@@ -236,7 +236,7 @@ def test_gpt2_ids(gpt2):
 @pytest.mark.parametrize('name', ['qwen2', 'gpt2'])
 def test_round_trip_of_gsm8k(name, gsm8k_texts, request):
   tokenizer = request.getfixturevalue(name)
-  for text in gsm8k_texts:
+  for text in gsm8k_texts[::5]:
     ids = tokenizer.encode(text)
     assert tokenizer.decode(ids) == text
   assert max(ids) < tokenizer.vocab_size

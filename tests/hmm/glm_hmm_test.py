@@ -202,7 +202,8 @@ def test_H3_the_log_posterior_never_falls():
 
 def test_keys_are_folded_and_never_split(monkeypatch):
   inputs, choices = _data(8)
-  fit = functools.partial(glm_hmm.fit, num_states=2, steps=3)
+  fit = jax.jit(
+      functools.partial(glm_hmm.fit, num_states=2, steps=3), static_argnames='restarts')
   key = jax.random.key(2)
 
   def refuse(*_, **__):

@@ -332,7 +332,7 @@ def test_thousands_of_repeated_patterns_are_graded_in_linear_time():
   # sizes just below and far above the cap on an answer's length.
   source = random.Random(0)
   slowest, started, count = 0.0, time.monotonic(), 0
-  while count < 2000 and time.monotonic() - started < 25.0:
+  while count < 800 and time.monotonic() - started < 25.0:
     pattern = ''.join(source.choices(ATOMS, k=source.randint(1, 4)))
     size = source.choice((100, 1900, 5000, 30_000))
     opening = source.choice(('', r'\boxed{', 'the answer is ', '#### '))
@@ -345,8 +345,9 @@ def test_thousands_of_repeated_patterns_are_graded_in_linear_time():
 
 @pytest.mark.parametrize('opening', ['', r'\boxed{', '#### ', 'the answer is '])
 def test_megabytes_are_graded(opening):
-  for atom in ATOMS[:: 3 if opening else 1]:
-    text = opening + atom * (1_000_000 // len(atom))
+  step, size = (3, 1_000_000) if opening else (1, 250_000)
+  for atom in ATOMS[::step]:
+    text = opening + atom * (size // len(atom))
     _cost(text, '5')
     _cost('5', text)
   filler = 'word ' * 400_000

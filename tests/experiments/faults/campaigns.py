@@ -7,7 +7,7 @@ import sys
 
 REPOSITORY = pathlib.Path(__file__).resolve().parents[3]
 CONFIG = 'experiments/configs/faults.py:quick'
-_COUNTS = {'kills': 1, 'signals': 1, 'damages': 6, 'disks': 1, 'invocations': 12}
+_COUNTS = {'kills': 1, 'signals': 1, 'damages': 4, 'disks': 1, 'invocations': 8}
 NUM_CASES = sum(_COUNTS.values())
 
 
