@@ -62,6 +62,7 @@ def test_the_commands_make_the_task(folder, program, sizes):
         [False] * len(task.evaluation), task.evaluation) == 1)
 
 
+@pytest.mark.programs
 def test_a_star_po_trains_with_the_function_of_the_page(folder, capsys):
   (flag,) = re.findall('add `(--config.task.reward=.*?)`', PAGE)
   assert tiny.run(a_star_po.main, *_arguments('a_star_po'), flag, *TINY, '--workdir=run',

@@ -27,6 +27,7 @@ def _run(*arguments):
 
 
 @linux
+@pytest.mark.programs
 @pytest.mark.parametrize('file_dtype, param_dtype', [  # Both with a cast, which costs more.
     ('bfloat16', 'float32'), ('float32', 'bfloat16')])
 def test_loading_100m_parameters_onto_eight_devices(tmp_path, file_dtype, param_dtype):
