@@ -36,7 +36,10 @@ _STUDIES = ('arithmetic', 'summarisation', 'dialogue')  # Arena studies shown on
 # Other blocks of pages: experiment, setting, how the table is made.
 _BLOCKS = {
     'icl_hmm': ('icl_hmm', 'default', readme.icl_hmm),
+    'icl_hmm smollm2': ('icl_hmm', 'checkpoint_smollm2', readme.icl_hmm_checkpoint),
+    'icl_hmm smollm2 16': ('icl_hmm', 'checkpoint_smollm2_16', readme.icl_hmm_checkpoint),
     'icl_hmm mice': ('icl_hmm', 'mice', readme.icl_hmm_mice),
+    'icl_hmm mice smollm2': ('icl_hmm', 'mice_smollm2', readme.icl_hmm_mice),
     'shoestring cora': ('shoestring', 'cora', functools.partial(readme.few_labels, title='Cora')),
     'shoestring citeseer': (
         'shoestring', 'citeseer', functools.partial(readme.few_labels, title='CiteSeer')),

@@ -19,7 +19,8 @@ from jaxrl_llm.training import optim
 
 ARMS = ('n8', 'n2', 'n4')
 MODEL = 'models/smollm2-135m-instruct'
-TOKEN_BUDGET = 8_000  # Sampled tokens of an arm, those of stage 1 included.
+TEMPLATE = 'chatml'  # As the model's own, without its system message.
+TOKEN_BUDGET = 12_000  # Sampled tokens of an arm, those of stage 1 included.
 COMPLETIONS = 32  # Of a batch.
 LEARNING_RATE = 2e-4
 
@@ -28,7 +29,7 @@ def shared() -> dict:
   """Returns what all arms of this study and of online_rl_words.py share."""
   return dict(
       policy_init_from=MODEL,
-      chat_template='chatml',  # As the model's own, without its system message.
+      chat_template=TEMPLATE,
       task=word_problems.Config(num_demonstrations=64, num_train=48, max_prompt_tokens=64),
       lora=lora.LoraConfig(rank=8),
       sft=config_lib.SftConfig(
@@ -39,7 +40,7 @@ def shared() -> dict:
           name='adam', learning_rate=LEARNING_RATE, schedule='constant'),
       token_budget=TOKEN_BUDGET,
       steps=1_000,  # Upper bound; the budget ends each arm.
-      eval_every=15,
+      eval_every=30,
       save_every=5,
   )
 

@@ -3,9 +3,9 @@
   python -m experiments.evaluate --config=experiments/configs/evaluate_gsm8k.py \\
       --config.policy_init_from=DIR --config.data_dir=DIR_OF_TRAIN_AND_TEST_JSONL
 
-Configs: evaluate_gsm8k, evaluate_math, evaluate_countdown, evaluate_jsonl. Every response is
-written to WORKDIR/responses.jsonl with its reward. Running the same command again resumes where it
-stopped and gives the same numbers.
+Configs: evaluate_gsm8k, evaluate_math, evaluate_countdown, evaluate_jsonl, evaluate_words. Every
+response is written to WORKDIR/responses.jsonl with its reward. Running the same command again
+resumes where it stopped and gives the same numbers.
 """
 
 from collections.abc import Iterator, Mapping, Sequence

@@ -50,12 +50,27 @@ _HMM_METHODS = (
     ('bigrams of the context', 'bigram'), ('Baum-Welch, best of 5', 'baum_welch'),
     ('gap to the filter', 'gap'),
 )
+_HMM_READERS = (
+    ('filter (knows the HMM)', 'eval/filter'), ('Viterbi (knows the HMM)', 'eval/viterbi'),
+    ('the model, numbers', 'eval/123'), ('the model, random tokens', 'eval/random'),
+    ('the model, letters', 'eval/abc'), ('bigrams of the context', 'eval/ngram2'),
+    ('Baum-Welch, recorded', 'recorded/baum_welch'),
+    *((f'{label}, letters, recorded', f'recorded/{name}') for label, name in (
+        ('Qwen2.5-0.5B', 'qwen2.5_0.5b'), ('Llama-3.2-1B', 'llama3.2_1b'),
+        ('Qwen2.5-1.5B', 'qwen2.5_1.5b'), ('Qwen2.5-3B', 'qwen2.5_3b'),
+        ('Llama-3.2-3B', 'llama3.2_3b'), ('Qwen2.5-7B', 'qwen2.5_7b'),
+        ('Llama-3.1-8B', 'llama3.1_8b'))),
+)
 _MICE_METHODS = (
     ('bias only (chance: 50)', 'bias'), ('counts in the same window', 'context_ngram3'),
     ('GLM', 'glm'), ('GLM, a weight for each contrast', 'glm_levels'),
     ('GLM-HMM, 3 states', 'glm_hmm3'), ('in context: choices', 'icl_choice'),
     ('in context: contrasts, choices', 'icl_stim_choice'),
     ('in context, layout of the released code (the answer can be read)', 'icl_shift'),
+    ('a language model: choices', 'checkpoint_choice'),
+    ('a language model: choices, rewards', 'checkpoint_choice_reward'),
+    ('a language model: contrasts, choices', 'checkpoint_stim_choice'),
+    ('a language model: contrasts, choices, rewards', 'checkpoint_stim_choice_reward'),
 )
 _FEW_LABELS = (
     ('label propagation', 'lp/softmax/{}/accuracy'),
@@ -202,6 +217,41 @@ def icl_hmm(setting: render.Setting) -> str:
   return _grid(setting._replace(runs=runs), 'T', _HMM_METHODS, rows, scale=1, digits=3)
 
 
+def icl_hmm_checkpoint(setting: render.Setting) -> str:
+  """Makes the table of a language model on published HMMs: one row per method.
+
+  Args:
+    setting: one run of icl_hmm / checkpoint...; errors are over its trajectories.
+
+  Returns:
+    Markdown: accuracy by symbols seen, the distance to the emissions of the true state and ε (the
+    accuracy of Viterbi minus the method's) at the last length, and the first length from which on ε
+    is at most 0.05.
+  """
+  (run,) = setting.runs.values()
+  prefix = 'eval/filter/accuracy/T'
+  lengths = [key.removeprefix(prefix) for key in run if key.startswith(prefix)]
+  shown, last = lengths[::2], lengths[-1]
+  shown += [last] * (last not in shown)
+
+  def cell(key: str, scale: float, form: str) -> str:
+    if key not in run:
+      return '-'
+    name, separator, length = key.partition('/T')
+    error = run.get(f'{name}_se{separator}{length}')
+    return render.with_error(scale * run[key], None if error is None else scale * error, form)
+
+  lines = [f'| | {" | ".join(f"T = {length}" for length in shown)} | H | ε | T(0.05) |',
+           '|---' * (len(shown) + 4) + '|']
+  for label, name in _HMM_READERS:
+    if f'{name}/accuracy/T{last}' in run:
+      cells = [cell(f'{name}/accuracy/T{length}', 100, '.1f') for length in shown]
+      cells += [cell(f'{name}/hellinger/T{last}', 1, '.3f'), cell(f'{name}/final_gap', 1, '.3f'),
+                cell(f'{name}/reached_0.05', 1, '.0f')]
+      lines.append(f'| {label} | {" | ".join(cells)} |')
+  return '\n'.join(lines)
+
+
 def icl_hmm_mice(setting: render.Setting) -> str:
   """Makes the table of mice's choices: accuracy by method and real animal, and their mean.
 
@@ -214,7 +264,8 @@ def icl_hmm_mice(setting: render.Setting) -> str:
   animals = dict.fromkeys(key.split('/')[1] for key in setting.quantities()
                           if re.fullmatch(r'mice/[^/]+/glm/accuracy', key))
   columns = [(name, f'mice/{name}') for name in animals if not name.startswith('simulated_')]
-  rows = [(label, f'{{}}/{method}/accuracy') for label, method in _MICE_METHODS]
+  rows = [(label, f'{{}}/{method}/accuracy') for label, method in _MICE_METHODS
+          if setting.summary(f'mean/{method}/accuracy')]
   return _grid(setting, 'accuracy (%)', [*columns, ('mean', 'mean')], rows, scale=100, digits=1)
 
 

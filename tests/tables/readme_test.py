@@ -117,6 +117,19 @@ def test_the_gap_of_hmms_in_context_is_paired_by_seed():
       '| 4 | 0.300 ± 0.050 | 0.550 ± 0.050 | 0.175 ± 0.050 | - | 0.250 |']
 
 
+def test_a_language_model_on_hmms_is_a_row_like_the_recorded_ones():
+  run = {f'{name}/accuracy/T{length}': 0.5 for length in (4, 8) for name in (
+      'eval/filter', 'eval/123', 'recorded/qwen2.5_0.5b')}
+  run |= {'eval/123/accuracy_se/T8': 0.01, 'eval/123/hellinger/T8': 0.25,
+          'eval/123/final_gap': 0.125, 'eval/123/reached_0.05': 4.0}
+  assert readme.icl_hmm_checkpoint(render.Setting('icl_hmm', 'checkpoint', {0: run})).split(
+      '\n') == [
+          '| | T = 4 | T = 8 | H | ε | T(0.05) |', '|---|---|---|---|---|---|',
+          '| filter (knows the HMM) | 50.0 | 50.0 | - | - | - |',
+          '| the model, numbers | 50.0 | 50.0 ± 1.0 | 0.250 | 0.125 | 4 |',
+          '| Qwen2.5-0.5B, letters, recorded | 50.0 | 50.0 | - | - | - |']
+
+
 def test_simulated_mice_are_excluded_from_the_table_of_mice():
   run = {'mice/M1/glm/accuracy': 0.5, 'mice/simulated_0/glm/accuracy': 0.75,
          'mean/glm/accuracy': 0.5}
