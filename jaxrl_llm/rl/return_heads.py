@@ -22,7 +22,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxrl_llm import checks
-from jaxrl_llm.types import Array
+from jaxrl_llm.rl import batches, masking
+from jaxrl_llm.types import Array, Batch, Metrics, WeightedMean
 
 # Classes of `Outcome`.
 WRONG, CORRECT, UNFINISHED = range(3)
@@ -156,7 +157,7 @@ class Outcome:
 
   def loss(self, outputs: Array, targets: Array) -> Array:
     """Cross-entropy of the class, nats; targets are `WRONG`, `CORRECT` or `UNFINISHED`."""
-    return _cross_entropy(outputs, targets)
+    return _cross_entropy(outputs, jnp.asarray(targets, jnp.int32))
 
   def expectation(self, outputs: Array) -> Array:
     """P(correct)."""
@@ -207,6 +208,32 @@ class Exponential:
           f'inv_eta must be 0 or that of the training, {self.inv_eta}, got {inv_eta}')
     logits = _float32(outputs[..., 0])
     return _or_zero(jax.nn.log_sigmoid(logits) + self.inv_eta * self.shift, inv_eta)
+
+
+def prediction_loss(
+    head: ReturnHead, outputs: Array, batch: Batch, mask: Array
+) -> tuple[WeightedMean, Metrics]:
+  """Mean over responses of the mean loss over their tokens.
+
+  Responses have the same weight, however long they are; one without a token in the loss counts as
+  0.
+
+  Args:
+    head: the head.
+    outputs: float32 [P, K, T, num_outputs]; finite where `mask` is 0.
+    batch: its `rewards` [P, K] are the targets of all tokens of a response.
+    mask: float32 [P, K, T]; the tokens in the loss.
+
+  Returns:
+    (the loss, nats; metrics with the mean of the expectation).
+  """
+  targets = jnp.broadcast_to(batch.rewards[..., None], mask.shape)
+
+  def mean(values):
+    by_response = masking.masked_mean(values, mask, axis=-1).value()
+    return batches.mean_over_prompts(by_response.mean(axis=1), batch.weight)
+
+  return mean(head.loss(outputs, targets)), {'train/value': mean(head.expectation(outputs))}
 
 
 def _float32(values: Array) -> Array:

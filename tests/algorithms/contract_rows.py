@@ -15,6 +15,7 @@ from jaxrl_llm.algorithms import (
   grpo,
   icl_hmm,
   ppo,
+  q_sharp,
   rebel,
   refuel,
   reinforce,
@@ -92,6 +93,12 @@ def _with_values():
   """One sample per prompt, and V*."""
   return dataclasses.replace(
       groups.batch(1), aux={'values': jnp.asarray([0.4, -0.3, 0.8, 0.1])})
+
+
+def _outcomes():
+  """Responses with returns of 0 or 1."""
+  data = groups.batch()
+  return dataclasses.replace(data, rewards=(data.rewards > 0).astype(jnp.float32))
 
 
 def _counts(**least):
@@ -242,6 +249,23 @@ ROWS = {
     'reward_model': Row(
         reward_model, {}, roles=('reward',), effects={}, without=('initial_ratio',),
         refused=_counts(num_micro_batches=1)),
+    'q_sharp': Row(
+        q_sharp, {}, data=_outcomes, roles=('value',), without=('initial_ratio',),
+        effects=dict(head='squared_error', positions='first'),
+        elsewhere={name: f'algorithms/q_sharp_test.py::test_{test}' for name, test in dict(
+            function='C5_the_two_parameterisations_read_the_same_table',
+            **dict.fromkeys(
+                ('num_atoms', 'low', 'high'), 'a_histogram_is_trained_on_its_range')).items()},
+        refused=[
+            (dict(head='gaussian'),
+             "head must be one of bernoulli, squared_error, histogram, got 'gaussian'"),
+            (dict(head='histogram', num_atoms=1), 'Histogram.num_atoms must be at least 2, got 1'),
+            (dict(low=-1.0), "low must be 0.0 with head 'bernoulli', got -1.0"),
+            (dict(high=2.0), "high must be 1.0 with head 'bernoulli', got 2.0"),
+            (dict(function='advantage'),
+             "function must be one of value, q_function, got 'advantage'"),
+            (dict(positions='last'), "positions must be one of all, first, got 'last'"),
+            *_counts(num_micro_batches=1)]),
     # Other batches than those of samples.
     'sft': Row(
         sft, {}, data=_demonstrations, effects={},
@@ -267,5 +291,7 @@ VARIANTS = {
     'ppo: released': (ROWS['ppo'], dict(
         compat='released', discount=0.9, trace=0.5, whiten_advantages=False), _SUMS),
     'dpo: policy': (ROWS['dpo'], dict(reference='policy', rpo_weight=0.5), ('micro_batches',)),
+    'q_sharp: Q-function': (
+        ROWS['q_sharp']._replace(roles=('q_function',)), dict(function='q_function'), _SUMS),
     'icl_hmm: filter': (ROWS['icl_hmm'], dict(labels='filter'), ('micro_batches',)),
 }

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxrl_llm.models import reward, value
+from jaxrl_llm.models import q_function, reward, value
 from jaxrl_llm.rl import masking
 from jaxrl_llm.types import Batch, Head, ModelFns, ModelOutput, Rollouts, TrainState
 from tests.algorithms import tiny
@@ -21,7 +21,8 @@ from tests.models import witness
 STOP = PAD = 0  # The padding shares its id with the stop token throughout.
 PROMPTS, SLOTS = 4, 3
 NETWORKS = {
-    'policy': tiny.MODEL, 'value': value.make(tiny.CONFIG), 'reward': reward.make(tiny.CONFIG)}
+    'policy': tiny.MODEL, 'value': value.make(tiny.CONFIG), 'reward': reward.make(tiny.CONFIG),
+    'q_function': q_function.make(tiny.CONFIG)}
 
 
 @functools.cache
@@ -111,7 +112,8 @@ def left_aligned(rollouts):
           lengths[:, None] - 1 + jnp.arange(slots))
 
 
-# A policy that reads one token back, in the dtype of its table; a critic if that has one column.
+# A policy or Q-function that reads one token back, in the dtype of its table; a critic if that has
+# one column.
 TABLE = np.random.default_rng(1).normal(size=(7, 7)).astype(np.float32)
 BIGRAM = ModelFns(
     init=None, init_cache=None,
@@ -121,7 +123,8 @@ BIGRAM = ModelFns(
 
 def tables(roles=('policy',), scale=1.0):
   """Parameters of `BIGRAM` by role."""
-  return {role: {'table': scale * (TABLE if role == 'policy' else TABLE[:, :1])} for role in roles}
+  wide = ('policy', 'q_function')
+  return {role: {'table': scale * (TABLE if role in wide else TABLE[:, :1])} for role in roles}
 
 
 def bigram_log_probs(rollouts, temperature=1.0):

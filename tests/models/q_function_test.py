@@ -1,7 +1,8 @@
-"""Q-functions: the values of taken tokens are a gather of the values of all tokens."""
+"""Q-functions: outputs for every next token."""
 
 import jax
 import numpy as np
+import pytest
 
 from jaxrl_llm.models import configs, q_function
 from tests.models import witness
@@ -21,16 +22,21 @@ def _output(params, model):
 def test_every_value_starts_at_zero():
   model = q_function.make(CONFIG)
   output = _output(jax.jit(model.init)(jax.random.key(0)), model)
-  np.testing.assert_array_equal(q_function.all_q_values(output), np.zeros((3, 5, 11)))
-  np.testing.assert_array_equal(q_function.q_values(output, TOKENS), np.zeros((3, 5)))
+  np.testing.assert_array_equal(q_function.all_outputs(output), np.zeros((3, 5, 11, 1)))
 
 
-def test_taken_tokens_are_a_gather_of_all_tokens():
-  model = q_function.make(CONFIG)
+@pytest.mark.parametrize('num_outputs', [1, 3])
+def test_the_rows_of_a_token_are_together(num_outputs):
+  model = q_function.make(CONFIG, num_outputs=num_outputs)
   params = witness.draw_params(model)
   output = _output(params, model)
-  expected = np.asarray(output.hidden) @ params['q_head']['kernel'].T + params['q_head']['bias']
-  np.testing.assert_allclose(q_function.all_q_values(output), expected, atol=1e-5)
-  taken = np.random.default_rng(1).integers(0, 11, (3, 5)).astype(np.int32)
-  gathered = np.take_along_axis(expected, taken[..., None], axis=-1)[..., 0]
-  np.testing.assert_allclose(q_function.q_values(output, taken), gathered, atol=1e-5)
+  flat = np.asarray(output.hidden) @ params['q_head']['kernel'].T + params['q_head']['bias']
+  actual = q_function.all_outputs(output, num_outputs=num_outputs)
+  for token in range(11):
+    rows = slice(token * num_outputs, (token + 1) * num_outputs)
+    np.testing.assert_allclose(actual[:, :, token], flat[..., rows], atol=1e-5)
+
+
+def test_a_head_without_outputs_is_refused():
+  with pytest.raises(ValueError, match='num_outputs must be at least 1, got 0'):
+    q_function.make(CONFIG, num_outputs=0)
