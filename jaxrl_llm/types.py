@@ -212,6 +212,7 @@ class ApplyFn(Protocol):
       cache: Any = None,
       cache_index: Array | None = None,
       segments: Array | None = None,
+      siblings: int = 0,
   ) -> ModelOutput:
     """Runs the network.
 
@@ -227,6 +228,10 @@ class ApplyFn(Protocol):
         Query t attends to slots up to cache_index + t.
       segments: int32 [B, T], only without a cache: when several sequences are
         packed into a row, a token attends only to its own segment.
+      siblings: with a cache, the last tokens that are alternatives for one slot
+        (their `positions` are equal): each attends to what precedes them all, and
+        to itself. Their keys use the last slots of the cache, which the sequence
+        must leave free, until the next call.
     """
 
 

@@ -66,6 +66,7 @@ def attend(
     valid: jax.Array,
     *,
     block: int,
+    own_slots: jax.Array | None = None,
     window: int | jax.Array | None = None,
     segments: jax.Array | None = None,
     scale: float | None = None,
@@ -74,8 +75,8 @@ def attend(
   """Causal attention: softmax(cap(q kᵀ scale) + mask) v, with grouped queries.
 
   Query t sees slot s if s ≤ query_slots[t], s > query_slots[t] - window, valid[s], and
-  both are in the same segment. The mask does not depend on trained inputs, so its
-  gradient is zero.
+  both are in the same segment. With `own_slots` it sees s < query_slots[t] and its own slot.
+  The mask does not depend on trained inputs, so its gradient is zero.
 
   Args:
     query: [B, T, H, h].
@@ -85,6 +86,8 @@ def attend(
     valid: bool [B, S]; True at slots that may be attended to.
     block: queries per block; with more than one block, each is rematerialised in
       the backward pass, and peak memory is that of one block.
+    own_slots: int32 [T]; the slots of the queries' own keys where they are stored apart from the
+      sequence, as those of alternatives for one slot; None: `query_slots`.
     window: number of slots that a query sees, including its own (static or int32 []); None: all.
     segments: int32 [B, T], with T = S; None: each row is one segment.
     scale: factor on the scores; None is 1 / √h.
@@ -102,11 +105,14 @@ def attend(
   key, value = fold(key), fold(value)
   slots = jnp.arange(s)
 
-  def one_block(query, query_slots, query_segments):
+  def one_block(query, query_slots, own_slots, query_segments):
     q = query.shape[1]
-    visible = slots[None, :] <= query_slots[:, None]
+    last = query_slots if own_slots is None else query_slots - 1
+    visible = slots[None, :] <= last[:, None]
     if window is not None:
       visible &= slots[None, :] > query_slots[:, None] - window
+    if own_slots is not None:
+      visible |= slots[None, :] == own_slots[:, None]
 
     visible = visible[None] & valid[:, None, :]
     if segments is not None:
@@ -125,15 +131,18 @@ def attend(
     return out.reshape(b, q, num_heads, head_dim)
 
   if t <= block:
-    return one_block(query, query_slots, segments)
+    return one_block(query, query_slots, own_slots, segments)
 
   blocks = -(-t // block)
   rows = lambda x: x.reshape(b, blocks, block, *x.shape[2:]).swapaxes(0, 1)
   padding = blocks * block - t
   query = jnp.pad(query, ((0, 0), (0, padding), (0, 0), (0, 0)))
-  query_slots = jnp.pad(query_slots, (0, padding), constant_values=s - 1)
+  def by_block(slots):
+    slots = jnp.pad(slots, (0, padding), constant_values=s - 1)
+    return slots.reshape(blocks, block)
 
-  blocked = (rows(query), query_slots.reshape(blocks, block))
+  blocked = (rows(query), by_block(query_slots))
+  blocked += (None if own_slots is None else by_block(own_slots),)
   blocked += (None if segments is None else rows(jnp.pad(segments, ((0, 0), (0, padding)))),)
   out = jax.lax.map(lambda arrays: jax.checkpoint(one_block)(*arrays), blocked)
 
@@ -154,8 +163,9 @@ class Attention(nn.Module):
       shape: (B, T).
       rotary: tables from `layers.rotary_tables`, or None.
       valid: bool [B, S].
-      write: (key, value) [B, T, KV, h] -> (key, value) [B, S, KV, h] to attend to
-        and int32 [T] query slots; it stores keys and values in the cache, if there is one.
+      write: (key, value) [B, T, KV, h] -> (key, value) [B, S, KV, h] to attend to, and the
+        query slots and own slots of `attend`; it stores keys and values in the cache, if there is
+        one.
       window: see `attend`.
       segments: see `attend`.
 
@@ -178,10 +188,11 @@ class Attention(nn.Module):
     if rotary is not None:
       query, key = layers.rotate(query, rotary), layers.rotate(key, rotary)
 
-    key, value, query_slots = write(key, value)
+    key, value, query_slots, own_slots = write(key, value)
     out = attend(
-        query, key, value, query_slots, valid, block=config.attention_block, window=window,
-        segments=segments, scale=config.query_scale or None, softcap=config.attention_softcap,
+        query, key, value, query_slots, valid, block=config.attention_block, own_slots=own_slots,
+        window=window, segments=segments, scale=config.query_scale or None,
+        softcap=config.attention_softcap,
     )
     out = out.reshape(-1, config.num_heads * config.head_dim)
 

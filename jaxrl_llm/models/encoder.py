@@ -160,7 +160,7 @@ class _Block(nn.Module):
     last_slot = jnp.full(valid.shape[1], valid.shape[1] - 1, jnp.int32)
     x = norm('attention_post_norm', x + attention.Attention(self.config, name='attention')(
         x, shape=valid.shape, rotary=None, valid=valid,
-        write=lambda key, value: (key, value, last_slot),
+        write=lambda key, value: (key, value, last_slot, None),
     ))
     x = norm('mlp_post_norm', x + layers.Mlp(self.config, name='mlp')(x))
     return layers.constrain(x, layers.ROWS, None)

@@ -58,7 +58,7 @@ def init(config: configs.TransformerConfig, key: jax.Array) -> dict:
   config.validate()
   embed_key, position_key, layer_key, norm_key = (jax.random.fold_in(key, i) for i in range(4))
   x = jnp.zeros((1, config.width))
-  no_cache = lambda k, v: (k, v, jnp.zeros(1, jnp.int32))
+  no_cache = lambda k, v: (k, v, jnp.zeros(1, jnp.int32), None)
 
   def init_block(block_key):
     return Block(config).init(
@@ -120,6 +120,7 @@ def apply(
     cache=None,
     cache_index: jax.Array | None = None,
     segments: jax.Array | None = None,
+    siblings: int = 0,
 ):
   """Runs the trunk; see `types.ApplyFn` for the arguments.
 
@@ -127,11 +128,11 @@ def apply(
     (hidden [B, T, D] after the final norm, the updated cache or None).
 
   Raises:
-    ValueError: the sequence or the cache is longer than the model's `max_length`, or
-      packed segments are given with a cache.
+    ValueError: the sequence or the cache is longer than the model's `max_length`, packed segments
+      are given with a cache, or siblings without one.
   """
   b, t = tokens.shape
-  slots = valid.shape[-1]  # The slots of the cache, if there is one.
+  slots = valid.shape[-1] - siblings  # The slots of the cache, if there is one.
   if slots > config.max_length:
     # A learned position beyond the table would silently read its last row.
     raise ValueError(
@@ -140,11 +141,17 @@ def apply(
     )
   if cache is not None and segments is not None:
     raise ValueError('segments must be None with a cache: a cache holds one sequence per row')
+  if siblings and cache is None:
+    raise ValueError(f'siblings must be 0 without a cache, got {siblings}')
 
   x = _embed(config, params['embedder'], tokens, positions)
   rotary = _rotary(config, positions)
   first_slot = 0 if cache_index is None else cache_index
-  query_slots = first_slot + jnp.arange(t, dtype=jnp.int32)
+  query_slots, own_slots = first_slot + jnp.arange(t, dtype=jnp.int32), None
+  if siblings:  # All of them continue the same tokens.
+    steps = jnp.arange(t, dtype=jnp.int32)
+    own_slots = jnp.where(steps < t - siblings, query_slots, slots + steps - (t - siblings))
+    query_slots = jnp.minimum(query_slots, first_slot + t - siblings)
   block = Block(config)
 
   def run_block(layer_params, x, sliding, store):
@@ -164,15 +171,16 @@ def apply(
 
     return block.apply(
         {'params': layer_params}, x, shape=(b, t), rotary=tables, valid=valid, window=window,
-        segments=segments, write=lambda key, value: (*store(key, value), query_slots),
+        segments=segments,
+        write=lambda key, value: (*store(key, value), query_slots, own_slots),
     )
 
   if cache is None:
     x = _run_without_cache(config, run_block, params, x)
   elif isinstance(cache, tuple):
-    x, cache = _run_unrolled(config, run_block, params, x, cache, cache_index)
+    x, cache = _run_unrolled(config, run_block, params, x, cache, cache_index, siblings)
   else:
-    x, cache = _run_stacked(config, run_block, params, x, cache, cache_index)
+    x, cache = _run_stacked(config, run_block, params, x, cache, cache_index, siblings)
 
   x = layers.Norm(config).apply({'params': params['final_norm']}, x)
   return x.reshape(b, t, config.width), cache
@@ -234,16 +242,35 @@ def _run_without_cache(config, run_block, params, x):
   return x
 
 
-def _run_unrolled(config, run_block, params, x, cache, cache_index):
+def _stored(old, new, index, cache_index, siblings):
+  """Writes the last keys or values of a layer at the end of its cache, the others at the index.
+
+  Args:
+    old: [..., B, S, KV, h].
+    new: [..., B, T, KV, h], with 1 for the axis of layers if `old` has one.
+    index: indices of the axes before the slots.
+    cache_index: slot of the first.
+    siblings: number of them at the end.
+  """
+  def write(old, new, slot):
+    return jax.lax.dynamic_update_slice(old, new, (*index, slot, 0, 0))
+
+  sequence = new.shape[-3] - siblings
+  if siblings:
+    old = write(old, new[..., sequence:, :, :], old.shape[-3] - siblings)
+  return write(old, new[..., :sequence, :, :], cache_index) if sequence else old
+
+
+def _run_unrolled(config, run_block, params, x, cache, cache_index, siblings):
   """Runs the blocks with one cache array per layer, so that none is copied out of a stack."""
   new_cache = []
   for stack, first, sliding in _stacks(config, params):
     for i, is_sliding in enumerate(sliding):
 
       def store(key, value, old=cache[first + i]):
-        update = functools.partial(
-            jax.lax.dynamic_update_slice_in_dim, start_index=cache_index, axis=1)
-        new_cache.append({'key': update(old['key'], key), 'value': update(old['value'], value)})
+        new_cache.append({
+            name: _stored(old[name], new, (0,), cache_index, siblings)
+            for name, new in (('key', key), ('value', value))})
         return new_cache[-1]['key'], new_cache[-1]['value']
 
       layer_params = jax.tree.map(lambda p: p[i], stack)  # noqa: B023
@@ -251,7 +278,7 @@ def _run_unrolled(config, run_block, params, x, cache, cache_index):
   return x, tuple(new_cache)
 
 
-def _run_stacked(config, run_block, params, x, cache, cache_index):
+def _run_stacked(config, run_block, params, x, cache, cache_index, siblings):
   """Runs the blocks with the stacked cache in the scan's carry, updated in place."""
   for stack, first, sliding in _stacks(config, params):
 
@@ -263,9 +290,7 @@ def _run_stacked(config, run_block, params, x, cache, cache_index):
 
       def store(key, value):
         for name, new in (('key', key), ('value', value)):
-          updated[name] = jax.lax.dynamic_update_slice(
-              cache[name], new[None], (layer, 0, cache_index, 0, 0)
-          )
+          updated[name] = _stored(cache[name], new[None], (layer, 0), cache_index, siblings)
         return updated['key'][layer], updated['value'][layer]
 
       x = run_block(layer_params, x, is_sliding, store)
@@ -281,12 +306,13 @@ def _run_stacked(config, run_block, params, x, cache, cache_index):
 
 
 def apply_with_head(
-    config, head, params, tokens, *, positions, valid, cache=None, cache_index=None, segments=None
+    config, head, params, tokens, *, positions, valid, cache=None, cache_index=None, segments=None,
+    siblings=0,
 ) -> ModelOutput:
   """Runs `apply` and adds head(params); a `types.ApplyFn` once config and head are bound."""
   hidden, cache = apply(
       config, params, tokens, positions=positions, valid=valid, cache=cache,
-      cache_index=cache_index, segments=segments,
+      cache_index=cache_index, segments=segments, siblings=siblings,
   )
   return ModelOutput(layers.constrain(hidden, layers.ROWS, None, None), head(params), cache)
 

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jaxrl_llm.rl import log_probs as log_probs_lib
 from jaxrl_llm.rl import masking
 from jaxrl_llm.sampling import processors
-from jaxrl_llm.types import Array, ModelFns, Rollouts, SampleFn
+from jaxrl_llm.types import Array, ModelFns, ModelOutput, Params, Rollouts, SampleFn
 
 
 class Decoding(NamedTuple):
@@ -157,21 +157,22 @@ def make_parts(
   def begin(params, prompts, prompt_lengths, example_ids, key) -> Decoding:
     chex.assert_rank([prompts, prompt_lengths, example_ids], [2, 1, 1])
     rows = len(prompts) * num_samples
-    row_keys = _row_keys(key, example_ids, num_samples)
-    logits, cache = _prefill(model, params, prompts, prompt_lengths, num_samples, max_tokens)
+    row_keys = row_keys_of(key, example_ids, num_samples)
+    output = prefill(model, params, prompts, prompt_lengths, num_samples, max_tokens - 1)
+    logits = spread(log_probs_lib.head_logits(output.hidden, output.head))
 
     start = Decoding(
         step=jnp.int32(0),
         tokens=jnp.full((rows, max_tokens), pad_id, jnp.int32),
         log_probs=jnp.zeros((rows, max_tokens), jnp.float32),
         done=jnp.zeros(rows, bool),
-        cache=cache,
+        cache=output.cache,
     )
     return record(start, logits, row_keys)
 
   def advance(decoding, until, params, prompts, prompt_lengths, example_ids, key) -> Decoding:
     rows, length = decoding.tokens.shape[0], prompts.shape[1]
-    row_keys = _row_keys(key, example_ids, num_samples)
+    row_keys = row_keys_of(key, example_ids, num_samples)
     prompt_valid = jnp.arange(length) >= length - spread(prompt_lengths)[:, None]
     valid = jnp.concatenate([prompt_valid, jnp.ones((rows, max_tokens - 1), bool)], axis=1)
 
@@ -193,20 +194,30 @@ def make_parts(
 
   def finish(decoding, prompts, prompt_lengths, *unused) -> Rollouts:
     del unused
-    tokens = decoding.tokens.reshape(len(prompts), num_samples, max_tokens)
-    ends = _ends_of(tokens, stop_sequences) if stop_sequences else None
-    mask, lengths, stop_reason = masking.response_mask(tokens, stop_ids, also_stops=ends)
-    return Rollouts(
-        prompts=prompts,
-        prompt_lengths=prompt_lengths,
-        tokens=tokens,
-        lengths=lengths,
-        mask=mask,
-        log_probs=decoding.log_probs.reshape(tokens.shape),
-        stop_reason=stop_reason,
-    )
+    return as_rollouts(
+        decoding.tokens, decoding.log_probs, prompts, prompt_lengths, stop_ids=stop_ids,
+        stop_sequences=stop_sequences)
 
   return SamplerParts(begin, advance, finish)
+
+
+def as_rollouts(
+    tokens: Array, log_probs: Array, prompts: Array, prompt_lengths: Array, *,
+    stop_ids: tuple[int, ...], stop_sequences: tuple[tuple[int, ...], ...] = (),
+) -> Rollouts:
+  """Builds rollouts of decoded rows [P * K, T], those of a prompt together."""
+  tokens = tokens.reshape(len(prompts), -1, tokens.shape[-1])
+  ends = _ends_of(tokens, stop_sequences) if stop_sequences else None
+  mask, lengths, stop_reason = masking.response_mask(tokens, stop_ids, also_stops=ends)
+  return Rollouts(
+      prompts=prompts,
+      prompt_lengths=prompt_lengths,
+      tokens=tokens,
+      lengths=lengths,
+      mask=mask,
+      log_probs=log_probs.reshape(tokens.shape),
+      stop_reason=stop_reason,
+  )
 
 
 def _ends_of(tokens: Array, sequences: tuple[tuple[int, ...], ...]) -> Array:
@@ -221,7 +232,7 @@ def _ends_of(tokens: Array, sequences: tuple[tuple[int, ...], ...]) -> Array:
   return ends
 
 
-def _row_keys(key: Array, example_ids: Array, num_samples: int) -> Array:
+def row_keys_of(key: Array, example_ids: Array, num_samples: int) -> Array:
   """One key per (example, sample): [P * K]; repeats of an example continue its sample count."""
   fold = jax.random.fold_in
   of_example = jax.vmap(fold, (None, 0))(key, example_ids)
@@ -231,8 +242,23 @@ def _row_keys(key: Array, example_ids: Array, num_samples: int) -> Array:
   return jax.vmap(jax.vmap(fold, (None, 0)))(of_example, samples).reshape(-1)
 
 
-def _prefill(model, params, prompts, prompt_lengths, num_samples, max_tokens):
-  """Runs each prompt once; returns next-token logits [B, V] and the cache of B rows."""
+def prefill(
+    model: ModelFns, params: Params, prompts: Array, prompt_lengths: Array, num_samples: int,
+    more_slots: int,
+) -> ModelOutput:
+  """Runs each prompt once.
+
+  Args:
+    model: a model.
+    params: parameters of the model.
+    prompts: int32 [P, L], left-padded.
+    prompt_lengths: int32 [P].
+    num_samples: K.
+    more_slots: slots of the cache after the prompt.
+
+  Returns:
+    The output at the last token of each prompt, hidden [P, D], with a cache of P * K rows.
+  """
   num_prompts, length = prompts.shape
   positions, valid = masking.left_pad_positions(prompt_lengths, length)
   output = model.apply(
@@ -243,12 +269,10 @@ def _prefill(model, params, prompts, prompt_lengths, num_samples, max_tokens):
       cache=model.init_cache(num_prompts, length),
       cache_index=jnp.int32(0),
   )
-  logits = log_probs_lib.head_logits(output.hidden[:, -1], output.head)
-
-  def spread(leaf):  # [..., P, L, heads, head_dim] -> [..., P * K, L + T - 1, heads, head_dim]
+  def spread(leaf):  # [..., P, L, heads, head_dim] -> [..., P * K, L + more, heads, head_dim]
     leaf = jnp.repeat(leaf, num_samples, axis=leaf.ndim - 4)
     padding = [(0, 0)] * leaf.ndim
-    padding[-3] = (0, max_tokens - 1)
+    padding[-3] = (0, more_slots)
     return jnp.pad(leaf, padding)
 
-  return jnp.repeat(logits, num_samples, axis=0), jax.tree.map(spread, output.cache)
+  return ModelOutput(output.hidden[:, -1], output.head, jax.tree.map(spread, output.cache))

@@ -146,6 +146,53 @@ def test_cached_decode_equals_the_full_forward(name, scan_unroll, stacked):
       np.concatenate(hidden, axis=1)[valid], np.asarray(full)[valid], atol=1e-4 * scale)
 
 
+@pytest.mark.parametrize('name, scan_unroll, attention_block', [
+    ('llama', 0, 64), ('llama', 1, 2), ('gpt', 1, 64), ('gemma', 0, 3), ('gemma', 1, 64)])
+def test_C24_siblings_equal_separate_forwards(name, scan_unroll, attention_block):
+  config, _, params, apply = _model(name)
+  model = policy.make(dataclasses.replace(
+      config, scan_unroll=scan_unroll, attention_block=attention_block))
+  tokens, positions, valid = _padded(_rows(), 'left', 7)
+  width, count, more = tokens.shape[1], 4, 2
+  random = np.random.default_rng(2)
+
+  def alone(sequence, token):
+    """Hidden states of the last token, by a forward pass without a cache."""
+    rows = np.concatenate([tokens, *sequence, token[:, None]], axis=1)
+    extra = rows.shape[1] - width
+    return np.asarray(apply(
+        params, rows, valid=np.concatenate([valid, np.ones((3, extra), bool)], axis=1),
+        positions=np.concatenate(
+            [positions, positions[:, -1:] + np.arange(1, extra + 1)], axis=1)).hidden)[:, -1]
+
+  step = jax.jit(model.apply, static_argnames='siblings')
+  prefill = np.concatenate([valid, np.ones((3, more + count), bool)], axis=1)
+  cache = step(params, tokens, positions=positions, valid=prefill, cache_index=jnp.int32(0),
+               cache=model.init_cache(3, width + more + count)).cache
+  sequence = []
+  for length in range(3):
+    candidates = random.integers(0, 13, (3, count)).astype(np.int32)
+    last = sequence[-1:]  # The token chosen before, and the candidates after it.
+    new = np.concatenate([*last, candidates], axis=1)
+    start = positions[:, -1:] + length
+    output = step(
+        params, new, valid=prefill, cache=cache, siblings=count,
+        positions=np.concatenate([*([start] if last else []), np.tile(start + 1, count)], axis=1),
+        cache_index=jnp.int32(width + length - len(last)))
+    cache, hidden = output.cache, np.asarray(output.hidden)
+
+    expected = np.stack([alone(sequence, row) for row in candidates.T], axis=1)
+    tolerance = 1e-5 * np.abs(expected).max()
+    np.testing.assert_allclose(hidden[:, -count:], expected, atol=tolerance)
+    if last:
+      np.testing.assert_allclose(
+          hidden[:, 0], alone(sequence[:-1], last[0][:, 0]), atol=tolerance)
+    sequence.append(candidates[:, length : length + 1])
+
+  with pytest.raises(ValueError, match='siblings must be 0 without a cache, got 2'):
+    model.apply(params, tokens, positions=positions, valid=valid, siblings=2)
+
+
 @pytest.mark.parametrize('attention_block', [64, 4])
 @pytest.mark.parametrize('name', ['llama', 'gpt', 'gemma'])
 def test_packed_segments_do_not_see_each_other(name, attention_block):
