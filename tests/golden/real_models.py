@@ -29,6 +29,10 @@ class Policy(NamedTuple):
   tokenizer: Tokenizer
 
 
+# Products of a matrix with one vector are slow in machine code that is not optimised.
+OPTIMISED = {'xla_backend_optimization_level': 3}
+
+
 def load_policy(directory: pathlib.Path) -> Policy:
   """Loads a checkpoint as programs do; the layers are compiled once."""
   source = checkpoint_sources.read(str(directory), field='--policy')
@@ -58,7 +62,7 @@ def greedy(loaded: Policy, prompts) -> Rollouts:
       loaded.model, num_samples=1, max_tokens=real_cases.CONTINUATION, temperature=0.0,
       stop_ids=loaded.tokenizer.stop_ids, pad_id=loaded.tokenizer.pad_id)
   with exactly():
-    return jax.device_get(jax.jit(sample)(
+    return jax.device_get(jax.jit(sample, compiler_options=OPTIMISED)(
         loaded.params, *arrays, jnp.arange(len(prompts)), jax.random.key(0)))
 
 
