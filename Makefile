@@ -10,8 +10,10 @@ run: .venv/installed
 	.venv/bin/python -m experiments.a_star_po
 
 # Two processes: most tests compile small programs, which keeps one core busy. tests/conftest.py
-# orders the modules, the longest first, and marks those that run whole programs.
-PYTEST = .venv/bin/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+# orders the modules, the longest first, and marks those that run whole programs. Byte code is written
+# even if the environment forbids it: hundreds of processes import the same modules.
+PYTEST = PYTHONDONTWRITEBYTECODE= .venv/bin/python -m pytest -n 2 --dist loadfile \
+  --no-loadscope-reorder
 
 test: .venv/installed-test
 	$(PYTEST) -m 'not programs'
