@@ -22,6 +22,7 @@ from jaxrl_llm.algorithms import (
   reward_model,
   rloo,
   sft,
+  vgs,
 )
 from jaxrl_llm.data import sft_batches
 from tests.algorithms import groups
@@ -266,6 +267,13 @@ ROWS = {
              "function must be one of value, q_function, got 'advantage'"),
             (dict(positions='last'), "positions must be one of all, first, got 'last'"),
             *_counts(num_micro_batches=1)]),
+    'vgs': Row(
+        vgs, dict(loss='bernoulli'), data=_outcomes, roles=('value',), without=('initial_ratio',),
+        effects=dict(loss='bradley_terry'),
+        refused=[
+            (dict(loss='mse'),
+             "loss must be one of outcome, bernoulli, bradley_terry, got 'mse'"),
+            *_counts(num_micro_batches=1)]),
     # Other batches than those of samples.
     'sft': Row(
         sft, {}, data=_demonstrations, effects={},
@@ -293,5 +301,7 @@ VARIANTS = {
     'dpo: policy': (ROWS['dpo'], dict(reference='policy', rpo_weight=0.5), ('micro_batches',)),
     'q_sharp: Q-function': (
         ROWS['q_sharp']._replace(roles=('q_function',)), dict(function='q_function'), _SUMS),
+    'vgs: Bradley-Terry': (
+        ROWS['vgs']._replace(data=groups.batch), dict(loss='bradley_terry'), _SUMS),
     'icl_hmm: filter': (ROWS['icl_hmm'], dict(labels='filter'), ('micro_batches',)),
 }
