@@ -8,6 +8,7 @@ the value given, what is allowed.
 import dataclasses
 import difflib
 import errno
+import importlib.machinery
 import importlib.util
 import os
 import pathlib
@@ -36,6 +37,19 @@ class UsageError(ValueError):
   """Raised for bad input; its message is the one line that the user sees."""
 
 
+class _SourceLoader(importlib.machinery.SourceFileLoader):
+  """Compiles a config file each time.
+
+  Python takes cached byte code for that of the file if both have the same size and second, as after
+  one digit was edited.
+  """
+
+  def get_code(self, fullname: str) -> Any:
+    """See `importlib.abc.InspectLoader.get_code`."""
+    path = self.get_filename(fullname)
+    return self.source_to_code(self.get_data(path), path)
+
+
 def load_module(name: str) -> Any:
   """Imports a config file; raises a one-line UsageError if that fails.
 
@@ -55,9 +69,11 @@ def load_module(name: str) -> Any:
     )
 
   try:
-    module_spec = importlib.util.spec_from_file_location(f'{_MODULE_OF_CONFIG}{path.stem}', path)
-    if module_spec is None or module_spec.loader is None:
+    if path.suffix != '.py':
       raise ValueError('not a Python file')
+    module_name = f'{_MODULE_OF_CONFIG}{path.stem}'
+    module_spec = importlib.util.spec_from_file_location(
+        module_name, path, loader=_SourceLoader(module_name, str(path)))
     module = importlib.util.module_from_spec(module_spec)
     module_spec.loader.exec_module(module)
   except KeyboardInterrupt:

@@ -11,7 +11,7 @@ import textwrap
 
 import pytest
 
-from jaxrl_llm.runs import launch
+from jaxrl_llm.runs import command_line, launch
 
 REPOSITORY = pathlib.Path(__file__).resolve().parents[2]
 
@@ -249,6 +249,17 @@ def test_damaged_results_are_refused(tmp_path, text, words):
     launch.read_results(path, experiment='adding', seed=0)
   assert words in str(error.value) and '\n' not in str(error.value)
   assert 'delete it and run the command again' in str(error.value)
+
+
+def test_an_edited_config_file_is_read_again_although_its_time_and_size_are_the_same(
+    tmp_path, monkeypatch):
+  monkeypatch.setattr(sys, 'dont_write_bytecode', False)
+  path = tmp_path / 'config.py'
+  for number in (1, 2):
+    path.write_text(f'def get_config():\n  return {number}\n')
+    os.utime(path, (1_000, 1_000))
+    assert command_line.load_module(str(path)).get_config() == number
+  assert [file.name for file in tmp_path.iterdir()] == ['config.py']
 
 
 def test_the_digest_of_a_config_leaves_out_the_seed_and_paths():
