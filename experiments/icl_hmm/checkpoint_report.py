@@ -1,6 +1,7 @@
 """Report of a language model on HMMs: tables, figures, every number, results.json."""
 
 import contextlib
+import pathlib
 from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
@@ -318,7 +319,8 @@ def write(run: launch.Run, study: Study) -> None:
   write_figures(run, study, flat)
 
   caption = (
-      f'{len(study.models)} models of {config.results_file}, {config.num_sequences} trajectories '
+      f'{len(study.models)} models of {pathlib.Path(config.results_file).name}, '
+      f'{config.num_sequences} trajectories '
       f'each, read by {config.checkpoint_dir}; seed {config.seed}. Errors are over trajectories, '
       'those of recorded ε over models. T(ε) is that of the mean gap of a group; rows.csv has each '
       'model. H_A is the entropy rate of the hidden chain, H_B the entropy of an emission, in '

@@ -54,7 +54,8 @@ REPOSITORY = command_line.REPOSITORY
 
 # Config fields that only change where data is or how results are shown, never what is computed:
 # a run may be resumed with another value.
-RELOCATABLE_FIELDS = frozenset({'data_dir', 'wandb_project', 'note', 'scale_note'})
+RELOCATABLE_FIELDS = frozenset(
+    {'data_dir', 'results_file', 'wandb_project', 'note', 'scale_note'})
 
 _PACKAGES = {
     'jax': 'jax', 'jaxlib': 'jaxlib', 'flax': 'flax', 'optax': 'optax',
