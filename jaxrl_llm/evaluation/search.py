@@ -167,7 +167,12 @@ class Search:
 
     Returns:
       `SearchResult`.
+
+    Raises:
+      ValueError: if two problems share an id, and so would get the same samples.
     """
+    if len(set(np.asarray(example_ids).tolist())) < len(prompts):
+      raise ValueError('example_ids must all be different, one per prompt')
     config, size = self.config, len(prompts)
     beams, width = config.num_trees * config.num_beams, config.width
     prompts = np.pad(prompts, ((0, 0), (int(prompts.shape[1] == 1), 0)))

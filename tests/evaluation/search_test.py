@@ -171,6 +171,11 @@ def test_a_problem_does_not_depend_on_its_batch():
   assert (other.tokens != first.tokens).any()
 
 
+def test_problems_with_one_id_are_refused():
+  with pytest.raises(ValueError, match='example_ids must all be different'):
+    _search(4, 2)(problems=[7, 7])
+
+
 def test_V5_random_values_choose_like_the_reference():
   random = np.random.default_rng(0)
   scorer = search.FunctionScorer(lambda candidates: random.random(len(candidates.problems)))

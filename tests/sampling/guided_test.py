@@ -171,7 +171,7 @@ def test_C29_without_guidance_the_tokens_are_the_references(options):
   assert (_sample(6.0, seed=5, **options).rollouts.tokens != expected.tokens).any()
 
 
-def test_C26_a_constant_guide_moves_only_what_it_does_not_cover():
+def test_C11_C26_a_constant_guide_moves_only_what_it_does_not_cover():
   """A head at zero (p = ½ everywhere) changes nothing if all tokens are candidates."""
   model, params = _guide()
   zero = {**params, 'value_head': jax.tree.map(jnp.zeros_like, params['value_head'])}
