@@ -1,5 +1,6 @@
 """Sampling with a KV cache: one prefill per prompt, shared by its K samples."""
 
+import dataclasses
 import functools
 import math
 from collections.abc import Callable
@@ -33,10 +34,23 @@ class Decoding(NamedTuple):
   cache: Any
 
 
+class Given(NamedTuple):
+  """The beginnings of responses, which are not sampled.
+
+  Attributes:
+    tokens: int32 [P, K, T].
+    lengths: int32 [P, K]; the tokens that are given. A response that stops among them ends there.
+  """
+
+  tokens: Array
+  lengths: Array
+
+
 class SamplerParts(NamedTuple):
   """The parts of a sampler, for a caller that looks at tokens while decoding continues.
 
-  `inputs` are the arguments of a `types.SampleFn` after the parameters.
+  `inputs` are the arguments of a `types.SampleFn` after the parameters, and optionally `Given`:
+  the sampler then continues these responses, whose given tokens have mask 0.
 
   Attributes:
     begin: (params, *inputs) -> decoding with the first token of every row.
@@ -126,10 +140,16 @@ def make_parts(
     logits = processors.top_p(processors.top_k(logits, k=top_k), p=top_p)
     return processors.choose(logits, keys)
 
-  def record(decoding: Decoding, logits: Array, row_keys: Array) -> Decoding:
+  def record(
+      decoding: Decoding, logits: Array, row_keys: Array, given: Given | None
+  ) -> Decoding:
     """Chooses the next token of every row that is not done."""
     t = decoding.step
     chosen = choose(logits, jax.vmap(jax.random.fold_in, (0, None))(row_keys, t))
+    if given is not None:
+      known = given.tokens.reshape(decoding.tokens.shape)
+      known = jax.lax.dynamic_slice_in_dim(known, t, 1, axis=1)[:, 0]
+      chosen = jnp.where(t < given.lengths.reshape(-1), known, chosen)
     chosen_log_probs = log_probs_lib.log_probs_from_logits(
         logits, chosen, temperature=temperature or 1.0
     )
@@ -154,7 +174,7 @@ def make_parts(
 
   spread = functools.partial(jnp.repeat, repeats=num_samples, axis=0)
 
-  def begin(params, prompts, prompt_lengths, example_ids, key) -> Decoding:
+  def begin(params, prompts, prompt_lengths, example_ids, key, given=None) -> Decoding:
     chex.assert_rank([prompts, prompt_lengths, example_ids], [2, 1, 1])
     rows = len(prompts) * num_samples
     row_keys = row_keys_of(key, example_ids, num_samples)
@@ -168,9 +188,11 @@ def make_parts(
         done=jnp.zeros(rows, bool),
         cache=output.cache,
     )
-    return record(start, logits, row_keys)
+    return record(start, logits, row_keys, given)
 
-  def advance(decoding, until, params, prompts, prompt_lengths, example_ids, key) -> Decoding:
+  def advance(
+      decoding, until, params, prompts, prompt_lengths, example_ids, key, given=None
+  ) -> Decoding:
     rows, length = decoding.tokens.shape[0], prompts.shape[1]
     row_keys = row_keys_of(key, example_ids, num_samples)
     prompt_valid = jnp.arange(length) >= length - spread(prompt_lengths)[:, None]
@@ -187,16 +209,21 @@ def make_parts(
           cache_index=length + decoding.step - 1,
       )
       logits = log_probs_lib.head_logits(output.hidden[:, 0], output.head)
-      return record(decoding._replace(cache=output.cache), logits, row_keys)
+      return record(decoding._replace(cache=output.cache), logits, row_keys, given)
 
     return jax.lax.while_loop(
         lambda d: (d.step < until) & ~jnp.all(d.done), add_token, decoding)
 
-  def finish(decoding, prompts, prompt_lengths, *unused) -> Rollouts:
-    del unused
-    return as_rollouts(
+  def finish(decoding, prompts, prompt_lengths, example_ids, key, given=None) -> Rollouts:
+    del example_ids, key
+    rollouts = as_rollouts(
         decoding.tokens, decoding.log_probs, prompts, prompt_lengths, stop_ids=stop_ids,
         stop_sequences=stop_sequences)
+    if given is None:
+      return rollouts
+    sampled = jnp.arange(max_tokens) >= given.lengths[..., None]
+    return dataclasses.replace(
+        rollouts, mask=rollouts.mask * sampled, log_probs=rollouts.log_probs * sampled)
 
   return SamplerParts(begin, advance, finish)
 

@@ -224,6 +224,56 @@ def test_padding_of_a_prompt_has_no_effect():
   np.testing.assert_allclose(other.log_probs, first.log_probs, atol=1e-5)
 
 
+# --- Responses that are continued.
+
+
+@functools.lru_cache
+def _continuation():
+  model, params = _network()
+  sampler = decode.make_sampler(model, num_samples=4, max_tokens=6, stop_ids=(STOP,), pad_id=0)
+  sample = jax.jit(sampler)
+
+  def continued(tokens, lengths, seed=0):
+    given = decode.Given(jnp.asarray(tokens), jnp.asarray(lengths, jnp.int32))
+    return jax.tree.map(np.asarray, sample(
+        params, PROMPTS, LENGTHS, IDS, jax.random.key(seed), given))
+
+  return continued
+
+
+def test_a_response_that_is_given_its_own_beginning_goes_on_as_before():
+  first = _sampler()()
+  given = np.random.default_rng(0).integers(0, 7, size=(3, 4))
+  again = _continuation()(first.tokens, given)
+  for name in ('tokens', 'lengths', 'stop_reason'):
+    np.testing.assert_array_equal(getattr(again, name), getattr(first, name))
+  sampled = np.arange(6) >= given[..., None]
+  np.testing.assert_array_equal(again.mask, first.mask * sampled)
+  np.testing.assert_array_equal(again.log_probs, first.log_probs * sampled)
+
+
+def test_given_tokens_are_read_and_the_rest_is_sampled():
+  tokens = np.random.default_rng(1).integers(0, STOP, size=(3, 4, 6))
+  given = np.full((3, 4), 3)
+  one, other = (_continuation()(tokens, given, seed=seed) for seed in range(2))
+  for rollouts in (one, other):
+    np.testing.assert_array_equal(rollouts.tokens[..., :3], tokens[..., :3])
+    assert not rollouts.mask[..., :3].any() and rollouts.mask[..., 3].all()
+    # Log-probs of the trainer, which reads the given tokens too.
+    np.testing.assert_allclose(rollouts.log_probs, _score(1.0, 0)(rollouts), atol=1e-4)
+  assert (one.tokens[..., 3:] != other.tokens[..., 3:]).any(axis=(1, 2)).all()
+
+
+def test_a_given_stop_token_ends_the_response():
+  tokens = np.full((3, 4, 6), 2)
+  tokens[:, :2, 1] = STOP
+  rollouts = _continuation()(tokens, np.array([[1, 6, 6, 6]] * 3))
+  assert (rollouts.lengths[:, 1] == 2).all() and not rollouts.tokens[:, 1, 2:].any()
+  assert (rollouts.stop_reason[:, 1] == types.STOPPED).all()
+  assert (rollouts.stop_reason[:, 2] == types.TRUNCATED).all()
+  assert not rollouts.mask[:, 1:].any() and rollouts.mask[:, 0, 1].all()
+
+
 # --- Log-probs.
 
 
