@@ -18,7 +18,7 @@ from experiments.evaluate import config as evaluate_config
 from jaxrl_llm.data import batching, model_files, tokenizers
 from jaxrl_llm.evaluation import evaluator, majority, pass_at_k, statistics
 from jaxrl_llm.rewards import response_text, rollout_rewards
-from jaxrl_llm.runs import figures, launch
+from jaxrl_llm.runs import figures, launch, voting_rules
 from jaxrl_llm.runs import records as records_lib
 from jaxrl_llm.runs import setup as setup_lib
 from jaxrl_llm.sampling import decode
@@ -88,7 +88,7 @@ def respond(
   config = setup.config
   batches = setup.prompt_batches(encoded, config.batch_size)
   samplers = _samplers(setup)
-  voting = evaluate_config.voting(config.task)
+  voting = voting_rules.of_task(config.task)
 
   path = setup.run.workdir / 'responses.jsonl'
   with records_lib.open_records(
@@ -131,7 +131,7 @@ def _respond_to(
     params: Params,
     setup: setup_lib.Setup,
     samplers: Mapping[str, SampleFn],
-    voting: evaluate_config.Voting,
+    voting: voting_rules.VotingRule,
 ) -> Iterator[Record]:
   """Yields the records of one batch."""
   key = rng.stream_key(setup.key, rng.Stream.SAMPLE_EVAL)
@@ -151,11 +151,7 @@ def _respond_to(
       record[name] = {field: metrics.plain(values[index]) for field, values in of_all.items()}
 
     samples = record['samples']
-    answers = [
-        None if truncated else voting.answer(response)
-        for response, truncated in zip(samples['responses'], samples['truncated'])
-    ]
-    samples['votes'] = majority.group_answers(answers, voting.same)
+    samples['votes'] = voting.group(samples['responses'], samples['truncated'])
     yield record
 
 

@@ -1,45 +1,13 @@
 """Config of experiments/evaluate/."""
 
 import dataclasses
-from collections.abc import Callable
-from typing import NamedTuple
 
 from experiments.evaluate import shots
 from jaxrl_llm import checks, types
 from jaxrl_llm.evaluation import majority
-from jaxrl_llm.rewards import countdown as countdown_reward
-from jaxrl_llm.rewards import math_answer
 from jaxrl_llm.runs import config as config_lib
 from jaxrl_llm.tasks import config as task_config
-from jaxrl_llm.tasks import countdown, gsm8k, jsonl
-
-
-class Voting(NamedTuple):
-  """Voting rule for the samples of a problem.
-
-  Attributes:
-    answer: maps a response to the answer it votes for, or None.
-    same: function that is True for two texts with the same answer; None means string equality.
-  """
-
-  answer: Callable[[str], str | None]
-  same: Callable[[str, str], bool] | None
-
-
-def voting(task: task_config.TaskConfig) -> Voting:
-  """Returns the voting rule for a task's config.
-
-  Answers are compared as mathematics if the task grades mathematics. A Countdown response votes for
-  its expression; for other tasks the whole response is the answer.
-  """
-  is_own = isinstance(task, jsonl.Config)
-  mode = 'gsm8k' if isinstance(task, gsm8k.Config) else task.mode if is_own else ''
-
-  if mode:
-    return Voting(lambda response: math_answer.extract(response, mode=mode), math_answer.equal)
-  if isinstance(task, countdown.Config) or (is_own and task.reward == 'countdown'):
-    return Voting(countdown_reward.extract_expression, None)
-  return Voting(str.strip if is_own else lambda response: response, None)
+from jaxrl_llm.tasks import jsonl
 
 
 @dataclasses.dataclass

@@ -15,7 +15,7 @@ from experiments.evaluate import config as evaluate_config
 from jaxrl_llm import types
 from jaxrl_llm.data import chat_templates, tokenizers
 from jaxrl_llm.evaluation import majority
-from jaxrl_llm.runs import command_line
+from jaxrl_llm.runs import command_line, voting_rules
 from jaxrl_llm.tasks import arithmetic, chat, countdown, gsm8k, jsonl
 from jaxrl_llm.training import metrics
 from tests.experiments import tiny
@@ -332,7 +332,7 @@ def test_countdown_by_a_policy_of_this_project(tmp_path, data_dir):
     (arithmetic.Config(), '12', '12', '12'),
 ])
 def test_votes_of_responses(task, response, answer, equal):
-  voting = evaluate_config.voting(task)
+  voting = voting_rules.of_task(task)
   assert voting.answer(response) == answer
   if answer is not None:
     assert majority.group_answers([answer, equal, 'something else'], voting.same) == [0, 0, 1]
@@ -345,7 +345,7 @@ def test_the_configs_are_valid(name, tmp_path):
     config.validate()
   config.policy_init_from = str(tmp_path)
   config.validate()
-  assert evaluate_config.voting(config.task).answer('') in (None, '')
+  assert voting_rules.of_task(config.task).answer('') in (None, '')
 
 
 @pytest.mark.parametrize(('more', 'line'), [
