@@ -9,14 +9,13 @@ the optimal policy of max E[R] − η KL(π ‖ π_ref) is
 
 so that only the distribution of Z has to be learned, from data of π_ref, for all η at once. A
 response is rolled in by the guided policy up to a random token, and rolled out by π_ref from there
-(`experiments/q_sharp/`). In a batch, the prompt with the tokens before the switch are the rollout's
-prompt; its tokens are the one at the switch and those of π_ref; its reward is the return of all of
-it. The loss is
+(`experiments/q_sharp/`). In a batch, a rollout is the whole response with its return; its mask is 1
+from the token at the switch on, the last one that the guided policy chose. The loss is
 
-  L(θ) = mean over responses of (1 / |y|) Σ_t ℓ(f_θ(x, y_≤t), R)
+  L(θ) = mean over responses of (1 / |M|) Σ_{t ∈ M} ℓ(f_θ(x, y_≤t), R)
 
-with ℓ and f of a head of `rl/return_heads.py`. The tokens before the switch are in no loss: the
-returns after them are also those of guided tokens.
+with M the tokens from the switch on, and ℓ and f of a head of `rl/return_heads.py`. The tokens
+before the switch are in no loss: the returns after them are also those of guided tokens.
 
 Departures from the released code (jinpz/q_sharp), and why:
 - The nearest atom of a histogram is found for any range of returns, not only [0, 1].
@@ -89,8 +88,8 @@ def make(config: Config, value: ModelFns, optimizer: optax.GradientTransformatio
     optimizer: an optax transformation.
 
   Returns:
-    Algorithm(init, train_step). `train_step` takes a `types.Batch` of rollouts from the switch on,
-    with the return of each whole response as `rewards` [P, K].
+    Algorithm(init, train_step). `train_step` takes a `types.Batch` whose mask is 1 from the switch
+    on, with the return of each whole response as `rewards` [P, K].
 
   Raises:
     ValueError: if a config field is out of range.
@@ -111,7 +110,7 @@ def make(config: Config, value: ModelFns, optimizer: optax.GradientTransformatio
     rollouts = batch.rollouts
     mask = rollouts.mask
     if config.positions == 'first':
-      mask = mask * (jnp.arange(mask.shape[-1]) == 0)
+      mask = mask * (jnp.cumsum(mask, axis=-1) == 1)
     return return_heads.prediction_loss(head, outputs_of(params, rollouts), batch, mask)
 
   def train_step(state, batch: Batch):

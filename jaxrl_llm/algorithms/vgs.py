@@ -3,8 +3,8 @@
 Wang et al. (2025), Value-Guided Search for Efficient Chain-of-Thought Reasoning, arXiv 2505.17373.
 
 A prefix of any policy is rolled out by the reference; the whole response is wrong, correct or cut
-off (`rl.return_heads.Outcome`). In a batch, prompt and prefix are the rollout's prompt, its tokens
-are the roll-out's, and its reward is the class. The loss of a response is the mean over the tokens
+off (`rl.return_heads.Outcome`). In a batch, a rollout is the whole response with its class as the
+reward; its mask is 0 on the prefix. The loss of a response is the mean over the tokens
 of the roll-out, that of a batch the mean over responses:
 
   L(θ) = (1/B) Σ_i (1/|z_i|) Σ_h CE(f_θ(x_i, y_i, z_i,≤h), κ_i)
