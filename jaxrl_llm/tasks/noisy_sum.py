@@ -11,6 +11,12 @@ With m = 8 and ε = 0.15 the truth has probability 0.272 and the truth + 1 has 0
 many samples is wrong. The value of a prefix is (1 − ε)^(sums to come) if its sums are right, and 0
 otherwise, so that a value model can be compared with the exact one, and search with its closed
 forms (`search_accuracy`).
+
+With `of='digits'` the right response lists the digits themselves, and a mistake shifts all later
+ones: 3141= -> 3,1,5,2, with a mistake at the third. The closed forms are the same, and a small
+value model learns to see the mistakes: a shifted digit differs from one token of the prompt, while
+a wrong sum differs from a function of two other tokens, which takes far longer to learn from
+outcomes alone.
 """
 
 import dataclasses
@@ -28,6 +34,7 @@ from jaxrl_llm.types import Example, Task
 
 ALPHABET = '0123456789=,'
 MOST_SUMS = 8  # Ids of problems must fit an int32.
+OF = ('sums', 'digits')
 
 
 @dataclasses.dataclass
@@ -38,7 +45,8 @@ class Config(config_lib.TaskConfig):
   of several rates can be made for the same problems. Ids are the digits of the prompt.
 
   Attributes:
-    num_sums: m, at most `MOST_SUMS`.
+    num_sums: m, steps of a response; at most `MOST_SUMS`.
+    of: 'sums' of the digits so far, or the 'digits' themselves.
     error_rate: ε.
     num_demonstrations: number of problems with a response.
     num_train: number of problems for RL or for a value model.
@@ -46,6 +54,7 @@ class Config(config_lib.TaskConfig):
   """
 
   num_sums: int = 8
+  of: str = 'sums'
   error_rate: float = 0.15
   num_demonstrations: int = 20_000
   num_train: int = 2_000
@@ -56,6 +65,7 @@ class Config(config_lib.TaskConfig):
     checks.at_least(
         self, prefix, num_sums=1, num_demonstrations=0, num_train=0, num_evaluation=0)
     checks.at_most(self, prefix, num_sums=MOST_SUMS)
+    checks.one_of(self, prefix, of=OF)
     checks.fraction(self, prefix, 'error_rate')
 
   def make(
@@ -69,15 +79,16 @@ class Config(config_lib.TaskConfig):
     self.validate('config.task')
     config_lib.reject_data_dir(data_dir, 'noisy sums')
     sizes = (self.num_evaluation, self.num_demonstrations, self.num_train)
-    ids = _distinct(np.random.default_rng([seed, 0]), 10 ** (self.num_sums + 1), sum(sizes))
+    num_digits = self.num_sums + (self.of == 'sums')
+    ids = _distinct(np.random.default_rng([seed, 0]), 10**num_digits, sum(sizes))
     evaluation, demonstrations, train = (
-        [problem(int(index), self.num_sums) for index in part]
+        [problem(int(index), self.num_sums, self.of) for index in part]
         for part in np.split(ids, np.cumsum(sizes)[:2]))
 
     mistakes = np.random.default_rng([seed, 1]).random(
         (self.num_demonstrations, self.num_sums)) < self.error_rate
     return Task(
-        name=f'noisy_sum_{self.num_sums}',
+        name=f'noisy_{self.of}_{self.num_sums}',
         tokenizer=tokenizers.CharacterTokenizer(ALPHABET),
         demonstrations=[
             example | {'response': response(example, row)}
@@ -86,7 +97,7 @@ class Config(config_lib.TaskConfig):
         evaluation=evaluation,
         reward_fn=reward,
         lenient_reward_fn=reward,
-        max_prompt_tokens=self.num_sums + 2,
+        max_prompt_tokens=num_digits + 1,
         max_response_tokens=2 * self.num_sums + 1,
     )
 
@@ -110,31 +121,33 @@ def _distinct(random: np.random.Generator, count: int, size: int) -> np.ndarray:
   return drawn[:size]
 
 
-def problem(index: int, num_sums: int) -> Example:
-  """Returns the problem with an id: its prompt, and all sums as 'sums'."""
-  digits = f'{index:0{num_sums + 1}d}'
-  sums = np.cumsum([int(digit) for digit in digits]) % 10
-  return {'id': index, 'prompt': f'{digits}=', 'answer': str(sums[-1]), 'sums': sums[1:].tolist()}
+def problem(index: int, num_sums: int, of: str = 'sums') -> Example:
+  """Returns the problem with an id: its prompt, and the right response as 'steps'."""
+  digits = f'{index:0{num_sums + (of == "sums")}d}'
+  steps = [int(digit) for digit in digits]
+  if of == 'sums':
+    steps = (np.cumsum(steps)[1:] % 10).tolist()
+  return {'id': index, 'prompt': f'{digits}=', 'answer': str(steps[-1]), 'steps': steps}
 
 
 def response(example: Example, mistakes: Sequence[bool]) -> str:
-  """Returns a response of which sum i is one too large after those before it if mistakes[i]."""
-  sums = (np.asarray(example['sums']) + np.cumsum(mistakes)) % 10
-  return ''.join(f'{value},' for value in sums)
+  """Returns a response of which step i is one too large after those before it if mistakes[i]."""
+  steps = (np.asarray(example['steps']) + np.cumsum(mistakes)) % 10
+  return ''.join(f'{value},' for value in steps)
 
 
 def reward(
     prompts: list[str], responses: list[str], truncated: np.ndarray, examples: list[Example]
 ) -> np.ndarray:
-  """Scores 1 for a response that stopped after as many sums as asked, the last one being right."""
+  """Scores 1 for a response that stopped after as many steps as asked, the last one being right."""
   del prompts
   return np.array([
-      not cut and answer_of(text, len(example['sums'])) == example['answer']
+      not cut and answer_of(text, len(example['steps'])) == example['answer']
       for text, cut, example in zip(responses, truncated, examples, strict=True)], np.float32)
 
 
 def answer_of(text: str, num_sums: int) -> str:
-  """Returns the last sum of a whole response; '' if it has another form."""
+  """Returns the last step of a whole response; '' if it has another form."""
   return text[-2] if re.fullmatch(f'([0-9],){{{num_sums}}}', text, re.ASCII) else ''
 
 
@@ -164,13 +177,13 @@ def prefix_values(example: Example, text: str, error_rate: float) -> np.ndarray:
   Returns:
     float64 [len(text)]; 0 from the first character on that is not in the right response.
   """
-  sums = example['sums']
-  right = response(example, np.zeros(len(sums), bool))
+  steps = example['steps']
+  right = response(example, np.zeros(len(steps), bool))
   values = np.zeros(len(text))
   for i, character in enumerate(text):
     if i >= len(right) or character != right[i]:
       break
-    values[i] = success_rate(len(sums) - (i // 2 + 1), error_rate)
+    values[i] = success_rate(len(steps) - (i // 2 + 1), error_rate)
   return values
 
 

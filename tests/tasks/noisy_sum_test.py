@@ -10,9 +10,9 @@ from jaxrl_llm.tasks import noisy_sum
 SMALL = dict(num_demonstrations=3_000, num_train=500, num_evaluation=200)
 
 
-@pytest.fixture(scope='module')
-def task():
-  return noisy_sum.Config(**SMALL).make(seed=0)
+@pytest.fixture(scope='module', params=noisy_sum.OF)
+def task(request):
+  return noisy_sum.Config(of=request.param, **SMALL).make(seed=0)
 
 
 def _score(text, example, cut=False):
@@ -21,22 +21,28 @@ def _score(text, example, cut=False):
 
 def test_a_problem_by_hand():
   example = noisy_sum.problem(31415, 4)
-  assert example == {'id': 31415, 'prompt': '31415=', 'answer': '4', 'sums': [4, 8, 9, 4]}
+  assert example == {'id': 31415, 'prompt': '31415=', 'answer': '4', 'steps': [4, 8, 9, 4]}
   assert noisy_sum.response(example, [False] * 4) == '4,8,9,4,'
   assert noisy_sum.response(example, [False, True, False, True]) == '4,9,0,6,'
   assert noisy_sum.problem(7, 2)['prompt'] == '007='
+
+  example = noisy_sum.problem(3141, 4, 'digits')
+  assert example == {'id': 3141, 'prompt': '3141=', 'answer': '1', 'steps': [3, 1, 4, 1]}
+  assert noisy_sum.response(example, [False] * 4) == '3,1,4,1,'
+  assert noisy_sum.response(example, [False, False, True, False]) == '3,1,5,2,'
 
 
 def test_the_sets_are_disjoint_and_do_not_depend_on_the_rate(task):
   ids = [{e['id'] for e in split} for split in (task.demonstrations, task.train, task.evaluation)]
   assert [len(part) for part in ids] == [3_000, 500, 200]
   assert not any(a & b for a, b in itertools.combinations(ids, 2))
-  other = noisy_sum.Config(error_rate=0.4, **SMALL).make(seed=0)
+  of = task.name.split('_')[1]
+  other = noisy_sum.Config(of=of, error_rate=0.4, **SMALL).make(seed=0)
   assert [e['prompt'] for e in other.train] == [e['prompt'] for e in task.train]
   assert other.demonstrations != task.demonstrations
-  more = noisy_sum.Config(**{**SMALL, 'num_train': 900}).make(seed=0)
+  more = noisy_sum.Config(of=of, **{**SMALL, 'num_train': 900}).make(seed=0)
   assert {e['id'] for e in more.evaluation} == ids[2]
-  assert noisy_sum.Config(**SMALL).make(seed=1).train != task.train
+  assert noisy_sum.Config(of=of, **SMALL).make(seed=1).train != task.train
   for example in task.demonstrations + task.train:
     assert 'response' in example or example in task.train
     assert len(task.tokenizer.encode(example['prompt'])) <= task.max_prompt_tokens

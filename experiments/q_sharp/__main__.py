@@ -1,0 +1,164 @@
+"""Q#: trains a value model on a reference's responses, and decodes the reference guided by it.
+
+  python -m experiments.q_sharp [--config=experiments/configs/q_sharp_gsm8k.py ...]
+
+The reference is fine-tuned on the task's demonstrations, or loaded from
+--config.policy_init_from=DIR, and never trained. In each round the guided policy begins responses
+(in the first round the reference itself), the reference continues them from a random token on, and
+the value model is trained from scratch on all responses so far. The evaluation compares the guided
+policy with controlled decoding by the same value model, at several weights η of the KL penalty.
+Running the same command again resumes where it stopped.
+"""
+
+import functools
+from typing import NamedTuple
+
+import jax
+import numpy as np
+
+from experiments.q_sharp import evaluation, report
+from jaxrl_llm.algorithms import q_sharp
+from jaxrl_llm.runs import arms as arms_lib
+from jaxrl_llm.runs import config as config_lib
+from jaxrl_llm.runs import launch, references, supervised, value_data, value_models
+from jaxrl_llm.runs import setup as setup_lib
+from jaxrl_llm.training import metrics, rng
+from jaxrl_llm.types import Array, Params
+
+
+class Trained(NamedTuple):
+  """The value model of the last round.
+
+  Attributes:
+    params: its parameters.
+    fingerprint: their fingerprint.
+    data: the responses it was trained and validated on.
+    sampled_tokens: tokens sampled for them.
+  """
+
+  params: Params
+  fingerprint: str
+  data: value_data.ValueData
+  sampled_tokens: int
+
+
+def train(
+    setup: setup_lib.Setup, reference: references.Reference, model: value_models.ValueModel,
+    writer: metrics.MetricsWriter,
+) -> Trained:
+  """Collects responses and trains the value model, round after round.
+
+  Args:
+    setup: the run's setup.
+    reference: π_ref.
+    model: the value model.
+    writer: writes the metrics of training.
+
+  Returns:
+    `Trained`.
+  """
+  config, guidance = setup.config, setup.config.guidance
+  plain = setup.plain(reference.params)
+  collect = value_data.Collector(
+      setup, reference, num_samples=config.samples_per_prompt, batch_size=config.batch_size,
+      temperature=guidance.temperature, top_p=guidance.top_p)
+  sample = jax.jit(evaluation.make_sampler(
+      setup, model, config.algorithm.make_head(), 'q_sharp',
+      num_samples=config.samples_per_prompt))
+
+  roll_in, made_from = collect.roll_in_by(reference.params), {'guide': ''}
+  collected, params = [], None
+  metadata = {'steps': reference.steps, 'metrics_position': reference.metrics_position}
+  for index in range(config.rounds):
+    key = rng.stream_key(setup.key, rng.Stream.SAMPLE_TRAIN, index)
+    collected.append(collect(
+        f'responses_{index + 1}', roll_in, cut, key, made_from=made_from))
+    data = value_data.join(collected)
+    if config.drop_constant:
+      data = data.without_constant_prompts()
+
+    params, metadata = value_models.train(
+        setup, model, config.value, data, plain, writer, name=f'value_{index + 1}',
+        make_algorithm=functools.partial(q_sharp.make, config.algorithm), previous=metadata)
+    setup.run.mark(f'round_{index + 1}')
+    roles = {'policy': reference.params, model.role: params}
+
+    def roll_in(prompts, key: Array, roles=roles):
+      return sample(roles, *prompts[:3], key, np.float32(1 / guidance.eta)).rollouts
+
+    made_from = {'guide': metadata['fingerprint'], 'eta': guidance.eta,
+                 'num_candidates': guidance.num_candidates, 'tail': guidance.tail,
+                 'order': guidance.order}
+  return Trained(
+      params, metadata['fingerprint'], data, sum(part.sampled_tokens for part in collected))
+
+
+def cut(lengths: np.ndarray, random: np.random.Generator) -> value_data.Cuts:
+  """Draws the last token of the roll-in, which is the first one in the loss."""
+  last = value_data.cut_at_random(lengths, random)
+  return value_data.Cuts(given=last + 1, first=last)
+
+
+def evaluate(
+    setup: setup_lib.Setup, model: value_models.ValueModel, params: dict[str, Params],
+    made_from: dict[str, str],
+) -> dict[str, dict[str, float]]:
+  """Evaluates the reference, a control, and all rules at all η; finished arms are read from disk.
+
+  Args:
+    setup: the run's setup.
+    model: the value model.
+    params: parameters by role, see `evaluation.Evaluation.guided`.
+    made_from: fingerprints of the parameters.
+
+  Returns:
+    Numbers by arm: 'reference', 'control', and 'RULE/eta_ETA'.
+  """
+  run, config = setup.run, setup.config
+  measure = evaluation.Evaluation(setup, model, config.algorithm.make_head())
+  control = setup.sampler(
+      num_samples=config.evaluation.num_samples,
+      temperature=config.evaluation.control_temperature)
+  make = {
+      'reference': functools.partial(measure.guided, config.rules.split(',')[0], params, 0.0),
+      'control': functools.partial(measure.sampled, control, params['policy'])}
+  make |= {
+      f'{rule}/eta_{eta:g}': functools.partial(measure.guided, rule, params, 1 / eta)
+      for rule in config.rules.split(',') for eta in config.swept()}
+
+  arms = {}
+  for arm, measured in make.items():
+    arms[arm] = arms_lib.finished(
+        run.workdir / 'evaluation' / f'{arm.replace("/", "_")}.json',
+        arms_lib.identity_of('q_sharp', config, arm=arm, **made_from),
+        functools.partial(measured, title=arm), commit=run.commit)
+    setup.stopper.check('stopped in the evaluation; finished arms are saved')
+  return arms
+
+
+def main(run: launch.Run) -> None:
+  """Trains, evaluates, and writes the table, the figures and results.json."""
+  config = run.config
+  config_lib.check_overrides(run)
+
+  with (
+      setup_lib.build(run, lora=config.lora, last_layers=config.train_last_layers) as setup,
+      run.open_metrics() as writer,
+  ):
+    print(f'{run.experiment}: {setup.describe()}; writing to {run.workdir}', flush=True)
+    head = config.algorithm.make_head()
+    model = value_models.build(
+        setup, config.value, role=config.algorithm.function, num_outputs=head.num_outputs)
+    reference = references.make_reference(
+        setup, functools.partial(supervised.finetune, setup, writer))
+    run.mark('reference')
+    trained = train(setup, reference, model, writer)
+    arms = evaluate(
+        setup, model, {'policy': reference.params, model.role: trained.params},
+        {'reference': reference.fingerprint, 'value': trained.fingerprint})
+    quality = value_models.quality(setup, model, head, trained.params, trained.data)
+    report.write(setup, arms, quality, tokens=trained.sampled_tokens)
+
+
+if __name__ == '__main__':
+  launch.run(main, default_config='experiments/configs/q_sharp_noisy_sum.py')

@@ -1,0 +1,1 @@
+"""VGS, search guided by a value model: `python -m experiments.vgs`."""

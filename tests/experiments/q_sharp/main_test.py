@@ -1,0 +1,142 @@
+"""Q# end to end on tiny problems: its numbers, resuming, ablations and errors."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+
+from experiments.configs import q_sharp_noisy_sum
+from experiments.q_sharp import __main__ as q_sharp_main
+from experiments.q_sharp import config as q_sharp_config
+from experiments.q_sharp import report
+from jaxrl_llm.algorithms import q_sharp
+from jaxrl_llm.models import configs
+from jaxrl_llm.runs import config as config_lib
+from jaxrl_llm.runs import value_data, value_models
+from jaxrl_llm.sharding import mesh as mesh_lib
+from jaxrl_llm.tasks import noisy_sum
+from jaxrl_llm.training import optim
+from tests.experiments import studies, tiny_rebel
+
+
+def _config(**changes):
+  model = configs.TransformerConfig(
+      num_layers=1, width=16, num_heads=2, num_kv_heads=2, head_dim=8, mlp_width=16, max_length=24,
+      positions='learned')
+  optimizer = optim.OptimizerConfig(name='adam', learning_rate=3e-3, schedule='constant')
+  return q_sharp_config.QSharp(**{
+      'task': noisy_sum.Config(
+          num_sums=2, of='digits', error_rate=0.3, num_demonstrations=60, num_train=24,
+          num_evaluation=12),
+      'model': model,
+      'sft': config_lib.SftConfig(steps=30, batch_size=16, save_every=30, optimizer=optimizer),
+      'value': value_models.ValueConfig(
+          model=model, epochs=1, batch_size=8, save_every=5, log_every=5, optimizer=optimizer,
+          validation_fraction=0.25),
+      'guidance': q_sharp_config.Guidance(num_candidates=4), 'samples_per_prompt': 2,
+      'batch_size': 8, 'etas': (0.1, 1.0),
+      'evaluation': config_lib.EvaluationConfig(num_samples=2, batch_size=8), **changes})
+
+
+def _run(config, workdir):
+  tiny_rebel.run(q_sharp_main.main, config, workdir, experiment='q_sharp')
+  return studies.timeless(workdir)
+
+
+@pytest.fixture(scope='module')
+def whole(tmp_path_factory):
+  """A whole run, not to be changed."""
+  workdir = tmp_path_factory.mktemp('q_sharp') / 'run'
+  return workdir, _run(_config(), workdir)
+
+
+def test_the_results_have_their_names_and_the_reference_is_eta_infinity(whole):
+  workdir, numbers = whole
+  for name in ('reference/accuracy', 'q_sharp/accuracy', 'q_sharp/kl', 'cd/accuracy', 'cd/kl',
+               'control/accuracy', 'q_sharp/maj@2', 'cd/eta_1/kl_of_paper'):
+    assert np.isfinite(numbers[f'eval/{name}'])
+  assert numbers['eval/reference/kl'] == 0
+  assert numbers['eval/q_sharp/eta_0.1/accuracy'] == numbers['eval/q_sharp/accuracy']
+  assert numbers['expected/eta_0.1/accuracy'] == pytest.approx(
+      1 / (1 + np.exp(-(np.log(0.49 / 0.51) + 10))))
+  assert 0 <= numbers['value/calibration_error'] <= 1
+  assert {path.name for path in (workdir / 'figures').iterdir()} == {
+      'accuracy.png', 'accuracy.csv'}
+
+  lines = (workdir / 'responses_2.jsonl').read_text().splitlines()
+  records = [json.loads(line) for line in lines]
+  assert records[0]['guide'] and records[0]['eta'] == 0.1
+  assert json.loads((workdir / 'responses_1.jsonl').read_text().splitlines()[0])['guide'] == ''
+  assert numbers['sampled_tokens'] > sum(record['sampled_tokens'] for record in records[1:])
+
+
+def test_a_killed_run_goes_on_bit_for_bit(whole, tmp_path):
+  """Killed in the roll-outs of both rounds, in training, and in the evaluation."""
+  workdir, numbers = whole
+  copy = tmp_path / 'run'
+  for holder, name, count in (
+      (value_data.Collector, '_collect', 2), (value_data.Collector, '_collect', 2),
+      (value_models.checkpoints, 'save_params', 1), (value_data.Collector, '_collect', 1),
+      (q_sharp_main.evaluation.Evaluation, '_summary', 2)):
+    with pytest.MonkeyPatch.context() as patch:
+      patch.setattr(holder, name, tiny_rebel.dying(getattr(holder, name), count))
+      with pytest.raises(tiny_rebel.Killed):
+        _run(_config(), copy)
+  assert _run(_config(), copy) == numbers
+  for name in ('responses_1.jsonl', 'responses_2.jsonl'):
+    assert (copy / name).read_bytes() == (workdir / name).read_bytes()
+
+
+@pytest.mark.parametrize('changes', [
+    dict(algorithm=q_sharp.Config(function='q_function', head='histogram', num_atoms=3)),
+    dict(algorithm=q_sharp.Config(head='squared_error', positions='first'), rounds=1,
+         rules='fudge', drop_constant=True),
+    dict(mesh=mesh_lib.MeshConfig(data=2), rounds=1)])
+def test_ablations_and_meshes_run(changes, tmp_path):
+  config = _config(**changes)
+  if not config.algorithm.function == 'value':
+    config.value.reference_layers = 1
+  numbers = _run(config, tmp_path / 'run')
+  rule = config.rules.split(',')[0]
+  assert 0 <= numbers[f'eval/{rule}/accuracy'] <= 1
+  assert numbers['eval/reference/kl'] == 0
+
+
+def test_changed_responses_are_refused(whole, tmp_path):
+  copy = tmp_path / 'run'
+  shutil.copytree(whole[0], copy)
+  path = copy / 'responses_2.jsonl'
+  path.write_text(path.read_text().replace('"rewards": [[0.0', '"rewards": [[1.0', 1))
+  with pytest.raises(ValueError, match='was changed since it was written'):
+    _run(_config(), copy)
+
+
+@pytest.mark.parametrize('changes, message', [
+    (dict(rounds=0), 'config.rounds must be at least 1, got 0'),
+    (dict(etas=(1.0, 0.1)), 'config.etas must be'),
+    (dict(rules='q_sharp,vas'), 'config.rules must be some of q_sharp, cd, fudge, each once'),
+    (dict(guidance=q_sharp_config.Guidance(eta=0.0)), 'config.guidance.eta must be positive'),
+    (dict(guidance=q_sharp_config.Guidance(tail='cut')), 'config.guidance.tail must be one of'),
+    (dict(value=value_models.ValueConfig(validation_fraction=1.0)),
+     'config.value.validation_fraction must be in')])
+def test_bad_fields_are_one_line(changes, message):
+  with pytest.raises(ValueError, match=message):
+    _config(**changes).validate()
+
+
+def test_a_value_model_of_more_blocks_than_the_reference_is_refused(tmp_path):
+  config = _config()
+  config.value.reference_layers = 2
+  with pytest.raises(ValueError, match='reference_layers must be at most the 1 of the reference'):
+    _run(config, tmp_path / 'run')
+
+
+def test_the_best_policy_has_the_divergence_of_its_successes():
+  accuracy, divergence = report.optimal(0.5, np.array([0.0, 10.0, 500.0]))
+  assert accuracy.tolist() == pytest.approx([0.5, 0.99995, 1.0], abs=1e-5)
+  assert divergence.tolist() == pytest.approx([0.0, np.log(2), np.log(2)], abs=1e-3)
+
+
+def test_the_default_config_is_valid():
+  q_sharp_noisy_sum.get_config().validate()
