@@ -23,7 +23,7 @@ def get_config() -> vgs_config.Vgs:
   return vgs_config.Vgs(
       task=base.task, model=base.model, sft=base.sft,
       value=value_models.ValueConfig(
-          model=base.model, epochs=2, batch_size=128, save_every=500,
+          model=base.model, epochs=3, batch_size=128, save_every=500,
           optimizer=base.value.optimizer),
       collection=vgs_config.Collection(
           temperatures=(0.6, 1.0, 2.0), responses=5, cuts=3, batch_size=50),
