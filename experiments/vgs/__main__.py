@@ -79,9 +79,11 @@ def train(
   """Collects the responses and trains the value model on their classes."""
   config, data = setup.config, collect(setup, reference)
   setup.run.mark('responses')
-  classes = data if config.algorithm.loss == 'bernoulli' else data.classes()
+  loss = config.algorithm.loss
+  targets = {'outcome': data.classes, 'bernoulli': lambda: data,
+             'bradley_terry': lambda: value_data.pair(data, seed=setup.run.seed)}[loss]()
   params, metadata = value_models.train(
-      setup, model, config.value, classes, setup.plain(reference.params), writer, name='value',
+      setup, model, config.value, targets, setup.plain(reference.params), writer, name='value',
       make_algorithm=functools.partial(vgs.make, config.algorithm),
       previous={'steps': reference.steps, 'metrics_position': reference.metrics_position})
   setup.run.mark('value')

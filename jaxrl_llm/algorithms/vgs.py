@@ -33,7 +33,9 @@ from jaxrl_llm.training import step as step_lib
 from jaxrl_llm.types import Algorithm, Batch, ModelFns, TrainState
 
 LOSSES = ('outcome', 'bernoulli', 'bradley_terry')
-HEADS = {'outcome': return_heads.Outcome(), 'bernoulli': return_heads.Bernoulli()}
+# The score of 'bradley_terry' has no scale; its sigmoid ranks as it does.
+HEADS = {'outcome': return_heads.Outcome(), 'bernoulli': return_heads.Bernoulli(),
+         'bradley_terry': return_heads.Bernoulli()}
 
 
 @dataclasses.dataclass

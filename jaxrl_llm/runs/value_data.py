@@ -97,10 +97,7 @@ class ValueData:
 
   def check(self, other: str) -> None:
     """Raises ValueError unless the fingerprint in a checkpoint is that of these responses."""
-    if other != self.fingerprint:
-      raise ValueError(
-          f'the checkpoint was trained on the responses {other}, this run has {self.fingerprint}; '
-          'give another --workdir')
+    _check_same(other, self.fingerprint)
 
   def select(self, index: np.ndarray) -> 'ValueData':
     """Selects responses, by index or mask."""
@@ -146,11 +143,73 @@ class ValueData:
         rollouts, part.targets[:, None], None, {}, np.ones(len(part), np.float32))
 
 
+@dataclasses.dataclass(frozen=True)
+class Pairs:
+  """Pairs of a right and a wrong response to the same problem; used like `ValueData`.
+
+  Attributes:
+    data: the responses, with rewards as targets.
+    right: int [M]; indices into them.
+    wrong: int [M].
+  """
+
+  data: ValueData
+  right: np.ndarray
+  wrong: np.ndarray
+
+  def __len__(self) -> int:
+    return len(self.right)
+
+  @property
+  def fingerprint(self) -> str:
+    """Fingerprint of the responses and of the pairing."""
+    return self.data.fingerprint + artefacts.digest({'right': self.right, 'wrong': self.wrong})[:8]
+
+  def check(self, other: str) -> None:
+    """See `ValueData.check`."""
+    _check_same(other, self.fingerprint)
+
+  def split(self, fraction: float) -> tuple['Pairs', 'Pairs']:
+    """See `ValueData.split`."""
+    rows, count = self.data.rows[self.right], len(self.data.prompts)
+    held_out = rows >= count - round(fraction * count)
+    return tuple(
+        Pairs(self.data, self.right[part], self.wrong[part]) for part in (~held_out, held_out))
+
+  def batch(self, index: np.ndarray) -> Batch:
+    """Returns pairs as a batch with two responses per prompt, of rewards 1 and 0."""
+    right, wrong = (self.data.batch(each[index]) for each in (self.right, self.wrong))
+    both = right.rollouts.map_samples(
+        lambda *each: np.concatenate(each, axis=1), wrong.rollouts)
+    rewards = np.concatenate([right.rewards, wrong.rewards], axis=1)
+    return dataclasses.replace(right, rollouts=both, rewards=rewards)
+
+
+def pair(data: ValueData, *, seed: int) -> Pairs:
+  """Pairs the right responses to each problem with wrong ones at random, each used once."""
+  random = np.random.default_rng(seed)
+  right, wrong = [], []
+  for row in np.unique(data.rows):
+    mine = np.flatnonzero(data.rows == row)
+    good, bad = (random.permutation(mine[(data.targets[mine] > 0) == x]) for x in (True, False))
+    count = min(len(good), len(bad))
+    right.append(good[:count])
+    wrong.append(bad[:count])
+  return Pairs(data, np.concatenate(right), np.concatenate(wrong))
+
+
 def join(parts: Sequence[ValueData]) -> ValueData:
   """Concatenates responses to the same prompts."""
   total = sum(part.sampled_tokens for part in parts)
   return dataclasses.replace(parts[0], sampled_tokens=total, **{
       name: np.concatenate([getattr(part, name) for part in parts]) for name in _BY_RESPONSE})
+
+
+def _check_same(other: str, fingerprint: str) -> None:
+  if other != fingerprint:
+    raise ValueError(
+        f'the checkpoint was trained on the responses {other}, this run has {fingerprint}; give '
+        'another --workdir')
 
 
 class Collector:

@@ -16,7 +16,7 @@ from jaxrl_llm.models import policy as policy_lib
 from jaxrl_llm.rl import return_heads, sequence_scores
 from jaxrl_llm.runs import checkpoint_sources, launch, memory, reward_models, training_loop
 from jaxrl_llm.runs import setup as setup_lib
-from jaxrl_llm.runs.value_data import ValueData
+from jaxrl_llm.runs.value_data import Pairs, ValueData
 from jaxrl_llm.sharding import rules
 from jaxrl_llm.training import checkpoints, fingerprint, loop, metrics, optim, rng
 from jaxrl_llm.training import step as step_lib
@@ -153,7 +153,7 @@ def first_layers(model: configs.TransformerConfig, count: int) -> configs.Transf
 
 
 def train(
-    setup: setup_lib.Setup, model: ValueModel, config: ValueConfig, data: ValueData,
+    setup: setup_lib.Setup, model: ValueModel, config: ValueConfig, data: ValueData | Pairs,
     reference: Params, writer: metrics.MetricsWriter, *, name: str,
     make_algorithm: Callable[[ModelFns, optax.GradientTransformation], Algorithm],
     previous: dict[str, Any],

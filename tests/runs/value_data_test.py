@@ -87,6 +87,19 @@ def test_the_mask_of_a_batch_is_the_loss():
   assert batch.rewards.tolist() == [[0], [1]] and batch.rollouts.lengths.tolist() == [[5], [4]]
 
 
+def test_pairs_are_of_one_problem_and_use_each_response_once():
+  data = _data([0, 0, 0, 1, 1, 2, 9, 9], [3] * 8, [1] * 8, [1, 0, 1, 0, 0, 1, 1, 0])
+  pairs = value_data.pair(data, seed=0)
+  assert len(pairs) == 2 and data.rows[pairs.right].tolist() == [0, 9]
+  assert pairs.right[0] in (0, 2) and pairs.wrong.tolist() == [1, 7]
+  batch = pairs.batch(np.array([1, 0]))
+  assert batch.rewards.tolist() == [[1, 0], [1, 0]] and batch.rollouts.tokens.shape == (2, 2, 5)
+  assert batch.rollouts.tokens[0].tolist() == data.tokens[[6, 7]].tolist()
+  training, held_out = pairs.split(0.1)
+  assert len(training) == len(held_out) == 1 and held_out.wrong.tolist() == [7]
+  assert pairs.fingerprint != training.fingerprint
+
+
 def test_responses_of_another_process_are_recognised():
   one, other = _data([0, 1], [2, 2], [0, 0], [0, 1]), _data([0, 1], [2, 2], [0, 0], [0, 0])
   one.check(one.fingerprint)

@@ -95,7 +95,7 @@ def test_a_killed_run_goes_on_bit_for_bit(whole, tmp_path):
     dict(mesh=mesh_lib.MeshConfig(data=2), rounds=1)])
 def test_ablations_and_meshes_run(changes, tmp_path):
   config = _config(**changes)
-  if not config.algorithm.function == 'value':
+  if config.algorithm.function != 'value':
     config.value.reference_layers = 1
   numbers = _run(config, tmp_path / 'run')
   rule = config.rules.split(',')[0]
