@@ -44,6 +44,8 @@ _BLOCKS = {
     'shoestring citeseer': (
         'shoestring', 'citeseer', functools.partial(readme.few_labels, title='CiteSeer')),
     'faults': ('faults', 'default', readme.faults),
+    'q_sharp': ('q_sharp', 'noisy_sum', readme.guided),
+    'vgs': ('vgs', 'noisy_sum', readme.searches),
     'shoestring few shot': ('shoestring_few_shot', 'default', readme.few_shot),
 }
 

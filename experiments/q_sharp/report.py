@@ -137,5 +137,5 @@ def _figure(run: launch.Run, arms: Mapping[str, Mapping[str, float]], known: flo
       left.plot(inverse, accuracy, color='0.3', ls='--', label='exact values')
       right.plot(divergence, accuracy, color='0.3', ls='--', label='best possible')
     right.legend(frameon=False, loc='lower right')
-    left.legend(frameon=False, loc='lower right')
+    left.legend(frameon=False, loc='upper left')
   metrics.write_csv_atomic(path.with_suffix('.csv'), list(columns), zip(*columns.values()))

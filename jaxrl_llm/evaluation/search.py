@@ -13,6 +13,10 @@ beam stays as it is. Special cases:
 (Wang et al., 2025, Value-Guided Search, arXiv 2505.17373, algorithm 1 and released code, which also
 chooses among all candidates of a tree and not beam by beam.)
 
+A particle filter (`select='resample'`, w = 1; Puri et al., 2025, arXiv 2502.01618) draws the beams
+that stay in proportion to the exponentials of their scores. With the increments of a score V/η it
+is sequential Monte Carlo towards the reference tilted by exp(R/η).
+
 The search is a loop on the host over compiled blocks. Caches are gathered, and nothing is encoded
 twice. A block is a function of the key, the problem's id, and its tree, beam, candidate and depth:
 more trees, or a problem's place in the batch, do not change it.
@@ -33,6 +37,7 @@ from jaxrl_llm.rl import return_heads
 from jaxrl_llm.sampling import decode, processors
 from jaxrl_llm.types import Array, ModelFns, Params
 
+SELECT = ('best', 'resample')
 _fold = jax.vmap(jax.random.fold_in)
 
 
@@ -45,17 +50,28 @@ class Config:
     width: w, blocks of each beam; divides N.
     num_trees: M.
     block_tokens: length of a block.
+    select: 'best' continuations stay, or 'resample': all beams of a tree, finished ones included,
+      are drawn with replacement, with weights exp(score).
+    incremental: whether the weights are those of the score less that at the depth before (0 at
+      first).
   """
 
   num_blocks: int = 8
   width: int = 2
   num_trees: int = 1
   block_tokens: int = 4_096
+  select: str = 'best'
+  incremental: bool = False
 
   def validate(self, prefix: str = '') -> None:
     """Raises a one-line ValueError for the first field that is out of range."""
     checks.at_least(self, prefix, num_blocks=1, width=1, num_trees=1, block_tokens=1)
     checks.divisible(self, prefix, 'num_blocks', self.width, 'width')
+    checks.one_of(self, prefix, select=SELECT)
+    if self.select == 'resample':
+      checks.fixed(self, prefix, "with select 'resample'", width=1)
+    else:
+      checks.fixed(self, prefix, "with select 'best'", incremental=False)
 
   @property
   def num_beams(self) -> int:
@@ -109,6 +125,8 @@ class SearchResult(NamedTuple):
     scores: float [P, M · m]; of the whole responses, the weights of a vote.
     blocks: int [P, depths]; blocks sampled at each depth.
     sampled_tokens: int [P]; tokens sampled for the problem, those of dropped blocks included.
+    log_weights: float [P, M]; of a particle filter, Σ over depths of the log of the mean weight:
+      with increments of V/η, exp of it is an unbiased estimate of E_ref exp(R/η). 0 otherwise.
   """
 
   tokens: np.ndarray
@@ -117,6 +135,7 @@ class SearchResult(NamedTuple):
   scores: np.ndarray
   blocks: np.ndarray
   sampled_tokens: np.ndarray
+  log_weights: np.ndarray
 
 
 class Search:
@@ -185,6 +204,7 @@ class Search:
         np.zeros(rows, int), np.zeros((rows, 0), np.int32), np.zeros(rows, int),
         np.zeros(rows, bool))
     scores, blocks, sampled = np.zeros(rows), [], np.zeros(size, int)
+    log_weights = np.zeros((size, config.num_trees))
 
     for depth in range(-(-self._max_tokens // config.block_tokens)):
       start = depth * config.block_tokens
@@ -209,7 +229,12 @@ class Search:
       blocks.append(np.bincount(state.problems, weights=active * width, minlength=size).astype(int))
       sampled += np.bincount(candidates.problems, weights=new, minlength=size).astype(int)
 
-      staying = self._select(active, scored, key, example_ids, depth)
+      if config.select == 'best':
+        staying = self._select(active, scored, key, example_ids, depth)
+      else:
+        weights = scored - scores if config.incremental else scored
+        staying, means = self._resample(weights, key, example_ids, depth)
+        log_weights += means
       state = Candidates(*(field[staying] for field in candidates))
       scores, cache = scored[staying], self._take(cache, staying)
       scorer.gather(staying)
@@ -218,7 +243,7 @@ class Search:
     return SearchResult(
         state.tokens.reshape(*shape, -1), state.lengths.reshape(shape),
         state.stopped.reshape(shape), scores.reshape(shape),
-        np.stack(blocks, axis=1) if blocks else np.zeros((size, 0), int), sampled)
+        np.stack(blocks, axis=1) if blocks else np.zeros((size, 0), int), sampled, log_weights)
 
   def _prefill(self, params, prompts, prompt_lengths):
     """Returns the cache of all beams; the last token of the prompt is not in it."""
@@ -243,18 +268,38 @@ class Search:
     Ties are broken at random, by (key, problem, tree, depth).
     """
     config = self.config
-    data = [int(x) for x in np.asarray(jax.random.key_data(key)).ravel()]
     staying = np.arange(len(active)) * config.width  # A finished beam: any of its copies.
     trees = np.arange(len(active)).reshape(-1, config.num_beams)
     for index, tree in enumerate(trees):
       going = tree[active[tree]]
       pool = (going[:, None] * config.width + np.arange(config.width)).ravel()
       problem, number = divmod(index, config.num_trees)
-      noise = np.random.default_rng(
-          [*data, int(example_ids[problem]), number, depth]).random(len(pool))
+      noise = _random(key, int(example_ids[problem]), number, depth).random(len(pool))
       best = np.lexsort((noise, -scores[pool]))[: len(going)]
       staying[going] = np.sort(pool[best])
     return staying
+
+
+  def _resample(self, weights, key, example_ids, depth) -> tuple[np.ndarray, np.ndarray]:
+    """Rows [P * M * m] drawn with probabilities ∝ exp(weights), and ln mean exp(weights) [P, M]."""
+    config = self.config
+    by_tree = weights.reshape(-1, config.num_beams)
+    top = by_tree.max(axis=1, keepdims=True)
+    relative = np.exp(by_tree - top)
+
+    staying = np.arange(len(weights)).reshape(by_tree.shape)
+    for index, probs in enumerate(relative / relative.sum(axis=1, keepdims=True)):
+      problem, number = divmod(index, config.num_trees)
+      random = _random(key, int(example_ids[problem]), number, depth)
+      staying[index] = random.choice(staying[index], size=config.num_beams, p=probs)
+    means = top[:, 0] + np.log(relative.mean(axis=1))
+    return staying.ravel(), means.reshape(-1, config.num_trees)
+
+
+def _random(key: Array, *indices: int) -> np.random.Generator:
+  """Random numbers of the host, by the key and indices."""
+  data = [int(x) for x in np.asarray(jax.random.key_data(key)).ravel()]
+  return np.random.default_rng([*data, *indices])
 
 
 def _extended(state, wide, block, new, stops, start) -> Candidates:

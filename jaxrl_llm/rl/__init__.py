@@ -23,10 +23,15 @@ __getattr__, __dir__, __all__ = _lazy.attach(__name__, {
         'bradley_terry_loss', 'conservative_dpo_loss', 'dpo_loss', 'hinge_loss', 'ipo_loss',
         'robust_dpo_loss',
     ],
+    'process_rewards': ['implicit_values', 'response_score', 'rollout_labels'],
+    'q_learning': [
+        'bellman_means', 'conservative_penalty', 'expectile_loss', 'temporal_difference_loss',
+    ],
     'regression_losses': ['a_star_po_loss', 'preference_rewards', 'rebel_loss'],
     'returns': ['discounted_returns', 'generalized_advantages'],
     'scoring': ['score', 'sequence_loss'],
     'sequence_scores': ['token_values'],
+    'soft_q_losses': ['multi_step_residuals', 'one_step_residuals'],
     'soft_values': ['any_success', 'binary_v_star', 'log_mean_exp', 'v_star'],
     'value_losses': ['clipped_value_loss'],
 })

@@ -90,6 +90,20 @@ _FEW_SHOT = (
 )
 
 
+# Columns of guided policies, and rows of searches: key, label, scale, digits.
+_GUIDED = (
+    ('accuracy', 'accuracy (%)', 100, 1), ('maj@16', 'maj@16 (%)', 100, 1),
+    ('kl', 'KL to reference (nats)', 1, 3))
+_GUIDANCE = (('q_sharp', 'Q#'), ('cd', 'controlled decoding'), ('fudge', 'FUDGE'))
+_SEARCHES = (
+    ('mv', 'majority vote of N samples'), ('bon', 'best of N samples by value'),
+    ('wmv', 'weighted vote of N samples'), ('vgs', 'search by value, weighted vote'),
+    ('dvts/vgs', 'the same in several trees'), ('beam', 'search by value, mean response'),
+    ('random/vgs', 'search by random choice, vote'),
+    ('random/beam', 'search by random choice, mean response'),
+    ('exact/vgs', 'search by exact value, vote'))
+
+
 def fill(text: str, blocks: Mapping[str, str]) -> str:
   """Replaces the content of every block of a text.
 
@@ -296,6 +310,64 @@ def few_shot(setting: render.Setting) -> str:
   columns = [('1 shot', '5way_1shot'), ('5 shots', '5way_5shot')]
   rows = [(label, f'eval/{method}/{{}}/accuracy') for label, method in _FEW_SHOT]
   return _grid(setting, 'accuracy (%)', columns, rows, scale=100, digits=1)
+
+
+def guided(setting: render.Setting) -> str:
+  """Makes the table of guided policies: accuracy, vote and KL by rule and η.
+
+  Args:
+    setting: runs of q_sharp.
+
+  Returns:
+    Markdown; η from large to small.
+  """
+  lines = [f'| {" | ".join(["policy", *(label for _, label, _, _ in _GUIDED)])} | exact values: '
+           'accuracy, KL |', '|---' * (2 + len(_GUIDED)) + '|']
+
+  def add(name: str, arm: str, expected: str) -> None:
+    cells = [_show(setting, f'eval/{arm}/{key}', scale, digits)
+             for key, _, scale, digits in _GUIDED]
+    lines.append(f'| {name} | {" | ".join(cells)} | {expected} |')
+
+  add('reference', 'reference', '-')
+  add('reference at temperature 0.5', 'control', '-')
+  etas = {float(match[1]) for key in setting.quantities()
+          if (match := re.fullmatch(r'eval/q_sharp/eta_([0-9.e-]+)/accuracy', key))}
+  for rule, label in _GUIDANCE:
+    for eta in sorted(etas, reverse=True):
+      if setting.summary(f'eval/{rule}/eta_{eta:g}/accuracy') is None:
+        continue
+      exact = [_show(setting, f'expected/eta_{eta:g}/{key}', scale, digits)
+               for key, scale, digits in (('accuracy', 100, 1), ('kl', 1, 3))]
+      add(f'{label}, η = {eta:g}', f'{rule}/eta_{eta:g}',
+          ', '.join(exact) if rule == 'q_sharp' else '-')
+  return '\n'.join([*lines, '', _made(setting)])
+
+
+def searches(setting: render.Setting) -> str:
+  """Makes the table of searches: accuracy by method and budget.
+
+  Args:
+    setting: runs of vgs.
+
+  Returns:
+    Markdown.
+  """
+  budgets = sorted({int(match[1]) for key in setting.quantities()
+                    if (match := re.fullmatch(r'eval/mv@([0-9]+)', key))})
+  rows = [(label, f'eval/{method}@{{}}') for method, label in _SEARCHES
+          if setting.summary(f'eval/{method}@{budgets[-1]}')]
+  table = _grid(
+      setting, 'accuracy (%)', [(f'N = {n}', str(n)) for n in budgets], rows, scale=100, digits=1)
+  one = _show(setting, 'eval/pass@1', 100, 1)
+  return f'{table}\n\nOne sample: {one} %. {_made(setting)}'
+
+
+def _made(setting: render.Setting) -> str:
+  """Seeds and processor of a table."""
+  seeds = ', '.join(map(str, sorted(setting.runs)))
+  return (f'Seeds {seeds}; mean ± standard error over seeds; '
+          f'{setting.distinct("processor/model")}.')
 
 
 def _grid(

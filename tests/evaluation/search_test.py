@@ -13,6 +13,7 @@ from jaxrl_llm.models import configs, policy, value
 from jaxrl_llm.rl import return_heads
 from jaxrl_llm.tasks import noisy_sum
 from tests.models import witness
+from tests.rl import token_tree
 from tests.sampling import models, noisy_reference
 
 RATE, LIMIT = 0.15, 17
@@ -39,10 +40,11 @@ def _exact_value(examples, candidates):
 
 
 @functools.cache
-def _search(num_blocks, width, num_trees=1, block_tokens=4):
+def _search(num_blocks, width, num_trees=1, block_tokens=4, select='best', incremental=False):
   model, params = noisy_reference.make(TOKENIZER, 8, RATE)
   searcher = search.Search(
-      model, search.Config(num_blocks, width, num_trees, block_tokens), max_tokens=LIMIT,
+      model, search.Config(num_blocks, width, num_trees, block_tokens, select, incremental),
+      max_tokens=LIMIT,
       stop_ids=TOKENIZER.stop_ids, pad_id=TOKENIZER.pad_id)
 
   def run(scorer=None, *, problems=range(400), key=KEY):
@@ -182,6 +184,59 @@ def test_V5_random_values_choose_like_the_reference():
   _, rewards = _search(4, 2)(scorer)
   rate = noisy_sum.success_rate(8, RATE)
   assert rewards.mean() == pytest.approx(rate, abs=_four_errors(rate))
+
+
+# --- Particles.
+
+
+def test_C43_constant_weights_leave_the_reference():
+  constant = search.FunctionScorer(lambda candidates: np.full(len(candidates.problems), -3.0))
+  result, rewards = _search(8, 1, select='resample')(constant)
+  rate = noisy_sum.success_rate(8, RATE)
+  # Resampled particles of a problem are alike: only problems are independent.
+  assert rewards.mean() == pytest.approx(rate, abs=_four_errors(rate, count=400))
+  assert len({row.tobytes() for row in result.tokens[0]}) < 8
+  np.testing.assert_allclose(result.log_weights, -3.0 * 5)  # Four blocks and the stop token.
+
+
+def test_C43_with_soft_values_the_mean_weight_estimates_the_normaliser():
+  inv_eta, rate = 1.5, noisy_sum.success_rate(8, RATE)
+  soft = lambda p: np.log1p(p * np.expm1(inv_eta))
+
+  def scorer(problems):
+    examples = [TASK.evaluation[i] for i in problems]
+    return search.FunctionScorer(lambda candidates: soft(_exact_value(examples, candidates)))
+
+  result, rewards = _search(8, 1, 2, select='resample', incremental=True)(scorer(range(400)))
+  weights = np.exp(result.log_weights)
+  error = weights.std() / np.sqrt(weights.size)
+  assert weights.mean() == pytest.approx(np.exp(soft(rate)), abs=4 * error)
+  # The particles follow the tilted reference: σ(logit p + 1/η) of them are right.
+  tilted = rate * np.exp(inv_eta) / np.exp(soft(rate))
+  assert rewards.mean() == pytest.approx(tilted, abs=0.06)
+
+
+def test_C43_weights_are_one_if_the_proposal_is_optimal():
+  tree, inv_eta = token_tree.draw(2), 4.0
+  values = tree.soft_values(inv_eta)
+  for h, (base, optimal) in enumerate(zip(tree.policy, tree.optimal(inv_eta))):
+    gains = tree.per_action(values)[h] - values[h][:, None]
+    np.testing.assert_allclose(base / optimal * np.exp(inv_eta * gains), 1.0, atol=1e-10)
+
+
+def test_C43_offspring_are_multinomial():
+  model, params = noisy_reference.make(TOKENIZER, 8, RATE)
+  del params
+  filter_ = search.Search(
+      model, search.Config(4, 1, select='resample'), max_tokens=LIMIT,
+      stop_ids=TOKENIZER.stop_ids, pad_id=TOKENIZER.pad_id)
+  weights = np.array([0.1, 0.2, 0.3, 0.4])
+  drawn, means = filter_._resample(
+      np.tile(np.log(weights), 3_000), KEY, np.arange(3_000), depth=0)
+  counts = np.bincount(drawn % 4, minlength=4) / 3_000
+  np.testing.assert_allclose(counts, 4 * weights, atol=4 * np.sqrt(4 * 0.25 / 3_000))
+  assert (drawn // 4 == np.repeat(np.arange(3_000), 4)).all()
+  np.testing.assert_allclose(means, np.log(0.25))
 
 
 # --- Networks.

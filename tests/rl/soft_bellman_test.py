@@ -214,3 +214,59 @@ def test_C18_the_exponential_head_with_its_constant_is_the_bernoulli_head():
     head.soft_offset(np.zeros((1, 1), np.float32), 5)
   with pytest.raises(ValueError, match='no expectation'):
     head.expectation(np.zeros((1, 1), np.float32))
+
+
+def test_C18_without_its_constant_tokens_that_are_not_candidates_gain():
+  """Two of five tokens are candidates; the offset of the others stays 0."""
+  inv_eta = 10.0
+  reference, success = np.array([0.4, 0.3, 0.15, 0.1, 0.05]), np.array([0.5, 0.2])
+  logits = np.log(success + (1 - success) * np.exp(-inv_eta))
+  logits = logits - np.log1p(-np.exp(logits))
+  offsets = _exact(
+      lambda x: return_heads.Exponential(inv_eta).soft_offset(x[..., None], inv_eta), logits)
+
+  def guided(offsets):
+    probs = reference * np.exp(np.pad(offsets, (0, 3)))
+    return probs / probs.sum()
+
+  bernoulli = _exact(
+      lambda x: return_heads.Bernoulli().soft_offset(x[..., None], inv_eta),
+      np.log(success / (1 - success)))
+  np.testing.assert_allclose(guided(offsets), guided(bernoulli), atol=1e-9)
+  released = guided(offsets - inv_eta)  # log σ(logit), without the constant.
+  assert released[2:].sum() > 0.4 > 1e-3 > guided(bernoulli)[2:].sum()
+
+
+def test_C6_with_a_reward_at_each_step_values_are_those_of_the_rewards_to_come():
+  """The recursion Q = r + V', V = η ln E exp(Q / η), and the tilted whole responses."""
+  tree, inv_eta = token_tree.draw(11, binary=False), 2.5
+  random = np.random.default_rng(0)
+  rewards = [random.random(table.shape) for table in tree.policy]
+  totals = np.zeros(1)
+  for reward in rewards:
+    totals = (totals[:, None] + reward).reshape(-1)
+
+  values, optimal = np.zeros(len(totals)), []
+  for table, reward in zip(tree.policy[::-1], rewards[::-1]):
+    q = reward + values.reshape(table.shape)  # The reward of the token itself is in its Q.
+    values = np.log((table * np.exp(inv_eta * q)).sum(axis=1)) / inv_eta
+    optimal.insert(0, table * np.exp(inv_eta * (q - values[:, None])))
+
+  tilted = tree.response_probs() * np.exp(inv_eta * totals)
+  np.testing.assert_allclose(tree.response_probs(optimal), tilted / tilted.sum(), atol=1e-12)
+  whole = token_tree.Tree(tree.policy, totals)
+  assert whole.objective(optimal, inv_eta) == pytest.approx(values[0], abs=1e-10)
+  # Rewards so far are a constant for each prefix: the tilt by all rewards is the same policy.
+  for step, same in zip(optimal, whole.optimal(inv_eta)):
+    np.testing.assert_allclose(step, same, atol=1e-12)
+
+
+def test_C28_divergences_of_the_tokens_add_up_to_that_of_the_response():
+  tree = TREES['binary']
+  policy = tree.optimal(5.0)
+  visits, total = np.ones(1), 0.0
+  for ours, theirs in zip(policy, tree.policy):
+    positive = np.where(ours > 0, ours, 1.0)
+    total += visits @ (ours * np.log(positive / theirs)).sum(axis=1)
+    visits = (visits[:, None] * ours).reshape(-1)
+  assert total == pytest.approx(tree.kl(policy), abs=1e-10) and total > 0.1

@@ -48,6 +48,7 @@ def test_C30_C31_labels_are_unbiased_from_the_switch_on_and_not_before():
           assert difference < 1e-12
         else:
           worst = max(worst, difference)
+
       # The switch is reached as often as the roll-in policy reaches it.
       visits = np.ones(1)
       for table in tables[: switch + 1]:
@@ -67,7 +68,7 @@ def test_C34_only_prompts_of_one_label_are_dropped_after_merging_rounds():
   assert value_data.join([first, second]).of_solved_prompts().rows.tolist() == [0, 0, 1, 1, 0, 3]
 
 
-def test_a_truncated_response_is_unfinished_whatever_its_reward():
+def test_a_truncated_response_is_unfinished_for_any_reward():
   data = _data([0] * 4, [5] * 4, [0] * 4, [0, 1, 0, 1], [False, False, True, True]).classes()
   assert data.targets.tolist() == [
       return_heads.WRONG, return_heads.CORRECT, return_heads.UNFINISHED, return_heads.UNFINISHED]

@@ -108,6 +108,28 @@ def test_word_problems_are_a_table_of_the_arms_of_both_programs():
   assert lines[-1] == 'Seeds 0, 1; X.'
 
 
+def test_guided_policies_are_rows_by_rule_and_eta():
+  run = {'processor/model': 'X', 'expected/eta_0.1/accuracy': 1.0, 'expected/eta_0.1/kl': 1.3}
+  run |= {f'eval/{arm}/{key}': value for arm in ('reference', 'q_sharp/eta_0.1', 'q_sharp/eta_10')
+          for key, value in (('accuracy', 0.5), ('maj@16', 0.25), ('kl', 0.125))}
+  lines = readme.guided(render.Setting('q_sharp', 'noisy_sum', {0: run, 2: run})).split('\n')
+  assert lines[2:] == [
+      '| reference | 50.0 | 25.0 | 0.125 | - |', '| reference at temperature 0.5 | - | - | - | - |',
+      '| Q#, η = 10 | 50.0 | 25.0 | 0.125 | -, - |',
+      '| Q#, η = 0.1 | 50.0 | 25.0 | 0.125 | 100.0, 1.300 |', '',
+      'Seeds 0, 2; mean ± standard error over seeds; X.']
+
+
+def test_searches_are_rows_and_budgets_columns():
+  runs = {seed: {'processor/model': 'X', 'eval/pass@1': 0.25, 'eval/mv@2': 0.2, 'eval/mv@16': 0.1,
+                 'eval/vgs@2': score, 'eval/vgs@16': 1.0} for seed, score in ((0, 0.4), (1, 0.6))}
+  assert readme.searches(render.Setting('vgs', 'noisy_sum', runs)).split('\n') == [
+      '| accuracy (%) | N = 2 | N = 16 |', '|---|---|---|',
+      '| majority vote of N samples | 20.0 | 10.0 |',
+      '| search by value, weighted vote | 50.0 ± 10.0 | 100.0 |', '',
+      'One sample: 25.0 %. Seeds 0, 1; mean ± standard error over seeds; X.']
+
+
 def test_the_gap_of_hmms_in_context_is_paired_by_seed():
   runs = {seed: {f'eval/{method}/accuracy/T4': accuracy + 0.1 * seed for method, accuracy in (
       ('icl', 0.25), ('filter', 0.5), ('bigram', 0.125))} for seed in range(2)}

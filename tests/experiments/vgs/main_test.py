@@ -24,6 +24,7 @@ def _config(**changes):
       num_layers=1, width=16, num_heads=2, num_kv_heads=2, head_dim=8, mlp_width=16, max_length=24,
       positions='learned')
   optimizer = optim.OptimizerConfig(name='adam', learning_rate=3e-3, schedule='constant')
+
   return vgs_config.Vgs(**{
       'task': noisy_sum.Config(
           num_sums=2, of='digits', error_rate=0.3, num_demonstrations=60, num_train=24,
