@@ -11,12 +11,12 @@ Running the same command again resumes where it stopped.
 """
 
 import functools
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
-from experiments.q_sharp import evaluation, report
+from experiments.q_sharp import baselines, evaluation, report
 from jaxrl_llm.algorithms import q_sharp
 from jaxrl_llm.runs import arms as arms_lib
 from jaxrl_llm.runs import config as config_lib
@@ -31,15 +31,15 @@ class Trained(NamedTuple):
 
   Attributes:
     params: its parameters.
-    fingerprint: their fingerprint.
     data: the responses it was trained and validated on.
     sampled_tokens: tokens sampled for them.
+    metadata: saved with the parameters; see `value_models.train`.
   """
 
   params: Params
-  fingerprint: str
   data: value_data.ValueData
   sampled_tokens: int
+  metadata: dict[str, Any]
 
 
 def train(
@@ -89,8 +89,20 @@ def train(
     made_from = {'guide': metadata['fingerprint'], 'eta': guidance.eta,
                  'num_candidates': guidance.num_candidates, 'tail': guidance.tail,
                  'order': guidance.order}
-  return Trained(
-      params, metadata['fingerprint'], data, sum(part.sampled_tokens for part in collected))
+  return Trained(params, data, sum(part.sampled_tokens for part in collected), metadata)
+
+
+def train_on_pairs(
+    setup: setup_lib.Setup, reference: references.Reference, model: value_models.ValueModel,
+    wrong: value_data.ValueData, writer: metrics.MetricsWriter,
+) -> Trained:
+  """Trains the value model on right responses and wrong samples; see `train`."""
+  config, data = setup.config, baselines.as_value_data(setup, wrong)
+  params, metadata = value_models.train(
+      setup, model, config.value, data, setup.plain(reference.params), writer, name='value_1',
+      make_algorithm=functools.partial(q_sharp.make, config.algorithm),
+      previous={'steps': reference.steps, 'metrics_position': reference.metrics_position})
+  return Trained(params, data, wrong.sampled_tokens, metadata)
 
 
 def cut(lengths: np.ndarray, random: np.random.Generator) -> value_data.Cuts:
@@ -101,18 +113,20 @@ def cut(lengths: np.ndarray, random: np.random.Generator) -> value_data.Cuts:
 
 def evaluate(
     setup: setup_lib.Setup, model: value_models.ValueModel, params: dict[str, Params],
-    made_from: dict[str, str],
+    policies: dict[str, Params], made_from: dict[str, str],
 ) -> dict[str, dict[str, float]]:
-  """Evaluates the reference, a control, and all rules at all η; finished arms are read from disk.
+  """Evaluates all policies; finished arms are read from disk.
 
   Args:
     setup: the run's setup.
     model: the value model.
     params: parameters by role, see `evaluation.Evaluation.guided`.
-    made_from: fingerprints of the parameters.
+    policies: parameters of the trained baselines by name.
+    made_from: fingerprints of all parameters.
 
   Returns:
-    Numbers by arm: 'reference', 'control', and 'RULE/eta_ETA'.
+    Numbers by arm: 'reference', 'control' (the reference at another temperature), the baselines,
+    and 'RULE/eta_ETA'.
   """
   run, config = setup.run, setup.config
   measure = evaluation.Evaluation(setup, model, config.algorithm.make_head())
@@ -122,6 +136,9 @@ def evaluate(
   make = {
       'reference': functools.partial(measure.guided, config.rules.split(',')[0], params, 0.0),
       'control': functools.partial(measure.sampled, control, params['policy'])}
+  sample = evaluation.reference_sampler(setup) if policies else None
+  make |= {name: functools.partial(measure.sampled, sample, trained)
+           for name, trained in policies.items()}
   make |= {
       f'{rule}/eta_{eta:g}': functools.partial(measure.guided, rule, params, 1 / eta)
       for rule in config.rules.split(',') for eta in config.swept()}
@@ -152,10 +169,27 @@ def main(run: launch.Run) -> None:
     reference = references.make_reference(
         setup, functools.partial(supervised.finetune, setup, writer))
     run.mark('reference')
-    trained = train(setup, reference, model, writer)
+    names = config.baselines.names.split(',') if config.baselines.names else []
+    wrong = None
+    if config.data == 'pairs' or {'dpo', 'rpo'} & set(names):
+      wrong = baselines.wrong_samples(setup, reference)
+    if config.data == 'pairs':
+      trained = train_on_pairs(setup, reference, model, wrong, writer)
+    else:
+      trained = train(setup, reference, model, writer)
+
+    policies, metadata = {}, trained.metadata
+    made_from = {'reference': reference.fingerprint, 'value': metadata['fingerprint']}
+    for name in names:
+      policies[name], metadata = baselines.train(
+          setup, name, reference, None if name == 'reinforce' else wrong, writer,
+          previous=metadata)
+      made_from[name] = metadata['fingerprint']
+      run.mark(name)
+
     arms = evaluate(
         setup, model, {'policy': reference.params, model.role: trained.params},
-        {'reference': reference.fingerprint, 'value': trained.fingerprint})
+        {name: setup.finetuning.frozen(params) for name, params in policies.items()}, made_from)
     quality = value_models.quality(setup, model, head, trained.params, trained.data)
     report.write(setup, arms, quality, tokens=trained.sampled_tokens)
 

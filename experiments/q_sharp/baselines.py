@@ -214,8 +214,11 @@ def right_and_wrong(setup: setup_lib.Setup, wrong: value_data.ValueData) -> Roll
       max_response_tokens=wrong.tokens.shape[1])
 
 
-def as_value_data(pairs: Rollouts, wrong: value_data.ValueData) -> value_data.ValueData:
+def as_value_data(
+    setup: setup_lib.Setup, wrong: value_data.ValueData
+) -> value_data.ValueData:
   """Returns both responses of each pair with rewards 1 and 0; all their tokens are in the loss."""
+  pairs = right_and_wrong(setup, wrong)
   tokens = np.asarray(pairs.tokens).reshape(-1, pairs.tokens.shape[-1])
   count = len(tokens)
   return dataclasses.replace(

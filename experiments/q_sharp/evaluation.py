@@ -11,7 +11,7 @@ from jaxrl_llm.rewards import rollout_rewards
 from jaxrl_llm.rl import return_heads
 from jaxrl_llm.runs import setup as setup_lib
 from jaxrl_llm.runs import value_models, voting_rules
-from jaxrl_llm.sampling import guided
+from jaxrl_llm.sampling import decode, guided
 from jaxrl_llm.training import loop, rng
 from jaxrl_llm.types import Params
 
@@ -90,6 +90,17 @@ class Evaluation:
     for name, of_problem in values.items():
       numbers[name], numbers[f'{name}_se'] = statistics.mean_and_standard_error(of_problem)
     return numbers
+
+
+def reference_sampler(setup: setup_lib.Setup):
+  """Makes a jitted sampler of a policy as the reference is sampled: temperature, nucleus, tail."""
+  config, task = setup.config, setup.task
+  guidance = config.guidance
+  return jax.jit(decode.make_sampler(
+      setup.policy, num_samples=config.evaluation.num_samples,
+      max_tokens=task.max_response_tokens, stop_ids=task.tokenizer.stop_ids,
+      pad_id=task.tokenizer.pad_id, temperature=guidance.temperature, top_p=guidance.top_p,
+      top_k=guidance.num_candidates if guidance.tail == 'truncate' else 0))
 
 
 def make_sampler(

@@ -8,7 +8,7 @@ from scipy import special
 
 from jaxrl_llm.runs import figures, launch
 from jaxrl_llm.runs import setup as setup_lib
-from jaxrl_llm.tasks import noisy_sum
+from jaxrl_llm.tasks import noisy_sum, star_graph
 from jaxrl_llm.training import metrics
 
 _NAMES = {'q_sharp': 'Q#', 'cd': 'controlled decoding', 'fudge': 'FUDGE'}
@@ -19,6 +19,8 @@ def success_rate(config: Any) -> float | None:
   task = config.task
   if isinstance(task, noisy_sum.Config) and not config.policy_init_from:
     return noisy_sum.success_rate(task.num_sums, task.error_rate)
+  if isinstance(task, star_graph.Config):
+    return 1 / task.degree
   return None
 
 
@@ -93,6 +95,7 @@ def _table(
   rows = [
       row('reference', 'reference', '' if known is None else f'{100 * known:.1f} / 0'),
       row(f'reference at temperature {config.evaluation.control_temperature:g}', 'control', '-')]
+  rows += [row(name, name, '-') for name in filter(None, config.baselines.names.split(','))]
   for rule in config.rules.split(','):
     for eta in config.swept():
       expected = '-'

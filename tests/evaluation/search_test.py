@@ -193,7 +193,7 @@ def test_C43_constant_weights_leave_the_reference():
   constant = search.FunctionScorer(lambda candidates: np.full(len(candidates.problems), -3.0))
   result, rewards = _search(8, 1, select='resample')(constant)
   rate = noisy_sum.success_rate(8, RATE)
-  # Resampled particles of a problem are alike: only problems are independent.
+  # Only problems are independent: resampled particles share ancestors.
   assert rewards.mean() == pytest.approx(rate, abs=_four_errors(rate, count=400))
   assert len({row.tobytes() for row in result.tokens[0]}) < 8
   np.testing.assert_allclose(result.log_weights, -3.0 * 5)  # Four blocks and the stop token.

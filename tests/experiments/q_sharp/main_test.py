@@ -6,17 +6,17 @@ import shutil
 import numpy as np
 import pytest
 
-from experiments.configs import q_sharp_noisy_sum
+from experiments.configs import q_sharp_noisy_sum, q_sharp_star_graph
 from experiments.q_sharp import __main__ as q_sharp_main
+from experiments.q_sharp import baselines, report
 from experiments.q_sharp import config as q_sharp_config
-from experiments.q_sharp import report
 from jaxrl_llm.algorithms import q_sharp
 from jaxrl_llm.models import configs
 from jaxrl_llm.runs import config as config_lib
 from jaxrl_llm.runs import value_data, value_models
 from jaxrl_llm.sharding import mesh as mesh_lib
-from jaxrl_llm.tasks import noisy_sum
-from jaxrl_llm.training import optim
+from jaxrl_llm.tasks import noisy_sum, star_graph
+from jaxrl_llm.training import checkpoints, optim
 from tests.experiments import studies, tiny_rebel
 
 
@@ -104,6 +104,48 @@ def test_ablations_and_meshes_run(changes, tmp_path):
   assert numbers['eval/reference/kl'] == 0
 
 
+def _star_graph(**changes):
+  return _config(
+      task=star_graph.Config(
+          length=3, num_labels=8, num_demonstrations=60, num_train=20, num_evaluation=8),
+      rounds=1, samples_per_prompt=2, rules='q_sharp,cd',
+      guidance=q_sharp_config.Guidance(num_candidates=4, tail='truncate'),
+      baselines=baselines.Baselines(
+          names='reinforce,dpo,rpo', steps=4, batch_size=8, pair_samples=2, save_every=2,
+          log_every=2),
+      evaluation=config_lib.EvaluationConfig(num_samples=1, batch_size=8), **changes)
+
+
+def test_star_graphs_with_all_baselines_go_on_where_they_stopped(tmp_path):
+  numbers = _run(_star_graph(), tmp_path / 'whole')
+  for arm in ('reference', 'q_sharp', 'cd', 'reinforce', 'dpo', 'rpo'):
+    assert 0 <= numbers[f'eval/{arm}/accuracy'] <= 1
+  assert numbers['expected/eta_1/accuracy'] == pytest.approx(1 / (1 + np.exp(-1)))
+
+  copy = tmp_path / 'run'
+  for holder, name, count in (
+      (baselines.checkpoints, 'save_params', 1), (baselines.checkpoints, 'save_params', 3),
+      (baselines.response_batches, 'take', 3)):
+    with pytest.MonkeyPatch.context() as patch:
+      patch.setattr(holder, name, tiny_rebel.dying(getattr(holder, name), count))
+      with pytest.raises(tiny_rebel.Killed):
+        _run(_star_graph(), copy)
+  assert _run(_star_graph(), copy) == numbers
+
+
+def test_pairs_are_the_answer_and_a_wrong_sample(tmp_path):
+  config = _star_graph(data='pairs')
+  config.baselines.names = ''
+  numbers = _run(config, tmp_path / 'run')
+  assert 0 <= numbers['eval/q_sharp/accuracy'] <= 1
+  records = [json.loads(line) for line in
+             (tmp_path / 'run' / 'pairs.jsonl').read_text().splitlines()[1:]]
+  wrong = sum(min(rewards) <= 0 for record in records for rewards in record['rewards'])
+  metadata = checkpoints.read_metadata(tmp_path / 'run' / 'value_1')
+  held_out = 5  # A quarter of twenty problems; two responses for each that has a wrong sample.
+  assert metadata['steps'] - 30 in {2 * (wrong - x) // 8 for x in range(held_out + 1)}
+
+
 def test_changed_responses_are_refused(whole, tmp_path):
   copy = tmp_path / 'run'
   shutil.copytree(whole[0], copy)
@@ -139,5 +181,11 @@ def test_the_best_policy_has_the_divergence_of_its_successes():
   assert divergence.tolist() == pytest.approx([0.0, np.log(2), np.log(2)], abs=1e-3)
 
 
-def test_the_default_config_is_valid():
+def test_the_configs_are_valid():
   q_sharp_noisy_sum.get_config().validate()
+  for variant in ('', *q_sharp_star_graph.VARIANTS):
+    config = q_sharp_star_graph.get_config(variant)
+    config.validate()
+    assert config.baselines.names == 'reinforce,dpo,rpo'
+  with pytest.raises(ValueError, match='variant must be pairs or gpt2 or none'):
+    q_sharp_star_graph.get_config('large')
