@@ -134,7 +134,7 @@ def _figure(run: launch.Run, arms: Mapping[str, Mapping[str, float]], known: flo
     reference = arms['reference']['accuracy']
     left.axhline(reference, color='0.6', ls=':', label='reference')
     right.plot([0], [reference], 'k*', ms=9, label='reference')
-    if known is not None:
+    if known is not None and len(config.swept()) > 1:
       inverse = np.geomspace(min(1 / eta for eta in config.swept()), 1 / config.swept()[-1], 100)
       accuracy, divergence = optimal(known, inverse)
       left.plot(inverse, accuracy, color='0.3', ls='--', label='exact values')
