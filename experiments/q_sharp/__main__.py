@@ -17,6 +17,7 @@ import jax
 import numpy as np
 
 from experiments.q_sharp import baselines, evaluation, report
+from experiments.q_sharp import config as q_sharp_config
 from jaxrl_llm.algorithms import q_sharp
 from jaxrl_llm.runs import arms as arms_lib
 from jaxrl_llm.runs import config as config_lib
@@ -74,6 +75,7 @@ def train(
     collected.append(collect(
         f'responses_{index + 1}', roll_in, cut, key, made_from=made_from))
     data = value_data.join(collected)
+    _check_rewards(config, data)
     if config.drop_constant:
       data = data.without_constant_prompts()
 
@@ -90,6 +92,15 @@ def train(
                  'num_candidates': guidance.num_candidates, 'tail': guidance.tail,
                  'order': guidance.order}
   return Trained(params, data, sum(part.sampled_tokens for part in collected), metadata)
+
+
+def _check_rewards(config: q_sharp_config.QSharp, data: value_data.ValueData) -> None:
+  """Raises ValueError for rewards that are not probabilities, unless the head has a range."""
+  low, high = data.targets.min(), data.targets.max()
+  if config.algorithm.head != 'histogram' and not 0 <= low <= high <= 1:
+    raise ValueError(
+        f'rewards must be in [0, 1] with config.algorithm.head={config.algorithm.head!r}, got '
+        f"{low:g} to {high:g}: use 'histogram' with config.algorithm.low and high")
 
 
 def train_on_pairs(

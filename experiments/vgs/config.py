@@ -7,6 +7,7 @@ from jaxrl_llm.algorithms import vgs
 from jaxrl_llm.evaluation import search
 from jaxrl_llm.runs import config as config_lib
 from jaxrl_llm.runs import value_models
+from jaxrl_llm.tasks import noisy_sum
 
 SCORERS = ('value', 'exact', 'random')
 
@@ -83,6 +84,11 @@ class Vgs(config_lib.ReinforcementConfig):
     checks.increasing(self, 'config', 'budgets')
     checks.at_least(self, 'config', width=1, block_tokens=1, trees=1)
     checks.names_of(self, 'config', scorers=SCORERS)
+    if 'exact' in self.scorers.split(',') and not isinstance(self.task, noisy_sum.Config):
+      raise ValueError(
+          "config.scorers must not have 'exact' for this task: only the exact values of noisy sums "
+          f'are known, got {self.scorers!r}')
+
     for budget in self.budgets:
       with checks.within('config.budgets, config.width'):
         self.search(budget).validate()

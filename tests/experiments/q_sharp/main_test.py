@@ -6,7 +6,7 @@ import shutil
 import numpy as np
 import pytest
 
-from experiments.configs import q_sharp_noisy_sum, q_sharp_star_graph
+from experiments.configs import q_sharp_gsm8k, q_sharp_noisy_sum, q_sharp_star_graph
 from experiments.q_sharp import __main__ as q_sharp_main
 from experiments.q_sharp import baselines, report
 from experiments.q_sharp import config as q_sharp_config
@@ -160,6 +160,15 @@ def test_bad_fields_are_one_line(changes, message):
     _config(**changes).validate()
 
 
+def test_rewards_that_are_not_probabilities_need_a_histogram():
+  data = value_data.ValueData(
+      None, *(np.zeros(2, int) for _ in range(5)), np.array([0.0, 2.0], np.float32), 0)
+  with pytest.raises(ValueError, match=r"rewards must be in \[0, 1\] .*'bernoulli', got 0 to 2"):
+    q_sharp_main._check_rewards(_config(), data)
+  q_sharp_main._check_rewards(
+      _config(algorithm=q_sharp.Config(head='histogram', high=2.0)), data)
+
+
 def test_a_value_model_of_more_blocks_than_the_reference_is_refused(tmp_path):
   config = _config()
   config.value.reference_layers = 2
@@ -173,7 +182,10 @@ def test_the_best_policy_has_the_divergence_of_its_successes():
   assert divergence.tolist() == pytest.approx([0.0, np.log(2), np.log(2)], abs=1e-3)
 
 
-def test_the_configs_are_valid():
+def test_the_configs_are_valid(tmp_path):
+  config = q_sharp_gsm8k.get_config()
+  config.policy_init_from = config.value.init_from = str(tmp_path)
+  config.validate()
   q_sharp_noisy_sum.get_config().validate()
   for variant in ('', *q_sharp_star_graph.VARIANTS):
     config = q_sharp_star_graph.get_config(variant)

@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from experiments.configs import vgs_noisy_sum
+from experiments.configs import vgs_math, vgs_noisy_sum
 from experiments.vgs import __main__ as vgs_main
 from experiments.vgs import config as vgs_config
 from experiments.vgs import evaluation, report
@@ -14,7 +14,7 @@ from jaxrl_llm.evaluation import majority
 from jaxrl_llm.models import configs
 from jaxrl_llm.runs import config as config_lib
 from jaxrl_llm.runs import value_models
-from jaxrl_llm.tasks import noisy_sum
+from jaxrl_llm.tasks import arithmetic, noisy_sum
 from jaxrl_llm.training import optim
 from tests.experiments import studies, tiny_rebel
 
@@ -114,6 +114,7 @@ def test_closed_forms_are_only_those_of_the_task():
 @pytest.mark.parametrize('changes, message', [
     (dict(budgets=(2, 3)), 'num_blocks must be divisible by width'),
     (dict(trees=3), r'config.trees \* config.width must divide the largest budget, 4, got 3 \* 2'),
+    (dict(task=arithmetic.Config()), "config.scorers must not have 'exact' for this task"),
     (dict(scorers='prm'), 'config.scorers must be some of value, exact, random'),
     (dict(collection=vgs_config.Collection(temperatures=())), 'config.collection.temperatures'),
     (dict(top_p=0.0), 'config.top_p must be in')])
@@ -122,5 +123,10 @@ def test_bad_fields_are_one_line(changes, message):
     _config(**changes).validate()
 
 
-def test_the_default_config_is_valid():
+def test_the_configs_are_valid(tmp_path):
   vgs_noisy_sum.get_config().validate()
+  config = vgs_math.get_config()
+  config.policy_init_from = config.value.init_from = str(tmp_path)
+  config.set_task('problems.jsonl')
+  config.validate()
+  assert (config.task.files, config.task.reward) == ('problems.jsonl', 'math_strict')
