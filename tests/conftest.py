@@ -40,7 +40,12 @@ def pytest_collection_modifyitems(items):
     folder = item.path.relative_to(REPOSITORY / 'tests').parts[0]
     if folder in PROGRAMS and not named_tests.has_number(item.name):
       item.add_marker('programs')
-  items.sort(key=lambda item: not item.path.is_relative_to(REPOSITORY / 'tests' / 'system'))
+
+  def order(item):
+    is_system = item.path.is_relative_to(REPOSITORY / 'tests' / 'system')
+    return not is_system, item.path.name != 'main_test.py'
+
+  items.sort(key=order)
 
 
 def pytest_collection_finish():
