@@ -31,7 +31,8 @@ from jaxrl_llm.training import metrics
 
 # `main` imports JAX after choosing the cores, because JAX's threads inherit them.
 
-_SUITE = flags.DEFINE_list('suite', ['train', 'sample'], 'suites to measure: train, sample')
+_SUITE = flags.DEFINE_list('suite', ['train', 'sample'], 'suites to measure: train, sample, guided')
+_SUITES = ('train', 'sample', 'guided')
 _SCALE = flags.DEFINE_enum(
     'scale', 'reference', ['reference', 'tiny'], 'sizes; tiny is for tests')
 _REPEATS = flags.DEFINE_integer('repeats', 7, 'timed repetitions')
@@ -86,8 +87,13 @@ def measure(
   """
   import jax
 
+  from experiments.bench import guided
   from experiments.bench import workloads as workloads_lib
   from jaxrl_llm.training import loop
+
+  makers = {
+      'train': workloads_lib.train_suite, 'sample': workloads_lib.sample_suite,
+      'guided': guided.suite}
 
   # A program from the on-disk cache would show no compile time.
   jax.config.update('jax_enable_compilation_cache', False)
@@ -95,7 +101,8 @@ def measure(
   has_cores = jax.default_backend() == 'cpu' and len(_usable_cores()) > 1
   print('compiling ...', flush=True)
   workloads = list(workloads_lib.build(
-      suites, scale, seed=seed, one_core=_on_one_core if has_cores else None))
+      [makers[suite] for suite in suites], scale, seed=seed,
+      one_core=_on_one_core if has_cores else None))
   rows = [row for workload in workloads for row in workload.rows]
   samples: dict[str, list] = {row.name: [] for row in rows}
 
@@ -116,8 +123,8 @@ def _check_flags() -> list[str]:
   """Returns the suites without duplicates; raises ValueError with one line for a bad flag."""
   suites = list(dict.fromkeys(_SUITE.value))
   for name in suites or ['']:
-    if name not in ('train', 'sample'):
-      raise ValueError(f'suite must be train, sample or both, got {name!r} (--suite)')
+    if name not in _SUITES:
+      raise ValueError(f'suite must be some of {", ".join(_SUITES)}, got {name!r} (--suite)')
   if _REPEATS.value < 1:
     raise ValueError(f'repeats must be at least 1, got {_REPEATS.value} (--repeats)')
   if not 0 <= _SEED.value < 2**32:

@@ -48,6 +48,7 @@ class Scale:
     rollouts: prompts, prompt tokens and response tokens of an A*-PO step.
     sampling: prompt tokens and new tokens of the sampling workloads.
     batches: batch sizes of the sampling workloads, with one sample per prompt.
+    guide: value model of guided sampling, of about an eighth of the policy's parameters.
     triad_floats: length of the arrays that measure memory bandwidth.
   """
 
@@ -56,19 +57,25 @@ class Scale:
   rollouts: tuple[int, int, int]
   sampling: tuple[int, int]
   batches: tuple[int, ...]
+  guide: configs.TransformerConfig
   triad_floats: int
 
 
 SCALES: dict[str, Callable[[], Scale]] = {
     'reference': lambda: Scale(
-        configs.reference_workload(), (8, 256), (16, 32, 64), (32, 128), (16, 64), 2**26
+        configs.reference_workload(), (8, 256), (16, 32, 64), (32, 128), (16, 64),
+        dataclasses.replace(
+            configs.reference_workload(), num_layers=5, width=128, num_heads=4, num_kv_heads=2,
+            mlp_width=256), 2**26
     ),
     'tiny': lambda: Scale(
         configs.TransformerConfig(
             vocab_size=64, num_layers=1, width=32, num_heads=4, num_kv_heads=2, head_dim=8,
             mlp_width=64, max_length=32,
         ),
-        (2, 16), (2, 4, 4), (4, 8), (2, 4), 2**16,
+        (2, 16), (2, 4, 4), (4, 8), (2, 4), configs.TransformerConfig(
+            vocab_size=64, num_layers=1, width=16, num_heads=2, num_kv_heads=1, head_dim=8,
+            mlp_width=16, max_length=64), 2**16,
     ),
 }
 
@@ -184,8 +191,15 @@ def tree_bytes(tree: Any) -> int:
   return sum(leaf.nbytes for leaf in jax.tree.leaves(tree) if hasattr(leaf, 'nbytes'))
 
 
-class _Setup(NamedTuple):
-  """Setup shared by the workloads."""
+class Setup(NamedTuple):
+  """Setup shared by the workloads.
+
+  Attributes:
+    scale: sizes.
+    seed: seed of parameters, tokens and noise.
+    model: the policy.
+    params: its parameters.
+  """
 
   scale: Scale
   seed: int
@@ -193,6 +207,7 @@ class _Setup(NamedTuple):
   params: Any
 
   def key(self, stream: int, *indices: int) -> Array:
+    """Returns the key of a draw."""
     return rng.stream_key(rng.base_key(self.seed), stream, *indices)
 
   def state(self, algorithm):
@@ -224,15 +239,16 @@ class _Setup(NamedTuple):
 
 
 OneCore = Callable[[], AbstractContextManager]
+Suite = Callable[[Setup], Iterator[Workload]]
 
 
 def build(
-    suites: Sequence[str], scale: Scale, *, seed: int, one_core: OneCore | None
+    suites: Sequence[Suite], scale: Scale, *, seed: int, one_core: OneCore | None
 ) -> Iterator[Workload]:
-  """Compiles the workloads of the named suites, one after the other.
+  """Compiles the workloads of the suites, one after the other.
 
   Args:
-    suites: names in `SUITES`.
+    suites: functions that make workloads.
     scale: sizes of the workloads.
     seed: seed of parameters, tokens and noise.
     one_core: context that restricts this process to one core; None if it has only one.
@@ -241,13 +257,13 @@ def build(
     Workloads; the machine's ceilings come last.
   """
   network = policy.make(scale.model)
-  setup = _Setup(scale, seed, network, jax.jit(network.init)(rng.base_key(seed)))
+  setup = Setup(scale, seed, network, jax.jit(network.init)(rng.base_key(seed)))
   for suite in suites:
-    yield from SUITES[suite](setup)
+    yield from suite(setup)
   yield from ceilings(scale, one_core)
 
 
-def sft_step(setup: _Setup, name: str, config: sft.Config) -> Workload:
+def sft_step(setup: Setup, name: str, config: sft.Config) -> Workload:
   """Times a supervised fine-tuning step: loss over every token, gradient, AdamW."""
   rows, length = setup.scale.sft
   optimizer = optim.make_optimizer(optim.OptimizerConfig())
@@ -276,7 +292,7 @@ def sft_step(setup: _Setup, name: str, config: sft.Config) -> Workload:
   return Workload((row,), run)
 
 
-def a_star_po_step(setup: _Setup, name: str, config: a_star_po.Config) -> Workload:
+def a_star_po_step(setup: Setup, name: str, config: a_star_po.Config) -> Workload:
   """Times sampling one response per prompt, scoring it under the reference, and the update.
 
   Rewards and V* are given, so the verifier's time on the host is excluded.
@@ -342,7 +358,7 @@ def a_star_po_step(setup: _Setup, name: str, config: a_star_po.Config) -> Worklo
 
 
 def sampling(
-    setup: _Setup, name: str, batch_size: int, stop_ids: Sequence[int] | None = None
+    setup: Setup, name: str, batch_size: int, stop_ids: Sequence[int] | None = None
 ) -> Workload:
   """Times sampling at temperature 1, one response for each of `batch_size` prompts."""
   prompt, new = setup.scale.sampling
@@ -366,22 +382,17 @@ def sampling(
   return Workload((row,), run)
 
 
-def train_suite(setup: _Setup) -> Iterator[Workload]:
+def train_suite(setup: Setup) -> Iterator[Workload]:
   """The supervised step with a chunked (default) and a whole head, and the A*-PO step."""
   yield sft_step(setup, 'sft_step', sft.Config())
   yield sft_step(setup, 'sft_step_whole_head', sft.Config(head_chunk=0))
   yield a_star_po_step(setup, 'a_star_po_step', a_star_po.Config())
 
 
-def sample_suite(setup: _Setup) -> Iterator[Workload]:
+def sample_suite(setup: Setup) -> Iterator[Workload]:
   """Sampling at each batch size."""
   for batch_size in setup.scale.batches:
     yield sampling(setup, f'sample_batch_{batch_size}', batch_size)
-
-
-SUITES: dict[str, Callable[[_Setup], Iterator[Workload]]] = {
-    'train': train_suite, 'sample': sample_suite,
-}
 
 
 def ceilings(scale: Scale, one_core: OneCore | None) -> Iterator[Workload]:

@@ -99,9 +99,11 @@ def test_train_suite_on_one_core(tmp_path):
   assert [path.name for path in tmp_path.iterdir()] == ['bench.json']
 
 
-def test_sample_suite_on_all_cores(tmp_path):
-  numbers, shown = _bench(tmp_path / 'bench.json', '--suite=sample')
-  _check_rows(numbers, {'sample_batch_2': 2 * 8, 'sample_batch_4': 4 * 8})
+def test_sample_suites_on_all_cores(tmp_path):
+  numbers, shown = _bench(tmp_path / 'bench.json', '--suite=sample,guided')
+  _check_rows(numbers, {
+      f'{kind}_batch_{size}': size * 8
+      for kind in ('sample', 'unguided', 'guided') for size in (2, 4)})
   assert not any(name.startswith(('sft_step/sec', 'a_star_po_step/sec')) for name in numbers)
   assert numbers['cores'] == numbers['cores_available'] == len(os.sched_getaffinity(0))
 
@@ -139,7 +141,7 @@ def test_cores_hold_for_all_threads(tmp_path):
 
 
 @pytest.mark.parametrize('argument, words', [
-    ('--suite=train,trian', "suite must be train, sample or both, got 'trian' (--suite)"),
+    ('--suite=train,trian', "suite must be some of train, sample, guided, got 'trian' (--suite)"),
     ('--suite=', 'suite must be'),
     ('--repeats=0', 'repeats must be at least 1, got 0'),
     ('--repeats=many', 'many'),
@@ -160,7 +162,7 @@ def test_bad_flags_are_one_line_with_status_2(argument, words):
 
 def _setup(scale):
   network = policy.make(scale.model)
-  return workloads._Setup(scale, 0, network, jax.jit(network.init)(rng.base_key(0)))
+  return workloads.Setup(scale, 0, network, jax.jit(network.init)(rng.base_key(0)))
 
 
 def test_tokens_are_counted_in_the_samples():
