@@ -109,6 +109,23 @@ _EVALUATE = {
     **_fields('task', files='{inputs}/sums.jsonl', max_prompt_tokens=64, max_response_tokens=4),
 }
 
+_NOISY = {
+    **_fields('task', num_sums=2, error_rate=0.3, num_demonstrations=60, num_train=24,
+              num_evaluation=8),
+    **_fields('model', max_length=24, **_TINY_MODEL),
+    **_fields('sft', steps=20, batch_size=8, save_every=10, log_every=3),
+    **_fields('sft.optimizer', warmup_steps=0, schedule='constant'),
+    **_fields('value', epochs=1, batch_size=8, save_every=2, log_every=2, validation_fraction=0.25),
+    **_fields('value.model', max_length=24, **_TINY_MODEL),
+    **_fields('value.optimizer', warmup_steps=0, schedule='constant'),
+    **_fields('evaluation', num_samples=2, batch_size=8),
+}
+_Q_SHARP = {**_NOISY, 'samples_per_prompt': 2, 'batch_size': 8, 'etas': '(0.1,)'}
+_VGS = {
+    **_NOISY, **_fields('collection', temperatures='(1.0,)', responses=2, cuts=2, batch_size=8),
+    'budgets': '(2,)', 'block_tokens': 2, 'trees': 1, 'scorers': 'value',
+}
+
 TARGETS = (
     Target('a_star_po', 'a_star_po', 'a_star_po_arithmetic.py', _A_STAR_PO, weight=4),
     Target('sft', 'sft', 'sft_arithmetic.py', _ADDITION),
@@ -135,6 +152,8 @@ TARGETS = (
         'eval_every': 2, 'algorithm.samples_per_prompt': 3, 'algorithm.temperature': 1.0}),
     Target('shoestring_few_shot', 'shoestring_few_shot', 'shoestring_few_shot.py', _FEW_SHOT),
     Target('evaluate', 'evaluate', 'evaluate_jsonl.py', _EVALUATE),
+    Target('q_sharp', 'q_sharp', 'q_sharp_noisy_sum.py', _Q_SHARP, unused=r'baselines\.'),
+    Target('vgs', 'vgs', 'vgs_noisy_sum.py', _VGS),
     Target('icl_hmm', 'icl_hmm', 'icl_hmm.py', _HMM),
     Target('icl_hmm_mice', 'icl_hmm', 'icl_hmm_mice.py', _MICE),
 )
