@@ -184,7 +184,9 @@ def train(
 
   training_data, held_out = data.split(config.validation_fraction)
   if not len(training_data):
-    raise ValueError(f'{name}: no responses to train on')
+    raise ValueError(
+        f'{name}: no responses to train on (those of problems that always have the same reward, or '
+        'that are never solved, may have been dropped)')
   steps = max(config.epochs * len(training_data) // config.batch_size, 1)
   optimizer_config = optim.for_run(config.optimizer, steps)
   algorithm = make_algorithm(model.network, optim.make_optimizer(optimizer_config))

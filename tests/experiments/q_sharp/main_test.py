@@ -89,7 +89,7 @@ def test_a_killed_run_goes_on_bit_for_bit(whole, tmp_path):
 @pytest.mark.parametrize('changes', [
     dict(algorithm=q_sharp.Config(function='q_function', head='histogram', num_atoms=3)),
     dict(algorithm=q_sharp.Config(head='squared_error', positions='first'), rules='fudge',
-         drop_constant=True, mesh=mesh_lib.MeshConfig(data=2))])
+         mesh=mesh_lib.MeshConfig(data=2))])
 def test_ablations_and_meshes_run(changes, tmp_path):
   config = _config(**{'rounds': 1, 'etas': (0.1,), 'rules': 'q_sharp'} | changes)
   if config.algorithm.function != 'value':
