@@ -100,16 +100,16 @@ def test_ablations_and_meshes_run(changes, tmp_path):
   assert numbers['eval/reference/kl'] == 0
 
 
-def _star_graph(**changes):
+def _star_graph():
   return _config(
       task=star_graph.Config(
           length=3, num_labels=8, num_demonstrations=60, num_train=20, num_evaluation=8),
-      rounds=1, samples_per_prompt=2, rules='q_sharp,cd', etas=(0.1,),
+      rounds=1, data='pairs', samples_per_prompt=2, rules='q_sharp,cd', etas=(0.1,),
       guidance=q_sharp_config.Guidance(num_candidates=4, tail='truncate'),
       baselines=baselines.Baselines(
           names='reinforce,rpo', steps=4, batch_size=8, pair_samples=2, save_every=2,
           log_every=2),
-      evaluation=config_lib.EvaluationConfig(num_samples=1, batch_size=8), **changes)
+      evaluation=config_lib.EvaluationConfig(num_samples=1, batch_size=8))
 
 
 def test_star_graphs_with_all_baselines_go_on_where_they_stopped(tmp_path):
@@ -118,24 +118,18 @@ def test_star_graphs_with_all_baselines_go_on_where_they_stopped(tmp_path):
     assert 0 <= numbers[f'eval/{arm}/accuracy'] <= 1
   assert numbers['expected/eta_0.1/accuracy'] == pytest.approx(1 / (1 + np.exp(-10)))
 
+  records = [json.loads(line) for line in
+             (tmp_path / 'whole' / 'pairs.jsonl').read_text().splitlines()[1:]]
+  wrong = sum(min(rewards) <= 0 for record in records for rewards in record['rewards'])
+  metadata = checkpoints.read_metadata(tmp_path / 'whole' / 'value_1')
+  held_out = 5  # A quarter of twenty problems; two responses for each that has a wrong sample.
+  assert metadata['steps'] - 30 in {2 * (wrong - x) // 8 for x in range(held_out + 1)}
+
   copy = tmp_path / 'run'
   shutil.copytree(tmp_path / 'whole', copy)
   for name in ('rpo', 'evaluation', 'checkpoints/rpo/4'):  # Stopped after the first of two.
     shutil.rmtree(copy / name)
   assert _run(_star_graph(), copy) == numbers
-
-
-def test_pairs_are_the_answer_and_a_wrong_sample(tmp_path):
-  config = _star_graph(data='pairs')
-  config.baselines.names = ''
-  numbers = _run(config, tmp_path / 'run')
-  assert 0 <= numbers['eval/q_sharp/accuracy'] <= 1
-  records = [json.loads(line) for line in
-             (tmp_path / 'run' / 'pairs.jsonl').read_text().splitlines()[1:]]
-  wrong = sum(min(rewards) <= 0 for record in records for rewards in record['rewards'])
-  metadata = checkpoints.read_metadata(tmp_path / 'run' / 'value_1')
-  held_out = 5  # A quarter of twenty problems; two responses for each that has a wrong sample.
-  assert metadata['steps'] - 30 in {2 * (wrong - x) // 8 for x in range(held_out + 1)}
 
 
 def test_changed_responses_are_refused(whole, tmp_path):
